@@ -1,0 +1,13 @@
+//! ocifs mounts any OCI registry reference as a read-only file tree whose bytes are fetched on first read.
+//!
+//! The folders are the architecture: each module has a rank and imports only modules of a lower rank
+//! (`tests/layering.rs` enforces it, `docs/architecture.md` explains it).
+
+
+
+
+
+
+
+
+
