@@ -3,6 +3,7 @@
 //! The folders are the architecture: each module has a rank and imports only modules of a lower rank
 //! (`tests/layering.rs` enforces it, `docs/architecture.md` explains it).
 
+pub mod io;
 
 
 

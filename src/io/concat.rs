@@ -1,0 +1,186 @@
+//! Several byte sequences one after the other, with holes between them where the map says so.
+
+use super::read_at::check_bounds;
+use super::{BoxFuture, ByteRange, ReadAt, ReadError, Shared, Verified};
+
+/// One run of the result.
+struct Piece {
+    /// Where the run ends in the result. Invariant: strictly increasing over the pieces.
+    end: u64,
+    /// Its bytes, or `None` for a hole that reads as zeros. Invariant: `size()` equals the run's length.
+    bytes: Option<Shared>,
+}
+
+/// The concatenation of parts: a split disk, or the data runs and holes of a sparse file.
+#[derive(Default)]
+pub struct Concat {
+    pieces: Vec<Piece>,
+}
+
+impl Concat {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The parts in this order.
+    pub fn of(parts: impl IntoIterator<Item = Shared>) -> Self {
+        let mut concat = Self::new();
+        for part in parts {
+            concat.push(part);
+        }
+        concat
+    }
+
+    /// Appends `bytes`.
+    pub fn push(&mut self, bytes: Shared) {
+        self.append(bytes.size(), Some(bytes));
+    }
+
+    /// Appends `len` zeros that are known to be a hole.
+    pub fn push_hole(&mut self, len: u64) {
+        self.append(len, None);
+    }
+
+    fn append(&mut self, len: u64, bytes: Option<Shared>) {
+        if len > 0 {
+            let end = self.size().saturating_add(len);
+            self.pieces.push(Piece { end, bytes });
+        }
+    }
+
+    /// The index of the piece that holds `offset`, and where it starts.
+    fn find(&self, offset: u64) -> (usize, u64) {
+        let at = self.pieces.partition_point(|piece| piece.end <= offset);
+        (at, if at == 0 { 0 } else { self.pieces[at - 1].end })
+    }
+
+    /// Splits a read into one run per piece: the piece, the offset inside it, and its part of the buffer.
+    fn runs<'a>(&'a self, offset: u64, mut buf: &'a mut [u8]) -> Vec<(&'a Piece, u64, &'a mut [u8])> {
+        let (mut at, mut start) = self.find(offset);
+        let mut offset = offset;
+        let mut runs = Vec::new();
+        while !buf.is_empty() && at < self.pieces.len() {
+            let piece = &self.pieces[at];
+            let len = (piece.end - offset).min(buf.len() as u64) as usize;
+            let (head, rest) = buf.split_at_mut(len);
+            runs.push((piece, offset - start, head));
+            buf = rest;
+            offset += len as u64;
+            start = piece.end;
+            at += 1;
+        }
+        runs
+    }
+}
+
+impl ReadAt for Concat {
+    fn size(&self) -> u64 {
+        self.pieces.last().map_or(0, |piece| piece.end)
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+            for (piece, inner, part) in self.runs(offset, buf) {
+                match &piece.bytes {
+                    Some(bytes) => bytes.read_at(inner, part).await?,
+                    None => part.fill(0),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+        for (piece, inner, part) in self.runs(offset, buf) {
+            match &piece.bytes {
+                Some(bytes) if !bytes.read_ready(inner, part)? => return Ok(false),
+                Some(_) => {}
+                None => part.fill(0),
+            }
+        }
+        Ok(true)
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        let (at, mut start) = self.find(offset);
+        for piece in &self.pieces[at..] {
+            let from = offset.max(start);
+            if let Some(bytes) = &piece.bytes
+                && let Some(data) = bytes.next_data(from - start)
+            {
+                return Some(start + data);
+            }
+            start = piece.end;
+        }
+        None
+    }
+
+    fn next_hole(&self, offset: u64) -> u64 {
+        let (at, mut start) = self.find(offset);
+        for piece in &self.pieces[at..] {
+            let from = offset.max(start);
+            let Some(bytes) = &piece.bytes else { return from };
+            let hole = start + bytes.next_hole(from - start);
+            if hole < piece.end {
+                return hole;
+            }
+            start = piece.end;
+        }
+        self.size()
+    }
+
+    fn verified(&self) -> Verified {
+        let mut parts =
+            self.pieces.iter().filter_map(|piece| piece.bytes.as_ref()).map(|bytes| bytes.verified());
+        let Some(first) = parts.next() else { return Verified::Full };
+        parts.fold(first, |all, part| if all == part { all } else { Verified::Partial })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Memory, read_all, read_vec};
+    use super::*;
+
+    fn sample() -> Concat {
+        let mut concat = Concat::new();
+        concat.push(Arc::new(Memory::new(&b"abc"[..])));
+        concat.push_hole(4);
+        concat.push(Arc::new(Memory::new(&b""[..])));
+        concat.push(Arc::new(Memory::new(&b"de"[..])));
+        concat
+    }
+
+    #[tokio::test]
+    async fn every_range_equals_the_joined_bytes() {
+        let whole = b"abc\0\0\0\0de";
+        let concat = sample();
+        assert_eq!(read_all(&concat).await.unwrap(), whole);
+        for start in 0..=whole.len() {
+            for end in start..=whole.len() {
+                let range = ByteRange::new(start as u64, end as u64);
+                assert_eq!(read_vec(&concat, range).await.unwrap(), whole[start..end]);
+                let mut buf = vec![1; end - start];
+                assert!(concat.read_ready(start as u64, &mut buf).unwrap());
+                assert_eq!(buf, whole[start..end]);
+            }
+        }
+        assert!(read_vec(&concat, ByteRange::new(0, 10)).await.is_err());
+    }
+
+    #[test]
+    fn holes_are_where_the_map_puts_them() {
+        let concat = sample();
+        assert_eq!(concat.next_hole(0), 3);
+        assert_eq!(concat.next_hole(4), 4);
+        assert_eq!(concat.next_hole(7), 9);
+        assert_eq!(concat.next_data(0), Some(0));
+        assert_eq!(concat.next_data(3), Some(7));
+        assert_eq!(concat.next_data(9), None);
+    }
+}

@@ -1,0 +1,24 @@
+//! Random access to immutable bytes: the one trait every source of bytes implements, the range arithmetic around it,
+//! and the combinators that need nothing else.
+//!
+//! Nothing here knows registries, caches or formats. The idea: a registry blob, a cached block file, a decoded layer, a
+//! file inside a layer and a reassembled disk are all [`ReadAt`], so everything above composes them freely.
+
+mod concat;
+mod error;
+mod fetch;
+mod range;
+mod read_at;
+mod slice;
+
+pub use concat::Concat;
+pub use error::{Fault, ReadError};
+pub use fetch::{Delivery, Fetch, FetchAll};
+pub use range::ByteRange;
+pub use read_at::{Empty, Memory, ReadAt, Shared, Verified, read_all, read_vec};
+pub use slice::Slice;
+
+/// A boxed future that can move between threads.
+pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// A boxed stream that can move between threads.
+pub type BoxStream<'a, T> = futures_util::stream::BoxStream<'a, T>;

@@ -1,0 +1,160 @@
+//! The trait: exact random access to bytes that never change.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{BoxFuture, ByteRange, Fault, ReadError};
+
+/// How far bytes have been proven against a digest that the manifest names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verified {
+    /// Nothing was compared yet; bytes came over an authenticated connection at best.
+    None,
+    /// Some of the parts were compared.
+    Partial,
+    /// Every byte was compared.
+    Full,
+}
+
+impl fmt::Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verified::None => "none",
+            Verified::Partial => "partial",
+            Verified::Full => "full",
+        })
+    }
+}
+
+/// Random access to immutable bytes.
+///
+/// Offsets and sizes are bytes. The caller clips to [`size`](ReadAt::size); an implementation never answers short: it
+/// fills the whole buffer or fails, and a range that passes the end is a [`Fault::Usage`] error.
+pub trait ReadAt: Send + Sync + 'static {
+    /// How many bytes there are.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` with the bytes at `offset`, fetching and decoding what is not here yet.
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>>;
+
+    /// Fills `buf` if that needs no waiting (memory or a local file) and says `true`; says `false` (and may have
+    /// scribbled over `buf`) when [`read_at`](ReadAt::read_at) is needed.
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError>;
+
+    /// The first byte at or after `offset` that is not in a known hole; `None` when only holes follow.
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        (offset < self.size()).then_some(offset)
+    }
+
+    /// The first byte at or after `offset` that is in a known hole; the end of the bytes counts as one.
+    fn next_hole(&self, _offset: u64) -> u64 {
+        self.size()
+    }
+
+    /// How far these bytes have been checked against a digest.
+    fn verified(&self) -> Verified {
+        Verified::None
+    }
+}
+
+/// Bytes that several readers share.
+pub type Shared = Arc<dyn ReadAt>;
+
+impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
+    fn size(&self) -> u64 {
+        (**self).size()
+    }
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        (**self).read_at(offset, buf)
+    }
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        (**self).read_ready(offset, buf)
+    }
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        (**self).next_data(offset)
+    }
+    fn next_hole(&self, offset: u64) -> u64 {
+        (**self).next_hole(offset)
+    }
+    fn verified(&self) -> Verified {
+        (**self).verified()
+    }
+}
+
+/// Reads `range` into a fresh buffer.
+pub async fn read_vec<R: ReadAt + ?Sized>(bytes: &R, range: ByteRange) -> Result<Vec<u8>, ReadError> {
+    check_bounds(range, bytes.size())?;
+    let len = usize::try_from(range.len()).map_err(|_| past_end(range, bytes.size()))?;
+    let mut buf = vec![0; len];
+    bytes.read_at(range.start, &mut buf).await?;
+    Ok(buf)
+}
+
+/// Reads everything; for small documents only.
+pub async fn read_all<R: ReadAt + ?Sized>(bytes: &R) -> Result<Vec<u8>, ReadError> {
+    read_vec(bytes, ByteRange::new(0, bytes.size())).await
+}
+
+/// Refuses a range that passes `size`.
+pub(crate) fn check_bounds(range: ByteRange, size: u64) -> Result<(), ReadError> {
+    if range.end > size { Err(past_end(range, size)) } else { Ok(()) }
+}
+
+fn past_end(range: ByteRange, size: u64) -> ReadError {
+    ReadError::new(Fault::Usage, format!("range {range} passes the end at {size}"))
+}
+
+/// Bytes in memory.
+#[derive(Clone, Debug)]
+pub struct Memory(Bytes);
+
+impl Memory {
+    /// Serves `bytes`.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl ReadAt for Memory {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move { self.read_ready(offset, buf).map(|_| ()) })
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+        // Both fit in memory: the bounds check above proves offset + len <= self.0.len().
+        let start = offset as usize;
+        buf.copy_from_slice(&self.0[start..start + buf.len()]);
+        Ok(true)
+    }
+
+    fn verified(&self) -> Verified {
+        // Memory holds documents that were hashed before they were parsed, or text of our own.
+        Verified::Full
+    }
+}
+
+/// No bytes at all.
+#[derive(Clone, Copy, Debug)]
+pub struct Empty;
+
+impl ReadAt for Empty {
+    fn size(&self) -> u64 {
+        0
+    }
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move { self.read_ready(offset, buf).map(|_| ()) })
+    }
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        check_bounds(ByteRange::at(offset, buf.len() as u64), 0).map(|()| true)
+    }
+    fn verified(&self) -> Verified {
+        Verified::Full
+    }
+}
