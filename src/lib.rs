@@ -4,6 +4,7 @@
 //! (`tests/layering.rs` enforces it, `docs/architecture.md` explains it).
 
 pub mod io;
+pub mod oci;
 
 
 

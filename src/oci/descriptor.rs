@@ -1,0 +1,101 @@
+//! Descriptors: what a document says about a blob or about another document.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{Digest, MediaType, OciError, Platform};
+
+/// The annotation that names a blob as a file.
+const TITLE: &str = "org.opencontainers.image.title";
+
+/// A blob or document named by digest, with its exact size in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The label; content decides.
+    pub media_type: MediaType,
+    /// Digest of the stored bytes.
+    pub digest: Digest,
+    /// Exact number of stored bytes.
+    pub size: u64,
+    /// Free key-value pairs.
+    pub annotations: BTreeMap<String, String>,
+    /// The platform of an index entry.
+    pub platform: Option<Platform>,
+    /// The kind of artifact of an index entry.
+    pub artifact_type: Option<MediaType>,
+    /// The content itself, when the document embeds it (checked against digest and size).
+    pub data: Option<Vec<u8>>,
+}
+
+impl Descriptor {
+    /// The `org.opencontainers.image.title` annotation, unchecked.
+    pub fn title(&self) -> Option<&str> {
+        self.annotations.get(TITLE).map(String::as_str)
+    }
+
+    /// Whether `bytes` are the content: size first, then digest (image-spec descriptor.md, "Verification").
+    pub fn check(&self, what: &str, bytes: &[u8]) -> Result<(), OciError> {
+        let what = || format!("{what} {}", self.digest);
+        if bytes.len() as u64 != self.size {
+            return Err(OciError::Malformed {
+                what: "document",
+                reason: format!("{} has {} bytes, its descriptor says {}", what(), bytes.len(), self.size),
+            });
+        }
+        match self.digest.same_algorithm(bytes) {
+            Some(actual) if actual == self.digest => Ok(()),
+            Some(actual) => Err(OciError::Mismatch { what: what(), expected: self.digest.clone(), actual }),
+            None => Err(OciError::Unsupported {
+                what: "digest algorithm",
+                reason: format!("{} of {}", self.digest.algorithm_name(), what()),
+            }),
+        }
+    }
+}
+
+/// The JSON form. Unknown properties are no error (image-spec considerations.md).
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RawDescriptor {
+    #[serde(default)]
+    media_type: MediaType,
+    digest: String,
+    size: i64,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    artifact_type: Option<MediaType>,
+    #[serde(default)]
+    data: Option<String>,
+}
+
+impl RawDescriptor {
+    /// Validates; `what` and `place` name the document and the property for the error.
+    pub(super) fn check(self, what: &'static str, place: &str) -> Result<Descriptor, OciError> {
+        use base64::Engine as _;
+        let malformed = |reason: String| OciError::Malformed { what, reason: format!("{place}: {reason}") };
+        let digest: Digest = self.digest.parse().map_err(|error: OciError| malformed(error.to_string()))?;
+        let size =
+            u64::try_from(self.size).map_err(|_| malformed(format!("size {} is negative", self.size)))?;
+        let mut descriptor = Descriptor {
+            media_type: self.media_type,
+            digest,
+            size,
+            annotations: self.annotations.unwrap_or_default(),
+            platform: self.platform,
+            artifact_type: self.artifact_type.filter(|kind| !kind.is_empty()),
+            data: None,
+        };
+        if let Some(data) = self.data {
+            let bytes = base64::engine::general_purpose::STANDARD
+                .decode(data)
+                .map_err(|error| malformed(format!("data is not base64: {error}")))?;
+            descriptor.check("embedded data of", &bytes).map_err(|error| malformed(error.to_string()))?;
+            descriptor.data = Some(bytes);
+        }
+        Ok(descriptor)
+    }
+}

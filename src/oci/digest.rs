@@ -1,0 +1,226 @@
+//! Digests: the only names of content that may become file names or URLs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::OciError;
+
+/// The hash functions whose content ocifs serves. Others are valid in a manifest and are listed, but not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// SHA-256, 64 hex digits.
+    Sha256,
+    /// SHA-512, 128 hex digits.
+    Sha512,
+}
+
+/// `algorithm:encoded`, validated: lower-case hex of the right length for the registered algorithms, and the grammar of
+/// image-spec descriptor.md for the others.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest {
+    text: Box<str>,
+    /// Where the colon is. Invariant: `text.as_bytes()[colon] == b':'`.
+    colon: u16,
+}
+
+impl Digest {
+    /// The sha256 of `bytes`.
+    pub fn sha256(bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    /// The digest of `bytes` by the algorithm of this one, when it is a served one.
+    pub fn same_algorithm(&self, bytes: &[u8]) -> Option<Digest> {
+        let mut hasher = Hasher::new(self.algorithm()?);
+        hasher.update(bytes);
+        Some(hasher.finish())
+    }
+
+    /// The algorithm when it is one whose content is served.
+    pub fn algorithm(&self) -> Option<Algorithm> {
+        match self.algorithm_name() {
+            "sha256" => Some(Algorithm::Sha256),
+            "sha512" => Some(Algorithm::Sha512),
+            _ => None,
+        }
+    }
+
+    /// The part before the colon.
+    pub fn algorithm_name(&self) -> &str {
+        &self.text[..self.colon as usize]
+    }
+
+    /// The part after the colon.
+    pub fn encoded(&self) -> &str {
+        &self.text[self.colon as usize + 1..]
+    }
+
+    /// The first 12 characters of the encoded part: enough for people.
+    pub fn short(&self) -> &str {
+        let encoded = self.encoded();
+        &encoded[..encoded.len().min(12)]
+    }
+
+    /// `algorithm:encoded`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl FromStr for Digest {
+    type Err = OciError;
+
+    fn from_str(text: &str) -> Result<Self, OciError> {
+        let bad = || OciError::Digest { digest: text.chars().take(200).collect() };
+        let (algorithm, encoded) = text.split_once(':').ok_or_else(bad)?;
+        let lower_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let valid = match algorithm {
+            "sha256" => encoded.len() == 64 && encoded.bytes().all(lower_hex),
+            "sha512" => encoded.len() == 128 && encoded.bytes().all(lower_hex),
+            _ => {
+                let component = |part: &str| {
+                    !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+                };
+                text.len() <= 512
+                    && algorithm.split(['+', '.', '_', '-']).all(component)
+                    && !encoded.is_empty()
+                    && encoded.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'=' | b'_' | b'-'))
+            }
+        };
+        if !valid {
+            return Err(bad());
+        }
+        let colon = u16::try_from(algorithm.len()).map_err(|_| bad())?;
+        Ok(Self { text: text.into(), colon })
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = OciError;
+    fn try_from(text: String) -> Result<Self, OciError> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.text.into()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Computes a digest piece by piece.
+#[derive(Clone)]
+pub struct Hasher {
+    algorithm: Algorithm,
+    state: ring::digest::Context,
+}
+
+impl Hasher {
+    /// Nothing hashed yet.
+    pub fn new(algorithm: Algorithm) -> Self {
+        let state = ring::digest::Context::new(match algorithm {
+            Algorithm::Sha256 => &ring::digest::SHA256,
+            Algorithm::Sha512 => &ring::digest::SHA512,
+        });
+        Self { algorithm, state }
+    }
+
+    /// Appends `bytes`.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.state.update(bytes);
+    }
+
+    /// The digest of all that was appended.
+    pub fn finish(self) -> Digest {
+        let name = match self.algorithm {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+        };
+        Self::digest(name, self.state.finish().as_ref())
+    }
+
+    fn digest(algorithm: &str, hash: &[u8]) -> Digest {
+        use fmt::Write as _;
+        let mut text = String::with_capacity(algorithm.len() + 1 + 2 * hash.len());
+        text.push_str(algorithm);
+        text.push(':');
+        for byte in hash {
+            // Writing to a String cannot fail.
+            _ = write!(text, "{byte:02x}");
+        }
+        // "sha256" and "sha512" are 6 bytes long.
+        Digest { text: text.into(), colon: 6 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sha256_of_nothing_is_the_known_one() {
+        let digest = Digest::sha256(b"");
+        assert_eq!(
+            digest.as_str(),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        assert_eq!(digest.as_str().parse::<Digest>().unwrap(), digest);
+        assert_eq!(digest.short(), "e3b0c44298fc");
+    }
+
+    #[test]
+    fn both_algorithms_agree_with_another_implementation_of_them() {
+        use sha2::Digest as _;
+        let bytes: Vec<u8> = (0..10_000u32).map(|at| ((at * at) >> 3) as u8).collect();
+        let hex = |hash: &[u8]| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        for (algorithm, expected) in [
+            (Algorithm::Sha256, hex(&sha2::Sha256::digest(&bytes))),
+            (Algorithm::Sha512, hex(&sha2::Sha512::digest(&bytes))),
+        ] {
+            let mut hasher = Hasher::new(algorithm);
+            bytes.chunks(777).for_each(|chunk| hasher.update(chunk));
+            assert_eq!(hasher.finish().encoded(), expected);
+        }
+    }
+
+    #[test]
+    fn a_digest_that_could_escape_a_path_is_refused() {
+        let upper = "A".repeat(64);
+        for bad in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:ab",
+            "sha256:../../etc/passwd",
+            &format!("sha256:{upper}"),
+            "a b:cd",
+            "x:a/b",
+        ] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
+        assert!(
+            "multihash+base58:QmRZxt2b1FVZPNqd8hsiykDL3TdBDeTSPX9Kv46HmX4Gx8"
+                .parse::<Digest>()
+                .unwrap()
+                .algorithm()
+                .is_none()
+        );
+    }
+}

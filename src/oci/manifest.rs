@@ -1,0 +1,251 @@
+//! Manifests and indexes, parsed from exactly the bytes that were hashed.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::descriptor::RawDescriptor;
+use super::{Descriptor, MediaType, OciError};
+
+/// The largest manifest, index or config that is read, in bytes. The distribution-spec asks registries to take at least
+/// 4 MiB ("Pushing Manifests"), and other clients stop there.
+pub const MAX_DOCUMENT: u64 = 4 * 1024 * 1024;
+
+/// The most layers a manifest may have. Real images stay under 128 (a limit of overlay mounts); artifacts have more.
+pub const MAX_LAYERS: usize = 4096;
+
+/// A manifest or an index.
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are one or two of them in a process, and never in a list"
+)]
+pub enum Document {
+    /// One image or artifact.
+    Manifest(Manifest),
+    /// A choice of them.
+    Index(Index),
+}
+
+/// One image or artifact.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// What the document (or else its transport) says it is.
+    pub media_type: MediaType,
+    /// `artifactType`, when it is there.
+    pub artifact_type: Option<MediaType>,
+    /// The config; absent only in the artifact manifests of the 1.1 release candidates.
+    pub config: Option<Descriptor>,
+    /// The layers, lowest first.
+    pub layers: Vec<Descriptor>,
+    /// The manifest that this one is about.
+    pub subject: Option<Descriptor>,
+    /// Free key-value pairs.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A choice of manifests.
+#[derive(Clone, Debug)]
+pub struct Index {
+    /// What the document (or else its transport) says it is.
+    pub media_type: MediaType,
+    /// `artifactType`, when it is there.
+    pub artifact_type: Option<MediaType>,
+    /// The entries, in the author's order of preference.
+    pub manifests: Vec<Descriptor>,
+    /// Free key-value pairs.
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    schema_version: Option<i64>,
+    #[serde(default)]
+    media_type: MediaType,
+    #[serde(default)]
+    artifact_type: Option<MediaType>,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    blobs: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+    subject: Option<RawDescriptor>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(rename = "fsLayers")]
+    fs_layers: Option<serde_json::Value>,
+}
+
+impl Document {
+    /// Parses `bytes`. `content_type` is what the transport called them, if it did: it decides for documents that do not
+    /// name their own type, and a contradiction between the two is refused (distribution-spec, "Pulling manifests").
+    pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, OciError> {
+        let malformed = |reason: String| OciError::Malformed { what: "manifest", reason };
+        if bytes.len() as u64 > MAX_DOCUMENT {
+            return Err(malformed(format!(
+                "{} bytes are more than the limit of {MAX_DOCUMENT}",
+                bytes.len()
+            )));
+        }
+        let raw: Raw = serde_json::from_slice(bytes)
+            .map_err(|error| malformed(format!("not a JSON manifest: {error}")))?;
+        let transport = content_type.map(MediaType::from).unwrap_or_default();
+        if raw.fs_layers.is_some() || raw.media_type.is_schema1() || raw.schema_version == Some(1) {
+            return Err(OciError::Unsupported {
+                what: "manifest",
+                reason:
+                    "docker image manifest schema 1 is obsolete; push the image again with a current tool"
+                        .into(),
+            });
+        }
+        let known = |kind: &MediaType| kind.is_index() || kind.is_manifest();
+        if known(&raw.media_type) && known(&transport) && raw.media_type != transport {
+            return Err(malformed(format!(
+                "it says it is {} but was served as {}",
+                raw.media_type.as_written(),
+                transport.as_written()
+            )));
+        }
+        let media_type = if raw.media_type.is_empty() { transport } else { raw.media_type };
+        let layers = match (raw.layers, raw.blobs) {
+            (Some(_), Some(_)) => return Err(malformed("it has both layers and blobs".into())),
+            (layers, blobs) => layers.or(blobs),
+        };
+        let annotations = raw.annotations.unwrap_or_default();
+        let artifact_type = raw.artifact_type.filter(|kind| !kind.is_empty());
+        match (layers, raw.manifests) {
+            (Some(_), Some(_)) => Err(malformed("it has both layers and manifests".into())),
+            (None, Some(entries)) => {
+                if raw.config.is_some() {
+                    return Err(malformed("it has both config and manifests".into()));
+                }
+                if media_type.is_manifest() {
+                    return Err(malformed(format!(
+                        "it has manifests but says it is {}",
+                        media_type.as_written()
+                    )));
+                }
+                if entries.len() > MAX_LAYERS {
+                    return Err(malformed(format!(
+                        "{} manifests are more than the limit of {MAX_LAYERS}",
+                        entries.len()
+                    )));
+                }
+                let manifests = descriptors(entries, "index", "manifests")?;
+                Ok(Document::Index(Index { media_type, artifact_type, manifests, annotations }))
+            }
+            (layers, None) => {
+                if layers.is_none() && raw.config.is_none() {
+                    return Err(malformed("it has neither layers nor manifests".into()));
+                }
+                if media_type.is_index() {
+                    return Err(malformed(format!(
+                        "it has layers but says it is {}",
+                        media_type.as_written()
+                    )));
+                }
+                let layers = layers.unwrap_or_default();
+                if layers.len() > MAX_LAYERS {
+                    return Err(malformed(format!(
+                        "{} layers are more than the limit of {MAX_LAYERS}",
+                        layers.len()
+                    )));
+                }
+                Ok(Document::Manifest(Manifest {
+                    media_type,
+                    artifact_type,
+                    config: raw.config.map(|config| config.check("manifest", "config")).transpose()?,
+                    layers: descriptors(layers, "manifest", "layers")?,
+                    subject: raw.subject.map(|subject| subject.check("manifest", "subject")).transpose()?,
+                    annotations,
+                }))
+            }
+        }
+    }
+}
+
+impl Manifest {
+    /// What kind of thing this is: `artifactType`, or for historic artifacts the type of the config (image-spec
+    /// manifest.md, "Guidelines for Artifact Usage").
+    pub fn kind(&self) -> Option<&MediaType> {
+        self.artifact_type.as_ref().or(self.config.as_ref().map(|config| &config.media_type))
+    }
+
+    /// Whether the config says that this is a container image.
+    pub fn is_container_image(&self) -> bool {
+        self.artifact_type.is_none()
+            && self.config.as_ref().is_some_and(|config| config.media_type.is_image_config())
+    }
+
+    /// Config and layers: every blob this manifest needs.
+    pub fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        self.config.iter().chain(&self.layers)
+    }
+}
+
+fn descriptors(raw: Vec<RawDescriptor>, what: &'static str, list: &str) -> Result<Vec<Descriptor>, OciError> {
+    raw.into_iter().enumerate().map(|(i, raw)| raw.check(what, &format!("{list}[{i}]"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn blob() -> String {
+        format!(r#"{{"mediaType":"application/octet-stream","digest":"sha256:{HEX}","size":0}}"#)
+    }
+
+    fn reason(json: &str, content_type: Option<&str>) -> String {
+        Document::parse(json.as_bytes(), content_type).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_document_with_layers_and_manifests_is_refused() {
+        let json = format!(r#"{{"schemaVersion":2,"layers":[{0}],"manifests":[{0}]}}"#, blob());
+        assert!(reason(&json, None).contains("both layers and manifests"));
+    }
+
+    #[test]
+    fn a_type_that_contradicts_the_transport_is_refused() {
+        let json = format!(
+            r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{0},"layers":[{0}]}}"#,
+            blob()
+        );
+        assert!(reason(&json, Some("application/vnd.oci.image.index.v1+json")).contains("served as"));
+        assert!(Document::parse(json.as_bytes(), Some("application/json")).is_ok());
+    }
+
+    #[test]
+    fn negative_sizes_and_bad_digests_name_their_place() {
+        let json = format!(r#"{{"layers":[{{"digest":"sha256:{HEX}","size":-1}}]}}"#);
+        assert_eq!(reason(&json, None), "manifest is malformed: layers[0]: size -1 is negative");
+        assert!(
+            reason(r#"{"layers":[{"digest":"sha256:12","size":1}]}"#, None).contains("layers[0]: digest")
+        );
+    }
+
+    #[test]
+    fn the_size_limit_holds_at_the_limit_and_one_past_it() {
+        let json = format!(r#"{{"config":{0},"layers":[]}}"#, blob());
+        let mut bytes = json.into_bytes();
+        bytes.resize(MAX_DOCUMENT as usize, b' ');
+        assert!(Document::parse(&bytes, None).is_ok());
+        bytes.push(b' ');
+        assert!(Document::parse(&bytes, None).unwrap_err().to_string().contains("limit"));
+    }
+
+    #[test]
+    fn embedded_data_must_match_its_digest() {
+        let json = r#"{"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"data":"e30="},"layers":[]}"#;
+        let Document::Manifest(manifest) = Document::parse(json.as_bytes(), None).unwrap() else { panic!() };
+        assert_eq!(manifest.config.unwrap().data.as_deref(), Some(&b"{}"[..]));
+        assert!(reason(&json.replace("e30=", "e2s="), None).contains("config: embedded data of"));
+    }
+
+    #[test]
+    fn schema_one_is_named() {
+        assert!(reason(r#"{"schemaVersion":1,"fsLayers":[]}"#, None).contains("schema 1"));
+    }
+}

@@ -1,0 +1,25 @@
+//! OCI names and documents as values that cannot be invalid: references, digests, descriptors, manifests, indexes,
+//! configs, media types and platforms.
+//!
+//! No I/O happens here: parsers take bytes and return values, and every one of them has limits, because whoever can push
+//! can write these bytes. Rules come from the OCI image-spec and distribution-spec 1.1.
+
+mod config;
+mod descriptor;
+mod digest;
+mod error;
+mod manifest;
+mod media_type;
+mod platform;
+mod reference;
+mod title;
+
+pub use config::ImageConfig;
+pub use descriptor::Descriptor;
+pub use digest::{Algorithm, Digest, Hasher};
+pub use error::OciError;
+pub use manifest::{Document, Index, MAX_DOCUMENT, MAX_LAYERS, Manifest};
+pub use media_type::MediaType;
+pub use platform::{Choice, Platform, choose};
+pub use reference::{Reference, Selector};
+pub use title::{FileName, FileNames, extension, fallback_name, file_names};

@@ -1,0 +1,279 @@
+//! References: what a user types to name an image or artifact in a registry.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Digest, OciError};
+
+/// Which manifest of a repository.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Selector {
+    /// What the tag points at now.
+    Tag(String),
+    /// Exactly this document (or, for tools that address blobs this way, this blob).
+    Digest(Digest),
+}
+
+/// A registry, a repository in it, and a tag or a digest or both. With both, the digest decides and the tag is what people
+/// see.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Reference {
+    registry: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+impl Reference {
+    /// The host, with its port, as the user wrote it: `docker.io`, `ghcr.io`, `localhost:5000`.
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// The host to connect to. Docker Hub's API lives at another name than its references use.
+    pub fn host(&self) -> &str {
+        if self.registry == "docker.io" { "registry-1.docker.io" } else { &self.registry }
+    }
+
+    /// The repository without the host.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag, if one was written or implied.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest, if one was written.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// What decides: the digest when there is one, else the tag.
+    pub fn selector(&self) -> Selector {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => Selector::Digest(digest.clone()),
+            (None, Some(tag)) => Selector::Tag(tag.clone()),
+            (None, None) => Selector::Tag("latest".into()),
+        }
+    }
+
+    /// The same repository at another digest.
+    #[must_use]
+    pub fn at(&self, digest: Digest) -> Self {
+        Self { digest: Some(digest), ..self.clone() }
+    }
+}
+
+impl FromStr for Reference {
+    type Err = OciError;
+
+    /// Accepts `[docker://|oras://|oci://][host[:port]/]path[:tag][@digest]`; a name without a host is Docker Hub's, a
+    /// name without tag and digest is `:latest`.
+    fn from_str(text: &str) -> Result<Self, OciError> {
+        let bad = |reason: String| OciError::Reference { reference: text.to_owned(), reason };
+        let name = ["docker://", "oras://", "oci://"]
+            .iter()
+            .find_map(|prefix| text.strip_prefix(prefix))
+            .unwrap_or(text);
+        if name.contains("://") {
+            return Err(bad("only docker://, oras:// and oci:// may stand in front".into()));
+        }
+        let (name, digest) = match name.split_once('@') {
+            Some((name, digest)) => (name, Some(digest.parse::<Digest>()?)),
+            None => (name, None),
+        };
+        if let Some(unserved) = digest.as_ref().filter(|digest| digest.algorithm().is_none()) {
+            return Err(bad(format!(
+                "digest algorithm {:?} is not sha256 or sha512",
+                unserved.algorithm_name()
+            )));
+        }
+        let last = name.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, tag) = match name[last..].find(':').filter(|_| !name[last..].starts_with('[')) {
+            Some(colon) => (&name[..last + colon], Some(&name[last + colon + 1..])),
+            None => (name, None),
+        };
+        if name.is_empty() {
+            return Err(bad("the name is empty".into()));
+        }
+        let (registry, repository) = split_host(name);
+        if !is_host(registry) {
+            return Err(bad(format!("{registry:?} is not a host")));
+        }
+        if name.len() > MAX_NAME {
+            return Err(bad(format!("the name is longer than {MAX_NAME} characters")));
+        }
+        check_repository(repository).map_err(bad)?;
+        if let Some(tag) = tag {
+            check_tag(tag).map_err(bad)?;
+        }
+        let official = registry == DOCKER_HUB && !repository.contains('/');
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository: if official { format!("library/{repository}") } else { repository.to_owned() },
+            tag: tag.or(digest.is_none().then_some("latest")).map(str::to_owned),
+            digest,
+        })
+    }
+}
+
+/// Where names without a host live.
+const DOCKER_HUB: &str = "docker.io";
+
+/// The most characters of a name with its host (distribution's reference grammar).
+const MAX_NAME: usize = 255;
+
+/// The first component is a host if it could not be anything else: it has a dot or a port, is `localhost`, or is an IPv6
+/// address in brackets.
+fn split_host(name: &str) -> (&str, &str) {
+    match name.split_once('/') {
+        Some((host, rest)) if host == "localhost" || host.contains(['.', ':']) => {
+            (if host == "index.docker.io" { DOCKER_HUB } else { host }, rest)
+        }
+        _ => (DOCKER_HUB, name),
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => match (address.parse::<core::net::Ipv6Addr>(), port.strip_prefix(':')) {
+            (Ok(_), port_number) if port_number.is_some() || port.is_empty() => ("v6", port_number),
+            _ => return false,
+        },
+        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    };
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.split('.').all(label) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+}
+
+/// Components of lower-case letters and digits, joined inside by `.`, `_`, `__` or any number of `-`.
+fn check_repository(repository: &str) -> Result<(), String> {
+    if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err("the repository name must be lowercase".into());
+    }
+    for component in repository.split('/') {
+        let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let mut separators =
+            component.split(|c: char| c.is_ascii() && word(c as u8)).filter(|part| !part.is_empty());
+        let good =
+            separators.all(|part| matches!(part, "." | "_" | "__") || part.bytes().all(|byte| byte == b'-'));
+        let ends = component.bytes().next().is_some_and(word) && component.bytes().last().is_some_and(word);
+        if !good || !ends {
+            return Err(format!("{component:?} is not a component of a repository name"));
+        }
+    }
+    Ok(())
+}
+
+fn check_tag(tag: &str) -> Result<(), String> {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let good = tag.len() <= 128
+        && tag.bytes().next().is_some_and(word)
+        && tag.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'-'));
+    if good { Ok(()) } else { Err(format!("{tag:?} is not a tag")) }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn shown(text: &str) -> String {
+        text.parse::<Reference>().unwrap().to_string()
+    }
+
+    #[test]
+    fn every_way_to_write_a_reference_means_one_thing() {
+        assert_eq!(shown("nginx"), "docker.io/library/nginx:latest");
+        assert_eq!(shown("docker://nginx:1.27"), "docker.io/library/nginx:1.27");
+        assert_eq!(shown("oras://ghcr.io/a/b:v1"), "ghcr.io/a/b:v1");
+        assert_eq!(shown("localhost:5000/a/b/c:v1"), "localhost:5000/a/b/c:v1");
+        assert_eq!(shown(&format!("ghcr.io/a/b@sha256:{HEX}")), format!("ghcr.io/a/b@sha256:{HEX}"));
+        let both: Reference = format!("ghcr.io/a/b:v1@sha256:{HEX}").parse().unwrap();
+        assert_eq!((both.tag(), both.digest().map(Digest::encoded)), (Some("v1"), Some(HEX)));
+        assert!(matches!(both.selector(), Selector::Digest(_)));
+    }
+
+    #[test]
+    fn an_address_in_brackets_is_a_host() {
+        let reference: Reference = "[::1]:5000/a/b:v1".parse().unwrap();
+        assert_eq!(
+            (reference.registry(), reference.repository(), reference.tag()),
+            ("[::1]:5000", "a/b", Some("v1"))
+        );
+        assert!("[::x]:5000/a".parse::<Reference>().is_err());
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        /// The oracle is another client's parser: distribution's own grammar as a regular expression.
+        #[test]
+        fn references_mean_what_other_clients_take_them_for(
+            text in "((a\\.b|localhost|A|x_y|index\\.docker\\.io|docker\\.io)(:[0-9]{1,5})?/)?[a-bA.:/_@-]{1,12}(:[a-bA._-]{0,4})?(@sha256:[0-9a-f]{62,66})?"
+        ) {
+            let (ours, theirs) = (text.parse::<Reference>(), text.parse::<oci_client::Reference>());
+            match (&ours, &theirs) {
+                (Ok(ours), Ok(theirs)) => {
+                    proptest::prop_assert_eq!(ours.registry(), theirs.registry());
+                    proptest::prop_assert_eq!(ours.repository(), theirs.repository());
+                    proptest::prop_assert_eq!(ours.tag(), theirs.tag());
+                    proptest::prop_assert_eq!(ours.digest().map(Digest::as_str), theirs.digest());
+                }
+                (Err(_), Err(_)) => {}
+                // They take ports that do not exist, and upper case where Docker Hub has none.
+                (Err(_), Ok(theirs)) => proptest::prop_assert!(
+                    theirs.repository().contains(|c: char| c.is_ascii_uppercase())
+                        || theirs.registry().split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err()),
+                    "{} is refused", text
+                ),
+                (Ok(_), Err(error)) => proptest::prop_assert!(false, "{} is taken, they say {}", text, error),
+            }
+        }
+    }
+
+    #[test]
+    fn docker_hub_is_reached_at_its_own_host() {
+        let reference: Reference = "nginx".parse().unwrap();
+        assert_eq!((reference.registry(), reference.host()), ("docker.io", "registry-1.docker.io"));
+    }
+
+    #[test]
+    fn what_is_not_a_reference_says_why() {
+        for bad in [
+            "",
+            "UPPER/Case",
+            "UPPER/case:tag",
+            "ghcr.io/a/b@sha256:12",
+            "http://ghcr.io/a/b",
+            "a b",
+            "ghcr.io/a/b:",
+            "../x",
+            "ghcr.io/a/b:t@sha256:zz",
+        ] {
+            let error = bad.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.starts_with("reference") || error.starts_with("digest"), "{bad}: {error}");
+        }
+    }
+}
