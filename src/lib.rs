@@ -6,6 +6,7 @@
 pub mod io;
 pub mod oci;
 
+pub mod registry;
 
 
 

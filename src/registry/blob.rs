@@ -1,0 +1,338 @@
+//! A blob by range: one closed range a request, checked before it is believed, and resumed where it broke.
+//!
+//! Nothing is kept but the place a redirect led to. The idea: an answer becomes a [`Part`], which says which bytes of the
+//! blob its body must hold; a stream joins parts until its range is complete, and a byte that fails a check is asked for
+//! again, never delivered.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use reqwest::{Response, Url};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::RegistryError;
+use super::answer::{self, Body, refusal};
+use super::auth::Scope;
+use super::client::{Host, Inner, lock};
+use super::redact::{host_of, sanitised};
+use super::retry::{Patience, Persistence};
+use super::send::{self, Question, Reply};
+use crate::io::{BoxFuture, ByteRange, Delivery, Fetch, ReadError};
+use crate::oci::{Descriptor, Digest, OciError, Reference};
+
+/// How long a redirect's target is used. Signed URLs live for 300 s at ghcr and longer elsewhere.
+const TARGET_LIFETIME: Duration = Duration::from_secs(240);
+
+/// A blob of a registry, of which nothing has been asked yet.
+pub(super) struct LazyBlob(pub(super) Arc<Blob>);
+
+impl Fetch for LazyBlob {
+    fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        let blob = self.0.clone();
+        Box::pin(async move {
+            let subject = blob.subject();
+            let reading = blob.read(range).await.map_err(|error| error.of_read(subject))?;
+            Ok(Delivery { range: reading.range, body: reading.stream() })
+        })
+    }
+}
+
+/// What is known about a blob.
+pub(super) struct Blob {
+    inner: Arc<Inner>,
+    host: Arc<Host>,
+    /// The registry and repository, for people.
+    repository: String,
+    digest: Digest,
+    size: u64,
+    /// Whether the descriptor calls it a web page, which is otherwise no blob but a login page in between.
+    is_html: bool,
+    address: Result<(Scope, Url), RegistryError>,
+    /// Where the last redirect led, and until when that is used. The URL may be signed.
+    target: Mutex<Option<(Url, Instant)>>,
+}
+
+impl Blob {
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        address: Result<(Scope, Url), RegistryError>,
+    ) -> Self {
+        Self {
+            host: inner.host(reference),
+            inner,
+            repository: format!("{}/{}", reference.registry(), reference.repository()),
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+            is_html: descriptor.media_type.essence() == "text/html",
+            address,
+            target: Mutex::default(),
+        }
+    }
+
+    /// Every byte, in memory: for documents that are known to be small.
+    pub(super) async fn whole(self: Arc<Self>) -> Result<Bytes, RegistryError> {
+        if self.size == 0 {
+            return Ok(Bytes::new());
+        }
+        let mut reading = self.clone().read(ByteRange::new(0, self.size)).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = reading.next().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// The name of this blob in the error of a read.
+    fn subject(&self) -> String {
+        format!("blob {} of {}", self.digest, self.repository)
+    }
+
+    fn range_name(&self, range: ByteRange) -> String {
+        format!("range {range} of {}", self.digest)
+    }
+
+    /// Asks for `range` and waits until an answer that can be believed begins.
+    async fn read(self: Arc<Self>, range: ByteRange) -> Result<Reading, RegistryError> {
+        let whole = ByteRange::new(0, self.size);
+        if range.is_empty() || !whole.contains(range) {
+            return Err(RegistryError::Range {
+                range: range.to_string(),
+                what: self.digest.to_string(),
+                size: self.size,
+            });
+        }
+        if self.digest.algorithm().is_none() {
+            return Err(RegistryError::Document {
+                host: self.repository.clone(),
+                what: format!("blob {}", self.digest),
+                source: OciError::Unsupported {
+                    what: "digest algorithm",
+                    reason: self.digest.algorithm_name().to_owned(),
+                },
+            });
+        }
+        let mut patience = Patience::new(self.inner.read_budget, Persistence::Stubborn);
+        let permit = self.host.enter(&self.range_name(range), &patience).await?;
+        let part = self.open(range, &mut patience).await?;
+        let range = if part.is_whole { whole } else { range };
+        Ok(Reading { blob: self, range, at: range.start, part: Some(part), _permit: permit })
+    }
+
+    /// An answer for `range`, with as many tries as there is patience.
+    async fn open(&self, range: ByteRange, patience: &mut Patience) -> Result<Part, RegistryError> {
+        let what = self.range_name(range);
+        loop {
+            match self.host.bounded(&what, patience, self.try_open(range, &what)).await {
+                Ok(part) => return Ok(part),
+                Err(error) => {
+                    self.forget_target();
+                    self.host.pause(patience, error).await?;
+                }
+            }
+        }
+    }
+
+    async fn try_open(&self, range: ByteRange, what: &str) -> Result<Part, RegistryError> {
+        let (scope, home) = self.address.as_ref().map_err(Clone::clone)?;
+        let question = Question { scope, accept: "*/*", range: Some(range), what };
+        let (clients, auth) = (&self.inner.clients, &self.inner.auth);
+        if let Some(target) = self.target() {
+            let reply = send::ask(clients, auth, &question, &target).await?;
+            // How storage says that a signed URL is no longer valid depends on the storage.
+            if !matches!(reply.response.status().as_u16(), 400 | 401 | 403 | 404 | 410) {
+                return self.judge(reply, range, what).await;
+            }
+            self.forget_target();
+            let host = host_of(&reply.url);
+            Body { host: &host, what, stall: clients.stall() }.discard(reply.response).await;
+        }
+        let reply = send::ask(clients, auth, &question, home).await?;
+        let target = reply.redirected.then(|| reply.url.clone());
+        let part = self.judge(reply, range, what).await?;
+        if let Some(target) = target {
+            *lock(&self.target) = Some((target, Instant::now() + TARGET_LIFETIME));
+        }
+        Ok(part)
+    }
+
+    /// Whether an answer may be believed, by its head.
+    async fn judge(&self, reply: Reply, range: ByteRange, what: &str) -> Result<Part, RegistryError> {
+        let host = host_of(&reply.url);
+        let status = reply.response.status().as_u16();
+        let (covers, is_whole) = match status {
+            206 => (range, false),
+            200 => (ByteRange::new(0, self.size), true),
+            416 => {
+                let total =
+                    answer::header(&reply.response, "content-range").and_then(answer::unsatisfied_total);
+                return Err(RegistryError::SizeConflict {
+                    host,
+                    what: what.to_owned(),
+                    expected: self.size,
+                    actual: total.map_or_else(|| "an unknown number of".into(), |total| total.to_string()),
+                });
+            }
+            _ => return Err(refusal(reply, what, self.inner.clients.stall()).await),
+        };
+        self.check_head(&reply.response, covers, is_whole).map_err(|reason| RegistryError::Protocol {
+            host: host.clone(),
+            what: what.to_owned(),
+            reason: format!("status {status} and {reason}"),
+        })?;
+        if is_whole && covers != range {
+            self.host.note_ignored_range();
+        }
+        Ok(Part {
+            response: reply.response,
+            host,
+            what: what.to_owned(),
+            at: covers.start,
+            end: covers.end,
+            is_whole,
+        })
+    }
+
+    fn check_head(&self, response: &Response, covers: ByteRange, is_whole: bool) -> Result<(), String> {
+        if let Some(encoding) = answer::encoding(response) {
+            return Err(format!("content encoding {encoding}"));
+        }
+        if is_whole && !self.is_html && answer::media_type(response).is_some_and(|kind| kind == "text/html") {
+            return Err("a web page".into());
+        }
+        if !is_whole {
+            let written = answer::header(response, "content-range").ok_or("no content range")?;
+            let expected = Some((covers, self.size));
+            if answer::content_range(written) != expected {
+                return Err(format!("content range {:?} of {} bytes", sanitised(written), self.size));
+            }
+        }
+        if let Some(length) = answer::header(response, "content-length")
+            && length.trim().parse() != Ok(covers.len())
+        {
+            return Err(format!("content length {} for {} bytes", sanitised(length), covers.len()));
+        }
+        Ok(())
+    }
+
+    fn target(&self) -> Option<Url> {
+        let target = lock(&self.target);
+        target.as_ref().filter(|(_, until)| *until > Instant::now()).map(|(url, _)| url.clone())
+    }
+
+    fn forget_target(&self) {
+        *lock(&self.target) = None;
+    }
+}
+
+/// The body of one answer.
+struct Part {
+    response: Response,
+    host: String,
+    what: String,
+    /// The offset in the blob of the next byte of the body. Invariant: `at <= end`.
+    at: u64,
+    /// Where in the blob the body must end.
+    end: u64,
+    /// Whether this is the whole blob, and not what was asked for.
+    is_whole: bool,
+}
+
+impl Part {
+    /// The next piece and its offset in the blob. The last piece is given only when the body ends with it: a body that is
+    /// too long is as wrong as one that is too short.
+    async fn next(&mut self, stall: Duration) -> Result<(u64, Bytes), RegistryError> {
+        let body = Body { host: &self.host, what: &self.what, stall };
+        let wrong = |reason: String| RegistryError::Protocol {
+            host: self.host.clone(),
+            what: self.what.clone(),
+            reason,
+        };
+        let chunk = loop {
+            match body.chunk(&mut self.response).await? {
+                Some(chunk) if chunk.is_empty() => {}
+                Some(chunk) => break chunk,
+                None => return Err(wrong(format!("a body that lacks {} bytes", self.end - self.at))),
+            }
+        };
+        let (start, end) = (self.at, self.at + chunk.len() as u64);
+        let mut more = end > self.end;
+        while end == self.end && !more {
+            match body.chunk(&mut self.response).await? {
+                Some(extra) => more = !extra.is_empty(),
+                None => break,
+            }
+        }
+        if more {
+            return Err(wrong(format!("a body that goes on after {} bytes", self.end - start)));
+        }
+        self.at = end;
+        Ok((start, chunk))
+    }
+}
+
+/// A range on its way.
+struct Reading {
+    blob: Arc<Blob>,
+    range: ByteRange,
+    /// The next byte to give out. Invariant: inside `range` or at its end.
+    at: u64,
+    /// Where it comes from; none after a failure.
+    part: Option<Part>,
+    /// One of the host's places, given back when this is dropped.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reading {
+    /// The next bytes of the range, or `None` at its end. The budget starts anew with every call that gave bytes.
+    async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        let stall = self.blob.inner.clients.stall();
+        let mut patience = Patience::new(self.blob.inner.read_budget, Persistence::Stubborn);
+        while self.at < self.range.end {
+            let part = match &mut self.part {
+                Some(part) => part,
+                none => {
+                    let rest = ByteRange::new(self.at, self.range.end);
+                    none.insert(self.blob.open(rest, &mut patience).await?)
+                }
+            };
+            match part.next(stall).await {
+                Ok((start, mut chunk)) => {
+                    // A registry without ranges starts from the beginning even when the rest was asked for.
+                    let end = (start + chunk.len() as u64).min(self.range.end);
+                    if end <= self.at {
+                        continue;
+                    }
+                    chunk.truncate((end - start) as usize);
+                    let fresh = chunk.split_off(self.at.saturating_sub(start) as usize);
+                    self.at = end;
+                    return Ok(Some(fresh));
+                }
+                Err(error) => {
+                    self.part = None;
+                    self.blob.forget_target();
+                    let host = self.blob.host.clone();
+                    host.pause(&mut patience, error).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// As a stream that ends after its first error.
+    fn stream(self) -> crate::io::BoxStream<'static, Result<Bytes, ReadError>> {
+        futures_util::stream::try_unfold(self, async |mut reading: Reading| match reading.next().await {
+            Ok(Some(chunk)) => Ok(Some((chunk, reading))),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error.of_read(reading.blob.subject())),
+        })
+        .boxed()
+    }
+}

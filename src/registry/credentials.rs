@@ -1,0 +1,441 @@
+//! Who we are at a registry: the places where podman and docker keep credentials, and the keys they keep them under.
+//!
+//! Nothing is cached here, because tokens of cloud registries end after hours and a mount lives for weeks: every look-up
+//! reads the files again. The idea: places in a fixed order, each of which has a credential, has none (the next place is
+//! asked), or is broken (an error that names the place and never its content).
+//! Rules: containers-auth.json(5) of containers/image, and the docker command line.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use serde::Deserialize;
+
+use super::redact::Secret;
+use super::{RegistryError, helper};
+
+/// The largest file with credentials that is read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+/// Under this key docker keeps the credential of Docker Hub, and asks helpers for it.
+const HUB_KEY: &str = "https://index.docker.io/v1/";
+/// Instead of a user name: the secret is an identity token (docker-credential-helpers README).
+const TOKEN_USER: &str = "<token>";
+
+/// A user name and a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub secret: Secret,
+}
+
+impl Credential {
+    /// From `user:password`; `None` when there is no colon. Only the first colon separates (RFC 7617 section 2).
+    pub fn parse(text: &str) -> Option<Self> {
+        let (user, password) = text.split_once(':')?;
+        Some(Self { user: user.to_owned(), secret: Secret::new(password) })
+    }
+}
+
+/// What there is to authenticate with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Login {
+    /// For Basic, or for the token server.
+    Password(Credential),
+    /// For the token server's refresh grant.
+    Identity(Secret),
+    /// A bearer token that needs no token server.
+    Token(Secret),
+}
+
+impl From<Credential> for Login {
+    fn from(credential: Credential) -> Self {
+        if credential.user == TOKEN_USER {
+            Login::Identity(credential.secret)
+        } else {
+            Login::Password(credential)
+        }
+    }
+}
+
+/// Where credentials are looked for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Credentials {
+    /// Look nowhere.
+    pub(super) anonymous: bool,
+    /// Given on the command line: nothing else counts.
+    pub(super) given: Option<Credential>,
+    /// The only file, when there is one.
+    pub(super) authfile: Option<PathBuf>,
+    /// The content of `DOCKER_AUTH_CONFIG`.
+    pub(super) inline: Option<Secret>,
+    /// Files in their order.
+    pub(super) files: Vec<PathBuf>,
+    /// `~/.dockercfg`, whose whole document is what others have under `auths`.
+    pub(super) legacy: Option<PathBuf>,
+}
+
+impl Credentials {
+    /// The places that this process's environment names.
+    pub(super) fn of_environment(authfile: Option<PathBuf>) -> Self {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let path = |name: &str| variable(name).map(PathBuf::from);
+        let home = path("HOME");
+        let in_home = |tail: &str| home.as_ref().map(|home| home.join(tail));
+        let runtime = path("XDG_RUNTIME_DIR").map_or_else(
+            || PathBuf::from(format!("/run/containers/{}", nix::unistd::getuid())),
+            |run| run.join("containers"),
+        );
+        let config = path("XDG_CONFIG_HOME").or_else(|| in_home(".config"));
+        let docker = path("DOCKER_CONFIG").or_else(|| in_home(".docker"));
+        Self {
+            authfile: authfile.or_else(|| path("REGISTRY_AUTH_FILE")),
+            inline: variable("DOCKER_AUTH_CONFIG").map(|value| Secret::new(value.to_string_lossy())),
+            files: [
+                Some(runtime.join("auth.json")),
+                config.map(|config| config.join("containers/auth.json")),
+                docker.map(|docker| docker.join("config.json")),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+            legacy: in_home(".dockercfg"),
+            ..Self::default()
+        }
+    }
+
+    /// The credential for a repository, from the first place that has one.
+    pub(super) async fn find(
+        &self,
+        registry: &str,
+        repository: &str,
+    ) -> Result<Option<Login>, RegistryError> {
+        if self.anonymous {
+            return Ok(None);
+        }
+        if let Some(given) = &self.given {
+            return Ok(Some(given.clone().into()));
+        }
+        let keys = keys(registry, repository);
+        if let Some(authfile) = &self.authfile {
+            let place = authfile.display().to_string();
+            let text =
+                read(authfile, &place).await?.ok_or_else(|| broken(&place, "there is no such file"))?;
+            return Config::parse(&place, &text)?.find(&place, &keys).await;
+        }
+        if let Some(inline) = &self.inline {
+            let place = "DOCKER_AUTH_CONFIG";
+            let found = Config::parse(place, inline.expose())?.find(place, &keys).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        for file in self.files.iter().chain(&self.legacy) {
+            let place = file.display().to_string();
+            let Some(text) = read(file, &place).await? else { continue };
+            let config = if Some(file) == self.legacy.as_ref() {
+                Config { auths: parse(&place, &text)?, ..Config::default() }
+            } else {
+                Config::parse(&place, &text)?
+            };
+            let found = config.find(&place, &keys).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The file's text, or `None` when it is not there or not ours to read: a service without access to the home directory
+/// still pulls public images.
+async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError> {
+    use std::io::ErrorKind;
+    let length = match tokio::fs::metadata(file).await {
+        Ok(metadata) => metadata.len(),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            tracing::warn!(file = place, "credentials are not readable, going on without them");
+            return Ok(None);
+        }
+        Err(error) => return Err(broken(place, error)),
+    };
+    if length > MAX_FILE {
+        return Err(broken(place, format!("{length} bytes, the limit is {MAX_FILE}")));
+    }
+    match tokio::fs::read_to_string(file).await {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            tracing::warn!(file = place, "credentials are not readable, going on without them");
+            Ok(None)
+        }
+        Err(error) => Err(broken(place, error)),
+    }
+}
+
+/// What `auth.json` and `config.json` have in common.
+#[derive(Default, Deserialize)]
+struct Config {
+    #[serde(default)]
+    auths: Option<BTreeMap<String, Entry>>,
+    #[serde(default, rename = "credHelpers")]
+    helpers: Option<BTreeMap<String, String>>,
+    #[serde(default, rename = "credsStore")]
+    store: Option<String>,
+}
+
+/// One entry of `auths`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Entry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+impl Config {
+    fn parse(place: &str, text: &str) -> Result<Self, RegistryError> {
+        if text.trim().is_empty() { Ok(Self::default()) } else { parse(place, text) }
+    }
+
+    /// The helper of the host, then the entry with the longest key, then the helper for all hosts (whose users keep empty
+    /// entries as marks).
+    async fn find(&self, place: &str, keys: &[String]) -> Result<Option<Login>, RegistryError> {
+        // `keys` is never empty, and its last one is the host alone.
+        let host = keys.last().map_or("", String::as_str);
+        let server = if host == "docker.io" { HUB_KEY } else { host };
+        if let Some((_, name)) = self.helpers.as_ref().and_then(|helpers| lookup(helpers, host)) {
+            let found = helper::ask(name, server, place).await?;
+            if found.is_some() {
+                return Ok(found.map(Login::from));
+            }
+        }
+        for key in keys {
+            let Some((key, entry)) = self.auths.as_ref().and_then(|auths| lookup(auths, key)) else {
+                continue;
+            };
+            let found = entry.login().map_err(|reason| broken(place, format!("entry {key}: {reason}")))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        match self.store.as_deref().filter(|store| !store.is_empty()) {
+            Some(store) => Ok(helper::ask(store, server, place).await?.map(Login::from)),
+            None => Ok(None),
+        }
+    }
+}
+
+impl Entry {
+    fn login(&self) -> Result<Option<Login>, &'static str> {
+        let text = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
+        if let Some(token) = text(&self.registrytoken) {
+            return Ok(Some(Login::Token(Secret::new(token))));
+        }
+        if let Some(token) = text(&self.identitytoken) {
+            return Ok(Some(Login::Identity(Secret::new(token))));
+        }
+        if let Some(auth) = text(&self.auth) {
+            let bytes = base64::engine::general_purpose::STANDARD
+                .decode(auth.trim())
+                .map_err(|_| "auth is not base64")?;
+            let plain = String::from_utf8(bytes).map_err(|_| "auth is not text")?;
+            // Old versions of docker padded with zeros.
+            let credential =
+                Credential::parse(plain.trim_end_matches('\0')).ok_or("auth is not user:password")?;
+            return Ok(Some(credential.into()));
+        }
+        Ok(text(&self.username)
+            .zip(text(&self.password))
+            .map(|(user, password)| Credential { user, secret: Secret::new(password) }.into()))
+    }
+}
+
+/// `host/ns/repo`, `host/ns`, `host`: the most specific first.
+fn keys(registry: &str, repository: &str) -> Vec<String> {
+    let mut key = format!("{}/{repository}", normal(registry));
+    let mut keys = vec![key.clone()];
+    while let Some(slash) = key.rfind('/') {
+        key.truncate(slash);
+        keys.push(key.clone());
+    }
+    keys
+}
+
+/// The entry under this very key, else under another way to write it.
+fn lookup<'a, V>(entries: &'a BTreeMap<String, V>, key: &str) -> Option<(&'a String, &'a V)> {
+    entries.get_key_value(key).or_else(|| entries.iter().find(|(written, _)| normal(written) == key))
+}
+
+/// A key without scheme, slash at the end and API version, its host in lower case and Docker Hub by its one name.
+fn normal(key: &str) -> String {
+    let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
+    let mut name = bare.unwrap_or(key).trim_end_matches('/');
+    let (host, _) = name.split_once('/').unwrap_or((name, ""));
+    let hub = ["index.docker.io", "registry-1.docker.io", "docker.io"]
+        .iter()
+        .any(|known| host.eq_ignore_ascii_case(known));
+    if bare.is_some() || hub {
+        name = name.strip_suffix("/v1").or_else(|| name.strip_suffix("/v2")).unwrap_or(name);
+    }
+    let host_end = name.find('/').unwrap_or(name.len());
+    let (host, path) = name.split_at(host_end);
+    let host = if hub { "docker.io".to_owned() } else { host.to_ascii_lowercase() };
+    format!("{host}{path}")
+}
+
+fn parse<T: serde::de::DeserializeOwned>(place: &str, text: &str) -> Result<T, RegistryError> {
+    // The message of serde_json quotes values, and values here are secrets: only the position is told.
+    serde_json::from_str(text).map_err(|error| {
+        broken(
+            place,
+            format!("not the JSON of a credential file at line {}, column {}", error.line(), error.column()),
+        )
+    })
+}
+
+fn broken(place: &str, reason: impl std::fmt::Display) -> RegistryError {
+    RegistryError::Credentials { place: place.to_owned(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Fault;
+
+    fn basic(user: &str, password: &str) -> Login {
+        Login::Password(Credential { user: user.into(), secret: Secret::new(password) })
+    }
+
+    fn auth(text: &str) -> String {
+        base64::engine::general_purpose::STANDARD.encode(text)
+    }
+
+    /// A home with these files.
+    fn home(files: &[(&str, String)]) -> (tempfile::TempDir, Credentials) {
+        let home = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(home.path().join(name), text).unwrap();
+        }
+        let file = |name: &str| home.path().join(name);
+        let credentials = Credentials {
+            files: vec![file("run.json"), file("config.json"), file("docker.json")],
+            legacy: Some(file("dockercfg")),
+            ..Credentials::default()
+        };
+        (home, credentials)
+    }
+
+    fn one(key: &str, secret: &str) -> String {
+        format!(r#"{{"auths": {{"{key}": {{"auth": "{}"}}}}}}"#, auth(secret))
+    }
+
+    #[tokio::test]
+    async fn the_longest_key_wins() {
+        let entry =
+            |key: &str, user: &str| format!(r#""{key}": {{"auth": "{}"}}"#, auth(&format!("{user}:p")));
+        let text = format!(
+            r#"{{"auths": {{{}, {}, {}}}}}"#,
+            entry("r.example", "host"),
+            entry("r.example/ns", "namespace"),
+            entry("r.example/ns/repo", "repository")
+        );
+        let (_home, credentials) = home(&[("run.json", text)]);
+        for (repository, user) in [
+            ("ns/repo", "repository"),
+            ("ns/repo2", "namespace"),
+            ("ns/repo/x", "repository"),
+            ("nsx/y", "host"),
+        ] {
+            let found = credentials.find("r.example", repository).await.unwrap();
+            assert_eq!(found, Some(basic(user, "p")), "{repository}");
+        }
+        assert_eq!(credentials.find("r.example:443", "ns/repo").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn every_way_to_write_a_key_is_understood() {
+        for (key, registry) in [
+            ("https://r.example", "r.example"),
+            ("http://r.example/", "r.example"),
+            ("https://r.example/v2/", "r.example"),
+            ("R.Example", "r.example"),
+            ("r.example:5000/", "r.example:5000"),
+            ("https://index.docker.io/v1/", "docker.io"),
+            ("index.docker.io", "docker.io"),
+            ("docker.io", "docker.io"),
+            ("registry-1.docker.io", "docker.io"),
+        ] {
+            let (_home, credentials) = home(&[("docker.json", one(key, "u:p"))]);
+            let found = credentials.find(registry, "library/nginx").await.unwrap();
+            assert_eq!(found, Some(basic("u", "p")), "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn places_are_asked_in_order_until_one_has_a_credential() {
+        let (_home, mut credentials) = home(&[
+            ("run.json", one("other.example", "a:1")),
+            ("config.json", r#"{"auths": {"r.example": {}}}"#.into()),
+            ("docker.json", one("r.example", "c:3")),
+            ("dockercfg", format!(r#"{{"old.example": {{"auth": "{}"}}}}"#, auth("d:4"))),
+        ]);
+        assert_eq!(credentials.find("r.example", "x").await.unwrap(), Some(basic("c", "3")));
+        assert_eq!(credentials.find("old.example", "x").await.unwrap(), Some(basic("d", "4")));
+        assert_eq!(credentials.find("none.example", "x").await.unwrap(), None);
+        credentials.inline = Some(Secret::new(one("r.example", "inline:0")));
+        assert_eq!(credentials.find("r.example", "x").await.unwrap(), Some(basic("inline", "0")));
+        assert_eq!(credentials.find("old.example", "x").await.unwrap(), Some(basic("d", "4")));
+    }
+
+    #[tokio::test]
+    async fn a_named_file_is_the_only_one() {
+        let (home, mut credentials) =
+            home(&[("run.json", one("r.example", "a:1")), ("named.json", one("x.example", "b:2"))]);
+        credentials.authfile = Some(home.path().join("named.json"));
+        assert_eq!(credentials.find("r.example", "x").await.unwrap(), None);
+        assert_eq!(credentials.find("x.example", "x").await.unwrap(), Some(basic("b", "2")));
+        credentials.authfile = Some(home.path().join("missing.json"));
+        let error = credentials.find("r.example", "x").await.unwrap_err();
+        assert_eq!(error.fault(), Fault::Usage);
+        assert!(error.to_string().contains("missing.json"), "{error}");
+        credentials.given = Some(Credential::parse("g:pw:with:colons").unwrap());
+        assert_eq!(credentials.find("r.example", "x").await.unwrap(), Some(basic("g", "pw:with:colons")));
+        credentials.anonymous = true;
+        assert_eq!(credentials.find("r.example", "x").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn tokens_are_told_from_passwords() {
+        let text = r#"{"auths": {
+            "identity.example": {"auth": "dTpw", "identitytoken": "refresh"},
+            "token.example": {"registrytoken": "bearer"},
+            "plain.example": {"username": "u", "password": "p"}}}"#;
+        let (_home, credentials) = home(&[("docker.json", text.into())]);
+        let find = async |host| credentials.find(host, "x").await.unwrap();
+        assert_eq!(find("identity.example").await, Some(Login::Identity(Secret::new("refresh"))));
+        assert_eq!(find("token.example").await, Some(Login::Token(Secret::new("bearer"))));
+        assert_eq!(find("plain.example").await, Some(basic("u", "p")));
+    }
+
+    #[tokio::test]
+    async fn a_broken_file_is_named_and_not_quoted() {
+        for text in [
+            r#"{"auths": {"r.example": {"auth": 5ecret}}}"#,
+            r#"{"auths": "5ecret"}"#,
+            r#"{"auths": {"r.example": {"auth": "5ecret!"}}}"#,
+            &one("r.example", "5ecret"),
+        ] {
+            let (_home, credentials) = home(&[("docker.json", text.into())]);
+            let error = credentials.find("r.example", "x").await.unwrap_err();
+            assert_eq!(error.fault(), Fault::Usage);
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains("docker.json") && !shown.contains("5ecret"), "{shown}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Credential helpers: programs named `docker-credential-NAME` that keep what a file should not.
+//!
+//! A helper is a foreign program in the way of a read, so it has a deadline and a bounded answer, and it dies with the
+//! future that waits for it. Protocol: docker-credential-helpers README (`get`, the server on stdin, JSON on stdout).
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Command;
+
+use super::redact::{Secret, sanitised};
+use super::{Credential, RegistryError};
+
+/// How long a helper may take; some of them ask a cloud service.
+const LIMIT: Duration = Duration::from_secs(30);
+/// The longest answer, in bytes.
+const MAX_ANSWER: u64 = 64 * 1024;
+/// How helpers say that they have nothing (docker-credential-helpers, credentials/error.go).
+const NOTHING: &str = "credentials not found";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    #[serde(default)]
+    username: String,
+    secret: String,
+}
+
+/// What `docker-credential-NAME` knows about `server`; `place` is the file that names the helper.
+pub(super) async fn ask(name: &str, server: &str, place: &str) -> Result<Option<Credential>, RegistryError> {
+    let program = format!("docker-credential-{name}");
+    // A name with a slash would run a program that is not on the search path.
+    if name.contains(['/', '\0']) {
+        return Err(failure(&program, place, "not the name of a helper"));
+    }
+    ask_program(&program, server, place, LIMIT).await
+}
+
+fn failure(program: &str, place: &str, reason: &str) -> RegistryError {
+    RegistryError::Helper { program: sanitised(program), place: place.to_owned(), reason: sanitised(reason) }
+}
+
+async fn ask_program(
+    program: &str,
+    server: &str,
+    place: &str,
+    limit: Duration,
+) -> Result<Option<Credential>, RegistryError> {
+    let failed = |reason: String| failure(program, place, &reason);
+    let (success, answer) = match tokio::time::timeout(limit, run(program, server)).await {
+        Ok(result) => result.map_err(|error| failed(error.to_string()))?,
+        Err(_) => return Err(failed(format!("no answer in {} ms", limit.as_millis()))),
+    };
+    if answer.len() as u64 > MAX_ANSWER {
+        return Err(failed(format!("its answer is longer than {MAX_ANSWER} bytes")));
+    }
+    if !success {
+        // On failure stdout holds the message, not the secret.
+        let message = String::from_utf8_lossy(&answer);
+        return if message.contains(NOTHING) { Ok(None) } else { Err(failed(message.into_owned())) };
+    }
+    let answer: Answer =
+        serde_json::from_slice(&answer).map_err(|_| failed("its answer is not a credential".into()))?;
+    if answer.secret.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Credential { user: answer.username, secret: Secret::new(answer.secret) }))
+}
+
+/// Whether the program succeeded, and at most one byte more than the limit of what it wrote.
+async fn run(program: &str, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
+    let mut child = Command::new(program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        match stdin.write_all(server.as_bytes()).await {
+            // A helper that does not read its input has its reasons.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
+            _ => drop(stdin),
+        }
+    }
+    let mut answer = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(MAX_ANSWER + 1).read_to_end(&mut answer).await?;
+    }
+    if answer.len() as u64 > MAX_ANSWER {
+        child.kill().await?;
+        return Ok((false, answer));
+    }
+    Ok((child.wait().await?.success(), answer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a helper with this body.
+    async fn with_script(body: &str) -> Result<Option<Credential>, RegistryError> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("docker-credential-test");
+        std::fs::write(&program, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let limit = Duration::from_millis(1500);
+        for _ in 0..50 {
+            let answer = ask_program(program.to_str().unwrap(), "r.example", "config.json", limit).await;
+            // Another test may fork while our script is open for writing (ETXTBSY).
+            match &answer {
+                Err(error) if error.to_string().contains("Text file busy") => {}
+                _ => return answer,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the script stays busy");
+    }
+
+    #[tokio::test]
+    async fn a_helper_gets_the_server_and_gives_a_credential() {
+        let body = r#"[ "$1" = get ] || exit 1; read server; printf '{"ServerURL":"x","Username":"u","Secret":"%s!"}' "$server""#;
+        let found = with_script(body).await.unwrap().unwrap();
+        assert_eq!((found.user.as_str(), found.secret.expose()), ("u", "r.example!"));
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_has_nothing_is_no_error() {
+        let found = with_script("echo credentials not found in native keychain; exit 1").await.unwrap();
+        assert_eq!(found, None);
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_fails_or_hangs_or_babbles_is_an_error() {
+        for (body, reason) in [
+            ("echo locked; exit 1", "locked"),
+            ("sleep 20", "no answer in 1500 ms"),
+            ("echo not json", "not a credential"),
+            ("head -c 100000 /dev/zero", "longer than"),
+        ] {
+            let error = with_script(body).await.unwrap_err().to_string();
+            assert!(error.contains(reason) && error.contains("config.json"), "{body}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_is_not_there_is_named_with_its_file() {
+        let error = ask("ocifs-no-such", "r.example", "/etc/x.json").await.unwrap_err().to_string();
+        assert!(
+            error.contains("docker-credential-ocifs-no-such") && error.contains("/etc/x.json"),
+            "{error}"
+        );
+        assert!(ask("../sh", "r.example", "x").await.unwrap_err().to_string().contains("not the name"));
+    }
+}

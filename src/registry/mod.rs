@@ -1,0 +1,23 @@
+//! The distribution API over HTTP: manifests, and blobs by range, with authentication, redirects, retries and resumption.
+//!
+//! It knows no layers and no cache, and it is the only module that knows HTTP. The idea: a registry is believed only as far
+//! as an answer can be checked. A range is delivered when status, `Content-Range`, total size and body length all agree
+//! with what was asked; everything else is an error that names host, range, digest and status, and is tried again.
+//! Rules come from the OCI distribution-spec 1.1 and RFC 9110.
+
+mod answer;
+mod auth;
+mod blob;
+mod challenge;
+mod client;
+mod credentials;
+mod error;
+mod helper;
+mod redact;
+mod retry;
+mod send;
+
+pub use client::{Fetched, Options, Registry};
+pub use credentials::Credential;
+pub use error::RegistryError;
+pub use redact::{Secret, ShownUrl};

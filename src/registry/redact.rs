@@ -1,0 +1,128 @@
+//! Secrets and URLs as types that cannot be printed by accident.
+//!
+//! A redirect target is a secret too: whoever has the query of a signed URL has the blob. The idea: `Debug` and `Display`
+//! show a placeholder, and the one way to the text is a method whose name says so.
+
+use std::fmt;
+
+use reqwest::Url;
+
+/// What stands in the place of a secret.
+const REDACTED: &str = "[redacted]";
+/// How many characters of foreign text go into an error: enough for a registry's own message, not for a page.
+const MAX_FOREIGN: usize = 300;
+
+/// A password, a token, or a header made of one.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(Box<str>);
+
+impl Secret {
+    /// Hides `text`.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into().into())
+    }
+
+    /// The text itself, for a request and for nothing else.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is no text.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+/// A URL that shows scheme, host, port and path, and nothing of its query, fragment and user.
+pub struct ShownUrl<'a>(pub &'a Url);
+
+impl fmt::Display for ShownUrl<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}{}", self.0.scheme(), host_of(self.0), self.0.path())?;
+        if self.0.query().is_some() {
+            write!(f, "?{REDACTED}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ShownUrl<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// `host` or `host:port`, as people write it.
+pub(super) fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or("(no host)");
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// Text that somebody else wrote, made fit for one line of a log: no control characters (nor those that turn the writing
+/// direction), runs of space joined, and cut.
+pub(super) fn sanitised(text: &str) -> String {
+    let mut line = String::new();
+    let mut length = 0;
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !line.is_empty() {
+            line.push(' ');
+            length += 1;
+        }
+        for c in word.chars().filter(|c| !turns_direction(*c)) {
+            if length >= MAX_FOREIGN {
+                line.push_str("...");
+                return line;
+            }
+            line.push(c);
+            length += 1;
+        }
+    }
+    line
+}
+
+/// Unicode's bidirectional controls and invisible marks, which make a terminal show another text than the one there is.
+fn turns_direction(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_shown_by_no_format() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(format!("{secret} {secret:?} {:#?}", Some(&secret)).matches("hunter2").count(), 0);
+        assert_eq!(secret.expose(), "hunter2");
+    }
+
+    #[test]
+    fn a_signed_url_keeps_its_signature_to_itself() {
+        let url: Url =
+            "https://user:pw@cdn.example:8443/blobs/ab?X-Amz-Signature=5ec2e7#frag".parse().unwrap();
+        assert_eq!(ShownUrl(&url).to_string(), "https://cdn.example:8443/blobs/ab?[redacted]");
+        assert_eq!(format!("{:?}", ShownUrl(&url)), "https://cdn.example:8443/blobs/ab?[redacted]");
+    }
+
+    #[test]
+    fn foreign_text_becomes_one_short_line_without_controls() {
+        assert_eq!(sanitised("a\r\n\x1b[31mred\u{202e}\tb"), "a [31mred b");
+        let long = sanitised(&"x".repeat(5000));
+        assert_eq!(long.len(), MAX_FOREIGN + 3);
+    }
+}

@@ -1,0 +1,283 @@
+//! One request and its redirects: clients, headers, and who may see the authorization.
+//!
+//! Nothing is tried twice here except for a login. The idea: redirects are followed by hand, because only then can each hop
+//! be told apart: a credential goes to the registry's own scheme, host and port, https never turns into http, and nothing
+//! tells the next host where we came from.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE};
+use reqwest::{Client, RequestBuilder, Response, Url};
+
+use super::answer::{self, Body};
+use super::auth::{Auth, Scope, origin};
+use super::challenge::is_loopback;
+use super::redact::{Secret, ShownUrl, host_of};
+use super::{Options, RegistryError};
+use crate::io::ByteRange;
+
+/// How many redirects one request follows.
+const MAX_REDIRECTS: u32 = 5;
+/// The first byte of an answer may take this many stall times: a registry that is a cache fetches first.
+const FIRST_BYTE: u32 = 3;
+
+/// HTTP clients by what they need. They share nothing but options; each keeps its own connections.
+pub(super) struct Clients {
+    user_agent: String,
+    connect_timeout: Duration,
+    stall: Duration,
+    /// For this machine: no proxy, no certificates.
+    local: Slot,
+    /// For plain http elsewhere: no certificates, so that it works on a machine that has none.
+    plain: Slot,
+    /// For https.
+    secure: Slot,
+}
+
+type Slot = OnceLock<Result<Client, Arc<reqwest::Error>>>;
+
+/// How parameters go to a token server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// In the query.
+    Get,
+    /// In the body, where no log of a server on the way has them.
+    Post,
+}
+
+impl Clients {
+    pub(super) fn new(options: &Options) -> Self {
+        // reqwest is built without a provider of its own; ring needs no C toolchain. A second installation is refused and
+        // changes nothing.
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
+            tracing::trace!("the process has a crypto provider");
+        }
+        Self {
+            user_agent: options.user_agent.clone(),
+            connect_timeout: options.connect_timeout,
+            stall: options.stall_timeout,
+            local: Slot::new(),
+            plain: Slot::new(),
+            secure: Slot::new(),
+        }
+    }
+
+    /// How long nothing may arrive.
+    pub(super) fn stall(&self) -> Duration {
+        self.stall
+    }
+
+    fn of(&self, url: &Url) -> Result<&Client, RegistryError> {
+        let builder = || {
+            Client::builder()
+                .user_agent(&self.user_agent)
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(self.connect_timeout)
+                // A connection whose peer went away in silence must not be used for the next try.
+                .http2_keep_alive_interval(self.stall)
+                .http2_keep_alive_timeout(self.stall)
+        };
+        let client = if url.scheme() == "https" {
+            self.secure.get_or_init(|| builder().build().map_err(Arc::new))
+        } else if is_loopback(url) {
+            self.local.get_or_init(|| builder().no_proxy().tls_certs_only([]).build().map_err(Arc::new))
+        } else {
+            self.plain.get_or_init(|| builder().tls_certs_only([]).build().map_err(Arc::new))
+        };
+        client.as_ref().map_err(|error| RegistryError::Setup { source: error.clone() })
+    }
+
+    /// Sends one request and waits for the head of its answer.
+    async fn send(&self, request: RequestBuilder, host: &str, what: &str) -> Result<Response, RegistryError> {
+        let waited = self.connect_timeout.max(self.stall * FIRST_BYTE);
+        match tokio::time::timeout(waited, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(broken(host, what, error)),
+            Err(_) => Err(RegistryError::Stalled { host: host.to_owned(), what: what.to_owned(), waited }),
+        }
+    }
+
+    /// A token request. Redirects are not followed: the answer to one is an answer with a wrong status.
+    pub(super) async fn token(
+        &self,
+        realm: &Url,
+        form: Form,
+        pairs: &[(&str, &str)],
+        authorization: Option<&Secret>,
+        what: &str,
+    ) -> Result<Response, RegistryError> {
+        let client = self.of(realm)?;
+        let mut url = realm.clone();
+        let mut request = match form {
+            Form::Get => {
+                url.query_pairs_mut().extend_pairs(pairs);
+                client.get(url)
+            }
+            Form::Post => {
+                // The query of a scratch URL is the form encoding.
+                let mut scratch = realm.clone();
+                scratch.set_query(None);
+                scratch.query_pairs_mut().extend_pairs(pairs);
+                let body = scratch.query().unwrap_or_default().to_owned();
+                client.post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
+            }
+        };
+        if let Some(secret) = authorization {
+            request = request.header(AUTHORIZATION, sensitive(secret, realm, what)?);
+        }
+        self.send(request.header(ACCEPT, "application/json"), &host_of(realm), what).await
+    }
+}
+
+/// A request to a registry.
+pub(super) struct Question<'a> {
+    /// Whom it is for.
+    pub(super) scope: &'a Scope,
+    /// The media types that may come.
+    pub(super) accept: &'a str,
+    /// The bytes, when not all.
+    pub(super) range: Option<ByteRange>,
+    /// Its name in errors.
+    pub(super) what: &'a str,
+}
+
+/// An answer that is neither a redirect nor a challenge we could meet.
+pub(super) struct Reply {
+    /// The answer, its body unread.
+    pub(super) response: Response,
+    /// Who gave it.
+    pub(super) url: Url,
+    /// Whether that is the registry itself.
+    pub(super) at_home: bool,
+    /// Whether a redirect led there.
+    pub(super) redirected: bool,
+    /// Whether it was asked in somebody's name.
+    pub(super) authenticated: bool,
+}
+
+/// Asks `question` at `start`, follows redirects, and logs in once for each host that asks for it.
+pub(super) async fn ask(
+    clients: &Clients,
+    auth: &Auth,
+    question: &Question<'_>,
+    start: &Url,
+) -> Result<Reply, RegistryError> {
+    let Question { scope, what, .. } = *question;
+    let home = origin(&scope.home);
+    let (mut url, mut redirects) = (start.clone(), 0);
+    let mut authorization = auth.known(scope, &url).await?;
+    let mut renewed = false;
+    loop {
+        let host = host_of(&url);
+        let mut request = clients
+            .of(&url)?
+            .get(url.clone())
+            .header(ACCEPT, question.accept)
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some(range) = question.range {
+            request = request.header(RANGE, format!("bytes={range}"));
+        }
+        if let Some(known) = &authorization {
+            request = request.header(AUTHORIZATION, sensitive(&known.header, &url, what)?);
+        }
+        let response = clients.send(request, &host, what).await?;
+        let status = response.status().as_u16();
+        tracing::debug!(url = %ShownUrl(&url), range = question.range.map(tracing::field::debug), status, "request");
+        let body = Body { host: &host, what, stall: clients.stall() };
+        let at_home = origin(&url) == home;
+        let protocol =
+            |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
+        if matches!(status, 301 | 302 | 303 | 307 | 308) {
+            redirects += 1;
+            if redirects > MAX_REDIRECTS {
+                return Err(protocol(format!("more than {MAX_REDIRECTS} redirects")));
+            }
+            let next = answer::header(&response, "location").ok_or("a redirect to nowhere".to_owned());
+            let next = next.and_then(|location| redirect(&url, location)).map_err(protocol)?;
+            body.discard(response).await;
+            if origin(&next) != origin(&url) {
+                authorization = auth.known(scope, &next).await?;
+                renewed = false;
+            }
+            url = next;
+            continue;
+        }
+        let outdated = status == 403 && authorization.as_ref().is_some_and(|known| known.may_be_outdated());
+        if (status == 401 || outdated) && !renewed {
+            match auth.answer(scope, &url, response.headers(), authorization.as_ref()).await {
+                Ok(Some(next)) => {
+                    body.discard(response).await;
+                    authorization = Some(next);
+                    renewed = true;
+                    continue;
+                }
+                Err(error) if at_home => return Err(error),
+                // Elsewhere we have no name to give; the caller may know another way.
+                Ok(None) | Err(_) => {}
+            }
+        }
+        let authenticated = authorization.is_some_and(|known| known.authenticated);
+        return Ok(Reply { response, url, at_home, redirected: redirects > 0, authenticated });
+    }
+}
+
+/// Where a redirect leads, when it may be followed.
+fn redirect(from: &Url, location: &str) -> Result<Url, String> {
+    let mut next = from.join(location).map_err(|_| "a redirect to something that is not a URL".to_owned())?;
+    match (from.scheme(), next.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        ("https", "http") => return Err(format!("a redirect from https to http at {}", host_of(&next))),
+        _ => return Err("a redirect to something that is not http".into()),
+    }
+    if !next.username().is_empty() || next.password().is_some() {
+        return Err(format!("a redirect that names a user at {}", host_of(&next)));
+    }
+    next.set_fragment(None);
+    Ok(next)
+}
+
+/// A header that no log of the HTTP crates shows.
+fn sensitive(secret: &Secret, url: &Url, what: &str) -> Result<HeaderValue, RegistryError> {
+    let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| RegistryError::Credentials {
+        place: format!("the login for {}", host_of(url)),
+        reason: format!("it makes no header for {what}"),
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The error of a connection. Its URL is cut out, because the query may be signed.
+pub(super) fn broken(host: &str, what: &str, error: reqwest::Error) -> RegistryError {
+    let connecting = error.is_connect();
+    let source = Arc::new(error.without_url());
+    let host = host.to_owned();
+    if connecting && is_tls(&source) {
+        return RegistryError::Insecure { host, source };
+    }
+    RegistryError::Unreachable { host, what: what.to_owned(), connecting, source }
+}
+
+/// Whether TLS is what failed. An `io::Error` hides the error it holds from `source()`, and one may hold another.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>() || held.is_some_and(|held| is_tls(held)) || error.source().is_some_and(is_tls)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_never_leaves_https() {
+        let from = |from: &str, to: &str| redirect(&from.parse().unwrap(), to).map(|url| url.to_string());
+        assert_eq!(from("https://r.example/v2/a", "/other?x=1").unwrap(), "https://r.example/other?x=1");
+        assert_eq!(from("http://r.example/", "https://cdn.example/").unwrap(), "https://cdn.example/");
+        assert_eq!(from("http://127.0.0.1:1/", "http://127.0.0.1:2/").unwrap(), "http://127.0.0.1:2/");
+        for bad in ["http://r.example/", "file:///etc/passwd", "ftp://x/", "https://user:pw@cdn.example/"] {
+            let reason = from("https://r.example/", bad).unwrap_err();
+            assert!(!reason.contains("pw"), "{reason}");
+        }
+    }
+}
