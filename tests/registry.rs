@@ -1,0 +1,143 @@
+//! The registry client against a registry that misbehaves: what is delivered, and how many requests and bytes it cost.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use fault_registry::{Fault as Bad, FaultRegistry, Request};
+use futures_util::StreamExt as _;
+use ocifs::io::{ByteRange, Delivery, Fault, Fetch, FetchAll, ReadError, read_all, read_vec};
+use ocifs::oci::{Descriptor, Digest, MAX_DOCUMENT, MediaType, Reference, Selector};
+use ocifs::registry::{Credential, Options, Registry, RegistryError, Secret};
+
+#[path = "registry_client/authentication.rs"]
+mod authentication;
+#[path = "support/fault_registry.rs"]
+mod fault_registry;
+#[path = "registry_client/interruptions.rs"]
+mod interruptions;
+#[path = "registry_client/manifests.rs"]
+mod manifests;
+#[path = "registry_client/ranges.rs"]
+mod ranges;
+#[path = "support/read_at_suite.rs"]
+mod read_at_suite;
+#[path = "registry_client/redirects.rs"]
+mod redirects;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const PASSWORD: &str = "5ecret-password";
+
+/// Impatient enough for a test, and blind to the credentials of whoever runs it.
+fn options() -> Options {
+    Options {
+        anonymous: true,
+        read_budget: Duration::from_secs(20),
+        connect_timeout: Duration::from_secs(2),
+        stall_timeout: Duration::from_millis(300),
+        ..Options::default()
+    }
+}
+
+fn with_password() -> Options {
+    let creds = Credential { user: "user".into(), secret: Secret::new(PASSWORD) };
+    Options { anonymous: false, creds: Some(creds), ..options() }
+}
+
+fn client() -> Registry {
+    Registry::new(options()).unwrap()
+}
+
+fn reference(server: &FaultRegistry) -> Reference {
+    format!("{}/team/app:v1", server.host()).parse().unwrap()
+}
+
+fn descriptor(digest: &Digest, size: u64) -> Descriptor {
+    Descriptor {
+        media_type: MediaType::from("application/octet-stream"),
+        digest: digest.clone(),
+        size,
+        annotations: BTreeMap::new(),
+        platform: None,
+        artifact_type: None,
+        data: None,
+    }
+}
+
+/// Bytes without a period that a shifted range could hide in.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1u32;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    })
+    .take(len)
+    .collect()
+}
+
+/// A server with one blob, and a client's view of it.
+struct Scene {
+    server: FaultRegistry,
+    registry: Registry,
+    bytes: Vec<u8>,
+    blob: Arc<dyn Fetch>,
+}
+
+fn scene_of(len: usize, options: Options) -> Scene {
+    let server = FaultRegistry::start();
+    let bytes = noise(len);
+    let digest = server.push_blob(bytes.clone());
+    let registry = Registry::new(options).unwrap();
+    let blob = registry.blob(&reference(&server), &descriptor(&digest, len as u64));
+    Scene { server, registry, bytes, blob }
+}
+
+fn scene(len: usize) -> Scene {
+    scene_of(len, options())
+}
+
+impl Scene {
+    async fn read(&self, start: u64, end: u64) -> Result<Vec<u8>, ReadError> {
+        read_vec(&FetchAll(self.blob.clone()), ByteRange::new(start, end)).await
+    }
+
+    /// Reads and compares.
+    async fn expect(&self, start: u64, end: u64) {
+        let read = self.read(start, end).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        assert!(read == self.bytes[start as usize..end as usize], "wrong bytes in {start}..{end}");
+    }
+
+    fn ranges(&self) -> Vec<(u64, u64)> {
+        self.server.blob_requests().iter().map(|request| request.range.unwrap()).collect()
+    }
+}
+
+async fn collect(delivery: Delivery) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = Vec::new();
+    let mut body = delivery.body;
+    while let Some(chunk) = body.next().await {
+        bytes.extend_from_slice(&chunk?);
+    }
+    Ok(bytes)
+}
+
+fn statuses(requests: &[Request]) -> Vec<u16> {
+    requests.iter().map(|request| request.status).collect()
+}
+
+fn tag(name: &str) -> Selector {
+    Selector::Tag(name.into())
+}
+
+/// The whole chain of an error, with its debug form, to search for what must not be there.
+fn everything(error: &dyn std::error::Error) -> String {
+    let mut text = format!("{error:?} {error:#?}");
+    let mut next = Some(error);
+    while let Some(error) = next {
+        text.push_str(&format!(": {error}"));
+        next = error.source();
+    }
+    text
+}

@@ -1,0 +1,622 @@
+//! A registry in this process that can misbehave in every way we know, and that refuses what a real one may refuse.
+//!
+//! It must never be kinder than reality: a request that is sloppy (an open or a double range, a Referer, an accepted
+//! encoding, a credential at the wrong host) is answered with 400, recorded, and fails the test when the registry is
+//! dropped. The idea: std::net only, a thread for each connection, all state behind one lock, and a record of every
+//! request that is written before its bytes are sent, so that a test never counts too little.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "every test crate that includes this file uses another part of it"
+)]
+#![allow(clippy::unwrap_used, reason = "a double that cannot go on should fail the test")]
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use fault::Fault;
+use http::{Answer, Head, basic_header, read_head, split};
+use ocifs::oci::Digest;
+
+#[path = "fault_registry/fault.rs"]
+mod fault;
+#[path = "fault_registry/http.rs"]
+mod http;
+
+/// A request as it was answered.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub method: String,
+    /// Without the query.
+    pub path: String,
+    /// Half-open.
+    pub range: Option<(u64, u64)>,
+    pub status: u16,
+    /// Bytes of the body.
+    pub bytes_sent: u64,
+    /// Whether there was an Authorization header.
+    pub authorization: bool,
+    /// Whether the second host was asked.
+    pub cdn: bool,
+}
+
+/// The registry, on two ports of 127.0.0.1.
+pub struct FaultRegistry {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    registry: SocketAddr,
+    cdn: SocketAddr,
+    down: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// A media type and the bytes.
+type Document = (String, Arc<Vec<u8>>);
+
+#[derive(Default)]
+struct State {
+    blobs: HashMap<String, Arc<Vec<u8>>>,
+    /// By repository and by tag or digest.
+    manifests: HashMap<(String, String), Document>,
+    /// With how often each still applies.
+    faults: Vec<(Fault, u32)>,
+    requests: Vec<Request>,
+    violations: Vec<String>,
+    /// By token: its scope and its birth.
+    tokens: HashMap<String, (String, Instant)>,
+    tokens_made: u64,
+    /// Part of every signed URL.
+    signature: u64,
+    streaming: usize,
+    most_streaming: usize,
+    connections: Vec<TcpStream>,
+}
+
+impl FaultRegistry {
+    pub fn start() -> Self {
+        let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (registry, cdn) = (listen(), listen());
+        let shared = Arc::new(Shared {
+            registry: registry.local_addr().unwrap(),
+            cdn: cdn.local_addr().unwrap(),
+            down: AtomicBool::new(false),
+            state: Mutex::default(),
+        });
+        let this = Self { shared, threads: Mutex::default() };
+        this.serve([registry, cdn]);
+        this
+    }
+
+    /// `127.0.0.1:port`.
+    pub fn host(&self) -> String {
+        self.shared.registry.to_string()
+    }
+
+    /// The host of signed URLs.
+    pub fn cdn_host(&self) -> String {
+        self.shared.cdn.to_string()
+    }
+
+    pub fn push_blob(&self, bytes: impl Into<Vec<u8>>) -> Digest {
+        let bytes = bytes.into();
+        let digest = Digest::sha256(&bytes);
+        self.push_blob_as(&digest, bytes);
+        digest
+    }
+
+    /// Serves bytes under a digest that need not be theirs.
+    pub fn push_blob_as(&self, digest: &Digest, bytes: impl Into<Vec<u8>>) {
+        self.shared.lock().blobs.insert(digest.to_string(), Arc::new(bytes.into()));
+    }
+
+    pub fn push_manifest(&self, repo: &str, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
+        let digest = Digest::sha256(bytes);
+        for name in [tag, digest.as_str()] {
+            self.push_manifest_as(repo, name, media_type, bytes);
+        }
+        digest
+    }
+
+    /// Serves a document under a tag or digest that need not be its own.
+    pub fn push_manifest_as(&self, repo: &str, name: &str, media_type: &str, bytes: &[u8]) {
+        let document = (media_type.to_owned(), Arc::new(bytes.to_vec()));
+        self.shared.lock().manifests.insert((repo.to_owned(), name.to_owned()), document);
+    }
+
+    /// Every request so far, in the order of their heads.
+    pub fn requests(&self) -> Vec<Request> {
+        self.shared.lock().requests.clone()
+    }
+
+    /// Those for blobs, redirects and the second host included.
+    pub fn blob_requests(&self) -> Vec<Request> {
+        self.requests().into_iter().filter(|request| request.path.contains("/blobs/")).collect()
+    }
+
+    /// Those for manifests.
+    pub fn manifest_requests(&self) -> Vec<Request> {
+        self.requests().into_iter().filter(|request| request.path.contains("/manifests/")).collect()
+    }
+
+    /// Those for tokens.
+    pub fn token_requests(&self) -> Vec<Request> {
+        self.requests().into_iter().filter(|request| request.path == "/token").collect()
+    }
+
+    /// Bytes of blobs that were sent.
+    pub fn blob_bytes(&self) -> u64 {
+        self.blob_requests().iter().map(|request| request.bytes_sent).sum()
+    }
+
+    /// How many bodies of blobs were on their way at once, at most.
+    pub fn most_streaming(&self) -> usize {
+        self.shared.lock().most_streaming
+    }
+
+    pub fn reset_counts(&self) {
+        let mut state = self.shared.lock();
+        state.requests.clear();
+        state.most_streaming = state.streaming;
+    }
+
+    /// Misbehaves so until `clear`, or as many times as the fault says.
+    pub fn set(&self, fault: Fault) {
+        let times = match &fault {
+            Fault::TruncateAfter { times, .. } | Fault::Status { times, .. } => *times,
+            _ => u32::MAX,
+        };
+        self.set_for(fault, times);
+    }
+
+    /// Misbehaves so for this many requests.
+    pub fn set_for(&self, fault: Fault, times: u32) {
+        self.shared.lock().faults.push((fault, times));
+    }
+
+    /// Behaves again.
+    pub fn clear(&self) {
+        self.shared.lock().faults.clear();
+    }
+
+    /// From now on every token that was given is refused.
+    pub fn revoke_tokens(&self) {
+        self.shared.lock().tokens.clear();
+    }
+
+    /// From now on every signed URL that was given is refused.
+    pub fn expire_signed_urls(&self) {
+        self.shared.lock().signature += 1;
+    }
+
+    /// Cuts all connections and refuses new ones.
+    pub fn go_down(&self) {
+        self.shared.down.store(true, Ordering::SeqCst);
+        // A connection wakes the thread that accepts; it sees the flag and ends, which closes the port.
+        for address in [self.shared.registry, self.shared.cdn] {
+            TcpStream::connect(address).ok();
+        }
+        for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            thread.join().ok();
+        }
+        for connection in self.shared.lock().connections.drain(..) {
+            // The peer may have closed it already.
+            connection.shutdown(Shutdown::Both).ok();
+        }
+    }
+
+    /// Listens again on the same ports.
+    pub fn come_up(&self) {
+        self.shared.down.store(false, Ordering::SeqCst);
+        self.serve([self.shared.registry, self.shared.cdn].map(|address| {
+            let started = Instant::now();
+            loop {
+                match TcpListener::bind(address) {
+                    Ok(listener) => return listener,
+                    Err(_) if started.elapsed() < Duration::from_secs(5) => {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    Err(error) => panic!("port {address} was taken while the registry was down: {error}"),
+                }
+            }
+        }));
+    }
+
+    fn serve(&self, [registry, cdn]: [TcpListener; 2]) {
+        for (listener, at_cdn) in [(registry, false), (cdn, true)] {
+            let shared = self.shared.clone();
+            let thread = std::thread::spawn(move || shared.accept(&listener, at_cdn));
+            self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+    }
+}
+
+impl Drop for FaultRegistry {
+    fn drop(&mut self) {
+        self.go_down();
+        let violations = std::mem::take(&mut self.shared.lock().violations);
+        if !violations.is_empty() && !std::thread::panicking() {
+            panic!("requests that a registry may refuse: {violations:#?}");
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept(self: &Arc<Self>, listener: &TcpListener, at_cdn: bool) {
+        for connection in listener.incoming() {
+            if self.down.load(Ordering::SeqCst) {
+                return;
+            }
+            let Ok(connection) = connection else { continue };
+            if let Ok(clone) = connection.try_clone() {
+                self.lock().connections.push(clone);
+            }
+            let shared = self.clone();
+            // Ends when the connection does, which `go_down` sees to.
+            std::thread::spawn(move || {
+                shared.converse(&connection, at_cdn).ok();
+                connection.shutdown(Shutdown::Both).ok();
+            });
+        }
+    }
+
+    /// Answers requests until one side closes.
+    fn converse(&self, mut connection: &TcpStream, at_cdn: bool) -> std::io::Result<()> {
+        connection.set_nodelay(true)?;
+        let mut buffer = Vec::new();
+        while let Some(head) = read_head(&mut connection, &mut buffer)? {
+            if !self.respond(connection, &head, at_cdn)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one answer; whether the connection can go on.
+    fn respond(&self, mut connection: &TcpStream, head: &Head, at_cdn: bool) -> std::io::Result<bool> {
+        let mut answer = self.decide(head, at_cdn);
+        if answer.status == 0 {
+            wait_for_end(connection);
+            return Ok(false);
+        }
+        let is_blob = answer.is_blob;
+        let mut state = self.lock();
+        let declared = {
+            if is_blob && state.has(|fault| matches!(fault, Fault::FlipBit)).is_some() {
+                let middle = answer.body.len() / 2;
+                answer.body[middle] ^= 1;
+            }
+            if is_blob && state.has(|fault| matches!(fault, Fault::LongBody)).is_some() {
+                answer.body.push(b'!');
+            }
+            if is_blob
+                && let Some(Fault::ShortBody { by }) =
+                    state.has(|fault| matches!(fault, Fault::ShortBody { .. }))
+            {
+                answer.body.truncate(answer.body.len().saturating_sub(by as usize));
+            }
+            if is_blob && state.has(|fault| matches!(fault, Fault::ContentEncodingGzip)).is_some() {
+                answer = answer.with("Content-Encoding", "gzip");
+            }
+            answer.body.len()
+        };
+        let chunked = answer.status < 300 && state.has(|fault| matches!(fault, Fault::Chunked)).is_some();
+        let mut ends_after = None;
+        let mut stalls = false;
+        let mut rate = None;
+        if is_blob {
+            if let Some(Fault::TruncateAfter { bytes, .. }) =
+                state.has(|fault| matches!(fault, Fault::TruncateAfter { .. }))
+            {
+                ends_after = Some(bytes);
+            }
+            if let Some(Fault::StallAfter(bytes)) = state.has(|fault| matches!(fault, Fault::StallAfter(_))) {
+                (ends_after, stalls) = (Some(bytes), true);
+            }
+            if let Some(Fault::SlowBytesPerSecond(bytes)) =
+                state.has(|fault| matches!(fault, Fault::SlowBytesPerSecond(_)))
+            {
+                rate = Some(bytes);
+            }
+            state.streaming += 1;
+            state.most_streaming = state.most_streaming.max(state.streaming);
+        }
+        let record = state.requests.len();
+        state.requests.push(Request {
+            method: head.method.clone(),
+            path: head.path.clone(),
+            range: head.range().ok().flatten(),
+            status: answer.status,
+            bytes_sent: 0,
+            authorization: head.header("authorization").is_some(),
+            cdn: at_cdn,
+        });
+        drop(state);
+
+        let mut text = format!("HTTP/1.1 {} x\r\n", answer.status);
+        for (name, value) in &answer.headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text.push_str(&if chunked {
+            "Transfer-Encoding: chunked\r\n\r\n".to_owned()
+        } else {
+            format!("Content-Length: {declared}\r\n\r\n")
+        });
+        let sent = connection.write_all(text.as_bytes()).and_then(|()| {
+            let limit = ends_after.map_or(declared, |limit| declared.min(limit as usize));
+            let step = rate.map_or(64 * 1024, |rate| (rate / 20).max(1) as usize);
+            for piece in answer.body[..limit].chunks(step) {
+                self.count(record, piece.len() as u64);
+                if chunked {
+                    connection.write_all(format!("{:x}\r\n", piece.len()).as_bytes())?;
+                    connection.write_all(piece)?;
+                    connection.write_all(b"\r\n")?;
+                } else {
+                    connection.write_all(piece)?;
+                }
+                if rate.is_some() {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+            if limit == declared && chunked {
+                connection.write_all(b"0\r\n\r\n")?;
+            }
+            Ok(limit == declared)
+        });
+        if stalls && matches!(sent, Ok(false)) {
+            wait_for_end(connection);
+        }
+        if is_blob {
+            self.lock().streaming -= 1;
+        }
+        sent
+    }
+
+    /// Counts bytes before they are written. A record may be gone when the counts were reset.
+    fn count(&self, record: usize, bytes: u64) {
+        if let Some(request) = self.lock().requests.get_mut(record) {
+            request.bytes_sent += bytes;
+        }
+    }
+
+    fn decide(&self, head: &Head, at_cdn: bool) -> Answer {
+        let mut state = self.lock();
+        if let Err(reason) = self.check(head, at_cdn) {
+            state.violations.push(format!("{} {}: {reason}", head.method, head.path));
+            return Answer::error(400, "UNSUPPORTED", "strict");
+        }
+        if at_cdn {
+            return state.cdn_blob(head);
+        }
+        if head.path == "/token" {
+            return state.token(head, &self.cdn.to_string());
+        }
+        let Some((repo, kind, name)) = split(&head.path) else {
+            return Answer::error(404, "NAME_UNKNOWN", "no such place");
+        };
+        if let Some(refusal) = state.authorize(head, repo, &self.registry.to_string()) {
+            return refusal;
+        }
+        if state.has(|fault| matches!(fault, Fault::Silent)).is_some() {
+            return Answer::new(0, "");
+        }
+        if let Some(Fault::Status { code, retry_after, .. }) =
+            state.has(|fault| matches!(fault, Fault::Status { .. }))
+        {
+            let answer = Answer::error(code, "FAULT", "as it was told");
+            return match retry_after {
+                Some(value) => answer.with("Retry-After", value),
+                None => answer,
+            };
+        }
+        if state.has(|fault| matches!(fault, Fault::Html)).is_some() {
+            return Answer::html();
+        }
+        match kind {
+            "manifests" => state.manifest(head, repo, name),
+            _ => {
+                if let Some(fault) = state.has(|fault| {
+                    matches!(
+                        fault,
+                        Fault::RedirectTo307SecondHost | Fault::RedirectLoop | Fault::RedirectTo(_)
+                    )
+                }) {
+                    let location = match fault {
+                        Fault::RedirectTo(url) => url,
+                        Fault::RedirectLoop => head.path.clone(),
+                        _ => format!("http://{}/cdn/blobs/{name}?sig={}", self.cdn, state.signature),
+                    };
+                    return Answer::new(307, "").with("Location", location);
+                }
+                state.blob(head, name)
+            }
+        }
+    }
+
+    /// What a strict server may insist on.
+    fn check(&self, head: &Head, at_cdn: bool) -> Result<(), String> {
+        let address = if at_cdn { self.cdn } else { self.registry };
+        if head.header("host") != Some(address.to_string().as_str()) {
+            return Err(format!("host {:?}", head.header("host")));
+        }
+        if head.method != "GET" && head.path != "/token" {
+            return Err("only GET is served".into());
+        }
+        if let Some(referer) = head.header("referer") {
+            return Err(format!("referer {referer}"));
+        }
+        if at_cdn && head.header("authorization").is_some() {
+            return Err("authorization at the second host".into());
+        }
+        let is_blob = head.path.contains("/blobs/");
+        if is_blob && head.header("accept-encoding") != Some("identity") {
+            return Err(format!("accept-encoding {:?}", head.header("accept-encoding")));
+        }
+        if is_blob && head.header("accept") != Some("*/*") {
+            return Err(format!("accept {:?}", head.header("accept")));
+        }
+        match head.range()? {
+            None if is_blob => Err("a blob without a range".into()),
+            Some(_) if !is_blob => Err("a range of something that is no blob".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl State {
+    /// The first such fault that still applies, used up by one.
+    fn has(&mut self, wanted: impl Fn(&Fault) -> bool) -> Option<Fault> {
+        let (fault, times) = self.faults.iter_mut().find(|(fault, times)| *times > 0 && wanted(fault))?;
+        if *times != u32::MAX {
+            *times -= 1;
+        }
+        Some(fault.clone())
+    }
+
+    /// Such a fault, not used up.
+    fn peek(&self, wanted: impl Fn(&Fault) -> bool) -> Option<&Fault> {
+        self.faults.iter().map(|(fault, _)| fault).find(|fault| wanted(fault))
+    }
+
+    fn manifest(&mut self, head: &Head, repo: &str, name: &str) -> Answer {
+        if let Some(Fault::BigManifest(bytes)) = self.has(|fault| matches!(fault, Fault::BigManifest(_))) {
+            let mut body = vec![b' '; bytes as usize];
+            (body[0], body[bytes as usize - 1]) = (b'{', b'}');
+            return Answer::new(200, body).with("Content-Type", "application/vnd.oci.image.manifest.v1+json");
+        }
+        let Some((media_type, bytes)) = self.manifests.get(&(repo.to_owned(), name.to_owned())).cloned()
+        else {
+            return Answer::error(404, "MANIFEST_UNKNOWN", "manifest unknown to this registry");
+        };
+        let accepted = head.header("accept").unwrap_or_default();
+        if !accepted.contains(media_type.split(';').next().unwrap_or_default()) {
+            self.violations.push(format!("{media_type} is not among {accepted}"));
+            return Answer::error(404, "MANIFEST_UNKNOWN", "not in this form");
+        }
+        let header = match self.has(|fault| matches!(fault, Fault::ManifestDigestHeader(_))) {
+            Some(Fault::ManifestDigestHeader(text)) => text,
+            _ => Digest::sha256(&bytes).to_string(),
+        };
+        Answer::new(200, bytes.to_vec())
+            .with("Content-Type", media_type)
+            .with("Docker-Content-Digest", header)
+    }
+
+    fn cdn_blob(&mut self, head: &Head) -> Answer {
+        if head.query != format!("sig={}", self.signature) {
+            let body = "<Error><Code>AccessDenied</Code><StringToSign>5ecret</StringToSign></Error>";
+            return Answer::new(403, body).with("Content-Type", "application/xml");
+        }
+        match head.path.strip_prefix("/cdn/blobs/") {
+            Some(name) => self.blob(head, name),
+            None => Answer::error(404, "BLOB_UNKNOWN", "no such place"),
+        }
+    }
+
+    fn blob(&mut self, head: &Head, name: &str) -> Answer {
+        let Some(bytes) = self.blobs.get(name).cloned() else {
+            return Answer::error(404, "BLOB_UNKNOWN", "blob unknown to this registry");
+        };
+        let size = bytes.len() as u64;
+        // The check came first: there is one closed range.
+        let (mut start, mut end) = head.range().unwrap().unwrap();
+        let mut answer = if self.has(|fault| matches!(fault, Fault::IgnoreRange)).is_some() {
+            Answer::new(200, bytes.to_vec())
+        } else if start >= size {
+            return Answer::error(416, "RANGE_INVALID", "past the end")
+                .with("Content-Range", format!("bytes */{size}"));
+        } else {
+            end = end.min(size);
+            if self.has(|fault| matches!(fault, Fault::WrongContentRange)).is_some() {
+                // Another range of the same length where there is one.
+                let shift = if end < size { 1 } else { 0 };
+                (start, end) = (start + shift, end + shift);
+                if shift == 0 && start > 0 {
+                    (start, end) = (start - 1, end - 1);
+                }
+            }
+            Answer::new(206, &bytes[start as usize..end as usize])
+                .with("Content-Range", format!("bytes {start}-{}/{size}", end - 1))
+        };
+        answer.is_blob = !answer.body.is_empty();
+        answer.with("Content-Type", "application/octet-stream")
+    }
+
+    /// The refusal for a request without the right login.
+    fn authorize(&mut self, head: &Head, repo: &str, host: &str) -> Option<Answer> {
+        let given = head.header("authorization");
+        let scope = format!("repository:{repo}:pull");
+        let bearer = self.peek(|fault| matches!(fault, Fault::RequireBearer { .. })).cloned();
+        if let Some(Fault::RequireBearer { token_lifetime }) = bearer {
+            let token = given.and_then(|header| header.strip_prefix("Bearer "));
+            let valid = token
+                .and_then(|token| self.tokens.get(token))
+                .is_some_and(|(of, birth)| *of == scope && birth.elapsed() < token_lifetime);
+            let realm = match self.peek(|fault| matches!(fault, Fault::Realm(_))) {
+                Some(Fault::Realm(realm)) => realm.clone(),
+                _ => format!("http://{host}/token"),
+            };
+            let challenge = format!(r#"Bearer realm="{realm}",service="fault",scope="{scope}""#);
+            return (!valid).then(|| {
+                Answer::error(401, "UNAUTHORIZED", "a token is wanted").with("WWW-Authenticate", challenge)
+            });
+        }
+        let basic = self.peek(|fault| matches!(fault, Fault::RequireBasic { .. })).cloned();
+        if let Some(Fault::RequireBasic { user, pass }) = basic
+            && given != Some(basic_header(&user, &pass).as_str())
+        {
+            let refusal = Answer::error(401, "UNAUTHORIZED", "a password is wanted");
+            return Some(refusal.with("WWW-Authenticate", r#"Basic realm="fault""#));
+        }
+        None
+    }
+
+    fn token(&mut self, head: &Head, cdn: &str) -> Answer {
+        if self.has(|fault| matches!(fault, Fault::TokenServerDown)).is_some() {
+            return Answer::new(503, "down for the night");
+        }
+        if self.has(|fault| matches!(fault, Fault::TokenServerHtml)).is_some() {
+            return Answer::html();
+        }
+        if self.has(|fault| matches!(fault, Fault::TokenServerRedirects)).is_some() {
+            return Answer::new(307, "").with("Location", format!("http://{cdn}/token"));
+        }
+        let parameters = head.parameters();
+        let given = |name: &str| parameters.get(name).map(String::as_str).unwrap_or_default();
+        if let Some(Fault::RequireBasic { user, pass }) =
+            self.peek(|fault| matches!(fault, Fault::RequireBasic { .. }))
+        {
+            let granted = match head.method.as_str() {
+                "POST" => given("grant_type") == "refresh_token" && given("refresh_token") == pass,
+                _ => head.header("authorization") == Some(basic_header(user, pass).as_str()),
+            };
+            if !granted {
+                return Answer::new(401, r#"{"details":"incorrect username or password"}"#);
+            }
+        }
+        if given("service") != "fault" {
+            self.violations.push(format!("token for service {:?}", given("service")));
+        }
+        self.tokens_made += 1;
+        let token = format!("token-{}", self.tokens_made);
+        self.tokens.insert(token.clone(), (given("scope").to_owned(), Instant::now()));
+        Answer::new(200, format!(r#"{{"token":"{token}","expires_in":300}}"#))
+    }
+}
+
+/// Blocks until the peer closes or `go_down` does: nobody sends anything now.
+fn wait_for_end(mut connection: &TcpStream) {
+    while matches!(connection.read(&mut [0; 64]), Ok(read) if read > 0) {}
+}

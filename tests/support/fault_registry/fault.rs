@@ -1,0 +1,56 @@
+//! The ways in which the fault registry misbehaves.
+
+use std::time::Duration;
+
+/// How the registry misbehaves. Several can be set at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// 200 and the whole blob, whatever the range.
+    IgnoreRange,
+    /// 206 with the range one byte further on, and its bytes.
+    WrongContentRange,
+    /// A correct Content-Range over a body (and a Content-Length) that lacks this many bytes.
+    ShortBody { by: u64 },
+    /// A correct Content-Range over a body (and a Content-Length) with one byte too many.
+    LongBody,
+    /// No Content-Length but chunks.
+    Chunked,
+    /// Closes the connection after this many bytes of a body, this many times.
+    TruncateAfter { bytes: u64, times: u32 },
+    /// Goes silent after this many bytes of a body.
+    StallAfter(u64),
+    /// Accepts requests for blobs and manifests and never answers.
+    Silent,
+    /// Answers requests for blobs and manifests with this status, this many times.
+    Status { code: u16, times: u32, retry_after: Option<String> },
+    /// Sends every blob request to a second host with a signed URL.
+    RedirectTo307SecondHost,
+    /// Sends every blob request to itself.
+    RedirectLoop,
+    /// Sends every blob request to this URL.
+    RedirectTo(String),
+    /// Wants this user; beside `RequireBearer` it is the token server that wants it.
+    RequireBasic { user: String, pass: String },
+    /// Wants a token of its token server, which lives this long.
+    RequireBearer { token_lifetime: Duration },
+    /// Names this realm in its challenges.
+    Realm(String),
+    /// The token server answers 503.
+    TokenServerDown,
+    /// The token server answers with a web page.
+    TokenServerHtml,
+    /// The token server redirects to the second host.
+    TokenServerRedirects,
+    /// Says that the body is compressed.
+    ContentEncodingGzip,
+    /// One bit in the middle of each body is wrong.
+    FlipBit,
+    /// Sends bodies of blobs this slowly.
+    SlowBytesPerSecond(u64),
+    /// Answers requests for blobs and manifests with a web page.
+    Html,
+    /// Manifests are documents of this many bytes.
+    BigManifest(u64),
+    /// Manifests come with this Docker-Content-Digest.
+    ManifestDigestHeader(String),
+}
