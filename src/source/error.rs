@@ -1,0 +1,83 @@
+//! Why a source could not answer.
+
+use std::path::PathBuf;
+
+use crate::io::Fault;
+use crate::oci::OciError;
+use crate::registry::RegistryError;
+
+/// A failed question to a source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The registry's own story, whole.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A document that a source gave is not what was asked for.
+    #[error("{place}")]
+    Document {
+        /// Which one, where.
+        place: String,
+        /// What is wrong with it.
+        source: OciError,
+    },
+    /// Something that only the network has.
+    #[error("{what} is not in the cache, and the network is not asked when offline")]
+    Offline {
+        /// The reference or digest.
+        what: String,
+    },
+    /// A directory that is no OCI layout.
+    #[error("{} is not an OCI image layout: {reason}", directory.display())]
+    NotALayout {
+        /// The directory.
+        directory: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// A layout without what was asked for.
+    #[error("{} has no image {wanted}; there is {available}", directory.display())]
+    NotInLayout {
+        /// The directory.
+        directory: PathBuf,
+        /// The tag or digest.
+        wanted: String,
+        /// The tags there are.
+        available: String,
+    },
+    /// A layout with several images and no word which.
+    #[error("{} has more than one image, name one of them: {available}", directory.display())]
+    Ambiguous {
+        /// The directory.
+        directory: PathBuf,
+        /// The tags (or digests) there are.
+        available: String,
+    },
+    /// A file that could not be read.
+    #[error("reading {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl SourceError {
+    /// Who is wrong.
+    pub fn fault(&self) -> Fault {
+        match self {
+            SourceError::Registry(error) => error.fault(),
+            SourceError::Document { source, .. } => source.fault(),
+            SourceError::Offline { .. } => Fault::Unavailable,
+            SourceError::NotALayout { .. } => Fault::Malformed,
+            SourceError::NotInLayout { .. } => Fault::NotFound,
+            SourceError::Ambiguous { .. } => Fault::Usage,
+            SourceError::Io { source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound => Fault::NotFound,
+                std::io::ErrorKind::PermissionDenied => Fault::Denied,
+                _ => Fault::Io,
+            },
+        }
+    }
+}

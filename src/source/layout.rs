@@ -1,0 +1,234 @@
+//! An OCI image layout directory as a source (image-spec image-layout.md).
+//!
+//! The only file names built here come from validated digests. Blobs may be missing or wrong: that is found when they are
+//! read, by size here and by digest in the cache.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
+use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, OciError};
+
+use super::{LayoutChoice, Root, Source, SourceError};
+
+/// Bytes read from a file at once.
+const CHUNK: u64 = 1024 * 1024;
+
+/// The annotations that name an image of a layout: OCI's tag, and containerd's full name.
+const NAMES: [&str; 2] = ["org.opencontainers.image.ref.name", "io.containerd.image.name"];
+
+/// One layout directory, and which of its images.
+pub(super) struct LayoutSource {
+    directory: PathBuf,
+    choice: LayoutChoice,
+}
+
+#[derive(Deserialize)]
+struct Marker {
+    #[serde(rename = "imageLayoutVersion")]
+    version: String,
+}
+
+impl LayoutSource {
+    pub(super) fn new(directory: PathBuf, choice: LayoutChoice) -> Self {
+        Self { directory, choice }
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.directory.join("blobs").join(digest.algorithm_name()).join(digest.encoded())
+    }
+
+    /// A document of this layout, for messages.
+    fn place(&self, digest: &Digest) -> String {
+        format!("{digest} of {}", self.directory.display())
+    }
+
+    /// The descriptor in `index.json` that the choice names.
+    fn choose(&self) -> Result<Descriptor, SourceError> {
+        let not_a_layout =
+            |reason: String| SourceError::NotALayout { directory: self.directory.clone(), reason };
+        let required = |name: &str| {
+            let path = self.directory.join(name);
+            match std::fs::metadata(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    Err(not_a_layout(format!("there is no file {name}")))
+                }
+                _ => read_document(&path),
+            }
+        };
+        match std::fs::metadata(&self.directory) {
+            Err(source) => return Err(SourceError::Io { path: self.directory.clone(), source }),
+            Ok(meta) if !meta.is_dir() => return Err(not_a_layout("it is not a directory".into())),
+            Ok(_) => {}
+        }
+        let marker: Marker = serde_json::from_slice(&required("oci-layout")?)
+            .map_err(|error| not_a_layout(format!("file oci-layout: {error}")))?;
+        if !marker.version.starts_with("1.") {
+            return Err(not_a_layout(format!("its version is {}, not 1.x", marker.version)));
+        }
+        let index =
+            Document::parse(&required("index.json")?, Some("application/vnd.oci.image.index.v1+json"))
+                .map_err(|error| not_a_layout(format!("file index.json: {error}")))?;
+        let Document::Index(index) = index else {
+            return Err(not_a_layout("file index.json is no index".into()));
+        };
+
+        let names = |entry: &Descriptor| {
+            NAMES.iter().filter_map(|name| entry.annotations.get(*name)).cloned().collect::<Vec<_>>()
+        };
+        let available = || {
+            let list: Vec<_> = index
+                .manifests
+                .iter()
+                .map(|entry| names(entry).into_iter().next().unwrap_or_else(|| format!("@{}", entry.digest)))
+                .collect();
+            if list.is_empty() { "nothing".into() } else { list.join(", ") }
+        };
+        let missing = |wanted: String| SourceError::NotInLayout {
+            directory: self.directory.clone(),
+            wanted,
+            available: available(),
+        };
+        match &self.choice {
+            LayoutChoice::Tag(tag) => {
+                let mut found = index.manifests.iter().filter(|entry| names(entry).contains(tag));
+                found.next().cloned().ok_or_else(|| missing(tag.clone()))
+            }
+            LayoutChoice::Digest(digest) => {
+                if let Some(entry) = index.manifests.iter().find(|entry| entry.digest == *digest) {
+                    return Ok(entry.clone());
+                }
+                // A manifest below a nested index is named by digest too.
+                let path = self.blob_path(digest);
+                let size = std::fs::metadata(&path).map_err(|_| missing(digest.to_string()))?.len();
+                Ok(Descriptor {
+                    media_type: Default::default(),
+                    digest: digest.clone(),
+                    size,
+                    annotations: Default::default(),
+                    platform: None,
+                    artifact_type: None,
+                    data: None,
+                })
+            }
+            LayoutChoice::Only => match index.manifests.as_slice() {
+                [only] => Ok(only.clone()),
+                [] => Err(missing("at all".into())),
+                _ => {
+                    Err(SourceError::Ambiguous { directory: self.directory.clone(), available: available() })
+                }
+            },
+        }
+    }
+
+    fn read(&self, descriptor: &Descriptor) -> Result<Root, SourceError> {
+        let path = self.blob_path(&descriptor.digest);
+        if descriptor.size > MAX_DOCUMENT {
+            let reason = format!("{} bytes are more than the limit of {MAX_DOCUMENT}", descriptor.size);
+            let source = OciError::Malformed { what: "document", reason };
+            return Err(SourceError::Document { place: self.place(&descriptor.digest), source });
+        }
+        let bytes = read_document(&path)?;
+        descriptor
+            .check("manifest", &bytes)
+            .map_err(|source| SourceError::Document { place: self.place(&descriptor.digest), source })?;
+        let content_type =
+            Some(descriptor.media_type.as_written().to_owned()).filter(|kind| !kind.is_empty());
+        Ok(Root { bytes: bytes.into(), digest: descriptor.digest.clone(), content_type })
+    }
+}
+
+impl Source for LayoutSource {
+    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+        Box::pin(async move { self.read(&self.choose()?) })
+    }
+
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+        Box::pin(async move { self.read(descriptor) })
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+        Arc::new(LayoutBlob { path: self.blob_path(&descriptor.digest), size: descriptor.size })
+    }
+}
+
+/// Opens a regular file. A pipe or a device in a layout, which may be somebody else's archive, must not hold us up.
+fn open_file(path: &Path) -> std::io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"))
+}
+
+/// Reads a small file whole, but never more than a document may have.
+fn read_document(path: &Path) -> Result<Vec<u8>, SourceError> {
+    let io = |source| SourceError::Io { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = open_file(path).map_err(io)?;
+    // One byte more than allowed, so that the parser sees that it is too much.
+    file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
+/// A blob file.
+struct LayoutBlob {
+    path: PathBuf,
+    size: u64,
+}
+
+impl LayoutBlob {
+    fn open(&self) -> Result<File, ReadError> {
+        let io = |error: std::io::Error| {
+            let fault =
+                if error.kind() == std::io::ErrorKind::NotFound { Fault::NotFound } else { Fault::Io };
+            ReadError::caused(fault, format!("reading {}", self.path.display()), error)
+        };
+        let file = open_file(&self.path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        if size != self.size {
+            let message =
+                format!("{} has {size} bytes, its descriptor says {}", self.path.display(), self.size);
+            return Err(ReadError::new(Fault::Mismatch, message));
+        }
+        Ok(file)
+    }
+}
+
+impl Fetch for LayoutBlob {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        Box::pin(async move {
+            let file = Arc::new(self.open()?);
+            let path: Arc<Path> = self.path.as_path().into();
+            let body = futures_util::stream::try_unfold(range.start, move |at| {
+                let (file, path) = (file.clone(), path.clone());
+                async move {
+                    if at == range.end {
+                        return Ok(None);
+                    }
+                    let len = (range.end - at).min(CHUNK);
+                    let read = tokio::task::spawn_blocking(move || {
+                        let mut buf = vec![0; len as usize];
+                        file.read_exact_at(&mut buf, at).map(|()| buf)
+                    });
+                    let failed = |error: std::io::Error| {
+                        ReadError::caused(Fault::Io, format!("reading {} at {at}", path.display()), error)
+                    };
+                    let buf = read.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
+                    Ok(Some((Bytes::from(buf), at + len)))
+                }
+            });
+            Ok(Delivery { range, body: Box::pin(body) })
+        })
+    }
+}

@@ -1,0 +1,61 @@
+//! Where an image lives: "give me this manifest" and "open this blob", whatever holds them.
+//!
+//! A source knows no layers and keeps nothing; what it hands out is checked against digests by whoever asked. To add one:
+//! a file here and an arm in the parser of [`Location`] and [`open`].
+
+mod error;
+mod layout;
+mod location;
+mod offline;
+mod registry;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use error::SourceError;
+pub use location::{LayoutChoice, Location};
+
+use crate::io::{BoxFuture, Fetch};
+use crate::oci::{Descriptor, Digest};
+use crate::registry::Registry;
+
+/// The document a location names.
+#[derive(Clone, Debug)]
+pub struct Root {
+    /// Exactly the bytes that were hashed.
+    pub bytes: Bytes,
+    /// Their digest.
+    pub digest: Digest,
+    /// What the source calls them, for documents that do not say it themselves.
+    pub content_type: Option<String>,
+}
+
+/// A place that has one image or artifact, or a choice of them.
+pub trait Source: Send + Sync + 'static {
+    /// What the location names now. A tag is asked once per call.
+    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>>;
+
+    /// A manifest or index by descriptor, checked against its size and digest.
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>>;
+
+    /// A blob, lazily: nothing is read here.
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch>;
+}
+
+/// A source that has nothing: what can be read is what the cache has.
+pub fn offline(location: &Location) -> Arc<dyn Source> {
+    Arc::new(offline::OfflineSource::new(location.to_string()))
+}
+
+/// Opens the source that `location` names. No request is made.
+pub fn open(location: &Location, registry: &Registry) -> Arc<dyn Source> {
+    match location {
+        Location::Registry(reference) => {
+            Arc::new(registry::RegistrySource::new(reference.clone(), registry.clone()))
+        }
+        Location::Layout { directory, choice } => {
+            Arc::new(layout::LayoutSource::new(directory.clone(), choice.clone()))
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The source of a mount that must not ask the network: it has nothing, and says so by name.
+
+use std::sync::Arc;
+
+use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
+use crate::oci::{Descriptor, Digest};
+
+use super::{Root, Source, SourceError};
+
+/// Refuses every question.
+pub(super) struct OfflineSource {
+    location: String,
+}
+
+impl OfflineSource {
+    pub(super) fn new(location: String) -> Self {
+        Self { location }
+    }
+}
+
+impl Source for OfflineSource {
+    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+        Box::pin(async move { Err(SourceError::Offline { what: self.location.clone() }) })
+    }
+
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+        Box::pin(async move { Err(SourceError::Offline { what: descriptor.digest.to_string() }) })
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+        Arc::new(Nothing { digest: descriptor.digest.clone(), size: descriptor.size })
+    }
+}
+
+/// A blob of which only the cache may have something.
+struct Nothing {
+    digest: Digest,
+    size: u64,
+}
+
+impl Fetch for Nothing {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        let error = SourceError::Offline { what: format!("range {range} of {}", self.digest) };
+        Box::pin(async move { Err(ReadError::new(Fault::Unavailable, error.to_string())) })
+    }
+}

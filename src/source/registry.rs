@@ -1,0 +1,47 @@
+//! The registry as a source.
+
+use std::sync::Arc;
+
+use crate::io::{BoxFuture, Fetch};
+use crate::oci::{Descriptor, Reference, Selector};
+use crate::registry::Registry;
+
+use super::{Root, Source, SourceError};
+
+/// One repository of one registry.
+pub(super) struct RegistrySource {
+    reference: Reference,
+    registry: Registry,
+}
+
+impl RegistrySource {
+    pub(super) fn new(reference: Reference, registry: Registry) -> Self {
+        Self { reference, registry }
+    }
+
+    async fn get(&self, selector: &Selector) -> Result<Root, SourceError> {
+        let fetched = self.registry.manifest(&self.reference, selector).await?;
+        Ok(Root { bytes: fetched.bytes, digest: fetched.digest, content_type: fetched.content_type })
+    }
+}
+
+impl Source for RegistrySource {
+    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+        Box::pin(async move { self.get(&self.reference.selector()).await })
+    }
+
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+        Box::pin(async move {
+            let root = self.get(&Selector::Digest(descriptor.digest.clone())).await?;
+            descriptor.check("manifest", &root.bytes).map_err(|source| SourceError::Document {
+                place: format!("{} of {}", descriptor.digest, self.reference.registry()),
+                source,
+            })?;
+            Ok(root)
+        })
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+        self.registry.blob(&self.reference, descriptor)
+    }
+}
