@@ -8,6 +8,7 @@ pub mod oci;
 
 pub mod registry;
 
+pub mod cache;
 pub mod source;
 
 

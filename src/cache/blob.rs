@@ -1,0 +1,516 @@
+//! Cached content as [`ReadAt`]: what is on disk is read there, what is missing is fetched once.
+//!
+//! It never hands out bytes that failed a check, and never fails a read because the disk does not take or give a block. The
+//! idea: a read takes from disk what it can, joins or starts a flight for each block that is missing, and looks at the state
+//! last, because poisoning writes the state before it truncates the data.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::JoinSet;
+
+use super::flight::{Flights, Wait, fetch_run};
+use super::pair::Pair;
+use super::proof::{Proof, Verdict};
+use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State};
+use super::{CacheError, lock};
+use crate::io::{BoxFuture, ByteRange, Fault, Fetch, ReadAt, ReadError, Verified};
+use crate::oci::{Algorithm, Digest};
+
+/// Fetches of one read that run at the same time.
+const PARALLEL: usize = 4;
+/// Blocks that [`ReadAt::read_ready`] may hash at once: a FUSE read is at most 1 MiB, which touches five.
+const READY_CHECKS: usize = 5;
+/// Blocks that [`Cached::ensure`] has in flight: four fetches of 4 MiB.
+const ENSURE_WINDOW: u64 = 64;
+/// The last use on disk is this fresh while content is being read.
+const TOUCH: Duration = Duration::from_secs(60);
+
+/// Cached content: a stored blob, or the decoded stream of one.
+pub struct Cached {
+    inner: Arc<Inner>,
+    /// The fetches that run. They outlive a reader that went away, but not the content: dropping the set ends them.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What the fetches share with the readers.
+pub(super) struct Inner {
+    pub(super) digest: Digest,
+    kind: Kind,
+    pub(super) size: u64,
+    pub(super) fetch: Arc<dyn Fetch>,
+    /// `None` when the disk let no file be made: then everything is fetched for its readers only.
+    pub(super) pair: Option<Pair>,
+    pub(super) flights: Mutex<Flights>,
+    pub(super) proof: Proof,
+    /// Set once the bytes were compared with the digest and found different.
+    poisoned: AtomicBool,
+    /// Set once they were found equal; on disk this is written after a sync, which takes longer.
+    proven: AtomicBool,
+    /// Empty while content is complete on disk that nobody compared with its digest.
+    settled: OnceCell<()>,
+    /// What the owner of a decoded stream says about it, as [`Verified`].
+    vouched: AtomicU8,
+    warned: AtomicBool,
+    pub(super) fetched: AtomicU64,
+    served: AtomicU64,
+    touched: RwLock<Instant>,
+}
+
+impl Cached {
+    pub(super) fn new(
+        digest: Digest,
+        algorithm: Algorithm,
+        kind: Kind,
+        fetch: Arc<dyn Fetch>,
+        pair: Option<Pair>,
+    ) -> Self {
+        let size = fetch.size();
+        let inner = Inner {
+            digest,
+            kind,
+            size,
+            fetch,
+            pair,
+            flights: Mutex::default(),
+            proof: Proof::new(algorithm, size),
+            poisoned: AtomicBool::new(false),
+            proven: AtomicBool::new(false),
+            settled: OnceCell::new(),
+            vouched: AtomicU8::new(0),
+            warned: AtomicBool::new(false),
+            fetched: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+            touched: RwLock::new(Instant::now()),
+        };
+        inner.settle_at_open();
+        Self { inner: Arc::new(inner), tasks: Mutex::default() }
+    }
+
+    /// The digest of the stored blob.
+    pub fn digest(&self) -> &Digest {
+        &self.inner.digest
+    }
+
+    /// Whether all blocks of `range` are on disk, as far as their records tell.
+    pub fn present(&self, range: ByteRange) -> bool {
+        let Some(pair) = &self.inner.pair else { return range.is_empty() };
+        let clipped = range.intersect(ByteRange::new(0, self.inner.size));
+        clipped == range
+            && self.inner.state() != State::Poisoned
+            && range.blocks(BLOCK_SHIFT).all(|block| pair.is_recorded(block, self.inner.proof.len(block)))
+    }
+
+    /// How many bytes are on disk, as far as the records tell. Reads all of them: for progress, not for reads.
+    pub fn bytes_present(&self) -> u64 {
+        let Some(pair) = &self.inner.pair else { return 0 };
+        pair.sidecar.bytes_present().unwrap_or_else(|error| {
+            tracing::debug!(%error, digest = %self.inner.digest, "cannot read the sidecar");
+            0
+        })
+    }
+
+    /// How far the content has got, in any process.
+    pub fn state(&self) -> State {
+        self.inner.state()
+    }
+
+    /// How many bytes readers got from here.
+    pub fn served(&self) -> u64 {
+        self.inner.served.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes were fetched for it by this process.
+    pub fn fetched(&self) -> u64 {
+        self.inner.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Fetches what is missing of `range` and proves what is not, without handing anything out. Without a disk that takes
+    /// blocks there is nothing to do.
+    pub async fn ensure(&self, range: ByteRange) -> Result<(), ReadError> {
+        self.inner.check_bounds(range)?;
+        self.inner.settle().await?;
+        if self.inner.pair.is_none() {
+            return Ok(());
+        }
+        let blocks = range.blocks(BLOCK_SHIFT);
+        let mut from = blocks.start;
+        while from < blocks.end {
+            let window = from..blocks.end.min(from + ENSURE_WINDOW);
+            from = window.end;
+            let inner = Arc::clone(&self.inner);
+            let missing = blocking(&self.inner.digest, move || inner.unproven(window)).await?;
+            for wait in self.join_or_start(&missing) {
+                wait.outcome().await?;
+            }
+        }
+        self.inner.refuse_poisoned()
+    }
+
+    /// Tells what somebody found who hashed the whole stored blob in order while reading it from here: equal makes it
+    /// verified, as far as everything is on disk; different poisons it. Blocks its thread for hashing and syncing files.
+    pub fn mark_verified_by(&self, actual: &Digest) -> Result<State, CacheError> {
+        let inner = &self.inner;
+        let equal = *actual == inner.digest;
+        // What was verified before cannot become wrong by somebody's reading it wrongly.
+        if !equal {
+            if inner.state() != State::Verified {
+                inner.poison(actual);
+            }
+            return Err(CacheError::Mismatch { expected: inner.digest.clone(), actual: actual.clone() });
+        }
+        // The files are compared all the same: they may hold other bytes by now than were handed out.
+        if let Some(pair) = &inner.pair
+            && inner.state() != State::Verified
+            && inner.proof.all_recorded(pair)
+            && inner.conclude(pair)
+        {
+            inner.proof.persist(pair);
+        }
+        Ok(inner.state())
+    }
+
+    /// Sets what [`ReadAt::verified`] says of a decoded stream, which has no digest to be compared with. Of a stored blob
+    /// only the comparison with its digest decides.
+    pub fn set_verified(&self, verified: Verified) {
+        self.inner.vouched.store(verified as u8, Ordering::Relaxed);
+    }
+
+    async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        let range = ByteRange::at(offset, buf.len() as u64);
+        self.inner.check_bounds(range)?;
+        self.inner.settle().await?;
+        let missing = self.inner.read_from_disk(range, buf, usize::MAX).unwrap_or_default();
+        for wait in self.join_or_start(&missing) {
+            let (block, bytes) = wait.outcome().await?;
+            let here = ByteRange::at(block * BLOCK, bytes.len() as u64);
+            let part = here.intersect(range);
+            // Both differences lie inside a buffer and a block, which are in memory.
+            let target = (part.start - range.start) as usize..(part.end - range.start) as usize;
+            buf[target].copy_from_slice(
+                &bytes[(part.start - here.start) as usize..(part.end - here.start) as usize],
+            );
+        }
+        self.inner.refuse_poisoned()?;
+        self.inner.note_served(range.len());
+        Ok(())
+    }
+
+    /// Joins the flights of `missing` blocks and starts those that nobody started; the answers come in that order.
+    fn join_or_start(&self, missing: &[u64]) -> Vec<Wait> {
+        if missing.is_empty() {
+            return Vec::new();
+        }
+        let (waits, runs) = lock(&self.inner.flights).join(missing);
+        if !runs.is_empty() {
+            let permits = Arc::new(Semaphore::new(PARALLEL));
+            let mut tasks = lock(&self.tasks);
+            while tasks.try_join_next().is_some() {}
+            for run in runs {
+                tasks.spawn(fetch_run(Arc::clone(&self.inner), run, Arc::clone(&permits)));
+            }
+        }
+        waits
+    }
+}
+
+impl ReadAt for Cached {
+    fn size(&self) -> u64 {
+        self.inner.size
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(self.read(offset, buf))
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        let range = ByteRange::at(offset, buf.len() as u64);
+        self.inner.check_bounds(range)?;
+        if !self.inner.settled.initialized() {
+            return Ok(false);
+        }
+        let ready =
+            self.inner.read_from_disk(range, buf, READY_CHECKS).is_some_and(|missing| missing.is_empty());
+        self.inner.refuse_poisoned()?;
+        if ready {
+            self.inner.note_served(range.len());
+        }
+        Ok(ready)
+    }
+
+    fn verified(&self) -> Verified {
+        match self.inner.kind {
+            Kind::Blob if self.inner.state() == State::Verified => Verified::Full,
+            Kind::Blob => Verified::None,
+            Kind::Stream => match self.inner.vouched.load(Ordering::Relaxed) {
+                full if full == Verified::Full as u8 => Verified::Full,
+                partial if partial == Verified::Partial as u8 => Verified::Partial,
+                _ => Verified::None,
+            },
+        }
+    }
+}
+
+impl Inner {
+    /// Finds out what other processes left: only content that is complete and was not compared yet stays unsettled.
+    fn settle_at_open(&self) {
+        let settled = match (&self.pair, self.kind) {
+            (_, Kind::Blob) if self.size == 0 => {
+                self.settle_empty();
+                true
+            }
+            (Some(pair), Kind::Blob) => {
+                let state = self.state();
+                state == State::Verified || state == State::Poisoned || !self.proof.all_recorded(pair)
+            }
+            (Some(pair), Kind::Stream) => {
+                if self.proof.all_recorded(pair) {
+                    self.advance(pair, State::Complete);
+                }
+                true
+            }
+            (None, _) => true,
+        };
+        if settled && self.settled.set(()).is_err() {
+            // A new cell is empty.
+            tracing::debug!("settled twice");
+        }
+        if let Some(pair) = &self.pair
+            && let Err(error) = pair.sidecar.touch()
+        {
+            tracing::debug!(%error, "cannot note the last use");
+        }
+    }
+
+    /// Nothing is either what the digest names or it is not: no byte has to be waited for.
+    fn settle_empty(&self) {
+        match self.digest.same_algorithm(b"") {
+            Some(actual) if actual != self.digest => self.poison(&actual),
+            _ => {
+                self.proven.store(true, Ordering::Release);
+                if let Some(pair) = &self.pair {
+                    self.proof.persist(pair);
+                }
+            }
+        }
+    }
+
+    /// Compares content that another process completed, but did not live to compare, before anything of it is served.
+    async fn settle(self: &Arc<Self>) -> Result<(), ReadError> {
+        let settled = self.settled.get_or_try_init(|| {
+            let inner = Arc::clone(self);
+            blocking(&self.digest, move || {
+                if let Some(pair) = &inner.pair
+                    && inner.conclude(pair)
+                {
+                    inner.proof.persist(pair);
+                }
+            })
+        });
+        settled.await?;
+        self.refuse_poisoned()
+    }
+
+    fn check_bounds(&self, range: ByteRange) -> Result<(), ReadError> {
+        if range.end > self.size {
+            let message = format!("range {range} of {} passes the end at {}", self.digest, self.size);
+            return Err(ReadError::new(Fault::Usage, message));
+        }
+        Ok(())
+    }
+
+    /// Fills the parts of `buf` that are on disk and names the blocks that are not; `None` when more than `checks` blocks
+    /// would have to be hashed first.
+    fn read_from_disk(&self, range: ByteRange, buf: &mut [u8], checks: usize) -> Option<Vec<u64>> {
+        let blocks = range.blocks(BLOCK_SHIFT);
+        let Some(pair) = &self.pair else { return Some(blocks.collect()) };
+        let doubtful =
+            blocks.clone().filter(|block| !pair.is_trusted(*block)).take(checks.saturating_add(1)).count();
+        if doubtful == 0 && pair.read_trusted(range.start, buf) {
+            return Some(Vec::new());
+        }
+        if doubtful > checks {
+            return None;
+        }
+        let mut missing = Vec::new();
+        for block in blocks {
+            let len = self.proof.len(block);
+            let here = ByteRange::at(block * BLOCK, u64::from(len));
+            let part = here.intersect(range);
+            // Differences inside a buffer and a block, which are in memory.
+            let target = &mut buf[(part.start - range.start) as usize..(part.end - range.start) as usize];
+            if pair.is_trusted(block) && pair.read_trusted(part.start, target) {
+                continue;
+            }
+            match pair.load(block, len) {
+                Some((bytes, _)) => target.copy_from_slice(
+                    &bytes[(part.start - here.start) as usize..(part.end - here.start) as usize],
+                ),
+                None => missing.push(block),
+            }
+        }
+        Some(missing)
+    }
+
+    /// The blocks of `window` that are missing or fail their check.
+    fn unproven(&self, window: std::ops::Range<u64>) -> Vec<u64> {
+        let Some(pair) = &self.pair else { return Vec::new() };
+        window
+            .filter(|block| !pair.is_trusted(*block) && pair.load(*block, self.proof.len(*block)).is_none())
+            .collect()
+    }
+
+    fn state(&self) -> State {
+        if self.poisoned.load(Ordering::Acquire) {
+            return State::Poisoned;
+        }
+        let status = self.pair.as_ref().and_then(|pair| pair.sidecar.status());
+        match status.map(|status| status.state) {
+            Some(State::Poisoned) => State::Poisoned,
+            _ if self.proven.load(Ordering::Acquire) => State::Verified,
+            Some(state) => state,
+            None => State::Partial,
+        }
+    }
+
+    pub(super) fn refuse_poisoned(&self) -> Result<(), ReadError> {
+        if self.state() != State::Poisoned {
+            return Ok(());
+        }
+        self.poisoned.store(true, Ordering::Release);
+        Err(ReadError::new(
+            Fault::Mismatch,
+            format!("{} is poisoned: its bytes had another digest", self.digest),
+        ))
+    }
+
+    /// From now on nobody reads this content any more.
+    fn poison(&self, actual: &Digest) {
+        if self.poisoned.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tracing::error!(
+            expected = %self.digest,
+            %actual,
+            "the bytes of a blob do not match its digest: every read of it fails from now on"
+        );
+        if let Some(pair) = &self.pair
+            && let Err(error) = pair.poison()
+        {
+            let error = ReadError::from(error).chain();
+            tracing::warn!(digest = %self.digest, error, "cannot write down that a blob is poisoned");
+        }
+    }
+
+    /// Compares the whole content, all of which is recorded, with its digest. `true` when it is equal.
+    fn conclude(&self, pair: &Pair) -> bool {
+        match self.proof.conclude(pair) {
+            Verdict::Digest(actual) if actual == self.digest => {
+                self.proven.store(true, Ordering::Release);
+                true
+            }
+            Verdict::Digest(actual) => {
+                self.poison(&actual);
+                false
+            }
+            Verdict::Missing => {
+                self.advance(pair, State::Partial);
+                false
+            }
+        }
+    }
+
+    fn advance(&self, pair: &Pair, next: State) {
+        if let Err(error) = pair.sidecar.advance(next) {
+            let error = ReadError::from(error).chain();
+            tracing::debug!(digest = %self.digest, error, "cannot change the state");
+        }
+    }
+
+    /// Stores a block that arrived (if `right` allows), answers who waits for it, and settles what follows from it. It runs on
+    /// a blocking thread, because a write can wait for the disk for as long as the kernel likes.
+    pub(super) fn accept<R>(&self, block: u64, bytes: &Bytes, right: Option<R>) {
+        let mut outcome = self.refuse_poisoned();
+        let mut kept = None;
+        if let Some(pair) = &self.pair
+            && right.is_some()
+            && outcome.is_ok()
+        {
+            let sum = blake3::hash(bytes).into();
+            match pair.store(block, bytes, &sum) {
+                Ok(()) => {
+                    kept = Some((pair, sum));
+                    // A verified block whose record was lost made the content partial again.
+                    if pair.sidecar.status().is_none_or(|status| status.state != State::Verified) {
+                        self.proven.store(false, Ordering::Release);
+                    }
+                }
+                Err(super::pair::Refused::Poisoned) => outcome = self.refuse_poisoned(),
+                Err(super::pair::Refused::Contradicts) => {
+                    let message = format!(
+                        "block {block} of {} differs from the block that was verified before",
+                        self.digest
+                    );
+                    outcome = Err(ReadError::new(Fault::Mismatch, message));
+                }
+                Err(super::pair::Refused::Disk(error)) => self.warn_once(&error),
+            }
+        }
+        // Before the answer: whoever asks next in this process may claim the block again.
+        drop(right);
+        let mut concluded = false;
+        let complete = kept.filter(|(pair, _)| self.proof.all_recorded(pair)).map(|(pair, _)| pair);
+        if let Some(pair) = complete {
+            match self.kind {
+                Kind::Stream => self.advance(pair, State::Complete),
+                Kind::Blob if self.state() == State::Verified => {}
+                Kind::Blob => {
+                    self.advance(pair, State::Complete);
+                    concluded = self.conclude(pair);
+                    outcome = outcome.and_then(|()| self.refuse_poisoned());
+                }
+            }
+        }
+        lock(&self.flights).land(block, outcome.map(|()| bytes.clone()));
+        match (kept, complete) {
+            (Some((pair, _)), Some(_)) if concluded => self.proof.persist(pair),
+            (Some((pair, sum)), None) if self.kind == Kind::Blob => {
+                self.proof.follow(pair, block, bytes, &sum)
+            }
+            _ => {}
+        }
+    }
+
+    fn warn_once(&self, error: &std::io::Error) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(digest = %self.digest, %error, "cannot store blocks; reads go on without");
+        }
+    }
+
+    fn note_served(&self, len: u64) {
+        self.served.fetch_add(len, Ordering::Relaxed);
+        let fresh = |touched: &Instant| touched.elapsed() < TOUCH;
+        if fresh(&self.touched.read().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        *self.touched.write().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if let Some(pair) = &self.pair
+            && let Err(error) = pair.sidecar.touch()
+        {
+            tracing::debug!(%error, "cannot note the last use");
+        }
+    }
+}
+
+/// Runs file work where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    digest: &Digest,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ReadError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        ReadError::caused(Fault::Io, format!("work on the cached blocks of {digest} was ended"), error)
+    })
+}

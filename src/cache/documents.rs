@@ -1,0 +1,139 @@
+//! Small immutable files: manifests and configs by their digest, and indexes of layers.
+//!
+//! Nothing here parses them. The idea: written to a temporary file, synced, renamed, and checked when read; a file that
+//! fails its check is removed and was never here.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::{Cache, CacheError};
+use crate::oci::{Digest, MAX_DOCUMENT};
+
+const TRAILER: usize = 64;
+const MAGIC: &[u8; 8] = b"ocifsidx";
+const VERSION: u32 = 1;
+/// An index is about 1 % of its layer; this bounds what a damaged directory can make us read into memory.
+const MAX_INDEX: u64 = 1 << 30;
+
+impl Cache {
+    /// The document `digest`, when it is here and hashes to its name.
+    pub fn document(&self, digest: &Digest) -> Result<Option<Bytes>, CacheError> {
+        let path = self.path("documents", digest)?;
+        let Some(bytes) = read(&path, MAX_DOCUMENT)? else { return Ok(None) };
+        if digest.same_algorithm(&bytes).as_ref() == Some(digest) {
+            return Ok(Some(bytes.into()));
+        }
+        tracing::warn!(%digest, "cached document does not match its digest and is removed");
+        remove(&path)?;
+        Ok(None)
+    }
+
+    /// Keeps the document `digest`.
+    pub fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        let path = self.path("documents", digest)?;
+        if bytes.len() as u64 > MAX_DOCUMENT {
+            let size = bytes.len() as u64;
+            return Err(CacheError::Oversized { digest: digest.clone(), size, limit: MAX_DOCUMENT });
+        }
+        match digest.same_algorithm(bytes) {
+            Some(actual) if actual == *digest => self.replace(&path, &[bytes]),
+            Some(actual) => Err(CacheError::Mismatch { expected: digest.clone(), actual }),
+            None => Err(CacheError::Algorithm { digest: digest.clone() }),
+        }
+    }
+
+    /// The index of the layer whose stored blob is `digest`, when it is here and undamaged.
+    pub fn index(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+        let path = self.path("indexes", digest)?;
+        let Some(mut bytes) = read(&path, MAX_INDEX)? else { return Ok(None) };
+        let len = bytes.len().saturating_sub(TRAILER);
+        if bytes.len() >= TRAILER && bytes[len..] == trailer(digest, &bytes[..len]) {
+            bytes.truncate(len);
+            return Ok(Some(bytes));
+        }
+        tracing::warn!(%digest, "cached index is damaged and is removed");
+        remove(&path)?;
+        Ok(None)
+    }
+
+    /// Keeps the index of the layer whose stored blob is `digest`, in the place of an older one.
+    pub fn put_index(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        let path = self.path("indexes", digest)?;
+        let size = bytes.len() as u64;
+        let limit = MAX_INDEX - TRAILER as u64;
+        if size > limit {
+            return Err(CacheError::Oversized { digest: digest.clone(), size, limit });
+        }
+        self.replace(&path, &[bytes, &trailer(digest, bytes)])
+    }
+
+    /// Forgets the index of the layer whose stored blob is `digest`: for one that cannot be parsed.
+    pub fn drop_index(&self, digest: &Digest) -> Result<(), CacheError> {
+        remove(&self.path("indexes", digest)?)
+    }
+
+    fn replace(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
+        let temporary = self.temporary();
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            for part in parts {
+                file.write_all(part)?;
+            }
+            // Before the rename, or a power cut may leave the name with no content.
+            file.sync_all()?;
+            fs::rename(&temporary, path)
+        };
+        write().map_err(|error| {
+            if let Err(left) = fs::remove_file(&temporary)
+                && left.kind() != io::ErrorKind::NotFound
+            {
+                tracing::debug!(error = %left, "cannot remove a temporary file");
+            }
+            CacheError::io("write", path, error)
+        })
+    }
+}
+
+/// The 64 bytes after an index that tie it to its layer and prove it.
+fn trailer(digest: &Digest, bytes: &[u8]) -> [u8; TRAILER] {
+    let mut trailer = [0; TRAILER];
+    trailer[..8].copy_from_slice(MAGIC);
+    trailer[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    trailer[16..24].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(digest.as_str().as_bytes()).update(bytes).update(&trailer[..32]);
+    trailer[32..].copy_from_slice(hasher.finalize().as_bytes());
+    trailer
+}
+
+/// All bytes of a file of at most `limit`; a longer one, or one that the disk does not give back, is none.
+fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, CacheError> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(CacheError::io("open", path, error)),
+    };
+    let mut bytes = Vec::new();
+    match file.take(limit + 1).read_to_end(&mut bytes) {
+        Ok(_) if bytes.len() as u64 <= limit => Ok(Some(bytes)),
+        Ok(_) => Ok(None),
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "cannot read a file of the cache");
+            Ok(None)
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<(), CacheError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // It will fail its check again.
+        Err(error) if CacheError::io("remove", path, io::Error::from(error.kind())).is_disk() => Ok(()),
+        Err(error) => Err(CacheError::io("remove", path, error)),
+        Ok(()) => Ok(()),
+    }
+}

@@ -1,0 +1,165 @@
+//! Why the cache could not do what was asked, and who is wrong.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::io::{Fault, ReadError};
+use crate::oci::Digest;
+
+/// An error of the cache. Faults of the disk while blocks are read or stored are not among them: those cost only time.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// The directory belongs to another user, who could choose what a mount shows.
+    #[error("cache directory {} belongs to user {owner}, not to user {user}", path.display())]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner's uid.
+        owner: u32,
+        /// Our effective uid.
+        user: u32,
+    },
+    /// Group or others may write the directory.
+    #[error("cache directory {} has mode {mode:04o}: group or others may write it", path.display())]
+    Mode {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Something else than a directory has its name.
+    #[error("cache directory {} is not a directory", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Permissions forbid writing.
+    #[error("{} cannot be written", path.display())]
+    Unwritable {
+        /// The file or directory.
+        path: PathBuf,
+        /// The answer of the kernel.
+        source: io::Error,
+    },
+    /// The file system is mounted read-only.
+    #[error("{} is on a read-only file system", path.display())]
+    ReadOnly {
+        /// The file or directory.
+        path: PathBuf,
+        /// The answer of the kernel.
+        source: io::Error,
+    },
+    /// No space, no inodes, or no quota is left.
+    #[error("the file system of {} is full", path.display())]
+    Full {
+        /// The file or directory.
+        path: PathBuf,
+        /// The answer of the kernel.
+        source: io::Error,
+    },
+    /// Any other failure of this machine.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// A verb: `open`, `write`.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The answer of the kernel.
+        source: io::Error,
+    },
+    /// The content's name uses a hash function that is listed, but not served.
+    #[error("content of {digest} is not served: algorithm {} is not supported", digest.algorithm_name())]
+    Algorithm {
+        /// The name.
+        digest: Digest,
+    },
+    /// Content too large for a file of this machine.
+    #[error("{digest} has {size} bytes, the limit is {limit}")]
+    Oversized {
+        /// The content.
+        digest: Digest,
+        /// Its size.
+        size: u64,
+        /// The most that can be cached.
+        limit: u64,
+    },
+    /// A sidecar of another program version.
+    #[error("{} has version {version} and block shift {shift}, this program writes 1 and 18", path.display())]
+    Version {
+        /// The sidecar.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// Its block shift.
+        shift: u8,
+    },
+    /// Two descriptors disagree about the size of the same content.
+    #[error("{digest} has {given} bytes here, but the cache knows it with {cached}")]
+    SizeConflict {
+        /// The content.
+        digest: Digest,
+        /// The size in the cache.
+        cached: u64,
+        /// The size that was given.
+        given: u64,
+    },
+    /// Content does not hash to its name.
+    #[error("content of {expected} hashes to {actual}")]
+    Mismatch {
+        /// Its name.
+        expected: Digest,
+        /// The digest of its bytes.
+        actual: Digest,
+    },
+    /// Another process holds a lock that is only ever held for an instant.
+    #[error("{} is locked by a process that does not let go", path.display())]
+    Busy {
+        /// The locked file.
+        path: PathBuf,
+    },
+}
+
+impl CacheError {
+    /// Who is wrong.
+    pub fn fault(&self) -> Fault {
+        match self {
+            CacheError::NotOurs { .. } | CacheError::Mode { .. } | CacheError::NotADirectory { .. } => {
+                Fault::Usage
+            }
+            CacheError::Unwritable { .. } => Fault::Denied,
+            CacheError::ReadOnly { .. }
+            | CacheError::Full { .. }
+            | CacheError::Io { .. }
+            | CacheError::Busy { .. } => Fault::Io,
+            CacheError::Algorithm { .. } | CacheError::Oversized { .. } | CacheError::Version { .. } => {
+                Fault::Unsupported
+            }
+            CacheError::SizeConflict { .. } | CacheError::Mismatch { .. } => Fault::Mismatch,
+        }
+    }
+
+    /// Sorts an error of the kernel into the variants that users can act on.
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EACCES | Errno::EPERM) => CacheError::Unwritable { path, source },
+            Some(Errno::EROFS) => CacheError::ReadOnly { path, source },
+            Some(Errno::ENOSPC | Errno::EDQUOT) => CacheError::Full { path, source },
+            _ => CacheError::Io { action, path, source },
+        }
+    }
+
+    /// Whether the disk, and not the content or the user, is why nothing can be stored: then reads go on without.
+    pub fn is_disk(&self) -> bool {
+        matches!(self, CacheError::ReadOnly { .. } | CacheError::Full { .. } | CacheError::Io { .. })
+    }
+}
+
+impl From<CacheError> for ReadError {
+    fn from(error: CacheError) -> Self {
+        ReadError::caused(error.fault(), "cache", error)
+    }
+}

@@ -1,0 +1,495 @@
+//! Single flight: every missing block has one fetch under way, over the threads of this process and over processes.
+//!
+//! No reader waits for more than the block it wants, and no lock is held over a wait that makes no progress. The idea: a read
+//! joins or starts a flight per block; neighbouring new flights become one run, whose task locks the blocks against other
+//! processes, looks at the disk again, and pours one delivery into as many flights as it covers.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use tokio::sync::{Semaphore, watch};
+
+use super::blob::{Inner, blocking};
+use super::lock;
+use super::lock::Backoff;
+use super::sidecar::{BLOCK, BLOCK_SHIFT};
+use crate::io::{ByteRange, Fault, ReadError};
+
+/// Blocks of one fetch: 4 MiB.
+const RUN: u64 = 16;
+/// After this long somebody else's claim on a block counts as stuck, and the block is fetched without storing it. Half of the
+/// 60 s that a read has in all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Outcome = Result<Bytes, ReadError>;
+
+/// The blocks that are on their way to this process.
+#[derive(Default)]
+pub(super) struct Flights {
+    map: HashMap<u64, Flight>,
+    /// Deliveries that bring more blocks than their run asked for: the owner's number, and the blocks still to come.
+    ahead: Vec<(u64, Range<u64>)>,
+    last_owner: u64,
+}
+
+struct Flight {
+    /// The run or the wide delivery that answers.
+    owner: u64,
+    claim: Claim,
+    answer: watch::Sender<Option<Outcome>>,
+}
+
+/// Who holds the lock on a block against other processes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// The run is waiting for another process.
+    Wanted,
+    /// The run holds the lock.
+    Held,
+    /// No run owns it: it comes with a wide delivery.
+    Carried,
+}
+
+/// Neighbouring blocks whose flights one task owns.
+pub(super) struct Run {
+    owner: u64,
+    blocks: Range<u64>,
+}
+
+/// A place in the queue for one block.
+pub(super) struct Wait {
+    block: u64,
+    answer: watch::Receiver<Option<Outcome>>,
+}
+
+impl Wait {
+    /// The block's number and bytes.
+    pub(super) async fn outcome(mut self) -> Result<(u64, Bytes), ReadError> {
+        let answer = self.answer.wait_for(Option::is_some).await;
+        match answer.map(|answer| answer.clone()) {
+            Ok(Some(outcome)) => outcome.map(|bytes| (self.block, bytes)),
+            Ok(None) | Err(_) => Err(abandoned()),
+        }
+    }
+}
+
+impl Flights {
+    /// A place for each of `blocks` (ascending), and the runs that somebody must start now.
+    pub(super) fn join(&mut self, blocks: &[u64]) -> (Vec<Wait>, Vec<Run>) {
+        let mut waits = Vec::with_capacity(blocks.len());
+        let mut runs: Vec<Run> = Vec::new();
+        for &block in blocks {
+            let answer = match self.map.get(&block) {
+                Some(flight) => flight.answer.subscribe(),
+                None => match self.ahead.iter().find(|(_, coming)| coming.contains(&block)) {
+                    Some(&(owner, _)) => self.take_off(block, owner, Claim::Carried),
+                    None => {
+                        let run = match runs.last_mut() {
+                            Some(run)
+                                if run.blocks.end == block && run.blocks.end - run.blocks.start < RUN =>
+                            {
+                                run
+                            }
+                            _ => {
+                                self.last_owner += 1;
+                                runs.push(Run { owner: self.last_owner, blocks: block..block });
+                                let last = runs.len() - 1;
+                                &mut runs[last]
+                            }
+                        };
+                        run.blocks.end = block + 1;
+                        let owner = run.owner;
+                        self.take_off(block, owner, Claim::Wanted)
+                    }
+                },
+            };
+            waits.push(Wait { block, answer });
+        }
+        (waits, runs)
+    }
+
+    fn take_off(&mut self, block: u64, owner: u64, claim: Claim) -> watch::Receiver<Option<Outcome>> {
+        let (answer, receiver) = watch::channel(None);
+        self.map.insert(block, Flight { owner, claim, answer });
+        receiver
+    }
+
+    /// Answers everybody who waits for `block`.
+    pub(super) fn land(&mut self, block: u64, outcome: Outcome) {
+        for (_, coming) in &mut self.ahead {
+            // Deliveries bring their blocks in order. Another one may bring the block again: that is only late.
+            if coming.start == block {
+                coming.start = block + 1;
+            }
+        }
+        if let Some(flight) = self.map.remove(&block) {
+            flight.answer.send_replace(Some(outcome));
+        }
+    }
+
+    /// Answers everybody who waits for `owner`, in `blocks`, with `error`.
+    fn crash(&mut self, owner: u64, blocks: &Range<u64>, error: &ReadError) {
+        self.ahead.retain(|(other, _)| *other != owner);
+        self.map.retain(|block, flight| {
+            let fails = flight.owner == owner && blocks.contains(block);
+            if fails {
+                flight.answer.send_replace(Some(Err(error.clone())));
+            }
+            !fails
+        });
+    }
+
+    fn is_owned(&self, owner: u64, block: u64) -> bool {
+        self.map.get(&block).is_some_and(|flight| flight.owner == owner)
+    }
+}
+
+fn abandoned() -> ReadError {
+    ReadError::new(Fault::Io, "the fetch of a block was abandoned")
+}
+
+/// Ends what is left of an owner's flights, whatever way its task ended.
+struct Owner {
+    inner: Arc<Inner>,
+    number: u64,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        lock(&self.inner.flights).crash(self.number, &(0..u64::MAX), &abandoned());
+    }
+}
+
+/// The lock on a block against other processes; dropping it gives the block back.
+struct BlockLock {
+    inner: Arc<Inner>,
+    block: u64,
+}
+
+impl BlockLock {
+    /// `None` when another process holds it. Where locks do not work (some network file systems) everybody gets it: then
+    /// blocks may be fetched twice, and their checksums keep them right.
+    fn take(inner: &Arc<Inner>, block: u64) -> Option<Self> {
+        if let Some(pair) = &inner.pair {
+            match pair.sidecar.try_claim(block) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) => tracing::debug!(%error, digest = %inner.digest, "cannot lock a block"),
+            }
+        }
+        Some(Self { inner: Arc::clone(inner), block })
+    }
+}
+
+impl Drop for BlockLock {
+    fn drop(&mut self) {
+        if let Some(pair) = &self.inner.pair {
+            pair.sidecar.release(self.block);
+        }
+    }
+}
+
+/// The right to store a block.
+enum Right {
+    /// Our own lock, for as long as this lives.
+    Own { _lock: BlockLock },
+    /// A run of this process holds the lock.
+    OfRun,
+}
+
+/// Brings the blocks of `run`: those that other processes are not fetching at once, the others when they let go.
+pub(super) async fn fetch_run(inner: Arc<Inner>, run: Run, permits: Arc<Semaphore>) {
+    let owner = Owner { inner: Arc::clone(&inner), number: run.owner };
+    let Ok(_permit) = permits.acquire().await else { return };
+    let patience = Instant::now() + PATIENCE;
+    let mut backoff = Backoff::new();
+    let mut open: Vec<u64> = run.blocks.collect();
+    loop {
+        let alone = Instant::now() >= patience;
+        let mut claimed = Vec::new();
+        let mut busy = Vec::new();
+        for block in open {
+            let mut flights = lock(&inner.flights);
+            // Somebody's wide delivery may have brought it.
+            if !flights.is_owned(owner.number, block) {
+                continue;
+            }
+            match BlockLock::take(&inner, block) {
+                Some(taken) => {
+                    if let Some(flight) = flights.map.get_mut(&block) {
+                        flight.claim = Claim::Held;
+                    }
+                    claimed.push((block, Some(taken)));
+                }
+                None if alone => claimed.push((block, None)),
+                None => busy.push(block),
+            }
+        }
+        for run in neighbours(look_again(&inner, claimed).await) {
+            deliver(&inner, owner.number, run).await;
+        }
+        if busy.is_empty() {
+            return;
+        }
+        open = busy;
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+/// A block that a run claimed, with its lock unless patience ended.
+type Claimed = (u64, Option<BlockLock>);
+
+/// Answers from disk what another process stored before we got the lock; the rest has to be fetched.
+async fn look_again(inner: &Arc<Inner>, claimed: Vec<Claimed>) -> Vec<Claimed> {
+    if inner.pair.is_none() || claimed.is_empty() {
+        return claimed;
+    }
+    let here = Arc::clone(inner);
+    let looked = blocking(&inner.digest, move || {
+        let Some(pair) = &here.pair else { return claimed };
+        let mut absent = Vec::new();
+        for (block, taken) in claimed {
+            match pair.load(block, here.proof.len(block)) {
+                Some((bytes, _)) => here.accept(block, &bytes.into(), taken),
+                None => absent.push((block, taken)),
+            }
+        }
+        absent
+    });
+    // When the runtime ends, the owner's end answers the readers.
+    looked.await.unwrap_or_default()
+}
+
+fn neighbours(claimed: Vec<Claimed>) -> Vec<Vec<Claimed>> {
+    let mut runs: Vec<Vec<Claimed>> = Vec::new();
+    for one in claimed {
+        match runs.last_mut() {
+            Some(run) if run.last().is_some_and(|last| last.0 + 1 == one.0) => run.push(one),
+            _ => runs.push(vec![one]),
+        }
+    }
+    runs
+}
+
+/// Fetches neighbouring blocks and answers everybody who waits for them, with bytes or with the error.
+async fn deliver(inner: &Arc<Inner>, owner: u64, run: Vec<Claimed>) {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+    let blocks = first.0..last.0 + 1;
+    let mut locks: HashMap<u64, Option<BlockLock>> = run.into_iter().collect();
+    let poured = pour(inner, &blocks, &mut locks).await;
+    // Before the answer: whoever asks next in this process may claim the blocks again.
+    drop(locks);
+    if let Err(error) = poured {
+        let subject = format!("blocks {}-{} of {}", blocks.start, blocks.end - 1, inner.digest);
+        lock(&inner.flights).crash(owner, &blocks, &error.within(subject));
+    }
+}
+
+async fn pour(
+    inner: &Arc<Inner>,
+    blocks: &Range<u64>,
+    locks: &mut HashMap<u64, Option<BlockLock>>,
+) -> Result<(), ReadError> {
+    let want =
+        ByteRange::new(blocks.start * BLOCK, blocks.end * BLOCK).intersect(ByteRange::new(0, inner.size));
+    let mut delivery = inner.fetch.fetch(want).await?;
+    let range = delivery.range;
+    let misbehaved = |what: String| ReadError::new(Fault::Misbehaved, what);
+    if !range.contains(want) || range.end > inner.size {
+        return Err(misbehaved(format!("range {want} was asked for, range {range} is delivered")));
+    }
+    let mut wide = Wide::announce(inner, whole_blocks(range, inner.size), blocks);
+    let mut cutter = Cutter::new(range, inner.size);
+    let result = async {
+        while let Some(chunk) = delivery.body.next().await {
+            let mut chunk = chunk?;
+            inner.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            if cutter.missing() < chunk.len() as u64 {
+                return Err(misbehaved(format!("the delivery of range {range} goes on after its end")));
+            }
+            while !chunk.is_empty() {
+                // The last block waits for the end of the body: a delivery that goes on after it is not to be trusted.
+                if let Some((block, bytes)) = cutter.cut(&mut chunk) {
+                    put(inner, block, bytes, locks.remove(&block), &wide).await?;
+                }
+            }
+        }
+        match cutter.finish() {
+            Ok(Some((block, bytes))) => put(inner, block, bytes, locks.remove(&block), &wide).await,
+            Ok(None) => Ok(()),
+            Err(at) => Err(misbehaved(format!("the delivery of range {range} ended at {at}"))),
+        }
+    }
+    .await;
+    if let (Err(error), Some(wide)) = (&result, &mut wide) {
+        wide.error = error.clone();
+    }
+    result
+}
+
+/// Hands one whole block to the blocking threads and waits until it is stored and its readers are answered.
+async fn put(
+    inner: &Arc<Inner>,
+    block: u64,
+    bytes: Bytes,
+    claimed: Option<Option<BlockLock>>,
+    wide: &Option<Wide>,
+) -> Result<(), ReadError> {
+    let right = match (claimed, wide) {
+        (Some(taken), _) => taken.map(|taken| Right::Own { _lock: taken }),
+        (None, Some(wide)) => wide.right(block),
+        (None, None) => None,
+    };
+    let here = Arc::clone(inner);
+    blocking(&inner.digest, move || here.accept(block, &bytes, right)).await
+}
+
+/// A delivery that brings blocks which nobody asked of it: readers that want them now wait for it.
+struct Wide {
+    inner: Arc<Inner>,
+    owner: u64,
+    /// What its waiters hear if it ends early.
+    error: ReadError,
+}
+
+impl Wide {
+    fn announce(inner: &Arc<Inner>, whole: Range<u64>, asked: &Range<u64>) -> Option<Self> {
+        if whole.start >= asked.start && whole.end <= asked.end {
+            return None;
+        }
+        let mut flights = lock(&inner.flights);
+        flights.last_owner += 1;
+        let owner = flights.last_owner;
+        flights.ahead.push((owner, whole));
+        Some(Self { inner: Arc::clone(inner), owner, error: abandoned() })
+    }
+
+    /// Whether a block that comes along may be stored: not when another process is about to, and not when it is here.
+    fn right(&self, block: u64) -> Option<Right> {
+        let mut flights = lock(&self.inner.flights);
+        match flights.map.get(&block).map(|flight| flight.claim) {
+            Some(Claim::Held) => return Some(Right::OfRun),
+            Some(Claim::Wanted) => return None,
+            Some(Claim::Carried) => {}
+            None if self.inner.pair.as_ref().is_some_and(|pair| pair.is_trusted(block)) => return None,
+            // From here on whoever wants the block waits for us, so no run can lock it too.
+            None => drop(flights.take_off(block, self.owner, Claim::Carried)),
+        }
+        BlockLock::take(&self.inner, block).map(|lock| Right::Own { _lock: lock })
+    }
+}
+
+impl Drop for Wide {
+    fn drop(&mut self) {
+        lock(&self.inner.flights).crash(self.owner, &(0..u64::MAX), &self.error);
+    }
+}
+
+/// The blocks that `range` covers from their first to their last byte.
+fn whole_blocks(range: ByteRange, size: u64) -> Range<u64> {
+    let start = range.start.div_ceil(BLOCK);
+    let end = if range.end == size { size.div_ceil(BLOCK) } else { range.end >> BLOCK_SHIFT };
+    start..end.max(start)
+}
+
+/// Cuts a delivery into whole blocks.
+struct Cutter {
+    at: u64,
+    range: ByteRange,
+    /// Blocks to come out. Invariant: `block_start(whole.start) <= at` once the first of them has begun.
+    whole: Range<u64>,
+    size: u64,
+    partial: BytesMut,
+}
+
+impl Cutter {
+    fn new(range: ByteRange, size: u64) -> Self {
+        Self { at: range.start, range, whole: whole_blocks(range, size), size, partial: BytesMut::new() }
+    }
+
+    /// How many bytes of the delivery are still to come.
+    fn missing(&self) -> u64 {
+        self.range.end - self.at
+    }
+
+    /// Takes bytes off the front of `chunk` (not empty), up to the end of a block; gives the block if that completes it and it
+    /// is not the last bytes of the delivery.
+    fn cut(&mut self, chunk: &mut Bytes) -> Option<(u64, Bytes)> {
+        let block = self.at >> BLOCK_SHIFT;
+        let end = ((block + 1) * BLOCK).min(self.size);
+        // Not longer than the chunk, which is in memory.
+        let take = (end - self.at).min(chunk.len() as u64) as usize;
+        let head = chunk.split_to(take);
+        self.at += take as u64;
+        if !self.whole.contains(&block) {
+            return None;
+        }
+        if self.partial.capacity() == 0 {
+            self.partial.reserve(BLOCK as usize);
+        }
+        self.partial.extend_from_slice(&head);
+        (self.at == end && self.at < self.range.end).then(|| (block, self.partial.split().freeze()))
+    }
+
+    /// The last block, when the delivery ends with a whole one; where the delivery ended, when that is too early.
+    fn finish(self) -> Result<Option<(u64, Bytes)>, u64> {
+        if self.at < self.range.end {
+            return Err(self.at);
+        }
+        let last = (self.at.saturating_sub(1)) >> BLOCK_SHIFT;
+        Ok((self.whole.contains(&last) && !self.partial.is_empty()).then(|| (last, self.partial.freeze())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut_all(range: ByteRange, size: u64, chunk: usize) -> Vec<(u64, Vec<u8>)> {
+        let content: Vec<u8> = (0..size).map(|i| (i / 1000) as u8).collect();
+        let mut cutter = Cutter::new(range, size);
+        let mut out = Vec::new();
+        for piece in content[range.start as usize..range.end as usize].chunks(chunk) {
+            let mut piece = Bytes::copy_from_slice(piece);
+            while !piece.is_empty() {
+                out.extend(cutter.cut(&mut piece));
+            }
+        }
+        out.extend(cutter.finish().unwrap());
+        for (block, bytes) in &out {
+            let start = (block * BLOCK) as usize;
+            assert_eq!(bytes[..], content[start..(start + BLOCK as usize).min(content.len())]);
+        }
+        out.into_iter().map(|(block, bytes)| (block, bytes.to_vec())).collect()
+    }
+
+    #[test]
+    fn only_whole_blocks_are_cut_out_of_a_delivery() {
+        let size = 3 * BLOCK + 100;
+        let blocks = |range, chunk| cut_all(range, size, chunk).iter().map(|one| one.0).collect::<Vec<_>>();
+        for chunk in [1 << 20, 1 << 16, 100_003, 262_144] {
+            assert_eq!(blocks(ByteRange::new(0, size), chunk), [0, 1, 2, 3]);
+            assert_eq!(blocks(ByteRange::new(1, size), chunk), [1, 2, 3]);
+            assert_eq!(blocks(ByteRange::new(0, size - 1), chunk), [0, 1, 2]);
+            assert_eq!(blocks(ByteRange::new(BLOCK - 1, 2 * BLOCK + 1), chunk), [1]);
+            assert_eq!(blocks(ByteRange::new(5, BLOCK - 5), chunk), [0u64; 0]);
+        }
+    }
+
+    #[test]
+    fn neighbouring_blocks_join_into_runs_of_at_most_four_mebibytes() {
+        let mut flights = Flights::default();
+        let blocks: Vec<u64> = (0..40).chain(50..52).collect();
+        let (waits, runs) = flights.join(&blocks);
+        assert_eq!(waits.len(), 42);
+        let ranges: Vec<_> = runs.iter().map(|run| run.blocks.clone()).collect();
+        assert_eq!(ranges, [0..16, 16..32, 32..40, 50..52]);
+        let (_, again) = flights.join(&blocks);
+        assert!(again.is_empty(), "flights that exist are joined, not started again");
+    }
+}

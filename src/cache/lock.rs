@@ -1,0 +1,86 @@
+//! Locks between processes: open-file-description byte locks on sidecars, and the lock of who decodes a layer.
+//!
+//! Nothing here waits in the kernel: a lock is tried, and the caller decides how to wait. The idea: every lock belongs to an
+//! open file, so the kernel releases it when its holder dies.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use super::CacheError;
+
+/// First and longest pause between two tries: short enough to be unnoticed beside a fetch, long enough to cost no CPU.
+pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+
+/// Growing pauses, from the first to the longest.
+pub(super) struct Backoff(Duration);
+
+impl Backoff {
+    pub(super) fn new() -> Self {
+        Self(PAUSES.0)
+    }
+
+    /// The next pause.
+    pub(super) fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(PAUSES.1);
+        pause
+    }
+}
+
+/// The right to decode a layer, exclusive over threads and processes until it is dropped.
+#[derive(Debug)]
+pub struct BuildLock {
+    /// Holds the flock; closing it releases the lock.
+    _file: File,
+}
+
+impl BuildLock {
+    /// Waits until nobody else holds the lock on `file`. The caller brings the deadline: decoding a large layer takes
+    /// minutes, and only the caller knows whether it can do without.
+    pub(super) async fn acquire(file: File, path: PathBuf) -> Result<Self, CacheError> {
+        let mut backoff = Backoff::new();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(backoff.next()).await,
+                Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", &path, error)),
+            }
+        }
+    }
+}
+
+/// Takes the write lock on one byte of `file`; `false` when somebody else has it.
+pub(super) fn try_lock_byte(file: &File, at: u64) -> io::Result<bool> {
+    match byte_lock(file, libc::F_WRLCK, at) {
+        Ok(()) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Gives the lock on one byte back.
+pub(super) fn unlock_byte(file: &File, at: u64) {
+    if let Err(error) = byte_lock(file, libc::F_UNLCK, at) {
+        // Only memory for splitting a lock can lack; closing the file releases it anyway.
+        tracing::warn!(%error, "cannot release a lock of the cache");
+    }
+}
+
+fn byte_lock(file: &File, kind: libc::c_int, at: u64) -> Result<(), Errno> {
+    let start = libc::off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
+    // Lock kinds and SEEK_SET are single digits; pid 0 is what fcntl(2) demands of open-file-description locks.
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).map(|_| ())
+}

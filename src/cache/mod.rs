@@ -1,0 +1,33 @@
+//! Blocks and documents on disk: fetched once by all threads and processes that share a directory, proven when they are
+//! read back, and never needed: whatever is lost or damaged is fetched again.
+//!
+//! Nothing here knows where bytes come from (that is a [`Fetch`](crate::io::Fetch)) or what they mean. The byte layout, what
+//! is believed when, and the locks are in docs/cache-format.md. The idea: data first, then a record with its checksum, and
+//! only a block whose data hashes to its record counts.
+
+mod blob;
+mod documents;
+mod error;
+mod flight;
+mod lock;
+mod pair;
+mod proof;
+mod sidecar;
+mod store;
+mod stream_writer;
+
+pub use blob::Cached;
+pub use error::CacheError;
+pub use lock::BuildLock;
+pub use sidecar::State;
+pub use store::Cache;
+pub use stream_writer::StreamWriter;
+
+#[cfg(test)]
+mod tests;
+
+/// Takes a lock. A holder that panicked left nothing half done that matters: what a lock of this module guards is either
+/// changed by a single assignment or proven by checksums before it is used.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,201 @@
+//! A data file and its sidecar together: reading blocks that prove themselves, and storing blocks in the safe order.
+//!
+//! Nothing here fetches, waits or decides what a failure means. The idea: this process trusts a block once it wrote it or
+//! saw it hash to its record; everything that does not work out is just "not here".
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use super::sidecar::{BLOCK, Kind, Sidecar, State, Sum, open_for_writing};
+use super::{CacheError, lock};
+use crate::oci::Digest;
+
+/// Stores of one block exclude each other, those of different blocks rarely do.
+const STRIPES: usize = 16;
+
+/// A data file and its sidecar, by name.
+pub(super) struct Files {
+    pub(super) data: PathBuf,
+    pub(super) map: PathBuf,
+}
+
+/// Gives the files at `from` the names `to`. The data first: a sidecar under its final name vouches for the data beside it.
+pub(super) fn promote(from: &Files, to: &Files) -> Result<(), CacheError> {
+    for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {
+        std::fs::rename(from, to).map_err(|error| CacheError::io("rename", from, error))?;
+    }
+    Ok(())
+}
+
+pub(super) struct Pair {
+    /// Where the files go when the content was verified: from, to.
+    promotion: Option<(Files, Files)>,
+    data: File,
+    pub(super) sidecar: Sidecar,
+    trust: RwLock<Trust>,
+    /// Guards: one thread at a time writes the data and the record of a block.
+    stripes: [Mutex<()>; STRIPES],
+}
+
+/// What this process knows about blocks beyond the records.
+#[derive(Default)]
+struct Trust {
+    /// One bit per block that hashed to its record, in words of 64 that exist only where a bit is set: the size of the
+    /// content is a claim of a manifest, and must not become memory.
+    words: HashMap<u64, u64>,
+    /// Blocks whose record is right but whose data is not.
+    damaged: HashSet<u64>,
+}
+
+/// Why a block was not stored.
+pub(super) enum Refused {
+    /// The content was found not to match its digest.
+    Poisoned,
+    /// The content was verified, and these bytes are not those that were verified.
+    Contradicts,
+    /// The disk would not take it.
+    Disk(io::Error),
+}
+
+impl Pair {
+    /// Opens or makes both files; `map` is the sidecar's path.
+    pub(super) fn open(data: &Path, map: &Path, kind: Kind, digest: &Digest) -> Result<Self, CacheError> {
+        // The sidecar first: its shared lock is what keeps an evictor from removing the data file.
+        let sidecar = Sidecar::open(map, kind, digest)?;
+        let (data, _) = open_for_writing(data).map_err(|error| CacheError::io("open", data, error))?;
+        Ok(Self { promotion: None, data, sidecar, trust: RwLock::default(), stripes: Default::default() })
+    }
+
+    /// The same pair, whose files get the names `to` when it was verified.
+    pub(super) fn promoted_to(self, from: Files, to: Files) -> Self {
+        Self { promotion: Some((from, to)), ..self }
+    }
+
+    /// Makes verified content everybody's. Who has the files open keeps them.
+    pub(super) fn promote(&self) {
+        if let Some((from, to)) = &self.promotion
+            && let Err(error) = promote(from, to)
+        {
+            // Somebody else was faster, or the disk is full: others fetch it again.
+            tracing::debug!(%error, "verified content keeps its name");
+        }
+    }
+
+    /// Whether the block, which is `len` bytes long, has a record that nothing speaks against.
+    pub(super) fn is_recorded(&self, block: u64, len: u32) -> bool {
+        if self.is_trusted(block) {
+            return true;
+        }
+        self.sum(block, len).is_some() && !self.trust(|trust| trust.damaged.contains(&block))
+    }
+
+    /// Whether this process has seen the block's data hash to its record.
+    pub(super) fn is_trusted(&self, block: u64) -> bool {
+        self.trust(|trust| trust.words.get(&(block / 64)).is_some_and(|word| word & (1 << (block % 64)) != 0))
+    }
+
+    /// The checksum in the block's record, when the block is present with that length.
+    pub(super) fn sum(&self, block: u64, len: u32) -> Option<Sum> {
+        let record = self.sidecar.record(block)?;
+        (record.present && record.len == len).then_some(record.sum)
+    }
+
+    /// Fills `out` from `offset`; all blocks that it touches must be trusted. `false` when the file turns out not to
+    /// have the bytes.
+    pub(super) fn read_trusted(&self, offset: u64, out: &mut [u8]) -> bool {
+        match self.data.read_exact_at(out, offset) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, map = %self.sidecar.path().display(), "cached data is gone");
+                // A file that became short is filled with zeros up to the next write: no block of it is what it was.
+                *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Trust::default();
+                false
+            }
+        }
+    }
+
+    /// Reads the whole block of `len` bytes and compares it with its record.
+    pub(super) fn load(&self, block: u64, len: u32) -> Option<(Vec<u8>, Sum)> {
+        let sum = self.sum(block, len)?;
+        let mut bytes = vec![0; len as usize];
+        let read = self.data.read_exact_at(&mut bytes, block * BLOCK);
+        if read.is_ok() && *blake3::hash(&bytes).as_bytes() == sum {
+            self.set_trusted(block);
+            return Some((bytes, sum));
+        }
+        tracing::debug!(block, map = %self.sidecar.path().display(), "cached block does not match its record");
+        self.change_trust(|trust| {
+            trust.damaged.insert(block);
+            if let Some(word) = trust.words.get_mut(&(block / 64)) {
+                *word &= !(1 << (block % 64));
+            }
+        });
+        None
+    }
+
+    /// Writes the data, then the record. `sum` is blake3 of `bytes`.
+    pub(super) fn store(&self, block: u64, bytes: &[u8], sum: &Sum) -> Result<(), Refused> {
+        let _writing = lock(&self.stripes[block as usize % STRIPES]);
+        if self.is_trusted(block) {
+            return Ok(());
+        }
+        // A block is at most 256 KiB long.
+        let len = bytes.len() as u32;
+        match self.sidecar.status().map(|status| status.state) {
+            Some(State::Poisoned) => return Err(Refused::Poisoned),
+            Some(State::Verified) => match self.sidecar.record(block) {
+                Some(known) if known.sum == *sum && known.len == len => {}
+                Some(_) => return Err(Refused::Contradicts),
+                None => {
+                    // What was verified here is not known any more, so the whole has to be hashed again.
+                    self.sidecar
+                        .advance(State::Partial)
+                        .map_err(|error| Refused::Disk(io::Error::other(error)))?;
+                }
+            },
+            Some(State::Partial | State::Complete) | None => {}
+        }
+        self.data.write_all_at(bytes, block * BLOCK).map_err(Refused::Disk)?;
+        self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
+        self.set_trusted(block);
+        Ok(())
+    }
+
+    /// Makes the data survive a power cut.
+    pub(super) fn sync_data(&self) -> io::Result<()> {
+        self.data.sync_data()
+    }
+
+    /// Gives up all content: status first, so that every reader that could see the truncation sees the reason.
+    pub(super) fn poison(&self) -> Result<(), CacheError> {
+        let path = self.sidecar.path();
+        if self.sidecar.advance(State::Poisoned)? != State::Poisoned {
+            // Another process verified it in the meantime, with other bytes.
+            return Ok(());
+        }
+        self.sidecar.sync().map_err(|error| CacheError::io("sync", path, error))?;
+        self.sidecar.drop_records().map_err(|error| CacheError::io("truncate", path, error))?;
+        self.data.set_len(0).map_err(|error| CacheError::io("truncate", path, error))?;
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Trust::default();
+        Ok(())
+    }
+
+    fn set_trusted(&self, block: u64) {
+        self.change_trust(|trust| {
+            *trust.words.entry(block / 64).or_default() |= 1 << (block % 64);
+            trust.damaged.remove(&block);
+        });
+    }
+
+    fn trust<T>(&self, look: impl FnOnce(&Trust) -> T) -> T {
+        look(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change_trust(&self, change: impl FnOnce(&mut Trust)) {
+        change(&mut self.trust.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}

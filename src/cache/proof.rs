@@ -1,0 +1,141 @@
+//! The comparison of a whole blob with its digest.
+//!
+//! Nothing here decides what a mismatch means. The idea: a hasher follows the contiguous frontier of stored blocks, so that a
+//! sequential reader has nothing left to hash at the end; and because blocks can be written over behind the frontier, the
+//! checksums of what was hashed are compared with the records on disk before the result counts.
+
+use std::sync::Mutex;
+
+use super::lock;
+use super::pair::Pair;
+use super::sidecar::{BLOCK, State, Sum};
+use crate::oci::{Algorithm, Digest, Hasher};
+
+/// How many blocks from disk the frontier catches up with for each block that is stored: more than one, so that it does
+/// catch up with a parallel reader, and few, so that no store takes long.
+const CATCH_UP: u32 = 4;
+
+pub(super) struct Proof {
+    algorithm: Algorithm,
+    size: u64,
+    /// Invariant: every block below it had a record when it passed.
+    recorded: Mutex<u64>,
+    /// Guards the hashers against two threads that feed them.
+    frontier: Mutex<Frontier>,
+}
+
+struct Frontier {
+    /// The next block to hash.
+    next: u64,
+    content: Hasher,
+    /// blake3 of the checksums of the blocks that `content` has seen.
+    sums: blake3::Hasher,
+}
+
+/// What hashing everything showed.
+pub(super) enum Verdict {
+    /// The digest of the whole content.
+    Digest(Digest),
+    /// Some block was not here after all.
+    Missing,
+}
+
+impl Proof {
+    pub(super) fn new(algorithm: Algorithm, size: u64) -> Self {
+        Self { algorithm, size, recorded: Mutex::new(0), frontier: Mutex::new(Frontier::new(algorithm)) }
+    }
+
+    /// How many blocks there are.
+    pub(super) fn blocks(&self) -> u64 {
+        self.size.div_ceil(BLOCK)
+    }
+
+    /// How long `block` is.
+    pub(super) fn len(&self, block: u64) -> u32 {
+        // The minimum with a block's size fits u32.
+        self.size.saturating_sub(block * BLOCK).min(BLOCK) as u32
+    }
+
+    /// Whether every block has a record. Looks at each record once over the life of the process.
+    pub(super) fn all_recorded(&self, pair: &Pair) -> bool {
+        let mut recorded = lock(&self.recorded);
+        while *recorded < self.blocks() && pair.is_recorded(*recorded, self.len(*recorded)) {
+            *recorded += 1;
+        }
+        *recorded == self.blocks()
+    }
+
+    /// Hashes a block that was just stored, and some of what lies before it on disk, if the frontier can reach it.
+    pub(super) fn follow(&self, pair: &Pair, block: u64, bytes: &[u8], sum: &Sum) {
+        // Who holds the frontier catches up for all.
+        let Ok(mut frontier) = self.frontier.try_lock() else { return };
+        for _ in 0..=CATCH_UP {
+            let next = frontier.next;
+            if next == block {
+                frontier.feed(bytes, sum);
+            } else if next < self.blocks() && pair.is_recorded(next, self.len(next)) {
+                let Some((bytes, sum)) = pair.load(next, self.len(next)) else { return };
+                frontier.feed(&bytes, &sum);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Hashes what the frontier has not reached yet and answers for the whole. Blocks its thread for as long as that takes.
+    pub(super) fn conclude(&self, pair: &Pair) -> Verdict {
+        let mut frontier = lock(&self.frontier);
+        // The second round hashes everything again when the first one had hashed blocks that were written over since.
+        for _ in 0..2 {
+            while frontier.next < self.blocks() {
+                let Some((bytes, sum)) = pair.load(frontier.next, self.len(frontier.next)) else {
+                    *lock(&self.recorded) = frontier.next;
+                    return Verdict::Missing;
+                };
+                frontier.feed(&bytes, &sum);
+            }
+            let mut sums = blake3::Hasher::new();
+            for block in 0..self.blocks() {
+                let Some(sum) = pair.sum(block, self.len(block)) else {
+                    *lock(&self.recorded) = block;
+                    *frontier = Frontier::new(self.algorithm);
+                    return Verdict::Missing;
+                };
+                sums.update(&sum);
+            }
+            if sums.finalize() == frontier.sums.finalize() {
+                return Verdict::Digest(frontier.content.clone().finish());
+            }
+            *frontier = Frontier::new(self.algorithm);
+        }
+        Verdict::Missing
+    }
+
+    /// Writes down that the content was verified, after making sure that it survives a power cut.
+    pub(super) fn persist(&self, pair: &Pair) {
+        let kept = pair
+            .sync_data()
+            .map_err(|error| error.to_string())
+            .and_then(|()| pair.sidecar.advance(State::Verified).map_err(|error| error.to_string()))
+            .and_then(|_| pair.sidecar.sync().map_err(|error| error.to_string()));
+        if kept.is_ok() {
+            pair.promote();
+        }
+        if let Err(error) = kept {
+            // Costs hashing it again in the next process.
+            tracing::warn!(error, map = %pair.sidecar.path().display(), "cannot keep that a blob was verified");
+        }
+    }
+}
+
+impl Frontier {
+    fn new(algorithm: Algorithm) -> Self {
+        Self { next: 0, content: Hasher::new(algorithm), sums: blake3::Hasher::new() }
+    }
+
+    fn feed(&mut self, bytes: &[u8], sum: &Sum) {
+        self.content.update(bytes);
+        self.sums.update(sum);
+        self.next += 1;
+    }
+}

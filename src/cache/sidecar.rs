@@ -1,0 +1,403 @@
+//! The `.map` file beside a data file: what it belongs to, how far it got, and one checksum per block.
+//!
+//! Nothing here is believed without its check (docs/cache-format.md), and a sidecar that cannot be believed is made new. The
+//! idea: fixed places, aligned small writes, and a hash over each, so that no order of writes and no crash can make a lie.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+
+use super::lock::{Backoff, try_lock_byte, unlock_byte};
+use super::{CacheError, lock};
+use crate::oci::Digest;
+
+/// A block is 256 KiB: 64 bytes of sidecar each are 0.024 %, and one is read in the time of a round trip.
+pub(super) const BLOCK_SHIFT: u32 = 18;
+/// Bytes of a block, except of the last one.
+pub(super) const BLOCK: u64 = 1 << BLOCK_SHIFT;
+/// Offsets stay below `LOCKS`, so that every record, lock and byte of data has a place that fits `off_t`.
+pub(super) const MAX_SIZE: u64 = 1 << 61;
+
+const VERSION: u32 = 1;
+const MAGIC: &[u8; 8] = b"ocifsmap";
+const HEADER: u64 = 4096;
+const RECORD: usize = 64;
+const IDENTITY: usize = 160;
+const STATUS_AT: u64 = 512;
+const STATUS: usize = 64;
+const LAST_USED_AT: u64 = 1024;
+const LOCKS: u64 = 1 << 62;
+const STATUS_LOCK: u64 = LOCKS - 1;
+/// How long the status lock, held only around a few small writes, may be held before its holder counts as stuck.
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// blake3 of a block's bytes.
+pub(super) type Sum = [u8; 32];
+
+/// What a data file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Blob = 1,
+    Stream = 2,
+}
+
+/// How far content has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Some blocks may be here.
+    Partial = 1,
+    /// Every block was stored; a blob's digest was not compared yet, a stream has none.
+    Complete = 2,
+    /// Every byte was compared with the digest.
+    Verified = 3,
+    /// The bytes are not those that the digest names; every read fails.
+    Poisoned = 4,
+}
+
+impl State {
+    /// The transition table of docs/cache-format.md, "States".
+    fn may_become(self, next: State) -> bool {
+        use State::{Complete, Partial, Poisoned, Verified};
+        match self {
+            Partial => matches!(next, Complete | Verified | Poisoned),
+            Complete => matches!(next, Partial | Verified | Poisoned),
+            Verified => matches!(next, Partial),
+            Poisoned => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) state: State,
+    /// Unknown only for a stream that is being decoded for the first time.
+    pub(super) size: Option<u64>,
+}
+
+/// What the sidecar says about one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    /// Whether the data should be there; if not, only the checksum is known.
+    pub(super) present: bool,
+    pub(super) len: u32,
+    pub(super) sum: Sum,
+}
+
+pub(super) struct Sidecar {
+    file: File,
+    path: PathBuf,
+    identity: Sum,
+    access: Access,
+    /// Guards the read-change-write of the status among threads (the lock between processes belongs to the open file).
+    status_change: Mutex<()>,
+}
+
+/// Whether the file system lets us write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Write,
+    Read,
+}
+
+impl Sidecar {
+    /// Opens or makes the sidecar at `path`, and holds the shared lock that keeps evictors away.
+    pub(super) fn open(path: &Path, kind: Kind, digest: &Digest) -> Result<Self, CacheError> {
+        let head = identity_bytes(kind, digest);
+        let identity: Sum = blake3::hash(&head).into();
+        let (file, access) = open_locked(path)?;
+        let sidecar = Self { file, path: path.to_owned(), identity, access, status_change: Mutex::new(()) };
+        if !sidecar.is_valid(&head)? {
+            if access == Access::Read {
+                let source = Errno::EROFS.into();
+                return Err(CacheError::ReadOnly { path: path.to_owned(), source });
+            }
+            sidecar.with_status_lock(|| {
+                // Another process may have made it valid while we waited for the lock.
+                if !sidecar.is_valid(&head)? {
+                    sidecar.make_new(&head).map_err(|error| CacheError::io("write", path, error))?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(sidecar)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether identity and status can be believed; an error when they are those of another program version.
+    fn is_valid(&self, head: &[u8; IDENTITY]) -> Result<bool, CacheError> {
+        let mut bytes = [0; IDENTITY + 32];
+        if !read_fully(&self.file, &mut bytes, 0) {
+            return Ok(false);
+        }
+        let (found, sum) = bytes.split_at(IDENTITY);
+        if blake3::hash(found).as_bytes() != sum {
+            return Ok(false);
+        }
+        let version = u32::from_le_bytes(field(found, 8));
+        if found.starts_with(MAGIC) && (version != VERSION || u32::from(found[13]) != BLOCK_SHIFT) {
+            return Err(CacheError::Version { path: self.path.clone(), version, shift: found[13] });
+        }
+        Ok(found == head && self.status().is_some())
+    }
+
+    fn make_new(&self, head: &[u8; IDENTITY]) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.set_len(HEADER)?;
+        self.file.write_all_at(head, 0)?;
+        self.file.write_all_at(&self.identity, IDENTITY as u64)?;
+        self.write_status(Status { state: State::Partial, size: None })
+    }
+
+    /// The status, or `None` when it is damaged.
+    pub(super) fn status(&self) -> Option<Status> {
+        let mut bytes = [0; STATUS];
+        if !read_fully(&self.file, &mut bytes, STATUS_AT) || self.check(&bytes[..32])[..] != bytes[32..] {
+            return None;
+        }
+        let state = match bytes[0] {
+            1 => State::Partial,
+            2 => State::Complete,
+            3 => State::Verified,
+            4 => State::Poisoned,
+            _ => return None,
+        };
+        let size = (bytes[1] == 1).then(|| u64::from_le_bytes(field(&bytes, 8)));
+        Some(Status { state, size })
+    }
+
+    fn write_status(&self, status: Status) -> io::Result<()> {
+        let mut bytes = [0; STATUS];
+        bytes[0] = status.state as u8;
+        bytes[1] = u8::from(status.size.is_some());
+        bytes[8..16].copy_from_slice(&status.size.unwrap_or(0).to_le_bytes());
+        let check = self.check(&bytes[..32]);
+        bytes[32..].copy_from_slice(&check);
+        self.file.write_all_at(&bytes, STATUS_AT)
+    }
+
+    /// Moves to `next` where the transition table allows it, and says what the state is afterwards.
+    pub(super) fn advance(&self, next: State) -> Result<State, CacheError> {
+        self.with_status_lock(|| {
+            let status = self.status().unwrap_or(Status { state: State::Partial, size: None });
+            if status.state == next || !status.state.may_become(next) {
+                return Ok(status.state);
+            }
+            self.write_status(Status { state: next, ..status })
+                .map_err(|error| CacheError::io("write", &self.path, error))?;
+            Ok(next)
+        })
+    }
+
+    /// Settles the size of the content: the first one to know it writes it, everybody else has to agree.
+    pub(super) fn settle_size(&self, digest: &Digest, size: u64) -> Result<(), CacheError> {
+        let agree = |status: Option<Status>| match status.and_then(|status| status.size) {
+            Some(cached) if cached == size => Ok(true),
+            Some(cached) => Err(CacheError::SizeConflict { digest: digest.clone(), cached, given: size }),
+            None => Ok(false),
+        };
+        if agree(self.status())? || self.access == Access::Read {
+            return Ok(());
+        }
+        self.with_status_lock(|| {
+            let status = self.status();
+            if agree(status)? {
+                return Ok(());
+            }
+            let state = status.map_or(State::Partial, |status| status.state);
+            self.write_status(Status { state, size: Some(size) })
+                .map_err(|error| CacheError::io("write", &self.path, error))
+        })
+    }
+
+    fn with_status_lock<T>(&self, change: impl FnOnce() -> Result<T, CacheError>) -> Result<T, CacheError> {
+        let _thread = lock(&self.status_change);
+        let deadline = Instant::now() + STATUS_PATIENCE;
+        let mut backoff = Backoff::new();
+        while !try_lock_byte(&self.file, STATUS_LOCK)
+            .map_err(|error| CacheError::io("lock", &self.path, error))?
+        {
+            if Instant::now() > deadline {
+                return Err(CacheError::Busy { path: self.path.clone() });
+            }
+            std::thread::sleep(backoff.next());
+        }
+        let result = change();
+        unlock_byte(&self.file, STATUS_LOCK);
+        result
+    }
+
+    /// The record of `block`, when there is one that can be believed.
+    pub(super) fn record(&self, block: u64) -> Option<Record> {
+        let mut bytes = [0; RECORD];
+        if !read_fully(&self.file, &mut bytes, record_at(block)) {
+            return None;
+        }
+        self.parse(&bytes, block)
+    }
+
+    fn parse(&self, bytes: &[u8; RECORD], block: u64) -> Option<Record> {
+        let present = match bytes[0] {
+            1 => true,
+            2 => false,
+            _ => return None,
+        };
+        if u64::from_le_bytes(field(bytes, 8)) != block || self.check(&bytes[..48])[..16] != bytes[48..] {
+            return None;
+        }
+        Some(Record { present, len: u32::from_le_bytes(field(bytes, 4)), sum: field(bytes, 16) })
+    }
+
+    /// Says that `block` is present; its data must have been written before.
+    pub(super) fn put_record(&self, block: u64, len: u32, sum: &Sum) -> io::Result<()> {
+        let mut bytes = [0; RECORD];
+        bytes[0] = 1;
+        bytes[4..8].copy_from_slice(&len.to_le_bytes());
+        bytes[8..16].copy_from_slice(&block.to_le_bytes());
+        bytes[16..48].copy_from_slice(sum);
+        let check = self.check(&bytes[..48]);
+        bytes[48..].copy_from_slice(&check[..16]);
+        self.file.write_all_at(&bytes, record_at(block))
+    }
+
+    /// Adds up the lengths of all present blocks, skipping holes of the file: a sidecar may be sparse.
+    pub(super) fn bytes_present(&self) -> io::Result<u64> {
+        use nix::unistd::{Whence, lseek};
+        /// Records read at a time: 64 KiB.
+        const BATCH: usize = 1024;
+        let end = self.file.metadata()?.len();
+        let mut batch = vec![0; BATCH * RECORD];
+        let mut total = 0;
+        let mut at = HEADER;
+        while at < end {
+            // Offsets of an existing file fit off_t.
+            let data = match lseek(&self.file, at as i64, Whence::SeekData) {
+                Ok(data) => data as u64,
+                Err(Errno::ENXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            at = at.max(data - data % RECORD as u64);
+            let len = self.file.read_at(&mut batch, at)? / RECORD * RECORD;
+            if len == 0 {
+                break;
+            }
+            for (index, bytes) in batch[..len].as_chunks::<RECORD>().0.iter().enumerate() {
+                let block = (at - HEADER) / RECORD as u64 + index as u64;
+                total += self
+                    .parse(bytes, block)
+                    .filter(|record| record.present)
+                    .map_or(0, |record| u64::from(record.len));
+            }
+            at += len as u64;
+        }
+        Ok(total)
+    }
+
+    /// Forgets every block.
+    pub(super) fn drop_records(&self) -> io::Result<()> {
+        self.file.set_len(HEADER)
+    }
+
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Notes that the content was used now.
+    pub(super) fn touch(&self) -> io::Result<()> {
+        if self.access == Access::Read {
+            return Ok(());
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.file.write_all_at(&now.to_le_bytes(), LAST_USED_AT)
+    }
+
+    /// Tries to become the only one, over all processes, who fetches and stores `block`.
+    pub(super) fn try_claim(&self, block: u64) -> io::Result<bool> {
+        // Without write access there are no write locks, and nothing to protect: nobody can store.
+        if self.access == Access::Read {
+            return Ok(true);
+        }
+        try_lock_byte(&self.file, LOCKS + block)
+    }
+
+    /// Gives the claim on `block` back.
+    pub(super) fn release(&self, block: u64) {
+        if self.access == Access::Write {
+            unlock_byte(&self.file, LOCKS + block);
+        }
+    }
+
+    /// Ties a check to this content, so that the bytes of another file or another place never pass.
+    fn check(&self, bytes: &[u8]) -> Sum {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.identity).update(bytes);
+        hasher.finalize().into()
+    }
+}
+
+fn record_at(block: u64) -> u64 {
+    HEADER + RECORD as u64 * block
+}
+
+fn identity_bytes(kind: Kind, digest: &Digest) -> [u8; IDENTITY] {
+    let text = digest.as_str().as_bytes();
+    let mut head = [0; IDENTITY];
+    head[..8].copy_from_slice(MAGIC);
+    head[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    head[12] = kind as u8;
+    head[13] = BLOCK_SHIFT as u8;
+    // Only sha256 and sha512 get here: at most 135 bytes of text.
+    head[14..16].copy_from_slice(&(text.len() as u16).to_le_bytes());
+    head[16..16 + text.len()].copy_from_slice(text);
+    head
+}
+
+/// The `N` bytes at `at`.
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[at..at + N]);
+    out
+}
+
+/// Reads all of `buf`; a file that ends early or cannot be read gives `false`, because both mean "not here".
+fn read_fully(file: &File, buf: &mut [u8], at: u64) -> bool {
+    file.read_exact_at(buf, at).is_ok()
+}
+
+/// Opens the file and shares its lock, again when an evictor removed it in between.
+fn open_locked(path: &Path) -> Result<(File, Access), CacheError> {
+    let fail = |action| move |error| CacheError::io(action, path, error);
+    let deadline = Instant::now() + STATUS_PATIENCE;
+    let mut backoff = Backoff::new();
+    loop {
+        let (file, access) = open_for_writing(path).map_err(fail("open"))?;
+        match file.try_lock_shared() {
+            Ok(()) if file.metadata().map_err(fail("stat"))?.nlink() > 0 => return Ok((file, access)),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => std::thread::sleep(backoff.next()),
+            Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", path, error)),
+        }
+        if Instant::now() > deadline {
+            return Err(CacheError::Busy { path: path.to_owned() });
+        }
+    }
+}
+
+/// Opens or creates a file of the cache; on a read-only file system opens what is there.
+pub(super) fn open_for_writing(path: &Path) -> io::Result<(File, Access)> {
+    match OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
+        Ok(file) => Ok((file, Access::Write)),
+        Err(error) if error.raw_os_error() == Some(Errno::EROFS as i32) => match File::open(path) {
+            Ok(file) => Ok((file, Access::Read)),
+            Err(_) => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,317 @@
+//! The directory: opening it safely, and handing out what lies in it.
+//!
+//! Nothing here touches names outside `<cache-dir>/v1`, and only validated digests become names inside it. The idea: one
+//! [`Cached`] per content and process, so that threads meet there; processes meet at the files.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use super::pair::{Files, Pair, promote};
+use super::sidecar::{Kind, MAX_SIZE, State};
+use super::{BuildLock, CacheError, Cached, StreamWriter, lock};
+use crate::io::Fetch;
+use crate::oci::{Algorithm, Digest};
+
+/// The version of docs/cache-format.md.
+const VERSION_DIR: &str = "v1";
+/// Group and others may write.
+const FOREIGN_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+/// A temporary file lives for one write and one fsync; after an hour its writer is dead.
+const TMP_AGE: Duration = Duration::from_secs(3600);
+
+/// A cache directory. Clones share everything.
+#[derive(Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+    /// Whose unverified content this handle sees; empty for content that belongs to nobody.
+    origin: Origin,
+}
+
+/// A name for a place that content comes from, fit for a file name.
+type Origin = Arc<str>;
+
+struct Shared {
+    /// `<cache-dir>/v1`.
+    root: PathBuf,
+    /// Guards: at most one living [`Cached`] per content in this process.
+    alive: Mutex<HashMap<(Kind, Digest, Origin), Weak<Cached>>>,
+    /// Numbers temporary files.
+    temporaries: AtomicU64,
+}
+
+impl Cache {
+    /// Opens `dir`, making what is missing.
+    ///
+    /// A directory that somebody else owns or may write is refused. A full or read-only disk is an error only when
+    /// nothing was made here before: what is cached stays readable, and reads go on without storing.
+    pub fn open(dir: &Path) -> Result<Self, CacheError> {
+        let root = dir.join(VERSION_DIR);
+        make_dir(dir)?;
+        check_parent(dir)?;
+        let made = make_tree(&root);
+        if let Err(error) = made {
+            if !(error.is_disk() && root.is_dir()) {
+                return Err(error);
+            }
+            tracing::warn!(%error, path = %root.display(), "the cache cannot grow; reads go on without it");
+        }
+        check_owned(&root)?;
+        let shared = Shared { root, alive: Mutex::default(), temporaries: AtomicU64::new(0) };
+        let cache = Self { shared: Arc::new(shared), origin: "".into() };
+        cache.probe()?;
+        Ok(cache)
+    }
+
+    /// The same cache for content that comes from `place`. Until a blob was compared with its digest, what is stored of it is
+    /// only a claim of the place it came from: another place that names the same digest neither sees it nor is hurt by it.
+    #[must_use]
+    pub fn for_origin(&self, place: &str) -> Self {
+        let name = blake3::hash(place.as_bytes()).to_hex();
+        Self { shared: self.shared.clone(), origin: name[..16].into() }
+    }
+
+    /// The decoded stream of a verified blob becomes everybody's.
+    pub fn promote_stream(&self, digest: &Digest) -> Result<(), CacheError> {
+        match self.place(Kind::Stream, digest)? {
+            Place { scoped: Some(scoped), shared } if exists(&scoped.map) => promote(&scoped, &shared),
+            _ => Ok(()),
+        }
+    }
+
+    /// The stored blob `digest`, whose missing blocks come from `fetch`.
+    ///
+    /// The same blob is the same `Arc` as long as somebody holds it; it keeps the `fetch` of whoever opened it first.
+    pub fn blob(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
+        self.cached(Kind::Blob, digest, fetch)
+    }
+
+    /// The decoded stream of the layer whose stored blob is `digest`; `fetch` produces decoded bytes.
+    pub fn stream(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
+        self.cached(Kind::Stream, digest, fetch)
+    }
+
+    /// Waits for the exclusive right, over threads and processes, to decode the layer whose stored blob is `digest`.
+    pub async fn build_lock(&self, digest: &Digest) -> Result<BuildLock, CacheError> {
+        let path = self.path("locks", digest)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| CacheError::io("open", &path, error))?;
+        BuildLock::acquire(file, path).await
+    }
+
+    /// Starts writing the decoded stream of the layer whose stored blob is `digest`, from its first byte.
+    pub fn stream_writer(&self, digest: &Digest) -> Result<StreamWriter, CacheError> {
+        Ok(StreamWriter::new(self.pair(Kind::Stream, digest)?, digest.clone()))
+    }
+
+    fn cached(&self, kind: Kind, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
+        let algorithm = served(digest)?;
+        let size = fetch.size();
+        if size > MAX_SIZE {
+            return Err(CacheError::Oversized { digest: digest.clone(), size, limit: MAX_SIZE });
+        }
+        let mut alive = lock(&self.shared.alive);
+        let key = (kind, digest.clone(), self.origin.clone());
+        if let Some(cached) = alive.get(&key).and_then(Weak::upgrade) {
+            let known = crate::io::ReadAt::size(&*cached);
+            if known != size {
+                return Err(CacheError::SizeConflict { digest: digest.clone(), cached: known, given: size });
+            }
+            return Ok(cached);
+        }
+        let pair = match self.sized_pair(kind, digest, size) {
+            Ok(pair) => Some(pair),
+            Err(error) if error.is_disk() => {
+                let error = crate::io::ReadError::from(error).chain();
+                tracing::warn!(%digest, error, "cannot be cached, reads go on without");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let cached = Arc::new(Cached::new(digest.clone(), algorithm, kind, fetch, pair));
+        alive.retain(|_, weak| weak.strong_count() > 0);
+        alive.insert(key, Arc::downgrade(&cached));
+        Ok(cached)
+    }
+
+    fn sized_pair(&self, kind: Kind, digest: &Digest, size: u64) -> Result<Pair, CacheError> {
+        let pair = self.pair(kind, digest)?;
+        pair.sidecar.settle_size(digest, size)?;
+        Ok(pair)
+    }
+
+    fn pair(&self, kind: Kind, digest: &Digest) -> Result<Pair, CacheError> {
+        let Place { shared, scoped } = self.place(kind, digest)?;
+        let Some(scoped) = scoped else { return Pair::open(&shared.data, &shared.map, kind, digest) };
+        if exists(&shared.map) {
+            let known = match kind {
+                Kind::Blob => Pair::open(&shared.data, &shared.map, kind, digest).ok().filter(|pair| {
+                    pair.sidecar.status().is_some_and(|status| status.state == State::Verified)
+                }),
+                // There is an index only of a blob that was verified, and it was kept after its stream.
+                Kind::Stream if exists(&self.path("indexes", digest)?) => {
+                    Some(Pair::open(&shared.data, &shared.map, kind, digest)?)
+                }
+                Kind::Stream => None,
+            };
+            if let Some(pair) = known {
+                return Ok(pair);
+            }
+        }
+        let pair = Pair::open(&scoped.data, &scoped.map, kind, digest)?;
+        Ok(match kind {
+            Kind::Blob => pair.promoted_to(scoped, shared),
+            Kind::Stream => pair,
+        })
+    }
+
+    /// Where content lies: when it is everybody's, and while it is only a claim of our origin.
+    fn place(&self, kind: Kind, digest: &Digest) -> Result<Place, CacheError> {
+        let data = self.path(directory(kind), digest)?;
+        let map = data.with_extension("map");
+        let scoped = (!self.origin.is_empty()).then(|| {
+            let name = format!("{}.{}", digest.encoded(), self.origin);
+            Files { map: data.with_file_name(format!("{name}.map")), data: data.with_file_name(name) }
+        });
+        Ok(Place { shared: Files { data, map }, scoped })
+    }
+
+    /// The file of `digest` in the directory of its kind of content.
+    pub(super) fn path(&self, directory: &str, digest: &Digest) -> Result<PathBuf, CacheError> {
+        served(digest)?;
+        // The encoded part of a served digest is lower-case hex and nothing else.
+        Ok(self.shared.root.join(directory).join(digest.algorithm_name()).join(digest.encoded()))
+    }
+
+    /// A name for a new temporary file that no other process and no other thread uses.
+    pub(super) fn temporary(&self) -> PathBuf {
+        let number = self.shared.temporaries.fetch_add(1, Ordering::Relaxed);
+        // Process ids repeat between containers that share the directory, so the clock joins in.
+        let clock = std::time::SystemTime::now()
+            .duration_since(std::time::SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos();
+        self.shared.root.join("tmp").join(format!("{}-{clock:x}-{number}", std::process::id()))
+    }
+
+    /// Finds out now, and not in the first read, whether files can be made; removes what dead writers left.
+    fn probe(&self) -> Result<(), CacheError> {
+        let path = self.temporary();
+        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        match made
+            .and_then(|_| fs::remove_file(&path))
+            .map_err(|error| CacheError::io("create", &path, error))
+        {
+            Ok(()) => {}
+            Err(error) if error.is_disk() => {
+                tracing::warn!(%error, "the cache cannot grow; reads go on without it");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        let directory = self.shared.root.join("tmp");
+        let fail = |error| CacheError::io("list", &directory, error);
+        for entry in fs::read_dir(&directory).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let age = entry.metadata().and_then(|found| found.modified()).map(|time| time.elapsed());
+            if matches!(age, Ok(Ok(age)) if age > TMP_AGE)
+                && let Err(error) = fs::remove_file(entry.path())
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::debug!(%error, path = %entry.path().display(), "cannot remove a stale temporary file");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The two places of content; see [`Cache::place`].
+struct Place {
+    shared: Files,
+    scoped: Option<Files>,
+}
+
+fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// The algorithm of a digest whose content can be checked.
+fn served(digest: &Digest) -> Result<Algorithm, CacheError> {
+    digest.algorithm().ok_or_else(|| CacheError::Algorithm { digest: digest.clone() })
+}
+
+fn directory(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Blob => "blobs",
+        Kind::Stream => "streams",
+    }
+}
+
+fn make_tree(root: &Path) -> Result<(), CacheError> {
+    make_dir(root)?;
+    check_owned(root)?;
+    make_dir(&root.join("tmp"))?;
+    for kind in ["blobs", "streams", "documents", "indexes", "locks"] {
+        for algorithm in ["sha256", "sha512"] {
+            make_dir(&root.join(kind).join(algorithm))?;
+        }
+    }
+    Ok(())
+}
+
+fn make_dir(path: &Path) -> Result<(), CacheError> {
+    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(CacheError::NotADirectory { path: path.to_owned() })
+        }
+        Err(error) => Err(CacheError::io("create", path, error)),
+    }
+}
+
+/// Who may write the parent may put another `v1` in the place of ours, unless the sticky bit forbids it.
+fn check_parent(path: &Path) -> Result<(), CacheError> {
+    let found = fs::metadata(path).map_err(|error| CacheError::io("stat", path, error))?;
+    let user = nix::unistd::geteuid().as_raw();
+    let mode = found.permissions().mode() & 0o7777;
+    if found.uid() != user && found.uid() != 0 {
+        return Err(CacheError::NotOurs { path: path.to_owned(), owner: found.uid(), user });
+    }
+    if mode & FOREIGN_WRITE != 0 && mode & STICKY == 0 {
+        return Err(CacheError::Mode { path: path.to_owned(), mode });
+    }
+    Ok(())
+}
+
+fn check_owned(path: &Path) -> Result<(), CacheError> {
+    // Not following a link: it could point to somebody else's directory tomorrow.
+    let found = fs::symlink_metadata(path).map_err(|error| CacheError::io("stat", path, error))?;
+    let user = nix::unistd::geteuid().as_raw();
+    let mode = found.permissions().mode() & 0o7777;
+    if !found.is_dir() {
+        return Err(CacheError::NotADirectory { path: path.to_owned() });
+    }
+    if found.uid() != user {
+        return Err(CacheError::NotOurs { path: path.to_owned(), owner: found.uid(), user });
+    }
+    if mode & FOREIGN_WRITE != 0 {
+        return Err(CacheError::Mode { path: path.to_owned(), mode });
+    }
+    if mode & 0o077 != 0 {
+        // Nobody could have put anything here, but private images were readable.
+        fs::set_permissions(path, Permissions::from_mode(0o700))
+            .map_err(|error| CacheError::io("change the mode of", path, error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Damaged files cost one fetch, and wrong content is given up by everybody.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use super::*;
+
+fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
+}
+
+/// Damages a filled cache, and then reads it: right bytes, `refetched` bytes of them fetched, verified again.
+async fn heals(seed: u64, refetched: u64, damage: impl Fn(&Place, &Digest)) {
+    let place = Place::new();
+    let content = noise(SIZE, seed);
+    let digest = filled(&place, &content).await;
+    damage(&place, &digest);
+    let source = Source::new(&content);
+    let cached = place.cache().blob(&digest, source.clone()).unwrap();
+    assert_eq!(read_all(&*cached).await.unwrap(), content);
+    assert_eq!(source.delivered(), refetched);
+    assert_eq!(read_all(&*cached).await.unwrap(), content);
+    assert_eq!(source.delivered(), refetched);
+    assert_eq!(cached.state(), State::Verified);
+    drop(cached);
+    wait_for_disk(&place, &digest, SIZE, State::Verified).await;
+}
+
+#[tokio::test]
+async fn a_rotten_block_is_fetched_again() {
+    heals(11, BLOCK, |place, digest| {
+        overwrite(&place.data(digest), 2 * BLOCK + 99, &[0; 3]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_truncated_data_file_is_fetched_again_from_there() {
+    heals(12, SIZE - 4 * BLOCK, |place, digest| {
+        OpenOptions::new().write(true).open(place.data(digest)).unwrap().set_len(4 * BLOCK + 5).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_zeroed_data_file_is_fetched_again() {
+    heals(13, SIZE, |place, digest| overwrite(&place.data(digest), 0, &vec![0; SIZE as usize])).await;
+}
+
+#[tokio::test]
+async fn a_removed_data_file_is_fetched_again() {
+    heals(14, SIZE, |place, digest| fs::remove_file(place.data(digest)).unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_zeroed_or_removed_sidecar_is_made_new() {
+    heals(15, SIZE, |place, digest| {
+        let len = fs::metadata(place.map(digest)).unwrap().len();
+        overwrite(&place.map(digest), 0, &vec![0; len as usize]);
+    })
+    .await;
+    heals(16, SIZE, |place, digest| fs::remove_file(place.map(digest)).unwrap()).await;
+    heals(17, SIZE, |place, digest| fs::write(place.map(digest), "short").unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_any_field_of_a_record_costs_one_block() {
+    for field in [0, 5, 9, 20, 50] {
+        heals(18 + field, BLOCK, |place, digest| {
+            let at = 4096 + 64 * 3 + field;
+            let file = OpenOptions::new().read(true).write(true).open(place.map(digest)).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_the_status_makes_the_sidecar_new() {
+    heals(30, SIZE, |place, digest| overwrite(&place.map(digest), 521, &[0xee])).await;
+}
+
+#[tokio::test]
+async fn truncation_of_an_open_file_never_turns_trusted_blocks_into_zeros() {
+    let place = Place::new();
+    let content = noise(SIZE, 31);
+    let cached = place.cache().blob(&Digest::sha256(&content), Source::new(&content)).unwrap();
+    assert_eq!(read_all(&*cached).await.unwrap(), content);
+    let data = place.data(&Digest::sha256(&content));
+    OpenOptions::new().write(true).open(data).unwrap().set_len(0).unwrap();
+    // Healing the last block makes the file long again, with a hole before it.
+    let last = read_vec(&*cached, ByteRange::new(SIZE - 5, SIZE)).await.unwrap();
+    assert_eq!(last, content[SIZE as usize - 5..]);
+    assert_eq!(read_all(&*cached).await.unwrap(), content);
+}
+
+#[tokio::test]
+async fn a_verified_block_is_not_replaced_by_other_bytes() {
+    let place = Place::new();
+    let content = noise(SIZE, 32);
+    let digest = filled(&place, &content).await;
+    overwrite(&place.data(&digest), 0, &[0; 8]);
+    let source = Source::new(&noise(SIZE, 33));
+    let cached = place.cache().blob(&digest, source).unwrap();
+    assert_eq!(read_vec(&*cached, ByteRange::new(0, 9)).await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(cached.state(), State::Verified);
+    let tail = read_vec(&*cached, ByteRange::new(BLOCK, SIZE)).await.unwrap();
+    assert_eq!(tail, content[BLOCK as usize..]);
+}
+
+#[tokio::test]
+async fn the_read_that_completes_a_wrong_blob_fails_and_so_does_every_read_after_it() {
+    for order in [[0, 1, 2], [2, 1, 0]] {
+        let place = Place::new();
+        let content = noise(3 * BLOCK, 34);
+        let digest = Digest::sha256(b"something else");
+        let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
+        let other = place.cache().blob(&digest, Source::new(&content)).unwrap();
+        for block in &order[..2] {
+            let range = ByteRange::at(block * BLOCK, 10);
+            read_vec(&*cached, range).await.unwrap();
+            read_vec(&*other, range).await.unwrap();
+        }
+        let last = read_vec(&*cached, ByteRange::at(order[2] * BLOCK, 10)).await;
+        assert_eq!(last.unwrap_err().fault(), Fault::Mismatch);
+        let third = place.cache().blob(&digest, Source::new(&content)).unwrap();
+        for reader in [cached, other, third] {
+            assert_eq!(reader.state(), State::Poisoned);
+            let mut buf = [0; 10];
+            assert_eq!(reader.read_ready(0, &mut buf).unwrap_err().fault(), Fault::Mismatch);
+            assert_eq!(reader.read_at(0, &mut buf).await.unwrap_err().fault(), Fault::Mismatch);
+            assert_eq!(reader.ensure(ByteRange::new(0, 10)).await.unwrap_err().fault(), Fault::Mismatch);
+            assert!(!reader.present(ByteRange::new(0, 10)));
+            assert_eq!(reader.bytes_present(), 0);
+        }
+        assert_eq!(fs::metadata(place.data(&digest)).unwrap().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_served() {
+    for (right, state) in [(true, State::Verified), (false, State::Poisoned)] {
+        let place = Place::new();
+        let content = noise(3 * BLOCK, 35);
+        let digest = if right { Digest::sha256(&content) } else { Digest::sha256(b"other") };
+        {
+            // What a process leaves that dies between its last block and the comparison.
+            let map = place.map(&digest);
+            place.cache();
+            let pair = pair::Pair::open(&place.data(&digest), &map, sidecar::Kind::Blob, &digest).unwrap();
+            pair.sidecar.settle_size(&digest, 3 * BLOCK).unwrap();
+            for (block, bytes) in content.chunks(BLOCK as usize).enumerate() {
+                assert!(pair.store(block as u64, bytes, &blake3::hash(bytes).into()).is_ok());
+            }
+        }
+        let source = Source::new(&content);
+        let cached = place.cache().blob(&digest, source.clone()).unwrap();
+        assert!(cached.present(ByteRange::new(0, 3 * BLOCK)));
+        assert_ne!(cached.state(), State::Verified);
+        let mut buf = [0; 10];
+        assert!(!cached.read_ready(0, &mut buf).unwrap());
+        assert_eq!(cached.read_at(0, &mut buf).await.is_ok(), right);
+        assert_eq!(cached.state(), state);
+        assert!(source.asked().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_forward_pass_that_hashed_other_bytes_poisons_unless_they_were_verified() {
+    let place = Place::new();
+    let content = noise(3 * BLOCK, 36);
+    let wrong = Digest::sha256(b"wrong");
+    let digest = Digest::sha256(&content);
+    let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
+    assert_eq!(cached.mark_verified_by(&digest).unwrap(), State::Partial, "not all of it is here");
+    read_all(&*cached).await.unwrap();
+    assert_eq!(cached.mark_verified_by(&digest).unwrap(), State::Verified);
+    assert!(cached.mark_verified_by(&wrong).is_err());
+    assert_eq!(cached.state(), State::Verified);
+    let other = Digest::sha256(b"another");
+    let cached = place.cache().blob(&other, Source::new(&content)).unwrap();
+    read_vec(&*cached, ByteRange::new(0, 1)).await.unwrap();
+    assert_eq!(cached.mark_verified_by(&wrong).unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(cached.state(), State::Poisoned);
+}

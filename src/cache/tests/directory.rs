@@ -1,0 +1,157 @@
+//! The directory itself: who may own it, its small files, and the documented layout.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use super::*;
+
+#[test]
+fn documents_are_hashed_on_the_way_in_and_on_the_way_out() {
+    let place = Place::new();
+    let cache = place.cache();
+    let digest = Digest::sha256(b"{}");
+    assert!(cache.document(&digest).unwrap().is_none());
+    assert_eq!(cache.put_document(&digest, b"[]").unwrap_err().fault(), Fault::Mismatch);
+    cache.put_document(&digest, b"{}").unwrap();
+    assert_eq!(cache.document(&digest).unwrap().unwrap(), "{}");
+    let path = place.file("documents", &digest);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    fs::write(&path, "{x").unwrap();
+    assert!(cache.document(&digest).unwrap().is_none());
+    assert!(!path.exists());
+    let limit = crate::oci::MAX_DOCUMENT as usize;
+    let (largest, larger) = (vec![b' '; limit], vec![b' '; limit + 1]);
+    cache.put_document(&Digest::sha256(&largest), &largest).unwrap();
+    assert_eq!(cache.document(&Digest::sha256(&largest)).unwrap().unwrap(), largest);
+    assert!(cache.put_document(&Digest::sha256(&larger), &larger).is_err());
+}
+
+#[test]
+fn a_damaged_index_is_absent() {
+    let place = Place::new();
+    let cache = place.cache();
+    let digest = Digest::sha256(b"a layer");
+    let path = place.file("indexes", &digest);
+    let index = noise(1000, 42);
+    assert!(cache.index(&digest).unwrap().is_none());
+    cache.put_index(&digest, b"older").unwrap();
+    cache.put_index(&digest, &index).unwrap();
+    assert_eq!(cache.index(&digest).unwrap().unwrap(), index);
+    for damage in [0, 999, 1000, 1008, 1016, 1063] {
+        cache.put_index(&digest, &index).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[damage] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert!(cache.index(&digest).unwrap().is_none(), "byte {damage}");
+    }
+    for len in [0, 63, 64, 1063] {
+        cache.put_index(&digest, &index).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
+        assert!(cache.index(&digest).unwrap().is_none(), "cut to {len}");
+    }
+    // The index of one layer is not that of another.
+    cache.put_index(&digest, &index).unwrap();
+    let other = Digest::sha256(b"another layer");
+    fs::rename(&path, place.file("indexes", &other)).unwrap();
+    assert!(cache.index(&other).unwrap().is_none());
+    cache.put_index(&digest, b"").unwrap();
+    assert_eq!(cache.index(&digest).unwrap().unwrap(), b"");
+    cache.drop_index(&digest).unwrap();
+    cache.drop_index(&digest).unwrap();
+    assert!(cache.index(&digest).unwrap().is_none());
+    assert_eq!(fs::read_dir(place.dir.path().join("v1/tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_directory_that_others_may_write_is_refused() {
+    let place = Place::new();
+    place.cache();
+    let root = place.dir.path().join("v1");
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for bad in [0o770, 0o702, 0o777] {
+        mode(&root, bad);
+        let error = Cache::open(place.dir.path()).err().unwrap();
+        assert_eq!(error.fault(), Fault::Usage);
+        assert!(error.to_string().contains(&format!("{bad:04o}")), "{error}");
+    }
+    mode(&root, 0o755);
+    place.cache();
+    assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
+    mode(place.dir.path(), 0o777);
+    assert_eq!(Cache::open(place.dir.path()).err().unwrap().fault(), Fault::Usage);
+    mode(place.dir.path(), 0o1777);
+    place.cache();
+    fs::remove_dir_all(&root).unwrap();
+    std::os::unix::fs::symlink("/tmp", &root).unwrap();
+    assert!(matches!(Cache::open(place.dir.path()), Err(CacheError::NotADirectory { .. })));
+    let file = place.dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(Cache::open(&file).is_err());
+}
+
+#[test]
+fn a_directory_of_another_user_is_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: giving a directory to another user needs root");
+        return;
+    }
+    let place = Place::new();
+    place.cache();
+    let root = place.dir.path().join("v1");
+    for path in [root.as_path(), place.dir.path()] {
+        std::os::unix::fs::chown(path, Some(12345), None).unwrap();
+        let error = Cache::open(place.dir.path()).err().unwrap();
+        assert!(matches!(error, CacheError::NotOurs { owner: 12345, user: 0, .. }), "{error}");
+        std::os::unix::fs::chown(path, Some(0), None).unwrap();
+    }
+    place.cache();
+}
+
+#[test]
+fn directories_of_unknown_versions_are_left_alone() {
+    let place = Place::new();
+    let future = place.dir.path().join("v2/blobs");
+    fs::create_dir_all(&future).unwrap();
+    fs::write(future.join("x"), "y").unwrap();
+    place.cache();
+    assert_eq!(fs::read(future.join("x")).unwrap(), b"y");
+    let mut names: Vec<_> = fs::read_dir(place.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["v1", "v2"]);
+}
+
+#[test]
+fn a_sidecar_of_another_version_is_refused_and_left_alone() {
+    let place = Place::new();
+    let cache = place.cache();
+    let digest = Digest::sha256(b"x");
+    drop(cache.blob(&digest, Source::new(b"x")).unwrap());
+    let mut bytes = fs::read(place.map(&digest)).unwrap();
+    bytes[8] = 2;
+    let sum = blake3::hash(&bytes[..160]);
+    bytes[160..192].copy_from_slice(sum.as_bytes());
+    fs::write(place.map(&digest), &bytes).unwrap();
+    let error = cache.blob(&digest, Source::new(b"x")).err().unwrap();
+    assert_eq!(error.fault(), Fault::Unsupported);
+    assert_eq!(fs::read(place.map(&digest)).unwrap(), bytes);
+}
+
+#[test]
+fn files_are_private_and_the_layout_is_the_documented_one() {
+    let place = Place::new();
+    let digest = Digest::sha256(b"x");
+    let _cached = place.cache().blob(&digest, Source::new(b"x")).unwrap();
+    for path in [place.data(&digest), place.map(&digest)] {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let map = fs::read(place.map(&digest)).unwrap();
+    assert_eq!(map.len(), 4096);
+    assert_eq!(&map[..8], b"ocifsmap");
+    assert_eq!(map[8..16], [1, 0, 0, 0, 1, 18, 71, 0]);
+    assert_eq!(&map[16..16 + 71], digest.as_str().as_bytes());
+    assert_eq!(&map[160..192], blake3::hash(&map[..160]).as_bytes());
+    assert_eq!(map[512..514], [1, 1]);
+    assert_eq!(map[520..528], [1, 0, 0, 0, 0, 0, 0, 0]);
+    assert_ne!(map[1024..1032], [0; 8]);
+}
