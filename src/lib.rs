@@ -11,6 +11,7 @@ pub mod registry;
 pub mod cache;
 pub mod source;
 
+pub mod layer;
 
 
 

@@ -1,0 +1,190 @@
+//! What a header means together with the extended headers in front of it: one entry.
+//!
+//! It must never clean a path or follow a link. Precedence is Go's: pax records over the header block, GNU long names over
+//! both, the name of a sparse file over all.
+
+use super::super::{Content, Device, Entry, EntryKind, Time};
+use super::error::Problem;
+use super::header::Header;
+use super::pax::{Key, Records};
+use super::sparse::{self, Form};
+use super::walker::TarLimits;
+
+/// What the headers in front of an entry said about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pending {
+    /// The last extended header; an earlier one for the same entry is replaced as a whole, as in Go.
+    pub(super) records: Records,
+    /// The last GNU long name, or empty.
+    pub(super) name: Vec<u8>,
+    /// The last GNU long link target, or empty.
+    pub(super) link: Vec<u8>,
+}
+
+impl Pending {
+    /// The name of the entry that `header` begins, for all but sparse files.
+    pub(super) fn name<'a>(&'a self, header: &'a Header) -> &'a [u8] {
+        chosen(&self.name, self.records.get(Key::Path), &header.name)
+    }
+
+    fn link<'a>(&'a self, header: &'a Header) -> &'a [u8] {
+        chosen(&self.link, self.records.get(Key::Linkpath), &header.link)
+    }
+}
+
+fn chosen<'a>(gnu: &'a [u8], pax: Option<&'a [u8]>, header: &'a [u8]) -> &'a [u8] {
+    if gnu.is_empty() { pax.unwrap_or(header) } else { gnu }
+}
+
+/// An entry, and what the stream holds for it.
+pub(super) struct Draft {
+    pub(super) entry: Entry,
+    /// The bytes of content after the header.
+    pub(super) stored: u64,
+    /// For a sparse file whose map is in front of its content: the real size. The entry's content is then incomplete.
+    pub(super) map: Option<i64>,
+}
+
+/// The entry that `header`, at stream offset `start`, begins; its content starts at `body`.
+pub(super) fn draft(
+    header: &Header,
+    pending: &Pending,
+    (start, body): (u64, u64),
+    limits: &TarLimits,
+) -> Result<Draft, Problem> {
+    let records = &pending.records;
+    records.check()?;
+    let mut path = pending.name(header);
+    let mut size = records.number(Key::Size)?.unwrap_or(header.size);
+    let mut kind = kind(header, pending, path)?;
+    let stored = if matches!(kind, EntryKind::File(_)) { content_size(size)? } else { 0 };
+    let mut map = None;
+    if let Some(form) = Form::of(records) {
+        path = records.get(Key::SparseName).unwrap_or(path);
+        let real = match records.number(Key::SparseSize)? {
+            Some(real) => Some(real),
+            None => records.number(Key::SparseRealSize)?,
+        };
+        size = real.unwrap_or(size);
+        let EntryKind::File(content) = &mut kind else {
+            return Err(Problem::malformed("pax sparse records on something that is not a regular file"));
+        };
+        match form {
+            Form::InContent => map = Some(size),
+            Form::InHeader => {
+                let (size, runs) = sparse::check(sparse::map_in_header(records)?, size, stored)?;
+                *content = Content { size, offset: body, runs: Some(runs) };
+            }
+        }
+    } else if let EntryKind::File(content) = &mut kind {
+        *content = Content { size: stored, offset: body, runs: None };
+    }
+    check_path(path, limits)?;
+    check_target(&kind, limits)?;
+    for key in [Key::Atime, Key::Ctime] {
+        records.time(key)?;
+    }
+    for (name, _) in &records.xattrs {
+        // The kernel's own bounds for a name; the value may be of any size.
+        if name.is_empty() || name.len() > 255 {
+            return Err(Problem::unsupported(format!(
+                "extended attribute has a name of {} bytes, not 1 to 255",
+                name.len()
+            )));
+        }
+    }
+    let entry = Entry {
+        path: path.to_vec(),
+        kind,
+        mode: permissions(header.mode),
+        uid: owner("uid", records.number(Key::Uid)?.unwrap_or(header.uid))?,
+        gid: owner("gid", records.number(Key::Gid)?.unwrap_or(header.gid))?,
+        mtime: records.time(Key::Mtime)?.unwrap_or(Time { secs: header.mtime, nanos: 0 }),
+        xattrs: records.xattrs.clone(),
+        header: start,
+    };
+    Ok(Draft { entry, stored, map })
+}
+
+/// A size field that says how many bytes follow the header.
+pub(super) fn content_size(size: i64) -> Result<u64, Problem> {
+    u64::try_from(size).map_err(|_| Problem::malformed(format!("size is {size}")))
+}
+
+/// The type, with links and devices; a file's content is filled in by the caller.
+fn kind(header: &Header, pending: &Pending, path: &[u8]) -> Result<EntryKind, Problem> {
+    let link = || pending.link(header).to_vec();
+    Ok(match header.flag {
+        // Before there was a type for directories, a trailing slash said so.
+        0 if path.ends_with(b"/") => EntryKind::Directory,
+        0 | b'0' => EntryKind::File(Content::default()),
+        b'1' => EntryKind::HardLink(link()),
+        b'2' => EntryKind::Symlink(link()),
+        b'3' => EntryKind::CharDevice(device(header)?),
+        b'4' => EntryKind::BlockDevice(device(header)?),
+        b'5' => EntryKind::Directory,
+        b'6' => EntryKind::Fifo,
+        flag => return Err(refused(flag)),
+    })
+}
+
+fn refused(flag: u8) -> Problem {
+    let what = match flag {
+        b'7' => " (contiguous file)",
+        b'S' => " (old GNU sparse file)",
+        b'D' => " (GNU dumpdir)",
+        b'M' => " (GNU multivolume continuation)",
+        b'V' => " (GNU volume header)",
+        _ => "",
+    };
+    Problem::unsupported(format!("entry type '{}'{what} has no place in a layer", flag.escape_ascii()))
+}
+
+fn device(header: &Header) -> Result<Device, Problem> {
+    let part = |name: &str, value: i64| {
+        u32::try_from(value).map_err(|_| {
+            Problem::unsupported(format!("device {name} number {value} is not in 0 to {}", u32::MAX))
+        })
+    };
+    Ok(Device { major: part("major", header.major)?, minor: part("minor", header.minor)? })
+}
+
+fn owner(name: &str, value: i64) -> Result<u32, Problem> {
+    u32::try_from(value)
+        .map_err(|_| Problem::unsupported(format!("{name} {value} is not in 0 to {}", u32::MAX)))
+}
+
+fn permissions(mode: i64) -> u16 {
+    (mode & 0o7777) as u16
+}
+
+/// That names can be names: of bounded length, and without a NUL (only the name of a sparse file can hold one).
+fn check_path(path: &[u8], limits: &TarLimits) -> Result<(), Problem> {
+    if path.contains(&0) {
+        return Err(Problem::malformed("name holds a NUL"));
+    }
+    if path.len() > limits.path {
+        let (len, limit) = (path.len(), limits.path);
+        return Err(Problem::unsupported(format!("name of {len} bytes is over the limit of {limit}")));
+    }
+    if let Some(long) = path.split(|&byte| byte == b'/').find(|part| part.len() > limits.component) {
+        let (len, limit) = (long.len(), limits.component);
+        return Err(Problem::unsupported(format!(
+            "name with a component of {len} bytes is over the limit of {limit}"
+        )));
+    }
+    Ok(())
+}
+
+/// That a link target can be one: the kernel makes no link without a target, and none that is longer than a path.
+fn check_target(kind: &EntryKind, limits: &TarLimits) -> Result<(), Problem> {
+    let (EntryKind::Symlink(target) | EntryKind::HardLink(target)) = kind else { return Ok(()) };
+    if target.is_empty() {
+        return Err(Problem::malformed("link has no target"));
+    }
+    if target.len() > limits.path {
+        let (len, limit) = (target.len(), limits.path);
+        return Err(Problem::unsupported(format!("link target of {len} bytes is over the limit of {limit}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Why an archive is not walked further, and where in the stream.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::io::Fault;
+
+/// An archive that is rejected. The position is that of the header in question in the uncompressed stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TarError {
+    /// The archive is not valid.
+    #[error("{at}: {problem}")]
+    Malformed {
+        /// Which header.
+        at: Place,
+        /// What is wrong with it.
+        problem: Cow<'static, str>,
+    },
+    /// The archive is valid, but holds what no image may hold or what is over a limit.
+    #[error("{at}: {problem}")]
+    Unsupported {
+        /// Which header.
+        at: Place,
+        /// What is refused.
+        problem: Cow<'static, str>,
+    },
+    /// The walker was fed bytes that leave out some that it needs.
+    #[error("tar walker needs stream offset {need} and was given {given}")]
+    Gap {
+        /// The first byte that is needed.
+        need: u64,
+        /// Where the given bytes start, or the stream ends.
+        given: u64,
+    },
+}
+
+impl TarError {
+    /// Who is wrong.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Malformed { .. } => Fault::Malformed,
+            Self::Unsupported { .. } => Fault::Unsupported,
+            Self::Gap { .. } => Fault::Usage,
+        }
+    }
+}
+
+/// A header in the stream, and the name of its entry where that is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Stream offset of the header.
+    pub header: u64,
+    /// The entry's name, fit for a message; empty when unknown.
+    pub entry: String,
+}
+
+/// How many characters of a name a message shows: enough to find it, whatever the archive says.
+const SHOWN: usize = 100;
+
+impl Place {
+    /// The header at `header`, of the entry `name` (empty when unknown).
+    pub(super) fn new(header: u64, name: &[u8]) -> Self {
+        // Names are foreign bytes: nothing that a terminal would obey may get into a log line. Four bytes a character
+        // is the most that UTF-8 takes.
+        let head = &name[..name.len().min(4 * SHOWN)];
+        let lossy = String::from_utf8_lossy(head);
+        let mut entry: String = lossy.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+        if head.len() < name.len() || lossy.chars().nth(SHOWN).is_some() {
+            entry.push_str("...");
+        }
+        Self { header, entry }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tar header at stream offset {}", self.header)?;
+        if self.entry.is_empty() { Ok(()) } else { write!(f, " (entry \"{}\")", self.entry) }
+    }
+}
+
+/// What is wrong, before anybody said where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Problem {
+    Malformed(Cow<'static, str>),
+    Unsupported(Cow<'static, str>),
+}
+
+impl Problem {
+    pub(super) fn malformed(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::Malformed(text.into())
+    }
+
+    pub(super) fn unsupported(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::Unsupported(text.into())
+    }
+
+    /// The error for the header at `header` of the entry `name`.
+    pub(super) fn at(self, header: u64, name: &[u8]) -> TarError {
+        let at = Place::new(header, name);
+        match self {
+            Self::Malformed(problem) => TarError::Malformed { at, problem },
+            Self::Unsupported(problem) => TarError::Unsupported { at, problem },
+        }
+    }
+}

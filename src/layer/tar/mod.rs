@@ -1,0 +1,22 @@
+//! The tar walker: from the uncompressed stream of a layer to its [`Toc`](super::Toc), without doing any I/O itself.
+//!
+//! It must never read, wait, resolve a path or apply a union rule, and never guess: what Go's `archive/tar` refuses is an
+//! error here, and what it accepts has the same names, sizes and offsets here, because that reader decides in practice what
+//! a layer contains. The idea: the walker says which bytes it needs next and is fed them in pieces of any size; between two
+//! headers it needs nothing, so a caller with random access skips the contents of files.
+//!
+//! One file per concept: `header` (one block of 512 bytes), `pax` (records of an extended header), `sparse` (the maps of
+//! the three pax sparse formats), `entry` (what a header and everything that went before it mean together), `walker` (the
+//! state machine).
+
+mod entry;
+mod error;
+mod header;
+mod pax;
+mod sparse;
+#[cfg(test)]
+mod tests;
+mod walker;
+
+pub use error::TarError;
+pub use walker::{Need, TarLimits, TarWalker};

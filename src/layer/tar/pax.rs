@@ -1,0 +1,292 @@
+//! The records of a pax extended header: `length keyword=value\n`, one after the other.
+//!
+//! It must never skip a record that it cannot read. Syntax is checked when the header is read, values when the entry
+//! that they describe comes, as Go's `archive/tar` does: records that nothing follows have no effect.
+
+use std::collections::BTreeSet;
+
+use super::super::{Time, Xattr};
+use super::error::Problem;
+
+/// The records of one extended header that mean something here; all others are only checked for syntax.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Records {
+    values: Vec<(Key, Vec<u8>)>,
+    /// `SCHILY.xattr.*`, without that prefix.
+    pub(super) xattrs: Vec<Xattr>,
+    /// A keyword that occurs twice.
+    repeated: Option<Vec<u8>>,
+}
+
+/// The keywords that mean something here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    Path,
+    Linkpath,
+    Size,
+    Uid,
+    Gid,
+    Mtime,
+    Atime,
+    Ctime,
+    SparseMajor,
+    SparseMinor,
+    SparseName,
+    SparseSize,
+    SparseRealSize,
+    SparseBlocks,
+    /// The map of format 0.1; those of format 0.0, one record per number, are joined to one of these.
+    SparseMap,
+}
+
+/// Where extended attributes are recorded; the reference appliers know no other place.
+const XATTR: &[u8] = b"SCHILY.xattr.";
+
+/// Keywords of sparse format 0.0, which repeats them once per run.
+const SPARSE_OFFSET: &[u8] = b"GNU.sparse.offset";
+const SPARSE_BYTES: &[u8] = b"GNU.sparse.numbytes";
+
+impl Key {
+    fn parse(keyword: &[u8]) -> Option<Self> {
+        Some(match keyword {
+            b"path" => Self::Path,
+            b"linkpath" => Self::Linkpath,
+            b"size" => Self::Size,
+            b"uid" => Self::Uid,
+            b"gid" => Self::Gid,
+            b"mtime" => Self::Mtime,
+            b"atime" => Self::Atime,
+            b"ctime" => Self::Ctime,
+            b"GNU.sparse.major" => Self::SparseMajor,
+            b"GNU.sparse.minor" => Self::SparseMinor,
+            b"GNU.sparse.name" => Self::SparseName,
+            b"GNU.sparse.size" => Self::SparseSize,
+            b"GNU.sparse.realsize" => Self::SparseRealSize,
+            b"GNU.sparse.numblocks" => Self::SparseBlocks,
+            b"GNU.sparse.map" => Self::SparseMap,
+            _ => return None,
+        })
+    }
+
+    fn keyword(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Linkpath => "linkpath",
+            Self::Size => "size",
+            Self::Uid => "uid",
+            Self::Gid => "gid",
+            Self::Mtime => "mtime",
+            Self::Atime => "atime",
+            Self::Ctime => "ctime",
+            Self::SparseMajor => "GNU.sparse.major",
+            Self::SparseMinor => "GNU.sparse.minor",
+            Self::SparseName => "GNU.sparse.name",
+            Self::SparseSize => "GNU.sparse.size",
+            Self::SparseRealSize => "GNU.sparse.realsize",
+            Self::SparseBlocks => "GNU.sparse.numblocks",
+            Self::SparseMap => "GNU.sparse.map",
+        }
+    }
+}
+
+impl Records {
+    /// Reads the content of an extended header.
+    pub(super) fn parse(mut rest: &[u8]) -> Result<Self, Problem> {
+        let mut records = Self::default();
+        let mut seen = BTreeSet::new();
+        let mut map: Vec<&[u8]> = Vec::new();
+        while !rest.is_empty() {
+            let Record { keyword, value, rest: after } = record(rest)?;
+            rest = after;
+            if keyword == SPARSE_OFFSET || keyword == SPARSE_BYTES {
+                let expected = if map.len().is_multiple_of(2) { SPARSE_OFFSET } else { SPARSE_BYTES };
+                if keyword != expected || value.contains(&b',') {
+                    return Err(Problem::malformed("pax records of a sparse map are out of order"));
+                }
+                map.push(value);
+                continue;
+            }
+            if !seen.insert(keyword) {
+                records.repeated.get_or_insert_with(|| keyword.to_vec());
+            } else if let Some(key) = Key::parse(keyword) {
+                records.values.push((key, value.to_vec()));
+            } else if let Some(name) = keyword.strip_prefix(XATTR) {
+                records.xattrs.push((name.to_vec(), value.to_vec()));
+            }
+        }
+        if !map.is_empty() {
+            records.values.retain(|(key, _)| *key != Key::SparseMap);
+            records.values.push((Key::SparseMap, map.join(&b","[..])));
+        }
+        Ok(records)
+    }
+
+    /// That no keyword occurs twice: readers disagree about which one counts, so two of them could see different trees.
+    pub(super) fn check(&self) -> Result<(), Problem> {
+        match &self.repeated {
+            Some(keyword) => Err(Problem::malformed(format!(
+                "pax record \"{}\" occurs twice",
+                shown(keyword).escape_debug()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The value of `key`. POSIX: an empty value means that the header block's own field counts.
+    pub(super) fn get(&self, key: Key) -> Option<&[u8]> {
+        let (_, value) = self.values.iter().find(|(found, _)| *found == key)?;
+        (!value.is_empty()).then_some(value)
+    }
+
+    /// The number in `key`, decimal, with a sign or without.
+    pub(super) fn number(&self, key: Key) -> Result<Option<i64>, Problem> {
+        self.get(key).map(|value| decimal(value).ok_or_else(|| bad_value(key, value))).transpose()
+    }
+
+    /// The time in `key`.
+    pub(super) fn time(&self, key: Key) -> Result<Option<Time>, Problem> {
+        self.get(key).map(|value| time(value).ok_or_else(|| bad_value(key, value))).transpose()
+    }
+}
+
+/// A decimal number of 63 bits with an optional sign.
+pub(super) fn decimal(text: &[u8]) -> Option<i64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn bad_value(key: Key, value: &[u8]) -> Problem {
+    let value = shown(value);
+    Problem::malformed(format!("pax record {} has the value \"{}\"", key.keyword(), value.escape_debug()))
+}
+
+/// As much of a foreign text as a message may hold.
+fn shown(text: &[u8]) -> String {
+    String::from_utf8_lossy(&text[..text.len().min(40)]).into_owned()
+}
+
+/// `seconds[.fraction]`; the sign belongs to both, and digits past the nanoseconds are cut off.
+fn time(text: &[u8]) -> Option<Time> {
+    let dot = text.iter().position(|&byte| byte == b'.');
+    let (seconds, fraction) = dot.map_or((text, &[][..]), |dot| (&text[..dot], &text[dot + 1..]));
+    let secs = decimal(seconds)?;
+    if !fraction.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let digit = |at: usize| fraction.get(at).map_or(0, |digit| u32::from(digit - b'0'));
+    let nanos = (0..9).fold(0, |nanos, at| nanos * 10 + digit(at));
+    if nanos > 0 && seconds.starts_with(b"-") {
+        return Some(Time { secs: secs.checked_sub(1)?, nanos: 1_000_000_000 - nanos });
+    }
+    Some(Time { secs, nanos })
+}
+
+/// A record, and the bytes after it.
+struct Record<'a> {
+    keyword: &'a [u8],
+    value: &'a [u8],
+    rest: &'a [u8],
+}
+
+/// The first record of `bytes`.
+fn record(bytes: &[u8]) -> Result<Record<'_>, Problem> {
+    let bad = |what| Problem::malformed(format!("pax record {what}"));
+    let blank = bytes.iter().position(|&byte| byte == b' ').ok_or_else(|| bad("has no length"))?;
+    let len = decimal(&bytes[..blank]).ok_or_else(|| bad("has no length"))?;
+    let len = usize::try_from(len).ok().filter(|&len| len >= 5 && len > blank + 1);
+    let len = len.ok_or_else(|| bad("is shorter than its length"))?;
+    let Some((record, rest)) = bytes.split_at_checked(len) else {
+        return Err(bad("is longer than its header"));
+    };
+    let Some((b'\n', text)) = record[blank + 1..].split_last() else {
+        return Err(bad("does not end with a newline"));
+    };
+    let equals = text.iter().position(|&byte| byte == b'=').ok_or_else(|| bad("has no equals sign"))?;
+    let (keyword, value) = (&text[..equals], &text[equals + 1..]);
+    if keyword.is_empty() {
+        return Err(bad("has no keyword"));
+    }
+    // The ustar strings end at a NUL, so a NUL in one means two names for one file; in other values it is data.
+    let text = matches!(keyword, b"path" | b"linkpath" | b"uname" | b"gname");
+    if if text { value.contains(&0) } else { keyword.contains(&0) } {
+        return Err(bad("holds a NUL"));
+    }
+    Ok(Record { keyword, value, rest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syntax_is_checked_as_go_checks_it() {
+        let good: &[&[u8]] = &[
+            b"",
+            b"6 k=v\n",
+            b"+7 k=v\n",
+            b"008 k=v\n",
+            b"9 path=a\n",
+            b"5 k=\n",
+            b"9 k=va\0l\n",
+            b"6 k==\n5 q=\n",
+        ];
+        for text in good {
+            assert!(Records::parse(text).is_ok(), "{}", text.escape_ascii());
+        }
+        let bad: &[&[u8]] = &[
+            b"\0",
+            b"6 k=v\n\0",
+            b"7 k=v\n",
+            b"5 k=v\n",
+            b"4 =v\n",
+            b"6 =vv\n",
+            b"6 kvv\n",
+            b"-6 k=v\n",
+            b"99999999999999999999 k=v\n",
+            b"7 k=v",
+            b"k=v\n",
+            b"11 path=a\0b\n",
+            b"8 k\0y=v\n",
+            b"25 GNU.sparse.numbytes=1\n",
+            b"000005 \n",
+            b"0000005 k=v\n",
+        ];
+        for text in bad {
+            assert!(Records::parse(text).is_err(), "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_repeated_keyword_is_an_error_when_it_counts() {
+        let records = Records::parse(b"10 size=1\n10 size=2\n").unwrap();
+        assert_eq!(records.check(), Err(Problem::malformed("pax record \"size\" occurs twice")));
+        assert!(Records::parse(b"10 size=1\n").unwrap().check().is_ok());
+    }
+
+    #[test]
+    fn times_have_a_sign_and_nanoseconds() {
+        let cases = [
+            ("0", Some((0, 0))),
+            ("1350244992.023960108", Some((1_350_244_992, 23_960_108))),
+            ("1350244992.02396010899", Some((1_350_244_992, 23_960_108))),
+            ("1.5", Some((1, 500_000_000))),
+            ("1.", Some((1, 0))),
+            ("-1", Some((-1, 0))),
+            ("-1.25", Some((-2, 750_000_000))),
+            ("-0.5", Some((-1, 500_000_000))),
+            ("-0.0000000001", Some((0, 0))),
+            ("+1.5", Some((1, 500_000_000))),
+            ("-9223372036854775808", Some((i64::MIN, 0))),
+            ("-9223372036854775808.1", None),
+            ("9223372036854775808", None),
+            (".5", None),
+            ("1.-5", None),
+            ("1.5.5", None),
+            ("1e3", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            let expected = expected.map(|(secs, nanos)| Time { secs, nanos });
+            assert_eq!(time(text.as_bytes()), expected, "{text}");
+        }
+    }
+}
