@@ -1,0 +1,175 @@
+//! Why a layer cannot join a tree, or a path leads nowhere.
+//!
+//! Every name in a message is escaped and cut short: it comes from an archive that nobody vouches for.
+
+use crate::io::Fault;
+
+use super::path::{MAX_LINKS, MAX_NAME, MAX_PATH};
+
+/// How many bytes of a name a message shows.
+const SHOWN: usize = 200;
+
+/// An error of building or walking a tree.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// An entry of a layer that no rule can place.
+    #[error("layer {layer}: entry {entry} at stream offset {header}: {problem}")]
+    Entry {
+        /// The origin given to [`super::Builder::apply`].
+        layer: u32,
+        /// Where the entry's header starts in the uncompressed stream.
+        header: u64,
+        /// The entry's name as recorded, quoted and escaped.
+        entry: String,
+        /// What is wrong with it.
+        problem: Problem,
+    },
+    /// A made-up entry that cannot be inserted.
+    #[error("path {path} cannot be inserted: {problem}")]
+    Insert {
+        /// Quoted and escaped.
+        path: String,
+        /// What is wrong with it.
+        problem: Problem,
+    },
+    /// A path that names nothing.
+    #[error("path {path} does not exist")]
+    NotFound {
+        /// Quoted and escaped.
+        path: String,
+    },
+    /// A path with something in the middle that is not a directory.
+    #[error("path {path} goes through something that is not a directory")]
+    NotADirectory {
+        /// Quoted and escaped.
+        path: String,
+    },
+    /// A path whose symbolic links do not end.
+    #[error("path {path} goes through more than {MAX_LINKS} symbolic links")]
+    TooManyLinks {
+        /// Quoted and escaped.
+        path: String,
+    },
+}
+
+/// What is wrong with one entry.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Problem {
+    /// A component over the limit.
+    #[error("a component of {len} bytes, the limit is {MAX_NAME}")]
+    NameTooLong {
+        /// Bytes of the component.
+        len: usize,
+    },
+    /// A path over the limit, as recorded or where its links lead.
+    #[error("a path of {len} bytes, the limit is {MAX_PATH}")]
+    PathTooLong {
+        /// Bytes of the cleaned path, without a leading slash.
+        len: usize,
+    },
+    /// A whiteout of "", "." or "..".
+    #[error("a whiteout that names no file")]
+    WhiteoutOfNothing,
+    /// An entry for the root of another type than directory.
+    #[error("the root cannot be anything but a directory")]
+    RootNotADirectory,
+    /// A parent that is neither a directory nor a link to one.
+    #[error("it lies below something that is not a directory")]
+    BelowNonDirectory,
+    /// A hard link whose target is not there (yet).
+    #[error("hard link to {target}, which does not exist at that point")]
+    LinkToNothing {
+        /// As recorded, quoted and escaped.
+        target: String,
+    },
+    /// A hard link to a directory.
+    #[error("hard link to {target}, which is a directory")]
+    LinkToDirectory {
+        /// As recorded, quoted and escaped.
+        target: String,
+    },
+    /// A made-up name that is "", "." or "..", or contains NUL.
+    #[error("a component is empty, \".\" or \"..\", or contains NUL")]
+    BadName,
+    /// A made-up name that is there already.
+    #[error("the name exists already")]
+    Exists,
+    /// More names than a tree may have.
+    #[error("the tree would have more than {limit} names")]
+    TooManyNames {
+        /// The most a tree may have, replaced ones included.
+        limit: u32,
+    },
+    /// More bytes of names and symbolic link targets than 32 bits can address.
+    #[error("the tree would have more than {} bytes of names and link targets", u32::MAX)]
+    TooManyBytes,
+}
+
+impl TreeError {
+    /// Who is wrong.
+    pub fn fault(&self) -> Fault {
+        match self {
+            TreeError::Entry { problem, .. } => problem.fault(),
+            TreeError::Insert { problem, .. } => match problem.fault() {
+                Fault::Unsupported => Fault::Unsupported,
+                _ => Fault::Usage,
+            },
+            TreeError::NotFound { .. } | TreeError::NotADirectory { .. } => Fault::NotFound,
+            TreeError::TooManyLinks { .. } => Fault::Malformed,
+        }
+    }
+}
+
+impl Problem {
+    /// Who is wrong when an archive has this problem.
+    fn fault(&self) -> Fault {
+        match self {
+            Problem::NameTooLong { .. }
+            | Problem::PathTooLong { .. }
+            | Problem::WhiteoutOfNothing
+            | Problem::RootNotADirectory
+            | Problem::BelowNonDirectory
+            | Problem::LinkToNothing { .. }
+            | Problem::LinkToDirectory { .. }
+            | Problem::BadName
+            | Problem::Exists => Fault::Malformed,
+            Problem::TooManyNames { .. } | Problem::TooManyBytes => Fault::Unsupported,
+        }
+    }
+}
+
+/// A name for a message: in quotes, escaped, and not longer than a terminal can bear.
+pub(super) fn shown(name: &[u8]) -> String {
+    let head = &name[..name.len().min(SHOWN)];
+    let more = if name.len() > SHOWN { "..." } else { "" };
+    format!("{:?}{more}", String::from_utf8_lossy(head))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_name_is_escaped_and_cut() {
+        assert_eq!(shown(b"a\x1b[31m\n\xff"), "\"a\\u{1b}[31m\\n\u{fffd}\"");
+        assert_eq!(shown(&[b'x'; 201]).len(), 200 + 2 + 3);
+        assert_eq!(shown(&[b'x'; 200]).len(), 200 + 2);
+    }
+
+    #[test]
+    fn an_entry_error_says_layer_offset_and_name() {
+        let error = TreeError::Entry {
+            layer: 3,
+            header: 73728,
+            entry: shown(b"etc/.wh."),
+            problem: Problem::WhiteoutOfNothing,
+        };
+        assert_eq!(
+            error.to_string(),
+            "layer 3: entry \"etc/.wh.\" at stream offset 73728: a whiteout that names no file"
+        );
+        assert_eq!(error.fault(), Fault::Malformed);
+    }
+}

@@ -1,0 +1,358 @@
+//! The immutable tree: what a mount asks, answered from flat arrays.
+//!
+//! Nothing here allocates for an answer, except paths, and nothing trusts an inode number: one out of range has no
+//! answer. The idea: a node is 56 bytes, a name 8 bytes and its text; a directory is a run of names in order, so a
+//! lookup is a binary search and a listing can start anywhere. What few nodes have (runs, attributes) lies aside.
+
+use std::sync::Arc;
+
+use crate::layer::{Device, Run, Time, Xattr};
+
+use super::error::{TreeError, shown};
+use super::path::{self, MAX_LINKS};
+use super::xattrs::{self, SetId};
+
+/// The number of an inode of one tree; the same for the same layers.
+pub type Ino = u32;
+
+/// An immutable tree.
+#[derive(Debug)]
+pub struct Tree {
+    /// Invariant: `nodes[0]` is the root, a directory.
+    pub(super) nodes: Box<[Node]>,
+    /// The names of each directory, together and in order. Invariant: one more than there are names, and name `i` is
+    /// `names[dirents[i].name .. dirents[i + 1].name]`.
+    pub(super) dirents: Box<[Dirent]>,
+    pub(super) names: Box<[u8]>,
+    /// The targets of all symbolic links.
+    pub(super) links: Box<[u8]>,
+    /// The data runs of the sparse files. Invariant: in order of inode number.
+    pub(super) runs: Box<[(Ino, Box<[Run]>)]>,
+    pub(super) xattrs: Box<[Arc<[Xattr]>]>,
+}
+
+/// One inode. `mtime` lies flat to save its padding.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) body: NodeBody,
+    pub(super) secs: i64,
+    pub(super) nanos: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) nlink: u32,
+    pub(super) xattrs: SetId,
+    pub(super) mode: u16,
+}
+
+/// What only inodes of one type have.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NodeBody {
+    File { sparse: bool, origin: u32, offset: u64, size: u64 },
+    Directory { parent: Ino, first: u32, count: u32 },
+    Symlink { start: u32, len: u32 },
+    CharDevice(Device),
+    BlockDevice(Device),
+    Fifo,
+    Graft(u32),
+}
+
+/// One name: where its bytes start, and what it names.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dirent {
+    pub(super) name: u32,
+    pub(super) ino: Ino,
+}
+
+/// The attributes of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits; 0777 for every symbolic link.
+    pub mode: u16,
+    /// Numeric owner.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+    /// Bytes of a file or of a link's target; 0 for anything else.
+    pub size: u64,
+    /// Modification time.
+    pub mtime: Time,
+    /// Names of the inode; for a directory 2 and its subdirectories.
+    pub nlink: u32,
+    /// The device number of a device; 0:0 for anything else.
+    pub rdev: Device,
+}
+
+/// The type of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A named pipe.
+    Fifo,
+    /// A directory whose content is another tree, by the number its maker gave it.
+    Graft(u32),
+}
+
+/// Where the content of a regular file lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileRef<'a> {
+    /// Which layer (or which content, for a made-up file): the number given when it was added.
+    pub origin: u32,
+    /// Offset of the first stored byte in the layer's uncompressed stream.
+    pub offset: u64,
+    /// Bytes that readers see.
+    pub size: u64,
+    /// The runs of data of a sparse file.
+    pub runs: Option<&'a [Run]>,
+}
+
+/// Which symbolic links of a path are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follow {
+    /// All of them.
+    All,
+    /// All but one at the end of the path.
+    Parents,
+}
+
+/// What a path leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The inode.
+    pub ino: Ino,
+    /// When `ino` is a graft, the path to walk from that tree's root, links not yet followed; otherwise empty.
+    pub rest: Vec<u8>,
+}
+
+impl Tree {
+    /// The inode number of the root.
+    pub const ROOT: Ino = 0;
+
+    /// The attributes of an inode; `None` for a number this tree does not have.
+    pub fn attr(&self, ino: Ino) -> Option<Attr> {
+        let node = self.node(ino)?;
+        let none = Device::default();
+        let (kind, size, rdev) = match node.body {
+            NodeBody::File { size, .. } => (Kind::File, size, none),
+            NodeBody::Directory { .. } => (Kind::Directory, 0, none),
+            NodeBody::Symlink { len, .. } => (Kind::Symlink, u64::from(len), none),
+            NodeBody::CharDevice(device) => (Kind::CharDevice, 0, device),
+            NodeBody::BlockDevice(device) => (Kind::BlockDevice, 0, device),
+            NodeBody::Fifo => (Kind::Fifo, 0, none),
+            NodeBody::Graft(tree) => (Kind::Graft(tree), 0, none),
+        };
+        // Linux knows no other mode for a link, whatever an archive records.
+        let mode = if kind == Kind::Symlink { 0o777 } else { node.mode };
+        let mtime = Time { secs: node.secs, nanos: node.nanos };
+        Some(Attr { kind, mode, uid: node.uid, gid: node.gid, size, mtime, nlink: node.nlink, rdev })
+    }
+
+    /// The inode of a name in a directory.
+    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Option<Ino> {
+        let (mut low, mut high) = self.listing(dir);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.name(middle).cmp(name) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => return Some(self.dirents[middle].ino),
+            }
+        }
+        None
+    }
+
+    /// The names of a directory in order of their bytes, after the first `skip`; none for anything else.
+    pub fn entries(&self, dir: Ino, skip: usize) -> impl Iterator<Item = (&[u8], Ino)> {
+        let (first, end) = self.listing(dir);
+        (first.saturating_add(skip).min(end)..end).map(|index| (self.name(index), self.dirents[index].ino))
+    }
+
+    /// How many names a directory has.
+    pub fn entry_count(&self, dir: Ino) -> usize {
+        let (first, end) = self.listing(dir);
+        end - first
+    }
+
+    /// The parent of a directory; the root for the root, and for anything that is not a directory.
+    pub fn parent(&self, dir: Ino) -> Ino {
+        match self.node(dir).map(|node| node.body) {
+            Some(NodeBody::Directory { parent, .. }) => parent,
+            _ => Self::ROOT,
+        }
+    }
+
+    /// The target of a symbolic link, verbatim.
+    pub fn link(&self, ino: Ino) -> Option<&[u8]> {
+        match self.node(ino)?.body {
+            NodeBody::Symlink { start, len } => Some(&self.links[start as usize..][..len as usize]),
+            _ => None,
+        }
+    }
+
+    /// Where the content of a regular file lies.
+    pub fn file(&self, ino: Ino) -> Option<FileRef<'_>> {
+        let NodeBody::File { sparse, origin, offset, size } = self.node(ino)?.body else { return None };
+        let runs = if sparse {
+            let index = self.runs.binary_search_by_key(&ino, |(ino, _)| *ino).ok();
+            index.map(|index| &*self.runs[index].1)
+        } else {
+            None
+        };
+        Some(FileRef { origin, offset, size, runs })
+    }
+
+    /// The extended attributes of an inode, in recorded order.
+    pub fn xattrs(&self, ino: Ino) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let set = self.node(ino).map_or(0, |node| node.xattrs);
+        xattrs::get(&self.xattrs, set).iter().map(|(name, value)| (name.as_slice(), value.as_slice()))
+    }
+
+    /// What a path leads to, from the root: symbolic links are followed inside the tree, `..` stops at its root, and
+    /// a graft ends the walk.
+    pub fn resolve(&self, path: &[u8], follow: Follow) -> Result<Resolved, TreeError> {
+        let mut ahead: Vec<&[u8]> = path::components(path).rev().collect();
+        let mut here = Self::ROOT;
+        let mut links = 0;
+        while let Some(name) = ahead.pop() {
+            match self.node(here).map(|node| node.body) {
+                Some(NodeBody::Directory { .. }) => {}
+                Some(NodeBody::Graft(_)) => {
+                    ahead.push(name);
+                    ahead.reverse();
+                    return Ok(Resolved { ino: here, rest: ahead.join(&b'/') });
+                }
+                _ => return Err(TreeError::NotADirectory { path: shown(path) }),
+            }
+            if name == b".." {
+                here = self.parent(here);
+                continue;
+            }
+            let child = self.lookup(here, name).ok_or_else(|| TreeError::NotFound { path: shown(path) })?;
+            match self.link(child) {
+                Some(target) if !ahead.is_empty() || follow == Follow::All => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(TreeError::TooManyLinks { path: shown(path) });
+                    }
+                    if target.is_empty() {
+                        return Err(TreeError::NotFound { path: shown(path) });
+                    }
+                    if target.starts_with(b"/") {
+                        here = Self::ROOT;
+                    }
+                    ahead.extend(path::components(target).rev());
+                }
+                _ => here = child,
+            }
+        }
+        Ok(Resolved { ino: here, rest: Vec::new() })
+    }
+
+    /// How many inodes there are, the root among them.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether there is nothing but the root.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.len() <= 1
+    }
+
+    /// Bytes of memory that the tree holds, without the allocator's own.
+    pub fn heap_bytes(&self) -> usize {
+        let runs: usize = self.runs.iter().map(|(_, runs)| size_of_val::<[Run]>(runs)).sum();
+        let xattrs: usize = self
+            .xattrs
+            .iter()
+            .flat_map(|set| set.iter())
+            .map(|(name, value)| size_of::<Xattr>() + name.capacity() + value.capacity())
+            .sum();
+        size_of_val::<[Node]>(&self.nodes)
+            + size_of_val::<[Dirent]>(&self.dirents)
+            + self.names.len()
+            + self.links.len()
+            + size_of_val::<[(Ino, Box<[Run]>)]>(&self.runs)
+            + runs
+            + size_of_val::<[Arc<[Xattr]>]>(&self.xattrs)
+            + xattrs
+    }
+
+    /// Every name below the root with its inode, depth first in name order; paths have no leading slash. The root
+    /// itself is not among them; an inode with several names comes once for each.
+    pub fn walk(&self) -> Walk<'_> {
+        let (first, end) = self.listing(Self::ROOT);
+        Walk { tree: self, open: vec![Open { next: first, end, path_len: 0 }], path: Vec::new() }
+    }
+
+    fn node(&self, ino: Ino) -> Option<&Node> {
+        self.nodes.get(ino as usize)
+    }
+
+    /// The range of `dirents` that is a directory's.
+    fn listing(&self, dir: Ino) -> (usize, usize) {
+        match self.node(dir).map(|node| node.body) {
+            Some(NodeBody::Directory { first, count, .. }) => {
+                (first as usize, first as usize + count as usize)
+            }
+            _ => (0, 0),
+        }
+    }
+
+    fn name(&self, index: usize) -> &[u8] {
+        &self.names[self.dirents[index].name as usize..self.dirents[index + 1].name as usize]
+    }
+}
+
+/// The iterator of [`Tree::walk`].
+#[derive(Debug)]
+pub struct Walk<'a> {
+    tree: &'a Tree,
+    open: Vec<Open>,
+    path: Vec<u8>,
+}
+
+/// A directory that is being listed.
+#[derive(Debug)]
+struct Open {
+    next: usize,
+    end: usize,
+    /// Bytes of the directory's own path.
+    path_len: usize,
+}
+
+impl Iterator for Walk<'_> {
+    type Item = (Vec<u8>, Ino);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while let Some(top) = self.open.last_mut() {
+            self.path.truncate(top.path_len);
+            if top.next == top.end {
+                self.open.pop();
+                continue;
+            }
+            let index = top.next;
+            top.next += 1;
+            if !self.path.is_empty() {
+                self.path.push(b'/');
+            }
+            self.path.extend_from_slice(self.tree.name(index));
+            let ino = self.tree.dirents[index].ino;
+            let (first, end) = self.tree.listing(ino);
+            if first < end {
+                self.open.push(Open { next: first, end, path_len: self.path.len() });
+            }
+            return Some((self.path.clone(), ino));
+        }
+        None
+    }
+}

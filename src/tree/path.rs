@@ -1,0 +1,136 @@
+//! Names as archives record them: cleaning, clamping, limits, and what a name that starts with `.wh.` means.
+//!
+//! Lexical only: nothing here knows a tree. The idea: a recorded name is cleaned before anything looks at it, so that
+//! `..` can never lead out of the root, exactly as `filepath.Join("/", name)` does in the appliers written in Go.
+
+use super::error::Problem;
+
+/// Bytes of one component; `NAME_MAX` of every file system a layer is meant for.
+pub(super) const MAX_NAME: usize = 255;
+/// Bytes of one path without a leading slash; `PATH_MAX` of Linux.
+pub(super) const MAX_PATH: usize = 4096;
+/// Symbolic links followed for one path; `MAXSYMLINKS` of Linux.
+pub(super) const MAX_LINKS: usize = 40;
+
+/// What marks a whiteout (image-spec, layer.md, "Whiteouts").
+const WHITEOUT: &[u8] = b".wh.";
+/// What marks the bookkeeping of aufs; also a whiteout of a whiteout, which no layer can need.
+const AUFS: &[u8] = b".wh..wh.";
+/// The opaque marker, the one name of aufs that is part of the image specification.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// What the name of an entry asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mark<'a> {
+    /// A plain entry.
+    Plain,
+    /// Hide this name in the entry's directory.
+    Whiteout(&'a [u8]),
+    /// Hide everything in the entry's directory.
+    Opaque,
+    /// Bookkeeping of aufs: not part of the image.
+    Leftover,
+}
+
+/// The components that count, in order; `..` is one of them.
+pub(super) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    path.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".")
+}
+
+/// The components after lexical cleaning, `..` clamped at the root. Empty for the root.
+pub(super) fn clean(path: &[u8]) -> Vec<&[u8]> {
+    let mut cleaned = Vec::new();
+    for name in components(path) {
+        if name == b".." {
+            cleaned.pop();
+        } else {
+            cleaned.push(name);
+        }
+    }
+    cleaned
+}
+
+/// Checks the limits of a cleaned path.
+pub(super) fn check(cleaned: &[&[u8]]) -> Result<(), Problem> {
+    if let Some(name) = cleaned.iter().find(|name| name.len() > MAX_NAME) {
+        return Err(Problem::NameTooLong { len: name.len() });
+    }
+    let len = cleaned.iter().map(|name| name.len() + 1).sum::<usize>().saturating_sub(1);
+    if len > MAX_PATH { Err(Problem::PathTooLong { len }) } else { Ok(()) }
+}
+
+/// Reads the mark of a cleaned path; a whiteout of nothing is an error.
+pub(super) fn mark<'a>(cleaned: &[&'a [u8]]) -> Result<Mark<'a>, Problem> {
+    let Some((&last, parents)) = cleaned.split_last() else { return Ok(Mark::Plain) };
+    if parents.iter().any(|name| name.starts_with(AUFS)) {
+        return Ok(Mark::Leftover);
+    }
+    if last == OPAQUE {
+        return Ok(Mark::Opaque);
+    }
+    if last.starts_with(AUFS) {
+        return Ok(Mark::Leftover);
+    }
+    match last.strip_prefix(WHITEOUT) {
+        None => Ok(Mark::Plain),
+        Some(b"" | b"." | b"..") => Err(Problem::WhiteoutOfNothing),
+        Some(hidden) => Ok(Mark::Whiteout(hidden)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cleaning_clamps_at_the_root_and_drops_what_says_nothing() {
+        for root in ["", "/", ".", "./", "..", "/../..", "a/..", "a/../../"] {
+            assert_eq!(clean(root.as_bytes()), Vec::<&[u8]>::new(), "{root}");
+        }
+        for f in ["f", "/f", "../f", "a/../../f", "./f/", "//f", "a/b/../../f"] {
+            assert_eq!(clean(f.as_bytes()), [b"f"], "{f}");
+        }
+        assert_eq!(clean(b"a/./b//c"), [b"a", b"b", b"c"]);
+        assert_eq!(clean(b"..a/...").len(), 2);
+    }
+
+    #[test]
+    fn limits_hold_at_the_limit_and_fail_one_past_it() {
+        let name = [b'n'; 256];
+        assert_eq!(check(&[&name[..255]]), Ok(()));
+        assert_eq!(check(&[&name]), Err(Problem::NameTooLong { len: 256 }));
+        // 16 components of 255 bytes and 16 slashes are 4096 bytes.
+        let mut long = vec![&name[..255]; 16];
+        assert_eq!(check(&long), Ok(()));
+        long[0] = &name[..254];
+        long.push(b"ab");
+        assert_eq!(check(&long), Err(Problem::PathTooLong { len: 4097 }));
+        long[16] = b"a";
+        assert_eq!(check(&long), Ok(()));
+    }
+
+    #[test]
+    fn only_the_last_component_is_a_whiteout() {
+        assert_eq!(mark(&clean(b"a/.wh.b")), Ok(Mark::Whiteout(b"b")));
+        assert_eq!(mark(&clean(b".wh..hidden")), Ok(Mark::Whiteout(b".hidden")));
+        assert_eq!(mark(&clean(b".wh....")), Ok(Mark::Whiteout(b"...")));
+        assert_eq!(mark(&clean(b".wh.a/b")), Ok(Mark::Plain));
+        assert_eq!(mark(&clean(b"a/.wh..wh..opq")), Ok(Mark::Opaque));
+        assert_eq!(mark(&clean(b".wh")), Ok(Mark::Plain));
+        assert_eq!(mark(&clean(b"/")), Ok(Mark::Plain));
+    }
+
+    #[test]
+    fn whiteouts_of_nothing_dot_and_dot_dot_are_errors() {
+        for name in [".wh.", ".wh..", ".wh...", "a/b/.wh.", "a/.wh...", ".wh./"] {
+            assert_eq!(mark(&clean(name.as_bytes())), Err(Problem::WhiteoutOfNothing), "{name}");
+        }
+    }
+
+    #[test]
+    fn bookkeeping_of_aufs_is_known_with_everything_below_it() {
+        for name in [".wh..wh.plnk", ".wh..wh.aufs", "a/.wh..wh.orph/b/c", ".wh..wh.", ".wh..wh.plnk/.wh."] {
+            assert_eq!(mark(&clean(name.as_bytes())), Ok(Mark::Leftover), "{name}");
+        }
+    }
+}

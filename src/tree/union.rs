@@ -1,0 +1,291 @@
+//! The union: one layer's table of contents applied on top of a tree.
+//!
+//! Nothing here looks at the machine: every symbolic link is followed inside the tree, every `..` stops at its root.
+//! The idea: what a layer hides is found in the tree as it was before the layer, all of it, then hidden, and only then
+//! do the entries come, in archive order; so no order of the archive can make a whiteout hit its own layer. The rules
+//! are those of the image specification (layer.md, "Applying Changesets"); where it is silent, what the appliers agree
+//! on. A path is walked as their `SecureJoin` does: a component that does not exist counts as a directory to come.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::layer::{Entry, EntryKind, Toc};
+
+use super::builder::{Body, Builder, Id, Meta, ROOT, implied};
+use super::error::{Problem, TreeError, shown};
+use super::path::{self, MAX_LINKS, MAX_NAME, MAX_PATH, Mark};
+
+impl Builder {
+    /// Applies one layer on top by every rule of the union; `origin` is stored with the content of its files.
+    ///
+    /// After an error the tree is of no use any more; what can be seen from names alone is found before any change.
+    pub fn apply(&mut self, origin: u32, toc: &Toc) -> Result<(), TreeError> {
+        let mut hides = false;
+        for entry in &toc.entries {
+            let mark = check(entry, Whiteouts::Apply).map_err(|problem| at(origin, entry, problem))?;
+            hides |= matches!(mark, Mark::Whiteout(_) | Mark::Opaque);
+        }
+        if hides {
+            self.hide(toc);
+        }
+        for entry in &toc.entries {
+            let cleaned = path::clean(&entry.path);
+            if path::mark(&cleaned) == Ok(Mark::Plain) {
+                self.place(origin, entry, &cleaned).map_err(|problem| at(origin, entry, problem))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies one layer as nothing but an archive: whiteouts and what aufs left stay the files they are recorded as.
+    ///
+    /// Returns the cleaned paths of the hard links whose target is not there when their entry comes: their file lies
+    /// in a layer below, so they are left out.
+    pub fn apply_alone(&mut self, origin: u32, toc: &Toc) -> Result<Vec<Vec<u8>>, TreeError> {
+        for entry in &toc.entries {
+            check(entry, Whiteouts::Keep).map_err(|problem| at(origin, entry, problem))?;
+        }
+        let mut left_out = Vec::new();
+        for entry in &toc.entries {
+            let cleaned = path::clean(&entry.path);
+            match self.place(origin, entry, &cleaned) {
+                Err(Problem::LinkToNothing { .. }) => left_out.push(cleaned.join(&b'/')),
+                placed => placed.map_err(|problem| at(origin, entry, problem))?,
+            }
+        }
+        Ok(left_out)
+    }
+
+    /// Hides what the whiteouts and opaque markers of a layer name, seen from the tree below that layer.
+    fn hide(&mut self, toc: &Toc) {
+        let own: HashSet<Vec<u8>> = toc
+            .entries
+            .iter()
+            .filter(|entry| entry.kind == EntryKind::Directory)
+            .map(|entry| path::clean(&entry.path).join(&b'/'))
+            .collect();
+        let mut names: Vec<(Id, &[u8])> = Vec::new();
+        let mut opaque: Vec<Id> = Vec::new();
+        for entry in &toc.entries {
+            let cleaned = path::clean(&entry.path);
+            let parents = &cleaned[..cleaned.len().saturating_sub(1)];
+            // Only a name that all checks have passed gets here.
+            match path::mark(&cleaned) {
+                Ok(Mark::Whiteout(name)) => {
+                    names.extend(self.lower_directory(parents, &own).map(|dir| (dir, name)));
+                }
+                Ok(Mark::Opaque) => opaque.extend(self.lower_directory(parents, &own)),
+                _ => {}
+            }
+        }
+        for (dir, name) in names {
+            self.detach(dir, name);
+        }
+        for dir in opaque {
+            self.clear(dir);
+        }
+    }
+
+    /// The directory a whiteout lies in, as the layers below know it. `None` when there is none, or when the layer
+    /// brings its own directory in place of a symbolic link: then nothing from below can be seen through it.
+    fn lower_directory(&self, parents: &[&[u8]], own: &HashSet<Vec<u8>>) -> Option<Id> {
+        let replaced = |depth: usize| own.contains(&parents[..=depth].join(&b'/'));
+        let walked = self.walk(parents, replaced).ok()?;
+        walked.pending.is_empty().then(|| walked.directory())
+    }
+
+    /// Puts one entry where its name leads.
+    fn place(&mut self, origin: u32, entry: &Entry, cleaned: &[&[u8]]) -> Result<(), Problem> {
+        let Some((&name, parents)) = cleaned.split_last() else {
+            // `check` has refused every other type.
+            let meta = self.meta(entry);
+            self.set_meta(ROOT, meta);
+            return Ok(());
+        };
+        // Before the parents are made: a link that is left out must leave no trace.
+        let linked = match &entry.kind {
+            EntryKind::HardLink(target) => Some(self.link_target(target)?),
+            _ => None,
+        };
+        let dir = self.make_directory(parents, name)?;
+        let meta = self.meta(entry);
+        let body = match &entry.kind {
+            EntryKind::HardLink(_) => {
+                let Some(id) = linked else { return Ok(()) };
+                self.attach(dir, name, id)?;
+                self.set_link_meta(id, meta);
+                return Ok(());
+            }
+            EntryKind::Directory => {
+                let there = self.child(dir, name).filter(|&id| self.children(id).is_some());
+                if let Some(id) = there {
+                    self.set_meta(id, meta);
+                    return Ok(());
+                }
+                Body::Directory(BTreeMap::new())
+            }
+            EntryKind::File(content) => self.file(origin, content),
+            EntryKind::Symlink(target) => Body::Symlink(target.as_slice().into()),
+            EntryKind::CharDevice(device) => Body::CharDevice(*device),
+            EntryKind::BlockDevice(device) => Body::BlockDevice(*device),
+            EntryKind::Fifo => Body::Fifo,
+        };
+        self.attach_new(dir, name, body, meta)?;
+        Ok(())
+    }
+
+    /// The inode a hard link means: the links among its parents are followed, the last component is not.
+    fn link_target(&self, target: &[u8]) -> Result<Id, Problem> {
+        let cleaned = path::clean(target);
+        let Some((name, parents)) = cleaned.split_last() else {
+            return Err(Problem::LinkToDirectory { target: shown(target) });
+        };
+        let found = self
+            .walk(parents, |_| false)
+            .ok()
+            .filter(|walked| walked.pending.is_empty())
+            .and_then(|walked| self.child(walked.directory(), name));
+        let id = found.ok_or_else(|| Problem::LinkToNothing { target: shown(target) })?;
+        match self.inode(id).body {
+            Body::Directory(_) | Body::Graft(_) => Err(Problem::LinkToDirectory { target: shown(target) }),
+            _ => Ok(id),
+        }
+    }
+
+    /// The directory that `parents` lead to, made with everything on the way where it is missing.
+    fn make_directory(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<Id, Problem> {
+        let walked = self.walk(parents, |_| false)?;
+        if walked.blocked {
+            return Err(Problem::BelowNonDirectory);
+        }
+        // An applier would hit the kernel's limit here: links can lead deeper than the recorded name says.
+        let len = walked.len() + name.len();
+        if len > MAX_PATH {
+            return Err(Problem::PathTooLong { len });
+        }
+        let mut dir = walked.directory();
+        let missing: Vec<Box<[u8]>> = walked.pending.iter().map(|&name| name.into()).collect();
+        if let Some(name) = missing.iter().find(|name| name.len() > MAX_NAME) {
+            return Err(Problem::NameTooLong { len: name.len() });
+        }
+        for name in missing {
+            dir = self.attach_new(dir, &name, Body::Directory(BTreeMap::new()), implied(0o755))?;
+        }
+        Ok(dir)
+    }
+
+    /// Walks cleaned components from the root. `stop(i)` is asked when component `i` is a symbolic link, and ends the
+    /// walk with an error instead of following it.
+    fn walk<'a>(&'a self, cleaned: &[&'a [u8]], stop: impl Fn(usize) -> bool) -> Result<Walked<'a>, Problem> {
+        let mut walked = Walked { dirs: Vec::new(), pending: Vec::new(), blocked: false };
+        // What is still to come, last first; the components of link targets have no place in `cleaned`.
+        let mut ahead: Vec<(&[u8], Option<usize>)> =
+            cleaned.iter().enumerate().rev().map(|(place, &name)| (name, Some(place))).collect();
+        let mut links = 0;
+        while let Some((name, place)) = ahead.pop() {
+            if name == b".." {
+                walked.up();
+                continue;
+            }
+            let child = if walked.pending.is_empty() { self.child(walked.directory(), name) } else { None };
+            let Some(child) = child else {
+                walked.pending.push(name);
+                continue;
+            };
+            match &self.inode(child).body {
+                Body::Directory(_) => walked.dirs.push((child, name.len())),
+                Body::Symlink(target) => {
+                    links += 1;
+                    // No kernel has a link longer than a path.
+                    if links > MAX_LINKS || target.len() > MAX_PATH || place.is_some_and(&stop) {
+                        return Err(Problem::BelowNonDirectory);
+                    }
+                    if target.starts_with(b"/") {
+                        walked.dirs.clear();
+                    }
+                    ahead.extend(path::components(target).rev().map(|name| (name, None)));
+                }
+                _ => {
+                    walked.pending.push(name);
+                    walked.blocked = true;
+                }
+            }
+        }
+        Ok(walked)
+    }
+
+    fn child(&self, dir: Id, name: &[u8]) -> Option<Id> {
+        self.children(dir)?.get(name).copied()
+    }
+
+    fn meta(&mut self, entry: &Entry) -> Meta {
+        Meta {
+            mtime: entry.mtime,
+            uid: entry.uid,
+            gid: entry.gid,
+            xattrs: self.intern(&entry.xattrs),
+            mode: entry.mode,
+        }
+    }
+
+    /// Gives the shared inode what a hard link entry records. One that records no extended attributes takes none
+    /// away: GNU tar writes them with the first name only.
+    fn set_link_meta(&mut self, id: Id, meta: Meta) {
+        let old = self.inode(id).meta;
+        let xattrs = if meta.xattrs == 0 { old.xattrs } else { meta.xattrs };
+        self.set_meta(id, Meta { xattrs, ..meta });
+    }
+}
+
+/// Where a walk ended.
+struct Walked<'a> {
+    /// Directories below the root, each with the length of its name.
+    dirs: Vec<(Id, usize)>,
+    /// Components after them that are not directories now.
+    pending: Vec<&'a [u8]>,
+    /// Whether the first of `pending` exists, as something else; it is false when `pending` is empty.
+    blocked: bool,
+}
+
+impl Walked<'_> {
+    /// The last directory that exists.
+    fn directory(&self) -> Id {
+        self.dirs.last().map_or(ROOT, |&(id, _)| id)
+    }
+
+    fn up(&mut self) {
+        if self.pending.pop().is_none() {
+            self.dirs.pop();
+        }
+        self.blocked &= !self.pending.is_empty();
+    }
+
+    /// Bytes of the path so far, each component with a slash after it.
+    fn len(&self) -> usize {
+        let dirs: usize = self.dirs.iter().map(|(_, len)| len + 1).sum();
+        dirs + self.pending.iter().map(|name| name.len() + 1).sum::<usize>()
+    }
+}
+
+/// What `check` does with names that start with `.wh.`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whiteouts {
+    Apply,
+    Keep,
+}
+
+/// Everything about an entry that can be wrong whatever the tree looks like.
+fn check(entry: &Entry, whiteouts: Whiteouts) -> Result<Mark<'_>, Problem> {
+    let cleaned = path::clean(&entry.path);
+    path::check(&cleaned)?;
+    if cleaned.is_empty() && entry.kind != EntryKind::Directory {
+        return Err(Problem::RootNotADirectory);
+    }
+    match whiteouts {
+        Whiteouts::Apply => path::mark(&cleaned),
+        Whiteouts::Keep => Ok(Mark::Plain),
+    }
+}
+
+fn at(layer: u32, entry: &Entry, problem: Problem) -> TreeError {
+    TreeError::Entry { layer, header: entry.header, entry: shown(&entry.path), problem }
+}
