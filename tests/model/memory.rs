@@ -1,0 +1,68 @@
+//! What trees cost: bytes for each name, and time for a million of them.
+
+use std::time::{Duration, Instant};
+
+use ocifs::layer::{Content, Entry, EntryKind, Time, Toc};
+use ocifs::tree::{Builder, Tree};
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn a_tree_of_28_000_names_takes_under_4_mib() {
+    let tree = tree(28_000);
+    assert!(tree.heap_bytes() < 4 * MIB, "{} bytes", tree.heap_bytes());
+}
+
+#[test]
+fn a_tree_of_a_million_names_takes_under_100_mib_and_seconds() {
+    let started = Instant::now();
+    let tree = tree(1_000_000);
+    let took = started.elapsed();
+    eprintln!("{} names, {} bytes each, {took:?}", tree.len(), tree.heap_bytes() / tree.len());
+    assert!(tree.heap_bytes() < 100 * MIB, "{} bytes", tree.heap_bytes());
+    // 8 s in a debug build on an idle core; a quadratic step would take hours.
+    assert!(took < Duration::from_secs(120), "{took:?}");
+}
+
+#[test]
+fn a_directory_of_200_000_names_in_reverse_order_is_not_quadratic() {
+    let started = Instant::now();
+    let entries = (0..200_000).rev().map(|number| file(format!("flat/{number:08}"), number)).collect();
+    let mut builder = Builder::new();
+    builder.apply(0, &Toc { entries }).unwrap();
+    let tree = builder.freeze();
+    assert_eq!(tree.entry_count(tree.lookup(Tree::ROOT, b"flat").unwrap()), 200_000);
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+/// A tree shaped as root filesystems are: some ten names in a directory, names of some twelve bytes, depth about six.
+fn tree(names: u64) -> Tree {
+    let mut toc = Toc::default();
+    for number in 0..names {
+        let dir = format!("usr/share/d{:03}/package-{:05}", number / 1000, number / 10);
+        if number % 10 == 0 {
+            toc.entries.push(Entry { kind: EntryKind::Directory, ..file(dir, 0) });
+        } else {
+            toc.entries.push(file(format!("{dir}/module-{number:07}.py"), number));
+        }
+    }
+    let mut builder = Builder::new();
+    builder.apply(0, &toc).unwrap();
+    drop(toc);
+    let tree = builder.freeze();
+    assert!(tree.len() as u64 >= names);
+    tree
+}
+
+fn file(path: String, number: u64) -> Entry {
+    Entry {
+        path: path.into_bytes(),
+        kind: EntryKind::File(Content { size: number, offset: number * 1024, runs: None }),
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: Time { secs: 1_700_000_000, nanos: 0 },
+        xattrs: Vec::new(),
+        header: number * 1024,
+    }
+}

@@ -1,0 +1,301 @@
+//! The naive model: a layer is unpacked onto a map from full path to inode, the way an applier unpacks it onto a disk.
+//!
+//! Slow and plain on purpose. Paths are lists of names; a link is followed by rewriting the path.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ocifs::layer::{Device, Entry, EntryKind, Time, Toc, Xattr};
+
+pub(crate) type Path = Vec<Vec<u8>>;
+
+/// The layer cannot be applied.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Rejected;
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum What {
+    File { origin: u32, offset: u64, size: u64 },
+    Directory,
+    Symlink(Vec<u8>),
+    CharDevice(Device),
+    BlockDevice(Device),
+    Fifo,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Inode {
+    pub(crate) what: What,
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: Time,
+    pub(crate) xattrs: Vec<Xattr>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) names: BTreeMap<Path, usize>,
+    pub(crate) inodes: Vec<Inode>,
+}
+
+impl Model {
+    pub(crate) fn new() -> Self {
+        let mut model = Model { names: BTreeMap::new(), inodes: Vec::new() };
+        model.put(Vec::new(), directory());
+        model
+    }
+
+    pub(crate) fn apply(&mut self, origin: u32, toc: &Toc) -> Result<(), Rejected> {
+        for entry in &toc.entries {
+            let path = clean(&entry.path);
+            let last = path.last().map(Vec::as_slice);
+            let malformed = [&b".wh."[..], b".wh..", b".wh..."].iter().any(|name| last == Some(name));
+            if malformed && !leftover(&path) {
+                return Err(Rejected);
+            }
+            if path.is_empty() && entry.kind != EntryKind::Directory {
+                return Err(Rejected);
+            }
+        }
+        self.hide(toc);
+        for entry in &toc.entries {
+            let path = clean(&entry.path);
+            let hides = path.last().is_some_and(|name| name.starts_with(b".wh."));
+            if !leftover(&path) && !hides {
+                self.unpack(origin, entry, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Archive semantics only: no name is special. Returns the links without target.
+    pub(crate) fn apply_alone(&mut self, origin: u32, toc: &Toc) -> Result<BTreeSet<Path>, Rejected> {
+        let mut left_out = BTreeSet::new();
+        for entry in &toc.entries {
+            let path = clean(&entry.path);
+            if let EntryKind::HardLink(target) = &entry.kind {
+                let there =
+                    self.place_of(&clean(target)).is_some_and(|place| self.names.contains_key(&place));
+                if !there && !path.is_empty() {
+                    left_out.insert(path);
+                    continue;
+                }
+            }
+            if path.is_empty() && entry.kind != EntryKind::Directory {
+                return Err(Rejected);
+            }
+            self.unpack(origin, entry, path)?;
+        }
+        Ok(left_out)
+    }
+
+    fn hide(&mut self, toc: &Toc) {
+        let own: BTreeSet<Path> = toc
+            .entries
+            .iter()
+            .filter(|entry| entry.kind == EntryKind::Directory)
+            .map(|entry| clean(&entry.path))
+            .collect();
+        let mut gone = BTreeSet::new();
+        for entry in &toc.entries {
+            let mut parent = clean(&entry.path);
+            if leftover(&parent) {
+                continue;
+            }
+            let Some(name) = parent.pop() else { continue };
+            let Some(hidden) = name.strip_prefix(b".wh.") else { continue };
+            let Some(dir) = self.lower(&parent, &own) else { continue };
+            if hidden == b".wh..opq" {
+                gone.extend(
+                    self.names
+                        .keys()
+                        .filter(|path| path.len() == dir.len() + 1 && path.starts_with(&dir))
+                        .cloned(),
+                );
+            } else {
+                let mut path = dir;
+                path.push(hidden.to_vec());
+                gone.insert(path);
+            }
+        }
+        for path in gone {
+            self.remove(&path);
+        }
+    }
+
+    /// The real directory below this layer that the parent of a whiteout is.
+    fn lower(&self, parent: &Path, own: &BTreeSet<Path>) -> Option<Path> {
+        // The shortest prefix that is a link below and a directory of this layer ends the search.
+        let mut prefix = Path::new();
+        let mut real = Path::new();
+        for name in parent {
+            prefix.push(name.clone());
+            real.push(name.clone());
+            if own.contains(&prefix) && matches!(self.what(&real), Some(What::Symlink(_))) {
+                return None;
+            }
+            real = self.follow(&real)?;
+        }
+        // A chain of 41 links over several components cannot be seen from the pieces.
+        let real = self.follow(parent)?;
+        (self.what(&real) == Some(&What::Directory)).then_some(real)
+    }
+
+    fn unpack(&mut self, origin: u32, entry: &Entry, path: Path) -> Result<(), Rejected> {
+        let mut inode = Inode {
+            what: What::Directory,
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            xattrs: entry.xattrs.clone(),
+        };
+        let Some((name, parent)) = path.split_last() else {
+            self.inodes[self.names[&Path::new()]] = inode;
+            return Ok(());
+        };
+        if let EntryKind::HardLink(target) = &entry.kind {
+            let target = self.place_of(&clean(target)).ok_or(Rejected)?;
+            let number = *self.names.get(&target).ok_or(Rejected)?;
+            let shared = self.inodes[number].clone();
+            if shared.what == What::Directory {
+                return Err(Rejected);
+            }
+            let mut place = self.make(parent)?;
+            place.push(name.clone());
+            self.remove(&place);
+            self.names.insert(place, number);
+            if inode.xattrs.is_empty() {
+                inode.xattrs = shared.xattrs;
+            }
+            self.inodes[number] = Inode { what: shared.what, ..inode };
+            return Ok(());
+        }
+        let mut place = self.make(parent)?;
+        place.push(name.clone());
+        inode.what = match &entry.kind {
+            EntryKind::File(content) => What::File { origin, offset: content.offset, size: content.size },
+            EntryKind::Directory => What::Directory,
+            EntryKind::Symlink(target) => What::Symlink(target.clone()),
+            EntryKind::CharDevice(device) => What::CharDevice(*device),
+            EntryKind::BlockDevice(device) => What::BlockDevice(*device),
+            EntryKind::Fifo => What::Fifo,
+            EntryKind::HardLink(_) => unreachable!("handled above"),
+        };
+        if inode.what == What::Directory && self.what(&place) == Some(&What::Directory) {
+            self.inodes[self.names[&place]] = inode;
+        } else {
+            self.remove(&place);
+            self.put(place, inode);
+        }
+        Ok(())
+    }
+
+    /// The parent followed, the last name not.
+    fn place_of(&self, path: &Path) -> Option<Path> {
+        let Some((name, parent)) = path.split_last() else { return Some(Path::new()) };
+        let mut place = self.follow(parent)?;
+        if self.what(&place) != Some(&What::Directory) {
+            return None;
+        }
+        place.push(name.clone());
+        Some(place)
+    }
+
+    /// Where a path leads when every link is followed; what does not exist is kept as it is. `None` in a loop.
+    fn follow(&self, path: &[Vec<u8>]) -> Option<Path> {
+        let mut links = 0;
+        let mut done = Path::new();
+        let mut rest: Path = path.to_vec();
+        while !rest.is_empty() {
+            let name = rest.remove(0);
+            match name.as_slice() {
+                b"" | b"." => {}
+                b".." => drop(done.pop()),
+                _ => {
+                    done.push(name);
+                    if let Some(What::Symlink(target)) = self.what(&done) {
+                        links += 1;
+                        if links > 40 {
+                            return None;
+                        }
+                        done.pop();
+                        if target.first() == Some(&b'/') {
+                            done.clear();
+                        }
+                        let mut names: Path =
+                            target.split(|&byte| byte == b'/').map(<[u8]>::to_vec).collect();
+                        names.append(&mut rest);
+                        rest = names;
+                    }
+                }
+            }
+        }
+        Some(done)
+    }
+
+    /// `mkdir -p`, inside.
+    fn make(&mut self, parent: &[Vec<u8>]) -> Result<Path, Rejected> {
+        let dir = self.follow(parent).ok_or(Rejected)?;
+        for len in 1..=dir.len() {
+            match self.what(&dir[..len]) {
+                Some(What::Directory) => {}
+                Some(_) => return Err(Rejected),
+                None => self.put(dir[..len].to_vec(), directory()),
+            }
+        }
+        Ok(dir)
+    }
+
+    /// `rm -rf`.
+    fn remove(&mut self, path: &Path) {
+        self.names.retain(|name, _| !name.starts_with(path));
+    }
+
+    fn put(&mut self, path: Path, inode: Inode) {
+        self.inodes.push(inode);
+        self.names.insert(path, self.inodes.len() - 1);
+    }
+
+    fn what(&self, path: &[Vec<u8>]) -> Option<&What> {
+        self.names.get(path).map(|&number| &self.inodes[number].what)
+    }
+
+    pub(crate) fn nlink(&self, path: &Path) -> u32 {
+        let number = self.names[path];
+        if self.inodes[number].what != What::Directory {
+            return self.names.values().filter(|&&other| other == number).count() as u32;
+        }
+        let subdirectory = |(child, number): (&Path, &usize)| {
+            child.len() == path.len() + 1
+                && child.starts_with(path)
+                && self.inodes[*number].what == What::Directory
+        };
+        2 + self.names.iter().filter(|&entry| subdirectory(entry)).count() as u32
+    }
+}
+
+fn directory() -> Inode {
+    let mtime = Time::default();
+    Inode { what: What::Directory, mode: 0o755, uid: 0, gid: 0, mtime, xattrs: Vec::new() }
+}
+
+/// Lexical cleaning, as `filepath.Clean("/" + path)`.
+fn clean(path: &[u8]) -> Path {
+    let mut cleaned = Path::new();
+    for name in path.split(|&byte| byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => drop(cleaned.pop()),
+            _ => cleaned.push(name.to_vec()),
+        }
+    }
+    cleaned
+}
+
+/// Whether aufs left it there.
+fn leftover(path: &Path) -> bool {
+    let Some((last, parents)) = path.split_last() else { return false };
+    parents.iter().any(|name| name.starts_with(b".wh..wh."))
+        || (last.starts_with(b".wh..wh.") && last != b".wh..wh..opq")
+}

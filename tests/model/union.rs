@@ -1,0 +1,237 @@
+//! Random layers from a small alphabet of names, so that they collide; the tree must be the model's, or both refuse.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+
+use ocifs::layer::{Content, Device, Entry, EntryKind, Time, Toc};
+use ocifs::tree::{Builder, Follow, Kind, Tree};
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::Config;
+
+use crate::reference::{Model, What};
+
+/// Cases without `PROPTEST_CASES`; some seconds in a debug build.
+const CASES: u32 = 1000;
+
+fn config() -> Config {
+    let cases = env::var("PROPTEST_CASES").ok().map_or(CASES, |cases| cases.parse().unwrap());
+    Config { cases, failure_persistence: None, ..Config::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn a_union_is_what_the_model_unpacks(layers in prop::collection::vec(layer(), 1..5)) {
+        let mut accepted: Vec<Toc> = Vec::new();
+        let mut model = Model::new();
+        for layer in &layers {
+            accepted.push(Toc::default());
+            let origin = accepted.len() as u32 - 1;
+            let below = model.clone();
+            // An entry that makes the layer malformed is refused by both, and left out from then on: otherwise
+            // hardly a random layer would get anywhere.
+            for entry in &layer.entries {
+                let last = accepted.last_mut().unwrap();
+                last.entries.push(entry.clone());
+                let mut next = below.clone();
+                let expected = next.apply(origin, last);
+                let actual = unite(&accepted);
+                prop_assert_eq!(expected.is_ok(), actual.is_ok(), "{:?} / {:?}", expected, actual.err());
+                if expected.is_ok() {
+                    model = next;
+                } else {
+                    accepted.last_mut().unwrap().entries.pop();
+                }
+            }
+        }
+        same(&model, &unite(&accepted).unwrap().freeze());
+    }
+
+    #[test]
+    fn a_layer_alone_is_what_the_model_unpacks(layer in layer()) {
+        let mut toc = Toc::default();
+        let mut model = Model::new();
+        let mut tree = Builder::new().freeze();
+        for entry in &layer.entries {
+            toc.entries.push(entry.clone());
+            let mut next = Model::new();
+            let expected = next.apply_alone(0, &toc);
+            let mut builder = Builder::new();
+            let actual = builder.apply_alone(0, &toc);
+            prop_assert_eq!(expected.is_ok(), actual.is_ok(), "{:?} / {:?}", expected, actual);
+            if let (Ok(expected), Ok(actual)) = (expected, actual) {
+                let expected: BTreeSet<Vec<u8>> = expected.iter().map(|path| path.join(&b'/')).collect();
+                prop_assert_eq!(expected, actual.into_iter().collect::<BTreeSet<_>>());
+                model = next;
+                tree = builder.freeze();
+            } else {
+                toc.entries.pop();
+            }
+        }
+        same(&model, &tree);
+    }
+}
+
+fn unite(layers: &[Toc]) -> Result<Builder, ocifs::tree::TreeError> {
+    let mut builder = Builder::new();
+    for (origin, toc) in layers.iter().enumerate() {
+        builder.apply(origin as u32, toc)?;
+    }
+    Ok(builder)
+}
+
+/// Panics unless the tree is the model's in every answer it gives.
+fn same(model: &Model, tree: &Tree) {
+    let mut paths: BTreeMap<Vec<Vec<u8>>, u32> = BTreeMap::from([(Vec::new(), Tree::ROOT)]);
+    for (path, ino) in tree.walk() {
+        paths.insert(path.split(|&byte| byte == b'/').map(<[u8]>::to_vec).collect(), ino);
+    }
+    assert_eq!(paths.keys().collect::<Vec<_>>(), model.names.keys().collect::<Vec<_>>());
+    let mut numbers: BTreeMap<u32, usize> = BTreeMap::new();
+    for (path, &ino) in &paths {
+        let number = model.names[path];
+        let inode = &model.inodes[number];
+        let shown = path.join(&b'/');
+        let shown = String::from_utf8_lossy(&shown);
+        assert_eq!(*numbers.entry(ino).or_insert(number), number, "hard links of {shown}");
+        let attr = tree.attr(ino).unwrap();
+        let mut mode = inode.mode;
+        let mut rdev = Device::default();
+        let (kind, size) = match &inode.what {
+            What::File { origin, offset, size } => {
+                let file = tree.file(ino).unwrap();
+                assert_eq!(
+                    (file.origin, file.offset, file.size),
+                    (*origin, *offset, *size),
+                    "content of {shown}"
+                );
+                (Kind::File, *size)
+            }
+            What::Directory => {
+                let above = &path[..path.len().saturating_sub(1)];
+                assert_eq!(tree.parent(ino), paths[above], "parent of {shown}");
+                (Kind::Directory, 0)
+            }
+            What::Symlink(target) => {
+                assert_eq!(tree.link(ino), Some(target.as_slice()));
+                mode = 0o777;
+                (Kind::Symlink, target.len() as u64)
+            }
+            What::CharDevice(device) => {
+                rdev = *device;
+                (Kind::CharDevice, 0)
+            }
+            What::BlockDevice(device) => {
+                rdev = *device;
+                (Kind::BlockDevice, 0)
+            }
+            What::Fifo => (Kind::Fifo, 0),
+        };
+        assert_eq!((attr.kind, attr.size, attr.rdev), (kind, size, rdev), "{shown}");
+        assert_eq!(
+            (attr.mode, attr.uid, attr.gid, attr.mtime),
+            (mode, inode.uid, inode.gid, inode.mtime),
+            "{shown}"
+        );
+        assert_eq!(attr.nlink, model.nlink(path), "nlink of {shown}");
+        let xattrs: Vec<_> = tree.xattrs(ino).map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+        assert_eq!(xattrs, inode.xattrs, "xattrs of {shown}");
+        assert_eq!(tree.resolve(&path.join(&b'/'), Follow::Parents).unwrap().ino, ino, "{shown}");
+        if let Some((name, above)) = path.split_last() {
+            assert_eq!(tree.lookup(paths[above], name), Some(ino), "{shown}");
+        }
+    }
+    assert_eq!(tree.len(), numbers.len(), "inodes without a name");
+    let distinct: BTreeSet<usize> = model.names.values().copied().collect();
+    assert_eq!(numbers.values().copied().collect::<BTreeSet<_>>(), distinct, "hard link groups");
+    assert_eq!(numbers.len(), distinct.len(), "hard link groups");
+}
+
+fn layer() -> impl Strategy<Value = Toc> {
+    prop::collection::vec(entry(), 1..9).prop_map(|mut entries| {
+        // What tells one entry from another: every attribute differs.
+        for (number, entry) in (1..).zip(&mut entries) {
+            entry.header = u64::from(number) * 512;
+            entry.uid = number;
+            entry.gid = number + 100;
+            entry.mode = 0o600 + number as u16;
+            entry.mtime = Time { secs: i64::from(number) - 4, nanos: number };
+            if let EntryKind::File(content) = &mut entry.kind {
+                content.size = u64::from(number);
+                content.offset = entry.header + 512;
+            }
+        }
+        Toc { entries }
+    })
+}
+
+fn entry() -> impl Strategy<Value = Entry> {
+    let xattrs = prop_oneof![
+        4 => Just(Vec::new()),
+        1 => select(vec!["1", "2"]).prop_map(|value| vec![(b"user.a".to_vec(), value.as_bytes().to_vec())]),
+    ];
+    (name(), kind(), xattrs).prop_map(|(path, kind, xattrs)| Entry {
+        path,
+        kind,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        mtime: Time::default(),
+        xattrs,
+        header: 0,
+    })
+}
+
+fn kind() -> impl Strategy<Value = EntryKind> {
+    prop_oneof![
+        6 => Just(EntryKind::File(Content::default())),
+        6 => Just(EntryKind::Directory),
+        6 => path().prop_map(EntryKind::Symlink),
+        6 => path().prop_map(EntryKind::HardLink),
+        1 => Just(EntryKind::CharDevice(Device { major: 0, minor: 0 })),
+        1 => Just(EntryKind::BlockDevice(Device { major: 8, minor: 1 })),
+        1 => Just(EntryKind::Fifo),
+    ]
+}
+
+/// The name of an entry: one that hides something, now and then.
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    let mark = select(vec![
+        ".wh.a",
+        ".wh.a",
+        ".wh.b",
+        ".wh.b",
+        ".wh.c",
+        ".wh.",
+        ".wh..",
+        ".wh...",
+        ".wh..x",
+        ".wh..wh..opq",
+        ".wh..wh..opq",
+        ".wh..wh..opq",
+        ".wh..wh.plnk",
+        ".wh..wh.plnk/a",
+        ".wh.a/a",
+        ".wh..wh..opq/a",
+    ]);
+    prop_oneof![
+        7 => path(),
+        1 => mark.clone().prop_map(|mark| mark.as_bytes().to_vec()),
+        2 => (path(), mark).prop_map(|(path, mark)| [&path, &b"/"[..], mark.as_bytes()].concat()),
+    ]
+}
+
+fn path() -> impl Strategy<Value = Vec<u8>> {
+    let component = prop_oneof![
+        6 => Just("a"),
+        6 => Just("b"),
+        5 => Just("c"),
+        2 => Just(".."),
+        1 => Just("."),
+        1 => Just(""),
+    ];
+    (select(vec!["", "", "", "/", "../"]), prop::collection::vec(component, 1..4))
+        .prop_map(|(start, names)| format!("{start}{}", names.join("/")).into_bytes())
+}
