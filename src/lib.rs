@@ -13,6 +13,7 @@ pub mod source;
 
 pub mod layer;
 
+pub mod disk;
 pub mod tree;
 
 

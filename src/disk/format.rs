@@ -1,0 +1,197 @@
+//! The formats of disks, by label and by first bytes.
+//!
+//! A label decides names, content decides what the bytes are; nothing here weighs one against the other.
+
+use std::fmt;
+
+use super::vmdk;
+
+/// What a disk is, or is called.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Format {
+    /// QEMU's copy-on-write format, version 2 or 3.
+    Qcow2,
+    /// The bytes of the disk themselves; by content: no signature that is known.
+    Raw,
+    /// VMware's.
+    Vmdk,
+    /// Microsoft's older one, which QEMU calls `vpc`.
+    Vhd,
+    /// Microsoft's newer one.
+    Vhdx,
+    /// VirtualBox's.
+    Vdi,
+    /// No disk at all: something that got a disk's label by mistake, or a disk inside something else.
+    Foreign(Signature),
+    /// Another disk format, by the name that QEMU gives it.
+    Other(String),
+}
+
+/// What is recognised although it is no disk (the list of cocoon `images/cloudimg/inspect.go`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Signature {
+    /// A web page: most often the error page of a proxy.
+    Html,
+    /// RFC 1952.
+    Gzip,
+    /// The xz container.
+    Xz,
+    /// bzip2.
+    Bzip2,
+    /// RFC 8878.
+    Zstd,
+    /// PKZIP.
+    Zip,
+    /// 7-Zip.
+    SevenZip,
+}
+
+/// Extensions by format, none of two letters, which could be a suffix of `split`; the first of a format is the one that is appended to a name that has none.
+const EXTENSIONS: [(&str, Format); 9] = [
+    ("qcow2", Format::Qcow2),
+    ("qcow", Format::Qcow2),
+    ("raw", Format::Raw),
+    ("img", Format::Raw),
+    ("vmdk", Format::Vmdk),
+    ("vhd", Format::Vhd),
+    ("vpc", Format::Vhd),
+    ("vhdx", Format::Vhdx),
+    ("vdi", Format::Vdi),
+];
+
+const SIGNATURES: [(&[u8], Signature); 10] = [
+    (b"<!", Signature::Html),
+    (b"<?", Signature::Html),
+    (b"<h", Signature::Html),
+    (b"<H", Signature::Html),
+    (b"\x1f\x8b", Signature::Gzip),
+    (b"\xfd7zXZ\0", Signature::Xz),
+    (b"BZh", Signature::Bzip2),
+    (b"\x28\xb5\x2f\xfd", Signature::Zstd),
+    (b"PK", Signature::Zip),
+    (b"7z\xbc\xaf\x27\x1c", Signature::SevenZip),
+];
+
+impl Format {
+    /// The format that the extension of `name` claims.
+    pub(super) fn by_extension(name: &str) -> Option<Format> {
+        let (stem, extension) = name.rsplit_once('.')?;
+        let extension = extension.to_ascii_lowercase();
+        let known = EXTENSIONS.iter().find(|(known, _)| *known == extension)?;
+        (!stem.is_empty()).then(|| known.1.clone())
+    }
+
+    /// The extension that a name of this format gets when it has none.
+    pub(super) fn extension(&self) -> &'static str {
+        EXTENSIONS.iter().find(|(_, format)| format == self).map_or("img", |(extension, _)| extension)
+    }
+
+    /// What the first bytes of `size` bytes say.
+    pub(super) fn sniff(head: &[u8], size: u64) -> Format {
+        if head.starts_with(b"QFI\xfb") {
+            return Format::Qcow2;
+        }
+        if head.starts_with(b"QED\0") {
+            return Format::Other("qed".into());
+        }
+        if vmdk::probe(head) {
+            return Format::Vmdk;
+        }
+        if head.starts_with(b"vhdxfile") {
+            return Format::Vhdx;
+        }
+        if head.starts_with(b"conectix") || has_vhd_footer(head, size) {
+            return Format::Vhd;
+        }
+        if head.get(0x40..0x44) == Some(&0xbeda_107f_u32.to_le_bytes()) {
+            return Format::Vdi;
+        }
+        match SIGNATURES.iter().find(|(magic, _)| head.starts_with(magic)) {
+            Some((_, signature)) => Format::Foreign(*signature),
+            None => Format::Raw,
+        }
+    }
+}
+
+/// A fixed VHD is the raw disk with 512 bytes behind it: seen only when `head` is the whole file.
+fn has_vhd_footer(head: &[u8], size: u64) -> bool {
+    head.len() as u64 == size
+        && head.len() > 512
+        && head.len().checked_sub(512).is_some_and(|footer| head[footer..].starts_with(b"conectix"))
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Qcow2 => "qcow2",
+            Format::Raw => "raw",
+            Format::Vmdk => "vmdk",
+            Format::Vhd => "vhd",
+            Format::Vhdx => "vhdx",
+            Format::Vdi => "vdi",
+            Format::Foreign(signature) => return signature.fmt(f),
+            Format::Other(name) => name,
+        })
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Signature::Html => "html",
+            Signature::Gzip => "gzip",
+            Signature::Xz => "xz",
+            Signature::Bzip2 => "bzip2",
+            Signature::Zstd => "zstd",
+            Signature::Zip => "zip",
+            Signature::SevenZip => "7z",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sniff(head: &[u8]) -> String {
+        Format::sniff(head, head.len() as u64).to_string()
+    }
+
+    #[test]
+    fn what_is_no_disk_is_recognised_by_its_first_bytes() {
+        for (head, name) in [
+            (&b"<!DOCTYPE html>"[..], "html"),
+            (b"<?xml version", "html"),
+            (b"<html>", "html"),
+            (b"<HTML>", "html"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"\xfd7zXZ\0", "xz"),
+            (b"BZh9", "bzip2"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"PK\x03\x04", "zip"),
+            (b"7z\xbc\xaf\x27\x1c", "7z"),
+            (b"QED\0", "qed"),
+            (b"", "raw"),
+            (b"\xeb\x63\x90", "raw"),
+        ] {
+            assert_eq!(sniff(head), name, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_vhd_is_seen_only_in_its_footer() {
+        let mut disk = vec![0; 2048];
+        disk[1536..1544].copy_from_slice(b"conectix");
+        assert_eq!(sniff(&disk), "vhd");
+        assert_eq!(Format::sniff(&disk, 4096), Format::Raw);
+    }
+
+    #[test]
+    fn an_extension_alone_is_no_name() {
+        assert_eq!(Format::by_extension("a.QCOW2"), Some(Format::Qcow2));
+        assert_eq!(Format::by_extension(".qcow2"), None);
+        assert_eq!(Format::by_extension("qcow2"), None);
+    }
+}

@@ -1,0 +1,279 @@
+//! What the first bytes of an assembled disk say, and whether they may be given to a hypervisor.
+//!
+//! Never opens what a header names. The idea: a disk from a registry is written by a stranger, and the formats let it
+//! name files of the host that opens it, which `qemu-img convert` then copies into its output. So a disk that names other
+//! files is refused whatever its label is: consumers that probe formats believe the content.
+
+use super::qcow2::{CORRUPT, DATA_FILE, DIRTY, KNOWN};
+use super::{DiskError, Format, Qcow2Header, vmdk};
+
+/// How many first bytes of a disk are looked at: header, extensions and names of a qcow2 are in its first cluster, and
+/// 64 KiB is the size of the clusters that QEMU makes.
+pub const HEAD: u64 = 64 * 1024;
+
+/// What a disk turned out to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// By content.
+    pub format: Format,
+    /// The header, when it is a qcow2 with a valid one.
+    pub qcow2: Option<Qcow2Header>,
+    /// Why the disk is not given out, for people.
+    pub refusal: Option<String>,
+    /// What is worth knowing and refuses nothing.
+    pub notes: Vec<String>,
+}
+
+impl Inspection {
+    /// Whether the disk called `name` may be given out.
+    pub fn allow(&self, name: &str) -> Result<(), DiskError> {
+        match &self.refusal {
+            Some(reason) => Err(DiskError::Refused { disk: name.into(), reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Says what a disk of `size` bytes is. `head` is its first [`HEAD`] bytes, or all when it is smaller; `label` is what
+/// the manifest calls it.
+pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
+    let mut seen =
+        Inspection { format: Format::sniff(head, size), qcow2: None, refusal: None, notes: Vec::new() };
+    match seen.format.clone() {
+        Format::Qcow2 => inspect_qcow2(&mut seen, head, size, label),
+        Format::Vmdk => match vmdk::references(head) {
+            Ok(None) => {}
+            Ok(Some(reason)) => seen.refusal = Some(format!("{reason}, which a hypervisor would open")),
+            Err(error) => seen.refusal = Some(error.to_string()),
+        },
+        Format::Vhd if head.get(60..64) == Some(&4u32.to_be_bytes()) => {
+            seen.refusal = Some("it is a differencing vhd, whose parent is another file".into());
+        }
+        Format::Vdi if head.get(0x4c..0x50) == Some(&4u32.to_le_bytes()) => {
+            seen.refusal = Some("it is a differencing vdi, whose parent is another file".into());
+        }
+        Format::Vhdx => seen.notes.push("whether a vhdx has a parent does not stand at its start".into()),
+        Format::Other(name) if name == "qed" && names_qed_backing(head) => {
+            seen.refusal = Some("qed header names a backing file, which a hypervisor would open".into());
+        }
+        _ => {}
+    }
+    compare_label(&mut seen, size, label);
+    seen
+}
+
+fn inspect_qcow2(seen: &mut Inspection, head: &[u8], size: u64, label: &Format) {
+    let header = match Qcow2Header::parse(head, size) {
+        Ok(header) => header,
+        Err(error) => {
+            // Under a raw label, too: what cannot be checked may name files.
+            seen.refusal = Some(error.to_string());
+            return;
+        }
+    };
+    let mut reasons = Vec::new();
+    if let Some(name) = &header.backing_file {
+        reasons.push(format!(
+            "qcow2 header names the backing file {:?}, which a hypervisor would open",
+            String::from_utf8_lossy(name)
+        ));
+    }
+    match &header.data_file {
+        Some(name) => reasons.push(format!(
+            "qcow2 header names the external data file {:?}, which a hypervisor would open",
+            String::from_utf8_lossy(name)
+        )),
+        None if header.incompatible & DATA_FILE != 0 => {
+            reasons.push("qcow2 header says that the data is in an external file".into());
+        }
+        None => {}
+    }
+    if header.crypt_method != 0 {
+        let method = match header.crypt_method {
+            1 => "aes".to_owned(),
+            2 => "luks".to_owned(),
+            other => format!("unknown method {other}"),
+        };
+        let text = format!("qcow2 is encrypted ({method})");
+        // As a raw disk it is just bytes: nothing is decrypted, and no file is named.
+        if *label == Format::Raw { seen.notes.push(text) } else { reasons.push(text) }
+    }
+    if !reasons.is_empty() {
+        seen.refusal = Some(reasons.join("; "));
+    }
+    if header.incompatible & DIRTY != 0 {
+        seen.notes.push("qcow2 was not closed cleanly (dirty bit)".into());
+    }
+    if header.incompatible & CORRUPT != 0 {
+        seen.notes.push("qcow2 is marked corrupt".into());
+    }
+    if header.incompatible & !KNOWN != 0 {
+        let bits = header.incompatible & !KNOWN;
+        seen.notes.push(format!("qcow2 has incompatible features {bits:#x}, which are unknown"));
+    }
+    if !header.compression_agrees() {
+        let kind = header.compression_type;
+        seen.notes.push(format!("qcow2 compression type {kind} contradicts its feature bits"));
+    }
+    if header.snapshots > 0 {
+        seen.notes.push(format!("qcow2 has {} internal snapshots", header.snapshots));
+    }
+    seen.qcow2 = Some(header);
+}
+
+/// Bit 0 of the features is `QED_F_BACKING_FILE` (QEMU `docs/interop/qed_spec.rst`); too short is as bad.
+fn names_qed_backing(head: &[u8]) -> bool {
+    head.get(16).is_none_or(|features| features & 1 != 0)
+}
+
+/// Weighs the label against the content.
+fn compare_label(seen: &mut Inspection, size: u64, label: &Format) {
+    if seen.format == *label {
+        return;
+    }
+    let content = match &seen.format {
+        Format::Raw if size < 4 => format!("it has only {size} bytes"),
+        Format::Raw => "its content has no signature of that format".into(),
+        other => format!("its content is {other}"),
+    };
+    let text = format!("labelled {label}, but {content}");
+    if *label == Format::Qcow2 {
+        // Joined to what was refused before: both are worth knowing.
+        seen.refusal = Some(match seen.refusal.take() {
+            Some(earlier) => format!("{text}; {earlier}"),
+            None => text,
+        });
+    } else if seen.format == Format::Raw && *label == Format::Vhd {
+        seen.notes.push("labelled vhd without a header at its start: a fixed vhd, or raw".into());
+    } else {
+        seen.notes.push(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::fixtures::{Qcow2, SIZE};
+    use super::*;
+
+    #[test]
+    fn a_plain_qcow2_is_allowed() {
+        let seen = inspect(&Qcow2::new(3).0, SIZE, &Format::Qcow2);
+        assert_eq!((&seen.format, &seen.refusal, seen.notes.len()), (&Format::Qcow2, &None, 0));
+        assert_eq!(seen.allow("a.qcow2"), Ok(()));
+    }
+
+    #[test]
+    fn a_qcow2_that_names_a_file_is_refused_under_any_label() {
+        let head = Qcow2::new(3).backing(b"/etc/passwd").0;
+        for label in [Format::Qcow2, Format::Raw, Format::Vmdk] {
+            let seen = inspect(&head, SIZE, &label);
+            assert!(seen.refusal.as_ref().unwrap().contains("\"/etc/passwd\""), "{label}");
+            let error = seen.allow("a.qcow2").unwrap_err();
+            assert!(error.to_string().starts_with("disk a.qcow2 is refused: "));
+            assert_eq!(error.fault(), crate::io::Fault::Denied);
+        }
+    }
+
+    #[test]
+    fn a_harmless_qcow2_under_a_raw_label_is_only_noted() {
+        let seen = inspect(&Qcow2::new(2).0, SIZE, &Format::Raw);
+        assert_eq!(seen.refusal, None);
+        assert_eq!(seen.notes, ["labelled raw, but its content is qcow2"]);
+    }
+
+    #[test]
+    fn a_qcow2_that_cannot_be_checked_is_refused_under_a_raw_label() {
+        let head = Qcow2::new(3).u32(20, 21).u64(40, 0).u64(8, 1 << 20).u32(16, 11).0;
+        let refusal = inspect(&head, SIZE, &Format::Raw).refusal.unwrap();
+        assert!(refusal.starts_with("qcow2 header is malformed: "), "{refusal}");
+    }
+
+    #[test]
+    fn encryption_is_refused_as_qcow2_and_noted_as_raw() {
+        let head = Qcow2::new(3).u32(32, 2).0;
+        assert_eq!(
+            inspect(&head, SIZE, &Format::Qcow2).refusal.as_deref(),
+            Some("qcow2 is encrypted (luks)")
+        );
+        assert_eq!(inspect(&head, SIZE, &Format::Raw).refusal, None);
+    }
+
+    #[test]
+    fn what_stands_in_place_of_a_qcow2_is_named() {
+        for (head, name) in [
+            (&b"<html>404"[..], "html"),
+            (b"\x1f\x8b\x08\0", "gzip"),
+            (b"\xfd7zXZ\0", "xz"),
+            (b"BZh91", "bzip2"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"PK\x03\x04", "zip"),
+            (b"7z\xbc\xaf\x27\x1c", "7z"),
+            (b"vhdxfile", "vhdx"),
+        ] {
+            let refusal = inspect(head, 99, &Format::Qcow2).refusal.unwrap();
+            assert_eq!(refusal, format!("labelled qcow2, but its content is {name}"));
+        }
+        let tiny = inspect(b"QFI", 3, &Format::Qcow2).refusal.unwrap();
+        assert_eq!(tiny, "labelled qcow2, but it has only 3 bytes");
+        assert!(inspect(&[0; 512], 512, &Format::Qcow2).refusal.unwrap().contains("no signature"));
+    }
+
+    #[test]
+    fn a_descriptor_in_a_raw_disk_is_refused() {
+        let text = b"# Disk DescriptorFile\nversion=1\nRW 1 FLAT \"/etc/passwd\" 0\n";
+        assert!(inspect(text, 60, &Format::Raw).refusal.unwrap().contains("other files"));
+        assert!(inspect(b"QED\0", 4, &Format::Raw).refusal.unwrap().contains("backing file"));
+    }
+
+    #[test]
+    fn differencing_disks_are_refused() {
+        let mut vhd = b"conectix".to_vec();
+        vhd.resize(1024, 0);
+        let mut vdi = vec![0; 512];
+        vdi[0x40..0x44].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
+        assert_eq!(inspect(&vhd, 9999, &Format::Vhd).refusal, None);
+        assert_eq!(inspect(&vdi, 9999, &Format::Vdi).refusal, None);
+        vhd[63] = 4;
+        vdi[0x4c] = 4;
+        assert!(inspect(&vhd, 9999, &Format::Vhd).refusal.unwrap().contains("parent"));
+        assert!(inspect(&vdi, 9999, &Format::Raw).refusal.unwrap().contains("parent"));
+    }
+
+    #[test]
+    fn features_are_noted() {
+        let head = Qcow2::new(3).u64(72, 1 << 40 | CORRUPT | DIRTY).u32(60, 2).0;
+        let notes = inspect(&head, SIZE, &Format::Qcow2).notes.join("\n");
+        for word in ["dirty", "corrupt", "0x10000000000", "2 internal snapshots"] {
+            assert!(notes.contains(word), "{word} in {notes}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn inspecting_arbitrary_bytes_never_panics(
+            magic in prop::sample::select(vec![&b""[..], b"QFI\xfb\0\0\0\x02", b"QFI\xfb\0\0\0\x03", b"KDMV", b"QED\0"]),
+            tail in prop::collection::vec(any::<u8>(), 0..2048),
+            size in any::<u64>(),
+            raw in any::<bool>(),
+        ) {
+            let head = [magic, &tail].concat();
+            inspect(&head, size, if raw { &Format::Raw } else { &Format::Qcow2 });
+        }
+
+        /// Random bytes die at the first check; a valid header with a few wild fields comes further.
+        #[test]
+        fn wild_fields_never_panic_and_a_backing_file_is_never_allowed(
+            fields in prop::collection::vec((0usize..32, prop_oneof![any::<u32>(), 0u32..2048]), 0..4),
+            bits in 9u32..=21,
+        ) {
+            let mut image = Qcow2::new(3).u32(20, bits);
+            for (at, value) in fields {
+                image = image.u32(8 + 4 * at, value);
+            }
+            let seen = inspect(&image.0, SIZE, &Format::Qcow2);
+            prop_assert!(image.0[8..16] == [0; 8] || seen.refusal.is_some());
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! How an artifact packs a disk image: which layers are its parts and in which order, what the assembled bytes are, and
+//! whether a hypervisor may be given them.
+//!
+//! Nothing here reads a blob, follows a name that stands in a disk header, or guesses: whatever is not certain becomes a
+//! [`Problem`] instead of a disk, because a disk with wrong bytes is worse than none. The idea: a manifest becomes plans
+//! (names, parts, sizes) by [`detect`], the first bytes of an assembled disk become a verdict by [`inspect`], and both
+//! become the text of `disk/info.json`, whose size is known before any blob byte is.
+//!
+//! A packaging is one file and one arm of [`detect`].
+
+mod classify;
+mod cocoon;
+mod detect;
+mod error;
+mod format;
+mod info;
+mod inspect;
+mod name;
+mod parts;
+mod plain;
+mod qcow2;
+mod title;
+mod vmdk;
+
+pub use classify::{Class, classify};
+pub use detect::{Detection, DiskPlan, MAX_PARTS, PartOrder, Problem, detect};
+pub use error::DiskError;
+pub use format::{Format, Signature};
+pub use info::{info_json, info_padded, info_size};
+pub use inspect::{HEAD, Inspection, inspect};
+pub use qcow2::Qcow2Header;
+
+#[cfg(test)]
+mod fixtures;

@@ -1,0 +1,113 @@
+//! The file names of disks in `disk/`.
+//!
+//! Never lets a title through that is more than one plain component.
+
+use std::collections::BTreeSet;
+
+use super::Format;
+
+/// The longest file name Linux has, in bytes.
+const NAME_MAX: usize = 255;
+
+/// Gives out names, each once.
+#[derive(Default)]
+pub(super) struct Names(BTreeSet<String>);
+
+impl Names {
+    /// The name for a disk whose titles have this stem; the warning says why it is another one.
+    pub(super) fn name(&mut self, stem: &str, format: &Format) -> (String, Option<String>) {
+        let wanted = with_extension(stem, format);
+        let (wanted, unsafe_title) = match is_plain(&wanted) {
+            true if !stem.is_empty() => (wanted, false),
+            _ => (with_extension("disk", format), !stem.is_empty()),
+        };
+        let name = self.unused(&wanted);
+        self.0.insert(name.clone());
+        let warning = if unsafe_title {
+            let shown: String = stem.chars().take(200).collect();
+            Some(format!("title {shown:?} is no safe file name: the disk is called {name:?}"))
+        } else if name != wanted {
+            Some(format!("two disks are called {wanted:?}: the later one is called {name:?}"))
+        } else {
+            None
+        };
+        (name, warning)
+    }
+
+    /// `name`, or `stem-2.ext` and so on.
+    fn unused(&self, name: &str) -> String {
+        if !self.0.contains(name) {
+            return name.to_owned();
+        }
+        let (stem, extension) = name.rsplit_once('.').unwrap_or((name, "img"));
+        // One of the first `len + 1` numbers is free.
+        let numbered = |n: usize| {
+            let tail = format!("-{n}.{extension}");
+            let mut end = stem.len().min(NAME_MAX.saturating_sub(tail.len()));
+            while !stem.is_char_boundary(end) {
+                end -= 1;
+            }
+            stem[..end].to_owned() + &tail
+        };
+        (2..self.0.len() + 2)
+            .map(numbered)
+            .find(|name| !self.0.contains(name))
+            .unwrap_or_else(|| numbered(self.0.len() + 2))
+    }
+}
+
+fn with_extension(stem: &str, format: &Format) -> String {
+    match Format::by_extension(stem) {
+        Some(claimed) if claimed == *format => stem.to_owned(),
+        _ => format!("{stem}.{}", format.extension()),
+    }
+}
+
+/// One component that prints. A control character would let a title write to the terminal of who lists it.
+fn is_plain(name: &str) -> bool {
+    name.len() <= NAME_MAX
+        && !name.starts_with('.')
+        && !name.contains('/')
+        && !name.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(stem: &str, format: Format) -> (String, bool) {
+        let (name, warning) = Names::default().name(stem, &format);
+        (name, warning.is_some())
+    }
+
+    #[test]
+    fn a_name_has_the_extension_of_its_format() {
+        assert_eq!(one("win.qcow2", Format::Qcow2), ("win.qcow2".into(), false));
+        assert_eq!(one("win", Format::Qcow2), ("win.qcow2".into(), false));
+        assert_eq!(one("win.img", Format::Raw), ("win.img".into(), false));
+        assert_eq!(one("win.img", Format::Qcow2), ("win.img.qcow2".into(), false));
+        assert_eq!(one("", Format::Qcow2), ("disk.qcow2".into(), false));
+        assert_eq!(one("", Format::Raw), ("disk.raw".into(), false));
+    }
+
+    #[test]
+    fn an_unsafe_title_falls_back_with_a_warning() {
+        for title in ["/etc/disk.qcow2", "../disk.qcow2", "..", ".", "a/b", "a\0b", "a\nb", ".hidden"] {
+            assert_eq!(one(title, Format::Qcow2), ("disk.qcow2".into(), true), "{title:?}");
+        }
+        assert_eq!(one(&"x".repeat(249), Format::Qcow2).0.len(), 255);
+        assert_eq!(one(&"x".repeat(250), Format::Qcow2), ("disk.qcow2".into(), true));
+    }
+
+    #[test]
+    fn no_name_is_given_twice() {
+        let mut names = Names::default();
+        for name in ["disk.qcow2", "disk-2.qcow2", "disk-3.qcow2"] {
+            assert_eq!(names.name("../x", &Format::Qcow2).0, name);
+        }
+        let long = "x".repeat(249);
+        assert_eq!(names.name(&long, &Format::Qcow2).0, format!("{long}.qcow2"));
+        let second = names.name(&long, &Format::Qcow2).0;
+        assert_eq!(second, format!("{}-2.qcow2", &long[..247]));
+    }
+}
