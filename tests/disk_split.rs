@@ -1,0 +1,133 @@
+//! Disks cut by the real `split` and described by a manifest: the parts join to the bytes that were cut.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot make its input has failed")]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use ocifs::disk::{Detection, Format, PartOrder, detect, inspect};
+use ocifs::io::{ByteRange, Concat, Memory, ReadAt as _, Shared, read_all, read_vec};
+use ocifs::oci::{Digest, Document, Manifest};
+use tempfile::TempDir;
+
+/// Parts as `split` made them: names and contents, in the order of their digests, which is no order at all.
+fn split(whole: &[u8], args: &[&str]) -> Vec<(String, Vec<u8>)> {
+    let dir = TempDir::new().unwrap();
+    let mut command = Command::new("split");
+    command.args(args).args(["-", "win.qcow2."]).current_dir(dir.path()).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), whole).unwrap();
+    assert!(child.wait().unwrap().success());
+    let mut parts: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| read(&entry.unwrap().path())).collect();
+    parts.sort_by_key(|(name, _)| Digest::sha256(name.as_bytes()));
+    parts
+}
+
+fn read(path: &Path) -> (String, Vec<u8>) {
+    (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(path).unwrap())
+}
+
+/// The manifest that `oras push` makes of them, the way the Windows images of cocoonstack are built.
+fn push(parts: &[(String, Vec<u8>)]) -> Manifest {
+    let layers: Vec<_> = parts
+        .iter()
+        .map(|(name, content)| {
+            let kind = if name == "SHA256SUMS" {
+                "text/plain"
+            } else {
+                "application/vnd.cocoonstack.disk.qcow2.part"
+            };
+            serde_json::json!({
+                "mediaType": kind,
+                "digest": Digest::sha256(content).as_str(),
+                "size": content.len(),
+                "annotations": {"org.opencontainers.image.title": name},
+            })
+        })
+        .collect();
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "application/vnd.cocoonstack.os-image.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.empty.v1+json",
+            "digest": Digest::sha256(b"{}").as_str(),
+            "size": 2,
+        },
+        "layers": layers,
+    });
+    match Document::parse(manifest.to_string().as_bytes(), None).unwrap() {
+        Document::Manifest(manifest) => manifest,
+        Document::Index(_) => unreachable!("it has layers"),
+    }
+}
+
+fn assemble(found: &Detection, parts: &[(String, Vec<u8>)]) -> Concat {
+    assert!(found.problems.is_empty() && found.disks.len() == 1, "{found:?}");
+    Concat::of(found.disks[0].parts.iter().map(|i| Arc::new(Memory::new(parts[*i].1.clone())) as Shared))
+}
+
+/// Bytes that start like a qcow2 and never repeat within a part.
+fn disk(len: u32) -> Vec<u8> {
+    let mut disk = b"QFI\xfb".to_vec();
+    disk.extend((0..len / 4).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()));
+    disk.truncate(len as usize);
+    disk
+}
+
+#[tokio::test]
+async fn every_way_of_split_to_number_parts_joins_to_the_original() {
+    // As many parts as each kind of suffix needs to widen once, decimal ones twice.
+    for (count, args) in [
+        (1000, &["-d", "--additional-suffix=.qcow2.part"][..]),
+        (100, &["-d"]),
+        (250, &["-x"]),
+        (700, &[]),
+        (700, &["-a", "4"]),
+        (110, &["-d", "-a", "3"]),
+        (3, &["-d"]),
+        (1, &["-d"]),
+    ] {
+        let whole = disk(3 * count);
+        let args = [&["-b", "3"], args].concat();
+        let mut parts = split(&whole, &args);
+        assert_eq!(parts.len(), count as usize);
+        parts.insert(parts.len() / 2, ("SHA256SUMS".into(), b"sums".to_vec()));
+        let manifest = push(&parts);
+        for order in [PartOrder::Epoch, PartOrder::Natural] {
+            let found = detect(&manifest, order);
+            assert_eq!(found.disks.len(), 1, "{args:?}: {found:?}");
+            assert_eq!((found.disks[0].name.as_str(), &found.warnings[..]), ("win.qcow2", &[][..]));
+            let joined = assemble(&found, &parts);
+            assert_eq!(joined.size(), found.disks[0].size);
+            assert_eq!(Digest::sha256(&read_all(&joined).await.unwrap()), Digest::sha256(&whole), "{args:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_signature_is_seen_across_parts_that_are_shorter_than_it() {
+    let parts = split(&disk(400), &["-b", "1", "-d"]);
+    let found = detect(&push(&parts), PartOrder::Epoch);
+    let joined = assemble(&found, &parts);
+    let head = read_vec(&joined, ByteRange::new(0, joined.size())).await.unwrap();
+    assert_eq!(inspect(&head, joined.size(), &found.disks[0].label).format, Format::Qcow2);
+}
+
+#[test]
+fn one_part_less_is_no_disk_unless_it_was_the_last() {
+    let mut parts = split(&disk(300), &["-b", "3", "-d"]);
+    parts.sort();
+    for missing in 0..parts.len() - 1 {
+        let mut rest = parts.clone();
+        rest.remove(missing);
+        let found = detect(&push(&rest), PartOrder::Epoch);
+        match missing {
+            // Counting from 1 is a habit, too: what is left may be all.
+            0 => assert_eq!((found.disks.len(), found.warnings.len()), (1, 1)),
+            _ => assert_eq!((found.disks.len(), found.problems.len()), (0, 1), "{missing}"),
+        }
+    }
+}
