@@ -16,6 +16,7 @@ pub mod layer;
 pub mod disk;
 pub mod tree;
 
+pub mod image;
 
 
 

@@ -1,0 +1,171 @@
+//! What is known about an opened image: the content of `.ocifs/status.json`.
+
+use std::sync::PoisonError;
+
+use serde::Serialize;
+
+use crate::cache::State;
+use crate::io::{ReadAt as _, Verified};
+use crate::layer::{Layer, LayerState};
+use crate::oci::{Descriptor, Digest};
+
+use super::Image;
+
+/// A snapshot of everything the mount knows about itself.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The version of this form.
+    pub schema_version: u32,
+    /// The reference with its digest.
+    pub reference: String,
+    /// What kind of thing it is.
+    pub kind: String,
+    /// One entry per blob of the manifest.
+    pub blobs: Vec<BlobStatus>,
+    /// One entry per archive layer.
+    pub layers: Vec<LayerStatus>,
+    /// What is not presented as its author may have meant, and why.
+    pub warnings: Vec<String>,
+    /// The last errors that readers got, oldest first.
+    pub errors: Vec<String>,
+}
+
+/// One blob.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlobStatus {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its label.
+    pub media_type: String,
+    /// Stored bytes.
+    pub size: u64,
+    /// Stored bytes that the cache has.
+    pub cached: u64,
+    /// Bytes that this process gave to readers.
+    pub served: u64,
+    /// Bytes that this process got from the source.
+    pub fetched: u64,
+    /// How far its digest was checked: none, partial, full.
+    pub verified: String,
+    /// `partial`, `complete`, `verified`, `poisoned`; or why it is not served.
+    pub state: String,
+}
+
+/// One archive layer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerStatus {
+    /// Its number in the manifest.
+    pub layer: usize,
+    /// Its digest.
+    pub digest: Digest,
+    /// `untouched`, `streaming`, `indexed`, `failed`.
+    pub mode: &'static str,
+    /// What that means for the next read.
+    pub why: String,
+    /// How it is stored, when that is known.
+    pub encoding: Option<String>,
+    /// Bytes of the uncompressed stream: all of them when indexed, so far when streaming.
+    pub stream_bytes: Option<u64>,
+}
+
+impl Image {
+    /// Takes a snapshot. Reads nothing.
+    pub fn status(&self) -> Status {
+        Status {
+            schema_version: 1,
+            reference: self.pinned().to_owned(),
+            kind: self.manifest().kind().map(|kind| kind.as_written().to_owned()).unwrap_or_default(),
+            blobs: self.manifest().blobs().map(|descriptor| self.blob_status(descriptor)).collect(),
+            layers: self
+                .archives()
+                .map(|(at, layer)| layer_status(at, &self.manifest().layers[at].digest, layer))
+                .collect(),
+            warnings: self.warnings(),
+            errors: self.errors.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect(),
+        }
+    }
+
+    fn blob_status(&self, descriptor: &Descriptor) -> BlobStatus {
+        let (cached, served, fetched, verified, state) = if descriptor.data.is_some() {
+            (descriptor.size, 0, 0, Verified::Full, "embedded in the manifest".to_owned())
+        } else {
+            match self.cached(descriptor) {
+                Ok(blob) => (
+                    blob.bytes_present(),
+                    blob.served(),
+                    blob.fetched(),
+                    blob.verified(),
+                    state(blob.state()).to_owned(),
+                ),
+                Err(error) => (0, 0, 0, Verified::None, error.chain()),
+            }
+        };
+        BlobStatus {
+            digest: descriptor.digest.clone(),
+            media_type: descriptor.media_type.as_written().to_owned(),
+            size: descriptor.size,
+            cached,
+            served,
+            fetched,
+            verified: verified.to_string(),
+            state,
+        }
+    }
+
+    /// Everything that deviates from what the author wrote.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.files().reports.clone();
+        warnings.extend(self.detection().problems.iter().map(ToString::to_string));
+        warnings.extend(self.detection().warnings.iter().cloned());
+        for at in 0..self.detection().disks.len() {
+            if let Some(refusal) = self.inspected(at).and_then(|inspection| inspection.refusal.as_ref()) {
+                warnings.push(format!("disk {}: {refusal}", self.detection().disks[at].name));
+            }
+        }
+        warnings
+    }
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Partial => "partial",
+        State::Complete => "complete",
+        State::Verified => "verified",
+        State::Poisoned => "poisoned",
+    }
+}
+
+fn layer_status(layer: usize, digest: &Digest, opened: &Layer) -> LayerStatus {
+    let status = |mode, why: String, encoding: Option<String>, stream_bytes| LayerStatus {
+        layer,
+        digest: digest.clone(),
+        mode,
+        why,
+        encoding,
+        stream_bytes,
+    };
+    match opened.state() {
+        LayerState::Untouched => status(
+            "untouched",
+            "its table of contents is read when its first name is needed".into(),
+            None,
+            None,
+        ),
+        LayerState::Streaming => {
+            let why = "one pass over its stored bytes is running; names wait for its end".into();
+            status("streaming", why, None, Some(opened.decoded()))
+        }
+        LayerState::Indexed { encoding, stream_size, spans } => {
+            let why = match spans {
+                1 if encoding == crate::layer::Encoding::Plain => "stored uncompressed: a read fetches just its blocks".into(),
+                1 => "one compressed unit: decoded once into the cache, and again from its start if that is lost".to_owned(),
+                spans => format!("{spans} places where decoding can start"),
+            };
+            status("indexed", why, Some(encoding.to_string()), Some(stream_size))
+        }
+        LayerState::Failed(error) => status("failed", error.chain(), None, None),
+    }
+}
