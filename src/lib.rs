@@ -18,5 +18,6 @@ pub mod tree;
 
 pub mod image;
 
+pub mod view;
 
 

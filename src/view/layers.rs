@@ -1,0 +1,58 @@
+//! `layers/NN-<hex12>/` and `layers/NN-<hex12>.<ext>`: every archive layer alone, extracted and as stored.
+
+use std::sync::Arc;
+
+use crate::image::Image;
+use crate::io::{BoxFuture, ReadError};
+use crate::layer::{LayerState, Sniffed};
+
+use super::View;
+use super::subtree::{Listing, Origins, Subtree};
+
+pub(super) struct Layers;
+
+impl View for Layers {
+    fn name(&self) -> &'static str {
+        "layers"
+    }
+
+    fn exists(&self, image: &Image) -> bool {
+        image.archives().next().is_some()
+    }
+
+    fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+        Box::pin(async move {
+            let mut listing = Listing::new(image.created());
+            for (nth, (at, layer)) in image.archives().enumerate() {
+                let digest = &image.manifest().layers[at].digest;
+                let stem = format!("{at:02}-{}", digest.short());
+                listing.graft(stem.as_bytes(), first + nth as u32)?;
+                // The extension that the content deserves; what cannot be looked at keeps that of its label, and hides no other.
+                let extension = match (layer.state(), layer.sniff().await) {
+                    (LayerState::Indexed { encoding, .. }, _) | (_, Ok(Sniffed::Stream(encoding))) => {
+                        format!(".{}", encoding.extension())
+                    }
+                    (_, Ok(Sniffed::Other(_))) => ".bin".to_owned(),
+                    (_, Err(_)) => crate::oci::extension(&image.manifest().layers[at].media_type).to_owned(),
+                };
+                let target = format!("../blobs/{}/{}", digest.algorithm_name(), digest.encoded());
+                listing.symlink(format!("{stem}{extension}").as_bytes(), &target)?;
+            }
+            Ok(listing.finish())
+        })
+    }
+
+    fn inner(&self, image: &Image) -> Vec<usize> {
+        image.archives().map(|(at, _)| at).collect()
+    }
+
+    fn build_inner<'a>(
+        &'a self,
+        image: &'a Arc<Image>,
+        layer: usize,
+    ) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+        Box::pin(async move {
+            Ok(Subtree { tree: Arc::new(image.layer_tree(layer).await?), origins: Origins::Layers })
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! Which names appear in a mount, and what each one opens.
+//!
+//! A view is a top-level name plus a subtree that is built when it is first looked into. [`Namespace`] joins the subtrees
+//! into one tree of nodes and answers everything a filesystem or an export asks; it knows no FUSE. To add a view: a file
+//! here and a line in `VIEWS`.
+
+mod blobs;
+mod disk;
+mod files;
+mod layers;
+mod merged;
+mod namespace;
+mod status;
+mod subtree;
+mod top;
+
+pub use namespace::{Attributes, Entry, Freshness, Namespace, NodeId, Opened, Scope, ViewError};
+
+use std::sync::Arc;
+
+use crate::image::Image;
+use crate::io::{BoxFuture, ReadError};
+
+use subtree::Subtree;
+
+/// One top-level directory.
+trait View: Sync {
+    /// Its name.
+    fn name(&self) -> &'static str;
+
+    /// Whether it has content. Decided from the manifest alone.
+    fn exists(&self, image: &Image) -> bool;
+
+    /// Builds its tree. `first` is the number of the first of this view's own subtrees below it.
+    fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>>;
+
+    /// The subtrees that its tree grafts in, each built when it is first looked into: for every one a layer number.
+    fn inner(&self, _image: &Image) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Builds the subtree of layer `layer`, one of [`inner`](Self::inner).
+    fn build_inner<'a>(
+        &'a self,
+        image: &'a Arc<Image>,
+        _layer: usize,
+    ) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+        self.build(image, 0)
+    }
+
+    /// Whether building needs no blob byte, so that attributes are final from the first look.
+    fn is_free(&self) -> bool {
+        false
+    }
+}
+
+/// The views in the order of their subtree numbers: part of every inode number, so new ones go to the end.
+static VIEWS: &[&dyn View] =
+    &[&blobs::Blobs, &layers::Layers, &merged::Merged, &files::Files, &disk::Disk, &status::StatusView];

@@ -1,0 +1,83 @@
+//! A built subtree: its names, and what the files in it open.
+
+use std::sync::Arc;
+
+use crate::io::{ReadError, Shared};
+use crate::layer::Time;
+use crate::oci::Descriptor;
+use crate::tree::{Builder, NewKind, NewNode, Tree, TreeError};
+
+/// What a file's `origin` in the tree stands for.
+#[derive(Clone)]
+pub(super) enum Origins {
+    /// `origin` is the number of an archive layer, and the file says where it lies in its stream.
+    Layers,
+    /// `origin` is an index into this list of whole files.
+    Made(Vec<Made>),
+}
+
+/// A file that is not inside a layer.
+#[derive(Clone)]
+pub(super) enum Made {
+    /// Bytes that are there.
+    Bytes(Shared),
+    /// A blob of the manifest.
+    Blob(Descriptor),
+    /// The disk with this number, if it may be shown.
+    Disk(usize),
+    /// What is known about the disks.
+    DiskInfo,
+    /// What is known about the mount; its size and content change.
+    Status,
+}
+
+/// A tree and what its files open.
+pub(super) struct Subtree {
+    pub(super) tree: Arc<Tree>,
+    pub(super) origins: Origins,
+}
+
+/// Builds the subtree of a view whose files are not inside a layer.
+pub(super) struct Listing {
+    builder: Builder,
+    files: Vec<Made>,
+    mtime: Time,
+}
+
+impl Listing {
+    /// An empty directory; everything in it gets `mtime` seconds as its time.
+    pub(super) fn new(mtime: i64) -> Self {
+        Self { builder: Builder::new(), files: Vec::new(), mtime: Time { secs: mtime, nanos: 0 } }
+    }
+
+    /// Adds a file of `size` bytes.
+    pub(super) fn file(&mut self, path: &[u8], size: u64, made: Made) -> Result<(), ReadError> {
+        let origin = self.files.len() as u32;
+        self.insert(path, NewKind::File { origin, size }, 0o444)?;
+        self.files.push(made);
+        Ok(())
+    }
+
+    /// Adds a symbolic link.
+    pub(super) fn symlink(&mut self, path: &[u8], target: &str) -> Result<(), ReadError> {
+        self.insert(path, NewKind::Symlink(target.as_bytes().to_vec()), 0o777)
+    }
+
+    /// Adds a directory whose content is another subtree.
+    pub(super) fn graft(&mut self, path: &[u8], subtree: u32) -> Result<(), ReadError> {
+        self.insert(path, NewKind::Graft(subtree), 0o555)
+    }
+
+    fn insert(&mut self, path: &[u8], kind: NewKind, mode: u16) -> Result<(), ReadError> {
+        let node = NewNode { kind, mode, uid: 0, gid: 0, mtime: self.mtime };
+        self.builder.insert(path, node).map_err(|error: TreeError| {
+            let path = String::from_utf8_lossy(path).into_owned();
+            ReadError::caused(error.fault(), format!("{path} cannot be shown"), error)
+        })
+    }
+
+    /// The subtree.
+    pub(super) fn finish(self) -> Subtree {
+        Subtree { tree: Arc::new(self.builder.freeze()), origins: Origins::Made(self.files) }
+    }
+}
