@@ -20,4 +20,5 @@ pub mod image;
 
 pub mod view;
 
+pub mod mount;
 

@@ -1,0 +1,355 @@
+//! One FUSE request, one answer.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::Arc;
+
+use fuser::{
+    Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+
+use crate::io::{Fault, ReadAt as _, ReadError};
+use crate::view::{Freshness, Namespace, NodeId, Opened};
+
+use super::attributes::{file_attr, file_type, negative, node, number, ttl};
+use super::errno;
+use super::handles::Handles;
+
+/// Nodes never change, so there is only one generation.
+const GENERATION: Generation = Generation(0);
+
+/// Requests that the kernel may have under way in the background (readahead). Its default of 12 starves a cold sequential
+/// reader.
+const MAX_BACKGROUND: u16 = 64;
+
+/// The filesystem of one mount. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Ocifs {
+    shared: Arc<SharedState>,
+}
+
+struct SharedState {
+    namespace: Arc<Namespace>,
+    handles: Handles,
+    runtime: Handle,
+}
+
+thread_local! {
+    /// The buffer of answers that are given on the FUSE thread, kept because clearing a fresh one costs as much as the copy.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Ocifs {
+    pub(super) fn new(namespace: Arc<Namespace>, runtime: Handle) -> Self {
+        Self { shared: Arc::new(SharedState { namespace, handles: Handles::default(), runtime }) }
+    }
+
+    fn namespace(&self) -> &Namespace {
+        &self.shared.namespace
+    }
+
+    fn node(&self, ino: INodeNo) -> NodeId {
+        node(self.namespace(), ino)
+    }
+
+    /// Calls `answer` when what is inside `node` is known: now, or on the runtime after building it.
+    fn when_built(
+        &self,
+        node: NodeId,
+        what: &'static str,
+        answer: impl FnOnce(&Self, Result<(), Errno>) + Send + 'static,
+    ) {
+        if self.namespace().is_built(node) {
+            return answer(self, Ok(()));
+        }
+        let this = self.clone();
+        self.shared.runtime.spawn(async move {
+            let built = this.namespace().build(node).await;
+            answer(&this, built.map_err(|error| this.failed(what, node, &error, errno::of_read)));
+        });
+    }
+
+    /// Logs the error's chain once, notes it for the status, and chooses the errno.
+    fn failed(
+        &self,
+        what: &'static str,
+        node: NodeId,
+        error: &ReadError,
+        choose: fn(Fault) -> Errno,
+    ) -> Errno {
+        let chain = error.chain();
+        tracing::warn!(op = what, inode = node.to_u64() + 1, error = chain);
+        self.namespace().image().note_error(format!("{what} of inode {}: {chain}", node.to_u64() + 1));
+        choose(error.fault())
+    }
+
+    fn reply_entry(&self, parent: NodeId, name: &[u8], reply: ReplyEntry) {
+        match self.namespace().lookup(parent, name) {
+            Some(node) => match self.namespace().attributes(node) {
+                Some(attributes) => {
+                    let attr = file_attr(number(self.namespace(), node), &attributes);
+                    reply.entry_with_ttls(
+                        &ttl(Freshness::Forever),
+                        &ttl(attributes.fresh),
+                        &attr,
+                        GENERATION,
+                    );
+                }
+                None => reply.error(errno::NO_SUCH_NAME),
+            },
+            None => reply.entry(&ttl(Freshness::Forever), &negative(), GENERATION),
+        }
+    }
+
+    fn reply_open(&self, opened: Opened, reply: ReplyOpen) {
+        let flags = match opened.fresh {
+            Freshness::Forever => FopenFlags::FOPEN_KEEP_CACHE,
+            // Its size may differ from what stat said a moment ago.
+            Freshness::Now => FopenFlags::FOPEN_DIRECT_IO,
+        };
+        reply.opened(FileHandle(self.shared.handles.insert(opened.bytes)), flags);
+    }
+
+    /// Lists `directory` from entry `offset` on: `add` gets the entry's number, the offset behind it, and its name; it
+    /// answers whether the reply is full. Entries 0 and 1 are `.` and `..`.
+    fn list(
+        &self,
+        directory: NodeId,
+        offset: u64,
+        mut add: impl FnMut(INodeNo, u64, &[u8], &crate::view::Attributes) -> bool,
+    ) {
+        let namespace = self.namespace();
+        for (at, name, node) in [(0, &b"."[..], directory), (1, &b".."[..], namespace.parent(directory))] {
+            if offset <= at
+                && let Some(attributes) = namespace.attributes(node)
+                && add(number(namespace, node), at + 1, name, &attributes)
+            {
+                return;
+            }
+        }
+        let skip = offset.saturating_sub(2);
+        let mut at = skip + 2;
+        namespace.entries(directory, usize::try_from(skip).unwrap_or(usize::MAX), |entry| {
+            at += 1;
+            !add(number(namespace, entry.node), at, entry.name, &entry.attributes)
+        });
+    }
+}
+
+impl Filesystem for Ocifs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // Without AUTO: reading attributes one by one costs a round trip per file.
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_ASYNC_DIO,
+        ] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                tracing::debug!(?missing, "the kernel does not offer a capability");
+            }
+        }
+        for result in [
+            config.set_max_background(MAX_BACKGROUND).map(u32::from).map_err(u32::from),
+            config.set_max_readahead(1 << 20).or_else(|most| config.set_max_readahead(most)),
+        ] {
+            if let Err(nearest) = result {
+                tracing::debug!(nearest, "the kernel refused a limit");
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (parent, name) = (self.node(parent), name.as_bytes().to_vec());
+        self.when_built(parent, "lookup", move |this, built| match built {
+            Ok(()) => this.reply_entry(parent, &name, reply),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.namespace().attributes(self.node(ino)) {
+            Some(attributes) => reply.attr(&ttl(attributes.fresh), &file_attr(ino, &attributes)),
+            None => reply.error(errno::NO_SUCH_NAME),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.namespace().link(self.node(ino)) {
+            Some(target) => reply.data(target),
+            None => reply.error(errno::NOT_A_LINK),
+        }
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let node = self.node(ino);
+        match self.namespace().open_now(node) {
+            Some(Ok(opened)) => self.reply_open(opened, reply),
+            Some(Err(error)) => reply.error(self.failed("open", node, &error, errno::of_open)),
+            None => {
+                let this = self.clone();
+                self.shared.runtime.spawn(async move {
+                    match this.namespace().open_file(node).await {
+                        Ok(opened) => this.reply_open(opened, reply),
+                        Err(error) => reply.error(this.failed("open", node, &error, errno::of_open)),
+                    }
+                });
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(bytes) = self.shared.handles.get(fh.0) else { return reply.error(errno::NO_SUCH_HANDLE) };
+        let len = bytes.size().saturating_sub(offset).min(u64::from(size)) as usize;
+        let node = self.node(ino);
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            match bytes.read_ready(offset.min(bytes.size()), &mut buffer[..len]) {
+                Ok(true) => reply.data(&buffer[..len]),
+                Err(error) => reply.error(self.failed("read", node, &error, errno::of_read)),
+                Ok(false) => {
+                    let this = self.clone();
+                    self.shared.runtime.spawn(async move {
+                        let mut buffer = vec![0; len];
+                        match bytes.read_at(offset, &mut buffer).await {
+                            Ok(()) => reply.data(&buffer),
+                            Err(error) => reply.error(this.failed("read", node, &error, errno::of_read)),
+                        }
+                    });
+                }
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.handles.remove(fh.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(errno::NEVER_ASK);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let directory = self.node(ino);
+        self.when_built(directory, "readdir", move |this, built| match built {
+            Ok(()) => {
+                this.list(directory, offset, |ino, next, name, attributes| {
+                    reply.add(ino, next, file_type(attributes.kind), OsStr::from_bytes(name))
+                });
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let directory = self.node(ino);
+        self.when_built(directory, "readdirplus", move |this, built| match built {
+            Ok(()) => {
+                this.list(directory, offset, |ino, next, name, attributes| {
+                    let (name, attr) = (OsStr::from_bytes(name), file_attr(ino, attributes));
+                    reply.add(ino, next, name, &ttl(attributes.fresh), &attr, GENERATION)
+                });
+                reply.ok();
+            }
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        const BLOCK: u64 = 4096;
+        let bytes: u64 =
+            self.namespace().image().manifest().blobs().map(|blob| blob.size).fold(0, u64::saturating_add);
+        reply.statfs(bytes.div_ceil(BLOCK), 0, 0, 0, 0, BLOCK as u32, 255, BLOCK as u32);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        match self.namespace().xattr(self.node(ino), name.as_bytes()) {
+            Some(value) => reply_xattr(&value, size, reply),
+            None => reply.error(errno::NO_SUCH_XATTR),
+        }
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let mut names = Vec::new();
+        for (name, _) in self.namespace().xattrs(self.node(ino)) {
+            names.extend_from_slice(name);
+            names.push(0);
+        }
+        reply_xattr(&names, size, reply);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let Some(bytes) = self.shared.handles.get(fh.0) else { return reply.error(errno::NO_SUCH_HANDLE) };
+        let Some(offset) = u64::try_from(offset).ok().filter(|&offset| offset < bytes.size()) else {
+            return reply.error(errno::PAST_END);
+        };
+        let found = match whence {
+            libc::SEEK_DATA => bytes.next_data(offset),
+            libc::SEEK_HOLE => Some(bytes.next_hole(offset)),
+            _ => return reply.error(errno::BAD_SEEK),
+        };
+        match found.and_then(|found| i64::try_from(found).ok()) {
+            Some(found) => reply.offset(found),
+            None => reply.error(errno::PAST_END),
+        }
+    }
+}
+
+/// The two-step protocol of xattr(7): size 0 asks for the size.
+fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    match (size, value.len()) {
+        (0, len) => reply.size(len as u32),
+        (size, len) if len > size as usize => reply.error(errno::XATTR_TOO_BIG),
+        _ => reply.data(value),
+    }
+}
+
+impl std::fmt::Debug for Ocifs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ocifs({})", self.namespace().image().pinned())
+    }
+}

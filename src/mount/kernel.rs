@@ -1,0 +1,227 @@
+//! The mount and unmount system calls, directly as root and through `fusermount3` otherwise.
+//!
+//! The descriptor is made here and not by `fuser`, because its own unmounting can hit another filesystem that was mounted
+//! over ours since, and because it passes the source name on unescaped.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IoSliceMut, Read as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
+use nix::unistd::{getegid, geteuid};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+use super::mountpoint::{MountError, Unmount};
+
+/// Who may look into the mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// The user who mounted it.
+    #[default]
+    Owner,
+    /// That user and root.
+    OwnerAndRoot,
+    /// Everyone, as the modes allow.
+    Everyone,
+}
+
+/// What the kernel ignores in the tree unless it is told not to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountFlags {
+    /// Honour set-user-id and set-group-id bits.
+    pub suid: bool,
+    /// Let device nodes work.
+    pub dev: bool,
+    /// Refuse to run programs.
+    pub noexec: bool,
+    /// Let the kernel check the modes also when only the owner may look.
+    pub default_permissions: bool,
+    /// Accept a mount point that has something in it.
+    pub nonempty: bool,
+}
+
+/// How to mount.
+#[derive(Clone, Debug, Default)]
+pub struct MountOptions {
+    /// Who may look into it.
+    pub access: Access,
+    /// What the kernel honours.
+    pub flags: MountFlags,
+    /// What `findmnt` shows as the source.
+    pub source: String,
+}
+
+impl MountOptions {
+    /// The source without what `mount` tables and option strings give a meaning.
+    fn safe_source(&self) -> String {
+        let safe =
+            |c: char| if c == ',' || c == '\\' || c.is_whitespace() || c.is_control() { '_' } else { c };
+        self.source.chars().map(safe).collect()
+    }
+
+    /// Modes are checked by the kernel whenever others may look in.
+    fn checks_modes(&self) -> bool {
+        self.flags.default_permissions || self.access == Access::Everyone
+    }
+}
+
+/// Mounts a new FUSE connection at `dir` and gives its descriptor. Read-only, always.
+pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(device) => device,
+        Err(source) => return Err(MountError::NoDevice { source }),
+    };
+    if geteuid().is_root() {
+        match mount_directly(dir, options, &device) {
+            Ok(()) => return Ok(device.into()),
+            // Root without CAP_SYS_ADMIN, as in most containers: the setuid helper may be allowed what we are not.
+            Err(Errno::EPERM) => {}
+            Err(errno) => return Err(MountError::Mount { dir: dir.to_owned(), source: errno.into() }),
+        }
+    }
+    drop(device);
+    mount_by_helper(dir, options)
+}
+
+fn mount_directly(dir: &Path, options: &MountOptions, device: &File) -> Result<(), Errno> {
+    let mut flags = MsFlags::MS_RDONLY;
+    flags.set(MsFlags::MS_NOSUID, !options.flags.suid);
+    flags.set(MsFlags::MS_NODEV, !options.flags.dev);
+    flags.set(MsFlags::MS_NOEXEC, options.flags.noexec);
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={}",
+        device.as_raw_fd(),
+        geteuid().as_raw(),
+        getegid().as_raw()
+    );
+    if options.checks_modes() {
+        data.push_str(",default_permissions");
+    }
+    if options.access != Access::Owner {
+        data.push_str(",allow_other");
+    }
+    nix::mount::mount(
+        Some(options.safe_source().as_str()),
+        dir,
+        Some("fuse.ocifs"),
+        flags,
+        Some(data.as_str()),
+    )
+}
+
+/// Lets `fusermount3` mount; it sends the descriptor over a socket, which it gets as its standard input.
+fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let mut wanted = format!("ro,fsname={},subtype=ocifs", options.safe_source());
+    for (honoured, name, denied) in [
+        (options.flags.suid, "suid", "nosuid"),
+        (options.flags.dev, "dev", "nodev"),
+        (!options.flags.noexec, "exec", "noexec"),
+    ] {
+        wanted.push(',');
+        wanted.push_str(if honoured { name } else { denied });
+    }
+    if options.checks_modes() {
+        wanted.push_str(",default_permissions");
+    }
+    if options.access != Access::Owner {
+        wanted.push_str(",allow_other");
+    }
+    let failed = |source| MountError::Mount { dir: dir.to_owned(), source };
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    let mut helper = Command::new("fusermount3")
+        .arg("-o")
+        .arg(&wanted)
+        .arg("--")
+        .arg(dir)
+        .env("_FUSE_COMMFD", "0")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => MountError::NoHelper,
+            _ => failed(source),
+        })?;
+    let received = receive(&ours);
+    let mut said = String::new();
+    if let Some(stderr) = &mut helper.stderr {
+        stderr.take(4096).read_to_string(&mut said).map_err(failed)?;
+    }
+    let status = helper.wait().map_err(failed)?;
+    match received {
+        Ok(Some(device)) if status.success() => Ok(device),
+        Ok(_) => Err(MountError::Helper { dir: dir.to_owned(), said: said.trim().to_owned() }),
+        Err(source) => Err(failed(source)),
+    }
+}
+
+/// The descriptor that the helper sends; `None` when it hung up without one.
+fn receive(socket: &UnixStream) -> std::io::Result<Option<OwnedFd>> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut received = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            received = fds.last().or(received);
+        }
+    }
+    Ok(received)
+}
+
+/// Takes the mount at `dir` away.
+pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
+    let when = match how {
+        Unmount::Now => MntFlags::empty(),
+        Unmount::Lazy => MntFlags::MNT_DETACH,
+    };
+    let flags = when | MntFlags::UMOUNT_NOFOLLOW;
+    let errno = match nix::mount::umount2(dir, flags) {
+        Ok(()) => return Ok(()),
+        Err(errno) => errno,
+    };
+    match errno {
+        Errno::EPERM => {}
+        Errno::EBUSY => return Err(MountError::Busy { dir: dir.to_owned() }),
+        errno => return Err(MountError::Unmount { dir: dir.to_owned(), source: errno.into() }),
+    }
+    let mut helper = Command::new("fusermount3");
+    helper.arg("-u");
+    if how == Unmount::Lazy {
+        helper.arg("-z");
+    }
+    let output =
+        helper.arg("--").arg(dir).stdin(Stdio::null()).output().map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => MountError::NoHelper,
+            _ => MountError::Unmount { dir: dir.to_owned(), source },
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if said.contains("busy") {
+        return Err(MountError::Busy { dir: dir.to_owned() });
+    }
+    Err(MountError::Helper { dir: dir.to_owned(), said })
+}
+
+/// Raises the readahead of the mount with this device number, in KiB. Only root may; without it a READ has at most 128 KiB.
+pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> std::io::Result<()> {
+    std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_cannot_inject_mount_options() {
+        let options = MountOptions { source: "oci:/a,allow_other\\x y:t".into(), ..Default::default() };
+        assert_eq!(options.safe_source(), "oci:/a_allow_other_x_y:t");
+    }
+}

@@ -1,0 +1,236 @@
+//! Mount points: is this directory fit to be one, what is mounted there, and taking it away.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::kernel;
+
+/// What our mounts are called in the mount table.
+const FS_TYPE: &str = "fuse.ocifs";
+
+/// Why something could not be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// The directory is not there.
+    #[error("mount point {} does not exist", dir.display())]
+    Missing {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// The name is something else than a directory.
+    #[error("mount point {} is not a directory", dir.display())]
+    NotADirectory {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// Something would be hidden.
+    #[error("mount point {} is not empty", dir.display())]
+    NotEmpty {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// There is a mount already.
+    #[error("{} is already a mount point, of {source_name} ({fs_type})", dir.display())]
+    AlreadyMounted {
+        /// The mount point.
+        dir: PathBuf,
+        /// What is mounted.
+        source_name: String,
+        /// Its type.
+        fs_type: String,
+    },
+    /// A mount whose server is gone.
+    #[error("{} is a mount point whose server is gone", dir.display())]
+    Stale {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// The user may not mount there.
+    #[error("mount point {} belongs to another user", dir.display())]
+    NotOurs {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// Nothing of ours is mounted there.
+    #[error("{} is not an ocifs mount", dir.display())]
+    NotMounted {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Somebody uses it.
+    #[error("{} is in use", dir.display())]
+    Busy {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// The kernel has no FUSE, or it is not for us.
+    #[error("cannot open /dev/fuse")]
+    NoDevice {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The setuid helper is not installed.
+    #[error("fusermount3 is not installed, and without it only root can mount")]
+    NoHelper,
+    /// The setuid helper refused.
+    #[error("fusermount3 refused {}: {said}", dir.display())]
+    Helper {
+        /// The mount point.
+        dir: PathBuf,
+        /// What it said.
+        said: String,
+    },
+    /// The kernel refused to mount.
+    #[error("mounting at {}", dir.display())]
+    Mount {
+        /// The mount point.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel refused to unmount.
+    #[error("unmounting {}", dir.display())]
+    Unmount {
+        /// The mount point.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// How to unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmount {
+    /// Fail when it is in use.
+    Now,
+    /// Take it out of the tree now, and let it go when nobody uses it any more.
+    Lazy,
+}
+
+/// One line of the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MountEntry {
+    pub(super) dir: PathBuf,
+    pub(super) major: u32,
+    pub(super) minor: u32,
+    pub(super) fs_type: String,
+    pub(super) source: String,
+}
+
+/// Checks that `dir` can be a mount point, and gives its absolute name.
+pub(super) fn check(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
+    let owned = dir.to_owned();
+    let failed = |source: io::Error| match source.raw_os_error() {
+        Some(libc::ENOTCONN) => MountError::Stale { dir: owned.clone() },
+        _ if source.kind() == io::ErrorKind::NotFound => MountError::Missing { dir: owned.clone() },
+        _ => MountError::Mount { dir: owned.clone(), source },
+    };
+    // First by name alone: looking at a dead mount fails, but the table still knows it.
+    let meta = fs::metadata(dir).map_err(&failed)?;
+    if !meta.is_dir() {
+        return Err(MountError::NotADirectory { dir: dir.to_owned() });
+    }
+    let dir = fs::canonicalize(dir).map_err(&failed)?;
+    if let Some(entry) = find(&dir)? {
+        return Err(MountError::AlreadyMounted { dir, source_name: entry.source, fs_type: entry.fs_type });
+    }
+    if !nix::unistd::geteuid().is_root() && nix::unistd::access(&dir, nix::unistd::AccessFlags::W_OK).is_err()
+    {
+        return Err(MountError::NotOurs { dir });
+    }
+    if !allow_content && fs::read_dir(&dir).map_err(&failed)?.next().is_some() {
+        return Err(MountError::NotEmpty { dir });
+    }
+    Ok(dir)
+}
+
+/// The topmost mount at exactly `dir`.
+pub(super) fn find(dir: &Path) -> Result<Option<MountEntry>, MountError> {
+    let table = fs::read("/proc/self/mountinfo")
+        .map_err(|source| MountError::Mount { dir: "/proc/self/mountinfo".into(), source })?;
+    Ok(parse(&table).into_iter().rfind(|entry| entry.dir == dir))
+}
+
+/// Unmounts `dir` if it is a mount of ours.
+pub fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
+    // The parent is resolved, not the directory itself: a mount whose server is gone cannot be looked at.
+    let dir = absolute(dir)?;
+    match find(&dir)? {
+        Some(entry) if entry.fs_type == FS_TYPE => kernel::unmount(&dir, how),
+        _ => Err(MountError::NotMounted { dir }),
+    }
+}
+
+fn absolute(dir: &Path) -> Result<PathBuf, MountError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => MountError::NotMounted { dir: dir.to_owned() },
+        _ => MountError::Unmount { dir: dir.to_owned(), source },
+    };
+    match fs::canonicalize(dir) {
+        Ok(dir) => Ok(dir),
+        Err(_) => {
+            let dir = std::path::absolute(dir).map_err(failed)?;
+            match (dir.parent(), dir.file_name()) {
+                (Some(parent), Some(name)) => Ok(fs::canonicalize(parent).map_err(failed)?.join(name)),
+                _ => Ok(dir),
+            }
+        }
+    }
+}
+
+/// Parses proc_pid_mountinfo(5). Lines that do not have its form are skipped.
+fn parse(table: &[u8]) -> Vec<MountEntry> {
+    table.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<MountEntry> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut fields = line.split(|&byte| byte == b' ');
+    let (major, minor) = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+    let dir = std::ffi::OsString::from_vec(unescape(fields.nth(1)?)).into();
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
+    let source = String::from_utf8_lossy(&unescape(fields.next()?)).into_owned();
+    Some(MountEntry { dir, major: major.parse().ok()?, minor: minor.parse().ok()?, fs_type, source })
+}
+
+/// Undoes the kernel's `\040` escapes.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let digits =
+            tail.get(..3).filter(|_| byte == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        if let Some(code) = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            plain.push(code);
+            rest = &tail[3..];
+        } else {
+            plain.push(byte);
+            rest = tail;
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_table_is_read_with_its_escapes() {
+        let table =
+            b"36 35 98:0 /mnt1 /mnt/a\\040b rw,noatime master:1 - fuse.ocifs ghcr.io/a/b@sha256:1 ro\n\
+                      37 35 0:5 / /x rw - ext4 /dev/x rw\nnot a line\n";
+        let entries = parse(table);
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries[0].dir, Path::new("/mnt/a b"));
+        assert_eq!((entries[0].major, entries[0].minor), (98, 0));
+        assert_eq!(
+            (entries[0].fs_type.as_str(), entries[0].source.as_str()),
+            ("fuse.ocifs", "ghcr.io/a/b@sha256:1")
+        );
+        assert_eq!(entries[1].fs_type, "ext4");
+    }
+}
