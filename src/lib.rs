@@ -20,5 +20,6 @@ pub mod image;
 
 pub mod view;
 
+pub mod export;
 pub mod mount;
 
