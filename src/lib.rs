@@ -23,3 +23,4 @@ pub mod view;
 pub mod export;
 pub mod mount;
 
+pub mod cli;

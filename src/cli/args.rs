@@ -1,0 +1,199 @@
+//! What can be typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::oci::Platform;
+use crate::source::Location;
+
+/// Mount any OCI registry reference as a read-only tree; bytes are fetched when they are first read.
+#[derive(Parser, Debug)]
+#[command(name = "ocifs", version, max_term_width = 100)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Command {
+    /// Mount a reference at a directory.
+    Mount(MountArgs),
+    /// Take a mount away.
+    #[command(alias = "unmount")]
+    Umount(UmountArgs),
+    /// Show what is in a reference and how lazily each part can be read, without reading a blob.
+    Inspect(InspectArgs),
+    /// List names in a reference, without mounting it.
+    Ls(LsArgs),
+    /// Write a file of a reference to standard output, without mounting it.
+    Cat(CatArgs),
+}
+
+/// The reference, and how to reach it.
+#[derive(Args, Debug)]
+pub(super) struct ImageArgs {
+    /// HOST/REPOSITORY[:TAG][@DIGEST] in a registry (docker:// and oras:// may stand in front), or oci:DIR[:TAG|@DIGEST].
+    #[arg(value_name = "REF")]
+    pub(super) location: Location,
+
+    /// The platform to choose from an index: os/arch[/variant]. Default: this machine's.
+    #[arg(long, value_name = "PLATFORM")]
+    pub(super) platform: Option<Platform>,
+
+    /// How the parts of a split disk are put in order.
+    #[arg(long, value_name = "ORDER", default_value = "epoch")]
+    pub(super) part_order: PartOrder,
+
+    /// Where fetched bytes are kept. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
+    #[arg(long, value_name = "DIR", env = "OCIFS_CACHE_DIR")]
+    pub(super) cache_dir: Option<PathBuf>,
+
+    /// The credential file, in the form that docker and podman write. Default: theirs.
+    #[arg(long, value_name = "FILE")]
+    pub(super) authfile: Option<PathBuf>,
+
+    /// USER:PASSWORD for the registry. Other users of this machine can see an argument while the command runs; the variable
+    /// and --authfile are safer.
+    #[arg(long, value_name = "USER:PASSWORD", env = "OCIFS_CREDS", hide_env_values = true, conflicts_with_all = ["authfile", "anonymous"])]
+    pub(super) creds: Option<String>,
+
+    /// Use no credentials.
+    #[arg(long, conflicts_with = "authfile")]
+    pub(super) anonymous: bool,
+
+    /// Speak http instead of https. Loopback registries are spoken to by http without it.
+    #[arg(long)]
+    pub(super) plain_http: bool,
+
+    /// Ask no network: mount a digest that the cache has, and read what the cache has.
+    #[arg(long)]
+    pub(super) offline: bool,
+
+    /// How long one read may take when the registry does not answer, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(super) timeout: u64,
+
+    /// Write the log to this file instead of standard error. What is logged: OCIFS_LOG, e.g. "debug" or "ocifs=trace".
+    #[arg(long, value_name = "FILE")]
+    pub(super) log_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PartOrder {
+    /// By title, byte by byte.
+    Epoch,
+    /// By title, numbers by their value.
+    Natural,
+    /// As the manifest lists them.
+    Manifest,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct MountArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// The mount point: an empty directory.
+    #[arg(value_name = "DIR")]
+    pub(super) dir: PathBuf,
+
+    /// Mount only one of the views as the root: merged, files, disk, layers or blobs.
+    #[arg(long, value_name = "VIEW")]
+    pub(super) view: Option<String>,
+
+    /// Mount only this directory (below --view, if given).
+    #[arg(long, value_name = "PATH")]
+    pub(super) subdir: Option<OsString>,
+
+    /// Stay in the foreground until the mount is gone.
+    #[arg(short, long)]
+    pub(super) foreground: bool,
+
+    /// Options as mount(8) takes them: any long option of this command without its dashes, and ro, nosuid, nodev, noexec,
+    /// allow_suid, allow_dev, allow_other, allow_root, default_permissions, nonempty.
+    #[arg(short = 'o', value_name = "OPTION[,OPTION...]")]
+    pub(super) options: Vec<String>,
+
+    /// Let other users look into the mount, as the modes allow.
+    #[arg(long, hide = true, conflicts_with = "allow_root")]
+    pub(super) allow_other: bool,
+
+    #[arg(long, hide = true)]
+    pub(super) allow_root: bool,
+
+    #[arg(long, hide = true)]
+    pub(super) default_permissions: bool,
+
+    /// Honour set-user-id and set-group-id bits of the image (root only).
+    #[arg(long, alias = "suid")]
+    pub(super) allow_suid: bool,
+
+    /// Let device nodes of the image work (root only).
+    #[arg(long, alias = "dev")]
+    pub(super) allow_dev: bool,
+
+    #[arg(long, hide = true)]
+    pub(super) noexec: bool,
+
+    #[arg(long, hide = true)]
+    pub(super) nonempty: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct UmountArgs {
+    /// The mount point.
+    #[arg(value_name = "DIR", required = true)]
+    pub(super) dirs: Vec<PathBuf>,
+
+    /// Take it out of the tree even while it is in use.
+    #[arg(short, long)]
+    pub(super) lazy: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// For programs; the form has a schemaVersion.
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct InspectArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// How to print.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(super) format: Format,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct LsArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// The path, as in a mount. Default: the top.
+    #[arg(value_name = "PATH")]
+    pub(super) path: Option<OsString>,
+
+    /// Also type, mode, owner, size, time and link target.
+    #[arg(short, long)]
+    pub(super) long: bool,
+
+    /// Everything below, too.
+    #[arg(short = 'R', long)]
+    pub(super) recursive: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CatArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// The path of a file, as in a mount: merged/etc/os-release, disk/NAME.qcow2, blobs/sha256/...
+    #[arg(value_name = "PATH", required = true)]
+    pub(super) paths: Vec<OsString>,
+}

@@ -1,0 +1,327 @@
+//! What each command does.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cache::Cache;
+use crate::disk;
+use crate::export::{self, Depth, Listed};
+use crate::image::{Image, Network, OpenOptions};
+use crate::mount::{self, Access, MountFlags, MountOptions, Unmount};
+use crate::registry::{Credential, Options, Registry, RegistryError};
+use crate::tree::Kind;
+use crate::view::{Namespace, Scope};
+
+use super::args::{CatArgs, ImageArgs, InspectArgs, LsArgs, MountArgs, PartOrder, UmountArgs};
+use super::exit::Failure;
+use super::{background, inspect as report, output};
+
+/// How long tasks may take to end when the mount is gone: an unmount in an outage must not hang on the network.
+const LAST_TASKS: Duration = Duration::from_millis(500);
+
+/// Mounts, and stays until the mount is gone.
+pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
+    let in_background = background::is_child();
+    if in_background {
+        background::detach()?;
+    }
+    let is_root = nix::unistd::geteuid().is_root();
+    if (args.allow_suid || args.allow_dev) && !is_root {
+        return Err(Failure::usage("mount options allow_suid and allow_dev are for root only"));
+    }
+    let runtime = start(&args.image)?;
+    let result = runtime.block_on(async {
+        let scope = Scope {
+            view: args.view.clone(),
+            subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
+        };
+        let prepare = async {
+            let image = Arc::new(open(&args.image).await?);
+            Ok::<_, Failure>(Arc::new(Namespace::open(image, &scope).await?))
+        };
+        // Until there is a mount, the command that waits for it can be interrupted, and takes us along.
+        let namespace = tokio::select! {
+            namespace = prepare => namespace?,
+            () = background::abandoned(), if in_background => return Err(Failure::interrupted()),
+        };
+        let pinned = namespace.image().pinned().to_owned();
+        let options = MountOptions {
+            access: match (args.allow_other, args.allow_root) {
+                (true, _) => Access::Everyone,
+                (false, true) => Access::OwnerAndRoot,
+                (false, false) => Access::Owner,
+            },
+            flags: MountFlags {
+                suid: args.allow_suid,
+                dev: args.allow_dev,
+                noexec: args.noexec,
+                default_permissions: args.default_permissions,
+                nonempty: args.nonempty,
+            },
+            source: pinned.clone(),
+        };
+        // Signals are caught before there is a mount to leave behind.
+        let stop = Stop::new()?;
+        let handle = tokio::runtime::Handle::current();
+        let dir = args.dir.clone();
+        // Mounting looks at its own mount, which the runtime may have to answer.
+        let mounted = tokio::task::spawn_blocking(move || mount::mount(namespace, &dir, &options, &handle))
+            .await
+            .map_err(|error| Failure::local("mounting", &error))??;
+        let message = format!("{pinned} mounted at {}", mounted.dir().display());
+        let told = if in_background { background::ready(&message) } else { tell(&message) };
+        if told.is_err() {
+            // Whoever asked for the mount is gone.
+            mounted.unmount().await?;
+            return told;
+        }
+        tracing::info!(reference = pinned, dir = %mounted.dir().display(), "mounted");
+        stay(&mounted, stop).await
+    });
+    runtime.shutdown_timeout(LAST_TASKS);
+    result
+}
+
+/// Waits for the end of the mount, or for a signal to end it.
+async fn stay(mounted: &mount::Mounted, mut stop: Stop) -> Result<(), Failure> {
+    tokio::select! {
+        ended = mounted.ended() => match ended {
+            Ok(()) => {
+                tracing::info!("unmounted by somebody else");
+                Ok(())
+            }
+            Err(reason) => {
+                // No dead mount is left behind; it may be gone already.
+                mount::unmount(mounted.dir(), Unmount::Lazy).ok();
+                Err(Failure::local("serving the mount", &std::io::Error::other(reason)))
+            }
+        },
+        () = stop.wait() => {
+            tracing::info!("asked to stop, unmounting");
+            tokio::select! {
+                unmounted = mounted.unmount() => Ok(unmounted?),
+                // A second signal does not wait.
+                () = stop.wait() => Ok(mount::unmount(mounted.dir(), Unmount::Lazy)?),
+            }
+        }
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Stop {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::local("catching signals", &error);
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+fn tell(message: &str) -> Result<(), Failure> {
+    let mut out = output::stdout();
+    output::printed(writeln!(out, "{message}").and_then(|()| out.flush()))
+}
+
+/// Takes mounts away.
+pub(super) fn umount(args: &UmountArgs) -> Result<(), Failure> {
+    let how = if args.lazy { Unmount::Lazy } else { Unmount::Now };
+    let mut result = Ok(());
+    for dir in &args.dirs {
+        // The first failure is told, and does not keep the others mounted.
+        result = result.and(mount::unmount(dir, how));
+    }
+    Ok(result?)
+}
+
+/// Shows what is in a reference.
+pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
+    let runtime = start(&args.image)?;
+    let image = runtime.block_on(open(&args.image))?;
+    let mut out = output::stdout();
+    output::printed(report::print(&image, args.format, &mut out).and_then(|()| out.flush()))
+}
+
+/// Lists names.
+pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
+    let runtime = start(&args.image)?;
+    let path = args.path.as_deref().map_or(&b""[..], OsStr::as_bytes);
+    let depth = if args.recursive { Depth::All } else { Depth::One };
+    let mut out = output::stdout();
+    let mut written = Ok(());
+    runtime.block_on(async {
+        let namespace = Namespace::open(Arc::new(open(&args.image).await?), &Scope::default()).await?;
+        export::list(&namespace, path, depth, |listed| {
+            written = line(&mut out, &listed, args.long);
+            written.is_ok()
+        })
+        .await
+        .map_err(Failure::from)
+    })?;
+    output::printed(written.and_then(|()| out.flush()))
+}
+
+fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io::Result<()> {
+    if long {
+        let attributes = &listed.attributes;
+        let time = chrono::DateTime::from_timestamp(attributes.mtime.secs, attributes.mtime.nanos)
+            .unwrap_or_default();
+        write!(
+            out,
+            "{}{} {:>3} {:>5} {:>5} {:>12} {} ",
+            type_letter(attributes.kind),
+            mode_letters(attributes.mode),
+            attributes.nlink,
+            attributes.uid,
+            attributes.gid,
+            attributes.size,
+            time.format("%Y-%m-%dT%H:%M:%SZ"),
+        )?;
+    }
+    output::safe(out, &listed.path)?;
+    if let (true, Some(link)) = (long, &listed.link) {
+        out.write_all(b" -> ")?;
+        output::safe(out, link)?;
+    }
+    out.write_all(b"\n")
+}
+
+fn type_letter(kind: Kind) -> char {
+    match kind {
+        Kind::File => '-',
+        Kind::Directory | Kind::Graft(_) => 'd',
+        Kind::Symlink => 'l',
+        Kind::CharDevice => 'c',
+        Kind::BlockDevice => 'b',
+        Kind::Fifo => 'p',
+    }
+}
+
+/// As `ls -l` writes permission bits.
+fn mode_letters(mode: u16) -> String {
+    let mut letters = String::with_capacity(9);
+    for (shift, special, set) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = mode >> shift;
+        letters.push(if bits & 4 != 0 { 'r' } else { '-' });
+        letters.push(if bits & 2 != 0 { 'w' } else { '-' });
+        letters.push(match (bits & 1 != 0, mode & special != 0) {
+            (true, true) => set,
+            (false, true) => set.to_ascii_uppercase(),
+            (true, false) => 'x',
+            (false, false) => '-',
+        });
+    }
+    letters
+}
+
+/// Writes files to standard output.
+pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
+    let runtime = start(&args.image)?;
+    runtime.block_on(async {
+        let namespace = Namespace::open(Arc::new(open(&args.image).await?), &Scope::default()).await?;
+        // Not line buffered, and not locked: the writer moves between threads.
+        let mut out = std::io::BufWriter::with_capacity(1024 * 1024, std::fs::File::from(stdout_fd()?));
+        for path in &args.paths {
+            export::cat(&namespace, path.as_bytes(), &mut out).await?;
+        }
+        Ok(())
+    })
+}
+
+fn stdout_fd() -> Result<std::os::fd::OwnedFd, Failure> {
+    use std::os::fd::AsFd as _;
+    let duplicated = std::io::stdout().as_fd().try_clone_to_owned();
+    duplicated.map_err(|error| Failure::local("opening standard output", &error))
+}
+
+/// Starts the log and the runtime.
+fn start(args: &ImageArgs) -> Result<Runtime, Failure> {
+    output::start_log(args.log_file.as_deref())?;
+    raise_file_limit();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("ocifs")
+        .build()
+        .map_err(|error| Failure::local("starting threads", &error))
+}
+
+/// Raises the soft limit of open files to the hard one: an image of many layers has four files open for each.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+}
+
+async fn open(args: &ImageArgs) -> Result<Image, Failure> {
+    let creds = args.creds.as_deref().map(|text| {
+        Credential::parse(text).ok_or_else(|| Failure::usage("--creds is not of the form USER:PASSWORD"))
+    });
+    // A mount in the background leaves the directory it was started in.
+    let absolute = |error: std::io::Error| Failure::local("finding the working directory", &error);
+    let location = args.location.clone().absolute().map_err(absolute)?;
+    let authfile = args.authfile.as_ref().map(std::path::absolute).transpose().map_err(absolute)?;
+    let options = Options {
+        plain_http: args.plain_http,
+        authfile,
+        creds: creds.transpose()?,
+        anonymous: args.anonymous,
+        read_budget: Duration::from_secs(args.timeout),
+        ..Options::default()
+    };
+    let registry = Registry::new(options)
+        .map_err(|error: RegistryError| Failure::local("starting the client", &error))?;
+    let cache = Cache::open(&cache_dir(args)?)?;
+    let options = OpenOptions {
+        location,
+        platform: args.platform.clone(),
+        network: if args.offline { Network::Offline } else { Network::Online },
+        part_order: match args.part_order {
+            PartOrder::Epoch => disk::PartOrder::Epoch,
+            PartOrder::Natural => disk::PartOrder::Natural,
+            PartOrder::Manifest => disk::PartOrder::Manifest,
+        },
+    };
+    Ok(Image::open(&options, &registry, cache).await?)
+}
+
+/// `--cache-dir` (or `OCIFS_CACHE_DIR`), else `$XDG_CACHE_HOME/ocifs`, else `~/.cache/ocifs`; a system service, which has no
+/// home, keeps it where services do.
+fn cache_dir(args: &ImageArgs) -> Result<PathBuf, Failure> {
+    let absolute = |dir: &Path| {
+        std::path::absolute(dir)
+            .map_err(|error| Failure::local(format!("cache directory {}", dir.display()), &error))
+    };
+    if let Some(dir) = args.cache_dir.as_deref().filter(|dir| !dir.as_os_str().is_empty()) {
+        return absolute(dir);
+    }
+    let from = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    if let Some(dir) = from("XDG_CACHE_HOME") {
+        return Ok(dir.join("ocifs"));
+    }
+    match from("HOME") {
+        Some(home) => Ok(home.join(".cache/ocifs")),
+        None => Ok("/var/cache/ocifs".into()),
+    }
+}

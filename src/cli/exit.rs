@@ -1,0 +1,227 @@
+//! Exit codes and hints: what a failure means for the script that called, and what a person can do about it.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::cache::CacheError;
+use crate::export::CatError;
+use crate::image::ImageError;
+use crate::io::Fault;
+use crate::mount::MountError;
+use crate::oci::OciError;
+use crate::source::SourceError;
+use crate::view::ViewError;
+
+/// Something went wrong on this machine.
+pub(super) const GENERIC: u8 = 1;
+/// The command line is wrong.
+pub(super) const USAGE: u8 = 2;
+const NOT_FOUND: u8 = 3;
+const DENIED: u8 = 4;
+const NETWORK: u8 = 5;
+const CONTENT: u8 = 6;
+const MISMATCH: u8 = 7;
+const MOUNT: u8 = 8;
+
+/// Whose exit codes the caller expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// Ours.
+    Own,
+    /// Those of mount(8), for a mount helper.
+    MountHelper,
+}
+
+impl Style {
+    /// By the name of the program.
+    pub(super) fn of(program: Option<&OsString>) -> Self {
+        let name = program.and_then(|program| Path::new(program).file_name()).and_then(|name| name.to_str());
+        match name {
+            Some("mount.ocifs" | "mount.fuse.ocifs") => Style::MountHelper,
+            _ => Style::Own,
+        }
+    }
+
+    /// The exit code in this style; mount(8) knows 1 (usage), 2 (system) and 32 (mount failed).
+    pub(super) fn code(self, code: u8) -> ExitCode {
+        ExitCode::from(match (self, code) {
+            (Style::Own, code) | (Style::MountHelper, code @ 0) => code,
+            (Style::MountHelper, USAGE) => 1,
+            (Style::MountHelper, GENERIC) => 2,
+            (Style::MountHelper, _) => 32,
+        })
+    }
+}
+
+/// A command that failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    code: u8,
+    message: String,
+    hint: Option<String>,
+    /// The message was printed by somebody else.
+    silent: bool,
+}
+
+impl Failure {
+    /// The command line is wrong.
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self { code: USAGE, message: message.into(), hint: None, silent: false }
+    }
+
+    /// This machine did not do what it should.
+    pub(super) fn local(message: impl Into<String>, error: &dyn std::error::Error) -> Self {
+        Self {
+            code: GENERIC,
+            message: format!("{}: {}", message.into(), chain(error)),
+            hint: None,
+            silent: false,
+        }
+    }
+
+    /// Another process of ours failed with this code and said why.
+    pub(super) fn already_reported(code: u8) -> Self {
+        Self { code, message: String::new(), hint: None, silent: true }
+    }
+
+    /// The user gave up waiting.
+    pub(super) fn interrupted() -> Self {
+        // What a shell shows for a process that SIGINT ended.
+        Self::already_reported(130)
+    }
+
+    /// The reader of our output went away, as `head` does: not an error worth a word.
+    pub(super) fn closed_pipe() -> Self {
+        // What a shell shows for a process that SIGPIPE ended.
+        Self { code: 141, message: String::new(), hint: None, silent: true }
+    }
+
+    fn new(fault: Fault, error: &dyn std::error::Error, hint: Option<String>) -> Self {
+        Self { code: code(fault), message: chain(error), hint, silent: false }
+    }
+
+    /// Prints the message and the hint, and gives the exit code.
+    pub(super) fn report(self, style: Style) -> ExitCode {
+        if !self.silent {
+            let mut text = format!("ocifs: {}\n", self.message);
+            if let Some(hint) = &self.hint {
+                text.push_str(&format!("hint: {hint}\n"));
+            }
+            // Nothing is left to tell when standard error is closed.
+            std::io::stderr().write_all(text.as_bytes()).ok();
+        }
+        style.code(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+fn code(fault: Fault) -> u8 {
+    match fault {
+        Fault::Usage => USAGE,
+        Fault::NotFound => NOT_FOUND,
+        Fault::Denied => DENIED,
+        Fault::Unavailable | Fault::Misbehaved => NETWORK,
+        Fault::Malformed | Fault::Unsupported => CONTENT,
+        Fault::Mismatch => MISMATCH,
+        Fault::Io => GENERIC,
+    }
+}
+
+/// The error and its sources in one line. A level that repeats the one below it is left out.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(inner) = next {
+        let text = inner.to_string();
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        next = inner.source();
+    }
+    line
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        let hint = match (&error, error.fault()) {
+            (ImageError::Platform { source: OciError::NoPlatform { .. }, .. }, _) => {
+                Some("choose one of them with --platform".to_owned())
+            }
+            (ImageError::Cache(_), _) => Some("choose another directory with --cache-dir".to_owned()),
+            (_, Fault::Mismatch) => Some(
+                "other bytes came than the manifest names; to fetch them again, remove the cache directory".to_owned(),
+            ),
+            (ImageError::Source(SourceError::Registry(_)), Fault::Denied) => {
+                Some("log in with \"docker login\" or \"podman login\", or pass --authfile; the reference may also not exist".to_owned())
+            }
+            (ImageError::Source(SourceError::Offline { .. }), _) => Some(
+                "mount it once without --offline; a tag can only be resolved online, so name the digest".to_owned(),
+            ),
+            (_, Fault::Unavailable) => Some("check the host name and the network".to_owned()),
+            (_, Fault::Misbehaved) => Some("is this a registry? its address is the part before the first slash".to_owned()),
+            _ => None,
+        };
+        let mut failure = Self::new(error.fault(), &error, hint);
+        if let ImageError::Cache(_) = error {
+            failure.code = GENERIC;
+        }
+        failure
+    }
+}
+
+impl From<CacheError> for Failure {
+    fn from(error: CacheError) -> Self {
+        ImageError::Cache(error).into()
+    }
+}
+
+impl From<ViewError> for Failure {
+    fn from(error: ViewError) -> Self {
+        Self::new(error.fault(), &error, None)
+    }
+}
+
+impl From<CatError> for Failure {
+    fn from(error: CatError) -> Self {
+        match &error {
+            CatError::Write { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => {
+                Self::closed_pipe()
+            }
+            _ => Self::new(error.fault(), &error, None),
+        }
+    }
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        let hint = match &error {
+            MountError::Missing { dir } => Some(format!("create it: mkdir -p {}", dir.display())),
+            MountError::NotEmpty { .. } => Some("choose an empty directory, or hide what is there with -o nonempty".to_owned()),
+            MountError::AlreadyMounted { dir, .. } => Some(format!("take it away first: umount {}", dir.display())),
+            MountError::Stale { dir } => Some(format!("take it away first: ocifs umount -l {}", dir.display())),
+            MountError::NotOurs { .. } => Some("choose a directory of your own".to_owned()),
+            MountError::NotMounted { .. } => Some("\"findmnt -t fuse.ocifs\" lists the mounts there are".to_owned()),
+            MountError::Busy { .. } => Some("end the programs that use it, or pass -l to unmount lazily".to_owned()),
+            MountError::NoDevice { .. } => Some(
+                "load the module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN); \
+                 \"ocifs ls\" and \"ocifs cat\" need neither"
+                    .to_owned(),
+            ),
+            MountError::NoHelper => Some("install the package fuse3, or mount as root".to_owned()),
+            MountError::Helper { said, .. } if said.contains("user_allow_other") => {
+                Some("add the line user_allow_other to /etc/fuse.conf".to_owned())
+            }
+            _ => None,
+        };
+        Self { code: MOUNT, message: chain(&error), hint, silent: false }
+    }
+}

@@ -1,0 +1,54 @@
+//! The command line: arguments to options, results to text, errors to exit codes and hints.
+//!
+//! The only printer of the crate: data goes to standard output, everything else to standard error.
+
+mod args;
+mod background;
+mod commands;
+mod exit;
+mod inspect;
+mod options;
+mod output;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use exit::{Failure, Style};
+
+/// Runs the command line `argv` (with the program's name first) and gives the exit code of the process.
+pub fn main(argv: Vec<OsString>) -> ExitCode {
+    let style = Style::of(argv.first());
+    let argv = match options::rewrite(argv, style) {
+        Ok(options::Rewritten::Arguments(argv)) => argv,
+        Ok(options::Rewritten::Fake) => return ExitCode::SUCCESS,
+        Err(failure) => return failure.report(style),
+    };
+    let cli = match Cli::try_parse_from(&argv) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap prints help and versions to standard output, usage errors to standard error.
+            let printed = error.print();
+            let code = if error.use_stderr() { exit::USAGE } else { 0 };
+            return style.code(if printed.is_ok() { code } else { exit::GENERIC });
+        }
+    };
+    match run(cli, argv) {
+        Ok(code) => code,
+        Err(failure) => failure.report(style),
+    }
+}
+
+fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
+    match cli.command {
+        Command::Mount(args) if !args.foreground && !background::is_child() => background::launch(&argv),
+        Command::Mount(args) => commands::mount(args),
+        Command::Umount(args) => commands::umount(&args),
+        Command::Inspect(args) => commands::inspect(&args),
+        Command::Ls(args) => commands::ls(&args),
+        Command::Cat(args) => commands::cat(&args),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}

@@ -1,0 +1,227 @@
+//! The mount(8) way of saying things: the bare form `ocifs REF DIR -o ...`, and `-o` lists.
+//!
+//! Both are rewritten to ordinary arguments before parsing, so that there is one meaning of every option.
+
+use std::ffi::{OsStr, OsString};
+
+use super::exit::{Failure, Style};
+
+/// Words that can come first.
+const COMMANDS: &[&str] = &["mount", "umount", "unmount", "inspect", "ls", "cat", "help"];
+
+/// Generic options that say what is so anyway, or that are meant for mount(8) and its kin, not for us.
+const IGNORED: &[&str] = &[
+    "ro",
+    "nosuid",
+    "nodev",
+    "exec",
+    "noatime",
+    "atime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nodiratime",
+    "diratime",
+    "async",
+    "sync",
+    "dirsync",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "defaults",
+    "nofail",
+    "_netdev",
+    "silent",
+    "loud",
+    "nonetdev",
+];
+
+/// Generic options that are flags of ours.
+const FLAGS: &[&str] =
+    &["suid", "dev", "noexec", "allow_other", "allow_root", "default_permissions", "nonempty"];
+
+/// What became of the arguments.
+pub(super) enum Rewritten {
+    /// Ordinary arguments.
+    Arguments(Vec<OsString>),
+    /// mount(8) asked only to pretend.
+    Fake,
+}
+
+/// Rewrites the bare form to `mount`, and `-o` lists to long options.
+pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Failure> {
+    let mut argv = argv.into_iter();
+    let program = argv.next().unwrap_or_else(|| "ocifs".into());
+    let mut rest: Vec<OsString> = argv.collect();
+    let is_word = |word: &OsStr| !word.as_encoded_bytes().starts_with(b"-");
+    // A mistyped command is no reference: one has a slash, a colon or an at sign, or comes with mount options.
+    let names_image = |word: &OsStr| word.as_encoded_bytes().iter().any(|byte| b"/:@".contains(byte));
+    let has_options = rest.iter().any(|word| word == "-o");
+    let bare = style == Style::MountHelper
+        || rest.len() >= 2
+            && rest.first().is_some_and(|word| {
+                is_word(word)
+                    && !COMMANDS.iter().any(|command| word == *command)
+                    && (has_options || names_image(word))
+            });
+    if style == Style::MountHelper {
+        if rest.iter().any(|word| word == "-f") {
+            return Ok(Rewritten::Fake);
+        }
+        // mount(8) hands on -s (sloppy), -n (no mtab) and -v (verbose), in any combination, and may name the type.
+        let flags = |word: &OsString| {
+            word.to_str()
+                .and_then(|word| word.strip_prefix('-'))
+                .is_some_and(|flags| !flags.is_empty() && flags.chars().all(|flag| "snv".contains(flag)))
+        };
+        rest.retain(|word| !flags(word));
+        if let Some(at) = rest.iter().position(|word| word == "-t") {
+            rest.drain(at..rest.len().min(at + 2));
+        }
+    }
+    let mut out = vec![program];
+    if bare {
+        out.push("mount".into());
+    }
+    if !bare && rest.first().is_none_or(|word| word != "mount") {
+        out.extend(rest);
+        return Ok(Rewritten::Arguments(out));
+    }
+    let mut words = rest.into_iter();
+    while let Some(word) = words.next() {
+        let list = match word.to_str() {
+            Some("--") => {
+                out.push(word);
+                out.extend(words);
+                break;
+            }
+            Some("-o") => match words.next() {
+                Some(list) => list,
+                None => return Err(Failure::usage("option -o needs a list of mount options")),
+            },
+            Some(word) if word.starts_with("-o") && !word.starts_with("-o=") => word[2..].into(),
+            _ => {
+                out.push(word);
+                continue;
+            }
+        };
+        let Some(list) = list.to_str() else { return Err(Failure::usage("mount options are not UTF-8")) };
+        for option in split(list) {
+            // mount(8) says rw whenever nobody said ro, and mount.fuse3 says suid and dev whenever nobody said otherwise:
+            // neither means that anybody asked.
+            let unasked = match option.as_str() {
+                "rw" => style == Style::MountHelper,
+                "suid" | "dev" => bare,
+                _ => false,
+            };
+            if !unasked {
+                out.extend(translate(&option)?);
+            }
+        }
+    }
+    Ok(Rewritten::Arguments(out))
+}
+
+/// Splits at commas that have no backslash before them.
+fn split(list: &str) -> Vec<String> {
+    let mut options = vec![String::new()];
+    let mut chars = list.chars();
+    while let Some(c) = chars.next() {
+        // The list is never empty: it starts with one string and only grows.
+        let at = options.len() - 1;
+        match c {
+            ',' => options.push(String::new()),
+            '\\' => match chars.next() {
+                Some(next @ (',' | '\\')) => options[at].push(next),
+                Some(next) => options[at].extend(['\\', next]),
+                None => options[at].push('\\'),
+            },
+            c => options[at].push(c),
+        }
+    }
+    options.retain(|option| !option.is_empty());
+    options
+}
+
+/// One mount option as an argument, if it means anything to us.
+fn translate(option: &str) -> Result<Option<OsString>, Failure> {
+    let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+    match name {
+        "rw" => {
+            return Err(Failure::usage(
+                "mount option rw: ocifs mounts are read-only; put an overlay on top to write",
+            ));
+        }
+        "auto_unmount" => {
+            return Err(Failure::usage(
+                "mount option auto_unmount is not supported; ocifs unmounts when it ends",
+            ));
+        }
+        "fsname" | "subtype" | "comment" => return Ok(None),
+        name if IGNORED.contains(&name) || name.starts_with("x-") || name.starts_with("X-") => {
+            return Ok(None);
+        }
+        name if FLAGS.contains(&name) && value.is_some() => {
+            return Err(Failure::usage(format!("mount option {name} takes no value")));
+        }
+        _ => {}
+    }
+    let long = format!("--{}", name.replace('_', "-"));
+    Ok(Some(value.map_or(long.clone(), |value| format!("{long}={value}")).into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewritten(line: &str) -> Result<String, String> {
+        let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let style = Style::of(argv.first());
+        match rewrite(argv, style).map_err(|failure| failure.to_string())? {
+            Rewritten::Fake => Ok("fake".into()),
+            Rewritten::Arguments(argv) => {
+                Ok(argv.iter().skip(1).map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_of_mount_is_the_same_mount() {
+        let same = "mount ghcr.io/a/b:v1 /mnt --cache-dir=/var/c --view=merged";
+        assert_eq!(rewritten("ocifs ghcr.io/a/b:v1 /mnt -o cache_dir=/var/c,view=merged").unwrap(), same);
+        assert_eq!(
+            rewritten("ocifs mount ghcr.io/a/b:v1 /mnt -ocache-dir=/var/c -o view=merged").unwrap(),
+            same
+        );
+        assert_eq!(
+            rewritten("/sbin/mount.ocifs ghcr.io/a/b:v1 /mnt -n -o ro,_netdev,x-systemd.automount,cache_dir=/var/c,nofail,view=merged").unwrap(),
+            same
+        );
+        assert_eq!(rewritten("mount.ocifs a/b /mnt -f").unwrap(), "fake");
+        assert_eq!(
+            rewritten("mount.ocifs a/b /mnt -sv -t fuse.ocifs -o rw,noexec").unwrap(),
+            "mount a/b /mnt --noexec"
+        );
+        assert_eq!(rewritten("ocifs lst ./x").unwrap(), "lst ./x");
+    }
+
+    #[test]
+    fn commas_in_values_are_escaped() {
+        assert_eq!(
+            rewritten("ocifs r /d -o subdir=a\\,b,noexec").unwrap(),
+            "mount r /d --subdir=a,b --noexec"
+        );
+    }
+
+    #[test]
+    fn rw_and_auto_unmount_are_refused_and_other_commands_left_alone() {
+        assert!(rewritten("ocifs r /d -o rw").unwrap_err().contains("read-only"));
+        assert!(rewritten("ocifs r /d -o auto_unmount").unwrap_err().contains("not supported"));
+        assert_eq!(rewritten("ocifs cat r -o").unwrap(), "cat r -o");
+        assert_eq!(rewritten("ocifs --help").unwrap(), "--help");
+    }
+}
