@@ -1,0 +1,117 @@
+//! The commands that mount nothing, and what every command says on which stream.
+
+use std::fs;
+use std::process::Command;
+
+use crate::artifact::{self, Piece};
+use crate::encode::Encoding;
+use crate::layout::{Layer, Layout};
+use crate::process::{Need, able, run};
+use crate::site::{Site, binary};
+use crate::tarball::{Tarball, noise};
+
+fn image(site: &Site, body: &[u8]) -> String {
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let tar =
+        Tarball::new().dir("etc").file("etc/os-release", body).symlink("link", "etc/os-release").bytes();
+    layout.image("v1", &[Layer::of(&tar, Encoding::Gzip)]);
+    layout.reference("v1")
+}
+
+#[test]
+fn cat_writes_the_bytes_of_a_file_and_nothing_else() {
+    let site = Site::new();
+    let body = noise(300_000, 21);
+    let reference = image(&site, &body);
+    let said = site.ocifs(&["cat", &reference, "merged/etc/os-release"]).ok();
+    assert!(said.stdout == body);
+    assert!(said.stderr.is_empty(), "{}", said.stderr);
+    assert!(site.ocifs(&["cat", &reference, "/merged/link"]).ok().stdout == body);
+    let manifest = site.ocifs(&["cat", &reference, "manifest.json"]).ok().stdout;
+    assert!(serde_json::from_slice::<serde_json::Value>(&manifest).is_ok());
+    site.ocifs(&["cat", &reference, "merged/no/such"]).refused(&[1, 3], &["merged/no/such"]);
+    site.ocifs(&["cat", &reference, "merged/etc"]).refused(&[1, 2], &["merged/etc"]);
+}
+
+#[test]
+fn cat_to_a_closed_pipe_ends_quietly() {
+    let site = Site::new();
+    let reference = image(&site, &noise(4 << 20, 22));
+    let mut shell = Command::new("bash");
+    shell.args(["-c", "set -o pipefail; \"$1\" cat \"$2\" merged/etc/os-release | head -c 10 | wc -c", "sh"]);
+    shell
+        .arg(binary())
+        .arg(&reference)
+        .env("OCIFS_CACHE_DIR", site.cache())
+        .env("HOME", site.scratch().path());
+    let said = run(&mut shell);
+    assert_eq!(said.text().trim(), "10");
+    assert!(!said.stderr.contains("panicked"), "{}", said.stderr);
+}
+
+#[test]
+fn ls_names_what_a_mount_would_show() {
+    let site = Site::new();
+    let reference = image(&site, b"ID=debian\n");
+    let top = site.ocifs(&["ls", &reference]).ok().text();
+    for name in ["blobs", "config.json", "layers", "manifest.json", "merged"] {
+        assert!(top.lines().any(|line| line.trim_end_matches('/') == name), "{top}");
+    }
+    assert_eq!(site.ocifs(&["ls", &reference, "merged/etc"]).ok().text(), "os-release\n");
+    let long = site.ocifs(&["ls", "-l", &reference, "merged"]).ok().text();
+    assert!(long.contains("link -> etc/os-release") && long.contains("drwxr-xr-x"), "{long}");
+    let deep = site.ocifs(&["ls", "-R", &reference, "merged"]).ok().text();
+    assert!(deep.contains("os-release"), "{deep}");
+    site.ocifs(&["ls", &reference, "merged/nowhere"]).refused(&[1, 3], &["merged/nowhere"]);
+}
+
+#[test]
+fn inspect_describes_an_image_for_people_and_for_programs() {
+    let site = Site::new();
+    let reference = image(&site, b"ID=debian\n");
+    let text = site.ocifs(&["inspect", &reference]).ok();
+    assert!(text.text().contains("sha256:") && text.text().contains("container image"), "{}", text.text());
+    let json = site.ocifs(&["inspect", "--format", "json", &reference]).ok();
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert!(value["schemaVersion"].is_u64(), "{value}");
+    let manifest = site.ocifs(&["cat", &reference, "manifest.json"]).ok().stdout;
+    assert!(value.to_string().contains(&crate::real_registry::digest_of(&manifest)), "{value}");
+}
+
+#[test]
+fn ls_and_cat_need_neither_fuse_nor_root() {
+    if !able(&[Need::Root, Need::Tool("setpriv")]) {
+        return;
+    }
+    let public = crate::scratch::Scratch::public();
+    let mut layout = Layout::create(public.join("layout"));
+    let pieces = [Piece::new("model.bin", "application/x.model", *b"weights")];
+    artifact::write(&mut layout, "v1", "application/x.things", &pieces);
+    let copy = public.join("ocifs");
+    fs::copy(binary(), &copy).unwrap();
+    let home = public.subdir("home");
+    std::os::unix::fs::chown(&home, Some(65_534), Some(65_534)).unwrap();
+    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"];
+    // A namespace of its own, in which there is no FUSE device.
+    let line = "mount --bind /dev/null /dev/fuse; exec setpriv \"${@:3}\" \"$1\" cat \"$2\" files/model.bin";
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "bash", "-euc", line, "sh"]).arg(&copy).arg(layout.reference("v1")).args(nobody);
+    shell.env("HOME", &home).env_remove("OCIFS_CACHE_DIR").env_remove("XDG_CACHE_HOME").current_dir("/");
+    assert_eq!(run(&mut shell).ok().stdout, b"weights");
+}
+
+#[test]
+fn wrong_usage_is_2_and_names_the_word() {
+    let site = Site::new();
+    site.ocifs(&["mount", "--no-such-flag", "a", "b"]).refused(&[2], &["--no-such-flag"]);
+    site.ocifs(&["mount", "only-a-reference"]).refused(&[2], &[]);
+    site.ocifs(&["mount", "127.0.0.1:1/UPPER/case:tag", "mnt"]).refused(&[2], &["UPPER/case"]);
+    site.ocifs(&["inspect", "docker.io/UPPER/case:tag"]).refused(&[2], &["UPPER/case"]);
+    site.ocifs(&["inspect", "host/name@sha256:short"]).refused(&[2], &["sha256:short"]);
+    site.ocifs(&["no-such-command"]).refused(&[2], &["no-such-command"]);
+    let help = site.ocifs(&["--help"]).ok();
+    for word in ["mount", "umount", "inspect", "ls", "cat"] {
+        assert!(help.text().contains(word), "{}", help.text());
+    }
+    assert!(site.ocifs(&["--version"]).ok().text().contains(env!("CARGO_PKG_VERSION")));
+}

@@ -1,0 +1,47 @@
+//! End-to-end tests: the binary, a real registry, images by real tools, real mounts.
+//!
+//! They prove that the parts are wired together; what a part does in every corner is tested beside it. Never looks
+//! inside the crate: what cannot be seen through the command line and the mount does not exist here.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "../support/artifact.rs"]
+mod artifact;
+#[path = "../support/compare.rs"]
+mod compare;
+#[path = "../support/corpus.rs"]
+mod corpus;
+#[path = "../support/debian.rs"]
+mod debian;
+#[path = "../support/encode.rs"]
+mod encode;
+#[path = "../support/fault_registry.rs"]
+mod fault_registry;
+#[path = "../support/http.rs"]
+mod http;
+#[path = "../support/layout.rs"]
+mod layout;
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/real_registry.rs"]
+mod real_registry;
+#[path = "../support/scratch.rs"]
+mod scratch;
+#[path = "../support/site.rs"]
+mod site;
+#[path = "../support/tarball.rs"]
+mod tarball;
+
+mod bad_content;
+mod bad_machine;
+mod bad_reference;
+mod command_line;
+mod corpus_mounts;
+mod cost;
+mod debian_image;
+mod disks;
+mod faults;
+mod file_calls;
+mod laziness;
+mod lifecycle;
+mod parts;
+mod views;

@@ -1,0 +1,253 @@
+//! One user of ocifs: a home, a cache and mount points of its own, and the binary under test.
+//!
+//! Never reads the caller's configuration and never leaves a daemon running. The idea: a [`Mount`] cannot exist unless
+//! the mount came up, and cannot end well unless its process ended too.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::process::{Finished, becomes_true, run, run_within, signal};
+use crate::scratch::{MountLine, Scratch, mounted_at};
+
+/// An unmount has nothing to wait for; 10 s is what a loaded machine may need to schedule it.
+const PROMPT: Duration = Duration::from_secs(10);
+
+/// The binary under test; `OCIFS_BIN` names an installed one instead of cargo's.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("OCIFS_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ocifs")), PathBuf::from)
+}
+
+/// A user with an empty home and an empty cache.
+pub(crate) struct Site {
+    scratch: Scratch,
+}
+
+impl Site {
+    /// A new user.
+    pub(crate) fn new() -> Self {
+        let scratch = Scratch::new();
+        scratch.subdir("home");
+        Self { scratch }
+    }
+
+    /// Where files of the test may go.
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// The cache directory.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.scratch.join("cache")
+    }
+
+    /// The binary with this user's home and cache and nobody's configuration.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", self.scratch.join("home")).env("OCIFS_CACHE_DIR", self.cache());
+        command.current_dir(self.scratch.path());
+        command
+    }
+
+    /// Runs the binary with these arguments to its end.
+    #[track_caller]
+    pub(crate) fn ocifs(&self, args: &[&str]) -> Finished {
+        run_within(self.command().args(args), Duration::from_secs(120))
+    }
+
+    /// An empty directory to mount on.
+    pub(crate) fn mount_point(&self, name: &str) -> PathBuf {
+        self.scratch.subdir(name)
+    }
+
+    /// Mounts `reference` at the directory `mnt`, in the background.
+    #[track_caller]
+    pub(crate) fn mount(&self, reference: &str, options: &[&str]) -> Mount {
+        self.mount_at("mnt", reference, options)
+    }
+
+    /// Mounts `reference` at the directory called `name`, in the background.
+    #[track_caller]
+    pub(crate) fn mount_at(&self, name: &str, reference: &str, options: &[&str]) -> Mount {
+        let dir = self.mount_point(name);
+        let mut command = self.command();
+        command.arg("mount").args(options).arg(reference).arg(&dir);
+        Mount::up(&mut command, dir)
+    }
+
+    /// Tries to mount and expects to be refused: nothing may be mounted and no process may be left.
+    #[track_caller]
+    pub(crate) fn mount_refused(&self, reference: &str, options: &[&str], codes: &[i32], words: &[&str]) {
+        let dir = self.mount_point("refused");
+        let mut command = self.command();
+        command.arg("mount").args(options).arg(reference).arg(&dir);
+        let finished = run_within(&mut command, Duration::from_secs(120));
+        finished.refused(codes, words);
+        assert!(mounted_at(&dir).is_none(), "a refused mount left {dir:?} mounted");
+        assert!(fs::read_dir(&dir).expect("the mount point is there").next().is_none());
+        assert!(becomes_true(PROMPT, || daemons(&dir).is_empty()), "a process is left for {dir:?}");
+    }
+
+    /// Mounts with `-f` and gives the process, once the mount is there.
+    #[track_caller]
+    pub(crate) fn mount_foreground(&self, reference: &str, options: &[&str]) -> (Child, PathBuf) {
+        let dir = self.mount_point("foreground");
+        let mut command = self.command();
+        command.args(["mount", "-f"]).args(options).arg(reference).arg(&dir);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the binary runs");
+        let up = becomes_true(Duration::from_secs(60), || {
+            mounted_at(&dir).is_some() || child.try_wait().is_ok_and(|status| status.is_some())
+        });
+        assert!(up && mounted_at(&dir).is_some(), "{command:?} did not mount");
+        (child, dir)
+    }
+}
+
+/// A mount that came up.
+pub(crate) struct Mount {
+    dir: PathBuf,
+    pid: u32,
+    said: String,
+    ended: bool,
+}
+
+impl Mount {
+    /// Runs a mounting command that goes to the background, and holds it to its word: exit code 0 means that the
+    /// directory is mounted and served by one process.
+    #[track_caller]
+    pub(crate) fn up(command: &mut Command, dir: PathBuf) -> Self {
+        let finished = run_within(command, Duration::from_secs(120)).ok();
+        let line = mounted_at(&dir);
+        assert!(line.is_some(), "{command:?} ended with 0 and mounted nothing: {}", finished.stderr);
+        let pids = daemons(&dir);
+        assert_eq!(pids.len(), 1, "{command:?} is served by processes {pids:?}");
+        Self { dir, pid: pids[0], said: finished.text(), ended: false }
+    }
+
+    /// The mount point.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A path in the mount.
+    pub(crate) fn join(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// What the mounting command printed.
+    pub(crate) fn said(&self) -> &str {
+        &self.said
+    }
+
+    /// The digest that the mounting command printed, `sha256:...`.
+    #[track_caller]
+    pub(crate) fn digest(&self) -> String {
+        let (_, tail) = self.said.split_once('@').unwrap_or_else(|| panic!("no digest in {:?}", self.said));
+        tail.split_whitespace().next().unwrap_or_default().to_owned()
+    }
+
+    /// The process that serves it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its line in the mount table.
+    #[track_caller]
+    pub(crate) fn line(&self) -> MountLine {
+        mounted_at(&self.dir).expect("it is mounted")
+    }
+
+    /// `.ocifs/status.json`.
+    pub(crate) fn status(&self) -> String {
+        fs::read_to_string(self.join(".ocifs/status.json")).expect("every mount has a status")
+    }
+
+    /// Unmounts with `ocifs umount` and waits for the process to end.
+    #[track_caller]
+    pub(crate) fn unmount(mut self) {
+        self.end(Command::new(binary()).arg("umount"));
+    }
+
+    /// Unmounts with the system's own tool, as an outsider would.
+    #[track_caller]
+    pub(crate) fn unmount_from_outside(mut self) {
+        self.end(&mut Command::new("umount"));
+    }
+
+    /// Kills the process as a crash would and clears the dead mount away.
+    #[track_caller]
+    pub(crate) fn kill(mut self) {
+        self.ended = true;
+        signal(self.pid, Signal::SIGKILL);
+        assert!(becomes_true(PROMPT, || daemons(&self.dir).is_empty()), "process {} survived", self.pid);
+        run(Command::new("umount").arg("-l").arg(&self.dir)).ok();
+    }
+
+    /// Leaves the rest to the caller, who has ended it in a way of its own.
+    pub(crate) fn forget(mut self) {
+        self.ended = true;
+    }
+
+    #[track_caller]
+    fn end(&mut self, umount: &mut Command) {
+        self.ended = true;
+        umount.arg(&self.dir);
+        // A program that another test starts holds our open files from its fork to its exec, and the kernel calls that
+        // busy; nothing else here can.
+        let mut finished = run(umount);
+        becomes_true(Duration::from_secs(3), || {
+            let busy = finished.stderr.contains("in use") || finished.stderr.contains("busy");
+            if busy {
+                finished = run(umount);
+            }
+            !busy
+        });
+        finished.ok();
+        assert!(mounted_at(&self.dir).is_none(), "{:?} is still mounted", self.dir);
+        assert!(
+            becomes_true(PROMPT, || daemons(&self.dir).is_empty()),
+            "process {} outlived its mount",
+            self.pid
+        );
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        if thread::panicking() {
+            // The test has failed already: only leave nothing behind.
+            Command::new("umount").arg("-l").arg(&self.dir).status().ok();
+            signal(self.pid, Signal::SIGKILL);
+            return;
+        }
+        self.end(Command::new(binary()).arg("umount"));
+    }
+}
+
+/// The processes of the binary under test whose arguments name `dir`.
+pub(crate) fn daemons(dir: &Path) -> Vec<u32> {
+    let image = fs::canonicalize(binary()).expect("the binary is there");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("proc is mounted").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(arguments) = fs::read(entry.path().join("cmdline")) else { continue };
+        if !arguments.split(|byte| *byte == 0).any(|word| word == dir.as_os_str().as_bytes()) {
+            continue;
+        }
+        if fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == image) {
+            found.push(pid);
+        }
+    }
+    found
+}
