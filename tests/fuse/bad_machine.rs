@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::artifact::{self, Piece};
-use crate::layout::Layout;
+use crate::encode::Encoding;
+use crate::layout::{Layer, Layout};
 use crate::process::{Finished, Need, able, run, run_within};
 use crate::scratch::{Scratch, mounted_at};
 use crate::site::{Site, binary, daemons};
-use crate::tarball::noise;
+use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 const MOUNT_FAILED: &[i32] = &[8];
@@ -150,4 +151,22 @@ fn a_full_cache_directory_never_makes_wrong_bytes() {
     run(Command::new("mount").args(["-o", "remount,size=64m"]).arg(&small)).ok();
     assert!(fs::read(mount.join("files/f")).unwrap() == body);
     mount.unmount();
+}
+
+#[test]
+fn a_compressed_layer_is_read_right_though_the_cache_is_full() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let body = noise(4 << 20, 32);
+    let small = site.scratch().subdir("small");
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m,mode=700", "none"]).arg(&small)).ok();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    for encoding in [Encoding::Gzip, Encoding::ZstdFrames] {
+        layout.image(encoding.name(), &[Layer::of(&Tarball::new().file("f", &body).bytes(), encoding)]);
+        let mount = site.mount(&layout.reference(encoding.name()), &["--cache-dir", small.to_str().unwrap()]);
+        assert!(fs::read(mount.join("merged/f")).unwrap() == body, "{}", encoding.name());
+        mount.unmount();
+    }
 }
