@@ -211,3 +211,18 @@ fn the_log_goes_to_the_file_that_was_named() {
     mount.unmount();
     assert!(!fs::read_to_string(log).unwrap().is_empty());
 }
+
+#[test]
+fn a_password_does_not_stay_in_the_process_list() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let reference = image(&site);
+    for form in [["--creds", "user:open sesame"], ["-o", "creds=user:open sesame"]] {
+        let mount = site.mount(&reference, &form);
+        let line = fs::read(format!("/proc/{}/cmdline", mount.pid())).unwrap();
+        assert!(!String::from_utf8_lossy(&line).contains("sesame"), "{}", String::from_utf8_lossy(&line));
+        mount.unmount();
+    }
+}
