@@ -117,11 +117,8 @@ impl Layer {
     }
 
     async fn find_or_build(&self) -> Result<LayerIndex, ReadError> {
-        if let Err(error) = refuse_poisoned(&self.blob) {
-            // What was learnt from wrong bytes must not outlive them.
-            self.cache.drop_index(self.blob.digest())?;
-            return Err(error);
-        }
+        // An index that is there was learnt from the right bytes, whatever this place has sent: it stays.
+        refuse_poisoned(&self.blob)?;
         if let Some(index) = self.find().await? {
             return Ok(index);
         }
@@ -139,8 +136,7 @@ impl Layer {
             }
             built => built?,
         };
-        self.keep(&index).await;
-        Ok(index)
+        self.keep(index).await
     }
 
     async fn build(&self) -> Result<LayerIndex, ReadError> {
@@ -180,28 +176,25 @@ impl Layer {
 
     /// Keeps the index for other mounts. Only of a blob that is what its digest says: an index outlives the bytes it was
     /// built from.
-    async fn keep(&self, index: &LayerIndex) {
+    async fn keep(&self, index: LayerIndex) -> Result<LayerIndex, ReadError> {
         if self.blob.state() != State::Verified {
-            return;
+            return Ok(index);
         }
-        let bytes = index.to_bytes();
         let (cache, digest) = (self.cache.clone(), self.blob.digest().clone());
-        // Written and synced on a blocking thread.
-        let kept = tokio::task::spawn_blocking(move || match bytes {
-            // The index last: it says that the stream belongs to a verified blob.
-            Ok(bytes) => cache
-                .promote_stream(&digest)
-                .and_then(|()| cache.put_index(&digest, &bytes))
-                .map_err(|error| error.to_string()),
-            Err(reason) => Err(reason),
+        // Encoded, written and synced on a blocking thread.
+        let kept = tokio::task::spawn_blocking(move || {
+            let kept = index.to_bytes().and_then(|bytes| {
+                // The index last: it says that the stream belongs to a verified blob.
+                let kept = cache.promote_stream(&digest).and_then(|()| cache.put_index(&digest, &bytes));
+                kept.map_err(|error| error.to_string())
+            });
+            if let Err(error) = kept {
+                // The index serves this mount all the same; the next one builds it again.
+                tracing::warn!(layer = %digest, error, "index not kept");
+            }
+            index
         });
-        let error = match kept.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error,
-            Err(error) => error.to_string(),
-        };
-        // The index serves this mount all the same; the next one builds it again.
-        tracing::warn!(layer = %self.blob.digest(), error, "index not kept");
+        kept.await.map_err(|error| ReadError::caused(Fault::Io, "keeping the index", error))
     }
 
     async fn find(&self) -> Result<Option<LayerIndex>, ReadError> {

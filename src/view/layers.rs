@@ -28,12 +28,14 @@ impl View for Layers {
                 let stem = format!("{at:02}-{}", digest.short());
                 listing.graft(stem.as_bytes(), first + nth as u32)?;
                 // The extension that the content deserves; what cannot be looked at keeps that of its label, and hides no other.
-                let extension = match (layer.state(), layer.sniff().await) {
-                    (LayerState::Indexed { encoding, .. }, _) | (_, Ok(Sniffed::Stream(encoding))) => {
-                        format!(".{}", encoding.extension())
-                    }
-                    (_, Ok(Sniffed::Other(_))) => ".bin".to_owned(),
-                    (_, Err(_)) => crate::oci::extension(&image.manifest().layers[at].media_type).to_owned(),
+                let sniffed = match layer.state() {
+                    LayerState::Indexed { encoding, .. } => Ok(Sniffed::Stream(encoding)),
+                    _ => layer.sniff().await,
+                };
+                let extension = match sniffed {
+                    Ok(Sniffed::Stream(encoding)) => format!(".{}", encoding.extension()),
+                    Ok(Sniffed::Other(_)) => ".bin".to_owned(),
+                    Err(_) => crate::oci::extension(&image.manifest().layers[at].media_type).to_owned(),
                 };
                 let target = format!("../blobs/{}/{}", digest.algorithm_name(), digest.encoded());
                 listing.symlink(format!("{stem}{extension}").as_bytes(), &target)?;
