@@ -3,9 +3,10 @@
 //! The command starts itself again with the same arguments. That child mounts, tells over its standard output that the mount
 //! answers, and stays; the command prints what it was told and ends. Nothing is forked, so there is no state to repair.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -23,11 +24,12 @@ pub(super) fn is_child() -> bool {
 /// Starts the child and waits until it has mounted or failed. The exit code is the child's.
 pub(super) fn launch(argv: &[OsString]) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::local("starting in the background", &error);
+    let (kept, creds) = split_creds(argv.get(1..).unwrap_or_default());
     let mut child = Command::new("/proc/self/exe")
         .arg0("ocifs")
-        .args(without_creds(&argv[1..]))
+        .args(kept)
         .env(MARK, "1")
-        .envs(creds(argv).map(|creds| ("OCIFS_CREDS", creds)))
+        .envs(creds.map(|creds| ("OCIFS_CREDS", creds)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -41,7 +43,10 @@ pub(super) fn launch(argv: &[OsString]) -> Result<(), Failure> {
         if let Err(error) = std::io::stdout().write_all(&said)
             && error.kind() != std::io::ErrorKind::BrokenPipe
         {
-            tracing::warn!(%error, "mounted, but cannot say so");
+            // This process has no log; when standard error is closed too, nobody is left to tell.
+            std::io::stderr()
+                .write_all(format!("ocifs: mounted, but cannot say so: {error}\n").as_bytes())
+                .ok();
         }
         return Ok(());
     }
@@ -57,33 +62,20 @@ pub(super) fn launch(argv: &[OsString]) -> Result<(), Failure> {
     }
 }
 
-/// The arguments without the password, which the whole machine can see for as long as the mount lives.
-fn without_creds(argv: &[OsString]) -> Vec<&OsString> {
-    let mut kept = Vec::new();
-    let mut words = argv.iter();
+/// The arguments without the password, which the whole machine could see for as long as the mount lives, and the password.
+fn split_creds(argv: &[OsString]) -> (Vec<&OsStr>, Option<&OsStr>) {
+    let (mut kept, mut creds) = (Vec::new(), None);
+    let mut words = argv.iter().map(OsString::as_os_str);
     while let Some(word) = words.next() {
         if word == "--creds" {
-            words.next();
-        } else if !word.as_encoded_bytes().starts_with(b"--creds=") {
+            creds = words.next();
+        } else if let Some(value) = word.as_bytes().strip_prefix(b"--creds=") {
+            creds = Some(OsStr::from_bytes(value));
+        } else {
             kept.push(word);
         }
     }
-    kept
-}
-
-/// The password among the arguments.
-fn creds(argv: &[OsString]) -> Option<OsString> {
-    use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-    let mut words = argv.iter();
-    while let Some(word) = words.next() {
-        if word == "--creds" {
-            return words.next().cloned();
-        }
-        if let Some(value) = word.as_bytes().strip_prefix(b"--creds=") {
-            return Some(OsString::from_vec(value.to_vec()));
-        }
-    }
-    None
+    (kept, creds)
 }
 
 /// In the child, before anything else: leaves the terminal's session, so that its signals do not reach the mount.
