@@ -1,5 +1,8 @@
 //! Several byte sequences one after the other, with holes between them where the map says so.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use super::read_at::check_bounds;
 use super::{BoxFuture, ByteRange, ReadAt, ReadError, Shared, Verified};
 
@@ -138,12 +141,19 @@ impl ReadAt for Concat {
         let Some(first) = parts.next() else { return Verified::Full };
         parts.fold(first, |all, part| if all == part { all } else { Verified::Partial })
     }
+
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        match &self.pieces[..] {
+            // Invariant of `Piece`: it is its bytes, all of them.
+            [Piece { bytes: Some(bytes), .. }] => bytes.backing(),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use super::super::read_at::tests::Backed;
     use super::super::{Memory, read_all, read_vec};
     use super::*;
 
@@ -182,5 +192,16 @@ mod tests {
         assert_eq!(concat.next_data(0), Some(0));
         assert_eq!(concat.next_data(3), Some(7));
         assert_eq!(concat.next_data(9), None);
+    }
+    #[test]
+    fn only_one_part_alone_has_the_file_of_its_source() {
+        let part: Shared = Arc::new(Backed::new(10));
+        let empty: Shared = Arc::new(Memory::new(&b""[..]));
+        let mut concat = Concat::of([empty, part.clone()]);
+        assert!(Arc::ptr_eq(&concat.backing().unwrap(), &part.backing().unwrap()));
+        concat.push_hole(1);
+        assert!(concat.backing().is_none());
+        assert!(Concat::of([part.clone(), part]).backing().is_none());
+        assert!(Concat::new().backing().is_none());
     }
 }

@@ -4,6 +4,7 @@
 //! Nothing here knows registries, caches or formats. The idea: a registry blob, a cached block file, a decoded layer, a
 //! file inside a layer and a reassembled disk are all [`ReadAt`], so everything above composes them freely.
 
+mod compute;
 mod concat;
 mod error;
 mod fetch;
@@ -11,6 +12,7 @@ mod range;
 mod read_at;
 mod slice;
 
+pub(crate) use compute::compute;
 pub use concat::Concat;
 pub use error::{Fault, ReadError};
 pub use fetch::{Delivery, Fetch, FetchAll};

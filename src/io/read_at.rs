@@ -1,6 +1,7 @@
 //! The trait: exact random access to bytes that never change.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -57,6 +58,12 @@ pub trait ReadAt: Send + Sync + 'static {
     fn verified(&self) -> Verified {
         Verified::None
     }
+
+    /// A local file that holds exactly these bytes, all of them, from its first byte on, proven and never to change: who
+    /// holds the answer may read the file instead. `None` while there is no such file.
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
 }
 
 /// Bytes that several readers share.
@@ -80,6 +87,9 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
     fn verified(&self) -> Verified {
         (**self).verified()
+    }
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        (**self).backing()
     }
 }
 
@@ -156,5 +166,39 @@ impl ReadAt for Empty {
     }
     fn verified(&self) -> Verified {
         Verified::Full
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Zeros that say they have a file.
+    pub(in super::super) struct Backed {
+        size: u64,
+        file: Arc<OwnedFd>,
+    }
+
+    impl Backed {
+        pub(in super::super) fn new(size: u64) -> Self {
+            Self { size, file: Arc::new(std::io::pipe().unwrap().0.into()) }
+        }
+    }
+
+    impl ReadAt for Backed {
+        fn size(&self) -> u64 {
+            self.size
+        }
+        fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+            Box::pin(async move { self.read_ready(offset, buf).map(|_| ()) })
+        }
+        fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+            check_bounds(ByteRange::at(offset, buf.len() as u64), self.size)?;
+            buf.fill(0);
+            Ok(true)
+        }
+        fn backing(&self) -> Option<Arc<OwnedFd>> {
+            Some(self.file.clone())
+        }
     }
 }

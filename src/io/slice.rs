@@ -1,5 +1,8 @@
 //! A window of other bytes.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use super::read_at::check_bounds;
 use super::{BoxFuture, ByteRange, ReadAt, ReadError, Shared, Verified};
 
@@ -47,5 +50,26 @@ impl ReadAt for Slice {
 
     fn verified(&self) -> Verified {
         self.inner.verified()
+    }
+
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        // A part of a file is not a file.
+        (self.range == ByteRange::new(0, self.inner.size())).then(|| self.inner.backing()).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::read_at::tests::Backed;
+    use super::*;
+
+    #[test]
+    fn only_a_slice_of_everything_has_the_file_of_its_source() {
+        let source: Shared = Arc::new(Backed::new(10));
+        let whole = Slice::new(source.clone(), ByteRange::new(0, 10)).unwrap();
+        assert!(Arc::ptr_eq(&whole.backing().unwrap(), &source.backing().unwrap()));
+        for part in [ByteRange::new(0, 9), ByteRange::new(1, 10), ByteRange::new(3, 3)] {
+            assert!(Slice::new(source.clone(), part).unwrap().backing().is_none(), "{part:?}");
+        }
     }
 }
