@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::ser::SerializeStruct as _;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Digest, MediaType, OciError, Platform};
 
@@ -29,6 +30,33 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
+    /// The descriptor of `bytes`, by sha256.
+    pub fn of(media_type: &str, bytes: &[u8]) -> Self {
+        Self {
+            media_type: media_type.into(),
+            digest: Digest::sha256(bytes),
+            size: bytes.len() as u64,
+            annotations: BTreeMap::new(),
+            platform: None,
+            artifact_type: None,
+            data: None,
+        }
+    }
+
+    /// What a manifest says of its subject: type, digest and size, and nothing that only a list needs.
+    #[must_use]
+    pub fn bare(&self) -> Self {
+        Self {
+            media_type: self.media_type.clone(),
+            digest: self.digest.clone(),
+            size: self.size,
+            annotations: BTreeMap::new(),
+            platform: None,
+            artifact_type: None,
+            data: None,
+        }
+    }
+
     /// The `org.opencontainers.image.title` annotation, unchecked.
     pub fn title(&self) -> Option<&str> {
         self.annotations.get(TITLE).map(String::as_str)
@@ -51,6 +79,30 @@ impl Descriptor {
                 reason: format!("{} of {}", self.digest.algorithm_name(), what()),
             }),
         }
+    }
+}
+
+impl Serialize for Descriptor {
+    /// The JSON form, its properties always in the same order, so that the same value has the same digest.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use base64::Engine as _;
+        let mut json = serializer.serialize_struct("Descriptor", 7)?;
+        json.serialize_field("mediaType", &self.media_type)?;
+        json.serialize_field("digest", &self.digest)?;
+        json.serialize_field("size", &self.size)?;
+        if !self.annotations.is_empty() {
+            json.serialize_field("annotations", &self.annotations)?;
+        }
+        if let Some(data) = &self.data {
+            json.serialize_field("data", &base64::engine::general_purpose::STANDARD.encode(data))?;
+        }
+        if let Some(platform) = &self.platform {
+            json.serialize_field("platform", platform)?;
+        }
+        if let Some(kind) = &self.artifact_type {
+            json.serialize_field("artifactType", kind)?;
+        }
+        json.end()
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Index {
     pub artifact_type: Option<MediaType>,
     /// The entries, in the author's order of preference.
     pub manifests: Vec<Descriptor>,
+    /// The manifest that this index is about.
+    pub subject: Option<Descriptor>,
     /// Free key-value pairs.
     pub annotations: BTreeMap<String, String>,
 }
@@ -112,6 +114,7 @@ impl Document {
             (layers, blobs) => layers.or(blobs),
         };
         let annotations = raw.annotations.unwrap_or_default();
+        let subject = raw.subject.map(|subject| subject.check("manifest", "subject")).transpose()?;
         let artifact_type = raw.artifact_type.filter(|kind| !kind.is_empty());
         match (layers, raw.manifests) {
             (Some(_), Some(_)) => Err(malformed("it has both layers and manifests".into())),
@@ -132,7 +135,7 @@ impl Document {
                     )));
                 }
                 let manifests = descriptors(entries, "index", "manifests")?;
-                Ok(Document::Index(Index { media_type, artifact_type, manifests, annotations }))
+                Ok(Document::Index(Index { media_type, artifact_type, manifests, subject, annotations }))
             }
             (layers, None) => {
                 if layers.is_none() && raw.config.is_none() {
@@ -156,10 +159,28 @@ impl Document {
                     artifact_type,
                     config: raw.config.map(|config| config.check("manifest", "config")).transpose()?,
                     layers: descriptors(layers, "manifest", "layers")?,
-                    subject: raw.subject.map(|subject| subject.check("manifest", "subject")).transpose()?,
+                    subject,
                     annotations,
                 }))
             }
+        }
+    }
+}
+
+impl Document {
+    /// What the document (or else its transport) says it is.
+    pub fn media_type(&self) -> &MediaType {
+        match self {
+            Document::Manifest(manifest) => &manifest.media_type,
+            Document::Index(index) => &index.media_type,
+        }
+    }
+
+    /// The manifest that this document is about, when it is about one.
+    pub fn subject(&self) -> Option<&Descriptor> {
+        match self {
+            Document::Manifest(manifest) => manifest.subject.as_ref(),
+            Document::Index(index) => index.subject.as_ref(),
         }
     }
 }

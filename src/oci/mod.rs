@@ -4,6 +4,7 @@
 //! No I/O happens here: parsers take bytes and return values, and every one of them has limits, because whoever can push
 //! can write these bytes. Rules come from the OCI image-spec and distribution-spec 1.1.
 
+mod artifact;
 mod config;
 mod descriptor;
 mod digest;
@@ -11,9 +12,13 @@ mod error;
 mod manifest;
 mod media_type;
 mod platform;
+pub mod published;
 mod reference;
+mod referrers;
+mod soci;
 mod title;
 
+pub use artifact::{Artifact, EMPTY, INDEX_TYPE, MANIFEST_TYPE, Written};
 pub use config::ImageConfig;
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher};
@@ -22,4 +27,10 @@ pub use manifest::{Document, Index, MAX_DOCUMENT, MAX_LAYERS, Manifest};
 pub use media_type::MediaType;
 pub use platform::{Choice, Platform, choose};
 pub use reference::{Reference, Selector};
+pub(crate) use referrers::is_of_kind;
+pub use referrers::{fallback_tag, listed, referrer_of, with_referrer};
+pub use soci::{
+    IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, SOCI_V1, SOCI_V2, SociIndex, SociVersion, Ztoc, soci_entry,
+    soci_index_digest,
+};
 pub use title::{FileName, FileNames, extension, fallback_name, file_names};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Descriptor, OciError};
+use super::{Descriptor, MediaType, OciError, SOCI_V2};
 
 /// An operating system and a processor, in the names that Go uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -165,10 +165,12 @@ pub enum Choice<'a> {
 }
 
 /// The entry of an index that fits `wanted` best. The first of equals wins (image-index.md, "manifests"). Entries of
-/// unknown platform (attestations) never win; entries without a platform win only if nothing says it fits.
+/// unknown platform (attestations) never win, nor do SOCI indexes, which bear the platform of the image that they are about;
+/// entries without a platform win only if nothing says it fits.
 pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Choice<'a> {
+    let is_image = |entry: &&Descriptor| entry.artifact_type != Some(MediaType::from(SOCI_V2));
     let mut best: Option<(u32, &Descriptor)> = None;
-    for entry in entries {
+    for entry in entries.iter().filter(is_image) {
         let Some(platform) = entry.platform.as_ref().filter(|platform| !platform.is_unknown()) else {
             continue;
         };
@@ -181,7 +183,7 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Choice<'a> {
     if let Some((_, entry)) = best {
         return Choice::One(entry);
     }
-    let mut without = entries.iter().filter(|entry| entry.platform.is_none());
+    let mut without = entries.iter().filter(is_image).filter(|entry| entry.platform.is_none());
     if let (Some(only), None) = (without.next(), without.next()) {
         return Choice::One(only);
     }
@@ -190,7 +192,7 @@ pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Choice<'a> {
         Some(platform) => Some(platform.to_string()),
         None => Some(format!("no platform ({})", entry.digest)),
     };
-    Choice::None(entries.iter().filter_map(name).collect())
+    Choice::None(entries.iter().filter(is_image).filter_map(name).collect())
 }
 
 #[cfg(test)]
@@ -239,6 +241,21 @@ mod tests {
     #[test]
     fn attestations_are_neither_chosen_nor_listed() {
         assert_eq!(pick(&["unknown/unknown", "linux/s390x"], "linux/amd64"), Err(vec!["linux/s390x".into()]));
+    }
+
+    #[test]
+    fn the_soci_index_of_an_image_is_not_the_image() {
+        let soci = |platform: &str| Descriptor { artifact_type: Some(SOCI_V2.into()), ..entry(platform) };
+        let wanted = "linux/amd64".parse().unwrap();
+        let mut image = entry("linux/amd64");
+        image.digest = Digest::sha256(b"the image");
+        for image in [image.clone(), Descriptor { platform: None, ..image }] {
+            for soci in [soci("linux/amd64"), soci("")] {
+                let entries = [soci, image.clone()];
+                assert_eq!(choose(&entries, &wanted), Choice::One(&image));
+            }
+        }
+        assert_eq!(choose(&[soci("linux/amd64")], &wanted), Choice::None(Vec::new()));
     }
 
     #[test]

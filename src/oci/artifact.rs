@@ -1,0 +1,149 @@
+//! Artifact manifests that are written here: an empty config, some blobs, and the manifest they are about.
+//!
+//! The idea: the same content has the same bytes and so the same digest on every machine, because the properties have a fixed
+//! order, annotations are sorted, and there is no time of creation. Publishing twice stores one manifest.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{Descriptor, Digest, MAX_DOCUMENT, MAX_LAYERS, MediaType, OciError};
+
+/// The media type of the manifests that are written.
+pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+/// The media type of an index.
+pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+/// The media type of a blob that says nothing (image-spec manifest.md, "Guidance for an Empty Descriptor").
+const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
+/// The content of that blob. It has to be in the repository before a manifest that names it.
+pub const EMPTY: &[u8] = b"{}";
+
+/// What an artifact manifest is to say.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    /// What kind of thing it is.
+    pub artifact_type: MediaType,
+    /// Its blobs, in order.
+    pub layers: Vec<Descriptor>,
+    /// The manifest that it is about.
+    pub subject: Option<Descriptor>,
+    /// Free key-value pairs.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A document that was written here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its media type.
+    pub media_type: &'static str,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Their sha256.
+    pub digest: Digest,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Json<'a> {
+    schema_version: u8,
+    media_type: &'a str,
+    artifact_type: &'a MediaType,
+    config: &'a Descriptor,
+    layers: &'a [Descriptor],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<&'a Descriptor>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
+}
+
+impl Artifact {
+    /// The manifest, which must keep the limits that readers have.
+    pub fn write(&self) -> Result<Written, OciError> {
+        let malformed = |reason: String| OciError::Malformed { what: "manifest", reason };
+        if self.layers.len() > MAX_LAYERS {
+            let reason = format!("{} layers are more than the limit of {MAX_LAYERS}", self.layers.len());
+            return Err(malformed(reason));
+        }
+        let config = Descriptor { data: Some(EMPTY.to_vec()), ..Descriptor::of(EMPTY_TYPE, EMPTY) };
+        // "layers ... MUST have at least one entry"; without content that is the empty one (image-spec manifest.md).
+        let nothing = [config.clone()];
+        let json = Json {
+            schema_version: 2,
+            media_type: MANIFEST_TYPE,
+            artifact_type: &self.artifact_type,
+            config: &config,
+            layers: if self.layers.is_empty() { &nothing } else { &self.layers },
+            subject: self.subject.as_ref(),
+            annotations: &self.annotations,
+        };
+        let bytes = serde_json::to_vec(&json).map_err(|error| malformed(error.to_string()))?;
+        if bytes.len() as u64 > MAX_DOCUMENT {
+            let reason = format!("{} bytes are more than the limit of {MAX_DOCUMENT}", bytes.len());
+            return Err(malformed(reason));
+        }
+        Ok(Written { media_type: MANIFEST_TYPE, digest: Digest::sha256(&bytes), bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Document;
+    use super::*;
+
+    fn artifact() -> Artifact {
+        let mut layer = Descriptor::of("text/plain", b"hello");
+        layer.annotations.insert("b".into(), "2".into());
+        layer.annotations.insert("a".into(), "1".into());
+        Artifact {
+            artifact_type: "application/x.test".into(),
+            layers: vec![layer],
+            subject: Some(Descriptor::of(MANIFEST_TYPE, b"{ }")),
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_manifest_are_these_and_no_others() {
+        let written = artifact().write().unwrap();
+        let expected = concat!(
+            r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","artifactType":"application/x.test","#,
+            r#""config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"data":"e30="},"#,
+            r#""layers":[{"mediaType":"text/plain","digest":"sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824","size":5,"annotations":{"a":"1","b":"2"}}],"#,
+            r#""subject":{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:257c1be96ae69f4b01c2c69bdb6d78605f59175819fb007d0bf245bf48444c4a","size":3}}"#,
+        );
+        assert_eq!(String::from_utf8(written.bytes.clone()).unwrap(), expected);
+        assert_eq!(written.digest, Digest::sha256(expected.as_bytes()));
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let artifact = artifact();
+        let written = artifact.write().unwrap();
+        let Document::Manifest(read) = Document::parse(&written.bytes, Some(MANIFEST_TYPE)).unwrap() else {
+            panic!()
+        };
+        assert_eq!(read.kind(), Some(&artifact.artifact_type));
+        assert_eq!((read.layers, read.subject), (artifact.layers, artifact.subject));
+        assert!(read.config.unwrap().media_type.is_empty_descriptor());
+    }
+
+    #[test]
+    fn an_artifact_without_content_names_the_empty_blob() {
+        let written = Artifact { layers: Vec::new(), ..artifact() }.write().unwrap();
+        let Document::Manifest(read) = Document::parse(&written.bytes, None).unwrap() else { panic!() };
+        assert_eq!(read.layers.len(), 1);
+        assert!(read.layers[0].media_type.is_empty_descriptor());
+    }
+
+    #[test]
+    fn no_manifest_is_written_that_no_reader_takes() {
+        let layer = Descriptor::of("text/plain", b"hello");
+        let most = Artifact { layers: vec![layer.clone(); MAX_LAYERS], ..artifact() };
+        assert!(most.write().is_ok());
+        let more = Artifact { layers: vec![layer; MAX_LAYERS + 1], ..artifact() };
+        assert!(more.write().unwrap_err().to_string().contains("4097 layers"));
+        let mut long = artifact();
+        long.annotations.insert("a".into(), "x".repeat(MAX_DOCUMENT as usize));
+        assert!(long.write().unwrap_err().to_string().contains("limit"));
+    }
+}

@@ -1,0 +1,289 @@
+//! What ocifs publishes beside an image: the indexes of its layers, and the trace of what a program read of it.
+//!
+//! Names and manifests only; the content of the blobs is not looked at here. The idea: such a manifest is taken whole or not at
+//! all, because one that contradicts the image was made for another, or by somebody who wants us to read the wrong bytes.
+//! docs/formats/ocifs-index.md is the format.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Artifact, Descriptor, Digest, MAX_DOCUMENT, Manifest, MediaType, OciError, Written};
+
+/// The artifact type of a manifest with indexes of layers.
+pub const INDEX_ARTIFACT: &str = "application/vnd.ocifs.index.v1";
+/// The media type of the index of one layer.
+pub const LAYER_INDEX: &str = "application/vnd.ocifs.layer-index.v1";
+/// The artifact type of a manifest with a trace, and the media type of the trace.
+pub const TRACE: &str = "application/vnd.ocifs.trace.v1+json";
+/// The annotation of an index: the digest of the stored layer that it is for.
+pub const LAYER_DIGEST: &str = "io.ocifs.layer.digest";
+/// The annotation of an index: the size of that layer in bytes, in decimal digits.
+pub const LAYER_SIZE: &str = "io.ocifs.layer.size";
+/// The largest index blob that is taken, in bytes: 1 % of a layer of 25 GB.
+pub const MAX_INDEX_BLOB: u64 = 256 * 1024 * 1024;
+
+/// A manifest to push, after the blobs that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// The manifest.
+    pub manifest: Written,
+    /// Its blobs, the config included, each once.
+    pub blobs: Vec<(Digest, Vec<u8>)>,
+}
+
+/// One published index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedIndex {
+    /// The layer that it is for.
+    pub layer: Digest,
+    /// The blob that holds it, at most [`MAX_INDEX_BLOB`] bytes.
+    pub blob: Descriptor,
+}
+
+/// A manifest that publishes indexes: for each layer its descriptor in the image and the bytes of its index.
+pub fn publish_indexes(
+    subject: &Descriptor,
+    indexes: Vec<(Descriptor, Vec<u8>)>,
+) -> Result<Publication, OciError> {
+    if indexes.is_empty() {
+        return Err(broken("there is no index to publish".into()));
+    }
+    let mut layers = Vec::new();
+    let mut blobs = Vec::new();
+    for (layer, bytes) in indexes {
+        let mut blob = Descriptor::of(LAYER_INDEX, &bytes);
+        blob.annotations.insert(LAYER_DIGEST.to_owned(), layer.digest.to_string());
+        blob.annotations.insert(LAYER_SIZE.to_owned(), layer.size.to_string());
+        check_size(&blob, MAX_INDEX_BLOB)?;
+        blobs.push((blob.digest.clone(), bytes));
+        layers.push((layer, blob));
+    }
+    let known: Vec<Descriptor> = layers.iter().map(|(layer, _)| layer.clone()).collect();
+    let found = layers.iter().map(|(_, blob)| checked_index(blob, &known));
+    all_different(&found.collect::<Result<Vec<_>, _>>()?)?;
+    publish(INDEX_ARTIFACT, subject, layers.into_iter().map(|(_, blob)| blob).collect(), blobs)
+}
+
+/// What `manifest` publishes for the image with digest `subject` and these `layers`.
+///
+/// Refuses a manifest of another kind or about another image, an index of a layer that the image does not have or whose size is
+/// another, two indexes of one layer, and an index past [`MAX_INDEX_BLOB`].
+pub fn read_indexes(
+    manifest: &Manifest,
+    subject: &Digest,
+    layers: &[Descriptor],
+) -> Result<Vec<PublishedIndex>, OciError> {
+    check_kind(manifest, INDEX_ARTIFACT, subject)?;
+    let found = manifest.layers.iter().map(|blob| checked_index(blob, layers));
+    let found = found.collect::<Result<Vec<_>, _>>()?;
+    all_different(&found)?;
+    Ok(found)
+}
+
+/// A manifest that publishes a trace, at most [`MAX_DOCUMENT`] bytes.
+pub fn publish_trace(subject: &Descriptor, trace: Vec<u8>) -> Result<Publication, OciError> {
+    let blob = Descriptor::of(TRACE, &trace);
+    check_size(&blob, MAX_DOCUMENT)?;
+    publish(TRACE, subject, vec![blob.clone()], vec![(blob.digest, trace)])
+}
+
+/// The blob with the trace that `manifest` publishes for the image with digest `subject`.
+pub fn read_trace(manifest: &Manifest, subject: &Digest) -> Result<Descriptor, OciError> {
+    check_kind(manifest, TRACE, subject)?;
+    let [blob] = manifest.layers.as_slice() else {
+        return Err(broken(format!("a trace has one blob, not {}", manifest.layers.len())));
+    };
+    check_type(blob, TRACE)?;
+    check_size(blob, MAX_DOCUMENT)?;
+    Ok(blob.clone())
+}
+
+fn publish(
+    artifact_type: &str,
+    subject: &Descriptor,
+    layers: Vec<Descriptor>,
+    mut blobs: Vec<(Digest, Vec<u8>)>,
+) -> Result<Publication, OciError> {
+    let artifact = Artifact {
+        artifact_type: artifact_type.into(),
+        layers,
+        subject: Some(subject.bare()),
+        annotations: BTreeMap::new(),
+    };
+    let manifest = artifact.write()?;
+    blobs.push((Digest::sha256(super::EMPTY), super::EMPTY.to_vec()));
+    // Equal layers of two names may have equal indexes.
+    let mut seen = BTreeSet::new();
+    blobs.retain(|(digest, _)| seen.insert(digest.clone()));
+    Ok(Publication { manifest, blobs })
+}
+
+fn broken(reason: String) -> OciError {
+    OciError::Malformed { what: "published manifest", reason }
+}
+
+fn check_kind(manifest: &Manifest, artifact_type: &str, subject: &Digest) -> Result<(), OciError> {
+    if manifest.kind() != Some(&MediaType::from(artifact_type)) {
+        let kind = manifest.kind().map_or("nothing", MediaType::as_written);
+        return Err(broken(format!("it says it is {kind}, not {artifact_type}")));
+    }
+    match &manifest.subject {
+        Some(about) if about.digest == *subject => Ok(()),
+        Some(about) => Err(broken(format!("it is about {}, not about {subject}", about.digest))),
+        None => Err(broken(format!("it is about nothing, not about {subject}"))),
+    }
+}
+
+fn check_type(blob: &Descriptor, media_type: &str) -> Result<(), OciError> {
+    if blob.media_type == MediaType::from(media_type) {
+        return Ok(());
+    }
+    Err(broken(format!("blob {} is {}, not {media_type}", blob.digest, blob.media_type)))
+}
+
+fn check_size(blob: &Descriptor, limit: u64) -> Result<(), OciError> {
+    if blob.size <= limit {
+        return Ok(());
+    }
+    Err(broken(format!("blob {} has {} bytes, the limit is {limit}", blob.digest, blob.size)))
+}
+
+/// An index whose annotations name one of `layers`.
+fn checked_index(blob: &Descriptor, layers: &[Descriptor]) -> Result<PublishedIndex, OciError> {
+    check_type(blob, LAYER_INDEX)?;
+    check_size(blob, MAX_INDEX_BLOB)?;
+    let annotation = |name: &str| {
+        let value = blob.annotations.get(name);
+        value.ok_or_else(|| broken(format!("index {} has no annotation {name}", blob.digest)))
+    };
+    let digest: Digest = annotation(LAYER_DIGEST)?
+        .parse()
+        .map_err(|error: OciError| broken(format!("annotation {LAYER_DIGEST}: {error}")))?;
+    let size = annotation(LAYER_SIZE)?;
+    let layer = layers.iter().find(|layer| layer.digest == digest);
+    let layer =
+        layer.ok_or_else(|| broken(format!("index {} is for {digest}, which is no layer", blob.digest)))?;
+    // The text is compared: there is one way to write a size.
+    if *size != layer.size.to_string() {
+        let size: String = size.chars().take(32).collect();
+        return Err(broken(format!(
+            "index {} is for {digest} of {size:?} bytes, the layer has {}",
+            blob.digest, layer.size
+        )));
+    }
+    Ok(PublishedIndex { layer: digest, blob: blob.clone() })
+}
+
+fn all_different(indexes: &[PublishedIndex]) -> Result<(), OciError> {
+    let mut seen = BTreeSet::new();
+    match indexes.iter().find(|index| !seen.insert(&index.layer)) {
+        Some(twice) => Err(broken(format!("there are two indexes for {}", twice.layer))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Document, MANIFEST_TYPE};
+    use super::*;
+
+    fn image() -> (Descriptor, Vec<Descriptor>) {
+        let subject = Descriptor::of(MANIFEST_TYPE, b"the image");
+        (subject, vec![Descriptor::of("a/tar", b"one layer"), Descriptor::of("a/tar", b"another")])
+    }
+
+    fn published() -> Publication {
+        let (subject, layers) = image();
+        let mut listed = subject;
+        listed.annotations.insert("noise".into(), "of a list".into());
+        let indexes = layers.into_iter().zip([b"index 1".to_vec(), b"index 2".to_vec()]).collect();
+        publish_indexes(&listed, indexes).unwrap()
+    }
+
+    fn parse(bytes: &[u8]) -> Manifest {
+        let Document::Manifest(manifest) = Document::parse(bytes, None).unwrap() else { panic!() };
+        manifest
+    }
+
+    #[test]
+    fn what_is_published_is_what_is_read_back() {
+        let (subject, layers) = image();
+        let publication = published();
+        let manifest = parse(&publication.manifest.bytes);
+        let read = read_indexes(&manifest, &subject.digest, &layers).unwrap();
+        assert_eq!(read.len(), 2);
+        for (at, content) in [b"index 1", b"index 2"].iter().enumerate() {
+            assert_eq!(read[at].layer, layers[at].digest);
+            assert_eq!(read[at].blob.digest, Digest::sha256(*content));
+        }
+        // What is named is there to be pushed: two indexes and the config.
+        let named: Vec<&Digest> = manifest.blobs().map(|blob| &blob.digest).collect();
+        assert_eq!(publication.blobs.len(), 3);
+        assert!(
+            publication
+                .blobs
+                .iter()
+                .all(|(digest, bytes)| { named.contains(&digest) && *digest == Digest::sha256(bytes) })
+        );
+        assert_eq!(manifest.subject, Some(subject), "what only a list says stays out of the manifest");
+        assert_eq!(publication, published(), "the same indexes are the same artifact");
+    }
+
+    #[test]
+    fn a_manifest_that_contradicts_the_image_is_refused_whole() {
+        let (subject, layers) = image();
+        let good = parse(&published().manifest.bytes);
+        type Spoil = fn(&mut Manifest);
+        let cases: [(Spoil, &str); 10] = [
+            (|it| it.artifact_type = Some(TRACE.into()), "it says it is"),
+            (|it| it.subject = None, "about nothing"),
+            (|it| it.subject.as_mut().unwrap().digest = Digest::sha256(b"x"), "not about sha256:"),
+            (|it| it.layers[1].media_type = "a/b".into(), "is a/b, not"),
+            (|it| it.layers[1].size = MAX_INDEX_BLOB + 1, "the limit is"),
+            (|it| drop(it.layers[1].annotations.remove(LAYER_DIGEST)), "no annotation io.ocifs.layer.digest"),
+            (|it| drop(it.layers[1].annotations.remove(LAYER_SIZE)), "no annotation io.ocifs.layer.size"),
+            (
+                |it| drop(it.layers[1].annotations.insert(LAYER_DIGEST.into(), "sha256:../..".into())),
+                "is not of the form",
+            ),
+            (|it| drop(it.layers[1].annotations.insert(LAYER_SIZE.into(), "+7".into())), "the layer has 7"),
+            (|it| it.layers[1] = it.layers[0].clone(), "two indexes for"),
+        ];
+        for (spoil, words) in cases {
+            let mut manifest = good.clone();
+            spoil(&mut manifest);
+            let error = read_indexes(&manifest, &subject.digest, &layers).unwrap_err().to_string();
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        let error = read_indexes(&good, &subject.digest, &layers[..1]).unwrap_err().to_string();
+        assert!(error.contains("which is no layer"), "{error}");
+        let mut at_limit = good;
+        at_limit.layers[1].size = MAX_INDEX_BLOB;
+        assert!(read_indexes(&at_limit, &subject.digest, &layers).is_ok());
+    }
+
+    #[test]
+    fn nothing_inconsistent_is_published() {
+        let (subject, layers) = image();
+        assert!(publish_indexes(&subject, Vec::new()).is_err());
+        let twice = vec![(layers[0].clone(), vec![1]), (layers[0].clone(), vec![2])];
+        assert!(publish_indexes(&subject, twice).unwrap_err().to_string().contains("two indexes"));
+        // Equal indexes of different layers are one blob.
+        let same = vec![(layers[0].clone(), vec![1]), (layers[1].clone(), vec![1])];
+        assert_eq!(publish_indexes(&subject, same).unwrap().blobs.len(), 2);
+    }
+
+    #[test]
+    fn a_trace_is_one_blob_of_its_kind() {
+        let (subject, _) = image();
+        let publication = publish_trace(&subject, b"{\"reads\":[]}".to_vec()).unwrap();
+        let mut manifest = parse(&publication.manifest.bytes);
+        let blob = read_trace(&manifest, &subject.digest).unwrap();
+        assert_eq!(blob.digest, Digest::sha256(b"{\"reads\":[]}"));
+        assert!(read_trace(&manifest, &Digest::sha256(b"other")).is_err());
+        assert!(read_indexes(&manifest, &subject.digest, &[]).is_err());
+        manifest.layers.push(blob);
+        assert!(read_trace(&manifest, &subject.digest).unwrap_err().to_string().contains("one blob, not 2"));
+        assert!(publish_trace(&subject, vec![b' '; MAX_DOCUMENT as usize]).is_ok());
+        assert!(publish_trace(&subject, vec![b' '; MAX_DOCUMENT as usize + 1]).is_err());
+    }
+}
