@@ -6,26 +6,44 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use fault_registry::{Fault as Bad, FaultRegistry, Request};
+use fault_registry::{Fault as Bad, FaultRegistry, Place, Request};
 use futures_util::StreamExt as _;
 use ocifs::io::{ByteRange, Delivery, Fault, Fetch, FetchAll, ReadError, read_all, read_vec};
 use ocifs::oci::{Descriptor, Digest, MAX_DOCUMENT, MediaType, Reference, Selector};
-use ocifs::registry::{Credential, Options, Registry, RegistryError, Secret};
+use ocifs::registry::{Credential, Options, Pushed, Registry, RegistryError, Secret};
 
 #[path = "registry_client/authentication.rs"]
 mod authentication;
 #[path = "support/fault_registry.rs"]
 mod fault_registry;
+#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
+#[path = "support/http.rs"]
+mod http;
 #[path = "registry_client/interruptions.rs"]
 mod interruptions;
 #[path = "registry_client/manifests.rs"]
 mod manifests;
+#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
+#[path = "support/process.rs"]
+mod process;
+#[path = "registry_client/pushes.rs"]
+mod pushes;
 #[path = "registry_client/ranges.rs"]
 mod ranges;
 #[path = "support/read_at_suite.rs"]
 mod read_at_suite;
+#[path = "registry_client/real.rs"]
+mod real;
+#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
+#[path = "support/real_registry.rs"]
+mod real_registry;
 #[path = "registry_client/redirects.rs"]
 mod redirects;
+#[path = "registry_client/referrers.rs"]
+mod referrers;
+#[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
+#[path = "support/scratch.rs"]
+mod scratch;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const PASSWORD: &str = "5ecret-password";

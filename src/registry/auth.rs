@@ -42,6 +42,17 @@ pub(super) struct Scope {
     pub(super) repository: String,
     /// The registry's own address: credentials go to this scheme, host and port only.
     pub(super) home: Url,
+    /// What a token must allow there.
+    pub(super) access: Access,
+}
+
+/// What is done in a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Access {
+    /// Reading.
+    Pull,
+    /// Reading and writing.
+    Push,
 }
 
 /// A header that was or will be sent.
@@ -82,8 +93,8 @@ pub(super) struct Auth {
     credentials: Arc<Credentials>,
     clients: Arc<Clients>,
     serial: AtomicU64,
-    /// What each (origin, repository) asked for last.
-    challenges: Mutex<HashMap<(String, String), Challenge>>,
+    /// What each (origin, repository) asked for last, for reading and for writing.
+    challenges: Mutex<HashMap<(String, String, Access), Challenge>>,
     /// Invariant: at most one flight per key is in the air.
     flights: Mutex<HashMap<Key, Flight>>,
 }
@@ -105,7 +116,7 @@ impl Auth {
         scope: &Scope,
         url: &Url,
     ) -> Result<Option<Authorization>, RegistryError> {
-        let place = (origin(url), scope.repository.clone());
+        let place = (origin(url), scope.repository.clone(), scope.access);
         let Some(challenge) = lock(&self.challenges).get(&place).cloned() else { return Ok(None) };
         self.fly(scope, url, challenge, None).await.map(Some)
     }
@@ -120,7 +131,7 @@ impl Auth {
         sent: Option<&Authorization>,
     ) -> Result<Option<Authorization>, RegistryError> {
         let default_scope = format!("repository:{}:pull", scope.repository);
-        let place = (origin(url), scope.repository.clone());
+        let place = (origin(url), scope.repository.clone(), scope.access);
         let asked = challenge(url, headers, &default_scope).map_err(|reason| RegistryError::Protocol {
             host: host_of(url),
             what: format!("a request for {}", scope.repository),
@@ -128,6 +139,12 @@ impl Auth {
         })?;
         let Some(challenge) = asked.or_else(|| lock(&self.challenges).get(&place).cloned()) else {
             return Ok(None);
+        };
+        let challenge = match scope.access {
+            Access::Pull => challenge,
+            // The first request of a push asks whether the content is there, and is told that reading needs a token. The
+            // same token then has to do for the writing.
+            Access::Push => challenge.for_writing(&scope.repository),
         };
         lock(&self.challenges).insert(place, challenge.clone());
         self.fly(scope, url, challenge, sent).await.map(Some)

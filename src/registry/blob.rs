@@ -18,7 +18,7 @@ use super::auth::Scope;
 use super::client::{Host, Inner, lock};
 use super::redact::{host_of, sanitised};
 use super::retry::{Patience, Persistence};
-use super::send::{self, Question, Reply};
+use super::send::{self, Act, Question, Reply};
 use crate::io::{BoxFuture, ByteRange, Delivery, Fetch, ReadError};
 use crate::oci::{Descriptor, Digest, OciError, Reference};
 
@@ -142,7 +142,7 @@ impl Blob {
 
     async fn try_open(&self, range: ByteRange, what: &str) -> Result<Part, RegistryError> {
         let (scope, home) = self.address.as_ref().map_err(Clone::clone)?;
-        let question = Question { scope, accept: "*/*", range: Some(range), what };
+        let question = Question { scope, act: Act::Get, accept: "*/*", range: Some(range), what };
         let (clients, auth) = (&self.inner.clients, &self.inner.auth);
         if let Some(target) = self.target() {
             let reply = send::ask(clients, auth, &question, &target).await?;

@@ -27,6 +27,28 @@ pub(super) enum Challenge {
     },
 }
 
+impl Challenge {
+    /// The same, asking for a token that may also write to `repository`. A scope is `type:name:actions`, the actions
+    /// joined by commas (distribution's token specification).
+    pub(super) fn for_writing(self, repository: &str) -> Self {
+        let Challenge::Bearer { realm, service, scope } = self else { return self };
+        let prefix = format!("repository:{repository}:");
+        let mut found = false;
+        let mut words: Vec<String> = Vec::new();
+        for word in scope.split(' ').filter(|word| !word.is_empty()) {
+            let actions = word.strip_prefix(&prefix);
+            found |= actions.is_some();
+            let writes =
+                actions.is_none_or(|actions| actions.split(',').any(|one| matches!(one, "push" | "*")));
+            words.push(if writes { word.to_owned() } else { format!("{prefix}pull,push") });
+        }
+        if !found {
+            words.push(format!("{prefix}pull,push"));
+        }
+        Challenge::Bearer { realm, service, scope: words.join(" ") }
+    }
+}
+
 /// The challenge of a 401 that `url` answered: Bearer before Basic, because a token is worth less to a thief. `None` when
 /// there is none that we know; an error says why the realm cannot be trusted.
 pub(super) fn challenge(
@@ -148,6 +170,25 @@ mod tests {
             (Some("s".into()), "repository:x/y:pull,push".into())
         );
         assert_eq!(of(""), (None, "repository:a/b:pull".into()));
+    }
+
+    #[test]
+    fn a_challenge_to_read_becomes_one_to_write_and_keeps_the_rest() {
+        let widened = |scope: &str| {
+            let realm = "https://t.example/".parse().unwrap();
+            let read = Challenge::Bearer { realm, service: Some("s".into()), scope: scope.into() };
+            match read.for_writing("a/b") {
+                Challenge::Bearer { service, scope, .. } if service.as_deref() == Some("s") => scope,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(widened("repository:a/b:pull"), "repository:a/b:pull,push");
+        for kept in ["repository:a/b:push,pull", "repository:a/b:*", "repository:a/b:pull,push,delete"] {
+            assert_eq!(widened(kept), kept);
+        }
+        assert_eq!(widened(""), "repository:a/b:pull,push");
+        assert_eq!(widened("repository:a/bc:pull"), "repository:a/bc:pull repository:a/b:pull,push");
+        assert_eq!(Challenge::Basic.for_writing("a/b"), Challenge::Basic);
     }
 
     #[test]

@@ -14,13 +14,13 @@ use reqwest::Url;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answer::{self, Body};
-use super::auth::{Auth, Scope};
+use super::auth::{Access, Auth, Scope};
 use super::blob::{Blob, LazyBlob};
 use super::challenge::is_loopback;
 use super::credentials::{Credential, Credentials};
 use super::redact::{host_of, sanitised};
 use super::retry::{Patience, Persistence};
-use super::send::{self, Clients, Question};
+use super::send::{self, Act, Clients, Question};
 use super::{RegistryError, answer::refusal};
 use crate::io::Fetch;
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, OciError, Reference, Selector};
@@ -33,7 +33,7 @@ const IGNORES_RANGES: Duration = Duration::from_secs(600);
 /// How often a document is fetched whose bytes do not hash to its digest: the wire may have flipped a bit.
 const MISMATCH_TRIES: u32 = 3;
 /// Every kind of document that may stand behind a reference.
-const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
+pub(super) const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
@@ -89,7 +89,7 @@ pub struct Fetched {
 /// The way to every registry: one for a process. Clones share everything.
 #[derive(Clone)]
 pub struct Registry {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 /// What all requests share.
@@ -138,7 +138,7 @@ impl Registry {
         let host = self.inner.host(reference);
         let mut patience = Patience::new(self.inner.read_budget, Persistence::Brief);
         let permit = host.enter(&what, &patience).await?;
-        let question = Question { scope: &scope, accept: MANIFESTS, range: None, what: &what };
+        let question = Question { scope: &scope, act: Act::Get, accept: MANIFESTS, range: None, what: &what };
         loop {
             let attempt = self.inner.try_manifest(&question, &url, selector);
             let outcome = host.bounded(&what, &patience, attempt).await;
@@ -215,7 +215,12 @@ impl Registry {
 
 impl Inner {
     /// The URL of something in a repository.
-    fn address(&self, reference: &Reference, place: &str, what: &str) -> Result<(Scope, Url), RegistryError> {
+    pub(super) fn address(
+        &self,
+        reference: &Reference,
+        place: &str,
+        what: &str,
+    ) -> Result<(Scope, Url), RegistryError> {
         let bad = |reason: String| RegistryError::Address {
             host: sanitised(reference.registry()),
             what: what.to_owned(),
@@ -234,6 +239,7 @@ impl Inner {
             registry: reference.registry().to_owned(),
             repository: reference.repository().to_owned(),
             home: url.clone(),
+            access: Access::Pull,
         };
         Ok((scope, url))
     }

@@ -30,7 +30,7 @@ pub enum RegistryError {
         host: String,
         /// What was asked for.
         what: String,
-        /// 401 or 403.
+        /// 401 or 403, or 405 for a push to a registry that takes none.
         status: u16,
         /// The registry's own words, or ours when there was no credential, with their separator.
         message: String,
@@ -250,6 +250,14 @@ impl RegistryError {
             | RegistryError::Address { .. }
             | RegistryError::Range { .. } => Fault::Usage,
             RegistryError::Helper { .. } | RegistryError::Setup { .. } => Fault::Io,
+        }
+    }
+
+    /// The failure that ended the tries: itself, when there was only one.
+    pub(super) fn last(&self) -> &Self {
+        match self {
+            RegistryError::Exhausted { source, .. } => source.last(),
+            other => other,
         }
     }
 

@@ -1,4 +1,5 @@
-//! The distribution API over HTTP: manifests, and blobs by range, with authentication, redirects, retries and resumption.
+//! The distribution API over HTTP: manifests, blobs by range, referrers and pushes, with authentication, redirects, retries
+//! and resumption.
 //!
 //! It knows no layers and no cache, and it is the only module that knows HTTP. The idea: a registry is believed only as far
 //! as an answer can be checked. A range is delivered when status, `Content-Range`, total size and body length all agree
@@ -13,11 +14,14 @@ mod client;
 mod credentials;
 mod error;
 mod helper;
+mod push;
 mod redact;
+mod referrers;
 mod retry;
 mod send;
 
 pub use client::{Fetched, Options, Registry};
 pub use credentials::Credential;
 pub use error::RegistryError;
+pub use push::Pushed;
 pub use redact::{Secret, ShownUrl};

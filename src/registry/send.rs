@@ -1,4 +1,4 @@
-//! One request and its redirects: clients, headers, and who may see the authorization.
+//! One request and its redirects: clients, methods, headers, and who may see the authorization.
 //!
 //! Nothing is tried twice here except for a login. The idea: redirects are followed by hand, because only then can each hop
 //! be told apart: a credential goes to the registry's own scheme, host and port, https never turns into http, and nothing
@@ -7,7 +7,10 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE};
+use bytes::Bytes;
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RANGE,
+};
 use reqwest::{Client, RequestBuilder, Response, Url};
 
 use super::answer::{self, Body};
@@ -21,6 +24,8 @@ use crate::io::ByteRange;
 const MAX_REDIRECTS: u32 = 5;
 /// The first byte of an answer may take this many stall times: a registry that is a cache fetches first.
 const FIRST_BYTE: u32 = 3;
+/// The slowest upload that is waited for, in bytes a second: half a megabit.
+const SLOWEST_UPLOAD: u64 = 64 * 1024;
 
 /// HTTP clients by what they need. They share nothing but options; each keeps its own connections.
 pub(super) struct Clients {
@@ -91,7 +96,21 @@ impl Clients {
 
     /// Sends one request and waits for the head of its answer.
     async fn send(&self, request: RequestBuilder, host: &str, what: &str) -> Result<Response, RegistryError> {
-        let waited = self.connect_timeout.max(self.stall * FIRST_BYTE);
+        self.send_within(request, host, what, self.patience()).await
+    }
+
+    /// How long the head of an answer may take when nothing is uploaded.
+    fn patience(&self) -> Duration {
+        self.connect_timeout.max(self.stall * FIRST_BYTE)
+    }
+
+    async fn send_within(
+        &self,
+        request: RequestBuilder,
+        host: &str,
+        what: &str,
+        waited: Duration,
+    ) -> Result<Response, RegistryError> {
         match tokio::time::timeout(waited, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(broken(host, what, error)),
@@ -131,10 +150,76 @@ impl Clients {
     }
 }
 
+/// What is done at an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Act<'a> {
+    /// Read it.
+    Get,
+    /// Ask whether it is there.
+    Head,
+    /// Begin an upload: a POST without a body.
+    Begin,
+    /// Keep these bytes there.
+    Put {
+        /// What they are called.
+        media_type: &'a str,
+        /// All of them.
+        bytes: &'a Bytes,
+    },
+}
+
+impl Act<'_> {
+    /// How much longer than a question it may take.
+    fn upload(self) -> Duration {
+        match self {
+            Act::Get | Act::Head | Act::Begin => Duration::ZERO,
+            Act::Put { bytes, .. } => upload_time(bytes.len()),
+        }
+    }
+
+    /// Whether a redirect that turns the request into a GET would still be the same request (RFC 9110 section 15.4).
+    fn is_safe(self) -> bool {
+        match self {
+            Act::Get | Act::Head => true,
+            Act::Begin | Act::Put { .. } => false,
+        }
+    }
+
+    /// The method, for logs.
+    fn name(self) -> &'static str {
+        match self {
+            Act::Get => "GET",
+            Act::Head => "HEAD",
+            Act::Begin => "POST",
+            Act::Put { .. } => "PUT",
+        }
+    }
+
+    fn request(self, client: &Client, url: Url) -> RequestBuilder {
+        match self {
+            Act::Get => client.get(url),
+            Act::Head => client.head(url),
+            // The distribution-spec wants a Content-Length of 0 ("POST then PUT"), which hyper does not say by itself.
+            Act::Begin => client.post(url).header(CONTENT_LENGTH, 0),
+            Act::Put { media_type, bytes } => {
+                let request = client.put(url).header(CONTENT_TYPE, media_type);
+                request.header(CONTENT_LENGTH, bytes.len()).body(bytes.clone())
+            }
+        }
+    }
+}
+
+/// How long an upload of this many bytes is waited for.
+pub(super) fn upload_time(bytes: usize) -> Duration {
+    Duration::from_secs(bytes as u64 / SLOWEST_UPLOAD)
+}
+
 /// A request to a registry.
 pub(super) struct Question<'a> {
     /// Whom it is for.
     pub(super) scope: &'a Scope,
+    /// What is to be done there.
+    pub(super) act: Act<'a>,
     /// The media types that may come.
     pub(super) accept: &'a str,
     /// The bytes, when not all.
@@ -171,9 +256,9 @@ pub(super) async fn ask(
     let mut renewed = false;
     loop {
         let host = host_of(&url);
-        let mut request = clients
-            .of(&url)?
-            .get(url.clone())
+        let mut request = question
+            .act
+            .request(clients.of(&url)?, url.clone())
             .header(ACCEPT, question.accept)
             .header(ACCEPT_ENCODING, "identity");
         if let Some(range) = question.range {
@@ -182,20 +267,24 @@ pub(super) async fn ask(
         if let Some(known) = &authorization {
             request = request.header(AUTHORIZATION, sensitive(&known.header, &url, what)?);
         }
-        let response = clients.send(request, &host, what).await?;
+        let waited = clients.patience() + question.act.upload();
+        let response = clients.send_within(request, &host, what, waited).await?;
         let status = response.status().as_u16();
-        tracing::debug!(url = %ShownUrl(&url), range = question.range.map(tracing::field::debug), status, "request");
+        tracing::debug!(url = %ShownUrl(&url), act = question.act.name(), range = question.range.map(tracing::field::debug), status, "request");
         let body = Body { host: &host, what, stall: clients.stall() };
         let at_home = origin(&url) == home;
         let protocol =
             |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
         if matches!(status, 301 | 302 | 303 | 307 | 308) {
+            if matches!(status, 301..=303) && !question.act.is_safe() {
+                return Err(protocol(format!("status {status}, which does not take an upload along")));
+            }
             redirects += 1;
             if redirects > MAX_REDIRECTS {
                 return Err(protocol(format!("more than {MAX_REDIRECTS} redirects")));
             }
             let next = answer::header(&response, "location").ok_or("a redirect to nowhere".to_owned());
-            let next = next.and_then(|location| redirect(&url, location)).map_err(protocol)?;
+            let next = next.and_then(|location| follow(&url, location)).map_err(protocol)?;
             body.discard(response).await;
             if origin(&next) != origin(&url) {
                 authorization = auth.known(scope, &next).await?;
@@ -223,8 +312,8 @@ pub(super) async fn ask(
     }
 }
 
-/// Where a redirect leads, when it may be followed.
-fn redirect(from: &Url, location: &str) -> Result<Url, String> {
+/// Where a redirect (or the place of an upload) leads, when it may be followed.
+pub(super) fn follow(from: &Url, location: &str) -> Result<Url, String> {
     let mut next = from.join(location).map_err(|_| "a redirect to something that is not a URL".to_owned())?;
     match (from.scheme(), next.scheme()) {
         (_, "https") | ("http", "http") => {}
@@ -271,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_redirect_never_leaves_https() {
-        let from = |from: &str, to: &str| redirect(&from.parse().unwrap(), to).map(|url| url.to_string());
+        let from = |from: &str, to: &str| follow(&from.parse().unwrap(), to).map(|url| url.to_string());
         assert_eq!(from("https://r.example/v2/a", "/other?x=1").unwrap(), "https://r.example/other?x=1");
         assert_eq!(from("http://r.example/", "https://cdn.example/").unwrap(), "https://cdn.example/");
         assert_eq!(from("http://127.0.0.1:1/", "http://127.0.0.1:2/").unwrap(), "http://127.0.0.1:2/");

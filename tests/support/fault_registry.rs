@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use fault::Fault;
+pub use fault::{Fault, Place};
 use http::{Answer, Head, basic_header, read_head, split};
 use ocifs::oci::Digest;
 
@@ -28,6 +28,8 @@ use ocifs::oci::Digest;
 mod fault;
 #[path = "fault_registry/http.rs"]
 mod http;
+#[path = "fault_registry/writes.rs"]
+mod writes;
 
 /// A request as it was answered.
 #[derive(Clone, Debug)]
@@ -74,6 +76,9 @@ struct State {
     /// By token: its scope and its birth.
     tokens: HashMap<String, (String, Instant)>,
     tokens_made: u64,
+    /// Uploads that began and did not end.
+    uploads: Vec<String>,
+    uploads_made: u64,
     /// Part of every signed URL.
     signature: u64,
     streaming: usize,
@@ -171,7 +176,9 @@ impl FaultRegistry {
     /// Misbehaves so until `clear`, or as many times as the fault says.
     pub fn set(&self, fault: Fault) {
         let times = match &fault {
-            Fault::TruncateAfter { times, .. } | Fault::Status { times, .. } => *times,
+            Fault::TruncateAfter { times, .. }
+            | Fault::Status { times, .. }
+            | Fault::StatusOf { times, .. } => *times,
             _ => u32::MAX,
         };
         self.set_for(fault, times);
@@ -355,6 +362,9 @@ impl Shared {
             format!("Content-Length: {declared}\r\n\r\n")
         });
         let sent = connection.write_all(text.as_bytes()).and_then(|()| {
+            if head.method == "HEAD" {
+                return Ok(true);
+            }
             let limit = ends_after.map_or(declared, |limit| declared.min(limit as usize));
             let step = rate.map_or(64 * 1024, |rate| (rate / 20).max(1) as usize);
             for piece in answer.body[..limit].chunks(step) {
@@ -397,6 +407,9 @@ impl Shared {
             state.violations.push(format!("{} {}: {reason}", head.method, head.path));
             return Answer::error(400, "UNSUPPORTED", "strict");
         }
+        if at_cdn && head.method == "PUT" {
+            return state.cdn_upload(head);
+        }
         if at_cdn {
             return state.cdn_blob(head);
         }
@@ -421,11 +434,25 @@ impl Shared {
                 None => answer,
             };
         }
+        if let Some(Fault::StatusOf { code, .. }) =
+            state.has(|fault| matches!(fault, Fault::StatusOf { method, .. } if *method == head.method))
+        {
+            return Answer::error(code, "FAULT", "as it was told");
+        }
         if state.has(|fault| matches!(fault, Fault::Html)).is_some() {
             return Answer::html();
         }
+        match (head.method.as_str(), kind) {
+            ("HEAD", "manifests") => return state.head_manifest(repo, name),
+            ("HEAD", "blobs") => return state.head_blob(name),
+            ("POST", _) => return state.begin_upload(repo, [self.registry, self.cdn]),
+            ("PUT", "uploads") => return state.finish_upload(head, name),
+            ("PUT", _) => return state.put_manifest(head, repo, name),
+            _ => {}
+        }
         match kind {
             "manifests" => state.manifest(head, repo, name),
+            "referrers" => state.referrers(head, repo, name, &self.cdn.to_string()),
             _ => {
                 if let Some(fault) = state.has(|fault| {
                     matches!(
@@ -451,8 +478,8 @@ impl Shared {
         if head.header("host") != Some(address.to_string().as_str()) {
             return Err(format!("host {:?}", head.header("host")));
         }
-        if head.method != "GET" && head.path != "/token" {
-            return Err("only GET is served".into());
+        if head.path != "/token" {
+            writes::check(head)?;
         }
         if let Some(referer) = head.header("referer") {
             return Err(format!("referer {referer}"));
@@ -460,7 +487,7 @@ impl Shared {
         if at_cdn && head.header("authorization").is_some() {
             return Err("authorization at the second host".into());
         }
-        let is_blob = head.path.contains("/blobs/");
+        let is_blob = head.method == "GET" && head.path.contains("/blobs/");
         if is_blob && head.header("accept-encoding") != Some("identity") {
             return Err(format!("accept-encoding {:?}", head.header("accept-encoding")));
         }
@@ -557,13 +584,15 @@ impl State {
     /// The refusal for a request without the right login.
     fn authorize(&mut self, head: &Head, repo: &str, host: &str) -> Option<Answer> {
         let given = head.header("authorization");
-        let scope = format!("repository:{repo}:pull");
+        let writes = matches!(head.method.as_str(), "POST" | "PUT");
+        let scope = format!("repository:{repo}:{}", if writes { "pull,push" } else { "pull" });
         let bearer = self.peek(|fault| matches!(fault, Fault::RequireBearer { .. })).cloned();
         if let Some(Fault::RequireBearer { token_lifetime }) = bearer {
             let token = given.and_then(|header| header.strip_prefix("Bearer "));
-            let valid = token
-                .and_then(|token| self.tokens.get(token))
-                .is_some_and(|(of, birth)| *of == scope && birth.elapsed() < token_lifetime);
+            let valid = token.and_then(|token| self.tokens.get(token)).is_some_and(|(of, birth)| {
+                // Who may write may read.
+                (*of == scope || *of == format!("{scope},push")) && birth.elapsed() < token_lifetime
+            });
             let realm = match self.peek(|fault| matches!(fault, Fault::Realm(_))) {
                 Some(Fault::Realm(realm)) => realm.clone(),
                 _ => format!("http://{host}/token"),

@@ -2,6 +2,15 @@
 
 use std::time::Duration;
 
+/// Where an upload goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the registry, by a whole URL.
+    Absolute,
+    /// At the second host, by a signed URL.
+    SecondHost,
+}
+
 /// How the registry misbehaves. Several can be set at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -51,6 +60,30 @@ pub enum Fault {
     Html,
     /// Manifests are documents of this many bytes.
     BigManifest(u64),
+    /// Answers requests of this method with this status, this many times.
+    StatusOf { method: &'static str, code: u16, times: u32 },
+    /// Lists referrers, this many on a page. Without this the registry knows no referrers.
+    ReferrersApi { page: usize },
+    /// Lists all referrers, whatever kind was asked for.
+    ReferrersUnfiltered,
+    /// Every page of referrers leads to itself.
+    ReferrersLoop,
+    /// Every page of referrers leads to another one that never was.
+    ReferrersEndless,
+    /// Only the first page of referrers is there.
+    ReferrersHole,
+    /// Every page of referrers leads to the second host.
+    ReferrersElsewhere,
+    /// Names this place for uploads instead of a relative one.
+    UploadAt(Place),
+    /// Names this text as the place for uploads.
+    UploadLocation(String),
+    /// Stores what is uploaded and never says so.
+    SilentAfterPut,
+    /// Says that it stored something of this digest.
+    StoredDigestHeader(String),
+    /// Whenever a tag is written, somebody else writes what was there before.
+    TagsSnapBack,
     /// Manifests come with this Docker-Content-Digest.
     ManifestDigestHeader(String),
 }

@@ -12,7 +12,7 @@ pub(super) struct Head {
     pub(super) path: String,
     pub(super) query: String,
     headers: HashMap<String, String>,
-    body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Head {
@@ -70,28 +70,32 @@ impl Answer {
     }
 }
 
-/// Repository, kind and name of a path.
+/// Repository, kind and name of a path. The kind of `blobs/uploads/NAME` is `uploads`.
 pub(super) fn split(path: &str) -> Option<(&str, &str, &str)> {
     let path = path.strip_prefix("/v2/")?;
     let (rest, name) = path.rsplit_once('/')?;
     let (repo, kind) = rest.rsplit_once('/')?;
-    matches!(kind, "manifests" | "blobs").then_some((repo, kind, name))
+    match kind {
+        "manifests" | "blobs" | "referrers" => Some((repo, kind, name)),
+        "uploads" => Some((repo.strip_suffix("/blobs")?, kind, name)),
+        _ => None,
+    }
 }
 
 /// The next request; `buffer` keeps what came after it.
 pub(super) fn read_head(connection: &mut &TcpStream, buffer: &mut Vec<u8>) -> std::io::Result<Option<Head>> {
     let mut reader = *connection;
-    let mut fill = |buffer: &mut Vec<u8>| {
+    let mut fill = |buffer: &mut Vec<u8>, most: usize| {
         let mut piece = [0; 4096];
         let read = reader.read(&mut piece)?;
         buffer.extend_from_slice(&piece[..read]);
-        std::io::Result::Ok(read > 0 && buffer.len() < 64 * 1024)
+        std::io::Result::Ok(read > 0 && buffer.len() < most)
     };
     let end = loop {
         if let Some(at) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
             break at + 4;
         }
-        if !fill(buffer)? {
+        if !fill(buffer, 64 * 1024)? {
             return Ok(None);
         }
         // A TLS handshake; servers of plain http answer it in plain http.
@@ -113,7 +117,7 @@ pub(super) fn read_head(connection: &mut &TcpStream, buffer: &mut Vec<u8>) -> st
         .collect();
     let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     while buffer.len() < end + length {
-        if !fill(buffer)? {
+        if !fill(buffer, 64 * 1024 * 1024)? {
             return Ok(None);
         }
     }
@@ -123,7 +127,7 @@ pub(super) fn read_head(connection: &mut &TcpStream, buffer: &mut Vec<u8>) -> st
 }
 
 /// Undoes the form encoding.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {

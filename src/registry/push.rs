@@ -1,0 +1,352 @@
+//! Putting things into a registry: blobs, manifests, and the list of referrers where a registry does not keep it itself.
+//!
+//! What is there is not sent again. The idea: everything is named by its content, so a request that is repeated stores the same
+//! thing once more and nothing twice; the one document that is changed, the list of referrers, is read again after it was
+//! written. Rules: distribution-spec 1.1, "Push" and "Pushing Manifests with Subject".
+
+use bytes::Bytes;
+use reqwest::Url;
+
+use super::RegistryError;
+use super::answer::{self, Body, refusal};
+use super::auth::{Access, Scope};
+use super::client::{Host, Inner, MANIFESTS, Registry};
+use super::redact::{host_of, sanitised};
+use super::retry::{Patience, Persistence};
+use super::send::{self, Act, Question, Reply};
+use crate::oci::{Descriptor, Digest, Document, INDEX_TYPE, OciError, Reference, Selector};
+use crate::oci::{fallback_tag, referrer_of, with_referrer};
+
+/// What a blob is called on its way (distribution-spec, "POST then PUT").
+const OCTETS: &str = "application/octet-stream";
+/// How often a list of referrers is written before somebody else is said to undo it.
+const LIST_TRIES: u32 = 4;
+
+/// What a push did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// The registry has it now.
+    Stored,
+    /// The registry had it, nothing was sent.
+    WasThere,
+}
+
+/// One push on its way: where, in whose name, and for how long.
+struct Push<'a> {
+    inner: &'a Inner,
+    host: &'a Host,
+    scope: &'a Scope,
+    what: &'a str,
+    patience: Patience,
+}
+
+impl Registry {
+    /// Stores a blob in the repository of `reference`, unless it is there.
+    pub async fn push_blob(
+        &self,
+        reference: &Reference,
+        digest: &Digest,
+        bytes: Bytes,
+    ) -> Result<Pushed, RegistryError> {
+        let what = format!("upload of {digest} to {}", reference.repository());
+        check_own(reference, &what, digest, &bytes)?;
+        let (scope, blob) = self.inner.push_address(reference, &format!("blobs/{digest}"), &what)?;
+        let (_, uploads) = self.inner.push_address(reference, "blobs/uploads/", &what)?;
+        let host = self.inner.host(reference);
+        let patience =
+            Patience::new(self.inner.read_budget + send::upload_time(bytes.len()), Persistence::Brief);
+        let _permit = host.enter(&what, &patience).await?;
+        let mut push = Push { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
+        let mut tried = false;
+        loop {
+            // Asked again after an upload that broke: it may have arrived.
+            if push.has_blob(&blob, bytes.len() as u64).await? {
+                return Ok(if tried { Pushed::Stored } else { Pushed::WasThere });
+            }
+            let place = push.begin(&uploads, reference).await?;
+            tried = true;
+            match push.finish(place, digest, &bytes).await {
+                Ok(()) => return Ok(Pushed::Stored),
+                Err(error) => host.pause(&mut push.patience, error).await?,
+            }
+        }
+    }
+
+    /// Stores a manifest or index under a tag, or under its own digest, unless it is there. Its blobs must be there.
+    ///
+    /// With a subject it is sent in any case, because only the answer to that says whether the registry lists referrers; where
+    /// it does not, the list under the fallback tag is brought up to date.
+    pub async fn push_manifest(
+        &self,
+        reference: &Reference,
+        selector: &Selector,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<Pushed, RegistryError> {
+        let name = match selector {
+            Selector::Tag(tag) => tag.as_str(),
+            Selector::Digest(digest) => digest.as_str(),
+        };
+        let what = format!("upload of manifest {name} to {}", reference.repository());
+        let refused = |source: OciError| RegistryError::Document {
+            host: reference.registry().to_owned(),
+            what: what.clone(),
+            source,
+        };
+        let document = Document::parse(&bytes, Some(media_type)).map_err(refused)?;
+        let digest = match selector {
+            Selector::Tag(_) => Digest::sha256(&bytes),
+            Selector::Digest(digest) => {
+                check_own(reference, &what, digest, &bytes)?;
+                digest.clone()
+            }
+        };
+        let (scope, url) = self.inner.push_address(reference, &format!("manifests/{name}"), &what)?;
+        let host = self.inner.host(reference);
+        let patience =
+            Patience::new(self.inner.read_budget + send::upload_time(bytes.len()), Persistence::Brief);
+        let permit = host.enter(&what, &patience).await?;
+        let mut push = Push { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
+        if document.subject().is_none() && push.has_manifest(&url, selector, &digest).await? {
+            return Ok(Pushed::WasThere);
+        }
+        let listed = push.put_manifest(&url, media_type, &bytes, &digest).await?;
+        drop(permit);
+        let Some(subject) = document.subject() else { return Ok(Pushed::Stored) };
+        if listed.is_none_or(|listed| listed != subject.digest.as_str()) {
+            let entry = referrer_of(&document, media_type, &bytes);
+            self.list_by_tag(reference, &subject.digest, &entry).await?;
+        }
+        Ok(Pushed::Stored)
+    }
+
+    /// Puts `entry` into the list under the fallback tag of `subject`. The registry offers no way to change it in one step, so
+    /// it is read again: whoever wrote at the same time has perhaps undone it. Their entry may be lost by ours likewise, which
+    /// other clients of that tag accept too.
+    async fn list_by_tag(
+        &self,
+        reference: &Reference,
+        subject: &Digest,
+        entry: &Descriptor,
+    ) -> Result<(), RegistryError> {
+        let tag = fallback_tag(subject);
+        let selector = Selector::Tag(tag.clone());
+        let what = format!("list of referrers {tag} of {}", reference.repository());
+        let mut writes = 0;
+        loop {
+            let present = match self.manifest(reference, &selector).await {
+                Ok(fetched) => Some(fetched),
+                Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => None,
+                Err(error) => return Err(error),
+            };
+            let present = present.as_ref().map(|list| (&list.bytes[..], list.content_type.as_deref()));
+            let changed = with_referrer(present, entry).map_err(|source| RegistryError::Document {
+                host: reference.registry().to_owned(),
+                what: what.clone(),
+                source,
+            })?;
+            let Some(list) = changed else { return Ok(()) };
+            if writes == LIST_TRIES {
+                return Err(RegistryError::Protocol {
+                    host: reference.registry().to_owned(),
+                    what,
+                    reason: format!("a list without {} though it was written {writes} times", entry.digest),
+                });
+            }
+            writes += 1;
+            // An index without a subject: this ends here.
+            Box::pin(self.push_manifest(reference, &selector, INDEX_TYPE, list.into())).await?;
+        }
+    }
+}
+
+impl Inner {
+    /// The URL of something in a repository that is to be written to.
+    fn push_address(
+        &self,
+        reference: &Reference,
+        place: &str,
+        what: &str,
+    ) -> Result<(Scope, Url), RegistryError> {
+        let (scope, url) = self.address(reference, place, what)?;
+        Ok((Scope { access: Access::Push, ..scope }, url))
+    }
+}
+
+impl Push<'_> {
+    /// One request, tried again as long as there is patience: for what can be asked twice.
+    async fn insist<T>(
+        &mut self,
+        mut attempt: impl AsyncFnMut() -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        loop {
+            match self.host.bounded(self.what, &self.patience, attempt()).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) => self.host.pause(&mut self.patience, error).await?,
+            }
+        }
+    }
+
+    /// The question that a HEAD answers; `None` for any answer that does not say "it is there".
+    async fn head(&mut self, url: &Url, accept: &str) -> Result<Option<Reply>, RegistryError> {
+        let (inner, scope, what) = (self.inner, self.scope, self.what);
+        self.insist(async || {
+            let question = Question { scope, act: Act::Head, accept, range: None, what };
+            let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
+            match reply.response.status().as_u16() {
+                200 => Ok(Some(reply)),
+                // Storage that signs URLs for one method refuses this one; sending what is there does no harm.
+                401 | 403 if !reply.at_home => Ok(None),
+                404 | 405 => Ok(None),
+                _ => Err(of_push(refusal(reply, what, inner.clients.stall()).await)),
+            }
+        })
+        .await
+    }
+
+    async fn has_blob(&mut self, url: &Url, size: u64) -> Result<bool, RegistryError> {
+        let Some(reply) = self.head(url, "*/*").await? else { return Ok(false) };
+        let length = answer::header(&reply.response, "content-length");
+        Ok(length.is_none_or(|length| length.trim() == size.to_string()))
+    }
+
+    /// A tag is there when it points at this very document, which the registry has to say.
+    async fn has_manifest(
+        &mut self,
+        url: &Url,
+        selector: &Selector,
+        digest: &Digest,
+    ) -> Result<bool, RegistryError> {
+        let Some(reply) = self.head(url, MANIFESTS).await? else { return Ok(false) };
+        let named = answer::header(&reply.response, "docker-content-digest");
+        Ok(match selector {
+            Selector::Digest(_) => named.is_none_or(|named| named == digest.as_str()),
+            Selector::Tag(_) => named == Some(digest.as_str()),
+        })
+    }
+
+    /// Where the registry wants the upload. Asked again only when the registry says that it did nothing, or was not reached:
+    /// every answer that is lost leaves an upload behind.
+    async fn begin(&mut self, uploads: &Url, reference: &Reference) -> Result<Url, RegistryError> {
+        loop {
+            let attempt = self.try_begin(uploads, reference);
+            match self.host.bounded(self.what, &self.patience, attempt).await {
+                Ok(place) => return Ok(place),
+                Err(error) if is_unheard(&error) => self.host.pause(&mut self.patience, error).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn try_begin(&self, uploads: &Url, reference: &Reference) -> Result<Url, RegistryError> {
+        let (inner, scope, what) = (self.inner, self.scope, self.what);
+        let question = Question { scope, act: Act::Begin, accept: "*/*", range: None, what };
+        let reply = send::ask(&inner.clients, &inner.auth, &question, uploads).await?;
+        let stall = inner.clients.stall();
+        match reply.response.status().as_u16() {
+            202 => {}
+            404 => {
+                let what = format!("repository {} to push to", reference.repository());
+                return Err(refusal(reply, &what, stall).await);
+            }
+            _ => return Err(of_push(refusal(reply, what, stall).await)),
+        }
+        let host = host_of(&reply.url);
+        let location = answer::header(&reply.response, "location").ok_or("no place for it".to_owned());
+        let place = location.and_then(|location| send::follow(&reply.url, location));
+        let place = place.map_err(|reason| RegistryError::Protocol {
+            host: host.clone(),
+            what: what.to_owned(),
+            reason: format!("status 202 and {reason}"),
+        })?;
+        Body { host: &host, what, stall }.discard(reply.response).await;
+        Ok(place)
+    }
+
+    /// One try to store the blob at the place it was given.
+    async fn finish(&self, mut place: Url, digest: &Digest, bytes: &Bytes) -> Result<(), RegistryError> {
+        // The place may have a query of its own, which must come back as it was.
+        place.query_pairs_mut().append_pair("digest", digest.as_str());
+        let act = Act::Put { media_type: OCTETS, bytes };
+        self.host.bounded(self.what, &self.patience, self.put(&place, act, digest)).await.map(drop)
+    }
+
+    async fn put_manifest(
+        &mut self,
+        url: &Url,
+        media_type: &str,
+        bytes: &Bytes,
+        digest: &Digest,
+    ) -> Result<Option<String>, RegistryError> {
+        loop {
+            let act = Act::Put { media_type, bytes };
+            match self.host.bounded(self.what, &self.patience, self.put(url, act, digest)).await {
+                Ok(subject) => return Ok(subject),
+                Err(error) => self.host.pause(&mut self.patience, error).await?,
+            }
+        }
+    }
+
+    /// Stores something; the answer is the subject that the registry has taken note of.
+    async fn put(&self, url: &Url, act: Act<'_>, digest: &Digest) -> Result<Option<String>, RegistryError> {
+        let (inner, scope, what) = (self.inner, self.scope, self.what);
+        let question = Question { scope, act, accept: "*/*", range: None, what };
+        let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
+        let stall = inner.clients.stall();
+        // 201 by the specification; some registries answer 200 or 204.
+        if !matches!(reply.response.status().as_u16(), 200 | 201 | 204) {
+            return Err(of_push(refusal(reply, what, stall).await));
+        }
+        let host = host_of(&reply.url);
+        let named = answer::header(&reply.response, "docker-content-digest");
+        if let Some(actual) = named.and_then(|named| named.parse::<Digest>().ok())
+            && actual.algorithm_name() == digest.algorithm_name()
+            && actual != *digest
+        {
+            return Err(RegistryError::Mismatch {
+                host,
+                what: what.to_owned(),
+                expected: digest.clone(),
+                actual,
+            });
+        }
+        let subject = answer::header(&reply.response, "oci-subject").map(sanitised);
+        Body { host: &host, what, stall }.discard(reply.response).await;
+        Ok(subject)
+    }
+}
+
+/// Bytes are pushed only under the digest that they have.
+fn check_own(reference: &Reference, what: &str, digest: &Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+    let (host, what) = (reference.registry().to_owned(), what.to_owned());
+    match digest.same_algorithm(bytes) {
+        Some(actual) if actual == *digest => Ok(()),
+        Some(actual) => Err(RegistryError::Mismatch { host, what, expected: digest.clone(), actual }),
+        None => Err(RegistryError::Document {
+            host,
+            what,
+            source: OciError::Unsupported {
+                what: "digest algorithm",
+                reason: digest.algorithm_name().to_owned(),
+            },
+        }),
+    }
+}
+
+/// A registry that takes no pushes (a mirror) says 405: that is a refusal, not a broken protocol.
+fn of_push(error: RegistryError) -> RegistryError {
+    match error {
+        RegistryError::Status { host, what, status: 405, message, .. } => {
+            RegistryError::Denied { host, what, status: 405, message }
+        }
+        other => other,
+    }
+}
+
+/// Whether a request certainly had no effect: nobody was there, or whoever was there had no time.
+fn is_unheard(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Status { status, .. } => matches!(status, 429 | 503),
+        other => other.is_connecting(),
+    }
+}

@@ -1,0 +1,217 @@
+//! Which manifests of a repository say that they are about another one.
+//!
+//! What comes back is a claim of the registry, or of whoever wrote the list: a listed manifest is read by digest, and its
+//! subject compared, by whoever uses it. The idea: a registry without the API keeps the same list as an index under a tag, so
+//! there is one answer with two ways to it. Rules: distribution-spec 1.1, "Listing Referrers".
+
+use std::collections::HashSet;
+
+use reqwest::{Response, Url};
+
+use super::RegistryError;
+use super::answer::{self, Body, refusal};
+use super::auth::origin;
+use super::client::{Inner, Registry};
+use super::redact::host_of;
+use super::retry::{Patience, Persistence};
+use super::send::{self, Act, Question};
+use crate::oci::{
+    Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, Reference, Selector, fallback_tag, is_of_kind,
+    listed,
+};
+
+/// The most pages of one list. A registry that sends ten entries a page can still list what a document may hold.
+const MAX_PAGES: usize = 512;
+
+/// A part of a list.
+struct Page {
+    entries: Vec<Descriptor>,
+    next: Option<Url>,
+}
+
+impl Registry {
+    /// The manifests about `subject` that the repository of `reference` has, those of one kind or all; each once. None is no
+    /// error, and neither is a registry that has never heard of referrers.
+    ///
+    /// Entries have `artifact_type` and `annotations` as far as the registry tells them. At most 4096, read from documents of
+    /// at most [`MAX_DOCUMENT`] bytes.
+    pub async fn referrers(
+        &self,
+        reference: &Reference,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let mut entries = match self.asked_referrers(reference, subject, artifact_type).await? {
+            Some(entries) => entries,
+            None => self.tagged_referrers(reference, subject).await?,
+        };
+        let mut seen = HashSet::new();
+        entries.retain(|entry| is_of_kind(entry, artifact_type) && seen.insert(entry.digest.clone()));
+        Ok(entries)
+    }
+
+    /// The answer of the API, all pages of it; `None` when there is no such API.
+    async fn asked_referrers(
+        &self,
+        reference: &Reference,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let what = format!("referrers of {subject} in {}", reference.repository());
+        let (scope, mut url) = self.inner.address(reference, &format!("referrers/{subject}"), &what)?;
+        if let Some(kind) = artifact_type {
+            url.query_pairs_mut().append_pair("artifactType", kind);
+        }
+        let question =
+            Question { scope: &scope, act: Act::Get, accept: INDEX_TYPE, range: None, what: &what };
+        let host = self.inner.host(reference);
+        let mut patience = Patience::new(self.inner.read_budget, Persistence::Brief);
+        let _permit = host.enter(&what, &patience).await?;
+        let (mut entries, mut asked) = (Vec::new(), HashSet::new());
+        loop {
+            if !asked.insert(url.to_string()) || asked.len() > MAX_PAGES {
+                let reason = format!("a list that does not end after {} pages", asked.len().min(MAX_PAGES));
+                return Err(RegistryError::Protocol { host: host_of(&url), what, reason });
+            }
+            let page = loop {
+                match host.bounded(&what, &patience, self.inner.try_page(&question, &url)).await {
+                    Ok(page) => break page,
+                    // A first page that is not there: a later one would be a list with a hole.
+                    Err(error) if asked.len() == 1 && lacks_referrers(&error) => {
+                        tracing::debug!(host = reference.registry(), %subject, %error, "no list of referrers");
+                        return Ok(None);
+                    }
+                    Err(error) => host.pause(&mut patience, error).await?,
+                }
+            };
+            entries.extend(page.entries);
+            if entries.len() > MAX_LAYERS {
+                return Err(RegistryError::TooLarge {
+                    host: host_of(&url),
+                    what: format!("list of {what}, in entries,"),
+                    size: entries.len().to_string(),
+                    limit: MAX_LAYERS as u64,
+                });
+            }
+            match page.next {
+                Some(next) => url = next,
+                None => return Ok(Some(entries)),
+            }
+        }
+    }
+
+    /// What the fallback tag lists; nothing when there is no such tag.
+    async fn tagged_referrers(
+        &self,
+        reference: &Reference,
+        subject: &Digest,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let tag = fallback_tag(subject);
+        let what = format!("list of referrers {tag} of {}", reference.repository());
+        match self.manifest(reference, &Selector::Tag(tag)).await {
+            Ok(fetched) => listed(&fetched.bytes, fetched.content_type.as_deref()).map_err(|source| {
+                RegistryError::Document { host: reference.registry().to_owned(), what, source }
+            }),
+            Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether an error says that the registry has no such API: 404 by the specification, and what older registries answer to a
+/// path or method that they do not know, or with a page for people.
+fn lacks_referrers(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::NotFound { .. } | RegistryError::NotRegistry { .. } => true,
+        RegistryError::Status { status, .. } => matches!(status, 400 | 405 | 406 | 501),
+        _ => false,
+    }
+}
+
+impl Inner {
+    async fn try_page(&self, question: &Question<'_>, url: &Url) -> Result<Page, RegistryError> {
+        let what = question.what;
+        let stall = self.clients.stall();
+        let reply = send::ask(&self.clients, &self.auth, question, url).await?;
+        if reply.response.status().as_u16() != 200 {
+            return Err(refusal(reply, what, stall).await);
+        }
+        let host = host_of(&reply.url);
+        if answer::media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
+            let (what, reason) = (what.to_owned(), "a web page".to_owned());
+            return Err(RegistryError::NotRegistry { host, what, reason });
+        }
+        let protocol =
+            |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
+        if let Some(encoding) = answer::encoding(&reply.response) {
+            return Err(protocol(format!("content encoding {encoding}")));
+        }
+        let next = next_page(&reply.response, &reply.url).map_err(protocol)?;
+        if url.query().is_some() && answer::header(&reply.response, "oci-filters-applied").is_none() {
+            tracing::debug!(host, what, "registry does not filter referrers");
+        }
+        let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);
+        let bytes = Body { host: &host, what, stall }.limited(reply.response, MAX_DOCUMENT).await?;
+        let entries = listed(&bytes, content_type.as_deref()).map_err(|source| RegistryError::Document {
+            host: host.clone(),
+            what: what.to_owned(),
+            source,
+        })?;
+        Ok(Page { entries, next })
+    }
+}
+
+/// Where the next page is. It must be where this one was: a list that leads to another host is not that registry's list.
+fn next_page(response: &Response, here: &Url) -> Result<Option<Url>, String> {
+    for header in response.headers().get_all("link") {
+        let Ok(text) = header.to_str() else { continue };
+        let Some(target) = next_of(text) else { continue };
+        let next = here.join(target).map_err(|_| "a next page that is not a URL".to_owned())?;
+        if origin(&next) != origin(here) || !next.username().is_empty() || next.password().is_some() {
+            return Err(format!("a next page at {}", host_of(&next)));
+        }
+        return Ok(Some(next));
+    }
+    Ok(None)
+}
+
+/// The target with `rel="next"` of a `Link` header (RFC 8288 section 3).
+fn next_of(header: &str) -> Option<&str> {
+    let mut rest = header;
+    while let Some((_, link)) = rest.split_once('<') {
+        let (target, parameters) = link.split_once('>')?;
+        // A target has no `<`, and a quoted parameter with one is of no link that we follow.
+        let end = parameters.find('<').unwrap_or(parameters.len());
+        let is_next = parameters[..end].split([';', ',']).any(|parameter| {
+            let Some((name, value)) = parameter.split_once('=') else { return false };
+            let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
+            name.trim().eq_ignore_ascii_case("rel") && relations.any(|it| it.eq_ignore_ascii_case("next"))
+        });
+        if is_next {
+            return Some(target);
+        }
+        rest = parameters;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found_among_other_links() {
+        for (header, expected) in [
+            ("</v2/a/referrers/x?n=2>; rel=\"next\"", Some("/v2/a/referrers/x?n=2")),
+            ("<a>;rel=next", Some("a")),
+            ("<a>; rel=\"prev\", <b,c;d>; title=\"x\"; REL=\"last Next\"", Some("b,c;d")),
+            ("<a>; rel=\"prev\"", None),
+            ("<a>", None),
+            ("<a", None),
+            ("", None),
+            ("a; rel=next", None),
+        ] {
+            assert_eq!(next_of(header), expected, "{header}");
+        }
+    }
+}
