@@ -3,6 +3,7 @@
 //! The only file names built here come from validated digests. Blobs may be missing or wrong: that is found when they are
 //! read, by size here and by digest in the cache.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -13,7 +14,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
-use crate::oci::{Descriptor, Digest, Document, MAX_DOCUMENT, OciError};
+use crate::oci::{
+    Descriptor, Digest, Document, Index, MAX_DOCUMENT, OciError, fallback_tag, is_of_kind, listed,
+    referrer_of,
+};
 
 use super::{LayoutChoice, Root, Source, SourceError};
 
@@ -23,7 +27,12 @@ const CHUNK: u64 = 1024 * 1024;
 /// The annotations that name an image of a layout: OCI's tag, and containerd's full name.
 const NAMES: [&str; 2] = ["org.opencontainers.image.ref.name", "io.containerd.image.name"];
 
+/// The most bytes of documents that are read to find the referrers of one: a layout has no list of them, only documents that
+/// each name their subject.
+const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
+
 /// One layout directory, and which of its images.
+#[derive(Clone)]
 pub(super) struct LayoutSource {
     directory: PathBuf,
     choice: LayoutChoice,
@@ -49,8 +58,8 @@ impl LayoutSource {
         format!("{digest} of {}", self.directory.display())
     }
 
-    /// The descriptor in `index.json` that the choice names.
-    fn choose(&self) -> Result<Descriptor, SourceError> {
+    /// What the layout says it holds.
+    fn index(&self) -> Result<Index, SourceError> {
         let not_a_layout =
             |reason: String| SourceError::NotALayout { directory: self.directory.clone(), reason };
         let required = |name: &str| {
@@ -75,13 +84,15 @@ impl LayoutSource {
         let index =
             Document::parse(&required("index.json")?, Some("application/vnd.oci.image.index.v1+json"))
                 .map_err(|error| not_a_layout(format!("file index.json: {error}")))?;
-        let Document::Index(index) = index else {
-            return Err(not_a_layout("file index.json is no index".into()));
-        };
+        match index {
+            Document::Index(index) => Ok(index),
+            Document::Manifest(_) => Err(not_a_layout("file index.json is no index".into())),
+        }
+    }
 
-        let names = |entry: &Descriptor| {
-            NAMES.iter().filter_map(|name| entry.annotations.get(*name)).cloned().collect::<Vec<_>>()
-        };
+    /// The descriptor in `index.json` that the choice names.
+    fn choose(&self) -> Result<Descriptor, SourceError> {
+        let index = self.index()?;
         let available = || {
             let list: Vec<_> = index
                 .manifests
@@ -105,17 +116,7 @@ impl LayoutSource {
                     return Ok(entry.clone());
                 }
                 // A manifest below a nested index is named by digest too.
-                let path = self.blob_path(digest);
-                let size = std::fs::metadata(&path).map_err(|_| missing(digest.to_string()))?.len();
-                Ok(Descriptor {
-                    media_type: Default::default(),
-                    digest: digest.clone(),
-                    size,
-                    annotations: Default::default(),
-                    platform: None,
-                    artifact_type: None,
-                    data: None,
-                })
+                self.by_digest(digest).map_err(|_| missing(digest.to_string()))
             }
             LayoutChoice::Only => match index.manifests.as_slice() {
                 [only] => Ok(only.clone()),
@@ -125,6 +126,61 @@ impl LayoutSource {
                 }
             },
         }
+    }
+
+    /// A descriptor for a document of which only the digest is known.
+    fn by_digest(&self, digest: &Digest) -> Result<Descriptor, SourceError> {
+        let path = self.blob_path(digest);
+        let size = std::fs::metadata(&path).map_err(|source| SourceError::Io { path, source })?.len();
+        Ok(Descriptor { digest: digest.clone(), size, ..Descriptor::of("", &[]) })
+    }
+
+    /// Documents of `index.json`, and of the list that a fallback tag may name there, whose bytes say that they are about
+    /// `subject`. A document that is missing or broken is about nothing.
+    fn search(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Descriptor>, SourceError> {
+        let mut candidates = self.index()?.manifests;
+        let tag = fallback_tag(subject);
+        let lists: Vec<_> = candidates.iter().filter(|entry| names(entry).contains(&tag)).cloned().collect();
+        let mut left = MAX_SEARCHED;
+        let mut read = |entry: &Descriptor| {
+            left = left.checked_sub(entry.size).ok_or_else(|| SourceError::Document {
+                place: format!("referrers of {}", self.place(subject)),
+                source: OciError::Unsupported {
+                    what: "search",
+                    reason: format!("the documents have more than {MAX_SEARCHED} bytes"),
+                },
+            })?;
+            Ok::<_, SourceError>(match self.read(entry) {
+                Ok(root) => Some(root),
+                Err(error) => {
+                    tracing::debug!(digest = %entry.digest, %error, "no referrer");
+                    None
+                }
+            })
+        };
+        for list in lists {
+            if let Some(root) = read(&list)?
+                && let Ok(entries) = listed(&root.bytes, root.content_type.as_deref())
+            {
+                candidates.extend(entries);
+            }
+        }
+        let mut seen = HashSet::from([subject.clone()]);
+        let mut found = Vec::new();
+        for entry in candidates.iter().filter(|entry| entry.size <= MAX_DOCUMENT) {
+            if !seen.insert(entry.digest.clone()) {
+                continue;
+            }
+            let Some(root) = read(entry)? else { continue };
+            let Ok(document) = Document::parse(&root.bytes, root.content_type.as_deref()) else { continue };
+            if document.subject().is_some_and(|about| about.digest == *subject) {
+                let media_type = document.media_type().as_written();
+                let referrer = referrer_of(&document, media_type, &root.bytes);
+                found.push(Descriptor { digest: root.digest, ..referrer });
+            }
+        }
+        found.retain(|entry| is_of_kind(entry, artifact_type));
+        Ok(found)
     }
 
     fn read(&self, descriptor: &Descriptor) -> Result<Root, SourceError> {
@@ -153,9 +209,34 @@ impl Source for LayoutSource {
         Box::pin(async move { self.read(descriptor) })
     }
 
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+        Box::pin(async move { self.read(&self.by_digest(digest)?) })
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
+        let (layout, subject, artifact_type) =
+            (self.clone(), subject.clone(), artifact_type.map(str::to_owned));
+        Box::pin(async move {
+            // Every document is read: too much for a thread that others wait for.
+            let search =
+                tokio::task::spawn_blocking(move || layout.search(&subject, artifact_type.as_deref()));
+            let directory = || self.directory.clone();
+            search.await.map_err(|error| SourceError::Io { path: directory(), source: error.into() })?
+        })
+    }
+
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
         Arc::new(LayoutBlob { path: self.blob_path(&descriptor.digest), size: descriptor.size })
     }
+}
+
+/// The names that `index.json` gives to an entry.
+fn names(entry: &Descriptor) -> Vec<String> {
+    NAMES.iter().filter_map(|name| entry.annotations.get(*name)).cloned().collect()
 }
 
 /// Opens a regular file. A pipe or a device in a layout, which may be somebody else's archive, must not hold us up.

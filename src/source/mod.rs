@@ -39,6 +39,19 @@ pub trait Source: Send + Sync + 'static {
     /// A manifest or index by descriptor, checked against its size and digest.
     fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>>;
 
+    /// A manifest or index by digest alone, for what names a document without its size. The bytes hash to `digest`.
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>>;
+
+    /// The manifests here that say they are about `subject`, those of one artifact type or all, each once; none is no error.
+    ///
+    /// This is a claim of the place: the subject of a listed manifest counts only when its own bytes were read. An error says
+    /// nothing about the image, so whoever asks goes on without what might have been listed.
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>>;
+
     /// A blob, lazily: nothing is read here.
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch>;
 }

@@ -27,6 +27,19 @@ impl Source for OfflineSource {
         Box::pin(async move { Err(SourceError::Offline { what: descriptor.digest.to_string() }) })
     }
 
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+        Box::pin(async move { Err(SourceError::Offline { what: digest.to_string() }) })
+    }
+
+    /// An error and not an empty list: that there are none is not known.
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        _artifact_type: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
+        Box::pin(async move { Err(SourceError::Offline { what: format!("list of referrers of {subject}") }) })
+    }
+
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
         Arc::new(Nothing { digest: descriptor.digest.clone(), size: descriptor.size })
     }

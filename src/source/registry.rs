@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::io::{BoxFuture, Fetch};
-use crate::oci::{Descriptor, Reference, Selector};
+use crate::oci::{Descriptor, Digest, Reference, Selector};
 use crate::registry::Registry;
 
 use super::{Root, Source, SourceError};
@@ -39,6 +39,19 @@ impl Source for RegistrySource {
             })?;
             Ok(root)
         })
+    }
+
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+        // The registry client compares what comes with the digest it was asked by.
+        Box::pin(async move { self.get(&Selector::Digest(digest.clone())).await })
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
+        Box::pin(async move { Ok(self.registry.referrers(&self.reference, subject, artifact_type).await?) })
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
