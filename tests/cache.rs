@@ -217,10 +217,14 @@ fn processes_that_share_a_directory_fetch_each_block_once() {
     let children: Vec<Reaped> = [0, 3, 12].into_iter().map(|first| orders(first).spawn()).collect();
     children.into_iter().for_each(Reaped::succeeds);
     let log = fs::read_to_string(orders(0).log()).unwrap();
-    let mut starts: Vec<u64> =
-        log.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
-    starts.sort_unstable();
-    assert_eq!(starts, (0..25).map(|block| block * BLOCK).collect::<Vec<_>>());
+    let mut blocks: Vec<u64> = Vec::new();
+    for line in log.lines() {
+        let ends: Vec<u64> = line.split(' ').map(|end| end.parse().unwrap()).collect();
+        assert_eq!(ends[0] % BLOCK, 0);
+        blocks.extend(ends[0] / BLOCK..ends[1].div_ceil(BLOCK));
+    }
+    blocks.sort_unstable();
+    assert_eq!(blocks, (0..25).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

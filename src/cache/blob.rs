@@ -4,17 +4,20 @@
 //! idea: a read takes from disk what it can, joins or starts a flight for each block that is missing, and looks at the state
 //! last, because poisoning writes the state before it truncates the data.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::{OnceCell, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::flight::{Flights, Wait, fetch_run};
+use super::ahead::{Ahead, Places};
+use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
 use super::pair::Pair;
-use super::proof::{Proof, Verdict};
+use super::proof::Proof;
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State};
 use super::{CacheError, lock};
 use crate::io::{BoxFuture, ByteRange, Fault, Fetch, ReadAt, ReadError, Verified};
@@ -31,27 +34,50 @@ const TOUCH: Duration = Duration::from_secs(60);
 
 /// Cached content: a stored blob, or the decoded stream of one.
 pub struct Cached {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     /// The fetches that run. They outlive a reader that went away, but not the content: dropping the set ends them.
     tasks: Mutex<JoinSet<()>>,
+    /// Where fetches run: known from the first one that a reader waited for, so that a hit on a thread of FUSE can start one
+    /// ahead of its reader.
+    runtime: OnceLock<Handle>,
+}
+
+/// What a [`Cached`] is made from.
+pub(super) struct Content {
+    pub(super) digest: Digest,
+    pub(super) algorithm: Algorithm,
+    pub(super) kind: Kind,
+    pub(super) fetch: Arc<dyn Fetch>,
+    pub(super) pair: Option<Pair>,
+    pub(super) places: Arc<Places>,
 }
 
 /// What the fetches share with the readers.
 pub(super) struct Inner {
     pub(super) digest: Digest,
-    kind: Kind,
+    pub(super) kind: Kind,
     pub(super) size: u64,
     pub(super) fetch: Arc<dyn Fetch>,
     /// `None` when the disk let no file be made: then everything is fetched for its readers only.
     pub(super) pair: Option<Pair>,
     pub(super) flights: Mutex<Flights>,
     pub(super) proof: Proof,
+    pub(super) ahead: Mutex<Ahead>,
+    places: Arc<Places>,
+    /// Whether all blocks are on disk, as far as anybody noticed: then no reader needs to be followed.
+    pub(super) whole: AtomicBool,
+    /// Tells those who wait for it that the comparison with the digest is over.
+    pub(super) verdict: watch::Sender<Option<State>>,
+    /// Set after `verdict`, so that looking costs no lock.
+    pub(super) told: AtomicBool,
+    /// The data file, once it was found to be whole and verified.
+    backing: OnceLock<Arc<OwnedFd>>,
     /// Set once the bytes were compared with the digest and found different.
-    poisoned: AtomicBool,
+    pub(super) poisoned: AtomicBool,
     /// Set once they were found equal; on disk this is written after a sync, which takes longer.
-    proven: AtomicBool,
+    pub(super) proven: AtomicBool,
     /// Empty while content is complete on disk that nobody compared with its digest.
-    settled: OnceCell<()>,
+    pub(super) settled: OnceCell<()>,
     /// What the owner of a decoded stream says about it, as [`Verified`].
     vouched: AtomicU8,
     warned: AtomicBool,
@@ -61,13 +87,8 @@ pub(super) struct Inner {
 }
 
 impl Cached {
-    pub(super) fn new(
-        digest: Digest,
-        algorithm: Algorithm,
-        kind: Kind,
-        fetch: Arc<dyn Fetch>,
-        pair: Option<Pair>,
-    ) -> Self {
+    pub(super) fn new(content: Content) -> Self {
+        let Content { digest, algorithm, kind, fetch, pair, places } = content;
         let size = fetch.size();
         let inner = Inner {
             digest,
@@ -77,6 +98,12 @@ impl Cached {
             pair,
             flights: Mutex::default(),
             proof: Proof::new(algorithm, size),
+            ahead: Mutex::default(),
+            places,
+            whole: AtomicBool::new(false),
+            verdict: watch::Sender::new(None),
+            told: AtomicBool::new(false),
+            backing: OnceLock::new(),
             poisoned: AtomicBool::new(false),
             proven: AtomicBool::new(false),
             settled: OnceCell::new(),
@@ -87,7 +114,7 @@ impl Cached {
             touched: RwLock::new(Instant::now()),
         };
         inner.settle_at_open();
-        Self { inner: Arc::new(inner), tasks: Mutex::default() }
+        Self { inner: Arc::new(inner), tasks: Mutex::default(), runtime: OnceLock::new() }
     }
 
     /// The digest of the stored blob.
@@ -173,6 +200,16 @@ impl Cached {
         Ok(inner.state())
     }
 
+    /// Waits until the whole content was compared with its digest, and says what came out: [`State::Verified`] or
+    /// [`State::Poisoned`]; `None` when the content was let go of before, which waiting does not prevent. What another process
+    /// finds out counts from the next read here. A decoded stream is never compared.
+    pub fn until_verified(&self) -> impl Future<Output = Option<State>> + Send + use<> {
+        // Looks at the disk, where another process may have written it.
+        self.inner.state();
+        let mut verdict = self.inner.verdict.subscribe();
+        async move { verdict.wait_for(Option::is_some).await.ok().and_then(|state| *state) }
+    }
+
     /// Sets what [`ReadAt::verified`] says of a decoded stream, which has no digest to be compared with. Of a stored blob
     /// only the comparison with its digest decides.
     pub fn set_verified(&self, verified: Verified) {
@@ -184,7 +221,13 @@ impl Cached {
         self.inner.check_bounds(range)?;
         self.inner.settle().await?;
         let missing = self.inner.read_from_disk(range, buf, usize::MAX).unwrap_or_default();
-        for wait in self.join_or_start(&missing) {
+        // What is demanded comes first.
+        let waits = self.join_or_start(&missing);
+        if !missing.is_empty() {
+            self.inner.whole.store(false, Ordering::Relaxed);
+        }
+        self.read_ahead(range);
+        for wait in waits {
             let (block, bytes) = wait.outcome().await?;
             let here = ByteRange::at(block * BLOCK, bytes.len() as u64);
             let part = here.intersect(range);
@@ -207,13 +250,36 @@ impl Cached {
         let (waits, runs) = lock(&self.inner.flights).join(missing);
         if !runs.is_empty() {
             let permits = Arc::new(Semaphore::new(PARALLEL));
+            let runtime = self.runtime.get_or_init(Handle::current);
             let mut tasks = lock(&self.tasks);
             while tasks.try_join_next().is_some() {}
             for run in runs {
-                tasks.spawn(fetch_run(Arc::clone(&self.inner), run, Arc::clone(&permits)));
+                let fetch = fetch_demanded(Arc::clone(&self.inner), run, Arc::clone(&permits));
+                tasks.spawn_on(fetch, runtime);
             }
         }
         waits
+    }
+
+    /// Follows the reader who reads `range`, and starts what should be on its way before the reader gets there.
+    fn read_ahead(&self, range: ByteRange) {
+        let inner = &self.inner;
+        if inner.whole.load(Ordering::Relaxed) || inner.warned.load(Ordering::Relaxed) || inner.pair.is_none()
+        {
+            // All is here, or nothing can be kept that nobody waits for.
+            return;
+        }
+        let Some(runtime) = self.runtime.get() else { return };
+        let runs = lock(&inner.ahead).note(range, inner.size);
+        if runs.is_empty() {
+            return;
+        }
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        for blocks in runs {
+            let going = Going(Arc::clone(inner));
+            tasks.spawn_on(fetch_ahead(Arc::clone(inner), blocks, going), runtime);
+        }
     }
 }
 
@@ -236,6 +302,7 @@ impl ReadAt for Cached {
             self.inner.read_from_disk(range, buf, READY_CHECKS).is_some_and(|missing| missing.is_empty());
         self.inner.refuse_poisoned()?;
         if ready {
+            self.read_ahead(range);
             self.inner.note_served(range.len());
         }
         Ok(ready)
@@ -245,75 +312,30 @@ impl ReadAt for Cached {
         match self.inner.kind {
             Kind::Blob if self.inner.state() == State::Verified => Verified::Full,
             Kind::Blob => Verified::None,
-            Kind::Stream => match self.inner.vouched.load(Ordering::Relaxed) {
+            Kind::Stream | Kind::Claim => match self.inner.vouched.load(Ordering::Relaxed) {
                 full if full == Verified::Full as u8 => Verified::Full,
                 partial if partial == Verified::Partial as u8 => Verified::Partial,
                 _ => Verified::None,
             },
         }
     }
+
+    /// The data file of a verified blob that is whole on disk. It serves as long as this [`Cached`] is held, whose lock keeps
+    /// evictors away: whoever uses the file keeps both.
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        let inner = &self.inner;
+        let pair = inner.pair.as_ref().filter(|_| inner.kind == Kind::Blob)?;
+        if let Some(known) = inner.backing.get() {
+            return Some(Arc::clone(known));
+        }
+        // On disk, and not only in the memory of this process: until then another one may still give the file up.
+        let verified = pair.sidecar.status().is_some_and(|status| status.state == State::Verified);
+        let file = Arc::new(pair.whole_file(inner.size).filter(|_| verified)?);
+        Some(Arc::clone(inner.backing.get_or_init(|| file)))
+    }
 }
 
 impl Inner {
-    /// Finds out what other processes left: only content that is complete and was not compared yet stays unsettled.
-    fn settle_at_open(&self) {
-        let settled = match (&self.pair, self.kind) {
-            (_, Kind::Blob) if self.size == 0 => {
-                self.settle_empty();
-                true
-            }
-            (Some(pair), Kind::Blob) => {
-                let state = self.state();
-                state == State::Verified || state == State::Poisoned || !self.proof.all_recorded(pair)
-            }
-            (Some(pair), Kind::Stream) => {
-                if self.proof.all_recorded(pair) {
-                    self.advance(pair, State::Complete);
-                }
-                true
-            }
-            (None, _) => true,
-        };
-        if settled && self.settled.set(()).is_err() {
-            // A new cell is empty.
-            tracing::debug!("settled twice");
-        }
-        if let Some(pair) = &self.pair
-            && let Err(error) = pair.sidecar.touch()
-        {
-            tracing::debug!(%error, "cannot note the last use");
-        }
-    }
-
-    /// Nothing is either what the digest names or it is not: no byte has to be waited for.
-    fn settle_empty(&self) {
-        match self.digest.same_algorithm(b"") {
-            Some(actual) if actual != self.digest => self.poison(&actual),
-            _ => {
-                self.proven.store(true, Ordering::Release);
-                if let Some(pair) = &self.pair {
-                    self.proof.persist(pair);
-                }
-            }
-        }
-    }
-
-    /// Compares content that another process completed, but did not live to compare, before anything of it is served.
-    async fn settle(self: &Arc<Self>) -> Result<(), ReadError> {
-        let settled = self.settled.get_or_try_init(|| {
-            let inner = Arc::clone(self);
-            blocking(&self.digest, move || {
-                if let Some(pair) = &inner.pair
-                    && inner.conclude(pair)
-                {
-                    inner.proof.persist(pair);
-                }
-            })
-        });
-        settled.await?;
-        self.refuse_poisoned()
-    }
-
     fn check_bounds(&self, range: ByteRange) -> Result<(), ReadError> {
         if range.end > self.size {
             let message = format!("range {range} of {} passes the end at {}", self.digest, self.size);
@@ -327,8 +349,7 @@ impl Inner {
     fn read_from_disk(&self, range: ByteRange, buf: &mut [u8], checks: usize) -> Option<Vec<u64>> {
         let blocks = range.blocks(BLOCK_SHIFT);
         let Some(pair) = &self.pair else { return Some(blocks.collect()) };
-        let doubtful =
-            blocks.clone().filter(|block| !pair.is_trusted(*block)).take(checks.saturating_add(1)).count();
+        let doubtful = pair.doubtful(blocks.clone());
         if doubtful == 0 && pair.read_trusted(range.start, buf) {
             return Some(Vec::new());
         }
@@ -363,71 +384,15 @@ impl Inner {
             .collect()
     }
 
-    fn state(&self) -> State {
-        if self.poisoned.load(Ordering::Acquire) {
-            return State::Poisoned;
-        }
-        let status = self.pair.as_ref().and_then(|pair| pair.sidecar.status());
-        match status.map(|status| status.state) {
-            Some(State::Poisoned) => State::Poisoned,
-            _ if self.proven.load(Ordering::Acquire) => State::Verified,
-            Some(state) => state,
-            None => State::Partial,
-        }
+    /// The right to fetch ahead of readers of this kind of content.
+    pub(super) fn places(&self) -> &Arc<Semaphore> {
+        self.places.of(self.kind)
     }
 
-    pub(super) fn refuse_poisoned(&self) -> Result<(), ReadError> {
-        if self.state() != State::Poisoned {
-            return Ok(());
-        }
-        self.poisoned.store(true, Ordering::Release);
-        Err(ReadError::new(
-            Fault::Mismatch,
-            format!("{} is poisoned: its bytes had another digest", self.digest),
-        ))
-    }
-
-    /// From now on nobody reads this content any more.
-    fn poison(&self, actual: &Digest) {
-        if self.poisoned.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        tracing::error!(
-            expected = %self.digest,
-            %actual,
-            "the bytes of a blob do not match its digest: every read of it fails from now on"
-        );
-        if let Some(pair) = &self.pair
-            && let Err(error) = pair.poison()
-        {
-            let error = ReadError::from(error).chain();
-            tracing::warn!(digest = %self.digest, error, "cannot write down that a blob is poisoned");
-        }
-    }
-
-    /// Compares the whole content, all of which is recorded, with its digest. `true` when it is equal.
-    fn conclude(&self, pair: &Pair) -> bool {
-        match self.proof.conclude(pair) {
-            Verdict::Digest(actual) if actual == self.digest => {
-                self.proven.store(true, Ordering::Release);
-                true
-            }
-            Verdict::Digest(actual) => {
-                self.poison(&actual);
-                false
-            }
-            Verdict::Missing => {
-                self.advance(pair, State::Partial);
-                false
-            }
-        }
-    }
-
-    fn advance(&self, pair: &Pair, next: State) {
-        if let Err(error) = pair.sidecar.advance(next) {
-            let error = ReadError::from(error).chain();
-            tracing::debug!(digest = %self.digest, error, "cannot change the state");
-        }
+    /// Which of `blocks` have no record.
+    pub(super) fn absent(&self, blocks: std::ops::Range<u64>) -> Vec<u64> {
+        let Some(pair) = &self.pair else { return Vec::new() };
+        blocks.filter(|block| !pair.is_recorded(*block, self.proof.len(*block))).collect()
     }
 
     /// Stores a block that arrived (if `right` allows), answers who waits for it, and settles what follows from it. It runs on
@@ -464,8 +429,9 @@ impl Inner {
         let mut concluded = false;
         let complete = kept.filter(|(pair, _)| self.proof.all_recorded(pair)).map(|(pair, _)| pair);
         if let Some(pair) = complete {
+            self.whole.store(true, Ordering::Relaxed);
             match self.kind {
-                Kind::Stream => self.advance(pair, State::Complete),
+                Kind::Stream | Kind::Claim => self.advance(pair, State::Complete),
                 Kind::Blob if self.state() == State::Verified => {}
                 Kind::Blob => {
                     self.advance(pair, State::Complete);

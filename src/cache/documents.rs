@@ -1,4 +1,4 @@
-//! Small immutable files: manifests and configs by their digest, and indexes of layers.
+//! Small files: manifests and configs by their digest, indexes of layers, and traces.
 //!
 //! Nothing here parses them. The idea: written to a temporary file, synced, renamed, and checked when read; a file that
 //! fails its check is removed and was never here.
@@ -48,32 +48,52 @@ impl Cache {
 
     /// The index of the layer whose stored blob is `digest`, when it is here and undamaged.
     pub fn index(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-        let path = self.path("indexes", digest)?;
-        let Some(mut bytes) = read(&path, MAX_INDEX)? else { return Ok(None) };
-        let len = bytes.len().saturating_sub(TRAILER);
-        if bytes.len() >= TRAILER && bytes[len..] == trailer(digest, &bytes[..len]) {
-            bytes.truncate(len);
-            return Ok(Some(bytes));
-        }
-        tracing::warn!(%digest, "cached index is damaged and is removed");
-        remove(&path)?;
-        Ok(None)
+        sealed(&self.path("indexes", digest)?, digest)
+    }
+
+    /// The size of the kept index of the layer whose stored blob is `digest`, in bytes; `None` when there is none. Reads nothing.
+    pub fn index_len(&self, digest: &Digest) -> Option<u64> {
+        let path = self.path("indexes", digest).ok()?;
+        fs::symlink_metadata(path).ok().map(|found| found.len())
     }
 
     /// Keeps the index of the layer whose stored blob is `digest`, in the place of an older one.
     pub fn put_index(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
-        let path = self.path("indexes", digest)?;
+        self.seal(&self.path("indexes", digest)?, digest, bytes)
+    }
+
+    /// An index that somebody else made of the layer whose stored blob is `digest`, and that our origin offered.
+    pub fn offer(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+        sealed(&self.scoped_path("offers", digest)?, digest)
+    }
+
+    /// Keeps an index that our origin offered, in the place of an older one.
+    pub fn put_offer(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        self.seal(&self.scoped_path("offers", digest)?, digest, bytes)
+    }
+
+    /// Forgets the index that our origin offered.
+    pub fn drop_offer(&self, digest: &Digest) -> Result<(), CacheError> {
+        remove(&self.scoped_path("offers", digest)?)
+    }
+
+    /// What was read of the image whose manifest is `digest`, as recorded on this machine.
+    pub fn trace(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+        sealed(&self.path("traces", digest)?, digest)
+    }
+
+    /// Keeps what was read of the image whose manifest is `digest`, in the place of an older record.
+    pub fn put_trace(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        self.seal(&self.path("traces", digest)?, digest, bytes)
+    }
+
+    fn seal(&self, path: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         let size = bytes.len() as u64;
         let limit = MAX_INDEX - TRAILER as u64;
         if size > limit {
             return Err(CacheError::Oversized { digest: digest.clone(), size, limit });
         }
-        self.replace(&path, &[bytes, &trailer(digest, bytes)])
-    }
-
-    /// Forgets the index of the layer whose stored blob is `digest`: for one that cannot be parsed.
-    pub fn drop_index(&self, digest: &Digest) -> Result<(), CacheError> {
-        remove(&self.path("indexes", digest)?)
+        self.replace(path, &[bytes, &trailer(digest, bytes)])
     }
 
     fn replace(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
@@ -108,6 +128,19 @@ fn trailer(digest: &Digest, bytes: &[u8]) -> [u8; TRAILER] {
     hasher.update(digest.as_str().as_bytes()).update(bytes).update(&trailer[..32]);
     trailer[32..].copy_from_slice(hasher.finalize().as_bytes());
     trailer
+}
+
+/// The bytes before the trailer of a file that proves itself.
+fn sealed(path: &Path, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+    let Some(mut bytes) = read(path, MAX_INDEX)? else { return Ok(None) };
+    let len = bytes.len().saturating_sub(TRAILER);
+    if bytes.len() >= TRAILER && bytes[len..] == trailer(digest, &bytes[..len]) {
+        bytes.truncate(len);
+        return Ok(Some(bytes));
+    }
+    tracing::warn!(%digest, path = %path.display(), "a file of the cache is damaged and is removed");
+    remove(path)?;
+    Ok(None)
 }
 
 /// All bytes of a file of at most `limit`; a longer one, or one that the disk does not give back, is none.

@@ -20,7 +20,7 @@ use super::lock::Backoff;
 use super::sidecar::{BLOCK, BLOCK_SHIFT};
 use crate::io::{ByteRange, Fault, ReadError};
 
-/// Blocks of one fetch: 4 MiB.
+/// Blocks of one fetch that readers wait for: 4 MiB. Read-ahead fetches longer ones.
 const RUN: u64 = 16;
 /// After this long somebody else's claim on a block counts as stuck, and the block is fetched without storing it. Half of the
 /// 60 s that a read has in all.
@@ -113,6 +113,36 @@ impl Flights {
         (waits, runs)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The first run among `blocks` (ascending) that nobody brings yet, which somebody must start now; takes what it looked at
+    /// off the front.
+    fn start(&mut self, blocks: &mut &[u64]) -> Option<Run> {
+        let mut run: Option<Run> = None;
+        while let Some((&block, rest)) = blocks.split_first() {
+            let coming =
+                self.map.contains_key(&block) || self.ahead.iter().any(|(_, coming)| coming.contains(&block));
+            match &mut run {
+                Some(run) if coming || run.blocks.end != block => break,
+                Some(run) => run.blocks.end = block + 1,
+                None if coming => {}
+                None => {
+                    self.last_owner += 1;
+                    run = Some(Run { owner: self.last_owner, blocks: block..block + 1 });
+                }
+            }
+            *blocks = rest;
+            if !coming {
+                let owner = self.last_owner;
+                self.take_off(block, owner, Claim::Wanted);
+            }
+        }
+        run
+    }
+
     fn take_off(&mut self, block: u64, owner: u64, claim: Claim) -> watch::Receiver<Option<Outcome>> {
         let (answer, receiver) = watch::channel(None);
         self.map.insert(block, Flight { owner, claim, answer });
@@ -202,10 +232,40 @@ enum Right {
     OfRun,
 }
 
-/// Brings the blocks of `run`: those that other processes are not fetching at once, the others when they let go.
-pub(super) async fn fetch_run(inner: Arc<Inner>, run: Run, permits: Arc<Semaphore>) {
+/// Brings a run that a reader waits for; `turns` are those of its read. It does not wait for read-ahead, and where there is
+/// room it counts as such: the more is demanded, the less is fetched that may never be.
+pub(super) async fn fetch_demanded(inner: Arc<Inner>, run: Run, turns: Arc<Semaphore>) {
     let owner = Owner { inner: Arc::clone(&inner), number: run.owner };
-    let Ok(_permit) = permits.acquire().await else { return };
+    let Ok(_turn) = turns.acquire().await else { return };
+    let _place = inner.places().try_acquire().ok();
+    fetch_run(&inner, &owner, run).await;
+}
+
+/// Brings what is missing of `blocks`, which nobody wants yet, as soon as there is a place. Until then they do not count as
+/// being on their way: who wants one of them in the meantime fetches it.
+pub(super) async fn fetch_ahead(inner: Arc<Inner>, blocks: Range<u64>, _going: Going) {
+    let Ok(_place) = inner.places().acquire().await else { return };
+    let absent = inner.absent(blocks);
+    let mut absent = &absent[..];
+    // One after the other: one place is one fetch.
+    loop {
+        let Some(run) = lock(&inner.flights).start(&mut absent) else { return };
+        let owner = Owner { inner: Arc::clone(&inner), number: run.owner };
+        fetch_run(&inner, &owner, run).await;
+    }
+}
+
+/// A fetch ahead of a reader, counted until it is dropped.
+pub(super) struct Going(pub(super) Arc<Inner>);
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        lock(&self.0.ahead).ended();
+    }
+}
+
+/// Brings the blocks of `run`: those that other processes are not fetching at once, the others when they let go.
+async fn fetch_run(inner: &Arc<Inner>, owner: &Owner, run: Run) {
     let patience = Instant::now() + PATIENCE;
     let mut backoff = Backoff::new();
     let mut open: Vec<u64> = run.blocks.collect();
@@ -219,7 +279,7 @@ pub(super) async fn fetch_run(inner: Arc<Inner>, run: Run, permits: Arc<Semaphor
             if !flights.is_owned(owner.number, block) {
                 continue;
             }
-            match BlockLock::take(&inner, block) {
+            match BlockLock::take(inner, block) {
                 Some(taken) => {
                     if let Some(flight) = flights.map.get_mut(&block) {
                         flight.claim = Claim::Held;
@@ -230,8 +290,8 @@ pub(super) async fn fetch_run(inner: Arc<Inner>, run: Run, permits: Arc<Semaphor
                 None => busy.push(block),
             }
         }
-        for run in neighbours(look_again(&inner, claimed).await) {
-            deliver(&inner, owner.number, run).await;
+        for run in neighbours(look_again(inner, claimed).await) {
+            deliver(inner, owner.number, run).await;
         }
         if busy.is_empty() {
             return;

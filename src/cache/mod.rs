@@ -5,11 +5,13 @@
 //! is believed when, and the locks are in docs/cache-format.md. The idea: data first, then a record with its checksum, and
 //! only a block whose data hashes to its record counts.
 
+mod ahead;
 mod blob;
 mod documents;
 mod error;
 mod flight;
 mod lock;
+mod outcome;
 mod pair;
 mod proof;
 mod sidecar;

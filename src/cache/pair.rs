@@ -6,9 +6,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
+
+use nix::unistd::{Whence, lseek};
 
 use super::sidecar::{BLOCK, Kind, Sidecar, State, Sum, open_for_writing};
 use super::{CacheError, lock};
@@ -35,6 +39,8 @@ pub(super) struct Pair {
     /// Where the files go when the content was verified: from, to.
     promotion: Option<(Files, Files)>,
     data: File,
+    /// The same file for others, who shall not write to it; only of blobs.
+    read_only: Option<File>,
     pub(super) sidecar: Sidecar,
     trust: RwLock<Trust>,
     /// Guards: one thread at a time writes the data and the record of a block.
@@ -49,6 +55,12 @@ struct Trust {
     words: HashMap<u64, u64>,
     /// Blocks whose record is right but whose data is not.
     damaged: HashSet<u64>,
+}
+
+impl Trust {
+    fn contains(&self, block: u64) -> bool {
+        self.words.get(&(block / 64)).is_some_and(|word| word & (1 << (block % 64)) != 0)
+    }
 }
 
 /// Why a block was not stored.
@@ -66,8 +78,20 @@ impl Pair {
     pub(super) fn open(data: &Path, map: &Path, kind: Kind, digest: &Digest) -> Result<Self, CacheError> {
         // The sidecar first: its shared lock is what keeps an evictor from removing the data file.
         let sidecar = Sidecar::open(map, kind, digest)?;
-        let (data, _) = open_for_writing(data).map_err(|error| CacheError::io("open", data, error))?;
-        Ok(Self { promotion: None, data, sidecar, trust: RwLock::default(), stripes: Default::default() })
+        let fail = |error| CacheError::io("open", data, error);
+        let (file, _) = open_for_writing(data).map_err(fail)?;
+        let read_only = match kind {
+            Kind::Blob => Some(File::open(data).map_err(fail)?),
+            Kind::Stream | Kind::Claim => None,
+        };
+        Ok(Self {
+            promotion: None,
+            data: file,
+            read_only,
+            sidecar,
+            trust: RwLock::default(),
+            stripes: Default::default(),
+        })
     }
 
     /// The same pair, whose files get the names `to` when it was verified.
@@ -93,9 +117,14 @@ impl Pair {
         self.sum(block, len).is_some() && !self.trust(|trust| trust.damaged.contains(&block))
     }
 
+    /// How many of `blocks` this process has not seen hash to their records.
+    pub(super) fn doubtful(&self, blocks: Range<u64>) -> usize {
+        self.trust(|trust| blocks.filter(|block| !trust.contains(*block)).count())
+    }
+
     /// Whether this process has seen the block's data hash to its record.
     pub(super) fn is_trusted(&self, block: u64) -> bool {
-        self.trust(|trust| trust.words.get(&(block / 64)).is_some_and(|word| word & (1 << (block % 64)) != 0))
+        self.trust(|trust| trust.contains(block))
     }
 
     /// The checksum in the block's record, when the block is present with that length.
@@ -150,6 +179,12 @@ impl Pair {
             Some(State::Verified) => match self.sidecar.record(block) {
                 Some(known) if known.sum == *sum && known.len == len => {}
                 Some(_) => return Err(Refused::Contradicts),
+                // Only the record was lost. The data stays as it is: the kernel may be reading it (passthrough).
+                None if self.holds(block, bytes) => {
+                    self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
+                    self.set_trusted(block);
+                    return Ok(());
+                }
                 None => {
                     // What was verified here is not known any more, so the whole has to be hashed again.
                     self.sidecar
@@ -165,9 +200,30 @@ impl Pair {
         Ok(())
     }
 
+    /// Whether the data file has just these bytes for the block.
+    fn holds(&self, block: u64, bytes: &[u8]) -> bool {
+        let mut there = vec![0; bytes.len()];
+        self.data.read_exact_at(&mut there, block * BLOCK).is_ok() && there == bytes
+    }
+
     /// Makes the data survive a power cut.
     pub(super) fn sync_data(&self) -> io::Result<()> {
         self.data.sync_data()
+    }
+
+    /// The data file, when it has `size` bytes and no hole. `None` also where the file system cannot tell, and where it stores
+    /// zeros as holes.
+    pub(super) fn whole_file(&self, size: u64) -> Option<OwnedFd> {
+        let file = self.read_only.as_ref()?;
+        let (ours, theirs) = (self.data.metadata().ok()?, file.metadata().ok()?);
+        // The name may have led to another file in between.
+        let same = (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino());
+        // The first hole is the one that every file has at its end. Offsets of a file fit off_t.
+        let hole = || lseek(file, 0, Whence::SeekHole).ok().and_then(|hole| u64::try_from(hole).ok());
+        if !same || size == 0 || ours.len() != size || hole() != Some(size) {
+            return None;
+        }
+        file.try_clone().ok().map(OwnedFd::from)
     }
 
     /// Gives up all content: status first, so that every reader that could see the truncation sees the reason.

@@ -44,6 +44,8 @@ pub(super) type Sum = [u8; 32];
 pub(super) enum Kind {
     Blob = 1,
     Stream = 2,
+    /// A decoded stream as an index describes it that came from elsewhere.
+    Claim = 3,
 }
 
 /// How far content has got.

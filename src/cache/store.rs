@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use super::ahead::Places;
+use super::blob::Content;
 use super::pair::{Files, Pair, promote};
 use super::sidecar::{Kind, MAX_SIZE, State};
 use super::{BuildLock, CacheError, Cached, StreamWriter, lock};
@@ -23,6 +25,8 @@ const VERSION_DIR: &str = "v1";
 /// Group and others may write.
 const FOREIGN_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
+/// Hex digits of an index that name the files of its claim: 128 bits, so that nobody finds two indexes with one name.
+const CLAIM_NAME: usize = 32;
 /// A temporary file lives for one write and one fsync; after an hour its writer is dead.
 const TMP_AGE: Duration = Duration::from_secs(3600);
 
@@ -37,11 +41,16 @@ pub struct Cache {
 /// A name for a place that content comes from, fit for a file name.
 type Origin = Arc<str>;
 
+/// What tells contents apart: two of one kind and digest differ in the ends of their names.
+type Key = (Kind, Digest, Arc<str>);
+
 struct Shared {
     /// `<cache-dir>/v1`.
     root: PathBuf,
     /// Guards: at most one living [`Cached`] per content in this process.
-    alive: Mutex<HashMap<(Kind, Digest, Origin), Weak<Cached>>>,
+    alive: Mutex<HashMap<Key, Weak<Cached>>>,
+    /// The right to fetch ahead of readers.
+    places: Arc<Places>,
     /// Numbers temporary files.
     temporaries: AtomicU64,
 }
@@ -63,7 +72,12 @@ impl Cache {
             tracing::warn!(%error, path = %root.display(), "the cache cannot grow; reads go on without it");
         }
         check_owned(&root)?;
-        let shared = Shared { root, alive: Mutex::default(), temporaries: AtomicU64::new(0) };
+        let shared = Shared {
+            root,
+            alive: Mutex::default(),
+            places: Arc::new(Places::new()),
+            temporaries: AtomicU64::new(0),
+        };
         let cache = Self { shared: Arc::new(shared), origin: "".into() };
         cache.probe()?;
         Ok(cache)
@@ -89,12 +103,32 @@ impl Cache {
     ///
     /// The same blob is the same `Arc` as long as somebody holds it; it keeps the `fetch` of whoever opened it first.
     pub fn blob(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
-        self.cached(Kind::Blob, digest, fetch)
+        self.cached(Kind::Blob, digest, fetch, self.origin.clone(), || self.pair(Kind::Blob, digest))
     }
 
     /// The decoded stream of the layer whose stored blob is `digest`; `fetch` produces decoded bytes.
     pub fn stream(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
-        self.cached(Kind::Stream, digest, fetch)
+        self.cached(Kind::Stream, digest, fetch, self.origin.clone(), || self.pair(Kind::Stream, digest))
+    }
+
+    /// The decoded stream of the layer whose stored blob is `digest` as an index describes it that came from elsewhere; `id` is
+    /// the blake3 of that index. Until the layer was decoded as a whole, such an index is only a claim: what it gives has files
+    /// of its own, is seen by this origin alone, and never becomes the stream of the layer.
+    pub fn claimed_stream(
+        &self,
+        digest: &Digest,
+        id: &[u8; 32],
+        fetch: Arc<dyn Fetch>,
+    ) -> Result<Arc<Cached>, CacheError> {
+        let mut name = blake3::Hash::from_bytes(*id).to_hex()[..CLAIM_NAME].to_owned();
+        if !self.origin.is_empty() {
+            name = format!("{name}.{}", self.origin);
+        }
+        self.cached(Kind::Claim, digest, fetch, name.as_str().into(), || {
+            let data = self.path(directory(Kind::Claim), digest)?;
+            let Files { data, map } = named(&data, &name);
+            Pair::open(&data, &map, Kind::Claim, digest)
+        })
     }
 
     /// Waits for the exclusive right, over threads and processes, to decode the layer whose stored blob is `digest`.
@@ -115,14 +149,22 @@ impl Cache {
         Ok(StreamWriter::new(self.pair(Kind::Stream, digest)?, digest.clone()))
     }
 
-    fn cached(&self, kind: Kind, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
+    /// The one living content of that kind, digest and end of its name, or a new one on the files that `open` finds.
+    fn cached(
+        &self,
+        kind: Kind,
+        digest: &Digest,
+        fetch: Arc<dyn Fetch>,
+        end: Arc<str>,
+        open: impl FnOnce() -> Result<Pair, CacheError>,
+    ) -> Result<Arc<Cached>, CacheError> {
         let algorithm = served(digest)?;
         let size = fetch.size();
         if size > MAX_SIZE {
             return Err(CacheError::Oversized { digest: digest.clone(), size, limit: MAX_SIZE });
         }
         let mut alive = lock(&self.shared.alive);
-        let key = (kind, digest.clone(), self.origin.clone());
+        let key = (kind, digest.clone(), end);
         if let Some(cached) = alive.get(&key).and_then(Weak::upgrade) {
             let known = crate::io::ReadAt::size(&*cached);
             if known != size {
@@ -130,7 +172,8 @@ impl Cache {
             }
             return Ok(cached);
         }
-        let pair = match self.sized_pair(kind, digest, size) {
+        let sized = |pair: Pair| pair.sidecar.settle_size(digest, size).map(|()| pair);
+        let pair = match open().and_then(sized) {
             Ok(pair) => Some(pair),
             Err(error) if error.is_disk() => {
                 let error = crate::io::ReadError::from(error).chain();
@@ -139,16 +182,12 @@ impl Cache {
             }
             Err(error) => return Err(error),
         };
-        let cached = Arc::new(Cached::new(digest.clone(), algorithm, kind, fetch, pair));
+        let places = self.shared.places.clone();
+        let content = Content { digest: digest.clone(), algorithm, kind, fetch, pair, places };
+        let cached = Arc::new(Cached::new(content));
         alive.retain(|_, weak| weak.strong_count() > 0);
         alive.insert(key, Arc::downgrade(&cached));
         Ok(cached)
-    }
-
-    fn sized_pair(&self, kind: Kind, digest: &Digest, size: u64) -> Result<Pair, CacheError> {
-        let pair = self.pair(kind, digest)?;
-        pair.sidecar.settle_size(digest, size)?;
-        Ok(pair)
     }
 
     fn pair(&self, kind: Kind, digest: &Digest) -> Result<Pair, CacheError> {
@@ -163,7 +202,7 @@ impl Cache {
                 Kind::Stream if exists(&self.path("indexes", digest)?) => {
                     Some(Pair::open(&shared.data, &shared.map, kind, digest)?)
                 }
-                Kind::Stream => None,
+                Kind::Stream | Kind::Claim => None,
             };
             if let Some(pair) = known {
                 return Ok(pair);
@@ -172,7 +211,7 @@ impl Cache {
         let pair = Pair::open(&scoped.data, &scoped.map, kind, digest)?;
         Ok(match kind {
             Kind::Blob => pair.promoted_to(scoped, shared),
-            Kind::Stream => pair,
+            Kind::Stream | Kind::Claim => pair,
         })
     }
 
@@ -180,10 +219,7 @@ impl Cache {
     fn place(&self, kind: Kind, digest: &Digest) -> Result<Place, CacheError> {
         let data = self.path(directory(kind), digest)?;
         let map = data.with_extension("map");
-        let scoped = (!self.origin.is_empty()).then(|| {
-            let name = format!("{}.{}", digest.encoded(), self.origin);
-            Files { map: data.with_file_name(format!("{name}.map")), data: data.with_file_name(name) }
-        });
+        let scoped = (!self.origin.is_empty()).then(|| named(&data, &self.origin));
         Ok(Place { shared: Files { data, map }, scoped })
     }
 
@@ -192,6 +228,15 @@ impl Cache {
         served(digest)?;
         // The encoded part of a served digest is lower-case hex and nothing else.
         Ok(self.shared.root.join(directory).join(digest.algorithm_name()).join(digest.encoded()))
+    }
+
+    /// The file of `digest` for content that is only a claim of our origin.
+    pub(super) fn scoped_path(&self, directory: &str, digest: &Digest) -> Result<PathBuf, CacheError> {
+        let path = self.path(directory, digest)?;
+        if self.origin.is_empty() {
+            return Ok(path);
+        }
+        Ok(path.with_file_name(format!("{}.{}", digest.encoded(), self.origin)))
     }
 
     /// A name for a new temporary file that no other process and no other thread uses.
@@ -242,6 +287,16 @@ struct Place {
     scoped: Option<Files>,
 }
 
+/// The files beside `data` whose names end so.
+fn named(data: &Path, end: &str) -> Files {
+    let name = |last: &str| {
+        let mut name = data.as_os_str().to_owned();
+        name.push(format!(".{end}{last}"));
+        PathBuf::from(name)
+    };
+    Files { data: name(""), map: name(".map") }
+}
+
 fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
@@ -255,6 +310,7 @@ fn directory(kind: Kind) -> &'static str {
     match kind {
         Kind::Blob => "blobs",
         Kind::Stream => "streams",
+        Kind::Claim => "claims",
     }
 }
 
@@ -262,7 +318,7 @@ fn make_tree(root: &Path) -> Result<(), CacheError> {
     make_dir(root)?;
     check_owned(root)?;
     make_dir(&root.join("tmp"))?;
-    for kind in ["blobs", "streams", "documents", "indexes", "locks"] {
+    for kind in ["blobs", "streams", "claims", "documents", "indexes", "offers", "traces", "locks"] {
         for algorithm in ["sha256", "sha512"] {
             make_dir(&root.join(kind).join(algorithm))?;
         }

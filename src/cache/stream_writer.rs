@@ -18,13 +18,15 @@ pub struct StreamWriter {
     block: u64,
     /// Invariant: shorter than a block.
     partial: Vec<u8>,
+    /// Bytes of a last, short block that was left out.
+    left_out: u64,
     /// Whether every block so far is recorded on disk.
     whole: bool,
 }
 
 impl StreamWriter {
     pub(super) fn new(pair: Pair, digest: Digest) -> Self {
-        Self { pair, digest, block: 0, partial: Vec::new(), whole: true }
+        Self { pair, digest, block: 0, partial: Vec::new(), left_out: 0, whole: true }
     }
 
     /// Appends `bytes`. After an error the caller should drop the writer: the blocks before stay.
@@ -54,6 +56,14 @@ impl StreamWriter {
         Ok(())
     }
 
+    /// Leaves out the next `len` bytes, whole blocks or all that follows: what produces them will be asked for them.
+    pub fn skip(&mut self, len: u64) {
+        debug_assert!(self.partial.is_empty(), "only whole blocks can be left out");
+        self.block += len / BLOCK;
+        self.left_out = len % BLOCK;
+        self.whole = false;
+    }
+
     /// Stores the last, short block, settles the size and says what it is.
     pub fn finish(mut self) -> Result<u64, CacheError> {
         let size = self.written();
@@ -69,7 +79,7 @@ impl StreamWriter {
     }
 
     fn written(&self) -> u64 {
-        self.block * BLOCK + self.partial.len() as u64
+        self.block * BLOCK + self.partial.len() as u64 + self.left_out
     }
 
     fn store(&mut self, bytes: &[u8]) -> Result<(), CacheError> {

@@ -65,6 +65,23 @@ async fn a_zeroed_or_removed_sidecar_is_made_new() {
 }
 
 #[tokio::test]
+async fn a_lost_record_of_verified_content_leaves_the_data_alone() {
+    let place = Place::new();
+    let content = noise(SIZE, 70);
+    let digest = filled(&place, &content).await;
+    overwrite(&place.map(&digest), 4096 + 64 * 3, &[0; 64]);
+    let written = |place: &Place| fs::metadata(place.data(&digest)).unwrap().modified().unwrap();
+    let before = written(&place);
+    let source = Source::new(&content);
+    let cached = place.cache().blob(&digest, source.clone()).unwrap();
+    assert_eq!(read_all(&*cached).await.unwrap(), content);
+    assert_eq!(source.delivered(), BLOCK);
+    assert_eq!(cached.state(), State::Verified);
+    // The kernel may be reading the file for others.
+    assert_eq!(written(&place), before, "the data was written again");
+}
+
+#[tokio::test]
 async fn a_flipped_bit_in_any_field_of_a_record_costs_one_block() {
     for field in [0, 5, 9, 20, 50] {
         heals(18 + field, BLOCK, |place, digest| {

@@ -57,9 +57,13 @@ fn a_damaged_index_is_absent() {
     assert!(cache.index(&other).unwrap().is_none());
     cache.put_index(&digest, b"").unwrap();
     assert_eq!(cache.index(&digest).unwrap().unwrap(), b"");
-    cache.drop_index(&digest).unwrap();
-    cache.drop_index(&digest).unwrap();
-    assert!(cache.index(&digest).unwrap().is_none());
+    // What was offered belongs to who offered it, and can be forgotten twice.
+    cache.put_offer(&digest, b"offered").unwrap();
+    assert!(cache.for_origin("elsewhere").offer(&digest).unwrap().is_none());
+    assert_eq!(cache.offer(&digest).unwrap().unwrap(), b"offered");
+    cache.drop_offer(&digest).unwrap();
+    cache.drop_offer(&digest).unwrap();
+    assert!(cache.offer(&digest).unwrap().is_none());
     assert_eq!(fs::read_dir(place.dir.path().join("v1/tmp")).unwrap().count(), 0);
 }
 
@@ -154,4 +158,58 @@ fn files_are_private_and_the_layout_is_the_documented_one() {
     assert_eq!(map[512..514], [1, 1]);
     assert_eq!(map[520..528], [1, 0, 0, 0, 0, 0, 0, 0]);
     assert_ne!(map[1024..1032], [0; 8]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_layer() {
+    let place = Place::new();
+    let digest = Digest::sha256(b"layer");
+    let right = noise(3 * BLOCK + 5, 60);
+    let (one, two) = (noise(2 * BLOCK + 9, 61), noise(3 * BLOCK + 5, 62));
+    let (here, there) = (place.cache().for_origin("ghcr.io/a"), place.cache().for_origin("ghcr.io/b"));
+    let ids = [[1; 32], [2; 32]];
+    let open = |cache: &Cache, id, content: &[u8]| cache.claimed_stream(&digest, id, Source::new(content));
+
+    let stream = here.stream(&digest, Source::new(&right)).unwrap();
+    let first = open(&here, &ids[0], &one).unwrap();
+    let second = open(&here, &ids[1], &two).unwrap();
+    for (cached, content) in [(&stream, &right), (&first, &one), (&second, &two)] {
+        assert_eq!(read_all(&**cached).await.unwrap(), *content);
+        assert_eq!(cached.state(), State::Complete);
+    }
+    assert!(Arc::ptr_eq(&first, &open(&here, &ids[0], &one).unwrap()), "one value while it lives");
+    assert!(first.backing().is_none() && stream.backing().is_none());
+    first.set_verified(Verified::Partial);
+    assert_eq!(first.verified(), Verified::Partial);
+
+    // Another place with the same index fetches for itself.
+    let source = Source::new(&two);
+    let foreign = there.claimed_stream(&digest, &ids[0], source.clone()).unwrap();
+    assert_eq!(read_all(&*foreign).await.unwrap(), two);
+    assert_eq!(source.delivered(), two.len() as u64);
+
+    // What becomes everybody's is the stream alone.
+    here.promote_stream(&digest).unwrap();
+    let mut names: Vec<_> = ["streams", "claims"]
+        .iter()
+        .flat_map(|kind| {
+            let dir = place.dir.path().join("v1").join(kind).join("sha256");
+            fs::read_dir(dir).unwrap().map(move |entry| (*kind, entry.unwrap().file_name()))
+        })
+        .map(|(kind, name)| format!("{kind}/{}", name.to_str().unwrap().replace(digest.encoded(), "HEX")))
+        .collect();
+    names.sort();
+    let origin = |place: &str| blake3::hash(place.as_bytes()).to_hex()[..16].to_owned();
+    let (a, b) = (origin("ghcr.io/a"), origin("ghcr.io/b"));
+    let claim = |id: &str, origin: &str| format!("claims/HEX.{}.{origin}", id.repeat(16));
+    let mut expected = vec!["streams/HEX".to_owned(), claim("01", &a), claim("02", &a), claim("01", &b)];
+    expected.extend(expected.clone().iter().map(|name| format!("{name}.map")));
+    expected.sort();
+    assert_eq!(names, expected);
+
+    // And it is found again, by its claim only.
+    drop((stream, first, second, foreign));
+    let source = Source::answering(&one, Answer::Refuse);
+    let again = place.cache().for_origin("ghcr.io/a").claimed_stream(&digest, &ids[0], source).unwrap();
+    assert_eq!(read_all(&*again).await.unwrap(), one);
 }

@@ -1,13 +1,15 @@
 //! What the cache promises, within one process. A second [`Cache`] on the same directory has its own open files, and so
 //! meets the first one exactly as another process would; real processes are in `tests/cache.rs`.
 
+mod ahead;
 mod damage;
 mod directory;
+mod outcome;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -309,14 +311,15 @@ async fn a_large_read_is_split_into_fetches_of_four_mebibytes() {
 async fn a_wider_delivery_answers_readers_of_blocks_that_nobody_asked_it_for() {
     let place = Place::new();
     let content = noise(SIZE, 5);
-    let source = Source::slow(&content, Duration::from_millis(40));
+    // It begins after 200 ms, and brings the last block 680 ms later.
+    let source = Source::slow(&content, Duration::from_millis(200));
     source.answer(Answer::Whole);
     let cached = place.cache().blob(&Digest::sha256(&content), source.clone()).unwrap();
     let first = tokio::spawn({
         let cached = cached.clone();
         async move { read_vec(&*cached, ByteRange::new(0, 10)).await.unwrap() }
     });
-    tokio::time::sleep(Duration::from_millis(60)).await;
+    tokio::time::sleep(Duration::from_millis(450)).await;
     let last = read_vec(&*cached, ByteRange::new(SIZE - 10, SIZE)).await.unwrap();
     assert_eq!(last, content[SIZE as usize - 10..]);
     assert_eq!(first.await.unwrap(), content[..10]);

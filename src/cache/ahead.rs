@@ -1,0 +1,311 @@
+//! Read-ahead: finds the readers that go through content in order, and says which blocks to fetch before they ask.
+//!
+//! Nothing here fetches or waits, and nothing is fetched ahead of a reader that jumps. The idea: a read that begins where an
+//! earlier one ended makes a reader sequential; the longer it has been, the further its window reaches; and what was asked
+//! for ahead is only ever extended by another read, so a reader that stops costs at most one window.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind};
+use crate::io::ByteRange;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// Readers of one content that are followed at a time: as many as there are threads that answer FUSE.
+const READERS: usize = 8;
+/// Fetches ahead of the readers of one content: with [`LONGEST`] they are the widest window.
+const RANGES: usize = 4;
+/// The longest fetch ahead of a reader. At 8 MiB a round trip of 100 ms costs less than the bytes do on a gigabit link.
+const LONGEST: u64 = 8 * MIB;
+/// Between two files of an archive lie a header and padding, and often a few small files that nobody reads.
+const GAP: u64 = 64 * KIB;
+/// The kernel reads ahead with several requests, which arrive in any order: so far back one still belongs to its reader.
+const BACK: u64 = MIB;
+/// Fetches ahead of readers that run at once, over all content of a cache: two fewer than a host gets requests, so that a
+/// small read does not queue behind a scan.
+const FETCHES: usize = 6;
+
+/// How far ahead a reader is served that has read so many bytes in order.
+const STEPS: [(u64, u64); 4] =
+    [(8 * MIB, RANGES as u64 * LONGEST), (2 * MIB, LONGEST), (512 * KIB, MIB), (0, BLOCK)];
+
+/// The readers of one content.
+#[derive(Default)]
+pub(super) struct Ahead {
+    readers: Vec<Reader>,
+    /// Counts reads, to tell which reader has been silent for longest.
+    clock: u64,
+    /// Fetches ahead that have not ended. Invariant: at most `RANGES`.
+    going: usize,
+}
+
+struct Reader {
+    /// Where its first read began.
+    start: u64,
+    /// Where its reads have got to.
+    next: u64,
+    pace: Pace,
+    /// The end of what was asked for ahead of it.
+    asked: u64,
+    last_read: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Pace {
+    /// One read, which says nothing yet.
+    Single,
+    Sequential,
+}
+
+impl Ahead {
+    /// Takes note of a read of content of `size` bytes, and says which runs of blocks to fetch ahead of it. Each of them counts
+    /// as going until [`Ahead::ended`].
+    pub(super) fn note(&mut self, read: ByteRange, size: u64) -> Vec<Range<u64>> {
+        if read.is_empty() {
+            return Vec::new();
+        }
+        self.clock += 1;
+        let Some(index) = self.readers.iter().position(|reader| reader.is_continued_by(read)) else {
+            self.meet(read);
+            return Vec::new();
+        };
+        self.readers[index].advance(read, self.clock);
+        let index = self.join_neighbours(index);
+        let mut runs = Vec::new();
+        while self.going < RANGES
+            && let Some(run) = self.readers[index].widen(size)
+        {
+            self.going += 1;
+            runs.push(run);
+        }
+        runs
+    }
+
+    /// One of the runs was fetched, or given up.
+    pub(super) fn ended(&mut self) {
+        self.going -= 1;
+    }
+
+    fn meet(&mut self, read: ByteRange) {
+        let reader =
+            Reader { start: read.start, next: read.end, pace: Pace::Single, asked: 0, last_read: self.clock };
+        if self.readers.len() == READERS
+            && let Some((silent, _)) =
+                self.readers.iter().enumerate().min_by_key(|(_, reader)| reader.last_read)
+        {
+            self.readers.swap_remove(silent);
+        }
+        self.readers.push(reader);
+        self.join_neighbours(self.readers.len() - 1);
+    }
+
+    /// Requests that came in the wrong order look like two readers until the gap between them is read.
+    fn join_neighbours(&mut self, mut index: usize) -> usize {
+        while let Some(other) = (0..self.readers.len()).find(|&other| {
+            other != index && {
+                let (behind, before) = (&self.readers[index], &self.readers[other]);
+                before.start >= behind.start && before.start <= behind.next && before.next >= behind.next
+            }
+        }) {
+            let joined = self.readers.swap_remove(other);
+            if index == self.readers.len() {
+                index = other;
+            }
+            let reader = &mut self.readers[index];
+            reader.next = joined.next;
+            reader.pace = reader.pace.max(joined.pace);
+            reader.asked = reader.asked.max(joined.asked);
+        }
+        index
+    }
+}
+
+impl Reader {
+    fn is_continued_by(&self, read: ByteRange) -> bool {
+        let (gap, back) = match self.pace {
+            // It may be a reader at random that came by: only the same bytes, or those that follow.
+            Pace::Single if read.end <= self.next => (GAP, self.next - self.start),
+            Pace::Single => (GAP, 0),
+            // A block that it skips was fetched for it all the same.
+            Pace::Sequential => (BLOCK, BACK),
+        };
+        read.start >= self.next.saturating_sub(back) && read.start <= self.next.saturating_add(gap)
+    }
+
+    fn advance(&mut self, read: ByteRange, clock: u64) {
+        self.last_read = clock;
+        if read.end > self.next {
+            self.next = read.end;
+            self.pace = Pace::Sequential;
+        }
+    }
+
+    /// How far ahead of it blocks are wanted.
+    fn window(&self) -> u64 {
+        let run = self.next - self.start;
+        let window = STEPS.iter().find(|(least, _)| run >= *least).map_or(BLOCK, |step| step.1);
+        if self.start == 0 {
+            return window;
+        }
+        // Who began in the middle reads one file of many, and nobody here knows where it ends: what is fetched past its end
+        // stays a small part of what was read, and nothing for a small file.
+        window.min((run / 4) & !(BLOCK - 1))
+    }
+
+    /// The next run of blocks to fetch ahead, when there is room in the window for a whole one.
+    fn widen(&mut self, size: u64) -> Option<Range<u64>> {
+        if self.pace == Pace::Single {
+            return None;
+        }
+        let (window, blocks) = (self.window(), size.div_ceil(BLOCK));
+        let here = self.next.div_ceil(BLOCK);
+        let from = (self.asked >> BLOCK_SHIFT).max(here);
+        // Halves: the second one is on its way while the first one is read.
+        let length = (window / 2).clamp(BLOCK, LONGEST) >> BLOCK_SHIFT;
+        let limit = (here + (window >> BLOCK_SHIFT)).min(blocks);
+        let end = (from + length).min(limit);
+        if end <= from || (end - from < length && end < blocks) {
+            return None;
+        }
+        self.asked = end << BLOCK_SHIFT;
+        Some(from..end)
+    }
+}
+
+/// The right to fetch ahead of readers, over all content of a cache.
+pub(super) struct Places {
+    fetches: Arc<Semaphore>,
+    /// Decoding takes a core, and fetches stored bytes in its turn: it must not take the places of what it waits for.
+    decodes: Arc<Semaphore>,
+}
+
+impl Places {
+    pub(super) fn new() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self { fetches: Arc::new(Semaphore::new(FETCHES)), decodes: Arc::new(Semaphore::new(cores)) }
+    }
+
+    /// One permit is one fetch.
+    pub(super) fn of(&self, kind: Kind) -> &Arc<Semaphore> {
+        match kind {
+            Kind::Blob => &self.fetches,
+            Kind::Stream | Kind::Claim => &self.decodes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 1 << 30;
+
+    /// What is asked for ahead by reads of `step` bytes over `range`, when every fetch ends at once.
+    fn scan(ahead: &mut Ahead, range: ByteRange, step: u64) -> Vec<Range<u64>> {
+        let mut runs = Vec::new();
+        for start in (range.start..range.end).step_by(step as usize) {
+            let read = ByteRange::new(start, (start + step).min(range.end));
+            for run in ahead.note(read, SIZE) {
+                let reach = run.end * BLOCK - read.end;
+                assert!(reach <= 32 * MIB + BLOCK, "{reach} bytes ahead at {start}");
+                assert!((run.end - run.start) * BLOCK <= LONGEST);
+                ahead.ended();
+                runs.push(run);
+            }
+        }
+        runs
+    }
+
+    #[test]
+    fn the_window_of_who_reads_from_the_start_grows_to_thirty_two_mebibytes() {
+        let runs = scan(&mut Ahead::default(), ByteRange::new(0, 64 * MIB), 128 * KIB);
+        assert_eq!(runs[0], 1..2);
+        assert!(runs.windows(2).all(|pair| pair[0].end == pair[1].start), "{runs:?}");
+        assert!(runs.last().unwrap().end > 88 * MIB / BLOCK, "{runs:?}");
+        assert!(runs.len() <= 24, "{runs:?}");
+    }
+
+    #[test]
+    fn who_began_in_the_middle_is_served_a_quarter_ahead() {
+        for length in [MIB, 6 * MIB, 40 * MIB, 200 * MIB] {
+            let range = ByteRange::at(300 * MIB + 512, length);
+            let runs = scan(&mut Ahead::default(), range, 100_000);
+            let reach = runs.last().unwrap().end * BLOCK - range.end;
+            assert!(reach <= (length / 4).min(32 * MIB) + 3 * BLOCK, "{reach} past {length}");
+            assert!(reach >= (length / 8).min(24 * MIB), "{reach} past {length}");
+        }
+    }
+
+    #[test]
+    fn readers_side_by_side_are_told_apart() {
+        let mut ahead = Ahead::default();
+        let mut reach = [0; 3];
+        for step in 0..100 {
+            for (reader, reach) in reach.iter_mut().enumerate() {
+                let start = reader as u64 * 300 * MIB;
+                for run in ahead.note(ByteRange::at(start + step * 128 * KIB, 128 * KIB), SIZE) {
+                    assert!(run.start * BLOCK >= start && run.end * BLOCK <= start + 48 * MIB);
+                    *reach = run.end * BLOCK - start;
+                    ahead.ended();
+                }
+            }
+        }
+        assert!(reach.iter().all(|reach| *reach > 12 * MIB), "{reach:?}");
+    }
+
+    #[test]
+    fn requests_in_the_wrong_order_are_one_reader() {
+        let mut ahead = Ahead::default();
+        let mut end = 0;
+        for pair in 0..64 {
+            for start in [pair * 256 * KIB + 128 * KIB, pair * 256 * KIB] {
+                for run in ahead.note(ByteRange::at(start, 128 * KIB), SIZE) {
+                    assert!(run.start * BLOCK >= end, "asked twice");
+                    end = run.end * BLOCK;
+                    ahead.ended();
+                }
+            }
+        }
+        assert!(end >= 40 * MIB, "{end}");
+        assert_eq!(ahead.readers.len(), 1);
+    }
+
+    #[test]
+    fn jumps_and_repetitions_ask_for_nothing() {
+        let mut ahead = Ahead::default();
+        let mut random = 9u64;
+        for _ in 0..2000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Never less than 128 KiB after another one.
+            let start = (random >> 33) % (SIZE / MIB) * MIB;
+            assert!(ahead.note(ByteRange::at(start, 4096), SIZE).is_empty());
+            assert!(ahead.note(ByteRange::at(start, 4096), SIZE).is_empty());
+            assert!(ahead.note(ByteRange::at(start + 100, 10), SIZE).is_empty());
+        }
+        for start in (0..100).rev() {
+            assert!(ahead.note(ByteRange::at(start * MIB, MIB), SIZE).is_empty(), "backwards");
+        }
+    }
+
+    #[test]
+    fn no_more_than_four_fetches_go_at_once_and_none_passes_the_end() {
+        let mut ahead = Ahead::default();
+        let size = 100 * MIB + 1;
+        let mut asked = Vec::new();
+        for start in (0..64 * MIB).step_by(MIB as usize) {
+            asked.extend(ahead.note(ByteRange::at(start, MIB), size));
+        }
+        assert_eq!(asked.len(), RANGES, "{asked:?}");
+        for start in (64 * MIB..100 * MIB).step_by(MIB as usize) {
+            while ahead.going > 0 {
+                ahead.ended();
+            }
+            asked.extend(ahead.note(ByteRange::at(start, MIB), size));
+        }
+        assert_eq!(asked.last().unwrap().end, size.div_ceil(BLOCK));
+    }
+}
