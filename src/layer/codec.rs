@@ -2,10 +2,14 @@
 //!
 //! A stored layer is a sequence of independent units (gzip members, zstd frames). One decoder reads any number of them.
 
-use flate2::{Decompress, FlushDecompress, Status};
 use zstd::stream::raw::{DParameter, Decoder as Frames, InBuffer, Operation as _, OutBuffer};
 
+use super::inflate::{Inflate, Stop, Until};
 use super::sniff::Encoding;
+use super::span::{Piece, Resume};
+
+/// Bytes after the deflate data of a gzip member: its checksum and its length (RFC 1952).
+const TRAILER: u8 = 8;
 
 /// The largest zstd window that is accepted, as a power of two: 128 MiB, what `zstd -d --long=27` takes. A frame may ask for
 /// more memory than a machine has.
@@ -23,6 +27,14 @@ pub enum CodecError {
         /// Offset of the bytes that could not be decoded, in stored bytes.
         offset: u64,
         /// What the decoder said.
+        reason: String,
+    },
+    /// An index says that decoding can start where it cannot.
+    #[error("decoding cannot start at blob offset {offset}: {reason}")]
+    Start {
+        /// Offset of the first byte that would have been decoded, in stored bytes.
+        offset: u64,
+        /// What is wrong with the checkpoint.
         reason: String,
     },
     /// The stored bytes end inside a unit.
@@ -46,7 +58,16 @@ pub struct Step {
     pub produced: usize,
 }
 
-/// Decodes stored bytes that start at the beginning of a unit.
+/// Whether [`Decoder::step`] comes back at the starts of deflate blocks too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stops {
+    /// At the ends of units only.
+    Units,
+    /// At the starts of deflate blocks too.
+    Blocks,
+}
+
+/// Decodes stored bytes that start at the beginning of a unit, or at a checkpoint.
 pub struct Decoder {
     units: Units,
     /// Blob offset of the next stored byte.
@@ -56,32 +77,72 @@ pub struct Decoder {
 }
 
 enum Units {
-    Gzip {
-        inflate: Box<Decompress>,
-        /// Zero bytes after the last member, as tape blocking leaves them. They are accepted as GNU gzip does.
-        padding: bool,
-    },
+    Gzip(Box<Members>),
     Zstd(Box<Frames<'static>>),
+}
+
+/// The state of a gzip decoder.
+struct Members {
+    inflate: Inflate,
+    part: Part,
+    /// Whether `inflate` stands at the start of a deflate block that is not the first of its member, and how many bits of the
+    /// byte before belong to it.
+    block: Option<u8>,
+    /// The last stored byte that was decoded.
+    last: u8,
+}
+
+/// What the next stored byte belongs to.
+#[derive(Clone, Copy)]
+enum Part {
+    /// A member, wrapper and all.
+    Member,
+    /// A byte of which the highest bits belong to the block where decoding starts.
+    Shared { bits: u8 },
+    /// The deflate data of a member whose start was not decoded.
+    Rest,
+    /// What follows these, so many bytes of it. It cannot be checked, because the checksum is of the whole member.
+    Trailer { left: u8 },
+    /// Zero bytes after the last member, as tape blocking leaves them. They are accepted as GNU gzip does.
+    Padding,
 }
 
 impl Decoder {
     /// A decoder for the unit that starts at blob offset `offset`; `None` for bytes that are not encoded.
     pub fn new(encoding: Encoding, offset: u64) -> Result<Option<Self>, CodecError> {
+        let start = |reason| CodecError::Start { offset, reason };
         let units = match encoding {
             Encoding::Plain => return Ok(None),
-            Encoding::Gzip => Units::Gzip { inflate: Box::new(Decompress::new_gzip(15)), padding: false },
+            Encoding::Gzip => Units::Gzip(Box::new(Members {
+                inflate: Inflate::member().map_err(start)?,
+                part: Part::Member,
+                block: None,
+                last: 0,
+            })),
             Encoding::Zstd => {
-                let broken = |error: std::io::Error| CodecError::Broken {
-                    format: "zstd",
-                    offset,
-                    reason: error.to_string(),
-                };
-                let mut frames = Frames::new().map_err(broken)?;
-                frames.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(broken)?;
+                let start = |error: std::io::Error| start(error.to_string());
+                let mut frames = Frames::new().map_err(start)?;
+                frames.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(start)?;
                 Units::Zstd(Box::new(frames))
             }
         };
         Ok(Some(Self { units, offset, at_unit: true }))
+    }
+
+    /// A decoder that starts where `piece` does; `None` for bytes that are not encoded.
+    pub fn resume(encoding: Encoding, piece: &Piece) -> Result<Option<Self>, CodecError> {
+        let offset = piece.stored.start;
+        let start = |reason: &str| CodecError::Start { offset, reason: reason.into() };
+        let (bits, window) = match (&piece.resume, encoding) {
+            (Resume::Unit, _) => return Self::new(encoding, offset),
+            (Resume::Block { bits: bits @ 0..=7, window }, Encoding::Gzip) => (*bits, window),
+            (Resume::Block { .. }, _) => return Err(start("no deflate block starts there")),
+        };
+        let window = window.unpack().ok_or_else(|| start("its window is damaged"))?;
+        let inflate = Inflate::block(&window).map_err(|reason| start(&reason))?;
+        let part = if bits > 0 { Part::Shared { bits } } else { Part::Rest };
+        let members = Members { inflate, part, block: None, last: 0 };
+        Ok(Some(Self { units: Units::Gzip(Box::new(members)), offset, at_unit: false }))
     }
 
     /// Blob offset of the next stored byte that the decoder wants.
@@ -94,42 +155,46 @@ impl Decoder {
         self.at_unit
     }
 
+    /// Where the step before came back at the start of a deflate block: the bits (0 to 7) of the stored byte before that belong
+    /// to it, and that byte.
+    pub fn at_block(&self) -> Option<(u8, u8)> {
+        match &self.units {
+            Units::Gzip(members) => members.block.map(|bits| (bits, members.last)),
+            Units::Zstd(_) => None,
+        }
+    }
+
+    /// The stream bytes before this place, as many as deflate can refer to; none in other encodings.
+    pub fn window(&mut self) -> Result<Vec<u8>, CodecError> {
+        let offset = self.offset;
+        match &mut self.units {
+            Units::Gzip(members) => members.inflate.window().map_err(|reason| CodecError::Broken {
+                format: "gzip",
+                offset,
+                reason,
+            }),
+            Units::Zstd(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Decodes some of `input` into `output`. Stops at the end of every unit. With non-empty buffers it makes progress or
     /// fails, except that it may need more input.
     pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, CodecError> {
+        self.step_to(input, output, Stops::Units)
+    }
+
+    /// As [`step`](Self::step), with a choice of where to come back.
+    pub fn step_to(&mut self, input: &[u8], output: &mut [u8], stops: Stops) -> Result<Step, CodecError> {
         if input.is_empty() && self.at_unit {
             return Ok(Step::default());
         }
         let offset = self.offset;
         let (step, ended) = match &mut self.units {
-            Units::Gzip { inflate, padding } => {
-                let broken = |reason: String| CodecError::Broken { format: "gzip", offset, reason };
-                if self.at_unit && (*padding || input[0] == 0 && offset > 0) {
-                    *padding = true;
-                    if let Some(at) = input.iter().position(|&byte| byte != 0) {
-                        let offset = offset + at as u64;
-                        return Err(CodecError::Broken {
-                            format: "gzip",
-                            offset,
-                            reason: "garbage after the last member".into(),
-                        });
-                    }
-                    (Step { consumed: input.len(), produced: 0 }, true)
-                } else {
-                    let (in_before, out_before) = (inflate.total_in(), inflate.total_out());
-                    let status = inflate
-                        .decompress(input, output, FlushDecompress::None)
-                        .map_err(|error| broken(error.to_string()))?;
-                    let step = Step {
-                        consumed: (inflate.total_in() - in_before) as usize,
-                        produced: (inflate.total_out() - out_before) as usize,
-                    };
-                    let ended = status == Status::StreamEnd;
-                    if ended {
-                        **inflate = Decompress::new_gzip(15);
-                    }
-                    (step, ended)
+            Units::Gzip(members) => {
+                if self.at_unit && offset > 0 && input[0] == 0 {
+                    members.part = Part::Padding;
                 }
+                members.step(input, output, stops, offset)?
             }
             Units::Zstd(frames) => {
                 let mut from = InBuffer::around(input);
@@ -153,10 +218,79 @@ impl Decoder {
             return Ok(());
         }
         let (format, unit) = match self.units {
-            Units::Gzip { .. } => ("gzip", "member"),
+            Units::Gzip(_) => ("gzip", "member"),
             Units::Zstd(_) => ("zstd", "frame"),
         };
         Err(CodecError::Cut { format, offset: self.offset, unit })
+    }
+}
+
+impl Members {
+    /// What one step did, and whether a unit ended there.
+    fn step(
+        &mut self,
+        input: &[u8],
+        output: &mut [u8],
+        stops: Stops,
+        offset: u64,
+    ) -> Result<(Step, bool), CodecError> {
+        let broken = |reason: String| CodecError::Broken { format: "gzip", offset, reason };
+        self.block = None;
+        let taken = |consumed: usize| Step { consumed, produced: 0 };
+        match self.part {
+            Part::Padding => match input.iter().position(|&byte| byte != 0) {
+                None => Ok((taken(input.len()), true)),
+                Some(at) => Err(CodecError::Broken {
+                    format: "gzip",
+                    offset: offset + at as u64,
+                    reason: "garbage after the last member".into(),
+                }),
+            },
+            Part::Shared { bits } => {
+                let Some(&byte) = input.first() else { return Ok((Step::default(), false)) };
+                self.inflate.prime(bits, byte).map_err(broken)?;
+                self.last = byte;
+                self.part = Part::Rest;
+                Ok((taken(1), false))
+            }
+            Part::Trailer { left } => {
+                let skipped = input.len().min(left.into());
+                // At most the eight bytes of a trailer.
+                self.part = Part::Trailer { left: left - skipped as u8 };
+                if skipped < left.into() {
+                    return Ok((taken(skipped), false));
+                }
+                self.inflate.restart().map_err(broken)?;
+                self.part = Part::Member;
+                Ok((taken(skipped), true))
+            }
+            Part::Member | Part::Rest => {
+                let until = match stops {
+                    Stops::Units => Until::Filled,
+                    Stops::Blocks => Until::Block,
+                };
+                let done = self.inflate.run(input, output, until).map_err(broken)?;
+                if let Some(&last) = input[..done.consumed].last() {
+                    self.last = last;
+                }
+                let step = Step { consumed: done.consumed, produced: done.produced };
+                match (done.stop, self.part) {
+                    (Stop::Buffers, _) => Ok((step, false)),
+                    (Stop::Block(bits), _) => {
+                        self.block = Some(bits);
+                        Ok((step, false))
+                    }
+                    (Stop::End, Part::Rest) => {
+                        self.part = Part::Trailer { left: TRAILER };
+                        Ok((step, false))
+                    }
+                    (Stop::End, _) => {
+                        self.inflate.restart().map_err(broken)?;
+                        Ok((step, true))
+                    }
+                }
+            }
+        }
     }
 }
 

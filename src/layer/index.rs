@@ -1,7 +1,9 @@
 //! The layer index: everything that one pass over a layer teaches, in one value that is kept for ever.
 //!
-//! On disk it is a version byte, then the postcard encoding of [`LayerIndex`] compressed with zstd; the cache adds its own
-//! checksum around it. Whatever does not decode, or cannot be true, is as good as absent.
+//! On disk it is a version byte, then the postcard encoding of [`LayerIndex`] in a zstd frame that has a checksum. Whatever does
+//! not decode, or cannot be true, is as good as absent.
+
+use std::io::{BufReader, BufWriter, Read as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +13,16 @@ use super::span::SpanMap;
 use super::toc::{EntryKind, Toc};
 
 /// The version this code reads and writes; any change of the types below is a new one.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The largest index that is decoded, in bytes before compression: 5 million entries of some 200 bytes.
-const MAX_INDEX: usize = 1 << 30;
+const MAX_INDEX: u64 = 1 << 30;
+
+/// Bytes of an index that are encoded or decoded at once: also the longest run of bytes in its encoding.
+const BUFFER: usize = 64 * 1024;
+
+/// Bytes of the stream that one checksum of an index covers, except the last: a block of the cache.
+pub const SUM_BLOCK: u64 = 256 * 1024;
 
 /// Table of contents and span map of one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,31 +31,65 @@ pub struct LayerIndex {
     pub spans: SpanMap,
     /// What the archive contains.
     pub toc: Toc,
+    /// blake3 of each [`SUM_BLOCK`] bytes of the stream, as a pass over verified stored bytes gave them; empty when there was
+    /// no such pass.
+    pub blocks: Vec<[u8; 32]>,
+    /// The stream bytes that the image's author wants fetched first: from the start to here.
+    pub prefetch: u64,
 }
 
 impl LayerIndex {
     /// The bytes to keep.
     pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
-        let plain = postcard::to_stdvec(self).map_err(|error| error.to_string())?;
-        let mut bytes = vec![VERSION];
-        // Level 1: an index is written while a reader waits.
-        bytes.extend(zstd::bulk::compress(&plain, 1).map_err(|error| error.to_string())?);
-        Ok(bytes)
+        // Level 1: an index is written while a reader waits. Compressed as it is encoded: a large one is not in memory twice.
+        let mut encoder = zstd::Encoder::new(vec![VERSION], 1).map_err(|error| error.to_string())?;
+        // Of what a flipped bit could change unseen: windows, block checksums and names.
+        encoder.include_checksum(true).map_err(|error| error.to_string())?;
+        let encoded = postcard::to_io(self, BufWriter::with_capacity(BUFFER, encoder));
+        let encoder = encoded.map_err(|error| error.to_string())?.into_inner();
+        encoder.map_err(|error| error.to_string())?.finish().map_err(|error| error.to_string())
     }
 
     /// Reads kept bytes for a layer of `stored_size` stored bytes. `None` means: build it again.
     pub fn from_bytes(bytes: &[u8], stored_size: u64) -> Option<Self> {
+        Self::within(bytes, stored_size, MAX_INDEX)
+    }
+
+    /// Reads bytes that somebody else wrote: real indexes compress to a third, and a bomb must not take the memory.
+    pub fn from_foreign_bytes(bytes: &[u8], stored_size: u64) -> Option<Self> {
+        /// The most decoded bytes for one of the index, beside a floor for small ones.
+        const RATIO: u64 = 32;
+        const FLOOR: u64 = 4 * 1024 * 1024;
+        let limit = (bytes.len() as u64).saturating_mul(RATIO).saturating_add(FLOOR);
+        Self::within(bytes, stored_size, limit.min(MAX_INDEX))
+    }
+
+    fn within(bytes: &[u8], stored_size: u64, limit: u64) -> Option<Self> {
         let (&VERSION, compressed) = bytes.split_first()? else { return None };
-        let plain = decompress(compressed)?;
-        let index: Self = postcard::from_bytes(&plain).ok()?;
-        (index.spans.is_sound() && index.spans.stored_size() == stored_size && index.is_inside())
-            .then_some(index)
+        let plain =
+            BufReader::with_capacity(BUFFER, zstd::Decoder::with_buffer(compressed).ok()?.take(limit));
+        let mut longest = vec![0; BUFFER];
+        let (index, (mut rest, _)): (Self, _) = postcard::from_io((plain, &mut longest[..])).ok()?;
+        // A frame that is cut, or goes on, is not what was kept.
+        if rest.read(&mut [0]).ok()? != 0 {
+            return None;
+        }
+        (index.spans.is_sound()
+            && index.spans.stored_size() == stored_size
+            && index.is_inside()
+            && index.blocks_fit())
+        .then_some(index)
+    }
+
+    /// Whether there is a checksum for every block, or none at all.
+    fn blocks_fit(&self) -> bool {
+        self.blocks.is_empty() || self.blocks.len() as u64 == self.spans.stream_size().div_ceil(SUM_BLOCK)
     }
 
     /// Whether every file lies inside the stream.
-    fn is_inside(&self) -> bool {
+    pub(super) fn is_inside(&self) -> bool {
         let stream = ByteRange::new(0, self.spans.stream_size());
-        self.toc.entries.iter().all(|entry| match &entry.kind {
+        self.toc.iter().all(|entry| match &entry.kind {
             EntryKind::File(content) => {
                 let end = content.offset.checked_add(content.stored());
                 end.is_some_and(|end| stream.contains(ByteRange::new(content.offset, end)))
@@ -55,13 +97,6 @@ impl LayerIndex {
             _ => true,
         })
     }
-}
-
-/// Decodes what [`LayerIndex::to_bytes`] compressed; the frame's own declared size bounds the memory.
-fn decompress(compressed: &[u8]) -> Option<Vec<u8>> {
-    let size = zstd::zstd_safe::get_frame_content_size(compressed).ok()??;
-    let size = usize::try_from(size).ok().filter(|&size| size <= MAX_INDEX)?;
-    zstd::bulk::decompress(compressed, size).ok()
 }
 
 #[cfg(test)]
@@ -80,13 +115,46 @@ mod tests {
             xattrs: vec![(b"user.a".to_vec(), vec![0, 255])],
             header: 0,
         };
-        LayerIndex { spans: SpanMap::identity(2048), toc: Toc { entries: vec![entry] } }
+        LayerIndex {
+            spans: SpanMap::identity(2048),
+            toc: [entry].into_iter().collect(),
+            blocks: vec![[7; 32]],
+            prefetch: 0,
+        }
     }
 
     #[test]
     fn an_index_survives_being_kept() {
         let bytes = index().to_bytes().unwrap();
         assert_eq!(LayerIndex::from_bytes(&bytes, 2048), Some(index()));
+    }
+
+    #[test]
+    fn no_bit_can_flip_unseen() {
+        let bytes = index().to_bytes().unwrap();
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            // Some bits of a frame's header mean nothing.
+            let found = LayerIndex::from_bytes(&flipped, 2048);
+            assert!(found.is_none() || found == Some(index()), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_small_index_that_decodes_to_much_is_taken_from_nobody_else() {
+        let bomb =
+            LayerIndex { spans: SpanMap::identity(1 << 40), blocks: vec![[0; 32]; 1 << 22], ..index() };
+        let bytes = bomb.to_bytes().unwrap();
+        assert!(bytes.len() < 100_000, "{} bytes", bytes.len());
+        assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 1 << 40), None);
+        assert_eq!(
+            LayerIndex::from_bytes(&bytes, 1 << 40),
+            Some(bomb),
+            "what was made here is as large as it is"
+        );
+        let bytes = index().to_bytes().unwrap();
+        assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 2048), Some(index()));
     }
 
     #[test]
@@ -100,7 +168,28 @@ mod tests {
             "another version"
         );
         let mut outside = index();
-        outside.toc.entries[0].kind = EntryKind::File(Content { size: 5, offset: 2046, runs: None });
+        let kind = EntryKind::File(Content { size: 5, offset: 2046, runs: None });
+        outside.toc =
+            outside.toc.iter().map(|entry| Entry { kind: kind.clone(), ..entry.to_entry() }).collect();
         assert_eq!(LayerIndex::from_bytes(&outside.to_bytes().unwrap(), 2048), None, "file past the end");
+        let fewer = LayerIndex { blocks: vec![[7; 32]; 2], ..index() };
+        assert_eq!(LayerIndex::from_bytes(&fewer.to_bytes().unwrap(), 2048), None, "a checksum for no block");
+    }
+
+    #[test]
+    fn starts_that_stand_still_are_refused_at_the_second() {
+        use super::super::sniff::Encoding;
+        use super::super::span::{Resume, SpanStart};
+        let start = |stored, stream| SpanStart { stored, stream, resume: Resume::Unit };
+        let with =
+            |starts| LayerIndex { spans: SpanMap::ordered(Encoding::Gzip, 2048, 2048, starts), ..index() };
+        let right = with(vec![start(0, 0), start(100, 1024)]);
+        assert_eq!(LayerIndex::from_bytes(&right.to_bytes().unwrap(), 2048), Some(right));
+        let still = with(vec![start(0, 0); 1_000_000]).to_bytes().unwrap();
+        assert!(still.len() < 1000, "{} bytes", still.len());
+        let plain = zstd::stream::decode_all(&still[1..]).unwrap();
+        let (mut rest, mut buffer) = (&plain[..], vec![0; BUFFER]);
+        assert!(postcard::from_io::<LayerIndex, _>((&mut rest, &mut buffer[..])).is_err());
+        assert!(plain.len() - rest.len() < 100, "{} bytes were read of them", plain.len() - rest.len());
     }
 }

@@ -1,10 +1,14 @@
-//! Passes over the stored bytes of a layer: the feeder that keeps a few reads in flight ahead of a decoder, the forward
-//! pass that builds an index, and the walk over an archive that is not compressed.
+//! Passes over the stored bytes of a layer: the forward pass that builds an index, with the feeder that keeps a few reads in
+//! flight ahead of it, and the walk over an archive that is not compressed.
 //!
 //! Decoding runs on blocking threads, never on the async workers; one layer is one pass, and passes of several layers run
-//! side by side.
+//! side by side. The idea: one thread of a pass does nothing but decode, block by block, and hands what it finds to another
+//! one that does everything else: the table of contents, checksums, the windows of checkpoints, and the cache.
+//!
+//! What can be decoded again cheaply is not written down: see [`Learner::keep`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
@@ -14,11 +18,13 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use crate::cache::StreamWriter;
 use crate::io::{ByteRange, Fault, ReadAt, ReadError, read_vec};
 
-use super::codec::{CodecError, Decoder};
-use super::index::LayerIndex;
-use super::sniff::Encoding;
+use super::checkpoint::{Finder, Found};
+use super::codec::{CodecError, Decoder, Stops};
+use super::index::{LayerIndex, SUM_BLOCK};
+use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use super::span::{SpanMap, SpanRecorder};
 use super::tar::{Need, TarError, TarLimits, TarWalker};
+use super::toc::Toc;
 
 /// Stored bytes read at once by a pass: large enough that requests do not cost more than bytes, small enough that the
 /// decoder starts early.
@@ -31,8 +37,12 @@ const AHEAD: usize = 4;
 /// Chunks that wait between the reads and the decoder: the reads are ahead already.
 const WAITING: usize = 1;
 
-/// Stream bytes handed on at once.
-const OUTPUT: usize = 256 * 1024;
+/// Blocks that wait between decoding and learning; as many more are being filled and looked at.
+const BLOCKS: usize = 4;
+
+/// The most stream bytes that are decoded again for one block: some 10 ms of work. What lies further from the start of its
+/// span is written into the cache by the pass.
+const AGAIN: u64 = 4 * 1024 * 1024;
 
 /// The most stream bytes per stored byte. Deflate cannot pass 1032:1; zstd can, and a bomb must not fill the disk.
 const MAX_RATIO: u64 = 1100;
@@ -50,7 +60,7 @@ static DECODERS: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(2 * std::thread::available_parallelism().map_or(2, usize::from)));
 
 /// Waits for a place among the decoders. `None` would mean that the places were closed, which nobody does.
-async fn place() -> Option<SemaphorePermit<'static>> {
+pub(super) async fn place() -> Option<SemaphorePermit<'static>> {
     DECODERS.acquire().await.ok()
 }
 
@@ -67,6 +77,10 @@ pub(super) enum PassError {
     Bomb { limit: u64 },
     #[error("decoding gave {actual} bytes where the index says {expected}")]
     Length { expected: u64, actual: u64 },
+    #[error("{subject} have digest {actual}, not {expected} as the index says")]
+    Mismatch { subject: String, expected: String, actual: String },
+    #[error("{subject} are {len} bytes under one digest, more than {limit}")]
+    Digest { subject: String, len: u64, limit: u64 },
     /// Nobody waits for the result any more.
     #[error("abandoned")]
     Abandoned,
@@ -76,7 +90,8 @@ impl PassError {
     pub(super) fn fault(&self) -> Fault {
         match self {
             PassError::Codec(_) | PassError::Length { .. } => Fault::Malformed,
-            PassError::Bomb { .. } => Fault::Unsupported,
+            PassError::Bomb { .. } | PassError::Digest { .. } => Fault::Unsupported,
+            PassError::Mismatch { .. } => Fault::Mismatch,
             PassError::Tar(error) => error.fault(),
             PassError::Cache(error) => error.fault(),
             PassError::Abandoned => Fault::Io,
@@ -108,36 +123,173 @@ async fn feed<R: ReadAt + ?Sized>(
     Ok(())
 }
 
-/// Drives `decoder` over the chunks of `input`; `sink` gets the stream bytes, and the blob offset where a unit ended when
-/// one did.
-fn decode(
-    mut decoder: Decoder,
-    input: &mut mpsc::Receiver<Bytes>,
-    mut sink: impl FnMut(&[u8], Option<u64>) -> Result<(), PassError>,
-) -> Result<(), PassError> {
-    let mut output = vec![0; OUTPUT];
-    let mut filled = 0;
-    while let Some(chunk) = input.blocking_recv() {
-        let mut rest = &chunk[..];
-        loop {
-            let step = decoder.step(rest, &mut output[filled..])?;
-            rest = &rest[step.consumed..];
-            filled += step.produced;
-            let ended = (decoder.at_unit() && step.consumed > 0).then(|| decoder.offset());
-            if filled == output.len() || ended.is_some() {
-                sink(&output[..filled], ended)?;
-                filled = 0;
-            }
-            if rest.is_empty() && step.produced == 0 {
-                break;
-            }
-        }
-    }
-    sink(&output[..filled], None)?;
-    Ok(decoder.finish()?)
+/// What the decoding thread tells the learning one, in stream order.
+enum Event {
+    /// The next block of the stream; only the last one is shorter than [`SUM_BLOCK`].
+    Block(Vec<u8>),
+    /// A unit ended.
+    Unit { stored: u64, stream: u64 },
+    /// Decoding can start inside a unit.
+    Checkpoint(Found),
+    /// All is decoded.
+    End,
 }
 
-/// The forward pass: decodes the whole layer once into `writer`, and learns its spans and its table of contents on the way.
+/// The thread of a pass that decodes.
+struct Decoding {
+    decoder: Decoder,
+    /// What looks for checkpoints, in encodings that have them.
+    finder: Option<Finder>,
+    /// The most stream bytes.
+    limit: u64,
+    /// Stream bytes so far.
+    at: u64,
+    progress: Arc<AtomicU64>,
+    events: SyncSender<Event>,
+    /// Blocks that were looked at, to be filled again.
+    empty: Receiver<Vec<u8>>,
+    block: Vec<u8>,
+    filled: usize,
+}
+
+impl Decoding {
+    fn run(mut self, mut input: mpsc::Receiver<Bytes>) -> Result<(), PassError> {
+        while let Some(chunk) = input.blocking_recv() {
+            let mut rest = &chunk[..];
+            while let Some(after) = self.step(rest)? {
+                rest = after;
+            }
+        }
+        self.decoder.finish()?;
+        if self.filled > 0 {
+            self.hand_on()?;
+        }
+        self.tell(Event::End)
+    }
+
+    /// Decodes some of `input` and gives the rest; `None` when more input is needed.
+    fn step<'a>(&mut self, input: &'a [u8]) -> Result<Option<&'a [u8]>, PassError> {
+        let (most, stops) =
+            self.finder.as_ref().map_or((u64::MAX, Stops::Units), |finder| finder.plan(self.at));
+        let room = (self.block.len() - self.filled).min(usize::try_from(most).unwrap_or(usize::MAX));
+        let output = &mut self.block[self.filled..self.filled + room];
+        let step = self.decoder.step_to(input, output, stops)?;
+        let (taken, rest) = input.split_at(step.consumed);
+        self.filled += step.produced;
+        self.at += step.produced as u64;
+        if self.at > self.limit {
+            return Err(PassError::Bomb { limit: self.limit });
+        }
+        // Before the block that they serve.
+        if let Some(finder) = &mut self.finder
+            && let Some(found) = finder.note(&mut self.decoder, taken, self.at)?
+        {
+            self.tell(Event::Checkpoint(found))?;
+        }
+        if self.decoder.at_unit() && !taken.is_empty() {
+            self.tell(Event::Unit { stored: self.decoder.offset(), stream: self.at })?;
+        }
+        if self.filled == self.block.len() {
+            self.hand_on()?;
+        }
+        Ok((!rest.is_empty() || step.produced > 0).then_some(rest))
+    }
+
+    fn hand_on(&mut self) -> Result<(), PassError> {
+        let next = self.empty.try_recv().unwrap_or_else(|_| vec![0; SUM_BLOCK as usize]);
+        let mut full = std::mem::replace(&mut self.block, next);
+        full.truncate(self.filled);
+        self.filled = 0;
+        self.progress.store(self.at, Ordering::Relaxed);
+        self.tell(Event::Block(full))
+    }
+
+    fn tell(&self, event: Event) -> Result<(), PassError> {
+        self.events.send(event).map_err(|_| PassError::Abandoned)
+    }
+}
+
+/// The thread of a pass that looks at what is decoded.
+struct Learner {
+    walker: TarWalker,
+    recorder: SpanRecorder,
+    writer: Option<StreamWriter>,
+    sums: Vec<[u8; 32]>,
+    /// Stream bytes so far.
+    at: u64,
+}
+
+impl Learner {
+    fn run(
+        mut self,
+        stored_size: u64,
+        events: Receiver<Event>,
+        empty: Sender<Vec<u8>>,
+    ) -> Result<LayerIndex, PassError> {
+        while let Ok(event) = events.recv() {
+            match event {
+                Event::Block(block) => {
+                    self.block(&block)?;
+                    if block.len() as u64 == SUM_BLOCK && empty.send(block).is_err() {
+                        // The other thread has decoded everything and needs no more blocks.
+                        continue;
+                    }
+                }
+                Event::Unit { stored, stream } => self.recorder.unit(stored, stream),
+                Event::Checkpoint(found) => self.recorder.checkpoint(found.settle()),
+                Event::End => return self.finish(stored_size),
+            }
+        }
+        // The other thread ended early, and says why.
+        Err(PassError::Abandoned)
+    }
+
+    fn block(&mut self, bytes: &[u8]) -> Result<(), PassError> {
+        self.walker.feed(self.at, bytes)?;
+        self.sums.push(*blake3::hash(bytes).as_bytes());
+        self.keep(bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes a block into the cache if decoding it anew would mean decoding more than [`AGAIN`] bytes: the far parts of long
+    /// zstd frames, and of deflate blocks that a strange encoder did not end.
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), PassError> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let len = bytes.len() as u64;
+        if self.at + len - self.recorder.last() <= AGAIN {
+            writer.skip(len);
+            return Ok(());
+        }
+        match writer.write(bytes) {
+            Ok(()) => {}
+            Err(error) if error.is_disk() => {
+                // The names are known all the same; reads decode what is missing.
+                tracing::warn!(%error, "the decoded stream is not kept");
+                self.writer = None;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn finish(self, stored_size: u64) -> Result<LayerIndex, PassError> {
+        match self.writer.map(StreamWriter::finish) {
+            Some(Err(error)) if error.is_disk() => tracing::warn!(%error, "the decoded stream is not kept"),
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(_)) | None => {}
+        }
+        Ok(LayerIndex {
+            spans: self.recorder.finish(stored_size, self.at),
+            toc: self.walker.finish(self.at)?,
+            blocks: self.sums,
+            prefetch: 0,
+        })
+    }
+}
+
+/// The forward pass: decodes the whole layer once, and learns its spans, its checksums and its table of contents on the way.
+/// What would be expensive to decode again goes into `writer`.
 pub(super) async fn forward<R: ReadAt + ?Sized>(
     blob: Arc<R>,
     encoding: Encoding,
@@ -146,126 +298,105 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(
 ) -> Result<LayerIndex, ReadError> {
     let _place = place().await;
     let stored_size = blob.size();
-    let (sender, mut receiver) = mpsc::channel(WAITING);
-    let pass = tokio::task::spawn_blocking(move || {
-        let Some(decoder) = Decoder::new(encoding, 0)? else { return Err(PassError::Abandoned) };
-        let mut walker = TarWalker::new(TarLimits::default());
-        let mut recorder = SpanRecorder::new(encoding);
-        let limit = stored_size.saturating_mul(MAX_RATIO).max(RATIO_FLOOR);
-        let (mut writer, mut at) = (writer, 0);
-        decode(decoder, &mut receiver, |bytes, ended| {
-            if let Some(Err(error)) = writer.as_mut().map(|writer| writer.write(bytes)) {
-                if !error.is_disk() {
-                    return Err(error.into());
-                }
-                // The names are known all the same; reads decode what is missing.
-                tracing::warn!(%error, "the decoded stream is not kept");
-                writer = None;
-            }
-            walker.feed(at, bytes)?;
-            at += bytes.len() as u64;
-            progress.store(at, Ordering::Relaxed);
-            if at > limit {
-                return Err(PassError::Bomb { limit });
-            }
-            if let Some(stored) = ended {
-                recorder.unit(stored, at);
-            }
-            Ok(())
-        })?;
-        match writer.map(StreamWriter::finish) {
-            Some(Err(error)) if error.is_disk() => tracing::warn!(%error, "the decoded stream is not kept"),
-            Some(Err(error)) => return Err(error.into()),
-            Some(Ok(_)) | None => {}
-        }
-        let stream_size = at;
-        Ok(LayerIndex { spans: recorder.finish(stored_size, stream_size), toc: walker.finish(stream_size)? })
-    });
+    let start = Decoder::new(encoding, 0).map_err(|error| PassError::from(error).into_read())?;
+    let Some(decoder) = start else {
+        return Err(ReadError::new(Fault::Usage, "a layer that is not compressed needs no decoder"));
+    };
+    let (sender, input) = mpsc::channel(WAITING);
+    let (events, heard) = sync_channel(BLOCKS);
+    let (emptied, empty) = channel();
+    let decoding = Decoding {
+        decoder,
+        finder: (encoding == Encoding::Gzip).then(Finder::new),
+        limit: stored_size.saturating_mul(MAX_RATIO).max(RATIO_FLOOR),
+        at: 0,
+        progress,
+        events,
+        empty,
+        block: vec![0; SUM_BLOCK as usize],
+        filled: 0,
+    };
+    let learner = Learner {
+        walker: TarWalker::new(TarLimits::default()),
+        recorder: SpanRecorder::new(encoding),
+        writer,
+        sums: Vec::new(),
+        at: 0,
+    };
+    let decoding = tokio::task::spawn_blocking(move || decoding.run(input));
+    let learning = tokio::task::spawn_blocking(move || learner.run(stored_size, heard, emptied));
     // A read error explains a cut stream better than the decoder can.
     feed(blob, ByteRange::new(0, stored_size), sender).await?;
-    joined(pass.await)
+    let (decoded, learnt) = tokio::join!(decoding, learning);
+    match (decoded, learnt) {
+        // What the other thread did not like is the reason that nobody listened.
+        (Ok(Err(PassError::Abandoned)), learnt) | (Ok(Ok(())), learnt) => joined(learnt),
+        (decoded, _) => Err(match joined(decoded) {
+            Err(error) => error,
+            Ok(()) => PassError::Abandoned.into_read(),
+        }),
+    }
 }
 
-/// Decodes whole spans: the stored range and the stream range they decode to, with decoding starting at the first byte.
-/// The receiver gets exactly the stream range, or an error.
-pub(super) fn spans<R: ReadAt + ?Sized>(
-    blob: Arc<R>,
-    encoding: Encoding,
-    stored: ByteRange,
-    stream: ByteRange,
-) -> mpsc::Receiver<Result<Bytes, ReadError>> {
-    let (output, receiver) = mpsc::channel::<Result<Bytes, ReadError>>(AHEAD);
-    tokio::spawn(async move {
-        let _place = place().await;
-        let (sender, mut input) = mpsc::channel(WAITING);
-        let sink = output.clone();
-        let pass = tokio::task::spawn_blocking(move || {
-            let Some(decoder) = Decoder::new(encoding, stored.start)? else {
-                return Err(PassError::Abandoned);
-            };
-            let mut produced = 0;
-            decode(decoder, &mut input, |bytes, _| {
-                produced += bytes.len() as u64;
-                if produced > stream.len() {
-                    return Err(PassError::Length { expected: stream.len(), actual: produced });
-                }
-                if bytes.is_empty() {
-                    return Ok(());
-                }
-                sink.blocking_send(Ok(Bytes::copy_from_slice(bytes))).map_err(|_| PassError::Abandoned)
-            })?;
-            if produced < stream.len() {
-                return Err(PassError::Length { expected: stream.len(), actual: produced });
-            }
-            Ok(())
-        });
-        let fed = feed(blob, stored, sender).await;
-        let result = match (fed, joined(pass.await)) {
-            (Err(error), _) | (Ok(()), Err(error)) => Err(error),
-            (Ok(()), Ok(())) => Ok(()),
-        };
-        if let Err(error) = result {
-            // Sending fails only when the reader is gone, who then needs no error.
-            output.send(Err(error)).await.ok();
-        }
-    });
-    receiver
+/// The index of the layer stored in `blob`, by one pass over it, without a cache.
+pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex, ReadError> {
+    let head = ByteRange::new(0, blob.size().min(SNIFF_LEN as u64));
+    match sniff(&read_vec(&*blob, head).await?) {
+        Sniffed::Stream(Encoding::Plain) => walk(blob).await,
+        Sniffed::Stream(encoding) => forward(blob, encoding, None, Arc::default()).await,
+        Sniffed::Other(name) => Err(ReadError::new(Fault::Malformed, format!("its content is {name}"))),
+    }
 }
 
 /// Walks the headers of an archive that is stored as it is; file bodies are skipped, so that they cost no request.
 pub(super) async fn walk<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex, ReadError> {
+    let toc = headers(&*blob, |_, _| true).await?.unwrap_or_default();
+    Ok(LayerIndex { spans: SpanMap::identity(blob.size()), toc, blocks: Vec::new(), prefetch: 0 })
+}
+
+/// The table of contents of an archive that can be read at random, by its headers alone. `is_worth_it` is told how many bytes
+/// were read and how far the walk has come; when it says no, there is no answer.
+pub(super) async fn headers<R: ReadAt + ?Sized>(
+    stream: &R,
+    is_worth_it: impl Fn(u64, u64) -> bool,
+) -> Result<Option<Toc>, ReadError> {
     /// The first read after a jump: one cache block.
     const LEAST: u64 = 256 * 1024;
-    let size = blob.size();
+    let size = stream.size();
     let mut walker = TarWalker::new(TarLimits::default());
-    let (mut last_end, mut window) = (0, LEAST);
+    let (mut last_end, mut window, mut read) = (0, LEAST, 0);
     while let Need::Bytes(need) = walker.need() {
         if need.start >= size {
             break;
+        }
+        if !is_worth_it(read, need.start) {
+            return Ok(None);
         }
         // Headers that follow each other closely are read in growing steps; a jump over a body starts small again.
         window = if need.start <= last_end + LEAST { (window * 2).min(CHUNK) } else { LEAST };
         let start = need.start.min(size);
         let want = ByteRange::new(start, need.end.max((start + window) & !(LEAST - 1)).min(size));
-        let bytes = read_vec(&*blob, want).await?;
+        let bytes = read_vec(stream, want).await?;
         walker.feed(want.start, &bytes).map_err(|error| PassError::from(error).into_read())?;
+        read += want.len();
         last_end = want.end;
         if want.end == size {
             break;
         }
     }
-    let toc = walker.finish(size).map_err(|error| PassError::from(error).into_read())?;
-    Ok(LayerIndex { spans: SpanMap::identity(size), toc })
+    walker.finish(size).map(Some).map_err(|error| PassError::from(error).into_read())
 }
 
 impl PassError {
-    fn into_read(self) -> ReadError {
+    pub(super) fn into_read(self) -> ReadError {
         ReadError::new(self.fault(), self.to_string())
     }
 }
 
 /// The result of a blocking thread; a panic there is an error of ours that must not take the mount down.
-fn joined<T>(result: Result<Result<T, PassError>, tokio::task::JoinError>) -> Result<T, ReadError> {
+pub(super) fn joined<T>(
+    result: Result<Result<T, PassError>, tokio::task::JoinError>,
+) -> Result<T, ReadError> {
     match result {
         Ok(result) => result.map_err(PassError::into_read),
         Err(error) => Err(ReadError::caused(Fault::Io, "decoding thread failed", error)),

@@ -1,31 +1,152 @@
-//! The span map: which stored bytes hold a range of the uncompressed stream.
+//! The span map: which stored bytes hold a range of the uncompressed stream, and how decoding starts there.
+//!
+//! Nothing here decodes. The idea: a read asks for the pieces that cover its range; a piece is decoded on its own, from the
+//! first of its stored bytes to the last of its stream bytes.
 
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::io::ByteRange;
 
 use super::sniff::Encoding;
 
-/// The least stream bytes of a span, except the last. Smaller units (some tools write a gzip member per file) are joined:
-/// a span below a cache block saves nothing, because whole blocks are decoded.
-const MIN_SPAN: u64 = 256 * 1024;
+/// The least stream bytes of a span that starts with a unit, except the last. Smaller units (some tools write a gzip member
+/// per file) are joined: a span below a cache block saves nothing, because whole blocks are decoded.
+pub(super) const MIN_SPAN: u64 = 256 * 1024;
+
+/// The most window bytes that deflate refers to (RFC 1951).
+pub const WINDOW: usize = 32 * 1024;
 
 /// Where decoding can start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanStart {
-    /// Offset in the stored bytes.
+    /// Offset in the stored bytes of the first byte of which nothing was decoded yet.
     pub stored: u64,
     /// Offset in the uncompressed stream.
     pub stream: u64,
+    /// What the decoder has to know there.
+    pub resume: Resume,
 }
 
-/// An independently decodable run of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Its stored bytes.
+/// What a decoder has to know to start in the middle of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Resume {
+    /// Nothing: a gzip member or a zstd frame starts here.
+    Unit,
+    /// A deflate block starts here, in the middle of a gzip member.
+    Block {
+        /// How many bits of the stored byte before belong to the block: 0 to 7.
+        bits: u8,
+        /// The stream bytes before, as far as the block's successors refer to them.
+        window: Window,
+    },
+}
+
+/// The last stream bytes before a checkpoint, at most [`WINDOW`], those that nobody refers to zeroed, compressed with zstd.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Window(Box<[u8]>);
+
+impl Serialize for Window {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Window {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // As one run of bytes that is copied once: an index has megabytes of them and is read while a reader waits.
+        deserializer.deserialize_byte_buf(WindowVisitor)
+    }
+}
+
+struct WindowVisitor;
+
+impl Visitor<'_> for WindowVisitor {
+    type Value = Window;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a packed window")
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Window, E> {
+        Ok(Window(bytes.into()))
+    }
+}
+
+impl Window {
+    /// Compresses `window`.
+    pub fn pack(window: &[u8]) -> Self {
+        debug_assert!(window.len() <= WINDOW, "deflate refers to {WINDOW} bytes");
+        if window.is_empty() {
+            return Self::default();
+        }
+        // An encoder in memory fails only when its output buffer is too small, and this one grows.
+        let packed = zstd::bulk::compress(window, 3).unwrap_or_default();
+        Self(packed.into())
+    }
+
+    /// The bytes, as many as were packed; `None` for what cannot be a window.
+    pub fn unpack(&self) -> Option<Vec<u8>> {
+        if self.0.is_empty() {
+            return Some(Vec::new());
+        }
+        zstd::bulk::decompress(&self.0, WINDOW).ok()
+    }
+
+    /// Bytes that it takes in memory.
+    pub fn packed_len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// A run of a layer that is decoded on its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its stored bytes; with a block that starts within a byte, that byte too.
     pub stored: ByteRange,
-    /// What they decode to.
+    /// What they decode to; in a made-up stream the first bytes of it (see [`Chunk`]).
     pub stream: ByteRange,
+    /// How decoding starts.
+    pub resume: Resume,
+}
+
+/// A run of stored bytes whose neighbours in the stream may lie anywhere: what indexes that name files give.
+///
+/// It may decode to more than its part of the stream, which ends with the last byte that an entry wants: behind the content
+/// of a file a unit can hold padding and headers of the archive, and no index says how many. A decoder stops there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Offset of its first stored byte, where a unit starts.
+    pub stored: u64,
+    /// Offset after its last stored byte.
+    pub stored_end: u64,
+    /// Its offset in the stream. Invariant: where the chunk before ended.
+    pub stream: u64,
+}
+
+/// What some bytes have to hash to, by sha256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sum {
+    /// Offset of the first byte.
+    pub start: u64,
+    /// Offset after the last.
+    pub end: u64,
+    /// The digest.
+    pub sha256: [u8; 32],
+}
+
+/// The digests that an index gives for parts of a layer, in order and without overlap.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sums {
+    /// There are none.
+    #[default]
+    None,
+    /// Of ranges of the stream. None crosses the end of a chunk.
+    Stream(Vec<Sum>),
+    /// Of ranges of the stored bytes: one for each span.
+    Stored(Vec<Sum>),
 }
 
 /// Maps stream ranges to stored ranges.
@@ -36,14 +157,89 @@ pub struct SpanMap {
     stored_size: u64,
     /// Bytes of the whole stream.
     stream_size: u64,
-    /// Invariant: empty for `Encoding::Plain`; else starts with (0, 0) and both offsets increase.
-    starts: Vec<SpanStart>,
+    /// Shared, because everybody who reads a layer needs it, and it has megabytes of windows.
+    shape: Arc<Shape>,
+    sums: Arc<Sums>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Shape {
+    /// Stored bytes are stream bytes.
+    Identity,
+    /// The stream is stored in order. Invariant: the first start is at (0, 0), and stream offsets increase.
+    Ordered(#[serde(deserialize_with = "increasing")] Vec<SpanStart>),
+    /// The stream is the chunks one after the other: made up by an index, not what decoding everything gives.
+    Chunks(Vec<Chunk>),
+}
+
+/// Reads starts until one does not come after the one before: equal ones compress to nothing, and somebody else's index of a few
+/// kilobytes must not become gigabytes before it is looked at.
+fn increasing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SpanStart>, D::Error> {
+    deserializer.deserialize_seq(Increasing)
+}
+
+struct Increasing;
+
+impl<'de> Visitor<'de> for Increasing {
+    type Value = Vec<SpanStart>;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("starts whose offsets increase")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut starts: Vec<SpanStart> = Vec::new();
+        while let Some(start) = seq.next_element::<SpanStart>()? {
+            if let Some(last) = starts.last()
+                && !(last.stored < start.stored && last.stream < start.stream)
+            {
+                let at = starts.len();
+                return Err(A::Error::custom(format!("start {at} does not come after the one before")));
+            }
+            starts.push(start);
+        }
+        Ok(starts)
+    }
 }
 
 impl SpanMap {
     /// Stored bytes are stream bytes.
     pub fn identity(size: u64) -> Self {
-        Self { encoding: Encoding::Plain, stored_size: size, stream_size: size, starts: Vec::new() }
+        Self {
+            encoding: Encoding::Plain,
+            stored_size: size,
+            stream_size: size,
+            shape: Arc::new(Shape::Identity),
+            sums: Arc::default(),
+        }
+    }
+
+    /// A stream that is stored in order, with the places where decoding can start.
+    pub fn ordered(encoding: Encoding, stored_size: u64, stream_size: u64, starts: Vec<SpanStart>) -> Self {
+        Self {
+            encoding,
+            stored_size,
+            stream_size,
+            shape: Arc::new(Shape::Ordered(starts)),
+            sums: Arc::default(),
+        }
+    }
+
+    /// A stream of chunks that can lie anywhere.
+    pub fn chunks(encoding: Encoding, stored_size: u64, stream_size: u64, chunks: Vec<Chunk>) -> Self {
+        Self {
+            encoding,
+            stored_size,
+            stream_size,
+            shape: Arc::new(Shape::Chunks(chunks)),
+            sums: Arc::default(),
+        }
+    }
+
+    /// The same, with what its bytes have to hash to.
+    #[must_use]
+    pub fn with_sums(self, sums: Sums) -> Self {
+        Self { sums: Arc::new(sums), ..self }
     }
 
     /// How the spans are stored.
@@ -61,47 +257,140 @@ impl SpanMap {
         self.stream_size
     }
 
-    /// How many places there are where decoding can start.
-    pub fn spans(&self) -> usize {
-        self.starts.len().max(1)
+    /// What parts of the layer have to hash to.
+    pub fn sums(&self) -> &Sums {
+        &self.sums
     }
 
-    /// The run of whole spans that covers `range` of the stream; the stream range of the answer contains `range` as far as
-    /// the stream goes.
-    pub fn cover(&self, range: ByteRange) -> Span {
-        if self.starts.is_empty() {
-            return Span { stored: range, stream: range };
+    /// Whether the stream is made up of chunks, so that its offsets mean nothing to any other index of the layer.
+    pub fn is_made_up(&self) -> bool {
+        matches!(*self.shape, Shape::Chunks(_))
+    }
+
+    /// How many places there are where decoding can start.
+    pub fn spans(&self) -> usize {
+        match &*self.shape {
+            Shape::Identity => 1,
+            Shape::Ordered(starts) => starts.len().max(1),
+            Shape::Chunks(chunks) => chunks.len(),
         }
+    }
+
+    /// The places where decoding can start, of a stream that is stored in order.
+    pub fn starts(&self) -> &[SpanStart] {
+        match &*self.shape {
+            Shape::Ordered(starts) => starts,
+            Shape::Identity | Shape::Chunks(_) => &[],
+        }
+    }
+
+    /// The pieces of whole spans that cover `range`, in stream order. The stream ranges of the answer follow each other and
+    /// contain `range` as far as the stream goes. What is stored in order comes as one piece.
+    pub fn cover(&self, range: ByteRange) -> Vec<Piece> {
+        match &*self.shape {
+            Shape::Identity => vec![Piece { stored: range, stream: range, resume: Resume::Unit }],
+            Shape::Ordered(starts) => vec![self.cover_ordered(starts, range)],
+            Shape::Chunks(chunks) => {
+                let first = chunks.partition_point(|chunk| chunk.stream <= range.start).saturating_sub(1);
+                let next = chunks.partition_point(|chunk| chunk.stream < range.end).max(first);
+                let piece = |at: usize| Piece {
+                    stored: ByteRange::new(chunks[at].stored, chunks[at].stored_end),
+                    stream: ByteRange::new(chunks[at].stream, self.chunk_end(chunks, at)),
+                    resume: Resume::Unit,
+                };
+                (first..next).map(piece).collect()
+            }
+        }
+    }
+
+    fn cover_ordered(&self, starts: &[SpanStart], range: ByteRange) -> Piece {
         // The first start is at stream offset 0, so at least one start is <= any offset.
-        let first = self.starts.partition_point(|start| start.stream <= range.start).saturating_sub(1);
-        let next = self.starts.partition_point(|start| start.stream < range.end).max(first + 1);
-        let end = self
-            .starts
-            .get(next)
-            .copied()
-            .unwrap_or(SpanStart { stored: self.stored_size, stream: self.stream_size });
-        Span {
-            stored: ByteRange::new(self.starts[first].stored, end.stored),
-            stream: ByteRange::new(self.starts[first].stream, end.stream),
+        let first = starts.partition_point(|start| start.stream <= range.start).saturating_sub(1);
+        let next = starts.partition_point(|start| start.stream < range.end).max(first + 1);
+        let (stored_end, stream_end) =
+            starts.get(next).map_or((self.stored_size, self.stream_size), |end| (end.stored, end.stream));
+        let start = &starts[first];
+        let shared = match start.resume {
+            Resume::Block { bits: 1.., .. } => 1,
+            Resume::Block { .. } | Resume::Unit => 0,
+        };
+        Piece {
+            stored: ByteRange::new(start.stored - shared, stored_end),
+            stream: ByteRange::new(start.stream, stream_end),
+            resume: start.resume.clone(),
         }
+    }
+
+    /// The stored bytes that reading `range` will probably take: those of the pieces that cover it, the last one as far as its
+    /// share of the range goes.
+    pub fn likely_stored(&self, range: ByteRange) -> Vec<ByteRange> {
+        let Shape::Ordered(starts) = &*self.shape else {
+            return self.cover(range).into_iter().map(|piece| piece.stored).collect();
+        };
+        let stored = self.cover_ordered(starts, range).stored;
+        let last = starts.partition_point(|start| start.stream < range.end).saturating_sub(1);
+        let (from, end) = (&starts[last], self.end_of(starts, last));
+        // Offsets of one span, which is far below 2^64 / 2^32 bytes long or is cut here.
+        let (part, of) = (range.end.saturating_sub(from.stream), (end.1 - from.stream).max(1));
+        let share = (u128::from(end.0.saturating_sub(from.stored)) * u128::from(part) * 9
+            / 8
+            / u128::from(of)) as u64;
+        vec![ByteRange::new(stored.start, from.stored.saturating_add(share).clamp(stored.start, stored.end))]
+    }
+
+    /// Where the span with this number ends: stored and stream offset.
+    fn end_of(&self, starts: &[SpanStart], at: usize) -> (u64, u64) {
+        starts.get(at + 1).map_or((self.stored_size, self.stream_size), |end| (end.stored, end.stream))
+    }
+
+    fn chunk_end(&self, chunks: &[Chunk], at: usize) -> u64 {
+        chunks.get(at + 1).map_or(self.stream_size, |next| next.stream)
     }
 
     /// Whether the numbers can be true: what a reader of a stored map must know before it trusts it.
     pub fn is_sound(&self) -> bool {
-        let increasing = self
-            .starts
-            .windows(2)
-            .all(|pair| pair[0].stored < pair[1].stored && pair[0].stream < pair[1].stream);
-        match self.encoding {
-            Encoding::Plain => self.starts.is_empty() && self.stored_size == self.stream_size,
-            Encoding::Gzip | Encoding::Zstd => {
-                increasing
-                    && self.starts.first() == Some(&SpanStart { stored: 0, stream: 0 })
-                    && self.starts.last().is_some_and(|last| {
-                        last.stored <= self.stored_size && last.stream <= self.stream_size
-                    })
+        let shape = match &*self.shape {
+            Shape::Identity => self.encoding == Encoding::Plain && self.stored_size == self.stream_size,
+            Shape::Ordered(starts) => self.encoding != Encoding::Plain && self.starts_are_sound(starts),
+            Shape::Chunks(chunks) => self.chunks_are_sound(chunks),
+        };
+        shape && self.sums_are_sound()
+    }
+
+    fn starts_are_sound(&self, starts: &[SpanStart]) -> bool {
+        let increasing =
+            starts.windows(2).all(|pair| pair[0].stored < pair[1].stored && pair[0].stream < pair[1].stream);
+        let possible = starts.iter().all(|start| match start.resume {
+            Resume::Unit => true,
+            Resume::Block { bits, .. } => {
+                self.encoding == Encoding::Gzip && bits < 8 && start.stored > u64::from(bits > 0)
             }
-        }
+        });
+        let origin = SpanStart { stored: 0, stream: 0, resume: Resume::Unit };
+        increasing
+            && possible
+            && starts.first() == Some(&origin)
+            && starts
+                .last()
+                .is_some_and(|last| last.stored <= self.stored_size && last.stream <= self.stream_size)
+    }
+
+    fn chunks_are_sound(&self, chunks: &[Chunk]) -> bool {
+        let inside = |chunk: &Chunk| chunk.stored < chunk.stored_end && chunk.stored_end <= self.stored_size;
+        chunks.iter().all(inside)
+            && chunks.windows(2).all(|pair| pair[0].stream < pair[1].stream)
+            && chunks.first().map_or(self.stream_size == 0, |first| first.stream == 0)
+            && chunks.last().is_none_or(|last| last.stream < self.stream_size)
+    }
+
+    fn sums_are_sound(&self) -> bool {
+        let (sums, end) = match &*self.sums {
+            Sums::None => return true,
+            Sums::Stream(sums) => (sums, self.stream_size),
+            Sums::Stored(sums) => (sums, self.stored_size),
+        };
+        sums.iter().all(|sum| sum.start < sum.end && sum.end <= end)
+            && sums.windows(2).all(|pair| pair[0].start <= pair[1].start)
     }
 }
 
@@ -114,7 +403,7 @@ pub struct SpanRecorder {
 impl SpanRecorder {
     /// Nothing passed yet.
     pub fn new(encoding: Encoding) -> Self {
-        Self { encoding, starts: vec![SpanStart { stored: 0, stream: 0 }] }
+        Self { encoding, starts: vec![SpanStart { stored: 0, stream: 0, resume: Resume::Unit }] }
     }
 
     /// A unit ended, and the next starts at these offsets.
@@ -122,8 +411,18 @@ impl SpanRecorder {
         if let Some(last) = self.starts.last()
             && stream - last.stream >= MIN_SPAN
         {
-            self.starts.push(SpanStart { stored, stream });
+            self.starts.push(SpanStart { stored, stream, resume: Resume::Unit });
         }
+    }
+
+    /// A checkpoint inside a unit; offsets are above those of the last start.
+    pub fn checkpoint(&mut self, start: SpanStart) {
+        self.starts.push(start);
+    }
+
+    /// Where the last span so far starts in the stream.
+    pub fn last(&self) -> u64 {
+        self.starts.last().map_or(0, |start| start.stream)
     }
 
     /// The pass is over.
@@ -132,13 +431,18 @@ impl SpanRecorder {
         if self.starts.len() > 1 && self.starts.last().is_some_and(|last| last.stream == stream_size) {
             self.starts.pop();
         }
-        SpanMap { encoding: self.encoding, stored_size, stream_size, starts: self.starts }
+        SpanMap::ordered(self.encoding, stored_size, stream_size, self.starts)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn piece(stored: (u64, u64), stream: (u64, u64), resume: Resume) -> Piece {
+        let range = |(start, end)| ByteRange::new(start, end);
+        Piece { stored: range(stored), stream: range(stream), resume }
+    }
 
     #[test]
     fn a_range_is_covered_by_the_fewest_whole_spans() {
@@ -150,28 +454,65 @@ mod tests {
         let map = recorder.finish(40, 4 * MIN_SPAN);
         assert!(map.is_sound());
         assert_eq!(map.spans(), 3);
-        let span = |stored: (u64, u64), stream: (u64, u64)| Span {
-            stored: ByteRange::new(stored.0, stored.1),
-            stream: ByteRange::new(stream.0, stream.1),
-        };
-        assert_eq!(map.cover(ByteRange::new(0, 1)), span((0, 20), (0, MIN_SPAN + 5)));
-        assert_eq!(map.cover(ByteRange::new(MIN_SPAN + 4, MIN_SPAN + 6)), span((0, 30), (0, 3 * MIN_SPAN)));
-        assert_eq!(
-            map.cover(ByteRange::new(MIN_SPAN + 5, 3 * MIN_SPAN)),
-            span((20, 30), (MIN_SPAN + 5, 3 * MIN_SPAN))
+        let cover = |start, end| map.cover(ByteRange::new(start, end));
+        let unit = |stored, stream| vec![piece(stored, stream, Resume::Unit)];
+        assert_eq!(cover(0, 1), unit((0, 20), (0, MIN_SPAN + 5)));
+        assert_eq!(cover(MIN_SPAN + 4, MIN_SPAN + 6), unit((0, 30), (0, 3 * MIN_SPAN)));
+        assert_eq!(cover(MIN_SPAN + 5, 3 * MIN_SPAN), unit((20, 30), (MIN_SPAN + 5, 3 * MIN_SPAN)));
+        assert_eq!(cover(3 * MIN_SPAN, 4 * MIN_SPAN), unit((30, 40), (3 * MIN_SPAN, 4 * MIN_SPAN)));
+    }
+
+    #[test]
+    fn a_block_that_starts_within_a_byte_needs_that_byte() {
+        let block = |bits| Resume::Block { bits, window: Window::pack(b"before") };
+        let starts = vec![
+            SpanStart { stored: 0, stream: 0, resume: Resume::Unit },
+            SpanStart { stored: 100, stream: 1000, resume: block(3) },
+            SpanStart { stored: 200, stream: 2000, resume: block(0) },
+        ];
+        let map = SpanMap::ordered(Encoding::Gzip, 300, 3000, starts);
+        assert!(map.is_sound());
+        assert_eq!(map.cover(ByteRange::new(999, 1000)), [piece((0, 100), (0, 1000), Resume::Unit)]);
+        assert_eq!(map.cover(ByteRange::new(1000, 1001)), [piece((99, 200), (1000, 2000), block(3))]);
+        assert_eq!(map.cover(ByteRange::new(2000, 3000)), [piece((200, 300), (2000, 3000), block(0))]);
+    }
+
+    #[test]
+    fn chunks_may_lie_anywhere() {
+        let chunk = |stored, stored_end, stream| Chunk { stored, stored_end, stream };
+        let map = SpanMap::chunks(
+            Encoding::Gzip,
+            100,
+            60,
+            vec![chunk(50, 70, 0), chunk(10, 20, 30), chunk(70, 100, 40)],
         );
+        assert!(map.is_sound());
         assert_eq!(
-            map.cover(ByteRange::new(3 * MIN_SPAN, 4 * MIN_SPAN)),
-            span((30, 40), (3 * MIN_SPAN, 4 * MIN_SPAN))
+            map.cover(ByteRange::new(29, 31)),
+            [piece((50, 70), (0, 30), Resume::Unit), piece((10, 20), (30, 40), Resume::Unit),]
         );
+        assert_eq!(map.cover(ByteRange::new(59, 60)), [piece((70, 100), (40, 60), Resume::Unit)]);
+        let overlapping = SpanMap::chunks(Encoding::Gzip, 100, 60, vec![chunk(0, 5, 0), chunk(5, 101, 30)]);
+        assert!(!overlapping.is_sound(), "past the end of the stored bytes");
+    }
+
+    #[test]
+    fn a_window_survives_packing() {
+        for window in [&b""[..], b"abc", &[0; 100], &[7; WINDOW]] {
+            assert_eq!(Window::pack(window).unpack().unwrap(), window);
+        }
+        assert_eq!(Window(vec![1, 2, 3].into()).unpack(), None);
     }
 
     #[test]
     fn a_map_that_cannot_be_true_is_not_sound() {
-        let mut map = SpanRecorder::new(Encoding::Gzip).finish(10, 100);
+        let map = SpanRecorder::new(Encoding::Gzip).finish(10, 100);
         assert!(map.is_sound());
-        map.starts.push(SpanStart { stored: 11, stream: 50 });
-        assert!(!map.is_sound());
+        let unit = |stored, stream| SpanStart { stored, stream, resume: Resume::Unit };
+        let starts = |starts| SpanMap::ordered(Encoding::Gzip, 10, 100, starts);
+        assert!(!starts(vec![unit(0, 0), unit(11, 50)]).is_sound());
+        assert!(!starts(vec![unit(0, 0), unit(5, 50), unit(5, 60)]).is_sound());
+        assert!(!starts(vec![]).is_sound());
         assert!(!SpanMap { stream_size: 3, ..SpanMap::identity(4) }.is_sound());
     }
 }

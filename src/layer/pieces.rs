@@ -1,0 +1,508 @@
+//! Reading a decoded stream at random: from the nearest place where decoding can start, to the end of the last block that was
+//! asked for, and no further.
+//!
+//! It keeps no bytes; the cache above does. Nothing is delivered that an index contradicts: a block, or whatever range a
+//! digest is of, is compared first. The idea: decoding goes in turns, each on a blocking thread with the stored bytes it needs
+//! in its hands, so that no thread waits for the network; and a decoder that stopped where a reader stopped goes on from
+//! there when the reader does.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::StreamExt as _;
+use lru::LruCache;
+use tokio::sync::mpsc;
+
+use crate::io::{BoxFuture, BoxStream, ByteRange, Delivery, Fault, Fetch, ReadAt, ReadError, read_vec};
+use crate::oci::Digest;
+
+use super::codec::Decoder;
+use super::index::{LayerIndex, SUM_BLOCK};
+use super::pass::{PassError, joined, place};
+use super::sniff::Encoding;
+use super::span::{Piece, SpanMap, Sum, Sums};
+
+/// Stored bytes read at once: what one span takes is mostly less.
+const READ: u64 = 1024 * 1024;
+
+/// Reads in flight ahead of the decoder.
+const AHEAD: usize = 4;
+
+/// Stored bytes read at once where it is not known how many more are needed: a block of the cache.
+const MORE: u64 = 256 * 1024;
+
+/// Stored bytes between two pieces that are read with them rather than asked for around them: the headers of an archive, which
+/// lie in the same blocks of the cache.
+const GAP: u64 = 16 * 1024;
+
+/// Stream bytes that one turn on a blocking thread gives at most, unless a digest is of more.
+const TURN: u64 = 1024 * 1024;
+
+/// Deliveries that wait for their reader.
+const WAITING: usize = 4;
+
+/// Decoders that stopped and can go on: as many as files of one layer are read in order at once. Each takes 50 KiB.
+const PAUSED: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// The most bytes under one digest: they are held in memory until they are compared.
+pub(super) const MAX_SUM: u64 = 64 * 1024 * 1024;
+
+/// Steps without progress before a decoder counts as stuck.
+const PATIENCE: u32 = 32;
+
+/// A producer of the decoded stream of the layer stored in `blob`, of which `index` tells the truth or is found out.
+pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn Fetch> {
+    let (map, blocks) = (index.spans.clone(), index.blocks.clone());
+    Arc::new(Pieces(Arc::new(Source { blob, map, blocks, paused: Mutex::new(LruCache::new(PAUSED)) })))
+}
+
+struct Pieces<R: ?Sized>(Arc<Source<R>>);
+
+struct Source<R: ?Sized> {
+    map: SpanMap,
+    /// blake3 of the blocks of the stream, or nothing.
+    blocks: Vec<[u8; 32]>,
+    /// Decoders by the stream offset at which they stand. A decoder is taken out while it works.
+    paused: Mutex<LruCache<u64, Decoder>>,
+    blob: Arc<R>,
+}
+
+impl<R: ReadAt + ?Sized> Fetch for Pieces<R> {
+    fn size(&self) -> u64 {
+        self.0.map.stream_size()
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        Box::pin(async move {
+            let (work, feed, range) = Source::plan(&self.0, range)?;
+            let (output, mut receiver) = mpsc::channel(WAITING);
+            tokio::spawn(Source::run(self.0.clone(), work, feed, output));
+            let body = futures_util::stream::poll_fn(move |context| receiver.poll_recv(context));
+            Ok(Delivery { range, body: Box::pin(body) })
+        })
+    }
+}
+
+/// Stored bytes with the blob offset of the first, in the order in which they are decoded.
+type Feed = BoxStream<'static, Result<(u64, Bytes), ReadError>>;
+
+impl<R: ReadAt + ?Sized> Source<R> {
+    /// What has to be decoded for `asked`, the stored bytes for it, and the range that is delivered.
+    fn plan(self: &Arc<Self>, asked: ByteRange) -> Result<(Work, Feed, ByteRange), ReadError> {
+        let want = asked.align(SUM_BLOCK.trailing_zeros(), self.map.stream_size());
+        let mut pieces: VecDeque<Piece> = self.map.cover(want).into();
+        let (Some(first), Some(last)) = (pieces.front(), pieces.back()) else {
+            let message = format!("no piece of the layer covers {asked}");
+            return Err(ReadError::new(Fault::Malformed, message));
+        };
+        let whole = ByteRange::new(first.stream.start, last.stream.end);
+        if self.is_whole() {
+            let feed = self.feed(touching(&pieces), u64::MAX);
+            return Ok((Work::new(pieces, None, whole.start, whole), feed, whole));
+        }
+        let (at, decoder) = match self.take_paused(ByteRange::new(whole.start, want.start)) {
+            Some((at, decoder)) => (at, Some(decoder)),
+            None => (whole.start, None),
+        };
+        let deliver = ByteRange::new(at.next_multiple_of(SUM_BLOCK).min(want.start), want.end);
+        let mut stored = first.stored;
+        if let (Some(decoder), Some(first)) = (&decoder, pieces.front_mut()) {
+            stored.start = decoder.offset();
+            first.stored.start = stored.start;
+            first.stream.start = at;
+        }
+        let likely = match self.map.sums() {
+            // Whole spans have to be read to be compared.
+            Sums::Stored(_) => u64::MAX,
+            Sums::None | Sums::Stream(_) => self.likely_end(ByteRange::new(at, want.end), stored),
+        };
+        Ok((Work::new(pieces, decoder, at, deliver), self.feed(vec![stored], likely), deliver))
+    }
+
+    /// Whether whole pieces are delivered: chunks are small, and a digest of a range can be compared only when the whole range
+    /// is there.
+    fn is_whole(&self) -> bool {
+        self.map.is_made_up() || matches!(self.map.sums(), Sums::Stream(_))
+    }
+
+    /// The decoder that stands closest before the end of `stream`, or at it.
+    fn take_paused(&self, stream: ByteRange) -> Option<(u64, Decoder)> {
+        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let between = |at: &u64| stream.start < *at && *at <= stream.end;
+        let at = paused.iter().map(|(at, _)| *at).filter(between).max()?;
+        paused.pop_entry(&at)
+    }
+
+    fn pause(&self, at: u64, decoder: Decoder) {
+        // The end has nothing behind it, and a zstd decoder has a window of up to 128 MiB in it; frames are starts of their own.
+        if at < self.map.stream_size() && self.map.encoding() == Encoding::Gzip {
+            self.paused.lock().unwrap_or_else(PoisonError::into_inner).put(at, decoder);
+        }
+    }
+
+    /// How far decoding `stream`, from the start of `stored` on, will probably read: a guess between two checkpoints.
+    fn likely_end(&self, stream: ByteRange, stored: ByteRange) -> u64 {
+        let starts = self.map.starts();
+        let next = starts.partition_point(|start| start.stream < stream.end);
+        let (mut from, mut until) = ((stream.start, stored.start), (self.map.stream_size(), stored.end));
+        if let Some(start) = next.checked_sub(1).and_then(|last| starts.get(last))
+            && start.stream > from.0
+        {
+            from = (start.stream, start.stored);
+        }
+        if let Some(start) = starts.get(next) {
+            until = (start.stream, start.stored);
+        }
+        let share = |part: u64, of: u64, whole: u64| {
+            // At most `whole` when `part` is at most `of`.
+            (u128::from(part) * u128::from(whole) / u128::from(of.max(1))) as u64
+        };
+        let part = (stream.end - from.0).min(until.0 - from.0);
+        let guess = share(part, until.0 - from.0, until.1.saturating_sub(from.1));
+        let end = from.1.saturating_add(guess + guess / 8);
+        end.checked_next_multiple_of(MORE).map_or(stored.end, |end| end.min(stored.end))
+    }
+
+    /// Reads `runs`: what lies before `likely` ahead of its use, the rest when it is needed.
+    fn feed(self: &Arc<Self>, runs: Vec<ByteRange>, likely: u64) -> Feed {
+        let (one, other) = (self.clone(), self.clone());
+        let segments =
+            |run: ByteRange, step| Segments { source: self.clone(), at: run.start, end: run.end, step };
+        let soon: Vec<_> =
+            runs.iter().map(|run| segments(ByteRange::new(run.start, run.end.min(likely)), READ)).collect();
+        let late: Vec<_> =
+            runs.iter().map(|run| segments(ByteRange::new(run.start.max(likely), run.end), MORE)).collect();
+        let soon = futures_util::stream::iter(soon.into_iter().flatten())
+            .map(move |segment| one.clone().read(segment))
+            .buffered(AHEAD);
+        let late = futures_util::stream::iter(late.into_iter().flatten())
+            .then(move |segment| other.clone().read(segment));
+        soon.chain(late).boxed()
+    }
+
+    async fn read(self: Arc<Self>, segment: Segment) -> Result<(u64, Bytes), ReadError> {
+        let Segment { take, sum } = segment;
+        let Some(sum) = sum else {
+            return Ok((take.start, read_vec(&*self.blob, take).await?.into()));
+        };
+        let range = ByteRange::new(sum.start, sum.end);
+        let subject = format!("stored bytes {range}");
+        within_limit(&subject, range.len()).map_err(PassError::into_read)?;
+        let bytes: Bytes = read_vec(&*self.blob, range).await?.into();
+        let compared = tokio::task::spawn_blocking(move || {
+            compare_sha256(subject, &bytes, &sum)?;
+            Ok(bytes.slice((take.start - range.start) as usize..(take.end - range.start) as usize))
+        });
+        Ok((take.start, joined(compared.await)?))
+    }
+
+    /// Decodes until all is delivered or nobody listens.
+    async fn run(
+        self: Arc<Self>,
+        mut work: Work,
+        mut feed: Feed,
+        output: mpsc::Sender<Result<Bytes, ReadError>>,
+    ) {
+        let mut input = (0, Bytes::new());
+        loop {
+            let source = self.clone();
+            let turn = {
+                let _place = place().await;
+                tokio::task::spawn_blocking(move || {
+                    let mut ready = Vec::new();
+                    let wants = work.turn(&source, &mut input, &mut ready)?;
+                    Ok((work, input, ready, wants))
+                })
+                .await
+            };
+            let (ready, wants);
+            (work, input, ready, wants) = match joined(turn) {
+                Ok(done) => done,
+                Err(error) => {
+                    // Sending fails only when the reader is gone, who then needs no error.
+                    output.send(Err(error)).await.ok();
+                    return;
+                }
+            };
+            for bytes in ready {
+                if output.send(Ok(bytes)).await.is_err() {
+                    return;
+                }
+            }
+            if work.at >= work.deliver.end {
+                if let Some(Unpack::Decode(decoder)) = work.unpack
+                    && !self.is_whole()
+                {
+                    self.pause(work.at, *decoder);
+                }
+                return;
+            }
+            if wants == Wants::Input {
+                input = match feed.next().await {
+                    Some(Ok(next)) => next,
+                    Some(Err(error)) => {
+                        output.send(Err(error)).await.ok();
+                        return;
+                    }
+                    None => {
+                        output.send(Err(work.ended_short().into_read())).await.ok();
+                        return;
+                    }
+                };
+            }
+        }
+    }
+
+    /// The range from `at` on that is handed on as one, at most to `end`, and what it has to hash to.
+    fn cut(&self, at: u64, end: u64) -> Result<(ByteRange, Option<Sum>), PassError> {
+        let block = ByteRange::new(at, (at - at % SUM_BLOCK + SUM_BLOCK).min(end));
+        let Sums::Stream(sums) = self.map.sums() else { return Ok((block, None)) };
+        let next = sums.partition_point(|sum| sum.start <= at);
+        if let Some(sum) = next.checked_sub(1).and_then(|last| sums.get(last))
+            && sum.start == at
+            && sum.end <= end
+        {
+            let range = ByteRange::new(at, sum.end);
+            within_limit(&format!("stream bytes {range}"), range.len())?;
+            return Ok((range, Some(*sum)));
+        }
+        let until = sums.get(next).map_or(u64::MAX, |sum| sum.start);
+        Ok((ByteRange::new(at, block.end.min(until)), None))
+    }
+
+    /// Compares what was decoded for `range` with everything that is known of it.
+    fn check(&self, range: ByteRange, bytes: &[u8], sum: Option<&Sum>) -> Result<(), PassError> {
+        if let Some(sum) = sum {
+            compare_sha256(format!("stream bytes {range}"), bytes, sum)?;
+        }
+        let number = range.start / SUM_BLOCK;
+        let is_block = range
+            == ByteRange::at(number * SUM_BLOCK, SUM_BLOCK)
+                .intersect(ByteRange::new(0, self.map.stream_size()));
+        if let Some(expected) = self.blocks.get(number as usize).filter(|_| is_block) {
+            let actual = blake3::hash(bytes);
+            if actual != *expected {
+                return Err(PassError::Mismatch {
+                    subject: format!("block {number} of the stream (bytes {range})"),
+                    expected: blake3::Hash::from_bytes(*expected).to_string(),
+                    actual: actual.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn within_limit(subject: &str, len: u64) -> Result<(), PassError> {
+    if len > MAX_SUM {
+        return Err(PassError::Digest { subject: subject.into(), len, limit: MAX_SUM });
+    }
+    Ok(())
+}
+
+fn compare_sha256(subject: String, bytes: &[u8], sum: &Sum) -> Result<(), PassError> {
+    use std::fmt::Write as _;
+    let mut expected = String::new();
+    for byte in sum.sha256 {
+        // Writing to a string does not fail.
+        write!(expected, "{byte:02x}").ok();
+    }
+    let actual = Digest::sha256(bytes);
+    if actual.encoded() == expected {
+        return Ok(());
+    }
+    let expected = format!("sha256:{expected}");
+    Err(PassError::Mismatch { subject, expected, actual: actual.to_string() })
+}
+
+/// The stored ranges of `pieces`, those that are next to each other as one.
+fn touching(pieces: &VecDeque<Piece>) -> Vec<ByteRange> {
+    let mut runs: Vec<ByteRange> = Vec::new();
+    for piece in pieces {
+        match runs.last_mut() {
+            Some(run) if (run.end..run.end + GAP).contains(&piece.stored.start) => run.end = piece.stored.end,
+            _ => runs.push(piece.stored),
+        }
+    }
+    runs
+}
+
+/// A read of stored bytes.
+struct Segment {
+    /// What the decoder gets.
+    take: ByteRange,
+    /// What contains it and is to be compared first.
+    sum: Option<Sum>,
+}
+
+/// The reads for one run of stored bytes, in order.
+struct Segments<R: ?Sized> {
+    source: Arc<Source<R>>,
+    at: u64,
+    end: u64,
+    step: u64,
+}
+
+impl<R: ?Sized> Iterator for Segments<R> {
+    type Item = Segment;
+
+    fn next(&mut self) -> Option<Segment> {
+        if self.at >= self.end {
+            return None;
+        }
+        // At multiples of the step, which are multiples of the cache's blocks.
+        let mut until = (self.at - self.at % self.step).saturating_add(self.step).min(self.end);
+        let mut within = None;
+        if let Sums::Stored(sums) = self.source.map.sums() {
+            let next = sums.partition_point(|sum| sum.start <= self.at);
+            match next.checked_sub(1).and_then(|last| sums.get(last)) {
+                Some(sum) if self.at < sum.end => {
+                    within = Some(*sum);
+                    until = sum.end.min(self.end);
+                }
+                _ => until = sums.get(next).map_or(until, |sum| sum.start.min(until)),
+            }
+        }
+        let take = ByteRange::new(self.at, until);
+        self.at = until;
+        Some(Segment { take, sum: within })
+    }
+}
+
+/// What turns the stored bytes of a piece into stream bytes.
+enum Unpack {
+    /// They are the same; the offset of the next one.
+    Copy(u64),
+    Decode(Box<Decoder>),
+}
+
+impl Unpack {
+    fn offset(&self) -> u64 {
+        match self {
+            Unpack::Copy(offset) => *offset,
+            Unpack::Decode(decoder) => decoder.offset(),
+        }
+    }
+
+    /// Bytes taken and given.
+    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(usize, usize), PassError> {
+        match self {
+            Unpack::Copy(offset) => {
+                let len = input.len().min(output.len());
+                output[..len].copy_from_slice(&input[..len]);
+                *offset += len as u64;
+                Ok((len, len))
+            }
+            Unpack::Decode(decoder) => {
+                let step = decoder.step(input, output)?;
+                Ok((step.consumed, step.produced))
+            }
+        }
+    }
+}
+
+/// What a turn ended for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    /// Everything that it was given is used up.
+    Input,
+    /// It has done enough.
+    Turn,
+}
+
+/// One delivery on its way.
+struct Work {
+    /// The piece that is decoded, and those after it.
+    pieces: VecDeque<Piece>,
+    /// The decoder of the first piece, once it has started.
+    unpack: Option<Unpack>,
+    /// The next stream byte.
+    at: u64,
+    /// What is handed on of what is decoded.
+    deliver: ByteRange,
+    /// What is being filled: its range, what it has to hash to, the bytes, and how many there are.
+    cut: Option<(ByteRange, Option<Sum>, Vec<u8>, usize)>,
+    /// Steps without progress.
+    idle: u32,
+}
+
+impl Work {
+    fn new(pieces: VecDeque<Piece>, decoder: Option<Decoder>, at: u64, deliver: ByteRange) -> Self {
+        let unpack = decoder.map(|decoder| Unpack::Decode(Box::new(decoder)));
+        Self { pieces, unpack, at, deliver, cut: None, idle: 0 }
+    }
+
+    /// Decodes `input` (with its blob offset) as far as that goes in one turn.
+    fn turn<R: ReadAt + ?Sized>(
+        &mut self,
+        source: &Source<R>,
+        input: &mut (u64, Bytes),
+        ready: &mut Vec<Bytes>,
+    ) -> Result<Wants, PassError> {
+        let start = self.at;
+        while self.at < self.deliver.end && self.at - start < TURN {
+            let Some(piece) = self.pieces.front() else { return Err(self.ended_short()) };
+            let unpack = match &mut self.unpack {
+                Some(unpack) => unpack,
+                none => none.insert(match Decoder::resume(source.map.encoding(), piece)? {
+                    Some(decoder) => Unpack::Decode(Box::new(decoder)),
+                    None => Unpack::Copy(piece.stored.start),
+                }),
+            };
+            let (range, sum, buffer, filled) = match &mut self.cut {
+                Some(cut) => cut,
+                none => {
+                    let (range, sum) = source.cut(self.at, self.deliver.end)?;
+                    none.insert((range, sum, vec![0; range.len() as usize], 0))
+                }
+            };
+            // What the decoder wants next may lie behind the input, where a piece holds more than is read of it.
+            let offset = unpack.offset();
+            let have = ByteRange::at(input.0, input.1.len() as u64).intersect(piece.stored);
+            let given = if have.start <= offset && offset < have.end {
+                input.1.advance((offset - input.0) as usize);
+                input.0 = offset;
+                &input.1[..(have.end - offset) as usize]
+            } else {
+                if offset < piece.stored.end {
+                    input.1.clear();
+                }
+                &[]
+            };
+            let room = (buffer.len() - *filled).min((piece.stream.end - self.at) as usize);
+            let (consumed, produced) = unpack.step(given, &mut buffer[*filled..*filled + room])?;
+            let had_input = !given.is_empty();
+            input.0 += consumed as u64;
+            input.1.advance(consumed);
+            self.at += produced as u64;
+            *filled += produced;
+            if *filled == buffer.len() {
+                source.check(*range, buffer, sum.as_ref())?;
+                if range.start >= self.deliver.start {
+                    ready.push(std::mem::take(buffer).into());
+                }
+                self.cut = None;
+            }
+            if self.at == piece.stream.end && self.at < self.deliver.end {
+                self.pieces.pop_front();
+                self.unpack = None;
+                continue;
+            }
+            match (consumed + produced, had_input) {
+                (0, false) if offset == piece.stored.end => return Err(self.ended_short()),
+                (0, false) => return Ok(Wants::Input),
+                (0, true) if self.idle == PATIENCE => return Err(self.ended_short()),
+                (0, true) => self.idle += 1,
+                _ => self.idle = 0,
+            }
+        }
+        Ok(Wants::Turn)
+    }
+
+    fn ended_short(&self) -> PassError {
+        let expected = self.pieces.front().map_or(self.deliver, |piece| piece.stream);
+        PassError::Length { expected: expected.len(), actual: self.at.saturating_sub(expected.start) }
+    }
+}

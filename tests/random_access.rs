@@ -1,0 +1,348 @@
+//! Every read of a decoded layer, wherever it starts, equals what plain decoding gives: 10,000 seeded reads of each kind of
+//! layer, through the index that one pass makes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::Write as _;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::write::GzEncoder;
+use flate2::{Compression, Crc, FlushCompress};
+use futures_util::StreamExt as _;
+use ocifs::io::{BoxFuture, ByteRange, Fault, FetchAll, Memory, ReadAt, ReadError, Shared, read_vec};
+use ocifs::layer::{LayerIndex, Sum, Sums, build_index, decoded};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const READS: usize = 10_000;
+
+#[test]
+fn reads_of_a_gzip_with_many_members_equal_the_plain_decode() {
+    let plain = archive(5 * MIB, 1);
+    let mut stored = Vec::new();
+    let mut rest = &plain[..];
+    // Members of very different sizes, tiny ones among them.
+    for len in [700, 300_000, 5_000, 1_200_000, 1, 90_000].into_iter().cycle() {
+        let (member, after) = rest.split_at(rest.len().min(len));
+        stored.extend(gzip(member, 6));
+        rest = after;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    let index = index_of(&stored);
+    assert!(index.spans.spans() > 6, "{} spans", index.spans.spans());
+    reads_equal(stored, &index, plain.len() as u64, 0, |range| plain[range].to_vec());
+}
+
+#[test]
+fn reads_of_a_gzip_with_one_member_equal_the_plain_decode() {
+    let plain = archive(6 * MIB, 2);
+    let stored = gzip(&plain, 6);
+    let index = index_of(&stored);
+    assert_eq!(index.spans.spans(), 6, "one checkpoint for each MiB");
+    reads_equal(stored, &index, plain.len() as u64, 0, |range| plain[range].to_vec());
+}
+
+#[test]
+fn reads_of_zstd_with_many_frames_equal_the_plain_decode() {
+    let plain = archive(5 * MIB, 3);
+    let stored: Vec<u8> =
+        plain.chunks(300_000).flat_map(|frame| zstd::bulk::compress(frame, 1).unwrap()).collect();
+    let index = index_of(&stored);
+    assert!(index.spans.spans() > 10, "{} spans", index.spans.spans());
+    reads_equal(stored, &index, plain.len() as u64, 0, |range| plain[range].to_vec());
+}
+
+#[test]
+fn reads_of_zstd_with_one_frame_equal_the_plain_decode() {
+    let plain = archive(2 * MIB, 4);
+    let stored = zstd::bulk::compress(&plain, 1).unwrap();
+    let index = index_of(&stored);
+    assert_eq!(index.spans.spans(), 1);
+    reads_equal(stored, &index, plain.len() as u64, 0, |range| plain[range].to_vec());
+}
+
+/// One member whose stream is longer than 32 bits count: no offset is cut short anywhere.
+#[test]
+fn reads_beyond_4_gib_of_one_member_equal_the_plain_decode() {
+    const BODY: u64 = 4200 * MIB;
+    // 1 MiB that is taken up alone, again and again: text that repeats at a distance below the window.
+    let text = words(9000, 5);
+    let unit: Vec<u8> = (0..u64::MAX)
+        .flat_map(|at| [at.to_le_bytes().to_vec(), text.clone()].concat())
+        .take(MIB as usize)
+        .collect();
+    let mut header = tar::Header::new_gnu();
+    header.set_path("long").unwrap();
+    header.set_size(BODY);
+    header.set_mode(0o644);
+    header.set_cksum();
+    let (head, tail) = (header.as_bytes().to_vec(), vec![0; 1024]);
+    let (head_blocks, unit_blocks, tail_blocks) = (blocks(&head), blocks(&unit), blocks(&tail));
+    let mut crc = Crc::new();
+    let mut stored = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    stored.extend(&head_blocks);
+    crc.update(&head);
+    for _ in 0..BODY / MIB {
+        stored.extend(&unit_blocks);
+        crc.update(&unit);
+    }
+    stored.extend(&tail_blocks);
+    crc.update(&tail);
+    // An empty last block of fixed codes.
+    stored.extend([3, 0]);
+    stored.extend(crc.sum().to_le_bytes());
+    stored.extend(((BODY + 512 + 1024) as u32).to_le_bytes());
+
+    let size = BODY + 512 + 1024;
+    let index = index_of(&stored);
+    assert_eq!(index.spans.stream_size(), size);
+    let beyond = index.spans.starts().iter().filter(|start| start.stream > 4 << 30).count();
+    assert!(beyond > 90, "{beyond} checkpoints beyond 4 GiB");
+    let byte = |at: u64| match at {
+        0..512 => head[at as usize],
+        _ if at < 512 + BODY => unit[((at - 512) % MIB) as usize],
+        _ => 0,
+    };
+    let expected = |range: Range<usize>| range.map(|at| byte(at as u64)).collect();
+    // Half of the reads lie behind the border.
+    reads_equal(stored, &index, size, 4 << 30, expected);
+}
+
+#[test]
+fn a_read_fetches_and_decodes_no_more_than_it_needs() {
+    let plain = archive(12 * MIB, 6);
+    let stored = gzip(&plain, 6);
+    let index = index_of(&stored);
+    let blob = Arc::new(Counting { bytes: stored, read: AtomicU64::new(0) });
+    let stream = decoded(blob.clone(), &index);
+    let at = 9 * MIB + 300 * KIB;
+    runtime().block_on(async {
+        let mut delivery = stream.fetch(ByteRange::at(at, 100)).await.unwrap();
+        assert_eq!(delivery.range, ByteRange::new(9 * MIB, 9 * MIB + 512 * KIB));
+        assert_eq!(drain(&mut delivery.body).await.unwrap(), plain[9 << 20..(9 << 20) + (512 << 10)]);
+        let first = blob.read.swap(0, Ordering::Relaxed);
+        assert!(first <= MIB, "{first} stored bytes for 100 bytes of the stream");
+        // Who reads on goes on where the first read stopped: nothing is decoded twice.
+        let mut delivery = stream.fetch(ByteRange::at(9 * MIB + 512 * KIB, 100)).await.unwrap();
+        assert_eq!(delivery.range, ByteRange::at(9 * MIB + 512 * KIB, 256 * KIB));
+        drain(&mut delivery.body).await.unwrap();
+        let second = blob.read.load(Ordering::Relaxed);
+        assert!(second <= 512 * KIB, "{second} stored bytes for the next block");
+    });
+}
+
+#[test]
+fn what_an_index_contradicts_is_not_delivered() {
+    let plain = archive(3 * MIB, 7);
+    let stored = gzip(&plain, 6);
+    let index = index_of(&stored);
+    let read = |index: &LayerIndex| {
+        let stream = FetchAll(decoded(Arc::new(Memory::new(stored.clone())), index));
+        runtime().block_on(read_vec(&stream, ByteRange::at(MIB + 5, 1000)))
+    };
+    assert_eq!(read(&index).unwrap(), plain[MIB as usize + 5..][..1000]);
+
+    let mut wrong = index.clone();
+    wrong.blocks[4][0] ^= 1;
+    let error = read(&wrong).unwrap_err();
+    assert_eq!(error.fault(), Fault::Mismatch);
+    assert!(error.chain().contains("block 4 of the stream"), "{}", error.chain());
+
+    let sum = |bytes: &[u8], start: u64| {
+        use sha2::Digest as _;
+        let part = &bytes[start as usize..][..400_000];
+        Sum { start, end: start + 400_000, sha256: sha2::Sha256::digest(part).into() }
+    };
+    let stored_start = index.spans.starts()[1].stored;
+    for (right, subject) in [
+        (Sums::Stored(vec![sum(&stored, stored_start - 1)]), "stored bytes"),
+        (Sums::Stream(vec![sum(&plain, MIB)]), "stream bytes"),
+    ] {
+        let with = |sums| LayerIndex { spans: index.spans.clone().with_sums(sums), ..index.clone() };
+        assert_eq!(read(&with(right.clone())).unwrap(), plain[MIB as usize + 5..][..1000], "{subject}");
+        let mut wrong = right;
+        match &mut wrong {
+            Sums::Stored(sums) | Sums::Stream(sums) => sums[0].sha256[31] ^= 1,
+            Sums::None => unreachable!(),
+        }
+        let error = read(&with(wrong)).unwrap_err();
+        assert_eq!(error.fault(), Fault::Mismatch, "{}", error.chain());
+        assert!(error.chain().contains(subject), "{}", error.chain());
+    }
+}
+
+#[test]
+fn chunks_are_decoded_each_on_its_own() {
+    use ocifs::layer::{Chunk, Encoding, SpanMap};
+    let parts: Vec<Vec<u8>> = (0..5).map(|seed| words(200_000 + 7 * seed, seed as u64)).collect();
+    // Stored in another order than the stream has, two of them side by side, and with more behind each than is read.
+    let (mut stored, mut places) = (vec![0xee; 100], vec![(0, 0); 5]);
+    for at in [3, 1, 2, 0, 4] {
+        let start = stored.len() as u64;
+        stored.extend(gzip(&[&parts[at][..], b"the header of the next file"].concat(), 6));
+        places[at] = (start, stored.len() as u64);
+    }
+    let mut stream = 0;
+    let mut chunks = Vec::new();
+    for (part, (start, end)) in parts.iter().zip(&places) {
+        chunks.push(Chunk { stored: *start, stored_end: *end, stream });
+        stream += part.len() as u64;
+    }
+    let plain = parts.concat();
+    let spans = SpanMap::chunks(Encoding::Gzip, stored.len() as u64, stream, chunks);
+    assert!(spans.is_sound());
+    let index = LayerIndex { spans, toc: Default::default(), blocks: Vec::new(), prefetch: 0 };
+    let stream = FetchAll(decoded(Arc::new(Memory::new(stored)), &index));
+    runtime().block_on(async {
+        for start in [0, 199_999, 200_000, 650_000, plain.len() as u64 - 1] {
+            let len = (plain.len() as u64 - start).min(500_000);
+            let got = read_vec(&stream, ByteRange::at(start, len)).await.unwrap();
+            assert!(got == plain[start as usize..(start + len) as usize], "{len} bytes at {start}");
+        }
+    });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// The index of one pass, as it comes back after being kept.
+fn index_of(stored: &[u8]) -> LayerIndex {
+    let blob: Shared = Arc::new(Memory::new(stored.to_vec()));
+    let made = runtime().block_on(build_index(blob)).unwrap();
+    let kept = LayerIndex::from_bytes(&made.to_bytes().unwrap(), stored.len() as u64);
+    assert_eq!(kept.as_ref(), Some(&made), "what is kept is what was made");
+    made
+}
+
+/// Makes [`READS`] reads, half of them from `border` on, four at a time.
+fn reads_equal(
+    stored: Vec<u8>,
+    index: &LayerIndex,
+    size: u64,
+    border: u64,
+    expected: impl Fn(Range<usize>) -> Vec<u8>,
+) {
+    assert_eq!(index.spans.stream_size(), size);
+    let stream = Arc::new(FetchAll(decoded(Arc::new(Memory::new(stored)), index)));
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let ranges: Vec<ByteRange> = (0..READS)
+        .map(|at| {
+            let from = if at % 2 == 0 { border } else { 0 };
+            let start = from + random.below(size - from);
+            ByteRange::at(start, (1 + random.below(64 * KIB)).min(size - start))
+        })
+        .collect();
+    runtime().block_on(async {
+        let reads = futures_util::stream::iter(ranges).map(|range| {
+            let stream = stream.clone();
+            async move { (range, read_vec(&*stream, range).await.unwrap()) }
+        });
+        let mut reads = reads.buffer_unordered(4);
+        let mut count = 0;
+        while let Some((range, got)) = reads.next().await {
+            assert!(got == expected(range.start as usize..range.end as usize), "wrong bytes at {range}");
+            count += 1;
+        }
+        assert_eq!(count, READS);
+    });
+}
+
+async fn drain(
+    body: &mut ocifs::io::BoxStream<'static, Result<bytes::Bytes, ReadError>>,
+) -> Result<Vec<u8>, ReadError> {
+    let mut all = Vec::new();
+    while let Some(next) = body.next().await {
+        all.extend_from_slice(&next?);
+    }
+    Ok(all)
+}
+
+/// A tar archive of about `len` bytes: text, noise and runs.
+fn archive(len: u64, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9) | 1);
+    let mut tar = tar::Builder::new(Vec::new());
+    while (tar.get_ref().len() as u64) < len {
+        let size = 1 + random.below(200_000) as usize;
+        let body = match random.below(4) {
+            0 => (0..size / 8).map(|_| random.next() as u8).collect(),
+            1 => vec![random.next() as u8; size],
+            _ => words(size, random.next()),
+        };
+        let mut header = tar::Header::new_gnu();
+        header.set_size(body.len() as u64);
+        header.set_mode(0o644);
+        let name = format!("files/{}", tar.get_ref().len());
+        tar.append_data(&mut header, name, &body[..]).unwrap();
+    }
+    let mut plain = tar.into_inner().unwrap();
+    plain.truncate(plain.len() / 512 * 512);
+    plain
+}
+
+/// Words from a small vocabulary.
+fn words(len: usize, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut text = Vec::with_capacity(len + 8);
+    while text.len() < len {
+        write!(text, "{:x} ", random.below(3000) * 7919).unwrap();
+    }
+    text.truncate(len);
+    text
+}
+
+fn gzip(plain: &[u8], level: u32) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
+    encoder.write_all(plain).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Deflate blocks that refer to nothing before themselves, end at a byte, and are not the last ones.
+fn blocks(plain: &[u8]) -> Vec<u8> {
+    let mut deflate = flate2::Compress::new(Compression::fast(), false);
+    let mut stored = Vec::with_capacity(plain.len() + 1024);
+    deflate.compress_vec(plain, &mut stored, FlushCompress::Full).unwrap();
+    assert_eq!(deflate.total_in(), plain.len() as u64);
+    stored
+}
+
+/// A blob in memory that counts what is read of it.
+struct Counting {
+    bytes: Vec<u8>,
+    read: AtomicU64,
+}
+
+impl ReadAt for Counting {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        self.read.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        Ok(buf.is_empty())
+    }
+}
+
+/// xorshift64*: the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
