@@ -1,20 +1,21 @@
 //! The mutable form of a tree: an arena of inodes, directories with their names in order.
 //!
 //! No rule of the union lives here; this is what the rules are carried out on. The idea: inodes are numbers, a name is
-//! a number in a directory's map, so a hard link is the same number twice, and replacing a name never destroys what
-//! other names still hold. What no name holds any more stays in the arena until `freeze` leaves it behind.
+//! a number in a table, so a hard link is the same number twice, and replacing a name never destroys what other names
+//! still hold. What no name holds any more stays in the arena until `freeze` leaves it behind. The nodes are those of
+//! the frozen tree already, with two differences: no `nlink` is counted, and a directory's `first` is the head of its list.
 
-use std::collections::BTreeMap;
-
-use crate::layer::{Content, Device, Run, Time, Xattr};
+use crate::layer::{Content, Run, Runs, Time, Xattrs};
 
 use super::error::{Problem, TreeError, shown};
+use super::frozen::{Node, NodeBody};
+use super::names::{END, Names, Was};
 use super::path;
 use super::xattrs::{SetId, XattrSets};
 
 /// Names a tree may have, those that were replaced included. Real images have up to some million; the limit keeps a
-/// small hostile archive, one path of which can imply 2048 directories, from taking all memory (about 2 GiB here).
-const MAX_NAMES: u32 = 1 << 24;
+/// small hostile archive, one path of which can imply 2048 directories, from taking all memory (under 1 GiB here).
+const MAX_NAMES: u32 = 1 << 23;
 
 /// The number of an inode in the arena.
 pub(super) type Id = u32;
@@ -25,23 +26,19 @@ pub(super) const ROOT: Id = 0;
 /// A tree that is being built.
 #[derive(Debug)]
 pub struct Builder {
-    /// Invariant: `inodes[0]` is the root, a directory.
-    pub(super) inodes: Vec<Inode>,
+    /// Invariant: `nodes[0]` is the root, a directory.
+    pub(super) nodes: Vec<Node>,
+    pub(super) names: Names,
+    /// The targets of all symbolic links.
+    pub(super) links: Vec<u8>,
     pub(super) xattrs: XattrSets,
-    /// Runs of the sparse files; a file says which by index + 1.
-    pub(super) runs: Vec<Box<[Run]>>,
-    /// Invariant: names ever attached, `names <= limit`.
-    names: u32,
-    /// Bytes of the names and link targets ever attached; `freeze` addresses them with 32 bits.
-    bytes: u32,
+    /// Runs of the sparse files, in order of their numbers.
+    pub(super) runs: Vec<(Id, Box<[Run]>)>,
+    /// Invariant: names ever attached, `attached <= limit`.
+    attached: u32,
     limit: u32,
-}
-
-/// What an inode is and the attributes it has.
-#[derive(Debug)]
-pub(super) struct Inode {
-    pub(super) body: Body,
-    pub(super) meta: Meta,
+    /// How often a name that was there was given to another inode.
+    pub(super) replaced: u32,
 }
 
 /// Attributes that every inode has.
@@ -54,23 +51,8 @@ pub(super) struct Meta {
     pub(super) mode: u16,
 }
 
-/// What only inodes of one type have.
-#[derive(Debug)]
-pub(super) enum Body {
-    File {
-        origin: u32,
-        /// Index in [`Builder::runs`] plus one; 0 when the file is not sparse.
-        runs: u32,
-        offset: u64,
-        size: u64,
-    },
-    Directory(BTreeMap<Box<[u8]>, Id>),
-    Symlink(Box<[u8]>),
-    CharDevice(Device),
-    BlockDevice(Device),
-    Fifo,
-    Graft(u32),
-}
+/// An empty directory.
+pub(super) const DIRECTORY: NodeBody = NodeBody::Directory { parent: ROOT, first: END, count: 0 };
 
 /// A made-up entry, for [`Builder::insert`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,8 +95,16 @@ impl Builder {
 
     /// As `new`, for at most `limit` names.
     pub(super) fn with_limit(limit: u32) -> Self {
-        let root = Inode { body: Body::Directory(BTreeMap::new()), meta: implied(0o755) };
-        Self { inodes: vec![root], xattrs: XattrSets::default(), runs: Vec::new(), names: 0, bytes: 0, limit }
+        Self {
+            nodes: vec![implied(0o755).node(DIRECTORY)],
+            names: Names::default(),
+            links: Vec::new(),
+            xattrs: XattrSets::default(),
+            runs: Vec::new(),
+            attached: 0,
+            limit,
+            replaced: 0,
+        }
     }
 
     /// Puts a made-up entry at `path`, a relative path of plain names. Missing parents become directories 0555, owner
@@ -133,8 +123,10 @@ impl Builder {
         let mut dir = ROOT;
         let mut missing = 0;
         for (depth, name) in names.iter().enumerate() {
-            let Some(children) = self.children(dir) else { return Err(Problem::BelowNonDirectory) };
-            let Some(&child) = children.get(*name) else {
+            if !self.is_directory(dir) {
+                return Err(Problem::BelowNonDirectory);
+            }
+            let Some(child) = self.child(dir, name) else {
                 missing = names.len() - depth;
                 break;
             };
@@ -145,103 +137,133 @@ impl Builder {
         }
         let (parents, last) = (&names[names.len() - missing..names.len() - 1], names[names.len() - 1]);
         for name in parents {
-            dir = self.attach_new(dir, name, Body::Directory(BTreeMap::new()), implied(0o555))?;
+            dir = self.attach_new(dir, name, DIRECTORY, implied(0o555))?;
         }
         let NewNode { kind, mode, uid, gid, mtime } = node;
         let body = match kind {
-            NewKind::Directory => Body::Directory(BTreeMap::new()),
-            NewKind::Symlink(target) => Body::Symlink(target.into()),
-            NewKind::File { origin, size } => Body::File { origin, runs: 0, offset: 0, size },
-            NewKind::Graft(tree) => Body::Graft(tree),
+            NewKind::Directory => DIRECTORY,
+            NewKind::Symlink(target) => self.symlink(&target)?,
+            NewKind::File { origin, size } => NodeBody::File { sparse: false, origin, offset: 0, size },
+            NewKind::Graft(tree) => NodeBody::Graft(tree),
         };
         self.attach_new(dir, last, body, Meta { mtime, uid, gid, xattrs: 0, mode })?;
         Ok(())
     }
 
-    /// The inode with that number.
-    pub(super) fn inode(&self, id: Id) -> &Inode {
-        &self.inodes[id as usize]
+    /// What the inode with that number is.
+    pub(super) fn body(&self, id: Id) -> NodeBody {
+        self.nodes[id as usize].body
     }
 
-    /// The names of a directory; `None` for anything else.
-    pub(super) fn children(&self, id: Id) -> Option<&BTreeMap<Box<[u8]>, Id>> {
-        match &self.inode(id).body {
-            Body::Directory(children) => Some(children),
-            _ => None,
-        }
+    pub(super) fn is_directory(&self, id: Id) -> bool {
+        matches!(self.body(id), NodeBody::Directory { .. })
+    }
+
+    /// The inode of a name in a directory.
+    pub(super) fn child(&self, dir: Id, name: &[u8]) -> Option<Id> {
+        self.names.get(dir, name)
+    }
+
+    /// The target of the symbolic link with this body; nothing for any other.
+    pub(super) fn target(&self, body: NodeBody) -> Option<&[u8]> {
+        let NodeBody::Symlink { start, len } = body else { return None };
+        Some(&self.links[start as usize..][..len as usize])
     }
 
     /// Takes a name, and what lies below it, out of a directory, if it is there.
     pub(super) fn detach(&mut self, dir: Id, name: &[u8]) {
-        if let Body::Directory(children) = &mut self.inodes[dir as usize].body {
-            children.remove(name);
-        }
+        self.names.remove(dir, name);
     }
 
     /// Takes all names out of a directory.
     pub(super) fn clear(&mut self, dir: Id) {
-        if let Body::Directory(children) = &mut self.inodes[dir as usize].body {
-            children.clear();
+        if let NodeBody::Directory { first, .. } = &mut self.nodes[dir as usize].body {
+            self.names.clear(first);
         }
     }
 
     /// Gives a new inode a name, in place of whatever has it.
-    pub(super) fn attach_new(&mut self, dir: Id, name: &[u8], body: Body, meta: Meta) -> Result<Id, Problem> {
-        let target = if let Body::Symlink(target) = &body { target.len() } else { 0 };
-        self.count(name.len() + target)?;
+    pub(super) fn attach_new(
+        &mut self,
+        dir: Id,
+        name: &[u8],
+        body: NodeBody,
+        meta: Meta,
+    ) -> Result<Id, Problem> {
         // At most one inode for each name ever attached, and those are limited by a u32.
-        let id = self.inodes.len() as Id;
-        self.inodes.push(Inode { body, meta });
-        self.hang(dir, name, id);
+        let id = self.nodes.len() as Id;
+        self.attach(dir, name, id)?;
+        self.nodes.push(meta.node(body));
         Ok(id)
     }
 
     /// Gives an inode that exists one more name, in place of whatever has it.
     pub(super) fn attach(&mut self, dir: Id, name: &[u8], id: Id) -> Result<(), Problem> {
-        self.count(name.len())?;
-        self.hang(dir, name, id);
+        if self.attached == self.limit {
+            return Err(Problem::TooManyNames { limit: self.limit });
+        }
+        if let NodeBody::Directory { first, .. } = &mut self.nodes[dir as usize].body {
+            if self.names.set(dir, first, name, id)? == Was::Taken {
+                self.replaced += 1;
+            }
+            self.attached += 1;
+        }
         Ok(())
+    }
+
+    /// The attributes of an inode.
+    pub(super) fn meta(&self, id: Id) -> Meta {
+        let Node { secs, nanos, uid, gid, xattrs, mode, .. } = self.nodes[id as usize];
+        Meta { mtime: Time { secs, nanos }, uid, gid, xattrs, mode }
     }
 
     /// Replaces the attributes of an inode.
     pub(super) fn set_meta(&mut self, id: Id, meta: Meta) {
-        self.inodes[id as usize].meta = meta;
+        let node = &mut self.nodes[id as usize];
+        *node = meta.node(node.body);
     }
 
-    /// The body of a regular file of a layer.
-    pub(super) fn file(&mut self, origin: u32, content: &Content) -> Body {
-        let runs = content.runs.as_ref().map_or(0, |runs| {
-            self.runs.push(runs.as_slice().into());
-            // At most one list for each entry of a table of contents in memory, each over 100 bytes long.
-            self.runs.len() as u32
-        });
-        Body::File { origin, runs, offset: content.offset, size: content.size }
+    /// The body of a symbolic link.
+    pub(super) fn symlink(&mut self, target: &[u8]) -> Result<NodeBody, Problem> {
+        // `freeze` addresses targets, and the text of names, with 32 bits.
+        let end = self.links.len() + target.len();
+        let (Ok(start), Ok(len), Ok(_)) =
+            (u32::try_from(self.links.len()), u32::try_from(target.len()), u32::try_from(end))
+        else {
+            return Err(Problem::TooManyBytes);
+        };
+        self.links.extend_from_slice(target);
+        Ok(NodeBody::Symlink { start, len })
     }
 
-    /// The number of a set of extended attributes.
-    pub(super) fn intern(&mut self, set: &[Xattr]) -> SetId {
-        self.xattrs.intern(set)
-    }
-
-    fn count(&mut self, bytes: usize) -> Result<(), Problem> {
-        if self.names == self.limit {
-            return Err(Problem::TooManyNames { limit: self.limit });
+    /// Gives a regular file of a layer a name, in place of whatever has it.
+    pub(super) fn attach_file(
+        &mut self,
+        dir: Id,
+        name: &[u8],
+        (origin, content): (u32, Content<Runs<'_>>),
+        meta: Meta,
+    ) -> Result<(), Problem> {
+        let Content { size, offset, runs } = content;
+        let body = NodeBody::File { sparse: runs.is_some(), origin, offset, size };
+        let id = self.attach_new(dir, name, body, meta)?;
+        if let Some(runs) = runs {
+            self.runs.push((id, runs.collect()));
         }
-        let bytes = u32::try_from(bytes).ok().and_then(|bytes| self.bytes.checked_add(bytes));
-        self.bytes = bytes.ok_or(Problem::TooManyBytes)?;
-        self.names += 1;
         Ok(())
     }
 
-    fn hang(&mut self, dir: Id, name: &[u8], id: Id) {
-        if let Body::Directory(children) = &mut self.inodes[dir as usize].body {
-            match children.get_mut(name) {
-                Some(child) => *child = id,
-                None => {
-                    children.insert(name.into(), id);
-                }
-            }
-        }
+    /// The number of a set of extended attributes.
+    pub(super) fn intern(&mut self, set: Xattrs<'_>) -> SetId {
+        self.xattrs.intern(set)
+    }
+}
+
+impl Meta {
+    /// A node with these attributes.
+    fn node(self, body: NodeBody) -> Node {
+        let Self { mtime: Time { secs, nanos }, uid, gid, xattrs, mode } = self;
+        Node { body, secs, nanos, uid, gid, nlink: 0, xattrs, mode }
     }
 }
 

@@ -1,12 +1,12 @@
 //! From the mutable arena to the flat arrays of a [`Tree`].
 //!
 //! Decides nothing about content. The idea: directories are taken breadth first and names in order of their bytes, so
-//! the same layers always give the same inode numbers, and what no name holds is never reached.
+//! the same layers always give the same inode numbers, and what no name holds is never reached. Nodes change their places
+//! where they lie, so that a large tree is not in memory twice.
 
-use std::collections::BTreeMap;
-
-use super::builder::{Body, Builder, Id, Inode, Meta, ROOT};
+use super::builder::{Builder, Id, ROOT};
 use super::frozen::{Dirent, Ino, Node, NodeBody, Tree};
+use super::names::Lists;
 
 /// An arena inode that has no number yet.
 const UNSEEN: Ino = Ino::MAX;
@@ -15,18 +15,30 @@ impl Builder {
     /// Makes the tree immutable and compact. Children are in order of their name's bytes, the root's number is
     /// [`Tree::ROOT`], and equal input gives equal numbers.
     pub fn freeze(self) -> Tree {
-        let Builder { inodes, xattrs, runs, .. } = self;
-        let mut frozen =
-            Freezing { numbers: vec![UNSEEN; inodes.len()], inodes, runs, tree: Parts::default() };
+        let Builder { nodes, names, links, runs, xattrs, .. } = self;
+        let mut frozen = Freezing {
+            numbers: vec![UNSEEN; nodes.len()],
+            nodes,
+            lists: names.into_lists(),
+            order: Vec::new(),
+            dirents: Vec::new(),
+            names: Vec::new(),
+        };
         frozen.number(ROOT, 0);
-        let mut ino = 0;
-        while let Some(&id) = frozen.tree.order.get(ino as usize) {
-            frozen.list(ino, id);
+        let (mut ino, mut children) = (0, Vec::new());
+        while let Some(&id) = frozen.order.get(ino as usize) {
+            frozen.list(ino, id, &mut children);
             ino += 1;
         }
-        let Parts { nodes, mut dirents, names, links, runs, .. } = frozen.tree;
+        let Freezing { numbers, mut nodes, lists, order, mut dirents, names } = frozen;
+        drop(lists);
+        let links = reached_links(&mut nodes, &order, links);
         // A name ends where the next one starts.
         dirents.push(Dirent { name: names.len() as u32, ino: UNSEEN });
+        let numbered = runs.into_iter().map(|(id, runs)| (numbers[id as usize], runs));
+        let mut runs: Vec<_> = numbered.filter(|&(ino, _)| ino != UNSEEN).collect();
+        runs.sort_unstable_by_key(|&(ino, _)| ino);
+        permute(&mut nodes, numbers, order.len());
         Tree {
             nodes: nodes.into(),
             dirents: dirents.into(),
@@ -39,91 +51,83 @@ impl Builder {
 }
 
 struct Freezing {
-    inodes: Vec<Inode>,
-    runs: Vec<Box<[crate::layer::Run]>>,
-    /// The new number of each inode of the arena.
-    numbers: Vec<Ino>,
-    tree: Parts,
-}
-
-/// The arrays of the tree, growing.
-#[derive(Default)]
-struct Parts {
-    /// The arena number of each node: the queue of the walk.
-    order: Vec<Id>,
+    /// In the order of the arena.
     nodes: Vec<Node>,
+    lists: Lists,
+    /// The new number of each node of the arena.
+    numbers: Vec<Ino>,
+    /// The arena number of each node that was reached: the queue of the walk.
+    order: Vec<Id>,
     dirents: Vec<Dirent>,
     names: Vec<u8>,
-    links: Vec<u8>,
-    runs: Vec<(Ino, Box<[crate::layer::Run]>)>,
 }
 
 impl Freezing {
     /// Lists the children of a directory, numbering those that have no number.
-    fn list(&mut self, ino: Ino, id: Id) {
-        let Body::Directory(children) = &mut self.inodes[id as usize].body else { return };
-        let children: BTreeMap<Box<[u8]>, Id> = std::mem::take(children);
+    fn list(&mut self, ino: Ino, id: Id, children: &mut Vec<(u32, Id)>) {
+        let NodeBody::Directory { parent, first: head, .. } = self.nodes[id as usize].body else { return };
+        self.lists.sorted(head, children);
         // The builder limits names, and the bytes of names and targets, to what 32 bits address.
-        let first = self.tree.dirents.len() as u32;
+        let first = self.dirents.len() as u32;
         let mut subdirectories = 0;
-        for (name, child) in &children {
-            let number = match self.numbers[*child as usize] {
-                UNSEEN => self.number(*child, ino),
+        for &(name, child) in &*children {
+            let number = match self.numbers[child as usize] {
+                UNSEEN => self.number(child, ino),
                 number => number,
             };
-            let node = &mut self.tree.nodes[number as usize];
+            let node = &mut self.nodes[child as usize];
             match node.body {
                 NodeBody::Directory { .. } | NodeBody::Graft(_) => subdirectories += 1,
                 _ => node.nlink += 1,
             }
-            self.tree.dirents.push(Dirent { name: self.tree.names.len() as u32, ino: number });
-            self.tree.names.extend_from_slice(name);
+            self.dirents.push(Dirent { name: self.names.len() as u32, ino: number });
+            self.names.extend_from_slice(self.lists.name(name));
         }
-        let node = &mut self.tree.nodes[ino as usize];
+        let node = &mut self.nodes[id as usize];
         node.nlink += subdirectories;
-        if let NodeBody::Directory { first: start, count, .. } = &mut node.body {
-            *start = first;
-            *count = children.len() as u32;
-        }
+        node.body = NodeBody::Directory { parent, first, count: children.len() as u32 };
     }
 
     /// Gives an inode the next number; a directory's children come later.
-    fn number(&mut self, id: Id, parent: Ino) -> Ino {
-        let ino = self.tree.nodes.len() as Ino;
+    fn number(&mut self, id: Id, above: Ino) -> Ino {
+        let ino = self.order.len() as Ino;
         self.numbers[id as usize] = ino;
-        self.tree.order.push(id);
-        let Inode { body, meta } = &mut self.inodes[id as usize];
-        let (body, nlink) = match body {
-            Body::Directory(_) => (NodeBody::Directory { parent, first: 0, count: 0 }, 2),
-            Body::Graft(tree) => (NodeBody::Graft(*tree), 2),
-            Body::Symlink(target) => {
-                let start = self.tree.links.len() as u32;
-                self.tree.links.extend_from_slice(target);
-                (NodeBody::Symlink { start, len: target.len() as u32 }, 0)
+        self.order.push(id);
+        let node = &mut self.nodes[id as usize];
+        node.nlink = match &mut node.body {
+            NodeBody::Directory { parent, .. } => {
+                *parent = above;
+                2
             }
-            Body::File { origin, runs, offset, size } => {
-                let runs = (*runs as usize).checked_sub(1).and_then(|index| self.runs.get_mut(index));
-                let sparse = runs.is_some();
-                if let Some(runs) = runs {
-                    self.tree.runs.push((ino, std::mem::take(runs)));
-                }
-                (NodeBody::File { sparse, origin: *origin, offset: *offset, size: *size }, 0)
-            }
-            Body::CharDevice(device) => (NodeBody::CharDevice(*device), 0),
-            Body::BlockDevice(device) => (NodeBody::BlockDevice(*device), 0),
-            Body::Fifo => (NodeBody::Fifo, 0),
+            NodeBody::Graft(_) => 2,
+            _ => 0,
         };
-        let Meta { mtime, uid, gid, xattrs, mode } = *meta;
-        self.tree.nodes.push(Node {
-            body,
-            secs: mtime.secs,
-            nanos: mtime.nanos,
-            uid,
-            gid,
-            nlink,
-            xattrs,
-            mode,
-        });
         ino
     }
+}
+
+/// The targets of the links in `order`, and those alone.
+fn reached_links(nodes: &mut [Node], order: &[Id], all: Vec<u8>) -> Vec<u8> {
+    let mut links = Vec::new();
+    for &id in order {
+        if let NodeBody::Symlink { start, len } = &mut nodes[id as usize].body {
+            let target = &all[*start as usize..][..*len as usize];
+            *start = links.len() as u32;
+            links.extend_from_slice(target);
+        }
+    }
+    links
+}
+
+/// Moves each node to the place that is its number, and drops those without one: `reached` have one, 0 to `reached - 1`.
+fn permute(nodes: &mut Vec<Node>, mut numbers: Vec<Ino>, reached: usize) {
+    for at in 0..nodes.len() {
+        // Every exchange puts one node where it stays.
+        while numbers[at] != UNSEEN && numbers[at] as usize != at {
+            let to = numbers[at] as usize;
+            nodes.swap(at, to);
+            numbers.swap(at, to);
+        }
+    }
+    nodes.truncate(reached);
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::layer::{Device, Run, Time, Xattr};
+use crate::layer::{Device, Run, Time};
 
 use super::error::{TreeError, shown};
 use super::path::{self, MAX_LINKS};
@@ -28,7 +28,8 @@ pub struct Tree {
     pub(super) links: Box<[u8]>,
     /// The data runs of the sparse files. Invariant: in order of inode number.
     pub(super) runs: Box<[(Ino, Box<[Run]>)]>,
-    pub(super) xattrs: Box<[Arc<[Xattr]>]>,
+    /// Distinct sets of extended attributes, packed.
+    pub(super) xattrs: Box<[Arc<[u8]>]>,
 }
 
 /// One inode. `mtime` lies flat to save its padding.
@@ -214,7 +215,7 @@ impl Tree {
     /// The extended attributes of an inode, in recorded order.
     pub fn xattrs(&self, ino: Ino) -> impl Iterator<Item = (&[u8], &[u8])> {
         let set = self.node(ino).map_or(0, |node| node.xattrs);
-        xattrs::get(&self.xattrs, set).iter().map(|(name, value)| (name.as_slice(), value.as_slice()))
+        xattrs::get(&self.xattrs, set)
     }
 
     /// What a path leads to, from the root: symbolic links are followed inside the tree, `..` stops at its root, and
@@ -271,19 +272,14 @@ impl Tree {
     /// Bytes of memory that the tree holds, without the allocator's own.
     pub fn heap_bytes(&self) -> usize {
         let runs: usize = self.runs.iter().map(|(_, runs)| size_of_val::<[Run]>(runs)).sum();
-        let xattrs: usize = self
-            .xattrs
-            .iter()
-            .flat_map(|set| set.iter())
-            .map(|(name, value)| size_of::<Xattr>() + name.capacity() + value.capacity())
-            .sum();
+        let xattrs: usize = self.xattrs.iter().map(|set| set.len()).sum();
         size_of_val::<[Node]>(&self.nodes)
             + size_of_val::<[Dirent]>(&self.dirents)
             + self.names.len()
             + self.links.len()
             + size_of_val::<[(Ino, Box<[Run]>)]>(&self.runs)
             + runs
-            + size_of_val::<[Arc<[Xattr]>]>(&self.xattrs)
+            + size_of_val::<[Arc<[u8]>]>(&self.xattrs)
             + xattrs
     }
 

@@ -9,6 +9,7 @@ mod builder;
 mod error;
 mod freeze;
 mod frozen;
+mod names;
 mod path;
 mod union;
 mod xattrs;

@@ -36,7 +36,7 @@ fn hide(path: &str) -> Entry {
 fn build(layers: &[&[Entry]]) -> Result<Tree, TreeError> {
     let mut builder = Builder::new();
     for (origin, entries) in layers.iter().enumerate() {
-        builder.apply(origin as u32, &Toc { entries: entries.to_vec() })?;
+        builder.apply(origin as u32, &entries.iter().cloned().collect())?;
     }
     Ok(builder.freeze())
 }
@@ -107,9 +107,9 @@ fn a_whiteout_of_nothing_there_creates_nothing() {
 fn a_whiteout_that_names_nothing_is_rejected_before_anything_is_touched() {
     for name in [".wh.", ".wh..", ".wh...", "d/.wh.", "d/.wh..", "d/.wh..."] {
         let mut builder = Builder::new();
-        builder.apply(0, &Toc { entries: vec![file("a", 1)] }).unwrap();
+        builder.apply(0, &Toc::from_iter([file("a", 1)])).unwrap();
         let error =
-            builder.apply(1, &Toc { entries: vec![file("new", 1), hide(".wh.a"), hide(name)] }).unwrap_err();
+            builder.apply(1, &Toc::from_iter([file("new", 1), hide(".wh.a"), hide(name)])).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("layer 1: entry {name:?} at stream offset 512: a whiteout that names no file")
@@ -399,11 +399,25 @@ fn every_recorded_xattr_is_visible_verbatim_and_equal_sets_are_kept_once() {
 
 #[test]
 fn a_tree_over_its_limit_of_names_is_refused_as_unsupported() {
-    let entries: Vec<Entry> = (0..4).map(|n| file(format!("{n}"), 1)).collect();
-    assert!(Builder::with_limit(4).apply(0, &Toc { entries: entries.clone() }).is_ok());
-    let error = Builder::with_limit(3).apply(0, &Toc { entries }).unwrap_err();
+    let toc: Toc = (0..4).map(|n| file(format!("{n}"), 1)).collect();
+    assert!(Builder::with_limit(4).apply(0, &toc).is_ok());
+    let error = Builder::with_limit(3).apply(0, &toc).unwrap_err();
     assert_eq!(error.fault(), Fault::Unsupported);
     assert!(error.to_string().ends_with("the tree would have more than 3 names"), "{error}");
+}
+
+#[test]
+fn entries_of_one_directory_go_elsewhere_once_a_name_on_the_way_is_replaced() {
+    let tree = build(&[&[
+        file("a/b/1", 1),
+        file("a/b/2", 2),
+        dir("c"),
+        link("a/b", "/c"),
+        file("a/b/3", 3),
+        dir("a/b/"),
+        file("a/b/4", 4),
+    ]]);
+    assert_eq!(names(&tree.unwrap()), ["a/", "a/b/", "a/b/4=4", "c/", "c/3=3"]);
 }
 
 // A layer alone.
@@ -420,7 +434,7 @@ fn a_layer_alone_shows_its_whiteouts_as_files_and_reports_links_to_below() {
         hard("g", "f"),
     ];
     let mut builder = Builder::new();
-    let left_out = builder.apply_alone(0, &Toc { entries }).unwrap();
+    let left_out = builder.apply_alone(0, &entries.into_iter().collect()).unwrap();
     assert_eq!(left_out, [b"n/up"]);
     assert_eq!(
         names(&builder.freeze()),
@@ -431,7 +445,7 @@ fn a_layer_alone_shows_its_whiteouts_as_files_and_reports_links_to_below() {
 #[test]
 fn a_layer_alone_still_rejects_what_no_archive_can_mean() {
     for entries in [vec![file("f", 1), file("f/g", 1)], vec![file("/", 1)], vec![dir("d"), hard("h", "d")]] {
-        let error = Builder::new().apply_alone(4, &Toc { entries }).unwrap_err();
+        let error = Builder::new().apply_alone(4, &entries.into_iter().collect()).unwrap_err();
         assert!(error.to_string().starts_with("layer 4: entry"), "{error}");
     }
 }

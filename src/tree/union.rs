@@ -6,12 +6,14 @@
 //! are those of the image specification (layer.md, "Applying Changesets"); where it is silent, what the appliers agree
 //! on. A path is walked as their `SecureJoin` does: a component that does not exist counts as a directory to come.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::LazyCell;
+use std::collections::HashSet;
 
-use crate::layer::{Entry, EntryKind, Toc};
+use crate::layer::{EntryKind, EntryRef, Toc};
 
-use super::builder::{Body, Builder, Id, Meta, ROOT, implied};
+use super::builder::{Builder, DIRECTORY, Id, Meta, ROOT, implied};
 use super::error::{Problem, TreeError, shown};
+use super::frozen::NodeBody;
 use super::path::{self, MAX_LINKS, MAX_NAME, MAX_PATH, Mark};
 
 impl Builder {
@@ -20,17 +22,19 @@ impl Builder {
     /// After an error the tree is of no use any more; what can be seen from names alone is found before any change.
     pub fn apply(&mut self, origin: u32, toc: &Toc) -> Result<(), TreeError> {
         let mut hides = false;
-        for entry in &toc.entries {
-            let mark = check(entry, Whiteouts::Apply).map_err(|problem| at(origin, entry, problem))?;
+        for entry in toc.iter() {
+            let mark = check(&entry, Whiteouts::Apply).map_err(|problem| at(origin, &entry, problem))?;
             hides |= matches!(mark, Mark::Whiteout(_) | Mark::Opaque);
         }
         if hides {
             self.hide(toc);
         }
-        for entry in &toc.entries {
-            let cleaned = path::clean(&entry.path);
+        let mut near = None;
+        for entry in toc.iter() {
+            let cleaned = path::clean(entry.path);
             if path::mark(&cleaned) == Ok(Mark::Plain) {
-                self.place(origin, entry, &cleaned).map_err(|problem| at(origin, entry, problem))?;
+                self.place(origin, &entry, &cleaned, &mut near)
+                    .map_err(|problem| at(origin, &entry, problem))?;
             }
         }
         Ok(())
@@ -41,15 +45,15 @@ impl Builder {
     /// Returns the cleaned paths of the hard links whose target is not there when their entry comes: their file lies
     /// in a layer below, so they are left out.
     pub fn apply_alone(&mut self, origin: u32, toc: &Toc) -> Result<Vec<Vec<u8>>, TreeError> {
-        for entry in &toc.entries {
-            check(entry, Whiteouts::Keep).map_err(|problem| at(origin, entry, problem))?;
+        for entry in toc.iter() {
+            check(&entry, Whiteouts::Keep).map_err(|problem| at(origin, &entry, problem))?;
         }
-        let mut left_out = Vec::new();
-        for entry in &toc.entries {
-            let cleaned = path::clean(&entry.path);
-            match self.place(origin, entry, &cleaned) {
+        let (mut left_out, mut near) = (Vec::new(), None);
+        for entry in toc.iter() {
+            let cleaned = path::clean(entry.path);
+            match self.place(origin, &entry, &cleaned, &mut near) {
                 Err(Problem::LinkToNothing { .. }) => left_out.push(cleaned.join(&b'/')),
-                placed => placed.map_err(|problem| at(origin, entry, problem))?,
+                placed => placed.map_err(|problem| at(origin, &entry, problem))?,
             }
         }
         Ok(left_out)
@@ -57,16 +61,17 @@ impl Builder {
 
     /// Hides what the whiteouts and opaque markers of a layer name, seen from the tree below that layer.
     fn hide(&mut self, toc: &Toc) {
-        let own: HashSet<Vec<u8>> = toc
-            .entries
-            .iter()
-            .filter(|entry| entry.kind == EntryKind::Directory)
-            .map(|entry| path::clean(&entry.path).join(&b'/'))
-            .collect();
+        // Asked for only where a symbolic link is on the way, which is rare.
+        let own: Own<'_> = LazyCell::new(Box::new(|| {
+            toc.iter()
+                .filter(|entry| entry.kind == EntryKind::Directory)
+                .map(|entry| path::clean(entry.path).join(&b'/'))
+                .collect()
+        }));
         let mut names: Vec<(Id, &[u8])> = Vec::new();
         let mut opaque: Vec<Id> = Vec::new();
-        for entry in &toc.entries {
-            let cleaned = path::clean(&entry.path);
+        for entry in toc.iter() {
+            let cleaned = path::clean(entry.path);
             let parents = &cleaned[..cleaned.len().saturating_sub(1)];
             // Only a name that all checks have passed gets here.
             match path::mark(&cleaned) {
@@ -87,28 +92,34 @@ impl Builder {
 
     /// The directory a whiteout lies in, as the layers below know it. `None` when there is none, or when the layer
     /// brings its own directory in place of a symbolic link: then nothing from below can be seen through it.
-    fn lower_directory(&self, parents: &[&[u8]], own: &HashSet<Vec<u8>>) -> Option<Id> {
+    fn lower_directory(&self, parents: &[&[u8]], own: &Own<'_>) -> Option<Id> {
         let replaced = |depth: usize| own.contains(&parents[..=depth].join(&b'/'));
         let walked = self.walk(parents, replaced).ok()?;
         walked.pending.is_empty().then(|| walked.directory())
     }
 
     /// Puts one entry where its name leads.
-    fn place(&mut self, origin: u32, entry: &Entry, cleaned: &[&[u8]]) -> Result<(), Problem> {
+    fn place<'a>(
+        &mut self,
+        origin: u32,
+        entry: &EntryRef<'a>,
+        cleaned: &[&[u8]],
+        near: &mut Option<Near<'a>>,
+    ) -> Result<(), Problem> {
         let Some((&name, parents)) = cleaned.split_last() else {
             // `check` has refused every other type.
-            let meta = self.meta(entry);
+            let meta = self.recorded(entry);
             self.set_meta(ROOT, meta);
             return Ok(());
         };
         // Before the parents are made: a link that is left out must leave no trace.
-        let linked = match &entry.kind {
+        let linked = match entry.kind {
             EntryKind::HardLink(target) => Some(self.link_target(target)?),
             _ => None,
         };
-        let dir = self.make_directory(parents, name)?;
-        let meta = self.meta(entry);
-        let body = match &entry.kind {
+        let dir = self.directory_for(entry.path, parents, name, near)?;
+        let meta = self.recorded(entry);
+        let body = match entry.kind {
             EntryKind::HardLink(_) => {
                 let Some(id) = linked else { return Ok(()) };
                 self.attach(dir, name, id)?;
@@ -116,18 +127,18 @@ impl Builder {
                 return Ok(());
             }
             EntryKind::Directory => {
-                let there = self.child(dir, name).filter(|&id| self.children(id).is_some());
+                let there = self.child(dir, name).filter(|&id| self.is_directory(id));
                 if let Some(id) = there {
                     self.set_meta(id, meta);
                     return Ok(());
                 }
-                Body::Directory(BTreeMap::new())
+                DIRECTORY
             }
-            EntryKind::File(content) => self.file(origin, content),
-            EntryKind::Symlink(target) => Body::Symlink(target.as_slice().into()),
-            EntryKind::CharDevice(device) => Body::CharDevice(*device),
-            EntryKind::BlockDevice(device) => Body::BlockDevice(*device),
-            EntryKind::Fifo => Body::Fifo,
+            EntryKind::File(content) => return self.attach_file(dir, name, (origin, content), meta),
+            EntryKind::Symlink(target) => self.symlink(target)?,
+            EntryKind::CharDevice(device) => NodeBody::CharDevice(device),
+            EntryKind::BlockDevice(device) => NodeBody::BlockDevice(device),
+            EntryKind::Fifo => NodeBody::Fifo,
         };
         self.attach_new(dir, name, body, meta)?;
         Ok(())
@@ -145,20 +156,46 @@ impl Builder {
             .filter(|walked| walked.pending.is_empty())
             .and_then(|walked| self.child(walked.directory(), name));
         let id = found.ok_or_else(|| Problem::LinkToNothing { target: shown(target) })?;
-        match self.inode(id).body {
-            Body::Directory(_) | Body::Graft(_) => Err(Problem::LinkToDirectory { target: shown(target) }),
+        match self.body(id) {
+            NodeBody::Directory { .. } | NodeBody::Graft(_) => {
+                Err(Problem::LinkToDirectory { target: shown(target) })
+            }
             _ => Ok(id),
         }
     }
 
-    /// The directory that `parents` lead to, made with everything on the way where it is missing.
-    fn make_directory(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<Id, Problem> {
+    /// The directory that an entry lies in, without a walk when it is that of the entry before.
+    fn directory_for<'a>(
+        &mut self,
+        recorded: &'a [u8],
+        parents: &[&[u8]],
+        name: &[u8],
+        near: &mut Option<Near<'a>>,
+    ) -> Result<Id, Problem> {
+        let recorded = recorded.strip_suffix(b"/").unwrap_or(recorded);
+        // When nothing but the name itself is after a slash, what is before it means `parents`, always.
+        let above = recorded.strip_suffix(name).filter(|above| above.is_empty() || above.ends_with(b"/"));
+        if let (Some(above), Some(near)) = (above, &*near)
+            && near.above == above
+            && near.replaced == self.replaced
+            && near.len + name.len() <= MAX_PATH
+        {
+            return Ok(near.dir);
+        }
+        let (dir, len) = self.make_directory(parents, name)?;
+        *near = above.map(|above| Near { above, dir, len, replaced: self.replaced });
+        Ok(dir)
+    }
+
+    /// The directory that `parents` lead to, made with everything on the way where it is missing, and the bytes of its path.
+    fn make_directory(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<(Id, usize), Problem> {
         let walked = self.walk(parents, |_| false)?;
         if walked.blocked {
             return Err(Problem::BelowNonDirectory);
         }
         // An applier would hit the kernel's limit here: links can lead deeper than the recorded name says.
-        let len = walked.len() + name.len();
+        let above = walked.len();
+        let len = above + name.len();
         if len > MAX_PATH {
             return Err(Problem::PathTooLong { len });
         }
@@ -168,9 +205,9 @@ impl Builder {
             return Err(Problem::NameTooLong { len: name.len() });
         }
         for name in missing {
-            dir = self.attach_new(dir, &name, Body::Directory(BTreeMap::new()), implied(0o755))?;
+            dir = self.attach_new(dir, &name, DIRECTORY, implied(0o755))?;
         }
-        Ok(dir)
+        Ok((dir, above))
     }
 
     /// Walks cleaned components from the root. `stop(i)` is asked when component `i` is a symbolic link, and ends the
@@ -191,9 +228,10 @@ impl Builder {
                 walked.pending.push(name);
                 continue;
             };
-            match &self.inode(child).body {
-                Body::Directory(_) => walked.dirs.push((child, name.len())),
-                Body::Symlink(target) => {
+            let body = self.body(child);
+            match (body, self.target(body)) {
+                (NodeBody::Directory { .. }, _) => walked.dirs.push((child, name.len())),
+                (_, Some(target)) => {
                     links += 1;
                     // No kernel has a link longer than a path.
                     if links > MAX_LINKS || target.len() > MAX_PATH || place.is_some_and(&stop) {
@@ -213,16 +251,13 @@ impl Builder {
         Ok(walked)
     }
 
-    fn child(&self, dir: Id, name: &[u8]) -> Option<Id> {
-        self.children(dir)?.get(name).copied()
-    }
-
-    fn meta(&mut self, entry: &Entry) -> Meta {
+    /// The attributes that an entry records.
+    fn recorded(&mut self, entry: &EntryRef<'_>) -> Meta {
         Meta {
             mtime: entry.mtime,
             uid: entry.uid,
             gid: entry.gid,
-            xattrs: self.intern(&entry.xattrs),
+            xattrs: self.intern(entry.xattrs),
             mode: entry.mode,
         }
     }
@@ -230,10 +265,24 @@ impl Builder {
     /// Gives the shared inode what a hard link entry records. One that records no extended attributes takes none
     /// away: GNU tar writes them with the first name only.
     fn set_link_meta(&mut self, id: Id, meta: Meta) {
-        let old = self.inode(id).meta;
+        let old = self.meta(id);
         let xattrs = if meta.xattrs == 0 { old.xattrs } else { meta.xattrs };
         self.set_meta(id, Meta { xattrs, ..meta });
     }
+}
+
+/// The cleaned paths of the directories that a layer brings, once somebody asks.
+type Own<'a> = LazyCell<HashSet<Vec<u8>>, Box<dyn FnOnce() -> HashSet<Vec<u8>> + 'a>>;
+
+/// The directory of the entry before: archives list directories one after the other.
+struct Near<'a> {
+    /// Its path as recorded.
+    above: &'a [u8],
+    dir: Id,
+    /// Bytes of the path it was found by, each component with a slash after it.
+    len: usize,
+    /// [`Builder::replaced`] at that time: only a name that is replaced can make the same path lead elsewhere.
+    replaced: u32,
 }
 
 /// Where a walk ended.
@@ -274,8 +323,8 @@ enum Whiteouts {
 }
 
 /// Everything about an entry that can be wrong whatever the tree looks like.
-fn check(entry: &Entry, whiteouts: Whiteouts) -> Result<Mark<'_>, Problem> {
-    let cleaned = path::clean(&entry.path);
+fn check<'a>(entry: &EntryRef<'a>, whiteouts: Whiteouts) -> Result<Mark<'a>, Problem> {
+    let cleaned = path::clean(entry.path);
     path::check(&cleaned)?;
     if cleaned.is_empty() && entry.kind != EntryKind::Directory {
         return Err(Problem::RootNotADirectory);
@@ -286,6 +335,6 @@ fn check(entry: &Entry, whiteouts: Whiteouts) -> Result<Mark<'_>, Problem> {
     }
 }
 
-fn at(layer: u32, entry: &Entry, problem: Problem) -> TreeError {
-    TreeError::Entry { layer, header: entry.header, entry: shown(&entry.path), problem }
+fn at(layer: u32, entry: &EntryRef<'_>, problem: Problem) -> TreeError {
+    TreeError::Entry { layer, header: entry.header, entry: shown(entry.path), problem }
 }

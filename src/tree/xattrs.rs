@@ -1,12 +1,12 @@
 //! Sets of extended attributes, each distinct set kept once.
 //!
 //! A layer repeats the same few sets (a selinux label, a capability) on thousands of entries; an inode holds the number
-//! of its set, and number 0 is the empty one.
+//! of its set, and number 0 is the empty one. A set is kept packed, as the table of contents has it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::layer::Xattr;
+use crate::layer::Xattrs;
 
 /// The number of a set of extended attributes.
 pub(super) type SetId = u32;
@@ -15,20 +15,21 @@ pub(super) type SetId = u32;
 #[derive(Debug, Default)]
 pub(super) struct XattrSets {
     /// Set `n` is `sets[n - 1]`.
-    sets: Vec<Arc<[Xattr]>>,
-    numbers: HashMap<Arc<[Xattr]>, SetId>,
+    sets: Vec<Arc<[u8]>>,
+    numbers: HashMap<Arc<[u8]>, SetId>,
 }
 
 impl XattrSets {
     /// The number of a set.
-    pub(super) fn intern(&mut self, set: &[Xattr]) -> SetId {
+    pub(super) fn intern(&mut self, set: Xattrs<'_>) -> SetId {
         if set.is_empty() {
             return 0;
         }
+        let set = set.as_packed();
         if let Some(&id) = self.numbers.get(set) {
             return id;
         }
-        let set: Arc<[Xattr]> = set.into();
+        let set: Arc<[u8]> = set.into();
         self.sets.push(Arc::clone(&set));
         // A set comes with at least one name of the tree, whose number is limited far below 2^32.
         let id = self.sets.len() as SetId;
@@ -37,34 +38,36 @@ impl XattrSets {
     }
 
     /// The sets alone, once no more are to come.
-    pub(super) fn into_sets(self) -> Box<[Arc<[Xattr]>]> {
+    pub(super) fn into_sets(self) -> Box<[Arc<[u8]>]> {
         self.sets.into()
     }
 }
 
 /// The set with that number among `sets`.
-pub(super) fn get(sets: &[Arc<[Xattr]>], id: SetId) -> &[Xattr] {
-    (id as usize).checked_sub(1).and_then(|index| sets.get(index)).map_or(&[], |set| set)
+pub(super) fn get(sets: &[Arc<[u8]>], id: SetId) -> Xattrs<'_> {
+    let set = (id as usize).checked_sub(1).and_then(|index| sets.get(index));
+    Xattrs::from_packed(set.map_or(&[], |set| set))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn xattr(name: &str, value: &str) -> Xattr {
-        (name.into(), value.into())
+    /// Name and value of one letter each, packed.
+    fn set(letters: &[u8]) -> Vec<u8> {
+        letters.iter().flat_map(|&letter| [1, letter]).collect()
     }
 
     #[test]
     fn equal_sets_share_a_number_and_the_empty_one_is_zero() {
         let mut sets = XattrSets::default();
-        let a = [xattr("user.a", "1"), xattr("user.b", "2")];
-        assert_eq!(sets.intern(&[]), 0);
-        let id = sets.intern(&a);
-        assert_eq!(sets.intern(&a), id);
-        assert_ne!(sets.intern(&a[..1]), id);
+        let (two, one) = (set(b"a1b2"), set(b"a1"));
+        assert_eq!(sets.intern(Xattrs::from_packed(&[])), 0);
+        let id = sets.intern(Xattrs::from_packed(&two));
+        assert_eq!(sets.intern(Xattrs::from_packed(&two)), id);
+        assert_ne!(sets.intern(Xattrs::from_packed(&one)), id);
         let sets = sets.into_sets();
-        assert_eq!(get(&sets, id), a);
-        assert_eq!(get(&sets, 0), []);
+        assert_eq!(get(&sets, id).collect::<Vec<_>>(), [(&b"a"[..], &b"1"[..]), (b"b", b"2")]);
+        assert_eq!(get(&sets, 0).next(), None);
     }
 }

@@ -156,7 +156,7 @@ fn toc(archive: &[u8]) -> std::io::Result<Toc> {
             record(name).map_or_else(|| numeric(field), |value| value.parse().map_err(std::io::Error::other))
         };
         let mtime = record("mtime").map(|value| value.parse::<f64>().unwrap().floor() as i64);
-        toc.entries.push(Entry {
+        toc.push(Entry {
             path: entry.path_bytes().into_owned(),
             kind,
             mode: (numeric(&header.as_old().mode)? & 0o7777) as u16,

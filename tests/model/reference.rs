@@ -46,8 +46,8 @@ impl Model {
     }
 
     pub(crate) fn apply(&mut self, origin: u32, toc: &Toc) -> Result<(), Rejected> {
-        for entry in &toc.entries {
-            let path = clean(&entry.path);
+        for entry in toc.iter() {
+            let path = clean(entry.path);
             let last = path.last().map(Vec::as_slice);
             let malformed = [&b".wh."[..], b".wh..", b".wh..."].iter().any(|name| last == Some(name));
             if malformed && !leftover(&path) {
@@ -58,11 +58,11 @@ impl Model {
             }
         }
         self.hide(toc);
-        for entry in &toc.entries {
-            let path = clean(&entry.path);
+        for entry in toc.iter() {
+            let path = clean(entry.path);
             let hides = path.last().is_some_and(|name| name.starts_with(b".wh."));
             if !leftover(&path) && !hides {
-                self.unpack(origin, entry, path)?;
+                self.unpack(origin, &entry.to_entry(), path)?;
             }
         }
         Ok(())
@@ -71,8 +71,8 @@ impl Model {
     /// Archive semantics only: no name is special. Returns the links without target.
     pub(crate) fn apply_alone(&mut self, origin: u32, toc: &Toc) -> Result<BTreeSet<Path>, Rejected> {
         let mut left_out = BTreeSet::new();
-        for entry in &toc.entries {
-            let path = clean(&entry.path);
+        for entry in toc.iter() {
+            let path = clean(entry.path);
             if let EntryKind::HardLink(target) = &entry.kind {
                 let there =
                     self.place_of(&clean(target)).is_some_and(|place| self.names.contains_key(&place));
@@ -84,21 +84,20 @@ impl Model {
             if path.is_empty() && entry.kind != EntryKind::Directory {
                 return Err(Rejected);
             }
-            self.unpack(origin, entry, path)?;
+            self.unpack(origin, &entry.to_entry(), path)?;
         }
         Ok(left_out)
     }
 
     fn hide(&mut self, toc: &Toc) {
         let own: BTreeSet<Path> = toc
-            .entries
             .iter()
             .filter(|entry| entry.kind == EntryKind::Directory)
-            .map(|entry| clean(&entry.path))
+            .map(|entry| clean(entry.path))
             .collect();
         let mut gone = BTreeSet::new();
-        for entry in &toc.entries {
-            let mut parent = clean(&entry.path);
+        for entry in toc.iter() {
+            let mut parent = clean(entry.path);
             if leftover(&parent) {
                 continue;
             }

@@ -32,9 +32,10 @@ proptest! {
             let below = model.clone();
             // An entry that makes the layer malformed is refused by both, and left out from then on: otherwise
             // hardly a random layer would get anywhere.
-            for entry in &layer.entries {
+            for entry in layer {
+                let kept = accepted.last().cloned();
                 let last = accepted.last_mut().unwrap();
-                last.entries.push(entry.clone());
+                last.push(entry.to_entry());
                 let mut next = below.clone();
                 let expected = next.apply(origin, last);
                 let actual = unite(&accepted);
@@ -42,7 +43,7 @@ proptest! {
                 if expected.is_ok() {
                     model = next;
                 } else {
-                    accepted.last_mut().unwrap().entries.pop();
+                    *accepted.last_mut().unwrap() = kept.unwrap();
                 }
             }
         }
@@ -54,8 +55,9 @@ proptest! {
         let mut toc = Toc::default();
         let mut model = Model::new();
         let mut tree = Builder::new().freeze();
-        for entry in &layer.entries {
-            toc.entries.push(entry.clone());
+        for entry in &layer {
+            let kept = toc.clone();
+            toc.push(entry.to_entry());
             let mut next = Model::new();
             let expected = next.apply_alone(0, &toc);
             let mut builder = Builder::new();
@@ -67,7 +69,7 @@ proptest! {
                 model = next;
                 tree = builder.freeze();
             } else {
-                toc.entries.pop();
+                toc = kept;
             }
         }
         same(&model, &tree);
@@ -163,7 +165,7 @@ fn layer() -> impl Strategy<Value = Toc> {
                 content.offset = entry.header + 512;
             }
         }
-        Toc { entries }
+        entries.into_iter().collect()
     })
 }
 

@@ -79,19 +79,8 @@ pub(super) fn draft(
     } else if let EntryKind::File(content) = &mut kind {
         *content = Content { size: stored, offset: body, runs: None };
     }
-    check_path(path, limits)?;
-    check_target(&kind, limits)?;
     for key in [Key::Atime, Key::Ctime] {
         records.time(key)?;
-    }
-    for (name, _) in &records.xattrs {
-        // The kernel's own bounds for a name; the value may be of any size.
-        if name.is_empty() || name.len() > 255 {
-            return Err(Problem::unsupported(format!(
-                "extended attribute has a name of {} bytes, not 1 to 255",
-                name.len()
-            )));
-        }
     }
     let entry = Entry {
         path: path.to_vec(),
@@ -103,7 +92,24 @@ pub(super) fn draft(
         xattrs: records.xattrs.clone(),
         header: start,
     };
+    check_names(&entry, limits)?;
     Ok(Draft { entry, stored, map })
+}
+
+/// That the names in `entry` can be names.
+pub(super) fn check_names(entry: &Entry, limits: &TarLimits) -> Result<(), Problem> {
+    check_path(&entry.path, limits)?;
+    check_target(&entry.kind, limits)?;
+    for (name, _) in &entry.xattrs {
+        // The kernel's own bounds for a name; the value may be of any size.
+        if name.is_empty() || name.len() > 255 {
+            return Err(Problem::unsupported(format!(
+                "extended attribute has a name of {} bytes, not 1 to 255",
+                name.len()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A size field that says how many bytes follow the header.

@@ -60,6 +60,10 @@ fn walk_with(limits: TarLimits, bytes: &[u8]) -> Result<Toc, TarError> {
     walker.finish(bytes.len() as u64)
 }
 
+fn nth(toc: &Toc, number: usize) -> Entry {
+    toc.iter().nth(number).unwrap().to_entry()
+}
+
 fn walk(parts: &[&[u8]]) -> Result<Toc, TarError> {
     walk_with(TarLimits::default(), &parts.concat())
 }
@@ -67,8 +71,8 @@ fn walk(parts: &[&[u8]]) -> Result<Toc, TarError> {
 /// The only entry of an archive.
 fn one(parts: &[&[u8]]) -> Entry {
     let toc = walk(parts).unwrap();
-    assert_eq!(toc.entries.len(), 1);
-    toc.entries.into_iter().next().unwrap()
+    assert_eq!(toc.len(), 1);
+    toc.last().unwrap().to_entry()
 }
 
 fn message(parts: &[&[u8]]) -> String {
@@ -91,7 +95,7 @@ fn streams_without_headers_are_empty_archives() {
 #[test]
 fn nothing_counts_after_the_end_mark_and_half_a_mark_ends_nothing() {
     let a = entry(b'0', "a", b"");
-    assert_eq!(walk(&[&a, &END, &a, b"rubbish"]).unwrap().entries.len(), 1);
+    assert_eq!(walk(&[&a, &END, &a, b"rubbish"]).unwrap().len(), 1);
     let error = message(&[&a, &END[..BLOCK], &a]);
     assert_eq!(error, "tar header at stream offset 1024: only one block of zeros is in front of it");
 }
@@ -116,7 +120,7 @@ fn a_plain_entry_has_the_fields_of_its_header() {
 fn a_cut_entry_is_an_error_and_missing_padding_or_end_mark_is_not() {
     let archive = [entry(b'0', "a", b""), entry(b'0', "b", b"hello"), END.to_vec()].concat();
     for size in 0..archive.len() {
-        let entries = walk(&[&archive[..size]]).map(|toc| toc.entries.len());
+        let entries = walk(&[&archive[..size]]).map(|toc| toc.len());
         match size {
             0 => assert_eq!(entries, Ok(0)),
             512 => assert_eq!(entries, Ok(1)),
@@ -174,10 +178,10 @@ fn only_regular_files_have_content_whatever_the_size_says() {
     let b = entry(b'0', "b", b"x");
     for flag in b'1'..=b'6' {
         let toc = walk(&[&header(flag, "a", 1 << 30, |_| {}), &b, &END]).unwrap();
-        assert_eq!(toc.entries[1].kind, file(1, 1024));
+        assert_eq!(nth(&toc, 1).kind, file(1, 1024));
     }
     let toc = walk(&[&header(0, "a/", 1 << 30, |_| {}), &b, &END]).unwrap();
-    assert_eq!(toc.entries[1].kind, file(1, 1024));
+    assert_eq!(nth(&toc, 1).kind, file(1, 1024));
 }
 
 #[test]
@@ -225,22 +229,22 @@ fn pax_records_override_the_header_and_the_size_moves_the_next_entry() {
     );
     let start = x.len() as u64;
     let toc = walk(&[&x, &header(b'0', "a", 0, |_| {}), &[1; 1024], &entry(b'0', "b", b""), &END]).unwrap();
-    let first = &toc.entries[0];
+    let first = nth(&toc, 0);
     assert_eq!(first.path, "long/näme".as_bytes());
     assert_eq!(first.kind, file(513, start + 512));
     assert_eq!((first.uid, first.gid, first.header), (u32::MAX, 70_000, start));
     assert_eq!(first.mtime, Time { secs: -2, nanos: 750_000_000 });
     let xattrs = [(b"user.a".to_vec(), b"one=two\0three".to_vec()), (b"user.b".to_vec(), vec![])];
     assert_eq!(first.xattrs, xattrs);
-    assert_eq!(toc.entries[1].kind, file(0, start + 512 + 1024 + 512));
+    assert_eq!(nth(&toc, 1).kind, file(0, start + 512 + 1024 + 512));
 }
 
 #[test]
 fn records_describe_the_next_entry_only() {
     let x = pax(b'x', &[("path", "b"), ("uid", "7")]);
     let toc = walk(&[&x, &entry(b'0', "a", b""), &entry(b'0', "c", b"")]).unwrap();
-    assert_eq!((toc.entries[0].path.as_slice(), toc.entries[0].uid), (&b"b"[..], 7));
-    assert_eq!((toc.entries[1].path.as_slice(), toc.entries[1].uid), (&b"c"[..], 1));
+    assert_eq!((nth(&toc, 0).path.as_slice(), nth(&toc, 0).uid), (&b"b"[..], 7));
+    assert_eq!((nth(&toc, 1).path.as_slice(), nth(&toc, 1).uid), (&b"c"[..], 1));
 }
 
 #[test]
@@ -349,9 +353,9 @@ fn the_three_pax_sparse_forms_give_real_size_and_runs() {
     let runs = [(0, 3), (1000, 5)];
     for (x, name) in [(&zero_zero, "GNUSparseFile.0/a"), (&zero_one, "real")] {
         let toc = walk(&[x, &stored, &next]).unwrap();
-        assert_eq!(toc.entries[0].path, name.as_bytes());
-        assert_eq!(toc.entries[0].kind, sparse(60_000_000_000, 1536, &runs));
-        assert_eq!(toc.entries[1].kind, file(0, 1536 + 1024));
+        assert_eq!(nth(&toc, 0).path, name.as_bytes());
+        assert_eq!(nth(&toc, 0).kind, sparse(60_000_000_000, 1536, &runs));
+        assert_eq!(nth(&toc, 1).kind, file(0, 1536 + 1024));
     }
     let one_zero = pax(
         b'x',
@@ -367,9 +371,9 @@ fn the_three_pax_sparse_forms_give_real_size_and_runs() {
     content.extend_from_slice(b"aaabbbbb");
     let stored = entry(b'0', "GNUSparseFile.0/a", &content);
     let toc = walk(&[&one_zero, &stored, &next]).unwrap();
-    assert_eq!(toc.entries[0].path, b"real");
-    assert_eq!(toc.entries[0].kind, sparse(60_000_000_000, 1536 + 512, &runs));
-    assert_eq!(toc.entries[1].kind, file(0, 1536 + 1024 + 512));
+    assert_eq!(nth(&toc, 0).path, b"real");
+    assert_eq!(nth(&toc, 0).kind, sparse(60_000_000_000, 1536 + 512, &runs));
+    assert_eq!(nth(&toc, 1).kind, file(0, 1536 + 1024 + 512));
     let whole = [&one_zero[..], &stored].concat();
     for size in 1537..1536 + 520 {
         assert!(walk(&[&whole[..size]]).is_err(), "{size}");
@@ -382,7 +386,7 @@ fn sparse_maps_that_do_not_fit_are_errors() {
     let body = entry(b'0', "a", b"12345678");
     let map = |map, size, blocks| {
         let records = [("GNU.sparse.map", map), ("GNU.sparse.size", size), ("GNU.sparse.numblocks", blocks)];
-        walk(&[&pax(b'x', &records), &body]).map(|toc| toc.entries.len())
+        walk(&[&pax(b'x', &records), &body]).map(|toc| toc.len())
     };
     assert_eq!(map("0,8", "8", "1"), Ok(1));
     for (runs, size, blocks) in [
@@ -419,7 +423,7 @@ fn a_sparse_map_in_the_content_counts_against_the_limits() {
     content.extend_from_slice(b"abc");
     let archive = [x, entry(b'0', "a", &content)].concat();
     let with = |pax, metadata| walk_with(TarLimits { pax, metadata, ..TarLimits::default() }, &archive);
-    assert_eq!(with(1024, 17).unwrap().entries[0].kind, sparse(100, 2560, &[(7, 3)]));
+    assert_eq!(nth(&with(1024, 17).unwrap(), 0).kind, sparse(100, 2560, &[(7, 3)]));
     let error = with(1023, 17).unwrap_err().to_string();
     assert!(error.ends_with("(entry \"a\"): sparse map is over the limit of 1023 bytes"), "{error}");
     assert_eq!(with(1024, 16).unwrap_err().fault(), Fault::Unsupported);
@@ -432,7 +436,7 @@ fn each_dialect_has_its_own_prefix() {
             block[345..500].fill(b'p');
             edit(block);
         });
-        walk(&[&bytes]).map(|toc| toc.entries[0].path.len())
+        walk(&[&bytes]).map(|toc| nth(&toc, 0).path.len())
     };
     let star: fn(&mut [u8]) = |block| {
         block[476..500].fill(b'7');
@@ -515,7 +519,7 @@ fn needs_jump_over_contents_and_cost_one_block_per_header() {
     }
     let step = 512 + 100_000u64.next_multiple_of(512);
     assert_eq!(needs, [0, step, 2 * step, 2 * step + 512]);
-    assert_eq!(walker.finish(archive.len() as u64).unwrap().entries.len(), 2);
+    assert_eq!(walker.finish(archive.len() as u64).unwrap().len(), 2);
 }
 
 #[test]

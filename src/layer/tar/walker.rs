@@ -161,8 +161,8 @@ impl TarWalker {
             State::Failed(error) => Err(error),
             State::Done => Ok(self.toc),
             State::Header | State::SecondEnd if size > self.at => Err(cut(self.at, b"", "header")),
-            State::Header | State::SecondEnd => match self.toc.entries.last() {
-                Some(entry) if size < self.content_end => Err(cut(entry.header, &entry.path, "content")),
+            State::Header | State::SecondEnd => match self.toc.last() {
+                Some(entry) if size < self.content_end => Err(cut(entry.header, entry.path, "content")),
                 _ => Ok(self.toc),
             },
             State::Extension { header, .. } => Err(cut(header, b"", "extended header")),
@@ -230,7 +230,7 @@ impl TarWalker {
                 self.check_map_fits()
             }
             None => {
-                self.toc.entries.push(entry);
+                self.toc.push(entry);
                 self.advance(start, stored)
             }
         }
@@ -290,7 +290,7 @@ impl TarWalker {
         let (size, runs) = sparse::check(runs, size, stored).map_err(named)?;
         self.charge_bytes(runs_cost(&runs)).map_err(named)?;
         entry.kind = EntryKind::File(Content { size, offset: body, runs: Some(runs) });
-        self.toc.entries.push(entry);
+        self.toc.push(entry);
         self.at = body;
         self.advance(start, stored)
     }
@@ -316,7 +316,7 @@ impl TarWalker {
     /// Counts an entry against the limits.
     fn charge(&mut self, entry: &Entry) -> Result<(), Problem> {
         let limit = self.limits.entries;
-        if self.toc.entries.len() as u64 >= limit {
+        if self.toc.len() as u64 >= limit {
             return Err(Problem::unsupported(format!("archive has more than the limit of {limit} entries")));
         }
         let link = match &entry.kind {

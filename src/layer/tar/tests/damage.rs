@@ -109,6 +109,6 @@ proptest! {
 #[test]
 fn the_sample_of_the_damage_test_is_a_good_archive() {
     let toc = walk(&[&everything()]).unwrap();
-    assert_eq!(toc.entries.len(), 8);
+    assert_eq!(toc.len(), 8);
     assert_eq!(bounded(TarLimits::default(), &everything(), 3), Ok(toc));
 }

@@ -1,0 +1,368 @@
+//! The records of a table of contents: one entry after the other, every number a varint.
+//!
+//! Reading must never panic, whatever the bytes are: they may come from a file. The idea: a record is read from its start
+//! only, so it needs no index, and what repeats from entry to entry is small: a header's place is its distance from the one
+//! before, a content's place its distance from its header.
+//!
+//! A record is: path length, path, kind and mode in one number, uid, gid, seconds (zigzag), nanoseconds, header distance,
+//! length of the attributes, attributes (each: name length, name, value length, value), then what the kind has: for a file its
+//! size and distance, for a sparse file also length of the runs, runs (each: distance from the end of the run before, length),
+//! for a link its length and target, for a device its two numbers.
+
+use std::fmt;
+
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::ser::SerializeSeq as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::{Content, Device, Entry, EntryKind, EntryRef, Run, Time};
+
+/// Bytes of records in one piece of the serialized form, so that nobody need hold all of it twice.
+const PIECE: usize = 32 * 1024;
+
+/// Kinds as numbers; the mode is above them.
+const KIND_BITS: u32 = 3;
+const FILE: u64 = 0;
+const DIRECTORY: u64 = 1;
+const SYMLINK: u64 = 2;
+const HARD_LINK: u64 = 3;
+const CHAR_DEVICE: u64 = 4;
+const BLOCK_DEVICE: u64 = 5;
+const FIFO: u64 = 6;
+const SPARSE: u64 = 7;
+
+/// Appends the record of `entry`, which comes after one whose header is at `before`.
+pub(super) fn write(out: &mut Vec<u8>, entry: &Entry, before: u64) {
+    let kind = match &entry.kind {
+        EntryKind::File(Content { runs: None, .. }) => FILE,
+        EntryKind::File(Content { runs: Some(_), .. }) => SPARSE,
+        EntryKind::Directory => DIRECTORY,
+        EntryKind::Symlink(_) => SYMLINK,
+        EntryKind::HardLink(_) => HARD_LINK,
+        EntryKind::CharDevice(_) => CHAR_DEVICE,
+        EntryKind::BlockDevice(_) => BLOCK_DEVICE,
+        EntryKind::Fifo => FIFO,
+    };
+    put_bytes(out, &entry.path);
+    put(out, u64::from(entry.mode) << KIND_BITS | kind);
+    put(out, u64::from(entry.uid));
+    put(out, u64::from(entry.gid));
+    // Zigzag: times around 1970 are short on both sides.
+    put(out, (entry.mtime.secs << 1 ^ entry.mtime.secs >> 63).cast_unsigned());
+    put(out, u64::from(entry.mtime.nanos));
+    put(out, entry.header.wrapping_sub(before));
+    let len = |bytes: &[u8]| width(bytes.len() as u64) + bytes.len();
+    put(out, entry.xattrs.iter().map(|(name, value)| len(name) + len(value)).sum::<usize>() as u64);
+    for (name, value) in &entry.xattrs {
+        put_bytes(out, name);
+        put_bytes(out, value);
+    }
+    match &entry.kind {
+        EntryKind::File(content) => {
+            put(out, content.size);
+            put(out, content.offset.wrapping_sub(entry.header));
+            if let Some(runs) = &content.runs {
+                let distances = || {
+                    let ends = runs.iter().map(|run| run.offset.wrapping_add(run.len));
+                    let before = std::iter::once(0).chain(ends);
+                    runs.iter().zip(before).map(|(run, before)| (run.offset.wrapping_sub(before), run.len))
+                };
+                put(out, distances().map(|(gap, len)| width(gap) + width(len)).sum::<usize>() as u64);
+                for (gap, len) in distances() {
+                    put(out, gap);
+                    put(out, len);
+                }
+            }
+        }
+        EntryKind::Symlink(target) | EntryKind::HardLink(target) => put_bytes(out, target),
+        EntryKind::CharDevice(device) | EntryKind::BlockDevice(device) => {
+            put(out, u64::from(device.major));
+            put(out, u64::from(device.minor));
+        }
+        EntryKind::Directory | EntryKind::Fifo => {}
+    }
+}
+
+fn put(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// How many bytes `put` writes.
+fn width(number: u64) -> usize {
+    (number | 1).ilog2() as usize / 7 + 1
+}
+
+/// What was not read yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    /// A number in its one shortest form, so that equal tables are equal bytes.
+    fn number(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let (&byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits || byte == 0 && shift > 0 {
+                return None;
+            }
+            number |= bits << shift;
+            if byte < 0x80 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn small<T: TryFrom<u64>>(&mut self) -> Option<T> {
+        T::try_from(self.number()?).ok()
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let len = self.small()?;
+        let (bytes, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn entry(&mut self, before: u64) -> Option<EntryRef<'a>> {
+        let path = self.bytes()?;
+        let kind_and_mode = self.number()?;
+        let (uid, gid) = (self.small()?, self.small()?);
+        let secs = self.number()?;
+        let mtime =
+            Time { secs: (secs >> 1).cast_signed() ^ -(secs & 1).cast_signed(), nanos: self.small()? };
+        let header = before.wrapping_add(self.number()?);
+        let xattrs = Xattrs { rest: self.bytes()? };
+        let kind = match kind_and_mode & ((1 << KIND_BITS) - 1) {
+            FILE => EntryKind::File(Content { runs: None, ..self.content(header)? }),
+            SPARSE => {
+                let content = self.content(header)?;
+                let runs = Runs { rest: self.bytes()?, end: 0 };
+                EntryKind::File(Content { runs: Some(runs), ..content })
+            }
+            DIRECTORY => EntryKind::Directory,
+            SYMLINK => EntryKind::Symlink(self.bytes()?),
+            HARD_LINK => EntryKind::HardLink(self.bytes()?),
+            CHAR_DEVICE => EntryKind::CharDevice(self.device()?),
+            BLOCK_DEVICE => EntryKind::BlockDevice(self.device()?),
+            FIFO => EntryKind::Fifo,
+            _ => return None,
+        };
+        let mode = u16::try_from(kind_and_mode >> KIND_BITS).ok()?;
+        Some(EntryRef { path, kind, mode, uid, gid, mtime, xattrs, header })
+    }
+
+    fn content(&mut self, header: u64) -> Option<Content<Runs<'a>>> {
+        Some(Content { size: self.number()?, offset: header.wrapping_add(self.number()?), runs: None })
+    }
+
+    fn device(&mut self) -> Option<Device> {
+        Some(Device { major: self.small()?, minor: self.small()? })
+    }
+}
+
+/// The entries of a table of contents, in archive order.
+#[derive(Clone)]
+pub struct Iter<'a> {
+    rest: Cursor<'a>,
+    /// The header of the entry before.
+    before: u64,
+}
+
+impl<'a> Iter<'a> {
+    pub(super) fn new(records: &'a [u8], before: u64) -> Self {
+        Self { rest: Cursor(records), before }
+    }
+
+    /// Bytes of the records that are still to come.
+    pub(super) fn rest(&self) -> usize {
+        self.rest.0.len()
+    }
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = EntryRef<'a>;
+
+    fn next(&mut self) -> Option<EntryRef<'a>> {
+        let mut rest = self.rest;
+        let entry = rest.entry(self.before)?;
+        (self.rest, self.before) = (rest, entry.header);
+        Some(entry)
+    }
+}
+
+/// The extended attributes of an entry, name and value, in recorded order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Xattrs<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Xattrs<'a> {
+    /// The attributes as they lie in the table, for who keeps them: equal when the attributes are.
+    pub fn as_packed(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// What [`as_packed`](Self::as_packed) gave. Reading ends early at anything else.
+    pub fn from_packed(packed: &'a [u8]) -> Self {
+        Self { rest: packed }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+}
+
+impl<'a> Iterator for Xattrs<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut rest = Cursor(self.rest);
+        let xattr = (rest.bytes()?, rest.bytes()?);
+        self.rest = rest.0;
+        Some(xattr)
+    }
+}
+
+impl fmt::Debug for Xattrs<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_list().entries(*self).finish()
+    }
+}
+
+/// The runs of a sparse file, in recorded order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Runs<'a> {
+    rest: &'a [u8],
+    /// Where the run before ends in the file.
+    end: u64,
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        let mut rest = Cursor(self.rest);
+        let (gap, len) = (rest.number()?, rest.number()?);
+        let offset = self.end.wrapping_add(gap);
+        (self.rest, self.end) = (rest.0, offset.wrapping_add(len));
+        Some(Run { offset, len })
+    }
+}
+
+impl fmt::Debug for Runs<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_list().entries(*self).finish()
+    }
+}
+
+/// Whether an entry that was read from foreign bytes keeps what [`Entry`] promises.
+pub(super) fn is_sound(entry: &EntryRef<'_>) -> bool {
+    let mut xattrs = entry.xattrs;
+    while xattrs.next().is_some() {}
+    let content = match entry.kind {
+        EntryKind::File(Content { size, runs: Some(mut runs), .. }) => {
+            let mut end = 0;
+            // In order, inside the file, and therefore without a sum over 2^64.
+            let inside = runs.by_ref().all(|run| {
+                let fits =
+                    run.offset >= end && run.offset.checked_add(run.len).is_some_and(|end| end <= size);
+                end = run.offset.wrapping_add(run.len);
+                fits
+            });
+            inside && runs.rest.is_empty()
+        }
+        EntryKind::File(Content { runs: None, .. })
+        | EntryKind::Directory
+        | EntryKind::Symlink(_)
+        | EntryKind::HardLink(_)
+        | EntryKind::CharDevice(_)
+        | EntryKind::BlockDevice(_)
+        | EntryKind::Fifo => true,
+    };
+    content
+        && xattrs.is_empty()
+        && entry.mode <= 0o7777
+        && entry.mtime.nanos < 1_000_000_000
+        && !entry.path.contains(&0)
+}
+
+/// One piece of the records.
+struct Piece<B>(B);
+
+impl Serialize for Piece<&[u8]> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Piece<Vec<u8>> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_byte_buf(PieceVisitor)
+    }
+}
+
+struct PieceVisitor;
+
+impl Visitor<'_> for PieceVisitor {
+    type Value = Piece<Vec<u8>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "at most {PIECE} bytes of records")
+    }
+
+    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        if bytes.len() > PIECE {
+            return Err(E::invalid_length(bytes.len(), &self));
+        }
+        Ok(Piece(bytes.to_vec()))
+    }
+}
+
+/// Records as a sequence of pieces.
+pub(super) fn serialize<S: Serializer>(records: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    let pieces = records.chunks(PIECE);
+    let mut seq = serializer.serialize_seq(Some(pieces.len()))?;
+    for piece in pieces {
+        seq.serialize_element(&Piece(piece))?;
+    }
+    seq.end()
+}
+
+/// What `serialize` wrote, joined.
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    deserializer.deserialize_seq(Joined)
+}
+
+struct Joined;
+
+impl<'de> Visitor<'de> for Joined {
+    type Value = Vec<u8>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("pieces of records")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut pieces: A) -> Result<Vec<u8>, A::Error> {
+        let mut records = Vec::new();
+        while let Some(Piece(piece)) = pieces.next_element::<Piece<Vec<u8>>>()? {
+            records.extend_from_slice(&piece);
+        }
+        Ok(records)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! That records give back what was put in, and that no bytes make them panic.
+
+use super::super::Toc;
+use super::*;
+
+fn entry(path: &str, kind: EntryKind) -> Entry {
+    let mtime = Time { secs: -1, nanos: 999_999_999 };
+    Entry { path: path.into(), kind, mode: 0o7777, uid: 0, gid: u32::MAX, mtime, xattrs: vec![], header: 0 }
+}
+
+fn sparse(size: u64, runs: &[(u64, u64)]) -> EntryKind {
+    let runs = runs.iter().map(|&(offset, len)| Run { offset, len }).collect();
+    EntryKind::File(Content { size, offset: 1024, runs: Some(runs) })
+}
+
+/// One entry of every kind, with the extremes of every number.
+fn every() -> Vec<Entry> {
+    let device = Device { major: u32::MAX, minor: 0 };
+    let mut entries = vec![
+        entry("", EntryKind::Directory),
+        entry("f", EntryKind::File(Content { size: u64::MAX, offset: 0, runs: None })),
+        entry(&"long/".repeat(800), EntryKind::Symlink(vec![0xff; 4096])),
+        entry("h", EntryKind::HardLink(b"f".to_vec())),
+        entry("c", EntryKind::CharDevice(device)),
+        entry("b", EntryKind::BlockDevice(Device { major: 0, minor: 300 })),
+        entry("p", EntryKind::Fifo),
+        entry("hole", sparse(9, &[])),
+        entry("s", sparse(u64::MAX, &[(0, 1), (1, 127), (1 << 40, 128), (u64::MAX, 0)])),
+    ];
+    entries[1].xattrs = vec![(b"user.a".to_vec(), vec![]), (b"user.b".to_vec(), vec![0; 300])];
+    entries[3].mtime = Time { secs: i64::MIN, nanos: 0 };
+    entries[4].mtime = Time { secs: i64::MAX, nanos: 1 };
+    // Nothing says that headers come in order.
+    for (number, entry) in entries.iter_mut().enumerate() {
+        entry.header = [512, u64::MAX, 0, 1 << 40][number % 4];
+    }
+    entries
+}
+
+fn toc(records: &[u8]) -> Result<Toc, postcard::Error> {
+    postcard::from_bytes(&postcard::to_stdvec(&records.chunks(PIECE).collect::<Vec<_>>()).unwrap())
+}
+
+#[test]
+fn entries_come_back_as_they_were_put_in() {
+    let entries = every();
+    let mut toc = Toc::default();
+    assert_eq!(toc.last(), None);
+    for entry in &entries {
+        toc.push(entry.clone());
+        assert_eq!(toc.last().unwrap().to_entry(), *entry);
+    }
+    assert_eq!(toc.iter().map(|entry| entry.to_entry()).collect::<Vec<_>>(), entries);
+    assert_eq!((toc.len(), toc.is_empty()), (entries.len(), false));
+}
+
+#[test]
+fn a_table_survives_being_kept_in_pieces() {
+    for copies in [0, 1, 30] {
+        let mut kept: Toc = std::iter::repeat_n(every(), copies).flatten().collect();
+        let bytes = postcard::to_stdvec(&kept).unwrap();
+        let mut read: Toc = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(read, kept);
+        // Whatever comes next continues where the last one stopped.
+        for toc in [&mut kept, &mut read] {
+            toc.push(every().remove(1));
+        }
+        assert_eq!(read.last().unwrap().to_entry(), every()[1]);
+        assert_eq!(read, kept);
+    }
+}
+
+#[test]
+fn an_entry_costs_its_path_and_some_twenty_bytes() {
+    let file = |number: u64| Entry {
+        mtime: Time { secs: 1_700_000_000, nanos: 0 },
+        mode: 0o644,
+        gid: 0,
+        header: number * 1024,
+        ..entry(
+            &format!("dir/{number:06}"),
+            EntryKind::File(Content { size: 9, offset: number * 1024 + 512, runs: None }),
+        )
+    };
+    let toc: Toc = (100_000..200_000).map(file).collect();
+    assert!(toc.heap_bytes() <= 100_000 * (10 + 20), "{}", toc.heap_bytes());
+}
+
+#[test]
+fn records_that_are_cut_or_changed_are_refused_or_read_to_their_end() {
+    let records = every().into_iter().collect::<Toc>().records;
+    assert_eq!(toc(&records).unwrap().len(), every().len());
+    let mut refused = 0;
+    for at in 0..records.len() {
+        if let Ok(toc) = toc(&records[..at]) {
+            assert!(toc.len() < every().len(), "nothing is missing at {at}");
+        }
+        for change in [1, 0x80, 0xff] {
+            let mut changed = records.clone();
+            changed[at] ^= change;
+            match toc(&changed) {
+                Ok(toc) => {
+                    assert_eq!(toc.iter().count(), toc.len());
+                    assert_eq!(toc.iter().map(|entry| entry.to_entry()).collect::<Toc>(), toc);
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    // Most bytes are a link target, where every byte is right.
+    assert!(refused > 500, "{refused} of {}", records.len());
+}
+
+#[test]
+fn what_no_entry_can_hold_is_refused() {
+    let table = |entry: Entry| {
+        let records = std::iter::once(entry).collect::<Toc>().records;
+        toc(&records).is_ok()
+    };
+    assert!(table(entry("a", sparse(9, &[(0, 4), (4, 5)]))));
+    assert!(!table(entry("a", sparse(9, &[(0, 4), (3, 2)]))), "runs that overlap");
+    assert!(!table(entry("a", sparse(9, &[(4, 2), (0, 2)]))), "runs out of order");
+    assert!(!table(entry("a", sparse(9, &[(5, 5)]))), "a run past the end");
+    assert!(!table(entry("a", sparse(9, &[(u64::MAX, 5)]))), "a run past 2^64");
+    assert!(!table(entry("a\0b", EntryKind::Fifo)), "a NUL");
+    assert!(!table(Entry { mode: 0o10000, ..entry("a", EntryKind::Fifo) }), "a mode of five digits");
+    let mtime = Time { secs: 0, nanos: 1_000_000_000 };
+    assert!(!table(Entry { mtime, ..entry("a", EntryKind::Fifo) }), "a whole second of nanoseconds");
+}
+
+#[test]
+fn numbers_have_one_form() {
+    for number in [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX >> 1, u64::MAX] {
+        let mut bytes = Vec::new();
+        put(&mut bytes, number);
+        assert_eq!(bytes.len(), width(number));
+        assert_eq!(Cursor(&bytes).number(), Some(number));
+        assert_eq!(Cursor(&bytes[..bytes.len() - 1]).number(), None);
+    }
+    for bad in
+        [&[0x80, 0][..], &[0xff; 10], &[0x80; 11], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]]
+    {
+        assert_eq!(Cursor(bad).number(), None, "{bad:?}");
+    }
+}
