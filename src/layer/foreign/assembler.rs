@@ -1,0 +1,467 @@
+//! Entries of a table of contents become an index: a made-up stream that holds the units the entries name, in the order in
+//! which they are stored, and files that point into it.
+//!
+//! Nothing that a document says is believed without a check: whatever overlaps, is missing or lies outside is an error. The
+//! idea: such documents say where a unit starts and how much of what it decodes to is wanted, not where that is in the
+//! archive. So a unit's part of the stream ends with the last byte that is wanted, and what the unit decodes to beyond it
+//! (padding and headers of the archive) has no place in the stream.
+
+use base64::Engine as _;
+
+use crate::oci::{Algorithm, Digest, OciError};
+
+use super::super::index::LayerIndex;
+use super::super::pieces::MAX_SUM;
+use super::super::sniff::Encoding;
+use super::super::span::{Chunk, SpanMap, Sum, Sums};
+use super::super::toc::{Content, Device, Entry, EntryKind, Run, Time, Xattr};
+use super::document::RawEntry;
+use super::{ForeignError, ForeignLimits, broken, most_stream};
+
+/// The name of the table of contents in an eStargz archive.
+pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
+
+/// The file before which the content lies that is wanted first, and the one that says that there is none.
+const PREFETCH: &[u8] = b".prefetch.landmark";
+const NO_PREFETCH: &[u8] = b".no.prefetch.landmark";
+
+/// Whether an archive entry only serves the eStargz format: the tree of such a layer does not show it.
+pub fn is_marker(path: &[u8]) -> bool {
+    [TOC_NAME, PREFETCH, NO_PREFETCH].contains(&plain(path))
+}
+
+/// Whether an archive entry is the table of contents of an eStargz layer, which is its last entry.
+pub fn is_table(path: &[u8]) -> bool {
+    plain(path) == TOC_NAME
+}
+
+/// Stored content that an entry names.
+#[derive(Clone, Copy, Debug)]
+struct Payload {
+    /// Where its unit starts.
+    stored: u64,
+    /// Where its unit ends, if the document says so, else 0.
+    stored_end: u64,
+    /// Offset in what the unit decodes to.
+    inner: u64,
+    len: u64,
+    /// Its number in the order of the document: the payloads of one file follow each other.
+    number: u32,
+    /// Its number in its file.
+    part: u32,
+    /// The place of its file in the table of contents; markers have none.
+    entry: Option<u32>,
+}
+
+/// The file whose chunks are being read.
+#[derive(Debug)]
+struct OpenFile {
+    name: String,
+    size: u64,
+    /// How far the chunks cover it.
+    covered: u64,
+    /// Runs of data so far; of use only if there are holes.
+    runs: Vec<Run>,
+    has_holes: bool,
+    /// Its place in the table of contents; markers have none.
+    entry: Option<u32>,
+    /// How many payloads it has so far.
+    parts: u32,
+    /// Where its stored bytes end, if the document says so, else 0.
+    stored_end: u64,
+    /// The digest of the whole content.
+    digest: Option<[u8; 32]>,
+    is_landmark: bool,
+}
+
+/// Builds an index from entries.
+#[derive(Debug)]
+pub(super) struct Assembler {
+    format: &'static str,
+    /// A [`Toc`] once their contents have a place.
+    entries: Vec<Entry>,
+    payloads: Vec<Payload>,
+    /// What each payload has to hash to, by its number.
+    digests: Vec<Option<[u8; 32]>>,
+    open: Option<OpenFile>,
+    /// Number of the prefetch landmark's payload.
+    landmark: Option<u32>,
+    /// Entries so far.
+    count: u64,
+    failure: Option<ForeignError>,
+}
+
+impl Assembler {
+    /// Nothing read yet.
+    pub(super) fn new(format: &'static str) -> Self {
+        Self {
+            format,
+            entries: Vec::new(),
+            payloads: Vec::new(),
+            digests: Vec::new(),
+            open: None,
+            landmark: None,
+            count: 0,
+            failure: None,
+        }
+    }
+
+    /// The name of the format, for errors.
+    pub(super) fn format(&self) -> &'static str {
+        self.format
+    }
+
+    /// What was refused.
+    pub(super) fn failure(&self) -> Result<(), ForeignError> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// Takes the next entry, and says whether it is acceptable.
+    pub(super) fn push(&mut self, raw: RawEntry, limits: &ForeignLimits) -> bool {
+        self.failure = self.try_push(raw, limits).err();
+        self.failure.is_none()
+    }
+
+    fn try_push(&mut self, raw: RawEntry, limits: &ForeignLimits) -> Result<(), ForeignError> {
+        let at = self.count;
+        if at >= limits.entries {
+            let (what, limit) = (format!("more than {at} entries"), limits.entries);
+            return Err(ForeignError::TooLarge { format: self.format, what, limit });
+        }
+        self.count += 1;
+        let name: String = raw.name.chars().take(200).collect();
+        let taken = if raw.kind == "chunk" {
+            self.continue_file(&raw)
+        } else {
+            self.close_file()?;
+            check_lengths(self.format, &raw, limits)?;
+            self.start(&raw)
+        };
+        taken.map_err(|reason| broken(self.format, format!("entry {at} ({name:?}): {reason}")))
+    }
+
+    /// An entry that is not the continuation of a file.
+    fn start(&mut self, raw: &RawEntry) -> Result<(), String> {
+        check_text(&raw.name)?;
+        let target = || match raw.link_name.as_str() {
+            "" => Err("it is a link without a target".to_owned()),
+            link => check_text(link).map(|()| link.as_bytes().to_vec()),
+        };
+        let kind = match raw.kind.as_str() {
+            "reg" => EntryKind::File(Content::default()),
+            "dir" => EntryKind::Directory,
+            "symlink" => EntryKind::Symlink(target()?),
+            "hardlink" => EntryKind::HardLink(target()?),
+            "char" => EntryKind::CharDevice(device(raw)?),
+            "block" => EntryKind::BlockDevice(device(raw)?),
+            "fifo" => EntryKind::Fifo,
+            other => return Err(format!("its type is {other:?}")),
+        };
+        let is_file = matches!(kind, EntryKind::File(_));
+        let is_marker = is_marker(raw.name.as_bytes());
+        let entry = if is_marker { None } else { Some(index_of(self.entries.len())?) };
+        if !is_marker {
+            self.entries.push(Entry {
+                path: raw.name.as_bytes().to_vec(),
+                kind,
+                // Some writers keep the bits of the type in it.
+                mode: (raw.mode & 0o7777) as u16,
+                uid: number("uid", raw.uid)?,
+                gid: number("gid", raw.gid)?,
+                mtime: time(raw.modtime.as_deref())?,
+                xattrs: xattrs(raw)?,
+                // The headers of the archive have no place in the made-up stream.
+                header: 0,
+            });
+        }
+        if !is_file {
+            return Ok(());
+        }
+        let size = offset("size", raw.size)?;
+        self.open = Some(OpenFile {
+            name: raw.name.clone(),
+            size,
+            covered: 0,
+            runs: Vec::new(),
+            has_holes: false,
+            entry,
+            parts: 0,
+            stored_end: offset("endOffset", raw.end_offset)?,
+            digest: digest(raw.digest.as_deref())?,
+            is_landmark: plain(raw.name.as_bytes()) == PREFETCH,
+        });
+        if size > 0 { self.chunk(raw) } else { Ok(()) }
+    }
+
+    /// A further chunk of the file before.
+    fn continue_file(&mut self, raw: &RawEntry) -> Result<(), String> {
+        let Some(file) = &self.open else { return Err("it is a chunk of no file".into()) };
+        if !raw.name.is_empty() && raw.name != file.name {
+            return Err("it is a chunk of another file than the one before it".into());
+        }
+        if file.covered == file.size {
+            return Err(format!("the file has its {} bytes already", file.size));
+        }
+        self.chunk(raw)
+    }
+
+    /// The chunk that an entry of type `reg` or `chunk` describes.
+    fn chunk(&mut self, raw: &RawEntry) -> Result<(), String> {
+        let Some(file) = &mut self.open else { return Err("it is a chunk of no file".into()) };
+        let at = offset("chunkOffset", raw.chunk_offset)?;
+        if at != file.covered {
+            return Err(format!("its chunk is at {at}, where {} is next", file.covered));
+        }
+        let left = file.size - file.covered;
+        let len = match offset("chunkSize", raw.chunk_size)? {
+            // As the formats have it: all the rest.
+            0 => left,
+            len if len <= left => len,
+            len => return Err(format!("its chunk has {len} bytes, where {left} are left of the file")),
+        };
+        file.covered += len;
+        match raw.chunk_type.as_str() {
+            "" => {}
+            "zeros" => {
+                file.has_holes = true;
+                return Ok(());
+            }
+            other => return Err(format!("its chunk is of type {other:?}")),
+        }
+        let (stored, inner) = (offset("offset", raw.offset)?, offset("innerOffset", raw.inner_offset)?);
+        if stored == 0 && inner == 0 {
+            // A layer starts with the header of its first entry.
+            return Err("nothing says where its content is stored".into());
+        }
+        let is_whole = len == file.size;
+        let sum = match digest(raw.chunk_digest.as_deref())? {
+            None if is_whole => file.digest,
+            sum => sum,
+        };
+        if sum.is_some() && len > MAX_SUM {
+            return Err(format!("its chunk has {len} bytes under one digest, over the limit of {MAX_SUM}"));
+        }
+        match file.runs.last_mut() {
+            Some(run) if run.offset + run.len == at => run.len += len,
+            _ => file.runs.push(Run { offset: at, len }),
+        }
+        let number = index_of(self.payloads.len())?;
+        if file.is_landmark {
+            self.landmark = Some(number);
+        }
+        let stored_end = if file.covered == file.size { file.stored_end } else { 0 };
+        let (part, entry) = (file.parts, file.entry);
+        self.payloads.push(Payload { stored, stored_end, inner, len, number, part, entry });
+        self.digests.push(sum);
+        file.parts += 1;
+        Ok(())
+    }
+
+    /// The file whose chunks were read has no more.
+    fn close_file(&mut self) -> Result<(), ForeignError> {
+        let Some(file) = self.open.take() else { return Ok(()) };
+        if file.covered != file.size {
+            let (name, covered, size) = (file.name, file.covered, file.size);
+            return Err(broken(self.format, format!("{name:?}: its chunks cover {covered} of {size} bytes")));
+        }
+        if let Some(entry) = file.entry.and_then(|at| self.entries.get_mut(at as usize)) {
+            let runs = file.has_holes.then_some(file.runs);
+            entry.kind = EntryKind::File(Content { size: file.size, offset: 0, runs });
+        }
+        Ok(())
+    }
+
+    /// The index of a layer of `stored_size` bytes whose content ends at `data_end`, and what is odd about it.
+    pub(super) fn finish(
+        mut self,
+        encoding: Encoding,
+        stored_size: u64,
+        data_end: u64,
+    ) -> Result<(LayerIndex, Vec<String>), ForeignError> {
+        self.close_file()?;
+        let mut payloads = std::mem::take(&mut self.payloads);
+        payloads.sort_unstable_by_key(|payload| (payload.stored, payload.inner, payload.number));
+        let (format, limit) = (self.format, most_stream(stored_size));
+        let mut layout = Layout { data_end, limit, ..Layout::default() };
+        let mut units = payloads.chunk_by(|a, b| a.stored == b.stored).peekable();
+        while let Some(unit) = units.next() {
+            let next = units.peek().map(|unit| unit[0].stored);
+            let refused = |reason| broken(format, format!("content stored at {}: {reason}", unit[0].stored));
+            let base = layout.unit(unit, next).map_err(refused)?;
+            for payload in unit {
+                let start = base + payload.inner;
+                let is_next = layout.last == Some((payload.number.wrapping_sub(1), start));
+                if payload.part > 0 && !is_next {
+                    return Err(refused("it does not follow the chunk before it of its file".into()));
+                }
+                layout.last = Some((payload.number, start + payload.len));
+                if payload.part == 0 {
+                    self.place(payload.entry, start);
+                }
+                if self.landmark == Some(payload.number) {
+                    layout.prefetch = start;
+                }
+                if let Some(sha256) = self.digests.get(payload.number as usize).copied().flatten() {
+                    layout.sums.push(Sum { start, end: start + payload.len, sha256 });
+                }
+            }
+        }
+        let mut warnings = Vec::new();
+        if layout.sums.len() < payloads.len() {
+            let without = payloads.len() - layout.sums.len();
+            warnings.push(format!("{without} of {} chunks have no sha256 digest", payloads.len()));
+        }
+        let spans = SpanMap::chunks(encoding, stored_size, layout.stream, layout.chunks)
+            .with_sums(Sums::Stream(layout.sums));
+        let index = LayerIndex {
+            spans,
+            toc: self.entries.into_iter().collect(),
+            blocks: Vec::new(),
+            prefetch: layout.prefetch,
+        };
+        if !index.spans.is_sound() || !index.is_inside() {
+            // The checks above prove both; a reader of a kept index asks the same.
+            return Err(broken(self.format, "it contradicts itself"));
+        }
+        Ok((index, warnings))
+    }
+
+    /// The content of the file at `entry` starts at `start`.
+    fn place(&mut self, entry: Option<u32>, start: u64) {
+        if let Some(entry) = entry.and_then(|at| self.entries.get_mut(at as usize))
+            && let EntryKind::File(content) = &mut entry.kind
+        {
+            content.offset = start;
+        }
+    }
+}
+
+/// The made-up stream so far.
+#[derive(Debug, Default)]
+struct Layout {
+    /// Where the content of the layer ends, in stored bytes.
+    data_end: u64,
+    /// The most bytes that the stream may have.
+    limit: u64,
+    chunks: Vec<Chunk>,
+    sums: Vec<Sum>,
+    stream: u64,
+    prefetch: u64,
+    /// The number of the last payload, and where it ended.
+    last: Option<(u32, u64)>,
+}
+
+impl Layout {
+    /// Adds a unit, which holds `payloads` (at least one) in ascending order, and in front of the unit that starts at `next`.
+    /// The answer is where it starts in the stream.
+    fn unit(&mut self, payloads: &[Payload], next: Option<u64>) -> Result<u64, String> {
+        let (stored, base, mut len) = (payloads[0].stored, self.stream, 0u64);
+        for payload in payloads {
+            if payload.inner < len {
+                return Err(format!("content at {} overlaps content that ends at {len}", payload.inner));
+            }
+            len = payload.inner.checked_add(payload.len).ok_or("it ends past 2^64")?;
+        }
+        let before = next.unwrap_or(self.data_end);
+        let said = payloads.iter().map(|payload| payload.stored_end).max().unwrap_or_default();
+        let stored_end = if said == 0 { before } else { said };
+        if stored_end > before.min(self.data_end) {
+            return Err(format!("it ends at {stored_end}, after {}", before.min(self.data_end)));
+        }
+        if stored_end <= stored {
+            return Err(format!("it ends at {stored_end}"));
+        }
+        self.stream = base
+            .checked_add(len)
+            .filter(|&end| end <= self.limit)
+            .ok_or_else(|| format!("it and all before it decode to more than {} bytes", self.limit))?;
+        self.chunks.push(Chunk { stored, stored_end, stream: base });
+        Ok(base)
+    }
+}
+
+/// A place in a table, as it is kept.
+fn index_of(len: usize) -> Result<u32, String> {
+    u32::try_from(len).map_err(|_| format!("it is number {len}"))
+}
+
+/// The name without what only says that it starts at the root.
+fn plain(path: &[u8]) -> &[u8] {
+    path.strip_prefix(b"./").or(path.strip_prefix(b"/")).unwrap_or(path)
+}
+
+fn check_lengths(format: &'static str, raw: &RawEntry, limits: &ForeignLimits) -> Result<(), ForeignError> {
+    let component = raw.name.split('/').map(str::len).max().unwrap_or_default();
+    for (len, limit, what) in [
+        (raw.name.len(), limits.path, "a name"),
+        (raw.link_name.len(), limits.path, "a link target"),
+        (component, limits.component, "a name with a component"),
+    ] {
+        ForeignLimits::check(format, len as u64, limit as u64, what)?;
+    }
+    Ok(())
+}
+
+/// That a name is the one of the archive. A writer in Go puts U+FFFD for bytes that are not UTF-8, and then only the archive
+/// itself has the name.
+fn check_text(text: &str) -> Result<(), String> {
+    match text.chars().find(|&c| c == '\0' || c == char::REPLACEMENT_CHARACTER) {
+        Some('\0') => Err("a name holds a NUL".into()),
+        Some(_) => Err("a name holds U+FFFD, which stands for bytes that are not known".into()),
+        None => Ok(()),
+    }
+}
+
+fn offset(what: &str, value: i64) -> Result<u64, String> {
+    u64::try_from(value).map_err(|_| format!("{what} is {value}"))
+}
+
+fn number(what: &str, value: i64) -> Result<u32, String> {
+    u32::try_from(value).map_err(|_| format!("{what} {value} is not in 0 to {}", u32::MAX))
+}
+
+fn device(raw: &RawEntry) -> Result<Device, String> {
+    Ok(Device { major: number("devMajor", raw.dev_major)?, minor: number("devMinor", raw.dev_minor)? })
+}
+
+/// RFC 3339; nothing, and the zero of Go's `time.Time`, which is no date of a file, stand for 1970.
+fn time(text: Option<&str>) -> Result<Time, String> {
+    let Some(text) = text.filter(|text| !text.is_empty() && *text != "0001-01-01T00:00:00Z") else {
+        return Ok(Time::default());
+    };
+    let time =
+        chrono::DateTime::parse_from_rfc3339(text).map_err(|error| format!("modtime {text:?}: {error}"))?;
+    // A leap second has more nanoseconds than a second.
+    Ok(Time { secs: time.timestamp(), nanos: time.timestamp_subsec_nanos().min(999_999_999) })
+}
+
+fn xattrs(raw: &RawEntry) -> Result<Vec<Xattr>, String> {
+    let pairs = raw.xattrs.as_ref().map_or(&[][..], |pairs| &pairs.0);
+    let decoded = pairs.iter().map(|(name, value)| {
+        check_text(name)?;
+        // The kernel's own bounds for a name, as for those in an archive.
+        if name.is_empty() || name.len() > 255 {
+            return Err(format!("an extended attribute has a name of {} bytes, not 1 to 255", name.len()));
+        }
+        let value = base64::engine::general_purpose::STANDARD
+            .decode(value.as_deref().unwrap_or_default())
+            .map_err(|error| format!("extended attribute {name:?} is not base64: {error}"))?;
+        Ok((name.as_bytes().to_vec(), value))
+    });
+    decoded.collect()
+}
+
+/// The bytes of a sha256 digest; `None` for none, and for one by another algorithm.
+fn digest(text: Option<&str>) -> Result<Option<[u8; 32]>, String> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let digest: Digest = text.parse().map_err(|error: OciError| error.to_string())?;
+    if digest.algorithm() != Some(Algorithm::Sha256) {
+        return Ok(None);
+    }
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digest.encoded().as_bytes().chunks_exact(2)) {
+        let text = str::from_utf8(pair).unwrap_or_default();
+        *byte = u8::from_str_radix(text, 16).map_err(|error| error.to_string())?;
+    }
+    Ok(Some(bytes))
+}

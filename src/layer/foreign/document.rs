@@ -1,0 +1,257 @@
+//! The JSON document that eStargz and zstd:chunked share: read entry by entry, hashed on the way, never held as a whole.
+//!
+//! What an entry means is not decided here. The idea: a reader that counts what was read since the last entry bounds the
+//! memory, because the parser holds nothing longer than one entry.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::{self, BufReader, Read};
+use std::rc::Rc;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::oci::{Algorithm, Digest, Hasher};
+
+use super::assembler::Assembler;
+use super::{ForeignError, ForeignLimits, broken};
+
+/// How much is decoded ahead of the parser.
+const BUFFER: usize = 64 * 1024;
+
+/// An entry as it is written. What has no property of its own here has no use.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct RawEntry {
+    pub(super) name: String,
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) size: i64,
+    pub(super) modtime: Option<String>,
+    pub(super) link_name: String,
+    pub(super) mode: i64,
+    pub(super) uid: i64,
+    pub(super) gid: i64,
+    pub(super) dev_major: i64,
+    pub(super) dev_minor: i64,
+    pub(super) xattrs: Option<Pairs>,
+    pub(super) digest: Option<String>,
+    pub(super) offset: i64,
+    pub(super) end_offset: i64,
+    pub(super) inner_offset: i64,
+    pub(super) chunk_size: i64,
+    pub(super) chunk_offset: i64,
+    pub(super) chunk_digest: Option<String>,
+    pub(super) chunk_type: String,
+}
+
+/// An object whose values are text, in the order in which it is written.
+#[derive(Debug, Default)]
+pub(super) struct Pairs(pub(super) Vec<(String, Option<String>)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Pairs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// What the bytes of a document hash to.
+#[derive(Debug)]
+pub(super) struct Hashes {
+    pub(super) sha256: Digest,
+    pub(super) blake3: [u8; 32],
+}
+
+/// Reads the document of `size` bytes that `decoded` begins with into `assembler`. When the manifest names its digest
+/// (`expected`), that is compared before anything else is complained of.
+pub(super) fn read(
+    decoded: impl Read,
+    size: u64,
+    expected: Option<&Digest>,
+    limits: &ForeignLimits,
+    assembler: &mut Assembler,
+) -> Result<Hashes, ForeignError> {
+    let format = assembler.format();
+    ForeignLimits::check(format, size, limits.decoded, "a table of contents")?;
+    let pending = Rc::new(Cell::new(0));
+    let bounded = Bounded {
+        inner: decoded.take(size),
+        read: 0,
+        pending: pending.clone(),
+        limit: limits.entry,
+        over: Rc::new(Cell::new(false)),
+        sha256: Hasher::new(Algorithm::Sha256),
+        blake3: blake3::Hasher::new(),
+    };
+    let over = bounded.over.clone();
+    let mut reader = BufReader::with_capacity(BUFFER, bounded);
+    let mut parser = serde_json::Deserializer::from_reader(&mut reader);
+    let parsed = Document { assembler, pending: &pending, limits }
+        .deserialize(&mut parser)
+        .and_then(|()| parser.end())
+        .map_err(|error| error.to_string());
+    if over.get() {
+        let (what, limit) = (format!("an entry of more than {} bytes", limits.entry), limits.entry);
+        return Err(ForeignError::TooLarge { format, what, limit });
+    }
+    // The rest counts for the digest, whatever the parser thought of the beginning.
+    let mut rest = reader.into_inner();
+    rest.limit = u64::MAX;
+    let drained = io::copy(&mut rest, &mut io::sink());
+    let hashes = Hashes { sha256: rest.sha256.finish(), blake3: *rest.blake3.finalize().as_bytes() };
+    if let Err(error) = drained {
+        return Err(broken(format, format!("its table of contents cannot be decoded: {error}")));
+    }
+    if rest.read != size {
+        let read = rest.read;
+        return Err(broken(format, format!("its table of contents has {read} of {size} bytes")));
+    }
+    if let Some(expected) = expected {
+        check_digest(format, expected, &hashes.sha256)?;
+    }
+    // What the assembler refused says more than the parser, which only knows that it was told to stop.
+    assembler.failure()?;
+    parsed.map_err(|reason| broken(format, format!("its table of contents: {reason}")))?;
+    Ok(hashes)
+}
+
+/// Compares the digest of the index with the one that the manifest gives.
+pub(super) fn check_digest(
+    format: &'static str,
+    expected: &Digest,
+    actual: &Digest,
+) -> Result<(), ForeignError> {
+    if expected != actual {
+        let (expected, actual) = (expected.to_string(), actual.to_string());
+        return Err(ForeignError::Digest { format, expected, actual });
+    }
+    Ok(())
+}
+
+/// Counts and hashes what passes.
+struct Bounded<R> {
+    inner: R,
+    read: u64,
+    /// Bytes since the last entry was complete.
+    pending: Rc<Cell<u64>>,
+    limit: u64,
+    /// Whether there were more pending bytes than the limit.
+    over: Rc<Cell<bool>>,
+    sha256: Hasher,
+    blake3: blake3::Hasher,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        // More is wanted only when the parser has seen all that was read: these bytes are of one entry.
+        if self.pending.get() > self.limit {
+            self.over.set(true);
+            return Err(io::Error::other("an entry is too large"));
+        }
+        let len = self.inner.read(buf)?;
+        let bytes = &buf[..len];
+        self.sha256.update(bytes);
+        self.blake3.update(bytes);
+        self.read += len as u64;
+        self.pending.set(self.pending.get().saturating_add(len as u64));
+        Ok(len)
+    }
+}
+
+/// The whole document: `version` and `entries`.
+struct Document<'a> {
+    assembler: &'a mut Assembler,
+    pending: &'a Cell<u64>,
+    limits: &'a ForeignLimits,
+}
+
+impl<'de> DeserializeSeed<'de> for Document<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Document<'_> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with version and entries")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let (mut version, mut entries) = (None, false);
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "version" if version.is_none() => version = Some(map.next_value::<i64>()?),
+                "entries" if !entries => {
+                    let seed = Entries {
+                        assembler: &mut *self.assembler,
+                        pending: self.pending,
+                        limits: self.limits,
+                    };
+                    map.next_value_seed(seed)?;
+                    entries = true;
+                }
+                "version" | "entries" => return Err(A::Error::custom(format!("{key} is there twice"))),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        match version {
+            Some(1) if entries => Ok(()),
+            Some(1) => Err(A::Error::custom("it has no entries")),
+            Some(version) => Err(A::Error::custom(format!("its version is {version}, not 1"))),
+            None => Err(A::Error::custom("it has no version")),
+        }
+    }
+}
+
+/// The list of entries; `null` is an empty one, as Go writes it.
+struct Entries<'a> {
+    assembler: &'a mut Assembler,
+    pending: &'a Cell<u64>,
+    limits: &'a ForeignLimits,
+}
+
+impl<'de> DeserializeSeed<'de> for Entries<'_> {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Entries<'_> {
+    type Value = ();
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of entries")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(entry) = seq.next_element::<RawEntry>()? {
+            self.pending.set(0);
+            if !self.assembler.push(entry, self.limits) {
+                return Err(A::Error::custom("refused"));
+            }
+        }
+        Ok(())
+    }
+}

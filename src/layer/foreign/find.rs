@@ -1,0 +1,196 @@
+//! The questions that a layer is asked: does it carry an index, and what does that say.
+//!
+//! Only the last bytes and the index itself are read. The idea: one small read of the end shows every kind of footer, and
+//! often holds the whole index; what is decoded is decoded on a blocking thread.
+
+use std::collections::BTreeMap;
+
+use crate::io::{ByteRange, Fault, ReadAt, ReadError, read_vec};
+use crate::oci::{Digest, OciError};
+
+use super::super::sniff::Encoding;
+use super::super::span::SpanMap;
+use super::super::toc::Toc;
+use super::{
+    FindError, Foreign, ForeignError, ForeignLimits, broken, estargz, is_marker, is_table, seekable,
+    zstd_chunked,
+};
+
+/// Bytes of the end that are read to look for footers. A small table of contents is in them too.
+const TAIL: u64 = 64 * 1024;
+
+/// The index that the layer `blob` carries, a table of contents with spans; `annotations` are those of its descriptor.
+/// `None` when there is none; [`FindError::Index`] when there is one that cannot be used.
+pub async fn find_foreign(
+    blob: &dyn ReadAt,
+    encoding: Encoding,
+    annotations: &BTreeMap<String, String>,
+    limits: ForeignLimits,
+) -> Result<Option<Foreign>, FindError> {
+    match encoding {
+        Encoding::Plain => Ok(None),
+        Encoding::Gzip => find_estargz(blob, annotations, limits).await,
+        Encoding::Zstd => find_zstd_chunked(blob, annotations, limits).await,
+    }
+}
+
+/// The spans that the seek table at the end of a zstd layer gives; `None` when there is none.
+pub async fn find_seek_table(
+    blob: &dyn ReadAt,
+    encoding: Encoding,
+    limits: ForeignLimits,
+) -> Result<Option<SpanMap>, FindError> {
+    let size = blob.size();
+    if encoding != Encoding::Zstd || size < limits.smallest {
+        return Ok(None);
+    }
+    let tail = Tail::read(blob).await?;
+    let Some(range) = seekable::locate(&tail.bytes, size, &limits)? else { return Ok(None) };
+    let table = tail.range(blob, range).await?;
+    blocking(move || seekable::parse(&table, size)).await.map(Some)
+}
+
+/// Whether the archive of `blob`, whose entries are `toc`, shows entries that only serve an index: it does unless it carries
+/// that index. Every index of one layer answers alike, or its tree would change with the index.
+pub(in super::super) async fn shows_markers(
+    blob: &dyn ReadAt,
+    encoding: Encoding,
+    toc: &Toc,
+) -> Result<bool, ReadError> {
+    let size = blob.size();
+    let end = async |len: u64| read_vec(blob, ByteRange::new(size.saturating_sub(len), size)).await;
+    Ok(match encoding {
+        Encoding::Plain => true,
+        // Some writers keep the end mark of the archive, behind which the table of contents is no entry.
+        Encoding::Gzip => {
+            !toc.last().is_some_and(|last| is_table(last.path))
+                && matches!(estargz::locate(&end(estargz::LARGEST_FOOTER).await?, size), Ok(None))
+        }
+        Encoding::Zstd => {
+            matches!(zstd_chunked::locate(&end(zstd_chunked::LARGEST_FOOTER).await?, size), Ok(None))
+        }
+    })
+}
+
+/// `toc` without the entries that only serve an index.
+pub(in super::super) fn without_markers(toc: &Toc) -> Toc {
+    toc.iter().filter(|entry| !is_marker(entry.path)).map(|entry| entry.to_entry()).collect()
+}
+
+async fn find_estargz(
+    blob: &dyn ReadAt,
+    annotations: &BTreeMap<String, String>,
+    limits: ForeignLimits,
+) -> Result<Option<Foreign>, FindError> {
+    let (format, size) = (estargz::FORMAT, blob.size());
+    let expected = toc_digest(annotations, format)?;
+    if expected.is_none() && size < limits.smallest {
+        return Ok(None);
+    }
+    let tail = Tail::read(blob).await?;
+    let Some(range) = estargz::locate(&tail.bytes, size)? else {
+        return match expected {
+            Some(digest) => {
+                let reason =
+                    format!("the manifest names the table of contents {digest}, and there is no footer");
+                Err(broken(format, reason).into())
+            }
+            None => Ok(None),
+        };
+    };
+    ForeignLimits::check(format, range.len(), limits.stored, "a stored table of contents")?;
+    let stored = tail.range(blob, range).await?;
+    blocking(move || estargz::parse(stored, range, size, expected.as_ref(), &limits)).await.map(Some)
+}
+
+async fn find_zstd_chunked(
+    blob: &dyn ReadAt,
+    annotations: &BTreeMap<String, String>,
+    limits: ForeignLimits,
+) -> Result<Option<Foreign>, FindError> {
+    let (format, size) = (zstd_chunked::FORMAT, blob.size());
+    let annotated = zstd_chunked::Annotated::read(annotations, size)?;
+    let decoded = toc_digest(annotations, format)?;
+    let is_promised = annotated.checksum.is_some() || decoded.is_some();
+    if annotated.place.is_none() && !is_promised && size < limits.smallest {
+        return Ok(None);
+    }
+    let (place, tail) = match annotated.place {
+        // The place is known: the footer is not worth a request.
+        Some(place) => (place, None),
+        None => {
+            let tail = Tail::read(blob).await?;
+            match zstd_chunked::locate(&tail.bytes, size)? {
+                Some(place) => (place, Some(tail)),
+                None if is_promised => {
+                    return Err(
+                        broken(format, "the manifest names its digest, and there is no footer").into()
+                    );
+                }
+                None => return Ok(None),
+            }
+        }
+    };
+    ForeignLimits::check(format, place.stored.len(), limits.stored, "a stored manifest")?;
+    let stored = match tail {
+        Some(tail) => tail.range(blob, place.stored).await?,
+        None => read_vec(blob, place.stored).await?,
+    };
+    let parse = move || {
+        let expected =
+            zstd_chunked::Expected { stored: annotated.checksum.as_ref(), decoded: decoded.as_ref() };
+        zstd_chunked::parse(stored, place, size, expected, &limits)
+    };
+    blocking(parse).await.map(Some)
+}
+
+/// The digest of the decoded table of contents that the manifest names.
+fn toc_digest(
+    annotations: &BTreeMap<String, String>,
+    format: &'static str,
+) -> Result<Option<Digest>, ForeignError> {
+    let Some(text) = annotations.get(estargz::DIGEST_ANNOTATION) else { return Ok(None) };
+    let digest: Result<Digest, OciError> = text.parse();
+    digest.map(Some).map_err(|error| broken(format, format!("annotation toc.digest: {error}")))
+}
+
+/// Runs what decodes and hashes beside the async workers.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ForeignError> + Send + 'static,
+) -> Result<T, FindError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(error) => Err(ReadError::caused(Fault::Io, "reading the index of a layer", error).into()),
+    }
+}
+
+/// The last bytes of a blob.
+struct Tail {
+    /// Offset of the first of them.
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Tail {
+    async fn read(blob: &dyn ReadAt) -> Result<Self, ReadError> {
+        let range = ByteRange::new(blob.size().saturating_sub(TAIL), blob.size());
+        Ok(Self { start: range.start, bytes: read_vec(blob, range).await? })
+    }
+
+    /// The bytes of `range`, of which only those before the tail are fetched.
+    async fn range(&self, blob: &dyn ReadAt, range: ByteRange) -> Result<Vec<u8>, ReadError> {
+        let here = range.intersect(ByteRange::at(self.start, self.bytes.len() as u64));
+        let (from, to) = (here.start.saturating_sub(self.start), here.end.saturating_sub(self.start));
+        // Both are inside the tail, which is in memory.
+        let here = self.bytes.get(from as usize..to as usize).unwrap_or_default();
+        let before = ByteRange::new(range.start, range.end.min(self.start));
+        if before.is_empty() {
+            return Ok(here.to_vec());
+        }
+        let mut bytes = read_vec(blob, before).await?;
+        // Exactly: a large table of contents is in memory once, not twice.
+        bytes.reserve_exact(here.len());
+        bytes.extend_from_slice(here);
+        Ok(bytes)
+    }
+}

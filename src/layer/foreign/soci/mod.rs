@@ -1,0 +1,85 @@
+//! zTOCs: what a SOCI index says about one layer.
+//!
+//! Nothing here fetches or decodes; a zTOC for another layer, or one that contradicts itself, is refused with its numbers.
+//! The idea: a zTOC is two independent descriptions, of the archive's entries and of the places where inflating can start,
+//! and both become what a pass over the layer gives. The format is the schema `ztoc/fbs/ztoc.fbs` of the soci-snapshotter at
+//! version 0.9; other versions number the fields differently, so they are not read.
+
+mod checkpoints;
+mod entries;
+mod flatbuffer;
+
+use super::super::index::LayerIndex;
+use super::{Foreign, ForeignError, IndexKind};
+
+use flatbuffer::Table;
+
+/// The largest zTOC that is read, in bytes: 5 million entries, or the checkpoints of a layer of 128 GiB.
+pub const MAX_ZTOC: u64 = 1 << 30;
+
+/// The one version of the schema that tools write since 2023.
+const VERSION: &[u8] = b"0.9";
+
+/// Fields of the root table.
+mod slot {
+    pub(super) const VERSION: usize = 0;
+    pub(super) const COMPRESSED_SIZE: usize = 2;
+    pub(super) const UNCOMPRESSED_SIZE: usize = 3;
+    pub(super) const TOC: usize = 4;
+    pub(super) const COMPRESSION: usize = 5;
+    /// The only field of the table of contents.
+    pub(super) const METADATA: usize = 0;
+}
+
+/// Reads a zTOC for a layer of `stored_size` stored bytes. The caller has checked the digest of `bytes`; the answer is not
+/// bound to the image: whoever came here by a chain of digests sets `is_bound`.
+///
+/// The stream of the answer ends where the tool stopped reading, after the two blocks of zeros that end an archive. An
+/// archive that is padded further has a longer stream; nothing past the end mark belongs to an entry.
+///
+/// Bytes after the flatbuffer (the tool appends lists of files to prefetch) are ignored.
+pub fn parse_ztoc(bytes: &[u8], stored_size: u64) -> Result<Foreign, ForeignError> {
+    if bytes.len() as u64 > MAX_ZTOC {
+        return Err(too_large(format!("{} bytes", bytes.len()), MAX_ZTOC));
+    }
+    let root = Table::root(bytes).map_err(broken)?;
+    let version = root.bytes(slot::VERSION).map_err(broken)?;
+    if version != VERSION {
+        let shown = version[..version.len().min(20)].escape_ascii();
+        return Err(broken(format!("version is \"{shown}\", not \"{}\"", VERSION.escape_ascii())));
+    }
+    let compressed = root.i64(slot::COMPRESSED_SIZE).map_err(broken)?;
+    if u64::try_from(compressed) != Ok(stored_size) {
+        return Err(broken(format!(
+            "it is for a layer of {compressed} bytes, and this one has {stored_size}"
+        )));
+    }
+    let uncompressed = root.i64(slot::UNCOMPRESSED_SIZE).map_err(broken)?;
+    let stream_size = u64::try_from(uncompressed)
+        .map_err(|_| broken(format!("the stream's size is negative: {uncompressed}")))?;
+    let missing = |what: &str| broken(format!("there is no {what}"));
+    let compression = root.table(slot::COMPRESSION).map_err(broken)?;
+    let compression = compression.ok_or_else(|| missing("compression information"))?;
+    let spans = checkpoints::spans(&compression, stored_size, stream_size)?;
+    let toc = root.table(slot::TOC).map_err(broken)?.ok_or_else(|| missing("table of contents"))?;
+    let toc = entries::toc(toc.vector(slot::METADATA).map_err(broken)?, stream_size)?;
+    let index = LayerIndex { spans, toc, blocks: Vec::new(), prefetch: 0 };
+    if !(index.spans.is_sound() && index.is_inside()) {
+        return Err(broken("spans or files contradict each other".into()));
+    }
+    Ok(Foreign {
+        kind: IndexKind::Soci,
+        index,
+        id: *blake3::hash(bytes).as_bytes(),
+        is_bound: false,
+        warnings: Vec::new(),
+    })
+}
+
+fn broken(reason: String) -> ForeignError {
+    ForeignError::Broken { format: "SOCI", reason }
+}
+
+fn too_large(what: String, limit: u64) -> ForeignError {
+    ForeignError::TooLarge { format: "SOCI", what, limit }
+}
