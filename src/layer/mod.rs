@@ -3,19 +3,39 @@
 //! A format is data: after detection nobody asks which one it was. The parsers here take bytes and return values; what
 //! fetches and keeps bytes is below (`cache/`), what the entries mean for a file tree is above (`tree/`).
 
+mod audit;
+mod checkpoint;
+mod claim;
 mod codec;
+mod content;
+mod foreign;
+mod hints;
 mod index;
+mod inflate;
+mod onward;
 mod pass;
+mod pieces;
+mod served;
+mod skim;
 mod sniff;
 mod span;
 mod stored;
 mod tar;
 mod toc;
+mod window;
 
-pub use codec::{CodecError, Decoder};
-pub use index::LayerIndex;
+pub use codec::{CodecError, Decoder, Step, Stops};
+pub use content::file;
+pub use foreign::{
+    FindError, Foreign, ForeignError, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,
+    is_marker, parse_ztoc,
+};
+pub use hints::{Hints, IndexPolicy, Offer, Offers};
+pub use index::{LayerIndex, SUM_BLOCK};
+pub use pass::build_index;
+pub use pieces::decoded;
 pub use sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
-pub use span::{Span, SpanMap};
+pub use span::{Chunk, Piece, Resume, SpanMap, SpanStart, Sum, Sums, WINDOW, Window};
 pub use stored::{Layer, LayerState};
 pub use tar::{Need, TarError, TarLimits, TarWalker};
-pub use toc::{Content, Device, Entry, EntryKind, Run, Time, Toc, Xattr};
+pub use toc::{Content, Device, Entry, EntryKind, EntryRef, Iter, Run, Runs, Time, Toc, Xattr, Xattrs};

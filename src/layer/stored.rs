@@ -1,18 +1,29 @@
 //! One layer of an image: its index, found or built once, and its uncompressed stream.
+//!
+//! It never mixes what two indexes say: the first one that is used decides for the life of the layer, because the offsets of
+//! a stream that an index made up mean nothing to another. The idea: an index made here is believed; one that others made is
+//! a claim, and when the stored bytes are complete and verified, the claim is compared with what they say.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
+use tokio::task::{JoinHandle, JoinSet};
+
 use crate::cache::{BuildLock, Cache, Cached, State};
-use crate::io::{
-    BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadAt, ReadError, Shared, Verified, read_vec,
-};
+use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, read_vec};
 
 use crate::oci::Digest;
 
+use super::claim::{self, Verdict};
+use super::content::Fetcher;
+use super::foreign::{self, Foreign, IndexKind};
+use super::hints::{Hints, IndexPolicy};
 use super::index::LayerIndex;
 use super::pass;
+use super::pieces::decoded;
+use super::served::{Claimed, Decoded, refuse_poisoned};
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use super::span::SpanMap;
 
@@ -21,12 +32,53 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A stored layer that can be read as the archive it holds.
 pub struct Layer {
-    blob: Arc<Cached>,
-    cache: Cache,
-    stream: OnceLock<Shared>,
+    core: Arc<Core>,
+    hints: Hints,
+    /// By what the layer is read, once that was decided.
+    choice: OnceCell<Choice>,
+    opened: OnceLock<Opened>,
     state: Mutex<LayerState>,
+    audit: Mutex<Option<Audit>>,
+}
+
+/// What a layer and the tasks that work for it share.
+pub(super) struct Core {
+    pub(super) blob: Arc<Cached>,
+    cache: Cache,
     /// Stream bytes that the running pass has decoded.
     progress: Arc<AtomicU64>,
+    /// What went wrong without keeping the layer from being read.
+    warnings: Mutex<Vec<String>>,
+    /// Why what a claim said is not read any more.
+    pub(super) refuted: OnceLock<ReadError>,
+    /// Set when a claim was compared with the layer and found true.
+    pub(super) confirmed: OnceLock<()>,
+    /// Fetches for readers to come. Dropping the set ends them.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// By what a layer is read.
+#[derive(Clone)]
+enum Choice {
+    /// What its own bytes say.
+    Own,
+    /// What somebody else says.
+    Claim(Arc<Foreign>),
+}
+
+/// What is there once the index is known.
+struct Opened {
+    spans: SpanMap,
+    stream: Shared,
+}
+
+/// The task that waits for the layer to be complete; it ends with the layer.
+struct Audit(JoinHandle<()>);
+
+impl Drop for Audit {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// How far a layer is from being readable at random.
@@ -38,6 +90,8 @@ pub enum LayerState {
     Streaming,
     /// The index is known.
     Indexed {
+        /// Whose index it is.
+        kind: IndexKind,
         /// How the stream is stored.
         encoding: Encoding,
         /// Bytes of the uncompressed stream.
@@ -51,47 +105,77 @@ pub enum LayerState {
 
 impl Layer {
     /// The layer stored in `blob`. Nothing is read here.
-    pub fn new(blob: Arc<Cached>, cache: Cache) -> Self {
-        Self {
+    pub fn new(blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
+        let core = Core {
             blob,
             cache,
-            stream: OnceLock::new(),
-            state: Mutex::new(LayerState::Untouched),
             progress: Arc::default(),
+            warnings: Mutex::default(),
+            refuted: OnceLock::new(),
+            confirmed: OnceLock::new(),
+            tasks: Mutex::default(),
+        };
+        Self {
+            core: Arc::new(core),
+            hints,
+            choice: OnceCell::new(),
+            opened: OnceLock::new(),
+            state: Mutex::new(LayerState::Untouched),
+            audit: Mutex::default(),
         }
     }
 
     /// How far this layer is.
     pub fn state(&self) -> LayerState {
-        self.lock().clone()
+        match self.core.refuted.get() {
+            Some(error) => LayerState::Failed(error.clone()),
+            None => self.lock().clone(),
+        }
+    }
+
+    /// What went wrong without keeping the layer from being read: indexes that were not used, and why.
+    pub fn warnings(&self) -> Vec<String> {
+        lock(&self.core.warnings).clone()
     }
 
     /// Stream bytes decoded by the running pass.
     pub fn decoded(&self) -> u64 {
-        self.progress.load(Ordering::Relaxed)
+        self.core.progress.load(Ordering::Relaxed)
     }
 
-    /// Whether the cache has the index, so that no pass is needed.
-    pub fn is_indexed(&self) -> bool {
-        let kept = || find(&self.cache, self.blob.digest(), self.blob.size());
-        matches!(self.state(), LayerState::Indexed { .. }) || matches!(kept(), Ok(Some(_)))
+    /// Whose index the layer is read by, as far as that is known without reading a blob.
+    pub fn known_index(&self) -> Option<IndexKind> {
+        if let LayerState::Indexed { kind, .. } = self.state() {
+            return Some(kind);
+        }
+        let policy = self.hints.policy;
+        if policy != IndexPolicy::Off && matches!(self.core.find(), Ok(Some(_))) {
+            return Some(IndexKind::Local);
+        }
+        foreign::announced(&self.hints.annotations).filter(|_| policy.takes_foreign())
+    }
+
+    /// The bytes of the index in the cache, if it is there and would be used. Reads nothing.
+    pub fn kept_index_len(&self) -> Option<u64> {
+        let is_used = self.hints.policy != IndexPolicy::Off;
+        self.core.cache.index_len(self.core.blob.digest()).filter(|_| is_used)
     }
 
     /// What the stored bytes are, by one small read.
     pub async fn sniff(&self) -> Result<Sniffed, ReadError> {
-        let head = ByteRange::new(0, self.blob.size().min(SNIFF_LEN as u64));
-        Ok(sniff(&read_vec(&*self.blob, head).await?))
+        self.core.sniff().await
     }
 
-    /// The index: from the cache, or by one pass over the stored bytes. Content errors are for ever, others may pass.
+    /// The index: from the cache, from what lies in or beside the image, or by one pass over the stored bytes. Content errors
+    /// are for ever, others may pass.
     pub async fn index(&self) -> Result<LayerIndex, ReadError> {
         if let LayerState::Failed(error) = self.state() {
             return Err(error);
         }
         match self.find_or_build().await {
-            Ok(index) => {
-                self.stream.get_or_init(|| self.open_stream(&index.spans));
+            Ok((index, kind)) => {
                 *self.lock() = LayerState::Indexed {
+                    kind,
                     encoding: index.spans.encoding(),
                     stream_size: index.spans.stream_size(),
                     spans: index.spans.spans(),
@@ -99,7 +183,7 @@ impl Layer {
                 Ok(index)
             }
             Err(error) => {
-                let error = error.within(format!("layer {}", self.blob.digest()));
+                let error = error.within(format!("layer {}", self.core.blob.digest()));
                 *self.lock() = match error.fault() {
                     Fault::Malformed | Fault::Unsupported | Fault::Mismatch => {
                         LayerState::Failed(error.clone())
@@ -111,22 +195,186 @@ impl Layer {
         }
     }
 
-    /// The uncompressed stream; there is one as soon as the index was asked for with success.
-    pub fn stream(&self) -> Option<Shared> {
-        self.stream.get().cloned()
+    /// Makes the index of this layer from its own bytes, whatever else there is, and gives it as it is kept.
+    pub async fn own_index(&self) -> Result<LayerIndex, ReadError> {
+        let own = self.core.own_index(&self.state).await;
+        own.map_err(|error| error.within(format!("layer {}", self.core.blob.digest())))
     }
 
-    async fn find_or_build(&self) -> Result<LayerIndex, ReadError> {
+    /// The uncompressed stream; there is one as soon as the index was asked for with success.
+    pub fn stream(&self) -> Option<Shared> {
+        self.opened.get().map(|opened| opened.stream.clone())
+    }
+
+    /// Which stored bytes a read of a range of the stream needs, for as long as somebody wants to know.
+    pub fn stored_ranges(&self) -> impl Fn(ByteRange) -> Vec<ByteRange> + Send + Sync + use<> {
+        let spans = self.opened.get().map(|opened| opened.spans.clone());
+        move |range| {
+            let pieces = spans.iter().flat_map(|spans| spans.cover(range));
+            pieces.map(|piece| piece.stored).collect()
+        }
+    }
+
+    /// What starts fetching stored bytes for readers to come; `None` when they are all here.
+    pub fn fetcher(&self) -> Option<Fetcher> {
+        if self.core.blob.state() == State::Verified {
+            return None;
+        }
+        let (spans, core) = (self.opened.get()?.spans.clone(), Arc::downgrade(&self.core));
+        Some(Arc::new(move |range| {
+            let Some(core) = core.upgrade() else { return };
+            for stored in spans.likely_stored(range) {
+                core.start_fetching(stored);
+            }
+        }))
+    }
+
+    /// Fetches the stored bytes of `range` of the stream, as far as they are not here.
+    pub fn fetching(&self, range: ByteRange) -> BoxFuture<'static, Result<(), ReadError>> {
+        let (wanted, blob) = (self.stored_ranges()(range), self.core.blob.clone());
+        Box::pin(async move {
+            for stored in wanted {
+                blob.ensure(stored).await?;
+            }
+            Ok(())
+        })
+    }
+
+    async fn find_or_build(&self) -> Result<(LayerIndex, IndexKind), ReadError> {
         // An index that is there was learnt from the right bytes, whatever this place has sent: it stays.
+        refuse_poisoned(&self.core.blob)?;
+        let mut found = None;
+        let choice = self
+            .choice
+            .get_or_try_init(|| async {
+                if self.hints.policy != IndexPolicy::Off {
+                    found = self.core.kept().await?;
+                }
+                if found.is_some() || !self.hints.policy.takes_foreign() {
+                    return Ok(Choice::Own);
+                }
+                let claim = claim::find(&self.core, &self.hints).await?;
+                Ok::<_, ReadError>(claim.map_or(Choice::Own, |claim| Choice::Claim(Arc::new(claim))))
+            })
+            .await?;
+        match choice {
+            Choice::Own => {
+                let index = match found {
+                    Some(index) => index,
+                    None if self.hints.policy == IndexPolicy::Off && self.opened.get().is_none() => {
+                        self.core.rebuilt(&self.state).await?
+                    }
+                    None => self.core.own_index(&self.state).await?,
+                };
+                self.opened.get_or_init(|| self.core.open(&index));
+                Ok((index, IndexKind::Local))
+            }
+            Choice::Claim(claim) => {
+                self.opened.get_or_init(|| self.core.open_claim(claim));
+                self.start_audit(claim);
+                Ok((claim.index.clone(), claim.kind))
+            }
+        }
+    }
+
+    /// Waits in the background until the stored bytes are complete, and then compares.
+    fn start_audit(&self, claim: &Arc<Foreign>) {
+        let mut audit = lock(&self.audit);
+        if audit.is_some() || self.core.confirmed.get().is_some() {
+            return;
+        }
+        let (core, claim) = (Arc::downgrade(&self.core), claim.clone());
+        let verified = self.core.blob.until_verified();
+        *audit = Some(Audit(tokio::spawn(async move {
+            if verified.await != Some(State::Verified) {
+                return;
+            }
+            let Some(core) = core.upgrade() else { return };
+            match claim::audit(&core, &claim).await {
+                Ok(Verdict::True) => {
+                    core.confirmed.set(()).ok();
+                }
+                Ok(Verdict::False(why)) => core.refute(&claim, &why),
+                Err(error) => {
+                    core.warn(format!("its {} index could not be checked: {}", claim.kind, error.chain()));
+                }
+            }
+        })));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LayerState> {
+        lock(&self.state)
+    }
+}
+
+/// Takes a lock whose value is replaced whole, so that a panic cannot leave it half written.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Core {
+    /// Fetches stored bytes in the background; it ends with the layer.
+    fn start_fetching(&self, stored: ByteRange) {
+        let blob = self.blob.clone();
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            if let Err(error) = blob.ensure(stored).await {
+                // Whoever reads it gets the error.
+                tracing::debug!(layer = %blob.digest(), error = error.chain(), "not fetched ahead");
+            }
+        });
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    pub(super) fn warn(&self, warning: String) {
+        tracing::warn!(layer = %self.blob.digest(), warning);
+        let mut warnings = lock(&self.warnings);
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    /// From now on nothing that was decoded by the claim is served, and no mount will use it again.
+    fn refute(&self, claim: &Foreign, why: &str) {
+        let message = format!("its {} index contradicts the layer: {why}", claim.kind);
+        tracing::error!(layer = %self.blob.digest(), message, "every read through it fails from now on");
+        self.warn(message.clone());
+        self.refuted.set(ReadError::new(Fault::Mismatch, message)).ok();
+        claim::note_refuted(self, claim);
+    }
+
+    async fn sniff(&self) -> Result<Sniffed, ReadError> {
+        let head = ByteRange::new(0, self.blob.size().min(SNIFF_LEN as u64));
+        Ok(sniff(&read_vec(&*self.blob, head).await?))
+    }
+
+    /// How the stream is stored, if it is one.
+    pub(super) async fn encoding(&self) -> Result<Option<Encoding>, ReadError> {
+        Ok(match self.sniff().await? {
+            Sniffed::Stream(encoding) => Some(encoding),
+            Sniffed::Other(_) => None,
+        })
+    }
+
+    /// The index that the layer's own bytes give: kept, or built now.
+    pub(super) async fn own_index(&self, state: &Mutex<LayerState>) -> Result<LayerIndex, ReadError> {
         refuse_poisoned(&self.blob)?;
-        if let Some(index) = self.find().await? {
+        if let Some(index) = self.kept().await? {
             return Ok(index);
         }
         let _lock = self.build_lock().await?;
-        if let Some(index) = self.find().await? {
+        if let Some(index) = self.kept().await? {
             return Ok(index);
         }
-        let _running = Running::start(self);
+        self.rebuilt(state).await
+    }
+
+    async fn rebuilt(&self, state: &Mutex<LayerState>) -> Result<LayerIndex, ReadError> {
+        let _running = Running::start(state);
         let index = match self.build().await {
             Err(error) if error.fault() == Fault::Malformed && self.blob.state() != State::Verified => {
                 // Whose fault it is, the author's or that of whoever sent the bytes, only the digest tells; and bytes that
@@ -140,6 +388,14 @@ impl Layer {
     }
 
     async fn build(&self) -> Result<LayerIndex, ReadError> {
+        let mut index = self.pass().await?;
+        if !foreign::shows_markers(&*self.blob, index.spans.encoding(), &index.toc).await? {
+            index.toc = foreign::without_markers(&index.toc);
+        }
+        Ok(index)
+    }
+
+    async fn pass(&self) -> Result<LayerIndex, ReadError> {
         match self.sniff().await? {
             Sniffed::Stream(Encoding::Plain) => pass::walk(self.blob.clone()).await,
             Sniffed::Stream(encoding) => {
@@ -197,29 +453,48 @@ impl Layer {
         kept.await.map_err(|error| ReadError::caused(Fault::Io, "keeping the index", error))
     }
 
-    async fn find(&self) -> Result<Option<LayerIndex>, ReadError> {
+    /// The index in the cache: there is one only of a blob that was verified.
+    pub(super) async fn kept(&self) -> Result<Option<LayerIndex>, ReadError> {
         let (cache, digest, size) = (self.cache.clone(), self.blob.digest().clone(), self.blob.size());
         let found = tokio::task::spawn_blocking(move || find(&cache, &digest, size)).await;
         found.map_err(|error| ReadError::caused(Fault::Io, "reading the kept index", error))?
     }
 
-    fn open_stream(&self, spans: &SpanMap) -> Shared {
+    fn find(&self) -> Result<Option<LayerIndex>, ReadError> {
+        find(&self.cache, self.blob.digest(), self.blob.size())
+    }
+
+    /// The true stream.
+    fn open(self: &Arc<Self>, index: &LayerIndex) -> Opened {
+        let spans = index.spans.clone();
         if spans.encoding() == Encoding::Plain {
-            return self.blob.clone();
+            return Opened { spans, stream: self.blob.clone() };
         }
-        let fetch = Arc::new(Spans { blob: self.blob.clone(), map: spans.clone() });
-        match self.cache.stream(self.blob.digest(), fetch.clone()) {
+        let fetch = decoded(self.blob.clone(), index);
+        let stream: Shared = match self.cache.stream(self.blob.digest(), fetch.clone()) {
             Ok(stream) => Arc::new(Decoded { stream, blob: self.blob.clone() }),
             Err(error) => {
                 tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
                 Arc::new(crate::io::FetchAll(fetch))
             }
-        }
+        };
+        Opened { spans, stream }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, LayerState> {
-        // The guarded value is replaced whole, so that a panic cannot leave it half written.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// The stream as a claim describes it.
+    fn open_claim(self: &Arc<Self>, claim: &Foreign) -> Opened {
+        let spans = claim.index.spans.clone();
+        let fetch = decoded(self.blob.clone(), &claim.index);
+        let stream: Shared = match self.cache.claimed_stream(self.blob.digest(), &claim.id, fetch.clone()) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
+                Arc::new(crate::io::FetchAll(fetch))
+            }
+        };
+        let plain = spans.encoding() == Encoding::Plain && !spans.is_made_up();
+        let stream = if plain { self.blob.clone() } else { stream };
+        Opened { spans, stream: Arc::new(Claimed { stream, core: self.clone() }) }
     }
 }
 
@@ -233,78 +508,20 @@ fn find(cache: &Cache, digest: &Digest, size: u64) -> Result<Option<LayerIndex>,
 }
 
 /// Says that a pass is running, until it is dropped with the future that drives the pass.
-struct Running<'a>(&'a Layer);
+struct Running<'a>(&'a Mutex<LayerState>);
 
 impl<'a> Running<'a> {
-    fn start(layer: &'a Layer) -> Self {
-        *layer.lock() = LayerState::Streaming;
-        Self(layer)
+    fn start(state: &'a Mutex<LayerState>) -> Self {
+        *lock(state) = LayerState::Streaming;
+        Self(state)
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = lock(self.0);
         if matches!(*state, LayerState::Streaming) {
             *state = LayerState::Untouched;
         }
-    }
-}
-
-/// What was decoded from bytes that turned out to be wrong is as wrong as they are.
-fn refuse_poisoned(blob: &Cached) -> Result<(), ReadError> {
-    if blob.state() == State::Poisoned {
-        let message = format!("blob {} does not match its digest", blob.digest());
-        return Err(ReadError::new(Fault::Mismatch, message));
-    }
-    Ok(())
-}
-
-/// The decoder as a producer: what the decoded stream's cache asks when it has lost a block.
-struct Spans {
-    blob: Arc<Cached>,
-    map: SpanMap,
-}
-
-impl Fetch for Spans {
-    fn size(&self) -> u64 {
-        self.map.stream_size()
-    }
-
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
-        Box::pin(async move {
-            let span = self.map.cover(range);
-            let mut decoded = pass::spans(self.blob.clone(), self.map.encoding(), span.stored, span.stream);
-            let body = futures_util::stream::poll_fn(move |context| decoded.poll_recv(context));
-            Ok(Delivery { range: span.stream, body: Box::pin(body) })
-        })
-    }
-}
-
-/// A decoded stream: as trustworthy as the stored bytes it was decoded from.
-struct Decoded {
-    stream: Arc<Cached>,
-    blob: Arc<Cached>,
-}
-
-impl ReadAt for Decoded {
-    fn size(&self) -> u64 {
-        self.stream.size()
-    }
-
-    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-        Box::pin(async move {
-            refuse_poisoned(&self.blob)?;
-            self.stream.read_at(offset, buf).await
-        })
-    }
-
-    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
-        refuse_poisoned(&self.blob)?;
-        self.stream.read_ready(offset, buf)
-    }
-
-    fn verified(&self) -> Verified {
-        self.blob.verified()
     }
 }

@@ -1,0 +1,241 @@
+//! Comparing what somebody else says about a layer with what the layer says itself.
+//!
+//! It never trusts either side to be small, and it decides nothing but "equal" or the first difference. The idea: names and
+//! attributes are compared entry by entry, because every format lists them in the order of the archive; then every file is
+//! read through both span maps.
+
+use std::borrow::Cow;
+
+use crate::io::{ByteRange, ReadAt as _, ReadError, Shared, read_vec};
+
+use super::content;
+use super::foreign::{self, IndexKind};
+use super::toc::{Content, Entry, EntryKind, EntryRef, Time, Toc};
+
+/// Bytes compared at once.
+const STEP: u64 = 1024 * 1024;
+
+/// Whether an archive entry is there for its index alone.
+fn is_hidden(kind: IndexKind, path: &[u8]) -> bool {
+    matches!(kind, IndexKind::Estargz | IndexKind::ZstdChunked) && foreign::is_marker(path)
+}
+
+/// The name that every writer of an index agrees on: relative, without a slash at the end.
+fn plain(path: &[u8]) -> Cow<'_, [u8]> {
+    let mut parts = path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    let Some(first) = parts.next() else { return Cow::Borrowed(b"") };
+    let rest: Vec<&[u8]> = parts.collect();
+    if rest.is_empty() {
+        return Cow::Borrowed(first);
+    }
+    Cow::Owned([&[first], &rest[..]].concat().join(&b'/'))
+}
+
+/// The first difference of names and attributes; `None` when there is none.
+pub(super) fn names_differ(kind: IndexKind, claimed: &Toc, own: &Toc) -> Option<String> {
+    let root =
+        |toc: &Toc| toc.iter().filter(|entry| plain(entry.path).is_empty()).last().map(|it| it.to_entry());
+    if let (Some(theirs), Some(ours)) = (root(claimed), root(own))
+        && let Some(what) = attributes_differ(&theirs, &ours)
+    {
+        return Some(format!("{what} of the root directory is another"));
+    }
+    // The root itself is in some archives, and in few indexes.
+    let listed = |entry: &EntryRef<'_>| {
+        let path = plain(entry.path);
+        !path.is_empty() && !is_hidden(kind, &path)
+    };
+    let (mut claimed, mut own) = (
+        claimed.iter().filter(listed).map(|entry| entry.to_entry()),
+        own.iter().filter(listed).map(|entry| entry.to_entry()),
+    );
+    loop {
+        let (theirs, ours) = match (claimed.next(), own.next()) {
+            (None, None) => return None,
+            (Some(theirs), Some(ours)) => (theirs, ours),
+            (Some(theirs), None) => {
+                return Some(format!("it lists {}, which is not there", shown(&theirs)));
+            }
+            (None, Some(ours)) => return Some(format!("it does not list {}", shown(&ours))),
+        };
+        if plain(&theirs.path) != plain(&ours.path) {
+            return Some(format!("it lists {} where the layer has {}", shown(&theirs), shown(&ours)));
+        }
+        if let Some(what) = attributes_differ(&theirs, &ours) {
+            return Some(format!("{what} of {} is another", shown(&ours)));
+        }
+    }
+}
+
+fn attributes_differ(theirs: &Entry, ours: &Entry) -> Option<&'static str> {
+    let same_kind = match (&theirs.kind, &ours.kind) {
+        (EntryKind::File(theirs), EntryKind::File(ours)) => theirs.size == ours.size,
+        (EntryKind::HardLink(theirs), EntryKind::HardLink(ours)) => plain(theirs) == plain(ours),
+        (theirs, ours) => theirs == ours,
+    };
+    let sorted = |entry: &Entry| {
+        let mut xattrs = entry.xattrs.clone();
+        xattrs.sort();
+        xattrs
+    };
+    let pairs = [
+        ("the type, size or target", same_kind),
+        ("the mode", theirs.mode == ours.mode || matches!(ours.kind, EntryKind::Symlink(_))),
+        ("the owner", (theirs.uid, theirs.gid) == (ours.uid, ours.gid)),
+        ("the time", is_same_time(theirs.mtime, ours.mtime)),
+        ("an extended attribute", sorted(theirs) == sorted(ours)),
+    ];
+    pairs.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
+}
+
+/// Times are compared by the second: the formats keep no more, and what writes eStargz rounds to the nearest.
+fn is_same_time(theirs: Time, ours: Time) -> bool {
+    let is_rounded = theirs.nanos == 0 && ours.nanos >= 500_000_000;
+    theirs.secs == ours.secs || is_rounded && theirs.secs.checked_sub(1) == Some(ours.secs)
+}
+
+/// The files of both sides in order, as pairs of the same name.
+pub(super) fn files(kind: IndexKind, claimed: &Toc, own: &Toc) -> Vec<(Vec<u8>, Content, Content)> {
+    let of = |toc: &Toc| -> Vec<(Vec<u8>, Content)> {
+        toc.iter()
+            .filter(|entry| !is_hidden(kind, &plain(entry.path)))
+            .filter_map(|entry| match entry.to_entry().kind {
+                EntryKind::File(content) => Some((plain(entry.path).into_owned(), content)),
+                _ => None,
+            })
+            .collect()
+    };
+    let pairs = of(claimed).into_iter().zip(of(own));
+    pairs.map(|((name, claimed), (_, own))| (name, claimed, own)).collect()
+}
+
+/// The first file whose bytes differ. Reads every byte of every file from both streams, in order.
+pub(super) async fn content_differs(
+    claimed: &Shared,
+    own: &Shared,
+    files: Vec<(Vec<u8>, Content, Content)>,
+) -> Result<Option<String>, ReadError> {
+    for (name, theirs, ours) in files {
+        let (theirs, ours) = (content::file(claimed, &theirs, None)?, content::file(own, &ours, None)?);
+        let mut at = 0;
+        while at < ours.size() {
+            let range = ByteRange::new(at, ours.size().min(at + STEP));
+            if read_vec(&*theirs, range).await? != read_vec(&*ours, range).await? {
+                let name = String::from_utf8_lossy(&name);
+                return Ok(Some(format!("bytes {range} of {name:?} are others")));
+            }
+            at = range.end;
+        }
+    }
+    Ok(None)
+}
+
+fn shown(entry: &Entry) -> String {
+    format!("{:?}", String::from_utf8_lossy(&entry.path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::io::Memory;
+
+    fn file(path: &str, offset: u64, size: u64) -> Entry {
+        Entry {
+            path: path.into(),
+            kind: EntryKind::File(Content { size, offset, runs: None }),
+            mode: 0o644,
+            uid: 1,
+            gid: 2,
+            mtime: Time { secs: 7, nanos: 9 },
+            xattrs: vec![(b"user.a".to_vec(), b"1".to_vec()), (b"user.b".to_vec(), b"2".to_vec())],
+            header: 0,
+        }
+    }
+
+    fn toc(entries: Vec<Entry>) -> Toc {
+        entries.into_iter().collect()
+    }
+
+    #[test]
+    fn spelling_and_order_of_attributes_make_no_difference() {
+        let root = Entry { kind: EntryKind::Directory, ..file("./", 0, 0) };
+        let own = toc(vec![root, file("./a/b", 0, 3), file("stargz.index.json", 9, 9)]);
+        let mut entry = file("a/b", 100, 3);
+        entry.xattrs.reverse();
+        entry.mtime.nanos = 0;
+        assert_eq!(names_differ(IndexKind::Estargz, &toc(vec![entry.clone()]), &own), None);
+        let differs = names_differ(IndexKind::Soci, &toc(vec![entry]), &own).unwrap();
+        assert!(differs.contains("stargz.index.json"), "{differs}");
+    }
+
+    #[test]
+    fn what_serves_an_index_is_no_difference_where_the_index_is() {
+        let own = toc(vec![file(".no.prefetch.landmark", 0, 1), file("f", 512, 3)]);
+        let claimed = toc(vec![file("f", 0, 3)]);
+        for (kind, equal) in
+            [(IndexKind::Estargz, true), (IndexKind::ZstdChunked, true), (IndexKind::Soci, false)]
+        {
+            assert_eq!(names_differ(kind, &claimed, &own).is_none(), equal, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_time_may_be_cut_or_rounded_to_seconds_and_nothing_else() {
+        let at = |secs, nanos| toc(vec![Entry { mtime: Time { secs, nanos }, ..file("f", 0, 3) }]);
+        let own = at(7, 500_000_000);
+        for (secs, nanos, equal) in [(7, 0, true), (8, 0, true), (8, 1, false), (6, 0, false), (9, 0, false)]
+        {
+            assert_eq!(names_differ(IndexKind::Estargz, &at(secs, nanos), &own).is_none(), equal, "{secs}");
+        }
+        assert!(names_differ(IndexKind::Estargz, &at(8, 0), &at(7, 499_999_999)).is_some());
+        assert!(names_differ(IndexKind::Estargz, &at(0, 0), &at(-1, 600_000_000)).is_none());
+    }
+
+    #[test]
+    fn the_root_is_compared_where_both_sides_have_it() {
+        let root = |mode| Entry { kind: EntryKind::Directory, mode, ..file("./", 0, 0) };
+        let own = toc(vec![root(0o755)]);
+        assert_eq!(names_differ(IndexKind::Soci, &toc(vec![]), &own), None);
+        assert_eq!(names_differ(IndexKind::Soci, &own, &toc(vec![])), None);
+        assert!(names_differ(IndexKind::Soci, &toc(vec![root(0o777)]), &own).unwrap().contains("root"));
+    }
+
+    #[test]
+    fn every_attribute_counts() {
+        let own = toc(vec![file("f", 0, 3)]);
+        let changes: [fn(&mut Entry); 7] = [
+            |entry| entry.path = b"g".to_vec(),
+            |entry| entry.kind = EntryKind::File(Content { size: 4, ..Content::default() }),
+            |entry| entry.kind = EntryKind::Directory,
+            |entry| entry.mode = 0o4644,
+            |entry| entry.gid = 0,
+            |entry| entry.mtime.secs += 1,
+            |entry| entry.xattrs[0].1 = b"x".to_vec(),
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            let mut entry = file("f", 0, 3);
+            change(&mut entry);
+            assert!(names_differ(IndexKind::Soci, &toc(vec![entry]), &own).is_some(), "change {number}");
+        }
+        assert!(names_differ(IndexKind::Soci, &toc(vec![]), &own).is_some());
+        assert!(names_differ(IndexKind::Soci, &own, &toc(vec![])).is_some());
+    }
+
+    #[tokio::test]
+    async fn one_byte_is_a_difference() {
+        let own_toc = toc(vec![file("f", 512, 3), file("g", 1024, 2)]);
+        let their_toc = toc(vec![file("f", 0, 3), file("g", 3, 2)]);
+        let mut tar = vec![0; 2048];
+        tar[512..515].copy_from_slice(b"abc");
+        tar[1024..1026].copy_from_slice(b"de");
+        let own: Shared = Arc::new(Memory::new(tar));
+        for (bytes, equal) in [(&b"abcde"[..], true), (b"abcdx", false), (b"xbcde", false)] {
+            let theirs: Shared = Arc::new(Memory::new(bytes.to_vec()));
+            let files = files(IndexKind::Estargz, &their_toc, &own_toc);
+            let differs = content_differs(&theirs, &own, files).await.unwrap();
+            assert_eq!(differs.is_none(), equal, "{differs:?}");
+        }
+    }
+}

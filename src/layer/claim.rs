@@ -1,0 +1,227 @@
+//! Indexes that others made: finding one for a layer, and finding out whether it is true.
+//!
+//! A claim never stands in the way of a layer: what cannot be used is a warning, and the layer is passed over instead. The
+//! idea: what the layer itself carries comes first when its descriptor says so, then what was pushed beside the image, then a
+//! look at the end of the layer.
+
+use std::sync::{Arc, Mutex};
+
+use crate::io::{Fault, ReadAt as _, ReadError, Shared, compute};
+
+use super::audit;
+use super::foreign::{self, FindError, Foreign, ForeignLimits, IndexKind};
+use super::hints::{Hints, IndexPolicy, Offer};
+use super::index::LayerIndex;
+use super::onward::Onward;
+use super::pieces::decoded;
+use super::skim;
+use super::sniff::Encoding;
+use super::stored::{Core, LayerState};
+
+/// The best claim about the layer that can be used.
+pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
+    let refuted = match kept(core, hints.policy).await? {
+        Kept::Index(kept) => return Ok(Some(kept)),
+        Kept::Refuted(id) => Some(id),
+        Kept::Nothing => None,
+    };
+    let encoding = core.encoding().await?;
+    let Some(encoding @ (Encoding::Gzip | Encoding::Zstd)) = encoding else { return Ok(None) };
+    let is_announced = foreign::announced(&hints.annotations).is_some();
+    let is_new = |found: &Foreign| Some(found.id) != refuted;
+    if is_announced && let Some(found) = carried(core, encoding, hints).await?.filter(is_new) {
+        return Ok(Some(found));
+    }
+    if let Some(offers) = &hints.offers {
+        let mut number = 0;
+        while let Some(offer) = offers.offer(core.blob.digest(), number).await {
+            number += 1;
+            let taken = match &offer {
+                Ok(offer) => parse(core, offer).await?.map_err(|why| format!("{} index: {why}", offer.kind)),
+                Err(why) => Err(why.clone()),
+            };
+            match (taken, &offer) {
+                (Ok(found), Ok(offer)) if Some(found.id) != refuted => {
+                    keep(core, offer).await;
+                    return Ok(Some(found));
+                }
+                (Ok(found), _) => {
+                    core.warn(format!("{} index is not used: it was found untrue before", found.kind))
+                }
+                (Err(why), _) => core.warn(format!("{why}; the layer is read without it")),
+            }
+        }
+    }
+    if !is_announced && let Some(found) = carried(core, encoding, hints).await?.filter(is_new) {
+        return Ok(Some(found));
+    }
+    match encoding {
+        Encoding::Zstd => Ok(skim::find(core, core.blob.size()).await?.filter(is_new)),
+        Encoding::Gzip | Encoding::Plain => Ok(None),
+    }
+}
+
+/// The index at the end of the layer.
+async fn carried(core: &Core, encoding: Encoding, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
+    match foreign::find_foreign(&*core.blob, encoding, &hints.annotations, ForeignLimits::default()).await {
+        Ok(found) => {
+            for warning in found.iter().flat_map(|found| &found.warnings) {
+                core.warn(warning.clone());
+            }
+            Ok(found)
+        }
+        Err(FindError::Index(error)) => {
+            core.warn(format!("{error}; the layer is read without it"));
+            Ok(None)
+        }
+        Err(FindError::Read(error)) => Err(error),
+    }
+}
+
+/// Reads an offered index on a blocking thread: it may have millions of entries.
+async fn parse(core: &Core, offer: &Offer) -> Result<Result<Foreign, String>, ReadError> {
+    let (offer, size) = (offer.clone(), core.blob.size());
+    compute(move || Ok(read(&offer, size))).await
+}
+
+fn read(offer: &Offer, stored_size: u64) -> Result<Foreign, String> {
+    match offer.kind {
+        IndexKind::Soci => {
+            let mut found =
+                foreign::parse_ztoc(&offer.bytes, stored_size).map_err(|error| error.to_string())?;
+            found.is_bound = offer.is_bound;
+            if found.index.toc.last().is_some_and(|last| foreign::is_table(last.path)) {
+                // The layer is an eStargz too.
+                found.index.toc = foreign::without_markers(&found.index.toc);
+            }
+            Ok(found)
+        }
+        IndexKind::Pushed => {
+            let index = LayerIndex::from_foreign_bytes(&offer.bytes, stored_size)
+                .ok_or("it is of another version, damaged, or about another layer")?;
+            let id = *blake3::hash(&offer.bytes).as_bytes();
+            Ok(Foreign { kind: IndexKind::Pushed, index, id, is_bound: offer.is_bound, warnings: Vec::new() })
+        }
+        IndexKind::Local | IndexKind::Estargz | IndexKind::ZstdChunked | IndexKind::ZstdSeekable => {
+            Err("this kind lies in the layer, not beside it".into())
+        }
+    }
+}
+
+/// What an earlier mount left about claims.
+enum Kept {
+    /// An offered index that it used, and that this one takes too.
+    Index(Foreign),
+    /// The index with this id is not true.
+    Refuted([u8; 32]),
+    Nothing,
+}
+
+/// What stands in the place of the byte of a kind before the id of an index that is not true.
+const REFUTED: u8 = 0;
+
+/// Notes that an index is not true, for mounts that cannot keep the layer's own.
+pub(super) fn note_refuted(core: &Core, claim: &Foreign) {
+    let note = [&[REFUTED], &claim.id[..]].concat();
+    if let Err(error) = core.cache().put_offer(core.blob.digest(), &note) {
+        tracing::debug!(%error, "cannot note that an index is not true");
+    }
+}
+
+async fn kept(core: &Core, policy: IndexPolicy) -> Result<Kept, ReadError> {
+    let (cache, digest, size) = (core.cache().clone(), core.blob.digest().clone(), core.blob.size());
+    compute(move || {
+        let Some(bytes) = cache.offer(&digest)? else { return Ok(Kept::Nothing) };
+        let Some((&byte, rest)) = bytes.split_first() else { return Ok(Kept::Nothing) };
+        if byte == REFUTED {
+            return Ok(rest.try_into().map_or(Kept::Nothing, Kept::Refuted));
+        }
+        let Some(&(kind, is_bound, _)) = KEPT.iter().find(|(_, _, number)| *number == byte) else {
+            return Ok(Kept::Nothing);
+        };
+        let offer = Offer { kind, bytes: rest.to_vec().into(), is_bound };
+        let taken = takes(policy, &offer).then(|| read(&offer, size).ok()).flatten();
+        Ok(taken.map_or(Kept::Nothing, Kept::Index))
+    })
+    .await
+}
+
+/// Whether what an earlier mount took, under a policy of its own, is taken under this one.
+fn takes(policy: IndexPolicy, offer: &Offer) -> bool {
+    match policy {
+        IndexPolicy::All => true,
+        IndexPolicy::Auto => offer.is_bound || offer.kind != IndexKind::Soci,
+        IndexPolicy::Local | IndexPolicy::Off => false,
+    }
+}
+
+/// The kinds that are kept, whether they are bound to the image, and the byte that stands for both.
+const KEPT: [(IndexKind, bool, u8); 3] =
+    [(IndexKind::Soci, true, 1), (IndexKind::Pushed, false, 2), (IndexKind::Soci, false, 3)];
+
+/// Keeps an offered index, so that the next mount need not ask for it.
+async fn keep(core: &Core, offer: &Offer) {
+    let is_it =
+        |(kind, is_bound, _): &&(IndexKind, bool, u8)| (*kind, *is_bound) == (offer.kind, offer.is_bound);
+    let Some(&(_, _, number)) = KEPT.iter().find(is_it) else { return };
+    let (cache, digest, offer) = (core.cache().clone(), core.blob.digest().clone(), offer.clone());
+    let kept = compute(move || {
+        let bytes = [&[number], &offer.bytes[..]].concat();
+        Ok(cache.put_offer(&digest, &bytes)?)
+    });
+    if let Err(error) = kept.await {
+        tracing::warn!(layer = %core.blob.digest(), error = error.chain(), "index not kept");
+    }
+}
+
+/// What a comparison found.
+pub(super) enum Verdict {
+    True,
+    /// The first difference.
+    False(String),
+}
+
+/// Compares a claim with the layer, whose stored bytes are complete and verified. From then on the layer's own index is kept,
+/// which the next mount uses whatever the verdict is.
+pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadError> {
+    let own = match core.audited_index().await {
+        // What is no archive has no names, whatever an index says.
+        Err(error) if error.fault() == Fault::Malformed => return Ok(Verdict::False(error.chain())),
+        own => own?,
+    };
+    let (kind, theirs) = (claim.kind, claim.index.toc.clone());
+    let (differs, files, own) = compute(move || {
+        let differs = audit::names_differ(kind, &theirs, &own.toc);
+        let files = audit::files(kind, &theirs, &own.toc);
+        Ok((differs, files, own))
+    })
+    .await?;
+    if let Some(why) = differs {
+        return Ok(Verdict::False(why));
+    }
+    let (claimed, truth) = (core.uncached(&claim.index), core.uncached(&own));
+    match audit::content_differs(&claimed, &truth, files).await {
+        Ok(None) => Ok(Verdict::True),
+        Ok(Some(why)) => Ok(Verdict::False(why)),
+        // What cannot be decoded where the claim says so is not there.
+        Err(error) if matches!(error.fault(), Fault::Malformed | Fault::Mismatch) => {
+            Ok(Verdict::False(error.chain()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Core {
+    /// The stream as `index` describes it, for one who reads it in order; kept nowhere.
+    fn uncached(&self, index: &LayerIndex) -> Shared {
+        if index.spans.encoding() == Encoding::Plain && !index.spans.is_made_up() {
+            return self.blob.clone();
+        }
+        Arc::new(Onward::new(decoded(self.blob.clone(), index)))
+    }
+
+    /// The pass of an audit, which no reader waits for.
+    async fn audited_index(&self) -> Result<LayerIndex, ReadError> {
+        self.own_index(&Mutex::new(LayerState::Untouched)).await
+    }
+}

@@ -1,0 +1,173 @@
+//! The bytes of one file, as a view into the stream of its layer.
+//!
+//! It keeps no bytes. The idea: below, nobody knows where a file ends; so this is where whoever reads a file from its start on
+//! has the stored bytes of its rest fetched, in growing steps and never past its end.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::io::{BoxFuture, ByteRange, Concat, ReadAt, ReadError, Shared, Slice, Verified};
+
+use super::toc::Content;
+
+/// What is fetched at first, in bytes of the file: no more than one large read of the kernel.
+const FIRST: u64 = 1024 * 1024;
+
+/// The most that is fetched ahead of a reader, in bytes of the file.
+const MOST: u64 = 16 * 1024 * 1024;
+
+/// How far out of order the reads of one sequential reader come: the kernel reads ahead with several requests.
+const DISORDER: u64 = 1024 * 1024;
+
+/// Starts fetching the stored bytes of a range of the stream, for nobody in particular.
+pub type Fetcher = Arc<dyn Fn(ByteRange) + Send + Sync>;
+
+/// The bytes of the file that lies in `stream` as `content` says.
+pub fn file(stream: &Shared, content: &Content, fetcher: Option<Fetcher>) -> Result<Shared, ReadError> {
+    let Some(runs) = &content.runs else {
+        let range = ByteRange::at(content.offset, content.size);
+        let bytes = Arc::new(Slice::new(stream.clone(), range)?);
+        return Ok(match fetcher {
+            Some(fetcher) if content.size > FIRST / 4 => {
+                Arc::new(Sequential { bytes, range, fetcher, reader: Mutex::default() })
+            }
+            _ => bytes,
+        });
+    };
+    let mut sparse = Concat::new();
+    let mut stored = content.offset;
+    for run in runs {
+        sparse.push_hole(run.offset.saturating_sub(sparse.size()));
+        sparse.push(Arc::new(Slice::new(stream.clone(), ByteRange::at(stored, run.len))?));
+        stored += run.len;
+    }
+    sparse.push_hole(content.size.saturating_sub(sparse.size()));
+    Ok(Arc::new(sparse))
+}
+
+/// A file whose rest is fetched for who reads it from the start.
+struct Sequential {
+    bytes: Shared,
+    /// Where it lies in the stream.
+    range: ByteRange,
+    fetcher: Fetcher,
+    /// Guards nothing beyond itself.
+    reader: Mutex<Reader>,
+}
+
+/// The reader of a file, as far as its reads that had to wait tell.
+#[derive(Debug, Default)]
+struct Reader {
+    /// Where its reads have got to.
+    next: u64,
+    /// Up to where stored bytes were asked for.
+    asked: u64,
+}
+
+impl Reader {
+    /// Takes note of a read, and says which part of a file of `size` bytes to fetch for those that will follow.
+    fn note(&mut self, read: ByteRange, size: u64) -> Option<ByteRange> {
+        let near = self.next.saturating_sub(DISORDER)..=self.next + DISORDER;
+        if !near.contains(&read.start) {
+            // It jumped: what it reads there is fetched by the read itself.
+            *self = Self { next: read.end, asked: read.end };
+            return None;
+        }
+        self.next = self.next.max(read.end);
+        let window = (self.next * 2).clamp(FIRST, MOST);
+        let end = size.min(self.next + window);
+        let start = self.asked.max(read.start);
+        // Small steps would be small requests.
+        let is_worth_it = end > start && (end == size || end - start >= window / 2);
+        is_worth_it.then(|| {
+            self.asked = end;
+            ByteRange::new(start, end)
+        })
+    }
+}
+
+impl ReadAt for Sequential {
+    fn size(&self) -> u64 {
+        self.range.len()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        let read = ByteRange::at(offset, buf.len() as u64);
+        let wanted = self.reader.lock().unwrap_or_else(PoisonError::into_inner).note(read, self.size());
+        if let Some(wanted) = wanted {
+            (self.fetcher)(ByteRange::at(self.range.start + wanted.start, wanted.len()));
+        }
+        self.bytes.read_at(offset, buf)
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        self.bytes.read_ready(offset, buf)
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        self.bytes.next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> u64 {
+        self.bytes.next_hole(offset)
+    }
+
+    fn verified(&self) -> Verified {
+        self.bytes.verified()
+    }
+
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        self.bytes.backing()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u64 = 1024;
+    const MIB: u64 = 1024 * KIB;
+
+    /// What is asked for by reads of these ranges.
+    fn asked(size: u64, reads: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+        let mut reader = Reader::default();
+        let notes =
+            reads.into_iter().filter_map(|(start, end)| reader.note(ByteRange::new(start, end), size));
+        notes.map(|range| (range.start, range.end)).collect()
+    }
+
+    #[test]
+    fn a_file_that_is_read_in_order_is_fetched_once_in_few_steps_and_not_past_its_end() {
+        for size in [300 * KIB, 3 * MIB + 7, 200 * MIB] {
+            let step = 128 * KIB;
+            let reads = (0..size.div_ceil(step)).map(|at| (at * step, size.min((at + 1) * step)));
+            let asked = asked(size, reads);
+            assert_eq!(asked.first().unwrap().0, 0);
+            assert!(asked.windows(2).all(|pair| pair[0].1 == pair[1].0), "{asked:?}");
+            assert_eq!(asked.last().unwrap().1, size);
+            assert!(asked.len() as u64 <= 10 + size / (8 * MIB), "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_short_look_at_a_large_file_costs_little() {
+        assert_eq!(asked(100 * MIB, [(0, 4 * KIB)]), [(0, MIB + 4 * KIB)]);
+    }
+
+    #[test]
+    fn jumps_ask_for_nothing() {
+        let reads = (1..100).map(|at| ((at * 37) % 100 * 3 * MIB, (at * 37) % 100 * 3 * MIB + 4 * KIB));
+        assert_eq!(asked(300 * MIB, reads.filter(|read| read.0 > DISORDER)), []);
+    }
+
+    #[test]
+    fn requests_in_the_wrong_order_are_one_reader() {
+        let pairs = (0..32).flat_map(|pair| {
+            let at = pair * 256 * KIB;
+            [(at + 128 * KIB, at + 256 * KIB), (at, at + 128 * KIB)]
+        });
+        let asked = asked(8 * MIB, pairs);
+        assert!(asked.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{asked:?}");
+        assert_eq!(asked.last().unwrap().1, 8 * MIB);
+    }
+}

@@ -1,0 +1,143 @@
+//! Reading a produced stream in order, each part of it produced once.
+//!
+//! It keeps no more than one part of a delivery. The idea: a delivery that was not read to its end is kept open, and who reads
+//! on reads on in it. One that jumps begins a new delivery; small files one after the other would cost a whole block each.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+
+use crate::io::{BoxFuture, BoxStream, ByteRange, Fault, Fetch, ReadAt, ReadError};
+
+/// The stream of a [`Fetch`], for one reader.
+pub(super) struct Onward {
+    fetch: Arc<dyn Fetch>,
+    /// Taken out while it is read from: a second reader begins a delivery of its own.
+    open: Mutex<Option<Open>>,
+}
+
+/// A delivery that was begun.
+struct Open {
+    /// Offset of `part`.
+    at: u64,
+    part: Bytes,
+    /// Where the delivery ends.
+    end: u64,
+    body: BoxStream<'static, Result<Bytes, ReadError>>,
+}
+
+impl Onward {
+    pub(super) fn new(fetch: Arc<dyn Fetch>) -> Self {
+        Self { fetch, open: Mutex::default() }
+    }
+
+    async fn begin(&self, range: ByteRange) -> Result<Open, ReadError> {
+        let delivery = self.fetch.fetch(range).await?;
+        Ok(Open {
+            at: delivery.range.start,
+            part: Bytes::new(),
+            end: delivery.range.end,
+            body: delivery.body,
+        })
+    }
+
+    async fn read(&self, want: ByteRange, buf: &mut [u8]) -> Result<(), ReadError> {
+        if want.end > self.fetch.size() {
+            let message = format!("bytes {want} of a stream of {}", self.fetch.size());
+            return Err(ReadError::new(Fault::Usage, message));
+        }
+        let taken = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut open = taken.filter(|open| open.at <= want.start && want.start < open.end);
+        let mut at = want.start;
+        while at < want.end {
+            let mut here = match open.take() {
+                Some(here) if at < here.end => here,
+                _ => self.begin(ByteRange::new(at, want.end)).await?,
+            };
+            let part = ByteRange::at(here.at, here.part.len() as u64);
+            if at < part.end {
+                let take = part.intersect(ByteRange::new(at, want.end));
+                buf[(at - want.start) as usize..(take.end - want.start) as usize].copy_from_slice(
+                    &here.part[(at - part.start) as usize..(take.end - part.start) as usize],
+                );
+                at = take.end;
+            } else {
+                let Some(next) = here.body.next().await else {
+                    let message = format!("a delivery up to {} ended at {}", here.end, part.end);
+                    return Err(ReadError::new(Fault::Misbehaved, message));
+                };
+                (here.at, here.part) = (part.end, next?);
+            }
+            open = Some(here);
+        }
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = open;
+        Ok(())
+    }
+}
+
+impl ReadAt for Onward {
+    fn size(&self) -> u64 {
+        self.fetch.size()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        let want = ByteRange::at(offset, buf.len() as u64);
+        Box::pin(self.read(want, buf))
+    }
+
+    fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        Ok(buf.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::io::{Delivery, read_vec};
+
+    /// Delivers whole kilobytes in parts of 100 bytes, and counts what it produces.
+    struct Kilobytes(Vec<u8>, Arc<AtomicU64>);
+
+    impl Fetch for Kilobytes {
+        fn size(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+            let range = range.align(10, self.size());
+            let bytes = self.0[range.start as usize..range.end as usize].to_vec();
+            let produced = self.1.clone();
+            let parts: Vec<Bytes> = bytes.chunks(100).map(|part| part.to_vec().into()).collect();
+            let body = futures_util::stream::iter(parts).map(move |part| {
+                produced.fetch_add(part.len() as u64, Ordering::Relaxed);
+                Ok(part)
+            });
+            Box::pin(async move { Ok(Delivery { range, body: body.boxed() }) })
+        }
+    }
+
+    #[tokio::test]
+    async fn who_reads_in_order_has_everything_produced_once_and_who_jumps_gets_the_right_bytes() {
+        let bytes: Vec<u8> = (0..10_300_u32).map(|at| ((at * 7919) >> 5) as u8).collect();
+        let produced = Arc::new(AtomicU64::new(0));
+        let stream = Onward::new(Arc::new(Kilobytes(bytes.clone(), produced.clone())));
+        for start in (0..10_300).step_by(37) {
+            let range = ByteRange::new(start, 10_300.min(start + 20));
+            let read = read_vec(&stream, range).await.unwrap();
+            assert_eq!(read, bytes[start as usize..range.end as usize]);
+        }
+        assert_eq!(produced.load(Ordering::Relaxed), 10_300);
+        for (start, end) in [(5000, 5001), (0, 10_300), (10_299, 10_300), (3, 4), (1020, 2050), (1000, 1001)]
+        {
+            let read = read_vec(&stream, ByteRange::new(start, end)).await.unwrap();
+            assert_eq!(read, bytes[start as usize..end as usize], "{start}..{end}");
+        }
+        assert_eq!(
+            read_vec(&stream, ByteRange::new(10_299, 10_301)).await.unwrap_err().fault(),
+            Fault::Usage
+        );
+    }
+}
