@@ -3,9 +3,13 @@
 //! This is the only place where the lower modules meet. Opening costs the index and the manifest, never a blob byte;
 //! everything else is found out on first use and then kept.
 
+mod beside;
 mod error;
 mod open;
+mod prefetch;
+mod publish;
 mod status;
+mod trace;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,20 +17,28 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 
 pub use error::ImageError;
-pub use open::{Network, OpenOptions};
+pub use open::{Network, OpenOptions, Recording};
+pub use prefetch::Prefetch;
+pub use publish::BuiltIndex;
 pub use status::{BlobStatus, LayerStatus, Status};
+pub use trace::{MAX_TRACE, Trace, TraceRead};
 
 use crate::cache::{Cache, Cached};
 use crate::disk::{self, Detection, Inspection};
 use crate::io::{
-    BoxFuture, ByteRange, Concat, Fault, Memory, ReadAt as _, ReadError, Shared, Slice, read_vec,
+    BoxFuture, ByteRange, Concat, Fault, Memory, ReadAt as _, ReadError, Shared, compute, read_vec,
 };
-use crate::layer::{Content, Layer, LayerIndex};
+use crate::layer::{self, Content, Layer, LayerIndex, Toc};
 use crate::oci::{Descriptor, Digest, Document, FileNames, Manifest};
 use crate::source::Source;
 use crate::tree::{Builder, Tree};
+
+use beside::Beside;
+use publish::Publisher;
+use trace::{Observed, Recorder, Stored};
 
 /// One image or artifact, at one digest, for the life of a mount.
 pub struct Image {
@@ -35,8 +47,13 @@ pub struct Image {
     index: Option<Bytes>,
     document: Document,
     manifest_bytes: Bytes,
+    manifest_digest: Digest,
     manifest: Manifest,
     source: Arc<dyn Source>,
+    /// What lies beside the image, if that is used.
+    beside: Option<Arc<Beside>>,
+    /// Where things can be published beside the image.
+    publisher: Option<Publisher>,
     cache: Cache,
     /// Every blob that was opened, kept open for the life of the image: readers share it, and nobody evicts it meanwhile.
     blobs: Mutex<HashMap<Digest, Arc<Cached>>>,
@@ -50,6 +67,11 @@ pub struct Image {
     files: FileNames,
     detection: Detection,
     inspections: Vec<OnceCell<Inspection>>,
+    prefetch: Prefetch,
+    /// Notes what is read, while that is recorded.
+    recorder: Option<Arc<Recorder>>,
+    /// Background work that ends with the image.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Image {
@@ -107,8 +129,39 @@ impl Image {
     pub fn blob(&self, descriptor: &Descriptor) -> Result<Shared, ReadError> {
         match &descriptor.data {
             Some(data) => Ok(Arc::new(Memory::new(data.clone()))),
-            None => Ok(self.cached(descriptor)?),
+            None => {
+                let blob = self.cached(descriptor)?;
+                Ok(self.observed(blob, &descriptor.digest, || Arc::new(|range| vec![range])))
+            }
         }
+    }
+
+    /// `bytes`, whose reads are noted while a trace is recorded; `stored` makes what tells which bytes of `blob` a read needs.
+    fn observed(&self, bytes: Shared, blob: &Digest, stored: impl FnOnce() -> Stored) -> Shared {
+        match &self.recorder {
+            None => bytes,
+            Some(recorder) => {
+                Arc::new(Observed { bytes, blob: blob.clone(), stored: stored(), recorder: recorder.clone() })
+            }
+        }
+    }
+
+    /// What was read so far, when the image was opened to record it.
+    pub fn trace(&self) -> Option<Trace> {
+        let recorder = self.recorder.as_ref()?;
+        let size_of =
+            |digest: &Digest| self.manifest.blobs().find(|blob| blob.digest == *digest).map(|blob| blob.size);
+        Some(Trace {
+            schema_version: 1,
+            reference: self.pinned.clone(),
+            manifest: self.manifest_digest.to_string(),
+            reads: recorder.reads(size_of),
+        })
+    }
+
+    /// The digest of the manifest: of the platform that was chosen, if the reference named an index.
+    pub fn manifest_digest(&self) -> &Digest {
+        &self.manifest_digest
     }
 
     fn cached(&self, descriptor: &Descriptor) -> Result<Arc<Cached>, ReadError> {
@@ -151,16 +204,20 @@ impl Image {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
         // Side by side, but no more at once than can decode: a pass holds megabytes in flight. Applied in order as they
         // come, so that only a few tables of contents are in memory.
-        let pending: Vec<BoxFuture<'_, Result<(usize, LayerIndex), ReadError>>> = self
+        let pending: Vec<BoxFuture<'_, Result<(usize, Toc), ReadError>>> = self
             .archives()
             .map(|(at, layer)| -> BoxFuture<'_, _> {
-                Box::pin(async move { Ok((at, layer.index().await?)) })
+                Box::pin(async move {
+                    let LayerIndex { toc, prefetch, .. } = layer.index().await?;
+                    self.fetch_landmark(at, layer, prefetch);
+                    Ok((at, toc))
+                })
             })
             .collect();
         let mut indexes = futures_util::stream::iter(pending).buffered(cores);
         let mut builder = Builder::new();
         while let Some(next) = indexes.next().await {
-            let (at, LayerIndex { toc, .. }) = next?;
+            let (at, toc) = next?;
             builder = compute(move || {
                 builder.apply(at as u32, &toc).map(|()| builder).map_err(|error| {
                     ReadError::caused(error.fault(), format!("layer {at} cannot be merged"), error)
@@ -176,7 +233,7 @@ impl Image {
         let Some(layer) = self.archive(at) else {
             return Err(ReadError::new(Fault::NotFound, format!("layer {at} is no archive")));
         };
-        let LayerIndex { toc, .. } = layer.index().await?;
+        let toc = layer.index().await?.toc;
         compute(move || {
             let mut builder = Builder::new();
             let omitted = builder.apply_alone(at as u32, &toc).map_err(|error| {
@@ -193,21 +250,12 @@ impl Image {
 
     /// The bytes of a file whose tree said `content`, in the layer with number `origin`.
     pub fn file(&self, origin: usize, content: &Content) -> Result<Shared, ReadError> {
-        let stream = self.archive(origin).and_then(Layer::stream).ok_or_else(|| {
-            ReadError::new(Fault::Io, format!("layer {origin} was not opened before its files"))
-        })?;
-        let Some(runs) = &content.runs else {
-            return Ok(Arc::new(Slice::new(stream, ByteRange::at(content.offset, content.size))?));
-        };
-        let mut sparse = Concat::new();
-        let mut stored = content.offset;
-        for run in runs {
-            sparse.push_hole(run.offset.saturating_sub(sparse.size()));
-            sparse.push(Arc::new(Slice::new(stream.clone(), ByteRange::at(stored, run.len))?));
-            stored += run.len;
-        }
-        sparse.push_hole(content.size.saturating_sub(sparse.size()));
-        Ok(Arc::new(sparse))
+        let missing = || ReadError::new(Fault::Io, format!("layer {origin} was not opened before its files"));
+        let layer = self.archive(origin).ok_or_else(missing)?;
+        let stream = layer.stream().ok_or_else(missing)?;
+        let digest = &self.manifest.layers[origin].digest;
+        let stream = self.observed(stream, digest, || Arc::new(layer.stored_ranges()));
+        layer::file(&stream, content, layer.fetcher())
     }
 
     /// The names of the layers that are files.
@@ -246,15 +294,5 @@ impl Image {
     /// The disk's inspection if it was done before.
     pub fn inspected(&self, at: usize) -> Option<&Inspection> {
         self.inspections.get(at)?.get()
-    }
-}
-
-/// Runs a computation of milliseconds on a blocking thread.
-async fn compute<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
-) -> Result<T, ReadError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(ReadError::caused(Fault::Io, "computing thread failed", error)),
     }
 }

@@ -1,17 +1,19 @@
 //! From a location to an image: resolve once, pin, choose the platform.
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::OnceCell;
 
 use crate::cache::Cache;
 use crate::disk::{self, PartOrder};
-use crate::layer::Layer;
+use crate::layer::{Hints, IndexPolicy, Layer, Offers};
 use crate::oci::{self, Choice, Descriptor, Digest, Document, Manifest, OciError, Platform};
 use crate::registry::Registry;
 use crate::source::{self, Location, Root, Source};
 
-use super::{Image, ImageError};
+use super::beside::Beside;
+use super::publish::Publisher;
+use super::{Image, ImageError, Prefetch};
 
 /// How deep indexes may be nested; real ones are one deep.
 const MAX_NESTING: usize = 4;
@@ -37,6 +39,37 @@ pub struct OpenOptions {
     pub network: Network,
     /// How the parts of a split disk are ordered.
     pub part_order: PartOrder,
+    /// Whose indexes of layers are used.
+    pub index: IndexPolicy,
+    /// What is fetched before anybody asks.
+    pub prefetch: Prefetch,
+    /// Whether reads are noted.
+    pub recording: Recording,
+}
+
+impl OpenOptions {
+    /// Everything but the location as it is when nobody says otherwise.
+    pub fn new(location: Location) -> Self {
+        Self {
+            location,
+            platform: None,
+            network: Network::default(),
+            part_order: PartOrder::default(),
+            index: IndexPolicy::default(),
+            prefetch: Prefetch::default(),
+            recording: Recording::default(),
+        }
+    }
+}
+
+/// Whether the reads of an image are noted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recording {
+    /// No.
+    #[default]
+    Off,
+    /// Yes: [`Image::trace`] tells them.
+    On,
 }
 
 impl Image {
@@ -56,6 +89,7 @@ impl Image {
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
         let mut index = None;
         let (mut current, mut bytes) = (document.clone(), root.bytes.clone());
+        let mut manifest_digest = digest.clone();
         let mut depth = 0;
         let manifest = loop {
             match current {
@@ -78,6 +112,7 @@ impl Image {
                     let root = documents.document(entry).await?;
                     current = parse(&root)?;
                     bytes = root.bytes;
+                    manifest_digest = root.digest;
                 }
             }
         };
@@ -93,24 +128,41 @@ impl Image {
             index,
             document,
             manifest_bytes: bytes,
+            manifest_digest,
             manifest,
             source,
+            beside: None,
+            publisher: match &options.location {
+                Location::Registry(reference) => {
+                    Some(Publisher { registry: registry.clone(), reference: reference.clone() })
+                }
+                Location::Layout { .. } => None,
+            },
             cache,
             blobs: Mutex::default(),
             merged: OnceCell::new(),
             unmergeable: OnceLock::new(),
             errors: Mutex::default(),
+            prefetch: options.prefetch.clone(),
+            recorder: match options.recording {
+                Recording::Off => None,
+                Recording::On => Some(Arc::default()),
+            },
+            tasks: Mutex::default(),
         };
-        image.with_layers()
+        image.with_layers(options.index)
     }
 
     /// Opens the archive layers in the cache; reads nothing.
-    fn with_layers(mut self) -> Result<Self, ImageError> {
+    fn with_layers(mut self, policy: IndexPolicy) -> Result<Self, ImageError> {
+        self.beside = policy.takes_foreign().then(|| Arc::new(Beside::new(&self, policy)));
+        let offers = self.beside.clone().map(|beside| -> Arc<dyn Offers> { beside });
         let layers = self.manifest.layers.iter().map(|descriptor| {
             if !descriptor.media_type.claims_tar() || descriptor.digest.algorithm().is_none() {
                 return Ok(None);
             }
-            Ok(Some(Layer::new(self.cached(descriptor)?, self.cache.clone())))
+            let hints = Hints { policy, annotations: descriptor.annotations.clone(), offers: offers.clone() };
+            Ok(Some(Layer::new(self.cached(descriptor)?, self.cache.clone(), hints)))
         });
         self.layers = layers.collect::<Result<_, ImageError>>()?;
         Ok(self)

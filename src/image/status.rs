@@ -65,6 +65,8 @@ pub struct LayerStatus {
     pub mode: &'static str,
     /// What that means for the next read.
     pub why: String,
+    /// Whose index it is read by, when that is known.
+    pub index: Option<String>,
     /// How it is stored, when that is known.
     pub encoding: Option<String>,
     /// Bytes of the uncompressed stream: all of them when indexed, so far when streaming.
@@ -120,6 +122,9 @@ impl Image {
         let mut warnings = self.files().reports.clone();
         warnings.extend(self.detection().problems.iter().map(ToString::to_string));
         warnings.extend(self.detection().warnings.iter().cloned());
+        for (at, layer) in self.archives() {
+            warnings.extend(layer.warnings().into_iter().map(|warning| format!("layer {at}: {warning}")));
+        }
         for at in 0..self.detection().disks.len() {
             if let Some(refusal) = self.inspected(at).and_then(|inspection| inspection.refusal.as_ref()) {
                 warnings.push(format!("disk {}: {refusal}", self.detection().disks[at].name));
@@ -144,6 +149,10 @@ fn layer_status(layer: usize, digest: &Digest, opened: &Layer) -> LayerStatus {
         digest: digest.clone(),
         mode,
         why,
+        index: match opened.state() {
+            LayerState::Indexed { kind, .. } => Some(kind.to_string()),
+            LayerState::Untouched | LayerState::Streaming | LayerState::Failed(_) => None,
+        },
         encoding,
         stream_bytes,
     };
@@ -158,7 +167,7 @@ fn layer_status(layer: usize, digest: &Digest, opened: &Layer) -> LayerStatus {
             let why = "one pass over its stored bytes is running; names wait for its end".into();
             status("streaming", why, None, Some(opened.decoded()))
         }
-        LayerState::Indexed { encoding, stream_size, spans } => {
+        LayerState::Indexed { encoding, stream_size, spans, .. } => {
             let why = match spans {
                 1 if encoding == crate::layer::Encoding::Plain => "stored uncompressed: a read fetches just its blocks".into(),
                 1 => "one compressed unit: decoded once into the cache, and again from its start if that is lost".to_owned(),

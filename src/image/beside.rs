@@ -1,0 +1,221 @@
+//! What lies beside an image in its repository: indexes of its layers, and traces.
+//!
+//! Nothing here is needed to read the image: whatever goes wrong is a warning, and the answer is empty. The idea: the
+//! repository is asked once, when the first layer without an index is looked into; what it lists is read when a layer of it
+//! is wanted.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use crate::cache::Cache;
+use crate::io::{BoxFuture, ReadError, read_all};
+use crate::layer::{IndexKind, IndexPolicy, Offer, Offers};
+use crate::oci::published::{self, INDEX_ARTIFACT, MAX_INDEX_BLOB, TRACE};
+use crate::oci::{self, Descriptor, Digest, Document, Manifest, SociIndex, SociVersion, Ztoc};
+use crate::source::Source;
+
+use super::{Image, Trace};
+
+/// Manifests of one kind that are looked at: a repository that lists more has been pushed to more often than helps.
+const MAX_MANIFESTS: usize = 8;
+
+/// The indexes that lie beside one image.
+pub(super) struct Beside {
+    source: Arc<dyn Source>,
+    cache: Cache,
+    subject: Digest,
+    manifest: Manifest,
+    policy: IndexPolicy,
+    listed: OnceCell<Vec<Listed>>,
+}
+
+/// An index that somebody published.
+struct Listed {
+    layer: Digest,
+    blob: Descriptor,
+    kind: IndexKind,
+    is_bound: bool,
+}
+
+impl Beside {
+    pub(super) fn new(image: &Image, policy: IndexPolicy) -> Self {
+        Self {
+            source: image.source.clone(),
+            cache: image.cache.clone(),
+            subject: image.manifest_digest.clone(),
+            manifest: image.manifest.clone(),
+            policy,
+            listed: OnceCell::new(),
+        }
+    }
+
+    async fn list(&self) -> Vec<Listed> {
+        let mut listed = Vec::new();
+        match oci::soci_index_digest(&self.manifest) {
+            Ok(None) => {}
+            Ok(Some(digest)) => {
+                listed.extend(self.soci_bound(digest).await.unwrap_or_else(|why| warn("SOCI", &why)));
+            }
+            Err(error) => listed.extend(warn("SOCI", &error.to_string())),
+        }
+        for (number, manifest) in self.documents(INDEX_ARTIFACT).await.into_iter().enumerate() {
+            match published::read_indexes(&manifest, &self.subject, &self.manifest.layers) {
+                Ok(indexes) => listed.extend(indexes.into_iter().map(|index| Listed {
+                    layer: index.layer,
+                    blob: index.blob,
+                    kind: IndexKind::Pushed,
+                    is_bound: false,
+                })),
+                Err(error) => tracing::warn!(number, %error, "published indexes are not used"),
+            }
+        }
+        if self.policy == IndexPolicy::All {
+            for manifest in self.documents(oci::SOCI_V1).await {
+                let read = SociIndex::of(&manifest).map_err(|error| error.to_string());
+                listed
+                    .extend(read.and_then(|index| self.soci(index)).unwrap_or_else(|why| warn("SOCI", &why)));
+            }
+        }
+        listed
+    }
+
+    /// The SOCI index of version 2 that the manifest names.
+    async fn soci_bound(&self, digest: Digest) -> Result<Vec<Listed>, String> {
+        let bytes = match self.cache.document(&digest) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) | Err(_) => {
+                let root = self.source.named(&digest).await.map_err(|error| error.to_string())?;
+                if let Err(error) = self.cache.put_document(&root.digest, &root.bytes) {
+                    tracing::warn!(%digest, %error, "document not kept");
+                }
+                root.bytes
+            }
+        };
+        let index = SociIndex::parse(&bytes, None).map_err(|error| format!("{digest}: {error}"))?;
+        self.soci(index)
+    }
+
+    fn soci(&self, index: SociIndex) -> Result<Vec<Listed>, String> {
+        if !index.is_about(&self.subject) {
+            return Err(format!("it is not about {}", self.subject));
+        }
+        let is_bound = index.version == SociVersion::V2;
+        let listed =
+            |ztoc: Ztoc| Listed { layer: ztoc.layer, blob: ztoc.blob, kind: IndexKind::Soci, is_bound };
+        Ok(index.ztocs.into_iter().map(listed).collect())
+    }
+
+    /// The manifests of one kind about our image, the last ones that were listed first.
+    async fn documents(&self, artifact_type: &str) -> Vec<Manifest> {
+        documents(&*self.source, &self.subject, artifact_type).await
+    }
+
+    async fn read(&self, listed: &Listed) -> Result<Offer, String> {
+        /// An index is about 1 % of its layer, more where files are tiny; one that is larger than this saves nothing.
+        const FLOOR: u64 = 4 * 1024 * 1024;
+        let layer = self.manifest.layers.iter().find(|layer| layer.digest == listed.layer);
+        let limit = layer.map_or(0, |layer| layer.size / 2) + FLOOR;
+        if listed.blob.size > limit {
+            let (digest, size) = (&listed.blob.digest, listed.blob.size);
+            return Err(format!("{} index {digest} has {size} bytes, the limit is {limit}", listed.kind));
+        }
+        let bytes = blob(&self.cache, &*self.source, &listed.blob).await;
+        let bytes = bytes.map_err(|error| error.chain())?;
+        Ok(Offer { kind: listed.kind, bytes, is_bound: listed.is_bound })
+    }
+}
+
+impl Offers for Beside {
+    fn offer<'a>(
+        &'a self,
+        digest: &'a Digest,
+        number: usize,
+    ) -> BoxFuture<'a, Option<Result<Offer, String>>> {
+        Box::pin(async move {
+            let listed = self.listed.get_or_init(|| self.list()).await;
+            let one = listed.iter().filter(|one| one.layer == *digest).nth(number)?;
+            Some(self.read(one).await)
+        })
+    }
+}
+
+fn warn(kind: &str, why: &str) -> Vec<Listed> {
+    tracing::warn!(why, "{kind} index is not used");
+    Vec::new()
+}
+
+/// The manifests of one kind about `subject`, the last ones that were listed first.
+async fn documents(source: &dyn Source, subject: &Digest, artifact_type: &str) -> Vec<Manifest> {
+    let listed = match source.referrers(subject, Some(artifact_type)).await {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::debug!(%subject, %error, "no list of what lies beside the image");
+            return Vec::new();
+        }
+    };
+    let mut manifests = Vec::new();
+    for descriptor in listed.iter().rev().take(MAX_MANIFESTS) {
+        match source.document(descriptor).await {
+            Ok(root) => match Document::parse(&root.bytes, root.content_type.as_deref()) {
+                Ok(Document::Manifest(manifest)) => manifests.push(manifest),
+                Ok(Document::Index(_)) => {}
+                Err(error) => tracing::warn!(digest = %root.digest, %error, "not used"),
+            },
+            Err(error) => tracing::warn!(digest = %descriptor.digest, %error, "not used"),
+        }
+    }
+    manifests
+}
+
+/// A small blob as a whole, by way of the cache, compared with its digest.
+async fn blob(cache: &Cache, source: &dyn Source, descriptor: &Descriptor) -> Result<Bytes, ReadError> {
+    if descriptor.size > MAX_INDEX_BLOB {
+        let message = format!("{} bytes are over the limit of {}", descriptor.size, MAX_INDEX_BLOB);
+        return Err(ReadError::new(crate::io::Fault::Unsupported, message));
+    }
+    let bytes: Bytes = match &descriptor.data {
+        Some(data) => data.clone().into(),
+        None => read_all(&*cache.blob(&descriptor.digest, source.blob(descriptor))?).await?.into(),
+    };
+    let checked = descriptor.check("blob", &bytes);
+    checked.map_err(|error| ReadError::new(crate::io::Fault::Mismatch, error.to_string()))?;
+    Ok(bytes)
+}
+
+impl Image {
+    /// The indexes of layers that lie beside this image: the layer, and the kind of its index. Asks the repository, once.
+    pub async fn offered_indexes(&self) -> Vec<(Digest, IndexKind)> {
+        let Some(beside) = &self.beside else { return Vec::new() };
+        let listed = beside.listed.get_or_init(|| beside.list()).await;
+        listed.iter().map(|one| (one.layer.clone(), one.kind)).collect()
+    }
+
+    /// The trace that was recorded of this image: on this machine, else one that was published beside it.
+    pub async fn find_trace(&self) -> Result<Option<Trace>, ReadError> {
+        if let Some(bytes) = self.cache.trace(&self.manifest_digest)? {
+            match Trace::parse(&bytes) {
+                Ok(trace) => return Ok(Some(trace)),
+                Err(error) => tracing::warn!(error = error.chain(), "the recorded trace is not used"),
+            }
+        }
+        for manifest in documents(&*self.source, &self.manifest_digest, TRACE).await {
+            let read = async {
+                let descriptor = published::read_trace(&manifest, &self.manifest_digest)
+                    .map_err(|error| ReadError::new(error.fault(), error.to_string()))?;
+                Trace::parse(&blob(&self.cache, &*self.source, &descriptor).await?)
+            };
+            match read.await {
+                Ok(trace) => return Ok(Some(trace)),
+                Err(error) => tracing::warn!(error = error.chain(), "a published trace is not used"),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Keeps a trace in the cache.
+    pub fn keep_trace(&self, json: &[u8]) -> Result<(), ReadError> {
+        Ok(self.cache.put_trace(&self.manifest_digest, json)?)
+    }
+}

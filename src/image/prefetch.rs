@@ -1,0 +1,110 @@
+//! Fetching before anybody asks.
+//!
+//! Nothing here hands out bytes, and nobody waits for it: what fails is fetched when it is read. The idea: every kind of
+//! prefetch is a list of ranges of blobs, in the order in which they are likely to be wanted.
+
+use std::sync::{Arc, PoisonError};
+
+use futures_util::StreamExt as _;
+
+use crate::io::{BoxFuture, ByteRange, ReadError};
+use crate::layer::Layer;
+use crate::oci::Descriptor;
+
+use super::{Image, Trace};
+
+/// Ranges that are fetched at once: fewer than a host gets requests, so that readers come first.
+const PARALLEL: usize = 4;
+
+/// What is fetched before anybody asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Nothing.
+    None,
+    /// What the authors of layers marked as needed first, once a layer is looked into.
+    #[default]
+    Landmarks,
+    /// What was read when the trace was recorded.
+    Trace(Trace),
+    /// Everything.
+    All,
+}
+
+impl Image {
+    /// Fetches what `prefetch` says, and ends when it is here. Landmarks are fetched when layers are looked into, not here.
+    pub async fn prefetch(self: Arc<Self>, prefetch: Prefetch) {
+        let result = match prefetch {
+            Prefetch::None | Prefetch::Landmarks => Ok(()),
+            Prefetch::Trace(trace) => self.replay(&trace).await,
+            Prefetch::All => self.fetch_all().await,
+        };
+        match result {
+            Ok(()) => tracing::debug!(reference = self.pinned(), "prefetch ended"),
+            Err(error) => {
+                tracing::warn!(reference = self.pinned(), error = error.chain(), "prefetch ended early")
+            }
+        }
+    }
+
+    /// Merges the layers before anybody looks, if that needs no byte from elsewhere and takes but milliseconds.
+    pub async fn merge_ahead(self: Arc<Self>) {
+        /// Bytes of indexes: some hundred thousand entries, a tenth of a second.
+        const MOST: u64 = 8 * 1024 * 1024;
+        let sizes: Option<Vec<u64>> = self.archives().map(|(_, layer)| layer.kept_index_len()).collect();
+        let is_cheap = sizes.is_some_and(|sizes| !sizes.is_empty() && sizes.iter().sum::<u64>() <= MOST);
+        if is_cheap && let Err(error) = self.merged().await {
+            // Whoever looks gets the error.
+            tracing::debug!(reference = self.pinned(), error = error.chain(), "not merged ahead");
+        }
+    }
+
+    async fn replay(&self, trace: &Trace) -> Result<(), ReadError> {
+        let mut wanted: Vec<(&Descriptor, ByteRange)> = Vec::new();
+        for read in &trace.reads {
+            // A blob of another version of the image, or a range past its end, is none of ours.
+            let found = self.manifest().blobs().find(|blob| blob.digest.as_str() == read.blob);
+            let Some(descriptor) = found.filter(|blob| blob.data.is_none()) else { continue };
+            let range = ByteRange::new(read.start, read.end).intersect(ByteRange::new(0, descriptor.size));
+            if !range.is_empty() {
+                wanted.push((descriptor, range));
+            }
+        }
+        self.fetch(wanted).await
+    }
+
+    async fn fetch_all(&self) -> Result<(), ReadError> {
+        let wanted = self.manifest().blobs().filter(|blob| blob.data.is_none() && blob.size > 0);
+        let wanted = wanted.map(|blob| (blob, ByteRange::new(0, blob.size)));
+        let wanted: Vec<_> = wanted.filter(|(blob, _)| blob.digest.algorithm().is_some()).collect();
+        self.fetch(wanted).await
+    }
+
+    async fn fetch(&self, wanted: Vec<(&Descriptor, ByteRange)>) -> Result<(), ReadError> {
+        let fetches: Vec<BoxFuture<'_, Result<(), ReadError>>> = wanted
+            .into_iter()
+            .map(|(descriptor, range)| -> BoxFuture<'_, _> {
+                Box::pin(async move { self.cached(descriptor)?.ensure(range).await })
+            })
+            .collect();
+        let mut fetches = futures_util::stream::iter(fetches).buffered(PARALLEL);
+        let mut result = Ok(());
+        // One blob that fails does not keep the others away.
+        while let Some(fetched) = fetches.next().await {
+            result = result.and(fetched);
+        }
+        result
+    }
+
+    /// Starts fetching what the author of a layer marked, up to `end` of its stream. The task ends with the image.
+    pub(super) fn fetch_landmark(&self, at: usize, layer: &Layer, end: u64) {
+        if end == 0 || self.prefetch != Prefetch::Landmarks {
+            return;
+        }
+        let fetching = layer.fetching(ByteRange::new(0, end));
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+            if let Err(error) = fetching.await {
+                tracing::debug!(layer = at, error = error.chain(), "prefetch ended early");
+            }
+        });
+    }
+}

@@ -1,0 +1,107 @@
+//! Putting what was learnt about an image beside it, for other machines.
+//!
+//! Only what was learnt from verified bytes is published. The idea: an artifact whose subject is the image's manifest, so that
+//! it is found by the digest that is mounted, whatever tags there are.
+
+use bytes::Bytes;
+
+use crate::io::{Fault, ReadError, compute};
+use crate::layer::{Encoding, LayerIndex};
+use crate::oci::published::{self, Publication};
+use crate::oci::{Descriptor, Digest, MANIFEST_TYPE, OciError, Reference, Selector};
+use crate::registry::{Registry, RegistryError};
+
+use super::Image;
+
+/// Where an image can be published beside.
+pub(super) struct Publisher {
+    pub(super) registry: Registry,
+    pub(super) reference: Reference,
+}
+
+/// The index of one layer, ready to be published.
+pub struct BuiltIndex {
+    /// The layer.
+    pub digest: Digest,
+    /// Its stored bytes.
+    pub stored: u64,
+    /// How the layer is stored.
+    pub encoding: Encoding,
+    /// The index.
+    pub bytes: Vec<u8>,
+}
+
+impl Image {
+    /// Makes the index of every archive layer from its own bytes, as far as the cache does not have it, and gives them all.
+    pub async fn build_indexes(&self) -> Result<Vec<BuiltIndex>, ReadError> {
+        let mut built: Vec<BuiltIndex> = Vec::new();
+        for (at, layer) in self.archives() {
+            let descriptor = &self.manifest().layers[at];
+            if built.iter().any(|other| other.digest == descriptor.digest) {
+                continue;
+            }
+            let index: LayerIndex = layer.own_index().await?;
+            let encoding = index.spans.encoding();
+            let bytes = compute(move || {
+                index
+                    .to_bytes()
+                    .map_err(|error| ReadError::new(Fault::Io, format!("writing the index: {error}")))
+            });
+            let (digest, stored) = (descriptor.digest.clone(), descriptor.size);
+            built.push(BuiltIndex { digest, stored, encoding, bytes: bytes.await? });
+        }
+        Ok(built)
+    }
+
+    /// Publishes indexes beside the image; gives the digest of the manifest that lists them.
+    pub async fn push_indexes(&self, built: &[BuiltIndex]) -> Result<Digest, ReadError> {
+        let of = |index: &BuiltIndex| {
+            let layer = self.manifest().layers.iter().find(|layer| layer.digest == index.digest);
+            layer.map(|layer| (layer.clone(), index.bytes.clone()))
+        };
+        // The headers of a plain archive are read from where they lie: its index would cost more than it saves.
+        let worth_it = built.iter().filter(|index| index.encoding != Encoding::Plain);
+        let publication = published::publish_indexes(&self.subject(), worth_it.filter_map(of).collect());
+        self.publish(publication).await
+    }
+
+    /// Publishes a trace beside the image; gives the digest of the manifest that holds it.
+    pub async fn push_trace(&self, json: Vec<u8>) -> Result<Digest, ReadError> {
+        self.publish(published::publish_trace(&self.subject(), json)).await
+    }
+
+    /// Whether something can be published beside this image at all: to be asked before the work is done.
+    pub fn check_publishable(&self) -> Result<(), ReadError> {
+        self.publisher().map(|_| ())
+    }
+
+    fn publisher(&self) -> Result<&Publisher, ReadError> {
+        self.publisher.as_ref().ok_or_else(|| {
+            let message = format!("{}: only an image in a registry can be published beside", self.pinned());
+            ReadError::new(Fault::Usage, message)
+        })
+    }
+
+    fn subject(&self) -> Descriptor {
+        let written = self.manifest().media_type.as_written();
+        let media_type = if written.is_empty() { MANIFEST_TYPE } else { written };
+        Descriptor::of(media_type, self.manifest_bytes())
+    }
+
+    async fn publish(&self, publication: Result<Publication, OciError>) -> Result<Digest, ReadError> {
+        let publication =
+            publication.map_err(|error| ReadError::caused(error.fault(), "nothing to publish", error))?;
+        let Publisher { registry, reference } = self.publisher()?;
+        let failed = |error: RegistryError| ReadError::caused(error.fault(), "publishing", error);
+        for (digest, bytes) in publication.blobs {
+            registry.push_blob(reference, &digest, Bytes::from(bytes)).await.map_err(failed)?;
+        }
+        let manifest = publication.manifest;
+        let selector = Selector::Digest(manifest.digest.clone());
+        registry
+            .push_manifest(reference, &selector, manifest.media_type, Bytes::from(manifest.bytes))
+            .await
+            .map_err(failed)?;
+        Ok(manifest.digest)
+    }
+}

@@ -1,0 +1,214 @@
+//! Traces: which stored bytes somebody read of an image, in the order of first reading.
+//!
+//! A trace names blobs and ranges of them, never files or offsets of a decoded stream: so it is right whatever index the
+//! layers are read by, and replaying it is nothing but fetching. The idea: while a trace is recorded, what is opened is
+//! wrapped in an [`Observed`], which notes the blocks of each read.
+
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified};
+use crate::oci::Digest;
+
+/// The unit of a trace, in bytes: what the cache fetches at least.
+const BLOCK: u64 = 256 * 1024;
+
+/// The longest trace that is read, in bytes: half a million reads.
+pub const MAX_TRACE: usize = 64 * 1024 * 1024;
+
+/// What was read of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trace {
+    /// The version of this form.
+    pub schema_version: u32,
+    /// The reference with its digest.
+    pub reference: String,
+    /// The manifest whose blobs are named.
+    pub manifest: String,
+    /// Ranges of stored bytes, in the order in which they were first read.
+    pub reads: Vec<TraceRead>,
+}
+
+/// One range of one blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceRead {
+    /// The blob's digest.
+    pub blob: String,
+    /// Offset of the first byte.
+    pub start: u64,
+    /// Offset after the last.
+    pub end: u64,
+}
+
+impl Trace {
+    /// Reads the JSON form.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ReadError> {
+        let malformed = |reason: String| ReadError::new(Fault::Malformed, format!("trace: {reason}"));
+        if bytes.len() > MAX_TRACE {
+            return Err(malformed(format!("{} bytes, over the limit of {MAX_TRACE}", bytes.len())));
+        }
+        let trace: Self = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        if trace.schema_version != 1 {
+            let message = format!("trace of version {}; this program reads version 1", trace.schema_version);
+            return Err(ReadError::new(Fault::Unsupported, message));
+        }
+        match trace.reads.iter().find(|read| read.start >= read.end) {
+            Some(read) => Err(malformed(format!("range {}-{} of {}", read.start, read.end, read.blob))),
+            None => Ok(trace),
+        }
+    }
+
+    /// The JSON form.
+    pub fn to_json(&self) -> Vec<u8> {
+        // Strings and numbers only: this cannot fail.
+        let mut bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes
+    }
+}
+
+/// Notes what is read, over all threads.
+#[derive(Debug, Default)]
+pub(super) struct Recorder(Mutex<Noted>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    blobs: Vec<Digest>,
+    seen: HashSet<(usize, u64)>,
+    /// Number of the blob, number of the block.
+    order: Vec<(usize, u64)>,
+}
+
+impl Recorder {
+    fn note(&self, blob: &Digest, range: ByteRange) {
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = match noted.blobs.iter().position(|known| known == blob) {
+            Some(number) => number,
+            None => {
+                noted.blobs.push(blob.clone());
+                noted.blobs.len() - 1
+            }
+        };
+        for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
+            if noted.seen.insert((number, block)) {
+                noted.order.push((number, block));
+            }
+        }
+    }
+
+    /// What was noted; neighbours that were read one after the other are one range.
+    pub(super) fn reads(&self, size_of: impl Fn(&Digest) -> Option<u64>) -> Vec<TraceRead> {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reads: Vec<TraceRead> = Vec::new();
+        for &(number, block) in &noted.order {
+            let blob = &noted.blobs[number];
+            let Some(size) = size_of(blob) else { continue };
+            let (start, end) = (block * BLOCK, ((block + 1) * BLOCK).min(size));
+            match reads.last_mut() {
+                Some(last) if last.blob == blob.as_str() && last.end == start => last.end = end,
+                _ => reads.push(TraceRead { blob: blob.to_string(), start, end }),
+            }
+        }
+        reads
+    }
+}
+
+/// Which stored bytes a read of a range needs.
+pub(super) type Stored = Arc<dyn Fn(ByteRange) -> Vec<ByteRange> + Send + Sync>;
+
+/// Bytes whose reads are noted.
+pub(super) struct Observed {
+    pub(super) bytes: Shared,
+    pub(super) blob: Digest,
+    pub(super) stored: Stored,
+    pub(super) recorder: Arc<Recorder>,
+}
+
+impl Observed {
+    fn note(&self, offset: u64, len: usize) {
+        for stored in (self.stored)(ByteRange::at(offset, len as u64)) {
+            self.recorder.note(&self.blob, stored);
+        }
+    }
+}
+
+impl ReadAt for Observed {
+    fn size(&self) -> u64 {
+        self.bytes.size()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        self.note(offset, buf.len());
+        self.bytes.read_at(offset, buf)
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        self.note(offset, buf.len());
+        self.bytes.read_ready(offset, buf)
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        self.bytes.next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> u64 {
+        self.bytes.next_hole(offset)
+    }
+
+    fn verified(&self) -> Verified {
+        self.bytes.verified()
+    }
+
+    /// None: reads of a file that the kernel reads itself cannot be noted.
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(of: &[u8]) -> Digest {
+        Digest::sha256(of)
+    }
+
+    #[test]
+    fn neighbours_join_in_the_order_of_first_reading() {
+        let recorder = Recorder::default();
+        let (a, b) = (digest(b"a"), digest(b"b"));
+        recorder.note(&a, ByteRange::new(BLOCK + 5, BLOCK + 6));
+        recorder.note(&a, ByteRange::new(BLOCK, 3 * BLOCK));
+        recorder.note(&b, ByteRange::new(0, 1));
+        recorder.note(&a, ByteRange::new(0, 4 * BLOCK));
+        let reads = recorder.reads(|_| Some(3 * BLOCK + 10));
+        let read = |blob: &Digest, start, end| TraceRead { blob: blob.to_string(), start, end };
+        assert_eq!(
+            reads,
+            [
+                read(&a, BLOCK, 3 * BLOCK),
+                read(&b, 0, BLOCK),
+                read(&a, 0, BLOCK),
+                read(&a, 3 * BLOCK, 3 * BLOCK + 10),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_trace_survives_its_json_and_nonsense_is_refused() {
+        let reads = vec![TraceRead { blob: digest(b"x").to_string(), start: 0, end: 5 }];
+        let trace =
+            Trace { schema_version: 1, reference: "r".into(), manifest: digest(b"m").to_string(), reads };
+        assert_eq!(Trace::parse(&trace.to_json()).unwrap(), trace);
+        let other = Trace { schema_version: 2, ..trace.clone() };
+        assert_eq!(Trace::parse(&other.to_json()).unwrap_err().fault(), Fault::Unsupported);
+        let mut empty = trace;
+        empty.reads[0].end = 0;
+        assert_eq!(Trace::parse(&empty.to_json()).unwrap_err().fault(), Fault::Malformed);
+        assert_eq!(Trace::parse(b"{").unwrap_err().fault(), Fault::Malformed);
+    }
+}
