@@ -1,8 +1,10 @@
-//! The only place where an error becomes an errno.
+//! The only place where an error becomes an errno, and where an errno of the kernel's about a file becomes a decision.
 
 use fuser::Errno;
 
 use crate::io::Fault;
+
+use super::passthrough::Refusal;
 
 /// For the operations that find and open things.
 pub(super) fn of_open(fault: Fault) -> Errno {
@@ -37,6 +39,18 @@ pub(super) fn of_read(fault: Fault) -> Errno {
     }
 }
 
+/// Whether the kernel, which did not take a file to read by itself, will take others.
+pub(super) fn refusal_of_backing(error: &std::io::Error) -> Refusal {
+    // EPERM: we lack CAP_SYS_ADMIN. The others: a kernel without the call, or without passthrough on this mount.
+    const NEVER: [i32; 4] = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::ENOTTY];
+    if error.raw_os_error().is_some_and(|errno| NEVER.contains(&errno)) {
+        Refusal::EveryFile
+    } else {
+        // ELOOP: it lies on a filesystem that is stacked too high. EINVAL: it is no regular file.
+        Refusal::ThisFile
+    }
+}
+
 pub(super) const NO_SUCH_NAME: Errno = Errno::ENOENT;
 pub(super) const NO_SUCH_HANDLE: Errno = Errno::EBADF;
 pub(super) const NO_SUCH_XATTR: Errno = Errno::NO_XATTR;
@@ -46,3 +60,20 @@ pub(super) const PAST_END: Errno = Errno::ENXIO;
 pub(super) const BAD_SEEK: Errno = Errno::EINVAL;
 /// Tells the kernel that opendir needs no server: it then never asks again (`FUSE_NO_OPENDIR_SUPPORT`).
 pub(super) const NEVER_ASK: Errno = Errno::ENOSYS;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_right_ends_passthrough_and_an_unfit_file_only_its_own() {
+        let refusal = |errno| refusal_of_backing(&std::io::Error::from_raw_os_error(errno));
+        for errno in [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::ENOTTY] {
+            assert_eq!(refusal(errno), Refusal::EveryFile, "{errno}");
+        }
+        for errno in [libc::ELOOP, libc::EINVAL, libc::ENOMEM, libc::EBADF] {
+            assert_eq!(refusal(errno), Refusal::ThisFile, "{errno}");
+        }
+        assert_eq!(refusal_of_backing(&std::io::Error::other("no number")), Refusal::ThisFile);
+    }
+}

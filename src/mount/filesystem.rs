@@ -12,12 +12,15 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use crate::io::{Fault, ReadAt as _, ReadError};
+use crate::io::{Fault, ReadAt as _, ReadError, Shared};
 use crate::view::{Freshness, Namespace, NodeId, Opened};
 
 use super::attributes::{file_attr, file_type, negative, node, number, ttl};
 use super::errno;
 use super::handles::Handles;
+use super::passthrough::Served;
+use super::recent::Recent;
+use super::spare::Spare;
 
 /// Nodes never change, so there is only one generation.
 const GENERATION: Generation = Generation(0);
@@ -35,7 +38,12 @@ pub(super) struct Ocifs {
 struct SharedState {
     namespace: Arc<Namespace>,
     handles: Handles,
+    /// In the place of handles, where the kernel need not ask to open a file.
+    recent: Option<Recent>,
     runtime: Handle,
+    spare: Spare,
+    /// What the kernel is told when files are to be passed through.
+    stack_depth: Option<u32>,
 }
 
 thread_local! {
@@ -44,8 +52,11 @@ thread_local! {
 }
 
 impl Ocifs {
-    pub(super) fn new(namespace: Arc<Namespace>, runtime: Handle) -> Self {
-        Self { shared: Arc::new(SharedState { namespace, handles: Handles::default(), runtime }) }
+    /// `stack_depth`: how many levels of filesystems lie below files that are passed through, ours included, if any are.
+    pub(super) fn new(namespace: Arc<Namespace>, runtime: Handle, stack_depth: Option<u32>) -> Self {
+        let (handles, spare) = (Handles::default(), Spare::default());
+        let recent = namespace.opens_freely().then(Recent::default);
+        Self { shared: Arc::new(SharedState { namespace, handles, recent, runtime, spare, stack_depth }) }
     }
 
     fn namespace(&self) -> &Namespace {
@@ -105,13 +116,46 @@ impl Ocifs {
         }
     }
 
-    fn reply_open(&self, opened: Opened, reply: ReplyOpen) {
-        let flags = match opened.fresh {
-            Freshness::Forever => FopenFlags::FOPEN_KEEP_CACHE,
+    fn reply_open(&self, ino: INodeNo, opened: Opened, reply: ReplyOpen) {
+        let handles = &self.shared.handles;
+        match opened.fresh {
+            Freshness::Forever => {
+                let (handle, served) =
+                    handles.insert_counted(ino.0, opened.bytes, |file| reply.open_backing(file));
+                match served {
+                    Served::Cached => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+                    // What the page cache has of it was read through us, and only takes room from now on.
+                    Served::Through(backing) => {
+                        reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing.id);
+                    }
+                }
+            }
             // Its size may differ from what stat said a moment ago.
-            Freshness::Now => FopenFlags::FOPEN_DIRECT_IO,
+            Freshness::Now => {
+                let handle = handles.insert_direct(opened.bytes);
+                reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
+            }
+        }
+    }
+
+    /// The bytes of an open file, or of one that the kernel does not ask to open.
+    fn bytes_of(&self, ino: INodeNo, fh: FileHandle) -> Result<Shared, Errno> {
+        let Some(recent) = &self.shared.recent else {
+            return self.shared.handles.get(fh.0).ok_or(errno::NO_SUCH_HANDLE);
         };
-        reply.opened(FileHandle(self.shared.handles.insert(opened.bytes)), flags);
+        if let Some(bytes) = recent.get(ino.0) {
+            return Ok(bytes);
+        }
+        let node = self.node(ino);
+        match self.namespace().open_now(node) {
+            Some(Ok(opened)) => {
+                recent.put(ino.0, opened.bytes.clone());
+                Ok(opened.bytes)
+            }
+            Some(Err(error)) => Err(self.failed("read", node, &error, errno::of_read)),
+            // The kernel knows an inode only from a directory that was built.
+            None => Err(errno::NO_SUCH_HANDLE),
+        }
     }
 
     /// Lists `directory` from entry `offset` on: `add` gets the entry's number, the offset behind it, and its name; it
@@ -162,6 +206,13 @@ impl Filesystem for Ocifs {
                 tracing::debug!(nearest, "the kernel refused a limit");
             }
         }
+        if let Some(depth) = self.shared.stack_depth {
+            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map_err(|_| depth);
+            match offered.and_then(|()| config.set_max_stack_depth(depth)) {
+                Ok(_) => self.shared.handles.offer_files(),
+                Err(_) => tracing::debug!(depth, "the kernel does not offer passthrough"),
+            }
+        }
         Ok(())
     }
 
@@ -188,15 +239,19 @@ impl Filesystem for Ocifs {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.shared.recent.is_some() {
+            // Two requests less for every file, which is most of the time that it takes to read a small one.
+            return reply.error(errno::NEVER_ASK);
+        }
         let node = self.node(ino);
         match self.namespace().open_now(node) {
-            Some(Ok(opened)) => self.reply_open(opened, reply),
+            Some(Ok(opened)) => self.reply_open(ino, opened, reply),
             Some(Err(error)) => reply.error(self.failed("open", node, &error, errno::of_open)),
             None => {
                 let this = self.clone();
                 self.shared.runtime.spawn(async move {
                     match this.namespace().open_file(node).await {
-                        Ok(opened) => this.reply_open(opened, reply),
+                        Ok(opened) => this.reply_open(ino, opened, reply),
                         Err(error) => reply.error(this.failed("open", node, &error, errno::of_open)),
                     }
                 });
@@ -215,7 +270,10 @@ impl Filesystem for Ocifs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(bytes) = self.shared.handles.get(fh.0) else { return reply.error(errno::NO_SUCH_HANDLE) };
+        let bytes = match self.bytes_of(ino, fh) {
+            Ok(bytes) => bytes,
+            Err(errno) => return reply.error(errno),
+        };
         let len = bytes.size().saturating_sub(offset).min(u64::from(size)) as usize;
         let node = self.node(ino);
         BUFFER.with_borrow_mut(|buffer| {
@@ -228,11 +286,12 @@ impl Filesystem for Ocifs {
                 Ok(false) => {
                     let this = self.clone();
                     self.shared.runtime.spawn(async move {
-                        let mut buffer = vec![0; len];
-                        match bytes.read_at(offset, &mut buffer).await {
-                            Ok(()) => reply.data(&buffer),
+                        let mut buffer = this.shared.spare.take(len);
+                        match bytes.read_at(offset, &mut buffer[..len]).await {
+                            Ok(()) => reply.data(&buffer[..len]),
                             Err(error) => reply.error(this.failed("read", node, &error, errno::of_read)),
                         }
+                        this.shared.spare.give(buffer);
                     });
                 }
             }
@@ -317,13 +376,16 @@ impl Filesystem for Ocifs {
     fn lseek(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let Some(bytes) = self.shared.handles.get(fh.0) else { return reply.error(errno::NO_SUCH_HANDLE) };
+        let bytes = match self.bytes_of(ino, fh) {
+            Ok(bytes) => bytes,
+            Err(errno) => return reply.error(errno),
+        };
         let Some(offset) = u64::try_from(offset).ok().filter(|&offset| offset < bytes.size()) else {
             return reply.error(errno::PAST_END);
         };

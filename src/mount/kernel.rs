@@ -7,11 +7,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{IoSliceMut, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use nix::unistd::{getegid, geteuid};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
@@ -44,6 +45,19 @@ pub struct MountFlags {
     pub nonempty: bool,
 }
 
+/// Whether the kernel may read whole cached files by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Passthrough {
+    /// Every read comes to us.
+    #[default]
+    Off,
+    /// It may, if it lets us.
+    Auto {
+        /// Where the files lie: it decides what the kernel has to be told.
+        cache: PathBuf,
+    },
+}
+
 /// How to mount.
 #[derive(Clone, Debug, Default)]
 pub struct MountOptions {
@@ -53,6 +67,8 @@ pub struct MountOptions {
     pub flags: MountFlags,
     /// What `findmnt` shows as the source.
     pub source: String,
+    /// Whether the kernel may read whole cached files by itself.
+    pub passthrough: Passthrough,
 }
 
 impl MountOptions {
@@ -208,6 +224,53 @@ pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
         return Err(MountError::Busy { dir: dir.to_owned() });
     }
     Err(MountError::Helper { dir: dir.to_owned(), said })
+}
+
+/// Filesystems below the files that are passed through, ours included, as the kernel counts them; `None` when nothing is to
+/// be passed through.
+///
+/// The kernel allows two levels in all. One leaves room for an overlay on top of the mount; a cache that lies on an overlay
+/// needs both, and then nothing can be stacked on the mount.
+pub(super) fn stack_depth(passthrough: &Passthrough) -> Option<u32> {
+    let Passthrough::Auto { cache } = passthrough else { return None };
+    match is_admin() {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::debug!("no passthrough: it needs CAP_SYS_ADMIN of the host");
+            return None;
+        }
+        Err(error) => {
+            tracing::debug!(%error, "no passthrough: cannot tell which capabilities this process has");
+            return None;
+        }
+    }
+    match statfs(cache) {
+        Ok(found) if found.filesystem_type() == OVERLAYFS_SUPER_MAGIC => {
+            tracing::debug!("the cache lies on an overlay: no overlay can be put on this mount");
+            Some(2)
+        }
+        Ok(_) => Some(1),
+        Err(error) => {
+            tracing::debug!(%error, cache = %cache.display(), "no passthrough: the cache cannot be looked at");
+            None
+        }
+    }
+}
+
+/// Whether the kernel counts us as an administrator of the machine, and not only of a user namespace.
+fn is_admin() -> std::io::Result<bool> {
+    /// The number of CAP_SYS_ADMIN in capabilities(7).
+    const SYS_ADMIN: u32 = 21;
+    /// What user_namespaces(7) says of the first namespace: every user is itself.
+    const EVERYBODY: [&str; 3] = ["0", "0", "4294967295"];
+    let users = std::fs::read_to_string("/proc/self/uid_map")?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let first = users.split_whitespace().eq(EVERYBODY);
+    Ok(first && effective.is_some_and(|mask| mask & (1 << SYS_ADMIN) != 0))
 }
 
 /// Raises the readahead of the mount with this device number, in KiB. Only root may; without it a READ has at most 128 KiB.

@@ -10,8 +10,11 @@ mod filesystem;
 mod handles;
 mod kernel;
 mod mountpoint;
+mod passthrough;
+mod recent;
 mod session;
+mod spare;
 
-pub use kernel::{Access, MountFlags, MountOptions};
+pub use kernel::{Access, MountFlags, MountOptions, Passthrough};
 pub use mountpoint::{MountError, Unmount, unmount};
 pub use session::{Mounted, mount};

@@ -78,7 +78,8 @@ fn start(
         Access::OwnerAndRoot => SessionACL::RootAndOwner,
         Access::Everyone => SessionACL::All,
     };
-    let session = Session::from_fd(Ocifs::new(namespace, runtime.clone()), device, acl, config)?;
+    let depth = kernel::stack_depth(&options.passthrough);
+    let session = Session::from_fd(Ocifs::new(namespace, runtime.clone(), depth), device, acl, config)?;
     let (sender, ended) = watch::channel(None);
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let result = session.run().map_err(|error| error.to_string());

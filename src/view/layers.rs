@@ -20,6 +20,10 @@ impl View for Layers {
         image.archives().next().is_some()
     }
 
+    fn opens_freely(&self) -> bool {
+        true
+    }
+
     fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
         Box::pin(async move {
             let mut listing = Listing::new(image.created());

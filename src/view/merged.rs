@@ -19,6 +19,10 @@ impl View for Merged {
         image.archives().next().is_some()
     }
 
+    fn opens_freely(&self) -> bool {
+        true
+    }
+
     fn build<'a>(&'a self, image: &'a Arc<Image>, _first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
         Box::pin(async move { Ok(Subtree { tree: image.merged().await?, origins: Origins::Layers }) })
     }

@@ -48,6 +48,11 @@ trait View: Sync {
         self.build(image, 0)
     }
 
+    /// Whether its files are files of archives, so that nothing is decided when one is opened.
+    fn opens_freely(&self) -> bool {
+        false
+    }
+
     /// Whether building needs no blob byte, so that attributes are final from the first look.
     fn is_free(&self) -> bool {
         false

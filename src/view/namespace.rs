@@ -244,6 +244,15 @@ impl Namespace {
         self.root
     }
 
+    /// Whether every file below the root can be read without being opened before: it is neither refused, nor another thing at
+    /// each opening, nor better read from a file of the cache.
+    pub fn opens_freely(&self) -> bool {
+        match self.slot(self.root.slot).map(|slot| slot.role) {
+            Some(Role::View { view, .. } | Role::Inner { view, .. }) => view.opens_freely(),
+            Some(Role::Top) | None => false,
+        }
+    }
+
     /// Whether questions about what is inside `node` are answered without waiting.
     pub fn is_built(&self, node: NodeId) -> bool {
         self.slot(node.slot).is_some_and(|slot| slot.built.initialized())
