@@ -29,6 +29,11 @@ pub(super) enum Command {
     Ls(LsArgs),
     /// Write a file of a reference to standard output, without mounting it.
     Cat(CatArgs),
+    /// Make the indexes of a reference's layers, or publish them.
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Run a command on a mount of a reference, and write down what it reads: for mount --prefetch=trace.
+    Record(RecordArgs),
 }
 
 /// The reference, and how to reach it.
@@ -41,6 +46,11 @@ pub(super) struct ImageArgs {
     /// The platform to choose from an index: os/arch[/variant]. Default: this machine's.
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Option<Platform>,
+
+    /// Whose indexes of compressed layers are used: auto takes what the image carries or what was pushed beside it, all also what
+    /// others may have pushed (SOCI version 1), local only what was made on this machine, off none.
+    #[arg(long, value_name = "WHOSE", default_value = "auto")]
+    pub(super) index: IndexUse,
 
     /// How the parts of a split disk are put in order.
     #[arg(long, value_name = "ORDER", default_value = "epoch")]
@@ -90,6 +100,74 @@ pub(super) enum PartOrder {
     Manifest,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum IndexUse {
+    /// Those made here, else those that the image carries or that were pushed beside it.
+    Auto,
+    /// As auto, and SOCI indexes of version 1.
+    All,
+    /// Only those made here.
+    Local,
+    /// None.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PrefetchUse {
+    /// Nothing.
+    None,
+    /// What the authors of layers marked as needed first, once a layer is looked into.
+    Landmarks,
+    /// What was read when a trace was recorded.
+    Trace,
+    /// Everything.
+    All,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum IndexCommand {
+    /// Read every layer once and keep its index, so that later mounts need no pass over it.
+    Build(IndexArgs),
+    /// Publish the indexes beside the image, for other machines; they are made first if need be.
+    Push(IndexArgs),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct IndexArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RecordArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// Show only one of the views as the root: merged, files, disk, layers or blobs.
+    #[arg(long, value_name = "VIEW")]
+    pub(super) view: Option<String>,
+
+    /// Also write the trace to this file. It is kept in the cache in any case.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Publish the trace beside the image, for other machines.
+    #[arg(long)]
+    pub(super) push: bool,
+
+    /// The command and its arguments. {} and the variable OCIFS_MOUNT stand for the mount.
+    #[arg(value_name = "CMD", required = true, last = true)]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PassthroughWhen {
+    /// When the kernel lets us.
+    Auto,
+    /// Never: every read comes to ocifs.
+    Off,
+}
+
 #[derive(Args, Debug)]
 pub(super) struct MountArgs {
     #[command(flatten)]
@@ -106,6 +184,18 @@ pub(super) struct MountArgs {
     /// Mount only this directory (below --view, if given).
     #[arg(long, value_name = "PATH")]
     pub(super) subdir: Option<OsString>,
+
+    /// What is fetched before anybody asks.
+    #[arg(long, value_name = "WHAT", default_value = "landmarks")]
+    pub(super) prefetch: PrefetchUse,
+
+    /// The trace for --prefetch=trace. Default: the one recorded on this machine, else the one published beside the image.
+    #[arg(long, value_name = "FILE")]
+    pub(super) trace: Option<PathBuf>,
+
+    /// Whether the kernel reads whole, verified files of the cache by itself, as root: auto or off.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(super) passthrough: PassthroughWhen,
 
     /// Stay in the foreground until the mount is gone.
     #[arg(short, long)]

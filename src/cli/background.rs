@@ -29,6 +29,7 @@ pub(super) fn launch(argv: &[OsString]) -> Result<(), Failure> {
         .arg0("ocifs")
         .args(kept)
         .env(MARK, "1")
+        .envs(arenas())
         .envs(creds.map(|creds| ("OCIFS_CREDS", creds)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -60,6 +61,13 @@ pub(super) fn launch(argv: &[OsString]) -> Result<(), Failure> {
             &std::io::Error::other("no mount"),
         )),
     }
+}
+
+/// How many heaps the child's allocator may have, unless the user has said so: with one for every thread, as glibc has it, a
+/// mount keeps twice the memory that it needs (88 instead of 47 MiB for an image of 30 000 entries), at the same speed.
+fn arenas() -> Option<(&'static str, &'static str)> {
+    const VARIABLE: &str = "MALLOC_ARENA_MAX";
+    std::env::var_os(VARIABLE).is_none().then_some((VARIABLE, "2"))
 }
 
 /// The arguments without the password, which the whole machine could see for as long as the mount lives, and the password.
@@ -106,8 +114,9 @@ pub(super) fn ready(message: &str) -> Result<(), Failure> {
         .and_then(|()| stdout.write_all(b"\n"))
         .and_then(|()| stdout.flush())
         .map_err(failed)?;
+    // Before the outputs: the command ends when it sees them close, and whoever waited for it may look where we are.
+    std::env::set_current_dir("/").map_err(failed)?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
     let moved = nix::unistd::dup2_stdout(&null).and_then(|()| nix::unistd::dup2_stderr(&null));
-    moved.map_err(|errno| failed(errno.into()))?;
-    std::env::set_current_dir("/").map_err(failed)
+    moved.map_err(|errno| failed(errno.into()))
 }

@@ -13,18 +13,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cache::Cache;
 use crate::disk;
 use crate::export::{self, Depth, Listed};
-use crate::image::{Image, Network, OpenOptions};
-use crate::mount::{self, Access, MountFlags, MountOptions, Unmount};
+use crate::image::{Image, Network, OpenOptions, Prefetch, Recording};
+use crate::layer::IndexPolicy;
+use crate::mount::{self, Access, MountFlags, MountOptions, Passthrough, Unmount};
 use crate::registry::{Credential, Options, Registry, RegistryError};
 use crate::tree::Kind;
 use crate::view::{Namespace, Scope};
 
-use super::args::{CatArgs, ImageArgs, InspectArgs, LsArgs, MountArgs, PartOrder, UmountArgs};
+use super::args::{
+    CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, PartOrder, PassthroughWhen, PrefetchUse,
+    UmountArgs,
+};
 use super::exit::Failure;
-use super::{background, inspect as report, output};
+use super::{background, inspect as report, output, record};
 
 /// How long tasks may take to end when the mount is gone: an unmount in an outage must not hang on the network.
-const LAST_TASKS: Duration = Duration::from_millis(500);
+pub(super) const LAST_TASKS: Duration = Duration::from_millis(500);
 
 /// Mounts, and stays until the mount is gone.
 pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
@@ -42,16 +46,25 @@ pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
             view: args.view.clone(),
             subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
         };
+        let landmarks = match args.prefetch {
+            PrefetchUse::Landmarks => Prefetch::Landmarks,
+            PrefetchUse::None | PrefetchUse::Trace | PrefetchUse::All => Prefetch::None,
+        };
         let prepare = async {
-            let image = Arc::new(open(&args.image).await?);
-            Ok::<_, Failure>(Arc::new(Namespace::open(image, &scope).await?))
+            let image = Arc::new(open_with(&args.image, landmarks, Recording::Off).await?);
+            if scope.view.as_deref().is_none_or(|view| view == "merged") {
+                tokio::spawn(image.clone().merge_ahead());
+            }
+            let prefetch = record::chosen(&image, args.prefetch, args.trace.as_deref()).await?;
+            Ok::<_, Failure>((Arc::new(Namespace::open(image, &scope).await?), prefetch))
         };
         // Until there is a mount, the command that waits for it can be interrupted, and takes us along.
-        let namespace = tokio::select! {
-            namespace = prepare => namespace?,
+        let (namespace, prefetch) = tokio::select! {
+            prepared = prepare => prepared?,
             () = background::abandoned(), if in_background => return Err(Failure::interrupted()),
         };
-        let pinned = namespace.image().pinned().to_owned();
+        let image = namespace.image().clone();
+        let pinned = image.pinned().to_owned();
         let options = MountOptions {
             access: match (args.allow_other, args.allow_root) {
                 (true, _) => Access::Everyone,
@@ -66,6 +79,10 @@ pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
                 nonempty: args.nonempty,
             },
             source: pinned.clone(),
+            passthrough: match args.passthrough {
+                PassthroughWhen::Auto => Passthrough::Auto { cache: cache_dir(&args.image)? },
+                PassthroughWhen::Off => Passthrough::Off,
+            },
         };
         // Signals are caught before there is a mount to leave behind.
         let stop = Stop::new()?;
@@ -83,7 +100,10 @@ pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
             return told;
         }
         tracing::info!(reference = pinned, dir = %mounted.dir().display(), "mounted");
-        stay(&mounted, stop).await
+        let prefetch = tokio::spawn(image.prefetch(prefetch));
+        let stayed = stay(&mounted, stop).await;
+        prefetch.abort();
+        stayed
     });
     runtime.shutdown_timeout(LAST_TASKS);
     result
@@ -115,13 +135,13 @@ async fn stay(mounted: &mount::Mounted, mut stop: Stop) -> Result<(), Failure> {
 }
 
 /// SIGINT and SIGTERM.
-struct Stop {
+pub(super) struct Stop {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 impl Stop {
-    fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::local("catching signals", &error);
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
@@ -129,7 +149,7 @@ impl Stop {
         })
     }
 
-    async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -156,9 +176,13 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), Failure> {
 /// Shows what is in a reference.
 pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
-    let image = runtime.block_on(open(&args.image))?;
+    let (image, offered) = runtime.block_on(async {
+        let image = open(&args.image).await?;
+        let offered = image.offered_indexes().await;
+        Ok::<_, Failure>((image, offered))
+    })?;
     let mut out = output::stdout();
-    output::printed(report::print(&image, args.format, &mut out).and_then(|()| out.flush()))
+    output::printed(report::print(&image, &offered, args.format, &mut out).and_then(|()| out.flush()))
 }
 
 /// Lists names.
@@ -254,7 +278,7 @@ fn stdout_fd() -> Result<std::os::fd::OwnedFd, Failure> {
 }
 
 /// Starts the log and the runtime.
-fn start(args: &ImageArgs) -> Result<Runtime, Failure> {
+pub(super) fn start(args: &ImageArgs) -> Result<Runtime, Failure> {
     output::start_log(args.log_file.as_deref())?;
     raise_file_limit();
     tokio::runtime::Builder::new_multi_thread()
@@ -274,7 +298,15 @@ fn raise_file_limit() {
     }
 }
 
-async fn open(args: &ImageArgs) -> Result<Image, Failure> {
+pub(super) async fn open(args: &ImageArgs) -> Result<Image, Failure> {
+    open_with(args, Prefetch::None, Recording::Off).await
+}
+
+pub(super) async fn open_with(
+    args: &ImageArgs,
+    prefetch: Prefetch,
+    recording: Recording,
+) -> Result<Image, Failure> {
     let creds = args.creds.as_deref().map(|text| {
         Credential::parse(text).ok_or_else(|| Failure::usage("--creds is not of the form USER:PASSWORD"))
     });
@@ -302,6 +334,14 @@ async fn open(args: &ImageArgs) -> Result<Image, Failure> {
             PartOrder::Natural => disk::PartOrder::Natural,
             PartOrder::Manifest => disk::PartOrder::Manifest,
         },
+        index: match args.index {
+            IndexUse::Auto => IndexPolicy::Auto,
+            IndexUse::All => IndexPolicy::All,
+            IndexUse::Local => IndexPolicy::Local,
+            IndexUse::Off => IndexPolicy::Off,
+        },
+        prefetch,
+        recording,
     };
     Ok(Image::open(&options, &registry, cache).await?)
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use crate::cache::CacheError;
 use crate::export::CatError;
 use crate::image::ImageError;
-use crate::io::Fault;
+use crate::io::{Fault, ReadError};
 use crate::mount::MountError;
 use crate::oci::OciError;
 use crate::source::SourceError;
@@ -99,6 +99,11 @@ impl Failure {
         Self { code: 141, message: String::new(), hint: None, silent: true }
     }
 
+    /// Bytes that could not be read or kept.
+    pub(super) fn read(error: &ReadError) -> Self {
+        Self::new(error.fault(), error, None)
+    }
+
     fn new(fault: Fault, error: &dyn std::error::Error, hint: Option<String>) -> Self {
         Self { code: code(fault), message: chain(error), hint, silent: false }
     }
@@ -175,6 +180,12 @@ impl From<ImageError> for Failure {
             failure.code = GENERIC;
         }
         failure
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        Self::read(&error)
     }
 }
 

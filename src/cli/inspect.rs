@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::disk::{self, Class};
 use crate::image::Image;
-use crate::layer::LayerState;
-use crate::oci::Document;
+use crate::layer::{IndexKind, LayerState};
+use crate::oci::{Digest, Document};
 
 use super::args::Format;
 use super::output::{human, safe};
@@ -36,6 +36,8 @@ struct LayerReport {
     size: u64,
     cached: u64,
     title: Option<String>,
+    /// The index that makes its files readable at random, if there is one.
+    index: Option<String>,
     access: String,
 }
 
@@ -55,9 +57,14 @@ struct DiskReport {
     size: u64,
 }
 
-/// Prints the report on `image`. Reads no blob.
-pub(super) fn print(image: &Image, format: Format, out: &mut dyn Write) -> io::Result<()> {
-    let report = report(image);
+/// Prints the report on `image`; `offered` are the indexes that lie beside it. Reads no blob.
+pub(super) fn print(
+    image: &Image,
+    offered: &[(Digest, IndexKind)],
+    format: Format,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let report = report(image, offered);
     match format {
         Format::Json => {
             serde_json::to_writer_pretty(&mut *out, &report)?;
@@ -67,7 +74,7 @@ pub(super) fn print(image: &Image, format: Format, out: &mut dyn Write) -> io::R
     }
 }
 
-fn report(image: &Image) -> Report {
+fn report(image: &Image, offered: &[(Digest, IndexKind)]) -> Report {
     let status = image.status();
     let cached = |digest: &str| {
         status.blobs.iter().find(|blob| blob.digest.as_str() == digest).map_or(0, |blob| blob.cached)
@@ -79,7 +86,8 @@ fn report(image: &Image) -> Report {
         size: descriptor.size,
         cached: cached(descriptor.digest.as_str()),
         title: descriptor.title().map(str::to_owned),
-        access: access(image, at),
+        index: index(image, offered, at).map(|kind| kind.to_string()),
+        access: access(image, offered, at),
     });
     let platforms = match image.document() {
         Document::Index(index) => {
@@ -131,22 +139,30 @@ fn class(image: &Image) -> &'static str {
     }
 }
 
+/// The index of the layer with this number, as far as documents and the cache tell.
+fn index(image: &Image, offered: &[(Digest, IndexKind)], at: usize) -> Option<IndexKind> {
+    let descriptor = &image.manifest().layers[at];
+    let layer = image.archive(at)?;
+    layer
+        .known_index()
+        .or_else(|| offered.iter().find(|(digest, _)| *digest == descriptor.digest).map(|(_, kind)| *kind))
+}
+
 /// How the layer with this number can be read, as far as its label and the cache tell.
-fn access(image: &Image, at: usize) -> String {
+fn access(image: &Image, offered: &[(Digest, IndexKind)], at: usize) -> String {
     let descriptor = &image.manifest().layers[at];
     if descriptor.digest.algorithm().is_none() {
         return format!("not served: digest algorithm {} is unknown", descriptor.digest.algorithm_name());
     }
     let Some(layer) = image.archive(at) else { return "by range".into() };
-    if layer.is_indexed() {
-        return "archive, indexed in the cache".into();
-    }
-    match layer.state() {
-        LayerState::Failed(error) => format!("archive that cannot be read: {}", error.chain()),
-        _ if descriptor.media_type.claims_uncompressed_tar() => {
+    match (layer.state(), index(image, offered, at)) {
+        (LayerState::Failed(error), _) => format!("archive that cannot be read: {}", error.chain()),
+        (_, Some(IndexKind::Local)) => "archive, indexed in the cache: by range".into(),
+        (_, Some(kind)) => format!("archive with a {kind} index: by range"),
+        (_, None) if descriptor.media_type.claims_uncompressed_tar() => {
             "archive, by range after a walk over its headers".into()
         }
-        _ => "archive, by range as stored; its files after one pass over it".into(),
+        (_, None) => "archive, by range as stored; its files after one pass over it".into(),
     }
 }
 

@@ -6,16 +6,18 @@ mod args;
 mod background;
 mod commands;
 mod exit;
+mod index;
 mod inspect;
 mod options;
 mod output;
+mod record;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Cli, Command};
+use args::{Cli, Command, IndexCommand};
 use exit::{Failure, Style};
 
 /// Runs the command line `argv` (with the program's name first) and gives the exit code of the process.
@@ -49,6 +51,9 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Inspect(args) => commands::inspect(&args),
         Command::Ls(args) => commands::ls(&args),
         Command::Cat(args) => commands::cat(&args),
+        Command::Index(IndexCommand::Build(args)) => index::build(&args),
+        Command::Index(IndexCommand::Push(args)) => index::push(&args),
+        Command::Record(args) => record::record(&args),
     }
     .map(|()| ExitCode::SUCCESS)
 }

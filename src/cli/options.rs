@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use super::exit::{Failure, Style};
 
 /// Words that can come first.
-const COMMANDS: &[&str] = &["mount", "umount", "unmount", "inspect", "ls", "cat", "help"];
+const COMMANDS: &[&str] = &["mount", "umount", "unmount", "inspect", "ls", "cat", "index", "record", "help"];
 
 /// Generic options that say what is so anyway, or that are meant for mount(8) and its kin, not for us.
 const IGNORED: &[&str] = &[
@@ -205,6 +205,10 @@ mod tests {
         assert_eq!(
             rewritten("mount.ocifs a/b /mnt -sv -t fuse.ocifs -o rw,noexec").unwrap(),
             "mount a/b /mnt --noexec"
+        );
+        assert_eq!(
+            rewritten("mount.ocifs a/b /mnt -o passthrough=off").unwrap(),
+            "mount a/b /mnt --passthrough=off"
         );
         assert_eq!(rewritten("ocifs lst ./x").unwrap(), "lst ./x");
     }

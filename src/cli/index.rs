@@ -1,0 +1,44 @@
+//! `index build` and `index push`.
+
+use std::io::Write as _;
+
+use crate::oci::Digest;
+
+use super::args::IndexArgs;
+use super::commands::{open, start};
+use super::exit::Failure;
+use super::output::{self, human};
+
+/// Makes the index of every layer and keeps it.
+pub(super) fn build(args: &IndexArgs) -> Result<(), Failure> {
+    let runtime = start(&args.image)?;
+    let built =
+        runtime.block_on(async { Ok::<_, Failure>(open(&args.image).await?.build_indexes().await?) })?;
+    tell(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))
+}
+
+/// Makes the index of every layer and publishes them beside the image.
+pub(super) fn push(args: &IndexArgs) -> Result<(), Failure> {
+    let runtime = start(&args.image)?;
+    let (built, published) = runtime.block_on(async {
+        let image = open(&args.image).await?;
+        image.check_publishable()?;
+        let built = image.build_indexes().await?;
+        let published = image.push_indexes(&built).await?;
+        Ok::<_, Failure>((built, published))
+    })?;
+    tell(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))?;
+    let mut out = output::stdout();
+    output::printed(writeln!(out, "published {published}").and_then(|()| out.flush()))
+}
+
+fn tell<'a>(layers: impl Iterator<Item = (&'a Digest, u64, u64)>) -> Result<(), Failure> {
+    let mut out = output::stdout();
+    let mut written = Ok(());
+    for (digest, index, stored) in layers {
+        let share = index as f64 * 100.0 / stored.max(1) as f64;
+        let line = writeln!(out, "{digest}  {} of {} stored ({share:.2} %)", human(index), human(stored));
+        written = written.and(line);
+    }
+    output::printed(written.and_then(|()| out.flush()))
+}
