@@ -161,7 +161,7 @@ fn encrypted_images_are_refused() {
     let secret = "secret,id=key,data=abc";
     let seen = create(
         "qcow2",
-        &["--object", secret, "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"],
+        &["--object", secret, "-o", "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=200"],
     );
     assert_eq!(seen.qcow2.unwrap().crypt_method, 2);
     assert_eq!(seen.refusal.as_deref(), Some("qcow2 is encrypted (luks)"));

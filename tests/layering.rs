@@ -63,6 +63,9 @@ const OUTSIDE: [&[&str]; 7] = [
 /// Lines of product code in one file. At this size a file holds two ideas and is split.
 const MAX_LINES: usize = 600;
 
+/// The one file that may hold `unsafe` code: the interface of zlib takes pointers.
+const UNSAFE: &str = "layer/inflate.rs";
+
 /// What may lie at the top of the repository. `target` is where cargo builds.
 const TOP_LEVEL: [&str; 18] = [
     ".ci",
@@ -183,7 +186,7 @@ fn check_shape(file: &File, all: &[Token], complain: &mut impl FnMut(usize, Stri
     if !file.text.starts_with("//!") {
         complain(1, "the file does not begin with a //! header".into());
     }
-    for token in all.iter().filter(|token| token.text == "unsafe") {
+    for token in all.iter().filter(|token| token.text == "unsafe" && file.path != UNSAFE) {
         complain(token.line, "unsafe code".into());
     }
 }
@@ -502,9 +505,12 @@ mod samples {
     }
 
     #[test]
-    fn unsafe_code_is_refused_everywhere() {
+    fn unsafe_code_is_refused_in_every_file_but_one() {
         refused("cache/mod.rs", "fn f() { unsafe { g() } }", "unsafe code");
         refused("cache/mod.rs", "#[cfg(test)]\nmod tests { unsafe fn f() {} }", "unsafe code");
+        refused("layer/codec.rs", "fn f() { unsafe { g() } }", "unsafe code");
+        refused("layer/inflate/more.rs", "fn f() { unsafe { g() } }", "unsafe code");
+        accepted("layer/inflate.rs", "fn f() { unsafe { g() } }");
         accepted("cache/mod.rs", "// unsafe\nfn unsafe_looking() {}");
     }
 

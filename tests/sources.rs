@@ -38,8 +38,7 @@ use encode::Encoding;
 use fault_registry::FaultRegistry;
 use layout::{CONFIG, Layer, Layout, MANIFEST};
 use ocifs::cache::Cache;
-use ocifs::disk::PartOrder;
-use ocifs::image::{Image, Network, OpenOptions};
+use ocifs::image::{Image, OpenOptions};
 use ocifs::io::{Fault, FetchAll, ReadAt as _};
 use ocifs::oci::Document;
 use ocifs::registry::{Options, Registry};
@@ -78,6 +77,10 @@ impl Places {
         let locations = [format!("{}/a/b:v1", registry.host()), format!("oci:{dir}:v1")];
         let missing = [format!("{}/a/b:none", registry.host()), format!("oci:{dir}:none")];
         Self { registry, directory, locations, missing, digest }
+    }
+
+    fn open(&self, at: usize) -> Arc<dyn Source> {
+        open(&self.locations[at])
     }
 
     fn sources(&self) -> Vec<(String, Arc<dyn Source>)> {
@@ -172,12 +175,7 @@ async fn what_is_read_through_an_image_is_exact_random_access_from_every_source(
 
     for (at, text) in places.locations.iter().enumerate() {
         let cache = Cache::open(&places.directory.path().join(format!("cache{at}"))).unwrap();
-        let options = OpenOptions {
-            location: text.parse().unwrap(),
-            platform: None,
-            network: Network::Online,
-            part_order: PartOrder::Epoch,
-        };
+        let options = OpenOptions::new(text.parse().unwrap());
         let image = Arc::new(Image::open(&options, &client(), cache).await.unwrap());
         let namespace = Namespace::open(image, &Scope::default()).await.unwrap();
         check_file(&namespace, "disk/d.raw", &parts.concat()).await;
@@ -199,12 +197,7 @@ async fn a_lost_decoded_stream_is_decoded_again_without_a_request() {
         let places = Places::with(&[b"{}", &stored], &image(&[(encoding.media_type(), &stored, json!({}))]));
         let cache = places.directory.path().join("cache");
         for round in 0..2 {
-            let options = OpenOptions {
-                location: places.locations[0].parse().unwrap(),
-                platform: None,
-                network: Network::Online,
-                part_order: PartOrder::Epoch,
-            };
+            let options = OpenOptions::new(places.locations[0].parse().unwrap());
             let image = Image::open(&options, &client(), Cache::open(&cache).unwrap()).await.unwrap();
             let namespace = Namespace::open(Arc::new(image), &Scope::default()).await.unwrap();
             check_file(&namespace, "merged/b", &body).await;
@@ -219,12 +212,7 @@ async fn a_lost_decoded_stream_is_decoded_again_without_a_request() {
 
 /// Opens a location with a cache.
 async fn namespace(location: &str, cache: &std::path::Path) -> Namespace {
-    let options = OpenOptions {
-        location: location.parse().unwrap(),
-        platform: None,
-        network: Network::Online,
-        part_order: PartOrder::Epoch,
-    };
+    let options = OpenOptions::new(location.parse().unwrap());
     let image = Image::open(&options, &client(), Cache::open(cache).unwrap()).await.unwrap();
     Namespace::open(Arc::new(image), &Scope::default()).await.unwrap()
 }
@@ -298,4 +286,89 @@ async fn what_was_learnt_from_wrong_bytes_does_not_outlive_them() {
         let other = Places::with(&[b"{}", &right], &image(&[(kind.media_type(), &right, json!({}))]));
         check_file(&namespace(&other.locations[0], &cache).await, "merged/good", &body).await;
     }
+}
+
+#[tokio::test]
+async fn every_source_finds_the_same_referrers_and_documents_by_digest() {
+    const KIND: &str = "application/vnd.x+json";
+    let blob = noise(1000, 20);
+    let places = Places::with(&[b"{}", &blob], &image(&[("application/octet-stream", &blob, json!({}))]));
+    let subject: ocifs::oci::Digest = places.digest.parse().unwrap();
+    let about = ocifs::oci::Descriptor {
+        digest: subject.clone(),
+        ..ocifs::oci::Descriptor::of(MANIFEST, &places.open(0).root().await.unwrap().bytes)
+    };
+    let other = ocifs::oci::Descriptor::of(MANIFEST, b"something else");
+    let kinds = [(KIND, &about), ("application/vnd.y", &about), (KIND, &other)];
+    let documents: Vec<Vec<u8>> = kinds
+        .iter()
+        .enumerate()
+        .map(|(at, (kind, of))| FaultRegistry::referrer(of, kind, &at.to_string()))
+        .collect();
+    let digests: Vec<_> = documents.iter().map(|bytes| ocifs::oci::Digest::sha256(bytes)).collect();
+    places.registry.set(fault_registry::Fault::ReferrersApi { page: 1 });
+    for (at, bytes) in documents.iter().enumerate() {
+        places.registry.push_manifest("a/b", &format!("r{at}"), MANIFEST, bytes);
+    }
+    // A layout has one of them under its own name, one in the list under the fallback tag, and one entry that lies.
+    let dir = places.directory.path().join("layout");
+    let mut layout = Layout::create(&dir);
+    let image = places.open(0).root().await.unwrap();
+    layout.document("v1", MANIFEST, &image.bytes);
+    layout.document("r0", MANIFEST, &documents[0]);
+    layout.document("r2", MANIFEST, &documents[2]);
+    let listed = layout.blob(MANIFEST, &documents[1]);
+    let missing = json!({"mediaType": MANIFEST, "digest": format!("sha256:{}", "0".repeat(64)), "size": 5});
+    let list = json!({"schemaVersion": 2, "mediaType": layout::INDEX, "manifests": [listed, missing]});
+    layout.document(&ocifs::oci::fallback_tag(&subject), layout::INDEX, list.to_string().as_bytes());
+
+    for (name, source) in places.sources() {
+        let find = async |kind: Option<&'static str>| {
+            let mut found = source.referrers(&subject, kind).await.unwrap();
+            found.sort_by(|one, two| one.annotations["mark"].cmp(&two.annotations["mark"]));
+            found
+        };
+        let all = find(None).await;
+        assert_eq!(
+            all.iter().map(|entry| &entry.digest).collect::<Vec<_>>(),
+            [&digests[0], &digests[1]],
+            "{name}"
+        );
+        assert_eq!(all[0].artifact_type, Some(KIND.into()), "{name}");
+        assert_eq!(all[0].size, documents[0].len() as u64, "{name}");
+        assert_eq!(find(Some(KIND)).await, all[..1], "{name}");
+        assert_eq!(find(Some("application/vnd.none")).await, [], "{name}");
+        let none = source.referrers(&digests[0], None).await.unwrap();
+        assert_eq!(none, [], "{name}");
+
+        for (digest, bytes) in digests[..2].iter().zip(&documents) {
+            let root = source.named(digest).await.unwrap();
+            assert_eq!((&root.bytes[..], &root.digest), (&bytes[..], digest), "{name}");
+        }
+        let error = source.named(&ocifs::oci::Digest::sha256(b"nothing")).await.unwrap_err();
+        assert_eq!(error.fault(), Fault::NotFound, "{name}: {error}");
+    }
+
+    // What does not hash to its name is nowhere believed.
+    std::fs::write(layout.blob_path(digests[0].as_str()), "{}").unwrap();
+    places.registry.push_manifest_as("a/b", digests[0].as_str(), MANIFEST, b"{}");
+    for (name, source) in places.sources() {
+        assert_eq!(source.named(&digests[0]).await.unwrap_err().fault(), Fault::Mismatch, "{name}");
+    }
+    let layout = places.open(1);
+    assert_eq!(
+        layout.referrers(&subject, Some(KIND)).await.unwrap(),
+        [],
+        "a broken document is about nothing"
+    );
+}
+
+#[tokio::test]
+async fn offline_nothing_is_known_of_referrers_and_that_is_said() {
+    let source = source::offline(&"example.org/a/b:v1".parse().unwrap());
+    let digest = ocifs::oci::Digest::sha256(b"x");
+    let error = source.referrers(&digest, None).await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Unavailable);
+    assert!(error.to_string().contains("list of referrers of sha256:"), "{error}");
+    assert_eq!(source.named(&digest).await.unwrap_err().fault(), Fault::Unavailable);
 }

@@ -6,6 +6,8 @@
 
 #[path = "../support/artifact.rs"]
 mod artifact;
+#[path = "../support/chunked.rs"]
+mod chunked;
 #[path = "../support/compare.rs"]
 mod compare;
 #[path = "../support/corpus.rs"]
@@ -28,8 +30,12 @@ mod real_registry;
 mod scratch;
 #[path = "../support/site.rs"]
 mod site;
+#[path = "../support/soci.rs"]
+mod soci;
 #[path = "../support/tarball.rs"]
 mod tarball;
+#[path = "../support/zran.rs"]
+mod zran;
 
 mod bad_content;
 mod bad_machine;
@@ -41,7 +47,13 @@ mod debian_image;
 mod disks;
 mod faults;
 mod file_calls;
+mod foreign;
+mod foreign_image;
+mod foreign_lies;
+mod indexes;
 mod laziness;
 mod lifecycle;
+mod memory;
 mod parts;
+mod passthrough;
 mod views;

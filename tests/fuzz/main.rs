@@ -9,8 +9,14 @@
     reason = "a test fails by panicking and says why on stderr"
 )]
 
+#[path = "../support/chunked.rs"]
+mod chunked;
+#[path = "../support/soci.rs"]
+mod soci;
 #[path = "../support/tar_walk.rs"]
 mod tar_walk;
+#[path = "../support/zran.rs"]
+mod zran;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
@@ -27,7 +33,7 @@ fn tar_walker_whole_and_in_pieces_agree() {
         assert_eq!(ranged, whole, "with contents skipped");
         assert!(cost.bytes <= bytes.len() as u64, "no byte is read twice");
         if let Ok(toc) = whole {
-            for entry in &toc.entries {
+            for entry in &toc {
                 if let ocifs::layer::EntryKind::File(content) = &entry.kind {
                     let end = content.offset + content.stored();
                     assert!(end <= bytes.len() as u64, "content outside of the stream");
@@ -98,12 +104,99 @@ fn decoders_end_on_any_input() {
     });
 }
 
+/// Decoding from a checkpoint ends, whatever its bits, its window and the stored bytes are, and gives no more than they hold.
+#[test]
+fn resumed_decoders_end_on_any_input() {
+    use ocifs::io::ByteRange;
+    use ocifs::layer::{Decoder, Encoding, Piece, Resume, Stops, Window};
+    let mut seeds = Vec::new();
+    let plain = text(60_000);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, &plain).unwrap();
+    let stored = encoder.finish().unwrap();
+    let mut decoder = Decoder::new(Encoding::Gzip, 0).unwrap().unwrap();
+    let (mut at, mut out) = (0, vec![0; 1 << 16]);
+    while seeds.len() < 6 {
+        let step = decoder.step_to(&stored[at..], &mut out, Stops::Blocks).unwrap();
+        at += step.consumed;
+        if let Some((bits, byte)) = decoder.at_block() {
+            let mut seed = vec![bits];
+            let window = Window::pack(&decoder.window().unwrap());
+            let packed = postcard::to_stdvec(&window).unwrap();
+            seed.extend((packed.len() as u16).to_le_bytes());
+            seed.extend(packed);
+            seed.extend((bits > 0).then_some(byte));
+            seed.extend(&stored[at..stored.len().min(at + 4000)]);
+            seeds.push(seed);
+        }
+        if step.consumed + step.produced == 0 {
+            break;
+        }
+    }
+    assert!(seeds.len() > 1, "{} blocks", seeds.len());
+    target("resumed", &seeds, |bytes| {
+        let [bits, low, high, rest @ ..] = bytes else { return };
+        let (packed, stored) = rest.split_at(rest.len().min(usize::from(u16::from_le_bytes([*low, *high]))));
+        let Ok(window) = postcard::from_bytes::<Window>(packed) else { return };
+        let piece = Piece {
+            stored: ByteRange::at(0, stored.len() as u64),
+            stream: ByteRange::at(0, 1 << 20),
+            resume: Resume::Block { bits: *bits, window },
+        };
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let Ok(Some(mut decoder)) = Decoder::resume(encoding, &piece) else { continue };
+            let (mut rest, mut out, mut produced) = (stored, [0; 4096], 0);
+            while let Ok(step) = decoder.step_to(rest, &mut out, Stops::Blocks) {
+                rest = &rest[step.consumed..];
+                produced += step.produced;
+                if step.consumed + step.produced == 0 {
+                    break;
+                }
+                assert!(produced <= 1032 * stored.len() + 4096, "more output than deflate can give");
+            }
+            assert_eq!(decoder.offset() as usize, stored.len() - rest.len());
+        }
+    });
+}
+
+/// A pass over anything ends with an index that is kept and comes back the same, or with an error.
+#[test]
+fn passes_over_any_gzip_end() {
+    use ocifs::io::{FetchAll, Memory, Shared, read_vec};
+    use ocifs::layer::{LayerIndex, build_index, decoded};
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    let body = [text(1_400_000), vec![0; 1_000_000]].concat();
+    header.set_size(body.len() as u64);
+    tar.append_data(&mut header, "body", &body[..]).unwrap();
+    let plain = tar.into_inner().unwrap();
+    let seeds: Vec<Vec<u8>> = [1, 9]
+        .iter()
+        .map(|&level| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+            std::io::Write::write_all(&mut encoder, &plain).unwrap();
+            encoder.finish().unwrap()
+        })
+        .collect();
+    target("passes", &seeds, |bytes| {
+        let blob: Shared = std::sync::Arc::new(Memory::new(bytes.to_vec()));
+        let Ok(index) = runtime.block_on(build_index(blob.clone())) else { return };
+        let kept = LayerIndex::from_bytes(&index.to_bytes().unwrap(), bytes.len() as u64);
+        assert_eq!(kept.as_ref(), Some(&index));
+        let size = index.spans.stream_size();
+        let stream = FetchAll(decoded(blob, &index));
+        let last = ocifs::io::ByteRange::new(size.saturating_sub(10), size);
+        assert_eq!(runtime.block_on(read_vec(&stream, last)).unwrap().len() as u64, last.len());
+    });
+}
+
 /// A damaged kept index is absent, never wrong and never a panic.
 #[test]
 fn kept_indexes_and_disk_heads_never_panic() {
     let toc = tar_walk::whole(&tar_seeds()[0]).unwrap();
     let spans = ocifs::layer::SpanMap::identity(1 << 20);
-    let index = ocifs::layer::LayerIndex { spans, toc };
+    let index = ocifs::layer::LayerIndex { spans, toc, blocks: vec![[7; 32]; 4], prefetch: 0 };
     let mut disk = vec![0; 4096];
     disk[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
     disk[20..32].copy_from_slice(&[0, 0, 0, 16, 0, 0, 0, 0, 0x40, 0, 0, 0]);
@@ -116,6 +209,145 @@ fn kept_indexes_and_disk_heads_never_panic() {
             ocifs::disk::inspect(bytes, bytes.len() as u64, &label);
         }
     });
+}
+
+/// A damaged zTOC is refused, or what it says of the layer can be true.
+#[test]
+fn ztocs_never_panic() {
+    use std::io::Write as _;
+    let plain = &tar_seeds()[0];
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(plain).unwrap();
+    gzip.flush().unwrap();
+    gzip.write_all(&[0; 1024]).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let packed = soci::Ztoc::of_gzip(&gzip, 512, zran::Members::All);
+    // The first version: without the first checkpoint, and so with none of 32 KiB.
+    let first = soci::Ztoc {
+        checkpoints: soci::pack(&[], 1, 512),
+        digests: packed.digests[..1].to_vec(),
+        max_span: 0,
+        ..packed.clone()
+    };
+    let seeds = [packed.write(), first.write(), soci::Ztoc::of_plain(plain, 1000).write()];
+    let sizes = [gzip.len() as u64, plain.len() as u64];
+    for (seed, size) in seeds.iter().zip([sizes[0], sizes[0], sizes[1]]) {
+        ocifs::layer::parse_ztoc(seed, size).unwrap();
+    }
+    target("ztocs", &seeds, |bytes| {
+        for size in sizes {
+            let Ok(foreign) = ocifs::layer::parse_ztoc(bytes, size) else { continue };
+            let spans = &foreign.index.spans;
+            assert!(spans.is_sound() && spans.stored_size() == size);
+            for entry in foreign.index.toc.iter() {
+                if let ocifs::layer::EntryKind::File(content) = &entry.kind {
+                    assert!(
+                        content.offset + content.stored() <= spans.stream_size(),
+                        "content outside of the stream"
+                    );
+                }
+            }
+        }
+    });
+}
+
+/// Whatever a layer that carries an index says, what is made of it is sound, or an error.
+#[test]
+fn layers_with_indexes_never_panic() {
+    use chunked::{Checksums, Estargz, Footer, Writer};
+    use ocifs::layer::Encoding;
+    let tar = &tar_seeds()[0];
+    let estargz = |footer| Estargz { chunk: 512, member: 700, footer, ..Estargz::default() }.make(tar).bytes;
+    let seeds = [
+        estargz(Footer::Current),
+        estargz(Footer::Legacy),
+        chunked::zstd_chunked(tar, Writer::Storage, 512).bytes,
+        chunked::zstd_chunked(tar, Writer::Stargz, 512).bytes,
+        chunked::seekable(tar, 900, Checksums::With),
+        chunked::seekable(tar, 900, Checksums::Without),
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let check = |bytes: &[u8]| {
+        [Encoding::Gzip, Encoding::Zstd]
+            .map(|encoding| check_carried(&runtime, encoding, bytes, &chunked::Annotations::new()))
+    };
+    assert!(seeds.iter().all(|seed| check(seed).contains(&true)), "seeds have an index");
+    target("layers-with-indexes", &seeds, |bytes| {
+        check(bytes);
+    });
+}
+
+/// Whatever the document in a layer says, what is made of it is sound, or an error: the damage is inside of the compression.
+#[test]
+fn documents_of_chunks_never_panic() {
+    use chunked::{Footer, Writer};
+    use ocifs::layer::Encoding;
+    let chunk = |offset: u64, kind: &str| {
+        serde_json::json!({ "name": "a", "type": kind, "size": 900, "offset": offset,
+        "chunkSize": 300, "chunkOffset": if kind == "reg" { 0 } else { offset }, "innerOffset": 0, "digest":
+        "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" })
+    };
+    let zeros = serde_json::json!({ "name": "a", "type": "chunk", "chunkOffset": 600, "chunkType": "zeros" });
+    let entries = serde_json::json!([
+        chunk(20, "reg"), chunk(300, "chunk"), zeros, { "name": "d/", "type": "dir", "mode": 16877, "uid": 5 },
+        { "name": "b", "type": "reg", "size": 9, "offset": 310, "endOffset": 400, "modtime": "2020-01-01T00:00:00.5Z" },
+        { "name": "c", "type": "reg", "size": 9, "offset": 310, "innerOffset": 10, "xattrs": { "user.a": "AAA=" } },
+        { "name": "l", "type": "symlink", "linkName": "b" }, { "name": "n", "type": "char", "devMajor": 1 },
+    ]);
+    let seeds = [serde_json::json!({ "version": 1, "entries": entries }).to_string().into_bytes()];
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let content = vec![0; 5000];
+    let check = |json: &[u8]| {
+        let gzip = chunked::estargz_with(content.clone(), json, Footer::Current);
+        let zstd = chunked::zstd_chunked_with(content.clone(), json, Writer::Storage);
+        [(Encoding::Gzip, gzip), (Encoding::Zstd, zstd)]
+            .map(|(encoding, made)| check_carried(&runtime, encoding, &made.bytes, &made.annotations))
+    };
+    assert_eq!(check(&seeds[0]), [true; 2], "the seed is a document");
+    target("documents-of-chunks", &seeds, |json| {
+        check(json);
+    });
+}
+
+/// Asks a layer for its index, checks what it says, and says whether there is one.
+fn check_carried(
+    runtime: &tokio::runtime::Runtime,
+    encoding: ocifs::layer::Encoding,
+    bytes: &[u8],
+    annotations: &chunked::Annotations,
+) -> bool {
+    use ocifs::layer::{ForeignLimits, LayerIndex, Sums, find_foreign, find_seek_table};
+    let (blob, size) = (ocifs::io::Memory::new(bytes.to_vec()), bytes.len() as u64);
+    let limits = ForeignLimits { smallest: 0, ..ForeignLimits::default() };
+    let found = runtime.block_on(find_foreign(&blob, encoding, annotations, limits));
+    if let Ok(Some(found)) = &found {
+        let spans = &found.index.spans;
+        let kept = LayerIndex::from_bytes(&found.index.to_bytes().unwrap(), size);
+        assert_eq!(kept.as_ref(), Some(&found.index), "it is sound, and every file lies inside the stream");
+        let all = ocifs::io::ByteRange::new(0, spans.stream_size());
+        let (mut stored, mut stream) = (0, 0);
+        for piece in spans.cover(all) {
+            assert!(piece.stored.start >= stored && piece.stream.start == stream, "no overlap, no gap");
+            (stored, stream) = (piece.stored.end, piece.stream.end);
+        }
+        assert!(stored <= size && stream == spans.stream_size());
+        if let Sums::Stream(sums) = spans.sums() {
+            assert!(sums.windows(2).all(|pair| pair[0].end <= pair[1].start), "digests of different bytes");
+        }
+    }
+    let spans = runtime.block_on(find_seek_table(&blob, encoding, limits));
+    if let Ok(Some(spans)) = &spans {
+        assert!(spans.is_sound());
+        assert_eq!(spans.stored_size(), size);
+    }
+    matches!(found, Ok(Some(_))) || matches!(spans, Ok(Some(_)))
+}
+
+/// Words that repeat at all distances.
+fn text(len: usize) -> Vec<u8> {
+    let mut random = Random(7);
+    let words = std::iter::repeat_with(|| format!("{:x} ", random.below(4000) * 7919));
+    words.flat_map(String::into_bytes).take(len).collect()
 }
 
 /// Small archives: the corpus, and a tar made here so that there is always one.

@@ -1,0 +1,158 @@
+//! What the serving process holds in memory: at most 256 MiB for a layer of a million entries, nothing for bytes read, and a
+//! bounded amount for an archive made to take more.
+//!
+//! Measured as the kernel counts it (`VmHWM`, the most that was ever resident), from the mount on.
+
+use std::fs;
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use crate::encode::Encoding;
+use crate::layout::{Layer, Layout};
+use crate::process::{Need, able, sh};
+use crate::real_registry::digest_of;
+use crate::site::{Mount, Site};
+use crate::tarball::{Tarball, noise};
+
+const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
+const MIB: u64 = 1 << 20;
+
+/// A field of `/proc/PID/status` of the process that serves the mount, in bytes.
+fn memory(mount: &Mount, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().trim().parse::<u64>().unwrap() * 1024
+}
+
+/// A ustar header; the `tar` crate would take seconds for a million of them.
+fn header(name: &str, flag: u8, size: usize) -> [u8; 512] {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..107].copy_from_slice(b"0000644");
+    header[108..115].copy_from_slice(b"0000000");
+    header[116..123].copy_from_slice(b"0000000");
+    header[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+    header[136..147].copy_from_slice(b"13734657000");
+    header[148..156].copy_from_slice(b"        ");
+    header[156] = flag;
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u64 = header.iter().map(|&byte| u64::from(byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    header
+}
+
+/// A gzip layer of what `write` writes, never whole in memory. Its DiffID is not that of its tar, which nobody looks at.
+fn gzip_layer(write: impl FnOnce(&mut dyn std::io::Write)) -> Layer {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    write(&mut encoder);
+    encoder.write_all(&[0; 1024]).unwrap();
+    let stored = encoder.finish().unwrap();
+    Layer { media_type: Encoding::Gzip.media_type().to_owned(), diff_id: digest_of(b""), stored }
+}
+
+#[test]
+fn a_layer_of_a_million_entries_is_listed_within_256_mib() {
+    if !able(&NEEDS) {
+        return;
+    }
+    const DIRS: usize = 1000;
+    const FILES: usize = 999;
+    let layer = gzip_layer(|tar| {
+        let mut body = [0; 512];
+        for dir in 0..DIRS {
+            let dir = format!("usr/lib/modules/package-{dir:04}");
+            tar.write_all(&header(&format!("{dir}/"), b'5', 0)).unwrap();
+            for file in 0..FILES {
+                let name = format!("{dir}/module-{file:04}.py");
+                body[..name.len()].copy_from_slice(name.as_bytes());
+                tar.write_all(&header(&name, b'0', name.len())).unwrap();
+                tar.write_all(&body).unwrap();
+            }
+        }
+    });
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[layer]);
+    // First by the pass over the layer, then from the kept index.
+    for name in ["cold", "warm"] {
+        let mount = site.mount_at(name, &layout.reference("v1"), &[]);
+        let merged = mount.join("merged");
+        assert!(merged.join("usr").is_dir());
+        let merge = memory(&mount, "VmHWM");
+        // The root, three directories above the packages, and what the layer records.
+        let found = sh("find $1 | wc -l", &[&merged]).text();
+        assert_eq!(found.trim(), (1 + 3 + DIRS * (1 + FILES)).to_string());
+        let path = "usr/lib/modules/package-0999/module-0998.py";
+        assert_eq!(fs::read_to_string(merged.join(path)).unwrap(), path);
+        let (most, now) = (memory(&mount, "VmHWM"), memory(&mount, "VmRSS"));
+        let (merge, most, now) = (merge / MIB, most / MIB, now / MIB);
+        eprintln!(
+            "{name}: {merge} MiB at most until the tree was there, {most} MiB after the listing, {now} MiB now"
+        );
+        assert!(most <= 256, "{name}: {most} MiB");
+        mount.unmount();
+    }
+}
+
+#[test]
+fn memory_does_not_grow_with_the_bytes_that_are_read() {
+    if !able(&NEEDS) {
+        return;
+    }
+    const SIZE: u64 = 100 * MIB;
+    let tar = Tarball::new().file("big", &noise(SIZE as usize, 3)).file("small", b"x").bytes();
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[Layer::of(&tar, Encoding::Plain), Layer::of(&tar[..], Encoding::Zstd)]);
+    drop(tar);
+    let mount = site.mount(&layout.reference("v1"), &[]);
+    // The first round fetches and decodes; what a round needs, the later ones need too.
+    let mut after = Vec::new();
+    for _ in 0..4 {
+        let read = sh(
+            "cat $1/layers/*/big $1/merged/big | wc -c; echo 3 > /proc/sys/vm/drop_caches",
+            &[&mount.dir()],
+        );
+        assert_eq!(read.text().trim(), (3 * SIZE).to_string());
+        after.push(memory(&mount, "VmRSS"));
+    }
+    eprintln!(
+        "resident after each {} MiB: {:?} MiB",
+        3 * SIZE / MIB,
+        after.iter().map(|rss| rss / MIB).collect::<Vec<_>>()
+    );
+    assert!(memory(&mount, "VmHWM") <= 128 * MIB, "{} MiB", memory(&mount, "VmHWM") / MIB);
+    assert!(after[3] <= after[0] + 8 * MIB, "{after:?}");
+}
+
+#[test]
+fn an_archive_that_implies_millions_of_directories_is_refused_in_bounded_memory() {
+    if !able(&NEEDS) {
+        return;
+    }
+    // Each name implies 2040 directories; 8 million are over the limit of names.
+    let deep = "a/".repeat(2040);
+    let layer = gzip_layer(|tar| {
+        for number in 0..4200 {
+            let name = format!("{number:06}/{deep}f");
+            tar.write_all(&header("././@LongLink", b'L', name.len() + 1)).unwrap();
+            let mut padded = name.into_bytes();
+            padded.resize(padded.len().next_multiple_of(512), 0);
+            tar.write_all(&padded).unwrap();
+            tar.write_all(&header("cut", b'0', 0)).unwrap();
+        }
+    });
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[layer]);
+    let mount = site.mount(&layout.reference("v1"), &[]);
+    let refused = fs::read_dir(mount.join("merged")).and_then(|mut names| names.next().transpose());
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(nix::libc::EIO));
+    assert!(mount.status().contains("more than 8388608 names"), "{}", mount.status());
+    let (most, now) = (memory(&mount, "VmHWM") / MIB, memory(&mount, "VmRSS") / MIB);
+    eprintln!("{most} MiB at most, {now} MiB now");
+    assert!(most <= 1024, "{most} MiB");
+    assert!(now <= 128, "{now} MiB are kept");
+}
