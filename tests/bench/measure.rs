@@ -1,14 +1,14 @@
-//! Running tools, timing them, and writing down the result.
+//! Running tools and timing them.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::Result;
+use crate::{Result, stop};
 
 /// A command that gets no input.
 pub(crate) fn tool(program: impl AsRef<OsStr>) -> Command {
@@ -17,25 +17,57 @@ pub(crate) fn tool(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Whether `program` can be started.
+pub(crate) fn installed(program: &str) -> bool {
+    tool("sh").args(["-c", "command -v \"$0\"", program]).output().is_ok_and(|output| output.status.success())
+}
+
+/// Fails with the first of these programs that is missing.
+pub(crate) fn need(programs: &[&str]) -> Result<()> {
+    match programs.iter().find(|program| !installed(program)) {
+        Some(missing) => Err(format!("{missing} is not installed").into()),
+        None => Ok(()),
+    }
+}
+
 /// Runs `command` to its end. Its output is shown only when it fails.
 pub(crate) fn run(command: &mut Command) -> Result<Duration> {
+    Ok(finish(command)?.0)
+}
+
+/// Runs `command` to its end and returns what it wrote.
+pub(crate) fn text(command: &mut Command) -> Result<String> {
+    Ok(finish(command)?.1)
+}
+
+/// Runs a command that takes something down: also after a signal, and whatever comes of it.
+pub(crate) fn clean(command: &mut Command) {
+    command.output().ok();
+}
+
+fn finish(command: &mut Command) -> Result<(Duration, String)> {
+    stop::check()?;
     let start = Instant::now();
     let output = command.output().map_err(|error| format!("{:?}: {error}", command.get_program()))?;
     let time = start.elapsed();
+    let stdout = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-        return Err(format!(
-            "{command:?} ended with {}\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        )
-        .into());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{command:?} ended with {}\n{stdout}{stderr}", output.status).into());
     }
-    Ok(time)
+    Ok((time, stdout.into_owned()))
+}
+
+/// What a command wrote, and how long it took.
+pub(crate) struct Drained {
+    pub(crate) time: Duration,
+    pub(crate) bytes: u64,
+    pub(crate) lines: usize,
 }
 
 /// Runs `command` to its end, reads what it writes and returns the bytes and the lines of it.
 pub(crate) fn drain(command: &mut Command) -> Result<Drained> {
+    stop::check()?;
     let start = Instant::now();
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut output = child.stdout.take().ok_or("the child has no output")?;
@@ -56,13 +88,6 @@ pub(crate) fn drain(command: &mut Command) -> Result<Drained> {
     Ok(Drained { time: start.elapsed(), bytes, lines })
 }
 
-/// What a command wrote, and how long it took.
-pub(crate) struct Drained {
-    pub(crate) time: Duration,
-    pub(crate) bytes: u64,
-    pub(crate) lines: usize,
-}
-
 /// Names every entry under `tree`.
 pub(crate) fn find(tree: &Path) -> Result<Drained> {
     drain(tool("find").arg(tree))
@@ -73,93 +98,44 @@ pub(crate) fn read_all(tree: &Path) -> Result<Drained> {
     drain(tool("tar").args(["--create", "--file=-", "--directory"]).arg(tree).arg("."))
 }
 
+/// Reads one file.
+pub(crate) fn cat(file: &Path) -> Result<Drained> {
+    drain(tool("cat").arg(file))
+}
+
+/// Writes back what is dirty, so that it does not disturb what is measured next.
+pub(crate) fn settle() -> Result<()> {
+    run(&mut tool("sync")).map(drop)
+}
+
 /// Forgets the page cache. Only root may.
 pub(crate) fn drop_page_cache() -> Result<()> {
-    run(&mut tool("sync"))?;
+    settle()?;
     Ok(fs::write("/proc/sys/vm/drop_caches", "3")?)
 }
 
-/// The samples of one quantity, in seconds, bytes or whatever the column says.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Samples(Vec<f64>);
-
-impl Samples {
-    pub(crate) fn add(&mut self, value: f64) {
-        self.0.push(value);
-    }
-
-    pub(crate) fn add_time(&mut self, time: Duration) {
-        self.add(time.as_secs_f64());
-    }
-
-    /// The middle one, or nothing when there are none.
-    pub(crate) fn median(&self) -> Option<f64> {
-        let mut sorted = self.0.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
-    }
-
-    /// `median (least - most) unit`.
-    fn shown(&self, unit: Unit) -> String {
-        let Some(median) = self.median() else { return "not measured".into() };
-        let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        match unit {
-            Unit::Seconds => format!("{median:.2} s ({least:.2} - {most:.2})"),
-            Unit::MegaBytes => format!("{:.1} MB", median / 1e6),
-            Unit::MebiBytes => format!("{:.1} MiB ({:.1} - {:.1})", median / MIB, least / MIB, most / MIB),
-            Unit::Count => format!("{median:.0}"),
-        }
-    }
+/// Reads a whole file from its start, 1 MiB at a time.
+pub(crate) fn read_sequentially(file: &Path) -> Result<Duration> {
+    let start = Instant::now();
+    let mut file = File::open(file)?;
+    let mut buf = vec![0; 1 << 20];
+    while file.read(&mut buf)? > 0 {}
+    Ok(start.elapsed())
 }
 
-const MIB: f64 = (1 << 20) as f64;
-
-/// What samples count.
-#[derive(Clone, Copy)]
-pub(crate) enum Unit {
-    /// Samples are seconds.
-    Seconds,
-    /// Samples are bytes, shown in the network's unit.
-    MegaBytes,
-    /// Samples are bytes, shown in the memory's unit.
-    MebiBytes,
-    /// Samples are numbers of something.
-    Count,
-}
-
-/// A table in Markdown.
-pub(crate) struct Table(String);
-
-impl Table {
-    pub(crate) fn new() -> Self {
-        Self("| work | ocifs | peer | peer's figure | ratio | target |\n|---|---|---|---|---|---|\n".into())
+/// Reads so many blocks of 4 KiB at places that are the same every time.
+pub(crate) fn read_randomly(path: &Path, reads: u64) -> Result<Duration> {
+    let file = File::open(path)?;
+    let blocks = file.metadata()?.len() / 4096;
+    if blocks == 0 {
+        return Err(format!("{} is shorter than 4 KiB", path.display()).into());
     }
-
-    /// One row. The ratio is ours to the peer's.
-    pub(crate) fn row(
-        &mut self,
-        work: &str,
-        ours: &Samples,
-        unit: Unit,
-        peer: Option<(&str, f64)>,
-        target: &str,
-    ) {
-        let (name, figure, ratio) = match peer {
-            Some((name, theirs)) => {
-                let one = Samples(vec![theirs]);
-                let figure = one.shown(unit);
-                let figure = figure.split(" (").next().unwrap_or_default().to_owned();
-                let ratio = ours.median().map_or_else(|| "-".into(), |ours| format!("{:.3}", ours / theirs));
-                (name, figure, ratio)
-            }
-            None => ("-", "-".into(), "-".into()),
-        };
-        // Writing to a String cannot fail.
-        writeln!(self.0, "| {work} | {} | {name} | {figure} | {ratio} | {target} |", ours.shown(unit)).ok();
+    let mut buf = [0; 4096];
+    let start = Instant::now();
+    for number in 0..reads {
+        // A Weyl sequence with the golden ratio visits the file evenly and without order.
+        let block = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % blocks;
+        file.read_exact_at(&mut buf, block * 4096)?;
     }
-
-    pub(crate) fn finish(self) -> String {
-        self.0
-    }
+    Ok(start.elapsed())
 }

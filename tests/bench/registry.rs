@@ -1,32 +1,31 @@
-//! A registry on a loopback port, and what its access log says about a stretch of time.
+//! A registry, and what its access log says about a stretch of time.
+//!
+//! All of them share one storage under `target/bench-data`, so that what was pushed once is there in every run.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::Result;
+use crate::artifact::MANIFEST;
 use crate::image::Image;
-use crate::measure::{run, tool};
-
-/// The repository in it.
-const REPOSITORY: &str = "bench/scipy";
+use crate::measure::{run, text, tool};
 
 /// A running `docker-registry`, ended on drop.
 pub(crate) struct Registry {
     server: Child,
     address: String,
     log: PathBuf,
+    data: PathBuf,
 }
 
 /// What the registry answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
-    /// All requests.
-    pub(crate) requests: u64,
     /// Requests for blobs.
     pub(crate) blob_requests: u64,
     /// Bytes of all bodies.
@@ -34,38 +33,116 @@ pub(crate) struct Traffic {
 }
 
 impl Registry {
-    /// Starts one that holds `image`, its storage and logs under `data`.
-    pub(crate) fn with(image: &Image, data: &Path) -> Result<Self> {
-        let storage = image.layout.with_file_name("registry");
-        let address = free_address()?;
-        let config = data.join("registry.yml");
-        let log = data.join("registry.log");
+    /// One on a loopback port.
+    pub(crate) fn on_loopback(data: &Path) -> Result<Self> {
+        // The kernel's choice, free again a moment later.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        Self::start(data, "loopback", &address, tool("docker-registry"))
+    }
+
+    /// One at `address`, run by `command`, which may be a wrapper around `docker-registry`.
+    pub(crate) fn start(data: &Path, name: &str, address: &str, mut command: Command) -> Result<Self> {
+        let storage = data.join("registry");
+        let config = data.join(format!("registry-{name}.yml"));
+        let log = data.join(format!("registry-{name}.log"));
         fs::write(
             &config,
             format!(
                 "version: 0.1\nlog: {{level: error, accesslog: {{disabled: false}}}}\n\
                  storage: {{filesystem: {{rootdirectory: {storage:?}}}, delete: {{enabled: false}}}}\n\
-                 http: {{addr: {address}}}\n"
+                 http: {{addr: '{address}'}}\n"
             ),
         )?;
-        let server = tool("docker-registry")
+        let server = command
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
             .stdout(File::create(&log)?)
-            .stderr(File::create(data.join("registry.err"))?)
-            .spawn()?;
-        let mut registry = Self { server, address, log };
+            .stderr(File::create(log.with_extension("err"))?)
+            .spawn()
+            .map_err(|error| format!("docker-registry: {error}"))?;
+        let mut registry = Self { server, address: address.to_owned(), log, data: data.to_owned() };
         registry.wait()?;
-        run(tool("skopeo")
-            .args(["copy", "--quiet", "--dest-tls-verify=false", &format!("oci:{}", image.name())])
-            .arg(format!("docker://{}", registry.reference())))?;
         Ok(registry)
     }
 
-    /// The reference of the image.
-    pub(crate) fn reference(&self) -> String {
-        format!("{}/{REPOSITORY}:latest", self.address)
+    /// Where it listens.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The folder for what is made once.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The reference of what was pushed as `name`.
+    pub(crate) fn reference(&self, name: &str) -> String {
+        format!("{}/bench/{name}:latest", self.address)
+    }
+
+    /// The same by digest: what a mount can look up without asking anybody.
+    pub(crate) fn pinned(&self, name: &str) -> Result<String> {
+        let head = text(
+            tool("curl")
+                .args(["--silent", "--show-error", "--fail", "--head", "--header"])
+                .arg("Accept: application/vnd.oci.image.manifest.v1+json")
+                .arg(self.url(name, "manifests/latest")),
+        )?;
+        let digest = head
+            .lines()
+            .find_map(|line| {
+                line.to_ascii_lowercase().strip_prefix("docker-content-digest:").map(str::to_owned)
+            })
+            .ok_or_else(|| format!("the registry does not say the digest of {name}"))?;
+        Ok(format!("{}/bench/{name}@{}", self.address, digest.trim()))
+    }
+
+    /// The address of something in the repository `name`.
+    pub(crate) fn url(&self, name: &str, path: &str) -> String {
+        format!("http://{}/v2/bench/{name}/{path}", self.address)
+    }
+
+    /// Whether it was pushed in this run or an earlier one.
+    pub(crate) fn has(&self, name: &str) -> Result<bool> {
+        self.has_as(name, MANIFEST)
+    }
+
+    /// The same for a document of another kind.
+    pub(crate) fn has_as(&self, name: &str, media_type: &str) -> Result<bool> {
+        let status = text(
+            tool("curl")
+                .args([
+                    "--silent",
+                    "--show-error",
+                    "--head",
+                    "--output",
+                    "/dev/null",
+                    "--write-out",
+                    "%{http_code}",
+                ])
+                .args(["--header", &format!("Accept: {media_type}")])
+                .arg(self.url(name, "manifests/latest")),
+        )?;
+        match status.trim() {
+            "200" => Ok(true),
+            "404" => Ok(false),
+            other => Err(format!("the registry answered {other} for the manifest of {name}").into()),
+        }
+    }
+
+    /// Pushes the image as `name`, unless it is there, its layers written as `skopeo copy` is told.
+    pub(crate) fn push(&self, image: &Image, name: &str, options: &[&str]) -> Result<String> {
+        let reference = self.reference(name);
+        if !self.has(name)? {
+            eprintln!("pushing {name}, once");
+            run(tool("skopeo")
+                .args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"])
+                .args(options)
+                .arg(image.in_layout()?)
+                .arg(format!("docker://{reference}")))?;
+        }
+        Ok(reference)
     }
 
     /// A point in time that [`since`](Self::since) can start from.
@@ -84,7 +161,6 @@ impl Registry {
         log.take(end - start).read_to_string(&mut lines)?;
         let mut traffic = Traffic::default();
         for (path, bytes) in lines.lines().filter_map(answer) {
-            traffic.requests += 1;
             traffic.blob_requests += u64::from(path.contains("/blobs/"));
             traffic.bytes += bytes;
         }
@@ -96,9 +172,8 @@ impl Registry {
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(&self.address).is_err() {
             if let Some(status) = self.server.try_wait()? {
-                return Err(
-                    format!("docker-registry ended with {status}; see registry.err beside its log").into()
-                );
+                let log = self.log.with_extension("err");
+                return Err(format!("docker-registry ended with {status}; see {}", log.display()).into());
             }
             if Instant::now() > deadline {
                 return Err(format!("docker-registry does not listen on {} after 20 s", self.address).into());
@@ -125,9 +200,4 @@ fn answer(line: &str) -> Option<(&str, u64)> {
     // A body without a size is logged as a dash.
     let bytes = rest.split(' ').nth(1)?.parse().unwrap_or(0);
     Some((path, bytes))
-}
-
-/// A loopback address that nobody listens on: the kernel's choice, free again a moment later.
-fn free_address() -> Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
