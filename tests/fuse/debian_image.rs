@@ -122,8 +122,9 @@ fn a_second_mount_fetches_no_blob() {
     assert_eq!(registry.blob_requests().len(), 0, "{:?}", registry.blob_requests());
 }
 
-/// A killed daemon loses at most what was under way: per layer, one request of a few megabytes.
-const UNDER_WAY: u64 = 4 * (4 << 20);
+/// A killed daemon loses at most what was under way: of each of the eight requests that a host gets at once, what the registry
+/// had sent ahead into the buffers of its socket, some megabytes on loopback.
+const UNDER_WAY: u64 = 8 * (4 << 20);
 
 #[test]
 fn a_kill_in_the_middle_of_a_cold_read_loses_only_what_was_under_way() {
@@ -140,7 +141,7 @@ fn a_kill_in_the_middle_of_a_cold_read_loses_only_what_was_under_way() {
     tar.args(["-c", "tar cf - -C \"$1\" merged > \"$2\" 2>/dev/null", "sh"]);
     let mut tar = tar.arg(mount.dir()).arg(site.scratch().join("cut.tar")).spawn().unwrap();
     let begun = becomes_true(Duration::from_secs(120), || {
-        registry.blob_bytes_so_far() > 20 << 20 || tar.try_wait().is_ok_and(|status| status.is_some())
+        registry.blob_bytes_so_far() > 45 << 20 || tar.try_wait().is_ok_and(|status| status.is_some())
     });
     assert!(begun, "tar fetched nothing");
     assert!(tar.try_wait().unwrap().is_none(), "tar was done before it could be interrupted");
