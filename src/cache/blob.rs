@@ -174,6 +174,27 @@ impl Cached {
                 wait.outcome().await?;
             }
         }
+        if range.len() == self.inner.size {
+            return self.compared().await;
+        }
+        self.inner.refuse_poisoned()
+    }
+
+    /// Waits until content that is whole on disk was compared with its digest: its last block is there, and may be served,
+    /// while that is still going on. An error when it is not what the digest names.
+    pub async fn compared(&self) -> Result<(), ReadError> {
+        let inner = Arc::clone(&self.inner);
+        let comparing = blocking(&self.inner.digest, move || {
+            if let Some(pair) = &inner.pair
+                && inner.kind == Kind::Blob
+                && matches!(inner.state(), State::Partial | State::Complete)
+                && inner.proof.all_recorded(pair)
+                && inner.conclude(pair)
+            {
+                inner.proof.persist(pair);
+            }
+        });
+        comparing.await?;
         self.inner.refuse_poisoned()
     }
 

@@ -433,6 +433,7 @@ impl Core {
     /// Keeps the index for other mounts. Only of a blob that is what its digest says: an index outlives the bytes it was
     /// built from.
     async fn keep(&self, index: LayerIndex) -> Result<LayerIndex, ReadError> {
+        self.blob.compared().await?;
         if self.blob.state() != State::Verified {
             return Ok(index);
         }
