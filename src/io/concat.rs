@@ -135,6 +135,19 @@ impl ReadAt for Concat {
         self.size()
     }
 
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        let parts = self.pieces.iter().filter_map(|piece| piece.bytes.as_ref()?.learn_holes());
+        let parts: Vec<_> = parts.collect();
+        (!parts.is_empty()).then(|| -> BoxFuture<'_, _> {
+            Box::pin(async move {
+                for part in parts {
+                    part.await?;
+                }
+                Ok(())
+            })
+        })
+    }
+
     fn verified(&self) -> Verified {
         let mut parts =
             self.pieces.iter().filter_map(|piece| piece.bytes.as_ref()).map(|bytes| bytes.verified());

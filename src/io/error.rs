@@ -70,13 +70,16 @@ impl ReadError {
     }
 }
 
-/// Joins an error and its sources with `: `.
-fn chain(error: &dyn Error) -> String {
+/// The error and its sources in one line, joined with `: `. A level that the one above it ends with is left out.
+pub fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut next = error.source();
     while let Some(inner) = next {
-        line.push_str(": ");
-        line.push_str(&inner.to_string());
+        let text = inner.to_string();
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
         next = inner.source();
     }
     line

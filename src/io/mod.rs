@@ -6,6 +6,7 @@
 
 mod compute;
 mod concat;
+mod deferred;
 mod error;
 mod fetch;
 mod range;
@@ -14,9 +15,11 @@ mod slice;
 
 pub(crate) use compute::compute;
 pub use concat::Concat;
-pub use error::{Fault, ReadError};
+pub use deferred::{Deferred, Opener};
+pub use error::{Fault, ReadError, chain};
 pub use fetch::{Delivery, Fetch, FetchAll};
 pub use range::ByteRange;
+pub(crate) use read_at::check_bounds;
 pub use read_at::{Empty, Memory, ReadAt, Shared, Verified, read_all, read_vec};
 pub use slice::Slice;
 

@@ -54,6 +54,12 @@ pub trait ReadAt: Send + Sync + 'static {
         self.size()
     }
 
+    /// Finds out where the holes are, when that takes reading: until the answer is awaited, holes may be called data. `None`
+    /// when everything is known that can be.
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        None
+    }
+
     /// How far these bytes have been checked against a digest.
     fn verified(&self) -> Verified {
         Verified::None
@@ -84,6 +90,9 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
     fn next_hole(&self, offset: u64) -> u64 {
         (**self).next_hole(offset)
+    }
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        (**self).learn_holes()
     }
     fn verified(&self) -> Verified {
         (**self).verified()

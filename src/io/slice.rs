@@ -48,6 +48,10 @@ impl ReadAt for Slice {
         self.inner.next_hole(self.range.start.saturating_add(offset)).min(self.range.end) - self.range.start
     }
 
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        self.inner.learn_holes()
+    }
+
     fn verified(&self) -> Verified {
         self.inner.verified()
     }
