@@ -14,7 +14,7 @@ pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The media type of an index.
 pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 /// The media type of a blob that says nothing (image-spec manifest.md, "Guidance for an Empty Descriptor").
-const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
+pub(super) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 /// The content of that blob. It has to be in the repository before a manifest that names it.
 pub const EMPTY: &[u8] = b"{}";
 

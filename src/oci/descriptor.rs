@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{Digest, MediaType, OciError, Platform};
 
 /// The annotation that names a blob as a file.
-const TITLE: &str = "org.opencontainers.image.title";
+pub const TITLE: &str = "org.opencontainers.image.title";
+/// The annotation that names a document as a tag would.
+pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// A blob or document named by digest, with its exact size in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub struct Descriptor {
     pub artifact_type: Option<MediaType>,
     /// The content itself, when the document embeds it (checked against digest and size).
     pub data: Option<Vec<u8>>,
+    /// What Ollama calls the file that the layer is; no specification has it, and it is never written.
+    pub name: Option<String>,
 }
 
 impl Descriptor {
@@ -40,6 +44,7 @@ impl Descriptor {
             platform: None,
             artifact_type: None,
             data: None,
+            name: None,
         }
     }
 
@@ -54,6 +59,7 @@ impl Descriptor {
             platform: None,
             artifact_type: None,
             data: None,
+            name: None,
         }
     }
 
@@ -122,6 +128,14 @@ pub(super) struct RawDescriptor {
     artifact_type: Option<MediaType>,
     #[serde(default)]
     data: Option<String>,
+    #[serde(default, deserialize_with = "text")]
+    name: Option<String>,
+}
+
+/// A property that no specification names may be anything: what is no text counts as absent.
+fn text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(value.as_str().map(str::to_owned))
 }
 
 impl RawDescriptor {
@@ -140,6 +154,7 @@ impl RawDescriptor {
             platform: self.platform,
             artifact_type: self.artifact_type.filter(|kind| !kind.is_empty()),
             data: None,
+            name: self.name,
         };
         if let Some(data) = self.data {
             let bytes = base64::engine::general_purpose::STANDARD

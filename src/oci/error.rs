@@ -53,6 +53,36 @@ pub enum OciError {
         /// The digest it has.
         actual: Digest,
     },
+    /// A pattern the user typed.
+    #[error("pattern {pattern:?} is not valid: {reason}")]
+    Pattern {
+        /// As typed.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No layer is one of those that were asked for.
+    #[error("no layer is selected; there is {available}")]
+    NoLayer {
+        /// Number, media type and title of each layer.
+        available: String,
+    },
+    /// No entry of an index meets the conditions.
+    #[error("no manifest meets {wanted}; there is {available}")]
+    NoEntry {
+        /// The conditions.
+        wanted: String,
+        /// The entries there are, comma separated.
+        available: String,
+    },
+    /// Several entries of an index fit equally well.
+    #[error("several manifests fit {wanted}: {candidates}")]
+    Ambiguous {
+        /// The platform that was asked for.
+        wanted: String,
+        /// Each with what tells it from the others, and its digest.
+        candidates: String,
+    },
     /// No manifest of an index fits the platform.
     #[error("no manifest for platform {wanted}; there is {available}")]
     NoPlatform {
@@ -67,11 +97,14 @@ impl OciError {
     /// Who is wrong.
     pub fn fault(&self) -> Fault {
         match self {
-            OciError::Reference { .. } | OciError::Platform { .. } => Fault::Usage,
+            OciError::Reference { .. } | OciError::Platform { .. } | OciError::Pattern { .. } => Fault::Usage,
             OciError::Digest { .. } | OciError::Malformed { .. } => Fault::Malformed,
             OciError::Unsupported { .. } => Fault::Unsupported,
             OciError::Mismatch { .. } => Fault::Mismatch,
-            OciError::NoPlatform { .. } => Fault::NotFound,
+            OciError::NoPlatform { .. } | OciError::NoLayer { .. } | OciError::NoEntry { .. } => {
+                Fault::NotFound
+            }
+            OciError::Ambiguous { .. } => Fault::Usage,
         }
     }
 }

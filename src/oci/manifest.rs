@@ -176,6 +176,14 @@ impl Document {
         }
     }
 
+    /// What kind of thing it is: for an index without an `artifactType`, its media type.
+    pub fn kind(&self) -> Option<&MediaType> {
+        match self {
+            Document::Manifest(manifest) => manifest.kind(),
+            Document::Index(index) => index.artifact_type.as_ref().or(Some(&index.media_type)),
+        }
+    }
+
     /// The manifest that this document is about, when it is about one.
     pub fn subject(&self) -> Option<&Descriptor> {
         match self {

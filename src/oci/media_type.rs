@@ -65,13 +65,17 @@ impl MediaType {
 
     /// Whether this is the empty descriptor of image-spec 1.1.
     pub fn is_empty_descriptor(&self) -> bool {
-        self.essence() == "application/vnd.oci.empty.v1+json"
+        self.essence() == super::artifact::EMPTY_TYPE
     }
 
-    /// Whether the label says "a tar archive", compressed or not: `…tar`, `…tar+gzip`, `…tar.gzip`, `…tar+zstd`, `…tgz`.
+    /// Whether the label says "a tar archive", compressed or not: `…tar`, `…tar+gzip`, `…tar.gzip`, `…tar+zstd`, `…tgz`,
+    /// `…+tar+gzip`.
     pub fn claims_tar(&self) -> bool {
         let essence = self.essence();
         let subtype = essence.split('/').nth(1).unwrap_or_default();
+        if subtype.split('+').skip(1).any(|suffix| suffix == "tar") {
+            return true;
+        }
         let base = subtype.split('+').next().unwrap_or_default();
         let base = base.strip_suffix(".gzip").or_else(|| base.strip_suffix(".zstd")).unwrap_or(base);
         matches!(base, "tar" | "x-tar" | "tgz" | "x-gtar" | "x-compressed-tar" | "x-tgz")
@@ -83,7 +87,10 @@ impl MediaType {
     pub fn claims_uncompressed_tar(&self) -> bool {
         let essence = self.essence();
         self.claims_tar()
-            && (essence.ends_with(".tar") || essence.ends_with("/tar") || essence.ends_with("/x-tar"))
+            && (essence.ends_with(".tar")
+                || essence.ends_with("+tar")
+                || essence.ends_with("/tar")
+                || essence.ends_with("/x-tar"))
     }
 }
 
@@ -142,6 +149,7 @@ mod tests {
             "application/vnd.cncf.flux.content.v1.tar+gzip",
             "application/tar+gzip",
             "application/x-tar",
+            "application/vnd.nosi.netboot-bundle.layer.v1+tar+gzip",
         ] {
             assert!(MediaType::from(tar).claims_tar(), "{tar}");
         }

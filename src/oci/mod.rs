@@ -5,32 +5,39 @@
 //! can write these bytes. Rules come from the OCI image-spec and distribution-spec 1.1.
 
 mod artifact;
+mod choice;
+mod class;
 mod config;
 mod descriptor;
 mod digest;
 mod error;
 mod manifest;
 mod media_type;
+mod member;
 mod platform;
 pub mod published;
 mod reference;
 mod referrers;
+mod select;
 mod soci;
 mod title;
 
 pub use artifact::{Artifact, EMPTY, INDEX_TYPE, MANIFEST_TYPE, Written};
+pub use choice::{Candidate, Condition, EntryKind, choose, entry_kind, told_by};
+pub use class::{Class, classify, classify_manifest};
 pub use config::ImageConfig;
-pub use descriptor::Descriptor;
+pub use descriptor::{Descriptor, REF_NAME, TITLE};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::OciError;
 pub use manifest::{Document, Index, MAX_DOCUMENT, MAX_LAYERS, Manifest};
 pub use media_type::MediaType;
-pub use platform::{Choice, Platform, choose};
+pub use member::{Named, member_names, referrer_directory};
+pub use platform::Platform;
 pub use reference::{Reference, Selector};
 pub(crate) use referrers::is_of_kind;
 pub use referrers::{fallback_tag, listed, referrer_of, with_referrer};
+pub use select::{Glob, LayerSelection};
 pub use soci::{
-    IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, SOCI_V1, SOCI_V2, SociIndex, SociVersion, Ztoc, soci_entry,
-    soci_index_digest,
+    IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, SOCI_V1, SOCI_V2, SociIndex, SociVersion, Ztoc, soci_index_digest,
 };
-pub use title::{FileName, FileNames, extension, fallback_name, file_names};
+pub use title::{FileName, FileNames, Wanted, extension, fallback_name, file_names};

@@ -1,11 +1,11 @@
-//! Platforms: normalised names, and the choice of one manifest of an index.
+//! Platforms: normalised names, and which one runs what.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Descriptor, MediaType, OciError, SOCI_V2};
+use super::OciError;
 
 /// An operating system and a processor, in the names that Go uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -87,7 +87,7 @@ impl Platform {
 
     /// How well an image for `self` runs on `wanted`: lower is better, `None` is not at all. A machine runs the older
     /// variants of its architecture too.
-    fn distance(&self, wanted: &Platform) -> Option<u32> {
+    pub(super) fn distance(&self, wanted: &Platform) -> Option<u32> {
         let (have, wanted) = (self.normalized(), wanted.normalized());
         if have.os != wanted.os || have.architecture != wanted.architecture {
             return None;
@@ -155,114 +155,9 @@ impl fmt::Display for Platform {
     }
 }
 
-/// What [`choose`] found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice<'a> {
-    /// The manifest to mount.
-    One(&'a Descriptor),
-    /// Nothing fits; the platforms there are.
-    None(Vec<String>),
-}
-
-/// The entry of an index that fits `wanted` best. The first of equals wins (image-index.md, "manifests"). Entries of
-/// unknown platform (attestations) never win, nor do SOCI indexes, which bear the platform of the image that they are about;
-/// entries without a platform win only if nothing says it fits.
-pub fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Choice<'a> {
-    let is_image = |entry: &&Descriptor| entry.artifact_type != Some(MediaType::from(SOCI_V2));
-    let mut best: Option<(u32, &Descriptor)> = None;
-    for entry in entries.iter().filter(is_image) {
-        let Some(platform) = entry.platform.as_ref().filter(|platform| !platform.is_unknown()) else {
-            continue;
-        };
-        if let Some(distance) = platform.distance(wanted)
-            && best.is_none_or(|(least, _)| distance < least)
-        {
-            best = Some((distance, entry));
-        }
-    }
-    if let Some((_, entry)) = best {
-        return Choice::One(entry);
-    }
-    let mut without = entries.iter().filter(is_image).filter(|entry| entry.platform.is_none());
-    if let (Some(only), None) = (without.next(), without.next()) {
-        return Choice::One(only);
-    }
-    let name = |entry: &Descriptor| match &entry.platform {
-        Some(platform) if platform.is_unknown() => None,
-        Some(platform) => Some(platform.to_string()),
-        None => Some(format!("no platform ({})", entry.digest)),
-    };
-    Choice::None(entries.iter().filter(is_image).filter_map(name).collect())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::Digest;
     use super::*;
-
-    fn entry(platform: &str) -> Descriptor {
-        Descriptor {
-            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-            digest: Digest::sha256(platform.as_bytes()),
-            size: 1,
-            annotations: Default::default(),
-            platform: (!platform.is_empty()).then(|| platform.parse().unwrap()),
-            artifact_type: None,
-            data: None,
-        }
-    }
-
-    fn pick(entries: &[&str], wanted: &str) -> Result<String, Vec<String>> {
-        let entries: Vec<_> = entries.iter().map(|platform| entry(platform)).collect();
-        match choose(&entries, &wanted.parse().unwrap()) {
-            Choice::One(one) => Ok(one.platform.as_ref().map(ToString::to_string).unwrap_or_default()),
-            Choice::None(list) => Err(list),
-        }
-    }
-
-    #[test]
-    fn names_that_mean_the_same_are_equal() {
-        assert_eq!(pick(&["linux/aarch64", "linux/x86_64"], "linux/amd64"), Ok("linux/x86_64".into()));
-        assert_eq!(pick(&["linux/arm64/v8"], "linux/arm64"), Ok("linux/arm64/v8".into()));
-        assert_eq!(pick(&["linux/arm64"], "linux/aarch64/v8"), Ok("linux/arm64".into()));
-    }
-
-    #[test]
-    fn the_nearest_lower_variant_wins() {
-        let arms = ["linux/arm/v5", "linux/arm/v6", "linux/arm/v7"];
-        assert_eq!(pick(&arms, "linux/arm/v7"), Ok("linux/arm/v7".into()));
-        assert_eq!(pick(&arms, "linux/arm/v6"), Ok("linux/arm/v6".into()));
-        assert_eq!(pick(&arms, "linux/arm/v8"), Ok("linux/arm/v7".into()));
-        assert_eq!(pick(&["linux/arm/v7"], "linux/arm/v6"), Err(vec!["linux/arm/v7".into()]));
-        assert_eq!(pick(&["linux/amd64/v3", "linux/amd64"], "linux/amd64"), Ok("linux/amd64".into()));
-        assert_eq!(pick(&["linux/amd64", "linux/amd64/v3"], "linux/amd64/v4"), Ok("linux/amd64/v3".into()));
-    }
-
-    #[test]
-    fn attestations_are_neither_chosen_nor_listed() {
-        assert_eq!(pick(&["unknown/unknown", "linux/s390x"], "linux/amd64"), Err(vec!["linux/s390x".into()]));
-    }
-
-    #[test]
-    fn the_soci_index_of_an_image_is_not_the_image() {
-        let soci = |platform: &str| Descriptor { artifact_type: Some(SOCI_V2.into()), ..entry(platform) };
-        let wanted = "linux/amd64".parse().unwrap();
-        let mut image = entry("linux/amd64");
-        image.digest = Digest::sha256(b"the image");
-        for image in [image.clone(), Descriptor { platform: None, ..image }] {
-            for soci in [soci("linux/amd64"), soci("")] {
-                let entries = [soci, image.clone()];
-                assert_eq!(choose(&entries, &wanted), Choice::One(&image));
-            }
-        }
-        assert_eq!(choose(&[soci("linux/amd64")], &wanted), Choice::None(Vec::new()));
-    }
-
-    #[test]
-    fn a_single_entry_without_platform_is_taken_and_two_are_not() {
-        assert_eq!(pick(&[""], "linux/amd64"), Ok(String::new()));
-        assert_eq!(pick(&["", ""], "linux/amd64").unwrap_err().len(), 2);
-    }
 
     #[test]
     fn a_platform_is_two_or_three_words() {

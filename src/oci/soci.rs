@@ -9,7 +9,7 @@
 //! referrers API with [`SOCI_V1`] as the artifact type; whoever can push to the repository can add one at any time, and the
 //! snapshotter ignores them by default since 0.10 (`docs/soci-index-manifest-v2.md`).
 
-use super::{Descriptor, Digest, Document, Index, Manifest, MediaType, OciError};
+use super::{Descriptor, Digest, Document, Manifest, MediaType, OciError};
 
 /// The artifact type of an index of version 1.
 pub const SOCI_V1: &str = "application/vnd.amazon.soci.index.v1+json";
@@ -144,14 +144,6 @@ pub fn soci_index_digest(image: &Manifest) -> Result<Option<Digest>, OciError> {
     image.annotations.get(INDEX_DIGEST).map(|digest| digest.parse()).transpose()
 }
 
-/// The entry of the SOCI index `digest` in an OCI index: its exact size, which the image's annotation does not give.
-/// `None` when there is none, or when it says that it is about another image.
-pub fn soci_entry<'a>(index: &'a Index, digest: &Digest, image: &Digest) -> Option<&'a Descriptor> {
-    let entry = index.manifests.iter().find(|entry| entry.digest == *digest)?;
-    let about = entry.annotations.get(IMAGE_MANIFEST_DIGEST);
-    about.is_none_or(|about| about == image.as_str()).then_some(entry)
-}
-
 fn malformed(reason: String) -> OciError {
     OciError::Malformed { what: "SOCI index", reason }
 }
@@ -254,22 +246,7 @@ mod tests {
         };
         let named = digest("index");
         assert_eq!(image("").unwrap(), None);
-        assert_eq!(image(&format!(r#""{INDEX_DIGEST}":"{named}""#)).unwrap(), Some(named.clone()));
+        assert_eq!(image(&format!(r#""{INDEX_DIGEST}":"{named}""#)).unwrap(), Some(named));
         assert!(image(&format!(r#""{INDEX_DIGEST}":"../x""#)).is_err());
-
-        let entry = |about: &str| {
-            format!(
-                r#"{{"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{named}","size":7,"artifactType":"{SOCI_V2}","annotations":{{"{IMAGE_MANIFEST_DIGEST}":"{about}"}}}}]}}"#
-            )
-        };
-        let size = |about: &str, wanted: &Digest| {
-            let Document::Index(index) = Document::parse(entry(about).as_bytes(), None).unwrap() else {
-                panic!()
-            };
-            soci_entry(&index, wanted, &digest("image")).map(|entry| entry.size)
-        };
-        assert_eq!(size(digest("image").as_str(), &named), Some(7));
-        assert_eq!(size(digest("other").as_str(), &named), None, "it says it is about another image");
-        assert_eq!(size(digest("image").as_str(), &digest("else")), None);
     }
 }

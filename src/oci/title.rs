@@ -1,10 +1,11 @@
-//! File names for the layers of an artifact, from their titles.
+//! File names for the layers of an artifact, from their titles or what else names them.
 //!
 //! Never lets a title leave its directory, and never hides a layer: a title that cannot be used gives the layer another
 //! name, and every such deviation is reported. The idea: titles are claims of whoever pushed; a title that is a relative
 //! path of plain components is taken as it is, anything else becomes `NN-<hex12><ext>`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
 
 use super::{Descriptor, Digest, MediaType};
 
@@ -15,35 +16,66 @@ const PATH_MAX: usize = 4096;
 /// Characters of a title that a report shows.
 const SHOWN: usize = 200;
 
-/// Layers as files.
+/// What is to be a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What it is, for reports: `layer 3`.
+    pub subject: String,
+    /// What its name comes from, for reports: `title`.
+    pub source: &'static str,
+    /// The name that it asks for, unchecked.
+    pub name: Option<String>,
+    /// The number that tells it from another of that name.
+    pub number: usize,
+    /// What it is called when it cannot have the name it asks for: one plain component.
+    pub fallback: String,
+    /// Two of one name and one identity are one file; without any it is like no other.
+    pub identity: Option<Digest>,
+}
+
+/// Names of files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileNames {
-    /// In manifest order. Invariant: paths are unique, and none is a directory of another.
+    /// In the order of what was wanted. Invariant: paths are unique, and none is a directory of another.
     pub files: Vec<FileName>,
-    /// One line for each layer that has not simply its title as its name.
+    /// One line for each that has not simply the name it asked for.
     pub reports: Vec<String>,
 }
 
-/// One layer as a file.
+/// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileName {
     /// A relative path of plain components, separated by `/`.
     pub path: String,
-    /// Which layer.
-    pub layer: usize,
+    /// Which of those that were wanted, counted from 0.
+    pub item: usize,
+    /// Whether the path has nothing of the name that was asked for.
+    pub fallback: bool,
 }
 
-/// Names layers by their titles. Equal title and digest are one file; equal title and other digest get `~NN` at the end,
-/// `NN` being the number of the layer; a title that would make a file a directory, or is no relative path, falls back.
-///
-/// Layers are given with their numbers in the manifest; which of them are files is the caller's choice.
-pub fn file_names<'a>(layers: impl IntoIterator<Item = (usize, &'a Descriptor)>) -> FileNames {
+impl Wanted {
+    /// A layer by its title; `number` is its place in the manifest.
+    pub fn layer(number: usize, layer: &Descriptor) -> Self {
+        Self {
+            subject: format!("layer {number}"),
+            source: "title",
+            name: layer.title().map(str::to_owned),
+            number,
+            fallback: fallback_name(number, layer),
+            identity: Some(layer.digest.clone()),
+        }
+    }
+}
+
+/// Names files as they ask. Equal name and identity are one file; equal name and other identity get `~NN` at the end, `NN`
+/// being the number; a name that would make a file a directory, or is no relative path, falls back.
+pub fn file_names(wanted: impl IntoIterator<Item = Wanted>) -> FileNames {
     let mut names = Namer::default();
-    for (index, layer) in layers {
-        match layer.title() {
-            Some(title) => names.add_titled(index, layer, title),
+    for (item, wanted) in wanted.into_iter().enumerate() {
+        match &wanted.name {
+            Some(name) => names.add_named(item, &wanted, name),
             None => {
-                names.add_fallback(index, layer);
+                names.add_fallback(item, &wanted);
             }
         }
     }
@@ -57,11 +89,13 @@ pub fn fallback_name(index: usize, layer: &Descriptor) -> String {
 
 /// The extension that a media type deserves, with its dot; nothing for types that say nothing.
 pub fn extension(media_type: &MediaType) -> &'static str {
-    const SUFFIXES: [(&str, &str); 16] = [
+    const SUFFIXES: [(&str, &str); 18] = [
         ("+json", ".json"),
         ("/json", ".json"),
         ("/plain", ".txt"),
         ("/wasm", ".wasm"),
+        ("+wasm", ".wasm"),
+        ("+rego", ".rego"),
         ("/html", ".html"),
         ("/markdown", ".md"),
         ("yaml", ".yaml"),
@@ -91,70 +125,80 @@ pub fn extension(media_type: &MediaType) -> &'static str {
 #[derive(Default)]
 struct Namer {
     result: FileNames,
-    /// Paths of files, with the digests of their layers.
-    files: BTreeMap<String, Digest>,
-    /// Every directory above a file.
-    directories: BTreeSet<String>,
-    /// Which title and digest became which path.
+    /// Paths of files as [`key`] has them: what is below a path follows it directly, so one look says whether there is any.
+    files: BTreeSet<String>,
+    /// Which name and identity became which path.
     seen: BTreeMap<(String, Digest), String>,
 }
 
 impl Namer {
-    fn add_titled(&mut self, index: usize, layer: &Descriptor, title: &str) {
-        let shown: String = title.chars().take(SHOWN).collect();
-        if let Err(reason) = check(title) {
-            let name = self.add_fallback(index, layer);
-            return self.report(format!("layer {index}: title {shown:?} {reason}: named {name:?}"));
+    fn add_named(&mut self, item: usize, wanted: &Wanted, name: &str) {
+        let shown: String = name.chars().take(SHOWN).collect();
+        let what = format!("{}: {} {shown:?}", wanted.subject, wanted.source);
+        if let Err(reason) = check(name) {
+            let path = self.add_fallback(item, wanted);
+            return self.report(format!("{what} {reason}: named {path:?}"));
         }
-        let key = (title.to_owned(), layer.digest.clone());
-        if let Some(path) = self.seen.get(&key) {
-            let line =
-                format!("layer {index}: title {shown:?} is there already with the same digest: {path:?}");
+        let key = wanted.identity.clone().map(|identity| (name.to_owned(), identity));
+        if let Some(path) = key.as_ref().and_then(|key| self.seen.get(key)) {
+            let line = format!("{what} is there already with the same digest: {path:?}");
             return self.report(line);
         }
-        let path = if self.conflicts(title) {
-            let name = self.add_fallback(index, layer);
-            self.report(format!(
-                "layer {index}: title {shown:?} is both a file and a directory: named {name:?}"
-            ));
-            name
-        } else if self.files.contains_key(title) {
-            let other = format!("{title}~{index:02}");
+        let path = if self.conflicts(name) {
+            let path = self.add_fallback(item, wanted);
+            self.report(format!("{what} is both a file and a directory: named {path:?}"));
+            path
+        } else if self.has(name) {
+            let other = format!("{name}~{:02}", wanted.number);
             let usable = check(&other).is_ok() && self.is_free(&other);
-            let name = if usable { self.take(other, index, layer) } else { self.add_fallback(index, layer) };
-            self.report(format!(
-                "layer {index}: title {shown:?} is there already with another digest: named {name:?}"
-            ));
-            name
+            let path = if usable { self.take(other, item, false) } else { self.add_fallback(item, wanted) };
+            self.report(format!("{what} is there already with another digest: named {path:?}"));
+            path
         } else {
-            self.take(title.to_owned(), index, layer)
+            self.take(name.to_owned(), item, false)
         };
-        self.seen.insert(key, path);
-    }
-
-    /// Names the layer by its digest; somebody may have titled another layer so.
-    fn add_fallback(&mut self, index: usize, layer: &Descriptor) -> String {
-        let mut name = fallback_name(index, layer);
-        while !self.is_free(&name) {
-            name.push_str(&format!("~{index:02}"));
+        if let Some(key) = key {
+            self.seen.insert(key, path);
         }
-        self.take(name, index, layer)
     }
 
-    fn take(&mut self, path: String, layer: usize, descriptor: &Descriptor) -> String {
-        self.directories.extend(parents(&path).map(str::to_owned));
-        self.files.insert(path.clone(), descriptor.digest.clone());
-        self.result.files.push(FileName { path: path.clone(), layer });
+    /// Gives it the name that nobody asks for; but somebody may have.
+    fn add_fallback(&mut self, item: usize, wanted: &Wanted) -> String {
+        let mut name = wanted.fallback.clone();
+        for attempt in 0.. {
+            if self.is_free(&name) {
+                break;
+            }
+            let again = if attempt > 0 { format!(".{attempt}") } else { String::new() };
+            name = format!("{}~{:02}{again}", wanted.fallback, wanted.number);
+        }
+        self.take(name, item, true)
+    }
+
+    fn take(&mut self, path: String, item: usize, fallback: bool) -> String {
+        self.files.insert(key(&path));
+        self.result.files.push(FileName { path: path.clone(), item, fallback });
         path
     }
 
     /// Whether a file of this path would be a directory of another, or the other way round.
     fn conflicts(&self, path: &str) -> bool {
-        self.directories.contains(path) || parents(path).any(|parent| self.files.contains_key(parent))
+        let key = key(path);
+        let is_below = |path: &str, above: &str| {
+            path.strip_prefix(above).is_some_and(|rest| rest.starts_with(SEPARATOR))
+        };
+        let before = self.files.range::<str, _>((Unbounded, Excluded(key.as_str()))).next_back();
+        let after = self.files.range::<str, _>((Excluded(key.as_str()), Unbounded)).next();
+        before.is_some_and(|before| is_below(&key, before))
+            || after.is_some_and(|after| is_below(after, &key))
+    }
+
+    fn has(&self, path: &str) -> bool {
+        self.files.contains(&key(path))
     }
 
     fn is_free(&self, path: &str) -> bool {
-        !self.files.contains_key(path) && !self.conflicts(path)
+        !self.has(path) && !self.conflicts(path)
     }
 
     fn report(&mut self, line: String) {
@@ -162,9 +206,12 @@ impl Namer {
     }
 }
 
-/// `a/b/c` has `a` and `a/b`.
-fn parents(path: &str) -> impl Iterator<Item = &str> {
-    path.match_indices('/').map(|(at, _)| &path[..at])
+/// What separates components in a [`key`]: less than every character of a name.
+const SEPARATOR: char = '\0';
+
+/// A path in an order that has nothing between a path and what is below it.
+fn key(path: &str) -> String {
+    path.chars().map(|char| if char == '/' { SEPARATOR } else { char }).collect()
 }
 
 /// Why a title is no relative path of plain components.
@@ -211,12 +258,17 @@ mod tests {
             platform: None,
             artifact_type: None,
             data: None,
+            name: None,
         }
+    }
+
+    fn names(layers: &[Descriptor]) -> FileNames {
+        file_names(layers.iter().enumerate().map(|(number, layer)| Wanted::layer(number, layer)))
     }
 
     fn named(layers: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
         let layers: Vec<_> = layers.iter().map(|(title, content)| layer(Some(title), content)).collect();
-        let names = file_names(layers.iter().enumerate());
+        let names = names(&layers);
         (names.files.into_iter().map(|file| file.path).collect(), names.reports)
     }
 
@@ -296,10 +348,32 @@ mod tests {
     }
 
     #[test]
+    fn names_between_a_directory_and_what_is_in_it_do_not_hide_a_conflict() {
+        // '-' and '.' sort before '/'.
+        let (paths, _) = named(&[("a", "a"), ("a-b", "b"), ("a.b", "c"), ("a/c", "d")]);
+        assert_eq!(paths[..3], ["a", "a-b", "a.b"]);
+        assert!(paths[3].starts_with("03-"), "{paths:?}");
+    }
+
+    #[test]
+    fn paths_of_thousands_of_directories_cost_no_more_than_their_length() {
+        let deep = "x/".repeat(2000);
+        let layers: Vec<_> = (0..1000).map(|number| layer(Some(&format!("{deep}{number}")), "a")).collect();
+        assert_eq!(names(&layers).files.len(), 1000);
+    }
+
+    #[test]
+    fn what_has_no_identity_is_never_taken_for_another() {
+        let one = Wanted { identity: None, ..Wanted::layer(0, &layer(Some("x"), "a")) };
+        let names = file_names([one.clone(), Wanted { number: 1, ..one }]);
+        assert_eq!(names.files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["x", "x~01"]);
+    }
+
+    #[test]
     fn untitled_layers_are_named_by_number_and_digest() {
         let layers = [layer(None, "a"), layer(Some("x"), "b")];
-        let named = file_names(layers.iter().enumerate());
-        assert_eq!(named.files[0], FileName { path: format!("00-{A}.bin"), layer: 0 });
+        let named = names(&layers);
+        assert_eq!(named.files[0], FileName { path: format!("00-{A}.bin"), item: 0, fallback: true });
         assert!(named.reports.is_empty());
     }
 
@@ -332,10 +406,10 @@ mod tests {
             layers in prop::collection::vec(("[ab/.~0]{0,5}", 0u8..3), 0..12)
         ) {
             let layers: Vec<_> = layers.iter().map(|(title, content)| layer(Some(title), &content.to_string())).collect();
-            let names = file_names(layers.iter().enumerate());
+            let names = names(&layers);
             for file in &names.files {
                 prop_assert!(check(&file.path).is_ok());
-                for other in names.files.iter().filter(|other| other.layer != file.layer) {
+                for other in names.files.iter().filter(|other| other.item != file.item) {
                     let below = format!("{}/", file.path);
                     prop_assert!(other.path != file.path && !other.path.starts_with(&below));
                 }

@@ -1,0 +1,330 @@
+//! Choosing one manifest of an index: by conditions that the user gives, then by platform.
+//!
+//! Never chooses silently between equals. The idea: what has no place among the images of an index is left out, conditions
+//! leave some of the rest, the platform puts those in an order, and only a first that nothing equals wins.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Descriptor, Digest, Glob, MediaType, OciError, Platform, REF_NAME, SOCI_V2, TITLE};
+
+/// The annotations that tell entries of one platform apart, by the names that stand for them in conditions.
+const SHORT: [(&str, &str); 3] = [("disktype", "disktype"), ("ref.name", REF_NAME), ("title", TITLE)];
+
+/// The annotation by which BuildKit says what kind of thing an entry without a real platform is.
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+
+/// The most candidates that an error lists.
+const LISTED: usize = 32;
+
+/// A condition on the entries of an index: `KEY=GLOB`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    key: String,
+    glob: Glob,
+}
+
+impl Condition {
+    /// Whether `entry` meets it. An entry that does not have the property does not.
+    pub fn is_met(&self, entry: &Descriptor) -> bool {
+        let annotation = |key: &str| entry.annotations.get(key).map(String::as_str);
+        let short = || {
+            let (_, long) = SHORT.iter().find(|(short, _)| *short == self.key)?;
+            annotation(long)
+        };
+        let value = match self.key.as_str() {
+            "artifactType" => entry.artifact_type.as_ref().map(MediaType::as_written),
+            "mediaType" => Some(entry.media_type.as_written()),
+            "digest" => Some(entry.digest.as_str()),
+            key => annotation(key).or_else(short),
+        };
+        value.is_some_and(|value| self.glob.matches(value))
+    }
+}
+
+impl FromStr for Condition {
+    type Err = OciError;
+
+    fn from_str(text: &str) -> Result<Self, OciError> {
+        let bad = || OciError::Pattern {
+            pattern: text.to_owned(),
+            reason: "it is not of the form KEY=GLOB".into(),
+        };
+        let (key, glob) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or_else(bad)?;
+        Ok(Self { key: key.to_owned(), glob: glob.parse()? })
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.key, self.glob.as_str())
+    }
+}
+
+/// What tells an entry of an index from others of its platform: short names, and values as written.
+pub fn told_by(entry: &Descriptor) -> impl Iterator<Item = (&'static str, &str)> {
+    let annotations =
+        SHORT.iter().filter_map(|(short, long)| Some((*short, entry.annotations.get(*long)?.as_str())));
+    let kind = entry.artifact_type.iter().map(|kind| ("artifactType", kind.as_written()));
+    annotations.chain(kind)
+}
+
+/// What an entry of an index is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// An image or artifact, or an index of them.
+    Image,
+    /// What BuildKit says about how another entry was made.
+    Attestation,
+    /// A SOCI index, which bears the platform of the image that it is about.
+    Soci,
+}
+
+/// What `entry` is for.
+pub fn entry_kind(entry: &Descriptor) -> EntryKind {
+    if entry.artifact_type == Some(MediaType::from(SOCI_V2)) {
+        EntryKind::Soci
+    } else if entry.platform.as_ref().is_some_and(Platform::is_unknown)
+        || entry.annotations.get(REFERENCE_TYPE).is_some_and(|kind| kind == "attestation-manifest")
+    {
+        EntryKind::Attestation
+    } else {
+        EntryKind::Image
+    }
+}
+
+/// An entry of an index, or of an index in it, that can be chosen.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The entry.
+    pub entry: Descriptor,
+    /// Its platform: its own, else that of the nearest index above it that has one.
+    pub platform: Option<Platform>,
+    /// For each condition, whether the entry or an index above it meets it.
+    met: Vec<bool>,
+}
+
+impl Candidate {
+    /// The entry `entry` of the index that `above` names; of the outermost one if there is none.
+    pub fn of(entry: &Descriptor, above: Option<&Candidate>, conditions: &[Condition]) -> Self {
+        let met = conditions.iter().enumerate().map(|(at, condition)| {
+            condition.is_met(entry) || above.is_some_and(|above| above.met.get(at) == Some(&true))
+        });
+        let inherited = || above.and_then(|above| above.platform.clone());
+        Self { entry: entry.clone(), platform: entry.platform.clone().or_else(inherited), met: met.collect() }
+    }
+
+    /// Whether it meets all conditions.
+    pub fn is_selected(&self) -> bool {
+        self.met.iter().all(|met| *met)
+    }
+}
+
+/// The candidate that fits best: those that are not selected are left out, and then the platform decides, this machine's when
+/// none is wanted. One without a platform wins if none has one that fits and there is no other without. Whoever gives
+/// conditions and no platform means what the conditions leave if that is one, whatever its platform. Several that fit equally
+/// well are an error, and so is none.
+pub fn choose<'a>(
+    candidates: &'a [Candidate],
+    conditions: &[Condition],
+    wanted: Option<&Platform>,
+) -> Result<&'a Candidate, OciError> {
+    let mut seen: HashSet<&Digest> = HashSet::new();
+    let all: Vec<&Candidate> =
+        candidates.iter().filter(|one| entry_kind(&one.entry) == EntryKind::Image).collect();
+    let mut left: Vec<&Candidate> = all.iter().copied().filter(|one| one.is_selected()).collect();
+    if left.is_empty() && !conditions.is_empty() {
+        let wanted = conditions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return Err(OciError::NoEntry { wanted, available: list(&all) });
+    }
+    let host = Platform::host();
+    let platform = wanted.unwrap_or(&host);
+    let distance = |one: &Candidate| one.platform.as_ref()?.distance(platform);
+    // The best of one document that is listed twice stands for both.
+    left.sort_by_key(|one| distance(one).unwrap_or(u32::MAX));
+    left.retain(|one| seen.insert(&one.entry.digest));
+    if let ([only], false, None) = (&left[..], conditions.is_empty(), wanted) {
+        return Ok(only);
+    }
+    let least = left.iter().filter_map(|one| distance(one)).min();
+    let best: Vec<&Candidate> = match least {
+        Some(least) => left.iter().copied().filter(|one| distance(one) == Some(least)).collect(),
+        None => left.iter().copied().filter(|one| one.platform.is_none()).collect(),
+    };
+    match best[..] {
+        [only] => Ok(only),
+        [] => Err(OciError::NoPlatform { wanted: platform.to_string(), available: list(&left) }),
+        [..] => Err(OciError::Ambiguous { wanted: platform.to_string(), candidates: list(&best) }),
+    }
+}
+
+/// Candidates for people: what each one is, and its digest.
+fn list(candidates: &[&Candidate]) -> String {
+    if candidates.is_empty() {
+        return "nothing".into();
+    }
+    let line = |one: &&Candidate| {
+        let platform = one.platform.as_ref().map_or_else(|| "no platform".to_owned(), ToString::to_string);
+        let told: String = told_by(&one.entry).map(|(key, value)| format!(" {key}={value:?}")).collect();
+        format!("{platform}{told} ({})", one.entry.digest)
+    };
+    let mut lines: Vec<String> = candidates.iter().take(LISTED).map(line).collect();
+    if candidates.len() > LISTED {
+        lines.push(format!("{} more", candidates.len() - LISTED));
+    }
+    lines.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(platform: &str) -> Descriptor {
+        Descriptor {
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            platform: (!platform.is_empty()).then(|| platform.parse().unwrap()),
+            ..Descriptor::of("", platform.as_bytes())
+        }
+    }
+
+    /// An entry of its own digest with an annotation.
+    fn marked(platform: &str, key: &str, value: &str) -> Descriptor {
+        let mut entry = entry(platform);
+        entry.digest = Digest::sha256(format!("{platform}{key}{value}").as_bytes());
+        entry.annotations.insert(key.into(), value.into());
+        entry
+    }
+
+    fn select(entries: &[Descriptor], conditions: &[&str], wanted: &str) -> Result<Descriptor, OciError> {
+        let conditions: Vec<Condition> = conditions.iter().map(|text| text.parse().unwrap()).collect();
+        let candidates: Vec<_> =
+            entries.iter().map(|entry| Candidate::of(entry, None, &conditions)).collect();
+        let wanted: Option<Platform> = (!wanted.is_empty()).then(|| wanted.parse().unwrap());
+        choose(&candidates, &conditions, wanted.as_ref()).map(|one| one.entry.clone())
+    }
+
+    fn pick(platforms: &[&str], wanted: &str) -> Result<String, OciError> {
+        let entries: Vec<_> = platforms.iter().map(|platform| entry(platform)).collect();
+        let chosen = select(&entries, &[], wanted)?;
+        Ok(chosen.platform.as_ref().map(ToString::to_string).unwrap_or_default())
+    }
+
+    #[test]
+    fn names_that_mean_the_same_are_equal() {
+        assert_eq!(pick(&["linux/aarch64", "linux/x86_64"], "linux/amd64"), Ok("linux/x86_64".into()));
+        assert_eq!(pick(&["linux/arm64/v8"], "linux/arm64"), Ok("linux/arm64/v8".into()));
+        assert_eq!(pick(&["linux/arm64"], "linux/aarch64/v8"), Ok("linux/arm64".into()));
+    }
+
+    #[test]
+    fn the_nearest_lower_variant_wins() {
+        let arms = ["linux/arm/v5", "linux/arm/v6", "linux/arm/v7"];
+        assert_eq!(pick(&arms, "linux/arm/v7"), Ok("linux/arm/v7".into()));
+        assert_eq!(pick(&arms, "linux/arm/v6"), Ok("linux/arm/v6".into()));
+        assert_eq!(pick(&arms, "linux/arm/v8"), Ok("linux/arm/v7".into()));
+        let error = pick(&["linux/arm/v7"], "linux/arm/v6").unwrap_err();
+        assert!(
+            matches!(&error, OciError::NoPlatform { available, .. } if available.starts_with("linux/arm/v7 (sha256:"))
+        );
+        assert_eq!(pick(&["linux/amd64/v3", "linux/amd64"], "linux/amd64"), Ok("linux/amd64".into()));
+        assert_eq!(pick(&["linux/amd64", "linux/amd64/v3"], "linux/amd64/v4"), Ok("linux/amd64/v3".into()));
+    }
+
+    #[test]
+    fn attestations_are_neither_chosen_nor_listed() {
+        let error = pick(&["unknown/unknown", "linux/s390x"], "linux/amd64").unwrap_err().to_string();
+        assert!(error.contains("linux/s390x") && !error.contains("unknown"), "{error}");
+        let attestation = marked("linux/amd64", REFERENCE_TYPE, "attestation-manifest");
+        let entries = [attestation, entry("linux/amd64")];
+        assert_eq!(select(&entries, &[], "linux/amd64"), Ok(entries[1].clone()));
+    }
+
+    #[test]
+    fn the_soci_index_of_an_image_is_not_the_image() {
+        let soci = |platform: &str| Descriptor { artifact_type: Some(SOCI_V2.into()), ..entry(platform) };
+        let mut image = entry("linux/amd64");
+        image.digest = Digest::sha256(b"the image");
+        for image in [image.clone(), Descriptor { platform: None, ..image }] {
+            for soci in [soci("linux/amd64"), soci("")] {
+                assert_eq!(select(&[soci, image.clone()], &[], "linux/amd64"), Ok(image.clone()));
+            }
+        }
+        let none = select(&[soci("linux/amd64")], &[], "linux/amd64").unwrap_err();
+        assert!(matches!(none, OciError::NoPlatform { available, .. } if available == "nothing"));
+    }
+
+    #[test]
+    fn a_single_entry_without_platform_is_taken_and_of_two_each_is_named() {
+        assert_eq!(pick(&[""], "linux/amd64"), Ok(String::new()));
+        let entries = [marked("", "title", "a"), marked("", "org.opencontainers.image.ref.name", "b")];
+        let error = select(&entries, &[], "linux/amd64").unwrap_err();
+        assert!(matches!(error, OciError::Ambiguous { .. }), "{error}");
+        for entry in &entries {
+            assert!(error.to_string().contains(entry.digest.as_str()), "{error}");
+        }
+        assert!(error.to_string().contains("ref.name=\"b\""), "{error}");
+    }
+
+    #[test]
+    fn equals_are_an_error_until_a_condition_tells_them_apart() {
+        let entries = ["qemu", "applehv", "hyperv"].map(|kind| marked("linux/x86_64", "disktype", kind));
+        let error = select(&entries, &[], "linux/amd64").unwrap_err().to_string();
+        assert!(error.contains("disktype=\"qemu\"") && error.contains(entries[2].digest.as_str()), "{error}");
+        for condition in ["disktype=apple*", &format!("digest={}", entries[1].digest)] {
+            assert_eq!(select(&entries, &[condition], "linux/amd64"), Ok(entries[1].clone()));
+        }
+        let none = select(&entries, &["disktype=wsl"], "linux/amd64").unwrap_err().to_string();
+        assert!(none.starts_with("no manifest meets disktype=wsl; there is linux/x86_64"), "{none}");
+        // Two conditions are both met by one entry, and a property that is missing is not met.
+        assert_eq!(
+            select(&entries, &["disktype=*p*", "mediaType=*manifest*"], "linux/amd64")
+                .unwrap_err()
+                .to_string()
+                .matches("sha256:")
+                .count(),
+            2
+        );
+        assert!(select(&entries, &["artifactType=*"], "linux/amd64").is_err());
+    }
+
+    #[test]
+    fn one_document_that_is_listed_twice_is_one_candidate() {
+        let twice = [entry("linux/amd64"), entry("linux/amd64")];
+        assert_eq!(select(&twice, &[], "linux/amd64"), Ok(twice[0].clone()));
+    }
+
+    #[test]
+    fn what_conditions_leave_alone_needs_no_platform_unless_one_is_asked_for() {
+        let entries = [marked("darwin/arm64", "title", "a"), marked("darwin/amd64", "title", "b")];
+        let by = "title=a";
+        let long = "org.opencontainers.image.title=a";
+        let mut titled = entries.clone();
+        titled[0].annotations.insert("org.opencontainers.image.title".into(), "a".into());
+        assert_eq!(select(&titled, &[by], ""), Ok(titled[0].clone()));
+        assert_eq!(select(&titled, &[long], "darwin/arm64"), Ok(titled[0].clone()));
+        assert!(select(&titled, &[by], "linux/s390x").is_err());
+        assert!(select(&entries[..1], &[], "linux/s390x").is_err());
+    }
+
+    #[test]
+    fn what_an_index_is_said_to_be_holds_for_what_is_in_it() {
+        let conditions: Vec<Condition> =
+            vec!["disktype=qemu".parse().unwrap(), "mediaType=*manifest*".parse().unwrap()];
+        let outer = Candidate::of(&marked("linux/arm64", "disktype", "qemu"), None, &conditions);
+        let inner = Candidate::of(&entry(""), Some(&outer), &conditions);
+        assert!(inner.is_selected());
+        assert_eq!(inner.platform, Some("linux/arm64".parse().unwrap()));
+        assert!(!Candidate::of(&entry(""), None, &conditions).is_selected());
+    }
+
+    #[test]
+    fn a_condition_is_a_key_and_a_pattern() {
+        for bad in ["", "a", "=a", "a=["] {
+            assert!(bad.parse::<Condition>().is_err(), "{bad}");
+        }
+        let condition: Condition = "a=b=*".parse().unwrap();
+        assert_eq!(condition.to_string(), "a=b=*");
+        assert!(condition.is_met(&marked("", "a", "b=c")));
+    }
+}

@@ -1,0 +1,308 @@
+//! What kind of thing a document is: whose artifact, from the labels alone.
+//!
+//! Never looks at content, and decides nothing but the kind. The idea: `artifactType` says more than the type of the config,
+//! and that more than the types of the layers; the first of them that is known decides. A container image's config is the
+//! exception: some tools put a stub of one beside layers that no container has, and those layers give them away.
+
+use std::fmt;
+
+use super::{Descriptor, Document, Manifest, MediaType};
+
+/// `artifactType` of a bootable disk; the second is what the first Windows images were published with.
+const CLOUD_IMAGE: [&str; 2] =
+    ["application/vnd.cocoonstack.os-image.v1+json", "application/vnd.cocoonstack.windows-image.v1+json"];
+/// `artifactType` of a machine snapshot.
+const SNAPSHOT: &str = "application/vnd.cocoonstack.snapshot.v1+json";
+
+/// How the types start that a tool gives to what it publishes, or all of such a type: as `artifactType`, of the config or of
+/// layers.
+const FAMILIES: [(&str, Class); 23] = [
+    ("application/vnd.nosi.disk-image.", Class::NosiDisk),
+    ("application/vnd.nosi.wsl-rootfs.", Class::NosiRootfs),
+    ("application/vnd.nosi.lxc-rootfs.", Class::NosiRootfs),
+    ("application/vnd.nosi.netboot-bundle.", Class::NosiNetboot),
+    ("application/vnd.kubevirt.", Class::VmExport),
+    ("application/vnd.cirruslabs.tart.", Class::Tart),
+    ("application/vnd.cirruslabs.vetu.", Class::Vetu),
+    ("application/vnd.trycua.lume.", Class::Lume),
+    ("application/online.jarosik.tomasz.geranos.", Class::Geranos),
+    ("application/vnd.cncf.flux.", Class::Flux),
+    ("application/vnd.timoni.", Class::Timoni),
+    ("application/vnd.cncf.helm.", Class::Helm),
+    ("application/vnd.cncf.model.", Class::ModelPack),
+    ("application/vnd.cnai.model.", Class::ModelPack),
+    ("application/vnd.docker.ai.", Class::DockerModel),
+    ("application/vnd.kitops.modelkit.", Class::KitOps),
+    ("application/vnd.ollama.", Class::Ollama),
+    ("application/vnd.cncf.openpolicyagent.", Class::Policy),
+    ("application/vnd.wasm.", Class::Wasm),
+    ("application/wasm", Class::Wasm),
+    ("application/vnd.sylabs.sif.", Class::Sif),
+    ("application/octet-stream+lz4", Class::Lume),
+    ("application/octet-stream+lzfse", Class::Lume),
+];
+
+/// The same for what is said about another artifact. Other artifacts may have such layers too.
+const STATEMENTS: [&str; 11] = [
+    "application/vnd.dev.cosign.",
+    "application/vnd.dev.sigstore.",
+    "application/vnd.dsse.",
+    "application/vnd.in-toto",
+    "application/vnd.cncf.notary.",
+    "application/spdx",
+    "text/spdx",
+    "application/vnd.cyclonedx",
+    "application/vnd.syft",
+    "application/sarif",
+    "application/vnd.openvex",
+];
+
+/// What a document is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// A bootable disk in one or several layers.
+    CloudImage,
+    /// A machine snapshot: one layer per file, packed sparsely.
+    Snapshot,
+    /// A container image.
+    ContainerImage,
+    /// An index or manifest list.
+    Index,
+    /// A compressed raw disk with its checksums and reports, by nosi.
+    NosiDisk,
+    /// A root filesystem for WSL or LXC, by nosi.
+    NosiRootfs,
+    /// What a machine boots from over the network, by nosi.
+    NosiNetboot,
+    /// A disk of podman's machine.
+    MachineOs,
+    /// A virtual machine exported by KubeVirt.
+    VmExport,
+    /// A virtual machine of tart.
+    Tart,
+    /// A virtual machine of vetu.
+    Vetu,
+    /// A virtual machine of lume.
+    Lume,
+    /// A virtual machine of geranos.
+    Geranos,
+    /// A source of Flux.
+    Flux,
+    /// A module of Timoni.
+    Timoni,
+    /// A chart of Helm.
+    Helm,
+    /// A bottle of Homebrew.
+    Bottle,
+    /// A model by the ModelPack specification.
+    ModelPack,
+    /// A model of Docker Model Runner.
+    DockerModel,
+    /// A ModelKit of KitOps.
+    KitOps,
+    /// A model of Ollama.
+    Ollama,
+    /// A policy bundle of Open Policy Agent.
+    Policy,
+    /// A WebAssembly module.
+    Wasm,
+    /// A Singularity image file.
+    Sif,
+    /// A signature, an attestation or a bill of materials.
+    Statement,
+    /// Nothing but labels: the one layer is the empty one.
+    Empty,
+    /// Anything else: files, for the most part.
+    Unknown,
+}
+
+impl Class {
+    /// What it is called.
+    pub fn words(self) -> &'static str {
+        match self {
+            Class::CloudImage => "cloud image",
+            Class::Snapshot => "machine snapshot",
+            Class::ContainerImage => "container image",
+            Class::Index => "index",
+            Class::NosiDisk => "nosi disk image",
+            Class::NosiRootfs => "nosi root filesystem",
+            Class::NosiNetboot => "nosi netboot bundle",
+            Class::MachineOs => "podman machine disk",
+            Class::VmExport => "KubeVirt virtual machine",
+            Class::Tart => "tart virtual machine",
+            Class::Vetu => "vetu virtual machine",
+            Class::Lume => "lume virtual machine",
+            Class::Geranos => "geranos virtual machine",
+            Class::Flux => "Flux source",
+            Class::Timoni => "Timoni module",
+            Class::Helm => "Helm chart",
+            Class::Bottle => "Homebrew bottle",
+            Class::ModelPack => "ModelPack model",
+            Class::DockerModel => "Docker model",
+            Class::KitOps => "KitOps ModelKit",
+            Class::Ollama => "Ollama model",
+            Class::Policy => "policy bundle",
+            Class::Wasm => "WebAssembly module",
+            Class::Sif => "Singularity image",
+            Class::Statement => "signature, attestation or SBOM",
+            Class::Empty => "artifact without content",
+            Class::Unknown => "artifact",
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.words())
+    }
+}
+
+/// Classifies by `artifactType`, then by the type of the config, then by being an index: the first that fits decides
+/// (epoch `manifest/types.go`, `classifyFields`). An index that leaves out its `mediaType`, as image-spec 1.1 allows, is
+/// still an index.
+pub fn classify(document: &Document) -> Class {
+    match document {
+        Document::Manifest(manifest) => classify_manifest(manifest),
+        Document::Index(index) => {
+            index.artifact_type.as_ref().and_then(cocoon_artifact).unwrap_or(Class::Index)
+        }
+    }
+}
+
+/// The same for what is known to be a manifest; what neither says, the layers may.
+pub fn classify_manifest(manifest: &Manifest) -> Class {
+    if let Some(kind) = &manifest.artifact_type
+        && let Some(class) = cocoon_artifact(kind).or_else(|| family(kind)).or_else(|| statement(kind))
+    {
+        return class;
+    }
+    let config = manifest.config.as_ref().map(|config| &config.media_type);
+    if config.is_some_and(MediaType::is_image_config) {
+        return behind_image_config(manifest).unwrap_or(Class::ContainerImage);
+    }
+    config.and_then(family).or_else(|| by_layers(manifest)).unwrap_or(Class::Unknown)
+}
+
+/// Epoch's kinds, which nothing but the whole `artifactType` says.
+fn cocoon_artifact(kind: &MediaType) -> Option<Class> {
+    let essence = kind.essence();
+    if CLOUD_IMAGE.contains(&essence.as_str()) {
+        return Some(Class::CloudImage);
+    }
+    (essence == SNAPSHOT).then_some(Class::Snapshot)
+}
+
+fn family(kind: &MediaType) -> Option<Class> {
+    let essence = kind.essence();
+    let is_of = |start: &str| essence == start || (start.ends_with('.') && essence.starts_with(start));
+    FAMILIES.iter().find(|(start, _)| is_of(start)).map(|(_, class)| *class)
+}
+
+fn statement(kind: &MediaType) -> Option<Class> {
+    let essence = kind.essence();
+    STATEMENTS.iter().any(|start| essence.starts_with(start)).then_some(Class::Statement)
+}
+
+/// What has the config of a container image, and is none.
+fn behind_image_config(manifest: &Manifest) -> Option<Class> {
+    let disguised = |layer: &Descriptor| {
+        let stubs = [Class::Tart, Class::Vetu, Class::Lume, Class::Geranos, Class::Ollama];
+        family(&layer.media_type).filter(|class| stubs.contains(class))
+    };
+    let class = manifest.layers.iter().find_map(disguised);
+    class.or_else(|| is_bottle(manifest).then_some(Class::Bottle)).or_else(|| only_statements(manifest))
+}
+
+/// A bottle says so in its annotations; its file name is as good.
+fn is_bottle(manifest: &Manifest) -> bool {
+    let [layer] = manifest.layers.as_slice() else { return false };
+    let Some(title) = layer.title() else { return false };
+    let annotated = manifest.annotations.keys().any(|key| key.starts_with("sh.brew."));
+    annotated || (title.contains(".bottle.") && title.ends_with(".tar.gz"))
+}
+
+fn only_statements(manifest: &Manifest) -> Option<Class> {
+    let mut layers = manifest.layers.iter().peekable();
+    layers.peek()?;
+    layers.all(|layer| statement(&layer.media_type).is_some()).then_some(Class::Statement)
+}
+
+fn by_layers(manifest: &Manifest) -> Option<Class> {
+    if !manifest.layers.is_empty()
+        && manifest.layers.iter().all(|layer| layer.media_type.is_empty_descriptor())
+    {
+        return Some(Class::Empty);
+    }
+    // Such a layer is the artifact; beside others it is just one of its files.
+    let alone = |class: &Class| !matches!(class, Class::Wasm | Class::Sif) || manifest.layers.len() == 1;
+    let class = manifest.layers.iter().find_map(|layer| family(&layer.media_type).filter(alone));
+    class
+        .or_else(|| is_machine_os(manifest).then_some(Class::MachineOs))
+        .or_else(|| only_statements(manifest))
+}
+
+/// Podman asks for one layer with a title; the index says that it is a disk, but here only the name of the file does.
+fn is_machine_os(manifest: &Manifest) -> bool {
+    let [layer] = manifest.layers.as_slice() else { return false };
+    layer.title().is_some_and(|title| {
+        title.starts_with("podman-machine.") || manifest.annotations.contains_key("disktype")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn class(json: &str) -> Class {
+        classify(&Document::parse(json.replace("HEX", &format!("sha256:{HEX}")).as_bytes(), None).unwrap())
+    }
+
+    fn manifest(artifact_type: &str, config: &str) -> String {
+        let kind = match artifact_type {
+            "" => String::new(),
+            kind => format!(r#""artifactType":"{kind}","#),
+        };
+        format!(
+            r#"{{"schemaVersion":2,{kind}"config":{{"mediaType":"{config}","digest":"HEX","size":2}},"layers":[]}}"#
+        )
+    }
+
+    const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+    #[test]
+    fn the_eight_kinds_that_epoch_tells_apart_are_told_apart() {
+        assert_eq!(class(&manifest(CLOUD_IMAGE[0], EMPTY)), Class::CloudImage);
+        assert_eq!(class(&manifest(CLOUD_IMAGE[1], EMPTY)), Class::CloudImage);
+        let snapshot_config = "application/vnd.cocoonstack.snapshot.config.v1+json";
+        assert_eq!(class(&manifest(SNAPSHOT, snapshot_config)), Class::Snapshot);
+        let oci = "application/vnd.oci.image.config.v1+json";
+        assert_eq!(class(&manifest("", oci)), Class::ContainerImage);
+        let docker = "application/vnd.docker.container.image.v1+json";
+        assert_eq!(class(&manifest("", docker)), Class::ContainerImage);
+        let index = |kind: &str| format!(r#"{{"schemaVersion":2,"mediaType":"{kind}","manifests":[]}}"#);
+        assert_eq!(class(&index("application/vnd.oci.image.index.v1+json")), Class::Index);
+        assert_eq!(class(&index("application/vnd.docker.distribution.manifest.list.v2+json")), Class::Index);
+        assert_eq!(class(r#"{"schemaVersion":2,"layers":[]}"#), Class::Unknown);
+    }
+
+    #[test]
+    fn the_artifact_type_wins_over_an_image_config() {
+        let oci = "application/vnd.oci.image.config.v1+json";
+        assert_eq!(class(&manifest(CLOUD_IMAGE[0], oci)), Class::CloudImage);
+        assert_eq!(class(&manifest("application/vnd.example.thing", oci)), Class::ContainerImage);
+    }
+
+    #[test]
+    fn a_cocoon_config_without_an_artifact_type_stays_unknown() {
+        assert_eq!(class(&manifest("", CLOUD_IMAGE[0])), Class::Unknown);
+        assert_eq!(class(&manifest("", SNAPSHOT)), Class::Unknown);
+        assert_eq!(class(&manifest("application/vnd.cocoonstack.os-image.v2+json", EMPTY)), Class::Unknown);
+    }
+
+    #[test]
+    fn an_index_without_a_media_type_is_an_index() {
+        assert_eq!(class(r#"{"schemaVersion":2,"manifests":[]}"#), Class::Index);
+    }
+}
