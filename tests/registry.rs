@@ -81,6 +81,7 @@ fn descriptor(digest: &Digest, size: u64) -> Descriptor {
         platform: None,
         artifact_type: None,
         data: None,
+        name: None,
     }
 }
 

@@ -157,6 +157,22 @@ impl Registry {
         Arc::new(LazyBlob(self.open(reference, descriptor)))
     }
 
+    /// How many bytes the blob `digest` of the repository of `reference` has, for a blob that no document describes.
+    pub async fn blob_size(&self, reference: &Reference, digest: &Digest) -> Result<u64, RegistryError> {
+        let what = format!("size of blob {digest} of {}", reference.repository());
+        let (scope, url) = self.inner.address(reference, &format!("blobs/{digest}"), &what)?;
+        let host = self.inner.host(reference);
+        let mut patience = Patience::new(self.inner.read_budget, Persistence::Brief);
+        let _permit = host.enter(&what, &patience).await?;
+        let question = Question { scope: &scope, act: Act::Head, accept: "*/*", range: None, what: &what };
+        loop {
+            match host.bounded(&what, &patience, self.inner.try_size(&question, &url)).await {
+                Ok(size) => return Ok(size),
+                Err(error) => host.pause(&mut patience, error).await?,
+            }
+        }
+    }
+
     /// A small blob as a whole (a config), at most [`MAX_DOCUMENT`] bytes, with the size and the digest of its descriptor.
     pub async fn document(
         &self,
@@ -254,6 +270,20 @@ impl Inner {
         let host = Arc::new(Host::new(name));
         hosts.insert(name.to_owned(), host.clone());
         host
+    }
+
+    async fn try_size(&self, question: &Question<'_>, url: &Url) -> Result<u64, RegistryError> {
+        let reply = send::ask(&self.clients, &self.auth, question, url).await?;
+        if reply.response.status().as_u16() != 200 {
+            return Err(refusal(reply, question.what, self.clients.stall()).await);
+        }
+        let length = answer::header(&reply.response, "content-length");
+        let size = length.and_then(|length| length.trim().parse().ok());
+        size.ok_or_else(|| RegistryError::Protocol {
+            host: host_of(&reply.url),
+            what: question.what.to_owned(),
+            reason: "no length".into(),
+        })
     }
 
     async fn try_manifest(

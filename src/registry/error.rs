@@ -261,6 +261,15 @@ impl RegistryError {
         }
     }
 
+    /// Whether the registry answered, and has no document to give. Asked for a manifest by the digest of a blob, some registries
+    /// find the blob and fail over it, instead of answering 404.
+    pub fn is_no_document(&self) -> bool {
+        matches!(
+            self.last(),
+            RegistryError::NotFound { .. } | RegistryError::Status { .. } | RegistryError::NotRegistry { .. }
+        )
+    }
+
     /// Whether asking again may help.
     pub(super) fn is_passing(&self) -> bool {
         match self {

@@ -21,6 +21,12 @@ pub enum SourceError {
         /// What is wrong with it.
         source: OciError,
     },
+    /// A blob that is no manifest and no index.
+    #[error("{place} is no manifest and no index")]
+    NotADocument {
+        /// Which one, where.
+        place: String,
+    },
     /// Something that only the network has.
     #[error("{what} is not in the cache, and the network is not asked when offline")]
     Offline {
@@ -71,7 +77,7 @@ impl SourceError {
             SourceError::Document { source, .. } => source.fault(),
             SourceError::Offline { .. } => Fault::Unavailable,
             SourceError::NotALayout { .. } => Fault::Malformed,
-            SourceError::NotInLayout { .. } => Fault::NotFound,
+            SourceError::NotInLayout { .. } | SourceError::NotADocument { .. } => Fault::NotFound,
             SourceError::Ambiguous { .. } => Fault::Usage,
             SourceError::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => Fault::NotFound,

@@ -25,7 +25,7 @@ use super::{LayoutChoice, Root, Source, SourceError};
 const CHUNK: u64 = 1024 * 1024;
 
 /// The annotations that name an image of a layout: OCI's tag, and containerd's full name.
-const NAMES: [&str; 2] = ["org.opencontainers.image.ref.name", "io.containerd.image.name"];
+const NAMES: [&str; 2] = [crate::oci::REF_NAME, "io.containerd.image.name"];
 
 /// The most bytes of documents that are read to find the referrers of one: a layout has no list of them, only documents that
 /// each name their subject.
@@ -202,7 +202,19 @@ impl LayoutSource {
 
 impl Source for LayoutSource {
     fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
-        Box::pin(async move { self.read(&self.choose()?) })
+        Box::pin(async move {
+            let chosen = self.choose()?;
+            let is_listed = !chosen.media_type.is_empty();
+            match (self.read(&chosen), &self.choice) {
+                // A digest that no document of the layout may name can be that of a blob.
+                (read, LayoutChoice::Digest(digest)) if !is_listed => match read {
+                    Ok(root) if Document::parse(&root.bytes, None).is_ok() => Ok(root),
+                    Err(error @ SourceError::Io { .. }) => Err(error),
+                    Ok(_) | Err(_) => Err(SourceError::NotADocument { place: self.place(digest) }),
+                },
+                (read, _) => read,
+            }
+        })
     }
 
     fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
@@ -227,6 +239,10 @@ impl Source for LayoutSource {
             let directory = || self.directory.clone();
             search.await.map_err(|error| SourceError::Io { path: directory(), source: error.into() })?
         })
+    }
+
+    fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
+        Box::pin(async move { Ok(self.by_digest(digest)?.size) })
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {

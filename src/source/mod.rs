@@ -52,6 +52,9 @@ pub trait Source: Send + Sync + 'static {
         artifact_type: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>>;
 
+    /// How many bytes the blob `digest` has: for a blob that no document describes.
+    fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>>;
+
     /// A blob, lazily: nothing is read here.
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch>;
 }

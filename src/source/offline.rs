@@ -40,6 +40,10 @@ impl Source for OfflineSource {
         Box::pin(async move { Err(SourceError::Offline { what: format!("list of referrers of {subject}") }) })
     }
 
+    fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
+        Box::pin(async move { Err(SourceError::Offline { what: format!("size of {digest}") }) })
+    }
+
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
         Arc::new(Nothing { digest: descriptor.digest.clone(), size: descriptor.size })
     }

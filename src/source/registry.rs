@@ -54,6 +54,10 @@ impl Source for RegistrySource {
         Box::pin(async move { Ok(self.registry.referrers(&self.reference, subject, artifact_type).await?) })
     }
 
+    fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
+        Box::pin(async move { Ok(self.registry.blob_size(&self.reference, digest).await?) })
+    }
+
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
         self.registry.blob(&self.reference, descriptor)
     }
