@@ -6,7 +6,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
@@ -18,6 +18,17 @@ const MAGIC: &[u8; 8] = b"ocifsidx";
 const VERSION: u32 = 1;
 /// An index is about 1 % of its layer; this bounds what a damaged directory can make us read into memory.
 const MAX_INDEX: u64 = 1 << 30;
+
+/// What is kept of a layer whose stored blob was verified, each in a file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learnt {
+    /// The index of the archive that it holds.
+    Archive,
+    /// The index of its stream, whatever that holds.
+    Stream,
+    /// What its whole stream hashes to.
+    Content,
+}
 
 impl Cache {
     /// The document `digest`, when it is here and hashes to its name.
@@ -46,20 +57,34 @@ impl Cache {
         }
     }
 
-    /// The index of the layer whose stored blob is `digest`, when it is here and undamaged.
-    pub fn index(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-        sealed(&self.path("indexes", digest)?, digest)
+    /// What was learnt of the layer whose stored blob is `digest`, when it is here and undamaged.
+    pub fn learnt(&self, what: Learnt, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+        sealed(&self.learnt_path(what, digest)?, digest)
     }
 
-    /// The size of the kept index of the layer whose stored blob is `digest`, in bytes; `None` when there is none. Reads nothing.
-    pub fn index_len(&self, digest: &Digest) -> Option<u64> {
-        let path = self.path("indexes", digest).ok()?;
+    /// The size of what [`learnt`](Self::learnt) would give with its trailer, in bytes; `None` when there is none. Reads nothing.
+    pub fn learnt_len(&self, what: Learnt, digest: &Digest) -> Option<u64> {
+        let path = self.learnt_path(what, digest).ok()?;
         fs::symlink_metadata(path).ok().map(|found| found.len())
     }
 
-    /// Keeps the index of the layer whose stored blob is `digest`, in the place of an older one.
-    pub fn put_index(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
-        self.seal(&self.path("indexes", digest)?, digest, bytes)
+    /// Keeps what was learnt of the layer whose stored blob is `digest`, in the place of what is older.
+    pub fn put_learnt(&self, what: Learnt, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        self.seal(&self.learnt_path(what, digest)?, digest, bytes)
+    }
+
+    /// Whether anything was learnt of the layer whose stored blob is `digest`: then the blob was verified.
+    pub(super) fn is_learnt(&self, digest: &Digest) -> bool {
+        [Learnt::Archive, Learnt::Stream].iter().any(|what| self.learnt_len(*what, digest).is_some())
+    }
+
+    fn learnt_path(&self, what: Learnt, digest: &Digest) -> Result<PathBuf, CacheError> {
+        let path = self.path("indexes", digest)?;
+        Ok(match what {
+            Learnt::Archive => path,
+            Learnt::Stream => path.with_extension("stream"),
+            Learnt::Content => path.with_extension("content"),
+        })
     }
 
     /// An index that somebody else made of the layer whose stored blob is `digest`, and that our origin offered.

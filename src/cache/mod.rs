@@ -19,6 +19,7 @@ mod store;
 mod stream_writer;
 
 pub use blob::Cached;
+pub use documents::Learnt;
 pub use error::CacheError;
 pub use lock::BuildLock;
 pub use sidecar::State;

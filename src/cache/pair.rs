@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use super::sidecar::{BLOCK, Kind, Sidecar, State, Sum, open_for_writing};
@@ -20,6 +21,13 @@ use crate::oci::Digest;
 
 /// Stores of one block exclude each other, those of different blocks rarely do.
 const STRIPES: usize = 16;
+
+/// The unit in which zeros are not written.
+const PAGE: usize = 4096;
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&byte| byte == 0)
+}
 
 /// A data file and its sidecar, by name.
 pub(super) struct Files {
@@ -194,10 +202,40 @@ impl Pair {
             },
             Some(State::Partial | State::Complete) | None => {}
         }
-        self.data.write_all_at(bytes, block * BLOCK).map_err(Refused::Disk)?;
+        self.write(block, bytes).map_err(Refused::Disk)?;
         self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
         self.set_trusted(block);
         Ok(())
+    }
+
+    /// Writes the data of a block. In a decoded stream pages of zeros become holes; a blob has none, because its file may be
+    /// handed to the kernel, which is told so.
+    fn write(&self, block: u64, bytes: &[u8]) -> io::Result<()> {
+        let start = block * BLOCK;
+        if self.read_only.is_some() || !bytes.chunks(PAGE).any(is_zero) {
+            return self.data.write_all_at(bytes, start);
+        }
+        // The last page is written even if it is taken away again: the file has to reach that far, and cutting it to a length
+        // could take away what another process has just written behind.
+        let last = (bytes.len() - 1) / PAGE * PAGE;
+        let (body, end) = bytes.split_at(last);
+        self.data.write_all_at(end, start + last as u64)?;
+        let taken = if is_zero(end) { bytes.len() } else { last };
+        // What lies there may be damaged, or left of a write that was cut off: only what was taken away reads as zeros.
+        if !self.punch(start, taken as u64) {
+            return self.data.write_all_at(bytes, start);
+        }
+        for (page, bytes) in body.chunks(PAGE).enumerate().filter(|(_, bytes)| !is_zero(bytes)) {
+            self.data.write_all_at(bytes, start + (page * PAGE) as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes away; `false` where the file system cannot do that.
+    fn punch(&self, start: u64, len: u64) -> bool {
+        let (Ok(start), Ok(len)) = (i64::try_from(start), i64::try_from(len)) else { return false };
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&self.data, flags, start, len).is_ok()
     }
 
     /// Whether the data file has just these bytes for the block.

@@ -199,7 +199,7 @@ impl Cache {
                     pair.sidecar.status().is_some_and(|status| status.state == State::Verified)
                 }),
                 // There is an index only of a blob that was verified, and it was kept after its stream.
-                Kind::Stream if exists(&self.path("indexes", digest)?) => {
+                Kind::Stream if self.is_learnt(digest) => {
                     Some(Pair::open(&shared.data, &shared.map, kind, digest)?)
                 }
                 Kind::Stream | Kind::Claim => None,

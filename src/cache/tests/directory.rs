@@ -34,29 +34,29 @@ fn a_damaged_index_is_absent() {
     let digest = Digest::sha256(b"a layer");
     let path = place.file("indexes", &digest);
     let index = noise(1000, 42);
-    assert!(cache.index(&digest).unwrap().is_none());
-    cache.put_index(&digest, b"older").unwrap();
-    cache.put_index(&digest, &index).unwrap();
-    assert_eq!(cache.index(&digest).unwrap().unwrap(), index);
+    assert!(cache.learnt(Learnt::Archive, &digest).unwrap().is_none());
+    cache.put_learnt(Learnt::Archive, &digest, b"older").unwrap();
+    cache.put_learnt(Learnt::Archive, &digest, &index).unwrap();
+    assert_eq!(cache.learnt(Learnt::Archive, &digest).unwrap().unwrap(), index);
     for damage in [0, 999, 1000, 1008, 1016, 1063] {
-        cache.put_index(&digest, &index).unwrap();
+        cache.put_learnt(Learnt::Archive, &digest, &index).unwrap();
         let mut bytes = fs::read(&path).unwrap();
         bytes[damage] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert!(cache.index(&digest).unwrap().is_none(), "byte {damage}");
+        assert!(cache.learnt(Learnt::Archive, &digest).unwrap().is_none(), "byte {damage}");
     }
     for len in [0, 63, 64, 1063] {
-        cache.put_index(&digest, &index).unwrap();
+        cache.put_learnt(Learnt::Archive, &digest, &index).unwrap();
         OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
-        assert!(cache.index(&digest).unwrap().is_none(), "cut to {len}");
+        assert!(cache.learnt(Learnt::Archive, &digest).unwrap().is_none(), "cut to {len}");
     }
     // The index of one layer is not that of another.
-    cache.put_index(&digest, &index).unwrap();
+    cache.put_learnt(Learnt::Archive, &digest, &index).unwrap();
     let other = Digest::sha256(b"another layer");
     fs::rename(&path, place.file("indexes", &other)).unwrap();
-    assert!(cache.index(&other).unwrap().is_none());
-    cache.put_index(&digest, b"").unwrap();
-    assert_eq!(cache.index(&digest).unwrap().unwrap(), b"");
+    assert!(cache.learnt(Learnt::Archive, &other).unwrap().is_none());
+    cache.put_learnt(Learnt::Archive, &digest, b"").unwrap();
+    assert_eq!(cache.learnt(Learnt::Archive, &digest).unwrap().unwrap(), b"");
     // What was offered belongs to who offered it, and can be forgotten twice.
     cache.put_offer(&digest, b"offered").unwrap();
     assert!(cache.for_origin("elsewhere").offer(&digest).unwrap().is_none());
