@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::cache::Learnt;
 use crate::io::{Fault, ReadAt as _, ReadError, Shared, compute};
 
 use super::audit;
@@ -17,9 +18,17 @@ use super::pieces::decoded;
 use super::skim;
 use super::sniff::Encoding;
 use super::stored::{Core, LayerState};
+use super::toc::Content;
 
 /// The best claim about the layer that can be used.
 pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
+    if core.form == Learnt::Stream {
+        // All other claims are about an archive.
+        return match core.encoding().await? {
+            Some(Encoding::Zstd) => skim::spans(core).await,
+            _ => Ok(None),
+        };
+    }
     let refuted = match kept(core, hints.policy).await? {
         Kept::Index(kept) => return Ok(Some(kept)),
         Kept::Refuted(id) => Some(id),
@@ -57,7 +66,7 @@ pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, 
     }
     match encoding {
         Encoding::Zstd => Ok(skim::find(core, core.blob.size()).await?.filter(is_new)),
-        Encoding::Gzip | Encoding::Plain => Ok(None),
+        _ => Ok(None),
     }
 }
 
@@ -122,6 +131,10 @@ const REFUTED: u8 = 0;
 
 /// Notes that an index is not true, for mounts that cannot keep the layer's own.
 pub(super) fn note_refuted(core: &Core, claim: &Foreign) {
+    if core.form == Learnt::Stream {
+        // The note would stand in the place of an index of the archive.
+        return;
+    }
     let note = [&[REFUTED], &claim.id[..]].concat();
     if let Err(error) = core.cache().put_offer(core.blob.digest(), &note) {
         tracing::debug!(%error, "cannot note that an index is not true");
@@ -189,6 +202,9 @@ pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadE
         Err(error) if error.fault() == Fault::Malformed => return Ok(Verdict::False(error.chain())),
         own => own?,
     };
+    if core.form == Learnt::Stream {
+        return audit_stream(core, claim, &own).await;
+    }
     let (kind, theirs) = (claim.kind, claim.index.toc.clone());
     let (differs, files, own) = compute(move || {
         let differs = audit::names_differ(kind, &theirs, &own.toc);
@@ -199,7 +215,30 @@ pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadE
     if let Some(why) = differs {
         return Ok(Verdict::False(why));
     }
-    let (claimed, truth) = (core.uncached(&claim.index), core.uncached(&own));
+    compared(core, claim, &own, files).await
+}
+
+/// Compares all bytes of a bare stream.
+async fn audit_stream(core: &Core, claim: &Foreign, own: &LayerIndex) -> Result<Verdict, ReadError> {
+    let (theirs, ours) = (claim.index.spans.stream_size(), own.spans.stream_size());
+    if theirs != ours {
+        return Ok(Verdict::False(format!("the stream has {ours} bytes, not {theirs}")));
+    }
+    if claim.index.spans == own.spans {
+        return Ok(Verdict::True);
+    }
+    let whole = Content { size: ours, offset: 0, runs: None };
+    compared(core, claim, own, vec![(b"the stream".to_vec(), whole.clone(), whole)]).await
+}
+
+/// Compares the bytes of `files`: their name, and where both sides say they are.
+async fn compared(
+    core: &Core,
+    claim: &Foreign,
+    own: &LayerIndex,
+    files: Vec<(Vec<u8>, Content, Content)>,
+) -> Result<Verdict, ReadError> {
+    let (claimed, truth) = (core.uncached(&claim.index), core.uncached(own));
     match audit::content_differs(&claimed, &truth, files).await {
         Ok(None) => Ok(Verdict::True),
         Ok(Some(why)) => Ok(Verdict::False(why)),
@@ -213,7 +252,7 @@ pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadE
 
 impl Core {
     /// The stream as `index` describes it, for one who reads it in order; kept nowhere.
-    fn uncached(&self, index: &LayerIndex) -> Shared {
+    pub(super) fn uncached(&self, index: &LayerIndex) -> Shared {
         if index.spans.encoding() == Encoding::Plain && !index.spans.is_made_up() {
             return self.blob.clone();
         }

@@ -4,9 +4,12 @@
 
 use zstd::stream::raw::{DParameter, Decoder as Frames, InBuffer, Operation as _, OutBuffer};
 
+use super::bzip2::Bzip2;
 use super::inflate::{Inflate, Stop, Until};
+use super::lz4::Lz4;
 use super::sniff::Encoding;
 use super::span::{Piece, Resume};
+use super::xz::{Xz, XzError};
 
 /// Bytes after the deflate data of a gzip member: its checksum and its length (RFC 1952).
 const TRAILER: u8 = 8;
@@ -22,7 +25,7 @@ pub enum CodecError {
     /// The stored bytes are not what their format allows.
     #[error("{format} data is broken at blob offset {offset}: {reason}")]
     Broken {
-        /// `gzip` or `zstd`.
+        /// `gzip`, `zstd`, and so on.
         format: &'static str,
         /// Offset of the bytes that could not be decoded, in stored bytes.
         offset: u64,
@@ -37,14 +40,24 @@ pub enum CodecError {
         /// What is wrong with the checkpoint.
         reason: String,
     },
+    /// The stored bytes ask for more memory than they get.
+    #[error(
+        "{format} data at blob offset {offset} takes more memory to decode than ocifs gives it (a window of 128 MiB)"
+    )]
+    Memory {
+        /// `zstd` or `xz`.
+        format: &'static str,
+        /// Offset of the bytes that could not be decoded, in stored bytes.
+        offset: u64,
+    },
     /// The stored bytes end inside a unit.
     #[error("{format} data ends at blob offset {offset} in the middle of a {unit}")]
     Cut {
-        /// `gzip` or `zstd`.
+        /// `gzip`, `zstd`, and so on.
         format: &'static str,
         /// The number of stored bytes.
         offset: u64,
-        /// `member` or `frame`.
+        /// `member`, `frame` or `stream`.
         unit: &'static str,
     },
 }
@@ -74,11 +87,27 @@ pub struct Decoder {
     offset: u64,
     /// Whether the next stored byte starts a unit.
     at_unit: bool,
+    /// What the unit says of its blocks, if the next stored byte starts one that refers to nothing before.
+    at_inner: Option<u8>,
+}
+
+/// Where a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Where nothing starts.
+    Inside,
+    /// At the start of a block that refers to nothing before; with what the unit says of its blocks.
+    Block(u8),
+    /// At the end of a unit.
+    Unit,
 }
 
 enum Units {
     Gzip(Box<Members>),
     Zstd(Box<Frames<'static>>),
+    Xz(Box<Xz>),
+    Bzip2(Bzip2),
+    Lz4(Box<Lz4>),
 }
 
 /// The state of a gzip decoder.
@@ -125,8 +154,12 @@ impl Decoder {
                 frames.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(start)?;
                 Units::Zstd(Box::new(frames))
             }
+            Encoding::Xz => Units::Xz(Box::new(Xz::new())),
+            Encoding::Bzip2 => Units::Bzip2(Bzip2::new()),
+            Encoding::Lz4 => Units::Lz4(Box::new(Lz4::new(false))),
+            Encoding::AppleLz4 => Units::Lz4(Box::new(Lz4::new(true))),
         };
-        Ok(Some(Self { units, offset, at_unit: true }))
+        Ok(Some(Self { units, offset, at_unit: true, at_inner: None }))
     }
 
     /// A decoder that starts where `piece` does; `None` for bytes that are not encoded.
@@ -137,12 +170,20 @@ impl Decoder {
             (Resume::Unit, _) => return Self::new(encoding, offset),
             (Resume::Block { bits: bits @ 0..=7, window }, Encoding::Gzip) => (*bits, window),
             (Resume::Block { .. }, _) => return Err(start("no deflate block starts there")),
+            (Resume::Inner { shape }, encoding) => {
+                let units = match encoding {
+                    Encoding::Xz => Units::Xz(Box::new(Xz::at_block(*shape).map_err(|why| start(&why))?)),
+                    Encoding::Lz4 => Units::Lz4(Box::new(Lz4::at_block(*shape).map_err(|why| start(&why))?)),
+                    _ => return Err(start("no block starts there")),
+                };
+                return Ok(Some(Self { units, offset, at_unit: false, at_inner: None }));
+            }
         };
         let window = window.unpack().ok_or_else(|| start("its window is damaged"))?;
         let inflate = Inflate::block(&window).map_err(|reason| start(&reason))?;
         let part = if bits > 0 { Part::Shared { bits } } else { Part::Rest };
         let members = Members { inflate, part, block: None, last: 0 };
-        Ok(Some(Self { units: Units::Gzip(Box::new(members)), offset, at_unit: false }))
+        Ok(Some(Self { units: Units::Gzip(Box::new(members)), offset, at_unit: false, at_inner: None }))
     }
 
     /// Blob offset of the next stored byte that the decoder wants.
@@ -155,12 +196,18 @@ impl Decoder {
         self.at_unit
     }
 
+    /// Where decoding can start anew at [`offset`](Self::offset): how.
+    pub fn start(&self) -> Option<Resume> {
+        let inner = self.at_inner.map(|shape| Resume::Inner { shape });
+        self.at_unit.then_some(Resume::Unit).or(inner)
+    }
+
     /// Where the step before came back at the start of a deflate block: the bits (0 to 7) of the stored byte before that belong
     /// to it, and that byte.
     pub fn at_block(&self) -> Option<(u8, u8)> {
         match &self.units {
             Units::Gzip(members) => members.block.map(|bits| (bits, members.last)),
-            Units::Zstd(_) => None,
+            _ => None,
         }
     }
 
@@ -173,7 +220,7 @@ impl Decoder {
                 offset,
                 reason,
             }),
-            Units::Zstd(_) => Ok(Vec::new()),
+            _ => Ok(Vec::new()),
         }
     }
 
@@ -189,26 +236,35 @@ impl Decoder {
             return Ok(Step::default());
         }
         let offset = self.offset;
-        let (step, ended) = match &mut self.units {
+        let broken = |format| move |reason| CodecError::Broken { format, offset, reason };
+        let (step, place) = match &mut self.units {
             Units::Gzip(members) => {
                 if self.at_unit && offset > 0 && input[0] == 0 {
                     members.part = Part::Padding;
                 }
-                members.step(input, output, stops, offset)?
+                let (step, ended) = members.step(input, output, stops, offset)?;
+                (step, if ended { Place::Unit } else { Place::Inside })
             }
             Units::Zstd(frames) => {
                 let mut from = InBuffer::around(input);
                 let mut to = OutBuffer::around(output);
-                let hint = frames.run(&mut from, &mut to).map_err(|error| CodecError::Broken {
-                    format: "zstd",
-                    offset,
-                    reason: error.to_string(),
-                })?;
-                (Step { consumed: from.pos(), produced: to.pos() }, hint == 0)
+                let hint = frames.run(&mut from, &mut to).map_err(|error| zstd_error(&error, offset))?;
+                let place = if hint == 0 { Place::Unit } else { Place::Inside };
+                (Step { consumed: from.pos(), produced: to.pos() }, place)
             }
+            Units::Xz(xz) => xz.step(input, output).map_err(|error| match error {
+                XzError::Memory => CodecError::Memory { format: "xz", offset },
+                XzError::Broken(reason) => CodecError::Broken { format: "xz", offset, reason },
+            })?,
+            Units::Bzip2(streams) => streams.step(input, output).map_err(broken("bzip2"))?,
+            Units::Lz4(frames) => frames.step(input, output).map_err(broken("lz4"))?,
         };
         self.offset += step.consumed as u64;
-        self.at_unit = ended || self.at_unit && step.consumed == 0 && step.produced == 0;
+        self.at_unit = place == Place::Unit || self.at_unit && step == Step::default();
+        self.at_inner = match place {
+            Place::Block(shape) => Some(shape),
+            Place::Inside | Place::Unit => None,
+        };
         Ok(step)
     }
 
@@ -220,9 +276,21 @@ impl Decoder {
         let (format, unit) = match self.units {
             Units::Gzip(_) => ("gzip", "member"),
             Units::Zstd(_) => ("zstd", "frame"),
+            Units::Xz(_) => ("xz", "stream"),
+            Units::Bzip2(_) => ("bzip2", "stream"),
+            Units::Lz4(_) => ("lz4", "frame"),
         };
         Err(CodecError::Cut { format, offset: self.offset, unit })
     }
+}
+
+/// The library has no other way to tell that a window is too large than what it says.
+fn zstd_error(error: &std::io::Error, offset: u64) -> CodecError {
+    let reason = error.to_string();
+    if reason.contains("too much memory") {
+        return CodecError::Memory { format: "zstd", offset };
+    }
+    CodecError::Broken { format: "zstd", offset, reason }
 }
 
 impl Members {

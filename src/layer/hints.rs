@@ -61,4 +61,6 @@ pub struct Hints {
     pub annotations: BTreeMap<String, String>,
     /// Indexes that lie beside the image.
     pub offers: Option<Arc<dyn Offers>>,
+    /// What the whole uncompressed stream has to hash to, where the artifact says so.
+    pub content: Option<Digest>,
 }

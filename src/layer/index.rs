@@ -12,7 +12,8 @@ use crate::io::ByteRange;
 use super::span::SpanMap;
 use super::toc::{EntryKind, Toc};
 
-/// The version this code reads and writes; any change of the types below is a new one.
+/// The version this code reads and writes. A change by which kept bytes would mean something else is a new one; another kind of
+/// encoding or start is not, because an older program finds no index in what it does not know.
 const VERSION: u8 = 2;
 
 /// The largest index that is decoded, in bytes before compression: 5 million entries of some 200 bytes.

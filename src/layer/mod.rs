@@ -3,15 +3,20 @@
 //! A format is data: after detection nobody asks which one it was. The parsers here take bytes and return values; what
 //! fetches and keeps bytes is below (`cache/`), what the entries mean for a file tree is above (`tree/`).
 
+mod agreed;
 mod audit;
+mod bzip2;
 mod checkpoint;
 mod claim;
 mod codec;
 mod content;
 mod foreign;
+mod head;
 mod hints;
 mod index;
 mod inflate;
+mod kept;
+mod lz4;
 mod onward;
 mod pass;
 mod pieces;
@@ -23,6 +28,9 @@ mod stored;
 mod tar;
 mod toc;
 mod window;
+mod xz;
+mod xz_index;
+mod zstd_frames;
 
 pub use codec::{CodecError, Decoder, Step, Stops};
 pub use content::file;
@@ -30,6 +38,7 @@ pub use foreign::{
     FindError, Foreign, ForeignError, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,
     is_marker, parse_ztoc,
 };
+pub use head::peek;
 pub use hints::{Hints, IndexPolicy, Offer, Offers};
 pub use index::{LayerIndex, SUM_BLOCK};
 pub use pass::build_index;

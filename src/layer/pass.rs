@@ -17,12 +17,13 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 use crate::cache::StreamWriter;
 use crate::io::{ByteRange, Fault, ReadAt, ReadError, read_vec};
+use crate::oci::{Digest, Hasher};
 
 use super::checkpoint::{Finder, Found};
 use super::codec::{CodecError, Decoder, Stops};
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
-use super::span::{SpanMap, SpanRecorder};
+use super::span::{SpanMap, SpanRecorder, SpanStart};
 use super::tar::{Need, TarError, TarLimits, TarWalker};
 use super::toc::Toc;
 
@@ -42,13 +43,25 @@ const BLOCKS: usize = 4;
 
 /// The most stream bytes that are decoded again for one block: some 10 ms of work. What lies further from the start of its
 /// span is written into the cache by the pass.
-const AGAIN: u64 = 4 * 1024 * 1024;
+fn again(encoding: Encoding) -> u64 {
+    match encoding {
+        Encoding::Plain | Encoding::Gzip | Encoding::Zstd | Encoding::Lz4 | Encoding::AppleLz4 => {
+            4 * 1024 * 1024
+        }
+        Encoding::Xz => 1024 * 1024,
+        Encoding::Bzip2 => 512 * 1024,
+    }
+}
 
 /// The most stream bytes per stored byte. Deflate cannot pass 1032:1; zstd can, and a bomb must not fill the disk.
 const MAX_RATIO: u64 = 1100;
 
 /// The stream bytes that even the smallest layer may decode to.
 const RATIO_FLOOR: u64 = 64 * 1024 * 1024;
+
+/// The same of a stream that is no archive, blocks of zeros included: an empty disk packs to next to nothing, and its zeros
+/// take no place in the cache. What this costs is the time of decoding them once, and 8 MiB of checksums.
+const SPARSE_FLOOR: u64 = 64 * 1024 * 1024 * 1024;
 
 /// Reads of passes that are under way at once, over all layers of the process: two fewer than a host gets requests, so that
 /// a reader who wants one block does not queue behind whole layers.
@@ -73,8 +86,8 @@ pub(super) enum PassError {
     Tar(#[from] TarError),
     #[error(transparent)]
     Cache(#[from] crate::cache::CacheError),
-    #[error("it decodes to more than {limit} bytes, {MAX_RATIO} times its stored size")]
-    Bomb { limit: u64 },
+    #[error("it decodes to more than {limit} bytes{besides}, the limit for {stored} stored ones")]
+    Bomb { limit: u64, besides: &'static str, stored: u64 },
     #[error("decoding gave {actual} bytes where the index says {expected}")]
     Length { expected: u64, actual: u64 },
     #[error("{subject} have digest {actual}, not {expected} as the index says")]
@@ -89,12 +102,53 @@ pub(super) enum PassError {
 impl PassError {
     pub(super) fn fault(&self) -> Fault {
         match self {
+            PassError::Codec(CodecError::Memory { .. }) => Fault::Unsupported,
             PassError::Codec(_) | PassError::Length { .. } => Fault::Malformed,
             PassError::Bomb { .. } | PassError::Digest { .. } => Fault::Unsupported,
             PassError::Mismatch { .. } => Fault::Mismatch,
             PassError::Tar(error) => error.fault(),
             PassError::Cache(error) => error.fault(),
             PassError::Abandoned => Fault::Io,
+        }
+    }
+}
+
+/// The most bytes that the stream of a layer of `stored` bytes may have.
+pub(super) fn most_stream(stored: u64) -> u64 {
+    stored.saturating_mul(MAX_RATIO).max(RATIO_FLOOR)
+}
+
+/// What a pass may decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limits {
+    /// The stored bytes that they are for.
+    stored: u64,
+    /// The most stream bytes.
+    stream: u64,
+    /// The most of them that are not in blocks of zeros, if those do not count.
+    data: Option<u64>,
+}
+
+impl Limits {
+    fn archive(stored: u64) -> Self {
+        Self { stored, stream: most_stream(stored), data: None }
+    }
+
+    /// Those of a stream that is no archive.
+    fn bare(stored: u64) -> Self {
+        let data = most_stream(stored);
+        Self { stored, stream: data.max(SPARSE_FLOOR), data: Some(data) }
+    }
+
+    /// Whether `stream` bytes, `zeros` of which are blocks of zeros, are not too many.
+    fn check(self, stream: u64, zeros: u64) -> Result<(), PassError> {
+        let Self { stored, .. } = self;
+        match self.data {
+            _ if stream > self.stream => Err(PassError::Bomb { limit: self.stream, besides: "", stored }),
+            Some(limit) if stream - zeros > limit => {
+                Err(PassError::Bomb { limit, besides: " besides blocks of zeros", stored })
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -127,8 +181,8 @@ async fn feed<R: ReadAt + ?Sized>(
 enum Event {
     /// The next block of the stream; only the last one is shorter than [`SUM_BLOCK`].
     Block(Vec<u8>),
-    /// A unit ended.
-    Unit { stored: u64, stream: u64 },
+    /// Decoding can start with nothing but what this says.
+    Start(SpanStart),
     /// Decoding can start inside a unit.
     Checkpoint(Found),
     /// All is decoded.
@@ -140,10 +194,11 @@ struct Decoding {
     decoder: Decoder,
     /// What looks for checkpoints, in encodings that have them.
     finder: Option<Finder>,
-    /// The most stream bytes.
-    limit: u64,
+    limits: Limits,
     /// Stream bytes so far.
     at: u64,
+    /// Those of them that are blocks of zeros.
+    zeros: u64,
     progress: Arc<AtomicU64>,
     events: SyncSender<Event>,
     /// Blocks that were looked at, to be filled again.
@@ -177,17 +232,19 @@ impl Decoding {
         let (taken, rest) = input.split_at(step.consumed);
         self.filled += step.produced;
         self.at += step.produced as u64;
-        if self.at > self.limit {
-            return Err(PassError::Bomb { limit: self.limit });
-        }
+        // The block that is being filled may turn out to be zeros.
+        self.limits.check(self.at, self.zeros + self.filled as u64)?;
         // Before the block that they serve.
         if let Some(finder) = &mut self.finder
             && let Some(found) = finder.note(&mut self.decoder, taken, self.at)?
         {
             self.tell(Event::Checkpoint(found))?;
         }
-        if self.decoder.at_unit() && !taken.is_empty() {
-            self.tell(Event::Unit { stored: self.decoder.offset(), stream: self.at })?;
+        if !(taken.is_empty() && step.produced == 0)
+            && let Some(resume) = self.decoder.start()
+        {
+            let start = SpanStart { stored: self.decoder.offset(), stream: self.at, resume };
+            self.tell(Event::Start(start))?;
         }
         if self.filled == self.block.len() {
             self.hand_on()?;
@@ -200,6 +257,10 @@ impl Decoding {
         let mut full = std::mem::replace(&mut self.block, next);
         full.truncate(self.filled);
         self.filled = 0;
+        if full.iter().all(|byte| *byte == 0) {
+            self.zeros += full.len() as u64;
+        }
+        self.limits.check(self.at, self.zeros)?;
         self.progress.store(self.at, Ordering::Relaxed);
         self.tell(Event::Block(full))
     }
@@ -211,10 +272,14 @@ impl Decoding {
 
 /// The thread of a pass that looks at what is decoded.
 struct Learner {
-    walker: TarWalker,
+    /// What reads the archive, if the stream is to be read as one.
+    walker: Option<TarWalker>,
+    hasher: Option<Hasher>,
     recorder: SpanRecorder,
     writer: Option<StreamWriter>,
     sums: Vec<[u8; 32]>,
+    /// The most stream bytes between the start of a span and a block that is not written down.
+    again: u64,
     /// Stream bytes so far.
     at: u64,
 }
@@ -225,7 +290,7 @@ impl Learner {
         stored_size: u64,
         events: Receiver<Event>,
         empty: Sender<Vec<u8>>,
-    ) -> Result<LayerIndex, PassError> {
+    ) -> Result<Learnt, PassError> {
         while let Ok(event) = events.recv() {
             match event {
                 Event::Block(block) => {
@@ -235,7 +300,7 @@ impl Learner {
                         continue;
                     }
                 }
-                Event::Unit { stored, stream } => self.recorder.unit(stored, stream),
+                Event::Start(start) => self.recorder.start(start),
                 Event::Checkpoint(found) => self.recorder.checkpoint(found.settle()),
                 Event::End => return self.finish(stored_size),
             }
@@ -245,19 +310,24 @@ impl Learner {
     }
 
     fn block(&mut self, bytes: &[u8]) -> Result<(), PassError> {
-        self.walker.feed(self.at, bytes)?;
+        if let Some(walker) = &mut self.walker {
+            walker.feed(self.at, bytes)?;
+        }
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
         self.sums.push(*blake3::hash(bytes).as_bytes());
         self.keep(bytes)?;
         self.at += bytes.len() as u64;
         Ok(())
     }
 
-    /// Writes a block into the cache if decoding it anew would mean decoding more than [`AGAIN`] bytes: the far parts of long
+    /// Writes a block into the cache if decoding it anew would mean decoding more than [`again`] bytes: the far parts of long
     /// zstd frames, and of deflate blocks that a strange encoder did not end.
     fn keep(&mut self, bytes: &[u8]) -> Result<(), PassError> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let len = bytes.len() as u64;
-        if self.at + len - self.recorder.last() <= AGAIN {
+        if self.at + len - self.recorder.last() <= self.again {
             writer.skip(len);
             return Ok(());
         }
@@ -273,29 +343,42 @@ impl Learner {
         Ok(())
     }
 
-    fn finish(self, stored_size: u64) -> Result<LayerIndex, PassError> {
+    fn finish(self, stored_size: u64) -> Result<Learnt, PassError> {
         match self.writer.map(StreamWriter::finish) {
             Some(Err(error)) if error.is_disk() => tracing::warn!(%error, "the decoded stream is not kept"),
             Some(Err(error)) => return Err(error.into()),
             Some(Ok(_)) | None => {}
         }
-        Ok(LayerIndex {
+        let index = LayerIndex {
             spans: self.recorder.finish(stored_size, self.at),
-            toc: self.walker.finish(self.at)?,
+            toc: self.walker.map_or(Ok(Toc::default()), |walker| walker.finish(self.at))?,
             blocks: self.sums,
             prefetch: 0,
-        })
+        };
+        Ok((index, self.hasher.map(Hasher::finish)))
     }
 }
 
+/// What a pass gives: the index, and what the whole stream hashes to if that was asked for.
+pub(super) type Learnt = (LayerIndex, Option<Digest>);
+
+/// What a forward pass is to do.
+pub(super) struct Plan {
+    /// How the stream is stored.
+    pub(super) encoding: Encoding,
+    /// Whether the stream is to be read as an archive.
+    pub(super) is_archive: bool,
+    /// Takes what would be expensive to decode again.
+    pub(super) writer: Option<StreamWriter>,
+    /// Hashes the stream.
+    pub(super) hasher: Option<Hasher>,
+    /// Is told how many stream bytes are decoded.
+    pub(super) progress: Arc<AtomicU64>,
+}
+
 /// The forward pass: decodes the whole layer once, and learns its spans, its checksums and its table of contents on the way.
-/// What would be expensive to decode again goes into `writer`.
-pub(super) async fn forward<R: ReadAt + ?Sized>(
-    blob: Arc<R>,
-    encoding: Encoding,
-    writer: Option<StreamWriter>,
-    progress: Arc<AtomicU64>,
-) -> Result<LayerIndex, ReadError> {
+pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Result<Learnt, ReadError> {
+    let Plan { encoding, is_archive, writer, hasher, progress } = plan;
     let _place = place().await;
     let stored_size = blob.size();
     let start = Decoder::new(encoding, 0).map_err(|error| PassError::from(error).into_read())?;
@@ -308,8 +391,9 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(
     let decoding = Decoding {
         decoder,
         finder: (encoding == Encoding::Gzip).then(Finder::new),
-        limit: stored_size.saturating_mul(MAX_RATIO).max(RATIO_FLOOR),
+        limits: if is_archive { Limits::archive(stored_size) } else { Limits::bare(stored_size) },
         at: 0,
+        zeros: 0,
         progress,
         events,
         empty,
@@ -317,10 +401,12 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(
         filled: 0,
     };
     let learner = Learner {
-        walker: TarWalker::new(TarLimits::default()),
+        walker: is_archive.then(|| TarWalker::new(TarLimits::default())),
+        hasher,
         recorder: SpanRecorder::new(encoding),
         writer,
         sums: Vec::new(),
+        again: again(encoding),
         at: 0,
     };
     let decoding = tokio::task::spawn_blocking(move || decoding.run(input));
@@ -343,7 +429,11 @@ pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex,
     let head = ByteRange::new(0, blob.size().min(SNIFF_LEN as u64));
     match sniff(&read_vec(&*blob, head).await?) {
         Sniffed::Stream(Encoding::Plain) => walk(blob).await,
-        Sniffed::Stream(encoding) => forward(blob, encoding, None, Arc::default()).await,
+        Sniffed::Stream(encoding) => {
+            let plan =
+                Plan { encoding, is_archive: true, writer: None, hasher: None, progress: Arc::default() };
+            forward(blob, plan).await.map(|(index, _)| index)
+        }
         Sniffed::Other(name) => Err(ReadError::new(Fault::Malformed, format!("its content is {name}"))),
     }
 }
@@ -400,5 +490,36 @@ pub(super) fn joined<T>(
     match result {
         Ok(result) => result.map_err(PassError::into_read),
         Err(error) => Err(ReadError::caused(Fault::Io, "decoding thread failed", error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_decoded_is_measured_by_what_is_stored_and_zeros_of_a_disk_do_not_count() {
+        const MIB: u64 = 1024 * 1024;
+        let said =
+            |limits: Limits, stream, zeros| limits.check(stream, zeros).map_err(|error| error.to_string());
+        for (stored, most) in [(100, 64 * MIB), (MIB, 1100 * MIB), (100 * 1024 * MIB, 110_000 * 1024 * MIB)] {
+            let (archive, bare) = (Limits::archive(stored), Limits::bare(stored));
+            let refused = |limit: u64, besides: &str| {
+                Err(format!(
+                    "it decodes to more than {limit} bytes{besides}, the limit for {stored} stored ones"
+                ))
+            };
+            assert_eq!(said(archive, most, 0), Ok(()));
+            assert_eq!(said(archive, most + 1, most), refused(most, ""));
+            assert_eq!(said(bare, most, 0), Ok(()));
+            let all = most.max(65_536 * MIB);
+            assert_eq!(said(bare, all, all), Ok(()));
+            assert_eq!(said(bare, all + 1, all + 1), refused(all, ""));
+            if most < all {
+                assert_eq!(said(bare, most + 8, 8), Ok(()));
+                assert_eq!(said(bare, most + 9, 8), refused(most, " besides blocks of zeros"));
+            }
+        }
+        assert_eq!(Limits::bare(u64::MAX).stream, u64::MAX);
     }
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::cache::{Cached, State};
-use crate::io::{BoxFuture, Fault, ReadAt, ReadError, Shared, Verified};
+use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified};
 
+use super::index::{LayerIndex, SUM_BLOCK};
 use super::stored::Core;
 
 /// What was decoded from bytes that turned out to be wrong is as wrong as they are.
@@ -20,6 +21,28 @@ pub(super) fn refuse_poisoned(blob: &Cached) -> Result<(), ReadError> {
 pub(super) struct Decoded {
     pub(super) stream: Arc<Cached>,
     pub(super) blob: Arc<Cached>,
+    /// Where all bytes are zeros, as far as the index tells.
+    pub(super) holes: Vec<ByteRange>,
+}
+
+/// The runs of blocks of the stream that are zeros, by the checksums that the index has of them.
+pub(super) fn holes(index: &LayerIndex) -> Vec<ByteRange> {
+    let size = index.spans.stream_size();
+    let zeros = |len: u64| *blake3::hash(&vec![0; len as usize]).as_bytes();
+    let (whole, last) = (zeros(SUM_BLOCK), zeros(size % SUM_BLOCK));
+    let mut holes: Vec<ByteRange> = Vec::new();
+    for (block, sum) in (0..).zip(&index.blocks) {
+        let range = ByteRange::at(block * SUM_BLOCK, SUM_BLOCK).intersect(ByteRange::new(0, size));
+        let expected = if range.len() == SUM_BLOCK { &whole } else { &last };
+        if sum != expected {
+            continue;
+        }
+        match holes.last_mut() {
+            Some(hole) if hole.end == range.start => hole.end = range.end,
+            _ => holes.push(range),
+        }
+    }
+    holes
 }
 
 impl ReadAt for Decoded {
@@ -37,6 +60,18 @@ impl ReadAt for Decoded {
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         refuse_poisoned(&self.blob)?;
         self.stream.read_ready(offset, buf)
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        let after = self.holes.partition_point(|hole| hole.end <= offset);
+        let data =
+            self.holes.get(after).map_or(offset, |hole| if hole.start <= offset { hole.end } else { offset });
+        (data < self.size()).then_some(data)
+    }
+
+    fn next_hole(&self, offset: u64) -> u64 {
+        let after = self.holes.partition_point(|hole| hole.end <= offset);
+        self.holes.get(after).map_or(self.size(), |hole| hole.start.max(offset))
     }
 
     fn verified(&self) -> Verified {

@@ -11,6 +11,7 @@ use super::index::LayerIndex;
 use super::pass;
 use super::pieces::decoded;
 use super::sniff::Encoding;
+use super::span::SpanMap;
 use super::stored::Core;
 use super::toc::Toc;
 
@@ -25,15 +26,7 @@ pub(super) async fn find(core: &Core, size: u64) -> Result<Option<Foreign>, Read
     if size < SMALLEST {
         return Ok(None);
     }
-    let spans = match foreign::find_seek_table(&*core.blob, Encoding::Zstd, ForeignLimits::default()).await {
-        Ok(Some(spans)) => spans,
-        Ok(None) => return Ok(None),
-        Err(FindError::Index(error)) => {
-            core.warn(format!("{error}; the layer is read without it"));
-            return Ok(None);
-        }
-        Err(FindError::Read(error)) => return Err(error),
-    };
+    let Some(spans) = seek_table(core).await? else { return Ok(None) };
     let mut index = LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 };
     let stream = FetchAll(decoded(core.blob.clone(), &index));
     let toc = pass::headers(&stream, |read, at| read < TRIAL || read * 4 < at).await;
@@ -47,7 +40,28 @@ pub(super) async fn find(core: &Core, size: u64) -> Result<Option<Foreign>, Read
         }
         Err(error) => return Err(error),
     };
+    claimed(index).map(Some)
+}
+
+/// The index of the bare stream of a layer by its seek table; `None` when it has none.
+pub(super) async fn spans(core: &Core) -> Result<Option<Foreign>, ReadError> {
+    let Some(spans) = seek_table(core).await? else { return Ok(None) };
+    claimed(LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 }).map(Some)
+}
+
+async fn seek_table(core: &Core) -> Result<Option<SpanMap>, ReadError> {
+    match foreign::find_seek_table(&*core.blob, Encoding::Zstd, ForeignLimits::default()).await {
+        Ok(spans) => Ok(spans),
+        Err(FindError::Index(error)) => {
+            core.warn(format!("{error}; the layer is read without it"));
+            Ok(None)
+        }
+        Err(FindError::Read(error)) => Err(error),
+    }
+}
+
+fn claimed(index: LayerIndex) -> Result<Foreign, ReadError> {
     let bytes = index.to_bytes().map_err(|error| ReadError::new(Fault::Io, error))?;
     let id = *blake3::hash(&bytes).as_bytes();
-    Ok(Some(Foreign { kind: IndexKind::ZstdSeekable, index, id, is_bound: false, warnings: Vec::new() }))
+    Ok(Foreign { kind: IndexKind::ZstdSeekable, index, id, is_bound: false, warnings: Vec::new() })
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::{bzip2, lz4, xz};
+
 /// How many first bytes [`sniff`] wants: one tar header.
 pub const SNIFF_LEN: usize = 512;
 
@@ -16,6 +18,14 @@ pub enum Encoding {
     Gzip,
     /// RFC 8878, any number of frames.
     Zstd,
+    /// The .xz file format, any number of streams.
+    Xz,
+    /// bzip2, any number of streams.
+    Bzip2,
+    /// The LZ4 frame format, any number of frames.
+    Lz4,
+    /// LZ4 in the blocks of Apple's compression library.
+    AppleLz4,
 }
 
 impl Encoding {
@@ -25,6 +35,23 @@ impl Encoding {
             Encoding::Plain => "tar",
             Encoding::Gzip => "tar.gz",
             Encoding::Zstd => "tar.zst",
+            Encoding::Xz => "tar.xz",
+            Encoding::Bzip2 => "tar.bz2",
+            Encoding::Lz4 => "tar.lz4",
+            Encoding::AppleLz4 => "tar.bv4",
+        }
+    }
+
+    /// What the bytes are compressed with, whatever they are.
+    pub fn compression(self) -> Option<&'static str> {
+        match self {
+            Encoding::Plain => None,
+            Encoding::Gzip => Some("gzip"),
+            Encoding::Zstd => Some("zstd"),
+            Encoding::Xz => Some("xz"),
+            Encoding::Bzip2 => Some("bzip2"),
+            Encoding::Lz4 => Some("lz4"),
+            Encoding::AppleLz4 => Some("lz4 (Apple)"),
         }
     }
 }
@@ -35,6 +62,10 @@ impl fmt::Display for Encoding {
             Encoding::Plain => "tar",
             Encoding::Gzip => "tar+gzip",
             Encoding::Zstd => "tar+zstd",
+            Encoding::Xz => "tar+xz",
+            Encoding::Bzip2 => "tar+bzip2",
+            Encoding::Lz4 => "tar+lz4",
+            Encoding::AppleLz4 => "tar+lz4 (Apple)",
         })
     }
 }
@@ -50,9 +81,6 @@ pub enum Sniffed {
 
 /// Signatures of contents that are recognised only to name them.
 const OTHERS: &[(&[u8], &str)] = &[
-    (b"BZh", "a bzip2 file"),
-    (b"\xfd7zXZ\0", "an xz file"),
-    (b"\x04\x22\x4d\x18", "an lz4 file"),
     (b"PK\x03\x04", "a zip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"QFI\xfb", "a qcow2 disk"),
@@ -69,8 +97,17 @@ pub fn sniff(head: &[u8]) -> Sniffed {
     if head.starts_with(&[0x1f, 0x8b]) {
         return Sniffed::Stream(Encoding::Gzip);
     }
-    if is_zstd(head) {
-        return Sniffed::Stream(Encoding::Zstd);
+    if let Some(encoding) = frames(head) {
+        return Sniffed::Stream(encoding);
+    }
+    if head.starts_with(xz::MAGIC) {
+        return Sniffed::Stream(Encoding::Xz);
+    }
+    if head.starts_with(bzip2::MAGIC) && matches!(head.get(3), Some(b'1'..=b'9')) {
+        return Sniffed::Stream(Encoding::Bzip2);
+    }
+    if lz4::APPLE.iter().any(|magic| head.starts_with(*magic)) {
+        return Sniffed::Stream(Encoding::AppleLz4);
     }
     if is_tar(head) {
         return Sniffed::Stream(Encoding::Plain);
@@ -80,11 +117,25 @@ pub fn sniff(head: &[u8]) -> Sniffed {
     Sniffed::Other(name)
 }
 
-/// A zstd frame, or one of the 16 skippable frames that may come first (RFC 8878, 3.1).
-fn is_zstd(head: &[u8]) -> bool {
-    let Some(magic) = head.first_chunk::<4>() else { return false };
-    let magic = u32::from_le_bytes(*magic);
-    magic == 0xFD2F_B528 || magic & 0xFFFF_FFF0 == 0x184D_2A50
+/// The encoding that begins with a zstd frame or an LZ4 frame. Both may begin with skippable frames (RFC 8878, 3.1): behind
+/// long ones zstd is meant, whose tools write them.
+fn frames(head: &[u8]) -> Option<Encoding> {
+    let mut rest = head;
+    let number = |bytes: &[u8]| bytes.first_chunk().map(|number| u32::from_le_bytes(*number));
+    loop {
+        match number(rest) {
+            Some(0xFD2F_B528) => return Some(Encoding::Zstd),
+            Some(lz4::MAGIC) => return Some(Encoding::Lz4),
+            Some(magic) if magic & 0xFFFF_FFF0 == lz4::SKIPPABLE => {
+                let len = number(&rest[4..]).and_then(|len| usize::try_from(len).ok()?.checked_add(8));
+                match len.and_then(|len| rest.get(len..)) {
+                    Some(behind) => rest = behind,
+                    None => return Some(Encoding::Zstd),
+                }
+            }
+            _ => return (rest.len() < head.len()).then_some(Encoding::Zstd),
+        }
+    }
 }
 
 /// Whether `head` is nothing, zeros (an empty archive), or a header whose checksum is right. The checksum is what POSIX
@@ -120,7 +171,14 @@ mod tests {
         assert_eq!(sniff(&0x184D_2A5Eu32.to_le_bytes()), Sniffed::Stream(Encoding::Zstd));
         assert_eq!(sniff(b""), Sniffed::Stream(Encoding::Plain));
         assert_eq!(sniff(&[0; 512]), Sniffed::Stream(Encoding::Plain));
-        assert_eq!(sniff(b"BZh9"), Sniffed::Other("a bzip2 file"));
+        assert_eq!(sniff(b"BZh9"), Sniffed::Stream(Encoding::Bzip2));
+        assert_eq!(sniff(b"\xfd7zXZ\0"), Sniffed::Stream(Encoding::Xz));
+        assert_eq!(sniff(b"bv41"), Sniffed::Stream(Encoding::AppleLz4));
+        let lz4 = 0x184D_2204u32.to_le_bytes();
+        let skippable = [&0x184D_2A50u32.to_le_bytes()[..], &[2, 0, 0, 0, 9, 9]].concat();
+        assert_eq!(sniff(&lz4), Sniffed::Stream(Encoding::Lz4));
+        assert_eq!(sniff(&[&skippable[..], &lz4].concat()), Sniffed::Stream(Encoding::Lz4));
+        assert_eq!(sniff(&skippable), Sniffed::Stream(Encoding::Zstd));
         assert_eq!(sniff(&[7; 512]), Sniffed::Other("no archive"));
     }
 }

@@ -42,6 +42,11 @@ pub enum Resume {
         /// The stream bytes before, as far as the block's successors refer to them.
         window: Window,
     },
+    /// A block that refers to nothing before starts here, in the middle of an xz stream or an LZ4 frame.
+    Inner {
+        /// What the stream or the frame says of all its blocks.
+        shape: u8,
+    },
 }
 
 /// The last stream bytes before a checkpoint, at most [`WINDOW`], those that nobody refers to zeroed, compressed with zstd.
@@ -93,11 +98,6 @@ impl Window {
             return Some(Vec::new());
         }
         zstd::bulk::decompress(&self.0, WINDOW).ok()
-    }
-
-    /// Bytes that it takes in memory.
-    pub fn packed_len(&self) -> usize {
-        self.0.len()
     }
 }
 
@@ -312,7 +312,7 @@ impl SpanMap {
         let start = &starts[first];
         let shared = match start.resume {
             Resume::Block { bits: 1.., .. } => 1,
-            Resume::Block { .. } | Resume::Unit => 0,
+            Resume::Block { .. } | Resume::Unit | Resume::Inner { .. } => 0,
         };
         Piece {
             stored: ByteRange::new(start.stored - shared, stored_end),
@@ -365,6 +365,7 @@ impl SpanMap {
             Resume::Block { bits, .. } => {
                 self.encoding == Encoding::Gzip && bits < 8 && start.stored > u64::from(bits > 0)
             }
+            Resume::Inner { .. } => matches!(self.encoding, Encoding::Xz | Encoding::Lz4),
         });
         let origin = SpanStart { stored: 0, stream: 0, resume: Resume::Unit };
         increasing
@@ -408,10 +409,15 @@ impl SpanRecorder {
 
     /// A unit ended, and the next starts at these offsets.
     pub fn unit(&mut self, stored: u64, stream: u64) {
+        self.start(SpanStart { stored, stream, resume: Resume::Unit });
+    }
+
+    /// Decoding can start here with nothing but what the start says.
+    pub fn start(&mut self, start: SpanStart) {
         if let Some(last) = self.starts.last()
-            && stream - last.stream >= MIN_SPAN
+            && start.stream - last.stream >= MIN_SPAN
         {
-            self.starts.push(SpanStart { stored, stream, resume: Resume::Unit });
+            self.starts.push(start);
         }
     }
 

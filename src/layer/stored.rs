@@ -6,31 +6,28 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::cache::{BuildLock, Cache, Cached, State};
+use crate::cache::{Cache, Cached, Learnt, State};
 use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, read_vec};
-
-use crate::oci::Digest;
+use crate::oci::{Digest, Hasher};
 
 use super::claim::{self, Verdict};
 use super::content::Fetcher;
 use super::foreign::{self, Foreign, IndexKind};
+use super::head;
 use super::hints::{Hints, IndexPolicy};
 use super::index::LayerIndex;
 use super::pass;
 use super::pieces::decoded;
-use super::served::{Claimed, Decoded, refuse_poisoned};
+use super::served::{Claimed, Decoded, holes, refuse_poisoned};
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use super::span::SpanMap;
+use super::toc::Toc;
 
-/// How long another process may decode a layer before this one decodes it too.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A stored layer that can be read as the archive it holds.
+/// A stored layer that can be read as the archive it holds, or for its uncompressed bytes alone.
 pub struct Layer {
     core: Arc<Core>,
     hints: Hints,
@@ -39,12 +36,20 @@ pub struct Layer {
     opened: OnceLock<Opened>,
     state: Mutex<LayerState>,
     audit: Mutex<Option<Audit>>,
+    /// Set when the stream was found to hash to what the hints say.
+    agreed: OnceCell<()>,
 }
 
 /// What a layer and the tasks that work for it share.
 pub(super) struct Core {
     pub(super) blob: Arc<Cached>,
     cache: Cache,
+    /// Which index it is read by: that of an archive, or that of a bare stream.
+    pub(super) form: Learnt,
+    /// What the stream is hashed with by the pass that decodes it.
+    hasher: Option<Hasher>,
+    /// What the pass found the stream to hash to.
+    pub(super) hashed: OnceLock<Digest>,
     /// Stream bytes that the running pass has decoded.
     progress: Arc<AtomicU64>,
     /// What went wrong without keeping the layer from being read.
@@ -104,11 +109,25 @@ pub enum LayerState {
 }
 
 impl Layer {
-    /// The layer stored in `blob`. Nothing is read here.
+    /// The layer stored in `blob`, an archive. Nothing is read here.
     pub fn new(blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
+        Self::read_as(Learnt::Archive, blob, cache, hints)
+    }
+
+    /// The layer stored in `blob`, whatever it holds: it is opened for its uncompressed bytes, its table of contents is empty,
+    /// and what is not compressed is simply itself. Nothing is read here.
+    pub fn packed(blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
+        Self::read_as(Learnt::Stream, blob, cache, hints)
+    }
+
+    fn read_as(form: Learnt, blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
+        let algorithm = hints.content.as_ref().and_then(Digest::algorithm);
         let core = Core {
             blob,
             cache,
+            form,
+            hasher: algorithm.map(Hasher::new),
+            hashed: OnceLock::new(),
             progress: Arc::default(),
             warnings: Mutex::default(),
             refuted: OnceLock::new(),
@@ -122,6 +141,7 @@ impl Layer {
             opened: OnceLock::new(),
             state: Mutex::new(LayerState::Untouched),
             audit: Mutex::default(),
+            agreed: OnceCell::new(),
         }
     }
 
@@ -152,18 +172,63 @@ impl Layer {
         if policy != IndexPolicy::Off && matches!(self.core.find(), Ok(Some(_))) {
             return Some(IndexKind::Local);
         }
-        foreign::announced(&self.hints.annotations).filter(|_| policy.takes_foreign())
+        let is_used = policy.takes_foreign() && self.core.form == Learnt::Archive;
+        foreign::announced(&self.hints.annotations).filter(|_| is_used)
     }
 
     /// The bytes of the index in the cache, if it is there and would be used. Reads nothing.
     pub fn kept_index_len(&self) -> Option<u64> {
         let is_used = self.hints.policy != IndexPolicy::Off;
-        self.core.cache.index_len(self.core.blob.digest()).filter(|_| is_used)
+        self.core.cache.learnt_len(self.core.form, self.core.blob.digest()).filter(|_| is_used)
     }
 
     /// What the stored bytes are, by one small read.
     pub async fn sniff(&self) -> Result<Sniffed, ReadError> {
         self.core.sniff().await
+    }
+
+    /// The first `len` bytes of the uncompressed stream, or all of a shorter one, by decoding as many stored bytes as that
+    /// takes. What is not compressed is given as it is, archive or not. No index is needed, and none is made.
+    pub async fn peek(&self, len: u64) -> Result<Vec<u8>, ReadError> {
+        let peek = async {
+            refuse_poisoned(&self.core.blob)?;
+            let encoding = self.core.encoding().await?.unwrap_or(Encoding::Plain);
+            let head = head::read(&*self.core.blob, encoding, len).await?;
+            refuse_poisoned(&self.core.blob)?;
+            Ok(head)
+        };
+        peek.await.map_err(|error| self.subject(error))
+    }
+
+    /// What its bytes are compressed with, by the first of them.
+    pub async fn compression(&self) -> Result<Option<&'static str>, ReadError> {
+        let encoding = self.core.encoding().await.map_err(|error| self.subject(error))?;
+        Ok(encoding.and_then(Encoding::compression))
+    }
+
+    /// The size of the uncompressed stream, when it is known without decoding all of it. `None` means that only
+    /// [`index`](Self::index) tells.
+    pub async fn quick_size(&self) -> Result<Option<u64>, ReadError> {
+        let size = async {
+            refuse_poisoned(&self.core.blob)?;
+            if let Some(opened) = self.opened.get().filter(|opened| !opened.spans.is_made_up()) {
+                return Ok(Some(opened.spans.stream_size()));
+            }
+            if self.hints.policy != IndexPolicy::Off
+                && let Some(kept) = self.core.kept().await?
+            {
+                return Ok(Some(kept.spans.stream_size()));
+            }
+            let encoding = self.core.encoding().await?.unwrap_or(Encoding::Plain);
+            let is_here = self.core.blob.present(ByteRange::new(0, self.core.size()));
+            head::size(&self.core.blob, encoding, is_here).await
+        };
+        size.await.map_err(|error| self.subject(error))
+    }
+
+    /// An error of this layer.
+    fn subject(&self, error: ReadError) -> ReadError {
+        error.within(format!("layer {}", self.core.blob.digest()))
     }
 
     /// The index: from the cache, from what lies in or beside the image, or by one pass over the stored bytes. Content errors
@@ -183,7 +248,7 @@ impl Layer {
                 Ok(index)
             }
             Err(error) => {
-                let error = error.within(format!("layer {}", self.core.blob.digest()));
+                let error = self.subject(error);
                 *self.lock() = match error.fault() {
                     Fault::Malformed | Fault::Unsupported | Fault::Mismatch => {
                         LayerState::Failed(error.clone())
@@ -198,7 +263,7 @@ impl Layer {
     /// Makes the index of this layer from its own bytes, whatever else there is, and gives it as it is kept.
     pub async fn own_index(&self) -> Result<LayerIndex, ReadError> {
         let own = self.core.own_index(&self.state).await;
-        own.map_err(|error| error.within(format!("layer {}", self.core.blob.digest())))
+        own.map_err(|error| self.subject(error))
     }
 
     /// The uncompressed stream; there is one as soon as the index was asked for with success.
@@ -266,15 +331,24 @@ impl Layer {
                     }
                     None => self.core.own_index(&self.state).await?,
                 };
+                self.agree(&index).await?;
                 self.opened.get_or_init(|| self.core.open(&index));
                 Ok((index, IndexKind::Local))
             }
             Choice::Claim(claim) => {
+                self.agree(&claim.index).await?;
                 self.opened.get_or_init(|| self.core.open_claim(claim));
                 self.start_audit(claim);
                 Ok((claim.index.clone(), claim.kind))
             }
         }
+    }
+
+    /// Compares the stream with what the hints say of it, once.
+    async fn agree(&self, index: &LayerIndex) -> Result<(), ReadError> {
+        let Some(expected) = &self.hints.content else { return Ok(()) };
+        let compare = || self.core.compare_content(expected, index, &self.state);
+        self.agreed.get_or_try_init(compare).await.map(|_| ())
     }
 
     /// Waits in the background until the stored bytes are complete, and then compares.
@@ -347,6 +421,11 @@ impl Core {
         claim::note_refuted(self, claim);
     }
 
+    /// Stored bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.blob.size()
+    }
+
     async fn sniff(&self) -> Result<Sniffed, ReadError> {
         let head = ByteRange::new(0, self.blob.size().min(SNIFF_LEN as u64));
         Ok(sniff(&read_vec(&*self.blob, head).await?))
@@ -356,6 +435,7 @@ impl Core {
     pub(super) async fn encoding(&self) -> Result<Option<Encoding>, ReadError> {
         Ok(match self.sniff().await? {
             Sniffed::Stream(encoding) => Some(encoding),
+            Sniffed::Other(_) if self.form == Learnt::Stream => Some(Encoding::Plain),
             Sniffed::Other(_) => None,
         })
     }
@@ -365,6 +445,9 @@ impl Core {
         refuse_poisoned(&self.blob)?;
         if let Some(index) = self.kept().await? {
             return Ok(index);
+        }
+        if self.form == Learnt::Stream && self.encoding().await? == Some(Encoding::Plain) {
+            return Ok(self.identity());
         }
         let _lock = self.build_lock().await?;
         if let Some(index) = self.kept().await? {
@@ -389,14 +472,24 @@ impl Core {
 
     async fn build(&self) -> Result<LayerIndex, ReadError> {
         let mut index = self.pass().await?;
-        if !foreign::shows_markers(&*self.blob, index.spans.encoding(), &index.toc).await? {
+        if self.form == Learnt::Archive
+            && !foreign::shows_markers(&*self.blob, index.spans.encoding(), &index.toc).await?
+        {
             index.toc = foreign::without_markers(&index.toc);
         }
         Ok(index)
     }
 
+    /// The index of a stream that is stored as it is.
+    fn identity(&self) -> LayerIndex {
+        let spans = SpanMap::identity(self.size());
+        LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 }
+    }
+
     async fn pass(&self) -> Result<LayerIndex, ReadError> {
         match self.sniff().await? {
+            Sniffed::Stream(Encoding::Plain) if self.form == Learnt::Stream => Ok(self.identity()),
+            Sniffed::Other(_) if self.form == Learnt::Stream => Ok(self.identity()),
             Sniffed::Stream(Encoding::Plain) => pass::walk(self.blob.clone()).await,
             Sniffed::Stream(encoding) => {
                 let writer = match self.cache.stream_writer(self.blob.digest()) {
@@ -407,62 +500,21 @@ impl Core {
                     }
                     Err(error) => return Err(error.into()),
                 };
-                pass::forward(self.blob.clone(), encoding, writer, self.progress.clone()).await
+                let plan = pass::Plan {
+                    encoding,
+                    is_archive: self.form == Learnt::Archive,
+                    writer,
+                    hasher: self.hasher.clone(),
+                    progress: self.progress.clone(),
+                };
+                let (index, hashed) = pass::forward(self.blob.clone(), plan).await?;
+                if let Some(hashed) = hashed {
+                    self.hashed.set(hashed).ok();
+                }
+                Ok(index)
             }
-            Sniffed::Other(name) => {
-                let message = format!("its content is {name}, not a tar archive (plain, gzip or zstd)");
-                Err(ReadError::new(Fault::Malformed, message))
-            }
+            Sniffed::Other(name) => Err(head::not_an_archive(name)),
         }
-    }
-
-    /// One process decodes a layer; the others find its index when the lock is theirs. A holder that has stopped, or a disk
-    /// that takes no lock, must not stop the rest: decoding twice costs time only.
-    async fn build_lock(&self) -> Result<Option<BuildLock>, ReadError> {
-        match tokio::time::timeout(PATIENCE, self.cache.build_lock(self.blob.digest())).await {
-            Ok(Ok(lock)) => Ok(Some(lock)),
-            Ok(Err(error)) if error.is_disk() => Ok(None),
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => {
-                tracing::warn!(layer = %self.blob.digest(), "another process decodes it for long, decoding it here too");
-                Ok(None)
-            }
-        }
-    }
-
-    /// Keeps the index for other mounts. Only of a blob that is what its digest says: an index outlives the bytes it was
-    /// built from.
-    async fn keep(&self, index: LayerIndex) -> Result<LayerIndex, ReadError> {
-        self.blob.compared().await?;
-        if self.blob.state() != State::Verified {
-            return Ok(index);
-        }
-        let (cache, digest) = (self.cache.clone(), self.blob.digest().clone());
-        // Encoded, written and synced on a blocking thread.
-        let kept = tokio::task::spawn_blocking(move || {
-            let kept = index.to_bytes().and_then(|bytes| {
-                // The index last: it says that the stream belongs to a verified blob.
-                let kept = cache.promote_stream(&digest).and_then(|()| cache.put_index(&digest, &bytes));
-                kept.map_err(|error| error.to_string())
-            });
-            if let Err(error) = kept {
-                // The index serves this mount all the same; the next one builds it again.
-                tracing::warn!(layer = %digest, error, "index not kept");
-            }
-            index
-        });
-        kept.await.map_err(|error| ReadError::caused(Fault::Io, "keeping the index", error))
-    }
-
-    /// The index in the cache: there is one only of a blob that was verified.
-    pub(super) async fn kept(&self) -> Result<Option<LayerIndex>, ReadError> {
-        let (cache, digest, size) = (self.cache.clone(), self.blob.digest().clone(), self.blob.size());
-        let found = tokio::task::spawn_blocking(move || find(&cache, &digest, size)).await;
-        found.map_err(|error| ReadError::caused(Fault::Io, "reading the kept index", error))?
-    }
-
-    fn find(&self) -> Result<Option<LayerIndex>, ReadError> {
-        find(&self.cache, self.blob.digest(), self.blob.size())
     }
 
     /// The true stream.
@@ -473,7 +525,7 @@ impl Core {
         }
         let fetch = decoded(self.blob.clone(), index);
         let stream: Shared = match self.cache.stream(self.blob.digest(), fetch.clone()) {
-            Ok(stream) => Arc::new(Decoded { stream, blob: self.blob.clone() }),
+            Ok(stream) => Arc::new(Decoded { stream, blob: self.blob.clone(), holes: holes(index) }),
             Err(error) => {
                 tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
                 Arc::new(crate::io::FetchAll(fetch))
@@ -497,15 +549,6 @@ impl Core {
         let stream = if plain { self.blob.clone() } else { stream };
         Opened { spans, stream: Arc::new(Claimed { stream, core: self.clone() }) }
     }
-}
-
-fn find(cache: &Cache, digest: &Digest, size: u64) -> Result<Option<LayerIndex>, ReadError> {
-    let Some(bytes) = cache.index(digest)? else { return Ok(None) };
-    let index = LayerIndex::from_bytes(&bytes, size);
-    if index.is_none() {
-        tracing::warn!(layer = %digest, "kept index is not usable, building it again");
-    }
-    Ok(index)
 }
 
 /// Says that a pass is running, until it is dropped with the future that drives the pass.

@@ -11,12 +11,13 @@ use base64::Engine as _;
 use crate::oci::{Algorithm, Digest, OciError};
 
 use super::super::index::LayerIndex;
+use super::super::pass::most_stream;
 use super::super::pieces::MAX_SUM;
 use super::super::sniff::Encoding;
 use super::super::span::{Chunk, SpanMap, Sum, Sums};
 use super::super::toc::{Content, Device, Entry, EntryKind, Run, Time, Xattr};
 use super::document::RawEntry;
-use super::{ForeignError, ForeignLimits, broken, most_stream};
+use super::{ForeignError, ForeignLimits, broken};
 
 /// The name of the table of contents in an eStargz archive.
 pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";

@@ -28,9 +28,9 @@ pub async fn find_foreign(
     limits: ForeignLimits,
 ) -> Result<Option<Foreign>, FindError> {
     match encoding {
-        Encoding::Plain => Ok(None),
         Encoding::Gzip => find_estargz(blob, annotations, limits).await,
         Encoding::Zstd => find_zstd_chunked(blob, annotations, limits).await,
+        _ => Ok(None),
     }
 }
 
@@ -60,7 +60,6 @@ pub(in super::super) async fn shows_markers(
     let size = blob.size();
     let end = async |len: u64| read_vec(blob, ByteRange::new(size.saturating_sub(len), size)).await;
     Ok(match encoding {
-        Encoding::Plain => true,
         // Some writers keep the end mark of the archive, behind which the table of contents is no entry.
         Encoding::Gzip => {
             !toc.last().is_some_and(|last| is_table(last.path))
@@ -69,6 +68,7 @@ pub(in super::super) async fn shows_markers(
         Encoding::Zstd => {
             matches!(zstd_chunked::locate(&end(zstd_chunked::LARGEST_FOOTER).await?, size), Ok(None))
         }
+        _ => true,
     })
 }
 

@@ -170,12 +170,6 @@ impl ForeignLimits {
     }
 }
 
-/// The most bytes that the stream of a layer of `stored_size` bytes may have: as many as in a pass over the layer, 1100 to one,
-/// or 64 MiB.
-fn most_stream(stored_size: u64) -> u64 {
-    stored_size.saturating_mul(1100).max(64 << 20)
-}
-
 /// The error of a `format` whose bytes cannot be right.
 fn broken(format: &'static str, reason: impl Into<String>) -> ForeignError {
     ForeignError::Broken { format, reason: reason.into() }

@@ -5,9 +5,10 @@
 
 use crate::io::ByteRange;
 
+use super::super::pass::most_stream;
 use super::super::sniff::Encoding;
 use super::super::span::{SpanMap, SpanRecorder};
-use super::{ForeignError, ForeignLimits, broken, most_stream};
+use super::{ForeignError, ForeignLimits, broken};
 
 /// The name of the format in errors.
 pub(super) const FORMAT: &str = "zstd seekable";

@@ -1,0 +1,91 @@
+//! Comparing the whole uncompressed stream with a digest that the artifact gives for it.
+//!
+//! It keeps no byte of the stream. The idea: the pass over a layer hashes what it decodes anyway; a layer whose index was there
+//! is decoded once in order, and what came out is kept beside the index, so that the next mount hashes nothing.
+
+use std::sync::Mutex;
+
+use crate::io::{ByteRange, Fault, ReadAt as _, ReadError, Shared, compute, read_vec};
+use crate::oci::{Algorithm, Digest, Hasher};
+
+use super::index::LayerIndex;
+use super::sniff::Encoding;
+use super::stored::{Core, LayerState};
+
+/// Stream bytes hashed at once.
+const STEP: u64 = 4 * 1024 * 1024;
+
+impl Core {
+    /// Fails when the stream that `index` describes does not hash to `expected`.
+    pub(super) async fn compare_content(
+        &self,
+        expected: &Digest,
+        index: &LayerIndex,
+        state: &Mutex<LayerState>,
+    ) -> Result<(), ReadError> {
+        let Some(algorithm) = expected.algorithm() else {
+            let message =
+                format!("its content has digest {expected}, of an algorithm that cannot be checked");
+            return Err(ReadError::new(Fault::Unsupported, message));
+        };
+        let is_stored = index.spans.encoding() == Encoding::Plain && !index.spans.is_made_up();
+        if is_stored && expected == self.blob.digest() {
+            // The comparison of the blob is this one.
+            return Ok(());
+        }
+        let is_wanted = |found: &Digest| found.algorithm_name() == expected.algorithm_name();
+        let actual = match self.kept_content().await?.filter(is_wanted) {
+            Some(kept) => kept,
+            None => {
+                let actual = self.hash(algorithm, index, state).await?;
+                if actual != *expected {
+                    // Whose fault it is only the digest of the blob tells.
+                    self.blob.ensure(ByteRange::new(0, self.size())).await?;
+                }
+                self.keep_content(&actual).await?;
+                actual
+            }
+        };
+        if actual == *expected {
+            return Ok(());
+        }
+        let message =
+            format!("its uncompressed content has digest {actual}, and the artifact says {expected}");
+        Err(ReadError::new(Fault::Mismatch, message))
+    }
+
+    async fn hash(
+        &self,
+        algorithm: Algorithm,
+        index: &LayerIndex,
+        state: &Mutex<LayerState>,
+    ) -> Result<Digest, ReadError> {
+        if !index.spans.is_made_up() {
+            return self.hash_by(algorithm, index).await;
+        }
+        // Chunks are not the stream; only the layer itself gives that.
+        let own = self.own_index(state).await?;
+        self.hash_by(algorithm, &own).await
+    }
+
+    async fn hash_by(&self, algorithm: Algorithm, index: &LayerIndex) -> Result<Digest, ReadError> {
+        let is_wanted = |found: &&Digest| found.algorithm() == Some(algorithm);
+        if let Some(found) = self.hashed.get().filter(is_wanted) {
+            return Ok(found.clone());
+        }
+        let stream: Shared = self.uncached(index);
+        let mut hasher = Hasher::new(algorithm);
+        let mut at = 0;
+        while at < stream.size() {
+            let range = ByteRange::new(at, stream.size().min(at.saturating_add(STEP)));
+            let bytes = read_vec(&*stream, range).await?;
+            hasher = compute(move || {
+                hasher.update(&bytes);
+                Ok(hasher)
+            })
+            .await?;
+            at = range.end;
+        }
+        Ok(hasher.finish())
+    }
+}

@@ -1,0 +1,140 @@
+//! Small questions about a stream that need no index: its first bytes, and its size where that is written down.
+//!
+//! Nothing here is kept, and no answer is a guess: a size that covers only a part of the stored bytes is none. The idea: the
+//! head of a stream takes only the head of what is stored, and several formats say at an end what everything decodes to.
+
+use std::sync::Arc;
+
+use crate::io::{ByteRange, Fault, ReadAt, ReadError, compute, read_vec};
+
+use super::codec::Decoder;
+use super::foreign::{FindError, ForeignLimits, find_seek_table};
+use super::pass::PassError;
+use super::sniff::Encoding;
+use super::{xz_index, zstd_frames};
+
+/// Stored bytes read at once: a block of the cache.
+const READ: u64 = 256 * 1024;
+
+/// Stored bytes of which all headers of zstd frames are looked at, though they have to be fetched: what one fetch brings.
+const SMALL: u64 = 1024 * 1024;
+
+/// The first bytes of the stream whose stored bytes start with `head`: at most `most`, and fewer if `head` holds no more, or
+/// nothing more that can be decoded. Whoever reads the whole gets the error.
+pub fn peek(encoding: Encoding, head: &[u8], most: usize) -> Vec<u8> {
+    let Ok(Some(mut decoder)) = Decoder::new(encoding, 0) else {
+        return head[..head.len().min(most)].to_vec();
+    };
+    let mut out = Vec::new();
+    if let Err(error) = decode(&mut decoder, head, &mut out, most as u64) {
+        tracing::debug!(%encoding, %error, "the first bytes of a stream end early");
+    }
+    out
+}
+
+/// The first `len` bytes of the stream that `blob` holds in `encoding`, or all of a shorter one.
+pub(super) async fn read<R: ReadAt + ?Sized>(
+    blob: &R,
+    encoding: Encoding,
+    len: u64,
+) -> Result<Vec<u8>, ReadError> {
+    let size = blob.size();
+    let Some(mut decoder) = Decoder::new(encoding, 0).map_err(|error| PassError::from(error).into_read())?
+    else {
+        return read_vec(blob, ByteRange::new(0, size.min(len))).await;
+    };
+    let (mut head, mut at) = (Vec::new(), 0);
+    while (head.len() as u64) < len {
+        let stored = ByteRange::new(at, size.min(at + READ));
+        let input = read_vec(blob, stored).await?;
+        (head, decoder) = compute(move || {
+            decode(&mut decoder, &input, &mut head, len).map_err(PassError::into_read)?;
+            Ok((head, decoder))
+        })
+        .await?;
+        at = stored.end;
+        if at == size {
+            if (head.len() as u64) < len {
+                decoder.finish().map_err(|error| PassError::from(error).into_read())?;
+            }
+            break;
+        }
+    }
+    Ok(head)
+}
+
+/// Appends what `input` decodes to until `head` has `len` bytes.
+fn decode(decoder: &mut Decoder, input: &[u8], head: &mut Vec<u8>, len: u64) -> Result<(), PassError> {
+    let mut rest = input;
+    let mut output = vec![0; READ as usize];
+    loop {
+        let left = len - head.len() as u64;
+        let room = output.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        if room == 0 {
+            return Ok(());
+        }
+        let step = decoder.step(rest, &mut output[..room])?;
+        head.extend_from_slice(&output[..step.produced]);
+        rest = &rest[step.consumed..];
+        if rest.is_empty() && step.produced == 0 || step.consumed + step.produced == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// The size of the stream, if the stored bytes say it exactly where that costs little to read. `is_here` tells whether all of
+/// them are on this machine.
+pub(super) async fn size<R: ReadAt>(
+    blob: &Arc<R>,
+    encoding: Encoding,
+    is_here: bool,
+) -> Result<Option<u64>, ReadError> {
+    match encoding {
+        Encoding::Plain => Ok(Some(blob.size())),
+        // What gzip and LZ4 write is of one member or frame, of gzip only its last 32 bits.
+        Encoding::Gzip | Encoding::Bzip2 | Encoding::Lz4 | Encoding::AppleLz4 => Ok(None),
+        Encoding::Xz => xz_index::stream_size(&**blob).await,
+        Encoding::Zstd => {
+            match find_seek_table(&**blob, encoding, ForeignLimits::default()).await {
+                Ok(Some(spans)) => return Ok(Some(spans.stream_size())),
+                Ok(None) | Err(FindError::Index(_)) => {}
+                Err(FindError::Read(error)) => return Err(error),
+            }
+            if !is_here && blob.size() > SMALL {
+                return Ok(None);
+            }
+            zstd_frames::stream_size(&**blob).await
+        }
+    }
+}
+
+/// The refusal to read a stream of another kind than is wanted.
+pub(super) fn not_an_archive(name: &str) -> ReadError {
+    let known = "plain, gzip, zstd, xz, bzip2 or lz4";
+    ReadError::new(Fault::Malformed, format!("its content is {name}, not a tar archive ({known})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_are_told_by_the_first_stored_ones() {
+        let plain: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&plain).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::bulk::compress(&plain, 3).unwrap();
+        for (encoding, stored) in
+            [(Encoding::Gzip, &gzip), (Encoding::Zstd, &zstd), (Encoding::Plain, &plain)]
+        {
+            assert_eq!(peek(encoding, stored, 4096), &plain[..4096], "{encoding}");
+            let cut = peek(encoding, &stored[..stored.len() / 2], plain.len());
+            assert!(plain.starts_with(&cut), "{encoding}");
+            assert!(peek(encoding, b"", 10).is_empty(), "{encoding}");
+        }
+        assert!(peek(Encoding::Gzip, b"\x1f\x8bnonsense", 10).is_empty());
+    }
+}

@@ -1,0 +1,104 @@
+//! What is learnt of a layer, kept for the next mount: its index, and what its stream was found to hash to.
+//!
+//! Only of a blob that is what its digest says: what is kept outlives the bytes it was learnt from. The idea: the archive of a
+//! blob and its bare stream have an index each, because one of them has names and the other never will.
+
+use std::time::Duration;
+
+use crate::cache::{BuildLock, Cache, Learnt, State};
+use crate::io::{Fault, ReadError, compute};
+use crate::oci::Digest;
+
+use super::index::LayerIndex;
+use super::stored::Core;
+
+/// How long another process may decode a layer before this one decodes it too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+impl Core {
+    /// One process decodes a layer; the others find its index when the lock is theirs. A holder that has stopped, or a disk
+    /// that takes no lock, must not stop the rest: decoding twice costs time only.
+    pub(super) async fn build_lock(&self) -> Result<Option<BuildLock>, ReadError> {
+        match tokio::time::timeout(PATIENCE, self.cache().build_lock(self.blob.digest())).await {
+            Ok(Ok(lock)) => Ok(Some(lock)),
+            Ok(Err(error)) if error.is_disk() => Ok(None),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => {
+                tracing::warn!(layer = %self.blob.digest(), "another process decodes it for long, decoding it here too");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps the index for other mounts.
+    pub(super) async fn keep(&self, index: LayerIndex) -> Result<LayerIndex, ReadError> {
+        self.blob.compared().await?;
+        if self.blob.state() != State::Verified {
+            return Ok(index);
+        }
+        let (cache, digest, form) = (self.cache().clone(), self.blob.digest().clone(), self.form);
+        // Encoded, written and synced on a blocking thread.
+        let kept = tokio::task::spawn_blocking(move || {
+            let kept = index.to_bytes().and_then(|bytes| {
+                // The index last: it says that the stream belongs to a verified blob.
+                let kept =
+                    cache.promote_stream(&digest).and_then(|()| cache.put_learnt(form, &digest, &bytes));
+                kept.map_err(|error| error.to_string())
+            });
+            if let Err(error) = kept {
+                // The index serves this mount all the same; the next one builds it again.
+                tracing::warn!(layer = %digest, error, "index not kept");
+            }
+            index
+        });
+        kept.await.map_err(|error| ReadError::caused(Fault::Io, "keeping the index", error))
+    }
+
+    /// The index in the cache: there is one only of a blob that was verified.
+    pub(super) async fn kept(&self) -> Result<Option<LayerIndex>, ReadError> {
+        let (cache, digest, size) = (self.cache().clone(), self.blob.digest().clone(), self.size());
+        let form = self.form;
+        let found = tokio::task::spawn_blocking(move || find(&cache, form, &digest, size)).await;
+        found.map_err(|error| ReadError::caused(Fault::Io, "reading the kept index", error))?
+    }
+
+    pub(super) fn find(&self) -> Result<Option<LayerIndex>, ReadError> {
+        find(self.cache(), self.form, self.blob.digest(), self.size())
+    }
+
+    /// What an earlier mount found the whole stream to hash to.
+    pub(super) async fn kept_content(&self) -> Result<Option<Digest>, ReadError> {
+        let (cache, digest) = (self.cache().clone(), self.blob.digest().clone());
+        compute(move || {
+            let text = cache.learnt(Learnt::Content, &digest)?;
+            Ok(text.and_then(|text| String::from_utf8(text).ok()?.parse().ok()))
+        })
+        .await
+    }
+
+    /// Keeps what the whole stream was found to hash to, so that the next mount need not hash it.
+    pub(super) async fn keep_content(&self, content: &Digest) -> Result<(), ReadError> {
+        self.blob.compared().await?;
+        if self.blob.state() != State::Verified {
+            return Ok(());
+        }
+        let (cache, digest, content) = (self.cache().clone(), self.blob.digest().clone(), content.clone());
+        compute(move || {
+            if let Err(error) = cache.put_learnt(Learnt::Content, &digest, content.as_str().as_bytes()) {
+                // The next mount hashes again.
+                tracing::warn!(layer = %digest, %error, "the digest of its content is not kept");
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn find(cache: &Cache, form: Learnt, digest: &Digest, size: u64) -> Result<Option<LayerIndex>, ReadError> {
+    let Some(bytes) = cache.learnt(form, digest)? else { return Ok(None) };
+    let index = LayerIndex::from_bytes(&bytes, size);
+    if index.is_none() {
+        tracing::warn!(layer = %digest, "kept index is not usable, building it again");
+    }
+    Ok(index)
+}

@@ -1,0 +1,354 @@
+//! LZ4 in its two framings: the frames of the LZ4 project, and the blocks that Apple's library writes.
+//!
+//! The blocks themselves are decoded by a crate. The idea: a block is gathered, decoded as a whole, and handed out; where a block
+//! refers to nothing before itself, decoding can start. No size is believed further than LZ4 can reach (255 to 1).
+
+use std::hash::Hasher as _;
+
+use twox_hash::XxHash32;
+
+use super::codec::{Place, Step};
+
+/// The first bytes of a frame.
+pub(super) const MAGIC: u32 = 0x184D_2204;
+/// The first bytes of one of the 16 frames that hold no data, whatever the low bits are; zstd has the same.
+pub(super) const SKIPPABLE: u32 = 0x184D_2A50;
+/// The first bytes of Apple's blocks: compressed, stored, and the end.
+pub(super) const APPLE: [&[u8; 4]; 3] = [b"bv41", b"bv4-", b"bv4$"];
+
+/// How far back a block may refer.
+const HISTORY: usize = 64 * 1024;
+
+/// The largest block of Apple's framing: it is held in memory. The library writes blocks far below it.
+const MAX_APPLE: usize = 64 * 1024 * 1024;
+
+/// The most bytes that one byte decodes to.
+const RATIO: usize = 255;
+
+/// What a frame says of all its blocks, as the byte that a place between two of them carries.
+#[derive(Clone, Copy, Default)]
+struct Shape {
+    is_independent: bool,
+    has_block_sums: bool,
+    has_sum: bool,
+    /// The largest block: 4 to 7 for 64 KiB to 4 MiB.
+    size: u8,
+}
+
+impl Shape {
+    fn to_byte(self) -> u8 {
+        u8::from(self.has_block_sums) << 4 | u8::from(self.has_sum) << 3 | self.size
+    }
+
+    fn from_byte(byte: u8) -> Option<Self> {
+        let shape = Self {
+            is_independent: true,
+            has_block_sums: byte & 0x10 != 0,
+            has_sum: byte & 8 != 0,
+            size: byte & 7,
+        };
+        (byte < 0x20 && shape.size >= 4).then_some(shape)
+    }
+
+    fn most(self) -> usize {
+        1 << (8 + 2 * u32::from(self.size))
+    }
+}
+
+/// What is done with the bytes that were gathered.
+#[derive(Clone, Copy)]
+enum Part {
+    /// The first four bytes of a frame, or of a block of Apple's.
+    Magic,
+    /// The two bytes that say how long the header of a frame is; then the header.
+    Descriptor,
+    Header,
+    /// The length of a skippable frame.
+    SkipLen,
+    Skip {
+        left: u64,
+    },
+    BlockLen,
+    Block {
+        is_stored: bool,
+        len: usize,
+    },
+    Sum,
+    AppleLens,
+    AppleBlock,
+    AppleStoredLen,
+    AppleStored {
+        left: u64,
+    },
+}
+
+/// The state of an LZ4 decoder.
+pub(super) struct Lz4 {
+    is_apple: bool,
+    part: Part,
+    /// Bytes that are looked at when there are `wanted`.
+    some: Vec<u8>,
+    wanted: usize,
+    shape: Shape,
+    /// What a block decoded to, and how much of it was handed out.
+    block: Vec<u8>,
+    out: usize,
+    /// The stream bytes before, as far as blocks refer to them.
+    history: Vec<u8>,
+    /// Of the frame so far, if it was decoded from its start.
+    sum: Option<XxHash32>,
+    /// Bytes of the frame's content, if it says how many, that did not come yet.
+    left: Option<u64>,
+}
+
+impl Lz4 {
+    /// For the start of a frame, or of Apple's data.
+    pub(super) fn new(is_apple: bool) -> Self {
+        Self {
+            is_apple,
+            part: Part::Magic,
+            some: Vec::new(),
+            wanted: 4,
+            shape: Shape::default(),
+            block: Vec::new(),
+            out: 0,
+            history: Vec::new(),
+            sum: None,
+            left: None,
+        }
+    }
+
+    /// For the start of a block that refers to nothing before, in a frame that says this of its blocks.
+    pub(super) fn at_block(shape: u8) -> Result<Self, String> {
+        let shape = Shape::from_byte(shape).ok_or("no frame has such blocks")?;
+        Ok(Self { shape, part: Part::BlockLen, ..Self::new(false) })
+    }
+
+    /// What one step did, and where it ended.
+    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), String> {
+        if self.out < self.block.len() {
+            return Ok(self.hand_out(output));
+        }
+        match &mut self.part {
+            Part::Skip { left } => {
+                let consumed = input.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= consumed as u64;
+                let place = if *left == 0 { self.begin() } else { Place::Inside };
+                return Ok((Step { consumed, produced: 0 }, place));
+            }
+            Part::AppleStored { left } => {
+                let most = input.len().min(output.len());
+                let len = most.min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= len as u64;
+                if *left == 0 {
+                    (self.part, self.wanted) = (Part::Magic, 4);
+                }
+                output[..len].copy_from_slice(&input[..len]);
+                self.remember(&input[..len]);
+                return Ok((Step { consumed: len, produced: len }, Place::Inside));
+            }
+            _ => {}
+        }
+        let consumed = input.len().min(self.wanted - self.some.len());
+        self.some.extend_from_slice(&input[..consumed]);
+        let step = Step { consumed, produced: 0 };
+        if self.some.len() < self.wanted {
+            return Ok((step, Place::Inside));
+        }
+        let some = std::mem::take(&mut self.some);
+        let place = self.look(&some)?;
+        // The buffer of a block serves the next one.
+        self.some = if self.some.is_empty() { some } else { std::mem::take(&mut self.some) };
+        if !matches!(self.part, Part::Header) {
+            self.some.clear();
+        }
+        Ok((step, place))
+    }
+
+    /// Back to where a frame starts.
+    fn begin(&mut self) -> Place {
+        (self.part, self.wanted) = (Part::Magic, 4);
+        Place::Unit
+    }
+
+    fn hand_out(&mut self, output: &mut [u8]) -> (Step, Place) {
+        let len = output.len().min(self.block.len() - self.out);
+        output[..len].copy_from_slice(&self.block[self.out..self.out + len]);
+        self.out += len;
+        let step = Step { consumed: 0, produced: len };
+        if self.out < self.block.len() {
+            return (step, Place::Inside);
+        }
+        let can_start = !self.is_apple && self.shape.is_independent;
+        (step, if can_start { Place::Block(self.shape.to_byte()) } else { Place::Inside })
+    }
+
+    /// Keeps what later blocks may refer to.
+    fn remember(&mut self, bytes: &[u8]) {
+        let new = &bytes[bytes.len().saturating_sub(HISTORY)..];
+        let surplus = (self.history.len() + new.len()).saturating_sub(HISTORY);
+        self.history.drain(..surplus);
+        self.history.extend_from_slice(new);
+    }
+
+    fn look(&mut self, some: &[u8]) -> Result<Place, String> {
+        match self.part {
+            Part::Magic if self.is_apple => {
+                (self.part, self.wanted) = match APPLE.iter().position(|magic| some == *magic) {
+                    Some(0) => (Part::AppleLens, 8),
+                    Some(1) => (Part::AppleStoredLen, 4),
+                    Some(_) => {
+                        self.history.clear();
+                        return Ok(self.begin());
+                    }
+                    None => return Err("a block begins with unknown bytes".into()),
+                };
+            }
+            Part::Magic => {
+                (self.part, self.wanted) = match le32(some) {
+                    MAGIC => (Part::Descriptor, 2),
+                    magic if magic & 0xFFFF_FFF0 == SKIPPABLE => (Part::SkipLen, 4),
+                    _ => return Err("a frame begins with unknown bytes".into()),
+                };
+            }
+            Part::Descriptor => {
+                let has_size = some[0] & 8 != 0;
+                if some[0] & 1 != 0 {
+                    return Err("a frame needs a dictionary".into());
+                }
+                self.part = Part::Header;
+                self.wanted = 2 + if has_size { 8 } else { 0 } + 1;
+                self.some.extend_from_slice(some);
+            }
+            Part::Header => self.header(some)?,
+            Part::SkipLen => {
+                let left = u64::from(le32(some));
+                if left == 0 {
+                    return Ok(self.begin());
+                }
+                self.part = Part::Skip { left };
+            }
+            Part::BlockLen => return self.block_len(le32(some)),
+            Part::Block { is_stored, len } => {
+                let (data, sum) = some.split_at(len);
+                if self.shape.has_block_sums && XxHash32::oneshot(0, data) != le32(sum) {
+                    return Err("a block does not match its checksum".into());
+                }
+                let most = self.shape.most().min(len.saturating_mul(RATIO));
+                self.decode(data, is_stored, most, None)?;
+                (self.part, self.wanted) = (Part::BlockLen, 4);
+            }
+            Part::Sum => {
+                if self.sum.take().is_some_and(|sum| sum.finish() as u32 != le32(some)) {
+                    return Err("a frame does not match its checksum".into());
+                }
+                return Ok(self.begin());
+            }
+            Part::AppleLens => {
+                let (size, len) = (le32(&some[..4]) as usize, le32(&some[4..]) as usize);
+                if size > MAX_APPLE || len > MAX_APPLE {
+                    return Err(format!("a block of {size} bytes is larger than {MAX_APPLE}"));
+                }
+                if size > len.saturating_mul(RATIO) || len == 0 {
+                    return Err(format!("a block of {len} bytes cannot decode to {size}"));
+                }
+                (self.part, self.wanted, self.left) = (Part::AppleBlock, len, Some(size as u64));
+            }
+            Part::AppleBlock => {
+                let size = self.left.take().unwrap_or_default() as usize;
+                self.decode(some, false, size, Some(size))?;
+                (self.part, self.wanted) = (Part::Magic, 4);
+            }
+            Part::AppleStoredLen => {
+                let left = u64::from(le32(some));
+                (self.part, self.wanted) =
+                    if left == 0 { (Part::Magic, 4) } else { (Part::AppleStored { left }, 0) };
+            }
+            Part::Skip { .. } | Part::AppleStored { .. } => {}
+        }
+        Ok(Place::Inside)
+    }
+
+    fn header(&mut self, header: &[u8]) -> Result<(), String> {
+        let (fields, sum) = header.split_at(header.len() - 1);
+        let (flags, size) = (fields[0], fields[1] >> 4);
+        if XxHash32::oneshot(0, fields).to_le_bytes()[1] != sum[0] {
+            return Err("the header of a frame does not match its checksum".into());
+        }
+        if flags >> 6 != 1 || flags & 2 != 0 || fields[1] & 0x8f != 0 || size < 4 {
+            return Err("the header of a frame is broken".into());
+        }
+        self.shape = Shape {
+            is_independent: flags & 0x20 != 0,
+            has_block_sums: flags & 0x10 != 0,
+            has_sum: flags & 4 != 0,
+            size,
+        };
+        self.left = fields.get(2..).and_then(<[u8]>::first_chunk).map(|size| u64::from_le_bytes(*size));
+        self.sum = self.shape.has_sum.then(|| XxHash32::with_seed(0));
+        self.history.clear();
+        (self.part, self.wanted) = (Part::BlockLen, 4);
+        Ok(())
+    }
+
+    fn block_len(&mut self, word: u32) -> Result<Place, String> {
+        let (is_stored, len) = (word >> 31 != 0, (word & 0x7fff_ffff) as usize);
+        if word == 0 {
+            if self.left.take().is_some_and(|left| left > 0) {
+                return Err("a frame has fewer bytes than it says".into());
+            }
+            if self.shape.has_sum {
+                (self.part, self.wanted) = (Part::Sum, 4);
+                return Ok(Place::Inside);
+            }
+            return Ok(self.begin());
+        }
+        if len > self.shape.most() || len == 0 {
+            return Err(format!("a block of {len} bytes is larger than its frame allows"));
+        }
+        self.part = Part::Block { is_stored, len };
+        self.wanted = len + if self.shape.has_block_sums { 4 } else { 0 };
+        Ok(Place::Inside)
+    }
+
+    /// Decodes a block of at most `most` bytes, `exact` where its length is given.
+    fn decode(
+        &mut self,
+        data: &[u8],
+        is_stored: bool,
+        most: usize,
+        exact: Option<usize>,
+    ) -> Result<(), String> {
+        let mut block = std::mem::take(&mut self.block);
+        block.clear();
+        if is_stored {
+            block.extend_from_slice(data);
+        } else {
+            block.resize(most, 0);
+            let len = lz4_flex::block::decompress_into_with_dict(data, &mut block, &self.history)
+                .map_err(|error| error.to_string())?;
+            block.truncate(len);
+        }
+        if exact.is_some_and(|exact| exact != block.len()) {
+            return Err("a block decodes to another size than it says".into());
+        }
+        if let Some(sum) = &mut self.sum {
+            sum.write(&block);
+        }
+        if exact.is_none()
+            && let Some(left) = &mut self.left
+        {
+            *left = left.checked_sub(block.len() as u64).ok_or("a frame has more bytes than it says")?;
+        }
+        if self.is_apple || !self.shape.is_independent {
+            self.remember(&block);
+        }
+        (self.block, self.out) = (block, 0);
+        Ok(())
+    }
+}
+
+/// The number at the start of `bytes`, which are at least four.
+fn le32(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}

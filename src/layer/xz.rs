@@ -1,0 +1,377 @@
+//! The xz container: where its blocks begin and end, and what they decode to (The .xz File Format, 1.2).
+//!
+//! liblzma decodes the blocks and checks them; the container is read here, because every block is a place where decoding can
+//! start, and the library does not say where one ends. The idea: the chunk headers of LZMA2 tell how long a block is while it
+//! passes, so the library is given exactly one block, behind a stream header that is made up for it.
+
+use liblzma::stream::{Action, Error, Status, Stream};
+
+use super::codec::{Place, Step};
+
+/// The first bytes of a stream.
+pub(super) const MAGIC: &[u8] = b"\xfd7zXZ\0";
+
+/// The last bytes of a stream.
+pub(super) const END_MAGIC: &[u8] = b"YZ";
+
+/// Bytes of a stream header, and of a stream footer.
+pub(super) const HEADER: usize = 12;
+
+/// The most memory that one block may take to decode: that of a dictionary of 128 MiB, twice what `xz -9` writes.
+const MEMORY: u64 = (128 << 20) + (1 << 20);
+
+/// The filter that ends every chain.
+const LZMA2: u64 = 0x21;
+
+/// The state of an xz decoder.
+pub(super) struct Xz {
+    /// What decodes the block that passes.
+    block: Option<Stream>,
+    part: Part,
+    /// The check that the blocks of this stream have.
+    check: u8,
+    /// Bytes that are looked at when there are enough of them.
+    some: Vec<u8>,
+}
+
+/// What the next stored byte belongs to.
+#[derive(Clone, Copy)]
+enum Part {
+    StreamHeader,
+    /// The header of a block, of so many bytes, or what stands in the place of one.
+    BlockHeader {
+        len: usize,
+    },
+    /// What says how long the next chunk is, of so many bytes; and how many bytes of the block passed.
+    Control {
+        len: usize,
+        passed: u64,
+    },
+    Chunk {
+        left: u64,
+        passed: u64,
+    },
+    /// Padding and check.
+    Tail {
+        left: u64,
+    },
+    Index(Index),
+    /// The checksum of the index.
+    IndexSum {
+        crc: u32,
+    },
+    Footer,
+    /// Between two streams, and after the last.
+    Padding {
+        len: u64,
+    },
+}
+
+/// How far the list of the sizes of all blocks was read.
+#[derive(Clone, Copy)]
+struct Index {
+    /// Numbers that follow, once it is known.
+    left: Option<u64>,
+    number: u64,
+    shift: u32,
+    passed: u64,
+    crc: u32,
+}
+
+impl Xz {
+    /// For the start of a stream.
+    pub(super) fn new() -> Self {
+        Self { block: None, part: Part::Padding { len: 0 }, check: 0, some: Vec::new() }
+    }
+
+    /// For the start of a block in a stream whose blocks have this check.
+    pub(super) fn at_block(check: u8) -> Result<Self, String> {
+        if check > 15 {
+            return Err(format!("there is no check {check}"));
+        }
+        Ok(Self { check, part: Part::BlockHeader { len: 1 }, ..Self::new() })
+    }
+
+    /// What one step did, and where it ended.
+    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), XzError> {
+        match self.part {
+            Part::Control { .. } | Part::Chunk { .. } | Part::Tail { .. } => self.step_block(input, output),
+            Part::StreamHeader => self.gather(input, HEADER, |it, header| {
+                it.check = check_of(header).ok_or("its stream header is broken")?;
+                it.part = Part::BlockHeader { len: 1 };
+                Ok(Place::Inside)
+            }),
+            Part::BlockHeader { len } => self.gather(input, len, |it, header| it.block_header(header)),
+            Part::Index(index) => self.step_index(index, input),
+            Part::IndexSum { crc } => self.gather(input, 4, |it, sum| {
+                if *sum != crc.to_le_bytes() {
+                    return Err("its index does not match its checksum".into());
+                }
+                it.part = Part::Footer;
+                Ok(Place::Inside)
+            }),
+            Part::Footer => self.gather(input, HEADER, |it, footer| {
+                let crc = crc32(&footer[4..10]).to_le_bytes();
+                if !footer.ends_with(END_MAGIC) || footer[..4] != crc || footer[8..10] != [0, it.check] {
+                    return Err("its stream footer is broken".into());
+                }
+                it.part = Part::Padding { len: 0 };
+                Ok(Place::Unit)
+            }),
+            Part::Padding { len } => {
+                let zeros = input.iter().take_while(|byte| **byte == 0).count();
+                let len = len + zeros as u64;
+                let is_whole = len.is_multiple_of(4);
+                if zeros < input.len() {
+                    if !is_whole {
+                        return Err("its padding is broken".into());
+                    }
+                    self.part = Part::StreamHeader;
+                } else {
+                    self.part = Part::Padding { len };
+                }
+                let place = if is_whole && zeros == input.len() { Place::Unit } else { Place::Inside };
+                if zeros == 0 && !input.is_empty() {
+                    return self.step(input, output);
+                }
+                Ok((Step { consumed: zeros, produced: 0 }, place))
+            }
+        }
+    }
+
+    /// Takes bytes until there are `len`, and looks at them.
+    fn gather(
+        &mut self,
+        input: &[u8],
+        len: usize,
+        look: impl FnOnce(&mut Self, &[u8]) -> Result<Place, XzError>,
+    ) -> Result<(Step, Place), XzError> {
+        let consumed = input.len().min(len - self.some.len());
+        self.some.extend_from_slice(&input[..consumed]);
+        let step = Step { consumed, produced: 0 };
+        if self.some.len() < len {
+            return Ok((step, Place::Inside));
+        }
+        let some = std::mem::take(&mut self.some);
+        let place = look(self, &some)?;
+        Ok((step, place))
+    }
+
+    fn block_header(&mut self, header: &[u8]) -> Result<Place, XzError> {
+        match *header {
+            [0] => {
+                let crc = crc_step(CRC_START, 0);
+                self.part = Part::Index(Index { left: None, number: 0, shift: 0, passed: 1, crc });
+                return Ok(Place::Inside);
+            }
+            [size] => {
+                self.some.push(size);
+                self.part = Part::BlockHeader { len: (usize::from(size) + 1) * 4 };
+                return Ok(Place::Inside);
+            }
+            _ => {}
+        }
+        if last_filter(header) != Some(LZMA2) {
+            return Err("a block of it has no LZMA2 data".into());
+        }
+        let mut block = Stream::new_stream_decoder(MEMORY, 0).map_err(XzError::from)?;
+        for bytes in [&stream_header(self.check)[..], header] {
+            block.process(bytes, &mut [], Action::Run).map_err(XzError::from)?;
+        }
+        if block.total_in() != (HEADER + header.len()) as u64 {
+            return Err("the header of a block is broken".into());
+        }
+        self.block = Some(block);
+        self.part = Part::Control { len: 1, passed: 0 };
+        Ok(Place::Inside)
+    }
+
+    fn step_block(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), XzError> {
+        let most = match self.part {
+            Part::Control { len, .. } => (len - self.some.len()) as u64,
+            Part::Chunk { left, .. } | Part::Tail { left } => left,
+            _ => 0,
+        };
+        let input = &input[..input.len().min(usize::try_from(most).unwrap_or(usize::MAX))];
+        let Some(block) = &mut self.block else { return Err("no block was begun".into()) };
+        let before = (block.total_in(), block.total_out());
+        match block.process(input, output, Action::Run)? {
+            Status::Ok | Status::MemNeeded => {}
+            Status::StreamEnd | Status::GetCheck => return Err("a block ends too early".into()),
+        }
+        // Both are at most the lengths of buffers.
+        let step = Step {
+            consumed: (block.total_in() - before.0) as usize,
+            produced: (block.total_out() - before.1) as usize,
+        };
+        let place = self.passed(&input[..step.consumed])?;
+        Ok((step, place))
+    }
+
+    /// Follows the bytes of a block that the library took.
+    fn passed(&mut self, taken: &[u8]) -> Result<Place, XzError> {
+        let count = taken.len() as u64;
+        self.part = match self.part {
+            Part::Control { len, passed } => {
+                self.some.extend_from_slice(taken);
+                let passed = passed + count;
+                if self.some.len() < len || taken.is_empty() {
+                    Part::Control { len, passed }
+                } else {
+                    self.control(passed)
+                }
+            }
+            Part::Chunk { left, passed } if left > count => {
+                Part::Chunk { left: left - count, passed: passed + count }
+            }
+            Part::Chunk { passed, .. } => Part::Control { len: 1, passed: passed + count },
+            Part::Tail { left } => Part::Tail { left: left - count },
+            other => other,
+        };
+        if let Part::Tail { left: 0 } = self.part {
+            self.block = None;
+            self.part = Part::BlockHeader { len: 1 };
+            return Ok(Place::Block(self.check));
+        }
+        Ok(Place::Inside)
+    }
+
+    /// What follows the bytes that say how long a chunk is. What they may be the library has checked.
+    fn control(&mut self, passed: u64) -> Part {
+        let number = |at: usize| u64::from(u16::from_be_bytes([self.some[at], self.some[at + 1]]));
+        let len = match (self.some[0], self.some.len()) {
+            (0, _) => None,
+            (1..=0x7f, 3) => Some(number(1) + 1),
+            (1..=0x7f, _) => return Part::Control { len: 3, passed },
+            // The byte of properties, where there is one, is counted with the data.
+            (control, 5) => Some(number(3) + 1 + u64::from(control >= 0xc0)),
+            _ => return Part::Control { len: 5, passed },
+        };
+        self.some.clear();
+        match len {
+            Some(left) => Part::Chunk { left, passed },
+            None => Part::Tail { left: passed.next_multiple_of(4) - passed + check_len(self.check) },
+        }
+    }
+
+    fn step_index(&mut self, mut index: Index, input: &[u8]) -> Result<(Step, Place), XzError> {
+        let mut consumed = 0;
+        for &byte in input {
+            if index.left == Some(0) && index.passed.is_multiple_of(4) {
+                break;
+            }
+            consumed += 1;
+            index.passed += 1;
+            index.crc = crc_step(index.crc, byte);
+            match index.left {
+                Some(0) if byte == 0 => continue,
+                Some(0) => return Err("the padding of its index is broken".into()),
+                _ => {}
+            }
+            if index.shift > 56 {
+                return Err("a number in its index is too large".into());
+            }
+            index.number |= u64::from(byte & 0x7f) << index.shift;
+            index.shift += 7;
+            if byte & 0x80 == 0 {
+                index.left = match index.left {
+                    None => Some(index.number.checked_mul(2).ok_or("its index is too long")?),
+                    Some(left) => Some(left - 1),
+                };
+                (index.number, index.shift) = (0, 0);
+            }
+        }
+        self.part = if index.left == Some(0) && index.passed.is_multiple_of(4) {
+            Part::IndexSum { crc: !index.crc }
+        } else {
+            Part::Index(index)
+        };
+        Ok((Step { consumed, produced: 0 }, Place::Inside))
+    }
+}
+
+/// Why xz data could not be decoded.
+#[derive(Debug)]
+pub(super) enum XzError {
+    Broken(String),
+    /// A dictionary is larger than is accepted.
+    Memory,
+}
+
+impl From<&str> for XzError {
+    fn from(reason: &str) -> Self {
+        Self::Broken(reason.into())
+    }
+}
+
+impl From<Error> for XzError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::MemLimit => Self::Memory,
+            error => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+/// The check that a stream header (or what a footer repeats of it) names.
+pub(super) fn check_of(header: &[u8]) -> Option<u8> {
+    let header: &[u8; HEADER] = header.try_into().ok()?;
+    let is_right = header.starts_with(MAGIC)
+        && header[6] == 0
+        && header[7] < 16
+        && header[8..] == crc32(&header[6..8]).to_le_bytes();
+    is_right.then_some(header[7])
+}
+
+fn stream_header(check: u8) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..6].copy_from_slice(MAGIC);
+    header[7] = check;
+    header[8..].copy_from_slice(&crc32(&[0, check]).to_le_bytes());
+    header
+}
+
+/// Bytes of a check.
+fn check_len(check: u8) -> u64 {
+    [0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64][usize::from(check & 15)]
+}
+
+/// The last filter that the header of a block names.
+fn last_filter(header: &[u8]) -> Option<u64> {
+    let flags = *header.get(1)?;
+    let mut rest = header.get(2..)?;
+    for _ in 0..(flags >> 6 & 1) + (flags >> 7) {
+        (_, rest) = varint(rest)?;
+    }
+    let mut last = None;
+    for _ in 0..=(flags & 3) {
+        let (filter, after) = varint(rest)?;
+        let (len, after) = varint(after)?;
+        rest = after.get(usize::try_from(len).ok()?..)?;
+        last = Some(filter);
+    }
+    last
+}
+
+/// A number of the container, and what is behind it.
+pub(super) fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut number = 0;
+    for (at, &byte) in bytes.iter().take(9).enumerate() {
+        number |= u64::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            return Some((number, &bytes[at + 1..]));
+        }
+    }
+    None
+}
+
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(CRC_START, |crc, byte| crc_step(crc, *byte))
+}
+
+const CRC_START: u32 = u32::MAX;
+
+/// One byte of a CRC32: what is summed with it here is a few bytes long.
+fn crc_step(crc: u32, byte: u8) -> u32 {
+    (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ if crc & 1 != 0 { 0xEDB8_8320 } else { 0 })
+}

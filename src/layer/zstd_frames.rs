@@ -1,0 +1,132 @@
+//! The sizes that zstd frames say of themselves, by their headers alone (RFC 8878, 3.1).
+//!
+//! Nothing is decoded, and nothing is believed for longer than until decoding finds another size. The idea: from header to
+//! header every frame and every block says where the next one is.
+
+use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
+
+const MAGIC: u32 = 0xFD2F_B528;
+const SKIPPABLE: u32 = 0x184D_2A50;
+
+/// The longest header of a frame.
+const HEADER: u64 = 18;
+
+/// Stored bytes read at once.
+const READ: u64 = 256 * 1024;
+
+/// The sum of what all frames of `blob` decode to; `None` when one of them does not say, or is broken.
+pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u64>, ReadError> {
+    let mut bytes = Window { blob, start: 0, bytes: Vec::new() };
+    let (mut at, mut total) = (0u64, 0u64);
+    while at < blob.size() {
+        let Some((next, content)) = frame(&mut bytes, at).await? else { return Ok(None) };
+        let Some(sum) = total.checked_add(content) else { return Ok(None) };
+        (at, total) = (next, sum);
+    }
+    Ok(Some(total))
+}
+
+/// Where the frame at `at` ends, and what it decodes to.
+async fn frame<R: ReadAt + ?Sized>(
+    bytes: &mut Window<'_, R>,
+    at: u64,
+) -> Result<Option<(u64, u64)>, ReadError> {
+    let header = bytes.get(at, HEADER).await?;
+    let Some(magic) = header.first_chunk::<4>().map(|magic| u32::from_le_bytes(*magic)) else {
+        return Ok(None);
+    };
+    if magic & 0xFFFF_FFF0 == SKIPPABLE {
+        let Some(len) = header.get(4..8).map(number) else { return Ok(None) };
+        return Ok(at.checked_add(8 + len).filter(|end| *end <= bytes.blob.size()).map(|end| (end, 0)));
+    }
+    let (MAGIC, Some(&descriptor)) = (magic, header.get(4)) else { return Ok(None) };
+    let is_single = descriptor & 0x20 != 0;
+    let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let start = 5 + usize::from(!is_single) + dictionary;
+    let len = match descriptor >> 6 {
+        0 if is_single => 1,
+        0 => return Ok(None),
+        code => 1 << code,
+    };
+    let Some(field) = header.get(start..start + len) else { return Ok(None) };
+    // Sizes of two bytes begin at 256.
+    let Some(content) = number(field).checked_add(if len == 2 { 256 } else { 0 }) else { return Ok(None) };
+    let has_checksum = descriptor & 4 != 0;
+    let mut at = at + (start + len) as u64;
+    loop {
+        let block = bytes.get(at, 3).await?;
+        if block.len() < 3 {
+            return Ok(None);
+        }
+        let block = number(&block);
+        let stored = match block >> 1 & 3 {
+            0 | 2 => block >> 3,
+            1 => 1,
+            _ => return Ok(None),
+        };
+        at += 3 + stored;
+        if at > bytes.blob.size() {
+            return Ok(None);
+        }
+        if block & 1 != 0 {
+            break;
+        }
+    }
+    let end = at + if has_checksum { 4 } else { 0 };
+    Ok((end <= bytes.blob.size()).then_some((end, content)))
+}
+
+/// A little-endian number of at most eight bytes.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// The stored bytes around the last header.
+struct Window<'a, R: ?Sized> {
+    blob: &'a R,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl<R: ReadAt + ?Sized> Window<'_, R> {
+    /// `len` bytes at `at`, fewer at the end.
+    async fn get(&mut self, at: u64, len: u64) -> Result<Vec<u8>, ReadError> {
+        let want = ByteRange::at(at, len).intersect(ByteRange::new(0, self.blob.size()));
+        if want.is_empty() {
+            return Ok(Vec::new());
+        }
+        if !ByteRange::at(self.start, self.bytes.len() as u64).contains(want) {
+            let end = (at / READ + 1).saturating_mul(READ).max(want.end).min(self.blob.size());
+            self.bytes = read_vec(self.blob, ByteRange::new(at, end)).await?;
+            self.start = at;
+        }
+        // Both are inside the window, which is in memory.
+        Ok(self.bytes[(want.start - self.start) as usize..(want.end - self.start) as usize].to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Memory;
+
+    async fn size(stored: Vec<u8>) -> Option<u64> {
+        stream_size(&Memory::new(stored)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_sizes_of_all_frames_are_summed_and_nothing_is_guessed() {
+        let frame = |len: usize| zstd::bulk::compress(&vec![7; len], 1).unwrap();
+        for len in [0, 1, 255, 256, 300, 65_791, 65_792, 3_000_000] {
+            assert_eq!(size(frame(len)).await, Some(len as u64), "{len}");
+        }
+        let skippable = [&[0x5e, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
+        let both = [frame(700_000), skippable.clone(), frame(9)].concat();
+        assert_eq!(size(both.clone()).await, Some(700_009));
+        assert_eq!(size(both[..both.len() - 1].to_vec()).await, None, "cut");
+        assert_eq!(size([&both[..], b"more"].concat()).await, None, "garbage behind");
+        assert_eq!(size(skippable[..10].to_vec()).await, None);
+        let unsized_frame = zstd::stream::encode_all(&vec![7; 500_000][..], 1).unwrap();
+        assert_eq!(size([frame(10), unsized_frame].concat()).await, None, "one that does not say");
+    }
+}
