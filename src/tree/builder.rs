@@ -39,6 +39,8 @@ pub struct Builder {
     limit: u32,
     /// How often a name that was there was given to another inode.
     pub(super) replaced: u32,
+    /// Where the paths of a layer start: the root, but while an archive is unpacked beside the tree.
+    pub(super) base: Id,
 }
 
 /// Attributes that every inode has.
@@ -104,6 +106,7 @@ impl Builder {
             attached: 0,
             limit,
             replaced: 0,
+            base: ROOT,
         }
     }
 
@@ -168,6 +171,22 @@ impl Builder {
     pub(super) fn target(&self, body: NodeBody) -> Option<&[u8]> {
         let NodeBody::Symlink { start, len } = body else { return None };
         Some(&self.links[start as usize..][..len as usize])
+    }
+
+    /// The first name of a directory, for [`Names::listed`]; nothing for what is no directory.
+    pub(super) fn first(&self, id: Id) -> u32 {
+        match self.body(id) {
+            NodeBody::Directory { first, .. } => first,
+            _ => END,
+        }
+    }
+
+    /// A directory that no name holds yet.
+    pub(super) fn detached(&mut self) -> Id {
+        // One for each layer, and inodes with names are limited far below 2^32.
+        let id = self.nodes.len() as Id;
+        self.nodes.push(implied(0o755).node(DIRECTORY));
+        id
     }
 
     /// Takes a name, and what lies below it, out of a directory, if it is there.

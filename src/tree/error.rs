@@ -90,6 +90,14 @@ pub enum Problem {
         /// As recorded, quoted and escaped.
         target: String,
     },
+    /// An entry, or what a hard link means, that is not in the one directory that is shown.
+    #[error("{what} lies outside of {below}, the directory that the archive should hold")]
+    Outside {
+        /// The path that does, quoted and escaped.
+        what: String,
+        /// The directory, quoted and escaped.
+        below: String,
+    },
     /// A made-up name that is "", "." or "..", or contains NUL.
     #[error("a component is empty, \".\" or \"..\", or contains NUL")]
     BadName,
@@ -133,6 +141,7 @@ impl Problem {
             | Problem::BelowNonDirectory
             | Problem::LinkToNothing { .. }
             | Problem::LinkToDirectory { .. }
+            | Problem::Outside { .. }
             | Problem::BadName
             | Problem::Exists => Fault::Malformed,
             Problem::TooManyNames { .. } | Problem::TooManyBytes => Fault::Unsupported,

@@ -2,7 +2,7 @@
 //!
 //! Pure data: nothing here reads a file, opens a socket or waits. Links, whiteouts and `..` come from foreign archives
 //! and are resolved inside the tree only. The idea: a [`Builder`] is a mutable arena that takes tables of contents one
-//! after the other by the rules of the image specification; `freeze` turns it into a [`Tree`], a few flat arrays that
+//! after the other by the rules of the image specification, or by those of plain archives; `freeze` turns it into a [`Tree`], a few flat arrays that
 //! answer the questions of a mount without allocating.
 
 mod builder;
@@ -11,6 +11,7 @@ mod freeze;
 mod frozen;
 mod names;
 mod path;
+mod plain;
 mod union;
 mod xattrs;
 
@@ -20,3 +21,4 @@ mod tests;
 pub use builder::{Builder, NewKind, NewNode};
 pub use error::{Problem, TreeError};
 pub use frozen::{Attr, FileRef, Follow, Ino, Kind, Resolved, Tree, Walk};
+pub use plain::{Overlap, is_below};

@@ -98,6 +98,13 @@ impl Names {
         }
     }
 
+    /// A name of a list with its inode, if it has one, and the next of that list; nothing at the end. `at` is where a list
+    /// starts, or what this said before.
+    pub(super) fn listed(&self, at: u32) -> Option<(&[u8], Option<Id>, u32)> {
+        let name = self.names.get(at as usize)?;
+        Some((text(&self.text, name.text), Some(name.child).filter(|&child| child != NOTHING), name.next))
+    }
+
     /// The names alone, once no more are to come.
     pub(super) fn into_lists(self) -> Lists {
         let Self { names, text, .. } = self;

@@ -50,6 +50,12 @@ pub(super) fn clean(path: &[u8]) -> Vec<&[u8]> {
     cleaned
 }
 
+/// What is left of a cleaned path below a cleaned directory, which itself leaves nothing; `None` for a path outside of it.
+pub(super) fn within<'p, 'n>(cleaned: &'p [&'n [u8]], below: &[&[u8]]) -> Option<&'p [&'n [u8]]> {
+    let (above, rest) = cleaned.split_at_checked(below.len())?;
+    (above == below).then_some(rest)
+}
+
 /// Checks the limits of a cleaned path.
 pub(super) fn check(cleaned: &[&[u8]]) -> Result<(), Problem> {
     if let Some(name) = cleaned.iter().find(|name| name.len() > MAX_NAME) {

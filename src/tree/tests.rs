@@ -4,7 +4,7 @@
 use crate::io::Fault;
 use crate::layer::{Content, Device, Entry, EntryKind, Run, Time, Toc};
 
-use super::{Builder, Follow, Kind, NewKind, NewNode, Problem, Tree, TreeError};
+use super::{Builder, Follow, Kind, NewKind, NewNode, Overlap, Problem, Tree, TreeError, is_below};
 
 fn entry(path: impl AsRef<[u8]>, kind: EntryKind) -> Entry {
     let mode = if kind == EntryKind::Directory { 0o700 } else { 0o600 };
@@ -451,6 +451,148 @@ fn a_layer_alone_still_rejects_what_no_archive_can_mean() {
 }
 
 // Made-up trees.
+
+// Archives that are no layers.
+
+/// The union of archives that were made apart, and at which paths they were not.
+fn plain(archives: &[&[Entry]]) -> (Tree, Vec<String>) {
+    let mut builder = Builder::new();
+    let mut paths = Vec::new();
+    for (origin, entries) in archives.iter().enumerate() {
+        let overlap = builder.apply_plain(origin as u32, &entries.iter().cloned().collect()).unwrap();
+        assert_eq!(overlap.count, overlap.replaced.len());
+        paths.extend(overlap.replaced.iter().map(|path| String::from_utf8_lossy(path).into_owned()));
+        paths.extend(overlap.left_out.iter().map(|path| format!("-{}", String::from_utf8_lossy(path))));
+    }
+    (builder.freeze(), paths)
+}
+
+#[test]
+fn plain_archives_merge_and_whiteouts_mean_nothing() {
+    let (tree, told) =
+        plain(&[&[file("d/a", 1), file("b", 2)], &[hide("d/.wh.a"), hide(".wh..wh..opq"), file("d/c", 3)]]);
+    assert_eq!(names(&tree), [".wh..wh..opq=0", "b=2", "d/", "d/.wh.a=0", "d/a=1", "d/c=3"]);
+    assert_eq!(told, [""; 0]);
+    let (tree, _) = plain(&[&[dir("x")], &[dir("x/.wh."), file(".wh...", 1)]]);
+    assert_eq!(names(&tree), [".wh...=1", "x/", "x/.wh./"], "a whiteout of nothing is a name too");
+}
+
+#[test]
+fn the_later_plain_archive_wins_and_every_replaced_path_is_told() {
+    let first =
+        [file("f", 1), link("l", "f"), file("kind/below", 1), file("to", 1), dir("same"), file("d/f", 1)];
+    let second =
+        [file("f", 2), link("l", "f"), file("kind", 2), file("to/dir", 2), dir("same"), file("d/g", 1)];
+    let (tree, told) = plain(&[&first, &second]);
+    assert_eq!(names(&tree), ["d/", "d/f=1", "d/g=1", "f=2", "kind=2", "l->f", "same/", "to/", "to/dir=2"]);
+    assert_eq!(told, ["f", "kind", "l", "to"]);
+    let within = [file("f", 1), file("f", 2), dir("d"), dir("d")];
+    assert_eq!(
+        plain(&[&within, &[file("e", 1), file("e", 2)]]).1,
+        [""; 0],
+        "inside of one archive nothing is told"
+    );
+}
+
+#[test]
+fn attributes_of_a_directory_are_those_that_the_last_plain_archive_records() {
+    let mode = |entry: Entry, mode| Entry { mode, ..entry };
+    let first = [mode(dir("d"), 0o711), mode(dir("."), 0o750), mode(dir("e"), 0o711)];
+    let (tree, _) = plain(&[&first, &[file("d/f", 1), mode(dir("e"), 0o722)], &[file("d/g", 1)]]);
+    let modes = ["", "d", "e"].map(|path| tree.attr(at(&tree, path)).unwrap().mode);
+    assert_eq!(modes, [0o750, 0o711, 0o722], "a directory that is only implied says nothing");
+    let (tree, _) = plain(&[&first, &[mode(dir("./"), 0o777)]]);
+    assert_eq!(tree.attr(Tree::ROOT).unwrap().mode, 0o777);
+}
+
+#[test]
+fn links_of_a_plain_archive_stay_inside_of_it() {
+    let first = [file("etc/f", 1), link("l", "/etc"), file("x", 7)];
+    let (tree, told) = plain(&[&first, &[file("l/g", 2)]]);
+    assert_eq!(names(&tree), ["etc/", "etc/f=1", "l/", "l/g=2", "x=7"]);
+    assert_eq!(told, ["l"], "no link of another archive is followed");
+    let (tree, told) = plain(&[
+        &first,
+        &[file("y", 3), hard("z", "y"), hard("stolen", "x"), hard("dir/later", "w"), file("w", 1)],
+    ]);
+    assert_eq!(told, ["-stolen", "-dir/later"]);
+    assert_eq!(at(&tree, "y"), at(&tree, "z"));
+    assert_eq!(tree.resolve(b"stolen", Follow::All).map(|found| found.ino).ok(), None);
+    let (tree, _) = plain(&[&first, &[file("x", 1), hard("z", "x")]]);
+    assert_eq!((tree.attr(at(&tree, "z")).unwrap().size, tree.attr(at(&tree, "z")).unwrap().nlink), (1, 2));
+}
+
+#[test]
+fn replaced_paths_are_counted_and_only_a_hundred_listed() {
+    let many: Vec<Entry> = (0..1000).map(|number| file(format!("d/{number}"), 1)).collect();
+    let toc: Toc = many.iter().cloned().collect();
+    let mut builder = Builder::new();
+    assert_eq!(builder.apply_plain(0, &toc).unwrap(), Overlap::default());
+    let overlap = builder.apply_plain(1, &toc).unwrap();
+    assert_eq!((overlap.count, overlap.replaced.len()), (1000, 100));
+}
+
+#[test]
+fn plain_archives_over_the_limit_or_malformed_are_refused() {
+    let toc: Toc = [file("a", 1), file("b", 1)].into_iter().collect();
+    let mut builder = Builder::with_limit(5);
+    builder.apply_plain(0, &toc).unwrap();
+    assert_eq!(builder.apply_plain(1, &toc).unwrap_err().fault(), Fault::Unsupported);
+    let below: Toc = [file("a", 1), file("a/b", 1)].into_iter().collect();
+    let mut builder = Builder::new();
+    builder.apply_plain(0, &toc).unwrap();
+    assert_eq!(builder.apply_plain(1, &below).unwrap_err().fault(), Fault::Malformed);
+}
+
+fn below(directory: &str, entries: &[Entry]) -> Result<Tree, TreeError> {
+    let toc: Toc = entries.iter().cloned().collect();
+    let mut builder = Builder::new();
+    let applied = builder.apply_below(0, &toc, directory.as_bytes());
+    let outside = matches!(
+        &applied,
+        Err(TreeError::Entry { problem: Problem::Outside { .. } | Problem::RootNotADirectory, .. })
+    );
+    if !entries.iter().any(|entry| matches!(entry.kind, EntryKind::HardLink(_))) {
+        assert_eq!(is_below(&toc, directory.as_bytes()), !outside);
+    }
+    applied.map(|()| builder.freeze())
+}
+
+#[test]
+fn an_archive_of_a_directory_is_shown_as_that_directory() {
+    let entries =
+        [dir("a/b/"), file("a/b/f", 1), hard("./a/b/d/h", "a/b/f"), link("/a/b/l", "f"), hide("a//b/.wh.f")];
+    let tree = below("a/b", &entries).unwrap();
+    assert_eq!(names(&tree), [".wh.f=0", "d/", "d/h=1", "f=1", "l->f"]);
+    assert_eq!(tree.attr(Tree::ROOT).unwrap().mode, 0o700, "the entry of the directory is that of the root");
+    assert_eq!(at(&tree, "d/h"), at(&tree, "f"));
+    assert_eq!(names(&below("a/b", &[dir("./"), dir("a"), file("a/x/../b/f", 1)]).unwrap()), ["f=1"]);
+    assert_eq!(names(&below("", &[dir("./"), file("f", 1)]).unwrap()), ["f=1"], "all of it");
+    assert_eq!(names(&below("a", &[]).unwrap()), [""; 0]);
+}
+
+#[test]
+fn an_entry_outside_of_the_directory_is_named() {
+    for (outside, shown) in [
+        (file("x", 1), "\"x\""),
+        (file("a/x", 1), "\"a/x\""),
+        (file("a/bc", 1), "\"a/bc\""),
+        (file("a/b/../../etc/passwd", 1), "etc/passwd"),
+        (file("../a/c/b", 1), "\"../a/c/b\""),
+        (link("a", "/"), "\"a\""),
+        (dir("b"), "\"b\""),
+        (hard("a/b/h", "a/f"), "\"a/f\""),
+    ] {
+        let error = below("a/b", &[file("a/b/f", 1), outside]).unwrap_err();
+        assert_eq!(error.fault(), Fault::Malformed);
+        let text = error.to_string();
+        assert!(text.contains(shown) && text.contains("outside of \"a/b\""), "{text}");
+    }
+    let error = below("a/b", &[file("a/b", 1)]).unwrap_err().to_string();
+    assert!(error.contains("the root cannot be anything but a directory"), "{error}");
+    let error = below("a", &[hard("a/h", "a/gone")]).unwrap_err().to_string();
+    assert!(error.contains("does not exist"), "{error}");
+}
 
 fn node(kind: NewKind) -> NewNode {
     NewNode { kind, mode: 0o444, uid: 0, gid: 0, mtime: Time::default() }

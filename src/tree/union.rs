@@ -11,7 +11,7 @@ use std::collections::HashSet;
 
 use crate::layer::{EntryKind, EntryRef, Toc};
 
-use super::builder::{Builder, DIRECTORY, Id, Meta, ROOT, implied};
+use super::builder::{Builder, DIRECTORY, Id, Meta, implied};
 use super::error::{Problem, TreeError, shown};
 use super::frozen::NodeBody;
 use super::path::{self, MAX_LINKS, MAX_NAME, MAX_PATH, Mark};
@@ -29,12 +29,11 @@ impl Builder {
         if hides {
             self.hide(toc);
         }
-        let mut near = None;
+        let mut placing = Placing::new(origin, &[]);
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
             if path::mark(&cleaned) == Ok(Mark::Plain) {
-                self.place(origin, &entry, &cleaned, &mut near)
-                    .map_err(|problem| at(origin, &entry, problem))?;
+                self.place(&mut placing, &entry, &cleaned).map_err(|problem| at(origin, &entry, problem))?;
             }
         }
         Ok(())
@@ -45,13 +44,23 @@ impl Builder {
     /// Returns the cleaned paths of the hard links whose target is not there when their entry comes: their file lies
     /// in a layer below, so they are left out.
     pub fn apply_alone(&mut self, origin: u32, toc: &Toc) -> Result<Vec<Vec<u8>>, TreeError> {
+        self.unpack(&mut Placing::new(origin, &[]), toc)
+    }
+
+    /// Carries out [`Builder::apply_alone`] for what is asked of the placing.
+    pub(super) fn unpack<'a>(
+        &mut self,
+        placing: &mut Placing<'a>,
+        toc: &'a Toc,
+    ) -> Result<Vec<Vec<u8>>, TreeError> {
+        let origin = placing.origin;
         for entry in toc.iter() {
             check(&entry, Whiteouts::Keep).map_err(|problem| at(origin, &entry, problem))?;
         }
-        let (mut left_out, mut near) = (Vec::new(), None);
+        let mut left_out = Vec::new();
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
-            match self.place(origin, &entry, &cleaned, &mut near) {
+            match self.place(placing, &entry, &cleaned) {
                 Err(Problem::LinkToNothing { .. }) => left_out.push(cleaned.join(&b'/')),
                 placed => placed.map_err(|problem| at(origin, &entry, problem))?,
             }
@@ -99,25 +108,25 @@ impl Builder {
     }
 
     /// Puts one entry where its name leads.
-    fn place<'a>(
+    pub(super) fn place<'a>(
         &mut self,
-        origin: u32,
+        placing: &mut Placing<'a>,
         entry: &EntryRef<'a>,
         cleaned: &[&[u8]],
-        near: &mut Option<Near<'a>>,
     ) -> Result<(), Problem> {
         let Some((&name, parents)) = cleaned.split_last() else {
             // `check` has refused every other type.
             let meta = self.recorded(entry);
-            self.set_meta(ROOT, meta);
+            self.set_meta(self.base, meta);
+            placing.record(self.base);
             return Ok(());
         };
         // Before the parents are made: a link that is left out must leave no trace.
         let linked = match entry.kind {
-            EntryKind::HardLink(target) => Some(self.link_target(target)?),
+            EntryKind::HardLink(target) => Some(self.link_target(target, placing.below)?),
             _ => None,
         };
-        let dir = self.directory_for(entry.path, parents, name, near)?;
+        let dir = self.directory_for(entry.path, parents, name, &mut placing.near)?;
         let meta = self.recorded(entry);
         let body = match entry.kind {
             EntryKind::HardLink(_) => {
@@ -128,13 +137,17 @@ impl Builder {
             }
             EntryKind::Directory => {
                 let there = self.child(dir, name).filter(|&id| self.is_directory(id));
-                if let Some(id) = there {
-                    self.set_meta(id, meta);
-                    return Ok(());
-                }
-                DIRECTORY
+                let id = match there {
+                    Some(id) => {
+                        self.set_meta(id, meta);
+                        id
+                    }
+                    None => self.attach_new(dir, name, DIRECTORY, meta)?,
+                };
+                placing.record(id);
+                return Ok(());
             }
-            EntryKind::File(content) => return self.attach_file(dir, name, (origin, content), meta),
+            EntryKind::File(content) => return self.attach_file(dir, name, (placing.origin, content), meta),
             EntryKind::Symlink(target) => self.symlink(target)?,
             EntryKind::CharDevice(device) => NodeBody::CharDevice(device),
             EntryKind::BlockDevice(device) => NodeBody::BlockDevice(device),
@@ -145,8 +158,10 @@ impl Builder {
     }
 
     /// The inode a hard link means: the links among its parents are followed, the last component is not.
-    fn link_target(&self, target: &[u8]) -> Result<Id, Problem> {
+    fn link_target(&self, target: &[u8], below: &[&[u8]]) -> Result<Id, Problem> {
         let cleaned = path::clean(target);
+        let cleaned = path::within(&cleaned, below)
+            .ok_or_else(|| Problem::Outside { what: shown(target), below: shown(&below.join(&b'/')) })?;
         let Some((name, parents)) = cleaned.split_last() else {
             return Err(Problem::LinkToDirectory { target: shown(target) });
         };
@@ -213,7 +228,7 @@ impl Builder {
     /// Walks cleaned components from the root. `stop(i)` is asked when component `i` is a symbolic link, and ends the
     /// walk with an error instead of following it.
     fn walk<'a>(&'a self, cleaned: &[&'a [u8]], stop: impl Fn(usize) -> bool) -> Result<Walked<'a>, Problem> {
-        let mut walked = Walked { dirs: Vec::new(), pending: Vec::new(), blocked: false };
+        let mut walked = Walked { base: self.base, dirs: Vec::new(), pending: Vec::new(), blocked: false };
         // What is still to come, last first; the components of link targets have no place in `cleaned`.
         let mut ahead: Vec<(&[u8], Option<usize>)> =
             cleaned.iter().enumerate().rev().map(|(place, &name)| (name, Some(place))).collect();
@@ -274,6 +289,29 @@ impl Builder {
 /// The cleaned paths of the directories that a layer brings, once somebody asks.
 type Own<'a> = LazyCell<HashSet<Vec<u8>>, Box<dyn FnOnce() -> HashSet<Vec<u8>> + 'a>>;
 
+/// What it takes to put the entries of one layer where they belong.
+pub(super) struct Placing<'a> {
+    /// Stored with the content of files.
+    pub(super) origin: u32,
+    /// The directory of the archive that becomes the root; hard links mean what is in it.
+    below: &'a [&'a [u8]],
+    near: Option<Near<'a>>,
+    /// The directories that have entries of their own, when somebody wants to know.
+    pub(super) recorded: Option<Vec<Id>>,
+}
+
+impl<'a> Placing<'a> {
+    pub(super) fn new(origin: u32, below: &'a [&'a [u8]]) -> Self {
+        Self { origin, below, near: None, recorded: None }
+    }
+
+    fn record(&mut self, id: Id) {
+        if let Some(recorded) = &mut self.recorded {
+            recorded.push(id);
+        }
+    }
+}
+
 /// The directory of the entry before: archives list directories one after the other.
 struct Near<'a> {
     /// Its path as recorded.
@@ -287,6 +325,8 @@ struct Near<'a> {
 
 /// Where a walk ended.
 struct Walked<'a> {
+    /// Where it started.
+    base: Id,
     /// Directories below the root, each with the length of its name.
     dirs: Vec<(Id, usize)>,
     /// Components after them that are not directories now.
@@ -298,7 +338,7 @@ struct Walked<'a> {
 impl Walked<'_> {
     /// The last directory that exists.
     fn directory(&self) -> Id {
-        self.dirs.last().map_or(ROOT, |&(id, _)| id)
+        self.dirs.last().map_or(self.base, |&(id, _)| id)
     }
 
     fn up(&mut self) {
@@ -317,13 +357,13 @@ impl Walked<'_> {
 
 /// What `check` does with names that start with `.wh.`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Whiteouts {
+pub(super) enum Whiteouts {
     Apply,
     Keep,
 }
 
 /// Everything about an entry that can be wrong whatever the tree looks like.
-fn check<'a>(entry: &EntryRef<'a>, whiteouts: Whiteouts) -> Result<Mark<'a>, Problem> {
+pub(super) fn check<'a>(entry: &EntryRef<'a>, whiteouts: Whiteouts) -> Result<Mark<'a>, Problem> {
     let cleaned = path::clean(entry.path);
     path::check(&cleaned)?;
     if cleaned.is_empty() && entry.kind != EntryKind::Directory {
@@ -335,6 +375,6 @@ fn check<'a>(entry: &EntryRef<'a>, whiteouts: Whiteouts) -> Result<Mark<'a>, Pro
     }
 }
 
-fn at(layer: u32, entry: &EntryRef<'_>, problem: Problem) -> TreeError {
+pub(super) fn at(layer: u32, entry: &EntryRef<'_>, problem: Problem) -> TreeError {
     TreeError::Entry { layer, header: entry.header, entry: shown(entry.path), problem }
 }
