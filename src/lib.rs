@@ -11,6 +11,7 @@ pub mod registry;
 pub mod cache;
 pub mod source;
 
+pub mod artifact;
 pub mod layer;
 
 pub mod disk;

@@ -1,0 +1,36 @@
+//! Names for directories from what strangers wrote.
+
+/// The longest name that is made, in bytes: a number stands in front of it.
+const MOST: usize = 200;
+
+/// `text` as one component of a path: `/` becomes `_`, and nothing that would not print, hide or lead elsewhere comes out. `None`
+/// when nothing is left.
+pub fn component(text: &str) -> Option<String> {
+    let plain = |c: char| match c {
+        '/' => Some('_'),
+        c if c.is_control() => None,
+        c => Some(c),
+    };
+    let mut name: String = text.chars().filter_map(plain).collect();
+    while name.len() > MOST {
+        name.pop();
+    }
+    let name = name.trim_start_matches('.');
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_written_becomes_one_plain_component_or_nothing() {
+        assert_eq!(component("module/vendor").as_deref(), Some("module_vendor"));
+        assert_eq!(component("../../etc").as_deref(), Some("_.._etc"));
+        assert_eq!(component("a\u{1b}[1m\0").as_deref(), Some("a[1m"));
+        for nothing in ["", ".", "..", "\n\0"] {
+            assert_eq!(component(nothing), None, "{nothing:?}");
+        }
+        assert_eq!(component(&"ä".repeat(300)).unwrap().len(), MOST);
+    }
+}

@@ -1,0 +1,170 @@
+//! What a layer asks to be called: by a title, by what its format has instead, or by what it is.
+//!
+//! Checks no name: that is done where names meet. The idea: each kind of artifact has one annotation that names files, some
+//! have none and one name for each media type; of those with one name the several are numbered, as the parts of a model are.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::oci::{Class, Descriptor, Manifest};
+
+use super::shown;
+
+/// The path of a file of a model (model-spec annotations.md), now and in the drafts.
+const FILE_PATHS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
+/// Mode and time of that file.
+const FILE_METADATA: [&str; 2] = ["org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json"];
+/// How geranos names the file that a layer is a piece of.
+pub(super) const SEGMENT_OF: &str = "filename";
+/// How long a name made of a chart's name and version may be.
+const MAX_CHART: usize = 200;
+
+/// A name, and what it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) source: &'static str,
+    pub(super) name: String,
+}
+
+/// What the layer itself asks for.
+pub(super) fn asked(class: Class, layer: &Descriptor) -> Option<Asked> {
+    let asked = |source, name: Option<&str>| name.map(|name| Asked { source, name: name.to_owned() });
+    let title = || asked("title", layer.title());
+    let path = || {
+        asked("file path", FILE_PATHS.iter().find_map(|key| layer.annotations.get(*key)).map(String::as_str))
+    };
+    match class {
+        // Whatever the archive of a container image is called elsewhere, it is not that file.
+        Class::ContainerImage => title(),
+        Class::ModelPack | Class::DockerModel => path().or_else(title),
+        Class::Ollama => asked("name", layer.name.as_deref()).or_else(title),
+        Class::Geranos => {
+            asked("file name", layer.annotations.get(SEGMENT_OF).map(String::as_str)).or_else(title)
+        }
+        _ => title().or_else(path),
+    }
+}
+
+/// The names of the layers that ask for none, where their type says what they are called.
+pub(super) fn by_type(class: Class, manifest: &Manifest) -> BTreeMap<usize, Asked> {
+    let mut kinds: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
+    for (number, layer) in manifest.layers.iter().enumerate() {
+        if asked(class, layer).is_none()
+            && let Some(kind) = kind(class, &layer.media_type.essence())
+        {
+            kinds.entry(kind).or_default().push(number);
+        }
+    }
+    let mut named = BTreeMap::new();
+    for ((stem, extension), numbers) in kinds {
+        for (nth, number) in (1..).zip(&numbers) {
+            let name = match numbers.len() {
+                1 => format!("{stem}{extension}"),
+                all => format!("{stem}-{nth:05}-of-{all:05}{extension}"),
+            };
+            named.insert(*number, Asked { source: "media type", name });
+        }
+    }
+    named
+}
+
+/// Stem and extension of a file whose type has one name.
+fn kind(class: Class, essence: &str) -> Option<(&'static str, &'static str)> {
+    let after = |start: &str| essence.strip_prefix(start).unwrap_or_default();
+    Some(match class {
+        Class::Wasm if essence.ends_with("wasm") => ("module", ".wasm"),
+        Class::Sif if essence.ends_with(".sif") => ("image", ".sif"),
+        Class::Tart => machine_file(after("application/vnd.cirruslabs.tart."))?,
+        Class::Vetu => machine_file(after("application/vnd.cirruslabs.vetu."))?,
+        Class::Lume => machine_file(after("application/vnd.trycua.lume."))?,
+        Class::DockerModel => match after("application/vnd.docker.ai.") {
+            "license" => ("license", ""),
+            "mmproj" => ("mmproj", ""),
+            "chat.template.jinja" => ("chat.template", ".jinja"),
+            "dduf" => ("model", ".dduf"),
+            "safetensors" => ("model", ".safetensors"),
+            gguf if gguf.starts_with("gguf") => ("model", ".gguf"),
+            _ if essence.ends_with(".gguf") => ("model", ".gguf"),
+            _ if essence.ends_with(".safetensors") => ("model", ".safetensors"),
+            _ => return None,
+        },
+        Class::Ollama => match after("application/vnd.ollama.image.") {
+            "model" => ("model", ".gguf"),
+            "projector" => ("projector", ".gguf"),
+            "adapter" => ("adapter", ".gguf"),
+            "draft" => ("draft", ".gguf"),
+            "template" => ("template", ""),
+            "system" => ("system", ""),
+            "prompt" => ("prompt", ""),
+            "license" => ("license", ""),
+            "embed" => ("embed", ""),
+            "params" => ("params", ".json"),
+            "messages" => ("messages", ".json"),
+            _ => return None,
+        },
+        _ => return None,
+    })
+}
+
+/// What lies beside the disk of a virtual machine.
+fn machine_file(kind: &str) -> Option<(&'static str, &'static str)> {
+    match kind {
+        "config.v1" => Some(("config", ".json")),
+        "nvram.v1" => Some(("nvram", ".bin")),
+        "kernel.v1" => Some(("kernel", "")),
+        "initramfs.v1" => Some(("initramfs", "")),
+        _ => None,
+    }
+}
+
+#[derive(Deserialize)]
+struct Chart {
+    name: String,
+    version: String,
+}
+
+/// What `helm pull` calls the archive of a chart, without its extension; why there is no such name otherwise.
+pub(super) fn chart(config: Option<&[u8]>) -> Result<String, String> {
+    let config = config.ok_or("the config of the chart could not be read")?;
+    let chart: Chart = serde_json::from_slice(config)
+        .map_err(|error| format!("the config of the chart has no name and version: {error}"))?;
+    for (what, text) in [("name", &chart.name), ("version", &chart.version)] {
+        if text.is_empty()
+            || text.len() > MAX_CHART / 2
+            || text.starts_with('.')
+            || text.contains(['/', '\0'])
+        {
+            return Err(format!("the chart's {what} {} cannot be part of a file name", shown(text)));
+        }
+    }
+    Ok(format!("{}-{}", chart.name, chart.version))
+}
+
+/// What the annotations of a model say about a file.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Metadata {
+    pub(super) mode: Option<u16>,
+    pub(super) mtime: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct RawMetadata {
+    mode: Option<u32>,
+    mtime: Option<String>,
+}
+
+/// Mode and time of the file of a model; why there are none, when what is there says none.
+pub(super) fn metadata(layer: &Descriptor) -> Result<Metadata, String> {
+    let Some(text) = FILE_METADATA.iter().find_map(|key| layer.annotations.get(*key)) else {
+        return Ok(Metadata::default());
+    };
+    let raw: RawMetadata = serde_json::from_str(text)
+        .map_err(|error| format!("its file metadata is not understood: {error}"))?;
+    // Types of files may stand above the permission bits.
+    let mode = raw.mode.map(|mode| (mode & 0o7777) as u16).filter(|mode| *mode != 0);
+    let Some(text) = raw.mtime else { return Ok(Metadata { mode, mtime: None }) };
+    let time = chrono::DateTime::parse_from_rfc3339(&text)
+        .map_err(|error| format!("its modification time {} is none: {error}", shown(&text)))?;
+    Ok(Metadata { mode, mtime: Some(time.timestamp()) })
+}

@@ -1,0 +1,332 @@
+//! From a manifest to its contents.
+//!
+//! Never leaves a layer out of everything: it is a file, an archive, a piece of a disk, or says that it is empty. The idea:
+//! which layers are archives and which are files follows from the class and the label of each; then all files ask for their
+//! names together, because only together it is known who can have which.
+
+use crate::oci::{
+    Class, Descriptor, Digest, MAX_DOCUMENT, Manifest, Wanted, classify_manifest, extension, file_names,
+};
+
+use super::contents::{Archive, Contents, File, FileBody, Segment, Tree, Union};
+use super::names::{self, Asked, asked, by_type};
+use super::segments::{Segments, segments};
+use super::shown;
+use super::snapshot::Files;
+
+/// The annotation by which ORAS says that a layer is an archive of a directory (oras-go `content/file`).
+pub const UNPACK: &str = "io.deis.oras.content.unpack";
+/// The digest of its archive before compression.
+const UNPACKED: &str = "io.deis.oras.content.digest";
+/// The media type of a chunk of a disk of tart.
+pub const TART_DISK: &str = "application/vnd.cirruslabs.tart.disk.v2";
+/// The media type of a chunk of a disk of vetu.
+pub const VETU_DISK: &str = "application/vnd.cirruslabs.vetu.disk.v1";
+/// What a layer of a Timoni module is.
+const TIMONI_TYPE: &str = "sh.timoni.content.type";
+/// How the name of a file ends that is an archive.
+const TAR_NAMES: [&str; 13] = [
+    ".tar",
+    ".tgz",
+    ".tar.gz",
+    ".tar.zst",
+    ".tzst",
+    ".tar.xz",
+    ".txz",
+    ".tar.bz2",
+    ".tbz2",
+    ".tbz",
+    ".tar.lz4",
+    ".tar.lzma",
+    ".tar.zstd",
+];
+/// The longest name that the directory of a layer gets behind its number.
+const MAX_DIRECTORY: usize = 200;
+/// Permission bits of a file that says nothing about itself.
+const MODE: u16 = 0o444;
+/// Permission bits of a directory.
+const DIRECTORY_MODE: u16 = 0o555;
+
+/// Whether [`contents`] wants to see the config.
+pub fn needs_config(manifest: &Manifest) -> bool {
+    let there = manifest.config.as_ref().is_some_and(|config| !config.media_type.is_empty_descriptor());
+    there && matches!(classify_manifest(manifest), Class::Snapshot | Class::Helm)
+}
+
+/// What the layers of `manifest` are. `config` are the bytes of its config, if [`needs_config`] said so and they could be had.
+pub fn contents(manifest: &Manifest, config: Option<&[u8]>) -> Contents {
+    let config = config.filter(|config| config.len() as u64 <= MAX_DOCUMENT);
+    let class = classify_manifest(manifest);
+    let mut plan = Plan { class, manifest, files: Vec::new(), archives: Vec::new(), reports: Vec::new() };
+    match class {
+        Class::Snapshot => plan.add_snapshot(config),
+        _ => plan.add_layers(config),
+    }
+    plan.add_config();
+    plan.finish()
+}
+
+/// What becomes the contents.
+struct Plan<'a> {
+    class: Class,
+    manifest: &'a Manifest,
+    files: Vec<Wish>,
+    archives: Vec<Archive>,
+    reports: Vec<String>,
+}
+
+/// A file that has no name yet.
+struct Wish {
+    wanted: Wanted,
+    mode: u16,
+    mtime: Option<i64>,
+    body: FileBody,
+    /// What it holds when it cannot have its name.
+    otherwise: FileBody,
+}
+
+impl Plan<'_> {
+    fn add_layers(&mut self, config: Option<&[u8]>) {
+        let typed = by_type(self.class, self.manifest);
+        let chart = (self.class == Class::Helm).then(|| names::chart(config));
+        if let Some(Err(reason)) = &chart {
+            self.reports.push(reason.clone());
+        }
+        let mut pieces =
+            if self.class == Class::Geranos { segments(self.manifest) } else { Segments::default() };
+        self.reports.append(&mut pieces.reports);
+        for (number, layer) in self.manifest.layers.iter().enumerate() {
+            if is_nothing(layer) {
+                continue;
+            }
+            if let Some(layers) = pieces.joined.remove(&number) {
+                self.add_joined(number, layer, layers);
+                continue;
+            }
+            if pieces.pieces.contains(&number) {
+                continue;
+            }
+            let mut name = asked(self.class, layer);
+            let archive = is_archive(self.class, layer, name.as_ref());
+            if archive {
+                let name = self.archive_name(number, layer);
+                self.archives.push(Archive { layer: number, name });
+            }
+            if let Some(Ok(chart)) = &chart
+                && name.is_none()
+            {
+                name = chart_file(layer, chart);
+            }
+            name = name.or_else(|| typed.get(&number).cloned());
+            if pieces.loose.binary_search(&number).is_ok() {
+                name = None;
+            }
+            // A chart is a file even where it cannot be named; whatever else is an archive only is found there.
+            let hidden = archive && self.class != Class::Helm || is_piece_of_disk(self.class, layer);
+            if name.is_some() || !hidden {
+                self.add_file(number, layer, name);
+            }
+        }
+    }
+
+    fn add_file(&mut self, number: usize, layer: &Descriptor, name: Option<Asked>) {
+        let mut body = FileBody::Layer(number);
+        let (mut mode, mut mtime) = (MODE, None);
+        let is_model = matches!(self.class, Class::ModelPack | Class::DockerModel);
+        if let Some(name) = &name {
+            let model_archive = is_model && layer.media_type.claims_tar();
+            if model_archive || is_directory(layer) {
+                let content = self.unpacked(number, layer);
+                let below = name.name.clone();
+                body = FileBody::Tree(Tree { layer: number, below, lenient: !is_directory(layer), content });
+                mode = DIRECTORY_MODE;
+            }
+        }
+        if is_model {
+            match names::metadata(layer) {
+                Ok(metadata) => {
+                    // The mode is that of a file: nobody could enter a directory that has it.
+                    if matches!(body, FileBody::Layer(_)) {
+                        mode = metadata.mode.unwrap_or(mode);
+                    }
+                    mtime = metadata.mtime;
+                }
+                Err(reason) => self.reports.push(format!("layer {number}: {reason}")),
+            }
+        }
+        let wanted = wanted(number, layer, name);
+        self.files.push(Wish { wanted, mode, mtime, body, otherwise: FileBody::Layer(number) });
+    }
+
+    fn add_joined(&mut self, number: usize, layer: &Descriptor, layers: Vec<Segment>) {
+        let mut wanted = wanted(number, layer, asked(self.class, layer));
+        wanted.identity = None;
+        let body = FileBody::Joined(layers);
+        self.files.push(Wish { wanted, mode: MODE, mtime: None, body: body.clone(), otherwise: body });
+    }
+
+    fn add_snapshot(&mut self, config: Option<&[u8]>) {
+        let files = config.ok_or_else(|| "the config could not be read".to_owned()).and_then(Files::parse);
+        let mut files = files
+            .map_err(|reason| {
+                self.reports.push(format!("{reason}: files may be packed, and are shown as they are stored"));
+            })
+            .ok();
+        for (number, layer) in self.manifest.layers.iter().enumerate() {
+            if is_nothing(layer) {
+                continue;
+            }
+            let mut wish = Wish {
+                wanted: Wanted::layer(number, layer),
+                mode: MODE,
+                mtime: None,
+                body: FileBody::Layer(number),
+                otherwise: FileBody::Layer(number),
+            };
+            let stored = match (&mut files, layer.title()) {
+                (Some(files), Some(title)) => files.take(title, layer.size).map_err(|reason| {
+                    format!("layer {number}: {}: shown as it is stored: {reason}", shown(title))
+                }),
+                _ => Err(String::new()),
+            };
+            match stored {
+                Ok(stored) => {
+                    wish.mode = stored.mode.unwrap_or(MODE);
+                    if let Some((size, runs)) = stored.sparse {
+                        wish.body = FileBody::Sparse { layer: number, size, runs };
+                        wish.otherwise = wish.body.clone();
+                        wish.wanted.identity = None;
+                    }
+                }
+                Err(reason) => {
+                    wish.wanted.name = None;
+                    self.reports.extend(Some(reason).filter(|reason| !reason.is_empty()));
+                }
+            }
+            self.files.push(wish);
+        }
+    }
+
+    /// A config with a title is a file as well.
+    fn add_config(&mut self) {
+        let Some(config) = &self.manifest.config else { return };
+        let Some(title) = config.title().filter(|_| !config.media_type.is_empty_descriptor()) else { return };
+        let wanted = Wanted {
+            subject: "config".to_owned(),
+            source: "title",
+            name: Some(title.to_owned()),
+            number: self.manifest.layers.len(),
+            fallback: format!("config-{}{}", config.digest.short(), extension(&config.media_type)),
+            identity: Some(config.digest.clone()),
+        };
+        let (body, otherwise) = (FileBody::Config, FileBody::Config);
+        self.files.push(Wish { wanted, mode: MODE, mtime: None, body, otherwise });
+    }
+
+    /// What the uncompressed archive of a directory has to hash to.
+    fn unpacked(&mut self, number: usize, layer: &Descriptor) -> Option<Digest> {
+        let text = layer.annotations.get(UNPACKED)?;
+        text.parse()
+            .map_err(|error| {
+                self.reports.push(format!("layer {number}: {UNPACKED} is not compared: {error}"));
+            })
+            .ok()
+    }
+
+    /// What the directory of a layer is called behind its number.
+    fn archive_name(&mut self, number: usize, layer: &Descriptor) -> Option<String> {
+        let text = layer.annotations.get(TIMONI_TYPE).filter(|_| self.class == Class::Timoni)?;
+        let name = text.replace('/', "_");
+        let usable =
+            !matches!(name.as_str(), "" | "." | "..") && name.len() <= MAX_DIRECTORY && !name.contains('\0');
+        if !usable {
+            self.reports.push(format!("layer {number}: {TIMONI_TYPE} {} cannot be a name", shown(text)));
+        }
+        usable.then_some(name)
+    }
+
+    fn finish(self) -> Contents {
+        let Self { class, files, archives, mut reports, .. } = self;
+        let (wanted, rest): (Vec<_>, Vec<_>) = files
+            .into_iter()
+            .map(|Wish { wanted, mode, mtime, body, otherwise }| (wanted, (mode, mtime, body, otherwise)))
+            .unzip();
+        let mut rest: Vec<_> = rest.into_iter().map(Some).collect();
+        let names = file_names(wanted);
+        reports.extend(names.reports);
+        let files = names.files.into_iter().filter_map(|name| {
+            let (mode, mtime, body, otherwise) = rest.get_mut(name.item)?.take()?;
+            let as_asked = !name.fallback || body == otherwise;
+            let (mode, body) = if as_asked { (mode, body) } else { (MODE, otherwise) };
+            Some(File { path: name.path, mode, mtime, body })
+        });
+        let files = files.collect();
+        let union = if class == Class::ContainerImage { Union::Image } else { Union::Plain };
+        Contents { files, archives, union, reports }
+    }
+}
+
+fn wanted(number: usize, layer: &Descriptor, name: Option<Asked>) -> Wanted {
+    let (source, name) = name.map_or(("title", None), |asked| (asked.source, Some(asked.name)));
+    Wanted { source, name, ..Wanted::layer(number, layer) }
+}
+
+/// The descriptor of image-spec that stands for "no layer". One that is longer than its content says something else.
+fn is_nothing(layer: &Descriptor) -> bool {
+    layer.media_type.is_empty_descriptor() && layer.size <= 2
+}
+
+/// Whether a layer is a directory with a name.
+fn is_directory(layer: &Descriptor) -> bool {
+    layer.title().is_some() && layer.annotations.get(UNPACK).is_some_and(|value| value == "true")
+}
+
+/// Whether a layer is for `merged/`: what the label says, but for plain files that were pushed under the type that ORAS has for
+/// whatever has none.
+fn is_archive(class: Class, layer: &Descriptor, name: Option<&Asked>) -> bool {
+    let tar = layer.media_type.claims_tar();
+    let named_tar = name.map(|asked| is_tar_name(&asked.name));
+    match class {
+        Class::ContainerImage | Class::Flux | Class::Timoni | Class::KitOps | Class::Helm | Class::Bottle => {
+            tar
+        }
+        Class::NosiRootfs | Class::NosiNetboot => {
+            // The type says how it is compressed, and only the title of what.
+            let own = layer.media_type.essence().contains(".layer.v1+");
+            (tar || own) && named_tar != Some(false)
+        }
+        Class::MachineOs => named_tar == Some(true),
+        Class::ModelPack | Class::DockerModel => tar && name.is_none(),
+        Class::Tart | Class::Vetu | Class::Lume | Class::Geranos | Class::Snapshot => false,
+        _ => tar && !is_directory(layer) && named_tar != Some(false),
+    }
+}
+
+fn is_tar_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    TAR_NAMES.iter().any(|end| name.ends_with(end))
+}
+
+/// Whether a layer without a name is nothing but a piece of a disk, of which `disk/` has the whole.
+fn is_piece_of_disk(class: Class, layer: &Descriptor) -> bool {
+    let essence = layer.media_type.essence();
+    match class {
+        Class::Tart => essence == TART_DISK,
+        Class::Vetu => essence == VETU_DISK,
+        Class::Lume => {
+            essence.starts_with("application/vnd.trycua.lume.disk.")
+                || essence.starts_with("application/octet-stream+lz")
+        }
+        _ => false,
+    }
+}
+
+/// What a layer of a chart is called.
+fn chart_file(layer: &Descriptor, chart: &str) -> Option<Asked> {
+    let end = match layer.media_type.claims_tar() {
+        true => ".tgz",
+        false if layer.media_type.essence().ends_with(".prov") => ".tgz.prov",
+        false => return None,
+    };
+    Some(Asked { source: "chart", name: format!("{chart}{end}") })
+}

@@ -1,0 +1,80 @@
+//! Files that are cut into layers, each of which says which bytes of which file it has.
+//!
+//! Never leaves a gap or shows a byte twice: pieces that do not tile their file stay pieces. The idea: sorted by where they
+//! start, each has to start where those before it end. A range is the first and the last byte, both included, and a piece may be
+//! compressed on its own (geranos, `pkg/filesegment`), so that its range says how large it is, and not the layer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::oci::Manifest;
+
+use super::contents::Segment;
+use super::names::SEGMENT_OF;
+use super::shown;
+
+/// How a layer says which bytes it has: `first-last`.
+const RANGE: &str = "range";
+
+/// The pieces of a manifest.
+#[derive(Debug, Default)]
+pub(super) struct Segments {
+    /// Layers that are one file, in order, by the first of them in the manifest.
+    pub(super) joined: BTreeMap<usize, Vec<Segment>>,
+    /// All the layers in `joined`.
+    pub(super) pieces: BTreeSet<usize>,
+    /// Layers that are pieces of something that cannot be joined.
+    pub(super) loose: Vec<usize>,
+    /// Why not.
+    pub(super) reports: Vec<String>,
+}
+
+/// Which layers are one file.
+pub(super) fn segments(manifest: &Manifest) -> Segments {
+    let mut files: BTreeMap<&str, Vec<(usize, &str)>> = BTreeMap::new();
+    for (number, layer) in manifest.layers.iter().enumerate() {
+        if let (Some(name), Some(range)) = (layer.annotations.get(SEGMENT_OF), layer.annotations.get(RANGE)) {
+            files.entry(name).or_default().push((number, range));
+        }
+    }
+    let mut found = Segments::default();
+    for (name, pieces) in files {
+        match join(&pieces) {
+            Ok(order) => {
+                found.pieces.extend(order.iter().map(|segment| segment.layer));
+                found.joined.insert(pieces[0].0, order);
+            }
+            Err(reason) => {
+                found.loose.extend(pieces.iter().map(|(number, _)| *number));
+                found.reports.push(format!("{}: its layers are shown one by one: {reason}", shown(name)));
+            }
+        }
+    }
+    found.loose.sort_unstable();
+    found
+}
+
+/// The numbers in order of their ranges, which have to tile.
+fn join(pieces: &[(usize, &str)]) -> Result<Vec<Segment>, String> {
+    let mut placed = Vec::with_capacity(pieces.len());
+    for &(number, range) in pieces {
+        let place =
+            parse(range).and_then(|(first, last)| Some((first, last.checked_sub(first)?.checked_add(1)?)));
+        let (start, size) =
+            place.ok_or_else(|| format!("layer {number}: the range {} is none", shown(range)))?;
+        placed.push((start, size, number));
+    }
+    placed.sort_unstable();
+    let mut end = 0_u64;
+    for &(start, size, number) in &placed {
+        if start != end {
+            return Err(format!("layer {number} starts at {start}, and what is before it ends at {end}"));
+        }
+        end = end.checked_add(size).filter(|end| *end < 1 << 63).ok_or("they are larger than any file")?;
+    }
+    Ok(placed.into_iter().map(|(_, size, layer)| Segment { layer, size }).collect())
+}
+
+fn parse(range: &str) -> Option<(u64, u64)> {
+    let (start, stop) = range.split_once('-')?;
+    Some((start.trim().parse().ok()?, stop.trim().parse().ok()?))
+}

@@ -1,0 +1,125 @@
+//! The files of a machine snapshot, whose layers hold only their data; the config has the map.
+//!
+//! Never shows packed bytes under the name of the file that they are of. The idea: a map that adds up to the layer is
+//! believed, for it cannot make anything but zeros out of what is not there; any other is told, and the layer is shown as it is.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// What the config says about the files.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// Taken out as they are used: two layers cannot both be one file, and a long map is kept once.
+    files: BTreeMap<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    files: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Recorded {
+    #[serde(default)]
+    mode: i64,
+    #[serde(default)]
+    sparse_map: Option<Value>,
+    #[serde(default)]
+    sparse_size: i64,
+}
+
+/// One run as the map has it.
+#[derive(Deserialize)]
+struct Segment {
+    #[serde(rename = "o")]
+    offset: u64,
+    #[serde(rename = "l")]
+    len: u64,
+}
+
+/// How a file is stored.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    /// Permission bits, when they are recorded.
+    pub(super) mode: Option<u16>,
+    /// Size of the file and its runs, when the layer has only those.
+    pub(super) sparse: Option<(u64, Vec<(u64, u64)>)>,
+}
+
+impl Files {
+    /// Reads the config.
+    pub(super) fn parse(config: &[u8]) -> Result<Self, String> {
+        let config: Config = serde_json::from_slice(config)
+            .map_err(|error| format!("the config is not understood: {error}"))?;
+        Ok(Self { files: config.files.unwrap_or_default() })
+    }
+
+    /// How the file of that name lies in a layer of `size` bytes; why that is not known otherwise.
+    pub(super) fn take(&mut self, name: &str, size: u64) -> Result<Stored, String> {
+        let Some(value) = self.files.remove(name) else {
+            return Err("the config does not say how it is packed".into());
+        };
+        let recorded: Recorded = serde_json::from_value(value)
+            .map_err(|error| format!("what the config says about it is not understood: {error}"))?;
+        let mode = Some((recorded.mode & 0o7777) as u16).filter(|mode| *mode != 0);
+        let map = match recorded.sparse_map {
+            None | Some(Value::Null) => return Ok(Stored { mode, sparse: None }),
+            Some(Value::String(text)) if text.is_empty() => return Ok(Stored { mode, sparse: None }),
+            Some(Value::String(text)) => parse_map(&text)?,
+            Some(map) => segments(serde_json::from_value(map))?,
+        };
+        let whole = u64::try_from(recorded.sparse_size)
+            .map_err(|_| format!("its size is {} bytes", recorded.sparse_size))?;
+        Ok(Stored { mode, sparse: Some((whole, check(map, whole, size)?)) })
+    }
+}
+
+/// Reads a map: JSON with `o` and `l` in every segment, or offsets and lengths with commas between.
+fn parse_map(text: &str) -> Result<Vec<(u64, u64)>, String> {
+    let text = text.trim();
+    if text.starts_with('[') || text == "null" {
+        return segments(serde_json::from_str(text));
+    }
+    let numbers = text.split(',').map(|number| number.trim().parse());
+    let numbers: Vec<u64> =
+        numbers.collect::<Result<_, _>>().map_err(|error| format!("its map is not understood: {error}"))?;
+    if !numbers.len().is_multiple_of(2) {
+        return Err("its map has an offset without a length".into());
+    }
+    Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+}
+
+fn segments(parsed: Result<Option<Vec<Segment>>, serde_json::Error>) -> Result<Vec<(u64, u64)>, String> {
+    let segments = parsed.map_err(|error| format!("its map is not understood: {error}"))?.unwrap_or_default();
+    Ok(segments.into_iter().map(|Segment { offset, len }| (offset, len)).collect())
+}
+
+/// The runs of a map that fits: ascending, inside of the file, and as many bytes as the layer has. Runs that touch are one.
+fn check(map: Vec<(u64, u64)>, whole: u64, stored: u64) -> Result<Vec<(u64, u64)>, String> {
+    let mut runs: Vec<(u64, u64)> = Vec::with_capacity(map.len());
+    let (mut end, mut sum) = (0, 0_u64);
+    for (offset, len) in map {
+        if offset < end {
+            return Err(format!("its map goes back from {end} to {offset}"));
+        }
+        end = offset
+            .checked_add(len)
+            .filter(|end| *end <= whole)
+            .ok_or_else(|| format!("its map has {len} bytes at {offset}, but the file {whole} in all"))?;
+        // No overflow: the runs so far are apart and end before `whole`.
+        sum += len;
+        match runs.last_mut() {
+            _ if len == 0 => {}
+            Some((start, before)) if *start + *before == offset => *before += len,
+            _ => runs.push((offset, len)),
+        }
+    }
+    if sum != stored {
+        return Err(format!("its map has {sum} bytes of data, and the layer {stored}"));
+    }
+    Ok(runs)
+}
