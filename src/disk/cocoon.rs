@@ -3,12 +3,12 @@
 //! Never mixes formats or names, where epoch joins whatever has one of the types. The idea: the media type says that a
 //! layer is (part of) a disk and of which format, the title says of which disk and where.
 
-use crate::oci::{Descriptor, Manifest, MediaType};
+use crate::oci::{Class, Manifest, MediaType, classify_manifest};
 
-use super::classify::{Class, classify_manifest};
 use super::detect::{Candidate, assemble};
+use super::name::Names;
 use super::title::Role;
-use super::{Detection, Format, PartOrder};
+use super::{Body, Detection, DiskPlan, Format, Packing, PartOrder};
 
 /// Prefix of the disk types, and what the first Windows images used (epoch `manifest/media.go`).
 const PREFIXES: [&str; 2] =
@@ -51,18 +51,17 @@ pub(super) fn unclassified(manifest: &Manifest, order: PartOrder) -> Detection {
     found
 }
 
-/// A snapshot's layers hold only the data of their files, packed by a map in the config, so their bytes are no disks.
+/// A snapshot's layers hold only the data of their files, packed by a map in the config, so that its disks are the files with
+/// their holes put back. Its overlay names a backing file, a base image on the machine where the snapshot was taken.
 pub(super) fn snapshot(manifest: &Manifest) -> Detection {
-    let mut found = Detection::default();
-    for layer in manifest.layers.iter().filter(|layer| disk_type(&layer.media_type).is_some()) {
-        let reason = "a disk of a snapshot is stored without its holes, which are not put back yet";
-        found.problems.extend(Detection::problem(subject(layer), reason).problems);
+    let (mut found, mut names) = (Detection::default(), Names::default());
+    for (layer, descriptor) in manifest.layers.iter().enumerate() {
+        let Some((label, _)) = disk_type(&descriptor.media_type) else { continue };
+        let (name, warning) = names.name(descriptor.title().unwrap_or_default(), &label);
+        found.warnings.extend(warning);
+        found.disks.push(DiskPlan { name, label, body: Body::File { layer }, size: None });
     }
     found
-}
-
-fn subject(layer: &Descriptor) -> &str {
-    layer.title().filter(|title| !title.is_empty()).unwrap_or(layer.digest.as_str())
 }
 
 fn disks(manifest: &Manifest, order: PartOrder) -> Detection {
@@ -72,7 +71,8 @@ fn disks(manifest: &Manifest, order: PartOrder) -> Detection {
         .enumerate()
         .filter_map(|(index, layer)| {
             let (label, role) = disk_type(&layer.media_type)?;
-            Some(Candidate { index, title: layer.title().unwrap_or_default(), label, role })
+            let title = layer.title().unwrap_or_default();
+            Some(Candidate { index, title, label, role, packing: Packing::Stored })
         })
         .collect();
     assemble(manifest, &candidates, order)
@@ -90,7 +90,7 @@ mod tests {
     fn only_disk(manifest: &Manifest) -> (String, String) {
         let found = detect(manifest, PartOrder::Epoch);
         assert!(found.problems.is_empty() && found.disks.len() == 1, "{found:?}");
-        let titles = found.disks[0].parts.iter().map(|index| manifest.layers[*index].title().unwrap_or("?"));
+        let titles = found.disks[0].layers().map(|index| manifest.layers[index].title().unwrap_or("?"));
         (found.disks[0].name.clone(), titles.collect::<Vec<_>>().join(" "))
     }
 
@@ -106,9 +106,9 @@ mod tests {
             ],
         );
         let found = detect(&manifest, PartOrder::Epoch);
-        let joined: String = found.disks[0].parts.iter().map(|index| contents[*index]).collect();
+        let joined: String = found.disks[0].layers().map(|index| contents[index]).collect();
         assert_eq!(joined, "AAAABBBB");
-        assert_eq!((found.disks[0].name.as_str(), found.disks[0].size), ("win.qcow2", 8));
+        assert_eq!((found.disks[0].name.as_str(), found.disks[0].size), ("win.qcow2", Some(8)));
         assert!(found.problems.is_empty() && found.warnings.is_empty());
     }
 
@@ -156,14 +156,19 @@ mod tests {
     }
 
     #[test]
-    fn disks_of_a_snapshot_are_named_as_absent() {
+    fn disks_of_a_snapshot_are_its_files() {
         let snapshot = manifest(
             "application/vnd.cocoonstack.snapshot.v1+json",
             [("application/vnd.cocoonstack.vm.memory", "memory-ranges"), (WHOLE, "overlay.qcow2")],
         );
         let found = detect(&snapshot, PartOrder::Epoch);
-        assert!(found.disks.is_empty());
-        assert_eq!((found.problems.len(), found.problems[0].subject.as_str()), (1, "overlay.qcow2"));
+        assert!(found.problems.is_empty() && found.disks.len() == 1, "{found:?}");
+        assert_eq!(
+            (found.disks[0].name.as_str(), &found.disks[0].body),
+            ("overlay.qcow2", &Body::File { layer: 1 })
+        );
+        assert_eq!(found.clone().with_file_sizes(|layer| Some(layer as u64 + 4)).disks[0].size, Some(5));
+        assert!(found.with_file_sizes(|_| None).disks.is_empty(), "without a file there is no disk");
     }
 
     #[test]
@@ -172,8 +177,8 @@ mod tests {
             &manifest(CLOUD, [(PART, "a.00"), (RAW_PART, "a.01"), (PART, "a.01"), (RAW_PART, "a.00")]),
             PartOrder::Epoch,
         );
-        let disks: Vec<_> = found.disks.iter().map(|disk| (disk.name.as_str(), &disk.parts[..])).collect();
-        assert_eq!(disks, [("a.qcow2", &[0, 2][..]), ("a.raw", &[3, 1])]);
+        let disks: Vec<_> = found.disks.iter().map(|disk| (disk.name.as_str(), layers(disk))).collect();
+        assert_eq!(disks, [("a.qcow2", vec![0, 2]), ("a.raw", vec![3, 1])]);
     }
 
     #[test]
@@ -184,7 +189,7 @@ mod tests {
         }
         assert_eq!(only_disk(&cloud), ("disk.qcow2".into(), "? ? ?".into()));
         let found = detect(&cloud, PartOrder::Epoch);
-        assert_eq!(found.disks[0].parts, [0, 1, 2]);
+        assert_eq!(layers(&found.disks[0]), [0, 1, 2]);
         assert_eq!(found.warnings.len(), 1);
     }
 
@@ -208,8 +213,8 @@ mod tests {
             refused.problems[0].to_string().starts_with("a.qcow2: the numbers of its parts are not padded")
         );
         let natural: Vec<_> = (2..11).chain(0..2).collect();
-        assert_eq!(detect(&cloud, PartOrder::Natural).disks[0].parts, natural);
-        assert_eq!(detect(&cloud, PartOrder::Manifest).disks[0].parts, (0..11).collect::<Vec<_>>());
+        assert_eq!(layers(&detect(&cloud, PartOrder::Natural).disks[0]), natural);
+        assert_eq!(layers(&detect(&cloud, PartOrder::Manifest).disks[0]), (0..11).collect::<Vec<_>>());
     }
 
     #[test]
@@ -217,7 +222,7 @@ mod tests {
         let numbers = (0..90).map(|n| format!("{n:02}")).chain((0..60).map(|n| format!("9{n:03}")));
         let titles: Vec<_> = numbers.map(|n| format!("win.qcow2.{n}.qcow2.part")).collect();
         let found = detect(&cloud(titles.iter().rev().map(String::as_str)), PartOrder::Epoch);
-        assert_eq!(found.disks[0].parts, (0..150).rev().collect::<Vec<_>>());
+        assert_eq!(layers(&found.disks[0]), (0..150).rev().collect::<Vec<_>>());
         assert!(found.problems.is_empty());
     }
 }

@@ -5,13 +5,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::oci::Manifest;
+use crate::oci::{Class, Digest, Manifest, classify_manifest};
 
-use super::classify::{Class, classify_manifest};
-use super::name::Names;
+use super::name::{Names, unused};
 use super::parts::{Part, sequence};
 use super::title::{Reading, Role, read};
-use super::{Format, cocoon, plain};
+use super::{Format, cocoon, geranos, kubevirt, lume, machine, nosi, plain, tart, vetu, vmlab};
 
 /// The most parts that one disk has.
 pub const MAX_PARTS: usize = 4096;
@@ -48,10 +47,64 @@ pub struct DiskPlan {
     pub name: String,
     /// What the manifest calls it.
     pub label: Format,
-    /// Which of the manifest's layers, in order.
-    pub parts: Vec<usize>,
-    /// Bytes of all parts. Invariant: `size < 2^63`, because that is where file offsets end.
-    pub size: u64,
+    /// What its bytes are.
+    pub body: Body,
+    /// Bytes of the disk, when the manifest alone says it exactly; else they are known once the parts are unpacked.
+    /// Invariant: `size < 2^63`, because that is where file offsets end.
+    pub size: Option<u64>,
+}
+
+impl DiskPlan {
+    /// The layers that it is made of, in order.
+    pub fn layers(&self) -> impl Iterator<Item = usize> {
+        let (parts, file) = match &self.body {
+            Body::Parts(parts) => (&parts[..], None),
+            Body::File { layer } => (&[][..], Some(*layer)),
+            Body::Member { .. } => (&[][..], None),
+        };
+        parts.iter().map(|part| part.layer).chain(file)
+    }
+}
+
+/// What the bytes of a disk are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Layers, each unpacked on its own, one behind the other.
+    Parts(Vec<PartPlan>),
+    /// The file that a layer is in `files/`, its holes put back.
+    File {
+        /// Which of the manifest's layers.
+        layer: usize,
+    },
+    /// A file inside the image's only archive: what KubeVirt calls a containerDisk.
+    Member {
+        /// Its path in the merged tree.
+        path: String,
+    },
+}
+
+/// One part of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartPlan {
+    /// Which of the manifest's layers.
+    pub layer: usize,
+    /// How the bytes of the disk are stored in it.
+    pub packing: Packing,
+    /// Bytes of the disk in this part as the manifest claims them, for parts that are packed: where the next part begins is
+    /// known without unpacking this one, and a part that unpacks to another size is an error. For a part that is stored as it
+    /// is, the size of the layer.
+    pub size: Option<u64>,
+    /// What the unpacked bytes have to hash to, when the manifest says it.
+    pub content: Option<Digest>,
+}
+
+/// How the bytes of a disk are stored in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// As they are.
+    Stored,
+    /// Compressed by its label; the first bytes say how, and whether it is.
+    Packed,
 }
 
 /// A disk that is not there.
@@ -75,7 +128,16 @@ pub fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
         Class::Snapshot => cocoon::snapshot(manifest),
         Class::CloudImage => cocoon::cloud_image(manifest, order),
         _ if cocoon::has_disks(manifest) => cocoon::unclassified(manifest, order),
+        // These say by the types of their layers what they are; some have the config of a container image as a stub.
+        _ if tart::has_disks(manifest) => tart::detect(manifest),
+        _ if vetu::has_disks(manifest) => vetu::detect(manifest),
+        _ if lume::has_disks(manifest) => lume::detect(manifest),
+        _ if geranos::has_segments(manifest) => geranos::detect(manifest),
+        _ if vmlab::has_disks(manifest) => vmlab::detect(manifest),
+        _ if kubevirt::has_disks(manifest) => kubevirt::detect(manifest, order),
+        _ if nosi::has_disks(manifest) => nosi::detect(manifest, order),
         _ if manifest.is_container_image() => Detection::default(),
+        _ if machine::has_disk(manifest) => machine::detect(manifest, order),
         _ => plain::detect(manifest, order),
     }
 }
@@ -83,9 +145,22 @@ pub fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
 /// A layer that is a disk or a part of one.
 pub(super) struct Candidate<'a> {
     pub(super) index: usize,
+    /// Without the extension of a compression.
     pub(super) title: &'a str,
     pub(super) label: Format,
     pub(super) role: Role,
+    pub(super) packing: Packing,
+}
+
+impl PartPlan {
+    /// A part without claims.
+    pub(super) fn bare(manifest: &Manifest, layer: usize, packing: Packing) -> Self {
+        let size = match packing {
+            Packing::Stored => manifest.layers.get(layer).map(|layer| layer.size),
+            Packing::Packed => None,
+        };
+        Self { layer, packing, size, content: None }
+    }
 }
 
 impl Detection {
@@ -95,10 +170,81 @@ impl Detection {
         Self { problems: vec![problem], ..Self::default() }
     }
 
-    fn report(&mut self, subject: &str, reason: impl Into<String>) {
+    pub(super) fn report(&mut self, subject: &str, reason: impl Into<String>) {
         let subject = if subject.is_empty() { "disk" } else { subject };
         self.problems.push(Problem { subject: subject.into(), reason: reason.into() });
     }
+
+    /// Adds the disk that these parts are, or why there is none.
+    pub(super) fn add(
+        &mut self,
+        manifest: &Manifest,
+        names: &mut Names,
+        (stem, label): (&str, &Format),
+        parts: Result<Vec<PartPlan>, String>,
+    ) {
+        let checked = parts.and_then(|parts| total(manifest, &parts).map(|size| (parts, size)));
+        match checked {
+            Ok((parts, size)) => {
+                let (name, warning) = names.name(stem, label);
+                self.warnings.extend(warning);
+                self.disks.push(DiskPlan { name, label: label.clone(), body: Body::Parts(parts), size });
+            }
+            Err(reason) => self.report(stem, reason),
+        }
+    }
+
+    /// Gives the disks that are files of `files/` the sizes that those have; there is no disk where there is no such file.
+    #[must_use]
+    pub fn with_file_sizes(mut self, size: impl Fn(usize) -> Option<u64>) -> Self {
+        self.disks.retain_mut(|disk| {
+            let Body::File { layer } = disk.body else { return true };
+            disk.size = size(layer);
+            disk.size.is_some()
+        });
+        self
+    }
+
+    /// For each disk the name of its raw form, when it is of a kind that has one.
+    pub fn raw_names(&self) -> Vec<Option<String>> {
+        let mut taken: Vec<String> = self.disks.iter().map(|disk| disk.name.clone()).collect();
+        let mut name = |plan| {
+            let name = raw_name(plan, &taken)?;
+            taken.push(name.clone());
+            Some(name)
+        };
+        self.disks.iter().map(&mut name).collect()
+    }
+}
+
+/// What the raw form of a disk is called: `x.raw` for `x.qcow2`, numbered when one of `taken` has that name. `None` for what
+/// is not called a qcow2.
+pub fn raw_name(plan: &DiskPlan, taken: &[String]) -> Option<String> {
+    if plan.label != Format::Qcow2 {
+        return None;
+    }
+    let stem = plan.name.rsplit_once('.').map_or(plan.name.as_str(), |(stem, _)| stem);
+    Some(unused(&format!("{stem}.raw"), |name| taken.iter().any(|taken| taken == name), taken.len()))
+}
+
+/// Bytes of a disk of such parts, as far as they are known; or why they are no disk.
+fn total(manifest: &Manifest, parts: &[PartPlan]) -> Result<Option<u64>, String> {
+    if parts.len() > MAX_PARTS {
+        return Err(format!("{} parts are more than the limit of {MAX_PARTS}", parts.len()));
+    }
+    let (mut size, mut known) = (0u64, true);
+    for part in parts {
+        let layer = manifest.layers.get(part.layer).ok_or("one of its parts is no layer")?;
+        if layer.digest.algorithm().is_none() {
+            return Err(format!("part {} has a digest that cannot be checked", layer.digest));
+        }
+        known &= part.size.is_some();
+        size = size
+            .checked_add(part.size.unwrap_or_default())
+            .filter(|size| *size <= i64::MAX as u64)
+            .ok_or_else(|| "its parts have more than 2^63 - 1 bytes together".to_owned())?;
+    }
+    Ok(known.then_some(size))
 }
 
 /// Sorts candidates into disks: one for each stem and format.
@@ -112,15 +258,15 @@ pub(super) fn assemble(manifest: &Manifest, candidates: &[Candidate<'_>], order:
             found.report(stem, "some parts have no title, so it is not known which disk they belong to");
             continue;
         }
-        match join(manifest, &group, order) {
-            Ok(joined) => {
-                let (name, warning) = names.name(stem, label);
-                found.warnings.extend(joined.warning.map(|warning| format!("{name}: {warning}")));
-                found.warnings.extend(warning);
-                let (parts, size) = (joined.parts, joined.size);
-                found.disks.push(DiskPlan { name, label: label.clone(), parts, size });
-            }
-            Err(reason) => found.report(stem, reason),
+        let joined = join(manifest, &group, order);
+        let (parts, warning) = match joined {
+            Ok((parts, warning)) => (Ok(parts), warning),
+            Err(reason) => (Err(reason), None),
+        };
+        let before = found.disks.len();
+        found.add(manifest, &mut names, (stem, label), parts);
+        if let (Some(warning), Some(disk)) = (warning, found.disks.get(before)) {
+            found.warnings.push(format!("{}: {warning}", disk.name));
         }
     }
     found
@@ -150,14 +296,12 @@ fn groups<'a>(candidates: &'a [Candidate<'a>]) -> BTreeMap<(&'a str, &'a Format)
     groups
 }
 
-struct Joined {
-    parts: Vec<usize>,
-    size: u64,
-    warning: Option<String>,
-}
-
 /// The parts of one disk in order, or why there is none.
-fn join(manifest: &Manifest, group: &Group<'_>, order: PartOrder) -> Result<Joined, String> {
+fn join(
+    manifest: &Manifest,
+    group: &Group<'_>,
+    order: PartOrder,
+) -> Result<(Vec<PartPlan>, Option<String>), String> {
     if group.len() > MAX_PARTS {
         return Err(format!("{} parts are more than the limit of {MAX_PARTS}", group.len()));
     }
@@ -167,25 +311,19 @@ fn join(manifest: &Manifest, group: &Group<'_>, order: PartOrder) -> Result<Join
             number.map(|number| Part { index: candidate.index, title: candidate.title, number })
         })
         .collect();
-    let (parts, warning) = if numbered.len() == group.len() {
+    let (indices, warning) = if numbered.len() == group.len() {
         sequence(numbered, order)?
     } else if numbered.is_empty() {
         unnumbered(manifest, group)?
     } else {
         return Err("some of its layers are numbered parts and some are not".into());
     };
-    let mut size = 0u64;
-    for index in &parts {
-        let layer = &manifest.layers[*index];
-        if layer.digest.algorithm().is_none() {
-            return Err(format!("part {} has a digest that cannot be checked", layer.digest));
-        }
-        size = size
-            .checked_add(layer.size)
-            .filter(|size| *size <= i64::MAX as u64)
-            .ok_or_else(|| "its parts have more than 2^63 - 1 bytes together".to_owned())?;
-    }
-    Ok(Joined { parts, size, warning })
+    let packings: BTreeMap<usize, Packing> =
+        group.iter().map(|(candidate, _)| (candidate.index, candidate.packing)).collect();
+    let part = |index: usize| {
+        PartPlan::bare(manifest, index, packings.get(&index).copied().unwrap_or(Packing::Stored))
+    };
+    Ok((indices.into_iter().map(part).collect(), warning))
 }
 
 /// Layers with one title and no number: parts are joined as they are listed, which is what a stable sort by title does;
@@ -206,7 +344,13 @@ fn unnumbered(manifest: &Manifest, group: &Group<'_>) -> Result<(Vec<usize>, Opt
         indices.truncate(1);
         return Ok((indices, Some(format!("the manifest lists it {} times", group.len()))));
     }
-    Err(format!("{} different layers have its name", group.len()))
+    let titles: Vec<_> = indices.iter().take(4).map(|index| manifest.layers[*index].title()).collect();
+    let titles: Vec<_> = titles.into_iter().map(|title| title.unwrap_or("without a title")).collect();
+    Err(format!(
+        "{} different layers have its name ({}): choose one of them with --title or --layer",
+        group.len(),
+        titles.join(", ")
+    ))
 }
 
 #[cfg(test)]
@@ -214,8 +358,8 @@ mod tests {
     use super::super::fixtures::*;
     use super::*;
 
-    fn names(found: &Detection) -> Vec<(&str, &[usize])> {
-        found.disks.iter().map(|disk| (disk.name.as_str(), &disk.parts[..])).collect()
+    fn names(found: &Detection) -> Vec<(&str, Vec<usize>)> {
+        found.disks.iter().map(|disk| (disk.name.as_str(), layers(disk))).collect()
     }
 
     fn reasons(found: &Detection) -> String {
@@ -228,13 +372,13 @@ mod tests {
             &cloud(["b.qcow2.01.qcow2.part", "a.qcow2.00.qcow2.part", "b.qcow2.00.qcow2.part"]),
             PartOrder::Epoch,
         );
-        assert_eq!(names(&found), [("a.qcow2", &[1][..]), ("b.qcow2", &[2, 0])]);
+        assert_eq!(names(&found), [("a.qcow2", vec![1]), ("b.qcow2", vec![2, 0])]);
     }
 
     #[test]
     fn a_gap_in_one_disk_does_not_hide_the_other() {
         let found = detect(&cloud(["a.qcow2.00", "a.qcow2.01", "a.qcow2.03", "b.qcow2"]), PartOrder::Epoch);
-        assert_eq!(names(&found), [("b.qcow2", &[3][..])]);
+        assert_eq!(names(&found), [("b.qcow2", vec![3])]);
         assert_eq!(reasons(&found), r#"a.qcow2: a part is missing between "a.qcow2.01" and "a.qcow2.03""#);
     }
 
@@ -248,9 +392,9 @@ mod tests {
     #[test]
     fn a_version_in_a_title_is_a_number_only_in_company() {
         let found = detect(&cloud(["ubuntu-22.04.qcow2.part", "debian-12.5.qcow2.part"]), PartOrder::Epoch);
-        assert_eq!(names(&found), [("debian-12.5.qcow2", &[1][..]), ("ubuntu-22.04.qcow2", &[0])]);
+        assert_eq!(names(&found), [("debian-12.5.qcow2", vec![1]), ("ubuntu-22.04.qcow2", vec![0])]);
         let found = detect(&cloud(["x.02.part", "x.00.part", "x.01.part"]), PartOrder::Epoch);
-        assert_eq!(names(&found), [("x.qcow2", &[1, 2, 0][..])]);
+        assert_eq!(names(&found), [("x.qcow2", vec![1, 2, 0])]);
     }
 
     #[test]
@@ -268,7 +412,7 @@ mod tests {
         manifest.layers[0].size = 0;
         manifest.layers[1].size = 1;
         manifest.layers[2].size = i64::MAX as u64 - 1;
-        assert_eq!(detect(&manifest, PartOrder::Epoch).disks[0].size, i64::MAX as u64);
+        assert_eq!(detect(&manifest, PartOrder::Epoch).disks[0].size, Some(i64::MAX as u64));
         for size in [i64::MAX as u64, u64::MAX] {
             manifest.layers[2].size = size;
             let found = detect(&manifest, PartOrder::Epoch);
@@ -280,7 +424,7 @@ mod tests {
     fn parts_count_to_the_limit_and_no_further() {
         let titles: Vec<_> = (0..=MAX_PARTS).map(|n| format!("a.qcow2.{n:04}")).collect();
         let at = detect(&cloud(titles[..MAX_PARTS].iter().map(String::as_str)), PartOrder::Epoch);
-        assert_eq!(at.disks[0].parts.len(), MAX_PARTS);
+        assert_eq!(layers(&at.disks[0]).len(), MAX_PARTS);
         let past = detect(&cloud(titles.iter().map(String::as_str)), PartOrder::Epoch);
         assert!(past.disks.is_empty() && reasons(&past).contains("more than the limit of 4096"));
     }

@@ -2,6 +2,8 @@
 
 use crate::oci::{Descriptor, Digest, Manifest};
 
+use super::DiskPlan;
+
 /// A size that a file of [`Qcow2`] could have.
 pub(super) const SIZE: u64 = 10 * 65536 + 5;
 
@@ -67,6 +69,7 @@ pub(super) fn layer(media_type: &str, title: Option<&str>, size: u64, content: &
         platform: None,
         artifact_type: None,
         data: None,
+        name: None,
     }
 }
 
@@ -84,6 +87,11 @@ pub(super) fn manifest<'a>(
         subject: None,
         annotations: Default::default(),
     }
+}
+
+/// The numbers of the layers of a disk, in order.
+pub(super) fn layers(plan: &DiskPlan) -> Vec<usize> {
+    plan.layers().collect()
 }
 
 /// A cloud image whose layers are parts of a qcow2.

@@ -46,6 +46,10 @@ pub enum Signature {
     Zip,
     /// 7-Zip.
     SevenZip,
+    /// LZ4 frames.
+    Lz4,
+    /// The blocks that Apple's libcompression makes of LZ4.
+    AppleLz4,
 }
 
 /// Extensions by format, none of two letters, which could be a suffix of `split`; the first of a format is the one that is appended to a name that has none.
@@ -61,7 +65,7 @@ const EXTENSIONS: [(&str, Format); 9] = [
     ("vdi", Format::Vdi),
 ];
 
-const SIGNATURES: [(&[u8], Signature); 10] = [
+const SIGNATURES: [(&[u8], Signature); 13] = [
     (b"<!", Signature::Html),
     (b"<?", Signature::Html),
     (b"<h", Signature::Html),
@@ -72,6 +76,10 @@ const SIGNATURES: [(&[u8], Signature); 10] = [
     (b"\x28\xb5\x2f\xfd", Signature::Zstd),
     (b"PK", Signature::Zip),
     (b"7z\xbc\xaf\x27\x1c", Signature::SevenZip),
+    // 0x184D2204, little endian (LZ4 frame format 1.6).
+    (b"\x04\x22\x4d\x18", Signature::Lz4),
+    (b"bv41", Signature::AppleLz4),
+    (b"bv4-", Signature::AppleLz4),
 ];
 
 impl Format {
@@ -95,6 +103,10 @@ impl Format {
         }
         if head.starts_with(b"QED\0") {
             return Format::Other("qed".into());
+        }
+        // Apple's sparse images, which tart's machines may have.
+        if head.starts_with(b"shdw") {
+            return Format::Other("asif".into());
         }
         if vmdk::probe(head) {
             return Format::Vmdk;
@@ -147,6 +159,8 @@ impl fmt::Display for Signature {
             Signature::Zstd => "zstd",
             Signature::Zip => "zip",
             Signature::SevenZip => "7z",
+            Signature::Lz4 => "lz4",
+            Signature::AppleLz4 => "apple lz4",
         })
     }
 }
@@ -172,6 +186,10 @@ mod tests {
             (b"\x28\xb5\x2f\xfd", "zstd"),
             (b"PK\x03\x04", "zip"),
             (b"7z\xbc\xaf\x27\x1c", "7z"),
+            (b"\x04\x22\x4d\x18", "lz4"),
+            (b"bv41", "apple lz4"),
+            (b"bv4-", "apple lz4"),
+            (b"shdw", "asif"),
             (b"QED\0", "qed"),
             (b"", "raw"),
             (b"\xeb\x63\x90", "raw"),

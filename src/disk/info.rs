@@ -7,9 +7,9 @@
 
 use serde::Serialize;
 
-use crate::oci::Manifest;
+use crate::oci::{Digest, Manifest};
 
-use super::{Detection, DiskPlan, Format, Inspection, Qcow2Header};
+use super::{Body, Detection, DiskPlan, Format, Inspection, Packing, PartPlan, Qcow2Header};
 
 /// Bytes that the inspection of one disk takes at most: the sum of the limits below, and of names and numbers.
 const ROOM: u64 = 8192;
@@ -33,8 +33,13 @@ struct Info<'a> {
 struct DiskInfo<'a> {
     name: &'a str,
     label: String,
-    size: u64,
+    /// `null` where the manifest does not say it.
+    size: Option<u64>,
     parts: Vec<PartInfo<'a>>,
+    /// The path in the merged tree of a disk that is a file inside of an image.
+    member: Option<&'a str>,
+    /// What the raw form is called, whether or not there is one: its inspection says.
+    raw: Option<String>,
     /// `null` until the first bytes of the disk are known.
     inspection: Option<InspectionInfo>,
 }
@@ -43,8 +48,16 @@ struct DiskInfo<'a> {
 struct PartInfo<'a> {
     title: Option<&'a str>,
     digest: &'a str,
+    /// Bytes of the layer.
     size: u64,
-    offset: u64,
+    /// `stored` or `packed`.
+    packing: &'static str,
+    /// Where the part begins on the disk, when every part before it has a known size.
+    offset: Option<u64>,
+    /// Bytes of the disk in it, as far as they are known.
+    disk_size: Option<u64>,
+    /// What these bytes hash to, as the manifest claims.
+    content: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -55,10 +68,15 @@ struct ProblemInfo<'a> {
 
 #[derive(Serialize)]
 struct InspectionInfo {
+    /// `null` where only unpacking all of it would tell.
+    size: Option<u64>,
+    encoding: Option<String>,
     format: String,
     qcow2: Option<Qcow2Info>,
     refusal: Option<String>,
     notes: Vec<String>,
+    /// Why there is no raw form.
+    no_raw: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -77,9 +95,9 @@ struct Qcow2Info {
 
 /// The document, a line break at its end. `inspections` go with `detection.disks`; those that are missing are `null`.
 pub fn info_json(manifest: &Manifest, detection: &Detection, inspections: &[Option<Inspection>]) -> String {
-    let disks = detection.disks.iter().enumerate().map(|(i, plan)| {
+    let disks = detection.disks.iter().zip(detection.raw_names()).enumerate().map(|(i, (plan, raw))| {
         let inspection = inspections.get(i).and_then(Option::as_ref);
-        DiskInfo::new(manifest, plan, inspection)
+        DiskInfo::new(manifest, plan, raw, inspection)
     });
     let problems = detection.problems.iter().map(|p| ProblemInfo { subject: &p.subject, reason: &p.reason });
     let info = Info { disks: disks.collect(), problems: problems.collect(), warnings: &detection.warnings };
@@ -116,23 +134,51 @@ pub fn info_padded(
 }
 
 impl<'a> DiskInfo<'a> {
-    fn new(manifest: &'a Manifest, plan: &'a DiskPlan, inspection: Option<&Inspection>) -> Self {
-        let mut offset = 0u64;
-        let parts = plan.parts.iter().filter_map(|index| {
-            let layer = manifest.layers.get(*index)?;
-            let part =
-                PartInfo { title: layer.title(), digest: layer.digest.as_str(), size: layer.size, offset };
-            offset = offset.saturating_add(layer.size);
-            Some(part)
+    fn new(
+        manifest: &'a Manifest,
+        plan: &'a DiskPlan,
+        raw: Option<String>,
+        inspection: Option<&Inspection>,
+    ) -> Self {
+        let (parts, member) = match &plan.body {
+            Body::Parts(parts) => (&parts[..], None),
+            Body::Member { path } => (&[][..], Some(path.as_str())),
+            Body::File { .. } => (&[][..], None),
+        };
+        let mut offset = Some(0u64);
+        let parts = parts.iter().filter_map(|part| {
+            let info = PartInfo::new(manifest, part, offset)?;
+            offset = offset.zip(part.size).and_then(|(offset, size)| offset.checked_add(size));
+            Some(info)
         });
-        let parts = parts.collect();
         Self {
             name: &plan.name,
             label: plan.label.to_string(),
             size: plan.size,
-            parts,
+            parts: parts.collect(),
+            member,
+            raw,
             inspection: inspection.map(InspectionInfo::new),
         }
+    }
+}
+
+impl<'a> PartInfo<'a> {
+    fn new(manifest: &'a Manifest, part: &'a PartPlan, offset: Option<u64>) -> Option<Self> {
+        let layer = manifest.layers.get(part.layer)?;
+        let packing = match part.packing {
+            Packing::Stored => "stored",
+            Packing::Packed => "packed",
+        };
+        Some(Self {
+            title: layer.title(),
+            digest: layer.digest.as_str(),
+            size: layer.size,
+            packing,
+            offset,
+            disk_size: part.size,
+            content: part.content.as_ref().map(Digest::as_str),
+        })
     }
 }
 
@@ -140,10 +186,13 @@ impl InspectionInfo {
     fn new(inspection: &Inspection) -> Self {
         let format: &Format = &inspection.format;
         Self {
+            size: inspection.size,
+            encoding: inspection.encoding.as_deref().map(|name| fit(name, MAX_FORMAT)),
             format: fit(&format.to_string(), MAX_FORMAT),
             qcow2: inspection.qcow2.as_ref().map(Qcow2Info::new),
             refusal: inspection.refusal.as_deref().map(|text| fit(text, MAX_TEXT)),
             notes: inspection.notes.iter().take(MAX_NOTES).map(|note| fit(note, MAX_NOTE)).collect(),
+            no_raw: inspection.raw.as_deref().map(|text| fit(text, MAX_TEXT)),
         }
     }
 }
@@ -226,9 +275,53 @@ mod tests {
         assert_eq!(disk["parts"][0]["title"], "a.qcow2.00");
         assert_eq!(disk["parts"][0]["digest"], manifest.layers[1].digest.as_str());
         assert_eq!(disk["parts"][1]["offset"], 4);
+        assert_eq!((&disk["parts"][0]["packing"], &disk["raw"]), (&"stored".into(), &"a.raw".into()));
         assert!(disk["inspection"].is_null());
         assert_eq!(info["disks"].as_array().unwrap().len(), 2);
         assert_eq!(info["problems"][0]["subject"], "c.qcow2");
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_packed_disk_is_null_until_it_is_unpacked() {
+        let manifest = artifact(["d.qcow2.00.gz", "d.qcow2.01.gz", "e.raw"]);
+        let mut detection = detect(&manifest, PartOrder::Epoch);
+        let info = check_padded(&manifest, &detection, &[]);
+        let disk = &info["disks"][0];
+        assert!(disk["size"].is_null() && disk["member"].is_null());
+        assert_eq!((&disk["raw"], &info["disks"][1]["raw"]), (&"d.raw".into(), &serde_json::Value::Null));
+        assert_eq!(
+            (&disk["parts"][0]["packing"], &disk["parts"][0]["offset"]),
+            (&"packed".into(), &0.into())
+        );
+        assert!(disk["parts"][1]["offset"].is_null() && disk["parts"][1]["disk_size"].is_null());
+
+        let Body::Parts(parts) = &mut detection.disks[0].body else { unreachable!("it has parts") };
+        parts[0].size = Some(1000);
+        parts[0].content = Some(manifest.layers[2].digest.clone());
+        let mut seen = inspect(&Qcow2::new(3).0, SIZE, &Format::Qcow2);
+        seen.encoding = Some("gzip".into());
+        let info = check_padded(&manifest, &detection, &[Some(seen)]);
+        let disk = &info["disks"][0];
+        assert_eq!(
+            (&disk["parts"][1]["offset"], &disk["parts"][0]["disk_size"]),
+            (&1000.into(), &1000.into())
+        );
+        assert_eq!(disk["parts"][0]["content"], manifest.layers[2].digest.as_str());
+        assert_eq!(
+            (&disk["inspection"]["encoding"], &disk["inspection"]["size"]),
+            (&"gzip".into(), &SIZE.into())
+        );
+        assert!(disk["inspection"]["no_raw"].is_null());
+    }
+
+    #[test]
+    fn a_disk_inside_of_an_image_names_its_path() {
+        let member = crate::disk::Member { path: "disk/a.img".into(), size: 9, format: None };
+        let info = check_padded(&artifact([]), &member.detection(), &[]);
+        assert_eq!(
+            (&info["disks"][0]["member"], &info["disks"][0]["size"]),
+            (&"disk/a.img".into(), &9.into())
+        );
     }
 
     #[test]
@@ -260,12 +353,16 @@ mod tests {
             snapshots: u32::MAX,
             compression_type: u8::MAX,
             extended_l2: false,
+            l1: crate::io::ByteRange::at(0x30000, 8),
         };
         Inspection {
             format: Format::Other(long.clone()),
             qcow2: Some(header),
             refusal: Some(long.clone()),
-            notes: vec![long; 20],
+            notes: vec![long.clone(); 20],
+            raw: Some(long.clone()),
+            size: Some(u64::MAX),
+            encoding: Some(long),
         }
     }
 

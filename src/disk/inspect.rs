@@ -22,6 +22,12 @@ pub struct Inspection {
     pub refusal: Option<String>,
     /// What is worth knowing and refuses nothing.
     pub notes: Vec<String>,
+    /// Why there is no raw form; `None` when there can be one as far as the header says.
+    pub raw: Option<String>,
+    /// Bytes of the disk; `None` where only unpacking all of it would tell.
+    pub size: Option<u64>,
+    /// How the parts are compressed, by their first bytes: `gzip`. Filled by who unpacks them; `None` when they are not.
+    pub encoding: Option<String>,
 }
 
 impl Inspection {
@@ -32,13 +38,29 @@ impl Inspection {
             None => Ok(()),
         }
     }
+
+    /// The header of a qcow2 whose disk [`Qcow2Raw`](super::Qcow2Raw) can present, or why there is none, for people.
+    pub fn raw_header(&self) -> Result<&Qcow2Header, String> {
+        if let Some(reason) = &self.refusal {
+            return Err(reason.clone());
+        }
+        let header = self.qcow2.as_ref().ok_or_else(|| format!("it is {}, not qcow2", self.format))?;
+        header.raw_reason().map(|()| header)
+    }
 }
 
 /// Says what a disk of `size` bytes is. `head` is its first [`HEAD`] bytes, or all when it is smaller; `label` is what
 /// the manifest calls it.
 pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
-    let mut seen =
-        Inspection { format: Format::sniff(head, size), qcow2: None, refusal: None, notes: Vec::new() };
+    let mut seen = Inspection {
+        format: Format::sniff(head, size),
+        qcow2: None,
+        refusal: None,
+        notes: Vec::new(),
+        raw: None,
+        size: Some(size),
+        encoding: None,
+    };
     match seen.format.clone() {
         Format::Qcow2 => inspect_qcow2(&mut seen, head, size, label),
         Format::Vmdk => match vmdk::references(head) {
@@ -59,7 +81,20 @@ pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
         _ => {}
     }
     compare_label(&mut seen, size, label);
+    seen.raw = no_raw_form(&seen, label);
     seen
+}
+
+/// Why a disk has no raw form, going by its label and its header.
+fn no_raw_form(seen: &Inspection, label: &Format) -> Option<String> {
+    if let Some(refusal) = &seen.refusal {
+        return Some(format!("the disk is not given out: {refusal}"));
+    }
+    let header = match &seen.qcow2 {
+        Some(header) if *label == Format::Qcow2 => header,
+        _ => return Some("only what is called a qcow2 and is one has a raw form".into()),
+    };
+    header.raw_reason().err().map(|reason| format!("qcow2 has no raw form: {reason}"))
 }
 
 fn inspect_qcow2(seen: &mut Inspection, head: &[u8], size: u64, label: &Format) {
@@ -210,6 +245,8 @@ mod tests {
             (b"\x28\xb5\x2f\xfd", "zstd"),
             (b"PK\x03\x04", "zip"),
             (b"7z\xbc\xaf\x27\x1c", "7z"),
+            (b"\x04\x22\x4d\x18", "lz4"),
+            (b"bv41", "apple lz4"),
             (b"vhdxfile", "vhdx"),
         ] {
             let refusal = inspect(head, 99, &Format::Qcow2).refusal.unwrap();
@@ -239,6 +276,23 @@ mod tests {
         vdi[0x4c] = 4;
         assert!(inspect(&vhd, 9999, &Format::Vhd).refusal.unwrap().contains("parent"));
         assert!(inspect(&vdi, 9999, &Format::Raw).refusal.unwrap().contains("parent"));
+    }
+
+    #[test]
+    fn a_raw_form_is_there_or_has_a_reason() {
+        let raw = |image: &Qcow2, label| inspect(&image.0, SIZE, &label).raw;
+        for version in [2, 3] {
+            assert_eq!(raw(&Qcow2::new(version), Format::Qcow2), None);
+        }
+        let reason = |image: &Qcow2, label| raw(image, label).unwrap_or_default();
+        assert!(reason(&Qcow2::new(3), Format::Raw).contains("called a qcow2"));
+        assert!(reason(&Qcow2::new(3).backing(b"/x"), Format::Qcow2).contains("not given out"));
+        assert!(reason(&Qcow2::new(3).u64(72, 1 << 40), Format::Qcow2).contains("0x10000000000"));
+        assert!(reason(&Qcow2::new(3).u64(72, 8), Format::Qcow2).contains("contradicts"));
+        assert_eq!(raw(&Qcow2::new(3).u64(72, DIRTY), Format::Qcow2), None);
+        assert!(reason(&Qcow2::new(3).u64(72, CORRUPT), Format::Qcow2).contains("marked corrupt"));
+        assert!(reason(&Qcow2::new(3).u64(24, 0), Format::Qcow2).contains("virtual size is 0"));
+        assert!(inspect(&[0; 512], 512, &Format::Raw).raw.is_some());
     }
 
     #[test]

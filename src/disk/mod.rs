@@ -8,27 +8,39 @@
 //!
 //! A packaging is one file and one arm of [`detect`].
 
-mod classify;
+mod chunks;
 mod cocoon;
+mod compressed;
+mod container;
 mod detect;
 mod error;
 mod format;
+mod geranos;
 mod info;
 mod inspect;
+mod kubevirt;
+mod lume;
+mod machine;
 mod name;
+mod nosi;
 mod parts;
 mod plain;
 mod qcow2;
+mod tart;
 mod title;
+mod vetu;
 mod vmdk;
+mod vmlab;
 
-pub use classify::{Class, classify};
-pub use detect::{Detection, DiskPlan, MAX_PARTS, PartOrder, Problem, detect};
+pub use container::{Member, container_disk, container_disk_layer, may_be_container_disk};
+pub use detect::{
+    Body, Detection, DiskPlan, MAX_PARTS, Packing, PartOrder, PartPlan, Problem, detect, raw_name,
+};
 pub use error::DiskError;
 pub use format::{Format, Signature};
 pub use info::{info_json, info_padded, info_size};
 pub use inspect::{HEAD, Inspection, inspect};
-pub use qcow2::Qcow2Header;
+pub use qcow2::{Qcow2Header, Qcow2Raw};
 
 #[cfg(test)]
 mod fixtures;

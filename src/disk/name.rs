@@ -14,14 +14,16 @@ const NAME_MAX: usize = 255;
 pub(super) struct Names(BTreeSet<String>);
 
 impl Names {
-    /// The name for a disk whose titles have this stem; the warning says why it is another one.
+    /// The name for a disk whose titles have this stem, without the directories that it is in; the warning says why it is
+    /// another one.
     pub(super) fn name(&mut self, stem: &str, format: &Format) -> (String, Option<String>) {
+        let stem = if is_path(stem) { stem.rsplit('/').next().unwrap_or(stem) } else { stem };
         let wanted = with_extension(stem, format);
         let (wanted, unsafe_title) = match is_plain(&wanted) {
             true if !stem.is_empty() => (wanted, false),
             _ => (with_extension("disk", format), !stem.is_empty()),
         };
-        let name = self.unused(&wanted);
+        let name = unused(&wanted, |name| self.0.contains(name), self.0.len());
         self.0.insert(name.clone());
         let warning = if unsafe_title {
             let shown: String = stem.chars().take(200).collect();
@@ -33,27 +35,24 @@ impl Names {
         };
         (name, warning)
     }
+}
 
-    /// `name`, or `stem-2.ext` and so on.
-    fn unused(&self, name: &str) -> String {
-        if !self.0.contains(name) {
-            return name.to_owned();
-        }
-        let (stem, extension) = name.rsplit_once('.').unwrap_or((name, "img"));
-        // One of the first `len + 1` numbers is free.
-        let numbered = |n: usize| {
-            let tail = format!("-{n}.{extension}");
-            let mut end = stem.len().min(NAME_MAX.saturating_sub(tail.len()));
-            while !stem.is_char_boundary(end) {
-                end -= 1;
-            }
-            stem[..end].to_owned() + &tail
-        };
-        (2..self.0.len() + 2)
-            .map(numbered)
-            .find(|name| !self.0.contains(name))
-            .unwrap_or_else(|| numbered(self.0.len() + 2))
+/// `name`, or `stem-2.ext` and so on: the first that is not taken, when at most `count` names are.
+pub(super) fn unused(name: &str, is_taken: impl Fn(&str) -> bool, count: usize) -> String {
+    if !is_taken(name) {
+        return name.to_owned();
     }
+    let (stem, extension) = name.rsplit_once('.').unwrap_or((name, "img"));
+    // One of the first `count + 1` numbers is free.
+    let numbered = |n: usize| {
+        let tail = format!("-{n}.{extension}");
+        let mut end = stem.len().min(NAME_MAX.saturating_sub(tail.len()));
+        while !stem.is_char_boundary(end) {
+            end -= 1;
+        }
+        stem[..end].to_owned() + &tail
+    };
+    (2..count + 2).map(numbered).find(|name| !is_taken(name)).unwrap_or_else(|| numbered(count + 2))
 }
 
 fn with_extension(stem: &str, format: &Format) -> String {
@@ -61,6 +60,11 @@ fn with_extension(stem: &str, format: &Format) -> String {
         Some(claimed) if claimed == *format => stem.to_owned(),
         _ => format!("{stem}.{}", format.extension()),
     }
+}
+
+/// A path that stays where it is.
+fn is_path(stem: &str) -> bool {
+    stem.split('/').all(|component| !matches!(component, "" | "." | ".."))
 }
 
 /// One component that prints. A control character would let a title write to the terminal of who lists it.
@@ -92,7 +96,9 @@ mod tests {
 
     #[test]
     fn an_unsafe_title_falls_back_with_a_warning() {
-        for title in ["/etc/disk.qcow2", "../disk.qcow2", "..", ".", "a/b", "a\0b", "a\nb", ".hidden"] {
+        for title in
+            ["/etc/disk.qcow2", "../disk.qcow2", "..", ".", "a//b", "a/.b", "a\0b", "a\nb", ".hidden"]
+        {
             assert_eq!(one(title, Format::Qcow2), ("disk.qcow2".into(), true), "{title:?}");
         }
         assert_eq!(one(&"x".repeat(249), Format::Qcow2).0.len(), 255);

@@ -1,17 +1,21 @@
 //! Disks in artifacts of no special type: what `oras push` makes of `disk.qcow2`, or of its pieces.
 //!
-//! Never looks into container images, charts or signatures, and never takes an archive or a compressed layer for a disk.
-//! The idea: there is only the title, so only a title that ends in a disk's extension counts, or one of `split`'s
-//! suffixes behind it.
+//! Never looks into container images, charts or signatures, and never takes an archive for a disk. The idea: there is
+//! hardly more than the title, so only a title that ends in a disk's extension counts, one of `split`'s suffixes or the
+//! extension of a compression behind it, or one of the few media types that name a format.
 
+use std::collections::BTreeMap;
+
+use crate::artifact::UNPACK;
 use crate::oci::{Descriptor, Manifest, MediaType};
 
+use super::compressed::{self, Compression};
 use super::detect::{Candidate, assemble};
 use super::title::{Role, is_disk_name, read};
-use super::{Detection, Format, PartOrder};
+use super::{Detection, Format, Packing, PartOrder};
 
 /// Types of artifacts and layers that are never disks, whatever they are called.
-const NEVER: [&str; 9] = [
+const NEVER: [&str; 14] = [
     "application/vnd.cncf.helm.",
     "application/vnd.dev.cosign.",
     "application/vnd.dev.sigstore.",
@@ -21,23 +25,32 @@ const NEVER: [&str; 9] = [
     "text/spdx",
     "application/vnd.cyclonedx",
     "application/vnd.oci.empty.",
+    "application/vnd.nosi.wsl-",
+    "application/vnd.nosi.lxc-",
+    "application/vnd.nosi.netboot-",
+    "application/vnd.nosi.build-report.",
+    "application/vnd.nosi.metadata.",
 ];
 
-/// The annotation by which oras says that a layer is an archive of a directory (oras-go `content/file`).
-const UNPACK: &str = "io.deis.oras.content.unpack";
+/// What lies beside a disk and is none, whatever its name is without this (the list of withcache's choice of a layer).
+const SIDECARS: [&str; 9] = [".sha256", ".sha512", ".sig", ".asc", ".pem", ".cert", ".sbom", ".att", ".json"];
 
-/// Extensions of compressed files, and what they are called.
-const COMPRESSED: [(&str, &str); 7] = [
-    (".gz", "gzip"),
-    (".zst", "zstd"),
-    (".xz", "xz"),
-    (".bz2", "bzip2"),
-    (".lz4", "lz4"),
-    (".zip", "zip"),
-    (".7z", "7z"),
+/// Media types that name a format, without the suffix of a compression: those of freedesktop.org's shared-mime-info, and
+/// what bootc's disks are pushed with.
+const TYPES: [(&str, Format); 10] = [
+    ("application/x-qemu-disk", Format::Qcow2),
+    ("application/x-qemu-qcow2", Format::Qcow2),
+    ("application/x-qcow2", Format::Qcow2),
+    ("application/x-raw-disk-image", Format::Raw),
+    ("application/x-vmdk-disk", Format::Vmdk),
+    ("application/x-virtualbox-vmdk", Format::Vmdk),
+    ("application/x-vhd-disk", Format::Vhd),
+    ("application/x-virtualbox-vhd", Format::Vhd),
+    ("application/x-vhdx-disk", Format::Vhdx),
+    ("application/x-vdi-disk", Format::Vdi),
 ];
 
-/// The disks among the titled layers.
+/// The disks among the layers.
 pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
     // The empty config of image-spec 1.1 is no kind.
     let kind = manifest.kind().filter(|kind| !kind.is_empty_descriptor());
@@ -45,23 +58,35 @@ pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
         return Detection::default();
     }
     let mut candidates = Vec::new();
-    let mut compressed = Vec::new();
+    let mut absent = Absent::default();
     for (index, layer) in manifest.layers.iter().enumerate() {
-        let Some(title) = layer.title() else { continue };
         if is_never(&layer.media_type) || layer.annotations.contains_key(UNPACK) {
             continue;
         }
-        if let Some(by) = compression(layer, title) {
-            let reason = format!("the disk is compressed ({by}) and is not decompressed yet");
-            compressed.extend(Detection::problem(title, reason).problems);
-        } else if let Some(label) = label(title) {
-            candidates.push(Candidate { index, title, label, role: Role::Unlabelled });
+        let written = layer.title().unwrap_or_default();
+        if is_sidecar(written) || absent.takes(written) {
+            continue;
+        }
+        let by_title = compressed::by_title(written).filter(|(_, inner)| label(inner, layer).is_some());
+        let (title, compression) = match by_title {
+            Some((compression, inner)) => (inner, Some(compression)),
+            None => (written, compressed::by_type(&layer.media_type)),
+        };
+        let Some(label) = label(title, layer) else { continue };
+        match compression {
+            Some(Compression { command: None, name, .. }) => absent.archived.push((written, name)),
+            Some(_) => candidates.push(candidate(index, title, label, Packing::Packed)),
+            None => candidates.push(candidate(index, title, label, Packing::Stored)),
         }
     }
     drop_words(&mut candidates);
     let mut found = assemble(manifest, &candidates, order);
-    found.problems.append(&mut compressed);
+    absent.report(&mut found);
     found
+}
+
+fn candidate(index: usize, title: &str, label: Format, packing: Packing) -> Candidate<'_> {
+    Candidate { index, title, label, role: Role::Unlabelled, packing }
 }
 
 fn is_never(media_type: &MediaType) -> bool {
@@ -69,27 +94,90 @@ fn is_never(media_type: &MediaType) -> bool {
     NEVER.iter().any(|prefix| essence.starts_with(prefix))
 }
 
-/// By what a disk is compressed, going by title and media type.
-fn compression(layer: &Descriptor, title: &str) -> Option<&'static str> {
+fn is_sidecar(title: &str) -> bool {
     let lower = title.to_ascii_lowercase();
-    let by_title = COMPRESSED
-        .iter()
-        .find(|(extension, _)| lower.strip_suffix(extension).is_some_and(is_disk_name))
-        .map(|(_, name)| *name);
-    let essence = layer.media_type.essence();
-    let by_type = COMPRESSED.iter().map(|(_, name)| *name).find(|name| {
-        essence.strip_suffix(name).is_some_and(|rest| rest.ends_with('+')) && label(title).is_some()
-    });
-    by_title.or(by_type)
+    SIDECARS.iter().any(|extension| lower.ends_with(extension))
 }
 
-/// The format that the title claims for the disk. A part that only `.part` marks is more likely a broken download.
-fn label(title: &str) -> Option<Format> {
+/// The format that title and type claim for the disk. Of a title, the extension counts; a type says more than `.img` does,
+/// which people call disks of any format.
+fn label(title: &str, layer: &Descriptor) -> Option<Format> {
+    let titled = titled(title);
+    let typed = typed(&layer.media_type);
+    match (titled, typed) {
+        (Some(Format::Raw), Some(typed)) => Some(typed),
+        (None, typed) => typed,
+        (titled, _) => titled,
+    }
+}
+
+fn typed(media_type: &MediaType) -> Option<Format> {
+    let essence = media_type.essence();
+    let base = essence.split('+').next().unwrap_or_default();
+    TYPES.iter().find(|(known, _)| *known == base).map(|(_, format)| format.clone())
+}
+
+/// The format that the title claims. A part that only `.part` marks is more likely a broken download, and the file that a
+/// kernel unpacks at its start is called `.img`, too.
+fn titled(title: &str) -> Option<Format> {
     let reading = read(title, Role::Unlabelled);
     if reading.number.is_none() && reading.stem.len() < title.len() {
         return None;
     }
+    let file = reading.stem.rsplit('/').next().unwrap_or_default();
+    if ["initrd", "initramfs"].iter().any(|start| file.starts_with(start)) {
+        return None;
+    }
     Format::by_extension(reading.stem)
+}
+
+/// Disks that are not presented because of how they are packed.
+#[derive(Default)]
+struct Absent<'a> {
+    /// Archives of disks: the title and the kind of archive.
+    archived: Vec<(&'a str, &'static str)>,
+    /// Disks that were compressed and cut up then: the compression and the number of pieces.
+    cut: BTreeMap<&'a str, (&'static Compression, usize)>,
+}
+
+impl<'a> Absent<'a> {
+    /// Takes a title that is one of the pieces of a compressed disk.
+    fn takes(&mut self, title: &'a str) -> bool {
+        let Some((compression, disk, tail)) = compressed::cut_behind(title) else { return false };
+        // As if it had been cut up without being compressed: the rules for numbers are the same.
+        let plain = format!("{disk}{tail}");
+        let reading = read(&plain, Role::Unlabelled);
+        let is_piece = reading.number.is_some() && reading.stem == disk && is_disk_name(disk);
+        if is_piece {
+            let extended = title.len() - tail.len();
+            let whole = title.get(..extended).unwrap_or(disk);
+            self.cut.entry(whole).or_insert((compression, 0)).1 += 1;
+        }
+        is_piece
+    }
+
+    fn report(self, found: &mut Detection) {
+        for (title, name) in self.archived {
+            found.report(
+                title,
+                format!("the disk is in an archive ({name}), which is not unpacked: it is in files/"),
+            );
+        }
+        for (whole, (compression, pieces)) in self.cut {
+            let name = compression.name;
+            let how = match compression.command {
+                Some(command) => format!("`cat files/{whole}?* | {command}` unpacks it"),
+                None => "they have to be joined and unpacked".to_owned(),
+            };
+            found.report(
+                whole,
+                format!(
+                    "its {pieces} parts are pieces of one {name} stream, cut after it was compressed, so that none can \
+                     be unpacked without all before it: {how}"
+                ),
+            );
+        }
+    }
 }
 
 /// `disk.qcow2.ab` without `disk.qcow2.aa` is not the work of `split`: two letters are an extension, too.
@@ -107,14 +195,15 @@ fn drop_words(candidates: &mut Vec<Candidate<'_>>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::detect;
     use super::super::fixtures::*;
+    use super::super::{Body, DiskPlan, detect};
     use super::*;
 
     fn names(manifest: &Manifest) -> Vec<(String, String, usize)> {
         let found = detect(manifest, PartOrder::Epoch);
         assert!(found.problems.is_empty(), "{found:?}");
-        found.disks.into_iter().map(|disk| (disk.name, disk.label.to_string(), disk.parts.len())).collect()
+        let row = |disk: &DiskPlan| (disk.name.clone(), disk.label.to_string(), layers(disk).len());
+        found.disks.iter().map(row).collect()
     }
 
     #[test]
@@ -156,20 +245,125 @@ mod tests {
         assert_eq!(names(&artifact(titles)), []);
     }
 
+    fn rows(manifest: &Manifest) -> Vec<(String, String, Packing)> {
+        let found = detect(manifest, PartOrder::Epoch);
+        assert!(found.problems.is_empty() && found.warnings.is_empty(), "{found:?}");
+        let row = |disk: &DiskPlan| {
+            let Body::Parts(parts) = &disk.body else { panic!("{disk:?}") };
+            assert_eq!(disk.size.is_none(), parts.iter().any(|part| part.packing == Packing::Packed));
+            (disk.name.clone(), disk.label.to_string(), parts[0].packing)
+        };
+        found.disks.iter().map(row).collect()
+    }
+
     #[test]
-    fn compressed_disks_are_named_as_absent() {
-        let found = detect(&artifact(["a.img.gz", "b.qcow2.ZST", "notes.gz"]), PartOrder::Epoch);
+    fn a_compressed_disk_is_called_as_it_is_inside() {
+        for (title, name, label) in [
+            ("disk.img.gz", "disk.img", "raw"),
+            ("x.qcow2.zst", "x.qcow2", "qcow2"),
+            ("x.QCOW2.XZ", "x.QCOW2", "qcow2"),
+            ("x.raw.bz2", "x.raw", "raw"),
+            ("x.vmdk.lz4", "x.vmdk", "vmdk"),
+        ] {
+            let expected = (name.to_owned(), label.to_owned(), Packing::Packed);
+            assert_eq!(rows(&artifact([title, "notes.gz", "a.tar.gz"])), [expected], "{title}");
+        }
+    }
+
+    #[test]
+    fn a_type_names_the_disk_as_well() {
+        let one =
+            |kind: &str, title: &str| rows(&manifest("application/vnd.unknown.artifact.v1", [(kind, title)]));
+        let row = |name: &str, label: &str, packing| vec![(name.to_owned(), label.to_owned(), packing)];
+        let zstd = "application/x-qemu-qcow2+zstd";
+        let bootc = "fedora-bootc-cloud-eln.qcow2";
+        assert_eq!(one(zstd, &format!("{bootc}.zst")), row(bootc, "qcow2", Packing::Packed));
+        assert_eq!(one(zstd, "a.qcow2"), row("a.qcow2", "qcow2", Packing::Packed));
+        assert_eq!(one(zstd, ""), row("disk.qcow2", "qcow2", Packing::Packed));
+        assert_eq!(one(zstd, "fedora.zst"), row("fedora.qcow2", "qcow2", Packing::Packed));
+        assert_eq!(one("application/x-qemu-disk", "a.img"), row("a.img.qcow2", "qcow2", Packing::Stored));
+        assert_eq!(one("application/vnd.x+gzip", "a.img"), row("a.img", "raw", Packing::Packed));
+        assert_eq!(one("application/vnd.x+gzip", "a"), []);
+    }
+
+    #[test]
+    fn parts_that_are_compressed_each_are_joined() {
+        let found = detect(&artifact(["d.img.01.gz", "d.img.00.gz", "d.img.02.gz"]), PartOrder::Epoch);
+        assert!(found.problems.is_empty(), "{found:?}");
+        assert_eq!((found.disks[0].name.as_str(), found.disks[0].size), ("d.img", None));
+        assert_eq!(layers(&found.disks[0]), [1, 0, 2]);
+    }
+
+    #[test]
+    fn a_compressed_disk_that_was_cut_up_names_the_command() {
+        for titles in [
+            ["d.img.gz.00", "d.img.gz.01"],
+            ["d.img.gz.part0", "d.img.gz.part1"],
+            ["d.img.gz.ab", "d.img.gz.aa"],
+        ] {
+            let found = detect(&artifact(titles), PartOrder::Epoch);
+            assert!(found.disks.is_empty(), "{found:?}");
+            assert_eq!((found.problems.len(), found.problems[0].subject.as_str()), (1, "d.img.gz"));
+            let reason = &found.problems[0].reason;
+            assert!(reason.contains("2 parts are pieces of one gzip stream"), "{reason}");
+            assert!(reason.contains("`cat files/d.img.gz?* | gzip -dc`"), "{reason}");
+        }
+        assert_eq!(rows(&artifact(["d.img.gz.sha256", "d.img.gz.sig", "d.tar.gz.00", "d.img.gz.txt"])), []);
+    }
+
+    #[test]
+    fn archives_of_disks_are_named_as_absent() {
+        let found = detect(&artifact(["a.img.zip", "b.qcow2.7z"]), PartOrder::Epoch);
         assert!(found.disks.is_empty());
         let lines: Vec<_> = found.problems.iter().map(ToString::to_string).collect();
         assert_eq!(
             lines,
             [
-                "a.img.gz: the disk is compressed (gzip) and is not decompressed yet",
-                "b.qcow2.ZST: the disk is compressed (zstd) and is not decompressed yet"
+                "a.img.zip: the disk is in an archive (zip), which is not unpacked: it is in files/",
+                "b.qcow2.7z: the disk is in an archive (7z), which is not unpacked: it is in files/"
             ]
         );
-        let typed = manifest("application/vnd.x", [("application/x-qemu-qcow2+zstd", "a.qcow2")]);
-        assert!(detect(&typed, PartOrder::Epoch).problems[0].reason.contains("(zstd)"));
+    }
+
+    /// What withcache's `TestPickImageLayer` asks: sidecars and other types are no candidates. Where it takes the largest, the
+    /// disks are told apart by name here.
+    #[test]
+    fn sidecars_and_other_types_never_become_disks() {
+        let titles = SIDECARS.map(|extension| format!("disk.img.gz{extension}"));
+        let with = artifact(titles.iter().map(String::as_str).chain(["disk.img.gz"]));
+        assert_eq!(rows(&with), [("disk.img".into(), "raw".into(), Packing::Packed)]);
+        let typed = SIDECARS.map(|extension| format!("disk{extension}"));
+        let typed = typed.iter().map(|title| ("application/x-qemu-disk", title.as_str()));
+        assert_eq!(rows(&manifest("", typed)), []);
+        for kind in NEVER {
+            let kind = format!("{kind}x");
+            assert_eq!(
+                rows(&manifest("", [(kind.as_str(), "disk.img.gz"), (kind.as_str(), "b.qcow2")])),
+                [],
+                "{kind}"
+            );
+            assert_eq!(rows(&manifest(&kind, [(BYTES, "disk.img.gz")])), [], "{kind}");
+        }
+    }
+
+    #[test]
+    fn several_disks_have_several_names_and_one_name_is_ambiguous() {
+        let names: Vec<_> =
+            rows(&artifact(["b.img.gz", "a.qcow2", "a.img"])).into_iter().map(|row| row.0).collect();
+        assert_eq!(names, ["a.img", "a.qcow2", "b.img"]);
+        let found = detect(&artifact(["a.img.gz", "a.img.xz", "b.img"]), PartOrder::Epoch);
+        assert_eq!((found.disks.len(), found.disks[0].name.as_str()), (1, "b.img"));
+        let problem = found.problems[0].to_string();
+        assert!(
+            problem.starts_with("a.img: 2 different layers have its name (a.img.gz, a.img.xz)"),
+            "{problem}"
+        );
+        assert!(problem.contains("--title"));
+    }
+
+    #[test]
+    fn what_a_kernel_unpacks_at_its_start_is_no_disk() {
+        assert_eq!(rows(&artifact(["initrd.img", "boot/initramfs.img", "initrd.img.gz", "vmlinuz"])), []);
     }
 
     #[test]

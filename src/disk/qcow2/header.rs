@@ -3,20 +3,21 @@
 //! Never follows a name or an offset out of the given bytes. The rules are those of QEMU `docs/interop/qcow2.txt`, and a
 //! header that cannot be checked completely is malformed: whoever opens the image next may read more of it than we do.
 
-use super::DiskError;
+use crate::disk::DiskError;
+use crate::io::ByteRange;
 
 /// `incompatible_features`: refcounts may be stale.
-pub(super) const DIRTY: u64 = 1 << 0;
+pub(in crate::disk) const DIRTY: u64 = 1 << 0;
 /// `incompatible_features`: metadata is known to be damaged.
-pub(super) const CORRUPT: u64 = 1 << 1;
+pub(in crate::disk) const CORRUPT: u64 = 1 << 1;
 /// `incompatible_features`: guest data is in another file.
-pub(super) const DATA_FILE: u64 = 1 << 2;
+pub(in crate::disk) const DATA_FILE: u64 = 1 << 2;
 /// `incompatible_features`: the compression type is not zlib.
 const COMPRESSION: u64 = 1 << 3;
 /// `incompatible_features`: L2 entries have subclusters.
 const EXTENDED_L2: u64 = 1 << 4;
 /// All that are known.
-pub(super) const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
+pub(in crate::disk) const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
 
 /// Header extension that names the external data file ("DATA").
 const DATA_FILE_NAME: u32 = 0x4441_5441;
@@ -50,11 +51,13 @@ pub struct Qcow2Header {
     pub compression_type: u8,
     /// Whether L2 entries have subclusters.
     pub extended_l2: bool,
+    /// Where the L1 table of the active state is in the file: whole entries of 8 bytes, enough for the virtual size.
+    pub l1: ByteRange,
 }
 
 impl Qcow2Header {
     /// Parses the header of an image of `size` bytes whose first bytes are `head`.
-    pub(super) fn parse(head: &[u8], size: u64) -> Result<Self, DiskError> {
+    pub(in crate::disk) fn parse(head: &[u8], size: u64) -> Result<Self, DiskError> {
         let head = Head(head);
         if head.bytes(0, 4)? != b"QFI\xfb" {
             return Err(malformed("it does not start with QFI".into()));
@@ -90,7 +93,7 @@ impl Qcow2Header {
                 "cluster_bits {cluster_bits} is too small for extended L2 entries"
             )));
         }
-        head.check_l1(size, virtual_size, cluster_bits, extended_l2)?;
+        let l1 = head.check_l1(size, virtual_size, cluster_bits, extended_l2)?;
         let (backing_file, extensions_end) = head.backing_file(cluster)?;
         Ok(Self {
             version,
@@ -103,6 +106,7 @@ impl Qcow2Header {
             snapshots,
             compression_type,
             extended_l2,
+            l1,
         })
     }
 
@@ -111,8 +115,33 @@ impl Qcow2Header {
         self.backing_file.is_some() || self.data_file.is_some() || self.incompatible & DATA_FILE != 0
     }
 
+    /// Whether the disk in the image can be presented as a raw one, or why not, for people.
+    ///
+    /// Stale refcounts (the dirty bit) and internal snapshots are no reason: neither is looked at by who only reads the
+    /// active state.
+    pub fn raw_reason(&self) -> Result<(), String> {
+        let reason = match self {
+            _ if self.backing_file.is_some() => "a part of its data is in a backing file".into(),
+            _ if self.refers_to_files() => "its data is in an external file".into(),
+            _ if self.crypt_method != 0 => "it is encrypted".into(),
+            _ if self.incompatible & CORRUPT != 0 => "it is marked corrupt".into(),
+            _ if self.incompatible & !KNOWN != 0 => {
+                format!("its incompatible features {:#x} are unknown", self.incompatible & !KNOWN)
+            }
+            _ if !self.compression_agrees() => {
+                format!("its compression type {} contradicts its feature bits", self.compression_type)
+            }
+            _ if self.compression_type > 1 => {
+                format!("its compression type {} is unknown", self.compression_type)
+            }
+            _ if self.virtual_size == 0 => "its virtual size is 0".into(),
+            _ => return Ok(()),
+        };
+        Err(reason)
+    }
+
     /// Whether the compression bit and the compression type agree.
-    pub(super) fn compression_agrees(&self) -> bool {
+    pub(in crate::disk) fn compression_agrees(&self) -> bool {
         (self.incompatible & COMPRESSION != 0) == (self.compression_type != 0)
     }
 }
@@ -144,7 +173,13 @@ impl<'a> Head<'a> {
     }
 
     /// The L1 table must lie in the file and be large enough for the disk.
-    fn check_l1(&self, size: u64, virtual_size: u64, bits: u32, extended: bool) -> Result<(), DiskError> {
+    fn check_l1(
+        &self,
+        size: u64,
+        virtual_size: u64,
+        bits: u32,
+        extended: bool,
+    ) -> Result<ByteRange, DiskError> {
         let entries = self.u32(36)?;
         let offset = self.u64(40)?;
         let bytes = u64::from(entries) * 8;
@@ -165,7 +200,7 @@ impl<'a> Head<'a> {
                 "L1 table of {entries} entries is too small, {needed} are needed"
             )));
         }
-        Ok(())
+        Ok(ByteRange::at(offset, bytes))
     }
 
     /// The backing file's name, and where the header extensions end at the latest.
@@ -210,8 +245,8 @@ impl<'a> Head<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{Qcow2, SIZE};
     use super::*;
+    use crate::disk::fixtures::{Qcow2, SIZE};
 
     fn reason(image: &Qcow2) -> String {
         Qcow2Header::parse(&image.0, SIZE).unwrap_err().to_string()

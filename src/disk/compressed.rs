@@ -1,0 +1,97 @@
+//! What titles and media types say about the compression of a disk.
+//!
+//! Never decides what the bytes are: the first bytes of a part say how it is unpacked. This is only why a part is taken
+//! for a packed one, and what the disk inside is called.
+
+use crate::oci::MediaType;
+
+/// A compression by its names.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Compression {
+    /// For people, and behind the `+` of a media type.
+    pub(super) name: &'static str,
+    /// What titles end in.
+    extension: &'static str,
+    /// What unpacks it to standard output; `None` for archives, which are not unpacked here.
+    pub(super) command: Option<&'static str>,
+}
+
+const COMPRESSIONS: [Compression; 7] = [
+    Compression { name: "gzip", extension: ".gz", command: Some("gzip -dc") },
+    Compression { name: "zstd", extension: ".zst", command: Some("zstd -dc") },
+    Compression { name: "xz", extension: ".xz", command: Some("xz -dc") },
+    Compression { name: "bzip2", extension: ".bz2", command: Some("bzip2 -dc") },
+    Compression { name: "lz4", extension: ".lz4", command: Some("lz4 -dc") },
+    Compression { name: "zip", extension: ".zip", command: None },
+    Compression { name: "7z", extension: ".7z", command: None },
+];
+
+/// The compression that a title ends in, and the title without it.
+pub(super) fn by_title(title: &str) -> Option<(&'static Compression, &str)> {
+    COMPRESSIONS.iter().find_map(|compression| {
+        let end = title.len().checked_sub(compression.extension.len())?;
+        let (inner, extension) = title.split_at_checked(end)?;
+        let fits = !inner.is_empty() && extension.eq_ignore_ascii_case(compression.extension);
+        fits.then_some((compression, inner))
+    })
+}
+
+/// The compression that the suffix of a media type names: `…+zstd`.
+pub(super) fn by_type(media_type: &MediaType) -> Option<&'static Compression> {
+    let essence = media_type.essence();
+    let (_, suffix) = essence.rsplit_once('+')?;
+    COMPRESSIONS.iter().find(|compression| compression.name == suffix)
+}
+
+/// A title without the extension of a compression.
+pub(super) fn inner(title: &str) -> &str {
+    by_title(title).map_or(title, |(_, inner)| inner)
+}
+
+/// `disk.img.gz.00`: the compression, the name of the disk, and what follows both.
+pub(super) fn cut_behind(title: &str) -> Option<(&'static Compression, &str, &str)> {
+    let lower = title.to_ascii_lowercase();
+    COMPRESSIONS.iter().find_map(|compression| {
+        // Lower case in ASCII moves no byte.
+        let at = lower.rfind(compression.extension)?;
+        let (disk, rest) = title.split_at_checked(at)?;
+        let tail = rest.get(compression.extension.len()..)?;
+        (!disk.is_empty() && tail.starts_with(['.', '-', '_'])).then_some((compression, disk, tail))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_and_types_name_compressions() {
+        for (title, name, disk) in [
+            ("a.img.gz", "gzip", "a.img"),
+            ("a.QCOW2.ZST", "zstd", "a.QCOW2"),
+            ("a.xz", "xz", "a"),
+            ("ä.bz2", "bzip2", "ä"),
+            ("a.lz4", "lz4", "a"),
+        ] {
+            let (compression, inner) = by_title(title).unwrap();
+            assert_eq!((compression.name, inner), (name, disk));
+        }
+        for title in ["", "gz", ".gz", "a.gzip", "agz", "𝄞"] {
+            assert_eq!(by_title(title), None, "{title}");
+        }
+        let typed = |text: &str| by_type(&text.into()).map(|compression| compression.name);
+        assert_eq!(typed("application/x-qemu-qcow2+zstd"), Some("zstd"));
+        assert_eq!(typed("application/X+GZIP; a=b"), Some("gzip"));
+        assert_eq!(typed("application/gzip"), None);
+        assert_eq!(typed("application/x+json"), None);
+    }
+
+    #[test]
+    fn pieces_of_a_compressed_file_are_seen() {
+        let cut = |title| cut_behind(title).map(|(compression, disk, tail)| (compression.name, disk, tail));
+        assert_eq!(cut("disk.img.gz.00"), Some(("gzip", "disk.img", ".00")));
+        assert_eq!(cut("disk.img.GZ-part-1"), Some(("gzip", "disk.img", "-part-1")));
+        assert_eq!(cut("disk.img.gz"), None);
+        assert_eq!(cut(".gz.00"), None);
+    }
+}

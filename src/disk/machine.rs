@@ -1,0 +1,87 @@
+//! Disks that podman's machines boot from: one layer, and an annotation that says for which hypervisor.
+//!
+//! Never guesses more than podman itself does: the annotation names the format only where the layer has no title, because
+//! everything else is said by titles. The facts are those of podman-machine-os' `build.sh` and of podman's
+//! `pkg/machine/ocipull`. Podman reads the annotation from the index; whoever opens an entry of an index puts its
+//! annotations behind those of the manifest.
+
+use crate::oci::{Descriptor, Manifest};
+
+use super::detect::{Candidate, assemble};
+use super::title::Role;
+use super::{Detection, Format, Packing, PartOrder};
+
+const DISK_TYPE: &str = "disktype";
+
+/// The format of the disks for each hypervisor. The one for WSL is an archive.
+const FORMATS: [(&str, Format); 4] =
+    [("qemu", Format::Qcow2), ("applehv", Format::Raw), ("libkrun", Format::Raw), ("hyperv", Format::Vhdx)];
+
+/// The only layer, when it has no title, and the format of the disk in it.
+fn disk(manifest: &Manifest) -> Option<(usize, Format)> {
+    let kind = manifest.annotations.get(DISK_TYPE)?;
+    let (_, format) = FORMATS.iter().find(|(name, _)| name == kind)?;
+    let is_empty = |layer: &Descriptor| layer.media_type.is_empty_descriptor();
+    let mut layers = manifest.layers.iter().enumerate().filter(|(_, layer)| !is_empty(layer));
+    let (index, layer) = layers.next()?;
+    let alone = layers.next().is_none() && layer.title().is_none_or(str::is_empty);
+    (alone && !layer.media_type.claims_tar()).then(|| (index, format.clone()))
+}
+
+/// Whether there is such a layer.
+pub(super) fn has_disk(manifest: &Manifest) -> bool {
+    disk(manifest).is_some()
+}
+
+/// The disk. It is compressed; if it were not, its first bytes would say so.
+pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
+    let candidate = disk(manifest).map(|(index, label)| Candidate {
+        index,
+        title: "",
+        label,
+        role: Role::Whole,
+        packing: Packing::Packed,
+    });
+    assemble(manifest, candidate.as_slice(), order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::detect;
+    use super::super::fixtures::*;
+    use super::*;
+
+    fn names(manifest: &Manifest) -> Vec<(String, Option<u64>)> {
+        let found = detect(manifest, PartOrder::Epoch);
+        assert!(found.problems.is_empty() && found.warnings.is_empty(), "{found:?}");
+        found.disks.iter().map(|disk| (disk.name.clone(), disk.size)).collect()
+    }
+
+    #[test]
+    fn a_titled_disk_is_called_by_its_title() {
+        for (title, name) in [
+            ("podman-machine.x86_64.qemu.qcow2.zst", "podman-machine.x86_64.qemu.qcow2"),
+            ("podman-machine.aarch64.applehv.raw.zst", "podman-machine.aarch64.applehv.raw"),
+            ("podman-machine.x86_64.hyperv.vhdx.zst", "podman-machine.x86_64.hyperv.vhdx"),
+        ] {
+            assert_eq!(names(&manifest("", [("application/zstd", title)])), [(name.into(), None)]);
+        }
+        let wsl = manifest("", [("application/zstd", "podman-machine.x86_64.wsl.tar.zst")]);
+        assert_eq!(names(&wsl), []);
+    }
+
+    #[test]
+    fn an_untitled_disk_is_called_by_its_hypervisor() {
+        for (kind, name) in [("qemu", "disk.qcow2"), ("applehv", "disk.raw"), ("hyperv", "disk.vhdx")] {
+            let mut machine = manifest("", [("application/octet-stream", "")]);
+            machine.layers[0].annotations.clear();
+            machine.annotations.insert(DISK_TYPE.into(), kind.into());
+            assert_eq!(names(&machine), [(name.into(), None)]);
+            machine.layers.push(machine.layers[0].clone());
+            assert_eq!(names(&machine), [], "podman takes one layer only");
+        }
+        let mut wsl = manifest("", [("application/octet-stream", "")]);
+        wsl.annotations.insert(DISK_TYPE.into(), "wsl".into());
+        assert_eq!(names(&wsl), []);
+    }
+}

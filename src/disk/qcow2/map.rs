@@ -1,0 +1,123 @@
+//! What of a disk is allocated, for whoever asks for its holes.
+//!
+//! Never calls bytes a hole that may be something else: an entry that cannot be understood counts as data, and so does
+//! what lies past the limits here. The idea: all tables are read once and become a short list of runs, so that a question
+//! is one search in memory.
+
+use futures_util::{StreamExt as _, stream};
+
+use super::tables::{Geometry, Place, number};
+use crate::io::{ByteRange, ReadError, Shared, compute, read_vec};
+
+/// How many bytes of L2 tables are looked at: with clusters of 64 KiB those of 512 GiB of data. In a sound image no two
+/// entries name one table, so the size of the file is a limit, too.
+const MAX_TABLES: u64 = 64 << 20;
+/// How many runs are kept, of 16 bytes each.
+const MAX_RUNS: usize = 1 << 19;
+/// L1 entries that are read at once.
+const L1_ENTRIES: u64 = 8192;
+/// L2 tables that are read at once: they lie apart in the file, and each costs a round trip.
+const AT_ONCE: usize = 8;
+/// A larger table is looked through on a thread that may be held.
+const LARGE: u64 = 64 * 1024;
+
+/// The allocated runs of a disk.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Map {
+    /// Invariant: ascending, not empty, and not touching.
+    runs: Vec<ByteRange>,
+    /// The bytes that were found allocated. Invariant: at most what the runs hold.
+    bytes: u64,
+}
+
+impl Map {
+    /// Reads the tables of an image. Fails only when they cannot be read, not by what they say.
+    pub(super) async fn read(file: &Shared, geometry: Geometry) -> Result<Self, ReadError> {
+        let mut map = Self::default();
+        let mut budget = MAX_TABLES.min(file.size());
+        for first in (0..geometry.tables()).step_by(L1_ENTRIES as usize) {
+            let count = L1_ENTRIES.min(geometry.tables() - first);
+            let l1 = read_vec(file, ByteRange::at(geometry.l1().start + first * 8, count * 8)).await?;
+            let mut tables = Vec::new();
+            for (index, entry) in (first..).zip(l1.chunks_exact(8)) {
+                let covered = geometry.table_covers(index);
+                match geometry.table(number(entry)) {
+                    Ok(None) => {}
+                    Ok(Some(table)) if budget >= geometry.cluster() => {
+                        budget -= geometry.cluster();
+                        tables.push((covered, Some(table)));
+                    }
+                    _ => tables.push((covered, None)),
+                }
+            }
+            let mut found = stream::iter(tables)
+                .map(|(covered, table)| async move {
+                    let Some(table) = table else { return Ok(vec![covered]) };
+                    let bytes = read_vec(file, ByteRange::at(table, geometry.cluster())).await?;
+                    if geometry.cluster() <= LARGE {
+                        return Ok(allocated(&geometry, covered, &bytes));
+                    }
+                    compute(move || Ok(allocated(&geometry, covered, &bytes))).await
+                })
+                .buffered(AT_ONCE);
+            while let Some(runs) = found.next().await {
+                runs?.into_iter().for_each(|run| map.add(run));
+            }
+        }
+        map.runs.shrink_to_fit();
+        Ok(map)
+    }
+
+    /// Adds a run behind all others.
+    fn add(&mut self, run: ByteRange) {
+        self.bytes += run.len();
+        push(&mut self.runs, run, MAX_RUNS);
+    }
+
+    /// The bytes that were found allocated.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// As [`next_data`](crate::io::ReadAt::next_data).
+    pub(super) fn next_data(&self, offset: u64) -> Option<u64> {
+        self.at_or_after(offset).map(|run| run.start.max(offset))
+    }
+
+    /// As [`next_hole`](crate::io::ReadAt::next_hole).
+    pub(super) fn next_hole(&self, offset: u64) -> u64 {
+        self.at_or_after(offset).filter(|run| run.start <= offset).map_or(offset, |run| run.end)
+    }
+
+    /// The run that holds `offset`, or the next one.
+    fn at_or_after(&self, offset: u64) -> Option<&ByteRange> {
+        self.runs.get(self.runs.partition_point(|run| run.end <= offset))
+    }
+}
+
+/// Adds a run behind all others; one that would be more than `most` becomes a part of the last, with what lies between.
+fn push(runs: &mut Vec<ByteRange>, run: ByteRange, most: usize) {
+    let full = runs.len() >= most;
+    match runs.last_mut() {
+        Some(last) if full || last.end == run.start => last.end = run.end,
+        _ => runs.push(run),
+    }
+}
+
+/// The runs of `covered` that its L2 table has allocated.
+fn allocated(geometry: &Geometry, covered: ByteRange, table: &[u8]) -> Vec<ByteRange> {
+    let mut runs = Vec::new();
+    let mut at = covered.start;
+    while at < covered.end {
+        let entry = geometry.read_entry(table, geometry.l2_entry(0, at));
+        let (data, end) = match geometry.place(entry, at) {
+            Ok((place, end)) => (place != Place::Zeros, end),
+            Err(_) => (true, (at + geometry.cluster()).min(covered.end)),
+        };
+        if data {
+            push(&mut runs, ByteRange::new(at, end), usize::MAX);
+        }
+        at = end;
+    }
+    runs
+}

@@ -1,0 +1,347 @@
+//! The disk inside of a qcow2 image, as raw bytes.
+//!
+//! Never reads outside of the image, never fails for more than the bytes whose entries are wrong, and never waits for
+//! tables that a read does not need. The idea: a read becomes a list of runs (zeros, bytes of the file, compressed
+//! clusters) by look-ups in pages of tables that are kept, and then each run is one read of the file.
+
+use std::num::NonZeroUsize;
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::OnceCell;
+
+use super::Qcow2Header;
+use super::cluster::{Compression, decode, decode_async};
+use super::kept::{Cell, Kept};
+use super::map::Map;
+use super::tables::{Geometry, Packed, Place, number};
+use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified, check_bounds};
+
+/// Bytes of tables that are read at once: the tables of an image with large clusters are larger than anybody needs.
+const PAGE: u64 = 64 * 1024;
+/// Bytes of tables that are kept: with clusters of 64 KiB those of 32 GiB.
+const TABLES: usize = 4 << 20;
+/// At least so many pages are kept: a look-up needs one of the L1 table and one of an L2 table, for each of some readers.
+const LEAST_PAGES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// Bytes of decompressed clusters that are kept.
+const PLAIN: usize = 8 << 20;
+/// At least so many decompressed clusters are kept.
+const LEAST_PLAIN: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+/// Bytes that are planned at once, so that a large read of small clusters makes no long list.
+const WINDOW: usize = 4 << 20;
+/// Compressed bytes that are read at once.
+const JOINED: u64 = 1 << 20;
+/// Runs of a window that are read at the same time.
+const AT_ONCE: usize = 4;
+/// Bytes that are decompressed on the thread of a caller who does not wait: some 300 microseconds.
+const INLINE: u64 = 128 * 1024;
+
+/// Whether a reader waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// For whatever is needed.
+    Waiting,
+    /// For nothing: what is not at hand stops it.
+    Ready,
+}
+
+/// Why a reader stopped.
+enum Stop {
+    /// It would have to wait, and must not.
+    Waiting,
+    /// It cannot go on.
+    Failed(ReadError),
+}
+
+impl From<ReadError> for Stop {
+    fn from(error: ReadError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A stretch of a read that is filled at once.
+#[derive(Debug, PartialEq, Eq)]
+enum Run {
+    Zeros,
+    /// From here on in the file.
+    Stored(u64),
+    /// From `skip` bytes behind the start of the first of these clusters, whose streams follow each other in the file.
+    Packed {
+        skip: u64,
+        clusters: Vec<Packed>,
+    },
+}
+
+/// The raw disk of a qcow2 image.
+///
+/// Until [`prepare_map`](Qcow2Raw::prepare_map) has come back all of it counts as data.
+pub struct Qcow2Raw {
+    file: Shared,
+    geometry: Geometry,
+    compression: Compression,
+    /// Pages of the file that hold tables, by offset.
+    pages: Kept,
+    /// Decompressed clusters, by their entries.
+    plain: Kept,
+    map: OnceCell<Map>,
+}
+
+impl Qcow2Raw {
+    /// The disk of the image `file` with this header. Reads nothing.
+    pub fn open(file: Shared, header: &Qcow2Header) -> Result<Self, ReadError> {
+        let geometry = Geometry::new(header, file.size()).map_err(|reason| {
+            ReadError::new(Fault::Unsupported, format!("qcow2 has no raw view: {reason}"))
+        })?;
+        let compression = match header.compression_type {
+            0 => Compression::Deflate,
+            _ => Compression::Zstd,
+        };
+        let cluster = geometry.cluster();
+        Ok(Self {
+            file,
+            geometry,
+            compression,
+            pages: Kept::new(TABLES, cluster.min(PAGE) as usize, LEAST_PAGES),
+            plain: Kept::new(PLAIN, cluster as usize, LEAST_PLAIN),
+            map: OnceCell::new(),
+        })
+    }
+
+    /// Reads all tables, after which holes and [`data_bytes`](Qcow2Raw::data_bytes) are known. Once for all who ask; an
+    /// error is of this call only, and the next one tries again.
+    pub async fn prepare_map(&self) -> Result<(), ReadError> {
+        let map = self.map.get_or_try_init(|| Map::read(&self.file, self.geometry)).await;
+        map.map(|_| ()).map_err(|error| error.within("qcow2 tables"))
+    }
+
+    /// The bytes of the disk that are allocated in the image, once that is known.
+    pub fn data_bytes(&self) -> Option<u64> {
+        self.map.get().map(Map::bytes)
+    }
+
+    /// Fills `buf` from `offset` on, as fast as `pace` allows. Invariant of the callers: it is inside of the disk.
+    async fn fill(&self, offset: u64, buf: &mut [u8], pace: Pace) -> Result<(), Stop> {
+        let mut offset = offset;
+        for window in buf.chunks_mut(WINDOW) {
+            let runs = self.plan(ByteRange::at(offset, window.len() as u64), pace).await?;
+            offset += window.len() as u64;
+            let mut rest = window;
+            let mut fills: Vec<BoxFuture<'_, Result<(), Stop>>> = Vec::new();
+            for (run, len) in runs {
+                let (part, behind) = rest.split_at_mut(len as usize);
+                rest = behind;
+                match run {
+                    Run::Zeros => part.fill(0),
+                    Run::Stored(at) => fills.push(Box::pin(self.fill_stored(at, part, pace))),
+                    Run::Packed { skip, clusters } => {
+                        fills.push(Box::pin(self.fill_packed(skip, clusters, part, pace)));
+                    }
+                }
+            }
+            stream::iter(fills).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        }
+        Ok(())
+    }
+
+    /// The runs of `range`, in order, with their lengths, which add up to it.
+    async fn plan(&self, range: ByteRange, pace: Pace) -> Result<Vec<(Run, u64)>, Stop> {
+        let mut runs: Vec<(Run, u64)> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let (place, end) = self.place(at, pace).await.map_err(|stop| match stop {
+                Stop::Failed(error) => Stop::Failed(error.within(format!("qcow2 byte {at}"))),
+                Stop::Waiting => Stop::Waiting,
+            })?;
+            let len = end.min(range.end) - at;
+            if let Some((run, before)) = runs.last_mut()
+                && joins(run, *before, place)
+            {
+                *before += len;
+            } else {
+                runs.push((self.run(place, at), len));
+            }
+            at += len;
+        }
+        Ok(runs)
+    }
+
+    fn run(&self, place: Place, offset: u64) -> Run {
+        match place {
+            Place::Zeros => Run::Zeros,
+            Place::Stored(at) => Run::Stored(at),
+            Place::Packed(packed) => {
+                Run::Packed { skip: offset & (self.geometry.cluster() - 1), clusters: vec![packed] }
+            }
+        }
+    }
+
+    /// Where the bytes at `offset` are, and up to which offset that holds.
+    async fn place(&self, offset: u64, pace: Pace) -> Result<(Place, u64), Stop> {
+        let geometry = &self.geometry;
+        let (page, at) = self.page(geometry.l1_entry(offset), pace).await?;
+        let Some(table) = geometry.table(number(&page[at as usize..]))? else {
+            return Ok((Place::Zeros, geometry.covered(offset).end));
+        };
+        let (page, at) = self.page(geometry.l2_entry(table, offset), pace).await?;
+        Ok(geometry.place(geometry.read_entry(&page, at), offset)?)
+    }
+
+    /// The page of the file that holds the entry at `position`, and where in the page it stands. Tables start at clusters
+    /// and pages are no larger, so that no entry is in two pages.
+    async fn page(&self, position: u64, pace: Pace) -> Result<(Bytes, u64), Stop> {
+        let size = self.geometry.cluster().min(PAGE);
+        let at = position & (size - 1);
+        let range = ByteRange::at(position - at, size).intersect(ByteRange::new(0, self.file.size()));
+        let cell = self.pages.cell(range.start);
+        let page = match (cell.get(), pace) {
+            (Some(page), _) => page.clone(),
+            (None, Pace::Ready) => keep(&cell, self.read(range, pace).await?),
+            (None, Pace::Waiting) => {
+                cell.get_or_try_init(|| async { self.read(range, pace).await }).await?.clone()
+            }
+        };
+        Ok((page, at))
+    }
+
+    /// Bytes of the file. Invariant of the callers: `range` is in it, and not longer than a few clusters.
+    async fn read(&self, range: ByteRange, pace: Pace) -> Result<Bytes, Stop> {
+        let mut bytes = vec![0; range.len() as usize];
+        self.read_into(range.start, &mut bytes, pace).await?;
+        Ok(bytes.into())
+    }
+
+    async fn read_into(&self, at: u64, buf: &mut [u8], pace: Pace) -> Result<(), Stop> {
+        match pace {
+            Pace::Waiting => Ok(self.file.read_at(at, buf).await?),
+            Pace::Ready if self.file.read_ready(at, buf)? => Ok(()),
+            Pace::Ready => Err(Stop::Waiting),
+        }
+    }
+
+    /// Fills `buf` from the file. A file may end inside of its last cluster, whose rest is zeros: nobody wrote there.
+    async fn fill_stored(&self, at: u64, buf: &mut [u8], pace: Pace) -> Result<(), Stop> {
+        let inside = self.file.size().saturating_sub(at).min(buf.len() as u64);
+        let (stored, behind) = buf.split_at_mut(inside as usize);
+        behind.fill(0);
+        if stored.is_empty() { Ok(()) } else { self.read_into(at, stored, pace).await }
+    }
+
+    /// Fills `buf` from `skip` bytes behind the start of the first of these clusters.
+    async fn fill_packed(
+        &self,
+        skip: u64,
+        clusters: Vec<Packed>,
+        buf: &mut [u8],
+        pace: Pace,
+    ) -> Result<(), Stop> {
+        let cells: Vec<Cell> = clusters.iter().map(|packed| self.plain.cell(packed.key)).collect();
+        let missing: Vec<ByteRange> = clusters
+            .iter()
+            .zip(&cells)
+            .filter(|(_, cell)| cell.get().is_none())
+            .map(|(packed, _)| packed.stored)
+            .collect();
+        let cluster = self.geometry.cluster();
+        if pace == Pace::Ready && missing.len() as u64 * cluster > INLINE {
+            return Err(Stop::Waiting);
+        }
+        // One read for all that must be decompressed: their streams follow each other.
+        let start = missing.first().map_or(0, |stored| stored.start);
+        let end = missing.iter().map(|stored| stored.end).max().unwrap_or(start);
+        let stored = match ByteRange::new(start, end) {
+            none if none.is_empty() => Bytes::new(),
+            range => self.read(range, pace).await?,
+        };
+        let (mut skip, mut rest) = (skip as usize, buf);
+        for (packed, cell) in clusters.iter().zip(&cells) {
+            let own = || {
+                let own = packed.stored;
+                stored.slice((own.start - start) as usize..(own.end - start) as usize)
+            };
+            let plain = match (cell.get(), pace) {
+                (Some(plain), _) => plain.clone(),
+                (None, Pace::Ready) => keep(cell, decode(self.compression, &own(), cluster as usize)?),
+                (None, Pace::Waiting) => {
+                    let decode = || decode_async(self.compression, own(), cluster as usize);
+                    cell.get_or_try_init(decode).await?.clone()
+                }
+            };
+            let len = (plain.len() - skip).min(rest.len());
+            let (part, behind) = rest.split_at_mut(len);
+            part.copy_from_slice(&plain[skip..skip + len]);
+            (skip, rest) = (0, behind);
+        }
+        Ok(())
+    }
+}
+
+/// Puts what a reader that does not wait has made where others find it, unless one of them was faster.
+fn keep(cell: &Cell, bytes: Bytes) -> Bytes {
+    cell.set(bytes.clone()).ok();
+    bytes
+}
+
+/// Whether `place` goes on where the `len` bytes of `run` end; then it is a part of the run from now on.
+fn joins(run: &mut Run, len: u64, place: Place) -> bool {
+    match (run, place) {
+        (Run::Zeros, Place::Zeros) => true,
+        (Run::Stored(at), Place::Stored(next)) => *at + len == next,
+        (Run::Packed { clusters, .. }, Place::Packed(next)) => {
+            let (Some(first), Some(last)) = (clusters.first(), clusters.last()) else { return false };
+            let follows = (last.stored.start..=last.stored.end).contains(&next.stored.start);
+            let fits = next.stored.end.saturating_sub(first.stored.start) <= JOINED;
+            if follows && fits {
+                clusters.push(next);
+            }
+            follows && fits
+        }
+        _ => false,
+    }
+}
+
+impl ReadAt for Qcow2Raw {
+    fn size(&self) -> u64 {
+        self.geometry.size
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+            match self.fill(offset, buf, Pace::Waiting).await {
+                Ok(()) => Ok(()),
+                Err(Stop::Failed(error)) => Err(error),
+                Err(Stop::Waiting) => Err(ReadError::new(Fault::Io, "a reader that waits did not wait")),
+            }
+        })
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+        // At this pace nothing is waited for, so that one poll is the whole of it.
+        match self.fill(offset, buf, Pace::Ready).now_or_never() {
+            Some(Ok(())) => Ok(true),
+            Some(Err(Stop::Failed(error))) => Err(error),
+            Some(Err(Stop::Waiting)) | None => Ok(false),
+        }
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        match self.map.get() {
+            Some(map) => map.next_data(offset),
+            None => (offset < self.size()).then_some(offset),
+        }
+    }
+
+    fn next_hole(&self, offset: u64) -> u64 {
+        self.map.get().map_or(self.size(), |map| map.next_hole(offset)).min(self.size())
+    }
+
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        let is_known = self.data_bytes().is_some();
+        (!is_known).then(|| -> BoxFuture<'_, _> { Box::pin(self.prepare_map()) })
+    }
+
+    fn verified(&self) -> Verified {
+        self.file.verified()
+    }
+}
