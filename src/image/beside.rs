@@ -169,10 +169,19 @@ async fn documents(source: &dyn Source, subject: &Digest, artifact_type: &str) -
     manifests
 }
 
-/// A small blob as a whole, by way of the cache, compared with its digest.
 async fn blob(cache: &Cache, source: &dyn Source, descriptor: &Descriptor) -> Result<Bytes, ReadError> {
-    if descriptor.size > MAX_INDEX_BLOB {
-        let message = format!("{} bytes are over the limit of {}", descriptor.size, MAX_INDEX_BLOB);
+    small_blob(cache, source, descriptor, MAX_INDEX_BLOB).await
+}
+
+/// A blob of at most `limit` bytes as a whole, by way of the cache, compared with its digest.
+pub(super) async fn small_blob(
+    cache: &Cache,
+    source: &dyn Source,
+    descriptor: &Descriptor,
+    limit: u64,
+) -> Result<Bytes, ReadError> {
+    if descriptor.size > limit {
+        let message = format!("{} bytes are over the limit of {limit}", descriptor.size);
         return Err(ReadError::new(crate::io::Fault::Unsupported, message));
     }
     let bytes: Bytes = match &descriptor.data {

@@ -22,9 +22,9 @@ pub enum ImageError {
         /// What is wrong with it.
         source: OciError,
     },
-    /// An index without a manifest for the platform.
+    /// No manifest or layer is what was asked for, or several are.
     #[error("{place}")]
-    Platform {
+    Choice {
         /// The pinned reference.
         place: String,
         /// What there is.
@@ -34,6 +34,14 @@ pub enum ImageError {
     #[error("{place}: indexes are nested more than {limit} deep")]
     Nesting {
         /// The pinned reference.
+        place: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// More documents than a mount can show.
+    #[error("{place}: there are more than {limit} manifests and indexes, or they are too large together")]
+    TooMany {
+        /// The reference.
         place: String,
         /// The limit.
         limit: usize,
@@ -51,8 +59,9 @@ impl ImageError {
     pub fn fault(&self) -> Fault {
         match self {
             ImageError::Source(error) => error.fault(),
-            ImageError::Document { source, .. } | ImageError::Platform { source, .. } => source.fault(),
+            ImageError::Document { source, .. } | ImageError::Choice { source, .. } => source.fault(),
             ImageError::Nesting { .. } => Fault::Malformed,
+            ImageError::TooMany { .. } => Fault::Unsupported,
             ImageError::Cache(error) => error.fault(),
             ImageError::Read(error) => error.fault(),
         }

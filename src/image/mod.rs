@@ -4,51 +4,59 @@
 //! everything else is found out on first use and then kept.
 
 mod beside;
+mod disks;
 mod error;
+mod family;
+mod merged;
 mod open;
 mod prefetch;
 mod publish;
+mod several;
+mod single;
 mod status;
 mod trace;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
 pub use error::ImageError;
-pub use open::{Network, OpenOptions, Recording};
+pub use family::{Family, Member};
+pub use merged::Conflicts;
+pub use open::{Network, OnConflict, OpenOptions, Platforms, Recording, Referrers};
 pub use prefetch::Prefetch;
 pub use publish::BuiltIndex;
-pub use status::{BlobStatus, LayerStatus, Status};
+pub use status::{BlobStatus, LayerStatus, MemberStatus, Status};
 pub use trace::{MAX_TRACE, Trace, TraceRead};
 
+use crate::artifact::{self, Contents, FileBody};
 use crate::cache::{Cache, Cached};
-use crate::disk::{self, Detection, Inspection};
-use crate::io::{
-    BoxFuture, ByteRange, Concat, Fault, Memory, ReadAt as _, ReadError, Shared, compute, read_vec,
-};
-use crate::layer::{self, Content, Layer, LayerIndex, Toc};
-use crate::oci::{Descriptor, Digest, Document, FileNames, Manifest};
+use crate::disk::Detection;
+use crate::io::{ByteRange, Concat, Fault, Memory, ReadAt as _, ReadError, Shared, Slice};
+use crate::layer::{self, Content, IndexPolicy, Layer};
+use crate::oci::{Descriptor, Digest, Manifest};
 use crate::source::Source;
-use crate::tree::{Builder, Tree};
+use crate::tree::Tree;
 
 use beside::Beside;
+use disks::Found;
 use publish::Publisher;
 use trace::{Observed, Recorder, Stored};
 
 /// One image or artifact, at one digest, for the life of a mount.
 pub struct Image {
     pinned: String,
-    digest: Digest,
-    index: Option<Bytes>,
-    document: Document,
-    manifest_bytes: Bytes,
+    /// None for what was made up to show a blob alone.
+    manifest_bytes: Option<Bytes>,
     manifest_digest: Digest,
     manifest: Manifest,
+    /// For each layer of the manifest, whether it is presented.
+    selected: Vec<bool>,
+    /// What could not be found out when the image was opened.
+    warnings: Vec<String>,
     source: Arc<dyn Source>,
     /// What lies beside the image, if that is used.
     beside: Option<Arc<Beside>>,
@@ -64,9 +72,20 @@ pub struct Image {
     unmergeable: OnceLock<ReadError>,
     /// What went wrong lately, oldest first.
     errors: Mutex<VecDeque<String>>,
-    files: FileNames,
+    contents: Contents,
     detection: Detection,
-    inspections: Vec<OnceCell<Inspection>>,
+    /// What was found out about each disk.
+    disks: Vec<Found>,
+    /// What unpacks parts of disks, by the number of the layer.
+    packed: Mutex<HashMap<usize, Arc<Layer>>>,
+    index_policy: IndexPolicy,
+    on_conflict: OnConflict,
+    /// The annotation after which the directories in `layers/` are called.
+    layer_name: Option<String>,
+    /// Which paths archives disagree about, once they were merged.
+    conflicts: OnceLock<Conflicts>,
+    /// Why a layer is not in the merged tree although its label says archive.
+    left_out: Mutex<Vec<String>>,
     prefetch: Prefetch,
     /// Notes what is read, while that is recorded.
     recorder: Option<Arc<Recorder>>,
@@ -75,24 +94,14 @@ pub struct Image {
 }
 
 impl Image {
-    /// The reference with the digest of the document it named when it was opened.
+    /// The reference with a digest: of the document it named when it was opened, or of the manifest where that is another one.
     pub fn pinned(&self) -> &str {
         &self.pinned
     }
 
-    /// The digest of the document that the reference named: of the index if there is one.
-    pub fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    /// The bytes of the index, when the reference named one.
-    pub fn index_bytes(&self) -> Option<&Bytes> {
-        self.index.as_ref()
-    }
-
-    /// The bytes of the manifest, exactly as hashed.
-    pub fn manifest_bytes(&self) -> &Bytes {
-        &self.manifest_bytes
+    /// The bytes of the manifest, exactly as hashed; `None` where a blob is shown alone.
+    pub fn manifest_bytes(&self) -> Option<&Bytes> {
+        self.manifest_bytes.as_ref()
     }
 
     /// The manifest.
@@ -100,18 +109,10 @@ impl Image {
         &self.manifest
     }
 
-    /// What the reference named, parsed.
-    pub fn document(&self) -> &Document {
-        &self.document
-    }
-
     /// Seconds since 1970 of the `org.opencontainers.image.created` annotation, or 0: the time of everything that has no
     /// time of its own.
     pub fn created(&self) -> i64 {
-        let created = self.manifest.annotations.get("org.opencontainers.image.created");
-        created
-            .and_then(|text| chrono::DateTime::parse_from_rfc3339(text).ok())
-            .map_or(0, |time| time.timestamp())
+        created(&self.manifest.annotations)
     }
 
     /// Notes what a reader was refused, for the status.
@@ -175,77 +176,31 @@ impl Image {
         Ok(blob)
     }
 
-    /// The archive layers by their labels: number in the manifest, and layer. Lowest first.
+    /// The layers that are archives of one tree, by their labels: number in the manifest, and layer. Lowest first.
     pub fn archives(&self) -> impl Iterator<Item = (usize, &Layer)> {
+        self.contents
+            .archives
+            .iter()
+            .filter_map(|archive| Some((archive.layer, self.archive(archive.layer)?)))
+    }
+
+    /// What an archive layer is called behind its number, when that is not its digest: by the annotation that was asked for, or as
+    /// the kind of artifact has it.
+    pub fn layer_label(&self, at: usize) -> Option<String> {
+        let descriptor = self.manifest.layers.get(at)?;
+        let asked = self.layer_name.as_ref().and_then(|key| descriptor.annotations.get(key));
+        let known = || self.contents.archives.iter().find(|archive| archive.layer == at)?.name.as_ref();
+        artifact::component(asked.or_else(known)?)
+    }
+
+    /// Every layer that is an archive by its label, also those that are directories of their own.
+    pub fn every_archive(&self) -> impl Iterator<Item = (usize, &Layer)> {
         self.layers.iter().enumerate().filter_map(|(at, layer)| Some((at, layer.as_ref()?)))
     }
 
     /// The layer with this number, if it is an archive by its label.
     pub fn archive(&self, at: usize) -> Option<&Layer> {
         self.layers.get(at)?.as_ref()
-    }
-
-    /// The union of all archive layers. `origin` of its files is the number of the layer in the manifest.
-    pub async fn merged(&self) -> Result<Arc<Tree>, ReadError> {
-        if let Some(error) = self.unmergeable.get() {
-            return Err(error.clone());
-        }
-        let merged = self.merged.get_or_try_init(|| self.merge()).await;
-        if let Err(error) = &merged
-            && matches!(error.fault(), Fault::Malformed | Fault::Unsupported | Fault::Mismatch)
-        {
-            // Wrong for ever: the next lookup need not find it out again.
-            self.unmergeable.get_or_init(|| error.clone());
-        }
-        merged.cloned()
-    }
-
-    async fn merge(&self) -> Result<Arc<Tree>, ReadError> {
-        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
-        // Side by side, but no more at once than can decode: a pass holds megabytes in flight. Applied in order as they
-        // come, so that only a few tables of contents are in memory.
-        let pending: Vec<BoxFuture<'_, Result<(usize, Toc), ReadError>>> = self
-            .archives()
-            .map(|(at, layer)| -> BoxFuture<'_, _> {
-                Box::pin(async move {
-                    let LayerIndex { toc, prefetch, .. } = layer.index().await?;
-                    self.fetch_landmark(at, layer, prefetch);
-                    Ok((at, toc))
-                })
-            })
-            .collect();
-        let mut indexes = futures_util::stream::iter(pending).buffered(cores);
-        let mut builder = Builder::new();
-        while let Some(next) = indexes.next().await {
-            let (at, toc) = next?;
-            builder = compute(move || {
-                builder.apply(at as u32, &toc).map(|()| builder).map_err(|error| {
-                    ReadError::caused(error.fault(), format!("layer {at} cannot be merged"), error)
-                })
-            })
-            .await?;
-        }
-        Ok(Arc::new(compute(move || Ok(builder.freeze())).await?))
-    }
-
-    /// The tree of one archive layer alone, whiteouts as the files they are.
-    pub async fn layer_tree(&self, at: usize) -> Result<Tree, ReadError> {
-        let Some(layer) = self.archive(at) else {
-            return Err(ReadError::new(Fault::NotFound, format!("layer {at} is no archive")));
-        };
-        let toc = layer.index().await?.toc;
-        compute(move || {
-            let mut builder = Builder::new();
-            let omitted = builder.apply_alone(at as u32, &toc).map_err(|error| {
-                ReadError::caused(error.fault(), format!("layer {at} cannot be shown"), error)
-            })?;
-            for path in omitted {
-                let path = String::from_utf8_lossy(&path);
-                tracing::info!(layer = at, %path, "hard link into a lower layer is not shown in layers/");
-            }
-            Ok(builder.freeze())
-        })
-        .await
     }
 
     /// The bytes of a file whose tree said `content`, in the layer with number `origin`.
@@ -258,41 +213,47 @@ impl Image {
         layer::file(&stream, content, layer.fetcher())
     }
 
-    /// The names of the layers that are files.
-    pub fn files(&self) -> &FileNames {
-        &self.files
+    /// What the layers are meant as.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
     }
 
-    /// The disks that the manifest packs, as far as it says.
-    pub fn detection(&self) -> &Detection {
-        &self.detection
+    /// Bytes of such a file that are data, not holes.
+    pub fn artifact_data(&self, at: usize) -> Option<u64> {
+        match &self.contents.files.get(at)?.body {
+            FileBody::Sparse { runs, .. } => Some(runs.iter().map(|(_, len)| len).sum()),
+            _ => None,
+        }
     }
 
-    /// The bytes of a disk, whatever they are.
-    pub fn disk(&self, at: usize) -> Result<Shared, ReadError> {
-        let Some(plan) = self.detection.disks.get(at) else {
-            return Err(ReadError::new(Fault::NotFound, format!("there is no disk {at}")));
-        };
-        let parts: Result<Vec<_>, _> =
-            plan.parts.iter().map(|&part| self.blob(&self.manifest.layers[part])).collect();
-        Ok(Arc::new(Concat::of(parts?)))
+    /// The bytes of a file of the artifact that is more than one blob as stored.
+    pub fn artifact_file(&self, at: usize) -> Result<Shared, ReadError> {
+        let layers = &self.manifest.layers;
+        match self.contents.files.get(at).map(|file| &file.body) {
+            Some(FileBody::Joined(segments)) => {
+                let parts = segments.iter().map(|segment| self.unpacked(segment.layer, segment.size, None));
+                Ok(Arc::new(Concat::of(parts.collect::<Result<Vec<_>, _>>()?)))
+            }
+            Some(FileBody::Sparse { layer, size, runs }) => {
+                let packed = self.blob(&layers[*layer])?;
+                let (mut file, mut stored) = (Concat::new(), 0);
+                for (offset, len) in runs {
+                    file.push_hole(offset.saturating_sub(file.size()));
+                    file.push(Arc::new(Slice::new(packed.clone(), ByteRange::at(stored, *len))?));
+                    stored += len;
+                }
+                file.push_hole(size.saturating_sub(file.size()));
+                Ok(Arc::new(file))
+            }
+            _ => Err(ReadError::new(Fault::NotFound, format!("there is no file {at}"))),
+        }
     }
+}
 
-    /// What the first bytes of a disk say about it; read once.
-    pub async fn inspect_disk(&self, at: usize) -> Result<&Inspection, ReadError> {
-        let Some(cell) = self.inspections.get(at) else {
-            return Err(ReadError::new(Fault::NotFound, format!("there is no disk {at}")));
-        };
-        cell.get_or_try_init(|| async {
-            let (plan, bytes) = (&self.detection.disks[at], self.disk(at)?);
-            let head = read_vec(&*bytes, ByteRange::new(0, bytes.size().min(disk::HEAD))).await?;
-            Ok(disk::inspect(&head, plan.size, &plan.label))
-        })
-        .await
-    }
-
-    /// The disk's inspection if it was done before.
-    pub fn inspected(&self, at: usize) -> Option<&Inspection> {
-        self.inspections.get(at)?.get()
-    }
+/// Seconds since 1970 of the `org.opencontainers.image.created` annotation, or 0.
+fn created(annotations: &BTreeMap<String, String>) -> i64 {
+    let created = annotations.get("org.opencontainers.image.created");
+    created
+        .and_then(|text| chrono::DateTime::parse_from_rfc3339(text).ok())
+        .map_or(0, |time| time.timestamp())
 }

@@ -1,22 +1,32 @@
-//! From a location to an image: resolve once, pin, choose the platform.
+//! From a location to what it names: resolve once, pin, and make images of manifests.
+//!
+//! No blob is read, except a small config of the kinds of artifacts that say in it what their layers are, and the head of a layer
+//! that may be a containerDisk. Choosing among several
+//! manifests is `several`'s.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::OnceCell;
 
+use crate::artifact::{self, FileBody};
 use crate::cache::Cache;
 use crate::disk::{self, PartOrder};
+use crate::io::{Fault, ReadError};
 use crate::layer::{Hints, IndexPolicy, Layer, Offers};
-use crate::oci::{self, Choice, Descriptor, Digest, Document, Manifest, OciError, Platform};
+use crate::oci::{Condition, Descriptor, Digest, Document, LayerSelection, MAX_DOCUMENT, Manifest, Platform};
 use crate::registry::Registry;
-use crate::source::{self, Location, Root, Source};
+use crate::source::{self, Location, Root, Source, SourceError};
 
-use super::beside::Beside;
+use super::beside::{Beside, small_blob};
+use super::disks::Found;
 use super::publish::Publisher;
-use super::{Image, ImageError, Prefetch};
+use super::{Family, Image, ImageError, Prefetch};
 
-/// How deep indexes may be nested; real ones are one deep.
-const MAX_NESTING: usize = 4;
+/// How many documents are read beside the one that the reference names, and how many bytes they may have: real indexes name
+/// some dozens of manifests, of some kilobytes.
+pub(super) const MAX_DOCUMENTS: usize = 1024;
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Whether the source may be asked for what the cache does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,8 +43,18 @@ pub enum Network {
 pub struct OpenOptions {
     /// Where the image lives.
     pub location: Location,
-    /// The platform to choose from an index; this machine's when absent.
-    pub platform: Option<Platform>,
+    /// The platforms to choose from an index.
+    pub platforms: Platforms,
+    /// Conditions on the entries of an index, before platforms are looked at.
+    pub select: Vec<Condition>,
+    /// Which layers are presented; the manifest and the blobs stay complete.
+    pub layers: LayerSelection,
+    /// What happens when archives that were made apart have different things at one path.
+    pub on_conflict: OnConflict,
+    /// The annotation of layers after which their directories in `layers/` are called; by their digests when absent.
+    pub layer_name: Option<String>,
+    /// Whether what refers to the image is shown beside it.
+    pub referrers: Referrers,
     /// Whether the source may be asked.
     pub network: Network,
     /// How the parts of a split disk are ordered.
@@ -52,7 +72,12 @@ impl OpenOptions {
     pub fn new(location: Location) -> Self {
         Self {
             location,
-            platform: None,
+            platforms: Platforms::default(),
+            select: Vec::new(),
+            layers: LayerSelection::default(),
+            on_conflict: OnConflict::default(),
+            layer_name: None,
+            referrers: Referrers::default(),
             network: Network::default(),
             part_order: PartOrder::default(),
             index: IndexPolicy::default(),
@@ -60,6 +85,38 @@ impl OpenOptions {
             recording: Recording::default(),
         }
     }
+}
+
+/// What happens when archives that were made apart have different things at one path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// The later one is shown, and the path is listed in the status.
+    #[default]
+    Later,
+    /// There is no merged tree, and the error lists the paths.
+    Error,
+}
+
+/// Which platforms of an index are shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Platforms {
+    /// This machine's.
+    #[default]
+    Host,
+    /// One.
+    One(Platform),
+    /// All of them, each in a directory of its own, and this machine's at the root too.
+    All,
+}
+
+/// Whether manifests that say they are about the image are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Referrers {
+    /// No.
+    #[default]
+    Hidden,
+    /// Yes, each in a directory of its own.
+    Shown,
 }
 
 /// Whether the reads of an image are noted.
@@ -72,73 +129,164 @@ pub enum Recording {
     On,
 }
 
-impl Image {
-    /// Opens a reference. Costs the manifest, and the index above it if there is one; nothing that the cache has under the
+impl Family {
+    /// Opens a reference. Costs the manifest, and the indexes above it if there are any; nothing that the cache has under the
     /// digest the user gave.
-    pub async fn open(options: &OpenOptions, registry: &Registry, cache: Cache) -> Result<Self, ImageError> {
+    pub async fn open(
+        options: &OpenOptions,
+        registry: &Registry,
+        cache: Cache,
+    ) -> Result<Family, ImageError> {
         let source = match options.network {
             Network::Online => source::open(&options.location, registry),
             Network::Offline => source::offline(&options.location),
         };
         let cache = cache.for_origin(&options.location.place());
-        let documents = Documents { source: &*source, cache: &cache };
-        let root = documents.root(options.location.digest()).await?;
-        let pinned = options.location.pinned(&root.digest);
-        let digest = root.digest.clone();
-        let document = parse(&root)?;
-        let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        let mut index = None;
-        let (mut current, mut bytes) = (document.clone(), root.bytes.clone());
-        let mut manifest_digest = digest.clone();
-        let mut depth = 0;
-        let manifest = loop {
-            match current {
-                Document::Manifest(manifest) => break manifest,
-                Document::Index(ref choice) => {
-                    depth += 1;
-                    if depth > MAX_NESTING {
-                        return Err(ImageError::Nesting { place: pinned, limit: MAX_NESTING });
-                    }
-                    index.get_or_insert_with(|| bytes.clone());
-                    let entry = match oci::choose(&choice.manifests, &platform) {
-                        Choice::One(entry) => entry,
-                        Choice::None(available) => {
-                            let available =
-                                if available.is_empty() { "nothing".into() } else { available.join(", ") };
-                            let source = OciError::NoPlatform { wanted: platform.to_string(), available };
-                            return Err(ImageError::Platform { place: pinned, source });
-                        }
-                    };
-                    let root = documents.document(entry).await?;
-                    current = parse(&root)?;
-                    bytes = root.bytes;
-                    manifest_digest = root.digest;
-                }
-            }
-        };
+        Opener { options, registry, source, cache, documents: Mutex::default() }.family().await
+    }
+}
 
-        let detection = disk::detect(&manifest, options.part_order);
+/// What opening one reference needs.
+pub(super) struct Opener<'a> {
+    pub(super) options: &'a OpenOptions,
+    registry: &'a Registry,
+    pub(super) source: Arc<dyn Source>,
+    pub(super) cache: Cache,
+    /// How many documents were read beside the first, and how many bytes they have.
+    documents: Mutex<(usize, u64)>,
+}
+
+impl Opener<'_> {
+    async fn family(&self) -> Result<Family, ImageError> {
+        let location = &self.options.location;
+        let root = match (self.root(location.digest()).await, location.digest()) {
+            (Ok(root), _) => root,
+            (Err(error), Some(digest)) if is_absent(&error) => return self.blob_alone(digest, error).await,
+            (Err(error), _) => return Err(error),
+        };
+        let pinned = location.pinned(&root.digest);
+        let document = parse(&root)?;
+        let index = matches!(document, Document::Index(_)).then(|| root.bytes.clone());
+        let mut family = Family {
+            pinned: pinned.clone(),
+            digest: root.digest.clone(),
+            document: document.clone(),
+            index,
+            main: None,
+            members: Vec::new(),
+            warnings: Vec::new(),
+        };
+        match (&document, &self.options.platforms) {
+            (Document::Manifest(manifest), _) => {
+                let manifest = manifest.clone();
+                family.main = Some(Arc::new(self.image(root, manifest, pinned, Select::Layers).await?));
+            }
+            (Document::Index(index), Platforms::All) => {
+                let found = self.search(index, None).await?;
+                self.all(&mut family, found).await?;
+            }
+            (Document::Index(index), Platforms::Host) => {
+                family.main = Some(Arc::new(self.one(index, None, pinned).await?));
+            }
+            (Document::Index(index), Platforms::One(wanted)) => {
+                family.main = Some(Arc::new(self.one(index, Some(wanted), pinned).await?));
+            }
+        }
+        if self.options.referrers == Referrers::Shown {
+            self.referrers(&mut family).await?;
+        }
+        Ok(family)
+    }
+
+    /// The image of a manifest. The config is read only where it says what the layers are.
+    pub(super) async fn image(
+        &self,
+        root: Root,
+        manifest: Manifest,
+        pinned: String,
+        select: Select,
+    ) -> Result<Image, ImageError> {
+        let mut warnings = Vec::new();
+        let config = match &manifest.config {
+            Some(config)
+                if artifact::needs_config(&manifest) || disk::container_disk_layer(&manifest).is_some() =>
+            {
+                let read = small_blob(&self.cache, &*self.source, config, MAX_DOCUMENT).await;
+                let missed =
+                    |error: &ReadError| warnings.push(format!("config {}: {}", config.digest, error.chain()));
+                read.inspect_err(missed).ok()
+            }
+            _ => None,
+        };
+        let mut image = self.assemble(Some(root), manifest, config.as_deref(), pinned, select)?;
+        image.warnings = warnings;
+        if disk::may_be_container_disk(&image.manifest, config.as_deref()) {
+            image.find_container_disk().await;
+        }
+        Ok(image)
+    }
+
+    /// The image of a manifest whose documents are all there; `root` is the manifest's own, if it has one.
+    pub(super) fn assemble(
+        &self,
+        root: Option<Root>,
+        manifest: Manifest,
+        config: Option<&[u8]>,
+        pinned: String,
+        select: Select,
+    ) -> Result<Image, ImageError> {
+        let options = self.options;
+        let (manifest_bytes, manifest_digest) = match root {
+            Some(root) => (Some(root.bytes), root.digest),
+            // What is made up is as good as its only blob.
+            None => (
+                None,
+                manifest.layers.first().map_or_else(|| Digest::sha256(b""), |layer| layer.digest.clone()),
+            ),
+        };
+        // What is planned sees only the layers that are selected; their numbers stay.
+        let masked = match select {
+            Select::Layers => options
+                .layers
+                .mask(&manifest)
+                .map_err(|source| ImageError::Choice { place: pinned.clone(), source })?,
+            Select::Everything => manifest.clone(),
+        };
+        let contents = artifact::contents(&masked, config);
+        let detection = disk::detect(&masked, options.part_order);
+        let detection = detection.with_file_sizes(|wanted| {
+            contents.files.iter().find_map(|file| match &file.body {
+                FileBody::Layer(layer) if *layer == wanted => Some(manifest.layers[*layer].size),
+                FileBody::Sparse { layer, size, .. } if *layer == wanted => Some(*size),
+                _ => None,
+            })
+        });
         let image = Image {
-            files: oci::file_names(file_layers(&manifest)),
+            contents,
             layers: Vec::new(),
-            inspections: detection.disks.iter().map(|_| OnceCell::new()).collect(),
+            disks: detection.disks.iter().map(|_| Found::default()).collect(),
+            packed: Mutex::default(),
+            index_policy: options.index,
+            on_conflict: options.on_conflict,
+            layer_name: options.layer_name.clone(),
+            conflicts: OnceLock::new(),
+            left_out: Mutex::default(),
             detection,
             pinned,
-            digest,
-            index,
-            document,
-            manifest_bytes: bytes,
+            manifest_bytes,
             manifest_digest,
             manifest,
-            source,
+            selected: masked.layers.iter().map(|layer| !layer.media_type.is_empty_descriptor()).collect(),
+            warnings: Vec::new(),
+            source: self.source.clone(),
             beside: None,
             publisher: match &options.location {
                 Location::Registry(reference) => {
-                    Some(Publisher { registry: registry.clone(), reference: reference.clone() })
+                    Some(Publisher { registry: self.registry.clone(), reference: reference.clone() })
                 }
                 Location::Layout { .. } => None,
             },
-            cache,
+            cache: self.cache.clone(),
             blobs: Mutex::default(),
             merged: OnceCell::new(),
             unmergeable: OnceLock::new(),
@@ -153,45 +301,7 @@ impl Image {
         image.with_layers(options.index)
     }
 
-    /// Opens the archive layers in the cache; reads nothing.
-    fn with_layers(mut self, policy: IndexPolicy) -> Result<Self, ImageError> {
-        self.beside = policy.takes_foreign().then(|| Arc::new(Beside::new(&self, policy)));
-        let offers = self.beside.clone().map(|beside| -> Arc<dyn Offers> { beside });
-        let layers = self.manifest.layers.iter().map(|descriptor| {
-            if !descriptor.media_type.claims_tar() || descriptor.digest.algorithm().is_none() {
-                return Ok(None);
-            }
-            let hints = Hints { policy, annotations: descriptor.annotations.clone(), offers: offers.clone() };
-            Ok(Some(Layer::new(self.cached(descriptor)?, self.cache.clone(), hints)))
-        });
-        self.layers = layers.collect::<Result<_, ImageError>>()?;
-        Ok(self)
-    }
-}
-
-/// The layers that are files, by number: whatever has a title, and whatever is no archive.
-fn file_layers(manifest: &Manifest) -> impl Iterator<Item = (usize, &Descriptor)> {
-    let is_file = |layer: &Descriptor| {
-        !layer.media_type.is_empty_descriptor() && (layer.title().is_some() || !layer.media_type.claims_tar())
-    };
-    manifest.layers.iter().enumerate().filter(move |(_, layer)| is_file(layer))
-}
-
-fn parse(root: &Root) -> Result<Document, ImageError> {
-    Document::parse(&root.bytes, root.content_type.as_deref()).map_err(|source| ImageError::Document {
-        what: "document",
-        digest: root.digest.clone(),
-        source,
-    })
-}
-
-/// Documents by way of the cache: what has a digest is asked for only once.
-struct Documents<'a> {
-    source: &'a dyn Source,
-    cache: &'a Cache,
-}
-
-impl Documents<'_> {
+    /// What the location names, by way of the cache: what has a digest is asked for only once.
     async fn root(&self, digest: Option<&Digest>) -> Result<Root, ImageError> {
         if let Some(digest) = digest
             && let Some(bytes) = self.cache.document(digest)?
@@ -201,13 +311,25 @@ impl Documents<'_> {
         Ok(self.keep(self.source.root().await?))
     }
 
-    async fn document(&self, descriptor: &Descriptor) -> Result<Root, ImageError> {
-        if let Some(bytes) = self.cache.document(&descriptor.digest)? {
-            let content_type =
-                Some(descriptor.media_type.as_written().to_owned()).filter(|kind| !kind.is_empty());
-            return Ok(Root { bytes, digest: descriptor.digest.clone(), content_type });
+    /// Another document, by way of the cache.
+    pub(super) async fn document(&self, descriptor: &Descriptor) -> Result<Root, ImageError> {
+        let root = match self.cache.document(&descriptor.digest)? {
+            Some(bytes) => {
+                let content_type =
+                    Some(descriptor.media_type.as_written().to_owned()).filter(|kind| !kind.is_empty());
+                Root { bytes, digest: descriptor.digest.clone(), content_type }
+            }
+            None => self.keep(self.source.document(descriptor).await?),
+        };
+        let mut documents = self.documents.lock().unwrap_or_else(PoisonError::into_inner);
+        *documents = (documents.0 + 1, documents.1 + root.bytes.len() as u64);
+        if documents.0 > MAX_DOCUMENTS || documents.1 > MAX_BYTES {
+            return Err(ImageError::TooMany {
+                place: self.options.location.to_string(),
+                limit: MAX_DOCUMENTS,
+            });
         }
-        Ok(self.keep(self.source.document(descriptor).await?))
+        Ok(root)
     }
 
     fn keep(&self, root: Root) -> Root {
@@ -217,4 +339,60 @@ impl Documents<'_> {
         }
         root
     }
+}
+
+/// Which layers of a manifest are planned with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Select {
+    /// Those that the options select.
+    Layers,
+    /// All.
+    Everything,
+}
+
+/// Whether the place answered that it has no such document.
+fn is_absent(error: &ImageError) -> bool {
+    match error {
+        ImageError::Source(SourceError::Registry(error)) => error.is_no_document(),
+        ImageError::Source(error) => error.fault() == Fault::NotFound,
+        _ => false,
+    }
+}
+
+impl Image {
+    /// Opens the archive layers in the cache; reads nothing.
+    fn with_layers(mut self, policy: IndexPolicy) -> Result<Self, ImageError> {
+        self.beside = policy.takes_foreign().then(|| Arc::new(Beside::new(&self, policy)));
+        let offers = self.beside.clone().map(|beside| -> Arc<dyn Offers> { beside });
+        let mut archives: HashMap<usize, Option<Digest>> =
+            self.contents.archives.iter().map(|archive| (archive.layer, None)).collect();
+        for file in &self.contents.files {
+            if let FileBody::Tree(tree) = &file.body {
+                archives.insert(tree.layer, tree.content.clone());
+            }
+        }
+        let layers = self.manifest.layers.iter().enumerate().map(|(at, descriptor)| {
+            let Some(content) = archives.get(&at) else { return Ok(None) };
+            if descriptor.digest.algorithm().is_none() {
+                return Ok(None);
+            }
+            let hints = Hints {
+                policy,
+                annotations: descriptor.annotations.clone(),
+                offers: offers.clone(),
+                content: content.clone(),
+            };
+            Ok(Some(Layer::new(self.cached(descriptor)?, self.cache.clone(), hints)))
+        });
+        self.layers = layers.collect::<Result<_, ImageError>>()?;
+        Ok(self)
+    }
+}
+
+pub(super) fn parse(root: &Root) -> Result<Document, ImageError> {
+    Document::parse(&root.bytes, root.content_type.as_deref()).map_err(|source| ImageError::Document {
+        what: "document",
+        digest: root.digest.clone(),
+        source,
+    })
 }

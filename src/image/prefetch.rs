@@ -73,7 +73,10 @@ impl Image {
     }
 
     async fn fetch_all(&self) -> Result<(), ReadError> {
-        let wanted = self.manifest().blobs().filter(|blob| blob.data.is_none() && blob.size > 0);
+        let layers = self.manifest().layers.iter().zip(&self.selected);
+        let layers = layers.filter(|(_, selected)| **selected).map(|(layer, _)| layer);
+        let wanted = self.manifest().config.iter().chain(layers);
+        let wanted = wanted.filter(|blob| blob.data.is_none() && blob.size > 0);
         let wanted = wanted.map(|blob| (blob, ByteRange::new(0, blob.size)));
         let wanted: Vec<_> = wanted.filter(|(blob, _)| blob.digest.algorithm().is_some()).collect();
         self.fetch(wanted).await

@@ -76,7 +76,8 @@ impl Image {
     }
 
     fn publisher(&self) -> Result<&Publisher, ReadError> {
-        self.publisher.as_ref().ok_or_else(|| {
+        let publisher = self.publisher.as_ref().filter(|_| self.manifest_bytes().is_some());
+        publisher.ok_or_else(|| {
             let message = format!("{}: only an image in a registry can be published beside", self.pinned());
             ReadError::new(Fault::Usage, message)
         })
@@ -85,7 +86,7 @@ impl Image {
     fn subject(&self) -> Descriptor {
         let written = self.manifest().media_type.as_written();
         let media_type = if written.is_empty() { MANIFEST_TYPE } else { written };
-        Descriptor::of(media_type, self.manifest_bytes())
+        Descriptor::of(media_type, self.manifest_bytes().map_or(&[], |bytes| bytes))
     }
 
     async fn publish(&self, publication: Result<Publication, OciError>) -> Result<Digest, ReadError> {

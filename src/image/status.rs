@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cache::State;
 use crate::io::{ReadAt as _, Verified};
 use crate::layer::{Layer, LayerState};
-use crate::oci::{Descriptor, Digest};
+use crate::oci::{Descriptor, Digest, MediaType};
 
 use super::Image;
 
@@ -23,12 +23,46 @@ pub struct Status {
     pub kind: String,
     /// One entry per blob of the manifest.
     pub blobs: Vec<BlobStatus>,
-    /// One entry per archive layer.
+    /// One entry per archive layer, and per part of a disk that is unpacked.
     pub layers: Vec<LayerStatus>,
+    /// The paths at which archives disagree that were made apart; the first thousand of them.
+    pub conflicts: Vec<String>,
     /// What is not presented as its author may have meant, and why.
     pub warnings: Vec<String>,
     /// The last errors that readers got, oldest first.
     pub errors: Vec<String>,
+    /// One entry per document that is shown in a directory of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberStatus>,
+}
+
+/// One document beside the image that the root shows. What is in it is in the status of its own directory.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberStatus {
+    /// Its directory.
+    pub directory: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// `shown`, `an index`, or why it is not shown.
+    pub state: String,
+}
+
+impl Status {
+    /// That of a reference of this kind whose root shows no image.
+    pub(super) fn empty(reference: String, kind: Option<&MediaType>) -> Self {
+        Self {
+            schema_version: 1,
+            reference,
+            kind: kind.map(|kind| kind.as_written().to_owned()).unwrap_or_default(),
+            blobs: Vec::new(),
+            layers: Vec::new(),
+            conflicts: Vec::new(),
+            warnings: Vec::new(),
+            errors: Vec::new(),
+            members: Vec::new(),
+        }
+    }
 }
 
 /// One blob.
@@ -77,17 +111,30 @@ impl Image {
     /// Takes a snapshot. Reads nothing.
     pub fn status(&self) -> Status {
         Status {
-            schema_version: 1,
-            reference: self.pinned().to_owned(),
-            kind: self.manifest().kind().map(|kind| kind.as_written().to_owned()).unwrap_or_default(),
             blobs: self.manifest().blobs().map(|descriptor| self.blob_status(descriptor)).collect(),
-            layers: self
-                .archives()
-                .map(|(at, layer)| layer_status(at, &self.manifest().layers[at].digest, layer))
-                .collect(),
+            layers: self.layer_statuses(),
+            conflicts: self.conflicts().map(|conflicts| conflicts.paths.clone()).unwrap_or_default(),
             warnings: self.warnings(),
-            errors: self.errors.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect(),
+            errors: self.errors(),
+            ..Status::empty(self.pinned().to_owned(), self.manifest().kind())
         }
+    }
+
+    /// The last errors that readers got, oldest first.
+    pub(super) fn errors(&self) -> Vec<String> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Archives, and parts of disks that were looked into.
+    fn layer_statuses(&self) -> Vec<LayerStatus> {
+        let digest = |at: usize| &self.manifest().layers[at].digest;
+        let mut layers: Vec<_> = self
+            .every_archive()
+            .map(|(at, layer)| layer_status(at, digest(at), layer, Holds::Archive))
+            .collect();
+        let unpacking = self.unpacking();
+        layers.extend(unpacking.iter().map(|(at, layer)| layer_status(*at, digest(*at), layer, Holds::Disk)));
+        layers
     }
 
     fn blob_status(&self, descriptor: &Descriptor) -> BlobStatus {
@@ -119,10 +166,25 @@ impl Image {
 
     /// Everything that deviates from what the author wrote.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.files().reports.clone();
+        let mut warnings = self.warnings.clone();
+        warnings.extend(self.contents().reports.iter().cloned());
         warnings.extend(self.detection().problems.iter().map(ToString::to_string));
         warnings.extend(self.detection().warnings.iter().cloned());
-        for (at, layer) in self.archives() {
+        warnings.extend(self.left_out.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        if let Some(conflicts) = self.conflicts() {
+            let left_out = &conflicts.left_out;
+            if conflicts.count > 0 {
+                let number = conflicts.number();
+                warnings.push(format!(
+                    "several archives have different things at {number}, and the later is shown"
+                ));
+            }
+            warnings.extend(
+                left_out.iter().map(|path| format!("{path}: a hard link to nothing is not in merged/")),
+            );
+        }
+        let unpacking = self.unpacking();
+        for (at, layer) in self.every_archive().chain(unpacking.iter().map(|(at, layer)| (*at, &**layer))) {
             warnings.extend(layer.warnings().into_iter().map(|warning| format!("layer {at}: {warning}")));
         }
         for at in 0..self.detection().disks.len() {
@@ -143,7 +205,14 @@ fn state(state: State) -> &'static str {
     }
 }
 
-fn layer_status(layer: usize, digest: &Digest, opened: &Layer) -> LayerStatus {
+/// What is packed in a layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Archive,
+    Disk,
+}
+
+fn layer_status(layer: usize, digest: &Digest, opened: &Layer, holds: Holds) -> LayerStatus {
     let status = |mode, why: String, encoding: Option<String>, stream_bytes| LayerStatus {
         layer,
         digest: digest.clone(),
@@ -157,14 +226,16 @@ fn layer_status(layer: usize, digest: &Digest, opened: &Layer) -> LayerStatus {
         stream_bytes,
     };
     match opened.state() {
-        LayerState::Untouched => status(
-            "untouched",
-            "its table of contents is read when its first name is needed".into(),
-            None,
-            None,
-        ),
+        LayerState::Untouched => {
+            let why = match holds {
+                Holds::Archive => "its table of contents is read when its first name is needed",
+                Holds::Disk => "it is unpacked when its size or its bytes are needed",
+            };
+            status("untouched", why.into(), None, None)
+        }
         LayerState::Streaming => {
-            let why = "one pass over its stored bytes is running; names wait for its end".into();
+            let why =
+                "one pass over its stored bytes is running; what is not known yet waits for its end".into();
             status("streaming", why, None, Some(opened.decoded()))
         }
         LayerState::Indexed { encoding, stream_size, spans, .. } => {
@@ -173,7 +244,11 @@ fn layer_status(layer: usize, digest: &Digest, opened: &Layer) -> LayerStatus {
                 1 => "one compressed unit: decoded once into the cache, and again from its start if that is lost".to_owned(),
                 spans => format!("{spans} places where decoding can start"),
             };
-            status("indexed", why, Some(encoding.to_string()), Some(stream_size))
+            let encoding = match holds {
+                Holds::Archive => Some(encoding.to_string()),
+                Holds::Disk => encoding.compression().map(str::to_owned),
+            };
+            status("indexed", why, encoding, Some(stream_size))
         }
         LayerState::Failed(error) => status("failed", error.chain(), None, None),
     }

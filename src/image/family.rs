@@ -1,0 +1,138 @@
+//! What a reference names as a whole: one image, and the others that are shown beside it.
+//!
+//! Nothing here reads a blob. The idea: every image is complete in itself, so a mount of several is a list of images and the
+//! directories they are shown in; an image that cannot be opened is a line in the status, and the others are there.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::oci::{Digest, Document};
+
+use super::{Image, MemberStatus, Status};
+
+/// What a reference names, opened.
+pub struct Family {
+    pub(super) pinned: String,
+    pub(super) digest: Digest,
+    pub(super) document: Document,
+    pub(super) index: Option<Bytes>,
+    pub(super) main: Option<Arc<Image>>,
+    pub(super) members: Vec<Member>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// A document that is shown in a directory of its own.
+pub struct Member {
+    /// The directory below the root, from the top: plain components.
+    pub directory: Vec<String>,
+    /// The digest of the document.
+    pub digest: Digest,
+    /// The document, if it is an index.
+    pub index: Option<Bytes>,
+    /// The image, if it is a manifest.
+    pub image: Option<Arc<Image>>,
+    /// Why it is not shown, if it could not be opened.
+    pub failure: Option<String>,
+}
+
+impl Member {
+    /// Whether there is anything to show.
+    pub fn is_shown(&self) -> bool {
+        self.image.is_some() || self.index.is_some()
+    }
+}
+
+impl Family {
+    /// The reference with the digest of the document it named when it was opened.
+    pub fn pinned(&self) -> &str {
+        &self.pinned
+    }
+
+    /// The digest of the document that the reference named: of the index if there is one.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// What the reference named, parsed.
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    /// The bytes of the index, when the reference named one.
+    pub fn index_bytes(&self) -> Option<&Bytes> {
+        self.index.as_ref()
+    }
+
+    /// The image that the root shows. There is always one, unless all platforms were asked for and none is this machine's.
+    pub fn main(&self) -> Option<&Arc<Image>> {
+        self.main.as_ref()
+    }
+
+    /// What is shown beside it, always in the same order. A nested index comes before what is in it.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// All images that are shown, the root's first, and each once.
+    pub fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
+        self.main.iter().chain(self.members.iter().filter_map(|member| self.beside(member)))
+    }
+
+    /// The image of a member, unless it is the one that the root shows.
+    fn beside<'a>(&self, member: &'a Member) -> Option<&'a Arc<Image>> {
+        let is_main = |image: &Arc<Image>| self.main.as_ref().is_some_and(|main| Arc::ptr_eq(main, image));
+        member.image.as_ref().filter(|image| !is_main(image))
+    }
+
+    /// Seconds since 1970 of the `org.opencontainers.image.created` annotation of what the root shows, or 0.
+    pub fn created(&self) -> i64 {
+        match (&self.main, &self.document) {
+            (Some(image), _) => image.created(),
+            (None, Document::Manifest(manifest)) => super::created(&manifest.annotations),
+            (None, Document::Index(index)) => super::created(&index.annotations),
+        }
+    }
+
+    /// The stored bytes of all blobs of all images.
+    pub fn stored_bytes(&self) -> u64 {
+        let blobs = self.images().flat_map(|image| image.manifest().blobs());
+        blobs.map(|blob| blob.size).fold(0, u64::saturating_add)
+    }
+
+    /// What is not presented as its author may have meant, and why; of members with their directories.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.main.as_ref().map(|image| image.warnings()).unwrap_or_default();
+        warnings.extend(self.warnings.iter().cloned());
+        for member in &self.members {
+            let directory = member.directory.join("/");
+            let own = self.beside(member).map(|image| image.warnings()).unwrap_or_default();
+            let all = member.failure.iter().cloned().chain(own);
+            warnings.extend(all.map(|warning| format!("{directory}: {warning}")));
+        }
+        warnings
+    }
+
+    /// Takes a snapshot of the whole. Reads nothing.
+    pub fn status(&self) -> Status {
+        let mut status = match &self.main {
+            Some(image) => image.status(),
+            None => Status::empty(self.pinned.clone(), self.document.kind()),
+        };
+        status.reference = self.pinned.clone();
+        status.warnings = self.warnings();
+        for member in &self.members {
+            let directory = member.directory.join("/");
+            if let Some(image) = self.beside(member) {
+                status.errors.extend(image.errors().into_iter().map(|error| format!("{directory}: {error}")));
+            }
+            let state = match (&member.failure, &member.image) {
+                (Some(failure), _) => failure.clone(),
+                (None, Some(_)) => "shown".to_owned(),
+                (None, None) => "an index".to_owned(),
+            };
+            status.members.push(MemberStatus { directory, digest: member.digest.clone(), state });
+        }
+        status
+    }
+}

@@ -1,0 +1,180 @@
+//! The archives of an image as trees: their union, one alone, and one as the directory it was made of.
+//!
+//! What the rules of a union are is decided in `tree/`, which archives take part in `artifact/`. The idea: tables of contents
+//! come side by side and are applied in order, so that only a few of them are in memory.
+
+use std::sync::{Arc, PoisonError};
+
+use futures_util::StreamExt as _;
+
+use crate::artifact::{self, Union};
+use crate::io::{BoxFuture, Fault, ReadError, compute};
+use crate::layer::{Layer, LayerIndex, Sniffed, Toc};
+use crate::tree::{self, Builder, Overlap, Tree};
+
+use super::{Image, OnConflict};
+
+/// The paths at which archives disagree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conflicts {
+    /// How many.
+    pub count: u64,
+    /// The first of them.
+    pub paths: Vec<String>,
+    /// Hard links that are not shown, because what they mean is in no archive of their own.
+    pub left_out: Vec<String>,
+}
+
+impl Conflicts {
+    /// How many paths there are, for people.
+    pub(super) fn number(&self) -> String {
+        match self.count {
+            1 => "1 path".to_owned(),
+            count => format!("{count} paths"),
+        }
+    }
+}
+
+/// Paths that are listed; a million are a mistake that ten show as well.
+const LISTED: usize = 1000;
+
+/// Paths that an error lists.
+const SHOWN: usize = 10;
+
+impl Image {
+    /// The union of all archive layers. `origin` of its files is the number of the layer in the manifest.
+    pub async fn merged(&self) -> Result<Arc<Tree>, ReadError> {
+        if let Some(error) = self.unmergeable.get() {
+            return Err(error.clone());
+        }
+        let merged = self.merged.get_or_try_init(|| self.merge()).await;
+        if let Err(error) = &merged
+            && matches!(error.fault(), Fault::Malformed | Fault::Unsupported | Fault::Mismatch)
+        {
+            // Wrong for ever: the next lookup need not find it out again.
+            self.unmergeable.get_or_init(|| error.clone());
+        }
+        merged.cloned()
+    }
+
+    async fn merge(&self) -> Result<Arc<Tree>, ReadError> {
+        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+        let union = self.contents.union;
+        // Side by side, but no more at once than can decode: a pass holds megabytes in flight.
+        let one = |(at, layer)| -> BoxFuture<'_, Result<_, ReadError>> {
+            Box::pin(async move { Ok((at, self.table_of_contents(at, layer, union).await?)) })
+        };
+        let pending: Vec<_> = self.archives().map(one).collect();
+        let mut indexes = futures_util::stream::iter(pending).buffered(cores);
+        let (mut builder, mut conflicts) = (Builder::new(), Conflicts::default());
+        while let Some(next) = indexes.next().await {
+            let (at, Some(toc)) = next? else { continue };
+            (builder, conflicts) = compute(move || {
+                let applied = match union {
+                    Union::Image => builder.apply(at as u32, &toc),
+                    Union::Plain => {
+                        builder.apply_plain(at as u32, &toc).map(|overlap| conflicts.add(&overlap))
+                    }
+                };
+                applied.map(|()| (builder, conflicts)).map_err(|error| {
+                    ReadError::caused(error.fault(), format!("layer {at} cannot be merged"), error)
+                })
+            })
+            .await?;
+        }
+        self.settle(conflicts)?;
+        Ok(Arc::new(compute(move || Ok(builder.freeze())).await?))
+    }
+
+    /// The names in a layer; `None` for one that turns out to be no archive, where its neighbours do not need it.
+    async fn table_of_contents(
+        &self,
+        at: usize,
+        layer: &Layer,
+        union: Union,
+    ) -> Result<Option<Toc>, ReadError> {
+        if union == Union::Plain
+            && let Sniffed::Other(name) = layer.sniff().await?
+        {
+            let line = format!("layer {at}: it is labelled an archive, but is {name}: not in merged/");
+            self.left_out.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            return Ok(None);
+        }
+        let LayerIndex { toc, prefetch, .. } = layer.index().await?;
+        self.fetch_landmark(at, layer, prefetch);
+        Ok(Some(toc))
+    }
+
+    /// Decides what conflicts mean.
+    fn settle(&self, conflicts: Conflicts) -> Result<(), ReadError> {
+        if conflicts.count > 0 && self.on_conflict == OnConflict::Error {
+            let shown = conflicts.paths.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!(
+                "several archives have different things at {} ({shown}); choose archives with --layer, or take the later ones \
+                 with --on-conflict=later",
+                conflicts.number()
+            );
+            return Err(ReadError::new(Fault::Unsupported, message));
+        }
+        // Set by whoever merges first, and the same every time.
+        self.conflicts.get_or_init(|| conflicts);
+        Ok(())
+    }
+
+    /// The paths at which archives disagree, once they were merged.
+    pub fn conflicts(&self) -> Option<&Conflicts> {
+        self.conflicts.get()
+    }
+
+    /// The tree of one archive layer alone, whiteouts as the files they are.
+    pub async fn layer_tree(&self, at: usize) -> Result<Tree, ReadError> {
+        let toc = self.archive_at(at)?.index().await?.toc;
+        compute(move || {
+            let mut builder = Builder::new();
+            let omitted = builder.apply_alone(at as u32, &toc).map_err(|error| {
+                ReadError::caused(error.fault(), format!("layer {at} cannot be shown"), error)
+            })?;
+            for path in omitted {
+                let path = String::from_utf8_lossy(&path);
+                tracing::info!(layer = at, %path, "hard link into a lower layer is not shown in layers/");
+            }
+            Ok(builder.freeze())
+        })
+        .await
+    }
+
+    /// The tree of an archive that is a directory in `files/`.
+    pub async fn directory(&self, plan: &artifact::Tree) -> Result<Tree, ReadError> {
+        let at = plan.layer;
+        let toc = self.archive_at(at)?.index().await?.toc;
+        // Where it is not laid down whether the names start with the directory, they tell.
+        let is_inside = !plan.lenient || tree::is_below(&toc, plan.below.as_bytes());
+        let below = if is_inside { plan.below.clone() } else { String::new() };
+        compute(move || {
+            let mut builder = Builder::new();
+            builder.apply_below(at as u32, &toc, below.as_bytes()).map_err(|error| {
+                ReadError::caused(error.fault(), format!("layer {at} cannot be shown as a directory"), error)
+            })?;
+            Ok(builder.freeze())
+        })
+        .await
+    }
+
+    fn archive_at(&self, at: usize) -> Result<&Layer, ReadError> {
+        self.archive(at).ok_or_else(|| {
+            ReadError::new(Fault::NotFound, format!("layer {at} is no archive that can be read"))
+        })
+    }
+}
+
+impl Conflicts {
+    fn add(&mut self, overlap: &Overlap) {
+        let add = |to: &mut Vec<String>, paths: &[Vec<u8>]| {
+            let room = LISTED.saturating_sub(to.len());
+            to.extend(paths.iter().take(room).map(|path| String::from_utf8_lossy(path).into_owned()));
+        };
+        self.count += overlap.count as u64;
+        add(&mut self.paths, &overlap.replaced);
+        add(&mut self.left_out, &overlap.left_out);
+    }
+}

@@ -1,0 +1,352 @@
+//! The manifests of an index, of the indexes in it, and of what refers to an image: which of them is mounted, and which are
+//! shown beside it.
+//!
+//! Only documents are read. The idea: the indexes are searched level by level, several documents at once, and what is found is a
+//! list in the order of the documents, so that the same reference with the same options has the same list every time.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+
+use crate::io::{BoxFuture, chain};
+use crate::oci::{
+    self, Candidate, Descriptor, Digest, Document, EntryKind, Index, OciError, Platform, entry_kind,
+    referrer_directory,
+};
+use crate::source::Root;
+
+use super::family::{Family, Member};
+use super::open::{MAX_DOCUMENTS, Opener, Select, parse};
+use super::{Image, ImageError};
+
+/// How deep indexes may be nested; real ones are one or two deep.
+const MAX_NESTING: usize = 4;
+
+/// Documents that are asked for at once: what one host is asked at once.
+const PARALLEL: usize = 8;
+
+/// An entry that was found in an index, or in an index in it.
+pub(super) struct Found {
+    directory: Vec<String>,
+    candidate: Candidate,
+    kind: EntryKind,
+    what: What,
+}
+
+enum What {
+    Manifest,
+    Index(bytes::Bytes),
+    Failed(String),
+}
+
+/// An index that is to be searched.
+struct Level {
+    directory: Vec<String>,
+    above: Option<Candidate>,
+    index: Index,
+}
+
+impl Opener<'_> {
+    /// The manifest of `index` that is chosen, through all levels.
+    pub(super) async fn one(
+        &self,
+        index: &Index,
+        wanted: Option<&Platform>,
+        pinned: String,
+    ) -> Result<Image, ImageError> {
+        let mut index = index.clone();
+        let mut above = None;
+        for _ in 0..MAX_NESTING {
+            let candidates = self.candidates(self.search(&index, above.as_ref()).await?)?;
+            let chosen = oci::choose(&candidates, &self.options.select, wanted)
+                .map_err(|source| ImageError::Choice { place: pinned.clone(), source })?;
+            let root = self.document(&chosen.entry).await?;
+            match parse(&root)? {
+                Document::Manifest(manifest) => {
+                    return self.image(root, manifest, pinned, Select::Layers).await;
+                }
+                // Its entry does not say that it is one.
+                Document::Index(inner) => (index, above) = (inner, Some(chosen.clone())),
+            }
+        }
+        Err(ImageError::Nesting { place: pinned, limit: MAX_NESTING })
+    }
+
+    /// What can be chosen among what was found. An index that could not be read may hide the one that is meant.
+    fn candidates(&self, found: Vec<Found>) -> Result<Vec<Candidate>, ImageError> {
+        let mut candidates = Vec::new();
+        for found in found {
+            match found.what {
+                What::Manifest => candidates.push(found.candidate),
+                What::Index(_) => {}
+                What::Failed(reason) => {
+                    let reason = format!("{}: {reason}", found.candidate.entry.digest);
+                    let source = OciError::Malformed { what: "nested index", reason };
+                    return Err(ImageError::Choice { place: self.options.location.to_string(), source });
+                }
+            }
+        }
+        Ok(candidates)
+    }
+
+    /// The entries of `outer` and of the indexes in it, `outer` being an index in what `above` is if that is given.
+    pub(super) async fn search(
+        &self,
+        outer: &Index,
+        above: Option<&Candidate>,
+    ) -> Result<Vec<Found>, ImageError> {
+        let mut found: Vec<Found> = Vec::new();
+        let mut level = vec![Level { directory: Vec::new(), above: above.cloned(), index: outer.clone() }];
+        for depth in 1.. {
+            let mut nested: Vec<usize> = Vec::new();
+            for index in &level {
+                for entry in self.entries(index) {
+                    if entry.kind == EntryKind::Image && entry.candidate.entry.media_type.is_index() {
+                        nested.push(found.len());
+                    }
+                    found.push(entry);
+                }
+            }
+            if nested.is_empty() {
+                break;
+            }
+            if depth == MAX_NESTING {
+                let place = self.options.location.to_string();
+                return Err(ImageError::Nesting { place, limit: MAX_NESTING });
+            }
+            if nested.len() > MAX_DOCUMENTS {
+                return Err(self.too_many());
+            }
+            let asked: Vec<BoxFuture<'_, Result<Root, ImageError>>> = nested
+                .iter()
+                .map(|at| -> BoxFuture<'_, _> { Box::pin(self.document(&found[*at].candidate.entry)) })
+                .collect();
+            let roots: Vec<_> = futures_util::stream::iter(asked).buffered(PARALLEL).collect().await;
+            level = Vec::new();
+            for (at, root) in nested.into_iter().zip(roots) {
+                let root = match root {
+                    Err(error @ ImageError::TooMany { .. }) => return Err(error),
+                    root => root.and_then(|root| Ok((parse(&root)?, root.bytes))),
+                };
+                found[at].what = match root {
+                    Ok((Document::Index(index), bytes)) => {
+                        let directory = found[at].directory.clone();
+                        level.push(Level { directory, above: Some(found[at].candidate.clone()), index });
+                        What::Index(bytes)
+                    }
+                    Ok((Document::Manifest(_), _)) => What::Manifest,
+                    Err(error) => What::Failed(chain(&error)),
+                };
+            }
+        }
+        Ok(found)
+    }
+
+    /// The entries of one index with their directories.
+    fn entries(&self, level: &Level) -> Vec<Found> {
+        let under = |name: &str, below: &str| {
+            let names = level.directory.iter().cloned();
+            names.chain([below.to_owned(), name.to_owned()]).collect::<Vec<_>>()
+        };
+        let found = |entry: &Descriptor, kind, directory| Found {
+            directory,
+            candidate: Candidate::of(entry, level.above.as_ref(), &self.options.select),
+            kind,
+            what: What::Manifest,
+        };
+        let of =
+            |kind: EntryKind| level.index.manifests.iter().filter(move |entry| entry_kind(entry) == kind);
+        let images = oci::member_names(of(EntryKind::Image));
+        let images = images
+            .into_iter()
+            .map(|named| found(named.entry, EntryKind::Image, under(&named.name, "platforms")));
+        let mut seen = HashSet::new();
+        let attestations = of(EntryKind::Attestation).filter(|entry| seen.insert(entry.digest.short()));
+        let attestations = attestations
+            .map(|entry| found(entry, EntryKind::Attestation, under(entry.digest.short(), "attestations")));
+        images.chain(attestations.collect::<Vec<_>>()).collect()
+    }
+
+    /// Opens everything that was found, and makes the one that fits this machine the root's too.
+    pub(super) async fn all(&self, family: &mut Family, found: Vec<Found>) -> Result<(), ImageError> {
+        let place = family.pinned.clone();
+        let candidates: Vec<Candidate> = found
+            .iter()
+            .filter(|one| matches!(one.what, What::Manifest))
+            .map(|one| one.candidate.clone())
+            .collect();
+        let main = match oci::choose(&candidates, &self.options.select, None) {
+            Ok(chosen) => Some(chosen.entry.digest.clone()),
+            Err(source @ OciError::NoEntry { .. }) => return Err(ImageError::Choice { place, source }),
+            Err(error) => {
+                tracing::debug!(%error, "the root shows no image");
+                None
+            }
+        };
+        let directories: Vec<Vec<String>> = found
+            .iter()
+            .filter(|one| !matches!(one.what, What::Index(_)) && self.is_wanted(one))
+            .map(|one| one.directory.clone())
+            .collect();
+        // An index is shown for what is in it.
+        let mut shown = found;
+        shown.retain(|one| match one.what {
+            What::Index(_) => directories.iter().any(|below| below.starts_with(&one.directory)),
+            What::Manifest | What::Failed(_) => self.is_wanted(one),
+        });
+        if shown.len() > MAX_DOCUMENTS {
+            return Err(self.too_many());
+        }
+        self.open_members(family, shown).await?;
+        if let Some(digest) = main {
+            let mut images = family.members.iter().filter(|member| member.digest == digest);
+            family.main = images.find_map(|member| member.image.clone());
+        }
+        Ok(())
+    }
+
+    /// Whether a document is shown: attestations only if nothing was asked for in particular.
+    fn is_wanted(&self, found: &Found) -> bool {
+        match found.kind {
+            EntryKind::Image => found.candidate.is_selected(),
+            EntryKind::Attestation | EntryKind::Soci => self.options.select.is_empty(),
+        }
+    }
+
+    /// Shows what refers to the image of the root, and to the index that the reference names.
+    pub(super) async fn referrers(&self, family: &mut Family) -> Result<(), ImageError> {
+        let image = family.main.as_ref().map(|image| image.manifest_digest().clone());
+        let mut subjects = vec![family.digest.clone()];
+        subjects.extend(image.filter(|digest| *digest != family.digest));
+        let mut found: Vec<(Descriptor, Digest)> = Vec::new();
+        for subject in subjects {
+            match self.source.referrers(&subject, None).await {
+                Ok(listed) => found.extend(listed.into_iter().map(|entry| (entry, subject.clone()))),
+                Err(error) => {
+                    let error = chain(&ImageError::from(error));
+                    family.warnings.push(format!("referrers of {subject} cannot be listed: {error}"));
+                }
+            }
+        }
+        let directory = |entry: &Descriptor| {
+            let [kind, digest] = referrer_directory(entry);
+            vec!["referrers".to_owned(), kind, digest]
+        };
+        let mut found: Vec<_> =
+            found.into_iter().map(|(entry, subject)| (directory(&entry), entry, subject)).collect();
+        found.sort_by(|one, other| one.0.cmp(&other.0));
+        found.dedup_by(|one, other| one.0 == other.0);
+        if family.members.len() + found.len() > MAX_DOCUMENTS {
+            return Err(self.too_many());
+        }
+        let opened: Vec<BoxFuture<'_, Result<Vec<Member>, ImageError>>> = found
+            .iter()
+            .map(|(directory, entry, subject)| -> BoxFuture<'_, _> {
+                Box::pin(self.referrer(directory.clone(), entry, subject))
+            })
+            .collect();
+        let opened: Vec<_> = futures_util::stream::iter(opened).buffered(PARALLEL).collect().await;
+        for members in opened {
+            family.members.extend(members?);
+        }
+        if family.members.len() > MAX_DOCUMENTS {
+            return Err(self.too_many());
+        }
+        Ok(())
+    }
+
+    /// One manifest or index that is said to be about `subject`, shown only if it says so itself.
+    async fn referrer(
+        &self,
+        directory: Vec<String>,
+        entry: &Descriptor,
+        subject: &Digest,
+    ) -> Result<Vec<Member>, ImageError> {
+        let failed = |failure: String| vec![Member::failed(directory.clone(), &entry.digest, failure)];
+        let read = match self.document(entry).await {
+            Err(error @ ImageError::TooMany { .. }) => return Err(error),
+            read => read.and_then(|root| Ok((parse(&root)?, root))),
+        };
+        let (document, root) = match read {
+            Ok(read) => read,
+            Err(error) => return Ok(failed(chain(&error))),
+        };
+        if document.subject().is_none_or(|about| about.digest != *subject) {
+            return Ok(failed(format!("it is listed as being about {subject}, and does not say so")));
+        }
+        match document {
+            Document::Manifest(manifest) => {
+                let pinned = self.options.location.pinned(&root.digest);
+                Ok(match self.image(root, manifest, pinned, Select::Everything).await {
+                    Ok(image) => vec![Member::image(directory, image)],
+                    Err(error) => failed(chain(&error)),
+                })
+            }
+            // What is in it is not searched: its bytes say what it names.
+            Document::Index(_) => Ok(vec![Member::index(directory, root.digest, root.bytes)]),
+        }
+    }
+
+    /// Opens documents side by side, and keeps their order.
+    async fn open_members(&self, family: &mut Family, found: Vec<Found>) -> Result<(), ImageError> {
+        let opened: Vec<BoxFuture<'_, Result<Member, ImageError>>> =
+            found.into_iter().map(|found| -> BoxFuture<'_, _> { Box::pin(self.member(found)) }).collect();
+        let opened: Vec<_> = futures_util::stream::iter(opened).buffered(PARALLEL).collect().await;
+        for member in opened {
+            family.members.push(member?);
+        }
+        Ok(())
+    }
+
+    async fn member(&self, found: Found) -> Result<Member, ImageError> {
+        let Found { directory, candidate, kind, what } = found;
+        let entry = candidate.entry;
+        match what {
+            What::Failed(failure) => return Ok(Member::failed(directory, &entry.digest, failure)),
+            What::Index(bytes) => return Ok(Member::index(directory, entry.digest, bytes)),
+            What::Manifest => {}
+        }
+        let select = match kind {
+            EntryKind::Image => Select::Layers,
+            EntryKind::Attestation | EntryKind::Soci => Select::Everything,
+        };
+        let opened = async {
+            let root = self.document(&entry).await?;
+            match parse(&root)? {
+                Document::Manifest(manifest) => {
+                    let pinned = self.options.location.pinned(&root.digest);
+                    Ok(Member::image(directory.clone(), self.image(root, manifest, pinned, select).await?))
+                }
+                Document::Index(_) => {
+                    let failure = "it is an index, and its entry does not say so".to_owned();
+                    Ok(Member::failed(directory.clone(), &entry.digest, failure))
+                }
+            }
+        };
+        match opened.await {
+            Err(error @ (ImageError::TooMany { .. } | ImageError::Cache(_))) => Err(error),
+            Err(error) => Ok(Member::failed(directory.clone(), &entry.digest, chain(&error))),
+            Ok(member) => Ok(member),
+        }
+    }
+
+    fn too_many(&self) -> ImageError {
+        ImageError::TooMany { place: self.options.location.to_string(), limit: MAX_DOCUMENTS }
+    }
+}
+
+impl Member {
+    fn image(directory: Vec<String>, image: Image) -> Self {
+        let digest = image.manifest_digest().clone();
+        Self { directory, digest, index: None, image: Some(Arc::new(image)), failure: None }
+    }
+
+    fn index(directory: Vec<String>, digest: Digest, bytes: bytes::Bytes) -> Self {
+        Self { directory, digest, index: Some(bytes), image: None, failure: None }
+    }
+
+    fn failed(directory: Vec<String>, digest: &Digest, failure: String) -> Self {
+        Self { directory, digest: digest.clone(), index: None, image: None, failure: Some(failure) }
+    }
+}
