@@ -28,14 +28,18 @@ impl View for Blobs {
                 if seen.insert(&descriptor.digest) {
                     let path =
                         format!("{}/{}", descriptor.digest.algorithm_name(), descriptor.digest.encoded());
-                    listing.file(path.as_bytes(), descriptor.size, Made::Blob(descriptor.clone()))?;
+                    listing.file(
+                        path.as_bytes(),
+                        descriptor.size,
+                        Made::Blob(Box::new(descriptor.clone())),
+                    )?;
                 }
             }
             Ok(listing.finish())
         })
     }
 
-    fn is_free(&self) -> bool {
+    fn is_free(&self, _image: &Image) -> bool {
         true
     }
 }

@@ -1,13 +1,13 @@
-//! `disk/<name>`: the reassembled disks, and `disk/info.json` about them.
+//! `disk/<name>`: the disks, unpacked and joined; `disk/<name>.raw`: what a qcow2 holds; `disk/info.json` about them.
 //!
-//! Names and sizes come from the manifest. Whether a disk may be opened is decided by its first bytes, when it is opened:
-//! a disk that makes its reader open other files is refused.
+//! Names come from the manifest, except that whether a qcow2 has a raw form is seen at its head, and how large that is. Whether a
+//! disk may be opened is decided by its first bytes: a disk that makes its reader open other files is refused.
 
 use std::sync::Arc;
 
-use crate::disk;
+use crate::disk::{self, DiskPlan, Format};
 use crate::image::Image;
-use crate::io::{BoxFuture, ReadError};
+use crate::io::{BoxFuture, Fault, ReadError};
 
 use super::View;
 use super::subtree::{Listing, Made, Subtree};
@@ -26,8 +26,31 @@ impl View for Disk {
     fn build<'a>(&'a self, image: &'a Arc<Image>, _first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
         Box::pin(async move {
             let mut listing = Listing::new(image.created());
+            let mut taken: Vec<String> =
+                image.detection().disks.iter().map(|plan| plan.name.clone()).collect();
             for (at, plan) in image.detection().disks.iter().enumerate() {
-                listing.file(plan.name.as_bytes(), plan.size, Made::Disk(at))?;
+                // A size that only unpacking tells is asked for when somebody wants it.
+                listing.file(plan.name.as_bytes(), plan.size.unwrap_or_default(), Made::Disk(at))?;
+                if !may_be_qcow2(plan) {
+                    continue;
+                }
+                let inspection = match image.inspect_disk(at).await {
+                    Ok(inspection) => inspection,
+                    // A disk that can never be read keeps nobody from the others; whoever opens it gets the error.
+                    Err(error) if is_of_content(error.fault()) => {
+                        tracing::warn!(disk = at, error = error.chain(), "disk not inspected");
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let header = inspection.qcow2.as_ref();
+                let header = header.filter(|_| inspection.refusal.is_none() && inspection.raw.is_none());
+                if let Some(header) = header
+                    && let Some(name) = disk::raw_name(plan, &taken)
+                {
+                    listing.file(name.as_bytes(), header.virtual_size, Made::Raw(at))?;
+                    taken.push(name);
+                }
             }
             let size = disk::info_size(image.manifest(), image.detection());
             listing.file(b"info.json", size, Made::DiskInfo)?;
@@ -35,7 +58,17 @@ impl View for Disk {
         })
     }
 
-    fn is_free(&self) -> bool {
-        true
+    fn is_free(&self, image: &Image) -> bool {
+        !image.detection().disks.iter().any(may_be_qcow2)
     }
+}
+
+/// Whether an error is the author's, so that another try would end the same way.
+fn is_of_content(fault: Fault) -> bool {
+    matches!(fault, Fault::Malformed | Fault::Unsupported | Fault::Mismatch)
+}
+
+/// Whether a disk is called a qcow2, so that its raw form is looked for.
+fn may_be_qcow2(plan: &DiskPlan) -> bool {
+    plan.label == Format::Qcow2
 }

@@ -17,7 +17,7 @@ impl View for Layers {
     }
 
     fn exists(&self, image: &Image) -> bool {
-        image.archives().next().is_some()
+        image.every_archive().next().is_some()
     }
 
     fn opens_freely(&self) -> bool {
@@ -27,9 +27,12 @@ impl View for Layers {
     fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
         Box::pin(async move {
             let mut listing = Listing::new(image.created());
-            for (nth, (at, layer)) in image.archives().enumerate() {
+            for (nth, (at, layer)) in image.every_archive().enumerate() {
                 let digest = &image.manifest().layers[at].digest;
-                let stem = format!("{at:02}-{}", digest.short());
+                let stem = match image.layer_label(at) {
+                    Some(label) => format!("{at:02}-{label}"),
+                    None => format!("{at:02}-{}", digest.short()),
+                };
                 listing.graft(stem.as_bytes(), first + nth as u32)?;
                 // The extension that the content deserves; what cannot be looked at keeps that of its label, and hides no other.
                 let sniffed = match layer.state() {
@@ -49,7 +52,7 @@ impl View for Layers {
     }
 
     fn inner(&self, image: &Image) -> Vec<usize> {
-        image.archives().map(|(at, _)| at).collect()
+        image.every_archive().map(|(at, _)| at).collect()
     }
 
     fn build_inner<'a>(

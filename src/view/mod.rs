@@ -6,15 +6,19 @@
 
 mod blobs;
 mod disk;
+mod error;
 mod files;
 mod layers;
 mod merged;
 mod namespace;
+mod open;
+mod slots;
 mod status;
 mod subtree;
 mod top;
 
-pub use namespace::{Attributes, Entry, Freshness, Namespace, NodeId, Opened, Scope, ViewError};
+pub use error::ViewError;
+pub use namespace::{Attributes, Entry, Freshness, Links, Namespace, NodeId, Opened, Scope};
 
 use std::sync::Arc;
 
@@ -54,9 +58,15 @@ trait View: Sync {
     }
 
     /// Whether building needs no blob byte, so that attributes are final from the first look.
-    fn is_free(&self) -> bool {
+    fn is_free(&self, _image: &Image) -> bool {
         false
     }
+}
+
+/// The directories that a mount of `image` has at its top.
+pub fn directories(image: &Image) -> Vec<&'static str> {
+    let names = VIEWS.iter().filter(|view| view.exists(image)).map(|view| view.name());
+    names.filter(|name| !name.starts_with('.')).collect()
 }
 
 /// The views in the order of their subtree numbers: part of every inode number, so new ones go to the end.

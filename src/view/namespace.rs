@@ -2,32 +2,29 @@
 //!
 //! A node is a subtree number and an inode number in it; both are the same for every mount of the same digest. Subtrees are
 //! built when they are first looked into: [`Namespace::is_built`] says whether an answer needs no waiting, and
-//! [`Namespace::build`] waits. Everything else is answered from memory.
+//! [`Namespace::build`] waits. Everything else is answered from memory. Every subtree knows whose it is: a mount can show
+//! several images.
 
 use std::sync::Arc;
 
-use tokio::sync::OnceCell;
+use crate::image::{Family, Image};
+use crate::io::{Fault, ReadError, Shared};
+use crate::layer::{Device, Time};
+use crate::oci::Digest;
+use crate::tree::{Attr, Ino, Kind, Tree};
 
-use crate::disk;
-use crate::image::Image;
-use crate::io::{Fault, Memory, ReadAt as _, ReadError, Shared};
-use crate::layer::{Content, Device, Time};
-use crate::tree::{Attr, Kind, Tree};
-
+use super::slots::{self, Role, Slot};
 use super::subtree::{Made, Origins, Subtree};
-use super::{VIEWS, View, status, top};
+use super::{ViewError, status, top};
 
 /// The extended attributes that only ocifs gives.
 const OURS: &[u8] = b"user.ocifs.";
 
-/// Subtree number of the first inner subtree. Views have the numbers from 1; this leaves room for 62 of them.
-const FIRST_INNER: u32 = 64;
-
 /// A name in the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeId {
-    slot: u32,
-    ino: u32,
+    pub(super) slot: u32,
+    pub(super) ino: u32,
 }
 
 impl NodeId {
@@ -80,6 +77,8 @@ pub struct Attributes {
 
 /// One name in a directory.
 pub struct Entry<'a> {
+    /// Its number in the directory.
+    pub at: usize,
     /// The name's bytes.
     pub name: &'a [u8],
     /// What it names.
@@ -104,124 +103,45 @@ pub struct Scope {
     pub view: Option<String>,
     /// A directory below that.
     pub subdir: Option<Vec<u8>>,
+    /// Whether symbolic links of archives are shown.
+    pub links: Links,
 }
 
-/// Why a path or a scope leads nowhere.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ViewError {
-    /// A view that there is not in this image.
-    #[error("{reference} has no {view}/; it has {available}")]
-    NoView {
-        /// The pinned reference.
-        reference: String,
-        /// The name asked for.
-        view: String,
-        /// The names there are.
-        available: String,
-    },
-    /// A name that does not exist.
-    #[error("{path}: no such file or directory")]
-    NotFound {
-        /// The path as asked for.
-        path: String,
-    },
-    /// A name that is something else.
-    #[error("{path}: not a {wanted}")]
-    Wrong {
-        /// The path as asked for.
-        path: String,
-        /// `directory` or `file`.
-        wanted: &'static str,
-    },
-    /// Too many symbolic links.
-    #[error("{path}: too many levels of symbolic links")]
-    Loop {
-        /// The path as asked for.
-        path: String,
-    },
-    /// The bytes behind it.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-}
-
-impl ViewError {
-    /// Who is wrong.
-    pub fn fault(&self) -> Fault {
-        match self {
-            ViewError::NoView { .. } | ViewError::NotFound { .. } => Fault::NotFound,
-            ViewError::Wrong { .. } | ViewError::Loop { .. } => Fault::Usage,
-            ViewError::Read(error) => error.fault(),
-        }
-    }
+/// Whether symbolic links of archives are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Links {
+    /// As recorded.
+    #[default]
+    Shown,
+    /// As if they were not in the archive.
+    Hidden,
 }
 
 /// The names of one mount.
 pub struct Namespace {
-    image: Arc<Image>,
+    family: Arc<Family>,
     slots: Vec<Slot>,
     root: NodeId,
-}
-
-struct Slot {
-    number: u32,
-    parent: u32,
-    role: Role,
-    built: OnceCell<Arc<Subtree>>,
-}
-
-#[derive(Clone, Copy)]
-enum Role {
-    Top,
-    View { view: &'static dyn View, first: u32 },
-    Inner { view: &'static dyn View, layer: usize },
+    links: Links,
 }
 
 impl Namespace {
-    /// The names of `image`, with `scope` as the root. Free when the scope names no directory.
-    pub async fn open(image: Arc<Image>, scope: &Scope) -> Result<Self, ViewError> {
-        let mut slots = vec![Slot { number: 0, parent: 0, role: Role::Top, built: OnceCell::new() }];
-        let mut inner = Vec::new();
-        let mut listed = Vec::new();
-        let mut next = FIRST_INNER;
-        for (number, &view) in (1u32..).zip(VIEWS) {
-            if !view.exists(&image) {
-                continue;
-            }
-            listed.push((view.name(), number));
-            let first = next;
-            for layer in view.inner(&image) {
-                let role = Role::Inner { view, layer };
-                inner.push(Slot { number: next, parent: number, role, built: OnceCell::new() });
-                next += 1;
-            }
-            slots.push(Slot { number, parent: 0, role: Role::View { view, first }, built: OnceCell::new() });
-        }
-        // Ordered by number, because views come first and inner ones count up from FIRST_INNER.
-        slots.extend(inner);
-        let top = Arc::new(top::build(&image, &listed)?);
-        let mut namespace = Self { image, slots, root: NodeId::TOP };
+    /// The names of all images of `family`, with `scope` as the root. Free when the scope names no directory.
+    pub async fn open(family: Arc<Family>, scope: &Scope) -> Result<Self, ViewError> {
+        let slots = slots::of(&family)?;
+        let mut namespace = Self { family, slots, root: NodeId::TOP, links: scope.links };
         for slot in &namespace.slots {
-            match slot.role {
-                Role::Top => slot.built.set(top.clone()).map_err(|_| unreachable_slot(0))?,
-                Role::View { view, .. } if view.is_free() => {
-                    namespace.build(NodeId { slot: slot.number, ino: Tree::ROOT }).await?;
-                }
-                Role::View { .. } | Role::Inner { .. } => {}
+            let is_free = match slot.role {
+                Role::Top(_) | Role::Status => true,
+                Role::View { view, .. } => slot.image.as_ref().is_some_and(|image| view.is_free(image)),
+                Role::Inner { .. } => false,
+            };
+            if is_free {
+                namespace.build(NodeId { slot: slot.number, ino: Tree::ROOT }).await?;
             }
         }
         if let Some(view) = &scope.view {
-            let found = listed.iter().find(|(name, _)| name == view);
-            let Some((_, number)) = found else {
-                let available: Vec<_> =
-                    listed.iter().map(|(name, _)| *name).filter(|name| !name.starts_with('.')).collect();
-                return Err(ViewError::NoView {
-                    reference: namespace.image.pinned().to_owned(),
-                    view: view.clone(),
-                    available: available.join(", "),
-                });
-            };
-            namespace.root = NodeId { slot: *number, ino: Tree::ROOT };
+            namespace.root = namespace.view(view)?;
         }
         if let Some(subdir) = &scope.subdir {
             let node = namespace.resolve(subdir).await?;
@@ -234,9 +154,43 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The image behind the names.
-    pub fn image(&self) -> &Arc<Image> {
-        &self.image
+    /// The root of the view `name` of the image that the root shows.
+    fn view(&self, name: &str) -> Result<NodeId, ViewError> {
+        let (reference, view) = (self.family.pinned().to_owned(), name.to_owned());
+        let listed = match self.slots.first().map(|slot| &slot.role) {
+            Some(Role::Top(top)) => &top.views[..],
+            _ => &[],
+        };
+        if let Some((_, slot)) = listed.iter().find(|(listed, _)| *listed == name) {
+            return Ok(NodeId { slot: *slot, ino: Tree::ROOT });
+        }
+        if self.family.main().is_none() {
+            let shown = self.family.members().iter().find(|member| member.image.is_some());
+            let directory =
+                shown.map_or_else(|| "platforms/NAME".to_owned(), |member| member.directory.join("/"));
+            let example = format!("--subdir {directory}/{view}");
+            return Err(ViewError::NoImage { reference, view, example });
+        }
+        let available: Vec<_> =
+            listed.iter().map(|(name, _)| *name).filter(|name| !name.starts_with('.')).collect();
+        Err(ViewError::NoView { reference, view, available: available.join(", ") })
+    }
+
+    /// What the mount shows, as a whole.
+    pub fn family(&self) -> &Arc<Family> {
+        &self.family
+    }
+
+    /// The image that a node belongs to, if it belongs to one.
+    pub(super) fn image(&self, node: NodeId) -> Option<&Arc<Image>> {
+        self.slot(node.slot)?.image.as_ref()
+    }
+
+    /// Notes what a reader of `node` was refused, for the status.
+    pub fn note_error(&self, node: NodeId, error: String) {
+        if let Some(image) = self.image(node) {
+            image.note_error(error);
+        }
     }
 
     /// The root directory.
@@ -247,9 +201,9 @@ impl Namespace {
     /// Whether every file below the root can be read without being opened before: it is neither refused, nor another thing at
     /// each opening, nor better read from a file of the cache.
     pub fn opens_freely(&self) -> bool {
-        match self.slot(self.root.slot).map(|slot| slot.role) {
+        match self.slot(self.root.slot).map(|slot| &slot.role) {
             Some(Role::View { view, .. } | Role::Inner { view, .. }) => view.opens_freely(),
-            Some(Role::Top) | None => false,
+            Some(Role::Top(_) | Role::Status) | None => false,
         }
     }
 
@@ -262,10 +216,13 @@ impl Namespace {
     pub async fn build(&self, node: NodeId) -> Result<(), ReadError> {
         let slot = self.slot(node.slot).ok_or_else(|| unreachable_slot(node.slot))?;
         let built = slot.built.get_or_try_init(|| async {
-            let built = match slot.role {
-                Role::Top => Err(unreachable_slot(0)),
-                Role::View { view, first } => view.build(&self.image, first).await,
-                Role::Inner { view, layer } => view.build_inner(&self.image, layer).await,
+            let created = slot.image.as_ref().map_or_else(|| self.family.created(), |image| image.created());
+            let image = || slot.image.as_ref().ok_or_else(|| unreachable_slot(slot.number));
+            let built = match &slot.role {
+                Role::Top(names) => top::build(slot.image.as_deref(), names, created),
+                Role::Status => status::listing(created),
+                Role::View { view, first } => view.build(image()?, *first).await,
+                Role::Inner { view, layer } => view.build_inner(image()?, *layer).await,
             };
             built.map(Arc::new)
         });
@@ -277,7 +234,7 @@ impl Namespace {
         let slot = self.slot(node.slot)?;
         let Some(subtree) = slot.built.get() else {
             // A directory that nobody has looked into: its own attributes are inside.
-            return (node.ino == Tree::ROOT).then(|| self.made_directory());
+            return (node.ino == Tree::ROOT).then(|| self.made_directory(slot));
         };
         let attr = subtree.tree.attr(node.ino)?;
         if let Kind::Graft(number) = attr.kind {
@@ -286,25 +243,28 @@ impl Namespace {
         let mut attributes = forever(attr);
         if node.ino == Tree::ROOT && matches!(subtree.origins, Origins::Made(_)) {
             // The root of a made-up tree is like the directories in it.
-            attributes =
-                Attributes { fresh: Freshness::Forever, nlink: attributes.nlink, ..self.made_directory() };
+            attributes = Attributes {
+                fresh: Freshness::Forever,
+                nlink: attributes.nlink,
+                ..self.made_directory(slot)
+            };
         }
         if let Some(file) = subtree.tree.file(node.ino) {
             if let Some(runs) = file.runs {
                 attributes.data = runs.iter().map(|run| run.len).sum();
             }
             if let Origins::Made(made) = &subtree.origins
-                && let Some(Made::Status) = made.get(file.origin as usize)
+                && let Some(made) = made.get(file.origin as usize)
             {
-                // Like a file in /proc: what it holds is known when it is opened.
-                attributes.fresh = Freshness::Now;
+                self.settle_attributes(node, made, &mut attributes);
             }
         }
         Some(attributes)
     }
 
     /// A directory of ours, and what a directory that nobody has looked into looks like until then.
-    fn made_directory(&self) -> Attributes {
+    fn made_directory(&self, slot: &Slot) -> Attributes {
+        let created = slot.image.as_ref().map_or_else(|| self.family.created(), |image| image.created());
         Attributes {
             kind: Kind::Directory,
             mode: 0o555,
@@ -312,7 +272,7 @@ impl Namespace {
             gid: 0,
             size: 0,
             data: 0,
-            mtime: Time { secs: self.image.created(), nanos: 0 },
+            mtime: Time { secs: created, nanos: 0 },
             nlink: 2,
             rdev: Device::default(),
             fresh: Freshness::Now,
@@ -321,22 +281,32 @@ impl Namespace {
 
     /// The node called `name` in a built directory.
     pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Option<NodeId> {
-        let tree = &self.built(directory)?.tree;
-        let ino = tree.lookup(directory.ino, name)?;
-        Some(across(tree, NodeId { slot: directory.slot, ino }))
+        let subtree = self.built(directory)?;
+        let ino = subtree.tree.lookup(directory.ino, name)?;
+        let node = across(&subtree.tree, NodeId { slot: directory.slot, ino });
+        (!self.hides(subtree, ino)).then_some(node)
     }
 
     /// Calls `each` with the entries of a built directory in a fixed order, from the one with number `skip` on, until it
     /// answers `false`.
     pub fn entries(&self, directory: NodeId, skip: usize, mut each: impl FnMut(Entry<'_>) -> bool) {
         let Some(subtree) = self.built(directory) else { return };
-        for (name, ino) in subtree.tree.entries(directory.ino, skip) {
+        for (at, (name, ino)) in (skip..).zip(subtree.tree.entries(directory.ino, skip)) {
             let node = across(&subtree.tree, NodeId { slot: directory.slot, ino });
-            let Some(attributes) = self.attributes(node) else { continue };
-            if !each(Entry { name, node, attributes }) {
+            let Some(attributes) = self.attributes(node).filter(|_| !self.hides(subtree, ino)) else {
+                continue;
+            };
+            if !each(Entry { at, name, node, attributes }) {
                 return;
             }
         }
+    }
+
+    /// Whether a name is left out of what is shown.
+    fn hides(&self, subtree: &Subtree, ino: Ino) -> bool {
+        self.links == Links::Hidden
+            && matches!(subtree.origins, Origins::Layers)
+            && matches!(subtree.tree.attr(ino).map(|attr| attr.kind), Some(Kind::Symlink))
     }
 
     /// The directory above a directory; the root's is the root.
@@ -345,11 +315,19 @@ impl Namespace {
             return directory;
         }
         if directory.ino == Tree::ROOT {
-            let parent = self.slot(directory.slot).map_or(0, |slot| slot.parent);
-            return NodeId { slot: parent, ino: Tree::ROOT };
+            return self.slot(directory.slot).map_or(NodeId::TOP, |slot| self.above(slot));
         }
         let ino = self.built(directory).map_or(Tree::ROOT, |subtree| subtree.tree.parent(directory.ino));
         NodeId { slot: directory.slot, ino }
+    }
+
+    /// The directory that a subtree is grafted into.
+    fn above(&self, slot: &Slot) -> NodeId {
+        let root = NodeId { slot: slot.parent, ino: Tree::ROOT };
+        // Whoever knows the subtree has looked into the one above it.
+        let Some(subtree) = self.built(root) else { return root };
+        let ino = slot.above.get_or_init(|| graft_of(&subtree.tree, slot.number).unwrap_or(Tree::ROOT));
+        NodeId { slot: slot.parent, ino: *ino }
     }
 
     /// The target of a symbolic link, verbatim.
@@ -371,92 +349,18 @@ impl Namespace {
             b"user.ocifs.digest" => {
                 let digest = match (self.made(node), self.origin(node)) {
                     (Some(Made::Blob(descriptor)), _) => &descriptor.digest,
-                    (_, Some(layer)) => &self.image.manifest().layers[layer].digest,
-                    _ => self.image.digest(),
+                    (_, Some(origin)) => origin,
+                    // What the root shows bears the digest that the mount printed.
+                    _ => match self.slot(node.slot).filter(|slot| slot.number >= slots::PER_IMAGE) {
+                        Some(slot) => slots::digest(&self.family, slot.number)?,
+                        None => self.family.digest(),
+                    },
                 };
                 Some(digest.as_str().as_bytes().to_vec())
             }
-            b"user.ocifs.verified" => {
-                let opened = self.open_ready(node, Gate::Open)?.ok()?;
-                Some(opened.bytes.verified().to_string().into_bytes())
-            }
+            b"user.ocifs.verified" => Some(self.verified(node)?.to_string().into_bytes()),
             _ => self.xattrs(node).find(|(recorded, _)| *recorded == name).map(|(_, value)| value.to_vec()),
         }
-    }
-
-    /// Opens a file of a built subtree if that needs no waiting; `None` when [`open_file`](Self::open_file) is needed.
-    pub fn open_now(&self, node: NodeId) -> Option<Result<Opened, ReadError>> {
-        self.open_ready(node, Gate::Check)
-    }
-
-    /// Opens a file.
-    pub async fn open_file(&self, node: NodeId) -> Result<Opened, ReadError> {
-        self.build(node).await?;
-        match self.made(node) {
-            Some(Made::Disk(at)) => {
-                let name = &self.image.detection().disks[*at].name;
-                // Whatever kept the head from being read, the disk itself is neither absent nor refused.
-                let inspection = self.image.inspect_disk(*at).await.map_err(|error| {
-                    ReadError::caused(
-                        Fault::Unavailable,
-                        format!("the head of disk {name} cannot be read"),
-                        error,
-                    )
-                })?;
-                if let Some(refusal) = &inspection.refusal {
-                    return Err(ReadError::new(Fault::Denied, format!("disk {name} is refused: {refusal}")));
-                }
-            }
-            Some(Made::DiskInfo) => {
-                for at in 0..self.image.detection().disks.len() {
-                    if let Err(error) = self.image.inspect_disk(at).await {
-                        tracing::warn!(disk = at, error = error.chain(), "disk not inspected");
-                    }
-                }
-                return Ok(self.disk_info());
-            }
-            _ => {}
-        }
-        self.open_ready(node, Gate::Open)
-            .unwrap_or_else(|| Err(ReadError::new(Fault::Usage, "only regular files can be opened")))
-    }
-
-    fn open_ready(&self, node: NodeId, gate: Gate) -> Option<Result<Opened, ReadError>> {
-        let subtree = self.built(node)?;
-        let file = subtree.tree.file(node.ino)?;
-        let forever = |bytes: Shared| Opened { bytes, fresh: Freshness::Forever };
-        let made = match &subtree.origins {
-            Origins::Layers => {
-                let runs = file.runs.map(<[_]>::to_vec);
-                let content = Content { size: file.size, offset: file.offset, runs };
-                return Some(self.image.file(file.origin as usize, &content).map(forever));
-            }
-            Origins::Made(made) => made.get(file.origin as usize)?,
-        };
-        match (made, gate) {
-            (Made::Bytes(bytes), _) => Some(Ok(forever(bytes.clone()))),
-            (Made::Blob(descriptor), _) => Some(self.image.blob(descriptor).map(forever)),
-            (Made::Disk(at), Gate::Check) => match self.image.inspected(*at) {
-                Some(inspection) if inspection.refusal.is_none() => Some(self.image.disk(*at).map(forever)),
-                _ => None,
-            },
-            (Made::Disk(at), Gate::Open) => Some(self.image.disk(*at).map(forever)),
-            (Made::DiskInfo, Gate::Check) => None,
-            (Made::DiskInfo, Gate::Open) => Some(Ok(self.disk_info())),
-            (Made::Status, _) => {
-                let bytes = Arc::new(Memory::new(status::text(&self.image)));
-                Some(Ok(Opened { bytes, fresh: Freshness::Now }))
-            }
-        }
-    }
-
-    fn disk_info(&self) -> Opened {
-        let (image, count) = (&self.image, self.image.detection().disks.len());
-        let inspections: Vec<_> = (0..count).map(|at| image.inspected(at).cloned()).collect();
-        let text = disk::info_padded(image.manifest(), image.detection(), &inspections);
-        // A disk that could not be inspected now may be later.
-        let fresh = if inspections.iter().all(Option::is_some) { Freshness::Forever } else { Freshness::Now };
-        Opened { bytes: Arc::new(Memory::new(text)), fresh }
     }
 
     /// The node at `path` below the root, symbolic links followed inside the mount: an absolute target starts at the root
@@ -502,7 +406,7 @@ impl Namespace {
         Ok(stack.last().copied().unwrap_or(self.root))
     }
 
-    fn made(&self, node: NodeId) -> Option<&Made> {
+    pub(super) fn made(&self, node: NodeId) -> Option<&Made> {
         let subtree = self.built(node)?;
         let file = subtree.tree.file(node.ino)?;
         match &subtree.origins {
@@ -511,15 +415,15 @@ impl Namespace {
         }
     }
 
-    /// The number of the layer that a file comes from.
-    fn origin(&self, node: NodeId) -> Option<usize> {
+    /// The digest of the layer that a file comes from.
+    fn origin(&self, node: NodeId) -> Option<&Digest> {
         let subtree = self.built(node)?;
         let layer = subtree.tree.file(node.ino)?.origin as usize;
-        (matches!(subtree.origins, Origins::Layers) && layer < self.image.manifest().layers.len())
-            .then_some(layer)
+        let layer = self.image(node)?.manifest().layers.get(layer)?;
+        matches!(subtree.origins, Origins::Layers).then_some(&layer.digest)
     }
 
-    fn built(&self, node: NodeId) -> Option<&Subtree> {
+    pub(super) fn built(&self, node: NodeId) -> Option<&Subtree> {
         self.slot(node.slot)?.built.get().map(Arc::as_ref)
     }
 
@@ -529,11 +433,19 @@ impl Namespace {
     }
 }
 
-/// Whether opening a disk asks for its inspection first.
-#[derive(Clone, Copy)]
-enum Gate {
-    Check,
-    Open,
+/// The directory of `tree` that the subtree with this number is grafted into.
+fn graft_of(tree: &Tree, number: u32) -> Option<Ino> {
+    let mut todo = vec![Tree::ROOT];
+    while let Some(directory) = todo.pop() {
+        for (_, ino) in tree.entries(directory, 0) {
+            match tree.attr(ino).map(|attr| attr.kind) {
+                Some(Kind::Graft(graft)) if graft == number => return Some(directory),
+                Some(Kind::Directory) => todo.push(ino),
+                _ => {}
+            }
+        }
+    }
+    None
 }
 
 /// The node itself, or the root of the subtree that it stands for.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::image::Image;
+use crate::image::{Image, Status};
 use crate::io::{BoxFuture, ReadError};
 
 use super::View;
@@ -20,21 +20,24 @@ impl View for StatusView {
     }
 
     fn build<'a>(&'a self, image: &'a Arc<Image>, _first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
-        Box::pin(async move {
-            let mut listing = Listing::new(image.created());
-            listing.file(b"status.json", 0, Made::Status)?;
-            Ok(listing.finish())
-        })
+        Box::pin(async move { listing(image.created()) })
     }
 
-    fn is_free(&self) -> bool {
+    fn is_free(&self, _image: &Image) -> bool {
         true
     }
 }
 
+/// The directory; everything in it gets `created` as its time.
+pub(super) fn listing(created: i64) -> Result<Subtree, ReadError> {
+    let mut listing = Listing::new(created);
+    listing.file(b"status.json", 0, Made::Status)?;
+    Ok(listing.finish())
+}
+
 /// The text of the file.
-pub(super) fn text(image: &Image) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(&image.status()).unwrap_or_default();
+pub(super) fn text(status: &Status) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(status).unwrap_or_default();
     text.push(b'\n');
     text
 }

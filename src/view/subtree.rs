@@ -22,9 +22,13 @@ pub(super) enum Made {
     /// Bytes that are there.
     Bytes(Shared),
     /// A blob of the manifest.
-    Blob(Descriptor),
+    Blob(Box<Descriptor>),
     /// The disk with this number, if it may be shown.
     Disk(usize),
+    /// The raw form of the disk with this number.
+    Raw(usize),
+    /// The file of the artifact with this number, which is more than one blob as stored.
+    File(usize),
     /// What is known about the disks.
     DiskInfo,
     /// What is known about the mount; its size and content change.
@@ -52,8 +56,21 @@ impl Listing {
 
     /// Adds a file of `size` bytes.
     pub(super) fn file(&mut self, path: &[u8], size: u64, made: Made) -> Result<(), ReadError> {
+        self.file_with(path, size, 0o444, None, made)
+    }
+
+    /// Adds a file with a mode, and if it has one a time, of its own.
+    pub(super) fn file_with(
+        &mut self,
+        path: &[u8],
+        size: u64,
+        mode: u16,
+        mtime: Option<i64>,
+        made: Made,
+    ) -> Result<(), ReadError> {
         let origin = self.files.len() as u32;
-        self.insert(path, NewKind::File { origin, size }, 0o444)?;
+        let mtime = mtime.map_or(self.mtime, |secs| Time { secs, nanos: 0 });
+        self.insert_at(path, NewKind::File { origin, size }, mode, mtime)?;
         self.files.push(made);
         Ok(())
     }
@@ -69,7 +86,11 @@ impl Listing {
     }
 
     fn insert(&mut self, path: &[u8], kind: NewKind, mode: u16) -> Result<(), ReadError> {
-        let node = NewNode { kind, mode, uid: 0, gid: 0, mtime: self.mtime };
+        self.insert_at(path, kind, mode, self.mtime)
+    }
+
+    fn insert_at(&mut self, path: &[u8], kind: NewKind, mode: u16, mtime: Time) -> Result<(), ReadError> {
+        let node = NewNode { kind, mode, uid: 0, gid: 0, mtime };
         self.builder.insert(path, node).map_err(|error: TreeError| {
             let path = String::from_utf8_lossy(path).into_owned();
             ReadError::caused(error.fault(), format!("{path} cannot be shown"), error)

@@ -1,28 +1,34 @@
-//! The root of a mount: the documents, and a directory per view that has content.
+//! The root of a tree: the documents, a directory per view that has content, and the trees of other images.
 
 use std::sync::Arc;
 
 use crate::image::Image;
 use crate::io::{Memory, ReadError};
 
+use super::slots::Top;
 use super::subtree::{Listing, Made, Subtree};
 
-/// Builds the root; `views` are the names and subtree numbers of the views that exist.
-pub(super) fn build(image: &Image, views: &[(&'static str, u32)]) -> Result<Subtree, ReadError> {
-    let mut listing = Listing::new(image.created());
+/// Builds the top of the tree of `image`, or of an index alone; `created` is the time of everything in it.
+pub(super) fn build(image: Option<&Image>, top: &Top, created: i64) -> Result<Subtree, ReadError> {
+    let mut listing = Listing::new(created);
     let mut document = |name: &[u8], bytes: &bytes::Bytes| {
         let size = bytes.len() as u64;
         listing.file(name, size, Made::Bytes(Arc::new(Memory::new(bytes.clone()))))
     };
-    document(b"manifest.json", image.manifest_bytes())?;
-    if let Some(index) = image.index_bytes() {
+    if let Some(bytes) = image.and_then(Image::manifest_bytes) {
+        document(b"manifest.json", bytes)?;
+    }
+    if let Some(index) = &top.index {
         document(b"index.json", index)?;
     }
-    if let Some(config) = &image.manifest().config {
-        listing.file(b"config.json", config.size, Made::Blob(config.clone()))?;
+    if let Some(config) = image.and_then(|image| image.manifest().config.as_ref()) {
+        listing.file(b"config.json", config.size, Made::Blob(Box::new(config.clone())))?;
     }
-    for (name, subtree) in views {
+    for (name, subtree) in &top.views {
         listing.graft(name.as_bytes(), *subtree)?;
+    }
+    for (path, subtree) in &top.members {
+        listing.graft(path.as_bytes(), *subtree)?;
     }
     Ok(listing.finish())
 }

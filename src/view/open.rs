@@ -1,0 +1,148 @@
+//! What a file of the mount is when it is opened, and what about it has to be waited for.
+//!
+//! The idea: almost everything can be opened without waiting; a disk is looked at first, and one whose size only unpacking tells
+//! is unpacked when somebody asks for that size.
+
+use std::sync::Arc;
+
+use crate::disk;
+use crate::image::Image;
+use crate::io::{Fault, Memory, ReadError, Shared, Verified};
+use crate::layer::Content;
+
+use super::namespace::{Attributes, Freshness, Namespace, NodeId, Opened};
+use super::subtree::{Made, Origins};
+use super::{slots, status};
+
+impl Namespace {
+    /// Opens a file of a built subtree if that needs no waiting; `None` when [`open_file`](Self::open_file) is needed.
+    pub fn open_now(&self, node: NodeId) -> Option<Result<Opened, ReadError>> {
+        let subtree = self.built(node)?;
+        let file = subtree.tree.file(node.ino)?;
+        let image = || self.image(node);
+        let bytes = match &subtree.origins {
+            Origins::Layers => {
+                let runs = file.runs.map(<[_]>::to_vec);
+                let content = Content { size: file.size, offset: file.offset, runs };
+                image()?.file(file.origin as usize, &content)
+            }
+            Origins::Made(made) => match made.get(file.origin as usize)? {
+                Made::Bytes(bytes) => Ok(bytes.clone()),
+                Made::Blob(descriptor) => image()?.blob(descriptor),
+                Made::File(at) => image()?.artifact_file(*at),
+                Made::Disk(at) => {
+                    image()?.inspected(*at).filter(|inspection| inspection.refusal.is_none())?;
+                    Ok(image()?.disk_ready(*at)?)
+                }
+                Made::Raw(at) => Ok(image()?.raw_ready(*at)?),
+                Made::DiskInfo => return None,
+                Made::Status => return Some(Ok(self.status(node))),
+            },
+        };
+        Some(bytes.map(|bytes| Opened { bytes, fresh: Freshness::Forever }))
+    }
+
+    /// Opens a file.
+    pub async fn open_file(&self, node: NodeId) -> Result<Opened, ReadError> {
+        self.build(node).await?;
+        let bytes = match self.image(node).zip(self.made(node)) {
+            Some((image, Made::Disk(at))) => disk_bytes(image, *at).await?,
+            Some((image, Made::Raw(at))) => image.raw_disk(*at).await?,
+            Some((image, Made::DiskInfo)) => {
+                for at in 0..image.detection().disks.len() {
+                    if let Err(error) = image.inspect_disk(at).await {
+                        tracing::warn!(disk = at, error = error.chain(), "disk not inspected");
+                    }
+                }
+                return Ok(disk_info(image));
+            }
+            _ => {
+                let no_file = || Err(ReadError::new(Fault::Usage, "only regular files can be opened"));
+                return self.open_now(node).unwrap_or_else(no_file);
+            }
+        };
+        Ok(Opened { bytes, fresh: Freshness::Forever })
+    }
+
+    /// Whether what `stat` says about a node is known.
+    pub fn is_settled(&self, node: NodeId) -> bool {
+        match self.image(node).zip(self.made(node)) {
+            Some((image, Made::Disk(at))) => image.disk_size(*at).is_some(),
+            _ => true,
+        }
+    }
+
+    /// Waits until it is.
+    pub async fn settle(&self, node: NodeId) -> Result<(), ReadError> {
+        match self.image(node).zip(self.made(node)) {
+            Some((image, Made::Disk(at))) => image.disk(*at).await.map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts into `attributes` what the tree does not know about a file that is made.
+    pub(super) fn settle_attributes(&self, node: NodeId, made: &Made, attributes: &mut Attributes) {
+        match (made, self.image(node)) {
+            // Like a file in /proc: what it holds is known when it is opened.
+            (Made::Status, _) => attributes.fresh = Freshness::Now,
+            (Made::Disk(at), Some(image)) => match image.disk_size(*at) {
+                Some(size) => (attributes.size, attributes.data) = (size, size),
+                None => attributes.fresh = Freshness::Now,
+            },
+            (Made::File(at), Some(image)) => {
+                attributes.data = image.artifact_data(*at).unwrap_or(attributes.size);
+            }
+            // A qcow2 stores what is not a hole; only reading all its tables would tell more.
+            (Made::Raw(at), Some(image)) => {
+                attributes.data =
+                    image.disk_size(*at).map_or(attributes.size, |stored| stored.min(attributes.size));
+            }
+            _ => {}
+        }
+    }
+
+    /// How far the bytes of a file have been compared; `None` when it is no file.
+    pub(super) fn verified(&self, node: NodeId) -> Option<Verified> {
+        match self.made(node) {
+            Some(Made::DiskInfo) => Some(Verified::Full),
+            // What nobody has opened is what nobody has compared.
+            Some(Made::Disk(at)) => Some(verified(self.image(node)?.disk_ready(*at))),
+            Some(Made::Raw(at)) => Some(verified(self.image(node)?.raw_ready(*at))),
+            _ => Some(self.open_now(node)?.ok()?.bytes.verified()),
+        }
+    }
+
+    fn status(&self, node: NodeId) -> Opened {
+        let status = match self.image(node).filter(|_| node.slot >= slots::PER_IMAGE) {
+            Some(image) => image.status(),
+            None => self.family().status(),
+        };
+        Opened { bytes: Arc::new(Memory::new(status::text(&status))), fresh: Freshness::Now }
+    }
+}
+
+fn verified(bytes: Option<Shared>) -> Verified {
+    bytes.map_or(Verified::None, |bytes| bytes.verified())
+}
+
+/// The bytes of a disk that may be given out.
+async fn disk_bytes(image: &Arc<Image>, at: usize) -> Result<Shared, ReadError> {
+    let name = &image.detection().disks[at].name;
+    // Whatever kept the head from being read, the disk itself is neither absent nor refused.
+    let inspection = image.inspect_disk(at).await.map_err(|error| {
+        ReadError::caused(Fault::Unavailable, format!("the head of disk {name} cannot be read"), error)
+    })?;
+    if let Some(refusal) = &inspection.refusal {
+        return Err(ReadError::new(Fault::Denied, format!("disk {name} is refused: {refusal}")));
+    }
+    image.disk(at).await
+}
+
+fn disk_info(image: &Image) -> Opened {
+    let count = image.detection().disks.len();
+    let inspections: Vec<_> = (0..count).map(|at| image.inspected(at).cloned()).collect();
+    let text = disk::info_padded(image.manifest(), image.detection(), &inspections);
+    // A disk that could not be inspected now may be later.
+    let fresh = if inspections.iter().all(Option::is_some) { Freshness::Forever } else { Freshness::Now };
+    Opened { bytes: Arc::new(Memory::new(text)), fresh }
+}
