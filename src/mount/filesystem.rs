@@ -13,7 +13,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::io::{Fault, ReadAt as _, ReadError, Shared};
-use crate::view::{Freshness, Namespace, NodeId, Opened};
+use crate::view::{Attributes, Freshness, Namespace, NodeId, Opened};
 
 use super::attributes::{file_attr, file_type, negative, node, number, ttl};
 use super::errno;
@@ -94,26 +94,41 @@ impl Ocifs {
     ) -> Errno {
         let chain = error.chain();
         tracing::warn!(op = what, inode = node.to_u64() + 1, error = chain);
-        self.namespace().image().note_error(format!("{what} of inode {}: {chain}", node.to_u64() + 1));
+        self.namespace().note_error(node, format!("{what} of inode {}: {chain}", node.to_u64() + 1));
         choose(error.fault())
     }
 
-    fn reply_entry(&self, parent: NodeId, name: &[u8], reply: ReplyEntry) {
-        match self.namespace().lookup(parent, name) {
-            Some(node) => match self.namespace().attributes(node) {
-                Some(attributes) => {
-                    let attr = file_attr(number(self.namespace(), node), &attributes);
-                    reply.entry_with_ttls(
-                        &ttl(Freshness::Forever),
-                        &ttl(attributes.fresh),
-                        &attr,
-                        GENERATION,
-                    );
-                }
-                None => reply.error(errno::NO_SUCH_NAME),
-            },
-            None => reply.entry(&ttl(Freshness::Forever), &negative(), GENERATION),
+    /// Calls `answer` with what `stat` says about `node`: now, or on the runtime once that is known.
+    fn when_settled(
+        &self,
+        node: NodeId,
+        what: &'static str,
+        answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
+    ) {
+        let attributes = move |this: &Self| this.namespace().attributes(node).ok_or(errno::NO_SUCH_NAME);
+        if self.namespace().is_settled(node) {
+            return answer(attributes(self));
         }
+        let this = self.clone();
+        self.shared.runtime.spawn(async move {
+            let settled = this.namespace().settle(node).await;
+            let settled = settled.map_err(|error| this.failed(what, node, &error, errno::of_read));
+            answer(settled.and_then(|()| attributes(&this)));
+        });
+    }
+
+    fn reply_entry(&self, parent: NodeId, name: &[u8], reply: ReplyEntry) {
+        let Some(node) = self.namespace().lookup(parent, name) else {
+            return reply.entry(&ttl(Freshness::Forever), &negative(), GENERATION);
+        };
+        let ino = number(self.namespace(), node);
+        self.when_settled(node, "lookup", move |attributes| match attributes {
+            Ok(attributes) => {
+                let attr = file_attr(ino, &attributes);
+                reply.entry_with_ttls(&ttl(Freshness::Forever), &ttl(attributes.fresh), &attr, GENERATION);
+            }
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn reply_open(&self, ino: INodeNo, opened: Opened, reply: ReplyOpen) {
@@ -164,7 +179,7 @@ impl Ocifs {
         &self,
         directory: NodeId,
         offset: u64,
-        mut add: impl FnMut(INodeNo, u64, &[u8], &crate::view::Attributes) -> bool,
+        mut add: impl FnMut(INodeNo, u64, &[u8], &Attributes) -> bool,
     ) {
         let namespace = self.namespace();
         for (at, name, node) in [(0, &b"."[..], directory), (1, &b".."[..], namespace.parent(directory))] {
@@ -176,10 +191,9 @@ impl Ocifs {
             }
         }
         let skip = offset.saturating_sub(2);
-        let mut at = skip + 2;
         namespace.entries(directory, usize::try_from(skip).unwrap_or(usize::MAX), |entry| {
-            at += 1;
-            !add(number(namespace, entry.node), at, entry.name, &entry.attributes)
+            let next = entry.at as u64 + 3;
+            !add(number(namespace, entry.node), next, entry.name, &entry.attributes)
         });
     }
 }
@@ -225,10 +239,10 @@ impl Filesystem for Ocifs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.namespace().attributes(self.node(ino)) {
-            Some(attributes) => reply.attr(&ttl(attributes.fresh), &file_attr(ino, &attributes)),
-            None => reply.error(errno::NO_SUCH_NAME),
-        }
+        self.when_settled(self.node(ino), "getattr", move |attributes| match attributes {
+            Ok(attributes) => reply.attr(&ttl(attributes.fresh), &file_attr(ino, &attributes)),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -352,8 +366,7 @@ impl Filesystem for Ocifs {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         const BLOCK: u64 = 4096;
-        let bytes: u64 =
-            self.namespace().image().manifest().blobs().map(|blob| blob.size).fold(0, u64::saturating_add);
+        let bytes = self.namespace().family().stored_bytes();
         reply.statfs(bytes.div_ceil(BLOCK), 0, 0, 0, 0, BLOCK as u32, 255, BLOCK as u32);
     }
 
@@ -389,15 +402,33 @@ impl Filesystem for Ocifs {
         let Some(offset) = u64::try_from(offset).ok().filter(|&offset| offset < bytes.size()) else {
             return reply.error(errno::PAST_END);
         };
-        let found = match whence {
-            libc::SEEK_DATA => bytes.next_data(offset),
-            libc::SEEK_HOLE => Some(bytes.next_hole(offset)),
-            _ => return reply.error(errno::BAD_SEEK),
-        };
-        match found.and_then(|found| i64::try_from(found).ok()) {
-            Some(found) => reply.offset(found),
-            None => reply.error(errno::PAST_END),
+        if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
+            return reply.error(errno::BAD_SEEK);
         }
+        if bytes.learn_holes().is_none() {
+            return seek(&bytes, offset, whence, reply);
+        }
+        let (this, node) = (self.clone(), self.node(ino));
+        self.shared.runtime.spawn(async move {
+            if let Some(learning) = bytes.learn_holes()
+                && let Err(error) = learning.await
+            {
+                return reply.error(this.failed("lseek", node, &error, errno::of_read));
+            }
+            seek(&bytes, offset, whence, reply);
+        });
+    }
+}
+
+/// Answers where the next data or hole is, at or after an offset inside the file.
+fn seek(bytes: &Shared, offset: u64, whence: i32, reply: ReplyLseek) {
+    let found = match whence {
+        libc::SEEK_DATA => bytes.next_data(offset),
+        _ => Some(bytes.next_hole(offset)),
+    };
+    match found.and_then(|found| i64::try_from(found).ok()) {
+        Some(found) => reply.offset(found),
+        None => reply.error(errno::PAST_END),
     }
 }
 
@@ -412,6 +443,6 @@ fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
 
 impl std::fmt::Debug for Ocifs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Ocifs({})", self.namespace().image().pinned())
+        write!(f, "Ocifs({})", self.namespace().family().pinned())
     }
 }
