@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::oci::Platform;
+use crate::oci::{Condition, Glob, OciError, Platform};
 use crate::source::Location;
 
 /// Mount any OCI registry reference as a read-only tree; bytes are fetched when they are first read.
@@ -23,7 +24,7 @@ pub(super) enum Command {
     /// Take a mount away.
     #[command(alias = "unmount")]
     Umount(UmountArgs),
-    /// Show what is in a reference and how lazily each part can be read, without reading a blob.
+    /// Show what is in a reference and how lazily each part can be read, without fetching a layer.
     Inspect(InspectArgs),
     /// List names in a reference, without mounting it.
     Ls(LsArgs),
@@ -43,9 +44,40 @@ pub(super) struct ImageArgs {
     #[arg(value_name = "REF")]
     pub(super) location: Location,
 
-    /// The platform to choose from an index: os/arch[/variant]. Default: this machine's.
+    /// The platform to choose from an index: os/arch[/variant]; or all, each in a directory of its own. Default: this
+    /// machine's.
     #[arg(long, value_name = "PLATFORM")]
-    pub(super) platform: Option<Platform>,
+    pub(super) platform: Option<PlatformChoice>,
+
+    /// Choose only among the entries of an index whose property KEY matches: an annotation, artifactType, mediaType, digest, or
+    /// ref.name, title or disktype for short. Case does not matter, and * matches anything. May be repeated: all have to match.
+    #[arg(long, value_name = "KEY=GLOB")]
+    pub(super) select: Vec<Condition>,
+
+    /// Present only the layer with this number; 0 is the lowest. May be repeated. The manifest and blobs/ stay complete.
+    #[arg(long, value_name = "N")]
+    pub(super) layer: Vec<usize>,
+
+    /// Present only layers of a media type that matches. May be repeated: one has to match.
+    #[arg(long, value_name = "GLOB")]
+    pub(super) media_type: Vec<Glob>,
+
+    /// Present only layers with a title that matches. May be repeated: one has to match.
+    #[arg(long, value_name = "GLOB")]
+    pub(super) title: Vec<Glob>,
+
+    /// Also show what says that it is about the image: signatures, attestations, lists of contents.
+    #[arg(long)]
+    pub(super) referrers: bool,
+
+    /// What to do when archives that were made apart have different things at one path: later shows the later one, error
+    /// refuses to merge them.
+    #[arg(long, value_name = "HOW", default_value = "later")]
+    pub(super) on_conflict: OnConflict,
+
+    /// Call the directories in layers/ after this annotation of the layers, where they have it.
+    #[arg(long, value_name = "ANNOTATION")]
+    pub(super) layer_name: Option<String>,
 
     /// Whose indexes of compressed layers are used: auto takes what the image carries or what was pushed beside it, all also what
     /// others may have pushed (SOCI version 1), local only what was made on this machine, off none.
@@ -88,6 +120,32 @@ pub(super) struct ImageArgs {
     /// Write the log to this file instead of standard error. What is logged: OCIFS_LOG, e.g. "debug" or "ocifs=trace".
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
+}
+
+/// What --platform can be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PlatformChoice {
+    One(Platform),
+    All,
+}
+
+impl FromStr for PlatformChoice {
+    type Err = OciError;
+
+    fn from_str(text: &str) -> Result<Self, OciError> {
+        match text {
+            "all" => Ok(PlatformChoice::All),
+            text => Ok(PlatformChoice::One(text.parse()?)),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnConflict {
+    /// The later one is shown.
+    Later,
+    /// There is no merged tree.
+    Error,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -184,6 +242,10 @@ pub(super) struct MountArgs {
     /// Mount only this directory (below --view, if given).
     #[arg(long, value_name = "PATH")]
     pub(super) subdir: Option<OsString>,
+
+    /// Leave the symbolic links of archives out of merged/, layers/ and files/.
+    #[arg(long)]
+    pub(super) hide_symlinks: bool,
 
     /// What is fetched before anybody asks.
     #[arg(long, value_name = "WHAT", default_value = "landmarks")]

@@ -13,16 +13,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cache::Cache;
 use crate::disk;
 use crate::export::{self, Depth, Listed};
-use crate::image::{Image, Network, OpenOptions, Prefetch, Recording};
+use crate::image::{self, Family, Image, Network, OpenOptions, Platforms, Prefetch, Recording, Referrers};
 use crate::layer::IndexPolicy;
 use crate::mount::{self, Access, MountFlags, MountOptions, Passthrough, Unmount};
+use crate::oci::LayerSelection;
 use crate::registry::{Credential, Options, Registry, RegistryError};
 use crate::tree::Kind;
-use crate::view::{Namespace, Scope};
+use crate::view::{Links, Namespace, Scope};
 
 use super::args::{
-    CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, PartOrder, PassthroughWhen, PrefetchUse,
-    UmountArgs,
+    CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflict, PartOrder, PassthroughWhen,
+    PlatformChoice, PrefetchUse, UmountArgs,
 };
 use super::exit::Failure;
 use super::{background, inspect as report, output, record};
@@ -45,26 +46,29 @@ pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
         let scope = Scope {
             view: args.view.clone(),
             subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
+            links: if args.hide_symlinks { Links::Hidden } else { Links::Shown },
         };
         let landmarks = match args.prefetch {
             PrefetchUse::Landmarks => Prefetch::Landmarks,
             PrefetchUse::None | PrefetchUse::Trace | PrefetchUse::All => Prefetch::None,
         };
         let prepare = async {
-            let image = Arc::new(open_with(&args.image, landmarks, Recording::Off).await?);
-            if scope.view.as_deref().is_none_or(|view| view == "merged") {
+            let family = Arc::new(open_with(&args.image, landmarks, Recording::Off).await?);
+            if let Some(image) = family.main()
+                && scope.view.as_deref().is_none_or(|view| view == "merged")
+            {
                 tokio::spawn(image.clone().merge_ahead());
             }
-            let prefetch = record::chosen(&image, args.prefetch, args.trace.as_deref()).await?;
-            Ok::<_, Failure>((Arc::new(Namespace::open(image, &scope).await?), prefetch))
+            let prefetch = record::chosen(&family, args.prefetch, args.trace.as_deref()).await?;
+            Ok::<_, Failure>((Arc::new(Namespace::open(family, &scope).await?), prefetch))
         };
         // Until there is a mount, the command that waits for it can be interrupted, and takes us along.
         let (namespace, prefetch) = tokio::select! {
             prepared = prepare => prepared?,
             () = background::abandoned(), if in_background => return Err(Failure::interrupted()),
         };
-        let image = namespace.image().clone();
-        let pinned = image.pinned().to_owned();
+        let family = namespace.family().clone();
+        let pinned = family.pinned().to_owned();
         let options = MountOptions {
             access: match (args.allow_other, args.allow_root) {
                 (true, _) => Access::Everyone,
@@ -100,7 +104,11 @@ pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
             return told;
         }
         tracing::info!(reference = pinned, dir = %mounted.dir().display(), "mounted");
-        let prefetch = tokio::spawn(image.prefetch(prefetch));
+        let prefetch = tokio::spawn(async move {
+            for image in family.images() {
+                image.clone().prefetch(prefetch.clone()).await;
+            }
+        });
         let stayed = stay(&mounted, stop).await;
         prefetch.abort();
         stayed
@@ -176,13 +184,19 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), Failure> {
 /// Shows what is in a reference.
 pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
-    let (image, offered) = runtime.block_on(async {
-        let image = open(&args.image).await?;
-        let offered = image.offered_indexes().await;
-        Ok::<_, Failure>((image, offered))
+    let (family, offered) = runtime.block_on(async {
+        let family = open(&args.image).await?;
+        // Nobody publishes an index of what is no archive, so that nobody need be asked for one.
+        let has_archives =
+            |image: &Arc<Image>| (0..image.manifest().layers.len()).any(|at| image.archive(at).is_some());
+        let offered = match family.main() {
+            Some(image) if has_archives(image) => image.offered_indexes().await,
+            _ => Vec::new(),
+        };
+        Ok::<_, Failure>((family, offered))
     })?;
     let mut out = output::stdout();
-    output::printed(report::print(&image, &offered, args.format, &mut out).and_then(|()| out.flush()))
+    output::printed(report::print(&family, &offered, args.format, &mut out).and_then(|()| out.flush()))
 }
 
 /// Lists names.
@@ -194,7 +208,8 @@ pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
     let mut written = Ok(());
     runtime.block_on(async {
         let namespace = Namespace::open(Arc::new(open(&args.image).await?), &Scope::default()).await?;
-        export::list(&namespace, path, depth, |listed| {
+        let detail = if args.long { export::Detail::Attributes } else { export::Detail::Names };
+        export::list(&namespace, path, depth, detail, |listed| {
             written = line(&mut out, &listed, args.long);
             written.is_ok()
         })
@@ -298,15 +313,22 @@ fn raise_file_limit() {
     }
 }
 
-pub(super) async fn open(args: &ImageArgs) -> Result<Image, Failure> {
+pub(super) async fn open(args: &ImageArgs) -> Result<Family, Failure> {
     open_with(args, Prefetch::None, Recording::Off).await
+}
+
+/// The one image that the arguments name.
+pub(super) fn only(family: &Family) -> Result<&Arc<Image>, Failure> {
+    family.main().ok_or_else(|| {
+        Failure::usage(format!("{}: name one platform of it with --platform", family.pinned()))
+    })
 }
 
 pub(super) async fn open_with(
     args: &ImageArgs,
     prefetch: Prefetch,
     recording: Recording,
-) -> Result<Image, Failure> {
+) -> Result<Family, Failure> {
     let creds = args.creds.as_deref().map(|text| {
         Credential::parse(text).ok_or_else(|| Failure::usage("--creds is not of the form USER:PASSWORD"))
     });
@@ -327,7 +349,23 @@ pub(super) async fn open_with(
     let cache = Cache::open(&cache_dir(args)?)?;
     let options = OpenOptions {
         location,
-        platform: args.platform.clone(),
+        platforms: match &args.platform {
+            None => Platforms::Host,
+            Some(PlatformChoice::One(platform)) => Platforms::One(platform.clone()),
+            Some(PlatformChoice::All) => Platforms::All,
+        },
+        select: args.select.clone(),
+        layers: LayerSelection {
+            numbers: args.layer.clone(),
+            media_types: args.media_type.clone(),
+            titles: args.title.clone(),
+        },
+        referrers: if args.referrers { Referrers::Shown } else { Referrers::Hidden },
+        on_conflict: match args.on_conflict {
+            OnConflict::Later => image::OnConflict::Later,
+            OnConflict::Error => image::OnConflict::Error,
+        },
+        layer_name: args.layer_name.clone(),
         network: if args.offline { Network::Offline } else { Network::Online },
         part_order: match args.part_order {
             PartOrder::Epoch => disk::PartOrder::Epoch,
@@ -343,7 +381,7 @@ pub(super) async fn open_with(
         prefetch,
         recording,
     };
-    Ok(Image::open(&options, &registry, cache).await?)
+    Ok(Family::open(&options, &registry, cache).await?)
 }
 
 /// `--cache-dir` (or `OCIFS_CACHE_DIR`), else `$XDG_CACHE_HOME/ocifs`, else `~/.cache/ocifs`; a system service, which has no

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use crate::cache::CacheError;
 use crate::export::CatError;
 use crate::image::ImageError;
-use crate::io::{Fault, ReadError};
+use crate::io::{Fault, ReadError, chain};
 use crate::mount::MountError;
 use crate::oci::OciError;
 use crate::source::SourceError;
@@ -140,26 +140,20 @@ fn code(fault: Fault) -> u8 {
     }
 }
 
-/// The error and its sources in one line. A level that repeats the one below it is left out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(inner) = next {
-        let text = inner.to_string();
-        if !line.ends_with(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        next = inner.source();
-    }
-    line
-}
-
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
         let hint = match (&error, error.fault()) {
-            (ImageError::Platform { source: OciError::NoPlatform { .. }, .. }, _) => {
+            (ImageError::Choice { source: OciError::NoPlatform { .. }, .. }, _) => {
                 Some("choose one of them with --platform".to_owned())
+            }
+            (ImageError::Choice { source: OciError::Ambiguous { .. } | OciError::NoEntry { .. }, .. }, _) => {
+                Some("choose one of them with --select KEY=GLOB, or name its digest in the reference: @sha256:...".to_owned())
+            }
+            (ImageError::Choice { source: OciError::NoLayer { .. }, .. }, _) => {
+                Some("choose some of them with --layer, --media-type or --title".to_owned())
+            }
+            (ImageError::TooMany { .. } | ImageError::Nesting { .. }, _) => {
+                Some("choose some with --select KEY=GLOB, or name one digest in the reference: @sha256:...".to_owned())
             }
             (ImageError::Cache(_), _) => Some("choose another directory with --cache-dir".to_owned()),
             (_, Fault::Mismatch) => Some(

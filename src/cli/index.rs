@@ -5,15 +5,15 @@ use std::io::Write as _;
 use crate::oci::Digest;
 
 use super::args::IndexArgs;
-use super::commands::{open, start};
+use super::commands::{only, open, start};
 use super::exit::Failure;
 use super::output::{self, human};
 
 /// Makes the index of every layer and keeps it.
 pub(super) fn build(args: &IndexArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
-    let built =
-        runtime.block_on(async { Ok::<_, Failure>(open(&args.image).await?.build_indexes().await?) })?;
+    let built = runtime
+        .block_on(async { Ok::<_, Failure>(only(&open(&args.image).await?)?.build_indexes().await?) })?;
     tell(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))
 }
 
@@ -21,7 +21,8 @@ pub(super) fn build(args: &IndexArgs) -> Result<(), Failure> {
 pub(super) fn push(args: &IndexArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let (built, published) = runtime.block_on(async {
-        let image = open(&args.image).await?;
+        let family = open(&args.image).await?;
+        let image = only(&family)?;
         image.check_publishable()?;
         let built = image.build_indexes().await?;
         let published = image.push_indexes(&built).await?;

@@ -4,10 +4,12 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::disk::{self, Class};
-use crate::image::Image;
+use crate::artifact::FileBody;
+use crate::disk::{Body, Packing};
+use crate::image::{Family, Image, MemberStatus};
 use crate::layer::{IndexKind, LayerState};
-use crate::oci::{Digest, Document};
+use crate::oci::{Digest, Document, classify, classify_manifest, told_by};
+use crate::view;
 
 use super::args::Format;
 use super::output::{human, safe};
@@ -20,11 +22,32 @@ struct Report {
     digest: String,
     class: &'static str,
     kind: Option<String>,
+    /// The directories of a mount that show it.
+    shown_in: Vec<&'static str>,
     platforms: Vec<String>,
+    /// The entries of the index.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    manifests: Vec<EntryReport>,
     layers: Vec<LayerReport>,
     files: Vec<FileReport>,
     disks: Vec<DiskReport>,
+    /// What is shown in directories of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    members: Vec<MemberStatus>,
     warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EntryReport {
+    digest: String,
+    platform: Option<String>,
+    media_type: String,
+    artifact_type: Option<String>,
+    /// What --select can tell it from its like by.
+    told_by: Vec<String>,
+    /// Whether it is what the root of a mount shows.
+    shown: bool,
 }
 
 #[derive(Serialize)]
@@ -44,8 +67,12 @@ struct LayerReport {
 #[derive(Serialize)]
 struct FileReport {
     path: String,
-    layer: usize,
-    size: u64,
+    /// The layers that it is made of.
+    layers: Vec<usize>,
+    /// Absent for a directory.
+    size: Option<u64>,
+    /// What is done to the layers.
+    form: &'static str,
 }
 
 #[derive(Serialize)]
@@ -53,18 +80,24 @@ struct FileReport {
 struct DiskReport {
     path: String,
     format: String,
-    parts: usize,
-    size: u64,
+    /// The layers that it is made of, in order; none when it is a file of the merged tree.
+    layers: Vec<usize>,
+    /// Absent when only unpacking tells it.
+    size: Option<u64>,
+    /// Where the disk of a qcow2 is as the machine sees it, unless its header allows no such form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw: Option<String>,
+    access: &'static str,
 }
 
-/// Prints the report on `image`; `offered` are the indexes that lie beside it. Reads no blob.
+/// Prints the report on `family`; `offered` are the indexes that lie beside its image. Reads no blob.
 pub(super) fn print(
-    image: &Image,
+    family: &Family,
     offered: &[(Digest, IndexKind)],
     format: Format,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let report = report(image, offered);
+    let report = report(family, offered);
     match format {
         Format::Json => {
             serde_json::to_writer_pretty(&mut *out, &report)?;
@@ -74,7 +107,41 @@ pub(super) fn print(
     }
 }
 
-fn report(image: &Image, offered: &[(Digest, IndexKind)]) -> Report {
+fn report(family: &Family, offered: &[(Digest, IndexKind)]) -> Report {
+    let entries = match family.document() {
+        Document::Index(index) => &index.manifests[..],
+        Document::Manifest(_) => &[],
+    };
+    let platforms = entries.iter().filter_map(|entry| entry.platform.as_ref());
+    let manifests = entries.iter().map(|entry| EntryReport {
+        digest: entry.digest.to_string(),
+        platform: entry.platform.as_ref().map(ToString::to_string),
+        media_type: entry.media_type.as_written().to_owned(),
+        artifact_type: entry.artifact_type.as_ref().map(|kind| kind.as_written().to_owned()),
+        told_by: told_by(entry).map(|(key, value)| format!("{key}={value}")).collect(),
+        shown: family.main().is_some_and(|image| *image.manifest_digest() == entry.digest),
+    });
+    let image = family.main();
+    Report {
+        schema_version: 1,
+        reference: family.pinned().to_owned(),
+        digest: family.digest().to_string(),
+        class: class(family),
+        kind: image
+            .map_or_else(|| family.document().kind(), |image| image.manifest().kind())
+            .map(|kind| kind.as_written().to_owned()),
+        shown_in: image.map(|image| view::directories(image)).unwrap_or_default(),
+        platforms: platforms.filter(|platform| !platform.is_unknown()).map(ToString::to_string).collect(),
+        manifests: manifests.collect(),
+        layers: image.map(|image| layers(image, offered)).unwrap_or_default(),
+        files: image.map(|image| files(image)).unwrap_or_default(),
+        disks: image.map(|image| disks(image)).unwrap_or_default(),
+        members: family.status().members,
+        warnings: family.warnings(),
+    }
+}
+
+fn layers(image: &Image, offered: &[(Digest, IndexKind)]) -> Vec<LayerReport> {
     let status = image.status();
     let cached = |digest: &str| {
         status.blobs.iter().find(|blob| blob.digest.as_str() == digest).map_or(0, |blob| blob.cached)
@@ -89,54 +156,57 @@ fn report(image: &Image, offered: &[(Digest, IndexKind)]) -> Report {
         index: index(image, offered, at).map(|kind| kind.to_string()),
         access: access(image, offered, at),
     });
-    let platforms = match image.document() {
-        Document::Index(index) => {
-            let platforms = index.manifests.iter().filter_map(|entry| entry.platform.as_ref());
-            platforms.filter(|platform| !platform.is_unknown()).map(ToString::to_string).collect()
-        }
-        Document::Manifest(_) => Vec::new(),
-    };
-    Report {
-        schema_version: 1,
-        reference: image.pinned().to_owned(),
-        digest: image.digest().to_string(),
-        class: class(image),
-        kind: image.manifest().kind().map(|kind| kind.as_written().to_owned()),
-        platforms,
-        layers: layers.collect(),
-        files: image
-            .files()
-            .files
-            .iter()
-            .map(|file| FileReport {
-                path: format!("files/{}", file.path),
-                layer: file.layer,
-                size: image.manifest().layers[file.layer].size,
-            })
-            .collect(),
-        disks: image
-            .detection()
-            .disks
-            .iter()
-            .map(|plan| DiskReport {
-                path: format!("disk/{}", plan.name),
-                format: plan.label.to_string(),
-                parts: plan.parts.len(),
-                size: plan.size,
-            })
-            .collect(),
-        warnings: image.warnings(),
-    }
+    layers.collect()
 }
 
-fn class(image: &Image) -> &'static str {
-    match disk::classify(&Document::Manifest(image.manifest().clone())) {
-        Class::CloudImage => "cloud image",
-        Class::Snapshot => "machine snapshot",
-        Class::ContainerImage => "container image",
-        Class::Index => "index",
-        Class::Unknown => "artifact",
-    }
+fn files(image: &Image) -> Vec<FileReport> {
+    let size_of = |layer: &usize| image.manifest().layers[*layer].size;
+    let files = image.contents().files.iter().map(|file| {
+        let (layers, size, form) = match &file.body {
+            FileBody::Layer(layer) => (vec![*layer], Some(size_of(layer)), "as stored"),
+            FileBody::Config => {
+                (Vec::new(), image.manifest().config.as_ref().map(|config| config.size), "the config")
+            }
+            FileBody::Sparse { layer, size, .. } => (vec![*layer], Some(*size), "with its holes put back"),
+            FileBody::Joined(segments) => (
+                segments.iter().map(|segment| segment.layer).collect(),
+                Some(segments.iter().map(|segment| segment.size).sum()),
+                "joined",
+            ),
+            FileBody::Tree(tree) => (vec![tree.layer], None, "unpacked as a directory"),
+        };
+        FileReport { path: format!("files/{}", file.path), layers, size, form }
+    });
+    files.collect()
+}
+
+fn disks(image: &Image) -> Vec<DiskReport> {
+    let disks = image.detection().disks.iter().zip(image.detection().raw_names()).map(|(plan, raw)| DiskReport {
+        path: format!("disk/{}", plan.name),
+        format: plan.label.to_string(),
+        layers: plan.layers().collect(),
+        size: plan.size,
+        raw: raw.map(|name| format!("disk/{name}")),
+        access: match &plan.body {
+            Body::Member { .. } => "a file of merged/, by range like those",
+            Body::File { .. } => "by range, holes need none",
+            Body::Parts(parts) if parts.iter().all(|part| part.packing == Packing::Stored) => "by range",
+            Body::Parts(_) if plan.size.is_some() => "compressed: each part is unpacked when it is read",
+            Body::Parts(_) => {
+                "compressed: its size is known once it was unpacked, unless the format records it; then by range as far as \
+                 the format allows"
+            }
+        },
+    });
+    disks.collect()
+}
+
+fn class(family: &Family) -> &'static str {
+    let class = match family.main() {
+        Some(image) => classify_manifest(image.manifest()),
+        None => classify(family.document()),
+    };
+    class.words()
 }
 
 /// The index of the layer with this number, as far as documents and the cache tell.
@@ -177,8 +247,20 @@ fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     if let Some(kind) = &report.kind {
         field(out, "type", kind)?;
     }
+    if !report.shown_in.is_empty() {
+        field(out, "shown in", &report.shown_in.join(", "))?;
+    }
     if !report.platforms.is_empty() {
         field(out, "platforms", &report.platforms.join(", "))?;
+    }
+    for entry in &report.manifests {
+        let platform = entry.platform.as_deref().unwrap_or("no platform");
+        let shown = if entry.shown { "  (shown)" } else { "" };
+        let line = format!("{}  {platform}  {}{shown}", entry.digest, entry.told_by.join("  "));
+        field(out, "manifest", line.trim_end())?;
+    }
+    for member in &report.members {
+        field(out, "member", &format!("{}  {}  {}", member.directory, member.digest, member.state))?;
     }
     for layer in &report.layers {
         let title = layer.title.as_deref().unwrap_or("-");
@@ -198,11 +280,20 @@ fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     for file in &report.files {
-        field(out, "file", &format!("{}  {}", file.path, human(file.size)))?;
+        let size = file.size.map_or_else(|| "a directory".to_owned(), human);
+        field(out, "file", &format!("{}  {size}  {}", file.path, file.form))?;
     }
     for disk in &report.disks {
-        let line = format!("{}  {}  {}, {} parts", disk.path, human(disk.size), disk.format, disk.parts);
-        field(out, "disk", &line)?;
+        let size = disk.size.map_or_else(|| "size not known yet".to_owned(), human);
+        let parts = match disk.layers.len() {
+            0 | 1 => "in one part".to_owned(),
+            parts => format!("in {parts} parts"),
+        };
+        field(out, "disk", &format!("{}  {size}  {}, {parts}", disk.path, disk.format))?;
+        field(out, "", &format!("    {}", disk.access))?;
+        if let Some(raw) = &disk.raw {
+            field(out, "", &format!("    also as {raw}, unless its header allows no raw form"))?;
+        }
     }
     for warning in &report.warnings {
         field(out, "warning", warning)?;

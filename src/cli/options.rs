@@ -41,8 +41,16 @@ const IGNORED: &[&str] = &[
 ];
 
 /// Generic options that are flags of ours.
-const FLAGS: &[&str] =
-    &["suid", "dev", "noexec", "allow_other", "allow_root", "default_permissions", "nonempty"];
+const FLAGS: &[&str] = &[
+    "suid",
+    "dev",
+    "noexec",
+    "allow_other",
+    "allow_root",
+    "default_permissions",
+    "nonempty",
+    "hide_symlinks",
+];
 
 /// What became of the arguments.
 pub(super) enum Rewritten {
@@ -211,6 +219,18 @@ mod tests {
             "mount a/b /mnt --passthrough=off"
         );
         assert_eq!(rewritten("ocifs lst ./x").unwrap(), "lst ./x");
+    }
+
+    #[test]
+    fn options_of_more_than_one_word_mean_the_same_with_underscores_and_hyphens() {
+        let same = "mount a/b /mnt --on-conflict=error --layer-name=org.example.part_name --media-type=a/b_c";
+        for list in [
+            "on_conflict=error,layer_name=org.example.part_name,media_type=a/b_c",
+            "on-conflict=error,layer-name=org.example.part_name,media-type=a/b_c",
+        ] {
+            assert_eq!(rewritten(&format!("ocifs mount a/b /mnt -o {list}")).unwrap(), same);
+            assert_eq!(rewritten(&format!("mount.ocifs a/b /mnt -o rw,{list}")).unwrap(), same);
+        }
     }
 
     #[test]

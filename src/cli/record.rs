@@ -6,12 +6,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::image::{Image, MAX_TRACE, Prefetch, Recording, Trace};
+use crate::image::{Family, Image, MAX_TRACE, Prefetch, Recording, Trace};
 use crate::mount::{self, MountOptions};
 use crate::view::{Namespace, Scope};
 
 use super::args::{PrefetchUse, RecordArgs};
-use super::commands::{LAST_TASKS, Stop, open_with, start};
+use super::commands::{LAST_TASKS, Stop, only, open_with, start};
 use super::exit::Failure;
 
 /// The variable that tells a command where its mount is.
@@ -19,7 +19,7 @@ const MOUNT_VARIABLE: &str = "OCIFS_MOUNT";
 
 /// What a mount fetches before anybody asks. A trace that was asked for and is not there is an error.
 pub(super) async fn chosen(
-    image: &Image,
+    family: &Family,
     wanted: PrefetchUse,
     file: Option<&Path>,
 ) -> Result<Prefetch, Failure> {
@@ -30,9 +30,9 @@ pub(super) async fn chosen(
         PrefetchUse::None => Prefetch::None,
         PrefetchUse::Landmarks => Prefetch::Landmarks,
         PrefetchUse::All => Prefetch::All,
-        PrefetchUse::Trace => Prefetch::Trace(match file {
-            Some(path) => load(path, image)?,
-            None => image.find_trace().await?.ok_or_else(|| {
+        PrefetchUse::Trace => Prefetch::Trace(match (file, only(family)?) {
+            (Some(path), image) => load(path, image)?,
+            (None, image) => image.find_trace().await?.ok_or_else(|| {
                 let digest = image.manifest_digest();
                 Failure::usage(format!(
                     "there is no trace of {digest}; make one with \"ocifs record\", or name a file with --trace"
@@ -62,12 +62,13 @@ fn load(path: &Path, image: &Image) -> Result<Trace, Failure> {
 pub(super) fn record(args: &RecordArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let result = runtime.block_on(async {
-        let image = Arc::new(open_with(&args.image, Prefetch::None, Recording::On).await?);
+        let family = Arc::new(open_with(&args.image, Prefetch::None, Recording::On).await?);
+        let image = only(&family)?;
         if args.push {
             image.check_publishable()?;
         }
-        let scope = Scope { view: args.view.clone(), subdir: None };
-        let namespace = Arc::new(Namespace::open(image.clone(), &scope).await?);
+        let scope = Scope { view: args.view.clone(), ..Scope::default() };
+        let namespace = Arc::new(Namespace::open(family.clone(), &scope).await?);
         let options = MountOptions { source: image.pinned().to_owned(), ..MountOptions::default() };
         let mut stop = Stop::new()?;
         let place = Place::new()?;
@@ -78,7 +79,7 @@ pub(super) fn record(args: &RecordArgs) -> Result<(), Failure> {
         let ran = run(&args.command, mounted.dir(), &mut stop).await;
         mounted.unmount().await?;
         let code = ran?;
-        keep(&image, args).await?;
+        keep(image, args).await?;
         Ok::<_, Failure>(code)
     });
     runtime.shutdown_timeout(LAST_TASKS);

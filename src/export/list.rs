@@ -22,23 +22,36 @@ pub enum Depth {
     All,
 }
 
+/// What is asked about each name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Only what it is called and of what type it is: sizes that are not known yet are 0.
+    Names,
+    /// Everything, however long it takes.
+    Attributes,
+}
+
 /// Calls `each` for every name in the directory at `path`, and with [`Depth::All`] for everything below too, depth first in name
 /// order, until it answers `false`. Something that is no directory is its own only entry.
 pub async fn list(
     namespace: &Namespace,
     path: &[u8],
     depth: Depth,
+    detail: Detail,
     mut each: impl FnMut(Listed) -> bool,
 ) -> Result<(), ViewError> {
     let start = namespace.resolve(path).await?;
     let missing = || ViewError::NotFound { path: String::from_utf8_lossy(path).into_owned() };
+    if detail == Detail::Attributes {
+        namespace.settle(start).await?;
+    }
     let attributes = namespace.attributes(start).ok_or_else(missing)?;
     if !matches!(attributes.kind, Kind::Directory) {
         each(Listed { path: path.to_vec(), attributes, link: None });
         return Ok(());
     }
     // Depth first without recursion: directories wait on the stack, last in first out.
-    let mut todo = entries(namespace, start, b"").await?;
+    let mut todo = entries(namespace, start, b"", detail).await?;
     todo.reverse();
     while let Some((listed, node)) = todo.pop() {
         let inner = (depth == Depth::All && matches!(listed.attributes.kind, Kind::Directory))
@@ -47,7 +60,7 @@ pub async fn list(
             return Ok(());
         }
         if let Some(prefix) = inner {
-            let mut below = entries(namespace, node, &[&prefix, &b"/"[..]].concat()).await?;
+            let mut below = entries(namespace, node, &[&prefix, &b"/"[..]].concat(), detail).await?;
             below.reverse();
             todo.append(&mut below);
         }
@@ -59,6 +72,7 @@ async fn entries(
     namespace: &Namespace,
     directory: NodeId,
     prefix: &[u8],
+    detail: Detail,
 ) -> Result<Vec<(Listed, NodeId)>, ViewError> {
     namespace.build(directory).await?;
     let mut found = Vec::new();
@@ -68,5 +82,11 @@ async fn entries(
         found.push((Listed { path, attributes: entry.attributes, link }, entry.node));
         true
     });
+    for (listed, node) in &mut found {
+        if detail == Detail::Attributes && !namespace.is_settled(*node) {
+            namespace.settle(*node).await?;
+            listed.attributes = namespace.attributes(*node).unwrap_or(listed.attributes);
+        }
+    }
     Ok(found)
 }

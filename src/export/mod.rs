@@ -6,4 +6,4 @@ mod cat;
 mod list;
 
 pub use cat::{CatError, cat};
-pub use list::{Depth, Listed, list};
+pub use list::{Depth, Detail, Listed, list};
