@@ -676,6 +676,7 @@ fn archive(encoding: Encoding, stored: &[u8]) -> Vec<u8> {
             bytes
         }
         Encoding::Zstd => zstd::stream::decode_all(stored).unwrap(),
+        other => panic!("no index is about {other}"),
     }
 }
 

@@ -15,12 +15,13 @@ mod rust_source;
 use rust_source::{Token, macros, paths, split_tests, tokens};
 
 /// The modules and their ranks. A module names only modules of a lower rank.
-const RANKS: [(&str, u8); 13] = [
+const RANKS: [(&str, u8); 14] = [
     ("oci", 0),
     ("io", 0),
     ("registry", 1),
     ("source", 2),
     ("cache", 2),
+    ("artifact", 3),
     ("layer", 3),
     ("tree", 4),
     ("disk", 4),
@@ -47,7 +48,7 @@ const CRATES: [(&str, &[&str]); 5] = [
 const PRINTERS: [&str; 5] = ["print", "println", "eprint", "eprintln", "dbg"];
 
 /// Modules that turn bytes into values: they open nothing and connect to nothing.
-const PURE: [&str; 6] = ["io", "oci", "layer", "tree", "disk", "view"];
+const PURE: [&str; 7] = ["io", "oci", "artifact", "layer", "tree", "disk", "view"];
 
 /// What a pure module does not name. The sockets and files of Unix are in `std::os::unix::net` and `::fs`.
 const OUTSIDE: [&[&str]; 7] = [

@@ -13,6 +13,11 @@ use futures_util::StreamExt as _;
 use ocifs::io::{BoxFuture, ByteRange, Fault, FetchAll, Memory, ReadAt, ReadError, Shared, read_vec};
 use ocifs::layer::{LayerIndex, Sum, Sums, build_index, decoded};
 
+#[path = "support/random.rs"]
+mod random;
+
+use random::Random;
+
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const READS: usize = 10_000;
@@ -328,21 +333,5 @@ impl ReadAt for Counting {
 
     fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         Ok(buf.is_empty())
-    }
-}
-
-/// xorshift64*: the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
     }
 }

@@ -4,10 +4,14 @@
 
 #[path = "support/chunked.rs"]
 mod chunked;
+#[path = "support/random.rs"]
+mod random;
 #[path = "support/soci.rs"]
 mod soci;
 #[path = "support/zran.rs"]
 mod zran;
+
+use random::Random;
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -182,20 +186,4 @@ fn gzip(plain: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::new(6));
     encoder.write_all(plain).unwrap();
     encoder.finish().unwrap()
-}
-
-/// xorshift64*: the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
 }

@@ -5,12 +5,16 @@
     reason = "a test fails by panicking, and says on stderr what it skips"
 )]
 
+#[path = "support/random.rs"]
+mod random;
 #[path = "support/soci.rs"]
 mod soci;
 #[path = "support/tar_walk.rs"]
 mod tar_walk;
 #[path = "support/zran.rs"]
 mod zran;
+
+use random::Random;
 
 use std::io::Write as _;
 
@@ -101,8 +105,8 @@ fn every_range_is_decoded_from_its_spans() {
         let spans = parse(&Ztoc::of_gzip(&gzip, SPAN, members), gzip.len()).index.spans;
         let mut random = Random(0x5eed);
         for _ in 0..reads {
-            let start = random.below(stream.len());
-            let len = 1 + random.below(8192.min(stream.len() - start));
+            let start = random.index(stream.len());
+            let len = 1 + random.index(8192.min(stream.len() - start));
             let range = ByteRange::at(start as u64, len as u64);
             let [piece] = &spans.cover(range)[..] else { panic!("one piece") };
             let stored = &gzip[piece.stored.start as usize..piece.stored.end as usize];
@@ -112,6 +116,7 @@ fn every_range_is_decoded_from_its_spans() {
                 Resume::Block { bits, window } => {
                     zran::from_block(stored, *bits, &window.unpack().unwrap(), size)
                 }
+                Resume::Inner { .. } => panic!("gzip has no such blocks"),
             };
             let from = start - piece.stream.start as usize;
             assert_eq!(
@@ -481,12 +486,12 @@ fn archive() -> Vec<u8> {
     tar.append_data(&mut header(EntryType::Directory, 0), "usr/", &[][..]).unwrap();
     for at in 0..40 {
         let body: Vec<u8> = match at % 3 {
-            0 => (0..random.below(60_000)).map(|_| random.next() as u8).collect(),
-            1 => (0..random.below(30_000))
-                .flat_map(|_| [b"the ", b"of a", b" run", b"\n-- "][random.below(4)])
+            0 => (0..random.index(60_000)).map(|_| random.next() as u8).collect(),
+            1 => (0..random.index(30_000))
+                .flat_map(|_| [b"the ", b"of a", b" run", b"\n-- "][random.index(4)])
                 .copied()
                 .collect(),
-            _ => vec![at as u8; random.below(100_000)],
+            _ => vec![at as u8; random.index(100_000)],
         };
         tar.append_data(&mut header(EntryType::Regular, body.len()), format!("usr/{at}"), &*body).unwrap();
     }
@@ -518,20 +523,4 @@ fn archive() -> Vec<u8> {
     tar.append_pax_extensions([("SCHILY.xattr.trusted.overlay.opaque", &b"y"[..])]).unwrap();
     tar.append_data(&mut header(EntryType::Directory, 0), "last/", &[][..]).unwrap();
     tar.into_inner().unwrap()
-}
-
-/// xorshift64*: not for secrets, the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
 }

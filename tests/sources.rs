@@ -38,7 +38,7 @@ use encode::Encoding;
 use fault_registry::FaultRegistry;
 use layout::{CONFIG, Layer, Layout, MANIFEST};
 use ocifs::cache::Cache;
-use ocifs::image::{Image, OpenOptions};
+use ocifs::image::{Family, OpenOptions};
 use ocifs::io::{Fault, FetchAll, ReadAt as _};
 use ocifs::oci::Document;
 use ocifs::registry::{Options, Registry};
@@ -176,7 +176,7 @@ async fn what_is_read_through_an_image_is_exact_random_access_from_every_source(
     for (at, text) in places.locations.iter().enumerate() {
         let cache = Cache::open(&places.directory.path().join(format!("cache{at}"))).unwrap();
         let options = OpenOptions::new(text.parse().unwrap());
-        let image = Arc::new(Image::open(&options, &client(), cache).await.unwrap());
+        let image = Arc::new(Family::open(&options, &client(), cache).await.unwrap());
         let namespace = Namespace::open(image, &Scope::default()).await.unwrap();
         check_file(&namespace, "disk/d.raw", &parts.concat()).await;
         for layer in 0..5 {
@@ -198,7 +198,7 @@ async fn a_lost_decoded_stream_is_decoded_again_without_a_request() {
         let cache = places.directory.path().join("cache");
         for round in 0..2 {
             let options = OpenOptions::new(places.locations[0].parse().unwrap());
-            let image = Image::open(&options, &client(), Cache::open(&cache).unwrap()).await.unwrap();
+            let image = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await.unwrap();
             let namespace = Namespace::open(Arc::new(image), &Scope::default()).await.unwrap();
             check_file(&namespace, "merged/b", &body).await;
             if round == 0 {
@@ -213,7 +213,7 @@ async fn a_lost_decoded_stream_is_decoded_again_without_a_request() {
 /// Opens a location with a cache.
 async fn namespace(location: &str, cache: &std::path::Path) -> Namespace {
     let options = OpenOptions::new(location.parse().unwrap());
-    let image = Image::open(&options, &client(), Cache::open(cache).unwrap()).await.unwrap();
+    let image = Family::open(&options, &client(), Cache::open(cache).unwrap()).await.unwrap();
     Namespace::open(Arc::new(image), &Scope::default()).await.unwrap()
 }
 

@@ -9,14 +9,22 @@
     reason = "a test fails by panicking and says why on stderr"
 )]
 
+#[path = "../support/apple_lz4.rs"]
+mod apple_lz4;
 #[path = "../support/chunked.rs"]
 mod chunked;
+#[path = "../support/qcow2.rs"]
+mod qcow2;
+#[path = "../support/random.rs"]
+mod random;
 #[path = "../support/soci.rs"]
 mod soci;
 #[path = "../support/tar_walk.rs"]
 mod tar_walk;
 #[path = "../support/zran.rs"]
 mod zran;
+
+use random::Random;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
@@ -57,8 +65,12 @@ fn documents_and_names_never_panic() {
     .map(String::into_bytes);
     target("documents", &seeds, |bytes| {
         if let Ok(ocifs::oci::Document::Manifest(manifest)) = ocifs::oci::Document::parse(bytes, None) {
-            let names = ocifs::oci::file_names(manifest.layers.iter().enumerate());
-            assert!(names.files.iter().all(|file| !file.path.starts_with('/') && !file.path.split('/').any(|part| part == "..")));
+            for config in [None, Some(bytes)] {
+                let contents = ocifs::artifact::contents(&manifest, config);
+                assert!(contents.files.iter().all(
+                    |file| !file.path.starts_with('/') && !file.path.split('/').any(|part| part == "..")
+                ));
+            }
             let detection = ocifs::disk::detect(&manifest, ocifs::disk::PartOrder::Epoch);
             let info = ocifs::disk::info_padded(&manifest, &detection, &[]);
             assert_eq!(info.len() as u64, ocifs::disk::info_size(&manifest, &detection));
@@ -76,6 +88,72 @@ fn documents_and_names_never_panic() {
     });
 }
 
+/// Whatever a manifest claims of disks, detection ends, and what it finds keeps its promises.
+#[test]
+fn detection_of_disks_never_panics() {
+    use ocifs::disk::{Body, Packing, PartOrder};
+    const SHA: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let layer = |kind: &str, notes: &str| {
+        format!(r#"{{"mediaType":"{kind}","digest":"{SHA}","size":7,"annotations":{{{notes}}}}}"#)
+    };
+    let titled =
+        |kind: &str, title: &str| layer(kind, &format!(r#""org.opencontainers.image.title":"{title}""#));
+    let tart = format!(
+        r#""org.cirruslabs.tart.uncompressed-size":"512","org.cirruslabs.tart.uncompressed-content-digest":"{SHA}""#
+    );
+    let seeds = [
+        vec![titled("a/b", "d.img.01.gz"), titled("a/b", "d.img.00.gz"), titled("a/b", "d.img.gz.00")],
+        vec![titled("application/x-qemu-qcow2+zstd", "x.qcow2.zst"), titled("a/b", "x.qcow2.part0")],
+        vec![titled("application/vnd.cocoonstack.disk.qcow2.part", "w.qcow2.00.qcow2.part")],
+        vec![layer("application/vnd.cirruslabs.tart.disk.v2", &tart); 2],
+        vec![layer("application/vnd.cirruslabs.vetu.disk.v1", r#""org.cirruslabs.vetu.name":"root.img""#)],
+        vec![layer("application/vnd.trycua.lume.disk.v1", r#""org.trycua.lume.part.number":"0","org.trycua.lume.part.offset":"0","org.trycua.lume.content.uncompressed-size":"9""#)],
+        vec![layer("application/octet-stream+lzfse;part.number=1;part.total=1", "")],
+        vec![layer("application/online.jarosik.tomasz.geranos.segment", r#""filename":"d.img","range":"0-9""#)],
+        vec![layer("application/vnd.vmlab.template.chunk.v1+zstd", r#""vnd.vmlab.template.chunk.index":"0","vnd.vmlab.template.chunk.uncompressed.size":"9""#)],
+        vec![layer("application/vnd.kubevirt.disk.raw+zstd", r#""io.kubevirt.disk.name":"root""#)],
+        vec![titled("application/vnd.nosi.disk-image.layer.v1+gzip", "n.img.gz")],
+    ]
+    .map(|layers| format!(r#"{{"schemaVersion":2,"annotations":{{"disktype":"qemu"}},"layers":[{}]}}"#, layers.join(",")))
+    .map(String::into_bytes);
+    target("disks", &seeds, |bytes| {
+        let Ok(ocifs::oci::Document::Manifest(manifest)) = ocifs::oci::Document::parse(bytes, None) else {
+            return;
+        };
+        for order in [PartOrder::Epoch, PartOrder::Natural, PartOrder::Manifest] {
+            let found = ocifs::disk::detect(&manifest, order);
+            let raw = found.raw_names().into_iter().flatten();
+            let names: Vec<String> = found.disks.iter().map(|disk| disk.name.clone()).chain(raw).collect();
+            let unique: std::collections::BTreeSet<_> = names.iter().collect();
+            assert_eq!(unique.len(), names.len(), "{names:?}");
+            assert!(
+                names.iter().all(|name| name.len() <= 255 && !name.contains('/') && !name.starts_with('.'))
+            );
+            for disk in &found.disks {
+                let Body::Parts(parts) = &disk.body else { panic!("no manifest has members") };
+                assert!(!parts.is_empty() && parts.iter().all(|part| part.layer < manifest.layers.len()));
+                let sizes: Option<Vec<u64>> = parts.iter().map(|part| part.size).collect();
+                assert_eq!(disk.size, sizes.map(|sizes| sizes.iter().sum()));
+                assert!(disk.size.is_none_or(|size| size <= i64::MAX as u64));
+                for part in parts.iter().filter(|part| part.packing == Packing::Stored) {
+                    assert_eq!(part.size, Some(manifest.layers[part.layer].size));
+                }
+            }
+            let info = ocifs::disk::info_padded(&manifest, &found, &[]);
+            assert_eq!(info.len() as u64, ocifs::disk::info_size(&manifest, &found));
+        }
+    });
+    let archives = tar_seeds();
+    target("container disks", &archives, |bytes| {
+        if let Some(member) = ocifs::disk::container_disk(bytes) {
+            assert!(
+                member.path.strip_prefix("disk/").is_some_and(|name| !name.is_empty() && !name.contains('/'))
+            );
+            member.detection();
+        }
+    });
+}
+
 /// A decoder gives what the original was, or an error; never more than its output may be, and never without end.
 #[test]
 fn decoders_end_on_any_input() {
@@ -85,9 +163,28 @@ fn decoders_end_on_any_input() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gzip.write_all(&plain).unwrap();
     let (gzip, zstd) = (gzip.finish().unwrap(), zstd::bulk::compress(&plain, 1).unwrap());
-    let seeds = [gzip.clone(), zstd.clone(), [gzip.clone(), gzip].concat(), [zstd.clone(), zstd].concat()];
+    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+    xz.write_all(&plain).unwrap();
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bzip2.write_all(&plain).unwrap();
+    let (xz, bzip2) = (xz.finish().unwrap(), bzip2.finish().unwrap());
+    let apple = apple_lz4::write(&plain, 300);
+    // One frame of one independent block, with the checksum of its header.
+    let packed = lz4_flex::block::compress(&plain);
+    let sum = (twox_hash::XxHash32::oneshot(0, &[0x60, 0x40]) >> 8) as u8;
+    let mut lz4 = [&0x184D_2204u32.to_le_bytes()[..], &[0x60, 0x40, sum]].concat();
+    lz4.extend((packed.len() as u32).to_le_bytes());
+    lz4.extend(packed);
+    lz4.extend([0; 4]);
+    let one = [gzip, zstd, xz, bzip2, lz4, apple];
+    let two = one.iter().map(|seed| seed.repeat(2));
+    let seeds: Vec<Vec<u8>> = one.iter().cloned().chain(two).collect();
+    for seed in &seeds {
+        assert!(matches!(ocifs::layer::sniff(seed), ocifs::layer::Sniffed::Stream(_)), "a seed is no stream");
+    }
     target("decoders", &seeds, |bytes| {
-        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+        let all = [Encoding::Gzip, Encoding::Zstd, Encoding::Xz, Encoding::Bzip2, Encoding::Lz4];
+        for encoding in all.into_iter().chain([Encoding::AppleLz4]) {
             let Ok(Some(mut decoder)) = Decoder::new(encoding, 0) else { continue };
             let (mut rest, mut out, mut produced) = (bytes, [0; 4096], 0);
             while let Ok(step) = decoder.step(rest, &mut out) {
@@ -143,6 +240,17 @@ fn resumed_decoders_end_on_any_input() {
             stream: ByteRange::at(0, 1 << 20),
             resume: Resume::Block { bits: *bits, window },
         };
+        let inner = Piece { resume: Resume::Inner { shape: *bits }, ..piece.clone() };
+        for encoding in [Encoding::Xz, Encoding::Lz4] {
+            let Ok(Some(mut decoder)) = Decoder::resume(encoding, &inner) else { continue };
+            let (mut rest, mut out) = (stored, [0; 4096]);
+            while let Ok(step) = decoder.step(rest, &mut out) {
+                rest = &rest[step.consumed..];
+                if step.consumed + step.produced == 0 {
+                    break;
+                }
+            }
+        }
         for encoding in [Encoding::Gzip, Encoding::Zstd] {
             let Ok(Some(mut decoder)) = Decoder::resume(encoding, &piece) else { continue };
             let (mut rest, mut out, mut produced) = (stored, [0; 4096], 0);
@@ -209,6 +317,15 @@ fn kept_indexes_and_disk_heads_never_panic() {
             ocifs::disk::inspect(bytes, bytes.len() as u64, &label);
         }
     });
+}
+
+/// Whatever the header and the tables of a qcow2 say, its raw disk is read or is malformed, and a hole is zeros.
+#[test]
+fn raw_disks_of_any_qcow2_are_read_or_malformed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let seeds = qcow2::KINDS.map(|kind| kind.make().0);
+    assert!(seeds.iter().all(|seed| qcow2::raw_in_memory(seed).is_ok()), "seeds have a raw disk");
+    target("raw-disks", &seeds, |bytes| runtime.block_on(qcow2::survives(bytes)));
 }
 
 /// A damaged zTOC is refused, or what it says of the layer can be true.
@@ -346,7 +463,7 @@ fn check_carried(
 /// Words that repeat at all distances.
 fn text(len: usize) -> Vec<u8> {
     let mut random = Random(7);
-    let words = std::iter::repeat_with(|| format!("{:x} ", random.below(4000) * 7919));
+    let words = std::iter::repeat_with(|| format!("{:x} ", random.index(4000) * 7919));
     words.flat_map(String::into_bytes).take(len).collect()
 }
 
@@ -399,38 +516,38 @@ fn run(name: &str, bytes: &[u8], check: &impl Fn(&[u8])) {
 fn mutate(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
     /// Bytes that parsers treat specially.
     const TELLING: &[u8] = b"\0 01789=,.-+\n\r/{}\"[]xgLKSDMV\x1f\x7f\x80\xbf\xc0\xff";
-    for _ in 0..=random.below(6) {
+    for _ in 0..=random.index(6) {
         if bytes.is_empty() {
             return;
         }
-        let at = random.below(bytes.len());
-        match random.below(8) {
-            0 => bytes[at] ^= 1 << random.below(8),
+        let at = random.index(bytes.len());
+        match random.index(8) {
+            0 => bytes[at] ^= 1 << random.index(8),
             1 => bytes[at] = random.next() as u8,
             2 | 3 => bytes[at] = *random.pick(TELLING),
             4 => bytes.truncate(at),
             5 => {
-                let len = random.below(600).min(bytes.len() - at);
+                let len = random.index(600).min(bytes.len() - at);
                 let piece = bytes[at..at + len].to_vec();
-                let to = random.below(bytes.len());
+                let to = random.index(bytes.len());
                 bytes.splice(to..to, piece);
             }
             6 => {
                 // Whole blocks of another seed: most formats here are made of blocks of 512 bytes.
                 let other = random.pick(seeds);
-                let from = random.below(other.len() / 512 + 1) * 512;
-                let to = (from + 512 * (1 + random.below(4))).min(other.len());
+                let from = random.index(other.len() / 512 + 1) * 512;
+                let to = (from + 512 * (1 + random.index(4))).min(other.len());
                 let at = at / 512 * 512;
                 bytes.splice(at..at, other[from.min(to)..to].iter().copied());
             }
             _ => {
-                let len = random.below(600).min(bytes.len() - at);
+                let len = random.index(600).min(bytes.len() - at);
                 bytes.drain(at..at + len);
             }
         }
     }
     // Most damage should get past the checksum, which is not what holds an attacker back.
-    if random.below(4) > 0 {
+    if random.index(4) > 0 {
         mend_tar_checksums(bytes);
     }
 }
@@ -440,25 +557,5 @@ fn mend_tar_checksums(bytes: &mut [u8]) {
         block[148..156].fill(b' ');
         let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
         block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    }
-}
-
-/// xorshift64*: not for secrets, the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
     }
 }

@@ -35,6 +35,20 @@ fn a_directory_of_200_000_names_in_reverse_order_is_not_quadratic() {
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
+#[test]
+fn an_archive_of_half_a_million_names_over_another_is_not_quadratic() {
+    let started = Instant::now();
+    let toc =
+        (0..500_000).map(|number| file(format!("d{}/{number:08}", number / 100), number)).collect::<Toc>();
+    let mut builder = Builder::new();
+    builder.apply_plain(0, &toc).unwrap();
+    let overlap = builder.apply_plain(1, &toc).unwrap();
+    assert_eq!((overlap.count, overlap.replaced.len()), (500_000, 100));
+    let tree = builder.freeze();
+    assert_eq!(tree.len(), 505_001);
+    assert!(started.elapsed() < Duration::from_secs(120), "{:?}", started.elapsed());
+}
+
 /// A tree shaped as root filesystems are: some ten names in a directory, names of some twelve bytes, depth about six.
 fn tree(names: u64) -> Tree {
     let mut toc = Toc::default();

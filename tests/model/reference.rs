@@ -89,6 +89,40 @@ impl Model {
         Ok(left_out)
     }
 
+    /// Unpacks the archive alone, then lays what came of it over this, path by path. Returns which paths were taken from
+    /// earlier archives, and the links without target. Every recorded entry has an owner, so a directory of owner 0 is implied.
+    pub(crate) fn apply_plain(
+        &mut self,
+        origin: u32,
+        toc: &Toc,
+    ) -> Result<(BTreeSet<Path>, BTreeSet<Path>), Rejected> {
+        let mut alone = Model::new();
+        let left_out = alone.apply_alone(origin, toc)?;
+        let mut replaced = BTreeSet::new();
+        let mut numbers: BTreeMap<usize, usize> = BTreeMap::new();
+        // Parents come before what is in them.
+        for (path, &number) in &alone.names {
+            let inode = &alone.inodes[number];
+            let is_directory = inode.what == What::Directory;
+            if is_directory && self.what(path) == Some(&What::Directory) {
+                if inode.uid != 0 {
+                    self.inodes[self.names[path]] = inode.clone();
+                }
+                continue;
+            }
+            if self.names.contains_key(path) {
+                replaced.insert(path.clone());
+                self.remove(path);
+            }
+            let mapped = *numbers.entry(number).or_insert_with(|| {
+                self.inodes.push(inode.clone());
+                self.inodes.len() - 1
+            });
+            self.names.insert(path.clone(), mapped);
+        }
+        Ok((replaced, left_out))
+    }
+
     fn hide(&mut self, toc: &Toc) {
         let own: BTreeSet<Path> = toc
             .iter()

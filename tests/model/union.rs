@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 
 use ocifs::layer::{Content, Device, Entry, EntryKind, Time, Toc};
-use ocifs::tree::{Builder, Follow, Kind, Tree};
+use ocifs::tree::{Builder, Follow, Kind, Overlap, Tree};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::Config;
@@ -74,6 +74,48 @@ proptest! {
         }
         same(&model, &tree);
     }
+
+    #[test]
+    fn archives_laid_over_each_other_are_what_the_model_lays(layers in prop::collection::vec(layer(), 1..4)) {
+        let mut accepted: Vec<Toc> = Vec::new();
+        let mut model = Model::new();
+        for layer in &layers {
+            accepted.push(Toc::default());
+            let origin = accepted.len() as u32 - 1;
+            let below = model.clone();
+            for entry in layer {
+                let kept = accepted.last().cloned();
+                let last = accepted.last_mut().unwrap();
+                last.push(entry.to_entry());
+                let mut next = below.clone();
+                let expected = next.apply_plain(origin, last);
+                let actual = lay(&accepted);
+                prop_assert_eq!(expected.is_ok(), actual.is_ok(), "{:?} / {:?}", expected, actual.err());
+                if let (Ok((replaced, left_out)), Ok((_, overlap))) = (expected, actual) {
+                    let joined = |paths: BTreeSet<Vec<Vec<u8>>>| -> BTreeSet<Vec<u8>> {
+                        paths.iter().map(|path| path.join(&b'/')).collect()
+                    };
+                    prop_assert_eq!(overlap.count, replaced.len());
+                    prop_assert_eq!(joined(replaced), overlap.replaced.into_iter().collect::<BTreeSet<_>>());
+                    prop_assert_eq!(joined(left_out), overlap.left_out.into_iter().collect::<BTreeSet<_>>());
+                    model = next;
+                } else {
+                    *accepted.last_mut().unwrap() = kept.unwrap();
+                }
+            }
+        }
+        same(&model, &lay(&accepted).unwrap().0.freeze());
+    }
+}
+
+/// The archives over each other, and what the last of them took.
+fn lay(archives: &[Toc]) -> Result<(Builder, Overlap), ocifs::tree::TreeError> {
+    let mut builder = Builder::new();
+    let mut last = Overlap::default();
+    for (origin, toc) in archives.iter().enumerate() {
+        last = builder.apply_plain(origin as u32, toc)?;
+    }
+    Ok((builder, last))
 }
 
 fn unite(layers: &[Toc]) -> Result<Builder, ocifs::tree::TreeError> {
