@@ -96,6 +96,8 @@ pub(crate) struct Image {
     /// Of the layer.
     pub(crate) layer: String,
     pub(crate) size: u64,
+    /// Bytes of the config.
+    pub(crate) config: u64,
 }
 
 /// How a layer is indexed.
@@ -187,8 +189,8 @@ impl Index {
 
 /// Pushes an image of one layer; `soci` is the digest of its index.
 pub(crate) fn push(registry: &FaultRegistry, made: &Made, soci: Option<&str>) -> Image {
-    let config =
-        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
+    let config = json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/sh"]},
+        "rootfs": {"type": "layers", "diff_ids": []}});
     let config = config.to_string();
     registry.push_blob(config.as_bytes());
     registry.push_blob(made.bytes.clone());
@@ -204,7 +206,7 @@ pub(crate) fn push(registry: &FaultRegistry, made: &Made, soci: Option<&str>) ->
             "annotations": made.annotations}]});
     let digest = registry.push_manifest(REPO, "v1", MANIFEST, manifest.to_string().as_bytes());
     let reference = format!("{}/{REPO}@{digest}", registry.host());
-    Image { reference, layer, size: made.bytes.len() as u64 }
+    Image { reference, layer, size: made.bytes.len() as u64, config: config.len() as u64 }
 }
 
 /// The zTOC of a gzip layer.

@@ -18,33 +18,56 @@ mod debian;
 mod encode;
 #[path = "../support/fault_registry.rs"]
 mod fault_registry;
+#[path = "../support/golden.rs"]
+mod golden;
 #[path = "../support/http.rs"]
 mod http;
+#[path = "../support/kept.rs"]
+mod kept;
 #[path = "../support/layout.rs"]
 mod layout;
+#[path = "../support/machine.rs"]
+mod machine;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/real_registry.rs"]
 mod real_registry;
 #[path = "../support/scratch.rs"]
 mod scratch;
+#[path = "../support/shapes.rs"]
+mod shapes;
+#[path = "../support/shapes_lz4.rs"]
+mod shapes_lz4;
 #[path = "../support/site.rs"]
 mod site;
 #[path = "../support/soci.rs"]
 mod soci;
+#[path = "../support/stage.rs"]
+mod stage;
 #[path = "../support/tarball.rs"]
 mod tarball;
+#[path = "../support/vm.rs"]
+mod vm;
 #[path = "../support/zran.rs"]
 mod zran;
 
+mod artifacts;
+mod artifacts_archives;
+mod artifacts_disks;
+mod artifacts_evil;
+mod artifacts_files;
+mod artifacts_select;
+mod artifacts_uses;
 mod bad_content;
 mod bad_machine;
 mod bad_reference;
+mod boot;
 mod command_line;
 mod corpus_mounts;
 mod cost;
 mod debian_image;
 mod disks;
+mod encodings;
 mod faults;
 mod file_calls;
 mod foreign;
@@ -54,6 +77,10 @@ mod indexes;
 mod laziness;
 mod lifecycle;
 mod memory;
+mod models;
 mod parts;
 mod passthrough;
+mod platforms;
+mod qemu;
+mod unpacked;
 mod views;

@@ -9,8 +9,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
-
+use crate::kept::kept;
 use crate::process::{run, run_within};
 use crate::real_registry::RealRegistry;
 use crate::tarball::Tarball;
@@ -29,7 +28,7 @@ impl Debian {
     /// The image, made now if it is not there yet (two minutes, and a Debian mirror).
     pub(crate) fn get() -> &'static Self {
         static MADE: OnceLock<Debian> = OnceLock::new();
-        MADE.get_or_init(make)
+        MADE.get_or_init(|| Debian { dir: kept("debian", RECIPE, build) })
     }
 
     /// `oci:DIR:TAG`.
@@ -46,24 +45,6 @@ impl Debian {
     pub(crate) fn unpacked(&self) -> PathBuf {
         self.dir.join("unpacked/rootfs")
     }
-}
-
-fn make() -> Debian {
-    let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let dir = parent.join(format!("debian-{RECIPE}"));
-    // Two test programs may want it at once; the second waits for the first.
-    let lock = fs::File::create(parent.join("debian.lock")).expect("a directory of ours");
-    let _held = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).expect("a lock");
-    if !dir.exists() {
-        let partial = parent.join("debian.partial");
-        if partial.exists() {
-            fs::remove_dir_all(&partial).expect("a directory of ours");
-        }
-        fs::create_dir(&partial).expect("a directory of ours");
-        build(&partial);
-        fs::rename(&partial, &dir).expect("a directory of ours");
-    }
-    Debian { dir }
 }
 
 fn build(dir: &Path) {

@@ -128,6 +128,7 @@ pub(crate) fn becomes_true(limit: Duration, mut condition: impl FnMut() -> bool)
 }
 
 /// What a test needs of the machine.
+#[derive(Clone, Copy)]
 pub(crate) enum Need<'a> {
     /// The rights of root: mounts, device nodes, foreign owners.
     Root,

@@ -1,0 +1,165 @@
+//! What people do with what is in `disk/` and `files/`: stream it, put a machine on it, come back to it.
+//!
+//! Never about a shape: those are in the files beside this one.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::artifact::{Blob, OS_IMAGE, Packed, QCOW2_PART, Shape};
+use crate::encode::gzip;
+use crate::fault_registry::Fault;
+use crate::process::{Need, able, becomes_true, sh};
+use crate::scratch::Scratch;
+use crate::shapes::{DISK_SIZE, qcow2, raw_disk};
+use crate::stage::{Stage, read};
+use crate::tarball::noise;
+
+/// A gzipped raw disk with a sidecar.
+fn gzipped(seed: u64) -> (Packed, Blob, Vec<u8>) {
+    let raw = raw_disk(seed);
+    let blob = Blob::new("application/vnd.nosi.disk-image.layer.v1+gzip", gzip(&raw)).titled("d.img.gz");
+    let note = Blob::new("text/plain", b"sums".as_slice()).titled("d.img.gz.sha256");
+    let packed = Shape::artifact("application/vnd.nosi.disk-image.v1+gzip").layer(&blob).layer(&note).pack();
+    (packed, blob, raw)
+}
+
+#[test]
+fn a_disk_in_a_registry_is_the_base_of_one_that_grows() {
+    if !able(&[Need::Tool("qemu-img")]) {
+        return;
+    }
+    let (packed, _, raw) = gzipped(40);
+    let Some(stage) = Stage::strict(&packed) else { return };
+    let mount = stage.mount(&[]);
+    let disk = mount.join("disk/d.img");
+    let overlay = stage.site.scratch().join("overlay.qcow2");
+    let copy = stage.site.scratch().join("copy.qcow2");
+    let plain = stage.site.scratch().file("plain.img", &raw);
+    let script = "qemu-img create -q -f qcow2 -b $1 -F raw $2; qemu-img resize -q $2 +8M; \
+                  qemu-io -f qcow2 -c 'write -P 7 9M 64k' $2 > $3.log; \
+                  qemu-img convert -q -f raw -O qcow2 $1 $3; qemu-img compare -q -f raw -F qcow2 $4 $3; \
+                  qemu-img info --output=json -U $2";
+    let info = sh(script, &[&disk, &overlay, &copy, &plain]).text();
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["virtual-size"], (DISK_SIZE + (8 << 20)) as u64);
+}
+
+#[test]
+fn a_pinned_artifact_that_was_read_is_there_again_without_a_request() {
+    let (packed, _, raw) = gzipped(41);
+    for stage in Stage::both(&packed) {
+        let reference = stage.reference(&format!("@{}", packed.digest()));
+        let mount = stage.site.mount_at("first", &reference, &[]);
+        assert!(read(mount.join("disk/d.img")) == raw);
+        drop(read(mount.join("files/d.img.gz")));
+        mount.unmount();
+        stage.reset();
+        let again = stage.site.mount_at("again", &reference, &[]);
+        assert!(read(again.join("disk/d.img")) == raw);
+        assert_eq!(stage.blob_requests(), []);
+        assert_eq!(stage.document_requests(), 0);
+    }
+}
+
+#[test]
+fn another_digest_under_the_same_tag_is_other_bytes_at_the_next_mount() {
+    let (old, _, old_raw) = gzipped(42);
+    let (new, _, new_raw) = gzipped(43);
+    for stage in Stage::both(&old) {
+        let mount = stage.mount(&[]);
+        assert!(read(mount.join("disk/d.img")) == old_raw);
+        stage.push("v1", &new);
+        assert_eq!(read(mount.join("manifest.json")), old.bytes);
+        assert!(read(mount.join("disk/d.img")) == old_raw);
+        let next = stage.site.mount_at("next", &stage.reference(":v1"), &[]);
+        assert_eq!(next.digest(), new.digest());
+        assert!(read(next.join("disk/d.img")) == new_raw);
+    }
+}
+
+/// A cloud image of two parts, and the disk they are.
+fn two_parts(scratch: &Scratch) -> (Packed, Vec<u8>, Vec<u8>) {
+    let raw = raw_disk(44);
+    let whole = qcow2(scratch, &raw, "");
+    let half = whole.len() / 2;
+    let part = |number: usize, bytes: &[u8]| {
+        Blob::new(QCOW2_PART, bytes).titled(&format!("d.qcow2.{number:02}.qcow2.part"))
+    };
+    let packed =
+        Shape::artifact(OS_IMAGE).layer(&part(1, &whole[half..])).layer(&part(0, &whole[..half])).pack();
+    (packed, whole, raw)
+}
+
+#[test]
+fn a_disk_is_written_to_standard_output_whole_and_in_order() {
+    if !able(&[Need::Tool("qemu-img")]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (packed, whole, raw) = two_parts(&scratch);
+    for stage in Stage::both(&packed) {
+        let reference = stage.reference(":v1");
+        assert!(stage.site.ocifs(&["cat", &reference, "disk/d.qcow2"]).ok().stdout == whole);
+        assert!(stage.site.ocifs(&["cat", &reference, "disk/d.raw"]).ok().stdout == raw);
+        // Who reads only the beginning ends it, and nothing is left running.
+        let mut command = stage.site.command();
+        command.args(["cat", &reference, "disk/d.qcow2"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut head = [0; 4];
+        child.stdout.take().unwrap().read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"QFI\xfb");
+        assert!(becomes_true(Duration::from_secs(30), || child.try_wait().is_ok_and(|it| it.is_some())));
+        let words = ["no-such-disk"];
+        stage.site.ocifs(&["cat", &reference, "disk/no-such-disk.qcow2"]).refused(&[3], &words);
+    }
+}
+
+#[test]
+fn a_download_that_breaks_and_is_throttled_and_killed_goes_on_where_it_was() {
+    let bytes = noise(6 << 20, 45);
+    let blob = Blob::new("application/octet-stream", bytes.clone()).titled("d.img");
+    let Some(stage) = Stage::strict(&Shape::artifact("application/x.disk").layer(&blob).pack()) else {
+        return;
+    };
+    let mount = stage.mount(&[]);
+    stage.fault().set(Fault::TruncateAfter { bytes: 300_000, times: 2 });
+    stage.fault().set(Fault::Status { code: 429, times: 1, retry_after: Some("0".into()) });
+    let mut half = vec![0; 3 << 20];
+    File::open(mount.join("disk/d.img")).unwrap().read_exact_at(&mut half, 0).unwrap();
+    assert!(half == bytes[..3 << 20]);
+    stage.fault().clear();
+    mount.kill();
+    let again = stage.site.mount_at("again", &stage.reference(":v1"), &[]);
+    // What had been written before the process died is not fetched again; 1 MiB may have been under way.
+    stage.costs_at_most(4 << 20, &[&blob], || assert!(read(again.join("disk/d.img")) == bytes));
+}
+
+#[test]
+fn a_disk_of_many_parts_streams_in_little_memory() {
+    let Some(()) = able(&[Need::Root, Need::Fuse]).then_some(()) else { return };
+    let parts: Vec<Vec<u8>> = (0..12).map(|part| noise(8 << 20, 50 + part)).collect();
+    let blobs: Vec<Blob> = parts
+        .iter()
+        .enumerate()
+        .map(|(number, bytes)| {
+            Blob::new("application/x.part", &bytes[..]).titled(&format!("d.raw.{number:02}"))
+        })
+        .collect();
+    let packed = Shape::artifact("application/x.disk").layers(&blobs).pack();
+    let Some(stage) = Stage::strict(&packed) else { return };
+    let mount = stage.mount(&[]);
+    let mut file = File::open(mount.join("disk/d.raw")).unwrap();
+    let mut piece = vec![0; 8 << 20];
+    for part in &parts {
+        file.read_exact(&mut piece).unwrap();
+        assert!(piece == *part);
+    }
+    assert_eq!(file.read(&mut piece).unwrap(), 0);
+    let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let peak: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(peak < 80 << 10, "{peak} KiB at the peak for 96 MiB that were read");
+}
