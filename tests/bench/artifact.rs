@@ -32,7 +32,8 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    fn of(path: PathBuf) -> Result<Self> {
+    /// Any file, titled with its name.
+    pub(crate) fn of(path: PathBuf) -> Result<Self> {
         let title =
             path.file_name().and_then(|name| name.to_str()).ok_or("a file without a name")?.to_owned();
         let sum = text(tool("sha256sum").arg(&path))?;
