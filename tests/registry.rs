@@ -10,10 +10,12 @@ use fault_registry::{Fault as Bad, FaultRegistry, Place, Request};
 use futures_util::StreamExt as _;
 use ocifs::io::{ByteRange, Delivery, Fault, Fetch, FetchAll, ReadError, read_all, read_vec};
 use ocifs::oci::{Descriptor, Digest, MAX_DOCUMENT, MediaType, Reference, Selector};
-use ocifs::registry::{Credential, Options, Pushed, Registry, RegistryError, Secret};
+use ocifs::registry::{Credential, Options, Places, Pushed, Registry, RegistryError, Secret};
 
 #[path = "registry_client/authentication.rs"]
 mod authentication;
+#[path = "registry_client/config.rs"]
+mod config;
 #[path = "support/fault_registry.rs"]
 mod fault_registry;
 #[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
@@ -23,6 +25,8 @@ mod http;
 mod interruptions;
 #[path = "registry_client/manifests.rs"]
 mod manifests;
+#[path = "registry_client/mirrors.rs"]
+mod mirrors;
 #[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
 #[path = "support/process.rs"]
 mod process;
@@ -44,6 +48,8 @@ mod referrers;
 #[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]
 #[path = "support/scratch.rs"]
 mod scratch;
+#[path = "registry_client/tls.rs"]
+mod tls;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const PASSWORD: &str = "5ecret-password";
@@ -52,6 +58,7 @@ const PASSWORD: &str = "5ecret-password";
 fn options() -> Options {
     Options {
         anonymous: true,
+        places: Places::default(),
         read_budget: Duration::from_secs(20),
         connect_timeout: Duration::from_secs(2),
         stall_timeout: Duration::from_millis(300),

@@ -22,6 +22,8 @@ pub struct Reference {
     repository: String,
     tag: Option<String>,
     digest: Option<Digest>,
+    /// The name as it was written, when it was written without a host.
+    short: Option<String>,
 }
 
 impl Reference {
@@ -38,6 +40,33 @@ impl Reference {
     /// The repository without the host.
     pub fn repository(&self) -> &str {
         &self.repository
+    }
+
+    /// The name without tag and digest as the user wrote it, when there was no host in it: what it means is up to the machine.
+    pub fn short_name(&self) -> Option<&str> {
+        self.short.as_deref()
+    }
+
+    /// The same tag and digest of another repository.
+    pub fn elsewhere(&self, registry: &str, repository: &str) -> Result<Self, OciError> {
+        let bad =
+            |reason: String| OciError::Reference { reference: format!("{registry}/{repository}"), reason };
+        if !is_host(registry) {
+            return Err(bad(format!("{registry:?} is not a host")));
+        }
+        if registry.len() + repository.len() >= MAX_NAME {
+            return Err(bad(format!("the name is longer than {MAX_NAME} characters")));
+        }
+        check_repository(repository).map_err(bad)?;
+        let registry = if registry == "index.docker.io" { DOCKER_HUB } else { registry };
+        let official = registry == DOCKER_HUB && !repository.contains('/');
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository: if official { format!("library/{repository}") } else { repository.to_owned() },
+            tag: self.tag.clone(),
+            digest: self.digest.clone(),
+            short: None,
+        })
     }
 
     /// The tag, if one was written or implied.
@@ -115,6 +144,7 @@ impl FromStr for Reference {
             repository: if official { format!("library/{repository}") } else { repository.to_owned() },
             tag: tag.or(digest.is_none().then_some("latest")).map(str::to_owned),
             digest,
+            short: (!has_host(name)).then(|| name.to_owned()),
         })
     }
 }
@@ -128,12 +158,14 @@ const MAX_NAME: usize = 255;
 /// The first component is a host if it could not be anything else: it has a dot or a port, is `localhost`, or is an IPv6
 /// address in brackets.
 fn split_host(name: &str) -> (&str, &str) {
-    match name.split_once('/') {
-        Some((host, rest)) if host == "localhost" || host.contains(['.', ':']) => {
-            (if host == "index.docker.io" { DOCKER_HUB } else { host }, rest)
-        }
-        _ => (DOCKER_HUB, name),
+    match name.split_once('/').filter(|_| has_host(name)) {
+        Some((host, rest)) => (if host == "index.docker.io" { DOCKER_HUB } else { host }, rest),
+        None => (DOCKER_HUB, name),
     }
+}
+
+fn has_host(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(host, _)| host == "localhost" || host.contains(['.', ':']))
 }
 
 fn is_host(host: &str) -> bool {
@@ -213,6 +245,20 @@ mod tests {
         let both: Reference = format!("ghcr.io/a/b:v1@sha256:{HEX}").parse().unwrap();
         assert_eq!((both.tag(), both.digest().map(Digest::encoded)), (Some("v1"), Some(HEX)));
         assert!(matches!(both.selector(), Selector::Digest(_)));
+    }
+
+    #[test]
+    fn a_name_without_a_host_is_known_as_such_and_can_be_taken_elsewhere() {
+        let parse = |text: &str| text.parse::<Reference>().unwrap();
+        assert_eq!(parse("nginx:1.27").short_name(), Some("nginx"));
+        assert_eq!(parse("team/app").short_name(), Some("team/app"));
+        assert_eq!(parse("docker.io/library/nginx").short_name(), None);
+        let there = parse("nginx:1.27").elsewhere("mirror.example:5000", "hub/nginx").unwrap();
+        assert_eq!(there.to_string(), "mirror.example:5000/hub/nginx:1.27");
+        assert_eq!(there.short_name(), None);
+        for (host, repository) in [("a b", "x"), ("r.example", "../x"), ("r.example", ""), ("", "x")] {
+            assert!(parse("nginx").elsewhere(host, repository).is_err(), "{host} {repository}");
+        }
     }
 
     #[test]

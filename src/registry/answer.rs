@@ -15,6 +15,7 @@ use super::redact::{host_of, sanitised};
 use super::retry::retry_after;
 use super::send::{Reply, broken};
 use crate::io::ByteRange;
+use crate::meter;
 
 /// How much of an error's body is read, in bytes.
 const MAX_ERROR: u64 = 64 * 1024;
@@ -70,7 +71,10 @@ impl Body<'_> {
     /// The next piece, or `None` at the end.
     pub(super) async fn chunk(self, response: &mut Response) -> Result<Option<Bytes>, RegistryError> {
         match tokio::time::timeout(self.stall, response.chunk()).await {
-            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Ok(chunk)) => {
+                meter::BYTES_FETCHED.add(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                Ok(chunk)
+            }
             Ok(Err(error)) => Err(broken(self.host, self.what, error)),
             Err(_) => Err(RegistryError::Stalled {
                 host: self.host.to_owned(),

@@ -4,7 +4,9 @@
 //! The idea: a flight is one login (a token request, or the reading of a password) that everybody who needs it at that
 //! time waits for, whatever comes of it; a flight that landed well is the cached token until it expires or is refused.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ use super::RegistryError;
 use super::answer::{self, Body};
 use super::challenge::{Challenge, challenge};
 use super::credentials::{Credential, Credentials, Login};
+use super::endpoint::{Endpoint, Role};
 use super::redact::{Secret, ShownUrl, host_of};
 use super::retry::retry_after;
 use super::send::{Clients, Form};
@@ -33,15 +36,11 @@ const MIN_LIFETIME: Duration = Duration::from_secs(60);
 /// The longest lifetime that is believed, so that no arithmetic overflows.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// Whom a request is for: a host, and a repository in it.
+/// Whom a request is for: a repository of a host.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
-    /// The registry as the user names it, for the search of credentials.
-    pub(super) registry: String,
-    /// The repository.
-    pub(super) repository: String,
-    /// The registry's own address: credentials go to this scheme, host and port only.
-    pub(super) home: Url,
+    /// Where it is: credentials go to its scheme, host and port only.
+    pub(super) endpoint: Arc<Endpoint>,
     /// What a token must allow there.
     pub(super) access: Access,
 }
@@ -116,7 +115,8 @@ impl Auth {
         scope: &Scope,
         url: &Url,
     ) -> Result<Option<Authorization>, RegistryError> {
-        let place = (origin(url), scope.repository.clone(), scope.access);
+        let repository = scope.endpoint.repository.clone();
+        let place = (origin(url), repository, scope.access);
         let Some(challenge) = lock(&self.challenges).get(&place).cloned() else { return Ok(None) };
         self.fly(scope, url, challenge, None).await.map(Some)
     }
@@ -130,11 +130,12 @@ impl Auth {
         headers: &HeaderMap,
         sent: Option<&Authorization>,
     ) -> Result<Option<Authorization>, RegistryError> {
-        let default_scope = format!("repository:{}:pull", scope.repository);
-        let place = (origin(url), scope.repository.clone(), scope.access);
+        let repository = &scope.endpoint.repository;
+        let default_scope = format!("repository:{repository}:pull");
+        let place = (origin(url), repository.clone(), scope.access);
         let asked = challenge(url, headers, &default_scope).map_err(|reason| RegistryError::Protocol {
             host: host_of(url),
-            what: format!("a request for {}", scope.repository),
+            what: format!("a request for {repository}"),
             reason,
         })?;
         let Some(challenge) = asked.or_else(|| lock(&self.challenges).get(&place).cloned()) else {
@@ -144,16 +145,28 @@ impl Auth {
             Access::Pull => challenge,
             // The first request of a push asks whether the content is there, and is told that reading needs a token. The
             // same token then has to do for the writing.
-            Access::Push => challenge.for_writing(&scope.repository),
+            Access::Push => challenge.for_writing(repository),
         };
         lock(&self.challenges).insert(place, challenge.clone());
         self.fly(scope, url, challenge, sent).await.map(Some)
     }
 
+    /// The files that may hold credentials.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.credentials.files()
+    }
+
+    /// Drops every login: the next request is asked for one again, and credentials are read anew.
+    pub(super) fn forget(&self) {
+        lock(&self.challenges).clear();
+        lock(&self.flights).clear();
+    }
+
     /// Joins the flight for a challenge, or starts one when there is none, when it failed, when its token is old, and
     /// when its token is the one that was `refused`.
     fn fly(&self, scope: &Scope, url: &Url, challenge: Challenge, refused: Option<&Authorization>) -> Flight {
-        let key = Key { origin: origin(url), repository: scope.repository.clone(), challenge };
+        let repository = scope.endpoint.repository.clone();
+        let key = Key { origin: origin(url), repository, challenge };
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&key) {
             let usable = match flight.peek() {
@@ -172,7 +185,7 @@ impl Auth {
             credentials: self.credentials.clone(),
             clients: self.clients.clone(),
             // Another host than the registry's own may ask for a login too, but it gets none of ours.
-            at_home: origin(url) == origin(&scope.home),
+            at_home: origin(url) == scope.endpoint.origin(),
             scope: scope.clone(),
             url: url.clone(),
             challenge: key.challenge.clone(),
@@ -198,7 +211,12 @@ struct LoginFlight {
 impl LoginFlight {
     async fn run(self) -> Result<Authorization, RegistryError> {
         let login = if self.at_home {
-            self.credentials.find(&self.scope.registry, &self.scope.repository).await?
+            let endpoint = &self.scope.endpoint;
+            let credentials = match endpoint.role {
+                Role::Primary => Cow::Borrowed(&*self.credentials),
+                Role::Mirror => Cow::Owned(self.credentials.for_others()),
+            };
+            credentials.find(&endpoint.registry, &endpoint.repository).await?
         } else {
             None
         };
@@ -244,7 +262,8 @@ impl LoginFlight {
         let host = host_of(realm);
         let what = format!("a token for {scope}");
         tracing::debug!(realm = %ShownUrl(realm), scope, authenticated = login.is_some(), "token request");
-        let response = self.clients.token(realm, form, &pairs, header.as_ref(), &what).await?;
+        let response =
+            self.clients.token(&self.scope.endpoint, realm, form, &pairs, header.as_ref(), &what).await?;
         let status = response.status().as_u16();
         let wait = answer::header(&response, "retry-after")
             .and_then(|value| retry_after(value, std::time::SystemTime::now()));
@@ -271,7 +290,7 @@ impl LoginFlight {
     fn nothing_to_say(&self) -> RegistryError {
         RegistryError::Denied {
             host: host_of(&self.url),
-            what: format!("repository {}", self.scope.repository),
+            what: format!("repository {}", self.scope.endpoint.repository),
             status: 401,
             message: NO_CREDENTIAL.to_owned(),
         }

@@ -1,24 +1,27 @@
 //! A blob by range: one closed range a request, checked before it is believed, and resumed where it broke.
 //!
-//! Nothing is kept but the place a redirect led to. The idea: an answer becomes a [`Part`], which says which bytes of the
+//! Nothing is kept but the place a redirect led to, and which hosts lack the blob. The idea: an answer becomes a [`Part`], which says which bytes of the
 //! blob its body must hold; a stream joins parts until its range is complete, and a byte that fails a check is asked for
 //! again, never delivered.
 
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use reqwest::{Response, Url};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::RegistryError;
 use super::answer::{self, Body, refusal};
-use super::auth::Scope;
-use super::client::{Host, Inner, lock};
+use super::auth::Access;
+use super::client::Inner;
+use super::endpoint::Endpoint;
 use super::redact::{host_of, sanitised};
 use super::retry::{Patience, Persistence};
 use super::send::{self, Act, Question, Reply};
+use super::walk::{Host, LEFT_ALONE, Walk, lock};
 use crate::io::{BoxFuture, ByteRange, Delivery, Fetch, ReadError};
 use crate::oci::{Descriptor, Digest, OciError, Reference};
 
@@ -46,34 +49,43 @@ impl Fetch for LazyBlob {
 /// What is known about a blob.
 pub(super) struct Blob {
     inner: Arc<Inner>,
-    host: Arc<Host>,
+    reference: Reference,
     /// The registry and repository, for people.
     repository: String,
     digest: Digest,
     size: u64,
     /// Whether the descriptor calls it a web page, which is otherwise no blob but a login page in between.
     is_html: bool,
-    address: Result<(Scope, Url), RegistryError>,
-    /// Where the last redirect led, and until when that is used. The URL may be signed.
-    target: Mutex<Option<(Url, Instant)>>,
+    /// Where the last redirect led.
+    target: Mutex<Option<Target>>,
+    /// By scheme, host and port: who does not have it, or not the right one, and until when that is remembered.
+    lacking: Mutex<HashMap<String, Instant>>,
+    /// Who gave the last answer.
+    served_by: Mutex<Option<String>>,
+}
+
+/// Where a redirect led. The URL may be signed.
+struct Target {
+    url: Url,
+    /// The scheme, host and port that sent us there.
+    from: String,
+    until: Instant,
+    /// Of the client's memory.
+    generation: u64,
 }
 
 impl Blob {
-    pub(super) fn new(
-        inner: Arc<Inner>,
-        reference: &Reference,
-        descriptor: &Descriptor,
-        address: Result<(Scope, Url), RegistryError>,
-    ) -> Self {
+    pub(super) fn new(inner: Arc<Inner>, reference: &Reference, descriptor: &Descriptor) -> Self {
         Self {
-            host: inner.host(reference),
             inner,
+            reference: reference.clone(),
             repository: format!("{}/{}", reference.registry(), reference.repository()),
             digest: descriptor.digest.clone(),
             size: descriptor.size,
             is_html: descriptor.media_type.essence() == "text/html",
-            address,
             target: Mutex::default(),
+            lacking: Mutex::default(),
+            served_by: Mutex::default(),
         }
     }
 
@@ -88,6 +100,17 @@ impl Blob {
             bytes.extend_from_slice(&chunk);
         }
         Ok(bytes.freeze())
+    }
+
+    /// Takes note that what came was not what the digest names: where somebody else can be asked, it is not asked there again.
+    pub(super) fn disbelieve(&self) {
+        if let Some(origin) = lock(&self.served_by).take() {
+            self.note_lacking(origin);
+        }
+    }
+
+    fn note_lacking(&self, origin: String) {
+        lock(&self.lacking).insert(origin, Instant::now() + LEFT_ALONE);
     }
 
     /// The name of this blob in the error of a read.
@@ -119,52 +142,80 @@ impl Blob {
                 },
             });
         }
-        let mut patience = Patience::new(self.inner.read_budget, Persistence::Stubborn);
-        let permit = self.host.enter(&self.range_name(range), &patience).await?;
-        let part = self.open(range, &mut patience).await?;
+        let patience = Patience::new(self.inner.read_budget, Persistence::Stubborn);
+        let endpoints = self.inner.route(&self.reference)?.for_digests();
+        let lacking = |endpoint: &Endpoint| {
+            lock(&self.lacking).get(&endpoint.origin()).is_some_and(|until| *until > Instant::now())
+        };
+        let mut walk =
+            Walk::new(&self.inner.hosts, endpoints, patience, &self.range_name(range))?.without(lacking);
+        let part = self.open(range, &mut walk).await?;
         let range = if part.is_whole { whole } else { range };
-        Ok(Reading { blob: self, range, at: range.start, part: Some(part), _permit: permit })
+        Ok(Reading { blob: self, range, at: range.start, part: Some(part), walk })
     }
 
     /// An answer for `range`, with as many tries as there is patience.
-    async fn open(&self, range: ByteRange, patience: &mut Patience) -> Result<Part, RegistryError> {
+    async fn open(&self, range: ByteRange, walk: &mut Walk) -> Result<Part, RegistryError> {
         let what = self.range_name(range);
         loop {
-            match self.host.bounded(&what, patience, self.try_open(range, &what)).await {
-                Ok(part) => return Ok(part),
+            let endpoint = walk.next(&what).await?;
+            match walk.bounded(&what, self.try_open(&endpoint, walk.host(), range, &what)).await {
+                Ok(part) => {
+                    *lock(&self.served_by) = Some(endpoint.origin());
+                    return Ok(part);
+                }
                 Err(error) => {
                     self.forget_target();
-                    self.host.pause(patience, error).await?;
+                    // Another range would be missing there, too. It is asked again where nobody else can be.
+                    if !error.is_about_the_host() {
+                        self.note_lacking(endpoint.origin());
+                    }
+                    walk.failed(error).await?;
                 }
             }
         }
     }
 
-    async fn try_open(&self, range: ByteRange, what: &str) -> Result<Part, RegistryError> {
-        let (scope, home) = self.address.as_ref().map_err(Clone::clone)?;
-        let question = Question { scope, act: Act::Get, accept: "*/*", range: Some(range), what };
+    async fn try_open(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        host: &Host,
+        range: ByteRange,
+        what: &str,
+    ) -> Result<Part, RegistryError> {
+        let scope = endpoint.scope(Access::Pull);
+        let home = endpoint.url(&format!("blobs/{}", self.digest), what)?;
+        let question = Question { scope: &scope, act: Act::Get, accept: "*/*", range: Some(range), what };
         let (clients, auth) = (&self.inner.clients, &self.inner.auth);
-        if let Some(target) = self.target() {
+        let generation = self.inner.generation.load(Ordering::Relaxed);
+        if let Some(target) = self.target(endpoint, generation) {
             let reply = send::ask(clients, auth, &question, &target).await?;
             // How storage says that a signed URL is no longer valid depends on the storage.
             if !matches!(reply.response.status().as_u16(), 400 | 401 | 403 | 404 | 410) {
-                return self.judge(reply, range, what).await;
+                return self.judge(host, reply, range, what).await;
             }
             self.forget_target();
             let host = host_of(&reply.url);
             Body { host: &host, what, stall: clients.stall() }.discard(reply.response).await;
         }
-        let reply = send::ask(clients, auth, &question, home).await?;
+        let reply = send::ask(clients, auth, &question, &home).await?;
         let target = reply.redirected.then(|| reply.url.clone());
-        let part = self.judge(reply, range, what).await?;
-        if let Some(target) = target {
-            *lock(&self.target) = Some((target, Instant::now() + TARGET_LIFETIME));
+        let part = self.judge(host, reply, range, what).await?;
+        if let Some(url) = target {
+            let (from, until) = (endpoint.origin(), Instant::now() + TARGET_LIFETIME);
+            *lock(&self.target) = Some(Target { url, from, until, generation });
         }
         Ok(part)
     }
 
     /// Whether an answer may be believed, by its head.
-    async fn judge(&self, reply: Reply, range: ByteRange, what: &str) -> Result<Part, RegistryError> {
+    async fn judge(
+        &self,
+        asked: &Host,
+        reply: Reply,
+        range: ByteRange,
+        what: &str,
+    ) -> Result<Part, RegistryError> {
         let host = host_of(&reply.url);
         let status = reply.response.status().as_u16();
         let (covers, is_whole) = match status {
@@ -188,7 +239,7 @@ impl Blob {
             reason: format!("status {status} and {reason}"),
         })?;
         if is_whole && covers != range {
-            self.host.note_ignored_range();
+            asked.note_ignored_range();
         }
         Ok(Part {
             response: reply.response,
@@ -222,9 +273,14 @@ impl Blob {
         Ok(())
     }
 
-    fn target(&self) -> Option<Url> {
+    /// Where `endpoint` sent us lately.
+    fn target(&self, endpoint: &Endpoint, generation: u64) -> Option<Url> {
         let target = lock(&self.target);
-        target.as_ref().filter(|(_, until)| *until > Instant::now()).map(|(url, _)| url.clone())
+        let target = target.as_ref()?;
+        let counts = target.until > Instant::now()
+            && target.generation == generation
+            && target.from == endpoint.origin();
+        counts.then(|| target.url.clone())
     }
 
     fn forget_target(&self) {
@@ -286,21 +342,21 @@ struct Reading {
     at: u64,
     /// Where it comes from; none after a failure.
     part: Option<Part>,
-    /// One of the host's places, given back when this is dropped.
-    _permit: OwnedSemaphorePermit,
+    /// Who is asked, with a place there.
+    walk: Walk,
 }
 
 impl Reading {
     /// The next bytes of the range, or `None` at its end. The budget starts anew with every call that gave bytes.
     async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let stall = self.blob.inner.clients.stall();
-        let mut patience = Patience::new(self.blob.inner.read_budget, Persistence::Stubborn);
+        self.walk.refresh();
         while self.at < self.range.end {
             let part = match &mut self.part {
                 Some(part) => part,
                 none => {
                     let rest = ByteRange::new(self.at, self.range.end);
-                    none.insert(self.blob.open(rest, &mut patience).await?)
+                    none.insert(self.blob.open(rest, &mut self.walk).await?)
                 }
             };
             match part.next(stall).await {
@@ -318,8 +374,7 @@ impl Reading {
                 Err(error) => {
                     self.part = None;
                     self.blob.forget_target();
-                    let host = self.blob.host.clone();
-                    host.pause(&mut patience, error).await?;
+                    self.walk.failed(error).await?;
                 }
             }
         }

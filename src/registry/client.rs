@@ -1,35 +1,31 @@
 //! The registry client: options, manifests, whole documents, and the way to a lazy blob.
 //!
-//! It keeps what all requests of a process share: logins, connections, and for each host its places, its pause and its
-//! habits. The idea: everything here asks for whole small documents, which are hashed before anybody sees them; bytes by
+//! It keeps what all requests of a process share: logins, connections, the configuration, and what was learnt about hosts. The idea: everything here asks for whole small documents, which are hashed before anybody sees them; bytes by
 //! range are `blob`'s.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Url;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answer::{self, Body};
-use super::auth::{Access, Auth, Scope};
+use super::auth::{Access, Auth};
 use super::blob::{Blob, LazyBlob};
-use super::challenge::is_loopback;
+use super::config::{Config, Given, Places};
 use super::credentials::{Credential, Credentials};
+use super::endpoint::Route;
 use super::redact::{host_of, sanitised};
 use super::retry::{Patience, Persistence};
 use super::send::{self, Act, Clients, Question};
+use super::walk::{Hosts, Walk, lock};
 use super::{RegistryError, answer::refusal};
 use crate::io::Fetch;
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, OciError, Reference, Selector};
 
-/// How many requests to one host are under way at once.
-const PER_HOST: usize = 8;
-/// How long a host is remembered to ignore ranges. Caches that fetch on demand do so only the first time
-/// (distribution issue 4667).
-const IGNORES_RANGES: Duration = Duration::from_secs(600);
 /// How often a document is fetched whose bytes do not hash to its digest: the wire may have flipped a bit.
 const MISMATCH_TRIES: u32 = 3;
 /// Every kind of document that may stand behind a reference.
@@ -50,6 +46,15 @@ pub struct Options {
     pub creds: Option<Credential>,
     /// Use no credential at all.
     pub anonymous: bool,
+    /// Whether the certificate of every registry has to be valid (also of those that are configured otherwise), or of none.
+    /// When it is said that they have to be, https is spoken to this machine, too.
+    pub tls_verify: Option<bool>,
+    /// The directory with the certificates for the registry, instead of those that are configured for hosts.
+    pub cert_dir: Option<PathBuf>,
+    /// A file with authorities that are trusted, too.
+    pub ca_file: Option<PathBuf>,
+    /// Where this machine's configuration lies.
+    pub places: Places,
     /// How long one request may take with all its tries. For a stream it starts anew whenever bytes arrive.
     pub read_budget: Duration,
     /// How long a connection may take to come about.
@@ -67,6 +72,10 @@ impl Default for Options {
             authfile: None,
             creds: None,
             anonymous: false,
+            tls_verify: None,
+            cert_dir: None,
+            ca_file: None,
+            places: Places::of_environment(),
             read_budget: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(10),
@@ -96,9 +105,13 @@ pub struct Registry {
 pub(super) struct Inner {
     pub(super) clients: Arc<Clients>,
     pub(super) auth: Auth,
+    pub(super) hosts: Hosts,
     pub(super) read_budget: Duration,
-    plain_http: bool,
-    hosts: Mutex<HashMap<String, Arc<Host>>>,
+    /// Counts how often everything was forgotten.
+    pub(super) generation: AtomicU64,
+    pub(super) places: Places,
+    pub(super) given: Given,
+    routes: Mutex<Routes>,
 }
 
 impl Registry {
@@ -115,8 +128,16 @@ impl Registry {
                 auth: Auth::new(credentials, clients.clone()),
                 clients,
                 read_budget: options.read_budget,
-                plain_http: options.plain_http,
-                hosts: Mutex::default(),
+                hosts: Hosts::default(),
+                generation: AtomicU64::new(0),
+                given: Given {
+                    plain_http: options.plain_http,
+                    tls_verify: options.tls_verify,
+                    cert_dir: options.cert_dir,
+                    ca_file: options.ca_file,
+                },
+                places: options.places,
+                routes: Mutex::default(),
             }),
         })
     }
@@ -129,26 +150,17 @@ impl Registry {
         reference: &Reference,
         selector: &Selector,
     ) -> Result<Fetched, RegistryError> {
-        let name = match selector {
-            Selector::Tag(tag) => tag.as_str(),
-            Selector::Digest(digest) => digest.as_str(),
-        };
-        let what = format!("manifest {name} of {}", reference.repository());
-        let (scope, url) = self.inner.address(reference, &format!("manifests/{name}"), &what)?;
-        let host = self.inner.host(reference);
-        let mut patience = Patience::new(self.inner.read_budget, Persistence::Brief);
-        let permit = host.enter(&what, &patience).await?;
-        let question = Question { scope: &scope, act: Act::Get, accept: MANIFESTS, range: None, what: &what };
-        loop {
-            let attempt = self.inner.try_manifest(&question, &url, selector);
-            let outcome = host.bounded(&what, &patience, attempt).await;
-            match outcome {
-                Ok(fetched) => {
-                    drop(permit);
-                    return Ok(fetched);
-                }
-                Err(error) => host.pause(&mut patience, error).await?,
-            }
+        let what = format!("manifest {} of {}", name_of(selector), reference.repository());
+        let walk = self.inner.walk_for(reference, selector, &what)?;
+        self.inner.manifest(walk, selector, &what).await
+    }
+
+    /// The full name of a reference that was written without a host, as this machine understands it: an alias, or a name in the
+    /// one registry that is searched for such names. Otherwise, and with a host, it stays as it is.
+    pub fn expand(&self, reference: &Reference) -> Result<Reference, RegistryError> {
+        match reference.short_name() {
+            Some(_) => self.inner.config()?.expand(reference),
+            None => Ok(reference.clone()),
         }
     }
 
@@ -160,15 +172,17 @@ impl Registry {
     /// How many bytes the blob `digest` of the repository of `reference` has, for a blob that no document describes.
     pub async fn blob_size(&self, reference: &Reference, digest: &Digest) -> Result<u64, RegistryError> {
         let what = format!("size of blob {digest} of {}", reference.repository());
-        let (scope, url) = self.inner.address(reference, &format!("blobs/{digest}"), &what)?;
-        let host = self.inner.host(reference);
-        let mut patience = Patience::new(self.inner.read_budget, Persistence::Brief);
-        let _permit = host.enter(&what, &patience).await?;
-        let question = Question { scope: &scope, act: Act::Head, accept: "*/*", range: None, what: &what };
+        let selector = Selector::Digest(digest.clone());
+        let mut walk = self.inner.walk_for(reference, &selector, &what)?;
         loop {
-            match host.bounded(&what, &patience, self.inner.try_size(&question, &url)).await {
+            let endpoint = walk.next(&what).await?;
+            let url = endpoint.url(&format!("blobs/{digest}"), &what)?;
+            let scope = endpoint.scope(Access::Pull);
+            let question =
+                Question { scope: &scope, act: Act::Head, accept: "*/*", range: None, what: &what };
+            match walk.bounded(&what, self.inner.try_size(&question, &url)).await {
                 Ok(size) => return Ok(size),
-                Err(error) => host.pause(&mut patience, error).await?,
+                Err(error) => walk.failed(error).await?,
             }
         }
     }
@@ -200,6 +214,7 @@ impl Registry {
                 Ok(()) => return Ok(bytes),
                 Err(OciError::Mismatch { expected, actual, what }) => {
                     tracing::warn!(%expected, %actual, tries, "document does not match its digest");
+                    blob.disbelieve();
                     if tries == MISMATCH_TRIES {
                         let host = reference.registry().to_owned();
                         return Err(RegistryError::Mismatch { host, what, expected, actual });
@@ -217,59 +232,105 @@ impl Registry {
         }
     }
 
-    /// Whether the registry of `reference` lately sent a whole blob when it was asked for a range.
+    /// Whether the host that is asked first for blobs of `reference` lately sent a whole one when it was asked for a range.
     pub fn ignores_ranges(&self, reference: &Reference) -> bool {
-        self.inner.host(reference).ignores_ranges()
+        let Ok(route) = self.inner.route(reference) else { return false };
+        let hosts = route.for_digests().into_iter().map(|endpoint| self.inner.hosts.of(&endpoint));
+        hosts.skip_while(|host| host.is_failing()).any(|host| host.ignores_ranges())
+    }
+
+    /// Drops what was learnt from hosts and files: logins, where redirects led, the failures and habits of hosts, certificates,
+    /// and the configuration, which is read again at once. For whoever changed any of it, and says so by SIGHUP; requests on
+    /// their way go on as they began. Where the configuration cannot be read any more, the one that was read before stays.
+    pub fn forget_logins(&self) -> Result<(), RegistryError> {
+        self.inner.auth.forget();
+        self.inner.hosts.forget();
+        self.inner.clients.forget();
+        self.inner.generation.fetch_add(1, Ordering::Relaxed);
+        let config = Config::load(&self.inner.places, self.inner.given.clone())?;
+        let used: Vec<Reference> =
+            lock(&self.inner.routes).known.values().map(|(reference, _)| reference.clone()).collect();
+        let mut known = HashMap::new();
+        for reference in used {
+            match config.route(&reference) {
+                Ok(route) => known.insert(key_of(&reference), (reference, Arc::new(route))),
+                // That is what the configuration wants now.
+                Err(RegistryError::Blocked { .. }) => None,
+                Err(error) => return Err(error),
+            };
+        }
+        *lock(&self.inner.routes) = Routes { config: Some(Arc::new(config)), known };
+        Ok(())
     }
 
     fn open(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<Blob> {
-        let place = format!("blobs/{}", descriptor.digest);
-        let address = self.inner.address(reference, &place, descriptor.digest.as_str());
-        Arc::new(Blob::new(self.inner.clone(), reference, descriptor, address))
+        Arc::new(Blob::new(self.inner.clone(), reference, descriptor))
+    }
+}
+
+/// A selector as a part of a path.
+fn name_of(selector: &Selector) -> &str {
+    match selector {
+        Selector::Tag(tag) => tag,
+        Selector::Digest(digest) => digest.as_str(),
     }
 }
 
 impl Inner {
-    /// The URL of something in a repository.
-    pub(super) fn address(
-        &self,
-        reference: &Reference,
-        place: &str,
-        what: &str,
-    ) -> Result<(Scope, Url), RegistryError> {
-        let bad = |reason: String| RegistryError::Address {
-            host: sanitised(reference.registry()),
-            what: what.to_owned(),
-            reason,
-        };
-        let parse = |scheme: &str| {
-            let text = format!("{scheme}://{}/v2/{}/{place}", reference.host(), reference.repository());
-            text.parse::<Url>().map_err(|error| bad(error.to_string()))
-        };
-        let plain = parse("http")?;
-        let url = if self.plain_http || is_loopback(&plain) { plain } else { parse("https")? };
-        if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-            return Err(bad("it has a user or a query".into()));
+    /// What is configured, read when it is first needed. The files are few and small.
+    fn config(&self) -> Result<Arc<Config>, RegistryError> {
+        let mut routes = lock(&self.routes);
+        if let Some(config) = &routes.config {
+            return Ok(config.clone());
         }
-        let scope = Scope {
-            registry: reference.registry().to_owned(),
-            repository: reference.repository().to_owned(),
-            home: url.clone(),
-            access: Access::Pull,
-        };
-        Ok((scope, url))
+        let config = Arc::new(Config::load(&self.places, self.given.clone())?);
+        routes.config = Some(config.clone());
+        Ok(config)
     }
 
-    /// What is kept about the host of `reference`.
-    pub(super) fn host(&self, reference: &Reference) -> Arc<Host> {
-        let name = reference.host();
-        let mut hosts = lock(&self.hosts);
-        if let Some(host) = hosts.get(name) {
-            return host.clone();
+    /// Who is asked for the repository of `reference`.
+    pub(super) fn route(&self, reference: &Reference) -> Result<Arc<Route>, RegistryError> {
+        let key = key_of(reference);
+        if let Some((_, route)) = lock(&self.routes).known.get(&key) {
+            return Ok(route.clone());
         }
-        let host = Arc::new(Host::new(name));
-        hosts.insert(name.to_owned(), host.clone());
-        host
+        let route = Arc::new(self.config()?.route(reference)?);
+        lock(&self.routes).known.insert(key, (reference.clone(), route.clone()));
+        Ok(route)
+    }
+
+    /// A walk over the hosts that may know `selector`.
+    pub(super) fn walk_for(
+        &self,
+        reference: &Reference,
+        selector: &Selector,
+        what: &str,
+    ) -> Result<Walk, RegistryError> {
+        let route = self.route(reference)?;
+        let endpoints = match selector {
+            Selector::Tag(_) => route.for_tags(),
+            Selector::Digest(_) => route.for_digests(),
+        };
+        Walk::new(&self.hosts, endpoints, Patience::new(self.read_budget, Persistence::Brief), what)
+    }
+
+    /// The manifest from the first host of a walk that has it.
+    pub(super) async fn manifest(
+        &self,
+        mut walk: Walk,
+        selector: &Selector,
+        what: &str,
+    ) -> Result<Fetched, RegistryError> {
+        loop {
+            let endpoint = walk.next(what).await?;
+            let url = endpoint.url(&format!("manifests/{}", name_of(selector)), what)?;
+            let scope = endpoint.scope(Access::Pull);
+            let question = Question { scope: &scope, act: Act::Get, accept: MANIFESTS, range: None, what };
+            match walk.bounded(what, self.try_manifest(&question, &url, selector)).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(error) => walk.failed(error).await?,
+            }
+        }
     }
 
     async fn try_size(&self, question: &Question<'_>, url: &Url) -> Result<u64, RegistryError> {
@@ -353,99 +414,16 @@ fn named(selector: &Selector, bytes: &[u8], host: &str, what: &str) -> Result<Di
     }
 }
 
-/// What is kept about one host.
-pub(super) struct Host {
-    name: String,
-    /// Places for requests; one is held while a body streams.
-    places: Arc<Semaphore>,
-    /// Until when the host asked not to be asked.
-    paused: Mutex<Option<Instant>>,
-    /// Until when the host is remembered to ignore ranges.
-    no_ranges: Mutex<Option<Instant>>,
+/// Who is asked for what, as it was configured when it was first asked for.
+#[derive(Default)]
+struct Routes {
+    config: Option<Arc<Config>>,
+    /// By registry and repository, with one reference of them.
+    known: HashMap<(String, String), (Reference, Arc<Route>)>,
 }
 
-impl Host {
-    fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            places: Arc::new(Semaphore::new(PER_HOST)),
-            paused: Mutex::default(),
-            no_ranges: Mutex::default(),
-        }
-    }
-
-    /// A place among the requests to this host, in the order of asking.
-    pub(super) async fn enter(
-        &self,
-        what: &str,
-        patience: &Patience,
-    ) -> Result<OwnedSemaphorePermit, RegistryError> {
-        let waited = patience.left();
-        match tokio::time::timeout(waited, self.places.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            // The semaphore is never closed, so the first case is the second one.
-            Ok(Err(_)) | Err(_) => {
-                Err(RegistryError::Busy { host: self.name.clone(), what: what.to_owned(), waited })
-            }
-        }
-    }
-
-    /// One attempt, after the host's pause and within the patience that is left.
-    pub(super) async fn bounded<T>(
-        &self,
-        what: &str,
-        patience: &Patience,
-        attempt: impl Future<Output = Result<T, RegistryError>>,
-    ) -> Result<T, RegistryError> {
-        let waited = patience.left();
-        let both = async {
-            let paused = *lock(&self.paused);
-            if let Some(until) = paused {
-                tokio::time::sleep_until(until.into()).await;
-            }
-            attempt.await
-        };
-        match tokio::time::timeout(waited, both).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(RegistryError::Stalled { host: self.name.clone(), what: what.to_owned(), waited }),
-        }
-    }
-
-    /// Waits before the next try, or gives up. A wait that the host named holds for all requests to it.
-    pub(super) async fn pause(
-        &self,
-        patience: &mut Patience,
-        error: RegistryError,
-    ) -> Result<(), RegistryError> {
-        let named = error.retry_after();
-        let shown = error.to_string();
-        let wait = patience.after(error)?;
-        tracing::debug!(host = self.name, error = shown, wait_ms = wait.as_millis(), "trying again");
-        if let Some(named) = named {
-            let until = Instant::now() + named;
-            let mut paused = lock(&self.paused);
-            *paused = Some(paused.map_or(until, |other| other.max(until)));
-        }
-        tokio::time::sleep(wait).await;
-        Ok(())
-    }
-
-    /// Remembers that a range was asked for and a whole blob came.
-    pub(super) fn note_ignored_range(&self) {
-        if !self.ignores_ranges() {
-            tracing::warn!(host = self.name, "registry ignores ranges, blobs are fetched whole");
-        }
-        *lock(&self.no_ranges) = Some(Instant::now() + IGNORES_RANGES);
-    }
-
-    fn ignores_ranges(&self) -> bool {
-        lock(&self.no_ranges).is_some_and(|until| until > Instant::now())
-    }
-}
-
-/// The values stay valid when a thread panics between two operations on them.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn key_of(reference: &Reference) -> (String, String) {
+    (reference.registry().to_owned(), reference.repository().to_owned())
 }
 
 #[cfg(test)]
@@ -453,9 +431,10 @@ mod tests {
     use super::*;
 
     fn url(reference: &str, plain_http: bool) -> String {
-        let registry = Registry::new(Options { plain_http, ..Options::default() }).unwrap();
-        let (_, url) = registry.inner.address(&reference.parse().unwrap(), "manifests/x", "x").unwrap();
-        url.to_string()
+        let options = Options { plain_http, places: Places::default(), ..Options::default() };
+        let route = Registry::new(options).unwrap().inner.route(&reference.parse().unwrap()).unwrap();
+        assert_eq!(route.endpoints.len(), 1);
+        route.endpoints[0].url("manifests/x", "x").unwrap().to_string()
     }
 
     #[test]

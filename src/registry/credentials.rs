@@ -105,6 +105,20 @@ impl Credentials {
         }
     }
 
+    /// The same for hosts that the user did not name: what was given on the command line is not for them.
+    pub(super) fn for_others(&self) -> Self {
+        Self { given: None, ..self.clone() }
+    }
+
+    /// The files that are read, now or when they come.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        match &self.authfile {
+            _ if self.anonymous => Vec::new(),
+            Some(only) => vec![only.clone()],
+            None => self.files.iter().chain(&self.legacy).cloned().collect(),
+        }
+    }
+
     /// The credential for a repository, from the first place that has one.
     pub(super) async fn find(
         &self,

@@ -131,6 +131,16 @@ pub enum RegistryError {
         /// What is wrong with the answer.
         reason: String,
     },
+    /// A chain of redirects that did not end. Asking again would walk it again.
+    #[error("registry {host} answered {what} with more than {most} redirects")]
+    Redirects {
+        /// Who redirected last.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// How many are followed.
+        most: u32,
+    },
     /// The registry says that the blob is shorter than its descriptor (416, RFC 9110 section 15.5.17).
     #[error(
         "registry {host} answered {what} with status 416: it has {actual} bytes, the descriptor says {expected}"
@@ -197,6 +207,22 @@ pub enum RegistryError {
         /// What happened.
         reason: String,
     },
+    /// A file or directory of the configuration is not what it should be.
+    #[error("configuration {place}: {reason}")]
+    Config {
+        /// The file, and the line where it is known.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The configuration forbids a registry or repository.
+    #[error("{name} is blocked by {place}")]
+    Blocked {
+        /// What was asked for.
+        name: String,
+        /// The file and line.
+        place: String,
+    },
     /// A name that makes no URL.
     #[error("{what} of {host} makes no address: {reason}")]
     Address {
@@ -230,7 +256,10 @@ impl RegistryError {
     pub fn fault(&self) -> Fault {
         match self {
             RegistryError::NotFound { .. } => Fault::NotFound,
-            RegistryError::Denied { .. } | RegistryError::TokenDenied { .. } => Fault::Denied,
+            // Whoever administrates the machine refuses, as a registry might: nothing is wrong with the command.
+            RegistryError::Denied { .. }
+            | RegistryError::TokenDenied { .. }
+            | RegistryError::Blocked { .. } => Fault::Denied,
             RegistryError::Status { status, .. } if is_passing(*status) || *status >= 500 => {
                 Fault::Unavailable
             }
@@ -242,11 +271,13 @@ impl RegistryError {
             | RegistryError::Insecure { .. }
             | RegistryError::NotRegistry { .. }
             | RegistryError::Protocol { .. }
+            | RegistryError::Redirects { .. }
             | RegistryError::SizeConflict { .. } => Fault::Misbehaved,
             RegistryError::TooLarge { .. } => Fault::Unsupported,
             RegistryError::Mismatch { .. } => Fault::Mismatch,
             RegistryError::Document { source, .. } => source.fault(),
             RegistryError::Credentials { .. }
+            | RegistryError::Config { .. }
             | RegistryError::Address { .. }
             | RegistryError::Range { .. } => Fault::Usage,
             RegistryError::Helper { .. } | RegistryError::Setup { .. } => Fault::Io,
@@ -278,6 +309,16 @@ impl RegistryError {
             | RegistryError::Protocol { .. } => true,
             RegistryError::Status { status, .. } => is_passing(*status),
             _ => false,
+        }
+    }
+
+    /// Whether it is about the host rather than about what it was asked for, so that other questions would fare no better.
+    pub(super) fn is_about_the_host(&self) -> bool {
+        match self {
+            RegistryError::Insecure { .. } | RegistryError::NotRegistry { .. } => true,
+            RegistryError::Status { status, .. } if *status >= 500 => true,
+            RegistryError::Exhausted { source, .. } => source.is_about_the_host(),
+            other => other.is_passing(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Credential helpers: programs named `docker-credential-NAME` that keep what a file should not.
 //!
 //! A helper is a foreign program in the way of a read, so it has a deadline and a bounded answer, and it dies with the
-//! future that waits for it. Protocol: docker-credential-helpers README (`get`, the server on stdin, JSON on stdout).
+//! future that waits for it. A process that may start no programs has another one that does it. Protocol: docker-credential-helpers README (`get`, the server on stdin, JSON on stdout).
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use super::redact::{Secret, sanitised};
-use super::{Credential, RegistryError};
+use super::{Credential, RegistryError, elsewhere};
 
 /// How long a helper may take; some of them ask a cloud service.
-const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 /// The longest answer, in bytes.
-const MAX_ANSWER: u64 = 64 * 1024;
+pub(super) const MAX_ANSWER: u64 = 64 * 1024;
 /// How helpers say that they have nothing (docker-credential-helpers, credentials/error.go).
 const NOTHING: &str = "credentials not found";
 
@@ -30,39 +30,41 @@ struct Answer {
 
 /// What `docker-credential-NAME` knows about `server`; `place` is the file that names the helper.
 pub(super) async fn ask(name: &str, server: &str, place: &str) -> Result<Option<Credential>, RegistryError> {
-    let program = format!("docker-credential-{name}");
+    let answer = match elsewhere::credential(name, server).await {
+        Some(answer) => answer,
+        None => run_here(name, server).await,
+    };
+    answer.map_err(|reason| failure(&format!("docker-credential-{name}"), place, &reason))
+}
+
+/// Runs the helper as a child of this process.
+pub(super) async fn run_here(name: &str, server: &str) -> Result<Option<Credential>, String> {
     // A name with a slash would run a program that is not on the search path.
     if name.contains(['/', '\0']) {
-        return Err(failure(&program, place, "not the name of a helper"));
+        return Err("not the name of a helper".into());
     }
-    ask_program(&program, server, place, LIMIT).await
+    ask_program(&format!("docker-credential-{name}"), server, LIMIT).await
 }
 
 fn failure(program: &str, place: &str, reason: &str) -> RegistryError {
     RegistryError::Helper { program: sanitised(program), place: place.to_owned(), reason: sanitised(reason) }
 }
 
-async fn ask_program(
-    program: &str,
-    server: &str,
-    place: &str,
-    limit: Duration,
-) -> Result<Option<Credential>, RegistryError> {
-    let failed = |reason: String| failure(program, place, &reason);
+async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Option<Credential>, String> {
     let (success, answer) = match tokio::time::timeout(limit, run(program, server)).await {
-        Ok(result) => result.map_err(|error| failed(error.to_string()))?,
-        Err(_) => return Err(failed(format!("no answer in {} ms", limit.as_millis()))),
+        Ok(result) => result.map_err(|error| error.to_string())?,
+        Err(_) => return Err(format!("no answer in {} ms", limit.as_millis())),
     };
     if answer.len() as u64 > MAX_ANSWER {
-        return Err(failed(format!("its answer is longer than {MAX_ANSWER} bytes")));
+        return Err(format!("its answer is longer than {MAX_ANSWER} bytes"));
     }
     if !success {
         // On failure stdout holds the message, not the secret.
         let message = String::from_utf8_lossy(&answer);
-        return if message.contains(NOTHING) { Ok(None) } else { Err(failed(message.into_owned())) };
+        return if message.contains(NOTHING) { Ok(None) } else { Err(message.into_owned()) };
     }
     let answer: Answer =
-        serde_json::from_slice(&answer).map_err(|_| failed("its answer is not a credential".into()))?;
+        serde_json::from_slice(&answer).map_err(|_| "its answer is not a credential".to_owned())?;
     if answer.secret.is_empty() {
         return Ok(None);
     }
@@ -109,7 +111,9 @@ mod tests {
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
         let limit = Duration::from_millis(1500);
         for _ in 0..50 {
-            let answer = ask_program(program.to_str().unwrap(), "r.example", "config.json", limit).await;
+            let program = program.to_str().unwrap();
+            let answer = ask_program(program, "r.example", limit).await;
+            let answer = answer.map_err(|reason| failure(program, "config.json", &reason));
             // Another test may fork while our script is open for writing (ETXTBSY).
             match &answer {
                 Err(error) if error.to_string().contains("Text file busy") => {}

@@ -11,17 +11,27 @@ mod auth;
 mod blob;
 mod challenge;
 mod client;
+mod config;
 mod credentials;
+mod elsewhere;
+mod endpoint;
 mod error;
+#[doc(hidden)]
+pub mod foreign;
 mod helper;
+mod names;
 mod push;
+mod reads;
 mod redact;
 mod referrers;
 mod retry;
 mod send;
+mod walk;
 
 pub use client::{Fetched, Options, Registry};
+pub use config::Places;
 pub use credentials::Credential;
+pub use elsewhere::{serve_elsewhere, work_elsewhere};
 pub use error::RegistryError;
 pub use push::Pushed;
 pub use redact::{Secret, ShownUrl};

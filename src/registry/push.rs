@@ -4,16 +4,20 @@
 //! thing once more and nothing twice; the one document that is changed, the list of referrers, is read again after it was
 //! written. Rules: distribution-spec 1.1, "Push" and "Pushing Manifests with Subject".
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use reqwest::Url;
 
 use super::RegistryError;
 use super::answer::{self, Body, refusal};
 use super::auth::{Access, Scope};
-use super::client::{Host, Inner, MANIFESTS, Registry};
+use super::client::{Inner, MANIFESTS, Registry};
+use super::endpoint::Endpoint;
 use super::redact::{host_of, sanitised};
 use super::retry::{Patience, Persistence};
 use super::send::{self, Act, Question, Reply};
+use super::walk::{Host, Walk};
 use crate::oci::{Descriptor, Digest, Document, INDEX_TYPE, OciError, Reference, Selector};
 use crate::oci::{fallback_tag, referrer_of, with_referrer};
 
@@ -50,12 +54,14 @@ impl Registry {
     ) -> Result<Pushed, RegistryError> {
         let what = format!("upload of {digest} to {}", reference.repository());
         check_own(reference, &what, digest, &bytes)?;
-        let (scope, blob) = self.inner.push_address(reference, &format!("blobs/{digest}"), &what)?;
-        let (_, uploads) = self.inner.push_address(reference, "blobs/uploads/", &what)?;
-        let host = self.inner.host(reference);
+        let endpoint = self.inner.primary(reference, &what).await?;
+        let scope = endpoint.scope(Access::Push);
+        let blob = endpoint.url(&format!("blobs/{digest}"), &what)?;
+        let uploads = endpoint.url("blobs/uploads/", &what)?;
+        let host = self.inner.hosts.of(&endpoint);
         let patience =
             Patience::new(self.inner.read_budget + send::upload_time(bytes.len()), Persistence::Brief);
-        let _permit = host.enter(&what, &patience).await?;
+        let _permit = host.enter(&what, patience.left()).await?;
         let mut push = Push { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
         let mut tried = false;
         loop {
@@ -101,11 +107,13 @@ impl Registry {
                 digest.clone()
             }
         };
-        let (scope, url) = self.inner.push_address(reference, &format!("manifests/{name}"), &what)?;
-        let host = self.inner.host(reference);
+        let endpoint = self.inner.primary(reference, &what).await?;
+        let scope = endpoint.scope(Access::Push);
+        let url = endpoint.url(&format!("manifests/{name}"), &what)?;
+        let host = self.inner.hosts.of(&endpoint);
         let patience =
             Patience::new(self.inner.read_budget + send::upload_time(bytes.len()), Persistence::Brief);
-        let permit = host.enter(&what, &patience).await?;
+        let permit = host.enter(&what, patience.left()).await?;
         let mut push = Push { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
         if document.subject().is_none() && push.has_manifest(&url, selector, &digest).await? {
             return Ok(Pushed::WasThere);
@@ -134,7 +142,11 @@ impl Registry {
         let what = format!("list of referrers {tag} of {}", reference.repository());
         let mut writes = 0;
         loop {
-            let present = match self.manifest(reference, &selector).await {
+            // From the registry itself: a mirror may not know yet what was written to it.
+            let endpoint = self.inner.primary(reference, &what).await?;
+            let patience = Patience::new(self.inner.read_budget, Persistence::Brief);
+            let walk = Walk::new(&self.inner.hosts, vec![endpoint], patience, &what)?;
+            let present = match self.inner.manifest(walk, &selector, &what).await {
                 Ok(fetched) => Some(fetched),
                 Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => None,
                 Err(error) => return Err(error),
@@ -161,15 +173,27 @@ impl Registry {
 }
 
 impl Inner {
-    /// The URL of something in a repository that is to be written to.
-    fn push_address(
-        &self,
-        reference: &Reference,
-        place: &str,
-        what: &str,
-    ) -> Result<(Scope, Url), RegistryError> {
-        let (scope, url) = self.address(reference, place, what)?;
-        Ok((Scope { access: Access::Push, ..scope }, url))
+    /// The registry itself, which is what is written to. Where it is not known whether it speaks TLS, it is asked.
+    async fn primary(&self, reference: &Reference, what: &str) -> Result<Arc<Endpoint>, RegistryError> {
+        let mut ways = self.route(reference)?.primaries();
+        if let (1, Some(only)) = (ways.len(), ways.pop()) {
+            return Ok(only);
+        }
+        let patience = Patience::new(self.read_budget, Persistence::Brief);
+        let mut walk = Walk::new(&self.hosts, self.route(reference)?.primaries(), patience, what)?;
+        loop {
+            let endpoint = walk.next(what).await?;
+            let url = endpoint.url("manifests/latest", what)?;
+            let scope = endpoint.scope(Access::Pull);
+            let question = Question { scope: &scope, act: Act::Head, accept: MANIFESTS, range: None, what };
+            match walk.bounded(what, send::ask(&self.clients, &self.auth, &question, &url)).await {
+                // Any answer is one.
+                Ok(_) | Err(RegistryError::Denied { .. } | RegistryError::TokenDenied { .. }) => {
+                    return Ok(endpoint);
+                }
+                Err(error) => walk.failed(error).await?,
+            }
+        }
     }
 }
 
@@ -180,7 +204,7 @@ impl Push<'_> {
         mut attempt: impl AsyncFnMut() -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         loop {
-            match self.host.bounded(self.what, &self.patience, attempt()).await {
+            match self.host.bounded(self.what, self.patience.left(), attempt()).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => self.host.pause(&mut self.patience, error).await?,
             }
@@ -230,7 +254,7 @@ impl Push<'_> {
     async fn begin(&mut self, uploads: &Url, reference: &Reference) -> Result<Url, RegistryError> {
         loop {
             let attempt = self.try_begin(uploads, reference);
-            match self.host.bounded(self.what, &self.patience, attempt).await {
+            match self.host.bounded(self.what, self.patience.left(), attempt).await {
                 Ok(place) => return Ok(place),
                 Err(error) if is_unheard(&error) => self.host.pause(&mut self.patience, error).await?,
                 Err(error) => return Err(error),
@@ -268,7 +292,7 @@ impl Push<'_> {
         // The place may have a query of its own, which must come back as it was.
         place.query_pairs_mut().append_pair("digest", digest.as_str());
         let act = Act::Put { media_type: OCTETS, bytes };
-        self.host.bounded(self.what, &self.patience, self.put(&place, act, digest)).await.map(drop)
+        self.host.bounded(self.what, self.patience.left(), self.put(&place, act, digest)).await.map(drop)
     }
 
     async fn put_manifest(
@@ -280,7 +304,7 @@ impl Push<'_> {
     ) -> Result<Option<String>, RegistryError> {
         loop {
             let act = Act::Put { media_type, bytes };
-            match self.host.bounded(self.what, &self.patience, self.put(url, act, digest)).await {
+            match self.host.bounded(self.what, self.patience.left(), self.put(url, act, digest)).await {
                 Ok(subject) => return Ok(subject),
                 Err(error) => self.host.pause(&mut self.patience, error).await?,
             }

@@ -5,16 +5,19 @@
 //! there is one answer with two ways to it. Rules: distribution-spec 1.1, "Listing Referrers".
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use reqwest::{Response, Url};
 
 use super::RegistryError;
 use super::answer::{self, Body, refusal};
-use super::auth::origin;
+use super::auth::{Access, origin};
 use super::client::{Inner, Registry};
+use super::endpoint::Endpoint;
 use super::redact::host_of;
 use super::retry::{Patience, Persistence};
 use super::send::{self, Act, Question};
+use super::walk::Walk;
 use crate::oci::{
     Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, Reference, Selector, fallback_tag, is_of_kind,
     listed,
@@ -41,47 +44,103 @@ impl Registry {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        let mut entries = match self.asked_referrers(reference, subject, artifact_type).await? {
-            Some(entries) => entries,
-            None => self.tagged_referrers(reference, subject).await?,
-        };
-        let mut seen = HashSet::new();
-        entries.retain(|entry| is_of_kind(entry, artifact_type) && seen.insert(entry.digest.clone()));
-        Ok(entries)
+        let what = format!("referrers of {subject} in {}", reference.repository());
+        // What refers to an image changes as what a tag points at does, so it is told by the same hosts.
+        let endpoints = self.inner.route(reference)?.for_tags();
+        let last = endpoints.len().saturating_sub(1);
+        let mut told = false;
+        for (at, endpoint) in endpoints.into_iter().enumerate() {
+            if at < last && self.inner.hosts.of(&endpoint).is_failing() {
+                continue;
+            }
+            let place = Place { endpoint, is_last: at == last && !told, what: &what };
+            match self.inner.referrers_at(&place, reference, subject, artifact_type).await {
+                Ok(mut entries) => {
+                    let mut seen = HashSet::new();
+                    entries.retain(|entry| {
+                        is_of_kind(entry, artifact_type) && seen.insert(entry.digest.clone())
+                    });
+                    // A mirror that lists none may just not know them.
+                    if at == last || !entries.is_empty() {
+                        return Ok(entries);
+                    }
+                    told = true;
+                }
+                Err(error) if at < last => {
+                    tracing::debug!(%error, "asking the next host for referrers");
+                }
+                Err(error) if told => {
+                    tracing::debug!(%error, "only mirrors were asked for referrers");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// One host that is asked for a list.
+struct Place<'a> {
+    endpoint: Arc<Endpoint>,
+    /// Whether there is nobody else to ask.
+    is_last: bool,
+    /// The list, in errors.
+    what: &'a str,
+}
+
+impl Inner {
+    /// A walk that ends at one host.
+    fn walk_to(&self, place: &Place<'_>) -> Result<Walk, RegistryError> {
+        let patience = Patience::new(self.read_budget, Persistence::Brief);
+        let walk = Walk::new(&self.hosts, vec![place.endpoint.clone()], patience, place.what)?;
+        Ok(if place.is_last { walk } else { walk.once() })
+    }
+
+    /// The list of one host, in either way.
+    async fn referrers_at(
+        &self,
+        place: &Place<'_>,
+        reference: &Reference,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        match self.asked_referrers(place, subject, artifact_type).await? {
+            Some(entries) => Ok(entries),
+            None => self.tagged_referrers(place, reference, subject).await,
+        }
     }
 
     /// The answer of the API, all pages of it; `None` when there is no such API.
     async fn asked_referrers(
         &self,
-        reference: &Reference,
+        place: &Place<'_>,
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
-        let what = format!("referrers of {subject} in {}", reference.repository());
-        let (scope, mut url) = self.inner.address(reference, &format!("referrers/{subject}"), &what)?;
+        let what = place.what;
+        let scope = place.endpoint.scope(Access::Pull);
+        let mut url = place.endpoint.url(&format!("referrers/{subject}"), what)?;
         if let Some(kind) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", kind);
         }
-        let question =
-            Question { scope: &scope, act: Act::Get, accept: INDEX_TYPE, range: None, what: &what };
-        let host = self.inner.host(reference);
-        let mut patience = Patience::new(self.inner.read_budget, Persistence::Brief);
-        let _permit = host.enter(&what, &patience).await?;
+        let question = Question { scope: &scope, act: Act::Get, accept: INDEX_TYPE, range: None, what };
+        let mut walk = self.walk_to(place)?;
         let (mut entries, mut asked) = (Vec::new(), HashSet::new());
         loop {
             if !asked.insert(url.to_string()) || asked.len() > MAX_PAGES {
                 let reason = format!("a list that does not end after {} pages", asked.len().min(MAX_PAGES));
-                return Err(RegistryError::Protocol { host: host_of(&url), what, reason });
+                return Err(RegistryError::Protocol { host: host_of(&url), what: what.to_owned(), reason });
             }
             let page = loop {
-                match host.bounded(&what, &patience, self.inner.try_page(&question, &url)).await {
+                walk.next(what).await?;
+                match walk.bounded(what, self.try_page(&question, &url)).await {
                     Ok(page) => break page,
                     // A first page that is not there: a later one would be a list with a hole.
                     Err(error) if asked.len() == 1 && lacks_referrers(&error) => {
-                        tracing::debug!(host = reference.registry(), %subject, %error, "no list of referrers");
+                        tracing::debug!(host = place.endpoint.registry, %subject, %error, "no list of referrers");
                         return Ok(None);
                     }
-                    Err(error) => host.pause(&mut patience, error).await?,
+                    Err(error) => walk.failed(error).await?,
                 }
             };
             entries.extend(page.entries);
@@ -103,12 +162,13 @@ impl Registry {
     /// What the fallback tag lists; nothing when there is no such tag.
     async fn tagged_referrers(
         &self,
+        place: &Place<'_>,
         reference: &Reference,
         subject: &Digest,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let tag = fallback_tag(subject);
         let what = format!("list of referrers {tag} of {}", reference.repository());
-        match self.manifest(reference, &Selector::Tag(tag)).await {
+        match self.manifest(self.walk_to(place)?, &Selector::Tag(tag), &what).await {
             Ok(fetched) => listed(&fetched.bytes, fetched.content_type.as_deref()).map_err(|source| {
                 RegistryError::Document { host: reference.registry().to_owned(), what, source }
             }),
@@ -147,7 +207,8 @@ impl Inner {
             return Err(protocol(format!("content encoding {encoding}")));
         }
         let next = next_page(&reply.response, &reply.url).map_err(protocol)?;
-        if url.query().is_some() && answer::header(&reply.response, "oci-filters-applied").is_none() {
+        let filters = url.query_pairs().any(|(name, _)| name == "artifactType");
+        if filters && answer::header(&reply.response, "oci-filters-applied").is_none() {
             tracing::debug!(host, what, "registry does not filter referrers");
         }
         let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);

@@ -45,6 +45,11 @@ impl Patience {
         Self { started: Instant::now(), budget, persistence, failed: 0, counted: 0 }
     }
 
+    /// The same from now on.
+    pub(super) fn anew(&self) -> Self {
+        Self::new(self.budget, self.persistence)
+    }
+
     /// What is left of the budget.
     pub(super) fn left(&self) -> Duration {
         self.budget.saturating_sub(self.started.elapsed())

@@ -4,21 +4,27 @@
 //! be told apart: a credential goes to the registry's own scheme, host and port, https never turns into http, and nothing
 //! tells the next host where we came from.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RANGE,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RANGE,
 };
-use reqwest::{Client, RequestBuilder, Response, Url};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, RequestBuilder, Response, Url};
 
 use super::answer::{self, Body};
 use super::auth::{Auth, Scope, origin};
 use super::challenge::is_loopback;
+use super::endpoint::{Endpoint, Role, Tls, Verify};
+use super::names::Names;
 use super::redact::{Secret, ShownUrl, host_of};
+use super::walk::lock;
 use super::{Options, RegistryError};
 use crate::io::ByteRange;
+use crate::meter;
 
 /// How many redirects one request follows.
 const MAX_REDIRECTS: u32 = 5;
@@ -27,20 +33,29 @@ const FIRST_BYTE: u32 = 3;
 /// The slowest upload that is waited for, in bytes a second: half a megabit.
 const SLOWEST_UPLOAD: u64 = 64 * 1024;
 
+/// How long a connection to a mirror may take at most: the registry itself is waiting behind it.
+const MIRROR_CONNECT: Duration = Duration::from_secs(3);
+/// The largest file with certificates that is read, in bytes.
+const MAX_CERTIFICATES: u64 = 4 * 1024 * 1024;
+
 /// HTTP clients by what they need. They share nothing but options; each keeps its own connections.
 pub(super) struct Clients {
     user_agent: String,
     connect_timeout: Duration,
     stall: Duration,
-    /// For this machine: no proxy, no certificates.
-    local: Slot,
-    /// For plain http elsewhere: no certificates, so that it works on a machine that has none.
-    plain: Slot,
-    /// For https.
-    secure: Slot,
+    /// Made when they are first needed.
+    made: Mutex<HashMap<Kind, Client>>,
 }
 
-type Slot = OnceLock<Result<Client, Arc<reqwest::Error>>>;
+/// What a client has to be like.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    /// The certificates; none for plain http, so that it works on a machine that has none.
+    tls: Option<Tls>,
+    /// For this machine, where no proxy is between.
+    local: bool,
+    connect_timeout: Duration,
+}
 
 /// How parameters go to a token server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +77,13 @@ impl Clients {
             user_agent: options.user_agent.clone(),
             connect_timeout: options.connect_timeout,
             stall: options.stall_timeout,
-            local: Slot::new(),
-            plain: Slot::new(),
-            secure: Slot::new(),
+            made: Mutex::default(),
         }
+    }
+
+    /// Reads certificates anew, and opens new connections.
+    pub(super) fn forget(&self) {
+        lock(&self.made).clear();
     }
 
     /// How long nothing may arrive.
@@ -73,25 +91,38 @@ impl Clients {
         self.stall
     }
 
-    fn of(&self, url: &Url) -> Result<&Client, RegistryError> {
-        let builder = || {
-            Client::builder()
-                .user_agent(&self.user_agent)
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .connect_timeout(self.connect_timeout)
-                // A connection whose peer went away in silence must not be used for the next try.
-                .http2_keep_alive_interval(self.stall)
-                .http2_keep_alive_timeout(self.stall)
+    /// The client for a request to `url`, where `endpoint` is or where it sent us. Files with certificates are read here, when
+    /// they are first needed: they are few and small.
+    fn of(&self, endpoint: &Endpoint, url: &Url) -> Result<Client, RegistryError> {
+        let connect_timeout = match endpoint.role {
+            Role::Primary => self.connect_timeout,
+            Role::Mirror => self.connect_timeout.min(MIRROR_CONNECT),
         };
-        let client = if url.scheme() == "https" {
-            self.secure.get_or_init(|| builder().build().map_err(Arc::new))
-        } else if is_loopback(url) {
-            self.local.get_or_init(|| builder().no_proxy().tls_certs_only([]).build().map_err(Arc::new))
-        } else {
-            self.plain.get_or_init(|| builder().tls_certs_only([]).build().map_err(Arc::new))
+        let tls = (url.scheme() == "https").then(|| endpoint.tls_for(url));
+        let kind = Kind { tls, local: is_loopback(url), connect_timeout };
+        let mut made = lock(&self.made);
+        if let Some(client) = made.get(&kind) {
+            return Ok(client.clone());
+        }
+        let mut builder = Client::builder()
+            .user_agent(&self.user_agent)
+            .dns_resolver(Arc::new(Names))
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(connect_timeout)
+            // A connection whose peer went away in silence must not be used for the next try.
+            .http2_keep_alive_interval(self.stall)
+            .http2_keep_alive_timeout(self.stall);
+        if kind.local {
+            builder = builder.no_proxy();
+        }
+        builder = match &kind.tls {
+            Some(tls) => with_certificates(builder, tls)?,
+            None => builder.tls_certs_only([]),
         };
-        client.as_ref().map_err(|error| RegistryError::Setup { source: error.clone() })
+        let client = builder.build().map_err(|error| RegistryError::Setup { source: Arc::new(error) })?;
+        made.insert(kind, client.clone());
+        Ok(client)
     }
 
     /// Sends one request and waits for the head of its answer.
@@ -111,7 +142,10 @@ impl Clients {
         what: &str,
         waited: Duration,
     ) -> Result<Response, RegistryError> {
-        match tokio::time::timeout(waited, request.send()).await {
+        let answered = tokio::time::timeout(waited, request.send()).await;
+        let status = answered.as_ref().ok().and_then(|sent| sent.as_ref().ok()).map(Response::status);
+        meter::REQUESTS.note(status.map(|status| status.as_u16()));
+        match answered {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(broken(host, what, error)),
             Err(_) => Err(RegistryError::Stalled { host: host.to_owned(), what: what.to_owned(), waited }),
@@ -121,13 +155,14 @@ impl Clients {
     /// A token request. Redirects are not followed: the answer to one is an answer with a wrong status.
     pub(super) async fn token(
         &self,
+        endpoint: &Endpoint,
         realm: &Url,
         form: Form,
         pairs: &[(&str, &str)],
         authorization: Option<&Secret>,
         what: &str,
     ) -> Result<Response, RegistryError> {
-        let client = self.of(realm)?;
+        let client = self.of(endpoint, realm)?;
         let mut url = realm.clone();
         let mut request = match form {
             Form::Get => {
@@ -250,7 +285,7 @@ pub(super) async fn ask(
     start: &Url,
 ) -> Result<Reply, RegistryError> {
     let Question { scope, what, .. } = *question;
-    let home = origin(&scope.home);
+    let home = scope.endpoint.origin();
     let (mut url, mut redirects) = (start.clone(), 0);
     let mut authorization = auth.known(scope, &url).await?;
     let mut renewed = false;
@@ -258,9 +293,12 @@ pub(super) async fn ask(
         let host = host_of(&url);
         let mut request = question
             .act
-            .request(clients.of(&url)?, url.clone())
+            .request(&clients.of(&scope.endpoint, &url)?, url.clone())
             .header(ACCEPT, question.accept)
             .header(ACCEPT_ENCODING, "identity");
+        if origin(&url) == home {
+            request = request.headers(configured(&scope.endpoint.headers, authorization.is_some()));
+        }
         if let Some(range) = question.range {
             request = request.header(RANGE, format!("bytes={range}"));
         }
@@ -281,7 +319,7 @@ pub(super) async fn ask(
             }
             redirects += 1;
             if redirects > MAX_REDIRECTS {
-                return Err(protocol(format!("more than {MAX_REDIRECTS} redirects")));
+                return Err(RegistryError::Redirects { host, what: what.to_owned(), most: MAX_REDIRECTS });
             }
             let next = answer::header(&response, "location").ok_or("a redirect to nowhere".to_owned());
             let next = next.and_then(|location| follow(&url, location)).map_err(protocol)?;
@@ -310,6 +348,59 @@ pub(super) async fn ask(
         let authenticated = authorization.is_some_and(|known| known.authenticated);
         return Ok(Reply { response, url, at_home, redirected: redirects > 0, authenticated });
     }
+}
+
+/// A client that trusts and shows what `tls` says, beside what the system trusts.
+fn with_certificates(builder: ClientBuilder, tls: &Tls) -> Result<ClientBuilder, RegistryError> {
+    let mut authorities = Vec::new();
+    for file in &tls.authorities {
+        let found = Certificate::from_pem_bundle(&certificates(file)?);
+        let found = found.ok().filter(|found| !found.is_empty());
+        authorities.extend(found.ok_or_else(|| unusable(file, "it holds no certificate in PEM"))?);
+    }
+    let mut builder = if authorities.is_empty() { builder } else { builder.tls_certs_merge(authorities) };
+    // The protocol lets a client show one: the first, as the others would never be asked for.
+    if let Some((certificate, key)) = tls.pairs.first() {
+        let mut pem = key.as_deref().map(certificates).transpose()?.unwrap_or_default();
+        pem.push(b'\n');
+        pem.extend(certificates(certificate)?);
+        let identity = Identity::from_pem(&pem);
+        builder = builder.identity(
+            identity.map_err(|_| unusable(certificate, "it makes no certificate with a key, in PEM"))?,
+        );
+    }
+    Ok(match tls.verify {
+        Verify::Certificate => builder,
+        Verify::Nothing => builder.tls_danger_accept_invalid_certs(true),
+    })
+}
+
+fn certificates(file: &Path) -> Result<Vec<u8>, RegistryError> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).map_err(|error| unusable(file, error))?;
+    opened.take(MAX_CERTIFICATES + 1).read_to_end(&mut bytes).map_err(|error| unusable(file, error))?;
+    if bytes.len() as u64 > MAX_CERTIFICATES {
+        return Err(unusable(file, format!("it has more than {MAX_CERTIFICATES} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn unusable(file: &Path, reason: impl std::fmt::Display) -> RegistryError {
+    RegistryError::Config { place: file.display().to_string(), reason: reason.to_string() }
+}
+
+/// The headers that the configuration wants at a host. Those that decide what is asked for are ours, and a login that the host
+/// asked for is better than one that was written down.
+fn configured(headers: &HeaderMap, logged_in: bool) -> HeaderMap {
+    let mut headers = headers.clone();
+    for ours in [ACCEPT, ACCEPT_ENCODING, RANGE, HOST, CONTENT_LENGTH, CONTENT_TYPE] {
+        headers.remove(ours);
+    }
+    if logged_in {
+        headers.remove(AUTHORIZATION);
+    }
+    headers
 }
 
 /// Where a redirect (or the place of an upload) leads, when it may be followed.

@@ -225,6 +225,14 @@ impl Source for LayoutSource {
         Box::pin(async move { self.read(&self.by_digest(digest)?) })
     }
 
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+        Box::pin(async move {
+            let entries = self.index()?.manifests;
+            let found = entries.iter().find(|entry| names(entry).iter().any(|name| name == tag));
+            found.map(|entry| self.read(entry)).transpose()
+        })
+    }
+
     fn referrers<'a>(
         &'a self,
         subject: &'a Digest,

@@ -42,6 +42,9 @@ pub trait Source: Send + Sync + 'static {
     /// A manifest or index by digest alone, for what names a document without its size. The bytes hash to `digest`.
     fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>>;
 
+    /// What a tag of this place names now, for what is kept under a tag of its own; `None` when there is no such tag.
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>>;
+
     /// The manifests here that say they are about `subject`, those of one artifact type or all, each once; none is no error.
     ///
     /// This is a claim of the place: the subject of a listed manifest counts only when its own bytes were read. An error says

@@ -31,6 +31,10 @@ impl Source for OfflineSource {
         Box::pin(async move { Err(SourceError::Offline { what: digest.to_string() }) })
     }
 
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+        Box::pin(async move { Err(SourceError::Offline { what: format!("tag {tag} of {}", self.location) }) })
+    }
+
     /// An error and not an empty list: that there are none is not known.
     fn referrers<'a>(
         &'a self,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::io::{BoxFuture, Fetch};
+use crate::io::{BoxFuture, Fault, Fetch};
 use crate::oci::{Descriptor, Digest, Reference, Selector};
 use crate::registry::Registry;
 
@@ -44,6 +44,16 @@ impl Source for RegistrySource {
     fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
         // The registry client compares what comes with the digest it was asked by.
         Box::pin(async move { self.get(&Selector::Digest(digest.clone())).await })
+    }
+
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+        Box::pin(async move {
+            match self.get(&Selector::Tag(tag.to_owned())).await {
+                Ok(root) => Ok(Some(root)),
+                Err(error) if error.fault() == Fault::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
     }
 
     fn referrers<'a>(

@@ -44,7 +44,8 @@ async fn redirects_end_after_five() {
     let error = scene.read(0, 1000).await.unwrap_err();
     assert_eq!(error.fault(), Fault::Misbehaved);
     assert!(error.chain().contains("more than 5 redirects"), "{}", error.chain());
-    assert_eq!(scene.server.blob_requests().len() % 6, 0);
+    // Walking the same chain again would not make it shorter.
+    assert_eq!(scene.server.blob_requests().len(), 6);
 }
 
 #[tokio::test]

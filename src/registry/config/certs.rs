@@ -1,0 +1,48 @@
+//! Certificates by host: the `certs.d` of containers and of docker.
+//!
+//! The files are named here and read when a connection needs them. The idea: the first directory that has the host decides, and
+//! a file's ending says what it is: `NAME.crt` an authority, `NAME.cert` with `NAME.key` what we show.
+
+use std::path::{Path, PathBuf};
+
+use super::broken;
+use crate::registry::RegistryError;
+use crate::registry::endpoint::{Tls, Verify};
+
+/// The most files of one kind: a directory of a host holds a handful.
+const MAX_FILES: usize = 256;
+
+/// The directory of `host` (with its port, as a reference has it) below the first of `roots` that has one.
+pub(super) fn directory_of(roots: &[PathBuf], host: &str) -> Option<PathBuf> {
+    // A host comes out of a reference: it has no slash, and no dots alone.
+    roots.iter().map(|root| root.join(host)).find(|dir| dir.is_dir())
+}
+
+/// What a directory holds, in the order of the names.
+pub(super) fn of_directory(dir: &Path) -> Result<Tls, RegistryError> {
+    let entries = std::fs::read_dir(dir).map_err(|error| broken(dir, error))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        files.push(entry.map_err(|error| broken(dir, error))?.path());
+    }
+    files.sort();
+    let with = |ending: &str| -> Vec<PathBuf> {
+        files.iter().filter(|file| file.extension().is_some_and(|it| it == ending)).cloned().collect()
+    };
+    let (authorities, certificates, keys) = (with("crt"), with("cert"), with("key"));
+    if authorities.len().max(certificates.len()) > MAX_FILES {
+        return Err(broken(dir, format!("it holds more than {MAX_FILES} certificates")));
+    }
+    let mut pairs = Vec::new();
+    for certificate in certificates {
+        let key = certificate.with_extension("key");
+        if !keys.contains(&key) {
+            return Err(broken(&certificate, format!("its key {} is missing", key.display())));
+        }
+        pairs.push((certificate, Some(key)));
+    }
+    if let Some(key) = keys.iter().find(|key| !files.contains(&key.with_extension("cert"))) {
+        return Err(broken(key, "its certificate is missing, which ends in .cert"));
+    }
+    Ok(Tls { authorities, pairs, verify: Verify::Certificate })
+}

@@ -1,0 +1,54 @@
+//! Reading a file of the configuration: its bytes with a limit, and the line that an error is about.
+//!
+//! An error never quotes the file, which may hold headers that log in. The idea: what a parser says by an offset, people find by
+//! a line.
+
+use std::io::{ErrorKind, Read as _};
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use super::broken;
+use crate::registry::RegistryError;
+
+/// The largest file that is read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// The text of a file, or `None` when it is not there.
+pub(super) fn read(path: &Path) -> Result<Option<String>, RegistryError> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(broken(path, error)),
+    };
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| broken(path, error))?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(broken(path, format!("it has more than {MAX_FILE} bytes")));
+    }
+    Ok(Some(text))
+}
+
+/// The file as TOML of this form; keys that it does not have are passed over.
+pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, RegistryError> {
+    toml::from_str(text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start);
+        // One line, without the excerpt of the file that the error would show.
+        let reason = error.message().lines().next().unwrap_or("not valid").to_owned();
+        at(path, text, offset, reason)
+    })
+}
+
+/// An error about what is at `offset`.
+pub(super) fn at(path: &Path, text: &str, offset: usize, reason: impl Into<String>) -> RegistryError {
+    RegistryError::Config { place: place(path, text, offset), reason: reason.into() }
+}
+
+/// `FILE line N`.
+pub(super) fn place(path: &Path, text: &str, offset: usize) -> String {
+    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    format!("{} line {line}", path.display())
+}

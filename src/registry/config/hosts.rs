@@ -1,0 +1,210 @@
+//! containerd's `hosts.toml`: who has copies of a registry, and how each is spoken to.
+//!
+//! The idea: one directory for each registry, or `_default` for all others; in it the hosts in the order of the file, and the
+//! file's own `server` after them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::certs;
+use super::file::{at, parse, read};
+use crate::oci::Reference;
+use crate::registry::RegistryError;
+use crate::registry::endpoint::{Serves, Tls, Verify};
+
+/// The most hosts of one file.
+const MAX_HOSTS: usize = 64;
+
+/// One directory.
+#[derive(Debug)]
+pub(super) struct HostsFile {
+    /// In the order of asking.
+    pub(super) hosts: Vec<HostEntry>,
+    /// The registry itself.
+    pub(super) server: HostEntry,
+}
+
+/// One host of a file.
+#[derive(Debug)]
+pub(super) struct HostEntry {
+    /// The root of its API, usually ending in `/v2`; none for the registry's own address.
+    pub(super) url: Option<Url>,
+    pub(super) serves: Serves,
+    pub(super) tls: Tls,
+    /// Sent with every request to it.
+    pub(super) headers: HeaderMap,
+}
+
+/// A file as it is written: the fields of `Written` for the server, and a table for each host.
+#[derive(Deserialize)]
+struct WrittenFile {
+    server: Option<Spanned<String>>,
+    #[serde(default)]
+    host: BTreeMap<Spanned<String>, Written>,
+    #[serde(flatten)]
+    own: Written,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Written {
+    capabilities: Option<Vec<String>>,
+    ca: Option<OneOrMany>,
+    client: Option<Pairs>,
+    skip_verify: bool,
+    /// Of any type, because an error would quote it.
+    header: Option<toml::Value>,
+    override_path: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Pairs {
+    /// A file with both.
+    One(String),
+    Many(Vec<OneOrMany>),
+}
+
+/// What `root` says about the registry of `reference`; `None` when it has no directory for it.
+pub(super) fn find(root: &Path, reference: &Reference) -> Result<Option<HostsFile>, RegistryError> {
+    let host = reference.registry();
+    // Colons are not for every file system, so containerd takes both forms.
+    let with_port = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
+    let names = with_port.as_deref().into_iter().chain([host, "_default"]);
+    let Some(dir) = names.map(|name| root.join(name)).find(|dir| dir.is_dir()) else { return Ok(None) };
+    let path = dir.join("hosts.toml");
+    match read(&path)?.filter(|text| !text.trim().is_empty()) {
+        Some(text) => of_text(&path, &text).map(Some),
+        None => {
+            let tls = certs::of_directory(&dir)?;
+            let server = HostEntry { url: None, serves: Serves::ALL, tls, headers: HeaderMap::new() };
+            Ok(Some(HostsFile { hosts: Vec::new(), server }))
+        }
+    }
+}
+
+/// A file of this text, its relative paths beside it.
+pub(super) fn of_text(path: &Path, text: &str) -> Result<HostsFile, RegistryError> {
+    let written: WrittenFile = parse(path, text)?;
+    let dir = path.parent().unwrap_or(path);
+    if written.host.len() > MAX_HOSTS {
+        return Err(at(path, text, 0, format!("it names more than {MAX_HOSTS} hosts")));
+    }
+    let mut hosts = Vec::new();
+    for (name, host) in written.host {
+        let offset = name.span().start;
+        let host =
+            host.checked(Some(name.get_ref()), dir).map_err(|reason| at(path, text, offset, reason))?;
+        hosts.push((offset, host));
+    }
+    hosts.sort_by_key(|(offset, _)| *offset);
+    let offset = written.server.as_ref().map_or(0, |server| server.span().start);
+    let name =
+        written.server.as_ref().map(|server| server.get_ref().as_str()).filter(|name| !name.is_empty());
+    let server = written.own.checked(name, dir).map_err(|reason| at(path, text, offset, reason))?;
+    Ok(HostsFile { hosts: hosts.into_iter().map(|(_, host)| host).collect(), server })
+}
+
+impl Written {
+    fn checked(self, name: Option<&str>, dir: &Path) -> Result<HostEntry, String> {
+        let url = name.map(|name| address(name, self.override_path)).transpose()?;
+        let serves = match &self.capabilities {
+            None => Serves::ALL,
+            Some(listed) if listed.is_empty() => Serves::ALL,
+            Some(listed) => {
+                let mut serves = Serves { tags: false, digests: false };
+                for capability in listed {
+                    match capability.to_ascii_lowercase().as_str() {
+                        "pull" => serves.digests = true,
+                        "resolve" => serves.tags = true,
+                        // What is pushed goes to the registry itself.
+                        "push" => {}
+                        _ => return Err(format!("capability {capability:?} is not pull, resolve or push")),
+                    }
+                }
+                serves
+            }
+        };
+        let file = |name: String| dir.join(name);
+        let authorities = match self.ca {
+            None => Vec::new(),
+            Some(OneOrMany::One(name)) => vec![file(name)],
+            Some(OneOrMany::Many(names)) => names.into_iter().map(file).collect(),
+        };
+        let pairs = match self.client {
+            None => Vec::new(),
+            Some(Pairs::One(name)) => vec![(file(name), None)],
+            Some(Pairs::Many(pairs)) => {
+                pairs.into_iter().map(|pair| pair.pair(dir)).collect::<Result<_, _>>()?
+            }
+        };
+        let verify = if self.skip_verify { Verify::Nothing } else { Verify::Certificate };
+        let headers = self.header.as_ref().map(headers).transpose()?.unwrap_or_default();
+        Ok(HostEntry { url, serves, tls: Tls { authorities, pairs, verify }, headers })
+    }
+}
+
+impl OneOrMany {
+    fn pair(self, dir: &Path) -> Result<(PathBuf, Option<PathBuf>), String> {
+        match self {
+            OneOrMany::One(both) => Ok((dir.join(both), None)),
+            OneOrMany::Many(files) => match files.as_slice() {
+                [certificate, key] => Ok((dir.join(certificate), Some(dir.join(key)))),
+                _ => Err(format!("a client pair is a certificate and a key, not {} files", files.len())),
+            },
+        }
+    }
+}
+
+/// The root of the API at a host: with `/v2` at its end, unless the file says that its path is the root.
+fn address(name: &str, is_root: bool) -> Result<Url, String> {
+    let text = if name.contains("://") { name.to_owned() } else { format!("https://{name}") };
+    let mut url: Url = text.parse().map_err(|_| "a host is not a URL".to_owned())?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err("a host is not a URL of http or https".into());
+    }
+    if !url.username().is_empty()
+        || url.password().is_some()
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
+        return Err("the URL of a host has more than a host and a path".into());
+    }
+    let path = url.path().trim_end_matches('/').to_owned();
+    let path = if is_root || path.ends_with("/v2") { path } else { format!("{path}/v2") };
+    url.set_path(&path);
+    Ok(url)
+}
+
+/// A table of headers. Their values may log in, so no error quotes them.
+fn headers(written: &toml::Value) -> Result<HeaderMap, String> {
+    let table = written.as_table().ok_or("header is not a table")?;
+    let mut headers = HeaderMap::new();
+    for (name, value) in table {
+        let parsed: HeaderName = name.parse().map_err(|_| format!("{name:?} is not the name of a header"))?;
+        let values = match value {
+            toml::Value::Array(values) => values.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for value in values {
+            let text = value.as_str().ok_or_else(|| format!("header {name:?} is not text"))?;
+            let mut value: HeaderValue =
+                text.parse().map_err(|_| format!("header {name:?} has a value that no header can have"))?;
+            value.set_sensitive(true);
+            headers.append(parsed.clone(), value);
+        }
+    }
+    Ok(headers)
+}

@@ -1,0 +1,274 @@
+//! What is configured on this machine about registries, in the files that its other container tools read.
+//!
+//! No request is made here, and no file is written. The idea: every form of configuration, whoever invented it, ends in the same
+//! thing, the route of a repository. Formats: containers-registries.conf(5), containers-registries.conf.d(5),
+//! containers-certs.d(5), docker's `certs.d`, and the hosts.toml of containerd.
+
+mod certs;
+mod file;
+mod hosts;
+mod registries;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use reqwest::Url;
+use reqwest::header::HeaderMap;
+
+use super::RegistryError;
+use super::challenge::is_loopback;
+use super::endpoint::{Endpoint, Role, Route, Serves, Tls, Verify};
+use super::redact::{host_of, sanitised};
+use crate::oci::{OciError, Reference};
+
+use hosts::HostsFile;
+use registries::{Entry, Registries};
+
+/// Where the configuration of this machine lies. A place that is missing is no error, unless somebody named it.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// The `registries.conf` that is read instead of all others.
+    pub registries: Option<PathBuf>,
+    /// The directory with the user's own `registries.conf`, `registries.conf.d` and `certs.d`.
+    pub user: Option<PathBuf>,
+    /// The directory with those of the system.
+    pub system: Option<PathBuf>,
+    /// The directory with docker's `certs.d`.
+    pub docker: Option<PathBuf>,
+    /// A directory that holds `HOST/hosts.toml`.
+    pub hosts: Option<PathBuf>,
+}
+
+impl Places {
+    /// The places that this process's environment names.
+    pub fn of_environment() -> Self {
+        let path = |name: &str| {
+            let path = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)?;
+            // A process that leaves its directory still means the same file.
+            Some(std::path::absolute(&path).unwrap_or(path))
+        };
+        let home = path("HOME").map(|home| home.join(".config"));
+        Self {
+            registries: path("CONTAINERS_REGISTRIES_CONF"),
+            user: path("XDG_CONFIG_HOME").or(home).map(|config| config.join("containers")),
+            system: Some("/etc/containers".into()),
+            docker: Some("/etc/docker".into()),
+            hosts: None,
+        }
+    }
+}
+
+/// What the command line says about connections.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Given {
+    pub(super) plain_http: bool,
+    pub(super) tls_verify: Option<bool>,
+    pub(super) cert_dir: Option<PathBuf>,
+    pub(super) ca_file: Option<PathBuf>,
+}
+
+impl Given {
+    fn trusts_everybody(&self) -> bool {
+        self.tls_verify == Some(false)
+    }
+
+    /// Whether somebody wants TLS even from this machine.
+    fn wants_tls(&self) -> bool {
+        self.tls_verify == Some(true) || self.cert_dir.is_some() || self.ca_file.is_some()
+    }
+}
+
+/// All of it, as it was when it was read.
+#[derive(Debug)]
+pub(super) struct Config {
+    given: Given,
+    registries: Registries,
+    /// Directories that hold `HOST:PORT/`, the first that has a host counts.
+    certs: Vec<PathBuf>,
+    hosts: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads what is there. Directories of hosts are read when a host is asked for.
+    pub(super) fn load(places: &Places, given: Given) -> Result<Self, RegistryError> {
+        let hosts = places.hosts.clone();
+        if let Some(dir) = hosts.as_ref().filter(|dir| !dir.is_dir()) {
+            return Err(broken(dir, "it is not a directory"));
+        }
+        let in_it = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("certs.d"));
+        let certs = [&places.user, &places.system, &places.docker];
+        Ok(Self {
+            given,
+            registries: Registries::load(places)?,
+            certs: certs.into_iter().filter_map(in_it).collect(),
+            hosts,
+        })
+    }
+
+    /// The full name for a reference that was written without a host.
+    pub(super) fn expand(&self, reference: &Reference) -> Result<Reference, RegistryError> {
+        self.registries.expand(reference)
+    }
+
+    /// Who is asked for the repository of `reference`, and how.
+    pub(super) fn route(&self, reference: &Reference) -> Result<Route, RegistryError> {
+        let endpoints = match &self.hosts {
+            Some(dir) => match hosts::find(dir, reference)? {
+                Some(file) => self.by_hosts(&file, reference)?,
+                None => self.by_registries(reference)?,
+            },
+            None => self.by_registries(reference)?,
+        };
+        Ok(Route { endpoints: endpoints.into_iter().map(Arc::new).collect() })
+    }
+
+    fn by_registries(&self, reference: &Reference) -> Result<Vec<Endpoint>, RegistryError> {
+        let Some(entry) = self.registries.entry(reference) else {
+            return self.ways(reference, Role::Primary, Serves::ALL, &Tls::default());
+        };
+        if entry.blocked {
+            let name = format!("{}/{}", reference.registry(), reference.repository());
+            return Err(RegistryError::Blocked { name, place: entry.place.clone() });
+        }
+        let tls = |insecure| {
+            let verify = if insecure { Verify::Nothing } else { Verify::Certificate };
+            Tls { verify, ..Tls::default() }
+        };
+        let rewritten = |location: &str| rewritten(entry, location, reference);
+        let mut endpoints = Vec::new();
+        for mirror in &entry.mirrors {
+            let there = rewritten(&mirror.location)?;
+            endpoints.extend(self.ways(&there, Role::Mirror, mirror.serves, &tls(mirror.insecure))?);
+        }
+        let there = match &entry.location {
+            Some(location) => rewritten(location)?,
+            None => reference.clone(),
+        };
+        endpoints.extend(self.ways(&there, Role::Primary, Serves::ALL, &tls(entry.insecure))?);
+        Ok(endpoints)
+    }
+
+    /// The ways to speak to the host of `there`: one, or two for a host of which it is not known whether it speaks TLS.
+    fn ways(
+        &self,
+        there: &Reference,
+        role: Role,
+        serves: Serves,
+        configured: &Tls,
+    ) -> Result<Vec<Endpoint>, RegistryError> {
+        let (tls, has_certs) = self.tls(there.registry(), role, configured)?;
+        let endpoint = |scheme: &str, tls: &Tls| {
+            let text = format!("{scheme}://{}/v2/{}/", there.host(), there.repository());
+            self.endpoint(&text, there, role, serves, tls)
+        };
+        let plain = endpoint("http", &Tls::default())?;
+        let local = is_loopback(&plain.root);
+        if self.given.plain_http || (local && !has_certs && !self.given.wants_tls()) {
+            return Ok(vec![plain]);
+        }
+        let secure = endpoint("https", &tls)?;
+        Ok(match tls.verify {
+            Verify::Certificate => vec![secure],
+            Verify::Nothing => vec![secure, plain],
+        })
+    }
+
+    fn by_hosts(&self, file: &HostsFile, reference: &Reference) -> Result<Vec<Endpoint>, RegistryError> {
+        let mut endpoints = Vec::new();
+        let mirrors = file.hosts.iter().map(|host| (host, Role::Mirror));
+        for (host, role) in mirrors.chain([(&file.server, Role::Primary)]) {
+            let Some(url) = &host.url else {
+                // The registry's own address, with what the file says about it.
+                for mut way in self.ways(reference, role, host.serves, &host.tls)? {
+                    way.headers = host.headers.clone();
+                    endpoints.push(way);
+                }
+                continue;
+            };
+            let authority = host_of(url);
+            let (tls, _) = self.tls(&authority, role, &host.tls)?;
+            let text = format!("{}/{}/", url.as_str().trim_end_matches('/'), reference.repository());
+            let mut endpoint = self.endpoint(&text, reference, role, host.serves, &tls)?;
+            if authority != reference.registry() && authority != reference.host() {
+                endpoint.namespace = Some(reference.registry().to_owned());
+            }
+            endpoint.registry = authority;
+            endpoint.headers = host.headers.clone();
+            endpoints.push(endpoint);
+        }
+        Ok(endpoints)
+    }
+
+    fn endpoint(
+        &self,
+        root: &str,
+        there: &Reference,
+        role: Role,
+        serves: Serves,
+        tls: &Tls,
+    ) -> Result<Endpoint, RegistryError> {
+        let bad = |reason: String| RegistryError::Address {
+            host: sanitised(there.registry()),
+            what: format!("repository {}", there.repository()),
+            reason,
+        };
+        let root = root.parse::<Url>().map_err(|error| bad(error.to_string()))?;
+        if !root.username().is_empty() || root.password().is_some() || root.query().is_some() {
+            return Err(bad("it has a user or a query".into()));
+        }
+        Ok(Endpoint {
+            registry: there.registry().to_owned(),
+            repository: there.repository().to_owned(),
+            root,
+            namespace: None,
+            tls: tls.clone(),
+            headers: HeaderMap::new(),
+            role,
+            serves,
+            trusts_everybody: self.given.trusts_everybody(),
+        })
+    }
+
+    /// The certificates for a host beside the configured ones, and whether there are any.
+    fn tls(&self, host: &str, role: Role, configured: &Tls) -> Result<(Tls, bool), RegistryError> {
+        let dir = match &self.given.cert_dir {
+            Some(dir) => Some(dir.clone()),
+            None => certs::directory_of(&self.certs, host),
+        };
+        let mut found = dir.as_deref().map(certs::of_directory).transpose()?.unwrap_or_default();
+        if role == Role::Mirror && self.given.cert_dir.is_some() {
+            // Who we are is for the registry that the user named, not for whoever has copies of it.
+            found.pairs.clear();
+        }
+        let mut tls = configured.clone();
+        let has_certs = dir.is_some() || tls != Tls { verify: tls.verify, ..Tls::default() };
+        tls.authorities.extend(found.authorities);
+        tls.authorities.extend(self.given.ca_file.clone());
+        tls.pairs.extend(found.pairs);
+        tls.verify = match self.given.tls_verify {
+            Some(false) => Verify::Nothing,
+            Some(true) => Verify::Certificate,
+            None => tls.verify,
+        };
+        Ok((tls, has_certs))
+    }
+}
+
+/// `reference` at `location`, which stands for the entry's prefix.
+fn rewritten(entry: &Entry, location: &str, reference: &Reference) -> Result<Reference, RegistryError> {
+    let rest = entry.rest(reference).unwrap_or_default();
+    let name = format!("{location}{rest}");
+    let (host, repository) = name.split_once('/').unwrap_or((&name, ""));
+    reference.elsewhere(host, repository).map_err(|error: OciError| RegistryError::Config {
+        place: entry.place.clone(),
+        reason: format!("location {location:?} makes no name of {reference}: {error}"),
+    })
+}
+
+/// An error of a whole file or directory.
+fn broken(path: &Path, reason: impl std::fmt::Display) -> RegistryError {
+    RegistryError::Config { place: path.display().to_string(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

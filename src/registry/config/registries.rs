@@ -1,0 +1,281 @@
+//! `registries.conf`, version 2: mirrors, other places, insecure and blocked registries, and short names.
+//!
+//! The idea: files are laid over each other in their order, an entry of a later file replacing the one with the same prefix, and
+//! the entry with the longest prefix of a name counts, alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use toml::Spanned;
+
+use super::file::{at, parse, place, read};
+use super::{Places, broken};
+use crate::oci::Reference;
+use crate::registry::RegistryError;
+use crate::registry::endpoint::Serves;
+
+/// The most drop-in files of a directory.
+const MAX_FILES: usize = 1024;
+
+/// All files, laid over each other.
+#[derive(Debug, Default)]
+pub(super) struct Registries {
+    entries: Vec<Entry>,
+    /// Short name to full name; an empty one takes an alias away.
+    aliases: BTreeMap<String, Alias>,
+    /// Registries to look for short names in.
+    search: Option<Vec<String>>,
+}
+
+/// What is said about the names with one prefix.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// `host[:port][/path]`, or `*.domain`.
+    prefix: String,
+    /// What stands for the prefix in the name at the registry itself.
+    pub(super) location: Option<String>,
+    pub(super) insecure: bool,
+    pub(super) blocked: bool,
+    /// In the order of asking.
+    pub(super) mirrors: Vec<Mirror>,
+    /// The file and line, for people.
+    pub(super) place: String,
+}
+
+/// Somebody who has copies.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    /// What stands for the prefix there.
+    pub(super) location: String,
+    pub(super) insecure: bool,
+    pub(super) serves: Serves,
+}
+
+#[derive(Debug)]
+struct Alias {
+    name: String,
+    place: String,
+}
+
+/// One file as it is written.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct Written {
+    unqualified_search_registries: Option<Vec<String>>,
+    registry: Vec<Spanned<WrittenEntry>>,
+    aliases: BTreeMap<String, Spanned<String>>,
+    /// The mark of version 1.
+    registries: Option<IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct WrittenEntry {
+    prefix: Option<String>,
+    location: Option<String>,
+    insecure: bool,
+    blocked: bool,
+    mirror_by_digest_only: bool,
+    mirror: Vec<WrittenMirror>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct WrittenMirror {
+    location: String,
+    insecure: bool,
+    pull_from_mirror: Option<String>,
+}
+
+impl Registries {
+    /// Reads the user's files, or the system's when the user has none of the name.
+    pub(super) fn load(places: &Places) -> Result<Self, RegistryError> {
+        let main = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("registries.conf"));
+        let drop_ins = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("registries.conf.d"));
+        let mut all = Self::default();
+        let mut dirs = vec![drop_ins(&places.system), drop_ins(&places.user)];
+        if let Some(named) = &places.registries {
+            let text = read(named)?.ok_or_else(|| broken(named, "there is no such file"))?;
+            all.add(named, &text)?;
+        } else if let Some((user, text)) = present(main(&places.user))? {
+            all.add(&user, &text)?;
+            dirs.remove(0);
+        } else if let Some((system, text)) = present(main(&places.system))? {
+            all.add(&system, &text)?;
+        }
+        for dir in dirs.into_iter().flatten() {
+            for file in configuration_files(&dir)? {
+                // Taken away since the directory was listed: then it says nothing.
+                if let Some(text) = read(&file)? {
+                    all.add(&file, &text)?;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Lays a file over what there is.
+    pub(super) fn add(&mut self, path: &Path, text: &str) -> Result<(), RegistryError> {
+        let written: Written = parse(path, text)?;
+        if written.registries.is_some() {
+            tracing::warn!(file = %path.display(), "version 1 of registries.conf is not read, its [registries] count for nothing");
+        }
+        // In one file the first entry of a prefix counts, over files the last.
+        let mut fresh: Vec<Entry> = Vec::new();
+        for entry in written.registry {
+            let offset = entry.span().start;
+            let entry = entry
+                .into_inner()
+                .checked(place(path, text, offset))
+                .map_err(|reason| at(path, text, offset, reason))?;
+            if entry.prefix.contains('@')
+                || entry.prefix.rsplit_once('/').is_some_and(|(_, last)| last.contains(':'))
+            {
+                tracing::warn!(
+                    place = entry.place,
+                    "a prefix with a tag or digest is not supported and counts for nothing"
+                );
+            } else if fresh.iter().all(|other| other.prefix != entry.prefix) {
+                fresh.push(entry);
+            }
+        }
+        self.entries.retain(|entry| fresh.iter().all(|other| other.prefix != entry.prefix));
+        self.entries.extend(fresh);
+        for (short, name) in written.aliases {
+            let place = place(path, text, name.span().start);
+            self.aliases.insert(short, Alias { name: name.into_inner(), place });
+        }
+        if written.unqualified_search_registries.is_some() {
+            self.search = written.unqualified_search_registries;
+        }
+        Ok(())
+    }
+
+    /// The entry for a reference: the one with the longest prefix.
+    pub(super) fn entry(&self, reference: &Reference) -> Option<&Entry> {
+        let matching = self.entries.iter().filter(|entry| entry.rest(reference).is_some());
+        // A name of a domain and everything below it is less than any name that is written out.
+        matching.max_by_key(|entry| (!entry.prefix.starts_with("*."), entry.prefix.len()))
+    }
+
+    /// The full name of a reference without a host: that of its alias, or in the one registry that is searched. Where none or
+    /// several are searched it stays what it is everywhere else, a name of Docker Hub.
+    pub(super) fn expand(&self, reference: &Reference) -> Result<Reference, RegistryError> {
+        let Some(short) = reference.short_name() else { return Ok(reference.clone()) };
+        if let Some(alias) = self.aliases.get(short).filter(|alias| !alias.name.is_empty()) {
+            let bad = |reason: String| RegistryError::Config { place: alias.place.clone(), reason };
+            let (host, repository) = alias.name.split_once('/').unwrap_or((&alias.name, ""));
+            if !(host == "localhost" || host.contains(['.', ':'])) {
+                return Err(bad(format!("alias {:?} does not begin with a host", alias.name)));
+            }
+            return reference.elsewhere(host, repository).map_err(|error| bad(error.to_string()));
+        }
+        match self.search.as_deref() {
+            Some([only]) => reference.elsewhere(only, short).map_err(|error| RegistryError::Config {
+                place: "unqualified-search-registries".into(),
+                reason: error.to_string(),
+            }),
+            Some([_, _, ..]) => {
+                tracing::info!(%reference, "several registries are searched for short names, which could mean several images: Docker Hub is taken");
+                Ok(reference.clone())
+            }
+            _ => Ok(reference.clone()),
+        }
+    }
+}
+
+impl WrittenEntry {
+    fn checked(self, place: String) -> Result<Entry, String> {
+        let location = self.location.map(|location| checked_location(&location)).transpose()?;
+        let prefix = match (self.prefix.filter(|prefix| !prefix.is_empty()), &location) {
+            (Some(prefix), _) => checked_location(&prefix)?,
+            (None, Some(location)) => location.clone(),
+            (None, None) => return Err("a registry has neither prefix nor location".into()),
+        };
+        let mut mirrors = Vec::new();
+        for mirror in self.mirror {
+            let serves = match mirror.pull_from_mirror.as_deref() {
+                Some(_) if self.mirror_by_digest_only => {
+                    return Err("mirror-by-digest-only and pull-from-mirror exclude each other".into());
+                }
+                None if self.mirror_by_digest_only => Serves { tags: false, digests: true },
+                None | Some("" | "all") => Serves::ALL,
+                Some("digest-only") => Serves { tags: false, digests: true },
+                Some("tag-only") => Serves { tags: true, digests: false },
+                Some(other) => {
+                    return Err(format!("pull-from-mirror {other:?} is not all, digest-only or tag-only"));
+                }
+            };
+            let location = checked_location(&mirror.location)?;
+            if location.starts_with("*.") {
+                return Err("a mirror is a place, not *.domain".into());
+            }
+            mirrors.push(Mirror { location, insecure: mirror.insecure, serves });
+        }
+        if location.as_ref().is_some_and(|location| location.starts_with("*.")) {
+            return Err("a location is a place, not *.domain".into());
+        }
+        Ok(Entry { prefix, location, insecure: self.insecure, blocked: self.blocked, mirrors, place })
+    }
+}
+
+/// A place without the slash at its end.
+fn checked_location(text: &str) -> Result<String, String> {
+    let location = text.trim_end_matches('/');
+    if location.is_empty() {
+        return Err("a location is empty".into());
+    }
+    if location.contains("://") {
+        return Err(format!(
+            "{location:?} has a scheme: write the host, and insecure = true where it speaks http"
+        ));
+    }
+    if location.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(format!("{location:?} is no place"));
+    }
+    Ok(location.to_owned())
+}
+
+impl Entry {
+    /// What a name has after the prefix, or `None` when the prefix is not one of it: whole components only, so that
+    /// `example.com/ab` does not begin with `example.com/a`.
+    pub(super) fn rest(&self, reference: &Reference) -> Option<String> {
+        let (host, path) = (reference.registry(), reference.repository());
+        if let Some(domain) = self.prefix.strip_prefix('*') {
+            return host.ends_with(domain).then(|| format!("/{path}"));
+        }
+        let name = format!("{host}/{path}");
+        let rest = name.strip_prefix(&self.prefix)?;
+        (rest.is_empty() || rest.starts_with('/')).then(|| rest.to_owned())
+    }
+}
+
+/// A file that need not be there, with its text.
+fn present(path: Option<PathBuf>) -> Result<Option<(PathBuf, String)>, RegistryError> {
+    let Some(path) = path else { return Ok(None) };
+    let text = read(&path)?;
+    Ok(text.map(|text| (path, text)))
+}
+
+/// The files of a directory that end in `.conf`, in the order of their names.
+fn configuration_files(dir: &Path) -> Result<Vec<PathBuf>, RegistryError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(broken(dir, error)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|error| broken(dir, error))?.path();
+        if path.extension().is_some_and(|ending| ending == "conf") && path.is_file() {
+            files.push(path);
+        }
+        if files.len() > MAX_FILES {
+            return Err(broken(dir, format!("it holds more than {MAX_FILES} files")));
+        }
+    }
+    files.sort();
+    Ok(files)
+}

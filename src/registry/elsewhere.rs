@@ -1,0 +1,156 @@
+//! What a process that has given up rights has another one do for it: run a credential helper, and resolve a name.
+//!
+//! Does neither itself and keeps nothing. The idea: one question and one answer over a socket of their own, so that a slow one
+//! holds up nobody. The other process is this same program; it takes questions from nobody else.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::Credential;
+use super::helper;
+use super::redact::Secret;
+
+/// Gives one end of a socket to the other process.
+type Start = fn(OwnedFd) -> std::io::Result<()>;
+
+/// Set once, when this process gives up its rights.
+static ELSEWHERE: OnceLock<Start> = OnceLock::new();
+
+/// How long an answer may take: as long as a helper, and the way to it.
+const LIMIT: Duration = helper::LIMIT.saturating_add(Duration::from_secs(5));
+/// The longest question, in bytes.
+const MAX_QUESTION: u64 = 64 * 1024;
+/// The longest answer, in bytes: JSON may take six bytes for one of a helper.
+const MAX_ANSWER: u64 = 6 * helper::MAX_ANSWER;
+/// The most addresses of one name that are handed on.
+const MAX_ADDRESSES: usize = 64;
+
+#[derive(Serialize, Deserialize)]
+enum Question {
+    Credential { helper: String, server: String },
+    Addresses { host: String },
+}
+
+#[derive(Serialize, Deserialize)]
+enum Told {
+    Credential { user: String, secret: String },
+    Nothing,
+    Addresses(Vec<IpAddr>),
+    Failed(String),
+}
+
+/// From now on this is done by the process that `start` hands a socket to; there [`serve_elsewhere`] answers.
+pub fn work_elsewhere(start: Start) {
+    // A second one would be the same.
+    ELSEWHERE.set(start).ok();
+}
+
+/// Answers one question that came over a socket.
+pub fn serve_elsewhere(mut socket: UnixStream) -> std::io::Result<()> {
+    let mut question = Vec::new();
+    (&socket).take(MAX_QUESTION).read_to_end(&mut question)?;
+    let told = match serde_json::from_slice::<Question>(&question) {
+        Ok(Question::Credential { helper, server }) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            match runtime.block_on(helper::run_here(&helper, &server)) {
+                Ok(Some(found)) => {
+                    Told::Credential { user: found.user, secret: found.secret.expose().to_owned() }
+                }
+                Ok(None) => Told::Nothing,
+                Err(reason) => Told::Failed(reason),
+            }
+        }
+        Ok(Question::Addresses { host }) => match (host.as_str(), 0).to_socket_addrs() {
+            Ok(found) => Told::Addresses(found.map(|found| found.ip()).take(MAX_ADDRESSES).collect()),
+            Err(error) => Told::Failed(error.to_string()),
+        },
+        Err(error) => Told::Failed(error.to_string()),
+    };
+    socket.write_all(&serde_json::to_vec(&told)?)
+}
+
+/// What the helper called `name` knows about `server`; `None` when this process may run it itself.
+pub(super) async fn credential(name: &str, server: &str) -> Option<Result<Option<Credential>, String>> {
+    let start = ELSEWHERE.get()?;
+    let asked = Question::Credential { helper: name.to_owned(), server: server.to_owned() };
+    Some(match ask(*start, &asked).await {
+        Ok(Told::Credential { user, secret }) => Ok(Some(Credential { user, secret: Secret::new(secret) })),
+        Ok(Told::Nothing) => Ok(None),
+        Ok(Told::Failed(reason)) | Err(reason) => Err(reason),
+        Ok(Told::Addresses(_)) => Err(NO_ANSWER.into()),
+    })
+}
+
+/// The addresses of `host`; `None` when there is nobody else to ask.
+pub(super) async fn addresses(host: &str) -> Option<Result<Vec<IpAddr>, String>> {
+    let start = ELSEWHERE.get()?;
+    Some(match ask(*start, &Question::Addresses { host: host.to_owned() }).await {
+        Ok(Told::Addresses(found)) => Ok(found),
+        Ok(Told::Failed(reason)) | Err(reason) => Err(reason),
+        Ok(Told::Credential { .. } | Told::Nothing) => Err(NO_ANSWER.into()),
+    })
+}
+
+const NO_ANSWER: &str = "the process that keeps the mount gave no answer";
+
+async fn ask(start: Start, question: &Question) -> Result<Told, String> {
+    let exchange = async {
+        let (ours, theirs) = UnixStream::pair()?;
+        // The other process may be about to unmount, which takes a moment.
+        tokio::task::spawn_blocking(move || start(theirs.into())).await.map_err(std::io::Error::other)??;
+        ours.set_nonblocking(true)?;
+        let mut ours = tokio::net::UnixStream::from_std(ours)?;
+        ours.write_all(&serde_json::to_vec(question)?).await?;
+        ours.shutdown().await?;
+        let mut answer = Vec::new();
+        ours.take(MAX_ANSWER).read_to_end(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = match tokio::time::timeout(LIMIT, exchange).await {
+        Ok(answer) => answer.map_err(|error| error.to_string())?,
+        Err(_) => return Err(format!("no answer in {} ms", LIMIT.as_millis())),
+    };
+    serde_json::from_slice(&answer).map_err(|_| NO_ANSWER.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_are_resolved_over_a_socket_and_a_name_that_is_none_is_an_error() {
+        fn start(socket: OwnedFd) -> std::io::Result<()> {
+            std::thread::spawn(move || serve_elsewhere(socket.into()).ok());
+            Ok(())
+        }
+        let addresses = async |host: &str| match ask(start, &Question::Addresses { host: host.into() }).await
+        {
+            Ok(Told::Addresses(found)) => Ok(found),
+            Ok(Told::Failed(reason)) | Err(reason) => Err(reason),
+            Ok(_) => Err("another answer".into()),
+        };
+        assert_eq!(addresses("127.0.0.7").await, Ok(vec!["127.0.0.7".parse().unwrap()]));
+        assert!(addresses("no such name").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_says_nothing_is_an_error_and_no_panic() {
+        let question = Question::Addresses { host: "x".into() };
+        fn hangs_up(socket: OwnedFd) -> std::io::Result<()> {
+            drop(socket);
+            Ok(())
+        }
+        assert!(ask(hangs_up, &question).await.is_err());
+        fn refuses(_: OwnedFd) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::NotConnected.into())
+        }
+        assert!(ask(refuses, &question).await.is_err());
+    }
+}
