@@ -34,8 +34,9 @@ const STEPS: [(u64, u64); 4] =
     [(8 * MIB, RANGES as u64 * LONGEST), (2 * MIB, LONGEST), (512 * KIB, MIB), (0, BLOCK)];
 
 /// The readers of one content.
-#[derive(Default)]
 pub(super) struct Ahead {
+    /// No window is wider.
+    reach: u64,
     readers: Vec<Reader>,
     /// Counts reads, to tell which reader has been silent for longest.
     clock: u64,
@@ -61,7 +62,19 @@ enum Pace {
     Sequential,
 }
 
+impl Default for Ahead {
+    fn default() -> Self {
+        Self::within(u64::MAX)
+    }
+}
+
 impl Ahead {
+    /// No reader is served further ahead than `reach` bytes: a cache that is smaller than the windows of its readers would lose
+    /// what was fetched before it is read.
+    pub(super) fn within(reach: u64) -> Self {
+        Self { reach: reach & !(BLOCK - 1), readers: Vec::new(), clock: 0, going: 0 }
+    }
+
     /// Takes note of a read of content of `size` bytes, and says which runs of blocks to fetch ahead of it. Each of them counts
     /// as going until [`Ahead::ended`].
     pub(super) fn note(&mut self, read: ByteRange, size: u64) -> Vec<Range<u64>> {
@@ -77,7 +90,7 @@ impl Ahead {
         let index = self.join_neighbours(index);
         let mut runs = Vec::new();
         while self.going < RANGES
-            && let Some(run) = self.readers[index].widen(size)
+            && let Some(run) = self.readers[index].widen(size, self.reach)
         {
             self.going += 1;
             runs.push(run);
@@ -157,11 +170,11 @@ impl Reader {
     }
 
     /// The next run of blocks to fetch ahead, when there is room in the window for a whole one.
-    fn widen(&mut self, size: u64) -> Option<Range<u64>> {
+    fn widen(&mut self, size: u64, reach: u64) -> Option<Range<u64>> {
         if self.pace == Pace::Single {
             return None;
         }
-        let (window, blocks) = (self.window(), size.div_ceil(BLOCK));
+        let (window, blocks) = (self.window().min(reach), size.div_ceil(BLOCK));
         let here = self.next.div_ceil(BLOCK);
         let from = (self.asked >> BLOCK_SHIFT).max(here);
         // Halves: the second one is on its way while the first one is read.
@@ -272,6 +285,15 @@ mod tests {
         }
         assert!(end >= 40 * MIB, "{end}");
         assert_eq!(ahead.readers.len(), 1);
+    }
+
+    #[test]
+    fn a_small_cache_is_never_overrun() {
+        let mut ahead = Ahead::within(MIB + 1);
+        let widest = scan(&mut ahead, ByteRange::new(0, 64 * MIB), 128 * KIB).into_iter();
+        assert_eq!(widest.map(|run| (run.end - run.start) * BLOCK).max(), Some(MIB / 2));
+        let mut ahead = Ahead::within(BLOCK - 1);
+        assert!(scan(&mut ahead, ByteRange::new(0, 64 * MIB), 128 * KIB).is_empty());
     }
 
     #[test]

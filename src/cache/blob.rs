@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::sync::{OnceCell, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 
 use super::ahead::{Ahead, Places};
@@ -19,8 +19,11 @@ use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
 use super::pair::Pair;
 use super::proof::Proof;
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State};
+use super::verify::When;
+use super::whole::Shelf;
 use super::{CacheError, lock};
 use crate::io::{BoxFuture, ByteRange, Fault, Fetch, ReadAt, ReadError, Verified};
+use crate::meter;
 use crate::oci::{Algorithm, Digest};
 
 /// Fetches of one read that run at the same time.
@@ -48,8 +51,11 @@ pub(super) struct Content {
     pub(super) algorithm: Algorithm,
     pub(super) kind: Kind,
     pub(super) fetch: Arc<dyn Fetch>,
-    pub(super) pair: Option<Pair>,
+    pub(super) pair: Option<Arc<Pair>>,
     pub(super) places: Arc<Places>,
+    pub(super) verify: Option<When>,
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) distrusted: broadcast::Sender<Digest>,
 }
 
 /// What the fetches share with the readers.
@@ -59,19 +65,25 @@ pub(super) struct Inner {
     pub(super) size: u64,
     pub(super) fetch: Arc<dyn Fetch>,
     /// `None` when the disk let no file be made: then everything is fetched for its readers only.
-    pub(super) pair: Option<Pair>,
+    pub(super) pair: Option<Arc<Pair>>,
     pub(super) flights: Mutex<Flights>,
     pub(super) proof: Proof,
     pub(super) ahead: Mutex<Ahead>,
     places: Arc<Places>,
+    /// When a blob is compared with its digest; `None` where the caller takes blocks as they come.
+    pub(super) verify: Option<When>,
+    /// Small blobs that the disk did not take.
+    pub(super) shelf: Arc<Shelf>,
+    /// Guards: one fetch of a small blob into memory at a time.
+    pub(super) filling: tokio::sync::Mutex<()>,
+    /// Hears what must not be believed any more.
+    pub(super) distrusted: broadcast::Sender<Digest>,
     /// Whether all blocks are on disk, as far as anybody noticed: then no reader needs to be followed.
     pub(super) whole: AtomicBool,
     /// Tells those who wait for it that the comparison with the digest is over.
     pub(super) verdict: watch::Sender<Option<State>>,
     /// Set after `verdict`, so that looking costs no lock.
     pub(super) told: AtomicBool,
-    /// The data file, once it was found to be whole and verified.
-    backing: OnceLock<Arc<OwnedFd>>,
     /// Set once the bytes were compared with the digest and found different.
     pub(super) poisoned: AtomicBool,
     /// Set once they were found equal; on disk this is written after a sync, which takes longer.
@@ -88,8 +100,9 @@ pub(super) struct Inner {
 
 impl Cached {
     pub(super) fn new(content: Content) -> Self {
-        let Content { digest, algorithm, kind, fetch, pair, places } = content;
+        let Content { digest, algorithm, kind, fetch, pair, places, verify, shelf, distrusted } = content;
         let size = fetch.size();
+        let reach = pair.as_ref().map_or(u64::MAX, |pair| pair.reach());
         let inner = Inner {
             digest,
             kind,
@@ -98,12 +111,15 @@ impl Cached {
             pair,
             flights: Mutex::default(),
             proof: Proof::new(algorithm, size),
-            ahead: Mutex::default(),
+            ahead: Mutex::new(Ahead::within(reach)),
             places,
+            verify,
+            shelf,
+            filling: tokio::sync::Mutex::default(),
+            distrusted,
             whole: AtomicBool::new(false),
             verdict: watch::Sender::new(None),
             told: AtomicBool::new(false),
-            backing: OnceLock::new(),
             poisoned: AtomicBool::new(false),
             proven: AtomicBool::new(false),
             settled: OnceCell::new(),
@@ -238,10 +254,22 @@ impl Cached {
     }
 
     async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        if self.inner.is_whole_first() {
+            let range = ByteRange::at(offset, buf.len() as u64);
+            self.inner.check_bounds(range)?;
+            self.inner.settle().await?;
+            return self.read_whole_first(range, buf).await;
+        }
+        self.read_as_it_comes(offset, buf).await
+    }
+
+    /// Reads what is here and what comes, whether the whole was compared or not.
+    pub(super) async fn read_as_it_comes(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let range = ByteRange::at(offset, buf.len() as u64);
         self.inner.check_bounds(range)?;
         self.inner.settle().await?;
         let missing = self.inner.read_from_disk(range, buf, usize::MAX).unwrap_or_default();
+        self.inner.note_lookup(range, missing.len());
         // What is demanded comes first.
         let waits = self.join_or_start(&missing);
         if !missing.is_empty() {
@@ -290,6 +318,9 @@ impl Cached {
             // All is here, or nothing can be kept that nobody waits for.
             return;
         }
+        if inner.pair.as_ref().is_some_and(|pair| pair.is_tight()) {
+            return;
+        }
         let Some(runtime) = self.runtime.get() else { return };
         let runs = lock(&inner.ahead).note(range, inner.size);
         if runs.is_empty() {
@@ -316,13 +347,20 @@ impl ReadAt for Cached {
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         let range = ByteRange::at(offset, buf.len() as u64);
         self.inner.check_bounds(range)?;
-        if !self.inner.settled.initialized() {
+        let whole_first = self.inner.is_whole_first();
+        if !self.inner.settled.initialized() || whole_first && self.inner.state() != State::Verified {
+            // Wrong content is an error now as well as later.
+            self.inner.refuse_poisoned()?;
             return Ok(false);
         }
         let ready =
             self.inner.read_from_disk(range, buf, READY_CHECKS).is_some_and(|missing| missing.is_empty());
         self.inner.refuse_poisoned()?;
+        if whole_first && self.inner.state() != State::Verified {
+            return Ok(false);
+        }
         if ready {
+            self.inner.note_lookup(range, 0);
             self.read_ahead(range);
             self.inner.note_served(range.len());
         }
@@ -331,8 +369,11 @@ impl ReadAt for Cached {
 
     fn verified(&self) -> Verified {
         match self.inner.kind {
-            Kind::Blob if self.inner.state() == State::Verified => Verified::Full,
-            Kind::Blob => Verified::None,
+            Kind::Blob => match self.inner.state() {
+                State::Verified => Verified::Full,
+                State::Poisoned => Verified::Poisoned,
+                State::Partial | State::Complete => Verified::None,
+            },
             Kind::Stream | Kind::Claim => match self.inner.vouched.load(Ordering::Relaxed) {
                 full if full == Verified::Full as u8 => Verified::Full,
                 partial if partial == Verified::Partial as u8 => Verified::Partial,
@@ -341,18 +382,11 @@ impl ReadAt for Cached {
         }
     }
 
-    /// The data file of a verified blob that is whole on disk. It serves as long as this [`Cached`] is held, whose lock keeps
-    /// evictors away: whoever uses the file keeps both.
+    /// The data file of a verified blob that is whole on disk. It serves as long as both this [`Cached`], whose lock keeps evictors
+    /// of other processes away, and the descriptor, which does that in this process, are held.
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         let inner = &self.inner;
-        let pair = inner.pair.as_ref().filter(|_| inner.kind == Kind::Blob)?;
-        if let Some(known) = inner.backing.get() {
-            return Some(Arc::clone(known));
-        }
-        // On disk, and not only in the memory of this process: until then another one may still give the file up.
-        let verified = pair.sidecar.status().is_some_and(|status| status.state == State::Verified);
-        let file = Arc::new(pair.whole_file(inner.size).filter(|_| verified)?);
-        Some(Arc::clone(inner.backing.get_or_init(|| file)))
+        inner.pair.as_ref().filter(|_| inner.kind == Kind::Blob)?.hand_out(inner.size)
     }
 }
 
@@ -365,9 +399,19 @@ impl Inner {
         Ok(())
     }
 
+    /// Counts a read that did not find `missing` blocks of `range`.
+    fn note_lookup(&self, range: ByteRange, missing: usize) {
+        let lookups = match self.kind {
+            Kind::Blob => &meter::BLOBS,
+            Kind::Stream | Kind::Claim => &meter::STREAMS,
+        };
+        let wanted = range.blocks(BLOCK_SHIFT);
+        lookups.note(wanted.end - wanted.start, missing as u64);
+    }
+
     /// Fills the parts of `buf` that are on disk and names the blocks that are not; `None` when more than `checks` blocks
     /// would have to be hashed first.
-    fn read_from_disk(&self, range: ByteRange, buf: &mut [u8], checks: usize) -> Option<Vec<u64>> {
+    pub(super) fn read_from_disk(&self, range: ByteRange, buf: &mut [u8], checks: usize) -> Option<Vec<u64>> {
         let blocks = range.blocks(BLOCK_SHIFT);
         let Some(pair) = &self.pair else { return Some(blocks.collect()) };
         let doubtful = pair.doubtful(blocks.clone());
@@ -384,7 +428,7 @@ impl Inner {
             let part = here.intersect(range);
             // Differences inside a buffer and a block, which are in memory.
             let target = &mut buf[(part.start - range.start) as usize..(part.end - range.start) as usize];
-            if pair.is_trusted(block) && pair.read_trusted(part.start, target) {
+            if pair.read_trusted(part.start, target) {
                 continue;
             }
             match pair.load(block, len) {
@@ -442,6 +486,9 @@ impl Inner {
                     );
                     outcome = Err(ReadError::new(Fault::Mismatch, message));
                 }
+                Err(super::pair::Refused::NoRoom) => {
+                    tracing::debug!(block, digest = %self.digest, "the cache has no room for a block")
+                }
                 Err(super::pair::Refused::Disk(error)) => self.warn_once(&error),
             }
         }
@@ -477,7 +524,11 @@ impl Inner {
         }
     }
 
-    fn note_served(&self, len: u64) {
+    pub(super) fn note_fetched(&self, len: u64) {
+        self.fetched.fetch_add(len, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_served(&self, len: u64) {
         self.served.fetch_add(len, Ordering::Relaxed);
         let fresh = |touched: &Instant| touched.elapsed() < TOUCH;
         if fresh(&self.touched.read().unwrap_or_else(PoisonError::into_inner)) {

@@ -1,4 +1,4 @@
-//! Small files: manifests and configs by their digest, indexes of layers, and traces.
+//! Small files: manifests and configs by their digest, indexes of layers, traces, and signatures.
 //!
 //! Nothing here parses them. The idea: written to a temporary file, synced, renamed, and checked when read; a file that
 //! fails its check is removed and was never here.
@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::remove::occupied;
+use super::room::Need;
 use super::{Cache, CacheError};
 use crate::oci::{Digest, MAX_DOCUMENT};
 
 const TRAILER: usize = 64;
 const MAGIC: &[u8; 8] = b"ocifsidx";
 const VERSION: u32 = 1;
+/// Files take whole pages of the disk.
+const PAGE: u64 = 4096;
 /// An index is about 1 % of its layer; this bounds what a damaged directory can make us read into memory.
 const MAX_INDEX: u64 = 1 << 30;
 
@@ -31,9 +35,10 @@ pub enum Learnt {
 }
 
 impl Cache {
-    /// The document `digest`, when it is here and hashes to its name.
+    /// The document `digest`, when our origin once gave it, and it hashes to its name. What one place gives is not for those who
+    /// know the digest and ask at another one.
     pub fn document(&self, digest: &Digest) -> Result<Option<Bytes>, CacheError> {
-        let path = self.path("documents", digest)?;
+        let path = self.scoped_path("documents", digest)?;
         let Some(bytes) = read(&path, MAX_DOCUMENT)? else { return Ok(None) };
         if digest.same_algorithm(&bytes).as_ref() == Some(digest) {
             return Ok(Some(bytes.into()));
@@ -43,9 +48,9 @@ impl Cache {
         Ok(None)
     }
 
-    /// Keeps the document `digest`.
+    /// Keeps the document `digest`, which our origin gave.
     pub fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
-        let path = self.path("documents", digest)?;
+        let path = self.scoped_path("documents", digest)?;
         if bytes.len() as u64 > MAX_DOCUMENT {
             let size = bytes.len() as u64;
             return Err(CacheError::Oversized { digest: digest.clone(), size, limit: MAX_DOCUMENT });
@@ -112,6 +117,16 @@ impl Cache {
         self.seal(&self.path("traces", digest)?, digest, bytes)
     }
 
+    /// Signatures of the manifest or index `digest` that were good when they were kept.
+    pub fn signatures(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+        sealed(&self.path("signatures", digest)?, digest)
+    }
+
+    /// Keeps signatures of the manifest or index `digest`, in the place of what was kept before.
+    pub fn put_signatures(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        self.seal(&self.path("signatures", digest)?, digest, bytes)
+    }
+
     fn seal(&self, path: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         let size = bytes.len() as u64;
         let limit = MAX_INDEX - TRAILER as u64;
@@ -122,6 +137,24 @@ impl Cache {
     }
 
     fn replace(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
+        let room = self.room();
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let cost = (len as u64).next_multiple_of(PAGE);
+        if !room.reserve(cost, Need::Small) {
+            return Err(CacheError::NoRoom { path: path.to_owned() });
+        }
+        let older = fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
+        let replaced = match self.replace_counted(path, parts) {
+            Err(CacheError::Full { .. }) if room.relieve(cost, Need::Small) => {
+                self.replace_counted(path, parts)
+            }
+            replaced => replaced,
+        };
+        room.give_back(if replaced.is_ok() { older } else { cost });
+        replaced
+    }
+
+    fn replace_counted(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         let temporary = self.temporary();
         let write = || {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
@@ -145,14 +178,44 @@ impl Cache {
 
 /// The 64 bytes after an index that tie it to its layer and prove it.
 fn trailer(digest: &Digest, bytes: &[u8]) -> [u8; TRAILER] {
-    let mut trailer = [0; TRAILER];
-    trailer[..8].copy_from_slice(MAGIC);
-    trailer[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    trailer[16..24].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(digest.as_str().as_bytes()).update(bytes).update(&trailer[..32]);
-    trailer[32..].copy_from_slice(hasher.finalize().as_bytes());
-    trailer
+    let mut sum = SealSum::new(digest);
+    sum.0.update(bytes);
+    sum.finish(bytes.len() as u64)
+}
+
+/// The checksum of such a file, piece by piece.
+struct SealSum(blake3::Hasher);
+
+impl SealSum {
+    fn new(digest: &Digest) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(digest.as_str().as_bytes());
+        Self(hasher)
+    }
+
+    /// The trailer after `len` bytes.
+    fn finish(mut self, len: u64) -> [u8; TRAILER] {
+        let mut trailer = [0; TRAILER];
+        trailer[..8].copy_from_slice(MAGIC);
+        trailer[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        trailer[16..24].copy_from_slice(&len.to_le_bytes());
+        self.0.update(&trailer[..32]);
+        trailer[32..].copy_from_slice(self.0.finalize().as_bytes());
+        trailer
+    }
+}
+
+/// Whether a file with a trailer proves itself. Holds a little of it at a time.
+pub(super) fn is_sealed(file: &mut fs::File, digest: &Digest) -> io::Result<bool> {
+    use std::io::{Seek as _, SeekFrom};
+    let Some(len) = file.metadata()?.len().checked_sub(TRAILER as u64) else { return Ok(false) };
+    let mut end = [0; TRAILER];
+    file.seek(SeekFrom::Start(len))?;
+    file.read_exact(&mut end)?;
+    file.rewind()?;
+    let mut sum = SealSum::new(digest);
+    io::copy(&mut file.take(len), &mut sum.0)?;
+    Ok(sum.finish(len) == end)
 }
 
 /// The bytes before the trailer of a file that proves itself.

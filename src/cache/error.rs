@@ -60,6 +60,12 @@ pub enum CacheError {
         /// The answer of the kernel.
         source: io::Error,
     },
+    /// The cache must not grow, and nothing in it can go.
+    #[error("no room for {}: the cache has reached its limit and nothing in it can be removed now", path.display())]
+    NoRoom {
+        /// What was to be written.
+        path: PathBuf,
+    },
     /// Any other failure of this machine.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -132,6 +138,7 @@ impl CacheError {
             CacheError::Unwritable { .. } => Fault::Denied,
             CacheError::ReadOnly { .. }
             | CacheError::Full { .. }
+            | CacheError::NoRoom { .. }
             | CacheError::Io { .. }
             | CacheError::Busy { .. } => Fault::Io,
             CacheError::Algorithm { .. } | CacheError::Oversized { .. } | CacheError::Version { .. } => {
@@ -154,7 +161,13 @@ impl CacheError {
 
     /// Whether the disk, and not the content or the user, is why nothing can be stored: then reads go on without.
     pub fn is_disk(&self) -> bool {
-        matches!(self, CacheError::ReadOnly { .. } | CacheError::Full { .. } | CacheError::Io { .. })
+        matches!(
+            self,
+            CacheError::ReadOnly { .. }
+                | CacheError::Full { .. }
+                | CacheError::NoRoom { .. }
+                | CacheError::Io { .. }
+        )
     }
 }
 

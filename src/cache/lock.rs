@@ -37,17 +37,23 @@ impl Backoff {
 #[derive(Debug)]
 pub struct BuildLock {
     /// Holds the flock; closing it releases the lock.
-    _file: File,
+    file: File,
 }
 
 impl BuildLock {
+    /// Whether the file still has its name.
+    pub(super) fn has_a_name(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        self.file.metadata().is_ok_and(|found| found.nlink() > 0)
+    }
+
     /// Waits until nobody else holds the lock on `file`. The caller brings the deadline: decoding a large layer takes
     /// minutes, and only the caller knows whether it can do without.
     pub(super) async fn acquire(file: File, path: PathBuf) -> Result<Self, CacheError> {
         let mut backoff = Backoff::new();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { file }),
                 Err(TryLockError::WouldBlock) => tokio::time::sleep(backoff.next()).await,
                 Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", &path, error)),
             }

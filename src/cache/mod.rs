@@ -5,26 +5,45 @@
 //! is believed when, and the locks are in docs/cache-format.md. The idea: data first, then a record with its checksum, and
 //! only a block whose data hashes to its record counts.
 
+mod account;
 mod ahead;
 mod blob;
+mod census;
 mod documents;
 mod error;
+mod evict;
 mod flight;
+mod inventory;
+mod limit;
 mod lock;
 mod outcome;
 mod pair;
+mod private;
 mod proof;
+mod remove;
+mod room;
+mod scrub;
 mod sidecar;
 mod store;
 mod stream_writer;
+mod sweep;
+mod verify;
+mod whole;
 
 pub use blob::Cached;
 pub use documents::Learnt;
 pub use error::CacheError;
+pub use inventory::{Entry, Found, Inventory, Item, ItemKind, Other, Used};
+pub use limit::{Limit, LimitError};
 pub use lock::BuildLock;
+pub use private::PrivateDir;
+pub use scrub::{Damage, Scrubbed};
 pub use sidecar::State;
 pub use store::Cache;
 pub use stream_writer::StreamWriter;
+pub use sweep::{Needless, Prune, Swept};
+pub use verify::Verify;
+pub use whole::SMALL;
 
 #[cfg(test)]
 mod tests;

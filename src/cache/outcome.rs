@@ -98,6 +98,10 @@ impl Inner {
         if !self.told.load(Ordering::Acquire) {
             self.verdict.send_replace(Some(state));
             self.told.store(true, Ordering::Release);
+            if state == State::Poisoned {
+                // Fails only when nobody listens.
+                self.distrusted.send(self.digest.clone()).ok();
+            }
         }
     }
 

@@ -10,12 +10,15 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
-use super::sidecar::{BLOCK, Kind, Sidecar, State, Sum, open_for_writing};
+use super::room::{Need, Room};
+use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Sidecar, State, Sum, open_for_writing};
 use super::{CacheError, lock};
 use crate::oci::Digest;
 
@@ -24,6 +27,10 @@ const STRIPES: usize = 16;
 
 /// The unit in which zeros are not written.
 const PAGE: usize = 4096;
+/// What a block takes beside its bytes: its record, and its share of how the file system notes where the data lies.
+const OVERHEAD: u64 = 512;
+/// What a new sidecar takes before it has records.
+const NEW_PAIR: u64 = 3 * PAGE as u64;
 
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
@@ -46,28 +53,72 @@ pub(super) fn promote(from: &Files, to: &Files) -> Result<(), CacheError> {
 pub(super) struct Pair {
     /// Where the files go when the content was verified: from, to.
     promotion: Option<(Files, Files)>,
-    data: File,
+    pub(super) data: File,
     /// The same file for others, who shall not write to it; only of blobs.
     read_only: Option<File>,
     pub(super) sidecar: Sidecar,
     trust: RwLock<Trust>,
-    /// Guards: one thread at a time writes the data and the record of a block.
+    /// Guards: one thread at a time writes, or takes away, the data and the record of a block.
     stripes: [Mutex<()>; STRIPES],
+    /// Who is asked before anything is written; `None` where nobody counts.
+    room: Option<Arc<Room>>,
+    /// When it was last used, in ticks of the room.
+    last_use: AtomicU64,
+    /// The data file that somebody may be reading by himself. Guards: nothing is evicted while it is handed out.
+    pub(super) backing: Mutex<Weak<OwnedFd>>,
+    /// The block at which the next look for something to evict begins.
+    pub(super) hand: AtomicU64,
+    /// The lowest block that was evicted since somebody asked for it.
+    pub(super) lowest_evicted: AtomicU64,
 }
 
 /// What this process knows about blocks beyond the records.
 #[derive(Default)]
-struct Trust {
-    /// One bit per block that hashed to its record, in words of 64 that exist only where a bit is set: the size of the
-    /// content is a claim of a manifest, and must not become memory.
-    words: HashMap<u64, u64>,
+pub(super) struct Trust {
+    /// Blocks that hashed to their records.
+    proven: Bits,
+    /// Those that were read since somebody last looked for a block to evict.
+    recent: Bits,
     /// Blocks whose record is right but whose data is not.
     damaged: HashSet<u64>,
+    /// How many blocks this process evicted. What was read while it changed may be the zeros of a hole.
+    evictions: u64,
+}
+
+/// One bit per block, in words of 64 that exist only where a bit is set: the size of the content is a claim of a manifest, and
+/// must not become memory.
+#[derive(Default)]
+struct Bits(HashMap<u64, u64>);
+
+impl Bits {
+    fn contains(&self, block: u64) -> bool {
+        self.0.get(&(block / 64)).is_some_and(|word| word & (1 << (block % 64)) != 0)
+    }
+
+    fn insert(&mut self, block: u64) {
+        *self.0.entry(block / 64).or_default() |= 1 << (block % 64);
+    }
+
+    fn remove(&mut self, block: u64) {
+        if let Some(word) = self.0.get_mut(&(block / 64)) {
+            *word &= !(1 << (block % 64));
+        }
+    }
 }
 
 impl Trust {
-    fn contains(&self, block: u64) -> bool {
-        self.words.get(&(block / 64)).is_some_and(|word| word & (1 << (block % 64)) != 0)
+    /// Whether the block was read lately; from now on it was not.
+    pub(super) fn remove_recent(&mut self, block: u64) -> bool {
+        let was = self.recent.contains(block);
+        self.recent.remove(block);
+        was
+    }
+
+    /// The block is about to go. Whoever reads it now finds out afterwards.
+    pub(super) fn forget(&mut self, block: u64) {
+        self.evictions += 1;
+        self.proven.remove(block);
+        self.recent.remove(block);
     }
 }
 
@@ -77,11 +128,18 @@ pub(super) enum Refused {
     Poisoned,
     /// The content was verified, and these bytes are not those that were verified.
     Contradicts,
+    /// The limit of the cache does not allow it, and nothing could be evicted.
+    NoRoom,
     /// The disk would not take it.
     Disk(io::Error),
 }
 
 impl Pair {
+    /// The lock under which the data and the record of `block` change.
+    pub(super) fn stripe(&self, block: u64) -> &Mutex<()> {
+        &self.stripes[block as usize % STRIPES]
+    }
+
     /// Opens or makes both files; `map` is the sidecar's path.
     pub(super) fn open(data: &Path, map: &Path, kind: Kind, digest: &Digest) -> Result<Self, CacheError> {
         // The sidecar first: its shared lock is what keeps an evictor from removing the data file.
@@ -99,12 +157,43 @@ impl Pair {
             sidecar,
             trust: RwLock::default(),
             stripes: Default::default(),
+            room: None,
+            last_use: AtomicU64::new(0),
+            backing: Mutex::default(),
+            hand: AtomicU64::new(0),
+            lowest_evicted: AtomicU64::new(u64::MAX),
         })
     }
 
+    /// The same pair, which asks `room` before it writes.
+    pub(super) fn in_room(mut self, room: &Arc<Room>) -> Self {
+        if self.sidecar.is_new() {
+            room.charge(NEW_PAIR);
+        }
+        self.last_use = AtomicU64::new(room.tick());
+        self.room = Some(Arc::clone(room));
+        self
+    }
+
+    /// When it was last used: the greater, the later.
+    pub(super) fn last_use(&self) -> u64 {
+        self.last_use.load(Ordering::Relaxed)
+    }
+
+    /// Whether blocks were refused just now: then nothing that nobody waits for should be fetched.
+    pub(super) fn is_tight(&self) -> bool {
+        self.room.as_ref().is_some_and(|room| room.is_tight())
+    }
+
+    /// How far ahead of one reader blocks may be fetched.
+    pub(super) fn reach(&self) -> u64 {
+        self.room.as_ref().map_or(u64::MAX, |room| room.reach())
+    }
+
     /// The same pair, whose files get the names `to` when it was verified.
-    pub(super) fn promoted_to(self, from: Files, to: Files) -> Self {
-        Self { promotion: Some((from, to)), ..self }
+    pub(super) fn promoted_to(mut self, from: Files, to: Files) -> Self {
+        self.promotion = Some((from, to));
+        self
     }
 
     /// Makes verified content everybody's. Who has the files open keeps them.
@@ -127,12 +216,12 @@ impl Pair {
 
     /// How many of `blocks` this process has not seen hash to their records.
     pub(super) fn doubtful(&self, blocks: Range<u64>) -> usize {
-        self.trust(|trust| blocks.filter(|block| !trust.contains(*block)).count())
+        self.trust(|trust| blocks.filter(|block| !trust.proven.contains(*block)).count())
     }
 
     /// Whether this process has seen the block's data hash to its record.
     pub(super) fn is_trusted(&self, block: u64) -> bool {
-        self.trust(|trust| trust.contains(block))
+        self.trust(|trust| trust.proven.contains(block))
     }
 
     /// The checksum in the block's record, when the block is present with that length.
@@ -141,15 +230,39 @@ impl Pair {
         (record.present && record.len == len).then_some(record.sum)
     }
 
-    /// Fills `out` from `offset`; all blocks that it touches must be trusted. `false` when the file turns out not to
-    /// have the bytes.
+    /// Whether the checksum of the block is known, whether or not its data is here.
+    pub(super) fn is_known(&self, block: u64, len: u32) -> bool {
+        self.sidecar.record(block).is_some_and(|record| record.len == len)
+    }
+
+    /// The checksum in the block's record, whether or not its data is here.
+    pub(super) fn known_sum(&self, block: u64, len: u32) -> Option<Sum> {
+        self.sidecar.record(block).filter(|record| record.len == len).map(|record| record.sum)
+    }
+
+    /// Fills `out` from `offset`. `false` when not all blocks that it touches are trusted, or when the file turns out not to have
+    /// the bytes, or when something was evicted meanwhile.
     pub(super) fn read_trusted(&self, offset: u64, out: &mut [u8]) -> bool {
+        let blocks = offset >> BLOCK_SHIFT..(offset + out.len() as u64).div_ceil(BLOCK);
+        let before = self.trust(|trust| {
+            let all = blocks.clone().all(|block| trust.proven.contains(block));
+            all.then(|| (trust.evictions, blocks.clone().all(|block| trust.recent.contains(block))))
+        });
+        let Some((evictions, recent)) = before else { return false };
         match self.data.read_exact_at(out, offset) {
-            Ok(()) => true,
+            // An evictor takes the trust away before it takes the data away.
+            Ok(()) if self.trust(|trust| trust.evictions) != evictions => false,
+            Ok(()) => {
+                self.note_use();
+                if !recent {
+                    self.change_trust(|trust| blocks.for_each(|block| trust.recent.insert(block)));
+                }
+                true
+            }
             Err(error) => {
                 tracing::debug!(%error, map = %self.sidecar.path().display(), "cached data is gone");
                 // A file that became short is filled with zeros up to the next write: no block of it is what it was.
-                *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Trust::default();
+                self.distrust();
                 false
             }
         }
@@ -157,28 +270,61 @@ impl Pair {
 
     /// Reads the whole block of `len` bytes and compares it with its record.
     pub(super) fn load(&self, block: u64, len: u32) -> Option<(Vec<u8>, Sum)> {
+        let evictions = self.trust(|trust| trust.evictions);
         let sum = self.sum(block, len)?;
         let mut bytes = vec![0; len as usize];
         let read = self.data.read_exact_at(&mut bytes, block * BLOCK);
         if read.is_ok() && *blake3::hash(&bytes).as_bytes() == sum {
-            self.set_trusted(block);
+            self.note_use();
+            self.change_trust(|trust| {
+                // What was read is right in any case; that it is still there is known only if nothing was evicted since.
+                if trust.evictions == evictions {
+                    trust.proven.insert(block);
+                    trust.recent.insert(block);
+                    trust.damaged.remove(&block);
+                }
+            });
             return Some((bytes, sum));
         }
         tracing::debug!(block, map = %self.sidecar.path().display(), "cached block does not match its record");
         self.change_trust(|trust| {
             trust.damaged.insert(block);
-            if let Some(word) = trust.words.get_mut(&(block / 64)) {
-                *word &= !(1 << (block % 64));
-            }
+            trust.proven.remove(block);
         });
         None
     }
 
-    /// Writes the data, then the record. `sum` is blake3 of `bytes`.
+    /// Writes the data, then the record, if there is room for them. `sum` is blake3 of `bytes`.
     pub(super) fn store(&self, block: u64, bytes: &[u8], sum: &Sum) -> Result<(), Refused> {
-        let _writing = lock(&self.stripes[block as usize % STRIPES]);
         if self.is_trusted(block) {
             return Ok(());
+        }
+        let Some(room) = &self.room else { return self.put(block, bytes, sum).map(|_| ()) };
+        let pages = match self.read_only {
+            Some(_) => bytes.len().div_ceil(PAGE),
+            None => bytes.chunks(PAGE).filter(|page| !is_zero(page)).count() + 1,
+        };
+        let cost = (pages * PAGE) as u64 + OVERHEAD;
+        // No lock is held here: to make room, blocks of this very content may have to go.
+        if !room.reserve(cost, Need::Block) {
+            return Err(Refused::NoRoom);
+        }
+        let put = match self.put(block, bytes, sum) {
+            Err(Refused::Disk(error)) if is_full(&error) && room.relieve(cost, Need::Block) => {
+                self.put(block, bytes, sum)
+            }
+            put => put,
+        };
+        if !matches!(put, Ok(Put::Written)) {
+            room.give_back(cost);
+        }
+        put.map(|_| ())
+    }
+
+    fn put(&self, block: u64, bytes: &[u8], sum: &Sum) -> Result<Put, Refused> {
+        let _writing = lock(self.stripe(block));
+        if self.is_trusted(block) {
+            return Ok(Put::There);
         }
         // A block is at most 256 KiB long.
         let len = bytes.len() as u32;
@@ -191,7 +337,7 @@ impl Pair {
                 None if self.holds(block, bytes) => {
                     self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
                     self.set_trusted(block);
-                    return Ok(());
+                    return Ok(Put::There);
                 }
                 None => {
                     // What was verified here is not known any more, so the whole has to be hashed again.
@@ -205,7 +351,7 @@ impl Pair {
         self.write(block, bytes).map_err(Refused::Disk)?;
         self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
         self.set_trusted(block);
-        Ok(())
+        Ok(Put::Written)
     }
 
     /// Writes the data of a block. In a decoded stream pages of zeros become holes; a blob has none, because its file may be
@@ -232,7 +378,7 @@ impl Pair {
     }
 
     /// Takes the bytes away; `false` where the file system cannot do that.
-    fn punch(&self, start: u64, len: u64) -> bool {
+    pub(super) fn punch(&self, start: u64, len: u64) -> bool {
         let (Ok(start), Ok(len)) = (i64::try_from(start), i64::try_from(len)) else { return false };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&self.data, flags, start, len).is_ok()
@@ -249,9 +395,23 @@ impl Pair {
         self.data.sync_data()
     }
 
+    /// The data file of a blob that is verified and whole on disk, for whoever reads it by himself: nothing is evicted from it
+    /// while he holds it.
+    pub(super) fn hand_out(&self, size: u64) -> Option<Arc<OwnedFd>> {
+        let mut backing = lock(&self.backing);
+        if let Some(known) = backing.upgrade() {
+            return Some(known);
+        }
+        // On disk, and not only in the memory of this process: until then another one may still give the file up.
+        let verified = self.sidecar.status().is_some_and(|status| status.state == State::Verified);
+        let file = Arc::new(self.whole_file(size).filter(|_| verified)?);
+        *backing = Arc::downgrade(&file);
+        Some(file)
+    }
+
     /// The data file, when it has `size` bytes and no hole. `None` also where the file system cannot tell, and where it stores
     /// zeros as holes.
-    pub(super) fn whole_file(&self, size: u64) -> Option<OwnedFd> {
+    fn whole_file(&self, size: u64) -> Option<OwnedFd> {
         let file = self.read_only.as_ref()?;
         let (ours, theirs) = (self.data.metadata().ok()?, file.metadata().ok()?);
         // The name may have led to another file in between.
@@ -274,22 +434,61 @@ impl Pair {
         self.sidecar.sync().map_err(|error| CacheError::io("sync", path, error))?;
         self.sidecar.drop_records().map_err(|error| CacheError::io("truncate", path, error))?;
         self.data.set_len(0).map_err(|error| CacheError::io("truncate", path, error))?;
-        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Trust::default();
+        self.distrust();
         Ok(())
     }
 
+    /// Whether the file is that of a blob, which has no holes but those of eviction.
+    pub(super) fn is_blob(&self) -> bool {
+        self.read_only.is_some()
+    }
+
+    fn note_use(&self) {
+        if let Some(room) = &self.room {
+            self.last_use.store(room.tick(), Ordering::Relaxed);
+        }
+    }
+
     fn set_trusted(&self, block: u64) {
+        self.note_use();
         self.change_trust(|trust| {
-            *trust.words.entry(block / 64).or_default() |= 1 << (block % 64);
+            trust.proven.insert(block);
+            trust.recent.insert(block);
             trust.damaged.remove(&block);
         });
+    }
+
+    /// Takes all trust away.
+    fn distrust(&self) {
+        // Readers that are under way compare this number, which must not begin again.
+        self.change_trust(|trust| *trust = Trust { evictions: trust.evictions + 1, ..Trust::default() });
     }
 
     fn trust<T>(&self, look: impl FnOnce(&Trust) -> T) -> T {
         look(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn change_trust(&self, change: impl FnOnce(&mut Trust)) {
-        change(&mut self.trust.write().unwrap_or_else(PoisonError::into_inner));
+    pub(super) fn change_trust<T>(&self, change: impl FnOnce(&mut Trust) -> T) -> T {
+        change(&mut self.trust.write().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if let Some(room) = &self.room {
+            room.note_closed();
+        }
+    }
+}
+
+/// What became of a block that was to be stored.
+enum Put {
+    Written,
+    /// It was here already.
+    There,
+}
+
+/// Whether an error says that the disk has no space left for us.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOSPC | Errno::EDQUOT))
 }

@@ -5,6 +5,7 @@
 //! checksums of what was hashed are compared with the records on disk before the result counts.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use super::lock;
 use super::pair::Pair;
@@ -56,10 +57,18 @@ impl Proof {
         self.size.saturating_sub(block * BLOCK).min(BLOCK) as u32
     }
 
-    /// Whether every block has a record. Looks at each record once over the life of the process.
+    /// Whether every block has a record. Looks at each record once over the life of the process. Of what was hashed before it was
+    /// evicted the checksum is enough.
     pub(super) fn all_recorded(&self, pair: &Pair) -> bool {
+        // Never while `recorded` is held: who concludes takes the two the other way round.
+        let hashed = self.frontier.try_lock().map_or(0, |frontier| frontier.next);
         let mut recorded = lock(&self.recorded);
-        while *recorded < self.blocks() && pair.is_recorded(*recorded, self.len(*recorded)) {
+        *recorded = (*recorded).min(pair.lowest_evicted.swap(u64::MAX, Ordering::AcqRel));
+        let has_record = |block: u64| {
+            pair.is_recorded(block, self.len(block))
+                || block < hashed && pair.is_known(block, self.len(block))
+        };
+        while *recorded < self.blocks() && has_record(*recorded) {
             *recorded += 1;
         }
         *recorded == self.blocks()
@@ -96,7 +105,7 @@ impl Proof {
             }
             let mut sums = blake3::Hasher::new();
             for block in 0..self.blocks() {
-                let Some(sum) = pair.sum(block, self.len(block)) else {
+                let Some(sum) = pair.known_sum(block, self.len(block)) else {
                     *lock(&self.recorded) = block;
                     *frontier = Frontier::new(self.algorithm);
                     return Verdict::Missing;

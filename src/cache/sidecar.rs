@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -28,6 +29,11 @@ const MAGIC: &[u8; 8] = b"ocifsmap";
 const HEADER: u64 = 4096;
 const RECORD: usize = 64;
 const IDENTITY: usize = 160;
+/// The markers of a record.
+const PRESENT: u8 = 1;
+const KNOWN: u8 = 2;
+/// Records read at a time: 64 KiB.
+const RECORDS_AT_ONCE: usize = 1024;
 const STATUS_AT: u64 = 512;
 const STATUS: usize = 64;
 const LAST_USED_AT: u64 = 1024;
@@ -90,11 +96,20 @@ pub(super) struct Record {
     pub(super) sum: Sum,
 }
 
+/// Whether a visitor wants to see more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    More,
+    Enough,
+}
+
 pub(super) struct Sidecar {
     file: File,
     path: PathBuf,
     identity: Sum,
     access: Access,
+    /// Whether this open made it.
+    is_new: bool,
     /// Guards the read-change-write of the status among threads (the lock between processes belongs to the open file).
     status_change: Mutex<()>,
 }
@@ -112,25 +127,105 @@ impl Sidecar {
         let head = identity_bytes(kind, digest);
         let identity: Sum = blake3::hash(&head).into();
         let (file, access) = open_locked(path)?;
-        let sidecar = Self { file, path: path.to_owned(), identity, access, status_change: Mutex::new(()) };
+        let (path_of, status_change) = (path.to_owned(), Mutex::new(()));
+        let mut sidecar = Self { file, path: path_of, identity, access, is_new: false, status_change };
         if !sidecar.is_valid(&head)? {
             if access == Access::Read {
                 let source = Errno::EROFS.into();
                 return Err(CacheError::ReadOnly { path: path.to_owned(), source });
             }
-            sidecar.with_status_lock(|| {
+            sidecar.is_new = sidecar.with_status_lock(|| {
                 // Another process may have made it valid while we waited for the lock.
-                if !sidecar.is_valid(&head)? {
+                let broken = !sidecar.is_valid(&head)?;
+                if broken {
                     sidecar.make_new(&head).map_err(|error| CacheError::io("write", path, error))?;
                 }
-                Ok(())
+                Ok(broken)
             })?;
         }
         Ok(sidecar)
     }
 
+    /// The sidecar that lies at `path`, as it is: nothing is made, repaired or locked, and so nothing of it may be believed before
+    /// [`is_whole`](Self::is_whole). `None` when there is none.
+    pub(super) fn existing(path: &Path, kind: Kind, digest: &Digest) -> Result<Option<Self>, CacheError> {
+        let open = |write: bool| {
+            OpenOptions::new()
+                .read(true)
+                .write(write)
+                .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+                .open(path)
+        };
+        let opened = match open(true) {
+            Err(error) if error.raw_os_error() == Some(Errno::EROFS as i32) => {
+                open(false).map(|file| (file, Access::Read))
+            }
+            opened => opened.map(|file| (file, Access::Write)),
+        };
+        let (file, access) = match opened {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CacheError::io("open", path, error)),
+        };
+        let identity = blake3::hash(&identity_bytes(kind, digest)).into();
+        Ok(Some(Self {
+            file,
+            path: path.to_owned(),
+            identity,
+            access,
+            is_new: false,
+            status_change: Mutex::new(()),
+        }))
+    }
+
+    /// Whether identity and status can be believed; an error when they are those of another program version.
+    pub(super) fn is_whole(&self, kind: Kind, digest: &Digest) -> Result<bool, CacheError> {
+        self.is_valid(&identity_bytes(kind, digest))
+    }
+
+    /// The open file, for locks.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// When the content was used last, in seconds since 1970. Anything may stand there.
+    pub(super) fn last_used(&self) -> Option<u64> {
+        let mut bytes = [0; 8];
+        read_fully(&self.file, &mut bytes, LAST_USED_AT).then(|| u64::from_le_bytes(bytes))
+    }
+
+    /// Every place for a record, in order, as far as the file has anything but holes there: its block, whether anything is
+    /// written there, and the record if it can be believed. Ends when `visit` does not want to go on.
+    pub(super) fn each_record(
+        &self,
+        mut visit: impl FnMut(u64, bool, Option<Record>) -> bool,
+    ) -> io::Result<()> {
+        let mut batch = vec![0; RECORDS_AT_ONCE * RECORD];
+        let mut at = HEADER;
+        while let Some((start, len)) = self.next_records(at, &mut batch)? {
+            for (index, bytes) in batch[..len].as_chunks::<RECORD>().0.iter().enumerate() {
+                let block = (start - HEADER) / RECORD as u64 + index as u64;
+                if !visit(block, bytes.iter().any(|&byte| byte != 0), self.parse(bytes, block)) {
+                    return Ok(());
+                }
+            }
+            at = start + len as u64;
+        }
+        Ok(())
+    }
+
+    /// Takes the record of `block` away.
+    pub(super) fn drop_record(&self, block: u64) -> io::Result<()> {
+        self.file.write_all_at(&[0; RECORD], record_at(block))
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether this open made it.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Whether identity and status can be believed; an error when they are those of another program version.
@@ -247,8 +342,8 @@ impl Sidecar {
 
     fn parse(&self, bytes: &[u8; RECORD], block: u64) -> Option<Record> {
         let present = match bytes[0] {
-            1 => true,
-            2 => false,
+            PRESENT => true,
+            KNOWN => false,
             _ => return None,
         };
         if u64::from_le_bytes(field(bytes, 8)) != block || self.check(&bytes[..48])[..16] != bytes[48..] {
@@ -259,47 +354,99 @@ impl Sidecar {
 
     /// Says that `block` is present; its data must have been written before.
     pub(super) fn put_record(&self, block: u64, len: u32, sum: &Sum) -> io::Result<()> {
+        self.write_record(block, Record { present: true, len, sum: *sum })
+    }
+
+    /// Says that the data of `block` is not here any more, and what belongs there; the data must be taken away afterwards.
+    pub(super) fn mark_evicted(&self, block: u64, record: Record) -> io::Result<()> {
+        self.write_record(block, Record { present: false, ..record })
+    }
+
+    fn write_record(&self, block: u64, record: Record) -> io::Result<()> {
+        let Record { present, len, sum } = record;
         let mut bytes = [0; RECORD];
-        bytes[0] = 1;
+        bytes[0] = if present { PRESENT } else { KNOWN };
         bytes[4..8].copy_from_slice(&len.to_le_bytes());
         bytes[8..16].copy_from_slice(&block.to_le_bytes());
-        bytes[16..48].copy_from_slice(sum);
+        bytes[16..48].copy_from_slice(&sum);
         let check = self.check(&bytes[..48]);
         bytes[48..].copy_from_slice(&check[..16]);
         self.file.write_all_at(&bytes, record_at(block))
     }
 
-    /// Adds up the lengths of all present blocks, skipping holes of the file: a sidecar may be sparse.
+    /// Adds up the lengths of all present blocks.
     pub(super) fn bytes_present(&self) -> io::Result<u64> {
-        use nix::unistd::{Whence, lseek};
+        let mut total = 0;
+        self.each_present(0..u64::MAX, |_, record| {
+            total += u64::from(record.len);
+            Next::More
+        })?;
+        Ok(total)
+    }
+
+    /// Shows every present block among `blocks` in their order, until that is enough. Skips holes of the file: a sidecar may be
+    /// sparse.
+    pub(super) fn each_present(
+        &self,
+        blocks: Range<u64>,
+        mut visit: impl FnMut(u64, Record) -> Next,
+    ) -> io::Result<()> {
         /// Records read at a time: 64 KiB.
         const BATCH: usize = 1024;
         let end = self.file.metadata()?.len();
         let mut batch = vec![0; BATCH * RECORD];
-        let mut total = 0;
-        let mut at = HEADER;
+        let mut at = HEADER + blocks.start.min(end) * RECORD as u64;
         while at < end {
-            // Offsets of an existing file fit off_t.
-            let data = match lseek(&self.file, at as i64, Whence::SeekData) {
-                Ok(data) => data as u64,
-                Err(Errno::ENXIO) => break,
-                Err(error) => return Err(error.into()),
-            };
-            at = at.max(data - data % RECORD as u64);
-            let len = self.file.read_at(&mut batch, at)? / RECORD * RECORD;
-            if len == 0 {
-                break;
-            }
+            let Some((start, len)) = self.next_records(at, &mut batch)? else { break };
+            at = start;
             for (index, bytes) in batch[..len].as_chunks::<RECORD>().0.iter().enumerate() {
                 let block = (at - HEADER) / RECORD as u64 + index as u64;
-                total += self
-                    .parse(bytes, block)
-                    .filter(|record| record.present)
-                    .map_or(0, |record| u64::from(record.len));
+                if block >= blocks.end {
+                    return Ok(());
+                }
+                let present = self.parse(bytes, block).filter(|record| record.present);
+                if present.is_some_and(|record| visit(block, record) == Next::Enough) {
+                    return Ok(());
+                }
             }
             at += len as u64;
         }
-        Ok(total)
+        Ok(())
+    }
+
+    /// Tries to become the only one, over all processes, who has this content open. Nobody else can open it until
+    /// [`share`](Self::share), which has to be called in any case.
+    pub(super) fn try_alone(&self) -> bool {
+        // Locking an open file again changes the kind of its lock. If that fails the shared lock is lost for a moment, but then
+        // somebody else holds one, which keeps evictors away.
+        self.access == Access::Write && self.file.try_lock().is_ok()
+    }
+
+    /// Lets others in again.
+    pub(super) fn share(&self) {
+        let mut backoff = Backoff::new();
+        let deadline = Instant::now() + STATUS_PATIENCE;
+        while let Err(TryLockError::WouldBlock) = self.file.try_lock_shared() {
+            if Instant::now() > deadline {
+                tracing::warn!(path = %self.path.display(), "cannot lock a file of the cache again");
+                return;
+            }
+            std::thread::sleep(backoff.next());
+        }
+    }
+
+    /// Reads the records that follow `at` and lie in no hole: where they start, and how many bytes of them there are.
+    fn next_records(&self, at: u64, batch: &mut [u8]) -> io::Result<Option<(u64, usize)>> {
+        use nix::unistd::{Whence, lseek};
+        // Offsets of an existing file fit off_t.
+        let data = match lseek(&self.file, at as i64, Whence::SeekData) {
+            Ok(data) => data as u64,
+            Err(Errno::ENXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let start = at.max(data - data % RECORD as u64);
+        let len = self.file.read_at(batch, start)? / RECORD * RECORD;
+        Ok((len > 0).then_some((start, len)))
     }
 
     /// Forgets every block.

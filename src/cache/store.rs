@@ -12,23 +12,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use tokio::sync::broadcast;
+
 use super::ahead::Places;
 use super::blob::Content;
 use super::pair::{Files, Pair, promote};
-use super::sidecar::{Kind, MAX_SIZE, State};
-use super::{BuildLock, CacheError, Cached, StreamWriter, lock};
+use super::room::{Need, Room};
+use super::sidecar::{BLOCK, Kind, MAX_SIZE, State};
+use super::verify::{Verify, When};
+use super::whole::Shelf;
+use super::{BuildLock, CacheError, Cached, Limit, StreamWriter, lock};
 use crate::io::Fetch;
 use crate::oci::{Algorithm, Digest};
 
 /// The version of docs/cache-format.md.
-const VERSION_DIR: &str = "v1";
+pub(super) const VERSION_DIR: &str = "v1";
 /// Group and others may write.
 const FOREIGN_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 /// Hex digits of an index that name the files of its claim: 128 bits, so that nobody finds two indexes with one name.
 const CLAIM_NAME: usize = 32;
+/// News about distrusted blobs that a listener may be late by; who is later hears that there was more.
+const NEWS: usize = 64;
 /// A temporary file lives for one write and one fsync; after an hour its writer is dead.
-const TMP_AGE: Duration = Duration::from_secs(3600);
+pub(super) const TMP_AGE: Duration = Duration::from_secs(3600);
 
 /// A cache directory. Clones share everything.
 #[derive(Clone)]
@@ -36,13 +43,16 @@ pub struct Cache {
     shared: Arc<Shared>,
     /// Whose unverified content this handle sees; empty for content that belongs to nobody.
     origin: Origin,
+    /// When the blobs that it opens are compared with their digests; `None` while nobody said.
+    verify: Option<When>,
 }
 
 /// A name for a place that content comes from, fit for a file name.
 type Origin = Arc<str>;
 
-/// What tells contents apart: two of one kind and digest differ in the ends of their names.
-type Key = (Kind, Digest, Arc<str>);
+/// What tells contents apart: two of one kind and digest differ in the ends of their names,
+/// or in when they are compared.
+type Key = (Kind, Digest, Arc<str>, Option<When>);
 
 struct Shared {
     /// `<cache-dir>/v1`.
@@ -51,19 +61,32 @@ struct Shared {
     alive: Mutex<HashMap<Key, Weak<Cached>>>,
     /// The right to fetch ahead of readers.
     places: Arc<Places>,
+    /// Small blobs that the disk did not take.
+    shelf: Arc<Shelf>,
+    /// Hears what must not be believed any more.
+    distrusted: broadcast::Sender<Digest>,
+    /// Who is asked before anything is written.
+    room: Arc<Room>,
     /// Numbers temporary files.
     temporaries: AtomicU64,
 }
 
 impl Cache {
-    /// Opens `dir`, making what is missing.
+    /// Opens `dir`, making what is missing, without a limit: nothing is evicted until the disk is full.
     ///
     /// A directory that somebody else owns or may write is refused. A full or read-only disk is an error only when
     /// nothing was made here before: what is cached stays readable, and reads go on without storing.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
+        Self::open_limited(dir, Limit::None)
+    }
+
+    /// The same with a limit, which holds for what this process writes: it writes nothing that would pass it, and evicts what was
+    /// not used for longest. Looks at no file of the directory, however many there are.
+    pub fn open_limited(dir: &Path, limit: Limit) -> Result<Self, CacheError> {
         let root = dir.join(VERSION_DIR);
         make_dir(dir)?;
         check_parent(dir)?;
+        let is_new = !exists(&root);
         let made = make_tree(&root);
         if let Err(error) = made {
             if !(error.is_disk() && root.is_dir()) {
@@ -72,13 +95,17 @@ impl Cache {
             tracing::warn!(%error, path = %root.display(), "the cache cannot grow; reads go on without it");
         }
         check_owned(&root)?;
+        let room = Room::new(&root, limit, is_new);
         let shared = Shared {
             root,
+            room,
             alive: Mutex::default(),
             places: Arc::new(Places::new()),
+            shelf: Arc::default(),
+            distrusted: broadcast::Sender::new(NEWS),
             temporaries: AtomicU64::new(0),
         };
-        let cache = Self { shared: Arc::new(shared), origin: "".into() };
+        let cache = Self { shared: Arc::new(shared), origin: "".into(), verify: None };
         cache.probe()?;
         Ok(cache)
     }
@@ -88,7 +115,26 @@ impl Cache {
     #[must_use]
     pub fn for_origin(&self, place: &str) -> Self {
         let name = blake3::hash(place.as_bytes()).to_hex();
-        Self { shared: self.shared.clone(), origin: name[..16].into() }
+        Self { origin: name[..16].into(), ..self.clone() }
+    }
+
+    /// The same cache for who reads blobs in this mode. Blobs of at most `small` bytes, usually [`SMALL`](super::SMALL), are compared
+    /// as a whole before their first byte in every mode; who does not ask for a mode takes blocks as they come.
+    #[must_use]
+    pub fn verifying(&self, verify: Verify, small: u64) -> Self {
+        Self { verify: Some(When { verify, small }), ..self.clone() }
+    }
+
+    /// Tells, from now on, the digest of every blob of which wrong bytes may have been handed out: it was found not to hash to its
+    /// digest, or what an index said about it was found untrue.
+    pub fn distrusted(&self) -> broadcast::Receiver<Digest> {
+        self.shared.distrusted.subscribe()
+    }
+
+    /// Tells those who listen that what was handed out of the blob `digest` must not be believed any more.
+    pub fn distrust(&self, digest: &Digest) {
+        // Fails only when nobody listens.
+        self.shared.distrusted.send(digest.clone()).ok();
     }
 
     /// The decoded stream of a verified blob becomes everybody's.
@@ -127,21 +173,27 @@ impl Cache {
         self.cached(Kind::Claim, digest, fetch, name.as_str().into(), || {
             let data = self.path(directory(Kind::Claim), digest)?;
             let Files { data, map } = named(&data, &name);
-            Pair::open(&data, &map, Kind::Claim, digest)
+            Ok(Pair::open(&data, &map, Kind::Claim, digest)?.in_room(self.room()))
         })
     }
 
     /// Waits for the exclusive right, over threads and processes, to decode the layer whose stored blob is `digest`.
     pub async fn build_lock(&self, digest: &Digest) -> Result<BuildLock, CacheError> {
         let path = self.path("locks", digest)?;
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| CacheError::io("open", &path, error))?;
-        BuildLock::acquire(file, path).await
+        loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(|error| CacheError::io("open", &path, error))?;
+            let lock = BuildLock::acquire(file, path.clone()).await?;
+            // Somebody may have tidied up while we waited: a lock without a name keeps nobody out.
+            if lock.has_a_name() {
+                return Ok(lock);
+            }
+        }
     }
 
     /// Starts writing the decoded stream of the layer whose stored blob is `digest`, from its first byte.
@@ -156,7 +208,7 @@ impl Cache {
         digest: &Digest,
         fetch: Arc<dyn Fetch>,
         end: Arc<str>,
-        open: impl FnOnce() -> Result<Pair, CacheError>,
+        open: impl Fn() -> Result<Pair, CacheError>,
     ) -> Result<Arc<Cached>, CacheError> {
         let algorithm = served(digest)?;
         let size = fetch.size();
@@ -164,7 +216,7 @@ impl Cache {
             return Err(CacheError::Oversized { digest: digest.clone(), size, limit: MAX_SIZE });
         }
         let mut alive = lock(&self.shared.alive);
-        let key = (kind, digest.clone(), end);
+        let key = (kind, digest.clone(), end, self.verify);
         if let Some(cached) = alive.get(&key).and_then(Weak::upgrade) {
             let known = crate::io::ReadAt::size(&*cached);
             if known != size {
@@ -173,8 +225,17 @@ impl Cache {
             return Ok(cached);
         }
         let sized = |pair: Pair| pair.sidecar.settle_size(digest, size).map(|()| pair);
-        let pair = match open().and_then(sized) {
-            Ok(pair) => Some(pair),
+        let opened = match open() {
+            // A new sidecar needs less than a block.
+            Err(CacheError::Full { .. }) if self.room().relieve(BLOCK, Need::Block) => open(),
+            opened => opened,
+        };
+        let pair = match opened.and_then(sized) {
+            Ok(pair) => {
+                let pair = Arc::new(pair);
+                self.room().register(&pair);
+                Some(pair)
+            }
             Err(error) if error.is_disk() => {
                 let error = crate::io::ReadError::from(error).chain();
                 tracing::warn!(%digest, error, "cannot be cached, reads go on without");
@@ -183,14 +244,43 @@ impl Cache {
             Err(error) => return Err(error),
         };
         let places = self.shared.places.clone();
-        let content = Content { digest: digest.clone(), algorithm, kind, fetch, pair, places };
+        let content = Content {
+            digest: digest.clone(),
+            algorithm,
+            kind,
+            fetch,
+            pair,
+            places,
+            verify: self.verify,
+            shelf: self.shared.shelf.clone(),
+            distrusted: self.shared.distrusted.clone(),
+        };
         let cached = Arc::new(Cached::new(content));
         alive.retain(|_, weak| weak.strong_count() > 0);
         alive.insert(key, Arc::downgrade(&cached));
         Ok(cached)
     }
 
+    /// Who is asked before anything is written here.
+    pub(super) fn room(&self) -> &Arc<Room> {
+        &self.shared.room
+    }
+
+    /// How many bytes of the disk the directory takes, as all its processes have noted; `None` while that is being counted.
+    pub fn used(&self) -> Option<u64> {
+        self.shared.room.used()
+    }
+
+    /// How many bytes of the disk this process has taken away to make room.
+    pub fn evicted(&self) -> u64 {
+        self.shared.room.evicted()
+    }
+
     fn pair(&self, kind: Kind, digest: &Digest) -> Result<Pair, CacheError> {
+        self.bare_pair(kind, digest).map(|pair| pair.in_room(self.room()))
+    }
+
+    fn bare_pair(&self, kind: Kind, digest: &Digest) -> Result<Pair, CacheError> {
         let Place { shared, scoped } = self.place(kind, digest)?;
         let Some(scoped) = scoped else { return Pair::open(&shared.data, &shared.map, kind, digest) };
         if exists(&shared.map) {
@@ -221,6 +311,11 @@ impl Cache {
         let map = data.with_extension("map");
         let scoped = (!self.origin.is_empty()).then(|| named(&data, &self.origin));
         Ok(Place { shared: Files { data, map }, scoped })
+    }
+
+    /// `<cache-dir>/v1`.
+    pub(super) fn root(&self) -> &Path {
+        &self.shared.root
     }
 
     /// The file of `digest` in the directory of its kind of content.
@@ -318,7 +413,9 @@ fn make_tree(root: &Path) -> Result<(), CacheError> {
     make_dir(root)?;
     check_owned(root)?;
     make_dir(&root.join("tmp"))?;
-    for kind in ["blobs", "streams", "claims", "documents", "indexes", "offers", "traces", "locks"] {
+    for kind in
+        ["blobs", "streams", "claims", "documents", "indexes", "offers", "traces", "signatures", "locks"]
+    {
         for algorithm in ["sha256", "sha512"] {
             make_dir(&root.join(kind).join(algorithm))?;
         }
@@ -326,7 +423,7 @@ fn make_tree(root: &Path) -> Result<(), CacheError> {
     Ok(())
 }
 
-fn make_dir(path: &Path) -> Result<(), CacheError> {
+pub(super) fn make_dir(path: &Path) -> Result<(), CacheError> {
     match DirBuilder::new().recursive(true).mode(0o700).create(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -337,7 +434,7 @@ fn make_dir(path: &Path) -> Result<(), CacheError> {
 }
 
 /// Who may write the parent may put another `v1` in the place of ours, unless the sticky bit forbids it.
-fn check_parent(path: &Path) -> Result<(), CacheError> {
+pub(super) fn check_parent(path: &Path) -> Result<(), CacheError> {
     let found = fs::metadata(path).map_err(|error| CacheError::io("stat", path, error))?;
     let user = nix::unistd::geteuid().as_raw();
     let mode = found.permissions().mode() & 0o7777;
@@ -350,7 +447,7 @@ fn check_parent(path: &Path) -> Result<(), CacheError> {
     Ok(())
 }
 
-fn check_owned(path: &Path) -> Result<(), CacheError> {
+pub(super) fn check_owned(path: &Path) -> Result<(), CacheError> {
     // Not following a link: it could point to somebody else's directory tomorrow.
     let found = fs::symlink_metadata(path).map_err(|error| CacheError::io("stat", path, error))?;
     let user = nix::unistd::geteuid().as_raw();

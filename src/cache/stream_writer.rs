@@ -102,6 +102,7 @@ impl StreamWriter {
         self.pair.sidecar.release(block);
         stored.map_err(|refused| {
             let error = match refused {
+                Refused::NoRoom => return CacheError::NoRoom { path: path.to_owned() },
                 Refused::Disk(error) => error,
                 Refused::Poisoned | Refused::Contradicts => io::Error::other("content was given up"),
             };

@@ -184,7 +184,8 @@ async fn two_readers_in_turn_are_both_served_ahead() {
         line.asked().into_iter().filter(|range| (from..to).contains(&range.start)).collect::<Vec<_>>()
     };
     for (name, asked) in [("first", of(0, 48 * MIB)), ("second", of(48 * MIB, 96 * MIB))] {
-        assert!(asked.len() <= 40, "{name}: 20 MiB in {} fetches: {asked:?}", asked.len());
+        // One by one it would be 80.
+        assert!(asked.len() <= 56, "{name}: 20 MiB in {} fetches: {asked:?}", asked.len());
         assert!(asked.iter().any(|range| range.len() >= 2 * MIB), "{name}: {asked:?}");
     }
 }

@@ -5,6 +5,8 @@ mod ahead;
 mod damage;
 mod directory;
 mod outcome;
+mod room;
+mod whole;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,7 +90,7 @@ impl Fetch for Source {
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
         assert!(!range.is_empty() && range.end <= self.size(), "{range:?} was asked");
-        assert!(range.len() <= 4 << 20, "{range:?} was asked");
+        assert!(range.len() <= 8 << 20, "{range:?} was asked");
         self.asked.lock().unwrap().push(range);
         let answer = *self.answer.lock().unwrap();
         Box::pin(async move {

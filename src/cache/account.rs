@@ -1,0 +1,199 @@
+//! The account: how many bytes of the disk the directory takes, kept in one small file that all processes share.
+//!
+//! Nothing here walks a directory, decides what goes, or believes a file that fails its check. The idea: whoever is about to
+//! write adds to the account first, under a lock of an instant, and whoever took something away subtracts afterwards. So a
+//! process that dies in between leaves an account that is too high, never one that is too low, and a count of the files, which
+//! runs beside everything else, puts it right.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::lock;
+use super::lock::{Backoff, try_lock_byte, unlock_byte};
+
+const MAGIC: &[u8; 8] = b"ocifsuse";
+const VERSION: u32 = 1;
+const LENGTH: usize = 64;
+const CHECKED: usize = 48;
+/// The byte whose lock is the right to change the file; beyond its end.
+const LOCK_AT: u64 = 1 << 62;
+/// Tries without a pause: the lock is held for two system calls.
+const SPINS: u32 = 200;
+/// After this long the holder of the lock counts as stuck, and nothing is stored.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the file says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// Bytes of the disk that the directory takes, or is about to.
+    pub(super) used: u64,
+    /// All bytes that were ever added, which tells a count what was written while it ran. It wraps around.
+    pub(super) added: u64,
+    /// When the files were last counted, in seconds since 1970.
+    pub(super) counted: u64,
+    /// During which run of the machine that was.
+    pub(super) boot: [u8; 8],
+}
+
+/// The file `account`, opened when it is first needed and again when that failed.
+pub(super) struct Account {
+    path: PathBuf,
+    /// Guards the file among threads: the lock between processes belongs to the open file.
+    file: Mutex<Option<File>>,
+}
+
+impl Account {
+    pub(super) fn new(root: &Path) -> Self {
+        Self { path: root.join("account"), file: Mutex::default() }
+    }
+
+    /// Reads the tally, lets `change` decide about it, and writes what comes out of that. `None` is an account that is not
+    /// known: the files have to be counted.
+    pub(super) fn change<T>(
+        &self,
+        change: impl FnOnce(Option<Tally>) -> (Option<Tally>, T),
+    ) -> io::Result<T> {
+        let mut slot = lock(&self.file);
+        let file = match slot.take() {
+            Some(file) => file,
+            None => OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&self.path)?,
+        };
+        take_turn(&file)?;
+        let known = read(&file);
+        let (next, out) = change(known);
+        let written = match next {
+            Some(next) if Some(next) != known => file.write_all_at(&encode(&next), 0),
+            Some(_) | None => Ok(()),
+        };
+        unlock_byte(&file, LOCK_AT);
+        *slot = Some(file);
+        written.map(|()| out)
+    }
+
+    /// Notes that something was taken away.
+    pub(super) fn give_back(&self, bytes: u64) {
+        let subtract = |known: Option<Tally>| {
+            (known.map(|tally| Tally { used: tally.used.saturating_sub(bytes), ..tally }), ())
+        };
+        if let Err(error) = self.change(subtract) {
+            // The account stays too high until the next count.
+            tracing::debug!(%error, path = %self.path.display(), "cannot note what was removed from the cache");
+        }
+    }
+}
+
+fn take_turn(file: &File) -> io::Result<()> {
+    for _ in 0..SPINS {
+        if try_lock_byte(file, LOCK_AT)? {
+            return Ok(());
+        }
+        std::thread::yield_now();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut backoff = Backoff::new();
+    while !try_lock_byte(file, LOCK_AT)? {
+        if Instant::now() > deadline {
+            return Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "the account of the cache is locked by a process that does not let go",
+            ));
+        }
+        std::thread::sleep(backoff.next());
+    }
+    Ok(())
+}
+
+fn read(file: &File) -> Option<Tally> {
+    let mut bytes = [0; LENGTH];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    let (head, check) = bytes.split_at(CHECKED);
+    if !head.starts_with(MAGIC) || blake3::hash(head).as_bytes()[..LENGTH - CHECKED] != *check {
+        return None;
+    }
+    let number = |at: usize| {
+        let mut field = [0; 8];
+        field.copy_from_slice(&bytes[at..at + 8]);
+        field
+    };
+    if number(8) != u64::from(VERSION).to_le_bytes() {
+        return None;
+    }
+    Some(Tally {
+        used: u64::from_le_bytes(number(16)),
+        added: u64::from_le_bytes(number(24)),
+        counted: u64::from_le_bytes(number(32)),
+        boot: number(40),
+    })
+}
+
+fn encode(tally: &Tally) -> [u8; LENGTH] {
+    let mut bytes = [0; LENGTH];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..16].copy_from_slice(&u64::from(VERSION).to_le_bytes());
+    bytes[16..24].copy_from_slice(&tally.used.to_le_bytes());
+    bytes[24..32].copy_from_slice(&tally.added.to_le_bytes());
+    bytes[32..40].copy_from_slice(&tally.counted.to_le_bytes());
+    bytes[40..48].copy_from_slice(&tally.boot);
+    let check = blake3::hash(&bytes[..CHECKED]);
+    bytes[CHECKED..].copy_from_slice(&check.as_bytes()[..LENGTH - CHECKED]);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_by_another_and_damage_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (Account::new(dir.path()), Account::new(dir.path()));
+        let look = |account: &Account| account.change(|known| (None, known)).unwrap();
+        assert_eq!(look(&one), None);
+        let tally = Tally { used: 70, added: 9, counted: 5, boot: *b"abcdefgh" };
+        one.change(|_| (Some(tally), ())).unwrap();
+        assert_eq!(look(&other), Some(tally));
+        other.give_back(20);
+        assert_eq!(look(&one), Some(Tally { used: 50, ..tally }));
+        other.give_back(200);
+        assert_eq!(look(&one).unwrap().used, 0);
+        for at in 0..LENGTH as u64 {
+            one.change(|_| (Some(tally), ())).unwrap();
+            let file = OpenOptions::new().read(true).write(true).open(dir.path().join("account")).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            assert_eq!(look(&one), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn no_addition_of_many_threads_and_open_files_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        Account::new(dir.path()).change(|_| (Some(Tally::default()), ())).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let account = Account::new(dir.path());
+                    for _ in 0..500 {
+                        let add = |known: Option<Tally>| {
+                            (known.map(|tally| Tally { used: tally.used + 3, ..tally }), ())
+                        };
+                        account.change(add).unwrap();
+                    }
+                });
+            }
+        });
+        let used = Account::new(dir.path()).change(|known| (None, known.unwrap().used)).unwrap();
+        assert_eq!(used, 6000);
+    }
+}

@@ -1,0 +1,135 @@
+//! Counting what lies in the directory: how much of the disk it takes, and what was not used for longest.
+//!
+//! Nothing here removes or locks anything, and it never runs where somebody waits for a mount or a read. The idea: one look at
+//! every name, no look into any file. The time of the last write to a sidecar is the time of its content's last use, because the
+//! last use is written there.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::pair::Files;
+use super::remove::occupied;
+
+/// The directories of content, and those of small files.
+pub(super) const CONTENT: [&str; 3] = ["blobs", "streams", "claims"];
+const SMALL: [&str; 6] = ["documents", "indexes", "offers", "traces", "signatures", "locks"];
+/// Of so many the names are kept; who has used them up counts again. It bounds memory, whatever the directory holds.
+const KEPT: usize = 4096;
+
+/// Something that can be removed as a whole.
+pub(super) struct Candidate {
+    /// When it was last used.
+    pub(super) used: SystemTime,
+    pub(super) what: What,
+}
+
+/// What a [`Candidate`] is.
+pub(super) enum What {
+    /// A data file and its sidecar.
+    Content(Files),
+    /// A document, an index, an offer or a trace.
+    Small(PathBuf),
+}
+
+/// What a count found.
+#[derive(Default)]
+pub(super) struct Census {
+    /// Bytes of the disk.
+    pub(super) used: u64,
+    /// The contents that were not used for longest, the oldest one last.
+    pub(super) contents: Vec<Candidate>,
+    /// The same of small files.
+    pub(super) small: Vec<Candidate>,
+}
+
+/// The oldest names of a walk, and no more than [`KEPT`] of them.
+#[derive(Default)]
+struct Oldest(BinaryHeap<(SystemTime, PathBuf)>);
+
+impl Oldest {
+    fn add(&mut self, used: SystemTime, path: PathBuf) {
+        self.0.push((used, path));
+        if self.0.len() > KEPT {
+            self.0.pop();
+        }
+    }
+
+    fn newest_first(self, what: impl Fn(PathBuf) -> What) -> Vec<Candidate> {
+        let mut all = self.0.into_vec();
+        all.sort_unstable_by_key(|one| Reverse(one.0));
+        all.into_iter().map(|(used, path)| Candidate { used, what: what(path) }).collect()
+    }
+}
+
+/// Counts everything below `root`. What appears or goes meanwhile may or may not be counted.
+pub(super) fn count(root: &Path) -> Census {
+    let mut census = Census::default();
+    let mut contents = Oldest::default();
+    for kind in CONTENT {
+        // What has a sidecar is as old as that; data without one belongs to nobody, and is as old as itself.
+        let mut lone: HashMap<PathBuf, SystemTime> = HashMap::new();
+        let mut maps: Vec<PathBuf> = Vec::new();
+        each_file(&root.join(kind), &mut |path, found| {
+            census.used += occupied(found);
+            let used = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            if path.extension().is_some_and(|end| end == "map") {
+                let data = path.with_extension("");
+                maps.push(data.clone());
+                contents.add(used, data);
+            } else {
+                lone.insert(path, used);
+            }
+        });
+        for data in maps {
+            lone.remove(&data);
+        }
+        for (data, used) in lone {
+            contents.add(used, data);
+        }
+    }
+    let mut small = Oldest::default();
+    for kind in SMALL {
+        each_file(&root.join(kind), &mut |path, found| {
+            census.used += occupied(found);
+            // A lock has no content, and its name is what processes meet at.
+            if kind != "locks" {
+                small.add(found.modified().unwrap_or(SystemTime::UNIX_EPOCH), path);
+            }
+        });
+    }
+    each_file(&root.join("tmp"), &mut |_, found| census.used += occupied(found));
+    census.contents = contents.newest_first(|data| What::Content(files(data)));
+    census.small = small.newest_first(What::Small);
+    census
+}
+
+/// The files of the content whose data lies at `data`.
+pub(super) fn files(data: PathBuf) -> Files {
+    let mut map = data.clone().into_os_string();
+    map.push(".map");
+    Files { data, map: map.into() }
+}
+
+/// Calls `note` for every file in `dir` and in the directories in it. A directory that cannot be read has none.
+fn each_file(dir: &Path, note: &mut dyn FnMut(PathBuf, &fs::Metadata)) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let Ok(found) = entry.metadata() else { continue };
+        let path = entry.path();
+        if found.is_file() {
+            note(path, &found);
+        } else if found.is_dir() {
+            // One directory for each algorithm, and nothing below it.
+            for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+                if let Ok(found) = entry.metadata()
+                    && found.is_file()
+                {
+                    note(entry.path(), &found);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,534 @@
+//! What lies in a cache directory: every content by its name, and what its files tell of it.
+//!
+//! Nothing here makes, changes or removes a file, and nothing outside `v1` is looked at. The idea: names alone say what a file is, so
+//! a walk holds one directory entry at a time, and only who wants to know more pays for a look at the files.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+use super::pair::Files;
+use super::remove::occupied;
+use super::sidecar::{Kind, Sidecar, State};
+use super::store::{VERSION_DIR, check_owned, check_parent};
+use super::{Cache, CacheError};
+use crate::oci::{Digest, Document, MAX_DOCUMENT};
+
+/// Digits of the name of a place.
+const PLACE: usize = 16;
+/// Digits of the name of a claim.
+const CLAIM: usize = 32;
+const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
+const MAP: &str = "map";
+/// What of an index lies beside it, by the ends of their names.
+const BESIDE_INDEX: [&str; 2] = ["stream", "content"];
+
+/// What content is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ItemKind {
+    /// A stored blob, or a part of it.
+    Blob,
+    /// The decoded stream of a layer.
+    Stream,
+    /// The decoded stream of a layer as an index of others describes it.
+    Claim,
+    /// A manifest, index or config.
+    Document,
+    /// What a pass over a layer learnt.
+    Index,
+    /// An index that others made.
+    Offer,
+    /// What was read of an image.
+    Trace,
+    /// The signatures of an image that were found good.
+    Signatures,
+}
+
+impl ItemKind {
+    /// All of them, in the order in which they are listed.
+    pub const ALL: [ItemKind; 8] = [
+        ItemKind::Blob,
+        ItemKind::Stream,
+        ItemKind::Claim,
+        ItemKind::Document,
+        ItemKind::Index,
+        ItemKind::Offer,
+        ItemKind::Trace,
+        ItemKind::Signatures,
+    ];
+
+    /// In one word, for people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            ItemKind::Blob => "blob",
+            ItemKind::Stream => "stream",
+            ItemKind::Claim => "claim",
+            ItemKind::Document => "document",
+            ItemKind::Index => "index",
+            ItemKind::Offer => "offer",
+            ItemKind::Trace => "trace",
+            ItemKind::Signatures => "signatures",
+        }
+    }
+
+    fn directory(self) -> &'static str {
+        match self {
+            ItemKind::Blob => "blobs",
+            ItemKind::Stream => "streams",
+            ItemKind::Claim => "claims",
+            ItemKind::Document => "documents",
+            ItemKind::Index => "indexes",
+            ItemKind::Offer => "offers",
+            ItemKind::Trace => "traces",
+            ItemKind::Signatures => "signatures",
+        }
+    }
+
+    /// The kind in the sidecar, when it has one.
+    pub(super) fn paired(self) -> Option<Kind> {
+        match self {
+            ItemKind::Blob => Some(Kind::Blob),
+            ItemKind::Stream => Some(Kind::Stream),
+            ItemKind::Claim => Some(Kind::Claim),
+            ItemKind::Document
+            | ItemKind::Index
+            | ItemKind::Offer
+            | ItemKind::Trace
+            | ItemKind::Signatures => None,
+        }
+    }
+}
+
+/// The name of one content. Nothing was looked at yet but the directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// What it is.
+    pub kind: ItemKind,
+    /// The digest in its name: of the stored blob, of the document, or of the manifest.
+    pub digest: Digest,
+    /// Whose it is, while it is not everybody's: the digits in its name.
+    pub place: Option<String>,
+    /// What tells it from others of this digest and place: the digits of a claim, `stream` or `content` of an index.
+    pub part: Option<String>,
+    /// The file without the end `.map`.
+    pub(super) path: PathBuf,
+}
+
+/// One content, with what its files tell.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Its name.
+    pub entry: Entry,
+    /// Bytes of the content; `None` when the sidecar does not say.
+    pub size: Option<u64>,
+    /// Bytes of the disk that its files take.
+    pub on_disk: u64,
+    /// How far it has got; `None` for what has no sidecar, and where the sidecar is damaged.
+    pub state: Option<State>,
+    /// Seconds since 1970 of the last use, as far as that was written down.
+    pub last_used: u64,
+    /// Whether a process has it open.
+    pub in_use: bool,
+}
+
+/// What a walk meets.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Content.
+    Content(Entry),
+    /// A file that is not content: a lock, a temporary file, a private cache.
+    Other(Other),
+    /// A file whose name says nothing to this program.
+    Unknown(PathBuf),
+}
+
+/// What is no content, and still ours.
+#[derive(Clone, Debug)]
+pub enum Other {
+    /// A lock of who decodes a layer.
+    Lock(PathBuf),
+    /// A file that is being written, or that a dead process left.
+    Temporary(PathBuf),
+    /// The cache of a process that was told to keep nothing.
+    Private(PathBuf),
+}
+
+/// A cache directory that is looked at, and not used.
+pub struct Inventory {
+    /// `<cache-dir>/v1`.
+    pub(super) root: PathBuf,
+}
+
+impl Inventory {
+    /// The cache in `dir`; `None` when nothing was ever kept there. A directory that others own or may write is refused.
+    pub fn open(dir: &Path) -> Result<Option<Self>, CacheError> {
+        let root = dir.join(VERSION_DIR);
+        match fs::symlink_metadata(&root) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CacheError::io("stat", &root, error)),
+        }
+        check_parent(dir)?;
+        check_owned(&root)?;
+        Ok(Some(Self { root }))
+    }
+
+    /// Meets everything below `v1`, until `visit` breaks off. What is made or removed meanwhile is met or not. Holds one entry at
+    /// a time.
+    pub fn walk<B>(
+        &self,
+        mut visit: impl FnMut(Found) -> Result<ControlFlow<B>, CacheError>,
+    ) -> Result<Option<B>, CacheError> {
+        let known: Vec<&str> = ItemKind::ALL.map(ItemKind::directory).into();
+        let mut names = known.clone();
+        names.extend(["locks", "tmp", "private", "account"]);
+        for_each(&self.root, |name, path| {
+            if name.is_some_and(|name| names.contains(&name)) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            visit(Found::Unknown(path))
+        })
+        .and_then(|broken| match broken {
+            Some(broken) => Ok(Some(broken)),
+            None => self.walk_known(visit),
+        })
+    }
+
+    fn walk_known<B>(
+        &self,
+        mut visit: impl FnMut(Found) -> Result<ControlFlow<B>, CacheError>,
+    ) -> Result<Option<B>, CacheError> {
+        for kind in ItemKind::ALL {
+            let directory = self.root.join(kind.directory());
+            for algorithm in ALGORITHMS {
+                let broken = for_each(&directory.join(algorithm), |name, path| {
+                    match name.and_then(|name| parse(kind, algorithm, name, &path)) {
+                        // The sidecar stands for both files.
+                        Some((_, Half::Data)) if path_of_map(&path).exists() => Ok(ControlFlow::Continue(())),
+                        Some((entry, _)) => visit(Found::Content(entry)),
+                        None => visit(Found::Unknown(path)),
+                    }
+                })?;
+                if broken.is_some() {
+                    return Ok(broken);
+                }
+            }
+            let broken = for_each(&directory, |name, path| {
+                if name.is_some_and(|name| ALGORITHMS.contains(&name)) {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                visit(Found::Unknown(path))
+            })?;
+            if broken.is_some() {
+                return Ok(broken);
+            }
+        }
+        for algorithm in ALGORITHMS {
+            let directory = self.root.join("locks").join(algorithm);
+            let broken = for_each(&directory, |name, path| {
+                let digest = name.and_then(|name| format!("{algorithm}:{name}").parse::<Digest>().ok());
+                visit(if digest.is_some() { Found::Other(Other::Lock(path)) } else { Found::Unknown(path) })
+            })?;
+            if broken.is_some() {
+                return Ok(broken);
+            }
+        }
+        let broken = for_each(&self.root.join("tmp"), |_, path| visit(Found::Other(Other::Temporary(path))))?;
+        if broken.is_some() {
+            return Ok(broken);
+        }
+        for_each(&self.root.join("private"), |_, path| visit(Found::Other(Other::Private(path))))
+    }
+
+    /// Looks at the files of one content; `None` when they are gone.
+    pub fn look(&self, entry: &Entry, used: &Used) -> Result<Option<Item>, CacheError> {
+        let Some(kind) = entry.kind.paired() else { return look_at_file(entry, used.touches(entry)) };
+        let files = entry.files();
+        let data = stat(&files.data)?;
+        let Some(map) = stat(&files.map)? else {
+            // Data that no sidecar speaks of.
+            return Ok(data.map(|data| Item {
+                entry: entry.clone(),
+                size: None,
+                on_disk: occupied(&data),
+                state: None,
+                last_used: seconds(data.mtime()),
+                in_use: false,
+            }));
+        };
+        let sidecar = Sidecar::existing(&files.map, kind, &entry.digest)?;
+        let whole = |sidecar: &&Sidecar| sidecar.is_whole(kind, &entry.digest).unwrap_or(false);
+        let status = sidecar.as_ref().filter(whole).and_then(Sidecar::status);
+        Ok(Some(Item {
+            entry: entry.clone(),
+            size: status.and_then(|status| status.size),
+            on_disk: occupied(&map) + data.map_or(0, |data| occupied(&data)),
+            state: status.map(|status| status.state),
+            last_used: sidecar.and_then(|sidecar| sidecar.last_used()).unwrap_or(seconds(map.mtime())),
+            in_use: is_in_use(&files.map)?,
+        }))
+    }
+
+    /// What running processes have open now.
+    pub fn used(&self) -> Result<Used, CacheError> {
+        let mut open = HashSet::new();
+        self.walk(|found| {
+            if let Found::Content(entry) = found
+                && entry.kind.paired().is_some()
+                && !open.contains(&entry.digest)
+                && is_in_use(&entry.files().map)?
+            {
+                open.insert(entry.digest);
+            }
+            Ok(ControlFlow::<()>::Continue(()))
+        })?;
+        let mut documents = HashSet::new();
+        if !open.is_empty() {
+            self.note_documents(&open, &mut documents)?;
+        }
+        Ok(Used { open, documents })
+    }
+
+    /// Adds the manifests that name something of `open`, and the indexes that name such a manifest. An index of indexes is found
+    /// only one level down: what is lost with it costs one request.
+    fn note_documents(
+        &self,
+        open: &HashSet<Digest>,
+        documents: &mut HashSet<Digest>,
+    ) -> Result<(), CacheError> {
+        for round in 0..2 {
+            self.walk(|found| {
+                if let Found::Content(entry) = found
+                    && entry.kind == ItemKind::Document
+                {
+                    let named = match self.document(&entry)? {
+                        Some(Document::Manifest(manifest)) if round == 0 => {
+                            manifest.blobs().any(|blob| open.contains(&blob.digest))
+                        }
+                        Some(Document::Index(index)) if round == 1 => {
+                            index.manifests.iter().any(|named| documents.contains(&named.digest))
+                        }
+                        _ => false,
+                    };
+                    if named {
+                        documents.insert(entry.digest);
+                    }
+                }
+                Ok(ControlFlow::<()>::Continue(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A document as it lies there, for what it names: its digest is not compared.
+    fn document(&self, entry: &Entry) -> Result<Option<Document>, CacheError> {
+        use io::Read as _;
+        let Some(file) = open_file(&entry.path)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        if file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).is_err() {
+            return Ok(None);
+        }
+        Ok(Document::parse(&bytes, None).ok())
+    }
+}
+
+/// What running processes use. Its size is bounded by the files that they have open.
+#[derive(Debug, Default)]
+pub struct Used {
+    open: HashSet<Digest>,
+    documents: HashSet<Digest>,
+}
+
+impl Used {
+    /// Whether what has no sidecar, and so no lock of its own, belongs to something that is in use.
+    pub(super) fn touches(&self, entry: &Entry) -> bool {
+        match entry.kind {
+            ItemKind::Index | ItemKind::Offer => self.open.contains(&entry.digest),
+            ItemKind::Document | ItemKind::Trace | ItemKind::Signatures => {
+                self.documents.contains(&entry.digest) || self.open.contains(&entry.digest)
+            }
+            ItemKind::Blob | ItemKind::Stream | ItemKind::Claim => false,
+        }
+    }
+}
+
+impl Entry {
+    /// Both files of content with a sidecar.
+    pub(super) fn files(&self) -> Files {
+        Files { data: self.path.clone(), map: path_of_map(&self.path) }
+    }
+}
+
+impl Cache {
+    /// What lies in this cache.
+    pub fn inventory(&self) -> Inventory {
+        Inventory { root: self.root().to_owned() }
+    }
+}
+
+/// Which of two files a name is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Data,
+    Map,
+    /// There is one file only.
+    Whole,
+}
+
+fn path_of_map(data: &Path) -> PathBuf {
+    let mut name = data.as_os_str().to_owned();
+    name.push(".map");
+    name.into()
+}
+
+/// What the name of a file in the directory of that kind says.
+fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Entry, Half)> {
+    let mut ends = name.split('.');
+    let digest: Digest = format!("{algorithm}:{}", ends.next()?).parse().ok()?;
+    let mut ends: Vec<&str> = ends.take(4).collect();
+    let half = match (kind.paired(), ends.last()) {
+        (None, _) => Half::Whole,
+        (Some(_), Some(&MAP)) => {
+            ends.pop();
+            Half::Map
+        }
+        (Some(_), _) => Half::Data,
+    };
+    let hex = |text: &str, digits: usize| {
+        text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let (part, place) = match (kind, &ends[..]) {
+        (ItemKind::Claim, [claim]) if hex(claim, CLAIM) => (Some(*claim), None),
+        (ItemKind::Claim, [claim, place]) if hex(claim, CLAIM) && hex(place, PLACE) => {
+            (Some(*claim), Some(*place))
+        }
+        (ItemKind::Claim, _) => return None,
+        (_, []) => (None, None),
+        (ItemKind::Index, [part]) if BESIDE_INDEX.contains(part) => (Some(*part), None),
+        (ItemKind::Blob | ItemKind::Stream | ItemKind::Document | ItemKind::Offer, [place])
+            if hex(place, PLACE) =>
+        {
+            (None, Some(*place))
+        }
+        _ => return None,
+    };
+    let path = if half == Half::Map { path.with_extension("") } else { path.to_owned() };
+    let owned = |text: Option<&str>| text.map(str::to_owned);
+    Some((Entry { kind, digest, place: owned(place), part: owned(part), path }, half))
+}
+
+/// Meets the entries of one directory, which may be missing; those that are not plain files or directories have no name here.
+fn for_each<B>(
+    directory: &Path,
+    mut visit: impl FnMut(Option<&str>, PathBuf) -> Result<ControlFlow<B>, CacheError>,
+) -> Result<Option<B>, CacheError> {
+    let fail = |error| CacheError::io("list", directory, error);
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name();
+        let plain = entry.file_type().is_ok_and(|kind| kind.is_file() || kind.is_dir());
+        if let ControlFlow::Break(broken) = visit(name.to_str().filter(|_| plain), entry.path())? {
+            return Ok(Some(broken));
+        }
+    }
+    Ok(None)
+}
+
+fn look_at_file(entry: &Entry, in_use: bool) -> Result<Option<Item>, CacheError> {
+    Ok(stat(&entry.path)?.map(|found| Item {
+        entry: entry.clone(),
+        size: Some(found.len()),
+        on_disk: occupied(&found),
+        state: None,
+        // Reading is noted by the kernel, at least once a day where it is noted at all.
+        last_used: seconds(found.mtime().max(found.atime())),
+        in_use,
+    }))
+}
+
+fn seconds(time: i64) -> u64 {
+    u64::try_from(time).unwrap_or(0)
+}
+
+/// What is there under a name; `None` when it is gone.
+pub(super) fn stat(path: &Path) -> Result<Option<fs::Metadata>, CacheError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CacheError::io("stat", path, error)),
+    }
+}
+
+/// Opens a plain file for reading; `None` when it is gone. A link is not followed.
+pub(super) fn open_file(path: &Path) -> Result<Option<File>, CacheError> {
+    match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CacheError::io("open", path, error)),
+    }
+}
+
+/// Whether a process holds the lock of who uses the content of this sidecar. Held by us only for as long as asking takes, in which
+/// somebody who opens it tries again.
+pub(super) fn is_in_use(map: &Path) -> Result<bool, CacheError> {
+    let Some(file) = open_file(map)? else { return Ok(false) };
+    match file.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(CacheError::io("lock", map, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn read(kind: ItemKind, end: &str) -> Option<(Option<String>, Option<String>, bool)> {
+        let name = format!("{HEX}{end}");
+        let (entry, half) = parse(kind, "sha256", &name, Path::new(&name))?;
+        assert!(entry.path.to_str().unwrap().starts_with(HEX));
+        assert!(!entry.path.to_str().unwrap().ends_with(".map"));
+        Some((entry.part, entry.place, half == Half::Map))
+    }
+
+    #[test]
+    fn a_name_says_what_a_file_is_or_nothing() {
+        let place = "0123456789abcdef";
+        let claim = "00112233445566778899aabbccddeeff";
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(read(ItemKind::Blob, ""), Some((None, None, false)));
+        assert_eq!(read(ItemKind::Blob, ".map"), Some((None, None, true)));
+        assert_eq!(read(ItemKind::Stream, &format!(".{place}")), Some((None, some(place), false)));
+        assert_eq!(read(ItemKind::Blob, &format!(".{place}.map")), Some((None, some(place), true)));
+        assert_eq!(
+            read(ItemKind::Claim, &format!(".{claim}.{place}.map")),
+            Some((some(claim), some(place), true))
+        );
+        assert_eq!(read(ItemKind::Index, ".stream"), Some((some("stream"), None, false)));
+        for (kind, end) in [
+            (ItemKind::Blob, ".MAP"),
+            (ItemKind::Blob, ".tmp"),
+            (ItemKind::Blob, ".map.map"),
+            (ItemKind::Blob, "x"),
+            (ItemKind::Claim, ""),
+            (ItemKind::Claim, ".map"),
+            (ItemKind::Document, ".map"),
+            (ItemKind::Index, ".other"),
+            (ItemKind::Blob, ".0123456789abcdeg"),
+        ] {
+            assert_eq!(read(kind, end), None, "{kind:?} {end}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A cache for one process, which takes it along when it ends.
+//!
+//! Nothing here removes what a living process uses. The idea: the process holds a lock on its directory, so that whoever tidies up
+//! can tell a directory that is in use from one whose owner was killed.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::CacheError;
+use super::remove::occupied;
+use super::store::{VERSION_DIR, check_owned, check_parent, make_dir};
+
+/// Where they lie, in `v1`: on the same disk as the cache, and under its owner and mode.
+pub(super) const DIRECTORY: &str = "private";
+
+/// A directory that is removed, with all that is in it, when this is dropped.
+#[derive(Debug)]
+pub struct PrivateDir {
+    path: PathBuf,
+    /// Holds the lock.
+    _lock: File,
+}
+
+impl PrivateDir {
+    /// Makes one in the cache directory `dir`, which is made if it is missing.
+    pub fn make(dir: &Path) -> Result<Self, CacheError> {
+        let root = dir.join(VERSION_DIR);
+        make_dir(dir)?;
+        check_parent(dir)?;
+        make_dir(&root)?;
+        check_owned(&root)?;
+        let parent = root.join(DIRECTORY);
+        make_dir(&parent)?;
+        // Keeps away who tidies up until the new directory is locked itself.
+        let _making = lock_directory(&parent)?;
+        let template = parent.join("XXXXXX");
+        let path = nix::unistd::mkdtemp(OsStr::new(&template))
+            .map_err(|errno| CacheError::io("make", &template, errno.into()))?;
+        let lock = File::open(&path).map_err(|error| CacheError::io("open", &path, error))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(CacheError::Busy { path }),
+            Err(TryLockError::Error(error)) => Err(CacheError::io("lock", &path, error)),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        // A fetch that was cut off may still be making a file in it.
+        for _ in 0..3 {
+            match fs::remove_dir_all(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, path = %self.path.display(), "cannot remove the private cache");
+                    return;
+                }
+                Ok(()) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Removes such a directory if its owner is dead, and says how many bytes of the disk that gave back; `None` when he lives.
+pub(super) fn remove_left(path: &Path) -> Result<Option<u64>, CacheError> {
+    let fail = |action| move |error| CacheError::io(action, path, error);
+    let parent = path.parent().unwrap_or(path);
+    let making = lock_directory(parent)?;
+    let lock = match File::open(path) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(0)),
+        Err(error) => return Err(CacheError::io("open", path, error)),
+    };
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", path, error)),
+    }
+    drop(making);
+    let bytes = measure(path)?;
+    fs::remove_dir_all(path).map_err(fail("remove"))?;
+    Ok(Some(bytes))
+}
+
+/// The bytes of the disk that everything below `path` takes. The tree is ours and a few directories deep; links are not followed.
+fn measure(path: &Path) -> Result<u64, CacheError> {
+    let fail = |error| CacheError::io("list", path, error);
+    let mut bytes = 0;
+    for entry in fs::read_dir(path).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let found = entry.metadata().map_err(fail)?;
+        bytes += occupied(&found) + if found.is_dir() { measure(&entry.path())? } else { 0 };
+    }
+    Ok(bytes)
+}
+
+/// Waits for the lock on a directory: it is held for an instant only.
+fn lock_directory(path: &Path) -> Result<File, CacheError> {
+    let file = File::open(path).map_err(|error| CacheError::io("open", path, error))?;
+    file.lock().map_err(|error| CacheError::io("lock", path, error))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_directory_goes_with_its_owner_and_a_left_one_is_removed_by_who_tidies_up() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("cache");
+        let private = PrivateDir::make(&cache).unwrap();
+        let path = private.path().to_owned();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o700);
+        fs::create_dir(path.join("v1")).unwrap();
+        fs::write(path.join("v1/x"), [1; 10_000]).unwrap();
+        assert_eq!(remove_left(&path).unwrap(), None, "it is in use");
+        assert!(path.exists());
+        let left = cache.join("v1/private/left");
+        fs::create_dir(&left).unwrap();
+        fs::write(left.join("x"), [1; 10_000]).unwrap();
+        assert!(remove_left(&left).unwrap().unwrap() >= 10_000);
+        assert!(!left.exists());
+        drop(private);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,157 @@
+//! Removing one content as a whole: its data file and its sidecar.
+//!
+//! Nothing here chooses what goes, and nothing that any process has open is ever removed. The idea: who has content open holds a
+//! shared lock on its sidecar, so an exclusive lock that is had without waiting proves that nobody uses it, and who opens it in
+//! the meantime waits for that lock and then finds a sidecar without a name.
+
+use std::fs::{self, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use super::CacheError;
+use super::pair::Files;
+
+/// The unit of `st_blocks`, whatever the file system's own blocks are.
+const STAT_BLOCK: u64 = 512;
+
+/// What became of content that should go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removed {
+    /// Both files are gone; so many bytes of the disk were theirs.
+    Gone(u64),
+    /// Some process has it open, perhaps this one. It stays as it is.
+    InUse,
+    /// There was nothing, or somebody else was faster.
+    Absent,
+}
+
+/// Removes the content that lies in `files`, unless somebody uses it. A data file that lost its sidecar goes, too. Waits for
+/// nothing.
+pub(super) fn remove(files: &Files) -> Result<Removed, CacheError> {
+    remove_if(files, |_| true)
+}
+
+/// The same, if `still` says so of the sidecar once nobody else can open it any more.
+pub(super) fn remove_if(
+    files: &Files,
+    still: impl FnOnce(&fs::Metadata) -> bool,
+) -> Result<Removed, CacheError> {
+    if !exists(&files.data) && !exists(&files.map) {
+        return Ok(Removed::Absent);
+    }
+    let fail = |action, path| move |error| CacheError::io(action, path, error);
+    // Made when it is missing: whoever begins this content anew has to take the lock, too.
+    let sidecar = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&files.map)
+        .map_err(fail("open", &files.map))?;
+    match sidecar.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(Removed::InUse),
+        Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", &files.map, error)),
+    }
+    // The name may have gone, or may belong to a newer sidecar, since it was opened.
+    let found = sidecar.metadata().map_err(fail("stat", &files.map))?;
+    if !is_same(&found, &files.map) {
+        return Ok(Removed::Absent);
+    }
+    if !still(&found) {
+        return Ok(Removed::InUse);
+    }
+    let bytes = occupied(&found) + fs::symlink_metadata(&files.data).map_or(0, |data| occupied(&data));
+    // The data first. If this ends here, what is left is a sidecar whose blocks all fail their check; the other way round it
+    // would be data that no sidecar speaks of.
+    unlink(&files.data)?;
+    unlink(&files.map)?;
+    Ok(Removed::Gone(bytes))
+}
+
+/// How many bytes of the disk a file takes: holes take none.
+pub(super) fn occupied(found: &fs::Metadata) -> u64 {
+    found.blocks().saturating_mul(STAT_BLOCK)
+}
+
+fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+fn is_same(open: &fs::Metadata, path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (open.dev(), open.ino()))
+}
+
+fn unlink(path: &Path) -> Result<(), CacheError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CacheError::io("remove", path, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::super::pair::Pair;
+    use super::super::sidecar::Kind;
+    use super::*;
+    use crate::oci::Digest;
+
+    fn files(dir: &Path) -> Files {
+        Files { data: dir.join("content"), map: dir.join("content.map") }
+    }
+
+    #[test]
+    fn content_goes_when_nobody_has_it_open_and_stays_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path());
+        assert_eq!(remove(&files).unwrap(), Removed::Absent);
+        assert!(!files.map.exists(), "looking makes nothing");
+        let digest = Digest::sha256(b"x");
+        let pair = Pair::open(&files.data, &files.map, Kind::Blob, &digest).unwrap();
+        let bytes = vec![7; 5000];
+        assert!(pair.store(0, &bytes, blake3::hash(&bytes).as_bytes()).is_ok());
+        assert_eq!(remove(&files).unwrap(), Removed::InUse);
+        assert!(files.data.exists() && files.map.exists());
+        drop(pair);
+        assert_eq!(remove_if(&files, |_| false).unwrap(), Removed::InUse);
+        let Removed::Gone(freed) = remove(&files).unwrap() else { panic!("it is not in use") };
+        assert!(freed >= 5000, "{freed}");
+        assert!(!files.data.exists() && !files.map.exists());
+        assert_eq!(remove(&files).unwrap(), Removed::Absent);
+    }
+
+    #[test]
+    fn data_without_a_sidecar_goes_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path());
+        fs::write(&files.data, [1; 9000]).unwrap();
+        assert!(matches!(remove(&files).unwrap(), Removed::Gone(freed) if freed >= 9000));
+        assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn who_waited_for_a_sidecar_that_is_being_removed_begins_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path());
+        let digest = Digest::sha256(b"x");
+        drop(Pair::open(&files.data, &files.map, Kind::Blob, &digest).unwrap());
+        let held = File::open(&files.map).unwrap();
+        held.try_lock().unwrap();
+        std::thread::scope(|scope| {
+            let opener = scope.spawn(|| Pair::open(&files.data, &files.map, Kind::Blob, &digest).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!opener.is_finished());
+            fs::remove_file(&files.data).unwrap();
+            fs::remove_file(&files.map).unwrap();
+            drop(held);
+            let pair = opener.join().unwrap();
+            assert!(files.map.exists() && files.data.exists());
+            assert_eq!(remove(&files).unwrap(), Removed::InUse);
+            drop(pair);
+        });
+    }
+}

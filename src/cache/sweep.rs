@@ -1,0 +1,328 @@
+//! Removing what lies in a cache directory: what somebody names, what was not used for long, what nothing needs.
+//!
+//! Never what a process uses, never a file whose name says nothing to this program, and never anything outside `v1`. The idea:
+//! everything goes through [`remove`], which proves that nobody has the content open; who removes only the oldest keeps the names
+//! of a bounded number of them, and walks again.
+
+use std::collections::BinaryHeap;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::account::Account;
+use super::inventory::{Entry, Found, Inventory, Item, ItemKind, Other, Used, stat};
+use super::remove::{Removed, occupied, remove, remove_if};
+use super::sidecar::{Sidecar, State};
+use super::store::TMP_AGE;
+use super::{CacheError, private};
+
+/// How many names are kept of the contents that were not used for longest.
+const OLDEST: usize = 8192;
+
+/// What to remove of what nobody uses.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Prune {
+    /// What was not used for so long.
+    pub older_than: Option<Duration>,
+    /// The least recently used, until all that is left takes so many bytes of the disk.
+    pub keep: Option<u64>,
+}
+
+/// What was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// How many contents or files.
+    pub removed: u64,
+    /// The bytes of the disk that were theirs.
+    pub bytes: u64,
+    /// How many were wanted gone and are in use.
+    pub in_use: u64,
+}
+
+/// Why nothing needs a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needless {
+    /// Its writer died.
+    Stale,
+    /// Everybody's content is here, so that nobody reads that of one place.
+    Superseded,
+    /// Nobody decodes this layer.
+    Unlocked,
+    /// A sidecar without data, or data without a sidecar.
+    Half,
+    /// Its bytes are not those that its digest names.
+    Poisoned,
+    /// The cache of a process that was killed.
+    Left,
+}
+
+impl Needless {
+    /// In a few words, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Needless::Stale => "left by a writer that died",
+            Needless::Superseded => "everybody's is here",
+            Needless::Unlocked => "a lock that nobody holds",
+            Needless::Half => "half of a pair of files",
+            Needless::Poisoned => "poisoned",
+            Needless::Left => "left by a process that was killed",
+        }
+    }
+}
+
+impl Swept {
+    fn note(&mut self, removed: Removed) -> Option<u64> {
+        match removed {
+            Removed::Gone(bytes) => {
+                self.removed += 1;
+                self.bytes += bytes;
+                return Some(bytes);
+            }
+            Removed::InUse => self.in_use += 1,
+            Removed::Absent => {}
+        }
+        None
+    }
+}
+
+impl Inventory {
+    /// Removes the contents for which `wanted` holds, and tells each with the bytes of the disk that were its, or `None` when it is
+    /// in use and stays.
+    pub fn remove(
+        &self,
+        wanted: impl Fn(&Entry) -> bool,
+        mut tell: impl FnMut(&Entry, Option<u64>),
+    ) -> Result<Swept, CacheError> {
+        let used = self.used()?;
+        let mut swept = Swept::default();
+        self.walk(|found| {
+            if let Found::Content(entry) = found
+                && wanted(&entry)
+            {
+                let removed = self.remove_one(&entry, &used)?;
+                let bytes = swept.note(removed);
+                if removed != Removed::Absent {
+                    tell(&entry, bytes);
+                }
+            }
+            Ok(ControlFlow::<()>::Continue(()))
+        })?;
+        self.give_back(swept.bytes);
+        Ok(swept)
+    }
+
+    /// Tells the account what was removed. A command that fails half way leaves it too high, until the files are counted.
+    fn give_back(&self, bytes: u64) {
+        if bytes > 0 {
+            Account::new(&self.root).give_back(bytes);
+        }
+    }
+
+    fn remove_one(&self, entry: &Entry, used: &Used) -> Result<Removed, CacheError> {
+        if entry.kind.paired().is_some() {
+            return remove(&entry.files());
+        }
+        if used.touches(entry) { Ok(Removed::InUse) } else { unlink(&entry.path) }
+    }
+
+    /// Removes what was not used for long, the least recently used first.
+    pub fn prune(&self, limits: Prune, mut tell: impl FnMut(&Entry, u64)) -> Result<Swept, CacheError> {
+        let used = self.used()?;
+        let mut total = 0;
+        self.each_item(&used, |item| total += item.on_disk)?;
+        let before = limits.older_than.map(|age| now().saturating_sub(age.as_secs()));
+        let mut swept = Swept::default();
+        loop {
+            let is_old = |last_used: u64| before.is_some_and(|before| last_used < before);
+            let is_too_much = |total: u64| limits.keep.is_some_and(|keep| total > keep);
+            if before.is_none() && !is_too_much(total) {
+                self.give_back(swept.bytes);
+                return Ok(swept);
+            }
+            // The youngest of the oldest is on top.
+            let mut oldest = BinaryHeap::new();
+            self.each_item(&used, |item| {
+                if !item.in_use && (is_old(item.last_used) || is_too_much(total)) {
+                    oldest.push((item.last_used, item.entry));
+                    if oldest.len() > OLDEST {
+                        oldest.pop();
+                    }
+                }
+            })?;
+            let (found, before_round) = (oldest.len(), swept.removed);
+            for (last_used, entry) in oldest.into_sorted_vec() {
+                if !is_old(last_used) && !is_too_much(total) {
+                    self.give_back(swept.bytes);
+                    return Ok(swept);
+                }
+                if let Some(bytes) = swept.note(self.remove_one(&entry, &used)?) {
+                    total = total.saturating_sub(bytes);
+                    tell(&entry, bytes);
+                }
+            }
+            if found < OLDEST || swept.removed == before_round {
+                self.give_back(swept.bytes);
+                return Ok(swept);
+            }
+        }
+    }
+
+    fn each_item(&self, used: &Used, mut visit: impl FnMut(Item)) -> Result<(), CacheError> {
+        self.walk(|found| {
+            if let Found::Content(entry) = found
+                && let Some(item) = self.look(&entry, used)?
+            {
+                visit(item);
+            }
+            Ok(ControlFlow::<()>::Continue(()))
+        })
+        .map(|_| ())
+    }
+
+    /// Removes what nothing needs, and tells each file or content with the reason and the bytes of the disk that were its.
+    pub fn collect(&self, mut tell: impl FnMut(&Path, Needless, u64)) -> Result<Swept, CacheError> {
+        let used = self.used()?;
+        let mut swept = Swept::default();
+        // Private caches have accounts of their own.
+        let mut private = 0;
+        self.walk(|found| {
+            let (path, reason, removed) = match found {
+                Found::Content(entry) => match self.collect_content(&entry, &used)? {
+                    Some((reason, removed)) => (entry.path, reason, removed),
+                    None => return Ok(ControlFlow::<()>::Continue(())),
+                },
+                Found::Other(Other::Temporary(path)) if is_older(&path, TMP_AGE)? => {
+                    let removed = unlink(&path)?;
+                    (path, Needless::Stale, removed)
+                }
+                Found::Other(Other::Lock(path)) => match remove_lock(&path)? {
+                    // Somebody is decoding, as locks are for.
+                    Removed::InUse => return Ok(ControlFlow::Continue(())),
+                    removed => (path, Needless::Unlocked, removed),
+                },
+                Found::Other(Other::Private(path)) => match private::remove_left(&path)? {
+                    Some(bytes) => (path, Needless::Left, Removed::Gone(bytes)),
+                    None => return Ok(ControlFlow::Continue(())),
+                },
+                Found::Other(Other::Temporary(_)) | Found::Unknown(_) => {
+                    return Ok(ControlFlow::Continue(()));
+                }
+            };
+            if let Some(bytes) = swept.note(removed) {
+                if reason == Needless::Left {
+                    private += bytes;
+                }
+                tell(&path, reason, bytes);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        self.give_back(swept.bytes - private);
+        Ok(swept)
+    }
+
+    fn collect_content(&self, entry: &Entry, used: &Used) -> Result<Option<(Needless, Removed)>, CacheError> {
+        let Some(kind) = entry.kind.paired() else {
+            let superseded = entry.kind == ItemKind::Offer && self.is_learnt(entry);
+            if !superseded {
+                return Ok(None);
+            }
+            return Ok(Some((Needless::Superseded, self.remove_one(entry, used)?)));
+        };
+        let files = entry.files();
+        let (data, map) = (stat(&files.data)?, stat(&files.map)?);
+        if map.is_none() || data.is_none() {
+            // The data gets its final name a moment before its sidecar does.
+            if map.is_none() && data.is_some_and(|data| !is_past(data.ctime(), TMP_AGE)) {
+                return Ok(None);
+            }
+            return Ok(Some((Needless::Half, remove(&files)?)));
+        }
+        if self.is_superseded(entry)? {
+            return Ok(Some((Needless::Superseded, remove(&files)?)));
+        }
+        let is_poisoned = |sidecar: &Sidecar| {
+            sidecar.is_whole(kind, &entry.digest).unwrap_or(false)
+                && sidecar.status().is_some_and(|status| status.state == State::Poisoned)
+        };
+        match Sidecar::existing(&files.map, kind, &entry.digest)? {
+            Some(sidecar) if is_poisoned(&sidecar) => {
+                Ok(Some((Needless::Poisoned, remove_if(&files, |_| is_poisoned(&sidecar))?)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether readers of this content read everybody's instead.
+    fn is_superseded(&self, entry: &Entry) -> Result<bool, CacheError> {
+        let (directory, kind) = match (entry.kind, &entry.place) {
+            (ItemKind::Blob, Some(_)) => ("blobs", super::sidecar::Kind::Blob),
+            (ItemKind::Stream, Some(_)) | (ItemKind::Claim, _) => ("streams", super::sidecar::Kind::Stream),
+            _ => return Ok(false),
+        };
+        let data = self.shared(directory, entry);
+        let mut map = data.clone().into_os_string();
+        map.push(".map");
+        let Some(sidecar) = Sidecar::existing(Path::new(&map), kind, &entry.digest)? else {
+            return Ok(false);
+        };
+        if stat(&data)?.is_none() || !sidecar.is_whole(kind, &entry.digest).unwrap_or(false) {
+            return Ok(false);
+        }
+        Ok(match kind {
+            super::sidecar::Kind::Blob => {
+                sidecar.status().is_some_and(|status| status.state == State::Verified)
+            }
+            _ => self.is_learnt(entry),
+        })
+    }
+
+    /// Whether there is an index of the layer that was made here.
+    fn is_learnt(&self, entry: &Entry) -> bool {
+        let index = self.shared("indexes", entry);
+        index.exists() || index.with_extension("stream").exists()
+    }
+
+    fn shared(&self, directory: &str, entry: &Entry) -> PathBuf {
+        self.root.join(directory).join(entry.digest.algorithm_name()).join(entry.digest.encoded())
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Whether that time, in seconds since 1970, is longer ago than `age`. A time to come is not.
+fn is_past(time: i64, age: Duration) -> bool {
+    u64::try_from(time).is_ok_and(|time| now().saturating_sub(time) > age.as_secs())
+}
+
+fn is_older(path: &Path, age: Duration) -> Result<bool, CacheError> {
+    Ok(stat(path)?.is_some_and(|found| found.is_file() && is_past(found.mtime(), age)))
+}
+
+/// Removes one plain file that nobody has a lock on.
+pub(super) fn unlink(path: &Path) -> Result<Removed, CacheError> {
+    let Some(found) = stat(path)? else { return Ok(Removed::Absent) };
+    match fs::remove_file(path) {
+        Ok(()) => Ok(Removed::Gone(occupied(&found))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Removed::Absent),
+        Err(error) => Err(CacheError::io("remove", path, error)),
+    }
+}
+
+/// Removes a lock unless somebody holds it. Who waits for it meanwhile sees that it has no name any more.
+fn remove_lock(path: &Path) -> Result<Removed, CacheError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removed::Absent),
+        Err(error) => return Err(CacheError::io("open", path, error)),
+    };
+    match file.try_lock() {
+        Ok(()) => unlink(path),
+        Err(TryLockError::WouldBlock) => Ok(Removed::InUse),
+        Err(TryLockError::Error(error)) => Err(CacheError::io("lock", path, error)),
+    }
+}

@@ -1,0 +1,65 @@
+//! Blobs of which nothing is given out before the whole was compared.
+
+use super::*;
+use crate::cache::{SMALL, Verify};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn not_even_the_right_bytes_of_a_small_blob_are_given_out_when_its_end_is_wrong() {
+    for verify in [Verify::Lazy, Verify::Strict, Verify::Toc] {
+        let place = Place::new();
+        let content = noise(SIZE, 80);
+        let digest = Digest::sha256(b"other");
+        let cached = place.cache().verifying(verify, SMALL).blob(&digest, Source::new(&content)).unwrap();
+        let error = read_vec(&*cached, ByteRange::new(0, 10)).await.unwrap_err();
+        assert_eq!(error.fault(), Fault::Mismatch, "{verify:?}: {error}");
+        assert_eq!(cached.verified(), Verified::Poisoned);
+        // Who asked for no mode gets blocks as they come.
+        let other = Place::new();
+        let cached = other.cache().blob(&digest, Source::new(&content)).unwrap();
+        assert!(read_vec(&*cached, ByteRange::new(0, 10)).await.unwrap() == content[..10]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_byte_more_than_small_comes_block_by_block_unless_all_is_to_be_proven() {
+    for (size, verify, whole) in [
+        (SMALL, Verify::Lazy, true),
+        (SMALL + 1, Verify::Lazy, false),
+        (SMALL + 1, Verify::Toc, false),
+        (SMALL + 1, Verify::Strict, true),
+    ] {
+        let place = Place::new();
+        let content = noise(size, 81);
+        let source = Source::new(&content);
+        let cached =
+            place.cache().verifying(verify, SMALL).blob(&Digest::sha256(&content), source.clone()).unwrap();
+        assert!(read_vec(&*cached, ByteRange::new(100, 200)).await.unwrap() == content[100..200]);
+        assert_eq!(source.delivered() == size, whole, "{size} {verify:?}: {}", source.delivered());
+        assert_eq!(cached.state() == State::Verified, whole, "{size} {verify:?}");
+        let mut buf = [0; 10];
+        assert!(cached.read_ready(100, &mut buf).unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_looks_at_a_head_fetches_a_block_and_where_all_is_to_be_proven_everything() {
+    for (verify, whole) in [(Verify::Lazy, false), (Verify::Strict, true)] {
+        let place = Place::new();
+        let content = noise(SIZE, 82);
+        let source = Source::new(&content);
+        let cached =
+            place.cache().verifying(verify, SMALL).blob(&Digest::sha256(&content), source.clone()).unwrap();
+        assert!(read_vec(&*cached.looked_at(), ByteRange::new(0, 10)).await.unwrap() == content[..10]);
+        assert_eq!(source.delivered(), if whole { SIZE } else { BLOCK }, "{verify:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_hears_of_a_blob_that_is_not_its_digest() {
+    let place = Place::new();
+    let (cache, digest) = (place.cache(), Digest::sha256(b"other"));
+    let mut news = cache.distrusted();
+    let cached = cache.blob(&digest, Source::new(&noise(SIZE, 83))).unwrap();
+    assert!(read_all(&*cached).await.is_err());
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), news.recv()).await.unwrap().unwrap(), digest);
+}

@@ -1,0 +1,157 @@
+//! Blobs of which nothing is handed out before all of it was compared with its digest.
+//!
+//! Nothing here decides what is fetched ahead or stored. The idea: a reader first makes sure that the whole is here and proven, and
+//! then takes its bytes from disk alone; where the disk keeps nothing, a small blob is proven in memory, and a large one is an
+//! error, because it cannot be proven and read again.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use lru::LruCache;
+
+use super::blob::{Cached, Inner};
+use super::lock;
+use super::sidecar::{Kind, State};
+use super::verify::{Verify, When};
+use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError};
+use crate::oci::Digest;
+
+/// Bytes up to which a blob is compared as a whole in every mode: on a gigabit link it takes a tenth of a second.
+pub const SMALL: u64 = 8 * 1024 * 1024;
+
+/// Small blobs that are kept in memory where the disk keeps none: 64 MiB at most.
+const SHELF: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+/// How often blocks that were damaged on disk are fetched again for one read.
+const ROUNDS: usize = 3;
+
+/// Proven small blobs that the disk did not take.
+pub(super) struct Shelf(std::sync::Mutex<LruCache<Digest, Bytes>>);
+
+impl Default for Shelf {
+    fn default() -> Self {
+        Self(std::sync::Mutex::new(LruCache::new(SHELF)))
+    }
+}
+
+impl Shelf {
+    fn get(&self, digest: &Digest) -> Option<Bytes> {
+        lock(&self.0).get(digest).cloned()
+    }
+
+    fn put(&self, digest: &Digest, bytes: Bytes) {
+        lock(&self.0).put(digest.clone(), bytes);
+    }
+}
+
+impl Inner {
+    /// Whether nothing is handed out before the whole was compared.
+    pub(super) fn is_whole_first(&self) -> bool {
+        self.kind == Kind::Blob
+            && self.verify.is_some_and(|when| when.verify == Verify::Strict || self.size <= when.small)
+    }
+}
+
+impl Cached {
+    /// Whether nothing of it is handed out before the whole was compared with its digest, or that was done by now.
+    pub fn is_proven_first(&self) -> bool {
+        self.inner.is_whole_first() || self.state() == State::Verified
+    }
+
+    /// Reads from content that was compared as a whole, and compares it first if nobody has.
+    pub(super) async fn read_whole_first(&self, range: ByteRange, buf: &mut [u8]) -> Result<(), ReadError> {
+        for _ in 0..ROUNDS {
+            if self.inner.state() != State::Verified {
+                self.ensure(ByteRange::new(0, self.size())).await?;
+            }
+            if self.inner.state() != State::Verified {
+                break;
+            }
+            let missing = self.inner.read_from_disk(range, buf, usize::MAX).unwrap_or_default();
+            // Looked at last: a block whose record was lost makes the content partial again when it is stored anew.
+            if missing.is_empty() && self.inner.state() == State::Verified {
+                self.inner.note_served(range.len());
+                return Ok(());
+            }
+            self.ensure(range).await?;
+        }
+        let whole = self.in_memory().await?;
+        // It was compared with the size of the content, and the range lies inside of that.
+        buf.copy_from_slice(&whole[range.start as usize..range.end as usize]);
+        self.inner.note_served(range.len());
+        Ok(())
+    }
+
+    /// All bytes, compared, where the disk does not keep them.
+    async fn in_memory(&self) -> Result<Bytes, ReadError> {
+        let inner = &self.inner;
+        if inner.size > SMALL {
+            let message = format!(
+                "{} has {} bytes, and the cache does not keep all of them: they cannot be compared before the first is given out",
+                inner.digest, inner.size
+            );
+            return Err(ReadError::new(Fault::Io, message));
+        }
+        // One fetch for all who wait.
+        let _filling = inner.filling.lock().await;
+        if let Some(whole) = inner.shelf.get(&inner.digest) {
+            return Ok(whole);
+        }
+        let range = ByteRange::new(0, inner.size);
+        let mut delivery = inner.fetch.fetch(range).await?;
+        let misbehaved = |what: &str| ReadError::new(Fault::Misbehaved, format!("{}: {what}", inner.digest));
+        if delivery.range != range {
+            return Err(misbehaved("other bytes were delivered than were asked for"));
+        }
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = delivery.body.next().await {
+            let chunk = chunk?;
+            inner.note_fetched(chunk.len() as u64);
+            if whole.len() as u64 + chunk.len() as u64 > inner.size {
+                return Err(misbehaved("the delivery goes on after its end"));
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        if whole.len() as u64 != inner.size {
+            return Err(misbehaved("the delivery ended early"));
+        }
+        match inner.digest.same_algorithm(&whole) {
+            Some(actual) if actual == inner.digest => {}
+            Some(actual) => inner.poison(&actual),
+            None => return Err(misbehaved("its digest cannot be checked")),
+        }
+        inner.refuse_poisoned()?;
+        let whole = whole.freeze();
+        inner.shelf.put(&inner.digest, whole.clone());
+        Ok(whole)
+    }
+
+    /// The same bytes for who only looks at a few of them to find out what the blob is, and hands none of them out: they are not
+    /// waited for until the whole of a small blob was compared. Where nothing unproven may be believed, that is waited for too.
+    pub fn looked_at(self: &Arc<Self>) -> Arc<dyn ReadAt> {
+        Arc::new(LookedAt(Arc::clone(self)))
+    }
+}
+
+struct LookedAt(Arc<Cached>);
+
+impl ReadAt for LookedAt {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            match self.0.inner.verify {
+                Some(When { verify: Verify::Strict, .. }) => self.0.read_at(offset, buf).await,
+                _ => self.0.read_as_it_comes(offset, buf).await,
+            }
+        })
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        self.0.read_ready(offset, buf)
+    }
+}
