@@ -60,6 +60,9 @@ impl Beside {
             }
             Err(error) => listed.extend(warn("SOCI", &error.to_string())),
         }
+        if self.policy == IndexPolicy::Bound {
+            return listed;
+        }
         for (number, manifest) in self.documents(INDEX_ARTIFACT).await.into_iter().enumerate() {
             match published::read_indexes(&manifest, &self.subject, &self.manifest.layers) {
                 Ok(indexes) => listed.extend(indexes.into_iter().map(|index| Listed {

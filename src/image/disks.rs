@@ -146,6 +146,7 @@ impl Image {
             policy: self.index_policy,
             annotations: descriptor.annotations.clone(),
             offers: None,
+            verify: self.verify,
             content: content.cloned(),
         };
         let layer = Arc::new(Layer::packed(self.cached(descriptor)?, self.cache.clone(), hints));
@@ -218,13 +219,23 @@ impl Image {
         }
     }
 
-    /// The first bytes of a disk that begins with a packed part, without unpacking more than them.
+    /// The first bytes of a disk, without unpacking or fetching more than them; `None` where only the disk itself has them.
     async fn peek(&self, plan: &DiskPlan) -> Result<Option<Vec<u8>>, ReadError> {
         let Body::Parts(parts) = &plan.body else { return Ok(None) };
-        let Some(first) = parts.first().filter(|part| part.packing == Packing::Packed) else {
-            return Ok(None);
+        let Some(first) = parts.first() else { return Ok(None) };
+        let head = match first.packing {
+            Packing::Packed => self.packed(first.layer, first.content.as_ref())?.peek(disk::HEAD).await?,
+            Packing::Stored => {
+                let descriptor = &self.manifest.layers[first.layer];
+                if plan.size.is_none() || descriptor.data.is_some() {
+                    return Ok(None);
+                }
+                // Its names are listed by this look; its bytes are given out by `disk`.
+                let looked_at = self.cached(descriptor)?.looked_at();
+                let bytes = self.observed(looked_at, &descriptor.digest, || Arc::new(|range| vec![range]));
+                read_vec(&*bytes, ByteRange::new(0, bytes.size().min(disk::HEAD))).await?
+            }
         };
-        let head = self.packed(first.layer, first.content.as_ref())?.peek(disk::HEAD).await?;
         // A first part that is shorter than that is joined with the next one.
         Ok((parts.len() == 1 || head.len() as u64 == disk::HEAD).then_some(head))
     }

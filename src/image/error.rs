@@ -46,6 +46,42 @@ pub enum ImageError {
         /// The limit.
         limit: usize,
     },
+    /// No good signature where one is required.
+    #[error("{digest} is not signed with a key that was given: {reason}")]
+    Untrusted {
+        /// The manifest or index.
+        digest: Digest,
+        /// What was found instead.
+        reason: String,
+    },
+    /// A signature is required, and could not be looked for.
+    #[error("whether {digest} is signed is not known")]
+    Unchecked {
+        /// The manifest or index.
+        digest: Digest,
+        /// Why.
+        source: ReadError,
+    },
+    /// What refers to an image is not covered by the signature of the image.
+    #[error(
+        "{place}: what refers to an image is not signed with it, and cannot be shown where a signature is required"
+    )]
+    UnsignedReferrers {
+        /// The reference.
+        place: String,
+    },
+    /// Parts that are to be compared one by one, and have no digests.
+    #[error(
+        "{place}: --verify=toc cannot be had: the manifest names no digests of the parts of layer {layer} ({digest})"
+    )]
+    NoParts {
+        /// The pinned reference.
+        place: String,
+        /// The number of the layer.
+        layer: usize,
+        /// Its digest.
+        digest: Digest,
+    },
     /// The cache directory.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -60,8 +96,11 @@ impl ImageError {
         match self {
             ImageError::Source(error) => error.fault(),
             ImageError::Document { source, .. } | ImageError::Choice { source, .. } => source.fault(),
+            ImageError::Untrusted { .. } => Fault::Mismatch,
+            ImageError::Unchecked { source, .. } => source.fault(),
+            ImageError::UnsignedReferrers { .. } => Fault::Usage,
             ImageError::Nesting { .. } => Fault::Malformed,
-            ImageError::TooMany { .. } => Fault::Unsupported,
+            ImageError::TooMany { .. } | ImageError::NoParts { .. } => Fault::Unsupported,
             ImageError::Cache(error) => error.fault(),
             ImageError::Read(error) => error.fault(),
         }

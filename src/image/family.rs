@@ -3,9 +3,11 @@
 //! Nothing here reads a blob. The idea: every image is complete in itself, so a mount of several is a list of images and the
 //! directories they are shown in; an image that cannot be opened is a line in the status, and the others are there.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::broadcast;
 
 use crate::oci::{Digest, Document};
 
@@ -20,6 +22,7 @@ pub struct Family {
     pub(super) main: Option<Arc<Image>>,
     pub(super) members: Vec<Member>,
     pub(super) warnings: Vec<String>,
+    pub(super) signed_by: Option<Digest>,
 }
 
 /// A document that is shown in a directory of its own.
@@ -113,6 +116,19 @@ impl Family {
         warnings
     }
 
+    /// Tells, from now on, the digest of every blob of which wrong bytes may have been handed out; `None` when no image is shown.
+    pub fn distrusted(&self) -> Option<broadcast::Receiver<Digest>> {
+        // All images share one cache.
+        self.images().next().map(|image| image.cache.distrusted())
+    }
+
+    /// The digests of all blobs of all images.
+    pub fn blobs(&self) -> Vec<Digest> {
+        let blobs = self.images().flat_map(|image| image.manifest().blobs());
+        let digests: BTreeSet<_> = blobs.map(|blob| blob.digest.clone()).collect();
+        digests.into_iter().collect()
+    }
+
     /// Takes a snapshot of the whole. Reads nothing.
     pub fn status(&self) -> Status {
         let mut status = match &self.main {
@@ -121,6 +137,7 @@ impl Family {
         };
         status.reference = self.pinned.clone();
         status.warnings = self.warnings();
+        status.signed_by.clone_from(&self.signed_by);
         for member in &self.members {
             let directory = member.directory.join("/");
             if let Some(image) = self.beside(member) {

@@ -8,13 +8,18 @@ mod disks;
 mod error;
 mod family;
 mod merged;
+mod named;
 mod open;
 mod prefetch;
 mod publish;
 mod several;
+mod signed;
 mod single;
 mod status;
+mod sums;
 mod trace;
+mod trust;
+mod verify;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -26,14 +31,16 @@ use tokio::task::JoinSet;
 pub use error::ImageError;
 pub use family::{Family, Member};
 pub use merged::Conflicts;
+pub use named::named;
 pub use open::{Network, OnConflict, OpenOptions, Platforms, Recording, Referrers};
 pub use prefetch::Prefetch;
 pub use publish::BuiltIndex;
 pub use status::{BlobStatus, LayerStatus, MemberStatus, Status};
 pub use trace::{MAX_TRACE, Trace, TraceRead};
+pub use verify::{Check, Outcome};
 
 use crate::artifact::{self, Contents, FileBody};
-use crate::cache::{Cache, Cached};
+use crate::cache::{Cache, Cached, Verify};
 use crate::disk::Detection;
 use crate::io::{ByteRange, Concat, Fault, Memory, ReadAt as _, ReadError, Shared, Slice};
 use crate::layer::{self, Content, IndexPolicy, Layer};
@@ -79,6 +86,8 @@ pub struct Image {
     /// What unpacks parts of disks, by the number of the layer.
     packed: Mutex<HashMap<usize, Arc<Layer>>>,
     index_policy: IndexPolicy,
+    /// When bytes are compared with their digests.
+    verify: Verify,
     on_conflict: OnConflict,
     /// The annotation after which the directories in `layers/` are called.
     layer_name: Option<String>,
@@ -131,7 +140,7 @@ impl Image {
         match &descriptor.data {
             Some(data) => Ok(Arc::new(Memory::new(data.clone()))),
             None => {
-                let blob = self.cached(descriptor)?;
+                let blob = self.as_stored(self.cached(descriptor)?);
                 Ok(self.observed(blob, &descriptor.digest, || Arc::new(|range| vec![range])))
             }
         }

@@ -10,17 +10,20 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::OnceCell;
 
 use crate::artifact::{self, FileBody};
-use crate::cache::Cache;
+use crate::cache::{Cache, Verify};
 use crate::disk::{self, PartOrder};
 use crate::io::{Fault, ReadError};
 use crate::layer::{Hints, IndexPolicy, Layer, Offers};
-use crate::oci::{Condition, Descriptor, Digest, Document, LayerSelection, MAX_DOCUMENT, Manifest, Platform};
+use crate::oci::{
+    Condition, Descriptor, Digest, Document, LayerSelection, MAX_DOCUMENT, Manifest, Platform, PublicKey,
+};
 use crate::registry::Registry;
 use crate::source::{self, Location, Root, Source, SourceError};
 
 use super::beside::{Beside, small_blob};
 use super::disks::Found;
 use super::publish::Publisher;
+use super::signed::Trust;
 use super::{Family, Image, ImageError, Prefetch};
 
 /// How many documents are read beside the one that the reference names, and how many bytes they may have: real indexes name
@@ -61,6 +64,12 @@ pub struct OpenOptions {
     pub part_order: PartOrder,
     /// Whose indexes of layers are used.
     pub index: IndexPolicy,
+    /// When bytes are compared with their digests.
+    pub verify: Verify,
+    /// Bytes up to which a blob is compared as a whole before its first byte in every mode.
+    pub small: u64,
+    /// The keys of which one has to have signed what is opened; none: no signature is looked for.
+    pub signed_by: Vec<PublicKey>,
     /// What is fetched before anybody asks.
     pub prefetch: Prefetch,
     /// Whether reads are noted.
@@ -81,6 +90,9 @@ impl OpenOptions {
             network: Network::default(),
             part_order: PartOrder::default(),
             index: IndexPolicy::default(),
+            verify: Verify::default(),
+            small: crate::cache::SMALL,
+            signed_by: Vec::new(),
             prefetch: Prefetch::default(),
             recording: Recording::default(),
         }
@@ -141,8 +153,10 @@ impl Family {
             Network::Online => source::open(&options.location, registry),
             Network::Offline => source::offline(&options.location),
         };
-        let cache = cache.for_origin(&options.location.place());
-        Opener { options, registry, source, cache, documents: Mutex::default() }.family().await
+        let cache = cache.for_origin(&options.location.place()).verifying(options.verify, options.small);
+        Opener { options, registry, source, cache, documents: Mutex::default(), trust: Trust::default() }
+            .family()
+            .await
     }
 }
 
@@ -154,6 +168,7 @@ pub(super) struct Opener<'a> {
     pub(super) cache: Cache,
     /// How many documents were read beside the first, and how many bytes they have.
     documents: Mutex<(usize, u64)>,
+    pub(super) trust: Trust,
 }
 
 impl Opener<'_> {
@@ -161,11 +176,15 @@ impl Opener<'_> {
         let location = &self.options.location;
         let root = match (self.root(location.digest()).await, location.digest()) {
             (Ok(root), _) => root,
-            (Err(error), Some(digest)) if is_absent(&error) => return self.blob_alone(digest, error).await,
+            (Err(error), Some(digest)) if is_absent(&error) => {
+                self.demand_document(digest)?;
+                return self.blob_alone(digest, error).await;
+            }
             (Err(error), _) => return Err(error),
         };
         let pinned = location.pinned(&root.digest);
         let document = parse(&root)?;
+        self.demand(&root, &document).await?;
         let index = matches!(document, Document::Index(_)).then(|| root.bytes.clone());
         let mut family = Family {
             pinned: pinned.clone(),
@@ -175,6 +194,7 @@ impl Opener<'_> {
             main: None,
             members: Vec::new(),
             warnings: Vec::new(),
+            signed_by: None,
         };
         match (&document, &self.options.platforms) {
             (Document::Manifest(manifest), _) => {
@@ -195,6 +215,7 @@ impl Opener<'_> {
         if self.options.referrers == Referrers::Shown {
             self.referrers(&mut family).await?;
         }
+        family.signed_by = self.signed_by();
         Ok(family)
     }
 
@@ -206,6 +227,7 @@ impl Opener<'_> {
         pinned: String,
         select: Select,
     ) -> Result<Image, ImageError> {
+        self.demand_image(&root).await?;
         let mut warnings = Vec::new();
         let config = match &manifest.config {
             Some(config)
@@ -236,6 +258,10 @@ impl Opener<'_> {
         select: Select,
     ) -> Result<Image, ImageError> {
         let options = self.options;
+        let index = match options.index {
+            IndexPolicy::Auto | IndexPolicy::All if !options.signed_by.is_empty() => IndexPolicy::Bound,
+            index => index,
+        };
         let (manifest_bytes, manifest_digest) = match root {
             Some(root) => (Some(root.bytes), root.digest),
             // What is made up is as good as its only blob.
@@ -266,7 +292,8 @@ impl Opener<'_> {
             layers: Vec::new(),
             disks: detection.disks.iter().map(|_| Found::default()).collect(),
             packed: Mutex::default(),
-            index_policy: options.index,
+            index_policy: index,
+            verify: options.verify,
             on_conflict: options.on_conflict,
             layer_name: options.layer_name.clone(),
             conflicts: OnceLock::new(),
@@ -298,10 +325,10 @@ impl Opener<'_> {
             },
             tasks: Mutex::default(),
         };
-        image.with_layers(options.index)
+        image.with_layers(index)
     }
 
-    /// What the location names, by way of the cache: what has a digest is asked for only once.
+    /// What the location names, by way of the cache: what has a digest is asked for only once at one place.
     async fn root(&self, digest: Option<&Digest>) -> Result<Root, ImageError> {
         if let Some(digest) = digest
             && let Some(bytes) = self.cache.document(digest)?
@@ -380,11 +407,13 @@ impl Image {
                 policy,
                 annotations: descriptor.annotations.clone(),
                 offers: offers.clone(),
+                verify: self.verify,
                 content: content.clone(),
             };
             Ok(Some(Layer::new(self.cached(descriptor)?, self.cache.clone(), hints)))
         });
         self.layers = layers.collect::<Result<_, ImageError>>()?;
+        self.check_trust()?;
         Ok(self)
     }
 }

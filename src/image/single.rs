@@ -66,6 +66,7 @@ impl Opener<'_> {
             main: Some(Arc::new(image)),
             members: Vec::new(),
             warnings: Vec::new(),
+            signed_by: None,
         })
     }
 

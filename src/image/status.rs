@@ -21,6 +21,9 @@ pub struct Status {
     pub reference: String,
     /// What kind of thing it is.
     pub kind: String,
+    /// The key that signed it, by sha256 of its SubjectPublicKeyInfo, if a signature was required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<Digest>,
     /// One entry per blob of the manifest.
     pub blobs: Vec<BlobStatus>,
     /// One entry per archive layer, and per part of a disk that is unpacked.
@@ -55,6 +58,7 @@ impl Status {
             schema_version: 1,
             reference,
             kind: kind.map(|kind| kind.as_written().to_owned()).unwrap_or_default(),
+            signed_by: None,
             blobs: Vec::new(),
             layers: Vec::new(),
             conflicts: Vec::new(),
@@ -187,6 +191,13 @@ impl Image {
         for (at, layer) in self.every_archive().chain(unpacking.iter().map(|(at, layer)| (*at, &**layer))) {
             warnings.extend(layer.warnings().into_iter().map(|warning| format!("layer {at}: {warning}")));
         }
+        let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut poisoned: Vec<_> = blobs.values().filter(|blob| blob.state() == State::Poisoned).collect();
+        poisoned.sort_unstable_by_key(|blob| blob.digest().as_str());
+        warnings.extend(poisoned.iter().map(|blob| {
+            format!("blob {}: other bytes came than its digest names, reading it is an error", blob.digest())
+        }));
+        drop(blobs);
         for at in 0..self.detection().disks.len() {
             if let Some(refusal) = self.inspected(at).and_then(|inspection| inspection.refusal.as_ref()) {
                 warnings.push(format!("disk {}: {refusal}", self.detection().disks[at].name));

@@ -152,7 +152,11 @@ impl ReadAt for Concat {
         let mut parts =
             self.pieces.iter().filter_map(|piece| piece.bytes.as_ref()).map(|bytes| bytes.verified());
         let Some(first) = parts.next() else { return Verified::Full };
-        parts.fold(first, |all, part| if all == part { all } else { Verified::Partial })
+        parts.fold(first, |all, part| match all.min(part) {
+            Verified::Poisoned => Verified::Poisoned,
+            _ if all == part => all,
+            _ => Verified::Partial,
+        })
     }
 
     fn backing(&self) -> Option<Arc<OwnedFd>> {

@@ -11,6 +11,8 @@ use super::{BoxFuture, ByteRange, Fault, ReadError};
 /// How far bytes have been proven against a digest that the manifest names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verified {
+    /// They were compared, and are not what was named: reading them is an error.
+    Poisoned,
     /// Nothing was compared yet; bytes came over an authenticated connection at best.
     None,
     /// Some of the parts were compared.
@@ -22,6 +24,7 @@ pub enum Verified {
 impl fmt::Display for Verified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Verified::Poisoned => "poisoned",
             Verified::None => "none",
             Verified::Partial => "partial",
             Verified::Full => "full",

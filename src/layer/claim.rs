@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::cache::Learnt;
+use crate::cache::{Learnt, Verify};
 use crate::io::{Fault, ReadAt as _, ReadError, Shared, compute};
 
 use super::audit;
@@ -15,13 +15,20 @@ use super::hints::{Hints, IndexPolicy, Offer};
 use super::index::LayerIndex;
 use super::onward::Onward;
 use super::pieces::decoded;
+use super::rooted;
 use super::skim;
 use super::sniff::Encoding;
-use super::stored::{Core, LayerState};
+use super::stored::{Core, Layer, LayerState};
 use super::toc::Content;
 
 /// The best claim about the layer that can be used.
 pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
+    match hints.verify {
+        Verify::Lazy => {}
+        // The whole blob is here before anything of it is shown, so its own bytes tell what is in it.
+        Verify::Strict => return Ok(None),
+        Verify::Toc => return rooted(core, hints).await,
+    }
     if core.form == Learnt::Stream {
         // All other claims are about an archive.
         return match core.encoding().await? {
@@ -67,6 +74,24 @@ pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, 
     match encoding {
         Encoding::Zstd => Ok(skim::find(core, core.blob.size()).await?.filter(is_new)),
         _ => Ok(None),
+    }
+}
+
+/// The index that the manifest vouches for down to every part, or nothing where the layer itself was compared as a whole.
+async fn rooted(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
+    if core.is_proven_first() {
+        return Ok(None);
+    }
+    let named = core.form == Learnt::Archive && rooted::parts_named(&hints.annotations).is_some();
+    let encoding = if named { core.encoding().await? } else { None };
+    let found = match encoding {
+        Some(encoding @ (Encoding::Gzip | Encoding::Zstd)) => carried(core, encoding, hints).await?,
+        _ => None,
+    };
+    match found {
+        Some(found) if rooted::is_rooted(&found) => Ok(Some(found)),
+        Some(_) => Err(rooted::no_parts("its index has none for some of them")),
+        None => Err(rooted::no_parts("it has no usable index of them")),
     }
 }
 
@@ -164,7 +189,8 @@ fn takes(policy: IndexPolicy, offer: &Offer) -> bool {
     match policy {
         IndexPolicy::All => true,
         IndexPolicy::Auto => offer.is_bound || offer.kind != IndexKind::Soci,
-        IndexPolicy::Local | IndexPolicy::Off => false,
+        // It may have been bound to another image that has the layer.
+        IndexPolicy::Bound | IndexPolicy::Local | IndexPolicy::Off => false,
     }
 }
 
@@ -247,6 +273,27 @@ async fn compared(
             Ok(Verdict::False(error.chain()))
         }
         Err(error) => Err(error),
+    }
+}
+
+impl Layer {
+    /// Compares the index that the layer carries with the layer, whatever was made of it before: `None` when it carries none, and
+    /// what is untrue of it. Fetches all of the layer.
+    pub async fn check_carried(&self) -> Result<Option<Result<(), String>>, ReadError> {
+        let core = &self.core;
+        let Some(encoding @ (Encoding::Gzip | Encoding::Zstd)) = core.encoding().await? else {
+            return Ok(None);
+        };
+        let annotations = &self.hints.annotations;
+        match foreign::find_foreign(&*core.blob, encoding, annotations, ForeignLimits::default()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(found)) => match audit(core, &found).await? {
+                Verdict::True => Ok(Some(Ok(()))),
+                Verdict::False(why) => Ok(Some(Err(why))),
+            },
+            Err(FindError::Index(error)) => Ok(Some(Err(error.to_string()))),
+            Err(FindError::Read(error)) => Err(error),
+        }
     }
 }
 

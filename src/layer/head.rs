@@ -3,8 +3,6 @@
 //! Nothing here is kept, and no answer is a guess: a size that covers only a part of the stored bytes is none. The idea: the
 //! head of a stream takes only the head of what is stored, and several formats say at an end what everything decodes to.
 
-use std::sync::Arc;
-
 use crate::io::{ByteRange, Fault, ReadAt, ReadError, compute, read_vec};
 
 use super::codec::Decoder;
@@ -84,8 +82,8 @@ fn decode(decoder: &mut Decoder, input: &[u8], head: &mut Vec<u8>, len: u64) -> 
 
 /// The size of the stream, if the stored bytes say it exactly where that costs little to read. `is_here` tells whether all of
 /// them are on this machine.
-pub(super) async fn size<R: ReadAt>(
-    blob: &Arc<R>,
+pub(super) async fn size(
+    blob: &dyn ReadAt,
     encoding: Encoding,
     is_here: bool,
 ) -> Result<Option<u64>, ReadError> {
@@ -93,9 +91,9 @@ pub(super) async fn size<R: ReadAt>(
         Encoding::Plain => Ok(Some(blob.size())),
         // What gzip and LZ4 write is of one member or frame, of gzip only its last 32 bits.
         Encoding::Gzip | Encoding::Bzip2 | Encoding::Lz4 | Encoding::AppleLz4 => Ok(None),
-        Encoding::Xz => xz_index::stream_size(&**blob).await,
+        Encoding::Xz => xz_index::stream_size(blob).await,
         Encoding::Zstd => {
-            match find_seek_table(&**blob, encoding, ForeignLimits::default()).await {
+            match find_seek_table(blob, encoding, ForeignLimits::default()).await {
                 Ok(Some(spans)) => return Ok(Some(spans.stream_size())),
                 Ok(None) | Err(FindError::Index(_)) => {}
                 Err(FindError::Read(error)) => return Err(error),
@@ -103,7 +101,7 @@ pub(super) async fn size<R: ReadAt>(
             if !is_here && blob.size() > SMALL {
                 return Ok(None);
             }
-            zstd_frames::stream_size(&**blob).await
+            zstd_frames::stream_size(blob).await
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::cache::Verify;
 use crate::io::BoxFuture;
 use crate::oci::Digest;
 
@@ -20,6 +21,9 @@ pub enum IndexPolicy {
     Auto,
     /// As `Auto`, and also what anybody may push beside an image without its author: SOCI indexes of version 1.
     All,
+    /// Those made here, else those that the layer itself carries or that a chain of digests leads to from the manifest. For an
+    /// image that somebody signed: what others may push beside it is not what was signed.
+    Bound,
     /// Only those made here.
     Local,
     /// None: every layer is passed over anew.
@@ -29,7 +33,7 @@ pub enum IndexPolicy {
 impl IndexPolicy {
     /// Whether what others made may be used.
     pub fn takes_foreign(self) -> bool {
-        matches!(self, IndexPolicy::Auto | IndexPolicy::All)
+        matches!(self, IndexPolicy::Auto | IndexPolicy::All | IndexPolicy::Bound)
     }
 }
 
@@ -61,6 +65,8 @@ pub struct Hints {
     pub annotations: BTreeMap<String, String>,
     /// Indexes that lie beside the image.
     pub offers: Option<Arc<dyn Offers>>,
+    /// When bytes are compared with their digests.
+    pub verify: Verify,
     /// What the whole uncompressed stream has to hash to, where the artifact says so.
     pub content: Option<Digest>,
 }

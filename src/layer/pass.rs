@@ -192,6 +192,8 @@ enum Event {
 /// The thread of a pass that decodes.
 struct Decoding {
     decoder: Decoder,
+    /// Stored bytes that are still to come.
+    missing: u64,
     /// What looks for checkpoints, in encodings that have them.
     finder: Option<Finder>,
     limits: Limits,
@@ -210,10 +212,15 @@ struct Decoding {
 impl Decoding {
     fn run(mut self, mut input: mpsc::Receiver<Bytes>) -> Result<(), PassError> {
         while let Some(chunk) = input.blocking_recv() {
+            self.missing = self.missing.saturating_sub(chunk.len() as u64);
             let mut rest = &chunk[..];
             while let Some(after) = self.step(rest)? {
                 rest = after;
             }
+        }
+        if self.missing > 0 {
+            // A read failed. Where it did, a frame may have ended, and then what there is would pass for the whole stream.
+            return Err(PassError::Abandoned);
         }
         self.decoder.finish()?;
         if self.filled > 0 {
@@ -390,6 +397,7 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Res
     let (emptied, empty) = channel();
     let decoding = Decoding {
         decoder,
+        missing: stored_size,
         finder: (encoding == Encoding::Gzip).then(Finder::new),
         limits: if is_archive { Limits::archive(stored_size) } else { Limits::bare(stored_size) },
         at: 0,

@@ -84,6 +84,8 @@ impl ReadAt for Decoded {
 pub(super) struct Claimed {
     pub(super) stream: Shared,
     pub(super) core: Arc<Core>,
+    /// Whether nothing but what was compared with a digest that the manifest vouches for is handed out.
+    pub(super) is_rooted: bool,
 }
 
 impl Claimed {
@@ -112,9 +114,15 @@ impl ReadAt for Claimed {
     }
 
     fn verified(&self) -> Verified {
-        match self.core.confirmed.get() {
-            Some(()) => self.core.blob.verified(),
-            None => Verified::None,
+        if self.core.refuted.get().is_some() {
+            return Verified::Poisoned;
+        }
+        match (self.core.confirmed.get(), self.core.blob.verified()) {
+            (Some(()), blob) => blob,
+            (None, Verified::Poisoned) => Verified::Poisoned,
+            // Every part that is handed out was compared; what nobody has read was not.
+            (None, _) if self.is_rooted => Verified::Partial,
+            (None, _) => Verified::None,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::cache::{Cache, Cached, Learnt, State};
+use crate::cache::{Cache, Cached, Learnt, State, Verify};
 use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, read_vec};
 use crate::oci::{Digest, Hasher};
 
@@ -22,6 +22,7 @@ use super::hints::{Hints, IndexPolicy};
 use super::index::LayerIndex;
 use super::pass;
 use super::pieces::decoded;
+use super::rooted;
 use super::served::{Claimed, Decoded, holes, refuse_poisoned};
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use super::span::SpanMap;
@@ -29,8 +30,8 @@ use super::toc::Toc;
 
 /// A stored layer that can be read as the archive it holds, or for its uncompressed bytes alone.
 pub struct Layer {
-    core: Arc<Core>,
-    hints: Hints,
+    pub(super) core: Arc<Core>,
+    pub(super) hints: Hints,
     /// By what the layer is read, once that was decided.
     choice: OnceCell<Choice>,
     opened: OnceLock<Opened>,
@@ -184,7 +185,7 @@ impl Layer {
 
     /// What the stored bytes are, by one small read.
     pub async fn sniff(&self) -> Result<Sniffed, ReadError> {
-        self.core.sniff().await
+        self.core.sniff(&*self.core.blob.looked_at()).await
     }
 
     /// The first `len` bytes of the uncompressed stream, or all of a shorter one, by decoding as many stored bytes as that
@@ -192,8 +193,9 @@ impl Layer {
     pub async fn peek(&self, len: u64) -> Result<Vec<u8>, ReadError> {
         let peek = async {
             refuse_poisoned(&self.core.blob)?;
-            let encoding = self.core.encoding().await?.unwrap_or(Encoding::Plain);
-            let head = head::read(&*self.core.blob, encoding, len).await?;
+            let looked_at = self.core.blob.looked_at();
+            let encoding = self.core.look_at_encoding(&*looked_at).await?.unwrap_or(Encoding::Plain);
+            let head = head::read(&*looked_at, encoding, len).await?;
             refuse_poisoned(&self.core.blob)?;
             Ok(head)
         };
@@ -202,8 +204,8 @@ impl Layer {
 
     /// What its bytes are compressed with, by the first of them.
     pub async fn compression(&self) -> Result<Option<&'static str>, ReadError> {
-        let encoding = self.core.encoding().await.map_err(|error| self.subject(error))?;
-        Ok(encoding.and_then(Encoding::compression))
+        let encoding = self.core.look_at_encoding(&*self.core.blob.looked_at()).await;
+        Ok(encoding.map_err(|error| self.subject(error))?.and_then(Encoding::compression))
     }
 
     /// The size of the uncompressed stream, when it is known without decoding all of it. `None` means that only
@@ -219,9 +221,10 @@ impl Layer {
             {
                 return Ok(Some(kept.spans.stream_size()));
             }
-            let encoding = self.core.encoding().await?.unwrap_or(Encoding::Plain);
+            let looked_at = self.core.blob.looked_at();
+            let encoding = self.core.look_at_encoding(&*looked_at).await?.unwrap_or(Encoding::Plain);
             let is_here = self.core.blob.present(ByteRange::new(0, self.core.size()));
-            head::size(&self.core.blob, encoding, is_here).await
+            head::size(&*looked_at, encoding, is_here).await
         };
         size.await.map_err(|error| self.subject(error))
     }
@@ -331,6 +334,10 @@ impl Layer {
                     }
                     None => self.core.own_index(&self.state).await?,
                 };
+                if self.hints.verify == Verify::Toc && index.blocks.is_empty() && !self.core.is_proven_first()
+                {
+                    return Err(rooted::no_parts("it was not compared as a whole either"));
+                }
                 self.agree(&index).await?;
                 self.opened.get_or_init(|| self.core.open(&index));
                 Ok((index, IndexKind::Local))
@@ -419,6 +426,12 @@ impl Core {
         self.warn(message.clone());
         self.refuted.set(ReadError::new(Fault::Mismatch, message)).ok();
         claim::note_refuted(self, claim);
+        self.cache.distrust(self.blob.digest());
+    }
+
+    /// Whether the stored bytes are never handed out before all of them were compared with their digest.
+    pub(super) fn is_proven_first(&self) -> bool {
+        self.blob.is_proven_first()
     }
 
     /// Stored bytes.
@@ -426,14 +439,19 @@ impl Core {
         self.blob.size()
     }
 
-    async fn sniff(&self) -> Result<Sniffed, ReadError> {
-        let head = ByteRange::new(0, self.blob.size().min(SNIFF_LEN as u64));
-        Ok(sniff(&read_vec(&*self.blob, head).await?))
+    async fn sniff(&self, bytes: &dyn ReadAt) -> Result<Sniffed, ReadError> {
+        let head = ByteRange::new(0, bytes.size().min(SNIFF_LEN as u64));
+        Ok(sniff(&read_vec(bytes, head).await?))
     }
 
     /// How the stream is stored, if it is one.
     pub(super) async fn encoding(&self) -> Result<Option<Encoding>, ReadError> {
-        Ok(match self.sniff().await? {
+        self.look_at_encoding(&*self.blob).await
+    }
+
+    /// The same by a look at these bytes of the blob.
+    async fn look_at_encoding(&self, bytes: &dyn ReadAt) -> Result<Option<Encoding>, ReadError> {
+        Ok(match self.sniff(bytes).await? {
             Sniffed::Stream(encoding) => Some(encoding),
             Sniffed::Other(_) if self.form == Learnt::Stream => Some(Encoding::Plain),
             Sniffed::Other(_) => None,
@@ -487,7 +505,7 @@ impl Core {
     }
 
     async fn pass(&self) -> Result<LayerIndex, ReadError> {
-        match self.sniff().await? {
+        match self.sniff(&*self.blob).await? {
             Sniffed::Stream(Encoding::Plain) if self.form == Learnt::Stream => Ok(self.identity()),
             Sniffed::Other(_) if self.form == Learnt::Stream => Ok(self.identity()),
             Sniffed::Stream(Encoding::Plain) => pass::walk(self.blob.clone()).await,
@@ -547,7 +565,8 @@ impl Core {
         };
         let plain = spans.encoding() == Encoding::Plain && !spans.is_made_up();
         let stream = if plain { self.blob.clone() } else { stream };
-        Opened { spans, stream: Arc::new(Claimed { stream, core: self.clone() }) }
+        let is_rooted = rooted::is_rooted(claim) && spans.is_made_up();
+        Opened { spans, stream: Arc::new(Claimed { stream, core: self.clone(), is_rooted }) }
     }
 }
 

@@ -61,6 +61,14 @@ pub enum OciError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A public key the user gave.
+    #[error("public key {key} cannot be used: {reason}")]
+    Key {
+        /// Its file.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No layer is one of those that were asked for.
     #[error("no layer is selected; there is {available}")]
     NoLayer {
@@ -97,7 +105,10 @@ impl OciError {
     /// Who is wrong.
     pub fn fault(&self) -> Fault {
         match self {
-            OciError::Reference { .. } | OciError::Platform { .. } | OciError::Pattern { .. } => Fault::Usage,
+            OciError::Reference { .. }
+            | OciError::Platform { .. }
+            | OciError::Pattern { .. }
+            | OciError::Key { .. } => Fault::Usage,
             OciError::Digest { .. } | OciError::Malformed { .. } => Fault::Malformed,
             OciError::Unsupported { .. } => Fault::Unsupported,
             OciError::Mismatch { .. } => Fault::Mismatch,

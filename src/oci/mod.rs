@@ -11,14 +11,18 @@ mod config;
 mod descriptor;
 mod digest;
 mod error;
+#[cfg(test)]
+mod key_fixtures;
 mod manifest;
 mod media_type;
 mod member;
 mod platform;
+mod public_key;
 pub mod published;
 mod reference;
 mod referrers;
 mod select;
+mod signature;
 mod soci;
 mod title;
 
@@ -33,10 +37,15 @@ pub use manifest::{Document, Index, MAX_DOCUMENT, MAX_LAYERS, Manifest};
 pub use media_type::MediaType;
 pub use member::{Named, member_names, referrer_directory};
 pub use platform::Platform;
+pub use public_key::{MAX_KEY_FILE, PublicKey};
 pub use reference::{Reference, Selector};
 pub(crate) use referrers::is_of_kind;
 pub use referrers::{fallback_tag, listed, referrer_of, with_referrer};
 pub use select::{Glob, LayerSelection};
+pub use signature::{
+    BUNDLE, MAX_SIGNATURES, MAX_SIGNED, SIGNATURE, SIGNATURE_ARTIFACT, SIMPLE_SIGNING, Signature,
+    signature_tag,
+};
 pub use soci::{
     IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, SOCI_V1, SOCI_V2, SociIndex, SociVersion, Ztoc, soci_index_digest,
 };

@@ -64,6 +64,12 @@ pub fn announced(annotations: &BTreeMap<String, String>) -> Option<IndexKind> {
     annotations.contains_key(estargz::DIGEST_ANNOTATION).then_some(IndexKind::Estargz)
 }
 
+/// Whether the annotations name the digest of the index that they announce.
+pub fn names_digest(annotations: &BTreeMap<String, String>) -> bool {
+    let checksum = |prefix: &&str| annotations.contains_key(&format!("{prefix}manifest-checksum"));
+    annotations.contains_key(estargz::DIGEST_ANNOTATION) || zstd_chunked::PREFIXES.iter().any(checksum)
+}
+
 /// What somebody else says about a layer.
 #[derive(Clone, Debug)]
 pub struct Foreign {

@@ -1,0 +1,60 @@
+//! What a reference names, as far as the cache has its documents: for whoever wants to forget it.
+//!
+//! Nothing is read but documents, and nothing is asked for but what a tag means. The idea: what was never shown from here is not
+//! here either, so that documents which the cache lacks name nothing that could be forgotten.
+
+use std::collections::HashSet;
+
+use crate::cache::Cache;
+use crate::oci::{Digest, Document};
+use crate::registry::Registry;
+use crate::source::{self, Location};
+
+use super::ImageError;
+use super::open::MAX_DOCUMENTS;
+
+/// The digests of all documents and blobs that `location` names: of the document itself, of the manifests below it that the cache
+/// has, and of their configs and layers. Only a location without a digest costs a request.
+pub async fn named(
+    location: &Location,
+    registry: &Registry,
+    cache: &Cache,
+) -> Result<HashSet<Digest>, ImageError> {
+    let cache = &cache.for_origin(&location.place());
+    let (root, bytes) = match location.digest() {
+        Some(digest) => (digest.clone(), cache.document(digest)?),
+        None => {
+            let root = source::open(location, registry).root().await?;
+            (root.digest, Some(root.bytes))
+        }
+    };
+    let mut names = HashSet::from([root.clone()]);
+    let mut waiting = vec![root];
+    let mut first = bytes;
+    let mut read = 0;
+    while let Some(digest) = waiting.pop() {
+        let bytes = match first.take() {
+            Some(bytes) => Some(bytes),
+            None => cache.document(&digest)?,
+        };
+        // A blob that was asked for by its digest is no document, and names nothing else.
+        let Some(document) = bytes.and_then(|bytes| Document::parse(&bytes, None).ok()) else { continue };
+        read += 1;
+        if read > MAX_DOCUMENTS {
+            return Err(ImageError::TooMany { place: location.to_string(), limit: MAX_DOCUMENTS });
+        }
+        match document {
+            Document::Manifest(manifest) => {
+                names.extend(manifest.blobs().map(|blob| blob.digest.clone()));
+            }
+            Document::Index(index) => {
+                for entry in index.manifests {
+                    if names.insert(entry.digest.clone()) {
+                        waiting.push(entry.digest);
+                    }
+                }
+            }
+        }
+    }
+    Ok(names)
+}

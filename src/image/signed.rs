@@ -1,0 +1,280 @@
+//! Whether what a reference names was signed with one of the keys that were given: looked up before anything is shown.
+//!
+//! Reads documents, and the small blobs of signatures; never a blob of the image. The idea: whatever keeps a good signature from
+//! being seen keeps the image from being opened, and what was seen once is kept beside the document, where it is verified again
+//! at every open. An index that is signed vouches for its manifests by their digests, so either may be the one that is signed.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use crate::io::{Fault, ReadError};
+use crate::oci::{
+    BUNDLE, Digest, Document, MAX_SIGNATURES, MAX_SIGNED, Manifest, SIGNATURE_ARTIFACT, SIMPLE_SIGNING,
+    Signature, signature_tag,
+};
+use crate::source::{Root, SourceError};
+
+use super::ImageError;
+use super::beside::small_blob;
+use super::open::{Opener, Platforms, Referrers};
+
+/// How many signatures of one document are kept.
+const MAX_KEPT: usize = 16;
+/// How many reasons an error tells.
+const TOLD: usize = 4;
+
+/// What was found out about the signature of what is opened.
+#[derive(Default)]
+pub(super) struct Trust {
+    /// The fingerprint of the key that signed the document of the reference, or the manifest that was chosen.
+    signed_by: OnceLock<Digest>,
+    /// Why the index that the reference names is not trusted by itself.
+    index: Mutex<Option<ImageError>>,
+}
+
+/// One search for a signature.
+struct Search<'a> {
+    root: &'a Root,
+    /// Signatures that may still be looked at.
+    left: usize,
+    /// Why each that was found does not count.
+    reasons: Vec<String>,
+}
+
+/// Why a search ended.
+enum End {
+    /// With a good signature, by this key.
+    Signed(Signature, usize),
+    /// The place could not be asked: there may be a signature.
+    Failed(ReadError),
+}
+
+impl Opener<'_> {
+    /// The key that signed what was opened.
+    pub(super) fn signed_by(&self) -> Option<Digest> {
+        self.trust.signed_by.get().cloned()
+    }
+
+    /// Demands a signature of what the reference names, if one is required. An index of which one manifest is chosen need not
+    /// be signed, if that manifest is.
+    pub(super) async fn demand(&self, root: &Root, document: &Document) -> Result<(), ImageError> {
+        if self.options.signed_by.is_empty() {
+            return Ok(());
+        }
+        if self.options.referrers == Referrers::Shown {
+            return Err(ImageError::UnsignedReferrers { place: self.options.location.to_string() });
+        }
+        let is_chosen_from =
+            matches!(document, Document::Index(_)) && self.options.platforms != Platforms::All;
+        match self.prove(root).await {
+            Err(error) if is_chosen_from => {
+                *self.trust.index.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                Ok(())
+            }
+            proven => proven,
+        }
+    }
+
+    /// Demands that the manifest of an image is signed, if a signature is required and the index above it has none.
+    pub(super) async fn demand_image(&self, root: &Root) -> Result<(), ImageError> {
+        if self.options.signed_by.is_empty() || self.trust.signed_by.get().is_some() {
+            return Ok(());
+        }
+        let Err(error) = self.prove(root).await else { return Ok(()) };
+        let of_index = self.trust.index.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (of_index, error) {
+            // What could not be asked may be there.
+            (Some(failed @ ImageError::Unchecked { .. }), ImageError::Untrusted { .. }) => Err(failed),
+            (Some(ImageError::Untrusted { digest: index, .. }), ImageError::Untrusted { digest, reason }) => {
+                let reason = format!("{reason}; and the index {index} is not signed with one either");
+                Err(ImageError::Untrusted { digest, reason })
+            }
+            (_, error) => Err(error),
+        }
+    }
+
+    /// Refuses a blob that is no document, if a signature is required: signatures are of documents.
+    pub(super) fn demand_document(&self, digest: &Digest) -> Result<(), ImageError> {
+        match self.options.signed_by.is_empty() {
+            true => Ok(()),
+            false => {
+                let reason = "it is a blob, and only manifests and indexes are signed".to_owned();
+                Err(ImageError::Untrusted { digest: digest.clone(), reason })
+            }
+        }
+    }
+
+    async fn prove(&self, root: &Root) -> Result<(), ImageError> {
+        let kept =
+            self.cache.signatures(&root.digest)?.map(|bytes| Signature::unpack(&bytes)).unwrap_or_default();
+        let keys = &self.options.signed_by;
+        if let Some(key) = kept.iter().find_map(|one| one.check(&root.digest, &root.bytes, keys).ok()) {
+            self.trusted(root, key);
+            return Ok(());
+        }
+        let mut search = Search { root, left: MAX_SIGNATURES, reasons: Vec::new() };
+        match self.search_signature(&mut search).await {
+            Err(End::Signed(signature, key)) => {
+                self.trusted(root, key);
+                self.keep_signature(&root.digest, kept, signature);
+                Ok(())
+            }
+            Err(End::Failed(source)) => Err(ImageError::Unchecked { digest: root.digest.clone(), source }),
+            Ok(()) => {
+                Err(ImageError::Untrusted { digest: root.digest.clone(), reason: told(search.reasons) })
+            }
+        }
+    }
+
+    fn trusted(&self, root: &Root, key: usize) {
+        let key = self.options.signed_by[key].fingerprint();
+        tracing::info!(digest = %root.digest, %key, "signed");
+        // The first that is proven is what the reference names, or what was chosen from it.
+        self.trust.signed_by.get_or_init(|| key.clone());
+    }
+
+    fn keep_signature(&self, digest: &Digest, mut kept: Vec<Signature>, signature: Signature) {
+        kept.truncate(MAX_KEPT - 1);
+        kept.insert(0, signature);
+        if let Err(error) = self.cache.put_signatures(digest, &Signature::pack(&kept)) {
+            // The next mount asks for it again.
+            tracing::warn!(%digest, %error, "signature not kept");
+        }
+    }
+
+    /// Looks where signatures are published: under a tag, and among the referrers. Ends early with a good one; one of the two
+    /// that cannot be asked is a failure only if the other has none.
+    async fn search_signature(&self, search: &mut Search<'_>) -> Result<(), End> {
+        let tagged = self.search_tag(search).await;
+        if let Err(End::Signed(..)) = tagged {
+            return tagged;
+        }
+        self.search_referrers(search).await?;
+        tagged
+    }
+
+    async fn search_tag(&self, search: &mut Search<'_>) -> Result<(), End> {
+        let Some(tag) = signature_tag(&search.root.digest) else { return Ok(()) };
+        match self.source.tagged(&tag).await {
+            Ok(Some(found)) => self.search_manifest(search, &found).await,
+            Ok(None) => Ok(()),
+            Err(error) => search.missed(failure(error)),
+        }
+    }
+
+    async fn search_referrers(&self, search: &mut Search<'_>) -> Result<(), End> {
+        for kind in [SIGNATURE_ARTIFACT, BUNDLE] {
+            let listed = match self.source.referrers(&search.root.digest, Some(kind)).await {
+                Ok(listed) => listed,
+                Err(error) => {
+                    search.missed(failure(error))?;
+                    continue;
+                }
+            };
+            // The last one that was listed is mostly the newest.
+            for entry in listed.iter().rev() {
+                if !search.takes() {
+                    return Ok(());
+                }
+                match self.source.document(entry).await {
+                    Ok(found) => self.search_manifest(search, &found).await?,
+                    Err(error) => search.missed(failure(error))?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the signatures that one manifest holds. Its subject does not matter: what is signed says what it is about.
+    async fn search_manifest(&self, search: &mut Search<'_>, found: &Root) -> Result<(), End> {
+        let manifest: Manifest = match Document::parse(&found.bytes, found.content_type.as_deref()) {
+            Ok(Document::Manifest(manifest)) => manifest,
+            Ok(Document::Index(_)) => return search.missed(missing("a signature that is an index")),
+            Err(error) => return search.missed(missing(&format!("a signature: {error}"))),
+        };
+        for layer in manifest.layers.iter().rev() {
+            let is_bundle = layer.media_type == BUNDLE.into();
+            if !is_bundle && layer.media_type != SIMPLE_SIGNING.into() {
+                continue;
+            }
+            if !search.takes() {
+                return Ok(());
+            }
+            let bytes = match small_blob(&self.cache, &*self.source, layer, MAX_SIGNED).await {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    search.missed(error.within(format!("signature {}", layer.digest)))?;
+                    continue;
+                }
+            };
+            let signatures = match is_bundle {
+                true => Signature::of_bundle(&bytes),
+                false => Signature::of_layer(layer, &bytes).map(|one| vec![one]),
+            };
+            match signatures {
+                Ok(signatures) => self.check_signatures(search, signatures)?,
+                Err(reason) => search.reasons.push(reason),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_signatures(&self, search: &mut Search<'_>, signatures: Vec<Signature>) -> Result<(), End> {
+        for signature in signatures {
+            match signature.check(&search.root.digest, &search.root.bytes, &self.options.signed_by) {
+                Ok(key) => return Err(End::Signed(signature, key)),
+                Err(reason) => search.reasons.push(reason),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Search<'_> {
+    /// Whether one more may be looked at.
+    fn takes(&mut self) -> bool {
+        if self.left == 0 {
+            // First, because not all reasons are told.
+            self.reasons.insert(
+                0,
+                format!("there are more than {MAX_SIGNATURES} signatures, and none of the last ones counts"),
+            );
+            return false;
+        }
+        self.left -= 1;
+        true
+    }
+
+    /// Notes a signature that could not be read. One that the place did not give now ends the search, because a stalled
+    /// registry would hold up every further question too.
+    fn missed(&mut self, error: ReadError) -> Result<(), End> {
+        match error.fault() {
+            Fault::Unavailable | Fault::Misbehaved | Fault::Denied | Fault::Io => Err(End::Failed(error)),
+            _ => {
+                self.reasons.push(error.chain());
+                Ok(())
+            }
+        }
+    }
+}
+
+fn failure(error: SourceError) -> ReadError {
+    ReadError::caused(error.fault(), "looking for signatures", error)
+}
+
+fn missing(reason: &str) -> ReadError {
+    ReadError::new(Fault::Malformed, reason)
+}
+
+/// What was found, each reason once.
+fn told(mut reasons: Vec<String>) -> String {
+    if reasons.is_empty() {
+        return "there is no signature".to_owned();
+    }
+    let count = reasons.len();
+    let mut seen = std::collections::HashSet::new();
+    reasons.retain(|reason| seen.insert(reason.clone()));
+    let more = if reasons.len() > TOLD { ", and more" } else { "" };
+    reasons.truncate(TOLD);
+    let found = if count == 1 { String::new() } else { format!("of {count} found, none counts: ") };
+    format!("{found}{}{more}", reasons.join("; "))
+}

@@ -1,0 +1,93 @@
+//! What the options ask to be proven, and whether this image can give it.
+//!
+//! Reads nothing. The idea: what was asked for and cannot be had is an error before anything is shown; and where parts are proven
+//! one by one, a large blob as stored, which has no parts, is shown only when it was compared as a whole.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::cache::{Cached, State, Verify};
+use crate::io::{BoxFuture, Fault, ReadAt, ReadError, Shared, Verified};
+use crate::layer;
+
+use super::{Image, ImageError};
+
+/// Bytes of a blob that is compared as a whole in every mode.
+const SMALL: u64 = crate::cache::SMALL;
+
+impl Image {
+    /// Fails when the mode that was asked for cannot be had for every layer that is shown.
+    pub(super) fn check_trust(&self) -> Result<(), ImageError> {
+        if self.verify != Verify::Toc {
+            return Ok(());
+        }
+        let layers = self.manifest.layers.iter().zip(&self.selected).enumerate();
+        for (at, (descriptor, _)) in layers.filter(|(_, (_, selected))| **selected) {
+            let is_whole = descriptor.size <= SMALL || descriptor.data.is_some();
+            let is_archive = self.layers.get(at).is_some_and(Option::is_some);
+            if !(is_whole || is_archive && layer::parts_named(&descriptor.annotations).is_some()) {
+                return Err(ImageError::NoParts {
+                    place: self.pinned.clone(),
+                    layer: at,
+                    digest: descriptor.digest.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of a blob as stored, for readers.
+    pub(super) fn as_stored(&self, blob: Arc<Cached>) -> Shared {
+        match self.verify {
+            Verify::Lazy | Verify::Strict => blob,
+            Verify::Toc if blob.size() <= SMALL => blob,
+            Verify::Toc => Arc::new(Whole(blob)),
+        }
+    }
+}
+
+/// A large blob as stored that is read only once it was compared as a whole.
+struct Whole(Arc<Cached>);
+
+impl Whole {
+    fn refuse(&self) -> Result<(), ReadError> {
+        if matches!(self.0.state(), State::Verified | State::Poisoned) {
+            // What is poisoned has an error of its own.
+            return Ok(());
+        }
+        let message = format!(
+            "--verify=toc gives out parts that have digests of their own; {} as stored has none and was not compared as a whole",
+            self.0.digest()
+        );
+        Err(ReadError::new(Fault::Unsupported, message))
+    }
+}
+
+impl ReadAt for Whole {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            self.refuse()?;
+            self.0.read_at(offset, buf).await?;
+            self.refuse()
+        })
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        self.refuse()?;
+        let is_ready = self.0.read_ready(offset, buf)?;
+        self.refuse()?;
+        Ok(is_ready)
+    }
+
+    fn verified(&self) -> Verified {
+        self.0.verified()
+    }
+
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        self.0.backing()
+    }
+}

@@ -1,0 +1,357 @@
+//! Everything of a reference compared with what it should be.
+//!
+//! Gives out no byte, and ends at no difference: the next thing is compared all the same. The idea: whatever a document claims of
+//! other bytes is a line: digests of documents and blobs, of uncompressed content, of parts, and the checksums that the artifact
+//! itself brings. What is in the cache is hashed like anything else.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::artifact::FileBody;
+use crate::disk::Body;
+use crate::io::{ByteRange, Fault, ReadAt as _, ReadError, Shared, compute, read_vec};
+use crate::layer::{Hints, IndexPolicy, Layer};
+use crate::oci::{Algorithm, Descriptor, Digest, Hasher, ImageConfig, MAX_DOCUMENT};
+
+use super::beside::small_blob;
+use super::sums::{self, MAX_SUMS};
+use super::{Family, Image};
+
+/// Bytes hashed at once.
+const STEP: u64 = 4 * 1024 * 1024;
+
+/// One thing that was compared.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    /// What it is: `document`, `blob`, `content` (uncompressed), `parts` (an index that the layer carries), `checksum` (of a list).
+    pub kind: &'static str,
+    /// Its digest or its path.
+    pub subject: String,
+    /// What came out.
+    pub result: Outcome,
+    /// What differs, or why it could not be compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Whose fault it is, if it could not be compared.
+    #[serde(skip)]
+    pub fault: Option<Fault>,
+}
+
+/// What a comparison found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It is what it should be.
+    Ok,
+    /// It is something else.
+    Mismatch,
+    /// It could not be read.
+    Unreadable,
+    /// There is nothing to compare: a list names a file that the artifact does not have, or the algorithm is not known.
+    Skipped,
+}
+
+impl Check {
+    fn ok(kind: &'static str, subject: impl Into<String>) -> Self {
+        Self { kind, subject: subject.into(), result: Outcome::Ok, detail: None, fault: None }
+    }
+
+    fn differs(self, detail: String) -> Self {
+        Self { result: Outcome::Mismatch, detail: Some(detail), fault: Some(Fault::Mismatch), ..self }
+    }
+
+    fn skipped(self, detail: &str) -> Self {
+        Self { result: Outcome::Skipped, detail: Some(detail.into()), ..self }
+    }
+
+    fn failed(self, error: &ReadError) -> Self {
+        if error.fault() == Fault::Mismatch {
+            return self.differs(error.chain());
+        }
+        let (detail, fault) = (Some(error.chain()), Some(error.fault()));
+        Self { result: Outcome::Unreadable, detail, fault, ..self }
+    }
+
+    fn compared(self, expected: &Digest, actual: Option<&Digest>) -> Self {
+        match actual {
+            Some(actual) if actual == expected => self,
+            Some(actual) => self.differs(format!("it hashes to {actual}, not to {expected}")),
+            None => self.skipped("the algorithm of its digest cannot be checked"),
+        }
+    }
+}
+
+impl Family {
+    /// Compares everything, and tells `tell` of each comparison when it is done.
+    pub async fn verify(&self, tell: &mut (dyn FnMut(Check) + Send)) {
+        if let Some(bytes) = &self.index {
+            tell(document(&self.digest, bytes));
+        }
+        for member in &self.members {
+            if let Some(bytes) = &member.index {
+                tell(document(&member.digest, bytes));
+            }
+            if let (Some(failure), None) = (&member.failure, &member.image) {
+                let error = ReadError::new(Fault::Unavailable, failure.clone());
+                tell(Check::ok("document", member.digest.as_str()).failed(&error));
+            }
+        }
+        let mut seen = HashSet::new();
+        for image in self.images() {
+            image.verify(&mut seen, tell).await;
+        }
+    }
+}
+
+fn document(digest: &Digest, bytes: &[u8]) -> Check {
+    Check::ok("document", digest.as_str()).compared(digest, digest.same_algorithm(bytes).as_ref())
+}
+
+impl Image {
+    async fn verify(self: &Arc<Self>, seen: &mut HashSet<Digest>, tell: &mut (dyn FnMut(Check) + Send)) {
+        if let Some(bytes) = &self.manifest_bytes {
+            tell(document(&self.manifest_digest, bytes));
+        }
+        let mut broken = HashSet::new();
+        for descriptor in self.manifest.blobs() {
+            if !seen.insert(descriptor.digest.clone()) {
+                continue;
+            }
+            let check = self.verify_blob(descriptor).await;
+            if check.result != Outcome::Ok {
+                broken.insert(descriptor.digest.clone());
+            }
+            tell(check);
+        }
+        // What is wrong as stored is wrong in whatever is made of it.
+        let is_whole = |at: usize| !broken.contains(&self.manifest.layers[at].digest);
+        let mut done = HashSet::new();
+        for (at, expected) in self.expected_contents(tell).await {
+            if is_whole(at) && done.insert((at, expected.clone())) {
+                tell(self.verify_content(at, &expected).await);
+            }
+        }
+        for (at, layer) in self.every_archive().filter(|(at, _)| is_whole(*at)) {
+            let subject = format!("layer {at} ({})", self.manifest.layers[at].digest);
+            match layer.check_carried().await {
+                Ok(None) => {}
+                Ok(Some(verdict)) => {
+                    let check = Check::ok("parts", subject);
+                    tell(match verdict {
+                        Ok(()) => check,
+                        Err(why) => check.differs(why),
+                    });
+                }
+                Err(error) => tell(Check::ok("parts", subject).failed(&error)),
+            }
+        }
+        self.verify_lists(tell).await;
+    }
+
+    async fn verify_blob(&self, descriptor: &Descriptor) -> Check {
+        let check = Check::ok("blob", descriptor.digest.as_str());
+        if let Some(data) = &descriptor.data {
+            let data: &[u8] = data.as_ref();
+            return check.compared(&descriptor.digest, descriptor.digest.same_algorithm(data).as_ref());
+        }
+        let Some(algorithm) = descriptor.digest.algorithm() else {
+            return check.compared(&descriptor.digest, None);
+        };
+        let hashed = async {
+            let blob = self.cached(descriptor)?;
+            // Side by side, where one read after the other would wait for each.
+            blob.ensure(ByteRange::new(0, blob.size())).await?;
+            hash(&(blob as Shared), algorithm).await
+        };
+        match hashed.await {
+            Ok(actual) => check.compared(&descriptor.digest, Some(&actual)),
+            Err(error) => check.failed(&error),
+        }
+    }
+
+    /// What the uncompressed bytes of layers have to hash to: by the config of a container image, and by what artifacts say.
+    async fn expected_contents(&self, tell: &mut (dyn FnMut(Check) + Send)) -> Vec<(usize, Digest)> {
+        let mut expected = Vec::new();
+        if let Some(config) =
+            self.manifest.config.as_ref().filter(|config| config.media_type.is_image_config())
+        {
+            let check = Check::ok("content", format!("config {}", config.digest));
+            match small_blob(&self.cache, &*self.source, config, MAX_DOCUMENT).await {
+                Ok(bytes) => match ImageConfig::parse(&bytes) {
+                    Ok(parsed) => {
+                        let (ids, layers) = (parsed.diff_ids.len(), self.manifest.layers.len());
+                        if ids == layers {
+                            expected.extend(parsed.diff_ids.into_iter().enumerate());
+                        } else if ids > 0 {
+                            tell(check.differs(format!(
+                                "it names the content of {ids} layers, the manifest has {layers}"
+                            )));
+                        }
+                    }
+                    // An artifact may have a config of that type with nothing in it.
+                    Err(error) => tell(check.skipped(&error.to_string())),
+                },
+                Err(error) => tell(check.failed(&error)),
+            }
+        }
+        for file in &self.contents.files {
+            if let FileBody::Tree(tree) = &file.body
+                && let Some(content) = &tree.content
+            {
+                expected.push((tree.layer, content.clone()));
+            }
+        }
+        for plan in &self.detection.disks {
+            if let Body::Parts(parts) = &plan.body {
+                expected.extend(parts.iter().filter_map(|part| Some((part.layer, part.content.clone()?))));
+            }
+        }
+        expected
+    }
+
+    async fn verify_content(&self, at: usize, expected: &Digest) -> Check {
+        let descriptor = &self.manifest.layers[at];
+        let check = Check::ok("content", format!("layer {at} ({})", descriptor.digest));
+        let compared = async {
+            let hints = Hints {
+                policy: IndexPolicy::Local,
+                annotations: descriptor.annotations.clone(),
+                content: Some(expected.clone()),
+                ..Hints::default()
+            };
+            let (blob, cache) = (self.cached(descriptor)?, self.cache.clone());
+            let layer = match self.archive(at) {
+                Some(_) => Layer::new(blob, cache, hints),
+                None => Layer::packed(blob, cache, hints),
+            };
+            layer.index().await.map(|_| ())
+        };
+        match compared.await {
+            Ok(()) => check,
+            Err(error) => check.failed(&error),
+        }
+    }
+
+    /// Compares files and disks with the lists of checksums in `files/`.
+    async fn verify_lists(self: &Arc<Self>, tell: &mut (dyn FnMut(Check) + Send)) {
+        // A list may name a file again and again, and several lists the same one.
+        let mut hashes: HashMap<(String, &'static str), Result<Digest, ReadError>> = HashMap::new();
+        for at in 0..self.contents.files.len() {
+            let path = self.contents.files[at].path.clone();
+            if !sums::is_list(&path) {
+                continue;
+            }
+            let check = Check::ok("checksum", format!("files/{path}"));
+            let bytes = match self.list(at).await {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    tell(check.failed(&error));
+                    continue;
+                }
+            };
+            for line in sums::parse(&path, &bytes) {
+                let named = self.named(&line.path);
+                if named.is_empty() {
+                    tell(
+                        Check::ok("checksum", line.path.clone())
+                            .skipped(&format!("{path} names it, and it is not here")),
+                    );
+                }
+                let (algorithm, label) = match line.digest.algorithm() {
+                    Some(Algorithm::Sha512) => (Algorithm::Sha512, "sha512"),
+                    _ => (Algorithm::Sha256, "sha256"),
+                };
+                for target in named {
+                    let shown = target.shown(self);
+                    let key = (shown.clone(), label);
+                    let actual = match hashes.get(&key) {
+                        Some(known) => known.clone(),
+                        None => {
+                            let hashed = async { hash(&target.open(self).await?, algorithm).await };
+                            let hashed = hashed.await;
+                            hashes.insert(key, hashed.clone());
+                            hashed
+                        }
+                    };
+                    let check = Check::ok("checksum", format!("{shown} (by {path})"));
+                    tell(match actual {
+                        Ok(actual) => check.compared(&line.digest, Some(&actual)),
+                        Err(error) => check.failed(&error),
+                    });
+                }
+            }
+        }
+    }
+
+    async fn list(self: &Arc<Self>, at: usize) -> Result<Vec<u8>, ReadError> {
+        let bytes = Target::File(at).open(self).await?;
+        if bytes.size() > MAX_SUMS {
+            let message = format!("it has {} bytes, the limit is {MAX_SUMS}", bytes.size());
+            return Err(ReadError::new(Fault::Unsupported, message));
+        }
+        read_vec(&*bytes, ByteRange::new(0, bytes.size())).await
+    }
+
+    /// The file of that path, and the disk of that name where it is another thing than the file.
+    fn named(&self, path: &str) -> Vec<Target> {
+        let is_file = |body: &FileBody| !matches!(body, FileBody::Tree(_));
+        let file = self.contents.files.iter().position(|file| file.path == path && is_file(&file.body));
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let is_it = |body: &Body| match (body, file.map(|at| &self.contents.files[at].body)) {
+            (Body::File { layer }, Some(FileBody::Layer(of) | FileBody::Sparse { layer: of, .. })) => {
+                layer == of
+            }
+            _ => false,
+        };
+        let disk = self.detection.disks.iter().position(|plan| plan.name == name && !is_it(&plan.body));
+        file.map(Target::File).into_iter().chain(disk.map(Target::Disk)).collect()
+    }
+}
+
+/// What a line of a list names.
+#[derive(Clone, Copy)]
+enum Target {
+    File(usize),
+    Disk(usize),
+}
+
+impl Target {
+    fn shown(self, image: &Image) -> String {
+        match self {
+            Target::File(at) => format!("files/{}", image.contents.files[at].path),
+            Target::Disk(at) => format!("disk/{}", image.detection.disks[at].name),
+        }
+    }
+
+    async fn open(self, image: &Arc<Image>) -> Result<Shared, ReadError> {
+        let at = match self {
+            Target::Disk(at) => return image.disk(at).await,
+            Target::File(at) => at,
+        };
+        match (&image.contents.files[at].body, &image.manifest.config) {
+            (FileBody::Layer(layer), _) => image.blob(&image.manifest.layers[*layer]),
+            (FileBody::Config, Some(config)) => image.blob(config),
+            _ => image.artifact_file(at),
+        }
+    }
+}
+
+/// The digest of all of `bytes`.
+async fn hash(bytes: &Shared, algorithm: Algorithm) -> Result<Digest, ReadError> {
+    let mut hasher = Hasher::new(algorithm);
+    let mut at = 0;
+    while at < bytes.size() {
+        let range = ByteRange::new(at, bytes.size().min(at.saturating_add(STEP)));
+        let step = read_vec(&**bytes, range).await?;
+        hasher = compute(move || {
+            hasher.update(&step);
+            Ok(hasher)
+        })
+        .await?;
+        at = range.end;
+    }
+    Ok(hasher.finish())
+}
