@@ -4,7 +4,9 @@
 //! (`tests/layering.rs` enforces it, `docs/architecture.md` explains it).
 
 pub mod io;
+pub mod meter;
 pub mod oci;
+pub mod sandbox;
 
 pub mod registry;
 

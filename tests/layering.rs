@@ -15,9 +15,11 @@ mod rust_source;
 use rust_source::{Token, macros, paths, split_tests, tokens};
 
 /// The modules and their ranks. A module names only modules of a lower rank.
-const RANKS: [(&str, u8); 14] = [
+const RANKS: [(&str, u8); 16] = [
     ("oci", 0),
     ("io", 0),
+    ("meter", 0),
+    ("sandbox", 0),
     ("registry", 1),
     ("source", 2),
     ("cache", 2),
@@ -251,7 +253,7 @@ fn check_names(file: &File, product: &[Token], complain: &mut impl FnMut(usize, 
                 && two[1].chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit());
             constant && matches!(two[0], "libc" | "Errno" | "errno")
         });
-        if names_errno && !matches!(module, "mount" | "cache") {
+        if names_errno && !matches!(module, "mount" | "cache" | "sandbox") {
             complain(path.line, format!("{written}: an errno is chosen only in mount/errno.rs"));
         } else if names_errno && speaks_fuse && file.path != "mount/errno.rs" {
             complain(path.line, format!("{written}: the errno of a reply is chosen only in mount/errno.rs"));

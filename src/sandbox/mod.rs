@@ -1,0 +1,192 @@
+//! Taking rights away from this process, for good: capabilities, new privileges, files, system calls.
+//!
+//! Knows nothing of mounts or registries: the caller says which files must stay in reach. The kernel keeps all four per thread
+//! and hands them on to threads that are started later, so [`enter`] is called before the first one is. The idea: each part is
+//! tried on its own; what the kernel does not have is reported, and never keeps the others from being applied.
+
+mod calls;
+mod capabilities;
+mod files;
+
+use std::path::PathBuf;
+
+/// What must stay possible.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// Files, and directories with all that is below them, that are read. What does not exist is skipped.
+    pub read: Vec<PathBuf>,
+    /// Directories in which files are made, written and removed.
+    pub write: Vec<PathBuf>,
+    /// Directories in which sockets are made and removed.
+    pub sockets: Vec<PathBuf>,
+    /// Whether to stay an administrator of the machine (CAP_SYS_ADMIN).
+    pub stay_admin: bool,
+}
+
+/// What became of one part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// All of it holds.
+    Whole,
+    /// It holds, less this.
+    Part(String),
+    /// It does not hold, for this reason.
+    No(String),
+}
+
+/// What became of each part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Rights of root that are gone.
+    pub capabilities: Applied,
+    /// No program that is started gets more rights than this process has.
+    pub no_new_privileges: Applied,
+    /// Files out of reach (Landlock).
+    pub files: Applied,
+    /// System calls that are refused (seccomp).
+    pub calls: Applied,
+}
+
+impl Report {
+    /// The parts by their names.
+    pub fn parts(&self) -> [(&'static str, &Applied); 4] {
+        [
+            ("capabilities", &self.capabilities),
+            ("no_new_privileges", &self.no_new_privileges),
+            ("files", &self.files),
+            ("calls", &self.calls),
+        ]
+    }
+}
+
+/// Gives up what `policy` does not ask for, in this thread and in all that it will start.
+pub fn enter(policy: &Policy) -> Report {
+    // The order matters: without new privileges being off, only root may restrict files and calls, and the last step
+    // refuses the calls that the others are made of.
+    let capabilities = capabilities::drop_all_but(policy);
+    let no_new_privileges = match nix::sys::prctl::set_no_new_privs() {
+        Ok(()) => Applied::Whole,
+        Err(errno) => Applied::No(errno.to_string()),
+    };
+    let files = files::restrict(policy);
+    let calls = calls::refuse();
+    Report { capabilities, no_new_privileges, files, calls }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::ErrorKind;
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use super::*;
+
+    /// The sandbox is of a thread, so that a test can have one for itself.
+    fn inside(policy: Policy, test: impl FnOnce(Report) + Send + 'static) {
+        let inside = std::thread::spawn(move || test(enter(&policy)));
+        inside.join().unwrap();
+    }
+
+    fn complete(report: &Report) -> bool {
+        let complete = report.parts().iter().all(|(_, applied)| **applied == Applied::Whole);
+        // An old kernel is no fault of the program; a machine of tests has a new one.
+        assert!(complete || std::env::var_os("CI").is_none(), "{report:?}");
+        complete
+    }
+
+    #[test]
+    fn files_outside_and_programs_and_mounts_are_out_of_reach_and_the_rest_is_not() {
+        let room = tempfile::tempdir().unwrap();
+        for name in ["inside", "outside", "readable", "sockets"] {
+            fs::create_dir(room.path().join(name)).unwrap();
+            fs::write(room.path().join(name).join("file"), name).unwrap();
+        }
+        let at = |name: &str| room.path().join(name);
+        let policy = Policy {
+            read: vec![at("readable"), at("missing")],
+            write: vec![at("inside")],
+            sockets: vec![at("sockets")],
+            stay_admin: false,
+        };
+        let (inside_dir, outside) = (at("inside"), at("outside"));
+        let (readable, sockets) = (at("readable"), at("sockets"));
+        inside(policy, move |report| {
+            if !complete(&report) {
+                return;
+            }
+            let denied = |result: std::io::Result<()>| {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied);
+            };
+            denied(fs::read(outside.join("file")).map(|_| ()));
+            denied(fs::read_dir(&outside).map(|_| ()));
+            denied(fs::write(outside.join("new"), "x"));
+            denied(fs::read("/etc/passwd").map(|_| ()));
+            denied(Command::new("/bin/true").status().map(|_| ()));
+            denied(fs::write(readable.join("file"), "x"));
+            denied(fs::remove_file(sockets.join("file")).and_then(|()| fs::write(sockets.join("file"), "x")));
+            let flags = nix::mount::MsFlags::MS_RDONLY;
+            let mounted = nix::mount::mount(Some("none"), &inside_dir, Some("tmpfs"), flags, None::<&str>);
+            assert_eq!(mounted, Err(nix::errno::Errno::EPERM));
+            assert_eq!(nix::mount::umount(&inside_dir), Err(nix::errno::Errno::EPERM));
+            let made = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER);
+            assert_eq!(made, Err(nix::errno::Errno::EPERM));
+
+            assert_eq!(fs::read(readable.join("file")).unwrap(), b"readable");
+            fs::write(inside_dir.join("new"), "x").unwrap();
+            fs::rename(inside_dir.join("new"), inside_dir.join("newer")).unwrap();
+            fs::create_dir(inside_dir.join("deeper")).unwrap();
+            fs::remove_file(inside_dir.join("newer")).unwrap();
+            drop(UnixListener::bind(sockets.join("socket")).unwrap());
+            fs::remove_file(sockets.join("socket")).unwrap();
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            // Threads that come later are inside, too.
+            let later = std::thread::spawn(move || fs::read(outside.join("file")).unwrap_err().kind());
+            assert_eq!(later.join().unwrap(), ErrorKind::PermissionDenied);
+        });
+        assert_eq!(fs::read(at("outside").join("file")).unwrap(), b"outside");
+    }
+
+    #[test]
+    fn no_right_of_root_is_left_but_the_one_that_was_asked_for() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let room = tempfile::tempdir().unwrap();
+        for stay_admin in [false, true] {
+            let policy = Policy { write: vec![room.path().to_owned()], stay_admin, ..Policy::default() };
+            let had = caps::has_cap(None, caps::CapSet::Permitted, caps::Capability::CAP_SYS_ADMIN).unwrap();
+            inside(policy, move |report| {
+                assert_eq!(report.capabilities, Applied::Whole);
+                for set in [caps::CapSet::Effective, caps::CapSet::Permitted, caps::CapSet::Inheritable] {
+                    let left = caps::read(None, set).unwrap();
+                    let admin = stay_admin && had && !matches!(set, caps::CapSet::Inheritable);
+                    let expected: Vec<_> =
+                        admin.then_some(caps::Capability::CAP_SYS_ADMIN).into_iter().collect();
+                    assert_eq!(left.into_iter().collect::<Vec<_>>(), expected, "{set:?}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn what_only_the_rights_of_root_can_reach_stays_in_reach_and_is_said() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let room = tempfile::tempdir().unwrap();
+        let theirs = room.path().join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        fs::create_dir(theirs.join("cache")).unwrap();
+        std::os::unix::fs::chown(&theirs, Some(12345), Some(12345)).unwrap();
+        fs::set_permissions(&theirs, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let cache = theirs.join("cache");
+        inside(Policy { write: vec![cache.clone()], ..Policy::default() }, move |report| {
+            assert!(
+                matches!(&report.capabilities, Applied::Part(what) if what.contains("CAP_DAC_OVERRIDE")),
+                "{report:?}"
+            );
+            fs::write(cache.join("file"), "x").unwrap();
+        });
+    }
+}
