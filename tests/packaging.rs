@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -87,4 +88,58 @@ fn the_demo_layout_is_whole_and_valid() {
     }
     assert!(names.contains(&"./srv/.wh.old".to_owned()), "{names:?}");
     assert_eq!(manifests["notes"].layers[0].annotations["org.opencontainers.image.title"], "greeting.txt");
+}
+
+#[test]
+fn the_unit_of_a_service_is_what_systemd_understands() {
+    let Ok(version) = Command::new("systemd-analyze").arg("--version").output() else {
+        assert!(std::env::var_os("CI").is_none(), "systemd-analyze is not installed");
+        writeln!(std::io::stderr(), "skipped: needs systemd-analyze").unwrap();
+        return;
+    };
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/ocifs@.service");
+    let text = fs::read_to_string(unit).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let check = |text: &str| {
+        let copy = folder.path().join("ocifs@name.service");
+        fs::write(&copy, text.replace("/usr/bin/ocifs", env!("CARGO_BIN_EXE_ocifs"))).unwrap();
+        let checked = Command::new("systemd-analyze").arg("verify").arg(copy).output().unwrap();
+        (checked.status.success(), String::from_utf8_lossy(&checked.stderr).into_owned())
+    };
+    assert_eq!(check(&text), (true, String::new()), "{}", String::from_utf8_lossy(&version.stdout));
+    let (_, said) = check(&text.replace("Restart=", "Restrat="));
+    assert!(said.contains("Restrat"), "systemd-analyze finds nothing: {said}");
+}
+
+#[test]
+fn the_unit_keeps_the_mount_where_everybody_sees_it() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/ocifs@.service");
+    let text = fs::read_to_string(unit).unwrap();
+    let set = |name: &str| {
+        text.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')))
+    };
+    for wanted in ["Type", "FileDescriptorStoreMax", "Restart", "NoNewPrivileges", "SystemCallFilter"] {
+        assert!(set(wanted), "{wanted}= is missing");
+    }
+    // Each of them gives the service a mount namespace of its own (systemd.exec(5)).
+    for hides in [
+        "BindPaths",
+        "InaccessiblePaths",
+        "PrivateDevices",
+        "PrivateMounts",
+        "PrivateTmp",
+        "ProtectControlGroups",
+        "ProtectHome",
+        "ProtectKernelLogs",
+        "ProtectKernelModules",
+        "ProtectKernelTunables",
+        "ProtectProc",
+        "ProtectSystem",
+        "ReadOnlyPaths",
+        "ReadWritePaths",
+        "RootDirectory",
+        "TemporaryFileSystem",
+    ] {
+        assert!(!set(hides), "{hides}= hides the mount");
+    }
 }

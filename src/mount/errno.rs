@@ -51,6 +51,11 @@ pub(super) fn refusal_of_backing(error: &std::io::Error) -> Refusal {
     }
 }
 
+/// Whether a look at a directory failed because it is on a mount whose server is gone: before the look, or during it.
+pub(super) fn is_dead_mount(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+}
+
 pub(super) const NO_SUCH_NAME: Errno = Errno::ENOENT;
 pub(super) const NO_SUCH_HANDLE: Errno = Errno::EBADF;
 pub(super) const NO_SUCH_XATTR: Errno = Errno::NO_XATTR;

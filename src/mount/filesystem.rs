@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
+use std::time::Instant;
 
 use fuser::{
     Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
@@ -13,6 +14,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::io::{Fault, ReadAt as _, ReadError, Shared};
+use crate::meter;
 use crate::view::{Attributes, Freshness, Namespace, NodeId, Opened};
 
 use super::attributes::{file_attr, file_type, negative, node, number, ttl};
@@ -53,8 +55,14 @@ thread_local! {
 
 impl Ocifs {
     /// `stack_depth`: how many levels of filesystems lie below files that are passed through, ours included, if any are.
-    pub(super) fn new(namespace: Arc<Namespace>, runtime: Handle, stack_depth: Option<u32>) -> Self {
-        let (handles, spare) = (Handles::default(), Spare::default());
+    /// `earlier`: how many processes have served the mount before, whose handles the kernel knows and we do not.
+    pub(super) fn new(
+        namespace: Arc<Namespace>,
+        runtime: Handle,
+        stack_depth: Option<u32>,
+        earlier: u64,
+    ) -> Self {
+        let (handles, spare) = (Handles::after(earlier), Spare::default());
         let recent = namespace.opens_freely().then(Recent::default);
         Self { shared: Arc::new(SharedState { namespace, handles, recent, runtime, spare, stack_depth }) }
     }
@@ -79,9 +87,23 @@ impl Ocifs {
         }
         let this = self.clone();
         self.shared.runtime.spawn(async move {
-            let built = this.namespace().build(node).await;
+            let built = this.namespace().build_path(node).await;
             answer(&this, built.map_err(|error| this.failed(what, node, &error, errno::of_read)));
         });
+    }
+
+    /// Calls `answer` when `node` is known to exist or not: now, or after building what is around it, which is needed only when
+    /// an earlier process told the kernel its number.
+    fn when_known(
+        &self,
+        node: NodeId,
+        what: &'static str,
+        answer: impl FnOnce(&Self, Result<(), Errno>) + Send + 'static,
+    ) {
+        match self.namespace().attributes(node) {
+            Some(_) => answer(self, Ok(())),
+            None => self.when_built(node, what, answer),
+        }
     }
 
     /// Logs the error's chain once, notes it for the status, and chooses the errno.
@@ -153,24 +175,124 @@ impl Ocifs {
         }
     }
 
-    /// The bytes of an open file, or of one that the kernel does not ask to open.
-    fn bytes_of(&self, ino: INodeNo, fh: FileHandle) -> Result<Shared, Errno> {
+    /// Calls `answer` with the bytes of an open file, or of one that the kernel does not ask to open: now, or on the runtime
+    /// when it was opened by an earlier process and has to be opened again.
+    fn with_bytes(
+        &self,
+        ino: INodeNo,
+        fh: FileHandle,
+        what: &'static str,
+        answer: impl FnOnce(&Self, Result<Shared, Errno>) + Send + 'static,
+    ) {
+        let node = self.node(ino);
+        if let Some(bytes) = self.bytes_at_hand(ino, fh) {
+            return answer(self, bytes);
+        }
+        let this = self.clone();
+        self.shared.runtime.spawn(async move {
+            let opened = match this.namespace().build_path(node).await {
+                Ok(()) => this.namespace().open_file(node).await,
+                Err(error) => Err(error),
+            };
+            let opened = opened.map_err(|error| this.failed(what, node, &error, errno::of_read));
+            let bytes = opened.map(|opened| match &this.shared.recent {
+                Some(recent) => {
+                    recent.put(ino.0, opened.bytes.clone());
+                    opened.bytes
+                }
+                None => this.shared.handles.adopt(fh.0, opened.bytes),
+            });
+            answer(&this, bytes);
+        });
+    }
+
+    /// The bytes of a file, if nothing has to be waited for.
+    fn bytes_at_hand(&self, ino: INodeNo, fh: FileHandle) -> Option<Result<Shared, Errno>> {
+        let handles = &self.shared.handles;
         let Some(recent) = &self.shared.recent else {
-            return self.shared.handles.get(fh.0).ok_or(errno::NO_SUCH_HANDLE);
+            let bytes = handles.get(fh.0).ok_or(errno::NO_SUCH_HANDLE);
+            return Some(bytes).filter(|bytes| bytes.is_ok() || !handles.is_inherited(fh.0));
         };
         if let Some(bytes) = recent.get(ino.0) {
-            return Ok(bytes);
+            return Some(Ok(bytes));
         }
         let node = self.node(ino);
         match self.namespace().open_now(node) {
             Some(Ok(opened)) => {
                 recent.put(ino.0, opened.bytes.clone());
-                Ok(opened.bytes)
+                Some(Ok(opened.bytes))
             }
-            Some(Err(error)) => Err(self.failed("read", node, &error, errno::of_read)),
-            // The kernel knows an inode only from a directory that was built.
-            None => Err(errno::NO_SUCH_HANDLE),
+            Some(Err(error)) => Some(Err(self.failed("read", node, &error, errno::of_read))),
+            // The kernel knows an inode only from a directory that was built, by us or by an earlier process.
+            None => self.namespace().is_built(node).then_some(Err(errno::NO_SUCH_HANDLE)),
         }
+    }
+
+    /// Answers a read of an open file.
+    fn reply_read(
+        &self,
+        node: NodeId,
+        bytes: Shared,
+        offset: u64,
+        size: u32,
+        begun: Instant,
+        reply: ReplyData,
+    ) {
+        let len = bytes.size().saturating_sub(offset).min(u64::from(size)) as usize;
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            match bytes.read_ready(offset.min(bytes.size()), &mut buffer[..len]) {
+                Ok(true) => {
+                    reply.data(&buffer[..len]);
+                    note_read(begun, Some(len));
+                }
+                Err(error) => {
+                    reply.error(self.failed("read", node, &error, errno::of_read));
+                    note_read(begun, None);
+                }
+                Ok(false) => {
+                    let this = self.clone();
+                    self.shared.runtime.spawn(async move {
+                        let mut buffer = this.shared.spare.take(len);
+                        match bytes.read_at(offset, &mut buffer[..len]).await {
+                            Ok(()) => {
+                                reply.data(&buffer[..len]);
+                                note_read(begun, Some(len));
+                            }
+                            Err(error) => {
+                                reply.error(this.failed("read", node, &error, errno::of_read));
+                                note_read(begun, None);
+                            }
+                        }
+                        this.shared.spare.give(buffer);
+                    });
+                }
+            }
+        });
+    }
+
+    /// Answers where data or a hole is in an open file.
+    fn reply_lseek(&self, node: NodeId, bytes: Shared, offset: i64, whence: i32, reply: ReplyLseek) {
+        let Some(offset) = u64::try_from(offset).ok().filter(|&offset| offset < bytes.size()) else {
+            return reply.error(errno::PAST_END);
+        };
+        if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
+            return reply.error(errno::BAD_SEEK);
+        }
+        if bytes.learn_holes().is_none() {
+            return seek(&bytes, offset, whence, reply);
+        }
+        let this = self.clone();
+        self.shared.runtime.spawn(async move {
+            if let Some(learning) = bytes.learn_holes()
+                && let Err(error) = learning.await
+            {
+                return reply.error(this.failed("lseek", node, &error, errno::of_read));
+            }
+            seek(&bytes, offset, whence, reply);
+        });
     }
 
     /// Lists `directory` from entry `offset` on: `add` gets the entry's number, the offset behind it, and its name; it
@@ -239,17 +361,25 @@ impl Filesystem for Ocifs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.when_settled(self.node(ino), "getattr", move |attributes| match attributes {
-            Ok(attributes) => reply.attr(&ttl(attributes.fresh), &file_attr(ino, &attributes)),
+        let node = self.node(ino);
+        self.when_known(node, "getattr", move |this, known| match known {
+            Ok(()) => this.when_settled(node, "getattr", move |attributes| match attributes {
+                Ok(attributes) => reply.attr(&ttl(attributes.fresh), &file_attr(ino, &attributes)),
+                Err(errno) => reply.error(errno),
+            }),
             Err(errno) => reply.error(errno),
         });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.namespace().link(self.node(ino)) {
-            Some(target) => reply.data(target),
-            None => reply.error(errno::NOT_A_LINK),
-        }
+        let node = self.node(ino);
+        self.when_known(node, "readlink", move |this, known| {
+            match known.map(|()| this.namespace().link(node)) {
+                Ok(Some(target)) => reply.data(target),
+                Ok(None) => reply.error(errno::NOT_A_LINK),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -284,31 +414,11 @@ impl Filesystem for Ocifs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let bytes = match self.bytes_of(ino, fh) {
-            Ok(bytes) => bytes,
-            Err(errno) => return reply.error(errno),
-        };
-        let len = bytes.size().saturating_sub(offset).min(u64::from(size)) as usize;
+        let begun = Instant::now();
         let node = self.node(ino);
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < len {
-                buffer.resize(len, 0);
-            }
-            match bytes.read_ready(offset.min(bytes.size()), &mut buffer[..len]) {
-                Ok(true) => reply.data(&buffer[..len]),
-                Err(error) => reply.error(self.failed("read", node, &error, errno::of_read)),
-                Ok(false) => {
-                    let this = self.clone();
-                    self.shared.runtime.spawn(async move {
-                        let mut buffer = this.shared.spare.take(len);
-                        match bytes.read_at(offset, &mut buffer[..len]).await {
-                            Ok(()) => reply.data(&buffer[..len]),
-                            Err(error) => reply.error(this.failed("read", node, &error, errno::of_read)),
-                        }
-                        this.shared.spare.give(buffer);
-                    });
-                }
-            }
+        self.with_bytes(ino, fh, "read", move |this, bytes| match bytes {
+            Ok(bytes) => this.reply_read(node, bytes, offset, size, begun, reply),
+            Err(errno) => reply.error(errno),
         });
     }
 
@@ -371,19 +481,29 @@ impl Filesystem for Ocifs {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.namespace().xattr(self.node(ino), name.as_bytes()) {
-            Some(value) => reply_xattr(&value, size, reply),
-            None => reply.error(errno::NO_SUCH_XATTR),
-        }
+        let (node, name) = (self.node(ino), name.as_bytes().to_vec());
+        self.when_known(node, "getxattr", move |this, known| {
+            match known.map(|()| this.namespace().xattr(node, &name)) {
+                Ok(Some(value)) => reply_xattr(&value, size, reply),
+                Ok(None) => reply.error(errno::NO_SUCH_XATTR),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let mut names = Vec::new();
-        for (name, _) in self.namespace().xattrs(self.node(ino)) {
-            names.extend_from_slice(name);
-            names.push(0);
-        }
-        reply_xattr(&names, size, reply);
+        let node = self.node(ino);
+        self.when_known(node, "listxattr", move |this, known| {
+            if let Err(errno) = known {
+                return reply.error(errno);
+            }
+            let mut names = Vec::new();
+            for (name, _) in this.namespace().xattrs(node) {
+                names.extend_from_slice(name);
+                names.push(0);
+            }
+            reply_xattr(&names, size, reply);
+        });
     }
 
     fn lseek(
@@ -395,28 +515,20 @@ impl Filesystem for Ocifs {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let bytes = match self.bytes_of(ino, fh) {
-            Ok(bytes) => bytes,
-            Err(errno) => return reply.error(errno),
-        };
-        let Some(offset) = u64::try_from(offset).ok().filter(|&offset| offset < bytes.size()) else {
-            return reply.error(errno::PAST_END);
-        };
-        if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
-            return reply.error(errno::BAD_SEEK);
-        }
-        if bytes.learn_holes().is_none() {
-            return seek(&bytes, offset, whence, reply);
-        }
-        let (this, node) = (self.clone(), self.node(ino));
-        self.shared.runtime.spawn(async move {
-            if let Some(learning) = bytes.learn_holes()
-                && let Err(error) = learning.await
-            {
-                return reply.error(this.failed("lseek", node, &error, errno::of_read));
-            }
-            seek(&bytes, offset, whence, reply);
+        let node = self.node(ino);
+        self.with_bytes(ino, fh, "lseek", move |this, bytes| match bytes {
+            Ok(bytes) => this.reply_lseek(node, bytes, offset, whence, reply),
+            Err(errno) => reply.error(errno),
         });
+    }
+}
+
+/// Counts a read that began then and gave this many bytes, or none for an error.
+fn note_read(begun: Instant, given: Option<usize>) {
+    meter::READS.note(begun.elapsed());
+    match given {
+        Some(len) => meter::BYTES_SERVED.add(len as u64),
+        None => meter::READ_ERRORS.add(1),
     }
 }
 

@@ -8,11 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use fuser::BackingId;
 
 use crate::io::{ReadAt as _, Shared};
+use crate::meter;
 
 use super::errno;
 use super::passthrough::{Modes, Refusal, Served};
 
-/// Open files. A handle is never used twice.
+/// Handles that one process can give out: those of the next begin behind them, so that one is never taken for another.
+const PER_PROCESS: u64 = 1 << 48;
+
+/// Open files. A handle is never used twice, also not by a process that takes the mount over.
 #[derive(Default)]
 pub(super) struct Handles {
     next: AtomicU64,
@@ -32,8 +36,9 @@ struct OpenFile {
 /// A file of the cache that the kernel reads by itself.
 pub(super) struct Backing {
     pub(super) id: BackingId,
-    /// Who holds the content keeps its cache files from eviction.
+    /// Who holds the content and its file keeps both from eviction.
     _content: Shared,
+    _file: Arc<OwnedFd>,
 }
 
 impl Handles {
@@ -60,7 +65,7 @@ impl Handles {
         let register = file.map(|file| {
             let content = Arc::clone(&bytes);
             move || match register(&file) {
-                Ok(id) => Ok(Arc::new(Backing { id, _content: content })),
+                Ok(id) => Ok(Arc::new(Backing { id, _content: content, _file: file })),
                 Err(error) => {
                     let refusal = errno::refusal_of_backing(&error);
                     match refusal {
@@ -77,6 +82,22 @@ impl Handles {
         (self.insert(OpenFile { bytes, counted: Some(inode) }), served)
     }
 
+    /// The handles of a process that came after `earlier` others.
+    pub(super) fn after(earlier: u64) -> Self {
+        Self { next: AtomicU64::new(earlier.saturating_mul(PER_PROCESS)), ..Self::default() }
+    }
+
+    /// Whether a process before this one may have given `handle` out.
+    pub(super) fn is_inherited(&self, handle: u64) -> bool {
+        handle / PER_PROCESS < self.next.load(Ordering::Relaxed) / PER_PROCESS
+    }
+
+    /// Keeps `bytes` open under a handle that a process before this one gave out, unless another request was faster.
+    pub(super) fn adopt(&self, handle: u64, bytes: Shared) -> Shared {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&open.entry(handle).or_insert(OpenFile { bytes, counted: None }).bytes)
+    }
+
     /// The open file.
     pub(super) fn get(&self, handle: u64) -> Option<Shared> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
@@ -86,6 +107,9 @@ impl Handles {
     /// Forgets the handle.
     pub(super) fn remove(&self, handle: u64) {
         let closed = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
+        if closed.is_some() {
+            meter::OPEN_FILES.down();
+        }
         if let Some(inode) = closed.as_ref().and_then(|file| file.counted) {
             let freed = self.modes().close(inode);
             // Outside the lock: it may be the last user of a cached blob, whose end closes files.
@@ -96,6 +120,7 @@ impl Handles {
     fn insert(&self, file: OpenFile) -> u64 {
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, file);
+        meter::OPEN_FILES.up();
         handle
     }
 

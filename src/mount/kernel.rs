@@ -4,22 +4,30 @@
 //! over ours since, and because it passes the source name on unescaped.
 
 use std::fs::{File, OpenOptions};
-use std::io::{IoSliceMut, Read as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{IoSlice, IoSliceMut, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use nix::unistd::{getegid, geteuid};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
 
+use serde::{Deserialize, Serialize};
+
+use super::keeper;
 use super::mountpoint::{MountError, Unmount};
+use super::record::Record;
 
 /// Who may look into the mount.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
     /// The user who mounted it.
     #[default]
@@ -31,7 +39,7 @@ pub enum Access {
 }
 
 /// What the kernel ignores in the tree unless it is told not to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountFlags {
     /// Honour set-user-id and set-group-id bits.
     pub suid: bool,
@@ -69,6 +77,8 @@ pub struct MountOptions {
     pub source: String,
     /// Whether the kernel may read whole cached files by itself.
     pub passthrough: Passthrough,
+    /// Where is noted what the process has to know that may have to take the mount over. Nothing is passed through then.
+    pub record: Option<Arc<Record>>,
 }
 
 impl MountOptions {
@@ -87,6 +97,9 @@ impl MountOptions {
 
 /// Mounts a new FUSE connection at `dir` and gives its descriptor. Read-only, always.
 pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    if let Some(kept) = keeper::of(dir) {
+        return kept.mount(&options.source);
+    }
     let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         Ok(device) => device,
         Err(source) => return Err(MountError::NoDevice { source }),
@@ -162,36 +175,52 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
             std::io::ErrorKind::NotFound => MountError::NoHelper,
             _ => failed(source),
         })?;
-    let received = receive(&ours);
+    let received = receive(&ours, &mut [0]);
     let mut said = String::new();
     if let Some(stderr) = &mut helper.stderr {
         stderr.take(4096).read_to_string(&mut said).map_err(failed)?;
     }
     let status = helper.wait().map_err(failed)?;
     match received {
-        Ok(Some(device)) if status.success() => Ok(device),
+        Ok((_, Some(device))) if status.success() => Ok(device),
         Ok(_) => Err(MountError::Helper { dir: dir.to_owned(), said: said.trim().to_owned() }),
         Err(source) => Err(failed(source)),
     }
 }
 
-/// The descriptor that the helper sends; `None` when it hung up without one.
-fn receive(socket: &UnixStream) -> std::io::Result<Option<OwnedFd>> {
+/// A message and the descriptor that came with it; a message of no bytes is the end.
+pub(super) fn receive(socket: impl AsFd, message: &mut [u8]) -> std::io::Result<(usize, Option<OwnedFd>)> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut into = [IoSliceMut::new(message)];
+    let len = rustix::net::recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes;
     let mut received = None;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
             received = fds.last().or(received);
         }
     }
-    Ok(received)
+    Ok((len, received))
+}
+
+/// Sends a message, and a descriptor with it.
+pub(super) fn send(socket: impl AsFd, message: &[u8], fd: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    // A dead peer is an error here, and no signal.
+    rustix::net::sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 /// Takes the mount at `dir` away.
 pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
+    if let Some(unmounted) = keeper::of(dir).and_then(|kept| kept.unmount(how)) {
+        return unmounted;
+    }
     let when = match how {
         Unmount::Now => MntFlags::empty(),
         Unmount::Lazy => MntFlags::MNT_DETACH,
@@ -257,6 +286,11 @@ pub(super) fn stack_depth(passthrough: &Passthrough) -> Option<u32> {
     }
 }
 
+/// Whether files can be passed through at all, as far as rights go: asked before they are laid down.
+pub fn may_pass_through() -> bool {
+    is_admin().unwrap_or(false)
+}
+
 /// Whether the kernel counts us as an administrator of the machine, and not only of a user namespace.
 fn is_admin() -> std::io::Result<bool> {
     /// The number of CAP_SYS_ADMIN in capabilities(7).
@@ -275,6 +309,9 @@ fn is_admin() -> std::io::Result<bool> {
 
 /// Raises the readahead of the mount with this device number, in KiB. Only root may; without it a READ has at most 128 KiB.
 pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> std::io::Result<()> {
+    if let Some(raised) = keeper::raise_readahead(major, minor, kib) {
+        return raised;
+    }
     std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
 }
 

@@ -5,16 +5,24 @@
 //! on the network.
 
 mod attributes;
+mod distrust;
 mod errno;
 mod filesystem;
 mod handles;
+mod keeper;
 mod kernel;
 mod mountpoint;
 mod passthrough;
 mod recent;
+mod record;
 mod session;
 mod spare;
+mod stale;
+mod takeover;
 
-pub use kernel::{Access, MountFlags, MountOptions, Passthrough};
-pub use mountpoint::{MountError, Unmount, unmount};
+pub use keeper::{is_keeper, keep, start_keeper};
+pub use kernel::{Access, MountFlags, MountOptions, Passthrough, may_pass_through};
+pub use mountpoint::{MountError, Unmount, check, reference_at, unmount};
+pub use record::Record;
 pub use session::{Mounted, mount};
+pub use takeover::{Survivor, take_over};

@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::kernel;
+use super::{errno, keeper, kernel, stale};
 
 /// What our mounts are called in the mount table.
-const FS_TYPE: &str = "fuse.ocifs";
+pub(super) const FS_TYPE: &str = "fuse.ocifs";
 
 /// Why something could not be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -41,11 +41,29 @@ pub enum MountError {
         /// Its type.
         fs_type: String,
     },
-    /// A mount whose server is gone.
-    #[error("{} is a mount point whose server is gone", dir.display())]
+    /// A mount of somebody else whose server is gone.
+    #[error("{} is a mount point of {source_name} ({fs_type}), whose server is gone", dir.display())]
     Stale {
         /// The mount point.
         dir: PathBuf,
+        /// What was mounted.
+        source_name: String,
+        /// Its type.
+        fs_type: String,
+    },
+    /// A directory above the mount point cannot be looked into.
+    #[error("{} is below a mount point whose server is gone", dir.display())]
+    BelowStale {
+        /// The mount point.
+        dir: PathBuf,
+    },
+    /// What an earlier daemon left could not be served on.
+    #[error("taking over the mount at {}", dir.display())]
+    TakeOver {
+        /// The mount point.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
     },
     /// The user may not mount there.
     #[error("mount point {} belongs to another user", dir.display())]
@@ -68,6 +86,12 @@ pub enum MountError {
     /// The kernel has no FUSE, or it is not for us.
     #[error("cannot open /dev/fuse")]
     NoDevice {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The process that keeps the rights of the mount cannot be started.
+    #[error("cannot start the process that mounts and unmounts")]
+    Keeper {
         /// What the system said.
         source: io::Error,
     },
@@ -119,23 +143,22 @@ pub(super) struct MountEntry {
     pub(super) source: String,
 }
 
-/// Checks that `dir` can be a mount point, and gives its absolute name.
-pub(super) fn check(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
+/// Checks that `dir` can be a mount point, and gives its absolute name. What daemons of ours that are gone left there is
+/// taken away first.
+pub fn check(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
+    let dir = &stale::repair(dir)?;
     let owned = dir.to_owned();
-    let failed = |source: io::Error| match source.raw_os_error() {
-        Some(libc::ENOTCONN) => MountError::Stale { dir: owned.clone() },
-        _ if source.kind() == io::ErrorKind::NotFound => MountError::Missing { dir: owned.clone() },
+    let failed = |source: io::Error| match source.kind() {
+        _ if errno::is_dead_mount(&source) => MountError::BelowStale { dir: owned.clone() },
+        io::ErrorKind::NotFound => MountError::Missing { dir: owned.clone() },
         _ => MountError::Mount { dir: owned.clone(), source },
     };
-    // First by name alone: looking at a dead mount fails, but the table still knows it.
     let meta = fs::metadata(dir).map_err(&failed)?;
     if !meta.is_dir() {
         return Err(MountError::NotADirectory { dir: dir.to_owned() });
     }
     let dir = fs::canonicalize(dir).map_err(&failed)?;
-    if let Some(entry) = find(&dir)? {
-        return Err(MountError::AlreadyMounted { dir, source_name: entry.source, fs_type: entry.fs_type });
-    }
+    refuse_mounted(&dir)?;
     if !nix::unistd::geteuid().is_root() && nix::unistd::access(&dir, nix::unistd::AccessFlags::W_OK).is_err()
     {
         return Err(MountError::NotOurs { dir });
@@ -146,34 +169,68 @@ pub(super) fn check(dir: &Path, allow_content: bool) -> Result<PathBuf, MountErr
     Ok(dir)
 }
 
+/// The absolute name of `dir`, which is mounted at next. What the process has a keeper for was checked before that; the process
+/// itself may not look into it any more.
+pub(super) fn take(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
+    match absolute(dir) {
+        Ok(dir) if keeper::of(&dir).is_some() => refuse_mounted(&dir).map(|()| dir),
+        _ => check(dir, allow_content),
+    }
+}
+
+fn refuse_mounted(dir: &Path) -> Result<(), MountError> {
+    match find(dir)? {
+        None => Ok(()),
+        Some(MountEntry { source, fs_type, .. }) => {
+            Err(MountError::AlreadyMounted { dir: dir.to_owned(), source_name: source, fs_type })
+        }
+    }
+}
+
 /// The topmost mount at exactly `dir`.
 pub(super) fn find(dir: &Path) -> Result<Option<MountEntry>, MountError> {
+    Ok(table()?.into_iter().rfind(|entry| entry.dir == dir))
+}
+
+/// Every mount that we see, those on top behind those below.
+pub(super) fn table() -> Result<Vec<MountEntry>, MountError> {
     let table = fs::read("/proc/self/mountinfo")
         .map_err(|source| MountError::Mount { dir: "/proc/self/mountinfo".into(), source })?;
-    Ok(parse(&table).into_iter().rfind(|entry| entry.dir == dir))
+    Ok(parse(&table))
+}
+
+/// The reference that is mounted at `dir`, if that is a mount of ours.
+pub fn reference_at(dir: &Path) -> Result<Option<String>, MountError> {
+    let entry = find(&name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE);
+    Ok(entry.map(|entry| entry.source))
 }
 
 /// Unmounts `dir` if it is a mount of ours.
 pub fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
     // The parent is resolved, not the directory itself: a mount whose server is gone cannot be looked at.
-    let dir = absolute(dir)?;
+    let dir = name_of(dir)?;
     match find(&dir)? {
         Some(entry) if entry.fs_type == FS_TYPE => kernel::unmount(&dir, how),
         _ => Err(MountError::NotMounted { dir }),
     }
 }
 
-fn absolute(dir: &Path) -> Result<PathBuf, MountError> {
-    let failed = |source: io::Error| match source.kind() {
+/// The name that a mount at `dir` has in the kernel's table.
+fn name_of(dir: &Path) -> Result<PathBuf, MountError> {
+    absolute(dir).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => MountError::NotMounted { dir: dir.to_owned() },
         _ => MountError::Unmount { dir: dir.to_owned(), source },
-    };
+    })
+}
+
+/// The name of `dir` in the mount table, also when nobody serves it any more.
+pub(super) fn absolute(dir: &Path) -> io::Result<PathBuf> {
     match fs::canonicalize(dir) {
         Ok(dir) => Ok(dir),
         Err(_) => {
-            let dir = std::path::absolute(dir).map_err(failed)?;
+            let dir = std::path::absolute(dir)?;
             match (dir.parent(), dir.file_name()) {
-                (Some(parent), Some(name)) => Ok(fs::canonicalize(parent).map_err(failed)?.join(name)),
+                (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)?.join(name)),
                 _ => Ok(dir),
             }
         }

@@ -1,5 +1,6 @@
 //! The life of one mount: from the system call to the end of its last request.
 
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +11,11 @@ use tokio::sync::watch;
 
 use crate::view::Namespace;
 
+use super::distrust;
 use super::filesystem::Ocifs;
 use super::kernel::{self, Access, MountOptions};
 use super::mountpoint::{self, MountError, Unmount};
+use super::record::{Place, Record};
 
 /// Readahead of the mount in KiB, as root: at the kernel's default of 128 a sequential reader sends eight times the
 /// requests for the same bytes.
@@ -22,14 +25,16 @@ const READAHEAD_KIB: u32 = 1024;
 const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// How long the kernel may take to say that a lazily unmounted filesystem has no users.
-const LAST_REQUESTS: Duration = Duration::from_secs(1);
+const LAST_REQUESTS: Duration = Duration::from_millis(500);
 
 /// A mounted namespace.
 pub struct Mounted {
     dir: PathBuf,
     major: u32,
     minor: u32,
-    ended: watch::Receiver<Option<Result<(), String>>>,
+    ended: Ended,
+    /// What keeps the mount when this process ends before its time.
+    kept: Option<(OwnedFd, Arc<Record>)>,
 }
 
 /// Mounts `namespace` at `dir`. When this returns, the mount answers.
@@ -39,15 +44,20 @@ pub fn mount(
     options: &MountOptions,
     runtime: &Handle,
 ) -> Result<Mounted, MountError> {
-    let dir = mountpoint::check(dir, options.flags.nonempty)?;
+    let dir = mountpoint::take(dir, options.flags.nonempty)?;
     let device = kernel::mount(&dir, options)?;
-    let started = start(namespace, device, options, runtime);
     let failed = |source| MountError::Mount { dir: dir.clone(), source };
-    let mounted = started.map_err(failed).and_then(|ended| {
+    let kept = options.record.as_ref().map(|record| Ok((device.try_clone()?, record.clone()))).transpose();
+    let started = kept.and_then(|kept| Ok((start(namespace, device, options, runtime)?, kept)));
+    let mounted = started.map_err(failed).and_then(|(ended, kept)| {
         // A look at the root is answered by the threads that were just started: the mount works.
         std::fs::metadata(&dir).map_err(failed)?;
         let entry = mountpoint::find(&dir)?.ok_or_else(|| MountError::NotMounted { dir: dir.clone() })?;
-        Ok(Mounted { dir: dir.clone(), major: entry.major, minor: entry.minor, ended })
+        let place = Place { dir: dir.clone(), major: entry.major, minor: entry.minor };
+        if let Some((_, record)) = &kept {
+            record.mounted(&place.dir, place.major, place.minor).map_err(failed)?;
+        }
+        Ok(Mounted::new(&place, ended, kept))
     });
     let mounted = mounted.inspect_err(|_| {
         // No half mount is left behind; the first error is the one that matters.
@@ -62,14 +72,25 @@ pub fn mount(
     Ok(mounted)
 }
 
-type Ended = watch::Receiver<Option<Result<(), String>>>;
+pub(super) type Ended = watch::Receiver<Option<Result<(), String>>>;
 
 fn start(
     namespace: Arc<Namespace>,
-    device: std::os::fd::OwnedFd,
+    device: OwnedFd,
     options: &MountOptions,
     runtime: &Handle,
 ) -> std::io::Result<Ended> {
+    // The process after this one could not know which files the kernel reads by itself, and the kernel refuses to open a file
+    // in two ways at once.
+    let is_kept = options.record.is_some();
+    let depth = if is_kept { None } else { kernel::stack_depth(&options.passthrough) };
+    let (acl, config) = settings(options);
+    let filesystem = Ocifs::new(namespace.clone(), runtime.clone(), depth, 0);
+    serve(Session::from_fd(filesystem, device, acl, config)?, &namespace, runtime)
+}
+
+/// Who is answered, and by how many threads.
+pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let mut config = Config::default();
     config.n_threads = Some(cores.clamp(*THREADS.start(), *THREADS.end()));
@@ -78,9 +99,17 @@ fn start(
         Access::OwnerAndRoot => SessionACL::RootAndOwner,
         Access::Everyone => SessionACL::All,
     };
-    let depth = kernel::stack_depth(&options.passthrough);
-    let session = Session::from_fd(Ocifs::new(namespace, runtime.clone(), depth), device, acl, config)?;
+    (acl, config)
+}
+
+/// Answers requests until there are none any more.
+pub(super) fn serve(
+    session: Session<Ocifs>,
+    namespace: &Arc<Namespace>,
+    runtime: &Handle,
+) -> std::io::Result<Ended> {
     let (sender, ended) = watch::channel(None);
+    distrust::listen(namespace, session.notifier(), ended.clone(), runtime);
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let result = session.run().map_err(|error| error.to_string());
         // Nobody listens any more when the process is already on its way out.
@@ -90,26 +119,44 @@ fn start(
 }
 
 impl Mounted {
+    pub(super) fn new(place: &Place, ended: Ended, kept: Option<(OwnedFd, Arc<Record>)>) -> Self {
+        Self { dir: place.dir.clone(), major: place.major, minor: place.minor, ended, kept }
+    }
+
+    /// What somebody has to keep so that another process can take the mount over: there is something if the options brought
+    /// a record.
+    pub fn descriptors(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        self.kept.as_ref().map(|(device, record)| [device.as_fd(), record.as_fd()])
+    }
+
     /// The absolute mount point.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Waits until the mount is gone: unmounted by us or by anybody.
+    /// Waits until the mount is gone: unmounted by us or by anybody. It is an error when nobody can serve what is still there.
     pub async fn ended(&self) -> Result<(), String> {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
-            Ok(result) => result.clone().unwrap_or(Ok(())),
-            Err(_) => Err("the session thread ended without a word".into()),
+            Ok(result) => result.clone().unwrap_or(Ok(()))?,
+            Err(_) => return Err("the session thread ended without a word".into()),
         }
+        // Whoever unmounts takes it out of the tree first.
+        match self.is_in_place() {
+            Ok(true) => Err("the connection was ended, and the mount is still there".into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_in_place(&self) -> Result<bool, MountError> {
+        let entry = mountpoint::find(&self.dir)?;
+        Ok(entry.is_some_and(|entry| (entry.major, entry.minor) == (self.major, self.minor)))
     }
 
     /// Takes the mount away, if it is still the one at its place, and waits for its last requests. When it is in use it is
     /// taken out of the tree all the same, and its users see it end.
     pub async fn unmount(&self) -> Result<(), MountError> {
-        let ours = mountpoint::find(&self.dir)?
-            .is_some_and(|entry| (entry.major, entry.minor) == (self.major, self.minor));
-        if ours {
+        if self.is_in_place()? {
             match kernel::unmount(&self.dir, Unmount::Now) {
                 Err(MountError::Busy { .. }) => {
                     tracing::warn!(dir = %self.dir.display(), "in use, unmounting lazily");

@@ -7,6 +7,7 @@
 
 mod builder;
 mod error;
+mod fingerprint;
 mod freeze;
 mod frozen;
 mod names;

@@ -12,13 +12,16 @@ mod layers;
 mod merged;
 mod namespace;
 mod open;
+mod shown;
 mod slots;
 mod status;
 mod subtree;
 mod top;
+mod witness;
 
 pub use error::ViewError;
 pub use namespace::{Attributes, Entry, Freshness, Links, Namespace, NodeId, Opened, Scope};
+pub use witness::Witness;
 
 use std::sync::Arc;
 

@@ -15,6 +15,7 @@ use crate::tree::{Attr, Ino, Kind, Tree};
 
 use super::slots::{self, Role, Slot};
 use super::subtree::{Made, Origins, Subtree};
+use super::witness::Witness;
 use super::{ViewError, status, top};
 
 /// The extended attributes that only ocifs gives.
@@ -120,16 +121,17 @@ pub enum Links {
 /// The names of one mount.
 pub struct Namespace {
     family: Arc<Family>,
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     root: NodeId,
     links: Links,
+    pub(super) witness: Option<Witness>,
 }
 
 impl Namespace {
     /// The names of all images of `family`, with `scope` as the root. Free when the scope names no directory.
     pub async fn open(family: Arc<Family>, scope: &Scope) -> Result<Self, ViewError> {
         let slots = slots::of(&family)?;
-        let mut namespace = Self { family, slots, root: NodeId::TOP, links: scope.links };
+        let mut namespace = Self { family, slots, root: NodeId::TOP, links: scope.links, witness: None };
         for slot in &namespace.slots {
             let is_free = match slot.role {
                 Role::Top(_) | Role::Status => true,
@@ -224,7 +226,9 @@ impl Namespace {
                 Role::View { view, first } => view.build(image()?, *first).await,
                 Role::Inner { view, layer } => view.build_inner(image()?, *layer).await,
             };
-            built.map(Arc::new)
+            let built = built.map(Arc::new)?;
+            self.show(slot, &built)?;
+            Ok(built)
         });
         built.await.map(|_| ())
     }
@@ -427,7 +431,11 @@ impl Namespace {
         self.slot(node.slot)?.built.get().map(Arc::as_ref)
     }
 
-    fn slot(&self, number: u32) -> Option<&Slot> {
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    pub(super) fn slot(&self, number: u32) -> Option<&Slot> {
         let at = self.slots.binary_search_by_key(&number, |slot| slot.number).ok()?;
         Some(&self.slots[at])
     }

@@ -128,9 +128,13 @@ fn verified(bytes: Option<Shared>) -> Verified {
 /// The bytes of a disk that may be given out.
 async fn disk_bytes(image: &Arc<Image>, at: usize) -> Result<Shared, ReadError> {
     let name = &image.detection().disks[at].name;
-    // Whatever kept the head from being read, the disk itself is neither absent nor refused.
     let inspection = image.inspect_disk(at).await.map_err(|error| {
-        ReadError::caused(Fault::Unavailable, format!("the head of disk {name} cannot be read"), error)
+        // Whatever kept the head from being read, the disk itself is neither absent nor refused.
+        let fault = match error.fault() {
+            Fault::NotFound | Fault::Denied => Fault::Unavailable,
+            other => other,
+        };
+        ReadError::caused(fault, format!("the head of disk {name} cannot be read"), error)
     })?;
     if let Some(refusal) = &inspection.refusal {
         return Err(ReadError::new(Fault::Denied, format!("disk {name} is refused: {refusal}")));

@@ -1,0 +1,297 @@
+//! The keeper: a small process that keeps what the serving process gives up.
+//!
+//! It is this same program, started before the sandbox is entered, and it does five things: mount at the one place it was
+//! told of, unmount what is there if it is ours, raise the readahead of that mount, run the credential helpers that the
+//! registry client asks for, and resolve names that the client cannot resolve any more. It reads no byte of an image and parses
+//! nothing but the orders of its own program. The idea: whoever took over the serving process could order nothing but these
+//! five things. It ends when the socket to it closes, and leaves the mount as it is: a dead one says that something went wrong.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use serde::{Deserialize, Serialize};
+
+use super::kernel::{self, Access, MountFlags, MountOptions};
+use super::mountpoint::{self, MountError, Unmount};
+use crate::registry;
+
+/// Set for the keeper, so that the program knows what it is.
+const MARK: &str = "OCIFS_KEEPER";
+/// The longest message: a path and a reference, each of which the kernel limits to a page.
+const MAX_MESSAGE: usize = 16 * 1024;
+/// How many questions of the registry client are answered at once.
+const QUESTIONS: usize = 8;
+
+/// The keeper of this process, once it has one. It belongs to the process as its rights do.
+static KEEPER: OnceLock<Keeper> = OnceLock::new();
+
+struct Keeper {
+    dir: PathBuf,
+    /// Held from an order to its answer.
+    socket: Mutex<OwnedFd>,
+}
+
+/// What holds for every order: the first message.
+#[derive(Serialize, Deserialize)]
+struct Terms {
+    dir: Vec<u8>,
+    access: Access,
+    flags: MountFlags,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    Mount {
+        source: String,
+    },
+    Unmount {
+        lazily: bool,
+    },
+    Readahead {
+        major: u32,
+        minor: u32,
+        kib: u32,
+    },
+    /// The other end of a socket comes along, on which the registry client says more.
+    Question,
+}
+
+/// What became of an order. With a mount comes the descriptor.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Answer {
+    Done,
+    NoDevice(i32),
+    NoHelper,
+    Helper(String),
+    Busy,
+    NotOurs,
+    Failed(i32),
+}
+
+/// Starts the keeper for a mount at `dir`, an absolute name. From then on this process needs no right to mount there, or to
+/// unmount.
+pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError> {
+    let failed = |source| MountError::Keeper { source };
+    let dir = dir.to_owned();
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .map_err(|errno| failed(errno.into()))?;
+    Command::new("/proc/self/exe")
+        .arg0("ocifs-keeper")
+        .env(MARK, "1")
+        // Helpers get the environment of the user, but for what is ours.
+        .env_remove("OCIFS_CREDS")
+        .env_remove("NOTIFY_SOCKET")
+        .current_dir("/")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed)?;
+    let terms =
+        Terms { dir: dir.as_os_str().as_bytes().to_vec(), access: options.access, flags: options.flags };
+    send(&ours, &terms, None).map_err(failed)?;
+    let keeper = KEEPER.get_or_init(|| Keeper { dir, socket: Mutex::new(ours) });
+    registry::work_elsewhere(|socket| keeper_of_process(&Order::Question, Some(socket)));
+    tracing::debug!(dir = %keeper.dir.display(), "the keeper has started");
+    Ok(())
+}
+
+/// Gives an order that is not about one directory.
+fn keeper_of_process(order: &Order, with: Option<OwnedFd>) -> io::Result<()> {
+    let keeper = KEEPER.get().ok_or(io::ErrorKind::NotConnected)?;
+    match keeper.ask(order, with)?.0 {
+        Answer::Done => Ok(()),
+        other => Err(other.into_io()),
+    }
+}
+
+/// The keeper of this process, if it keeps `dir`.
+pub(super) fn of(dir: &Path) -> Option<Kept> {
+    KEEPER.get().filter(|keeper| keeper.dir == dir).map(Kept)
+}
+
+/// A directory whose rights the keeper has.
+pub(super) struct Kept(&'static Keeper);
+
+impl Kept {
+    /// Mounts there and gives the descriptor.
+    pub(super) fn mount(&self, source: &str) -> Result<OwnedFd, MountError> {
+        let dir = &self.0.dir;
+        let failed = |source| MountError::Mount { dir: dir.clone(), source };
+        let (answer, device) =
+            self.0.ask(&Order::Mount { source: source.to_owned() }, None).map_err(failed)?;
+        match (answer, device) {
+            (Answer::Done, Some(device)) => Ok(device),
+            (Answer::NoDevice(code), _) => {
+                Err(MountError::NoDevice { source: io::Error::from_raw_os_error(code) })
+            }
+            (Answer::NoHelper, _) => Err(MountError::NoHelper),
+            (Answer::Helper(said), _) => Err(MountError::Helper { dir: dir.clone(), said }),
+            (other, _) => Err(failed(other.into_io())),
+        }
+    }
+
+    /// Unmounts what is there; `None` when the keeper is gone.
+    pub(super) fn unmount(&self, how: Unmount) -> Option<Result<(), MountError>> {
+        let dir = self.0.dir.clone();
+        let answer = match self.0.ask(&Order::Unmount { lazily: how == Unmount::Lazy }, None) {
+            Ok((answer, _)) => answer,
+            Err(error) => {
+                tracing::warn!(%error, "the keeper of the mount is gone");
+                return None;
+            }
+        };
+        Some(match answer {
+            Answer::Done => Ok(()),
+            Answer::Busy => Err(MountError::Busy { dir }),
+            Answer::NotOurs => Err(MountError::NotMounted { dir }),
+            Answer::NoHelper => Err(MountError::NoHelper),
+            Answer::Helper(said) => Err(MountError::Helper { dir, said }),
+            other => Err(MountError::Unmount { dir, source: other.into_io() }),
+        })
+    }
+}
+
+/// Raises the readahead of the mount with this device number, if this process has a keeper.
+pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> Option<io::Result<()>> {
+    KEEPER.get()?;
+    Some(keeper_of_process(&Order::Readahead { major, minor, kib }, None))
+}
+
+impl Keeper {
+    fn ask(&self, order: &Order, with: Option<OwnedFd>) -> io::Result<(Answer, Option<OwnedFd>)> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        send(&socket, order, with)?;
+        let mut message = vec![0; MAX_MESSAGE];
+        let (len, fd) = kernel::receive(&*socket, &mut message)?;
+        if len == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((parse(&message[..len])?, fd))
+    }
+}
+
+impl Answer {
+    fn into_io(self) -> io::Error {
+        match self {
+            Answer::NoDevice(code) | Answer::Failed(code) => io::Error::from_raw_os_error(code),
+            other => io::Error::other(format!("the keeper answered {other:?}")),
+        }
+    }
+
+    fn of(error: &MountError) -> Self {
+        let code = |source: &io::Error| source.raw_os_error().unwrap_or(libc::EIO);
+        match error {
+            MountError::NoDevice { source } => Answer::NoDevice(code(source)),
+            MountError::NoHelper => Answer::NoHelper,
+            MountError::Helper { said, .. } => {
+                // What it said is a line; a message has room for more than one.
+                Answer::Helper(said.chars().take(MAX_MESSAGE / 8).collect())
+            }
+            MountError::Busy { .. } => Answer::Busy,
+            MountError::NotMounted { .. } => Answer::NotOurs,
+            MountError::Mount { source, .. } | MountError::Unmount { source, .. } => {
+                Answer::Failed(code(source))
+            }
+            _ => Answer::Failed(libc::EIO),
+        }
+    }
+}
+
+fn send(socket: &OwnedFd, message: &impl Serialize, with: Option<OwnedFd>) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    kernel::send(socket, &bytes, with.as_ref().map(OwnedFd::as_fd))
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(bytes).map_err(io::Error::other)
+}
+
+/// Whether this process was started as a keeper.
+pub fn is_keeper() -> bool {
+    std::env::var_os(MARK).is_some()
+}
+
+/// Keeps, until the process that started this one is gone.
+pub fn keep() -> io::Result<()> {
+    nix::sys::prctl::set_name(c"ocifs-keeper")?;
+    // Credentials pass through it.
+    nix::sys::prctl::set_dumpable(false)?;
+    // Signals to the group of the mount are for the process that serves it, which then orders the unmount.
+    let others = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1];
+    SigSet::from_iter(others).thread_block()?;
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let mut message = vec![0; MAX_MESSAGE];
+    // No order is taken before the terms, and the terms are taken once.
+    let len = recv(socket.as_raw_fd(), &mut message, MsgFlags::empty())?;
+    let terms: Terms = parse(&message[..len])?;
+    let dir = PathBuf::from(std::ffi::OsString::from_vec(terms.dir));
+    let mut questions = Vec::new();
+    loop {
+        let (len, with) = kernel::receive(&socket, &mut message)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let (answer, device) = match (parse(&message[..len])?, with) {
+            (Order::Mount { source }, _) => {
+                let options =
+                    MountOptions { access: terms.access, flags: terms.flags, source, ..Default::default() };
+                match kernel::mount(&dir, &options) {
+                    Ok(device) => (Answer::Done, Some(device)),
+                    Err(error) => (Answer::of(&error), None),
+                }
+            }
+            (Order::Unmount { lazily }, _) => {
+                let how = if lazily { Unmount::Lazy } else { Unmount::Now };
+                // Only if it is ours, whatever is ordered.
+                (
+                    mountpoint::unmount(&dir, how).map_or_else(|error| Answer::of(&error), |()| Answer::Done),
+                    None,
+                )
+            }
+            (Order::Readahead { major, minor, kib }, _) => (readahead(&dir, major, minor, kib), None),
+            (Order::Question, Some(socket)) => (answer(&mut questions, socket), None),
+            (Order::Question, None) => (Answer::Failed(libc::EBADF), None),
+        };
+        send(&socket, &answer, device)?;
+    }
+}
+
+/// Raises the readahead, if the number is that of the mount at `dir`.
+fn readahead(dir: &Path, major: u32, minor: u32, kib: u32) -> Answer {
+    match mountpoint::find(dir) {
+        Ok(Some(entry)) if (entry.major, entry.minor) == (major, minor) => {}
+        _ => return Answer::NotOurs,
+    }
+    match kernel::raise_readahead(major, minor, kib) {
+        Ok(()) => Answer::Done,
+        Err(error) => Answer::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+/// Serves one question of the registry client on a thread of its own, so that an unmount need not wait for it.
+fn answer(questions: &mut Vec<std::thread::JoinHandle<()>>, socket: OwnedFd) -> Answer {
+    questions.retain(|question| !question.is_finished());
+    if questions.len() >= QUESTIONS {
+        return Answer::Failed(Errno::EAGAIN as i32);
+    }
+    let started = std::thread::Builder::new().name("question".into()).spawn(move || {
+        // Who asked hears of it by the end of the socket; there is no log here.
+        registry::serve_elsewhere(socket.into()).ok();
+    });
+    match started {
+        Ok(question) => {
+            questions.push(question);
+            Answer::Done
+        }
+        Err(error) => Answer::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
+    }
+}

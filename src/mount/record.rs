@@ -1,0 +1,290 @@
+//! What a mount tells the process that may have to serve it next.
+//!
+//! Never holds content, and no secret. The idea: a file without a name, which outlives its process beside the descriptor of
+//! the mount, gets a line for everything that the kernel was told and that another process could not find out: which digest
+//! is mounted, where, and what the numbers of each subtree mean. It only grows, by whole lines, so that a process can end at
+//! any moment; each line begins with a hash of itself and of the line before it, so that one that was changed, lost or moved is noticed.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::MemfdFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::io::{Fault, ReadError};
+use crate::view::Witness;
+
+/// The number of this form of the record.
+const FORMAT: u32 = 1;
+
+/// The longest record that is believed: 100,000 subtrees.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Digits of the hash that a line begins with.
+const HASH_DIGITS: usize = 16;
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+enum Line {
+    /// The first: what was asked for, in the words of the caller, and the reference that it was found to be.
+    Begun { format: u32, asked: String, pinned: String },
+    /// Where it is mounted, with the device number that the kernel gave it.
+    Mounted { dir: Vec<u8>, major: u32, minor: u32 },
+    /// One more process serves it.
+    TakenOver,
+    /// What a subtree is.
+    Subtree { number: u32, fingerprint: [u8; 32] },
+}
+
+/// Where a mount is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) dir: PathBuf,
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+/// The record of one mount.
+#[derive(Debug)]
+pub struct Record {
+    file: File,
+    asked: String,
+    pinned: String,
+    /// Guards the end of the file, and that each line in it is known here.
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    len: u64,
+    /// The hash that the last line begins with.
+    hash: Vec<u8>,
+    place: Option<Place>,
+    processes: u64,
+    subtrees: HashMap<u32, [u8; 32]>,
+}
+
+impl Record {
+    /// Begins the record of what was `asked` for and is `pinned`.
+    pub fn new(asked: &str, pinned: &str) -> io::Result<Self> {
+        let file = File::from(rustix::fs::memfd_create("ocifs", MemfdFlags::CLOEXEC)?);
+        let (asked, pinned) = (asked.to_owned(), pinned.to_owned());
+        let record = Self { file, asked, pinned, known: Mutex::default() };
+        let Self { asked, pinned, .. } = &record;
+        let line = Line::Begun { format: FORMAT, asked: asked.clone(), pinned: pinned.clone() };
+        record.append(&mut record.known(), &line)?;
+        Ok(record)
+    }
+
+    /// Reads the record that another process kept.
+    pub(super) fn read(file: OwnedFd) -> io::Result<Self> {
+        let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let file = File::from(file);
+        let len = file.metadata()?.len();
+        if len > MAX_BYTES {
+            return Err(bad("the record is too long"));
+        }
+        let mut text = vec![0; len as usize];
+        file.read_exact_at(&mut text, 0)?;
+        // The process ended while it wrote what is behind the last whole line.
+        text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+        file.set_len(text.len() as u64)?;
+        let mut known = Known { len: text.len() as u64, ..Known::default() };
+        let mut lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| {
+            let (hash, json) =
+                line.split_at_checked(HASH_DIGITS).ok_or_else(|| bad("the record is damaged"))?;
+            match hash_of(&known.hash, json) == hash {
+                true => known.hash = hash.to_owned(),
+                false => return Err(bad("the record is damaged")),
+            }
+            Ok(serde_json::from_slice::<Line>(json)?)
+        });
+        let first = lines.next().ok_or_else(|| bad("the record is empty"))??;
+        let Line::Begun { format: FORMAT, asked, pinned } = first else {
+            return Err(bad("the record has another form"));
+        };
+        let rest = lines.collect::<io::Result<Vec<_>>>()?;
+        rest.iter().for_each(|line| known.learn(line));
+        Ok(Self { file, asked, pinned, known: Mutex::new(known) })
+    }
+
+    /// What was asked for, in the words of the caller.
+    pub fn asked(&self) -> &str {
+        &self.asked
+    }
+
+    /// The reference with the digest that it was found to be.
+    pub fn pinned(&self) -> &str {
+        &self.pinned
+    }
+
+    /// Where it is mounted.
+    pub(super) fn place(&self) -> Option<Place> {
+        self.known().place.clone()
+    }
+
+    /// How many processes served it before this one.
+    pub(super) fn earlier(&self) -> u64 {
+        self.known().processes
+    }
+
+    /// It is mounted.
+    pub(super) fn mounted(&self, dir: &Path, major: u32, minor: u32) -> io::Result<()> {
+        let dir = dir.as_os_str().as_bytes().to_vec();
+        self.append(&mut self.known(), &Line::Mounted { dir, major, minor })
+    }
+
+    /// Another process serves it from now on.
+    pub(super) fn taken_over(&self) -> io::Result<()> {
+        self.append(&mut self.known(), &Line::TakenOver)
+    }
+
+    /// Remembers every subtree, and refuses one that is not what it was.
+    pub fn witness(self: &Arc<Self>) -> Witness {
+        let record = Arc::clone(self);
+        Box::new(move |number, fingerprint| {
+            let mut known = record.known();
+            match known.subtrees.get(&number) {
+                Some(before) if *before == fingerprint => Ok(()),
+                Some(_) => Err(ReadError::new(
+                    Fault::Mismatch,
+                    "the numbers that the kernel was told by an earlier process would mean other files",
+                )),
+                None => record.append(&mut known, &Line::Subtree { number, fingerprint }).map_err(|error| {
+                    ReadError::caused(Fault::Io, "what the numbers of a mount mean cannot be noted", error)
+                }),
+            }
+        })
+    }
+
+    fn append(&self, known: &mut Known, line: &Line) -> io::Result<()> {
+        let json = serde_json::to_vec(line)?;
+        let hash = hash_of(&known.hash, &json);
+        let text = [&hash[..], &json, b"\n"].concat();
+        self.file.write_all_at(&text, known.len)?;
+        known.len += text.len() as u64;
+        known.hash = hash;
+        known.learn(line);
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a line begins with that follows one that began with `before`.
+fn hash_of(before: &[u8], json: &[u8]) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(before).update(json);
+    hasher.finalize().to_hex().as_bytes()[..HASH_DIGITS].to_vec()
+}
+
+impl AsFd for Record {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Known {
+    fn learn(&mut self, line: &Line) {
+        match line {
+            Line::Begun { .. } => {}
+            Line::Mounted { dir, major, minor } => {
+                let dir = PathBuf::from(std::ffi::OsString::from_vec(dir.clone()));
+                self.place = Some(Place { dir, major: *major, minor: *minor });
+            }
+            Line::TakenOver => self.processes += 1,
+            Line::Subtree { number, fingerprint } => {
+                self.subtrees.insert(*number, *fingerprint);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn again(record: &Record) -> Record {
+        Record::read(record.as_fd().try_clone_to_owned().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_next_process_knows_what_the_last_one_noted() {
+        let record = Arc::new(Record::new("ocifs mount x", "x@sha256:1").unwrap());
+        assert_eq!((record.place(), record.earlier()), (None, 0));
+        record.mounted(Path::new("/a b"), 0, 57).unwrap();
+        record.witness()(7, [1; 32]).unwrap();
+        let next = Arc::new(again(&record));
+        assert_eq!((next.asked(), next.pinned()), ("ocifs mount x", "x@sha256:1"));
+        assert_eq!(next.place(), Some(Place { dir: "/a b".into(), major: 0, minor: 57 }));
+        next.taken_over().unwrap();
+        assert!(next.witness()(7, [1; 32]).is_ok());
+        assert!(next.witness()(7, [2; 32]).is_err());
+        assert!(next.witness()(8, [2; 32]).is_ok());
+        let third = Arc::new(again(&next));
+        assert_eq!(third.earlier(), 1);
+        assert!(third.witness()(8, [3; 32]).is_err());
+    }
+
+    #[test]
+    fn a_line_that_was_not_finished_is_as_if_it_was_not_begun() {
+        let record = Arc::new(Record::new("a", "b").unwrap());
+        record.witness()(1, [1; 32]).unwrap();
+        let len = record.known().len;
+        record.file.write_all_at(b"{\"Subtree\":{\"num", len).unwrap();
+        let next = Arc::new(again(&record));
+        assert_eq!(next.known().len, len);
+        assert!(next.witness()(1, [2; 32]).is_err());
+        next.witness()(2, [2; 32]).unwrap();
+        assert!(Arc::new(again(&next)).witness()(2, [1; 32]).is_err());
+    }
+
+    #[test]
+    fn a_bit_that_flipped_anywhere_and_a_line_that_is_missing_are_noticed() {
+        let record = Arc::new(Record::new("a", "b").unwrap());
+        record.mounted(Path::new("/m"), 0, 1).unwrap();
+        record.witness()(1, [1; 32]).unwrap();
+        let mut text = vec![0; record.known().len as usize];
+        record.file.read_exact_at(&mut text, 0).unwrap();
+        let read = |text: &[u8]| {
+            let file = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC).unwrap();
+            rustix::io::write(&file, text).unwrap();
+            Record::read(file)
+        };
+        assert!(read(&text).is_ok());
+        // The end of the last line is what tells that it is whole.
+        for at in 0..text.len() - 1 {
+            let mut flipped = text.clone();
+            flipped[at] ^= 4;
+            assert!(read(&flipped).is_err(), "byte {at}");
+        }
+        let lines: Vec<_> = text.split_inclusive(|byte| *byte == b'\n').collect();
+        assert!(read(&[lines[0], lines[2]].concat()).is_err());
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        let whole = |json: &str| [&hash_of(b"", json.as_bytes())[..], json.as_bytes(), b"\n"].concat();
+        for text in [
+            b"".to_vec(),
+            b"\n\n".to_vec(),
+            b"{}\n".to_vec(),
+            b"\xff\n".to_vec(),
+            whole("{}"),
+            whole("{\"Begun\":{\"format\":2,\"asked\":\"\",\"pinned\":\"\"}}"),
+            whole("\"TakenOver\""),
+        ] {
+            let file = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC).unwrap();
+            rustix::io::write(&file, &text).unwrap();
+            assert!(Record::read(file).is_err(), "{text:?}");
+        }
+    }
+}

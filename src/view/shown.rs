@@ -1,0 +1,41 @@
+//! Which files of a mount show bytes of a blob.
+//!
+//! Reads nothing, and answers for what was looked into: nobody has read any other file. The idea: whoever finds out that bytes were
+//! wrong names the blob, and whoever keeps copies of them wants files.
+
+use crate::oci::Digest;
+use crate::tree::Ino;
+
+use super::namespace::{Namespace, NodeId};
+use super::subtree::{Made, Origins};
+
+impl Namespace {
+    /// The files that show bytes of `blob`, and those of which that cannot be told apart.
+    pub fn shown_of(&self, blob: &Digest) -> Vec<NodeId> {
+        let mut nodes = Vec::new();
+        for slot in self.slots() {
+            let Some((subtree, image)) = slot.built.get().zip(slot.image.as_ref()) else { continue };
+            if !image.manifest().blobs().any(|descriptor| descriptor.digest == *blob) {
+                continue;
+            }
+            let shows = |origin: u32| match &subtree.origins {
+                Origins::Layers => {
+                    image.manifest().layers.get(origin as usize).is_some_and(|layer| layer.digest == *blob)
+                }
+                Origins::Made(made) => match made.get(origin as usize) {
+                    Some(Made::Blob(descriptor)) => descriptor.digest == *blob,
+                    // A few names, made of several blobs.
+                    Some(Made::Disk(_) | Made::Raw(_) | Made::File(_) | Made::DiskInfo) => true,
+                    Some(Made::Bytes(_) | Made::Status) | None => false,
+                },
+            };
+            // The number of nodes of a tree is that of its inode numbers.
+            for ino in 0..subtree.tree.len() as Ino {
+                if subtree.tree.file(ino).is_some_and(|file| shows(file.origin)) {
+                    nodes.push(NodeId { slot: slot.number, ino });
+                }
+            }
+        }
+        nodes
+    }
+}
