@@ -6,8 +6,15 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::cache_size::CacheSizeArgs;
 use crate::oci::{Condition, Glob, OciError, Platform};
 use crate::source::Location;
+
+use super::cache_args::{CacheArgs, CacheCommand};
+use super::daemon::DaemonArgs;
+use super::network::NetworkArgs;
+use super::trust::TrustArgs;
+use super::verify::VerifyArgs;
 
 /// Mount any OCI registry reference as a read-only tree; bytes are fetched when they are first read.
 #[derive(Parser, Debug)]
@@ -33,8 +40,13 @@ pub(super) enum Command {
     /// Make the indexes of a reference's layers, or publish them.
     #[command(subcommand)]
     Index(IndexCommand),
+    /// Compare everything of a reference, or of what is mounted at a directory, with its digests and checksums.
+    Verify(VerifyArgs),
     /// Run a command on a mount of a reference, and write down what it reads: for mount --prefetch=trace.
     Record(RecordArgs),
+    /// Look after the cache: what it keeps, how large it is, and what can go.
+    #[command(subcommand)]
+    Cache(CacheCommand),
 }
 
 /// The reference, and how to reach it.
@@ -88,9 +100,14 @@ pub(super) struct ImageArgs {
     #[arg(long, value_name = "ORDER", default_value = "epoch")]
     pub(super) part_order: PartOrder,
 
-    /// Where fetched bytes are kept. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
-    #[arg(long, value_name = "DIR", env = "OCIFS_CACHE_DIR")]
-    pub(super) cache_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) trust: TrustArgs,
+
+    #[command(flatten)]
+    pub(super) cache: CacheArgs,
+
+    #[command(flatten)]
+    pub(super) cache_size: CacheSizeArgs,
 
     /// The credential file, in the form that docker and podman write. Default: theirs.
     #[arg(long, value_name = "FILE")]
@@ -108,6 +125,9 @@ pub(super) struct ImageArgs {
     /// Speak http instead of https. Loopback registries are spoken to by http without it.
     #[arg(long)]
     pub(super) plain_http: bool,
+
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
 
     /// Ask no network: mount a digest that the cache has, and read what the cache has.
     #[arg(long)]
@@ -258,6 +278,9 @@ pub(super) struct MountArgs {
     /// Whether the kernel reads whole, verified files of the cache by itself, as root: auto or off.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(super) passthrough: PassthroughWhen,
+
+    #[command(flatten)]
+    pub(super) daemon: DaemonArgs,
 
     /// Stay in the foreground until the mount is gone.
     #[arg(short, long)]

@@ -3,15 +3,14 @@
 //! The command starts itself again with the same arguments. That child mounts, tells over its standard output that the mount
 //! answers, and stays; the command prints what it was told and ends. Nothing is forked, so there is no state to repair.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use super::exit::Failure;
+use super::secret;
 
 /// Set in the child.
 const MARK: &str = "OCIFS_BACKGROUND";
@@ -24,14 +23,9 @@ pub(super) fn is_child() -> bool {
 /// Starts the child and waits until it has mounted or failed. The exit code is the child's.
 pub(super) fn launch(argv: &[OsString]) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::local("starting in the background", &error);
-    let (kept, creds) = split_creds(argv.get(1..).unwrap_or_default());
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("ocifs")
-        .args(kept)
+    let mut child = secret::command(argv.get(1..).unwrap_or_default())?
         .env(MARK, "1")
         .envs(arenas())
-        .envs(creds.map(|creds| ("OCIFS_CREDS", creds)))
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(failed)?;
@@ -68,22 +62,6 @@ pub(super) fn launch(argv: &[OsString]) -> Result<(), Failure> {
 fn arenas() -> Option<(&'static str, &'static str)> {
     const VARIABLE: &str = "MALLOC_ARENA_MAX";
     std::env::var_os(VARIABLE).is_none().then_some((VARIABLE, "2"))
-}
-
-/// The arguments without the password, which the whole machine could see for as long as the mount lives, and the password.
-fn split_creds(argv: &[OsString]) -> (Vec<&OsStr>, Option<&OsStr>) {
-    let (mut kept, mut creds) = (Vec::new(), None);
-    let mut words = argv.iter().map(OsString::as_os_str);
-    while let Some(word) = words.next() {
-        if word == "--creds" {
-            creds = words.next();
-        } else if let Some(value) = word.as_bytes().strip_prefix(b"--creds=") {
-            creds = Some(OsStr::from_bytes(value));
-        } else {
-            kept.push(word);
-        }
-    }
-    (kept, creds)
 }
 
 /// In the child, before anything else: leaves the terminal's session, so that its signals do not reach the mount.

@@ -3,21 +3,23 @@
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cache::Cache;
+use crate::cache::{self, Cache};
 use crate::disk;
 use crate::export::{self, Depth, Listed};
 use crate::image::{self, Family, Image, Network, OpenOptions, Platforms, Prefetch, Recording, Referrers};
 use crate::layer::IndexPolicy;
+use crate::meter::Family as Counters;
 use crate::mount::{self, Access, MountFlags, MountOptions, Passthrough, Unmount};
 use crate::oci::LayerSelection;
 use crate::registry::{Credential, Options, Registry, RegistryError};
+use crate::sandbox::{Applied, Report};
 use crate::tree::Kind;
 use crate::view::{Links, Namespace, Scope};
 
@@ -25,14 +27,17 @@ use super::args::{
     CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflict, PartOrder, PassthroughWhen,
     PlatformChoice, PrefetchUse, UmountArgs,
 };
+use super::daemon::Signals;
 use super::exit::Failure;
-use super::{background, inspect as report, output, record};
+use super::metrics::Endpoint;
+use super::service::Service;
+use super::{background, daemon, inspect as report, metrics, network, output, record, secret};
 
 /// How long tasks may take to end when the mount is gone: an unmount in an outage must not hang on the network.
 pub(super) const LAST_TASKS: Duration = Duration::from_millis(500);
 
 /// Mounts, and stays until the mount is gone.
-pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
+pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
     let in_background = background::is_child();
     if in_background {
         background::detach()?;
@@ -41,7 +46,45 @@ pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
     if (args.allow_suid || args.allow_dev) && !is_root {
         return Err(Failure::usage("mount options allow_suid and allow_dev are for root only"));
     }
-    let runtime = start(&args.image)?;
+    if args.subdir.as_deref().is_some_and(climbs) {
+        return Err(Failure::usage("--subdir is a path inside the tree, without .."));
+    }
+    // The program was started by another name when it went to the background. Who lists processes looks for ours.
+    nix::sys::prctl::set_name(c"ocifs").ok();
+    daemon::keep_clear(&args)?;
+    prepare(&args.image)?;
+    // While this process may still take away what an earlier one left.
+    let mut service = Service::new()?;
+    args.image.location = service.location(&args.image.location)?;
+    let mut options = MountOptions {
+        access: match (args.allow_other, args.allow_root) {
+            (true, _) => Access::Everyone,
+            (false, true) => Access::OwnerAndRoot,
+            (false, false) => Access::Owner,
+        },
+        flags: MountFlags {
+            suid: args.allow_suid,
+            dev: args.allow_dev,
+            noexec: args.noexec,
+            default_permissions: args.default_permissions,
+            nonempty: args.nonempty,
+        },
+        source: String::new(),
+        passthrough: match args.passthrough {
+            PassthroughWhen::Auto => Passthrough::Auto { cache: args.image.cache.dir()? },
+            PassthroughWhen::Off => Passthrough::Off,
+        },
+        record: None,
+    };
+    let dir = match service.left() {
+        Some(dir) => dir.to_owned(),
+        None => mount::check(&args.dir, options.flags.nonempty)?,
+    };
+    let endpoint = args.daemon.metrics.as_ref().map(Endpoint::open).transpose()?;
+    // Before the first thread, which would keep the rights that its process gives up.
+    let registry = registry(&args.image)?;
+    let sandboxed = daemon::confine(&args, &dir, &options, endpoint.as_ref(), &registry)?;
+    let runtime = threads()?;
     let result = runtime.block_on(async {
         let scope = Scope {
             view: args.view.clone(),
@@ -53,72 +96,92 @@ pub(super) fn mount(args: MountArgs) -> Result<(), Failure> {
             PrefetchUse::None | PrefetchUse::Trace | PrefetchUse::All => Prefetch::None,
         };
         let prepare = async {
-            let family = Arc::new(open_with(&args.image, landmarks, Recording::Off).await?);
+            let family = Arc::new(open_with(&args.image, &registry, landmarks, Recording::Off).await?);
             if let Some(image) = family.main()
                 && scope.view.as_deref().is_none_or(|view| view == "merged")
             {
                 tokio::spawn(image.clone().merge_ahead());
             }
             let prefetch = record::chosen(&family, args.prefetch, args.trace.as_deref()).await?;
-            Ok::<_, Failure>((Arc::new(Namespace::open(family, &scope).await?), prefetch))
+            let pinned = family.pinned().to_owned();
+            let mut namespace = Namespace::open(family, &scope).await?;
+            let record = service.record(&mut namespace, &pinned)?;
+            Ok::<_, Failure>((Arc::new(namespace), prefetch, record))
         };
         // Until there is a mount, the command that waits for it can be interrupted, and takes us along.
-        let (namespace, prefetch) = tokio::select! {
+        let (namespace, prefetch, record) = tokio::select! {
             prepared = prepare => prepared?,
             () = background::abandoned(), if in_background => return Err(Failure::interrupted()),
         };
         let family = namespace.family().clone();
         let pinned = family.pinned().to_owned();
-        let options = MountOptions {
-            access: match (args.allow_other, args.allow_root) {
-                (true, _) => Access::Everyone,
-                (false, true) => Access::OwnerAndRoot,
-                (false, false) => Access::Owner,
-            },
-            flags: MountFlags {
-                suid: args.allow_suid,
-                dev: args.allow_dev,
-                noexec: args.noexec,
-                default_permissions: args.default_permissions,
-                nonempty: args.nonempty,
-            },
-            source: pinned.clone(),
-            passthrough: match args.passthrough {
-                PassthroughWhen::Auto => Passthrough::Auto { cache: cache_dir(&args.image)? },
-                PassthroughWhen::Off => Passthrough::Off,
-            },
-        };
+        options.source.clone_from(&pinned);
+        options.record = record;
         // Signals are caught before there is a mount to leave behind.
-        let stop = Stop::new()?;
+        let signals = Signals::new()?;
         let handle = tokio::runtime::Handle::current();
-        let dir = args.dir.clone();
         // Mounting looks at its own mount, which the runtime may have to answer.
-        let mounted = tokio::task::spawn_blocking(move || mount::mount(namespace, &dir, &options, &handle))
-            .await
-            .map_err(|error| Failure::local("mounting", &error))??;
+        let mounting = tokio::task::spawn_blocking(move || {
+            let mounted = service.mount(namespace, &dir, &options, &handle);
+            (service, mounted)
+        });
+        let (service, mounted) = mounting.await.map_err(|error| Failure::local("mounting", &error))?;
+        let mounted = mounted?;
         let message = format!("{pinned} mounted at {}", mounted.dir().display());
         let told = if in_background { background::ready(&message) } else { tell(&message) };
         if told.is_err() {
             // Whoever asked for the mount is gone.
-            mounted.unmount().await?;
+            let unmounted = mounted.unmount().await;
+            service.ended();
+            unmounted?;
             return told;
         }
+        service.ready(&message);
         tracing::info!(reference = pinned, dir = %mounted.dir().display(), "mounted");
         let prefetch = tokio::spawn(async move {
             for image in family.images() {
                 image.clone().prefetch(prefetch.clone()).await;
             }
         });
-        let stayed = stay(&mounted, stop).await;
+        let shown = endpoint
+            .map(|endpoint| tokio::spawn(endpoint.serve(about(&pinned, mounted.dir(), sandboxed.as_ref()))));
+        let stayed = stay(&mounted, signals, &registry).await;
+        if let Err(failure) = &stayed {
+            // In the background nobody reads what the end of the process says.
+            tracing::error!(%failure, "the mount did not end well");
+        }
         prefetch.abort();
+        if let Some(shown) = shown {
+            // It takes its socket along. That it was stopped is no news.
+            shown.abort();
+            shown.await.ok();
+        }
+        service.ended();
         stayed
     });
     runtime.shutdown_timeout(LAST_TASKS);
     result
 }
 
+fn climbs(path: &OsStr) -> bool {
+    Path::new(path).components().any(|part| part == std::path::Component::ParentDir)
+}
+
+/// What is shown beside the counters of a mount.
+fn about(pinned: &str, dir: &Path, sandboxed: Option<&Report>) -> Vec<Counters> {
+    let labels = vec![
+        ("reference", pinned.to_owned()),
+        ("directory", dir.to_string_lossy().into_owned()),
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+    ];
+    let parts = sandboxed.map(Report::parts);
+    let parts: Vec<_> =
+        parts.iter().flatten().map(|(part, applied)| (*part, **applied == Applied::Whole)).collect();
+    metrics::about(labels, &parts)
+}
+
 /// Waits for the end of the mount, or for a signal to end it.
-async fn stay(mounted: &mount::Mounted, mut stop: Stop) -> Result<(), Failure> {
+async fn stay(mounted: &mount::Mounted, mut signals: Signals, registry: &Registry) -> Result<(), Failure> {
     tokio::select! {
         ended = mounted.ended() => match ended {
             Ok(()) => {
@@ -131,12 +194,12 @@ async fn stay(mounted: &mount::Mounted, mut stop: Stop) -> Result<(), Failure> {
                 Err(Failure::local("serving the mount", &std::io::Error::other(reason)))
             }
         },
-        () = stop.wait() => {
+        () = signals.until_stop(registry) => {
             tracing::info!("asked to stop, unmounting");
             tokio::select! {
                 unmounted = mounted.unmount() => Ok(unmounted?),
                 // A second signal does not wait.
-                () = stop.wait() => Ok(mount::unmount(mounted.dir(), Unmount::Lazy)?),
+                () = signals.stop.wait() => Ok(mount::unmount(mounted.dir(), Unmount::Lazy)?),
             }
         }
     }
@@ -294,8 +357,20 @@ fn stdout_fd() -> Result<std::os::fd::OwnedFd, Failure> {
 
 /// Starts the log and the runtime.
 pub(super) fn start(args: &ImageArgs) -> Result<Runtime, Failure> {
+    prepare(args)?;
+    threads()
+}
+
+/// Starts the log, and whatever else comes before threads.
+fn prepare(args: &ImageArgs) -> Result<(), Failure> {
     output::start_log(args.log_file.as_deref())?;
+    secret::guard_memory();
     raise_file_limit();
+    Ok(())
+}
+
+/// Starts the runtime.
+fn threads() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("ocifs")
@@ -314,7 +389,7 @@ fn raise_file_limit() {
 }
 
 pub(super) async fn open(args: &ImageArgs) -> Result<Family, Failure> {
-    open_with(args, Prefetch::None, Recording::Off).await
+    open_with(args, &registry(args)?, Prefetch::None, Recording::Off).await
 }
 
 /// The one image that the arguments name.
@@ -324,29 +399,44 @@ pub(super) fn only(family: &Family) -> Result<&Arc<Image>, Failure> {
     })
 }
 
-pub(super) async fn open_with(
-    args: &ImageArgs,
-    prefetch: Prefetch,
-    recording: Recording,
-) -> Result<Family, Failure> {
+/// The client with the credentials and limits that the arguments name.
+pub(super) fn registry(args: &ImageArgs) -> Result<Registry, Failure> {
     let creds = args.creds.as_deref().map(|text| {
         Credential::parse(text).ok_or_else(|| Failure::usage("--creds is not of the form USER:PASSWORD"))
     });
     // A mount in the background leaves the directory it was started in.
     let absolute = |error: std::io::Error| Failure::local("finding the working directory", &error);
-    let location = args.location.clone().absolute().map_err(absolute)?;
     let authfile = args.authfile.as_ref().map(std::path::absolute).transpose().map_err(absolute)?;
+    if let Some(named) = &authfile
+        && let Err(error) = std::fs::File::open(named)
+    {
+        return Err(Failure::usage(format!("credential file {}: {error}", named.display())));
+    }
+    let read_budget = Duration::from_secs(args.timeout);
+    let usual = Options::default();
     let options = Options {
         plain_http: args.plain_http,
         authfile,
         creds: creds.transpose()?,
         anonymous: args.anonymous,
-        read_budget: Duration::from_secs(args.timeout),
-        ..Options::default()
+        read_budget,
+        // Silence that is as long as the patience would leave none for another try.
+        connect_timeout: usual.connect_timeout.min(read_budget / 4),
+        stall_timeout: usual.stall_timeout.min(read_budget / 4),
+        ..usual
     };
-    let registry = Registry::new(options)
-        .map_err(|error: RegistryError| Failure::local("starting the client", &error))?;
-    let cache = Cache::open(&cache_dir(args)?)?;
+    let options = args.network.apply(options)?;
+    Registry::new(options).map_err(|error: RegistryError| Failure::local("starting the client", &error))
+}
+
+pub(super) async fn open_with(
+    args: &ImageArgs,
+    registry: &Registry,
+    prefetch: Prefetch,
+    recording: Recording,
+) -> Result<Family, Failure> {
+    let location = network::in_full(&args.location, registry)?;
+    let cache = Cache::open_limited(&args.cache.dir()?, args.cache_size.limit())?;
     let options = OpenOptions {
         location,
         platforms: match &args.platform {
@@ -378,28 +468,11 @@ pub(super) async fn open_with(
             IndexUse::Local => IndexPolicy::Local,
             IndexUse::Off => IndexPolicy::Off,
         },
+        verify: args.trust.verify.into(),
+        small: cache::SMALL,
+        signed_by: args.trust.keys()?,
         prefetch,
         recording,
     };
-    Ok(Family::open(&options, &registry, cache).await?)
-}
-
-/// `--cache-dir` (or `OCIFS_CACHE_DIR`), else `$XDG_CACHE_HOME/ocifs`, else `~/.cache/ocifs`; a system service, which has no
-/// home, keeps it where services do.
-fn cache_dir(args: &ImageArgs) -> Result<PathBuf, Failure> {
-    let absolute = |dir: &Path| {
-        std::path::absolute(dir)
-            .map_err(|error| Failure::local(format!("cache directory {}", dir.display()), &error))
-    };
-    if let Some(dir) = args.cache_dir.as_deref().filter(|dir| !dir.as_os_str().is_empty()) {
-        return absolute(dir);
-    }
-    let from = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    if let Some(dir) = from("XDG_CACHE_HOME") {
-        return Ok(dir.join("ocifs"));
-    }
-    match from("HOME") {
-        Some(home) => Ok(home.join(".cache/ocifs")),
-        None => Ok("/var/cache/ocifs".into()),
-    }
+    Ok(Family::open(&options, registry, cache).await?)
 }

@@ -12,6 +12,7 @@ use crate::image::ImageError;
 use crate::io::{Fault, ReadError, chain};
 use crate::mount::MountError;
 use crate::oci::OciError;
+use crate::registry::RegistryError;
 use crate::source::SourceError;
 use crate::view::ViewError;
 
@@ -72,6 +73,21 @@ impl Failure {
         Self { code: USAGE, message: message.into(), hint: None, silent: false }
     }
 
+    /// What was named is not there.
+    pub(super) fn absent(message: impl Into<String>) -> Self {
+        Self { code: NOT_FOUND, message: message.into(), hint: None, silent: false }
+    }
+
+    /// Bytes were not what they should be.
+    pub(super) fn mismatch(message: impl Into<String>) -> Self {
+        Self { code: MISMATCH, message: message.into(), hint: None, silent: false }
+    }
+
+    /// Something is in use and stays.
+    pub(super) fn busy(message: impl Into<String>) -> Self {
+        Self { code: GENERIC, message: message.into(), hint: None, silent: false }
+    }
+
     /// This machine did not do what it should.
     pub(super) fn local(message: impl Into<String>, error: &dyn std::error::Error) -> Self {
         Self {
@@ -80,6 +96,11 @@ impl Failure {
             hint: None,
             silent: false,
         }
+    }
+
+    /// Something that was looked at is somebody's fault.
+    pub(super) fn of(fault: Fault, message: String) -> Self {
+        Self { code: code(fault), message, hint: None, silent: false }
     }
 
     /// Another process of ours failed with this code and said why.
@@ -155,9 +176,28 @@ impl From<ImageError> for Failure {
             (ImageError::TooMany { .. } | ImageError::Nesting { .. }, _) => {
                 Some("choose some with --select KEY=GLOB, or name one digest in the reference: @sha256:...".to_owned())
             }
+            (ImageError::NoParts { .. }, _) => Some(
+                "--verify=strict compares whole blobs before their first byte; --layer, --media-type and --title leave layers out"
+                    .to_owned(),
+            ),
             (ImageError::Cache(_), _) => Some("choose another directory with --cache-dir".to_owned()),
+            (ImageError::Untrusted { .. }, _) => Some(
+                "is the right key given, and was this digest signed? \"cosign verify --key KEY REF\" tells more".to_owned(),
+            ),
+            (ImageError::UnsignedReferrers { .. }, _) => {
+                Some("leave out --referrers, or mount them without --require-signature".to_owned())
+            }
             (_, Fault::Mismatch) => Some(
                 "other bytes came than the manifest names; to fetch them again, remove the cache directory".to_owned(),
+            ),
+            (ImageError::Source(SourceError::Registry(RegistryError::Blocked { .. })), _) => {
+                Some("whoever administrates this machine does not want it to be used; take blocked = true away there".to_owned())
+            }
+            (ImageError::Source(SourceError::Registry(RegistryError::Config { .. })), _) => {
+                Some("docs/registries.md says what these files may hold".to_owned())
+            }
+            (ImageError::Source(SourceError::Registry(RegistryError::Insecure { .. })), _) => Some(
+                "name who signed its certificate with --ca-file, or put it into certs.d; for http there is --plain-http".to_owned(),
             ),
             (ImageError::Source(SourceError::Registry(_)), Fault::Denied) => {
                 Some("log in with \"docker login\" or \"podman login\", or pass --authfile; the reference may also not exist".to_owned())
@@ -212,7 +252,8 @@ impl From<MountError> for Failure {
             MountError::Missing { dir } => Some(format!("create it: mkdir -p {}", dir.display())),
             MountError::NotEmpty { .. } => Some("choose an empty directory, or hide what is there with -o nonempty".to_owned()),
             MountError::AlreadyMounted { dir, .. } => Some(format!("take it away first: umount {}", dir.display())),
-            MountError::Stale { dir } => Some(format!("take it away first: ocifs umount -l {}", dir.display())),
+            MountError::Stale { dir, .. } => Some(format!("take it away first: umount -l {}", dir.display())),
+            MountError::BelowStale { .. } => Some("\"findmnt\" shows what is mounted above it".to_owned()),
             MountError::NotOurs { .. } => Some("choose a directory of your own".to_owned()),
             MountError::NotMounted { .. } => Some("\"findmnt -t fuse.ocifs\" lists the mounts there are".to_owned()),
             MountError::Busy { .. } => Some("end the programs that use it, or pass -l to unmount lazily".to_owned()),

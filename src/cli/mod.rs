@@ -4,28 +4,48 @@
 
 mod args;
 mod background;
+mod cache;
+mod cache_args;
+mod cache_size;
 mod commands;
+mod daemon;
 mod exit;
 mod index;
 mod inspect;
+mod metrics;
+mod network;
 mod options;
 mod output;
 mod record;
+mod secret;
+mod service;
+mod trust;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
+use crate::mount;
+
 use args::{Cli, Command, IndexCommand};
 use exit::{Failure, Style};
 
 /// Runs the command line `argv` (with the program's name first) and gives the exit code of the process.
 pub fn main(argv: Vec<OsString>) -> ExitCode {
+    if mount::is_keeper() {
+        // It has nobody to talk to but the process that started it, which hears of its end.
+        return if mount::keep().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(exit::GENERIC) };
+    }
     let style = Style::of(argv.first());
     let argv = match options::rewrite(argv, style) {
         Ok(options::Rewritten::Arguments(argv)) => argv,
         Ok(options::Rewritten::Fake) => return ExitCode::SUCCESS,
+        Err(failure) => return failure.report(style),
+    };
+    let argv = match verify::resolve(argv) {
+        Ok(argv) => argv,
         Err(failure) => return failure.report(style),
     };
     let cli = match Cli::try_parse_from(&argv) {
@@ -46,13 +66,20 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
 fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Mount(args) if !args.foreground && !background::is_child() => background::launch(&argv),
-        Command::Mount(args) => commands::mount(args),
+        // It stays, and what it was started with could be read for as long.
+        Command::Mount(args) if args.image.creds.is_some() => Err(secret::become_clean(&argv)),
+        Command::Mount(mut args) => {
+            args.image.creds = secret::take()?;
+            commands::mount(args)
+        }
         Command::Umount(args) => commands::umount(&args),
         Command::Inspect(args) => commands::inspect(&args),
         Command::Ls(args) => commands::ls(&args),
         Command::Cat(args) => commands::cat(&args),
         Command::Index(IndexCommand::Build(args)) => index::build(&args),
         Command::Index(IndexCommand::Push(args)) => index::push(&args),
+        Command::Verify(args) => verify::verify(&args),
+        Command::Cache(command) => cache::run(&command),
         Command::Record(args) => record::record(&args),
     }
     .map(|()| ExitCode::SUCCESS)

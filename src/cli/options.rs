@@ -7,7 +7,8 @@ use std::ffi::{OsStr, OsString};
 use super::exit::{Failure, Style};
 
 /// Words that can come first.
-const COMMANDS: &[&str] = &["mount", "umount", "unmount", "inspect", "ls", "cat", "index", "record", "help"];
+const COMMANDS: &[&str] =
+    &["mount", "umount", "unmount", "inspect", "ls", "cat", "index", "record", "verify", "cache", "help"];
 
 /// Generic options that say what is so anyway, or that are meant for mount(8) and its kin, not for us.
 const IGNORED: &[&str] = &[

@@ -21,13 +21,23 @@ pub(super) fn printed(result: io::Result<()>) -> Result<(), Failure> {
     })
 }
 
+/// Under this name numbers that somebody asked for are logged, whatever else is.
+const STATISTICS: &str = "ocifs::statistics";
+
+/// Writes all counters to the log, in one line.
+pub(super) fn statistics() {
+    tracing::info!(target: STATISTICS, "{}", super::metrics::json());
+}
+
 /// Starts the log: to `file`, or to standard error. `OCIFS_LOG` says what is logged, warnings and errors by default.
 pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
+    let always = || Failure::usage("the log filter for statistics is none");
     let filter = match std::env::var("OCIFS_LOG") {
         Ok(text) => EnvFilter::try_new(&text)
             .map_err(|error| Failure::usage(format!("OCIFS_LOG={text:?} is not a log filter: {error}")))?,
         Err(_) => EnvFilter::new("warn"),
     };
+    let filter = filter.add_directive(format!("{STATISTICS}=info").parse().map_err(|_| always())?);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     // A second start in one process keeps the first log.
     match file {

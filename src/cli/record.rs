@@ -11,7 +11,7 @@ use crate::mount::{self, MountOptions};
 use crate::view::{Namespace, Scope};
 
 use super::args::{PrefetchUse, RecordArgs};
-use super::commands::{LAST_TASKS, Stop, only, open_with, start};
+use super::commands::{LAST_TASKS, Stop, only, open_with, registry, start};
 use super::exit::Failure;
 
 /// The variable that tells a command where its mount is.
@@ -62,7 +62,8 @@ fn load(path: &Path, image: &Image) -> Result<Trace, Failure> {
 pub(super) fn record(args: &RecordArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let result = runtime.block_on(async {
-        let family = Arc::new(open_with(&args.image, Prefetch::None, Recording::On).await?);
+        let family =
+            Arc::new(open_with(&args.image, &registry(&args.image)?, Prefetch::None, Recording::On).await?);
         let image = only(&family)?;
         if args.push {
             image.check_publishable()?;

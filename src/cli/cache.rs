@@ -1,0 +1,400 @@
+//! `cache`: what is kept, and how to be rid of it.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+
+use crate::cache::{Cache, CacheError, Damage, Entry, Found, Inventory, Item, ItemKind, Prune, State, Swept};
+use crate::image;
+use crate::oci::Digest;
+use crate::registry::{Options, Registry, RegistryError};
+
+use super::args::Format;
+use super::cache_args::{CacheCommand, CollectArgs, ListArgs, Name, PruneArgs, RemoveArgs, VerifyArgs};
+use super::exit::Failure;
+use super::network;
+use super::output::{self, human};
+
+/// The version of what is printed for programs.
+const SCHEMA_VERSION: u32 = 1;
+/// Names of unknown files that are printed for programs; of the others there is a number.
+const UNKNOWN: usize = 1000;
+
+/// Does what `cache` was told.
+pub(super) fn run(command: &CacheCommand) -> Result<(), Failure> {
+    output::start_log(None)?;
+    match command {
+        CacheCommand::Ls(args) => list(args),
+        CacheCommand::Du(args) => usage(args),
+        CacheCommand::Rm(args) => remove(args),
+        CacheCommand::Prune(args) => prune(args),
+        CacheCommand::Verify(args) => verify(args),
+        CacheCommand::Gc(args) => collect(args),
+    }
+}
+
+/// One content, for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    kind: &'static str,
+    digest: &'a str,
+    /// Whose it is, while it is not everybody's.
+    place: Option<&'a str>,
+    /// What tells it from others of this digest and place.
+    part: Option<&'a str>,
+    size: Option<u64>,
+    on_disk: u64,
+    state: &'static str,
+    /// Seconds since 1970.
+    last_used: u64,
+    in_use: bool,
+}
+
+impl<'a> Line<'a> {
+    fn of(item: &'a Item) -> Self {
+        Self {
+            kind: item.entry.kind.name(),
+            digest: item.entry.digest.as_str(),
+            place: item.entry.place.as_deref(),
+            part: item.entry.part.as_deref(),
+            size: item.size,
+            on_disk: item.on_disk,
+            state: state(item.state),
+            last_used: item.last_used,
+            in_use: item.in_use,
+        }
+    }
+}
+
+fn state(state: Option<State>) -> &'static str {
+    match state {
+        None => "none",
+        Some(State::Partial) => "partial",
+        Some(State::Complete) => "complete",
+        Some(State::Verified) => "verified",
+        Some(State::Poisoned) => "poisoned",
+    }
+}
+
+/// Files whose names say nothing to us.
+#[derive(Default, Serialize)]
+struct Unknown {
+    count: u64,
+    paths: Vec<String>,
+}
+
+impl Unknown {
+    /// Tells a person about it at once, and keeps it for a program.
+    fn note(&mut self, path: &std::path::Path, format: Format) {
+        self.count += 1;
+        match format {
+            Format::Text => tell_unknown(path),
+            Format::Json if self.paths.len() < UNKNOWN => self.paths.push(path.display().to_string()),
+            Format::Json => {}
+        }
+    }
+}
+
+fn tell_unknown(path: &std::path::Path) {
+    let mut text = b"ocifs: not a file of ocifs, left alone: ".to_vec();
+    // Memory takes everything, and nothing is left to tell when standard error is closed.
+    output::safe(&mut text, path.as_os_str().as_encoded_bytes()).ok();
+    text.push(b'\n');
+    io::stderr().write_all(&text).ok();
+}
+
+/// Meets all content, and the unknown files. Who can print no more breaks off.
+fn each(
+    inventory: &Inventory,
+    format: Format,
+    mut visit: impl FnMut(&Item) -> io::Result<()>,
+) -> Result<Unknown, Failure> {
+    let used = inventory.used()?;
+    let mut unknown = Unknown::default();
+    let broken = inventory.walk(|found| {
+        match found {
+            Found::Content(entry) => {
+                if let Some(item) = inventory.look(&entry, &used)?
+                    && let Err(error) = visit(&item)
+                {
+                    return Ok(ControlFlow::Break(error));
+                }
+            }
+            Found::Unknown(path) => unknown.note(&path, format),
+            Found::Other(_) => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    match broken {
+        Some(error) => output::printed(Err(error)).map(|()| unknown),
+        None => Ok(unknown),
+    }
+}
+
+fn list(args: &ListArgs) -> Result<(), Failure> {
+    let inventory = Inventory::open(&args.kept.dir()?)?;
+    let mut out = output::stdout();
+    match args.format {
+        Format::Text => {
+            let Some(inventory) = inventory else { return Ok(()) };
+            let mut is_first = true;
+            each(&inventory, args.format, |item| {
+                if std::mem::take(&mut is_first) {
+                    writeln!(
+                        out,
+                        "{:<8} {:>10} {:>10} {:<8} {:<20} {:<3} DIGEST",
+                        "KIND", "SIZE", "ON DISK", "STATE", "LAST USE", "USE"
+                    )?;
+                }
+                row(&mut out, item)
+            })?;
+        }
+        Format::Json => {
+            // One content at a time: there may be many.
+            let begun = write!(out, "{{\n  \"schemaVersion\": {SCHEMA_VERSION},\n  \"contents\": [");
+            output::printed(begun)?;
+            let mut comma = "";
+            let unknown = match &inventory {
+                None => Unknown::default(),
+                Some(inventory) => each(inventory, args.format, |item| {
+                    write!(out, "{}\n    ", std::mem::replace(&mut comma, ","))?;
+                    serde_json::to_writer(&mut out, &Line::of(item)).map_err(io::Error::from)
+                })?,
+            };
+            let ended = write!(out, "\n  ],\n  \"unknown\": ")
+                .and_then(|()| serde_json::to_writer(&mut out, &unknown).map_err(io::Error::from))
+                .and_then(|()| out.write_all(b"\n}\n"));
+            output::printed(ended)?;
+        }
+    }
+    output::printed(out.flush())
+}
+
+fn row(out: &mut dyn Write, item: &Item) -> io::Result<()> {
+    let time = i64::try_from(item.last_used)
+        .ok()
+        .and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0))
+        .map_or_else(|| "?".to_owned(), |time| time.format("%Y-%m-%dT%H:%M:%SZ").to_string());
+    write!(
+        out,
+        "{:<8} {:>10} {:>10} {:<8} {time:<20} {:<3} {}",
+        item.entry.kind.name(),
+        item.size.map_or_else(|| "?".to_owned(), human),
+        human(item.on_disk),
+        state(item.state),
+        if item.in_use { "yes" } else { "-" },
+        item.entry.digest,
+    )?;
+    tail(out, &item.entry)?;
+    out.write_all(b"\n")
+}
+
+/// What tells an entry from others of its digest.
+fn tail(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+    if let Some(part) = &entry.part {
+        write!(out, " {part}")?;
+    }
+    if let Some(place) = &entry.place {
+        write!(out, " of {place}")?;
+    }
+    Ok(())
+}
+
+/// What one kind takes.
+#[derive(Clone, Copy, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Sum {
+    count: u64,
+    /// Bytes of the contents, stored or not; of those that know it.
+    size: u64,
+    on_disk: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Usage {
+    schema_version: u32,
+    kinds: Vec<KindUsage>,
+    total: Sum,
+    unknown: Unknown,
+}
+
+#[derive(Serialize)]
+struct KindUsage {
+    kind: &'static str,
+    #[serde(flatten)]
+    sum: Sum,
+}
+
+fn usage(args: &ListArgs) -> Result<(), Failure> {
+    let mut sums = ItemKind::ALL.map(|kind| KindUsage { kind: kind.name(), sum: Sum::default() });
+    let mut total = Sum::default();
+    let unknown = match Inventory::open(&args.kept.dir()?)? {
+        None => Unknown::default(),
+        Some(inventory) => each(&inventory, args.format, |item| {
+            let of_kind = sums.iter_mut().filter(|sum| sum.kind == item.entry.kind.name());
+            for sum in of_kind.map(|usage| &mut usage.sum).chain([&mut total]) {
+                sum.count += 1;
+                sum.size = sum.size.saturating_add(item.size.unwrap_or(0));
+                sum.on_disk += item.on_disk;
+            }
+            Ok(())
+        })?,
+    };
+    let mut out = output::stdout();
+    let printed = match args.format {
+        Format::Json => {
+            let usage = Usage { schema_version: SCHEMA_VERSION, kinds: sums.into(), total, unknown };
+            serde_json::to_writer_pretty(&mut out, &usage)
+                .map_err(io::Error::from)
+                .and_then(|()| out.write_all(b"\n"))
+        }
+        Format::Text => {
+            let line = |out: &mut dyn Write, name: &str, sum: Sum| {
+                writeln!(out, "{name:<10} {:>8} {:>10}", sum.count, human(sum.on_disk))
+            };
+            writeln!(out, "{:<10} {:>8} {:>10}", "KIND", "COUNT", "ON DISK")
+                .and_then(|()| sums.iter().try_for_each(|usage| line(&mut out, usage.kind, usage.sum)))
+                .and_then(|()| line(&mut out, "total", total))
+        }
+    };
+    output::printed(printed.and_then(|()| out.flush()))
+}
+
+/// Prints a line about content that was removed, or stays.
+fn told(entry: &Entry, what: &str) {
+    let mut line = Vec::new();
+    // Memory takes everything; who does not listen does not hear.
+    write!(line, "{what} {} {}", entry.kind.name(), entry.digest).and_then(|()| tail(&mut line, entry)).ok();
+    line.push(b'\n');
+    output::stdout().write_all(&line).ok();
+}
+
+fn total(swept: &Swept) -> Result<(), Failure> {
+    let mut out = output::stdout();
+    let printed = writeln!(out, "{} removed, {} given back", swept.removed, human(swept.bytes));
+    output::printed(printed.and_then(|()| out.flush()))
+}
+
+fn remove(args: &RemoveArgs) -> Result<(), Failure> {
+    let dir = args.kept.dir()?;
+    let Some(inventory) = Inventory::open(&dir)? else {
+        return Err(Failure::absent(format!("nothing is kept in {}", dir.display())));
+    };
+    let mut wanted: HashSet<Digest> = HashSet::new();
+    let mut locations = Vec::new();
+    for name in &args.names {
+        match name {
+            Name::Digest(digest) => {
+                wanted.insert(digest.clone());
+            }
+            Name::Location(location) => locations.push(location),
+        }
+    }
+    if !locations.is_empty() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::local("starting threads", &error))?;
+        let options =
+            Options { plain_http: args.plain_http, authfile: args.authfile.clone(), ..Options::default() };
+        let registry = Registry::new(args.network.apply(options)?)
+            .map_err(|error: RegistryError| Failure::local("starting the client", &error))?;
+        let cache = Cache::open(&dir)?;
+        for location in locations {
+            let location = network::in_full(location, &registry)?;
+            wanted.extend(runtime.block_on(image::named(&location, &registry, &cache))?);
+        }
+    }
+    let swept = inventory.remove(
+        |entry| wanted.contains(&entry.digest),
+        |entry, bytes| told(entry, if bytes.is_some() { "removed" } else { "in use:" }),
+    )?;
+    if swept.removed == 0 && swept.in_use == 0 {
+        return Err(Failure::absent("nothing of that is kept here"));
+    }
+    total(&swept)?;
+    if swept.in_use > 0 {
+        return Err(Failure::busy(format!("{} contents are in use by a mount and stay", swept.in_use)));
+    }
+    Ok(())
+}
+
+fn prune(args: &PruneArgs) -> Result<(), Failure> {
+    let swept = match Inventory::open(&args.kept.dir()?)? {
+        None => Swept::default(),
+        Some(inventory) => {
+            let limits = Prune { older_than: args.older_than, keep: args.keep };
+            inventory.prune(limits, |entry, _| told(entry, "removed"))?
+        }
+    };
+    total(&swept)
+}
+
+fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+    let dir = args.kept.dir()?;
+    let Some(inventory) = Inventory::open(&dir)? else {
+        return Err(Failure::absent(format!("nothing is kept in {}", dir.display())));
+    };
+    let wanted: HashSet<&Digest> = args.digests.iter().collect();
+    let used = inventory.used()?;
+    let (mut count, mut bytes, mut damaged) = (0u64, 0u64, 0u64);
+    inventory.walk(|found| {
+        match found {
+            Found::Content(entry) if wanted.is_empty() || wanted.contains(&entry.digest) => {
+                let scrubbed = inventory.scrub(&entry, &used)?;
+                count += 1;
+                bytes += scrubbed.bytes;
+                if let Some(damage) = scrubbed.damage {
+                    damaged += 1;
+                    let fate = if scrubbed.dropped { "dropped" } else { "in use, stays" };
+                    told(&entry, &format!("damaged ({}; {fate}):", describe(damage)));
+                }
+            }
+            Found::Unknown(path) if wanted.is_empty() => tell_unknown(&path),
+            Found::Content(_) | Found::Unknown(_) | Found::Other(_) => {}
+        }
+        Ok::<_, CacheError>(ControlFlow::<()>::Continue(()))
+    })?;
+    if count == 0 && !wanted.is_empty() {
+        return Err(Failure::absent("nothing of that is kept here"));
+    }
+    let mut out = output::stdout();
+    let printed = writeln!(out, "{count} verified, {} read, {damaged} damaged", human(bytes));
+    output::printed(printed.and_then(|()| out.flush()))?;
+    if damaged > 0 {
+        return Err(Failure::mismatch(format!(
+            "{damaged} contents were damaged; what was dropped is fetched again when it is read"
+        )));
+    }
+    Ok(())
+}
+
+fn describe(damage: Damage) -> String {
+    match damage {
+        Damage::Blocks(1) => "1 block".to_owned(),
+        Damage::Blocks(blocks) => format!("{blocks} blocks"),
+        Damage::Sidecar => "its checksums".to_owned(),
+        Damage::Data => "no data".to_owned(),
+        Damage::Digest => "not what its digest names".to_owned(),
+        Damage::File => "it does not match its checksum".to_owned(),
+    }
+}
+
+fn collect(args: &CollectArgs) -> Result<(), Failure> {
+    let Some(inventory) = Inventory::open(&args.kept.dir()?)? else { return total(&Swept::default()) };
+    inventory.walk(|found| {
+        if let Found::Unknown(path) = found {
+            tell_unknown(&path);
+        }
+        Ok::<_, CacheError>(ControlFlow::<()>::Continue(()))
+    })?;
+    let swept = inventory.collect(|path, reason, _| {
+        let line = format!("removed {} ({})\n", path.display(), reason.name());
+        output::stdout().write_all(line.as_bytes()).ok();
+    })?;
+    total(&swept)
+}

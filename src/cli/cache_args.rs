@@ -1,0 +1,259 @@
+//! What can be typed about the cache: where it is, and what to do with it.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, Subcommand};
+
+use crate::cache::PrivateDir;
+use crate::oci::Digest;
+use crate::source::Location;
+
+use super::args::Format;
+use super::exit::Failure;
+use super::network::NetworkArgs;
+
+/// The variable that says where the cache is.
+const VARIABLE: &str = "OCIFS_CACHE_DIR";
+
+/// A path; an empty one, as of a variable that was emptied, says nothing.
+fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// The cache of a command that reads references.
+#[derive(Args, Debug)]
+pub(super) struct CacheArgs {
+    /// Where fetched bytes are kept. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
+    #[arg(long, value_name = "DIR", env = VARIABLE, value_parser = maybe_empty())]
+    cache_dir: Option<PathBuf>,
+
+    /// Keep nothing, and use nothing that was kept: a cache of its own in the cache directory, removed when the command or the mount
+    /// ends.
+    #[arg(long, conflicts_with = "offline")]
+    no_cache: bool,
+
+    /// The cache of a command that keeps nothing, made when it is first asked for.
+    #[arg(skip)]
+    private: OnceLock<PrivateDir>,
+}
+
+impl CacheArgs {
+    /// The directory to use. A private one lives as long as this.
+    pub(super) fn dir(&self) -> Result<PathBuf, Failure> {
+        if !self.no_cache {
+            return directory(self.cache_dir.as_deref());
+        }
+        // The variable says where caches are on this machine, and contradicts nothing.
+        let from_variable = std::env::var_os(VARIABLE).map(PathBuf::from);
+        if self.cache_dir.is_some() && self.cache_dir != from_variable {
+            return Err(Failure::usage("--no-cache and --cache-dir contradict each other"));
+        }
+        if let Some(private) = self.private.get() {
+            return Ok(private.path().to_owned());
+        }
+        let made = PrivateDir::make(&directory(self.cache_dir.as_deref())?)?;
+        Ok(self.private.get_or_init(|| made).path().to_owned())
+    }
+
+    /// The directory in which this command writes: a private cache is removed at the end, which changes what it lies in.
+    pub(super) fn reach(&self) -> Result<PathBuf, Failure> {
+        let dir = self.dir()?;
+        Ok(match dir.parent() {
+            Some(parent) if self.no_cache => parent.to_owned(),
+            _ => dir,
+        })
+    }
+}
+
+/// `--cache-dir` (or `OCIFS_CACHE_DIR`), else `$XDG_CACHE_HOME/ocifs`, else `~/.cache/ocifs`; a system service, which has no
+/// home, keeps it where services do.
+fn directory(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    let absolute = |dir: &Path| {
+        std::path::absolute(dir)
+            .map_err(|error| Failure::local(format!("cache directory {}", dir.display()), &error))
+    };
+    if let Some(dir) = given.filter(|dir| !dir.as_os_str().is_empty()) {
+        return absolute(dir);
+    }
+    let from = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    if let Some(dir) = from("XDG_CACHE_HOME") {
+        return Ok(dir.join("ocifs"));
+    }
+    match from("HOME") {
+        Some(home) => Ok(home.join(".cache/ocifs")),
+        None => Ok("/var/cache/ocifs".into()),
+    }
+}
+
+/// What `cache` can do.
+#[derive(Subcommand, Debug)]
+pub(super) enum CacheCommand {
+    /// List what is kept.
+    Ls(ListArgs),
+    /// Say how much of the disk it takes.
+    Du(ListArgs),
+    /// Remove what a digest or a reference names, unless a mount uses it.
+    Rm(RemoveArgs),
+    /// Remove what was not used for long, unless a mount uses it.
+    Prune(PruneArgs),
+    /// Read everything that is kept and compare it; what is damaged is dropped, and fetched again when it is read.
+    Verify(VerifyArgs),
+    /// Remove what nothing needs.
+    Gc(CollectArgs),
+}
+
+/// The cache of a command that looks after it.
+#[derive(Args, Debug)]
+pub(super) struct Kept {
+    /// The cache directory. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
+    #[arg(long, value_name = "DIR", env = VARIABLE, value_parser = maybe_empty())]
+    cache_dir: Option<PathBuf>,
+}
+
+impl Kept {
+    pub(super) fn dir(&self) -> Result<PathBuf, Failure> {
+        directory(self.cache_dir.as_deref())
+    }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    pub(super) kept: Kept,
+
+    /// How to print.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(super) format: Format,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RemoveArgs {
+    #[command(flatten)]
+    pub(super) kept: Kept,
+
+    /// A digest as "ocifs cache ls" shows it, or a reference. What a tag means is asked of its registry.
+    #[arg(value_name = "DIGEST|REF", required = true)]
+    pub(super) names: Vec<Name>,
+
+    /// The credential file, in the form that docker and podman write. Default: theirs.
+    #[arg(long, value_name = "FILE")]
+    pub(super) authfile: Option<PathBuf>,
+
+    /// Speak http instead of https. Loopback registries are spoken to by http without it.
+    #[arg(long)]
+    pub(super) plain_http: bool,
+
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true, args = ["older_than", "keep"])]
+pub(super) struct PruneArgs {
+    #[command(flatten)]
+    pub(super) kept: Kept,
+
+    /// Remove what was not used for so long: 12h, 7d, 4w.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(super) older_than: Option<Duration>,
+
+    /// Remove the least recently used until the rest takes no more than so much of the disk: 500M, 20G; 0 removes all.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(super) keep: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    pub(super) kept: Kept,
+
+    /// Only what is kept under these digests. Default: everything.
+    #[arg(value_name = "DIGEST")]
+    pub(super) digests: Vec<Digest>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CollectArgs {
+    #[command(flatten)]
+    pub(super) kept: Kept,
+}
+
+/// What names something in the cache.
+#[derive(Clone, Debug)]
+pub(super) enum Name {
+    Digest(Digest),
+    Location(Location),
+}
+
+impl std::str::FromStr for Name {
+    type Err = crate::oci::OciError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // A digest could be read as the tag of a repository called sha256.
+        match text.parse::<Digest>() {
+            Ok(digest) => Ok(Name::Digest(digest)),
+            Err(error) if text.starts_with("sha256:") || text.starts_with("sha512:") => Err(error),
+            Err(_) => text.parse().map(Name::Location),
+        }
+    }
+}
+
+/// A number and a unit: s, m, h, d or w.
+fn time(text: &str) -> Result<Duration, String> {
+    let unit = |letter| match letter {
+        's' => Some(1),
+        'm' => Some(60),
+        'h' => Some(3600),
+        'd' => Some(86_400),
+        'w' => Some(7 * 86_400),
+        _ => None,
+    };
+    split(text, unit)
+        .map(Duration::from_secs)
+        .ok_or_else(|| "write a number and s, m, h, d or w, for example 7d".to_owned())
+}
+
+/// A number and a unit of 1024: K, M, G or T, with or without iB.
+fn size(text: &str) -> Result<u64, String> {
+    let unit = |letter: char| match letter.to_ascii_uppercase() {
+        'K' => Some(1 << 10),
+        'M' => Some(1 << 20),
+        'G' => Some(1 << 30),
+        'T' => Some(1 << 40),
+        _ => None,
+    };
+    let bare = text.strip_suffix("iB").unwrap_or(text);
+    let plain = text.parse().ok();
+    plain
+        .or_else(|| split(bare, unit))
+        .ok_or_else(|| "write a number of bytes, or one with K, M, G or T, for example 20G".to_owned())
+}
+
+fn split(text: &str, unit: impl Fn(char) -> Option<u64>) -> Option<u64> {
+    let last = text.chars().last()?;
+    let number: u64 = text.strip_suffix(last)?.parse().ok()?;
+    number.checked_mul(unit(last)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_are_numbers_with_a_unit() {
+        assert_eq!(time("7d").unwrap(), Duration::from_secs(604_800));
+        assert_eq!(time("90s").unwrap(), Duration::from_secs(90));
+        assert_eq!(size("0").unwrap(), 0);
+        assert_eq!(size("20G").unwrap(), 20 << 30);
+        assert_eq!(size("3MiB").unwrap(), 3 << 20);
+        for text in ["", "d", "7", "-1d", "7y", "99999999999999999999d", "99999999999999999w"] {
+            assert!(time(text).is_err(), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "1X", "iB", "99999999T", "é"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! How large the cache may become, as it is typed.
+//!
+//! Nothing here measures anything. The idea: one option for all commands that fetch, and one variable for all of them.
+
+use clap::Args;
+
+use crate::cache::{Limit, LimitError};
+
+/// The option.
+#[derive(Args, Debug)]
+pub(super) struct CacheSizeArgs {
+    /// The most that the cache directory may take of its disk: a number and K, M, G or T, or N% of the disk. What was not used for
+    /// longest makes room. Default: 80% of what it has and what is free. In any case 5% of the disk stay free.
+    #[arg(long, value_name = "SIZE", env = "OCIFS_CACHE_SIZE", value_parser = limit)]
+    cache_size: Option<Limit>,
+}
+
+impl CacheSizeArgs {
+    /// The limit that was asked for, else the default.
+    pub(super) fn limit(&self) -> Limit {
+        self.cache_size.unwrap_or_default()
+    }
+}
+
+/// An empty variable is as good as none.
+fn limit(text: &str) -> Result<Limit, LimitError> {
+    if text.is_empty() { Ok(Limit::default()) } else { text.parse() }
+}

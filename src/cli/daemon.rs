@@ -1,0 +1,283 @@
+//! What a mount does besides serving: gives up rights, answers signals, shows what it counts.
+//!
+//! Never mounts and never serves. The idea: everything that needs a right is done before the sandbox is entered, and the
+//! sandbox is entered before the first thread is started and the first byte comes from a network.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cache::Cache;
+use crate::mount::{self, MountOptions};
+use crate::registry::Registry;
+use crate::sandbox::{self, Applied, Policy, Report};
+use crate::source::Location;
+
+use super::args::{MountArgs, PassthroughWhen};
+use super::commands::Stop;
+use super::exit::Failure;
+use super::metrics::{Address, Endpoint};
+use super::{network, output};
+
+/// How the process of a mount behaves.
+#[derive(Args, Debug)]
+pub(super) struct DaemonArgs {
+    /// Whether the process gives up what serving does not need (capabilities, new privileges, files, system calls), as far as
+    /// the kernel can: auto or off.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(super) sandbox: SandboxWhen,
+
+    /// Show counters in the text format of Prometheus, at /metrics: HOST:PORT, or unix:PATH for a socket that only this user can
+    /// use.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) metrics: Option<Address>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum SandboxWhen {
+    /// As much as the kernel can.
+    Auto,
+    /// Keep all rights.
+    Off,
+}
+
+/// Where certificates are, by the habits of distributions; the keys of this machine's own lie beside them.
+const CERTIFICATES: &[&str] = &[
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/ca-trust",
+    "/etc/ca-certificates",
+    "/usr/lib/ssl",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+    "/usr/share/pki",
+];
+
+/// Where the C library learns how to resolve names, and the modules that it loads for it on the first look-up.
+const NAMES: &[&str] = &[
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/ld.so.cache",
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/nix/store",
+    "/gnu/store",
+];
+
+/// What this process looks at in the kernel. All of /proc and not only /proc/self: the kernel makes its inodes anew when it
+/// forgot them under pressure, and a rule for the old one then covers nothing. What is another process's own there (memory,
+/// environment, open files) stays out of reach, because Landlock refuses to look into processes outside the sandbox.
+const KERNEL: &[&str] = &["/proc", "/dev/urandom", "/sys/devices/system/cpu", "/sys/fs/cgroup"];
+
+/// Gives up what serving this mount does not need, and says so. Called before any thread is started.
+pub(super) fn confine(
+    args: &MountArgs,
+    dir: &Path,
+    options: &MountOptions,
+    endpoint: Option<&Endpoint>,
+    registry: &Registry,
+) -> Result<Option<Report>, Failure> {
+    if args.daemon.sandbox == SandboxWhen::Off {
+        return Ok(None);
+    }
+    // It has to be there to be left in reach.
+    drop(Cache::open(&args.image.cache.dir()?)?);
+    mount::start_keeper(dir, options)?;
+    let report = sandbox::enter(&policy(args, endpoint, registry)?);
+    for (part, applied) in report.parts() {
+        match applied {
+            Applied::Whole => tracing::debug!(part, "the sandbox holds"),
+            Applied::Part(what) => tracing::warn!(part, less = what, "the sandbox holds in part"),
+            Applied::No(why) => tracing::warn!(part, why, "the sandbox does not hold"),
+        }
+    }
+    Ok(Some(report))
+}
+
+/// Refuses what this process itself would look for below its own mount: nobody would answer.
+pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
+    // What is wrong with it is told by who mounts there.
+    let Ok(dir) = std::fs::canonicalize(&args.dir) else { return Ok(()) };
+    let layout = match &args.image.location {
+        Location::Layout { directory, .. } => Some(directory.clone()),
+        Location::Registry(_) => None,
+    };
+    let own = [
+        ("the cache", Some(args.image.cache.dir()?)),
+        ("the layout", layout),
+        ("the credential file", args.image.authfile.clone()),
+        ("the log", args.image.log_file.clone()),
+    ];
+    for (what, path) in own {
+        let Some(path) = path else { continue };
+        // What is not there yet has a name all the same.
+        let full = std::fs::canonicalize(&path).or_else(|_| std::path::absolute(&path));
+        if full.is_ok_and(|full| full.starts_with(&dir)) {
+            let (path, dir) = (path.display(), dir.display());
+            return Err(Failure::usage(format!(
+                "{what}, {path}, is below the mount point {dir}, which would hide it"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What serving needs.
+fn policy(args: &MountArgs, endpoint: Option<&Endpoint>, registry: &Registry) -> Result<Policy, Failure> {
+    Ok(Policy {
+        read: readable(args, registry)?,
+        write: vec![args.image.cache.reach()?],
+        sockets: endpoint.and_then(Endpoint::directory).into_iter().collect(),
+        stay_admin: args.passthrough == PassthroughWhen::Auto && mount::may_pass_through(),
+    })
+}
+
+/// What serving reads, beside the cache.
+fn readable(args: &MountArgs, registry: &Registry) -> Result<Vec<PathBuf>, Failure> {
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|error| Failure::local("finding the working directory", &error))
+    };
+    let known = [CERTIFICATES, NAMES, KERNEL].concat();
+    let mut paths: Vec<PathBuf> = known.iter().map(PathBuf::from).collect();
+    paths.extend(args.trace.as_deref().map(absolute).transpose()?);
+    paths.extend(resolver());
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    paths.extend(variable("SSL_CERT_FILE"));
+    paths.extend(variable("SSL_CERT_DIR"));
+    paths.extend(args.image.trust.files());
+    let location = network::in_full(&args.image.location, registry)?;
+    paths.extend(registry.reads(match &location {
+        Location::Registry(reference) => Some(reference),
+        Location::Layout { .. } => None,
+    }));
+    if let Location::Layout { directory, .. } = location {
+        paths.push(directory);
+    }
+    Ok(paths)
+}
+
+/// The directory in which resolv.conf is replaced, where it is one of its own: a network that changes brings a new file under the
+/// old name, which a rule for the old one does not cover. /etc is not such a directory, as there are secrets in it; where the file
+/// is replaced there, names are resolved by the keeper from then on.
+fn resolver() -> Option<PathBuf> {
+    let real = std::fs::canonicalize("/etc/resolv.conf").ok()?;
+    real.parent().filter(|dir| *dir != Path::new("/etc") && dir.parent().is_some()).map(Path::to_owned)
+}
+
+/// The signals that a mount answers without ending.
+pub(super) struct Signals {
+    /// The ones that end it.
+    pub(super) stop: Stop,
+    reload: Signal,
+    statistics: Signal,
+}
+
+impl Signals {
+    /// From now on they are caught.
+    pub(super) fn new() -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::local("catching signals", &error);
+        Ok(Self {
+            stop: Stop::new()?,
+            reload: signal(SignalKind::hangup()).map_err(failed)?,
+            statistics: signal(SignalKind::user_defined1()).map_err(failed)?,
+        })
+    }
+
+    /// Answers signals until one comes that ends the mount.
+    pub(super) async fn until_stop(&mut self, registry: &Registry) {
+        loop {
+            tokio::select! {
+                () = self.stop.wait() => return,
+                _ = self.reload.recv() => match registry.forget_logins() {
+                    Ok(()) => tracing::info!("credentials and the configuration are read anew"),
+                    Err(error) => tracing::warn!(%error, "the configuration stays as it was"),
+                },
+                _ = self.statistics.recv() => output::statistics(),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use clap::Parser as _;
+    use nix::errno::Errno;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+    use super::super::args::{Cli, Command};
+    use super::super::commands;
+    use super::*;
+
+    #[test]
+    fn in_the_sandbox_of_a_mount_no_program_is_run_and_nothing_else_is_opened() {
+        let room = tempfile::tempdir().unwrap();
+        let at = |name: &str| room.path().join(name).display().to_string();
+        for dir in ["cache", "login", "mnt", "hosts"] {
+            std::fs::create_dir(at(dir)).unwrap();
+        }
+        let (login, key) = (at("login/auth.json"), at("key.pem"));
+        for file in [&login, &key, &at("beside")] {
+            std::fs::write(file, "x").unwrap();
+        }
+        let (cache, hosts, dir) = (at("cache"), at("hosts"), at("mnt"));
+        let words =
+            ["ocifs", "mount", "--authfile", &login, "--cache-dir", &cache, "--require-signature", &key];
+        let words = words.into_iter().chain(["--hosts-dir", &hosts, "127.0.0.1:1/a:v1", &dir]);
+        let Command::Mount(args) = Cli::try_parse_from(words).unwrap().command else {
+            panic!("another command");
+        };
+        let registry = commands::registry(&args.image).unwrap();
+        let policy = policy(&args, None, &registry).unwrap();
+        let (cache, beside) = (PathBuf::from(&cache), at("beside"));
+        // The sandbox is of a thread and of those that it starts.
+        let inside = std::thread::spawn(move || {
+            let report = sandbox::enter(&policy);
+            if report.parts().iter().any(|(_, applied)| matches!(applied, Applied::No(_))) {
+                assert!(std::env::var_os("CI").is_none(), "{report:?}");
+                return;
+            }
+            let denied = |what: &str, result: std::io::Result<()>| {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied, "{what}");
+            };
+            for file in ["/etc/shadow", "/etc/passwd", "/dev/fuse", "/proc/1/environ", &beside] {
+                denied(file, std::fs::File::open(file).map(drop));
+            }
+            for dir in ["/root", "/etc", "/etc/ssl/private"].into_iter().filter(|dir| Path::new(dir).exists())
+            {
+                denied(dir, std::fs::read_dir(dir).map(drop));
+            }
+            denied("writing", std::fs::write(&login, "y"));
+            for program in ["/bin/true", "/usr/bin/id", "/proc/self/exe"] {
+                denied(program, std::process::Command::new(program).status().map(drop));
+            }
+            let tried = nix::sys::ptrace::attach(nix::unistd::getppid());
+            assert_eq!(tried, Err(Errno::EPERM));
+            for family in [AddressFamily::Packet, AddressFamily::Vsock, AddressFamily::Alg] {
+                let made = socket(family, SockType::Datagram, SockFlag::empty(), None);
+                assert_eq!(made.map(drop), Err(Errno::EPERM), "{family:?}");
+            }
+            // What serving needs is there all the same.
+            std::fs::write(cache.join("block"), "x").unwrap();
+            assert_eq!(std::fs::read(&login).unwrap(), b"x");
+            assert_eq!(std::fs::read(&key).unwrap(), b"x");
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            std::fs::read("/proc/self/mountinfo").unwrap();
+            std::net::ToSocketAddrs::to_socket_addrs(&("localhost", 1)).unwrap();
+        });
+        inside.join().unwrap();
+    }
+}

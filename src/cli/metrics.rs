@@ -1,0 +1,349 @@
+//! The counters of a mount, for Prometheus: the text format, and a server for it on a socket.
+//!
+//! Never shows what a counter does not: names, hosts and credentials are not in it, but for the reference and the mount point,
+//! which the mount table shows, too. The idea: one answer for each connection, whatever was asked within bounds, so that there
+//! is no state, no keep-alive and nothing to configure.
+//! Format: Prometheus text exposition 0.0.4.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::stat::{Mode, umask};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
+
+use crate::meter::{self, Family, Kind, Sample, Value};
+
+use super::exit::Failure;
+
+/// The longest request that is read, in bytes.
+const MAX_REQUEST: u64 = 8 * 1024;
+/// How long a connection may take from its first byte to its last.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at once; others wait.
+const CONNECTIONS: usize = 8;
+
+/// Where the counters are shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Address {
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// HOST:PORT.
+    Tcp(String),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.is_empty() {
+                Err("unix: needs a path".into())
+            } else {
+                Ok(Self::Unix(path.into()))
+            };
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Self::Tcp(text.into()))
+            }
+            _ => Err("neither HOST:PORT nor unix:PATH".into()),
+        }
+    }
+}
+
+/// An open socket, which nobody serves yet. One in the file system is removed when this is dropped.
+pub(super) struct Endpoint {
+    listener: Listener,
+    file: Option<SocketFile>,
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(std::net::TcpListener),
+}
+
+/// The name of a socket, for as long as it is ours.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: another socket of this name is not removed.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|meta| identity(&meta) == self.identity);
+        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "the socket of the counters stays");
+        }
+    }
+}
+
+fn identity(meta: &std::fs::Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
+}
+
+impl Endpoint {
+    /// Opens the socket. Called before any thread is started: the mode of a new socket belongs to the process.
+    pub(super) fn open(address: &Address) -> Result<Self, Failure> {
+        match address {
+            Address::Tcp(address) => {
+                let failed = |error: io::Error| Failure::local(format!("listening at {address}"), &error);
+                let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                Ok(Self { listener: Listener::Tcp(listener), file: None })
+            }
+            Address::Unix(path) => {
+                let failed =
+                    |error: io::Error| Failure::local(format!("listening at {}", path.display()), &error);
+                let path = std::path::absolute(path).map_err(failed)?;
+                make_room(&path).map_err(failed)?;
+                let before = umask(Mode::from_bits_truncate(0o177));
+                let bound = UnixListener::bind(&path);
+                umask(before);
+                let listener = bound.map_err(failed)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                let identity = identity(&std::fs::symlink_metadata(&path).map_err(failed)?);
+                let file = Some(SocketFile { path, identity });
+                Ok(Self { listener: Listener::Unix(listener), file })
+            }
+        }
+    }
+
+    /// Where the socket has its name, if it has one.
+    pub(super) fn directory(&self) -> Option<PathBuf> {
+        self.file.as_ref().and_then(|file| file.path.parent()).map(Path::to_owned)
+    }
+
+    /// Serves until it is dropped. `about` is shown beside the counters.
+    pub(super) async fn serve(self, about: Vec<Family>) -> io::Result<()> {
+        let about: Arc<[Family]> = about.into();
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let Self { listener, file: _file } = self;
+        match listener {
+            Listener::Unix(listener) => {
+                let listener = Arc::new(tokio::net::UnixListener::from_std(listener)?);
+                let next = move || {
+                    let listener = listener.clone();
+                    async move { Ok(listener.accept().await?.0) }
+                };
+                accept(places, about, next).await
+            }
+            Listener::Tcp(listener) => {
+                let listener = Arc::new(tokio::net::TcpListener::from_std(listener)?);
+                let next = move || {
+                    let listener = listener.clone();
+                    async move { Ok(listener.accept().await?.0) }
+                };
+                accept(places, about, next).await
+            }
+        }
+    }
+}
+
+/// Takes away the socket of a process that is gone. Anything else stays, and is the error.
+fn make_room(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"))
+        }
+        Ok(_) => match UnixStream::connect(path) {
+            Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+async fn accept<S, F>(
+    places: Arc<Semaphore>,
+    about: Arc<[Family]>,
+    next: impl Fn() -> F + Send,
+) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = io::Result<S>> + Send,
+{
+    /// How long to wait when no connection can be taken, mostly because there are too many open files.
+    const PAUSE: Duration = Duration::from_secs(1);
+    loop {
+        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+        match next().await {
+            Ok(stream) => {
+                let about = about.clone();
+                tokio::spawn(async move {
+                    // Who hangs up early needs no answer.
+                    tokio::time::timeout(PATIENCE, answer(stream, &about)).await.ok();
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the counters was not taken");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Reads one request and answers it.
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, about: &[Family]) -> io::Result<()> {
+    let mut request = Vec::new();
+    let mut limited = (&mut stream).take(MAX_REQUEST);
+    while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+        if limited.read_buf(&mut request).await? == 0 {
+            break;
+        }
+    }
+    let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let (status, body) = match (method, path) {
+        (b"GET" | b"HEAD", b"/metrics" | b"/") => {
+            let families = [about, &meter::families()[..]].concat();
+            ("200 OK", text(&families))
+        }
+        (b"GET" | b"HEAD", _) => ("404 Not Found", "the counters are at /metrics\n".to_owned()),
+        _ => ("405 Method Not Allowed", "the counters can only be read\n".to_owned()),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await?;
+    if method != b"HEAD" {
+        stream.write_all(body.as_bytes()).await?;
+    }
+    stream.shutdown().await
+}
+
+/// Families in the text format.
+fn text(families: &[Family]) -> String {
+    let mut out = String::new();
+    for family in families {
+        let kind = match family.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        // Writing to a string cannot fail.
+        writeln!(out, "# HELP {} {}", family.name, escaped(family.help, false)).ok();
+        writeln!(out, "# TYPE {} {kind}", family.name).ok();
+        for sample in &family.samples {
+            writeln!(out, "{}{}{} {}", family.name, sample.suffix, labels(sample), number(sample.value)).ok();
+        }
+    }
+    out
+}
+
+fn labels(sample: &Sample) -> String {
+    if sample.labels.is_empty() {
+        return String::new();
+    }
+    let pairs: Vec<String> =
+        sample.labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value, true))).collect();
+    format!("{{{}}}", pairs.join(","))
+}
+
+fn escaped(text: &str, quotes: bool) -> String {
+    let text = text.replace('\\', "\\\\").replace('\n', "\\n");
+    if quotes { text.replace('"', "\\\"") } else { text }
+}
+
+fn number(value: Value) -> String {
+    match value {
+        Value::Whole(number) => number.to_string(),
+        Value::Time(time) => time.as_secs_f64().to_string(),
+    }
+}
+
+/// All counters as one line of JSON: names with their labels, as Prometheus writes them, and numbers.
+pub(super) fn json() -> String {
+    let mut numbers = serde_json::Map::new();
+    for family in meter::families() {
+        for sample in &family.samples {
+            let name = format!("{}{}{}", family.name, sample.suffix, labels(sample));
+            let value = match sample.value {
+                Value::Whole(number) => number.into(),
+                Value::Time(time) => time.as_secs_f64().into(),
+            };
+            numbers.insert(name, value);
+        }
+    }
+    serde_json::Value::Object(numbers).to_string()
+}
+
+/// What does not change about a mount, as numbers that are always 1.
+pub(super) fn about(labels: Vec<(&'static str, String)>, sandbox: &[(&'static str, bool)]) -> Vec<Family> {
+    let part = |(part, holds): &(&'static str, bool)| Sample {
+        suffix: "",
+        labels: vec![("part", (*part).to_owned())],
+        value: Value::Whole(u64::from(*holds)),
+    };
+    vec![
+        Family {
+            name: "ocifs_mount_info",
+            help: "What is mounted where, and by which version.",
+            kind: Kind::Gauge,
+            samples: vec![Sample { suffix: "", labels, value: Value::Whole(1) }],
+        },
+        Family {
+            name: "ocifs_sandbox_applied",
+            help: "Whether a part of the sandbox holds as a whole.",
+            kind: Kind::Gauge,
+            samples: sandbox.iter().map(part).collect(),
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_sockets_or_hosts_with_ports() {
+        let parse = |text: &str| text.parse::<Address>();
+        assert_eq!(parse("unix:/run/x"), Ok(Address::Unix("/run/x".into())));
+        assert_eq!(parse("localhost:9100"), Ok(Address::Tcp("localhost:9100".into())));
+        assert_eq!(parse("[::1]:9100"), Ok(Address::Tcp("[::1]:9100".into())));
+        for bad in ["", "unix:", "/run/x", "localhost", ":9100", "localhost:x", "localhost:70000"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_label_cannot_end_its_line() {
+        let labels = vec![("reference", "a\"b\\c\nd".to_owned())];
+        let written = text(&about(labels, &[("files", true)]));
+        assert!(written.contains("ocifs_mount_info{reference=\"a\\\"b\\\\c\\nd\"} 1\n"), "{written}");
+        assert!(written.contains("ocifs_sandbox_applied{part=\"files\"} 1\n"), "{written}");
+    }
+
+    #[test]
+    fn a_socket_is_replaced_only_when_nobody_listens() {
+        let room = tempfile::tempdir().unwrap();
+        let path = room.path().join("metrics");
+        let address = Address::Unix(path.clone());
+        let first = Endpoint::open(&address).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(Endpoint::open(&address).is_err());
+        drop(first);
+        assert!(!path.exists());
+        // A process that died leaves its socket behind.
+        drop(UnixListener::bind(&path).unwrap());
+        let second = Endpoint::open(&address).unwrap();
+        drop(second);
+        std::fs::write(&path, "mine").unwrap();
+        assert!(Endpoint::open(&address).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    }
+}

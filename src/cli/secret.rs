@@ -1,0 +1,116 @@
+//! The password on its way from a command line to the process that stays.
+//!
+//! What stands in the arguments or in the environment of a process can be read in /proc for as long as it lives. The idea: the
+//! process that stays is started anew without it, and gets it as its standard input, which it reads to the end and closes.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+
+use super::exit::Failure;
+
+/// The variable that holds it for a command.
+const VARIABLE: &str = "OCIFS_CREDS";
+/// Set for a process that has it as its standard input.
+const MARK: &str = "OCIFS_CREDS_STDIN";
+/// The most bytes of a user and a password. A pipe holds as much without a reader (pipe(7)), so that writing never waits.
+const LIMIT: u64 = 4096;
+
+/// This program with these arguments (without its name) for a process that stays: without the password, and with it as
+/// standard input.
+pub(super) fn command(arguments: &[OsString]) -> Result<Command, Failure> {
+    let (kept, given) = split(arguments);
+    let given = given.map(OsStr::to_owned).or_else(|| std::env::var_os(VARIABLE));
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("ocifs").args(kept).env_remove(VARIABLE).env_remove(MARK).stdin(Stdio::null());
+    if let Some(creds) = given {
+        command.env(MARK, "1").stdin(filled(&creds)?);
+    }
+    Ok(command)
+}
+
+/// Becomes the same program without the password in its arguments and environment. Returns only if that failed.
+pub(super) fn become_clean(argv: &[OsString]) -> Failure {
+    match command(argv.get(1..).unwrap_or_default()) {
+        Ok(mut command) => Failure::local("starting without the password in sight", &command.exec()),
+        Err(failure) => failure,
+    }
+}
+
+/// The password that this process was given, if it was; standard input is empty afterwards.
+pub(super) fn take() -> Result<Option<String>, Failure> {
+    if std::env::var_os(MARK).is_none() {
+        return Ok(None);
+    }
+    let failed = |error: std::io::Error| Failure::local("reading the password", &error);
+    let mut creds = String::new();
+    std::io::stdin().lock().take(LIMIT).read_to_string(&mut creds).map_err(failed)?;
+    let null = OpenOptions::new().read(true).open("/dev/null").map_err(failed)?;
+    nix::unistd::dup2_stdin(&null).map_err(|errno| failed(errno.into()))?;
+    Ok(Some(creds))
+}
+
+/// Keeps passwords and tokens out of core dumps, and other processes of the same user out of this one's memory.
+pub(super) fn guard_memory() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::debug!(%error, "core dumps stay possible");
+    }
+}
+
+fn filled(creds: &OsStr) -> Result<Stdio, Failure> {
+    if creds.len() as u64 > LIMIT {
+        return Err(Failure::usage(format!("--creds is longer than {LIMIT} bytes")));
+    }
+    let failed = |error: std::io::Error| Failure::local("handing the password over", &error);
+    let (reader, mut writer) = std::io::pipe().map_err(failed)?;
+    writer.write_all(creds.as_bytes()).map_err(failed)?;
+    Ok(reader.into())
+}
+
+/// The arguments without the password, and the password.
+pub(super) fn split(arguments: &[OsString]) -> (Vec<&OsStr>, Option<&OsStr>) {
+    let (mut kept, mut creds) = (Vec::new(), None);
+    let mut words = arguments.iter().map(OsString::as_os_str);
+    while let Some(word) = words.next() {
+        if word == "--creds" {
+            creds = words.next();
+        } else if let Some(value) = word.as_bytes().strip_prefix(b"--creds=") {
+            creds = Some(OsStr::from_bytes(value));
+        } else {
+            kept.push(word);
+        }
+    }
+    (kept, creds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_leaves_the_arguments_in_both_forms_and_the_last_one_counts() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let argv = words("mount --creds a:b --creds=c:d=e ref dir");
+        let (kept, creds) = split(&argv);
+        assert_eq!(kept, ["mount", "ref", "dir"]);
+        assert_eq!(creds, Some(OsStr::new("c:d=e")));
+        assert_eq!(split(&words("mount ref dir")).1, None);
+    }
+
+    #[test]
+    fn a_password_that_a_pipe_does_not_hold_is_refused() {
+        assert!(filled(OsStr::new(&"x".repeat(LIMIT as usize))).is_ok());
+        let failure = filled(OsStr::new(&"x".repeat(LIMIT as usize + 1))).unwrap_err();
+        assert!(failure.to_string().contains("4096 bytes"));
+    }
+
+    #[test]
+    fn memory_that_is_guarded_is_not_dumped() {
+        guard_memory();
+        assert_eq!(nix::sys::prctl::get_dumpable(), Ok(false));
+        nix::sys::prctl::set_dumpable(true).unwrap();
+    }
+}

@@ -1,0 +1,208 @@
+//! A mount as a service: what the service manager is told, and what it keeps for the process after a crash.
+//!
+//! Does nothing unless a service manager started us to stay in its sight. The idea: it keeps two descriptors under one name,
+//! the mount's and that of the mount's record; they come back only when this process ended without taking the mount away, and
+//! then the mount goes on, provided that the same thing is asked for.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use sd_notify::NotifyState;
+use tokio::runtime::Handle;
+
+use crate::mount::{self, MountOptions, Mounted, Record, Survivor};
+use crate::source::Location;
+use crate::view::Namespace;
+
+use super::exit::Failure;
+use super::{background, secret};
+
+/// What our descriptors are called at the manager.
+const NAME: &str = "ocifs";
+
+/// Descriptors that may come back: more than ours, in case that a manager hands out the same ones twice.
+const MAX_KEPT: usize = 16;
+
+/// The service manager's view of this process.
+pub(super) struct Service {
+    manager: Manager,
+    /// The command line, by which it is told whether the same is asked for again.
+    asked: String,
+    /// What an earlier process left.
+    survivor: Option<Survivor>,
+}
+
+/// Whether there is a service manager.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manager {
+    None,
+    Listens,
+}
+
+impl Service {
+    /// Finds out whether there is a manager and what it kept. Only a process in the foreground belongs to it.
+    pub(super) fn new() -> Result<Self, Failure> {
+        let asked = asked(std::env::args_os().collect());
+        let is_service = !background::is_child() && std::env::var_os("NOTIFY_SOCKET").is_some();
+        if !is_service {
+            return Ok(Self { manager: Manager::None, asked, survivor: None });
+        }
+        let mut service = Self { manager: Manager::Listens, asked, survivor: None };
+        let kept =
+            handed_over().map_err(|error| Failure::local("taking what the service manager kept", &error))?;
+        if kept.is_empty() {
+            return Ok(service);
+        }
+        match Survivor::find(kept) {
+            Ok(survivor) if !survivor.is_in_place() => {
+                service.drop_survivor(survivor, "it was taken out of the tree meanwhile");
+            }
+            Ok(survivor) if survivor.record().asked() != service.asked => {
+                service.drop_survivor(survivor, "something else is asked for now");
+            }
+            Ok(survivor) => service.survivor = Some(survivor),
+            Err(error) => {
+                tracing::error!(%error, "what the service manager kept is of no use: the mount of an earlier process ends");
+                service.forget();
+            }
+        }
+        Ok(service)
+    }
+
+    /// Where the mount is that an earlier process left. Nobody answers a look at it.
+    pub(super) fn left(&self) -> Option<&std::path::Path> {
+        self.survivor.as_ref().map(Survivor::dir)
+    }
+
+    /// What to mount: what an earlier process found the name to be, if it left its mount.
+    pub(super) fn location(&self, asked: &Location) -> Result<Location, Failure> {
+        let Some(survivor) = &self.survivor else { return Ok(asked.clone()) };
+        let pinned = survivor.record().pinned();
+        tracing::info!(reference = pinned, dir = %survivor.dir().display(), "an earlier process left this mount");
+        let parsed = pinned.parse::<Location>();
+        parsed
+            .map_err(|error| Failure::local(format!("the reference {pinned} of the mount's record"), &error))
+    }
+
+    /// The record of the mount, which from now on sees what `namespace` shows.
+    pub(super) fn record(
+        &mut self,
+        namespace: &mut Namespace,
+        pinned: &str,
+    ) -> Result<Option<Arc<Record>>, Failure> {
+        if self.manager == Manager::None {
+            return Ok(None);
+        }
+        if let Some(survivor) = self.survivor.take() {
+            match namespace.watch(survivor.record().witness()) {
+                Ok(()) => {
+                    let record = survivor.record().clone();
+                    self.survivor = Some(survivor);
+                    return Ok(Some(record));
+                }
+                Err(error) => self.drop_survivor(survivor, &error.chain()),
+            }
+        }
+        let record = Record::new(&self.asked, pinned);
+        let record = Arc::new(record.map_err(|error| Failure::local("beginning a record", &error))?);
+        namespace.watch(record.witness()).map_err(|error| Failure::read(&error))?;
+        Ok(Some(record))
+    }
+
+    /// Serves the mount that an earlier process left, or mounts.
+    pub(super) fn mount(
+        &mut self,
+        namespace: Arc<Namespace>,
+        dir: &std::path::Path,
+        options: &MountOptions,
+        runtime: &Handle,
+    ) -> Result<Mounted, Failure> {
+        if let Some(survivor) = self.survivor.take() {
+            match mount::take_over(namespace.clone(), &survivor, options, runtime) {
+                // The manager keeps what it handed out.
+                Ok(mounted) => return Ok(mounted),
+                Err(error) => self.drop_survivor(survivor, &crate::io::chain(&error)),
+            }
+        }
+        let mounted = mount::mount(namespace, dir, options, runtime)?;
+        if let Some(descriptors) = mounted.descriptors() {
+            let state = [NotifyState::FdStore, NotifyState::FdName(NAME)];
+            told(sd_notify::notify_with_fds(&state, &descriptors));
+        }
+        Ok(mounted)
+    }
+
+    /// Tells the manager that the mount answers.
+    pub(super) fn ready(&self, message: &str) {
+        if self.manager == Manager::Listens {
+            told(sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(message)]));
+        }
+    }
+
+    /// Tells the manager that the mount is gone by intent: what it keeps is of no use any more.
+    pub(super) fn ended(&self) {
+        if self.manager == Manager::Listens {
+            told(sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status("unmounted")]));
+            self.forget();
+        }
+    }
+
+    fn drop_survivor(&self, survivor: Survivor, reason: &str) {
+        tracing::warn!(dir = %survivor.dir().display(), reason, "the mount of an earlier process ends");
+        if let Err(error) = survivor.let_go() {
+            tracing::warn!(%error, "it could not be taken out of the tree");
+        }
+        self.forget();
+    }
+
+    fn forget(&self) {
+        told(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)]));
+    }
+}
+
+/// A manager that cannot be told is one that restarts us or does not, as it likes: the mount works all the same.
+fn told(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
+}
+
+/// The command line without the program's name and without secrets.
+fn asked(argv: Vec<OsString>) -> String {
+    let (kept, _) = secret::split(argv.get(1..).unwrap_or_default());
+    let words: Vec<_> = kept.into_iter().map(|word| format!("{word:?}")).collect();
+    words.join(" ")
+}
+
+/// The descriptors of ours that the manager kept, by sd_listen_fds(3).
+fn handed_over() -> std::io::Result<Vec<OwnedFd>> {
+    let mut kept = Vec::new();
+    let named: Vec<(RawFd, String)> = sd_notify::listen_fds_with_names()?.take(MAX_KEPT).collect();
+    if named.is_empty() {
+        return Ok(kept);
+    }
+    let ourselves = pidfd_open(getpid(), PidfdFlags::empty())?;
+    for (number, name) in named {
+        if name == NAME {
+            kept.push(pidfd_getfd(ourselves.as_fd(), number, PidfdGetfdFlags::empty())?);
+            // Whoever has a second descriptor of a mount keeps it from ending.
+            nix::unistd::close(number)?;
+        }
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_told_without_the_password_and_without_doubt() {
+        let words = |words: &[&str]| asked(words.iter().map(OsString::from).collect());
+        assert_eq!(words(&["ocifs", "mount", "--creds", "u:p", "a", "b"]), "\"mount\" \"a\" \"b\"");
+        assert_eq!(words(&["/bin/ocifs", "mount", "--creds=u:p", "a", "b"]), "\"mount\" \"a\" \"b\"");
+        assert_ne!(words(&["ocifs", "a b"]), words(&["ocifs", "a", "b"]));
+    }
+}

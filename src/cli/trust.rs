@@ -1,0 +1,72 @@
+//! What has to be proven before anything is shown.
+//!
+//! Only what can be typed, and the keys that it names; what it means is decided where bytes are kept, layers are read and
+//! references are opened.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::cache::Verify;
+use crate::oci::{MAX_KEY_FILE, PublicKey};
+
+use super::exit::Failure;
+
+/// How much is believed.
+#[derive(Args, Debug)]
+pub(super) struct TrustArgs {
+    /// When bytes are compared with their digests: lazy gives out bytes of a large blob as they come and compares the whole when it
+    /// is here, strict gives out nothing of a blob before all of it was compared, toc reads only layers whose every part has a
+    /// digest of its own that the manifest vouches for.
+    #[arg(long, value_name = "WHEN", default_value = "lazy")]
+    pub(super) verify: VerifyWhen,
+
+    /// Show nothing of an image that is not signed with this public key (a PEM file), as cosign signs. May be repeated: one of the
+    /// keys has to have signed it.
+    #[arg(long, value_name = "KEY")]
+    pub(super) require_signature: Vec<PathBuf>,
+}
+
+impl TrustArgs {
+    /// The files that hold the keys.
+    pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
+        // One that cannot be named is told when it is read.
+        self.require_signature.iter().filter_map(|file| std::path::absolute(file).ok())
+    }
+
+    /// The keys of which one has to have signed what is opened.
+    pub(super) fn keys(&self) -> Result<Vec<PublicKey>, Failure> {
+        self.require_signature.iter().map(|file| read_key(file)).collect()
+    }
+}
+
+fn read_key(file: &Path) -> Result<PublicKey, Failure> {
+    let failed = |error: std::io::Error| Failure::local(format!("reading key {}", file.display()), &error);
+    let mut bytes = Vec::new();
+    // One byte more than allowed, so that the parser sees that it is too much.
+    File::open(file).and_then(|open| open.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    PublicKey::parse(&file.display().to_string(), &bytes).map_err(|error| Failure::usage(error.to_string()))
+}
+
+/// What --verify can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum VerifyWhen {
+    /// The whole is compared when it is here.
+    Lazy,
+    /// The whole is compared before its first byte is given out.
+    Strict,
+    /// Every part is compared with a digest of its own.
+    Toc,
+}
+
+impl From<VerifyWhen> for Verify {
+    fn from(when: VerifyWhen) -> Self {
+        match when {
+            VerifyWhen::Lazy => Verify::Lazy,
+            VerifyWhen::Strict => Verify::Strict,
+            VerifyWhen::Toc => Verify::Toc,
+        }
+    }
+}

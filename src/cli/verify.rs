@@ -1,0 +1,109 @@
+//! `ocifs verify`: every comparison a line, and the exit code of the worst.
+//!
+//! Compares nothing itself. The idea: a mount is verified as the reference that it shows, with the cache that it reads from.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::Path;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::image::{Check, Outcome};
+use crate::io::Fault;
+use crate::mount;
+
+use super::args::{Format, ImageArgs};
+use super::commands::{open, start};
+use super::exit::Failure;
+use super::output::{printed, safe, stdout};
+
+/// What is compared, and how it is told.
+#[derive(Args, Debug)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// How to print.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(super) format: Format,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    schema_version: u32,
+    reference: &'a str,
+    checks: &'a [Check],
+}
+
+/// Puts the reference that is mounted there in the place of a directory, so that `ocifs verify DIR` means what DIR shows.
+pub(super) fn resolve(argv: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
+    if argv.get(1).is_none_or(|command| command != "verify") {
+        return Ok(argv);
+    }
+    let resolved = argv.into_iter().enumerate().map(|(at, word)| {
+        // Anything else that is called as a directory here is a reference all the same.
+        if at < 2 || !Path::new(&word).is_dir() {
+            return Ok(word);
+        }
+        Ok(mount::reference_at(Path::new(&word))?.map_or(word, OsString::from))
+    });
+    resolved.collect()
+}
+
+/// Runs the command.
+pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+    let runtime = start(&args.image)?;
+    let (reference, checks) = runtime.block_on(async {
+        let family = open(&args.image).await?;
+        let (mut checks, mut broken) = (Vec::new(), Ok(()));
+        family
+            .verify(&mut |check| {
+                if args.format == Format::Text && broken.is_ok() {
+                    broken = line(&check);
+                }
+                checks.push(check);
+            })
+            .await;
+        printed(broken)?;
+        Ok::<_, Failure>((family.pinned().to_owned(), checks))
+    })?;
+    if args.format == Format::Json {
+        let report = Report { schema_version: 1, reference: &reference, checks: &checks };
+        let mut out = stdout();
+        printed(serde_json::to_writer_pretty(&mut out, &report).map_err(Into::into).and_then(|()| {
+            out.write_all(b"\n")?;
+            out.flush()
+        }))?;
+    }
+    // What is wrong counts more than what could not be had.
+    let faults = || checks.iter().filter_map(|check| check.fault);
+    let worst = faults().find(|fault| *fault == Fault::Mismatch).or_else(|| faults().next());
+    let bad = checks.iter().filter(|check| check.fault.is_some()).count();
+    match worst {
+        None => Ok(()),
+        Some(fault) => {
+            Err(Failure::of(fault, format!("{reference}: {bad} of {} comparisons failed", checks.len())))
+        }
+    }
+}
+
+/// One line, at once: large images take their time.
+fn line(check: &Check) -> std::io::Result<()> {
+    let result = match check.result {
+        Outcome::Ok => "ok",
+        Outcome::Mismatch => "MISMATCH",
+        Outcome::Unreadable => "UNREADABLE",
+        Outcome::Skipped => "skipped",
+    };
+    let mut out = stdout();
+    write!(out, "{result:<10} {:<8} ", check.kind)?;
+    safe(&mut out, check.subject.as_bytes())?;
+    if let Some(detail) = &check.detail {
+        out.write_all(b": ")?;
+        safe(&mut out, detail.as_bytes())?;
+    }
+    out.write_all(b"\n")?;
+    out.flush()
+}
