@@ -22,12 +22,16 @@ use std::time::{Duration, Instant};
 
 pub use fault::{Fault, Place};
 use http::{Answer, Head, basic_header, read_head, split};
+use nix::sys::socket::{setsockopt, sockopt};
 use ocifs::oci::Digest;
+pub use weather::Weather;
 
 #[path = "fault_registry/fault.rs"]
 mod fault;
 #[path = "fault_registry/http.rs"]
 mod http;
+#[path = "fault_registry/weather.rs"]
+mod weather;
 #[path = "fault_registry/writes.rs"]
 mod writes;
 
@@ -73,8 +77,14 @@ struct State {
     faults: Vec<(Fault, u32)>,
     requests: Vec<Request>,
     violations: Vec<String>,
-    /// By token: its scope and its birth.
-    tokens: HashMap<String, (String, Instant)>,
+    /// Faults to come, with how many requests for blobs are answered before.
+    coming: Vec<(u64, Fault)>,
+    /// What befalls requests by chance.
+    weather: Option<Weather>,
+    /// When the registry's clock began, and by how much it was moved on since.
+    clock: Clock,
+    /// By token: its scope and its birth by the registry's clock.
+    tokens: HashMap<String, (String, Duration)>,
     tokens_made: u64,
     /// Uploads that began and did not end.
     uploads: Vec<String>,
@@ -84,6 +94,24 @@ struct State {
     streaming: usize,
     most_streaming: usize,
     connections: Vec<TcpStream>,
+}
+
+/// The time by which tokens and signed URLs end: the real one, and what a test adds to it.
+struct Clock {
+    began: Instant,
+    added: Duration,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { began: Instant::now(), added: Duration::ZERO }
+    }
+}
+
+impl Clock {
+    fn now(&self) -> Duration {
+        self.began.elapsed() + self.added
+    }
 }
 
 impl FaultRegistry {
@@ -135,6 +163,11 @@ impl FaultRegistry {
     pub fn push_manifest_as(&self, repo: &str, name: &str, media_type: &str, bytes: &[u8]) {
         let document = (media_type.to_owned(), Arc::new(bytes.to_vec()));
         self.shared.lock().manifests.insert((repo.to_owned(), name.to_owned()), document);
+    }
+
+    /// Has this blob no longer.
+    pub fn delete_blob(&self, digest: &Digest) {
+        self.shared.lock().blobs.remove(digest.as_str());
     }
 
     /// Every request so far, in the order of their heads.
@@ -191,7 +224,30 @@ impl FaultRegistry {
 
     /// Behaves again.
     pub fn clear(&self) {
-        self.shared.lock().faults.clear();
+        let mut state = self.shared.lock();
+        state.faults.clear();
+        state.coming.clear();
+        state.weather = None;
+    }
+
+    /// Misbehaves so after this many more requests for blobs.
+    pub fn set_after(&self, requests: u64, fault: Fault) {
+        self.shared.lock().coming.push((requests, fault));
+    }
+
+    /// From now on, faults befall requests for blobs by chance.
+    pub fn set_weather(&self, weather: Weather) {
+        self.shared.lock().weather = Some(weather);
+    }
+
+    /// How many requests the weather befell so far.
+    pub fn befallen(&self) -> u64 {
+        self.shared.lock().weather.as_ref().map_or(0, Weather::befallen)
+    }
+
+    /// Moves the clock on by which tokens and signed URLs end.
+    pub fn advance(&self, by: Duration) {
+        self.shared.lock().clock.added += by;
     }
 
     /// From now on every token that was given is refused.
@@ -273,9 +329,23 @@ impl Shared {
             let shared = self.clone();
             // Ends when the connection does, which `go_down` sees to.
             std::thread::spawn(move || {
-                shared.converse(&connection, at_cdn).ok();
-                connection.shutdown(Shutdown::Both).ok();
+                let ended = shared.converse(&connection, at_cdn);
+                shared.forget(&connection);
+                // A close is a reset when nobody else holds the connection and nothing is to be waited for.
+                if ended.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionAborted) {
+                    let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+                    setsockopt(&connection, sockopt::Linger, &at_once).ok();
+                } else {
+                    connection.shutdown(Shutdown::Both).ok();
+                }
             });
+        }
+    }
+
+    /// Holds this connection no longer.
+    fn forget(&self, connection: &TcpStream) {
+        if let Ok(peer) = connection.peer_addr() {
+            self.lock().connections.retain(|other| other.peer_addr().is_ok_and(|it| it != peer));
         }
     }
 
@@ -293,17 +363,26 @@ impl Shared {
 
     /// Sends one answer; whether the connection can go on.
     fn respond(&self, mut connection: &TcpStream, head: &Head, at_cdn: bool) -> std::io::Result<bool> {
-        let mut answer = self.decide(head, at_cdn);
+        let mut state = self.lock();
+        let storm = state.draw(head);
+        let mut answer = self.decide(&mut state, head, at_cdn);
         if answer.status == 0 {
+            state.calm(storm);
+            drop(state);
             wait_for_end(connection);
             return Ok(false);
         }
         let is_blob = answer.is_blob;
-        let mut state = self.lock();
         let declared = {
             if is_blob && state.has(|fault| matches!(fault, Fault::FlipBit)).is_some() {
                 let middle = answer.body.len() / 2;
                 answer.body[middle] ^= 1;
+            }
+            if is_blob
+                && let Some(Fault::FlipBitAt(at)) = state.has(|fault| matches!(fault, Fault::FlipBitAt(_)))
+            {
+                let at = at as usize % answer.body.len();
+                answer.body[at] ^= 4;
             }
             if is_blob && state.has(|fault| matches!(fault, Fault::LongBody)).is_some() {
                 answer.body.push(b'!');
@@ -321,7 +400,7 @@ impl Shared {
         };
         let chunked = answer.status < 300 && state.has(|fault| matches!(fault, Fault::Chunked)).is_some();
         let mut ends_after = None;
-        let mut stalls = false;
+        let (mut stalls, mut resets) = (false, false);
         let mut rate = None;
         if is_blob {
             if let Some(Fault::TruncateAfter { bytes, .. }) =
@@ -331,6 +410,9 @@ impl Shared {
             }
             if let Some(Fault::StallAfter(bytes)) = state.has(|fault| matches!(fault, Fault::StallAfter(_))) {
                 (ends_after, stalls) = (Some(bytes), true);
+            }
+            if let Some(Fault::ResetAfter(bytes)) = state.has(|fault| matches!(fault, Fault::ResetAfter(_))) {
+                (ends_after, resets) = (Some(bytes), true);
             }
             if let Some(Fault::SlowBytesPerSecond(bytes)) =
                 state.has(|fault| matches!(fault, Fault::SlowBytesPerSecond(_)))
@@ -350,6 +432,7 @@ impl Shared {
             authorization: head.header("authorization").is_some(),
             cdn: at_cdn,
         });
+        state.calm(storm);
         drop(state);
 
         let mut text = format!("HTTP/1.1 {} x\r\n", answer.status);
@@ -391,6 +474,9 @@ impl Shared {
         if is_blob {
             self.lock().streaming -= 1;
         }
+        if resets && matches!(sent, Ok(false)) {
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
         sent
     }
 
@@ -401,8 +487,7 @@ impl Shared {
         }
     }
 
-    fn decide(&self, head: &Head, at_cdn: bool) -> Answer {
-        let mut state = self.lock();
+    fn decide(&self, state: &mut State, head: &Head, at_cdn: bool) -> Answer {
         if let Err(reason) = self.check(head, at_cdn) {
             state.violations.push(format!("{} {}: {reason}", head.method, head.path));
             return Answer::error(400, "UNSUPPORTED", "strict");
@@ -410,8 +495,14 @@ impl Shared {
         if at_cdn && head.method == "PUT" {
             return state.cdn_upload(head);
         }
+        if state.has(|fault| matches!(fault, Fault::SignedUrlsEnd)).is_some() {
+            state.signature += 1;
+        }
         if at_cdn {
             return state.cdn_blob(head);
+        }
+        if state.has(|fault| matches!(fault, Fault::TokensEnd)).is_some() {
+            state.tokens.clear();
         }
         if head.path == "/token" {
             return state.token(head, &self.cdn.to_string());
@@ -425,14 +516,8 @@ impl Shared {
         if state.has(|fault| matches!(fault, Fault::Silent)).is_some() {
             return Answer::new(0, "");
         }
-        if let Some(Fault::Status { code, retry_after, .. }) =
-            state.has(|fault| matches!(fault, Fault::Status { .. }))
-        {
-            let answer = Answer::error(code, "FAULT", "as it was told");
-            return match retry_after {
-                Some(value) => answer.with("Retry-After", value),
-                None => answer,
-            };
+        if let Some(answer) = state.status() {
+            return answer;
         }
         if let Some(Fault::StatusOf { code, .. }) =
             state.has(|fault| matches!(fault, Fault::StatusOf { method, .. } if *method == head.method))
@@ -463,7 +548,10 @@ impl Shared {
                     let location = match fault {
                         Fault::RedirectTo(url) => url,
                         Fault::RedirectLoop => head.path.clone(),
-                        _ => format!("http://{}/cdn/blobs/{name}?sig={}", self.cdn, state.signature),
+                        _ => {
+                            let (signature, now) = (state.signature, state.clock.now().as_millis());
+                            format!("http://{}/cdn/blobs/{name}?sig={signature}&at={now}", self.cdn)
+                        }
                     };
                     return Answer::new(307, "").with("Location", location);
                 }
@@ -541,8 +629,36 @@ impl State {
             .with("Docker-Content-Digest", header)
     }
 
+    /// The answer of a registry that was told to refuse.
+    fn status(&mut self) -> Option<Answer> {
+        let Some(Fault::Status { code, retry_after, .. }) =
+            self.has(|fault| matches!(fault, Fault::Status { .. }))
+        else {
+            return None;
+        };
+        let answer = Answer::error(code, "FAULT", "as it was told");
+        Some(match retry_after {
+            Some(value) => answer.with("Retry-After", value),
+            None => answer,
+        })
+    }
+
+    /// Whether the query of a signed URL is one that is good now.
+    fn is_signed(&self, query: &str) -> bool {
+        let at = query.strip_prefix(&format!("sig={}&at=", self.signature));
+        let Some(at) = at.and_then(|at| at.parse().ok()).map(Duration::from_millis) else { return false };
+        let lifetime = match self.peek(|fault| matches!(fault, Fault::SignedUrlsLive(_))) {
+            Some(Fault::SignedUrlsLive(lifetime)) => *lifetime,
+            _ => Duration::MAX,
+        };
+        self.clock.now().saturating_sub(at) < lifetime
+    }
+
     fn cdn_blob(&mut self, head: &Head) -> Answer {
-        if head.query != format!("sig={}", self.signature) {
+        if let Some(answer) = self.status() {
+            return answer;
+        }
+        if !self.is_signed(&head.query) {
             let body = "<Error><Code>AccessDenied</Code><StringToSign>5ecret</StringToSign></Error>";
             return Answer::new(403, body).with("Content-Type", "application/xml");
         }
@@ -557,6 +673,12 @@ impl State {
             return Answer::error(404, "BLOB_UNKNOWN", "blob unknown to this registry");
         };
         let size = bytes.len() as u64;
+        if let Some(Fault::Unsatisfiable { size }) =
+            self.has(|fault| matches!(fault, Fault::Unsatisfiable { .. }))
+        {
+            return Answer::error(416, "RANGE_INVALID", "past the end")
+                .with("Content-Range", format!("bytes */{size}"));
+        }
         // The check came first: there is one closed range.
         let (mut start, mut end) = head.range().unwrap().unwrap();
         let mut answer = if self.has(|fault| matches!(fault, Fault::IgnoreRange)).is_some() {
@@ -567,15 +689,19 @@ impl State {
         } else {
             end = end.min(size);
             if self.has(|fault| matches!(fault, Fault::WrongContentRange)).is_some() {
-                // Another range of the same length where there is one.
-                let shift = if end < size { 1 } else { 0 };
-                (start, end) = (start + shift, end + shift);
-                if shift == 0 && start > 0 {
-                    (start, end) = (start - 1, end - 1);
+                // Another range of the same length where there is one, else one of another blob.
+                if (start, end) == (0, size) {
+                    return Answer::new(206, bytes.to_vec())
+                        .with("Content-Range", format!("bytes 0-{}/{}", end - 1, size + 1));
                 }
+                (start, end) = if end < size { (start + 1, end + 1) } else { (start - 1, end - 1) };
             }
-            Answer::new(206, &bytes[start as usize..end as usize])
-                .with("Content-Range", format!("bytes {start}-{}/{size}", end - 1))
+            let content_range = format!("bytes {start}-{}/{size}", end - 1);
+            let body = &bytes[start as usize..end as usize];
+            if self.has(|fault| matches!(fault, Fault::Multipart)).is_some() {
+                return Answer::multipart(body, &content_range);
+            }
+            Answer::new(206, body).with("Content-Range", content_range)
         };
         answer.is_blob = !answer.body.is_empty();
         answer.with("Content-Type", "application/octet-stream")
@@ -590,8 +716,9 @@ impl State {
         if let Some(Fault::RequireBearer { token_lifetime }) = bearer {
             let token = given.and_then(|header| header.strip_prefix("Bearer "));
             let valid = token.and_then(|token| self.tokens.get(token)).is_some_and(|(of, birth)| {
+                let age = self.clock.now().saturating_sub(*birth);
                 // Who may write may read.
-                (*of == scope || *of == format!("{scope},push")) && birth.elapsed() < token_lifetime
+                (*of == scope || *of == format!("{scope},push")) && age < token_lifetime
             });
             let realm = match self.peek(|fault| matches!(fault, Fault::Realm(_))) {
                 Some(Fault::Realm(realm)) => realm.clone(),
@@ -640,7 +767,7 @@ impl State {
         }
         self.tokens_made += 1;
         let token = format!("token-{}", self.tokens_made);
-        self.tokens.insert(token.clone(), (given("scope").to_owned(), Instant::now()));
+        self.tokens.insert(token.clone(), (given("scope").to_owned(), self.clock.now()));
         Answer::new(200, format!(r#"{{"token":"{token}","expires_in":300}}"#))
     }
 }

@@ -197,18 +197,7 @@ impl Mount {
     #[track_caller]
     fn end(&mut self, umount: &mut Command) {
         self.ended = true;
-        umount.arg(&self.dir);
-        // A program that another test starts holds our open files from its fork to its exec, and the kernel calls that
-        // busy; nothing else here can.
-        let mut finished = run(umount);
-        becomes_true(Duration::from_secs(3), || {
-            let busy = finished.stderr.contains("in use") || finished.stderr.contains("busy");
-            if busy {
-                finished = run(umount);
-            }
-            !busy
-        });
-        finished.ok();
+        unmounts(umount.arg(&self.dir));
         assert!(mounted_at(&self.dir).is_none(), "{:?} is still mounted", self.dir);
         assert!(
             becomes_true(PROMPT, || daemons(&self.dir).is_empty()),
@@ -233,6 +222,21 @@ impl Drop for Mount {
     }
 }
 
+/// Runs a command that unmounts and must succeed. A program that another test starts holds our open files from its fork to its
+/// exec, and the kernel calls that busy; nothing else here can.
+#[track_caller]
+pub(crate) fn unmounts(command: &mut Command) {
+    let mut finished = run(command);
+    becomes_true(Duration::from_secs(3), || {
+        let busy = finished.stderr.contains("in use") || finished.stderr.contains("busy");
+        if busy {
+            finished = run(command);
+        }
+        !busy
+    });
+    finished.ok();
+}
+
 /// The processes of the binary under test whose arguments name `dir`.
 pub(crate) fn daemons(dir: &Path) -> Vec<u32> {
     let image = fs::canonicalize(binary()).expect("the binary is there");
@@ -250,4 +254,15 @@ pub(crate) fn daemons(dir: &Path) -> Vec<u32> {
         }
     }
     found
+}
+
+/// The process that mounts and unmounts for the process `pid`, which has given up the right to.
+pub(crate) fn keeper(pid: u32) -> Option<u32> {
+    let parent = format!("\nPPid:\t{pid}\n");
+    let of = |entry: fs::DirEntry| {
+        let found = entry.file_name().to_str()?.parse().ok()?;
+        let ours = fs::read(entry.path().join("cmdline")).ok()?.starts_with(b"ocifs-keeper\0");
+        (ours && fs::read_to_string(entry.path().join("status")).ok()?.contains(&parent)).then_some(found)
+    };
+    fs::read_dir("/proc").expect("proc is mounted").flatten().find_map(of)
 }

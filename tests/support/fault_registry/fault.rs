@@ -28,6 +28,12 @@ pub enum Fault {
     TruncateAfter { bytes: u64, times: u32 },
     /// Goes silent after this many bytes of a body.
     StallAfter(u64),
+    /// Resets the connection after this many bytes of a body.
+    ResetAfter(u64),
+    /// 206 with the right bytes as the only part of a multipart/byteranges.
+    Multipart,
+    /// 416, and a blob of this many bytes.
+    Unsatisfiable { size: u64 },
     /// Accepts requests for blobs and manifests and never answers.
     Silent,
     /// Answers requests for blobs and manifests with this status, this many times.
@@ -54,6 +60,14 @@ pub enum Fault {
     ContentEncodingGzip,
     /// One bit in the middle of each body is wrong.
     FlipBit,
+    /// The bit at this place of each body is wrong; past its end, it begins anew.
+    FlipBitAt(u64),
+    /// No token that was given so far is good any longer.
+    TokensEnd,
+    /// No signed URL that was given so far is good any longer.
+    SignedUrlsEnd,
+    /// Signed URLs are good for so long.
+    SignedUrlsLive(Duration),
     /// Sends bodies of blobs this slowly.
     SlowBytesPerSecond(u64),
     /// Answers requests for blobs and manifests with a web page.

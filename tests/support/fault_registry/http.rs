@@ -64,6 +64,15 @@ impl Answer {
             .with("Content-Type", "text/html; charset=utf-8")
     }
 
+    /// RFC 9110 section 14.6, which nobody may send who was asked for one range.
+    pub(super) fn multipart(body: &[u8], content_range: &str) -> Self {
+        let head = format!(
+            "--edge\r\nContent-Type: application/octet-stream\r\nContent-Range: {content_range}\r\n\r\n"
+        );
+        let body = [head.as_bytes(), body, b"\r\n--edge--\r\n"].concat();
+        Self::new(206, body).with("Content-Type", "multipart/byteranges; boundary=edge")
+    }
+
     pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self

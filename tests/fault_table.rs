@@ -1,0 +1,435 @@
+//! The table of faults: every fault that comes over the network, for bytes of a blob, of a merged tree and of a joined disk,
+//! when nothing was read before and when half was, from five seeds.
+//!
+//! Never asserts seconds: what a fault costs is counted in requests. The idea: one faultless run for each combination is the
+//! measure for all others; the table is printed with `cargo test --test fault_table -- --nocapture`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    dead_code,
+    reason = "a test fails by panicking and prints its table; parts of the support are for others"
+)]
+
+#[path = "support/encode.rs"]
+mod encode;
+#[path = "support/fault_registry.rs"]
+mod fault_registry;
+#[path = "support/fault_rows.rs"]
+mod fault_rows;
+#[path = "support/layout.rs"]
+mod layout;
+#[path = "support/random.rs"]
+mod random;
+#[path = "support/served.rs"]
+mod served;
+#[path = "support/tarball.rs"]
+mod tarball;
+
+/// What the shared parts want from parts that are not needed here.
+mod real_registry {
+    pub(crate) fn digest_of(bytes: &[u8]) -> String {
+        ocifs::oci::Digest::sha256(bytes).to_string()
+    }
+}
+mod scratch {
+    pub(crate) fn path_of(bytes: &[u8]) -> std::path::PathBuf {
+        use std::os::unix::ffi::OsStringExt as _;
+        std::ffi::OsString::from_vec(bytes.to_vec()).into()
+    }
+}
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use encode::Encoding;
+use fault_registry::FaultRegistry;
+use fault_rows::{Happens, Row, Setup, Then, rows};
+use layout::{CONFIG, Layer, MANIFEST};
+use ocifs::cache::{Cache, SMALL};
+use ocifs::image::{Family, OpenOptions};
+use ocifs::io::{ByteRange, Fault, ReadAt as _, read_vec};
+use ocifs::registry::{Options, Registry};
+use ocifs::view::{Namespace, Scope};
+use random::Random;
+use served::{Content, VIEWS};
+
+/// One by one, blobs are given out as they come.
+const SEEDS: u64 = 5;
+/// The seed with which the small blobs are compared as a whole first, as usual.
+const WHOLE: u64 = SEEDS + 1;
+/// Requests that are always allowed: a chain of redirects is that long, and a small blob is one request.
+const REDIRECTS: usize = 5;
+/// How much is read at once.
+const PIECE: u64 = 64 * 1024;
+/// Most of a run is waiting.
+const AT_ONCE: usize = 24;
+
+/// Whether something was read before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Before {
+    Cold,
+    Warm,
+}
+
+/// One combination.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    row: usize,
+    view: usize,
+    before: Before,
+    seed: u64,
+}
+
+impl Run {
+    /// Bytes up to which a blob is compared as a whole first.
+    fn small(self) -> u64 {
+        if self.seed + 1 == WHOLE { SMALL } else { 0 }
+    }
+}
+
+/// What came of one.
+struct Came {
+    outcome: String,
+    requests: usize,
+}
+
+/// A run and what came of it, or what was wrong.
+type Done = (Run, Result<Came, String>);
+
+/// Impatient enough for a test.
+fn client() -> Registry {
+    let options = Options {
+        anonymous: true,
+        read_budget: Duration::from_secs(3),
+        connect_timeout: Duration::from_secs(1),
+        stall_timeout: Duration::from_millis(200),
+        ..Options::default()
+    };
+    Registry::new(options).unwrap()
+}
+
+/// A registry with the content, and one that reads it.
+struct Scene<'a> {
+    content: &'a Content,
+    registry: FaultRegistry,
+    cache: tempfile::TempDir,
+    view: usize,
+    /// Bytes up to which a blob is compared as a whole first.
+    small: u64,
+}
+
+/// Bytes that are not the ones that were pushed.
+#[derive(Debug)]
+enum Failure {
+    Error(Fault, String),
+    Wrong(ByteRange),
+}
+
+impl Scene<'_> {
+    async fn open(&self, reference: &str) -> Result<Namespace, Failure> {
+        let options = OpenOptions { small: self.small, ..OpenOptions::new(reference.parse().unwrap()) };
+        let cache = Cache::open(self.cache.path()).unwrap();
+        let family = Family::open(&options, &client(), cache).await;
+        let family = family.map_err(|error| Failure::Error(error.fault(), error.to_string()))?;
+        let opened = Namespace::open(Arc::new(family), &Scope::default()).await;
+        opened.map_err(|error| Failure::Error(error.fault(), error.to_string()))
+    }
+
+    /// Reads the first `parts` of two halves of the view's file, up to the first failure.
+    async fn read(&self, namespace: &Namespace, parts: u64) -> Result<(), Failure> {
+        let file = self.content.file(self.view);
+        let node = namespace.resolve(file.path.as_bytes()).await;
+        let node = node.map_err(|error| Failure::Error(error.fault(), error.to_string()))?;
+        let of_read = |error: ocifs::io::ReadError| Failure::Error(error.fault(), error.chain());
+        let bytes = namespace.open_file(node).await.map_err(of_read)?.bytes;
+        assert_eq!(bytes.size(), file.bytes.len() as u64);
+        let end = bytes.size() * parts / 2;
+        for start in (0..end).step_by(PIECE as usize) {
+            let range = ByteRange::new(start, (start + PIECE).min(end));
+            let read = read_vec(&*bytes, range).await.map_err(of_read)?;
+            if read != file.bytes[range.start as usize..range.end as usize] {
+                return Err(Failure::Wrong(range));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything, right or wrong, to its end.
+    async fn read_over(&self, namespace: &Namespace) {
+        let Ok(node) = namespace.resolve(self.content.file(self.view).path.as_bytes()).await else { return };
+        let Ok(opened) = namespace.open_file(node).await else { return };
+        let size = opened.bytes.size();
+        for start in (0..size).step_by(PIECE as usize) {
+            // An error is as good as bytes: the end is what has to be reached.
+            read_vec(&*opened.bytes, ByteRange::new(start, (start + PIECE).min(size))).await.ok();
+        }
+    }
+
+    /// Whether everything can be read right soon.
+    async fn recovers(&self, namespace: &Namespace) -> Result<(), Failure> {
+        let mut last = Ok(());
+        for _ in 0..20 {
+            last = self.read(namespace, 2).await;
+            if last.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        last
+    }
+}
+
+/// The requests of a run in which nothing is wrong.
+async fn measure(content: &Content, setup: Setup, view: usize, before: Before, small: u64) -> usize {
+    let scene = scene(content, setup, view, small);
+    let namespace = scene.open(&content.reference(&scene.registry)).await.unwrap();
+    if before == Before::Warm {
+        scene.read(&namespace, 1).await.unwrap();
+    }
+    scene.read(&namespace, 2).await.unwrap();
+    scene.registry.requests().len()
+}
+
+fn scene(content: &Content, setup: Setup, view: usize, small: u64) -> Scene<'_> {
+    let registry = FaultRegistry::start();
+    content.push(&registry);
+    setup.apply(&registry);
+    Scene { content, registry, cache: tempfile::tempdir().unwrap(), view, small }
+}
+
+async fn happen(
+    content: &Content,
+    row: &Row,
+    view: usize,
+    before: Before,
+    small: u64,
+) -> Result<Came, String> {
+    let scene = scene(content, row.setup, view, small);
+    let registry = &scene.registry;
+    let reference = content.reference(registry);
+    let mut namespace = scene.open(&reference).await.unwrap();
+    if before == Before::Warm {
+        scene.read(&namespace, 1).await.unwrap();
+    }
+    match &row.happens {
+        Happens::Times(fault, times) => registry.set_for(fault.clone(), *times),
+        Happens::Always(fault) => registry.set(fault.clone()),
+        Happens::After(requests, fault) => registry.set_after(*requests, fault.clone()),
+        Happens::Nothing => {}
+        Happens::Down => registry.go_down(),
+        Happens::DownAndOpenedAgain => {
+            registry.go_down();
+            drop(namespace);
+            let opened = scene.open(&content.pinned(registry)).await;
+            namespace = opened.map_err(|failure| format!("is not opened again: {failure:?}"))?;
+        }
+        Happens::TagMoved => content.move_tag(registry),
+        Happens::BlobsDeleted => content.delete_blobs(registry),
+    }
+    if before == Before::Warm && row.then != Then::NotTwice {
+        // What was read stays readable, whatever happens.
+        scene.read(&namespace, 1).await.map_err(|failure| format!("what was read: {failure:?}"))?;
+    }
+    if row.then == Then::NotTwice {
+        scene.read_over(&namespace).await;
+    }
+    let read = scene.read(&namespace, 2).await;
+    let requests = registry.requests().len();
+    let outcome = match (&row.then, read) {
+        (Then::Right, Ok(())) => "right bytes".to_owned(),
+        (Then::Error(expected), Err(Failure::Error(fault, _)))
+            // A disk whose parts are gone is not itself absent.
+            if *expected == fault || (VIEWS[view], *expected) == ("disk", Fault::NotFound) =>
+        {
+            registry.clear();
+            row.setup.apply(registry);
+            match row.happens {
+                Happens::Down | Happens::DownAndOpenedAgain => registry.come_up(),
+                Happens::BlobsDeleted => content.push(registry),
+                _ => {}
+            }
+            let back = scene.recovers(&namespace).await;
+            back.map_err(|failure| format!("does not come back: {failure:?}"))?;
+            format!("{fault:?}, then right bytes")
+        }
+        // All of it may have come before the fault.
+        (Then::Error(_), Ok(())) if before == Before::Warm => "cached".to_owned(),
+        // The first request has brought the whole blob.
+        (Then::Error(_), Ok(())) if small > 0 && matches!(row.happens, Happens::After(..)) => "whole at once".to_owned(),
+        (Then::NotTwice, Err(Failure::Error(Fault::Mismatch, _))) => "Mismatch".to_owned(),
+        (Then::NotTwice, Ok(())) if before == Before::Warm => "cached".to_owned(),
+        (_, other) => return Err(format!("{other:?} after {requests} requests")),
+    };
+    Ok(Came { outcome, requests })
+}
+
+#[test]
+fn every_fault_of_the_network_ends_as_the_table_says() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let contents: Vec<Content> = (1..=WHOLE).map(Content::new).collect();
+    let rows_of: Vec<Vec<Row>> = (1..=WHOLE)
+        .map(|seed| {
+            let mut random = Random(seed);
+            rows(move |bound| random.below(bound))
+        })
+        .collect();
+    let mut usual: HashMap<(Setup, usize, Before, u64), usize> = HashMap::new();
+    for setup in Setup::ALL {
+        for view in 0..VIEWS.len() {
+            for before in [Before::Cold, Before::Warm] {
+                for small in [0, SMALL] {
+                    let requests = runtime.block_on(measure(&contents[0], setup, view, before, small));
+                    usual.insert((setup, view, before, small), requests);
+                }
+            }
+        }
+    }
+    let mut runs = Vec::new();
+    for row in 0..rows_of[0].len() {
+        for view in 0..VIEWS.len() {
+            for before in [Before::Cold, Before::Warm] {
+                runs.extend((0..WHOLE).map(|seed| Run { row, view, before, seed }));
+            }
+        }
+    }
+    let todo = Mutex::new(runs.clone());
+    let done: Mutex<Vec<Done>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(run) = { todo.lock().unwrap().pop() } {
+                    let (content, rows) = (&contents[run.seed as usize], &rows_of[run.seed as usize]);
+                    let came =
+                        runtime.block_on(happen(content, &rows[run.row], run.view, run.before, run.small()));
+                    done.lock().unwrap().push((run, came));
+                }
+            });
+        }
+    });
+
+    let mut table: BTreeMap<(usize, usize, Before, u64), Vec<Done>> = BTreeMap::new();
+    for (run, came) in done.into_inner().unwrap() {
+        table.entry((run.row, run.view, run.before, run.small())).or_default().push((run, came));
+    }
+    let mut wrong = Vec::new();
+    println!(
+        "{:>3} {:34} {:7} {:5} {:5} {:>5}  {:32} {:>8} {:>6}",
+        "row", "fault", "view", "", "", "seeds", "outcome", "requests", "factor"
+    );
+    for ((row, view, before, small), came) in table {
+        let row = &rows_of[0][row];
+        let usual = usual[&(row.setup, view, before, small)];
+        let (mut most, mut outcomes) = (0, Vec::new());
+        for (run, came) in &came {
+            match came {
+                Ok(came) => {
+                    most = most.max(came.requests);
+                    if !outcomes.contains(&came.outcome) {
+                        outcomes.push(came.outcome.clone());
+                    }
+                }
+                Err(error) => wrong.push(format!("{} {:?}: {error}", row.name, run)),
+            }
+        }
+        let factor = most as f64 / usual as f64;
+        println!(
+            "{:>3} {:34} {:7} {:5} {:5} {:>5}  {:32} {:>8} {:>6.1}",
+            row.number,
+            row.name,
+            VIEWS[view],
+            format!("{before:?}").to_lowercase(),
+            if small == 0 { "lazy" } else { "whole" },
+            came.len(),
+            outcomes.join(", or "),
+            most,
+            factor
+        );
+        if most > (3 * usual).max(usual + REDIRECTS) {
+            wrong.push(format!(
+                "{} in {} {before:?}: {most} requests, usually {usual}",
+                row.name, VIEWS[view]
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_layer_whose_first_pass_broke_is_read_right_by_the_next() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let body = tarball::noise(900_000, 77);
+    let tar = tarball::Tarball::new().file("inside", &body).bytes();
+    for encoding in [Encoding::Gzip, Encoding::GzipMembers, Encoding::Zstd, Encoding::ZstdFrames] {
+        let (registry, cache) = (FaultRegistry::start(), tempfile::tempdir().unwrap());
+        let layer = Layer::of(&tar, encoding);
+        registry.push_blob(b"{}");
+        registry.push_blob(layer.stored.clone());
+        let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "digest": ocifs::oci::Digest::sha256(b"{}"), "size": 2},
+            "layers": [{"mediaType": layer.media_type, "digest": layer.digest(), "size": layer.stored.len()}]});
+        registry.push_manifest("an/image", "v1", MANIFEST, manifest.to_string().as_bytes());
+        runtime.block_on(async {
+            let location = format!("{}/an/image:v1", registry.host()).parse().unwrap();
+            let options = OpenOptions { small: 0, ..OpenOptions::new(location) };
+            let cache = Cache::open(cache.path()).unwrap();
+            let family = Arc::new(Family::open(&options, &client(), cache).await.unwrap());
+            let namespace = Namespace::open(family, &Scope::default()).await.unwrap();
+            // The beginning is here, so that it is known what the layer is stored as; then nothing comes any more.
+            let blob = format!("blobs/{}", layer.digest().replace(':', "/"));
+            let node = namespace.resolve(blob.as_bytes()).await.unwrap();
+            let opened = namespace.open_file(node).await.unwrap();
+            read_vec(&*opened.bytes, ByteRange::new(0, 100)).await.unwrap();
+            registry.set(fault_registry::Fault::Status { code: 503, times: u32::MAX, retry_after: None });
+            let error = namespace.resolve(b"merged/inside").await.unwrap_err();
+            assert_eq!(error.fault(), Fault::Unavailable, "{error}");
+            registry.clear();
+            let node = namespace.resolve(b"merged/inside").await.unwrap();
+            let opened = namespace.open_file(node).await.unwrap();
+            let read = read_vec(&*opened.bytes, ByteRange::new(0, body.len() as u64)).await;
+            assert!(read.unwrap() == body, "{encoding:?}");
+        });
+    }
+}
+
+#[test]
+fn the_page_about_faults_has_every_row_and_names_tests_that_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/faults.md")).unwrap();
+    let rows: Vec<&str> = page
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit())
+        .filter(|line| line.contains("::"))
+        .collect();
+    assert_eq!(rows.len(), 22);
+    for (number, row) in (1..).zip(&rows) {
+        assert!(row.starts_with(&format!("| {number} | ")), "{row}");
+    }
+    let mut named = 0;
+    for proof in page.split('`').filter(|quoted| quoted.contains(".rs::")) {
+        let (file, test) = proof.split_once("::").unwrap();
+        let source =
+            std::fs::read_to_string(root.join(file)).unwrap_or_else(|_| panic!("there is no {file}"));
+        let lines: Vec<&str> = source.lines().map(str::trim).collect();
+        let at = lines.iter().position(|line| line.contains(&format!("fn {test}(")));
+        let at = at.unwrap_or_else(|| panic!("{file} has no {test}"));
+        assert!(lines[..at].iter().rev().take(3).any(|line| line.contains("test")), "{proof} is no test");
+        named += 1;
+    }
+    assert!(named > rows.len(), "{named}");
+}
+
+#[test]
+fn waits_and_deadlines_are_not_measured_by_the_wall_clock() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for file in ["client", "send", "blob", "push", "referrers", "retry"] {
+        let source = std::fs::read_to_string(root.join(format!("registry/{file}.rs"))).unwrap();
+        assert!(!source.contains("SystemTime::now"), "{file}");
+    }
+    for file in ["flight", "ahead", "blob", "lock"] {
+        let source = std::fs::read_to_string(root.join(format!("cache/{file}.rs"))).unwrap();
+        assert!(!source.contains("SystemTime"), "{file}");
+    }
+}
