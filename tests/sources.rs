@@ -38,7 +38,7 @@ use encode::Encoding;
 use fault_registry::FaultRegistry;
 use layout::{CONFIG, Layer, Layout, MANIFEST};
 use ocifs::cache::Cache;
-use ocifs::image::{Family, OpenOptions};
+use ocifs::image::{Family, Network, OpenOptions};
 use ocifs::io::{Fault, FetchAll, ReadAt as _};
 use ocifs::oci::Document;
 use ocifs::registry::{Options, Registry};
@@ -230,7 +230,10 @@ async fn what_one_place_claims_of_a_digest_is_not_what_another_place_gets() {
     hostile.registry.push_blob_as(&digest, wrong);
     let cache = honest.directory.path().join("cache");
 
-    let evil = namespace(&hostile.locations[0], &cache).await;
+    // Of a small blob not even the first bytes would be given out.
+    let options = OpenOptions { small: 0, ..OpenOptions::new(hostile.locations[0].parse().unwrap()) };
+    let image = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await.unwrap();
+    let evil = Namespace::open(Arc::new(image), &Scope::default()).await.unwrap();
     let file = evil.open_file(evil.resolve(b"files/f").await.unwrap()).await.unwrap();
     let mut head = [0; 4];
     file.bytes.read_at(0, &mut head).await.unwrap();
@@ -371,4 +374,31 @@ async fn offline_nothing_is_known_of_referrers_and_that_is_said() {
     assert_eq!(error.fault(), Fault::Unavailable);
     assert!(error.to_string().contains("list of referrers of sha256:"), "{error}");
     assert_eq!(source.named(&digest).await.unwrap_err().fault(), Fault::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_manifest_is_there_again_where_it_came_from_and_nowhere_else() {
+    let content = noise(100_000, 12);
+    let title = json!({"org.opencontainers.image.title": "f"});
+    let manifest = image(&[("application/octet-stream", &content, title)]);
+    let places = Places::with(&[b"{}", &content], &manifest);
+    let cache = places.directory.path().join("cache");
+    check_file(&namespace(&places.locations[0], &cache).await, "files/f", &content).await;
+
+    let pinned = format!("{}/a/b@{}", places.registry.host(), places.digest);
+    // Here nobody has heard of it, whatever the cache has.
+    let stranger = FaultRegistry::start();
+    let elsewhere = format!("{}/a/b@{}", stranger.host(), places.digest);
+    let beside = format!("{}/another/b@{}", places.registry.host(), places.digest);
+    for (location, network, expected) in [
+        (&elsewhere, Network::Online, Fault::NotFound),
+        (&beside, Network::Online, Fault::NotFound),
+        (&elsewhere, Network::Offline, Fault::Unavailable),
+    ] {
+        let options = OpenOptions { network, ..OpenOptions::new(location.parse().unwrap()) };
+        let opened = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await.map(drop);
+        assert_eq!(opened.unwrap_err().fault(), expected, "{location} {network:?}");
+    }
+    places.registry.go_down();
+    check_file(&namespace(&pinned, &cache).await, "files/f", &content).await;
 }

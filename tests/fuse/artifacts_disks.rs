@@ -571,8 +571,8 @@ fn a_disk_of_oras_is_there_decoded_whatever_it_is_compressed_with() {
         let again = stage.site.mount_at("again", &stage.reference(":v1"), &[]);
         stage.costs(&[], || assert!(read(again.join("disk/c.img")) == raw));
     }
-    // A raw disk of more than one block, stored plain: a read costs its blocks.
-    let big = crate::tarball::noise(2 << 20, 19);
+    // A raw disk that is no small blob, stored plain: a read costs its blocks.
+    let big = crate::tarball::noise(9 << 20, 19);
     let plain = Blob::new("application/octet-stream", big.clone()).titled("big.raw");
     let Some(stage) = Stage::strict(&Shape::artifact("application/x.disk").layer(&plain).pack()) else {
         return;

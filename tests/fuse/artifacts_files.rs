@@ -21,7 +21,7 @@ const UNKNOWN: &str = "application/vnd.unknown.artifact.v1";
 
 #[test]
 fn files_of_oras_are_at_their_titles() {
-    let big = noise(2 << 20, 20);
+    let big = noise(9 << 20, 20);
     let layers = [
         Blob::new(ORAS_FILE, b"plain text, no tar\n".as_slice()).titled("TEST/a.txt"),
         Blob::new(ORAS_FILE, b"deeper".as_slice()).titled("TEST/sub/dir/b.bin"),

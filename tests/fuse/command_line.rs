@@ -109,6 +109,21 @@ fn wrong_usage_is_2_and_names_the_word() {
     site.ocifs(&["inspect", "docker.io/UPPER/case:tag"]).refused(&[2], &["UPPER/case"]);
     site.ocifs(&["inspect", "host/name@sha256:short"]).refused(&[2], &["sha256:short"]);
     site.ocifs(&["no-such-command"]).refused(&[2], &["no-such-command"]);
+    // Each of these could be taken for something else, and would fail much later or not at all.
+    site.ocifs(&["cache", "rm", "sha256:abc"]).refused(&[2], &["sha256:abc"]);
+    site.ocifs(&["ls", "--authfile", "/nowhere/auth.json", "127.0.0.1:1/a"])
+        .refused(&[2], &["/nowhere/auth.json"]);
+    let reference = image(&site, b"x");
+    let mnt = site.mount_point("clear");
+    let below = mnt.join("cache").display().to_string();
+    let dir = mnt.display().to_string();
+    let hidden = site.ocifs(&["mount", "--cache-dir", &below, &reference, &dir]);
+    hidden.refused(&[2], &["the cache", "below the mount point"]);
+    site.ocifs(&["mount", "--subdir", "merged/../..", &reference, &dir]).refused(&[2], &["--subdir"]);
+    assert!(fs::read_dir(&mnt).unwrap().next().is_none(), "something was made in the mount point");
+    let mut command = site.command();
+    command.env("OCIFS_CACHE_DIR", "").args(["ls", &reference]);
+    run(&mut command).ok();
     let help = site.ocifs(&["--help"]).ok();
     for word in ["mount", "umount", "inspect", "ls", "cat"] {
         assert!(help.text().contains(word), "{}", help.text());

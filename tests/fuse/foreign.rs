@@ -41,7 +41,8 @@ fn names_and_one_file_of_an_indexed_layer_cost_a_few_blocks() {
     }
     for index in Index::ALL {
         let [names, file] = cold(index);
-        assert!(names.0 <= 3 && names.1 <= 3 * BLOCK, "{index:?}: the names cost {names:?}");
+        // The zTOC of nine megabytes has nearly one itself.
+        assert!(names.0 <= 3 && names.1 <= 4 * BLOCK, "{index:?}: the names cost {names:?}");
         let most = match index {
             Index::Estargz | Index::EstargzLegacy | Index::ChunkedStargz => (1, 3 * BLOCK),
             Index::ChunkedStorage => (1, 4 * BLOCK),

@@ -26,7 +26,7 @@ const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// Files in [`archive`], and the bytes of each.
-pub(crate) const FILES: u64 = 40;
+pub(crate) const FILES: u64 = 90;
 pub(crate) const SIZE: usize = 100 * KIB;
 
 /// What is in the file with this number.
@@ -34,7 +34,7 @@ pub(crate) fn content(number: u64) -> Vec<u8> {
     noise(SIZE, number + 1)
 }
 
-/// An archive of 4 MB with what tools disagree about: a root entry, `./` before names, links, devices, attributes out of order,
+/// An archive of 9 MB, so that it is no small blob, with what tools disagree about: a root entry, `./` before names, links, devices, attributes out of order,
 /// fractions of seconds, and a hole written as zeros. Padding behind its end, or a landmark after the first ten files.
 pub(crate) fn archive(landmark: Option<&str>) -> Vec<u8> {
     use tar::EntryType as Kind;

@@ -16,11 +16,11 @@ const NEEDS: [Need<'_>; 4] = [Need::Root, Need::Fuse, Need::Tool("skopeo"), Need
 /// The unit in which a cold read is fetched.
 const BLOCK: u64 = 256 << 10;
 
-/// An image of two layers, one gzip and one plain, of about 3 MiB each.
+/// An image of two layers, one gzip of about 3 MiB, and one plain that is no small blob.
 fn pushed_image(site: &Site, registry: &RealRegistry) -> (String, Vec<Layer>) {
     let mut layout = Layout::create(site.scratch().join("layout"));
     let lower = Tarball::new().dir("a").file("a/big", &noise(3 << 20, 3)).file("a/small", b"small\n").bytes();
-    let upper = Tarball::new().dir("b").file("b/big", &noise(3 << 20, 4)).bytes();
+    let upper = Tarball::new().dir("b").file("b/big", &noise(9 << 20, 4)).bytes();
     let layers = || vec![Layer::of(&lower, Encoding::Gzip), Layer::of(&upper, Encoding::Plain)];
     layout.image("v1", &layers());
     registry.push_layout(&layout.reference("v1"), "lazy/image:v1");

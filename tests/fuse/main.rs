@@ -18,22 +18,32 @@ mod debian;
 mod encode;
 #[path = "../support/fault_registry.rs"]
 mod fault_registry;
+#[path = "../support/fault_rows.rs"]
+mod fault_rows;
 #[path = "../support/golden.rs"]
 mod golden;
 #[path = "../support/http.rs"]
 mod http;
 #[path = "../support/kept.rs"]
 mod kept;
+#[path = "../../src/oci/key_fixtures.rs"]
+mod key_fixtures;
 #[path = "../support/layout.rs"]
 mod layout;
 #[path = "../support/machine.rs"]
 mod machine;
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/random.rs"]
+mod random;
 #[path = "../support/real_registry.rs"]
 mod real_registry;
 #[path = "../support/scratch.rs"]
 mod scratch;
+#[path = "../support/served.rs"]
+mod served;
+#[path = "../support/servers.rs"]
+mod servers;
 #[path = "../support/shapes.rs"]
 mod shapes;
 #[path = "../support/shapes_lz4.rs"]
@@ -62,25 +72,40 @@ mod bad_content;
 mod bad_machine;
 mod bad_reference;
 mod boot;
+mod cache_commands;
 mod command_line;
 mod corpus_mounts;
 mod cost;
 mod debian_image;
 mod disks;
 mod encodings;
+mod fault_table;
 mod faults;
 mod file_calls;
 mod foreign;
 mod foreign_image;
 mod foreign_lies;
 mod indexes;
+mod killed;
 mod laziness;
 mod lifecycle;
+mod limit;
+mod long_mount;
 mod memory;
+mod metrics;
 mod models;
 mod parts;
 mod passthrough;
+mod paths;
 mod platforms;
 mod qemu;
+mod read_only;
+mod real_servers;
+mod sandbox;
+mod secrets;
+mod signatures;
+mod stale;
+mod survive;
 mod unpacked;
+mod verification;
 mod views;

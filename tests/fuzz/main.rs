@@ -26,6 +26,7 @@ mod zran;
 
 use random::Random;
 
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
@@ -78,11 +79,10 @@ fn documents_and_names_never_panic() {
         ocifs::oci::ImageConfig::parse(bytes).ok();
         let text = String::from_utf8_lossy(bytes);
         if let Ok(reference) = text.parse::<ocifs::oci::Reference>() {
-            assert_eq!(
-                reference.to_string().parse::<ocifs::oci::Reference>().as_ref(),
-                Ok(&reference),
-                "{text}"
-            );
+            // Written out it is no short name any more, and the same.
+            let again = reference.to_string().parse::<ocifs::oci::Reference>().unwrap();
+            assert_eq!(again.short_name(), None, "{text}");
+            assert_eq!(again.to_string(), reference.to_string(), "{text}");
         }
         text.parse::<ocifs::source::Location>().ok();
     });
@@ -460,6 +460,170 @@ fn check_carried(
     matches!(found, Ok(Some(_))) || matches!(spans, Ok(Some(_)))
 }
 
+/// Whatever a 401 says, a token server that it names is one that a password may be told to.
+#[test]
+fn challenges_never_lead_a_password_astray() {
+    let seeds = [
+        r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull""#,
+        r#"Bearer realm="http://127.0.0.1:5000/token", Basic realm="x""#,
+        r#"basic realm="a \"quoted\" one", charset="UTF-8""#,
+        r#"Negotiate abc==, Bearer realm="https://10.0.0.1/t",scope="""#,
+        r#"Bearer realm="https://user:pw@[fe80::1]/t",service=s"#,
+    ]
+    .map(|text| text.as_bytes().to_vec());
+    target("challenges", &seeds, |bytes| {
+        for registry in ["https://registry.example/v2/", "http://127.0.0.1:5000/v2/"] {
+            let Ok(Some(realm)) = ocifs::registry::foreign::token_realm(registry, bytes) else { continue };
+            let is_local = registry.starts_with("http:") && realm.starts_with("http://");
+            assert!(realm.starts_with("https://") || is_local, "{registry} leads to {realm}");
+            let authority = realm.split('/').nth(2).unwrap();
+            assert!(!authority.contains('@'), "{realm}");
+            // What begins like an address may be a name all the same.
+            let host = match authority.strip_prefix('[') {
+                Some(address) => address.split(']').next().unwrap(),
+                None => authority.split(':').next().unwrap(),
+            };
+            let is_private = match host.parse() {
+                Ok(IpAddr::V4(address)) => {
+                    address.is_private() || address.is_loopback() || address.is_link_local()
+                }
+                Ok(IpAddr::V6(address)) => address.is_loopback() || address.is_unicast_link_local(),
+                Err(_) => host == "localhost",
+            };
+            assert!(!is_private || registry.contains("127.0.0.1"), "{realm}");
+        }
+    });
+}
+
+/// A Content-Range is read exactly or not at all, and a list of pages leads where it says.
+#[test]
+fn content_ranges_are_exact_or_nothing() {
+    let seeds = [
+        "bytes 0-9/100",
+        "bytes 18446744073709551614-18446744073709551614/18446744073709551615",
+        "bytes */7",
+    ]
+    .map(|text| text.as_bytes().to_vec());
+    target("content-ranges", &seeds, |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return };
+        if let Some((range, total)) = ocifs::registry::foreign::content_range(text) {
+            assert!(range.start < range.end && range.end <= total);
+            let numbers = text.trim().strip_prefix("bytes ").unwrap();
+            let read: Vec<u64> = numbers.split(['-', '/']).map(|number| number.parse().unwrap()).collect();
+            assert_eq!(read, [range.start, range.end - 1, total]);
+        }
+    });
+}
+
+/// Whatever is written over a cache file's records, what is read is right.
+#[test]
+fn sidecars_that_are_written_over_never_give_wrong_bytes() {
+    use ocifs::cache::Cache;
+    use std::sync::Arc;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let content = text(600_000);
+    let digest = ocifs::oci::Digest::sha256(&content);
+    let dir = tempfile::tempdir().unwrap();
+    let read = || {
+        let cache = Cache::open(dir.path()).unwrap();
+        let blob = cache.blob(&digest, Arc::new(Whole(content.clone().into()))).unwrap();
+        let range = ocifs::io::ByteRange::new(1000, 500_000);
+        runtime.block_on(ocifs::io::read_vec(&*blob, range)).unwrap()
+    };
+    assert!(read() == content[1000..500_000]);
+    let map = dir.path().join("v1/blobs/sha256").join(digest.encoded()).with_extension("map");
+    let seeds = [std::fs::read(&map).unwrap()];
+    assert!(seeds[0].len() > 100, "the file of records is not where it was");
+    target("sidecars", &seeds, |bytes| {
+        std::fs::write(&map, bytes).unwrap();
+        assert!(read() == content[1000..500_000], "wrong bytes");
+    });
+}
+
+/// A blob in memory, as somebody who can be asked for it.
+struct Whole(bytes::Bytes);
+
+impl ocifs::io::Fetch for Whole {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn fetch(
+        &self,
+        range: ocifs::io::ByteRange,
+    ) -> ocifs::io::BoxFuture<'_, Result<ocifs::io::Delivery, ocifs::io::ReadError>> {
+        let bytes = self.0.slice(range.start as usize..range.end as usize);
+        let body = futures_util::stream::once(async move { Ok(bytes) });
+        Box::pin(async move { Ok(ocifs::io::Delivery { range, body: Box::pin(body) }) })
+    }
+}
+
+/// Whatever a signature says, also one that was made with the key, it counts for the digest that it names and no other; and keys
+/// are read or refused.
+#[test]
+fn signatures_count_for_what_they_name_alone() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use ocifs::oci::{BUNDLE, Descriptor, Digest, PublicKey, SIGNATURE, SIMPLE_SIGNING, Signature};
+    use ring::signature::{Ed25519KeyPair, KeyPair as _};
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    // A SubjectPublicKeyInfo of RFC 8410.
+    let info = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\0"[..], pair.public_key().as_ref()].concat();
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(info));
+    let keys = [PublicKey::parse("k", pem.as_bytes()).unwrap()];
+    let digest = Digest::sha256(b"{}");
+    let payload = serde_json::json!({"critical": {"identity": {"docker-reference": ""}, "optional": null,
+        "image": {"docker-manifest-digest": digest.to_string()}, "type": "cosign container image signature"}});
+    let statement = serde_json::json!({"_type": "https://in-toto.io/Statement/v1", "subject": [{"digest":
+        {"sha256": digest.encoded()}}], "predicateType": "https://sigstore.dev/cosign/sign/v1", "predicate": {}});
+    let kind = "application/vnd.in-toto+json";
+    let sign = |bytes: &[u8]| STANDARD.encode(pair.sign(bytes));
+    let enveloped = |statement: &[u8]| {
+        let signed =
+            [format!("DSSEv1 {} {kind} {} ", kind.len(), statement.len()).as_bytes(), statement].concat();
+        serde_json::json!({"mediaType": BUNDLE, "dsseEnvelope": {"payload": STANDARD.encode(statement),
+            "payloadType": kind, "signatures": [{"sig": sign(&signed)}]}})
+        .to_string()
+        .into_bytes()
+    };
+    let simple = |payload: &[u8]| {
+        let mut layer = Descriptor::of(SIMPLE_SIGNING, payload);
+        layer.annotations.insert(SIGNATURE.into(), sign(payload));
+        Signature::of_layer(&layer, payload)
+    };
+    let (payload, statement) = (payload.to_string().into_bytes(), statement.to_string().into_bytes());
+    assert_eq!(simple(&payload).unwrap().check(&digest, b"{}", &keys), Ok(0));
+    let bundle = enveloped(&statement);
+    assert_eq!(Signature::of_bundle(&bundle).unwrap()[0].check(&digest, b"{}", &keys), Ok(0));
+    let kept = Signature::pack(&Signature::of_bundle(&bundle).unwrap());
+    let by_document =
+        serde_json::json!({"mediaType": BUNDLE, "messageSignature": {"signature": sign(b"{}")}});
+    let seeds = [payload, statement, bundle, kept, pem.into_bytes(), by_document.to_string().into_bytes()];
+    target("signatures", &seeds, |bytes| {
+        let named =
+            |value: &serde_json::Value, at: &str, text: &str| value.pointer(at).is_some_and(|it| it == text);
+        if let Ok(signature) = simple(bytes)
+            && signature.check(&digest, b"{}", &keys).is_ok()
+        {
+            // What nobody looks at may be a number that is too large for a value.
+            let Ok(said) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
+            assert!(named(&said, "/critical/image/docker-manifest-digest", digest.as_str()), "{said}");
+        }
+        for signature in Signature::of_bundle(&enveloped(bytes)).into_iter().flatten() {
+            if signature.check(&digest, b"{}", &keys).is_ok() {
+                let Ok(said) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
+                assert!(said.to_string().contains(digest.encoded()), "{said}");
+            }
+        }
+        let found = Signature::of_bundle(bytes).into_iter().flatten().chain(Signature::unpack(bytes));
+        for signature in found.take(64) {
+            // What is not signed with the key counts for nothing, whatever it is.
+            assert!(signature.check(&Digest::sha256(b"[]"), b"[]", &keys).is_err());
+        }
+        PublicKey::parse("k", bytes).ok();
+    });
+}
+
 /// Words that repeat at all distances.
 fn text(len: usize) -> Vec<u8> {
     let mut random = Random(7);
@@ -476,12 +640,44 @@ fn tar_seeds() -> Vec<Vec<u8>> {
         header.set_mode(0o644);
         made.append_data(&mut header, name, &*vec![at as u8; 700 * at]).unwrap();
     }
-    let mut seeds = vec![made.into_inner().unwrap()];
+    let mut seeds = vec![made.into_inner().unwrap(), pax_seed()];
     if let Some(dir) = tar_walk::corpus() {
         let archives = tar_walk::archives(&dir, &["go", "tar-rs", "containerd", "umoci"]);
         seeds.extend(archives.into_iter().map(|(_, bytes)| bytes).filter(|bytes| bytes.len() <= 32 << 10));
     }
     seeds
+}
+
+/// Records of pax headers: paths, sizes, times, holes and attributes.
+fn pax_seed() -> Vec<u8> {
+    let mut made = tar::Builder::new(Vec::new());
+    let path = "längere/namen/".repeat(20);
+    let records: [(&str, &[u8]); 7] = [
+        ("path", path.as_bytes()),
+        ("size", b"700"),
+        ("mtime", b"1234567890.123456789"),
+        ("uid", b"70000000"),
+        ("SCHILY.xattr.user.note", b"\0binary\n"),
+        ("LIBARCHIVE.xattr.user.b", b"YmFzZTY0"),
+        ("linkpath", b"a"),
+    ];
+    made.append_pax_extensions(records).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(700);
+    made.append_data(&mut header, "short", &*vec![1; 700]).unwrap();
+    made.append_pax_extensions([
+        ("GNU.sparse.major", &b"1"[..]),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"s"),
+        ("GNU.sparse.realsize", b"100000"),
+    ])
+    .unwrap();
+    let mut body = b"2\n0\n100\n99900\n100\n".to_vec();
+    body.resize(512, 0);
+    body.resize(712, 7);
+    header.set_size(712);
+    made.append_data(&mut header, "GNUSparseFile.0/s", &*body).unwrap();
+    made.into_inner().unwrap()
 }
 
 /// Runs `check` on every seed and then on mutations of them until the time is over.

@@ -1,0 +1,227 @@
+//! Mounts that are killed while they are busy, caches that are damaged, and caches with very many files: the next mount is there
+//! at once, no byte is wrong, and what was verified is not fetched again.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::encode::Encoding;
+use crate::fault_registry::FaultRegistry;
+use crate::layout::{CONFIG, Layer, MANIFEST};
+use crate::process::{Need, able, becomes_true, sh};
+use crate::scratch::mounted_at;
+use crate::site::{Site, binary, daemons};
+use crate::tarball::{Tarball, noise};
+
+const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
+const REPO: &str = "killed/thing";
+/// How often a mount is killed; `OCIFS_KILLS` says how often instead.
+const KILLS: u64 = 10;
+/// Bits that are flipped in what a mount then reads.
+const FLIPS: u64 = 20;
+/// Files in a large cache.
+const MANY: usize = 100_000;
+/// Reading a directory of that many files takes some hundred calls.
+const FEW_CALLS: usize = 40;
+
+/// An image of a compressed and of a plain layer.
+struct Image {
+    reference: String,
+    pinned: String,
+    files: [(&'static str, Vec<u8>); 2],
+}
+
+fn push(registry: &FaultRegistry, seed: u64) -> Image {
+    let files = [("merged/a", noise(1_500_000, seed * 2 + 1)), ("merged/b", noise(1_500_000, seed * 2 + 2))];
+    let layers = [
+        Layer::of(&Tarball::new().file("a", &files[0].1).bytes(), Encoding::Gzip),
+        Layer::of(&Tarball::new().file("b", &files[1].1).bytes(), Encoding::Plain),
+    ];
+    let descriptor = |kind: &str, bytes: &[u8]| json!({"mediaType": kind, "digest": registry.push_blob(bytes).as_str(), "size": bytes.len()});
+    let diffs: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
+    let config =
+        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diffs}});
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": descriptor(CONFIG, config.to_string().as_bytes()),
+        "layers": layers.iter().map(|it| descriptor(&it.media_type, &it.stored)).collect::<Vec<_>>(),
+    });
+    let tag = format!("v{seed}");
+    let digest = registry.push_manifest(REPO, &tag, MANIFEST, manifest.to_string().as_bytes());
+    let host = registry.host();
+    Image { reference: format!("{host}/{REPO}:{tag}"), pinned: format!("{host}/{REPO}@{digest}"), files }
+}
+
+/// The digests of the blobs that the cache has verified.
+fn verified(site: &Site) -> Vec<String> {
+    let said = site.ocifs(&["cache", "ls", "--format", "json"]).ok().text();
+    let list: Value = serde_json::from_str(&said).unwrap();
+    let contents = list["contents"].as_array().unwrap().iter();
+    let blobs = contents.filter(|item| item["kind"] == "blob" && item["state"] == "verified");
+    blobs.map(|item| item["digest"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_mount_that_was_killed_under_load_leaves_no_wrong_byte_and_nothing_verified_is_fetched_again() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let kills = std::env::var("OCIFS_KILLS").map_or(KILLS, |text| text.parse().unwrap());
+    let (site, registry) = (Site::new(), FaultRegistry::start());
+    let mut slowest = Duration::ZERO;
+    let mut kept = 0;
+    for round in 0..kills {
+        let image = push(&registry, round);
+        let mount = site.mount(&image.reference, &[]);
+        thread::scope(|scope| {
+            for (path, body) in &image.files {
+                let path = mount.join(path);
+                scope.spawn(move || {
+                    // Breaks off where the mount does; what came before that is right.
+                    let Ok(file) = fs::File::open(&path) else { return };
+                    let mut read = vec![0; 50_000];
+                    for start in (0..body.len() as u64).step_by(50_000) {
+                        let Ok(len) = file.read_at(&mut read, start) else { return };
+                        assert!(
+                            read[..len] == body[start as usize..start as usize + len],
+                            "{path:?} at {start}"
+                        );
+                    }
+                });
+            }
+            // Some are killed before the first byte, some after the last one.
+            thread::sleep(Duration::from_millis(round * 37 % 160));
+            mount.kill();
+        });
+        let known = verified(&site);
+        kept += known.len();
+        registry.reset_counts();
+        let started = Instant::now();
+        let mount = site.mount(&image.pinned, &[]);
+        slowest = slowest.max(started.elapsed());
+        for (path, body) in &image.files {
+            assert!(fs::read(mount.join(path)).unwrap() == *body, "{path} after kill {round}");
+        }
+        for request in registry.blob_requests() {
+            let again = known.iter().any(|digest| request.path.ends_with(digest.as_str()));
+            assert!(!again || request.bytes_sent == 0, "{} was verified before kill {round}", request.path);
+        }
+        mount.unmount();
+    }
+    assert!(kept > 0, "nothing was ever verified before a kill");
+    println!("{kills} kills; the slowest mount after one took {slowest:?}");
+}
+
+#[test]
+fn a_mount_with_a_hundred_thousand_files_in_its_cache_walks_over_none_and_the_commands_stay_small() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("strace")]) {
+        return;
+    }
+    let (site, registry) = (Site::new(), FaultRegistry::start());
+    let image = push(&registry, 1000);
+    site.mount(&image.reference, &[]).unmount();
+    let many = site.cache().join("v1/documents/sha256");
+    for number in 0..MANY {
+        fs::File::create(many.join(format!("{number:064x}"))).unwrap();
+    }
+
+    let (dir, log) = (site.mount_point("many"), site.scratch().join("calls"));
+    let told = site.command();
+    let mut command = Command::new("strace");
+    command.args(["-f", "-e", "trace=getdents64", "-o"]).arg(&log).arg(binary()).args(["mount", "-f"]);
+    command.arg(&image.pinned).arg(&dir).env_clear();
+    command.envs(told.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+    let started = Instant::now();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    assert!(becomes_true(Duration::from_secs(60), || mounted_at(&dir).is_some()), "it did not mount");
+    println!("mounted with {MANY} files in the cache after {:?}, traced", started.elapsed());
+    assert!(fs::read(dir.join("merged/b")).unwrap() == image.files[1].1);
+    // The killing of a mount is no reason to walk, either.
+    for pid in daemons(&dir) {
+        crate::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+    child.wait().unwrap();
+    sh("umount -l \"$1\"", &[&dir]);
+    let calls = fs::read_to_string(&log).unwrap().lines().filter(|line| line.contains("getdents64(")).count();
+    assert!(calls < FEW_CALLS, "{calls} calls that list directories");
+    let mount = site.mount(&image.pinned, &[]);
+    assert!(fs::read(mount.join("merged/a")).unwrap() == image.files[0].1);
+    mount.unmount();
+
+    // 128 MiB of address space, of which a program takes a part for its code and its threads.
+    let small = |arguments: &str| {
+        let told = site.command();
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", &format!("ulimit -v 131072; exec \"$0\" cache {arguments}")])
+            .arg(binary())
+            .env_clear();
+        command.envs(told.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
+        crate::process::run(&mut command)
+    };
+    assert!(small("ls").ok().text().lines().count() > MANY);
+    let usage: Value = serde_json::from_str(&small("du --format json").ok().text()).unwrap();
+    assert!(usage["total"]["count"].as_u64().unwrap() > MANY as u64);
+    small("gc").ok();
+    small("verify").refused(&[7], &["100000 contents were damaged"]);
+    assert!(small("ls").ok().text().lines().count() < 100);
+}
+
+/// Every file of the cache that has bytes, in order.
+fn files(root: &Path) -> Vec<PathBuf> {
+    let found = sh("find \"$1\" -type f -size +0 | sort", &[&root]).text();
+    found.lines().map(PathBuf::from).collect()
+}
+
+#[test]
+fn flipped_bits_in_the_cache_of_a_mount_cost_no_byte() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry) = (Site::new(), FaultRegistry::start());
+    let image = push(&registry, 2000);
+    let read_all = |options: &[&str], what: &str| {
+        let mount = site.mount(&image.pinned, options);
+        let mut failed = 0;
+        for (path, body) in &image.files {
+            match fs::read(mount.join(path)) {
+                Ok(read) => assert!(read == *body, "{path} after {what}"),
+                Err(error) => {
+                    assert!(!options.is_empty(), "{path} after {what}: {error}");
+                    failed += 1;
+                }
+            }
+        }
+        mount.unmount();
+        failed
+    };
+    read_all(&[], "nothing");
+    assert_eq!(read_all(&["--offline"], "nothing"), 0);
+    let mut random = 77_u64;
+    let mut next = |bound: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % bound
+    };
+    for _ in 0..FLIPS {
+        let found = files(&site.cache().join("v1"));
+        let path = &found[next(found.len() as u64) as usize];
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let at = next(file.metadata().unwrap().len());
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ (1 << next(8))], at).unwrap();
+        let what = format!("byte {at} of {}", path.display());
+        // Without its manifest there is no mount to ask.
+        if !path.to_string_lossy().contains("/documents/") {
+            read_all(&["--offline"], &what);
+        }
+        read_all(&[], &what);
+        assert_eq!(read_all(&["--offline"], &what), 0, "{what} has healed");
+    }
+}

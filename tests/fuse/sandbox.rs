@@ -1,0 +1,481 @@
+//! A mount that has given up its rights: that it has, that it serves as before, and that it ends in every way.
+//!
+//! Every test takes the process as it is started by default. What a sandbox refuses in itself is tested beside it.
+
+use std::fs;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::fault_registry::{Fault, FaultRegistry};
+use crate::process::{Need, able, becomes_true, run, signal};
+use crate::scratch::{Scratch, mounted_at};
+use crate::served::Content;
+use crate::servers::{HERE, Server};
+use crate::site::{Mount, Site, binary, daemons, keeper, unmounts};
+
+const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
+/// More than enough for anything that is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+const USER: &str = "user";
+
+/// A field of /proc/PID/status, of a thread or a process.
+fn field(place: &Path, name: &str) -> String {
+    let status = fs::read_to_string(place.join("status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+fn is_alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}/cmdline")).exists() && !field(&proc_of(pid), "State").starts_with('Z')
+}
+
+fn proc_of(pid: u32) -> PathBuf {
+    format!("/proc/{pid}").into()
+}
+
+#[track_caller]
+fn reads_all(dir: &Path, content: &Content) {
+    for file in content.files() {
+        assert!(
+            fs::read(dir.join(&file.path)).unwrap() == file.bytes,
+            "{} is not what was pushed",
+            file.path
+        );
+    }
+}
+
+/// A file that is written as programs write logins: beside its name first.
+fn replace(path: &Path, bytes: &str) {
+    let beside = path.with_extension("new");
+    fs::write(&beside, bytes).unwrap();
+    fs::rename(beside, path).unwrap();
+}
+
+fn login(registry: &FaultRegistry, password: &str) -> String {
+    use base64::Engine as _;
+    let auth = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{password}"));
+    json!({"auths": {registry.host(): {"auth": auth}}}).to_string()
+}
+
+fn ask_for(registry: &FaultRegistry, password: &str) {
+    registry.clear();
+    registry.set(Fault::RequireBasic { user: USER.into(), pass: password.into() });
+    registry.revoke_tokens();
+}
+
+#[test]
+fn the_process_of_a_mount_has_no_rights_left_in_any_thread() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(1));
+    content.push(&registry);
+    let log = site.scratch().join("log");
+    let options = ["--passthrough=off", "--log-file", log.to_str().unwrap()];
+    let mount = site.mount(&content.reference(&registry), &options);
+    reads_all(mount.dir(), &content);
+    let threads: Vec<PathBuf> =
+        fs::read_dir(proc_of(mount.pid()).join("task")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(threads.len() > 2, "{threads:?}");
+    for thread in &threads {
+        assert_eq!(field(thread, "NoNewPrivs"), "1", "{thread:?}");
+        assert_eq!(field(thread, "Seccomp"), "2", "{thread:?}");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&field(thread, set), 16), Ok(0), "{set} of {thread:?}");
+        }
+    }
+    // What it gave up somebody else has, who serves nothing.
+    let kept = keeper(mount.pid()).expect("there is a keeper");
+    assert_eq!(field(&proc_of(kept), "Threads"), "1");
+    let log = fs::read_to_string(log).unwrap();
+    assert!(!log.contains("sandbox"), "this machine has all of it: {log}");
+    mount.unmount();
+    assert!(becomes_true(PATIENCE, || !is_alive(kept)), "the keeper outlived the mount");
+}
+
+#[test]
+fn a_mount_without_a_sandbox_keeps_its_rights_and_has_no_keeper() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(2));
+    content.push(&registry);
+    let mount = site.mount(&content.reference(&registry), &["--sandbox=off"]);
+    reads_all(mount.dir(), &content);
+    let process = proc_of(mount.pid());
+    assert_eq!((field(&process, "NoNewPrivs"), field(&process, "Seccomp")), ("0".into(), "0".into()));
+    assert_eq!(keeper(mount.pid()), None);
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_serves_cold_reads_and_finds_a_registry_again_that_was_away() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(3));
+    content.push(&registry);
+    for options in [&["--timeout", "3"][..], &["--timeout", "3", "--no-cache"]] {
+        let mount = site.mount(&content.reference(&registry), options);
+        let first = content.file(0);
+        assert_eq!(fs::read(mount.join(&first.path)).unwrap(), first.bytes);
+        registry.go_down();
+        fs::read(mount.join(&content.file(2).path)).expect_err("nobody is there to ask");
+        registry.come_up();
+        reads_all(mount.dir(), &content);
+        mount.unmount();
+        fs::remove_dir_all(site.cache()).unwrap();
+    }
+}
+
+#[test]
+fn a_login_that_is_replaced_is_read_again_when_it_is_refused_and_on_sighup() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(4));
+    content.push(&registry);
+    ask_for(&registry, "one");
+    let log = site.scratch().join("log");
+    let authfile = site.scratch().subdir("login").join("auth.json");
+    replace(&authfile, &login(&registry, "one"));
+    let options = ["--authfile", authfile.to_str().unwrap(), "--log-file", log.to_str().unwrap()];
+    let mut command = site.command();
+    let dir = site.mount_point("mnt");
+    command.env("OCIFS_LOG", "ocifs=info").arg("mount").args(options).arg(content.reference(&registry));
+    let mount = Mount::up(command.arg(&dir), dir);
+    // Each piece is of another blob, which is fetched whole when it is first read.
+    let reads = |at: usize, offset: u64| {
+        let expected = content.file(at);
+        let file = fs::File::open(mount.join(&expected.path)).unwrap();
+        nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
+        let mut piece = [0; 4096];
+        file.read_exact_at(&mut piece, offset)
+            .map(|()| assert!(piece[..] == expected.bytes[offset as usize..][..4096], "{}", expected.path))
+    };
+    let (blob, disk) = (0, 2);
+    ask_for(&registry, "two");
+    replace(&authfile, &login(&registry, "two"));
+    reads(blob, 0).expect("the refused login is read again");
+
+    // A login that is still good is not looked at again, unless somebody says so.
+    let hup = |times: usize| {
+        signal(mount.pid(), Signal::SIGHUP);
+        let told = || fs::read_to_string(&log).unwrap().matches("read anew").count();
+        assert!(becomes_true(PATIENCE, || told() == times), "SIGHUP was not answered");
+    };
+    replace(&authfile, &login(&registry, "three"));
+    hup(1);
+    ask_for(&registry, "three");
+    reads(disk, 0).expect("the new login counts");
+
+    // A file outside is out of reach, even under a name that is not.
+    let outside = site.scratch().subdir("outside").join("auth.json");
+    fs::write(&outside, login(&registry, "three")).unwrap();
+    fs::remove_file(&authfile).unwrap();
+    std::os::unix::fs::symlink(&outside, &authfile).unwrap();
+    hup(2);
+    reads(disk, 600_000).expect_err("there is no login that may be read");
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("not readable"), "{said}");
+    mount.unmount();
+}
+
+#[test]
+fn a_credential_helper_is_run_by_the_keeper() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(5));
+    content.push(&registry);
+    ask_for(&registry, "one");
+    let tools = site.scratch().subdir("tools");
+    let (secret, parents) = (tools.join("secret"), tools.join("parents"));
+    let script = format!(
+        "#!/bin/sh\ntr '\\0' ' ' < /proc/$PPID/cmdline >> {parents}\nread server\n\
+         printf '{{\"Username\":\"{USER}\",\"Secret\":\"%s\"}}' \"$(cat {secret})\"\n",
+        parents = parents.display(),
+        secret = secret.display()
+    );
+    fs::write(&secret, "one").unwrap();
+    let helper = site.scratch().file("tools/docker-credential-ours", script);
+    fs::set_permissions(helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = json!({"credHelpers": {registry.host(): "ours"}}).to_string();
+    let authfile = site.scratch().subdir("login").join("auth.json");
+    fs::write(&authfile, config).unwrap();
+    let dir = site.mount_point("mnt");
+    let mut command = site.command();
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    command.env("PATH", path).args(["mount", "--authfile"]).arg(&authfile);
+    let mount = Mount::up(command.arg(content.reference(&registry)).arg(&dir), dir);
+    fs::write(&secret, "two").unwrap();
+    ask_for(&registry, "two");
+    reads_all(mount.dir(), &content);
+    let parents = fs::read_to_string(parents).unwrap();
+    assert!(parents.starts_with("ocifs-keeper") && parents.matches("ocifs-keeper").count() > 1, "{parents}");
+    assert!(!parents.contains("mount"), "{parents}");
+    mount.unmount();
+}
+
+/// How a mount can be ended.
+const ENDS: [&[&str]; 6] = [
+    &["ocifs", "umount"],
+    &["ocifs", "umount", "-l"],
+    &["umount"],
+    &["fusermount3", "-u"],
+    &["SIGTERM"],
+    &["SIGINT"],
+];
+
+#[track_caller]
+fn ends_cleanly(mut child: Child, dir: &Path, how: &[&str]) {
+    let kept = keeper(child.id());
+    match how {
+        ["SIGTERM"] => signal(child.id(), Signal::SIGTERM),
+        ["SIGINT"] => signal(child.id(), Signal::SIGINT),
+        ["ocifs", more @ ..] => unmounts(Command::new(binary()).args(more).arg(dir)),
+        [tool, more @ ..] => unmounts(Command::new(tool).args(more).arg(dir)),
+        [] => unreachable!("every end has a name"),
+    }
+    let mut status = None;
+    becomes_true(PATIENCE, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    if status.is_none() {
+        child.kill().unwrap();
+    }
+    assert_eq!(status.and_then(|status| status.code()), Some(0), "{how:?}");
+    assert!(mounted_at(dir).is_none(), "{how:?} left a mount");
+    assert!(daemons(dir).is_empty(), "{how:?} left a process");
+    assert!(kept.is_none_or(|kept| becomes_true(PATIENCE, || !is_alive(kept))), "{how:?} left the keeper");
+}
+
+#[test]
+fn every_way_to_end_a_mount_ends_it_also_when_the_kernel_has_forgotten_what_it_knew() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("fusermount3")]) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(6));
+    content.push(&registry);
+    for forgets in [false, true] {
+        for how in ENDS {
+            let (child, dir) = site.mount_foreground(&content.reference(&registry), &["--no-cache"]);
+            let file = content.file(1);
+            assert_eq!(fs::read(dir.join(&file.path)).unwrap(), file.bytes);
+            if forgets {
+                // Inodes of /proc, to which rules for files may refer, are made anew after this.
+                fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+            }
+            ends_cleanly(child, &dir, how);
+            let left: Vec<_> = fs::read_dir(site.cache().join("v1/private")).unwrap().flatten().collect();
+            assert!(left.is_empty(), "{how:?} left {left:?}");
+        }
+    }
+}
+
+#[test]
+fn a_mount_ends_while_a_read_waits_for_a_registry_that_says_nothing() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(11));
+    content.push(&registry);
+    for how in [&["SIGTERM"], &["SIGINT"]] {
+        // Whoever waited for the network would wait for ten minutes.
+        let options = ["--no-cache", "--timeout", "600"];
+        let (child, dir) = site.mount_foreground(&content.reference(&registry), &options);
+        let before = registry.blob_requests().len();
+        registry.set(Fault::StallAfter(1000));
+        let null = std::process::Stdio::null;
+        let file = dir.join(&content.file(0).path);
+        let mut reader = Command::new("cat").arg(file).stdout(null()).stderr(null()).spawn().unwrap();
+        assert!(becomes_true(PATIENCE, || registry.blob_requests().len() > before), "nobody asked");
+        ends_cleanly(child, &dir, how);
+        assert!(!reader.wait().unwrap().success(), "{how:?}: a read that nobody could answer succeeded");
+        registry.clear();
+    }
+}
+
+#[test]
+fn a_mount_whose_keeper_is_gone_serves_on_and_can_be_ended_from_outside() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(7));
+    content.push(&registry);
+    let mount = site.mount(&content.reference(&registry), &[]);
+    let kept = keeper(mount.pid()).expect("there is a keeper");
+    signal(kept, Signal::SIGKILL);
+    assert!(becomes_true(PATIENCE, || !is_alive(kept)));
+    reads_all(mount.dir(), &content);
+    mount.unmount_from_outside();
+}
+
+#[test]
+fn a_kernel_that_can_do_less_is_no_reason_not_to_mount() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("strace")]) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(8));
+    content.push(&registry);
+    for (missing, part) in [("landlock_create_ruleset", "files"), ("seccomp", "calls")] {
+        let dir = site.mount_point("mnt");
+        let log = site.scratch().join(missing);
+        let inject = format!("inject={missing}:error=ENOSYS");
+        let mut command = Command::new("strace");
+        let mut ocifs = site.command();
+        ocifs.args(["mount", "-f", "--log-file"]).arg(&log).arg(content.reference(&registry)).arg(&dir);
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=landlock_create_ruleset,seccomp", "-e"]);
+        command.arg(inject).arg(ocifs.get_program()).args(ocifs.get_args()).env_clear();
+        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut child = command.spawn().unwrap();
+        assert!(
+            becomes_true(PATIENCE, || mounted_at(&dir).is_some()),
+            "without {missing} nothing is mounted"
+        );
+        reads_all(&dir, &content);
+        let daemon = daemons(&dir)[0];
+        let process = proc_of(daemon);
+        // The other parts hold.
+        assert_eq!(field(&process, "NoNewPrivs"), "1");
+        assert_eq!(field(&process, "Seccomp"), if part == "calls" { "0" } else { "2" });
+        let said = fs::read_to_string(&log).unwrap();
+        let line = format!("the sandbox does not hold part=\"{part}\"");
+        assert_eq!(said.matches("sandbox").count(), 1, "{said}");
+        assert!(said.contains(&line), "{said}");
+        signal(daemon, Signal::SIGTERM);
+        assert!(becomes_true(PATIENCE, || child.try_wait().unwrap().is_some()));
+        assert!(mounted_at(&dir).is_none());
+    }
+}
+
+/// Runs the binary as somebody who is not root, or as root of a namespace of users, in a public directory.
+struct Other {
+    room: Scratch,
+    home: PathBuf,
+    dir: PathBuf,
+}
+
+impl Other {
+    fn new() -> Self {
+        let room = Scratch::public();
+        fs::copy(binary(), room.join("ocifs")).unwrap();
+        let (home, dir) = (room.subdir("home"), room.subdir("mnt"));
+        for owned in [&home, &dir] {
+            std::os::unix::fs::chown(owned, Some(65_534), Some(65_534)).unwrap();
+        }
+        Self { room, home, dir }
+    }
+
+    /// A shell script as that user, with the binary as $1 and the mount point as $2.
+    fn runs(&self, namespace: &[&str], script: &str, more: &[&str]) -> crate::process::Finished {
+        // The device is for root alone on some machines; in this namespace it is for everybody.
+        let device = self.room.join("fuse");
+        let open = "test -e $0 || mknod -m 666 $0 c 10 229; mount --bind $0 /dev/fuse; exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "bash", "-euc", open]).arg(device).arg("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).args(namespace);
+        command.args(["bash", "-euc", script, "sh"]).arg(self.room.join("ocifs")).arg(&self.dir).args(more);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", &self.home);
+        run(command.env("OCIFS_LOG", "ocifs=info").current_dir("/"))
+    }
+}
+
+/// Mounts, reads what is named, looks at the process, and unmounts in the way that is given.
+const WHOLE_LIFE: &str = r#"
+of() { for p in /proc/[0-9]*; do if tr '\0' ' ' < "$p/cmdline" 2> /dev/null | grep -q "$1"; then echo "$p"; fi; done; }
+"$1" mount --log-file "$HOME/log" "$3" "$2" > /dev/null
+cat "$2/$4" | sha256sum
+daemon=$(of "^ocifs mount .* $2 $")
+grep -E '^(NoNewPrivs|Seccomp|CapEff):' "$daemon/status"
+for p in $(of ^ocifs-keeper); do
+  if grep -q "^PPid:.${daemon#/proc/}$" "$p/status"; then keeper=$p; fi
+done
+test -e "$keeper/status"
+END "$2"
+! grep " $2 " /proc/self/mountinfo
+for wait in $(seq 300); do
+  if [ ! -e "$daemon" ] && [ ! -e "$keeper" ]; then exit 0; fi
+  sleep 0.1
+done
+echo "processes are left" >&2; exit 1
+"#;
+
+#[test]
+fn an_ordinary_user_mounts_reads_and_unmounts_inside_the_sandbox() {
+    lives_a_whole_life(&[], &["fusermount3 -u", "\"$1\" umount"]);
+}
+
+#[test]
+fn root_of_a_user_namespace_mounts_reads_and_unmounts_inside_the_sandbox() {
+    lives_a_whole_life(&["unshare", "-Urm"], &["umount", "\"$1\" umount"]);
+}
+
+fn lives_a_whole_life(namespace: &[&str], ends: &[&str]) {
+    let needs =
+        [Need::Root, Need::Fuse, Need::Tool("setpriv"), Need::Tool("unshare"), Need::Tool("fusermount3")];
+    if !able(&needs) {
+        return;
+    }
+    let (registry, content) = (FaultRegistry::start(), Content::new(9));
+    content.push(&registry);
+    for end in ends {
+        let other = Other::new();
+        let file = content.file(1);
+        let script = WHOLE_LIFE.replace("END", end);
+        let finished = other.runs(namespace, &script, &[&content.reference(&registry), &file.path]);
+        let log = fs::read_to_string(other.home.join("log")).unwrap_or_default();
+        assert_eq!(finished.code, Some(0), "{end}: {} {} {log}", finished.text(), finished.stderr);
+        let said = finished.text();
+        let sum = ocifs::oci::Digest::sha256(&file.bytes).as_str().replace("sha256:", "");
+        assert!(said.contains(&sum), "{said}");
+        for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {
+            assert_eq!(said.matches(line).count(), 1, "{line} in {said}");
+        }
+        assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+    }
+}
+
+/// Mounts from a host whose address is in a file, replaces that file, drops all connections, and reads on.
+const NAMES_CHANGE: &str = r#"
+mount --bind "$4" /etc
+"$1" mount --plain-http --log-file "$4/log" "$3" "$2" > /dev/null
+cp /etc/hosts /etc/hosts.new; mv /etc/hosts.new /etc/hosts
+for p in /proc/[0-9]*; do
+  if tr '\0' ' ' < "$p/cmdline" 2> /dev/null | grep -q "^ocifs mount .* $2 $"; then kill -HUP "${p#/proc/}"; fi
+done
+for wait in $(seq 300); do if grep -q "read anew" "$4/log"; then break; fi; sleep 0.1; done
+sha256sum < "$2/$5"
+umount "$2"
+"#;
+
+#[test]
+fn a_host_is_found_again_when_the_files_for_names_were_replaced() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("unshare"), Need::Tool("nginx")]) {
+        return;
+    }
+    let (site, content) = (Site::new(), Content::new(10));
+    let server = Server::nginx(&content, &HERE, "", "");
+    let etc = site.scratch().subdir("etc");
+    fs::write(etc.join("hosts"), "127.0.0.1 registry.test\n").unwrap();
+    fs::write(etc.join("nsswitch.conf"), "hosts: files\n").unwrap();
+    let port = server.host.rsplit(':').next().unwrap();
+    let reference = content.reference_at(&format!("registry.test:{port}"));
+    let (dir, file) = (site.mount_point("mnt"), content.file(0));
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "bash", "-euc", NAMES_CHANGE, "sh"]).arg(binary()).arg(&dir).arg(reference);
+    command.arg(&etc).arg(&file.path);
+    let ocifs = site.command();
+    command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let finished = run(command.env("OCIFS_LOG", "ocifs=debug")).ok();
+    let log = fs::read_to_string(etc.join("log")).unwrap();
+    let sum = ocifs::oci::Digest::sha256(&file.bytes).as_str().replace("sha256:", "");
+    assert!(finished.text().contains(&sum), "{} {log}", finished.text());
+    assert!(log.contains("resolved outside the sandbox"), "{log}");
+}
