@@ -14,6 +14,7 @@ use super::RegistryError;
 use super::endpoint::{Endpoint, Role};
 use super::redact::host_of;
 use super::retry::Patience;
+use crate::io::chain;
 use crate::meter;
 
 /// How many requests to one host are under way at once.
@@ -300,17 +301,6 @@ impl Walk {
         let left = self.patience.left();
         if self.at + 1 < self.stops.len() || !self.insists { left / 2 } else { left }
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &RegistryError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// The values stay valid when a thread panics between two operations on them.
