@@ -10,12 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::inventory::ItemKind;
 use super::pair::Files;
 use super::remove::occupied;
 
-/// The directories of content, and those of small files.
-pub(super) const CONTENT: [&str; 3] = ["blobs", "streams", "claims"];
-const SMALL: [&str; 6] = ["documents", "indexes", "offers", "traces", "signatures", "locks"];
 /// Of so many the names are kept; who has used them up counts again. It bounds memory, whatever the directory holds.
 const KEPT: usize = 4096;
 
@@ -68,11 +66,13 @@ impl Oldest {
 pub(super) fn count(root: &Path) -> Census {
     let mut census = Census::default();
     let mut contents = Oldest::default();
-    for kind in CONTENT {
+    let (paired, alone): (Vec<_>, Vec<_>) =
+        ItemKind::ALL.into_iter().partition(|kind| kind.paired().is_some());
+    for kind in paired {
         // What has a sidecar is as old as that; data without one belongs to nobody, and is as old as itself.
         let mut lone: HashMap<PathBuf, SystemTime> = HashMap::new();
         let mut maps: Vec<PathBuf> = Vec::new();
-        each_file(&root.join(kind), &mut |path, found| {
+        each_file(&root.join(kind.directory()), &mut |path, found| {
             census.used += occupied(found);
             let used = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             if path.extension().is_some_and(|end| end == "map") {
@@ -91,26 +91,19 @@ pub(super) fn count(root: &Path) -> Census {
         }
     }
     let mut small = Oldest::default();
-    for kind in SMALL {
-        each_file(&root.join(kind), &mut |path, found| {
+    for kind in alone {
+        each_file(&root.join(kind.directory()), &mut |path, found| {
             census.used += occupied(found);
-            // A lock has no content, and its name is what processes meet at.
-            if kind != "locks" {
-                small.add(found.modified().unwrap_or(SystemTime::UNIX_EPOCH), path);
-            }
+            small.add(found.modified().unwrap_or(SystemTime::UNIX_EPOCH), path);
         });
     }
-    each_file(&root.join("tmp"), &mut |_, found| census.used += occupied(found));
-    census.contents = contents.newest_first(|data| What::Content(files(data)));
+    // A lock has no content, and its name is what processes meet at.
+    for other in ["locks", "tmp"] {
+        each_file(&root.join(other), &mut |_, found| census.used += occupied(found));
+    }
+    census.contents = contents.newest_first(|data| What::Content(Files::of(data)));
     census.small = small.newest_first(What::Small);
     census
-}
-
-/// The files of the content whose data lies at `data`.
-pub(super) fn files(data: PathBuf) -> Files {
-    let mut map = data.clone().into_os_string();
-    map.push(".map");
-    Files { data, map: map.into() }
 }
 
 /// Calls `note` for every file in `dir` and in the directories in it. A directory that cannot be read has none.

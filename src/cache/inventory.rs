@@ -23,7 +23,7 @@ use crate::oci::{Digest, Document, MAX_DOCUMENT};
 const PLACE: usize = 16;
 /// Digits of the name of a claim.
 const CLAIM: usize = 32;
-const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
+pub(super) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 const MAP: &str = "map";
 /// What of an index lies beside it, by the ends of their names.
 const BESIDE_INDEX: [&str; 2] = ["stream", "content"];
@@ -76,7 +76,8 @@ impl ItemKind {
         }
     }
 
-    fn directory(self) -> &'static str {
+    /// Where it lies in `v1`.
+    pub(super) fn directory(self) -> &'static str {
         match self {
             ItemKind::Blob => "blobs",
             ItemKind::Stream => "streams",
@@ -209,7 +210,9 @@ impl Inventory {
                 let broken = for_each(&directory.join(algorithm), |name, path| {
                     match name.and_then(|name| parse(kind, algorithm, name, &path)) {
                         // The sidecar stands for both files.
-                        Some((_, Half::Data)) if path_of_map(&path).exists() => Ok(ControlFlow::Continue(())),
+                        Some((_, Half::Data)) if Files::of(path.clone()).map.exists() => {
+                            Ok(ControlFlow::Continue(()))
+                        }
                         Some((entry, _)) => visit(Found::Content(entry)),
                         None => visit(Found::Unknown(path)),
                     }
@@ -360,7 +363,7 @@ impl Used {
 impl Entry {
     /// Both files of content with a sidecar.
     pub(super) fn files(&self) -> Files {
-        Files { data: self.path.clone(), map: path_of_map(&self.path) }
+        Files::of(self.path.clone())
     }
 }
 
@@ -378,12 +381,6 @@ enum Half {
     Map,
     /// There is one file only.
     Whole,
-}
-
-fn path_of_map(data: &Path) -> PathBuf {
-    let mut name = data.as_os_str().to_owned();
-    name.push(".map");
-    name.into()
 }
 
 /// What the name of a file in the directory of that kind says.

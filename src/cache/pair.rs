@@ -42,6 +42,15 @@ pub(super) struct Files {
     pub(super) map: PathBuf,
 }
 
+impl Files {
+    /// The files of the content whose data lies at `data`.
+    pub(super) fn of(data: PathBuf) -> Self {
+        let mut map = data.clone().into_os_string();
+        map.push(".map");
+        Self { data, map: map.into() }
+    }
+}
+
 /// Gives the files at `from` the names `to`. The data first: a sidecar under its final name vouches for the data beside it.
 pub(super) fn promote(from: &Files, to: &Files) -> Result<(), CacheError> {
     for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {

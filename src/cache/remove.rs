@@ -101,7 +101,7 @@ mod tests {
     use crate::oci::Digest;
 
     fn files(dir: &Path) -> Files {
-        Files { data: dir.join("content"), map: dir.join("content.map") }
+        Files::of(dir.join("content"))
     }
 
     #[test]

@@ -261,28 +261,35 @@ impl Room {
             return meanwhile;
         }
         let want = excess.max(BATCH);
-        let mut freed = self.evict_contents(want);
+        // Whole contents that no process has open. One that was closed since the last count is not in the list.
+        let stale = || if self.closed.load(Ordering::Relaxed) { Duration::ZERO } else { LIST_AGE };
+        let mut freed = self.evict_listed(want, |census| &mut census.contents, stale);
         if freed < excess {
             freed += self.evict_blocks(want - freed);
         }
         if freed < excess && need == Need::Small {
-            freed += self.evict_small(excess - freed);
+            freed += self.evict_listed(excess - freed, |census| &mut census.small, || Duration::ZERO);
         }
         freed
     }
 
-    /// Removes whole contents that no process has open, the one that was not used for longest first.
-    fn evict_contents(self: &Arc<Self>, want: u64) -> u64 {
+    /// Removes what is listed `of` the count, what was not used for longest first. An empty list is made anew once, if it is older
+    /// than `stale` says.
+    fn evict_listed(
+        self: &Arc<Self>,
+        want: u64,
+        of: fn(&mut Census) -> &mut Vec<Candidate>,
+        stale: impl Fn() -> Duration,
+    ) -> u64 {
         let mut freed = 0;
         let mut looked = false;
         while freed < want {
-            let next = lock(&self.list).census.contents.pop();
+            let next = of(&mut lock(&self.list).census).pop();
             match next {
                 Some(candidate) => freed += self.remove(&candidate),
                 None if !looked => {
                     looked = true;
-                    let closed = self.closed.load(Ordering::Relaxed);
-                    self.list_anew(if closed { Duration::ZERO } else { LIST_AGE });
+                    self.list_anew(stale());
                 }
                 None => break,
             }
@@ -304,24 +311,6 @@ impl Room {
                 let here = pair.evict(want - freed, spare_recent);
                 self.note_evicted(here);
                 freed += here;
-            }
-        }
-        freed
-    }
-
-    /// Removes small files, the oldest one first.
-    fn evict_small(self: &Arc<Self>, want: u64) -> u64 {
-        let mut freed = 0;
-        let mut looked = false;
-        while freed < want {
-            let next = lock(&self.list).census.small.pop();
-            match next {
-                Some(candidate) => freed += self.remove(&candidate),
-                None if !looked => {
-                    looked = true;
-                    self.list_anew(Duration::ZERO);
-                }
-                None => break,
             }
         }
         freed

@@ -16,6 +16,7 @@ use tokio::sync::broadcast;
 
 use super::ahead::Places;
 use super::blob::Content;
+use super::inventory::{ALGORITHMS, ItemKind};
 use super::pair::{Files, Pair, promote};
 use super::room::{Need, Room};
 use super::sidecar::{BLOCK, Kind, MAX_SIZE, State};
@@ -308,9 +309,8 @@ impl Cache {
     /// Where content lies: when it is everybody's, and while it is only a claim of our origin.
     fn place(&self, kind: Kind, digest: &Digest) -> Result<Place, CacheError> {
         let data = self.path(directory(kind), digest)?;
-        let map = data.with_extension("map");
         let scoped = (!self.origin.is_empty()).then(|| named(&data, &self.origin));
-        Ok(Place { shared: Files { data, map }, scoped })
+        Ok(Place { shared: Files::of(data), scoped })
     }
 
     /// `<cache-dir>/v1`.
@@ -328,10 +328,7 @@ impl Cache {
     /// The file of `digest` for content that is only a claim of our origin.
     pub(super) fn scoped_path(&self, directory: &str, digest: &Digest) -> Result<PathBuf, CacheError> {
         let path = self.path(directory, digest)?;
-        if self.origin.is_empty() {
-            return Ok(path);
-        }
-        Ok(path.with_file_name(format!("{}.{}", digest.encoded(), self.origin)))
+        Ok(if self.origin.is_empty() { path } else { named(&path, &self.origin).data })
     }
 
     /// A name for a new temporary file that no other process and no other thread uses.
@@ -384,12 +381,9 @@ struct Place {
 
 /// The files beside `data` whose names end so.
 fn named(data: &Path, end: &str) -> Files {
-    let name = |last: &str| {
-        let mut name = data.as_os_str().to_owned();
-        name.push(format!(".{end}{last}"));
-        PathBuf::from(name)
-    };
-    Files { data: name(""), map: name(".map") }
+    let mut name = data.as_os_str().to_owned();
+    name.push(format!(".{end}"));
+    Files::of(name.into())
 }
 
 fn exists(path: &Path) -> bool {
@@ -413,10 +407,8 @@ fn make_tree(root: &Path) -> Result<(), CacheError> {
     make_dir(root)?;
     check_owned(root)?;
     make_dir(&root.join("tmp"))?;
-    for kind in
-        ["blobs", "streams", "claims", "documents", "indexes", "offers", "traces", "signatures", "locks"]
-    {
-        for algorithm in ["sha256", "sha512"] {
+    for kind in ItemKind::ALL.map(ItemKind::directory).into_iter().chain(["locks"]) {
+        for algorithm in ALGORITHMS {
             make_dir(&root.join(kind).join(algorithm))?;
         }
     }

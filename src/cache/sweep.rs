@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use super::account::Account;
 use super::inventory::{Entry, Found, Inventory, Item, ItemKind, Other, Used, stat};
+use super::pair::Files;
 use super::remove::{Removed, occupied, remove, remove_if};
 use super::sidecar::{Sidecar, State};
 use super::store::TMP_AGE;
@@ -262,13 +263,11 @@ impl Inventory {
             (ItemKind::Stream, Some(_)) | (ItemKind::Claim, _) => ("streams", super::sidecar::Kind::Stream),
             _ => return Ok(false),
         };
-        let data = self.shared(directory, entry);
-        let mut map = data.clone().into_os_string();
-        map.push(".map");
-        let Some(sidecar) = Sidecar::existing(Path::new(&map), kind, &entry.digest)? else {
+        let files = Files::of(self.shared(directory, entry));
+        let Some(sidecar) = Sidecar::existing(&files.map, kind, &entry.digest)? else {
             return Ok(false);
         };
-        if stat(&data)?.is_none() || !sidecar.is_whole(kind, &entry.digest).unwrap_or(false) {
+        if stat(&files.data)?.is_none() || !sidecar.is_whole(kind, &entry.digest).unwrap_or(false) {
             return Ok(false);
         }
         Ok(match kind {
