@@ -126,6 +126,11 @@ impl Cache {
         Self { verify: Some(When { verify, small }), ..self.clone() }
     }
 
+    /// Whether nothing of a blob of `size` bytes is handed out here before the whole was compared with its digest.
+    pub fn is_whole_first(&self, size: u64) -> bool {
+        self.verify.is_some_and(|when| when.is_whole_first(size))
+    }
+
     /// Tells, from now on, the digest of every blob of which wrong bytes may have been handed out: it was found not to hash to its
     /// digest, or what an index said about it was found untrue.
     pub fn distrusted(&self) -> broadcast::Receiver<Digest> {

@@ -20,3 +20,10 @@ pub(super) struct When {
     /// Bytes up to which a blob is compared as a whole in every mode.
     pub(super) small: u64,
 }
+
+impl When {
+    /// Whether nothing of a blob of `size` bytes is handed out before the whole was compared.
+    pub(super) fn is_whole_first(self, size: u64) -> bool {
+        self.verify == Verify::Strict || size <= self.small
+    }
+}

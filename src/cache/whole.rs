@@ -49,8 +49,7 @@ impl Shelf {
 impl Inner {
     /// Whether nothing is handed out before the whole was compared.
     pub(super) fn is_whole_first(&self) -> bool {
-        self.kind == Kind::Blob
-            && self.verify.is_some_and(|when| when.verify == Verify::Strict || self.size <= when.small)
+        self.kind == Kind::Blob && self.verify.is_some_and(|when| when.is_whole_first(self.size))
     }
 }
 

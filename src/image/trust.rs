@@ -12,9 +12,6 @@ use crate::layer;
 
 use super::{Image, ImageError};
 
-/// Bytes of a blob that is compared as a whole in every mode.
-const SMALL: u64 = crate::cache::SMALL;
-
 impl Image {
     /// Fails when the mode that was asked for cannot be had for every layer that is shown.
     pub(super) fn check_trust(&self) -> Result<(), ImageError> {
@@ -23,7 +20,7 @@ impl Image {
         }
         let layers = self.manifest.layers.iter().zip(&self.selected).enumerate();
         for (at, (descriptor, _)) in layers.filter(|(_, (_, selected))| **selected) {
-            let is_whole = descriptor.size <= SMALL || descriptor.data.is_some();
+            let is_whole = self.cache.is_whole_first(descriptor.size) || descriptor.data.is_some();
             let is_archive = self.layers.get(at).is_some_and(Option::is_some);
             if !(is_whole || is_archive && layer::parts_named(&descriptor.annotations).is_some()) {
                 return Err(ImageError::NoParts {
@@ -40,7 +37,7 @@ impl Image {
     pub(super) fn as_stored(&self, blob: Arc<Cached>) -> Shared {
         match self.verify {
             Verify::Lazy | Verify::Strict => blob,
-            Verify::Toc if blob.size() <= SMALL => blob,
+            Verify::Toc if self.cache.is_whole_first(blob.size()) => blob,
             Verify::Toc => Arc::new(Whole(blob)),
         }
     }
