@@ -109,10 +109,6 @@ pub(super) struct ImageArgs {
     #[command(flatten)]
     pub(super) cache_size: CacheSizeArgs,
 
-    /// The credential file, in the form that docker and podman write. Default: theirs.
-    #[arg(long, value_name = "FILE")]
-    pub(super) authfile: Option<PathBuf>,
-
     /// USER:PASSWORD for the registry. Other users of this machine can see an argument while the command runs; the variable
     /// and --authfile are safer.
     #[arg(long, value_name = "USER:PASSWORD", env = "OCIFS_CREDS", hide_env_values = true, conflicts_with_all = ["authfile", "anonymous"])]
@@ -121,10 +117,6 @@ pub(super) struct ImageArgs {
     /// Use no credentials.
     #[arg(long, conflicts_with = "authfile")]
     pub(super) anonymous: bool,
-
-    /// Speak http instead of https. Loopback registries are spoken to by http without it.
-    #[arg(long)]
-    pub(super) plain_http: bool,
 
     #[command(flatten)]
     pub(super) network: NetworkArgs,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::cache::{Cache, CacheError, Damage, Entry, Found, Inventory, Item, ItemKind, Prune, State, Swept};
 use crate::image;
 use crate::oci::Digest;
-use crate::registry::{Options, Registry, RegistryError};
+use crate::registry::Options;
 
 use super::args::Format;
 use super::cache_args::{CacheCommand, CollectArgs, ListArgs, Name, PruneArgs, RemoveArgs, VerifyArgs};
@@ -299,10 +299,7 @@ fn remove(args: &RemoveArgs) -> Result<(), Failure> {
             .enable_all()
             .build()
             .map_err(|error| Failure::local("starting threads", &error))?;
-        let options =
-            Options { plain_http: args.plain_http, authfile: args.authfile.clone(), ..Options::default() };
-        let registry = Registry::new(args.network.apply(options)?)
-            .map_err(|error: RegistryError| Failure::local("starting the client", &error))?;
+        let registry = args.network.client(Options::default())?;
         let cache = Cache::open(&dir)?;
         for location in locations {
             let location = network::in_full(location, &registry)?;

@@ -138,14 +138,6 @@ pub(super) struct RemoveArgs {
     #[arg(value_name = "DIGEST|REF", required = true)]
     pub(super) names: Vec<Name>,
 
-    /// The credential file, in the form that docker and podman write. Default: theirs.
-    #[arg(long, value_name = "FILE")]
-    pub(super) authfile: Option<PathBuf>,
-
-    /// Speak http instead of https. Loopback registries are spoken to by http without it.
-    #[arg(long)]
-    pub(super) plain_http: bool,
-
     #[command(flatten)]
     pub(super) network: NetworkArgs,
 }

@@ -18,7 +18,7 @@ use crate::layer::IndexPolicy;
 use crate::meter::Family as Counters;
 use crate::mount::{self, Access, MountFlags, MountOptions, Passthrough, Unmount};
 use crate::oci::LayerSelection;
-use crate::registry::{Credential, Options, Registry, RegistryError};
+use crate::registry::{Credential, Options, Registry};
 use crate::sandbox::{Applied, Report};
 use crate::tree::Kind;
 use crate::view::{Links, Namespace, Scope};
@@ -404,19 +404,9 @@ pub(super) fn registry(args: &ImageArgs) -> Result<Registry, Failure> {
     let creds = args.creds.as_deref().map(|text| {
         Credential::parse(text).ok_or_else(|| Failure::usage("--creds is not of the form USER:PASSWORD"))
     });
-    // A mount in the background leaves the directory it was started in.
-    let absolute = |error: std::io::Error| Failure::local("finding the working directory", &error);
-    let authfile = args.authfile.as_ref().map(std::path::absolute).transpose().map_err(absolute)?;
-    if let Some(named) = &authfile
-        && let Err(error) = std::fs::File::open(named)
-    {
-        return Err(Failure::usage(format!("credential file {}: {error}", named.display())));
-    }
     let read_budget = Duration::from_secs(args.timeout);
     let usual = Options::default();
     let options = Options {
-        plain_http: args.plain_http,
-        authfile,
         creds: creds.transpose()?,
         anonymous: args.anonymous,
         read_budget,
@@ -425,8 +415,7 @@ pub(super) fn registry(args: &ImageArgs) -> Result<Registry, Failure> {
         stall_timeout: usual.stall_timeout.min(read_budget / 4),
         ..usual
     };
-    let options = args.network.apply(options)?;
-    Registry::new(options).map_err(|error: RegistryError| Failure::local("starting the client", &error))
+    args.network.client(options)
 }
 
 pub(super) async fn open_with(

@@ -117,7 +117,7 @@ pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
     let own = [
         ("the cache", Some(args.image.cache.dir()?)),
         ("the layout", layout),
-        ("the credential file", args.image.authfile.clone()),
+        ("the credential file", args.image.network.authfile.clone()),
         ("the log", args.image.log_file.clone()),
     ];
     for (what, path) in own {

@@ -1,4 +1,4 @@
-//! How registries are reached, as the command line says it: certificates, and where it is configured who has copies.
+//! How registries are reached, as the command line says it: logins, certificates, and where it is configured who has copies.
 //!
 //! The names are those of skopeo and of containerd's tools. What is not said here comes from the files of this machine.
 
@@ -7,14 +7,22 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::image::ImageError;
-use crate::registry::{Options, Places, Registry};
+use crate::registry::{Options, Places, Registry, RegistryError};
 use crate::source::Location;
 
 use super::exit::Failure;
 
-/// Certificates and mirrors.
+/// Logins, certificates and mirrors.
 #[derive(Args, Debug)]
 pub(super) struct NetworkArgs {
+    /// The credential file, in the form that docker and podman write. Default: theirs.
+    #[arg(long, value_name = "FILE")]
+    pub(super) authfile: Option<PathBuf>,
+
+    /// Speak http instead of https. Loopback registries are spoken to by http without it.
+    #[arg(long)]
+    plain_http: bool,
+
     /// Whether registries have to show a valid certificate. With false, one that speaks no https is spoken to by http. With
     /// true, https is spoken to this machine, too, and insecure in registries.conf counts for nothing.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -36,20 +44,29 @@ pub(super) struct NetworkArgs {
 }
 
 impl NetworkArgs {
-    /// Puts it into the client's options. Paths become absolute: a mount in the background leaves the directory it was started
-    /// in.
-    pub(super) fn apply(&self, options: Options) -> Result<Options, Failure> {
+    /// The client: what is said here, and for the rest `options`. Paths become absolute: a mount in the background leaves the
+    /// directory it was started in.
+    pub(super) fn client(&self, options: Options) -> Result<Registry, Failure> {
         let absolute = |path: &Option<PathBuf>| {
             let made = path.as_ref().filter(|path| !path.as_os_str().is_empty()).map(std::path::absolute);
             made.transpose().map_err(|error| Failure::local("finding the working directory", &error))
         };
-        Ok(Options {
+        let authfile = absolute(&self.authfile)?;
+        if let Some(named) = &authfile
+            && let Err(error) = std::fs::File::open(named)
+        {
+            return Err(Failure::usage(format!("credential file {}: {error}", named.display())));
+        }
+        let options = Options {
+            plain_http: self.plain_http,
+            authfile,
             tls_verify: self.tls_verify,
             cert_dir: absolute(&self.cert_dir)?,
             ca_file: absolute(&self.ca_file)?,
             places: Places { hosts: absolute(&self.hosts_dir)?, ..options.places },
             ..options
-        })
+        };
+        Registry::new(options).map_err(|error: RegistryError| Failure::local("starting the client", &error))
     }
 }
 

@@ -114,6 +114,9 @@ fn wrong_usage_is_2_and_names_the_word() {
     site.ocifs(&["ls", "--authfile", "/nowhere/auth.json", "127.0.0.1:1/a"])
         .refused(&[2], &["/nowhere/auth.json"]);
     let reference = image(&site, b"x");
+    site.ocifs(&["ls", &reference]).ok();
+    site.ocifs(&["cache", "rm", "--authfile", "/nowhere/auth.json", "127.0.0.1:1/a"])
+        .refused(&[2], &["/nowhere/auth.json"]);
     let mnt = site.mount_point("clear");
     let below = mnt.join("cache").display().to_string();
     let dir = mnt.display().to_string();
