@@ -245,12 +245,12 @@ impl Ocifs {
             }
             match bytes.read_ready(offset.min(bytes.size()), &mut buffer[..len]) {
                 Ok(true) => {
-                    reply.data(&buffer[..len]);
                     note_read(begun, Some(len));
+                    reply.data(&buffer[..len]);
                 }
                 Err(error) => {
-                    reply.error(self.failed("read", node, &error, errno::of_read));
                     note_read(begun, None);
+                    reply.error(self.failed("read", node, &error, errno::of_read));
                 }
                 Ok(false) => {
                     let this = self.clone();
@@ -258,12 +258,12 @@ impl Ocifs {
                         let mut buffer = this.shared.spare.take(len);
                         match bytes.read_at(offset, &mut buffer[..len]).await {
                             Ok(()) => {
-                                reply.data(&buffer[..len]);
                                 note_read(begun, Some(len));
+                                reply.data(&buffer[..len]);
                             }
                             Err(error) => {
-                                reply.error(this.failed("read", node, &error, errno::of_read));
                                 note_read(begun, None);
+                                reply.error(this.failed("read", node, &error, errno::of_read));
                             }
                         }
                         this.shared.spare.give(buffer);
@@ -524,6 +524,8 @@ impl Filesystem for Ocifs {
 }
 
 /// Counts a read that began then and gave this many bytes, or none for an error.
+///
+/// Before it is answered: who has read a byte finds it counted.
 fn note_read(begun: Instant, given: Option<usize>) {
     meter::READS.note(begun.elapsed());
     match given {

@@ -58,7 +58,7 @@ fn happen(content: &Content, row: &Row, view: usize) -> Result<(), String> {
                 _ => {}
             }
             let back = || read(&mount).is_ok_and(|bytes| bytes == file.bytes);
-            if !becomes_true(Duration::from_secs(20), back) {
+            if !becomes_true(Duration::from_secs(30), back) {
                 return Err("does not come back".into());
             }
         }

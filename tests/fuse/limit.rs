@@ -62,11 +62,11 @@ fn a_scan_under_a_small_limit_leaves_alone_what_the_kernel_reads_by_itself() {
     let path = mount.join("files/small");
     assert!(fs::read(&path).unwrap() == small);
     let verified = || xattr::get(&path, "user.ocifs.verified").unwrap();
-    assert!(becomes_true(Duration::from_secs(20), || verified().as_deref() == Some(&b"full"[..])));
+    assert!(becomes_true(Duration::from_secs(30), || verified().as_deref() == Some(&b"full"[..])));
     // From its next open on, once the kernel has told that the first one was closed.
     let digest = digest_of(&small);
     let mut kept = None;
-    becomes_true(Duration::from_secs(10), || {
+    becomes_true(Duration::from_secs(30), || {
         std::thread::sleep(Duration::from_millis(50));
         let file = File::open(&path).unwrap();
         let before = served(&mount, &digest);
@@ -107,7 +107,7 @@ fn a_scan_under_a_small_limit_leaves_alone_what_the_kernel_reads_by_itself() {
     // And once it is closed it makes room like everything else.
     drop(file);
     let scanned = File::open(mount.join("files/large")).unwrap();
-    assert!(becomes_true(Duration::from_secs(20), || {
+    assert!(becomes_true(Duration::from_secs(30), || {
         assert!(read_without_pages(&scanned, large.len()) == large);
         fs::metadata(&data).unwrap().blocks() * 512 < small.len() as u64
     }));

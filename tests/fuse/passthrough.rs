@@ -30,7 +30,7 @@ use crate::tarball::noise;
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 /// Several blocks of the cache, and an odd end.
 const LENGTH: usize = (5 << 20) + 12_345;
-const PROMPT: Duration = Duration::from_secs(10);
+const PROMPT: Duration = Duration::from_secs(30);
 
 /// One blob with a name, and where it lies.
 struct Thing {
@@ -63,7 +63,7 @@ impl Thing {
         assert!(fs::read(self.path(mount)).unwrap() == self.bytes);
         // The last block is served from the disk while the whole is still being compared.
         let verified = || xattr::get(self.path(mount), "user.ocifs.verified").unwrap();
-        assert!(becomes_true(Duration::from_secs(10), || verified().as_deref() == Some(&b"full"[..])));
+        assert!(becomes_true(Duration::from_secs(30), || verified().as_deref() == Some(&b"full"[..])));
         closed();
     }
 

@@ -93,7 +93,7 @@ print(f\"{uri}?md5={base64.urlsafe_b64encode(sum).decode().rstrip(chr(61))}&expi
     registry.set(Fault::RedirectTo(format!("http://{}{short}", storage.host)));
     read(0);
     let gone = || http::send(&storage.host, "GET", &short, &[], &[]).is_ok_and(|answer| answer.status == 410);
-    assert!(becomes_true(Duration::from_secs(20), gone), "the link does not expire");
+    assert!(becomes_true(Duration::from_secs(30), gone), "the link does not expire");
     registry.clear();
     registry.set(Fault::RedirectTo(format!("http://{}{}", storage.host, link("3600"))));
     let before = storage.blob_statuses().iter().filter(|status| **status == 206).count();
@@ -220,7 +220,7 @@ impl BadDisk {
         let nbd = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let this = Self { at: dir.to_owned(), files, nbd };
         let there = || fs::metadata(disk.join("nbd")).is_ok_and(|found| found.len() > 0);
-        assert!(becomes_true(Duration::from_secs(20), there), "nbdfuse shows no disk");
+        assert!(becomes_true(Duration::from_secs(30), there), "nbdfuse shows no disk");
         sh("mkfs.ext4 -q \"$1\"; mount -o loop \"$1\" \"$2\"; chmod 700 \"$2\"", &[&this.disk(), &this.at]);
         this
     }

@@ -31,9 +31,9 @@ fn image(dir: &Path, content: &[u8]) -> String {
 fn crash(mount: Mount) {
     signal(mount.pid(), Signal::SIGKILL);
     let dir = mount.dir().to_owned();
-    assert!(becomes_true(Duration::from_secs(10), || daemons(&dir).is_empty()));
+    assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
     mount.forget();
-    assert!(becomes_true(Duration::from_secs(10), || is_dead(&dir)));
+    assert!(becomes_true(Duration::from_secs(30), || is_dead(&dir)));
 }
 
 /// A process that ends has no command line any more a moment before it lets its descriptors go. What stat says the kernel may
@@ -71,7 +71,7 @@ fn a_mount_over_a_dead_one_replaces_it() {
     assert_eq!(fs::read(link.join("merged/f")).unwrap(), b"third");
     assert_eq!(mounts_at(&fs::canonicalize(&link).unwrap()), 1);
     site.ocifs(&["umount", link.to_str().unwrap()]).ok();
-    assert!(becomes_true(Duration::from_secs(10), || daemons(&link).is_empty()));
+    assert!(becomes_true(Duration::from_secs(30), || daemons(&link).is_empty()));
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn the_dead_mount_of_another_program_is_named_and_stays() {
         .unwrap();
     // A program that another test starts may hold it from its fork to its exec.
     drop(device);
-    assert!(becomes_true(Duration::from_secs(10), || is_dead(&dir)));
+    assert!(becomes_true(Duration::from_secs(30), || is_dead(&dir)));
     let reference = image(&site.scratch().join("layout"), b"data");
     let mut command = site.command();
     run(command.arg("mount").arg(&reference).arg(&dir))
@@ -172,5 +172,5 @@ fn an_ordinary_user_replaces_a_dead_mount_too() {
     command.env("HOME", &home).env("OCIFS_CACHE_DIR", home.join("cache")).current_dir("/");
     let said = run(&mut command).ok().text();
     assert!(said.ends_with("data1\n"), "{said}");
-    assert!(becomes_true(Duration::from_secs(10), || daemons(&dir).is_empty()));
+    assert!(becomes_true(Duration::from_secs(30), || daemons(&dir).is_empty()));
 }

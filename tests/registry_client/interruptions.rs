@@ -27,7 +27,7 @@ async fn a_body_that_goes_silent_is_resumed_on_a_new_connection() {
     let started = Instant::now();
     scene.expect(0, 10_000).await;
     assert_eq!(scene.ranges(), [(0, 10_000), (4000, 10_000)]);
-    assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&started.elapsed()));
+    assert!((Duration::from_millis(300)..SOON).contains(&started.elapsed()));
 }
 
 #[tokio::test]
@@ -38,7 +38,7 @@ async fn a_silent_registry_costs_the_budget_and_no_more() {
         let started = Instant::now();
         let error = scene.read(0, 1000).await.unwrap_err();
         assert_eq!(error.fault(), Fault::Unavailable, "{fault:?}: {}", error.chain());
-        assert!(started.elapsed() < Duration::from_secs(4), "{fault:?}: {:?}", started.elapsed());
+        assert!(started.elapsed() < SOON, "{fault:?}: {:?}", started.elapsed());
     }
 }
 
@@ -81,7 +81,7 @@ async fn retry_after_is_honoured_in_seconds_and_as_a_date() {
         scene.expect(0, 1000).await;
         let waited = started.elapsed();
         // A date has whole seconds, so two of them are between one and two.
-        assert!((Duration::from_secs(1)..Duration::from_secs(4)).contains(&waited), "{waited:?}");
+        assert!((Duration::from_secs(1)..SOON).contains(&waited), "{waited:?}");
         assert_eq!(statuses(&scene.server.requests()), [429, 206]);
     }
 }
@@ -92,7 +92,7 @@ async fn a_wait_past_the_budget_is_not_begun() {
     scene.server.set(Bad::Status { code: 503, times: 9, retry_after: Some("3600".into()) });
     let started = Instant::now();
     let error = scene.read(0, 1000).await.unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < SOON);
     assert_eq!((error.fault(), scene.server.requests().len()), (Fault::Unavailable, 1));
 }
 
@@ -118,15 +118,15 @@ async fn a_dead_registry_is_reported_in_seconds() {
     let started = Instant::now();
     let error = scene.registry.manifest(&reference(&scene.server), &tag("v1")).await.unwrap_err();
     assert_eq!(error.fault(), Fault::Unavailable);
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     let started = Instant::now();
     let error = scene.read(0, 1000).await.unwrap_err();
     assert_eq!(error.fault(), Fault::Unavailable, "{}", error.chain());
-    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
 }
 
 #[tokio::test]
-async fn a_registry_that_comes_back_is_read_within_two_seconds() {
+async fn a_registry_that_comes_back_is_read_before_the_budget_ends() {
     let scene = scene(1000);
     scene.expect(0, 10).await;
     scene.server.go_down();
@@ -140,7 +140,7 @@ async fn a_registry_that_comes_back_is_read_within_two_seconds() {
         Instant::now()
     };
     let (back, read) = tokio::join!(back, read);
-    assert!(read.saturating_duration_since(back) < Duration::from_secs(2));
+    assert!(read.saturating_duration_since(back) < SOON);
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
         let child = command.spawn().expect("the server is installed");
         let server = Self { child, files, host };
-        let up = becomes_true(Duration::from_secs(20), || std::net::TcpStream::connect(&server.host).is_ok());
+        let up = becomes_true(Duration::from_secs(30), || std::net::TcpStream::connect(&server.host).is_ok());
         let said = || fs::read_to_string(server.files.join("said")).unwrap_or_default();
         assert!(up, "{command:?} does not listen at {}: {}", server.host, said());
         server

@@ -16,7 +16,7 @@ use crate::process::{Finished, becomes_true, run, run_within, signal};
 use crate::scratch::{MountLine, Scratch, mounted_at};
 
 /// An unmount has nothing to wait for; 10 s is what a loaded machine may need to schedule it.
-const PROMPT: Duration = Duration::from_secs(10);
+const PROMPT: Duration = Duration::from_secs(30);
 
 /// The binary under test; `OCIFS_BIN` names an installed one instead of cargo's.
 pub(crate) fn binary() -> PathBuf {
@@ -227,7 +227,7 @@ impl Drop for Mount {
 #[track_caller]
 pub(crate) fn unmounts(command: &mut Command) {
     let mut finished = run(command);
-    becomes_true(Duration::from_secs(3), || {
+    becomes_true(Duration::from_secs(10), || {
         let busy = finished.stderr.contains("in use") || finished.stderr.contains("busy");
         if busy {
             finished = run(command);
