@@ -5,7 +5,9 @@
 //! to it, and two mounts in one process are counted together. Nothing in a name or a label comes from a URL, a header or a
 //! credential.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Bytes of files that readers were given by this process. What the kernel reads by itself is not among them.
@@ -30,6 +32,34 @@ pub static EVICTED_BYTES: Counter = Counter::new();
 pub static READS: Histogram = Histogram::new();
 /// Files that the kernel holds open.
 pub static OPEN_FILES: Gauge = Gauge::new();
+
+/// Calls of an orchestrator, by method and outcome.
+pub static CALLS: Calls = Calls::new();
+
+/// Calls by method and outcome.
+#[derive(Debug)]
+pub struct Calls(Mutex<BTreeMap<(&'static str, &'static str), u64>>);
+
+impl Calls {
+    const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    /// Counts a call.
+    pub fn note(&self, method: &'static str, code: &'static str) {
+        let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *calls.entry((method, code)).or_default() += 1;
+    }
+
+    /// One number for each method and outcome that there was.
+    fn samples(&self) -> Vec<Sample> {
+        let calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sample = |(&(method, code), count): (&(&str, &str), &u64)| {
+            whole(vec![("method", method.to_owned()), ("code", code.to_owned())], *count)
+        };
+        calls.iter().map(sample).collect()
+    }
+}
 
 /// A number that only grows.
 #[derive(Debug)]
@@ -211,7 +241,7 @@ pub fn families() -> Vec<Family> {
             .map(|(kind, lookups)| whole(vec![("kind", kind.to_owned())], of(lookups).get()))
             .into(),
     };
-    vec![
+    let mut families = vec![
         counter("ocifs_bytes_served_total", "Bytes of files that readers were given.", &BYTES_SERVED),
         counter(
             "ocifs_bytes_fetched_total",
@@ -240,7 +270,18 @@ pub fn families() -> Vec<Family> {
             OPEN_FILES.get(),
         ),
         reads(),
-    ]
+    ];
+    // Only a plugin is called.
+    let calls = CALLS.samples();
+    if !calls.is_empty() {
+        families.push(Family {
+            name: "ocifs_csi_calls_total",
+            help: "Calls of the orchestrator by method and code of the answer.",
+            kind: Kind::Counter,
+            samples: calls,
+        });
+    }
+    families
 }
 
 fn whole(labels: Vec<(&'static str, String)>, value: u64) -> Sample {

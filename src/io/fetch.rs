@@ -27,6 +27,58 @@ pub trait Fetch: Send + Sync + 'static {
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>>;
 }
 
+/// A run of what another producer gives, seen from 0.
+pub struct FetchPart {
+    whole: Arc<dyn Fetch>,
+    /// Invariant: `range.end <= whole.size()`.
+    range: ByteRange,
+}
+
+impl FetchPart {
+    /// Fails when `range` passes the end of `whole`.
+    pub fn new(whole: Arc<dyn Fetch>, range: ByteRange) -> Result<Self, ReadError> {
+        check_bounds(range, whole.size())?;
+        Ok(Self { whole, range })
+    }
+}
+
+impl Fetch for FetchPart {
+    fn size(&self) -> u64 {
+        self.range.len()
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        Box::pin(async move {
+            let part = self.range;
+            check_bounds(range, part.len())?;
+            let want = ByteRange::new(part.start + range.start, part.start + range.end);
+            let Delivery { range: given, body } = self.whole.fetch(want).await?;
+            // What came with it and lies outside is of others.
+            let ours = given.intersect(part);
+            let body =
+                futures_util::stream::try_unfold((body, given.start), move |(mut body, mut at)| async move {
+                    while at < ours.end {
+                        let Some(chunk) = body.next().await else { return Ok(None) };
+                        let mut chunk = chunk?;
+                        let here = ByteRange::at(at, chunk.len() as u64);
+                        at = here.end;
+                        let kept = here.intersect(ours);
+                        if !kept.is_empty() {
+                            chunk.truncate((kept.end - here.start) as usize);
+                            return Ok(Some((
+                                chunk.split_off((kept.start - here.start) as usize),
+                                (body, at),
+                            )));
+                        }
+                    }
+                    Ok(None)
+                });
+            let range = ByteRange::new(ours.start - part.start, ours.end - part.start);
+            Ok(Delivery { range, body: body.boxed() })
+        })
+    }
+}
+
 /// [`ReadAt`] straight from a [`Fetch`], one fetch a read: for small documents and for tests of producers.
 pub struct FetchAll(pub Arc<dyn Fetch>);
 
@@ -66,5 +118,44 @@ impl ReadAt for FetchAll {
 
     fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         Ok(buf.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{read_all, read_vec};
+
+    /// Delivers everything, in pieces, whatever is asked for: as a server without ranges does.
+    struct Everything(Vec<u8>, usize);
+
+    impl Fetch for Everything {
+        fn size(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+            let pieces: Vec<_> = self.0.chunks(self.1).map(|piece| Ok(Bytes::from(piece.to_vec()))).collect();
+            let range = ByteRange::new(0, self.size());
+            Box::pin(async move { Ok(Delivery { range, body: futures_util::stream::iter(pieces).boxed() }) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_part_gives_its_own_bytes_whatever_comes_with_them() {
+        let bytes: Vec<u8> = (0..100).collect();
+        for piece in [1, 7, 30, 100] {
+            for (start, end) in [(0, 100), (0, 1), (99, 100), (10, 47), (30, 60)] {
+                let whole: Arc<dyn Fetch> = Arc::new(Everything(bytes.clone(), piece));
+                let part = FetchPart::new(whole, ByteRange::new(start, end)).unwrap();
+                let part = FetchAll(Arc::new(part));
+                assert_eq!(read_all(&part).await.unwrap(), bytes[start as usize..end as usize]);
+                let last = part.size();
+                assert_eq!(read_vec(&part, ByteRange::new(last - 1, last)).await.unwrap(), [end as u8 - 1]);
+                assert!(read_vec(&part, ByteRange::new(last, last + 1)).await.is_err());
+            }
+        }
+        let whole: Arc<dyn Fetch> = Arc::new(Everything(bytes, 9));
+        assert!(FetchPart::new(whole, ByteRange::new(1, 101)).is_err());
     }
 }

@@ -12,16 +12,18 @@ mod fetch;
 mod range;
 mod read_at;
 mod slice;
+mod ustar;
 
 pub(crate) use compute::compute;
 pub use concat::Concat;
 pub use deferred::{Deferred, Opener};
 pub use error::{Fault, ReadError, chain};
-pub use fetch::{Delivery, Fetch, FetchAll};
+pub use fetch::{Delivery, Fetch, FetchAll, FetchPart};
 pub use range::ByteRange;
 pub(crate) use read_at::check_bounds;
 pub use read_at::{Empty, Memory, ReadAt, Shared, Verified, read_all, read_vec};
 pub use slice::Slice;
+pub use ustar::{TAR_END, TarEntry, TarKind, tar_padding};
 
 /// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

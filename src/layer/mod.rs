@@ -42,7 +42,7 @@ pub use foreign::{
 pub use head::peek;
 pub use hints::{Hints, IndexPolicy, Offer, Offers};
 pub use index::{LayerIndex, SUM_BLOCK};
-pub use pass::build_index;
+pub use pass::{build_index, most_stream};
 pub use pieces::decoded;
 pub use rooted::parts_named;
 pub use sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};

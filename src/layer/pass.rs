@@ -114,7 +114,7 @@ impl PassError {
 }
 
 /// The most bytes that the stream of a layer of `stored` bytes may have.
-pub(super) fn most_stream(stored: u64) -> u64 {
+pub fn most_stream(stored: u64) -> u64 {
     stored.saturating_mul(MAX_RATIO).max(RATIO_FLOOR)
 }
 

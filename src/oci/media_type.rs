@@ -68,6 +68,13 @@ impl MediaType {
         self.essence() == super::artifact::EMPTY_TYPE
     }
 
+    /// Whether the author of a layer does not let others hand it on: a layer of an OCI image, or a foreign one of Docker's.
+    pub fn is_nondistributable(&self) -> bool {
+        let essence = self.essence();
+        essence.starts_with("application/vnd.oci.image.layer.nondistributable.")
+            || essence.starts_with("application/vnd.docker.image.rootfs.foreign.")
+    }
+
     /// Whether the label says "a tar archive", compressed or not: `…tar`, `…tar+gzip`, `…tar.gzip`, `…tar+zstd`, `…tgz`,
     /// `…+tar+gzip`.
     pub fn claims_tar(&self) -> bool {
@@ -136,6 +143,19 @@ mod tests {
             MediaType::from("Application/vnd.oci.image.index.v1+JSON; charset=utf-8"),
             MediaType::from("application/vnd.oci.image.index.v1+json")
         );
+    }
+
+    #[test]
+    fn layers_that_must_not_be_handed_on_are_known_by_both_names() {
+        for (label, expected) in [
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", true),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", true),
+            ("Application/vnd.oci.image.layer.nondistributable.v1.tar; a=b", true),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", false),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", false),
+        ] {
+            assert_eq!(MediaType::from(label).is_nondistributable(), expected, "{label}");
+        }
     }
 
     #[test]

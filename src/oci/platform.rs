@@ -85,6 +85,11 @@ impl Platform {
         self.os == "unknown" || self.architecture == "unknown"
     }
 
+    /// Whether this is exactly what is wanted, and not only something that runs there.
+    pub fn is(&self, wanted: &Platform) -> bool {
+        self.distance(wanted) == Some(0)
+    }
+
     /// How well an image for `self` runs on `wanted`: lower is better, `None` is not at all. A machine runs the older
     /// variants of its architecture too.
     pub(super) fn distance(&self, wanted: &Platform) -> Option<u32> {

@@ -1,4 +1,4 @@
-//! A blob by range: one closed range a request, checked before it is believed, and resumed where it broke.
+//! A blob, or a file of the web, by range: one closed range a request, checked before it is believed, and resumed where it broke.
 //!
 //! Nothing is kept but the place a redirect led to, and which hosts lack the blob. The idea: an answer becomes a [`Part`], which says which bytes of the
 //! blob its body must hold; a stream joins parts until its range is complete, and a byte that fails a check is asked for
@@ -39,20 +39,53 @@ impl Fetch for LazyBlob {
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
         let blob = self.0.clone();
         Box::pin(async move {
-            let subject = blob.subject();
+            let subject = blob.subject.clone();
             let reading = blob.read(range).await.map_err(|error| error.of_read(subject))?;
             Ok(Delivery { range: reading.range, body: reading.stream() })
         })
     }
 }
 
+/// What the bytes are, and where they are asked for.
+enum Home {
+    /// A blob of a repository.
+    Repository { reference: Reference, digest: Digest },
+    /// A file at an address of its own, as it was when it was first looked at.
+    File { endpoint: Arc<Endpoint>, seen: Seen },
+}
+
+/// What a server says of the version of a file: a file that changes says something else (RFC 9110 section 8.8).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    tag: Option<String>,
+    modified: Option<String>,
+}
+
+impl Seen {
+    /// What an answer says of it.
+    pub(super) fn of(response: &Response) -> Self {
+        let text = |name| answer::header(response, name).map(str::to_owned);
+        Self { tag: text("etag"), modified: text("last-modified") }
+    }
+
+    /// Whether `later` is said of another version. A server may leave out what it said before.
+    fn differs(&self, later: &Self) -> bool {
+        let other = |one: &Option<String>, two: &Option<String>| matches!((one, two), (Some(one), Some(two)) if one != two);
+        match (&self.tag, &later.tag) {
+            (Some(_), Some(_)) => other(&self.tag, &later.tag),
+            _ => other(&self.modified, &later.modified),
+        }
+    }
+}
+
 /// What is known about a blob.
 pub(super) struct Blob {
     inner: Arc<Inner>,
-    reference: Reference,
-    /// The registry and repository, for people.
-    repository: String,
-    digest: Digest,
+    home: Home,
+    /// What it is called: its digest, or its address.
+    name: String,
+    /// The same with what it is, for the errors of reads.
+    subject: String,
     size: u64,
     /// Whether the descriptor calls it a web page, which is otherwise no blob but a login page in between.
     is_html: bool,
@@ -76,13 +109,35 @@ struct Target {
 
 impl Blob {
     pub(super) fn new(inner: Arc<Inner>, reference: &Reference, descriptor: &Descriptor) -> Self {
+        let digest = descriptor.digest.clone();
+        let subject = format!("blob {digest} of {}/{}", reference.registry(), reference.repository());
+        let name = digest.to_string();
+        let is_html = descriptor.media_type.essence() == "text/html";
+        let home = Home::Repository { reference: reference.clone(), digest };
+        Self { is_html, ..Self::bare(inner, home, name, subject, descriptor.size) }
+    }
+
+    /// A file of `size` bytes where `endpoint` is.
+    pub(super) fn of_file(
+        inner: Arc<Inner>,
+        endpoint: Arc<Endpoint>,
+        seen: Seen,
+        name: String,
+        size: u64,
+    ) -> Self {
+        let subject = format!("file {name}");
+        // Whatever it calls itself: that the answers are of one version says more.
+        Self { is_html: true, ..Self::bare(inner, Home::File { endpoint, seen }, name, subject, size) }
+    }
+
+    fn bare(inner: Arc<Inner>, home: Home, name: String, subject: String, size: u64) -> Self {
         Self {
             inner,
-            reference: reference.clone(),
-            repository: format!("{}/{}", reference.registry(), reference.repository()),
-            digest: descriptor.digest.clone(),
-            size: descriptor.size,
-            is_html: descriptor.media_type.essence() == "text/html",
+            home,
+            name,
+            subject,
+            size,
+            is_html: false,
             target: Mutex::default(),
             lacking: Mutex::default(),
             served_by: Mutex::default(),
@@ -113,13 +168,34 @@ impl Blob {
         lock(&self.lacking).insert(origin, Instant::now() + LEFT_ALONE);
     }
 
-    /// The name of this blob in the error of a read.
-    fn subject(&self) -> String {
-        format!("blob {} of {}", self.digest, self.repository)
+    fn range_name(&self, range: ByteRange) -> String {
+        format!("range {range} of {}", self.name)
     }
 
-    fn range_name(&self, range: ByteRange) -> String {
-        format!("range {range} of {}", self.digest)
+    /// Who may be asked.
+    fn endpoints(&self) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+        match &self.home {
+            Home::File { endpoint, .. } => Ok(vec![endpoint.clone()]),
+            Home::Repository { reference, digest } if digest.algorithm().is_none() => {
+                Err(RegistryError::Document {
+                    host: format!("{}/{}", reference.registry(), reference.repository()),
+                    what: format!("blob {digest}"),
+                    source: OciError::Unsupported {
+                        what: "digest algorithm",
+                        reason: digest.algorithm_name().to_owned(),
+                    },
+                })
+            }
+            Home::Repository { reference, .. } => Ok(self.inner.route(reference)?.for_digests()),
+        }
+    }
+
+    /// Its address at `endpoint`.
+    fn address(&self, endpoint: &Endpoint, what: &str) -> Result<Url, RegistryError> {
+        match &self.home {
+            Home::File { .. } => Ok(endpoint.root.clone()),
+            Home::Repository { digest, .. } => endpoint.url(&format!("blobs/{digest}"), what),
+        }
     }
 
     /// Asks for `range` and waits until an answer that can be believed begins.
@@ -128,22 +204,12 @@ impl Blob {
         if range.is_empty() || !whole.contains(range) {
             return Err(RegistryError::Range {
                 range: range.to_string(),
-                what: self.digest.to_string(),
+                what: self.name.clone(),
                 size: self.size,
             });
         }
-        if self.digest.algorithm().is_none() {
-            return Err(RegistryError::Document {
-                host: self.repository.clone(),
-                what: format!("blob {}", self.digest),
-                source: OciError::Unsupported {
-                    what: "digest algorithm",
-                    reason: self.digest.algorithm_name().to_owned(),
-                },
-            });
-        }
+        let endpoints = self.endpoints()?;
         let patience = Patience::new(self.inner.read_budget, Persistence::Stubborn);
-        let endpoints = self.inner.route(&self.reference)?.for_digests();
         let lacking = |endpoint: &Endpoint| {
             lock(&self.lacking).get(&endpoint.origin()).is_some_and(|until| *until > Instant::now())
         };
@@ -184,7 +250,7 @@ impl Blob {
         what: &str,
     ) -> Result<Part, RegistryError> {
         let scope = endpoint.scope(Access::Pull);
-        let home = endpoint.url(&format!("blobs/{}", self.digest), what)?;
+        let home = self.address(endpoint, what)?;
         let question = Question { scope: &scope, act: Act::Get, accept: "*/*", range: Some(range), what };
         let (clients, auth) = (&self.inner.clients, &self.inner.auth);
         let generation = self.inner.generation.load(Ordering::Relaxed);
@@ -218,6 +284,9 @@ impl Blob {
     ) -> Result<Part, RegistryError> {
         let host = host_of(&reply.url);
         let status = reply.response.status().as_u16();
+        if self.has_changed(&reply.response) {
+            return Err(RegistryError::Changed { host, what: self.name.clone() });
+        }
         let (covers, is_whole) = match status {
             206 => (range, false),
             200 => (ByteRange::new(0, self.size), true),
@@ -249,6 +318,19 @@ impl Blob {
             end: covers.end,
             is_whole,
         })
+    }
+
+    /// Whether an answer shows that a file is not the one any more that was first looked at: nothing of it can be used.
+    fn has_changed(&self, response: &Response) -> bool {
+        let Home::File { seen, .. } = &self.home else { return false };
+        let header = |name| answer::header(response, name);
+        let size = match response.status().as_u16() {
+            200 => header("content-length").and_then(|length| length.trim().parse().ok()),
+            206 => header("content-range").and_then(answer::content_range).map(|(_, size)| size),
+            416 => header("content-range").and_then(answer::unsatisfied_total),
+            _ => return false,
+        };
+        size.is_some_and(|size: u64| size != self.size) || seen.differs(&Seen::of(response))
     }
 
     fn check_head(&self, response: &Response, covers: ByteRange, is_whole: bool) -> Result<(), String> {
@@ -386,7 +468,7 @@ impl Reading {
         futures_util::stream::try_unfold(self, async |mut reading: Reading| match reading.next().await {
             Ok(Some(chunk)) => Ok(Some((chunk, reading))),
             Ok(None) => Ok(None),
-            Err(error) => Err(error.of_read(reading.blob.subject())),
+            Err(error) => Err(error.of_read(reading.blob.subject.clone())),
         })
         .boxed()
     }

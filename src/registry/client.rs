@@ -278,7 +278,7 @@ fn name_of(selector: &Selector) -> &str {
 
 impl Inner {
     /// What is configured, read when it is first needed. The files are few and small.
-    fn config(&self) -> Result<Arc<Config>, RegistryError> {
+    pub(super) fn config(&self) -> Result<Arc<Config>, RegistryError> {
         let mut routes = lock(&self.routes);
         if let Some(config) = &routes.config {
             return Ok(config.clone());

@@ -155,6 +155,14 @@ pub enum RegistryError {
         /// The size in `Content-Range`, or "an unknown number of".
         actual: String,
     },
+    /// A file of the web that is another one than before.
+    #[error("{host} has another version of {what} now than when it was first read")]
+    Changed {
+        /// Who has it.
+        host: String,
+        /// Its address.
+        what: String,
+    },
     /// A document past the limit.
     #[error("{what} of registry {host} has {size} bytes, the limit is {limit}")]
     TooLarge {
@@ -274,7 +282,7 @@ impl RegistryError {
             | RegistryError::Redirects { .. }
             | RegistryError::SizeConflict { .. } => Fault::Misbehaved,
             RegistryError::TooLarge { .. } => Fault::Unsupported,
-            RegistryError::Mismatch { .. } => Fault::Mismatch,
+            RegistryError::Mismatch { .. } | RegistryError::Changed { .. } => Fault::Mismatch,
             RegistryError::Document { source, .. } => source.fault(),
             RegistryError::Credentials { .. }
             | RegistryError::Config { .. }

@@ -27,6 +27,7 @@ mod referrers;
 mod retry;
 mod send;
 mod walk;
+mod web;
 
 pub use client::{Fetched, Options, Registry};
 pub use config::Places;
@@ -35,3 +36,4 @@ pub use elsewhere::{serve_elsewhere, work_elsewhere};
 pub use error::RegistryError;
 pub use push::Pushed;
 pub use redact::{Secret, ShownUrl};
+pub use web::{WebAddress, WebFile};

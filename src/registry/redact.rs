@@ -8,7 +8,7 @@ use std::fmt;
 use reqwest::Url;
 
 /// What stands in the place of a secret.
-const REDACTED: &str = "[redacted]";
+pub(super) const REDACTED: &str = "[redacted]";
 /// How many characters of foreign text go into an error: enough for a registry's own message, not for a page.
 const MAX_FOREIGN: usize = 300;
 

@@ -173,6 +173,23 @@ impl Config {
         })
     }
 
+    /// How the file at `url` is asked for: as it is written, with the certificates for its host.
+    pub(super) fn file(&self, url: &Url) -> Result<Endpoint, RegistryError> {
+        let registry = host_of(url);
+        let (tls, _) = self.tls(&registry, Role::Primary, &Tls::default())?;
+        Ok(Endpoint {
+            registry,
+            repository: url.path().trim_start_matches('/').to_owned(),
+            root: url.clone(),
+            namespace: None,
+            tls,
+            headers: HeaderMap::new(),
+            role: Role::Primary,
+            serves: Serves::ALL,
+            trusts_everybody: self.given.trusts_everybody(),
+        })
+    }
+
     fn by_hosts(&self, file: &HostsFile, reference: &Reference) -> Result<Vec<Endpoint>, RegistryError> {
         let mut endpoints = Vec::new();
         let mirrors = file.hosts.iter().map(|host| (host, Role::Mirror));

@@ -1,0 +1,349 @@
+//! The headers of a tar archive as it is written: one form for every entry, the same on every machine.
+//!
+//! Nothing here reads an archive or holds the bytes of a file. The idea: an entry is USTAR wherever USTAR can say it, and what it
+//! cannot say is a record of pax in front of it, so that equal entries are equal bytes and every reader of tar takes them.
+
+use std::collections::BTreeMap;
+
+/// The unit of an archive.
+const BLOCK: usize = 512;
+
+/// Bytes of zeros at the end of an archive.
+pub const TAR_END: usize = 2 * BLOCK;
+
+/// What is found in the fields of a header: where each begins, and how long it is.
+const NAME: (usize, usize) = (0, 100);
+const MODE: (usize, usize) = (100, 8);
+const UID: (usize, usize) = (108, 8);
+const GID: (usize, usize) = (116, 8);
+const SIZE: (usize, usize) = (124, 12);
+const MTIME: (usize, usize) = (136, 12);
+const CHECKSUM: (usize, usize) = (148, 8);
+const TYPE: usize = 156;
+const LINK: (usize, usize) = (157, 100);
+const MAGIC: (usize, usize) = (257, 8);
+const MAJOR: (usize, usize) = (329, 8);
+const MINOR: (usize, usize) = (337, 8);
+const PREFIX: (usize, usize) = (345, 155);
+
+/// What an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TarKind<'a> {
+    /// A file of so many bytes, which follow its header and are padded by [`tar_padding`].
+    File(u64),
+    /// A directory; its name ends with a slash.
+    Directory,
+    /// A symbolic link, and where it points.
+    Symlink(&'a [u8]),
+    /// Another name of an entry that came before.
+    HardLink(&'a [u8]),
+    /// A character device: its numbers.
+    CharDevice(u32, u32),
+    /// A block device: its numbers.
+    BlockDevice(u32, u32),
+    /// A named pipe.
+    Fifo,
+}
+
+/// One entry of an archive.
+#[derive(Clone, Debug)]
+pub struct TarEntry<'a> {
+    /// Its path.
+    pub name: &'a [u8],
+    /// What it is.
+    pub kind: TarKind<'a>,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time: whole seconds, rounded towards the past, and nanoseconds after that.
+    pub mtime: (i64, u32),
+    /// Extended attributes: names and values.
+    pub xattrs: Vec<(&'a [u8], &'a [u8])>,
+}
+
+impl<'a> TarEntry<'a> {
+    /// An entry of root's, from 1970.
+    pub fn new(name: &'a [u8], kind: TarKind<'a>, mode: u16) -> Self {
+        Self { name, kind, mode, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new() }
+    }
+
+    /// The bytes in front of its content.
+    pub fn header(&self) -> Vec<u8> {
+        let (flag, link, size) = match self.kind {
+            TarKind::File(size) => (b'0', &b""[..], size),
+            TarKind::HardLink(target) => (b'1', target, 0),
+            TarKind::Symlink(target) => (b'2', target, 0),
+            TarKind::CharDevice(..) => (b'3', &b""[..], 0),
+            TarKind::BlockDevice(..) => (b'4', &b""[..], 0),
+            TarKind::Directory => (b'5', &b""[..], 0),
+            TarKind::Fifo => (b'6', &b""[..], 0),
+        };
+        let mut block = [0; BLOCK];
+        let mut records: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        match split(self.name) {
+            Some((prefix, name)) => {
+                text(&mut block, NAME, name);
+                text(&mut block, PREFIX, prefix);
+            }
+            None => {
+                text(&mut block, NAME, &ascii(self.name));
+                records.insert(b"path".to_vec(), self.name.to_vec());
+            }
+        }
+        if link.len() <= LINK.1 && link.is_ascii() {
+            text(&mut block, LINK, link);
+        } else {
+            text(&mut block, LINK, &ascii(link));
+            records.insert(b"linkpath".to_vec(), link.to_vec());
+        }
+        number(&mut block, MODE, u64::from(self.mode));
+        let numbers = [
+            (UID, &b"uid"[..], u64::from(self.uid)),
+            (GID, &b"gid"[..], u64::from(self.gid)),
+            (SIZE, &b"size"[..], size),
+        ];
+        for (field, key, value) in numbers {
+            if !number(&mut block, field, value) {
+                records.insert(key.to_vec(), value.to_string().into_bytes());
+            }
+        }
+        let (secs, nanos) = self.mtime;
+        let fits = number(&mut block, MTIME, u64::try_from(secs).unwrap_or_default());
+        if secs < 0 || nanos != 0 || !fits {
+            records.insert(b"mtime".to_vec(), decimal(secs, nanos).into_bytes());
+        }
+        let (major, minor) = match self.kind {
+            TarKind::CharDevice(major, minor) | TarKind::BlockDevice(major, minor) => (major, minor),
+            _ => (0, 0),
+        };
+        // No device number of Linux is longer than the field.
+        number(&mut block, MAJOR, u64::from(major));
+        number(&mut block, MINOR, u64::from(minor));
+        for (name, value) in &self.xattrs {
+            records.insert([b"SCHILY.xattr.", *name].concat(), value.to_vec());
+        }
+        let mut header = if records.is_empty() { Vec::new() } else { self.pax(&records) };
+        seal(&mut block, flag);
+        header.extend_from_slice(&block);
+        header
+    }
+
+    /// An entry of its own that holds `records`, for the entry that follows.
+    fn pax(&self, records: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<u8> {
+        let mut body = Vec::new();
+        for (key, value) in records {
+            // The length counts its own digits.
+            let rest = key.len() + value.len() + 3;
+            let mut len = rest + rest.to_string().len();
+            len = rest + len.to_string().len();
+            body.extend_from_slice(len.to_string().as_bytes());
+            body.push(b' ');
+            body.extend_from_slice(key);
+            body.push(b'=');
+            body.extend_from_slice(value);
+            body.push(b'\n');
+        }
+        let mut block = [0; BLOCK];
+        let cut = self.name.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let (directory, name) = self.name.split_at(cut);
+        let mut name = ascii(&[directory, b"PaxHeaders.0/", name].concat());
+        name.truncate(NAME.1);
+        while name.last() == Some(&b'/') {
+            name.pop();
+        }
+        text(&mut block, NAME, &name);
+        for field in [MODE, UID, GID, MTIME] {
+            number(&mut block, field, 0);
+        }
+        number(&mut block, SIZE, body.len() as u64);
+        seal(&mut block, b'x');
+        let padding = tar_padding(body.len() as u64);
+        let mut header = block.to_vec();
+        header.append(&mut body);
+        header.resize(header.len() + padding, 0);
+        header
+    }
+}
+
+/// Bytes of zeros that follow a content of `size` bytes.
+pub fn tar_padding(size: u64) -> usize {
+    let block = BLOCK as u64;
+    ((block - size % block) % block) as usize
+}
+
+/// A name as the two fields of a header hold it: what is in front of a slash, and what is behind.
+fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    if !name.is_ascii() {
+        return None;
+    }
+    if name.len() <= NAME.1 {
+        return Some((b"", name));
+    }
+    let most = name.len().min(PREFIX.1 + 1);
+    // The slash at the end of a directory divides nothing.
+    let most = if most == name.len() && name.ends_with(b"/") { most - 1 } else { most };
+    let slash = name[..most].iter().rposition(|byte| *byte == b'/').filter(|slash| *slash > 0)?;
+    let (prefix, rest) = (&name[..slash], &name[slash + 1..]);
+    (rest.len() <= NAME.1 && !rest.is_empty()).then_some((prefix, rest))
+}
+
+fn ascii(name: &[u8]) -> Vec<u8> {
+    name.iter().copied().filter(u8::is_ascii).collect()
+}
+
+/// Writes as much of `bytes` as there is room for.
+fn text(block: &mut [u8; BLOCK], (at, len): (usize, usize), bytes: &[u8]) {
+    let len = len.min(bytes.len());
+    block[at..at + len].copy_from_slice(&bytes[..len]);
+}
+
+/// Writes a number and whether it fits; one that does not is 0.
+fn number(block: &mut [u8; BLOCK], (at, len): (usize, usize), value: u64) -> bool {
+    let digits = len - 1;
+    let fits = value < 1 << (3 * digits);
+    let value = if fits { value } else { 0 };
+    text(block, (at, len), format!("{value:0digits$o}\0").as_bytes());
+    fits
+}
+
+/// Says what the entry is, and sums up the header.
+fn seal(block: &mut [u8; BLOCK], flag: u8) {
+    block[TYPE] = flag;
+    text(block, MAGIC, b"ustar\x0000");
+    text(block, CHECKSUM, b"        ");
+    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+    text(block, CHECKSUM, format!("{sum:06o}\0 ").as_bytes());
+}
+
+/// Seconds with their fraction, also before 1970.
+fn decimal(secs: i64, nanos: u32) -> String {
+    let text = match (secs < 0, nanos) {
+        (_, 0) => return secs.to_string(),
+        (true, nanos) => format!("-{}.{:09}", (secs + 1).unsigned_abs(), 1_000_000_000 - nanos),
+        (false, nanos) => format!("{secs}.{nanos:09}"),
+    };
+    text.trim_end_matches('0').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    type Records = Vec<(String, Vec<u8>)>;
+
+    /// The entry as the tar crate reads it: path, link, size, and the pax records.
+    fn read(entry: &TarEntry<'_>) -> (Vec<u8>, Vec<u8>, u64, Records) {
+        let mut archive = entry.header();
+        if let TarKind::File(size @ ..1_000_000) = entry.kind {
+            archive.resize(archive.len() + size as usize + tar_padding(size), b'x');
+        }
+        archive.resize(archive.len() + TAR_END, 0);
+        let mut archive = tar::Archive::new(&archive[..]);
+        let mut found = archive.entries().unwrap().next().unwrap().unwrap();
+        let records = found.pax_extensions().unwrap().map(|records| {
+            let record = |record: std::io::Result<tar::PaxExtension<'_>>| {
+                let record = record.unwrap();
+                (record.key().unwrap().to_owned(), record.value_bytes().to_vec())
+            };
+            records.map(record).collect()
+        });
+        let link = found.link_name_bytes().map(|link| link.to_vec()).unwrap_or_default();
+        (found.path_bytes().to_vec(), link, found.size(), records.unwrap_or_default())
+    }
+
+    #[test]
+    fn a_plain_entry_is_one_header_of_ustar_byte_by_byte() {
+        let header = TarEntry::new(b"oci-layout", TarKind::File(30), 0o444).header();
+        assert_eq!(header.len(), 512);
+        assert_eq!(&header[..12], b"oci-layout\0\0");
+        assert_eq!(&header[100..148], b"0000444\x000000000\x000000000\x0000000000036\x0000000000000\0");
+        assert_eq!(&header[156..265], &[&b"0"[..], &[0; 100], b"ustar\x0000"].concat()[..]);
+        assert_eq!(&header[329..345], b"0000000\x000000000\0");
+        let mut parsed = tar::Header::new_ustar();
+        parsed.as_mut_bytes().copy_from_slice(&header);
+        let sum = parsed.cksum().unwrap();
+        parsed.set_cksum();
+        assert_eq!(parsed.cksum().unwrap(), sum);
+    }
+
+    #[test]
+    fn what_ustar_cannot_say_is_said_by_pax_and_read_back() {
+        let long = [&b"a/"[..], &[b'b'; 200]].concat();
+        let deep = [&[b'd'; 120][..], b"/", &[b'e'; 90]].concat();
+        let directory = [&[b'd'; 100][..], b"/"].concat();
+        for (name, records) in [
+            (&b"a/b"[..], 0),
+            (&deep, 0),
+            (&long, 1),
+            (&directory, 1),
+            ("a/\u{e4}".as_bytes(), 1),
+            (b"a/\xff", 1),
+        ] {
+            let (path, _, _, found) = read(&TarEntry::new(name, TarKind::File(3), 0o644));
+            assert_eq!((&path[..], found.len()), (name, records));
+        }
+        let target = [b't'; 150];
+        let (_, link, _, _) = read(&TarEntry::new(b"l", TarKind::Symlink(&target), 0o777));
+        assert_eq!(link, target);
+        let large = 8 << 30;
+        let entry = TarEntry::new(b"large", TarKind::File(large), 0o444);
+        assert_eq!(entry.header().len(), 3 * 512);
+        assert_eq!(read(&entry).2, large);
+        assert_eq!(TarEntry::new(b"large", TarKind::File(large - 1), 0o444).header().len(), 512);
+    }
+
+    #[test]
+    fn times_owners_and_attributes_are_kept() {
+        let entry = TarEntry {
+            uid: 3_000_000,
+            mtime: (-2, 250_000_000),
+            xattrs: vec![(b"user.a", b"b\0c"), (b"security.capability", b"=x")],
+            ..TarEntry::new(b"f", TarKind::Fifo, 0o4755)
+        };
+        let (_, _, _, records) = read(&entry);
+        let expected: [(&str, &[u8]); 4] = [
+            ("SCHILY.xattr.security.capability", b"=x"),
+            ("SCHILY.xattr.user.a", b"b\0c"),
+            ("mtime", b"-1.75"),
+            ("uid", b"3000000"),
+        ];
+        let expected: Vec<_> =
+            expected.iter().map(|(key, value)| ((*key).to_owned(), value.to_vec())).collect();
+        assert_eq!(records, expected);
+        assert_eq!(decimal(5, 0), "5");
+        assert_eq!(decimal(5, 100_000_000), "5.1");
+        assert_eq!(decimal(-5, 0), "-5");
+    }
+
+    #[test]
+    fn gnu_tar_reads_what_is_written() {
+        let mut archive = Vec::new();
+        let body = [b'y'; 700];
+        let name = [&b"dir/"[..], &[b'n'; 180]].concat();
+        for (entry, body) in [
+            (TarEntry::new(b"dir/", TarKind::Directory, 0o755), &b""[..]),
+            (TarEntry::new(&name, TarKind::File(700), 0o600), &body),
+            (TarEntry::new(b"dir/hard", TarKind::HardLink(&name), 0o600), b""),
+            (TarEntry::new(b"dir/soft", TarKind::Symlink(b"hard"), 0o777), b""),
+        ] {
+            archive.extend(entry.header());
+            archive.extend_from_slice(body);
+            archive.resize(archive.len() + tar_padding(body.len() as u64), 0);
+        }
+        archive.resize(archive.len() + TAR_END, 0);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.tar");
+        std::fs::write(&file, archive).unwrap();
+        let status =
+            std::process::Command::new("tar").arg("-xf").arg(&file).arg("-C").arg(dir.path()).status();
+        assert!(status.unwrap().success());
+        let mut text = String::new();
+        std::fs::File::open(dir.path().join("dir/soft")).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text.as_bytes(), body);
+    }
+}

@@ -1,0 +1,194 @@
+//! Files of the web: an archive at an address, by range where its server has ranges.
+//!
+//! Nothing is kept of it, and nothing is believed of what it is. The idea: one request for the first byte tells whether there are
+//! ranges, how large the file is and which version of it there is; with ranges it is read as a blob is, and every answer has to be
+//! of that version. Without them the answer to the first request is the whole file, which the caller keeps.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use reqwest::{Response, Url};
+
+use super::answer::{self, Body, refusal};
+use super::auth::Access;
+use super::blob::{Blob, LazyBlob, Seen};
+use super::endpoint::Endpoint;
+use super::redact::{REDACTED, ShownUrl, host_of, sanitised};
+use super::retry::{Patience, Persistence};
+use super::send::{self, Act, Question, Reply};
+use super::walk::Walk;
+use super::{Registry, RegistryError};
+use crate::io::{BoxStream, ByteRange, Fetch, ReadError};
+use crate::oci::OciError;
+
+/// The address of a file, by http or https. What is shown of it has no query, which may be signed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WebAddress(Url);
+
+impl FromStr for WebAddress {
+    type Err = OciError;
+
+    fn from_str(text: &str) -> Result<Self, OciError> {
+        let bad =
+            |shown: String, reason: &str| OciError::Reference { reference: shown, reason: reason.to_owned() };
+        let Ok(url) = text.parse::<Url>() else {
+            // Where a password would be in it is not known.
+            let scheme = text.split("://").next().unwrap_or_default();
+            return Err(bad(format!("{scheme}://..."), "it is not a URL"));
+        };
+        let shown = || ShownUrl(&url).to_string();
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(bad(shown(), "it is not a URL with http or https and a host"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(bad(shown(), "it names a user; logins come from --creds or --authfile"));
+        }
+        if url.query() == Some(REDACTED) {
+            return Err(bad(shown(), "its query was left out where it was shown; write the whole address"));
+        }
+        Ok(Self(url))
+    }
+}
+
+impl fmt::Display for WebAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        ShownUrl(&self.0).fmt(f)
+    }
+}
+
+impl fmt::Debug for WebAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        ShownUrl(&self.0).fmt(f)
+    }
+}
+
+/// A file as its server gives it.
+pub enum WebFile {
+    /// By range. A version that is not the first one is an error of the read.
+    Ranges(Arc<dyn Fetch>),
+    /// Only as a whole, once: the server has no ranges.
+    Whole(BoxStream<'static, Result<Bytes, ReadError>>),
+}
+
+impl Registry {
+    /// The file at an address. A server that asks for a login gets that of its host, as a registry would.
+    pub async fn file(&self, address: &WebAddress) -> Result<WebFile, RegistryError> {
+        let endpoint = Arc::new(self.inner.config()?.file(&address.0)?);
+        let name = address.to_string();
+        let what = format!("file {name}");
+        let patience = Patience::new(self.inner.read_budget, Persistence::Brief);
+        let mut walk = Walk::new(&self.inner.hosts, vec![endpoint.clone()], patience, &what)?;
+        loop {
+            walk.next(&what).await?;
+            let looked = walk.bounded(&what, self.look(&endpoint, &what)).await;
+            match looked {
+                Ok(Look::Ranged { size, seen }) => {
+                    let blob = Blob::of_file(self.inner.clone(), endpoint, seen, name, size);
+                    return Ok(WebFile::Ranges(Arc::new(LazyBlob(Arc::new(blob)))));
+                }
+                Ok(Look::Whole(response)) => {
+                    tracing::warn!(file = name, "the server has no ranges, the file is fetched whole");
+                    let stall = self.inner.clients.stall();
+                    let promised = response.content_length();
+                    let arriving = Arriving { response, what, stall, walk, came: 0, promised };
+                    return Ok(WebFile::Whole(whole(arriving)));
+                }
+                Err(error) => walk.failed(error).await?,
+            }
+        }
+    }
+
+    async fn look(&self, endpoint: &Arc<Endpoint>, what: &str) -> Result<Look, RegistryError> {
+        let scope = endpoint.scope(Access::Pull);
+        let range = Some(ByteRange::new(0, 1));
+        let question = Question { scope: &scope, act: Act::Get, accept: "*/*", range, what };
+        let reply = send::ask(&self.inner.clients, &self.inner.auth, &question, &endpoint.root).await?;
+        let stall = self.inner.clients.stall();
+        let host = host_of(&reply.url);
+        let wrong =
+            |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
+        let Reply { response, .. } = &reply;
+        match response.status().as_u16() {
+            status @ (200 | 206) => {
+                if let Some(encoding) = answer::encoding(response) {
+                    return Err(wrong(format!("content encoding {encoding}")));
+                }
+                if status == 200 {
+                    return Ok(Look::Whole(reply.response));
+                }
+            }
+            _ => return Err(refusal(reply, what, stall).await),
+        }
+        let written = answer::header(response, "content-range").unwrap_or_default();
+        let Some((ByteRange { start: 0, end: 1 }, size)) = answer::content_range(written) else {
+            return Err(wrong(format!("status 206 and content range {:?}", sanitised(written))));
+        };
+        let seen = Seen::of(response);
+        Body { host: &host, what, stall }.discard(reply.response).await;
+        Ok(Look::Ranged { size, seen })
+    }
+}
+
+/// What the first answer was.
+enum Look {
+    /// The first byte of so many, of this version.
+    Ranged { size: u64, seen: Seen },
+    /// Everything.
+    Whole(Response),
+}
+
+/// A whole file on its way.
+struct Arriving {
+    response: Response,
+    what: String,
+    stall: std::time::Duration,
+    /// Holds a place among the requests to the host.
+    walk: Walk,
+    came: u64,
+    promised: Option<u64>,
+}
+
+fn whole(arriving: Arriving) -> BoxStream<'static, Result<Bytes, ReadError>> {
+    futures_util::stream::try_unfold(arriving, async |mut arriving: Arriving| {
+        arriving.walk.refresh();
+        let host = host_of(arriving.response.url());
+        let body = Body { host: &host, what: &arriving.what, stall: arriving.stall };
+        let chunk = body.chunk(&mut arriving.response).await;
+        let subject = arriving.what.clone();
+        match chunk.map_err(|error| error.of_read(subject.clone()))? {
+            Some(chunk) => {
+                arriving.came += chunk.len() as u64;
+                Ok(Some((chunk, arriving)))
+            }
+            None if arriving.promised.is_some_and(|promised| promised != arriving.came) => {
+                let reason = format!("a body of {} bytes, where more were promised", arriving.came);
+                Err(RegistryError::Protocol { host, what: subject.clone(), reason }.of_read(subject))
+            }
+            None => Ok(None),
+        }
+    })
+    .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_shows_neither_its_query_nor_a_password() {
+        let address: WebAddress = "https://h.example:8443/a.tar?sig=secret".parse().unwrap();
+        for shown in [format!("{address}"), format!("{address:?}")] {
+            assert_eq!(shown, "https://h.example:8443/a.tar?[redacted]");
+        }
+        for bad in ["https://u:secret@h.example/a.tar", "http://?secret", "https://[secret"] {
+            let error = bad.parse::<WebAddress>().unwrap_err().to_string();
+            assert!(!error.contains("u:secret"), "{error}");
+        }
+        let again = address.to_string().parse::<WebAddress>().unwrap_err().to_string();
+        assert!(again.contains("the whole address"), "{again}");
+        assert!("file:///etc/passwd".parse::<WebAddress>().is_err());
+    }
+}
