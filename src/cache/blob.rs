@@ -15,6 +15,7 @@ use tokio::sync::{OnceCell, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 
 use super::ahead::{Ahead, Places};
+use super::extents::Touched;
 use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
 use super::pair::Pair;
 use super::proof::Proof;
@@ -95,6 +96,8 @@ pub(super) struct Inner {
     warned: AtomicBool,
     pub(super) fetched: AtomicU64,
     served: AtomicU64,
+    /// What readers got, for people.
+    pub(super) read: Touched,
     touched: RwLock<Instant>,
 }
 
@@ -127,6 +130,7 @@ impl Cached {
             warned: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
             served: AtomicU64::new(0),
+            read: Touched::default(),
             touched: RwLock::new(Instant::now()),
         };
         inner.settle_at_open();
@@ -287,7 +291,7 @@ impl Cached {
             );
         }
         self.inner.refuse_poisoned()?;
-        self.inner.note_served(range.len());
+        self.inner.note_served(range);
         Ok(())
     }
 
@@ -362,7 +366,7 @@ impl ReadAt for Cached {
         if ready {
             self.inner.note_lookup(range, 0);
             self.read_ahead(range);
-            self.inner.note_served(range.len());
+            self.inner.note_served(range);
         }
         Ok(ready)
     }
@@ -528,8 +532,9 @@ impl Inner {
         self.fetched.fetch_add(len, Ordering::Relaxed);
     }
 
-    pub(super) fn note_served(&self, len: u64) {
-        self.served.fetch_add(len, Ordering::Relaxed);
+    pub(super) fn note_served(&self, range: ByteRange) {
+        self.served.fetch_add(range.len(), Ordering::Relaxed);
+        self.read.note(range, self.size);
         let fresh = |touched: &Instant| touched.elapsed() < TOUCH;
         if fresh(&self.touched.read().unwrap_or_else(PoisonError::into_inner)) {
             return;

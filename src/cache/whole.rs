@@ -71,7 +71,7 @@ impl Cached {
             let missing = self.inner.read_from_disk(range, buf, usize::MAX).unwrap_or_default();
             // Looked at last: a block whose record was lost makes the content partial again when it is stored anew.
             if missing.is_empty() && self.inner.state() == State::Verified {
-                self.inner.note_served(range.len());
+                self.inner.note_served(range);
                 return Ok(());
             }
             self.ensure(range).await?;
@@ -79,7 +79,7 @@ impl Cached {
         let whole = self.in_memory().await?;
         // It was compared with the size of the content, and the range lies inside of that.
         buf.copy_from_slice(&whole[range.start as usize..range.end as usize]);
-        self.inner.note_served(range.len());
+        self.inner.note_served(range);
         Ok(())
     }
 

@@ -1,0 +1,155 @@
+//! Which parts of cached content are here, and which were read: for people who want to see it.
+//!
+//! Never decides anything. The idea: a picture needs no more than some hundred parts, so that content of any size is told in a
+//! few numbers, each a multiple of a unit that is a power of two times a block.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::blob::Cached;
+use super::sidecar::{BLOCK, BLOCK_SHIFT, Next};
+use crate::io::ByteRange;
+
+/// The most units that content is told in.
+const MOST_UNITS: u64 = 256;
+
+/// Parts of content, as half-open ranges of bytes in order. A part that is here or was read in part counts as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extents {
+    /// Every range begins at a multiple of this, and ends at one or with the content.
+    pub unit: u64,
+    /// What is on disk.
+    pub cached: Vec<ByteRange>,
+    /// What readers of this process got.
+    pub read: Vec<ByteRange>,
+}
+
+/// One bit for each block that somebody read.
+#[derive(Debug, Default)]
+pub(super) struct Touched(OnceLock<Box<[AtomicU64]>>);
+
+impl Touched {
+    /// Notes a read of `range` of content of `size` bytes.
+    pub(super) fn note(&self, range: ByteRange, size: u64) {
+        let words = self.0.get_or_init(|| {
+            let blocks = size.div_ceil(BLOCK);
+            (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect()
+        });
+        for block in range.blocks(BLOCK_SHIFT) {
+            let bit = 1 << (block % 64);
+            // Mostly it is set, and looking disturbs no other thread.
+            if let Some(word) = words.get((block / 64) as usize)
+                && word.load(Ordering::Relaxed) & bit == 0
+            {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The blocks that were read, in order.
+    fn blocks(&self) -> impl Iterator<Item = u64> {
+        let words = self.0.get().map_or(&[][..], |words| words).iter().zip(0u64..);
+        words.flat_map(|(word, at)| {
+            let bits = word.load(Ordering::Relaxed);
+            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| at * 64 + bit)
+        })
+    }
+}
+
+impl Cached {
+    /// Which parts are here, and which were read by this process. Reads all records.
+    pub fn extents(&self) -> Extents {
+        let inner = &self.inner;
+        let unit = unit(inner.size);
+        let mut cached = Joined::new(unit, inner.size);
+        if let Some(pair) = &inner.pair {
+            let read = pair.sidecar.each_present(0..u64::MAX, |block, _| {
+                cached.add(block);
+                Next::More
+            });
+            if let Err(error) = read {
+                tracing::debug!(%error, digest = %inner.digest, "cannot read the sidecar");
+            }
+        }
+        let mut read = Joined::new(unit, inner.size);
+        for block in inner.read.blocks() {
+            read.add(block);
+        }
+        Extents { unit, cached: cached.ranges, read: read.ranges }
+    }
+}
+
+/// The smallest unit in which content of `size` bytes has not too many.
+fn unit(size: u64) -> u64 {
+    let mut unit = BLOCK;
+    while size.div_ceil(unit) > MOST_UNITS {
+        unit <<= 1;
+    }
+    unit
+}
+
+/// Blocks in order, as ranges of units.
+struct Joined {
+    unit: u64,
+    size: u64,
+    ranges: Vec<ByteRange>,
+}
+
+impl Joined {
+    fn new(unit: u64, size: u64) -> Self {
+        Self { unit, size, ranges: Vec::new() }
+    }
+
+    fn add(&mut self, block: u64) {
+        let start = block.saturating_mul(BLOCK) / self.unit * self.unit;
+        // A record past the end is none: files of the cache may be damaged.
+        if start >= self.size {
+            return;
+        }
+        let end = start.saturating_add(self.unit).min(self.size);
+        match self.ranges.last_mut() {
+            Some(last) if last.end >= start => last.end = last.end.max(end),
+            _ => self.ranges.push(ByteRange::new(start, end)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_of_any_size_is_told_in_few_units() {
+        assert_eq!(unit(0), BLOCK);
+        assert_eq!(unit(MOST_UNITS * BLOCK), BLOCK);
+        assert_eq!(unit(MOST_UNITS * BLOCK + 1), 2 * BLOCK);
+        for size in [1 << 40, u64::MAX / 2] {
+            assert!(size.div_ceil(unit(size)) <= MOST_UNITS && unit(size).is_multiple_of(BLOCK));
+        }
+    }
+
+    #[test]
+    fn blocks_that_follow_each_other_are_one_range_and_the_last_ends_with_the_content() {
+        let size = 10 * BLOCK + 5;
+        let touched = Touched::default();
+        for (start, end) in [(0, 1), (BLOCK - 1, BLOCK + 1), (5 * BLOCK, 5 * BLOCK), (10 * BLOCK, size)] {
+            touched.note(ByteRange::new(start, end), size);
+        }
+        let joined = |unit| {
+            let mut joined = Joined::new(unit, size);
+            touched.blocks().for_each(|block| joined.add(block));
+            joined.ranges
+        };
+        let range = |start, end| ByteRange::new(start, end);
+        assert_eq!(joined(BLOCK), [range(0, 2 * BLOCK), range(10 * BLOCK, size)]);
+        assert_eq!(joined(4 * BLOCK), [range(0, 4 * BLOCK), range(8 * BLOCK, size)]);
+    }
+
+    #[test]
+    fn a_record_past_the_end_is_no_part() {
+        let mut joined = Joined::new(BLOCK, BLOCK);
+        joined.add(1);
+        joined.add(u64::MAX);
+        assert!(joined.ranges.is_empty());
+    }
+}
