@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::io::Fault;
+use crate::io::{Fault, ReadError};
 use crate::oci::OciError;
 use crate::registry::RegistryError;
 
@@ -33,32 +33,45 @@ pub enum SourceError {
         /// The reference or digest.
         what: String,
     },
-    /// A directory that is no OCI layout.
-    #[error("{} is not an OCI image layout: {reason}", directory.display())]
+    /// A directory or an archive that is no OCI layout.
+    #[error("{place} is not an OCI image layout: {reason}")]
     NotALayout {
-        /// The directory.
-        directory: PathBuf,
+        /// The directory or archive.
+        place: String,
         /// What is missing.
         reason: String,
     },
     /// A layout without what was asked for.
-    #[error("{} has no image {wanted}; there is {available}", directory.display())]
+    #[error("{place} has no image {wanted}; there is {available}")]
     NotInLayout {
-        /// The directory.
-        directory: PathBuf,
+        /// The directory or archive.
+        place: String,
         /// The tag or digest.
         wanted: String,
         /// The tags there are.
         available: String,
     },
     /// A layout with several images and no word which.
-    #[error("{} has more than one image, name one of them: {available}", directory.display())]
+    #[error("{place} has more than one image, name one of them: {available}")]
     Ambiguous {
-        /// The directory.
-        directory: PathBuf,
+        /// The directory or archive.
+        place: String,
         /// The tags (or digests) there are.
         available: String,
     },
+    /// An archive that holds no images, or not in a way in which they can be read.
+    #[error("{place}: {reason}")]
+    Archive {
+        /// The archive.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+        /// Who is wrong.
+        fault: Fault,
+    },
+    /// The bytes of an archive that could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// A file that could not be read.
     #[error("reading {}", path.display())]
     Io {
@@ -79,6 +92,8 @@ impl SourceError {
             SourceError::NotALayout { .. } => Fault::Malformed,
             SourceError::NotInLayout { .. } | SourceError::NotADocument { .. } => Fault::NotFound,
             SourceError::Ambiguous { .. } => Fault::Usage,
+            SourceError::Archive { fault, .. } => *fault,
+            SourceError::Read(error) => error.fault(),
             SourceError::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => Fault::NotFound,
                 std::io::ErrorKind::PermissionDenied => Fault::Denied,

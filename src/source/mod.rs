@@ -1,20 +1,30 @@
 //! Where an image lives: "give me this manifest" and "open this blob", whatever holds them.
 //!
 //! A source knows no layers and keeps nothing; what it hands out is checked against digests by whoever asked. To add one:
-//! a file here and an arm in the parser of [`Location`] and [`open`].
+//! a file here and an arm in the parser of [`Location`] and [`open`]. Archives are a source too; they take what reads archives,
+//! and are opened in `archive/`.
 
+mod directory;
 mod error;
+mod file;
+mod held;
 mod layout;
 mod location;
 mod offline;
 mod registry;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use directory::Directory;
+
 pub use error::SourceError;
-pub use location::{LayoutChoice, Location};
+pub use file::LocalFile;
+pub use held::{holding, usual_stores};
+pub use layout::{Files, Layout, Listed, listed_in};
+pub use location::{Form, LayoutChoice, Location, Place};
 
 use crate::io::{BoxFuture, Fetch};
 use crate::oci::{Descriptor, Digest};
@@ -67,14 +77,20 @@ pub fn offline(location: &Location) -> Arc<dyn Source> {
     Arc::new(offline::OfflineSource::new(location.to_string()))
 }
 
-/// Opens the source that `location` names. No request is made.
-pub fn open(location: &Location, registry: &Registry) -> Arc<dyn Source> {
+/// Opens the source that `location` names, if it is no archive. No request is made.
+pub fn open(location: &Location, registry: &Registry) -> Option<Arc<dyn Source>> {
+    let layout = |path: &PathBuf, choice: &LayoutChoice| -> Option<Arc<dyn Source>> {
+        Some(Arc::new(Layout::new(Directory::new(path.clone()), choice.clone())))
+    };
     match location {
         Location::Registry(reference) => {
-            Arc::new(registry::RegistrySource::new(reference.clone(), registry.clone()))
+            Some(Arc::new(registry::RegistrySource::new(reference.clone(), registry.clone())))
         }
-        Location::Layout { directory, choice } => {
-            Arc::new(layout::LayoutSource::new(directory.clone(), choice.clone()))
+        Location::Layout { directory, choice } => layout(directory, choice),
+        // A plain path: what is there decides.
+        Location::Archive { at: Place::File(path), form: Form::Any, choice } if path.is_dir() => {
+            layout(path, choice)
         }
+        Location::Archive { .. } => None,
     }
 }

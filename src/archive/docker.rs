@@ -1,0 +1,186 @@
+//! What `docker save` writes, as a list of images and a bag of blobs.
+//!
+//! Such an archive has no manifests: `manifest.json` names a config and layer files for each image, by their paths. The idea: a
+//! manifest is made of them, always the same one of the same archive, so that the image has a digest. A layer file that is a plain
+//! tar has the digest that the config says of it, which is compared when it is read as any other; only a compressed one has to be
+//! read to be named. The form is that of moby's image specification 1.1 and 1.2.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use serde::{Deserialize, Serialize};
+
+use super::MAX_JSON;
+use super::table::Table;
+use crate::io::{ByteRange, Fetch, FetchAll, FetchPart, ReadError, compute, read_vec};
+use crate::layer::{Encoding, SNIFF_LEN, Sniffed, sniff};
+use crate::oci::{Algorithm, Descriptor, Digest, Hasher, ImageConfig, MAX_LAYERS};
+use crate::source::{Listed, SourceError};
+
+/// The file that lists the images.
+pub(super) const LIST: &str = "manifest.json";
+/// What older archives have in its place.
+const OLD_LIST: &str = "repositories";
+/// Images of one archive.
+const MAX_IMAGES: usize = 1024;
+/// Layers of all of them together.
+const MAX_ALL_LAYERS: usize = 4 * MAX_LAYERS;
+/// Bytes of their configs together, each counted as often as it is named.
+const MAX_CONFIGS: u64 = 64 * 1024 * 1024;
+
+const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+/// One image of `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
+}
+
+/// A manifest that is made. The order of its properties is part of its digest.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Made {
+    schema_version: u32,
+    media_type: &'static str,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+/// The images of an archive.
+#[derive(Default)]
+pub(super) struct Images {
+    pub(super) listed: Vec<Listed>,
+    /// The manifests.
+    pub(super) made: HashMap<Digest, Bytes>,
+    /// Where configs and layers lie.
+    pub(super) blobs: HashMap<Digest, ByteRange>,
+}
+
+/// Whether there is a list of images, or only one of a form that is too old.
+pub(super) fn is_here(table: &Table) -> Result<bool, SourceError> {
+    if table.find(LIST)?.is_some() {
+        return Ok(true);
+    }
+    match table.find(OLD_LIST) {
+        Ok(Some(_)) => Err(table.unsupported(format!(
+            "it has {OLD_LIST} and no {LIST}: it was saved by a docker before 1.10; load and save it with a current one"
+        ))),
+        Ok(None) | Err(_) => Ok(false),
+    }
+}
+
+/// Reads the images of `archive`.
+pub(super) async fn images(archive: &Arc<dyn Fetch>, table: &Table) -> Result<Images, SourceError> {
+    let list = json(archive, table, LIST).await?.1;
+    let saved: Vec<Saved> = serde_json::from_slice(&list)
+        .map_err(|error| table.refused(format!("its {LIST} is not what docker writes: {error}")))?;
+    if saved.len() > MAX_IMAGES {
+        return Err(table.unsupported(format!("it has more than {MAX_IMAGES} images")));
+    }
+    let mut images = Images::default();
+    let mut known = HashMap::new();
+    let (mut configs, mut all_layers) = (0, 0);
+    for image in saved {
+        let (range, config) = json(archive, table, &image.config).await?;
+        configs += range.len();
+        all_layers += image.layers.as_ref().map_or(0, Vec::len);
+        if configs > MAX_CONFIGS || all_layers > MAX_ALL_LAYERS {
+            return Err(table.unsupported(format!(
+                "its images have more than {MAX_ALL_LAYERS} layers or {MAX_CONFIGS} bytes of configs together"
+            )));
+        }
+        let parsed = ImageConfig::parse(&config)
+            .map_err(|error| table.refused(format!("{}: {error}", image.config.escape_debug())))?;
+        let paths = image.layers.unwrap_or_default();
+        if paths.len() > MAX_LAYERS || paths.len() != parsed.diff_ids.len() {
+            return Err(table.refused(format!(
+                "an image has {} layers, and {} in its config {}",
+                paths.len(),
+                parsed.diff_ids.len(),
+                image.config.escape_debug()
+            )));
+        }
+        let config = Descriptor::of(CONFIG, &config);
+        images.blobs.insert(config.digest.clone(), range);
+        let mut layers = Vec::new();
+        for (path, diff_id) in paths.iter().zip(parsed.diff_ids) {
+            let range = required(table, path)?;
+            // Each file is looked at once, however often it is named.
+            let (packed, media_type) = match known.get(&range) {
+                Some(stored) => stored,
+                None => known.entry(range).or_insert(stored(archive, range).await?),
+            };
+            let digest = packed.clone().unwrap_or(diff_id);
+            let layer = Descriptor { digest, size: range.len(), ..Descriptor::of(media_type, &[]) };
+            images.blobs.entry(layer.digest.clone()).or_insert(range);
+            layers.push(layer);
+        }
+        let made = Made { schema_version: 2, media_type: MANIFEST, config, layers };
+        let bytes = serde_json::to_vec(&made).map_err(|error| table.refused(error.to_string()))?;
+        let descriptor = Descriptor::of(MANIFEST, &bytes);
+        images.made.insert(descriptor.digest.clone(), bytes.into());
+        images.listed.push(Listed { descriptor, names: image.repo_tags.unwrap_or_default() });
+    }
+    Ok(images)
+}
+
+/// How the layer at `range` of the archive is stored: its digest, unless that is the one of its stream, and its media type.
+async fn stored(archive: &Arc<dyn Fetch>, range: ByteRange) -> Result<(Option<Digest>, String), SourceError> {
+    let file: Arc<dyn Fetch> = Arc::new(FetchPart::new(archive.clone(), range)?);
+    let head = ByteRange::new(0, range.len().min(SNIFF_LEN as u64));
+    let head = read_vec(&FetchAll(file.clone()), head).await?;
+    let suffix = match sniff(&head) {
+        Sniffed::Stream(Encoding::Plain) => return Ok((None, LAYER.to_owned())),
+        Sniffed::Stream(Encoding::Gzip) => ".gzip",
+        Sniffed::Stream(Encoding::Zstd) => ".zstd",
+        // There is no label that would say more than its content.
+        Sniffed::Stream(_) | Sniffed::Other(_) => "",
+    };
+    Ok((Some(digest_of(&file).await?), format!("{LAYER}{suffix}")))
+}
+
+/// The digest of all bytes of a file.
+async fn digest_of(file: &Arc<dyn Fetch>) -> Result<Digest, ReadError> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let whole = ByteRange::new(0, file.size());
+    if !whole.is_empty() {
+        let mut body = file.fetch(whole).await?.body;
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
+            hasher = compute(move || {
+                hasher.update(&chunk);
+                Ok(hasher)
+            })
+            .await?;
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// A JSON file of the archive: where it lies, and its bytes.
+pub(super) async fn json(
+    archive: &Arc<dyn Fetch>,
+    table: &Table,
+    name: &str,
+) -> Result<(ByteRange, Vec<u8>), SourceError> {
+    let range = required(table, name)?;
+    if range.len() > MAX_JSON {
+        let (name, size) = (name.escape_debug(), range.len());
+        return Err(table.unsupported(format!("its {name} has {size} bytes, the limit is {MAX_JSON}")));
+    }
+    Ok((range, read_vec(&FetchAll(archive.clone()), range).await?))
+}
+
+fn required(table: &Table, name: &str) -> Result<ByteRange, SourceError> {
+    let missing = || table.refused(format!("there is no file {} in it, which it names", name.escape_debug()));
+    table.find(name)?.ok_or_else(missing)
+}

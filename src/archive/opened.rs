@@ -1,0 +1,211 @@
+//! One archive, opened when something is first asked of it.
+//!
+//! Chooses no image. The idea: what the cache has of an image by its digest needs no archive at all, so that a mount of what was
+//! read before touches nothing; whoever asks first opens it, and all others wait for that.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::OnceCell;
+
+use super::docker::{self, Images, json};
+use super::table::Table;
+use super::whole;
+use crate::cache::Cache;
+use crate::io::{
+    BoxFuture, ByteRange, Delivery, Fault, Fetch, FetchAll, FetchPart, ReadError, chain, read_vec,
+};
+use crate::oci::{Descriptor, Digest, Reference};
+use crate::registry::Registry;
+use crate::source::{Files, Form, Listed, Place, SourceError, listed_in};
+
+/// The files that make an OCI layout.
+const MARKER: &str = "oci-layout";
+const INDEX: &str = "index.json";
+
+/// An archive of images.
+pub(super) struct Archive(Arc<Unopened>);
+
+/// How to open it, and what was found.
+struct Unopened {
+    at: Place,
+    form: Form,
+    place: String,
+    registry: Registry,
+    cache: Cache,
+    opened: OnceCell<Opened>,
+}
+
+/// What is in it.
+struct Opened {
+    bytes: Arc<dyn Fetch>,
+    images: Vec<Listed>,
+    /// Documents that are in no file of it.
+    made: HashMap<Digest, Bytes>,
+    blobs: HashMap<Digest, ByteRange>,
+}
+
+impl Archive {
+    pub(super) fn new(at: Place, form: Form, place: String, registry: Registry, cache: Cache) -> Self {
+        Self(Arc::new(Unopened { at, form, place, registry, cache, opened: OnceCell::new() }))
+    }
+}
+
+impl Unopened {
+    async fn open(&self) -> Result<&Opened, SourceError> {
+        self.opened
+            .get_or_try_init(|| async {
+                let bytes = whole::open(&self.at, &self.place, &self.registry, &self.cache).await?;
+                let table = Table::read(&bytes, &self.place).await?;
+                self.read(bytes, &table).await
+            })
+            .await
+    }
+
+    /// Finds the images. An OCI layout says more than what lies beside it for older tools.
+    async fn read(&self, bytes: Arc<dyn Fetch>, table: &Table) -> Result<Opened, SourceError> {
+        let is_layout = table.find(MARKER)?.is_some() && table.find(INDEX)?.is_some();
+        let lacks = |files: &str| table.refused(format!("it is no archive of images: it has no {files}"));
+        let is_docker = match self.form {
+            Form::Oci if is_layout => false,
+            Form::Oci => return Err(lacks("oci-layout and index.json")),
+            Form::Any if is_layout => false,
+            Form::Any if docker::is_here(table)? => true,
+            Form::Any => return Err(lacks("oci-layout and index.json, and no manifest.json")),
+            Form::Docker if docker::is_here(table)? => true,
+            Form::Docker => return Err(lacks(docker::LIST)),
+        };
+        if is_docker {
+            let Images { listed: images, made, blobs } = docker::images(&bytes, table).await?;
+            return Ok(Opened { bytes, images, made, blobs });
+        }
+        let (marker, index) = (json(&bytes, table, MARKER).await?.1, json(&bytes, table, INDEX).await?.1);
+        let images = listed_in(&self.place, &marker, &index)?;
+        let mut blobs = HashMap::new();
+        for name in table.below("blobs/") {
+            // Other files may lie there; they are no blobs.
+            let Ok(digest) = name.replacen('/', ":", 1).parse::<Digest>() else { continue };
+            if let Some(range) = table.find(&format!("blobs/{name}"))? {
+                blobs.insert(digest, range);
+            }
+        }
+        Ok(Opened { bytes, images, made: HashMap::new(), blobs })
+    }
+
+    fn missing(&self, digest: &Digest) -> SourceError {
+        SourceError::Archive {
+            place: self.place.clone(),
+            reason: format!("there is no blob {digest} in it"),
+            fault: Fault::NotFound,
+        }
+    }
+}
+
+impl Opened {
+    fn range(&self, digest: &Digest) -> Option<ByteRange> {
+        self.blobs.get(digest).copied()
+    }
+}
+
+impl Files for Archive {
+    fn place(&self) -> String {
+        self.0.place.clone()
+    }
+
+    fn images(&self) -> BoxFuture<'_, Result<Vec<Listed>, SourceError>> {
+        Box::pin(async move { Ok(self.0.open().await?.images.clone()) })
+    }
+
+    /// Names in what docker saves may be short or in full, and mean the same.
+    fn is_called(&self, name: &str, tag: &str) -> bool {
+        let full = |text: &str| text.parse::<Reference>().ok().map(|reference| reference.to_string());
+        name == tag || self.0.form != Form::Oci && full(name).is_some_and(|name| full(tag) == Some(name))
+    }
+
+    fn size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
+        Box::pin(async move {
+            let opened = self.0.open().await?;
+            let made = opened.made.get(digest).map(|bytes| bytes.len() as u64);
+            let size = made.or_else(|| opened.range(digest).map(ByteRange::len));
+            size.ok_or_else(|| self.0.missing(digest))
+        })
+    }
+
+    fn document<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+        Box::pin(async move {
+            let opened = self.0.open().await?;
+            if let Some(bytes) = opened.made.get(digest) {
+                return Ok(bytes.clone());
+            }
+            let range = opened.range(digest).ok_or_else(|| self.0.missing(digest))?;
+            // Who wants a document has looked at its size, which need not be that of this file.
+            let range = ByteRange::at(range.start, range.len().min(crate::oci::MAX_DOCUMENT + 1));
+            Ok(read_vec(&FetchAll(opened.bytes.clone()), range).await?.into())
+        })
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+        let (digest, size) = (descriptor.digest.clone(), descriptor.size);
+        Arc::new(ArchiveBlob { archive: self.0.clone(), digest, size })
+    }
+}
+
+/// A blob of an archive, of which nothing has been read yet.
+struct ArchiveBlob {
+    archive: Arc<Unopened>,
+    digest: Digest,
+    size: u64,
+}
+
+impl ArchiveBlob {
+    async fn find(&self) -> Result<Arc<dyn Fetch>, ReadError> {
+        let in_it = |error: SourceError| ReadError::new(error.fault(), chain(&error));
+        let opened = self.archive.open().await.map_err(in_it)?;
+        if let Some(made) = opened.made.get(&self.digest) {
+            return Ok(Arc::new(Document(made.clone())));
+        }
+        let range = opened.range(&self.digest).ok_or_else(|| in_it(self.archive.missing(&self.digest)))?;
+        Ok(Arc::new(FetchPart::new(opened.bytes.clone(), range)?))
+    }
+}
+
+impl Fetch for ArchiveBlob {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        Box::pin(async move {
+            let found = self.find().await?;
+            if found.size() != self.size {
+                let message = format!(
+                    "{} of {} has {} bytes, its descriptor says {}",
+                    self.digest,
+                    self.archive.place,
+                    found.size(),
+                    self.size
+                );
+                return Err(ReadError::new(Fault::Mismatch, message));
+            }
+            found.fetch(range).await
+        })
+    }
+}
+
+/// A document that was made.
+struct Document(Bytes);
+
+impl Fetch for Document {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        Box::pin(async move {
+            // No document is larger than memory.
+            let body = self.0.slice(range.start as usize..range.end as usize);
+            Ok(Delivery { range, body: Box::pin(futures_util::stream::iter([Ok(body)])) })
+        })
+    }
+}

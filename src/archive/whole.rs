@@ -1,0 +1,81 @@
+//! The bytes of an archive, at random: straight from a file or by range from the web, or by way of the disk.
+//!
+//! Never reads an archive to its end that can be read in place. What cannot: a stream that comes once (standard input, a server
+//! without ranges), and an archive that is compressed as a whole, in which no offset means anything before it was decoded.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::spool::spool;
+use crate::cache::Cache;
+use crate::io::{BoxStream, ByteRange, Fault, Fetch, FetchAll, ReadError, compute, read_vec};
+use crate::layer::{Encoding, SNIFF_LEN, Sniffed, sniff};
+use crate::registry::{Registry, WebFile};
+use crate::source::{LocalFile, Place, SourceError};
+
+/// Bytes that are read at once from a stream.
+const CHUNK: usize = 1024 * 1024;
+
+/// Opens what is at `at`, called `place` in messages.
+pub(super) async fn open(
+    at: &Place,
+    place: &str,
+    registry: &Registry,
+    cache: &Cache,
+) -> Result<Arc<dyn Fetch>, SourceError> {
+    match at {
+        Place::File(path) => {
+            let path = path.clone();
+            let file = compute(move || LocalFile::open(&path)).await?;
+            in_place(Arc::new(file), place, cache).await
+        }
+        Place::Web(address) => match registry.file(address).await? {
+            WebFile::Ranges(file) => in_place(file, place, cache).await,
+            WebFile::Whole(body) => spool(body, place, cache).await,
+        },
+        Place::Input if std::io::stdin().is_terminal() => Err(SourceError::Archive {
+            place: place.to_owned(),
+            reason: "standard input is a terminal; let an archive flow into it".into(),
+            fault: Fault::Usage,
+        }),
+        Place::Input => spool(input(), place, cache).await,
+    }
+}
+
+/// The archive as it lies there, unless it is compressed.
+async fn in_place(file: Arc<dyn Fetch>, place: &str, cache: &Cache) -> Result<Arc<dyn Fetch>, SourceError> {
+    let size = file.size();
+    let head = read_vec(&FetchAll(file.clone()), ByteRange::new(0, size.min(SNIFF_LEN as u64))).await?;
+    match encoding(&head, place)? {
+        Encoding::Plain => Ok(file),
+        _ => spool(file.fetch(ByteRange::new(0, size)).await?.body, place, cache).await,
+    }
+}
+
+/// How an archive with this head is stored.
+pub(super) fn encoding(head: &[u8], place: &str) -> Result<Encoding, SourceError> {
+    let wrong = |reason: String| {
+        Err(SourceError::Archive { place: place.to_owned(), reason, fault: Fault::Malformed })
+    };
+    match sniff(head) {
+        Sniffed::Stream(_) if head.is_empty() => wrong("it is empty, and no archive".into()),
+        Sniffed::Stream(encoding) => Ok(encoding),
+        Sniffed::Other(name) => wrong(format!("its content is {name}, and no tar archive")),
+    }
+}
+
+/// The standard input of this process.
+fn input() -> BoxStream<'static, Result<Bytes, ReadError>> {
+    Box::pin(futures_util::stream::try_unfold((), |()| async {
+        let chunk = compute(|| {
+            let mut chunk = Vec::new();
+            let read = std::io::stdin().lock().take(CHUNK as u64).read_to_end(&mut chunk);
+            read.map_err(|error| ReadError::caused(Fault::Io, "reading standard input", error))?;
+            Ok(chunk)
+        })
+        .await?;
+        Ok((!chunk.is_empty()).then(|| (Bytes::from(chunk), ())))
+    }))
+}

@@ -1,0 +1,172 @@
+//! A file of this machine whose bytes are handed out as they were when it was opened.
+//!
+//! Never waits for a pipe or a device, and writes nothing. The idea: the file stays open, so that one that is replaced under its
+//! name is still there; one that is written into gives itself away by its size and its times, which are looked at after every
+//! read, so that what was read before the writing is never mixed with what was read after it.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
+
+/// Bytes read from a file at once.
+const CHUNK: u64 = 1024 * 1024;
+
+/// Opens a regular file. A pipe or a device in a layout, which may be somebody else's archive, must not hold us up.
+pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"))
+}
+
+/// An open file, and how it was when it was opened. Clones share it.
+#[derive(Clone)]
+pub struct LocalFile(Arc<Opened>);
+
+struct Opened {
+    file: File,
+    path: PathBuf,
+    version: Version,
+}
+
+/// What changes when a file is written into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Version {
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Version {
+    fn of(found: &Metadata) -> Self {
+        Self { size: found.len(), modified: (found.mtime(), found.mtime_nsec()) }
+    }
+}
+
+impl LocalFile {
+    /// Opens the regular file at `path`.
+    pub fn open(path: &Path) -> Result<Self, ReadError> {
+        let opened = open_file(path).and_then(|file| {
+            let version = Version::of(&file.metadata()?);
+            Ok(Opened { file, path: path.to_owned(), version })
+        });
+        opened.map(|opened| Self(Arc::new(opened))).map_err(|error| unreadable(path, error))
+    }
+
+    /// A file that is open already, called `path` in messages.
+    pub fn of(file: File, path: &Path) -> Result<Self, ReadError> {
+        let found = file.metadata().map_err(|error| unreadable(path, error))?;
+        Ok(Self(Arc::new(Opened { file, path: path.to_owned(), version: Version::of(&found) })))
+    }
+
+    /// Whether it is as it was when it was opened.
+    pub fn is_unchanged(&self) -> bool {
+        self.0.check().is_ok()
+    }
+}
+
+impl Opened {
+    fn check(&self) -> Result<(), ReadError> {
+        let found = self.file.metadata().map_err(|error| unreadable(&self.path, error))?;
+        if Version::of(&found) == self.version {
+            return Ok(());
+        }
+        let message = format!("{} was changed after it was opened", self.path.display());
+        Err(ReadError::new(Fault::Mismatch, message))
+    }
+
+    fn read(&self, at: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+        let mut buf = vec![0; len];
+        let read = self.file.read_exact_at(&mut buf, at);
+        // Looked at afterwards: what was read before a change is as it was. And a file that was cut has no more to read.
+        self.check()?;
+        read.map(|()| buf).map_err(|error| {
+            ReadError::caused(Fault::Io, format!("reading {} at {at}", self.path.display()), error)
+        })
+    }
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> ReadError {
+    let fault = match error.kind() {
+        std::io::ErrorKind::NotFound => Fault::NotFound,
+        std::io::ErrorKind::PermissionDenied => Fault::Denied,
+        _ => Fault::Io,
+    };
+    ReadError::caused(fault, format!("reading {}", path.display()), error)
+}
+
+impl Fetch for LocalFile {
+    fn size(&self) -> u64 {
+        self.0.version.size
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        let opened = self.0.clone();
+        Box::pin(async move {
+            opened.check()?;
+            let body = futures_util::stream::try_unfold(range.start, move |at| {
+                let opened = opened.clone();
+                async move {
+                    if at >= range.end {
+                        return Ok(None);
+                    }
+                    let len = (range.end - at).min(CHUNK);
+                    let read = tokio::task::spawn_blocking(move || opened.read(at, len as usize));
+                    let joined = read.await.map_err(|error| {
+                        ReadError::caused(Fault::Io, "reading a file", std::io::Error::from(error))
+                    })?;
+                    Ok(Some((Bytes::from(joined?), at + len)))
+                }
+            });
+            Ok(Delivery { range, body: Box::pin(body) })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::io::{FetchAll, read_vec};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_written_into_is_an_error_and_one_that_is_replaced_is_still_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"first").unwrap();
+        let file = LocalFile::open(&path).unwrap();
+        let bytes = FetchAll(Arc::new(file.clone()));
+        assert_eq!(read_vec(&bytes, ByteRange::new(1, 5)).await.unwrap(), b"irst");
+
+        std::fs::write(dir.path().join("new"), b"other").unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+        assert_eq!(read_vec(&bytes, ByteRange::new(0, 5)).await.unwrap(), b"first");
+
+        let file = LocalFile::open(&path).unwrap();
+        let bytes = FetchAll(Arc::new(file.clone()));
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+        let opened = File::options().write(true).open(&path).unwrap();
+        opened.write_all_at(b"wrong", 0).unwrap();
+        opened.set_modified(later).unwrap();
+        assert!(!file.is_unchanged());
+        let error = read_vec(&bytes, ByteRange::new(0, 5)).await.unwrap_err();
+        assert_eq!(error.fault(), Fault::Mismatch);
+        assert!(error.chain().contains("changed"), "{}", error.chain());
+        opened.set_len(2).unwrap();
+        assert_eq!(read_vec(&bytes, ByteRange::new(0, 5)).await.unwrap_err().fault(), Fault::Mismatch);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(LocalFile::open(&pipe).is_err());
+        assert_eq!(LocalFile::open(&dir.path().join("none")).map(drop).unwrap_err().fault(), Fault::NotFound);
+    }
+}

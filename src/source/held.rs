@@ -1,0 +1,272 @@
+//! Blobs that this machine has already, in the content stores of other tools: a source whose blobs are looked for there first.
+//!
+//! Writes nothing, and believes no store: a blob of one is compared with its digest as a whole before its first byte is handed out.
+//! The idea: a store is a directory with `blobs/sha256/HEX`, as containerd's and every OCI layout have it. What is there needs no
+//! request; what is wrong there is passed over with a warning, and comes from where it would have come from.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::OnceCell;
+
+use crate::io::{BoxFuture, BoxStream, ByteRange, Delivery, Fetch, FetchPart, ReadError};
+use crate::oci::{Descriptor, Digest, Hasher};
+
+use super::directory::blob_path;
+use super::file::LocalFile;
+use super::{Root, Source, SourceError};
+
+/// Where containerd keeps the blobs of images, unless it is configured otherwise.
+const CONTAINERD: &str = "/var/lib/containerd/io.containerd.content.v1.content";
+
+/// The stores that are used when nobody names any: containerd's, where this user may read it.
+pub fn usual_stores() -> Vec<PathBuf> {
+    let readable = |path: &&str| std::fs::read_dir(Path::new(path).join("blobs")).is_ok();
+    Some(CONTAINERD).filter(|path| readable(path)).map(PathBuf::from).into_iter().collect()
+}
+
+/// The same source, whose blobs are read from the content stores in `stores` where they are there.
+pub fn holding(source: Arc<dyn Source>, stores: &[PathBuf]) -> Arc<dyn Source> {
+    if stores.is_empty() { source } else { Arc::new(Holding { source, stores: stores.into() }) }
+}
+
+struct Holding {
+    source: Arc<dyn Source>,
+    stores: Arc<[PathBuf]>,
+}
+
+impl Source for Holding {
+    // A document says what may be read, and who may read it is for the source to say: it is never taken from a store.
+    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+        self.source.root()
+    }
+
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+        self.source.document(descriptor)
+    }
+
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+        self.source.named(digest)
+    }
+
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+        self.source.tagged(tag)
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
+        self.source.referrers(subject, artifact_type)
+    }
+
+    fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
+        self.source.blob_size(digest)
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+        Arc::new(HeldBlob {
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+            stores: self.stores.clone(),
+            found: OnceCell::new(),
+            changed: AtomicBool::new(false),
+            source: self.source.blob(descriptor),
+        })
+    }
+}
+
+/// A blob that a store may have.
+struct HeldBlob {
+    digest: Digest,
+    size: u64,
+    stores: Arc<[PathBuf]>,
+    /// Where it was found, when it was first read.
+    found: OnceCell<Option<LocalFile>>,
+    /// Whether what was found was changed since.
+    changed: AtomicBool,
+    source: Arc<dyn Fetch>,
+}
+
+impl HeldBlob {
+    /// The file of the first store that has the right one.
+    async fn find(&self) -> Option<LocalFile> {
+        for store in self.stores.iter() {
+            let path = blob_path(store, &self.digest);
+            // What is missing is nothing to speak of.
+            let Ok(file) = LocalFile::open(&path) else { continue };
+            if file.size() != self.size {
+                tracing::warn!(path = %path.display(), expected = self.size, size = file.size(), "a blob of a content store has a wrong size, and is not used");
+                continue;
+            }
+            match self.digest_of(&file).await {
+                Ok(Some(actual)) if actual == self.digest => {
+                    tracing::info!(digest = %self.digest, path = %path.display(), "a blob is read from a content store");
+                    return Some(file);
+                }
+                Ok(Some(actual)) => {
+                    tracing::warn!(path = %path.display(), %actual, "a blob of a content store is not what it is called, and is not used");
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        error = error.chain(),
+                        "a blob of a content store cannot be read, and is not used"
+                    );
+                }
+            }
+        }
+        None
+    }
+
+    /// The digest of what is in a file; none for an algorithm that nothing can be compared by.
+    async fn digest_of(&self, file: &LocalFile) -> Result<Option<Digest>, ReadError> {
+        let Some(algorithm) = self.digest.algorithm() else { return Ok(None) };
+        let mut hasher = Hasher::new(algorithm);
+        if self.size > 0 {
+            let mut body = file.fetch(ByteRange::new(0, self.size)).await?.body;
+            while let Some(chunk) = body.next().await {
+                let chunk = chunk?;
+                hasher = crate::io::compute(move || {
+                    hasher.update(&chunk);
+                    Ok::<_, ReadError>(hasher)
+                })
+                .await?;
+            }
+        }
+        Ok(Some(hasher.finish()))
+    }
+
+    /// The file, as long as it is what it was when it was compared.
+    async fn held(&self) -> Option<&LocalFile> {
+        let file = self.found.get_or_init(|| self.find()).await.as_ref()?;
+        if !file.is_unchanged() && !self.changed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(digest = %self.digest, "a blob of a content store was changed, and is not used any more");
+        }
+        (!self.changed.load(Ordering::Relaxed)).then_some(file)
+    }
+
+    /// The same from where it would have come from.
+    async fn instead(&self, error: &ReadError, range: ByteRange) -> Result<Delivery, ReadError> {
+        passed_over(error);
+        self.source.fetch(range).await
+    }
+}
+
+fn passed_over(error: &ReadError) {
+    tracing::warn!(
+        error = error.chain(),
+        "a blob of a content store cannot be read any more, and is passed over"
+    );
+}
+
+/// A range on its way from a file, which may fail on it.
+struct Delivering {
+    body: BoxStream<'static, Result<Bytes, ReadError>>,
+    /// The next byte. Invariant: `at <= end`.
+    at: u64,
+    end: u64,
+    /// Who is asked for the rest when the file fails; none once that happened.
+    instead: Option<Arc<dyn Fetch>>,
+}
+
+impl Delivering {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, ReadError> {
+        loop {
+            match (self.body.next().await, self.instead.take()) {
+                (Some(Ok(chunk)), instead) => {
+                    self.at += chunk.len() as u64;
+                    self.instead = instead;
+                    return Ok(Some((chunk, self)));
+                }
+                (None, _) => return Ok(None),
+                (Some(Err(error)), None) => return Err(error),
+                (Some(Err(error)), Some(instead)) => {
+                    passed_over(&error);
+                    let rest = FetchPart::new(instead, ByteRange::new(self.at, self.end))?;
+                    self.body = rest.fetch(ByteRange::new(0, self.end - self.at)).await?.body;
+                }
+            }
+        }
+    }
+}
+
+impl Fetch for HeldBlob {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        Box::pin(async move {
+            let Some(file) = self.held().await else { return self.source.fetch(range).await };
+            let body = match file.fetch(range).await {
+                Ok(delivery) => delivery.body,
+                Err(error) => return self.instead(&error, range).await,
+            };
+            let state =
+                Delivering { body, at: range.start, end: range.end, instead: Some(self.source.clone()) };
+            let body = futures_util::stream::try_unfold(state, Delivering::next);
+            Ok(Delivery { range, body: body.boxed() })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::io::{Fault, FetchAll, read_all};
+
+    use super::*;
+
+    /// Delivers `bytes`, and an error after the first `good` of a delivery.
+    struct Failing {
+        bytes: Vec<u8>,
+        good: usize,
+    }
+
+    impl Fetch for Failing {
+        fn size(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+
+        fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+            let asked = &self.bytes[range.start as usize..range.end as usize];
+            let mut pieces: Vec<_> =
+                asked.iter().take(self.good).map(|byte| Ok(Bytes::from(vec![*byte]))).collect();
+            if pieces.len() < asked.len() {
+                pieces.push(Err(ReadError::new(Fault::Io, "it fails")));
+            }
+            Box::pin(async move { Ok(Delivery { range, body: futures_util::stream::iter(pieces).boxed() }) })
+        }
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_range_comes_from_the_source_when_a_file_fails_in_the_middle() {
+        let bytes: Vec<u8> = (0..50).collect();
+        for (good, works) in [(50, true), (0, false)] {
+            for from_file in 0..50 {
+                let source: Arc<dyn Fetch> = Arc::new(Failing { bytes: bytes.clone(), good });
+                let file = Failing { bytes: bytes.clone(), good: from_file };
+                let body = file.fetch(ByteRange::new(3, 50)).await.unwrap().body;
+                let state = Delivering { body, at: 3, end: 50, instead: Some(source) };
+                let mut body = futures_util::stream::try_unfold(state, Delivering::next).boxed();
+                let mut came = Vec::new();
+                let mut failed = false;
+                while let Some(chunk) = body.next().await {
+                    match chunk {
+                        Ok(chunk) => came.extend_from_slice(&chunk),
+                        Err(_) => failed = true,
+                    }
+                }
+                assert_eq!(failed, !works && from_file < 47, "{from_file}");
+                assert!(bytes[3..].starts_with(&came));
+                assert_eq!(came.len() == 47, !failed);
+            }
+        }
+        let whole = FetchAll(Arc::new(Failing { bytes: bytes.clone(), good: 50 }));
+        assert_eq!(read_all(&whole).await.unwrap(), bytes);
+    }
+}
