@@ -70,6 +70,12 @@ pub enum ImageError {
         /// The reference.
         place: String,
     },
+    /// Something that has no document, or none that may be handed on.
+    #[error("{place} cannot be an archive: it is a blob alone, or an index that is not signed itself")]
+    NoArchive {
+        /// The pinned reference.
+        place: String,
+    },
     /// Parts that are to be compared one by one, and have no digests.
     #[error(
         "{place}: --verify=toc cannot be had: the manifest names no digests of the parts of layer {layer} ({digest})"
@@ -100,7 +106,9 @@ impl ImageError {
             ImageError::Unchecked { source, .. } => source.fault(),
             ImageError::UnsignedReferrers { .. } => Fault::Usage,
             ImageError::Nesting { .. } => Fault::Malformed,
-            ImageError::TooMany { .. } | ImageError::NoParts { .. } => Fault::Unsupported,
+            ImageError::TooMany { .. } | ImageError::NoParts { .. } | ImageError::NoArchive { .. } => {
+                Fault::Unsupported
+            }
             ImageError::Cache(error) => error.fault(),
             ImageError::Read(error) => error.fault(),
         }

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use tokio::sync::broadcast;
 
 use crate::oci::{Digest, Document};
+use crate::source::Root;
 
+use super::open::Opened;
 use super::{Image, MemberStatus, Status};
 
 /// What a reference names, opened.
@@ -23,6 +25,8 @@ pub struct Family {
     pub(super) members: Vec<Member>,
     pub(super) warnings: Vec<String>,
     pub(super) signed_by: Option<Digest>,
+    /// The document itself, and where it came from; none where nothing may be archived.
+    pub(super) root: Option<(Root, Opened)>,
 }
 
 /// A document that is shown in a directory of its own.

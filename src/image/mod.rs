@@ -3,6 +3,8 @@
 //! This is the only place where the lower modules meet. Opening costs the index and the manifest, never a blob byte;
 //! everything else is found out on first use and then kept.
 
+mod access;
+mod archive;
 mod beside;
 mod disks;
 mod error;
@@ -12,6 +14,8 @@ mod named;
 mod open;
 mod prefetch;
 mod publish;
+mod pull;
+mod resolve;
 mod several;
 mod signed;
 mod single;
@@ -28,6 +32,10 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
+pub use access::{Access, Probe};
+pub use archive::{
+    Archive, ArchiveForm, ArchiveMember, ArchiveName, ArchiveOptions, LeftOut, Piece, Selection,
+};
 pub use error::ImageError;
 pub use family::{Family, Member};
 pub use merged::Conflicts;
@@ -35,7 +43,9 @@ pub use named::named;
 pub use open::{Network, OnConflict, OpenOptions, Platforms, Recording, Referrers};
 pub use prefetch::Prefetch;
 pub use publish::BuiltIndex;
-pub use status::{BlobStatus, LayerStatus, MemberStatus, Status};
+pub use pull::Pulled;
+pub use resolve::{Resolved, resolve};
+pub use status::{BlobStatus, ExtentsStatus, LayerStatus, MemberStatus, Status};
 pub use trace::{MAX_TRACE, Trace, TraceRead};
 pub use verify::{Check, Outcome};
 
@@ -154,6 +164,17 @@ impl Image {
                 Arc::new(Observed { bytes, blob: blob.clone(), stored: stored(), recorder: recorder.clone() })
             }
         }
+    }
+
+    /// Waits until every blob that was opened and is whole in the cache was compared with its digest. An error says that one of
+    /// them is not what its digest names, so that what was made of it is wrong.
+    pub async fn compared(&self) -> Result<(), ReadError> {
+        let opened: Vec<_> =
+            self.blobs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for blob in opened {
+            blob.compared().await?;
+        }
+        Ok(())
     }
 
     /// What was read so far, when the image was opened to record it.

@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 
+use crate::archive;
 use crate::cache::Cache;
 use crate::oci::{Digest, Document};
 use crate::registry::Registry;
-use crate::source::{self, Location};
+use crate::source::Location;
 
 use super::ImageError;
 use super::open::MAX_DOCUMENTS;
@@ -24,7 +25,7 @@ pub async fn named(
     let (root, bytes) = match location.digest() {
         Some(digest) => (digest.clone(), cache.document(digest)?),
         None => {
-            let root = source::open(location, registry).root().await?;
+            let root = archive::open(location, registry, cache).root().await?;
             (root.digest, Some(root.bytes))
         }
     };

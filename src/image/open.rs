@@ -5,10 +5,12 @@
 //! manifests is `several`'s.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::OnceCell;
 
+use crate::archive;
 use crate::artifact::{self, FileBody};
 use crate::cache::{Cache, Verify};
 use crate::disk::{self, PartOrder};
@@ -18,7 +20,7 @@ use crate::oci::{
     Condition, Descriptor, Digest, Document, LayerSelection, MAX_DOCUMENT, Manifest, Platform, PublicKey,
 };
 use crate::registry::Registry;
-use crate::source::{self, Location, Root, Source, SourceError};
+use crate::source::{self, Location, Root, Source, SourceError, holding};
 
 use super::beside::{Beside, small_blob};
 use super::disks::Found;
@@ -60,6 +62,8 @@ pub struct OpenOptions {
     pub referrers: Referrers,
     /// Whether the source may be asked.
     pub network: Network,
+    /// Directories with `blobs/sha256/HEX` in which blobs are looked for before a network is asked for them.
+    pub content_stores: Vec<PathBuf>,
     /// How the parts of a split disk are ordered.
     pub part_order: PartOrder,
     /// Whose indexes of layers are used.
@@ -88,6 +92,7 @@ impl OpenOptions {
             layer_name: None,
             referrers: Referrers::default(),
             network: Network::default(),
+            content_stores: Vec::new(),
             part_order: PartOrder::default(),
             index: IndexPolicy::default(),
             verify: Verify::default(),
@@ -149,14 +154,29 @@ impl Family {
         registry: &Registry,
         cache: Cache,
     ) -> Result<Family, ImageError> {
-        let source = match options.network {
-            Network::Online => source::open(&options.location, registry),
-            Network::Offline => source::offline(&options.location),
-        };
-        let cache = cache.for_origin(&options.location.place()).verifying(options.verify, options.small);
-        Opener { options, registry, source, cache, documents: Mutex::default(), trust: Trust::default() }
-            .family()
-            .await
+        Opener::new(options, registry, cache).family().await
+    }
+}
+
+/// What was opened, for who wants to read more of it later.
+pub(super) struct Opened {
+    pub(super) options: OpenOptions,
+    registry: Registry,
+    source: Arc<dyn Source>,
+    cache: Cache,
+}
+
+impl Opened {
+    /// Reads on from the same place.
+    pub(super) fn opener(&self) -> Opener<'_> {
+        Opener {
+            options: &self.options,
+            registry: &self.registry,
+            source: self.source.clone(),
+            cache: self.cache.clone(),
+            documents: Mutex::default(),
+            trust: Trust::default(),
+        }
     }
 }
 
@@ -169,6 +189,21 @@ pub(super) struct Opener<'a> {
     /// How many documents were read beside the first, and how many bytes they have.
     documents: Mutex<(usize, u64)>,
     pub(super) trust: Trust,
+}
+
+impl<'a> Opener<'a> {
+    /// Makes no request.
+    pub(super) fn new(options: &'a OpenOptions, registry: &'a Registry, cache: Cache) -> Self {
+        let location = &options.location;
+        let source = match options.network {
+            // No network is asked for what lies here.
+            Network::Offline if !location.is_local() => source::offline(location),
+            Network::Online | Network::Offline => archive::open(location, registry, &cache),
+        };
+        let source = if location.is_local() { source } else { holding(source, &options.content_stores) };
+        let cache = cache.for_origin(&location.place()).verifying(options.verify, options.small);
+        Opener { options, registry, source, cache, documents: Mutex::default(), trust: Trust::default() }
+    }
 }
 
 impl Opener<'_> {
@@ -195,7 +230,9 @@ impl Opener<'_> {
             members: Vec::new(),
             warnings: Vec::new(),
             signed_by: None,
+            root: None,
         };
+        let archived = root.clone();
         match (&document, &self.options.platforms) {
             (Document::Manifest(manifest), _) => {
                 let manifest = manifest.clone();
@@ -216,6 +253,15 @@ impl Opener<'_> {
             self.referrers(&mut family).await?;
         }
         family.signed_by = self.signed_by();
+        if !self.trust.lacks_index() {
+            let opened = Opened {
+                options: OpenOptions { prefetch: Prefetch::None, ..self.options.clone() },
+                registry: self.registry.clone(),
+                source: self.source.clone(),
+                cache: self.cache.clone(),
+            };
+            family.root = Some((archived, opened));
+        }
         Ok(family)
     }
 
@@ -311,7 +357,7 @@ impl Opener<'_> {
                 Location::Registry(reference) => {
                     Some(Publisher { registry: self.registry.clone(), reference: reference.clone() })
                 }
-                Location::Layout { .. } => None,
+                Location::Layout { .. } | Location::Archive { .. } => None,
             },
             cache: self.cache.clone(),
             blobs: Mutex::default(),
@@ -329,7 +375,7 @@ impl Opener<'_> {
     }
 
     /// What the location names, by way of the cache: what has a digest is asked for only once at one place.
-    async fn root(&self, digest: Option<&Digest>) -> Result<Root, ImageError> {
+    pub(super) async fn root(&self, digest: Option<&Digest>) -> Result<Root, ImageError> {
         if let Some(digest) = digest
             && let Some(bytes) = self.cache.document(digest)?
         {

@@ -4,10 +4,11 @@
 //! prefetch is a list of ranges of blobs, in the order in which they are likely to be wanted.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
-use crate::io::{BoxFuture, ByteRange, ReadError};
+use crate::io::{BoxFuture, ByteRange, Fault, ReadError};
 use crate::layer::Layer;
 use crate::oci::Descriptor;
 
@@ -46,6 +47,40 @@ impl Image {
         }
     }
 
+    /// Fetches everything, and tries again where the network or the registry fails, until all of it is here and was compared
+    /// with its digests.
+    pub async fn complete(self: Arc<Self>) {
+        /// Between two attempts: an outage that outlasts the patience of a read is none of seconds.
+        const PAUSE: Duration = Duration::from_secs(15);
+        loop {
+            match self.fetch_all().await {
+                Ok(()) => break,
+                Err(error) if matches!(error.fault(), Fault::Unavailable) => {
+                    tracing::warn!(reference = self.pinned(), error = error.chain(), "not complete yet");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => {
+                    return tracing::error!(
+                        reference = self.pinned(),
+                        error = error.chain(),
+                        "never complete"
+                    );
+                }
+            }
+        }
+        let missing: u64 = self
+            .every_blob()
+            .map(|blob| {
+                self.cached(blob).map_or(blob.size, |cached| blob.size.saturating_sub(cached.bytes_present()))
+            })
+            .sum();
+        if missing > 0 {
+            tracing::warn!(reference = self.pinned(), missing, "the cache has no room for everything");
+        } else {
+            tracing::info!(reference = self.pinned(), "everything is here");
+        }
+    }
+
     /// Merges the layers before anybody looks, if that needs no byte from elsewhere and takes but milliseconds.
     pub async fn merge_ahead(self: Arc<Self>) {
         /// Bytes of indexes: some hundred thousand entries, a tenth of a second.
@@ -73,13 +108,15 @@ impl Image {
     }
 
     async fn fetch_all(&self) -> Result<(), ReadError> {
+        self.fetch(self.every_blob().map(|blob| (blob, ByteRange::new(0, blob.size))).collect()).await
+    }
+
+    /// The blobs that are somewhere else and can be shown.
+    fn every_blob(&self) -> impl Iterator<Item = &Descriptor> {
         let layers = self.manifest().layers.iter().zip(&self.selected);
         let layers = layers.filter(|(_, selected)| **selected).map(|(layer, _)| layer);
         let wanted = self.manifest().config.iter().chain(layers);
-        let wanted = wanted.filter(|blob| blob.data.is_none() && blob.size > 0);
-        let wanted = wanted.map(|blob| (blob, ByteRange::new(0, blob.size)));
-        let wanted: Vec<_> = wanted.filter(|(blob, _)| blob.digest.algorithm().is_some()).collect();
-        self.fetch(wanted).await
+        wanted.filter(|blob| blob.data.is_none() && blob.size > 0 && blob.digest.algorithm().is_some())
     }
 
     async fn fetch(&self, wanted: Vec<(&Descriptor, ByteRange)>) -> Result<(), ReadError> {

@@ -21,10 +21,10 @@ use super::open::{MAX_DOCUMENTS, Opener, Select, parse};
 use super::{Image, ImageError};
 
 /// How deep indexes may be nested; real ones are one or two deep.
-const MAX_NESTING: usize = 4;
+pub(super) const MAX_NESTING: usize = 4;
 
 /// Documents that are asked for at once: what one host is asked at once.
-const PARALLEL: usize = 8;
+pub(super) const PARALLEL: usize = 8;
 
 /// An entry that was found in an index, or in an index in it.
 pub(super) struct Found {
@@ -58,19 +58,30 @@ impl Opener<'_> {
         let mut index = index.clone();
         let mut above = None;
         for _ in 0..MAX_NESTING {
-            let candidates = self.candidates(self.search(&index, above.as_ref()).await?)?;
-            let chosen = oci::choose(&candidates, &self.options.select, wanted)
-                .map_err(|source| ImageError::Choice { place: pinned.clone(), source })?;
+            let chosen = self.chosen(&index, above.as_ref(), wanted, &pinned).await?;
             let root = self.document(&chosen.entry).await?;
             match parse(&root)? {
                 Document::Manifest(manifest) => {
                     return self.image(root, manifest, pinned, Select::Layers).await;
                 }
                 // Its entry does not say that it is one.
-                Document::Index(inner) => (index, above) = (inner, Some(chosen.clone())),
+                Document::Index(inner) => (index, above) = (inner, Some(chosen)),
             }
         }
         Err(ImageError::Nesting { place: pinned, limit: MAX_NESTING })
+    }
+
+    /// The entry of `index`, or of an index in it, that is chosen. What it names is not read.
+    pub(super) async fn chosen(
+        &self,
+        index: &Index,
+        above: Option<&Candidate>,
+        wanted: Option<&Platform>,
+        pinned: &str,
+    ) -> Result<Candidate, ImageError> {
+        let candidates = self.candidates(self.search(index, above).await?)?;
+        let chosen = oci::choose(&candidates, &self.options.select, wanted);
+        chosen.cloned().map_err(|source| ImageError::Choice { place: pinned.to_owned(), source })
     }
 
     /// What can be chosen among what was found. An index that could not be read may hide the one that is meant.

@@ -48,6 +48,13 @@ enum End {
     Failed(ReadError),
 }
 
+impl Trust {
+    /// Whether what the reference names is an index that is not trusted by itself.
+    pub(super) fn lacks_index(&self) -> bool {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
 impl Opener<'_> {
     /// The key that signed what was opened.
     pub(super) fn signed_by(&self) -> Option<Digest> {
@@ -90,6 +97,14 @@ impl Opener<'_> {
             }
             (_, error) => Err(error),
         }
+    }
+
+    /// Demands that what the reference names is signed itself, so that all of it is; what refers to it is not.
+    pub(super) async fn demand_whole(&self, root: &Root, referrers: bool) -> Result<(), ImageError> {
+        if referrers {
+            return Err(ImageError::UnsignedReferrers { place: self.options.location.to_string() });
+        }
+        self.prove(root).await
     }
 
     /// Refuses a blob that is no document, if a signature is required: signatures are of documents.

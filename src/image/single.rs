@@ -67,6 +67,7 @@ impl Opener<'_> {
             members: Vec::new(),
             warnings: Vec::new(),
             signed_by: None,
+            root: None,
         })
     }
 

@@ -2,17 +2,17 @@
 
 use std::sync::PoisonError;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::cache::State;
-use crate::io::{ReadAt as _, Verified};
+use crate::cache::{Extents, State};
+use crate::io::{ByteRange, ReadAt as _, Verified};
 use crate::layer::{Layer, LayerState};
 use crate::oci::{Descriptor, Digest, MediaType};
 
 use super::Image;
 
 /// A snapshot of everything the mount knows about itself.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// The version of this form.
@@ -21,8 +21,11 @@ pub struct Status {
     pub reference: String,
     /// What kind of thing it is.
     pub kind: String,
+    /// Which part of it the mount shows, in the words of the command line; nothing for the whole.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub scope: String,
     /// The key that signed it, by sha256 of its SubjectPublicKeyInfo, if a signature was required.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<Digest>,
     /// One entry per blob of the manifest.
     pub blobs: Vec<BlobStatus>,
@@ -35,12 +38,12 @@ pub struct Status {
     /// The last errors that readers got, oldest first.
     pub errors: Vec<String>,
     /// One entry per document that is shown in a directory of its own.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
 }
 
 /// One document beside the image that the root shows. What is in it is in the status of its own directory.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberStatus {
     /// Its directory.
@@ -58,6 +61,7 @@ impl Status {
             schema_version: 1,
             reference,
             kind: kind.map(|kind| kind.as_written().to_owned()).unwrap_or_default(),
+            scope: String::new(),
             signed_by: None,
             blobs: Vec::new(),
             layers: Vec::new(),
@@ -70,7 +74,7 @@ impl Status {
 }
 
 /// One blob.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BlobStatus {
     /// Its digest.
@@ -89,10 +93,32 @@ pub struct BlobStatus {
     pub verified: String,
     /// `partial`, `complete`, `verified`, `poisoned`; or why it is not served.
     pub state: String,
+    /// Which parts of it are cached, and which were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extents: Option<ExtentsStatus>,
+}
+
+/// Parts of a blob, as `[start, end)` in bytes, in order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExtentsStatus {
+    /// Every part begins at a multiple of this many bytes; one that is cached or was read in part counts as a whole.
+    pub unit: u64,
+    /// What the cache has.
+    pub cached: Vec<(u64, u64)>,
+    /// What this process gave to readers.
+    pub read: Vec<(u64, u64)>,
+}
+
+impl From<Extents> for ExtentsStatus {
+    fn from(extents: Extents) -> Self {
+        let pairs = |ranges: Vec<ByteRange>| ranges.iter().map(|range| (range.start, range.end)).collect();
+        Self { unit: extents.unit, cached: pairs(extents.cached), read: pairs(extents.read) }
+    }
 }
 
 /// One archive layer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayerStatus {
     /// Its number in the manifest.
@@ -100,7 +126,7 @@ pub struct LayerStatus {
     /// Its digest.
     pub digest: Digest,
     /// `untouched`, `streaming`, `indexed`, `failed`.
-    pub mode: &'static str,
+    pub mode: String,
     /// What that means for the next read.
     pub why: String,
     /// Whose index it is read by, when that is known.
@@ -142,17 +168,16 @@ impl Image {
     }
 
     fn blob_status(&self, descriptor: &Descriptor) -> BlobStatus {
+        let mut extents = None;
         let (cached, served, fetched, verified, state) = if descriptor.data.is_some() {
             (descriptor.size, 0, 0, Verified::Full, "embedded in the manifest".to_owned())
         } else {
             match self.cached(descriptor) {
-                Ok(blob) => (
-                    blob.bytes_present(),
-                    blob.served(),
-                    blob.fetched(),
-                    blob.verified(),
-                    state(blob.state()).to_owned(),
-                ),
+                Ok(blob) => {
+                    extents = Some(blob.extents().into());
+                    let state = state(blob.state()).to_owned();
+                    (blob.bytes_present(), blob.served(), blob.fetched(), blob.verified(), state)
+                }
                 Err(error) => (0, 0, 0, Verified::None, error.chain()),
             }
         };
@@ -165,6 +190,7 @@ impl Image {
             fetched,
             verified: verified.to_string(),
             state,
+            extents,
         }
     }
 
@@ -224,10 +250,10 @@ enum Holds {
 }
 
 fn layer_status(layer: usize, digest: &Digest, opened: &Layer, holds: Holds) -> LayerStatus {
-    let status = |mode, why: String, encoding: Option<String>, stream_bytes| LayerStatus {
+    let status = |mode: &str, why: String, encoding: Option<String>, stream_bytes| LayerStatus {
         layer,
         digest: digest.clone(),
-        mode,
+        mode: mode.to_owned(),
         why,
         index: match opened.state() {
             LayerState::Indexed { kind, .. } => Some(kind.to_string()),

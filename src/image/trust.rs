@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::cache::{Cached, State, Verify};
+use crate::cache::{Cache, Cached, State, Verify};
 use crate::io::{BoxFuture, Fault, ReadAt, ReadError, Shared, Verified};
 use crate::layer;
 
@@ -35,11 +35,16 @@ impl Image {
 
     /// The bytes of a blob as stored, for readers.
     pub(super) fn as_stored(&self, blob: Arc<Cached>) -> Shared {
-        match self.verify {
-            Verify::Lazy | Verify::Strict => blob,
-            Verify::Toc if self.cache.is_whole_first(blob.size()) => blob,
-            Verify::Toc => Arc::new(Whole(blob)),
-        }
+        stored(self.verify, &self.cache, blob)
+    }
+}
+
+/// The bytes of a blob of `cache` as stored, for readers who asked for this mode.
+pub(super) fn stored(verify: Verify, cache: &Cache, blob: Arc<Cached>) -> Shared {
+    match verify {
+        Verify::Lazy | Verify::Strict => blob,
+        Verify::Toc if cache.is_whole_first(blob.size()) => blob,
+        Verify::Toc => Arc::new(Whole(blob)),
     }
 }
 

@@ -42,6 +42,14 @@ pub enum ViewError {
         /// `directory` or `file`.
         wanted: &'static str,
     },
+    /// A directory of several disks where one is meant.
+    #[error("{path}: there is more than one disk, name one of {names}")]
+    Several {
+        /// The path as asked for.
+        path: String,
+        /// What there is, comma separated.
+        names: String,
+    },
     /// Too many symbolic links.
     #[error("{path}: too many levels of symbolic links")]
     Loop {
@@ -60,7 +68,7 @@ impl ViewError {
             ViewError::NoView { .. } | ViewError::NoImage { .. } | ViewError::NotFound { .. } => {
                 Fault::NotFound
             }
-            ViewError::Wrong { .. } | ViewError::Loop { .. } => Fault::Usage,
+            ViewError::Wrong { .. } | ViewError::Several { .. } | ViewError::Loop { .. } => Fault::Usage,
             ViewError::Read(error) => error.fault(),
         }
     }

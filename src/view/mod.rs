@@ -7,6 +7,7 @@
 mod blobs;
 mod disk;
 mod error;
+mod export;
 mod files;
 mod layers;
 mod merged;
@@ -21,6 +22,7 @@ mod witness;
 
 pub use error::ViewError;
 pub use namespace::{Attributes, Entry, Freshness, Links, Namespace, NodeId, Opened, Scope};
+pub use status::{STATUS, unpack_status};
 pub use witness::Witness;
 
 use std::sync::Arc;

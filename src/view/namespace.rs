@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::image::{Family, Image};
+use crate::image::{Family, Image, Status};
 use crate::io::{Fault, ReadError, Shared};
 use crate::layer::{Device, Time};
 use crate::oci::Digest;
@@ -16,7 +16,7 @@ use crate::tree::{Attr, Ino, Kind, Tree};
 use super::slots::{self, Role, Slot};
 use super::subtree::{Made, Origins, Subtree};
 use super::witness::Witness;
-use super::{ViewError, status, top};
+use super::{ViewError, export, status, top};
 
 /// The extended attributes that only ocifs gives.
 const OURS: &[u8] = b"user.ocifs.";
@@ -108,6 +108,16 @@ pub struct Scope {
     pub links: Links,
 }
 
+impl std::fmt::Display for Scope {
+    /// In words of the command line, nothing for the whole: `merged usr/bin hide-symlinks`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let subdir = self.subdir.as_deref().map(lossy);
+        let links = (self.links == Links::Hidden).then(|| "hide-symlinks".to_owned());
+        let words: Vec<String> = self.view.clone().into_iter().chain(subdir).chain(links).collect();
+        f.write_str(&words.join(" "))
+    }
+}
+
 /// Whether symbolic links of archives are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Links {
@@ -124,6 +134,8 @@ pub struct Namespace {
     pub(super) slots: Vec<Slot>,
     root: NodeId,
     links: Links,
+    /// The scope in words.
+    scope: String,
     pub(super) witness: Option<Witness>,
 }
 
@@ -131,12 +143,19 @@ impl Namespace {
     /// The names of all images of `family`, with `scope` as the root. Free when the scope names no directory.
     pub async fn open(family: Arc<Family>, scope: &Scope) -> Result<Self, ViewError> {
         let slots = slots::of(&family)?;
-        let mut namespace = Self { family, slots, root: NodeId::TOP, links: scope.links, witness: None };
+        let mut namespace = Self {
+            family,
+            slots,
+            root: NodeId::TOP,
+            links: scope.links,
+            scope: scope.to_string(),
+            witness: None,
+        };
         for slot in &namespace.slots {
             let is_free = match slot.role {
                 Role::Top(_) | Role::Status => true,
                 Role::View { view, .. } => slot.image.as_ref().is_some_and(|image| view.is_free(image)),
-                Role::Inner { .. } => false,
+                Role::Inner { .. } | Role::Archive => false,
             };
             if is_free {
                 namespace.build(NodeId { slot: slot.number, ino: Tree::ROOT }).await?;
@@ -205,7 +224,7 @@ impl Namespace {
     pub fn opens_freely(&self) -> bool {
         match self.slot(self.root.slot).map(|slot| &slot.role) {
             Some(Role::View { view, .. } | Role::Inner { view, .. }) => view.opens_freely(),
-            Some(Role::Top(_) | Role::Status) | None => false,
+            Some(Role::Top(_) | Role::Status | Role::Archive) | None => false,
         }
     }
 
@@ -223,6 +242,7 @@ impl Namespace {
             let built = match &slot.role {
                 Role::Top(names) => top::build(slot.image.as_deref(), names, created),
                 Role::Status => status::listing(created),
+                Role::Archive => export::listing(&self.family, created).await,
                 Role::View { view, first } => view.build(image()?, *first).await,
                 Role::Inner { view, layer } => view.build_inner(image()?, *layer).await,
             };
@@ -345,8 +365,8 @@ impl Namespace {
         recorded.filter(|(name, _)| !name.starts_with(OURS))
     }
 
-    /// One extended attribute: a recorded one, or one of ours (`user.ocifs.digest`, `user.ocifs.verified`), which are not
-    /// listed so that copies of a tree do not carry them.
+    /// One extended attribute: a recorded one, or one of ours (`user.ocifs.digest`, `user.ocifs.verified`, of the root also
+    /// [`STATUS`](super::STATUS)), which are not listed so that copies of a tree do not carry them.
     pub fn xattr(&self, node: NodeId, name: &[u8]) -> Option<Vec<u8>> {
         // Ours first: a layer cannot say of itself that it is verified.
         match name {
@@ -361,6 +381,9 @@ impl Namespace {
                     },
                 };
                 Some(digest.as_str().as_bytes().to_vec())
+            }
+            super::STATUS if node == self.root => {
+                status::packed(&Status { scope: self.scope.clone(), ..self.family.status() })
             }
             b"user.ocifs.verified" => Some(self.verified(node)?.to_string().into_bytes()),
             _ => self.xattrs(node).find(|(recorded, _)| *recorded == name).map(|(_, value)| value.to_vec()),

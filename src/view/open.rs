@@ -27,7 +27,7 @@ impl Namespace {
                 image()?.file(file.origin as usize, &content)
             }
             Origins::Made(made) => match made.get(file.origin as usize)? {
-                Made::Bytes(bytes) => Ok(bytes.clone()),
+                Made::Bytes(bytes) | Made::Archive(_, bytes) => Ok(bytes.clone()),
                 Made::Blob(descriptor) => image()?.blob(descriptor),
                 Made::File(at) => image()?.artifact_file(*at),
                 Made::Disk(at) => {
@@ -62,6 +62,18 @@ impl Namespace {
             }
         };
         Ok(Opened { bytes, fresh: Freshness::Forever })
+    }
+
+    /// The disks in a built directory, without their raw forms: names and nodes.
+    pub fn disks(&self, directory: NodeId) -> Vec<(String, NodeId)> {
+        let mut disks = Vec::new();
+        self.entries(directory, 0, |entry| {
+            if matches!(self.made(entry.node), Some(Made::Disk(_))) {
+                disks.push((String::from_utf8_lossy(entry.name).into_owned(), entry.node));
+            }
+            true
+        });
+        disks
     }
 
     /// Whether what `stat` says about a node is known.

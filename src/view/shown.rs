@@ -14,18 +14,21 @@ impl Namespace {
     pub fn shown_of(&self, blob: &Digest) -> Vec<NodeId> {
         let mut nodes = Vec::new();
         for slot in self.slots() {
-            let Some((subtree, image)) = slot.built.get().zip(slot.image.as_ref()) else { continue };
-            if !image.manifest().blobs().any(|descriptor| descriptor.digest == *blob) {
+            let Some(subtree) = slot.built.get() else { continue };
+            let manifest = slot.image.as_ref().map(|image| image.manifest());
+            if manifest.is_some_and(|manifest| !manifest.blobs().any(|one| one.digest == *blob)) {
                 continue;
             }
             let shows = |origin: u32| match &subtree.origins {
                 Origins::Layers => {
-                    image.manifest().layers.get(origin as usize).is_some_and(|layer| layer.digest == *blob)
+                    let layer = manifest.and_then(|manifest| manifest.layers.get(origin as usize));
+                    layer.is_some_and(|layer| layer.digest == *blob)
                 }
                 Origins::Made(made) => match made.get(origin as usize) {
                     Some(Made::Blob(descriptor)) => descriptor.digest == *blob,
                     // A few names, made of several blobs.
                     Some(Made::Disk(_) | Made::Raw(_) | Made::File(_) | Made::DiskInfo) => true,
+                    Some(Made::Archive(archive, _)) => archive.holds(blob),
                     Some(Made::Bytes(_) | Made::Status) | None => false,
                 },
             };

@@ -15,13 +15,16 @@ use crate::oci::Digest;
 use crate::tree::Ino;
 
 use super::subtree::Subtree;
-use super::{VIEWS, View};
+use super::{VIEWS, View, export};
 
-/// Number of the first inner subtree of an image. Views have the numbers from 1; this leaves room for 62 of them.
+/// Number of the first inner subtree of an image. Views have the numbers from 1; this leaves room for 61 of them.
 const FIRST_INNER: u32 = 64;
 
 /// Numbers that one image has: all its layers, each in several views.
 pub(super) const PER_IMAGE: u32 = 1 << 16;
+
+/// The number of the archive of the whole: it belongs to the root alone, whatever images there are.
+const EXPORT: u32 = FIRST_INNER - 1;
 
 /// The number of the view that there is also without an image.
 const STATUS: u32 = VIEWS.len() as u32;
@@ -49,6 +52,8 @@ pub(super) enum Role {
     Top(Top),
     /// The status of a mount whose root shows no image.
     Status,
+    /// The archive of all that the reference names.
+    Archive,
     /// A view; `first` is the number of the first of its own subtrees.
     View { view: &'static dyn View, first: u32 },
     /// A subtree of a view.
@@ -98,6 +103,11 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
     if family.main().is_none() {
         root.push(Slot::new(STATUS, 0, None, Role::Status));
     }
+    if family.has_archive() {
+        // In the order of the numbers: behind the views, before what they graft in.
+        let at = root.iter().position(|slot| slot.number > EXPORT).unwrap_or(root.len());
+        root.insert(at, Slot::new(EXPORT, 0, None, Role::Archive));
+    }
     // The root's numbers are the lowest, and members come in the order of theirs.
     root.append(&mut slots);
     for slot in &mut root {
@@ -105,6 +115,9 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
             top.members = grafts.remove(&slot.number).unwrap_or_default();
             if slot.number == 0 && slot.image.is_none() {
                 top.views = vec![(VIEWS[STATUS as usize - 1].name(), STATUS)];
+            }
+            if slot.number == 0 && family.has_archive() {
+                top.views.push((export::NAME, EXPORT));
             }
         }
     }

@@ -1,4 +1,7 @@
 //! `.ocifs/status.json`: what the mount knows about itself, as of the moment it is opened.
+//!
+//! A mount of one view has no such file, because it would stand among the files of the image: there, and everywhere else, an
+//! attribute of the root tells the same.
 
 use std::sync::Arc;
 
@@ -7,6 +10,33 @@ use crate::io::{BoxFuture, ReadError};
 
 use super::View;
 use super::subtree::{Listing, Made, Subtree};
+
+/// The extended attribute of the root of a mount that holds its status: the JSON of [`Status`] in zstd, because the kernel takes
+/// no more than 64 KiB (xattr(7)). Where that is not enough it is without the parts of blobs.
+pub const STATUS: &[u8] = b"user.ocifs.status";
+/// The longest value of an extended attribute.
+const MAX_VALUE: usize = 64 * 1024;
+/// The longest status that is unpacked. Digests hardly pack, so that a true one is far below.
+const MAX_STATUS: u64 = 64 * 1024 * 1024;
+
+/// The status as a value of [`STATUS`]; `None` when there is no way to make it short enough.
+pub(super) fn packed(status: &Status) -> Option<Vec<u8>> {
+    let pack = |status: &Status| {
+        let text = serde_json::to_vec(status).ok()?;
+        zstd::bulk::compress(&text, 3).ok().filter(|packed| packed.len() <= MAX_VALUE)
+    };
+    pack(status).or_else(|| {
+        let mut status = status.clone();
+        status.blobs.iter_mut().for_each(|blob| blob.extents = None);
+        pack(&status)
+    })
+}
+
+/// The status in a value of [`STATUS`].
+pub fn unpack_status(value: &[u8]) -> std::io::Result<Status> {
+    let text = zstd::stream::read::Decoder::new(value)?;
+    serde_json::from_reader(std::io::Read::take(text, MAX_STATUS)).map_err(std::io::Error::other)
+}
 
 pub(super) struct StatusView;
 
@@ -40,4 +70,59 @@ pub(super) fn text(status: &Status) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(status).unwrap_or_default();
     text.push(b'\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::image::{BlobStatus, ExtentsStatus};
+
+    use super::*;
+
+    fn status(blobs: u64, ranges: u64) -> Status {
+        let mut status: Status = serde_json::from_str(
+            r#"{"schemaVersion":1,"reference":"r","kind":"k","blobs":[],"layers":[],"conflicts":[],"warnings":[],"errors":[]}"#,
+        )
+        .unwrap();
+        // Nothing in it looks like anything else, as digests do.
+        let mut seed = 1u64;
+        let mut random = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            seed
+        };
+        status.blobs = (0..blobs)
+            .map(|number| BlobStatus {
+                digest: crate::oci::Digest::sha256(&number.to_le_bytes()),
+                media_type: "m".into(),
+                size: random(),
+                cached: 0,
+                served: 0,
+                fetched: 0,
+                verified: "none".into(),
+                state: "partial".into(),
+                extents: Some(ExtentsStatus {
+                    unit: 1,
+                    cached: (0..ranges).map(|_| (random(), random())).collect(),
+                    read: Vec::new(),
+                }),
+            })
+            .collect();
+        status
+    }
+
+    #[test]
+    fn a_status_comes_out_as_it_went_in() {
+        let status = status(3, 2);
+        let back = unpack_status(&packed(&status).unwrap()).unwrap();
+        assert_eq!(text(&back), text(&status));
+        assert!(unpack_status(b"no zstd").is_err());
+    }
+
+    #[test]
+    fn a_status_that_is_too_long_for_an_attribute_leaves_the_parts_out() {
+        let status = status(500, 20);
+        let value = packed(&status).unwrap();
+        assert!(value.len() <= MAX_VALUE);
+        let back = unpack_status(&value).unwrap();
+        assert!(back.blobs.len() == 500 && back.blobs.iter().all(|blob| blob.extents.is_none()));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::image::Archive;
 use crate::io::{ReadError, Shared};
 use crate::layer::Time;
 use crate::oci::Descriptor;
@@ -31,6 +32,8 @@ pub(super) enum Made {
     File(usize),
     /// What is known about the disks.
     DiskInfo,
+    /// All that the reference names, as one archive.
+    Archive(Arc<Archive>, Shared),
     /// What is known about the mount; its size and content change.
     Status,
 }

@@ -1,0 +1,144 @@
+//! How lazily each layer can be read, as far as documents and the cache tell; and what the place of its blobs can do.
+//!
+//! Never decodes anything. The idea: whoever mounts something large wants to know before whether reading one file of it means
+//! reading all of it.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+
+use crate::io::{ByteRange, ReadError};
+use crate::layer::{IndexKind, LayerState};
+use crate::oci::{Descriptor, Digest};
+
+use super::Image;
+
+/// What it takes to read a part of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It cannot be had: the algorithm of its digest is unknown.
+    Unserved(String),
+    /// It is a file, and any part of it is a range.
+    Range,
+    /// It is an archive that cannot be read, for this reason.
+    Failed(String),
+    /// It is an archive with an index, so that any part of a file is a few ranges.
+    Indexed(IndexKind),
+    /// It is an archive that is stored as it is: its headers are walked over once.
+    Headers,
+    /// It is a compressed archive without an index: all of it is read once before its files can be.
+    Pass,
+}
+
+impl Access {
+    /// Whether a part can be read without reading everything first.
+    pub fn is_lazy(&self) -> bool {
+        !matches!(self, Access::Unserved(_) | Access::Failed(_) | Access::Pass)
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Access::Unserved(algorithm) => write!(f, "not served: digest algorithm {algorithm} is unknown"),
+            Access::Range => f.write_str("by range"),
+            Access::Failed(error) => write!(f, "archive that cannot be read: {error}"),
+            Access::Indexed(IndexKind::Local) => f.write_str("archive, indexed in the cache: by range"),
+            Access::Indexed(kind) => write!(f, "archive with a {kind} index: by range"),
+            Access::Headers => f.write_str("archive, by range after a walk over its headers"),
+            Access::Pass => f.write_str("archive, by range as stored; its files after one pass over it"),
+        }
+    }
+}
+
+/// What the place of a blob was seen to do.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The blob that was asked for: the largest one.
+    pub blob: Digest,
+    /// Its size.
+    pub size: u64,
+    /// Whether a range was answered with that range, and not with all of it.
+    pub ranges: bool,
+    /// How long the first range took.
+    pub first: Duration,
+    /// How long [`PARALLEL`](Self::PARALLEL) ranges at once took.
+    pub parallel: Duration,
+}
+
+impl Probe {
+    /// Ranges that are asked for at once.
+    pub const PARALLEL: usize = 4;
+    /// The length of each, in bytes.
+    pub const LEN: u64 = 64 * 1024;
+}
+
+impl Image {
+    /// The index of the layer with this number, as far as documents and the cache tell; `offered` are those that lie beside the
+    /// image, see [`offered_indexes`](Self::offered_indexes).
+    pub fn index_of(&self, at: usize, offered: &[(Digest, IndexKind)]) -> Option<IndexKind> {
+        let descriptor = &self.manifest().layers[at];
+        let layer = self.archive(at)?;
+        layer.known_index().or_else(|| {
+            offered.iter().find(|(digest, _)| *digest == descriptor.digest).map(|(_, kind)| *kind)
+        })
+    }
+
+    /// How the layer with this number can be read, as far as its label and the cache tell.
+    pub fn access(&self, at: usize, offered: &[(Digest, IndexKind)]) -> Access {
+        let descriptor = &self.manifest().layers[at];
+        if descriptor.digest.algorithm().is_none() {
+            return Access::Unserved(descriptor.digest.algorithm_name().to_owned());
+        }
+        let Some(layer) = self.archive(at) else { return Access::Range };
+        match (layer.state(), self.index_of(at, offered)) {
+            (LayerState::Failed(error), _) => Access::Failed(error.chain()),
+            (_, Some(kind)) => Access::Indexed(kind),
+            (_, None) if descriptor.media_type.claims_uncompressed_tar() => Access::Headers,
+            (_, None) => Access::Pass,
+        }
+    }
+
+    /// Whether any of the layers is an archive: for others nobody publishes an index.
+    pub fn has_archives(&self) -> bool {
+        (0..self.manifest().layers.len()).any(|at| self.archive(at).is_some())
+    }
+
+    /// Asks for a few ranges of the largest blob, past the cache; `None` when no blob is anywhere else.
+    pub async fn probe(&self) -> Result<Option<Probe>, ReadError> {
+        let elsewhere =
+            self.manifest().blobs().filter(|blob| blob.data.is_none() && blob.digest.algorithm().is_some());
+        let Some(largest) = elsewhere.max_by_key(|blob| blob.size).filter(|blob| blob.size > 0) else {
+            return Ok(None);
+        };
+        let at = |part: usize| {
+            let start = (largest.size / (Probe::PARALLEL as u64 + 1)).saturating_mul(part as u64);
+            ByteRange::at(start, Probe::LEN).intersect(ByteRange::new(0, largest.size))
+        };
+        let begun = Instant::now();
+        let ranges = self.take(largest, at(1)).await?;
+        let first = begun.elapsed();
+        let begun = Instant::now();
+        if ranges {
+            let several = (1..=Probe::PARALLEL).map(|part| self.take(largest, at(part)));
+            futures_util::future::try_join_all(several).await?;
+        }
+        let (blob, size) = (largest.digest.clone(), largest.size);
+        Ok(Some(Probe { blob, size, ranges, first, parallel: begun.elapsed() }))
+    }
+
+    /// Fetches a range to its end, and says whether it was just that.
+    async fn take(&self, blob: &Descriptor, range: ByteRange) -> Result<bool, ReadError> {
+        let mut delivery = self.source.blob(blob).fetch(range).await?;
+        let exact = delivery.range == range;
+        let mut left = range.end.saturating_sub(delivery.range.start);
+        // What comes behind the range is not waited for.
+        while left > 0
+            && let Some(chunk) = delivery.body.next().await
+        {
+            left = left.saturating_sub(chunk?.len() as u64);
+        }
+        Ok(exact)
+    }
+}

@@ -1,0 +1,70 @@
+//! Docker's `manifest.json`: which file is the config of an image, which are its layers, and what it is called.
+//!
+//! Reads nothing. The idea: the file stands beside an OCI index and says the same of one image for each reference, so that what
+//! knows only Docker's archives finds in it what it runs.
+
+use serde::Serialize;
+
+use crate::io::ReadError;
+use crate::oci::Digest;
+
+use super::json;
+use super::select::{Runnable, Selection};
+
+/// An image and all its names.
+pub(super) struct Tagged<'a> {
+    image: &'a Runnable,
+    names: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Option<Vec<String>>,
+}
+
+/// The image of each selection that has one, and an image that several have once, with all of their names.
+pub(super) fn tagged(selections: &[Selection]) -> Vec<Tagged<'_>> {
+    let mut images: Vec<Tagged<'_>> = Vec::new();
+    for selection in selections {
+        let Some(image) = selection.docker() else { continue };
+        let at = images.iter().position(|other| other.image.manifest == image.manifest);
+        let at = at.unwrap_or_else(|| {
+            images.push(Tagged { image, names: Vec::new() });
+            images.len() - 1
+        });
+        let names = &mut images[at].names;
+        names.extend(
+            selection
+                .name()
+                .familiar
+                .iter()
+                .filter(|name| !names.contains(name))
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
+    }
+    images
+}
+
+/// The file; what is absent is `null`, as Go writes it.
+pub(super) fn manifest(
+    images: &[Tagged<'_>],
+    config: impl Fn(&Digest) -> String,
+    layer: impl Fn(&Digest) -> String,
+) -> Result<Vec<u8>, ReadError> {
+    fn some(list: Vec<String>) -> Option<Vec<String>> {
+        (!list.is_empty()).then_some(list)
+    }
+    let entries: Vec<Entry> = images
+        .iter()
+        .map(|tagged| Entry {
+            config: config(&tagged.image.config),
+            repo_tags: some(tagged.names.clone()),
+            layers: some(tagged.image.layers.iter().map(&layer).collect()),
+        })
+        .collect();
+    json(&entries)
+}

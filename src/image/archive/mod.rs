@@ -1,0 +1,222 @@
+//! One or several references as one archive: every name, size and place in it, computed from documents alone.
+//!
+//! Reads no blob before somebody reads the archive there. The idea: an archive is headers and documents, which are in memory, and
+//! blobs, which are bytes like any others; joined they are one [`ReadAt`](crate::io::ReadAt), so that a file of a mount and a stream to a pipe are the
+//! same bytes. The entries are those that containerd writes: sorted, each once, owned by root, from 1970.
+
+mod docker;
+mod names;
+mod select;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+
+pub use names::ArchiveName;
+pub use select::{ArchiveOptions, LeftOut, Piece, Selection};
+
+use crate::io::{Concat, Fault, Memory, ReadError, Shared, TAR_END, TarEntry, TarKind, tar_padding};
+use crate::oci::{Descriptor, Digest};
+
+use docker::Tagged;
+
+/// What says that a directory or an archive is an OCI image layout (image-spec image-layout.md).
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// How an archive is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveForm {
+    /// An OCI image layout that is a Docker archive as well: with a `manifest.json`.
+    Oci,
+    /// An OCI image layout and nothing else.
+    OciAlone,
+    /// What `docker save` wrote before it knew OCI: one config and its layers for each image.
+    Docker,
+}
+
+/// An archive that can be read at any place.
+pub struct Archive {
+    members: Vec<ArchiveMember>,
+    blobs: HashSet<Digest>,
+    size: u64,
+}
+
+/// One file or directory in an archive.
+pub struct ArchiveMember {
+    /// Its path; that of a directory ends with a slash.
+    pub name: String,
+    /// Permission bits.
+    pub mode: u16,
+    /// The digest that its bytes have to have, if it is a blob or a document.
+    pub digest: Option<Digest>,
+    /// Its header, as it stands in the archive.
+    pub header: Bytes,
+    /// Its bytes; a directory has none.
+    pub bytes: Option<Shared>,
+}
+
+impl ArchiveMember {
+    /// How many bytes it has.
+    pub fn size(&self) -> u64 {
+        self.bytes.as_ref().map_or(0, |bytes| bytes.size())
+    }
+}
+
+/// A file before its place is known.
+struct Record {
+    mode: u16,
+    digest: Option<Digest>,
+    bytes: Option<Shared>,
+}
+
+impl Record {
+    fn text(mode: u16, bytes: Vec<u8>) -> Self {
+        Self { mode, digest: None, bytes: Some(Arc::new(Memory::new(bytes))) }
+    }
+
+    fn blob(piece: &Piece, selection: &Selection) -> Self {
+        Self {
+            mode: 0o444,
+            digest: Some(piece.descriptor.digest.clone()),
+            bytes: Some(selection.bytes(piece)),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Index<'a> {
+    schema_version: u8,
+    manifests: &'a [Descriptor],
+}
+
+impl Archive {
+    /// The archive of everything that was selected, each blob once. Reads nothing.
+    pub fn of(selections: &[Selection], form: ArchiveForm) -> Result<Self, ReadError> {
+        let records = match form {
+            ArchiveForm::Docker => docker_records(selections)?,
+            ArchiveForm::Oci | ArchiveForm::OciAlone => oci_records(selections, form)?,
+        };
+        let mut archive = Self { members: Vec::new(), blobs: HashSet::new(), size: TAR_END as u64 };
+        for (name, Record { mode, digest, bytes }) in records {
+            let kind = bytes.as_ref().map_or(TarKind::Directory, |bytes| TarKind::File(bytes.size()));
+            let header: Bytes = TarEntry::new(name.as_bytes(), kind, mode).header().into();
+            let member = ArchiveMember { name, mode, digest, header, bytes };
+            let padded = member.size().checked_add(tar_padding(member.size()) as u64);
+            let size = padded.and_then(|padded| padded.checked_add(member.header.len() as u64));
+            let size =
+                size.and_then(|size| archive.size.checked_add(size)).filter(|size| *size <= i64::MAX as u64);
+            archive.size = size.ok_or_else(|| {
+                ReadError::new(Fault::Malformed, format!("{}: the sizes of the blobs cannot be", member.name))
+            })?;
+            archive.blobs.extend(member.digest.clone());
+            archive.members.push(member);
+        }
+        Ok(archive)
+    }
+
+    /// What is in it, in the order of the archive.
+    pub fn members(&self) -> &[ArchiveMember] {
+        &self.members
+    }
+
+    /// How many bytes it has.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether the blob or document `digest` is in it.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.blobs.contains(digest)
+    }
+
+    /// All of its bytes. A blob is opened when it is first read.
+    pub fn bytes(&self) -> Shared {
+        let mut joined = Concat::new();
+        let mut computed = BytesMut::new();
+        for member in &self.members {
+            computed.extend_from_slice(&member.header);
+            if let Some(bytes) = member.bytes.clone().filter(|bytes| bytes.size() > 0) {
+                joined.push(Arc::new(Memory::new(computed.split().freeze())));
+                let padding = tar_padding(bytes.size());
+                joined.push(bytes);
+                computed.resize(padding, 0);
+            }
+        }
+        computed.resize(computed.len() + TAR_END, 0);
+        joined.push(Arc::new(Memory::new(computed.freeze())));
+        Arc::new(joined)
+    }
+}
+
+fn oci_records(selections: &[Selection], form: ArchiveForm) -> Result<BTreeMap<String, Record>, ReadError> {
+    let mut records = BTreeMap::new();
+    let mut algorithms = BTreeSet::new();
+    for selection in selections {
+        for piece in selection.pieces() {
+            let digest = &piece.descriptor.digest;
+            algorithms.insert(digest.algorithm_name().to_owned());
+            records.entry(blob_path(digest)).or_insert_with(|| Record::blob(piece, selection));
+        }
+    }
+    let directories = algorithms.iter().map(|name| format!("blobs/{name}/"));
+    for name in directories.chain((!algorithms.is_empty()).then(|| "blobs/".to_owned())) {
+        records.insert(name, Record { mode: 0o755, digest: None, bytes: None });
+    }
+    let mut entries: Vec<Descriptor> = Vec::new();
+    for entry in selections.iter().flat_map(Selection::entries) {
+        if !entries.contains(&entry) {
+            entries.push(entry);
+        }
+    }
+    let index = json(&Index { schema_version: 2, manifests: &entries })?;
+    records.insert("oci-layout".to_owned(), Record::text(0o444, LAYOUT.to_vec()));
+    records.insert("index.json".to_owned(), Record::text(0o644, index));
+    let images = docker::tagged(selections);
+    if form == ArchiveForm::Oci && !images.is_empty() {
+        let text = docker::manifest(&images, blob_path, blob_path)?;
+        records.insert("manifest.json".to_owned(), Record::text(0o644, text));
+    }
+    Ok(records)
+}
+
+fn docker_records(selections: &[Selection]) -> Result<BTreeMap<String, Record>, ReadError> {
+    let config_path = |digest: &Digest| format!("{}.json", digest.encoded());
+    let layer_path = |digest: &Digest| format!("{}.tar", digest.encoded());
+    let mut records = BTreeMap::new();
+    for selection in selections {
+        let image = selection.runnable().ok_or_else(|| {
+            let message = format!(
+                "{} is no container image, and a Docker archive holds nothing else; --format=oci-archive does",
+                selection.pinned()
+            );
+            ReadError::new(Fault::Unsupported, message)
+        })?;
+        for piece in selection.pieces() {
+            let digest = &piece.descriptor.digest;
+            let record = || Record::blob(piece, selection);
+            if *digest == image.config {
+                records.entry(config_path(digest)).or_insert_with(record);
+            } else if image.layers.contains(digest) {
+                records.entry(layer_path(digest)).or_insert_with(record);
+            }
+        }
+    }
+    let images: Vec<Tagged<'_>> = docker::tagged(selections);
+    let text = docker::manifest(&images, config_path, layer_path)?;
+    records.insert("manifest.json".to_owned(), Record::text(0o644, text));
+    Ok(records)
+}
+
+/// Where an image layout has a blob.
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm_name(), digest.encoded())
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, ReadError> {
+    serde_json::to_vec(value)
+        .map_err(|error| ReadError::caused(Fault::Malformed, "writing a document of the archive", error))
+}

@@ -1,0 +1,354 @@
+//! From the document of a reference down to everything that is selected of it.
+//!
+//! Reads documents, and asks for blobs only whether they are there, if that matters. The idea: an index is searched level by
+//! level as for a mount, but what fits is kept, and not one of it chosen: the index stays as it is, whatever of it was selected.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+
+use crate::io::{BoxFuture, ByteRange, Fault};
+use crate::oci::{
+    self, Candidate, Descriptor, Digest, Document, EntryKind, INDEX_TYPE, Index, MANIFEST_TYPE, Manifest,
+    Platform, entry_kind, referrer_of,
+};
+use crate::source::{Root, SourceError};
+
+use super::super::ImageError;
+use super::super::open::{Network, Opener, parse};
+use super::super::several::{MAX_NESTING, PARALLEL};
+use super::names::ArchiveName;
+use super::select::{ArchiveOptions, LeftOut, Piece, Runnable, Selection};
+
+/// The annotation of an entry that is about another one, by which containerd does not take it for an image.
+const SUBJECT: &str = "io.containerd.manifest.subject";
+
+/// A manifest that was found.
+struct Found {
+    candidate: Option<Candidate>,
+    image: Option<Runnable>,
+}
+
+/// What was found so far.
+struct Walk<'a> {
+    opener: &'a Opener<'a>,
+    selected: &'a ArchiveOptions,
+    pieces: Vec<Piece>,
+    seen: HashSet<Digest>,
+    found: Vec<Found>,
+    /// The manifests and indexes that something may be about.
+    subjects: Vec<Digest>,
+    left_out: Vec<LeftOut>,
+}
+
+impl Opener<'_> {
+    /// What `selected` selects of the document that the reference names.
+    pub(super) async fn select(
+        &self,
+        root: Root,
+        selected: &ArchiveOptions,
+    ) -> Result<Selection, ImageError> {
+        let location = &self.options.location;
+        let document = parse(&root)?;
+        if !self.options.signed_by.is_empty() {
+            // What a signed document names is signed with it: digests are all there is to it.
+            self.demand_whole(&root, selected.referrers).await?;
+        }
+        let pinned = location.pinned(&root.digest);
+        let mut walk = Walk {
+            opener: self,
+            selected,
+            pieces: Vec::new(),
+            seen: HashSet::new(),
+            found: Vec::new(),
+            subjects: Vec::new(),
+            left_out: Vec::new(),
+        };
+        let entry = walk.document(&root, &document);
+        match &document {
+            Document::Manifest(manifest) => walk.manifest(None, &root.digest, manifest).await?,
+            Document::Index(index) => walk.index(index, &pinned).await?,
+        }
+        let docker = walk.docker();
+        let referrers = if selected.referrers { walk.referrers().await? } else { Vec::new() };
+        let Walk { pieces, left_out, .. } = walk;
+        Ok(Selection {
+            name: ArchiveName::of(location, &root.digest),
+            pinned,
+            root: entry,
+            pieces,
+            docker,
+            referrers,
+            left_out,
+            source: self.source.clone(),
+            cache: self.cache.clone(),
+            verify: self.options.verify,
+        })
+    }
+}
+
+impl Walk<'_> {
+    /// Adds a document, and gives the descriptor that names it.
+    fn document(&mut self, root: &Root, document: &Document) -> Descriptor {
+        let written = document.media_type();
+        let media_type = match document {
+            _ if !written.is_empty() => written.clone(),
+            Document::Manifest(_) => MANIFEST_TYPE.into(),
+            Document::Index(_) => INDEX_TYPE.into(),
+        };
+        let size = root.bytes.len() as u64;
+        let descriptor =
+            Descriptor { digest: root.digest.clone(), size, ..Descriptor::of(media_type.as_written(), b"") };
+        self.add(&descriptor, Some(root.bytes.clone()));
+        self.subjects.push(root.digest.clone());
+        descriptor
+    }
+
+    fn add(&mut self, descriptor: &Descriptor, here: Option<Bytes>) {
+        if self.seen.insert(descriptor.digest.clone()) {
+            let here = here.or_else(|| descriptor.data.clone().map(Bytes::from));
+            self.pieces.push(Piece { descriptor: descriptor.clone(), here });
+        }
+    }
+
+    /// Adds a manifest's config and layers.
+    async fn manifest(
+        &mut self,
+        candidate: Option<Candidate>,
+        digest: &Digest,
+        manifest: &Manifest,
+    ) -> Result<(), ImageError> {
+        let image = manifest.config.as_ref().map(|config| Runnable {
+            manifest: digest.clone(),
+            config: config.digest.clone(),
+            layers: manifest.layers.iter().map(|layer| layer.digest.clone()).collect(),
+            is_image: config.media_type.is_image_config(),
+        });
+        self.found.push(Found { candidate, image });
+        let mut blobs: Vec<&Descriptor> = Vec::new();
+        for blob in manifest.blobs() {
+            if self.selected.skip_nondistributable && blob.media_type.is_nondistributable() {
+                let reason = format!("it is {}", blob.media_type.as_written());
+                self.left_out.push(LeftOut { digest: blob.digest.clone(), reason });
+            } else {
+                blobs.push(blob);
+            }
+        }
+        if self.selected.skip_missing
+            && let Some(missing) = self.missing(&blobs).await?
+        {
+            let reason =
+                format!("the manifest {digest} is there without its blobs, of which {missing} is missing");
+            self.left_out.push(LeftOut { digest: digest.clone(), reason });
+            return Ok(());
+        }
+        for blob in blobs {
+            self.add(blob, None);
+        }
+        Ok(())
+    }
+
+    /// The first of `blobs` that is not there.
+    async fn missing(&self, blobs: &[&Descriptor]) -> Result<Option<Digest>, ImageError> {
+        let wanted: Vec<&Descriptor> = blobs
+            .iter()
+            .filter(|blob| blob.data.is_none() && blob.size > 0 && !self.seen.contains(&blob.digest))
+            .copied()
+            .collect();
+        let asked: Vec<BoxFuture<'_, Result<bool, ImageError>>> =
+            wanted.iter().map(|blob| -> BoxFuture<'_, _> { Box::pin(self.is_there(blob)) }).collect();
+        let answers: Vec<_> = futures_util::stream::iter(asked).buffered(PARALLEL).collect().await;
+        for (blob, answer) in wanted.into_iter().zip(answers) {
+            if !answer? {
+                return Ok(Some(blob.digest.clone()));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn is_there(&self, blob: &Descriptor) -> Result<bool, ImageError> {
+        let Opener { source, cache, options, .. } = self.opener;
+        if cache.blob(&blob.digest, source.blob(blob))?.present(ByteRange::new(0, blob.size)) {
+            return Ok(true);
+        }
+        if options.network == Network::Offline {
+            return Ok(false);
+        }
+        match source.blob_size(&blob.digest).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.fault() == Fault::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Adds what is selected of an index, and of the indexes in it.
+    async fn index(&mut self, outer: &Index, pinned: &str) -> Result<(), ImageError> {
+        let mut level: Vec<(Option<Candidate>, Index)> = vec![(None, outer.clone())];
+        let mut others: Vec<Candidate> = Vec::new();
+        for depth in 0.. {
+            let mut wanted: Vec<Candidate> = Vec::new();
+            for (above, index) in &level {
+                for entry in &index.manifests {
+                    let candidate = Candidate::of(entry, above.as_ref(), &self.opener.options.select);
+                    if self.fits(&candidate) {
+                        wanted.push(candidate);
+                    } else if !entry.media_type.is_index() {
+                        others.push(candidate);
+                    }
+                }
+            }
+            if wanted.is_empty() {
+                break;
+            }
+            if depth == MAX_NESTING {
+                return Err(ImageError::Nesting { place: pinned.to_owned(), limit: MAX_NESTING });
+            }
+            level = self.fetch(wanted).await?;
+        }
+        for candidate in self.nearest(others, pinned)? {
+            self.fetch(vec![candidate]).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads documents, adds them, and gives the indexes among them.
+    async fn fetch(&mut self, wanted: Vec<Candidate>) -> Result<Vec<(Option<Candidate>, Index)>, ImageError> {
+        let mut digests = HashSet::new();
+        let wanted: Vec<Candidate> = wanted
+            .into_iter()
+            .filter(|one| !self.seen.contains(&one.entry.digest) && digests.insert(one.entry.digest.clone()))
+            .collect();
+        let opener = self.opener;
+        let asked: Vec<BoxFuture<'_, Result<Root, ImageError>>> =
+            wanted.iter().map(|one| -> BoxFuture<'_, _> { Box::pin(opener.document(&one.entry)) }).collect();
+        let roots: Vec<_> = futures_util::stream::iter(asked).buffered(PARALLEL).collect().await;
+        let mut indexes = Vec::new();
+        for (candidate, root) in wanted.into_iter().zip(roots) {
+            let root = match root {
+                Err(error) if self.selected.skip_missing && is_missing(&error) => {
+                    let digest = candidate.entry.digest.clone();
+                    self.left_out.push(LeftOut { digest, reason: "it is missing".to_owned() });
+                    continue;
+                }
+                root => root?,
+            };
+            let document = parse(&root)?;
+            self.document(&root, &document);
+            match document {
+                Document::Manifest(manifest) => {
+                    self.manifest(Some(candidate), &root.digest, &manifest).await?;
+                }
+                Document::Index(index) => indexes.push((Some(candidate), index)),
+            }
+        }
+        Ok(indexes)
+    }
+
+    /// Whether an entry is selected: as containerd has it, one without a platform always is.
+    fn fits(&self, candidate: &Candidate) -> bool {
+        let (selected, select) = (self.selected, &self.opener.options.select);
+        if !candidate.is_selected() && !candidate.entry.media_type.is_index() {
+            return false;
+        }
+        if selected.all_platforms {
+            return select.is_empty() || entry_kind(&candidate.entry) == EntryKind::Image;
+        }
+        match &candidate.platform {
+            None => entry_kind(&candidate.entry) == EntryKind::Image,
+            Some(platform) if selected.platforms.is_empty() => platform.is(&Platform::host()),
+            Some(platform) => selected.platforms.iter().any(|wanted| platform.is(wanted)),
+        }
+    }
+
+    /// What is selected for a platform that no entry is exactly for: what a mount would choose.
+    fn nearest(&self, others: Vec<Candidate>, pinned: &str) -> Result<Vec<Candidate>, ImageError> {
+        if self.selected.all_platforms || self.found.iter().any(|found| found.is_for(None)) {
+            return Ok(Vec::new());
+        }
+        let asked: Vec<Option<&Platform>> = match &self.selected.platforms[..] {
+            [] => vec![None],
+            platforms => platforms.iter().map(Some).collect(),
+        };
+        let host = Platform::host();
+        let mut chosen: Vec<Candidate> = Vec::new();
+        for wanted in asked {
+            let is_found = self.found.iter().any(|found| found.is_for(Some(wanted.unwrap_or(&host))));
+            if !is_found && self.left_out.is_empty() {
+                let one = oci::choose(&others, &self.opener.options.select, wanted)
+                    .map_err(|source| ImageError::Choice { place: pinned.to_owned(), source })?;
+                chosen.push(one.clone());
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// The image that Docker's manifest names: that of the first platform that was asked for.
+    fn docker(&self) -> Option<Runnable> {
+        let host = [Platform::host()];
+        let wanted = match &self.selected.platforms[..] {
+            [] => &host[..],
+            platforms => platforms,
+        };
+        let images = || self.found.iter().filter(|found| found.image.is_some() && found.is_image());
+        let exact = wanted.iter().find_map(|platform| images().find(|found| found.is_for(Some(platform))));
+        let unnamed = || images().find(|found| found.is_for(None));
+        let any = || images().next().filter(|_| !self.selected.all_platforms);
+        exact.or_else(unnamed).or_else(any)?.image.clone()
+    }
+
+    /// Adds what is about what was found, and gives the entries that name it.
+    async fn referrers(&mut self) -> Result<Vec<Descriptor>, ImageError> {
+        let mut entries = Vec::new();
+        for subject in self.subjects.clone() {
+            for listed in self.opener.source.referrers(&subject, None).await? {
+                if self.seen.contains(&listed.digest) {
+                    continue;
+                }
+                let root = self.opener.document(&listed).await?;
+                let document = parse(&root)?;
+                if document.subject().is_none_or(|about| about.digest != subject) {
+                    let reason = format!("it is listed as being about {subject}, and does not say so");
+                    self.left_out.push(LeftOut { digest: root.digest, reason });
+                    continue;
+                }
+                let named = self.document(&root, &document);
+                let mut entry = referrer_of(&document, named.media_type.as_written(), &root.bytes);
+                entry.digest = root.digest.clone();
+                entry.annotations.insert(SUBJECT.to_owned(), subject.to_string());
+                entries.push(entry);
+                if let Document::Manifest(manifest) = &document {
+                    let blobs: Vec<_> = manifest.blobs().cloned().collect();
+                    for blob in blobs {
+                        self.add(&blob, None);
+                    }
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+impl Found {
+    fn platform(&self) -> Option<&Platform> {
+        self.candidate.as_ref()?.platform.as_ref()
+    }
+
+    /// Whether it is for a platform, or says of none that it is for it.
+    fn is_for(&self, wanted: Option<&Platform>) -> bool {
+        match (self.platform(), wanted) {
+            (None, None) => true,
+            (Some(platform), Some(wanted)) => platform.is(wanted),
+            _ => false,
+        }
+    }
+
+    fn is_image(&self) -> bool {
+        self.candidate.as_ref().is_none_or(|candidate| entry_kind(&candidate.entry) == EntryKind::Image)
+    }
+}
+
+/// Whether a document is not there, or not here where nobody may ask for it.
+fn is_missing(error: &ImageError) -> bool {
+    matches!(error, ImageError::Source(SourceError::Offline { .. })) || error.fault() == Fault::NotFound
+}

@@ -1,0 +1,68 @@
+//! What a reference names now: its digest, and no byte of a blob.
+//!
+//! Keeps the documents that were read. The idea: a digest names itself and nobody is asked; a tag costs one request, and the
+//! digest is that of the bytes that came.
+
+use crate::cache::Cache;
+use crate::oci::{Digest, Document, MediaType};
+use crate::registry::Registry;
+
+use super::ImageError;
+use super::open::{OpenOptions, Opener, Platforms, parse};
+
+/// What a reference names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The reference with its digest.
+    pub pinned: String,
+    /// The digest.
+    pub digest: Digest,
+    /// What kind of document it is; `None` where nobody was asked.
+    pub media_type: Option<MediaType>,
+    /// How many bytes the document has.
+    pub size: Option<u64>,
+}
+
+/// Finds out what `options.location` names. Where a platform is asked for, or conditions are given, that is the manifest that a
+/// mount would show, and otherwise the document itself, an index being one.
+pub async fn resolve(
+    options: &OpenOptions,
+    registry: &Registry,
+    cache: Cache,
+) -> Result<Resolved, ImageError> {
+    let location = &options.location;
+    let wanted = match &options.platforms {
+        Platforms::One(platform) => Some(platform),
+        Platforms::Host | Platforms::All => None,
+    };
+    let is_choice = wanted.is_some() || !options.select.is_empty();
+    if let Some(digest) = location.digest()
+        && !is_choice
+        && options.signed_by.is_empty()
+    {
+        let pinned = location.pinned(digest);
+        return Ok(Resolved { pinned, digest: digest.clone(), media_type: None, size: None });
+    }
+    let opener = Opener::new(options, registry, cache);
+    let root = opener.root(location.digest()).await?;
+    let document = parse(&root)?;
+    opener.demand(&root, &document).await?;
+    let pinned = location.pinned(&root.digest);
+    if let (Document::Index(index), true) = (&document, is_choice) {
+        let entry = opener.chosen(index, None, wanted, &pinned).await?.entry;
+        if !options.signed_by.is_empty() {
+            opener.demand_image(&opener.document(&entry).await?).await?;
+        }
+        return Ok(Resolved {
+            pinned: location.pinned(&entry.digest),
+            media_type: Some(entry.media_type),
+            size: Some(entry.size),
+            digest: entry.digest,
+        });
+    }
+    if let (Document::Index(_), false) = (&document, options.signed_by.is_empty()) {
+        opener.demand_whole(&root, false).await?;
+    }
+    let (media_type, size) = (Some(document.media_type().clone()), Some(root.bytes.len() as u64));
+    Ok(Resolved { pinned, digest: root.digest, media_type, size })
+}
