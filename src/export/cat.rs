@@ -41,10 +41,23 @@ impl CatError {
     }
 }
 
-/// Writes the file at `path` below the root of `namespace` to `out`. Symbolic links are followed.
+/// Writes the file at `path` below the root of `namespace` to `out`. Symbolic links are followed. The path of a directory of disks
+/// means the only disk in it.
 pub async fn cat(namespace: &Namespace, path: &[u8], out: &mut (dyn Write + Send)) -> Result<(), CatError> {
     let name = || String::from_utf8_lossy(path).into_owned();
-    let node = namespace.resolve(path).await?;
+    let mut node = namespace.resolve(path).await?;
+    if matches!(namespace.attributes(node).map(|attributes| attributes.kind), Some(Kind::Directory)) {
+        namespace.build(node).await.map_err(ViewError::from)?;
+        let disks = namespace.disks(node);
+        match &disks[..] {
+            [] => {}
+            [(_, disk)] => node = *disk,
+            _ => {
+                let names: Vec<String> = disks.into_iter().map(|(name, _)| name).collect();
+                return Err(ViewError::Several { path: name(), names: names.join(", ") }.into());
+            }
+        }
+    }
     match namespace.attributes(node).map(|attributes| attributes.kind) {
         Some(Kind::File) => {}
         _ => return Err(ViewError::Wrong { path: name(), wanted: "regular file" }.into()),

@@ -1,9 +1,81 @@
-//! Writing parts of a mount somewhere else, through the same names and the same reads as the mount itself.
+//! Writing parts of a mount somewhere else, through the same names and the same reads as the mount itself; and whole references as
+//! archives and layouts.
 //!
-//! Nothing here knows FUSE or prints: the caller brings the writer.
+//! Nothing here knows FUSE or prints: the caller brings the writer. What is written is told to a function as it goes, so that a
+//! caller can show it.
+//!
+//! An image of one platform as an archive that containerd, Docker and skopeo take:
+//!
+//! ```no_run
+//! use ocifs::cache::Cache;
+//! use ocifs::export::{Replacement, write_archive};
+//! use ocifs::image::{Archive, ArchiveForm, ArchiveOptions, OpenOptions, Selection};
+//! use ocifs::registry::{Options, Registry};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let registry = Registry::new(Options::default())?;
+//! let cache = Cache::open("/var/cache/ocifs".as_ref())?;
+//! let options = OpenOptions::new("docker.io/library/nginx:1.27".parse()?);
+//! let selected = ArchiveOptions::new().platform("linux/arm64".parse()?).skip_nondistributable();
+//! let selection = Selection::open(&options, &registry, cache, &selected).await?;
+//! let archive = Archive::of(&[selection], ArchiveForm::Oci)?;
+//! let file = Replacement::begin("nginx.tar".as_ref())?;
+//! write_archive(&archive, &mut file.file(), &|_bytes| {}).await?;
+//! file.commit()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! One file of an image as a file of this machine, its holes as holes:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use ocifs::cache::Cache;
+//! use ocifs::export::copy_file;
+//! use ocifs::image::{Family, OpenOptions};
+//! use ocifs::registry::{Options, Registry};
+//! use ocifs::view::{Namespace, Scope};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let registry = Registry::new(Options::default())?;
+//! let cache = Cache::open("/var/cache/ocifs".as_ref())?;
+//! let options = OpenOptions::new("ghcr.io/example/vm:1".parse()?);
+//! let family = Arc::new(Family::open(&options, &registry, cache).await?);
+//! let namespace = Namespace::open(family, &Scope::default()).await?;
+//! copy_file(&namespace, b"disk/vm.qcow2", "vm.qcow2".as_ref(), &|_bytes| {}).await?;
+//! # Ok(())
+//! # }
+//! ```
 
+mod archive;
 mod cat;
+mod copy;
+mod error;
+mod layout;
 mod list;
+mod replace;
+mod tree_dir;
+mod tree_tar;
+mod walk;
 
+pub use archive::{Advance, write_archive};
 pub use cat::{CatError, cat};
+pub use copy::copy_file;
+pub use error::ExportError;
+pub use layout::{LayoutReport, write_layout};
 pub use list::{Depth, Detail, Listed, list};
+pub use replace::Replacement;
+pub use tree_dir::{DirReport, write_tree};
+pub use tree_tar::write_tree_tar;
+
+use crate::io::ReadError;
+use crate::view::Namespace;
+
+/// Waits until all blobs that were read whole were compared with their digests.
+async fn compared(namespace: &Namespace) -> Result<(), ReadError> {
+    for image in namespace.family().images() {
+        image.compared().await?;
+    }
+    Ok(())
+}

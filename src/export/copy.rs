@@ -1,0 +1,130 @@
+//! One file of a mount as a file of this machine.
+//!
+//! Writes no zeros. The idea: ranges are read side by side and written where they belong; what is a hole, or nothing but zeros, stays
+//! a hole; and the file has its name only when all of it is there, so that a second run goes on from what the cache has.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use futures_util::StreamExt as _;
+
+use crate::io::{BoxFuture, ByteRange, ReadError, Shared, read_vec};
+use crate::tree::Kind;
+use crate::view::{Namespace, NodeId, ViewError};
+
+use super::archive::{AHEAD, Advance, CHUNK};
+use super::replace::Replacement;
+use super::tree_tar::opened;
+use super::{ExportError, compared};
+
+/// Bytes that are looked at for zeros at once.
+const GRAIN: usize = 64 * 1024;
+
+/// Where bytes go.
+pub(super) struct Target<'a> {
+    pub(super) file: &'a File,
+    pub(super) path: &'a Path,
+}
+
+/// Writes the file at `path` of `namespace`, links followed, to the file `dest`, which is replaced when all of it is there. Blobs that
+/// were read whole were compared with their digests by then.
+pub async fn copy_file(
+    namespace: &Namespace,
+    path: &[u8],
+    dest: &Path,
+    advance: Advance<'_>,
+) -> Result<(), ExportError> {
+    let node = namespace.resolve(path).await?;
+    copy_node(namespace, node, path, dest, advance).await
+}
+
+async fn copy_node(
+    namespace: &Namespace,
+    node: NodeId,
+    path: &[u8],
+    dest: &Path,
+    advance: Advance<'_>,
+) -> Result<(), ExportError> {
+    let name = || String::from_utf8_lossy(path).into_owned();
+    namespace.build(node).await.map_err(ViewError::from)?;
+    let attributes = match namespace.attributes(node) {
+        Some(attributes) if matches!(attributes.kind, Kind::File) => attributes,
+        _ => return Err(ViewError::Wrong { path: name(), wanted: "regular file" }.into()),
+    };
+    let bytes = opened(namespace, node, path).await?;
+    let mut file = Replacement::begin(dest)?;
+    if file.is_hidden() {
+        fill(&bytes, &Target { file: file.file(), path: dest }, AHEAD, advance).await?;
+        // As a new file would be: what the mask leaves of it, and whoever may read a program may run it.
+        file.recorded(u32::from(attributes.mode));
+    } else {
+        stream(&bytes, &name(), file.file(), dest, advance).await?;
+    }
+    compared(namespace).await?;
+    file.commit()
+}
+
+/// Writes all of `bytes` in order, to what may be a pipe.
+async fn stream(
+    bytes: &Shared,
+    name: &str,
+    mut file: &File,
+    dest: &Path,
+    advance: Advance<'_>,
+) -> Result<(), ExportError> {
+    use std::io::Write as _;
+    let size = bytes.size();
+    let chunks =
+        (0..size).step_by(CHUNK as usize).map(|start| -> BoxFuture<'_, Result<Vec<u8>, ReadError>> {
+            Box::pin(
+                async move { read_vec(&**bytes, ByteRange::new(start, (start + CHUNK).min(size))).await },
+            )
+        });
+    let mut chunks = futures_util::stream::iter(chunks).buffered(AHEAD);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| error.within(name))?;
+        file.write_all(&chunk).map_err(ExportError::file(dest))?;
+        advance(chunk.len() as u64);
+    }
+    Ok(())
+}
+
+/// Fills an empty file with `bytes`, `ahead` ranges at once.
+pub(super) async fn fill(
+    bytes: &Shared,
+    target: &Target<'_>,
+    ahead: usize,
+    advance: Advance<'_>,
+) -> Result<(), ExportError> {
+    let failed = |source| ExportError::File { path: target.path.to_owned(), source };
+    let size = bytes.size();
+    if let Some(learning) = bytes.learn_holes() {
+        learning.await?;
+    }
+    target.file.set_len(size).map_err(failed)?;
+    let mut from = 0;
+    // Ranges of data, in order, none longer than a chunk.
+    let ranges = std::iter::from_fn(|| {
+        let start = bytes.next_data(from)?;
+        advance(start - from);
+        let end = bytes.next_hole(start).min(start.saturating_add(CHUNK)).min(size).max(start + 1);
+        from = end;
+        Some(ByteRange::new(start, end))
+    });
+    let reads = ranges.map(|range| -> BoxFuture<'_, Result<(ByteRange, Vec<u8>), ReadError>> {
+        Box::pin(async move { Ok((range, read_vec(&**bytes, range).await?)) })
+    });
+    let mut reads = futures_util::stream::iter(reads).buffer_unordered(ahead);
+    while let Some(read) = reads.next().await {
+        let (range, chunk) = read?;
+        for (at, grain) in chunk.chunks(GRAIN).enumerate() {
+            if grain.iter().any(|byte| *byte != 0) {
+                let offset = range.start + (at * GRAIN) as u64;
+                target.file.write_all_at(grain, offset).map_err(failed)?;
+            }
+        }
+        advance(range.len());
+    }
+    Ok(())
+}

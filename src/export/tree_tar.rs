@@ -1,0 +1,116 @@
+//! A tree of a mount as one plain tar.
+//!
+//! Keeps a few chunks in memory. The idea: the entries are those of the tree with all that a layer records of them, in the order of
+//! their names, and the same tree is the same bytes everywhere; what comes next is read while the present entry is written.
+
+use std::collections::VecDeque;
+use std::io::Write;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
+
+use crate::io::{BoxFuture, ByteRange, ReadError, Shared, TAR_END, TarEntry, TarKind, read_vec, tar_padding};
+use crate::tree::Kind;
+use crate::view::{Namespace, NodeId, ViewError};
+
+use super::archive::{AHEAD, Advance, CHUNK};
+use super::walk::{Step, Walk};
+use super::{ExportError, compared};
+
+/// A run of the archive.
+enum Part {
+    Here(Bytes),
+    Of(String, Shared, ByteRange),
+}
+
+/// Writes what is below the directory at `path` of `namespace` to `out`.
+pub async fn write_tree_tar(
+    namespace: &Namespace,
+    path: &[u8],
+    out: &mut (dyn Write + Send),
+    advance: Advance<'_>,
+) -> Result<(), ExportError> {
+    let written = |source| ExportError::Write { what: "the archive".to_owned(), source };
+    let start = namespace.resolve(path).await?;
+    let mut walk = Walk::below(namespace, start).await?;
+    let mut parts: VecDeque<Part> = VecDeque::new();
+    let mut reads: FuturesOrdered<BoxFuture<'_, Result<Bytes, ReadError>>> = FuturesOrdered::new();
+    let mut is_over = false;
+    loop {
+        while reads.len() < AHEAD && !(is_over && parts.is_empty()) {
+            match parts.pop_front() {
+                Some(part) => reads.push_back(Box::pin(read(part))),
+                None => match walk.next().await? {
+                    Some(step) => entry(namespace, &step, &mut parts).await?,
+                    None => {
+                        is_over = true;
+                        parts.push_back(Part::Here(Bytes::from_static(&[0; TAR_END])));
+                    }
+                },
+            }
+        }
+        let Some(bytes) = reads.next().await else { break };
+        let bytes = bytes?;
+        out.write_all(&bytes).map_err(written)?;
+        advance(bytes.len() as u64);
+    }
+    compared(namespace).await?;
+    out.flush().map_err(written)
+}
+
+async fn read(part: Part) -> Result<Bytes, ReadError> {
+    match part {
+        Part::Here(bytes) => Ok(bytes),
+        Part::Of(name, bytes, range) => {
+            let read = read_vec(&*bytes, range).await;
+            Ok(read.map_err(|error| error.within(name))?.into())
+        }
+    }
+}
+
+/// The parts of one entry.
+async fn entry(namespace: &Namespace, step: &Step, parts: &mut VecDeque<Part>) -> Result<(), ExportError> {
+    let attributes = &step.attributes;
+    let mut name = step.path.clone();
+    let kind = match (&step.before, attributes.kind) {
+        (Some(before), _) => TarKind::HardLink(before),
+        (None, Kind::File) => TarKind::File(attributes.size),
+        (None, Kind::Directory | Kind::Graft(_)) => {
+            name.push(b'/');
+            TarKind::Directory
+        }
+        (None, Kind::Symlink) => TarKind::Symlink(namespace.link(step.node).unwrap_or_default()),
+        (None, Kind::CharDevice) => TarKind::CharDevice(attributes.rdev.major, attributes.rdev.minor),
+        (None, Kind::BlockDevice) => TarKind::BlockDevice(attributes.rdev.major, attributes.rdev.minor),
+        (None, Kind::Fifo) => TarKind::Fifo,
+    };
+    let xattrs = match step.before {
+        Some(_) => Vec::new(),
+        None => namespace.xattrs(step.node).collect(),
+    };
+    let entry = TarEntry {
+        uid: attributes.uid,
+        gid: attributes.gid,
+        mtime: (attributes.mtime.secs, attributes.mtime.nanos),
+        xattrs,
+        ..TarEntry::new(&name, kind, attributes.mode)
+    };
+    parts.push_back(Part::Here(entry.header().into()));
+    if let TarKind::File(size) = kind {
+        let bytes = opened(namespace, step.node, &step.path).await?;
+        let name = String::from_utf8_lossy(&step.path);
+        for start in (0..size).step_by(CHUNK as usize) {
+            let range = ByteRange::new(start, (start + CHUNK).min(size));
+            parts.push_back(Part::Of(name.clone().into_owned(), bytes.clone(), range));
+        }
+        parts.push_back(Part::Here(Bytes::from(vec![0; tar_padding(size)])));
+    }
+    Ok(())
+}
+
+/// The bytes of a file.
+pub(super) async fn opened(namespace: &Namespace, node: NodeId, path: &[u8]) -> Result<Shared, ViewError> {
+    let opened = namespace.open_file(node).await;
+    Ok(opened.map_err(|error| error.within(String::from_utf8_lossy(path).into_owned()))?.bytes)
+}
