@@ -56,6 +56,11 @@ pub(super) fn is_dead_mount(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
+/// Whether the system did not do something because of who asked.
+pub(super) fn is_refusal(errno: nix::Error) -> bool {
+    errno as i32 == libc::EPERM
+}
+
 pub(super) const NO_SUCH_NAME: Errno = Errno::ENOENT;
 pub(super) const NO_SUCH_HANDLE: Errno = Errno::EBADF;
 pub(super) const NO_SUCH_XATTR: Errno = Errno::NO_XATTR;

@@ -25,6 +25,8 @@ use crate::registry;
 
 /// Set for the keeper, so that the program knows what it is.
 const MARK: &str = "OCIFS_KEEPER";
+/// Set for the keeper of a mount whose directory goes with it, and so does the directory that it is in.
+pub const TEMPORARY: &str = "OCIFS_TEMPORARY";
 /// The longest message: a path and a reference, each of which the kernel limits to a page.
 const MAX_MESSAGE: usize = 16 * 1024;
 /// How many questions of the registry client are answered at once.
@@ -238,6 +240,9 @@ pub fn keep() -> io::Result<()> {
     loop {
         let (len, with) = kernel::receive(&socket, &mut message)?;
         if len == 0 {
+            if std::env::var_os(TEMPORARY).is_some() {
+                remove_place(&dir);
+            }
             return Ok(());
         }
         let (answer, device) = match (parse(&message[..len])?, with) {
@@ -262,6 +267,15 @@ pub fn keep() -> io::Result<()> {
             (Order::Question, None) => (Answer::Failed(libc::EBADF), None),
         };
         send(&socket, &answer, device)?;
+    }
+}
+
+/// Removes the directory of a mount, and the one that it is in, if they are empty and nothing is mounted there. Whoever made them
+/// may have done so.
+fn remove_place(dir: &Path) {
+    let room = dir.parent().filter(|_| std::fs::remove_dir(dir).is_ok());
+    if let Some(room) = room {
+        std::fs::remove_dir(room).ok();
     }
 }
 

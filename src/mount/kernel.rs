@@ -51,6 +51,8 @@ pub struct MountFlags {
     pub default_permissions: bool,
     /// Accept a mount point that has something in it.
     pub nonempty: bool,
+    /// Mount over a dead mount of ours, and leave it below.
+    pub over_dead: bool,
 }
 
 /// Whether the kernel may read whole cached files by itself.

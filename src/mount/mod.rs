@@ -5,13 +5,16 @@
 //! on the network.
 
 mod attributes;
+mod checkup;
 mod distrust;
 mod errno;
 mod filesystem;
 mod handles;
 mod keeper;
 mod kernel;
+mod listed;
 mod mountpoint;
+mod overlay;
 mod passthrough;
 mod recent;
 mod record;
@@ -20,9 +23,13 @@ mod spare;
 mod stale;
 mod takeover;
 
-pub use keeper::{is_keeper, keep, start_keeper};
+pub use checkup::{Finding, Health, checkup};
+pub use keeper::{TEMPORARY, is_keeper, keep, start_keeper};
 pub use kernel::{Access, MountFlags, MountOptions, Passthrough, may_pass_through};
-pub use mountpoint::{MountError, Unmount, check, reference_at, unmount};
+pub use listed::{Listed, State, list, status};
+pub use mountpoint::{MountError, Unmount, check, check_over_dead, reference_at, unmount};
+pub use overlay::Overlay;
 pub use record::Record;
-pub use session::{Mounted, mount};
+pub use session::{Attached, Mounted, attach, mount};
+pub use stale::{Filling, Standing, filling, standing};
 pub use takeover::{Survivor, take_over};

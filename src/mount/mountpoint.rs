@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{errno, keeper, kernel, stale};
+use super::kernel::{self, MountFlags};
+use super::{errno, keeper, stale};
 
 /// What our mounts are called in the mount table.
 pub(super) const FS_TYPE: &str = "fuse.ocifs";
@@ -77,6 +78,23 @@ pub enum MountError {
         /// The directory.
         dir: PathBuf,
     },
+    /// A mount did not say how it is.
+    #[error("asking the mount at {} how it is", dir.display())]
+    Status {
+        /// The mount point.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A layer over a mount that takes what is written cannot be had.
+    #[error("laying a writable layer over a mount")]
+    Overlay {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The user may not have mounts of their own.
+    #[error("only root can lay a writable layer over a mount")]
+    NoNamespace,
     /// Somebody uses it.
     #[error("{} is in use", dir.display())]
     Busy {
@@ -169,12 +187,26 @@ pub fn check(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
     Ok(dir)
 }
 
+/// As [`check`], for a mount that goes over a dead one of ours if there is one: a container that was started with the dead one
+/// then sees the new one, where mounts are handed on to it.
+pub fn check_over_dead(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
+    match stale::clear_above(dir)? {
+        Some(dir) => Ok(dir),
+        None => check(dir, allow_content),
+    }
+}
+
 /// The absolute name of `dir`, which is mounted at next. What the process has a keeper for was checked before that; the process
 /// itself may not look into it any more.
-pub(super) fn take(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
+pub(super) fn take(dir: &Path, flags: MountFlags) -> Result<PathBuf, MountError> {
+    if flags.over_dead
+        && let Some(dir) = stale::clear_above(dir)?
+    {
+        return Ok(dir);
+    }
     match absolute(dir) {
         Ok(dir) if keeper::of(&dir).is_some() => refuse_mounted(&dir).map(|()| dir),
-        _ => check(dir, allow_content),
+        _ => check(dir, flags.nonempty),
     }
 }
 
@@ -216,7 +248,7 @@ pub fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
 }
 
 /// The name that a mount at `dir` has in the kernel's table.
-fn name_of(dir: &Path) -> Result<PathBuf, MountError> {
+pub(super) fn name_of(dir: &Path) -> Result<PathBuf, MountError> {
     absolute(dir).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => MountError::NotMounted { dir: dir.to_owned() },
         _ => MountError::Unmount { dir: dir.to_owned(), source },

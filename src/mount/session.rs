@@ -16,6 +16,7 @@ use super::filesystem::Ocifs;
 use super::kernel::{self, Access, MountOptions};
 use super::mountpoint::{self, MountError, Unmount};
 use super::record::{Place, Record};
+use super::stale;
 
 /// Readahead of the mount in KiB, as root: at the kernel's default of 128 a sequential reader sends eight times the
 /// requests for the same bytes.
@@ -44,32 +45,81 @@ pub fn mount(
     options: &MountOptions,
     runtime: &Handle,
 ) -> Result<Mounted, MountError> {
-    let dir = mountpoint::take(dir, options.flags.nonempty)?;
+    attach(dir, options)?.serve(namespace, options, runtime)
+}
+
+/// A mount that is in the tree, and that nobody answers yet: whoever looks into it waits.
+pub struct Attached {
+    dir: PathBuf,
+    device: OwnedFd,
+    /// The device number of the file system, by which it is told from another one at the same place.
+    number: (u32, u32),
+}
+
+/// Puts a mount at `dir` into the tree, before it is known what will be in it.
+pub fn attach(dir: &Path, options: &MountOptions) -> Result<Attached, MountError> {
+    let dir = mountpoint::take(dir, options.flags)?;
     let device = kernel::mount(&dir, options)?;
-    let failed = |source| MountError::Mount { dir: dir.clone(), source };
-    let kept = options.record.as_ref().map(|record| Ok((device.try_clone()?, record.clone()))).transpose();
-    let started = kept.and_then(|kept| Ok((start(namespace, device, options, runtime)?, kept)));
-    let mounted = started.map_err(failed).and_then(|(ended, kept)| {
-        // A look at the root is answered by the threads that were just started: the mount works.
-        std::fs::metadata(&dir).map_err(failed)?;
-        let entry = mountpoint::find(&dir)?.ok_or_else(|| MountError::NotMounted { dir: dir.clone() })?;
-        let place = Place { dir: dir.clone(), major: entry.major, minor: entry.minor };
-        if let Some((_, record)) = &kept {
-            record.mounted(&place.dir, place.major, place.minor).map_err(failed)?;
-        }
-        Ok(Mounted::new(&place, ended, kept))
-    });
-    let mounted = mounted.inspect_err(|_| {
-        // No half mount is left behind; the first error is the one that matters.
-        if let Err(error) = kernel::unmount(&dir, Unmount::Lazy) {
-            tracing::warn!(%error, "could not take the failed mount away");
-        }
-    })?;
-    match kernel::raise_readahead(mounted.major, mounted.minor, READAHEAD_KIB) {
-        Ok(()) => tracing::debug!(kib = READAHEAD_KIB, "readahead raised"),
-        Err(error) => tracing::debug!(%error, "readahead stays at the kernel's default"),
+    let number = mountpoint::find(&dir)?.map(|entry| (entry.major, entry.minor));
+    let number = number.ok_or_else(|| MountError::NotMounted { dir: dir.clone() })?;
+    Ok(Attached { dir, device, number })
+}
+
+impl Attached {
+    /// The absolute mount point.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
-    Ok(mounted)
+
+    /// Whether nobody has taken it away.
+    pub fn is_in_place(&self) -> bool {
+        is_at(&self.dir, self.number).unwrap_or(false)
+    }
+
+    /// Takes it away again, if nobody has. Who waits for it gets an error.
+    pub fn detach(self) -> Result<(), MountError> {
+        if self.is_in_place() { kernel::unmount(&self.dir, Unmount::Lazy) } else { Ok(()) }
+    }
+
+    /// Answers what waits, and everything from now on.
+    pub fn serve(
+        self,
+        namespace: Arc<Namespace>,
+        options: &MountOptions,
+        runtime: &Handle,
+    ) -> Result<Mounted, MountError> {
+        if !self.is_in_place() {
+            return Err(MountError::NotMounted { dir: self.dir });
+        }
+        let Self { dir, device, number } = self;
+        let failed = |source| MountError::Mount { dir: dir.clone(), source };
+        let kept =
+            options.record.as_ref().map(|record| Ok((device.try_clone()?, record.clone()))).transpose();
+        let started = kept.and_then(|kept| Ok((start(namespace, device, options, runtime)?, kept)));
+        let mounted = started.map_err(failed).and_then(|(ended, kept)| {
+            // A look at the root is answered by the threads that were just started: the mount works.
+            std::fs::metadata(&dir).map_err(failed)?;
+            let entry = mountpoint::find(&dir)?.ok_or_else(|| MountError::NotMounted { dir: dir.clone() })?;
+            let place = Place { dir: dir.clone(), major: entry.major, minor: entry.minor };
+            if let Some((_, record)) = &kept {
+                record.mounted(&place.dir, place.major, place.minor).map_err(failed)?;
+            }
+            Ok(Mounted::new(&place, ended, kept))
+        });
+        let mounted = mounted.inspect_err(|_| {
+            // No half mount is left behind; the first error is the one that matters.
+            if is_at(&dir, number).unwrap_or(false)
+                && let Err(error) = kernel::unmount(&dir, Unmount::Lazy)
+            {
+                tracing::warn!(%error, "could not take the failed mount away");
+            }
+        })?;
+        match kernel::raise_readahead(mounted.major, mounted.minor, READAHEAD_KIB) {
+            Ok(()) => tracing::debug!(kib = READAHEAD_KIB, "readahead raised"),
+            Err(error) => tracing::debug!(%error, "readahead stays at the kernel's default"),
+        }
+        Ok(mounted)
+    }
 }
 
 pub(super) type Ended = watch::Receiver<Option<Result<(), String>>>;
@@ -118,6 +168,17 @@ pub(super) fn serve(
     Ok(ended)
 }
 
+/// Whether nobody serves what is mounted at `dir`. One that does not answer in time is somebody's.
+async fn is_dead(dir: PathBuf) -> bool {
+    let asked = tokio::task::spawn_blocking(move || stale::is_dead(&dir));
+    matches!(tokio::time::timeout(LAST_REQUESTS * 4, asked).await, Ok(Ok(true)))
+}
+
+/// Whether the mount on top at `dir` is the one with this device number.
+fn is_at(dir: &Path, number: (u32, u32)) -> Result<bool, MountError> {
+    Ok(mountpoint::find(dir)?.is_some_and(|entry| (entry.major, entry.minor) == number))
+}
+
 impl Mounted {
     pub(super) fn new(place: &Place, ended: Ended, kept: Option<(OwnedFd, Arc<Record>)>) -> Self {
         Self { dir: place.dir.clone(), major: place.major, minor: place.minor, ended, kept }
@@ -143,14 +204,16 @@ impl Mounted {
         }
         // Whoever unmounts takes it out of the tree first.
         match self.is_in_place() {
-            Ok(true) => Err("the connection was ended, and the mount is still there".into()),
+            // The kernel gives the number of a mount that is gone to the next one, which may be there by now, and is served.
+            Ok(true) if is_dead(self.dir.clone()).await => {
+                Err("the connection was ended, and the mount is still there".into())
+            }
             _ => Ok(()),
         }
     }
 
     fn is_in_place(&self) -> Result<bool, MountError> {
-        let entry = mountpoint::find(&self.dir)?;
-        Ok(entry.is_some_and(|entry| (entry.major, entry.minor) == (self.major, self.minor)))
+        is_at(&self.dir, (self.major, self.minor))
     }
 
     /// Takes the mount away, if it is still the one at its place, and waits for its last requests. When it is in use it is

@@ -1,0 +1,214 @@
+//! What this machine lets us do: asked before anybody wonders why a mount fails.
+//!
+//! Changes nothing. The idea: each finding is one fact, how good it is, and what to do about it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use super::kernel;
+
+/// How good a fact is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// As it should be.
+    Good,
+    /// Mounts work, with less than there could be.
+    Limited,
+    /// Mounts do not work.
+    Bad,
+}
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is about, in a word or two.
+    pub subject: &'static str,
+    /// How good it is.
+    pub health: Health,
+    /// The fact.
+    pub told: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Finding {
+    /// Something that is as it should be.
+    pub fn good(subject: &'static str, told: impl Into<String>) -> Self {
+        Self { subject, health: Health::Good, told: told.into(), hint: None }
+    }
+
+    /// Something that could be better.
+    pub fn limited(subject: &'static str, told: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { subject, health: Health::Limited, told: told.into(), hint: Some(hint.into()) }
+    }
+
+    /// Something without which there is no mount.
+    pub fn bad(subject: &'static str, told: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { subject, health: Health::Bad, told: told.into(), hint: Some(hint.into()) }
+    }
+}
+
+/// The first kernel with each thing that ocifs can do without.
+const FEATURES: [(u32, u32, &str); 3] = [
+    (5, 13, "Landlock, which keeps a mount away from files"),
+    (6, 9, "FUSE passthrough, by which the kernel reads cached files itself"),
+    (6, 16, "taking a served mount over after a crash with everything that waits"),
+];
+
+/// Looks at the machine.
+pub fn checkup() -> Vec<Finding> {
+    let is_root = nix::unistd::geteuid().is_root();
+    let mut findings = vec![device(is_root)];
+    if !is_root {
+        findings.extend([helper(), others()]);
+    }
+    findings.push(release());
+    if is_root {
+        findings.push(if kernel::may_pass_through() {
+            Finding::good("rights", "root of the machine: cached files can be passed through")
+        } else {
+            Finding::limited(
+                "rights",
+                "root without CAP_SYS_ADMIN of the machine, as in a container or a user namespace",
+                "mounts work in a user namespace; nothing is passed through",
+            )
+        });
+    }
+    findings.push(landlock());
+    findings.push(files());
+    findings
+}
+
+fn device(is_root: bool) -> Finding {
+    match fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Finding::good("fuse", "/dev/fuse opens"),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !is_root => Finding::bad(
+            "fuse",
+            "/dev/fuse is not for this user",
+            "chmod 666 /dev/fuse, as udev has it, or mount as root; \"ocifs ls\" and \"ocifs cat\" need no mount",
+        ),
+        Err(error) => Finding::bad(
+            "fuse",
+            format!("/dev/fuse does not open: {error}"),
+            "modprobe fuse; a container needs --device /dev/fuse --cap-add SYS_ADMIN; \"ocifs ls\" and \"ocifs cat\" need no mount",
+        ),
+    }
+}
+
+fn helper() -> Finding {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found: Option<PathBuf> =
+        std::env::split_paths(&path).map(|dir| dir.join("fusermount3")).find(|file| file.exists());
+    match found {
+        None => {
+            Finding::bad("fusermount3", "not found in PATH", "install the package fuse3, or mount as root")
+        }
+        Some(file) => {
+            let is_setuid = fs::metadata(&file).is_ok_and(|meta| meta.permissions().mode() & 0o4000 != 0);
+            if is_setuid {
+                Finding::good("fusermount3", format!("{} mounts for ordinary users", file.display()))
+            } else {
+                Finding::bad(
+                    "fusermount3",
+                    format!("{} is not set-user-id", file.display()),
+                    format!("chmod u+s {}, or mount as root", file.display()),
+                )
+            }
+        }
+    }
+}
+
+fn others() -> Finding {
+    let allowed = fs::read_to_string("/etc/fuse.conf")
+        .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"));
+    if allowed {
+        Finding::good("allow_other", "/etc/fuse.conf lets users show their mounts to others")
+    } else {
+        Finding::limited(
+            "allow_other",
+            "nobody but this user can look into this user's mounts",
+            "add the line user_allow_other to /etc/fuse.conf for -o allow_other",
+        )
+    }
+}
+
+fn release() -> Finding {
+    let text = nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let Some(version) = version(&text) else {
+        return Finding::limited("kernel", format!("release {text:?}"), "its version is not understood");
+    };
+    let missing: Vec<_> = FEATURES
+        .iter()
+        .filter(|(major, minor, _)| version < (*major, *minor))
+        .map(|(major, minor, what)| format!("{what} ({major}.{minor})"))
+        .collect();
+    if missing.is_empty() {
+        Finding::good("kernel", text)
+    } else {
+        Finding::limited("kernel", text, format!("a newer one has {}", missing.join("; ")))
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn landlock() -> Finding {
+    match fs::read_to_string("/sys/kernel/security/lsm") {
+        Ok(modules) if modules.trim().split(',').any(|module| module == "landlock") => {
+            Finding::good("landlock", "a mount is kept away from files that it does not need")
+        }
+        Ok(_) => Finding::limited(
+            "landlock",
+            "not active in this kernel",
+            "add landlock to the parameter lsm= of the kernel; mounts work, with a weaker sandbox",
+        ),
+        Err(_) => Finding::limited(
+            "landlock",
+            "cannot be told: /sys/kernel/security is not mounted here",
+            "a mount logs what its sandbox holds, with OCIFS_LOG=ocifs=debug",
+        ),
+    }
+}
+
+fn files() -> Finding {
+    /// An image of many layers has four files open for each.
+    const ENOUGH: u64 = 4096;
+    use nix::sys::resource::{Resource, getrlimit};
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((_, hard)) if hard < ENOUGH => Finding::limited(
+            "open files",
+            format!("at most {hard}"),
+            format!("ulimit -Hn {ENOUGH}, or LimitNOFILE= of a service, for images of many layers"),
+        ),
+        Ok((_, hard)) => Finding::good("open files", format!("at most {hard}")),
+        Err(errno) => {
+            Finding::limited("open files", format!("no limit can be read: {errno}"), "see getrlimit(2)")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_of_kernels_are_compared_by_number() {
+        assert_eq!(version("6.18.2-amd64"), Some((6, 18)));
+        assert_eq!(version("6.9.0"), Some((6, 9)));
+        assert!(version("6.18") > version("6.9"));
+        assert_eq!(version("6"), None);
+        assert_eq!(version("x.y"), None);
+    }
+
+    #[test]
+    fn every_finding_that_is_not_good_says_what_to_do() {
+        for finding in checkup() {
+            assert_eq!(finding.hint.is_some(), finding.health != Health::Good, "{finding:?}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Mounts of ocifs from outside: which there are, and what one says about itself.
+//!
+//! Never changes one. The idea: the kernel knows where mounts are, and each answers for itself, whoever serves it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::sys::statfs::statfs;
+
+use crate::image::Status;
+use crate::view::{STATUS, unpack_status};
+
+use super::mountpoint::{self, FS_TYPE, MountError};
+use super::stale;
+
+/// A mount of ocifs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Where.
+    pub dir: PathBuf,
+    /// What: the reference with its digest.
+    pub reference: String,
+    /// Whether it is served.
+    pub state: State,
+}
+
+/// Whether a mount is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It answers.
+    Served,
+    /// Its process is gone.
+    Dead,
+    /// It does not answer, is another user's, or is hidden by another mount.
+    Unknown,
+}
+
+/// How long a mount may take to answer. One that is served answers from memory.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// All mounts of ocifs that this process sees, in the order in which they were made. One that does not answer holds up nobody: who asks
+/// it is left waiting, on a thread that ends with the answer or with the process.
+pub fn list() -> Result<Vec<Listed>, MountError> {
+    let table = mountpoint::table()?;
+    let ours = table.iter().enumerate().filter(|(_, entry)| entry.fs_type == FS_TYPE);
+    let mut listed = Vec::new();
+    let (answer, answers) = mpsc::channel();
+    for (at, entry) in ours {
+        let number = listed.len();
+        listed.push(Listed {
+            dir: entry.dir.clone(),
+            reference: entry.source.clone(),
+            state: State::Unknown,
+        });
+        // Of several at one place only the last one is seen.
+        if table[at + 1..].iter().any(|other| other.dir == entry.dir) {
+            continue;
+        }
+        let (dir, answer) = (entry.dir.clone(), answer.clone());
+        let asked = std::thread::Builder::new().name("ask".into()).spawn(move || {
+            // Nobody may be left to hear it.
+            answer.send((number, state(&dir))).ok();
+        });
+        if let Err(error) = asked {
+            tracing::debug!(%error, "a mount is not asked how it is");
+        }
+    }
+    drop(answer);
+    let deadline = Instant::now() + PATIENCE;
+    while let Ok((number, state)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        listed[number].state = state;
+    }
+    Ok(listed)
+}
+
+fn state(dir: &Path) -> State {
+    match statfs(dir) {
+        Ok(_) => State::Served,
+        Err(_) if stale::is_dead(dir) => State::Dead,
+        Err(_) => State::Unknown,
+    }
+}
+
+/// What the mount at `dir` says about itself.
+pub fn status(dir: &Path) -> Result<Status, MountError> {
+    let owned = dir.to_owned();
+    let failed = |source| MountError::Status { dir: owned.clone(), source };
+    let (answer, answers) = mpsc::channel();
+    let asked = owned.clone();
+    // Even its name cannot be looked up in time when nobody serves it.
+    std::thread::Builder::new()
+        .name("ask".into())
+        .spawn(move || answer.send(ask_status(&asked)).ok())
+        .map_err(&failed)?;
+    let silence = "it does not answer: it waits for its registry, or its process hangs";
+    answers
+        .recv_timeout(PATIENCE * 5)
+        .unwrap_or_else(|_| Err(failed(io::Error::new(io::ErrorKind::TimedOut, silence))))
+}
+
+fn ask_status(dir: &Path) -> Result<Status, MountError> {
+    let not_ours = || MountError::NotMounted { dir: dir.to_owned() };
+    let entry = mountpoint::find(&mountpoint::name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE);
+    let entry = entry.ok_or_else(not_ours)?;
+    let failed = |source| MountError::Status { dir: entry.dir.clone(), source };
+    let name = std::str::from_utf8(STATUS).map_err(|_| not_ours())?;
+    let mut value = Vec::with_capacity(64 * 1024);
+    rustix::fs::getxattr(&entry.dir, name, rustix::buffer::spare_capacity(&mut value))
+        .map_err(|errno| failed(io::Error::from(errno)))?;
+    unpack_status(&value).map_err(failed)
+}
