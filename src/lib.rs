@@ -1,5 +1,7 @@
 //! ocifs mounts any OCI registry reference as a read-only file tree whose bytes are fetched on first read.
 //!
+//! A program begins with [`Image::open`]; [`library`] has examples. The command line uses the public modules below it.
+//!
 //! The folders are the architecture: each module has a rank and imports only modules of a lower rank
 //! (`tests/layering.rs` enforces it, `docs/architecture.md` explains it).
 
@@ -16,6 +18,7 @@ pub mod source;
 pub mod artifact;
 pub mod layer;
 
+pub mod archive;
 pub mod disk;
 pub mod tree;
 
@@ -24,6 +27,11 @@ pub mod image;
 pub mod view;
 
 pub mod export;
+pub mod library;
 pub mod mount;
 
+pub mod csi;
+
 pub mod cli;
+
+pub use library::{Directory, Entry, Error, File, Image, Options};

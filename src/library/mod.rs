@@ -1,0 +1,177 @@
+//! The front door for programs: open a reference, look at names, read bytes.
+//!
+//! Never mounts and never prints. The idea: everything here is the command line's own work under fewer names; who needs more
+//! finds it in the modules, which are public: [`image`](crate::image), [`view`](crate::view), [`mount`](crate::mount).
+//!
+//! ```no_run
+//! use ocifs::{Image, Options};
+//!
+//! # async fn example() -> Result<(), ocifs::Error> {
+//! let image = Image::open("ghcr.io/org/thing:tag", Options::new()).await?;
+//! println!("{}", image.reference());
+//!
+//! // A file of the merged tree: only the blocks that are read are fetched.
+//! let mut start = [0; 64];
+//! image.merged().await?.open("usr/bin/env").await?.read_at(0, &mut start).await?;
+//!
+//! // The names in a directory.
+//! for entry in image.merged().await?.entries().await? {
+//!     println!("{} {}", entry.size, entry.name.display());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Other logins, platforms and caches are options:
+//!
+//! ```no_run
+//! use ocifs::{Image, Options};
+//!
+//! # async fn example() -> Result<(), ocifs::Error> {
+//! let options = Options::new()
+//!     .platform("linux/arm64".parse()?)
+//!     .authfile("/etc/ocifs/auth.json")
+//!     .cache_dir("/var/cache/ocifs")
+//!     .layers_titled("*.qcow2".parse()?);
+//! let image = Image::open("oci:./layout:v1", options).await?;
+//! let disk = image.directory("disk").await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! To mount what was opened:
+//!
+//! ```no_run
+//! use ocifs::mount::{MountOptions, mount};
+//! use ocifs::{Image, Options};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let image = Image::open("ghcr.io/org/thing:tag", Options::new()).await?;
+//! let options = MountOptions { source: image.reference().to_owned(), ..MountOptions::default() };
+//! let mounted = mount(image.namespace().clone(), "/mnt/x".as_ref(), &options, &tokio::runtime::Handle::current())?;
+//! mounted.ended().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod error;
+mod options;
+mod tree;
+
+use std::sync::Arc;
+
+pub use error::Error;
+pub use options::Options;
+pub use tree::{Directory, Entry, File};
+
+use crate::cache::{Cache, default_directory};
+use crate::image::{Family, ImageError, OpenOptions};
+use crate::oci::Digest;
+use crate::registry::Registry;
+use crate::source::Location;
+use crate::view::{Namespace, Scope};
+
+/// What a reference names, opened: cheap to clone, and used from any number of tasks at once.
+///
+/// Opening fetches the manifest, and the index that leads to it. Everything else is fetched when it is read, kept in the cache
+/// directory that commands and mounts of this user share, and compared with its digest.
+#[derive(Clone)]
+pub struct Image {
+    namespace: Arc<Namespace>,
+}
+
+impl Image {
+    /// Opens a reference as the command line takes it. It needs a Tokio runtime with its timers and its network.
+    ///
+    /// # Errors
+    /// When the reference is none, names nothing, or cannot be had; [`Error::fault`] tells whose fault it is.
+    pub async fn open(reference: &str, options: Options) -> Result<Self, Error> {
+        let (registry, cache) = (Registry::new(options.registry), options.cache);
+        let registry = registry.map_err(|error| ImageError::Source(error.into()))?;
+        let location = reference.parse::<Location>()?.absolute().map_err(Error::directory)?;
+        let location = match location {
+            Location::Registry(short) => {
+                Location::Registry(registry.expand(&short).map_err(|error| ImageError::Source(error.into()))?)
+            }
+            other => other,
+        };
+        let dir = match cache {
+            Some(dir) => dir,
+            None => default_directory().map_err(Error::directory)?,
+        };
+        let cache = Cache::open_limited(&dir, options.limit).map_err(ImageError::Cache)?;
+        let family = Family::open(&OpenOptions { location, ..options.open }, &registry, cache).await?;
+        Ok(Self { namespace: Arc::new(Namespace::open(Arc::new(family), &Scope::default()).await?) })
+    }
+
+    /// The reference with the digest that it names.
+    pub fn reference(&self) -> &str {
+        self.namespace.family().pinned()
+    }
+
+    /// The digest of the document that the reference names.
+    pub fn digest(&self) -> &Digest {
+        self.namespace.family().digest()
+    }
+
+    /// The top of the tree that a mount shows.
+    pub fn root(&self) -> Directory {
+        Directory::new(self.namespace.clone(), self.namespace.root(), Vec::new())
+    }
+
+    /// A directory of that tree.
+    ///
+    /// # Errors
+    /// When there is no such directory, or what is in it cannot be known.
+    pub async fn directory(&self, path: &str) -> Result<Directory, Error> {
+        self.root().directory(path).await
+    }
+
+    /// The layers that are archives, as one tree.
+    ///
+    /// # Errors
+    /// When the image has no archives, or one cannot be read.
+    pub async fn merged(&self) -> Result<Directory, Error> {
+        self.directory("merged").await
+    }
+
+    /// The files of an artifact.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub async fn files(&self) -> Result<Directory, Error> {
+        self.directory("files").await
+    }
+
+    /// The disk images, unpacked and joined.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub async fn disk(&self) -> Result<Directory, Error> {
+        self.directory("disk").await
+    }
+
+    /// A file by its path in the tree, such as `merged/etc/os-release`. Symbolic links are followed.
+    ///
+    /// # Errors
+    /// When there is no such file, or it cannot be had.
+    pub async fn file(&self, path: &str) -> Result<File, Error> {
+        self.root().open(path).await
+    }
+
+    /// The names of a mount of this, for [`mount`](crate::mount::mount()).
+    pub fn namespace(&self) -> &Arc<Namespace> {
+        &self.namespace
+    }
+
+    /// What is opened, with all that is known about it.
+    pub fn family(&self) -> &Arc<Family> {
+        self.namespace.family()
+    }
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Image").field(&self.reference()).finish()
+    }
+}
