@@ -1,0 +1,189 @@
+//! The process that mounts: this same program, started with `mount`.
+//!
+//! Never hands a password over in arguments or variables, and never waits for ever. The idea: the mount belongs to a process of its
+//! own, which goes to the background as it does when a person starts it, so that it serves on when the plugin ends. Until the mount
+//! is there, it ends with the plugin: nobody would know of it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::process::Command;
+
+use super::error::CsiError;
+use super::volume::Attributes;
+
+/// How long a mount may take to come up. kubelet gives up after two minutes.
+const PATIENCE: Duration = Duration::from_secs(100);
+/// How long what it said may take to arrive when it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// The longest message that is passed on, in bytes.
+const MAX_SAID: u64 = 8 * 1024;
+/// Variables that are this process's alone.
+const OWN: [&str; 8] = [
+    "OCIFS_CREDS",
+    "OCIFS_CREDS_STDIN",
+    "OCIFS_BACKGROUND",
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "WATCHDOG_USEC",
+];
+
+/// Names this process to the one that it starts, which ends with it unless it has mounted by then.
+const OWNER: &str = "OCIFS_OWNER";
+
+/// How a mount is started.
+pub(super) struct Starter {
+    /// The program.
+    pub(super) program: PathBuf,
+    /// Options that every mount gets.
+    pub(super) options: Vec<OsString>,
+}
+
+impl Starter {
+    /// Mounts `reference` at `target`, and comes back when the mount answers or has failed.
+    pub(super) async fn mount(
+        &self,
+        reference: &str,
+        attributes: &Attributes,
+        authfile: Option<&Path>,
+        target: &Path,
+    ) -> Result<(), CsiError> {
+        let mut command = Command::new(&self.program);
+        command.arg0("ocifs").args(arguments(&self.options, reference, attributes, authfile, target));
+        for name in OWN {
+            command.env_remove(name);
+        }
+        command.env(OWNER, std::process::id().to_string());
+        // A group of its own: who interrupts the plugin at a terminal does not mean the mounts.
+        command.process_group(0).kill_on_drop(true).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(CsiError::file("starting", &self.program))?;
+        let said = tokio::spawn(words(child.stderr.take()));
+        let Ok(ended) = tokio::time::timeout(PATIENCE, child.wait()).await else {
+            // The process in the background ends when this one is gone.
+            child.kill().await.map_err(CsiError::file("ending", &self.program))?;
+            return Err(CsiError::Late(format!(
+                "{reference} was not mounted within {} seconds; is its registry slow?",
+                PATIENCE.as_secs()
+            )));
+        };
+        let status = ended.map_err(CsiError::file("waiting for", &self.program))?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = tokio::time::timeout(LAST_WORDS, said).await;
+        let said = said.ok().and_then(Result::ok).unwrap_or_default();
+        let said = match message(&said) {
+            said if said.is_empty() => format!("mounting {reference} ended with {status}"),
+            said => said,
+        };
+        Err(CsiError::Mount { exit: status.code(), said })
+    }
+}
+
+fn arguments(
+    options: &[OsString],
+    reference: &str,
+    attributes: &Attributes,
+    authfile: Option<&Path>,
+    target: &Path,
+) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["mount".into()];
+    words.extend_from_slice(options);
+    words.extend(["--allow-other", "--over-dead"].map(OsString::from));
+    let named = [
+        ("--view=", &attributes.view),
+        ("--subdir=", &attributes.subdir),
+        ("--platform=", &attributes.platform),
+    ];
+    for (option, value) in named {
+        words.extend(value.as_ref().map(|value| format!("{option}{value}").into()));
+    }
+    if attributes.noexec {
+        words.push("--noexec".into());
+    }
+    if let Some(authfile) = authfile {
+        let mut word = OsString::from("--authfile=");
+        word.push(authfile);
+        words.push(word);
+    }
+    words.extend(["--".into(), reference.into(), target.into()]);
+    words
+}
+
+async fn words(from: Option<impl AsyncRead + Unpin>) -> String {
+    let mut said = Vec::new();
+    if let Some(from) = from {
+        // What was read until it broke off is all that can be told.
+        from.take(MAX_SAID).read_to_end(&mut said).await.ok();
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// The message and the hint of a command that failed, as one line. Lines of the log before them belong to the log.
+fn message(said: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for line in said.lines().map(str::trim) {
+        match line.strip_prefix("ocifs: ") {
+            Some(message) => parts = vec![message],
+            None if !parts.is_empty() && !line.is_empty() => parts.push(line),
+            None => {}
+        }
+    }
+    if parts.is_empty() {
+        parts = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_words_after_their_option_and_names_stand_after_the_last() {
+        let attributes = Attributes {
+            reference: "r.example/a:v1".into(),
+            view: Some("--rw".into()),
+            subdir: Some("a b".into()),
+            platform: Some("linux/arm64".into()),
+            pull_secret: None,
+            noexec: true,
+        };
+        let words = arguments(
+            &["--cache-dir=/c".into()],
+            "r.example/a@sha256:0",
+            &attributes,
+            Some(Path::new("/s/config.json")),
+            Path::new("/t"),
+        );
+        let expected = [
+            "mount",
+            "--cache-dir=/c",
+            "--allow-other",
+            "--over-dead",
+            "--view=--rw",
+            "--subdir=a b",
+            "--platform=linux/arm64",
+            "--noexec",
+            "--authfile=/s/config.json",
+            "--",
+            "r.example/a@sha256:0",
+            "/t",
+        ];
+        assert_eq!(words, expected);
+    }
+
+    #[test]
+    fn what_a_command_said_is_one_line_without_its_log() {
+        let said = "2026 WARN ocifs: x\nocifs: r.example/a: not found\nhint: look again\n";
+        assert_eq!(message(said), "r.example/a: not found; hint: look again");
+        assert_eq!(message("error: bad\n\nusage: x\n"), "error: bad; usage: x");
+        assert_eq!(message(""), "");
+    }
+}

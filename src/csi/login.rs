@@ -1,0 +1,103 @@
+//! The logins of a volume: what a secret may say, and where it is kept while the volume is mounted.
+//!
+//! Never shows what it holds, and never keeps more of a secret than logins: a docker configuration can also name programs that are
+//! to be run for passwords, and whoever may write a pod must not choose a program that runs on the node. The idea: a file for
+//! each volume, in a directory that nobody but root looks into, which the mount reads as it reads any credential file.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::error::CsiError;
+
+/// What a secret of the type `kubernetes.io/dockerconfigjson` holds.
+pub(super) const KEY: &str = ".dockerconfigjson";
+/// The largest secret that Kubernetes keeps, in bytes.
+const MAX_SECRET: usize = 1 << 20;
+/// What of a login is taken: passwords and tokens.
+const FIELDS: [&str; 5] = ["auth", "username", "password", "identitytoken", "registrytoken"];
+
+/// Logins, as a credential file writes them.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Login(String);
+
+impl Login {
+    /// What the secrets of a request hold. None is fine.
+    pub(super) fn of_secrets(secrets: &HashMap<String, String>) -> Result<Option<Self>, CsiError> {
+        let mut unknown: Vec<&str> = secrets.keys().map(String::as_str).filter(|key| *key != KEY).collect();
+        if !unknown.is_empty() {
+            unknown.sort_unstable();
+            return Err(CsiError::Invalid(format!(
+                "the secret has keys that are not known: {}; it has to be of the type kubernetes.io/dockerconfigjson, with {KEY}",
+                unknown.iter().map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ")
+            )));
+        }
+        secrets.get(KEY).map(|text| Self::parse(text)).transpose()
+    }
+
+    fn parse(text: &str) -> Result<Self, CsiError> {
+        // What is wrong is not shown: it may be a part of a password.
+        let bad = || CsiError::Invalid(format!("{KEY} of the secret is no docker configuration with auths"));
+        if text.len() > MAX_SECRET {
+            return Err(CsiError::Invalid(format!("{KEY} of the secret is larger than {MAX_SECRET} bytes")));
+        }
+        let config: Value = serde_json::from_str(text).map_err(|_| bad())?;
+        let auths = config.get("auths").and_then(Value::as_object).ok_or_else(bad)?;
+        let mut kept = Map::new();
+        for (place, login) in auths {
+            let login = login.as_object().ok_or_else(bad)?;
+            let fields = login.iter().filter(|(name, _)| FIELDS.contains(&name.as_str()));
+            kept.insert(
+                place.clone(),
+                Value::Object(fields.map(|(name, value)| (name.clone(), value.clone())).collect()),
+            );
+        }
+        let mut whole = Map::new();
+        whole.insert("auths".into(), Value::Object(kept));
+        Ok(Self(Value::Object(whole).to_string()))
+    }
+
+    /// The credential file.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Login(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets(entries: &[(&str, &str)]) -> HashMap<String, String> {
+        entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn logins_are_taken_and_programs_are_not() {
+        let text = r#"{"auths": {"r.example": {"auth": "dTpw", "email": "x"}}, "credsStore": "evil",
+            "credHelpers": {"r.example": "evil"}, "proxies": {}}"#;
+        let login = Login::of_secrets(&secrets(&[(KEY, text)])).unwrap().unwrap();
+        assert_eq!(login.bytes(), br#"{"auths":{"r.example":{"auth":"dTpw"}}}"#);
+        assert_eq!(format!("{login:?}"), "Login(..)");
+        assert_eq!(Login::of_secrets(&HashMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_no_login_is_refused_without_a_word_of_it() {
+        for text in ["5ecret", "{\"auths\": \"5ecret\"}", "{\"auths\": {\"r\": \"5ecret\"}}", "[\"5ecret\"]"]
+        {
+            let error = Login::of_secrets(&secrets(&[(KEY, text)])).unwrap_err().to_string();
+            assert!(!error.contains("5ecret"), "{error}");
+        }
+        let error = Login::of_secrets(&secrets(&[("password", "5ecret")])).unwrap_err().to_string();
+        assert!(error.contains("\"password\"") && !error.contains("5ecret"), "{error}");
+        let long = format!("{{\"auths\": {{}}, \"x\": \"{}\"}}", "x".repeat(MAX_SECRET));
+        assert!(Login::of_secrets(&secrets(&[(KEY, &long)])).is_err());
+    }
+}

@@ -1,0 +1,511 @@
+//! Volumes on this node: published, looked at, taken away, and made again when their process is gone.
+//!
+//! Never serves a file itself, and never touches a mount of another program. The idea: what is asked for is compared with what the
+//! mount table shows and what was written down, and only the difference is done; so every call can be repeated, also by a plugin
+//! that knows nothing of the one that crashed before it.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard, Semaphore};
+
+use super::child::Starter;
+use super::error::CsiError;
+use super::login::KEY;
+use super::messages::{PublishVolume, Unit, VolumeCondition, VolumeStats, VolumeUsage};
+use super::state::{State, Volume};
+use super::volume::{self, Attributes, Wanted};
+use crate::io::chain;
+use crate::mount::{self, Filling, MountError, Standing, Unmount};
+
+/// How many mounts are made at once.
+const AT_ONCE: usize = 8;
+/// How long the process of a mount may take to say something about it.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How often it is looked whether every mount is alive.
+const LOOK: Duration = Duration::from_secs(10);
+/// How many mounts are taken away from one directory: one, and dead ones below it.
+const MAX_STACKED: usize = 64;
+
+/// What a plugin is told when it starts.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the orchestrator calls this node.
+    pub node_id: String,
+    /// Where it is written down what is mounted, and where logins lie.
+    pub state_dir: PathBuf,
+    /// A directory with a directory for each secret that `pullSecret` can name.
+    pub pull_secrets: Option<PathBuf>,
+    /// The credential file of volumes that bring no login.
+    pub authfile: Option<PathBuf>,
+    /// The program that mounts: this one.
+    pub program: PathBuf,
+    /// Options that every mount gets.
+    pub mount_options: Vec<OsString>,
+}
+
+/// The volumes of this node.
+pub struct Node {
+    settings: Settings,
+    state: Arc<State>,
+    starter: Starter,
+    /// One holder for each target at a time.
+    turns: Mutex<HashMap<PathBuf, Weak<Turn<()>>>>,
+    /// Targets whose process is being asked. One that does not answer is not asked again: each question holds a thread.
+    asked: Arc<Mutex<HashSet<PathBuf>>>,
+    places: Semaphore,
+}
+
+impl Node {
+    /// Opens the state directory. Nothing is mounted yet.
+    pub fn open(settings: Settings) -> Result<Self, CsiError> {
+        let state = Arc::new(State::open(&settings.state_dir)?);
+        state.forget_logins_but(&state.all()?)?;
+        let starter = Starter { program: settings.program.clone(), options: settings.mount_options.clone() };
+        Ok(Self {
+            settings,
+            state,
+            starter,
+            turns: Mutex::default(),
+            asked: Arc::default(),
+            places: Semaphore::new(AT_ONCE),
+        })
+    }
+
+    /// What the orchestrator calls this node.
+    pub fn id(&self) -> &str {
+        &self.settings.node_id
+    }
+
+    /// Whether this node can mount at all.
+    pub(super) fn probe(&self) -> Result<(), CsiError> {
+        let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+        device.map(drop).map_err(|error| {
+            CsiError::Unready(format!(
+                "/dev/fuse: {error}; load the module fuse on the node, and run the plugin privileged"
+            ))
+        })
+    }
+
+    /// Makes a volume appear at its target. What is there already is fine, if it is the same.
+    pub(super) async fn publish(&self, request: &PublishVolume) -> Result<(), CsiError> {
+        let Wanted { id, target, attributes, login } = volume::wanted(request)?;
+        let _turn = self.turn(&target).await;
+        let known = self.load(&target).await?;
+        if let Some(known) = &known {
+            agrees(known, &id, &attributes)?;
+        }
+        let authfile = self.authfile(&attributes)?;
+        let mut standing = self.standing(&target).await?;
+        if let (Standing::Alive(there), None) = (&standing, &known) {
+            // A crash left it behind. What is in it is anybody's guess, so it does not pass for what is asked for.
+            tracing::warn!(volume = id, there, target = %target.display(), "a mount without a record is taken away");
+            self.look(&target, clear).await?;
+            standing = self.standing(&target).await?;
+        }
+        if let Standing::Foreign(fs_type) = &standing {
+            return Err(foreign(&target, fs_type));
+        }
+        let has_login = login.is_some() || known.as_ref().is_some_and(|known| known.has_login);
+        let mut volume = known.unwrap_or_else(|| Volume::new(id, target.clone(), attributes, has_login));
+        volume.has_login = has_login;
+        if let (Standing::Alive(there), None) = (&standing, &volume.pinned) {
+            // Its plugin was gone before it could write that down.
+            volume.pinned = Some(there.clone());
+        }
+        let (state, to_keep) = (self.state.clone(), volume.clone());
+        blocking(move || {
+            if let Some(login) = &login {
+                state.save_login(&to_keep.target, login)?;
+            }
+            state.save(&to_keep)
+        })
+        .await?;
+        match standing {
+            Standing::Alive(_) => return Ok(()),
+            Standing::Dead(_) | Standing::Foreign(_) => {}
+            Standing::Nothing => {
+                // Nobody has the old content open: a tag may mean something new.
+                volume.pinned = None;
+                let at = target.clone();
+                if let Err(error) = blocking(move || make_target(&at)).await {
+                    self.withdraw(&target).await;
+                    return Err(error);
+                }
+            }
+        }
+        let was_dead = matches!(standing, Standing::Dead(_));
+        let mounted = self.mount(volume, authfile).await;
+        if mounted.is_err() && !was_dead {
+            self.withdraw(&target).await;
+        }
+        mounted
+    }
+
+    /// Takes a volume away from its target. What is gone already is fine.
+    pub(super) async fn unpublish(&self, id: &str, target: &str) -> Result<(), CsiError> {
+        let id = volume::id(id)?;
+        let target = volume::target(target)?;
+        let _turn = self.turn(&target).await;
+        if let Some(other) = self.load(&target).await?.filter(|known| known.volume_id != id) {
+            tracing::warn!(
+                volume = id,
+                there = other.volume_id,
+                target = %target.display(),
+                "asked to take away a volume from a target where another one is, which stays"
+            );
+            return Ok(());
+        }
+        let at = target.clone();
+        blocking(move || take_away(&at)).await?;
+        let (state, at) = (self.state.clone(), target.clone());
+        blocking(move || state.forget(&at)).await?;
+        tracing::info!(volume = id, target = %target.display(), "unpublished");
+        Ok(())
+    }
+
+    /// How full a volume is, and whether it works.
+    pub(super) async fn stats(&self, id: &str, path: &str) -> Result<VolumeStats, CsiError> {
+        let id = volume::id(id)?;
+        let target = volume::target(path)?;
+        let _turn = self.turn(&target).await;
+        let known = self.load(&target).await?.filter(|known| known.volume_id == id);
+        if known.is_none() {
+            return Err(CsiError::Absent(format!("volume {id} is not published at {}", target.display())));
+        }
+        match self.standing(&target).await? {
+            Standing::Alive(_) => {}
+            Standing::Dead(_) => {
+                return Ok(broken("the process that served the volume is gone; it is mounted again"));
+            }
+            Standing::Nothing => return Ok(broken("the volume was unmounted by somebody else")),
+            Standing::Foreign(fs_type) => return Err(foreign(&target, &fs_type)),
+        }
+        let filling = self.look(&target, |target| Ok(mount::filling(target)?)).await?;
+        Ok(healthy(filling))
+    }
+
+    /// Brings what was written down and what is mounted together again, when the plugin starts: volumes whose process is gone are
+    /// mounted again, and what is left of volumes that are gone is removed.
+    pub async fn recover(&self) -> Result<(), CsiError> {
+        let state = self.state.clone();
+        let known = blocking(move || state.all()).await?;
+        tracing::info!(volumes = known.len(), "taking over what an earlier plugin left");
+        self.revive_all(known, Lost::Forget).await;
+        Ok(())
+    }
+
+    /// Mounts volumes again whose process is gone, for as long as it is waited for.
+    pub async fn watch(&self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let state = self.state.clone();
+            let known = match blocking(move || state.all()).await {
+                Ok(known) => known,
+                Err(error) => {
+                    tracing::warn!(reason = chain(&error), "the records cannot be read");
+                    continue;
+                }
+            };
+            self.revive_all(known, Lost::Leave).await;
+        }
+    }
+
+    /// Mounts volumes again whose process is gone. What cannot be is told to the log, and tried again later.
+    async fn revive_all(&self, volumes: Vec<Volume>, lost: Lost) {
+        let each = |volume: Volume| async move {
+            if let Err(error) = self.revive(&volume.target, lost).await {
+                let (reason, target) = (chain(&error), volume.target.display());
+                tracing::warn!(reason, volume = volume.volume_id, %target, "not mounted again yet");
+            }
+        };
+        stream::iter(volumes).for_each_concurrent(AT_ONCE, each).await;
+    }
+
+    async fn revive(&self, target: &Path, lost: Lost) -> Result<(), CsiError> {
+        let _turn = self.turn(target).await;
+        // Meanwhile it may have been taken away.
+        let Some(volume) = self.load(target).await? else { return Ok(()) };
+        match self.standing(&volume.target).await? {
+            Standing::Alive(_) => Ok(()),
+            Standing::Foreign(fs_type) => Err(foreign(&volume.target, &fs_type)),
+            Standing::Nothing if lost == Lost::Leave => Ok(()),
+            Standing::Nothing => {
+                self.withdraw(&volume.target).await;
+                Ok(())
+            }
+            Standing::Dead(_) => {
+                tracing::warn!(volume = volume.volume_id, target = %volume.target.display(), "its process is gone: mounting it again");
+                let authfile = self.authfile(&volume.attributes)?;
+                self.mount(volume, authfile).await
+            }
+        }
+    }
+
+    /// Starts the process, and writes down what it found.
+    async fn mount(&self, mut volume: Volume, authfile: Option<PathBuf>) -> Result<(), CsiError> {
+        let _place = self.places.acquire().await.map_err(|error| CsiError::Internal(error.to_string()))?;
+        let own = volume.has_login.then(|| self.state.login(&volume.target));
+        let reference = volume.pinned.as_deref().unwrap_or(&volume.attributes.reference);
+        let started = self
+            .starter
+            .mount(reference, &volume.attributes, own.or(authfile).as_deref(), &volume.target)
+            .await;
+        if let Err(error) = started {
+            if let (CsiError::Late(_), Standing::Alive(_)) = (&error, self.standing(&volume.target).await?) {
+                // It came up just when nobody waited any more, and nobody knows whether it stays.
+                let target = volume.target.clone();
+                blocking(move || Ok(mount::unmount(&target, Unmount::Lazy)?)).await?;
+            }
+            return Err(error);
+        }
+        let Standing::Alive(pinned) = self.standing(&volume.target).await? else {
+            return Err(CsiError::Internal(format!(
+                "the mount at {} ended as soon as it was there",
+                volume.target.display()
+            )));
+        };
+        tracing::info!(volume = volume.volume_id, reference = pinned, target = %volume.target.display(), "published");
+        if volume.pinned.as_ref() == Some(&pinned) {
+            // The record says so already.
+            return Ok(());
+        }
+        volume.pinned = Some(pinned);
+        let (state, target) = (self.state.clone(), volume.target.clone());
+        let saved = blocking(move || state.save(&volume)).await;
+        if saved.is_err() {
+            // What is mounted again after a crash would not be what is mounted now.
+            blocking(move || Ok(mount::unmount(&target, Unmount::Lazy)?)).await?;
+        }
+        saved
+    }
+
+    /// Removes what was prepared for a volume that did not come to be, and what came to be of it all the same: a record is only
+    /// forgotten when nothing is mounted that it tells of. The first error is the one that matters.
+    async fn withdraw(&self, target: &Path) {
+        let state = self.state.clone();
+        let undone = self.look(target, move |at| {
+            clear(at)?;
+            let removed = remove_target(at);
+            state.forget(at).and(removed)
+        });
+        if let Err(error) = undone.await {
+            tracing::warn!(reason = chain(&error), target = %target.display(), "something is left");
+        }
+    }
+
+    /// The credential file of volumes with these attributes that bring no login.
+    fn authfile(&self, attributes: &Attributes) -> Result<Option<PathBuf>, CsiError> {
+        let Some(name) = &attributes.pull_secret else { return Ok(self.settings.authfile.clone()) };
+        let Some(dir) = &self.settings.pull_secrets else {
+            return Err(CsiError::Invalid(
+                "the attribute pullSecret: this plugin was started without --pull-secrets; use nodePublishSecretRef".into(),
+            ));
+        };
+        let file = dir.join(name).join(KEY);
+        if !file.is_file() {
+            return Err(CsiError::Absent(format!(
+                "the pull secret {name} has no {KEY} on this node: mount it into the plugin, or use nodePublishSecretRef"
+            )));
+        }
+        Ok(Some(file))
+    }
+
+    /// Waits until nobody else does something with the target.
+    async fn turn(&self, target: &Path) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            match turns.get(target).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::new(Turn::new(()));
+                    turns.insert(target.to_owned(), Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
+    }
+
+    async fn load(&self, target: &Path) -> Result<Option<Volume>, CsiError> {
+        let (state, target) = (self.state.clone(), target.to_owned());
+        blocking(move || state.load(&target)).await
+    }
+
+    async fn standing(&self, target: &Path) -> Result<Standing, CsiError> {
+        self.look(target, |target| Ok(mount::standing(target)?)).await
+    }
+
+    /// Looks at a target, which the process of its mount has to answer. Called by who has the target's turn.
+    async fn look<T: Send + 'static>(
+        &self,
+        target: &Path,
+        at: impl FnOnce(&Path) -> Result<T, CsiError> + Send + 'static,
+    ) -> Result<T, CsiError> {
+        let silent =
+            || CsiError::Late(format!("the process of the mount at {} does not answer", target.display()));
+        let asked = Asked::new(&self.asked, target).ok_or_else(silent)?;
+        let looking = blocking(move || at(&asked.target));
+        tokio::time::timeout(ANSWER, looking).await.unwrap_or_else(|_| Err(silent()))
+    }
+}
+
+/// A question about a target, until it is answered.
+struct Asked {
+    all: Arc<Mutex<HashSet<PathBuf>>>,
+    target: PathBuf,
+}
+
+impl Asked {
+    /// A question, unless an earlier one was not answered yet.
+    fn new(all: &Arc<Mutex<HashSet<PathBuf>>>, target: &Path) -> Option<Self> {
+        let is_first = all.lock().unwrap_or_else(PoisonError::into_inner).insert(target.to_owned());
+        is_first.then(|| Self { all: all.clone(), target: target.to_owned() })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.target);
+    }
+}
+
+/// What becomes of the record of a volume that is not mounted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// It goes: kubelet says whether it is still wanted.
+    Forget,
+    /// It stays until kubelet says something.
+    Leave,
+}
+
+/// Whether a record is of the volume that is asked for.
+fn agrees(known: &Volume, id: &str, attributes: &Attributes) -> Result<(), CsiError> {
+    let target = known.target.display();
+    if known.volume_id != id {
+        return Err(CsiError::Exists(format!("volume {} is published at {target} already", known.volume_id)));
+    }
+    if known.attributes != *attributes {
+        return Err(CsiError::Exists(format!(
+            "volume {id} is published at {target} with other attributes: {}",
+            known.attributes.reference
+        )));
+    }
+    Ok(())
+}
+
+fn foreign(target: &Path, fs_type: &str) -> CsiError {
+    CsiError::Exists(format!("there is a mount of another program ({fs_type}) at {}", target.display()))
+}
+
+/// Makes the directory of a volume. kubelet has made the one above it.
+fn make_target(target: &Path) -> Result<(), CsiError> {
+    match DirBuilder::new().mode(0o750).create(target) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let meta = fs::symlink_metadata(target).map_err(CsiError::file("looking at", target))?;
+            match meta.is_dir() {
+                true => Ok(()),
+                false => Err(CsiError::Invalid(format!("the target {} is no directory", target.display()))),
+            }
+        }
+        Err(error) => Err(CsiError::file("making the directory", target)(error)),
+    }
+}
+
+fn remove_target(target: &Path) -> Result<(), CsiError> {
+    match fs::remove_dir(target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(CsiError::file("removing the directory", target)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Unmounts whatever of ours is at a target.
+fn clear(target: &Path) -> Result<(), CsiError> {
+    for _ in 0..MAX_STACKED {
+        match mount::reference_at(target) {
+            Ok(Some(_)) => {}
+            Ok(None) | Err(MountError::NotMounted { .. }) => break,
+            Err(error) => return Err(error.into()),
+        }
+        match mount::unmount(target, Unmount::Now) {
+            Ok(()) => {}
+            Err(MountError::Busy { .. }) => {
+                tracing::warn!(target = %target.display(), "in use, unmounting lazily");
+                mount::unmount(target, Unmount::Lazy)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts whatever of ours is at a target, and removes the directory.
+fn take_away(target: &Path) -> Result<(), CsiError> {
+    clear(target)?;
+    if let Standing::Foreign(fs_type) = mount::standing(target)? {
+        return Err(foreign(target, &fs_type));
+    }
+    remove_target(target)
+}
+
+fn broken(why: &str) -> VolumeStats {
+    VolumeStats {
+        usage: Vec::new(),
+        condition: Some(VolumeCondition { abnormal: true, message: why.to_owned() }),
+    }
+}
+
+fn healthy(filling: Filling) -> VolumeStats {
+    let usage = |unit: Unit, (total, available): (u64, u64)| {
+        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        VolumeUsage {
+            available: number(available),
+            total: number(total),
+            used: number(total.saturating_sub(available)),
+            unit: unit.into(),
+        }
+    };
+    let mut all = vec![usage(Unit::Bytes, filling.bytes)];
+    // A mount that has not counted its files says that there are none.
+    if filling.files.0 > 0 {
+        all.push(usage(Unit::Inodes, filling.files));
+    }
+    VolumeStats {
+        usage: all,
+        condition: Some(VolumeCondition { abnormal: false, message: "mounted".to_owned() }),
+    }
+}
+
+/// Runs what waits for files on a thread that may wait.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CsiError> + Send + 'static,
+) -> Result<T, CsiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(CsiError::Internal(error.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_does_not_answer_is_asked_once() {
+        let all = Arc::default();
+        let first = Asked::new(&all, Path::new("/a")).unwrap();
+        assert!(Asked::new(&all, Path::new("/a")).is_none());
+        assert!(Asked::new(&all, Path::new("/b")).is_some());
+        drop(first);
+        assert!(Asked::new(&all, Path::new("/a")).is_some());
+    }
+}

@@ -1,0 +1,306 @@
+//! What the plugin has to know after a crash: one small file for each target, and the logins beside it.
+//!
+//! Never holds a secret in a record, and never believes a file that is not one of its own. The idea: a record is written before
+//! its mount is made and removed after the mount is gone, so that whatever is mounted has one; it is written beside its place and
+//! renamed, so that it is there as a whole or not at all. The directory belongs on a file system that a restart of the machine
+//! empties, as it empties the mount table: /run.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::CsiError;
+use super::login::Login;
+use super::volume::Attributes;
+use crate::oci::Digest;
+
+/// The form of a record. A record of another is not read.
+const SCHEMA: u32 = 1;
+/// The largest record that is read, in bytes: paths and names, each within a page.
+const MAX_RECORD: u64 = 64 * 1024;
+/// What the name of a record ends with.
+const SUFFIX: &str = ".json";
+
+/// What is, or is to be, mounted at a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Volume {
+    schema_version: u32,
+    pub(super) volume_id: String,
+    pub(super) target: PathBuf,
+    pub(super) attributes: Attributes,
+    /// The reference with the digest that it had when it was mounted: a mount that is made again shows the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pinned: Option<String>,
+    /// Whether a login lies beside the records.
+    pub(super) has_login: bool,
+}
+
+impl Volume {
+    pub(super) fn new(volume_id: String, target: PathBuf, attributes: Attributes, has_login: bool) -> Self {
+        Self { schema_version: SCHEMA, volume_id, target, attributes, pinned: None, has_login }
+    }
+}
+
+/// The directory of the records.
+pub(super) struct State {
+    dir: PathBuf,
+    /// Held for as long as this process lives: two plugins would end each other's mounts.
+    _lock: File,
+}
+
+impl State {
+    /// Opens the directory, and makes it if it is not there.
+    pub(super) fn open(dir: &Path) -> Result<Self, CsiError> {
+        for part in [dir.to_owned(), dir.join("volumes"), dir.join("logins")] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&part)
+                .map_err(CsiError::file("making the directory", &part))?;
+        }
+        let path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(CsiError::file("opening", &path))?;
+        if lock.try_lock().is_err() {
+            return Err(CsiError::Unready(format!(
+                "another ocifs csi uses the state directory {}: give each its own with --state-dir",
+                dir.display()
+            )));
+        }
+        let state = Self { dir: dir.to_owned(), _lock: lock };
+        state.forget_halves()?;
+        Ok(state)
+    }
+
+    /// Removes what a crash left of records that were being written. Only before anybody writes one.
+    fn forget_halves(&self) -> Result<(), CsiError> {
+        let folder = self.dir.join("volumes");
+        for entry in fs::read_dir(&folder).map_err(CsiError::file("reading", &folder))? {
+            let path = entry.map_err(CsiError::file("reading", &folder))?.path();
+            if !is_record(&path) {
+                gone(fs::remove_file(&path)).map_err(CsiError::file("removing", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The record of a target, if there is one.
+    pub(super) fn load(&self, target: &Path) -> Result<Option<Volume>, CsiError> {
+        let path = self.record(target);
+        let read = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.and_then(read).map_err(CsiError::file("reading", &path))?,
+        };
+        Ok(Some(read).filter(|volume| volume.target == target))
+    }
+
+    /// Every record there is. One that cannot be read is told to the log and left as it is. Others may be written meanwhile.
+    pub(super) fn all(&self) -> Result<Vec<Volume>, CsiError> {
+        let folder = self.dir.join("volumes");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(CsiError::file("reading", &folder))? {
+            let path = entry.map_err(CsiError::file("reading", &folder))?.path();
+            if !is_record(&path) {
+                continue;
+            }
+            match File::open(&path).and_then(read) {
+                Ok(volume) if self.record(&volume.target) == path => found.push(volume),
+                Ok(_) => {
+                    tracing::warn!(path = %path.display(), "a record is not passed: its name is not that of its target")
+                }
+                // Its volume was taken away since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(%error, path = %path.display(), "a record cannot be read"),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes the record of a volume.
+    pub(super) fn save(&self, volume: &Volume) -> Result<(), CsiError> {
+        let path = self.record(&volume.target);
+        let text = serde_json::to_vec(volume)
+            .map_err(|error| CsiError::Internal(format!("writing a record: {error}")))?;
+        write(&path, &text)
+    }
+
+    /// Where the login of a target lies.
+    pub(super) fn login(&self, target: &Path) -> PathBuf {
+        // A directory of its own: the process of a mount can read what lies beside its credential file.
+        self.dir.join("logins").join(name(target)).join("config.json")
+    }
+
+    /// Writes the login of a target.
+    pub(super) fn save_login(&self, target: &Path, login: &Login) -> Result<(), CsiError> {
+        let path = self.login(target);
+        if let Some(folder) = path.parent() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)
+                .map_err(CsiError::file("making the directory", folder))?;
+        }
+        write(&path, login.bytes())
+    }
+
+    /// Removes what is kept of a target. What is not there is fine.
+    pub(super) fn forget(&self, target: &Path) -> Result<(), CsiError> {
+        let login = self.login(target);
+        if let Some(folder) = login.parent() {
+            gone(fs::remove_dir_all(folder)).map_err(CsiError::file("removing", folder))?;
+        }
+        let record = self.record(target);
+        gone(fs::remove_file(&record)).map_err(CsiError::file("removing", &record))
+    }
+
+    /// Removes logins whose volume is not among these.
+    pub(super) fn forget_logins_but(&self, volumes: &[Volume]) -> Result<(), CsiError> {
+        let kept: Vec<String> = volumes.iter().map(|volume| name(&volume.target)).collect();
+        let folder = self.dir.join("logins");
+        for entry in fs::read_dir(&folder).map_err(CsiError::file("reading", &folder))? {
+            let entry = entry.map_err(CsiError::file("reading", &folder))?;
+            if !entry.file_name().to_str().is_some_and(|name| kept.iter().any(|kept| kept == name)) {
+                gone(fs::remove_dir_all(entry.path())).map_err(CsiError::file("removing", entry.path()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&self, target: &Path) -> PathBuf {
+        self.dir.join("volumes").join(format!("{}{SUFFIX}", name(target)))
+    }
+}
+
+/// A name for the files of a target: paths are longer than file names may be.
+fn name(target: &Path) -> String {
+    Digest::sha256(target.as_os_str().as_encoded_bytes()).encoded().to_owned()
+}
+
+/// Whether a file among the records is one as a whole.
+fn is_record(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes())
+}
+
+fn read(file: File) -> io::Result<Volume> {
+    let mut text = Vec::new();
+    file.take(MAX_RECORD).read_to_end(&mut text)?;
+    let volume: Volume = serde_json::from_slice(&text)?;
+    match volume.schema_version {
+        SCHEMA => Ok(volume),
+        other => Err(io::Error::other(format!("schemaVersion {other} is not known"))),
+    }
+}
+
+/// Writes a file that only its owner reads, as a whole or not at all.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), CsiError> {
+    let beside = path.with_extension("new");
+    let written = gone(fs::remove_file(&beside)).and_then(|()| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    });
+    written.map_err(CsiError::file("writing", path))
+}
+
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::super::login::KEY;
+    use super::*;
+
+    fn volume(target: &str) -> Volume {
+        let attributes = Attributes {
+            reference: "r.example/a:v1".into(),
+            view: Some("merged".into()),
+            subdir: None,
+            platform: None,
+            pull_secret: None,
+            noexec: false,
+        };
+        Volume::new("csi-1".into(), target.into(), attributes, true)
+    }
+
+    fn login(password: &str) -> Login {
+        let text = format!(r#"{{"auths": {{"r.example": {{"password": "{password}"}}}}}}"#);
+        Login::of_secrets(&HashMap::from([(KEY.to_owned(), text)])).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_only_for_its_owner() {
+        let room = tempfile::tempdir().unwrap();
+        let state = State::open(&room.path().join("state")).unwrap();
+        let volume = volume("/t/1");
+        assert_eq!(state.load(&volume.target).unwrap(), None);
+        state.save(&volume).unwrap();
+        state.save_login(&volume.target, &login("s3cret")).unwrap();
+        assert_eq!(state.load(&volume.target).unwrap().as_ref(), Some(&volume));
+        assert_eq!(state.all().unwrap(), std::slice::from_ref(&volume));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let record = state.record(&volume.target);
+        assert_eq!((mode(&record), mode(&state.login(&volume.target))), (0o600, 0o600));
+        assert_eq!((mode(record.parent().unwrap()), mode(&room.path().join("state"))), (0o700, 0o700));
+        assert!(!fs::read_to_string(record).unwrap().contains("s3cret"));
+        state.forget(&volume.target).unwrap();
+        state.forget(&volume.target).unwrap();
+        assert!(state.all().unwrap().is_empty() && !state.login(&volume.target).exists());
+    }
+
+    #[test]
+    fn what_is_no_record_is_passed_over_and_half_a_record_goes_when_nobody_writes_it() {
+        let room = tempfile::tempdir().unwrap();
+        let state = State::open(room.path()).unwrap();
+        state.save(&volume("/t/1")).unwrap();
+        let folder = room.path().join("volumes");
+        for (name, text) in [("x.json", "{}"), ("y.json", "{"), ("half.new", "")] {
+            fs::write(folder.join(name), text).unwrap();
+        }
+        // A record under the name of another target is not believed.
+        fs::copy(state.record(Path::new("/t/1")), state.record(Path::new("/t/2"))).unwrap();
+        assert_eq!(state.all().unwrap(), [volume("/t/1")]);
+        assert_eq!(state.load(Path::new("/t/2")).unwrap(), None);
+        // It may be one that is being written; after a crash it is not.
+        assert!(folder.join("half.new").exists() && folder.join("y.json").exists());
+        drop(state);
+        assert_eq!(State::open(room.path()).unwrap().all().unwrap(), [volume("/t/1")]);
+        assert!(!folder.join("half.new").exists() && folder.join("y.json").exists());
+    }
+
+    #[test]
+    fn logins_without_a_volume_go() {
+        let room = tempfile::tempdir().unwrap();
+        let state = State::open(room.path()).unwrap();
+        for target in ["/t/1", "/t/2"] {
+            state.save_login(Path::new(target), &login("p")).unwrap();
+        }
+        state.forget_logins_but(&[volume("/t/2")]).unwrap();
+        assert!(!state.login(Path::new("/t/1")).exists() && state.login(Path::new("/t/2")).exists());
+    }
+
+    #[test]
+    fn a_state_directory_has_one_plugin() {
+        let room = tempfile::tempdir().unwrap();
+        let first = State::open(room.path()).unwrap();
+        assert!(matches!(State::open(room.path()), Err(CsiError::Unready(_))));
+        drop(first);
+        State::open(room.path()).unwrap();
+    }
+}

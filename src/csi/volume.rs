@@ -1,0 +1,301 @@
+//! What a publish request asks for: checked before anything is done for it.
+//!
+//! Never touches the machine. The idea: whoever may write a pod writes these attributes, and they become words of a command that
+//! runs as root on the node; so they are names in a registry and nothing else, no file of the node, and none of them can be
+//! taken for an option.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::CsiError;
+use super::login::Login;
+use super::messages::{Access, PublishVolume};
+use crate::oci::Platform;
+use crate::source::Location;
+
+/// What kubelet adds to the attributes of a volume begins with this.
+const KUBELETS: &str = "csi.storage.k8s.io/";
+/// Whether a volume lives as long as its pod, which the others do not.
+const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+/// The attributes that a volume can have, for the message that names them.
+const KNOWN: &str = "reference, view, subdir, platform, pullSecret";
+/// Options of a mount that say what is so anyway, or that make it stricter.
+const HARMLESS: [&str; 6] = ["ro", "nosuid", "nodev", "noatime", "nodiratime", "relatime"];
+/// Types of file systems that are ours.
+const TYPES: [&str; 3] = ["", "ocifs", "fuse.ocifs"];
+/// The longest name of a volume, and of any attribute but a path.
+const MAX_NAME: usize = 1024;
+/// The longest path (PATH_MAX of Linux).
+const MAX_PATH: usize = 4096;
+
+/// What the pod's author says of a volume. With the target it is what the volume is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Attributes {
+    pub(super) reference: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) view: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) subdir: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) platform: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pull_secret: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) noexec: bool,
+}
+
+/// A publish request that can be tried.
+pub(super) struct Wanted {
+    pub(super) id: String,
+    pub(super) target: PathBuf,
+    pub(super) attributes: Attributes,
+    /// What the request's secrets hold, if anything.
+    pub(super) login: Option<Login>,
+}
+
+/// Reads a request.
+pub(super) fn wanted(request: &PublishVolume) -> Result<Wanted, CsiError> {
+    let id = id(&request.volume_id)?;
+    let target = target(&request.target_path)?;
+    if !request.readonly {
+        return Err(CsiError::Invalid(
+            "volumes are read-only: set readOnly: true on the csi volume of the pod".into(),
+        ));
+    }
+    let noexec = usable(request)?;
+    let mut attributes = attributes(&request.volume_context)?;
+    attributes.noexec = noexec;
+    let login = Login::of_secrets(&request.secrets)?;
+    if login.is_some() && attributes.pull_secret.is_some() {
+        return Err(CsiError::Invalid(
+            "a volume has nodePublishSecretRef or the attribute pullSecret, and not both".into(),
+        ));
+    }
+    Ok(Wanted { id, target, attributes, login })
+}
+
+/// A name that is there, within bounds and without control characters.
+pub(super) fn id(text: &str) -> Result<String, CsiError> {
+    plain("the volume id", text, MAX_NAME)
+}
+
+/// A path that can become a mount point: absolute, and without steps up.
+pub(super) fn target(text: &str) -> Result<PathBuf, CsiError> {
+    let text = plain("the target path", text, MAX_PATH)?;
+    let path: PathBuf = Path::new(&text).components().collect();
+    let is_plain = path.components().skip(1).all(|component| matches!(component, Component::Normal(_)));
+    if !path.is_absolute() || !is_plain || path.parent().is_none() {
+        return Err(CsiError::Invalid(format!("the target path {text:?} is no absolute path without ..")));
+    }
+    Ok(path)
+}
+
+fn plain(what: &str, text: &str, limit: usize) -> Result<String, CsiError> {
+    if text.is_empty() {
+        return Err(CsiError::Invalid(format!("{what} is missing")));
+    }
+    if text.len() > limit {
+        return Err(CsiError::Invalid(format!("{what} is longer than {limit} bytes")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(CsiError::Invalid(format!("{what} has control characters in it: {text:?}")));
+    }
+    Ok(text.to_owned())
+}
+
+/// Whether programs are not to be run from the volume. What a volume cannot be is refused.
+fn usable(request: &PublishVolume) -> Result<bool, CsiError> {
+    let access = request.volume_capability.as_ref().and_then(|capability| capability.access.as_ref());
+    let mount = match access {
+        None => return Err(CsiError::Invalid("the volume capability is missing".into())),
+        Some(Access::Block(_)) => {
+            return Err(CsiError::Invalid("volumes are directories, not block devices".into()));
+        }
+        Some(Access::Mount(mount)) => mount,
+    };
+    if !TYPES.contains(&mount.fs_type.as_str()) {
+        return Err(CsiError::Invalid(format!(
+            "the file system type {:?} is not ours: leave fsType out",
+            mount.fs_type
+        )));
+    }
+    let mut noexec = false;
+    for flag in mount.mount_flags.iter().flat_map(|flags| flags.split(',')) {
+        match flag {
+            "noexec" => noexec = true,
+            "rw" => return Err(CsiError::Invalid("mount option rw: volumes are read-only".into())),
+            flag if HARMLESS.contains(&flag) => {}
+            flag => return Err(CsiError::Invalid(format!("mount option {flag:?} is not supported"))),
+        }
+    }
+    Ok(noexec)
+}
+
+fn attributes(context: &HashMap<String, String>) -> Result<Attributes, CsiError> {
+    let mut unknown: Vec<&str> = context
+        .keys()
+        .map(String::as_str)
+        .filter(|key| !key.starts_with(KUBELETS) && !KNOWN.split(", ").any(|known| known == *key))
+        .collect();
+    if !unknown.is_empty() {
+        unknown.sort_unstable();
+        return Err(CsiError::Invalid(format!(
+            "volume attributes that are not known: {}; there are {KNOWN}",
+            unknown.iter().map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ")
+        )));
+    }
+    if let Some(ephemeral) = context.get(EPHEMERAL).filter(|ephemeral| *ephemeral != "true") {
+        return Err(CsiError::Invalid(format!(
+            "{EPHEMERAL} is {ephemeral:?}: volumes are inline in a pod and live as long as it does"
+        )));
+    }
+    let given = |name: &str| {
+        let value = context.get(name).filter(|value| !value.is_empty());
+        value.map(|value| plain(&format!("the attribute {name}"), value, MAX_PATH)).transpose()
+    };
+    let reference = given("reference")?.ok_or_else(|| {
+        CsiError::Invalid("the attribute reference is missing: what is to be mounted".into())
+    })?;
+    let platform = given("platform")?;
+    if let Some(platform) = platform.as_deref().filter(|platform| *platform != "all") {
+        platform
+            .parse::<Platform>()
+            .map_err(|error| CsiError::Invalid(format!("the attribute platform: {error}")))?;
+    }
+    let subdir = given("subdir")?;
+    let climbs = |path: &str| Path::new(path).components().any(|part| part == Component::ParentDir);
+    if subdir.as_deref().is_some_and(climbs) {
+        return Err(CsiError::Invalid("the attribute subdir is a path inside the tree, without ..".into()));
+    }
+    let pull_secret = given("pullSecret")?;
+    if let Some(name) = pull_secret.as_deref().filter(|name| !is_secret_name(name)) {
+        return Err(CsiError::Invalid(format!("the attribute pullSecret: {name:?} is no name of a secret")));
+    }
+    Ok(Attributes {
+        reference: registry_reference(&reference)?,
+        view: given("view")?,
+        subdir,
+        platform,
+        pull_secret,
+        noexec: false,
+    })
+}
+
+/// The reference, if it is one of a registry. A file of the node is none of the pod's business.
+fn registry_reference(text: &str) -> Result<String, CsiError> {
+    let bad = |reason: String| CsiError::Invalid(format!("the attribute reference: {reason}"));
+    match text.parse::<Location>() {
+        Ok(Location::Registry(_)) => Ok(text.to_owned()),
+        Ok(_) => Err(bad(format!("{text:?} is not in a registry"))),
+        Err(error) => Err(bad(error.to_string())),
+    }
+}
+
+/// What Kubernetes calls a secret: lower case letters, digits, dots and hyphens. No such name leads out of a directory.
+fn is_secret_name(name: &str) -> bool {
+    let ends = |at: Option<char>| at.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    name.len() <= 253
+        && name.chars().all(inside)
+        && ends(name.chars().next())
+        && ends(name.chars().next_back())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::messages::{Empty, MountVolume, VolumeCapability};
+    use super::*;
+
+    fn request(context: &[(&str, &str)]) -> PublishVolume {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let access = Some(Access::Mount(MountVolume::default()));
+        PublishVolume {
+            volume_id: "csi-1".into(),
+            target_path: "/var/lib/kubelet/pods/1/mount".into(),
+            volume_capability: Some(VolumeCapability { access }),
+            readonly: true,
+            secrets: HashMap::new(),
+            volume_context: context.iter().map(owned).collect(),
+        }
+    }
+
+    fn refused(request: &PublishVolume) -> String {
+        match wanted(request) {
+            Err(CsiError::Invalid(reason)) => reason,
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => panic!("{request:?} is accepted"),
+        }
+    }
+
+    #[test]
+    fn what_kubelet_sends_for_an_inline_volume_is_understood() {
+        let read = wanted(&request(&[
+            ("reference", "registry.example/team/app:v1"),
+            ("view", "merged"),
+            ("subdir", "etc"),
+            ("platform", "linux/arm64"),
+            ("pullSecret", "team-a.login"),
+            ("csi.storage.k8s.io/ephemeral", "true"),
+            ("csi.storage.k8s.io/pod.name", "web-0"),
+            ("csi.storage.k8s.io/serviceAccount.tokens", "{}"),
+        ]))
+        .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(read.attributes.reference, "registry.example/team/app:v1");
+        assert_eq!(read.attributes.pull_secret.as_deref(), Some("team-a.login"));
+        assert_eq!(read.target, Path::new("/var/lib/kubelet/pods/1/mount"));
+    }
+
+    #[test]
+    fn attributes_that_are_not_known_are_named() {
+        let said = refused(&request(&[("reference", "r.example/a"), ("refrence", "x"), ("--creds", "x")]));
+        assert!(said.contains("\"--creds\", \"refrence\"") && said.contains("pullSecret"), "{said}");
+    }
+
+    #[test]
+    fn a_volume_that_could_be_written_to_is_refused() {
+        let fine = request(&[("reference", "r.example/a")]);
+        assert!(refused(&PublishVolume { readonly: false, ..fine.clone() }).contains("readOnly: true"));
+        let with = |mount_flags: Vec<String>, fs_type: &str| PublishVolume {
+            volume_capability: Some(VolumeCapability {
+                access: Some(Access::Mount(MountVolume { fs_type: fs_type.into(), mount_flags })),
+            }),
+            ..fine.clone()
+        };
+        assert!(refused(&with(vec!["rw".into()], "")).contains("read-only"));
+        assert!(refused(&with(vec!["ro,suid".into()], "")).contains("\"suid\""));
+        assert!(refused(&with(vec![], "ext4")).contains("ext4"));
+        assert!(
+            wanted(&with(vec!["ro".into(), "noexec".into()], "fuse.ocifs"))
+                .is_ok_and(|w| w.attributes.noexec)
+        );
+        let block = Some(VolumeCapability { access: Some(Access::Block(Empty {})) });
+        assert!(refused(&PublishVolume { volume_capability: block, ..fine }).contains("block devices"));
+    }
+
+    #[test]
+    fn nothing_of_the_node_can_be_named() {
+        for reference in ["oci:/etc:x", "/etc/passwd", "./a", "oci-archive:/a.tar", "-", "--help", ""] {
+            let said = refused(&request(&[("reference", reference)]));
+            assert!(said.contains("reference"), "{reference}: {said}");
+        }
+        for name in ["../x", "a/b", "..", ".", "A", "-a", "a.", &"a".repeat(254)] {
+            refused(&request(&[("reference", "r.example/a"), ("pullSecret", name)]));
+        }
+        for (key, value) in [("subdir", "a/../../b"), ("platform", "linux"), ("view", "a\nb")] {
+            refused(&request(&[("reference", "r.example/a"), (key, value)]));
+        }
+        for target in ["", "/", "relative", "/a/../b", "/a\0b", "/a\nb"] {
+            let request =
+                PublishVolume { target_path: target.into(), ..request(&[("reference", "r.example/a")]) };
+            refused(&request);
+        }
+    }
+
+    #[test]
+    fn a_path_has_one_name() {
+        assert_eq!(target("/a//b/./c/").unwrap(), Path::new("/a/b/c"));
+    }
+}
