@@ -11,8 +11,19 @@ use crate::oci::{Condition, Glob, OciError, Platform};
 use crate::source::Location;
 
 use super::cache_args::{CacheArgs, CacheCommand};
+use super::content::ContentArgs;
+use super::copy::CpArgs;
+use super::csi::CsiArgs;
 use super::daemon::DaemonArgs;
+use super::doctor::DoctorArgs;
+use super::export::ExportArgs;
+use super::list::ListArgs;
 use super::network::NetworkArgs;
+use super::pages::{CompletionArgs, ManArgs};
+use super::pull::PullArgs;
+use super::resolve::ResolveArgs;
+use super::run::RunArgs;
+use super::status::StatusArgs;
 use super::trust::TrustArgs;
 use super::verify::VerifyArgs;
 
@@ -37,6 +48,14 @@ pub(super) enum Command {
     Ls(LsArgs),
     /// Write a file of a reference to standard output, without mounting it.
     Cat(CatArgs),
+    /// Write a file or a directory of a reference to this machine, without mounting it.
+    Cp(CpArgs),
+    /// Write whole references as archives, as OCI layouts, or as files.
+    Export(ExportArgs),
+    /// Fetch everything of references into the cache, and compare it with its digests.
+    Pull(PullArgs),
+    /// Tell what a reference names now: its digest.
+    Resolve(ResolveArgs),
     /// Make the indexes of a reference's layers, or publish them.
     #[command(subcommand)]
     Index(IndexCommand),
@@ -44,22 +63,39 @@ pub(super) enum Command {
     Verify(VerifyArgs),
     /// Run a command on a mount of a reference, and write down what it reads: for mount --prefetch=trace.
     Record(RecordArgs),
+    /// Run a command on a mount of a reference that lasts as long as the command.
+    Run(RunArgs),
+    /// Look whether this machine can mount, and what a registry can do.
+    Doctor(DoctorArgs),
+    /// List the mounts there are.
+    #[command(alias = "ps")]
+    List(ListArgs),
+    /// Show what a mount has fetched and given out, what is cached, and why something is slow.
+    Status(StatusArgs),
     /// Look after the cache: what it keeps, how large it is, and what can go.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Serve volumes to the pods of a Kubernetes node: a plugin for the Container Storage Interface.
+    Csi(CsiArgs),
+    /// Write a completion for a shell to standard output.
+    Completion(CompletionArgs),
+    /// Write a manual page to standard output, in the form that man(1) reads.
+    Man(ManArgs),
 }
 
 /// The reference, and how to reach it.
 #[derive(Args, Debug)]
 pub(super) struct ImageArgs {
-    /// HOST/REPOSITORY[:TAG][@DIGEST] in a registry (docker:// and oras:// may stand in front), or oci:DIR[:TAG|@DIGEST].
+    /// HOST/REPOSITORY[:TAG][@DIGEST] in a registry (docker://, oras:// and oci:// may stand in front), oci:DIR, oci-archive:FILE or
+    /// docker-archive:FILE, each with [:TAG|@DIGEST] behind it, a path that begins with ./, ../, / or ~/, the http(s) address of an
+    /// archive, or - for an archive on standard input.
     #[arg(value_name = "REF")]
     pub(super) location: Location,
 
     /// The platform to choose from an index: os/arch[/variant]; or all, each in a directory of its own. Default: this
-    /// machine's.
+    /// machine's. Only export and pull take more than one.
     #[arg(long, value_name = "PLATFORM")]
-    pub(super) platform: Option<PlatformChoice>,
+    pub(super) platform: Vec<PlatformChoice>,
 
     /// Choose only among the entries of an index whose property KEY matches: an annotation, artifactType, mediaType, digest, or
     /// ref.name, title or disktype for short. Case does not matter, and * matches anything. May be repeated: all have to match.
@@ -108,6 +144,9 @@ pub(super) struct ImageArgs {
 
     #[command(flatten)]
     pub(super) cache_size: CacheSizeArgs,
+
+    #[command(flatten)]
+    pub(super) content: ContentArgs,
 
     /// USER:PASSWORD for the registry. Other users of this machine can see an argument while the command runs; the variable
     /// and --authfile are safer.
@@ -213,7 +252,7 @@ pub(super) struct RecordArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// Show only one of the views as the root: merged, files, disk, layers or blobs.
+    /// Show only one of the views as the root: merged, files, disk, layers, blobs or export.
     #[arg(long, value_name = "VIEW")]
     pub(super) view: Option<String>,
 
@@ -247,7 +286,22 @@ pub(super) struct MountArgs {
     #[arg(value_name = "DIR")]
     pub(super) dir: PathBuf,
 
-    /// Mount only one of the views as the root: merged, files, disk, layers or blobs.
+    #[command(flatten)]
+    pub(super) serve: ServeArgs,
+
+    /// If DIR is a mount already, leave it when the reference still names the same, and else replace it.
+    #[arg(long, conflicts_with = "delay_connect")]
+    pub(super) refresh: bool,
+
+    /// Stay in the foreground until the mount is gone.
+    #[arg(short, long)]
+    pub(super) foreground: bool,
+}
+
+/// What is shown in a mount, and how it is served.
+#[derive(Args, Debug)]
+pub(super) struct ServeArgs {
+    /// Mount only one of the views as the root: merged, files, disk, layers, blobs or export.
     #[arg(long, value_name = "VIEW")]
     pub(super) view: Option<String>,
 
@@ -267,16 +321,25 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
 
+    /// Fetch everything in the background and keep at it, so that the mount needs no network once that is done.
+    #[arg(long, conflicts_with_all = ["prefetch", "offline"])]
+    pub(super) complete: bool,
+
+    /// Refuse to mount when a file of an archive could only be read after reading all of the archive.
+    #[arg(long)]
+    pub(super) require_lazy: bool,
+
+    /// Mount before the registry was asked for anything, and ask until it answers; who looks into the mount waits. For machines that
+    /// start before their network.
+    #[arg(long)]
+    pub(super) delay_connect: bool,
+
     /// Whether the kernel reads whole, verified files of the cache by itself, as root: auto or off.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(super) passthrough: PassthroughWhen,
 
     #[command(flatten)]
     pub(super) daemon: DaemonArgs,
-
-    /// Stay in the foreground until the mount is gone.
-    #[arg(short, long)]
-    pub(super) foreground: bool,
 
     /// Options as mount(8) takes them: any long option of this command without its dashes, and ro, nosuid, nodev, noexec,
     /// allow_suid, allow_dev, allow_other, allow_root, default_permissions, nonempty.
@@ -306,6 +369,10 @@ pub(super) struct MountArgs {
 
     #[arg(long, hide = true)]
     pub(super) nonempty: bool,
+
+    /// Mount over a dead mount and leave it below, for those who have a copy of it.
+    #[arg(long, hide = true)]
+    pub(super) over_dead: bool,
 }
 
 #[derive(Args, Debug)]
@@ -360,7 +427,8 @@ pub(super) struct CatArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// The path of a file, as in a mount: merged/etc/os-release, disk/NAME.qcow2, blobs/sha256/...
+    /// The path of a file, as in a mount: merged/etc/os-release, disk/NAME.qcow2, blobs/sha256/... Plain disk means the only
+    /// disk there is.
     #[arg(value_name = "PATH", required = true)]
     pub(super) paths: Vec<OsString>,
 }

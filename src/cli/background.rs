@@ -3,17 +3,21 @@
 //! The command starts itself again with the same arguments. That child mounts, tells over its standard output that the mount
 //! answers, and stays; the command prints what it was told and ends. Nothing is forked, so there is no state to repair.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
+
+use crate::mount::TEMPORARY;
 
 use super::exit::Failure;
 use super::secret;
 
-/// Set in the child.
+/// Set in the child, to the number of the process that started it.
 const MARK: &str = "OCIFS_BACKGROUND";
+/// Set in a child that is to end with the process of this number; and by who wants a command to do so, until it has mounted.
+const OWNER: &str = "OCIFS_OWNER";
 
 /// Whether this process is the one that stays.
 pub(super) fn is_child() -> bool {
@@ -21,39 +25,73 @@ pub(super) fn is_child() -> bool {
 }
 
 /// Starts the child and waits until it has mounted or failed. The exit code is the child's.
-pub(super) fn launch(argv: &[OsString]) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::local("starting in the background", &error);
-    let mut child = secret::command(argv.get(1..).unwrap_or_default())?
-        .env(MARK, "1")
-        .envs(arenas())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    let mut said = Vec::new();
-    if let Some(stdout) = &mut child.stdout {
-        stdout.read_to_end(&mut said).map_err(failed)?;
+pub(super) fn launch(argv: &[OsString], input: secret::Input) -> Result<(), Failure> {
+    // The child sees that we are gone for as long as it has not mounted, and is on its own from then on.
+    follow_owner()?;
+    let (_, said) = start(argv, input, Life::Own)?.mounted()?;
+    // The mount is there, whether or not anybody can be told.
+    if let Err(error) = std::io::stdout().write_all(&said)
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        // This process has no log; when standard error is closed too, nobody is left to tell.
+        std::io::stderr().write_all(format!("ocifs: mounted, but cannot say so: {error}\n").as_bytes()).ok();
     }
-    if said.ends_with(b"\n") {
-        // The mount is there, whether or not anybody can be told.
-        if let Err(error) = std::io::stdout().write_all(&said)
-            && error.kind() != std::io::ErrorKind::BrokenPipe
-        {
-            // This process has no log; when standard error is closed too, nobody is left to tell.
-            std::io::stderr()
-                .write_all(format!("ocifs: mounted, but cannot say so: {error}\n").as_bytes())
-                .ok();
+    Ok(())
+}
+
+/// How long the mount of a child lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Until somebody takes it away.
+    Own,
+    /// No longer than the thread that started it.
+    Bound,
+}
+
+/// A child that may not have mounted yet.
+pub(super) struct Started(Child);
+
+/// Starts this program with these arguments, its name first, as a child that mounts.
+pub(super) fn start(argv: &[OsString], input: secret::Input, life: Life) -> Result<Started, Failure> {
+    let mut command = secret::command(argv.get(1..).unwrap_or_default(), input)?;
+    match life {
+        Life::Own => command.env_remove(OWNER).env_remove(TEMPORARY),
+        Life::Bound => command.env(OWNER, std::process::id().to_string()).env(TEMPORARY, "1"),
+    };
+    let child =
+        command.env(MARK, std::process::id().to_string()).envs(arenas()).stdout(Stdio::piped()).spawn();
+    child.map(Started).map_err(|error| failed(&error))
+}
+
+fn failed(error: &std::io::Error) -> Failure {
+    Failure::local("starting in the background", error)
+}
+
+impl Started {
+    /// The process.
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits until it has mounted, and gives the line that says so.
+    pub(super) fn mounted(mut self) -> Result<(Child, Vec<u8>), Failure> {
+        let mut said = Vec::new();
+        if let Some(stdout) = &mut self.0.stdout {
+            stdout.read_to_end(&mut said).map_err(|error| failed(&error))?;
         }
-        return Ok(());
-    }
-    // It closed its output without a word: it failed and has said why on standard error, which it shares with us.
-    let status = child.wait().map_err(failed)?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0);
-    match code {
-        Some(code) => Err(Failure::already_reported(code)),
-        None => Err(Failure::local(
-            format!("the background process ended with {status}"),
-            &std::io::Error::other("no mount"),
-        )),
+        if said.ends_with(b"\n") {
+            return Ok((self.0, said));
+        }
+        // It closed its output without a word: it failed and has said why on standard error, which it shares with us.
+        let status = self.0.wait().map_err(|error| failed(&error))?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0);
+        Err(match code {
+            Some(code) => Failure::already_reported(code),
+            None => Failure::local(
+                format!("the background process ended with {status}"),
+                &std::io::Error::other("no mount"),
+            ),
+        })
     }
 }
 
@@ -64,8 +102,10 @@ fn arenas() -> Option<(&'static str, &'static str)> {
     std::env::var_os(VARIABLE).is_none().then_some((VARIABLE, "2"))
 }
 
-/// In the child, before anything else: leaves the terminal's session, so that its signals do not reach the mount.
+/// In the child, before anything else: leaves the terminal's session, so that its signals do not reach the mount. One that is
+/// bound to its owner is asked to end when that is gone, however it went.
 pub(super) fn detach() -> Result<(), Failure> {
+    follow_owner()?;
     if nix::unistd::getpgrp() == nix::unistd::getpid() {
         // It leads a group of its own already, which is as good, and a leader cannot start a session.
         return Ok(());
@@ -73,12 +113,25 @@ pub(super) fn detach() -> Result<(), Failure> {
     nix::unistd::setsid().map(|_| ()).map_err(|error| Failure::local("starting a session", &error))
 }
 
+/// Has this process asked to end when its owner does, if it has one.
+fn follow_owner() -> Result<(), Failure> {
+    let Some(owner) = std::env::var_os(OWNER) else { return Ok(()) };
+    let failed = |errno: nix::Error| Failure::local("following the process that wants the mount", &errno);
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(failed)?;
+    // It may have gone before there was anything to follow.
+    match owner.to_str() == Some(&nix::unistd::getppid().to_string()) {
+        true => Ok(()),
+        false => Err(Failure::interrupted()),
+    }
+}
+
 /// In the child: returns when the command that started it is gone.
 pub(super) async fn abandoned() {
     /// How long after the command its child may last.
     const LOOK: Duration = Duration::from_millis(200);
-    let started_by = nix::unistd::getppid();
-    while nix::unistd::getppid() == started_by {
+    // As it was told: it may have gone before it could be looked at.
+    let started_by = std::env::var_os(MARK);
+    while started_by.as_deref() == Some(OsStr::new(&nix::unistd::getppid().to_string())) {
         tokio::time::sleep(LOOK).await;
     }
 }

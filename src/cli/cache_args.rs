@@ -7,16 +7,13 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
-use crate::cache::PrivateDir;
+use crate::cache::{self, PrivateDir, VARIABLE};
 use crate::oci::Digest;
 use crate::source::Location;
 
 use super::args::Format;
 use super::exit::Failure;
 use super::network::NetworkArgs;
-
-/// The variable that says where the cache is.
-const VARIABLE: &str = "OCIFS_CACHE_DIR";
 
 /// A path; an empty one, as of a variable that was emptied, says nothing.
 fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
@@ -58,6 +55,11 @@ impl CacheArgs {
         Ok(self.private.get_or_init(|| made).path().to_owned())
     }
 
+    /// Whether nothing is left of the cache when the command ends.
+    pub(super) fn is_private(&self) -> bool {
+        self.no_cache
+    }
+
     /// The directory in which this command writes: a private cache is removed at the end, which changes what it lies in.
     pub(super) fn reach(&self) -> Result<PathBuf, Failure> {
         let dir = self.dir()?;
@@ -68,24 +70,11 @@ impl CacheArgs {
     }
 }
 
-/// `--cache-dir` (or `OCIFS_CACHE_DIR`), else `$XDG_CACHE_HOME/ocifs`, else `~/.cache/ocifs`; a system service, which has no
-/// home, keeps it where services do.
+/// `--cache-dir` (or `OCIFS_CACHE_DIR`), else the place of this user.
 fn directory(given: Option<&Path>) -> Result<PathBuf, Failure> {
-    let absolute = |dir: &Path| {
-        std::path::absolute(dir)
-            .map_err(|error| Failure::local(format!("cache directory {}", dir.display()), &error))
-    };
-    if let Some(dir) = given.filter(|dir| !dir.as_os_str().is_empty()) {
-        return absolute(dir);
-    }
-    let from = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    if let Some(dir) = from("XDG_CACHE_HOME") {
-        return Ok(dir.join("ocifs"));
-    }
-    match from("HOME") {
-        Some(home) => Ok(home.join(".cache/ocifs")),
-        None => Ok("/var/cache/ocifs".into()),
-    }
+    let named = given.unwrap_or_else(|| Path::new(""));
+    cache::directory(given)
+        .map_err(|error| Failure::local(format!("cache directory {}", named.display()), &error))
 }
 
 /// What `cache` can do.

@@ -20,18 +20,20 @@ use crate::mount::{self, Access, MountFlags, MountOptions, Passthrough, Unmount}
 use crate::oci::LayerSelection;
 use crate::registry::{Credential, Options, Registry};
 use crate::sandbox::{Applied, Report};
+use crate::source::Location;
 use crate::tree::Kind;
 use crate::view::{Links, Namespace, Scope};
 
 use super::args::{
     CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflict, PartOrder, PassthroughWhen,
-    PlatformChoice, PrefetchUse, UmountArgs,
+    PlatformChoice, PrefetchUse, ServeArgs, UmountArgs,
 };
 use super::daemon::Signals;
+use super::delayed::Delayed;
 use super::exit::Failure;
 use super::metrics::Endpoint;
-use super::service::Service;
-use super::{background, daemon, inspect as report, metrics, network, output, record, secret};
+use super::service::{Service, Where};
+use super::{background, daemon, inspect as report, lazy, metrics, network, output, record, refresh, secret};
 
 /// How long tasks may take to end when the mount is gone: an unmount in an outage must not hang on the network.
 pub(super) const LAST_TASKS: Duration = Duration::from_millis(500);
@@ -43,92 +45,132 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
         background::detach()?;
     }
     let is_root = nix::unistd::geteuid().is_root();
-    if (args.allow_suid || args.allow_dev) && !is_root {
+    if (args.serve.allow_suid || args.serve.allow_dev) && !is_root {
         return Err(Failure::usage("mount options allow_suid and allow_dev are for root only"));
     }
-    if args.subdir.as_deref().is_some_and(climbs) {
+    if args.serve.subdir.as_deref().is_some_and(climbs) {
         return Err(Failure::usage("--subdir is a path inside the tree, without .."));
     }
     // The program was started by another name when it went to the background. Who lists processes looks for ours.
     nix::sys::prctl::set_name(c"ocifs").ok();
+    consistent(&args.image)?;
     daemon::keep_clear(&args)?;
     prepare(&args.image)?;
     // While this process may still take away what an earlier one left.
     let mut service = Service::new()?;
     args.image.location = service.location(&args.image.location)?;
     let mut options = MountOptions {
-        access: match (args.allow_other, args.allow_root) {
+        access: match (args.serve.allow_other, args.serve.allow_root) {
             (true, _) => Access::Everyone,
             (false, true) => Access::OwnerAndRoot,
             (false, false) => Access::Owner,
         },
         flags: MountFlags {
-            suid: args.allow_suid,
-            dev: args.allow_dev,
-            noexec: args.noexec,
-            default_permissions: args.default_permissions,
-            nonempty: args.nonempty,
+            suid: args.serve.allow_suid,
+            dev: args.serve.allow_dev,
+            noexec: args.serve.noexec,
+            default_permissions: args.serve.default_permissions,
+            nonempty: args.serve.nonempty,
+            over_dead: args.serve.over_dead,
         },
         source: String::new(),
-        passthrough: match args.passthrough {
+        passthrough: match args.serve.passthrough {
             PassthroughWhen::Auto => Passthrough::Auto { cache: args.image.cache.dir()? },
             PassthroughWhen::Off => Passthrough::Off,
         },
         record: None,
     };
+    let replaced = if args.refresh { refresh::standing(&args)?.map(|(dir, _)| dir) } else { None };
     let dir = match service.left() {
         Some(dir) => dir.to_owned(),
-        None => mount::check(&args.dir, options.flags.nonempty)?,
+        None if replaced.is_some() => replaced.clone().unwrap_or_default(),
+        None if args.serve.over_dead => mount::check_over_dead(&args.dir, args.serve.nonempty)?,
+        None => mount::check(&args.dir, args.serve.nonempty)?,
     };
-    let endpoint = args.daemon.metrics.as_ref().map(Endpoint::open).transpose()?;
+    let endpoint = args.serve.daemon.metrics.as_ref().map(Endpoint::open).transpose()?;
     // Before the first thread, which would keep the rights that its process gives up.
     let registry = registry(&args.image)?;
     let sandboxed = daemon::confine(&args, &dir, &options, endpoint.as_ref(), &registry)?;
     let runtime = threads()?;
     let result = runtime.block_on(async {
-        let scope = Scope {
-            view: args.view.clone(),
-            subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
-            links: if args.hide_symlinks { Links::Hidden } else { Links::Shown },
-        };
-        let landmarks = match args.prefetch {
+        let scope = scope(&args.serve);
+        let landmarks = match args.serve.prefetch {
             PrefetchUse::Landmarks => Prefetch::Landmarks,
             PrefetchUse::None | PrefetchUse::Trace | PrefetchUse::All => Prefetch::None,
         };
+        // Signals are caught before there is a mount to leave behind.
+        let mut signals = Signals::new()?;
+        let delayed = match args.serve.delay_connect && service.left().is_none() {
+            true => Some(Delayed::attach(&args, &dir, &mut options, in_background, &service)?),
+            false => None,
+        };
         let prepare = async {
-            let family = Arc::new(open_with(&args.image, &registry, landmarks, Recording::Off).await?);
+            let open = || open_with(&args.image, &registry, landmarks.clone(), Recording::Off);
+            let family = Arc::new(match &delayed {
+                Some(delayed) => delayed.until_open(open).await?,
+                None => open().await?,
+            });
+            if args.serve.require_lazy {
+                lazy::demand(&family, scope.view.as_deref()).await?;
+            }
             if let Some(image) = family.main()
                 && scope.view.as_deref().is_none_or(|view| view == "merged")
             {
                 tokio::spawn(image.clone().merge_ahead());
             }
-            let prefetch = record::chosen(&family, args.prefetch, args.trace.as_deref()).await?;
+            let prefetch = record::chosen(&family, args.serve.prefetch, args.serve.trace.as_deref()).await?;
             let pinned = family.pinned().to_owned();
             let mut namespace = Namespace::open(family, &scope).await?;
             let record = service.record(&mut namespace, &pinned)?;
             Ok::<_, Failure>((Arc::new(namespace), prefetch, record))
         };
         // Until there is a mount, the command that waits for it can be interrupted, and takes us along.
-        let (namespace, prefetch, record) = tokio::select! {
-            prepared = prepare => prepared?,
-            () = background::abandoned(), if in_background => return Err(Failure::interrupted()),
+        let prepared = tokio::select! {
+            prepared = prepare => prepared.map(Some),
+            () = background::abandoned(), if in_background && delayed.is_none() => Err(Failure::interrupted()),
+            () = signals.until_stop(&registry), if delayed.is_some() => Ok(None),
+        };
+        let (namespace, prefetch, record) = match (prepared, delayed.is_some()) {
+            (Ok(Some(prepared)), _) => prepared,
+            (Err(failure), false) => return Err(failure),
+            (stopped, _) => {
+                if let Some(delayed) = delayed {
+                    delayed.detach();
+                }
+                service.ended();
+                return stopped.map(drop).inspect_err(|failure| {
+                    // In the background nobody reads what the end of the process says.
+                    tracing::error!(%failure, "what was mounted cannot be opened");
+                });
+            }
         };
         let family = namespace.family().clone();
         let pinned = family.pinned().to_owned();
-        options.source.clone_from(&pinned);
+        if delayed.is_none() {
+            options.source.clone_from(&pinned);
+        }
+        let is_told = delayed.is_some();
         options.record = record;
-        // Signals are caught before there is a mount to leave behind.
-        let signals = Signals::new()?;
         let handle = tokio::runtime::Handle::current();
         // Mounting looks at its own mount, which the runtime may have to answer.
         let mounting = tokio::task::spawn_blocking(move || {
-            let mounted = service.mount(namespace, &dir, &options, &handle);
+            let place = match delayed {
+                Some(delayed) => Where::Attached(delayed.attached),
+                None => Where::At(&dir),
+            };
+            // Who has files of the old one open reads on.
+            if replaced.is_some()
+                && let Err(error) = mount::unmount(&dir, Unmount::Lazy)
+            {
+                return (service, Err(error.into()));
+            }
+            let mounted = service.mount(namespace, place, &options, &handle);
             (service, mounted)
         });
         let (service, mounted) = mounting.await.map_err(|error| Failure::local("mounting", &error))?;
         let mounted = mounted?;
         let message = format!("{pinned} mounted at {}", mounted.dir().display());
-        let told = if in_background { background::ready(&message) } else { tell(&message) };
+        let told = if is_told { Ok(()) } else { say(&message, in_background) };
         if told.is_err() {
             // Whoever asked for the mount is gone.
             let unmounted = mounted.unmount().await;
@@ -138,9 +180,14 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
         }
         service.ready(&message);
         tracing::info!(reference = pinned, dir = %mounted.dir().display(), "mounted");
+        let complete = args.serve.complete;
         let prefetch = tokio::spawn(async move {
             for image in family.images() {
-                image.clone().prefetch(prefetch.clone()).await;
+                if complete {
+                    image.clone().complete().await;
+                } else {
+                    image.clone().prefetch(prefetch.clone()).await;
+                }
             }
         });
         let shown = endpoint
@@ -161,6 +208,20 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
     });
     runtime.shutdown_timeout(LAST_TASKS);
     result
+}
+
+/// Tells whoever asked for the mount that it is there.
+pub(super) fn say(message: &str, in_background: bool) -> Result<(), Failure> {
+    if in_background { background::ready(message) } else { tell(message) }
+}
+
+/// What a mount shows.
+pub(super) fn scope(args: &ServeArgs) -> Scope {
+    Scope {
+        view: args.view.clone(),
+        subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
+        links: if args.hide_symlinks { Links::Hidden } else { Links::Shown },
+    }
 }
 
 fn climbs(path: &OsStr) -> bool {
@@ -249,11 +310,8 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let (family, offered) = runtime.block_on(async {
         let family = open(&args.image).await?;
-        // Nobody publishes an index of what is no archive, so that nobody need be asked for one.
-        let has_archives =
-            |image: &Arc<Image>| (0..image.manifest().layers.len()).any(|at| image.archive(at).is_some());
         let offered = match family.main() {
-            Some(image) if has_archives(image) => image.offered_indexes().await,
+            Some(image) if image.has_archives() => image.offered_indexes().await,
             _ => Vec::new(),
         };
         Ok::<_, Failure>((family, offered))
@@ -349,7 +407,7 @@ pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
     })
 }
 
-fn stdout_fd() -> Result<std::os::fd::OwnedFd, Failure> {
+pub(super) fn stdout_fd() -> Result<std::os::fd::OwnedFd, Failure> {
     use std::os::fd::AsFd as _;
     let duplicated = std::io::stdout().as_fd().try_clone_to_owned();
     duplicated.map_err(|error| Failure::local("opening standard output", &error))
@@ -361,8 +419,19 @@ pub(super) fn start(args: &ImageArgs) -> Result<Runtime, Failure> {
     threads()
 }
 
+/// Refuses what is asked for at once and cannot be had together, before anything is done.
+fn consistent(args: &ImageArgs) -> Result<(), Failure> {
+    if args.location.is_input() && args.cache.is_private() {
+        return Err(Failure::usage(
+            "--no-cache and standard input contradict each other: an archive that comes once has to be kept while it is read",
+        ));
+    }
+    Ok(())
+}
+
 /// Starts the log, and whatever else comes before threads.
 fn prepare(args: &ImageArgs) -> Result<(), Failure> {
+    consistent(args)?;
     output::start_log(args.log_file.as_deref())?;
     secret::guard_memory();
     raise_file_limit();
@@ -370,7 +439,7 @@ fn prepare(args: &ImageArgs) -> Result<(), Failure> {
 }
 
 /// Starts the runtime.
-fn threads() -> Result<Runtime, Failure> {
+pub(super) fn threads() -> Result<Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("ocifs")
@@ -390,6 +459,14 @@ fn raise_file_limit() {
 
 pub(super) async fn open(args: &ImageArgs) -> Result<Family, Failure> {
     open_with(args, &registry(args)?, Prefetch::None, Recording::Off).await
+}
+
+/// Refuses options that choose layers where all of them count.
+pub(super) fn refuse_selection(args: &ImageArgs, why: &str) -> Result<(), Failure> {
+    if args.layer.is_empty() && args.media_type.is_empty() && args.title.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("--layer, --media-type and --title choose what is shown: {why}")))
 }
 
 /// The one image that the arguments name.
@@ -424,15 +501,29 @@ pub(super) async fn open_with(
     prefetch: Prefetch,
     recording: Recording,
 ) -> Result<Family, Failure> {
-    let location = network::in_full(&args.location, registry)?;
-    let cache = Cache::open_limited(&args.cache.dir()?, args.cache_size.limit())?;
-    let options = OpenOptions {
-        location,
-        platforms: match &args.platform {
-            None => Platforms::Host,
-            Some(PlatformChoice::One(platform)) => Platforms::One(platform.clone()),
-            Some(PlatformChoice::All) => Platforms::All,
-        },
+    let platforms = match &args.platform[..] {
+        [] => Platforms::Host,
+        [PlatformChoice::One(platform)] => Platforms::One(platform.clone()),
+        [PlatformChoice::All] => Platforms::All,
+        [..] => return Err(Failure::usage("--platform can be given only once here")),
+    };
+    let options = OpenOptions { platforms, prefetch, recording, ..options(args, &args.location, registry)? };
+    let opened = Family::open(&options, registry, cache(args)?).await;
+    opened.map_err(|error| Failure::from(error).hinting(network::namesake(&args.location)))
+}
+
+/// The cache that the arguments name.
+pub(super) fn cache(args: &ImageArgs) -> Result<Cache, Failure> {
+    Ok(Cache::open_limited(&args.cache.dir()?, args.cache_size.limit())?)
+}
+
+/// What the arguments say about opening `location`, but for the platforms.
+pub(super) fn options(
+    args: &ImageArgs,
+    location: &Location,
+    registry: &Registry,
+) -> Result<OpenOptions, Failure> {
+    Ok(OpenOptions {
         select: args.select.clone(),
         layers: LayerSelection {
             numbers: args.layer.clone(),
@@ -445,6 +536,7 @@ pub(super) async fn open_with(
             OnConflict::Error => image::OnConflict::Error,
         },
         layer_name: args.layer_name.clone(),
+        content_stores: args.content.stores()?,
         network: if args.offline { Network::Offline } else { Network::Online },
         part_order: match args.part_order {
             PartOrder::Epoch => disk::PartOrder::Epoch,
@@ -460,8 +552,6 @@ pub(super) async fn open_with(
         verify: args.trust.verify.into(),
         small: cache::SMALL,
         signed_by: args.trust.keys()?,
-        prefetch,
-        recording,
-    };
-    Ok(Family::open(&options, registry, cache).await?)
+        ..OpenOptions::new(network::in_full(location, registry)?)
+    })
 }

@@ -89,7 +89,7 @@ pub(super) fn confine(
     endpoint: Option<&Endpoint>,
     registry: &Registry,
 ) -> Result<Option<Report>, Failure> {
-    if args.daemon.sandbox == SandboxWhen::Off {
+    if args.serve.daemon.sandbox == SandboxWhen::Off {
         return Ok(None);
     }
     // It has to be there to be left in reach.
@@ -110,13 +110,13 @@ pub(super) fn confine(
 pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
     // What is wrong with it is told by who mounts there.
     let Ok(dir) = std::fs::canonicalize(&args.dir) else { return Ok(()) };
-    let layout = match &args.image.location {
-        Location::Layout { directory, .. } => Some(directory.clone()),
-        Location::Registry(_) => None,
+    let kind = match &args.image.location {
+        Location::Layout { .. } => "the layout",
+        Location::Registry(_) | Location::Archive { .. } => "the image",
     };
     let own = [
         ("the cache", Some(args.image.cache.dir()?)),
-        ("the layout", layout),
+        (kind, args.image.location.path().map(Path::to_owned)),
         ("the credential file", args.image.network.authfile.clone()),
         ("the log", args.image.log_file.clone()),
     ];
@@ -140,7 +140,7 @@ fn policy(args: &MountArgs, endpoint: Option<&Endpoint>, registry: &Registry) ->
         read: readable(args, registry)?,
         write: vec![args.image.cache.reach()?],
         sockets: endpoint.and_then(Endpoint::directory).into_iter().collect(),
-        stay_admin: args.passthrough == PassthroughWhen::Auto && mount::may_pass_through(),
+        stay_admin: args.serve.passthrough == PassthroughWhen::Auto && mount::may_pass_through(),
     })
 }
 
@@ -151,20 +151,16 @@ fn readable(args: &MountArgs, registry: &Registry) -> Result<Vec<PathBuf>, Failu
     };
     let known = [CERTIFICATES, NAMES, KERNEL].concat();
     let mut paths: Vec<PathBuf> = known.iter().map(PathBuf::from).collect();
-    paths.extend(args.trace.as_deref().map(absolute).transpose()?);
+    paths.extend(args.serve.trace.as_deref().map(absolute).transpose()?);
     paths.extend(resolver());
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     paths.extend(variable("SSL_CERT_FILE"));
     paths.extend(variable("SSL_CERT_DIR"));
     paths.extend(args.image.trust.files());
     let location = network::in_full(&args.image.location, registry)?;
-    paths.extend(registry.reads(match &location {
-        Location::Registry(reference) => Some(reference),
-        Location::Layout { .. } => None,
-    }));
-    if let Location::Layout { directory, .. } = location {
-        paths.push(directory);
-    }
+    paths.extend(registry.reads(location.reference()));
+    paths.extend(location.path().map(Path::to_owned));
+    paths.extend(args.image.content.stores()?);
     Ok(paths)
 }
 

@@ -1,13 +1,13 @@
 //! Exit codes and hints: what a failure means for the script that called, and what a person can do about it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cache::CacheError;
-use crate::export::CatError;
+use crate::export::{CatError, ExportError};
 use crate::image::ImageError;
 use crate::io::{Fault, ReadError, chain};
 use crate::mount::MountError;
@@ -83,6 +83,23 @@ impl Failure {
         Self { code: MISMATCH, message: message.into(), hint: None, silent: false }
     }
 
+    /// A layer would have to be read as a whole where nobody wants that.
+    pub(super) fn not_lazy(message: impl Into<String>) -> Self {
+        let hint =
+            "\"ocifs index build REF\" makes the index on this machine, \"ocifs index push REF\" for others";
+        Self { code: CONTENT, message: message.into(), hint: Some(hint.to_owned()), silent: false }
+    }
+
+    /// Whether it may be otherwise later without anybody's doing: the network or a registry is away.
+    pub(super) fn is_passing(&self) -> bool {
+        self.code == NETWORK
+    }
+
+    /// What can be done about it.
+    pub(super) fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// Something is in use and stays.
     pub(super) fn busy(message: impl Into<String>) -> Self {
         Self { code: GENERIC, message: message.into(), hint: None, silent: false }
@@ -98,9 +115,21 @@ impl Failure {
         }
     }
 
+    /// A command that could not be started: 127 when there is none of this name, else 126, as env(1) and shells have it.
+    pub(super) fn not_run(program: &OsStr, error: &std::io::Error) -> Self {
+        let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
+        Self { code, ..Self::local(format!("running {}", program.display()), error) }
+    }
+
     /// Something that was looked at is somebody's fault.
     pub(super) fn of(fault: Fault, message: String) -> Self {
         Self { code: code(fault), message, hint: None, silent: false }
+    }
+
+    /// The same with a better hint, if there is one.
+    pub(super) fn hinting(mut self, hint: Option<String>) -> Self {
+        self.hint = hint.or(self.hint);
+        self
     }
 
     /// Another process of ours failed with this code and said why.
@@ -149,7 +178,8 @@ impl fmt::Display for Failure {
     }
 }
 
-fn code(fault: Fault) -> u8 {
+/// The exit code of a fault.
+pub(super) fn code(fault: Fault) -> u8 {
     match fault {
         Fault::Usage => USAGE,
         Fault::NotFound => NOT_FOUND,
@@ -202,6 +232,10 @@ impl From<ImageError> for Failure {
             (ImageError::Source(SourceError::Registry(_)), Fault::Denied) => {
                 Some("log in with \"docker login\" or \"podman login\", or pass --authfile; the reference may also not exist".to_owned())
             }
+            (ImageError::Source(SourceError::Ambiguous { .. }), _) => Some(
+                "oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:NAME:TAG and URL#TAG name one; @sha256:... behind anything does, too"
+                    .to_owned(),
+            ),
             (ImageError::Source(SourceError::Offline { .. }), _) => Some(
                 "mount it once without --offline; a tag can only be resolved online, so name the digest".to_owned(),
             ),
@@ -246,22 +280,38 @@ impl From<CatError> for Failure {
     }
 }
 
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        if error.is_closed_pipe() {
+            return Self::closed_pipe();
+        }
+        let hint = match &error {
+            ExportError::Read(read) if read.fault() == Fault::Mismatch => Some(
+                "other bytes came than the manifest names, and what was written of them is wrong".to_owned(),
+            ),
+            _ => None,
+        };
+        Self::new(error.fault(), &error, hint)
+    }
+}
+
 impl From<MountError> for Failure {
     fn from(error: MountError) -> Self {
         let hint = match &error {
             MountError::Missing { dir } => Some(format!("create it: mkdir -p {}", dir.display())),
             MountError::NotEmpty { .. } => Some("choose an empty directory, or hide what is there with -o nonempty".to_owned()),
-            MountError::AlreadyMounted { dir, .. } => Some(format!("take it away first: umount {}", dir.display())),
+            MountError::AlreadyMounted { dir, .. } => Some(format!("take it away first, ocifs umount {}, or replace it with --refresh", dir.display())),
             MountError::Stale { dir, .. } => Some(format!("take it away first: umount -l {}", dir.display())),
             MountError::BelowStale { .. } => Some("\"findmnt\" shows what is mounted above it".to_owned()),
             MountError::NotOurs { .. } => Some("choose a directory of your own".to_owned()),
-            MountError::NotMounted { .. } => Some("\"findmnt -t fuse.ocifs\" lists the mounts there are".to_owned()),
+            MountError::NotMounted { .. } => Some("\"ocifs list\" lists the mounts there are".to_owned()),
             MountError::Busy { .. } => Some("end the programs that use it, or pass -l to unmount lazily".to_owned()),
             MountError::NoDevice { .. } => Some(
                 "load the module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN); \
                  \"ocifs ls\" and \"ocifs cat\" need neither"
                     .to_owned(),
             ),
+            MountError::NoNamespace => Some("as an ordinary user, be root of a namespace: unshare -rm ocifs run --rw ...".to_owned()),
             MountError::NoHelper => Some("install the package fuse3, or mount as root".to_owned()),
             MountError::Helper { said, .. } if said.contains("user_allow_other") => {
                 Some("add the line user_allow_other to /etc/fuse.conf".to_owned())

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::artifact::FileBody;
 use crate::disk::{Body, Packing};
 use crate::image::{Family, Image, MemberStatus};
-use crate::layer::{IndexKind, LayerState};
+use crate::layer::IndexKind;
 use crate::oci::{Digest, Document, classify, classify_manifest, told_by};
 use crate::view;
 
@@ -153,8 +153,8 @@ fn layers(image: &Image, offered: &[(Digest, IndexKind)]) -> Vec<LayerReport> {
         size: descriptor.size,
         cached: cached(descriptor.digest.as_str()),
         title: descriptor.title().map(str::to_owned),
-        index: index(image, offered, at).map(|kind| kind.to_string()),
-        access: access(image, offered, at),
+        index: image.index_of(at, offered).map(|kind| kind.to_string()),
+        access: image.access(at, offered).to_string(),
     });
     layers.collect()
 }
@@ -207,33 +207,6 @@ fn class(family: &Family) -> &'static str {
         None => classify(family.document()),
     };
     class.words()
-}
-
-/// The index of the layer with this number, as far as documents and the cache tell.
-fn index(image: &Image, offered: &[(Digest, IndexKind)], at: usize) -> Option<IndexKind> {
-    let descriptor = &image.manifest().layers[at];
-    let layer = image.archive(at)?;
-    layer
-        .known_index()
-        .or_else(|| offered.iter().find(|(digest, _)| *digest == descriptor.digest).map(|(_, kind)| *kind))
-}
-
-/// How the layer with this number can be read, as far as its label and the cache tell.
-fn access(image: &Image, offered: &[(Digest, IndexKind)], at: usize) -> String {
-    let descriptor = &image.manifest().layers[at];
-    if descriptor.digest.algorithm().is_none() {
-        return format!("not served: digest algorithm {} is unknown", descriptor.digest.algorithm_name());
-    }
-    let Some(layer) = image.archive(at) else { return "by range".into() };
-    match (layer.state(), index(image, offered, at)) {
-        (LayerState::Failed(error), _) => format!("archive that cannot be read: {}", error.chain()),
-        (_, Some(IndexKind::Local)) => "archive, indexed in the cache: by range".into(),
-        (_, Some(kind)) => format!("archive with a {kind} index: by range"),
-        (_, None) if descriptor.media_type.claims_uncompressed_tar() => {
-            "archive, by range after a walk over its headers".into()
-        }
-        (_, None) => "archive, by range as stored; its files after one pass over it".into(),
-    }
 }
 
 fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {

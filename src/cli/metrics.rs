@@ -7,20 +7,19 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, umask};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 
 use crate::meter::{self, Family, Kind, Sample, Value};
 
 use super::exit::Failure;
+use super::socket::{self, SocketFile};
 
 /// The longest request that is read, in bytes.
 const MAX_REQUEST: u64 = 8 * 1024;
@@ -69,26 +68,6 @@ enum Listener {
     Tcp(std::net::TcpListener),
 }
 
-/// The name of a socket, for as long as it is ours.
-struct SocketFile {
-    path: PathBuf,
-    /// Device and inode: another socket of this name is not removed.
-    identity: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|meta| identity(&meta) == self.identity);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "the socket of the counters stays");
-        }
-    }
-}
-
-fn identity(meta: &std::fs::Metadata) -> (u64, u64) {
-    (meta.dev(), meta.ino())
-}
-
 impl Endpoint {
     /// Opens the socket. Called before any thread is started: the mode of a new socket belongs to the process.
     pub(super) fn open(address: &Address) -> Result<Self, Failure> {
@@ -102,23 +81,16 @@ impl Endpoint {
             Address::Unix(path) => {
                 let failed =
                     |error: io::Error| Failure::local(format!("listening at {}", path.display()), &error);
-                let path = std::path::absolute(path).map_err(failed)?;
-                make_room(&path).map_err(failed)?;
-                let before = umask(Mode::from_bits_truncate(0o177));
-                let bound = UnixListener::bind(&path);
-                umask(before);
-                let listener = bound.map_err(failed)?;
+                let (listener, file) = socket::listen(path).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
-                let identity = identity(&std::fs::symlink_metadata(&path).map_err(failed)?);
-                let file = Some(SocketFile { path, identity });
-                Ok(Self { listener: Listener::Unix(listener), file })
+                Ok(Self { listener: Listener::Unix(listener), file: Some(file) })
             }
         }
     }
 
     /// Where the socket has its name, if it has one.
     pub(super) fn directory(&self) -> Option<PathBuf> {
-        self.file.as_ref().and_then(|file| file.path.parent()).map(Path::to_owned)
+        self.file.as_ref().and_then(|file| file.path().parent()).map(Path::to_owned)
     }
 
     /// Serves until it is dropped. `about` is shown beside the counters.
@@ -144,22 +116,6 @@ impl Endpoint {
                 accept(places, about, next).await
             }
         }
-    }
-}
-
-/// Takes away the socket of a process that is gone. Anything else stays, and is the error.
-fn make_room(path: &Path) -> io::Result<()> {
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"))
-        }
-        Ok(_) => match UnixStream::connect(path) {
-            Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
-            Err(error) => Err(error),
-        },
     }
 }
 
@@ -305,8 +261,21 @@ pub(super) fn about(labels: Vec<(&'static str, String)>, sandbox: &[(&'static st
     ]
 }
 
+/// What does not change about a plugin for volumes.
+pub(super) fn plugin() -> Vec<Family> {
+    let labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    vec![Family {
+        name: "ocifs_csi_info",
+        help: "Which version serves volumes.",
+        kind: Kind::Gauge,
+        samples: vec![Sample { suffix: "", labels, value: Value::Whole(1) }],
+    }]
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     #[test]

@@ -7,18 +7,36 @@ mod background;
 mod cache;
 mod cache_args;
 mod cache_size;
+mod child;
 mod commands;
+mod content;
+mod copy;
+mod csi;
 mod daemon;
+mod delayed;
+mod doctor;
 mod exit;
+mod export;
 mod index;
 mod inspect;
+mod lazy;
+mod list;
 mod metrics;
 mod network;
 mod options;
 mod output;
+mod pages;
+mod progress;
+mod pull;
 mod record;
+mod refresh;
+mod resolve;
+mod run;
 mod secret;
 mod service;
+mod socket;
+mod status;
+mod status_html;
 mod trust;
 mod verify;
 
@@ -54,7 +72,11 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
             // clap prints help and versions to standard output, usage errors to standard error.
             let printed = error.print();
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
-            return style.code(if printed.is_ok() { code } else { exit::GENERIC });
+            return match printed {
+                Ok(()) => style.code(code),
+                Err(error) => output::printed(Err(error))
+                    .map_or_else(|failure| failure.report(style), |()| style.code(code)),
+            };
         }
     };
     match run(cli, argv) {
@@ -65,9 +87,16 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
 
 fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
     match cli.command {
-        Command::Mount(args) if !args.foreground && !background::is_child() => background::launch(&argv),
+        Command::Mount(args) if args.refresh && !background::is_child() && refresh::is_current(&args)? => {
+            Ok(())
+        }
+        Command::Mount(args) if !args.foreground && !background::is_child() => {
+            background::launch(&argv, secret::Input::of(&args.image.location))
+        }
         // It stays, and what it was started with could be read for as long.
-        Command::Mount(args) if args.image.creds.is_some() => Err(secret::become_clean(&argv)),
+        Command::Mount(args) if args.image.creds.is_some() => {
+            Err(secret::become_clean(&argv, secret::Input::of(&args.image.location)))
+        }
         Command::Mount(mut args) => {
             args.image.creds = secret::take()?;
             commands::mount(args)
@@ -76,11 +105,22 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Inspect(args) => commands::inspect(&args),
         Command::Ls(args) => commands::ls(&args),
         Command::Cat(args) => commands::cat(&args),
+        Command::Cp(args) => copy::cp(&args),
+        Command::Export(args) => export::export(&args),
+        Command::Pull(args) => pull::pull(&args),
+        Command::Resolve(args) => resolve::resolve(&args),
         Command::Index(IndexCommand::Build(args)) => index::build(&args),
         Command::Index(IndexCommand::Push(args)) => index::push(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Cache(command) => cache::run(&command),
         Command::Record(args) => record::record(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::List(args) => list::list(&args),
+        Command::Status(args) => status::status(&args),
+        Command::Run(args) => run::run(&args, &argv),
+        Command::Csi(args) => csi::serve(args),
+        Command::Completion(args) => pages::completion(&args),
+        Command::Man(args) => pages::man(&args),
     }
     .map(|()| ExitCode::SUCCESS)
 }

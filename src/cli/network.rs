@@ -2,7 +2,7 @@
 //!
 //! The names are those of skopeo and of containerd's tools. What is not said here comes from the files of this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -68,6 +68,14 @@ impl NetworkArgs {
         };
         Registry::new(options).map_err(|error: RegistryError| Failure::local("starting the client", &error))
     }
+}
+
+/// What to write for a file or directory that is called as somebody called an image.
+pub(super) fn namesake(location: &Location) -> Option<String> {
+    let name = location.reference()?.short_name()?;
+    Path::new(name)
+        .exists()
+        .then(|| format!("a name is one in a registry; for the path {name} write ./{name}"))
 }
 
 /// The location with a full path or name: an alias, or a name in the registry that is searched for short names, means what it

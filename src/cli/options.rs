@@ -4,11 +4,10 @@
 
 use std::ffi::{OsStr, OsString};
 
-use super::exit::{Failure, Style};
+use clap::CommandFactory as _;
 
-/// Words that can come first.
-const COMMANDS: &[&str] =
-    &["mount", "umount", "unmount", "inspect", "ls", "cat", "index", "record", "verify", "cache", "help"];
+use super::args::Cli;
+use super::exit::{Failure, Style};
 
 /// Generic options that say what is so anyway, or that are meant for mount(8) and its kin, not for us.
 const IGNORED: &[&str] = &[
@@ -51,6 +50,7 @@ const FLAGS: &[&str] = &[
     "default_permissions",
     "nonempty",
     "hide_symlinks",
+    "over_dead",
 ];
 
 /// What became of the arguments.
@@ -72,11 +72,9 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
     let has_options = rest.iter().any(|word| word == "-o");
     let bare = style == Style::MountHelper
         || rest.len() >= 2
-            && rest.first().is_some_and(|word| {
-                is_word(word)
-                    && !COMMANDS.iter().any(|command| word == *command)
-                    && (has_options || names_image(word))
-            });
+            && rest
+                .first()
+                .is_some_and(|word| is_word(word) && !is_command(word) && (has_options || names_image(word)));
     if style == Style::MountHelper {
         if rest.iter().any(|word| word == "-f") {
             return Ok(Rewritten::Fake);
@@ -96,7 +94,7 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
     if bare {
         out.push("mount".into());
     }
-    if !bare && rest.first().is_none_or(|word| word != "mount") {
+    if !bare && rest.first().is_none_or(|word| word != "mount" && word != "run") {
         out.extend(rest);
         return Ok(Rewritten::Arguments(out));
     }
@@ -133,6 +131,11 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
         }
     }
     Ok(Rewritten::Arguments(out))
+}
+
+/// Whether a word is one of our commands, or another name of one.
+fn is_command(word: &OsStr) -> bool {
+    word == "help" || Cli::command().find_subcommand(word).is_some()
 }
 
 /// Splits at commas that have no backslash before them.

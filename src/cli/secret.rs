@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
+use crate::source::Location;
+
 use super::exit::Failure;
 
 /// The variable that holds it for a command.
@@ -19,22 +21,40 @@ const MARK: &str = "OCIFS_CREDS_STDIN";
 /// The most bytes of a user and a password. A pipe holds as much without a reader (pipe(7)), so that writing never waits.
 const LIMIT: u64 = 4096;
 
+/// What the process that stays reads from its standard input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    /// Nothing, or the password.
+    Ours,
+    /// What it mounts. There is nobody to give a password to.
+    Archive,
+}
+
+impl Input {
+    /// What a mount of `location` reads.
+    pub(super) fn of(location: &Location) -> Self {
+        if location.is_input() { Input::Archive } else { Input::Ours }
+    }
+}
+
 /// This program with these arguments (without its name) for a process that stays: without the password, and with it as
 /// standard input.
-pub(super) fn command(arguments: &[OsString]) -> Result<Command, Failure> {
+pub(super) fn command(arguments: &[OsString], input: Input) -> Result<Command, Failure> {
     let (kept, given) = split(arguments);
     let given = given.map(OsStr::to_owned).or_else(|| std::env::var_os(VARIABLE));
     let mut command = Command::new("/proc/self/exe");
     command.arg0("ocifs").args(kept).env_remove(VARIABLE).env_remove(MARK).stdin(Stdio::null());
-    if let Some(creds) = given {
+    if input == Input::Archive {
+        command.stdin(Stdio::inherit());
+    } else if let Some(creds) = given {
         command.env(MARK, "1").stdin(filled(&creds)?);
     }
     Ok(command)
 }
 
 /// Becomes the same program without the password in its arguments and environment. Returns only if that failed.
-pub(super) fn become_clean(argv: &[OsString]) -> Failure {
-    match command(argv.get(1..).unwrap_or_default()) {
+pub(super) fn become_clean(argv: &[OsString], input: Input) -> Failure {
+    match command(argv.get(1..).unwrap_or_default(), input) {
         Ok(mut command) => Failure::local("starting without the password in sight", &command.exec()),
         Err(failure) => failure,
     }

@@ -12,8 +12,8 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 
-use crate::mount::{self, MountOptions, Mounted, Record, Survivor};
-use crate::source::Location;
+use crate::mount::{self, Attached, MountOptions, Mounted, Record, Survivor};
+use crate::source::{Location, Place};
 use crate::view::Namespace;
 
 use super::exit::Failure;
@@ -39,6 +39,14 @@ pub(super) struct Service {
 enum Manager {
     None,
     Listens,
+}
+
+/// Where a mount goes.
+pub(super) enum Where<'a> {
+    /// To this directory.
+    At(&'a std::path::Path),
+    /// It is in the tree already.
+    Attached(Attached),
 }
 
 impl Service {
@@ -82,8 +90,14 @@ impl Service {
         let pinned = survivor.record().pinned();
         tracing::info!(reference = pinned, dir = %survivor.dir().display(), "an earlier process left this mount");
         let parsed = pinned.parse::<Location>();
-        parsed
-            .map_err(|error| Failure::local(format!("the reference {pinned} of the mount's record"), &error))
+        let parsed = parsed.map_err(|error| {
+            Failure::local(format!("the reference {pinned} of the mount's record"), &error)
+        })?;
+        Ok(match (asked, parsed.digest()) {
+            // The record does not have all of an address, which may be signed.
+            (Location::Archive { at: Place::Web(_), .. }, Some(digest)) => asked.at(digest),
+            _ => parsed,
+        })
     }
 
     /// The record of the mount, which from now on sees what `namespace` shows.
@@ -115,7 +129,7 @@ impl Service {
     pub(super) fn mount(
         &mut self,
         namespace: Arc<Namespace>,
-        dir: &std::path::Path,
+        place: Where<'_>,
         options: &MountOptions,
         runtime: &Handle,
     ) -> Result<Mounted, Failure> {
@@ -126,7 +140,10 @@ impl Service {
                 Err(error) => self.drop_survivor(survivor, &crate::io::chain(&error)),
             }
         }
-        let mounted = mount::mount(namespace, dir, options, runtime)?;
+        let mounted = match place {
+            Where::At(dir) => mount::mount(namespace, dir, options, runtime)?,
+            Where::Attached(attached) => attached.serve(namespace, options, runtime)?,
+        };
         if let Some(descriptors) = mounted.descriptors() {
             let state = [NotifyState::FdStore, NotifyState::FdName(NAME)];
             told(sd_notify::notify_with_fds(&state, &descriptors));

@@ -1,0 +1,37 @@
+//! What can be typed about blobs that this machine has already: where other tools keep them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+
+use crate::source;
+
+use super::exit::Failure;
+
+/// An empty value says that there is no store.
+fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// The content stores of other tools.
+#[derive(Args, Debug)]
+pub(super) struct ContentArgs {
+    /// A directory with blobs/sha256/..., as containerd and OCI layouts have it: a blob that is there is read from there, after
+    /// it was compared with its digest, and not fetched. May be repeated, also with colons in between. Default: containerd's,
+    /// where this user may read it; empty for none.
+    #[arg(long, value_name = "DIR", env = "OCIFS_CONTENT_STORE", value_delimiter = ':', value_parser = maybe_empty())]
+    content_store: Option<Vec<PathBuf>>,
+}
+
+impl ContentArgs {
+    /// The directories, absolute: a mount in the background leaves the directory it was started in.
+    pub(super) fn stores(&self) -> Result<Vec<PathBuf>, Failure> {
+        let Some(named) = &self.content_store else { return Ok(source::usual_stores()) };
+        let given = named.iter().filter(|path| !path.as_os_str().is_empty());
+        given
+            .map(std::path::absolute)
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::local("finding the working directory", &error))
+    }
+}

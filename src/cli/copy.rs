@@ -1,0 +1,82 @@
+//! `ocifs cp`: a file or a directory of a reference as one of this machine.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use crate::export;
+use crate::tree::Kind;
+use crate::view::{Namespace, Scope};
+
+use super::args::ImageArgs;
+use super::commands::{Stop, open, start};
+use super::exit::Failure;
+use super::export::told_incomplete;
+use super::progress::{Progress, ProgressArgs};
+
+/// What is copied, and where to.
+#[derive(Args, Debug)]
+pub(super) struct CpArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// The path of a file or a directory, as in a mount: disk/NAME.qcow2, merged/etc, files/NAME.
+    #[arg(value_name = "PATH")]
+    path: OsString,
+
+    /// Where to: a file is written to this name, or into this directory; a directory becomes this directory, which is not there yet
+    /// or empty.
+    #[arg(value_name = "DEST")]
+    dest: PathBuf,
+
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+/// Runs the command.
+pub(super) fn cp(args: &CpArgs) -> Result<(), Failure> {
+    if args.dest.as_os_str() == "-" {
+        return Err(Failure::usage(
+            "cp writes files; to standard output: ocifs cat REF PATH (a file of this name is ./-)",
+        ));
+    }
+    let runtime = start(&args.image)?;
+    runtime.block_on(async {
+        let mut stop = Stop::new()?;
+        tokio::select! {
+            copied = copy(args) => copied,
+            () = stop.wait() => Err(Failure::interrupted()),
+        }
+    })
+}
+
+async fn copy(args: &CpArgs) -> Result<(), Failure> {
+    let path = args.path.as_bytes();
+    let namespace = Namespace::open(Arc::new(open(&args.image).await?), &Scope::default()).await?;
+    let node = namespace.resolve(path).await?;
+    namespace.settle(node).await?;
+    let attributes = namespace.attributes(node);
+    if attributes.is_some_and(|attributes| matches!(attributes.kind, Kind::Directory)) {
+        let progress = Progress::start(&args.progress, None);
+        let report =
+            export::write_tree(&namespace, path, &args.dest, &|bytes| progress.advance(bytes)).await?;
+        drop(progress);
+        if !args.progress.quiet {
+            told_incomplete(&report);
+        }
+        return Ok(());
+    }
+    let mut dest = args.dest.clone();
+    if dest.is_dir() {
+        let name = path.split(|byte| *byte == b'/').rfind(|name| !name.is_empty()).unwrap_or_default();
+        if matches!(name, b"" | b"." | b"..") {
+            return Err(Failure::usage(format!("{} is a directory: give the file a name", dest.display())));
+        }
+        dest.push(OsString::from_vec(name.to_vec()));
+    }
+    let progress = Progress::start(&args.progress, attributes.map(|attributes| attributes.size));
+    Ok(export::copy_file(&namespace, path, &dest, &|bytes| progress.advance(bytes)).await?)
+}

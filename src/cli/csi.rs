@@ -1,0 +1,214 @@
+//! `ocifs csi`: volumes for the pods of a node.
+//!
+//! Never mounts in this process. The idea: what every mount is to be given is typed as for `ocifs mount`, and is parsed by the same
+//! parser once at the start, so that a slip is told then and not with the first pod.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use clap::{Args, Parser as _};
+
+use super::args::{Cli, Command, MountArgs};
+use super::commands::{self, Stop};
+use super::exit::Failure;
+use super::metrics::{Address, Endpoint};
+use super::socket;
+use super::{metrics, output, secret};
+use crate::csi::{self, CsiError, Node, Settings};
+
+/// Options of a mount that a volume or the plugin decides.
+const DECIDED: [&str; 12] = [
+    "--creds",
+    "--authfile",
+    "--view",
+    "--subdir",
+    "--platform",
+    "--foreground",
+    "--metrics",
+    "--offline",
+    "--allow-suid",
+    "--allow-dev",
+    "--no-cache",
+    "--over-dead",
+];
+
+#[derive(Args, Debug)]
+pub(super) struct CsiArgs {
+    /// The socket on which kubelet calls: unix:///PATH.
+    #[arg(long, value_name = "SOCKET", env = "CSI_ENDPOINT")]
+    endpoint: SocketPath,
+
+    /// What the orchestrator calls this node.
+    #[arg(long, value_name = "NAME", env = "OCIFS_NODE_ID")]
+    node_id: String,
+
+    /// Where it is written down what is mounted, and where logins of volumes lie; for root alone, and empty after a restart of
+    /// the machine.
+    #[arg(long, value_name = "DIR", default_value = "/run/ocifs-csi")]
+    state_dir: PathBuf,
+
+    /// A directory of mounted secrets that volumes can name with pullSecret: DIR/NAME/.dockerconfigjson. Every pod of the cluster
+    /// can use them.
+    #[arg(long, value_name = "DIR")]
+    pull_secrets: Option<PathBuf>,
+
+    /// The credential file of volumes that bring no login, in the form that docker and podman write.
+    #[arg(long, value_name = "FILE")]
+    authfile: Option<PathBuf>,
+
+    /// Show counters in the text format of Prometheus, at /metrics: HOST:PORT, or unix:PATH.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<Address>,
+
+    /// Write the log of the plugin to this file instead of standard error. What is logged: OCIFS_LOG.
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+
+    /// Options that every mount gets, as "ocifs mount" takes them: --cache-dir, --cache-size, --hosts-dir, --verify, ...
+    #[arg(value_name = "MOUNT OPTIONS", last = true)]
+    mount_options: Vec<OsString>,
+}
+
+/// A socket as orchestrators write it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SocketPath(PathBuf);
+
+impl FromStr for SocketPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
+        match path.starts_with('/') {
+            true => Ok(Self(path.into())),
+            false => Err("not of the form unix:///PATH".into()),
+        }
+    }
+}
+
+/// Serves volumes until a signal comes. The mounts stay.
+pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
+    output::start_log(args.log_file.as_deref())?;
+    secret::guard_memory();
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|error| Failure::local("finding the working directory", &error))
+    };
+    if args.node_id.is_empty() {
+        return Err(Failure::usage("--node-id is empty: name the node as the orchestrator does"));
+    }
+    check(&args.mount_options)?;
+    let SocketPath(path) = &args.endpoint;
+    let settings = Settings {
+        node_id: args.node_id,
+        state_dir: absolute(&args.state_dir)?,
+        pull_secrets: args.pull_secrets.as_deref().map(absolute).transpose()?,
+        authfile: args.authfile.as_deref().map(absolute).transpose()?,
+        program: "/proc/self/exe".into(),
+        mount_options: args.mount_options,
+    };
+    let node = Arc::new(Node::open(settings)?);
+    let (listener, file) = socket::listen(path)
+        .map_err(|error| Failure::local(format!("listening at {}", path.display()), &error))?;
+    let endpoint = args.metrics.as_ref().map(Endpoint::open).transpose()?;
+    let runtime = commands::threads()?;
+    let served = runtime.block_on(async {
+        let mut stop = Stop::new()?;
+        let shown = endpoint.map(|endpoint| tokio::spawn(endpoint.serve(metrics::plugin())));
+        tracing::info!(socket = %path.display(), node = node.id(), "serving volumes");
+        let served = csi::serve(node, listener, async move { stop.wait().await }).await;
+        if let Some(shown) = shown {
+            // It takes its socket along. That it was stopped is no news.
+            shown.abort();
+            shown.await.ok();
+        }
+        Ok::<_, Failure>(served?)
+    });
+    runtime.shutdown_timeout(commands::LAST_TASKS);
+    drop(file);
+    served
+}
+
+/// Parses the options as the first mount would.
+fn check(options: &[OsString]) -> Result<(), Failure> {
+    for option in options {
+        let text = option.to_string_lossy();
+        let name = text.split('=').next().unwrap_or_default();
+        // -o would be rewritten before it is parsed; every option has a long form.
+        if DECIDED.contains(&name) || !name.starts_with("--") && text.starts_with('-') {
+            return Err(Failure::usage(format!(
+                "mount option {name} is not for volumes: it is decided by the plugin or by the volume, or needs its long form"
+            )));
+        }
+    }
+    let words = ["ocifs", "mount"].map(OsString::from).into_iter().chain(options.iter().cloned());
+    let words = words.chain(["--", "registry.invalid/a:b", "/"].map(OsString::from));
+    match Cli::try_parse_from(words).map(|cli| cli.command) {
+        Ok(Command::Mount(MountArgs { .. })) => Ok(()),
+        Ok(_) => Err(Failure::usage("the words after -- are no options of mount")),
+        Err(error) => {
+            Err(Failure::usage(format!("the options after --: {}", error.render().to_string().trim())))
+        }
+    }
+}
+
+impl From<CsiError> for Failure {
+    fn from(error: CsiError) -> Self {
+        Failure::local("the plugin", &error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Fault;
+
+    #[test]
+    fn a_socket_is_written_in_every_way_that_orchestrators_have() {
+        for text in ["unix:///csi/csi.sock", "unix:/csi/csi.sock", "/csi/csi.sock"] {
+            assert_eq!(text.parse(), Ok(SocketPath("/csi/csi.sock".into())));
+        }
+        for text in ["", "tcp://1.2.3.4:1", "unix://", "csi.sock"] {
+            assert!(text.parse::<SocketPath>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn options_of_mounts_are_tried_before_the_first_pod() {
+        let tried = |line: &str| {
+            let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            check(&words).map_err(|failure| failure.to_string())
+        };
+        assert_eq!(tried("--cache-dir=/c --timeout 30 --verify=strict"), Ok(()));
+        assert_eq!(tried(""), Ok(()));
+        for line in
+            ["--creds=a:b", "--cache-dri=/c", "-o allow_other", "-f", "--view merged", "a/b", "--timeout"]
+        {
+            assert!(tried(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_fault_of_a_mount_has_its_code() {
+        let expected = |fault| match fault {
+            Fault::Usage => "InvalidArgument",
+            Fault::NotFound => "NotFound",
+            Fault::Denied => "Unauthenticated",
+            Fault::Unavailable | Fault::Misbehaved => "Unavailable",
+            Fault::Malformed | Fault::Unsupported | Fault::Mismatch | Fault::Io => "Internal",
+        };
+        for fault in [
+            Fault::Usage,
+            Fault::NotFound,
+            Fault::Denied,
+            Fault::Unavailable,
+            Fault::Misbehaved,
+            Fault::Malformed,
+            Fault::Unsupported,
+            Fault::Mismatch,
+            Fault::Io,
+        ] {
+            assert_eq!(csi::code_name(super::super::exit::code(fault)), expected(fault), "{fault:?}");
+        }
+    }
+}

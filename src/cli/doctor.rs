@@ -1,0 +1,222 @@
+//! `doctor`: can this machine mount, and what can a registry do.
+//!
+//! Mounts nothing. The idea: findings of the machine, the cache and the registry in one list, the worst of which is the exit code.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cache::Cache;
+use crate::image::{Family, Image, Probe};
+use crate::mount::{self, Finding, Health};
+use crate::source::Location;
+
+use super::args::{Format, ImageArgs};
+use super::commands::{open, start};
+use super::exit::{self, Failure};
+use super::output::{self, human, safe};
+
+/// Stands for no reference. A host has no such name.
+const NOTHING: &str = "nothing.invalid/nothing:none";
+
+/// What is examined.
+#[derive(Args, Debug)]
+#[command(mut_arg("location", |arg| {
+    arg.required(false)
+        .default_value(NOTHING)
+        .hide_default_value(true)
+        .help("Also look at this reference: what its registry can do, and how lazily it can be read")
+}))]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    image: ImageArgs,
+
+    /// How to print.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+/// Examines the machine, the cache, and the registry of a reference.
+pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
+    let runtime = start(&args.image)?;
+    let mut findings = mount::checkup();
+    findings.push(cache(&args.image));
+    if NOTHING.parse().is_ok_and(|nothing: Location| args.image.location != nothing) {
+        findings.extend(runtime.block_on(reference(&args.image)));
+    }
+    let mut out = output::stdout();
+    let written = match args.format {
+        Format::Json => json(&findings, &mut out),
+        Format::Text => text(&findings, io::stdout().is_terminal(), &mut out),
+    };
+    output::printed(written.and_then(|()| out.flush()))?;
+    match findings.iter().any(|finding| finding.health == Health::Bad) {
+        true => Err(Failure::already_reported(exit::GENERIC)),
+        false => Ok(()),
+    }
+}
+
+fn cache(args: &ImageArgs) -> Finding {
+    let hint = "choose another directory with --cache-dir";
+    let dir = match args.cache.dir() {
+        Ok(dir) => dir,
+        Err(failure) => return Finding::bad("cache", failure.to_string(), hint),
+    };
+    let opened = Cache::open_limited(&dir, args.cache_size.limit()).map_err(Failure::from);
+    match opened.and_then(|_| {
+        nix::sys::statvfs::statvfs(&dir).map_err(|errno| Failure::local("looking at the cache", &errno))
+    }) {
+        Ok(disk) => {
+            let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+            let told = format!("{} takes files, {} are free there", dir.display(), human(free));
+            match free {
+                ..0x4000_0000 => Finding::limited(
+                    "cache",
+                    told,
+                    "what is evicted is fetched again; make room, or choose another directory with --cache-dir",
+                ),
+                _ => Finding::good("cache", told),
+            }
+        }
+        Err(failure) => Finding::bad("cache", failure.to_string(), hint),
+    }
+}
+
+async fn reference(args: &ImageArgs) -> Vec<Finding> {
+    let begun = Instant::now();
+    let family = match open(args).await {
+        Ok(family) => family,
+        Err(failure) => {
+            let hint = failure.hint().unwrap_or("\"ocifs inspect\" says the same").to_owned();
+            return vec![Finding::bad("reference", failure.to_string(), hint)];
+        }
+    };
+    let mut findings =
+        vec![Finding::good("reference", format!("{} opens in {}", family.pinned(), millis(begun.elapsed())))];
+    if let Some(image) = family.main() {
+        findings.push(ranges(image).await);
+        findings.push(laziness(image).await);
+    } else {
+        findings.push(several(&family));
+    }
+    findings
+}
+
+async fn ranges(image: &Image) -> Finding {
+    match image.probe().await {
+        Ok(None) => Finding::good("ranges", "there is no blob to ask for"),
+        Ok(Some(probe)) if probe.ranges => Finding::good(
+            "ranges",
+            format!(
+                "{} of the largest blob, {} of {}, come in {}, {} at once in {}",
+                human(Probe::LEN.min(probe.size)),
+                probe.blob,
+                human(probe.size),
+                millis(probe.first),
+                Probe::PARALLEL,
+                millis(probe.parallel)
+            ),
+        ),
+        Ok(Some(_)) => Finding::limited(
+            "ranges",
+            "the registry answers a range with the whole blob",
+            "every first read of a blob waits for all that comes before it; a mirror that knows ranges helps (docs/registries.md)",
+        ),
+        Err(error) => Finding::bad(
+            "ranges",
+            error.chain(),
+            "the manifest can be had, and its blobs cannot: are both for this user?",
+        ),
+    }
+}
+
+async fn laziness(image: &Image) -> Finding {
+    let offered = if image.has_archives() { image.offered_indexes().await } else { Vec::new() };
+    let count = image.manifest().layers.len();
+    let slow: Vec<_> = (0..count).filter(|at| !image.access(*at, &offered).is_lazy()).collect();
+    match slow.as_slice() {
+        [] => Finding::good("laziness", format!("all of {count} layers can be read by range")),
+        slow => {
+            let numbers: Vec<_> = slow.iter().map(ToString::to_string).collect();
+            Finding::limited(
+                "laziness",
+                format!(
+                    "layers {} of {count} are compressed and have no index: each is read once before its files can be",
+                    numbers.join(", ")
+                ),
+                "\"ocifs index build\" makes the index here, \"ocifs index push\" for other machines; --prefetch=all does not wait for the first reader",
+            )
+        }
+    }
+}
+
+fn several(family: &Family) -> Finding {
+    let count = family.members().len();
+    Finding::good("laziness", format!("there are {count} manifests, and none of them was chosen"))
+}
+
+fn millis(time: Duration) -> String {
+    format!("{} ms", time.as_millis())
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    schema_version: u32,
+    findings: Vec<FindingReport<'a>>,
+}
+
+#[derive(Serialize)]
+struct FindingReport<'a> {
+    subject: &'a str,
+    health: &'static str,
+    told: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+}
+
+fn json(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
+    let findings = findings.iter().map(|finding| FindingReport {
+        subject: finding.subject,
+        health: words(finding.health),
+        told: &finding.told,
+        hint: finding.hint.as_deref(),
+    });
+    serde_json::to_writer_pretty(&mut *out, &Report { schema_version: 1, findings: findings.collect() })?;
+    out.write_all(b"\n")
+}
+
+fn text(findings: &[Finding], colours: bool, out: &mut dyn Write) -> io::Result<()> {
+    for finding in findings {
+        let word = words(finding.health);
+        let colour = match finding.health {
+            Health::Good => "32",
+            Health::Limited => "33",
+            Health::Bad => "31",
+        };
+        if colours {
+            write!(out, "\x1b[{colour}m{word:<8}\x1b[0m")?
+        } else {
+            write!(out, "{word:<8}")?
+        }
+        write!(out, "{:<13}", finding.subject)?;
+        safe(out, finding.told.as_bytes())?;
+        out.write_all(b"\n")?;
+        if let Some(hint) = &finding.hint {
+            write!(out, "{:21}", "")?;
+            safe(out, hint.as_bytes())?;
+            out.write_all(b"\n")?;
+        }
+    }
+    Ok(())
+}
+
+fn words(health: Health) -> &'static str {
+    match health {
+        Health::Good => "good",
+        Health::Limited => "limited",
+        Health::Bad => "bad",
+    }
+}

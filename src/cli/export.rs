@@ -1,0 +1,323 @@
+//! `ocifs export`: whole references as archives, layouts, or files.
+//!
+//! Writes nothing itself. The idea: what goes to a file or a directory is there whole or not at all, also when the command is
+//! interrupted; what goes to a pipe ends when its reader does.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+
+use crate::export::{self, ExportError, Replacement};
+use crate::image::{Archive, ArchiveForm, ArchiveOptions, Selection};
+use crate::source::Location;
+use crate::view::{Namespace, Scope};
+
+use super::args::{ImageArgs, PlatformChoice};
+use super::commands::{self, Stop, open, start, stdout_fd};
+use super::exit::Failure;
+use super::output::{printed, stdout};
+use super::progress::{Progress, ProgressArgs};
+
+/// What is written, how, and where.
+#[derive(Args, Debug)]
+pub(super) struct ExportArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// More references for the same archive or layout. What they have in common is written once.
+    #[arg(value_name = "REF")]
+    more: Vec<Location>,
+
+    /// The file or the directory to write; - is standard output.
+    #[arg(short, long, value_name = "DEST", default_value = "-")]
+    output: PathBuf,
+
+    /// What to write.
+    #[arg(long, value_name = "FORMAT", default_value = "oci-archive")]
+    format: ExportFormat,
+
+    /// Every platform of an index, as --platform=all.
+    #[arg(long)]
+    all_platforms: bool,
+
+    /// Leave out manifest.json, by which Docker reads an OCI archive.
+    #[arg(long)]
+    skip_manifest_json: bool,
+
+    /// Leave out layers that their authors do not let others hand on.
+    #[arg(long)]
+    skip_non_distributable: bool,
+
+    /// Leave out manifests that are not there, and the blobs of a manifest of which one is not there. With --offline, that is what
+    /// the cache does not have.
+    #[arg(long)]
+    skip_missing: bool,
+
+    /// Call the image this instead of what it was asked for by: a reference with a tag.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// The view that --format=tar and --format=dir write: merged, files, disk, layers or blobs. Default: merged.
+    #[arg(long, value_name = "VIEW")]
+    view: Option<String>,
+
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ExportFormat {
+    /// A tar of an OCI image layout, with Docker's manifest.json.
+    OciArchive,
+    /// An OCI image layout, as a directory. One that is there gets more images.
+    OciLayout,
+    /// A tar as docker save has long written it.
+    DockerArchive,
+    /// A tar of the files of one view.
+    Tar,
+    /// The files of one view, in a new or empty directory.
+    Dir,
+}
+
+/// Runs the command.
+pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
+    let is_stream = args.output.as_os_str() == "-";
+    match args.format {
+        ExportFormat::OciLayout | ExportFormat::Dir if is_stream => {
+            return Err(Failure::usage("a directory has to be named: --output DIR"));
+        }
+        ExportFormat::Tar | ExportFormat::Dir if !args.more.is_empty() => {
+            return Err(Failure::usage("--format=tar and --format=dir write one reference"));
+        }
+        ExportFormat::OciArchive | ExportFormat::DockerArchive | ExportFormat::Tar
+            if is_stream && std::io::stdout().is_terminal() =>
+        {
+            return Err(Failure::usage(
+                "an archive is nothing for a terminal: write it to a file with --output FILE",
+            ));
+        }
+        _ => {}
+    }
+    if args.name.is_some() && !args.more.is_empty() {
+        return Err(Failure::usage("--name is for one reference"));
+    }
+    refuse_what_means_nothing(args)?;
+    let runtime = start(&args.image)?;
+    runtime.block_on(async {
+        if is_stream {
+            // Nothing is left behind by whoever ends us, and a write to a pipe that nobody reads is not waited for.
+            return write(args).await;
+        }
+        let mut stop = Stop::new()?;
+        tokio::select! {
+            written = write(args) => written,
+            () = stop.wait() => Err(Failure::interrupted()),
+        }
+    })
+}
+
+/// Refuses options that would be passed over without a word, and a second reference that was meant as a file.
+fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
+    let is_tree = matches!(args.format, ExportFormat::Tar | ExportFormat::Dir);
+    if !is_tree && args.view.is_some() {
+        return Err(Failure::usage(
+            "--view is for --format=tar and --format=dir; archives and layouts are whole",
+        ));
+    }
+    if !is_tree {
+        commands::refuse_selection(
+            &args.image,
+            "an archive or a layout is whole; --format=tar and --format=dir take them",
+        )?;
+    }
+    let of_archives = [
+        ("--all-platforms", args.all_platforms),
+        ("--skip-manifest-json", args.skip_manifest_json),
+        ("--skip-non-distributable", args.skip_non_distributable),
+        ("--skip-missing", args.skip_missing),
+        ("--name", args.name.is_some()),
+    ];
+    if let Some((option, _)) = of_archives.iter().find(|(_, given)| is_tree && *given) {
+        return Err(Failure::usage(format!(
+            "{option} is for archives and layouts, not for --format=tar and --format=dir"
+        )));
+    }
+    let names = args.more.iter().filter_map(|location| location.reference()?.short_name());
+    for name in names {
+        let looks_like_a_file = [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| name.ends_with(end));
+        if looks_like_a_file || Path::new(name).exists() {
+            return Err(Failure::usage(format!(
+                "{name} would be a second reference; to write there: -o {name}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+async fn write(args: &ExportArgs) -> Result<(), Failure> {
+    let form = match args.format {
+        ExportFormat::Tar | ExportFormat::Dir => return write_tree(args).await,
+        ExportFormat::DockerArchive => ArchiveForm::Docker,
+        ExportFormat::OciArchive if !args.skip_manifest_json => ArchiveForm::Oci,
+        ExportFormat::OciArchive | ExportFormat::OciLayout => ArchiveForm::OciAlone,
+    };
+    let options = archive_options(args)?;
+    let selections = select(&args.image, &args.more, &options).await?;
+    if !args.progress.quiet {
+        told_left_out(&selections);
+    }
+    let archive = Archive::of(&selections, form)?;
+    let progress = Progress::start(&args.progress, Some(archive.size()));
+    let advance = |bytes| progress.advance(bytes);
+    if args.format == ExportFormat::OciLayout {
+        export::write_layout(&archive, &args.output, &advance).await?;
+        drop(progress);
+        let mut out = stdout();
+        let told = selections.iter().try_for_each(|selection| writeln!(out, "{}", selection.pinned()));
+        return printed(told.and_then(|()| out.flush()));
+    }
+    match Output::open(&args.output)? {
+        Output::Stream(mut out) => export::write_archive(&archive, &mut out, &advance).await?,
+        Output::File(file) => {
+            let mut out = BufWriter::with_capacity(BUFFER, file.file());
+            export::write_archive(&archive, &mut out, &advance).await?;
+            drop(out);
+            file.commit()?;
+        }
+    }
+    Ok(())
+}
+
+async fn write_tree(args: &ExportArgs) -> Result<(), Failure> {
+    let family = Arc::new(open(&args.image).await?);
+    let scope =
+        Scope { view: Some(args.view.clone().unwrap_or_else(|| "merged".into())), ..Scope::default() };
+    let namespace = Namespace::open(family, &scope).await?;
+    let progress = Progress::start(&args.progress, None);
+    let advance = |bytes| progress.advance(bytes);
+    if args.format == ExportFormat::Dir {
+        let report = export::write_tree(&namespace, b"", &args.output, &advance).await?;
+        drop(progress);
+        if !args.progress.quiet {
+            told_incomplete(&report);
+        }
+        return Ok(());
+    }
+    match Output::open(&args.output)? {
+        Output::Stream(mut out) => export::write_tree_tar(&namespace, b"", &mut out, &advance).await?,
+        Output::File(file) => {
+            let mut out = BufWriter::with_capacity(BUFFER, file.file());
+            export::write_tree_tar(&namespace, b"", &mut out, &advance).await?;
+            drop(out);
+            file.commit()?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that are written at once.
+const BUFFER: usize = 1024 * 1024;
+
+/// Where an archive goes.
+enum Output {
+    Stream(BufWriter<File>),
+    File(Replacement),
+}
+
+impl Output {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        if path.as_os_str() == "-" {
+            // Not line buffered, and not locked: the writer moves between threads.
+            return Ok(Output::Stream(BufWriter::with_capacity(BUFFER, File::from(stdout_fd()?))));
+        }
+        Ok(Output::File(Replacement::begin(path).map_err(|error: ExportError| Failure::from(error))?))
+    }
+}
+
+fn archive_options(args: &ExportArgs) -> Result<ArchiveOptions, Failure> {
+    let mut options = platforms(&args.image, args.all_platforms);
+    if args.format == ExportFormat::DockerArchive
+        && (is_all(&args.image, args.all_platforms) || args.image.platform.len() > 1)
+    {
+        return Err(Failure::usage(
+            "a Docker archive holds one platform of an image; --format=oci-archive holds several",
+        ));
+    }
+    if args.skip_non_distributable {
+        options = options.skip_nondistributable();
+    }
+    if args.skip_missing {
+        options = options.skip_missing();
+    }
+    if args.image.referrers {
+        options = options.with_referrers();
+    }
+    if let Some(name) = &args.name {
+        options = options.named(name);
+    }
+    Ok(options)
+}
+
+fn is_all(args: &ImageArgs, all: bool) -> bool {
+    all || args.platform.contains(&PlatformChoice::All)
+}
+
+/// The platforms that the arguments select.
+pub(super) fn platforms(args: &ImageArgs, all: bool) -> ArchiveOptions {
+    let mut options = ArchiveOptions::new();
+    if is_all(args, all) {
+        options = options.all_platforms();
+    }
+    for platform in &args.platform {
+        if let PlatformChoice::One(platform) = platform {
+            options = options.platform(platform.clone());
+        }
+    }
+    options
+}
+
+/// What is selected of each reference, in their order.
+pub(super) async fn select(
+    args: &ImageArgs,
+    more: &[Location],
+    options: &ArchiveOptions,
+) -> Result<Vec<Selection>, Failure> {
+    let registry = commands::registry(args)?;
+    let cache = commands::cache(args)?;
+    let mut selections = Vec::new();
+    for location in std::iter::once(&args.location).chain(more) {
+        let opened = commands::options(args, location, &registry)?;
+        selections.push(Selection::open(&opened, &registry, cache.clone(), options).await?);
+    }
+    Ok(selections)
+}
+
+/// Says what is missing of what was asked for.
+pub(super) fn told_left_out(selections: &[Selection]) {
+    for left in selections.iter().flat_map(Selection::left_out) {
+        say(&format!("left out {}: {}", left.digest, left.reason));
+    }
+}
+
+/// Says what of a tree is not as it is recorded.
+pub(super) fn told_incomplete(report: &export::DirReport) {
+    if report.unowned {
+        say("the files are yours: only root may give them to the owners that are recorded");
+    }
+    for (path, reason) in &report.told {
+        say(&format!("{}: {reason}", path.escape_debug()));
+    }
+    let rest = report.incomplete.saturating_sub(report.told.len() as u64);
+    if rest > 0 {
+        say(&format!("{rest} more names are missing or incomplete"));
+    }
+}
+
+fn say(message: &str) {
+    // Whoever closed standard error wants to hear nothing.
+    std::io::stderr().write_all(format!("ocifs: {message}\n").as_bytes()).ok();
+}

@@ -1,0 +1,30 @@
+//! `--require-lazy`: no mount where reading one file would mean reading all of a layer.
+
+use crate::image::Family;
+
+use super::exit::Failure;
+
+/// Fails when an archive that `view` shows, or the whole tree, has no index and is compressed.
+pub(super) async fn demand(family: &Family, view: Option<&str>) -> Result<(), Failure> {
+    if !view.is_none_or(|view| matches!(view, "merged" | "layers" | "files")) {
+        return Ok(());
+    }
+    for image in family.images().filter(|image| image.has_archives()) {
+        let offered = image.offered_indexes().await;
+        let layers = image.manifest().layers.iter().enumerate();
+        let slow: Vec<_> = layers
+            .filter(|(at, _)| image.archive(*at).is_some())
+            .map(|(at, layer)| (at, layer, image.access(at, &offered)))
+            .filter(|(_, _, access)| !access.is_lazy())
+            .map(|(at, layer, access)| format!("\n  layer {at} {}: {access}", layer.digest))
+            .collect();
+        if !slow.is_empty() {
+            return Err(Failure::not_lazy(format!(
+                "{} cannot be read lazily as --require-lazy wants it:{}",
+                image.pinned(),
+                slow.concat()
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! How far something has got, on a terminal.
+//!
+//! Shows nothing where nobody looks: not in a file or a pipe, and not when it is over. The idea: whoever works counts, and a thread
+//! looks at the count a few times a second.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::output::human;
+
+/// How often it is drawn.
+const EVERY: Duration = Duration::from_millis(250);
+/// What clears a line of a terminal.
+const CLEAR: &str = "\r\x1b[K";
+
+/// What is told beside the result.
+#[derive(Args, Debug)]
+pub(super) struct ProgressArgs {
+    /// Do not show how far it has got. It is shown only on a terminal.
+    #[arg(long)]
+    no_progress: bool,
+
+    /// Say nothing but errors: not how far it has got, and not what was left out.
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+/// A line on standard error that follows a count.
+pub(super) struct Progress {
+    count: Arc<AtomicU64>,
+    drawing: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+impl Progress {
+    /// Starts to count; `total` is how much there is, if that is known.
+    pub(super) fn start(args: &ProgressArgs, total: Option<u64>) -> Self {
+        let count = Arc::new(AtomicU64::new(0));
+        let is_shown = !args.no_progress && !args.quiet && std::io::stderr().is_terminal();
+        let drawing = is_shown.then(|| {
+            let (over, ended) = channel();
+            let count = count.clone();
+            let drawer = std::thread::spawn(move || {
+                let begun = Instant::now();
+                while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+                    draw(&format!("{CLEAR}{}", line(count.load(Ordering::Relaxed), total, begun.elapsed())));
+                }
+                draw(CLEAR);
+            });
+            (over, drawer)
+        });
+        Self { count, drawing }
+    }
+
+    /// Counts what was done.
+    pub(super) fn advance(&self, bytes: u64) {
+        self.count.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some((over, drawer)) = self.drawing.take() {
+            drop(over);
+            // It can only have failed to draw.
+            drawer.join().ok();
+        }
+    }
+}
+
+fn draw(text: &str) {
+    let mut terminal = std::io::stderr();
+    // A terminal that is gone is nobody who looks.
+    terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush()).ok();
+}
+
+fn line(done: u64, total: Option<u64>, taken: Duration) -> String {
+    let speed = (done as f64 / taken.as_secs_f64().max(0.001)) as u64;
+    match total {
+        Some(total) => {
+            let percent = (u128::from(done) * 100 / u128::from(total.max(1))).min(100);
+            format!("{percent:>3} %  {} of {}  {}/s", human(done), human(total), human(speed))
+        }
+        None => format!("{}  {}/s", human(done), human(speed)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_how_far_it_is_and_never_more_than_all() {
+        let second = Duration::from_secs(1);
+        assert_eq!(line(50 << 20, Some(100 << 20), second), " 50 %  50.0 MiB of 100.0 MiB  50.0 MiB/s");
+        assert_eq!(line(5, None, second), "5 B  5 B/s");
+        assert!(line(7, Some(0), Duration::ZERO).starts_with("100 %"));
+        assert!(line(u64::MAX, Some(u64::MAX), second).starts_with("100 %"));
+    }
+}

@@ -1,0 +1,107 @@
+//! `ocifs pull`: everything of references in the cache, before anybody needs it.
+
+use std::io::Write as _;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::image::{ArchiveOptions, Pulled};
+use crate::source::Location;
+
+use super::args::{Format, ImageArgs};
+use super::commands::{self, start};
+use super::exit::Failure;
+use super::export::{platforms, select, told_left_out};
+use super::output::{human, printed, stdout};
+use super::progress::{Progress, ProgressArgs};
+
+/// What is fetched, and how it is told.
+#[derive(Args, Debug)]
+pub(super) struct PullArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// More references.
+    #[arg(value_name = "REF")]
+    more: Vec<Location>,
+
+    /// Every platform of an index, as --platform=all.
+    #[arg(long)]
+    all_platforms: bool,
+
+    /// How to print.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+
+    #[command(flatten)]
+    progress: ProgressArgs,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    schema_version: u32,
+    images: Vec<Image>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Image {
+    reference: String,
+    digest: String,
+    /// How many blobs and documents there are, and how many of them were on this machine before.
+    blobs: usize,
+    present: usize,
+    size: u64,
+    fetched: u64,
+}
+
+/// Runs the command.
+pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
+    commands::refuse_selection(&args.image, "everything is fetched")?;
+    if args.image.cache.is_private() {
+        return Err(Failure::usage("with --no-cache nothing is left of what is pulled"));
+    }
+    let mut options: ArchiveOptions = platforms(&args.image, args.all_platforms);
+    if args.image.referrers {
+        options = options.with_referrers();
+    }
+    let runtime = start(&args.image)?;
+    let images = runtime.block_on(async {
+        let selections = select(&args.image, &args.more, &options).await?;
+        if !args.progress.quiet {
+            told_left_out(&selections);
+        }
+        let mut images = Vec::new();
+        for selection in &selections {
+            let progress = Progress::start(&args.progress, Some(selection.size()));
+            let Pulled { blobs, present, size, fetched } =
+                selection.pull(&|bytes| progress.advance(bytes)).await?;
+            drop(progress);
+            let (reference, digest) = (selection.pinned().to_owned(), selection.digest().to_string());
+            images.push(Image { reference, digest, blobs, present, size, fetched });
+        }
+        Ok::<_, Failure>(images)
+    })?;
+    let mut out = stdout();
+    let told = match args.format {
+        Format::Json => serde_json::to_writer_pretty(&mut out, &Report { schema_version: 1, images })
+            .map_err(Into::into)
+            .and_then(|()| writeln!(out)),
+        Format::Text => images.iter().try_for_each(|image| {
+            write!(out, "{}  ", image.reference)?;
+            match image.present == image.blobs {
+                true => writeln!(out, "already here: {} blobs, {}", image.blobs, human(image.size)),
+                false => writeln!(
+                    out,
+                    "{} blobs, {}: fetched {}, {} already here",
+                    image.blobs,
+                    human(image.size),
+                    human(image.fetched),
+                    image.present
+                ),
+            }
+        }),
+    };
+    printed(told.and_then(|()| out.flush()))
+}

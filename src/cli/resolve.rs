@@ -1,0 +1,72 @@
+//! `ocifs resolve`: what references name now.
+
+use std::io::Write as _;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::image::{self, OpenOptions, Platforms};
+
+use super::args::{Format, ImageArgs, PlatformChoice};
+use super::commands::{self, start};
+use super::exit::Failure;
+use super::output::{printed, stdout};
+
+/// What is asked, and how it is told.
+#[derive(Args, Debug)]
+pub(super) struct ResolveArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// How to print.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    schema_version: u32,
+    reference: &'a str,
+    digest: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    media_type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+}
+
+/// Runs the command.
+pub(super) fn resolve(args: &ResolveArgs) -> Result<(), Failure> {
+    commands::refuse_selection(&args.image, "a digest is that of the whole")?;
+    let platforms = match &args.image.platform[..] {
+        [] => Platforms::Host,
+        [PlatformChoice::One(platform)] => Platforms::One(platform.clone()),
+        [..] => {
+            return Err(Failure::usage(
+                "one reference has one digest: name one platform, or none for the index",
+            ));
+        }
+    };
+    let runtime = start(&args.image)?;
+    let resolved = runtime.block_on(async {
+        let registry = commands::registry(&args.image)?;
+        let options =
+            OpenOptions { platforms, ..commands::options(&args.image, &args.image.location, &registry)? };
+        Ok::<_, Failure>(image::resolve(&options, &registry, commands::cache(&args.image)?).await?)
+    })?;
+    let mut out = stdout();
+    let told = match args.format {
+        Format::Text => writeln!(out, "{}", resolved.pinned),
+        Format::Json => {
+            let report = Report {
+                schema_version: 1,
+                reference: &resolved.pinned,
+                digest: resolved.digest.as_str(),
+                media_type: resolved.media_type.as_ref().map(|kind| kind.as_written()),
+                size: resolved.size,
+            };
+            serde_json::to_writer_pretty(&mut out, &report).map_err(Into::into).and_then(|()| writeln!(out))
+        }
+    };
+    printed(told.and_then(|()| out.flush()))
+}

@@ -1,0 +1,153 @@
+//! `run`: a mount that lasts as long as a command.
+//!
+//! Serves nothing itself. The idea: a process of its own mounts, with the same options and the same sandbox as `mount`, and is
+//! bound to this one: it takes the mount away when this one ends, however that happens. What `--rw` lays over the mount is
+//! seen by the command alone, in a mount namespace that the kernel clears away with the last process in it.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Child;
+
+use clap::Args;
+use nix::sys::signal::Signal;
+
+use crate::mount::{self, MountError, Overlay, Unmount};
+
+use super::args::{ImageArgs, ServeArgs};
+use super::background::{self, Life};
+use super::child::{self, Forwarded, Place};
+use super::exit::Failure;
+use super::{output, secret};
+
+/// What is run, and on what.
+#[derive(Args, Debug)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    #[command(flatten)]
+    pub(super) serve: ServeArgs,
+
+    /// Let the command change what it sees, in a layer that is thrown away when it ends (needs root).
+    #[arg(long)]
+    pub(super) rw: bool,
+
+    /// The command and its arguments. {} and the variable OCIFS_MOUNT stand for the mount.
+    #[arg(value_name = "CMD", required = true, last = true)]
+    pub(super) command: Vec<OsString>,
+}
+
+/// Runs the command on the mount. Its exit code becomes ours.
+pub(super) fn run(args: &RunArgs, argv: &[OsString]) -> Result<(), Failure> {
+    if secret::split(argv.get(1..).unwrap_or_default()).1.is_some() {
+        return Err(Failure::usage(
+            "run takes no --creds: others could read it for as long as the command runs; use --authfile, or the variable OCIFS_CREDS",
+        ));
+    }
+    output::start_log(args.image.log_file.as_deref())?;
+    secret::guard_memory();
+    // On one thread: the child is bound to the thread that starts it, and a mount namespace belongs to a thread.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local("starting the event loop", &error))?;
+    match runtime.block_on(on_a_mount(args, argv))? {
+        0 => Ok(()),
+        code => Err(Failure::already_reported(code)),
+    }
+}
+
+async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, Failure> {
+    let place = Place::with("mnt")?;
+    let dir = place.path();
+    let mut signals = Forwarded::new()?;
+    let started =
+        background::start(&mount_instead(argv, dir), secret::Input::of(&args.image.location), Life::Bound)?;
+    let pid = started.id();
+    let mut mounting = tokio::task::spawn_blocking(move || started.mounted());
+    let joined = |error| Failure::local("waiting for the mount", &error);
+    let mut server = tokio::select! {
+        mounted = &mut mounting => Server { child: mounted.map_err(joined)??.0, dir },
+        caught = signals.next() => {
+            ask_to_end(pid);
+            // It may have mounted in the meantime, and takes that away before it ends.
+            if let Ok((mut server, _)) = mounting.await.map_err(joined)? {
+                server.wait().map_err(|error| Failure::local("waiting for the mount to end", &error))?;
+            }
+            return Ok(128 + caught as u8);
+        }
+    };
+    let ran = if args.rw {
+        match Overlay::over(dir, place.room()) {
+            Ok(overlay) => child::run(&args.command, overlay.dir(), &mut signals).await,
+            Err(error) => Err(error.into()),
+        }
+    } else {
+        child::run(&args.command, dir, &mut signals).await
+    };
+    server.end()?;
+    ran
+}
+
+/// The arguments of a `mount` at `dir` in the place of those of `run`.
+fn mount_instead(argv: &[OsString], dir: &Path) -> Vec<OsString> {
+    let ours = argv.iter().take_while(|word| *word != "--").filter(|word| *word != "--rw");
+    let words = ours.enumerate().map(|(at, word)| if at == 1 { "mount".into() } else { word.clone() });
+    words.chain([dir.as_os_str().to_owned()]).collect()
+}
+
+fn ask_to_end(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // It may have ended by itself.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).ok();
+    }
+}
+
+/// The process that serves.
+struct Server<'a> {
+    child: Child,
+    dir: &'a Path,
+}
+
+impl Server<'_> {
+    /// Ends it, and sees to it that no mount is left.
+    fn end(&mut self) -> Result<(), Failure> {
+        ask_to_end(self.child.id());
+        let status =
+            self.child.wait().map_err(|error| Failure::local("waiting for the mount to end", &error))?;
+        if !status.success() {
+            tracing::warn!(%status, "the process that served the mount did not end well");
+        }
+        // The directory may be gone together with the mount.
+        match mount::unmount(self.dir, Unmount::Lazy) {
+            Err(MountError::NotMounted { .. }) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        // After an error. What was ended before is not there any more, and says so.
+        if self.child.try_wait().is_ok_and(|status| status.is_none())
+            && let Err(error) = self.end()
+        {
+            tracing::warn!(%error, "the mount may be left");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_options_of_run_are_those_of_a_mount_at_the_place() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        let argv = words("ocifs run --rw --view merged ref:v1 -- sh -c --rw -- x");
+        assert_eq!(
+            mount_instead(&argv, Path::new("/tmp/p/mnt")),
+            words("ocifs mount --view merged ref:v1 /tmp/p/mnt")
+        );
+    }
+}
