@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// The groups of rows, and how many each has.
-const ROWS: [(char, usize); 3] = [('C', 10), ('E', 11), ('F', 12)];
+const ROWS: [(char, usize); 5] = [('C', 10), ('E', 11), ('F', 12), ('Y', 15), ('T', 9)];
 
 /// One row of a table.
 #[derive(Debug, Default)]

@@ -27,18 +27,10 @@ mod served;
 #[path = "support/tarball.rs"]
 mod tarball;
 
-/// What the shared parts want from parts that are not needed here.
-mod real_registry {
-    pub(crate) fn digest_of(bytes: &[u8]) -> String {
-        ocifs::oci::Digest::sha256(bytes).to_string()
-    }
-}
-mod scratch {
-    pub(crate) fn path_of(bytes: &[u8]) -> std::path::PathBuf {
-        use std::os::unix::ffi::OsStringExt as _;
-        std::ffi::OsString::from_vec(bytes.to_vec()).into()
-    }
-}
+#[path = "support/bare/real_registry.rs"]
+mod real_registry;
+#[path = "support/bare/scratch.rs"]
+mod scratch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -16,12 +16,8 @@ mod encode;
 #[allow(dead_code, reason = "one image is needed here")]
 mod layout;
 
-/// What the shared parts want from parts that are not needed here.
-mod real_registry {
-    pub(crate) fn digest_of(bytes: &[u8]) -> String {
-        ocifs::oci::Digest::sha256(bytes).to_string()
-    }
-}
+#[path = "support/bare/real_registry.rs"]
+mod real_registry;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;

@@ -15,7 +15,7 @@ mod rust_source;
 use rust_source::{Token, macros, paths, split_tests, tokens};
 
 /// The modules and their ranks. A module names only modules of a lower rank.
-const RANKS: [(&str, u8); 16] = [
+const RANKS: [(&str, u8); 19] = [
     ("oci", 0),
     ("io", 0),
     ("meter", 0),
@@ -25,24 +25,30 @@ const RANKS: [(&str, u8); 16] = [
     ("cache", 2),
     ("artifact", 3),
     ("layer", 3),
+    ("archive", 4),
     ("tree", 4),
     ("disk", 4),
     ("image", 5),
     ("view", 6),
     ("mount", 7),
     ("export", 7),
-    ("cli", 8),
+    ("library", 7),
+    ("csi", 8),
+    ("cli", 9),
 ];
 
 /// The one sideways import: documents have faults too, and `io` names nothing.
 const EXCEPTIONS: [(&str, &str); 1] = [("oci", "io")];
 
 /// Crates, and the modules that may name them.
-const CRATES: [(&str, &[&str]); 5] = [
+const CRATES: [(&str, &[&str]); 8] = [
     ("fuser", &["mount"]),
     ("reqwest", &["registry"]),
     ("rustls", &["registry"]),
     ("http_auth", &["registry"]),
+    ("tonic", &["csi"]),
+    ("tonic_prost", &["csi"]),
+    ("prost", &["csi"]),
     ("clap", &["cli"]),
 ];
 

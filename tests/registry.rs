@@ -64,7 +64,7 @@ fn options() -> Options {
         places: Places::default(),
         read_budget: Duration::from_secs(20),
         connect_timeout: Duration::from_secs(2),
-        stall_timeout: Duration::from_millis(300),
+        stall_timeout: Duration::from_millis(800),
         ..Options::default()
     }
 }

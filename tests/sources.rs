@@ -1,5 +1,5 @@
-//! One suite for every source: the same image in a registry and in an OCI layout gives the same answers, and so do the
-//! streams, files and disks that are read through it.
+//! One suite for every source: the same image in a registry, in an OCI layout and in archives of one gives the same answers, and
+//! so do the streams, files and disks that are read through it.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,25 +18,20 @@ mod layout;
 mod read_at_suite;
 #[path = "support/tarball.rs"]
 mod tarball;
+#[path = "support/web.rs"]
+mod web;
 
-/// What the shared parts want from parts that are not needed here.
-mod real_registry {
-    pub(crate) fn digest_of(bytes: &[u8]) -> String {
-        ocifs::oci::Digest::sha256(bytes).to_string()
-    }
-}
-mod scratch {
-    pub(crate) fn path_of(bytes: &[u8]) -> std::path::PathBuf {
-        use std::os::unix::ffi::OsStringExt as _;
-        std::ffi::OsString::from_vec(bytes.to_vec()).into()
-    }
-}
+#[path = "support/bare/real_registry.rs"]
+mod real_registry;
+#[path = "support/bare/scratch.rs"]
+mod scratch;
 
 use std::sync::Arc;
 
 use encode::Encoding;
 use fault_registry::FaultRegistry;
 use layout::{CONFIG, Layer, Layout, MANIFEST};
+use ocifs::archive;
 use ocifs::cache::Cache;
 use ocifs::image::{Family, Network, OpenOptions};
 use ocifs::io::{Fault, FetchAll, ReadAt as _};
@@ -46,6 +41,7 @@ use ocifs::source::{self, Location, Source};
 use ocifs::view::{Namespace, Scope};
 use serde_json::json;
 use tarball::{Tarball, noise};
+use web::{Ranges, Web};
 
 const DISK: &str = "application/vnd.cocoonstack.disk.raw.part";
 
@@ -53,11 +49,43 @@ const DISK: &str = "application/vnd.cocoonstack.disk.raw.part";
 struct Places {
     registry: FaultRegistry,
     directory: tempfile::TempDir,
-    /// The location in each.
-    locations: [String; 2],
+    /// The archive, by range and only as a whole.
+    web: [Web; 2],
+    /// The location in each: the registry, the layout, and archives of it.
+    locations: Vec<String>,
     /// A location of nothing in each.
-    missing: [String; 2],
+    missing: Vec<String>,
     digest: String,
+}
+
+/// The compressed archives, by how their names end.
+const PACKED: [&str; 4] = ["gz", "zst", "xz", "bz2"];
+
+/// The bytes of the archive of a directory, its files in the order of their names.
+fn archive_of(directory: &std::path::Path) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.mode(tar::HeaderMode::Deterministic);
+    builder.append_dir_all(".", directory).unwrap();
+    builder.into_inner().unwrap()
+}
+
+fn compressed(bytes: &[u8], how: &str) -> Vec<u8> {
+    use std::io::Write as _;
+    match how {
+        "gz" => Encoding::GzipMembers.encode(bytes),
+        "zst" => Encoding::Zstd.encode(bytes),
+        "xz" => {
+            let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 0);
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        }
+        "bz2" => {
+            let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            encoder.write_all(bytes).unwrap();
+            encoder.finish().unwrap()
+        }
+        other => panic!("{other}"),
+    }
 }
 
 impl Places {
@@ -74,26 +102,55 @@ impl Places {
         layout.document("v1", MANIFEST, &bytes);
         let digest = registry.push_manifest("a/b", "v1", MANIFEST, &bytes).to_string();
         let dir = directory.path().join("layout").display().to_string();
-        let locations = [format!("{}/a/b:v1", registry.host()), format!("oci:{dir}:v1")];
-        let missing = [format!("{}/a/b:none", registry.host()), format!("oci:{dir}:none")];
-        Self { registry, directory, locations, missing, digest }
+        let web = [Web::serve(Ranges::Given), Web::serve(Ranges::Ignored)];
+        let urls = web.each_ref().map(|web| web.url("a.tar"));
+        let host = registry.host();
+        let locations = vec![
+            format!("{host}/a/b:v1"),
+            format!("oci:{dir}:v1"),
+            dir.clone(),
+            format!("oci-archive:{dir}.tar:v1"),
+            format!("{dir}.tar"),
+            format!("{}#v1", urls[0]),
+            urls[1].clone(),
+        ];
+        let missing = [
+            format!("{host}/a/b:"),
+            format!("oci:{dir}:"),
+            format!("oci-archive:{dir}.tar:"),
+            format!("{}#", urls[0]),
+        ];
+        let missing = missing.map(|place| place + "none").to_vec();
+        let places = Self { registry, directory, web, locations, missing, digest };
+        places.pack();
+        places
+    }
+
+    /// Makes archives of the layout as it is now.
+    fn pack(&self) {
+        let archive = archive_of(&self.directory.path().join("layout"));
+        std::fs::write(self.directory.path().join("layout.tar"), &archive).unwrap();
+        for web in &self.web {
+            web.put(archive.clone());
+        }
     }
 
     fn open(&self, at: usize) -> Arc<dyn Source> {
-        open(&self.locations[at])
+        self.source(&self.locations[at])
+    }
+
+    fn source(&self, text: &str) -> Arc<dyn Source> {
+        let cache = Cache::open(&self.directory.path().join("disk")).unwrap();
+        archive::open(&text.parse::<Location>().unwrap(), &client(), &cache)
     }
 
     fn sources(&self) -> Vec<(String, Arc<dyn Source>)> {
-        self.locations.iter().map(|text| (text.clone(), open(text))).collect()
+        self.locations.iter().map(|text| (text.clone(), self.source(text))).collect()
     }
 }
 
 fn client() -> Registry {
     Registry::new(Options::default()).unwrap()
-}
-
-fn open(text: &str) -> Arc<dyn Source> {
-    source::open(&text.parse::<Location>().unwrap(), &client())
 }
 
 fn image(blobs: &[(&str, &[u8], serde_json::Value)]) -> serde_json::Value {
@@ -107,7 +164,14 @@ fn image(blobs: &[(&str, &[u8], serde_json::Value)]) -> serde_json::Value {
 async fn every_source_gives_the_same_documents_and_blobs() {
     let blob = noise(700_000, 1);
     let places = Places::with(&[b"{}", &blob], &image(&[("application/octet-stream", &blob, json!({}))]));
-    for (name, source) in places.sources() {
+    let archive = std::fs::read(places.directory.path().join("layout.tar")).unwrap();
+    let packed = PACKED.map(|how| {
+        let path = places.directory.path().join(format!("layout.tar.{how}"));
+        std::fs::write(&path, compressed(&archive, how)).unwrap();
+        let text = path.display().to_string();
+        (text.clone(), places.source(&text))
+    });
+    for (name, source) in places.sources().into_iter().chain(packed) {
         let root = source.root().await.unwrap();
         assert_eq!(root.digest.as_str(), places.digest, "{name}");
         let Document::Manifest(manifest) =
@@ -120,9 +184,38 @@ async fn every_source_gives_the_same_documents_and_blobs() {
         read_at_suite::check(&name, &FetchAll(fetch), &blob).await;
     }
     for text in &places.missing {
-        let error = open(text).root().await.unwrap_err();
+        let error = places.source(text).root().await.unwrap_err();
         assert_eq!(error.fault(), Fault::NotFound, "{text}: {error}");
         assert!(error.to_string().contains("none"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digest_is_asked_for_as_it_is_and_no_tag_with_it() {
+    let content = noise(1000, 3);
+    let manifest =
+        image(&[("application/octet-stream", &content, json!({"org.opencontainers.image.title": "f"}))]);
+    let places = Places::with(&[b"{}", &content], &manifest);
+    let host = places.registry.host();
+    let digest = &places.digest;
+    for (at, (text, asked)) in [
+        (format!("{host}/a/b:v1"), "v1"),
+        (format!("{host}/a/b@{digest}"), digest.as_str()),
+        (format!("{host}/a/b:v1@{digest}"), digest),
+        (format!("docker://{host}/a/b:other@{digest}"), digest),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        places.registry.reset_counts();
+        let names = namespace(&text, &places.directory.path().join(format!("cache{at}"))).await;
+        check_file(&names, "files/f", &content).await;
+        let paths: Vec<_> = places.registry.manifest_requests().iter().map(|one| one.path.clone()).collect();
+        assert_eq!(paths, [format!("/v2/a/b/manifests/{asked}")], "{text}");
+        let pinned = names.family().pinned();
+        let written = text.trim_start_matches("docker://");
+        let expected = if at == 0 { format!("{written}@{digest}") } else { written.to_owned() };
+        assert_eq!(pinned, expected, "as it was written");
     }
 }
 
@@ -324,6 +417,10 @@ async fn every_source_finds_the_same_referrers_and_documents_by_digest() {
     let missing = json!({"mediaType": MANIFEST, "digest": format!("sha256:{}", "0".repeat(64)), "size": 5});
     let list = json!({"schemaVersion": 2, "mediaType": layout::INDEX, "manifests": [listed, missing]});
     layout.document(&ocifs::oci::fallback_tag(&subject), layout::INDEX, list.to_string().as_bytes());
+    places.pack();
+    // There is more than one image now, and some locations do not say which.
+    assert_eq!(places.open(2).root().await.unwrap_err().fault(), Fault::Usage);
+    assert_eq!(places.open(4).root().await.unwrap_err().fault(), Fault::Usage);
 
     for (name, source) in places.sources() {
         let find = async |kind: Option<&'static str>| {
@@ -355,15 +452,14 @@ async fn every_source_finds_the_same_referrers_and_documents_by_digest() {
     // What does not hash to its name is nowhere believed.
     std::fs::write(layout.blob_path(digests[0].as_str()), "{}").unwrap();
     places.registry.push_manifest_as("a/b", digests[0].as_str(), MANIFEST, b"{}");
+    places.pack();
     for (name, source) in places.sources() {
         assert_eq!(source.named(&digests[0]).await.unwrap_err().fault(), Fault::Mismatch, "{name}");
     }
-    let layout = places.open(1);
-    assert_eq!(
-        layout.referrers(&subject, Some(KIND)).await.unwrap(),
-        [],
-        "a broken document is about nothing"
-    );
+    for at in 1..places.locations.len() {
+        let found = places.open(at).referrers(&subject, Some(KIND)).await.unwrap();
+        assert_eq!(found, [], "a broken document is about nothing");
+    }
 }
 
 #[tokio::test]
@@ -401,4 +497,346 @@ async fn a_cached_manifest_is_there_again_where_it_came_from_and_nowhere_else() 
     }
     places.registry.go_down();
     check_file(&namespace(&pinned, &cache).await, "files/f", &content).await;
+}
+
+/// Opens what is expected to be refused, and gives the words.
+async fn refused(location: &str, cache: &std::path::Path) -> (Fault, String) {
+    let options = OpenOptions::new(location.parse().unwrap());
+    let opened = Family::open(&options, &client(), Cache::open(cache).unwrap()).await.map(drop);
+    let error = opened.unwrap_err();
+    (error.fault(), ocifs::io::chain(&error))
+}
+
+/// An image as `docker save` has it: the names in the archive of its config and layers.
+struct Saved<'a> {
+    config: Vec<u8>,
+    names: &'a [&'a str],
+    layers: Vec<(String, &'a [u8])>,
+}
+
+impl<'a> Saved<'a> {
+    /// Of these layers, each a plain tar with the bytes as they are stored.
+    fn new(names: &'a [&'a str], layers: &[(&str, &[u8], &'a [u8])]) -> Self {
+        let ids: Vec<_> = layers.iter().map(|(_, tar, _)| ocifs::oci::Digest::sha256(tar)).collect();
+        let rootfs = json!({"type": "layers", "diff_ids": ids});
+        // No two images have the same config.
+        let config = json!({"architecture": "amd64", "os": "linux", "author": names, "rootfs": rootfs});
+        let layers = layers.iter().map(|(id, _, stored)| (format!("{id}/layer.tar"), *stored)).collect();
+        Self { config: config.to_string().into_bytes(), names, layers }
+    }
+
+    fn config_name(&self) -> String {
+        format!("{}.json", ocifs::oci::Digest::sha256(&self.config).encoded())
+    }
+
+    fn listed(&self) -> serde_json::Value {
+        let layers: Vec<_> = self.layers.iter().map(|(name, _)| name).collect();
+        json!({"Config": self.config_name(), "RepoTags": self.names, "Layers": layers})
+    }
+}
+
+/// The archive of images; those of their layers that were there before are links to it, as docker 1.10 to 24 wrote them.
+fn saved(images: &[Saved]) -> Vec<u8> {
+    let mut tar = Tarball::new();
+    let mut seen: Vec<(&[u8], String)> = Vec::new();
+    for image in images {
+        tar = tar.file(&image.config_name(), &image.config);
+        for (name, stored) in &image.layers {
+            match seen.iter().find(|(bytes, _)| bytes == stored) {
+                Some((_, first)) if first == name => {}
+                Some((_, first)) => tar = tar.symlink(name, &format!("../{first}")),
+                None => {
+                    tar = tar.file(name, stored);
+                    seen.push((stored, name.clone()));
+                }
+            }
+        }
+    }
+    let list: Vec<_> = images.iter().map(Saved::listed).collect();
+    tar.file("manifest.json", json!(list).to_string().as_bytes()).bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_docker_saves_is_the_image_that_was_pushed_and_always_the_same_manifest() {
+    let (first, second) = (noise(700_000, 30), noise(5000, 31));
+    let base = Tarball::new().file("a", &first).bytes();
+    let upper = Tarball::new().file("b", &second).bytes();
+    let gz = Encoding::Gzip.encode(&upper);
+    let images = [
+        Saved::new(&["alpine:3", "h.example/x/y:1"], &[("one", &base, &base), ("two", &upper, &upper)]),
+        Saved::new(&["other:1"], &[("three", &base, &base), ("four", &upper, &gz)]),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("saved.tar");
+    let bytes = saved(&images);
+    std::fs::write(&file, &bytes).unwrap();
+    std::fs::write(dir.path().join("saved.tar.gz"), compressed(&bytes, "gz")).unwrap();
+    let path = file.display();
+    let digest = |bytes: &[u8]| ocifs::oci::Digest::sha256(bytes).to_string();
+    let made = |image: &Saved, last: &str, kind: &str, size: usize| {
+        format!(
+            concat!(
+                r#"{{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json","#,
+                r#""config":{{"mediaType":"application/vnd.docker.container.image.v1+json","digest":"{}","size":{}}},"#,
+                r#""layers":[{{"mediaType":"application/vnd.docker.image.rootfs.diff.tar","digest":"{}","size":{}}},"#,
+                r#"{{"mediaType":"application/vnd.docker.image.rootfs.diff.tar{}","digest":"{}","size":{}}}]}}"#,
+            ),
+            digest(&image.config),
+            image.config.len(),
+            digest(&base),
+            base.len(),
+            kind,
+            last,
+            size,
+        )
+    };
+    let manifests = [
+        made(&images[0], &digest(&upper), "", upper.len()),
+        made(&images[1], &digest(&gz), ".gzip", gz.len()),
+    ];
+    let pinned = format!("{path}@{}", digest(manifests[0].as_bytes()));
+    for (location, number) in [
+        (format!("docker-archive:{path}:alpine:3"), 0),
+        (format!("docker-archive:{path}:docker.io/library/alpine:3"), 0),
+        (format!("docker-archive:{path}:h.example/x/y:1"), 0),
+        (format!("docker-archive:{path}:@1"), 1),
+        (format!("docker-archive:{path}.gz:other:1"), 1),
+        (pinned, 0),
+    ] {
+        let names = namespace(&location, &dir.path().join("cache")).await;
+        check_file(&names, "merged/a", &first).await;
+        check_file(&names, "merged/b", &second).await;
+        check_file(&names, "manifest.json", manifests[number].as_bytes()).await;
+    }
+    // What names it in a registry holds the same files.
+    let places = Places::with(
+        &[b"{}", &base, &upper],
+        &image(&[
+            (Encoding::Plain.media_type(), &base, json!({})),
+            (Encoding::Plain.media_type(), &upper, json!({})),
+        ]),
+    );
+    let pushed = namespace(&places.locations[0], &dir.path().join("other")).await;
+    check_file(&pushed, "merged/a", &first).await;
+    check_file(&pushed, "merged/b", &second).await;
+
+    let cache = dir.path().join("cache");
+    let (fault, words) = refused(&path.to_string(), &cache).await;
+    assert_eq!(fault, Fault::Usage);
+    assert!(words.contains("alpine:3") && words.contains("other:1"), "{words}");
+    let (fault, words) = refused(&format!("docker-archive:{path}:none:1"), &cache).await;
+    assert_eq!(fault, Fault::NotFound);
+    assert!(words.contains("none:1") && words.contains("other:1"), "{words}");
+    assert_eq!(refused(&format!("docker-archive:{path}:@2"), &cache).await.0, Fault::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_both_forms_is_an_oci_layout_unless_it_is_called_otherwise() {
+    let content = noise(5000, 32);
+    let tar = Tarball::new().file("f", &content).bytes();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("layout");
+    let mut layout = Layout::create(&path);
+    let digest = layout.image("v1", &[Layer::of(&tar, Encoding::Plain)]);
+    let manifest = std::fs::read(layout.blob_path(&digest)).unwrap();
+    let named = |at: &str| {
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let digest = manifest.pointer(at).unwrap().as_str().unwrap();
+        format!("blobs/{}", digest.replace(':', "/"))
+    };
+    // As docker has written it since version 25.
+    let list = json!([{"Config": named("/config/digest"), "RepoTags": ["a:v1"], "Layers": [named("/layers/0/digest")]}]);
+    std::fs::write(path.join("manifest.json"), list.to_string()).unwrap();
+    std::fs::write(path.join("repositories"), "{}").unwrap();
+    let file = dir.path().join("both.tar");
+    std::fs::write(&file, archive_of(&path)).unwrap();
+    let file = file.display();
+    for (location, is_same) in [
+        (file.to_string(), true),
+        (format!("oci-archive:{file}:v1"), true),
+        (format!("docker-archive:{file}:a:v1"), false),
+    ] {
+        let names = namespace(&location, &dir.path().join("cache")).await;
+        check_file(&names, "merged/f", &content).await;
+        assert_eq!(names.family().digest().as_str() == digest, is_same, "{location}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_lies_or_holds_no_image_is_an_error_that_says_so() {
+    let tar = Tarball::new().file("a", b"x").bytes();
+    let other = Tarball::new().file("evil", b"y").bytes();
+    let dir = tempfile::tempdir().unwrap();
+    let mut short = Saved::new(&["a:1"], &[("one", &tar, &tar)]);
+    short.layers.clear();
+    let mut gone = Saved::new(&["a:1"], &[("one", &tar, &tar)]);
+    gone.layers[0].0 = "two/layer.tar".into();
+    let gone = Tarball::new()
+        .file(&gone.config_name(), &gone.config)
+        .file("manifest.json", json!([gone.listed()]).to_string().as_bytes());
+    let mut deep = Saved::new(&["a:1"], &[("one", &tar, &tar)]);
+    deep.layers[0].0 = "../../etc/passwd".into();
+    let deep = Tarball::new()
+        .file(&deep.config_name(), &deep.config)
+        .file("manifest.json", json!([deep.listed()]).to_string().as_bytes());
+    let large = Tarball::new().file("manifest.json", &vec![b' '; (20 << 20) + 1]).bytes();
+    let old = Tarball::new().file("repositories", b"{}").bytes();
+    let layout = Tarball::new()
+        .file("oci-layout", br#"{"imageLayoutVersion":"2.0.0"}"#)
+        .file("index.json", b"{}")
+        .bytes();
+    let bomb = Encoding::Zstd.encode(&[vec![0; 512], vec![0; 80 << 20]].concat());
+    let whole = saved(&[Saved::new(&["a:1"], &[("one", &tar, &tar)])]);
+    let cut = whole[..whole.len() - 1600].to_vec();
+    let mut half = Encoding::Gzip.encode(&whole);
+    half.truncate(half.len() - 20);
+    let rows: [(&str, Vec<u8>, Fault, &str); 12] = [
+        ("layers", saved(&[short]), Fault::Malformed, "0 layers, and 1"),
+        ("gone", gone.bytes(), Fault::Malformed, "no file two/layer.tar"),
+        ("deep", deep.bytes(), Fault::Malformed, "outside"),
+        ("large", large, Fault::Unsupported, "limit is 20971520"),
+        ("old", old, Fault::Unsupported, "before 1.10"),
+        ("version", layout, Fault::Malformed, "2.0.0, not 1.x"),
+        ("nothing", Tarball::new().file("x", b"x").bytes(), Fault::Malformed, "no archive of images"),
+        ("empty", Vec::new(), Fault::Malformed, "empty"),
+        ("text", b"{}".to_vec(), Fault::Malformed, "JSON document"),
+        ("bomb", bomb, Fault::Unsupported, "the limit for"),
+        ("cut", cut, Fault::Malformed, "cut"),
+        ("half", half, Fault::Malformed, "middle of a member"),
+    ];
+    for (name, bytes, expected, words) in rows {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let (fault, said) = refused(&path.display().to_string(), &dir.path().join("cache")).await;
+        assert!(said.contains(words), "{name}: {said}");
+        assert_eq!(fault, expected, "{name}: {said}");
+    }
+    // A layer that is not what its config says is found out when it is read.
+    let wrong = saved(&[Saved::new(&["a:1"], &[("one", &tar, &other)])]);
+    let path = dir.path().join("wrong");
+    std::fs::write(&path, wrong).unwrap();
+    let names = namespace(&path.display().to_string(), &dir.path().join("cache")).await;
+    assert_eq!(names.resolve(b"merged/evil").await.unwrap_err().fault(), Fault::Mismatch);
+    let none = dir.path().join("none").display().to_string();
+    assert_eq!(refused(&none, &dir.path().join("cache")).await.0, Fault::NotFound);
+    assert_eq!(
+        refused(&format!("oci-archive:{}", dir.path().join("old").display()), &dir.path().join("cache"))
+            .await
+            .0,
+        Fault::Malformed
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_on_the_web_is_read_by_range_and_one_that_changes_is_an_error() {
+    let (large, small) = (noise(24 << 20, 40), noise(1000, 41));
+    let title = |name: &str| json!({"org.opencontainers.image.title": name});
+    let manifest = image(&[
+        ("application/octet-stream", &large, title("large")),
+        ("application/octet-stream", &small, title("small")),
+    ]);
+    let places = Places::with(&[b"{}", &large, &small], &manifest);
+    let cache = places.directory.path().join("cache");
+    let names = namespace(&places.locations[5], &cache).await;
+    check_file(&names, "files/small", &small).await;
+    let sent = places.web[0].sent();
+    assert!(sent < 1 << 20, "{sent} bytes of an archive of {} were sent", large.len());
+    let mut byte = [0; 1];
+    let file = names.open_file(names.resolve(b"files/large").await.unwrap()).await.unwrap();
+    file.bytes.read_at(0, &mut byte).await.unwrap();
+    assert_eq!(byte[0], large[0]);
+
+    // The same bytes under another version, and other bytes of the same size: neither is mixed with what was read before.
+    let archive = std::fs::read(places.directory.path().join("layout.tar")).unwrap();
+    places.web[0].put(archive.iter().map(|byte| byte ^ 1).collect());
+    let error = file.bytes.read_at(large.len() as u64 - 1, &mut byte).await.unwrap_err();
+    assert_eq!(error.fault(), Fault::Mismatch, "{}", error.chain());
+    assert!(error.chain().contains("another version"), "{}", error.chain());
+
+    // Without ranges it comes once, and whole.
+    let names = namespace(&places.locations[6], &places.directory.path().join("other")).await;
+    check_file(&names, "files/small", &small).await;
+    check_file(&names, "files/large", &large).await;
+    assert_eq!(places.web[1].requests(), 1);
+
+    let absent = format!("{}?sig=secret", places.web[0].url("none"));
+    let (fault, words) = refused(&absent, &cache).await;
+    assert_eq!(fault, Fault::NotFound);
+    assert!(!words.contains("secret"), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_a_content_store_has_is_not_fetched_and_a_wrong_one_is_never_believed() {
+    let (one, two) = (noise(9 << 20, 50), noise(300_000, 51));
+    let title = |name: &str| json!({"org.opencontainers.image.title": name});
+    let manifest = image(&[
+        ("application/octet-stream", &one, title("one")),
+        ("application/octet-stream", &two, title("two")),
+    ]);
+    let places = Places::with(&[b"{}", &one, &two], &manifest);
+    let store = Layout::create(places.directory.path().join("store"));
+    let opened = async |cache: &str, stores: Vec<std::path::PathBuf>| {
+        let options =
+            OpenOptions { content_stores: stores, ..OpenOptions::new(places.locations[0].parse().unwrap()) };
+        let cache = Cache::open(&places.directory.path().join(cache)).unwrap();
+        let image = Family::open(&options, &client(), cache).await.unwrap();
+        Namespace::open(Arc::new(image), &Scope::default()).await.unwrap()
+    };
+    let stores = || vec![places.directory.path().join("absent"), places.directory.path().join("store")];
+    for bytes in [&one, &two] {
+        store.blob("x", bytes);
+    }
+    let names = opened("first", stores()).await;
+    check_file(&names, "files/one", &one).await;
+    check_file(&names, "files/two", &two).await;
+    assert_eq!(places.registry.blob_bytes(), 0, "every blob is in the store");
+
+    // One is damaged, one was cut.
+    let digest = |bytes: &[u8]| ocifs::oci::Digest::sha256(bytes).to_string();
+    let mut damaged = one.clone();
+    damaged[5 << 20] ^= 1;
+    std::fs::write(store.blob_path(&digest(&one)), &damaged).unwrap();
+    std::fs::write(store.blob_path(&digest(&two)), &two[1..]).unwrap();
+    let names = opened("second", stores()).await;
+    check_file(&names, "files/one", &one).await;
+    check_file(&names, "files/two", &two).await;
+    let fetched = places.registry.blob_bytes();
+    assert!(fetched >= (one.len() + two.len()) as u64, "{fetched} bytes came from the registry");
+
+    // One that is written into after it was compared is not used any more.
+    std::fs::write(store.blob_path(&digest(&one)), &one).unwrap();
+    let names = opened("third", stores()).await;
+    let file = names.open_file(names.resolve(b"files/one").await.unwrap()).await.unwrap();
+    let mut byte = [0; 1];
+    file.bytes.read_at(0, &mut byte).await.unwrap();
+    std::fs::write(store.blob_path(&digest(&one)), &damaged[..damaged.len() - 1]).unwrap();
+    check_file(&names, "files/one", &one).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_of_an_archive_is_there_without_the_archive_by_its_digest() {
+    let content = noise(100_000, 60);
+    let manifest =
+        image(&[("application/octet-stream", &content, json!({"org.opencontainers.image.title": "f"}))]);
+    let places = Places::with(&[b"{}", &content], &manifest);
+    let cache = places.directory.path().join("cache");
+    let file = places.directory.path().join("layout.tar");
+    for place in [format!("oci-archive:{}", file.display()), places.web[0].url("a.tar")] {
+        check_file(&namespace(&place, &cache).await, "files/f", &content).await;
+        let requests = places.web[0].requests();
+        std::fs::rename(&file, file.with_extension("away")).unwrap();
+        let pinned = format!("{place}@{}", places.digest);
+        check_file(&namespace(&pinned, &cache).await, "files/f", &content).await;
+        let options = OpenOptions { network: Network::Offline, ..OpenOptions::new(pinned.parse().unwrap()) };
+        let image = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await.unwrap();
+        let names = Namespace::open(Arc::new(image), &Scope::default()).await.unwrap();
+        check_file(&names, "files/f", &content).await;
+        assert_eq!(places.web[0].requests(), requests);
+        std::fs::rename(file.with_extension("away"), &file).unwrap();
+    }
+    // A file is no network.
+    let options =
+        OpenOptions { network: Network::Offline, ..OpenOptions::new(places.locations[4].parse().unwrap()) };
+    let opened = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await;
+    assert_eq!(opened.unwrap().digest().as_str(), places.digest);
 }

@@ -109,6 +109,17 @@ fn wrong_usage_is_2_and_names_the_word() {
     site.ocifs(&["inspect", "docker.io/UPPER/case:tag"]).refused(&[2], &["UPPER/case"]);
     site.ocifs(&["inspect", "host/name@sha256:short"]).refused(&[2], &["sha256:short"]);
     site.ocifs(&["no-such-command"]).refused(&[2], &["no-such-command"]);
+    for (words, said) in [
+        (&["export", "a", "x.tar", "-o", "y"][..], "-o x.tar"),
+        (&["export", "--view=merged", "a", "-o", "y"], "--format=tar"),
+        (&["export", "--layer=0", "a", "-o", "y"], "--layer"),
+        (&["export", "--format=dir", "--skip-missing", "a", "-o", "y"], "--skip-missing"),
+        (&["pull", "--title=x", "a"], "--title"),
+        (&["resolve", "--layer=0", "a"], "--layer"),
+        (&["cp", "a", "merged/f", "-"], "ocifs cat"),
+    ] {
+        site.ocifs(words).refused(&[2], &[said]);
+    }
     // Each of these could be taken for something else, and would fail much later or not at all.
     site.ocifs(&["cache", "rm", "sha256:abc"]).refused(&[2], &["sha256:abc"]);
     site.ocifs(&["ls", "--authfile", "/nowhere/auth.json", "127.0.0.1:1/a"])

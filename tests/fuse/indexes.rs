@@ -243,7 +243,7 @@ fn a_recorded_command_gets_no_password_and_leaves_no_mount() {
     let place = said.trim().strip_prefix("creds= mount=").unwrap_or_else(|| panic!("{said}"));
     assert!(!Path::new(place).exists(), "{place} is left");
     let missing = site.ocifs(&["record", &reference, "--", "/no/such/program"]);
-    missing.refused(&[1], &["/no/such/program"]);
+    missing.refused(&[127], &["/no/such/program"]);
 }
 
 #[test]

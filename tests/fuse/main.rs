@@ -10,6 +10,8 @@ mod artifact;
 mod chunked;
 #[path = "../support/compare.rs"]
 mod compare;
+#[path = "../support/containerd.rs"]
+mod containerd;
 #[path = "../support/corpus.rs"]
 mod corpus;
 #[path = "../support/debian.rs"]
@@ -32,6 +34,8 @@ mod key_fixtures;
 mod layout;
 #[path = "../support/machine.rs"]
 mod machine;
+#[path = "../support/other.rs"]
+mod other;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/random.rs"]
@@ -58,9 +62,12 @@ mod stage;
 mod tarball;
 #[path = "../support/vm.rs"]
 mod vm;
+#[path = "../support/web.rs"]
+mod web;
 #[path = "../support/zran.rs"]
 mod zran;
 
+mod archives;
 mod artifacts;
 mod artifacts_archives;
 mod artifacts_disks;
@@ -76,9 +83,14 @@ mod cache_commands;
 mod command_line;
 mod corpus_mounts;
 mod cost;
+mod csi;
+mod daily;
 mod debian_image;
 mod disks;
+mod docs;
 mod encodings;
+mod exports;
+mod exports_files;
 mod fault_table;
 mod faults;
 mod file_calls;
@@ -101,11 +113,14 @@ mod platforms;
 mod qemu;
 mod read_only;
 mod real_servers;
+mod run;
 mod sandbox;
 mod secrets;
 mod signatures;
 mod stale;
+mod status;
 mod survive;
+mod system;
 mod unpacked;
 mod verification;
 mod views;

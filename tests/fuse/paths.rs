@@ -22,7 +22,7 @@ use crate::site::{Site, binary, daemons};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the process looks beside its cache, its layout and its mount point: the C library, the kernel and the configuration.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 12] = [
     "/proc/",
     "/sys/devices/system/cpu",
     "/sys/fs/cgroup/",
@@ -34,6 +34,7 @@ const KNOWN: [&str; 11] = [
     "/usr/local/",
     "/nix/store",
     "/gnu/store",
+    "/var/lib/containerd",
 ];
 const EXACT: [&str; 8] =
     ["", "/", "/dev/fuse", "/dev/null", "/dev/urandom", "/run/containers", "/dev/shm", "/sys/fs/selinux"];

@@ -194,7 +194,7 @@ fn all_platforms_are_shown_each_in_a_tree_of_its_own() {
     }
     assert_eq!(
         names(alone.dir()),
-        [".ocifs", "blobs", "config.json", "index.json", "layers", "manifest.json", "merged"]
+        [".ocifs", "blobs", "config.json", "export", "index.json", "layers", "manifest.json", "merged"]
     );
     for mount in [mount, again, alone] {
         mount.unmount();
@@ -215,7 +215,7 @@ fn an_index_of_other_machines_has_a_root_without_an_image() {
     tag(&registry, "v1", &index(&entries));
     let reference = registry.reference(&format!("{REPO}:v1"));
     let mount = site.mount(&reference, &["--platform=all"]);
-    assert_eq!(names(mount.dir()), [".ocifs", "index.json", "platforms"]);
+    assert_eq!(names(mount.dir()), [".ocifs", "export", "index.json", "platforms"]);
     assert_eq!(fs::read_to_string(mount.join("platforms/linux-s390x/merged/file")).unwrap(), "file");
     mount.unmount();
     let words = ["no image of it", "--subdir platforms/linux-s390x/merged"];

@@ -12,8 +12,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::fault_registry::{Fault, FaultRegistry};
+use crate::other::Other;
 use crate::process::{Need, able, becomes_true, run, signal};
-use crate::scratch::{Scratch, mounted_at};
+use crate::scratch::mounted_at;
 use crate::served::Content;
 use crate::servers::{HERE, Server};
 use crate::site::{Mount, Site, binary, daemons, keeper, unmounts};
@@ -352,38 +353,6 @@ fn a_kernel_that_can_do_less_is_no_reason_not_to_mount() {
         signal(daemon, Signal::SIGTERM);
         assert!(becomes_true(PATIENCE, || child.try_wait().unwrap().is_some()));
         assert!(mounted_at(&dir).is_none());
-    }
-}
-
-/// Runs the binary as somebody who is not root, or as root of a namespace of users, in a public directory.
-struct Other {
-    room: Scratch,
-    home: PathBuf,
-    dir: PathBuf,
-}
-
-impl Other {
-    fn new() -> Self {
-        let room = Scratch::public();
-        fs::copy(binary(), room.join("ocifs")).unwrap();
-        let (home, dir) = (room.subdir("home"), room.subdir("mnt"));
-        for owned in [&home, &dir] {
-            std::os::unix::fs::chown(owned, Some(65_534), Some(65_534)).unwrap();
-        }
-        Self { room, home, dir }
-    }
-
-    /// A shell script as that user, with the binary as $1 and the mount point as $2.
-    fn runs(&self, namespace: &[&str], script: &str, more: &[&str]) -> crate::process::Finished {
-        // The device is for root alone on some machines; in this namespace it is for everybody.
-        let device = self.room.join("fuse");
-        let open = "test -e $0 || mknod -m 666 $0 c 10 229; mount --bind $0 /dev/fuse; exec \"$@\"";
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "bash", "-euc", open]).arg(device).arg("setpriv");
-        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).args(namespace);
-        command.args(["bash", "-euc", script, "sh"]).arg(self.room.join("ocifs")).arg(&self.dir).args(more);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", &self.home);
-        run(command.env("OCIFS_LOG", "ocifs=info").current_dir("/"))
     }
 }
 

@@ -62,6 +62,8 @@ fn documents_and_names_never_panic() {
         r#"{"architecture":"amd64","os":"linux","rootfs":{"diff_ids":["sha256:00"]},"created":"2020-01-01T00:00:00Z"}"#.into(),
         "docker://[::1]:5000/a/b__c:v1@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".into(),
         "oci:/a/b:v1@sha256:00".into(),
+        "docker-archive:/a/b.tar:h:1/a/b:v1@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".into(),
+        "https://h:8443/a.tar?b=c#@1".into(),
     ]
     .map(String::into_bytes);
     target("documents", &seeds, |bytes| {
@@ -86,6 +88,58 @@ fn documents_and_names_never_panic() {
         }
         text.parse::<ocifs::source::Location>().ok();
     });
+}
+
+/// Whatever an archive of images holds, it is opened or refused, and what it lists lies inside of it.
+#[test]
+fn archives_of_images_end_on_any_input() {
+    use ocifs::source::Location;
+    let layer = ustar(&[("f", b"content")]);
+    let config = format!(r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#, ocifs::oci::Digest::sha256(&layer));
+    let list = br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["l/layer.tar"]}]"#;
+    let saved = ustar(&[("l/layer.tar", &layer), ("c.json", config.as_bytes()), ("manifest.json", list)]);
+    let manifest = br#"{"schemaVersion":2,"layers":[]}"#;
+    let digest = ocifs::oci::Digest::sha256(manifest);
+    let index = format!(r#"{{"manifests":[{{"digest":"{digest}","size":{}}}]}}"#, manifest.len());
+    let name = format!("blobs/sha256/{}", digest.encoded());
+    let marker = br#"{"imageLayoutVersion":"1.0.0"}"#;
+    let layout = ustar(&[(&name, manifest), ("index.json", index.as_bytes()), ("oci-layout", marker)]);
+    let packed = zstd::encode_all(&saved[..], 1).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.tar");
+    let cache = ocifs::cache::Cache::open(&dir.path().join("cache")).unwrap();
+    let registry = ocifs::registry::Registry::new(ocifs::registry::Options::default()).unwrap();
+    let location: Location = path.display().to_string().parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let open = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let source = ocifs::archive::open(&location, &registry, &cache);
+        runtime.block_on(async {
+            let root = source.root().await.map_err(|error| error.to_string())?;
+            let parsed = ocifs::oci::Document::parse(&root.bytes, root.content_type.as_deref());
+            let Ok(ocifs::oci::Document::Manifest(manifest)) = parsed else { return Ok(0) };
+            for blob in manifest.blobs().filter(|blob| blob.size <= 1 << 20) {
+                ocifs::io::read_all(&ocifs::io::FetchAll(source.blob(blob))).await.ok();
+            }
+            Ok::<_, String>(manifest.layers.len())
+        })
+    };
+    assert_eq!((open(&saved), open(&layout), open(&packed)), (Ok(1), Ok(0), Ok(1)));
+    target("archives", &[saved, layout, packed], |bytes| {
+        open(bytes).ok();
+    });
+}
+
+/// An archive of these files.
+fn ustar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, body) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(body.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *body).unwrap();
+    }
+    builder.into_inner().unwrap()
 }
 
 /// Whatever a manifest claims of disks, detection ends, and what it finds keeps its promises.

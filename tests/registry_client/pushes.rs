@@ -127,7 +127,7 @@ async fn an_upload_that_breaks_is_begun_anew_and_one_that_arrived_is_not() {
     // The answer got lost, not the blob.
     server.reset_counts();
     server.set_for(Bad::SilentAfterPut, 1);
-    let quick = Options { connect_timeout: Duration::from_millis(200), ..options() };
+    let quick = Options { connect_timeout: Duration::from_secs(2), ..options() };
     assert_eq!(push(&server, quick, b"other content").await.unwrap(), Pushed::Stored);
     assert_eq!(server.requests().iter().filter(|request| request.method == "POST").count(), 1);
 }

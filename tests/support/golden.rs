@@ -1,7 +1,7 @@
 //! What a mount has to look like: every name, its kind, and its bytes.
 //!
-//! Never tolerant: a name too many is as wrong as a name too few. `blobs/` and `.ocifs` are left out of the list, because
-//! every mount has them alike; that each blob of the manifest is in `blobs/` with its size is checked apart.
+//! Never tolerant: a name too many is as wrong as a name too few. `blobs/`, `.ocifs` and `export/` are left out of the list,
+//! because every mount has them alike; that each blob of the manifest is in `blobs/` with its size is checked apart.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -176,6 +176,10 @@ fn walk(dir: &Path, prefix: &str, found: &mut BTreeMap<String, char>) {
         let entry = entry.unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
         let name = entry.file_name().to_string_lossy().into_owned();
         if name == "blobs" || name == ".ocifs" {
+            continue;
+        }
+        if prefix.is_empty() && name == "export" {
+            assert!(entry.path().join("image.tar").is_file(), "export/ without its archive");
             continue;
         }
         let kind = entry.file_type().expect("the kernel gives a type");

@@ -152,6 +152,11 @@ pub(crate) fn able(needs: &[Need<'_>]) -> bool {
     let why = format!("skipped {name}: needs {}", missing.join(", "));
     assert!(std::env::var_os("CI").is_none(), "{why}");
     writeln!(std::io::stderr(), "{why}").expect("standard error is open");
+    // `tests/ran` reads it.
+    if let Some(file) = std::env::var_os("OCIFS_SKIPPED") {
+        let file = File::options().append(true).create(true).open(file);
+        writeln!(file.expect("the file can be written"), "{name}").expect("the file takes a line");
+    }
     false
 }
 

@@ -1,0 +1,195 @@
+//! The tutorials do what they say: every command in them is run, and shows what the text says it shows.
+//!
+//! A block marked `sh` is run; one marked `shell` needs what is not here (a machine that boots, a tool of others). What a command has to
+//! show stands behind `# =>`. `localhost:5000` is the registry of the test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::artifact::{Blob, Shape};
+use crate::process::{Need, able, run};
+use crate::real_registry::RealRegistry;
+use crate::site::{Site, binary};
+
+/// The commands of all blocks of a page as one script.
+fn script(page: &str) -> String {
+    let mut script = String::from("set -euo pipefail\n");
+    let mut lines = page.lines();
+    while let Some(line) = lines.next() {
+        if line != "```sh" {
+            continue;
+        }
+        // Lines of a document in the script belong to the command before them.
+        let mut open: Option<(String, String, String)> = None;
+        for line in lines.by_ref().take_while(|line| *line != "```") {
+            if let Some((body, wanted, end)) = &mut open {
+                body.push_str(&format!("\n{line}"));
+                if line == end {
+                    script.push_str(&checked(body, wanted));
+                    open = None;
+                }
+                continue;
+            }
+            let (command, wanted) = line.split_once("# =>").unwrap_or((line, ""));
+            let (command, wanted) = (command.trim_end().to_owned(), wanted.trim().to_owned());
+            match command.split_once("<<'") {
+                Some((_, end)) => {
+                    let end = end.trim_end_matches('\'').to_owned();
+                    open = Some((command, wanted, end));
+                }
+                None => script.push_str(&checked(&command, &wanted)),
+            }
+        }
+        assert!(open.is_none(), "a document has no end");
+    }
+    script
+}
+
+/// A command that has to show something.
+fn checked(command: &str, wanted: &str) -> String {
+    let shown = command.lines().next().unwrap_or_default().replace('\'', "");
+    format!(
+        "echo '+ {shown}' >&2\nout=$({command}\n)\nprintf '%s\\n' \"$out\"\n\
+         grep -qF -- '{wanted}' <<< \"$out\" || {{ echo \"does not show: {wanted}; but: $out\" >&2; exit 99; }}\n"
+    )
+}
+
+/// A program's weights in the form that says itself what it holds.
+fn safetensors() -> Vec<u8> {
+    let header = br#"{"t":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}"#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header);
+    file.extend(0..8);
+    file
+}
+
+fn follows(name: &str) {
+    let needs = ["docker-registry", "skopeo", "qemu-img", "getfattr", "python3", "fusermount3"];
+    let needs: Vec<_> = [Need::Root, Need::Fuse].into_iter().chain(needs.map(Need::Tool)).collect();
+    if !able(&needs) {
+        return;
+    }
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(repository.join("docs/tutorials").join(name)).unwrap();
+    let (site, registry) = (Site::new(), RealRegistry::start());
+    let room = site.scratch().subdir("room");
+    std::os::unix::fs::symlink(repository.join("packaging"), room.join("packaging")).unwrap();
+    let programs = site.scratch().subdir("programs");
+    std::os::unix::fs::symlink(binary(), programs.join("ocifs")).unwrap();
+    let shell = |script: &str| {
+        let mut command = Command::new("bash");
+        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+        command.env_clear().env("PATH", path).env("HOME", site.scratch().join("home"));
+        command
+            .env("OCIFS_CACHE_DIR", site.cache())
+            .env("TMPDIR", site.scratch().subdir("tmp"))
+            .env("LC_ALL", "C.UTF-8");
+        run(command.arg("-c").arg(script).current_dir(&room))
+    };
+    // What others have pushed before.
+    let host = registry.reference("");
+    let host = host.trim_end_matches('/');
+    if page.contains("localhost:5000/machines") {
+        let disk = site.scratch().join("small.qcow2");
+        let make = format!("qemu-img create -q -f qcow2 {} 64M", disk.display());
+        shell(&make).ok();
+        let blob = Blob::new("application/x-qemu-disk", fs::read(&disk).unwrap()).titled("small.qcow2");
+        Shape::artifact("application/vnd.unknown.artifact.v1").layer(&blob).pack().push(
+            &registry,
+            "machines/small",
+            "1",
+        );
+    }
+    if page.contains("localhost:5000/models") {
+        let blob = Blob::new("application/octet-stream", safetensors()).titled("weights.safetensors");
+        Shape::artifact("application/x.model").layer(&blob).pack().push(&registry, "models/tiny", "1");
+    }
+    if page.contains("localhost:5000/demo") {
+        let push = format!(
+            "packaging/demo.sh --layout ../demo && skopeo copy --quiet --dest-tls-verify=false oci:../demo:demo docker://{host}/demo/image:v1"
+        );
+        shell(&push).ok();
+    }
+    let finished = shell(&script(&page).replace("localhost:5000", host));
+    // Whatever went wrong, nothing stays mounted.
+    for dir in fs::read_dir(&room).unwrap().map(|entry| entry.unwrap().path()).filter(|dir| dir.is_dir()) {
+        site.ocifs(&["umount", "-l", dir.to_str().unwrap()]);
+    }
+    assert_eq!(finished.code, Some(0), "{name}\n{}\n{}", finished.text(), finished.stderr);
+}
+
+#[test]
+fn the_tutorial_that_reads_one_file_is_true() {
+    follows("one-file.md");
+}
+
+#[test]
+fn the_tutorial_about_virtual_machines_is_true() {
+    follows("virtual-machine.md");
+}
+
+#[test]
+fn the_tutorial_about_inputs_of_ci_is_true() {
+    follows("ci.md");
+}
+
+#[test]
+fn the_tutorial_about_models_is_true() {
+    follows("models.md");
+}
+
+#[test]
+fn the_tutorial_that_looks_inside_is_true() {
+    follows("look-inside.md");
+}
+
+#[test]
+fn every_tutorial_is_tried() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages: Vec<PathBuf> =
+        fs::read_dir(repository.join("docs/tutorials")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    pages.sort();
+    let names: Vec<_> = pages.iter().map(|page| page.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["ci.md", "look-inside.md", "models.md", "one-file.md", "virtual-machine.md"]);
+    for page in &pages {
+        let shown = fs::read_to_string(page).unwrap().matches("# => ").count();
+        assert!(shown >= 4, "{page:?} says of {shown} commands what they show");
+    }
+}
+
+/// The help of a command, and of those below it.
+fn help(words: &[&str], out: &mut String) {
+    let mut command = Command::new(binary());
+    let said = run(command.env_clear().env("HOME", "/root").args(words).arg("-h")).ok().text();
+    let said: String = said.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    let name = ["ocifs"].into_iter().chain(words.iter().copied()).collect::<Vec<_>>().join(" ");
+    out.push_str(&format!("\n## {name}\n\n```\n{}```\n", said.trim_end().to_owned() + "\n"));
+    let mut below: Vec<String> = Vec::new();
+    for line in
+        said.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty())
+    {
+        // A description that is long goes on in the next line, further to the right.
+        if let Some(word) = line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')) {
+            below.extend(word.split(' ').next().map(str::to_owned));
+        }
+    }
+    for word in below.iter().filter(|word| *word != "help") {
+        help(&[words, &[word.as_str()]].concat(), out);
+    }
+}
+
+#[test]
+fn the_reference_of_options_is_what_help_says() {
+    let mut page = String::from(
+        "# Commands and options\n\nWhat `-h` says, of every command. `ocifs man --all DIR` writes the same as manual pages. \
+         With `-o`, as mount(8) has it,\nevery long option of `mount` can be written without its dashes: `-o view=merged,cache_dir=/var/cache/ocifs`.\n",
+    );
+    help(&[], &mut page);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands.md");
+    if std::env::var_os("OCIFS_UPDATE").is_some() {
+        fs::write(&file, &page).unwrap();
+    }
+    let written = fs::read_to_string(&file).unwrap_or_default();
+    assert!(written == page, "docs/commands.md is not what -h says: OCIFS_UPDATE=1 writes it anew");
+}

@@ -1,0 +1,241 @@
+//! `run`: a mount for the life of a command, which sees its own exit code and signals come through.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::encode::Encoding;
+use crate::layout::{Layer, Layout};
+use crate::other::Other;
+use crate::process::{Finished, Need, able, becomes_true, run, signal};
+use crate::scratch::mounted_at;
+use crate::site::{Site, daemons};
+use crate::tarball::Tarball;
+
+const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn image(site: &Site) -> String {
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let tar = Tarball::new().dir("d").file("d/f", b"data").file("g", b"more");
+    layout.image("v1", &[Layer::of(&tar.bytes(), Encoding::Gzip)]);
+    layout.reference("v1")
+}
+
+/// `ocifs run` whose temporary directory is in the site, so that what it leaves is seen.
+fn command(site: &Site, args: &[&str]) -> Command {
+    let mut command = site.command();
+    command.env("TMPDIR", site.scratch().subdir("tmp")).arg("run").args(args);
+    command
+}
+
+fn ran(site: &Site, args: &[&str]) -> Finished {
+    run(&mut command(site, args))
+}
+
+/// What `run` left in its temporary directory.
+fn left(site: &Site) -> Vec<PathBuf> {
+    fs::read_dir(site.scratch().join("tmp")).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Starts `ocifs run` on a command that writes where its mount is to a file, and then does `script`.
+fn started(site: &Site, options: &[&str], reference: &str, script: &str) -> (Child, PathBuf) {
+    let file = site.scratch().join("where");
+    let script = format!("echo $OCIFS_MOUNT > {0}.new; mv {0}.new {0}; {script}", file.display());
+    let mut command = command(site, &[options, &[reference, "--", "sh", "-c", &script]].concat());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    assert!(becomes_true(PATIENCE, || file.exists()), "the command does not start");
+    (child, PathBuf::from(fs::read_to_string(&file).unwrap().trim()))
+}
+
+fn ends(child: &mut Child) -> std::process::ExitStatus {
+    let mut status = None;
+    assert!(becomes_true(PATIENCE, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    }));
+    status.unwrap()
+}
+
+#[track_caller]
+fn is_gone(dir: &Path) {
+    assert!(
+        becomes_true(PATIENCE, || mounted_at(dir).is_none() && daemons(dir).is_empty()),
+        "{dir:?} is left"
+    );
+}
+
+#[test]
+fn a_command_reads_the_mount_and_its_exit_code_is_ours() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let reference = image(&site);
+    let script = "cat {}/merged/d/f; test {} = \"$OCIFS_MOUNT\" && echo \" $OCIFS_CREDS.\"; exit 7";
+    let mut command = command(&site, &[&reference, "--", "sh", "-c", script]);
+    let said = run(command.env("OCIFS_CREDS", "user:secret"));
+    assert_eq!((said.code, said.text().as_str()), (Some(7), "data .\n"), "{}", said.stderr);
+    assert!(left(&site).is_empty(), "{:?}", left(&site));
+    // Options of mount are options of run, in both spellings.
+    let one = ran(&site, &["--view", "merged", &reference, "--", "cat", "{}/g"]);
+    assert_eq!(one.ok().text(), "more");
+    let other = ran(&site, &["-o", "view=merged,subdir=d", &reference, "--", "cat", "{}/f"]);
+    assert_eq!(other.ok().text(), "data");
+    let words = ran(&site, &[&reference, "--", "printf", "%s|", "--rw", "--", "-o"]);
+    assert_eq!(words.ok().text(), "--rw|--|-o|");
+}
+
+#[test]
+fn a_command_that_cannot_be_run_is_what_shells_make_of_it() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let reference = image(&site);
+    ran(&site, &[&reference, "--", "/no/such/program"]).refused(&[127], &["/no/such/program"]);
+    ran(&site, &[&reference, "--", "/etc/hostname"]).refused(&[126], &["/etc/hostname"]);
+    // The reference is wrong: the command is never run, and the exit code is that of a mount.
+    let missing = format!("oci:{}:nothing", site.scratch().join("layout").display());
+    let file = site.scratch().join("ran");
+    ran(&site, &[&missing, "--", "touch", file.to_str().unwrap()]).refused(&[3], &["nothing"]);
+    assert!(!file.exists());
+    ran(&site, &[&reference]).refused(&[2], &["CMD"]);
+    assert!(left(&site).is_empty(), "{:?}", left(&site));
+}
+
+#[test]
+fn signals_reach_the_command_and_its_answer_is_ours() {
+    if !able(&NEEDS) {
+        return;
+    }
+    for (sent, script, code) in [
+        (Signal::SIGTERM, "trap 'exit 9' TERM; while :; do sleep 0.05; done", 9),
+        (Signal::SIGUSR1, "trap 'exit 8' USR1; while :; do sleep 0.05; done", 8),
+        // It does nothing about it, and is ended.
+        (Signal::SIGHUP, "while :; do sleep 0.05; done", 128 + 1),
+    ] {
+        let site = Site::new();
+        let (mut child, dir) = started(&site, &[], &image(&site), script);
+        assert!(mounted_at(&dir).is_some());
+        // The script may not have got to its trap yet, and is then ended by the signal.
+        std::thread::sleep(Duration::from_millis(300));
+        signal(child.id(), sent);
+        assert_eq!(ends(&mut child).code(), Some(code), "{sent}");
+        is_gone(&dir);
+        assert!(left(&site).is_empty(), "{:?}", left(&site));
+    }
+}
+
+#[test]
+fn a_signal_that_is_ignored_stays_ignored() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let reference = image(&site);
+    let script = "trap '' HUP; \"$0\" run \"$1\" -- sh -c 'kill -HUP $PPID; kill -HUP $$; cat {}/merged/g'";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).arg(crate::site::binary()).arg(&reference);
+    shell.env("OCIFS_CACHE_DIR", site.cache()).env("TMPDIR", site.scratch().subdir("tmp"));
+    assert_eq!(run(&mut shell).ok().text(), "more");
+    ran(&site, &["--creds=user:secret", &reference, "--", "true"]).refused(&[2], &["--creds", "OCIFS_CREDS"]);
+}
+
+#[test]
+fn no_mount_is_left_whatever_is_killed() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let reference = image(&site);
+    // The one who waits for the command.
+    let (mut child, dir) = started(&site, &[], &reference, "exec sleep 2");
+    child.kill().unwrap();
+    assert_eq!(ends(&mut child).signal(), Some(9));
+    is_gone(&dir);
+    assert!(becomes_true(PATIENCE, || left(&site).is_empty()), "{:?}", left(&site));
+    // The one who serves.
+    fs::remove_file(site.scratch().join("where")).unwrap();
+    let (mut child, dir) =
+        started(&site, &[], &reference, "sleep 1; cat $OCIFS_MOUNT/merged/g && exit 3; exit 4");
+    for pid in daemons(&dir) {
+        signal(pid, Signal::SIGKILL);
+    }
+    assert_eq!(ends(&mut child).code(), Some(4));
+    is_gone(&dir);
+}
+
+#[test]
+fn what_a_command_leaves_running_does_not_keep_the_mount() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let script = "exec 3< {}/merged/g; sleep 5 > /dev/null 2>&1 & echo {}";
+    let said = ran(&site, &[&image(&site), "--", "sh", "-c", script]);
+    is_gone(Path::new(said.ok().text().trim()));
+    assert!(left(&site).is_empty(), "{:?}", left(&site));
+}
+
+#[test]
+fn with_rw_the_command_writes_where_nobody_else_sees_it() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let reference = image(&site);
+    let script = "echo new > {}/d/n && rm {}/g && echo x >> {}/d/f && cat {}/d/n {}/d/f && ls {} && ls {}/../mnt; exit 5";
+    let said = ran(&site, &["--rw", "--view=merged", &reference, "--", "sh", "-c", script]);
+    assert_eq!((said.code, said.text().as_str()), (Some(5), "new\ndatax\nd\nd\ng\n"), "{}", said.stderr);
+    assert!(left(&site).is_empty(), "{:?}", left(&site));
+    // The next one starts from the image again.
+    let again = ran(&site, &["--rw", "--view=merged", &reference, "--", "cat", "{}/g", "{}/d/f"]);
+    assert_eq!(again.ok().text(), "moredata");
+    // While it runs, nothing of it is seen outside.
+    let (mut child, dir) = started(
+        &site,
+        &["--rw", "--view=merged"],
+        &reference,
+        "touch $OCIFS_MOUNT/there; trap 'exit 6' TERM; while :; do sleep 0.05; done",
+    );
+    assert!(mounted_at(&dir).is_none() && fs::read_dir(&dir).unwrap().next().is_none());
+    std::thread::sleep(Duration::from_millis(300));
+    signal(child.id(), Signal::SIGTERM);
+    assert_eq!(ends(&mut child).code(), Some(6));
+    assert!(left(&site).is_empty(), "{:?}", left(&site));
+    // Killed, it leaves files, and no mount.
+    fs::remove_file(site.scratch().join("where")).unwrap();
+    let (mut child, dir) = started(&site, &["--rw"], &reference, "exec sleep 2");
+    let mount = dir.parent().unwrap().join("mnt");
+    assert!(mounted_at(&mount).is_some());
+    child.kill().unwrap();
+    ends(&mut child);
+    is_gone(&mount);
+}
+
+#[test]
+fn an_ordinary_user_runs_a_command_too_and_is_told_what_rw_needs() {
+    let needs =
+        [Need::Root, Need::Fuse, Need::Tool("setpriv"), Need::Tool("fusermount3"), Need::Tool("unshare")];
+    if !able(&needs) {
+        return;
+    }
+    let other = Other::new();
+    let mut layout = Layout::create(other.room.join("layout"));
+    layout.image("v1", &[Layer::of(&Tarball::new().file("g", b"more").bytes(), Encoding::Gzip)]);
+    let runs = |namespace: &[&str], script: &str| {
+        let script = format!("export TMPDIR=$HOME; {script}");
+        other.runs(namespace, &script, &[&layout.reference("v1")])
+    };
+    assert_eq!(runs(&[], "\"$1\" run \"$3\" -- cat {}/merged/g").ok().text(), "more");
+    runs(&[], "\"$1\" run --rw \"$3\" -- true").refused(&[8], &["writable", "unshare -rm"]);
+    let script = "\"$1\" run --rw --view=merged \"$3\" -- sh -c 'echo y > {}/g && cat {}/g'";
+    assert_eq!(runs(&["unshare", "-Urm"], script).ok().text(), "y\n");
+    let left: Vec<_> = fs::read_dir(&other.home).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("ocifs-")), "{left:?}");
+}

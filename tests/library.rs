@@ -1,0 +1,96 @@
+//! The library as a program uses it: open, look, read, without a mount.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    dead_code,
+    reason = "a test fails by panicking; parts of the support are for others"
+)]
+
+#[path = "support/encode.rs"]
+mod encode;
+#[path = "support/layout.rs"]
+mod layout;
+#[path = "support/tarball.rs"]
+mod tarball;
+
+#[path = "support/bare/real_registry.rs"]
+mod real_registry;
+#[path = "support/bare/scratch.rs"]
+mod scratch;
+
+use encode::Encoding;
+use layout::{Layer, Layout};
+use ocifs::io::Fault;
+use ocifs::tree::Kind;
+use ocifs::{Image, Options};
+use tarball::{Tarball, noise};
+
+fn options(room: &std::path::Path) -> Options {
+    Options::new().cache_dir(room.join("cache")).anonymous()
+}
+
+#[tokio::test]
+async fn a_program_opens_a_reference_looks_at_names_and_reads_bytes() {
+    let room = tempfile::tempdir().unwrap();
+    let mut layout = Layout::create(room.path().join("layout"));
+    let big = noise(3_000_000, 7);
+    let tar =
+        Tarball::new().dir("d").file("d/big", &big).file("d/small", b"small").symlink("link", "d/small");
+    layout.image("v1", &[Layer::of(&tar.bytes(), Encoding::Gzip)]);
+    let image = Image::open(&layout.reference("v1"), options(room.path())).await.unwrap();
+    assert!(image.reference().ends_with(image.digest().as_str()), "{}", image.reference());
+
+    let merged = image.merged().await.unwrap();
+    let entries = merged.entries().await.unwrap();
+    let names: Vec<_> = entries.iter().map(|entry| (entry.name.to_str().unwrap(), entry.kind)).collect();
+    assert_eq!(names, [("d", Kind::Directory), ("link", Kind::Symlink)]);
+    assert_eq!(entries[1].link.as_deref(), Some("d/small".as_ref()));
+    let inside = merged.directory("d").await.unwrap().entries().await.unwrap();
+    assert_eq!(inside[0].size, big.len() as u64);
+
+    let file = merged.open("d/big").await.unwrap();
+    let mut part = vec![0; 1000];
+    file.read_at(2_000_000, &mut part).await.unwrap();
+    assert!(part == big[2_000_000..2_001_000]);
+    assert!(file.read(2_999_000, 5000).await.unwrap() == big[2_999_000..]);
+    assert!(file.read_at(2_999_999, &mut part).await.is_err(), "past the end");
+    assert_eq!(image.file("merged/link").await.unwrap().read(0, 100).await.unwrap(), b"small");
+    assert_eq!(image.root().open("manifest.json").await.unwrap().read(0, 1).await.unwrap(), b"{");
+}
+
+#[tokio::test]
+async fn what_is_not_there_and_who_is_wrong_is_told() {
+    let room = tempfile::tempdir().unwrap();
+    let mut layout = Layout::create(room.path().join("layout"));
+    layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"x").bytes(), Encoding::Plain)]);
+    let image = Image::open(&layout.reference("v1"), options(room.path())).await.unwrap();
+    assert_eq!(image.file("merged/none").await.unwrap_err().fault(), Fault::NotFound);
+    assert_eq!(image.file("merged").await.unwrap_err().fault(), Fault::Usage);
+    assert_eq!(image.disk().await.unwrap_err().fault(), Fault::NotFound);
+    assert_eq!(image.directory("merged/f").await.unwrap_err().fault(), Fault::Usage);
+    let open = |reference: String| {
+        let options = options(room.path());
+        async move { Image::open(&reference, options).await.unwrap_err() }
+    };
+    assert_eq!(open(layout.reference("none")).await.fault(), Fault::NotFound);
+    assert_eq!(open("docker.io/UPPER/case".to_owned()).await.fault(), Fault::Usage);
+    let chosen = options(room.path()).layer(7);
+    assert_eq!(Image::open(&layout.reference("v1"), chosen).await.unwrap_err().fault(), Fault::NotFound);
+}
+
+#[tokio::test]
+async fn options_are_those_of_the_command_line() {
+    let room = tempfile::tempdir().unwrap();
+    let mut layout = Layout::create(room.path().join("layout"));
+    let layers = ["one", "two"]
+        .map(|name| Layer::of(&Tarball::new().file(name, name.as_bytes()).bytes(), Encoding::Zstd));
+    layout.image("v1", &layers);
+    let all = Image::open(&layout.reference("v1"), options(room.path())).await.unwrap();
+    assert_eq!(all.merged().await.unwrap().entries().await.unwrap().len(), 2);
+    let pinned = all.reference().to_owned();
+    let second = Image::open(&pinned, options(room.path()).layer(1).offline()).await.unwrap();
+    let names = second.merged().await.unwrap().entries().await.unwrap();
+    assert_eq!(names.len(), 1);
+    assert_eq!(names[0].name, "two");
+}
