@@ -118,11 +118,16 @@ impl Server<'_> {
         if !status.success() {
             tracing::warn!(%status, "the process that served the mount did not end well");
         }
-        // The directory may be gone together with the mount.
-        match mount::unmount(self.dir, Unmount::Lazy) {
-            Err(MountError::NotMounted { .. }) => Ok(()),
-            other => Ok(other?),
+        // It goes in the moment in which it is looked for: from this process's mounts after the others', and then its directory.
+        let mut last = Ok(());
+        for _ in 0..20 {
+            match mount::unmount(self.dir, Unmount::Lazy) {
+                Ok(()) | Err(MountError::NotMounted { .. }) => return Ok(()),
+                Err(error) => last = Err(error.into()),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
         }
+        last
     }
 }
 
