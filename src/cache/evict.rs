@@ -1,7 +1,7 @@
 //! Taking single blocks of open content away.
 //!
 //! Only of content that this process alone has open: what another process trusts, or hands to its kernel, cannot be known here.
-//! Never while the data file is handed out. The idea: while an exclusive lock keeps everybody else from opening the content, the
+//! Never while the data file is handed out. The idea: while a write lock keeps all other processes from opening the content, the
 //! trust goes first, then the record says that the data is not here, and the data goes last. So whoever reads at the same time,
 //! in this process, notices that something was evicted and looks again; whoever comes later finds a block that is missing; and a
 //! crash in between leaves a block that fails its check. The checksum stays, so verified content stays verified.
@@ -16,6 +16,8 @@ use super::pair::Pair;
 use super::sidecar::{BLOCK, Next, Record, State};
 
 const PAGE: u64 = 4096;
+/// Bytes that are evicted before other processes get a chance to open the content: some milliseconds of work.
+const TURN: u64 = 16 << 20;
 
 impl Pair {
     /// Evicts blocks until `want` bytes are free, and says how many became free. With `spare_recent`, blocks that were read since
@@ -26,8 +28,16 @@ impl Pair {
         if backing.strong_count() > 0 {
             return 0;
         }
-        let freed = if self.sidecar.try_alone() { self.evict_alone(want, spare_recent) } else { 0 };
-        self.sidecar.share();
+        let mut freed = 0;
+        // In turns: who opens the content meanwhile waits for the end of one of them.
+        while freed < want && self.sidecar.try_alone() {
+            let turn = self.evict_alone((want - freed).min(TURN), spare_recent);
+            self.sidecar.share();
+            freed += turn;
+            if turn == 0 {
+                break;
+            }
+        }
         freed
     }
 
@@ -73,6 +83,11 @@ impl Pair {
         let occupied = if self.is_blob() { end - start } else { self.data_in(start, end) };
         self.change_trust(|trust| trust.forget(block));
         self.sidecar.mark_evicted(block, record)?;
+        // A program that does not see our lock may have come: it notes that first, then looks at the record, then trusts.
+        if self.sidecar.is_of_older() {
+            self.sidecar.put_record(block, record.len, &record.sum)?;
+            return Err(io::Error::other("an older program uses the content"));
+        }
         self.lowest_evicted.fetch_min(block, Ordering::AcqRel);
         if !self.punch(start, end - start) {
             return Err(io::Error::other("the file system makes no holes"));
@@ -95,5 +110,84 @@ impl Pair {
             at = hole;
         }
         total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::pair::{Files, Pair};
+    use super::super::sidecar::{BLOCK, Kind};
+    use crate::oci::Digest;
+
+    const BYTES: [u8; BLOCK as usize] = [7; BLOCK as usize];
+
+    /// As another process: the locks belong to the open file.
+    fn open(files: &Files) -> Pair {
+        Pair::open(&files.data, &files.map, Kind::Blob, &Digest::sha256(b"x")).unwrap()
+    }
+
+    fn filled(dir: &Path) -> (Files, Pair) {
+        let files = Files::of(dir.join("content"));
+        let pair = open(&files);
+        for block in 0..4 {
+            assert!(pair.store(block, &BYTES, blake3::hash(&BYTES).as_bytes()).is_ok());
+        }
+        (files, pair)
+    }
+
+    fn reads_right(pair: &Pair) -> bool {
+        let mut out = [1; BLOCK as usize];
+        pair.is_trusted(0) && pair.read_trusted(0, &mut out) && out == BYTES
+    }
+
+    #[test]
+    fn an_evictor_that_fails_keeps_other_evictors_from_what_it_trusts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, one) = filled(dir.path());
+        let other = open(&files);
+        assert!(other.load(0, BLOCK as u32).is_some());
+        // The first tries to become alone, fails, and is interrupted before it does anything else.
+        assert!(!one.sidecar.try_alone());
+        assert_eq!(other.evict(BLOCK, false), 0);
+        assert!(reads_right(&one) && reads_right(&other));
+        drop(one);
+        assert_eq!(other.evict(BLOCK, false), BLOCK);
+        assert!(!other.is_trusted(0));
+    }
+
+    #[test]
+    fn content_cannot_be_opened_while_blocks_of_it_go_and_can_afterwards() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, one) = filled(dir.path());
+        assert!(one.sidecar.try_alone());
+        std::thread::scope(|scope| {
+            let opener = scope.spawn(|| open(&files));
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!opener.is_finished());
+            one.sidecar.share();
+            let other = opener.join().unwrap();
+            assert!(!one.sidecar.try_alone());
+            drop(other);
+        });
+        assert!(one.sidecar.try_alone());
+    }
+
+    #[test]
+    fn blocks_of_content_that_an_older_program_had_open_never_go_alone() {
+        use std::os::unix::fs::FileExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let (files, one) = filled(dir.path());
+        assert_eq!(one.evict(BLOCK, false), BLOCK);
+        let map = std::fs::OpenOptions::new().write(true).open(&files.map).unwrap();
+        map.write_all_at(&1_700_000_000u64.to_le_bytes(), 1024).unwrap();
+        assert_eq!(one.evict(BLOCK, false), 0);
+        one.sidecar.touch().unwrap();
+        assert!(one.sidecar.is_of_older() && one.sidecar.last_used().unwrap() > 1_700_000_000);
+        // One that comes in the middle of an eviction finds its block, or a record that is not there.
+        let record = one.sidecar.record(1).unwrap();
+        assert!(one.evict_block(1, record).is_err());
+        assert!(one.load(1, BLOCK as u32).is_some());
     }
 }

@@ -61,9 +61,20 @@ impl BuildLock {
     }
 }
 
-/// Takes the write lock on one byte of `file`; `false` when somebody else has it.
+/// Takes the write lock on one byte of `file`, or turns the read lock into it; `false` when another open file has a lock there.
+/// A read lock stays where that fails (fcntl(2)); a flock would be lost (flock(2)).
 pub(super) fn try_lock_byte(file: &File, at: u64) -> io::Result<bool> {
     match byte_lock(file, libc::F_WRLCK, at) {
+        Ok(()) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes the read lock on one byte of `file`, or turns the write lock into it, which always works; `false` when another open file
+/// has the write lock.
+pub(super) fn try_share_byte(file: &File, at: u64) -> io::Result<bool> {
+    match byte_lock(file, libc::F_RDLCK, at) {
         Ok(()) => Ok(true),
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
         Err(error) => Err(error.into()),

@@ -3,7 +3,7 @@
 //! Nothing is fetched, and nothing of content that somebody uses is changed. The idea: a block that fails loses the mark that says
 //! it is here and keeps its checksum, so that the next reader fetches it again and it must be what it was.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
@@ -69,11 +69,9 @@ fn scrub_pair(entry: &Entry, kind: Kind) -> Result<Scrubbed, CacheError> {
             None => Ok(Scrubbed::default()),
         };
     };
-    // As a user, so that nobody takes it away meanwhile.
-    match sidecar.file().try_lock_shared() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(Scrubbed::default()),
-        Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", &files.map, error)),
+    // As a user, so that no evictor takes it away meanwhile.
+    if !sidecar.join()? {
+        return Ok(Scrubbed::default());
     }
     let give_up = |sidecar: Sidecar, bytes, damage| {
         // Our own lock would count as a user.
@@ -152,7 +150,9 @@ impl Scrub<'_> {
             Some(_) => return Ok(()),
             None => !is_written,
         };
-        if !is_sound {
+        // Between two looks for damage it is not ours, and a block may have been evicted.
+        let is_gone = || self.sidecar.record(block).is_some_and(|record| !record.present);
+        if !is_sound && !is_gone() {
             self.damaged += 1;
             self.pending.push(block);
             if self.pending.len() == AT_ONCE {
@@ -196,35 +196,30 @@ impl Scrub<'_> {
         if pending.is_empty() {
             return Ok(());
         }
-        // This turns our shared lock into an exclusive one, or loses it.
-        let alone = match self.sidecar.file().try_lock() {
-            Ok(()) => true,
-            Err(TryLockError::WouldBlock) => false,
-            Err(TryLockError::Error(error)) => return Err(error),
-        };
-        let mut changed = Ok(());
-        if alone {
-            // Complete means that every block is here; verified, that every checksum is known.
-            if self.status.state == State::Complete {
-                self.sidecar.advance(State::Partial).map_err(io::Error::other)?;
-            }
-            for block in pending {
-                // It may have been written again since, by somebody who is gone now.
-                changed = changed.and_then(|()| match self.sidecar.record(block) {
-                    Some(record) if !record.present || self.read(block, &record).is_some() => Ok(()),
-                    Some(record) => self.sidecar.mark_evicted(block, record),
-                    None => self.sidecar.drop_record(block),
-                });
-            }
+        let busy = io::Error::other;
+        if self.sidecar.leave_for_alone().map_err(busy)? {
+            self.give_up_alone(pending)?;
         } else {
             self.stay += pending.len() as u64;
         }
-        match self.sidecar.file().try_lock_shared() {
-            Ok(()) => changed,
-            // Somebody removes it. What is left to be read is so, for he unlinks it only.
-            Err(TryLockError::WouldBlock) => changed,
-            Err(TryLockError::Error(error)) => Err(error),
+        // If it is being removed, what is left to be read is so all the same: it is unlinked only.
+        self.sidecar.join().map_err(busy).map(|_| ())
+    }
+
+    fn give_up_alone(&self, pending: Vec<u64>) -> io::Result<()> {
+        // Complete means that every block is here; verified, that every checksum is known.
+        if self.status.state == State::Complete {
+            self.sidecar.advance(State::Partial).map_err(io::Error::other)?;
         }
+        for block in pending {
+            // It may have been written again since, by a process that is gone now.
+            match self.sidecar.record(block) {
+                Some(record) if !record.present || self.read(block, &record).is_some() => {}
+                Some(record) => self.sidecar.mark_evicted(block, record)?,
+                None => self.sidecar.drop_record(block)?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
-use super::lock::{Backoff, try_lock_byte, unlock_byte};
+use super::lock::{Backoff, try_lock_byte, try_share_byte, unlock_byte};
 use super::{CacheError, lock};
 use crate::oci::Digest;
 
@@ -36,9 +36,13 @@ const KNOWN: u8 = 2;
 const RECORDS_AT_ONCE: usize = 1024;
 const STATUS_AT: u64 = 512;
 const STATUS: usize = 64;
-const LAST_USED_AT: u64 = 1024;
+/// Written at each open by programs that know no [`USE_LOCK`], and by no other.
+const OLD_USE_AT: u64 = 1024;
+const LAST_USED_AT: u64 = 1032;
 const LOCKS: u64 = 1 << 62;
 const STATUS_LOCK: u64 = LOCKS - 1;
+/// Read lock: blocks of this content are trusted. Write lock: blocks of it are being evicted.
+const USE_LOCK: u64 = LOCKS - 2;
 /// How long the status lock, held only around a few small writes, may be held before its holder counts as stuck.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -183,15 +187,18 @@ impl Sidecar {
         self.is_valid(&identity_bytes(kind, digest))
     }
 
-    /// The open file, for locks.
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
     /// When the content was used last, in seconds since 1970. Anything may stand there.
     pub(super) fn last_used(&self) -> Option<u64> {
+        let mut bytes = [0; 16];
+        read_fully(&self.file, &mut bytes, OLD_USE_AT)
+            .then(|| u64::from_le_bytes(field(&bytes, 0)).max(u64::from_le_bytes(field(&bytes, 8))))
+    }
+
+    /// Whether a program that holds nothing but the flock ever had this content open. It may lose that lock and go on to trust what
+    /// it read, so no block of such content is ever evicted alone. It writes this before it trusts its first block.
+    pub(super) fn is_of_older(&self) -> bool {
         let mut bytes = [0; 8];
-        read_fully(&self.file, &mut bytes, LAST_USED_AT).then(|| u64::from_le_bytes(bytes))
+        !read_fully(&self.file, &mut bytes, OLD_USE_AT) || bytes != [0; 8]
     }
 
     /// Every place for a record, in order, as far as the file has anything but holes there: its block, whether anything is
@@ -246,8 +253,13 @@ impl Sidecar {
     }
 
     fn make_new(&self, head: &[u8; IDENTITY]) -> io::Result<()> {
+        let mut old_use = [0; 8];
+        let is_noted = read_fully(&self.file, &mut old_use, OLD_USE_AT);
         self.file.set_len(0)?;
         self.file.set_len(HEADER)?;
+        if is_noted {
+            self.file.write_all_at(&old_use, OLD_USE_AT)?;
+        }
         self.file.write_all_at(head, 0)?;
         self.file.write_all_at(&self.identity, IDENTITY as u64)?;
         self.write_status(Status { state: State::Partial, size: None })
@@ -414,24 +426,57 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Tries to become the only one, over all processes, who has this content open. Nobody else can open it until
-    /// [`share`](Self::share), which has to be called in any case.
+    /// Tries to become the only one, over all processes, that has this content open. If that fails the content stays shared: what
+    /// this process trusts of it is safe in any case. Else no other process can open it before [`share`](Self::share).
     pub(super) fn try_alone(&self) -> bool {
-        // Locking an open file again changes the kind of its lock. If that fails the shared lock is lost for a moment, but then
-        // somebody else holds one, which keeps evictors away.
-        self.access == Access::Write && self.file.try_lock().is_ok()
+        if self.access == Access::Read || self.is_of_older() {
+            return false;
+        }
+        try_lock_byte(&self.file, USE_LOCK).unwrap_or_else(|error| {
+            tracing::debug!(%error, path = %self.path.display(), "cannot lock a file of the cache");
+            false
+        })
     }
 
-    /// Lets others in again.
+    /// Lets other processes in again.
     pub(super) fn share(&self) {
-        let mut backoff = Backoff::new();
+        // A write lock that becomes a read lock waits for no other. If the kernel lacks memory for it the write lock stays, and
+        // other processes go on without this content.
+        if let Err(error) = try_share_byte(&self.file, USE_LOCK) {
+            tracing::warn!(%error, path = %self.path.display(), "cannot share a file of the cache again");
+        }
+    }
+
+    /// Takes part as a user of a sidecar that was opened by [`existing`](Self::existing); `false` when it is being removed, or
+    /// another process evicts from it for too long.
+    pub(super) fn join(&self) -> Result<bool, CacheError> {
+        let fail = |error| CacheError::io("lock", &self.path, error);
         let deadline = Instant::now() + STATUS_PATIENCE;
-        while let Err(TryLockError::WouldBlock) = self.file.try_lock_shared() {
+        let mut backoff = Backoff::new();
+        loop {
+            match self.file.try_lock_shared() {
+                Ok(()) if try_share_byte(&self.file, USE_LOCK).map_err(fail)? => return Ok(true),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(false),
+                Err(TryLockError::Error(error)) => return Err(fail(error)),
+            }
             if Instant::now() > deadline {
-                tracing::warn!(path = %self.path.display(), "cannot lock a file of the cache again");
-                return;
+                return Ok(false);
             }
             std::thread::sleep(backoff.next());
+        }
+    }
+
+    /// Stops being a user, and becomes the only one that has the content open if it has no other user, of any version. Nothing
+    /// that was read before may be believed after it. [`join`](Self::join) ends it.
+    pub(super) fn leave_for_alone(&self) -> Result<bool, CacheError> {
+        let fail = |error| CacheError::io("lock", &self.path, error);
+        unlock_byte(&self.file, USE_LOCK);
+        self.file.unlock().map_err(fail)?;
+        match self.file.try_lock() {
+            Ok(()) => try_lock_byte(&self.file, USE_LOCK).map_err(fail),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(fail(error)),
         }
     }
 
@@ -520,7 +565,7 @@ fn read_fully(file: &File, buf: &mut [u8], at: u64) -> bool {
     file.read_exact_at(buf, at).is_ok()
 }
 
-/// Opens the file and shares its lock, again when an evictor removed it in between.
+/// Opens the file and shares its locks, again when an evictor removed it in between.
 fn open_locked(path: &Path) -> Result<(File, Access), CacheError> {
     let fail = |action| move |error| CacheError::io(action, path, error);
     let deadline = Instant::now() + STATUS_PATIENCE;
@@ -528,9 +573,10 @@ fn open_locked(path: &Path) -> Result<(File, Access), CacheError> {
     loop {
         let (file, access) = open_for_writing(path).map_err(fail("open"))?;
         match file.try_lock_shared() {
-            Ok(()) if file.metadata().map_err(fail("stat"))?.nlink() > 0 => return Ok((file, access)),
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => std::thread::sleep(backoff.next()),
+            Ok(()) if file.metadata().map_err(fail("stat"))?.nlink() == 0 => {}
+            Ok(()) if try_share_byte(&file, USE_LOCK).map_err(fail("lock"))? => return Ok((file, access)),
+            // It is being removed, or blocks of it are being evicted.
+            Ok(()) | Err(TryLockError::WouldBlock) => std::thread::sleep(backoff.next()),
             Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", path, error)),
         }
         if Instant::now() > deadline {

@@ -157,7 +157,8 @@ fn files_are_private_and_the_layout_is_the_documented_one() {
     assert_eq!(&map[160..192], blake3::hash(&map[..160]).as_bytes());
     assert_eq!(map[512..514], [1, 1]);
     assert_eq!(map[520..528], [1, 0, 0, 0, 0, 0, 0, 0]);
-    assert_ne!(map[1024..1032], [0; 8]);
+    assert_eq!(map[1024..1032], [0; 8], "only programs that know no lock of use write here");
+    assert_ne!(map[1032..1040], [0; 8]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
