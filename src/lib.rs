@@ -22,6 +22,7 @@ pub mod archive;
 pub mod disk;
 pub mod tree;
 
+pub mod erofs;
 pub mod image;
 
 pub mod view;

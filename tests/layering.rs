@@ -15,7 +15,7 @@ mod rust_source;
 use rust_source::{Token, macros, paths, split_tests, tokens};
 
 /// The modules and their ranks. A module names only modules of a lower rank.
-const RANKS: [(&str, u8); 19] = [
+const RANKS: [(&str, u8); 20] = [
     ("oci", 0),
     ("io", 0),
     ("meter", 0),
@@ -28,6 +28,7 @@ const RANKS: [(&str, u8); 19] = [
     ("archive", 4),
     ("tree", 4),
     ("disk", 4),
+    ("erofs", 5),
     ("image", 5),
     ("view", 6),
     ("mount", 7),
@@ -56,7 +57,7 @@ const CRATES: [(&str, &[&str]); 8] = [
 const PRINTERS: [&str; 5] = ["print", "println", "eprint", "eprintln", "dbg"];
 
 /// Modules that turn bytes into values: they open nothing and connect to nothing.
-const PURE: [&str; 7] = ["io", "oci", "artifact", "layer", "tree", "disk", "view"];
+const PURE: [&str; 8] = ["io", "oci", "artifact", "layer", "tree", "disk", "erofs", "view"];
 
 /// What a pure module does not name. The sockets and files of Unix are in `std::os::unix::net` and `::fs`.
 const OUTSIDE: [&[&str]; 7] = [

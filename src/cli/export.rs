@@ -81,6 +81,8 @@ enum ExportFormat {
     Tar,
     /// The files of one view, in a new or empty directory.
     Dir,
+    /// A disk of the merged tree: an EROFS image, which the kernel and virtual machines mount.
+    Erofs,
 }
 
 /// Runs the command.
@@ -90,14 +92,14 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
         ExportFormat::OciLayout | ExportFormat::Dir if is_stream => {
             return Err(Failure::usage("a directory has to be named: --output DIR"));
         }
-        ExportFormat::Tar | ExportFormat::Dir if !args.more.is_empty() => {
-            return Err(Failure::usage("--format=tar and --format=dir write one reference"));
+        ExportFormat::Tar | ExportFormat::Dir | ExportFormat::Erofs if !args.more.is_empty() => {
+            return Err(Failure::usage("--format=tar, --format=dir and --format=erofs write one reference"));
         }
-        ExportFormat::OciArchive | ExportFormat::DockerArchive | ExportFormat::Tar
+        ExportFormat::OciArchive | ExportFormat::DockerArchive | ExportFormat::Tar | ExportFormat::Erofs
             if is_stream && std::io::stdout().is_terminal() =>
         {
             return Err(Failure::usage(
-                "an archive is nothing for a terminal: write it to a file with --output FILE",
+                "an archive or a disk is nothing for a terminal: write it to a file with --output FILE",
             ));
         }
         _ => {}
@@ -122,16 +124,16 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
 
 /// Refuses options that would be passed over without a word, and a second reference that was meant as a file.
 fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
-    let is_tree = matches!(args.format, ExportFormat::Tar | ExportFormat::Dir);
-    if !is_tree && args.view.is_some() {
+    let is_tree = matches!(args.format, ExportFormat::Tar | ExportFormat::Dir | ExportFormat::Erofs);
+    if args.view.is_some() && !matches!(args.format, ExportFormat::Tar | ExportFormat::Dir) {
         return Err(Failure::usage(
-            "--view is for --format=tar and --format=dir; archives and layouts are whole",
+            "--view is for --format=tar and --format=dir; archives and layouts are whole, a disk is the merged tree",
         ));
     }
     if !is_tree {
         commands::refuse_selection(
             &args.image,
-            "an archive or a layout is whole; --format=tar and --format=dir take them",
+            "an archive or a layout is whole; --format=tar, --format=dir and --format=erofs take them",
         )?;
     }
     let of_archives = [
@@ -143,7 +145,7 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
     ];
     if let Some((option, _)) = of_archives.iter().find(|(_, given)| is_tree && *given) {
         return Err(Failure::usage(format!(
-            "{option} is for archives and layouts, not for --format=tar and --format=dir"
+            "{option} is for archives and layouts, not for --format=tar, --format=dir and --format=erofs"
         )));
     }
     let names = args.more.iter().filter_map(|location| location.reference()?.short_name());
@@ -161,6 +163,7 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
 async fn write(args: &ExportArgs) -> Result<(), Failure> {
     let form = match args.format {
         ExportFormat::Tar | ExportFormat::Dir => return write_tree(args).await,
+        ExportFormat::Erofs => return write_disk(args).await,
         ExportFormat::DockerArchive => ArchiveForm::Docker,
         ExportFormat::OciArchive if !args.skip_manifest_json => ArchiveForm::Oci,
         ExportFormat::OciArchive | ExportFormat::OciLayout => ArchiveForm::OciAlone,
@@ -217,6 +220,20 @@ async fn write_tree(args: &ExportArgs) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Writes the disk of the merged tree: its holes as holes where it goes to a file.
+async fn write_disk(args: &ExportArgs) -> Result<(), Failure> {
+    const DISK: &[u8] = b"export/rootfs.erofs";
+    let family = Arc::new(open(&args.image).await?);
+    let namespace = Namespace::open(family, &Scope::default()).await?;
+    let progress = Progress::start(&args.progress, None);
+    let advance = |bytes| progress.advance(bytes);
+    if args.output.as_os_str() == "-" {
+        let mut out = BufWriter::with_capacity(BUFFER, File::from(stdout_fd()?));
+        return Ok(export::cat(&namespace, DISK, &mut out).await?);
+    }
+    Ok(export::copy_file(&namespace, DISK, &args.output, &advance).await?)
 }
 
 /// Bytes that are written at once.

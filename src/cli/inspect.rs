@@ -24,6 +24,9 @@ struct Report {
     kind: Option<String>,
     /// The directories of a mount that show it.
     shown_in: Vec<&'static str>,
+    /// Where the merged tree is a disk, if there is one: an EROFS image that the kernel and virtual machines mount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rootfs: Option<&'static str>,
     platforms: Vec<String>,
     /// The entries of the index.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -131,6 +134,7 @@ fn report(family: &Family, offered: &[(Digest, IndexKind)]) -> Report {
             .map_or_else(|| family.document().kind(), |image| image.manifest().kind())
             .map(|kind| kind.as_written().to_owned()),
         shown_in: image.map(|image| view::directories(image)).unwrap_or_default(),
+        rootfs: image.and_then(|image| view::rootfs(image)),
         platforms: platforms.filter(|platform| !platform.is_unknown()).map(ToString::to_string).collect(),
         manifests: manifests.collect(),
         layers: image.map(|image| layers(image, offered)).unwrap_or_default(),
@@ -222,6 +226,15 @@ fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     }
     if !report.shown_in.is_empty() {
         field(out, "shown in", &report.shown_in.join(", "))?;
+    }
+    if let Some(rootfs) = report.rootfs {
+        field(
+            out,
+            "rootfs",
+            &format!(
+                "{rootfs}  EROFS image of merged/: for virtual machines, loop devices and mount -t erofs"
+            ),
+        )?;
     }
     if !report.platforms.is_empty() {
         field(out, "platforms", &report.platforms.join(", "))?;

@@ -103,7 +103,7 @@ pub struct Image {
     layer_name: Option<String>,
     /// Which paths archives disagree about, once they were merged.
     conflicts: OnceLock<Conflicts>,
-    /// Why a layer is not in the merged tree although its label says archive.
+    /// What is missing of what is shown, with the reasons: layers that are no archives, attributes that a disk cannot hold.
     left_out: Mutex<Vec<String>>,
     prefetch: Prefetch,
     /// Notes what is read, while that is recorded.
@@ -143,6 +143,15 @@ impl Image {
             errors.pop_front();
         }
         errors.push_back(error);
+    }
+
+    /// Notes what is missing of what is shown, once, for the status.
+    pub fn warn(&self, line: String) {
+        let mut lines = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        if !lines.contains(&line) {
+            tracing::warn!("{line}");
+            lines.push(line);
+        }
     }
 
     /// A blob of the manifest as stored. Nothing is read here.

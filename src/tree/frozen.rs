@@ -218,6 +218,11 @@ impl Tree {
         xattrs::get(&self.xattrs, set)
     }
 
+    /// The number of an inode's set of extended attributes: inodes with equal numbers have equal ones, and 0 is none.
+    pub fn xattr_set(&self, ino: Ino) -> u32 {
+        self.node(ino).map_or(0, |node| node.xattrs)
+    }
+
     /// What a path leads to, from the root: symbolic links are followed inside the tree, `..` stops at its root, and
     /// a graft ends the walk.
     pub fn resolve(&self, path: &[u8], follow: Follow) -> Result<Resolved, TreeError> {

@@ -13,6 +13,7 @@ mod layers;
 mod merged;
 mod namespace;
 mod open;
+mod rootfs;
 mod shown;
 mod slots;
 mod status;
@@ -72,6 +73,11 @@ trait View: Sync {
 pub fn directories(image: &Image) -> Vec<&'static str> {
     let names = VIEWS.iter().filter(|view| view.exists(image)).map(|view| view.name());
     names.filter(|name| !name.starts_with('.')).collect()
+}
+
+/// Where a mount of `image` has its merged tree as a disk, if it has one.
+pub fn rootfs(image: &Image) -> Option<&'static str> {
+    merged::Merged.exists(image).then_some(export::DISK_PATH)
 }
 
 /// The views in the order of their subtree numbers: part of every inode number, so new ones go to the end.

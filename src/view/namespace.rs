@@ -155,7 +155,7 @@ impl Namespace {
             let is_free = match slot.role {
                 Role::Top(_) | Role::Status => true,
                 Role::View { view, .. } => slot.image.as_ref().is_some_and(|image| view.is_free(image)),
-                Role::Inner { .. } | Role::Archive => false,
+                Role::Inner { .. } | Role::Export(_) => false,
             };
             if is_free {
                 namespace.build(NodeId { slot: slot.number, ino: Tree::ROOT }).await?;
@@ -224,7 +224,7 @@ impl Namespace {
     pub fn opens_freely(&self) -> bool {
         match self.slot(self.root.slot).map(|slot| &slot.role) {
             Some(Role::View { view, .. } | Role::Inner { view, .. }) => view.opens_freely(),
-            Some(Role::Top(_) | Role::Status | Role::Archive) | None => false,
+            Some(Role::Top(_) | Role::Status | Role::Export(_)) | None => false,
         }
     }
 
@@ -242,7 +242,7 @@ impl Namespace {
             let built = match &slot.role {
                 Role::Top(names) => top::build(slot.image.as_deref(), names, created),
                 Role::Status => status::listing(created),
-                Role::Archive => export::listing(&self.family, created).await,
+                Role::Export(exports) => export::listing(&self.family, exports, created).await,
                 Role::View { view, first } => view.build(image()?, *first).await,
                 Role::Inner { view, layer } => view.build_inner(image()?, *layer).await,
             };

@@ -35,6 +35,7 @@ impl Namespace {
                     Ok(image()?.disk_ready(*at)?)
                 }
                 Made::Raw(at) => Ok(image()?.raw_ready(*at)?),
+                Made::Rootfs(disk) => Ok(disk.ready()?),
                 Made::DiskInfo => return None,
                 Made::Status => return Some(Ok(self.status(node))),
             },
@@ -45,6 +46,9 @@ impl Namespace {
     /// Opens a file.
     pub async fn open_file(&self, node: NodeId) -> Result<Opened, ReadError> {
         self.build(node).await?;
+        if let Some(Made::Rootfs(disk)) = self.made(node) {
+            return Ok(Opened { bytes: disk.open().await?, fresh: Freshness::Forever });
+        }
         let bytes = match self.image(node).zip(self.made(node)) {
             Some((image, Made::Disk(at))) => disk_bytes(image, *at).await?,
             Some((image, Made::Raw(at))) => image.raw_disk(*at).await?,
@@ -78,6 +82,9 @@ impl Namespace {
 
     /// Whether what `stat` says about a node is known.
     pub fn is_settled(&self, node: NodeId) -> bool {
+        if let Some(Made::Rootfs(disk)) = self.made(node) {
+            return disk.size().is_some();
+        }
         match self.image(node).zip(self.made(node)) {
             Some((image, Made::Disk(at))) => image.disk_size(*at).is_some(),
             _ => true,
@@ -86,6 +93,9 @@ impl Namespace {
 
     /// Waits until it is.
     pub async fn settle(&self, node: NodeId) -> Result<(), ReadError> {
+        if let Some(Made::Rootfs(disk)) = self.made(node) {
+            return disk.open().await.map(|_| ());
+        }
         match self.image(node).zip(self.made(node)) {
             Some((image, Made::Disk(at))) => image.disk(*at).await.map(|_| ()),
             _ => Ok(()),
@@ -97,6 +107,10 @@ impl Namespace {
         match (made, self.image(node)) {
             // Like a file in /proc: what it holds is known when it is opened.
             (Made::Status, _) => attributes.fresh = Freshness::Now,
+            (Made::Rootfs(disk), _) => match disk.size() {
+                Some(size) => (attributes.size, attributes.data) = size,
+                None => attributes.fresh = Freshness::Now,
+            },
             (Made::Disk(at), Some(image)) => match image.disk_size(*at) {
                 Some(size) => (attributes.size, attributes.data) = (size, size),
                 None => attributes.fresh = Freshness::Now,
@@ -120,6 +134,7 @@ impl Namespace {
             // What nobody has opened is what nobody has compared.
             Some(Made::Disk(at)) => Some(verified(self.image(node)?.disk_ready(*at))),
             Some(Made::Raw(at)) => Some(verified(self.image(node)?.raw_ready(*at))),
+            Some(Made::Rootfs(disk)) => Some(verified(disk.ready())),
             _ => Some(self.open_now(node)?.ok()?.bytes.verified()),
         }
     }

@@ -29,6 +29,7 @@ impl Namespace {
                     // A few names, made of several blobs.
                     Some(Made::Disk(_) | Made::Raw(_) | Made::File(_) | Made::DiskInfo) => true,
                     Some(Made::Archive(archive, _)) => archive.holds(blob),
+                    Some(Made::Rootfs(disk)) => disk.shows(blob),
                     Some(Made::Bytes(_) | Made::Status) | None => false,
                 },
             };

@@ -14,8 +14,9 @@ use crate::io::{Fault, ReadError};
 use crate::oci::Digest;
 use crate::tree::Ino;
 
+use super::export::{self, Exports, WholeArchive};
 use super::subtree::Subtree;
-use super::{VIEWS, View, export};
+use super::{VIEWS, View};
 
 /// Number of the first inner subtree of an image. Views have the numbers from 1; this leaves room for 61 of them.
 const FIRST_INNER: u32 = 64;
@@ -23,7 +24,7 @@ const FIRST_INNER: u32 = 64;
 /// Numbers that one image has: all its layers, each in several views.
 pub(super) const PER_IMAGE: u32 = 1 << 16;
 
-/// The number of the archive of the whole: it belongs to the root alone, whatever images there are.
+/// The number of what an image is exported as, after that of its top.
 const EXPORT: u32 = FIRST_INNER - 1;
 
 /// The number of the view that there is also without an image.
@@ -52,8 +53,8 @@ pub(super) enum Role {
     Top(Top),
     /// The status of a mount whose root shows no image.
     Status,
-    /// The archive of all that the reference names.
-    Archive,
+    /// The archive of all that the reference names, and the disk of an image.
+    Export(Exports),
     /// A view; `first` is the number of the first of its own subtrees.
     View { view: &'static dyn View, first: u32 },
     /// A subtree of a view.
@@ -96,17 +97,14 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
         grafts.entry(parent).or_default().push((directory[depth..].join("/"), base));
         tops.insert(directory, base);
         let Member { index, image, .. } = member;
-        one(&mut slots, base, parent, image.as_ref(), index.clone())?;
+        one(&mut slots, base, parent, image.as_ref(), index.clone(), WholeArchive::Absent)?;
     }
     let mut root = Vec::new();
-    one(&mut root, 0, 0, family.main(), family.index_bytes().cloned())?;
+    let archive = if family.has_archive() { WholeArchive::Shown } else { WholeArchive::Absent };
+    one(&mut root, 0, 0, family.main(), family.index_bytes().cloned(), archive)?;
     if family.main().is_none() {
-        root.push(Slot::new(STATUS, 0, None, Role::Status));
-    }
-    if family.has_archive() {
-        // In the order of the numbers: behind the views, before what they graft in.
-        let at = root.iter().position(|slot| slot.number > EXPORT).unwrap_or(root.len());
-        root.insert(at, Slot::new(EXPORT, 0, None, Role::Archive));
+        // In the order of the numbers: behind the top.
+        root.insert(1, Slot::new(STATUS, 0, None, Role::Status));
     }
     // The root's numbers are the lowest, and members come in the order of theirs.
     root.append(&mut slots);
@@ -114,10 +112,7 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
         if let Role::Top(top) = &mut slot.role {
             top.members = grafts.remove(&slot.number).unwrap_or_default();
             if slot.number == 0 && slot.image.is_none() {
-                top.views = vec![(VIEWS[STATUS as usize - 1].name(), STATUS)];
-            }
-            if slot.number == 0 && family.has_archive() {
-                top.views.push((export::NAME, EXPORT));
+                top.views.push((VIEWS[STATUS as usize - 1].name(), STATUS));
             }
         }
     }
@@ -137,6 +132,7 @@ fn one(
     parent: u32,
     image: Option<&Arc<Image>>,
     index: Option<bytes::Bytes>,
+    archive: WholeArchive,
 ) -> Result<(), ReadError> {
     let mut top = Top { index, ..Top::default() };
     let (mut views, mut inner) = (Vec::new(), Vec::new());
@@ -153,6 +149,11 @@ fn one(
             }
         }
         views.push(Slot::new(number, base, Some(image), Role::View { view, first }));
+    }
+    if let Some(exports) = Exports::of(archive, image) {
+        top.views.push((export::NAME, base + EXPORT));
+        // It shows more than one image, so that it belongs to none.
+        views.push(Slot::new(base + EXPORT, base, None, Role::Export(exports)));
     }
     slots.push(Slot::new(base, parent, image, Role::Top(top)));
     slots.append(&mut views);

@@ -8,6 +8,8 @@ use crate::layer::Time;
 use crate::oci::Descriptor;
 use crate::tree::{Builder, NewKind, NewNode, Tree, TreeError};
 
+use super::rootfs::Rootfs;
+
 /// What a file's `origin` in the tree stands for.
 #[derive(Clone)]
 pub(super) enum Origins {
@@ -34,6 +36,8 @@ pub(super) enum Made {
     DiskInfo,
     /// All that the reference names, as one archive.
     Archive(Arc<Archive>, Shared),
+    /// A tree as a disk.
+    Rootfs(Arc<Rootfs>),
     /// What is known about the mount; its size and content change.
     Status,
 }

@@ -56,7 +56,7 @@ impl Namespace {
         let role = match &slot.role {
             Role::Top(_) => "top".to_owned(),
             Role::Status => "status".to_owned(),
-            Role::Archive => "archive".to_owned(),
+            Role::Export(_) => "archive".to_owned(),
             Role::View { view, .. } => format!("view {}", view.name()),
             Role::Inner { view, layer } => format!("{} {layer}", view.name()),
         };

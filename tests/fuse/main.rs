@@ -18,6 +18,8 @@ mod corpus;
 mod debian;
 #[path = "../support/encode.rs"]
 mod encode;
+#[path = "../support/erofs_reader.rs"]
+mod erofs_reader;
 #[path = "../support/fault_registry.rs"]
 mod fault_registry;
 #[path = "../support/fault_rows.rs"]
@@ -113,6 +115,7 @@ mod platforms;
 mod qemu;
 mod read_only;
 mod real_servers;
+mod rootfs;
 mod run;
 mod sandbox;
 mod secrets;

@@ -154,7 +154,11 @@ fn all_platforms_are_shown_each_in_a_tree_of_its_own() {
     for (directory, file) in [("linux-amd64", "for-amd"), ("linux-arm64", "for-arm")] {
         let tree = mount.join("platforms").join(directory);
         assert_eq!(fs::read_to_string(tree.join("merged").join(file)).unwrap(), file);
-        assert_eq!(names(&tree), [".ocifs", "blobs", "config.json", "layers", "manifest.json", "merged"]);
+        assert_eq!(
+            names(&tree),
+            [".ocifs", "blobs", "config.json", "export", "layers", "manifest.json", "merged"]
+        );
+        assert_eq!(names(&tree.join("export")), ["rootfs.erofs"]);
         let link = names(&tree.join("layers")).into_iter().find(|name| name.ends_with(".tar.gz")).unwrap();
         assert!(
             fs::metadata(tree.join("layers").join(link)).unwrap().is_file(),

@@ -24,7 +24,7 @@ pub(crate) const DIRECTORY: u32 = 0o040_000;
 pub(crate) const LINK: u32 = 0o120_000;
 
 /// Files above this are compared by size only (the corpus has a sparse one of 60 GB).
-const HASH_LIMIT: u64 = 1 << 30;
+pub(crate) const HASH_LIMIT: u64 = 1 << 30;
 
 /// A tree: entries by path relative to the root, which is the empty path.
 pub(crate) type Tree = BTreeMap<Vec<u8>, Entry>;
@@ -51,7 +51,7 @@ pub(crate) struct Entry {
     /// Extended attributes.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Device and inode: who shares it is the same file.
-    inode: (u64, u64),
+    pub(crate) inode: (u64, u64),
 }
 
 /// Reads the tree below `root`; any error on the way is an error of the whole.

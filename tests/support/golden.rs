@@ -178,6 +178,10 @@ fn walk(dir: &Path, prefix: &str, found: &mut BTreeMap<String, char>) {
         if name == "blobs" || name == ".ocifs" {
             continue;
         }
+        // The disk of an image that is shown beside others.
+        if prefix.starts_with("platforms/") && name == "export" {
+            continue;
+        }
         if prefix.is_empty() && name == "export" {
             assert!(entry.path().join("image.tar").is_file(), "export/ without its archive");
             continue;

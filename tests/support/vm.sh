@@ -2,6 +2,8 @@
 #   system.qcow2   a Debian minbase root on ext4, with the cloud kernel and its modules as an installed system has them
 #   vmlinuz        the same kernel
 #   initrd.img     busybox, the modules for a virtio disk, and a script that mounts it and goes on there
+#   root.tar       the same root as the layer of a container image
+#   initrd-erofs.img  busybox, the modules for a virtio disk with EROFS, and a script that goes on there
 #   marker         the line that the machine prints on its first serial port when it has come up
 # The root's /sbin/init reads a part of the system, says what it read by its checksum, and switches the machine off.
 set -euo pipefail
@@ -49,6 +51,15 @@ END
 chmod 0755 initramfs/init
 (cd initramfs && find . | ./bin/busybox cpio -o -H newc | gzip -1) > initrd.img
 
+# Which of these the kernel has as modules differs; what EROFS needs of them comes before it.
+erofs="libcrc32c crc32c_generic lz4_decompress netfs erofs"
+for module in $erofs; do
+  find unpacked/lib/modules -name "$module.ko" -exec cp {} initramfs/ \;
+done
+sed -i -e "s/ virtio_blk; do/ virtio_blk $erofs; do/" -e 's,insmod "/$module.ko",& 2> /dev/null || true,' \
+  -e 's/mount -t ext4 -o rw/mount -t erofs -o ro/' initramfs/init
+(cd initramfs && find . | ./bin/busybox cpio -o -H newc | gzip -1) > initrd-erofs.img
+
 cat > "$root/sbin/init" << 'END'
 #!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
@@ -67,6 +78,7 @@ chmod 0755 "$root/sbin/init"
 sum=$(cd "$root" && find etc usr/sbin usr/lib/os-release -xdev -type f | LC_ALL=C sort | xargs cat | sha256sum)
 printf 'OCIFS-VM-BOOTED %s\n' "${sum%% *}" > marker
 
+tar --sort=name --numeric-owner -C "$root" -cf root.tar .
 mkfs.ext4 -q -d "$root" system.raw 1G
 qemu-img convert -f raw -O qcow2 system.raw system.qcow2
 rm -rf "$root" unpacked initramfs system.raw

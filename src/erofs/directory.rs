@@ -1,0 +1,96 @@
+//! Directories as blocks of names.
+//!
+//! The idea: names are in order of their bytes over the whole directory, `.` and `..` among them; each block holds a run of
+//! entries of 12 bytes with the names behind them, so that a lookup is a binary search over blocks and then over entries.
+
+use crate::tree::{Ino, Kind, Tree};
+
+use super::format::BLOCK_BYTES;
+
+/// Bytes of an entry without its name.
+const ENTRY_BYTES: usize = 12;
+
+/// How much a directory takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DirectorySize {
+    /// Blocks before the last one.
+    pub(super) full: u32,
+    /// Bytes of the last block.
+    pub(super) tail: u64,
+}
+
+impl DirectorySize {
+    /// What `stat` shows as its size.
+    pub(super) fn bytes(self) -> u64 {
+        u64::from(self.full) * BLOCK_BYTES + self.tail
+    }
+
+    /// How much the directory takes.
+    pub(super) fn of(tree: &Tree, dir: Ino) -> Self {
+        let mut size = Self { full: 0, tail: 0 };
+        for (name, _) in names(tree, dir) {
+            let entry = (ENTRY_BYTES + name.len()) as u64;
+            if size.tail + entry > BLOCK_BYTES {
+                size.full += 1;
+                size.tail = 0;
+            }
+            size.tail += entry;
+        }
+        size
+    }
+}
+
+/// The blocks of a directory, the last one as long as it is used. `number` gives the number of an inode in the image.
+pub(super) fn blocks(tree: &Tree, dir: Ino, number: impl Fn(Ino) -> u64) -> Vec<Vec<u8>> {
+    let (mut blocks, mut run, mut used) = (Vec::new(), Vec::new(), 0);
+    for (name, ino) in names(tree, dir) {
+        let entry = ENTRY_BYTES + name.len();
+        if used + entry > BLOCK_BYTES as usize {
+            blocks.push(block(tree, &run, &number));
+            run.clear();
+            used = 0;
+        }
+        run.push((name, ino));
+        used += entry;
+    }
+    blocks.push(block(tree, &run, &number));
+    blocks
+}
+
+fn block(tree: &Tree, run: &[(&[u8], Ino)], number: &impl Fn(Ino) -> u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK_BYTES as usize);
+    // At most a block.
+    let mut name_at = (run.len() * ENTRY_BYTES) as u16;
+    for (name, ino) in run {
+        bytes.extend_from_slice(&number(*ino).to_le_bytes());
+        bytes.extend_from_slice(&name_at.to_le_bytes());
+        bytes.extend_from_slice(&[file_type(tree, *ino), 0]);
+        name_at += name.len() as u16;
+    }
+    run.iter().for_each(|(name, _)| bytes.extend_from_slice(name));
+    bytes
+}
+
+/// The names of a directory in order, `.` and `..` among them.
+fn names(tree: &Tree, dir: Ino) -> impl Iterator<Item = (&[u8], Ino)> {
+    let mut dots = [(&b"."[..], dir), (&b".."[..], tree.parent(dir))].into_iter().peekable();
+    let mut named = tree.entries(dir, 0).peekable();
+    std::iter::from_fn(move || match (dots.peek(), named.peek()) {
+        (Some((dot, _)), Some((name, _))) if dot < name => dots.next(),
+        (Some(_), None) => dots.next(),
+        _ => named.next(),
+    })
+}
+
+/// The type in an entry, as `linux/fs_types.h` numbers them.
+fn file_type(tree: &Tree, ino: Ino) -> u8 {
+    match tree.attr(ino).map(|attr| attr.kind) {
+        Some(Kind::File) => 1,
+        Some(Kind::Directory | Kind::Graft(_)) => 2,
+        Some(Kind::CharDevice) => 3,
+        Some(Kind::BlockDevice) => 4,
+        Some(Kind::Fifo) => 5,
+        Some(Kind::Symlink) => 7,
+        None => 0,
+    }
+}

@@ -1,0 +1,220 @@
+//! The image of a tree: its metadata, and where its files lie.
+
+use bytes::Bytes;
+
+use crate::io::ByteRange;
+use crate::tree::{Ino, Kind, Tree};
+
+use super::attributes::AttributeArea;
+use super::directory::{self, DirectorySize};
+use super::error::ErofsError;
+use super::extents::{FileExtent, ImageMap};
+use super::format::{
+    BLOCK_BYTES, DataLayout, HasChunks, INODE_BYTES, InodeRecord, NO_BLOCK, Superblock, device_number,
+};
+use super::places::{InodePlace, MetadataPlaces, TailPlace, block_number};
+use super::sparse::ChunkMap;
+
+/// The version of the layout, in the identity of every image: another layout is another image.
+const LAYOUT_NUMBER: u32 = 1;
+
+/// An EROFS image that is computed: all but the content of its files.
+#[derive(Clone, Debug)]
+pub struct ErofsImage {
+    metadata: Bytes,
+    map: ImageMap,
+    omitted: Vec<String>,
+}
+
+impl ErofsImage {
+    /// The image of `tree`, which `digest` names: the same tree and digest give the same bytes.
+    pub fn of(tree: &Tree, digest: &str) -> Result<Self, ErofsError> {
+        let attributes = AttributeArea::of(tree);
+        let mut places = MetadataPlaces::of(tree, &attributes)?;
+        let (map, spans) = place_files(tree, &mut places)?;
+        let mut metadata = vec![0; places.end as usize];
+        for ino in 0..tree.len() as Ino {
+            write_inode(&mut metadata, tree, &places, &attributes, ino);
+        }
+        write_chunks(&mut metadata, &places, &attributes, tree, &spans);
+        put(&mut metadata, places.shared, &attributes.shared);
+        let blocks = block_number(map.size())?;
+        let superblock = Superblock {
+            inodes: tree.len() as u64,
+            blocks,
+            shared_xattrs: if attributes.shared.is_empty() { 0 } else { block_number(places.shared)? },
+            identity: identity(tree, digest),
+            has_chunks: if places.sparse.is_empty() { HasChunks::No } else { HasChunks::Yes },
+        };
+        superblock.write(&mut metadata);
+        let count = attributes.omitted.count;
+        let mut omitted = attributes.omitted.named;
+        if count > omitted.len() {
+            omitted.push(format!("{} more", count - omitted.len()));
+        }
+        Ok(Self { metadata: metadata.into(), map, omitted })
+    }
+
+    /// The first bytes of the image, up to the content of files.
+    pub fn metadata(&self) -> &Bytes {
+        &self.metadata
+    }
+
+    /// Where everything lies.
+    pub fn map(&self) -> &ImageMap {
+        &self.map
+    }
+
+    /// Extended attributes that the format cannot hold, each with the reason; a long list ends with the number of the others.
+    pub fn omitted(&self) -> &[String] {
+        &self.omitted
+    }
+}
+
+/// What tells the image apart from others: a hash over the digest, everything in the tree, and the layout.
+fn identity(tree: &Tree, digest: &str) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("ocifs erofs {LAYOUT_NUMBER}\n{digest}\n").as_bytes());
+    hasher.update(&tree.fingerprint());
+    hasher.finalize().into()
+}
+
+/// Chunks of a sparse file in a row, and the block of the first.
+struct ChunkSpan {
+    ino: Ino,
+    chunks: (u64, u64),
+    block: u32,
+}
+
+/// Gives the content of files its place, in the order of layers and of offsets in their streams.
+fn place_files(tree: &Tree, places: &mut MetadataPlaces) -> Result<(ImageMap, Vec<ChunkSpan>), ErofsError> {
+    let files = (0..tree.len() as Ino).filter_map(|ino| Some((ino, tree.file(ino)?)));
+    let mut files: Vec<(u32, u64, Ino)> =
+        files.filter(|(_, file)| file.size > 0).map(|(ino, file)| (file.origin, file.offset, ino)).collect();
+    files.sort_unstable();
+    let (mut map, mut spans) = (ImageMap::new(places.end), Vec::new());
+    for (_, _, ino) in files {
+        let Some(file) = tree.file(ino) else { continue };
+        let Some((runs, chunks)) = file.runs.zip(places.chunks(ino).cloned()) else {
+            places.inodes[ino as usize].block = block_number(map.size())?;
+            map.push(FileExtent { address: map.size(), ino, offset: 0, len: file.size });
+            continue;
+        };
+        for data in &chunks.data {
+            let (address, offset) = (map.size(), (data.0 << chunks.bits) * BLOCK_BYTES);
+            let len = (chunks.blocks(*data, file.size) * BLOCK_BYTES).min(file.size - offset);
+            spans.push(ChunkSpan { ino, chunks: *data, block: block_number(address)? });
+            map.push(FileExtent { address, ino, offset, len });
+            let mut from = offset;
+            for run in runs.iter().filter(|run| run.offset < offset + len && run.offset + run.len > offset) {
+                if run.offset > from {
+                    map.push_hole(ByteRange::new(address + (from - offset), address + (run.offset - offset)));
+                }
+                from = from.max(run.offset + run.len);
+            }
+            if from < offset + len {
+                map.push_hole(ByteRange::new(address + (from - offset), map.size()));
+            }
+        }
+    }
+    // The number of blocks has to fit as well.
+    block_number(map.size())?;
+    Ok((map, spans))
+}
+
+fn write_inode(to: &mut [u8], tree: &Tree, places: &MetadataPlaces, attributes: &AttributeArea, ino: Ino) {
+    let (Some(attr), place) = (tree.attr(ino), places.inodes[ino as usize]) else { return };
+    let xattrs = attributes.behind_inode(tree, ino);
+    let head = INODE_BYTES + xattrs.len() as u64;
+    let chunks = places.chunks(ino);
+    let (kind, size, what) = match attr.kind {
+        Kind::File => (0o100_000, attr.size, chunks.map_or(place.block, |map| u32::from(map.bits))),
+        Kind::Directory | Kind::Graft(_) => {
+            write_directory(to, tree, places, ino, head);
+            (0o040_000, DirectorySize::of(tree, ino).bytes(), place.block)
+        }
+        Kind::Symlink => {
+            let target = tree.link(ino).unwrap_or_default();
+            put(to, tail_address(&place, head, 0), target);
+            (0o120_000, attr.size, place.block)
+        }
+        Kind::CharDevice => (0o020_000, 0, device_number(attr.rdev)),
+        Kind::BlockDevice => (0o060_000, 0, device_number(attr.rdev)),
+        Kind::Fifo => (0o010_000, 0, 0),
+    };
+    let layout = match place.tail {
+        _ if chunks.is_some() => DataLayout::ChunkBased,
+        TailPlace::Inline => DataLayout::FlatInline,
+        TailPlace::Blocks => DataLayout::FlatPlain,
+    };
+    let record = InodeRecord {
+        layout,
+        xattr_bytes: xattrs.len() as u64,
+        mode: kind | attr.mode & 0o7777,
+        size,
+        place: what,
+        serial: ino + 1,
+        uid: attr.uid,
+        gid: attr.gid,
+        mtime: attr.mtime,
+        nlink: attr.nlink,
+    };
+    let at = place.address as usize;
+    record.write(&mut to[at..at + INODE_BYTES as usize]);
+    put(to, place.address + INODE_BYTES, xattrs);
+}
+
+fn write_directory(to: &mut [u8], tree: &Tree, places: &MetadataPlaces, ino: Ino, head: u64) {
+    let place = places.inodes[ino as usize];
+    let blocks = directory::blocks(tree, ino, |ino| places.number(ino));
+    let last = blocks.len() - 1;
+    for (nth, block) in (0u64..).zip(&blocks) {
+        let address = if nth == last as u64 {
+            tail_address(&place, head, nth)
+        } else {
+            u64::from(place.block) * BLOCK_BYTES + nth * BLOCK_BYTES
+        };
+        put(to, address, block);
+    }
+}
+
+/// Where the tail of an inode is, behind `full` blocks.
+fn tail_address(place: &InodePlace, head: u64, full: u64) -> u64 {
+    match place.tail {
+        TailPlace::Inline => place.address + head,
+        TailPlace::Blocks if place.block == NO_BLOCK => place.address,
+        TailPlace::Blocks => (u64::from(place.block) + full) * BLOCK_BYTES,
+    }
+}
+
+/// Writes the maps of sparse files: the block of each chunk, or that it is a hole.
+fn write_chunks(
+    to: &mut [u8],
+    places: &MetadataPlaces,
+    attributes: &AttributeArea,
+    tree: &Tree,
+    spans: &[ChunkSpan],
+) {
+    let map_of = |ino: Ino| {
+        let xattrs = attributes.behind_inode(tree, ino).len() as u64;
+        places.inodes[ino as usize].address + INODE_BYTES + xattrs
+    };
+    for (ino, ChunkMap { chunks, .. }) in &places.sparse {
+        let at = map_of(*ino) as usize;
+        to[at..at + *chunks as usize * 4].fill(0xff);
+    }
+    for span in spans {
+        let Some(bits) = places.chunks(span.ino).map(|map| map.bits) else { continue };
+        for (nth, chunk) in (span.chunks.0..span.chunks.1).enumerate() {
+            // Within the blocks that were counted when the span was placed.
+            let block = span.block + ((nth as u32) << bits);
+            put(to, map_of(span.ino) + chunk * 4, &block.to_le_bytes());
+        }
+    }
+}
+
+/// Writes `bytes` at an address of the metadata.
+fn put(to: &mut [u8], address: u64, bytes: &[u8]) {
+    let at = address as usize;
+    to[at..at + bytes.len()].copy_from_slice(bytes);
+}

@@ -1,0 +1,87 @@
+//! Sparse files as maps of chunks.
+//!
+//! The idea: holes have no address, so that a file of terabytes takes no address space but for its data; the chunk is the
+//! smallest with which the map stays short.
+
+use crate::layer::Run;
+
+use super::format::{BLOCK_BITS, BLOCK_BYTES};
+
+/// Chunks of a map, if larger chunks make it as short: 64 KiB of metadata.
+const MAX_CHUNKS: u64 = 1 << 14;
+/// The largest chunk that the format knows, as the binary logarithm of its blocks.
+const MAX_CHUNK_BITS: u8 = 31;
+
+/// A sparse file in chunks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ChunkMap {
+    /// Binary logarithm of the blocks of a chunk.
+    pub(super) bits: u8,
+    /// Chunks of the file.
+    pub(super) chunks: u64,
+    /// Chunks in a row that hold data: the first, and the one behind the last.
+    pub(super) data: Vec<(u64, u64)>,
+}
+
+impl ChunkMap {
+    /// The map of a file of `size` bytes with data in `runs`.
+    pub(super) fn of(size: u64, runs: &[Run]) -> Self {
+        let blocks = size.div_ceil(BLOCK_BYTES);
+        let bits = (0..MAX_CHUNK_BITS).find(|bits| blocks.div_ceil(1 << bits) <= MAX_CHUNKS);
+        let bits = bits.unwrap_or(MAX_CHUNK_BITS);
+        let chunks = blocks.div_ceil(1 << bits);
+        let mut data: Vec<(u64, u64)> = Vec::new();
+        for run in runs.iter().filter(|run| run.len > 0 && run.offset < size) {
+            let shift = BLOCK_BITS + bits;
+            let end = run.offset.saturating_add(run.len).min(size);
+            let (first, behind) = (run.offset >> shift, ((end - 1) >> shift) + 1);
+            match data.last_mut() {
+                Some((_, last)) if first <= *last => *last = behind.max(*last),
+                _ => data.push((first, behind)),
+            }
+        }
+        Self { bits, chunks, data }
+    }
+
+    /// Bytes of the map in the metadata: an address of 4 bytes for each chunk.
+    pub(super) fn bytes(&self) -> u64 {
+        self.chunks * 4
+    }
+
+    /// The blocks of the chunks from `first` up to `behind` of a file of `size` bytes; the last chunk ends with the file.
+    pub(super) fn blocks(&self, (first, behind): (u64, u64), size: u64) -> u64 {
+        (behind << self.bits).min(size.div_ceil(BLOCK_BYTES)) - (first << self.bits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIB: u64 = 1 << 40;
+
+    fn map(size: u64, runs: &[(u64, u64)]) -> ChunkMap {
+        let runs: Vec<Run> = runs.iter().map(|&(offset, len)| Run { offset, len }).collect();
+        ChunkMap::of(size, &runs)
+    }
+
+    #[test]
+    fn runs_that_meet_in_a_chunk_are_one() {
+        let map = map(100_000, &[(0, 10), (4000, 200), (8192, 1), (20_000, 0), (40_000, 1)]);
+        assert_eq!((map.bits, map.chunks), (0, 25));
+        assert_eq!(map.data, [(0, 3), (9, 10)]);
+        assert_eq!(map.blocks((24, 25), 100_000), 1);
+    }
+
+    #[test]
+    fn the_map_of_a_large_file_is_short_and_only_data_has_addresses() {
+        let map = map(10 * TIB, &[(5 * TIB, 1), (10 * TIB - 1, 1)]);
+        assert!(map.chunks <= MAX_CHUNKS, "{map:?}");
+        let blocks: u64 = map.data.iter().map(|data| map.blocks(*data, 10 * TIB)).sum();
+        assert!(blocks << BLOCK_BITS < 4 << 30, "{blocks} blocks");
+        assert_eq!(self::map(0, &[]).chunks, 0);
+        // The largest file of Linux.
+        let largest = self::map(i64::MAX as u64, &[(i64::MAX as u64 - 1, 1)]);
+        assert_eq!((largest.bits, largest.chunks), (MAX_CHUNK_BITS, 1 << 20));
+    }
+}

@@ -1,0 +1,189 @@
+//! `export/rootfs.erofs`: the merged tree of an image as an EROFS disk that is computed and never stored.
+//!
+//! Nothing is read before the size is asked for, which takes the tables of contents of all layers. The idea: the metadata is in
+//! memory, and a read behind it is a read of the files there, through the same cache and the same comparisons as in `merged/`.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::try_join_all;
+use lru::LruCache;
+use tokio::sync::OnceCell;
+
+use crate::erofs::{ErofsImage, ImageSpan};
+use crate::image::Image;
+use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified, check_bounds, compute};
+use crate::layer::Content;
+use crate::oci::Digest;
+use crate::tree::{Ino, Tree};
+
+/// Files that stay open behind an image: as many as one large read can touch many times over.
+const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// A disk that is computed when it is first asked for.
+pub(super) struct Rootfs {
+    image: Arc<Image>,
+    made: OnceCell<Arc<RootfsBytes>>,
+}
+
+impl Rootfs {
+    /// The disk of `image`. Nothing is computed here.
+    pub(super) fn new(image: Arc<Image>) -> Self {
+        Self { image, made: OnceCell::new() }
+    }
+
+    /// The disk, if it was computed.
+    pub(super) fn ready(&self) -> Option<Shared> {
+        self.made.get().map(|made| made.clone() as Shared)
+    }
+
+    /// Size, and bytes of it that are data; `None` before it was computed.
+    pub(super) fn size(&self) -> Option<(u64, u64)> {
+        self.made.get().map(|made| (made.size(), made.data))
+    }
+
+    /// The disk.
+    pub(super) async fn open(&self) -> Result<Shared, ReadError> {
+        let made = self.made.get_or_try_init(|| self.compute()).await?;
+        Ok(made.clone() as Shared)
+    }
+
+    /// Whether the disk, as far as anything was read of it, shows bytes of `blob`.
+    pub(super) fn shows(&self, blob: &Digest) -> bool {
+        let layers = &self.image.manifest().layers;
+        let made = self.made.get();
+        made.is_some_and(|made| {
+            made.origins.iter().any(|at| layers.get(*at).is_some_and(|l| l.digest == *blob))
+        })
+    }
+
+    async fn compute(&self) -> Result<Arc<RootfsBytes>, ReadError> {
+        let (tree, name) = (self.image.merged().await?, self.image.manifest_digest().to_string());
+        let (tree, disk) = compute(move || {
+            let disk = ErofsImage::of(&tree, &name)
+                .map_err(|error| ReadError::caused(error.fault(), "the tree has no EROFS image", error))?;
+            Ok((tree, disk))
+        })
+        .await?;
+        for omitted in disk.omitted() {
+            self.image.warn(format!("rootfs.erofs: extended attribute {omitted}"));
+        }
+        Ok(Arc::new(RootfsBytes::new(self.image.clone(), tree, disk)))
+    }
+}
+
+/// The bytes of a disk.
+struct RootfsBytes {
+    image: Arc<Image>,
+    tree: Arc<Tree>,
+    disk: ErofsImage,
+    /// Bytes that are in no hole.
+    data: u64,
+    /// The layers that its files come from.
+    origins: BTreeSet<usize>,
+    /// Files that were read lately. Guards nothing beyond itself.
+    files: Mutex<LruCache<Ino, Shared>>,
+}
+
+impl RootfsBytes {
+    fn new(image: Arc<Image>, tree: Arc<Tree>, disk: ErofsImage) -> Self {
+        let map = disk.map();
+        let starts = std::iter::successors(map.next_data(0), |from| map.next_data(map.next_hole(*from)));
+        let data = starts.map(|from| map.next_hole(from) - from).sum();
+        let files = map.extents().iter().filter_map(|extent| tree.file(extent.ino));
+        let origins = files.map(|file| file.origin as usize).collect();
+        Self { image, tree, disk, data, origins, files: Mutex::new(LruCache::new(OPEN_FILES)) }
+    }
+
+    /// The content of a file. Opening needs no waiting.
+    fn file(&self, ino: Ino) -> Result<Shared, ReadError> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = files.get(&ino) {
+            return Ok(bytes.clone());
+        }
+        let missing = || ReadError::new(Fault::Io, format!("inode {ino} is no file"));
+        let file = self.tree.file(ino).ok_or_else(missing)?;
+        let content = Content { size: file.size, offset: file.offset, runs: file.runs.map(<[_]>::to_vec) };
+        let bytes = self.image.file(file.origin as usize, &content)?;
+        files.put(ino, bytes.clone());
+        Ok(bytes)
+    }
+
+    /// Splits a read: what lies at each part, and its part of the buffer.
+    fn parts<'a>(&self, offset: u64, mut buf: &'a mut [u8]) -> Vec<(ByteRange, ImageSpan, &'a mut [u8])> {
+        let range = ByteRange::at(offset, buf.len() as u64);
+        let mut parts = Vec::new();
+        for (range, span) in self.disk.map().spans(range) {
+            // Spans are parts of a buffer in memory.
+            let (head, rest) = buf.split_at_mut(range.len() as usize);
+            parts.push((range, span, head));
+            buf = rest;
+        }
+        parts
+    }
+
+    fn metadata(&self, range: ByteRange, to: &mut [u8]) {
+        to.copy_from_slice(&self.disk.metadata()[range.start as usize..range.end as usize]);
+    }
+}
+
+impl ReadAt for RootfsBytes {
+    fn size(&self) -> u64 {
+        self.disk.map().size()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+            let mut reads = Vec::new();
+            for (range, span, part) in self.parts(offset, buf) {
+                match span {
+                    ImageSpan::Metadata => self.metadata(range, part),
+                    ImageSpan::Zeros => part.fill(0),
+                    ImageSpan::File { ino, offset } => {
+                        let file = self.file(ino)?;
+                        reads.push(async move { file.read_at(offset, part).await });
+                    }
+                }
+            }
+            // Side by side: neighbours in the image are neighbours in the layer, and share what is fetched.
+            try_join_all(reads).await.map(|_| ())
+        })
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
+        for (range, span, part) in self.parts(offset, buf) {
+            match span {
+                ImageSpan::Metadata => self.metadata(range, part),
+                ImageSpan::Zeros => part.fill(0),
+                ImageSpan::File { ino, offset } => {
+                    if !self.file(ino)?.read_ready(offset, part)? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        self.disk.map().next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> u64 {
+        self.disk.map().next_hole(offset)
+    }
+
+    fn verified(&self) -> Verified {
+        let layers = self.origins.iter().filter_map(|at| self.image.archive(*at)?.stream());
+        let mut layers = layers.map(|stream| stream.verified());
+        let Some(first) = layers.next() else { return Verified::Full };
+        layers.fold(first, |all, layer| match all.min(layer) {
+            Verified::Poisoned => Verified::Poisoned,
+            _ if all == layer => all,
+            _ => Verified::Partial,
+        })
+    }
+}

@@ -1,0 +1,244 @@
+//! `export/rootfs.erofs`: the merged tree as a disk, against the FUSE view, umoci, erofs-utils, the kernel and a reader of its own.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::compare::{self, assert_same, read_tree, sha256_of};
+use crate::corpus;
+use crate::debian::Debian;
+use crate::debian_image;
+use crate::encode::Encoding;
+use crate::erofs_reader::read_image;
+use crate::layout::{Layer, Layout};
+use crate::process::{Need, able, run, sh};
+use crate::real_registry::RealRegistry;
+use crate::site::{Mount, Site};
+use crate::tarball::{Tarball, noise};
+
+const NEEDS: [Need<'_>; 3] = [Need::Root, Need::Fuse, Need::Tool("fsck.erofs")];
+const WITH_REGISTRY: [Need<'_>; 4] =
+    [Need::Root, Need::Fuse, Need::Tool("skopeo"), Need::Tool("docker-registry")];
+/// The path of the disk in a mount.
+const DISK: &str = "export/rootfs.erofs";
+const MIB: u64 = 1 << 20;
+
+/// A disk that the kernel has mounted.
+struct KernelMount(PathBuf);
+
+impl KernelMount {
+    #[track_caller]
+    fn of(site: &Site, disk: &Path) -> Self {
+        let dir = site.mount_point("kernel");
+        run(Command::new("mount").args(["-t", "erofs", "-o", "ro"]).args([disk, &dir])).ok();
+        Self(dir)
+    }
+}
+
+impl Drop for KernelMount {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(&self.0).status().unwrap();
+        assert!(status.success() || std::thread::panicking(), "{:?} stays mounted", self.0);
+    }
+}
+
+/// Every way in which the disk of `mount` is not its merged tree.
+fn wrong(site: &Site, mount: &Mount) -> Vec<String> {
+    let (merged, disk) = (read_tree(&mount.join("merged")).unwrap(), mount.join(DISK));
+    let mut found = Vec::new();
+    match read_image(&File::open(&disk).unwrap()) {
+        Ok(read) => {
+            let mut held = merged.clone();
+            held.values_mut().for_each(|entry| entry.xattrs.retain(|name, _| holds(name)));
+            found
+                .extend(compare::differences(&held, &read).into_iter().map(|what| format!("reader: {what}")));
+        }
+        Err(error) => found.push(format!("reader: {error}")),
+    }
+    let fsck = run(Command::new("fsck.erofs").arg(&disk));
+    if fsck.code != Some(0) || fsck.stderr.contains("<E>") {
+        found.push(format!("fsck.erofs: {}{}", fsck.text(), fsck.stderr));
+    }
+    let kernel = KernelMount::of(site, &disk);
+    let mounted = read_tree(&kernel.0).unwrap();
+    found.extend(compare::differences(&merged, &mounted).into_iter().map(|what| format!("kernel: {what}")));
+    found
+}
+
+/// Whether the format has a prefix for the name of an attribute.
+fn holds(name: &[u8]) -> bool {
+    [&b"user."[..], b"trusted.", b"security."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[test]
+fn every_corpus_case_is_the_same_on_the_disk_as_in_the_merged_tree() {
+    if !able(&[NEEDS[0], NEEDS[1], NEEDS[2], Need::Path(&corpus::directory())]) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let (mut failed, mut judged) = (Vec::new(), 0);
+    for (index, case) in corpus::cases().iter().enumerate().filter(|(_, case)| case.tree.is_some()) {
+        let tag = format!("case-{index}");
+        let layers: Vec<Layer> = case.layers.iter().map(|tar| Layer::of(tar, Encoding::Plain)).collect();
+        layout.image(&tag, &layers);
+        let mount = site.mount(&layout.reference(&tag), &[]);
+        failed.extend(wrong(&site, &mount).into_iter().map(|what| format!("{}: {what}", case.name)));
+        judged += 1;
+        mount.unmount();
+    }
+    assert!(failed.is_empty(), "{} failures\n{}", failed.len(), failed.join("\n"));
+    assert!(judged > 80, "{judged} cases were judged");
+}
+
+#[test]
+fn a_corpus_case_that_cannot_be_merged_has_no_disk_and_says_why() {
+    if !able(&[NEEDS[0], NEEDS[1], Need::Path(&corpus::directory())]) {
+        return;
+    }
+    let cases = corpus::cases();
+    let case = cases.iter().find(|case| case.tree.is_none()).unwrap();
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let layers: Vec<Layer> = case.layers.iter().map(|tar| Layer::of(tar, Encoding::Plain)).collect();
+    layout.image("v1", &layers);
+    let mount = site.mount(&layout.reference("v1"), &[]);
+    let error = File::open(mount.join(DISK)).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    assert!(
+        mount.status().contains(&layers[0].digest()) || mount.status().contains("layer 0"),
+        "{}",
+        mount.status()
+    );
+}
+
+#[test]
+fn a_debian_root_is_the_same_on_the_disk_as_umoci_unpacks_it() {
+    let needs: Vec<_> = debian_image::NEEDS.into_iter().chain(NEEDS).collect();
+    if !able(&needs) {
+        return;
+    }
+    let site = Site::new();
+    let mount = site.mount(&Debian::get().layout(), &[]);
+    assert_eq!(wrong(&site, &mount), Vec::<String>::new());
+    let kernel = KernelMount::of(&site, &mount.join(DISK));
+    assert_same(&Debian::get().unpacked(), &kernel.0);
+}
+
+/// An image of a gzip layer and a plain one, with a sparse file and a link.
+fn image(site: &Site) -> Layout {
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let lower = Tarball::new()
+        .dir("a")
+        .file("a/big", &noise(3 << 20, 3))
+        .file("a/small", b"small\n")
+        .hard_link("a/again", "a/big", 0o644)
+        .pax([("SCHILY.xattr.security.selinux", &b"system_u:object_r:usr_t:s0"[..])])
+        .file("a/labelled", b"labelled\n")
+        .bytes();
+    let sparse =
+        [("GNU.sparse.major", &b"1"[..]), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"50000000")];
+    let named = sparse.into_iter().chain([("GNU.sparse.name", &b"b/sparse"[..])]);
+    let mut map = b"1\n40000000\n5\n".to_vec();
+    map.resize(512, 0);
+    map.extend_from_slice(b"bytes");
+    let upper = Tarball::new()
+        .dir("b")
+        .file("b/large", &noise(9 << 20, 4))
+        .pax(named)
+        .file("b/GNUSparseFile.0/sparse", &map)
+        .bytes();
+    layout.image("v1", &[Layer::of(&lower, Encoding::Gzip), Layer::of(&upper, Encoding::Plain)]);
+    layout
+}
+
+#[test]
+fn the_disk_is_the_same_bytes_from_every_cache_and_as_an_export() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (first, second) = (Site::new(), Site::new());
+    let layout = image(&first);
+    let reference = layout.reference("v1");
+    let (mount, again) = (first.mount(&reference, &[]), second.mount(&reference, &[]));
+    assert_eq!(wrong(&first, &mount), Vec::<String>::new());
+    let sum = sha256_of(&mount.join(DISK)).unwrap();
+    assert_eq!(sum, sha256_of(&again.join(DISK)).unwrap());
+    let size = fs::metadata(mount.join(DISK)).unwrap().len();
+    assert!(size < 14 * MIB, "the holes of 50 MB take addresses: {size} bytes");
+    // As a file, whole or in a pipe.
+    let file = first.scratch().join("out.erofs");
+    let path = file.to_str().unwrap();
+    let said = first.ocifs(&["export", &reference, "--format=erofs", "-o", path]).ok();
+    assert_eq!(said.text(), "");
+    assert_eq!(sha256_of(&file).unwrap(), sum);
+    let piped = first.scratch().join("piped.erofs");
+    let mut command = first.command();
+    command.args(["export", &reference, "--format=erofs"]).stdout(File::create(&piped).unwrap());
+    assert!(command.status().unwrap().success());
+    assert_eq!(sha256_of(&piped).unwrap(), sum);
+    first.ocifs(&["export", &reference, "--format=erofs", "--view=layers"]).refused(&[2], &["--view"]);
+    let said = first.ocifs(&["inspect", &reference]).ok().text();
+    assert!(said.contains("rootfs     export/rootfs.erofs"), "{said}");
+}
+
+#[test]
+fn listing_the_disk_fetches_nothing_and_a_file_on_it_what_it_fetches_in_the_merged_tree() {
+    if !able(&WITH_REGISTRY) {
+        return;
+    }
+    let site = Site::new();
+    let layout = image(&site);
+    let mut registry = RealRegistry::start();
+    registry.push_layout(&layout.reference("v1"), "disk/image:v1");
+    let reference = registry.reference("disk/image:v1");
+    let mount = site.mount(&reference, &[]);
+    registry.reset_counts();
+    sh("ls $1/export", &[&mount.dir()]);
+    assert_eq!(registry.blob_bytes(), 0, "{:?}", registry.blob_requests());
+    // The tables of contents are needed for both.
+    sh("ls -l $1/merged/a $1/merged/b", &[&mount.dir()]);
+    mount.unmount();
+    let cost = |site: &Site, registry: &mut RealRegistry, read: &dyn Fn(&Mount)| {
+        let mount = site.mount(&reference, &[]);
+        fs::metadata(mount.join(DISK)).unwrap();
+        registry.reset_counts();
+        read(&mount);
+        mount.unmount();
+        registry.blob_bytes()
+    };
+    let others = [Site::new(), Site::new()];
+    let merged = cost(&others[0], &mut registry, &|mount| {
+        assert!(fs::read(mount.join("merged/b/large")).unwrap() == noise(9 << 20, 4));
+    });
+    let disk = cost(&others[1], &mut registry, &|mount| {
+        let kernel = KernelMount::of(&others[1], &mount.join(DISK));
+        assert!(fs::read(kernel.0.join("b/large")).unwrap() == noise(9 << 20, 4));
+    });
+    assert!(merged >= 9 * MIB - 512 * 1024, "{merged}");
+    assert!(disk <= merged + MIB, "{disk} bytes through the disk, {merged} through merged/");
+}
+
+#[test]
+fn every_platform_has_a_disk_of_its_own() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    let mut manifests = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let tar = Tarball::new().file("which", architecture.as_bytes()).bytes();
+        let platform = serde_json::json!({"architecture": architecture, "os": "linux"});
+        manifests.push(layout.image_for(&[Layer::of(&tar, Encoding::Plain)], platform));
+    }
+    let index =
+        serde_json::json!({"schemaVersion": 2, "mediaType": crate::layout::INDEX, "manifests": manifests});
+    layout.document("v1", crate::layout::INDEX, index.to_string().as_bytes());
+    let mount = site.mount(&layout.reference("v1"), &["--platform=all"]);
+    for architecture in ["amd64", "arm64"] {
+        let top = mount.join(format!("platforms/linux-{architecture}"));
+        let kernel = KernelMount::of(&site, &top.join(DISK));
+        assert_eq!(fs::read_to_string(kernel.0.join("which")).unwrap(), architecture);
+    }
+}
