@@ -451,7 +451,11 @@ fn a_digest_that_is_a_blobs_shows_the_blob_as_what_it_is() {
     let hex = |bytes: &[u8]| digest_of(bytes)["sha256:".len()..].to_owned();
     for reference in places(&tar) {
         let mount = site.mount(&reference, &[]);
-        assert_eq!(names(mount.dir()), [".ocifs", "blobs", "files", "layers", "merged"], "{reference}");
+        assert_eq!(
+            names(mount.dir()),
+            [".ocifs", "blobs", "export", "files", "layers", "merged"],
+            "{reference}"
+        );
         assert_eq!(fs::read(mount.join(format!("files/{}.tar.gz", hex(&tar)))).unwrap(), tar);
         assert_eq!(fs::read(mount.join("merged/inside")).unwrap(), b"found\n");
         assert_eq!(mount.digest(), digest_of(&tar));
