@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use ocifs::cache::{Cache, State};
+use ocifs::cache::{BlockSums, Cache, State};
 use ocifs::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadAt, ReadError, read_all, read_vec};
 use ocifs::oci::Digest;
 
@@ -160,6 +160,11 @@ impl Drop for Reaped {
     }
 }
 
+/// The checksums of the blocks of `content`.
+fn sums(content: &[u8]) -> BlockSums {
+    content.chunks(BLOCK as usize).map(|block| *blake3::hash(block).as_bytes()).collect()
+}
+
 /// Not a test of its own: the work of the child processes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child() {
@@ -192,11 +197,12 @@ async fn child() {
             }
         }
         "decode" => {
-            let mut writer = cache.stream_writer(&digest).unwrap();
-            for piece in content.chunks(99_999) {
-                writer.write(piece).unwrap();
+            let mut writer = cache.stream_writer(&digest);
+            let sums = sums(&content);
+            for (piece, sum) in content.chunks(BLOCK as usize).zip(&*sums) {
+                writer.keep(piece, sum).unwrap();
             }
-            writer.finish().unwrap();
+            writer.publish(&sums, orders.size).unwrap();
         }
         "hang" => {
             let _lock = cache.build_lock(&digest).await.unwrap();
@@ -240,14 +246,17 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
         let child = Orders { work, dir: dir.path(), seed, size, first: round * 7 % 20, delay }.spawn();
         let content = noise(size, seed);
         let digest = Digest::sha256(&content);
-        let map = dir
-            .path()
-            .join(if work == "read" { "v1/blobs/sha256" } else { "v1/streams/sha256" })
-            .join(digest.encoded())
-            .with_extension("map");
-        // In the middle of the work, and not in the start of the process.
-        let patience = Instant::now() + Duration::from_secs(20);
-        while fs::metadata(&map).map_or(0, |found| found.len()) <= 4096 && Instant::now() < patience {
+        let folder = dir.path().join(if work == "read" { "v1/blobs/sha256" } else { "v1/tmp" });
+        let is_begun = || {
+            let files = fs::read_dir(&folder).unwrap().flatten();
+            files.filter(|file| file.path().extension().is_some_and(|end| end == "map")).any(|map| {
+                (work != "read" || map.path().file_stem().is_some_and(|stem| stem == digest.encoded()))
+                    && map.metadata().is_ok_and(|found| found.len() > 4096)
+            })
+        };
+        // In the middle of the work, and not in the start of the process. A draft may be gone again by now.
+        let patience = Instant::now() + Duration::from_secs(if work == "read" { 20 } else { 2 });
+        while !is_begun() && Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::time::sleep(Duration::from_micros(round * 2311 % 40_000)).await;
@@ -258,7 +267,7 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
         dead.answer = Answer::Refuse;
         let left = match work {
             "read" => cache.blob(&digest, Arc::new(dead)).unwrap(),
-            _ => cache.stream(&digest, Arc::new(dead)).unwrap(),
+            _ => cache.stream(&digest, sums(&content), Arc::new(dead)).unwrap(),
         };
         let before = left.bytes_present();
         partial += u32::from(before > 0 && before < size);

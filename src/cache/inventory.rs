@@ -23,6 +23,8 @@ use crate::oci::{Digest, Document, MAX_DOCUMENT};
 const PLACE: usize = 16;
 /// Digits of the name of a claim.
 const CLAIM: usize = 32;
+/// Digits of the checksums that name a stream.
+const STREAM: usize = 32;
 pub(super) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 const MAP: &str = "map";
 /// What of an index lies beside it, by the ends of their names.
@@ -114,7 +116,7 @@ pub struct Entry {
     pub digest: Digest,
     /// Whose it is, while it is not everybody's: the digits in its name.
     pub place: Option<String>,
-    /// What tells it from others of this digest and place: the digits of a claim, `stream` or `content` of an index.
+    /// What tells it from others of this digest and place: the digits of a claim or a stream, `stream` or `content` of an index.
     pub part: Option<String>,
     /// The file without the end `.map`.
     pub(super) path: PathBuf,
@@ -405,6 +407,8 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(En
             (Some(*claim), Some(*place))
         }
         (ItemKind::Claim, _) => return None,
+        (ItemKind::Stream, [id]) if hex(id, STREAM) => (Some(*id), None),
+        (ItemKind::Stream, [id, place]) if hex(id, STREAM) && hex(place, PLACE) => (Some(*id), Some(*place)),
         (_, []) => (None, None),
         (ItemKind::Index, [part]) if BESIDE_INDEX.contains(part) => (Some(*part), None),
         (ItemKind::Blob | ItemKind::Stream | ItemKind::Document | ItemKind::Offer, [place])

@@ -50,6 +50,9 @@ pub use sweep::{Needless, Prune, Swept};
 pub use verify::Verify;
 pub use whole::SMALL;
 
+/// The blake3 of each block of 256 KiB of a decoded stream, in order; the last block may be shorter.
+pub type BlockSums = std::sync::Arc<[[u8; 32]]>;
+
 #[cfg(test)]
 mod tests;
 

@@ -19,7 +19,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::room::{Need, Room};
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Sidecar, State, Sum, open_for_writing};
-use super::{CacheError, lock};
+use super::{BlockSums, CacheError, lock};
 use crate::oci::Digest;
 
 /// Stores of one block exclude each other, those of different blocks rarely do.
@@ -62,6 +62,8 @@ pub(super) fn promote(from: &Files, to: &Files) -> Result<(), CacheError> {
 pub(super) struct Pair {
     /// Where the files go when the content was verified: from, to.
     promotion: Option<(Files, Files)>,
+    /// The checksum of each block, where the name of the files is made of them; `None` where records alone vouch for blocks.
+    expected: Option<BlockSums>,
     pub(super) data: File,
     /// The same file for others, who shall not write to it; only of blobs.
     read_only: Option<File>,
@@ -131,6 +133,16 @@ impl Trust {
     }
 }
 
+/// Gives the files at `from` the names `to`, unless there is anything under either of these. Readers that open `to` meanwhile get
+/// both files or a data file whose blocks have no records.
+pub(super) fn publish(from: &Files, to: &Files) -> io::Result<()> {
+    for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {
+        std::fs::hard_link(from, to)?;
+        std::fs::remove_file(from)?;
+    }
+    Ok(())
+}
+
 /// Why a block was not stored.
 pub(super) enum Refused {
     /// The content was found not to match its digest.
@@ -161,6 +173,7 @@ impl Pair {
         };
         Ok(Self {
             promotion: None,
+            expected: None,
             data: file,
             read_only,
             sidecar,
@@ -197,6 +210,18 @@ impl Pair {
     /// How far ahead of one reader blocks may be fetched.
     pub(super) fn reach(&self) -> u64 {
         self.room.as_ref().map_or(u64::MAX, |room| room.reach())
+    }
+
+    /// The same pair, of which no block counts whose checksum is another than `sums` has for it.
+    pub(super) fn expecting(mut self, sums: BlockSums) -> Self {
+        self.expected = Some(sums);
+        self
+    }
+
+    /// Whether the block may have this checksum.
+    fn is_expected(&self, block: u64, sum: &Sum) -> bool {
+        let Some(expected) = &self.expected else { return true };
+        usize::try_from(block).ok().and_then(|block| expected.get(block)) == Some(sum)
     }
 
     /// The same pair, whose files get the names `to` when it was verified.
@@ -236,7 +261,7 @@ impl Pair {
     /// The checksum in the block's record, when the block is present with that length.
     pub(super) fn sum(&self, block: u64, len: u32) -> Option<Sum> {
         let record = self.sidecar.record(block)?;
-        (record.present && record.len == len).then_some(record.sum)
+        (record.present && record.len == len && self.is_expected(block, &record.sum)).then_some(record.sum)
     }
 
     /// Whether the checksum of the block is known, whether or not its data is here.
@@ -337,6 +362,9 @@ impl Pair {
         }
         // A block is at most 256 KiB long.
         let len = bytes.len() as u32;
+        if !self.is_expected(block, sum) {
+            return Err(Refused::Contradicts);
+        }
         match self.sidecar.status().map(|status| status.state) {
             Some(State::Poisoned) => return Err(Refused::Poisoned),
             Some(State::Verified) => match self.sidecar.record(block) {

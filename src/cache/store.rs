@@ -17,12 +17,12 @@ use tokio::sync::broadcast;
 use super::ahead::Places;
 use super::blob::Content;
 use super::inventory::{ALGORITHMS, ItemKind};
-use super::pair::{Files, Pair, promote};
+use super::pair::{Files, Pair};
 use super::room::{Need, Room};
 use super::sidecar::{BLOCK, Kind, MAX_SIZE, State};
 use super::verify::{Verify, When};
 use super::whole::Shelf;
-use super::{BuildLock, CacheError, Cached, Limit, StreamWriter, lock};
+use super::{BlockSums, BuildLock, CacheError, Cached, Limit, StreamWriter, lock};
 use crate::io::Fetch;
 use crate::oci::{Algorithm, Digest};
 
@@ -33,6 +33,8 @@ const FOREIGN_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 /// Hex digits of an index that name the files of its claim: 128 bits, so that nobody finds two indexes with one name.
 const CLAIM_NAME: usize = 32;
+/// Hex digits of the checksums of a stream that name its files: 128 bits, and each block is compared with its checksum besides.
+const STREAM_NAME: usize = 32;
 /// News about distrusted blobs that a listener may be late by; who is later hears that there was more.
 const NEWS: usize = 64;
 /// A temporary file lives for one write and one fsync; after an hour its writer is dead.
@@ -143,24 +145,51 @@ impl Cache {
         self.shared.distrusted.send(digest.clone()).ok();
     }
 
-    /// The decoded stream of a verified blob becomes everybody's.
-    pub fn promote_stream(&self, digest: &Digest) -> Result<(), CacheError> {
-        match self.place(Kind::Stream, digest)? {
-            Place { scoped: Some(scoped), shared } if exists(&scoped.map) => promote(&scoped, &shared),
-            _ => Ok(()),
-        }
-    }
-
     /// The stored blob `digest`, whose missing blocks come from `fetch`.
     ///
     /// The same blob is the same `Arc` as long as somebody holds it; it keeps the `fetch` of whoever opened it first.
     pub fn blob(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
-        self.cached(Kind::Blob, digest, fetch, self.origin.clone(), || self.pair(Kind::Blob, digest))
+        self.cached(Kind::Blob, digest, fetch, self.origin.clone(), || self.blob_pair(digest))
     }
 
-    /// The decoded stream of the layer whose stored blob is `digest`; `fetch` produces decoded bytes.
-    pub fn stream(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
-        self.cached(Kind::Stream, digest, fetch, self.origin.clone(), || self.pair(Kind::Stream, digest))
+    /// The decoded stream of the layer whose stored blob is `digest`, by the checksums of its blocks; `fetch` produces decoded bytes.
+    ///
+    /// The files are named after the checksums, and no block of them counts that has another: streams that differ in one byte
+    /// share nothing.
+    pub fn stream(
+        &self,
+        digest: &Digest,
+        sums: BlockSums,
+        fetch: Arc<dyn Fetch>,
+    ) -> Result<Arc<Cached>, CacheError> {
+        let end = self.stream_end(digest, &sums, fetch.size());
+        self.cached(Kind::Stream, digest, fetch, end.as_str().into(), || {
+            let Files { data, map } = named(&self.path(directory(Kind::Stream), digest)?, &end);
+            let pair = Pair::open(&data, &map, Kind::Stream, digest)?;
+            Ok(pair.expecting(sums.clone()).in_room(self.room()))
+        })
+    }
+
+    /// Where the stream of `size` bytes with these checksums of its blocks lies.
+    pub(super) fn stream_files(
+        &self,
+        digest: &Digest,
+        sums: &[[u8; 32]],
+        size: u64,
+    ) -> Result<Files, CacheError> {
+        Ok(named(&self.path(directory(Kind::Stream), digest)?, &self.stream_end(digest, sums, size)))
+    }
+
+    /// The end of the names of a stream: what it is, and whose it is while no index says that its blob was verified.
+    fn stream_end(&self, digest: &Digest, sums: &[[u8; 32]], size: u64) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&size.to_le_bytes()).update(sums.as_flattened());
+        let id = hasher.finalize().to_hex();
+        let id = &id[..STREAM_NAME];
+        if self.origin.is_empty() || self.is_learnt(digest) {
+            return id.to_owned();
+        }
+        format!("{id}.{}", self.origin)
     }
 
     /// The decoded stream of the layer whose stored blob is `digest` as an index describes it that came from elsewhere; `id` is
@@ -202,9 +231,9 @@ impl Cache {
         }
     }
 
-    /// Starts writing the decoded stream of the layer whose stored blob is `digest`, from its first byte.
-    pub fn stream_writer(&self, digest: &Digest) -> Result<StreamWriter, CacheError> {
-        Ok(StreamWriter::new(self.pair(Kind::Stream, digest)?, digest.clone()))
+    /// What takes the decoded stream of the layer whose stored blob is `digest`, from its first byte. It begins with nothing.
+    pub fn stream_writer(&self, digest: &Digest) -> StreamWriter {
+        StreamWriter::new(self.clone(), digest.clone())
     }
 
     /// The one living content of that kind, digest and end of its name, or a new one on the files that `open` finds.
@@ -282,40 +311,28 @@ impl Cache {
         self.shared.room.evicted()
     }
 
-    fn pair(&self, kind: Kind, digest: &Digest) -> Result<Pair, CacheError> {
-        self.bare_pair(kind, digest).map(|pair| pair.in_room(self.room()))
+    fn blob_pair(&self, digest: &Digest) -> Result<Pair, CacheError> {
+        self.bare_blob_pair(digest).map(|pair| pair.in_room(self.room()))
     }
 
-    fn bare_pair(&self, kind: Kind, digest: &Digest) -> Result<Pair, CacheError> {
-        let Place { shared, scoped } = self.place(kind, digest)?;
-        let Some(scoped) = scoped else { return Pair::open(&shared.data, &shared.map, kind, digest) };
-        if exists(&shared.map) {
-            let known = match kind {
-                Kind::Blob => Pair::open(&shared.data, &shared.map, kind, digest).ok().filter(|pair| {
-                    pair.sidecar.status().is_some_and(|status| status.state == State::Verified)
-                }),
-                // There is an index only of a blob that was verified, and it was kept after its stream.
-                Kind::Stream if self.is_learnt(digest) => {
-                    Some(Pair::open(&shared.data, &shared.map, kind, digest)?)
-                }
-                Kind::Stream | Kind::Claim => None,
-            };
-            if let Some(pair) = known {
-                return Ok(pair);
-            }
+    /// The files of everybody once the blob was verified, and those of our origin before.
+    fn bare_blob_pair(&self, digest: &Digest) -> Result<Pair, CacheError> {
+        let data = self.path(directory(Kind::Blob), digest)?;
+        let shared = Files::of(data.clone());
+        let open = |files: &Files| Pair::open(&files.data, &files.map, Kind::Blob, digest);
+        if self.origin.is_empty() {
+            return open(&shared);
         }
-        let pair = Pair::open(&scoped.data, &scoped.map, kind, digest)?;
-        Ok(match kind {
-            Kind::Blob => pair.promoted_to(scoped, shared),
-            Kind::Stream | Kind::Claim => pair,
-        })
-    }
-
-    /// Where content lies: when it is everybody's, and while it is only a claim of our origin.
-    fn place(&self, kind: Kind, digest: &Digest) -> Result<Place, CacheError> {
-        let data = self.path(directory(kind), digest)?;
-        let scoped = (!self.origin.is_empty()).then(|| named(&data, &self.origin));
-        Ok(Place { shared: Files::of(data), scoped })
+        let is_verified =
+            |pair: &Pair| pair.sidecar.status().is_some_and(|status| status.state == State::Verified);
+        if exists(&shared.map)
+            && let Some(pair) = open(&shared).ok().filter(is_verified)
+        {
+            return Ok(pair);
+        }
+        let scoped = named(&data, &self.origin);
+        let pair = open(&scoped)?;
+        Ok(pair.promoted_to(scoped, shared))
     }
 
     /// `<cache-dir>/v1`.
@@ -376,12 +393,6 @@ impl Cache {
         }
         Ok(())
     }
-}
-
-/// The two places of content; see [`Cache::place`].
-struct Place {
-    shared: Files,
-    scoped: Option<Files>,
 }
 
 /// The files beside `data` whose names end so.

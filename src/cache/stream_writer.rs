@@ -1,112 +1,104 @@
-//! Writing a decoded stream front to back, before anybody knows how long it will be.
+//! Writing a decoded stream front to back, before its length or any checksum of it is known.
 //!
-//! It never fetches and never reads content. The idea: it is the forward pass over a layer writing down what it decodes
-//! anyway, block by block, so that a pass that dies leaves whole blocks behind.
+//! It never fetches and never reads content. The idea: what a forward pass over a layer writes down lies in files without a
+//! final name, which begin empty; at the end they get the name that is made of the checksums of all blocks. So no block that
+//! another pass left, over other bytes, can become a part of the stream.
 
+use std::fs;
 use std::io;
 
-use super::CacheError;
-use super::pair::{Pair, Refused};
-use super::sidecar::{BLOCK, MAX_SIZE, State};
+use super::pair::{Files, Pair, Refused, publish};
+use super::remove::occupied;
+use super::sidecar::{BLOCK, Kind, MAX_SIZE};
+use super::{Cache, CacheError};
 use crate::oci::Digest;
 
-/// Stores a decoded stream from its first byte. Every call blocks its thread for the time of writing to a file.
+/// Takes blocks of a decoded stream in order. Every call blocks its thread for the time of writing to a file. Without
+/// [`publish`](Self::publish) what it took goes with it.
 pub struct StreamWriter {
-    pair: Pair,
+    cache: Cache,
     digest: Digest,
-    /// The number of the block that `partial` begins.
+    /// The number of the next block.
     block: u64,
-    /// Invariant: shorter than a block.
-    partial: Vec<u8>,
-    /// Bytes of a last, short block that was left out.
-    left_out: u64,
-    /// Whether every block so far is recorded on disk.
-    whole: bool,
+    /// The files, from the first block on that is kept.
+    draft: Option<Draft>,
+}
+
+/// Files that no reader opens.
+struct Draft {
+    files: Files,
+    pair: Pair,
 }
 
 impl StreamWriter {
-    pub(super) fn new(pair: Pair, digest: Digest) -> Self {
-        Self { pair, digest, block: 0, partial: Vec::new(), left_out: 0, whole: true }
+    pub(super) fn new(cache: Cache, digest: Digest) -> Self {
+        Self { cache, digest, block: 0, draft: None }
     }
 
-    /// Appends `bytes`. After an error the caller should drop the writer: the blocks before stay.
-    pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), CacheError> {
-        if self.written().saturating_add(bytes.len() as u64) > MAX_SIZE {
-            let size = self.written().saturating_add(bytes.len() as u64);
-            return Err(CacheError::Oversized { digest: self.digest.clone(), size, limit: MAX_SIZE });
-        }
-        while !bytes.is_empty() {
-            if self.partial.is_empty() && bytes.len() as u64 >= BLOCK {
-                let (block, rest) = bytes.split_at(BLOCK as usize);
-                self.store(block)?;
-                bytes = rest;
-                continue;
-            }
-            let take = bytes.len().min(BLOCK as usize - self.partial.len());
-            let (head, rest) = bytes.split_at(take);
-            self.partial.extend_from_slice(head);
-            bytes = rest;
-            if self.partial.len() as u64 == BLOCK {
-                let block = std::mem::take(&mut self.partial);
-                self.store(&block)?;
-                self.partial = block;
-                self.partial.clear();
-            }
-        }
-        Ok(())
-    }
-
-    /// Leaves out the next `len` bytes, whole blocks or all that follows: what produces them will be asked for them.
-    pub fn skip(&mut self, len: u64) {
-        debug_assert!(self.partial.is_empty(), "only whole blocks can be left out");
-        self.block += len / BLOCK;
-        self.left_out = len % BLOCK;
-        self.whole = false;
-    }
-
-    /// Stores the last, short block, settles the size and says what it is.
-    pub fn finish(mut self) -> Result<u64, CacheError> {
-        let size = self.written();
-        if !self.partial.is_empty() {
-            let last = std::mem::take(&mut self.partial);
-            self.store(&last)?;
-        }
-        self.pair.sidecar.settle_size(&self.digest, size)?;
-        if self.whole {
-            self.pair.sidecar.advance(State::Complete)?;
-        }
-        Ok(size)
-    }
-
-    fn written(&self) -> u64 {
-        self.block * BLOCK + self.partial.len() as u64 + self.left_out
-    }
-
-    fn store(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
+    /// Keeps the next block, 256 KiB or all that follows; `sum` is its blake3. After an error the caller should drop the writer.
+    pub fn keep(&mut self, bytes: &[u8], sum: &[u8; 32]) -> Result<(), CacheError> {
+        debug_assert!(bytes.len() as u64 <= BLOCK, "a block is at most that long");
         let block = self.block;
         self.block += 1;
-        let sum = blake3::hash(bytes).into();
-        // A block is at most 256 KiB long.
-        if self.pair.sum(block, bytes.len() as u32) == Some(sum) {
-            return Ok(());
+        let size = (block * BLOCK).saturating_add(bytes.len() as u64);
+        if size > MAX_SIZE {
+            return Err(CacheError::Oversized { digest: self.digest.clone(), size, limit: MAX_SIZE });
         }
-        let path = self.pair.sidecar.path();
-        let claimed =
-            self.pair.sidecar.try_claim(block).map_err(|error| CacheError::io("lock", path, error))?;
-        if !claimed {
-            // A reader is producing this very block, and will store it.
-            self.whole = false;
-            return Ok(());
-        }
-        let stored = self.pair.store(block, bytes, &sum);
-        self.pair.sidecar.release(block);
-        stored.map_err(|refused| {
+        let draft = match &self.draft {
+            Some(draft) => draft,
+            None => self.draft.insert(Draft::open(&self.cache, &self.digest)?),
+        };
+        draft.pair.store(block, bytes, sum).map_err(|refused| {
+            let path = &draft.files.data;
             let error = match refused {
-                Refused::NoRoom => return CacheError::NoRoom { path: path.to_owned() },
+                Refused::NoRoom => return CacheError::NoRoom { path: path.clone() },
                 Refused::Disk(error) => error,
                 Refused::Poisoned | Refused::Contradicts => io::Error::other("content was given up"),
             };
             CacheError::io("write", path, error)
         })
+    }
+
+    /// Leaves out the next block: what produces it will be asked for it.
+    pub fn skip(&mut self) {
+        self.block += 1;
+    }
+
+    /// Gives what was kept the name of the stream of `size` bytes whose blocks have these checksums. Where that is taken, the
+    /// files of that name stay.
+    pub fn publish(mut self, sums: &[[u8; 32]], size: u64) -> Result<(), CacheError> {
+        let Some(draft) = &self.draft else { return Ok(()) };
+        draft.pair.sidecar.settle_size(&self.digest, size)?;
+        let to = self.cache.stream_files(&self.digest, sums, size)?;
+        match publish(&draft.files, &to) {
+            Ok(()) => {
+                self.draft = None;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(CacheError::io("link", &to.data, error)),
+        }
+    }
+}
+
+impl Drop for StreamWriter {
+    fn drop(&mut self) {
+        let Some(Draft { files, pair }) = self.draft.take() else { return };
+        drop(pair);
+        for path in [&files.data, &files.map] {
+            let Ok(found) = fs::symlink_metadata(path) else { continue };
+            match fs::remove_file(path) {
+                Ok(()) => self.cache.room().give_back(occupied(&found)),
+                Err(error) => tracing::debug!(%error, path = %path.display(), "cannot remove a draft"),
+            }
+        }
+    }
+}
+
+impl Draft {
+    fn open(cache: &Cache, digest: &Digest) -> Result<Self, CacheError> {
+        let files = Files::of(cache.temporary());
+        let pair = Pair::open(&files.data, &files.map, Kind::Stream, digest)?.in_room(cache.room());
+        Ok(Self { files, pair })
     }
 }

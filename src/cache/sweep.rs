@@ -16,7 +16,7 @@ use super::account::Account;
 use super::inventory::{Entry, Found, Inventory, Item, ItemKind, Other, Used, stat};
 use super::pair::Files;
 use super::remove::{Removed, occupied, remove, remove_if};
-use super::sidecar::{Sidecar, State};
+use super::sidecar::{Kind, Sidecar, State};
 use super::store::TMP_AGE;
 use super::{CacheError, private};
 
@@ -258,24 +258,21 @@ impl Inventory {
 
     /// Whether readers of this content read everybody's instead.
     fn is_superseded(&self, entry: &Entry) -> Result<bool, CacheError> {
-        let (directory, kind) = match (entry.kind, &entry.place) {
-            (ItemKind::Blob, Some(_)) => ("blobs", super::sidecar::Kind::Blob),
-            (ItemKind::Stream, Some(_)) | (ItemKind::Claim, _) => ("streams", super::sidecar::Kind::Stream),
+        match (entry.kind, &entry.place) {
+            (ItemKind::Blob, Some(_)) => {}
+            // Readers that have the index of the layer read the stream that belongs to it.
+            (ItemKind::Stream, Some(_)) | (ItemKind::Claim, _) => return Ok(self.is_learnt(entry)),
+            // Of an older form, which no reader opens.
+            (ItemKind::Stream, None) => return Ok(entry.part.is_none()),
             _ => return Ok(false),
-        };
-        let files = Files::of(self.shared(directory, entry));
-        let Some(sidecar) = Sidecar::existing(&files.map, kind, &entry.digest)? else {
-            return Ok(false);
-        };
-        if stat(&files.data)?.is_none() || !sidecar.is_whole(kind, &entry.digest).unwrap_or(false) {
-            return Ok(false);
         }
-        Ok(match kind {
-            super::sidecar::Kind::Blob => {
-                sidecar.status().is_some_and(|status| status.state == State::Verified)
-            }
-            _ => self.is_learnt(entry),
-        })
+        let files = Files::of(self.shared("blobs", entry));
+        let Some(sidecar) = Sidecar::existing(&files.map, Kind::Blob, &entry.digest)? else {
+            return Ok(false);
+        };
+        Ok(stat(&files.data)?.is_some()
+            && sidecar.is_whole(Kind::Blob, &entry.digest).unwrap_or(false)
+            && sidecar.status().is_some_and(|status| status.state == State::Verified))
     }
 
     /// Whether there is an index of the layer that was made here.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::cache::{BuildLock, Cache, Learnt, State};
+use crate::cache::{BuildLock, Cache, Learnt, State, StreamWriter};
 use crate::io::{Fault, ReadError, compute};
 use crate::oci::Digest;
 
@@ -30,24 +30,32 @@ impl Core {
         }
     }
 
-    /// Keeps the index for other mounts.
-    pub(super) async fn keep(&self, index: LayerIndex) -> Result<LayerIndex, ReadError> {
+    /// Keeps the index for other mounts, and with it what the pass wrote down of the stream.
+    pub(super) async fn keep(
+        &self,
+        index: LayerIndex,
+        stream: Option<StreamWriter>,
+    ) -> Result<LayerIndex, ReadError> {
         self.blob.compared().await?;
-        if self.blob.state() != State::Verified {
-            return Ok(index);
-        }
+        let is_verified = self.blob.state() == State::Verified;
         let (cache, digest, form) = (self.cache().clone(), self.blob.digest().clone(), self.form);
         // Encoded, written and synced on a blocking thread.
         let kept = tokio::task::spawn_blocking(move || {
-            let kept = index.to_bytes().and_then(|bytes| {
-                // The index last: it says that the stream belongs to a verified blob.
-                let kept =
-                    cache.promote_stream(&digest).and_then(|()| cache.put_learnt(form, &digest, &bytes));
-                kept.map_err(|error| error.to_string())
-            });
-            if let Err(error) = kept {
-                // The index serves this mount all the same; the next one builds it again.
-                tracing::warn!(layer = %digest, error, "index not kept");
+            if is_verified {
+                let kept = index.to_bytes().and_then(|bytes| {
+                    cache.put_learnt(form, &digest, &bytes).map_err(|error| error.to_string())
+                });
+                if let Err(error) = kept {
+                    // The index serves this mount all the same; the next one builds it again.
+                    tracing::warn!(layer = %digest, error, "index not kept");
+                }
+            }
+            // After the index, which decides whose the stream is.
+            let published =
+                stream.map(|stream| stream.publish(&index.blocks, index.spans.stream_size())).transpose();
+            if let Err(error) = published {
+                // Reads decode what is missing.
+                tracing::warn!(layer = %digest, %error, "decoded stream not kept");
             }
             index
         });

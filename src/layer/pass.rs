@@ -297,7 +297,7 @@ impl Learner {
         stored_size: u64,
         events: Receiver<Event>,
         empty: Sender<Vec<u8>>,
-    ) -> Result<Learnt, PassError> {
+    ) -> Result<Passed, PassError> {
         while let Ok(event) = events.recv() {
             match event {
                 Event::Block(block) => {
@@ -323,22 +323,23 @@ impl Learner {
         if let Some(hasher) = &mut self.hasher {
             hasher.update(bytes);
         }
-        self.sums.push(*blake3::hash(bytes).as_bytes());
-        self.keep(bytes)?;
+        let sum = *blake3::hash(bytes).as_bytes();
+        self.sums.push(sum);
+        self.keep(bytes, &sum)?;
         self.at += bytes.len() as u64;
         Ok(())
     }
 
     /// Writes a block into the cache if decoding it anew would mean decoding more than [`again`] bytes: the far parts of long
     /// zstd frames, and of deflate blocks that a strange encoder did not end.
-    fn keep(&mut self, bytes: &[u8]) -> Result<(), PassError> {
+    fn keep(&mut self, bytes: &[u8], sum: &[u8; 32]) -> Result<(), PassError> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let len = bytes.len() as u64;
         if self.at + len - self.recorder.last() <= self.again {
-            writer.skip(len);
+            writer.skip();
             return Ok(());
         }
-        match writer.write(bytes) {
+        match writer.keep(bytes, sum) {
             Ok(()) => {}
             Err(error) if error.is_disk() => {
                 // The names are known all the same; reads decode what is missing.
@@ -350,24 +351,25 @@ impl Learner {
         Ok(())
     }
 
-    fn finish(self, stored_size: u64) -> Result<Learnt, PassError> {
-        match self.writer.map(StreamWriter::finish) {
-            Some(Err(error)) if error.is_disk() => tracing::warn!(%error, "the decoded stream is not kept"),
-            Some(Err(error)) => return Err(error.into()),
-            Some(Ok(_)) | None => {}
-        }
+    fn finish(self, stored_size: u64) -> Result<Passed, PassError> {
         let index = LayerIndex {
             spans: self.recorder.finish(stored_size, self.at),
             toc: self.walker.map_or(Ok(Toc::default()), |walker| walker.finish(self.at))?,
             blocks: self.sums,
             prefetch: 0,
         };
-        Ok((index, self.hasher.map(Hasher::finish)))
+        Ok(Passed { index, hashed: self.hasher.map(Hasher::finish), kept: self.writer })
     }
 }
 
-/// What a pass gives: the index, and what the whole stream hashes to if that was asked for.
-pub(super) type Learnt = (LayerIndex, Option<Digest>);
+/// What a pass gives.
+pub(super) struct Passed {
+    pub(super) index: LayerIndex,
+    /// What the whole stream hashes to, if that was asked for.
+    pub(super) hashed: Option<Digest>,
+    /// The blocks of the stream that were written down, to be published or dropped.
+    pub(super) kept: Option<StreamWriter>,
+}
 
 /// What a forward pass is to do.
 pub(super) struct Plan {
@@ -384,7 +386,7 @@ pub(super) struct Plan {
 }
 
 /// The forward pass: decodes the whole layer once, and learns its spans, its checksums and its table of contents on the way.
-pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Result<Learnt, ReadError> {
+pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Result<Passed, ReadError> {
     let Plan { encoding, is_archive, writer, hasher, progress } = plan;
     let _place = place().await;
     let stored_size = blob.size();
@@ -440,7 +442,7 @@ pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex,
         Sniffed::Stream(encoding) => {
             let plan =
                 Plan { encoding, is_archive: true, writer: None, hasher: None, progress: Arc::default() };
-            forward(blob, plan).await.map(|(index, _)| index)
+            forward(blob, plan).await.map(|passed| passed.index)
         }
         Sniffed::Other(name) => Err(ReadError::new(Fault::Malformed, format!("its content is {name}"))),
     }

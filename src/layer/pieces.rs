@@ -15,6 +15,7 @@ use futures_util::StreamExt as _;
 use lru::LruCache;
 use tokio::sync::mpsc;
 
+use crate::cache::BlockSums;
 use crate::io::{BoxFuture, BoxStream, ByteRange, Delivery, Fault, Fetch, ReadAt, ReadError, read_vec};
 use crate::oci::Digest;
 
@@ -54,7 +55,11 @@ const PATIENCE: u32 = 32;
 
 /// A producer of the decoded stream of the layer stored in `blob`, of which `index` tells the truth or is found out.
 pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn Fetch> {
-    let (map, blocks) = (index.spans.clone(), index.blocks.clone());
+    decoded_by(blob, index.spans.clone(), index.blocks.as_slice().into())
+}
+
+/// The same by the parts of an index.
+pub(super) fn decoded_by<R: ReadAt + ?Sized>(blob: Arc<R>, map: SpanMap, blocks: BlockSums) -> Arc<dyn Fetch> {
     Arc::new(Pieces(Arc::new(Source { blob, map, blocks, paused: Mutex::new(LruCache::new(PAUSED)) })))
 }
 
@@ -63,7 +68,7 @@ struct Pieces<R: ?Sized>(Arc<Source<R>>);
 struct Source<R: ?Sized> {
     map: SpanMap,
     /// blake3 of the blocks of the stream, or nothing.
-    blocks: Vec<[u8; 32]>,
+    blocks: BlockSums,
     /// Decoders by the stream offset at which they stand. A decoder is taken out while it works.
     paused: Mutex<LruCache<u64, Decoder>>,
     blob: Arc<R>,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::cache::{Cache, Cached, Learnt, State, Verify};
+use crate::cache::{BlockSums, Cache, Cached, Learnt, State, StreamWriter, Verify};
 use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, read_vec};
 use crate::oci::{Digest, Hasher};
 
@@ -21,7 +21,7 @@ use super::head;
 use super::hints::{Hints, IndexPolicy};
 use super::index::LayerIndex;
 use super::pass;
-use super::pieces::decoded;
+use super::pieces::{decoded, decoded_by};
 use super::rooted;
 use super::served::{Claimed, Decoded, holes, refuse_poisoned};
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
@@ -485,17 +485,18 @@ impl Core {
             }
             built => built?,
         };
-        self.keep(index).await
+        let (index, stream) = index;
+        self.keep(index, stream).await
     }
 
-    async fn build(&self) -> Result<LayerIndex, ReadError> {
-        let mut index = self.pass().await?;
+    async fn build(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
+        let (mut index, stream) = self.pass().await?;
         if self.form == Learnt::Archive
             && !foreign::shows_markers(&*self.blob, index.spans.encoding(), &index.toc).await?
         {
             index.toc = foreign::without_markers(&index.toc);
         }
-        Ok(index)
+        Ok((index, stream))
     }
 
     /// The index of a stream that is stored as it is.
@@ -504,32 +505,25 @@ impl Core {
         LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 }
     }
 
-    async fn pass(&self) -> Result<LayerIndex, ReadError> {
+    /// The index, and what was written down of the stream.
+    async fn pass(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
         match self.sniff(&*self.blob).await? {
-            Sniffed::Stream(Encoding::Plain) if self.form == Learnt::Stream => Ok(self.identity()),
-            Sniffed::Other(_) if self.form == Learnt::Stream => Ok(self.identity()),
-            Sniffed::Stream(Encoding::Plain) => pass::walk(self.blob.clone()).await,
+            Sniffed::Stream(Encoding::Plain) if self.form == Learnt::Stream => Ok((self.identity(), None)),
+            Sniffed::Other(_) if self.form == Learnt::Stream => Ok((self.identity(), None)),
+            Sniffed::Stream(Encoding::Plain) => Ok((pass::walk(self.blob.clone()).await?, None)),
             Sniffed::Stream(encoding) => {
-                let writer = match self.cache.stream_writer(self.blob.digest()) {
-                    Ok(writer) => Some(writer),
-                    Err(error) if error.is_disk() => {
-                        tracing::warn!(layer = %self.blob.digest(), %error, "decoding without keeping the stream");
-                        None
-                    }
-                    Err(error) => return Err(error.into()),
-                };
                 let plan = pass::Plan {
                     encoding,
                     is_archive: self.form == Learnt::Archive,
-                    writer,
+                    writer: Some(self.cache.stream_writer(self.blob.digest())),
                     hasher: self.hasher.clone(),
                     progress: self.progress.clone(),
                 };
-                let (index, hashed) = pass::forward(self.blob.clone(), plan).await?;
-                if let Some(hashed) = hashed {
+                let passed = pass::forward(self.blob.clone(), plan).await?;
+                if let Some(hashed) = passed.hashed {
                     self.hashed.set(hashed).ok();
                 }
-                Ok(index)
+                Ok((passed.index, passed.kept))
             }
             Sniffed::Other(name) => Err(head::not_an_archive(name)),
         }
@@ -541,8 +535,12 @@ impl Core {
         if spans.encoding() == Encoding::Plain {
             return Opened { spans, stream: self.blob.clone() };
         }
-        let fetch = decoded(self.blob.clone(), index);
-        let stream: Shared = match self.cache.stream(self.blob.digest(), fetch.clone()) {
+        let sums: BlockSums = index.blocks.as_slice().into();
+        if sums.is_empty() {
+            return Opened { spans, stream: Arc::new(crate::io::FetchAll(decoded(self.blob.clone(), index))) };
+        }
+        let fetch = decoded_by(self.blob.clone(), spans.clone(), sums.clone());
+        let stream: Shared = match self.cache.stream(self.blob.digest(), sums, fetch.clone()) {
             Ok(stream) => Arc::new(Decoded { stream, blob: self.blob.clone(), holes: holes(index) }),
             Err(error) => {
                 tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");

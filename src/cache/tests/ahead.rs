@@ -131,7 +131,10 @@ async fn a_sequential_reader_causes_few_large_fetches_several_of_them_at_once() 
         let line = Line::new(&content, Duration::from_millis(30));
         let cached = match kind {
             "blob" => blob(&place.cache(), &line),
-            _ => place.cache().stream(&Digest::sha256(b"layer"), Arc::new(Fetched(line.clone()))).unwrap(),
+            _ => {
+                let fetch = Arc::new(Fetched(line.clone()));
+                place.cache().stream(&Digest::sha256(b"layer"), sums(&content), fetch).unwrap()
+            },
         };
         for start in (0..content.len() as u64).step_by(128 << 10) {
             read(&cached, &content, start, (content.len() as u64 - start).min(128 << 10)).await;

@@ -74,23 +74,23 @@ async fn zeros_of_a_stream_take_no_disk_and_are_zeros_again_after_damage() {
     content[BLOCK as usize..((1 + ZEROS) * BLOCK) as usize].fill(0);
     content[(8 * BLOCK - 9000) as usize..].fill(0);
     let digest = Digest::sha256(b"a layer");
-    let data = place.file("streams", &digest);
+    let data = || place.stream_file(&digest, &content);
     let read = async |refetched: u64| {
         let source = Source::new(&content);
-        let stream = place.cache().stream(&digest, source.clone()).unwrap();
+        let stream = place.cache().stream(&digest, sums(&content), source.clone()).unwrap();
         assert_eq!(read_all(&*stream).await.unwrap(), content);
         assert_eq!(source.delivered(), refetched);
     };
     let is_sparse = || {
-        assert!(fs::read(&data).unwrap() == content);
-        let taken = fs::metadata(&data).unwrap().blocks() * 512;
+        assert!(fs::read(data()).unwrap() == content);
+        let taken = fs::metadata(data()).unwrap().blocks() * 512;
         assert!(taken <= 2 * BLOCK, "{taken} bytes on the disk, of which {ZEROS} blocks should not be there");
     };
     read(content.len() as u64).await;
     is_sparse();
     // In the middle of a hole, in the last page of one, and in the last bytes of the stream.
     for at in [2 * BLOCK + 5000, 4 * BLOCK - 3, 8 * BLOCK - 3, 8 * BLOCK + 97] {
-        overwrite(&data, at, &[7; 3]);
+        overwrite(&data(), at, &[7; 3]);
     }
     read(3 * BLOCK + 100).await;
     is_sparse();

@@ -171,7 +171,7 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     let ids = [[1; 32], [2; 32]];
     let open = |cache: &Cache, id, content: &[u8]| cache.claimed_stream(&digest, id, Source::new(content));
 
-    let stream = here.stream(&digest, Source::new(&right)).unwrap();
+    let stream = here.stream(&digest, sums(&right), Source::new(&right)).unwrap();
     let first = open(&here, &ids[0], &one).unwrap();
     let second = open(&here, &ids[1], &two).unwrap();
     for (cached, content) in [(&stream, &right), (&first, &one), (&second, &two)] {
@@ -189,8 +189,10 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     assert_eq!(read_all(&*foreign).await.unwrap(), two);
     assert_eq!(source.delivered(), two.len() as u64);
 
-    // What becomes everybody's is the stream alone.
-    here.promote_stream(&digest).unwrap();
+    // The stream belongs to its place until there is an index of the layer.
+    here.put_learnt(Learnt::Archive, &digest, b"index").unwrap();
+    let shared = there.stream(&digest, sums(&right), Source::new(&right)).unwrap();
+    assert_eq!(read_all(&*shared).await.unwrap(), right);
     let mut names: Vec<_> = ["streams", "claims"]
         .iter()
         .flat_map(|kind| {
@@ -203,13 +205,17 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     let origin = |place: &str| blake3::hash(place.as_bytes()).to_hex()[..16].to_owned();
     let (a, b) = (origin("ghcr.io/a"), origin("ghcr.io/b"));
     let claim = |id: &str, origin: &str| format!("claims/HEX.{}.{origin}", id.repeat(16));
-    let mut expected = vec!["streams/HEX".to_owned(), claim("01", &a), claim("02", &a), claim("01", &b)];
+    let stream_name = place.stream_file(&digest, &right);
+    let stream_name = stream_name.file_name().unwrap().to_str().unwrap().replace(digest.encoded(), "HEX");
+    let streams = [format!("streams/{stream_name}"), format!("streams/{stream_name}.{a}")];
+    let mut expected = vec![claim("01", &a), claim("02", &a), claim("01", &b)];
+    expected.extend(streams);
     expected.extend(expected.clone().iter().map(|name| format!("{name}.map")));
     expected.sort();
     assert_eq!(names, expected);
 
     // And it is found again, by its claim only.
-    drop((stream, first, second, foreign));
+    drop((stream, shared, first, second, foreign));
     let source = Source::answering(&one, Answer::Refuse);
     let again = place.cache().for_origin("ghcr.io/a").claimed_stream(&digest, &ids[0], source).unwrap();
     assert_eq!(read_all(&*again).await.unwrap(), one);

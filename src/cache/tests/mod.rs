@@ -160,6 +160,16 @@ impl Place {
         self.dir.path().join("v1").join(kind).join("sha256").join(digest.encoded())
     }
 
+    /// The data file of the stream of `content`, which belongs to no place.
+    fn stream_file(&self, digest: &Digest, content: &[u8]) -> PathBuf {
+        self.cache().stream_files(digest, &sums(content), content.len() as u64).unwrap().data
+    }
+
+    /// How many temporary files there are.
+    fn temporaries(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("v1/tmp")).unwrap().count()
+    }
+
     fn data(&self, digest: &Digest) -> PathBuf {
         self.file("blobs", digest)
     }
@@ -167,6 +177,11 @@ impl Place {
     fn map(&self, digest: &Digest) -> PathBuf {
         self.file("blobs", digest).with_extension("map")
     }
+}
+
+/// The checksums of the blocks of `content`.
+fn sums(content: &[u8]) -> BlockSums {
+    content.chunks(BLOCK as usize).map(|block| *blake3::hash(block).as_bytes()).collect()
 }
 
 /// The state is on disk a sync later than the answer.
@@ -230,7 +245,7 @@ async fn every_range_reads_as_the_original() {
         assert_eq!(cached.fetched(), size);
         assert_eq!(cached.state(), State::Verified);
         assert_eq!(cached.bytes_present(), size);
-        let stream = place.cache().stream(&Digest::sha256(&content), Source::new(&content)).unwrap();
+        let stream = place.cache().stream(&Digest::sha256(&content), sums(&content), Source::new(&content)).unwrap();
         check_random_ranges(&*stream, &content).await;
         assert_eq!(stream.state(), State::Complete);
         assert_eq!(stream.verified(), Verified::None);
@@ -302,7 +317,7 @@ async fn a_large_read_is_split_into_fetches_of_four_mebibytes() {
     let place = Place::new();
     let content = noise(9 << 20, 4);
     let source = Source::new(&content);
-    let cached = place.cache().stream(&Digest::sha256(b"x"), source.clone()).unwrap();
+    let cached = place.cache().stream(&Digest::sha256(b"x"), sums(&content), source.clone()).unwrap();
     cached.ensure(ByteRange::new(0, 9 << 20)).await.unwrap();
     let mib = |from: u64, to: u64| ByteRange::new(from << 20, to << 20);
     assert_eq!(source.asked(), [mib(0, 4), mib(4, 8), mib(8, 9)]);
@@ -440,7 +455,7 @@ fn the_same_content_is_the_same_value_while_it_lives() {
     let digest = Digest::sha256(b"x");
     let blob = cache.blob(&digest, Source::new(b"1")).unwrap();
     assert!(Arc::ptr_eq(&blob, &cache.blob(&digest, Source::new(b"2")).unwrap()));
-    assert!(!Arc::ptr_eq(&blob, &cache.stream(&digest, Source::new(b"2")).unwrap()));
+    assert!(!Arc::ptr_eq(&blob, &cache.stream(&digest, sums(b"2"), Source::new(b"2")).unwrap()));
 }
 
 #[test]
@@ -468,45 +483,90 @@ fn an_algorithm_that_cannot_be_checked_and_a_size_that_cannot_be_stored_are_refu
     assert_eq!(largest.bytes_present(), 0);
 }
 
-#[tokio::test]
-async fn a_written_stream_is_read_without_a_source() {
-    for size in [0, 5, BLOCK, SIZE] {
-        let place = Place::new();
-        let content = noise(size, 40);
-        let digest = Digest::sha256(b"a layer");
-        for piece in [1_000_000, 70_001] {
-            let mut writer = place.cache().stream_writer(&digest).unwrap();
-            for piece in content.chunks(piece) {
-                writer.write(piece).unwrap();
-            }
-            assert_eq!(writer.finish().unwrap(), size);
+/// Writes the blocks of `content` down, but for those of `skipped`, as the stream that has the checksums of `content`.
+fn write_stream(cache: &Cache, digest: &Digest, content: &[u8], skipped: &[u64]) -> StreamWriter {
+    let mut writer = cache.stream_writer(digest);
+    for (number, block) in (0..).zip(content.chunks(BLOCK as usize)) {
+        if skipped.contains(&number) {
+            writer.skip();
+        } else {
+            writer.keep(block, blake3::hash(block).as_bytes()).unwrap();
         }
-        let source = Source::new(&content);
-        let stream = place.cache().stream(&digest, source.clone()).unwrap();
-        assert_eq!(stream.state(), State::Complete);
-        assert_eq!(read_all(&*stream).await.unwrap(), content);
-        assert!(source.asked().is_empty());
-        let mut longer = place.cache().stream_writer(&digest).unwrap();
-        longer.write(&content).unwrap();
-        longer.write(b"!").unwrap();
-        assert_eq!(longer.finish().unwrap_err().fault(), Fault::Mismatch);
+    }
+    writer
+}
+
+#[tokio::test]
+async fn a_written_stream_is_read_without_a_source_but_for_what_was_skipped() {
+    for size in [0, 5, BLOCK, SIZE] {
+        for skipped in [&[][..], &[1, 3]] {
+            let place = Place::new();
+            let content = noise(size, 40);
+            let digest = Digest::sha256(b"a layer");
+            for _ in 0..2 {
+                let writer = write_stream(&place.cache(), &digest, &content, skipped);
+                writer.publish(&sums(&content), size).unwrap();
+                assert_eq!(place.temporaries(), 0, "the second one finds the name taken, and leaves nothing");
+            }
+            let source = Source::new(&content);
+            let stream = place.cache().stream(&digest, sums(&content), source.clone()).unwrap();
+            assert_eq!(read_all(&*stream).await.unwrap(), content);
+            let left_out: u64 = skipped.iter().map(|block| size.saturating_sub(block * BLOCK).min(BLOCK)).sum();
+            assert_eq!(source.delivered(), left_out);
+            assert_eq!(stream.state(), State::Complete);
+        }
     }
 }
 
 #[tokio::test]
-async fn a_stream_writer_that_dies_leaves_its_whole_blocks() {
+async fn what_a_pass_wrote_that_ended_early_is_no_part_of_any_stream() {
     let place = Place::new();
     let content = noise(SIZE, 41);
     let digest = Digest::sha256(b"a layer");
-    let mut writer = place.cache().stream_writer(&digest).unwrap();
-    writer.write(&content[..4 * BLOCK as usize + 100]).unwrap();
-    drop(writer);
+    drop(write_stream(&place.cache(), &digest, &content[..4 * BLOCK as usize], &[]));
+    assert_eq!(place.temporaries(), 0);
     let source = Source::new(&content);
-    let stream = place.cache().stream(&digest, source.clone()).unwrap();
-    assert_eq!(stream.state(), State::Partial);
+    let stream = place.cache().stream(&digest, sums(&content), source.clone()).unwrap();
     assert_eq!(read_all(&*stream).await.unwrap(), content);
-    assert_eq!(source.asked(), [ByteRange::new(4 * BLOCK, SIZE)]);
-    assert_eq!(stream.state(), State::Complete);
+    assert_eq!(source.delivered(), SIZE);
+}
+
+#[tokio::test]
+async fn streams_that_differ_in_one_block_share_none() {
+    let place = Place::new();
+    let (right, digest) = (noise(SIZE, 42), Digest::sha256(b"a layer"));
+    let mut wrong = right.clone();
+    wrong[5 * BLOCK as usize] ^= 1;
+    let cache = place.cache().for_origin("ghcr.io/a");
+    write_stream(&cache, &digest, &wrong, &[]).publish(&sums(&wrong), SIZE).unwrap();
+    let read = async |content: &[u8], source: Arc<Source>| {
+        let stream = cache.stream(&digest, sums(content), source).unwrap();
+        read_all(&*stream).await.unwrap() == content
+    };
+    let source = Source::new(&right);
+    assert!(read(&right, source.clone()).await);
+    assert_eq!(source.delivered(), SIZE, "nothing of the other one is taken");
+    assert!(read(&wrong, Source::answering(&wrong, Answer::Refuse)).await);
+}
+
+#[tokio::test]
+async fn a_block_of_a_stream_counts_by_the_checksum_that_was_asked_for_and_not_by_its_record() {
+    let place = Place::new();
+    let (right, digest) = (noise(SIZE, 43), Digest::sha256(b"a layer"));
+    let mut wrong = right.clone();
+    wrong[5 * BLOCK as usize] ^= 1;
+    // A stream whose name says one thing, and whose records prove another.
+    write_stream(&place.cache(), &digest, &wrong, &[]).publish(&sums(&right), SIZE).unwrap();
+    let source = Source::new(&right);
+    let stream = place.cache().stream(&digest, sums(&right), source.clone()).unwrap();
+    assert_eq!(read_all(&*stream).await.unwrap(), right);
+    assert_eq!(source.asked(), [ByteRange::at(5 * BLOCK, BLOCK)]);
+    drop(stream);
+    // What its source decodes wrongly is an error, and is not kept.
+    let other = noise(SIZE, 44);
+    let stream = place.cache().stream(&digest, sums(&other), Source::new(&right)).unwrap();
+    assert_eq!(read_all(&*stream).await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(stream.bytes_present(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -244,7 +244,7 @@ async fn decoded_streams_give_their_blocks_too() {
     // Holes take no room, and so give none back.
     content[MIB as usize..2 * MIB as usize].fill(0);
     let digest = Digest::sha256(b"a layer");
-    let stream = cache.stream(&digest, Source::new(&content)).unwrap();
+    let stream = cache.stream(&digest, sums(&content), Source::new(&content)).unwrap();
     for _ in 0..2 {
         for start in (0..12 * MIB).step_by(MIB as usize) {
             let range = ByteRange::at(start, MIB);
