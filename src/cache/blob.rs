@@ -4,6 +4,7 @@
 //! idea: a read takes from disk what it can, joins or starts a flight for each block that is missing, and looks at the state
 //! last, because poisoning writes the state before it truncates the data.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -15,11 +16,13 @@ use tokio::sync::{OnceCell, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 
 use super::ahead::{Ahead, Places};
+use super::copy_number::CopyNumber;
+use super::derived::Derived;
 use super::extents::Touched;
 use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
 use super::pair::Pair;
 use super::proof::Proof;
-use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State};
+use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State, Sum};
 use super::verify::When;
 use super::whole::Shelf;
 use super::{CacheError, lock};
@@ -53,6 +56,7 @@ pub(super) struct Content {
     pub(super) kind: Kind,
     pub(super) fetch: Arc<dyn Fetch>,
     pub(super) pair: Option<Arc<Pair>>,
+    pub(super) derived: Derived,
     pub(super) places: Arc<Places>,
     pub(super) verify: Option<When>,
     pub(super) shelf: Arc<Shelf>,
@@ -73,6 +77,14 @@ pub(super) struct Inner {
     places: Arc<Places>,
     /// When a blob is compared with its digest; `None` where the caller takes blocks as they come.
     pub(super) verify: Option<When>,
+    /// The checksums of blocks that were handed out and are not on disk.
+    pub(super) noted: Mutex<HashMap<u64, Sum>>,
+    /// Set while the bytes that came last were wrong, and none of them was handed out.
+    pub(super) rejected: AtomicBool,
+    /// Set once bytes were shown to a caller that wants to know what the blob is before it was compared.
+    pub(super) is_looked_at: AtomicBool,
+    /// What is made of it.
+    pub(super) derived: Derived,
     /// Small blobs that the disk did not take.
     pub(super) shelf: Arc<Shelf>,
     /// Guards: one fetch of a small blob into memory at a time.
@@ -103,7 +115,8 @@ pub(super) struct Inner {
 
 impl Cached {
     pub(super) fn new(content: Content) -> Self {
-        let Content { digest, algorithm, kind, fetch, pair, places, verify, shelf, distrusted } = content;
+        let Content { digest, algorithm, kind, fetch, pair, derived, places, verify, shelf, distrusted } =
+            content;
         let size = fetch.size();
         let reach = pair.as_ref().map_or(u64::MAX, |pair| pair.reach());
         let inner = Inner {
@@ -117,6 +130,10 @@ impl Cached {
             ahead: Mutex::new(Ahead::within(reach)),
             places,
             verify,
+            noted: Mutex::default(),
+            rejected: AtomicBool::new(false),
+            is_looked_at: AtomicBool::new(false),
+            derived,
             shelf,
             filling: tokio::sync::Mutex::default(),
             distrusted,
@@ -158,6 +175,11 @@ impl Cached {
             tracing::debug!(%error, digest = %self.inner.digest, "cannot read the sidecar");
             0
         })
+    }
+
+    /// The number of the copy that lies in the cache, which no other copy of this content has; `None` where nothing is kept.
+    pub fn copy_number(&self) -> Option<CopyNumber> {
+        self.inner.pair.as_ref()?.sidecar.copy_number()
     }
 
     /// How far the content has got, in any process.
@@ -261,6 +283,7 @@ impl Cached {
         if self.inner.is_whole_first() {
             let range = ByteRange::at(offset, buf.len() as u64);
             self.inner.check_bounds(range)?;
+            self.try_again();
             self.inner.settle().await?;
             return self.read_whole_first(range, buf).await;
         }
@@ -352,6 +375,10 @@ impl ReadAt for Cached {
         let range = ByteRange::at(offset, buf.len() as u64);
         self.inner.check_bounds(range)?;
         let whole_first = self.inner.is_whole_first();
+        if self.is_rejected() {
+            // Only a fetch makes it better.
+            return Ok(false);
+        }
         if !self.inner.settled.initialized() || whole_first && self.inner.state() != State::Verified {
             // Wrong content is an error now as well as later.
             self.inner.refuse_poisoned()?;
@@ -469,11 +496,15 @@ impl Inner {
     pub(super) fn accept<R>(&self, block: u64, bytes: &Bytes, right: Option<R>) {
         let mut outcome = self.refuse_poisoned();
         let mut kept = None;
-        if let Some(pair) = &self.pair
+        let is_stored = self.pair.is_some() && right.is_some();
+        let sum = (is_stored || self.kind == Kind::Blob).then(|| blake3::hash(bytes).into());
+        if let (Some(sum), Kind::Blob) = (&sum, self.kind) {
+            outcome = outcome.and_then(|()| self.compare_earlier(block, sum));
+        }
+        if let (Some(pair), Some(sum)) = (&self.pair, sum)
             && right.is_some()
             && outcome.is_ok()
         {
-            let sum = blake3::hash(bytes).into();
             match pair.store(block, bytes, &sum) {
                 Ok(()) => {
                     kept = Some((pair, sum));
@@ -483,18 +514,15 @@ impl Inner {
                     }
                 }
                 Err(super::pair::Refused::Poisoned) => outcome = self.refuse_poisoned(),
-                Err(super::pair::Refused::Contradicts) => {
-                    let message = format!(
-                        "block {block} of {} differs from the block that was verified before",
-                        self.digest
-                    );
-                    outcome = Err(ReadError::new(Fault::Mismatch, message));
-                }
+                Err(super::pair::Refused::Contradicts) => outcome = Err(self.contradicted(block)),
                 Err(super::pair::Refused::NoRoom) => {
                     tracing::debug!(block, digest = %self.digest, "the cache has no room for a block")
                 }
                 Err(super::pair::Refused::Disk(error)) => self.warn_once(&error),
             }
+        }
+        if let (Some(sum), Kind::Blob, None, Ok(())) = (sum, self.kind, &kept, &outcome) {
+            self.note(block, sum);
         }
         // Before the answer: whoever asks next in this process may claim the block again.
         drop(right);

@@ -388,6 +388,10 @@ async fn pour(
     .await;
     if let (Err(error), Some(wide)) = (&result, &mut wide) {
         wide.error = error.clone();
+        if error.fault() == Fault::Mismatch {
+            // The blocks before are as wrong as what came last.
+            inner.give_up_misdelivered(error);
+        }
     }
     result
 }

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::blob::{Inner, blocking};
+use super::lock;
 use super::pair::Pair;
 use super::proof::Verdict;
-use super::sidecar::{Kind, State};
+use super::sidecar::{Kind, State, Sum};
 use crate::io::{Fault, ReadError};
 use crate::oci::Digest;
 
@@ -77,7 +78,7 @@ impl Inner {
     }
 
     pub(super) fn state(&self) -> State {
-        if self.poisoned.load(Ordering::Acquire) {
+        if self.poisoned.load(Ordering::Acquire) || self.rejected.load(Ordering::Acquire) {
             return State::Poisoned;
         }
         let status = self.pair.as_ref().and_then(|pair| pair.sidecar.status());
@@ -109,24 +110,87 @@ impl Inner {
         if self.state() != State::Poisoned {
             return Ok(());
         }
-        self.poisoned.store(true, Ordering::Release);
+        if !self.rejected.load(Ordering::Acquire) {
+            self.poisoned.store(true, Ordering::Release);
+        }
         Err(ReadError::new(
             Fault::Mismatch,
-            format!("{} is poisoned: its bytes had another digest", self.digest),
+            format!("{} is poisoned: its bytes were not those of its digest", self.digest),
         ))
     }
 
-    /// From now on nobody reads this content any more.
+    /// Every later read of this content fails: all of it hashed to `actual`.
     pub(super) fn poison(&self, actual: &Digest) {
+        self.give_up(|| {
+            tracing::error!(
+                expected = %self.digest,
+                %actual,
+                "the bytes of a blob do not match its digest: every read of it fails from now on"
+            );
+        });
+    }
+
+    /// Compares a block of a blob that arrived with the one that was here before, whether or not that was kept. Without it, what was
+    /// learnt from a block that went would be believed of the one that came.
+    pub(super) fn compare_earlier(&self, block: u64, sum: &Sum) -> Result<(), ReadError> {
+        let noted = lock(&self.noted).get(&block).copied();
+        let recorded = || self.pair.as_ref()?.known_sum(block, self.proof.len(block));
+        match noted.or_else(recorded) {
+            Some(earlier) if earlier != *sum => Err(self.contradicted(block)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Remembers the checksum of a block that is handed out and is not on disk.
+    pub(super) fn note(&self, block: u64, sum: Sum) {
+        let noted = |pair: &Arc<Pair>| pair.note_known(block, self.proof.len(block), &sum);
+        if !self.pair.as_ref().is_some_and(noted) {
+            lock(&self.noted).insert(block, sum);
+        }
+    }
+
+    /// A block came a second time, with other bytes. In a verified blob the second ones are wrong; else either may be.
+    pub(super) fn contradicted(&self, block: u64) -> ReadError {
+        let digest = &self.digest;
+        let message = match (self.kind, self.state()) {
+            (Kind::Blob, State::Verified) => {
+                format!("block {block} of {digest} differs from the block that was verified before")
+            }
+            (Kind::Blob, _) => {
+                self.give_up(|| {
+                    tracing::error!(
+                        %digest,
+                        block,
+                        "a block of a blob came twice with different bytes: every read of it fails from now on"
+                    );
+                });
+                format!("block {block} of {digest} came twice with different bytes")
+            }
+            (Kind::Stream | Kind::Claim, _) => {
+                format!("block {block} of the decoded stream of {digest} is not what it was before")
+            }
+        };
+        ReadError::new(Fault::Mismatch, message)
+    }
+
+    /// What arrived cannot all be of the blob: nothing of it stays.
+    pub(super) fn give_up_misdelivered(&self, error: &ReadError) {
+        if self.kind != Kind::Blob || self.state() == State::Verified {
+            return;
+        }
+        self.give_up(|| {
+            let error = error.chain();
+            tracing::error!(digest = %self.digest, error, "a blob was delivered wrongly: every read of it fails from now on");
+        });
+    }
+
+    fn give_up(&self, log: impl FnOnce()) {
         if self.poisoned.swap(true, Ordering::AcqRel) {
             return;
         }
         self.tell(State::Poisoned);
-        tracing::error!(
-            expected = %self.digest,
-            %actual,
-            "the bytes of a blob do not match its digest: every read of it fails from now on"
-        );
+        log();
+        self.derived.forget(&self.digest);
         if let Some(pair) = &self.pair
             && let Err(error) = pair.poison()
         {
@@ -144,7 +208,9 @@ impl Inner {
                 true
             }
             Verdict::Digest(actual) => {
-                self.poison(&actual);
+                if !self.reject(pair, &actual) {
+                    self.poison(&actual);
+                }
                 false
             }
             Verdict::Missing => {

@@ -18,7 +18,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use super::room::{Need, Room};
-use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Sidecar, State, Sum, open_for_writing};
+use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Record, Sidecar, State, Sum, open_for_writing};
 use super::{BlockSums, CacheError, lock};
 use crate::oci::Digest;
 
@@ -147,7 +147,7 @@ pub(super) fn publish(from: &Files, to: &Files) -> io::Result<()> {
 pub(super) enum Refused {
     /// The content was found not to match its digest.
     Poisoned,
-    /// The content was verified, and these bytes are not those that were verified.
+    /// These bytes are not those that were here before, or not those that were asked for.
     Contradicts,
     /// The limit of the cache does not allow it, and nothing could be evicted.
     NoRoom,
@@ -355,6 +355,24 @@ impl Pair {
         put.map(|_| ())
     }
 
+    /// Records the checksum of a block that was handed out and is not stored, so that no other bytes are stored for it later. `false`
+    /// where that cannot be written down.
+    pub(super) fn note_known(&self, block: u64, len: u32, sum: &Sum) -> bool {
+        let _writing = lock(self.stripe(block));
+        let is_open = self
+            .sidecar
+            .status()
+            .is_some_and(|status| matches!(status.state, State::Partial | State::Complete));
+        if !is_open || self.sidecar.record(block).is_some() {
+            return is_open;
+        }
+        if let Some(room) = &self.room {
+            room.charge(OVERHEAD);
+        }
+        let record = Record { present: true, len, sum: *sum };
+        self.sidecar.mark_evicted(block, record).is_ok()
+    }
+
     fn put(&self, block: u64, bytes: &[u8], sum: &Sum) -> Result<Put, Refused> {
         let _writing = lock(self.stripe(block));
         if self.is_trusted(block) {
@@ -365,25 +383,24 @@ impl Pair {
         if !self.is_expected(block, sum) {
             return Err(Refused::Contradicts);
         }
-        match self.sidecar.status().map(|status| status.state) {
-            Some(State::Poisoned) => return Err(Refused::Poisoned),
-            Some(State::Verified) => match self.sidecar.record(block) {
-                Some(known) if known.sum == *sum && known.len == len => {}
-                Some(_) => return Err(Refused::Contradicts),
+        let known = self.sidecar.record(block).filter(|record| self.is_expected(block, &record.sum));
+        match (self.sidecar.status().map(|status| status.state), known) {
+            (Some(State::Poisoned), _) => return Err(Refused::Poisoned),
+            // A block has one checksum for as long as the files are there: whatever was learnt, was learnt from the same bytes.
+            (_, Some(known)) if known.sum != *sum || known.len != len => return Err(Refused::Contradicts),
+            (Some(State::Verified), None) => {
                 // Only the record was lost. The data stays as it is: the kernel may be reading it (passthrough).
-                None if self.holds(block, bytes) => {
+                if self.holds(block, bytes) {
                     self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
                     self.set_trusted(block);
                     return Ok(Put::There);
                 }
-                None => {
-                    // What was verified here is not known any more, so the whole has to be hashed again.
-                    self.sidecar
-                        .advance(State::Partial)
-                        .map_err(|error| Refused::Disk(io::Error::other(error)))?;
-                }
-            },
-            Some(State::Partial | State::Complete) | None => {}
+                // What was verified here is not known any more, so the whole has to be hashed again.
+                self.sidecar
+                    .advance(State::Partial)
+                    .map_err(|error| Refused::Disk(io::Error::other(error)))?;
+            }
+            (Some(State::Verified | State::Partial | State::Complete) | None, _) => {}
         }
         self.write(block, bytes).map_err(Refused::Disk)?;
         self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
@@ -475,6 +492,17 @@ impl Pair {
         Ok(())
     }
 
+    /// Whether the content was found wrong, by any process.
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.sidecar.status().is_some_and(|status| status.state == State::Poisoned)
+    }
+
+    /// Takes the names `files` from content that was found wrong, and says how many bytes of the disk that frees. Processes that
+    /// have it open keep it, and know that it is wrong; processes that open it begin anew.
+    pub(super) fn discard(&self, files: &Files) -> Result<u64, CacheError> {
+        self.sidecar.without_name(files)
+    }
+
     /// Whether the file is that of a blob, which has no holes but those of eviction.
     pub(super) fn is_blob(&self) -> bool {
         self.read_only.is_some()
@@ -496,7 +524,7 @@ impl Pair {
     }
 
     /// Takes all trust away.
-    fn distrust(&self) {
+    pub(super) fn distrust(&self) {
         // Readers that are under way compare this number, which must not begin again.
         self.change_trust(|trust| *trust = Trust { evictions: trust.evictions + 1, ..Trust::default() });
     }

@@ -46,6 +46,12 @@ impl Proof {
         Self { algorithm, size, recorded: Mutex::new(0), frontier: Mutex::new(Frontier::new(algorithm)) }
     }
 
+    /// Forgets what was hashed.
+    pub(super) fn restart(&self) {
+        *lock(&self.frontier) = Frontier::new(self.algorithm);
+        *lock(&self.recorded) = 0;
+    }
+
     /// How many blocks there are.
     pub(super) fn blocks(&self) -> u64 {
         self.size.div_ceil(BLOCK)

@@ -63,12 +63,23 @@ pub(super) fn remove_if(
     if !still(&found) {
         return Ok(Removed::InUse);
     }
-    let bytes = occupied(&found) + fs::symlink_metadata(&files.data).map_or(0, |data| occupied(&data));
+    unlink_pair(files, &found).map(Removed::Gone)
+}
+
+/// Removes both names if that of the sidecar still leads to the open file `sidecar`. The caller keeps every other process from
+/// doing the same.
+pub(super) fn unlink_same(files: &Files, sidecar: &fs::File) -> Result<u64, CacheError> {
+    let found = sidecar.metadata().map_err(|error| CacheError::io("stat", &files.map, error))?;
+    if is_same(&found, &files.map) { unlink_pair(files, &found) } else { Ok(0) }
+}
+
+fn unlink_pair(files: &Files, sidecar: &fs::Metadata) -> Result<u64, CacheError> {
+    let bytes = occupied(sidecar) + fs::symlink_metadata(&files.data).map_or(0, |data| occupied(&data));
     // The data first. If this ends here, what is left is a sidecar whose blocks all fail their check; the other way round it
     // would be data that no sidecar speaks of.
     unlink(&files.data)?;
     unlink(&files.map)?;
-    Ok(Removed::Gone(bytes))
+    Ok(bytes)
 }
 
 /// How many bytes of the disk a file takes: holes take none.
@@ -80,6 +91,7 @@ fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
+/// Whether `path` leads to the open file.
 fn is_same(open: &fs::Metadata, path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (open.dev(), open.ino()))
 }

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 
 use super::lock::{Backoff, try_lock_byte, try_share_byte, unlock_byte};
+use super::pair::Files;
+use super::remove::unlink_same;
 use super::{CacheError, lock};
 use crate::oci::Digest;
 
@@ -326,7 +328,16 @@ impl Sidecar {
         })
     }
 
-    fn with_status_lock<T>(&self, change: impl FnOnce() -> Result<T, CacheError>) -> Result<T, CacheError> {
+    /// Removes both names of the content, unless they lead to another one by now.
+    pub(super) fn without_name(&self, files: &Files) -> Result<u64, CacheError> {
+        self.with_status_lock(|| unlink_same(files, &self.file))
+    }
+
+    /// Runs `change` while no other thread and no other process changes the status.
+    pub(super) fn with_status_lock<T>(
+        &self,
+        change: impl FnOnce() -> Result<T, CacheError>,
+    ) -> Result<T, CacheError> {
         let _thread = lock(&self.status_change);
         let deadline = Instant::now() + STATUS_PATIENCE;
         let mut backoff = Backoff::new();
@@ -529,7 +540,7 @@ impl Sidecar {
     }
 
     /// Ties a check to this content, so that the bytes of another file or another place never pass.
-    fn check(&self, bytes: &[u8]) -> Sum {
+    pub(super) fn check(&self, bytes: &[u8]) -> Sum {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.identity).update(bytes);
         hasher.finalize().into()
@@ -554,14 +565,14 @@ fn identity_bytes(kind: Kind, digest: &Digest) -> [u8; IDENTITY] {
 }
 
 /// The `N` bytes at `at`.
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[at..at + N]);
     out
 }
 
 /// Reads all of `buf`; a file that ends early or cannot be read gives `false`, because both mean "not here".
-fn read_fully(file: &File, buf: &mut [u8], at: u64) -> bool {
+pub(super) fn read_fully(file: &File, buf: &mut [u8], at: u64) -> bool {
     file.read_exact_at(buf, at).is_ok()
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::broadcast;
 
 use super::ahead::Places;
 use super::blob::Content;
+use super::derived::Derived;
 use super::inventory::{ALGORITHMS, ItemKind};
 use super::pair::{Files, Pair};
 use super::room::{Need, Room};
@@ -193,15 +194,19 @@ impl Cache {
     }
 
     /// The decoded stream of the layer whose stored blob is `digest` as an index describes it that came from elsewhere; `id` is
-    /// the blake3 of that index. Until the layer was decoded as a whole, such an index is only a claim: what it gives has files
-    /// of its own, is seen by this origin alone, and never becomes the stream of the layer.
+    /// the blake3 of that index, and `copy` the [number](Cached::copy_number) of the copy of the blob that it is decoded from.
+    /// Until the layer was decoded as a whole, such an index is only a claim: what it gives has files
+    /// of its own, is seen by this origin alone, and never becomes the stream of the layer. It has no checksums that the index
+    /// vouches for, so it does not outlive the copy that it was decoded from.
     pub fn claimed_stream(
         &self,
         digest: &Digest,
         id: &[u8; 32],
+        copy: &[u8; 16],
         fetch: Arc<dyn Fetch>,
     ) -> Result<Arc<Cached>, CacheError> {
-        let mut name = blake3::Hash::from_bytes(*id).to_hex()[..CLAIM_NAME].to_owned();
+        let hash = blake3::Hasher::new().update(id).update(copy).finalize();
+        let mut name = hash.to_hex()[..CLAIM_NAME].to_owned();
         if !self.origin.is_empty() {
             name = format!("{name}.{}", self.origin);
         }
@@ -252,7 +257,12 @@ impl Cache {
         }
         let mut alive = lock(&self.shared.alive);
         let key = (kind, digest.clone(), end, self.verify);
-        if let Some(cached) = alive.get(&key).and_then(Weak::upgrade) {
+        // What was found wrong serves those who hold it, with an error.
+        if let Some(cached) = alive
+            .get(&key)
+            .and_then(Weak::upgrade)
+            .filter(|cached| kind != Kind::Blob || cached.state() != State::Poisoned)
+        {
             let known = crate::io::ReadAt::size(&*cached);
             if known != size {
                 return Err(CacheError::SizeConflict { digest: digest.clone(), cached: known, given: size });
@@ -285,6 +295,11 @@ impl Cache {
             kind,
             fetch,
             pair,
+            derived: Derived {
+                root: self.shared.root.clone(),
+                origin: self.origin.clone(),
+                room: self.room().clone(),
+            },
             places,
             verify: self.verify,
             shelf: self.shared.shelf.clone(),
@@ -319,7 +334,7 @@ impl Cache {
     fn bare_blob_pair(&self, digest: &Digest) -> Result<Pair, CacheError> {
         let data = self.path(directory(Kind::Blob), digest)?;
         let shared = Files::of(data.clone());
-        let open = |files: &Files| Pair::open(&files.data, &files.map, Kind::Blob, digest);
+        let open = |files: &Files| self.open_blob(files, digest);
         if self.origin.is_empty() {
             return open(&shared);
         }
@@ -333,6 +348,25 @@ impl Cache {
         let scoped = named(&data, &self.origin);
         let pair = open(&scoped)?;
         Ok(pair.promoted_to(scoped, shared))
+    }
+
+    /// The files of a blob. What was found wrong begins anew, with all that was made of it.
+    fn open_blob(&self, files: &Files, digest: &Digest) -> Result<Pair, CacheError> {
+        loop {
+            let pair = Pair::open(&files.data, &files.map, Kind::Blob, digest)?;
+            if !pair.is_poisoned() {
+                return Ok(pair);
+            }
+            match pair.discard(files) {
+                Ok(freed) => self.room().give_back(freed),
+                // It stays what it is.
+                Err(error) if error.is_disk() => return Ok(pair),
+                Err(error) => return Err(error),
+            }
+            if !self.origin.is_empty() {
+                self.room().give_back(super::derived::forget(self.root(), digest, &self.origin));
+            }
+        }
     }
 
     /// `<cache-dir>/v1`.

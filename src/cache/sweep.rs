@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::account::Account;
+use super::derived::{forget, forget_decoded};
 use super::inventory::{Entry, Found, Inventory, Item, ItemKind, Other, Used, stat};
 use super::pair::Files;
 use super::remove::{Removed, occupied, remove, remove_if};
@@ -56,6 +57,8 @@ pub enum Needless {
     Half,
     /// Its bytes are not those that its digest names.
     Poisoned,
+    /// What it was decoded from is gone.
+    Orphaned,
     /// The cache of a process that was killed.
     Left,
 }
@@ -69,6 +72,7 @@ impl Needless {
             Needless::Unlocked => "a lock that nobody holds",
             Needless::Half => "half of a pair of files",
             Needless::Poisoned => "poisoned",
+            Needless::Orphaned => "its blob is gone",
             Needless::Left => "left by a process that was killed",
         }
     }
@@ -124,7 +128,14 @@ impl Inventory {
 
     fn remove_one(&self, entry: &Entry, used: &Used) -> Result<Removed, CacheError> {
         if entry.kind.paired().is_some() {
-            return remove(&entry.files());
+            let removed = remove(&entry.files())?;
+            // What was decoded from this copy of the blob is not read any more.
+            return Ok(match (removed, entry.kind, &entry.place) {
+                (Removed::Gone(bytes), ItemKind::Blob, Some(place)) => {
+                    Removed::Gone(bytes + forget_decoded(&self.root, &entry.digest, place))
+                }
+                (removed, ..) => removed,
+            });
         }
         if used.touches(entry) { Ok(Removed::InUse) } else { unlink(&entry.path) }
     }
@@ -250,8 +261,15 @@ impl Inventory {
         };
         match Sidecar::existing(&files.map, kind, &entry.digest)? {
             Some(sidecar) if is_poisoned(&sidecar) => {
-                Ok(Some((Needless::Poisoned, remove_if(&files, |_| is_poisoned(&sidecar))?)))
+                let mut removed = remove_if(&files, |_| is_poisoned(&sidecar))?;
+                if let (Removed::Gone(bytes), ItemKind::Blob, Some(place)) =
+                    (&mut removed, entry.kind, &entry.place)
+                {
+                    *bytes += forget(&self.root, &entry.digest, place);
+                }
+                Ok(Some((Needless::Poisoned, removed)))
             }
+            _ if self.is_orphaned(entry)? => Ok(Some((Needless::Orphaned, remove(&files)?))),
             _ => Ok(None),
         }
     }
@@ -273,6 +291,22 @@ impl Inventory {
         Ok(stat(&files.data)?.is_some()
             && sidecar.is_whole(Kind::Blob, &entry.digest).unwrap_or(false)
             && sidecar.status().is_some_and(|status| status.state == State::Verified))
+    }
+
+    /// Whether the copy of a blob that this was decoded from is gone.
+    fn is_orphaned(&self, entry: &Entry) -> Result<bool, CacheError> {
+        let (ItemKind::Stream | ItemKind::Claim, Some(place)) = (entry.kind, &entry.place) else {
+            return Ok(false);
+        };
+        let shared = self.shared("blobs", entry);
+        let mut scoped = shared.clone().into_os_string();
+        scoped.push(format!(".{place}"));
+        for data in [shared, scoped.into()] {
+            if stat(&Files::of(data).map)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether there is an index of the layer that was made here.

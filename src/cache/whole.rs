@@ -6,6 +6,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -145,7 +146,11 @@ impl ReadAt for LookedAt {
         Box::pin(async move {
             match self.0.inner.verify {
                 Some(When { verify: Verify::Strict, .. }) => self.0.read_at(offset, buf).await,
-                _ => self.0.read_as_it_comes(offset, buf).await,
+                _ => {
+                    self.0.try_again();
+                    self.0.inner.is_looked_at.store(true, Ordering::Release);
+                    self.0.read_as_it_comes(offset, buf).await
+                }
             }
         })
     }

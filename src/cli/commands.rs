@@ -24,6 +24,7 @@ use crate::source::Location;
 use crate::tree::Kind;
 use crate::view::{Links, Namespace, Scope};
 
+use super::again::{Door, once_more};
 use super::args::{
     CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflict, PartOrder, PassthroughWhen,
     PlatformChoice, PrefetchUse, ServeArgs, UmountArgs,
@@ -396,15 +397,16 @@ fn mode_letters(mode: u16) -> String {
 /// Writes files to standard output.
 pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
-    runtime.block_on(async {
+    let door = Door::default();
+    runtime.block_on(once_more(&door, async || {
         let namespace = Namespace::open(Arc::new(open(&args.image).await?), &Scope::default()).await?;
         // Not line buffered, and not locked: the writer moves between threads.
-        let mut out = std::io::BufWriter::with_capacity(1024 * 1024, std::fs::File::from(stdout_fd()?));
+        let mut out = door.outgoing(std::fs::File::from(stdout_fd()?));
         for path in &args.paths {
             export::cat(&namespace, path.as_bytes(), &mut out).await?;
         }
         Ok(())
-    })
+    }))
 }
 
 pub(super) fn stdout_fd() -> Result<std::os::fd::OwnedFd, Failure> {

@@ -11,6 +11,7 @@ use crate::export;
 use crate::tree::Kind;
 use crate::view::{Namespace, Scope};
 
+use super::again::{Door, once_more};
 use super::args::ImageArgs;
 use super::commands::{Stop, open, start};
 use super::exit::Failure;
@@ -46,8 +47,9 @@ pub(super) fn cp(args: &CpArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     runtime.block_on(async {
         let mut stop = Stop::new()?;
+        let door = Door::default();
         tokio::select! {
-            copied = copy(args) => copied,
+            copied = once_more(&door, async || copy(args).await) => copied,
             () = stop.wait() => Err(Failure::interrupted()),
         }
     })

@@ -95,6 +95,11 @@ impl Failure {
         self.code == NETWORK
     }
 
+    /// Whether bytes were not what their digest names: whoever sent them may send the right ones when asked again.
+    pub(super) fn is_mismatch(&self) -> bool {
+        self.code == MISMATCH
+    }
+
     /// What can be done about it.
     pub(super) fn hint(&self) -> Option<&str> {
         self.hint.as_deref()

@@ -15,6 +15,7 @@ use crate::image::{Archive, ArchiveForm, ArchiveOptions, Selection};
 use crate::source::Location;
 use crate::view::{Namespace, Scope};
 
+use super::again::{Door, Outgoing, once_more};
 use super::args::{ImageArgs, PlatformChoice};
 use super::commands::{self, Stop, open, start, stdout_fd};
 use super::exit::Failure;
@@ -109,14 +110,16 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
     }
     refuse_what_means_nothing(args)?;
     let runtime = start(&args.image)?;
+    let door = Door::default();
     runtime.block_on(async {
+        let written = once_more(&door, async || write(args, &door).await);
         if is_stream {
             // Nothing is left behind by whoever ends us, and a write to a pipe that nobody reads is not waited for.
-            return write(args).await;
+            return written.await;
         }
         let mut stop = Stop::new()?;
         tokio::select! {
-            written = write(args) => written,
+            written = written => written,
             () = stop.wait() => Err(Failure::interrupted()),
         }
     })
@@ -160,10 +163,10 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn write(args: &ExportArgs) -> Result<(), Failure> {
+async fn write(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     let form = match args.format {
-        ExportFormat::Tar | ExportFormat::Dir => return write_tree(args).await,
-        ExportFormat::Erofs => return write_disk(args).await,
+        ExportFormat::Tar | ExportFormat::Dir => return write_tree(args, door).await,
+        ExportFormat::Erofs => return write_disk(args, door).await,
         ExportFormat::DockerArchive => ArchiveForm::Docker,
         ExportFormat::OciArchive if !args.skip_manifest_json => ArchiveForm::Oci,
         ExportFormat::OciArchive | ExportFormat::OciLayout => ArchiveForm::OciAlone,
@@ -183,7 +186,7 @@ async fn write(args: &ExportArgs) -> Result<(), Failure> {
         let told = selections.iter().try_for_each(|selection| writeln!(out, "{}", selection.pinned()));
         return printed(told.and_then(|()| out.flush()));
     }
-    match Output::open(&args.output)? {
+    match Output::open(&args.output, door)? {
         Output::Stream(mut out) => export::write_archive(&archive, &mut out, &advance).await?,
         Output::File(file) => {
             let mut out = BufWriter::with_capacity(BUFFER, file.file());
@@ -195,7 +198,7 @@ async fn write(args: &ExportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn write_tree(args: &ExportArgs) -> Result<(), Failure> {
+async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     let family = Arc::new(open(&args.image).await?);
     let scope =
         Scope { view: Some(args.view.clone().unwrap_or_else(|| "merged".into())), ..Scope::default() };
@@ -210,7 +213,7 @@ async fn write_tree(args: &ExportArgs) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    match Output::open(&args.output)? {
+    match Output::open(&args.output, door)? {
         Output::Stream(mut out) => export::write_tree_tar(&namespace, b"", &mut out, &advance).await?,
         Output::File(file) => {
             let mut out = BufWriter::with_capacity(BUFFER, file.file());
@@ -223,14 +226,14 @@ async fn write_tree(args: &ExportArgs) -> Result<(), Failure> {
 }
 
 /// Writes the disk of the merged tree: its holes as holes where it goes to a file.
-async fn write_disk(args: &ExportArgs) -> Result<(), Failure> {
+async fn write_disk(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     const DISK: &[u8] = b"export/rootfs.erofs";
     let family = Arc::new(open(&args.image).await?);
     let namespace = Namespace::open(family, &Scope::default()).await?;
     let progress = Progress::start(&args.progress, None);
     let advance = |bytes| progress.advance(bytes);
     if args.output.as_os_str() == "-" {
-        let mut out = BufWriter::with_capacity(BUFFER, File::from(stdout_fd()?));
+        let mut out = door.outgoing(File::from(stdout_fd()?));
         return Ok(export::cat(&namespace, DISK, &mut out).await?);
     }
     Ok(export::copy_file(&namespace, DISK, &args.output, &advance).await?)
@@ -240,16 +243,16 @@ async fn write_disk(args: &ExportArgs) -> Result<(), Failure> {
 const BUFFER: usize = 1024 * 1024;
 
 /// Where an archive goes.
-enum Output {
-    Stream(BufWriter<File>),
+enum Output<'a> {
+    Stream(Outgoing<'a>),
     File(Replacement),
 }
 
-impl Output {
-    fn open(path: &Path) -> Result<Self, Failure> {
+impl<'a> Output<'a> {
+    fn open(path: &Path, door: &'a Door) -> Result<Self, Failure> {
         if path.as_os_str() == "-" {
             // Not line buffered, and not locked: the writer moves between threads.
-            return Ok(Output::Stream(BufWriter::with_capacity(BUFFER, File::from(stdout_fd()?))));
+            return Ok(Output::Stream(door.outgoing(File::from(stdout_fd()?))));
         }
         Ok(Output::File(Replacement::begin(path).map_err(|error: ExportError| Failure::from(error))?))
     }

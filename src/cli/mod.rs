@@ -2,6 +2,7 @@
 //!
 //! The only printer of the crate: data goes to standard output, everything else to standard error.
 
+mod again;
 mod args;
 mod background;
 mod cache;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::image::{ArchiveOptions, Pulled};
 use crate::source::Location;
 
+use super::again::{Door, once_more};
 use super::args::{Format, ImageArgs};
 use super::commands::{self, start};
 use super::exit::Failure;
@@ -67,7 +68,7 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
         options = options.with_referrers();
     }
     let runtime = start(&args.image)?;
-    let images = runtime.block_on(async {
+    let images = runtime.block_on(once_more(&Door::default(), async || {
         let selections = select(&args.image, &args.more, &options).await?;
         if !args.progress.quiet {
             told_left_out(&selections);
@@ -82,7 +83,7 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
             images.push(Image { reference, digest, blobs, present, size, fetched });
         }
         Ok::<_, Failure>(images)
-    })?;
+    }))?;
     let mut out = stdout();
     let told = match args.format {
         Format::Json => serde_json::to_writer_pretty(&mut out, &Report { schema_version: 1, images })

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::OnceCell;
 
 use crate::artifact::{File, FileBody};
-use crate::disk::{self, Body, Detection, DiskPlan, Inspection, Packing, PartPlan, Qcow2Raw};
+use crate::disk::{self, Body, Detection, DiskPlan, Format, Inspection, Packing, PartPlan, Qcow2Raw};
 use crate::io::{BoxFuture, ByteRange, Concat, Deferred, Fault, ReadAt as _, ReadError, Shared, read_vec};
 use crate::layer::{self, Content, Hints, Layer};
 
@@ -258,7 +258,12 @@ impl Image {
             }
             let Some(header) = inspection.qcow2.clone() else { return Err(refused("it is no qcow2")) };
             let raw: Shared = Arc::new(Qcow2Raw::open(self.disk(at).await?, &header)?);
-            Ok(raw)
+            // What the disk holds is of the same author, and a program that probes formats believes it as well.
+            let head = read_vec(&*raw, ByteRange::new(0, raw.size().min(disk::HEAD))).await?;
+            match disk::inspect(&head, raw.size(), &Format::Raw).refusal {
+                Some(reason) => Err(refused(&format!("what it holds is not given out: {reason}"))),
+                None => Ok(raw),
+            }
         });
         Ok(raw.await?.clone())
     }

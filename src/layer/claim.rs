@@ -251,7 +251,13 @@ async fn audit_stream(core: &Core, claim: &Foreign, own: &LayerIndex) -> Result<
         return Ok(Verdict::False(format!("the stream has {ours} bytes, not {theirs}")));
     }
     if claim.index.spans == own.spans {
-        return Ok(Verdict::True);
+        // What is decoded from now on is what is decoded by its own index.
+        let fetch = decoded(core.blob.clone(), &claim.index);
+        let other = core.claimed(claim, fetch).and_then(|cached| cached.first_other(&own.blocks));
+        return Ok(match other {
+            Some(block) => Verdict::False(format!("block {block} of the stream was another")),
+            None => Verdict::True,
+        });
     }
     let whole = Content { size: ours, offset: 0, runs: None };
     compared(core, claim, own, vec![(b"the stream".to_vec(), whole.clone(), whole)]).await
@@ -264,7 +270,7 @@ async fn compared(
     own: &LayerIndex,
     files: Vec<(Vec<u8>, Content, Content)>,
 ) -> Result<Verdict, ReadError> {
-    let (claimed, truth) = (core.uncached(&claim.index), core.uncached(own));
+    let (claimed, truth) = (core.claim_as_served(claim), core.uncached(own));
     match audit::content_differs(&claimed, &truth, files).await {
         Ok(None) => Ok(Verdict::True),
         Ok(Some(why)) => Ok(Verdict::False(why)),
@@ -304,6 +310,19 @@ impl Core {
             return self.blob.clone();
         }
         Arc::new(Onward::new(decoded(self.blob.clone(), index)))
+    }
+
+    /// The stream as a claim describes it: what is cached of it as it is there, because that is what readers get, and the rest decoded
+    /// now. Keeps nothing.
+    pub(super) fn claim_as_served(&self, claim: &Foreign) -> Shared {
+        let rest = self.uncached(&claim.index);
+        if claim.index.spans.encoding() == Encoding::Plain && !claim.index.spans.is_made_up() {
+            return rest;
+        }
+        match self.claimed(claim, decoded(self.blob.clone(), &claim.index)) {
+            Some(cached) => cached.as_served(rest),
+            None => rest,
+        }
     }
 
     /// The pass of an audit, which no reader waits for.

@@ -18,6 +18,7 @@ mod inflate;
 mod kept;
 mod lz4;
 mod onward;
+mod opened;
 mod pass;
 mod pieces;
 mod rooted;

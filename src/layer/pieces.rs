@@ -59,7 +59,11 @@ pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn 
 }
 
 /// The same by the parts of an index.
-pub(super) fn decoded_by<R: ReadAt + ?Sized>(blob: Arc<R>, map: SpanMap, blocks: BlockSums) -> Arc<dyn Fetch> {
+pub(super) fn decoded_by<R: ReadAt + ?Sized>(
+    blob: Arc<R>,
+    map: SpanMap,
+    blocks: BlockSums,
+) -> Arc<dyn Fetch> {
     Arc::new(Pieces(Arc::new(Source { blob, map, blocks, paused: Mutex::new(LruCache::new(PAUSED)) })))
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::cache::{BlockSums, Cache, Cached, Learnt, State, StreamWriter, Verify};
+use crate::cache::{Cache, Cached, Learnt, State, StreamWriter, Verify};
 use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, read_vec};
 use crate::oci::{Digest, Hasher};
 
@@ -21,9 +21,8 @@ use super::head;
 use super::hints::{Hints, IndexPolicy};
 use super::index::LayerIndex;
 use super::pass;
-use super::pieces::{decoded, decoded_by};
 use super::rooted;
-use super::served::{Claimed, Decoded, holes, refuse_poisoned};
+use super::served::refuse_poisoned;
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use super::span::SpanMap;
 use super::toc::Toc;
@@ -73,9 +72,11 @@ enum Choice {
 }
 
 /// What is there once the index is known.
-struct Opened {
-    spans: SpanMap,
-    stream: Shared,
+pub(super) struct Opened {
+    pub(super) spans: SpanMap,
+    pub(super) stream: Shared,
+    /// The same for a reader that compares it, and keeps nothing.
+    pub(super) served: Shared,
 }
 
 /// The task that waits for the layer to be complete; it ends with the layer.
@@ -240,6 +241,7 @@ impl Layer {
         if let LayerState::Failed(error) = self.state() {
             return Err(error);
         }
+        self.core.blob.try_again();
         match self.find_or_build().await {
             Ok((index, kind)) => {
                 *self.lock() = LayerState::Indexed {
@@ -253,6 +255,8 @@ impl Layer {
             Err(error) => {
                 let error = self.subject(error);
                 *self.lock() = match error.fault() {
+                    // The next one reads other bytes.
+                    _ if self.core.blob.is_rejected() => LayerState::Untouched,
                     Fault::Malformed | Fault::Unsupported | Fault::Mismatch => {
                         LayerState::Failed(error.clone())
                     }
@@ -267,6 +271,11 @@ impl Layer {
     pub async fn own_index(&self) -> Result<LayerIndex, ReadError> {
         let own = self.core.own_index(&self.state).await;
         own.map_err(|error| self.subject(error))
+    }
+
+    /// The uncompressed stream as readers get it now, for a reader that compares all of it and keeps nothing.
+    pub fn as_served(&self) -> Option<Shared> {
+        self.opened.get().map(|opened| opened.served.clone())
     }
 
     /// The uncompressed stream; there is one as soon as the index was asked for with success.
@@ -527,44 +536,6 @@ impl Core {
             }
             Sniffed::Other(name) => Err(head::not_an_archive(name)),
         }
-    }
-
-    /// The true stream.
-    fn open(self: &Arc<Self>, index: &LayerIndex) -> Opened {
-        let spans = index.spans.clone();
-        if spans.encoding() == Encoding::Plain {
-            return Opened { spans, stream: self.blob.clone() };
-        }
-        let sums: BlockSums = index.blocks.as_slice().into();
-        if sums.is_empty() {
-            return Opened { spans, stream: Arc::new(crate::io::FetchAll(decoded(self.blob.clone(), index))) };
-        }
-        let fetch = decoded_by(self.blob.clone(), spans.clone(), sums.clone());
-        let stream: Shared = match self.cache.stream(self.blob.digest(), sums, fetch.clone()) {
-            Ok(stream) => Arc::new(Decoded { stream, blob: self.blob.clone(), holes: holes(index) }),
-            Err(error) => {
-                tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
-                Arc::new(crate::io::FetchAll(fetch))
-            }
-        };
-        Opened { spans, stream }
-    }
-
-    /// The stream as a claim describes it.
-    fn open_claim(self: &Arc<Self>, claim: &Foreign) -> Opened {
-        let spans = claim.index.spans.clone();
-        let fetch = decoded(self.blob.clone(), &claim.index);
-        let stream: Shared = match self.cache.claimed_stream(self.blob.digest(), &claim.id, fetch.clone()) {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
-                Arc::new(crate::io::FetchAll(fetch))
-            }
-        };
-        let plain = spans.encoding() == Encoding::Plain && !spans.is_made_up();
-        let stream = if plain { self.blob.clone() } else { stream };
-        let is_rooted = rooted::is_rooted(claim) && spans.is_made_up();
-        Opened { spans, stream: Arc::new(Claimed { stream, core: self.clone(), is_rooted }) }
     }
 }
 

@@ -225,7 +225,10 @@ impl Blob {
         let what = self.range_name(range);
         loop {
             let endpoint = walk.next(&what).await?;
-            match walk.bounded(&what, self.try_open(&endpoint, walk.host(), range, &what)).await {
+            let stall = self.inner.clients.stall();
+            let opened =
+                async { self.try_open(&endpoint, walk.host(), range, &what).await?.settled(stall).await };
+            match walk.bounded(&what, opened).await {
                 Ok(part) => {
                     *lock(&self.served_by) = Some(endpoint.origin());
                     return Ok(part);
@@ -310,6 +313,7 @@ impl Blob {
         if is_whole && covers != range {
             asked.note_ignored_range();
         }
+        let is_measured = answer::header(&reply.response, "content-length").is_some();
         Ok(Part {
             response: reply.response,
             host,
@@ -317,6 +321,8 @@ impl Blob {
             at: covers.start,
             end: covers.end,
             is_whole,
+            is_unmeasured: is_whole && covers != range && !is_measured,
+            early: Bytes::new(),
         })
     }
 
@@ -381,9 +387,31 @@ struct Part {
     end: u64,
     /// Whether this is the whole blob, and not what was asked for.
     is_whole: bool,
+    /// Whether a range was asked for, and nothing but the end of the body tells whether it is the whole blob instead: a proxy that
+    /// makes a 206 a 200 sends such a body with the range in it.
+    is_unmeasured: bool,
+    /// What of the body was read before it was believed.
+    early: Bytes,
 }
 
+/// A whole body without a length is read to its end before it is believed, up to this size: 8 MiB, as a small blob of the cache.
+const MAX_EARLY_BYTES: u64 = 8 * 1024 * 1024;
+
 impl Part {
+    /// Reads the body to its end, where it is small and only that tells whether it is the whole blob.
+    async fn settled(mut self, stall: Duration) -> Result<Self, RegistryError> {
+        if !self.is_unmeasured || self.end > MAX_EARLY_BYTES {
+            return Ok(self);
+        }
+        let mut early = BytesMut::new();
+        while self.at < self.end {
+            early.extend_from_slice(&self.next(stall).await?.1);
+        }
+        self.early = early.freeze();
+        self.at = 0;
+        Ok(self)
+    }
+
     /// The next piece and its offset in the blob. The last piece is given only when the body ends with it: a body that is
     /// too long is as wrong as one that is too short.
     async fn next(&mut self, stall: Duration) -> Result<(u64, Bytes), RegistryError> {
@@ -393,10 +421,24 @@ impl Part {
             what: self.what.clone(),
             reason,
         };
+        if !self.early.is_empty() {
+            let chunk = std::mem::take(&mut self.early);
+            let start = self.at;
+            self.at += chunk.len() as u64;
+            return Ok((start, chunk));
+        }
         let chunk = loop {
             match body.chunk(&mut self.response).await? {
                 Some(chunk) if chunk.is_empty() => {}
                 Some(chunk) => break chunk,
+                None if self.is_unmeasured && self.end > MAX_EARLY_BYTES && self.at > 0 => {
+                    return Err(RegistryError::NotWhole {
+                        host: self.host.clone(),
+                        what: self.what.clone(),
+                        given: self.at,
+                        size: self.end,
+                    });
+                }
                 None => return Err(wrong(format!("a body that lacks {} bytes", self.end - self.at))),
             }
         };
@@ -453,6 +495,8 @@ impl Reading {
                     self.at = end;
                     return Ok(Some(fresh));
                 }
+                // Bytes of it are given out, and are not those of their place.
+                Err(error @ RegistryError::NotWhole { .. }) => return Err(error),
                 Err(error) => {
                     self.part = None;
                     self.blob.forget_target();

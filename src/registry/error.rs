@@ -131,6 +131,18 @@ pub enum RegistryError {
         /// What is wrong with the answer.
         reason: String,
     },
+    /// A body without a length that ended before all of the blob was there. What it gave may be another part of it.
+    #[error("registry {host} answered {what} with a body of {given} bytes that began as all {size}")]
+    NotWhole {
+        /// Who answered.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// How many bytes came.
+        given: u64,
+        /// How many bytes there are.
+        size: u64,
+    },
     /// A chain of redirects that did not end. Asking again would walk it again.
     #[error("registry {host} answered {what} with more than {most} redirects")]
     Redirects {
@@ -282,7 +294,9 @@ impl RegistryError {
             | RegistryError::Redirects { .. }
             | RegistryError::SizeConflict { .. } => Fault::Misbehaved,
             RegistryError::TooLarge { .. } => Fault::Unsupported,
-            RegistryError::Mismatch { .. } | RegistryError::Changed { .. } => Fault::Mismatch,
+            RegistryError::Mismatch { .. }
+            | RegistryError::NotWhole { .. }
+            | RegistryError::Changed { .. } => Fault::Mismatch,
             RegistryError::Document { source, .. } => source.fault(),
             RegistryError::Credentials { .. }
             | RegistryError::Config { .. }

@@ -134,7 +134,7 @@ async fn a_sequential_reader_causes_few_large_fetches_several_of_them_at_once() 
             _ => {
                 let fetch = Arc::new(Fetched(line.clone()));
                 place.cache().stream(&Digest::sha256(b"layer"), sums(&content), fetch).unwrap()
-            },
+            }
         };
         for start in (0..content.len() as u64).step_by(128 << 10) {
             read(&cached, &content, start, (content.len() as u64 - start).min(128 << 10)).await;

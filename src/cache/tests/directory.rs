@@ -168,8 +168,10 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     let right = noise(3 * BLOCK + 5, 60);
     let (one, two) = (noise(2 * BLOCK + 9, 61), noise(3 * BLOCK + 5, 62));
     let (here, there) = (place.cache().for_origin("ghcr.io/a"), place.cache().for_origin("ghcr.io/b"));
-    let ids = [[1; 32], [2; 32]];
-    let open = |cache: &Cache, id, content: &[u8]| cache.claimed_stream(&digest, id, Source::new(content));
+    let (ids, copies) = ([[1; 32], [2; 32]], [[3; 16], [4; 16]]);
+    let open = |cache: &Cache, id, content: &[u8]| {
+        cache.claimed_stream(&digest, id, &copies[0], Source::new(content))
+    };
 
     let stream = here.stream(&digest, sums(&right), Source::new(&right)).unwrap();
     let first = open(&here, &ids[0], &one).unwrap();
@@ -185,7 +187,7 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
 
     // Another place with the same index fetches for itself.
     let source = Source::new(&two);
-    let foreign = there.claimed_stream(&digest, &ids[0], source.clone()).unwrap();
+    let foreign = there.claimed_stream(&digest, &ids[0], &copies[0], source.clone()).unwrap();
     assert_eq!(read_all(&*foreign).await.unwrap(), two);
     assert_eq!(source.delivered(), two.len() as u64);
 
@@ -204,11 +206,14 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     names.sort();
     let origin = |place: &str| blake3::hash(place.as_bytes()).to_hex()[..16].to_owned();
     let (a, b) = (origin("ghcr.io/a"), origin("ghcr.io/b"));
-    let claim = |id: &str, origin: &str| format!("claims/HEX.{}.{origin}", id.repeat(16));
+    let claim = |id: usize, origin: &str| {
+        let hash = blake3::Hasher::new().update(&ids[id]).update(&copies[0]).finalize().to_hex();
+        format!("claims/HEX.{}.{origin}", &hash[..32])
+    };
     let stream_name = place.stream_file(&digest, &right);
     let stream_name = stream_name.file_name().unwrap().to_str().unwrap().replace(digest.encoded(), "HEX");
     let streams = [format!("streams/{stream_name}"), format!("streams/{stream_name}.{a}")];
-    let mut expected = vec![claim("01", &a), claim("02", &a), claim("01", &b)];
+    let mut expected = vec![claim(0, &a), claim(1, &a), claim(0, &b)];
     expected.extend(streams);
     expected.extend(expected.clone().iter().map(|name| format!("{name}.map")));
     expected.sort();
@@ -217,6 +222,12 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     // And it is found again, by its claim only.
     drop((stream, shared, first, second, foreign));
     let source = Source::answering(&one, Answer::Refuse);
-    let again = place.cache().for_origin("ghcr.io/a").claimed_stream(&digest, &ids[0], source).unwrap();
+    let cache = place.cache().for_origin("ghcr.io/a");
+    let again = cache.claimed_stream(&digest, &ids[0], &copies[0], source).unwrap();
     assert_eq!(read_all(&*again).await.unwrap(), one);
+    // Not by who reads another copy of the blob, though the index is the same.
+    let source = Source::new(&two);
+    let other = cache.claimed_stream(&digest, &ids[0], &copies[1], source.clone()).unwrap();
+    assert_eq!(read_all(&*other).await.unwrap(), two);
+    assert_eq!(source.delivered(), two.len() as u64);
 }

@@ -2,6 +2,7 @@
 //! meets the first one exactly as another process would; real processes are in `tests/cache.rs`.
 
 mod ahead;
+mod copies;
 mod damage;
 mod directory;
 mod outcome;
@@ -245,7 +246,8 @@ async fn every_range_reads_as_the_original() {
         assert_eq!(cached.fetched(), size);
         assert_eq!(cached.state(), State::Verified);
         assert_eq!(cached.bytes_present(), size);
-        let stream = place.cache().stream(&Digest::sha256(&content), sums(&content), Source::new(&content)).unwrap();
+        let stream =
+            place.cache().stream(&Digest::sha256(&content), sums(&content), Source::new(&content)).unwrap();
         check_random_ranges(&*stream, &content).await;
         assert_eq!(stream.state(), State::Complete);
         assert_eq!(stream.verified(), Verified::None);
@@ -511,7 +513,8 @@ async fn a_written_stream_is_read_without_a_source_but_for_what_was_skipped() {
             let source = Source::new(&content);
             let stream = place.cache().stream(&digest, sums(&content), source.clone()).unwrap();
             assert_eq!(read_all(&*stream).await.unwrap(), content);
-            let left_out: u64 = skipped.iter().map(|block| size.saturating_sub(block * BLOCK).min(BLOCK)).sum();
+            let left_out: u64 =
+                skipped.iter().map(|block| size.saturating_sub(block * BLOCK).min(BLOCK)).sum();
             assert_eq!(source.delivered(), left_out);
             assert_eq!(stream.state(), State::Complete);
         }

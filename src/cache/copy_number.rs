@@ -1,0 +1,66 @@
+//! What tells a copy of content from those that were here before it.
+//!
+//! The idea: what was decoded from a blob by an index that vouches for no block is named after the copy of the blob that it was decoded
+//! from. A copy never changes a block, so that is right if the copy is; and when the copy goes, the name is never looked for again.
+
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use super::CacheError;
+use super::sidecar::{Sidecar, State, field, read_fully};
+
+/// Where it stands in a sidecar, with the first 16 bytes of its check.
+const COPY_NUMBER_AT: u64 = 1536;
+
+pub(super) type CopyNumber = [u8; 16];
+
+impl Sidecar {
+    /// Drops all records: from now on this is another copy.
+    pub(super) fn begin_anew(&self) -> io::Result<()> {
+        self.drop_records()?;
+        self.file().write_all_at(&[0; 32], COPY_NUMBER_AT)?;
+        self.advance(State::Partial).map_err(io::Error::other).map(|_| ())
+    }
+
+    /// The number of this copy of the content: no other one has it, whatever it was called before and is called now. Made when it
+    /// is first asked for; `None` where it cannot be written.
+    pub(super) fn copy_number(&self) -> Option<CopyNumber> {
+        let read = || {
+            let mut bytes = [0; 32];
+            let is_there = read_fully(self.file(), &mut bytes, COPY_NUMBER_AT)
+                && self.check(&bytes[..16])[..16] == bytes[16..];
+            is_there.then(|| field(&bytes, 0))
+        };
+        if let Some(known) = read() {
+            return Some(known);
+        }
+        let made = self.with_status_lock(|| {
+            if let Some(known) = read() {
+                return Ok(known);
+            }
+            let number = self.new_number().map_err(|error| CacheError::io("stat", self.path(), error))?;
+            let bytes = [&number[..], &self.check(&number)[..16]].concat();
+            self.file()
+                .write_all_at(&bytes, COPY_NUMBER_AT)
+                .map_err(|error| CacheError::io("write", self.path(), error))?;
+            Ok(number)
+        });
+        made.ok()
+    }
+
+    fn new_number(&self) -> io::Result<CopyNumber> {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let found = self.file().metadata()?;
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&time.to_le_bytes());
+        for part in
+            [std::process::id().into(), MADE.fetch_add(1, Ordering::Relaxed), found.dev(), found.ino()]
+        {
+            hasher.update(&u64::to_le_bytes(part));
+        }
+        Ok(field(hasher.finalize().as_bytes(), 0))
+    }
+}

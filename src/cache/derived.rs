@@ -1,0 +1,69 @@
+//! What was made of a blob on the word of one place: decoded streams, and indexes that others made.
+//!
+//! Nothing here looks into a file, and nothing that is open goes. The idea: names say which digest and which place a file belongs
+//! to, so that what was made of wrong bytes goes with them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::inventory::ItemKind;
+use super::pair::Files;
+use super::remove::{Removed, occupied, remove};
+use super::room::Room;
+use crate::oci::Digest;
+
+/// The files of one place.
+pub(super) struct Derived {
+    pub(super) root: PathBuf,
+    /// The name of the place; empty where there is none.
+    pub(super) origin: Arc<str>,
+    /// Where the account is.
+    pub(super) room: Arc<Room>,
+}
+
+impl Derived {
+    /// Removes what was made of the blob `digest` and is not open.
+    pub(super) fn forget(&self, digest: &Digest) {
+        if self.origin.is_empty() {
+            return;
+        }
+        let freed = forget(&self.root, digest, &self.origin);
+        if freed > 0 {
+            self.room.give_back(freed);
+        }
+    }
+}
+
+/// Removes what was made of the blob `digest` of `place` and is not open, and says how many bytes of the disk were its.
+pub(super) fn forget(root: &Path, digest: &Digest, place: &str) -> u64 {
+    let offer = root
+        .join(ItemKind::Offer.directory())
+        .join(digest.algorithm_name())
+        .join(format!("{}.{place}", digest.encoded()));
+    let found = fs::symlink_metadata(&offer);
+    let offered = found.ok().filter(|_| fs::remove_file(&offer).is_ok());
+    offered.map_or(0, |found| occupied(&found)) + forget_decoded(root, digest, place)
+}
+
+/// The same of decoded streams alone.
+pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str) -> u64 {
+    let mut freed = 0;
+    for kind in [ItemKind::Stream, ItemKind::Claim] {
+        let directory = root.join(kind.directory()).join(digest.algorithm_name());
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let is_of_blob = name.to_str().is_some_and(|name| {
+                let ends = name.strip_prefix(digest.encoded()).and_then(|rest| rest.strip_prefix('.'));
+                ends.is_some_and(|ends| ends.trim_end_matches(".map").rsplit('.').next() == Some(place))
+            });
+            let path = entry.path();
+            let data =
+                if path.extension().is_some_and(|end| end == "map") { path.with_extension("") } else { path };
+            if is_of_blob && let Ok(Removed::Gone(bytes)) = remove(&Files::of(data)) {
+                freed += bytes;
+            }
+        }
+    }
+    freed
+}

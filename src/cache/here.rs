@@ -1,0 +1,67 @@
+//! Content as it is served now, for a reader that compares it and keeps nothing.
+//!
+//! It stores no block and counts no read. The idea: what is on disk is what readers get, so that is read; for the rest, readers
+//! would get what the source gives.
+
+use std::sync::Arc;
+
+use super::blob::Cached;
+use super::sidecar::{BLOCK, BLOCK_SHIFT};
+use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, Shared};
+
+/// See [`Cached::as_served`].
+struct AsServed {
+    cached: Arc<Cached>,
+    /// What the missing blocks would be filled from.
+    rest: Shared,
+}
+
+impl Cached {
+    /// The blocks that are on disk as they are there, and the others from `rest`, without keeping them.
+    pub fn as_served(self: &Arc<Self>, rest: Shared) -> Shared {
+        Arc::new(AsServed { cached: Arc::clone(self), rest })
+    }
+
+    /// The first block on disk whose checksum is not the one in `sums`.
+    pub fn first_other(&self, sums: &[[u8; 32]]) -> Option<u64> {
+        let mut other = None;
+        let walked = self.inner.pair.as_ref()?.sidecar.each_record(|block, _, record| {
+            let sum = usize::try_from(block).ok().and_then(|block| sums.get(block));
+            let is_other = record.is_some_and(|record| Some(&record.sum) != sum);
+            other = other.or(is_other.then_some(block));
+            other.is_none()
+        });
+        if let Err(error) = walked {
+            tracing::debug!(%error, digest = %self.inner.digest, "cannot read the sidecar");
+        }
+        other
+    }
+}
+
+impl ReadAt for AsServed {
+    fn size(&self) -> u64 {
+        self.rest.size()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            let range = ByteRange::at(offset, buf.len() as u64);
+            let inner = &self.cached.inner;
+            let missing: Vec<u64> = match range.end <= inner.size {
+                true => inner.read_from_disk(range, buf, usize::MAX).unwrap_or_default(),
+                false => range.blocks(BLOCK_SHIFT).collect(),
+            };
+            for block in missing {
+                let part = ByteRange::at(block * BLOCK, BLOCK).intersect(range);
+                // Differences inside of the buffer, which is in memory.
+                let target = (part.start - range.start) as usize..(part.end - range.start) as usize;
+                self.rest.read_at(part.start, &mut buf[target]).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn read_ready(&self, _: u64, _: &mut [u8]) -> Result<bool, ReadError> {
+        Ok(false)
+    }
+}

@@ -1,0 +1,87 @@
+//! Commands that read everything once: bytes that came wrong are fetched a second time.
+//!
+//! Only where nothing of the first time is out. The idea: the cache begins a blob anew that was found wrong, so the same command, with
+//! the image opened anew, learns nothing from the bytes that it saw first.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::exit::Failure;
+
+/// Bytes that are written at once.
+const BUFFER: usize = 1024 * 1024;
+
+/// Runs `work`, and once more when bytes were not those of their digest and nothing left by `door`.
+pub(super) async fn once_more<T>(
+    door: &Door,
+    work: impl AsyncFn() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match work().await {
+        Err(failure) if failure.is_mismatch() && !door.is_used() => {
+            tracing::warn!(error = %failure, "wrong bytes came and are fetched once more");
+            work().await
+        }
+        done => done,
+    }
+}
+
+/// Whether anything was written where it cannot be taken back: to standard output.
+#[derive(Default)]
+pub(super) struct Door(AtomicBool);
+
+impl Door {
+    fn is_used(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that leave by `file`.
+    pub(super) fn outgoing(&self, file: File) -> Outgoing<'_> {
+        Outgoing { door: self, file, held: Vec::with_capacity(BUFFER) }
+    }
+}
+
+/// A buffer before a file, of which nothing is written before it is full or flushed.
+pub(super) struct Outgoing<'a> {
+    door: &'a Door,
+    file: File,
+    held: Vec<u8>,
+}
+
+impl Outgoing<'_> {
+    fn let_out(&mut self) -> io::Result<()> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        self.door.0.store(true, Ordering::Relaxed);
+        let written = self.file.write_all(&self.held);
+        self.held.clear();
+        written
+    }
+}
+
+impl Write for Outgoing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.held.len() + bytes.len() > BUFFER {
+            self.let_out()?;
+        }
+        self.held.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.let_out()?;
+        self.file.flush()
+    }
+}
+
+impl Drop for Outgoing<'_> {
+    fn drop(&mut self) {
+        // A reader that has the beginning gets the bytes before an error, too.
+        if self.door.is_used()
+            && let Err(error) = self.let_out()
+        {
+            tracing::debug!(%error, "the last bytes before an error are not written");
+        }
+    }
+}

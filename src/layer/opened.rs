@@ -1,0 +1,73 @@
+//! The stream of a layer whose index is known: what is cached of it, and where the rest comes from.
+//!
+//! Nothing is read here. The idea: the stream of a layer lies in the cache by the checksums that its own index has of its blocks, and a
+//! claimed one by the index that claims it and by the copy of the blob that it is decoded from.
+
+use std::sync::Arc;
+
+use crate::cache::{BlockSums, Cached};
+use crate::io::{Fetch, FetchAll, Shared};
+
+use super::foreign::Foreign;
+use super::index::LayerIndex;
+use super::onward::Onward;
+use super::pieces::{decoded, decoded_by};
+use super::rooted;
+use super::served::{Claimed, Decoded, holes};
+use super::sniff::Encoding;
+use super::stored::{Core, Opened};
+
+impl Core {
+    /// The true stream.
+    pub(super) fn open(self: &Arc<Self>, index: &LayerIndex) -> Opened {
+        let spans = index.spans.clone();
+        if spans.encoding() == Encoding::Plain {
+            return Opened { spans, stream: self.blob.clone(), served: self.blob.clone() };
+        }
+        let sums: BlockSums = index.blocks.as_slice().into();
+        if sums.is_empty() {
+            let stream: Shared = Arc::new(FetchAll(decoded(self.blob.clone(), index)));
+            return Opened { spans, stream, served: self.uncached(index) };
+        }
+        let fetch = decoded_by(self.blob.clone(), spans.clone(), sums.clone());
+        let rest: Shared = Arc::new(Onward::new(fetch.clone()));
+        match self.cache().stream(self.blob.digest(), sums, fetch.clone()) {
+            Ok(stream) => {
+                let served = stream.as_served(rest);
+                let stream = Arc::new(Decoded { stream, blob: self.blob.clone(), holes: holes(index) });
+                Opened { spans, stream, served }
+            }
+            Err(error) => {
+                tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
+                Opened { spans, stream: Arc::new(FetchAll(fetch)), served: rest }
+            }
+        }
+    }
+
+    /// What is cached of the stream as a claim describes it; `None` where nothing can be.
+    pub(super) fn claimed(&self, claim: &Foreign, fetch: Arc<dyn Fetch>) -> Option<Arc<Cached>> {
+        let (digest, copy) = (self.blob.digest(), self.blob.copy_number()?);
+        match self.cache().claimed_stream(digest, &claim.id, &copy, fetch) {
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                tracing::warn!(layer = %digest, %error, "decoded stream is not cached");
+                None
+            }
+        }
+    }
+
+    /// The stream as a claim describes it.
+    pub(super) fn open_claim(self: &Arc<Self>, claim: &Foreign) -> Opened {
+        let spans = claim.index.spans.clone();
+        let fetch = decoded(self.blob.clone(), &claim.index);
+        let stream: Shared = match self.claimed(claim, fetch.clone()) {
+            Some(stream) => stream,
+            None => Arc::new(FetchAll(fetch)),
+        };
+        let plain = spans.encoding() == Encoding::Plain && !spans.is_made_up();
+        let stream = if plain { self.blob.clone() } else { stream };
+        let is_rooted = rooted::is_rooted(claim) && spans.is_made_up();
+        let served = self.claim_as_served(claim);
+        Opened { spans, stream: Arc::new(Claimed { stream, core: self.clone(), is_rooted }), served }
+    }
+}
