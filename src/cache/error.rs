@@ -128,6 +128,9 @@ pub enum CacheError {
     },
 }
 
+/// What comes of work on files of the cache.
+pub(super) type CacheResult<T> = Result<T, CacheError>;
+
 impl CacheError {
     /// Who is wrong.
     pub fn fault(&self) -> Fault {

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use super::CacheError;
 use super::pair::Files;
+use super::sidecar::Sidecar;
 
 /// The unit of `st_blocks`, whatever the file system's own blocks are.
 const STAT_BLOCK: u64 = 512;
@@ -66,11 +67,14 @@ pub(super) fn remove_if(
     unlink_pair(files, &found).map(Removed::Gone)
 }
 
-/// Removes both names if that of the sidecar still leads to the open file `sidecar`. The caller keeps every other process from
-/// doing the same.
-pub(super) fn unlink_same(files: &Files, sidecar: &fs::File) -> Result<u64, CacheError> {
-    let found = sidecar.metadata().map_err(|error| CacheError::io("stat", &files.map, error))?;
-    if is_same(&found, &files.map) { unlink_pair(files, &found) } else { Ok(0) }
+impl Sidecar {
+    /// Removes both names of the content, unless they lead to another one by now.
+    pub(super) fn without_name(&self, files: &Files) -> Result<u64, CacheError> {
+        self.with_status_lock(|| {
+            let found = self.file().metadata().map_err(|error| CacheError::io("stat", &files.map, error))?;
+            if is_same(&found, &files.map) { unlink_pair(files, &found) } else { Ok(0) }
+        })
+    }
 }
 
 fn unlink_pair(files: &Files, sidecar: &fs::Metadata) -> Result<u64, CacheError> {

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
+use super::error::CacheResult;
 use super::lock::{Backoff, try_lock_byte, try_share_byte, unlock_byte};
-use super::pair::Files;
-use super::remove::unlink_same;
 use super::{CacheError, lock};
 use crate::oci::Digest;
 
@@ -328,16 +327,7 @@ impl Sidecar {
         })
     }
 
-    /// Removes both names of the content, unless they lead to another one by now.
-    pub(super) fn without_name(&self, files: &Files) -> Result<u64, CacheError> {
-        self.with_status_lock(|| unlink_same(files, &self.file))
-    }
-
-    /// Runs `change` while no other thread and no other process changes the status.
-    pub(super) fn with_status_lock<T>(
-        &self,
-        change: impl FnOnce() -> Result<T, CacheError>,
-    ) -> Result<T, CacheError> {
+    pub(super) fn with_status_lock<T>(&self, change: impl FnOnce() -> CacheResult<T>) -> CacheResult<T> {
         let _thread = lock(&self.status_change);
         let deadline = Instant::now() + STATUS_PATIENCE;
         let mut backoff = Backoff::new();

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use crate::io::{ByteRange, Fault, ReadAt as _, ReadError, Shared, compute, read_vec};
 use crate::oci::{Algorithm, Digest, Hasher};
 
+use super::foreign::IndexKind;
 use super::index::LayerIndex;
 use super::sniff::Encoding;
 use super::stored::{Core, LayerState};
@@ -21,6 +22,7 @@ impl Core {
         &self,
         expected: &Digest,
         index: &LayerIndex,
+        kind: IndexKind,
         state: &Mutex<LayerState>,
     ) -> Result<(), ReadError> {
         let Some(algorithm) = expected.algorithm() else {
@@ -42,7 +44,10 @@ impl Core {
                     // Whose fault it is only the digest of the blob tells.
                     self.blob.ensure(ByteRange::new(0, self.size())).await?;
                 }
-                self.keep_content(&actual).await?;
+                // What others say of the layer is no knowledge of it.
+                if kind == IndexKind::Local {
+                    self.keep_content(&actual).await?;
+                }
                 actual
             }
         };

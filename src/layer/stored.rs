@@ -347,12 +347,12 @@ impl Layer {
                 {
                     return Err(rooted::no_parts("it was not compared as a whole either"));
                 }
-                self.agree(&index).await?;
+                self.agree(&index, IndexKind::Local).await?;
                 self.opened.get_or_init(|| self.core.open(&index));
                 Ok((index, IndexKind::Local))
             }
             Choice::Claim(claim) => {
-                self.agree(&claim.index).await?;
+                self.agree(&claim.index, claim.kind).await?;
                 self.opened.get_or_init(|| self.core.open_claim(claim));
                 self.start_audit(claim);
                 Ok((claim.index.clone(), claim.kind))
@@ -361,9 +361,9 @@ impl Layer {
     }
 
     /// Compares the stream with what the hints say of it, once.
-    async fn agree(&self, index: &LayerIndex) -> Result<(), ReadError> {
+    async fn agree(&self, index: &LayerIndex, kind: IndexKind) -> Result<(), ReadError> {
         let Some(expected) = &self.hints.content else { return Ok(()) };
-        let compare = || self.core.compare_content(expected, index, &self.state);
+        let compare = || self.core.compare_content(expected, index, kind, &self.state);
         self.agreed.get_or_try_init(compare).await.map(|_| ())
     }
 

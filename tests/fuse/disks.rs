@@ -188,6 +188,38 @@ fn a_disk_that_would_open_host_files_is_refused_and_says_why() {
     }
 }
 
+#[test]
+fn the_raw_form_of_a_disk_that_begins_as_one_that_would_open_host_files_is_refused() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let recipes = [
+        ("plain", "truncate -s 1M $1", true),
+        ("harmless", "qemu-img create -q -f qcow2 $1 1M", true),
+        ("qcow2", "qemu-img create -q -f qcow2 -u -b /etc/shadow -F raw $1 1M", false),
+        ("qed", "qemu-img create -q -f qed -u -b /etc/shadow -F raw $1 1M", false),
+        (
+            "vmdk",
+            "printf '# Disk DescriptorFile\\nversion=1\\nRW 2048 FLAT \"/etc/shadow\" 0\\n' > $1",
+            false,
+        ),
+    ];
+    for (name, recipe, is_given_out) in recipes {
+        let (inner, outer) = (site.scratch().join(name), site.scratch().join(format!("{name}.qcow2")));
+        sh(recipe, &[&inner]);
+        sh("truncate -s 4M $1; qemu-img convert -q -f raw -O qcow2 $1 $2", &[&inner, &outer]);
+        let mut layout = Layout::create(site.scratch().join(format!("layout-{name}")));
+        let piece = Piece::new("disk.qcow2", QCOW2, fs::read(&outer).unwrap());
+        artifact::write(&mut layout, "v1", OS_IMAGE, &[piece]);
+        let mount = site.mount_at(name, &layout.reference("v1"), &[]);
+        assert!(File::open(mount.join("disk/disk.qcow2")).is_ok(), "{name}");
+        let raw = File::open(mount.join("disk/disk.raw")).map(|_| ());
+        let expected = if is_given_out { None } else { Some(libc::EPERM) };
+        assert_eq!(raw.err().and_then(|error| error.raw_os_error()), expected, "{name}");
+    }
+}
+
 fn same_everywhere(blobs: &Path, bytes: &[u8]) {
     let found = fs::read_dir(blobs).unwrap().any(|entry| fs::read(entry.unwrap().path()).unwrap() == bytes);
     assert!(found, "no blob in {blobs:?} has the disk's bytes");
