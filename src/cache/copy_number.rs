@@ -20,7 +20,7 @@ impl Sidecar {
     /// Drops all records: from now on this is another copy.
     pub(super) fn begin_anew(&self) -> io::Result<()> {
         self.drop_records()?;
-        self.file().write_all_at(&[0; 32], COPY_NUMBER_AT)?;
+        self.file.write_all_at(&[0; 32], COPY_NUMBER_AT)?;
         self.advance(State::Partial).map_err(io::Error::other).map(|_| ())
     }
 
@@ -29,7 +29,7 @@ impl Sidecar {
     pub(super) fn copy_number(&self) -> Option<CopyNumber> {
         let read = || {
             let mut bytes = [0; 32];
-            let is_there = read_fully(self.file(), &mut bytes, COPY_NUMBER_AT)
+            let is_there = read_fully(&self.file, &mut bytes, COPY_NUMBER_AT)
                 && self.check(&bytes[..16])[..16] == bytes[16..];
             is_there.then(|| field(&bytes, 0))
         };
@@ -42,7 +42,7 @@ impl Sidecar {
             }
             let number = self.new_number().map_err(|error| CacheError::io("stat", self.path(), error))?;
             let bytes = [&number[..], &self.check(&number)[..16]].concat();
-            self.file()
+            self.file
                 .write_all_at(&bytes, COPY_NUMBER_AT)
                 .map_err(|error| CacheError::io("write", self.path(), error))?;
             Ok(number)
@@ -52,7 +52,7 @@ impl Sidecar {
 
     fn new_number(&self) -> io::Result<CopyNumber> {
         static MADE: AtomicU64 = AtomicU64::new(0);
-        let found = self.file().metadata()?;
+        let found = self.file.metadata()?;
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
         let mut hasher = blake3::Hasher::new();
         hasher.update(&time.to_le_bytes());

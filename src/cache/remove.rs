@@ -71,7 +71,7 @@ impl Sidecar {
     /// Removes both names of the content, unless they lead to another one by now.
     pub(super) fn without_name(&self, files: &Files) -> Result<u64, CacheError> {
         self.with_status_lock(|| {
-            let found = self.file().metadata().map_err(|error| CacheError::io("stat", &files.map, error))?;
+            let found = self.file.metadata().map_err(|error| CacheError::io("stat", &files.map, error))?;
             if is_same(&found, &files.map) { unlink_pair(files, &found) } else { Ok(0) }
         })
     }

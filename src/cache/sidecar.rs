@@ -109,7 +109,7 @@ pub(super) enum Next {
 }
 
 pub(super) struct Sidecar {
-    file: File,
+    pub(super) file: File,
     path: PathBuf,
     identity: Sum,
     access: Access,
