@@ -3,11 +3,10 @@
 //! Never decides anything. The idea: a picture needs no more than some hundred parts, so that content of any size is told in a
 //! few numbers, each a multiple of a unit that is a power of two times a block.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::blob::Cached;
-use super::sidecar::{BLOCK, BLOCK_SHIFT, Next};
+use super::sidecar::{BLOCK, Next};
 use crate::io::ByteRange;
 
 /// The most units that content is told in.
@@ -24,21 +23,17 @@ pub struct Extents {
     pub read: Vec<ByteRange>,
 }
 
-/// One bit for each block that somebody read.
+/// The parts that readers got, one bit for each unit: as many as are ever told, however long the content claims to be.
 #[derive(Debug, Default)]
-pub(super) struct Touched(OnceLock<Box<[AtomicU64]>>);
+pub(super) struct Touched([AtomicU64; (MOST_UNITS / 64) as usize]);
 
 impl Touched {
     /// Notes a read of `range` of content of `size` bytes.
     pub(super) fn note(&self, range: ByteRange, size: u64) {
-        let words = self.0.get_or_init(|| {
-            let blocks = size.div_ceil(BLOCK);
-            (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect()
-        });
-        for block in range.blocks(BLOCK_SHIFT) {
-            let bit = 1 << (block % 64);
+        for unit in range.blocks(unit(size).trailing_zeros()) {
+            let bit = 1 << (unit % 64);
             // Mostly it is set, and looking disturbs no other thread.
-            if let Some(word) = words.get((block / 64) as usize)
+            if let Some(word) = self.0.get((unit / 64) as usize)
                 && word.load(Ordering::Relaxed) & bit == 0
             {
                 word.fetch_or(bit, Ordering::Relaxed);
@@ -46,10 +41,9 @@ impl Touched {
         }
     }
 
-    /// The blocks that were read, in order.
-    fn blocks(&self) -> impl Iterator<Item = u64> {
-        let words = self.0.get().map_or(&[][..], |words| words).iter().zip(0u64..);
-        words.flat_map(|(word, at)| {
+    /// The units that were read, in order.
+    fn units(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().zip(0u64..).flat_map(|(word, at)| {
             let bits = word.load(Ordering::Relaxed);
             (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| at * 64 + bit)
         })
@@ -64,7 +58,7 @@ impl Cached {
         let mut cached = Joined::new(unit, inner.size);
         if let Some(pair) = &inner.pair {
             let read = pair.sidecar.each_present(0..u64::MAX, |block, _| {
-                cached.add(block);
+                cached.add(block.saturating_mul(BLOCK));
                 Next::More
             });
             if let Err(error) = read {
@@ -72,8 +66,8 @@ impl Cached {
             }
         }
         let mut read = Joined::new(unit, inner.size);
-        for block in inner.read.blocks() {
-            read.add(block);
+        for part in inner.read.units() {
+            read.add(part.saturating_mul(unit));
         }
         Extents { unit, cached: cached.ranges, read: read.ranges }
     }
@@ -88,7 +82,7 @@ fn unit(size: u64) -> u64 {
     unit
 }
 
-/// Blocks in order, as ranges of units.
+/// Places in order, as ranges of units.
 struct Joined {
     unit: u64,
     size: u64,
@@ -100,8 +94,9 @@ impl Joined {
         Self { unit, size, ranges: Vec::new() }
     }
 
-    fn add(&mut self, block: u64) {
-        let start = block.saturating_mul(BLOCK) / self.unit * self.unit;
+    /// Adds the unit of the byte at `offset`.
+    fn add(&mut self, offset: u64) {
+        let start = offset / self.unit * self.unit;
         // A record past the end is none: files of the cache may be damaged.
         if start >= self.size {
             return;
@@ -129,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_follow_each_other_are_one_range_and_the_last_ends_with_the_content() {
+    fn units_that_follow_each_other_are_one_range_and_the_last_ends_with_the_content() {
         let size = 10 * BLOCK + 5;
         let touched = Touched::default();
         for (start, end) in [(0, 1), (BLOCK - 1, BLOCK + 1), (5 * BLOCK, 5 * BLOCK), (10 * BLOCK, size)] {
@@ -137,7 +132,7 @@ mod tests {
         }
         let joined = |unit| {
             let mut joined = Joined::new(unit, size);
-            touched.blocks().for_each(|block| joined.add(block));
+            touched.units().for_each(|at| joined.add(at * BLOCK));
             joined.ranges
         };
         let range = |start, end| ByteRange::new(start, end);
@@ -146,9 +141,22 @@ mod tests {
     }
 
     #[test]
+    fn reads_of_content_of_any_claimed_size_are_noted_in_as_little_memory() {
+        for size in [1, BLOCK, 1 << 40, 1 << 60, u64::MAX] {
+            let touched = Touched::default();
+            touched.note(ByteRange::new(0, 1), size);
+            touched.note(ByteRange::new(size - 1, size), size);
+            let last = (size - 1) / unit(size);
+            let expected: std::collections::BTreeSet<u64> = [0, last].into();
+            assert!(touched.units().eq(expected), "{size}");
+        }
+        assert_eq!(size_of::<Touched>() as u64, MOST_UNITS / 8);
+    }
+
+    #[test]
     fn a_record_past_the_end_is_no_part() {
         let mut joined = Joined::new(BLOCK, BLOCK);
-        joined.add(1);
+        joined.add(BLOCK);
         joined.add(u64::MAX);
         assert!(joined.ranges.is_empty());
     }
