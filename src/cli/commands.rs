@@ -34,7 +34,9 @@ use super::delayed::Delayed;
 use super::exit::Failure;
 use super::metrics::Endpoint;
 use super::service::{Service, Where};
-use super::{background, daemon, inspect as report, lazy, metrics, network, output, record, refresh, secret};
+use super::{
+    background, daemon, inspect as report, lazy, metrics, network, output, record, refresh, secret, threads,
+};
 
 /// How long tasks may take to end when the mount is gone: an unmount in an outage must not hang on the network.
 pub(super) const LAST_TASKS: Duration = Duration::from_millis(500);
@@ -92,7 +94,8 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
     // Before the first thread, which would keep the rights that its process gives up.
     let registry = registry(&args.image)?;
     let sandboxed = daemon::confine(&args, &dir, &options, endpoint.as_ref(), &registry)?;
-    let runtime = threads()?;
+    let runtime = threads::runtime()?;
+    threads::start_for_mount()?;
     let result = runtime.block_on(async {
         let scope = scope(&args.serve);
         let landmarks = match args.serve.prefetch {
@@ -418,7 +421,7 @@ pub(super) fn stdout_fd() -> Result<std::os::fd::OwnedFd, Failure> {
 /// Starts the log and the runtime.
 pub(super) fn start(args: &ImageArgs) -> Result<Runtime, Failure> {
     prepare(args)?;
-    threads()
+    threads::runtime()
 }
 
 /// Refuses what is asked for at once and cannot be had together, before anything is done.
@@ -438,15 +441,6 @@ fn prepare(args: &ImageArgs) -> Result<(), Failure> {
     secret::guard_memory();
     raise_file_limit();
     Ok(())
-}
-
-/// Starts the runtime.
-pub(super) fn threads() -> Result<Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("ocifs")
-        .build()
-        .map_err(|error| Failure::local("starting threads", &error))
 }
 
 /// Raises the soft limit of open files to the hard one: an image of many layers has four files open for each.

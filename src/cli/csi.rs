@@ -15,7 +15,7 @@ use super::commands::{self, Stop};
 use super::exit::Failure;
 use super::metrics::{Address, Endpoint};
 use super::socket;
-use super::{metrics, output, secret};
+use super::{metrics, output, secret, threads};
 use crate::csi::{self, CsiError, Node, Settings};
 
 /// Options of a mount that a volume or the plugin decides.
@@ -111,7 +111,7 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
     let (listener, file) = socket::listen(path)
         .map_err(|error| Failure::local(format!("listening at {}", path.display()), &error))?;
     let endpoint = args.metrics.as_ref().map(Endpoint::open).transpose()?;
-    let runtime = commands::threads()?;
+    let runtime = threads::runtime()?;
     let served = runtime.block_on(async {
         let mut stop = Stop::new()?;
         let shown = endpoint.map(|endpoint| tokio::spawn(endpoint.serve(metrics::plugin())));

@@ -38,6 +38,7 @@ mod service;
 mod socket;
 mod status;
 mod status_html;
+mod threads;
 mod trust;
 mod verify;
 

@@ -132,6 +132,13 @@ impl Kept {
             self.0.ask(&Order::Mount { source: source.to_owned() }, None).map_err(failed)?;
         match (answer, device) {
             (Answer::Done, Some(device)) => Ok(device),
+            (Answer::Done, None) => {
+                // It is mounted, and its descriptor found no place here.
+                if let Some(Err(error)) = self.unmount(Unmount::Lazy) {
+                    tracing::warn!(%error, "the mount stays, and nothing serves it");
+                }
+                Err(failed(Errno::EMFILE.into()))
+            }
             (Answer::NoDevice(code), _) => {
                 Err(MountError::NoDevice { source: io::Error::from_raw_os_error(code) })
             }

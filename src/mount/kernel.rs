@@ -185,6 +185,13 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
     let status = helper.wait().map_err(failed)?;
     match received {
         Ok((_, Some(device))) if status.success() => Ok(device),
+        Ok((1.., None)) if status.success() => {
+            // It is mounted, and its descriptor found no place here.
+            if let Err(error) = unmount(dir, Unmount::Lazy) {
+                tracing::warn!(%error, "the mount stays, and nothing serves it");
+            }
+            Err(failed(Errno::EMFILE.into()))
+        }
         Ok(_) => Err(MountError::Helper { dir: dir.to_owned(), said: said.trim().to_owned() }),
         Err(source) => Err(failed(source)),
     }

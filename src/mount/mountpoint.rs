@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use super::kernel::{self, MountFlags};
 use super::{errno, keeper, stale};
 
+/// The mounts that this process sees, proc_pid_mountinfo(5).
+const TABLE: &str = "/proc/self/mountinfo";
+
 /// What our mounts are called in the mount table.
 pub(super) const FS_TYPE: &str = "fuse.ocifs";
 
@@ -132,6 +135,20 @@ pub enum MountError {
         /// What the system said.
         source: io::Error,
     },
+    /// The table of all mounts cannot be read.
+    #[error("reading the mount table {TABLE}")]
+    Table {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A new mount did not answer in time.
+    #[error("the new mount at {} did not answer within {seconds} s", dir.display())]
+    Silent {
+        /// The mount point.
+        dir: PathBuf,
+        /// How long it had.
+        seconds: u64,
+    },
     /// The kernel refused to unmount.
     #[error("unmounting {}", dir.display())]
     Unmount {
@@ -226,9 +243,32 @@ pub(super) fn find(dir: &Path) -> Result<Option<MountEntry>, MountError> {
 
 /// Every mount that we see, those on top behind those below.
 pub(super) fn table() -> Result<Vec<MountEntry>, MountError> {
-    let table = fs::read("/proc/self/mountinfo")
-        .map_err(|source| MountError::Mount { dir: "/proc/self/mountinfo".into(), source })?;
+    let table = fs::read(TABLE).map_err(|source| MountError::Table { source })?;
     Ok(parse(&table))
+}
+
+/// The mount table, held open: it can be read also when the process has no descriptor left.
+#[derive(Debug)]
+pub(super) struct MountTable(fs::File);
+
+impl MountTable {
+    pub(super) fn open() -> Result<Self, MountError> {
+        fs::File::open(TABLE).map(Self).map_err(|source| MountError::Table { source })
+    }
+
+    /// The topmost mount at exactly `dir`, now.
+    pub(super) fn find(&self, dir: &Path) -> Result<Option<MountEntry>, MountError> {
+        use std::os::unix::fs::FileExt as _;
+        let (mut table, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
+        loop {
+            match self.0.read_at(&mut piece, table.len() as u64) {
+                Ok(0) => return Ok(parse(&table).into_iter().rfind(|entry| entry.dir == dir)),
+                Ok(len) => table.extend_from_slice(&piece[..len]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(MountError::Table { source }),
+            }
+        }
+    }
 }
 
 /// The reference that is mounted at `dir`, if that is a mount of ours.
@@ -321,5 +361,16 @@ mod tests {
             ("fuse.ocifs", "ghcr.io/a/b@sha256:1")
         );
         assert_eq!(entries[1].fs_type, "ext4");
+    }
+
+    #[test]
+    fn a_table_that_is_held_open_is_the_table_of_every_moment_it_is_asked() {
+        let table = MountTable::open().unwrap();
+        for _ in 0..2 {
+            let proc = table.find(Path::new("/proc")).unwrap();
+            assert_eq!(proc, find(Path::new("/proc")).unwrap());
+            assert!(proc.is_some_and(|entry| entry.fs_type == "proc"));
+        }
+        assert_eq!(table.find(Path::new("/no/such/mount")).unwrap(), None);
     }
 }

@@ -9,12 +9,13 @@ use fuser::{Config, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::io::can_start_threads;
 use crate::view::Namespace;
 
 use super::distrust;
 use super::filesystem::Ocifs;
 use super::kernel::{self, Access, MountOptions};
-use super::mountpoint::{self, MountError, Unmount};
+use super::mountpoint::{self, MountError, MountTable, Unmount};
 use super::record::{Place, Record};
 use super::stale;
 
@@ -28,11 +29,12 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 /// How long the kernel may take to say that a lazily unmounted filesystem has no users.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
 
-/// A mounted namespace.
+/// How long a new mount may take to answer the first look at it, which needs no registry.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
+
+/// A mounted namespace. It is unmounted when it is dropped, unless another process may take it over.
 pub struct Mounted {
-    dir: PathBuf,
-    major: u32,
-    minor: u32,
+    placed: Placed,
     ended: Ended,
     /// What keeps the mount when this process ends before its time.
     kept: Option<(OwnedFd, Arc<Record>)>,
@@ -48,37 +50,79 @@ pub fn mount(
     attach(dir, options)?.serve(namespace, options, runtime)
 }
 
-/// A mount that is in the tree, and that nobody answers yet: whoever looks into it waits.
-pub struct Attached {
+/// A mount in the tree. Taken away when it is dropped, whatever went wrong, without a descriptor.
+struct Placed {
     dir: PathBuf,
-    device: OwnedFd,
     /// The device number of the file system, by which it is told from another one at the same place.
     number: (u32, u32),
+    table: MountTable,
+    /// Whether it outlives this value.
+    stays: bool,
+}
+
+impl Placed {
+    /// Whether it is still on top at its place.
+    fn is_in_place(&self) -> Result<bool, MountError> {
+        let found = self.table.find(&self.dir)?;
+        Ok(found.is_some_and(|entry| (entry.major, entry.minor) == self.number))
+    }
+
+    fn unmount(&self, how: Unmount) -> Result<(), MountError> {
+        kernel::unmount(&self.dir, how)
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        if self.stays || !self.is_in_place().unwrap_or(false) {
+            return;
+        }
+        if let Err(error) = self.unmount(Unmount::Lazy) {
+            tracing::warn!(dir = %self.dir.display(), %error, "the mount stays, and nothing serves it");
+        }
+    }
+}
+
+/// A mount that is in the tree, and that nobody answers yet: whoever looks into it waits. It goes when this is dropped.
+pub struct Attached {
+    placed: Placed,
+    device: OwnedFd,
 }
 
 /// Puts a mount at `dir` into the tree, before it is known what will be in it.
 pub fn attach(dir: &Path, options: &MountOptions) -> Result<Attached, MountError> {
     let dir = mountpoint::take(dir, options.flags)?;
+    // Before there is a mount: without a descriptor it could not be found again.
+    let table = MountTable::open()?;
     let device = kernel::mount(&dir, options)?;
-    let number = mountpoint::find(&dir)?.map(|entry| (entry.major, entry.minor));
-    let number = number.ok_or_else(|| MountError::NotMounted { dir: dir.clone() })?;
-    Ok(Attached { dir, device, number })
+    let entry = table.find(&dir).and_then(|entry| entry.ok_or(MountError::NotMounted { dir: dir.clone() }));
+    match entry {
+        Ok(entry) => {
+            let number = (entry.major, entry.minor);
+            Ok(Attached { placed: Placed { dir, number, table, stays: false }, device })
+        }
+        Err(error) => {
+            kernel::unmount(&dir, Unmount::Lazy).ok();
+            Err(error)
+        }
+    }
 }
 
 impl Attached {
     /// The absolute mount point.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.placed.dir
     }
 
     /// Whether nobody has taken it away.
     pub fn is_in_place(&self) -> bool {
-        is_at(&self.dir, self.number).unwrap_or(false)
+        self.placed.is_in_place().unwrap_or(false)
     }
 
     /// Takes it away again, if nobody has. Who waits for it gets an error.
-    pub fn detach(self) -> Result<(), MountError> {
-        if self.is_in_place() { kernel::unmount(&self.dir, Unmount::Lazy) } else { Ok(()) }
+    pub fn detach(mut self) -> Result<(), MountError> {
+        self.placed.stays = true;
+        if self.is_in_place() { self.placed.unmount(Unmount::Lazy) } else { Ok(()) }
     }
 
     /// Answers what waits, and everything from now on.
@@ -88,37 +132,43 @@ impl Attached {
         options: &MountOptions,
         runtime: &Handle,
     ) -> Result<Mounted, MountError> {
-        if !self.is_in_place() {
-            return Err(MountError::NotMounted { dir: self.dir });
+        let Self { placed, device } = self;
+        let dir = placed.dir.clone();
+        if !placed.is_in_place()? {
+            return Err(MountError::NotMounted { dir });
         }
-        let Self { dir, device, number } = self;
         let failed = |source| MountError::Mount { dir: dir.clone(), source };
-        let kept =
-            options.record.as_ref().map(|record| Ok((device.try_clone()?, record.clone()))).transpose();
-        let started = kept.and_then(|kept| Ok((start(namespace, device, options, runtime)?, kept)));
-        let mounted = started.map_err(failed).and_then(|(ended, kept)| {
-            // A look at the root is answered by the threads that were just started: the mount works.
-            std::fs::metadata(&dir).map_err(failed)?;
-            let entry = mountpoint::find(&dir)?.ok_or_else(|| MountError::NotMounted { dir: dir.clone() })?;
-            let place = Place { dir: dir.clone(), major: entry.major, minor: entry.minor };
-            if let Some((_, record)) = &kept {
-                record.mounted(&place.dir, place.major, place.minor).map_err(failed)?;
-            }
-            Ok(Mounted::new(&place, ended, kept))
-        });
-        let mounted = mounted.inspect_err(|_| {
-            // No half mount is left behind; the first error is the one that matters.
-            if is_at(&dir, number).unwrap_or(false)
-                && let Err(error) = kernel::unmount(&dir, Unmount::Lazy)
-            {
-                tracing::warn!(%error, "could not take the failed mount away");
-            }
-        })?;
-        match kernel::raise_readahead(mounted.major, mounted.minor, READAHEAD_KIB) {
+        let kept = options.record.as_ref().map(|record| Ok((device.try_clone()?, record.clone())));
+        let kept = kept.transpose().map_err(failed)?;
+        let ended = start(namespace, device, options, runtime).map_err(failed)?;
+        look(&dir)?;
+        if !placed.is_in_place()? {
+            return Err(MountError::NotMounted { dir });
+        }
+        let (major, minor) = placed.number;
+        if let Some((_, record)) = &kept {
+            record.mounted(&dir, major, minor).map_err(failed)?;
+        }
+        match kernel::raise_readahead(major, minor, READAHEAD_KIB) {
             Ok(()) => tracing::debug!(kib = READAHEAD_KIB, "readahead raised"),
             Err(error) => tracing::debug!(%error, "readahead stays at the kernel's default"),
         }
-        Ok(mounted)
+        Ok(Mounted::of(placed, ended, kept))
+    }
+}
+
+/// A look at the root, which the threads of the session answer: the mount works. On a thread of its own, because without them
+/// it waits for ever.
+fn look(dir: &Path) -> Result<(), MountError> {
+    let failed = |source| MountError::Mount { dir: dir.to_owned(), source };
+    let (sender, answer) = std::sync::mpsc::channel();
+    let looked_at = dir.to_owned();
+    let looking = std::thread::Builder::new().name("look".into());
+    let started = looking.spawn(move || sender.send(std::fs::metadata(looked_at).map(drop)).ok());
+    started.map_err(failed)?;
+    match answer.recv_timeout(FIRST_ANSWER) {
+        Ok(looked) => looked.map_err(failed),
+        Err(_) => Err(MountError::Silent { dir: dir.to_owned(), seconds: FIRST_ANSWER.as_secs() }),
     }
 }
 
@@ -141,9 +191,8 @@ fn start(
 
 /// Who is answered, and by how many threads.
 pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let mut config = Config::default();
-    config.n_threads = Some(cores.clamp(*THREADS.start(), *THREADS.end()));
+    config.n_threads = Some(threads());
     let acl = match options.access {
         Access::Owner => SessionACL::Owner,
         Access::OwnerAndRoot => SessionACL::RootAndOwner,
@@ -152,12 +201,20 @@ pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
     (acl, config)
 }
 
+/// Threads that read requests.
+fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    cores.clamp(*THREADS.start(), *THREADS.end())
+}
+
 /// Answers requests until there are none any more.
 pub(super) fn serve(
     session: Session<Ocifs>,
     namespace: &Arc<Namespace>,
     runtime: &Handle,
 ) -> std::io::Result<Ended> {
+    // One that cannot start them all ends while some of them answer, or while nothing does.
+    can_start_threads(threads() + 1)?;
     let (sender, ended) = watch::channel(None);
     distrust::listen(namespace, session.notifier(), ended.clone(), runtime);
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
@@ -174,14 +231,21 @@ async fn is_dead(dir: PathBuf) -> bool {
     matches!(tokio::time::timeout(LAST_REQUESTS * 4, asked).await, Ok(Ok(true)))
 }
 
-/// Whether the mount on top at `dir` is the one with this device number.
-fn is_at(dir: &Path, number: (u32, u32)) -> Result<bool, MountError> {
-    Ok(mountpoint::find(dir)?.is_some_and(|entry| (entry.major, entry.minor) == number))
-}
-
 impl Mounted {
-    pub(super) fn new(place: &Place, ended: Ended, kept: Option<(OwnedFd, Arc<Record>)>) -> Self {
-        Self { dir: place.dir.clone(), major: place.major, minor: place.minor, ended, kept }
+    /// One that an earlier process made, and that this one serves.
+    pub(super) fn new(
+        place: &Place,
+        ended: Ended,
+        kept: Option<(OwnedFd, Arc<Record>)>,
+    ) -> Result<Self, MountError> {
+        let number = (place.major, place.minor);
+        let placed = Placed { dir: place.dir.clone(), number, table: MountTable::open()?, stays: false };
+        Ok(Self::of(placed, ended, kept))
+    }
+
+    fn of(mut placed: Placed, ended: Ended, kept: Option<(OwnedFd, Arc<Record>)>) -> Self {
+        placed.stays = kept.is_some();
+        Self { placed, ended, kept }
     }
 
     /// What somebody has to keep so that another process can take the mount over: there is something if the options brought
@@ -192,7 +256,7 @@ impl Mounted {
 
     /// The absolute mount point.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.placed.dir
     }
 
     /// Waits until the mount is gone: unmounted by us or by anybody. It is an error when nobody can serve what is still there.
@@ -203,33 +267,30 @@ impl Mounted {
             Err(_) => return Err("the session thread ended without a word".into()),
         }
         // Whoever unmounts takes it out of the tree first.
-        match self.is_in_place() {
+        match self.placed.is_in_place() {
             // The kernel gives the number of a mount that is gone to the next one, which may be there by now, and is served.
-            Ok(true) if is_dead(self.dir.clone()).await => {
+            Ok(true) if is_dead(self.placed.dir.clone()).await => {
                 Err("the connection was ended, and the mount is still there".into())
             }
             _ => Ok(()),
         }
     }
 
-    fn is_in_place(&self) -> Result<bool, MountError> {
-        is_at(&self.dir, (self.major, self.minor))
-    }
-
     /// Takes the mount away, if it is still the one at its place, and waits for its last requests. When it is in use it is
     /// taken out of the tree all the same, and its users see it end.
     pub async fn unmount(&self) -> Result<(), MountError> {
-        if self.is_in_place()? {
-            match kernel::unmount(&self.dir, Unmount::Now) {
+        let dir = self.dir().display();
+        if self.placed.is_in_place()? {
+            match self.placed.unmount(Unmount::Now) {
                 Err(MountError::Busy { .. }) => {
-                    tracing::warn!(dir = %self.dir.display(), "in use, unmounting lazily");
-                    kernel::unmount(&self.dir, Unmount::Lazy)?;
+                    tracing::warn!(%dir, "in use, unmounting lazily");
+                    self.placed.unmount(Unmount::Lazy)?;
                 }
                 result => result?,
             }
         }
         if tokio::time::timeout(LAST_REQUESTS, self.ended()).await.is_err() {
-            tracing::warn!(dir = %self.dir.display(), "files are still open, they end with this process");
+            tracing::warn!(%dir, "files are still open, they end with this process");
         }
         Ok(())
     }

@@ -138,7 +138,7 @@ pub fn take_over(
     let ended = session::serve(session, &namespace, runtime).map_err(failed)?;
     // Nothing is asked of the mount here: who waits for an answer of its own process cannot be killed, and a process that does not
     // end keeps the next one away.
-    Ok(Mounted::new(place, ended, Some((device.try_clone().map_err(failed)?, record.clone()))))
+    Mounted::new(place, ended, Some((device.try_clone().map_err(failed)?, record.clone())))
 }
 
 /// A session that reads from `device`, on which the first request was answered long ago.

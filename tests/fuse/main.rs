@@ -118,6 +118,7 @@ mod real_servers;
 mod rootfs;
 mod run;
 mod sandbox;
+mod scarcity;
 mod secrets;
 mod signatures;
 mod stale;
