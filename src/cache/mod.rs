@@ -48,6 +48,7 @@ pub use place::{VARIABLE, default_directory, directory};
 pub use private::PrivateDir;
 pub use scrub::{Damage, Scrubbed};
 pub use sidecar::State;
+pub use spool::SpooledBytes;
 pub use store::Cache;
 pub use stream_writer::StreamWriter;
 pub use sweep::{Needless, Prune, Swept};

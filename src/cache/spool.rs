@@ -4,7 +4,9 @@
 //! descriptor is closed, whatever becomes of the process.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Cache, CacheError};
 
@@ -24,6 +26,42 @@ impl Cache {
         std::fs::remove_file(&path).map_err(|error| CacheError::io("remove", &path, error))?;
         Ok(file)
     }
+
+    /// A place for bytes that are too many for memory.
+    pub fn spooled(&self) -> Result<SpooledBytes, CacheError> {
+        Ok(SpooledBytes { file: self.spool()?, len: AtomicU64::new(0) })
+    }
+}
+
+/// Bytes in a file without a name, which are appended and read again.
+#[derive(Debug)]
+pub struct SpooledBytes {
+    file: File,
+    len: AtomicU64,
+}
+
+impl SpooledBytes {
+    /// Appends `bytes`, and gives the offset of the first.
+    pub fn append(&self, bytes: &[u8]) -> io::Result<u64> {
+        let at = self.len.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.file.write_all_at(bytes, at)?;
+        Ok(at)
+    }
+
+    /// Fills `into` with the bytes from `offset` on.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(into, offset)
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 #[cfg(test)]
@@ -42,6 +80,14 @@ mod tests {
         let mut read = String::new();
         file.read_to_string(&mut read).unwrap();
         assert_eq!(read, "bytes");
+        let spooled = cache.spooled().unwrap();
+        for part in [&b"some"[..], b" bytes"] {
+            spooled.append(part).unwrap();
+        }
+        let mut part = [0; 5];
+        spooled.read_at(3, &mut part).unwrap();
+        assert_eq!((&part, spooled.len()), (b"e byt", 10));
+        assert!(spooled.read_at(6, &mut part).is_err());
         assert_eq!(std::fs::read_dir(dir.path().join("v1/tmp")).unwrap().count(), 0);
     }
 }

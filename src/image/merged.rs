@@ -6,6 +6,7 @@
 use std::sync::{Arc, PoisonError};
 
 use futures_util::StreamExt as _;
+use tokio::sync::Mutex;
 
 use crate::artifact::{self, Union};
 use crate::io::{BoxFuture, Fault, ReadError, compute};
@@ -34,6 +35,9 @@ impl Conflicts {
         }
     }
 }
+
+/// Guards: one large table of contents of the process is in memory at a time.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Paths that are listed; a million are a mistake that ten show as well.
 const LISTED: usize = 1000;
@@ -69,6 +73,9 @@ impl Image {
         let (mut builder, mut conflicts) = (Builder::new(), Conflicts::default());
         while let Some(next) = indexes.next().await {
             let (at, Some(toc)) = next? else { continue };
+            // Large ones are on disk until it is their turn; no turn waits for a network.
+            let _turn = if toc.is_spooled() { Some(TURN.lock().await) } else { None };
+            let toc = toc.whole().await.map_err(|error| error.within(format!("layer {at}")))?;
             (builder, conflicts) = compute(move || {
                 let applied = match union {
                     Union::Image => builder.apply(at as u32, &toc),
@@ -129,6 +136,8 @@ impl Image {
     /// The tree of one archive layer alone, whiteouts as the files they are.
     pub async fn layer_tree(&self, at: usize) -> Result<Tree, ReadError> {
         let toc = self.archive_at(at)?.index().await?.toc;
+        let _turn = if toc.is_spooled() { Some(TURN.lock().await) } else { None };
+        let toc = toc.whole().await?;
         compute(move || {
             let mut builder = Builder::new();
             let omitted = builder.apply_alone(at as u32, &toc).map_err(|error| {
@@ -147,6 +156,8 @@ impl Image {
     pub async fn directory(&self, plan: &artifact::Tree) -> Result<Tree, ReadError> {
         let at = plan.layer;
         let toc = self.archive_at(at)?.index().await?.toc;
+        let _turn = if toc.is_spooled() { Some(TURN.lock().await) } else { None };
+        let toc = toc.whole().await?;
         // Where it is not laid down whether the names start with the directory, they tell.
         let is_inside = !plan.lenient || tree::is_below(&toc, plan.below.as_bytes());
         let below = if is_inside { plan.below.clone() } else { String::new() };

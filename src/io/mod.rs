@@ -4,6 +4,7 @@
 //! Nothing here knows registries, caches or formats. The idea: a registry blob, a cached block file, a decoded layer, a
 //! file inside a layer and a reassembled disk are all [`ReadAt`], so everything above composes them freely.
 
+mod budget;
 mod compute;
 mod concat;
 mod deferred;
@@ -12,8 +13,11 @@ mod fetch;
 mod range;
 mod read_at;
 mod slice;
+mod threads;
 mod ustar;
 
+pub(crate) use budget::MEMORY;
+pub use budget::{MemoryShare, OverBudget};
 pub(crate) use compute::compute;
 pub use concat::Concat;
 pub use deferred::{Deferred, Opener};
@@ -23,6 +27,7 @@ pub use range::ByteRange;
 pub(crate) use read_at::check_bounds;
 pub use read_at::{Empty, Memory, ReadAt, Shared, Verified, read_all, read_vec};
 pub use slice::Slice;
+pub(crate) use threads::can_start_threads;
 pub use ustar::{TAR_END, TarEntry, TarKind, tar_padding};
 
 /// A boxed future that can move between threads.

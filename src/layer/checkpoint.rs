@@ -5,7 +5,8 @@
 //! has started. A start just before a multiple serves reads of cache blocks, which start at multiples too, without waste.
 
 use super::codec::{CodecError, Decoder, Stops};
-use super::span::{MIN_SPAN, Resume, SpanStart, WINDOW};
+use super::packed_window::WINDOW;
+use super::span::{MIN_SPAN, Resume, SpanStart};
 use super::window::{FOLLOWING, Following, pack};
 
 /// Stream bytes between checkpoints: 0.6 % of the stored bytes go into an index of that density, and a random read costs a

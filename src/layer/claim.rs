@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::cache::{Learnt, Verify};
-use crate::io::{Fault, ReadAt as _, ReadError, Shared, compute};
+use crate::io::{Fault, MEMORY, ReadAt as _, ReadError, Shared, compute};
 
 use super::audit;
 use super::foreign::{self, FindError, Foreign, ForeignLimits, IndexKind};
@@ -151,6 +151,9 @@ enum Kept {
     Nothing,
 }
 
+/// Bytes of one file that is compared: its name and where both sides have it.
+const FILE_BYTES: u64 = 160;
+
 /// What stands in the place of the byte of a kind before the id of an index that is not true.
 const REFUTED: u8 = 0;
 
@@ -231,7 +234,11 @@ pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadE
     if core.form == Learnt::Stream {
         return audit_stream(core, claim, &own).await;
     }
-    let (kind, theirs) = (claim.kind, claim.index.toc.clone());
+    let (kind, theirs) = (claim.kind, claim.index.toc.clone().whole().await?);
+    let own = LayerIndex { toc: own.toc.clone().whole().await?, ..own };
+    // Held over reads of the layer, which is complete by now.
+    let of_files = MEMORY.take(own.toc.len() as u64 * FILE_BYTES).await;
+    let _of_files = of_files.map_err(|error| error.into_read("comparing an index"))?;
     let (differs, files, own) = compute(move || {
         let differs = audit::names_differ(kind, &theirs, &own.toc);
         let files = audit::files(kind, &theirs, &own.toc);

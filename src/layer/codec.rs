@@ -14,9 +14,24 @@ use super::xz::{Xz, XzError};
 /// Bytes after the deflate data of a gzip member: its checksum and its length (RFC 1952).
 const TRAILER: u8 = 8;
 
-/// The largest zstd window that is accepted, as a power of two: 128 MiB, what `zstd -d --long=27` takes. A frame may ask for
-/// more memory than a machine has.
-const ZSTD_WINDOW_LOG: u32 = 27;
+/// The windows that a decoder accepts: stored bytes may ask for more memory than a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// At most 8 MiB, which is what tools write unless they are told otherwise.
+    Common,
+    /// At most 128 MiB, what `zstd -d --long=27` takes.
+    Large,
+}
+
+impl Windows {
+    /// The most bytes of a window, as a power of two.
+    pub(super) const fn log(self) -> u32 {
+        match self {
+            Windows::Common => 23,
+            Windows::Large => 27,
+        }
+    }
+}
 
 /// Why stored bytes could not be decoded.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -139,6 +154,11 @@ enum Part {
 impl Decoder {
     /// A decoder for the unit that starts at blob offset `offset`; `None` for bytes that are not encoded.
     pub fn new(encoding: Encoding, offset: u64) -> Result<Option<Self>, CodecError> {
+        Self::within(Windows::Large, encoding, offset)
+    }
+
+    /// The same with windows of its choice; larger ones are [`CodecError::Memory`].
+    pub fn within(windows: Windows, encoding: Encoding, offset: u64) -> Result<Option<Self>, CodecError> {
         let start = |reason| CodecError::Start { offset, reason };
         let units = match encoding {
             Encoding::Plain => return Ok(None),
@@ -151,10 +171,10 @@ impl Decoder {
             Encoding::Zstd => {
                 let start = |error: std::io::Error| start(error.to_string());
                 let mut frames = Frames::new().map_err(start)?;
-                frames.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG)).map_err(start)?;
+                frames.set_parameter(DParameter::WindowLogMax(windows.log())).map_err(start)?;
                 Units::Zstd(Box::new(frames))
             }
-            Encoding::Xz => Units::Xz(Box::new(Xz::new())),
+            Encoding::Xz => Units::Xz(Box::new(Xz::new(windows))),
             Encoding::Bzip2 => Units::Bzip2(Bzip2::new()),
             Encoding::Lz4 => Units::Lz4(Box::new(Lz4::new(false))),
             Encoding::AppleLz4 => Units::Lz4(Box::new(Lz4::new(true))),

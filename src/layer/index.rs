@@ -5,12 +5,16 @@
 
 use std::io::{BufReader, BufWriter, Read as _};
 
-use serde::{Deserialize, Serialize};
+use postcard::de_flavors::io::io::IOReader;
+use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::cache::Cache;
 use crate::io::ByteRange;
 
+use super::packed_window::spooling_windows;
 use super::span::SpanMap;
-use super::toc::{EntryKind, Toc};
+use super::toc::{EntryKind, EntryRef, Reader, Toc, TocSeed};
 
 /// The version this code reads and writes. A change by which kept bytes would mean something else is a new one; another kind of
 /// encoding or start is not, because an older program finds no index in what it does not know.
@@ -53,7 +57,12 @@ impl LayerIndex {
 
     /// Reads kept bytes for a layer of `stored_size` stored bytes. `None` means: build it again.
     pub fn from_bytes(bytes: &[u8], stored_size: u64) -> Option<Self> {
-        Self::within(bytes, stored_size, MAX_INDEX)
+        Self::within(bytes, stored_size, MAX_INDEX, None)
+    }
+
+    /// The same with a large table of contents on the disk of `cache`.
+    pub(super) fn from_kept_bytes(bytes: &[u8], stored_size: u64, cache: &Cache) -> Option<Self> {
+        Self::within(bytes, stored_size, MAX_INDEX, Some(cache))
     }
 
     /// Reads bytes that somebody else wrote: real indexes compress to a third, and a bomb must not take the memory.
@@ -62,24 +71,23 @@ impl LayerIndex {
         const RATIO: u64 = 32;
         const FLOOR: u64 = 4 * 1024 * 1024;
         let limit = (bytes.len() as u64).saturating_mul(RATIO).saturating_add(FLOOR);
-        Self::within(bytes, stored_size, limit.min(MAX_INDEX))
+        Self::within(bytes, stored_size, limit.min(MAX_INDEX), None)
     }
 
-    fn within(bytes: &[u8], stored_size: u64, limit: u64) -> Option<Self> {
+    fn within(bytes: &[u8], stored_size: u64, limit: u64, cache: Option<&Cache>) -> Option<Self> {
         let (&VERSION, compressed) = bytes.split_first()? else { return None };
         let plain =
             BufReader::with_capacity(BUFFER, zstd::Decoder::with_buffer(compressed).ok()?.take(limit));
         let mut longest = vec![0; BUFFER];
-        let (index, (mut rest, _)): (Self, _) = postcard::from_io((plain, &mut longest[..])).ok()?;
+        let mut decoder = postcard::Deserializer::from_flavor(IOReader::new(plain, &mut longest[..]));
+        let index = spooling_windows(cache, || IndexSeed { cache }.deserialize(&mut decoder)).ok()?;
+        let (mut rest, _) = decoder.finalize().ok()?;
         // A frame that is cut, or goes on, is not what was kept.
         if rest.read(&mut [0]).ok()? != 0 {
             return None;
         }
-        (index.spans.is_sound()
-            && index.spans.stored_size() == stored_size
-            && index.is_inside()
-            && index.blocks_fit())
-        .then_some(index)
+        (index.spans.is_sound() && index.spans.stored_size() == stored_size && index.blocks_fit())
+            .then_some(index)
     }
 
     /// Whether there is a checksum for every block, or none at all.
@@ -90,13 +98,51 @@ impl LayerIndex {
     /// Whether every file lies inside the stream.
     pub(super) fn is_inside(&self) -> bool {
         let stream = ByteRange::new(0, self.spans.stream_size());
-        self.toc.iter().all(|entry| match &entry.kind {
-            EntryKind::File(content) => {
-                let end = content.offset.checked_add(content.stored());
-                end.is_some_and(|end| stream.contains(ByteRange::new(content.offset, end)))
-            }
-            _ => true,
-        })
+        self.toc.iter().all(|entry| is_inside(stream, &entry))
+    }
+}
+
+fn is_inside(stream: ByteRange, entry: &EntryRef<'_>) -> bool {
+    match &entry.kind {
+        EntryKind::File(content) => {
+            let end = content.offset.checked_add(content.stored());
+            end.is_some_and(|end| stream.contains(ByteRange::new(content.offset, end)))
+        }
+        _ => true,
+    }
+}
+
+/// Reads an index, whose table of contents never is in memory as a whole if there is a cache.
+struct IndexSeed<'a> {
+    cache: Option<&'a Cache>,
+}
+
+impl<'de> DeserializeSeed<'de> for IndexSeed<'_> {
+    type Value = LayerIndex;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<LayerIndex, D::Error> {
+        deserializer.deserialize_struct("LayerIndex", &["spans", "toc", "blocks", "prefetch"], self)
+    }
+}
+
+impl<'de> Visitor<'de> for IndexSeed<'_> {
+    type Value = LayerIndex;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an index")
+    }
+
+    /// The fields in the order in which they are declared.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut fields: A) -> Result<LayerIndex, A::Error> {
+        let missing = |at| move || A::Error::invalid_length(at, &"an index of four fields");
+        let spans: SpanMap = fields.next_element()?.ok_or_else(missing(0))?;
+        let stream = ByteRange::new(0, spans.stream_size());
+        let check = |entry: &EntryRef<'_>| is_inside(stream, entry);
+        let toc = TocSeed(Reader::spooling(self.cache, &check));
+        let toc = fields.next_element_seed(toc)?.ok_or_else(missing(1))?;
+        let blocks = fields.next_element()?.ok_or_else(missing(2))?;
+        let prefetch = fields.next_element()?.ok_or_else(missing(3))?;
+        Ok(LayerIndex { spans, toc, blocks, prefetch })
     }
 }
 

@@ -13,7 +13,7 @@ use libz_rs_sys::{
     inflateInit2_, inflatePrime, inflateReset2, inflateSetDictionary, z_stream, zlibVersion,
 };
 
-use super::span::WINDOW;
+use super::packed_window::WINDOW;
 
 /// The largest window, and a gzip wrapper around the deflate data (`zlib.h`: 16 is added for gzip).
 const MEMBER: c_int = 15 + 16;

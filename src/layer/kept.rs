@@ -104,7 +104,7 @@ impl Core {
 
 fn find(cache: &Cache, form: Learnt, digest: &Digest, size: u64) -> Result<Option<LayerIndex>, ReadError> {
     let Some(bytes) = cache.learnt(form, digest)? else { return Ok(None) };
-    let index = LayerIndex::from_bytes(&bytes, size);
+    let index = LayerIndex::from_kept_bytes(&bytes, size, cache);
     if index.is_none() {
         tracing::warn!(layer = %digest, "kept index is not usable, building it again");
     }

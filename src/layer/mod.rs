@@ -10,15 +10,18 @@ mod checkpoint;
 mod claim;
 mod codec;
 mod content;
+mod crew;
 mod foreign;
 mod head;
 mod hints;
 mod index;
 mod inflate;
 mod kept;
+mod learn;
 mod lz4;
 mod onward;
 mod opened;
+mod packed_window;
 mod pass;
 mod pieces;
 mod rooted;
@@ -34,8 +37,9 @@ mod xz;
 mod xz_index;
 mod zstd_frames;
 
-pub use codec::{CodecError, Decoder, Step, Stops};
+pub use codec::{CodecError, Decoder, Step, Stops, Windows};
 pub use content::file;
+pub use crew::start_pass_threads;
 pub use foreign::{
     FindError, Foreign, ForeignError, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,
     is_marker, parse_ztoc,
@@ -43,11 +47,12 @@ pub use foreign::{
 pub use head::peek;
 pub use hints::{Hints, IndexPolicy, Offer, Offers};
 pub use index::{LayerIndex, SUM_BLOCK};
+pub use packed_window::{WINDOW, Window};
 pub use pass::{build_index, most_stream};
 pub use pieces::decoded;
 pub use rooted::parts_named;
 pub use sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
-pub use span::{Chunk, Piece, Resume, SpanMap, SpanStart, Sum, Sums, WINDOW, Window};
+pub use span::{Chunk, Piece, Resume, SpanMap, SpanStart, Sum, Sums};
 pub use stored::{Layer, LayerState};
 pub use tar::{Need, TarError, TarLimits, TarWalker};
 pub use toc::{Content, Device, Entry, EntryKind, EntryRef, Iter, Run, Runs, Time, Toc, Xattr, Xattrs};

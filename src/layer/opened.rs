@@ -12,10 +12,9 @@ use super::foreign::Foreign;
 use super::index::LayerIndex;
 use super::onward::Onward;
 use super::pieces::{decoded, decoded_by};
-use super::rooted;
 use super::served::{Claimed, Decoded, holes};
 use super::sniff::Encoding;
-use super::stored::{Core, Opened};
+use super::stored::{Claim, Core, Opened};
 
 impl Core {
     /// The true stream.
@@ -57,7 +56,7 @@ impl Core {
     }
 
     /// The stream as a claim describes it.
-    pub(super) fn open_claim(self: &Arc<Self>, claim: &Foreign) -> Opened {
+    pub(super) fn open_claim(self: &Arc<Self>, Claim { foreign: claim, is_rooted, .. }: &Claim) -> Opened {
         let spans = claim.index.spans.clone();
         let fetch = decoded(self.blob.clone(), &claim.index);
         let stream: Shared = match self.claimed(claim, fetch.clone()) {
@@ -66,7 +65,7 @@ impl Core {
         };
         let plain = spans.encoding() == Encoding::Plain && !spans.is_made_up();
         let stream = if plain { self.blob.clone() } else { stream };
-        let is_rooted = rooted::is_rooted(claim) && spans.is_made_up();
+        let is_rooted = *is_rooted && spans.is_made_up();
         let served = self.claim_as_served(claim);
         Opened { spans, stream: Arc::new(Claimed { stream, core: self.clone(), is_rooted }), served }
     }

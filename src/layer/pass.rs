@@ -1,31 +1,32 @@
 //! Passes over the stored bytes of a layer: the forward pass that builds an index, with the feeder that keeps a few reads in
 //! flight ahead of it, and the walk over an archive that is not compressed.
 //!
-//! Decoding runs on blocking threads, never on the async workers; one layer is one pass, and passes of several layers run
+//! Decoding runs on threads of its own, never on the async workers; one layer is one pass, and passes of several layers run
 //! side by side. The idea: one thread of a pass does nothing but decode, block by block, and hands what it finds to another
 //! one that does everything else: the table of contents, checksums, the windows of checkpoints, and the cache.
 //!
 //! What can be decoded again cheaply is not written down: see [`Learner::keep`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::cache::StreamWriter;
+use crate::cache::{Cache, SpooledBytes, StreamWriter};
 use crate::io::{ByteRange, Fault, ReadAt, ReadError, read_vec};
 use crate::oci::{Digest, Hasher};
 
 use super::checkpoint::{Finder, Found};
-use super::codec::{CodecError, Decoder, Stops};
+use super::codec::{CodecError, Decoder, Stops, Windows};
+use super::crew::{self, Input};
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use super::span::{SpanMap, SpanRecorder, SpanStart};
 use super::tar::{Need, TarError, TarLimits, TarWalker};
-use super::toc::Toc;
+use super::toc::{SPOOLED_FROM, Toc};
 
 /// Stored bytes read at once by a pass: large enough that requests do not cost more than bytes, small enough that the
 /// decoder starts early.
@@ -63,19 +64,9 @@ const RATIO_FLOOR: u64 = 64 * 1024 * 1024;
 /// take no place in the cache. What this costs is the time of decoding them once, and 8 MiB of checksums.
 const SPARSE_FLOOR: u64 = 64 * 1024 * 1024 * 1024;
 
-/// Reads of passes that are under way at once, over all layers of the process: two fewer than a host gets requests, so that
-/// a reader who wants one block does not queue behind whole layers.
+/// Chunks over a network that passes ask for or hold at once, over all layers of the process: two fewer than a host gets
+/// requests, so that a reader of one block does not queue behind whole layers.
 static READS: Semaphore = Semaphore::const_new(6);
-
-/// Passes that decode at once, over all layers and mounts of the process. More would not be faster, and threads that wait for
-/// their input must never be all the blocking threads there are, because the cache stores that input on such threads.
-static DECODERS: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new(2 * std::thread::available_parallelism().map_or(2, usize::from)));
-
-/// Waits for a place among the decoders. `None` would mean that the places were closed, which nobody does.
-pub(super) async fn place() -> Option<SemaphorePermit<'static>> {
-    DECODERS.acquire().await.ok()
-}
 
 /// Why a pass failed on the content itself.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +77,8 @@ pub(super) enum PassError {
     Tar(#[from] TarError),
     #[error(transparent)]
     Cache(#[from] crate::cache::CacheError),
+    #[error("what was learnt of it cannot be put on disk: {0}")]
+    Spool(std::io::Error),
     #[error("it decodes to more than {limit} bytes{besides}, the limit for {stored} stored ones")]
     Bomb { limit: u64, besides: &'static str, stored: u64 },
     #[error("decoding gave {actual} bytes where the index says {expected}")]
@@ -108,7 +101,7 @@ impl PassError {
             PassError::Mismatch { .. } => Fault::Mismatch,
             PassError::Tar(error) => error.fault(),
             PassError::Cache(error) => error.fault(),
-            PassError::Abandoned => Fault::Io,
+            PassError::Abandoned | PassError::Spool(_) => Fault::Io,
         }
     }
 }
@@ -158,19 +151,26 @@ impl Limits {
 async fn feed<R: ReadAt + ?Sized>(
     blob: Arc<R>,
     stored: ByteRange,
+    from: Input,
     out: mpsc::Sender<Bytes>,
 ) -> Result<(), ReadError> {
     let starts = (stored.start..stored.end).step_by(CHUNK as usize);
     let reads = futures_util::stream::iter(starts).map(|start| {
         let blob = blob.clone();
         async move {
-            let _place = READS.acquire().await.ok();
-            read_vec(&*blob, ByteRange::new(start, (start + CHUNK).min(stored.end))).await
+            // Held until the decoder has the chunk: read ahead, it is memory.
+            let place = match from {
+                Input::Far => READS.acquire().await.ok(),
+                Input::Here => None,
+            };
+            let chunk = read_vec(&*blob, ByteRange::new(start, (start + CHUNK).min(stored.end))).await?;
+            Ok::<_, ReadError>((chunk, place))
         }
     });
     let mut reads = std::pin::pin!(reads.buffered(AHEAD));
-    while let Some(chunk) = reads.next().await {
-        if out.send(chunk?.into()).await.is_err() {
+    while let Some(read) = reads.next().await {
+        let (chunk, _place) = read?;
+        if out.send(chunk.into()).await.is_err() {
             break;
         }
     }
@@ -281,6 +281,10 @@ impl Decoding {
 struct Learner {
     /// What reads the archive, if the stream is to be read as one.
     walker: Option<TarWalker>,
+    /// Where entries go that are too many for memory; `None` where all stay there.
+    cache: Option<Cache>,
+    /// Those that went.
+    spooled: Option<SpooledBytes>,
     hasher: Option<Hasher>,
     recorder: SpanRecorder,
     writer: Option<StreamWriter>,
@@ -308,7 +312,9 @@ impl Learner {
                     }
                 }
                 Event::Start(start) => self.recorder.start(start),
-                Event::Checkpoint(found) => self.recorder.checkpoint(found.settle()),
+                Event::Checkpoint(found) => {
+                    self.recorder.checkpoint(found.settle()).map_err(PassError::Spool)?;
+                }
                 Event::End => return self.finish(stored_size),
             }
         }
@@ -319,6 +325,15 @@ impl Learner {
     fn block(&mut self, bytes: &[u8]) -> Result<(), PassError> {
         if let Some(walker) = &mut self.walker {
             walker.feed(self.at, bytes)?;
+            if let Some(cache) = &self.cache
+                && walker.held_bytes() > SPOOLED_FROM
+            {
+                let spooled = match &mut self.spooled {
+                    Some(spooled) => spooled,
+                    none => none.insert(cache.spooled()?),
+                };
+                spooled.append(&walker.take_head()).map_err(PassError::Spool)?;
+            }
         }
         if let Some(hasher) = &mut self.hasher {
             hasher.update(bytes);
@@ -352,9 +367,13 @@ impl Learner {
     }
 
     fn finish(self, stored_size: u64) -> Result<Passed, PassError> {
+        let toc = self.walker.map_or(Ok(Toc::default()), |walker| walker.finish(self.at))?;
         let index = LayerIndex {
             spans: self.recorder.finish(stored_size, self.at),
-            toc: self.walker.map_or(Ok(Toc::default()), |walker| walker.finish(self.at))?,
+            toc: match self.spooled {
+                Some(head) => toc.behind(head),
+                None => toc,
+            },
             blocks: self.sums,
             prefetch: 0,
         };
@@ -375,8 +394,14 @@ pub(super) struct Passed {
 pub(super) struct Plan {
     /// How the stream is stored.
     pub(super) encoding: Encoding,
+    /// Where the stored bytes come from.
+    pub(super) input: Input,
+    /// The windows that are accepted.
+    pub(super) windows: Windows,
     /// Whether the stream is to be read as an archive.
     pub(super) is_archive: bool,
+    /// Where entries go that are too many for memory; `None` where all stay there.
+    pub(super) cache: Option<Cache>,
     /// Takes what would be expensive to decode again.
     pub(super) writer: Option<StreamWriter>,
     /// Hashes the stream.
@@ -385,14 +410,29 @@ pub(super) struct Plan {
     pub(super) progress: Arc<AtomicU64>,
 }
 
+/// Why a pass gave nothing.
+pub(super) enum Stopped {
+    /// It cannot be read, or not be decoded.
+    Failed(ReadError),
+    /// It takes [`Windows::Large`].
+    LargeWindow,
+}
+
+impl From<ReadError> for Stopped {
+    fn from(error: ReadError) -> Self {
+        Stopped::Failed(error)
+    }
+}
+
 /// The forward pass: decodes the whole layer once, and learns its spans, its checksums and its table of contents on the way.
-pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Result<Passed, ReadError> {
-    let Plan { encoding, is_archive, writer, hasher, progress } = plan;
-    let _place = place().await;
+pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Result<Passed, Stopped> {
+    let Plan { encoding, input: from, windows, is_archive, cache, writer, hasher, progress } = plan;
+    let place = crew::place(from).await?;
     let stored_size = blob.size();
-    let start = Decoder::new(encoding, 0).map_err(|error| PassError::from(error).into_read())?;
+    let start = Decoder::within(windows, encoding, 0).map_err(|error| PassError::from(error).into_read())?;
     let Some(decoder) = start else {
-        return Err(ReadError::new(Fault::Usage, "a layer that is not compressed needs no decoder"));
+        let message = "a layer that is not compressed needs no decoder";
+        return Err(ReadError::new(Fault::Usage, message).into());
     };
     let (sender, input) = mpsc::channel(WAITING);
     let (events, heard) = sync_channel(BLOCKS);
@@ -412,24 +452,31 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Res
     };
     let learner = Learner {
         walker: is_archive.then(|| TarWalker::new(TarLimits::default())),
+        recorder: SpanRecorder::new(encoding).with_windows_in(cache.clone()),
+        cache,
+        spooled: None,
         hasher,
-        recorder: SpanRecorder::new(encoding),
         writer,
         sums: Vec::new(),
         again: again(encoding),
         at: 0,
     };
-    let decoding = tokio::task::spawn_blocking(move || decoding.run(input));
-    let learning = tokio::task::spawn_blocking(move || learner.run(stored_size, heard, emptied));
+    let decoding = place.run(move || decoding.run(input));
+    let learning = place.run(move || learner.run(stored_size, heard, emptied));
+    // The two jobs hold it now, also when this future is dropped.
+    drop(place);
     // A read error explains a cut stream better than the decoder can.
-    feed(blob, ByteRange::new(0, stored_size), sender).await?;
+    feed(blob, ByteRange::new(0, stored_size), from, sender).await?;
     let (decoded, learnt) = tokio::join!(decoding, learning);
     match (decoded, learnt) {
         // What the other thread did not like is the reason that nobody listened.
-        (Ok(Err(PassError::Abandoned)), learnt) | (Ok(Ok(())), learnt) => joined(learnt),
-        (decoded, _) => Err(match joined(decoded) {
-            Err(error) => error,
-            Ok(()) => PassError::Abandoned.into_read(),
+        (Ok(Err(PassError::Abandoned)), learnt) | (Ok(Ok(())), learnt) => Ok(answered(learnt)?),
+        (Ok(Err(PassError::Codec(CodecError::Memory { .. }))), _) if windows == Windows::Common => {
+            Err(Stopped::LargeWindow)
+        }
+        (decoded, _) => Err(match answered(decoded) {
+            Err(error) => error.into(),
+            Ok(()) => PassError::Abandoned.into_read().into(),
         }),
     }
 }
@@ -440,9 +487,21 @@ pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex,
     match sniff(&read_vec(&*blob, head).await?) {
         Sniffed::Stream(Encoding::Plain) => walk(blob).await,
         Sniffed::Stream(encoding) => {
-            let plan =
-                Plan { encoding, is_archive: true, writer: None, hasher: None, progress: Arc::default() };
-            forward(blob, plan).await.map(|passed| passed.index)
+            let plan = Plan {
+                encoding,
+                input: Input::Far,
+                windows: Windows::Large,
+                is_archive: true,
+                cache: None,
+                writer: None,
+                hasher: None,
+                progress: Arc::default(),
+            };
+            match forward(blob, plan).await {
+                Ok(passed) => Ok(passed.index),
+                Err(Stopped::Failed(error)) => Err(error),
+                Err(Stopped::LargeWindow) => Err(PassError::Abandoned.into_read()),
+            }
         }
         Sniffed::Other(name) => Err(ReadError::new(Fault::Malformed, format!("its content is {name}"))),
     }
@@ -498,6 +557,14 @@ pub(super) fn joined<T>(
     result: Result<Result<T, PassError>, tokio::task::JoinError>,
 ) -> Result<T, ReadError> {
     match result {
+        Ok(result) => result.map_err(PassError::into_read),
+        Err(error) => Err(ReadError::caused(Fault::Io, "decoding thread failed", error)),
+    }
+}
+
+/// The answer of a job of a pass; none comes from one that panicked.
+fn answered<T>(answer: Result<Result<T, PassError>, oneshot::error::RecvError>) -> Result<T, ReadError> {
+    match answer {
         Ok(result) => result.map_err(PassError::into_read),
         Err(error) => Err(ReadError::caused(Fault::Io, "decoding thread failed", error)),
     }

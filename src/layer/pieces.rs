@@ -8,20 +8,22 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::StreamExt as _;
 use lru::LruCache;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::cache::BlockSums;
-use crate::io::{BoxFuture, BoxStream, ByteRange, Delivery, Fault, Fetch, ReadAt, ReadError, read_vec};
+use crate::io::{
+    BoxFuture, BoxStream, ByteRange, Delivery, Fault, Fetch, MEMORY, MemoryShare, ReadAt, ReadError, read_vec,
+};
 use crate::oci::Digest;
 
-use super::codec::Decoder;
+use super::codec::{Decoder, Windows};
 use super::index::{LayerIndex, SUM_BLOCK};
-use super::pass::{PassError, joined, place};
+use super::pass::{PassError, joined};
 use super::sniff::Encoding;
 use super::span::{Piece, SpanMap, Sum, Sums};
 
@@ -52,6 +54,10 @@ pub(super) const MAX_SUM: u64 = 64 * 1024 * 1024;
 
 /// Steps without progress before a decoder counts as stuck.
 const PATIENCE: u32 = 32;
+
+/// Turns at once, over all layers of the process: more would not be faster. None waits for stored bytes.
+static TURNS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(2 * std::thread::available_parallelism().map_or(2, NonZeroUsize::get)));
 
 /// A producer of the decoded stream of the layer stored in `blob`, of which `index` tells the truth or is found out.
 pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn Fetch> {
@@ -207,6 +213,37 @@ impl<R: ReadAt + ?Sized> Source<R> {
         Ok((take.start, joined(compared.await)?))
     }
 
+    /// The memory that the window of `work` takes, if that is much, and the stored bytes for it. A window takes no more than was
+    /// written into it.
+    fn window_of(&self, work: &Work) -> Option<(u64, Vec<ByteRange>)> {
+        /// The most stream bytes that are decoded from one start without asking.
+        const COMMON: u64 = 1 << Windows::Common.log();
+        /// The most stream bytes of a delivery that the cache asks for. A reader of more reads the stream as a whole, alone.
+        const MOST: u64 = 64 * 1024 * 1024;
+        if !matches!(self.map.encoding(), Encoding::Zstd | Encoding::Xz) || work.deliver.len() > MOST {
+            return None;
+        }
+        let decoded =
+            |piece: &Piece| piece.stream.end.min(work.deliver.end).saturating_sub(piece.stream.start);
+        let most = work.pieces.iter().map(decoded).max().unwrap_or(0).min(1 << Windows::Large.log());
+        (most > COMMON).then(|| (most, work.pieces.iter().map(|piece| piece.stored).collect()))
+    }
+
+    /// Waits for memory for a window. The stored bytes are fetched first, because others wait for the memory.
+    async fn memory_for(
+        &self,
+        window: Option<(u64, Vec<ByteRange>)>,
+    ) -> Result<Option<MemoryShare>, ReadError> {
+        let Some((bytes, runs)) = window else { return Ok(None) };
+        for run in runs {
+            for start in (run.start..run.end).step_by(READ as usize) {
+                read_vec(&*self.blob, ByteRange::new(start, run.end.min(start + READ))).await?;
+            }
+        }
+        let share = MEMORY.take(bytes).await;
+        share.map(Some).map_err(|error| error.into_read("decoding a part of a layer"))
+    }
+
     /// Decodes until all is delivered or nobody listens.
     async fn run(
         self: Arc<Self>,
@@ -215,10 +252,18 @@ impl<R: ReadAt + ?Sized> Source<R> {
         output: mpsc::Sender<Result<Bytes, ReadError>>,
     ) {
         let mut input = (0, Bytes::new());
+        let window = self.window_of(&work);
+        let _memory = match self.memory_for(window).await {
+            Ok(share) => share,
+            Err(error) => {
+                output.send(Err(error)).await.ok();
+                return;
+            }
+        };
         loop {
             let source = self.clone();
             let turn = {
-                let _place = place().await;
+                let _turn = TURNS.acquire().await.ok();
                 tokio::task::spawn_blocking(move || {
                     let mut ready = Vec::new();
                     let wants = work.turn(&source, &mut input, &mut ready)?;

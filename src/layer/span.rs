@@ -6,18 +6,17 @@
 use std::sync::Arc;
 
 use serde::de::{Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::cache::Cache;
 use crate::io::ByteRange;
 
+use super::packed_window::{Window, WindowSpool};
 use super::sniff::Encoding;
 
 /// The least stream bytes of a span that starts with a unit, except the last. Smaller units (some tools write a gzip member
 /// per file) are joined: a span below a cache block saves nothing, because whole blocks are decoded.
 pub(super) const MIN_SPAN: u64 = 256 * 1024;
-
-/// The most window bytes that deflate refers to (RFC 1951).
-pub const WINDOW: usize = 32 * 1024;
 
 /// Where decoding can start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +27,16 @@ pub struct SpanStart {
     pub stream: u64,
     /// What the decoder has to know there.
     pub resume: Resume,
+}
+
+impl SpanStart {
+    fn heap_bytes(&self) -> usize {
+        let window = match &self.resume {
+            Resume::Block { window, .. } => window.heap_bytes(),
+            Resume::Unit | Resume::Inner { .. } => 0,
+        };
+        size_of::<Self>() + window
+    }
 }
 
 /// What a decoder has to know to start in the middle of a layer.
@@ -47,58 +56,6 @@ pub enum Resume {
         /// What the stream or the frame says of all its blocks.
         shape: u8,
     },
-}
-
-/// The last stream bytes before a checkpoint, at most [`WINDOW`], those that nobody refers to zeroed, compressed with zstd.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Window(Box<[u8]>);
-
-impl Serialize for Window {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Window {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // As one run of bytes that is copied once: an index has megabytes of them and is read while a reader waits.
-        deserializer.deserialize_byte_buf(WindowVisitor)
-    }
-}
-
-struct WindowVisitor;
-
-impl Visitor<'_> for WindowVisitor {
-    type Value = Window;
-
-    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("a packed window")
-    }
-
-    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Window, E> {
-        Ok(Window(bytes.into()))
-    }
-}
-
-impl Window {
-    /// Compresses `window`.
-    pub fn pack(window: &[u8]) -> Self {
-        debug_assert!(window.len() <= WINDOW, "deflate refers to {WINDOW} bytes");
-        if window.is_empty() {
-            return Self::default();
-        }
-        // An encoder in memory fails only when its output buffer is too small, and this one grows.
-        let packed = zstd::bulk::compress(window, 3).unwrap_or_default();
-        Self(packed.into())
-    }
-
-    /// The bytes, as many as were packed; `None` for what cannot be a window.
-    pub fn unpack(&self) -> Option<Vec<u8>> {
-        if self.0.is_empty() {
-            return Some(Vec::new());
-        }
-        zstd::bulk::decompress(&self.0, WINDOW).ok()
-    }
 }
 
 /// A run of a layer that is decoded on its own.
@@ -257,6 +214,20 @@ impl SpanMap {
         self.stream_size
     }
 
+    /// Bytes of memory that it takes, without the allocator's own.
+    pub fn heap_bytes(&self) -> u64 {
+        let shape = match &*self.shape {
+            Shape::Identity => 0,
+            Shape::Ordered(starts) => starts.iter().map(SpanStart::heap_bytes).sum(),
+            Shape::Chunks(chunks) => size_of_val(&chunks[..]),
+        };
+        let sums = match &*self.sums {
+            Sums::None => 0,
+            Sums::Stream(sums) | Sums::Stored(sums) => size_of_val(&sums[..]),
+        };
+        (shape + sums) as u64
+    }
+
     /// What parts of the layer have to hash to.
     pub fn sums(&self) -> &Sums {
         &self.sums
@@ -399,12 +370,19 @@ impl SpanMap {
 pub struct SpanRecorder {
     encoding: Encoding,
     starts: Vec<SpanStart>,
+    windows: WindowSpool,
 }
 
 impl SpanRecorder {
     /// Nothing passed yet.
     pub fn new(encoding: Encoding) -> Self {
-        Self { encoding, starts: vec![SpanStart { stored: 0, stream: 0, resume: Resume::Unit }] }
+        let starts = vec![SpanStart { stored: 0, stream: 0, resume: Resume::Unit }];
+        Self { encoding, starts, windows: WindowSpool::default() }
+    }
+
+    /// The same with windows that are too many for memory on the disk of `cache`, if there is one.
+    pub(super) fn with_windows_in(self, cache: Option<Cache>) -> Self {
+        Self { windows: WindowSpool::new(cache), ..self }
     }
 
     /// A unit ended, and the next starts at these offsets.
@@ -422,8 +400,12 @@ impl SpanRecorder {
     }
 
     /// A checkpoint inside a unit; offsets are above those of the last start.
-    pub fn checkpoint(&mut self, start: SpanStart) {
+    pub fn checkpoint(&mut self, mut start: SpanStart) -> std::io::Result<()> {
+        if let Resume::Block { window, .. } = &mut start.resume {
+            *window = self.windows.keep(std::mem::take(window))?;
+        }
         self.starts.push(start);
+        Ok(())
     }
 
     /// Where the last span so far starts in the stream.
@@ -500,14 +482,6 @@ mod tests {
         assert_eq!(map.cover(ByteRange::new(59, 60)), [piece((70, 100), (40, 60), Resume::Unit)]);
         let overlapping = SpanMap::chunks(Encoding::Gzip, 100, 60, vec![chunk(0, 5, 0), chunk(5, 101, 30)]);
         assert!(!overlapping.is_sound(), "past the end of the stored bytes");
-    }
-
-    #[test]
-    fn a_window_survives_packing() {
-        for window in [&b""[..], b"abc", &[0; 100], &[7; WINDOW]] {
-            assert_eq!(Window::pack(window).unpack().unwrap(), window);
-        }
-        assert_eq!(Window(vec![1, 2, 3].into()).unpack(), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::cache::{Cache, Cached, Learnt, State, StreamWriter, Verify};
-use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, read_vec};
+use crate::io::{BoxFuture, ByteRange, Fault, MEMORY, MemoryShare, ReadAt, ReadError, Shared, read_vec};
 use crate::oci::{Digest, Hasher};
 
 use super::claim::{self, Verdict};
@@ -20,7 +20,6 @@ use super::foreign::{self, Foreign, IndexKind};
 use super::head;
 use super::hints::{Hints, IndexPolicy};
 use super::index::LayerIndex;
-use super::pass;
 use super::rooted;
 use super::served::refuse_poisoned;
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
@@ -43,15 +42,15 @@ pub struct Layer {
 /// What a layer and the tasks that work for it share.
 pub(super) struct Core {
     pub(super) blob: Arc<Cached>,
-    cache: Cache,
+    pub(super) cache: Cache,
     /// Which index it is read by: that of an archive, or that of a bare stream.
     pub(super) form: Learnt,
     /// What the stream is hashed with by the pass that decodes it.
-    hasher: Option<Hasher>,
+    pub(super) hasher: Option<Hasher>,
     /// What the pass found the stream to hash to.
     pub(super) hashed: OnceLock<Digest>,
     /// Stream bytes that the running pass has decoded.
-    progress: Arc<AtomicU64>,
+    pub(super) progress: Arc<AtomicU64>,
     /// What went wrong without keeping the layer from being read.
     warnings: Mutex<Vec<String>>,
     /// Why what a claim said is not read any more.
@@ -68,7 +67,28 @@ enum Choice {
     /// What its own bytes say.
     Own,
     /// What somebody else says.
-    Claim(Arc<Foreign>),
+    Claim(Arc<Claim>),
+}
+
+/// What somebody else says of a layer, for as long as the layer is read by it.
+pub(super) struct Claim {
+    /// With a large table of contents on disk.
+    pub(super) foreign: Foreign,
+    /// Whether every part of the layer has a digest in it.
+    pub(super) is_rooted: bool,
+    /// What its spans take of the memory that all layers share.
+    _memory: MemoryShare,
+}
+
+impl Claim {
+    fn new(mut foreign: Foreign, cache: &Cache) -> Result<Self, ReadError> {
+        let is_rooted = rooted::is_rooted(&foreign);
+        foreign.index.toc = foreign.index.toc.spooled(cache)?;
+        let mut memory = MEMORY.lasting();
+        let grown = memory.grow(foreign.index.spans.heap_bytes());
+        grown.map_err(|error| error.into_read(&format!("the {} index", foreign.kind)))?;
+        Ok(Self { foreign, is_rooted, _memory: memory })
+    }
 }
 
 /// What is there once the index is known.
@@ -236,7 +256,7 @@ impl Layer {
     }
 
     /// The index: from the cache, from what lies in or beside the image, or by one pass over the stored bytes. Content errors
-    /// are for ever, others may pass.
+    /// are for ever, others may pass. A large table of contents is on disk.
     pub async fn index(&self) -> Result<LayerIndex, ReadError> {
         if let LayerState::Failed(error) = self.state() {
             return Err(error);
@@ -331,7 +351,10 @@ impl Layer {
                     return Ok(Choice::Own);
                 }
                 let claim = claim::find(&self.core, &self.hints).await?;
-                Ok::<_, ReadError>(claim.map_or(Choice::Own, |claim| Choice::Claim(Arc::new(claim))))
+                Ok::<_, ReadError>(match claim {
+                    Some(claim) => Choice::Claim(Arc::new(Claim::new(claim, self.core.cache())?)),
+                    None => Choice::Own,
+                })
             })
             .await?;
         match choice {
@@ -352,10 +375,10 @@ impl Layer {
                 Ok((index, IndexKind::Local))
             }
             Choice::Claim(claim) => {
-                self.agree(&claim.index, claim.kind).await?;
+                self.agree(&claim.foreign.index, claim.foreign.kind).await?;
                 self.opened.get_or_init(|| self.core.open_claim(claim));
                 self.start_audit(claim);
-                Ok((claim.index.clone(), claim.kind))
+                Ok((claim.foreign.index.clone(), claim.foreign.kind))
             }
         }
     }
@@ -368,7 +391,7 @@ impl Layer {
     }
 
     /// Waits in the background until the stored bytes are complete, and then compares.
-    fn start_audit(&self, claim: &Arc<Foreign>) {
+    fn start_audit(&self, claim: &Arc<Claim>) {
         let mut audit = lock(&self.audit);
         if audit.is_some() || self.core.confirmed.get().is_some() {
             return;
@@ -380,11 +403,12 @@ impl Layer {
                 return;
             }
             let Some(core) = core.upgrade() else { return };
-            match claim::audit(&core, &claim).await {
+            let claim = &claim.foreign;
+            match claim::audit(&core, claim).await {
                 Ok(Verdict::True) => {
                     core.confirmed.set(()).ok();
                 }
-                Ok(Verdict::False(why)) => core.refute(&claim, &why),
+                Ok(Verdict::False(why)) => core.refute(claim, &why),
                 Err(error) => {
                     core.warn(format!("its {} index could not be checked: {}", claim.kind, error.chain()));
                 }
@@ -448,7 +472,7 @@ impl Core {
         self.blob.size()
     }
 
-    async fn sniff(&self, bytes: &dyn ReadAt) -> Result<Sniffed, ReadError> {
+    pub(super) async fn sniff(&self, bytes: &dyn ReadAt) -> Result<Sniffed, ReadError> {
         let head = ByteRange::new(0, bytes.size().min(SNIFF_LEN as u64));
         Ok(sniff(&read_vec(bytes, head).await?))
     }
@@ -503,39 +527,15 @@ impl Core {
         if self.form == Learnt::Archive
             && !foreign::shows_markers(&*self.blob, index.spans.encoding(), &index.toc).await?
         {
-            index.toc = foreign::without_markers(&index.toc);
+            index.toc = foreign::without_markers(&index.toc.whole().await?).spooled(&self.cache)?;
         }
         Ok((index, stream))
     }
 
     /// The index of a stream that is stored as it is.
-    fn identity(&self) -> LayerIndex {
+    pub(super) fn identity(&self) -> LayerIndex {
         let spans = SpanMap::identity(self.size());
         LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 }
-    }
-
-    /// The index, and what was written down of the stream.
-    async fn pass(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
-        match self.sniff(&*self.blob).await? {
-            Sniffed::Stream(Encoding::Plain) if self.form == Learnt::Stream => Ok((self.identity(), None)),
-            Sniffed::Other(_) if self.form == Learnt::Stream => Ok((self.identity(), None)),
-            Sniffed::Stream(Encoding::Plain) => Ok((pass::walk(self.blob.clone()).await?, None)),
-            Sniffed::Stream(encoding) => {
-                let plan = pass::Plan {
-                    encoding,
-                    is_archive: self.form == Learnt::Archive,
-                    writer: Some(self.cache.stream_writer(self.blob.digest())),
-                    hasher: self.hasher.clone(),
-                    progress: self.progress.clone(),
-                };
-                let passed = pass::forward(self.blob.clone(), plan).await?;
-                if let Some(hashed) = passed.hashed {
-                    self.hashed.set(hashed).ok();
-                }
-                Ok((passed.index, passed.kept))
-            }
-            Sniffed::Other(name) => Err(head::not_an_archive(name)),
-        }
     }
 }
 

@@ -6,21 +6,52 @@
 
 mod packed;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::cache::{Cache, SpooledBytes};
+use crate::io::{Fault, MEMORY, MemoryShare, ReadError, compute};
+
+pub(super) use packed::TocSeed;
 pub use packed::{Iter, Runs, Xattrs};
 
+/// Bytes of records in memory from which those before the last go to disk: some 16,000 entries.
+pub(super) const SPOOLED_FROM: usize = 1024 * 1024;
+
+/// No record is longer: its name and target, and one extended header of 1 MiB of attributes or runs, each of which takes at most
+/// as many bytes as its text.
+const LONGEST_RECORD: usize = 4 * 1024 * 1024;
+
 /// All entries of one archive, in archive order; later ones win over earlier ones of the same name.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct Toc {
-    /// The records of [`packed`]. Invariant: `len` records, each of which can be read.
+    /// Records before `records` that lie on the disk of the cache; `None` when all are in memory.
+    head: Option<Arc<SpooledBytes>>,
+    /// The records of [`packed`]. Invariant: `len` records with the head, each of which can be read.
     records: Vec<u8>,
+    /// How many entries there are.
     len: usize,
-    /// Where the record of the last entry starts.
+    /// Where the record of the last entry starts in `records`.
     last: usize,
     /// `header` of the last entry and of the one before it, or 0: records hold the distance.
     headers: [u64; 2],
+    /// What a large table takes of the memory that all layers share.
+    share: Option<Arc<MemoryShare>>,
 }
+
+impl PartialEq for Toc {
+    fn eq(&self, other: &Self) -> bool {
+        let heads = match (&self.head, &other.head) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        heads && self.records == other.records
+    }
+}
+
+impl Eq for Toc {}
 
 impl Toc {
     /// Adds an entry after all others; later ones win over earlier ones of the same name.
@@ -31,9 +62,63 @@ impl Toc {
         self.len += 1;
     }
 
-    /// The entries in archive order.
+    /// The entries in archive order. All of them have to be in memory, see [`whole`](Self::whole).
     pub fn iter(&self) -> Iter<'_> {
+        assert!(self.head.is_none(), "the head of a table of contents is on disk");
         Iter::new(&self.records, 0)
+    }
+
+    /// Whether a part of it is on disk.
+    pub fn is_spooled(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// The same with all entries in memory: waits for its share of it.
+    pub async fn whole(mut self) -> Result<Self, ReadError> {
+        let Some(head) = self.head.take() else { return Ok(self) };
+        let bytes = head.len() + self.records.len() as u64;
+        let share = MEMORY.take(bytes).await.map_err(|error| error.into_read("a table of contents"))?;
+        // Who has it may build a tree from it, which must not wait for it.
+        share.pin();
+        compute(move || {
+            // At most what the walker accepts of metadata.
+            let len = head.len() as usize;
+            let mut records = Vec::with_capacity(len + self.records.len());
+            records.resize(len, 0);
+            let read = head.read_at(0, &mut records);
+            read.map_err(|error| ReadError::caused(Fault::Io, "reading a table of contents", error))?;
+            records.extend_from_slice(&self.records);
+            self.last += len;
+            (self.records, self.share) = (records, Some(Arc::new(share)));
+            Ok(self)
+        })
+        .await
+    }
+
+    /// Takes all records but the last, to be put on disk before those that are still to come.
+    pub(super) fn take_head(&mut self) -> Vec<u8> {
+        let rest = self.records.split_off(self.last);
+        self.last = 0;
+        std::mem::replace(&mut self.records, rest)
+    }
+
+    /// The same with all but its last entry on the disk of `cache`, if it is large.
+    pub(super) fn spooled(mut self, cache: &Cache) -> Result<Self, ReadError> {
+        if self.head.is_some() || self.records.len() <= SPOOLED_FROM {
+            return Ok(self);
+        }
+        let head = cache.spooled()?;
+        let failed = |error| ReadError::caused(Fault::Io, "writing a table of contents", error);
+        head.append(&self.take_head()).map_err(failed)?;
+        self.records.shrink_to_fit();
+        self.share = None;
+        Ok(self.behind(head))
+    }
+
+    /// The same with the records that [`take_head`](Self::take_head) gave, where they are.
+    pub(super) fn behind(mut self, head: SpooledBytes) -> Self {
+        self.head = (!head.is_empty()).then(|| Arc::new(head));
+        self
     }
 
     /// The last entry.
@@ -51,7 +136,7 @@ impl Toc {
         self.len == 0
     }
 
-    /// Bytes of memory that the entries take, without the allocator's own.
+    /// Bytes of memory that the entries take, without the allocator's own and what is on disk.
     pub fn heap_bytes(&self) -> usize {
         self.records.len()
     }
@@ -59,7 +144,10 @@ impl Toc {
 
 impl std::fmt::Debug for Toc {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_list().entries(self.iter()).finish()
+        match &self.head {
+            None => formatter.debug_list().entries(self.iter()).finish(),
+            Some(head) => write!(formatter, "{} entries, {} bytes of them on disk", self.len, head.len()),
+        }
     }
 }
 
@@ -84,30 +172,91 @@ impl<'a> IntoIterator for &'a Toc {
 
 impl Serialize for Toc {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        packed::serialize(&self.records, serializer)
+        packed::serialize(self.head.as_deref(), &self.records, serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Toc {
     /// Whatever the bytes are: every record is read once here, and one that cannot be read is an error.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut toc = Self { records: packed::deserialize(deserializer)?, ..Self::default() };
-        let mut entries = toc.iter();
-        let (mut len, mut last, mut headers) = (0, 0, [0; 2]);
+        packed::deserialize(deserializer, Reader::default())
+    }
+}
+
+/// Makes a table of contents from pieces of its records, each of which is read once.
+#[derive(Default)]
+pub(super) struct Reader<'a> {
+    toc: Toc,
+    /// Where the records are read that were not yet looked at.
+    unread: usize,
+    /// Where what is too much for memory goes, if it may.
+    spool: Option<&'a Cache>,
+    head: Option<SpooledBytes>,
+    /// What is asked of every entry beside that it can be read.
+    check: Option<&'a dyn Fn(&EntryRef<'_>) -> bool>,
+}
+
+impl<'a> Reader<'a> {
+    /// One that puts what is too much for memory on the disk of `cache`, and refuses entries that `check` does not like.
+    pub(super) fn spooling(cache: Option<&'a Cache>, check: &'a dyn Fn(&EntryRef<'_>) -> bool) -> Self {
+        Self { spool: cache, check: Some(check), ..Self::default() }
+    }
+
+    fn piece(&mut self, piece: &[u8]) -> Result<(), String> {
+        self.toc.records.extend_from_slice(piece);
+        self.look()?;
+        if self.toc.records.len() - self.unread > LONGEST_RECORD {
+            return Err(self.malformed());
+        }
+        if let Some(cache) = self.spool
+            && self.unread > SPOOLED_FROM
+        {
+            let failed =
+                |error: &dyn std::error::Error| format!("a table of contents is not put on disk: {error}");
+            let (unread, last) = (self.unread, self.toc.last);
+            let head = self.toc.take_head();
+            self.unread = unread - last;
+            let spool = match &mut self.head {
+                Some(spool) => spool,
+                none => none.insert(cache.spooled().map_err(|error| failed(&error))?),
+            };
+            spool.append(&head).map_err(|error| failed(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the records that are whole.
+    fn look(&mut self) -> Result<(), String> {
+        let toc = &mut self.toc;
+        let mut entries = Iter::new(&toc.records[self.unread..], toc.headers[0]);
+        let (mut len, mut last, mut headers) = (toc.len, toc.last, toc.headers);
         loop {
             let at = toc.records.len() - entries.rest();
-            match entries.next() {
-                Some(entry) if packed::is_sound(&entry) => {
-                    (len, last, headers) = (len + 1, at, [entry.header, headers[0]]);
-                }
-                None if entries.rest() == 0 => break,
-                Some(_) | None => {
-                    return Err(serde::de::Error::custom(format!("record {len} at byte {at} is malformed")));
-                }
+            let Some(entry) = entries.next() else {
+                self.unread = at;
+                break;
+            };
+            if !packed::is_sound(&entry) || self.check.is_some_and(|check| !check(&entry)) {
+                return Err(format!("record {len} is malformed"));
             }
+            (len, last, headers) = (len + 1, at, [entry.header, headers[0]]);
         }
         (toc.len, toc.last, toc.headers) = (len, last, headers);
-        Ok(toc)
+        Ok(())
+    }
+
+    fn malformed(&self) -> String {
+        format!("record {} is malformed", self.toc.len)
+    }
+
+    fn finish(self) -> Result<Toc, String> {
+        if self.unread < self.toc.records.len() {
+            return Err(self.malformed());
+        }
+        Ok(match self.head {
+            Some(head) => self.toc.behind(head),
+            None => self.toc,
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 //! [`WINDOW`] bytes after the checkpoint can refer to what lies before it, and typical data refers to a tenth of that; the
 //! rest of the window is zeroed and vanishes in compression. Where the data is not understood the whole window is kept.
 
-use super::span::{WINDOW, Window};
+use super::packed_window::{WINDOW, Window};
 
 /// Where decoding would start.
 #[derive(Clone, Copy, Debug)]

@@ -6,7 +6,7 @@
 
 use liblzma::stream::{Action, Error, Status, Stream};
 
-use super::codec::{Place, Step};
+use super::codec::{Place, Step, Windows};
 
 /// The first bytes of a stream.
 pub(super) const MAGIC: &[u8] = b"\xfd7zXZ\0";
@@ -17,8 +17,8 @@ pub(super) const END_MAGIC: &[u8] = b"YZ";
 /// Bytes of a stream header, and of a stream footer.
 pub(super) const HEADER: usize = 12;
 
-/// The most memory that one block may take to decode: that of a dictionary of 128 MiB, twice what `xz -9` writes.
-const MEMORY: u64 = (128 << 20) + (1 << 20);
+/// Memory that decoding a block takes beside its dictionary, in bytes.
+const BESIDE_DICTIONARY: u64 = 1 << 20;
 
 /// The filter that ends every chain.
 const LZMA2: u64 = 0x21;
@@ -28,6 +28,8 @@ pub(super) struct Xz {
     /// What decodes the block that passes.
     block: Option<Stream>,
     part: Part,
+    /// The dictionaries that are accepted: `xz -6` has 8 MiB, and `xz -9` 64.
+    windows: Windows,
     /// The check that the blocks of this stream have.
     check: u8,
     /// Bytes that are looked at when there are enough of them.
@@ -80,8 +82,8 @@ struct Index {
 
 impl Xz {
     /// For the start of a stream.
-    pub(super) fn new() -> Self {
-        Self { block: None, part: Part::Padding { len: 0 }, check: 0, some: Vec::new() }
+    pub(super) fn new(windows: Windows) -> Self {
+        Self { block: None, part: Part::Padding { len: 0 }, windows, check: 0, some: Vec::new() }
     }
 
     /// For the start of a block in a stream whose blocks have this check.
@@ -89,7 +91,7 @@ impl Xz {
         if check > 15 {
             return Err(format!("there is no check {check}"));
         }
-        Ok(Self { check, part: Part::BlockHeader { len: 1 }, ..Self::new() })
+        Ok(Self { check, part: Part::BlockHeader { len: 1 }, ..Self::new(Windows::Large) })
     }
 
     /// What one step did, and where it ended.
@@ -174,7 +176,8 @@ impl Xz {
         if last_filter(header) != Some(LZMA2) {
             return Err("a block of it has no LZMA2 data".into());
         }
-        let mut block = Stream::new_stream_decoder(MEMORY, 0).map_err(XzError::from)?;
+        let mut block = Stream::new_stream_decoder((1 << self.windows.log()) + BESIDE_DICTIONARY, 0)
+            .map_err(XzError::from)?;
         for bytes in [&stream_header(self.check)[..], header] {
             block.process(bytes, &mut [], Action::Run).map_err(XzError::from)?;
         }

@@ -5,6 +5,7 @@
 //! still hold. What no name holds any more stays in the arena until `freeze` leaves it behind. The nodes are those of
 //! the frozen tree already, with two differences: no `nlink` is counted, and a directory's `first` is the head of its list.
 
+use crate::io::{MEMORY, MemoryShare};
 use crate::layer::{Content, Run, Runs, Time, Xattrs};
 
 use super::error::{Problem, TreeError, shown};
@@ -16,6 +17,15 @@ use super::xattrs::{SetId, XattrSets};
 /// Names a tree may have, those that were replaced included. Real images have up to some million; the limit keeps a
 /// small hostile archive, one path of which can imply 2048 directories, from taking all memory (under 1 GiB here).
 const MAX_NAMES: u32 = 1 << 23;
+
+/// Bytes of an inode in the arena and its first name, beside the text of the name: node 56, name 16, slots of the table 18.
+const NODE_BYTES: u64 = 92;
+
+/// Bytes of another distinct set of attributes, beside the set: two counted pointers and their place in a map.
+const XATTRS_BYTES: u64 = 96;
+
+/// Steps in which a tree takes memory.
+const MEMORY_STEP: u64 = 256 * 1024;
 
 /// The number of an inode in the arena.
 pub(super) type Id = u32;
@@ -39,6 +49,10 @@ pub struct Builder {
     limit: u32,
     /// How often a name that was there was given to another inode.
     pub(super) replaced: u32,
+    /// What it takes of the memory that all trees share. Invariant: at least `used`.
+    pub(super) memory: MemoryShare,
+    /// Bytes that it has come to.
+    used: u64,
     /// Where the paths of a layer start: the root, but while an archive is unpacked beside the tree.
     pub(super) base: Id,
 }
@@ -106,6 +120,8 @@ impl Builder {
             attached: 0,
             limit,
             replaced: 0,
+            memory: MEMORY.lasting(),
+            used: 0,
             base: ROOT,
         }
     }
@@ -221,11 +237,22 @@ impl Builder {
         if self.attached == self.limit {
             return Err(Problem::TooManyNames { limit: self.limit });
         }
+        self.charge(NODE_BYTES + name.len() as u64)?;
         if let NodeBody::Directory { first, .. } = &mut self.nodes[dir as usize].body {
             if self.names.set(dir, first, name, id)? == Was::Taken {
                 self.replaced += 1;
             }
             self.attached += 1;
+        }
+        Ok(())
+    }
+
+    /// Counts bytes that the tree is about to take.
+    fn charge(&mut self, bytes: u64) -> Result<(), Problem> {
+        self.used += bytes;
+        let missing = self.used.saturating_sub(self.memory.bytes());
+        if missing > 0 {
+            self.memory.grow(missing.next_multiple_of(MEMORY_STEP))?;
         }
         Ok(())
     }
@@ -251,6 +278,7 @@ impl Builder {
         else {
             return Err(Problem::TooManyBytes);
         };
+        self.charge(target.len() as u64)?;
         self.links.extend_from_slice(target);
         Ok(NodeBody::Symlink { start, len })
     }
@@ -267,14 +295,19 @@ impl Builder {
         let body = NodeBody::File { sparse: runs.is_some(), origin, offset, size };
         let id = self.attach_new(dir, name, body, meta)?;
         if let Some(runs) = runs {
-            self.runs.push((id, runs.collect()));
+            let runs: Box<[Run]> = runs.collect();
+            self.charge(size_of_val(&*runs) as u64 + 32)?;
+            self.runs.push((id, runs));
         }
         Ok(())
     }
 
     /// The number of a set of extended attributes.
-    pub(super) fn intern(&mut self, set: Xattrs<'_>) -> SetId {
-        self.xattrs.intern(set)
+    pub(super) fn intern(&mut self, set: Xattrs<'_>) -> Result<SetId, Problem> {
+        if !self.xattrs.has(set) {
+            self.charge(XATTRS_BYTES + set.as_packed().len() as u64)?;
+        }
+        Ok(self.xattrs.intern(set))
     }
 }
 

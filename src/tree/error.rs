@@ -2,7 +2,7 @@
 //!
 //! Every name in a message is escaped and cut short: it comes from an archive that nobody vouches for.
 
-use crate::io::Fault;
+use crate::io::{Fault, OverBudget};
 
 use super::path::{MAX_LINKS, MAX_NAME, MAX_PATH};
 
@@ -113,6 +113,9 @@ pub enum Problem {
     /// More bytes of names and symbolic link targets than 32 bits can address.
     #[error("the tree would have more than {} bytes of names and link targets", u32::MAX)]
     TooManyBytes,
+    /// More memory than all trees may have.
+    #[error("the tree is too large: {0}")]
+    OverBudget(#[from] OverBudget),
 }
 
 impl TreeError {
@@ -144,7 +147,9 @@ impl Problem {
             | Problem::Outside { .. }
             | Problem::BadName
             | Problem::Exists => Fault::Malformed,
-            Problem::TooManyNames { .. } | Problem::TooManyBytes => Fault::Unsupported,
+            Problem::TooManyNames { .. } | Problem::TooManyBytes | Problem::OverBudget(_) => {
+                Fault::Unsupported
+            }
         }
     }
 }

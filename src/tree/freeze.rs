@@ -4,9 +4,14 @@
 //! the same layers always give the same inode numbers, and what no name holds is never reached. Nodes change their places
 //! where they lie, so that a large tree is not in memory twice.
 
+use crate::layer::Run;
+
 use super::builder::{Builder, Id, ROOT};
 use super::frozen::{Dirent, Ino, Node, NodeBody, Tree};
 use super::names::Lists;
+
+/// Bytes of one more allocation, and of what points to it.
+const RUNS_BYTES: usize = 40;
 
 /// An arena inode that has no number yet.
 const UNSEEN: Ino = Ino::MAX;
@@ -15,7 +20,7 @@ impl Builder {
     /// Makes the tree immutable and compact. Children are in order of their name's bytes, the root's number is
     /// [`Tree::ROOT`], and equal input gives equal numbers.
     pub fn freeze(self) -> Tree {
-        let Builder { nodes, names, links, runs, xattrs, .. } = self;
+        let Builder { nodes, names, links, runs, xattrs, mut memory, .. } = self;
         let mut frozen = Freezing {
             numbers: vec![UNSEEN; nodes.len()],
             nodes,
@@ -39,13 +44,23 @@ impl Builder {
         let mut runs: Vec<_> = numbered.filter(|&(ino, _)| ino != UNSEEN).collect();
         runs.sort_unstable_by_key(|&(ino, _)| ino);
         permute(&mut nodes, numbers, order.len());
+        let xattrs = xattrs.into_sets();
+        let of_runs = |(_, runs): &(Ino, Box<[Run]>)| size_of_val(&**runs) + RUNS_BYTES;
+        let kept = size_of_val(&nodes[..])
+            + size_of_val(&dirents[..])
+            + names.len()
+            + links.len()
+            + runs.iter().map(of_runs).sum::<usize>()
+            + xattrs.iter().map(|set| set.len() + RUNS_BYTES).sum::<usize>();
+        memory.shrink_to(kept as u64);
         Tree {
             nodes: nodes.into(),
             dirents: dirents.into(),
             names: names.into(),
             links: links.into(),
             runs: runs.into(),
-            xattrs: xattrs.into_sets(),
+            xattrs,
+            _memory: memory,
         }
     }
 }

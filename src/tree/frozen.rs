@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::io::MemoryShare;
 use crate::layer::{Device, Run, Time};
 
 use super::error::{TreeError, shown};
@@ -30,6 +31,8 @@ pub struct Tree {
     pub(super) runs: Box<[(Ino, Box<[Run]>)]>,
     /// Distinct sets of extended attributes, packed.
     pub(super) xattrs: Box<[Arc<[u8]>]>,
+    /// What all of this takes of the memory that all trees share.
+    pub(super) _memory: MemoryShare,
 }
 
 /// One inode. `mtime` lies flat to save its padding.

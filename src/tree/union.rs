@@ -116,7 +116,7 @@ impl Builder {
     ) -> Result<(), Problem> {
         let Some((&name, parents)) = cleaned.split_last() else {
             // `check` has refused every other type.
-            let meta = self.recorded(entry);
+            let meta = self.recorded(entry)?;
             self.set_meta(self.base, meta);
             placing.record(self.base);
             return Ok(());
@@ -127,7 +127,7 @@ impl Builder {
             _ => None,
         };
         let dir = self.directory_for(entry.path, parents, name, &mut placing.near)?;
-        let meta = self.recorded(entry);
+        let meta = self.recorded(entry)?;
         let body = match entry.kind {
             EntryKind::HardLink(_) => {
                 let Some(id) = linked else { return Ok(()) };
@@ -267,14 +267,9 @@ impl Builder {
     }
 
     /// The attributes that an entry records.
-    fn recorded(&mut self, entry: &EntryRef<'_>) -> Meta {
-        Meta {
-            mtime: entry.mtime,
-            uid: entry.uid,
-            gid: entry.gid,
-            xattrs: self.intern(entry.xattrs),
-            mode: entry.mode,
-        }
+    fn recorded(&mut self, entry: &EntryRef<'_>) -> Result<Meta, Problem> {
+        let xattrs = self.intern(entry.xattrs)?;
+        Ok(Meta { mtime: entry.mtime, uid: entry.uid, gid: entry.gid, xattrs, mode: entry.mode })
     }
 
     /// Gives the shared inode what a hard link entry records. One that records no extended attributes takes none

@@ -20,6 +20,11 @@ pub(super) struct XattrSets {
 }
 
 impl XattrSets {
+    /// Whether the set has a number.
+    pub(super) fn has(&self, set: Xattrs<'_>) -> bool {
+        set.is_empty() || self.numbers.contains_key(set.as_packed())
+    }
+
     /// The number of a set.
     pub(super) fn intern(&mut self, set: Xattrs<'_>) -> SetId {
         if set.is_empty() {

@@ -6,8 +6,12 @@
 //! archive. So a unit's part of the stream ends with the last byte that is wanted, and what the unit decodes to beyond it
 //! (padding and headers of the archive) has no place in the stream.
 
-use base64::Engine as _;
+use std::sync::{Arc, LazyLock};
 
+use base64::Engine as _;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::io::{MEMORY, MemoryShare};
 use crate::oci::{Algorithm, Digest, OciError};
 
 use super::super::index::LayerIndex;
@@ -15,6 +19,7 @@ use super::super::pass::most_stream;
 use super::super::pieces::MAX_SUM;
 use super::super::sniff::Encoding;
 use super::super::span::{Chunk, SpanMap, Sum, Sums};
+use super::super::tar::xattr_limits;
 use super::super::toc::{Content, Device, Entry, EntryKind, Run, Time, Xattr};
 use super::document::RawEntry;
 use super::{ForeignError, ForeignLimits, broken};
@@ -25,6 +30,26 @@ pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
 /// The file before which the content lies that is wanted first, and the one that says that there is none.
 const PREFETCH: &[u8] = b".prefetch.landmark";
 const NO_PREFETCH: &[u8] = b".no.prefetch.landmark";
+
+/// Bytes of one entry, its payload and their parts of the index, beside their texts.
+const ENTRY_BYTES: u64 = 360;
+
+/// Bytes that a document comes to without asking for memory.
+const SMALL_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Guards: one large document of the process becomes an index at a time, so that none waits for the memory of another that waits.
+static LARGE: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+
+/// The turn of a large document.
+pub(super) type Turn = OwnedMutexGuard<()>;
+
+/// Waits for the turn of a large document.
+pub(super) async fn turn() -> Turn {
+    LARGE.clone().lock_owned().await
+}
+
+/// Steps in which memory is taken.
+const MEMORY_STEP: u64 = 1024 * 1024;
 
 /// Whether an archive entry only serves the eStargz format: the tree of such a layer does not show it.
 pub fn is_marker(path: &[u8]) -> bool {
@@ -89,12 +114,18 @@ pub(super) struct Assembler {
     landmark: Option<u32>,
     /// Entries so far.
     count: u64,
+    /// What it takes of the memory that all layers share, until the index is made.
+    memory: MemoryShare,
+    /// Bytes that it has come to.
+    used: u64,
+    /// The turn of a large document.
+    turn: Option<Turn>,
     failure: Option<ForeignError>,
 }
 
 impl Assembler {
-    /// Nothing read yet.
-    pub(super) fn new(format: &'static str) -> Self {
+    /// Nothing read yet. A large document may have its turn already.
+    pub(super) fn new(format: &'static str, turn: Option<Turn>) -> Self {
         Self {
             format,
             entries: Vec::new(),
@@ -103,6 +134,9 @@ impl Assembler {
             open: None,
             landmark: None,
             count: 0,
+            memory: MEMORY.passing(),
+            used: 0,
+            turn,
             failure: None,
         }
     }
@@ -130,6 +164,7 @@ impl Assembler {
             return Err(ForeignError::TooLarge { format: self.format, what, limit });
         }
         self.count += 1;
+        self.charge(&raw)?;
         let name: String = raw.name.chars().take(200).collect();
         let taken = if raw.kind == "chunk" {
             self.continue_file(&raw)
@@ -139,6 +174,24 @@ impl Assembler {
             self.start(&raw)
         };
         taken.map_err(|reason| broken(self.format, format!("entry {at} ({name:?}): {reason}")))
+    }
+
+    /// Counts what the entry takes here, and in the index that is made of it.
+    fn charge(&mut self, raw: &RawEntry) -> Result<(), ForeignError> {
+        let xattrs = raw.xattrs.iter().flat_map(|pairs| &pairs.0);
+        let xattrs = xattrs.map(|(name, value)| name.len() + value.as_ref().map_or(0, String::len) + 64);
+        self.used += ENTRY_BYTES + 2 * (raw.name.len() + raw.link_name.len() + xattrs.sum::<usize>()) as u64;
+        let missing = self.used.saturating_sub(self.memory.bytes());
+        if missing == 0 || self.used <= SMALL_BYTES {
+            return Ok(());
+        }
+        if self.turn.is_none() {
+            self.turn = Some(LARGE.clone().blocking_lock_owned());
+        }
+        self.memory.grow(missing.next_multiple_of(MEMORY_STEP)).map_err(|error| {
+            let what = format!("entries from {} on for which there is no memory ({error})", self.count);
+            ForeignError::TooLarge { format: self.format, what, limit: self.used }
+        })
     }
 
     /// An entry that is not the continuation of a file.
@@ -438,6 +491,10 @@ fn time(text: Option<&str>) -> Result<Time, String> {
 
 fn xattrs(raw: &RawEntry) -> Result<Vec<Xattr>, String> {
     let pairs = raw.xattrs.as_ref().map_or(&[][..], |pairs| &pairs.0);
+    let names = pairs.iter().map(|(name, _)| name.len() + 1).sum::<usize>();
+    // Of four characters three bytes.
+    let longest = pairs.iter().map(|(_, value)| value.as_ref().map_or(0, |text| text.len() / 4 * 3)).max();
+    xattr_limits(names, longest.unwrap_or(0).saturating_sub(2))?;
     let decoded = pairs.iter().map(|(name, value)| {
         check_text(name)?;
         // The kernel's own bounds for a name, as for those in an archive.

@@ -15,7 +15,7 @@ use crate::oci::Digest;
 use super::super::sniff::Encoding;
 use super::super::tar::{Need, TarLimits, TarWalker};
 use super::super::toc::EntryKind;
-use super::assembler::{Assembler, TOC_NAME};
+use super::assembler::{Assembler, TOC_NAME, Turn};
 use super::document;
 use super::{Foreign, ForeignError, ForeignLimits, IndexKind, broken};
 
@@ -75,10 +75,11 @@ pub(super) fn parse(
     size: u64,
     expected: Option<&Digest>,
     limits: &ForeignLimits,
+    turn: Option<Turn>,
 ) -> Result<Foreign, ForeignError> {
     let mut member = GzDecoder::new(&stored[..]);
     let len = content_len(&mut member)?;
-    let mut assembler = Assembler::new(FORMAT);
+    let mut assembler = Assembler::new(FORMAT, turn);
     let hashes = document::read(&mut member, len, expected, limits, &mut assembler)?;
     // The rest of the archive is short; the checksum of the member is after it.
     io::copy(&mut member.take(1 << 20), &mut io::sink())

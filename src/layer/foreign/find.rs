@@ -5,16 +5,20 @@
 
 use std::collections::BTreeMap;
 
-use crate::io::{ByteRange, Fault, ReadAt, ReadError, read_vec};
+use crate::io::{ByteRange, Fault, MEMORY, MemoryShare, ReadAt, ReadError, read_vec};
 use crate::oci::{Digest, OciError};
 
 use super::super::sniff::Encoding;
 use super::super::span::SpanMap;
 use super::super::toc::Toc;
+use super::assembler::{Turn, turn};
 use super::{
     FindError, Foreign, ForeignError, ForeignLimits, broken, estargz, is_marker, is_table, seekable,
     zstd_chunked,
 };
+
+/// Stored bytes of a table of contents that are read without asking for memory.
+const SMALL: u64 = 2 * 1024 * 1024;
 
 /// Bytes of the end that are read to look for footers. A small table of contents is in them too.
 const TAIL: u64 = 64 * 1024;
@@ -99,8 +103,13 @@ async fn find_estargz(
         };
     };
     ForeignLimits::check(format, range.len(), limits.stored, "a stored table of contents")?;
+    let memory = memory_for(blob, range, format).await?;
     let stored = tail.range(blob, range).await?;
-    blocking(move || estargz::parse(stored, range, size, expected.as_ref(), &limits)).await.map(Some)
+    let parse = move || {
+        let (_memory, turn) = memory.unzip();
+        estargz::parse(stored, range, size, expected.as_ref(), &limits, turn)
+    };
+    blocking(parse).await.map(Some)
 }
 
 async fn find_zstd_chunked(
@@ -132,16 +141,42 @@ async fn find_zstd_chunked(
         }
     };
     ForeignLimits::check(format, place.stored.len(), limits.stored, "a stored manifest")?;
+    let memory = memory_for(blob, place.stored, format).await?;
     let stored = match tail {
         Some(tail) => tail.range(blob, place.stored).await?,
         None => read_vec(blob, place.stored).await?,
     };
     let parse = move || {
+        let (_memory, turn) = memory.unzip();
         let expected =
             zstd_chunked::Expected { stored: annotated.checksum.as_ref(), decoded: decoded.as_ref() };
-        zstd_chunked::parse(stored, place, size, expected, &limits)
+        zstd_chunked::parse(stored, place, size, expected, &limits, turn)
     };
     blocking(parse).await.map(Some)
+}
+
+/// Waits for memory for the stored bytes of a large table of contents, and for its turn. It is fetched before: neither is held
+/// while a network is waited for.
+async fn memory_for(
+    blob: &dyn ReadAt,
+    range: ByteRange,
+    format: &'static str,
+) -> Result<Option<(MemoryShare, Turn)>, FindError> {
+    if range.len() <= SMALL {
+        return Ok(None);
+    }
+    for start in (range.start..range.end).step_by(SMALL as usize) {
+        read_vec(blob, ByteRange::new(start, range.end.min(start + SMALL))).await?;
+    }
+    let turn = turn().await;
+    let share = MEMORY.take(range.len()).await.map_err(|error| ForeignError::TooLarge {
+        format,
+        what: format!("a stored table of contents of {} bytes ({error})", range.len()),
+        limit: range.len(),
+    })?;
+    // Its entries take memory beside it, and must not wait for it.
+    share.pin();
+    Ok(Some((share, turn)))
 }
 
 /// The digest of the decoded table of contents that the manifest names.

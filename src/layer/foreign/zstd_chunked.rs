@@ -13,7 +13,7 @@ use crate::io::ByteRange;
 use crate::oci::{Digest, OciError};
 
 use super::super::sniff::Encoding;
-use super::assembler::Assembler;
+use super::assembler::{Assembler, Turn};
 use super::document::{self, check_digest};
 use super::{Foreign, ForeignError, ForeignLimits, IndexKind, broken};
 
@@ -128,6 +128,7 @@ pub(super) fn parse(
     size: u64,
     expected: Expected<'_>,
     limits: &ForeignLimits,
+    turn: Option<Turn>,
 ) -> Result<Foreign, ForeignError> {
     if let Some(digest) = expected.stored {
         let actual = digest.same_algorithm(&stored);
@@ -138,7 +139,7 @@ pub(super) fn parse(
     let undecodable = |error: io::Error| broken(FORMAT, format!("its manifest cannot be decoded: {error}"));
     let mut decoder = zstd::stream::read::Decoder::with_buffer(&stored[..]).map_err(undecodable)?;
     decoder.window_log_max(WINDOW_LOG).map_err(undecodable)?;
-    let mut assembler = Assembler::new(FORMAT);
+    let mut assembler = Assembler::new(FORMAT, turn);
     let hashes = document::read(&mut decoder, place.decoded, expected.decoded, limits, &mut assembler)?;
     if decoder.read(&mut [0]).map_err(undecodable)? > 0 {
         return Err(broken(FORMAT, format!("its manifest has more than {} bytes", place.decoded)));

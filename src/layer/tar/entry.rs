@@ -100,14 +100,37 @@ pub(super) fn draft(
 pub(super) fn check_names(entry: &Entry, limits: &TarLimits) -> Result<(), Problem> {
     check_path(&entry.path, limits)?;
     check_target(&entry.kind, limits)?;
+    let names = entry.xattrs.iter().map(|(name, _)| name.len() + 1).sum();
+    let longest = entry.xattrs.iter().map(|(_, value)| value.len()).max();
+    xattr_limits(names, longest.unwrap_or(0)).map_err(Problem::unsupported)?;
     for (name, _) in &entry.xattrs {
-        // The kernel's own bounds for a name; the value may be of any size.
+        // The kernel's own bounds for a name.
         if name.is_empty() || name.len() > 255 {
             return Err(Problem::unsupported(format!(
                 "extended attribute has a name of {} bytes, not 1 to 255",
                 name.len()
             )));
         }
+    }
+    Ok(())
+}
+
+/// The longest value of an extended attribute, and the longest list of their names, that the kernel hands out
+/// (`XATTR_SIZE_MAX` and `XATTR_LIST_MAX` of `linux/limits.h`).
+const MAX_XATTR_BYTES: usize = 64 * 1024;
+
+/// Refuses attributes that no kernel could show: `names` are the bytes of all names, each with its NUL, `longest` those of the
+/// longest value.
+pub(in super::super) fn xattr_limits(names: usize, longest: usize) -> Result<(), String> {
+    if longest > MAX_XATTR_BYTES {
+        return Err(format!(
+            "an extended attribute has {longest} bytes, the kernel allows {MAX_XATTR_BYTES}"
+        ));
+    }
+    if names > MAX_XATTR_BYTES {
+        return Err(format!(
+            "the names of its extended attributes have {names} bytes, the kernel allows {MAX_XATTR_BYTES}"
+        ));
     }
     Ok(())
 }

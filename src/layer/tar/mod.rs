@@ -21,6 +21,8 @@ mod walker;
 pub use error::TarError;
 pub use walker::{Need, TarLimits, TarWalker};
 
+pub(super) use entry::xattr_limits;
+
 /// That the names in an entry from elsewhere are such as the walker would give.
 pub(super) fn check_names(entry: &super::Entry, limits: &TarLimits) -> Result<(), TarError> {
     entry::check_names(entry, limits).map_err(|problem| problem.at(entry.header, &entry.path))

@@ -17,7 +17,7 @@ use crate::io::ByteRange;
 /// What a foreign archive may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TarLimits {
-    /// Entries.
+    /// Entries. A tree of that many is over the memory that trees have.
     pub entries: u64,
     /// Bytes of a name or a link target.
     pub path: usize,
@@ -32,7 +32,7 @@ pub struct TarLimits {
 
 impl Default for TarLimits {
     fn default() -> Self {
-        Self { entries: 5_000_000, path: 4096, component: 255, pax: 1 << 20, metadata: 1 << 30 }
+        Self { entries: 2_000_000, path: 4096, component: 255, pax: 1 << 20, metadata: 96 << 20 }
     }
 }
 
@@ -144,6 +144,16 @@ impl TarWalker {
             }
         }
         Ok(())
+    }
+
+    /// Bytes of entries that it holds in memory.
+    pub(in super::super) fn held_bytes(&self) -> usize {
+        self.toc.heap_bytes()
+    }
+
+    /// Takes the records of all entries so far but the last.
+    pub(in super::super) fn take_head(&mut self) -> Vec<u8> {
+        self.toc.take_head()
     }
 
     /// The stream ended at `size`. As in Go's reader the end mark, half of it, and the padding of the last content may be

@@ -11,11 +11,13 @@
 
 use std::fmt;
 
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, SeqAccess, Visitor};
 use serde::ser::SerializeSeq as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Content, Device, Entry, EntryKind, EntryRef, Run, Time};
+use crate::cache::SpooledBytes;
+
+use super::{Content, Device, Entry, EntryKind, EntryRef, Reader, Run, Time, Toc};
 
 /// Bytes of records in one piece of the serialized form, so that nobody need hold all of it twice.
 const PIECE: usize = 32 * 1024;
@@ -331,36 +333,65 @@ impl Visitor<'_> for PieceVisitor {
     }
 }
 
-/// Records as a sequence of pieces.
-pub(super) fn serialize<S: Serializer>(records: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    let pieces = records.chunks(PIECE);
-    let mut seq = serializer.serialize_seq(Some(pieces.len()))?;
-    for piece in pieces {
-        seq.serialize_element(&Piece(piece))?;
+/// Records as a sequence of pieces, those of `head` first.
+pub(super) fn serialize<S: Serializer>(
+    head: Option<&SpooledBytes>,
+    records: &[u8],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let before = head.map_or(0, SpooledBytes::len);
+    let len = before + records.len() as u64;
+    let mut seq = serializer.serialize_seq(Some(len.div_ceil(PIECE as u64) as usize))?;
+    let mut piece = vec![0; PIECE];
+    for start in (0..len).step_by(PIECE) {
+        // Both parts are at most a piece long.
+        let from_head = before.saturating_sub(start).min(PIECE as u64) as usize;
+        let rest = ((len - start) as usize).min(PIECE) - from_head;
+        if from_head == 0 {
+            let at = (start - before) as usize;
+            seq.serialize_element(&Piece(&records[at..at + rest]))?;
+            continue;
+        }
+        if let Some(head) = head {
+            head.read_at(start, &mut piece[..from_head]).map_err(serde::ser::Error::custom)?;
+        }
+        piece[from_head..from_head + rest].copy_from_slice(&records[..rest]);
+        seq.serialize_element(&Piece(&piece[..from_head + rest]))?;
     }
     seq.end()
 }
 
-/// What `serialize` wrote, joined.
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-    deserializer.deserialize_seq(Joined)
+/// What `serialize` wrote, read by `reader`.
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    reader: Reader<'_>,
+) -> Result<Toc, D::Error> {
+    deserializer.deserialize_seq(reader)
 }
 
-struct Joined;
+/// A table of contents that `reader` makes.
+pub(in super::super) struct TocSeed<'a>(pub(in super::super) Reader<'a>);
 
-impl<'de> Visitor<'de> for Joined {
-    type Value = Vec<u8>;
+impl<'de> DeserializeSeed<'de> for TocSeed<'_> {
+    type Value = Toc;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Toc, D::Error> {
+        deserialize(deserializer, self.0)
+    }
+}
+
+impl<'de> Visitor<'de> for Reader<'_> {
+    type Value = Toc;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("pieces of records")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut pieces: A) -> Result<Vec<u8>, A::Error> {
-        let mut records = Vec::new();
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut pieces: A) -> Result<Toc, A::Error> {
         while let Some(Piece(piece)) = pieces.next_element::<Piece<Vec<u8>>>()? {
-            records.extend_from_slice(&piece);
+            self.piece(&piece).map_err(A::Error::custom)?;
         }
-        Ok(records)
+        self.finish().map_err(A::Error::custom)
     }
 }
 

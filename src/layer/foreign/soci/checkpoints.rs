@@ -10,8 +10,9 @@
 //! point or the end of the layer (`StartCompressedOffset` and `EndCompressedOffset` in `gzip_zinfo.go`): a byte that two spans
 //! share is in both, and the gzip header is in none, because the first point lies after it.
 
+use super::super::super::packed_window::{WINDOW, Window};
 use super::super::super::sniff::Encoding;
-use super::super::super::span::{Resume, SpanMap, SpanStart, Sum, Sums, WINDOW, Window};
+use super::super::super::span::{Resume, SpanMap, SpanStart, Sum, Sums};
 use super::super::ForeignError;
 use super::flatbuffer::Table;
 use super::{broken, too_large};

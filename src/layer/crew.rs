@@ -1,0 +1,211 @@
+//! Threads of passes: two for each pass that runs, started once and kept for the life of the process.
+//!
+//! A pass waits for its input, so its threads are never those that serve other readers. The idea: a place for a pass exists
+//! only with the threads for it; and passes whose input is on this machine have places of their own, because the others hold
+//! theirs for as long as a network takes.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::io::{Fault, ReadError};
+
+/// The most passes at once whose input comes over a network: they share the line, and each holds some 7 MiB.
+const MAX_FAR: usize = 6;
+
+/// The most passes at once whose input is on this machine.
+const MAX_HERE: usize = 2;
+
+/// Threads of one pass: one decodes, the other looks at what is decoded.
+const THREADS: usize = 2;
+
+/// Where the stored bytes of a pass come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Input {
+    /// All of them are on this machine.
+    Here,
+    /// Some of them come over a network.
+    Far,
+}
+
+static HERE: LazyLock<Crew> = LazyLock::new(|| Crew::new(MAX_HERE));
+
+static FAR: LazyLock<Crew> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+    Crew::new((2 * cores).min(MAX_FAR))
+});
+
+/// Starts the threads of one pass of each kind, so that a limit of processes that is reached later stops no reader for good.
+pub fn start_pass_threads() -> std::io::Result<()> {
+    HERE.grow(0)?;
+    FAR.grow(0)
+}
+
+/// Waits for a place for a pass. An error when its threads cannot be started.
+pub(super) async fn place(input: Input) -> Result<Arc<PassPlace>, ReadError> {
+    match input {
+        Input::Here => HERE.place().await,
+        Input::Far => FAR.place().await,
+    }
+}
+
+/// The threads of passes of one kind, and the places that they are for.
+struct Crew {
+    jobs: Arc<Jobs>,
+    /// Places that have their threads and no pass.
+    free: Arc<Semaphore>,
+    started: Mutex<Started>,
+    /// The most places.
+    most: usize,
+}
+
+/// How many there are. Invariant: `threads >= places * THREADS`.
+#[derive(Default)]
+struct Started {
+    places: usize,
+    threads: usize,
+}
+
+/// A place for one pass, which ends when both its jobs have ended.
+pub(super) struct PassPlace {
+    jobs: Arc<Jobs>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Crew {
+    fn new(most: usize) -> Self {
+        Self { jobs: Arc::default(), free: Arc::new(Semaphore::new(0)), started: Mutex::default(), most }
+    }
+
+    async fn place(&self) -> Result<Arc<PassPlace>, ReadError> {
+        if self.free.available_permits() == 0 {
+            self.grow(self.most - 1).or_else(|error| {
+                if lock(&self.started).places == 0 {
+                    return Err(ReadError::caused(
+                        Fault::Io,
+                        "the threads of a pass cannot be started",
+                        error,
+                    ));
+                }
+                tracing::warn!(%error, "a pass waits for the threads of another one");
+                Ok(())
+            })?;
+        }
+        let permit = self.free.clone().acquire_owned().await;
+        let permit = permit.map_err(|error| ReadError::caused(Fault::Io, "waiting for a pass", error))?;
+        Ok(Arc::new(PassPlace { jobs: self.jobs.clone(), _permit: permit }))
+    }
+
+    /// Makes one more place if there are at most `places`.
+    fn grow(&self, places: usize) -> std::io::Result<()> {
+        let mut started = lock(&self.started);
+        if started.places > places {
+            return Ok(());
+        }
+        while started.threads < (started.places + 1) * THREADS {
+            let jobs = self.jobs.clone();
+            std::thread::Builder::new().name("pass".into()).spawn(move || jobs.work())?;
+            started.threads += 1;
+        }
+        started.places += 1;
+        self.free.add_permits(1);
+        Ok(())
+    }
+}
+
+impl PassPlace {
+    /// Does `work` on a thread of the crew; each place has two. Nothing comes back when it panics.
+    pub(super) fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (sender, receiver) = oneshot::channel();
+        let place = self.clone();
+        self.jobs.push(Box::new(move || {
+            let done = work();
+            drop(place);
+            // The pass may have been abandoned.
+            sender.send(done).ok();
+        }));
+        receiver
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Jobs that wait for a thread, which there is for each of them.
+#[derive(Default)]
+struct Jobs {
+    waiting: Mutex<VecDeque<Job>>,
+    pushed: Condvar,
+}
+
+impl Jobs {
+    fn push(&self, job: Job) {
+        lock(&self.waiting).push_back(job);
+        self.pushed.notify_one();
+    }
+
+    /// Does jobs for ever.
+    fn work(&self) {
+        loop {
+            let mut waiting = lock(&self.waiting);
+            let job = loop {
+                match waiting.pop_front() {
+                    Some(job) => break job,
+                    None => {
+                        waiting = self.pushed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                    }
+                }
+            };
+            drop(waiting);
+            // What it would have sent does not come, and its place is free again.
+            if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                tracing::error!("a job of a pass panicked");
+            }
+        }
+    }
+}
+
+/// Takes a lock whose value is never left half written.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_is_free_when_both_its_jobs_have_ended_and_threads_outlive_a_panic() {
+        let crew = Crew::new(1);
+        let place = crew.place().await.unwrap();
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let (one, other) = (place.run(|| panic!("on purpose")), place.run(move || wait.recv().is_ok()));
+        drop(place);
+        assert!(one.await.is_err());
+        assert_eq!(crew.free.available_permits(), 0);
+        go.send(()).unwrap();
+        assert!(other.await.unwrap());
+        for _ in 0..3 {
+            let place = crew.place().await.unwrap();
+            assert_eq!(place.run(|| 7).await.unwrap(), 7);
+        }
+        assert_eq!(lock(&crew.started).threads, THREADS);
+    }
+
+    #[tokio::test]
+    async fn there_are_as_many_places_as_passes_and_no_more_than_the_most() {
+        let crew = Crew::new(2);
+        let (one, _other) = (crew.place().await.unwrap(), crew.place().await.unwrap());
+        let third = crew.place();
+        tokio::pin!(third);
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(10), &mut third).await;
+        assert!(waits.is_err() && lock(&crew.started).places == 2);
+        drop(one);
+        third.await.unwrap();
+    }
+}

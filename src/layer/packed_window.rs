@@ -1,0 +1,210 @@
+//! The windows of checkpoints: packed, the first of a layer in memory, the others on the disk of the cache.
+//!
+//! A layer has one for each MiB of its stream, and each takes some KiB. The idea: reading one is a small part of decoding from
+//! it, so memory holds as many as a layer of common size has.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::cache::{Cache, SpooledBytes};
+
+/// The most window bytes that deflate refers to (RFC 1951).
+pub const WINDOW: usize = 32 * 1024;
+
+/// Packed bytes of the windows of one layer that stay in memory: those of a stream of some 100 MB.
+const MAX_HELD_BYTES: usize = 1024 * 1024;
+
+/// The last stream bytes before a checkpoint, at most [`WINDOW`], those that nobody refers to zeroed, compressed with zstd.
+#[derive(Clone, Debug)]
+pub struct Window(Packed);
+
+#[derive(Clone, Debug)]
+enum Packed {
+    Held(Box<[u8]>),
+    OnDisk { file: Arc<SpooledBytes>, at: u64, len: u32 },
+}
+
+impl Window {
+    /// Compresses `window`.
+    pub fn pack(window: &[u8]) -> Self {
+        debug_assert!(window.len() <= WINDOW, "deflate refers to {WINDOW} bytes");
+        if window.is_empty() {
+            return Self::default();
+        }
+        // An encoder in memory fails only when its output buffer is too small, and this one grows.
+        let packed = zstd::bulk::compress(window, 3).unwrap_or_default();
+        Self(Packed::Held(packed.into()))
+    }
+
+    /// The bytes, as many as were packed; `None` for what cannot be a window, or cannot be read.
+    pub fn unpack(&self) -> Option<Vec<u8>> {
+        let packed = self.packed().ok()?;
+        if packed.is_empty() {
+            return Some(Vec::new());
+        }
+        zstd::bulk::decompress(&packed, WINDOW).ok()
+    }
+
+    /// Bytes of memory that it takes.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match &self.0 {
+            Packed::Held(bytes) => bytes.len(),
+            Packed::OnDisk { .. } => 0,
+        }
+    }
+
+    fn packed(&self) -> io::Result<Cow<'_, [u8]>> {
+        match &self.0 {
+            Packed::Held(bytes) => Ok(Cow::Borrowed(bytes)),
+            Packed::OnDisk { file, at, len } => {
+                let mut bytes = vec![0; *len as usize];
+                file.read_at(*at, &mut bytes)?;
+                Ok(Cow::Owned(bytes))
+            }
+        }
+    }
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self(Packed::Held(Box::default()))
+    }
+}
+
+impl PartialEq for Window {
+    fn eq(&self, other: &Self) -> bool {
+        matches!((self.packed(), other.packed()), (Ok(one), Ok(other)) if one == other)
+    }
+}
+
+impl Eq for Window {}
+
+impl Serialize for Window {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.packed().map_err(serde::ser::Error::custom)?)
+    }
+}
+
+impl<'de> Deserialize<'de> for Window {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // As one run of bytes that is copied once: an index has megabytes of them and is read while a reader waits.
+        deserializer.deserialize_byte_buf(WindowVisitor)
+    }
+}
+
+struct WindowVisitor;
+
+impl Visitor<'_> for WindowVisitor {
+    type Value = Window;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a packed window")
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Window, E> {
+        let spooled = READING.with_borrow_mut(|spool| spool.as_mut().map(|spool| spool.put(bytes)));
+        match spooled {
+            Some(window) => window.map_err(E::custom),
+            None => Ok(Window(Packed::Held(bytes.into()))),
+        }
+    }
+}
+
+thread_local! {
+    /// Where the windows go of the index that this thread reads.
+    static READING: RefCell<Option<WindowSpool>> = const { RefCell::new(None) };
+}
+
+/// Does `read`, which reads an index, with its windows on the disk of `cache` as far as they are too many for memory.
+pub(super) fn spooling_windows<T>(cache: Option<&Cache>, read: impl FnOnce() -> T) -> T {
+    READING.set(cache.map(|cache| WindowSpool::new(Some(cache.clone()))));
+    let done = read();
+    READING.set(None);
+    done
+}
+
+/// Keeps the windows of one layer where they belong.
+#[derive(Default)]
+pub(super) struct WindowSpool {
+    /// `None` where all stay in memory.
+    cache: Option<Cache>,
+    file: Option<Arc<SpooledBytes>>,
+    held: usize,
+}
+
+impl WindowSpool {
+    pub(super) fn new(cache: Option<Cache>) -> Self {
+        Self { cache, ..Self::default() }
+    }
+
+    /// A window that was packed.
+    fn put(&mut self, packed: &[u8]) -> io::Result<Window> {
+        let file = match (&mut self.file, &self.cache) {
+            (Some(file), _) => file,
+            (none, Some(cache)) if self.held + packed.len() > MAX_HELD_BYTES => {
+                none.insert(Arc::new(cache.spooled().map_err(io::Error::other)?))
+            }
+            _ => {
+                self.held += packed.len();
+                return Ok(Window(Packed::Held(packed.into())));
+            }
+        };
+        // Far below 4 GiB: a window has 32 KiB.
+        let len = packed.len() as u32;
+        Ok(Window(Packed::OnDisk { file: file.clone(), at: file.append(packed)?, len }))
+    }
+
+    /// The same window where it belongs.
+    pub(super) fn keep(&mut self, window: Window) -> io::Result<Window> {
+        match &window.0 {
+            Packed::Held(packed) => self.put(packed),
+            Packed::OnDisk { .. } => Ok(window),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_on_disk_are_what_was_packed_and_take_no_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let mut spool = WindowSpool::new(Some(cache.clone()));
+        let plain: Vec<Vec<u8>> = (0..60_u32)
+            .map(|seed| {
+                let mut noise = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+                let mut window = vec![0; WINDOW];
+                noise.fill(&mut window);
+                window
+            })
+            .collect();
+        let packed: Vec<Window> = plain.iter().map(|window| Window::pack(window)).collect();
+        let kept: Vec<Window> = packed.iter().map(|window| spool.keep(window.clone()).unwrap()).collect();
+        assert!(kept.iter().map(Window::heap_bytes).sum::<usize>() <= MAX_HELD_BYTES);
+        assert!(kept.last().is_some_and(|window| window.heap_bytes() == 0));
+        assert_eq!(kept, packed);
+        let unpacked: Vec<Vec<u8>> = kept.iter().map(|window| window.unpack().unwrap()).collect();
+        assert_eq!(unpacked, plain);
+        // And when they are read.
+        let bytes = postcard::to_stdvec(&kept).unwrap();
+        let read: Vec<Window> = spooling_windows(Some(&cache), || postcard::from_bytes(&bytes).unwrap());
+        assert!(read.iter().map(Window::heap_bytes).sum::<usize>() <= MAX_HELD_BYTES);
+        assert_eq!(read, packed);
+    }
+
+    #[test]
+    fn what_cannot_be_a_window_is_none() {
+        for window in [&b""[..], b"before", &[7; WINDOW]] {
+            assert_eq!(Window::pack(window).unpack().unwrap(), window);
+        }
+        assert_eq!(Window(Packed::Held(vec![1, 2, 3].into())).unpack(), None);
+    }
+}
