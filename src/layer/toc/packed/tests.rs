@@ -143,3 +143,42 @@ fn numbers_have_one_form() {
         assert_eq!(Cursor(bad).number(), None, "{bad:?}");
     }
 }
+
+#[tokio::test]
+async fn a_table_whose_head_is_on_disk_is_the_same_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = crate::cache::Cache::open(dir.path()).unwrap();
+    let entry = |number: u64| Entry {
+        path: format!("usr/share/{number:0200}").into_bytes(),
+        kind: EntryKind::File(Content { size: number, offset: number * 1024 + 512, runs: None }),
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: Time::default(),
+        xattrs: vec![],
+        header: number * 1024,
+    };
+    let table: Toc = (0..12_000).map(entry).collect();
+    let spooled = table.clone().spooled(&cache).unwrap();
+    assert!(spooled.is_spooled() && spooled.heap_bytes() < 1000);
+    assert_eq!((spooled.len(), spooled.last().map(|last| last.to_entry())), (12_000, Some(entry(11_999))));
+    // It is kept as the same bytes, and read from them with its head on disk or without.
+    let bytes = postcard::to_stdvec(&table).unwrap();
+    assert_eq!(postcard::to_stdvec(&spooled).unwrap(), bytes);
+    let any = |_: &EntryRef<'_>| true;
+    let seed = TocSeed(Reader::spooling(Some(&cache), &any));
+    let read = seed.deserialize(&mut postcard::Deserializer::from_bytes(&bytes)).unwrap();
+    assert!(read.is_spooled() && read.heap_bytes() < 2 * super::super::SPOOLED_FROM);
+    assert_eq!(postcard::to_stdvec(&read).unwrap(), bytes);
+    for one in [spooled, read] {
+        let mut whole = one.whole().await.unwrap();
+        assert_eq!(whole, table);
+        let next = entry(12_000);
+        whole.push(next.clone());
+        assert_eq!(whole.iter().last().map(|last| last.to_entry()), Some(next));
+    }
+    // What the check does not like is refused.
+    let small = |entry: &EntryRef<'_>| entry.header < 1024 * 11_000;
+    let seed = TocSeed(Reader::spooling(Some(&cache), &small));
+    assert!(seed.deserialize(&mut postcard::Deserializer::from_bytes(&bytes)).is_err());
+}
