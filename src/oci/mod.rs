@@ -11,6 +11,7 @@ mod config;
 mod descriptor;
 mod digest;
 mod error;
+mod host;
 #[cfg(test)]
 mod key_fixtures;
 mod manifest;
@@ -33,6 +34,7 @@ pub use config::ImageConfig;
 pub use descriptor::{Descriptor, REF_NAME, TITLE};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::OciError;
+pub use host::canonical_host;
 pub use manifest::{Document, Index, MAX_DOCUMENT, MAX_LAYERS, Manifest};
 pub use media_type::MediaType;
 pub use member::{Named, member_names, referrer_directory};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::host::{DOCKER_HUB, canonical_host};
 use super::{Digest, OciError};
 
 /// Which manifest of a repository.
@@ -27,7 +28,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// The host, with its port, as the user wrote it: `docker.io`, `ghcr.io`, `localhost:5000`.
+    /// The host, with its port, in its one spelling: `docker.io`, `ghcr.io`, `localhost:5000`.
     pub fn registry(&self) -> &str {
         &self.registry
     }
@@ -51,17 +52,16 @@ impl Reference {
     pub fn elsewhere(&self, registry: &str, repository: &str) -> Result<Self, OciError> {
         let bad =
             |reason: String| OciError::Reference { reference: format!("{registry}/{repository}"), reason };
-        if !is_host(registry) {
-            return Err(bad(format!("{registry:?} is not a host")));
-        }
         if registry.len() + repository.len() >= MAX_NAME {
             return Err(bad(format!("the name is longer than {MAX_NAME} characters")));
         }
+        let Some(registry) = canonical_host(registry) else {
+            return Err(bad(format!("{registry:?} is not a host")));
+        };
         check_repository(repository).map_err(bad)?;
-        let registry = if registry == "index.docker.io" { DOCKER_HUB } else { registry };
         let official = registry == DOCKER_HUB && !repository.contains('/');
         Ok(Self {
-            registry: registry.to_owned(),
+            registry,
             repository: if official { format!("library/{repository}") } else { repository.to_owned() },
             tag: self.tag.clone(),
             digest: self.digest.clone(),
@@ -128,9 +128,9 @@ impl FromStr for Reference {
             return Err(bad("the name is empty".into()));
         }
         let (registry, repository) = split_host(name);
-        if !is_host(registry) {
+        let Some(registry) = canonical_host(registry) else {
             return Err(bad(format!("{registry:?} is not a host")));
-        }
+        };
         if name.len() > MAX_NAME {
             return Err(bad(format!("the name is longer than {MAX_NAME} characters")));
         }
@@ -140,7 +140,7 @@ impl FromStr for Reference {
         }
         let official = registry == DOCKER_HUB && !repository.contains('/');
         Ok(Self {
-            registry: registry.to_owned(),
+            registry,
             repository: if official { format!("library/{repository}") } else { repository.to_owned() },
             tag: tag.or(digest.is_none().then_some("latest")).map(str::to_owned),
             digest,
@@ -149,9 +149,6 @@ impl FromStr for Reference {
     }
 }
 
-/// Where names without a host live.
-const DOCKER_HUB: &str = "docker.io";
-
 /// The most characters of a name with its host (distribution's reference grammar).
 const MAX_NAME: usize = 255;
 
@@ -159,30 +156,14 @@ const MAX_NAME: usize = 255;
 /// address in brackets.
 fn split_host(name: &str) -> (&str, &str) {
     match name.split_once('/').filter(|_| has_host(name)) {
-        Some((host, rest)) => (if host == "index.docker.io" { DOCKER_HUB } else { host }, rest),
+        Some(split) => split,
         None => (DOCKER_HUB, name),
     }
 }
 
 fn has_host(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(host, _)| host == "localhost" || host.contains(['.', ':']))
-}
-
-fn is_host(host: &str) -> bool {
-    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) => match (address.parse::<core::net::Ipv6Addr>(), port.strip_prefix(':')) {
-            (Ok(_), port_number) if port_number.is_some() || port.is_empty() => ("v6", port_number),
-            _ => return false,
-        },
-        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
-    };
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    name.split('.').all(label) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    name.split_once('/')
+        .is_some_and(|(host, _)| host.eq_ignore_ascii_case("localhost") || host.contains(['.', ':']))
 }
 
 /// Components of lower-case letters and digits, joined inside by `.`, `_`, `__` or any number of `-`.
@@ -271,6 +252,23 @@ mod tests {
         assert!("[::x]:5000/a".parse::<Reference>().is_err());
     }
 
+    #[test]
+    fn a_host_has_one_spelling_however_the_reference_was_written() {
+        for (written, expected) in [
+            ("LOCALHOST/a:v1", "localhost/a:v1"),
+            ("LocalHost:5000/a", "localhost:5000/a:latest"),
+            ("127.1:5000/a", "127.0.0.1:5000/a:latest"),
+            ("[::ffff:127.0.0.1]:5000/a", "127.0.0.1:5000/a:latest"),
+            ("GHCR.io:443/a/b", "ghcr.io/a/b:latest"),
+            ("ghcr.io./a/b", "ghcr.io/a/b:latest"),
+            ("registry-1.docker.io/library/nginx", "docker.io/library/nginx:latest"),
+        ] {
+            assert_eq!(shown(written), expected, "{written}");
+        }
+        let there = "nginx".parse::<Reference>().unwrap().elsewhere("2130706433:5000", "a").unwrap();
+        assert_eq!(there.registry(), "127.0.0.1:5000");
+    }
+
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
 
@@ -282,18 +280,21 @@ mod tests {
             let (ours, theirs) = (text.parse::<Reference>(), text.parse::<oci_client::Reference>());
             match (&ours, &theirs) {
                 (Ok(ours), Ok(theirs)) => {
-                    proptest::prop_assert_eq!(ours.registry(), theirs.registry());
+                    let one = canonical_host(theirs.registry());
+                    proptest::prop_assert_eq!(Some(ours.registry()), one.as_deref());
                     proptest::prop_assert_eq!(ours.repository(), theirs.repository());
                     proptest::prop_assert_eq!(ours.tag(), theirs.tag());
                     proptest::prop_assert_eq!(ours.digest().map(Digest::as_str), theirs.digest());
                 }
                 (Err(_), Err(_)) => {}
-                // They take ports that do not exist, and upper case where Docker Hub has none.
+                // They take ports that do not exist, numbers that are no address, and upper case where Docker Hub has none.
                 (Err(_), Ok(theirs)) => proptest::prop_assert!(
                     theirs.repository().contains(|c: char| c.is_ascii_uppercase())
-                        || theirs.registry().split_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_err()),
+                        || canonical_host(theirs.registry()).is_none(),
                     "{} is refused", text
                 ),
+                // They do not take the dot at the end of a name.
+                (Ok(_), Err(_)) if text.contains("./") || text.contains(".:") => {}
                 (Ok(_), Err(error)) => proptest::prop_assert!(false, "{} is taken, they say {}", text, error),
             }
         }
