@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::redact::Secret;
 use super::{RegistryError, helper};
+use crate::oci::canonical_host;
 
 /// The largest file with credentials that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -119,17 +120,22 @@ impl Credentials {
         }
     }
 
-    /// The credential for a repository, from the first place that has one.
-    pub(super) async fn find(
+    #[cfg(test)]
+    async fn find(&self, registry: &str, repository: &str) -> Result<Option<Login>, RegistryError> {
+        Ok(self.find_with_place(registry, repository).await?.map(|(login, _)| login))
+    }
+
+    /// The credential for a repository, from the first place that has one, and that place.
+    pub(super) async fn find_with_place(
         &self,
         registry: &str,
         repository: &str,
-    ) -> Result<Option<Login>, RegistryError> {
+    ) -> Result<Option<(Login, String)>, RegistryError> {
         if self.anonymous {
             return Ok(None);
         }
         if let Some(given) = &self.given {
-            return Ok(Some(given.clone().into()));
+            return Ok(Some((given.clone().into(), "the command line".to_owned())));
         }
         let keys = keys(registry, repository);
         if let Some(authfile) = &self.authfile {
@@ -195,9 +201,9 @@ async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError>
 struct Config {
     #[serde(default)]
     auths: Option<BTreeMap<String, Entry>>,
-    #[serde(default, rename = "credHelpers")]
+    #[serde(default, rename = "credhelpers")]
     helpers: Option<BTreeMap<String, String>>,
-    #[serde(default, rename = "credsStore")]
+    #[serde(default, rename = "credsstore")]
     store: Option<String>,
 }
 
@@ -214,19 +220,39 @@ struct Entry {
 
 impl Config {
     fn parse(place: &str, text: &str) -> Result<Self, RegistryError> {
-        if text.trim().is_empty() { Ok(Self::default()) } else { parse(place, text) }
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        // Go's clients take the names of fields in any case.
+        let mut written: serde_json::Value = parse(place, text)?;
+        lower(&mut written);
+        for entry in written.get_mut("auths").and_then(|auths| auths.as_object_mut()).into_iter().flatten() {
+            lower(entry.1);
+        }
+        serde_json::from_value(written).map_err(|_| broken(place, "not the JSON of a credential file"))
     }
 
-    /// The helper of the host, then the entry with the longest key, then the helper for all hosts (whose users keep empty
-    /// entries as marks).
-    async fn find(&self, place: &str, keys: &[String]) -> Result<Option<Login>, RegistryError> {
+    /// The helper of the host, then the helper for all hosts (whose users keep empty entries as marks, and stale ones from the
+    /// time before it), then the entry with the longest key. Which place it was is said beside it.
+    async fn find(&self, place: &str, keys: &[String]) -> Result<Option<(Login, String)>, RegistryError> {
         // `keys` is never empty, and its last one is the host alone.
         let host = keys.last().map_or("", String::as_str);
         let server = if host == "docker.io" { HUB_KEY } else { host };
+        let of_helper = |name: &str, found: Option<Credential>| {
+            found.map(|found| (Login::from(found), format!("docker-credential-{name}, named in {place}")))
+        };
         if let Some((_, name)) = self.helpers.as_ref().and_then(|helpers| lookup(helpers, host)) {
-            let found = helper::ask(name, server, place).await?;
+            let found = of_helper(name, helper::ask(name, server, place).await?);
             if found.is_some() {
-                return Ok(found.map(Login::from));
+                return Ok(found);
+            }
+        }
+        let mut failed = None;
+        if let Some(name) = self.store.as_deref().filter(|store| !store.is_empty()) {
+            match helper::ask(name, server, place).await {
+                Ok(None) => {}
+                Ok(found) => return Ok(of_helper(name, found)),
+                Err(error) => failed = Some(error),
             }
         }
         for key in keys {
@@ -234,14 +260,21 @@ impl Config {
                 continue;
             };
             let found = entry.login().map_err(|reason| broken(place, format!("entry {key}: {reason}")))?;
-            if found.is_some() {
-                return Ok(found);
+            if let Some(found) = found {
+                return Ok(Some((found, place.to_owned())));
             }
         }
-        match self.store.as_deref().filter(|store| !store.is_empty()) {
-            Some(store) => Ok(helper::ask(store, server, place).await?.map(Login::from)),
-            None => Ok(None),
-        }
+        failed.map_or(Ok(None), Err)
+    }
+}
+
+/// The names of an object's fields in lower case.
+fn lower(value: &mut serde_json::Value) {
+    if let Some(fields) = value.as_object_mut() {
+        *fields = std::mem::take(fields)
+            .into_iter()
+            .map(|(name, value)| (name.to_ascii_lowercase(), value))
+            .collect();
     }
 }
 
@@ -255,8 +288,10 @@ impl Entry {
             return Ok(Some(Login::Identity(Secret::new(token))));
         }
         if let Some(auth) = text(&self.auth) {
+            // base64(1) breaks lines, and Go's decoder reads over the breaks.
+            let unbroken: String = auth.split_ascii_whitespace().collect();
             let bytes = base64::engine::general_purpose::STANDARD
-                .decode(auth.trim())
+                .decode(unbroken)
                 .map_err(|_| "auth is not base64")?;
             let plain = String::from_utf8(bytes).map_err(|_| "auth is not text")?;
             // Old versions of docker padded with zeros.
@@ -299,7 +334,7 @@ fn normal(key: &str) -> String {
     }
     let host_end = name.find('/').unwrap_or(name.len());
     let (host, path) = name.split_at(host_end);
-    let host = if hub { "docker.io".to_owned() } else { host.to_ascii_lowercase() };
+    let host = canonical_host(host).unwrap_or_else(|| host.to_ascii_lowercase());
     format!("{host}{path}")
 }
 
@@ -369,7 +404,7 @@ mod tests {
             let found = credentials.find("r.example", repository).await.unwrap();
             assert_eq!(found, Some(basic(user, "p")), "{repository}");
         }
-        assert_eq!(credentials.find("r.example:443", "ns/repo").await.unwrap(), None);
+        assert_eq!(credentials.find("r.example:5000", "ns/repo").await.unwrap(), None);
     }
 
     #[tokio::test]
@@ -380,6 +415,8 @@ mod tests {
             ("https://r.example/v2/", "r.example"),
             ("R.Example", "r.example"),
             ("r.example:5000/", "r.example:5000"),
+            ("R.Example.:443", "r.example"),
+            ("http://127.1:5000", "127.0.0.1:5000"),
             ("https://index.docker.io/v1/", "docker.io"),
             ("index.docker.io", "docker.io"),
             ("docker.io", "docker.io"),
@@ -435,6 +472,23 @@ mod tests {
         assert_eq!(find("identity.example").await, Some(Login::Identity(Secret::new("refresh"))));
         assert_eq!(find("token.example").await, Some(Login::Token(Secret::new("bearer"))));
         assert_eq!(find("plain.example").await, Some(basic("u", "p")));
+    }
+
+    #[tokio::test]
+    async fn files_are_read_as_clients_in_go_read_them() {
+        let broken_lines =
+            auth("u:a password that is longer than one line of base64 by some").replacen('U', "U\\n", 1);
+        for text in [
+            format!(r#"{{"Auths": {{"r.example": {{"AUTH": "{}"}}}}}}"#, auth("u:p")),
+            format!(r#"{{"auths": {{"r.example": {{"auth": "{broken_lines}\n"}}}}}}"#),
+        ] {
+            let (_home, credentials) = home(&[("docker.json", text.clone())]);
+            let found = credentials.find_with_place("r.example", "x").await.unwrap();
+            assert!(
+                matches!(found, Some((Login::Password(_), place)) if place.ends_with("docker.json")),
+                "{text}"
+            );
+        }
     }
 
     #[tokio::test]

@@ -6,8 +6,8 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use serde::Deserialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use serde_json::{Map, Value};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use super::redact::{Secret, sanitised};
@@ -17,16 +17,12 @@ use super::{Credential, RegistryError, elsewhere};
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
 /// The longest answer, in bytes.
 pub(super) const MAX_ANSWER: u64 = 64 * 1024;
+/// How much of what a helper says on standard error is kept, in bytes.
+const MAX_COMPLAINT: usize = 4 * 1024;
+/// How long standard error may stay open when a helper has ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How helpers say that they have nothing (docker-credential-helpers, credentials/error.go).
 const NOTHING: &str = "credentials not found";
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Answer {
-    #[serde(default)]
-    username: String,
-    secret: String,
-}
 
 /// What `docker-credential-NAME` knows about `server`; `place` is the file that names the helper.
 pub(super) async fn ask(name: &str, server: &str, place: &str) -> Result<Option<Credential>, RegistryError> {
@@ -51,7 +47,8 @@ fn failure(program: &str, place: &str, reason: &str) -> RegistryError {
 }
 
 async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Option<Credential>, String> {
-    let (success, answer) = match tokio::time::timeout(limit, run(program, server)).await {
+    let Outcome { success, answer, complaint } = match tokio::time::timeout(limit, run(program, server)).await
+    {
         Ok(result) => result.map_err(|error| error.to_string())?,
         Err(_) => return Err(format!("no answer in {} ms", limit.as_millis())),
     };
@@ -59,27 +56,62 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
         return Err(format!("its answer is longer than {MAX_ANSWER} bytes"));
     }
     if !success {
-        // On failure stdout holds the message, not the secret.
-        let message = String::from_utf8_lossy(&answer);
-        return if message.contains(NOTHING) { Ok(None) } else { Err(message.into_owned()) };
+        // On failure stdout holds the message, not the secret; many say on standard error what is wrong.
+        let words = [answer, complaint].map(|words| String::from_utf8_lossy(&words).trim().to_owned());
+        let message = words.iter().filter(|words| !words.is_empty()).cloned().collect::<Vec<_>>().join("; ");
+        return match message {
+            message if message.contains(NOTHING) => Ok(None),
+            message if message.is_empty() => Err("it failed without a word".into()),
+            message => Err(message),
+        };
     }
-    let answer: Answer =
-        serde_json::from_slice(&answer).map_err(|_| "its answer is not a credential".to_owned())?;
-    if answer.secret.is_empty() {
-        return Ok(None);
+    let (user, secret) = parse(&answer).ok_or("its answer is not a credential")?;
+    if !complaint.is_empty() {
+        let complaint = sanitised(&String::from_utf8_lossy(&complaint));
+        tracing::info!(program, complaint, "the credential helper says");
     }
-    Ok(Some(Credential { user: answer.username, secret: Secret::new(answer.secret) }))
+    Ok((!secret.is_empty()).then(|| Credential { user, secret: Secret::new(secret) }))
 }
 
-/// Whether the program succeeded, and at most one byte more than the limit of what it wrote.
-async fn run(program: &str, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
+/// The user and the secret of an answer: the first JSON value of it, its names in any case, as clients in Go read it.
+fn parse(answer: &[u8]) -> Option<(String, String)> {
+    let mut values = serde_json::Deserializer::from_slice(answer).into_iter::<Map<String, Value>>();
+    let first = values.next()?.ok()?;
+    let field = |name: &str| {
+        let (_, value) = first.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+        value.as_str().map(str::to_owned)
+    };
+    Some((field("Username").unwrap_or_default(), field("Secret")?))
+}
+
+/// What came of a program.
+struct Outcome {
+    success: bool,
+    /// Of standard output, at most one byte more than the limit.
+    answer: Vec<u8>,
+    /// The beginning of standard error.
+    complaint: Vec<u8>,
+}
+
+/// Reads to the end, so that the writer is not held up, and keeps the beginning.
+async fn beginning(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 1024]);
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let room = MAX_COMPLAINT - kept.len();
+        kept.extend_from_slice(&buffer[..read.min(room)]);
+    }
+    kept
+}
+
+async fn run(program: &str, server: &str) -> std::io::Result<Outcome> {
     let mut child = Command::new(program)
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
+    let complaint = child.stderr.take().map(|stderr| tokio::spawn(beginning(stderr)));
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(server.as_bytes()).await {
             // A helper that does not read its input has its reasons.
@@ -93,9 +125,15 @@ async fn run(program: &str, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
     }
     if answer.len() as u64 > MAX_ANSWER {
         child.kill().await?;
-        return Ok((false, answer));
+        return Ok(Outcome { success: false, answer, complaint: Vec::new() });
     }
-    Ok((child.wait().await?.success(), answer))
+    let success = child.wait().await?.success();
+    // A process that it left behind may hold standard error open.
+    let complaint = match complaint {
+        Some(complaint) => tokio::time::timeout(LAST_WORDS, complaint).await.ok().and_then(Result::ok),
+        None => None,
+    };
+    Ok(Outcome { success, answer, complaint: complaint.unwrap_or_default() })
 }
 
 #[cfg(test)]
@@ -132,6 +170,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_is_the_first_value_with_names_in_any_case() {
+        for body in [
+            r#"echo '{"username":"u","SECRET":"s"}'"#,
+            r#"echo '{"Username":"u","Secret":"s"}'; echo 'A new version is available'"#,
+            r#"echo warning >&2; printf '{\r\n "Username": "u",\r\n "Secret": "s"\r\n}\r\n'"#,
+        ] {
+            let found = with_script(body).await.unwrap().unwrap();
+            assert_eq!((found.user.as_str(), found.secret.expose()), ("u", "s"), "{body}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_helper_that_has_nothing_is_no_error() {
         let found = with_script("echo credentials not found in native keychain; exit 1").await.unwrap();
         assert_eq!(found, None);
@@ -141,6 +191,9 @@ mod tests {
     async fn a_helper_that_fails_or_hangs_or_babbles_is_an_error() {
         for (body, reason) in [
             ("echo locked; exit 1", "locked"),
+            ("echo run aws sso login >&2; exit 1", "aws sso login"),
+            ("head -c 100000 /dev/zero >&2; echo locked; exit 1", "locked"),
+            ("exit 1", "without a word"),
             ("sleep 20", "no answer in 1500 ms"),
             ("echo not json", "not a credential"),
             ("head -c 100000 /dev/zero", "longer than"),

@@ -5,17 +5,36 @@
 
 use std::path::{Path, PathBuf};
 
-use super::broken;
+use super::{broken, canonical};
 use crate::registry::RegistryError;
 use crate::registry::endpoint::{Tls, Verify};
 
 /// The most files of one kind: a directory of a host holds a handful.
 const MAX_FILES: usize = 256;
 
-/// The directory of `host` (with its port, as a reference has it) below the first of `roots` that has one.
+/// The directory of `host` (with its port, as a reference has it) below the first of `roots` that has one, whichever spelling
+/// of the host it is named by.
 pub(super) fn directory_of(roots: &[PathBuf], host: &str) -> Option<PathBuf> {
     // A host comes out of a reference: it has no slash, and no dots alone.
-    roots.iter().map(|root| root.join(host)).find(|dir| dir.is_dir())
+    roots.iter().find_map(|root| named(root, &[host], |name| canonical(name) == host))
+}
+
+/// The directory in `root` with the first of `names` that there is, else the first (by name) that `is_it`.
+pub(super) fn named(root: &Path, names: &[&str], is_it: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    if let Some(dir) = names.iter().map(|name| root.join(name)).find(|dir| dir.is_dir()) {
+        return Some(dir);
+    }
+    // A root that cannot be listed has what can be named in it.
+    let mut others: Vec<PathBuf> = std::fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_str().is_some_and(&is_it))
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
+    others.sort();
+    others.into_iter().next()
 }
 
 /// What a directory holds, in the order of the names.

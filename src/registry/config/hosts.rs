@@ -11,8 +11,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::certs;
 use super::file::{at, parse, read};
+use super::{canonical, certs};
 use crate::oci::Reference;
 use crate::registry::RegistryError;
 use crate::registry::endpoint::{Serves, Tls, Verify};
@@ -82,8 +82,10 @@ pub(super) fn find(root: &Path, reference: &Reference) -> Result<Option<HostsFil
     let host = reference.registry();
     // Colons are not for every file system, so containerd takes both forms.
     let with_port = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
-    let names = with_port.as_deref().into_iter().chain([host, "_default"]);
-    let Some(dir) = names.map(|name| root.join(name)).find(|dir| dir.is_dir()) else { return Ok(None) };
+    let names: Vec<&str> = with_port.as_deref().into_iter().chain([host]).collect();
+    let is_it = |name: &str| canonical(&unescaped(name)) == host;
+    let found = certs::named(root, &names, is_it).or_else(|| certs::named(root, &["_default"], |_| false));
+    let Some(dir) = found else { return Ok(None) };
     let path = dir.join("hosts.toml");
     match read(&path)?.filter(|text| !text.trim().is_empty()) {
         Some(text) => of_text(&path, &text).map(Some),
@@ -92,6 +94,14 @@ pub(super) fn find(root: &Path, reference: &Reference) -> Result<Option<HostsFil
             let server = HostEntry { url: None, serves: Serves::ALL, tls, headers: HeaderMap::new() };
             Ok(Some(HostsFile { hosts: Vec::new(), server }))
         }
+    }
+}
+
+/// `HOST_PORT_` as `HOST:PORT`; any other name as it is.
+fn unescaped(name: &str) -> String {
+    match name.strip_suffix('_').and_then(|name| name.rsplit_once('_')) {
+        Some((host, port)) => format!("{host}:{port}"),
+        None => name.to_owned(),
     }
 }
 

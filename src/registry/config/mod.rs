@@ -9,6 +9,7 @@ mod file;
 mod hosts;
 mod registries;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,10 +17,10 @@ use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 use super::RegistryError;
-use super::challenge::is_loopback;
 use super::endpoint::{Endpoint, Role, Route, Serves, Tls, Verify};
+use super::reach::is_loopback;
 use super::redact::{host_of, sanitised};
-use crate::oci::{OciError, Reference};
+use crate::oci::{OciError, Reference, canonical_host};
 
 use hosts::HostsFile;
 use registries::{Entry, Registries};
@@ -86,6 +87,8 @@ pub(super) struct Config {
     /// Directories that hold `HOST:PORT/`, the first that has a host counts.
     certs: Vec<PathBuf>,
     hosts: Option<PathBuf>,
+    /// Hosts, without ports, that the files name: redirects may lead there.
+    named: Arc<HashSet<String>>,
 }
 
 impl Config {
@@ -97,9 +100,16 @@ impl Config {
         }
         let in_it = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("certs.d"));
         let certs = [&places.user, &places.system, &places.docker];
+        let registries = Registries::load(places)?;
+        let named = registries.named_places().filter_map(|place| {
+            let authority = place.split('/').next().unwrap_or_default();
+            let url = format!("http://{authority}/").parse::<Url>().ok()?;
+            url.host_str().map(str::to_owned)
+        });
         Ok(Self {
             given,
-            registries: Registries::load(places)?,
+            named: Arc::new(named.collect()),
+            registries,
             certs: certs.into_iter().filter_map(in_it).collect(),
             hosts,
         })
@@ -112,6 +122,7 @@ impl Config {
 
     /// Who is asked for the repository of `reference`, and how.
     pub(super) fn route(&self, reference: &Reference) -> Result<Route, RegistryError> {
+        self.check_blocked(reference.registry(), reference.repository())?;
         let endpoints = match &self.hosts {
             Some(dir) => match hosts::find(dir, reference)? {
                 Some(file) => self.by_hosts(&file, reference)?,
@@ -122,14 +133,20 @@ impl Config {
         Ok(Route { endpoints: endpoints.into_iter().map(Arc::new).collect() })
     }
 
+    fn check_blocked(&self, host: &str, repository: &str) -> Result<(), RegistryError> {
+        match self.registries.blocking(host, repository) {
+            Some(entry) => Err(RegistryError::Blocked {
+                name: format!("{host}/{repository}"),
+                place: entry.place.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     fn by_registries(&self, reference: &Reference) -> Result<Vec<Endpoint>, RegistryError> {
         let Some(entry) = self.registries.entry(reference) else {
             return self.ways(reference, Role::Primary, Serves::ALL, &Tls::default());
         };
-        if entry.blocked {
-            let name = format!("{}/{}", reference.registry(), reference.repository());
-            return Err(RegistryError::Blocked { name, place: entry.place.clone() });
-        }
         let tls = |insecure| {
             let verify = if insecure { Verify::Nothing } else { Verify::Certificate };
             Tls { verify, ..Tls::default() }
@@ -175,11 +192,13 @@ impl Config {
 
     /// How the file at `url` is asked for: as it is written, with the certificates for its host.
     pub(super) fn file(&self, url: &Url) -> Result<Endpoint, RegistryError> {
-        let registry = host_of(url);
+        let registry = canonical(&host_of(url));
+        let repository = url.path().trim_start_matches('/').to_owned();
+        self.check_blocked(&registry, &repository)?;
         let (tls, _) = self.tls(&registry, Role::Primary, &Tls::default())?;
         Ok(Endpoint {
             registry,
-            repository: url.path().trim_start_matches('/').to_owned(),
+            repository,
             root: url.clone(),
             namespace: None,
             tls,
@@ -187,6 +206,7 @@ impl Config {
             role: Role::Primary,
             serves: Serves::ALL,
             trusts_everybody: self.given.trusts_everybody(),
+            named: self.named.clone(),
         })
     }
 
@@ -202,7 +222,7 @@ impl Config {
                 }
                 continue;
             };
-            let authority = host_of(url);
+            let authority = canonical(&host_of(url));
             let (tls, _) = self.tls(&authority, role, &host.tls)?;
             let text = format!("{}/{}/", url.as_str().trim_end_matches('/'), reference.repository());
             let mut endpoint = self.endpoint(&text, reference, role, host.serves, &tls)?;
@@ -243,6 +263,7 @@ impl Config {
             role,
             serves,
             trusts_everybody: self.given.trusts_everybody(),
+            named: self.named.clone(),
         })
     }
 
@@ -280,6 +301,13 @@ fn rewritten(entry: &Entry, location: &str, reference: &Reference) -> Result<Ref
         place: entry.place.clone(),
         reason: format!("location {location:?} makes no name of {reference}: {error}"),
     })
+}
+
+/// The one spelling of a host that a file names, also of one in letters beyond ASCII. Other text stays as it is.
+pub(super) fn canonical(host: &str) -> String {
+    canonical_host(host)
+        .or_else(|| canonical_host(&host_of(&format!("http://{host}/").parse().ok()?)))
+        .unwrap_or_else(|| host.to_owned())
 }
 
 /// An error of a whole file or directory.

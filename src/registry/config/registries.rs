@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use toml::Spanned;
 
+use super::canonical;
 use super::file::{at, parse, place, read};
 use super::{Places, broken};
 use crate::oci::Reference;
@@ -155,9 +156,37 @@ impl Registries {
 
     /// The entry for a reference: the one with the longest prefix.
     pub(super) fn entry(&self, reference: &Reference) -> Option<&Entry> {
-        let matching = self.entries.iter().filter(|entry| entry.rest(reference).is_some());
+        self.entry_of(reference.registry(), reference.repository())
+    }
+
+    /// The entry that blocks a repository. A port that a scheme implies may be left out, so a host is blocked with and
+    /// without it, unless the other spelling has an entry of its own. A domain is blocked with all ports.
+    pub(super) fn blocking(&self, host: &str, repository: &str) -> Option<&Entry> {
+        let own = self.entry_of(host, repository);
+        if let Some(own) = own.filter(|own| own.blocked || !own.is_domain()) {
+            return own.blocked.then_some(own);
+        }
+        let bare = [":80", ":443"].iter().find_map(|port| host.strip_suffix(port)).map(str::to_owned);
+        let others = bare.into_iter().chain([format!("{host}:80"), format!("{host}:443")]);
+        let name =
+            &host[..host.rfind(':').filter(|colon| !host[*colon..].contains(']')).unwrap_or(host.len())];
+        let domain = self.entry_of(name, repository).filter(|entry| entry.is_domain());
+        let mut found = others.filter_map(|other| self.entry_of(&other, repository)).chain(domain);
+        found.find(|entry| entry.blocked)
+    }
+
+    fn entry_of(&self, host: &str, repository: &str) -> Option<&Entry> {
+        let matching = self.entries.iter().filter(|entry| entry.rest_of(host, repository).is_some());
         // A name of a domain and everything below it is less than any name that is written out.
-        matching.max_by_key(|entry| (!entry.prefix.starts_with("*."), entry.prefix.len()))
+        matching.max_by_key(|entry| (!entry.is_domain(), entry.prefix.len()))
+    }
+
+    /// The places that the files name, each beginning with its host.
+    pub(super) fn named_places(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().flat_map(|entry| {
+            let mirrors = entry.mirrors.iter().map(|mirror| mirror.location.as_str());
+            [entry.prefix.as_str()].into_iter().chain(entry.location.as_deref()).chain(mirrors)
+        })
     }
 
     /// The full name of a reference without a host: that of its alias, or in the one registry that is searched. Where none or
@@ -221,7 +250,7 @@ impl WrittenEntry {
     }
 }
 
-/// A place without the slash at its end.
+/// A place without the slash at its end, its host in the one spelling that hosts have.
 fn checked_location(text: &str) -> Result<String, String> {
     let location = text.trim_end_matches('/');
     if location.is_empty() {
@@ -235,20 +264,32 @@ fn checked_location(text: &str) -> Result<String, String> {
     if location.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(format!("{location:?} is no place"));
     }
-    Ok(location.to_owned())
+    let (host, path) = location.split_at(location.find('/').unwrap_or(location.len()));
+    Ok(match host.strip_prefix("*.") {
+        Some(domain) => format!("*.{}{path}", canonical(domain)),
+        None => format!("{}{path}", canonical(host)),
+    })
 }
 
 impl Entry {
     /// What a name has after the prefix, or `None` when the prefix is not one of it: whole components only, so that
     /// `example.com/ab` does not begin with `example.com/a`.
     pub(super) fn rest(&self, reference: &Reference) -> Option<String> {
-        let (host, path) = (reference.registry(), reference.repository());
+        self.rest_of(reference.registry(), reference.repository())
+    }
+
+    fn rest_of(&self, host: &str, path: &str) -> Option<String> {
         if let Some(domain) = self.prefix.strip_prefix('*') {
             return host.ends_with(domain).then(|| format!("/{path}"));
         }
         let name = format!("{host}/{path}");
         let rest = name.strip_prefix(&self.prefix)?;
         (rest.is_empty() || rest.starts_with('/')).then(|| rest.to_owned())
+    }
+
+    /// Whether it is for all hosts below a domain.
+    fn is_domain(&self) -> bool {
+        self.prefix.starts_with("*.")
     }
 }
 

@@ -63,6 +63,65 @@ fn the_longest_prefix_of_whole_components_counts_alone() {
 }
 
 #[test]
+fn a_blocked_host_is_blocked_in_every_spelling() {
+    let text = r#"
+        [[registry]]
+        prefix = "LocalHost"
+        blocked = true
+        [[registry]]
+        location = "127.1:5000"
+        blocked = true
+        [[registry]]
+        prefix = "evil.example:443/team"
+        blocked = true
+        [[registry]]
+        prefix = "*.Bad.Example"
+        blocked = true
+        [[registry]]
+        prefix = "fine.bad.example:80"
+        location = "fine.example"
+        [[registry]]
+        prefix = "b\u00fccher.example"
+        blocked = true
+    "#;
+    let (_home, places) = home(&[("user/registries.conf", text)]);
+    let config = Config::load(&places, Given::default()).unwrap();
+    let is_blocked = |reference: &str| {
+        matches!(config.route(&reference.parse().unwrap()), Err(RegistryError::Blocked { .. }))
+    };
+    for blocked in [
+        "localhost/a",
+        "LOCALHOST./a",
+        "localhost:80/a",
+        "localhost:443/a",
+        "127.0.0.1:5000/a",
+        "0x7f.1:5000/a",
+        "2130706433:05000/a",
+        "[::ffff:127.0.0.1]:5000/a",
+        "evil.example/team/a",
+        "Evil.Example:80/team/a",
+        "evil.example.:443/team",
+        "very.bad.example/a",
+        "very.bad.example:5000/a",
+        "xn--bcher-kva.example/a",
+    ] {
+        assert!(is_blocked(blocked), "{blocked}");
+    }
+    for free in [
+        "localhost:5000/a",
+        "127.0.0.1:5001/a",
+        "evil.example/teams",
+        "evil.example:5000/team/a",
+        "fine.bad.example:80/a",
+    ] {
+        assert!(!is_blocked(free), "{free}");
+    }
+    let file = |url: &str| config.file(&url.parse().unwrap()).map(drop);
+    assert!(matches!(file("http://2130706433:5000/a.tar"), Err(RegistryError::Blocked { .. })));
+    assert!(file("http://127.0.0.1:5001/a.tar").is_ok());
+}
+
+#[test]
 fn a_registry_that_need_not_be_secure_is_spoken_to_both_ways_and_this_machine_by_http() {
     let text = r#"
         [[registry]]
