@@ -1,15 +1,12 @@
-//! What a 401 asks for, and whether the token server it names may be told a password.
+//! Challenges of a 401: the schemes that a registry offers, and the one that is taken.
 //!
-//! Nothing is sent here. The idea: a realm is text that the registry chose, so it must not lead a credential over a
-//! readable connection or into a private network that the registry itself is not part of.
-//! Rules: RFC 9110 section 11.6.1, distribution's token specification, and `validateRealmURL` of go-containerregistry.
-
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+//! Nothing is sent here. The idea: of several challenges one that is understood is enough, so what cannot be read hides nothing
+//! beside it. Rules: RFC 9110 section 11.6.1, and distribution's token specification.
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
-use super::redact::host_of;
+use super::reach::Guide;
 
 /// How a registry wants to be authenticated.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +15,7 @@ pub(super) enum Challenge {
     Basic,
     /// A token of the realm.
     Bearer {
-        /// The token server. Invariant: it passed [`check_realm`].
+        /// The token server. Invariant: it passed [`Guide::check_realm`].
         realm: Url,
         /// What the registry calls itself there.
         service: Option<String>,
@@ -49,111 +46,133 @@ impl Challenge {
     }
 }
 
-/// The challenge of a 401 that `url` answered: Bearer before Basic, because a token is worth less to a thief. `None` when
-/// there is none that we know; an error says why the realm cannot be trusted.
+/// The challenge that is taken of a 401: Bearer before Basic, because a token is worth less to a thief. `None` when there is
+/// none that we know; an error says why the only ones there are cannot be met.
 pub(super) fn challenge(
-    url: &Url,
+    guide: Guide<'_>,
     headers: &HeaderMap,
     default_scope: &str,
 ) -> Result<Option<Challenge>, String> {
-    let mut basic = None;
+    let (mut basic, mut unusable) = (None, None);
     for value in headers.get_all(WWW_AUTHENTICATE) {
-        let Ok(text) = value.to_str() else { continue };
-        let challenges = http_auth::parse_challenges(text)
-            .map_err(|_| "a WWW-Authenticate header that is not valid".to_owned())?;
-        for parsed in challenges {
-            let parameter = |name: &str| {
-                let (_, value) = parsed.params.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
-                Some(value.to_unescaped()).filter(|value| !value.is_empty())
-            };
-            if parsed.scheme.eq_ignore_ascii_case("basic") {
-                basic = Some(Challenge::Basic);
-            } else if parsed.scheme.eq_ignore_ascii_case("bearer") {
-                let realm = parameter("realm").ok_or("a bearer challenge without realm")?;
-                let realm: Url = realm.parse().map_err(|_| "a token realm that is not a URL".to_owned())?;
-                check_realm(url, &realm)?;
-                let scope = parameter("scope").unwrap_or_else(|| default_scope.to_owned());
-                return Ok(Some(Challenge::Bearer { realm, service: parameter("service"), scope }));
+        for offer in offers(&String::from_utf8_lossy(value.as_bytes())) {
+            match offer.scheme.to_ascii_lowercase().as_str() {
+                "basic" => basic = Some(Challenge::Basic),
+                "bearer" => match bearer(guide, &offer, default_scope) {
+                    Ok(bearer) => return Ok(Some(bearer)),
+                    Err(reason) => unusable = Some(reason),
+                },
+                _ => {}
             }
         }
     }
-    Ok(basic)
-}
-
-/// Whether a registry at `registry` may send us to `realm` for a token.
-fn check_realm(registry: &Url, realm: &Url) -> Result<(), String> {
-    let refuse = |why: &str| Err(format!("a token realm at {} that {why}", host_of(realm)));
-    let local_registry = registry.scheme() == "http" && is_loopback(registry);
-    let same_host = registry.host() == realm.host() || (is_loopback(registry) && is_loopback(realm));
-    if is_private(realm) && !same_host {
-        return refuse("is an address of a private network");
-    }
-    match realm.scheme() {
-        "https" => {}
-        "http" if local_registry && is_loopback(realm) => {}
-        _ => return refuse("is not https"),
-    }
-    if !realm.username().is_empty() || realm.password().is_some() {
-        return refuse("names a user");
-    }
-    Ok(())
-}
-
-/// Whether a URL names this machine: `localhost`, 127.0.0.0/8 or `[::1]`.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match (url.host_str(), address(url)) {
-        (_, Some(address)) => address.is_loopback(),
-        (Some(name), None) => name.eq_ignore_ascii_case("localhost"),
-        (None, None) => false,
+    match (basic, unusable) {
+        (None, Some(reason)) => Err(reason),
+        (basic, _) => Ok(basic),
     }
 }
 
-/// The address that a URL has for a host, an IPv4 address in IPv6 clothes being an IPv4 address.
-fn address(url: &Url) -> Option<IpAddr> {
-    let host = url.host_str()?;
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+fn bearer(guide: Guide<'_>, offer: &Offer, default_scope: &str) -> Result<Challenge, String> {
+    let realm = offer.parameter("realm").ok_or("a bearer challenge without realm")?;
+    let realm: Url = realm.parse().map_err(|_| "a token realm that is not a URL".to_owned())?;
+    guide.check_realm(&realm)?;
+    let scope = offer.parameter("scope").unwrap_or(default_scope).to_owned();
+    Ok(Challenge::Bearer { realm, service: offer.parameter("service").map(str::to_owned), scope })
 }
 
-/// Whether a URL names an address that only means something near the machine that uses it.
-fn is_private(url: &Url) -> bool {
-    match address(url) {
-        Some(IpAddr::V4(address)) => is_private_v4(address),
-        Some(IpAddr::V6(address)) => is_private_v6(address),
-        None => is_loopback(url),
+/// One challenge as it is written.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Offer {
+    scheme: String,
+    parameters: Vec<(String, String)>,
+}
+
+impl Offer {
+    /// The first parameter of this name, if it has a value.
+    fn parameter(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+        Some(value.as_str()).filter(|value| !value.is_empty())
     }
 }
 
-fn is_private_v4(address: Ipv4Addr) -> bool {
-    let [first, second, ..] = address.octets();
-    address.is_private()
-        || address.is_loopback()
-        || address.is_link_local()
-        || address.is_broadcast()
-        || first == 0
-        // Carrier-grade NAT, RFC 6598.
-        || (first == 100 && second & 0xc0 == 64)
+/// The challenges of one header field: schemes, each with token68 or with parameters. What is between commas and is neither is
+/// passed over, and a value that should be quoted goes on to the next comma.
+fn offers(text: &str) -> Vec<Offer> {
+    let mut found: Vec<Offer> = Vec::new();
+    for element in elements(text) {
+        let (word, rest) = split_word(element);
+        let after = rest.trim_start();
+        // `name = value` goes on with the last scheme, `name ...` begins a new one.
+        let (pair, begins) = match after.strip_prefix('=') {
+            Some(value) => (Some((word, value)), false),
+            None => {
+                let (name, rest) = split_word(after);
+                (rest.trim_start().strip_prefix('=').map(|value| (name, value)), true)
+            }
+        };
+        if begins && !word.is_empty() {
+            found.push(Offer { scheme: word.to_owned(), parameters: Vec::new() });
+        }
+        if let (Some((name, value)), Some(offer)) =
+            (pair.filter(|(name, _)| !name.is_empty()), found.last_mut())
+        {
+            offer.parameters.push((name.to_owned(), unquoted(value.trim())));
+        }
+    }
+    found
 }
 
-fn is_private_v6(address: Ipv6Addr) -> bool {
-    address.is_loopback()
-        || address.is_unspecified()
-        || address.is_unique_local()
-        || address.is_unicast_link_local()
+/// What stands between commas outside of quotes.
+fn elements(text: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut is_quoted, mut is_escaped) = (Vec::new(), 0, false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_quoted => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            ',' if !is_quoted => {
+                parts.push(text[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(text[start..].trim());
+    parts
+}
+
+/// The token at the beginning (RFC 9110 section 5.6.2), and what follows it.
+fn split_word(text: &str) -> (&str, &str) {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    text.split_at(text.find(|c| !is_part(c)).unwrap_or(text.len()))
+}
+
+/// A value without its quotes and escapes.
+fn unquoted(value: &str) -> String {
+    let Some(inside) = value.strip_prefix('"') else { return value.to_owned() };
+    let mut plain = String::new();
+    let mut chars = inside.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => break,
+            '\\' => plain.extend(chars.next()),
+            c => plain.push(c),
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn of(registry: &str, header: &str) -> Result<Option<Challenge>, String> {
         let mut headers = HeaderMap::new();
         headers.append(WWW_AUTHENTICATE, header.parse().unwrap());
-        challenge(&registry.parse().unwrap(), &headers, "repository:a/b:pull")
-    }
-
-    fn realm(registry: &str, realm: &str) -> Result<(), String> {
-        check_realm(&registry.parse().unwrap(), &realm.parse().unwrap())
+        let (home, named) = (registry.parse().unwrap(), HashSet::new());
+        challenge(Guide { home: &home, named: &named }, &headers, "repository:a/b:pull")
     }
 
     #[test]
@@ -201,39 +220,34 @@ mod tests {
     }
 
     #[test]
-    fn a_realm_must_be_https_unless_the_registry_is_plain_on_this_machine() {
-        assert!(realm("https://r.example", "https://auth.example/token").is_ok());
-        assert!(realm("https://r.example", "http://r.example/token").is_err());
-        assert!(realm("http://r.example", "http://r.example/token").is_err());
-        assert!(realm("http://127.0.0.1:5000", "http://localhost:5001/token").is_ok());
-        assert!(realm("https://localhost", "http://localhost/token").is_err());
-        assert!(realm("https://r.example", "file:///etc/passwd").is_err());
-        assert!(realm("https://r.example", "https://u:p@auth.example/token").is_err());
-    }
-
-    #[test]
-    fn a_realm_in_a_private_network_is_only_for_a_registry_there() {
-        for private in [
-            "10.0.0.1",
-            "172.16.3.4",
-            "192.168.1.1",
-            "169.254.169.254",
-            "127.0.0.1",
-            "100.64.0.1",
-            "0.0.0.0",
-            "localhost",
-            "[::1]",
-            "[fe80::1]",
-            "[fd00::1]",
-            "[::ffff:10.0.0.1]",
-            // Other ways to write an IPv4 address, which URL parsers read as one.
-            "0x7f.1",
-            "2130706433",
+    fn what_cannot_be_read_hides_nothing_beside_it() {
+        const BEARER: &str = "Bearer realm=\"https://t.example/\",service=\"s, t\"";
+        let is_bearer = |header: &str| {
+            let found = of("https://r.example/", header);
+            assert!(
+                matches!(&found, Ok(Some(Challenge::Bearer { service, .. })) if service.as_deref() == Some("s, t")),
+                "{header}: {found:?}"
+            );
+        };
+        for other in [
+            "Negotiate",
+            "Negotiate YIIG==",
+            "NTLM TlRMTVNTUAAB/+==",
+            "Basic realm=Sonatype Nexus Repository Manager",
+            "Basic realm=\"a \\\"b\\\", c\"",
+            "Digest realm=\"x\", nonce=\"\", qop=auth",
+            "=,;;",
+            "",
         ] {
-            assert!(realm("https://r.example", &format!("https://{private}/token")).is_err(), "{private}");
+            is_bearer(&format!("{other}, {BEARER}"));
+            is_bearer(&format!("{BEARER}, {other}"));
         }
-        assert!(realm("https://10.0.0.1:5000", "https://10.0.0.1/token").is_ok());
-        assert!(realm("https://10.0.0.1", "https://10.0.0.2/token").is_err());
-        assert!(realm("https://r.example", "https://8.8.8.8/token").is_ok());
+        is_bearer(&BEARER.replace('=', " = "));
+        is_bearer(&BEARER.replace("Bearer", "bEARER"));
+        assert_eq!(of("https://r.example/", "Basic realm=Registry Realm"), Ok(Some(Challenge::Basic)));
+        // A realm that may not be asked leaves what else is offered.
+        let refused = "Bearer realm=\"http://t.example/\"";
+        assert!(of("https://r.example/", refused).is_err());
+        assert_eq!(of("https://r.example/", &format!("{refused}, Basic")), Ok(Some(Challenge::Basic)));
     }
 }

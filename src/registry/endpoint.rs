@@ -4,6 +4,7 @@
 //! registry itself last; what may be believed of them is decided by digests, so a route is only about who is asked, by what
 //! name, and with which certificates and headers.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,7 +13,8 @@ use reqwest::header::HeaderMap;
 
 use super::RegistryError;
 use super::auth::{Access, Scope, origin};
-use super::redact::sanitised;
+use super::reach::Guide;
+use super::redact::{host_of, sanitised};
 
 /// Whether the certificate of a server counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -78,6 +80,8 @@ pub(super) struct Endpoint {
     pub(super) serves: Serves,
     /// Whether nobody's certificate counts, because the user said so.
     pub(super) trusts_everybody: bool,
+    /// Hosts, without ports, that the configuration names: it may lead there, also into a private network.
+    pub(super) named: Arc<HashSet<String>>,
 }
 
 impl Endpoint {
@@ -104,6 +108,31 @@ impl Endpoint {
             pairs: Vec::new(),
             verify: if same_host || self.trusts_everybody { self.tls.verify } else { Verify::Certificate },
         }
+    }
+
+    /// The policy for addresses that it chooses.
+    pub(super) fn guide(&self) -> Guide<'_> {
+        Guide { home: &self.root, named: &self.named }
+    }
+
+    /// Where a redirect of this host, or the place of an upload, leads from `from`, when it may be followed.
+    pub(super) fn follow(&self, from: &Url, location: &[u8]) -> Result<Url, String> {
+        // Not every server encodes the letters of a path; the URL parser does.
+        let location = String::from_utf8_lossy(location);
+        let mut next =
+            from.join(&location).map_err(|_| "a redirect to something that is not a URL".to_owned())?;
+        match (from.scheme(), next.scheme()) {
+            (_, "https") | ("http", "http") => {}
+            // The user said that certificates do not matter here; then neither does what goes over the wire.
+            ("https", "http") if self.tls.verify == Verify::Nothing => {}
+            ("https", "http") => return Err(format!("a redirect from https to http at {}", host_of(&next))),
+            _ => return Err("a redirect to something that is not http".into()),
+        }
+        if origin(&next) != origin(from) {
+            self.guide().check_host(&next).map_err(|reason| format!("a redirect {reason}"))?;
+        }
+        next.set_fragment(None);
+        Ok(next)
     }
 
     /// The URL of something in the repository.
@@ -147,5 +176,41 @@ impl Route {
     /// The ways to the registry itself: more than one when it is not known whether it speaks TLS.
     pub(super) fn primaries(&self) -> Vec<Arc<Endpoint>> {
         self.endpoints.iter().filter(|endpoint| endpoint.role == Role::Primary).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Places;
+    use crate::registry::config::Config;
+
+    fn endpoint(registry: &str, tls_verify: Option<bool>) -> Arc<Endpoint> {
+        let given = crate::registry::config::Given { tls_verify, ..Default::default() };
+        let config = Config::load(&Places::default(), given).unwrap();
+        config.route(&format!("{registry}/a").parse().unwrap()).unwrap().endpoints[0].clone()
+    }
+
+    #[test]
+    fn a_redirect_leaves_https_only_where_certificates_do_not_matter() {
+        let from = |from: &str, to: &str| {
+            let from: Url = from.parse().unwrap();
+            endpoint(&host_of(&from), None).follow(&from, to.as_bytes()).map(|url| url.to_string())
+        };
+        assert_eq!(from("https://r.example/v2/a", "/other?x=1").unwrap(), "https://r.example/other?x=1");
+        assert_eq!(
+            from("https://r.example/v2/a", "/gr\u{f6}\u{df}e").unwrap(),
+            "https://r.example/gr%C3%B6%C3%9Fe"
+        );
+        assert_eq!(from("http://r.example/", "https://cdn.example/").unwrap(), "https://cdn.example/");
+        assert_eq!(from("http://127.0.0.1:1/", "http://127.0.0.1:2/").unwrap(), "http://127.0.0.1:2/");
+        for bad in ["http://r.example/", "file:///etc/passwd", "ftp://x/", "https://user:pw@cdn.example/"] {
+            let reason = from("https://r.example/", bad).unwrap_err();
+            assert!(!reason.contains("pw"), "{reason}");
+        }
+        let careless = endpoint("r.example", Some(false));
+        let url: Url = "https://r.example/v2/a".parse().unwrap();
+        assert!(careless.follow(&url, b"http://cdn.example/x").is_ok());
+        assert!(careless.follow(&url, b"http://169.254.169.254/x").is_err());
     }
 }

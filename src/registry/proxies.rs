@@ -1,0 +1,92 @@
+//! HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxies that the environment names.
+//!
+//! Decides about no request; the HTTP client reads the same variables. The idea: what it would pass over in silence is looked at
+//! here once, and named in errors.
+
+use std::sync::OnceLock;
+
+use reqwest::Url;
+
+use super::RegistryError;
+
+/// The variables, in both cases that are read.
+const VARIABLES: [&str; 6] =
+    ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
+/// A proxy, and the variable that names it.
+#[derive(Clone, Debug)]
+struct NamedProxy {
+    variable: &'static str,
+    /// `None` for text that is no URL.
+    url: Option<Url>,
+}
+
+/// What the environment named when it was first asked.
+fn all() -> &'static [NamedProxy] {
+    static ALL: OnceLock<Vec<NamedProxy>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let named = |variable: &'static str| {
+            let text = std::env::var(variable).ok().filter(|text| !text.trim().is_empty())?;
+            Some(NamedProxy { variable, url: parsed(&text) })
+        };
+        VARIABLES.into_iter().filter_map(named).collect()
+    })
+}
+
+/// A proxy as it is written: a URL, or a host with a port.
+fn parsed(text: &str) -> Option<Url> {
+    let text = text.trim();
+    let url = match text.contains("://") {
+        true => text.parse::<Url>(),
+        false => format!("http://{text}").parse(),
+    };
+    url.ok().filter(|url| url.host_str().is_some_and(|host| !host.is_empty()))
+}
+
+/// Whether a host is that of a proxy.
+pub(super) fn is_proxy(host: &str) -> bool {
+    all().iter().any(|proxy| proxy.url.as_ref().and_then(Url::host_str) == Some(host))
+}
+
+/// An error for a variable that holds no URL: requests would pass by the proxy that was meant.
+pub(super) fn check() -> Result<(), RegistryError> {
+    match all().iter().find(|proxy| proxy.url.is_none()) {
+        Some(proxy) => Err(RegistryError::Config {
+            place: proxy.variable.to_owned(),
+            reason: "it is not the URL of a proxy".into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The variable and the URL of the proxy for requests to `url`.
+pub(super) fn for_url(url: &Url) -> Option<(&'static str, &'static Url)> {
+    let scheme = url.scheme();
+    let fits = |variable: &str| {
+        let lower = variable.to_ascii_lowercase();
+        lower == format!("{scheme}_proxy") || lower == "all_proxy"
+    };
+    let proxy = all().iter().find(|proxy| fits(proxy.variable))?;
+    Some((proxy.variable, proxy.url.as_ref()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_is_a_url_or_a_host_with_a_port() {
+        for (text, host) in [
+            ("http://proxy.example:3128", Some("proxy.example")),
+            ("proxy.example:3128", Some("proxy.example")),
+            (" https://u:p@10.0.0.1 ", Some("10.0.0.1")),
+            ("http://", None),
+            ("not a proxy", None),
+            ("http://[x", None),
+            (":3128", None),
+        ] {
+            let url = parsed(text);
+            assert_eq!(url.as_ref().and_then(Url::host_str), host, "{text}");
+        }
+    }
+}
