@@ -1,0 +1,107 @@
+//! Connections that fail: whose fault it is, and what about it would be the same at the next try.
+//!
+//! Tries nothing again. The idea: the HTTP client knows of a failure what its libraries say; what a person needs beside it (which
+//! proxy, which protocol, which certificate) is found out once, when a connection has failed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use reqwest::Url;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::RegistryError;
+use super::proxies;
+use super::reach::PrivateAddress;
+use super::redact::{host_of, sanitised};
+use super::tls_trouble::{TlsTrouble, cause};
+
+/// How long a proxy may take to repeat its refusal.
+const PROXY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest first line of an answer that is read, in bytes.
+const MAX_STATUS_LINE: u64 = 1024;
+
+/// The error of a connection. Its URL is cut out, because the query may be signed.
+pub(super) fn broken(host: &str, what: &str, error: reqwest::Error) -> RegistryError {
+    let connecting = error.is_connect();
+    let source = Arc::new(error.without_url());
+    let host = host.to_owned();
+    if let Some(led) = cause::<PrivateAddress>(&source) {
+        return RegistryError::Misled { host, what: what.to_owned(), reason: led.to_string() };
+    }
+    let is_tls = cause::<rustls::Error>(&source).is_some();
+    if is_tls && (connecting || TlsTrouble::of(&source) != TlsTrouble::Other) {
+        return RegistryError::Insecure { host, source };
+    }
+    RegistryError::Unreachable { host, what: what.to_owned(), connecting, source }
+}
+
+/// Whether a failure says that the host speaks no HTTP/2.
+pub(super) fn wants_http_1(error: &RegistryError) -> bool {
+    says(error, "HTTP_1_1_REQUIRED") || says(error, "requires HTTP/1.1")
+}
+
+fn says(error: &RegistryError, words: &str) -> bool {
+    let RegistryError::Unreachable { source, .. } = error else { return false };
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
+    while let Some(error) = next {
+        if error.to_string().contains(words) || format!("{error:?}").contains(words) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// The same failure with the name and the answer of the proxy, where one refused to connect to `url`.
+pub(super) async fn at_proxy(url: &Url, error: RegistryError) -> RegistryError {
+    let is_refused =
+        says(&error, "tunnel error: unsuccessful") || says(&error, "proxy authorization required");
+    let Some((variable, proxy)) = proxies::for_url(url).filter(|_| is_refused) else { return error };
+    let answer = tokio::time::timeout(PROXY_TIMEOUT, refusal_of(proxy, url)).await.ok().flatten();
+    let status = answer.as_deref().and_then(|line| line.split(' ').nth(1)?.parse().ok());
+    RegistryError::Proxy {
+        host: host_of(url),
+        proxy: format!("{} of {variable}", host_of(proxy)),
+        status,
+        reason: answer.map_or_else(|| "no tunnel".to_owned(), |line| sanitised(&line)),
+    }
+}
+
+/// The first line with which a proxy refuses a tunnel; the HTTP client keeps it to itself.
+async fn refusal_of(proxy: &Url, url: &Url) -> Option<String> {
+    let address = (proxy.host_str()?, proxy.port_or_known_default()?);
+    let target = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
+    let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
+    if let Some(password) = proxy.password() {
+        let login = format!("{}:{password}", proxy.username());
+        let login = base64::engine::general_purpose::STANDARD.encode(login);
+        request.push_str(&format!("Proxy-Authorization: Basic {login}\r\n"));
+    }
+    request.push_str("\r\n");
+    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = Vec::new();
+    let mut limited = stream.take(MAX_STATUS_LINE);
+    while !answer.contains(&b'\n') {
+        if limited.read_buf(&mut answer).await.ok()? == 0 {
+            break;
+        }
+    }
+    String::from_utf8_lossy(&answer).lines().next().map(str::to_owned)
+}
+
+/// Whether a host that was spoken to by http answers a TLS handshake.
+pub(super) async fn speaks_tls(url: &Url, client: &reqwest::Client) -> bool {
+    let mut secure = url.clone();
+    if secure.set_scheme("https").is_err() || secure.set_port(url.port_or_known_default()).is_err() {
+        return false;
+    }
+    secure.set_path("/v2/");
+    secure.set_query(None);
+    match tokio::time::timeout(PROXY_TIMEOUT, client.head(secure).send()).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => matches!(cause::<rustls::Error>(&error), Some(rustls::Error::AlertReceived(_))),
+        Err(_) => false,
+    }
+}
