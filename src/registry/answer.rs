@@ -10,13 +10,16 @@ use reqwest::Response;
 use serde::Deserialize;
 
 use super::RegistryError;
-use super::auth::NO_CREDENTIAL;
+use super::auth::{NO_CREDENTIAL, with_login};
 use super::redact::{host_of, sanitised};
 use super::retry::retry_after;
-use super::send::{Reply, broken};
+use super::send::Reply;
+use super::trouble::broken;
 use crate::io::ByteRange;
 use crate::meter;
 
+/// The words of nginx and of Go's servers for http on a port of https.
+const WANTS_HTTPS: [&str; 2] = ["sent to HTTPS port", "HTTP request to an HTTPS server"];
 /// How much of an error's body is read, in bytes.
 const MAX_ERROR: u64 = 64 * 1024;
 
@@ -31,29 +34,74 @@ pub(super) fn media_type(response: &Response) -> Option<String> {
     Some(written.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
 
-/// The encoding of an answer when it is not `identity`: such bytes are not the ones that were asked for.
+/// The encodings of an answer other than `identity`: such bytes are not the ones that were asked for. `aws-chunked` is the
+/// framing of an upload, which S3-compatible storage keeps as a label; nothing is encoded by it.
 pub(super) fn encoding(response: &Response) -> Option<String> {
-    let value = response.headers().get("content-encoding")?;
-    let text = sanitised(&String::from_utf8_lossy(value.as_bytes()));
-    (!text.is_empty() && !text.eq_ignore_ascii_case("identity")).then_some(text)
+    let written: Vec<String> = response
+        .headers()
+        .get_all("content-encoding")
+        .iter()
+        .map(|value| sanitised(&String::from_utf8_lossy(value.as_bytes())))
+        .collect();
+    encoding_of(&written.join(","))
 }
 
-/// `Content-Range: bytes a-b/total` (RFC 9110 section 14.4) as the range and the total; nothing else will do.
-pub(super) fn content_range(value: &str) -> Option<(ByteRange, u64)> {
-    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+fn encoding_of(written: &str) -> Option<String> {
+    let is_coding =
+        |coding: &&str| !["", "identity", "aws-chunked"].iter().any(|none| coding.eq_ignore_ascii_case(none));
+    let codings: Vec<&str> = written.split(',').map(str::trim).filter(is_coding).collect();
+    (!codings.is_empty()).then(|| codings.join(", "))
+}
+
+/// Whether an answer comes from a cache that fetches and shares pieces of a blob, as Dragonfly's client says of itself.
+pub(super) fn has_pieces(response: &Response) -> bool {
+    response.headers().keys().any(|name| name.as_str().starts_with("x-dragonfly-"))
+}
+
+/// `Content-Range: bytes a-b/total` (RFC 9110 section 14.4) as the range and the total, `None` being one that the server does
+/// not know; nothing else will do.
+pub(super) fn content_range(value: &str) -> Option<(ByteRange, Option<u64>)> {
+    let (range, total) = of_bytes(value)?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
-    let (first, last, total) = (number(first)?, number(last)?, number(total)?);
-    (first <= last && last < total).then(|| (ByteRange::new(first, last + 1), total))
+    let (first, last) = (number(first)?, number(last)?);
+    let total = if total == "*" { None } else { Some(number(total)?) };
+    let is_range = first <= last && last < total.unwrap_or(u64::MAX);
+    is_range.then(|| (ByteRange::new(first, last + 1), total))
+}
+
+/// Whether an answer holds all of what was asked for without a range: 200, or a 206 that says so of itself.
+pub(super) fn is_whole(response: &Response) -> bool {
+    let range = || header(response, "content-range").and_then(content_range);
+    match response.status().as_u16() {
+        200 => true,
+        206 => range().is_some_and(|(range, total)| range.start == 0 && Some(range.end) == total),
+        _ => false,
+    }
 }
 
 /// The total of the `Content-Range: bytes */total` of a 416.
 pub(super) fn unsatisfied_total(value: &str) -> Option<u64> {
-    number(value.trim().strip_prefix("bytes */")?)
+    number(of_bytes(value)?.strip_prefix("*/")?)
+}
+
+/// What follows the unit, which is written in any case (RFC 9110 section 14.1).
+fn of_bytes(value: &str) -> Option<&str> {
+    let (unit, rest) = value.trim().split_once(' ')?;
+    unit.eq_ignore_ascii_case("bytes").then(|| rest.trim_start())
 }
 
 /// Digits and nothing else: `parse` alone would take a plus sign.
 fn number(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// How a body has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Where its length or its framing says.
+    Announced,
+    /// Anywhere: its digest is compared.
+    Any,
 }
 
 /// How to read the body of an answer.
@@ -85,7 +133,12 @@ impl Body<'_> {
     }
 
     /// The whole body, refused as soon as it is known to pass `limit` bytes.
-    pub(super) async fn limited(self, mut response: Response, limit: u64) -> Result<Bytes, RegistryError> {
+    pub(super) async fn limited(
+        self,
+        mut response: Response,
+        limit: u64,
+        ending: Ending,
+    ) -> Result<Bytes, RegistryError> {
         let too_large = |size: String| RegistryError::TooLarge {
             host: self.host.to_owned(),
             what: self.what.to_owned(),
@@ -96,7 +149,13 @@ impl Body<'_> {
             return Err(too_large(length.to_string()));
         }
         let mut bytes = BytesMut::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
+        loop {
+            let chunk = match self.chunk(&mut response).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) if ending == Ending::Any && error.is_unannounced_end() => break,
+                Err(error) => return Err(error),
+            };
             if (bytes.len() + chunk.len()) as u64 > limit {
                 return Err(too_large("more".into()));
             }
@@ -108,7 +167,16 @@ impl Body<'_> {
     /// What a refusal says, with `: ` in front, or nothing. Never fails: the refusal itself is the error to report.
     pub(super) async fn message(self, response: Response) -> String {
         let html = media_type(&response).is_some_and(|kind| kind == "text/html");
+        let status = response.status().as_u16();
         let body = self.beginning(response).await;
+        let page = String::from_utf8_lossy(&body);
+        if let Some(words) = WANTS_HTTPS.iter().find(|words| page.contains(**words)) {
+            return format!(": {words}");
+        }
+        // What stands before a registry has pages for people for the time when the registry is away.
+        if html && status >= 500 {
+            return ": a web page".into();
+        }
         if html {
             return ": a web page, is this an OCI registry?".into();
         }
@@ -175,6 +243,7 @@ pub(super) async fn refusal(reply: Reply, what: &str, stall: Duration) -> Regist
     let status = reply.response.status().as_u16();
     let wait = header(&reply.response, "retry-after").and_then(|value| retry_after(value, SystemTime::now()));
     let body = Body { host: &host, what, stall };
+    let (reply_scheme, login) = (reply.url.scheme().to_owned(), reply.login.clone());
     // The storage behind a registry quotes signed requests in its errors.
     let mut message = if reply.at_home {
         body.message(reply.response).await
@@ -183,11 +252,18 @@ pub(super) async fn refusal(reply: Reply, what: &str, stall: Duration) -> Regist
         String::new()
     };
     let what = what.to_owned();
+    let is_secure = WANTS_HTTPS.iter().any(|words| message.contains(words));
+    if status == 400 && reply_scheme == "http" && is_secure {
+        return RegistryError::SpeaksTls { host };
+    }
+    if let Some(wait) = wait {
+        message.push_str(&format!(" (it wants to be asked again in {} s)", wait.as_secs()));
+    }
     match status {
         404 => RegistryError::NotFound { host, what, message },
         401 | 403 => {
-            if reply.at_home && !reply.authenticated {
-                message.push_str(NO_CREDENTIAL);
+            if reply.at_home {
+                message.push_str(&login.map_or_else(|| NO_CREDENTIAL.to_owned(), |login| with_login(&login)));
             }
             RegistryError::Denied { host, what, status, message }
         }
@@ -201,12 +277,14 @@ mod tests {
 
     #[test]
     fn only_an_exact_content_range_is_read() {
-        assert_eq!(content_range("bytes 0-9/100"), Some((ByteRange::new(0, 10), 100)));
-        assert_eq!(content_range("bytes 99-99/100"), Some((ByteRange::new(99, 100), 100)));
+        assert_eq!(content_range("bytes 0-9/100"), Some((ByteRange::new(0, 10), Some(100))));
+        assert_eq!(content_range("Bytes 99-99/100"), Some((ByteRange::new(99, 100), Some(100))));
+        assert_eq!(content_range("bytes 0-9/*"), Some((ByteRange::new(0, 10), None)));
+        assert_eq!(content_range("bytes 0-18446744073709551615/*"), None);
         for bad in [
             "",
             "bytes 0-9",
-            "bytes 0-9/*",
+            "bytes 0-9/**",
             "bytes 9-0/100",
             "bytes 0-100/100",
             "bytes +0-9/100",
@@ -219,6 +297,16 @@ mod tests {
         }
         assert_eq!(unsatisfied_total("bytes */47"), Some(47));
         assert_eq!(unsatisfied_total("bytes */*"), None);
+    }
+
+    #[test]
+    fn the_label_of_an_upload_is_no_encoding() {
+        for none in ["", "identity", "aws-chunked", "AWS-CHUNKED", "aws-chunked,identity", " , "] {
+            assert_eq!(encoding_of(none), None, "{none}");
+        }
+        for (some, expected) in [("gzip", "gzip"), ("aws-chunked, gzip", "gzip"), ("br,gzip", "br, gzip")] {
+            assert_eq!(encoding_of(some).as_deref(), Some(expected), "{some}");
+        }
     }
 
     #[test]

@@ -19,10 +19,11 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
 use super::RegistryError;
-use super::answer::{self, Body};
+use super::answer::{self, Body, Ending};
 use super::challenge::{Challenge, challenge};
 use super::credentials::{Credential, Credentials, Login};
 use super::endpoint::{Endpoint, Role};
+use super::reach::Guide;
 use super::redact::{Secret, ShownUrl, host_of};
 use super::retry::retry_after;
 use super::send::{Clients, Form};
@@ -33,6 +34,8 @@ const MAX_TOKEN: u64 = 1024 * 1024;
 /// The lifetime of a token that does not say one, and the shortest that is believed (distribution's token
 /// specification: 60 s).
 const MIN_LIFETIME: Duration = Duration::from_secs(60);
+/// A login of this age was read just now: its refusal would be the same again.
+const FRESH: Duration = Duration::from_secs(1);
 /// The longest lifetime that is believed, so that no arithmetic overflows.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -61,17 +64,18 @@ pub(super) struct Authorization {
     pub(super) header: Secret,
     /// Tells this login from its successors.
     serial: u64,
-    /// Whether it stands for somebody: an anonymous token does not.
-    pub(super) authenticated: bool,
+    /// Where the login comes from that it stands for: an anonymous token stands for none.
+    pub(super) login: Option<Arc<str>>,
     issued: Instant,
     /// When it should be renewed.
     expires: Instant,
 }
 
 impl Authorization {
-    /// Whether a 403 may be the fault of its age: some registries answer so when a login has run out.
+    /// Whether a 403 may be the fault of its age: some registries answer so when a login has run out, or was replaced.
     pub(super) fn may_be_outdated(&self) -> bool {
-        self.issued.elapsed() >= MIN_LIFETIME
+        let age = self.issued.elapsed();
+        age >= MIN_LIFETIME || (self.login.is_some() && age >= FRESH)
     }
 }
 
@@ -133,7 +137,8 @@ impl Auth {
         let repository = &scope.endpoint.repository;
         let default_scope = format!("repository:{repository}:pull");
         let place = (origin(url), repository.clone(), scope.access);
-        let asked = challenge(url, headers, &default_scope).map_err(|reason| RegistryError::Protocol {
+        let guide = Guide { home: url, named: &scope.endpoint.named };
+        let asked = challenge(guide, headers, &default_scope).map_err(|reason| RegistryError::Misled {
             host: host_of(url),
             what: format!("a request for {repository}"),
             reason,
@@ -210,27 +215,29 @@ struct LoginFlight {
 
 impl LoginFlight {
     async fn run(self) -> Result<Authorization, RegistryError> {
-        let login = if self.at_home {
+        let found = if self.at_home {
             let endpoint = &self.scope.endpoint;
             let credentials = match endpoint.role {
                 Role::Primary => Cow::Borrowed(&*self.credentials),
                 Role::Mirror => Cow::Owned(self.credentials.for_others()),
             };
-            credentials.find(&endpoint.registry, &endpoint.repository).await?
+            credentials.find_with_place(&endpoint.registry, &endpoint.repository).await?
         } else {
             None
         };
-        let (issued, authenticated) = (Instant::now(), login.is_some());
+        let (login, place) = found.unzip();
+        let (issued, place): (_, Option<Arc<str>>) = (Instant::now(), place.map(Into::into));
         let (header, lifetime) = match (&self.challenge, login) {
             (_, Some(Login::Token(token))) => (bearer(token.expose()), MAX_LIFETIME),
             (Challenge::Basic, Some(Login::Password(credential))) => (basic(&credential), MAX_LIFETIME),
             (Challenge::Basic, _) => return Err(self.nothing_to_say()),
             (Challenge::Bearer { realm, service, scope }, login) => {
-                let token = self.request_token(realm, service.as_deref(), scope, login).await?;
+                let token =
+                    self.request_token(realm, service.as_deref(), scope, login, place.as_deref()).await?;
                 (bearer(&token.value), token.lifetime)
             }
         };
-        Ok(Authorization { header, serial: self.serial, authenticated, issued, expires: issued + lifetime })
+        Ok(Authorization { header, serial: self.serial, login: place, issued, expires: issued + lifetime })
     }
 
     async fn request_token(
@@ -239,6 +246,7 @@ impl LoginFlight {
         service: Option<&str>,
         scope: &str,
         login: Option<Login>,
+        place: Option<&str>,
     ) -> Result<Token, RegistryError> {
         let mut pairs: Vec<(&str, &str)> = service.map(|service| ("service", service)).into_iter().collect();
         let (form, header) = match &login {
@@ -269,16 +277,23 @@ impl LoginFlight {
             .and_then(|value| retry_after(value, std::time::SystemTime::now()));
         let body = Body { host: &host, what: &what, stall: self.clients.stall() };
         if status != 200 {
-            let mut message = body.message(response).await;
+            // Where a redirect leads, signed requests may be quoted.
+            let mut message = if origin(response.url()) == origin(realm) {
+                body.message(response).await
+            } else {
+                body.discard(response).await;
+                String::new()
+            };
             if matches!(status, 400 | 401 | 403) {
-                if login.is_none() {
-                    message.push_str(NO_CREDENTIAL);
-                }
+                message.push_str(&place.map_or_else(|| NO_CREDENTIAL.to_owned(), with_login));
                 return Err(RegistryError::TokenDenied { host, scope: scope.to_owned(), status, message });
+            }
+            if let Some(wait) = wait {
+                message.push_str(&format!(" (it wants to be asked again in {} s)", wait.as_secs()));
             }
             return Err(RegistryError::Status { host, what, status, message, retry_after: wait });
         }
-        let bytes = body.limited(response, MAX_TOKEN).await?;
+        let bytes = body.limited(response, MAX_TOKEN, Ending::Announced).await?;
         let token: Option<TokenAnswer> = serde_json::from_slice(&bytes).ok();
         token.and_then(TokenAnswer::token).ok_or_else(|| RegistryError::NotRegistry {
             host,
@@ -300,6 +315,11 @@ impl LoginFlight {
 /// What is added to a refusal when there was nothing to authenticate with.
 pub(super) const NO_CREDENTIAL: &str = " (no credential was found for it)";
 
+/// What is added to a refusal of a login.
+pub(super) fn with_login(place: &str) -> String {
+    format!(" (with the credential of {place})")
+}
+
 /// What a token server sends. Distribution says `token`, OAuth2 says `access_token`; both may be there.
 #[derive(Deserialize)]
 struct TokenAnswer {
@@ -307,8 +327,9 @@ struct TokenAnswer {
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
+    /// Seconds, which some servers write as text or with a point.
     #[serde(default)]
-    expires_in: Option<u64>,
+    expires_in: Option<serde_json::Value>,
 }
 
 struct Token {
@@ -321,8 +342,18 @@ impl TokenAnswer {
         let value = self.token.filter(|token| !token.is_empty()).or(self.access_token)?;
         // A header cannot hold other characters (RFC 6750 section 2.1 allows fewer still).
         let printable = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
-        printable.then(|| Token { value, lifetime: lifetime(self.expires_in) })
+        printable.then(|| Token { value, lifetime: lifetime(self.expires_in.as_ref().and_then(seconds)) })
     }
+}
+
+/// A number of seconds however it is written; a negative one means now.
+fn seconds(written: &serde_json::Value) -> Option<u64> {
+    let number = match written {
+        serde_json::Value::String(text) => text.trim().parse().ok()?,
+        other => other.as_f64()?,
+    };
+    // The cast saturates.
+    number.is_finite().then_some(number.max(0.0) as u64)
 }
 
 /// How long a token is used: a tenth less than it says, so that it does not expire on its way.
@@ -359,6 +390,11 @@ mod tests {
         assert_eq!(lifetime(Some(300)), Duration::from_secs(270));
         assert_eq!(lifetime(Some(1)), MIN_LIFETIME);
         assert_eq!(lifetime(None), MIN_LIFETIME);
+        for (written, expected) in
+            [("300", Some(300)), ("\"300\"", Some(300)), ("300.0", Some(300)), ("-1", Some(0)), ("[]", None)]
+        {
+            assert_eq!(seconds(&serde_json::from_str(written).unwrap()), expected, "{written}");
+        }
         assert_eq!(lifetime(Some(u64::MAX)), MAX_LIFETIME - MAX_LIFETIME / 10);
     }
 

@@ -18,7 +18,8 @@ use super::answer::{self, Body, refusal};
 use super::auth::Access;
 use super::client::Inner;
 use super::endpoint::Endpoint;
-use super::redact::{host_of, sanitised};
+use super::part::{Cover, Part, cover, is_refused_range};
+use super::redact::host_of;
 use super::retry::{Patience, Persistence};
 use super::send::{self, Act, Question, Reply};
 use super::walk::{Host, LEFT_ALONE, Walk, lock};
@@ -27,6 +28,13 @@ use crate::oci::{Descriptor, Digest, OciError, Reference};
 
 /// How long a redirect's target is used. Signed URLs live for 300 s at ghcr and longer elsewhere.
 const TARGET_LIFETIME: Duration = Duration::from_secs(240);
+
+/// The least that an answer should hold of a longer range, in bytes.
+const MIN_STEP: u64 = 64 * 1024;
+/// How many answers of one read may hold less.
+const MAX_SHORT_STEPS: u32 = 16;
+/// What caches that share pieces (Dragonfly) fetch at least, in bytes: a range that lies across them costs both.
+const PIECE: u64 = 4 * 1024 * 1024;
 
 /// A blob of a registry, of which nothing has been asked yet.
 pub(super) struct LazyBlob(pub(super) Arc<Blob>);
@@ -215,9 +223,10 @@ impl Blob {
         };
         let mut walk =
             Walk::new(&self.inner.hosts, endpoints, patience, &self.range_name(range))?.without(lacking);
+        let range = if walk.host().has_pieces() { aligned(range, self.size) } else { range };
         let part = self.open(range, &mut walk).await?;
         let range = if part.is_whole { whole } else { range };
-        Ok(Reading { blob: self, range, at: range.start, part: Some(part), walk })
+        Ok(Reading { blob: self, range, at: range.start, part: Some(part), short: 0, walk })
     }
 
     /// An answer for `range`, with as many tries as there is patience.
@@ -225,10 +234,7 @@ impl Blob {
         let what = self.range_name(range);
         loop {
             let endpoint = walk.next(&what).await?;
-            let stall = self.inner.clients.stall();
-            let opened =
-                async { self.try_open(&endpoint, walk.host(), range, &what).await?.settled(stall).await };
-            match walk.bounded(&what, opened).await {
+            match walk.bounded(&what, self.try_open(&endpoint, walk.host(), range, &what)).await {
                 Ok(part) => {
                     *lock(&self.served_by) = Some(endpoint.origin());
                     return Ok(part);
@@ -245,6 +251,7 @@ impl Blob {
         }
     }
 
+    /// One try at a host. Where it refuses the range, or answers what could be anything, it is asked once for the whole.
     async fn try_open(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -252,9 +259,38 @@ impl Blob {
         range: ByteRange,
         what: &str,
     ) -> Result<Part, RegistryError> {
+        let is_whole = range == ByteRange::new(0, self.size) || host.refuses_ranges();
+        let asked = (!is_whole).then_some(range);
+        let part = self.ask(endpoint, host, asked, what).await?;
+        if let Some(part) = part {
+            return Ok(part);
+        }
+        tracing::debug!(host = host_of(&endpoint.root), what, "no use of a range, asking for the whole");
+        self.forget_target();
+        match self.ask(endpoint, host, None, what).await? {
+            Some(part) => {
+                host.note_refused_range();
+                Ok(part)
+            }
+            None => Err(RegistryError::Protocol {
+                host: host_of(&endpoint.root),
+                what: what.to_owned(),
+                reason: "neither the range nor the whole".into(),
+            }),
+        }
+    }
+
+    /// Asks for a range, or for the whole; `None` when that range is better not asked for here.
+    async fn ask(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        host: &Host,
+        range: Option<ByteRange>,
+        what: &str,
+    ) -> Result<Option<Part>, RegistryError> {
         let scope = endpoint.scope(Access::Pull);
         let home = self.address(endpoint, what)?;
-        let question = Question { scope: &scope, act: Act::Get, accept: "*/*", range: Some(range), what };
+        let question = Question { scope: &scope, act: Act::Get, accept: "*/*", range, what };
         let (clients, auth) = (&self.inner.clients, &self.inner.auth);
         let generation = self.inner.generation.load(Ordering::Relaxed);
         if let Some(target) = self.target(endpoint, generation) {
@@ -270,60 +306,60 @@ impl Blob {
         let reply = send::ask(clients, auth, &question, &home).await?;
         let target = reply.redirected.then(|| reply.url.clone());
         let part = self.judge(host, reply, range, what).await?;
-        if let Some(url) = target {
+        if let (Some(url), Some(_)) = (target, &part) {
             let (from, until) = (endpoint.origin(), Instant::now() + TARGET_LIFETIME);
             *lock(&self.target) = Some(Target { url, from, until, generation });
         }
         Ok(part)
     }
 
-    /// Whether an answer may be believed, by its head.
+    /// What an answer may be believed to hold, by its head; `None` when the whole is to be asked for instead.
     async fn judge(
         &self,
         asked: &Host,
         reply: Reply,
-        range: ByteRange,
+        range: Option<ByteRange>,
         what: &str,
-    ) -> Result<Part, RegistryError> {
+    ) -> Result<Option<Part>, RegistryError> {
         let host = host_of(&reply.url);
+        let stall = self.inner.clients.stall();
         let status = reply.response.status().as_u16();
         if self.has_changed(&reply.response) {
             return Err(RegistryError::Changed { host, what: self.name.clone() });
         }
-        let (covers, is_whole) = match status {
-            206 => (range, false),
-            200 => (ByteRange::new(0, self.size), true),
-            416 => {
-                let total =
-                    answer::header(&reply.response, "content-range").and_then(answer::unsatisfied_total);
-                return Err(RegistryError::SizeConflict {
-                    host,
-                    what: what.to_owned(),
-                    expected: self.size,
-                    actual: total.map_or_else(|| "an unknown number of".into(), |total| total.to_string()),
-                });
+        if answer::has_pieces(&reply.response) {
+            asked.note_pieces();
+        }
+        let total = || answer::header(&reply.response, "content-range").and_then(answer::unsatisfied_total);
+        match status {
+            200 | 206 => {}
+            416 if total().is_some_and(|total| total != self.size) || range.is_none() => {
+                let actual = total().map_or_else(|| "an unknown number of".into(), |total| total.to_string());
+                let (what, expected) = (what.to_owned(), self.size);
+                return Err(RegistryError::SizeConflict { host, what, expected, actual });
             }
-            _ => return Err(refusal(reply, what, self.inner.clients.stall()).await),
+            _ if range.is_some() && is_refused_range(status) => {
+                Body { host: &host, what, stall }.discard(reply.response).await;
+                return Ok(None);
+            }
+            _ => return Err(refusal(reply, what, stall).await),
+        }
+        let covers = self.check_form(&reply.response).and_then(|()| cover(&reply.response, range, self.size));
+        let whole = ByteRange::new(0, self.size);
+        let (covers, is_whole) = match covers {
+            Ok(Cover::Range(covers)) => (covers, false),
+            Ok(Cover::Whole) => (whole, true),
+            Ok(Cover::Unprovable) => return Ok(None),
+            Err(reason) => {
+                let reason = format!("status {status} and {reason}");
+                return Err(RegistryError::Protocol { host, what: what.to_owned(), reason });
+            }
         };
-        self.check_head(&reply.response, covers, is_whole).map_err(|reason| RegistryError::Protocol {
-            host: host.clone(),
-            what: what.to_owned(),
-            reason: format!("status {status} and {reason}"),
-        })?;
-        if is_whole && covers != range {
+        if is_whole && range.is_some() {
             asked.note_ignored_range();
         }
-        let is_measured = answer::header(&reply.response, "content-length").is_some();
-        Ok(Part {
-            response: reply.response,
-            host,
-            what: what.to_owned(),
-            at: covers.start,
-            end: covers.end,
-            is_whole,
-            is_unmeasured: is_whole && covers != range && !is_measured,
-            early: Bytes::new(),
-        })
+        let (what, at, end) = (what.to_owned(), covers.start, covers.end);
+        Ok(Some(Part { response: reply.response, host, what, at, end, length: covers.len(), is_whole }))
     }
 
     /// Whether an answer shows that a file is not the one any more that was first looked at: nothing of it can be used.
@@ -331,32 +367,24 @@ impl Blob {
         let Home::File { seen, .. } = &self.home else { return false };
         let header = |name| answer::header(response, name);
         let size = match response.status().as_u16() {
-            200 => header("content-length").and_then(|length| length.trim().parse().ok()),
-            206 => header("content-range").and_then(answer::content_range).map(|(_, size)| size),
+            200 if header("content-range").is_none() => {
+                header("content-length").and_then(|length| length.trim().parse().ok())
+            }
+            206 => header("content-range").and_then(answer::content_range).and_then(|(_, size)| size),
             416 => header("content-range").and_then(answer::unsatisfied_total),
             _ => return false,
         };
         size.is_some_and(|size: u64| size != self.size) || seen.differs(&Seen::of(response))
     }
 
-    fn check_head(&self, response: &Response, covers: ByteRange, is_whole: bool) -> Result<(), String> {
+    /// Whether the bytes can be those of a blob at all.
+    fn check_form(&self, response: &Response) -> Result<(), String> {
         if let Some(encoding) = answer::encoding(response) {
             return Err(format!("content encoding {encoding}"));
         }
-        if is_whole && !self.is_html && answer::media_type(response).is_some_and(|kind| kind == "text/html") {
+        let is_page = answer::media_type(response).is_some_and(|kind| kind == "text/html");
+        if is_page && response.status().as_u16() == 200 && !self.is_html {
             return Err("a web page".into());
-        }
-        if !is_whole {
-            let written = answer::header(response, "content-range").ok_or("no content range")?;
-            let expected = Some((covers, self.size));
-            if answer::content_range(written) != expected {
-                return Err(format!("content range {:?} of {} bytes", sanitised(written), self.size));
-            }
-        }
-        if let Some(length) = answer::header(response, "content-length")
-            && length.trim().parse() != Ok(covers.len())
-        {
-            return Err(format!("content length {} for {} bytes", sanitised(length), covers.len()));
         }
         Ok(())
     }
@@ -376,86 +404,10 @@ impl Blob {
     }
 }
 
-/// The body of one answer.
-struct Part {
-    response: Response,
-    host: String,
-    what: String,
-    /// The offset in the blob of the next byte of the body. Invariant: `at <= end`.
-    at: u64,
-    /// Where in the blob the body must end.
-    end: u64,
-    /// Whether this is the whole blob, and not what was asked for.
-    is_whole: bool,
-    /// Whether a range was asked for, and nothing but the end of the body tells whether it is the whole blob instead: a proxy that
-    /// makes a 206 a 200 sends such a body with the range in it.
-    is_unmeasured: bool,
-    /// What of the body was read before it was believed.
-    early: Bytes,
-}
-
-/// A whole body without a length is read to its end before it is believed, up to this size: 8 MiB, as a small blob of the cache.
-const MAX_EARLY_BYTES: u64 = 8 * 1024 * 1024;
-
-impl Part {
-    /// Reads the body to its end, where it is small and only that tells whether it is the whole blob.
-    async fn settled(mut self, stall: Duration) -> Result<Self, RegistryError> {
-        if !self.is_unmeasured || self.end > MAX_EARLY_BYTES {
-            return Ok(self);
-        }
-        let mut early = BytesMut::new();
-        while self.at < self.end {
-            early.extend_from_slice(&self.next(stall).await?.1);
-        }
-        self.early = early.freeze();
-        self.at = 0;
-        Ok(self)
-    }
-
-    /// The next piece and its offset in the blob. The last piece is given only when the body ends with it: a body that is
-    /// too long is as wrong as one that is too short.
-    async fn next(&mut self, stall: Duration) -> Result<(u64, Bytes), RegistryError> {
-        let body = Body { host: &self.host, what: &self.what, stall };
-        let wrong = |reason: String| RegistryError::Protocol {
-            host: self.host.clone(),
-            what: self.what.clone(),
-            reason,
-        };
-        if !self.early.is_empty() {
-            let chunk = std::mem::take(&mut self.early);
-            let start = self.at;
-            self.at += chunk.len() as u64;
-            return Ok((start, chunk));
-        }
-        let chunk = loop {
-            match body.chunk(&mut self.response).await? {
-                Some(chunk) if chunk.is_empty() => {}
-                Some(chunk) => break chunk,
-                None if self.is_unmeasured && self.end > MAX_EARLY_BYTES && self.at > 0 => {
-                    return Err(RegistryError::NotWhole {
-                        host: self.host.clone(),
-                        what: self.what.clone(),
-                        given: self.at,
-                        size: self.end,
-                    });
-                }
-                None => return Err(wrong(format!("a body that lacks {} bytes", self.end - self.at))),
-            }
-        };
-        let (start, end) = (self.at, self.at + chunk.len() as u64);
-        let mut more = end > self.end;
-        while end == self.end && !more {
-            match body.chunk(&mut self.response).await? {
-                Some(extra) => more = !extra.is_empty(),
-                None => break,
-            }
-        }
-        if more {
-            return Err(wrong(format!("a body that goes on after {} bytes", self.end - start)));
-        }
-        self.at = end;
-        Ok((start, chunk))
-    }
+/// The pieces that hold a range.
+fn aligned(range: ByteRange, size: u64) -> ByteRange {
+    let end = range.end.checked_next_multiple_of(PIECE).unwrap_or(size);
+    ByteRange::new(range.start - range.start % PIECE, end.min(size))
 }
 
 /// A range on its way.
@@ -466,6 +418,8 @@ struct Reading {
     at: u64,
     /// Where it comes from; none after a failure.
     part: Option<Part>,
+    /// How many answers held only a little of what was asked for.
+    short: u32,
     /// Who is asked, with a place there.
     walk: Walk,
 }
@@ -483,6 +437,11 @@ impl Reading {
                     none.insert(self.blob.open(rest, &mut self.walk).await?)
                 }
             };
+            if part.at == part.end {
+                // The beginning of what was asked for is here, and it described itself.
+                self.part = None;
+                continue;
+            }
             match part.next(stall).await {
                 Ok((start, mut chunk)) => {
                     // A registry without ranges starts from the beginning even when the rest was asked for.
@@ -493,10 +452,9 @@ impl Reading {
                     chunk.truncate((end - start) as usize);
                     let fresh = chunk.split_off(self.at.saturating_sub(start) as usize);
                     self.at = end;
+                    self.check_steps()?;
                     return Ok(Some(fresh));
                 }
-                // Bytes of it are given out, and are not those of their place.
-                Err(error @ RegistryError::NotWhole { .. }) => return Err(error),
                 Err(error) => {
                     self.part = None;
                     self.blob.forget_target();
@@ -505,6 +463,26 @@ impl Reading {
             }
         }
         Ok(None)
+    }
+
+    /// Counts an answer that ends with this byte, far before the end of what was asked for: a host that gives a byte at a time
+    /// would be asked for ever.
+    fn check_steps(&mut self) -> Result<(), RegistryError> {
+        let Some(part) = self.part.as_ref().filter(|part| part.at == part.end && part.end < self.range.end)
+        else {
+            return Ok(());
+        };
+        if part.length < MIN_STEP {
+            self.short += 1;
+        }
+        if self.short <= MAX_SHORT_STEPS {
+            return Ok(());
+        }
+        Err(RegistryError::Protocol {
+            host: part.host.clone(),
+            what: part.what.clone(),
+            reason: format!("{} answers of less than {MIN_STEP} bytes each", self.short),
+        })
     }
 
     /// As a stream that ends after its first error.

@@ -12,18 +12,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Url;
 
-use super::answer::{self, Body};
-use super::auth::{Access, Auth};
+use super::answer::{self, Body, Ending};
+use super::auth::{Access, Auth, Scope};
 use super::blob::{Blob, LazyBlob};
 use super::config::{Config, Given, Places};
 use super::credentials::{Credential, Credentials};
 use super::endpoint::Route;
+use super::part::is_refused_range;
 use super::redact::{host_of, sanitised};
 use super::retry::{Patience, Persistence};
 use super::send::{self, Act, Clients, Question};
 use super::walk::{Hosts, Walk, lock};
 use super::{RegistryError, answer::refusal};
-use crate::io::Fetch;
+use crate::io::{ByteRange, Fetch};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, OciError, Reference, Selector};
 
 /// How often a document is fetched whose bytes do not hash to its digest: the wire may have flipped a bit.
@@ -95,6 +96,17 @@ pub struct Fetched {
     pub content_type: Option<String>,
 }
 
+/// A document that was not fetched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Headed {
+    /// Its digest: the one that was asked for, or the one that the registry names.
+    pub digest: Digest,
+    /// How many bytes it has, where the registry says so.
+    pub size: Option<u64>,
+    /// The `Content-Type` header.
+    pub media_type: Option<String>,
+}
+
 /// The way to every registry: one for a process. Clones share everything.
 #[derive(Clone)]
 pub struct Registry {
@@ -155,6 +167,33 @@ impl Registry {
         self.inner.manifest(walk, selector, &what).await
     }
 
+    /// What `selector` names in the repository of `reference`, without its bytes: one HEAD, which Docker Hub does not count as a
+    /// pull. A registry that does not answer it as it should is asked for the document itself.
+    pub async fn head(&self, reference: &Reference, selector: &Selector) -> Result<Headed, RegistryError> {
+        let what = format!("manifest {} of {}", name_of(selector), reference.repository());
+        let mut walk = self.inner.walk_for(reference, selector, &what)?;
+        loop {
+            let endpoint = walk.next(&what).await?;
+            let url = endpoint.url(&format!("manifests/{}", name_of(selector)), &what)?;
+            let scope = endpoint.scope(Access::Pull);
+            let question =
+                Question { scope: &scope, act: Act::Head, accept: MANIFESTS, range: None, what: &what };
+            match walk.bounded(&what, self.inner.try_head(&question, &url, selector)).await {
+                Ok(Some(headed)) => return Ok(headed),
+                Err(error) if error.is_unanswered() => walk.failed(error).await?,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        // The place of the HEAD is the first one that the GET needs.
+        drop(walk);
+        let fetched = self.manifest(reference, selector).await?;
+        Ok(Headed {
+            digest: fetched.digest,
+            size: Some(fetched.bytes.len() as u64),
+            media_type: fetched.content_type,
+        })
+    }
+
     /// The full name of a reference that was written without a host, as this machine understands it: an alias, or a name in the
     /// one registry that is searched for such names. Otherwise, and with a host, it stays as it is.
     pub fn expand(&self, reference: &Reference) -> Result<Reference, RegistryError> {
@@ -178,9 +217,7 @@ impl Registry {
             let endpoint = walk.next(&what).await?;
             let url = endpoint.url(&format!("blobs/{digest}"), &what)?;
             let scope = endpoint.scope(Access::Pull);
-            let question =
-                Question { scope: &scope, act: Act::Head, accept: "*/*", range: None, what: &what };
-            match walk.bounded(&what, self.inner.try_size(&question, &url)).await {
+            match walk.bounded(&what, self.inner.try_size(&scope, &url, &what)).await {
                 Ok(size) => return Ok(size),
                 Err(error) => walk.failed(error).await?,
             }
@@ -333,18 +370,66 @@ impl Inner {
         }
     }
 
-    async fn try_size(&self, question: &Question<'_>, url: &Url) -> Result<u64, RegistryError> {
+    /// `None` for an answer that does not say what a GET would: its status, or no digest of it.
+    async fn try_head(
+        &self,
+        question: &Question<'_>,
+        url: &Url,
+        selector: &Selector,
+    ) -> Result<Option<Headed>, RegistryError> {
         let reply = send::ask(&self.clients, &self.auth, question, url).await?;
-        if reply.response.status().as_u16() != 200 {
-            return Err(refusal(reply, question.what, self.clients.stall()).await);
+        let header = |name| answer::header(&reply.response, name).map(str::trim);
+        let named = header("docker-content-digest").and_then(|named| named.parse::<Digest>().ok());
+        let is_document = answer::media_type(&reply.response).is_none_or(|kind| kind != "text/html");
+        if reply.response.status().as_u16() != 200 || !is_document {
+            return Ok(None);
         }
-        let length = answer::header(&reply.response, "content-length");
-        let size = length.and_then(|length| length.trim().parse().ok());
-        size.ok_or_else(|| RegistryError::Protocol {
-            host: host_of(&reply.url),
-            what: question.what.to_owned(),
-            reason: "no length".into(),
-        })
+        let digest = match (selector, named) {
+            (Selector::Digest(asked), Some(named)) if named != *asked => return Ok(None),
+            (Selector::Digest(asked), _) => asked.clone(),
+            (Selector::Tag(_), Some(named)) if named.algorithm().is_some() => named,
+            (Selector::Tag(_), _) => return Ok(None),
+        };
+        let size = header("content-length").and_then(|length| length.parse().ok());
+        Ok(Some(Headed { digest, size, media_type: header("content-type").map(str::to_owned) }))
+    }
+
+    /// By HEAD; and where that does not work, as at storage that signs for GET alone, by the total of the first byte, or by the
+    /// length of an answer whose body is not read.
+    async fn try_size(&self, scope: &Scope, url: &Url, what: &str) -> Result<u64, RegistryError> {
+        let first = Some(ByteRange::new(0, 1));
+        let mut refused = None;
+        for (act, range) in [(Act::Head, None), (Act::Get, first), (Act::Get, None)] {
+            let question = Question { scope, act, accept: "*/*", range, what };
+            let reply = send::ask(&self.clients, &self.auth, &question, url).await?;
+            let header = |name| answer::header(&reply.response, name).map(str::trim);
+            let status = reply.response.status().as_u16();
+            let size = match (status, header("content-range")) {
+                (200 | 206, Some(range)) => answer::content_range(range).and_then(|(_, total)| total),
+                (200, None) => header("content-length").and_then(|length| length.parse().ok()),
+                _ => None,
+            };
+            if let Some(size) = size {
+                return Ok(size);
+            }
+            let is_final = range.is_some() && !matches!(status, 200 | 206) && !is_refused_range(status);
+            refused = Some(match status {
+                200 | 206 => RegistryError::Protocol {
+                    host: host_of(&reply.url),
+                    what: what.to_owned(),
+                    reason: "no length".into(),
+                },
+                _ => refusal(reply, what, self.clients.stall()).await,
+            });
+            if is_final {
+                break;
+            }
+        }
+        Err(refused.unwrap_or_else(|| RegistryError::NotFound {
+            host: host_of(url),
+            what: what.to_owned(),
+            message: String::new(),
+        }))
     }
 
     async fn try_manifest(
@@ -356,7 +441,7 @@ impl Inner {
         let what = question.what;
         let stall = self.clients.stall();
         let reply = send::ask(&self.clients, &self.auth, question, url).await?;
-        if reply.response.status().as_u16() != 200 {
+        if !answer::is_whole(&reply.response) {
             return Err(refusal(reply, what, stall).await);
         }
         let host = host_of(&reply.url);
@@ -375,7 +460,12 @@ impl Inner {
         let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);
         let promised = answer::header(&reply.response, "docker-content-digest").map(str::to_owned);
         let body = Body { host: &host, what, stall };
-        let bytes = body.limited(reply.response, MAX_DOCUMENT).await?;
+        // A digest tells whether the document is whole, however the connection ended.
+        let ending = match (selector, &promised) {
+            (Selector::Tag(_), None) => Ending::Announced,
+            _ => Ending::Any,
+        };
+        let bytes = body.limited(reply.response, MAX_DOCUMENT, ending).await?;
         if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
             return Err(not_registry("something that is no JSON document"));
         }

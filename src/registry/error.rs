@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::tls_trouble::TlsTrouble;
 use crate::io::{Fault, ReadError};
 use crate::oci::{Digest, OciError};
 
@@ -131,17 +132,33 @@ pub enum RegistryError {
         /// What is wrong with the answer.
         reason: String,
     },
-    /// A body without a length that ended before all of the blob was there. What it gave may be another part of it.
-    #[error("registry {host} answered {what} with a body of {given} bytes that began as all {size}")]
-    NotWhole {
+    /// The other end speaks https, and was spoken to by http.
+    #[error("{host} speaks https, and was spoken to by http")]
+    SpeaksTls {
+        /// Who was asked.
+        host: String,
+    },
+    /// A proxy lets nothing through.
+    #[error("proxy {proxy} gave no tunnel to {host}: {reason}")]
+    Proxy {
+        /// Who was to be reached.
+        host: String,
+        /// The proxy, and the variable that names it.
+        proxy: String,
+        /// The status of its answer, where there was one.
+        status: Option<u16>,
+        /// Its answer.
+        reason: String,
+    },
+    /// An answer that leads where it may not: it would be the same at the next try.
+    #[error("registry {host} answered {what} with {reason}")]
+    Misled {
         /// Who answered.
         host: String,
         /// What was asked for.
         what: String,
-        /// How many bytes came.
-        given: u64,
-        /// How many bytes there are.
-        size: u64,
+        /// Where it leads, and why that is refused.
+        reason: String,
     },
     /// A chain of redirects that did not end. Asking again would walk it again.
     #[error("registry {host} answered {what} with more than {most} redirects")]
@@ -285,18 +302,19 @@ impl RegistryError {
             }
             RegistryError::Unreachable { .. }
             | RegistryError::Stalled { .. }
+            | RegistryError::Proxy { .. }
             | RegistryError::Busy { .. } => Fault::Unavailable,
             RegistryError::Exhausted { source, .. } => source.fault(),
             RegistryError::Status { .. }
             | RegistryError::Insecure { .. }
             | RegistryError::NotRegistry { .. }
             | RegistryError::Protocol { .. }
+            | RegistryError::Misled { .. }
+            | RegistryError::SpeaksTls { .. }
             | RegistryError::Redirects { .. }
             | RegistryError::SizeConflict { .. } => Fault::Misbehaved,
             RegistryError::TooLarge { .. } => Fault::Unsupported,
-            RegistryError::Mismatch { .. }
-            | RegistryError::NotWhole { .. }
-            | RegistryError::Changed { .. } => Fault::Mismatch,
+            RegistryError::Mismatch { .. } | RegistryError::Changed { .. } => Fault::Mismatch,
             RegistryError::Document { source, .. } => source.fault(),
             RegistryError::Credentials { .. }
             | RegistryError::Config { .. }
@@ -307,7 +325,7 @@ impl RegistryError {
     }
 
     /// The failure that ended the tries: itself, when there was only one.
-    pub(super) fn last(&self) -> &Self {
+    pub fn last(&self) -> &Self {
         match self {
             RegistryError::Exhausted { source, .. } => source.last(),
             other => other,
@@ -323,6 +341,31 @@ impl RegistryError {
         )
     }
 
+    /// Whether no registry answered: nothing was reached, or only what stands before it.
+    pub fn is_unanswered(&self) -> bool {
+        match self.last() {
+            RegistryError::Unreachable { .. }
+            | RegistryError::Stalled { .. }
+            | RegistryError::Busy { .. } => true,
+            RegistryError::Status { status, .. } => *status >= 500 && is_passing(*status),
+            _ => false,
+        }
+    }
+
+    /// Whether a connection ended where nothing said that it would: TLS without close_notify, for one.
+    pub(super) fn is_unannounced_end(&self) -> bool {
+        let RegistryError::Unreachable { connecting: false, source, .. } = self else { return false };
+        let mut error: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
+        while let Some(here) = error {
+            let kind = here.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            if kind == Some(std::io::ErrorKind::UnexpectedEof) {
+                return true;
+            }
+            error = here.source();
+        }
+        false
+    }
+
     /// Whether asking again may help.
     pub(super) fn is_passing(&self) -> bool {
         match self {
@@ -330,14 +373,31 @@ impl RegistryError {
             | RegistryError::Stalled { .. }
             | RegistryError::Protocol { .. } => true,
             RegistryError::Status { status, .. } => is_passing(*status),
+            RegistryError::Proxy { status, .. } => status.is_none_or(is_passing),
             _ => false,
         }
+    }
+
+    /// The trouble of a TLS connection, `None` for another error.
+    pub fn tls_trouble(&self) -> Option<TlsTrouble> {
+        match self.last() {
+            RegistryError::Insecure { source, .. } => Some(TlsTrouble::of(source)),
+            _ => None,
+        }
+    }
+
+    /// Whether the registry wants to be asked less often.
+    pub fn is_too_often(&self) -> bool {
+        matches!(self.last(), RegistryError::Status { status: 429, .. })
     }
 
     /// Whether it is about the host rather than about what it was asked for, so that other questions would fare no better.
     pub(super) fn is_about_the_host(&self) -> bool {
         match self {
-            RegistryError::Insecure { .. } | RegistryError::NotRegistry { .. } => true,
+            RegistryError::Insecure { .. }
+            | RegistryError::SpeaksTls { .. }
+            | RegistryError::Proxy { .. }
+            | RegistryError::NotRegistry { .. } => true,
             RegistryError::Status { status, .. } if *status >= 500 => true,
             RegistryError::Exhausted { source, .. } => source.is_about_the_host(),
             other => other.is_passing(),
@@ -363,9 +423,10 @@ impl RegistryError {
     }
 }
 
-/// Statuses that pass: 408, 429, the gateway family, and 522 of Cloudflare.
+/// Statuses that pass: 408, 425, 429, and those of servers and of what stands before them, but for the ones that say "not with
+/// this server" (501, 505) or "log in to the network first" (511).
 fn is_passing(status: u16) -> bool {
-    matches!(status, 408 | 429 | 500 | 502 | 503 | 504 | 522)
+    matches!(status, 408 | 425 | 429 | 500..=599) && !matches!(status, 501 | 505 | 511)
 }
 
 #[cfg(test)]
@@ -396,10 +457,10 @@ mod tests {
 
     #[test]
     fn only_passing_statuses_are_tried_again() {
-        for status in [408, 429, 500, 502, 503, 504, 522] {
+        for status in [408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 527, 529, 530] {
             assert!(is_passing(status), "{status}");
         }
-        for status in [200, 301, 400, 404, 405, 416, 501, 505] {
+        for status in [200, 301, 400, 404, 405, 416, 501, 505, 511, 600] {
             assert!(!is_passing(status), "{status}");
         }
     }

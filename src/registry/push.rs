@@ -276,9 +276,9 @@ impl Push<'_> {
             _ => return Err(of_push(refusal(reply, what, stall).await)),
         }
         let host = host_of(&reply.url);
-        let location = answer::header(&reply.response, "location").ok_or("no place for it".to_owned());
-        let place = location.and_then(|location| send::follow(&reply.url, location));
-        let place = place.map_err(|reason| RegistryError::Protocol {
+        let location = reply.response.headers().get("location").ok_or("no place for it".to_owned());
+        let place = location.and_then(|location| scope.endpoint.follow(&reply.url, location.as_bytes()));
+        let place = place.map_err(|reason| RegistryError::Misled {
             host: host.clone(),
             what: what.to_owned(),
             reason: format!("status 202 and {reason}"),
@@ -317,8 +317,8 @@ impl Push<'_> {
         let question = Question { scope, act, accept: "*/*", range: None, what };
         let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
         let stall = inner.clients.stall();
-        // 201 by the specification; some registries answer 200 or 204.
-        if !matches!(reply.response.status().as_u16(), 200 | 201 | 204) {
+        // 201 by the specification; some registries answer 200, 204, or 202 (Quay) for what they have stored.
+        if !matches!(reply.response.status().as_u16(), 200 | 201 | 202 | 204) {
             return Err(of_push(refusal(reply, what, stall).await));
         }
         let host = host_of(&reply.url);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::answer::{self, Body, refusal};
+use super::answer::{self, Body, Ending, refusal};
 use super::auth::{Access, origin};
 use super::client::{Inner, Registry};
 use super::endpoint::Endpoint;
@@ -104,9 +104,17 @@ impl Inner {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        match self.asked_referrers(place, subject, artifact_type).await? {
-            Some(entries) => Ok(entries),
-            None => self.tagged_referrers(place, reference, subject).await,
+        match self.asked_referrers(place, subject, artifact_type).await {
+            Ok(Some(entries)) => Ok(entries),
+            Ok(None) => self.tagged_referrers(place, reference, subject).await,
+            // Old Harbor refuses the path to every login and has the tag. A missing tag does not undo a refusal.
+            Err(error @ (RegistryError::Denied { .. } | RegistryError::TokenDenied { .. })) => {
+                match self.tagged_referrers(place, reference, subject).await {
+                    Ok(entries) if !entries.is_empty() => Ok(entries),
+                    Ok(_) | Err(_) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -193,7 +201,7 @@ impl Inner {
         let what = question.what;
         let stall = self.clients.stall();
         let reply = send::ask(&self.clients, &self.auth, question, url).await?;
-        if reply.response.status().as_u16() != 200 {
+        if !answer::is_whole(&reply.response) {
             return Err(refusal(reply, what, stall).await);
         }
         let host = host_of(&reply.url);
@@ -206,13 +214,19 @@ impl Inner {
         if let Some(encoding) = answer::encoding(&reply.response) {
             return Err(protocol(format!("content encoding {encoding}")));
         }
-        let next = next_page(&reply.response, &reply.url).map_err(protocol)?;
+        let next = next_page(&reply.response, &reply.url).map_err(|reason| RegistryError::Misled {
+            host: host.clone(),
+            what: what.to_owned(),
+            reason,
+        })?;
         let filters = url.query_pairs().any(|(name, _)| name == "artifactType");
         if filters && answer::header(&reply.response, "oci-filters-applied").is_none() {
             tracing::debug!(host, what, "registry does not filter referrers");
         }
         let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);
-        let bytes = Body { host: &host, what, stall }.limited(reply.response, MAX_DOCUMENT).await?;
+        let bytes = Body { host: &host, what, stall }
+            .limited(reply.response, MAX_DOCUMENT, Ending::Announced)
+            .await?;
         let entries = listed(&bytes, content_type.as_deref()).map_err(|source| RegistryError::Document {
             host: host.clone(),
             what: what.to_owned(),
@@ -227,7 +241,14 @@ fn next_page(response: &Response, here: &Url) -> Result<Option<Url>, String> {
     for header in response.headers().get_all("link") {
         let Ok(text) = header.to_str() else { continue };
         let Some(target) = next_of(text) else { continue };
-        let next = here.join(target).map_err(|_| "a next page that is not a URL".to_owned())?;
+        let mut next = here.join(target).map_err(|_| "a next page that is not a URL".to_owned())?;
+        if next.scheme() == "http" && here.scheme() == "https" && next.host() == here.host() {
+            // A proxy in front of it ends TLS, and it knows of http alone: the same host is meant.
+            let (path, query) = (next.path().to_owned(), next.query().map(str::to_owned));
+            next = here.clone();
+            next.set_path(&path);
+            next.set_query(query.as_deref());
+        }
         if origin(&next) != origin(here) || !next.username().is_empty() || next.password().is_some() {
             return Err(format!("a next page at {}", host_of(&next)));
         }

@@ -4,25 +4,27 @@
 //! be told apart: a credential goes to the registry's own scheme, host and port, https never turns into http, and nothing
 //! tells the next host where we came from.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RANGE,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderValue,
+    LOCATION, RANGE, WARNING,
 };
-use reqwest::{Certificate, Client, ClientBuilder, Identity, RequestBuilder, Response, Url};
+use reqwest::{Client, RequestBuilder, Response, Url};
 
-use super::answer::{self, Body};
+use super::answer::Body;
 use super::auth::{Auth, Scope, origin};
-use super::challenge::is_loopback;
 use super::endpoint::{Endpoint, Role, Tls, Verify};
 use super::names::Names;
-use super::redact::{Secret, ShownUrl, host_of};
+use super::reach::is_loopback;
+use super::redact::{Secret, ShownUrl, host_of, sanitised};
+use super::tls::{HttpVersions, client_config};
+use super::trouble::{self, broken};
 use super::walk::lock;
-use super::{Options, RegistryError};
+use super::{Options, RegistryError, proxies};
 use crate::io::ByteRange;
 use crate::meter;
 
@@ -35,16 +37,22 @@ const SLOWEST_UPLOAD: u64 = 64 * 1024;
 
 /// How long a connection to a mirror may take at most: the registry itself is waiting behind it.
 const MIRROR_CONNECT: Duration = Duration::from_secs(3);
-/// The largest file with certificates that is read, in bytes.
-const MAX_CERTIFICATES: u64 = 4 * 1024 * 1024;
+/// Warnings of registries that are shown once each, at most.
+const MAX_WARNINGS: usize = 64;
 
 /// HTTP clients by what they need. They share nothing but options; each keeps its own connections.
 pub(super) struct Clients {
     user_agent: String,
     connect_timeout: Duration,
     stall: Duration,
+    /// How long the head of an answer may take.
+    first_byte: Duration,
     /// Made when they are first needed.
     made: Mutex<HashMap<Kind, Client>>,
+    /// Schemes, hosts and ports that want HTTP/1.1.
+    old: Mutex<HashSet<String>>,
+    /// Warnings that were shown.
+    warned: Mutex<HashSet<String>>,
 }
 
 /// What a client has to be like.
@@ -55,6 +63,9 @@ struct Kind {
     /// For this machine, where no proxy is between.
     local: bool,
     connect_timeout: Duration,
+    /// The registry that leads to names elsewhere, which are looked at when they are resolved; `None` at its own.
+    guide: Option<String>,
+    versions: HttpVersions,
 }
 
 /// How parameters go to a token server.
@@ -77,7 +88,14 @@ impl Clients {
             user_agent: options.user_agent.clone(),
             connect_timeout: options.connect_timeout,
             stall: options.stall_timeout,
+            // Half of the patience leaves time for another try.
+            first_byte: options
+                .connect_timeout
+                .max(options.stall_timeout * FIRST_BYTE)
+                .max(options.read_budget / 2),
             made: Mutex::default(),
+            old: Mutex::default(),
+            warned: Mutex::default(),
         }
     }
 
@@ -99,14 +117,19 @@ impl Clients {
             Role::Mirror => self.connect_timeout.min(MIRROR_CONNECT),
         };
         let tls = (url.scheme() == "https").then(|| endpoint.tls_for(url));
-        let kind = Kind { tls, local: is_loopback(url), connect_timeout };
+        let is_led = url.host() != endpoint.root.host()
+            && url.host_str().is_some_and(|host| !endpoint.named.contains(host));
+        let guide = is_led.then(|| endpoint.root.host_str().unwrap_or_default().to_owned());
+        let is_old = lock(&self.old).contains(&origin(url));
+        let versions = if is_old { HttpVersions::One } else { HttpVersions::All };
+        let kind = Kind { tls, local: is_loopback(url), connect_timeout, guide, versions };
         let mut made = lock(&self.made);
         if let Some(client) = made.get(&kind) {
             return Ok(client.clone());
         }
         let mut builder = Client::builder()
             .user_agent(&self.user_agent)
-            .dns_resolver(Arc::new(Names))
+            .dns_resolver(Arc::new(Names { guide: kind.guide.clone() }))
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .connect_timeout(connect_timeout)
@@ -115,44 +138,90 @@ impl Clients {
             .http2_keep_alive_timeout(self.stall);
         if kind.local {
             builder = builder.no_proxy();
+        } else {
+            proxies::check()?;
         }
         builder = match &kind.tls {
-            Some(tls) => with_certificates(builder, tls)?,
+            Some(tls) => builder.tls_backend_preconfigured(client_config(tls, kind.versions)?),
             None => builder.tls_certs_only([]),
         };
+        if kind.versions == HttpVersions::One {
+            builder = builder.http1_only();
+        }
         let client = builder.build().map_err(|error| RegistryError::Setup { source: Arc::new(error) })?;
         made.insert(kind, client.clone());
         Ok(client)
     }
 
-    /// Sends one request and waits for the head of its answer.
-    async fn send(&self, request: RequestBuilder, host: &str, what: &str) -> Result<Response, RegistryError> {
-        self.send_within(request, host, what, self.patience()).await
-    }
-
-    /// How long the head of an answer may take when nothing is uploaded.
-    fn patience(&self) -> Duration {
-        self.connect_timeout.max(self.stall * FIRST_BYTE)
-    }
-
-    async fn send_within(
+    /// Sends one request and waits for the head of its answer, at most `waited`.
+    async fn send(
         &self,
         request: RequestBuilder,
-        host: &str,
+        url: &Url,
         what: &str,
         waited: Duration,
     ) -> Result<Response, RegistryError> {
         let answered = tokio::time::timeout(waited, request.send()).await;
         let status = answered.as_ref().ok().and_then(|sent| sent.as_ref().ok()).map(Response::status);
         meter::REQUESTS.note(status.map(|status| status.as_u16()));
-        match answered {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(broken(host, what, error)),
-            Err(_) => Err(RegistryError::Stalled { host: host.to_owned(), what: what.to_owned(), waited }),
+        let host = host_of(url);
+        let error = match answered {
+            Ok(Ok(response)) => {
+                self.note_warnings(&host, response.headers());
+                return Ok(response);
+            }
+            Ok(Err(error)) => broken(&host, what, error),
+            Err(_) => return Err(RegistryError::Stalled { host, what: what.to_owned(), waited }),
+        };
+        if trouble::wants_http_1(&error) {
+            // The next try speaks it.
+            lock(&self.old).insert(origin(url));
+        }
+        let is_unanswered = matches!(error, RegistryError::Unreachable { connecting: false, .. });
+        if is_unanswered && url.scheme() == "http" && is_loopback(url) && self.speaks_tls(url).await {
+            return Err(RegistryError::SpeaksTls { host });
+        }
+        Err(trouble::at_proxy(url, error).await)
+    }
+
+    /// Whether this machine's host is one of https, though nothing said so.
+    async fn speaks_tls(&self, url: &Url) -> bool {
+        let careless = Tls { verify: Verify::Nothing, ..Tls::default() };
+        let Ok(config) = client_config(&careless, HttpVersions::One) else { return false };
+        let client = Client::builder().no_proxy().tls_backend_preconfigured(config).build();
+        match client {
+            Ok(client) => trouble::speaks_tls(url, &client).await,
+            Err(_) => false,
         }
     }
 
-    /// A token request. Redirects are not followed: the answer to one is an answer with a wrong status.
+    /// Shows what a registry wants its users to know (distribution-spec, "Warnings"): `299 - "text"`, each once.
+    fn note_warnings(&self, host: &str, headers: &HeaderMap) {
+        for warning in self.new_warnings(host, headers) {
+            tracing::warn!(registry = host, warning, "the registry warns");
+        }
+    }
+
+    /// Those that were not shown before.
+    fn new_warnings(&self, host: &str, headers: &HeaderMap) -> Vec<String> {
+        let mut fresh = Vec::new();
+        for value in headers.get_all(WARNING) {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            let Some(text) = text.trim().strip_prefix("299 ").and_then(|rest| rest.split_once('"')) else {
+                continue;
+            };
+            let quoted = text.1.trim_end().strip_suffix('"').unwrap_or(text.1);
+            let warning = sanitised(&quoted.replace('\\', ""));
+            let mut warned = lock(&self.warned);
+            if warned.len() < MAX_WARNINGS && warned.insert(format!("{host} {warning}")) {
+                fresh.push(warning);
+            }
+        }
+        fresh
+    }
+
+    /// A token request. A redirect of a question is followed where a realm may lie, with the login only as long as scheme, host
+    /// and port stay; a form is not sent to another place.
     pub(super) async fn token(
         &self,
         endpoint: &Endpoint,
@@ -162,26 +231,52 @@ impl Clients {
         authorization: Option<&Secret>,
         what: &str,
     ) -> Result<Response, RegistryError> {
-        let client = self.of(endpoint, realm)?;
         let mut url = realm.clone();
-        let mut request = match form {
-            Form::Get => {
-                url.query_pairs_mut().extend_pairs(pairs);
-                client.get(url)
-            }
+        let mut body = None;
+        match form {
+            Form::Get => drop(url.query_pairs_mut().extend_pairs(pairs)),
             Form::Post => {
                 // The query of a scratch URL is the form encoding.
                 let mut scratch = realm.clone();
                 scratch.set_query(None);
                 scratch.query_pairs_mut().extend_pairs(pairs);
-                let body = scratch.query().unwrap_or_default().to_owned();
-                client.post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(body)
+                body = Some(scratch.query().unwrap_or_default().to_owned());
             }
-        };
-        if let Some(secret) = authorization {
-            request = request.header(AUTHORIZATION, sensitive(secret, realm, what)?);
         }
-        self.send(request.header(ACCEPT, "application/json"), &host_of(realm), what).await
+        let home = origin(&url);
+        for _ in 0..=MAX_REDIRECTS {
+            let client = self.of(endpoint, &url)?;
+            let is_home = origin(&url) == home;
+            let mut request = match &body {
+                None => client.get(url.clone()),
+                Some(body) => client
+                    .post(url.clone())
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(body.clone()),
+            };
+            if let Some(secret) = authorization.filter(|_| is_home) {
+                request = request.header(AUTHORIZATION, sensitive(secret, &url, what)?);
+            }
+            let request = request.header(ACCEPT, "application/json");
+            let response = self.send(request, &url, what, self.first_byte).await?;
+            let status = response.status().as_u16();
+            if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            let host = host_of(&url);
+            let misled =
+                |reason: String| RegistryError::Misled { host: host.clone(), what: what.to_owned(), reason };
+            let next = response.headers().get(LOCATION).ok_or("a redirect to nowhere".to_owned());
+            let next = next.and_then(|location| endpoint.follow(&url, location.as_bytes()));
+            let next = next.map_err(misled)?;
+            endpoint.guide().check_realm(&next).map_err(misled)?;
+            if body.is_some() && (origin(&next) != home || !matches!(status, 307 | 308)) {
+                return Err(misled(format!("status {status}, which does not take a form along")));
+            }
+            Body { host: &host, what, stall: self.stall }.discard(response).await;
+            url = next;
+        }
+        Err(RegistryError::Redirects { host: host_of(&url), what: what.to_owned(), most: MAX_REDIRECTS })
     }
 }
 
@@ -273,8 +368,8 @@ pub(super) struct Reply {
     pub(super) at_home: bool,
     /// Whether a redirect led there.
     pub(super) redirected: bool,
-    /// Whether it was asked in somebody's name.
-    pub(super) authenticated: bool,
+    /// Where the login comes from in whose name it was asked; `None` where there was none.
+    pub(super) login: Option<Arc<str>>,
 }
 
 /// Asks `question` at `start`, follows redirects, and logs in once for each host that asks for it.
@@ -305,24 +400,25 @@ pub(super) async fn ask(
         if let Some(known) = &authorization {
             request = request.header(AUTHORIZATION, sensitive(&known.header, &url, what)?);
         }
-        let waited = clients.patience() + question.act.upload();
-        let response = clients.send_within(request, &host, what, waited).await?;
+        let waited = clients.first_byte + question.act.upload();
+        let response = clients.send(request, &url, what, waited).await?;
         let status = response.status().as_u16();
         tracing::debug!(url = %ShownUrl(&url), act = question.act.name(), range = question.range.map(tracing::field::debug), status, "request");
         let body = Body { host: &host, what, stall: clients.stall() };
         let at_home = origin(&url) == home;
-        let protocol =
-            |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
+        let misled =
+            |reason: String| RegistryError::Misled { host: host.clone(), what: what.to_owned(), reason };
         if matches!(status, 301 | 302 | 303 | 307 | 308) {
             if matches!(status, 301..=303) && !question.act.is_safe() {
-                return Err(protocol(format!("status {status}, which does not take an upload along")));
+                return Err(misled(format!("status {status}, which does not take an upload along")));
             }
             redirects += 1;
             if redirects > MAX_REDIRECTS {
                 return Err(RegistryError::Redirects { host, what: what.to_owned(), most: MAX_REDIRECTS });
             }
-            let next = answer::header(&response, "location").ok_or("a redirect to nowhere".to_owned());
-            let next = next.and_then(|location| follow(&url, location)).map_err(protocol)?;
+            let next = response.headers().get(LOCATION).ok_or("a redirect to nowhere".to_owned());
+            let next = next.and_then(|location| scope.endpoint.follow(&url, location.as_bytes()));
+            let next = next.map_err(misled)?;
             body.discard(response).await;
             if origin(&next) != origin(&url) {
                 authorization = auth.known(scope, &next).await?;
@@ -345,49 +441,9 @@ pub(super) async fn ask(
                 Ok(None) | Err(_) => {}
             }
         }
-        let authenticated = authorization.is_some_and(|known| known.authenticated);
-        return Ok(Reply { response, url, at_home, redirected: redirects > 0, authenticated });
+        let login = authorization.and_then(|known| known.login);
+        return Ok(Reply { response, url, at_home, redirected: redirects > 0, login });
     }
-}
-
-/// A client that trusts and shows what `tls` says, beside what the system trusts.
-fn with_certificates(builder: ClientBuilder, tls: &Tls) -> Result<ClientBuilder, RegistryError> {
-    let mut authorities = Vec::new();
-    for file in &tls.authorities {
-        let found = Certificate::from_pem_bundle(&certificates(file)?);
-        let found = found.ok().filter(|found| !found.is_empty());
-        authorities.extend(found.ok_or_else(|| unusable(file, "it holds no certificate in PEM"))?);
-    }
-    let mut builder = if authorities.is_empty() { builder } else { builder.tls_certs_merge(authorities) };
-    // The protocol lets a client show one: the first, as the others would never be asked for.
-    if let Some((certificate, key)) = tls.pairs.first() {
-        let mut pem = key.as_deref().map(certificates).transpose()?.unwrap_or_default();
-        pem.push(b'\n');
-        pem.extend(certificates(certificate)?);
-        let identity = Identity::from_pem(&pem);
-        builder = builder.identity(
-            identity.map_err(|_| unusable(certificate, "it makes no certificate with a key, in PEM"))?,
-        );
-    }
-    Ok(match tls.verify {
-        Verify::Certificate => builder,
-        Verify::Nothing => builder.tls_danger_accept_invalid_certs(true),
-    })
-}
-
-fn certificates(file: &Path) -> Result<Vec<u8>, RegistryError> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    let opened = std::fs::File::open(file).map_err(|error| unusable(file, error))?;
-    opened.take(MAX_CERTIFICATES + 1).read_to_end(&mut bytes).map_err(|error| unusable(file, error))?;
-    if bytes.len() as u64 > MAX_CERTIFICATES {
-        return Err(unusable(file, format!("it has more than {MAX_CERTIFICATES} bytes")));
-    }
-    Ok(bytes)
-}
-
-fn unusable(file: &Path, reason: impl std::fmt::Display) -> RegistryError {
-    RegistryError::Config { place: file.display().to_string(), reason: reason.to_string() }
 }
 
 /// The headers that the configuration wants at a host. Those that decide what is asked for are ours, and a login that the host
@@ -403,21 +459,6 @@ fn configured(headers: &HeaderMap, logged_in: bool) -> HeaderMap {
     headers
 }
 
-/// Where a redirect (or the place of an upload) leads, when it may be followed.
-pub(super) fn follow(from: &Url, location: &str) -> Result<Url, String> {
-    let mut next = from.join(location).map_err(|_| "a redirect to something that is not a URL".to_owned())?;
-    match (from.scheme(), next.scheme()) {
-        (_, "https") | ("http", "http") => {}
-        ("https", "http") => return Err(format!("a redirect from https to http at {}", host_of(&next))),
-        _ => return Err("a redirect to something that is not http".into()),
-    }
-    if !next.username().is_empty() || next.password().is_some() {
-        return Err(format!("a redirect that names a user at {}", host_of(&next)));
-    }
-    next.set_fragment(None);
-    Ok(next)
-}
-
 /// A header that no log of the HTTP crates shows.
 fn sensitive(secret: &Secret, url: &Url, what: &str) -> Result<HeaderValue, RegistryError> {
     let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| RegistryError::Credentials {
@@ -428,36 +469,37 @@ fn sensitive(secret: &Secret, url: &Url, what: &str) -> Result<HeaderValue, Regi
     Ok(value)
 }
 
-/// The error of a connection. Its URL is cut out, because the query may be signed.
-pub(super) fn broken(host: &str, what: &str, error: reqwest::Error) -> RegistryError {
-    let connecting = error.is_connect();
-    let source = Arc::new(error.without_url());
-    let host = host.to_owned();
-    if connecting && is_tls(&source) {
-        return RegistryError::Insecure { host, source };
-    }
-    RegistryError::Unreachable { host, what: what.to_owned(), connecting, source }
-}
-
-/// Whether TLS is what failed. An `io::Error` hides the error it holds from `source()`, and one may hold another.
-fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    error.is::<rustls::Error>() || held.is_some_and(|held| is_tls(held)) || error.source().is_some_and(is_tls)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_redirect_never_leaves_https() {
-        let from = |from: &str, to: &str| follow(&from.parse().unwrap(), to).map(|url| url.to_string());
-        assert_eq!(from("https://r.example/v2/a", "/other?x=1").unwrap(), "https://r.example/other?x=1");
-        assert_eq!(from("http://r.example/", "https://cdn.example/").unwrap(), "https://cdn.example/");
-        assert_eq!(from("http://127.0.0.1:1/", "http://127.0.0.1:2/").unwrap(), "http://127.0.0.1:2/");
-        for bad in ["http://r.example/", "file:///etc/passwd", "ftp://x/", "https://user:pw@cdn.example/"] {
-            let reason = from("https://r.example/", bad).unwrap_err();
-            assert!(!reason.contains("pw"), "{reason}");
+    fn a_warning_is_shown_once_for_each_registry() {
+        let clients = Clients::new(&Options::default());
+        let of = |host: &str, values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(WARNING, HeaderValue::from_str(value).unwrap());
+            }
+            clients.new_warnings(host, &headers)
+        };
+        let both =
+            ["299 - \"moves to r.example in May\"", "299 - \"read \\\"this\\\"\"", "110 r \"stale\"", "299"];
+        assert_eq!(of("r.example", &both), ["moves to r.example in May", "read \"this\""]);
+        assert!(of("r.example", &both).is_empty());
+        assert_eq!(of("s.example", &both).len(), 2);
+        for number in 0..2 * MAX_WARNINGS {
+            of("evil.example", &[&format!("299 - \"{number}\"")]);
         }
+        assert!(lock(&clients.warned).len() <= MAX_WARNINGS);
+    }
+
+    #[test]
+    fn a_longer_patience_waits_longer_for_a_first_byte() {
+        let first_byte = |seconds| {
+            let read_budget = Duration::from_secs(seconds);
+            Clients::new(&Options { read_budget, ..Options::default() }).first_byte.as_secs()
+        };
+        assert_eq!([first_byte(60), first_byte(90), first_byte(300)], [30, 45, 150]);
     }
 }

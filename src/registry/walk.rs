@@ -5,6 +5,7 @@
 //! a mirror gets one try, and is then left alone for a while, so that one that is down costs little.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,10 @@ pub(super) struct Host {
     paused: Mutex<Option<Instant>>,
     /// Until when the host is remembered to ignore ranges.
     no_ranges: Mutex<Option<Instant>>,
+    /// Until when it is remembered to refuse ranges.
+    refuses: Mutex<Option<Instant>>,
+    /// Whether it lately answered as a cache that shares pieces.
+    pieces: AtomicBool,
     /// Until when it is not asked where somebody else can be.
     failing: Mutex<Option<Instant>>,
 }
@@ -66,6 +71,8 @@ impl Host {
             places: Arc::new(Semaphore::new(PER_HOST)),
             paused: Mutex::default(),
             no_ranges: Mutex::default(),
+            refuses: Mutex::default(),
+            pieces: AtomicBool::new(false),
             failing: Mutex::default(),
         }
     }
@@ -133,6 +140,27 @@ impl Host {
         *lock(&self.no_ranges) = Some(Instant::now() + IGNORES_RANGES);
     }
 
+    /// Remembers that it gives the whole where it is asked for that, and no range.
+    pub(super) fn note_refused_range(&self) {
+        self.note_ignored_range();
+        *lock(&self.refuses) = Some(Instant::now() + IGNORES_RANGES);
+    }
+
+    /// Whether a request with a range would be refused, or answered by what is of no use.
+    pub(super) fn refuses_ranges(&self) -> bool {
+        lock(&self.refuses).is_some_and(|until| until > Instant::now())
+    }
+
+    /// Remembers that it fetches pieces.
+    pub(super) fn note_pieces(&self) {
+        self.pieces.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it fetches whole pieces for any part of them.
+    pub(super) fn has_pieces(&self) -> bool {
+        self.pieces.load(Ordering::Relaxed)
+    }
+
     pub(super) fn ignores_ranges(&self) -> bool {
         lock(&self.no_ranges).is_some_and(|until| until > Instant::now())
     }
@@ -149,7 +177,10 @@ impl Host {
             return;
         }
         let alone = error.retry_after().unwrap_or_default().clamp(LEFT_ALONE, 60 * LEFT_ALONE);
-        if !self.is_failing() {
+        if role == Role::Primary {
+            // The user said that it need not speak TLS.
+            tracing::debug!(host = self.name, error = chain(error), "spoken to otherwise");
+        } else if !self.is_failing() {
             let error = chain(error);
             tracing::warn!(
                 host = self.name,
@@ -168,7 +199,8 @@ impl Host {
 
     /// Knows nothing about the host any more.
     fn forget(&self) {
-        for until in [&self.paused, &self.no_ranges, &self.failing] {
+        self.pieces.store(false, Ordering::Relaxed);
+        for until in [&self.paused, &self.no_ranges, &self.refuses, &self.failing] {
             *lock(until) = None;
         }
     }

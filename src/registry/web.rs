@@ -16,6 +16,7 @@ use super::answer::{self, Body, refusal};
 use super::auth::Access;
 use super::blob::{Blob, LazyBlob, Seen};
 use super::endpoint::Endpoint;
+use super::part::is_refused_range;
 use super::redact::{REDACTED, ShownUrl, host_of, sanitised};
 use super::retry::{Patience, Persistence};
 use super::send::{self, Act, Question, Reply};
@@ -101,9 +102,26 @@ impl Registry {
         }
     }
 
+    /// The first byte tells everything; a server that has no use for ranges is asked for the whole.
     async fn look(&self, endpoint: &Arc<Endpoint>, what: &str) -> Result<Look, RegistryError> {
+        match self.look_at(endpoint, Some(ByteRange::new(0, 1)), what).await? {
+            Some(look) => Ok(look),
+            None => {
+                let host = host_of(&endpoint.root);
+                let reason = "an answer that is neither a part of it nor the whole".to_owned();
+                let wrong = RegistryError::Protocol { host, what: what.to_owned(), reason };
+                self.look_at(endpoint, None, what).await?.ok_or(wrong)
+            }
+        }
+    }
+
+    async fn look_at(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        range: Option<ByteRange>,
+        what: &str,
+    ) -> Result<Option<Look>, RegistryError> {
         let scope = endpoint.scope(Access::Pull);
-        let range = Some(ByteRange::new(0, 1));
         let question = Question { scope: &scope, act: Act::Get, accept: "*/*", range, what };
         let reply = send::ask(&self.inner.clients, &self.inner.auth, &question, &endpoint.root).await?;
         let stall = self.inner.clients.stall();
@@ -116,19 +134,30 @@ impl Registry {
                 if let Some(encoding) = answer::encoding(response) {
                     return Err(wrong(format!("content encoding {encoding}")));
                 }
-                if status == 200 {
-                    return Ok(Look::Whole(reply.response));
+                // The slice that a proxy calls a success is not the file.
+                if status == 200 && response.headers().contains_key("content-range") {
+                    return Ok(None);
                 }
+                if status == 200 {
+                    return Ok(Some(Look::Whole(reply.response)));
+                }
+            }
+            status if range.is_some() && is_refused_range(status) => {
+                Body { host: &host, what, stall }.discard(reply.response).await;
+                return Ok(None);
             }
             _ => return Err(refusal(reply, what, stall).await),
         }
         let written = answer::header(response, "content-range").unwrap_or_default();
-        let Some((ByteRange { start: 0, end: 1 }, size)) = answer::content_range(written) else {
-            return Err(wrong(format!("status 206 and content range {:?}", sanitised(written))));
+        let size = match answer::content_range(written) {
+            Some((ByteRange { start: 0, .. }, Some(size))) => size,
+            // How large the file is only the whole can show.
+            Some((ByteRange { start: 0, .. }, None)) => return Ok(None),
+            _ => return Err(wrong(format!("status 206 and content range {:?}", sanitised(written)))),
         };
         let seen = Seen::of(response);
         Body { host: &host, what, stall }.discard(reply.response).await;
-        Ok(Look::Ranged { size, seen })
+        Ok(Some(Look::Ranged { size, seen }))
     }
 }
 

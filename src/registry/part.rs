@@ -1,0 +1,185 @@
+//! The head and the body of one answer for a range: which bytes of the blob it holds.
+//!
+//! Asks for nothing. The idea: an answer is taken for what can be proven of it, not for its form: a 206 describes itself, the
+//! size is in the descriptor, and an answer that could be anything is asked for another way.
+//! Rules: RFC 9110 sections 14.2, 14.4 and 15.3.7, RFC 9112 section 9.8.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Response;
+
+use super::RegistryError;
+use super::answer::{self, Body};
+use super::redact::sanitised;
+use crate::io::ByteRange;
+
+/// What an answer holds, by its head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cover {
+    /// These bytes: those that were asked for, more around them, or the first of them.
+    Range(ByteRange),
+    /// All bytes, whatever was asked for.
+    Whole,
+    /// It may be the range or the whole.
+    Unprovable,
+}
+
+/// Statuses by which a host refuses a Range that it could have ignored (RFC 9110 section 14.2): 400 (Artifactory), 405, 412,
+/// 416 (for forms that it does not know), 417, 422, 501.
+pub(super) fn is_refused_range(status: u16) -> bool {
+    matches!(status, 400 | 405 | 412 | 416 | 417 | 422 | 501)
+}
+
+/// The bytes that a success holds of a blob of `size` bytes that was asked for `asked`, or for all of it; an error names the header that contradicts.
+pub(super) fn cover(response: &Response, asked: Option<ByteRange>, size: u64) -> Result<Cover, String> {
+    let header = |name| answer::header(response, name);
+    let length: Option<u64> = match header("content-length") {
+        Some(text) => {
+            let parsed = text.trim().parse().ok();
+            Some(parsed.ok_or_else(|| format!("content length {}", sanitised(text)))?)
+        }
+        None => None,
+    };
+    of_headers(response.status().as_u16(), header("content-range"), length, asked, size)
+}
+
+fn of_headers(
+    status: u16,
+    written: Option<&str>,
+    length: Option<u64>,
+    asked: Option<ByteRange>,
+    size: u64,
+) -> Result<Cover, String> {
+    let whole = ByteRange::new(0, size);
+    let wanted = asked.unwrap_or(whole);
+    let described = written.and_then(|written| described(written, wanted, size));
+    let fits = |range: ByteRange| match length {
+        Some(length) if length != range.len() => {
+            Err(format!("content length {length} for {} bytes", range.len()))
+        }
+        _ => Ok(if range == whole { Cover::Whole } else { Cover::Range(range) }),
+    };
+    match (status, written, described) {
+        (206, None, _) => Err("no content range".into()),
+        (206, Some(written), None) => Err(format!("content range {:?} of {size} bytes", sanitised(written))),
+        (_, Some(_), Some(range)) => fits(range),
+        // Proxies make a 200 of a 206, with or without its length: what was not asked by range is whole.
+        (_, Some(_), None) if asked.is_some() => Ok(Cover::Unprovable),
+        (_, None, _) if asked.is_some() && length != Some(size) => Ok(Cover::Unprovable),
+        _ => fits(whole),
+    }
+}
+
+/// The range of a `Content-Range`, when it is one of a blob of `size` bytes and of use to one who wanted `wanted`.
+fn described(written: &str, wanted: ByteRange, size: u64) -> Option<ByteRange> {
+    let (range, total) = answer::content_range(written)?;
+    let is_of_blob = total.is_none_or(|total| total == size) && range.end <= size;
+    let is_beginning = range.start == wanted.start && range.end <= wanted.end;
+    (is_of_blob && (is_beginning || range.contains(wanted))).then_some(range)
+}
+
+/// The body of one answer.
+pub(super) struct Part {
+    pub(super) response: Response,
+    pub(super) host: String,
+    pub(super) what: String,
+    /// The offset in the blob of the next byte of the body. Invariant: `at <= end`.
+    pub(super) at: u64,
+    /// Where in the blob the body must end.
+    pub(super) end: u64,
+    /// How many bytes it has in all.
+    pub(super) length: u64,
+    /// Whether this is the whole blob, and not what was asked for.
+    pub(super) is_whole: bool,
+}
+
+impl Part {
+    /// The next piece and its offset in the blob. The last piece is given only when the body ends with it: a body that is
+    /// too long is as wrong as one that is too short.
+    pub(super) async fn next(&mut self, stall: Duration) -> Result<(u64, Bytes), RegistryError> {
+        let body = Body { host: &self.host, what: &self.what, stall };
+        let wrong = |reason: String| RegistryError::Protocol {
+            host: self.host.clone(),
+            what: self.what.clone(),
+            reason,
+        };
+        let chunk = loop {
+            match body.chunk(&mut self.response).await? {
+                Some(chunk) if chunk.is_empty() => {}
+                Some(chunk) => break chunk,
+                None => return Err(wrong(format!("a body that lacks {} bytes", self.end - self.at))),
+            }
+        };
+        let (start, end) = (self.at, self.at + chunk.len() as u64);
+        let mut more = end > self.end;
+        while end == self.end && !more {
+            match body.chunk(&mut self.response).await {
+                Ok(Some(extra)) => more = !extra.is_empty(),
+                Ok(None) => break,
+                // Everything is here: how the connection ended does not matter.
+                Err(error) if error.is_unannounced_end() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if more {
+            return Err(wrong(format!("a body that goes on after {} bytes", self.end - start)));
+        }
+        self.at = end;
+        Ok((start, chunk))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::new(start, end)
+    }
+
+    #[test]
+    fn an_answer_is_taken_for_what_can_be_proven_of_it() {
+        let asked = Some(range(10, 20));
+        let exact = Ok(Cover::Range(range(10, 20)));
+        for (status, written, length, expected) in [
+            (206, Some("bytes 10-19/100"), Some(10), exact.clone()),
+            (206, Some("bytes 10-19/100"), None, exact.clone()),
+            (206, Some("bytes 10-19/*"), None, exact.clone()),
+            (206, Some("Bytes 10-19/100"), None, exact.clone()),
+            (206, Some("bytes 10-14/100"), Some(5), Ok(Cover::Range(range(10, 15)))),
+            (206, Some("bytes 0-63/100"), Some(64), Ok(Cover::Range(range(0, 64)))),
+            (206, Some("bytes 0-99/100"), None, Ok(Cover::Whole)),
+            (200, Some("bytes 10-19/100"), Some(10), exact.clone()),
+            (200, Some("bytes 10-19/100"), None, exact),
+            (200, Some("bytes 0-99/100"), Some(100), Ok(Cover::Whole)),
+            (200, None, Some(100), Ok(Cover::Whole)),
+            (200, None, None, Ok(Cover::Unprovable)),
+            (200, None, Some(10), Ok(Cover::Unprovable)),
+            (200, Some("bytes 11-20/100"), Some(10), Ok(Cover::Unprovable)),
+        ] {
+            assert_eq!(
+                of_headers(status, written, length, asked, 100),
+                expected,
+                "{status} {written:?} {length:?}"
+            );
+        }
+        for (status, written, length) in [
+            (206, None, Some(10)),
+            (206, Some("bytes 11-20/100"), None),
+            (206, Some("bytes 9-18/100"), None),
+            (206, Some("bytes 10-19/99"), None),
+            (206, Some("bytes 10-19/100"), Some(9)),
+            (206, Some("bytes 90-109/*"), None),
+            (200, Some("bytes 10-19/100"), Some(100)),
+        ] {
+            assert!(
+                of_headers(status, written, length, asked, 100).is_err(),
+                "{status} {written:?} {length:?}"
+            );
+        }
+        assert_eq!(of_headers(200, None, None, None, 100), Ok(Cover::Whole));
+        assert_eq!(of_headers(206, Some("bytes 0-9/100"), None, None, 100), Ok(Cover::Range(range(0, 10))));
+        assert!(of_headers(200, None, Some(99), None, 100).is_err());
+    }
+}
