@@ -299,7 +299,7 @@ fn remove(args: &RemoveArgs) -> Result<(), Failure> {
             .enable_all()
             .build()
             .map_err(|error| Failure::local("starting threads", &error))?;
-        let registry = args.network.client(Options::default())?;
+        let registry = args.network.client(args.network.authfile.as_deref(), Options::default())?;
         let cache = Cache::open(&dir)?;
         for location in locations {
             let location = network::in_full(location, &registry)?;

@@ -332,7 +332,11 @@ pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
     let mut out = output::stdout();
     let mut written = Ok(());
     runtime.block_on(async {
-        let namespace = Namespace::open(Arc::new(open(&args.image).await?), &Scope::default()).await?;
+        let family = open(&args.image).await?;
+        for warning in family.warnings() {
+            tracing::warn!(warning, "not everything is shown");
+        }
+        let namespace = Namespace::open(Arc::new(family), &Scope::default()).await?;
         let detail = if args.long { export::Detail::Attributes } else { export::Detail::Names };
         export::list(&namespace, path, depth, detail, |listed| {
             written = line(&mut out, &listed, args.long);
@@ -474,6 +478,11 @@ pub(super) fn only(family: &Family) -> Result<&Arc<Image>, Failure> {
 
 /// The client with the credentials and limits that the arguments name.
 pub(super) fn registry(args: &ImageArgs) -> Result<Registry, Failure> {
+    registry_with(args, args.network.authfile.as_deref())
+}
+
+/// The same with another credential file.
+pub(super) fn registry_with(args: &ImageArgs, authfile: Option<&Path>) -> Result<Registry, Failure> {
     let creds = args.creds.as_deref().map(|text| {
         Credential::parse(text).ok_or_else(|| Failure::usage("--creds is not of the form USER:PASSWORD"))
     });
@@ -488,7 +497,7 @@ pub(super) fn registry(args: &ImageArgs) -> Result<Registry, Failure> {
         stall_timeout: usual.stall_timeout.min(read_budget / 4),
         ..usual
     };
-    args.network.client(options)
+    args.network.client(authfile, options)
 }
 
 pub(super) async fn open_with(

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use clap::{Args, Parser as _};
+use clap::{Args, Parser as _, ValueEnum};
 
 use super::args::{Cli, Command, MountArgs};
 use super::commands::{self, Stop};
@@ -16,7 +16,9 @@ use super::exit::Failure;
 use super::metrics::{Address, Endpoint};
 use super::socket;
 use super::{metrics, output, secret, threads};
-use crate::csi::{self, CsiError, Node, Settings};
+use crate::csi::{self, Clients, CsiError, Node, Settings, Unreachable};
+use crate::image::ImageError;
+use crate::registry::RegistryError;
 
 /// Options of a mount that a volume or the plugin decides.
 const DECIDED: [&str; 12] = [
@@ -58,6 +60,11 @@ pub(super) struct CsiArgs {
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
 
+    /// An image in the cache whose registry does not answer: refuse it to new volumes, or show it to every pod that names its
+    /// digest.
+    #[arg(long, value_name = "POLICY", default_value = "refuse")]
+    when_unreachable: WhenUnreachable,
+
     /// Show counters in the text format of Prometheus, at /metrics: HOST:PORT, or unix:PATH.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<Address>,
@@ -69,6 +76,15 @@ pub(super) struct CsiArgs {
     /// Options that every mount gets, as "ocifs mount" takes them: --cache-dir, --cache-size, --hosts-dir, --verify, ...
     #[arg(value_name = "MOUNT OPTIONS", last = true)]
     mount_options: Vec<OsString>,
+}
+
+/// The treatment of an image in the cache whose registry is silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WhenUnreachable {
+    /// New volumes wait for the registry.
+    Refuse,
+    /// The digest is enough.
+    Show,
 }
 
 /// A socket as orchestrators write it.
@@ -97,7 +113,7 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
     if args.node_id.is_empty() {
         return Err(Failure::usage("--node-id is empty: name the node as the orchestrator does"));
     }
-    check(&args.mount_options)?;
+    let mounting = check(&args.mount_options)?;
     let SocketPath(path) = &args.endpoint;
     let settings = Settings {
         node_id: args.node_id,
@@ -106,6 +122,11 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
         authfile: args.authfile.as_deref().map(absolute).transpose()?,
         program: "/proc/self/exe".into(),
         mount_options: args.mount_options,
+        clients: clients(mounting),
+        unreachable: match args.when_unreachable {
+            WhenUnreachable::Refuse => Unreachable::Refuse,
+            WhenUnreachable::Show => Unreachable::Show,
+        },
     };
     let node = Arc::new(Node::open(settings)?);
     let (listener, file) = socket::listen(path)
@@ -129,8 +150,17 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
     served
 }
 
+/// Clients as the mounts have them.
+fn clients(mounting: MountArgs) -> Clients {
+    let make = move |authfile: Option<&Path>| {
+        commands::registry_with(&mounting.image, authfile).map_err(|failure| failure.to_string())
+    };
+    let explain = |error: RegistryError| Failure::from(ImageError::Source(error.into())).explained();
+    Clients { make: Arc::new(make), explain }
+}
+
 /// Parses the options as the first mount would.
-fn check(options: &[OsString]) -> Result<(), Failure> {
+fn check(options: &[OsString]) -> Result<MountArgs, Failure> {
     for option in options {
         let text = option.to_string_lossy();
         let name = text.split('=').next().unwrap_or_default();
@@ -144,7 +174,7 @@ fn check(options: &[OsString]) -> Result<(), Failure> {
     let words = ["ocifs", "mount"].map(OsString::from).into_iter().chain(options.iter().cloned());
     let words = words.chain(["--", "registry.invalid/a:b", "/"].map(OsString::from));
     match Cli::try_parse_from(words).map(|cli| cli.command) {
-        Ok(Command::Mount(MountArgs { .. })) => Ok(()),
+        Ok(Command::Mount(mounting)) => Ok(mounting),
         Ok(_) => Err(Failure::usage("the words after -- are no options of mount")),
         Err(error) => {
             Err(Failure::usage(format!("the options after --: {}", error.render().to_string().trim())))
@@ -177,7 +207,7 @@ mod tests {
     fn options_of_mounts_are_tried_before_the_first_pod() {
         let tried = |line: &str| {
             let words: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
-            check(&words).map_err(|failure| failure.to_string())
+            check(&words).map(drop).map_err(|failure| failure.to_string())
         };
         assert_eq!(tried("--cache-dir=/c --timeout 30 --verify=strict"), Ok(()));
         assert_eq!(tried(""), Ok(()));

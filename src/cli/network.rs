@@ -46,12 +46,12 @@ pub(super) struct NetworkArgs {
 impl NetworkArgs {
     /// The client: what is said here, and for the rest `options`. Paths become absolute: a mount in the background leaves the
     /// directory it was started in.
-    pub(super) fn client(&self, options: Options) -> Result<Registry, Failure> {
-        let absolute = |path: &Option<PathBuf>| {
-            let made = path.as_ref().filter(|path| !path.as_os_str().is_empty()).map(std::path::absolute);
+    pub(super) fn client(&self, authfile: Option<&Path>, options: Options) -> Result<Registry, Failure> {
+        let absolute = |path: Option<&Path>| {
+            let made = path.filter(|path| !path.as_os_str().is_empty()).map(std::path::absolute);
             made.transpose().map_err(|error| Failure::local("finding the working directory", &error))
         };
-        let authfile = absolute(&self.authfile)?;
+        let authfile = absolute(authfile)?;
         if let Some(named) = &authfile
             && let Err(error) = std::fs::File::open(named)
         {
@@ -61,9 +61,9 @@ impl NetworkArgs {
             plain_http: self.plain_http,
             authfile,
             tls_verify: self.tls_verify,
-            cert_dir: absolute(&self.cert_dir)?,
-            ca_file: absolute(&self.ca_file)?,
-            places: Places { hosts: absolute(&self.hosts_dir)?, ..options.places },
+            cert_dir: absolute(self.cert_dir.as_deref())?,
+            ca_file: absolute(self.ca_file.as_deref())?,
+            places: Places { hosts: absolute(self.hosts_dir.as_deref())?, ..options.places },
             ..options
         };
         Registry::new(options).map_err(|error: RegistryError| Failure::local("starting the client", &error))

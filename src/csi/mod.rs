@@ -6,15 +6,18 @@
 
 mod child;
 mod error;
+mod grant;
 mod login;
 /// The messages of the protocol.
 pub mod messages;
 mod node;
+mod places;
 mod service;
 mod state;
 mod volume;
 
 pub use error::{CsiError, code_name};
+pub use grant::{Clients, MakeClient, Unreachable};
 pub use node::{Node, Settings};
 pub use service::serve;
 

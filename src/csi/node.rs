@@ -14,19 +14,19 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use tokio::sync::{Mutex as Turn, OwnedMutexGuard, Semaphore};
+use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
 use super::child::Starter;
 use super::error::CsiError;
+use super::grant::{self, Clients, Unreachable};
 use super::login::KEY;
 use super::messages::{PublishVolume, Unit, VolumeCondition, VolumeStats, VolumeUsage};
+use super::places::{PER_NODE, Places};
 use super::state::{State, Volume};
 use super::volume::{self, Attributes, Wanted};
 use crate::io::chain;
 use crate::mount::{self, Filling, MountError, Standing, Unmount};
 
-/// How many mounts are made at once.
-const AT_ONCE: usize = 8;
 /// How long the process of a mount may take to say something about it.
 const ANSWER: Duration = Duration::from_secs(30);
 /// How often it is looked whether every mount is alive.
@@ -49,6 +49,10 @@ pub struct Settings {
     pub program: PathBuf,
     /// Options that every mount gets.
     pub mount_options: Vec<OsString>,
+    /// The client that such a mount has.
+    pub clients: Clients,
+    /// What happens with images in the cache whose registry does not answer.
+    pub unreachable: Unreachable,
 }
 
 /// The volumes of this node.
@@ -60,7 +64,7 @@ pub struct Node {
     turns: Mutex<HashMap<PathBuf, Weak<Turn<()>>>>,
     /// Targets whose process is being asked. One that does not answer is not asked again: each question holds a thread.
     asked: Arc<Mutex<HashSet<PathBuf>>>,
-    places: Semaphore,
+    places: Places,
 }
 
 impl Node {
@@ -75,7 +79,7 @@ impl Node {
             starter,
             turns: Mutex::default(),
             asked: Arc::default(),
-            places: Semaphore::new(AT_ONCE),
+            places: Places::default(),
         })
     }
 
@@ -96,7 +100,7 @@ impl Node {
 
     /// Makes a volume appear at its target. What is there already is fine, if it is the same.
     pub(super) async fn publish(&self, request: &PublishVolume) -> Result<(), CsiError> {
-        let Wanted { id, target, attributes, login } = volume::wanted(request)?;
+        let Wanted { id, target, attributes, login, namespace } = volume::wanted(request)?;
         let _turn = self.turn(&target).await;
         let known = self.load(&target).await?;
         if let Some(known) = &known {
@@ -134,19 +138,29 @@ impl Node {
             Standing::Nothing => {
                 // Nobody has the old content open: a tag may mean something new.
                 volume.pinned = None;
-                let at = target.clone();
-                if let Err(error) = blocking(move || make_target(&at)).await {
+                if let Err(error) = self.prepare(&volume, authfile.as_deref()).await {
                     self.withdraw(&target).await;
                     return Err(error);
                 }
             }
         }
         let was_dead = matches!(standing, Standing::Dead(_));
-        let mounted = self.mount(volume, authfile).await;
+        let mounted = self.mount(volume, authfile, &namespace).await;
         if mounted.is_err() && !was_dead {
             self.withdraw(&target).await;
         }
         mounted
+    }
+
+    /// Asks the registry whether this volume may be shown, and makes its directory. Nothing of the node is held meanwhile but the
+    /// target's turn: the registry may be one that does not answer.
+    async fn prepare(&self, volume: &Volume, authfile: Option<&Path>) -> Result<(), CsiError> {
+        let own = volume.has_login.then(|| self.state.login(&volume.target));
+        let authfile = own.as_deref().or(authfile);
+        let Settings { clients, unreachable, .. } = &self.settings;
+        grant::ask(clients, *unreachable, &volume.attributes.reference, authfile).await?;
+        let target = volume.target.clone();
+        blocking(move || make_target(&target)).await
     }
 
     /// Takes a volume away from its target. What is gone already is fine.
@@ -226,7 +240,7 @@ impl Node {
                 tracing::warn!(reason, volume = volume.volume_id, %target, "not mounted again yet");
             }
         };
-        stream::iter(volumes).for_each_concurrent(AT_ONCE, each).await;
+        stream::iter(volumes).for_each_concurrent(PER_NODE, each).await;
     }
 
     async fn revive(&self, target: &Path, lost: Lost) -> Result<(), CsiError> {
@@ -244,14 +258,21 @@ impl Node {
             Standing::Dead(_) => {
                 tracing::warn!(volume = volume.volume_id, target = %volume.target.display(), "its process is gone: mounting it again");
                 let authfile = self.authfile(&volume.attributes)?;
-                self.mount(volume, authfile).await
+                // The pod that it is for is not known any more: the share is that of its registry.
+                self.mount(volume, authfile, "").await
             }
         }
     }
 
     /// Starts the process, and writes down what it found.
-    async fn mount(&self, mut volume: Volume, authfile: Option<PathBuf>) -> Result<(), CsiError> {
-        let _place = self.places.acquire().await.map_err(|error| CsiError::Internal(error.to_string()))?;
+    async fn mount(
+        &self,
+        mut volume: Volume,
+        authfile: Option<PathBuf>,
+        namespace: &str,
+    ) -> Result<(), CsiError> {
+        let registry = grant::named(&volume.attributes.reference)?;
+        let _place = self.places.take(namespace, registry.registry()).await?;
         let own = volume.has_login.then(|| self.state.login(&volume.target));
         let reference = volume.pinned.as_deref().unwrap_or(&volume.attributes.reference);
         let started = self

@@ -19,6 +19,8 @@ use crate::source::Location;
 const KUBELETS: &str = "csi.storage.k8s.io/";
 /// Whether a volume lives as long as its pod, which the others do not.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
+/// The namespace of the pod.
+const NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 /// The attributes that a volume can have, for the message that names them.
 const KNOWN: &str = "reference, view, subdir, platform, pullSecret";
 /// Options of a mount that say what is so anyway, or that make it stricter.
@@ -54,6 +56,8 @@ pub(super) struct Wanted {
     pub(super) attributes: Attributes,
     /// What the request's secrets hold, if anything.
     pub(super) login: Option<Login>,
+    /// The namespace of the pod; empty where requests carry no pod information.
+    pub(super) namespace: String,
 }
 
 /// Reads a request.
@@ -74,7 +78,8 @@ pub(super) fn wanted(request: &PublishVolume) -> Result<Wanted, CsiError> {
             "a volume has nodePublishSecretRef or the attribute pullSecret, and not both".into(),
         ));
     }
-    Ok(Wanted { id, target, attributes, login })
+    let namespace = request.volume_context.get(NAMESPACE).cloned().unwrap_or_default();
+    Ok(Wanted { id, target, attributes, login, namespace })
 }
 
 /// A name that is there, within bounds and without control characters.
@@ -240,12 +245,14 @@ mod tests {
             ("pullSecret", "team-a.login"),
             ("csi.storage.k8s.io/ephemeral", "true"),
             ("csi.storage.k8s.io/pod.name", "web-0"),
+            ("csi.storage.k8s.io/pod.namespace", "team-a"),
             ("csi.storage.k8s.io/serviceAccount.tokens", "{}"),
         ]))
         .unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(read.attributes.reference, "registry.example/team/app:v1");
         assert_eq!(read.attributes.pull_secret.as_deref(), Some("team-a.login"));
         assert_eq!(read.target, Path::new("/var/lib/kubelet/pods/1/mount"));
+        assert_eq!(read.namespace, "team-a");
     }
 
     #[test]
