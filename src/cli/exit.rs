@@ -12,7 +12,7 @@ use crate::image::ImageError;
 use crate::io::{Fault, ReadError, chain};
 use crate::mount::MountError;
 use crate::oci::OciError;
-use crate::registry::RegistryError;
+use crate::registry::{RegistryError, TlsTrouble};
 use crate::source::SourceError;
 use crate::view::ViewError;
 
@@ -100,6 +100,12 @@ impl Failure {
         self.code == MISMATCH
     }
 
+    /// The exit code, and the message with its hint in one line.
+    pub(super) fn explained(self) -> (u8, String) {
+        let hint = self.hint.map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+        (self.code, format!("{}{hint}", self.message))
+    }
+
     /// What can be done about it.
     pub(super) fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
@@ -156,7 +162,7 @@ impl Failure {
 
     /// Bytes that could not be read or kept.
     pub(super) fn read(error: &ReadError) -> Self {
-        Self::new(error.fault(), error, None)
+        Self::new(error.fault(), error, hint_of_registry(error))
     }
 
     fn new(fault: Fault, error: &dyn std::error::Error, hint: Option<String>) -> Self {
@@ -222,6 +228,10 @@ impl From<ImageError> for Failure {
             (ImageError::UnsignedReferrers { .. }, _) => {
                 Some("leave out --referrers, or mount them without --require-signature".to_owned())
             }
+            (ImageError::Source(SourceError::Registry(error)), _) if registry_hint(error).is_some() => {
+                registry_hint(error)
+            }
+            _ if hint_of_registry(&error).is_some() => hint_of_registry(&error),
             (_, Fault::Mismatch) => Some(
                 "other bytes came than the manifest names; to fetch them again, remove the cache directory".to_owned(),
             ),
@@ -231,12 +241,6 @@ impl From<ImageError> for Failure {
             (ImageError::Source(SourceError::Registry(RegistryError::Config { .. })), _) => {
                 Some("docs/registries.md says what these files may hold".to_owned())
             }
-            (ImageError::Source(SourceError::Registry(RegistryError::Insecure { .. })), _) => Some(
-                "name who signed its certificate with --ca-file, or put it into certs.d; for http there is --plain-http".to_owned(),
-            ),
-            (ImageError::Source(SourceError::Registry(_)), Fault::Denied) => {
-                Some("log in with \"docker login\" or \"podman login\", or pass --authfile; the reference may also not exist".to_owned())
-            }
             (ImageError::Source(SourceError::Ambiguous { .. }), _) => Some(
                 "oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:NAME:TAG and URL#TAG name one; @sha256:... behind anything does, too"
                     .to_owned(),
@@ -245,7 +249,6 @@ impl From<ImageError> for Failure {
                 "mount it once without --offline; a tag can only be resolved online, so name the digest".to_owned(),
             ),
             (_, Fault::Unavailable) => Some("check the host name and the network".to_owned()),
-            (_, Fault::Misbehaved) => Some("is this a registry? its address is the part before the first slash".to_owned()),
             _ => None,
         };
         let mut failure = Self::new(error.fault(), &error, hint);
@@ -254,6 +257,61 @@ impl From<ImageError> for Failure {
         }
         failure
     }
+}
+
+/// The same for an error of a registry anywhere below `error`.
+fn hint_of_registry(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(here) = next {
+        if let Some(error) = here.downcast_ref::<RegistryError>() {
+            return registry_hint(error);
+        }
+        next = here.source();
+    }
+    None
+}
+
+/// What can be done about an error of a registry, where that is more than its fault tells.
+fn registry_hint(error: &RegistryError) -> Option<String> {
+    let hint = match (error.last(), error.tls_trouble()) {
+        (_, Some(TlsTrouble::Expired)) => {
+            "renew the registry's certificate, or set this machine's clock; --tls-verify=false lets it do"
+        }
+        (_, Some(TlsTrouble::OtherName)) => {
+            "use a name that its certificate is for; --tls-verify=false lets it do for this one"
+        }
+        (_, Some(TlsTrouble::ClientCertificate)) => {
+            "put the client certificate and its key (NAME.cert, NAME.key) into certs.d/HOST, or name their directory with --cert-dir"
+        }
+        (_, Some(TlsTrouble::Other)) => {
+            "name who signed its certificate with --ca-file, or put it into certs.d; for http there is --plain-http"
+        }
+        (RegistryError::SpeaksTls { .. }, _) => {
+            "loopback registries are spoken to by http: pass --tls-verify=true, or --ca-file FILE with who signed its certificate"
+        }
+        (RegistryError::Proxy { .. }, _) => {
+            "the proxy refuses, not the registry: NO_PROXY names hosts that are reached without it"
+        }
+        (RegistryError::Changed { .. }, _) => "the file was replaced at its address: run the command again",
+        (RegistryError::Helper { .. }, _) => "--anonymous reads public images without a login",
+        (RegistryError::NotRegistry { .. }, _) => {
+            "is this a registry? its address is the part before the first slash"
+        }
+        (RegistryError::Misled { reason, .. }, _) if reason.contains("from https to http") => {
+            "insecure = true in registries.conf, or --tls-verify=false, lets a registry lead from https to http"
+        }
+        (RegistryError::Misled { reason, .. }, _) if reason.contains("private network") => {
+            "name the host in registries.conf, as the location of a [[registry]], where registries may lead there"
+        }
+        _ if error.is_too_often() => {
+            "the registry wants fewer requests: wait, or log in where that raises the limit"
+        }
+        _ if error.fault() == Fault::Denied && !matches!(error.last(), RegistryError::Blocked { .. }) => {
+            "log in with \"docker login\" or \"podman login\", or pass --authfile; --anonymous reads public images in spite of a stale login; the reference may also not exist"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 impl From<ReadError> for Failure {

@@ -5,6 +5,7 @@
 //! is wanted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::OnceCell;
@@ -18,6 +19,8 @@ use crate::source::Source;
 
 use super::{Image, Trace};
 
+/// How long the list of what lies beside an image may take: the first look into a layer waits for it, and can do without.
+const LIST_TIMEOUT: Duration = Duration::from_millis(900);
 /// Manifests of one kind that are looked at: a repository that lists more has been pushed to more often than helps.
 const MAX_MANIFESTS: usize = 8;
 
@@ -63,7 +66,14 @@ impl Beside {
         if self.policy == IndexPolicy::Bound {
             return listed;
         }
-        for (number, manifest) in self.documents(INDEX_ARTIFACT).await.into_iter().enumerate() {
+        let soci = async {
+            match self.policy {
+                IndexPolicy::All => self.documents(oci::SOCI_V1).await,
+                _ => Vec::new(),
+            }
+        };
+        let (published, soci) = tokio::join!(self.documents(INDEX_ARTIFACT), soci);
+        for (number, manifest) in published.into_iter().enumerate() {
             match published::read_indexes(&manifest, &self.subject, &self.manifest.layers) {
                 Ok(indexes) => listed.extend(indexes.into_iter().map(|index| Listed {
                     layer: index.layer,
@@ -74,12 +84,9 @@ impl Beside {
                 Err(error) => tracing::warn!(number, %error, "published indexes are not used"),
             }
         }
-        if self.policy == IndexPolicy::All {
-            for manifest in self.documents(oci::SOCI_V1).await {
-                let read = SociIndex::of(&manifest).map_err(|error| error.to_string());
-                listed
-                    .extend(read.and_then(|index| self.soci(index)).unwrap_or_else(|why| warn("SOCI", &why)));
-            }
+        for manifest in soci {
+            let read = SociIndex::of(&manifest).map_err(|error| error.to_string());
+            listed.extend(read.and_then(|index| self.soci(index)).unwrap_or_else(|why| warn("SOCI", &why)));
         }
         listed
     }
@@ -151,10 +158,16 @@ fn warn(kind: &str, why: &str) -> Vec<Listed> {
 
 /// The manifests of one kind about `subject`, the last ones that were listed first.
 async fn documents(source: &dyn Source, subject: &Digest, artifact_type: &str) -> Vec<Manifest> {
-    let listed = match source.referrers(subject, Some(artifact_type)).await {
-        Ok(listed) => listed,
-        Err(error) => {
+    let asked = tokio::time::timeout(LIST_TIMEOUT, source.referrers(subject, Some(artifact_type)));
+    let listed = match asked.await {
+        Ok(Ok(listed)) => listed,
+        Ok(Err(error)) => {
             tracing::debug!(%subject, %error, "no list of what lies beside the image");
+            return Vec::new();
+        }
+        Err(_) => {
+            let waited_ms = LIST_TIMEOUT.as_millis();
+            tracing::warn!(%subject, artifact_type, waited_ms, "no list of what lies beside the image in time");
             return Vec::new();
         }
     };

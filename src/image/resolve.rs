@@ -1,14 +1,15 @@
 //! What a reference names now: its digest, and no byte of a blob.
 //!
-//! Keeps the documents that were read. The idea: a digest names itself and nobody is asked; a tag costs one request, and the
-//! digest is that of the bytes that came.
+//! Keeps the documents that were read. The idea: a digest names itself without a request; a tag costs one HEAD, which registries
+//! do not count as a pull, or one GET where more than the digest is wanted.
 
 use crate::cache::Cache;
 use crate::oci::{Digest, Document, MediaType};
 use crate::registry::Registry;
+use crate::source::SourceError;
 
 use super::ImageError;
-use super::open::{OpenOptions, Opener, Platforms, parse};
+use super::open::{Network, OpenOptions, Opener, Platforms, parse};
 
 /// What a reference names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,19 @@ pub async fn resolve(
     {
         let pinned = location.pinned(digest);
         return Ok(Resolved { pinned, digest: digest.clone(), media_type: None, size: None });
+    }
+    if let (Some(reference), Network::Online) = (location.reference(), options.network)
+        && !is_choice
+        && options.signed_by.is_empty()
+    {
+        // Its bytes are of no use here.
+        let found = registry.head(reference, &reference.selector()).await.map_err(SourceError::from)?;
+        return Ok(Resolved {
+            pinned: location.pinned(&found.digest),
+            media_type: found.media_type.map(|kind| MediaType::from(kind.as_str())),
+            size: found.size,
+            digest: found.digest,
+        });
     }
     let opener = Opener::new(options, registry, cache);
     let root = opener.root(location.digest()).await?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::disk::{self, Format};
-use crate::io::{ByteRange, ReadError, read_vec};
+use crate::io::{ByteRange, Fault, ReadError, read_vec};
 use crate::layer::{self, Encoding, Sniffed};
 use crate::oci::{Descriptor, Digest, Document, Manifest, TITLE};
 
@@ -38,10 +38,12 @@ impl Opener<'_> {
         }
         let size = match self.source.blob_size(digest).await {
             Ok(size) => size,
-            Err(error) => {
+            Err(error) if error.fault() == Fault::NotFound => {
                 tracing::debug!(%digest, %error, "no blob of that digest either");
                 return Err(absent);
             }
+            // There may be one: why it is not had says more than that there is no manifest.
+            Err(error) => return Err(error.into()),
         };
         let mut layer =
             Descriptor { digest: digest.clone(), size, ..Descriptor::of("application/octet-stream", b"") };
