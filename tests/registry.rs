@@ -14,6 +14,8 @@ use ocifs::registry::{Credential, Options, Places, Pushed, Registry, RegistryErr
 
 #[path = "registry_client/authentication.rs"]
 mod authentication;
+#[path = "registry_client/concessions.rs"]
+mod concessions;
 #[path = "registry_client/config.rs"]
 mod config;
 #[path = "support/fault_registry.rs"]
@@ -25,6 +27,8 @@ mod http;
 mod interruptions;
 #[path = "registry_client/manifests.rs"]
 mod manifests;
+#[path = "registry_client/matrix.rs"]
+mod matrix;
 #[path = "registry_client/mirrors.rs"]
 mod mirrors;
 #[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]

@@ -151,10 +151,10 @@ impl Cluster {
         }
     }
 
-    /// A publish that waits for the registry, which does not answer, and what becomes of it.
+    /// A publish whose mount waits for the registry, which granted it and does not answer any more, and what becomes of it.
     #[track_caller]
     fn waiting(&self, request: &PublishVolume) -> tokio::task::JoinHandle<Result<Empty, Status>> {
-        self.registry.set(Fault::Silent);
+        self.registry.set(Fault::SilentTo("GET"));
         let asked = ask(self.channel(), "/csi.v1.Node/NodePublishVolume", request.clone());
         let asked = self.runtime.spawn(asked);
         let target = Path::new(&request.target_path);
@@ -657,6 +657,75 @@ fn secrets_of_a_volume_reach_the_registry_and_nobody_else() {
     let log = cluster.log();
     assert!(log.contains("TRACE"), "not everything is logged");
     clean("the log", log.as_bytes());
+}
+
+#[test]
+fn a_cached_image_is_shown_only_to_a_login_that_its_registry_grants_now() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let mut cluster = Cluster::new(&[]);
+    let reference = push_files(&cluster.registry, &[Piece::new("f", "text/plain", *b"data\n")]);
+    cluster.registry.set(Fault::RequireBasic { user: "pod".into(), pass: "pw".into() });
+    let auth = STANDARD.encode("pod:pw");
+    let config = format!(r#"{{"auths": {{"{}": {{"auth": "{auth}"}}}}}}"#, cluster.registry.host());
+    let mut request = cluster.request("a", &[("reference", &reference), ("view", "files")]);
+    request.secrets.insert(".dockerconfigjson".into(), config.clone());
+    cluster.publish(&request).unwrap_or_else(|status| panic!("{status:?}"));
+    assert_eq!(fs::read(cluster.target("a").join("f")).unwrap(), b"data\n");
+
+    // Everything of it is in the cache, and its digest is no secret.
+    let shown = mounts().into_iter().find(|line| line.dir == cluster.target("a")).unwrap().source;
+    let pinned = shown.split(" ").next().unwrap().to_owned();
+    assert!(pinned.contains("@sha256:"), "{pinned}");
+    let attributes = [("reference", pinned.as_str()), ("view", "files")];
+    cluster.registry.reset_counts();
+    cluster.refused(&cluster.request("b", &attributes), Code::Unauthenticated, &["docker login"]);
+    let mut granted = cluster.request("c", &attributes);
+    granted.secrets.insert(".dockerconfigjson".into(), config.clone());
+    cluster.registry.reset_counts();
+    cluster.publish(&granted).unwrap_or_else(|status| panic!("{status:?}"));
+    let heads: Vec<_> =
+        cluster.registry.manifest_requests().iter().map(|it| (it.method.clone(), it.status)).collect();
+    assert_eq!(heads, [("HEAD".into(), 401), ("HEAD".into(), 200)]);
+
+    // Where no registry answers, the policy decides.
+    cluster.registry.go_down();
+    cluster.refused(&cluster.request("d", &attributes), Code::Unavailable, &["check the host name"]);
+    cluster.crash();
+    cluster.options = vec!["--when-unreachable=show".into()];
+    cluster.start();
+    cluster.publish(&cluster.request("d", &attributes)).unwrap_or_else(|status| panic!("{status:?}"));
+    cluster.registry.come_up();
+    cluster.refused(&cluster.request("e", &attributes), Code::Unauthenticated, &[]);
+    for pod in ["a", "c", "d"] {
+        cluster.gone(pod);
+    }
+}
+
+#[test]
+fn volumes_whose_registry_is_silent_hold_no_place_of_others() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let cluster = Cluster::new(&["--", "--timeout=120"]);
+    let silent = FaultRegistry::start();
+    let pit = push_files(&silent, &[Piece::new("f", "text/plain", *b"never\n")]);
+    silent.set(Fault::Silent);
+    let reference = push_files(&cluster.registry, &[Piece::new("f", "text/plain", *b"data\n")]);
+    let waiting: Vec<_> = (0..80)
+        .map(|number| {
+            let request = cluster.request(&format!("w{number}"), &[("reference", &pit), ("view", "files")]);
+            let asked = ask::<_, Empty>(cluster.channel(), "/csi.v1.Node/NodePublishVolume", request);
+            cluster.runtime.spawn(asked)
+        })
+        .collect();
+    assert!(becomes_true(SOON, || silent.manifest_requests().len() >= 8), "{}", cluster.log());
+    let target = cluster.published("a", &[("reference", &reference), ("view", "files")]);
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"data\n");
+    assert!(waiting.iter().all(|asked| !asked.is_finished()));
+    silent.go_down();
+    cluster.gone("a");
 }
 
 #[test]

@@ -43,7 +43,9 @@ async fn a_registry_without_ranges_delivers_the_whole_blob_from_its_beginning() 
         let delivery = scene.blob.fetch(ByteRange::new(1000, 2000)).await.unwrap();
         assert_eq!(delivery.range, ByteRange::new(0, 300_000));
         assert!(collect(delivery).await.unwrap() == scene.bytes);
-        assert_eq!((scene.ranges(), scene.server.blob_bytes()), (vec![(1000, 2000)], 300_000));
+        // Without a length the body might be the range after all, so the whole is asked for as such.
+        let expected: &[(u64, u64)] = if chunked { &[(1000, 2000), (0, 300_000)] } else { &[(1000, 2000)] };
+        assert_eq!(scene.ranges(), expected);
         assert!(scene.registry.ignores_ranges(&reference(&scene.server)));
     }
 }
@@ -80,7 +82,8 @@ async fn an_answer_that_is_not_exactly_the_range_is_never_delivered_and_asked_ag
         let ranges = scene.ranges();
         assert!(ranges.len() == 2 && ranges[0] == (2000, 10_000), "{faults:?}: {ranges:?}");
 
-        scene.server.clear();
+        // A host that was found to have no use for ranges is not asked for them again: another one.
+        let scene = scene_of(10_000, options());
         for fault in faults.iter().filter(|fault| !matches!(fault, Bad::IgnoreRange)) {
             scene.server.set(fault.clone());
         }
@@ -155,8 +158,10 @@ async fn a_dropped_delivery_gives_its_place_back() {
 }
 
 #[tokio::test]
-async fn the_whole_of_a_blob_is_one_closed_range() {
+async fn the_whole_of_a_blob_is_one_request_without_a_range() {
     let scene = scene(100_000);
     assert!(read_all(&FetchAll(scene.blob.clone())).await.unwrap() == scene.bytes);
-    assert_eq!(scene.ranges(), [(0, 100_000)]);
+    let asked: Vec<_> =
+        scene.server.blob_requests().iter().map(|request| (request.range, request.is_ranged)).collect();
+    assert_eq!(asked, [(Some((0, 100_000)), false)]);
 }

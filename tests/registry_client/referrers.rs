@@ -158,7 +158,17 @@ async fn a_refusal_is_not_an_empty_list() {
         let error = scene.ask(None).await.unwrap_err();
         assert_eq!(error.fault(), fault, "{code}: {error}");
         assert!(error.to_string().contains("referrers of sha256:"), "{error}");
-        assert_eq!(scene.server.requests().len(), 1, "{code}");
+        // One that is refused the list may be shown what lies under the tag; nothing there is no answer.
+        let asked = if code == 410 { 1 } else { 2 };
+        assert_eq!(scene.server.requests().len(), asked, "{code}");
+    }
+    for code in [401, 403] {
+        let scene = listed();
+        let entry = r#"{"mediaType":"application/vnd.oci.image.manifest.v1+json","size":2,"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}"#;
+        let list = format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#);
+        scene.tag_list(INDEX, list.as_bytes());
+        scene.server.set(Bad::Status { code, times: 1, retry_after: None });
+        assert_eq!(scene.ask(None).await.unwrap().len(), 1, "{code}");
     }
 }
 

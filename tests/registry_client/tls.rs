@@ -255,6 +255,32 @@ fn a_proxy_of_the_environment_is_used_but_never_for_this_machine() {
 }
 
 #[test]
+fn a_proxy_that_refuses_is_named_with_its_answer_and_a_variable_that_names_none_is_an_error() {
+    let home = tempfile::tempdir().unwrap();
+    let (port, lines) = proxy(1);
+    let refusing = [("HTTPS_PROXY", format!("http://127.0.0.1:{port}"))];
+    run(&mut inspect("other.test/team/app:v1", home.path(), &refusing, &[]))
+        .refused(&[5], &["HTTPS_PROXY", &format!("127.0.0.1:{port}"), "403", "hint: the proxy refuses"]);
+    // Refused, and asked once more for its answer: trying again would not help.
+    assert_eq!(lines.lock().unwrap().len(), 2);
+    for broken in ["not a proxy", "http://"] {
+        let named = [("HTTPS_PROXY", broken.to_owned())];
+        run(&mut inspect("other.test/team/app:v1", home.path(), &named, &[])).refused(&[2], &["HTTPS_PROXY"]);
+    }
+}
+
+#[test]
+fn a_registry_of_https_on_this_machine_is_not_asked_again_by_http() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let doors = doors();
+    let home = tempfile::tempdir().unwrap();
+    run(&mut inspect(&format!("localhost:{}/team/app:v1", doors.tls), home.path(), &[], &[]))
+        .refused(&[5], &["speaks https", "--tls-verify=true"]);
+}
+
+#[test]
 fn short_names_blocked_names_and_broken_files_are_told_by_the_program() {
     let server = FaultRegistry::start();
     let config = server.push_blob(b"{}".to_vec());

@@ -41,8 +41,10 @@ pub struct Request {
     pub method: String,
     /// Without the query.
     pub path: String,
-    /// Half-open.
+    /// Half-open: the bytes of a blob that were asked for, all of them where there was no Range.
     pub range: Option<(u64, u64)>,
+    /// Whether there was a Range header.
+    pub is_ranged: bool,
     pub status: u16,
     /// Bytes of the body.
     pub bytes_sent: u64,
@@ -398,6 +400,10 @@ impl Shared {
             }
             answer.body.len()
         };
+        let warning = match state.has(|fault| matches!(fault, Fault::Warning(_))) {
+            Some(Fault::Warning(value)) => Some(value),
+            _ => None,
+        };
         let chunked = answer.status < 300 && state.has(|fault| matches!(fault, Fault::Chunked)).is_some();
         let mut ends_after = None;
         let (mut stalls, mut resets) = (false, false);
@@ -423,10 +429,12 @@ impl Shared {
             state.most_streaming = state.most_streaming.max(state.streaming);
         }
         let record = state.requests.len();
+        let range = head.range().ok().flatten().or_else(|| state.whole(head));
         state.requests.push(Request {
             method: head.method.clone(),
             path: head.path.clone(),
-            range: head.range().ok().flatten(),
+            range,
+            is_ranged: head.header("range").is_some(),
             status: answer.status,
             bytes_sent: 0,
             authorization: head.header("authorization").is_some(),
@@ -436,6 +444,9 @@ impl Shared {
         drop(state);
 
         let mut text = format!("HTTP/1.1 {} x\r\n", answer.status);
+        if let Some(warning) = warning {
+            text.push_str(&format!("Warning: {warning}\r\n"));
+        }
         for (name, value) in &answer.headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -513,7 +524,8 @@ impl Shared {
         if let Some(refusal) = state.authorize(head, repo, &self.registry.to_string()) {
             return refusal;
         }
-        if state.has(|fault| matches!(fault, Fault::Silent)).is_some() {
+        let is_silent = |fault: &Fault| matches!(fault, Fault::SilentTo(method) if *method == head.method);
+        if state.has(|fault| matches!(fault, Fault::Silent) || is_silent(fault)).is_some() {
             return Answer::new(0, "");
         }
         if let Some(answer) = state.status() {
@@ -583,7 +595,6 @@ impl Shared {
             return Err(format!("accept {:?}", head.header("accept")));
         }
         match head.range()? {
-            None if is_blob => Err("a blob without a range".into()),
             Some(_) if !is_blob => Err("a range of something that is no blob".into()),
             _ => Ok(()),
         }
@@ -679,15 +690,23 @@ impl State {
             return Answer::error(416, "RANGE_INVALID", "past the end")
                 .with("Content-Range", format!("bytes */{size}"));
         }
-        // The check came first: there is one closed range.
-        let (mut start, mut end) = head.range().unwrap().unwrap();
-        let mut answer = if self.has(|fault| matches!(fault, Fault::IgnoreRange)).is_some() {
+        // The check came first: there is one closed range, or none.
+        let Some((mut start, mut end)) = head.range().unwrap() else {
+            return self.labelled(Answer::new(200, bytes.to_vec()));
+        };
+        if let Some(Fault::RefuseRange(code)) = self.has(|fault| matches!(fault, Fault::RefuseRange(_))) {
+            return Answer::error(code, "UNSUPPORTED", "no ranges here");
+        }
+        let answer = if self.has(|fault| matches!(fault, Fault::IgnoreRange)).is_some() {
             Answer::new(200, bytes.to_vec())
         } else if start >= size {
             return Answer::error(416, "RANGE_INVALID", "past the end")
                 .with("Content-Range", format!("bytes */{size}"));
         } else {
             end = end.min(size);
+            if let Some(Fault::AtMost(most)) = self.has(|fault| matches!(fault, Fault::AtMost(_))) {
+                end = end.min(start + most);
+            }
             if self.has(|fault| matches!(fault, Fault::WrongContentRange)).is_some() {
                 // Another range of the same length where there is one, else one of another blob.
                 if (start, end) == (0, size) {
@@ -696,15 +715,43 @@ impl State {
                 }
                 (start, end) = if end < size { (start + 1, end + 1) } else { (start - 1, end - 1) };
             }
-            let content_range = format!("bytes {start}-{}/{size}", end - 1);
+            let total = match self.has(|fault| matches!(fault, Fault::UnknownTotal)) {
+                Some(_) => "*".to_owned(),
+                None => size.to_string(),
+            };
+            let content_range = format!("bytes {start}-{}/{total}", end - 1);
             let body = &bytes[start as usize..end as usize];
             if self.has(|fault| matches!(fault, Fault::Multipart)).is_some() {
                 return Answer::multipart(body, &content_range);
             }
-            Answer::new(206, body).with("Content-Range", content_range)
+            let has = |state: &mut Self, wanted: &Fault| state.has(|fault| fault == wanted).is_some();
+            if has(self, &Fault::OkSlice) {
+                return self.labelled(Answer::new(200, body));
+            }
+            let status = if has(self, &Fault::OkWithRange) { 200 } else { 206 };
+            Answer::new(status, body).with("Content-Range", content_range)
         };
+        self.labelled(answer)
+    }
+
+    /// The answer with the headers that a blob has here.
+    fn labelled(&mut self, mut answer: Answer) -> Answer {
         answer.is_blob = !answer.body.is_empty();
+        if let Some(Fault::ContentEncoding(name)) =
+            self.has(|fault| matches!(fault, Fault::ContentEncoding(_)))
+        {
+            answer = answer.with("Content-Encoding", name);
+        }
+        if self.has(|fault| matches!(fault, Fault::Pieces)).is_some() {
+            answer = answer.with("X-Dragonfly-Task-Id", "1");
+        }
         answer.with("Content-Type", "application/octet-stream")
+    }
+
+    /// All bytes of the blob that a request is for.
+    fn whole(&self, head: &Head) -> Option<(u64, u64)> {
+        let name = head.path.rsplit_once("/blobs/").filter(|_| head.method == "GET")?.1;
+        Some((0, self.blobs.get(name)?.len() as u64))
     }
 
     /// The refusal for a request without the right login.

@@ -18,6 +18,22 @@ pub enum Fault {
     IgnoreRange,
     /// 206 with the range one byte further on, and its bytes.
     WrongContentRange,
+    /// This status for every request with a range; without one there is the whole blob.
+    RefuseRange(u16),
+    /// 206 with a Content-Range whose total is `*`.
+    UnknownTotal,
+    /// 206 with at most so many of the bytes that were asked for.
+    AtMost(u64),
+    /// 200 with the range, and the Content-Range that says so.
+    OkWithRange,
+    /// 200 with the range, and nothing that says so.
+    OkSlice,
+    /// A Content-Encoding of this name over bytes as they are.
+    ContentEncoding(&'static str),
+    /// The header by which a cache of pieces makes itself known.
+    Pieces,
+    /// A Warning header of this value with every answer.
+    Warning(&'static str),
     /// A correct Content-Range over a body (and a Content-Length) that lacks this many bytes.
     ShortBody { by: u64 },
     /// A correct Content-Range over a body (and a Content-Length) with one byte too many.
@@ -36,6 +52,8 @@ pub enum Fault {
     Unsatisfiable { size: u64 },
     /// Accepts requests for blobs and manifests and never answers.
     Silent,
+    /// Accepts requests of this method for blobs and manifests and never answers.
+    SilentTo(&'static str),
     /// Answers requests for blobs and manifests with this status, this many times.
     Status { code: u16, times: u32, retry_after: Option<String> },
     /// Sends every blob request to a second host with a signed URL.
