@@ -5,18 +5,19 @@
 //! then the mount goes on, provided that the same thing is asked for.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 
-use crate::mount::{self, Attached, MountOptions, Mounted, Record, Survivor};
+use crate::mount::{self, Attached, Keep, MountOptions, Mounted, Record, Survivor};
 use crate::source::{Location, Place};
 use crate::view::Namespace;
 
 use super::exit::Failure;
+use super::notify::NotifySocket;
 use super::{background, secret};
 
 /// What our descriptors are called at the manager.
@@ -27,18 +28,12 @@ const MAX_KEPT: usize = 16;
 
 /// The service manager's view of this process.
 pub(super) struct Service {
-    manager: Manager,
+    /// `None` without a manager.
+    manager: Option<NotifySocket>,
     /// The command line, by which it is told whether the same is asked for again.
     asked: String,
     /// What an earlier process left.
     survivor: Option<Survivor>,
-}
-
-/// Whether there is a service manager.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Manager {
-    None,
-    Listens,
 }
 
 /// Where a mount goes.
@@ -53,11 +48,17 @@ impl Service {
     /// Finds out whether there is a manager and what it kept. Only a process in the foreground belongs to it.
     pub(super) fn new() -> Result<Self, Failure> {
         let asked = asked(std::env::args_os().collect());
-        let is_service = !background::is_child() && std::env::var_os("NOTIFY_SOCKET").is_some();
-        if !is_service {
-            return Ok(Self { manager: Manager::None, asked, survivor: None });
+        let manager = match background::is_child() {
+            true => None,
+            false => NotifySocket::of_environment().unwrap_or_else(|error| {
+                tracing::warn!(%error, "the service manager cannot be reached");
+                None
+            }),
+        };
+        if manager.is_none() {
+            return Ok(Self { manager, asked, survivor: None });
         }
-        let mut service = Self { manager: Manager::Listens, asked, survivor: None };
+        let mut service = Self { manager, asked, survivor: None };
         let kept =
             handed_over().map_err(|error| Failure::local("taking what the service manager kept", &error))?;
         if kept.is_empty() {
@@ -77,6 +78,11 @@ impl Service {
             }
         }
         Ok(service)
+    }
+
+    /// Whether the mount outlives this process.
+    pub(super) fn keep(&self) -> Keep {
+        if self.manager.is_some() { Keep::ByManager } else { Keep::No }
     }
 
     /// Where the mount is that an earlier process left. Nobody answers a look at it.
@@ -106,7 +112,7 @@ impl Service {
         namespace: &mut Namespace,
         pinned: &str,
     ) -> Result<Option<Arc<Record>>, Failure> {
-        if self.manager == Manager::None {
+        if self.manager.is_none() {
             return Ok(None);
         }
         if let Some(survivor) = self.survivor.take() {
@@ -142,28 +148,23 @@ impl Service {
         }
         let mounted = match place {
             Where::At(dir) => mount::mount(namespace, dir, options, runtime)?,
-            Where::Attached(attached) => attached.serve(namespace, options, runtime)?,
+            Where::Attached(attached) => attached.serve(namespace, options)?,
         };
         if let Some(descriptors) = mounted.descriptors() {
-            let state = [NotifyState::FdStore, NotifyState::FdName(NAME)];
-            told(sd_notify::notify_with_fds(&state, &descriptors));
+            self.notify(&[NotifyState::FdStore, NotifyState::FdName(NAME)], &descriptors);
         }
         Ok(mounted)
     }
 
     /// Tells the manager that the mount answers.
     pub(super) fn ready(&self, message: &str) {
-        if self.manager == Manager::Listens {
-            told(sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(message)]));
-        }
+        self.notify(&[NotifyState::Ready, NotifyState::Status(message)], &[]);
     }
 
     /// Tells the manager that the mount is gone by intent: what it keeps is of no use any more.
     pub(super) fn ended(&self) {
-        if self.manager == Manager::Listens {
-            told(sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status("unmounted")]));
-            self.forget();
-        }
+        self.notify(&[NotifyState::Stopping, NotifyState::Status("unmounted")], &[]);
+        self.forget();
     }
 
     fn drop_survivor(&self, survivor: Survivor, reason: &str) {
@@ -175,14 +176,16 @@ impl Service {
     }
 
     fn forget(&self) {
-        told(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)]));
+        self.notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)], &[]);
     }
-}
 
-/// A manager that cannot be told is one that restarts us or does not, as it likes: the mount works all the same.
-fn told(result: std::io::Result<()>) {
-    if let Err(error) = result {
-        tracing::warn!(%error, "the service manager could not be told");
+    /// A manager that does not hear of it restarts us or does not, as it likes: the mount works all the same.
+    fn notify(&self, state: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
+        if let Some(manager) = &self.manager
+            && let Err(error) = manager.send(state, descriptors)
+        {
+            tracing::warn!(%error, "the service manager could not be notified");
+        }
     }
 }
 

@@ -3,14 +3,15 @@
 //! A list of what is refused and not of what is allowed: the C library and the async runtime choose their calls by the kernel
 //! they find and by their version, and a mount that dies in its third month because a library learnt a new call is worth less
 //! than the difference. What is refused is what a file server never does and what an intruder in one needs first: other
-//! programs, other processes, mounts, namespaces, kernel code, and the parts of the kernel with the most holes.
+//! programs, other processes, local sockets, modes and owners of files, mounts, namespaces, kernel code, and the parts of the
+//! kernel with the most holes. A call that is newer than the list does not exist: libraries then use the older one.
 
 use std::collections::BTreeMap;
 
 use libc::c_long;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, sock_filter,
 };
 
 use super::Applied;
@@ -27,6 +28,39 @@ const REFUSED: &[c_long] = &[
     libc::SYS_process_madvise,
     libc::SYS_kcmp,
     libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_process_mrelease,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_tkill,
+    libc::SYS_setpriority,
+    libc::SYS_ioprio_set,
+    // Modes, owners, times and attributes of files, by name or by descriptor: Landlock has no rule for them, and the cache makes
+    // its files with the mode that they keep.
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    SYS_FCHMODAT2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
     // Mounts, roots and namespaces.
     libc::SYS_mount,
     libc::SYS_umount2,
@@ -62,6 +96,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_syslog,
     libc::SYS_acct,
     libc::SYS_quotactl,
+    SYS_QUOTACTL_FD,
     libc::SYS_nfsservctl,
     libc::SYS_vhangup,
     libc::SYS_fanotify_init,
@@ -90,6 +125,26 @@ const REFUSED: &[c_long] = &[
     libc::SYS_uselib,
 ];
 
+/// `quotactl_fd` and `fchmodat2`, which the C library's header does not have on every target; the same number everywhere.
+const SYS_QUOTACTL_FD: c_long = 443;
+const SYS_FCHMODAT2: c_long = 452;
+
+/// The first number that does not exist here: `setxattrat` of Linux 6.13. Behind it come `removexattrat`, `open_tree_attr`,
+/// `file_setattr`, and all that kernels add later.
+const FIRST_UNKNOWN: u32 = 463;
+
+/// Calls whose first argument is a process, and which are for this one alone, named by 0.
+const OF_A_PROCESS: [c_long; 5] = [
+    libc::SYS_prlimit64,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+];
+
+/// Calls whose first argument is a process, and which are for this one alone, named by its number.
+const SIGNALS: [c_long; 2] = [libc::SYS_kill, libc::SYS_tgkill];
+
 /// What `clone` does not make: a thread in namespaces of its own.
 const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWUSER,
@@ -101,8 +156,13 @@ const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWCGROUP,
 ];
 
-/// The kinds of sockets that are made: for registries, for what names mean, and for this machine.
-const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// The kinds of sockets that are made: for registries, and for what names mean. None of this machine: behind those are container
+/// engines and service managers. Those that are needed were made before.
+const FAMILIES: [libc::c_int; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+
+/// The kinds of pairs of sockets that are not made: each end of a pair of datagrams can be connected anew, to any place. The kernel
+/// makes datagrams of SOCK_RAW.
+const DATAGRAMS: [libc::c_int; 2] = [libc::SOCK_DGRAM, libc::SOCK_RAW];
 
 /// Has the kernel refuse them.
 pub(super) fn refuse() -> Applied {
@@ -118,45 +178,65 @@ pub(super) fn refuse() -> Applied {
 }
 
 fn programs() -> Result<[BpfProgram; 3], String> {
-    let namespace = |flag: &libc::c_int| {
-        let flag = u64::from(flag.unsigned_abs());
-        let asked = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(flag), flag)?;
-        SeccompRule::new(vec![asked])
-    };
-    let namespaces: Result<Vec<_>, _> = NAMESPACES.iter().map(namespace).collect();
-    let mut refused: BTreeMap<c_long, Vec<SeccompRule>> =
-        REFUSED.iter().map(|call| (*call, Vec::new())).collect();
-    refused.insert(libc::SYS_socket, vec![foreign_family().map_err(|error| error.to_string())?]);
-    refused.insert(libc::SYS_clone, namespaces.map_err(|error| error.to_string())?);
-    // The flags of clone3 lie in memory, where a filter cannot look. Told that there is no such call, the C library uses
-    // clone.
+    let refused = refused().map_err(|error| error.to_string())?;
+    // The flags of clone3 lie in memory, where a filter cannot look. Without such a call the C library uses clone.
     let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     Ok([program(refused, libc::EPERM)?, program(absent, libc::ENOSYS)?, other_numbers()])
 }
 
-/// Refuses all calls by their numbers of x32, a second way to call the same kernel, which no list of numbers covers. No call of
-/// another kind has numbers as high.
+/// What is refused, and with which arguments; without rules, with all.
+fn refused() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
+    let bit = |flag: &libc::c_int| {
+        let flag = u64::from(flag.unsigned_abs());
+        only(SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(flag), flag)?)
+    };
+    let ourselves = u64::from(std::process::id());
+    let mut refused: BTreeMap<c_long, Vec<SeccompRule>> =
+        REFUSED.iter().map(|call| (*call, Vec::new())).collect();
+    refused.insert(libc::SYS_clone, NAMESPACES.iter().map(bit).collect::<Result<_, _>>()?);
+    refused.insert(libc::SYS_socket, vec![none_of(&FAMILIES)?]);
+    let mut pairs = vec![none_of(&[libc::AF_UNIX])?];
+    for kind in DATAGRAMS {
+        // Flags may stand beside the kind.
+        let masked = SeccompCmpOp::MaskedEq(0xf);
+        let kind = u64::from(kind.unsigned_abs());
+        pairs.push(only(SeccompCondition::new(1, SeccompCmpArgLen::Dword, masked, kind)?)?);
+    }
+    refused.insert(libc::SYS_socketpair, pairs);
+    for (calls, process) in [(&OF_A_PROCESS[..], 0), (&SIGNALS[..], ourselves)] {
+        for call in calls {
+            let other = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, process)?;
+            refused.insert(*call, vec![only(other)?]);
+        }
+    }
+    Ok(refused)
+}
+
+fn only(condition: SeccompCondition) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![condition])
+}
+
+/// Refuses all calls that are newer than the list, and those by their numbers of x32, a second way to call the same kernel, which
+/// lie above.
 fn other_numbers() -> BpfProgram {
-    /// What tells them apart (`__X32_SYSCALL_BIT` of the kernel's asm/unistd.h).
-    const X32: u32 = 0x4000_0000;
     let step = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
     vec![
         // The number is the first field of what a filter looks at (seccomp(2)).
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, FIRST_UNKNOWN),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ]
 }
 
-/// A socket of any other kind: of raw packets, of drivers, of machines beside this one.
-fn foreign_family() -> Result<SeccompRule, seccompiler::BackendError> {
+/// The first argument is none of these families of sockets.
+fn none_of(families: &[libc::c_int]) -> Result<SeccompRule, BackendError> {
     let other = |family: &libc::c_int| {
         let family = u64::from(family.unsigned_abs());
         // The kernel takes an int here, whatever the upper half of the register holds.
         SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family)
     };
-    SeccompRule::new(FAMILIES.iter().map(other).collect::<Result<_, _>>()?)
+    SeccompRule::new(families.iter().map(other).collect::<Result<_, _>>()?)
 }
 
 fn program(calls: BTreeMap<c_long, Vec<SeccompRule>>, errno: libc::c_int) -> Result<BpfProgram, String> {

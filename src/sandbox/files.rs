@@ -1,13 +1,13 @@
 //! Files out of reach, by Landlock.
 //!
-//! Says nothing about the network: a registry may be anywhere. The idea: everything that Landlock can tell apart is refused,
-//! then each path of the policy gets back what its kind of use needs.
+//! Says nothing about the network: a registry may be anywhere. The idea: everything that Landlock can tell apart is refused, other
+//! processes and their abstract sockets included, then each path of the policy gets back what its kind of use needs.
 
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated,
-    RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, BitFlags, LandlockStatus, PathBeneath, PathFd, RestrictionStatus, Ruleset,
+    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
 
 use super::{Applied, Policy};
@@ -17,20 +17,36 @@ const VERSION: ABI = ABI::V6;
 
 /// Puts every file out of reach that `policy` does not name.
 pub(super) fn restrict(policy: &Policy) -> Applied {
-    match apply(policy) {
-        Ok(RulesetStatus::FullyEnforced) => Applied::Whole,
-        Ok(RulesetStatus::PartiallyEnforced) => {
+    let ruleset = Ruleset::default();
+    // The library takes every answer for an old kernel; what the kernel answered to its question is still known here.
+    let answered = std::io::Error::last_os_error();
+    match apply(ruleset, policy) {
+        Ok(RestrictionStatus { ruleset: RulesetStatus::FullyEnforced, .. }) => Applied::Whole,
+        Ok(RestrictionStatus { ruleset: RulesetStatus::PartiallyEnforced, .. }) => {
             Applied::Part("this kernel's Landlock is older than what is asked of it".into())
         }
-        Ok(RulesetStatus::NotEnforced) => Applied::No("this kernel has no Landlock".into()),
+        Ok(RestrictionStatus { landlock, .. }) => Applied::No(absence(landlock, &answered)),
         Err(error) => Applied::No(error.to_string()),
     }
 }
 
-fn apply(policy: &Policy) -> Result<RulesetStatus, RulesetError> {
+/// Why there is no Landlock.
+fn absence(status: LandlockStatus, answered: &std::io::Error) -> String {
+    match (status, answered.kind()) {
+        (LandlockStatus::NotEnabled, _) => {
+            "Landlock is not active: the kernel's parameter lsm= leaves it out".into()
+        }
+        (_, std::io::ErrorKind::PermissionDenied) => {
+            "the call of Landlock is refused by the filter of a service or a container".into()
+        }
+        _ => "this kernel has no Landlock".into(),
+    }
+}
+
+fn apply(ruleset: Ruleset, policy: &Policy) -> Result<RestrictionStatus, RulesetError> {
     let all = AccessFs::from_all(VERSION);
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
-    let mut rules = Ruleset::default().handle_access(all)?.scope(Scope::Signal)?.create()?;
+    let mut rules = ruleset.handle_access(all)?.scope(Scope::from_all(VERSION))?.create()?;
     for path in &policy.read {
         rules = allow(rules, path, reading)?;
     }
@@ -41,7 +57,7 @@ fn apply(policy: &Policy) -> Result<RulesetStatus, RulesetError> {
         rules = allow(rules, path, AccessFs::MakeSock | AccessFs::RemoveFile)?;
     }
     rules = allow(rules, Path::new("/dev/null"), AccessFs::ReadFile | AccessFs::WriteFile)?;
-    Ok(rules.restrict_self()?.ruleset)
+    rules.restrict_self()
 }
 
 /// Adds the rights to what is at `path` and below, if there is anything.

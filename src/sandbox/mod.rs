@@ -148,6 +148,68 @@ mod tests {
     }
 
     #[test]
+    fn no_local_socket_is_reached_and_no_mode_owner_time_or_attribute_of_a_file_changes() {
+        use std::os::linux::net::SocketAddrExt as _;
+        use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+        let room = tempfile::tempdir().unwrap();
+        let (file, socket) = (room.path().join("file"), room.path().join("socket"));
+        fs::write(&file, "x").unwrap();
+        let _listens = UnixListener::bind(&socket).unwrap();
+        let name = SocketAddr::from_abstract_name(format!("ocifs-sandbox-{}", std::process::id())).unwrap();
+        let _hears = UnixListener::bind_addr(&name).unwrap();
+        // In the directory that it may write to: as far as Landlock goes, all of it is allowed.
+        let policy = Policy { write: vec![room.path().to_owned()], ..Policy::default() };
+        inside(policy, move |report| {
+            if !complete(&report) {
+                return;
+            }
+            let denied = |what: &str, result: std::io::Result<()>| {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied, "{what}");
+            };
+            denied("a path", UnixStream::connect(&socket).map(drop));
+            denied("an abstract name", UnixStream::connect_addr(&name).map(drop));
+            denied("a datagram", UnixDatagram::unbound().map(drop));
+            denied("a pair of datagrams", UnixDatagram::pair().map(drop));
+            UnixStream::pair().unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode;
+            denied("chmod", fs::set_permissions(&file, mode(0o4755)));
+            denied("chown", std::os::unix::fs::chown(&file, Some(0), Some(0)));
+            denied("lchown", std::os::unix::fs::lchown(&file, Some(0), Some(0)));
+            let opened = fs::File::options().write(true).open(&file).unwrap();
+            denied("fchmod", opened.set_permissions(mode(0o4755)));
+            denied("fchown", std::os::unix::fs::fchown(&opened, Some(0), Some(0)));
+            denied("futimens", opened.set_modified(std::time::SystemTime::UNIX_EPOCH));
+            denied("setxattr", xattr::set(&file, "user.x", b"x"));
+            denied("fsetxattr", xattr::FileExt::set_xattr(&opened, "user.x", b"x"));
+            fs::write(&file, "y").unwrap();
+        });
+        assert_eq!(fs::read(room.path().join("file")).unwrap(), b"y");
+    }
+
+    #[test]
+    fn no_other_process_is_limited_moved_or_signalled() {
+        use nix::errno::Errno;
+        use nix::sys::signal::{Signal, kill};
+        use nix::unistd::{Pid, getpid, getppid};
+        inside(Policy::default(), |report| {
+            if !complete(&report) {
+                return;
+            }
+            let other = getppid();
+            let rustix = rustix::process::Pid::from_raw(other.as_raw());
+            let none = rustix::process::Rlimit { current: None, maximum: None };
+            let limit = rustix::process::Resource::Core;
+            assert_eq!(rustix::process::prlimit(rustix, limit, none).map(drop), Err(rustix::io::Errno::PERM));
+            assert_eq!(nix::sched::sched_setaffinity(other, &nix::sched::CpuSet::new()), Err(Errno::EPERM));
+            for pid in [other, Pid::from_raw(1), Pid::from_raw(-1), Pid::from_raw(0)] {
+                assert_eq!(kill(pid, None::<Signal>), Err(Errno::EPERM), "{pid}");
+            }
+            kill(getpid(), None::<Signal>).unwrap();
+            rustix::process::getrlimit(limit);
+        });
+    }
+
+    #[test]
     fn no_right_of_root_is_left_but_the_one_that_was_asked_for() {
         if !nix::unistd::geteuid().is_root() {
             return;

@@ -99,6 +99,119 @@ fn the_process_of_a_mount_has_no_rights_left_in_any_thread() {
     assert!(becomes_true(PATIENCE, || !is_alive(kept)), "the keeper outlived the mount");
 }
 
+/// What an intruder in the serving process would try, on x86-64: a name, the call, and its arguments (`calls_inside.py`). `SOCKET`,
+/// `PLAIN`, `MOUNT` and `PID` stand for a socket, a file, the mount and a process outside.
+const INTRUSIONS: &str = "
+unix-stream 41 1 1 0
+unix-datagram 41 1 2 0
+unix-seqpacket 41 1 0x80005 0
+unix-upper-half 41 0x100000001 1 0
+datagram-pair 53 1 2 0 x:0000000000000000
+raw-pair 53 1 0x80003 0 x:0000000000000000
+packet 41 17 3 0
+vsock 41 40 1 0
+chmod 90 s:PLAIN 0o4755
+fchmodat 268 -100 s:PLAIN 0o4755
+fchmodat2 452 -100 s:PLAIN 0o4755 0
+chown 92 s:PLAIN 1 1
+lchown 94 s:PLAIN 1 1
+fchownat 260 -100 s:PLAIN 1 1 0
+utime 132 s:PLAIN 0
+utimes 235 s:PLAIN 0
+futimesat 261 -100 s:PLAIN 0
+utimensat 280 -100 s:PLAIN 0 0
+setxattr 188 s:PLAIN s:user.x x:31 1 0
+lsetxattr 189 s:PLAIN s:user.x x:31 1 0
+removexattr 197 s:PLAIN s:user.y
+setxattrat 463 -100 s:PLAIN 0 s:user.x x:00 16
+file_setattr 469 -100 s:PLAIN x:00 24 0
+fchmod 91 1 0o4755
+fchown 93 1 1 1
+fsetxattr 190 1 s:user.x x:31 1 0
+futimens 280 1 0 0 0
+prlimit 302 PID 7 x:e703000000000000e703000000000000 0
+sched_setaffinity 203 PID 8 x:0100000000000000
+sched_setscheduler 144 PID 3 x:00000000
+setpriority 141 0 PID 19
+ioprio_set 251 1 PID 0
+kill 62 PID 0
+kill-group 62 0 0
+kill-everything 62 -1 0
+tkill 200 PID 0
+tgkill 234 PID PID 0
+pidfd_send_signal 424 0 0 0 0
+open_tree_attr 467 -100 s:MOUNT 0 x:0000000000000000070000000000000000000000000000000000000000000000 32
+open_tree 428 -100 s:MOUNT 0
+mount_setattr 442 -100 s:MOUNT 0 x:00 32
+mount 165 s:x s:/tmp s:tmpfs 0 0
+umount2 166 s:MOUNT 2
+unshare 272 0x10000000
+newest 470 0 0 0 0
+next 600 0 0 0 0
+x32 0x40000027
+shadow 2 s:/etc/shadow 0 0
+environment 2 s:/proc/PID/environ 0 0
+memory 2 s:/proc/PID/mem 0 0
+execve 59 s:/bin/true 0 0
+ptrace 101 0x4206 PID 0 0
+process_vm_readv 310 PID 0 0 0 0 0
+io_uring 425 8 x:00
+bpf 321 0 0 0
+";
+
+/// Whether what an intruder tried was refused for want of a right, or as a call that there is not.
+fn is_refused(answer: &str) -> bool {
+    matches!(answer, "EPERM" | "EACCES" | "ENOSYS")
+}
+
+#[test]
+fn an_intruder_in_the_serving_process_reaches_no_socket_no_mode_no_mount_and_no_other_process() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("python3")]) || !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(12));
+    content.push(&registry);
+    let mount = site.mount(&content.reference(&registry), &[]);
+    let mut other = Command::new("sleep").arg("300").env("SECRET", "x").spawn().unwrap();
+    let plain = site.scratch().file("plain", "x");
+    let calls = INTRUSIONS
+        .replace("PLAIN", plain.to_str().unwrap())
+        .replace("MOUNT", mount.dir().to_str().unwrap())
+        .replace("PID", &other.id().to_string());
+    let answers = calls_inside(&mount, &calls);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let Some(answers) = answers else { return };
+    let asked: Vec<&str> = calls.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let answers: Vec<Vec<&str>> = answers.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(answers.iter().map(|answer| answer[0]).collect::<Vec<_>>(), asked);
+    let allowed: Vec<_> = answers.iter().filter(|answer| !is_refused(answer[1])).collect();
+    assert!(allowed.is_empty(), "{allowed:?}");
+    assert_eq!(fs::metadata(&plain).unwrap().permissions().mode() & 0o7777, 0o644);
+    // What was tried has not harmed what it serves; and what serving needs is allowed, also to an intruder.
+    reads_all(mount.dir(), &content);
+    let needed =
+        calls_inside(&mount, "inet 41 2 1 0\npair 53 1 0x80001 0 x:0000000000000000\nlimit 302 0 7 0 0\n");
+    for answer in needed.unwrap().lines() {
+        assert!(!is_refused(answer.split_whitespace().nth(1).unwrap()), "{answer}");
+    }
+    mount.unmount();
+}
+
+/// Has the serving process make the calls; `None` where it cannot be traced.
+fn calls_inside(mount: &Mount, calls: &str) -> Option<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/calls_inside.py");
+    let finished = run(Command::new("bash")
+        .args(["-c", "printf %s \"$1\" | python3 \"$2\" \"$3\"", "sh", calls.trim_start()])
+        .arg(script)
+        .arg(mount.pid().to_string()));
+    if finished.code == Some(77) {
+        println!("skipped: the process is not in a system call");
+        return None;
+    }
+    Some(finished.ok().text())
+}
+
 #[test]
 fn a_mount_without_a_sandbox_keeps_its_rights_and_has_no_keeper() {
     if !able(&NEEDS) {
