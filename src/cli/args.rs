@@ -271,8 +271,10 @@ pub(super) struct RecordArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum PassthroughWhen {
-    /// When the kernel lets us.
+    /// When it costs no right: the process keeps CAP_SYS_ADMIN anyway (--sandbox=off).
     Auto,
+    /// When the kernel allows it: the process keeps CAP_SYS_ADMIN.
+    On,
     /// Never: every read comes to ocifs.
     Off,
 }
@@ -334,7 +336,8 @@ pub(super) struct ServeArgs {
     #[arg(long)]
     pub(super) delay_connect: bool,
 
-    /// Whether the kernel reads whole, verified files of the cache by itself, as root: auto or off.
+    /// Whether the kernel reads whole, verified files of the cache by itself. It lets a process with CAP_SYS_ADMIN alone: on keeps
+    /// that right, auto does so with --sandbox=off only.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(super) passthrough: PassthroughWhen,
 
@@ -369,6 +372,10 @@ pub(super) struct ServeArgs {
 
     #[arg(long, hide = true)]
     pub(super) nonempty: bool,
+
+    /// Leave room for a layer over the mount.
+    #[arg(long, hide = true)]
+    pub(super) stackable: bool,
 
     /// Mount over a dead mount and leave it below, for those who have a copy of it.
     #[arg(long, hide = true)]

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use nix::sys::signal::Signal as NixSignal;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cache::Cache;
@@ -14,11 +15,11 @@ use crate::registry::Registry;
 use crate::sandbox::{self, Applied, Policy, Report};
 use crate::source::Location;
 
-use super::args::{MountArgs, PassthroughWhen};
+use super::args::{MountArgs, PassthroughWhen, ServeArgs};
 use super::commands::Stop;
 use super::exit::Failure;
 use super::metrics::{Address, Endpoint};
-use super::{network, output};
+use super::{child, network, output};
 
 /// How the process of a mount behaves.
 #[derive(Args, Debug)]
@@ -78,7 +79,8 @@ const NAMES: &[&str] = &[
 
 /// What this process looks at in the kernel. All of /proc and not only /proc/self: the kernel makes its inodes anew when it
 /// forgot them under pressure, and a rule for the old one then covers nothing. What is another process's own there (memory,
-/// environment, open files) stays out of reach, because Landlock refuses to look into processes outside the sandbox.
+/// environment, open files) stays out of reach, because Landlock refuses to look into processes outside the sandbox. With
+/// CAP_SYS_ADMIN new kernels show some of it all the same.
 const KERNEL: &[&str] = &["/proc", "/dev/urandom", "/sys/devices/system/cpu", "/sys/fs/cgroup"];
 
 /// Gives up what serving this mount does not need, and says so. Called before any thread is started.
@@ -106,10 +108,19 @@ pub(super) fn confine(
     Ok(Some(report))
 }
 
+/// Whether files are offered to the kernel to read by itself, which takes CAP_SYS_ADMIN at every one.
+pub(super) fn passes_through(args: &ServeArgs) -> bool {
+    match args.passthrough {
+        PassthroughWhen::On => true,
+        PassthroughWhen::Auto => args.daemon.sandbox == SandboxWhen::Off,
+        PassthroughWhen::Off => false,
+    }
+}
+
 /// Refuses what this process itself would look for below its own mount: nobody would answer.
 pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
     // What is wrong with it is told by who mounts there.
-    let Ok(dir) = std::fs::canonicalize(&args.dir) else { return Ok(()) };
+    let Some(dir) = mount::resolved(&args.dir) else { return Ok(()) };
     let kind = match &args.image.location {
         Location::Layout { .. } => "the layout",
         Location::Registry(_) | Location::Archive { .. } => "the image",
@@ -140,7 +151,7 @@ fn policy(args: &MountArgs, endpoint: Option<&Endpoint>, registry: &Registry) ->
         read: readable(args, registry)?,
         write: vec![args.image.cache.reach()?],
         sockets: endpoint.and_then(Endpoint::directory).into_iter().collect(),
-        stay_admin: args.serve.passthrough == PassthroughWhen::Auto && mount::may_pass_through(),
+        stay_admin: passes_through(&args.serve) && mount::may_pass_through(),
     })
 }
 
@@ -178,17 +189,29 @@ pub(super) struct Signals {
     pub(super) stop: Stop,
     reload: Signal,
     statistics: Signal,
+    terminal: ControllingTerminal,
 }
 
 impl Signals {
     /// From now on they are caught.
     pub(super) fn new() -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::local("catching signals", &error);
+        // nohup(1) has the signal of a terminal that goes away ignored.
+        let terminal = ControllingTerminal::of_process(child::is_ignored(NixSignal::SIGHUP));
         Ok(Self {
+            terminal,
             stop: Stop::new()?,
             reload: signal(SignalKind::hangup()).map_err(failed)?,
             statistics: signal(SignalKind::user_defined1()).map_err(failed)?,
         })
+    }
+
+    /// Waits for any signal that ends a command: while there is no mount there is nothing to read anew.
+    pub(super) async fn until_any(&mut self) {
+        tokio::select! {
+            () = self.stop.wait() => {}
+            _ = self.reload.recv() => {}
+        }
     }
 
     /// Answers signals until one comes that ends the mount.
@@ -196,14 +219,44 @@ impl Signals {
         loop {
             tokio::select! {
                 () = self.stop.wait() => return,
-                _ = self.reload.recv() => match registry.forget_logins() {
+                _ = self.reload.recv() => if self.terminal.is_gone() {
+                    tracing::info!("the terminal of the mount is gone");
+                    return;
+                } else { match registry.forget_logins() {
                     Ok(()) => tracing::info!("credentials and the configuration are read anew"),
                     Err(error) => tracing::warn!(%error, "the configuration stays as it was"),
-                },
+                } },
                 _ = self.statistics.recv() => output::statistics(),
             }
         }
     }
+}
+
+/// Whether the mount ends with its terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ControllingTerminal {
+    /// There is none, or the caller wants the mount to outlive it.
+    None,
+    /// There was one at the start.
+    AtStart,
+}
+
+impl ControllingTerminal {
+    fn of_process(ignores_its_end: bool) -> Self {
+        if !ignores_its_end && has_terminal() { Self::AtStart } else { Self::None }
+    }
+
+    /// Whether the kernel has taken it from this process.
+    fn is_gone(self) -> bool {
+        self == Self::AtStart && !has_terminal()
+    }
+}
+
+/// Field 7 of proc_pid_stat(5): the device of the controlling terminal, 0 for none. The name before it may hold anything.
+fn has_terminal() -> bool {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let behind_name = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    behind_name.split_whitespace().nth(4).is_some_and(|device| device != "0")
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ impl Complete {
         self.served.measure(&mounted.only(self.folder, self.end)?, page_cache)?;
         mounted.end()?;
         if let Ok(passed) = &mut self.passed {
-            let mounted = lab.mount(&self.reference, &cache, &["--passthrough=auto"])?;
+            let mounted = lab.mount(&self.reference, &cache, &["--passthrough=on"])?;
             passed.measure(&mounted.only(self.folder, self.end)?, page_cache)?;
             mounted.end()?;
         }
