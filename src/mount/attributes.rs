@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, INodeNo};
+use fuser::{FileAttr, FileType, Generation, INodeNo};
 
 use crate::layer::{Device, Time};
 use crate::tree::Kind;
@@ -22,15 +22,22 @@ pub(super) fn ttl(fresh: Freshness) -> Duration {
     }
 }
 
-/// The kernel's number of a node: the root of a mount is always 1, and the others are one more than the node's own number,
-/// because 0 means "no inode".
+/// The kernel's number of a node.
 pub(super) fn number(namespace: &Namespace, node: NodeId) -> INodeNo {
-    if node == namespace.root() { INodeNo::ROOT } else { INodeNo(node.to_u64() + 1) }
+    INodeNo(namespace.number(node))
 }
 
 /// The node with this number.
 pub(super) fn node(namespace: &Namespace, number: INodeNo) -> NodeId {
-    if number == INodeNo::ROOT { namespace.root() } else { NodeId::from_u64(number.0.wrapping_sub(1)) }
+    namespace.node(number.0)
+}
+
+/// The generation of what has no number of its own, or one that means the same in every mount.
+pub(super) const UNNUMBERED: Generation = Generation(0);
+
+/// The generation of a number: a handle that a program kept of a file of another image, once mounted at the same place, is stale.
+pub(super) fn generation(namespace: &Namespace, number: INodeNo) -> Generation {
+    if NodeId::is_fixed(number.0) { UNNUMBERED } else { Generation(namespace.generation()) }
 }
 
 /// What `stat` says.

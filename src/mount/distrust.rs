@@ -53,8 +53,9 @@ fn take_back(namespace: &Weak<Namespace>, notifier: &Arc<Notifier>, blobs: Vec<D
                 "wrong bytes may have been read: what the kernel keeps of these files is taken back"
             );
             for node in nodes {
-                if let Err(error) = notifier.inval_inode(number(&namespace, node), 0, 0) {
-                    tracing::warn!(inode = node.to_u64() + 1, %error, "the kernel keeps pages of a file");
+                let inode = number(&namespace, node);
+                if let Err(error) = notifier.inval_inode(inode, 0, 0) {
+                    tracing::warn!(inode = inode.0, %error, "the kernel keeps pages of a file");
                 }
             }
         }

@@ -21,7 +21,7 @@ use crate::io::{Fault, ReadError};
 use crate::view::Witness;
 
 /// The number of this form of the record.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The longest record that is believed: 100,000 subtrees.
 const MAX_BYTES: u64 = 16 << 20;
@@ -279,7 +279,7 @@ mod tests {
             b"{}\n".to_vec(),
             b"\xff\n".to_vec(),
             whole("{}"),
-            whole("{\"Begun\":{\"format\":2,\"asked\":\"\",\"pinned\":\"\"}}"),
+            whole("{\"Begun\":{\"format\":1,\"asked\":\"\",\"pinned\":\"\"}}"),
             whole("\"TakenOver\""),
         ] {
             let file = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC).unwrap();

@@ -12,6 +12,7 @@ mod files;
 mod layers;
 mod merged;
 mod namespace;
+mod numbers;
 mod open;
 mod rootfs;
 mod shown;
@@ -23,7 +24,7 @@ mod witness;
 
 pub use error::ViewError;
 pub use namespace::{Attributes, Entry, Freshness, Links, Namespace, NodeId, Opened, Scope};
-pub use status::{STATUS, unpack_status};
+pub use status::{STATUS, packed as packed_status, text as status_text, unpack_status};
 pub use witness::Witness;
 
 use std::sync::Arc;

@@ -30,16 +30,6 @@ pub struct NodeId {
 
 impl NodeId {
     const TOP: NodeId = NodeId { slot: 0, ino: Tree::ROOT };
-
-    /// One number for both, below 2^63.
-    pub fn to_u64(self) -> u64 {
-        u64::from(self.slot) << 32 | u64::from(self.ino)
-    }
-
-    /// The inverse of [`to_u64`](Self::to_u64).
-    pub fn from_u64(number: u64) -> Self {
-        Self { slot: (number >> 32) as u32, ino: number as u32 }
-    }
 }
 
 /// Whether what was said stays true.
@@ -366,7 +356,7 @@ impl Namespace {
     }
 
     /// One extended attribute: a recorded one, or one of ours (`user.ocifs.digest`, `user.ocifs.verified`, of the root also
-    /// [`STATUS`](super::STATUS)), which are not listed so that copies of a tree do not carry them.
+    /// `user.ocifs.reference` and [`STATUS`](super::STATUS)), which are not listed so that copies of a tree do not carry them.
     pub fn xattr(&self, node: NodeId, name: &[u8]) -> Option<Vec<u8>> {
         // Ours first: a layer cannot say of itself that it is verified.
         match name {
@@ -382,6 +372,7 @@ impl Namespace {
                 };
                 Some(digest.as_str().as_bytes().to_vec())
             }
+            b"user.ocifs.reference" if node == self.root => Some(self.family.pinned().as_bytes().to_vec()),
             super::STATUS if node == self.root => {
                 status::packed(&Status { scope: self.scope.clone(), ..self.family.status() })
             }

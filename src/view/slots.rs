@@ -28,7 +28,7 @@ pub(super) const PER_IMAGE: u32 = 1 << 16;
 const EXPORT: u32 = FIRST_INNER - 1;
 
 /// The number of the view that there is also without an image.
-const STATUS: u32 = VIEWS.len() as u32;
+pub(super) const STATUS: u32 = VIEWS.len() as u32;
 
 /// One subtree.
 pub(super) struct Slot {

@@ -20,7 +20,7 @@ const MAX_VALUE: usize = 64 * 1024;
 const MAX_STATUS: u64 = 64 * 1024 * 1024;
 
 /// The status as a value of [`STATUS`]; `None` when there is no way to make it short enough.
-pub(super) fn packed(status: &Status) -> Option<Vec<u8>> {
+pub fn packed(status: &Status) -> Option<Vec<u8>> {
     let pack = |status: &Status| {
         let text = serde_json::to_vec(status).ok()?;
         zstd::bulk::compress(&text, 3).ok().filter(|packed| packed.len() <= MAX_VALUE)
@@ -66,7 +66,7 @@ pub(super) fn listing(created: i64) -> Result<Subtree, ReadError> {
 }
 
 /// The text of the file.
-pub(super) fn text(status: &Status) -> Vec<u8> {
+pub fn text(status: &Status) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(status).unwrap_or_default();
     text.push(b'\n');
     text

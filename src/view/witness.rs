@@ -60,7 +60,8 @@ impl Namespace {
             Role::View { view, .. } => format!("view {}", view.name()),
             Role::Inner { view, layer } => format!("{} {layer}", view.name()),
         };
-        hasher.update(format!("\n{whose}\n{role}\n{}", slot.parent).as_bytes());
+        let layout = self.layout_of(slot.number);
+        hasher.update(format!("\n{whose}\n{role}\n{}\n{layout:?}", slot.parent).as_bytes());
         witness(slot.number, hasher.finalize().into())
     }
 }

@@ -1,0 +1,89 @@
+//! Numbers of nodes, as the kernel and `stat` show them.
+//!
+//! Nothing is kept: a number is computed from its node, and the node from its number. The idea: the low bits say which subtree, the
+//! others which inode in it, so that numbers stay below 2^32 for as long as a subtree has room; programs that know no larger ones
+//! can look at every file then. Both parts are the same for every mount of the same digest with the same options.
+
+use crate::tree::Tree;
+
+use super::namespace::{Namespace, NodeId};
+use super::slots;
+
+/// The number of the root (`FUSE_ROOT_ID`).
+const ROOT: u64 = 1;
+/// Where the numbers of the status begin. They are the same in every mount, also before it is known what is mounted.
+const FIRST_FIXED: u64 = 2;
+/// Where all others begin.
+const FIRST: u64 = 16;
+/// The first number that does not fit in 32 bits. From here on a number is the subtree's plus one, and the inode.
+const FIRST_WIDE: u64 = 1 << 32;
+
+impl NodeId {
+    /// The directory `.ocifs` of a mount that shows all views.
+    pub const STATUS_DIRECTORY: u64 = FIRST_FIXED + Tree::ROOT as u64;
+
+    /// Whether this number means the same in every mount.
+    pub fn is_fixed(number: u64) -> bool {
+        number < FIRST
+    }
+}
+
+impl Namespace {
+    /// The number of a node: below 2^32 where the inode in its subtree leaves room, and never 0.
+    pub fn number(&self, node: NodeId) -> u64 {
+        if node == self.root() {
+            return ROOT;
+        }
+        if node.slot == slots::STATUS && u64::from(node.ino) < FIRST - FIRST_FIXED {
+            return FIRST_FIXED + u64::from(node.ino);
+        }
+        let compact =
+            self.position(node.slot).map(|at| (u64::from(node.ino) << self.slot_bits() | at) + FIRST);
+        let wide = || (u64::from(node.slot) + 1) << 32 | u64::from(node.ino);
+        compact.filter(|number| *number < FIRST_WIDE).unwrap_or_else(wide)
+    }
+
+    /// The inverse of [`number`](Self::number). Any other number means a node that does not exist.
+    pub fn node(&self, number: u64) -> NodeId {
+        let missing = NodeId { slot: u32::MAX, ino: 0 };
+        match number {
+            ..ROOT => missing,
+            ROOT => self.root(),
+            FIRST_FIXED..FIRST => NodeId { slot: slots::STATUS, ino: (number - FIRST_FIXED) as u32 },
+            FIRST..FIRST_WIDE => {
+                let compact = number - FIRST;
+                let bits = self.slot_bits();
+                let slot =
+                    usize::try_from(compact & ((1 << bits) - 1)).ok().and_then(|at| self.slots().get(at));
+                slot.map_or(missing, |slot| NodeId { slot: slot.number, ino: (compact >> bits) as u32 })
+            }
+            FIRST_WIDE.. => NodeId { slot: ((number >> 32) - 1) as u32, ino: number as u32 },
+        }
+    }
+
+    /// Whether there is a subtree that the node could be in.
+    pub fn is_possible(&self, node: NodeId) -> bool {
+        self.slot(node.slot).is_some()
+    }
+
+    /// 32 bits of the digest that is mounted.
+    pub fn generation(&self) -> u64 {
+        let digest = self.family().digest().as_str();
+        let digits = digest.rsplit(':').next().and_then(|digits| digits.get(..8));
+        digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default()
+    }
+
+    /// What the numbers of a subtree depend on beside its inodes.
+    pub(super) fn layout_of(&self, slot: u32) -> (Option<u64>, u32) {
+        (self.position(slot), self.slot_bits())
+    }
+
+    fn position(&self, slot: u32) -> Option<u64> {
+        self.slots().binary_search_by_key(&slot, |slot| slot.number).ok().map(|at| at as u64)
+    }
+
+    /// Bits that hold the position of every subtree.
+    fn slot_bits(&self) -> u32 {
+        usize::BITS - self.slots().len().saturating_sub(1).leading_zeros()
+    }
+}
