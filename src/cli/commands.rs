@@ -1,6 +1,6 @@
 //! What each command does.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -26,8 +26,8 @@ use crate::view::{Links, Namespace, Scope};
 
 use super::again::{Door, once_more};
 use super::args::{
-    CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflict, PartOrder, PassthroughWhen,
-    PlatformChoice, PrefetchUse, ServeArgs, UmountArgs,
+    CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflict, PartOrder, PlatformChoice,
+    PrefetchUse, ServeArgs, UmountArgs,
 };
 use super::daemon::Signals;
 use super::delayed::Delayed;
@@ -42,11 +42,12 @@ use super::{
 pub(super) const LAST_TASKS: Duration = Duration::from_millis(500);
 
 /// Mounts, and stays until the mount is gone.
-pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
+pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failure> {
     let in_background = background::is_child();
     if in_background {
         background::detach()?;
     }
+    background::unblock_signals()?;
     let is_root = nix::unistd::geteuid().is_root();
     if (args.serve.allow_suid || args.serve.allow_dev) && !is_root {
         return Err(Failure::usage("mount options allow_suid and allow_dev are for root only"));
@@ -61,6 +62,7 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
     prepare(&args.image)?;
     // While this process may still take away what an earlier one left.
     let mut service = Service::new()?;
+    let source = network::written(argv, &args.image.location);
     args.image.location = service.location(&args.image.location)?;
     let mut options = MountOptions {
         access: match (args.serve.allow_other, args.serve.allow_root) {
@@ -76,11 +78,9 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
             nonempty: args.serve.nonempty,
             over_dead: args.serve.over_dead,
         },
-        source: String::new(),
-        passthrough: match args.serve.passthrough {
-            PassthroughWhen::Auto => Passthrough::Auto { cache: args.image.cache.dir()? },
-            PassthroughWhen::Off => Passthrough::Off,
-        },
+        source,
+        passthrough: passthrough(&args)?,
+        keep: service.keep(),
         record: None,
     };
     let replaced = if args.refresh { refresh::standing(&args)?.map(|(dir, _)| dir) } else { None };
@@ -105,7 +105,7 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
         // Signals are caught before there is a mount to leave behind.
         let mut signals = Signals::new()?;
         let delayed = match args.serve.delay_connect && service.left().is_none() {
-            true => Some(Delayed::attach(&args, &dir, &mut options, in_background, &service)?),
+            true => Some(Delayed::attach(&args, &dir, &options, in_background, &service)?),
             false => None,
         };
         let prepare = async {
@@ -129,10 +129,16 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
             Ok::<_, Failure>((Arc::new(namespace), prefetch, record))
         };
         // Until there is a mount, the command that waits for it can be interrupted, and takes us along.
+        let stopped = async {
+            match delayed {
+                Some(_) => signals.until_stop(&registry).await,
+                None => signals.until_any().await,
+            }
+        };
         let prepared = tokio::select! {
             prepared = prepare => prepared.map(Some),
             () = background::abandoned(), if in_background && delayed.is_none() => Err(Failure::interrupted()),
-            () = signals.until_stop(&registry), if delayed.is_some() => Ok(None),
+            () = stopped => if delayed.is_some() { Ok(None) } else { Err(Failure::interrupted()) },
         };
         let (namespace, prefetch, record) = match (prepared, delayed.is_some()) {
             (Ok(Some(prepared)), _) => prepared,
@@ -150,9 +156,6 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
         };
         let family = namespace.family().clone();
         let pinned = family.pinned().to_owned();
-        if delayed.is_none() {
-            options.source.clone_from(&pinned);
-        }
         let is_told = delayed.is_some();
         options.record = record;
         let handle = tokio::runtime::Handle::current();
@@ -212,6 +215,16 @@ pub(super) fn mount(mut args: MountArgs) -> Result<(), Failure> {
     });
     runtime.shutdown_timeout(LAST_TASKS);
     result
+}
+
+/// Whether the kernel is offered files. A layer over the mount finds no room above files of a cache that lies on an overlay.
+fn passthrough(args: &MountArgs) -> Result<Passthrough, Failure> {
+    let cache = args.image.cache.dir()?;
+    let is_full = args.serve.stackable && mount::is_on_overlay(&cache);
+    Ok(match daemon::passes_through(&args.serve) && !is_full {
+        true => Passthrough::Auto { cache },
+        false => Passthrough::Off,
+    })
 }
 
 /// Tells whoever asked for the mount that it is there.

@@ -1,15 +1,18 @@
 //! `--delay-connect`: a mount that is in the tree before its registry could be asked.
 //!
-//! The idea: the kernel lets whoever looks into such a mount wait until somebody answers, so that nothing has to be made up meanwhile.
+//! The idea: a look for a name waits until the registry answers, so that nothing has to be made up meanwhile; what needs no name is
+//! answered at once.
 
 use std::path::Path;
 use std::time::Duration;
+
+use tokio::runtime::Handle;
 
 use crate::image::Family;
 use crate::mount::{self, Attached, MountOptions};
 
 use super::args::MountArgs;
-use super::commands::say;
+use super::commands::{say, scope};
 use super::exit::Failure;
 use super::service::Service;
 
@@ -23,13 +26,11 @@ impl Delayed {
     pub(super) fn attach(
         args: &MountArgs,
         dir: &Path,
-        options: &mut MountOptions,
+        options: &MountOptions,
         in_background: bool,
         service: &Service,
     ) -> Result<Self, Failure> {
-        // What it names is not known before it was asked for.
-        options.source = args.image.location.to_string();
-        let attached = mount::attach(dir, options)?;
+        let attached = mount::attach(dir, options, scope(&args.serve), &Handle::current())?;
         let message =
             format!("{} mounted at {}, to be opened when it can", options.source, attached.dir().display());
         if let Err(failure) = say(&message, in_background) {
@@ -55,6 +56,7 @@ impl Delayed {
             match opened {
                 Err(failure) if failure.is_passing() => {
                     tracing::warn!(%failure, "it cannot be opened yet");
+                    self.attached.note_error(failure.to_string());
                     tokio::time::sleep(PAUSE).await;
                     if !self.attached.is_in_place() {
                         return Err(self.taken());

@@ -65,6 +65,7 @@ pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
 fn words(state: State) -> &'static str {
     match state {
         State::Served => "served",
+        State::Waiting => "waiting",
         State::Dead => "dead",
         State::Unknown => "unknown",
     }

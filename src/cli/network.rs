@@ -2,13 +2,14 @@
 //!
 //! The names are those of skopeo and of containerd's tools. What is not said here comes from the files of this machine.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::image::ImageError;
 use crate::registry::{Options, Places, Registry, RegistryError};
-use crate::source::Location;
+use crate::source::{Location, Place};
 
 use super::exit::Failure;
 
@@ -76,6 +77,15 @@ pub(super) fn namesake(location: &Location) -> Option<String> {
     Path::new(name)
         .exists()
         .then(|| format!("a name is one in a registry; for the path {name} write ./{name}"))
+}
+
+/// The location as it stands on the command line, by which a line of fstab is known again. An address of the web may be signed: it is
+/// shown without that.
+pub(super) fn written(argv: &[OsString], location: &Location) -> String {
+    let is_web = matches!(location, Location::Archive { at: Place::Web(_), .. });
+    let mut words = argv.iter().skip(2).filter_map(|word| word.to_str()).filter(|_| !is_web);
+    let found = words.find(|word| word.parse::<Location>().is_ok_and(|parsed| parsed == *location));
+    found.map_or_else(|| location.to_string(), str::to_owned)
 }
 
 /// The location with a full path or name: an alias, or a name in the registry that is searched for short names, means what it

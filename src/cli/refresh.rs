@@ -30,10 +30,16 @@ pub(super) fn is_current(args: &MountArgs) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// The mount of ours at the directory that answers, and what it shows. A dead one is replaced by every mount.
+/// The mount of ours at the directory that answers, and what it shows. A dead one is replaced by every mount, and one that does not
+/// answer by none.
 pub(super) fn standing(args: &MountArgs) -> Result<Option<(PathBuf, String)>, Failure> {
     let mounted = mount::list()?;
-    let dir = std::fs::canonicalize(&args.dir).unwrap_or_else(|_| args.dir.clone());
-    let found = mounted.into_iter().rfind(|mount| mount.dir == dir && mount.state == State::Served);
-    Ok(found.map(|mount| (mount.dir, mount.reference)))
+    let dir = mount::resolved(&args.dir).unwrap_or_else(|| args.dir.clone());
+    let Some(found) = mounted.into_iter().rfind(|mount| mount.dir == dir) else { return Ok(None) };
+    match found.state {
+        State::Served => Ok(Some((found.dir, found.reference))),
+        State::Dead => Ok(None),
+        // What it will show is not known, and it may not be taken away under those that wait.
+        State::Waiting | State::Unknown => Ok(mount::check(&args.dir, args.serve.nonempty).map(|_| None)?),
+    }
 }

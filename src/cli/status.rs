@@ -86,6 +86,10 @@ fn text(status: &Status, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(b"\n")
     };
     field(out, "reference", &status.reference)?;
+    if status.waiting {
+        field(out, "waiting", "for its registry: no name in it is known yet")?;
+        return status.errors.iter().try_for_each(|error| field(out, "error", error));
+    }
     if let Some(key) = &status.signed_by {
         field(out, "signed by", key.as_str())?;
     }

@@ -21,6 +21,9 @@ pub struct Status {
     pub reference: String,
     /// What kind of thing it is.
     pub kind: String,
+    /// Whether the mount still waits for its registry: nothing else is known of it then, but what went wrong.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waiting: bool,
     /// Which part of it the mount shows, in the words of the command line; nothing for the whole.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scope: String,
@@ -55,12 +58,19 @@ pub struct MemberStatus {
 }
 
 impl Status {
+    /// That of a mount which could not ask for `reference` yet, with the error of the last attempt.
+    pub fn waiting(reference: String, scope: String, error: Option<String>) -> Self {
+        let errors = error.into_iter().collect();
+        Self { waiting: true, scope, errors, ..Self::empty(reference, None) }
+    }
+
     /// That of a reference of this kind whose root shows no image.
     pub(super) fn empty(reference: String, kind: Option<&MediaType>) -> Self {
         Self {
             schema_version: 1,
             reference,
             kind: kind.map(|kind| kind.as_written().to_owned()).unwrap_or_default(),
+            waiting: false,
             scope: String::new(),
             signed_by: None,
             blobs: Vec::new(),

@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::kernel;
+use super::kernel::{self, MountRight};
+use super::mountpoint::FS_TYPE;
 
 /// How good a fact is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,24 +61,72 @@ const FEATURES: [(u32, u32, &str); 3] = [
 pub fn checkup() -> Vec<Finding> {
     let is_root = nix::unistd::geteuid().is_root();
     let mut findings = vec![device(is_root)];
+    let has_proc = fs::exists("/proc/self/mountinfo").unwrap_or(false);
+    if !has_proc {
+        findings.push(Finding::bad("proc", "/proc is not mounted", "mount -t proc proc /proc"));
+    }
     if !is_root {
         findings.extend([helper(), others()]);
     }
     findings.push(release());
-    if is_root {
-        findings.push(if kernel::may_pass_through() {
-            Finding::good("rights", "root of the machine: cached files can be passed through")
-        } else {
-            Finding::limited(
-                "rights",
-                "root without CAP_SYS_ADMIN of the machine, as in a container or a user namespace",
-                "mounts work in a user namespace; nothing is passed through",
-            )
-        });
+    if is_root && has_proc {
+        findings.push(rights());
     }
     findings.push(landlock());
     findings.push(files());
+    findings.extend(updatedb(Path::new("/")));
     findings
+}
+
+fn rights() -> Finding {
+    let hint = "give the container the right and the device: --cap-add SYS_ADMIN --device /dev/fuse; \
+                \"ocifs ls\", \"ocifs cat\" and \"ocifs export\" need no mount";
+    match kernel::mount_right() {
+        Ok(MountRight::OfMachine) => Finding::good(
+            "rights",
+            "root of the machine; with --passthrough=on the kernel reads cached files itself",
+        ),
+        Ok(MountRight::OfNamespace) => Finding::limited(
+            "rights",
+            "root of a user namespace",
+            "mounts work here, and the kernel reads no cached file itself",
+        ),
+        Ok(MountRight::OfHelper) if helper().health == Health::Good => {
+            Finding::limited("rights", "root without CAP_SYS_ADMIN: fusermount3 has to mount", hint)
+        }
+        Ok(MountRight::OfHelper | MountRight::OfNone) => {
+            Finding::bad("rights", "root without CAP_SYS_ADMIN cannot mount", hint)
+        }
+        Err(error) => Finding::limited("rights", format!("cannot be told: {error}"), hint),
+    }
+}
+
+/// Where the nightly index of file names is told which file systems to leave out, below `root`.
+const UPDATEDB: &str = "etc/updatedb.conf";
+/// Where the package says the same to plocate's service.
+const UPDATEDB_UNITS: [&str; 2] = [
+    "usr/lib/systemd/system/plocate-updatedb.service.d/ocifs.conf",
+    "etc/systemd/system/plocate-updatedb.service.d/ocifs.conf",
+];
+
+/// Whether the nightly index of file names walks mounts, which fetches every image as a whole. Nothing where there is none.
+fn updatedb(root: &Path) -> Option<Finding> {
+    let settings = fs::read_to_string(root.join(UPDATEDB)).ok()?;
+    let names_us = |text: &str| {
+        text.lines().filter(|line| !line.trim_start().starts_with('#')).any(|line| line.contains(FS_TYPE))
+    };
+    let by_service = UPDATEDB_UNITS
+        .iter()
+        .any(|unit| fs::read_to_string(root.join(unit)).is_ok_and(|text| names_us(&text)));
+    Some(match (names_us(&settings), by_service) {
+        (true, _) => Finding::good("updatedb", "it leaves mounts of ocifs out"),
+        (false, true) => Finding::good("updatedb", "its service leaves mounts of ocifs out"),
+        (false, false) => Finding::limited(
+            "updatedb",
+            "it walks mounts of ocifs every night, which fetches all of every image",
+            format!("add {FS_TYPE} to PRUNEFS in /{UPDATEDB}"),
+        ),
+    })
 }
 
 fn device(is_root: bool) -> Finding {
@@ -203,6 +252,24 @@ mod tests {
         assert!(version("6.18") > version("6.9"));
         assert_eq!(version("6"), None);
         assert_eq!(version("x.y"), None);
+    }
+
+    #[test]
+    fn updatedb_is_named_where_it_would_walk_mounts() {
+        let room = tempfile::tempdir().unwrap();
+        let health = || updatedb(room.path()).map(|finding| finding.health);
+        assert_eq!(health(), None);
+        fs::create_dir(room.path().join("etc")).unwrap();
+        let settings = room.path().join(UPDATEDB);
+        fs::write(&settings, "# fuse.ocifs\nPRUNEFS=\"NFS fuse.sshfs\"\n").unwrap();
+        assert_eq!(health(), Some(Health::Limited));
+        let unit = room.path().join(UPDATEDB_UNITS[0]);
+        fs::create_dir_all(unit.parent().unwrap()).unwrap();
+        fs::write(&unit, "ExecStart=/usr/sbin/updatedb --add-prunefs fuse.ocifs\n").unwrap();
+        assert_eq!(health(), Some(Health::Good));
+        fs::remove_file(&unit).unwrap();
+        fs::write(&settings, "PRUNEFS=\"NFS fuse.ocifs\"\n").unwrap();
+        assert_eq!(health(), Some(Health::Good));
     }
 
     #[test]

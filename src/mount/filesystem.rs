@@ -1,4 +1,7 @@
-//! One FUSE request, one answer.
+//! One FUSE request, one answer, once it is known what is mounted.
+//!
+//! The idea: an answer from memory is given at once, on the thread that brought the request; any other is given by the runtime, for as
+//! long as its caller is alive.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -7,9 +10,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fuser::{
-    Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    Errno, FileHandle, FopenFlags, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr,
 };
 use tokio::runtime::Handle;
 
@@ -17,35 +19,27 @@ use crate::io::{Fault, ReadAt as _, ReadError, Shared};
 use crate::meter;
 use crate::view::{Attributes, Freshness, Namespace, NodeId, Opened};
 
-use super::attributes::{file_attr, file_type, negative, node, number, ttl};
+use super::attributes::{UNNUMBERED, file_attr, file_type, generation, negative, node, number, ttl};
+use super::caller::Caller;
 use super::errno;
 use super::handles::Handles;
 use super::passthrough::Served;
 use super::recent::Recent;
 use super::spare::Spare;
 
-/// Nodes never change, so there is only one generation.
-const GENERATION: Generation = Generation(0);
-
-/// Requests that the kernel may have under way in the background (readahead). Its default of 12 starves a cold sequential
-/// reader.
-const MAX_BACKGROUND: u16 = 64;
-
-/// The filesystem of one mount. Cheap to clone.
+/// What is shown in one mount. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Ocifs {
+pub(super) struct ShownTree {
     shared: Arc<SharedState>,
 }
 
 struct SharedState {
     namespace: Arc<Namespace>,
-    handles: Handles,
+    handles: Arc<Handles>,
     /// In the place of handles, where the kernel need not ask to open a file.
     recent: Option<Recent>,
     runtime: Handle,
     spare: Spare,
-    /// What the kernel is told when files are to be passed through.
-    stack_depth: Option<u32>,
 }
 
 thread_local! {
@@ -53,18 +47,12 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Ocifs {
-    /// `stack_depth`: how many levels of filesystems lie below files that are passed through, ours included, if any are.
-    /// `earlier`: how many processes have served the mount before, whose handles the kernel knows and we do not.
-    pub(super) fn new(
-        namespace: Arc<Namespace>,
-        runtime: Handle,
-        stack_depth: Option<u32>,
-        earlier: u64,
-    ) -> Self {
-        let (handles, spare) = (Handles::after(earlier), Spare::default());
+impl ShownTree {
+    /// `handles` are those that the kernel knows of the mount.
+    pub(super) fn new(namespace: Arc<Namespace>, runtime: Handle, handles: Arc<Handles>) -> Self {
         let recent = namespace.opens_freely().then(Recent::default);
-        Self { shared: Arc::new(SharedState { namespace, handles, recent, runtime, spare, stack_depth }) }
+        let spare = Spare::default();
+        Self { shared: Arc::new(SharedState { namespace, handles, recent, runtime, spare }) }
     }
 
     fn namespace(&self) -> &Namespace {
@@ -75,9 +63,30 @@ impl Ocifs {
         node(self.namespace(), ino)
     }
 
+    /// Calls `answer` on the runtime with what `work` gives, unless the caller is killed before that. What was begun goes on then, as
+    /// others may wait for the same.
+    fn later<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        work: impl Future<Output = T> + Send + 'static,
+        answer: impl FnOnce(T) + Send + 'static,
+    ) {
+        self.shared.runtime.spawn(async move {
+            let mut work = std::pin::pin!(work);
+            tokio::select! {
+                done = &mut work => return answer(done),
+                () = caller.given_up() => {}
+            }
+            // A reply that is dropped is an error, and ends the wait of the kernel.
+            drop(answer);
+            work.await;
+        });
+    }
+
     /// Calls `answer` when what is inside `node` is known: now, or on the runtime after building it.
     fn when_built(
         &self,
+        caller: Caller,
         node: NodeId,
         what: &'static str,
         answer: impl FnOnce(&Self, Result<(), Errno>) + Send + 'static,
@@ -85,24 +94,29 @@ impl Ocifs {
         if self.namespace().is_built(node) {
             return answer(self, Ok(()));
         }
-        let this = self.clone();
-        self.shared.runtime.spawn(async move {
-            let built = this.namespace().build_path(node).await;
+        if !self.namespace().is_possible(node) {
+            // A number that was never given, as in a handle of a file that another program made up.
+            return answer(self, Err(errno::NO_SUCH_NAME));
+        }
+        let (this, builder) = (self.clone(), self.clone());
+        let work = async move { builder.namespace().build_path(node).await };
+        self.later(caller, work, move |built| {
             answer(&this, built.map_err(|error| this.failed(what, node, &error, errno::of_read)));
         });
     }
 
     /// Calls `answer` when `node` is known to exist or not: now, or after building what is around it, which is needed only when
-    /// an earlier process told the kernel its number.
+    /// an earlier process told the kernel its number, or when the number comes out of a file handle.
     fn when_known(
         &self,
+        caller: Caller,
         node: NodeId,
         what: &'static str,
         answer: impl FnOnce(&Self, Result<(), Errno>) + Send + 'static,
     ) {
         match self.namespace().attributes(node) {
             Some(_) => answer(self, Ok(())),
-            None => self.when_built(node, what, answer),
+            None => self.when_built(caller, node, what, answer),
         }
     }
 
@@ -115,14 +129,16 @@ impl Ocifs {
         choose: fn(Fault) -> Errno,
     ) -> Errno {
         let chain = error.chain();
-        tracing::warn!(op = what, inode = node.to_u64() + 1, error = chain);
-        self.namespace().note_error(node, format!("{what} of inode {}: {chain}", node.to_u64() + 1));
+        let inode = self.namespace().number(node);
+        tracing::warn!(op = what, inode, error = chain);
+        self.namespace().note_error(node, format!("{what} of inode {inode}: {chain}"));
         choose(error.fault())
     }
 
     /// Calls `answer` with what `stat` says about `node`: now, or on the runtime once that is known.
     fn when_settled(
         &self,
+        caller: Caller,
         node: NodeId,
         what: &'static str,
         answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
@@ -131,23 +147,28 @@ impl Ocifs {
         if self.namespace().is_settled(node) {
             return answer(attributes(self));
         }
-        let this = self.clone();
-        self.shared.runtime.spawn(async move {
-            let settled = this.namespace().settle(node).await;
+        let (this, settling) = (self.clone(), self.clone());
+        let work = async move { settling.namespace().settle(node).await };
+        self.later(caller, work, move |settled| {
             let settled = settled.map_err(|error| this.failed(what, node, &error, errno::of_read));
             answer(settled.and_then(|()| attributes(&this)));
         });
     }
 
-    fn reply_entry(&self, parent: NodeId, name: &[u8], reply: ReplyEntry) {
-        let Some(node) = self.namespace().lookup(parent, name) else {
-            return reply.entry(&ttl(Freshness::Forever), &negative(), GENERATION);
-        };
+    fn reply_entry(&self, caller: Caller, parent: NodeId, name: &[u8], reply: ReplyEntry) {
+        match self.namespace().lookup(parent, name) {
+            Some(node) => self.reply_node(caller, node, reply),
+            None => reply.entry(&ttl(Freshness::Forever), &negative(), UNNUMBERED),
+        }
+    }
+
+    fn reply_node(&self, caller: Caller, node: NodeId, reply: ReplyEntry) {
         let ino = number(self.namespace(), node);
-        self.when_settled(node, "lookup", move |attributes| match attributes {
+        let generation = generation(self.namespace(), ino);
+        self.when_settled(caller, node, "lookup", move |attributes| match attributes {
             Ok(attributes) => {
                 let attr = file_attr(ino, &attributes);
-                reply.entry_with_ttls(&ttl(Freshness::Forever), &ttl(attributes.fresh), &attr, GENERATION);
+                reply.entry_with_ttls(&ttl(Freshness::Forever), &ttl(attributes.fresh), &attr, generation);
             }
             Err(errno) => reply.error(errno),
         });
@@ -179,6 +200,7 @@ impl Ocifs {
     /// when it was opened by an earlier process and has to be opened again.
     fn with_bytes(
         &self,
+        caller: Caller,
         ino: INodeNo,
         fh: FileHandle,
         what: &'static str,
@@ -188,12 +210,12 @@ impl Ocifs {
         if let Some(bytes) = self.bytes_at_hand(ino, fh) {
             return answer(self, bytes);
         }
-        let this = self.clone();
-        self.shared.runtime.spawn(async move {
-            let opened = match this.namespace().build_path(node).await {
-                Ok(()) => this.namespace().open_file(node).await,
-                Err(error) => Err(error),
-            };
+        let (this, opening) = (self.clone(), self.clone());
+        let work = async move {
+            opening.namespace().build_path(node).await?;
+            opening.namespace().open_file(node).await
+        };
+        self.later(caller, work, move |opened: Result<_, ReadError>| {
             let opened = opened.map_err(|error| this.failed(what, node, &error, errno::of_read));
             let bytes = opened.map(|opened| match &this.shared.recent {
                 Some(recent) => {
@@ -231,6 +253,7 @@ impl Ocifs {
     /// Answers a read of an open file.
     fn reply_read(
         &self,
+        caller: Caller,
         node: NodeId,
         bytes: Shared,
         offset: u64,
@@ -253,10 +276,13 @@ impl Ocifs {
                     reply.error(self.failed("read", node, &error, errno::of_read));
                 }
                 Ok(false) => {
-                    let this = self.clone();
-                    self.shared.runtime.spawn(async move {
-                        let mut buffer = this.shared.spare.take(len);
-                        match bytes.read_at(offset, &mut buffer[..len]).await {
+                    let (this, mut buffer) = (self.clone(), self.shared.spare.take(len));
+                    let work = async move {
+                        let done = bytes.read_at(offset, &mut buffer[..len]).await;
+                        (done, buffer)
+                    };
+                    self.later(caller, work, move |(done, buffer)| {
+                        match done {
                             Ok(()) => {
                                 note_read(begun, Some(len));
                                 reply.data(&buffer[..len]);
@@ -274,7 +300,14 @@ impl Ocifs {
     }
 
     /// Answers where data or a hole is in an open file.
-    fn reply_lseek(&self, node: NodeId, bytes: Shared, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn reply_lseek(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        bytes: Shared,
+        (offset, whence): (i64, i32),
+        reply: ReplyLseek,
+    ) {
         let Some(offset) = u64::try_from(offset).ok().filter(|&offset| offset < bytes.size()) else {
             return reply.error(errno::PAST_END);
         };
@@ -284,14 +317,16 @@ impl Ocifs {
         if bytes.learn_holes().is_none() {
             return seek(&bytes, offset, whence, reply);
         }
-        let this = self.clone();
-        self.shared.runtime.spawn(async move {
-            if let Some(learning) = bytes.learn_holes()
-                && let Err(error) = learning.await
-            {
-                return reply.error(this.failed("lseek", node, &error, errno::of_read));
+        let (this, learner) = (self.clone(), bytes.clone());
+        let work = async move {
+            match learner.learn_holes() {
+                Some(learning) => learning.await,
+                None => Ok(()),
             }
-            seek(&bytes, offset, whence, reply);
+        };
+        self.later(caller, work, move |learnt| match learnt {
+            Ok(()) => seek(&bytes, offset, whence, reply),
+            Err(error) => reply.error(this.failed("lseek", node, &error, errno::of_read)),
         });
     }
 
@@ -320,50 +355,26 @@ impl Ocifs {
     }
 }
 
-impl Filesystem for Ocifs {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for wanted in [
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            // Without AUTO: reading attributes one by one costs a round trip per file.
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_ASYNC_DIO,
-        ] {
-            if let Err(missing) = config.add_capabilities(wanted) {
-                tracing::debug!(?missing, "the kernel does not offer a capability");
-            }
-        }
-        for result in [
-            config.set_max_background(MAX_BACKGROUND).map(u32::from).map_err(u32::from),
-            config.set_max_readahead(1 << 20).or_else(|most| config.set_max_readahead(most)),
-        ] {
-            if let Err(nearest) = result {
-                tracing::debug!(nearest, "the kernel refused a limit");
-            }
-        }
-        if let Some(depth) = self.shared.stack_depth {
-            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map_err(|_| depth);
-            match offered.and_then(|()| config.set_max_stack_depth(depth)) {
-                Ok(_) => self.shared.handles.offer_files(),
-                Err(_) => tracing::debug!(depth, "the kernel does not offer passthrough"),
-            }
-        }
-        Ok(())
-    }
-
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+/// The requests, by the names that they have in the protocol.
+impl ShownTree {
+    /// The names `.` and `..` stand for themselves: who has a file handle asks for a node that the kernel has forgotten.
+    pub(super) fn lookup(&self, caller: Caller, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (parent, name) = (self.node(parent), name.as_bytes().to_vec());
-        self.when_built(parent, "lookup", move |this, built| match built {
-            Ok(()) => this.reply_entry(parent, &name, reply),
-            Err(errno) => reply.error(errno),
+        self.when_built(caller, parent, "lookup", move |this, built| match (built, &name[..]) {
+            (Err(errno), _) => reply.error(errno),
+            (Ok(()), b"." | b"..") if this.namespace().attributes(parent).is_none() => {
+                reply.error(errno::NO_SUCH_NAME);
+            }
+            (Ok(()), b".") => this.reply_node(caller, parent, reply),
+            (Ok(()), b"..") => this.reply_node(caller, this.namespace().parent(parent), reply),
+            (Ok(()), name) => this.reply_entry(caller, parent, name, reply),
         });
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    pub(super) fn getattr(&self, caller: Caller, ino: INodeNo, reply: ReplyAttr) {
         let node = self.node(ino);
-        self.when_known(node, "getattr", move |this, known| match known {
-            Ok(()) => this.when_settled(node, "getattr", move |attributes| match attributes {
+        self.when_known(caller, node, "getattr", move |this, known| match known {
+            Ok(()) => this.when_settled(caller, node, "getattr", move |attributes| match attributes {
                 Ok(attributes) => reply.attr(&ttl(attributes.fresh), &file_attr(ino, &attributes)),
                 Err(errno) => reply.error(errno),
             }),
@@ -371,9 +382,9 @@ impl Filesystem for Ocifs {
         });
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    pub(super) fn readlink(&self, caller: Caller, ino: INodeNo, reply: ReplyData) {
         let node = self.node(ino);
-        self.when_known(node, "readlink", move |this, known| {
+        self.when_known(caller, node, "readlink", move |this, known| {
             match known.map(|()| this.namespace().link(node)) {
                 Ok(Some(target)) => reply.data(target),
                 Ok(None) => reply.error(errno::NOT_A_LINK),
@@ -382,7 +393,7 @@ impl Filesystem for Ocifs {
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    pub(super) fn open(&self, caller: Caller, ino: INodeNo, reply: ReplyOpen) {
         if self.shared.recent.is_some() {
             // Two requests less for every file, which is most of the time that it takes to read a small one.
             return reply.error(errno::NEVER_ASK);
@@ -392,57 +403,40 @@ impl Filesystem for Ocifs {
             Some(Ok(opened)) => self.reply_open(ino, opened, reply),
             Some(Err(error)) => reply.error(self.failed("open", node, &error, errno::of_open)),
             None => {
-                let this = self.clone();
-                self.shared.runtime.spawn(async move {
-                    match this.namespace().open_file(node).await {
-                        Ok(opened) => this.reply_open(ino, opened, reply),
-                        Err(error) => reply.error(this.failed("open", node, &error, errno::of_open)),
-                    }
+                let (this, opening) = (self.clone(), self.clone());
+                let work = async move { opening.namespace().open_file(node).await };
+                self.later(caller, work, move |opened| match opened {
+                    Ok(opened) => this.reply_open(ino, opened, reply),
+                    Err(error) => reply.error(this.failed("open", node, &error, errno::of_open)),
                 });
             }
         }
     }
 
-    fn read(
+    pub(super) fn read(
         &self,
-        _req: &Request,
+        caller: Caller,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let begun = Instant::now();
         let node = self.node(ino);
-        self.with_bytes(ino, fh, "read", move |this, bytes| match bytes {
-            Ok(bytes) => this.reply_read(node, bytes, offset, size, begun, reply),
+        self.with_bytes(caller, ino, fh, "read", move |this, bytes| match bytes {
+            Ok(bytes) => this.reply_read(caller, node, bytes, offset, size, begun, reply),
             Err(errno) => reply.error(errno),
         });
     }
 
-    fn release(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
+    pub(super) fn release(&self, fh: FileHandle) {
         self.shared.handles.remove(fh.0);
-        reply.ok();
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(errno::NEVER_ASK);
-    }
-
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    pub(super) fn readdir(&self, caller: Caller, ino: INodeNo, offset: u64, mut reply: ReplyDirectory) {
         let directory = self.node(ino);
-        self.when_built(directory, "readdir", move |this, built| match built {
+        self.when_built(caller, directory, "readdir", move |this, built| match built {
             Ok(()) => {
                 this.list(directory, offset, |ino, next, name, attributes| {
                     reply.add(ino, next, file_type(attributes.kind), OsStr::from_bytes(name))
@@ -453,20 +447,26 @@ impl Filesystem for Ocifs {
         });
     }
 
-    fn readdirplus(
+    pub(super) fn readdirplus(
         &self,
-        _req: &Request,
+        caller: Caller,
         ino: INodeNo,
-        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         let directory = self.node(ino);
-        self.when_built(directory, "readdirplus", move |this, built| match built {
+        self.when_built(caller, directory, "readdirplus", move |this, built| match built {
             Ok(()) => {
                 this.list(directory, offset, |ino, next, name, attributes| {
                     let (name, attr) = (OsStr::from_bytes(name), file_attr(ino, attributes));
-                    reply.add(ino, next, name, &ttl(attributes.fresh), &attr, GENERATION)
+                    reply.add(
+                        ino,
+                        next,
+                        name,
+                        &ttl(attributes.fresh),
+                        &attr,
+                        generation(this.namespace(), ino),
+                    )
                 });
                 reply.ok();
             }
@@ -474,15 +474,15 @@ impl Filesystem for Ocifs {
         });
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    pub(super) fn statfs(&self, reply: ReplyStatfs) {
         const BLOCK: u64 = 4096;
         let bytes = self.namespace().family().stored_bytes();
         reply.statfs(bytes.div_ceil(BLOCK), 0, 0, 0, 0, BLOCK as u32, 255, BLOCK as u32);
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    pub(super) fn getxattr(&self, caller: Caller, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (node, name) = (self.node(ino), name.as_bytes().to_vec());
-        self.when_known(node, "getxattr", move |this, known| {
+        self.when_known(caller, node, "getxattr", move |this, known| {
             match known.map(|()| this.namespace().xattr(node, &name)) {
                 Ok(Some(value)) => reply_xattr(&value, size, reply),
                 Ok(None) => reply.error(errno::NO_SUCH_XATTR),
@@ -491,9 +491,9 @@ impl Filesystem for Ocifs {
         });
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    pub(super) fn listxattr(&self, caller: Caller, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let node = self.node(ino);
-        self.when_known(node, "listxattr", move |this, known| {
+        self.when_known(caller, node, "listxattr", move |this, known| {
             if let Err(errno) = known {
                 return reply.error(errno);
             }
@@ -506,18 +506,17 @@ impl Filesystem for Ocifs {
         });
     }
 
-    fn lseek(
+    pub(super) fn lseek(
         &self,
-        _req: &Request,
+        caller: Caller,
         ino: INodeNo,
         fh: FileHandle,
-        offset: i64,
-        whence: i32,
+        place: (i64, i32),
         reply: ReplyLseek,
     ) {
         let node = self.node(ino);
-        self.with_bytes(ino, fh, "lseek", move |this, bytes| match bytes {
-            Ok(bytes) => this.reply_lseek(node, bytes, offset, whence, reply),
+        self.with_bytes(caller, ino, fh, "lseek", move |this, bytes| match bytes {
+            Ok(bytes) => this.reply_lseek(caller, node, bytes, place, reply),
             Err(errno) => reply.error(errno),
         });
     }
@@ -547,16 +546,10 @@ fn seek(bytes: &Shared, offset: u64, whence: i32, reply: ReplyLseek) {
 }
 
 /// The two-step protocol of xattr(7): size 0 asks for the size.
-fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+pub(super) fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
     match (size, value.len()) {
         (0, len) => reply.size(len as u32),
         (size, len) if len > size as usize => reply.error(errno::XATTR_TOO_BIG),
         _ => reply.data(value),
-    }
-}
-
-impl std::fmt::Debug for Ocifs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Ocifs({})", self.namespace().family().pinned())
     }
 }

@@ -1,10 +1,11 @@
 //! The keeper: a small process that keeps what the serving process gives up.
 //!
-//! It is this same program, started before the sandbox is entered, and it does five things: mount at the one place it was
+//! It is this same program, started before the sandbox is entered, and it does six things: mount at the one place it was
 //! told of, unmount what is there if it is ours, raise the readahead of that mount, run the credential helpers that the
-//! registry client asks for, and resolve names that the client cannot resolve any more. It reads no byte of an image and parses
+//! registry client asks for, resolve names that the client cannot resolve any more, and continue the serving process when it was
+//! stopped. It reads no byte of an image and parses
 //! nothing but the orders of its own program. The idea: whoever took over the serving process could order nothing but these
-//! five things. It ends when the socket to it closes, and leaves the mount as it is: a dead one says that something went wrong.
+//! things. It ends when the socket to it closes, and leaves the mount as it is: a dead one says that something went wrong.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -13,10 +14,13 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+use nix::unistd::Pid;
+use rustix::net::sockopt::Timeout;
 use serde::{Deserialize, Serialize};
 
 use super::kernel::{self, Access, MountFlags, MountOptions};
@@ -29,6 +33,8 @@ const MARK: &str = "OCIFS_KEEPER";
 pub const TEMPORARY: &str = "OCIFS_TEMPORARY";
 /// The longest message: a path and a reference, each of which the kernel limits to a page.
 const MAX_MESSAGE: usize = 16 * 1024;
+/// How long the process that serves may be stopped.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How many questions of the registry client are answered at once.
 const QUESTIONS: usize = 8;
 
@@ -72,6 +78,7 @@ enum Answer {
     Done,
     NoDevice(i32),
     NoHelper,
+    NoRight,
     Helper(String),
     Busy,
     NotOurs,
@@ -143,6 +150,7 @@ impl Kept {
                 Err(MountError::NoDevice { source: io::Error::from_raw_os_error(code) })
             }
             (Answer::NoHelper, _) => Err(MountError::NoHelper),
+            (Answer::NoRight, _) => Err(MountError::NoRight { dir: dir.clone() }),
             (Answer::Helper(said), _) => Err(MountError::Helper { dir: dir.clone(), said }),
             (other, _) => Err(failed(other.into_io())),
         }
@@ -201,6 +209,7 @@ impl Answer {
         match error {
             MountError::NoDevice { source } => Answer::NoDevice(code(source)),
             MountError::NoHelper => Answer::NoHelper,
+            MountError::NoRight { .. } => Answer::NoRight,
             MountError::Helper { said, .. } => {
                 // What it said is a line; a message has room for more than one.
                 Answer::Helper(said.chars().take(MAX_MESSAGE / 8).collect())
@@ -244,8 +253,17 @@ pub fn keep() -> io::Result<()> {
     let terms: Terms = parse(&message[..len])?;
     let dir = PathBuf::from(std::ffi::OsString::from_vec(terms.dir));
     let mut questions = Vec::new();
+    let served_by = nix::unistd::getppid();
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(LOOK_INTERVAL))?;
     loop {
-        let (len, with) = kernel::receive(&socket, &mut message)?;
+        let (len, with) = match kernel::receive(&socket, &mut message) {
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wake(served_by);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if len == 0 {
             if std::env::var_os(TEMPORARY).is_some() {
                 remove_place(&dir);
@@ -257,7 +275,11 @@ pub fn keep() -> io::Result<()> {
                 let options =
                     MountOptions { access: terms.access, flags: terms.flags, source, ..Default::default() };
                 match kernel::mount(&dir, &options) {
-                    Ok(device) => (Answer::Done, Some(device)),
+                    Ok(device) => {
+                        // Only now: an automounter lets its own process group alone mount there. A keeper that leads a group stays.
+                        nix::unistd::setsid().ok();
+                        (Answer::Done, Some(device))
+                    }
                     Err(error) => (Answer::of(&error), None),
                 }
             }
@@ -274,6 +296,18 @@ pub fn keep() -> io::Result<()> {
             (Order::Question, None) => (Answer::Failed(libc::EBADF), None),
         };
         send(&socket, &answer, device)?;
+    }
+}
+
+/// Continues the process that serves, if it was stopped: nothing else ends the waits of those that look into the mount, and the kernel
+/// lets none of them be killed whose request was taken.
+fn wake(served_by: Pid) {
+    let stat = std::fs::read_to_string(format!("/proc/{served_by}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything (proc_pid_stat(5)). Stopped by a signal is T, by a debugger t.
+    let is_stopped = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
+    if is_stopped && nix::unistd::getppid() == served_by {
+        // It may have ended by now.
+        nix::sys::signal::kill(served_by, Signal::SIGCONT).ok();
     }
 }
 

@@ -68,6 +68,16 @@ pub enum Passthrough {
     },
 }
 
+/// Whether a mount outlives its process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// It ends with the process.
+    #[default]
+    No,
+    /// A service manager keeps what the next process needs. Nothing is passed through then.
+    ByManager,
+}
+
 /// How to mount.
 #[derive(Clone, Debug, Default)]
 pub struct MountOptions {
@@ -75,11 +85,13 @@ pub struct MountOptions {
     pub access: Access,
     /// What the kernel honours.
     pub flags: MountFlags,
-    /// What `findmnt` shows as the source.
+    /// What `findmnt` shows as the source: the reference as it was written, by which mount(8) knows a line of fstab again.
     pub source: String,
     /// Whether the kernel may read whole cached files by itself.
     pub passthrough: Passthrough,
-    /// Where is noted what the process has to know that may have to take the mount over. Nothing is passed through then.
+    /// Whether it outlives this process.
+    pub keep: Keep,
+    /// Where is noted what the process has to know that may have to take the mount over.
     pub record: Option<Arc<Record>>,
 }
 
@@ -110,7 +122,15 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, Mount
         match mount_directly(dir, options, &device) {
             Ok(()) => return Ok(device.into()),
             // Root without CAP_SYS_ADMIN, as in most containers: the setuid helper may be allowed what we are not.
-            Err(Errno::EPERM) => {}
+            Err(Errno::EPERM) => {
+                drop(device);
+                return mount_by_helper(dir, options).map_err(|error| match error {
+                    MountError::NoHelper | MountError::Helper { .. } => {
+                        MountError::NoRight { dir: dir.to_owned() }
+                    }
+                    other => other,
+                });
+            }
             Err(errno) => return Err(MountError::Mount { dir: dir.to_owned(), source: errno.into() }),
         }
     }
@@ -136,7 +156,8 @@ fn mount_directly(dir: &Path, options: &MountOptions, device: &File) -> Result<(
         data.push_str(",allow_other");
     }
     nix::mount::mount(
-        Some(options.safe_source().as_str()),
+        // As it was written: mount(8) recognises a line of fstab by it.
+        Some(options.source.as_str()),
         dir,
         Some("fuse.ocifs"),
         flags,
@@ -271,9 +292,9 @@ pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
 /// needs both, and then nothing can be stacked on the mount.
 pub(super) fn stack_depth(passthrough: &Passthrough) -> Option<u32> {
     let Passthrough::Auto { cache } = passthrough else { return None };
-    match is_admin() {
-        Ok(true) => {}
-        Ok(false) => {
+    match mount_right() {
+        Ok(MountRight::OfMachine) => {}
+        Ok(_) => {
             tracing::debug!("no passthrough: it needs CAP_SYS_ADMIN of the host");
             return None;
         }
@@ -295,25 +316,53 @@ pub(super) fn stack_depth(passthrough: &Passthrough) -> Option<u32> {
     }
 }
 
-/// Whether files can be passed through at all, as far as rights go: asked before they are laid down.
-pub fn may_pass_through() -> bool {
-    is_admin().unwrap_or(false)
+/// Whether `path`, or the nearest directory above it that there is, lies on an overlay.
+pub fn is_on_overlay(path: &Path) -> bool {
+    let found = path.ancestors().find_map(|path| statfs(path).ok());
+    found.is_some_and(|found| found.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
 }
 
-/// Whether the kernel counts us as an administrator of the machine, and not only of a user namespace.
-fn is_admin() -> std::io::Result<bool> {
+/// Whether files can be passed through at all, as far as rights go: asked before they are laid down.
+pub fn may_pass_through() -> bool {
+    mount_right().is_ok_and(|right| right == MountRight::OfMachine)
+}
+
+/// What lets this process mount (CAP_SYS_ADMIN).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MountRight {
+    /// The kernel counts us as an administrator of the machine.
+    OfMachine,
+    /// Of a user namespace.
+    OfNamespace,
+    /// Not us, but a program with the setuid bit may have it.
+    OfHelper,
+    /// No program that this process can start ever gets it.
+    OfNone,
+}
+
+/// What this process may do, by its status and its user namespace.
+pub(super) fn mount_right() -> std::io::Result<MountRight> {
+    let users = std::fs::read_to_string("/proc/self/uid_map")?;
+    Ok(right_of(&users, &std::fs::read_to_string("/proc/self/status")?))
+}
+
+/// By user_namespaces(7) and proc_pid_status(5).
+fn right_of(users: &str, status: &str) -> MountRight {
     /// The number of CAP_SYS_ADMIN in capabilities(7).
     const SYS_ADMIN: u32 = 21;
-    /// What user_namespaces(7) says of the first namespace: every user is itself.
+    /// The map of the first namespace: every user is itself.
     const EVERYBODY: [&str; 3] = ["0", "0", "4294967295"];
-    let users = std::fs::read_to_string("/proc/self/uid_map")?;
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    let first = users.split_whitespace().eq(EVERYBODY);
-    Ok(first && effective.is_some_and(|mask| mask & (1 << SYS_ADMIN) != 0))
+    let has = |set: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':'));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_some_and(|mask| mask & (1 << SYS_ADMIN) != 0)
+    };
+    match (has("CapEff"), users.split_whitespace().eq(EVERYBODY)) {
+        (true, true) => MountRight::OfMachine,
+        (true, false) => MountRight::OfNamespace,
+        (false, _) if has("CapBnd") => MountRight::OfHelper,
+        (false, _) => MountRight::OfNone,
+    }
 }
 
 /// Raises the readahead of the mount with this device number, in KiB. Only root may; without it a READ has at most 128 KiB.
@@ -332,5 +381,18 @@ mod tests {
     fn a_source_cannot_inject_mount_options() {
         let options = MountOptions { source: "oci:/a,allow_other\\x y:t".into(), ..Default::default() };
         assert_eq!(options.safe_source(), "oci:/a_allow_other_x_y:t");
+    }
+
+    #[test]
+    fn the_right_to_mount_is_found_in_the_status_of_a_process() {
+        let status = |effective: &str, bounding: &str| {
+            format!("Name:\tx\nCapEff:\t{effective}\nCapBnd:\t{bounding}\n")
+        };
+        let (all, none) = ("000001ffffffffff", "00000000a80425fb");
+        let (machine, namespace) = ("         0          0 4294967295\n", "0 1000 1\n");
+        assert_eq!(right_of(machine, &status(all, all)), MountRight::OfMachine);
+        assert_eq!(right_of(namespace, &status(all, all)), MountRight::OfNamespace);
+        assert_eq!(right_of(machine, &status(none, all)), MountRight::OfHelper);
+        assert_eq!(right_of(machine, &status(none, none)), MountRight::OfNone);
     }
 }

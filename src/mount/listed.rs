@@ -20,7 +20,7 @@ use super::stale;
 pub struct Listed {
     /// Where.
     pub dir: PathBuf,
-    /// What: the reference with its digest.
+    /// What: the reference with its digest, or as it was written where the mount does not answer.
     pub reference: String,
     /// Whether it is served.
     pub state: State,
@@ -31,6 +31,8 @@ pub struct Listed {
 pub enum State {
     /// It answers.
     Served,
+    /// It answers, and its registry does not yet.
+    Waiting,
     /// Its process is gone.
     Dead,
     /// It does not answer, is another user's, or is hidden by another mount.
@@ -61,7 +63,12 @@ pub fn list() -> Result<Vec<Listed>, MountError> {
         let (dir, answer) = (entry.dir.clone(), answer.clone());
         let asked = std::thread::Builder::new().name("ask".into()).spawn(move || {
             // Nobody may be left to hear it.
-            answer.send((number, state(&dir))).ok();
+            let state = state(&dir);
+            answer.send((number, state, None)).ok();
+            if state == State::Served {
+                let state = if mountpoint::is_waiting(&dir) { State::Waiting } else { state };
+                answer.send((number, state, mountpoint::pinned_at(&dir))).ok();
+            }
         });
         if let Err(error) = asked {
             tracing::debug!(%error, "a mount is not asked how it is");
@@ -69,8 +76,12 @@ pub fn list() -> Result<Vec<Listed>, MountError> {
     }
     drop(answer);
     let deadline = Instant::now() + PATIENCE;
-    while let Ok((number, state)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+    let left = || deadline.saturating_duration_since(Instant::now());
+    while let Ok((number, state, reference)) = answers.recv_timeout(left()) {
         listed[number].state = state;
+        if let Some(reference) = reference {
+            listed[number].reference = reference;
+        }
     }
     Ok(listed)
 }

@@ -5,10 +5,12 @@
 //! on the network.
 
 mod attributes;
+mod caller;
 mod checkup;
 mod distrust;
 mod errno;
 mod filesystem;
+mod gate;
 mod handles;
 mod keeper;
 mod kernel;
@@ -22,12 +24,13 @@ mod session;
 mod spare;
 mod stale;
 mod takeover;
+mod waiting;
 
 pub use checkup::{Finding, Health, checkup};
 pub use keeper::{TEMPORARY, is_keeper, keep, start_keeper};
-pub use kernel::{Access, MountFlags, MountOptions, Passthrough, may_pass_through};
+pub use kernel::{Access, Keep, MountFlags, MountOptions, Passthrough, is_on_overlay, may_pass_through};
 pub use listed::{Listed, State, list, status};
-pub use mountpoint::{MountError, Unmount, check, check_over_dead, reference_at, unmount};
+pub use mountpoint::{MountError, Unmount, check, check_over_dead, reference_at, resolved, unmount};
 pub use overlay::Overlay;
 pub use record::Record;
 pub use session::{Attached, Mounted, attach, mount};

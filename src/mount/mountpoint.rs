@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use super::kernel::{self, MountFlags};
 use super::{errno, keeper, stale};
@@ -12,6 +14,19 @@ const TABLE: &str = "/proc/self/mountinfo";
 
 /// What our mounts are called in the mount table.
 pub(super) const FS_TYPE: &str = "fuse.ocifs";
+
+/// What an automounter mounts where a mount is to appear at the first look (autofs(5)).
+const AUTOFS: &str = "autofs";
+
+/// How long a directory may take to answer before it is mounted at. A mount that is served answers from memory.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The extended attribute of a mount's root that holds its reference with the digest.
+pub(super) const REFERENCE: &str = "user.ocifs.reference";
+/// The extended attribute that the root has for as long as it is not known what is mounted.
+pub(super) const WAITING: &str = "user.ocifs.waiting";
+/// The longest value of an extended attribute (xattr(7)).
+const MAX_VALUE_BYTES: usize = 64 * 1024;
 
 /// Why something could not be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +59,14 @@ pub enum MountError {
         source_name: String,
         /// Its type.
         fs_type: String,
+    },
+    /// A look at the directory is not answered.
+    #[error("{} does not answer within {} s{}", dir.display(), LOOK_TIMEOUT.as_secs(), mounted_there(there))]
+    Unanswered {
+        /// The mount point.
+        dir: PathBuf,
+        /// Source and type of the mount there; `None` when it is on another directory of the path, or unknown.
+        there: Option<(String, String)>,
     },
     /// A mount of somebody else whose server is gone.
     #[error("{} is a mount point of {source_name} ({fs_type}), whose server is gone", dir.display())]
@@ -116,8 +139,14 @@ pub enum MountError {
         /// What the system said.
         source: io::Error,
     },
+    /// Root lacks the right, and so does the setuid helper.
+    #[error("mounting at {} takes CAP_SYS_ADMIN, and root has not got it here", dir.display())]
+    NoRight {
+        /// The mount point.
+        dir: PathBuf,
+    },
     /// The setuid helper is not installed.
-    #[error("fusermount3 is not installed, and without it only root can mount")]
+    #[error("fusermount3 is not installed, and without it only root can mount and unmount")]
     NoHelper,
     /// The setuid helper refused.
     #[error("fusermount3 refused {}: {said}", dir.display())]
@@ -178,9 +207,43 @@ pub(super) struct MountEntry {
     pub(super) source: String,
 }
 
+fn mounted_there(there: &Option<(String, String)>) -> String {
+    match there {
+        Some((source, fs_type)) => format!(": it is already a mount point, of {source} ({fs_type})"),
+        None => String::new(),
+    }
+}
+
 /// Checks that `dir` can be a mount point, and gives its absolute name. What daemons of ours that are gone left there is
-/// taken away first.
+/// taken away first. A mount there that is not served holds up a thread that ends with this process.
 pub fn check(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
+    in_time(dir, move |dir| check_now(dir, allow_content))
+}
+
+/// Looks at `dir` on another thread, and waits for it as long as a mount may take to answer.
+pub(super) fn in_time<T: Send + 'static>(
+    dir: &Path,
+    look: impl FnOnce(&Path) -> Result<T, MountError> + Send + 'static,
+) -> Result<T, MountError> {
+    let (answer, answers) = mpsc::channel();
+    let owned = dir.to_owned();
+    let looking = std::thread::Builder::new().name("look".into()).spawn(move || {
+        // A look that took too long has no reader.
+        answer.send(look(&owned)).ok();
+    });
+    let looking = looking.map_err(|source| MountError::Mount { dir: dir.to_owned(), source })?;
+    let Ok(answer) = answers.recv_timeout(LOOK_TIMEOUT) else {
+        // By the names that were written: the path itself is what does not answer.
+        let name = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+        let there = find(&name).ok().flatten().map(|entry| (entry.source, entry.fs_type));
+        return Err(MountError::Unanswered { dir: dir.to_owned(), there });
+    };
+    // This process is about to give up rights, which a thread that still runs would keep.
+    looking.join().ok();
+    answer
+}
+
+fn check_now(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
     let dir = &stale::repair(dir)?;
     let owned = dir.to_owned();
     let failed = |source: io::Error| match source.kind() {
@@ -204,10 +267,15 @@ pub fn check(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
     Ok(dir)
 }
 
+/// The absolute name of `dir` as far as it answers in time, symbolic links followed.
+pub fn resolved(dir: &Path) -> Option<PathBuf> {
+    in_time(dir, |dir| Ok(fs::canonicalize(dir).ok())).ok().flatten()
+}
+
 /// As [`check`], for a mount that goes over a dead one of ours if there is one: a container that was started with the dead one
 /// then sees the new one, where mounts are handed on to it.
 pub fn check_over_dead(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
-    match stale::clear_above(dir)? {
+    match in_time(dir, |dir| stale::clear_above(dir))? {
         Some(dir) => Ok(dir),
         None => check(dir, allow_content),
     }
@@ -230,6 +298,8 @@ pub(super) fn take(dir: &Path, flags: MountFlags) -> Result<PathBuf, MountError>
 fn refuse_mounted(dir: &Path) -> Result<(), MountError> {
     match find(dir)? {
         None => Ok(()),
+        // The trap of an automounter, which waits for a mount above it.
+        Some(MountEntry { fs_type, .. }) if fs_type == AUTOFS => Ok(()),
         Some(MountEntry { source, fs_type, .. }) => {
             Err(MountError::AlreadyMounted { dir: dir.to_owned(), source_name: source, fs_type })
         }
@@ -271,10 +341,23 @@ impl MountTable {
     }
 }
 
-/// The reference that is mounted at `dir`, if that is a mount of ours.
+/// The reference that is mounted at `dir`, with its digest as far as the mount answers, if that is a mount of ours.
 pub fn reference_at(dir: &Path) -> Result<Option<String>, MountError> {
-    let entry = find(&name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE);
-    Ok(entry.map(|entry| entry.source))
+    let Some(entry) = find(&name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE) else { return Ok(None) };
+    let pinned = in_time(&entry.dir, |dir| Ok(pinned_at(dir)));
+    Ok(Some(pinned.ok().flatten().unwrap_or(entry.source)))
+}
+
+/// The reference with the digest, from the mount itself. Waits for its answer.
+pub(super) fn pinned_at(dir: &Path) -> Option<String> {
+    let mut value = Vec::with_capacity(MAX_VALUE_BYTES);
+    rustix::fs::getxattr(dir, REFERENCE, rustix::buffer::spare_capacity(&mut value)).ok()?;
+    String::from_utf8(value).ok()
+}
+
+/// Whether the mount does not know yet what is in it. Waits for its answer.
+pub(super) fn is_waiting(dir: &Path) -> bool {
+    rustix::fs::getxattr(dir, WAITING, &mut [0; 1]).is_ok()
 }
 
 /// Unmounts `dir` if it is a mount of ours.

@@ -18,7 +18,7 @@ use super::mountpoint::MountError;
 /// A layer over the mount that takes what is written. It is taken away, and its content removed, when this is dropped.
 pub struct Overlay {
     /// The changes.
-    upper: Upper,
+    _upper: Upper,
     /// Where the command looks.
     root: Made,
 }
@@ -49,7 +49,7 @@ impl Overlay {
             upper.prepare(lower).map_err(failed)?;
             lay(lower, &upper.dir.0, &root.0).map_err(|errno| failed(errno.into()))?;
         }
-        Ok(Self { upper, root })
+        Ok(Self { _upper: upper, root })
     }
 
     /// Where both are seen as one.
@@ -60,14 +60,14 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        // What processes of the command still use goes when they end.
-        for dir in
-            [Some(&self.root.0), self.upper.in_memory.then_some(&self.upper.dir.0)].into_iter().flatten()
-        {
-            if let Err(error) = nix::mount::umount2(dir, MntFlags::MNT_DETACH) {
-                tracing::warn!(%error, dir = %dir.display(), "cannot take the writable layer away");
-            }
-        }
+        detach(&self.root.0);
+    }
+}
+
+/// Takes a mount out of the tree. What processes of the command still use of it goes when they end.
+fn detach(dir: &Path) {
+    if let Err(error) = nix::mount::umount2(dir, MntFlags::MNT_DETACH) {
+        tracing::warn!(%error, dir = %dir.display(), "cannot take the writable layer away");
     }
 }
 
@@ -108,9 +108,10 @@ impl Upper {
 
 impl Drop for Upper {
     fn drop(&mut self) {
-        if !self.in_memory
-            && let Err(error) = self.clear()
-        {
+        if self.in_memory {
+            // Also when nothing could be laid over it in the end.
+            detach(&self.dir.0);
+        } else if let Err(error) = self.clear() {
             tracing::warn!(%error, dir = %self.dir.0.display(), "what the command wrote is left");
         }
     }

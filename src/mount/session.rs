@@ -5,19 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::io::can_start_threads;
-use crate::view::Namespace;
+use crate::view::{Namespace, Scope};
 
 use super::distrust;
-use super::filesystem::Ocifs;
-use super::kernel::{self, Access, MountOptions};
+use super::gate::Ocifs;
+use super::kernel::{self, Access, Keep, MountOptions};
 use super::mountpoint::{self, MountError, MountTable, Unmount};
 use super::record::{Place, Record};
 use super::stale;
+use super::waiting::Waiting;
 
 /// Readahead of the mount in KiB, as root: at the kernel's default of 128 a sequential reader sends eight times the
 /// requests for the same bytes.
@@ -47,7 +48,7 @@ pub fn mount(
     options: &MountOptions,
     runtime: &Handle,
 ) -> Result<Mounted, MountError> {
-    attach(dir, options)?.serve(namespace, options, runtime)
+    attach(dir, options, Scope::default(), runtime)?.serve(namespace, options)
 }
 
 /// A mount in the tree. Taken away when it is dropped, whatever went wrong, without a descriptor.
@@ -83,29 +84,48 @@ impl Drop for Placed {
     }
 }
 
-/// A mount that is in the tree, and that nobody answers yet: whoever looks into it waits. It goes when this is dropped.
+/// A mount that is in the tree and answers, and whose names are not known yet: whoever looks for one waits. It goes when this is
+/// dropped.
 pub struct Attached {
     placed: Placed,
-    device: OwnedFd,
+    filesystem: Ocifs,
+    waiting: Arc<Waiting>,
+    connection: Connection,
+    runtime: Handle,
 }
 
-/// Puts a mount at `dir` into the tree, before it is known what will be in it.
-pub fn attach(dir: &Path, options: &MountOptions) -> Result<Attached, MountError> {
+/// The session of a mount, seen from outside of its threads.
+struct Connection {
+    /// A second descriptor, for a mount that is kept when this process ends before its time.
+    device: Option<OwnedFd>,
+    notifier: Notifier,
+    ended: Ended,
+}
+
+/// Puts a mount at `dir` into the tree, before it is known what `scope` will show in it.
+pub fn attach(
+    dir: &Path,
+    options: &MountOptions,
+    scope: Scope,
+    runtime: &Handle,
+) -> Result<Attached, MountError> {
     let dir = mountpoint::take(dir, options.flags)?;
     // Before there is a mount: without a descriptor it could not be found again.
     let table = MountTable::open()?;
     let device = kernel::mount(&dir, options)?;
     let entry = table.find(&dir).and_then(|entry| entry.ok_or(MountError::NotMounted { dir: dir.clone() }));
-    match entry {
-        Ok(entry) => {
-            let number = (entry.major, entry.minor);
-            Ok(Attached { placed: Placed { dir, number, table, stays: false }, device })
-        }
+    let number = match entry {
+        Ok(entry) => (entry.major, entry.minor),
         Err(error) => {
             kernel::unmount(&dir, Unmount::Lazy).ok();
-            Err(error)
+            return Err(error);
         }
-    }
+    };
+    let placed = Placed { dir, number, table, stays: false };
+    let waiting = Arc::new(Waiting::new(options.source.clone(), scope));
+    let (filesystem, connection) = start(&waiting, device, options, runtime)
+        .map_err(|source| MountError::Mount { dir: placed.dir.clone(), source })?;
+    Ok(Attached { placed, filesystem, waiting, connection, runtime: runtime.clone() })
 }
 
 impl Attached {
@@ -119,6 +139,11 @@ impl Attached {
         self.placed.is_in_place().unwrap_or(false)
     }
 
+    /// Notes for the status why the content could not be had yet.
+    pub fn note_error(&self, error: String) {
+        self.waiting.note_error(error);
+    }
+
     /// Takes it away again, if nobody has. Who waits for it gets an error.
     pub fn detach(mut self) -> Result<(), MountError> {
         self.placed.stays = true;
@@ -126,21 +151,17 @@ impl Attached {
     }
 
     /// Answers what waits, and everything from now on.
-    pub fn serve(
-        self,
-        namespace: Arc<Namespace>,
-        options: &MountOptions,
-        runtime: &Handle,
-    ) -> Result<Mounted, MountError> {
-        let Self { placed, device } = self;
+    pub fn serve(self, namespace: Arc<Namespace>, options: &MountOptions) -> Result<Mounted, MountError> {
+        let Self { placed, filesystem, connection, runtime, .. } = self;
         let dir = placed.dir.clone();
         if !placed.is_in_place()? {
             return Err(MountError::NotMounted { dir });
         }
         let failed = |source| MountError::Mount { dir: dir.clone(), source };
-        let kept = options.record.as_ref().map(|record| Ok((device.try_clone()?, record.clone())));
-        let kept = kept.transpose().map_err(failed)?;
-        let ended = start(namespace, device, options, runtime).map_err(failed)?;
+        let Connection { device, notifier, ended } = connection;
+        let kept = device.zip(options.record.clone());
+        filesystem.show(namespace.clone());
+        distrust::listen(&namespace, notifier, ended.clone(), &runtime);
         look(&dir)?;
         if !placed.is_in_place()? {
             return Err(MountError::NotMounted { dir });
@@ -174,19 +195,23 @@ fn look(dir: &Path) -> Result<(), MountError> {
 
 pub(super) type Ended = watch::Receiver<Option<Result<(), String>>>;
 
+/// Answers the kernel's first request, and every other on threads of its own.
 fn start(
-    namespace: Arc<Namespace>,
+    waiting: &Arc<Waiting>,
     device: OwnedFd,
     options: &MountOptions,
     runtime: &Handle,
-) -> std::io::Result<Ended> {
+) -> std::io::Result<(Ocifs, Connection)> {
     // The process after this one could not know which files the kernel reads by itself, and the kernel refuses to open a file
     // in two ways at once.
-    let is_kept = options.record.is_some();
+    let is_kept = options.keep == Keep::ByManager;
     let depth = if is_kept { None } else { kernel::stack_depth(&options.passthrough) };
+    let second = is_kept.then(|| device.try_clone()).transpose()?;
     let (acl, config) = settings(options);
-    let filesystem = Ocifs::new(namespace.clone(), runtime.clone(), depth, 0);
-    serve(Session::from_fd(filesystem, device, acl, config)?, &namespace, runtime)
+    let filesystem = Ocifs::new(waiting.clone(), runtime.clone(), depth, 0);
+    let session = Session::from_fd(filesystem.clone(), device, acl, config)?;
+    let notifier = session.notifier();
+    Ok((filesystem, Connection { device: second, notifier, ended: serve(session)? }))
 }
 
 /// Who is answered, and by how many threads.
@@ -208,15 +233,10 @@ fn threads() -> usize {
 }
 
 /// Answers requests until there are none any more.
-pub(super) fn serve(
-    session: Session<Ocifs>,
-    namespace: &Arc<Namespace>,
-    runtime: &Handle,
-) -> std::io::Result<Ended> {
+pub(super) fn serve(session: Session<Ocifs>) -> std::io::Result<Ended> {
     // One that cannot start them all ends while some of them answer, or while nothing does.
     can_start_threads(threads() + 1)?;
     let (sender, ended) = watch::channel(None);
-    distrust::listen(namespace, session.notifier(), ended.clone(), runtime);
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let result = session.run().map_err(|error| error.to_string());
         // Nobody listens any more when the process is already on its way out.

@@ -42,7 +42,7 @@ pub fn standing(dir: &Path) -> Result<Standing, MountError> {
         None => Standing::Nothing,
         Some(entry) if entry.fs_type != FS_TYPE => Standing::Foreign(entry.fs_type),
         Some(entry) if dead => Standing::Dead(entry.source),
-        Some(entry) => Standing::Alive(entry.source),
+        Some(entry) => Standing::Alive(mountpoint::pinned_at(&name).unwrap_or(entry.source)),
     })
 }
 

@@ -17,13 +17,15 @@ use nix::sys::resource::{Resource, getrlimit};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::runtime::Handle;
 
-use crate::view::Namespace;
+use crate::view::{Namespace, Scope};
 
-use super::filesystem::Ocifs;
+use super::distrust;
+use super::gate::Ocifs;
 use super::kernel::{self, MountOptions};
 use super::mountpoint::{self, FS_TYPE, MountError, Unmount};
 use super::record::{Place, Record};
 use super::session::{self, Mounted};
+use super::waiting::Waiting;
 
 /// `FUSE_INIT` of `linux/fuse.h`.
 const INIT: u32 = 26;
@@ -130,12 +132,16 @@ pub fn take_over(
     let Survivor { device, record, place } = survivor;
     let failed = |source| MountError::TakeOver { dir: place.dir.clone(), source };
     record.taken_over().map_err(failed)?;
-    let filesystem = Ocifs::new(namespace.clone(), runtime.clone(), None, record.earlier());
+    let waiting = Arc::new(Waiting::new(record.pinned().to_owned(), Scope::default()));
+    let filesystem = Ocifs::new(waiting, runtime.clone(), None, record.earlier());
+    filesystem.show(namespace.clone());
     let (acl, config) = session::settings(options);
     let session = on_descriptor(filesystem, device, acl, config).map_err(failed)?;
     // Nobody reads from the connection now: what is to be sent again cannot be under way.
     resend(device).map_err(failed)?;
-    let ended = session::serve(session, &namespace, runtime).map_err(failed)?;
+    let notifier = session.notifier();
+    let ended = session::serve(session).map_err(failed)?;
+    distrust::listen(&namespace, notifier, ended.clone(), runtime);
     // Nothing is asked of the mount here: who waits for an answer of its own process cannot be killed, and a process that does not
     // end keeps the next one away.
     Mounted::new(place, ended, Some((device.try_clone().map_err(failed)?, record.clone())))

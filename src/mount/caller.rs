@@ -1,0 +1,90 @@
+//! The process that waits for an answer, and whether it still can use one.
+//!
+//! Reads /proc alone. The idea: the kernel lets a process that is killed go on waiting for a request that was taken from it, and `fuser`
+//! passes on no `FUSE_INTERRUPT`; so a caller that waits for long is looked at, and its wait ended when a signal is about to end it.
+
+use std::time::Duration;
+
+/// How long a killed process may wait for its end.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// SIGKILL, which the kernel also leaves for every thread of a process that another signal ends.
+const KILL: u64 = bit(libc::SIGKILL);
+
+/// Signals that end a process with a core dump, unless it handles or ignores them (signal(7)).
+const CORE: u64 = bit(libc::SIGQUIT)
+    | bit(libc::SIGILL)
+    | bit(libc::SIGTRAP)
+    | bit(libc::SIGABRT)
+    | bit(libc::SIGBUS)
+    | bit(libc::SIGFPE)
+    | bit(libc::SIGSEGV)
+    | bit(libc::SIGXCPU)
+    | bit(libc::SIGXFSZ)
+    | bit(libc::SIGSYS);
+
+const fn bit(signal: libc::c_int) -> u64 {
+    1 << (signal - 1)
+}
+
+/// A thread by its number, as the kernel names it in a request; 0 for one that is not seen from here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller(pub(super) u32);
+
+impl Caller {
+    /// Returns when the thread is about to be ended by a signal, and never for one that cannot be looked at.
+    pub(super) async fn given_up(self) {
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            match std::fs::read_to_string(format!("/proc/{}/status", self.0)) {
+                Ok(status) if is_dying(&status) => return,
+                Ok(_) => {}
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// Whether a thread with this status (proc_pid_status(5)) is about to end.
+fn is_dying(status: &str) -> bool {
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+    };
+    let own = mask("SigPnd");
+    let survived = mask("SigBlk") | mask("SigIgn") | mask("SigCgt");
+    own & KILL != 0 || (own | mask("ShdPnd")) & CORE & !survived != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(own: u64, shared: u64, blocked: u64, ignored: u64, caught: u64) -> String {
+        format!(
+            "Name:\tcat\nSigPnd:\t{own:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n"
+        )
+    }
+
+    #[test]
+    fn a_thread_is_dying_of_sigkill_and_of_a_dump_that_nothing_holds_up() {
+        assert!(is_dying(&status(KILL, 0, 0, 0, 0)));
+        assert!(is_dying(&status(KILL, bit(libc::SIGTERM), 0, 0, u64::MAX)));
+        assert!(is_dying(&status(0, bit(libc::SIGQUIT), 0, 0, 0)));
+        for held_up in
+            [(1, 0, 0), (0, 1, 0), (0, 0, 1)].map(|(a, b, c)| [a, b, c].map(|n| n * bit(libc::SIGQUIT)))
+        {
+            assert!(!is_dying(&status(0, bit(libc::SIGQUIT), held_up[0], held_up[1], held_up[2])));
+        }
+        assert!(!is_dying(&status(0, bit(libc::SIGINT), 0, 0, bit(libc::SIGINT))), "it is handled");
+        assert!(!is_dying(""));
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_lives_or_is_not_seen_is_not_given_up() {
+        for number in [std::process::id(), 0, u32::MAX] {
+            let given_up = Caller(number).given_up();
+            tokio::time::timeout(LOOK_INTERVAL * 3, given_up).await.expect_err("it lives");
+        }
+    }
+}

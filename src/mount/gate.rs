@@ -1,0 +1,285 @@
+//! The requests of one mount, before and after it is known what is in it.
+//!
+//! Decides nothing about content. The idea: the kernel is answered from its first request on. What needs no registry (how full, what
+//! the root is like, how far the mount has come) is answered at once; a request for any name waits until there are names.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::{Arc, OnceLock};
+
+use fuser::{
+    FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::view::Namespace;
+
+use super::caller::Caller;
+use super::errno;
+use super::filesystem::ShownTree;
+use super::handles::Handles;
+use super::waiting::{self, Waiting};
+
+/// Requests that the kernel may have under way in the background (readahead). Its default of 12 starves a cold sequential
+/// reader.
+const MAX_BACKGROUND: u16 = 64;
+
+/// The filesystem of one mount. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Ocifs {
+    gate: Arc<Gate>,
+}
+
+struct Gate {
+    /// What is shown, once it is known.
+    shown: OnceLock<ShownTree>,
+    /// Answers until then.
+    waiting: Arc<Waiting>,
+    /// Tells the requests that wait for it.
+    open: watch::Sender<()>,
+    handles: Arc<Handles>,
+    runtime: Handle,
+    /// How many levels of filesystems lie below files that are passed through, ours included, if any are.
+    stack_depth: Option<u32>,
+}
+
+impl Ocifs {
+    /// `earlier`: how many processes have served the mount before, whose handles the kernel knows and we do not.
+    pub(super) fn new(
+        waiting: Arc<Waiting>,
+        runtime: Handle,
+        stack_depth: Option<u32>,
+        earlier: u64,
+    ) -> Self {
+        let (handles, open) = (Arc::new(Handles::after(earlier)), watch::Sender::new(()));
+        Self { gate: Arc::new(Gate { shown: OnceLock::new(), waiting, open, handles, runtime, stack_depth }) }
+    }
+
+    /// Shows `namespace` from now on, to those that wait as well.
+    pub(super) fn show(&self, namespace: Arc<Namespace>) {
+        let Gate { shown, open, handles, runtime, .. } = &*self.gate;
+        shown.get_or_init(|| ShownTree::new(namespace, runtime.clone(), handles.clone()));
+        open.send_replace(());
+    }
+
+    /// What is shown, if it is known.
+    fn shown(&self) -> Option<&ShownTree> {
+        self.gate.shown.get()
+    }
+
+    /// Calls `answer` with what is shown: now, or once it is known, unless the caller is killed before that.
+    fn with(&self, caller: Caller, answer: impl FnOnce(&ShownTree) + Send + 'static) {
+        if let Some(shown) = self.shown() {
+            return answer(shown);
+        }
+        let gate = Arc::clone(&self.gate);
+        self.gate.runtime.spawn(async move {
+            let mut opened = gate.open.subscribe();
+            let known = opened.wait_for(|()| gate.shown.get().is_some());
+            tokio::select! {
+                _ = known => {}
+                // A reply that is dropped is an error, and ends the wait of the kernel.
+                () = caller.given_up() => {}
+            }
+            if let Some(shown) = gate.shown.get() {
+                answer(shown);
+            }
+        });
+    }
+
+    /// What answers in the place of names that are not known yet.
+    fn waiting(&self) -> Option<&Waiting> {
+        self.shown().is_none().then_some(&*self.gate.waiting)
+    }
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller(request.pid())
+}
+
+impl Filesystem for Ocifs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // Without AUTO: reading attributes one by one costs a round trip per file.
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_ASYNC_DIO,
+            // A number that the kernel has forgotten can be asked for: servers of NFS, overlays and open_by_handle_at(2) keep them.
+            InitFlags::FUSE_EXPORT_SUPPORT,
+        ] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                tracing::debug!(?missing, "the kernel does not offer a capability");
+            }
+        }
+        for result in [
+            config.set_max_background(MAX_BACKGROUND).map(u32::from).map_err(u32::from),
+            config.set_max_readahead(1 << 20).or_else(|most| config.set_max_readahead(most)),
+        ] {
+            if let Err(nearest) = result {
+                tracing::debug!(nearest, "the kernel refused a limit");
+            }
+        }
+        if let Some(depth) = self.gate.stack_depth {
+            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).map_err(|_| depth);
+            match offered.and_then(|()| config.set_max_stack_depth(depth)) {
+                Ok(_) => self.gate.handles.offer_files(),
+                Err(_) => tracing::debug!(depth, "the kernel does not offer passthrough"),
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let caller = caller(req);
+        let Some(reply) = (match self.waiting() {
+            Some(waiting) => waiting.lookup(parent, name.as_bytes(), reply),
+            None => Some(reply),
+        }) else {
+            return;
+        };
+        let name = name.to_owned();
+        self.with(caller, move |shown| shown.lookup(caller, parent, &name, reply));
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let caller = caller(req);
+        if let Some(waiting) = self.waiting()
+            && let Some(attributes) = waiting.attributes(ino)
+        {
+            return reply.attr(&waiting::TTL, &attributes);
+        }
+        self.with(caller, move |shown| shown.getattr(caller, ino, reply));
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let caller = caller(req);
+        self.with(caller, move |shown| shown.readlink(caller, ino, reply));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let caller = caller(req);
+        if let Some(waiting) = self.waiting()
+            && waiting.is_status(ino)
+        {
+            return waiting::open(reply);
+        }
+        self.with(caller, move |shown| shown.open(caller, ino, reply));
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        if fh == waiting::HANDLE && self.gate.waiting.is_status(ino) {
+            return self.gate.waiting.read(offset, size, reply);
+        }
+        let caller = caller(req);
+        self.with(caller, move |shown| shown.read(caller, ino, fh, offset, size, reply));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Some(shown) = self.shown() {
+            shown.release(fh);
+        }
+        reply.ok();
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(errno::NEVER_ASK);
+    }
+
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let caller = caller(req);
+        if let Some(waiting) = self.waiting()
+            && waiting.is_directory(ino)
+        {
+            return waiting.list(offset, reply);
+        }
+        self.with(caller, move |shown| shown.readdir(caller, ino, offset, reply));
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let caller = caller(req);
+        if let Some(waiting) = self.waiting()
+            && waiting.is_directory(ino)
+        {
+            return waiting.list_plus(offset, reply);
+        }
+        self.with(caller, move |shown| shown.readdirplus(caller, ino, offset, reply));
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.shown() {
+            Some(shown) => shown.statfs(reply),
+            None => waiting::statfs(reply),
+        }
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let caller = caller(req);
+        if let Some(waiting) = self.waiting()
+            && waiting.attributes(ino).is_some()
+        {
+            return waiting.xattr(ino, name.as_bytes(), size, reply);
+        }
+        let name = name.to_owned();
+        self.with(caller, move |shown| shown.getxattr(caller, ino, &name, size, reply));
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let caller = caller(req);
+        if let Some(waiting) = self.waiting()
+            && waiting.attributes(ino).is_some()
+        {
+            return waiting::no_xattrs(size, reply);
+        }
+        self.with(caller, move |shown| shown.listxattr(caller, ino, size, reply));
+    }
+
+    fn lseek(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let caller = caller(req);
+        self.with(caller, move |shown| shown.lseek(caller, ino, fh, (offset, whence), reply));
+    }
+}
+
+impl std::fmt::Debug for Ocifs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ocifs({})", self.gate.waiting.reference())
+    }
+}

@@ -1,0 +1,189 @@
+//! What a mount answers before it is known what is in it.
+//!
+//! Never waits. The idea: the root is a directory whatever will be in it, and what the mount knows about itself is that it waits, for
+//! which reference, and what went wrong so far; so `df`, `ls -l` of the directory around, and `ocifs status` are answered.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    FileAttr, FileHandle, FileType, FopenFlags, INodeNo, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
+};
+
+use crate::image::Status;
+use crate::view::{self, NodeId, Scope};
+
+use super::attributes::{UNNUMBERED, negative};
+use super::errno;
+use super::filesystem::reply_xattr;
+use super::mountpoint::{REFERENCE, WAITING};
+
+/// How long the kernel may remember any of it.
+pub(super) const TTL: Duration = Duration::ZERO;
+/// The handle of the status, until there is a better one. No process has given out as many.
+pub(super) const HANDLE: FileHandle = FileHandle(u64::MAX);
+
+const DIRECTORY: INodeNo = INodeNo(NodeId::STATUS_DIRECTORY);
+/// The first name in a listing has the number behind that of its directory.
+const STATUS: INodeNo = INodeNo(NodeId::STATUS_DIRECTORY + 1);
+const DIRECTORY_NAME: &[u8] = b".ocifs";
+const STATUS_NAME: &[u8] = b"status.json";
+
+/// A mount that waits for its content.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    /// What was asked for.
+    reference: String,
+    /// What is shown of it.
+    scope: Scope,
+    /// Guards nothing beyond itself: the error of the last attempt; `None` before one failed.
+    error: Mutex<Option<String>>,
+}
+
+impl Waiting {
+    /// A mount of `reference`, or of the part of it that `scope` names.
+    pub(super) fn new(reference: String, scope: Scope) -> Self {
+        Self { reference, scope, error: Mutex::default() }
+    }
+
+    /// Notes why the last attempt to open it failed.
+    pub(super) fn note_error(&self, error: String) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    pub(super) fn reference(&self) -> &str {
+        &self.reference
+    }
+
+    fn status(&self) -> Status {
+        let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Status::waiting(self.reference.clone(), self.scope.to_string(), error)
+    }
+
+    fn text(&self) -> Vec<u8> {
+        view::status_text(&self.status())
+    }
+
+    /// Only a mount of all views has a directory for its status.
+    fn is_whole(&self) -> bool {
+        self.scope.view.is_none() && self.scope.subdir.is_none()
+    }
+
+    pub(super) fn is_status(&self, ino: INodeNo) -> bool {
+        self.is_whole() && ino == STATUS
+    }
+
+    pub(super) fn is_directory(&self, ino: INodeNo) -> bool {
+        self.is_whole() && ino == DIRECTORY
+    }
+
+    /// What `stat` says, of what is known.
+    pub(super) fn attributes(&self, ino: INodeNo) -> Option<FileAttr> {
+        match ino {
+            INodeNo::ROOT => Some(directory(ino)),
+            _ if self.is_directory(ino) => Some(directory(ino)),
+            _ if self.is_status(ino) => Some(FileAttr {
+                size: self.text().len() as u64,
+                perm: 0o444,
+                nlink: 1,
+                kind: FileType::RegularFile,
+                ..directory(ino)
+            }),
+            _ => None,
+        }
+    }
+
+    /// Answers a look for `name`; gives the reply back where that has to wait.
+    pub(super) fn lookup(&self, parent: INodeNo, name: &[u8], reply: ReplyEntry) -> Option<ReplyEntry> {
+        let found = match (parent, name) {
+            (INodeNo::ROOT, b".") => INodeNo::ROOT,
+            (INodeNo::ROOT, DIRECTORY_NAME) if self.is_whole() => DIRECTORY,
+            (DIRECTORY, STATUS_NAME) if self.is_whole() => STATUS,
+            (DIRECTORY, _) if self.is_whole() => {
+                reply.entry(&TTL, &negative(), UNNUMBERED);
+                return None;
+            }
+            _ => return Some(reply),
+        };
+        match self.attributes(found) {
+            Some(attributes) => reply.entry(&TTL, &attributes, UNNUMBERED),
+            None => reply.error(errno::NO_SUCH_NAME),
+        }
+        None
+    }
+
+    pub(super) fn read(&self, offset: u64, size: u32, reply: ReplyData) {
+        let text = self.text();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+        let end = start.saturating_add(size as usize).min(text.len());
+        reply.data(&text[start..end]);
+    }
+
+    pub(super) fn list(&self, offset: u64, mut reply: ReplyDirectory) {
+        for (at, (ino, name)) in (1..).zip(entries()).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            let kind = self.attributes(ino).map_or(FileType::RegularFile, |attributes| attributes.kind);
+            if reply.add(ino, at, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    pub(super) fn list_plus(&self, offset: u64, mut reply: ReplyDirectoryPlus) {
+        for (at, (ino, name)) in (1..).zip(entries()).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            if let Some(attributes) = self.attributes(ino)
+                && reply.add(ino, at, name, &TTL, &attributes, UNNUMBERED)
+            {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    pub(super) fn xattr(&self, ino: INodeNo, name: &[u8], size: u32, reply: ReplyXattr) {
+        let value = match name {
+            _ if ino != INodeNo::ROOT => None,
+            view::STATUS => view::packed_status(&self.status()),
+            name if name == WAITING.as_bytes() => Some(b"1".to_vec()),
+            name if name == REFERENCE.as_bytes() => Some(self.reference.clone().into_bytes()),
+            _ => None,
+        };
+        match value {
+            Some(value) => reply_xattr(&value, size, reply),
+            None => reply.error(errno::NO_SUCH_XATTR),
+        }
+    }
+}
+
+fn entries() -> [(INodeNo, &'static str); 3] {
+    [(DIRECTORY, "."), (INodeNo::ROOT, ".."), (STATUS, "status.json")]
+}
+
+fn directory(ino: INodeNo) -> FileAttr {
+    let time = SystemTime::UNIX_EPOCH;
+    FileAttr {
+        ino,
+        perm: 0o555,
+        nlink: 2,
+        kind: FileType::Directory,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        ..negative()
+    }
+}
+
+/// Opens the status. Its size is another one at each look.
+pub(super) fn open(reply: ReplyOpen) {
+    reply.opened(HANDLE, FopenFlags::FOPEN_DIRECT_IO);
+}
+
+pub(super) fn statfs(reply: ReplyStatfs) {
+    reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096);
+}
+
+pub(super) fn no_xattrs(size: u32, reply: ReplyXattr) {
+    reply_xattr(&[], size, reply);
+}
