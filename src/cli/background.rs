@@ -9,6 +9,9 @@ use std::io::{Read as _, Write as _};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::signal::SigSet;
+
 use crate::mount::TEMPORARY;
 
 use super::exit::Failure;
@@ -64,7 +67,13 @@ pub(super) fn start(argv: &[OsString], input: secret::Input, life: Life) -> Resu
 }
 
 fn failed(error: &std::io::Error) -> Failure {
-    Failure::local("starting in the background", error)
+    let failure = Failure::local("starting in the background", error);
+    match std::path::Path::new("/proc/self/exe").exists() {
+        true => failure,
+        // The program finds itself there, and its mounts.
+        false => Failure::local("starting in the background: /proc is not mounted", error)
+            .hinting(Some("mount -t proc proc /proc".to_owned())),
+    }
 }
 
 impl Started {
@@ -102,10 +111,42 @@ fn arenas() -> Option<(&'static str, &'static str)> {
     std::env::var_os(VARIABLE).is_none().then_some((VARIABLE, "2"))
 }
 
-/// In the child, before anything else: leaves the terminal's session, so that its signals do not reach the mount. One that is
-/// bound to its owner is asked to end when that is gone, however it went.
+/// In the child, before anything else: lets go of what it inherited, as daemon(7) has it. One that is bound to its owner is asked to
+/// end when that is gone, however it went.
 pub(super) fn detach() -> Result<(), Failure> {
     follow_owner()?;
+    close_inherited().map_err(|error| Failure::local("closing what the caller has open", &error))
+}
+
+/// Closes every descriptor above standard error: a lock of the caller would be held, and a pipe of the caller stay open, for as long
+/// as there is a mount. Called before this process has opened anything.
+fn close_inherited() -> std::io::Result<()> {
+    /// More than enough where the kernel does not list them.
+    const MAX_UNLISTED: i32 = 1024;
+    let listed: Vec<i32> = match std::fs::read_dir("/proc/self/fd") {
+        Ok(entries) => {
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        }
+        Err(_) => (0..MAX_UNLISTED).collect(),
+    };
+    for descriptor in listed.into_iter().filter(|descriptor| *descriptor > 2) {
+        match nix::unistd::close(descriptor) {
+            // The list itself was one of them.
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Lets signals through that the caller had blocked: nothing else ends a mount.
+pub(super) fn unblock_signals() -> Result<(), Failure> {
+    SigSet::all().thread_unblock().map_err(|errno| Failure::local("unblocking signals", &errno))
+}
+
+/// Leaves the terminal's session, so that its signals do not reach the mount. Only once there is a mount: the kernel lets nobody but
+/// the process group of an automounter past its trap (autofs(5)).
+fn leave_session() -> Result<(), Failure> {
     if nix::unistd::getpgrp() == nix::unistd::getpid() {
         // It leads a group of its own already, which is as good, and a leader cannot start a session.
         return Ok(());
@@ -138,6 +179,7 @@ pub(super) async fn abandoned() {
 
 /// In the child: tells that the mount answers, and lets go of everything that is the caller's.
 pub(super) fn ready(message: &str) -> Result<(), Failure> {
+    leave_session()?;
     let failed = |error: std::io::Error| Failure::local("telling that the mount is there", &error);
     let mut stdout = std::io::stdout();
     stdout

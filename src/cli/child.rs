@@ -31,7 +31,7 @@ impl Forwarded {
             (Signal::SIGUSR1, SignalKind::user_defined1()),
             (Signal::SIGUSR2, SignalKind::user_defined2()),
         ];
-        let kinds = kinds.into_iter().filter(|(number, _)| ignored >> (*number as u32 - 1) & 1 == 0);
+        let kinds = kinds.into_iter().filter(|(number, _)| !has(ignored, *number));
         let caught = kinds.map(|(number, kind)| Ok((number, signal(kind)?)));
         caught
             .collect::<Result<_, Error>>()
@@ -58,6 +58,15 @@ fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+}
+
+fn has(mask: u64, signal: Signal) -> bool {
+    mask >> (signal as u32 - 1) & 1 == 1
+}
+
+/// Whether this process ignores a signal, as whoever started it wants.
+pub(super) fn is_ignored(signal: Signal) -> bool {
+    has(ignored(), signal)
 }
 
 /// Whether a signal may come from the keys of our terminal, which sends it to the command as well: it is the one in front there.

@@ -16,6 +16,8 @@ use crate::registry::{RegistryError, TlsTrouble};
 use crate::source::SourceError;
 use crate::view::ViewError;
 
+use super::output;
+
 /// Something went wrong on this machine.
 pub(super) const GENERIC: u8 = 1;
 /// The command line is wrong.
@@ -172,9 +174,10 @@ impl Failure {
     /// Prints the message and the hint, and gives the exit code.
     pub(super) fn report(self, style: Style) -> ExitCode {
         if !self.silent {
-            let mut text = format!("ocifs: {}\n", self.message);
+            let level = output::error_prefix();
+            let mut text = format!("{level}ocifs: {}\n", self.message);
             if let Some(hint) = &self.hint {
-                text.push_str(&format!("hint: {hint}\n"));
+                text.push_str(&format!("{level}hint: {hint}\n"));
             }
             // Nothing is left to tell when standard error is closed.
             std::io::stderr().write_all(text.as_bytes()).ok();
@@ -375,6 +378,15 @@ impl From<MountError> for Failure {
                     .to_owned(),
             ),
             MountError::NoNamespace => Some("as an ordinary user, be root of a namespace: unshare -rm ocifs run --rw ...".to_owned()),
+            MountError::NoRight { .. } => Some(
+                "give the container the right and the device: --cap-add SYS_ADMIN --device /dev/fuse; or mount in a namespace of \
+                 your own, unshare -rm; \"ocifs ls\", \"ocifs cat\" and \"ocifs export\" need no mount"
+                    .to_owned(),
+            ),
+            MountError::Silent { dir, there: Some(_) } => {
+                Some(format!("take it away first: ocifs umount -l {}", dir.display()))
+            }
+            MountError::Silent { there: None, .. } => Some("\"findmnt\" shows what is mounted on the way to it".to_owned()),
             MountError::NoHelper => Some("install the package fuse3, or mount as root".to_owned()),
             MountError::Helper { said, .. } if said.contains("user_allow_other") => {
                 Some("add the line user_allow_other to /etc/fuse.conf".to_owned())

@@ -24,6 +24,7 @@ mod lazy;
 mod list;
 mod metrics;
 mod network;
+mod notify;
 mod options;
 mod output;
 mod pages;
@@ -72,6 +73,11 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // clap prints help and versions to standard output, usage errors to standard error.
+            if error.use_stderr() && !output::error_prefix().is_empty() {
+                let lines = error.render().to_string();
+                let lines: Vec<&str> = lines.lines().filter(|line| !line.trim().is_empty()).collect();
+                return Failure::usage(lines.join("; ")).report(style);
+            }
             let printed = error.print();
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
             return match printed {
@@ -101,7 +107,7 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
         }
         Command::Mount(mut args) => {
             args.image.creds = secret::take()?;
-            commands::mount(args)
+            commands::mount(args, &argv)
         }
         Command::Umount(args) => commands::umount(&args),
         Command::Inspect(args) => commands::inspect(&args),

@@ -59,6 +59,12 @@ pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What a line on standard error begins with that says why a command failed: in the journal the level of an error (sd-daemon(3)),
+/// else nothing.
+pub(super) fn error_prefix() -> &'static str {
+    if is_journal() { "<3>" } else { "" }
+}
+
 /// Whether standard error is the journal's, by systemd.exec(5): device and inode of the stream are in the environment.
 fn is_journal() -> bool {
     use std::os::fd::AsFd as _;

@@ -69,9 +69,17 @@ async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, Failure> {
     let mut server = tokio::select! {
         mounted = &mut mounting => Server { child: mounted.map_err(joined)??.0, dir },
         caught = signals.next() => {
-            ask_to_end(pid);
+            signal(pid, Signal::SIGTERM);
             // It may have mounted in the meantime, and takes that away before it ends.
-            if let Ok((mut server, _)) = mounting.await.map_err(joined)? {
+            let ended = tokio::select! {
+                mounted = &mut mounting => mounted,
+                _ = signals.next() => {
+                    // A second signal does not wait. The keeper sees its end, and clears the place.
+                    signal(pid, Signal::SIGKILL);
+                    mounting.await
+                }
+            };
+            if let Ok((mut server, _)) = ended.map_err(joined)? {
                 server.wait().map_err(|error| Failure::local("waiting for the mount to end", &error))?;
             }
             return Ok(128 + caught as u8);
@@ -91,15 +99,19 @@ async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, Failure> {
 
 /// The arguments of a `mount` at `dir` in the place of those of `run`.
 fn mount_instead(argv: &[OsString], dir: &Path) -> Vec<OsString> {
-    let ours = argv.iter().take_while(|word| *word != "--").filter(|word| *word != "--rw");
-    let words = ours.enumerate().map(|(at, word)| if at == 1 { "mount".into() } else { word.clone() });
+    let ours = argv.iter().take_while(|word| *word != "--");
+    let words = ours.enumerate().map(|(at, word)| match at {
+        1 => "mount".into(),
+        _ if word == "--rw" => "--stackable".into(),
+        _ => word.clone(),
+    });
     words.chain([dir.as_os_str().to_owned()]).collect()
 }
 
-fn ask_to_end(pid: u32) {
+fn signal(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         // It may have ended by itself.
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).ok();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).ok();
     }
 }
 
@@ -112,7 +124,7 @@ struct Server<'a> {
 impl Server<'_> {
     /// Ends it, and sees to it that no mount is left.
     fn end(&mut self) -> Result<(), Failure> {
-        ask_to_end(self.child.id());
+        signal(self.child.id(), Signal::SIGTERM);
         let status =
             self.child.wait().map_err(|error| Failure::local("waiting for the mount to end", &error))?;
         if !status.success() {
@@ -152,7 +164,7 @@ mod tests {
         let argv = words("ocifs run --rw --view merged ref:v1 -- sh -c --rw -- x");
         assert_eq!(
             mount_instead(&argv, Path::new("/tmp/p/mnt")),
-            words("ocifs mount --view merged ref:v1 /tmp/p/mnt")
+            words("ocifs mount --stackable --view merged ref:v1 /tmp/p/mnt")
         );
     }
 }
