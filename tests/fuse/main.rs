@@ -125,6 +125,8 @@ mod stale;
 mod status;
 mod survive;
 mod system;
+mod systemd;
 mod unpacked;
 mod verification;
 mod views;
+mod wedge;

@@ -14,7 +14,7 @@ use crate::tarball::Tarball;
 
 /// Runs a script in a mount namespace where `/sbin/mount.ocifs` and `/sbin/mount.fuse.ocifs` are the binary under test. `$1` is the
 /// table, `$2` the mount point.
-fn script(site: &Site, table: &str, text: &str) -> Command {
+pub(crate) fn script(site: &Site, table: &str, text: &str) -> Command {
     let helpers = site.scratch().subdir("sbin");
     for name in ["mount.ocifs", "mount.fuse.ocifs"] {
         std::os::unix::fs::symlink(binary(), helpers.join(name)).unwrap();

@@ -182,23 +182,29 @@ fn an_index_shows_itself_beside_the_chosen_platform() {
 }
 
 #[test]
-fn the_mount_table_names_the_type_and_the_digest() {
+fn the_mount_table_has_the_type_and_the_reference_as_it_was_written_and_the_list_has_the_digest() {
     if !able(&NEEDS) {
         return;
     }
     let site = Site::new();
     let (layout, _) = image(&site);
-    let mount = site.mount(&layout.reference("v1"), &[]);
+    let reference = layout.reference("v1");
+    let mount = site.mount(&reference, &[]);
     let line = mount.line();
     assert_eq!(line.fstype, "fuse.ocifs");
-    assert!(line.source.contains(&mount.digest()), "{line:?}");
+    assert_eq!(line.source, reference);
     for option in ["ro", "nosuid", "nodev"] {
         assert!(line.options.split(',').any(|it| it == option), "{line:?}");
     }
     assert!(mount.said().contains(&format!("mounted at {}", mount.dir().display())), "{}", mount.said());
     let mut findmnt = Command::new("findmnt");
     findmnt.args(["-n", "-t", "fuse.ocifs", "-o", "SOURCE"]).arg(mount.dir());
-    assert!(run(&mut findmnt).ok().text().contains(&mount.digest()));
+    assert_eq!(run(&mut findmnt).ok().text().trim(), reference);
+    let pinned = xattr::get(mount.dir(), "user.ocifs.reference").unwrap().unwrap();
+    assert!(String::from_utf8(pinned).unwrap().ends_with(&format!("@{}", mount.digest())));
+    let listed = site.ocifs(&["list"]).ok().text();
+    let listed = listed.lines().find(|line| line.contains(mount.dir().to_str().unwrap())).unwrap().to_owned();
+    assert!(listed.starts_with("served") && listed.ends_with(&mount.digest()), "{listed}");
 }
 
 #[test]

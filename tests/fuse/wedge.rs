@@ -1,0 +1,608 @@
+//! Nothing wedges a machine: bad worlds, and who is held up by them.
+//!
+//! Never asserts how fast a thing is, but that it ends while what it must not wait for is still away. The idea: a registry that is never
+//! there, so that whatever answers has answered without it.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::encode::Encoding;
+use crate::fault_registry::{Fault, FaultRegistry};
+use crate::layout::{Layer, Layout};
+use crate::process::{Finished, Need, able, becomes_true, run, run_within, signal};
+use crate::scratch::mounted_at;
+use crate::served::Content;
+use crate::site::{Mount, Site, daemons, keeper};
+use crate::tarball::Tarball;
+
+const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
+/// Far below the time that any registry is waited for here, and enough for a busy machine.
+const PROMPT: Duration = Duration::from_secs(30);
+/// How long a registry is waited for where nothing may wait for it.
+const FOREVER: &str = "--timeout=3600";
+
+/// A server that takes connections and says nothing, and its address.
+fn silent() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+/// An address at which nothing listens.
+fn closed() -> String {
+    silent().1
+}
+
+/// A mount that waits for a registry that is never there.
+fn waiting(site: &Site, options: &[&str]) -> (Mount, String) {
+    let address = closed();
+    let options = [&["--delay-connect", "--timeout=1"], options].concat();
+    (site.mount_at("waits", &format!("{address}/a/b:1"), &options), address)
+}
+
+/// Runs a program that needs no answer of a registry.
+#[track_caller]
+fn prompt(command: &mut Command) -> Finished {
+    run_within(command, PROMPT)
+}
+
+fn ended(child: &mut Child) -> Option<std::process::ExitStatus> {
+    let mut status = None;
+    becomes_true(PROMPT, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    if status.is_none() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    status
+}
+
+#[test]
+fn signals_end_every_command_that_connects() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let (_held, address) = silent();
+    let reference = format!("{address}/a/b:1");
+    let dir = site.mount_point("mnt").display().to_string();
+    let out = site.scratch().join("out").display().to_string();
+    let archive = site.scratch().join("archive").display().to_string();
+    let commands: [&[&str]; 14] = [
+        &["mount", "-f", &reference, &dir],
+        &["mount", &reference, &dir],
+        &["mount", "--refresh", &reference, &dir],
+        &["run", &reference, "--", "true"],
+        &["record", &reference, "--", "true"],
+        &["inspect", &reference],
+        &["ls", &reference],
+        &["cat", &reference, "f"],
+        &["resolve", &reference],
+        &["pull", &reference],
+        &["cp", &reference, "f", &out],
+        &["export", &reference, "-o", &archive],
+        &["verify", &reference],
+        &["doctor", &reference],
+    ];
+    let tmp = site.scratch().subdir("tmp");
+    for words in commands {
+        for number in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            let mut command = site.command();
+            command.args([words[0], FOREVER]).args(&words[1..]).env("TMPDIR", &tmp);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let connects = || connections(&address) > 0 || child.try_wait().unwrap().is_some();
+            assert!(becomes_true(PROMPT, connects), "{words:?} does not connect");
+            signal(child.id(), number);
+            let status = ended(&mut child).unwrap_or_else(|| panic!("{words:?} goes on after {number}"));
+            assert!(!status.success(), "{words:?} ended well after {number}");
+            assert!(
+                becomes_true(PROMPT, || connections(&address) == 0),
+                "{words:?}: a process is left after {number}"
+            );
+        }
+    }
+    assert!(mounted_at(Path::new(&dir)).is_none());
+    assert!(fs::read_dir(tmp).unwrap().next().is_none(), "a directory is left");
+}
+
+/// Connections that are open at a server here, as the client sees them (proc_net_tcp(5)).
+fn connections(address: &str) -> usize {
+    let port: u16 = address.rsplit(':').next().unwrap().parse().unwrap();
+    let peer = format!(" 0100007F:{port:04X} 01 ");
+    fs::read_to_string("/proc/net/tcp").unwrap().matches(&peer).count()
+}
+
+#[test]
+fn a_mount_that_waits_for_its_registry_answers_what_needs_none() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let (mount, address) = waiting(&site, &[]);
+    let dir = mount.dir();
+    let around = dir.parent().unwrap();
+    for (program, args) in [
+        ("stat", vec![dir]),
+        ("stat", vec![Path::new("-f"), dir]),
+        ("ls", vec![Path::new("-ld"), dir]),
+        ("ls", vec![Path::new("-l"), around]),
+        ("df", vec![dir]),
+        ("df", vec![]),
+        ("mountpoint", vec![dir]),
+        ("find", vec![around, Path::new("-maxdepth"), Path::new("1")]),
+        ("ls", vec![&dir.join(".ocifs")]),
+    ] {
+        prompt(Command::new(program).args(&args)).ok();
+    }
+    let named = || fs::read_to_string(mount.join(".ocifs/status.json")).unwrap().contains(&address);
+    assert!(named());
+    let told = || -> Value { serde_json::from_str(&mount.status()).unwrap() };
+    assert!(becomes_true(PROMPT, || !told()["errors"].as_array().unwrap().is_empty()), "{}", mount.status());
+    assert_eq!(told()["waiting"], true);
+    let said = prompt(site.command().arg("status").arg(dir)).ok().text();
+    for word in [&address[..], "waiting", "refused"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    let listed = prompt(site.command().arg("list")).ok().text();
+    assert!(listed.lines().any(|line| line.starts_with("waiting") && line.contains(&address)), "{listed}");
+    // A name waits, and whoever looks for it can be killed.
+    let mut reader = Command::new("cat").arg(dir.join("config.json")).spawn().unwrap();
+    assert!(becomes_true(PROMPT, || state_of(reader.id()) == 'D'));
+    signal(reader.id(), Signal::SIGKILL);
+    assert_eq!(ended(&mut reader).and_then(|status| status.signal()), Some(9));
+    prompt(Command::new("umount").arg(dir)).ok();
+    assert!(becomes_true(PROMPT, || daemons(dir).is_empty()));
+    mount.forget();
+}
+
+/// The letter of a process's state, proc_pid_stat(5); `X` when it is gone.
+fn state_of(pid: u32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('X')
+}
+
+#[test]
+fn what_is_mounted_over_a_mount_that_does_not_answer_is_told_so_and_leaves_no_process() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(61));
+    content.push(&registry);
+    let reference = content.reference(&registry);
+    let (mount, address) = waiting(&site, &[]);
+    for more in [&[][..], &["--refresh"]] {
+        let finished = prompt(site.command().arg("mount").args(more).arg(&reference).arg(mount.dir()));
+        finished.refused(&[8], &["already a mount point", &address]);
+        assert_eq!(daemons(mount.dir()).len(), 1, "{more:?} left a process");
+    }
+    mount.unmount_from_outside();
+
+    // Without a keeper a process that was stopped stays so.
+    let mount = site.mount(&reference, &["--sandbox=off"]);
+    signal(mount.pid(), Signal::SIGSTOP);
+    for more in [&[][..], &["--refresh"]] {
+        let finished = prompt(site.command().arg("mount").args(more).arg(&reference).arg(mount.dir()));
+        finished.refused(&[8], &["does not answer", "already a mount point", "umount -l"]);
+        assert_eq!(daemons(mount.dir()), [mount.pid()], "{more:?} left a process");
+    }
+    let below = mount.join("merged");
+    prompt(site.command().arg("mount").arg(&reference).arg(below)).refused(&[8], &["does not answer"]);
+    signal(mount.pid(), Signal::SIGCONT);
+    mount.unmount();
+}
+
+#[test]
+fn the_keeper_continues_a_process_that_was_stopped() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(62));
+    content.push(&registry);
+    let mount = site.mount(&content.reference(&registry), &[]);
+    signal(mount.pid(), Signal::SIGSTOP);
+    let file = content.file(1);
+    let read = prompt(Command::new("cat").arg(mount.join(&file.path))).ok();
+    assert!(read.stdout == file.bytes);
+    assert_ne!(state_of(mount.pid()), 'T');
+    mount.unmount();
+}
+
+#[test]
+fn a_mount_holds_nothing_that_its_caller_had_open_and_takes_signals_that_its_caller_had_blocked() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("python3"), Need::Tool("flock")]) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(63));
+    content.push(&registry);
+    let lock = site.scratch().file("lock", "");
+    // A pipe, a lock, and all signals blocked; the pipe ends when no process has its other end.
+    let caller = "import fcntl, os, signal, subprocess, sys
+r, w = os.pipe(); os.set_inheritable(w, True)
+lock = os.open(sys.argv[1], os.O_RDWR); os.set_inheritable(lock, True); fcntl.flock(lock, fcntl.LOCK_EX)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+code = subprocess.run(sys.argv[2:], close_fds=False, stdout=subprocess.DEVNULL).returncode
+os.close(w); os.read(r, 1); os._exit(code)";
+    for more in [&[][..], &["--sandbox=off"]] {
+        let dir = site.mount_point("mnt");
+        let mut command = Command::new("python3");
+        let ocifs = site.command();
+        command.args(["-c", caller]).arg(&lock).arg(ocifs.get_program()).arg("mount").args(more);
+        command.arg(content.reference(&registry)).arg(&dir).env_clear();
+        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        prompt(&mut command).ok();
+        prompt(Command::new("flock").arg("-n").arg(&lock).arg("true")).ok();
+        let daemon = daemons(&dir)[0];
+        let open: Vec<_> = fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().flatten().collect();
+        let names: Vec<_> = open.iter().filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+        assert!(!names.contains(&lock), "{names:?}");
+        signal(daemon, Signal::SIGTERM);
+        assert!(becomes_true(PROMPT, || mounted_at(&dir).is_none() && daemons(&dir).is_empty()), "{more:?}");
+    }
+}
+
+#[test]
+fn a_mount_in_the_foreground_ends_with_its_terminal_unless_it_is_told_otherwise() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("python3"), Need::Tool("nohup")]) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(67));
+    content.push(&registry);
+    // A terminal whose other end is closed once the mount has answered SIGHUP as a reload.
+    let terminal = "import os, pty, signal, sys, time
+child, master = pty.fork()
+if child == 0: os.execvp(sys.argv[3], sys.argv[3:])
+mounted = lambda: os.path.ismount(sys.argv[1])
+for _ in range(600):
+    if mounted(): break
+    time.sleep(.05)
+for _ in range(600):
+    os.kill(child, signal.SIGHUP)
+    time.sleep(.05)
+    if sys.argv[2] == 'nohup' or 'read anew' in open(sys.argv[2]).read(): break
+assert mounted()
+os.close(master)
+for _ in range(40 if sys.argv[2] == 'nohup' else 600):
+    time.sleep(.05)
+    if not mounted(): break
+print(mounted())
+os.kill(child, signal.SIGTERM)
+os.waitpid(child, 0)";
+    let dir = site.mount_point("mnt");
+    let log = site.scratch().file("log", "");
+    for (before, stays) in [(&[][..], "False"), (&["nohup"][..], "True")] {
+        let ocifs = site.command();
+        let mut command = Command::new("python3");
+        command.args(["-c", terminal]).arg(&dir);
+        if stays == "True" {
+            command.arg("nohup")
+        } else {
+            command.arg(&log)
+        };
+        command.args(before).arg(ocifs.get_program()).args(["mount", "-f", "--log-file"]).arg(&log);
+        command.arg(content.reference(&registry)).arg(&dir).env_clear().current_dir(site.scratch().path());
+        command
+            .envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .env("OCIFS_LOG", "info");
+        let said = run(&mut command).ok().text();
+        assert_eq!(said.trim(), stays, "{before:?}: {}", fs::read_to_string(&log).unwrap());
+        assert!(mounted_at(&dir).is_none());
+    }
+}
+
+/// Everything that asks for something of a mount and may have to wait for it.
+const READERS: [&[&str]; 6] = [
+    &["cat", "merged/f"],
+    &["ls", "merged"],
+    &["stat", "merged/f"],
+    &["readlink", "merged/l"],
+    &["dd", "bs=1M", "iflag=direct", "status=none", "if=merged/f"],
+    &["head", "-c1", "files/none"],
+];
+
+#[test]
+fn a_reader_that_is_killed_ends_while_the_registry_says_nothing() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(64));
+    content.push(&registry);
+    for words in READERS {
+        for number in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGQUIT] {
+            let mount =
+                site.mount(&content.reference(&registry), &[FOREVER, "--no-cache", "--prefetch=none"]);
+            registry.set(Fault::Silent);
+            let path = words.iter().map(|word| word.replace("merged/f", &content.file(1).path));
+            let mut reader = Command::new("env");
+            reader.arg("--").args(path).current_dir(mount.dir()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut reader = reader.spawn().unwrap();
+            // It waits, or it needs no registry.
+            becomes_true(Duration::from_secs(5), || matches!(state_of(reader.id()), 'D' | 'Z'));
+            signal(reader.id(), number);
+            assert!(ended(&mut reader).is_some(), "{words:?} goes on after {number}");
+            registry.clear();
+            mount.unmount();
+        }
+    }
+}
+
+#[test]
+fn a_second_mount_of_everything_in_fstab_finds_all_mounted() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("unshare")]) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("lay out,v"));
+    layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"data").bytes(), Encoding::Gzip)]);
+    let escaped = layout.reference("v1").replace(' ', "\\040");
+    let digest = site.ocifs(&["resolve", &layout.reference("v1")]).ok().text();
+    let digest = digest.trim().rsplit('@').next().unwrap().to_owned();
+    let lines: Vec<String> = [escaped.clone(), format!("{escaped}@{digest}")]
+        .iter()
+        .enumerate()
+        .map(|(at, reference)| {
+            let dir = site.mount_point(&format!("m{at}"));
+            format!("{reference} {} ocifs ro,view=merged 0 0\n", dir.display())
+        })
+        .collect();
+    let text = "mount --bind $1 /etc/fstab; mount -a; mount -a; grep -c fuse.ocifs /proc/self/mountinfo
+                umount -a -t fuse.ocifs";
+    let said = run(&mut crate::system::script(&site, &lines.concat(), text)).ok().text();
+    assert_eq!(said.lines().last().map(str::trim), Some("2"), "{said}");
+}
+
+#[test]
+fn run_with_a_writable_layer_works_where_the_cache_lies_on_an_overlay() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"old").bytes(), Encoding::Gzip)]);
+    let [lower, upper, work, joined] =
+        ["lower", "upper", "work", "joined"].map(|name| site.scratch().subdir(name));
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&joined)).ok();
+    let tmp = joined.join("tmp");
+    fs::create_dir(&tmp).unwrap();
+    for more in [&[][..], &["--passthrough=on"], &["--sandbox=off"]] {
+        let mut command = site.command();
+        command.env("OCIFS_CACHE_DIR", joined.join("cache")).env("TMPDIR", &tmp);
+        command.args(["run", "--rw", "--view=merged"]).args(more).arg(layout.reference("v1"));
+        let finished = run(command.args(["--", "sh", "-c", "echo new > {}/f && cat {}/f"]));
+        assert_eq!(
+            (finished.code, &finished.text()[..]),
+            (Some(0), "new\n"),
+            "{more:?}: {}",
+            finished.stderr
+        );
+        assert!(fs::read_dir(&tmp).unwrap().next().is_none(), "{more:?} left a directory");
+    }
+    run(Command::new("umount").arg(&joined)).ok();
+}
+
+#[test]
+fn root_without_the_right_to_mount_is_told_which_one_it_lacks() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("setpriv"), Need::Tool("unshare")]) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"x").bytes(), Encoding::Gzip)]);
+    let without = |path: &str, words: &[&str]| {
+        let mut command = Command::new("setpriv");
+        let ocifs = site.command();
+        command
+            .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
+            .arg(ocifs.get_program())
+            .args(words);
+        command.env_clear().envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        if !path.is_empty() {
+            command.env("PATH", path);
+        }
+        run(&mut command)
+    };
+    let dir = site.mount_point("mnt").display().to_string();
+    for path in ["", "/nowhere"] {
+        let mount = without(path, &["mount", &layout.reference("v1"), &dir]);
+        mount.refused(&[8], &["CAP_SYS_ADMIN", "--cap-add SYS_ADMIN"]);
+        assert!(!mount.stderr.contains("as root"), "{}", mount.stderr);
+        let doctor = without(path, &["doctor"]);
+        assert_eq!(doctor.code, Some(1), "{}", doctor.text());
+        assert!(doctor.text().contains("CAP_SYS_ADMIN"), "{}", doctor.text());
+    }
+    let hidden = "umount -l /proc; exec \"$@\"";
+    for (words, code) in [(&["mount", &layout.reference("v1"), &dir][..], 1), (&["doctor"], 1)] {
+        let mut command = Command::new("unshare");
+        let ocifs = site.command();
+        command
+            .args(["--mount", "bash", "-c", hidden, "sh"])
+            .arg(ocifs.get_program())
+            .args(words)
+            .env_clear();
+        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let finished = run(&mut command);
+        assert_eq!(finished.code, Some(code), "{words:?}: {}{}", finished.text(), finished.stderr);
+        let said = finished.text() + &finished.stderr;
+        assert!(said.contains("/proc is not mounted") && said.contains("mount -t proc proc /proc"), "{said}");
+        assert!(!said.contains("without CAP_SYS_ADMIN"), "{said}");
+    }
+}
+
+#[test]
+fn numbers_of_files_fit_in_32_bits_and_outlive_what_the_kernel_knows_of_them() {
+    use std::os::unix::fs::MetadataExt as _;
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("python3")]) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(65));
+    content.push(&registry);
+    let mount = site.mount(&content.reference(&registry), &[]);
+    let mut todo = vec![mount.dir().to_owned()];
+    let mut seen = std::collections::HashMap::new();
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).unwrap().flatten() {
+            let meta = entry.path().symlink_metadata().unwrap();
+            assert!(meta.ino() < 1 << 32, "{:?} has the number {}", entry.path(), meta.ino());
+            if meta.is_dir() {
+                assert_eq!(seen.insert(meta.ino(), entry.path()), None, "{:?}", entry.path());
+                todo.push(entry.path());
+            }
+        }
+    }
+    assert!(seen.len() > 5, "{seen:?}");
+    // By handle, also after the kernel has forgotten all that it knew, and after the subtree was never looked into by this process.
+    let by_handle = "import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+class Handle(ctypes.Structure): _fields_ = [('size', ctypes.c_uint), ('kind', ctypes.c_int), ('data', ctypes.c_ubyte * 128)]
+top, names = os.open(sys.argv[1], os.O_RDONLY), sys.argv[2:]
+kept = []
+for name in names:
+    handle, mount = Handle(128), ctypes.c_int()
+    if libc.name_to_handle_at(-100, name.encode(), ctypes.byref(handle), ctypes.byref(mount), 0): sys.exit(77)
+    kept.append((name, os.stat(name).st_ino, handle))
+open('/proc/sys/vm/drop_caches', 'w').write('2')
+for name, number, handle in kept:
+    found = libc.open_by_handle_at(top, ctypes.byref(handle), os.O_RDONLY)
+    if found < 0: sys.exit(f'{name}: {os.strerror(ctypes.get_errno())}')
+    assert os.fstat(found).st_ino == number, name
+    print(os.readlink(f'/proc/self/fd/{found}'))
+wrong = kept[0][2]
+for at in range(8): wrong.data[at] = 0x7f
+assert libc.open_by_handle_at(top, ctypes.byref(wrong), os.O_RDONLY) < 0
+print(os.strerror(ctypes.get_errno()))";
+    let names =
+        [mount.join("merged"), mount.join(&content.file(0).path), mount.join("layers"), mount.join(".ocifs")];
+    let found =
+        run(Command::new("python3").args(["-c", by_handle]).arg(mount.dir()).args(&names)).ok().text();
+    assert!(found.lines().last().unwrap().contains("Stale"), "{found}");
+    mount.unmount();
+}
+
+/// A world in which a mount is in trouble, and how it comes about.
+struct World {
+    name: &'static str,
+    /// Kept until the end of the world.
+    mount: Mount,
+    _held: Option<TcpListener>,
+    registry: Option<FaultRegistry>,
+    /// A file that cannot be read here, or can.
+    file: PathBuf,
+}
+
+/// What is tried in each world. Only the reader needs a registry.
+const TRIED: [&str; 8] = ["df", "ls -l ..", "stat", "reader", "list", "status", "umount -l", "ls left"];
+
+#[test]
+fn no_bad_world_holds_up_what_needs_no_registry() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("prlimit")]) {
+        return;
+    }
+    let names = [
+        "silent registry, delayed",
+        "closed registry, delayed",
+        "silent registry",
+        "dead registry",
+        "stopped process",
+        "killed process",
+        "killed keeper",
+        "no descriptors",
+        "no threads",
+        "full disk",
+    ];
+    let mut table = vec![format!("{:<26}{}", "", TRIED.map(|what| format!("{what:>10}")).concat())];
+    for name in names {
+        let site = Site::new();
+        let world = begin(&site, name);
+        let times = live(&site, &world);
+        let cells: Vec<String> = times.iter().map(|time| format!("{:>8} ms", time.as_millis())).collect();
+        table.push(format!("{:<26}{}", world.name, cells.concat()));
+        let World { mount, registry, .. } = world;
+        if let Some(registry) = registry {
+            registry.clear();
+            registry.come_up();
+        }
+        let dir = mount.dir().to_owned();
+        mount.forget();
+        for pid in daemons(&dir) {
+            signal(pid, Signal::SIGCONT);
+            signal(pid, Signal::SIGKILL);
+        }
+    }
+    println!("{}", table.join("\n"));
+}
+
+fn begin(site: &Site, name: &'static str) -> World {
+    let content = Content::new(66);
+    if name.ends_with("delayed") {
+        let (held, address) = silent();
+        let held = name.starts_with("silent").then_some(held);
+        let mount = site.mount(&format!("{address}/a/b:1"), &["--delay-connect", FOREVER]);
+        let file = mount.join("config.json");
+        return World { name, mount, _held: held, registry: None, file };
+    }
+    let registry = FaultRegistry::start();
+    content.push(&registry);
+    let cache = site.scratch().subdir("disk");
+    let cache_dir = format!("--cache-dir={}/cache", cache.display());
+    if name == "full disk" {
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&cache)).ok();
+    }
+    let mount = site.mount(&content.reference(&registry), &[FOREVER, &cache_dir, "--prefetch=none"]);
+    let file = mount.join(&content.file(0).path);
+    let pid = mount.pid();
+    let limit = |what: &str| drop(run(Command::new("prlimit").args(["--pid", &pid.to_string(), what])).ok());
+    match name {
+        "silent registry" => registry.set(Fault::Silent),
+        "dead registry" => registry.go_down(),
+        "stopped process" => signal(pid, Signal::SIGSTOP),
+        "killed process" => signal(pid, Signal::SIGKILL),
+        "killed keeper" => {
+            signal(keeper(pid).expect("there is a keeper"), Signal::SIGKILL);
+            registry.set(Fault::Silent);
+        }
+        "no descriptors" => limit("--nofile=8:8"),
+        "no threads" => limit("--nproc=1:1"),
+        _ => {}
+    }
+    World { name, mount, _held: None, registry: Some(registry), file }
+}
+
+/// Does everything that [`TRIED`] names, and gives how long each took. What does not end fails the test.
+fn live(site: &Site, world: &World) -> Vec<Duration> {
+    let dir = world.mount.dir();
+    let around = dir.parent().unwrap();
+    let timed = |command: &mut Command| {
+        let begun = Instant::now();
+        prompt(command);
+        begun.elapsed()
+    };
+    let reader = || {
+        let mut reader = Command::new("cat");
+        let mut reader = reader.arg(&world.file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        becomes_true(Duration::from_secs(2), || matches!(state_of(reader.id()), 'D' | 'Z'));
+        let begun = Instant::now();
+        signal(reader.id(), Signal::SIGKILL);
+        assert!(ended(&mut reader).is_some(), "{}: a killed reader goes on", world.name);
+        begun.elapsed()
+    };
+    vec![
+        timed(Command::new("df").arg(dir)),
+        timed(Command::new("ls").arg("-l").arg(around)),
+        timed(Command::new("stat").arg(dir)),
+        reader(),
+        timed(site.command().arg("list")),
+        timed(site.command().arg("status").arg(dir)),
+        timed(Command::new("umount").arg("-l").arg(dir)),
+        timed(Command::new("ls").arg(dir)),
+    ]
+}
