@@ -383,10 +383,10 @@ impl From<MountError> for Failure {
                  your own, unshare -rm; \"ocifs ls\", \"ocifs cat\" and \"ocifs export\" need no mount"
                     .to_owned(),
             ),
-            MountError::Silent { dir, there: Some(_) } => {
+            MountError::Unanswered { dir, there: Some(_) } => {
                 Some(format!("take it away first: ocifs umount -l {}", dir.display()))
             }
-            MountError::Silent { there: None, .. } => Some("\"findmnt\" shows what is mounted on the way to it".to_owned()),
+            MountError::Unanswered { there: None, .. } => Some("\"findmnt\" shows what is mounted on the way to it".to_owned()),
             MountError::NoHelper => Some("install the package fuse3, or mount as root".to_owned()),
             MountError::Helper { said, .. } if said.contains("user_allow_other") => {
                 Some("add the line user_allow_other to /etc/fuse.conf".to_owned())
