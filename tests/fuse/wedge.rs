@@ -531,11 +531,17 @@ fn no_bad_world_holds_up_what_needs_no_registry() {
             registry.clear();
             registry.come_up();
         }
-        let dir = mount.dir().to_owned();
+        let (dir, served_by) = (mount.dir().to_owned(), mount.pid());
         mount.forget();
         for pid in daemons(&dir) {
             signal(pid, Signal::SIGCONT);
             signal(pid, Signal::SIGKILL);
+        }
+        if let Some(group) = group_of(served_by).filter(|group| group.exists()) {
+            assert!(becomes_true(PROMPT, || fs::remove_dir(&group).is_ok()), "{group:?} is left");
+        }
+        if name == "full disk" {
+            run(Command::new("umount").arg("-l").arg(site.scratch().join("disk"))).ok();
         }
     }
     println!("{}", table.join("\n"));
@@ -555,7 +561,7 @@ fn begin(site: &Site, name: &'static str) -> World {
     let cache = site.scratch().subdir("disk");
     let cache_dir = format!("--cache-dir={}/cache", cache.display());
     if name == "full disk" {
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&cache)).ok();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=700k", "tmpfs"]).arg(&cache)).ok();
     }
     let mount = site.mount(&content.reference(&registry), &[FOREVER, &cache_dir, "--prefetch=none"]);
     let file = mount.join(&content.file(0).path);
@@ -571,10 +577,27 @@ fn begin(site: &Site, name: &'static str) -> World {
             registry.set(Fault::Silent);
         }
         "no descriptors" => limit("--nofile=8:8"),
-        "no threads" => limit("--nproc=1:1"),
+        // No control group with a limit of threads: the world is one in which all is well.
+        "no threads" => drop(no_more_threads(pid)),
         _ => {}
     }
     World { name, mount, _held: None, registry: Some(registry), file }
+}
+
+/// Puts a process into a control group that lets it start no thread; `None` where there is no such group.
+fn no_more_threads(pid: u32) -> Option<()> {
+    let group = group_of(pid)?;
+    fs::create_dir(&group).ok()?;
+    fs::write(group.join("cgroup.procs"), pid.to_string()).ok()?;
+    let now = fs::read_to_string(group.join("pids.current")).ok()?;
+    fs::write(group.join("pids.max"), now.trim()).ok()
+}
+
+/// The control group that is made for a process.
+fn group_of(pid: u32) -> Option<PathBuf> {
+    let groups = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
+    let parent = groups.into_iter().find(|group| group.join("cgroup.procs").exists())?;
+    Some(parent.join(format!("ocifs-wedge-{pid}")))
 }
 
 /// Does everything that [`TRIED`] names, and gives how long each took. What does not end fails the test.
