@@ -17,7 +17,7 @@ pub struct Policy {
     pub read: Vec<PathBuf>,
     /// Directories in which files are made, written and removed.
     pub write: Vec<PathBuf>,
-    /// Directories in which sockets are made and removed.
+    /// Directories from which sockets are removed. None can be made any more.
     pub sockets: Vec<PathBuf>,
     /// Whether to stay an administrator of the machine (CAP_SYS_ADMIN).
     pub stay_admin: bool,
@@ -109,6 +109,7 @@ mod tests {
             sockets: vec![at("sockets")],
             stay_admin: false,
         };
+        drop(UnixListener::bind(at("sockets").join("socket")).unwrap());
         let (inside_dir, outside) = (at("inside"), at("outside"));
         let (readable, sockets) = (at("readable"), at("sockets"));
         inside(policy, move |report| {
@@ -137,7 +138,6 @@ mod tests {
             fs::rename(inside_dir.join("new"), inside_dir.join("newer")).unwrap();
             fs::create_dir(inside_dir.join("deeper")).unwrap();
             fs::remove_file(inside_dir.join("newer")).unwrap();
-            drop(UnixListener::bind(sockets.join("socket")).unwrap());
             fs::remove_file(sockets.join("socket")).unwrap();
             std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             // Threads that come later are inside, too.
