@@ -54,7 +54,7 @@ fn apply(ruleset: Ruleset, policy: &Policy) -> Result<RestrictionStatus, Ruleset
         rules = allow(rules, path, all & !AccessFs::Execute)?;
     }
     for path in &policy.sockets {
-        rules = allow(rules, path, AccessFs::RemoveFile)?;
+        rules = allow(rules, path, AccessFs::RemoveFile.into())?;
     }
     rules = allow(rules, Path::new("/dev/null"), AccessFs::ReadFile | AccessFs::WriteFile)?;
     rules.restrict_self()

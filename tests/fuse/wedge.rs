@@ -410,11 +410,9 @@ fn root_without_the_right_to_mount_is_told_which_one_it_lacks() {
     let without = |before: &[&str], words: &[&str]| {
         let mut command = Command::new("setpriv");
         let ocifs = site.command();
-        command
-            .args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"])
-            .arg(ocifs.get_program())
-            .args(words);
-        command.env_clear().envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]).args(before);
+        command.arg(ocifs.get_program()).args(words).env_clear();
+        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
         run(&mut command)
     };
     let dir = site.mount_point("mnt").display().to_string();
