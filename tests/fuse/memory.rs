@@ -4,7 +4,7 @@
 //! Measured as the kernel counts it (`VmHWM`, the most that was ever resident), from the mount on.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::Write;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
