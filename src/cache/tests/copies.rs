@@ -93,7 +93,7 @@ async fn what_was_found_wrong_begins_anew_with_all_that_was_made_of_it() {
     let place = Place::new();
     let (right, wrong) = (noise(SIZE, 520), noise(SIZE, 521));
     let digest = Digest::sha256(&right);
-    let cache = || place.cache().for_origin("registry.test/a").verifying(Verify::Lazy, SMALL);
+    let cache = || place.cache().for_origin("registry.test/a");
     let streams = [noise(SIZE, 522), noise(SIZE, 523)];
     let made = |cache: &Cache, copy: &[u8; 16]| {
         let stream = cache.stream(&digest, sums(&streams[0]), Source::new(&streams[0])).unwrap();
@@ -131,6 +131,21 @@ async fn what_was_found_wrong_begins_anew_with_all_that_was_made_of_it() {
     assert_eq!(bad.state(), State::Poisoned);
     assert_eq!(read_all(&*bad).await.unwrap_err().fault(), Fault::Mismatch);
     assert_eq!(read_all(&*honest).await.unwrap(), right);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_that_were_given_to_no_reader_are_fetched_again_by_the_next() {
+    let place = Place::new();
+    let (right, wrong) = (noise(SIZE, 525), noise(SIZE, 526));
+    let source = Turncoat::new(&wrong, &right);
+    let cache = place.cache().verifying(Verify::Lazy, SMALL);
+    let cached = cache.blob(&Digest::sha256(&right), source.clone()).unwrap();
+    assert_eq!(read(&cached, 0, 10).await.unwrap_err().fault(), Fault::Mismatch);
+    assert!(cached.is_rejected() && cached.bytes_present() == 0);
+    assert_eq!(cached.state(), State::Poisoned);
+    source.turn();
+    assert!(read(&cached, 0, 10).await.unwrap() == right[..10]);
+    assert_eq!(cached.state(), State::Verified);
 }
 
 #[tokio::test(flavor = "multi_thread")]
