@@ -179,7 +179,7 @@ pub(super) fn ready(message: &str) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::local("telling that the mount is there", &error);
     let mut stdout = std::io::stdout();
     stdout
-        .write_all(message.as_bytes())
+        .write_all(crate::io::printable(message).as_bytes())
         .and_then(|()| stdout.write_all(b"\n"))
         .and_then(|()| stdout.flush())
         .map_err(failed)?;

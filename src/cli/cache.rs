@@ -161,11 +161,11 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
                 None => Unknown::default(),
                 Some(inventory) => each(inventory, args.format, |item| {
                     write!(out, "{}\n    ", std::mem::replace(&mut comma, ","))?;
-                    serde_json::to_writer(&mut out, &Line::of(item)).map_err(io::Error::from)
+                    output::json_line(&mut out, &Line::of(item))
                 })?,
             };
             let ended = write!(out, "\n  ],\n  \"unknown\": ")
-                .and_then(|()| serde_json::to_writer(&mut out, &unknown).map_err(io::Error::from))
+                .and_then(|()| output::json_line(&mut out, &unknown))
                 .and_then(|()| out.write_all(b"\n}\n"));
             output::printed(ended)?;
         }
@@ -248,9 +248,7 @@ fn usage(args: &ListArgs) -> Result<(), Failure> {
     let printed = match args.format {
         Format::Json => {
             let usage = Usage { schema_version: SCHEMA_VERSION, kinds: sums.into(), total, unknown };
-            serde_json::to_writer_pretty(&mut out, &usage)
-                .map_err(io::Error::from)
-                .and_then(|()| out.write_all(b"\n"))
+            output::json(&mut out, &usage)
         }
         Format::Text => {
             let line = |out: &mut dyn Write, name: &str, sum: Sum| {

@@ -46,7 +46,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     if NOTHING.parse().is_ok_and(|nothing: Location| args.image.location != nothing) {
         findings.extend(runtime.block_on(reference(&args.image)));
     }
-    let mut out = output::stdout();
+    let mut out = output::plain_stdout();
     let written = match args.format {
         Format::Json => json(&findings, &mut out),
         Format::Text => text(&findings, io::stdout().is_terminal(), &mut out),
@@ -184,8 +184,7 @@ fn json(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
         told: &finding.told,
         hint: finding.hint.as_deref(),
     });
-    serde_json::to_writer_pretty(&mut *out, &Report { schema_version: 1, findings: findings.collect() })?;
-    out.write_all(b"\n")
+    output::json(out, &Report { schema_version: 1, findings: findings.collect() })
 }
 
 fn text(findings: &[Finding], colours: bool, out: &mut dyn Write) -> io::Result<()> {

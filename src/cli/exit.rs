@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use crate::cache::CacheError;
 use crate::export::{CatError, ExportError};
 use crate::image::ImageError;
-use crate::io::{Fault, ReadError, chain};
+use crate::io::{Fault, ReadError, chain, message};
 use crate::mount::MountError;
 use crate::oci::OciError;
 use crate::registry::{RegistryError, TlsTrouble};
@@ -175,9 +175,9 @@ impl Failure {
     pub(super) fn report(self, style: Style) -> ExitCode {
         if !self.silent {
             let level = output::error_prefix();
-            let mut text = format!("{level}ocifs: {}\n", self.message);
+            let mut text = format!("{level}ocifs: {}\n", message(&self.message));
             if let Some(hint) = &self.hint {
-                text.push_str(&format!("{level}hint: {hint}\n"));
+                text.push_str(&format!("{level}hint: {}\n", message(hint)));
             }
             // Nothing is left to tell when standard error is closed.
             std::io::stderr().write_all(text.as_bytes()).ok();

@@ -12,7 +12,7 @@ use crate::oci::{Digest, Document, classify, classify_manifest, told_by};
 use crate::view;
 
 use super::args::Format;
-use super::output::{human, safe};
+use super::output::{self, human, safe};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -103,8 +103,7 @@ pub(super) fn print(
     let report = report(family, offered);
     match format {
         Format::Json => {
-            serde_json::to_writer_pretty(&mut *out, &report)?;
-            out.write_all(b"\n")
+            output::json(out, &report)
         }
         Format::Text => text(&report, out),
     }

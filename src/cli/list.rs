@@ -47,9 +47,7 @@ pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
                 state: words(mount.state),
             });
             let report = Report { schema_version: 1, mounts: mounts.collect() };
-            serde_json::to_writer_pretty(&mut out, &report)
-                .map_err(std::io::Error::from)
-                .and_then(|()| out.write_all(b"\n"))
+            output::json(&mut out, &report)
         }
         Format::Text => mounts.iter().try_for_each(|mount| {
             write!(out, "{:<8} ", words(mount.state))?;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 
+use crate::io::printable;
 use crate::meter::{self, Family, Kind, Sample, Value};
 
 use super::exit::Failure;
@@ -211,7 +212,7 @@ fn labels(sample: &Sample) -> String {
 }
 
 fn escaped(text: &str, quotes: bool) -> String {
-    let text = text.replace('\\', "\\\\").replace('\n', "\\n");
+    let text = printable(text).replace('\\', "\\\\").replace('\n', "\\n");
     if quotes { text.replace('"', "\\\"") } else { text }
 }
 

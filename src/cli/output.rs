@@ -1,20 +1,93 @@
 //! Standard output and the log.
+//!
+//! Writes nothing raw: whatever goes through here is printable, whoever wrote it, also where a caller forgot to escape.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::path::Path;
 
+use serde::Serialize;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::io::{message, printable, printable_bytes, printable_json, printable_name};
 
 use super::exit::Failure;
 
-/// Standard output, buffered.
-pub(super) fn stdout() -> BufWriter<StdoutLock<'static>> {
-    BufWriter::with_capacity(64 * 1024, io::stdout().lock())
+/// Bytes of output that are written at once.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Standard output, buffered. Everything but the ends of lines is made printable.
+pub(super) fn stdout() -> BufWriter<PrintableWriter<StdoutLock<'static>>> {
+    BufWriter::with_capacity(BUFFER_BYTES, PrintableWriter(io::stdout().lock()))
+}
+
+/// Standard output for text that has colours, or is made by us alone: foreign text in it has to be printable before.
+pub(super) fn plain_stdout() -> BufWriter<StdoutLock<'static>> {
+    BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock())
+}
+
+/// A writer of printable lines.
+pub(super) struct PrintableWriter<W>(W);
+
+impl<W: Write> Write for PrintableWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let text = line.strip_suffix(b"\n");
+            self.0.write_all(printable_bytes(text.unwrap_or(line)).as_bytes())?;
+            if text.is_some() {
+                self.0.write_all(b"\n")?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Writes a value as JSON for programs, ended by a line break.
+pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
+    writeln!(out, "{}", printable_json(text))
+}
+
+/// Writes a value as JSON on one line that is not ended.
+pub(super) fn json_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    let text = serde_json::to_string(value)?;
+    out.write_all(printable_json(text).as_bytes())
+}
+
+/// The log, one printable line of bounded length for each event: an event is written at once.
+struct PrintableLog<M>(M);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for PrintableLog<M> {
+    type Writer = PrintableEvent<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        PrintableEvent(self.0.make_writer())
+    }
+}
+
+/// The writer of one event.
+struct PrintableEvent<W>(W);
+
+impl<W: Write> Write for PrintableEvent<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(bytes));
+        // The statistics are one long line.
+        let line = if text.contains(STATISTICS) { printable(&text) } else { message(&text) };
+        self.0.write_all(format!("{line}\n").as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// The result of printing: a closed pipe ends the command quietly.
@@ -47,13 +120,13 @@ pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
     // A second start in one process keeps the first log.
     match file {
-        None if is_journal() => builder.event_format(Journal).with_writer(io::stderr).try_init().ok(),
-        None => builder.with_writer(io::stderr).try_init().ok(),
+        None if is_journal() => builder.event_format(Journal).with_writer(PrintableLog(io::stderr)).try_init().ok(),
+        None => builder.with_writer(PrintableLog(io::stderr)).try_init().ok(),
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
                 Failure::local(format!("opening the log file {}", path.display()), &error)
             })?;
-            builder.with_writer(file).try_init().ok()
+            builder.with_writer(PrintableLog(file)).try_init().ok()
         }
     };
     Ok(())
@@ -111,17 +184,14 @@ pub(super) fn human(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// Writes bytes of an image so that they cannot act on a terminal: control characters and what is not UTF-8 are escaped.
+/// Writes bytes of an image so that they cannot act on a terminal.
 pub(super) fn safe(out: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c.is_control() { write!(out, "{}", c.escape_default())? } else { write!(out, "{c}")? }
-        }
-        for byte in chunk.invalid() {
-            write!(out, "\\x{byte:02x}")?;
-        }
-    }
-    Ok(())
+    out.write_all(printable_bytes(bytes).as_bytes())
+}
+
+/// Writes a file name so that it cannot act on a terminal, and no other name looks like it.
+pub(super) fn name(out: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+    out.write_all(printable_name(bytes).as_bytes())
 }
 
 #[cfg(test)]
@@ -145,5 +215,32 @@ mod tests {
             "<4>ocifs::cli::output::tests: said dir=\"/mnt\"\n<3>ocifs::cli::output::tests: failed\n"
         );
         assert!(!is_journal(), "the tests have no journal");
+    }
+
+    #[test]
+    fn whatever_is_written_is_printable_lines() {
+        let mut out = Vec::new();
+        let mut writer = PrintableWriter(&mut out);
+        writer.write_all("a\x1b[31m\u{202e}b\nc\td\n".as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "a\\u{1b}[31m\\u{202e}b\nc\\td\n");
+        let mut out = Vec::new();
+        json(&mut out, &"\u{202e}\u{7f}").unwrap();
+        assert_eq!(out, b"\"\\u202e\\u007f\"\n");
+    }
+
+    #[test]
+    fn an_event_of_the_log_is_one_printable_line_of_bounded_length() {
+        let room = tempfile::tempdir().unwrap();
+        let file = Arc::new(std::fs::File::create(room.path().join("log")).unwrap());
+        let builder = tracing_subscriber::fmt().with_ansi(false).event_format(Journal);
+        tracing::subscriber::with_default(builder.with_writer(PrintableLog(file)).finish(), || {
+            tracing::warn!(evil = %"a\nb\x1b[2J\u{202e}", "said");
+            tracing::warn!("{}", "x".repeat(100_000));
+        });
+        let text = std::fs::read_to_string(room.path().join("log")).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].ends_with("said evil=a\\nb\\u{1b}[2J\\u{202e}"), "{}", lines[0]);
+        assert!(lines[1].len() < 5000);
     }
 }

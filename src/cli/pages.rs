@@ -82,7 +82,7 @@ fn all(command: &Command, dir: &Path) -> Result<(), Failure> {
 }
 
 fn print(text: &[u8]) -> Result<(), Failure> {
-    let mut out = output::stdout();
+    let mut out = output::plain_stdout();
     let written: io::Result<()> = out.write_all(text).and_then(|()| out.flush());
     output::printed(written)
 }

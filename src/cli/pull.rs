@@ -13,7 +13,7 @@ use super::args::{Format, ImageArgs};
 use super::commands::{self, start};
 use super::exit::Failure;
 use super::export::{platforms, select, told_left_out};
-use super::output::{human, printed, stdout};
+use super::output::{self, human, printed, stdout};
 use super::progress::{Progress, ProgressArgs};
 
 /// What is fetched, and how it is told.
@@ -86,9 +86,7 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
     }))?;
     let mut out = stdout();
     let told = match args.format {
-        Format::Json => serde_json::to_writer_pretty(&mut out, &Report { schema_version: 1, images })
-            .map_err(Into::into)
-            .and_then(|()| writeln!(out)),
+        Format::Json => output::json(&mut out, &Report { schema_version: 1, images }),
         Format::Text => images.iter().try_for_each(|image| {
             write!(out, "{}  ", image.reference)?;
             match image.present == image.blobs {

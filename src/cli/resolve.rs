@@ -10,7 +10,7 @@ use crate::image::{self, OpenOptions, Platforms};
 use super::args::{Format, ImageArgs, PlatformChoice};
 use super::commands::{self, start};
 use super::exit::Failure;
-use super::output::{printed, stdout};
+use super::output::{self, printed, stdout};
 
 /// What is asked, and how it is told.
 #[derive(Args, Debug)]
@@ -65,7 +65,7 @@ pub(super) fn resolve(args: &ResolveArgs) -> Result<(), Failure> {
                 media_type: resolved.media_type.as_ref().map(|kind| kind.as_written()),
                 size: resolved.size,
             };
-            serde_json::to_writer_pretty(&mut out, &report).map_err(Into::into).and_then(|()| writeln!(out))
+            output::json(&mut out, &report)
         }
     };
     printed(told.and_then(|()| out.flush()))

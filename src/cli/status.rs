@@ -42,9 +42,7 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let dir = args.dir.display().to_string();
     let written = match args.format {
         _ if args.html => status_html::write(&status, &dir, &mut out),
-        Format::Json => serde_json::to_writer_pretty(&mut out, &status)
-            .map_err(io::Error::from)
-            .and_then(|()| out.write_all(b"\n")),
+        Format::Json => output::json(&mut out, &status),
         Format::Text => text(&status, &mut out),
     };
     output::printed(written.and_then(|()| out.flush()))

@@ -5,6 +5,7 @@
 use std::io::{self, Write};
 
 use crate::image::{BlobStatus, Status};
+use crate::io::is_unprintable;
 
 use super::output::human;
 use super::status::{Sums, percent};
@@ -147,12 +148,7 @@ fn escaped(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            c if c.is_control()
-                || ('\u{202a}'..='\u{202e}').contains(&c)
-                || ('\u{2066}'..='\u{2069}').contains(&c) =>
-            {
-                out.extend(c.escape_default());
-            }
+            c if is_unprintable(c) => out.extend(c.escape_default()),
             c => out.push(c),
         }
     }

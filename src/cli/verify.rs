@@ -16,7 +16,7 @@ use crate::mount;
 use super::args::{Format, ImageArgs};
 use super::commands::{open, start};
 use super::exit::Failure;
-use super::output::{printed, safe, stdout};
+use super::output::{self, printed, safe, stdout};
 
 /// What is compared, and how it is told.
 #[derive(Args, Debug)]
@@ -72,10 +72,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     if args.format == Format::Json {
         let report = Report { schema_version: 1, reference: &reference, checks: &checks };
         let mut out = stdout();
-        printed(serde_json::to_writer_pretty(&mut out, &report).map_err(Into::into).and_then(|()| {
-            out.write_all(b"\n")?;
-            out.flush()
-        }))?;
+        printed(output::json(&mut out, &report).and_then(|()| out.flush()))?;
     }
     // What is wrong counts more than what could not be had.
     let faults = || checks.iter().filter_map(|check| check.fault);

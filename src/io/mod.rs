@@ -10,6 +10,7 @@ mod concat;
 mod deferred;
 mod error;
 mod fetch;
+mod printable;
 mod range;
 mod read_at;
 mod slice;
@@ -23,6 +24,9 @@ pub use concat::Concat;
 pub use deferred::{Deferred, Opener};
 pub use error::{Fault, ReadError, chain};
 pub use fetch::{Delivery, Fetch, FetchAll, FetchPart};
+pub use printable::{
+    is_unprintable, message, printable, printable_bytes, printable_json, printable_name, shell_word,
+};
 pub use range::ByteRange;
 pub(crate) use read_at::check_bounds;
 pub use read_at::{Empty, Memory, ReadAt, Shared, Verified, read_all, read_vec};

@@ -7,6 +7,8 @@ use std::fmt;
 
 use reqwest::Url;
 
+use crate::io::is_unprintable;
+
 /// What stands in the place of a secret.
 pub(super) const REDACTED: &str = "[redacted]";
 /// How many characters of foreign text go into an error: enough for a registry's own message, not for a page.
@@ -83,7 +85,7 @@ pub(super) fn sanitised(text: &str) -> String {
             line.push(' ');
             length += 1;
         }
-        for c in word.chars().filter(|c| !turns_direction(*c)) {
+        for c in word.chars().filter(|c| !is_unprintable(*c)) {
             if length >= MAX_FOREIGN {
                 line.push_str("...");
                 return line;
@@ -93,11 +95,6 @@ pub(super) fn sanitised(text: &str) -> String {
         }
     }
     line
-}
-
-/// Unicode's bidirectional controls and invisible marks, which make a terminal show another text than the one there is.
-fn turns_direction(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::image::{Image, Status};
-use crate::io::{BoxFuture, ReadError};
+use crate::io::{BoxFuture, ReadError, printable_json};
 
 use super::View;
 use super::subtree::{Listing, Made, Subtree};
@@ -67,9 +67,8 @@ pub(super) fn listing(created: i64) -> Result<Subtree, ReadError> {
 
 /// The text of the file.
 pub fn text(status: &Status) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(status).unwrap_or_default();
-    text.push(b'\n');
-    text
+    let text = serde_json::to_string_pretty(status).unwrap_or_default();
+    format!("{}\n", printable_json(text)).into_bytes()
 }
 
 #[cfg(test)]
