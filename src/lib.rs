@@ -8,6 +8,7 @@
 pub mod io;
 pub mod meter;
 pub mod oci;
+pub mod owner;
 pub mod sandbox;
 
 pub mod registry;

@@ -19,6 +19,7 @@ const RANKS: [(&str, u8); 20] = [
     ("oci", 0),
     ("io", 0),
     ("meter", 0),
+    ("owner", 0),
     ("sandbox", 0),
     ("registry", 1),
     ("source", 2),

@@ -22,6 +22,16 @@ pub enum CacheError {
         /// Our effective uid.
         user: u32,
     },
+    /// A directory or a link on the way to it is another user's, who could put another directory in its place at any moment.
+    #[error("cache directory {} is below {}, which {changed_by} can change", path.display(), above.display())]
+    Above {
+        /// The directory.
+        path: PathBuf,
+        /// The directory or link on the way.
+        above: PathBuf,
+        /// `user 1000`, or `others`.
+        changed_by: String,
+    },
     /// Group or others may write the directory.
     #[error("cache directory {} has mode {mode:04o}: group or others may write it", path.display())]
     Mode {
@@ -135,7 +145,10 @@ impl CacheError {
     /// Who is wrong.
     pub fn fault(&self) -> Fault {
         match self {
-            CacheError::NotOurs { .. } | CacheError::Mode { .. } | CacheError::NotADirectory { .. } => {
+            CacheError::NotOurs { .. }
+            | CacheError::Above { .. }
+            | CacheError::Mode { .. }
+            | CacheError::NotADirectory { .. } => {
                 Fault::Usage
             }
             CacheError::Unwritable { .. } => Fault::Denied,

@@ -26,6 +26,7 @@ use super::whole::Shelf;
 use super::{BlockSums, BuildLock, CacheError, Cached, Limit, StreamWriter, lock};
 use crate::io::Fetch;
 use crate::oci::{Algorithm, Digest};
+use crate::owner::{is_trusted_user, untrusted_above};
 
 /// The version of docs/cache-format.md.
 pub(super) const VERSION_DIR: &str = "v1";
@@ -486,7 +487,17 @@ pub(super) fn check_parent(path: &Path) -> Result<(), CacheError> {
     if mode & FOREIGN_WRITE != 0 && mode & STICKY == 0 {
         return Err(CacheError::Mode { path: path.to_owned(), mode });
     }
-    Ok(())
+    let above = untrusted_above(path).map_err(|error| CacheError::io("stat", path, error))?;
+    match above {
+        None => Ok(()),
+        Some((above, owner)) => {
+            let changed_by = match is_trusted_user(owner.uid) {
+                true => "others".to_owned(),
+                false => format!("user {}", owner.uid),
+            };
+            Err(CacheError::Above { path: path.to_owned(), above, changed_by })
+        }
+    }
 }
 
 pub(super) fn check_owned(path: &Path) -> Result<(), CacheError> {

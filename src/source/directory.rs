@@ -3,16 +3,20 @@
 //! The only file names built here come from validated digests. The idea: files are opened when they are read, so that a layout
 //! with many blobs takes no descriptors, and one that is replaced by its tool is found as it is then.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat, openat2};
+use rustix::io::Errno;
 
 use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT};
+use crate::owner::is_trusted_user;
 
 use super::SourceError;
-use super::file::{LocalFile, open_file};
+use super::file::{LocalFile, open_file, regular};
 use super::layout::{Files, Listed, listed_in};
 
 /// One layout directory.
@@ -30,12 +34,11 @@ impl Directory {
         let place = path.display().to_string();
         let not_a_layout = |reason: String| SourceError::NotALayout { place: place.clone(), reason };
         let required = |name: &str| {
-            let path = path.join(name);
-            match std::fs::metadata(&path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            match read_document(path, Path::new(name)) {
+                Err(SourceError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                     Err(not_a_layout(format!("there is no file {name}")))
                 }
-                _ => read_document(&path),
+                read => read,
             }
         };
         match std::fs::metadata(path) {
@@ -56,9 +59,45 @@ impl Directory {
     }
 }
 
-/// Where the layout in `directory` keeps a blob.
-pub(super) fn blob_path(directory: &Path, digest: &Digest) -> PathBuf {
-    directory.join("blobs").join(digest.algorithm_name()).join(digest.encoded())
+/// Where a layout keeps a blob, below its directory.
+pub(super) fn blob_path(digest: &Digest) -> PathBuf {
+    Path::new("blobs").join(digest.algorithm_name()).join(digest.encoded())
+}
+
+/// Opens the regular file `below` of the layout in `directory`. A link leaves the layout only if that belongs to this user or root:
+/// else its owner would have us read files that the owner cannot.
+pub(super) fn open_inside(directory: &Path, below: &Path) -> std::io::Result<File> {
+    let look = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = open(directory, look, Mode::empty())?;
+    let owner = fstat(&top)?.st_uid;
+    if is_trusted_user(owner) {
+        return open_file(&directory.join(below));
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let leaves = || {
+        let message = format!("it is a link that leaves the layout, which belongs to user {owner}");
+        std::io::Error::new(std::io::ErrorKind::PermissionDenied, message)
+    };
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let opened = match openat2(&top, below, flags, Mode::empty(), inside) {
+        // A kernel before 5.6, or a filter that does not know the call: no link at all is followed.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let mut here = top;
+            let mut names = below.iter().peekable();
+            while let Some(name) = names.next() {
+                let flags = if names.peek().is_some() { look } else { flags };
+                let next = openat(&here, name, flags | OFlags::NOFOLLOW, Mode::empty());
+                here = next.map_err(|errno| match errno {
+                    Errno::LOOP | Errno::NOTDIR => leaves(),
+                    errno => errno.into(),
+                })?;
+            }
+            here
+        }
+        Err(Errno::XDEV) => return Err(leaves()),
+        opened => opened?,
+    };
+    regular(File::from(opened))
 }
 
 impl Files for Directory {
@@ -72,29 +111,32 @@ impl Files for Directory {
     }
 
     fn size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
-        let path = blob_path(&self.path, digest);
-        Box::pin(self.aside(move || match std::fs::metadata(&path) {
-            Ok(found) => Ok(found.len()),
-            Err(source) => Err(SourceError::Io { path, source }),
+        let (path, below) = (self.path.clone(), blob_path(digest));
+        Box::pin(self.aside(move || {
+            let found = open_inside(&path, &below).and_then(|file| file.metadata());
+            found
+                .map(|found| found.len())
+                .map_err(|source| SourceError::Io { path: path.join(below), source })
         }))
     }
 
     fn document<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, SourceError>> {
-        let path = blob_path(&self.path, digest);
-        Box::pin(self.aside(move || read_document(&path).map(Bytes::from)))
+        let (path, below) = (self.path.clone(), blob_path(digest));
+        Box::pin(self.aside(move || read_document(&path, &below).map(Bytes::from)))
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
-        Arc::new(LayoutBlob { path: blob_path(&self.path, &descriptor.digest), size: descriptor.size })
+        let (directory, below) = (self.path.clone(), blob_path(&descriptor.digest));
+        Arc::new(LayoutBlob { directory, below, size: descriptor.size })
     }
 }
 
 /// Reads a small file whole, but never more than a document may have.
-fn read_document(path: &Path) -> Result<Vec<u8>, SourceError> {
+fn read_document(directory: &Path, below: &Path) -> Result<Vec<u8>, SourceError> {
     use std::io::Read as _;
-    let io = |source| SourceError::Io { path: path.to_owned(), source };
+    let io = |source| SourceError::Io { path: directory.join(below), source };
     let mut bytes = Vec::new();
-    let file = open_file(path).map_err(io)?;
+    let file = open_inside(directory, below).map_err(io)?;
     // One byte more than allowed, so that the parser sees that it is too much.
     file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(io)?;
     Ok(bytes)
@@ -102,7 +144,9 @@ fn read_document(path: &Path) -> Result<Vec<u8>, SourceError> {
 
 /// A blob file.
 struct LayoutBlob {
-    path: PathBuf,
+    directory: PathBuf,
+    /// The file below the directory.
+    below: PathBuf,
     size: u64,
 }
 
@@ -113,13 +157,52 @@ impl Fetch for LayoutBlob {
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
         Box::pin(async move {
-            let file = LocalFile::open(&self.path)?;
+            let path = self.directory.join(&self.below);
+            let file = LocalFile::opened(open_inside(&self.directory, &self.below), &path)?;
             if file.size() != self.size {
-                let (path, size) = (self.path.display(), file.size());
+                let (path, size) = (path.display(), file.size());
                 let message = format!("{path} has {size} bytes, its descriptor says {}", self.size);
                 return Err(ReadError::new(Fault::Mismatch, message));
             }
             file.fetch(range).await
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_link_leaves_a_layout_only_if_that_belongs_to_this_user_or_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = dir.path().join("layout");
+        std::fs::create_dir(&layout).unwrap();
+        std::fs::write(dir.path().join("secret"), b"secret").unwrap();
+        std::fs::write(layout.join("plain"), b"plain").unwrap();
+        symlink("../secret", layout.join("relative")).unwrap();
+        symlink(dir.path().join("secret"), layout.join("absolute")).unwrap();
+        symlink("plain", layout.join("inner")).unwrap();
+        symlink("..", layout.join("up")).unwrap();
+        let outside = ["relative", "absolute", "up/secret"];
+        let open = |name: &str| open_inside(&layout, Path::new(name));
+        for name in ["plain", "inner"].iter().chain(&outside) {
+            assert!(open(name).is_ok(), "{name} of our own layout");
+        }
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        chown(&layout, Some(12_345), Some(12_345)).unwrap();
+        for name in ["plain", "inner"] {
+            assert!(open(name).is_ok(), "{name}");
+        }
+        for name in outside {
+            let error = open(name).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{name}");
+            assert!(error.to_string().contains("belongs to user 12345"), "{error}");
+        }
+        assert_eq!(open("none").unwrap_err().kind(), std::io::ErrorKind::NotFound);
     }
 }

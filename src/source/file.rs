@@ -18,7 +18,11 @@ const CHUNK: u64 = 1024 * 1024;
 
 /// Opens a regular file. A pipe or a device in a layout, which may be somebody else's archive, must not hold us up.
 pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    regular(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
+}
+
+/// The file, if it is a regular one.
+pub(super) fn regular(file: File) -> std::io::Result<File> {
     if file.metadata()?.is_file() {
         return Ok(file);
     }
@@ -51,7 +55,12 @@ impl Version {
 impl LocalFile {
     /// Opens the regular file at `path`.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
-        let opened = open_file(path).and_then(|file| {
+        Self::opened(open_file(path), path)
+    }
+
+    /// A file that was to be opened, called `path` in messages.
+    pub(super) fn opened(file: std::io::Result<File>, path: &Path) -> Result<Self, ReadError> {
+        let opened = file.and_then(|file| {
             let version = Version::of(&file.metadata()?);
             Ok(Opened { file, path: path.to_owned(), version })
         });

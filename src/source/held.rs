@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use crate::io::{BoxFuture, BoxStream, ByteRange, Delivery, Fetch, FetchPart, ReadError};
 use crate::oci::{Descriptor, Digest, Hasher};
 
-use super::directory::blob_path;
+use super::directory::{blob_path, open_inside};
 use super::file::LocalFile;
 use super::{Root, Source, SourceError};
 
@@ -96,9 +96,10 @@ impl HeldBlob {
     /// The file of the first store that has the right one.
     async fn find(&self) -> Option<LocalFile> {
         for store in self.stores.iter() {
-            let path = blob_path(store, &self.digest);
+            let below = blob_path(&self.digest);
+            let path = store.join(&below);
             // What is missing is nothing to speak of.
-            let Ok(file) = LocalFile::open(&path) else { continue };
+            let Ok(file) = LocalFile::opened(open_inside(store, &below), &path) else { continue };
             if file.size() != self.size {
                 tracing::warn!(path = %path.display(), expected = self.size, size = file.size(), "a blob of a content store has a wrong size, and is not used");
                 continue;

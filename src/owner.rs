@@ -1,0 +1,180 @@
+//! Whose names of this machine are trusted: those of this user and of root.
+//!
+//! Decides, and changes nothing. A name in a directory that another user can change leads where that user likes, at the moment that
+//! suits that user; these are the rules for links and directories on the way to a file.
+
+use std::ffi::OsString;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The owner, the group and the mode of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileOwner {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// The mode with the type of the file.
+    pub mode: u32,
+}
+
+impl From<&Metadata> for FileOwner {
+    fn from(found: &Metadata) -> Self {
+        Self { uid: found.uid(), gid: found.gid(), mode: found.mode() }
+    }
+}
+
+impl From<&rustix::fs::Stat> for FileOwner {
+    fn from(found: &rustix::fs::Stat) -> Self {
+        Self { uid: found.st_uid, gid: found.st_gid, mode: found.st_mode }
+    }
+}
+
+/// Who follows a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Follower {
+    /// Root: only links of its own.
+    Root,
+    /// A user, with this number: links of its own and of root, and others by the rules of the kernel.
+    User(u32),
+}
+
+impl FileOwner {
+    /// Whether only this user and root can change it, or, as for a directory with the sticky bit, names in it that are ours.
+    pub fn is_trusted(self) -> bool {
+        is_trusted_user(self.uid) && (self.mode & 0o022 == 0 || self.mode & 0o1000 != 0)
+    }
+
+    /// Whether a link with this owner may be followed that stands in `directory`. Root follows links of root alone. Others follow what
+    /// the kernel lets them with `fs.protected_symlinks` (proc_sys_fs(5)), whether or not that is on: in a sticky directory that all
+    /// may write to, links of their own, of root, and of the owner of the directory.
+    pub fn may_be_followed(self, directory: FileOwner) -> bool {
+        let user = nix::unistd::geteuid();
+        let follower = if user.is_root() { Follower::Root } else { Follower::User(user.as_raw()) };
+        is_trusted_user(self.uid) || self.is_followed_by(follower, directory)
+    }
+
+    fn is_followed_by(self, follower: Follower, directory: FileOwner) -> bool {
+        let is_shared = directory.mode & 0o1002 == 0o1002;
+        match follower {
+            Follower::Root => false,
+            Follower::User(user) => self.uid == user || !is_shared || self.uid == directory.uid,
+        }
+    }
+}
+
+/// The first directory or link on the way to `path` by which another user could lead elsewhere; `path` itself is not looked at. A group
+/// may write if it is that of root or the first one of this user, as it is where each user has a group.
+pub fn untrusted_above(path: &Path) -> std::io::Result<Option<(PathBuf, FileOwner)>> {
+    /// Links that are followed, as by the kernel.
+    const MAX_LINKS: usize = 40;
+    let path = std::path::absolute(path)?;
+    let names = |path: &Path| -> Vec<OsString> {
+        path.components().rev().map(|name| name.as_os_str().to_owned()).collect()
+    };
+    let (mut here, mut todo, mut links) = (PathBuf::new(), names(&path), 0);
+    let own_group = nix::unistd::getegid().as_raw();
+    while let Some(name) = todo.pop() {
+        here.push(name);
+        let found = std::fs::symlink_metadata(&here)?;
+        let owner = FileOwner::from(&found);
+        if found.is_symlink() {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(std::io::Error::from_raw_os_error(libc::ELOOP));
+            }
+            if !is_trusted_user(owner.uid) {
+                return Ok(Some((here, owner)));
+            }
+            let target = std::fs::read_link(&here)?;
+            here.pop();
+            todo.extend(names(&target));
+            continue;
+        }
+        let is_group_fine = owner.gid == 0 || owner.gid == own_group;
+        let mode = if is_group_fine { owner.mode & !0o020 } else { owner.mode };
+        if !todo.is_empty() && !(FileOwner { mode, ..owner }).is_trusted() {
+            return Ok(Some((here, owner)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether files of this user are as good as ours: this user and root.
+pub fn is_trusted_user(uid: u32) -> bool {
+    uid == nix::unistd::geteuid().as_raw() || uid == 0 || is_unmapped(uid)
+}
+
+/// Whether this is how root of the machine looks in a user namespace that has no number for it. Other users without a number look the
+/// same; none of them is in the namespace.
+fn is_unmapped(uid: u32) -> bool {
+    /// What the kernel shows in the place of users without a number, unless the machine says otherwise.
+    const OVERFLOW_UID: u32 = 65_534;
+    static IS_PARTIAL: OnceLock<bool> = OnceLock::new();
+    let is_partial = || {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let mapped: u64 =
+            map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum();
+        mapped > 0 && mapped < u64::from(u32::MAX)
+    };
+    uid == OVERFLOW_UID && *IS_PARTIAL.get_or_init(is_partial)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_strangers_are_followed_by_the_rules_of_the_kernel_and_by_root_never() {
+        let owner = |uid: u32, mode: u32| FileOwner { uid, gid: uid, mode };
+        let (tmp, shared, home) = (owner(0, 0o41777), owner(7, 0o41777), owner(7, 0o40755));
+        let link = |uid| owner(uid, 0o120777);
+        let user = Follower::User(5);
+        for (uid, directory, follower, expected) in [
+            (5, tmp, user, true),
+            (7, tmp, user, false),
+            (7, shared, user, true),
+            (8, shared, user, false),
+            (7, home, user, true),
+            (7, home, Follower::Root, false),
+            (7, tmp, Follower::Root, false),
+        ] {
+            let followed = link(uid).is_followed_by(follower, directory);
+            assert_eq!(followed, expected, "{uid} in {directory:?} for {follower:?}");
+        }
+        let us = nix::unistd::geteuid().as_raw();
+        assert!(link(us).may_be_followed(tmp) && link(0).may_be_followed(tmp));
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_trusted_with_the_sticky_bit_alone() {
+        let owner = |uid: u32, mode: u32| FileOwner { uid, gid: uid, mode };
+        assert!(owner(0, 0o40755).is_trusted() && owner(0, 0o41777).is_trusted());
+        assert!(!owner(0, 0o40777).is_trusted() && !owner(0, 0o40775).is_trusted());
+        assert!(!owner(54_321, 0o40755).is_trusted() && !owner(54_321, 0o41777).is_trusted());
+    }
+    #[test]
+    fn every_directory_and_link_on_the_way_is_looked_at() {
+        use std::os::unix::fs::{PermissionsExt as _, lchown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let above = |path: &str| {
+            let found = untrusted_above(&dir.path().join(path)).unwrap();
+            found.map(|(above, _)| above.strip_prefix(dir.path()).unwrap().to_owned())
+        };
+        std::fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
+        symlink("a/b", dir.path().join("link")).unwrap();
+        assert_eq!((above("a/b/c"), above("link/c")), (None, None));
+        std::fs::set_permissions(dir.path().join("a"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!((above("a/b/c"), above("link/c")), (Some("a".into()), Some("a".into())));
+        assert_eq!(above("a"), None, "the directory itself is for its reader to check");
+        std::fs::set_permissions(dir.path().join("a"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            lchown(dir.path().join("link"), Some(12_345), None).unwrap();
+            assert_eq!(above("link/c"), Some("link".into()));
+            lchown(dir.path().join("a/b"), Some(12_345), None).unwrap();
+            assert_eq!(above("a/b/c"), Some("a/b".into()));
+        }
+    }
+}
