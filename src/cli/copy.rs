@@ -16,6 +16,7 @@ use super::args::ImageArgs;
 use super::commands::{Stop, open, start};
 use super::exit::Failure;
 use super::export::told_incomplete;
+use super::preserve::PreserveArgs;
 use super::progress::{Progress, ProgressArgs};
 
 /// What is copied, and where to.
@@ -32,6 +33,9 @@ pub(super) struct CpArgs {
     /// or empty.
     #[arg(value_name = "DEST")]
     dest: PathBuf,
+
+    #[command(flatten)]
+    preserve: PreserveArgs,
 
     #[command(flatten)]
     progress: ProgressArgs,
@@ -64,7 +68,7 @@ async fn copy(args: &CpArgs) -> Result<(), Failure> {
     if attributes.is_some_and(|attributes| matches!(attributes.kind, Kind::Directory)) {
         let progress = Progress::start(&args.progress, None);
         let report =
-            export::write_tree(&namespace, path, &args.dest, &|bytes| progress.advance(bytes)).await?;
+            export::write_tree(&namespace, path, &args.dest, args.preserve.chosen(), &|bytes| progress.advance(bytes)).await?;
         drop(progress);
         if !args.progress.quiet {
             told_incomplete(&report);

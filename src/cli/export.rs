@@ -20,6 +20,7 @@ use super::args::{ImageArgs, PlatformChoice};
 use super::commands::{self, Stop, open, start, stdout_fd};
 use super::exit::Failure;
 use super::output::{printed, stdout};
+use super::preserve::{PreserveArgs, left_out};
 use super::progress::{Progress, ProgressArgs};
 
 /// What is written, how, and where.
@@ -64,6 +65,9 @@ pub(super) struct ExportArgs {
     /// The view that --format=tar and --format=dir write: merged, files, disk, layers or blobs. Default: merged.
     #[arg(long, value_name = "VIEW")]
     view: Option<String>,
+
+    #[command(flatten)]
+    preserve: PreserveArgs,
 
     #[command(flatten)]
     progress: ProgressArgs,
@@ -139,6 +143,9 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
             "an archive or a layout is whole; --format=tar, --format=dir and --format=erofs take them",
         )?;
     }
+    if args.preserve.is_given() && args.format != ExportFormat::Dir {
+        return Err(Failure::usage("--preserve is for --format=dir; archives hold everything that is recorded"));
+    }
     let of_archives = [
         ("--all-platforms", args.all_platforms),
         ("--skip-manifest-json", args.skip_manifest_json),
@@ -206,7 +213,7 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     let progress = Progress::start(&args.progress, None);
     let advance = |bytes| progress.advance(bytes);
     if args.format == ExportFormat::Dir {
-        let report = export::write_tree(&namespace, b"", &args.output, &advance).await?;
+        let report = export::write_tree(&namespace, b"", &args.output, args.preserve.chosen(), &advance).await?;
         drop(progress);
         if !args.progress.quiet {
             told_incomplete(&report);
@@ -328,8 +335,11 @@ pub(super) fn told_incomplete(report: &export::DirReport) {
     if report.unowned {
         say("the files are yours: only root may give them to the owners that are recorded");
     }
+    if let Some(line) = left_out(&report.withheld) {
+        say(&line);
+    }
     for (path, reason) in &report.told {
-        say(&format!("{}: {reason}", path.escape_debug()));
+        say(&format!("{path}: {reason}"));
     }
     let rest = report.incomplete.saturating_sub(report.told.len() as u64);
     if rest > 0 {
@@ -339,5 +349,5 @@ pub(super) fn told_incomplete(report: &export::DirReport) {
 
 fn say(message: &str) {
     // Whoever closed standard error wants to hear nothing.
-    std::io::stderr().write_all(format!("ocifs: {message}\n").as_bytes()).ok();
+    std::io::stderr().write_all(format!("ocifs: {}\n", crate::io::message(message)).as_bytes()).ok();
 }

@@ -28,6 +28,7 @@ mod notify;
 mod options;
 mod output;
 mod pages;
+mod preserve;
 mod progress;
 mod pull;
 mod record;
@@ -44,6 +45,7 @@ mod trust;
 mod verify;
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -78,7 +80,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
                 let lines: Vec<&str> = lines.lines().filter(|line| !line.trim().is_empty()).collect();
                 return Failure::usage(lines.join("; ")).report(style);
             }
-            let printed = error.print();
+            let printed = print_parsed(&error);
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
             return match printed {
                 Ok(()) => style.code(code),
@@ -90,6 +92,19 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     match run(cli, argv) {
         Ok(code) => code,
         Err(failure) => failure.report(style),
+    }
+}
+
+/// Prints what the parser answers: help, the version, or what is wrong. What was typed may come from elsewhere, by a script.
+fn print_parsed(error: &clap::Error) -> std::io::Result<()> {
+    let text = error.render().to_string();
+    let is_ours = !text.chars().any(|c| c != '\n' && crate::io::is_unprintable(c));
+    match error.use_stderr() && !is_ours {
+        false => error.print(),
+        true => {
+            let lines: Vec<_> = text.lines().map(crate::io::message).collect();
+            std::io::stderr().write_all(format!("{}\n", lines.join("\n")).as_bytes())
+        }
     }
 }
 

@@ -1,14 +1,19 @@
 //! A directory in the OCI image layout.
 //!
-//! Changes nothing in it but what it is asked to add, and writes through no link in it. The idea: a blob is written under a hidden
-//! name, hashed on its way, and named when it is whole; the index, by which others find it, comes last. Of several that write to one
-//! layout each waits its turn, file by file.
+//! Changes nothing in it but what it is asked to add, and writes through no link in it: its directories are held open, and all names
+//! are relative to them. A blob is written under a hidden name, hashed on its way, and named when it is whole; the index, by which
+//! others find it, comes last. Of several that write to one layout each waits its turn, file by file.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt as _;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, mkdirat, openat, statat};
+use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::image::{Archive, ArchiveMember};
@@ -17,6 +22,7 @@ use crate::oci::{Document, MAX_DOCUMENT, REF_NAME};
 
 use super::ExportError;
 use super::archive::{Advance, CHUNK, compare, hasher};
+use super::place::{Destination, LIST, failed};
 use super::replace::Replacement;
 
 /// Blobs that are written at once.
@@ -44,35 +50,43 @@ pub async fn write_layout(
     directory: &Path,
     advance: Advance<'_>,
 ) -> Result<LayoutReport, ExportError> {
+    let destination = Destination::find(directory)?;
+    // Before anything is written: a directory that is something else stays as it is.
+    if destination.found()?.is_some() {
+        present(&opened(&destination)?, directory)?;
+    }
+    let mut held = BTreeMap::from([(String::new(), made(&destination)?)]);
     let (mut blobs, mut documents) = (Vec::new(), Vec::new());
     for member in archive.members() {
+        let (above, name) = split(&member.name);
+        let Some(parent) = held.get(above) else { continue };
         let path = directory.join(&member.name);
         match (&member.bytes, &member.digest) {
-            (None, _) => {}
-            (Some(_), Some(_)) => blobs.push((member, path)),
-            (Some(bytes), None) => documents.push((member.name.as_str(), path, read_all(&**bytes).await?)),
+            (None, _) => {
+                let below = made(&Destination::in_directory(parent, name, &path)?)?;
+                held.insert(member.name.trim_end_matches('/').to_owned(), below);
+            }
+            (Some(_), Some(_)) => blobs.push((member, Place::of(parent, name, path)?)),
+            (Some(bytes), None) => {
+                let place = Place::of(parent, name, path)?;
+                documents.push((member.name.as_str(), place, read_all(&**bytes).await?));
+            }
         }
     }
-    // Before anything is written: a directory that is something else stays as it is.
-    present(directory)?;
-    make(directory)?;
-    for member in archive.members().iter().filter(|member| member.bytes.is_none()) {
-        make(&directory.join(&member.name))?;
-    }
-    // What was interrupted is a layout already, to which the next run adds; the index comes last: until it is there, nobody looks
+    // What was interrupted is a layout already, to which the next run adds; the index comes last: until it is there, no reader looks
     // for the blobs.
     documents.sort_by_key(|(name, ..)| *name == "index.json");
     let mut report = LayoutReport::default();
-    for (name, path, mut bytes) in documents {
+    for (name, place, mut bytes) in documents {
         if name == "index.json" {
             write_blobs(&blobs, &mut report, advance).await?;
         }
-        let file = Replacement::begin_in_turn(&path).await?;
-        // Only now nobody else adds to it.
+        let file = place.begin().await?;
+        // From here on no other run adds to it.
         if name == "index.json"
-            && let Some(before) = present(directory)?
+            && let Some(before) = present(&place.directory, directory)?
         {
-            bytes = joined(&before, &bytes, &path)?;
+            bytes = joined(&before, &bytes, &place.path)?;
         }
         file.write_at(&bytes, 0)?;
         file.commit()?;
@@ -81,13 +95,39 @@ pub async fn write_layout(
     Ok(report)
 }
 
+/// A file of a layout.
+struct Place {
+    directory: OwnedFd,
+    name: OsString,
+    /// For messages.
+    path: PathBuf,
+}
+
+impl Place {
+    fn of(parent: &OwnedFd, name: &OsStr, path: PathBuf) -> Result<Self, ExportError> {
+        let directory = parent.try_clone().map_err(ExportError::file(&path))?;
+        Ok(Self { directory, name: name.to_owned(), path })
+    }
+
+    async fn begin(&self) -> Result<Replacement, ExportError> {
+        Replacement::begin_in_turn(&self.directory, &self.name, &self.path).await
+    }
+}
+
+/// The directory of a member of a layout, and its name there.
+fn split(name: &str) -> (&str, &OsStr) {
+    let name = name.trim_end_matches('/');
+    let (above, name) = name.rsplit_once('/').unwrap_or(("", name));
+    (above, OsStr::new(name))
+}
+
 async fn write_blobs(
-    blobs: &[(&ArchiveMember, PathBuf)],
+    blobs: &[(&ArchiveMember, Place)],
     report: &mut LayoutReport,
     advance: Advance<'_>,
 ) -> Result<(), ExportError> {
-    let writes = blobs.iter().map(|(member, path)| -> BoxFuture<'_, Result<bool, ExportError>> {
-        Box::pin(blob(member, path, advance))
+    let writes = blobs.iter().map(|(member, place)| -> BoxFuture<'_, Result<bool, ExportError>> {
+        Box::pin(blob(member, place, advance))
     });
     let mut writes = futures_util::stream::iter(writes).buffer_unordered(PARALLEL);
     while let Some(written) = writes.next().await {
@@ -99,57 +139,76 @@ async fn write_blobs(
     Ok(())
 }
 
-/// The index of a layout that is there; `None` when there is nothing.
-fn present(directory: &Path) -> Result<Option<Vec<u8>>, ExportError> {
-    let mut entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        entries => entries.map_err(ExportError::file(directory))?,
-    };
+/// The index of the layout in a directory; `None` where the directory is empty.
+fn present(directory: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, ExportError> {
+    let mut entries = Dir::read_from(directory).map_err(failed(path))?;
     // What was begun and is not a layout yet has nothing else.
-    if entries.all(|entry| entry.is_ok_and(|entry| BEGUN.iter().any(|name| entry.file_name() == *name))) {
+    let is_begun = |name: &[u8]| matches!(name, b"." | b"..") || BEGUN.iter().any(|begun| name == begun.as_bytes());
+    if entries.all(|entry| entry.is_ok_and(|entry| is_begun(entry.file_name().to_bytes()))) {
         return Ok(None);
     }
-    if !directory.join("oci-layout").is_file() {
-        return Err(ExportError::place(directory, "is neither empty nor an OCI image layout"));
+    let marker = statat(directory, "oci-layout", AtFlags::SYMLINK_NOFOLLOW);
+    if !marker.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile) {
+        return Err(ExportError::place(path, "is neither empty nor an OCI image layout"));
     }
-    let path = directory.join("index.json");
+    let index = path.join("index.json");
     let mut bytes = Vec::new();
-    match File::open(&path) {
+    match read_at(directory, OsStr::new("index.json"), &index)? {
         // What was interrupted before its index was there is written anew.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file
-            .and_then(|file| file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes))
-            .map_err(ExportError::file(&path))?,
+        None => return Ok(None),
+        Some(file) => {
+            file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(ExportError::file(&index))?
+        }
     };
     match Document::parse(&bytes, None) {
         Ok(Document::Index(_)) => Ok(Some(bytes)),
-        _ => Err(ExportError::place(&path, "is no index that can be added to")),
+        _ => Err(ExportError::place(&index, "is no index that can be added to")),
     }
 }
 
-/// A directory that is there and is no link to another place.
-fn make(directory: &Path) -> Result<(), ExportError> {
-    match fs::create_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        made => return made.map_err(ExportError::file(directory)),
+/// A directory, made unless it is there, and no link to another place.
+fn made(destination: &Destination) -> Result<OwnedFd, ExportError> {
+    if let Some(name) = destination.name() {
+        match mkdirat(destination.directory(), name, Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(destination.failed()(errno)),
+        }
     }
-    // With a slash at its end a link would be followed.
-    let plain: PathBuf = directory.components().collect();
-    let found = fs::symlink_metadata(&plain).map_err(ExportError::file(directory))?;
-    if found.is_dir() { Ok(()) } else { Err(ExportError::place(&plain, "is no directory")) }
+    opened(destination)
+}
+
+fn opened(destination: &Destination) -> Result<OwnedFd, ExportError> {
+    let name = destination.name().unwrap_or(OsStr::new("."));
+    match openat(destination.directory(), name, LIST, Mode::empty()) {
+        Err(Errno::NOTDIR | Errno::LOOP) => Err(ExportError::place(destination.path(), "is no directory")),
+        opened => opened.map_err(destination.failed()),
+    }
+}
+
+/// A regular file in a held directory; `None` when there is none of this name.
+fn read_at(directory: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<File>, ExportError> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(directory, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        opened => File::from(opened.map_err(failed(path))?),
+    };
+    match file.metadata().map_err(ExportError::file(path))?.is_file() {
+        true => Ok(Some(file)),
+        false => Err(ExportError::place(path, "is no file")),
+    }
 }
 
 /// Writes a blob unless it is there; whether it was written.
-async fn blob(member: &ArchiveMember, path: &Path, advance: Advance<'_>) -> Result<bool, ExportError> {
+async fn blob(member: &ArchiveMember, place: &Place, advance: Advance<'_>) -> Result<bool, ExportError> {
     let Some(bytes) = &member.bytes else { return Ok(false) };
     let size = bytes.size();
-    if is_there(member, path)? {
+    if is_there(member, place)? {
         advance(size);
         return Ok(false);
     }
-    let file = Replacement::begin_in_turn(path).await?;
-    // Whoever was waited for may have written it.
-    if is_there(member, path)? {
+    let file = place.begin().await?;
+    // The run that was waited for may have written it.
+    if is_there(member, place)? {
         advance(size);
         return Ok(false);
     }
@@ -167,12 +226,16 @@ async fn blob(member: &ArchiveMember, path: &Path, advance: Advance<'_>) -> Resu
 }
 
 /// Whether a file has the bytes of a blob.
-fn is_there(member: &ArchiveMember, path: &Path) -> Result<bool, ExportError> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.is_file() && found.len() == member.size() => {}
+fn is_there(member: &ArchiveMember, place: &Place) -> Result<bool, ExportError> {
+    let path = &place.path;
+    match statat(&place.directory, &place.name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile => {}
         _ => return Ok(false),
     }
-    let mut file = File::open(path).map_err(ExportError::file(path))?;
+    let Some(mut file) = read_at(&place.directory, &place.name, path)? else { return Ok(false) };
+    if file.metadata().map_err(ExportError::file(path))?.len() != member.size() {
+        return Ok(false);
+    }
     let mut hash = hasher(member)?;
     let mut chunk = vec![0; CHUNK as usize];
     loop {
@@ -232,11 +295,14 @@ mod tests {
     #[test]
     fn a_directory_that_is_something_else_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(present(&dir.path().join("new")).unwrap(), None);
-        assert_eq!(present(dir.path()).unwrap(), None);
-        fs::write(dir.path().join("thesis.txt"), b"years").unwrap();
-        assert!(present(dir.path()).unwrap_err().to_string().contains("neither empty nor"));
+        let found = |path: &Path| Destination::find(path).unwrap();
+        let present = || super::present(&opened(&found(dir.path())).unwrap(), dir.path());
+        assert_eq!(present().unwrap(), None);
+        std::fs::write(dir.path().join("thesis.txt"), b"years").unwrap();
+        assert!(present().unwrap_err().to_string().contains("neither empty nor"));
+        let top = made(&found(dir.path())).unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("blobs")).unwrap();
-        assert!(make(&dir.path().join("blobs/")).is_err());
+        let blobs = Destination::in_directory(&top, OsStr::new("blobs"), Path::new("blobs")).unwrap();
+        assert!(made(&blobs).unwrap_err().to_string().contains("is no directory"));
     }
 }

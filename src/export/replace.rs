@@ -1,23 +1,28 @@
 //! A file that appears under its name when it is whole, and not before.
 //!
-//! Never leaves a part behind when it is dropped, and never takes over a part that another user could have planted. The idea: the
-//! bytes go to a hidden file beside it, which takes the name at the end; what a killed run left there is used again by the next one,
-//! and a lock keeps two from writing to it at a time. What this process has open already, as its standard output, is written to where
-//! it stands.
+//! Never leaves a part behind when it is dropped, and never takes over a part that another user could have planted. The bytes go to a
+//! hidden file beside it, which takes the name at the end, both relative to a directory that is held open; what a killed run left
+//! there is used again by the next one, and a lock keeps two from writing to it at a time. What this process has open already, as its
+//! standard output, is written to where it stands.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock, open};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, fchmod, flock, openat, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
+use crate::owner::FileOwner;
+
 use super::ExportError;
+use super::place::{Destination, is_planted};
 
 /// How often a file is opened anew that somebody took away meanwhile.
 const ROUNDS: usize = 8;
@@ -31,72 +36,113 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// A file that is being written.
 pub struct Replacement {
     file: File,
+    /// As it was given, for messages.
     target: PathBuf,
     /// Where its bytes are until it is whole; `None` where they go to the target itself.
-    part: Option<PathBuf>,
+    part: Option<HiddenPart>,
     /// The rights that it gets together with its name.
     mode: u32,
 }
 
+/// The hidden file of a target, in the directory of both.
+struct HiddenPart {
+    directory: OwnedFd,
+    name: OsString,
+    target: OsString,
+}
+
 impl Replacement {
     /// Begins to write what is to be called `path`. A device or a pipe is written to as it is, and so is what is open already, as
-    /// `/dev/stdout` or `/dev/fd/5`. A link stays, and what it leads to is replaced.
+    /// `/dev/stdout` or `/dev/fd/5`. A link stays, and what it leads to is replaced, unless a stranger made it.
     pub fn begin(path: &Path) -> Result<Self, ExportError> {
-        let descriptor = Descriptor::at(path);
-        // What a descriptor leads to may have no name, or one of another file by now.
-        let target = match std::fs::canonicalize(path) {
-            _ if descriptor.is_some() => path.to_owned(),
-            Ok(target) => target,
-            Err(_) if path.is_symlink() => {
+        if let Some(descriptor) = Descriptor::at(path) {
+            return Self::open(path, &descriptor);
+        }
+        let destination = Destination::find(path)?;
+        let found = destination.found()?;
+        match (&found, destination.name()) {
+            (_, None) => return Err(ExportError::place(path, "is a directory")),
+            (None, _) if destination.is_linked() => {
                 return Err(ExportError::place(path, "is a link that leads to no file"));
             }
-            Err(_) => path.to_owned(),
-        };
-        let file = match (std::fs::metadata(&target), &descriptor) {
-            (Ok(found), _) if found.is_dir() => return Err(ExportError::place(path, "is a directory")),
-            // Opened anew it would begin at its start, and leave behind what is longer there.
-            (Ok(found), Some(descriptor)) if found.is_file() => descriptor.duplicate().map(File::from),
-            (Ok(found), _) if !found.is_file() => File::options().write(true).open(&target),
-            (Err(error), Some(_)) => Err(error),
-            _ => {
-                let begun = Self::take(&target)?;
-                return begun.ok_or_else(|| ExportError::place(path, "is being written by another process"));
+            _ => {}
+        }
+        match found.map(|found| (FileType::from_raw_mode(found.st_mode), found)) {
+            None | Some((FileType::RegularFile, _)) => {
+                let begun = Self::take(destination)?;
+                begun.ok_or_else(|| ExportError::place(path, "is being written by another process"))
             }
-        };
-        let file = file.map_err(ExportError::file(path))?;
-        Ok(Self { file, target, part: None, mode: 0 })
+            Some((FileType::Directory, _)) => Err(ExportError::place(path, "is a directory")),
+            Some((FileType::Symlink, _)) => Err(ExportError::place(path, "became a link meanwhile")),
+            Some((_, found)) if is_planted(&found, destination.directory()) => {
+                let reason = format!("is a pipe or a device of user {}, and is not written to", found.st_uid);
+                Err(ExportError::place(path, reason))
+            }
+            Some(_) => {
+                let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let name = destination.name().unwrap_or_default();
+                let opened = openat(destination.directory(), name, flags, Mode::empty());
+                let file = File::from(opened.map_err(destination.failed())?);
+                if file.metadata().map_err(ExportError::file(path))?.is_file() {
+                    return Err(ExportError::place(path, "became a file meanwhile"));
+                }
+                Ok(Self { file, target: path.to_owned(), part: None, mode: 0 })
+            }
+        }
     }
 
-    /// Begins to write what is to be called `path` itself: whatever has this name, be it a link, is replaced. Whoever writes it
-    /// already is waited for.
-    pub(super) async fn begin_in_turn(path: &Path) -> Result<Self, ExportError> {
+    /// Begins to write to what is open already, and may have no name, or one of another file by now.
+    fn open(path: &Path, descriptor: &Descriptor) -> Result<Self, ExportError> {
+        let file = match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => return Err(ExportError::place(path, "is a directory")),
+            // Opened anew it would begin at its start, and leave behind what is longer there.
+            Ok(found) if found.is_file() => descriptor.duplicate().map(File::from),
+            Ok(_) => File::options().write(true).open(path),
+            Err(error) => Err(error),
+        };
+        let file = file.map_err(ExportError::file(path))?;
+        Ok(Self { file, target: path.to_owned(), part: None, mode: 0 })
+    }
+
+    /// Begins to write what is to be called `name` in `directory`: whatever has this name, be it a link, is replaced. Another writer of
+    /// the same name is waited for.
+    pub(super) async fn begin_in_turn(
+        directory: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+    ) -> Result<Self, ExportError> {
         loop {
-            if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+            let destination = Destination::in_directory(directory, name, path)?;
+            let found = destination.found()?;
+            if found.is_some_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory) {
                 return Err(ExportError::place(path, "is a directory"));
             }
-            if let Some(begun) = Self::take(path)? {
+            if let Some(begun) = Self::take(destination)? {
                 return Ok(begun);
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Takes the hidden file of `target`; `None` when another process of this user has it.
-    fn take(target: &Path) -> Result<Option<Self>, ExportError> {
-        let Some(name) = target.file_name() else {
-            return Err(ExportError::place(target, "is no name of a file"));
+    /// Takes the hidden file of a target; `None` when another process of this user has it.
+    fn take(destination: Destination) -> Result<Option<Self>, ExportError> {
+        let target = destination.path().to_owned();
+        let Some(name) = destination.name().map(OsStr::to_owned) else {
+            return Err(ExportError::place(&target, "is no name of a file"));
         };
         let mut hidden = OsString::from(".");
-        hidden.push(name);
+        hidden.push(&name);
         hidden.push(".ocifs-part");
-        let part = target.with_file_name(hidden);
-        let failed = |errno: Errno| ExportError::file(&part)(errno.into());
+        let shown = target.with_file_name(&hidden);
+        let failed = |errno: Errno| ExportError::file(&shown)(errno.into());
+        let directory = destination.directory();
         for _ in 0..ROUNDS {
             let plain = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
             let private = Mode::from_raw_mode(0o600);
-            let (opened, is_new) = match open(&part, plain | OFlags::CREATE | OFlags::EXCL, private) {
+            let made = openat(directory, &hidden, plain | OFlags::CREATE | OFlags::EXCL, private);
+            let (opened, is_new) = match made {
                 Err(errno) if errno.kind() == ErrorKind::AlreadyExists => {
-                    (open(&part, plain, Mode::empty()), false)
+                    (openat(directory, &hidden, plain, Mode::empty()), false)
                 }
                 made => (made, true),
             };
@@ -106,36 +152,33 @@ impl Replacement {
                 Err(errno) if is_new => return Err(failed(errno)),
                 // A link, or what we may not open: nothing of ours.
                 Err(_) => {
-                    clear(&part)?;
+                    clear(directory, &hidden, &shown)?;
                     continue;
                 }
             };
-            let found = file.metadata().map_err(ExportError::file(&part))?;
+            let found = file.metadata().map_err(ExportError::file(&shown))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) if is_new || is_ours(&found) => return Ok(None),
                 Err(Errno::WOULDBLOCK) => {
-                    return Err(ExportError::place(target, "is being written by another user"));
+                    return Err(ExportError::place(&target, "is being written by another user"));
                 }
                 Err(errno) => return Err(failed(errno)),
             }
-            // Whoever had the lock before may have renamed or removed the file since it was opened here.
-            let is_there = std::fs::symlink_metadata(&part)
-                .is_ok_and(|now| now.ino() == found.ino() && now.dev() == found.dev());
+            // The process that had the lock before may have renamed or removed the file since it was opened here.
+            let is_there = statat(directory, &hidden, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|now| now.st_ino == found.ino() && now.st_dev == found.dev());
             if !is_there {
                 continue;
             }
-            if !is_new && !is_ours(&file.metadata().map_err(ExportError::file(&part))?) {
-                clear(&part)?;
+            if !is_new && !is_ours(&file.metadata().map_err(ExportError::file(&shown))?) {
+                clear(directory, &hidden, &shown)?;
                 continue;
             }
-            file.set_len(0).map_err(ExportError::file(&part))?;
-            return Ok(Some(Self {
-                file,
-                target: target.to_owned(),
-                part: Some(part),
-                mode: 0o666 & !mask(),
-            }));
+            file.set_len(0).map_err(ExportError::file(&shown))?;
+            let directory = destination.into_directory();
+            let part = HiddenPart { directory, name: hidden, target: name };
+            return Ok(Some(Self { file, target, part: Some(part), mode: 0o666 & !mask() }));
         }
         Ok(None)
     }
@@ -170,7 +213,8 @@ impl Replacement {
                 }
                 changed => changed.map_err(|errno| ExportError::file(&self.target)(errno.into()))?,
             }
-            std::fs::rename(part, &self.target).map_err(ExportError::file(&self.target))?;
+            renameat(&part.directory, &part.name, &part.directory, &part.target)
+                .map_err(|errno| ExportError::file(&self.target)(errno.into()))?;
         }
         self.part = None;
         Ok(())
@@ -180,9 +224,9 @@ impl Replacement {
 impl Drop for Replacement {
     fn drop(&mut self) {
         if let Some(part) = &self.part
-            && let Err(error) = std::fs::remove_file(part)
+            && let Err(errno) = unlinkat(&part.directory, &part.name, AtFlags::empty())
         {
-            tracing::warn!(part = %part.display(), %error, "an unfinished file stays");
+            tracing::warn!(target = %self.target.display(), part = %part.name.display(), %errno, "an unfinished file stays");
         }
     }
 }
@@ -194,9 +238,9 @@ fn is_ours(found: &Metadata) -> bool {
 }
 
 /// Takes away a name of a hidden file that is not of ours.
-fn clear(part: &Path) -> Result<(), ExportError> {
-    match std::fs::remove_file(part) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(ExportError::file(part)(error)),
+fn clear(directory: BorrowedFd<'_>, part: &OsStr, shown: &Path) -> Result<(), ExportError> {
+    match unlinkat(directory, part, AtFlags::empty()) {
+        Err(errno) if errno != Errno::NOENT => Err(ExportError::file(shown)(errno.into())),
         _ => Ok(()),
     }
 }
@@ -239,6 +283,10 @@ impl Descriptor {
                     false => Pid::from_raw(process)?,
                 };
                 return Some(Self { process, number });
+            }
+            let (link, above) = (std::fs::symlink_metadata(&here).ok()?, std::fs::metadata(&parent).ok()?);
+            if !FileOwner::from(&link).may_be_followed(FileOwner::from(&above)) {
+                return None;
             }
             path = parent.join(std::fs::read_link(&here).ok()?);
         }
@@ -315,6 +363,28 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
         assert!(Replacement::begin(&dangling).err().unwrap().to_string().contains("leads to no file"));
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_planted_link_is_not_written_through_and_a_planted_pipe_not_written_to() {
+        use std::os::unix::fs::{PermissionsExt as _, lchown};
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (shared, victim) = (dir.path().join("shared"), dir.path().join("victim"));
+        std::fs::create_dir(&shared).unwrap();
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        std::fs::write(&victim, b"mine").unwrap();
+        let (link, pipe) = (shared.join("out"), shared.join("pipe"));
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&link, &pipe] {
+            lchown(path, Some(12_345), Some(12_345)).unwrap();
+            let error = Replacement::begin(path).err().unwrap().to_string();
+            assert!(error.contains("of user 12345"), "{error}");
+        }
+        assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
     }
 
     #[test]

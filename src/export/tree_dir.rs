@@ -1,20 +1,20 @@
 //! A tree of a mount as files of this machine.
 //!
-//! Never writes outside of the directory, follows no link, and takes over nothing that was there. The idea: the directory is new or
-//! empty, every name is made by a call that fails if there is one, relative to a directory that was made here and is held open; what
-//! only root may do is done by root, and told to everybody else.
+//! Never writes outside of the directory, follows no link, and takes over nothing that was there. Every name is made by a call that
+//! fails if there is one, relative to a directory that was made here and that no other user can enter before its content is whole. Only
+//! root gives files their owners; what has power on the machine is written when it is asked for.
 
-use std::ffi::OsStr;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown,
-    futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, open, openat, symlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmod, chownat, fchmod,
+    fchown, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -24,9 +24,15 @@ use crate::view::{Attributes, Namespace, NodeId};
 
 use super::archive::{AHEAD, Advance};
 use super::copy::{Target, fill};
+use super::place::LIST;
+use super::preserve::{Preserve, Withheld};
+use super::private_tree::PrivateTree;
 use super::tree_tar::opened;
 use super::walk::{Step, Walk};
 use super::{ExportError, compared};
+
+/// Directories that are held open: those near the last name.
+const MAX_HELD: usize = 32;
 
 /// Names of which a report tells why they are not as recorded.
 const TOLD: usize = 16;
@@ -38,6 +44,8 @@ pub struct DirReport {
     pub names: u64,
     /// Whether owners were left out, because only root may set them.
     pub unowned: bool,
+    /// What was left out, because it was not asked for.
+    pub withheld: Withheld,
     /// How many names are missing or incomplete.
     pub incomplete: u64,
     /// The first of them, and why.
@@ -57,9 +65,10 @@ impl DirReport {
 struct Writer<'a> {
     namespace: &'a Namespace,
     directory: &'a Path,
-    made: Made<'a>,
-    /// The directories on the way down: their paths, and they themselves.
-    above: Vec<(Vec<u8>, OwnedFd)>,
+    tree: PrivateTree,
+    preserve: Preserve,
+    /// Directories by their paths, the last one used last.
+    held: VecDeque<(Vec<u8>, Arc<OwnedFd>)>,
     is_root: bool,
     report: DirReport,
 }
@@ -78,30 +87,31 @@ pub async fn write_tree(
     namespace: &Namespace,
     path: &[u8],
     directory: &Path,
+    preserve: Preserve,
     advance: Advance<'_>,
 ) -> Result<DirReport, ExportError> {
     let start = namespace.resolve(path).await?;
     // Looked at before anything is made: what is no directory has nothing below it.
     let mut walk = Walk::below(namespace, start).await?;
-    let made = Made::at(directory)?;
-    let is_new = made.is_new;
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let top =
-        open(directory, flags, Mode::empty()).map_err(|errno| ExportError::file(directory)(errno.into()))?;
     let mut writer = Writer {
         namespace,
         directory,
-        made,
-        above: vec![(Vec::new(), top)],
+        tree: PrivateTree::make(directory)?,
+        preserve,
+        held: VecDeque::new(),
         is_root: nix::unistd::geteuid().is_root(),
         report: DirReport::default(),
     };
     let mut files: FuturesUnordered<BoxFuture<'_, Result<Done, ExportError>>> = FuturesUnordered::new();
     let mut directories: Vec<(Vec<u8>, NodeId, Attributes)> = Vec::new();
+    let mut others: Vec<Vec<u8>> = Vec::new();
     while let Some(step) = walk.next().await? {
         writer.report.names += 1;
-        if matches!(step.attributes.kind, Kind::Directory | Kind::Graft(_)) {
-            directories.push((step.path.clone(), step.node, step.attributes));
+        let is_directory = matches!(step.attributes.kind, Kind::Directory | Kind::Graft(_));
+        match is_directory {
+            true => directories.push((step.path.clone(), step.node, step.attributes)),
+            false if !step.path.contains(&b'/') => others.push(step.path.clone()),
+            false => {}
         }
         if let Some(file) = writer.make(&step)? {
             files.push(Box::pin(copy(namespace, directory, file, step, advance)));
@@ -115,18 +125,32 @@ pub async fn write_tree(
     while let Some(done) = files.next().await {
         writer.finish(done?)?;
     }
+    drop(files);
+    compared(namespace).await?;
     // From the innermost out: whatever is made in a directory changes its time, and it may not be ours to write then.
     for (path, node, attributes) in directories.iter().rev() {
-        writer.finish_directory(path, *node, attributes)?;
+        let opened = writer.open_directory(path)?;
+        // Before it gets a mode with which it cannot be moved any more.
+        if !path.contains(&b'/') {
+            writer.tree.publish(path)?;
+        }
+        writer.finish_open(&opened.into(), path, *node, attributes)?;
     }
-    if is_new && let Some(attributes) = namespace.attributes(start) {
-        writer.finish_directory(b"", start, &attributes)?;
+    for path in &others {
+        if writer.was_made(path) {
+            writer.tree.publish(path)?;
+        }
     }
-    compared(namespace).await?;
-    let Writer { made, mut report, is_root, .. } = writer;
-    report.unowned = !is_root;
-    made.keep();
-    Ok(report)
+    // From here on others may enter, and nothing is removed any more.
+    writer.tree.keep();
+    if writer.tree.is_new()
+        && let Some(attributes) = namespace.attributes(start)
+    {
+        let top = openat(writer.tree.top(), ".", LIST, Mode::empty()).map_err(writer.failed(b""))?;
+        writer.finish_open(&top.into(), b"", start, &attributes)?;
+    }
+    writer.report.unowned = !writer.is_root;
+    Ok(writer.report)
 }
 
 async fn copy(
@@ -148,55 +172,87 @@ impl Writer<'_> {
         move |errno| ExportError::file(&path)(errno.into())
     }
 
+    /// Whether a name of the top was made, and not left out.
+    fn was_made(&self, name: &[u8]) -> bool {
+        rustix::fs::statat(self.tree.top(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// A directory of the tree, by a walk from the top that follows no link.
+    fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, ExportError> {
+        let failed = |errno| self.failed(path)(errno);
+        let mut here = openat(self.tree.top(), ".", LIST, Mode::empty()).map_err(failed)?;
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            here = openat(&here, name, LIST, Mode::empty()).map_err(failed)?;
+        }
+        Ok(here)
+    }
+
+    /// The same, held for the next name.
+    fn directory(&mut self, path: &[u8]) -> Result<Arc<OwnedFd>, ExportError> {
+        if let Some((_, held)) = self.held.iter().rev().find(|(held, _)| held == path) {
+            return Ok(held.clone());
+        }
+        let opened = self.open_directory(path)?;
+        Ok(self.hold(path, opened))
+    }
+
+    fn hold(&mut self, path: &[u8], directory: OwnedFd) -> Arc<OwnedFd> {
+        if self.held.len() >= MAX_HELD {
+            self.held.pop_front();
+        }
+        let directory = Arc::new(directory);
+        self.held.push_back((path.to_vec(), directory.clone()));
+        directory
+    }
+
     /// Makes one name; a file is given back to be filled.
     fn make(&mut self, step: &Step) -> Result<Option<File>, ExportError> {
-        let cut = step.path.iter().rposition(|byte| *byte == b'/');
-        let (parent, name) = match cut {
-            Some(slash) => (&step.path[..slash], &step.path[slash + 1..]),
-            None => (&b""[..], &step.path[..]),
-        };
-        // The walk comes back to a directory only after all that is below it.
-        while self.above.last().is_some_and(|(path, _)| path != parent) && self.above.len() > 1 {
-            self.above.pop();
-        }
+        let (parent, name) = parted(&step.path);
         let failed = self.failed(&step.path);
-        let Some((_, directory)) = self.above.last() else { return Ok(None) };
+        let directory = self.directory(parent)?;
         if let Some(before) = &step.before {
-            let (_, top) = &self.above[0];
-            match linkat(top, &before[..], directory, name, AtFlags::empty()) {
-                // Another name of a device that could not be made.
+            let (parent, before) = parted(before);
+            let first = self.directory(parent)?;
+            match linkat(&first, before, &directory, name, AtFlags::empty()) {
+                // Another name of a device that was not made.
+                Err(Errno::NOENT) if !self.preserve.makes(step.attributes.kind) => {
+                    self.report.withheld.devices += 1;
+                }
                 Err(errno @ Errno::NOENT) if self.report.incomplete > 0 => {
                     self.report.note(&step.path, "the link is missing", errno);
                 }
                 linked => {
                     linked.map_err(failed)?;
-                    self.made.remember(&step.path);
+                    self.tree.remember(&step.path);
                 }
             }
             return Ok(None);
         }
+        if !self.preserve.makes(step.attributes.kind) {
+            self.report.withheld.devices += 1;
+            return Ok(None);
+        }
         match step.attributes.kind {
             Kind::Directory | Kind::Graft(_) => {
-                // Nobody else looks into it before it is as recorded.
-                mkdirat(directory, name, Mode::from_raw_mode(0o700)).map_err(failed)?;
-                self.made.remember(&step.path);
-                let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+                // No other user looks into it before it is as recorded.
+                mkdirat(&directory, name, Mode::from_raw_mode(0o700)).map_err(failed)?;
+                self.tree.remember(&step.path);
                 let failed = self.failed(&step.path);
-                let opened = openat(directory, name, flags, Mode::empty()).map_err(failed)?;
-                self.above.push((step.path.clone(), opened));
+                let opened = openat(&directory, name, LIST, Mode::empty()).map_err(failed)?;
+                self.hold(&step.path, opened);
             }
             Kind::File => {
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = openat(directory, name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
-                self.made.remember(&step.path);
+                let file = openat(&directory, name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
+                self.tree.remember(&step.path);
                 return Ok(Some(file.into()));
             }
             Kind::Symlink => {
                 let target = self.namespace.link(step.node).unwrap_or_default();
-                symlinkat(target, directory, name).map_err(failed)?;
-                self.made.remember(&step.path);
-                self.finish_special(step, name)?;
+                symlinkat(target, &directory, name).map_err(failed)?;
+                self.tree.remember(&step.path);
+                self.finish_special(step, &directory, name)?;
             }
             Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
                 let kind = match step.attributes.kind {
@@ -206,15 +262,15 @@ impl Writer<'_> {
                 };
                 let mode = Mode::from_raw_mode(u32::from(step.attributes.mode));
                 let device = makedev(step.attributes.rdev.major, step.attributes.rdev.minor);
-                match mknodat(directory, name, kind, mode, device) {
+                match mknodat(&directory, name, kind, mode, device) {
                     // Only root makes devices, and not everywhere.
                     Err(errno @ (Errno::PERM | Errno::ACCESS)) if kind != FileType::Fifo => {
                         self.report.note(&step.path, "the device is missing", errno);
                     }
                     made => {
                         made.map_err(failed)?;
-                        self.made.remember(&step.path);
-                        self.finish_special(step, name)?;
+                        self.tree.remember(&step.path);
+                        self.finish_special(step, &directory, name)?;
                     }
                 }
             }
@@ -223,48 +279,46 @@ impl Writer<'_> {
     }
 
     /// Owner, time and attributes of what cannot be opened.
-    fn finish_special(&mut self, step: &Step, name: &[u8]) -> Result<(), ExportError> {
-        let Some((_, directory)) = self.above.last() else { return Ok(()) };
+    fn finish_special(&mut self, step: &Step, directory: &OwnedFd, name: &[u8]) -> Result<(), ExportError> {
         let attributes = &step.attributes;
         if self.is_root {
             let (uid, gid) = owner(attributes);
             let changed = chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
             changed.map_err(self.failed(&step.path))?;
             if !matches!(attributes.kind, Kind::Symlink) {
-                // The owner is set first, which takes bits of the mode away. Nothing but us writes here, so that this is no link.
+                // The owner is set first, which takes bits of the mode away. What is held is no link.
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let held =
+                    openat(directory, name, flags, Mode::empty()).map_err(self.failed(&step.path))?;
                 let mode = Mode::from_raw_mode(u32::from(attributes.mode));
-                let changed = rustix::fs::chmodat(directory, name, mode, AtFlags::empty());
+                let changed = chmod(format!("/proc/self/fd/{}", held.as_raw_fd()), mode);
                 changed.map_err(self.failed(&step.path))?;
             }
         }
-        let attrs: Vec<_> =
-            self.namespace.xattrs(step.node).map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
         let path = [format!("/proc/self/fd/{}/", directory.as_fd().as_raw_fd()).as_bytes(), name].concat();
-        for (key, value) in attrs {
+        for (key, value) in self.attributes(step.node) {
             if let Err(errno) = lsetxattr(&path[..], &key[..], &value, XattrFlags::empty()) {
                 self.report.note(&step.path, &String::from_utf8_lossy(&key), errno);
             }
         }
-        let Some((_, directory)) = self.above.last() else { return Ok(()) };
         let changed = utimensat(directory, name, &times(attributes), AtFlags::SYMLINK_NOFOLLOW);
         changed.map_err(self.failed(&step.path))
     }
 
-    fn finish(&mut self, done: Done) -> Result<(), ExportError> {
-        self.finish_open(&done.file, &done.path, done.node, &done.attributes)
+    /// The extended attributes that are set; the others are counted.
+    fn attributes(&mut self, node: NodeId) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut set = Vec::new();
+        for (key, value) in self.namespace.xattrs(node) {
+            match self.preserve.sets(key) {
+                true => set.push((key.to_vec(), value.to_vec())),
+                false => self.report.withheld.note_attribute(key),
+            }
+        }
+        set
     }
 
-    fn finish_directory(
-        &mut self,
-        path: &[u8],
-        node: NodeId,
-        attributes: &Attributes,
-    ) -> Result<(), ExportError> {
-        let (_, top) = &self.above[0];
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-        let here: &[u8] = if path.is_empty() { b"." } else { path };
-        let opened = openat(top, here, flags, Mode::empty()).map_err(self.failed(path))?;
-        self.finish_open(&opened.into(), path, node, attributes)
+    fn finish(&mut self, done: Done) -> Result<(), ExportError> {
+        self.finish_open(&done.file, &done.path, done.node, &done.attributes)
     }
 
     /// Owner, mode, attributes and time, in this order: each takes something of the next away.
@@ -279,13 +333,25 @@ impl Writer<'_> {
             let (uid, gid) = owner(attributes);
             fchown(file, uid, gid).map_err(self.failed(path))?;
         }
-        for (key, value) in self.namespace.xattrs(node) {
-            if let Err(errno) = rustix::fs::fsetxattr(file, key, value, XattrFlags::empty()) {
-                self.report.note(path, &String::from_utf8_lossy(key), errno);
+        for (key, value) in self.attributes(node) {
+            if let Err(errno) = rustix::fs::fsetxattr(file, &key[..], &value, XattrFlags::empty()) {
+                self.report.note(path, &String::from_utf8_lossy(&key), errno);
             }
         }
-        fchmod(file, Mode::from_raw_mode(u32::from(attributes.mode))).map_err(self.failed(path))?;
+        let mode = self.preserve.mode(attributes);
+        if mode != attributes.mode {
+            self.report.withheld.set_id += 1;
+        }
+        fchmod(file, Mode::from_raw_mode(u32::from(mode))).map_err(self.failed(path))?;
         futimens(file, &times(attributes)).map_err(self.failed(path))
+    }
+}
+
+/// The path of the directory of a name, and the name.
+fn parted(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
     }
 }
 
@@ -296,106 +362,4 @@ fn owner(attributes: &Attributes) -> (Option<Uid>, Option<Gid>) {
 fn times(attributes: &Attributes) -> Timestamps {
     let time = Timespec { tv_sec: attributes.mtime.secs, tv_nsec: i64::from(attributes.mtime.nanos) };
     Timestamps { last_access: time, last_modification: time }
-}
-
-/// The directory that is written to. When it is dropped, what was made in it is removed again, and nothing else.
-struct Made<'a> {
-    directory: &'a Path,
-    is_new: bool,
-    kept: bool,
-    /// What was made in the directory itself.
-    names: Vec<Vec<u8>>,
-}
-
-impl<'a> Made<'a> {
-    fn at(directory: &'a Path) -> Result<Self, ExportError> {
-        let made = |is_new| Self { directory, is_new, kept: false, names: Vec::new() };
-        match std::fs::create_dir(directory) {
-            Ok(()) => return Ok(made(true)),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(ExportError::file(directory)(error)),
-        }
-        let found = std::fs::metadata(directory).map_err(ExportError::file(directory))?;
-        if !found.is_dir() {
-            return Err(ExportError::place(directory, "is no directory"));
-        }
-        let mut entries = std::fs::read_dir(directory).map_err(ExportError::file(directory))?;
-        match entries.next() {
-            None => Ok(made(false)),
-            Some(_) => Err(ExportError::place(directory, "is not empty")),
-        }
-    }
-
-    /// Takes note of a name that was made; what is below another goes with it.
-    fn remember(&mut self, path: &[u8]) {
-        if !path.contains(&b'/') {
-            self.names.push(path.to_vec());
-        }
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-
-    fn clear(&self) -> std::io::Result<()> {
-        for name in &self.names {
-            let path = self.directory.join(OsStr::from_bytes(name));
-            let removed = std::fs::symlink_metadata(&path).and_then(|found| match found.is_dir() {
-                true => std::fs::remove_dir_all(&path),
-                false => std::fs::remove_file(&path),
-            });
-            match removed {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        // Somebody else's files keep it.
-        if self.is_new { std::fs::remove_dir(self.directory) } else { Ok(()) }
-    }
-}
-
-impl Drop for Made<'_> {
-    fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = self.clear()
-        {
-            tracing::warn!(directory = %self.directory.display(), %error, "what was written before the error stays");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_given_up_takes_only_what_was_made_there() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["new", "empty"] {
-            let directory = dir.path().join(name);
-            if name == "empty" {
-                std::fs::create_dir(&directory).unwrap();
-            }
-            let begin = |foreign: bool| {
-                let mut made = Made::at(&directory).unwrap();
-                std::fs::create_dir(directory.join("d")).unwrap();
-                made.remember(b"d");
-                std::fs::write(directory.join("d/f"), b"f").unwrap();
-                made.remember(b"d/f");
-                std::os::unix::fs::symlink("d", directory.join("l")).unwrap();
-                made.remember(b"l");
-                if foreign {
-                    std::fs::write(directory.join("mine"), b"mine").unwrap();
-                    std::fs::create_dir(directory.join("f")).unwrap();
-                }
-            };
-            begin(false);
-            assert_eq!(directory.exists(), name == "empty");
-            begin(true);
-            let mut left: Vec<_> =
-                std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-            left.sort();
-            assert_eq!(left, ["f", "mine"], "{name}");
-        }
-    }
 }

@@ -1,0 +1,88 @@
+//! `--preserve`: the parts of a tree that have power on this machine, and are written when they are named.
+
+use clap::{Args, ValueEnum};
+
+use crate::export::{Preserve, Withheld};
+
+/// Which of them are written.
+#[derive(Args, Debug)]
+pub(super) struct PreserveArgs {
+    /// Write to a directory also what has power on this machine, and is left out otherwise. May be repeated, or separated by commas.
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Output")]
+    preserve: Vec<Power>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Power {
+    /// Set-user-ID and set-group-ID bits of files.
+    #[value(alias = "setuid", alias = "set-id", alias = "setid")]
+    Suid,
+    /// Character and block devices.
+    #[value(alias = "device", alias = "dev")]
+    Devices,
+    /// Attributes trusted.*, which overlays obey.
+    Trusted,
+    /// Attributes security.*: capabilities of programs, and labels.
+    Security,
+    /// Attributes trusted.* and security.*.
+    #[value(alias = "xattr")]
+    Xattrs,
+    /// Everything that is recorded.
+    All,
+}
+
+impl PreserveArgs {
+    /// Whether anything is named.
+    pub(super) fn is_given(&self) -> bool {
+        !self.preserve.is_empty()
+    }
+
+    /// What is written.
+    pub(super) fn chosen(&self) -> Preserve {
+        let has = |powers: &[Power]| self.preserve.iter().any(|power| *power == Power::All || powers.contains(power));
+        Preserve {
+            set_id: has(&[Power::Suid]),
+            devices: has(&[Power::Devices]),
+            trusted: has(&[Power::Trusted, Power::Xattrs]),
+            security: has(&[Power::Security, Power::Xattrs]),
+        }
+    }
+}
+
+/// One line about what was left out, if anything was.
+pub(super) fn left_out(withheld: &Withheld) -> Option<String> {
+    let parts = [
+        (withheld.set_id, "suid", "files lost their set-user-ID or set-group-ID bit"),
+        (withheld.devices, "devices", "devices"),
+        (withheld.trusted, "trusted", "attributes trusted.*"),
+        (withheld.security, "security", "attributes security.*"),
+    ];
+    let parts: Vec<_> = parts.iter().filter(|(count, ..)| *count > 0).collect();
+    if parts.is_empty() {
+        return None;
+    }
+    let counted: Vec<_> = parts.iter().map(|(count, _, words)| format!("{count} {words}")).collect();
+    let names: Vec<_> = parts.iter().map(|(_, name, _)| *name).collect();
+    Some(format!("left out: {}; --preserve={} writes them", counted.join(", "), names.join(",")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_are_named_one_by_one_or_all() {
+        let chosen = |preserve: &[Power]| PreserveArgs { preserve: preserve.to_vec() }.chosen();
+        assert_eq!(chosen(&[]), Preserve::default());
+        assert_eq!(chosen(&[Power::All]), Preserve::everything());
+        assert_eq!(
+            chosen(&[Power::Xattrs, Power::Devices]),
+            Preserve { set_id: false, ..Preserve::everything() }
+        );
+        let withheld = Withheld { set_id: 2, security: 1, ..Withheld::default() };
+        let line = left_out(&withheld).unwrap();
+        assert!(line.contains("2 files") && line.ends_with("--preserve=suid,security writes them"), "{line}");
+        assert_eq!(left_out(&Withheld::default()), None);
+    }
+}
