@@ -315,6 +315,11 @@ pub(super) struct ServeArgs {
     #[arg(long)]
     pub(super) hide_symlinks: bool,
 
+    /// Leave out the attributes trusted.overlay.* and user.overlay.* of the image, which an overlay over the mount would obey. run --rw
+    /// always does.
+    #[arg(long)]
+    pub(super) hide_overlay_xattrs: bool,
+
     /// What is fetched before anybody asks.
     #[arg(long, value_name = "WHAT", default_value = "landmarks")]
     pub(super) prefetch: PrefetchUse,

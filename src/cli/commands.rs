@@ -22,7 +22,7 @@ use crate::registry::{Credential, Options, Registry};
 use crate::sandbox::{Applied, Report};
 use crate::source::Location;
 use crate::tree::Kind;
-use crate::view::{Links, Namespace, Scope};
+use crate::view::{Links, Namespace, OverlayMarks, Scope};
 
 use super::again::{Door, once_more};
 use super::args::{
@@ -65,11 +65,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
     let source = network::written(argv, &args.image.location);
     args.image.location = service.location(&args.image.location)?;
     let mut options = MountOptions {
-        access: match (args.serve.allow_other, args.serve.allow_root) {
-            (true, _) => Access::Everyone,
-            (false, true) => Access::OwnerAndRoot,
-            (false, false) => Access::Owner,
-        },
+        access: access(&args.serve)?,
         flags: MountFlags {
             suid: args.serve.allow_suid,
             dev: args.serve.allow_dev,
@@ -232,12 +228,29 @@ pub(super) fn say(message: &str, in_background: bool) -> Result<(), Failure> {
     if in_background { background::ready(message) } else { tell(message) }
 }
 
+/// Who may look into a mount.
+fn access(args: &ServeArgs) -> Result<Access, Failure> {
+    match (args.allow_other, args.allow_root) {
+        (true, _) => Ok(Access::Everyone),
+        // Only root mounted it, and only root may look.
+        (false, true) if nix::unistd::geteuid().is_root() => Ok(Access::Owner),
+        // The kernel knows allow_other alone, and answers from what it keeps without asking who wants to know: names, attributes
+        // and targets of links that the owner has looked at would be shown to every user.
+        (false, true) => Err(Failure::usage(
+            "mount option allow_root is refused: the kernel would show names and attributes to every user; \
+             allow_other with default_permissions lets all users in as the modes allow",
+        )),
+        (false, false) => Ok(Access::Owner),
+    }
+}
+
 /// What a mount shows.
 pub(super) fn scope(args: &ServeArgs) -> Scope {
     Scope {
         view: args.view.clone(),
         subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
         links: if args.hide_symlinks { Links::Hidden } else { Links::Shown },
+        overlay_marks: if args.hide_overlay_xattrs || args.stackable { OverlayMarks::Hidden } else { OverlayMarks::Shown },
     }
 }
 
@@ -378,10 +391,10 @@ fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io::Result<()>
             time.format("%Y-%m-%dT%H:%M:%SZ"),
         )?;
     }
-    output::safe(out, &listed.path)?;
+    output::name(out, &listed.path)?;
     if let (true, Some(link)) = (long, &listed.link) {
         out.write_all(b" -> ")?;
-        output::safe(out, link)?;
+        output::name(out, link)?;
     }
     out.write_all(b"\n")
 }

@@ -50,6 +50,7 @@ const FLAGS: &[&str] = &[
     "default_permissions",
     "nonempty",
     "hide_symlinks",
+    "hide_overlay_xattrs",
     "over_dead",
 ];
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::io::can_start_threads;
 use crate::layer;
@@ -53,7 +54,17 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
     if !start_blocking(&runtime) {
         return Err(refused(needed, &std::io::Error::from(std::io::ErrorKind::WouldBlock)));
     }
+    survive_file_limit(&runtime)?;
     Ok(runtime)
+}
+
+/// Makes a write beyond `ulimit -f` an error of that write: SIGXFSZ would end the process. A signal that is caught is not inherited by
+/// programs that are started, other than one that is ignored or blocked.
+fn survive_file_limit(runtime: &Runtime) -> Result<(), Failure> {
+    let _entered = runtime.enter();
+    // The handler stays for the life of the process.
+    let caught = signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGXFSZ as i32));
+    caught.map(drop).map_err(|error| Failure::local("catching signals", &error))
 }
 
 /// Starts what passes over layers need, as long as the mount lasts.

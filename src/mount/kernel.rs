@@ -22,6 +22,8 @@ use rustix::net::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::io::is_unprintable;
+
 use super::keeper;
 use super::mountpoint::{MountError, Unmount};
 use super::record::Record;
@@ -32,8 +34,6 @@ pub enum Access {
     /// The user who mounted it.
     #[default]
     Owner,
-    /// That user and root.
-    OwnerAndRoot,
     /// Everyone, as the modes allow.
     Everyone,
 }
@@ -99,7 +99,7 @@ impl MountOptions {
     /// The source without what `mount` tables and option strings give a meaning.
     fn safe_source(&self) -> String {
         let safe =
-            |c: char| if c == ',' || c == '\\' || c.is_whitespace() || c.is_control() { '_' } else { c };
+            |c: char| if c == ',' || c == '\\' || c.is_whitespace() || is_unprintable(c) { '_' } else { c };
         self.source.chars().map(safe).collect()
     }
 

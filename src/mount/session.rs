@@ -220,7 +220,6 @@ pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
     config.n_threads = Some(threads());
     let acl = match options.access {
         Access::Owner => SessionACL::Owner,
-        Access::OwnerAndRoot => SessionACL::RootAndOwner,
         Access::Everyone => SessionACL::All,
     };
     (acl, config)

@@ -73,6 +73,16 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
     Ok((!secret.is_empty()).then(|| Credential { user, secret: Secret::new(secret) }))
 }
 
+/// Variables by which processes of ocifs know what they are, and secrets: no business of a helper, which may call ocifs itself.
+const PRIVATE_VARIABLES: [&str; 6] = [
+    "OCIFS_KEEPER",
+    "OCIFS_BACKGROUND",
+    "OCIFS_OWNER",
+    "OCIFS_TEMPORARY",
+    "OCIFS_CREDS",
+    "OCIFS_CREDS_STDIN",
+];
+
 /// The user and the secret of an answer: the first JSON value of it, its names in any case, as clients in Go read it.
 fn parse(answer: &[u8]) -> Option<(String, String)> {
     let mut values = serde_json::Deserializer::from_slice(answer).into_iter::<Map<String, Value>>();
@@ -103,8 +113,13 @@ async fn beginning(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
     kept
 }
 
+/// Runs the program to its end.
 async fn run(program: &str, server: &str) -> std::io::Result<Outcome> {
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    PRIVATE_VARIABLES.iter().for_each(|variable| {
+        command.env_remove(variable);
+    });
+    let mut child = command
         .arg("get")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -96,6 +96,8 @@ pub struct Scope {
     pub subdir: Option<Vec<u8>>,
     /// Whether symbolic links of archives are shown.
     pub links: Links,
+    /// Whether attributes that overlays obey are shown.
+    pub overlay_marks: OverlayMarks,
 }
 
 impl std::fmt::Display for Scope {
@@ -103,7 +105,9 @@ impl std::fmt::Display for Scope {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let subdir = self.subdir.as_deref().map(lossy);
         let links = (self.links == Links::Hidden).then(|| "hide-symlinks".to_owned());
-        let words: Vec<String> = self.view.clone().into_iter().chain(subdir).chain(links).collect();
+        let marks = (self.overlay_marks == OverlayMarks::Hidden).then(|| "hide-overlay-xattrs".to_owned());
+        let words: Vec<String> =
+            self.view.clone().into_iter().chain(subdir).chain(links).chain(marks).collect();
         f.write_str(&words.join(" "))
     }
 }
@@ -118,12 +122,24 @@ pub enum Links {
     Hidden,
 }
 
+/// Whether the attributes `trusted.overlay.*` and `user.overlay.*` of an image are shown: an overlay over the mount would take them for
+/// its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverlayMarks {
+    /// As recorded.
+    #[default]
+    Shown,
+    /// As if they were not recorded.
+    Hidden,
+}
+
 /// The names of one mount.
 pub struct Namespace {
     family: Arc<Family>,
     pub(super) slots: Vec<Slot>,
     root: NodeId,
     links: Links,
+    overlay_marks: OverlayMarks,
     /// The scope in words.
     scope: String,
     pub(super) witness: Option<Witness>,
@@ -138,6 +154,7 @@ impl Namespace {
             slots,
             root: NodeId::TOP,
             links: scope.links,
+            overlay_marks: scope.overlay_marks,
             scope: scope.to_string(),
             witness: None,
         };
@@ -352,7 +369,11 @@ impl Namespace {
     /// The recorded extended attributes, in order.
     pub fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
         let recorded = self.built(node).into_iter().flat_map(move |subtree| subtree.tree.xattrs(node.ino));
-        recorded.filter(|(name, _)| !name.starts_with(OURS))
+        let is_hidden = |name: &[u8]| {
+            self.overlay_marks == OverlayMarks::Hidden
+                && (name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay."))
+        };
+        recorded.filter(move |(name, _)| !name.starts_with(OURS) && !is_hidden(name))
     }
 
     /// One extended attribute: a recorded one, or one of ours (`user.ocifs.digest`, `user.ocifs.verified`, of the root also
