@@ -148,9 +148,7 @@ impl CacheError {
             CacheError::NotOurs { .. }
             | CacheError::Above { .. }
             | CacheError::Mode { .. }
-            | CacheError::NotADirectory { .. } => {
-                Fault::Usage
-            }
+            | CacheError::NotADirectory { .. } => Fault::Usage,
             CacheError::Unwritable { .. } => Fault::Denied,
             CacheError::ReadOnly { .. }
             | CacheError::Full { .. }

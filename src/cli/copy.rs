@@ -67,8 +67,10 @@ async fn copy(args: &CpArgs) -> Result<(), Failure> {
     let attributes = namespace.attributes(node);
     if attributes.is_some_and(|attributes| matches!(attributes.kind, Kind::Directory)) {
         let progress = Progress::start(&args.progress, None);
-        let report =
-            export::write_tree(&namespace, path, &args.dest, args.preserve.chosen(), &|bytes| progress.advance(bytes)).await?;
+        let report = export::write_tree(&namespace, path, &args.dest, args.preserve.chosen(), &|bytes| {
+            progress.advance(bytes)
+        })
+        .await?;
         drop(progress);
         if !args.progress.quiet {
             told_incomplete(&report);

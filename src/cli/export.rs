@@ -144,7 +144,9 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
         )?;
     }
     if args.preserve.is_given() && args.format != ExportFormat::Dir {
-        return Err(Failure::usage("--preserve is for --format=dir; archives hold everything that is recorded"));
+        return Err(Failure::usage(
+            "--preserve is for --format=dir; archives hold everything that is recorded",
+        ));
     }
     let of_archives = [
         ("--all-platforms", args.all_platforms),
@@ -213,7 +215,8 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     let progress = Progress::start(&args.progress, None);
     let advance = |bytes| progress.advance(bytes);
     if args.format == ExportFormat::Dir {
-        let report = export::write_tree(&namespace, b"", &args.output, args.preserve.chosen(), &advance).await?;
+        let report =
+            export::write_tree(&namespace, b"", &args.output, args.preserve.chosen(), &advance).await?;
         drop(progress);
         if !args.progress.quiet {
             told_incomplete(&report);

@@ -102,9 +102,7 @@ pub(super) fn print(
 ) -> io::Result<()> {
     let report = report(family, offered);
     match format {
-        Format::Json => {
-            output::json(out, &report)
-        }
+        Format::Json => output::json(out, &report),
         Format::Text => text(&report, out),
     }
 }

@@ -212,7 +212,8 @@ fn labels(sample: &Sample) -> String {
 }
 
 fn escaped(text: &str, quotes: bool) -> String {
-    let text = printable(text).replace('\\', "\\\\").replace('\n', "\\n");
+    let lines: Vec<_> = text.split('\n').map(printable).collect();
+    let text = lines.join("\n").replace('\\', "\\\\").replace('\n', "\\n");
     if quotes { text.replace('"', "\\\"") } else { text }
 }
 

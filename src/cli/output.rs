@@ -120,7 +120,9 @@ pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
     // A second start in one process keeps the first log.
     match file {
-        None if is_journal() => builder.event_format(Journal).with_writer(PrintableLog(io::stderr)).try_init().ok(),
+        None if is_journal() => {
+            builder.event_format(Journal).with_writer(PrintableLog(io::stderr)).try_init().ok()
+        }
         None => builder.with_writer(PrintableLog(io::stderr)).try_init().ok(),
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path).map_err(|error| {

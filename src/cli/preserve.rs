@@ -40,7 +40,9 @@ impl PreserveArgs {
 
     /// What is written.
     pub(super) fn chosen(&self) -> Preserve {
-        let has = |powers: &[Power]| self.preserve.iter().any(|power| *power == Power::All || powers.contains(power));
+        let has = |powers: &[Power]| {
+            self.preserve.iter().any(|power| *power == Power::All || powers.contains(power))
+        };
         Preserve {
             set_id: has(&[Power::Suid]),
             devices: has(&[Power::Devices]),

@@ -143,7 +143,8 @@ async fn write_blobs(
 fn present(directory: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, ExportError> {
     let mut entries = Dir::read_from(directory).map_err(failed(path))?;
     // What was begun and is not a layout yet has nothing else.
-    let is_begun = |name: &[u8]| matches!(name, b"." | b"..") || BEGUN.iter().any(|begun| name == begun.as_bytes());
+    let is_begun =
+        |name: &[u8]| matches!(name, b"." | b"..") || BEGUN.iter().any(|begun| name == begun.as_bytes());
     if entries.all(|entry| entry.is_ok_and(|entry| is_begun(entry.file_name().to_bytes()))) {
         return Ok(None);
     }

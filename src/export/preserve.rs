@@ -41,8 +41,7 @@ impl Preserve {
 
     /// Whether an attribute of this name is set.
     pub(super) fn sets(self, name: &[u8]) -> bool {
-        (self.trusted || !name.starts_with(b"trusted."))
-            && (self.security || !name.starts_with(b"security."))
+        (self.trusted || !name.starts_with(b"trusted.")) && (self.security || !name.starts_with(b"security."))
     }
 }
 

@@ -288,8 +288,7 @@ impl Writer<'_> {
             if !matches!(attributes.kind, Kind::Symlink) {
                 // The owner is set first, which takes bits of the mode away. What is held is no link.
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let held =
-                    openat(directory, name, flags, Mode::empty()).map_err(self.failed(&step.path))?;
+                let held = openat(directory, name, flags, Mode::empty()).map_err(self.failed(&step.path))?;
                 let mode = Mode::from_raw_mode(u32::from(attributes.mode));
                 let changed = chmod(format!("/proc/self/fd/{}", held.as_raw_fd()), mode);
                 changed.map_err(self.failed(&step.path))?;

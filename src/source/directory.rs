@@ -33,13 +33,11 @@ impl Directory {
     fn read_index(path: &Path) -> Result<Vec<Listed>, SourceError> {
         let place = path.display().to_string();
         let not_a_layout = |reason: String| SourceError::NotALayout { place: place.clone(), reason };
-        let required = |name: &str| {
-            match read_document(path, Path::new(name)) {
-                Err(SourceError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                    Err(not_a_layout(format!("there is no file {name}")))
-                }
-                read => read,
+        let required = |name: &str| match read_document(path, Path::new(name)) {
+            Err(SourceError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Err(not_a_layout(format!("there is no file {name}")))
             }
+            read => read,
         };
         match std::fs::metadata(path) {
             Err(source) => return Err(SourceError::Io { path: path.to_owned(), source }),

@@ -55,7 +55,7 @@ fn a_tree_is_written_as_a_directory_and_as_a_tar_with_all_that_is_recorded() {
     let reference = layout.reference("v1");
     let mount = site.mount(&reference, &[]);
     let dir = site.scratch().join("tree");
-    let said = site.ocifs(&["export", &reference, "--format=dir", "-o", text(&dir)]).ok();
+    let said = site.ocifs(&["export", &reference, "--format=dir", "--preserve=all", "-o", text(&dir)]).ok();
     assert_eq!((said.text(), &said.stderr[..]), (String::new(), ""));
     assert_same(&mount.join("merged"), &dir);
     let (one, two) = (fs::metadata(dir.join("d/f")).unwrap(), fs::metadata(dir.join("d/hard")).unwrap());
@@ -85,6 +85,51 @@ fn a_tree_is_written_as_a_directory_and_as_a_tar_with_all_that_is_recorded() {
     let names = sh("tar tf $1", &[&site.scratch().file("layers.tar", &layers)]).text();
     assert!(names.contains("/d/.wh.empty"), "{names}");
     mount.unmount();
+}
+
+#[test]
+fn powers_that_an_image_author_recorded_are_written_on_demand_alone() {
+    if !able(&[Need::Root]) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("source"));
+    let tar = Tarball::new()
+        .file_with_mode("suid", 0o6755, b"#!/bin/sh\n")
+        .char_device("null", 1, 3)
+        .pax([
+            ("SCHILY.xattr.trusted.overlay.opaque", &b"y"[..]),
+            ("SCHILY.xattr.security.evil", b"x"),
+            ("SCHILY.xattr.user.note", b"n"),
+        ])
+        .file("marked", b"marked\n")
+        .bytes();
+    layout.image("v1", &[Layer::of(&tar, Encoding::Gzip)]);
+    let reference = layout.reference("v1");
+    let export = |name: &str, options: &[&str]| {
+        let dir = site.scratch().join(name);
+        let args = [&["export", &reference, "--format=dir", "-o", text(&dir)], options].concat();
+        let said = site.ocifs(&args).ok().stderr;
+        let mode = fs::metadata(dir.join("suid")).unwrap().mode() & 0o7777;
+        let has = |name: &str| xattr::get(dir.join("marked"), name).unwrap().is_some();
+        let marks = ["trusted.overlay.opaque", "security.evil", "user.note"].map(has);
+        (mode, dir.join("null").exists(), marks, said)
+    };
+    let (mode, device, marks, said) = export("plain", &[]);
+    assert_eq!((mode, device, marks), (0o755, false, [false, false, true]));
+    for part in ["1 files lost", "1 devices", "--preserve=suid,devices,trusted,security"] {
+        assert!(said.contains(part), "{said}");
+    }
+    let (mode, device, marks, said) = export("all", &["--preserve=all"]);
+    assert_eq!((mode, device, marks, &said[..]), (0o6755, true, [true; 3], ""));
+    let (mode, device, marks, _) = export("some", &["--preserve=security,devices"]);
+    assert_eq!((mode, device, marks), (0o755, true, [false, true, true]));
+    // A copy of a directory does the same.
+    let copy = site.scratch().join("copy");
+    let said = site.ocifs(&["cp", &reference, "merged", text(&copy)]).ok().stderr;
+    assert!(said.contains("--preserve=") && !copy.join("null").exists(), "{said}");
+    site.ocifs(&["export", &reference, "--preserve=all", "-o", text(&site.scratch().join("x.tar"))])
+        .refused(&[2], &["--format=dir"]);
 }
 
 #[test]
