@@ -16,6 +16,7 @@ use crate::registry::{RegistryError, TlsTrouble};
 use crate::source::SourceError;
 use crate::view::ViewError;
 
+use super::mistakes::pasted;
 use super::output;
 
 /// Something went wrong on this machine.
@@ -364,10 +365,12 @@ impl From<ExportError> for Failure {
 impl From<MountError> for Failure {
     fn from(error: MountError) -> Self {
         let hint = match &error {
-            MountError::Missing { dir } => Some(format!("create it: mkdir -p {}", dir.display())),
+            MountError::Missing { dir } => pasted(dir).map(|dir| format!("create it: mkdir -p {dir}")),
             MountError::NotEmpty { .. } => Some("choose an empty directory, or hide what is there with -o nonempty".to_owned()),
-            MountError::AlreadyMounted { dir, .. } => Some(format!("take it away first, ocifs umount {}, or replace it with --refresh", dir.display())),
-            MountError::Stale { dir, .. } => Some(format!("take it away first: umount -l {}", dir.display())),
+            MountError::AlreadyMounted { dir, fs_type, .. } if fs_type == "fuse.ocifs" => pasted(dir)
+                .map(|dir| format!("unmount it first, ocifs umount {dir}, or replace it with --refresh")),
+            MountError::AlreadyMounted { .. } => Some("choose a directory that nothing is mounted at".to_owned()),
+            MountError::Stale { dir, .. } => pasted(dir).map(|dir| format!("unmount it first: umount -l {dir}")),
             MountError::BelowStale { .. } => Some("\"findmnt\" shows what is mounted above it".to_owned()),
             MountError::NotOurs { .. } => Some("choose a directory of your own".to_owned()),
             MountError::NotMounted { .. } => Some("\"ocifs list\" lists the mounts there are".to_owned()),

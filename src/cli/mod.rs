@@ -4,6 +4,7 @@
 
 mod again;
 mod args;
+mod arrange;
 mod background;
 mod cache;
 mod cache_args;
@@ -22,7 +23,9 @@ mod index;
 mod inspect;
 mod lazy;
 mod list;
+mod manual;
 mod metrics;
+mod mistakes;
 mod network;
 mod notify;
 mod options;
@@ -48,11 +51,12 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::mount;
 
 use args::{Cli, Command, IndexCommand};
+use arrange::HelpLength;
 use exit::{Failure, Style};
 
 /// Runs the command line `argv` (with the program's name first) and gives the exit code of the process.
@@ -71,7 +75,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Ok(argv) => argv,
         Err(failure) => return failure.report(style),
     };
-    let cli = match Cli::try_parse_from(&argv) {
+    let cli = match parse(&argv) {
         Ok(cli) => cli,
         Err(error) => {
             // clap prints help and versions to standard output, usage errors to standard error.
@@ -95,6 +99,15 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Parses the arguments; `-h` shows the usual options in short.
+fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
+    let is_short = argv.iter().take_while(|word| *word != "--").any(|word| word == "-h");
+    let length = if is_short { HelpLength::Short } else { HelpLength::Long };
+    let mut command = arrange::arranged(Cli::command(), length);
+    let matches = command.try_get_matches_from_mut(argv)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
 /// Prints what the parser answers: help, the version, or what is wrong. What was typed may come from elsewhere, by a script.
 fn print_parsed(error: &clap::Error) -> std::io::Result<()> {
     let text = error.render().to_string();
@@ -109,6 +122,9 @@ fn print_parsed(error: &clap::Error) -> std::io::Result<()> {
 }
 
 fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
+    if let Command::Mount(args) = &cli.command {
+        mistakes::in_order(args)?;
+    }
     match cli.command {
         Command::Mount(args) if args.refresh && !background::is_child() && refresh::is_current(&args)? => {
             Ok(())

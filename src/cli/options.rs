@@ -8,6 +8,7 @@ use clap::CommandFactory as _;
 
 use super::args::Cli;
 use super::exit::{Failure, Style};
+use super::mistakes::known_option;
 
 /// Generic options that say what is so anyway, or that are meant for mount(8) and its kin, not for us.
 const IGNORED: &[&str] = &[
@@ -67,6 +68,13 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
     let mut argv = argv.into_iter();
     let program = argv.next().unwrap_or_else(|| "ocifs".into());
     let mut rest: Vec<OsString> = argv.collect();
+    // What many programs have as a command.
+    if let [word] = &rest[..]
+        && word == "version"
+        && style == Style::Own
+    {
+        return Ok(Rewritten::Arguments(vec![program, "--version".into()]));
+    }
     let is_word = |word: &OsStr| !word.as_encoded_bytes().starts_with(b"-");
     // A mistyped command is no reference: one has a slash, a colon or an at sign, or comes with mount options.
     let names_image = |word: &OsStr| word.as_encoded_bytes().iter().any(|byte| b"/:@".contains(byte));
@@ -183,6 +191,7 @@ fn translate(option: &str) -> Result<Option<OsString>, Failure> {
         }
         _ => {}
     }
+    known_option(name)?;
     let long = format!("--{}", name.replace('_', "-"));
     Ok(Some(value.map_or(long.clone(), |value| format!("{long}={value}")).into()))
 }

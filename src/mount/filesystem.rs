@@ -15,13 +15,14 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use crate::io::{Fault, ReadAt as _, ReadError, Shared};
+use crate::io::{ByteRange, Fault, ReadAt as _, ReadError, Shared, printable_name};
 use crate::meter;
 use crate::view::{Attributes, Freshness, Namespace, NodeId, Opened};
 
 use super::attributes::{UNNUMBERED, file_attr, file_type, generation, negative, node, number, ttl};
 use super::caller::Caller;
 use super::errno;
+use super::failed_reads::FailedReads;
 use super::handles::Handles;
 use super::passthrough::Served;
 use super::recent::Recent;
@@ -40,6 +41,7 @@ struct SharedState {
     recent: Option<Recent>,
     runtime: Handle,
     spare: Spare,
+    failed_reads: FailedReads,
 }
 
 thread_local! {
@@ -51,8 +53,8 @@ impl ShownTree {
     /// `handles` are those that the kernel knows of the mount.
     pub(super) fn new(namespace: Arc<Namespace>, runtime: Handle, handles: Arc<Handles>) -> Self {
         let recent = namespace.opens_freely().then(Recent::default);
-        let spare = Spare::default();
-        Self { shared: Arc::new(SharedState { namespace, handles, recent, runtime, spare }) }
+        let (spare, failed_reads) = (Spare::default(), FailedReads::default());
+        Self { shared: Arc::new(SharedState { namespace, handles, recent, runtime, spare, failed_reads }) }
     }
 
     fn namespace(&self) -> &Namespace {
@@ -129,9 +131,13 @@ impl ShownTree {
         choose: fn(Fault) -> Errno,
     ) -> Errno {
         let chain = error.chain();
-        let inode = self.namespace().number(node);
-        tracing::warn!(op = what, inode, error = chain);
-        self.namespace().note_error(node, format!("{what} of inode {inode}: {chain}"));
+        let path = match self.namespace().path_of(node) {
+            Some(path) if path.is_empty() => "/".to_owned(),
+            Some(path) => printable_name(&path),
+            None => format!("inode {}", self.namespace().number(node)),
+        };
+        tracing::warn!(op = what, path, error = chain);
+        self.namespace().note_error(node, format!("{what} of {path}: {chain}"));
         choose(error.fault())
     }
 
@@ -289,7 +295,12 @@ impl ShownTree {
                             }
                             Err(error) => {
                                 note_read(begun, None);
-                                reply.error(this.failed("read", node, &error, errno::of_read));
+                                let errno = this.failed("read", node, &error, errno::of_read);
+                                if error.fault() == Fault::Unavailable {
+                                    let range = ByteRange::new(offset, offset + len as u64);
+                                    this.shared.failed_reads.note(this.namespace().number(node), range, begun, errno);
+                                }
+                                reply.error(errno);
                             }
                         }
                         this.shared.spare.give(buffer);
@@ -424,6 +435,10 @@ impl ShownTree {
     ) {
         let begun = Instant::now();
         let node = self.node(ino);
+        if let Some(errno) = self.shared.failed_reads.take(self.namespace().number(node), offset) {
+            note_read(begun, None);
+            return reply.error(errno);
+        }
         self.with_bytes(caller, ino, fh, "read", move |this, bytes| match bytes {
             Ok(bytes) => this.reply_read(caller, node, bytes, offset, size, begun, reply),
             Err(errno) => reply.error(errno),

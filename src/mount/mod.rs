@@ -9,6 +9,7 @@ mod caller;
 mod checkup;
 mod distrust;
 mod errno;
+mod failed_reads;
 mod filesystem;
 mod gate;
 mod handles;

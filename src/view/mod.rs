@@ -14,6 +14,7 @@ mod merged;
 mod namespace;
 mod numbers;
 mod open;
+mod path_of;
 mod rootfs;
 mod shown;
 mod slots;

@@ -1,0 +1,121 @@
+//! Command lines that are understood, and mean something else than was typed: arguments in the wrong order, options of other file
+//! systems.
+//!
+//! Changes nothing, and opens no image.
+
+use std::path::Path;
+
+use clap::CommandFactory as _;
+
+use crate::io::shell_word;
+use crate::source::Location;
+
+use super::args::{Cli, MountArgs};
+use super::exit::Failure;
+
+/// Refuses a mount whose directory was typed first.
+pub(super) fn in_order(args: &MountArgs) -> Result<(), Failure> {
+    let Some(first) = args.image.location.path() else { return Ok(()) };
+    // A layout is a directory, too, and an explicit one says so.
+    let is_mount_point = first.is_dir() && !first.join("oci-layout").exists();
+    let named: Option<Location> = args.dir.to_str().and_then(|dir| dir.parse().ok());
+    let names_image = named.is_some_and(|second| {
+        let is_there = args.dir.is_dir();
+        !is_there && (second.reference().is_some() || is_layout(&second))
+    });
+    if !(is_mount_point && names_image) {
+        return Ok(());
+    }
+    let hint = [args.dir.as_path(), first].map(|word| shell_word(word.as_os_str().as_encoded_bytes()));
+    let hint = match hint {
+        [Some(reference), Some(dir)] => Some(format!("ocifs mount {reference} {dir}")),
+        _ => None,
+    };
+    let message = format!(
+        "the reference comes first, and the directory second: {} is a directory, and {} is none",
+        first.display(),
+        args.dir.display()
+    );
+    Err(Failure::usage(message).hinting(hint))
+}
+
+fn is_layout(location: &Location) -> bool {
+    location.path().is_some_and(|path| path.join("oci-layout").exists() || path.is_file())
+}
+
+/// Refuses what is no mount option, by the name that was typed.
+pub(super) fn known_option(name: &str) -> Result<(), Failure> {
+    let why = match name {
+        "remount" => {
+            return Err(Failure::usage(
+                "a mount of ocifs cannot be remounted: unmount it, or replace it with --refresh",
+            ));
+        }
+        "uid" | "gid" | "umask" | "fmask" | "dmask" | "mode" => {
+            ": files have the owners and the modes that the image records"
+        }
+        _ => "",
+    };
+    let long = name.replace('_', "-");
+    let command = Cli::command();
+    let known = ["mount", "run"].iter().filter_map(|command_name| command.find_subcommand(command_name)).any(
+        |command| {
+            command.get_arguments().any(|argument| {
+                argument.get_long() == Some(&long)
+                    || argument.get_all_aliases().unwrap_or_default().iter().any(|alias| *alias == long)
+            })
+        },
+    );
+    match known {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("unknown mount option {name}{why}"))),
+    }
+}
+
+/// A path for a hint; `None` where it is not safe to paste.
+pub(super) fn pasted(path: &Path) -> Option<String> {
+    shell_word(path.as_os_str().as_encoded_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::args::Command;
+    use super::*;
+
+    fn order(first: &Path, second: &str) -> Result<(), Failure> {
+        let cli = Cli::try_parse_from(["ocifs", "mount", first.to_str().unwrap(), second]).unwrap();
+        let Command::Mount(args) = cli.command else { unreachable!("it is mount") };
+        in_order(&args)
+    }
+
+    #[test]
+    fn a_directory_that_is_typed_first_is_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = order(dir.path(), "registry.example/some/image:1").unwrap_err();
+        assert!(error.to_string().contains("comes first"), "{error}");
+        assert!(error.hint().unwrap().starts_with("ocifs mount registry.example/some/image:1 /"));
+        std::fs::write(dir.path().join("oci-layout"), b"{}").unwrap();
+        assert!(order(dir.path(), "registry.example/some/image:1").is_ok(), "a layout comes first");
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        let sub = dir.path().join("sub");
+        assert!(order(&sub, sub.to_str().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn an_unknown_mount_option_is_called_that() {
+        for (name, expected) in [
+            ("bogus", "unknown mount option bogus"),
+            ("uid", "unknown mount option uid: files have the owners"),
+            ("remount", "cannot be remounted"),
+        ] {
+            let error = known_option(name).unwrap_err().to_string();
+            assert!(error.starts_with(expected) || error.contains(expected), "{error}");
+            assert!(!error.contains("--bogus"));
+        }
+        for name in ["cache_dir", "view", "allow_suid", "suid", "hide-symlinks", "passthrough", "nonempty"] {
+            assert!(known_option(name).is_ok(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The path of a node, for messages: a number says nothing to a reader of a log.
+//!
+//! Builds nothing and waits for nothing. Trees record no names above a file, so that they are searched, up to a limit.
+
+use crate::tree::{Kind, Tree};
+
+use super::namespace::{Namespace, NodeId};
+
+/// Names that are looked at: a few milliseconds. Nodes behind that have no path in messages.
+const MAX_SEARCHED_NAMES: usize = 200_000;
+
+impl Namespace {
+    /// The first path of a node below the root of the mount; `None` where it is not found soon.
+    pub fn path_of(&self, node: NodeId) -> Option<Vec<u8>> {
+        if node == self.root() {
+            return Some(Vec::new());
+        }
+        // The subtrees on the way down to that of the node.
+        let mut slots = vec![node.slot];
+        while let Some(slot) = slots.last().and_then(|last| self.slot(*last))
+            && !slots.contains(&slot.parent)
+        {
+            slots.push(slot.parent);
+        }
+        let mut todo = vec![(self.root(), Vec::new())];
+        let mut left = MAX_SEARCHED_NAMES;
+        while let Some((directory, path)) = todo.pop() {
+            let Some(subtree) = self.slot(directory.slot).and_then(|slot| slot.built.get()) else { continue };
+            for (name, ino) in subtree.tree.entries(directory.ino, 0) {
+                left = left.checked_sub(1)?;
+                let kind = subtree.tree.attr(ino).map(|attr| attr.kind);
+                let found = match kind {
+                    Some(Kind::Graft(number)) => NodeId { slot: number, ino: Tree::ROOT },
+                    _ => NodeId { slot: directory.slot, ino },
+                };
+                let is_directory = matches!(kind, Some(Kind::Directory | Kind::Graft(_)));
+                if found != node && !(is_directory && slots.contains(&found.slot)) {
+                    continue;
+                }
+                let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                let path = [&path, slash, name].concat();
+                if found == node {
+                    return Some(path);
+                }
+                todo.push((found, path));
+            }
+        }
+        None
+    }
+}
