@@ -414,6 +414,10 @@ pub(super) struct InspectArgs {
     /// How to print.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(super) format: Format,
+
+    /// Show whole digests, types and titles.
+    #[arg(long)]
+    pub(super) no_trunc: bool,
 }
 
 #[derive(Args, Debug)]

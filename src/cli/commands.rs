@@ -34,6 +34,7 @@ use super::delayed::Delayed;
 use super::exit::Failure;
 use super::metrics::Endpoint;
 use super::service::{Service, Where};
+use super::table::Look;
 use super::{
     background, daemon, inspect as report, lazy, metrics, network, output, record, refresh, secret, threads,
 };
@@ -346,8 +347,9 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
         };
         Ok::<_, Failure>((family, offered))
     })?;
-    let mut out = output::stdout();
-    output::printed(report::print(&family, &offered, args.format, &mut out).and_then(|()| out.flush()))
+    let mut out = output::plain_stdout();
+    let look = Look::of_stdout(!args.no_trunc);
+    output::printed(report::print(&family, &offered, args.format, look, &mut out).and_then(|()| out.flush()))
 }
 
 /// Lists names.
@@ -377,8 +379,12 @@ pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
 fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io::Result<()> {
     if long {
         let attributes = &listed.attributes;
+        // Years that the calendar here does not reach are shown as what is recorded.
         let time = chrono::DateTime::from_timestamp(attributes.mtime.secs, attributes.mtime.nanos)
-            .unwrap_or_default();
+            .map_or_else(
+                || format!("@{}", attributes.mtime.secs),
+                |time| time.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            );
         write!(
             out,
             "{}{} {:>3} {:>5} {:>5} {:>12} {} ",
@@ -388,7 +394,7 @@ fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io::Result<()>
             attributes.uid,
             attributes.gid,
             attributes.size,
-            time.format("%Y-%m-%dT%H:%M:%SZ"),
+            time,
         )?;
     }
     output::name(out, &listed.path)?;

@@ -71,7 +71,7 @@ async fn copy(args: &CpArgs) -> Result<(), Failure> {
             progress.advance(bytes)
         })
         .await?;
-        drop(progress);
+        progress.finish(&format!("{}: {} names", args.dest.display(), report.names));
         if !args.progress.quiet {
             told_incomplete(&report);
         }
@@ -86,5 +86,7 @@ async fn copy(args: &CpArgs) -> Result<(), Failure> {
         dest.push(OsString::from_vec(name.to_vec()));
     }
     let progress = Progress::start(&args.progress, attributes.map(|attributes| attributes.size));
-    Ok(export::copy_file(&namespace, path, &dest, &|bytes| progress.advance(bytes)).await?)
+    export::copy_file(&namespace, path, &dest, &|bytes| progress.advance(bytes)).await?;
+    progress.finish(&dest.display().to_string());
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Mounts nothing. The idea: findings of the machine, the cache and the registry in one list, the worst of which is the exit code.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -17,6 +17,7 @@ use super::args::{Format, ImageArgs};
 use super::commands::{open, start};
 use super::exit::{self, Failure};
 use super::output::{self, human, safe};
+use super::table::takes_colours;
 
 /// Stands for no reference. A host has no such name.
 const NOTHING: &str = "nothing.invalid/nothing:none";
@@ -49,7 +50,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let mut out = output::plain_stdout();
     let written = match args.format {
         Format::Json => json(&findings, &mut out),
-        Format::Text => text(&findings, io::stdout().is_terminal(), &mut out),
+        Format::Text => text(&findings, takes_colours(&io::stdout()), &mut out),
     };
     output::printed(written.and_then(|()| out.flush()))?;
     match findings.iter().any(|finding| finding.health == Health::Bad) {

@@ -190,7 +190,7 @@ async fn write(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     let advance = |bytes| progress.advance(bytes);
     if args.format == ExportFormat::OciLayout {
         export::write_layout(&archive, &args.output, &advance).await?;
-        drop(progress);
+        progress.finish(&args.output.display().to_string());
         let mut out = stdout();
         let told = selections.iter().try_for_each(|selection| writeln!(out, "{}", selection.pinned()));
         return printed(told.and_then(|()| out.flush()));
@@ -204,6 +204,7 @@ async fn write(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
             file.commit()?;
         }
     }
+    progress.finish(&args.output.display().to_string());
     Ok(())
 }
 
@@ -217,7 +218,7 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     if args.format == ExportFormat::Dir {
         let report =
             export::write_tree(&namespace, b"", &args.output, args.preserve.chosen(), &advance).await?;
-        drop(progress);
+        progress.finish(&format!("{}: {} names", args.output.display(), report.names));
         if !args.progress.quiet {
             told_incomplete(&report);
         }
@@ -232,6 +233,7 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
             file.commit()?;
         }
     }
+    progress.finish(&args.output.display().to_string());
     Ok(())
 }
 

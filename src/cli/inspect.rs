@@ -12,7 +12,9 @@ use crate::oci::{Digest, Document, classify, classify_manifest, told_by};
 use crate::view;
 
 use super::args::Format;
-use super::output::{self, human, safe};
+use super::output::{self, human};
+use super::status::percent;
+use super::table::{COLUMNS, Look, Tone, grouped, runs, short_type};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -98,12 +100,13 @@ pub(super) fn print(
     family: &Family,
     offered: &[(Digest, IndexKind)],
     format: Format,
+    look: Look,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let report = report(family, offered);
     match format {
         Format::Json => output::json(out, &report),
-        Format::Text => text(&report, out),
+        Format::Text => text(&report, look, out),
     }
 }
 
@@ -210,13 +213,9 @@ fn class(family: &Family) -> &'static str {
     class.words()
 }
 
-fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let field = |out: &mut dyn Write, name: &str, value: &str| {
-        write!(out, "{name:<10} ")?;
-        safe(out, value.as_bytes())?;
-        out.write_all(b"\n")
-    };
-    field(out, "reference", &report.reference)?;
+fn text(report: &Report, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    let field = |out: &mut dyn Write, name: &str, value: &str| look.field(out, name, Tone::Plain, value);
+    field(out, "reference", &look.reference(&report.reference))?;
     field(out, "class", report.class)?;
     if let Some(kind) = &report.kind {
         field(out, "type", kind)?;
@@ -239,29 +238,14 @@ fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     for entry in &report.manifests {
         let platform = entry.platform.as_deref().unwrap_or("no platform");
         let shown = if entry.shown { "  (shown)" } else { "" };
-        let line = format!("{}  {platform}  {}{shown}", entry.digest, entry.told_by.join("  "));
+        let line = format!("{}  {platform}  {}{shown}", look.digest(&entry.digest), entry.told_by.join("  "));
         field(out, "manifest", line.trim_end())?;
     }
     for member in &report.members {
-        field(out, "member", &format!("{}  {}  {}", member.directory, member.digest, member.state))?;
+        let digest = look.digest(member.digest.as_str());
+        field(out, "member", &format!("{}  {digest}  {}", member.directory, member.state))?;
     }
-    for layer in &report.layers {
-        let title = layer.title.as_deref().unwrap_or("-");
-        let line = format!(
-            "{:02}  {}  {} ({} cached)  {}  {}\n{:15}{}",
-            layer.layer,
-            layer.digest,
-            human(layer.size),
-            human(layer.cached),
-            layer.media_type,
-            title,
-            "",
-            layer.access
-        );
-        for (at, line) in line.lines().enumerate() {
-            field(out, if at == 0 { "layer" } else { "" }, line.trim_end())?;
-        }
-    }
+    table(&report.layers, look, out)?;
     for file in &report.files {
         let size = file.size.map_or_else(|| "a directory".to_owned(), human);
         field(out, "file", &format!("{}  {size}  {}", file.path, file.form))?;
@@ -273,13 +257,54 @@ fn text(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             parts => format!("in {parts} parts"),
         };
         field(out, "disk", &format!("{}  {size}  {}, {parts}", disk.path, disk.format))?;
-        field(out, "", &format!("    {}", disk.access))?;
+        field(out, "", disk.access)?;
         if let Some(raw) = &disk.raw {
-            field(out, "", &format!("    also as {raw}, unless its header allows no raw form"))?;
+            field(out, "", &format!("also as {raw}, unless its header allows no raw form"))?;
         }
     }
     for warning in &report.warnings {
-        field(out, "warning", warning)?;
+        look.field(out, "warning", Tone::Doubtful, warning)?;
+    }
+    Ok(())
+}
+
+/// One line a layer, their sum, and how each is read.
+fn table(layers: &[LayerReport], look: Look, out: &mut dyn Write) -> io::Result<()> {
+    if layers.is_empty() {
+        return Ok(());
+    }
+    let digits = layers.iter().map(|layer| look.digest(&layer.digest).len()).max().unwrap_or_default();
+    let kinds = layers.iter().map(|layer| short_type(&layer.media_type).chars().count().min(28));
+    let kind_width = kinds.max().unwrap_or_default().max(4);
+    let head =
+        format!("LAYER {:<digits$} {:>10} {:>7} {:<kind_width$} TITLE", "DIGEST", "SIZE", "CACHED", "TYPE");
+    writeln!(out, "\n{}", look.toned(Tone::Heading, head.trim_end_matches(" TITLE")))?;
+    let share = |cached: u64, size: u64| {
+        let share = percent(cached, size);
+        let tone = if share >= 100.0 { Tone::Good } else { Tone::Plain };
+        look.toned(tone, &format!("{:>7}", format!("{share:.0} %")))
+    };
+    for layer in layers {
+        let kind = look.cut(short_type(&layer.media_type), kind_width);
+        let taken = 6 + digits + 11 + 8 + 1 + kind_width + 1;
+        let title = layer.title.as_deref().unwrap_or_default();
+        let title = look.cut(title, COLUMNS.saturating_sub(taken).max(8));
+        let digest = look.digest(&layer.digest);
+        let line = format!(
+            "{:>5} {digest:<digits$} {:>10} {} {kind:<kind_width$} {title}",
+            format!("{:02}", layer.layer),
+            human(layer.size),
+            share(layer.cached, layer.size),
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    let sum = |of: fn(&LayerReport) -> u64| layers.iter().map(of).fold(0, u64::saturating_add);
+    let (size, cached) = (sum(|layer| layer.size), sum(|layer| layer.cached));
+    let count = format!("{} layers", layers.len());
+    writeln!(out, "{:<5} {count:<digits$} {:>10} {}", "total", human(size), share(cached, size))?;
+    out.write_all(b"\n")?;
+    for (numbers, access) in grouped(layers.iter().map(|layer| (layer.layer, &layer.access[..]))) {
+        look.field(out, "reads", Tone::Plain, &format!("{}: {access}", runs(&numbers)))?;
     }
     Ok(())
 }

@@ -43,6 +43,7 @@ mod service;
 mod socket;
 mod status;
 mod status_html;
+mod table;
 mod threads;
 mod trust;
 mod verify;

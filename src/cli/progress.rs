@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
+use crate::io::message;
+
 use super::output::human;
+use super::table::is_dumb;
 
 /// How often it is drawn.
 const EVERY: Duration = Duration::from_millis(250);
@@ -35,18 +38,23 @@ pub(super) struct ProgressArgs {
 pub(super) struct Progress {
     count: Arc<AtomicU64>,
     drawing: Option<(Sender<()>, JoinHandle<()>)>,
+    begun: Instant,
+    /// Whether a person looks: at a line in the end, too.
+    is_watched: bool,
 }
 
 impl Progress {
     /// Starts to count; `total` is how much there is, if that is known.
     pub(super) fn start(args: &ProgressArgs, total: Option<u64>) -> Self {
         let count = Arc::new(AtomicU64::new(0));
-        let is_shown = !args.no_progress && !args.quiet && std::io::stderr().is_terminal();
+        let is_watched = !args.no_progress && !args.quiet && std::io::stderr().is_terminal();
+        // A dumb terminal has no way to write a line again.
+        let is_shown = is_watched && !is_dumb();
+        let begun = Instant::now();
         let drawing = is_shown.then(|| {
             let (over, ended) = channel();
             let count = count.clone();
             let drawer = std::thread::spawn(move || {
-                let begun = Instant::now();
                 while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
                     draw(&format!("{CLEAR}{}", line(count.load(Ordering::Relaxed), total, begun.elapsed())));
                 }
@@ -54,7 +62,24 @@ impl Progress {
             });
             (over, drawer)
         });
-        Self { count, drawing }
+        Self { count, drawing, begun, is_watched }
+    }
+
+    /// Ends, and says what was done.
+    pub(super) fn finish(mut self, subject: &str) {
+        self.end();
+        if self.is_watched {
+            let line = summary(subject, self.count.load(Ordering::Relaxed), self.begun.elapsed());
+            draw(&format!("{}\n", message(&line)));
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some((over, drawer)) = self.drawing.take() {
+            drop(over);
+            // It can only have failed to draw.
+            drawer.join().ok();
+        }
     }
 
     /// Counts what was done.
@@ -65,11 +90,7 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if let Some((over, drawer)) = self.drawing.take() {
-            drop(over);
-            // It can only have failed to draw.
-            drawer.join().ok();
-        }
+        self.end();
     }
 }
 
@@ -84,9 +105,36 @@ fn line(done: u64, total: Option<u64>, taken: Duration) -> String {
     match total {
         Some(total) => {
             let percent = (u128::from(done) * 100 / u128::from(total.max(1))).min(100);
-            format!("{percent:>3} %  {} of {}  {}/s", human(done), human(total), human(speed))
+            let left = left(total.saturating_sub(done), speed);
+            format!("{percent:>3} %  {} of {}  {}/s{left}", human(done), human(total), human(speed))
         }
         None => format!("{}  {}/s", human(done), human(speed)),
+    }
+}
+
+/// How long the rest takes at this speed, once that can be told.
+fn left(rest: u64, speed: u64) -> String {
+    match rest.checked_div(speed) {
+        Some(seconds) if rest > 0 && speed > 0 => format!("  {} left", duration(seconds)),
+        _ => String::new(),
+    }
+}
+
+fn summary(subject: &str, bytes: u64, taken: Duration) -> String {
+    let speed = (bytes as f64 / taken.as_secs_f64().max(0.001)) as u64;
+    let taken = match taken.as_secs() {
+        0 => format!("{} ms", taken.as_millis()),
+        seconds => duration(seconds),
+    };
+    format!("{subject}: {} in {taken}, {}/s", human(bytes), human(speed))
+}
+
+/// Seconds for people: `42 s`, `3 min 20 s`, `2 h 05 min`.
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3600, seconds % 3600 / 60),
     }
 }
 
@@ -97,7 +145,11 @@ mod tests {
     #[test]
     fn a_line_tells_how_far_it_is_and_never_more_than_all() {
         let second = Duration::from_secs(1);
-        assert_eq!(line(50 << 20, Some(100 << 20), second), " 50 %  50.0 MiB of 100.0 MiB  50.0 MiB/s");
+        let half = line(50 << 20, Some(100 << 20), second);
+        assert_eq!(half, " 50 %  50.0 MiB of 100.0 MiB  50.0 MiB/s  1 s left");
+        assert_eq!(left(7200 * 10, 10), "  2 h 00 min left");
+        assert_eq!(left(10, 0), "");
+        assert_eq!(summary("x", 10 << 20, Duration::from_secs(70)), "x: 10.0 MiB in 1 min 10 s, 146.3 KiB/s");
         assert_eq!(line(5, None, second), "5 B  5 B/s");
         assert!(line(7, Some(0), Duration::ZERO).starts_with("100 %"));
         assert!(line(u64::MAX, Some(u64::MAX), second).starts_with("100 %"));

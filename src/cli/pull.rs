@@ -78,7 +78,7 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
             let progress = Progress::start(&args.progress, Some(selection.size()));
             let Pulled { blobs, present, size, fetched } =
                 selection.pull(&|bytes| progress.advance(bytes)).await?;
-            drop(progress);
+            progress.finish("read and compared");
             let (reference, digest) = (selection.pinned().to_owned(), selection.digest().to_string());
             images.push(Image { reference, digest, blobs, present, size, fetched });
         }

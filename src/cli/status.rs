@@ -1,7 +1,7 @@
 //! `status`: what a mount says about itself, for people and for programs.
 //!
-//! Asks the mount and nobody else. The idea: one line answers how lazy the mount was, one bar for each blob shows where, and
-//! each layer says why.
+//! Asks the mount alone. One line answers how lazy the mount was, one bar for each blob shows where, and states that several layers
+//! share are explained once.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -13,8 +13,9 @@ use crate::mount;
 
 use super::args::Format;
 use super::exit::Failure;
-use super::output::{self, human, safe};
+use super::output::{self, human};
 use super::status_html;
+use super::table::{Look, Tone, grouped, runs};
 
 /// How to show a mount's status.
 #[derive(Args, Debug)]
@@ -30,20 +31,26 @@ pub(super) struct StatusArgs {
     /// Print a page for a browser, with a picture of what is cached and what was read.
     #[arg(long, conflicts_with = "format")]
     html: bool,
+
+    /// Show whole digests.
+    #[arg(long)]
+    no_trunc: bool,
 }
 
 /// Cells of a bar.
-const CELLS: u64 = 40;
+const CELLS: u64 = 34;
 
 /// Shows the status of a mount.
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let status = mount::status(&args.dir)?;
-    let mut out = output::stdout();
-    let dir = args.dir.display().to_string();
+    let mut out = output::plain_stdout();
+    // The page is read elsewhere, where a relative path means nothing.
+    let dir = std::path::absolute(&args.dir).unwrap_or_else(|_| args.dir.clone());
+    let dir = dir.display().to_string();
     let written = match args.format {
         _ if args.html => status_html::write(&status, &dir, &mut out),
         Format::Json => output::json(&mut out, &status),
-        Format::Text => text(&status, &mut out),
+        Format::Text => text(&status, Look::of_stdout(!args.no_trunc), &mut out),
     };
     output::printed(written.and_then(|()| out.flush()))
 }
@@ -77,54 +84,110 @@ pub(super) fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
-fn text(status: &Status, out: &mut dyn Write) -> io::Result<()> {
-    let field = |out: &mut dyn Write, name: &str, value: &str| {
-        write!(out, "{name:<10} ")?;
-        safe(out, value.as_bytes())?;
-        out.write_all(b"\n")
-    };
-    field(out, "reference", &status.reference)?;
+fn text(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    let field = |out: &mut dyn Write, name: &str, value: &str| look.field(out, name, Tone::Plain, value);
+    field(out, "reference", &look.reference(&status.reference))?;
     if status.waiting {
         field(out, "waiting", "for its registry: no name in it is known yet")?;
-        return status.errors.iter().try_for_each(|error| field(out, "error", error));
+        return status.errors.iter().try_for_each(|error| look.field(out, "error", Tone::Bad, error));
     }
     if let Some(key) = &status.signed_by {
-        field(out, "signed by", key.as_str())?;
+        field(out, "signed by", &look.digest(key.as_str()))?;
     }
     let sums = Sums::of(status);
     let part = |bytes: u64| format!("{} ({:.1} %)", human(bytes), percent(bytes, sums.size));
     field(out, "stored", &format!("{} in {} blobs", human(sums.size), status.blobs.len()))?;
     field(out, "cached", &part(sums.cached))?;
     field(out, "fetched", &format!("{} by this mount", part(sums.fetched)))?;
-    for blob in &status.blobs {
-        let line = format!("{}  {}  {}", blob.digest, human(blob.size), blob.media_type);
-        field(out, "blob", &line)?;
-        let told = format!(
-            "    [{}] {:.0} % cached, {}, verified: {}",
-            bar(blob),
-            percent(blob.cached, blob.size),
-            blob.state,
-            blob.verified
-        );
-        field(out, "", &told)?;
-    }
-    for layer in &status.layers {
-        let index = layer.index.as_deref().map(|index| format!(", index: {index}")).unwrap_or_default();
-        let encoding = layer.encoding.as_deref().map(|encoding| format!(" {encoding}")).unwrap_or_default();
-        field(out, "layer", &format!("{:02}{encoding}  {}{index}: {}", layer.layer, layer.mode, layer.why))?;
-    }
+    field(out, "read", &format!("{} by programs, from blobs", human(sums.served)))?;
+    blobs(status, look, out)?;
+    layers(status, look, out)?;
     for member in &status.members {
-        field(out, "member", &format!("{}  {}  {}", member.directory, member.digest, member.state))?;
+        let digest = look.digest(member.digest.as_str());
+        field(out, "member", &format!("{}  {digest}  {}", member.directory, member.state))?;
     }
-    for (name, lines) in
-        [("conflict", &status.conflicts), ("warning", &status.warnings), ("error", &status.errors)]
-    {
+    for (name, tone, lines) in [
+        ("conflict", Tone::Doubtful, &status.conflicts),
+        ("warning", Tone::Doubtful, &status.warnings),
+        ("error", Tone::Bad, &status.errors),
+    ] {
         for line in lines {
-            field(out, name, line)?;
+            look.field(out, name, tone, line)?;
         }
     }
-    if status.blobs.iter().any(|blob| blob.extents.is_some()) {
-        out.write_all(b"\n# read by this mount   = cached   . not here\n")?;
+    Ok(())
+}
+
+/// One line a blob, and their sum.
+fn blobs(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    let digits = status.blobs.iter().map(|blob| look.digest(blob.digest.as_str()).len()).max();
+    let Some(digits) = digits else { return Ok(()) };
+    let head = format!("{:<digits$} {:>10} {:>7} {:<9} PARTS", "BLOB", "SIZE", "CACHED", "STATE");
+    writeln!(out, "\n{}", look.toned(Tone::Heading, &head))?;
+    let share = |cached: u64, size: u64| {
+        let share = percent(cached, size);
+        let tone = if share >= 100.0 { Tone::Good } else { Tone::Plain };
+        look.toned(tone, &format!("{:>7}", format!("{share:.0} %")))
+    };
+    let mut reasons = Vec::new();
+    for blob in &status.blobs {
+        let digest = look.digest(blob.digest.as_str());
+        // A reason is no word, and has a line of its own.
+        let is_word = !blob.state.contains(' ');
+        if !is_word {
+            reasons.push((digest.clone(), &blob.state));
+        }
+        let state = if is_word { &blob.state[..] } else { "see below" };
+        let tone = match state {
+            "verified" => Tone::Good,
+            "poisoned" => Tone::Bad,
+            _ => Tone::Plain,
+        };
+        let state = look.toned(tone, &format!("{state:<9}"));
+        let cached = share(blob.cached, blob.size);
+        writeln!(out, "{digest:<digits$} {:>10} {cached} {state} [{}]", human(blob.size), bar(blob))?;
+    }
+    let sums = Sums::of(status);
+    let key = "# read  = cached  . not here";
+    let cached = share(sums.cached, sums.size);
+    let total = look.toned(Tone::Heading, &format!("{:<digits$}", "total"));
+    writeln!(out, "{total} {:>10} {cached} {:<9} {}", human(sums.size), "", look.toned(Tone::Soft, key))?;
+    for (digest, reason) in reasons {
+        look.field(out, "blob", Tone::Plain, &format!("{digest}: {reason}"))?;
+    }
+    Ok(())
+}
+
+/// One line a layer, and what their states mean.
+fn layers(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
+    if status.layers.is_empty() {
+        return Ok(());
+    }
+    let head = format!(
+        "{:<5} {:<12} {:<9} {:<8} {:<10} {:>10}",
+        "LAYER", "DIGEST", "STATE", "ENCODING", "INDEX", "DECODED"
+    );
+    writeln!(out, "\n{}", look.toned(Tone::Heading, &head))?;
+    for layer in &status.layers {
+        let tone = match &layer.mode[..] {
+            "failed" => Tone::Bad,
+            "indexed" => Tone::Good,
+            _ => Tone::Plain,
+        };
+        let line = format!(
+            "{:>5} {:<12} {} {:<8} {:<10} {:>10}",
+            format!("{:02}", layer.layer),
+            look.digest(layer.digest.as_str()),
+            look.toned(tone, &format!("{:<9}", layer.mode)),
+            layer.encoding.as_deref().map_or("-".into(), crate::io::printable),
+            layer.index.as_deref().map_or("-".into(), crate::io::printable),
+            layer.stream_bytes.map_or_else(|| "-".to_owned(), human),
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    out.write_all(b"\n")?;
+    for (numbers, why) in grouped(status.layers.iter().map(|layer| (layer.layer, &layer.why[..]))) {
+        look.field(out, "layers", Tone::Plain, &format!("{}: {why}", runs(&numbers)))?;
     }
     Ok(())
 }
@@ -170,13 +233,13 @@ mod tests {
     fn a_bar_shows_what_was_read_over_what_is_cached() {
         let extents = ExtentsStatus { unit: 1, cached: vec![(0, 200)], read: vec![(0, 1), (150, 160)] };
         let bar = super::bar(&blob(400, Some(extents)));
-        assert_eq!(bar, "#==============#====...................."); // 40 cells of ten bytes
+        assert_eq!(bar, "#===========##===................."); // 34 cells of 11 or 12 bytes
         assert_eq!(
             super::bar(&blob(0, Some(ExtentsStatus { unit: 1, cached: vec![], read: vec![] }))),
-            ".".repeat(40)
+            ".".repeat(34)
         );
-        assert_eq!(super::bar(&blob(9, None)), "?".repeat(40));
+        assert_eq!(super::bar(&blob(9, None)), "?".repeat(34));
         let large = ExtentsStatus { unit: 1, cached: vec![(0, u64::MAX)], read: vec![] };
-        assert_eq!(super::bar(&blob(u64::MAX, Some(large))), "=".repeat(40));
+        assert_eq!(super::bar(&blob(u64::MAX, Some(large))), "=".repeat(34));
     }
 }

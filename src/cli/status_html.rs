@@ -38,8 +38,9 @@ pub(super) fn write(status: &Status, dir: &str, out: &mut dyn Write) -> io::Resu
     write!(
         out,
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
-         <title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n<p class=\"soft\">mounted at <code>{}</code></p>\n",
-        escaped(dir)
+         <title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n<p class=\"soft\">mounted at <code>{}</code>, as of {}</p>\n",
+        escaped(dir),
+        chrono::DateTime::<chrono::Utc>::from(std::time::SystemTime::now()).format("%Y-%m-%d %H:%M:%S UTC")
     )?;
     out.write_all(b"<dl>\n")?;
     let part = |bytes: u64| {
@@ -49,7 +50,7 @@ pub(super) fn write(status: &Status, dir: &str, out: &mut dyn Write) -> io::Resu
         ("stored", human(sums.size)),
         ("cached", part(sums.cached)),
         ("fetched by this mount", part(sums.fetched)),
-        ("read from blobs", human(sums.served)),
+        ("read by programs, repeats counted", human(sums.served)),
     ] {
         writeln!(out, "<div><dt>{name}</dt><dd>{value}</dd></div>")?;
     }
@@ -79,12 +80,17 @@ pub(super) fn write(status: &Status, dir: &str, out: &mut dyn Write) -> io::Resu
                 escaped(&layer.why)
             )?;
         }
-        out.write_all(b"</table>\n")?;
+        out.write_all(
+            b"</table>\n<p class=\"soft\">An index says where each file of a layer is, and at which places its decoding can start: with many \
+              places a read decodes little. <em>local</em> was made on this machine.</p>\n",
+        )?;
     }
     for (name, lines) in
         [("Conflicts", &status.conflicts), ("Warnings", &status.warnings), ("Errors", &status.errors)]
     {
-        if !lines.is_empty() {
+        if lines.is_empty() && name == "Errors" {
+            out.write_all(b"<h2>Errors</h2>\n<p class=\"soft\">none</p>\n")?;
+        } else if !lines.is_empty() {
             writeln!(out, "<h2>{name}</h2>\n<ul>")?;
             for line in lines {
                 writeln!(out, "<li>{}", escaped(line))?;

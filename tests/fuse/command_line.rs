@@ -144,3 +144,73 @@ fn wrong_usage_is_2_and_names_the_word() {
     }
     assert!(site.ocifs(&["--version"]).ok().text().contains(env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn text_of_an_image_author_acts_on_no_terminal() {
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("evil"));
+    let evil = "a\x1b[2J\x07\u{202e}\u{2066}\u{9b}b";
+    let mut entries = Vec::new();
+    let tar = Tarball::new().file("f", b"x").bytes();
+    for number in 0..400 {
+        let platform =
+            serde_json::json!({"os": format!("{evil}{number}"), "architecture": evil, "variant": evil});
+        let mut entry = layout.image_for(&[Layer::of(&tar, Encoding::Gzip)], platform.clone());
+        entry["platform"] = platform;
+        entries.push(entry);
+    }
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries
+    });
+    let bytes = index.to_string();
+    layout.document("v1", "application/vnd.oci.image.index.v1+json", bytes.as_bytes());
+    let reference = layout.reference("v1");
+    let (dest, dir) = (site.scratch().join("dest"), site.mount_point("mnt"));
+    let (dest, dir) = (dest.to_str().unwrap(), dir.to_str().unwrap());
+    for words in [
+        &["ls", &reference][..],
+        &["inspect", &reference],
+        &["inspect", "--format=json", "--platform=all", &reference],
+        &["resolve", "--platform=linux/amd64", &reference],
+        &["pull", &reference],
+        &["verify", &reference],
+        &["mount", &reference, dir],
+        &["export", "-o", dest, &reference],
+        &["cat", &reference, "merged/f"],
+        &["cp", &reference, "merged/f", dest],
+        &["ls", &layout.reference(&format!("no{evil}"))],
+    ] {
+        let said = site.ocifs(words);
+        let shown = format!("{}{}", said.text(), said.stderr);
+        let harmful = |c: char| c != '\n' && (c.is_control() || ('\u{202a}'..='\u{2069}').contains(&c));
+        assert!(!shown.contains(harmful), "{words:?}: {:?}", shown.chars().take(2000).collect::<String>());
+        assert!(said.stderr.len() < 64 * 1024, "{words:?}: {} bytes", said.stderr.len());
+    }
+}
+
+#[test]
+fn arguments_in_the_wrong_order_and_unknown_mount_options_are_called_that() {
+    let site = Site::new();
+    let reference = image(&site, b"x");
+    let dir = site.mount_point("a b").display().to_string();
+    site.ocifs(&["mount", &dir, "registry.example/some/image:1"]).refused(
+        &[2],
+        &["reference comes first", &format!("ocifs mount registry.example/some/image:1 '{dir}'")],
+    );
+    for (list, said) in [
+        ("bogus=1", "unknown mount option bogus"),
+        ("uid=0", "unknown mount option uid"),
+        ("remount", "cannot be remounted"),
+    ] {
+        let refused = site.ocifs(&["mount", "-o", list, &reference, &dir]);
+        assert!(
+            !refused.stderr.contains("--bogus") && !refused.stderr.contains("--uid"),
+            "{}",
+            refused.stderr
+        );
+        refused.refused(&[2], &[said]);
+    }
+    site.ocifs(&["cp", &reference, "merged/etc/os-release", "/nonexist/dir/"])
+        .refused(&[2], &["/nonexist does not exist"]);
+    assert!(site.ocifs(&["version"]).ok().text().contains(env!("CARGO_PKG_VERSION")));
+}

@@ -161,7 +161,7 @@ fn every_tutorial_is_tried() {
 /// The help of a command, and of those below it.
 fn help(words: &[&str], out: &mut String) {
     let mut command = Command::new(binary());
-    let said = run(command.env_clear().env("HOME", "/root").args(words).arg("-h")).ok().text();
+    let said = run(command.env_clear().env("HOME", "/root").args(words).arg("--help")).ok().text();
     let said: String = said.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     let name = ["ocifs"].into_iter().chain(words.iter().copied()).collect::<Vec<_>>().join(" ");
     out.push_str(&format!("\n## {name}\n\n```\n{}```\n", said.trim_end().to_owned() + "\n"));
@@ -182,7 +182,7 @@ fn help(words: &[&str], out: &mut String) {
 #[test]
 fn the_reference_of_options_is_what_help_says() {
     let mut page = String::from(
-        "# Commands and options\n\nWhat `-h` says, of every command. `ocifs man --all DIR` writes the same as manual pages. \
+        "# Commands and options\n\nWhat `--help` says, of every command; `-h` lists the usual options alone. `ocifs man --all DIR` writes the same as manual pages. \
          With `-o`, as mount(8) has it,\nevery long option of `mount` can be written without its dashes: `-o view=merged,cache_dir=/var/cache/ocifs`.\n",
     );
     help(&[], &mut page);
@@ -191,5 +191,5 @@ fn the_reference_of_options_is_what_help_says() {
         fs::write(&file, &page).unwrap();
     }
     let written = fs::read_to_string(&file).unwrap_or_default();
-    assert!(written == page, "docs/commands.md is not what -h says: OCIFS_UPDATE=1 writes it anew");
+    assert!(written == page, "docs/commands.md is not what --help says: OCIFS_UPDATE=1 writes it anew");
 }

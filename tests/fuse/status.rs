@@ -157,7 +157,7 @@ fn the_status_shows_which_parts_are_cached_and_which_were_read() {
         .find(|line| line.contains('#') && line.contains(" [."))
         .unwrap_or_else(|| panic!("{text}"));
     assert!(bar.contains(".#"), "{bar}");
-    assert!(text.contains("64.0 MiB") && text.contains("verified: "), "{text}");
+    assert!(text.contains("64.0 MiB") && text.contains("partial"), "{text}");
 }
 
 #[test]
