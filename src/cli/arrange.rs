@@ -207,9 +207,10 @@ trait HelpOf {
 impl HelpOf for Arg {
     fn help_of(self, short: &'static str, length: HelpLength) -> Self {
         match length {
-            HelpLength::Short => {
+            HelpLength::Short if self.get_action().takes_values() => {
                 self.help(short).hide_possible_values(true).hide_default_value(true).hide_env(true)
             }
+            HelpLength::Short => self.help(short),
             HelpLength::Long => self,
         }
     }

@@ -12,6 +12,7 @@ use crate::registry::{Options, Places, Registry, RegistryError};
 use crate::source::{Location, Place};
 
 use super::exit::Failure;
+use super::mistakes::pasted;
 
 /// Logins, certificates and mirrors.
 #[derive(Args, Debug)]
@@ -74,9 +75,8 @@ impl NetworkArgs {
 /// What to write for a file or directory that is called as somebody called an image.
 pub(super) fn namesake(location: &Location) -> Option<String> {
     let name = location.reference()?.short_name()?;
-    Path::new(name)
-        .exists()
-        .then(|| format!("a name is one in a registry; for the path {name} write ./{name}"))
+    let word = pasted(&Path::new(".").join(name))?;
+    Path::new(name).exists().then(|| format!("a name is one in a registry; for the path {name} write {word}"))
 }
 
 /// The location as it stands on the command line, by which a line of fstab is known again. An address of the web may be signed: it is

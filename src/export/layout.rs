@@ -22,7 +22,7 @@ use crate::oci::{Document, MAX_DOCUMENT, REF_NAME};
 
 use super::ExportError;
 use super::archive::{Advance, CHUNK, compare, hasher};
-use super::place::{Destination, LIST, failed};
+use super::place::{Destination, LIST, failed, is_taken};
 use super::replace::Replacement;
 
 /// Blobs that are written at once.
@@ -171,8 +171,8 @@ fn present(directory: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, ExportEr
 fn made(destination: &Destination) -> Result<OwnedFd, ExportError> {
     if let Some(name) = destination.name() {
         match mkdirat(destination.directory(), name, Mode::from_raw_mode(0o777)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(destination.failed()(errno)),
+            Err(errno) if !is_taken(errno) => return Err(destination.failed()(errno)),
+            _ => {}
         }
     }
     opened(destination)

@@ -115,6 +115,11 @@ pub(super) fn failed(path: &Path) -> impl FnOnce(Errno) -> ExportError + use<> {
     move |errno| ExportError::file(&path)(errno.into())
 }
 
+/// Whether a name was there already.
+pub(super) fn is_taken(errno: Errno) -> bool {
+    errno.kind() == std::io::ErrorKind::AlreadyExists
+}
+
 /// A pipe or a device in a sticky directory that another user put there to read along.
 pub(super) fn is_planted(found: &Stat, directory: BorrowedFd<'_>) -> bool {
     let Ok(above) = fstat(directory) else { return true };

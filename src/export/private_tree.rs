@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::owner::is_trusted_user;
 
 use super::ExportError;
-use super::place::{Destination, LIST, failed};
+use super::place::{Destination, LIST, failed, is_taken};
 
 /// Names that are tried for the directory inside.
 const STAGING_TRIES: u32 = 64;
@@ -57,12 +57,14 @@ impl PrivateTree {
                     let place = Place::New { parent: destination.into_directory(), name };
                     return Ok(Self { top, place, names: Vec::new(), is_kept: false, path: path.to_owned() });
                 }
-                Err(Errno::EXIST) => match openat(destination.directory(), &name, LIST, Mode::empty()) {
-                    Err(Errno::NOTDIR | Errno::LOOP) => {
-                        return Err(ExportError::place(path, "is no directory"));
+                Err(errno) if is_taken(errno) => {
+                    match openat(destination.directory(), &name, LIST, Mode::empty()) {
+                        Err(Errno::NOTDIR | Errno::LOOP) => {
+                            return Err(ExportError::place(path, "is no directory"));
+                        }
+                        opened => opened.map_err(failed(path))?,
                     }
-                    opened => opened.map_err(failed(path))?,
-                },
+                }
                 Err(errno) => return Err(failed(path)(errno)),
             },
         };
@@ -75,7 +77,7 @@ impl PrivateTree {
             let staging = OsString::from(format!(".ocifs-{}-{number}", std::process::id()));
             match mkdirat(&directory, &staging, Mode::from_raw_mode(0o700)) {
                 Ok(()) => {}
-                Err(Errno::EXIST) => continue,
+                Err(errno) if is_taken(errno) => continue,
                 Err(errno) => return Err(failed(path)(errno)),
             }
             let top = enter_new(directory.as_fd(), &staging, is_trusted, path)?;
@@ -116,7 +118,7 @@ impl PrivateTree {
                 }
                 renameat(&self.top, name, directory, name).map_err(failed(&shown))?;
             }
-            Err(Errno::EXIST) => {
+            Err(errno) if is_taken(errno) => {
                 return Err(ExportError::place(&shown, "was made by another process meanwhile"));
             }
             renamed => renamed.map_err(failed(&shown))?,
@@ -227,7 +229,7 @@ fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
         }
         match unlinkat(&up, &name, AtFlags::REMOVEDIR) {
             // A name came meanwhile: it is entered again.
-            Err(Errno::NOTEMPTY | Errno::EXIST) if rounds < REMOVAL_ROUNDS => rounds += 1,
+            Err(errno) if is_full(errno) && rounds < REMOVAL_ROUNDS => rounds += 1,
             removed => removed?,
         }
         here = up;
@@ -245,9 +247,14 @@ fn unlinked(parent: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
         return unlinkat(parent, name, AtFlags::empty()).map(|()| true);
     }
     match unlinkat(parent, name, AtFlags::REMOVEDIR) {
-        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        Err(errno) if is_full(errno) => Ok(false),
         removed => removed.map(|()| true),
     }
+}
+
+/// Whether a directory was not removed because of names in it.
+fn is_full(errno: Errno) -> bool {
+    errno == Errno::NOTEMPTY || is_taken(errno)
 }
 
 /// Opens a directory to empty it, whatever its recorded mode is.
