@@ -52,6 +52,7 @@ _ocifs_names() {
     done
     case $prev in @FLAGS@) ;; -*) _ocifs "$@"; return ;; esac
     case $cur in -*) _ocifs "$@"; return ;; esac
+    if [[ -z $command ]]; then _ocifs "$@"; return; fi
     local IFS=$'\n'
     case $command in
         umount|unmount|status)
@@ -66,7 +67,7 @@ _ocifs_names() {
             IFS=$' \t\n'; COMPREPLY=($(compgen -W "@COMMANDS@ mount.ocifs" -- "$cur")) ;;
         run|record|inspect|ls|cat|cp|export|pull|resolve|doctor)
             compopt -o filenames; COMPREPLY=($(compgen -f -- "$cur")) ;;
-        *) _ocifs "$@" ;;
+        *) IFS=$' \t\n'; _ocifs "$@" ;;
     esac
 }
 
