@@ -15,7 +15,7 @@ mod rust_source;
 use rust_source::{Token, macros, paths, split_tests, tokens};
 
 /// The modules and their ranks. A module names only modules of a lower rank.
-const RANKS: [(&str, u8); 20] = [
+const RANKS: [(&str, u8); 21] = [
     ("oci", 0),
     ("io", 0),
     ("meter", 0),
