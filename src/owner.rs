@@ -83,7 +83,7 @@ pub fn untrusted_above(path: &Path) -> std::io::Result<Option<(PathBuf, FileOwne
         if found.is_symlink() {
             links += 1;
             if links > MAX_LINKS {
-                return Err(std::io::Error::from_raw_os_error(libc::ELOOP));
+                return Err(std::io::Error::other("too many levels of symbolic links"));
             }
             if !is_trusted_user(owner.uid) {
                 return Ok(Some((here, owner)));
