@@ -251,7 +251,11 @@ pub(super) fn scope(args: &ServeArgs) -> Scope {
         view: args.view.clone(),
         subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
         links: if args.hide_symlinks { Links::Hidden } else { Links::Shown },
-        overlay_marks: if args.hide_overlay_xattrs || args.stackable { OverlayMarks::Hidden } else { OverlayMarks::Shown },
+        overlay_marks: if args.hide_overlay_xattrs || args.stackable {
+            OverlayMarks::Hidden
+        } else {
+            OverlayMarks::Shown
+        },
     }
 }
 

@@ -298,7 +298,12 @@ impl ShownTree {
                                 let errno = this.failed("read", node, &error, errno::of_read);
                                 if error.fault() == Fault::Unavailable {
                                     let range = ByteRange::new(offset, offset + len as u64);
-                                    this.shared.failed_reads.note(this.namespace().number(node), range, begun, errno);
+                                    this.shared.failed_reads.note(
+                                        this.namespace().number(node),
+                                        range,
+                                        begun,
+                                        errno,
+                                    );
                                 }
                                 reply.error(errno);
                             }
