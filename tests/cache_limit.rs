@@ -1,7 +1,8 @@
 //! What the limit of the cache promises while several processes read more than it allows, are killed, or fill the disk.
 //!
 //! A child process is this test binary again, running only the test `child` with its orders in the environment. A watcher looks at
-//! the directory all the time. `OCIFS_LONG=1` makes the scan ten times as long: 1 GiB under a limit of 200 MiB.
+//! the directory all the time. `OCIFS_LONG=1` makes the scan ten times as long: 1 GiB under a limit of 200 MiB, and lets crowds of
+//! 2, 4 and 8 processes work for ten minutes each.
 
 #![expect(
     clippy::unwrap_used,
@@ -358,4 +359,280 @@ async fn a_part_of_the_disk_stays_free_for_others() {
         let most = if limit == Limit::Share { 0.35 } else { 0.25 };
         assert!(free / size <= most, "{limit:?}: {free} of {size} are free");
     }
+}
+
+/// Processes that share one cache at its limit, and do to it what processes do.
+mod crowd {
+    use std::time::Instant;
+
+    use ocifs::cache::{Found, Prune, State};
+    use ocifs::io::ReadAt as _;
+
+    use super::*;
+
+    const CROWD: &str = "OCIFS_TEST_CROWD";
+    const LIMIT: u64 = 6 * MIB;
+    /// Reads between two notes of how far a process is.
+    const NOTED: u64 = 50;
+
+    /// Numbers that follow from a seed alone.
+    struct SeededDice(u64);
+
+    impl SeededDice {
+        fn roll(&mut self, sides: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides
+        }
+    }
+
+    /// What the processes read: blobs, decoded streams with pages of zeros, and one blob that is not what its digest says.
+    struct ShelfItem {
+        name: Digest,
+        bytes: Bytes,
+        is_stream: bool,
+        lies: bool,
+    }
+
+    fn shelf() -> Vec<ShelfItem> {
+        let blob = |seed| {
+            let bytes = noise(3 * MIB + 7, seed);
+            ShelfItem { name: Digest::sha256(&bytes), bytes, is_stream: false, lies: false }
+        };
+        let stream = |seed: u64| {
+            let mut bytes = noise(3 * MIB + 99, seed).to_vec();
+            for page in (0..bytes.len() - 4096).step_by(4096 * (2 + seed as usize % 3)) {
+                bytes[page..page + 4096].fill(0);
+            }
+            let name = Digest::sha256(&seed.to_le_bytes());
+            ShelfItem { name, bytes: bytes.into(), is_stream: true, lies: false }
+        };
+        let bytes = noise(2 * MIB, 54);
+        let liar = ShelfItem { name: Digest::sha256(b"another"), bytes, is_stream: false, lies: true };
+        vec![blob(50), blob(51), stream(52), stream(53), liar]
+    }
+
+    fn open(cache: &Cache, one: &ShelfItem) -> Option<Arc<Cached>> {
+        let source = Source::new(&one.bytes, None);
+        let opened = match one.is_stream {
+            true => {
+                let sums: Vec<[u8; 32]> =
+                    one.bytes.chunks(BLOCK as usize).map(|block| blake3::hash(block).into()).collect();
+                cache.stream(&one.name, sums.into(), source)
+            }
+            false => cache.blob(&one.name, source),
+        };
+        // Its files may be in the hands of a process that was stopped, or of one that removes them.
+        opened.ok()
+    }
+
+    /// Not a test of its own: the life of one process of the crowd.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn member() {
+        let Ok(orders) = std::env::var(CROWD) else { return };
+        let parts: Vec<&str> = orders.lines().collect();
+        let (dir, seed) = (PathBuf::from(parts[0]), parts[1].parse::<u64>().unwrap());
+        let end = Instant::now() + Duration::from_millis(parts[2].parse().unwrap());
+        let mut dice = SeededDice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let shelf = shelf();
+        let mut cache = Cache::open_limited(&dir, Limit::Bytes(LIMIT)).unwrap();
+        let mut held: Vec<Option<Arc<Cached>>> = shelf.iter().map(|_| None).collect();
+        let mut reads = 0;
+        while Instant::now() < end {
+            let at = dice.roll(shelf.len() as u64) as usize;
+            let one = &shelf[at];
+            match dice.roll(1000) {
+                0..900 => {
+                    let Some(cached) = held[at].clone().or_else(|| open(&cache, one)) else { continue };
+                    held[at] = Some(Arc::clone(&cached));
+                    let start = dice.roll(cached.size());
+                    let len = (1 + dice.roll(2 * BLOCK)).min(cached.size() - start);
+                    let read = read_vec(&*cached, ByteRange::at(start, len)).await;
+                    let right = &one.bytes[start as usize..(start + len) as usize];
+                    match read {
+                        Ok(bytes) => assert!(bytes == right, "{at}: wrong bytes at {start}, {len} long"),
+                        Err(error) => assert!(one.lies, "{at}: {error:?}"),
+                    }
+                    reads += 1;
+                    if reads % NOTED == 0 {
+                        // A full disk takes no note.
+                        let log = OpenOptions::new().append(true).create(true).open(dir.join("log"));
+                        drop(log.and_then(|mut log| log.write_all(b"x")));
+                    }
+                }
+                900..950 => held[at] = None,
+                950..970 => {
+                    let keep = Some(dice.roll(2 * LIMIT));
+                    cache.inventory().prune(Prune { older_than: None, keep }, |_, _| {}).unwrap();
+                }
+                970..980 => {
+                    cache.inventory().collect(|_, _, _| {}).unwrap();
+                }
+                980..990 => scrub(&cache),
+                990..994 => {
+                    held.iter_mut().for_each(|one| *one = None);
+                    cache = Cache::open_limited(&dir, Limit::Bytes(LIMIT)).unwrap();
+                }
+                994..996 => {
+                    // The next one finds no account, and counts.
+                    drop(fs::write(dir.join("v1/account"), b"lost"));
+                }
+                _ => {
+                    for (one, cached) in shelf.iter().zip(&held) {
+                        let state = cached.as_ref().map(|cached| cached.state());
+                        assert!(one.lies || state != Some(State::Poisoned), "right content is poisoned");
+                        assert!(!one.lies || state != Some(State::Verified), "wrong content is verified");
+                    }
+                }
+            }
+        }
+    }
+
+    fn scrub(cache: &Cache) {
+        let inventory = cache.inventory();
+        let used = inventory.used().unwrap();
+        let walked = inventory.walk(|found| {
+            if let Found::Content(entry) = found {
+                // What a killed process was writing is found damaged, rightly.
+                inventory.scrub(&entry, &used)?;
+            }
+            Ok(std::ops::ControlFlow::<()>::Continue(()))
+        });
+        walked.unwrap();
+    }
+
+    fn member_of(dir: &Path, seed: u64, time: Duration) -> Reaped {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "crowd::member", "--nocapture", "--test-threads=1"])
+            .env(CROWD, format!("{}\n{seed}\n{}", dir.display(), time.as_millis()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Reaped(child)
+    }
+
+    /// What the account says and what the files take, when the two can be compared.
+    fn account(cache: &Cache, root: &Path) -> Option<(u64, u64)> {
+        let before = cache.used()?;
+        let here = occupied(root);
+        Some((cache.used()?.max(before), here))
+    }
+
+    /// Lets `processes` of them work at once; every few hundred milliseconds one is killed, and another one comes.
+    fn run(dir: &Path, seed: u64, processes: u64, time: Duration) -> u64 {
+        let end = Instant::now() + time;
+        let mut next = seed * 1000;
+        let mut come = || {
+            next += 1;
+            member_of(dir, next, end.saturating_duration_since(Instant::now()))
+        };
+        let mut members: Vec<Reaped> = (0..processes).map(|_| come()).collect();
+        let mut dice = SeededDice(seed | 1);
+        let watched = Cache::open(dir).unwrap();
+        let mut low = 0;
+        let mut kill = Instant::now() + Duration::from_millis(700);
+        while Instant::now() < end {
+            let seen = account(&watched, &dir.join("v1"));
+            // A file that goes, or gets another name, while others are looked at may be seen where it is no more.
+            low = if seen.is_some_and(|(used, here)| here > used) { low + 1 } else { 0 };
+            assert!(low < 20, "the account says less than the files take: {seen:?}");
+            if Instant::now() > kill {
+                kill = Instant::now() + Duration::from_millis(300 + dice.roll(600));
+                let victim = dice.roll(processes) as usize;
+                members[victim].0.kill().unwrap();
+                members[victim] = come();
+            }
+            for member in &mut members {
+                if let Some(status) = member.0.try_wait().unwrap()
+                    && !status.success()
+                {
+                    let mut stderr = String::new();
+                    member.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+                    panic!("seed {seed}: {stderr}");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        members.into_iter().for_each(Reaped::succeeds);
+        fs::metadata(dir.join("log")).map_or(0, |log| log.len() * NOTED)
+    }
+
+    /// When all is at rest and counted, the account is what the files take.
+    fn rests(dir: &Path) {
+        fs::write(dir.join("v1/account"), b"lost").unwrap();
+        let cache = Cache::open_limited(dir, Limit::Bytes(64 * MIB)).unwrap();
+        let patience = Instant::now() + Duration::from_secs(20);
+        while cache.used().is_none() {
+            assert!(Instant::now() < patience, "the files are not counted");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (used, here) = account(&cache, &dir.join("v1")).unwrap();
+        assert!((here..=here + BLOCK).contains(&used), "the account says {used}, the files take {here}");
+    }
+
+    #[test]
+    fn no_process_of_a_crowd_at_the_limit_reads_a_wrong_byte() {
+        let long = std::env::var_os("OCIFS_LONG").is_some();
+        let (crowds, time): (&[u64], _) = match long {
+            true => (&[2, 4, 8], Duration::from_secs(600)),
+            false => (&[3], Duration::from_secs(12)),
+        };
+        for &processes in crowds {
+            let dir = tempfile::tempdir().unwrap();
+            let reads = run(dir.path(), 60 + processes, processes, time);
+            eprintln!("{processes} processes: {reads} reads");
+            assert!(reads >= if long { 100_000 } else { 100 }, "only {reads} reads");
+            rests(dir.path());
+        }
+    }
+
+    #[test]
+    fn a_crowd_on_a_full_disk_reads_no_wrong_byte() {
+        let Some(disk) = Tmpfs::new("size=5m,mode=0700") else { return };
+        run(disk.0.path(), 70, 3, Duration::from_secs(4));
+    }
+}
+
+const FEW: &str = "OCIFS_TEST_FEW_FILES";
+
+/// Not a test of its own: many contents in a process that may open few files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn few_files() {
+    use nix::sys::resource::{Resource, setrlimit};
+    let Ok(dir) = std::env::var(FEW) else { return };
+    setrlimit(Resource::RLIMIT_NOFILE, 100, 100).unwrap();
+    let cache = Cache::open(Path::new(&dir)).unwrap();
+    let contents: Vec<Bytes> = (0..600).map(|seed| noise(BLOCK + 3000, 1000 + seed)).collect();
+    let opened: Vec<_> = contents
+        .iter()
+        .map(|content| {
+            let source = Source::new(content, None);
+            (cache.blob(&Digest::sha256(content), source.clone()).unwrap(), source)
+        })
+        .collect();
+    for step in [1, 7, 599] {
+        for at in 0..contents.len() {
+            let at = at * step % contents.len();
+            scan(&opened[at].0, &contents[at], 0).await;
+            assert_eq!(opened[at].0.bytes_present(), contents[at].len() as u64);
+        }
+    }
+    for ((_, source), content) in opened.iter().zip(&contents) {
+        assert_eq!(source.delivered.load(Ordering::SeqCst), content.len() as u64, "fetched again");
+    }
+}
+
+#[test]
+fn more_contents_than_a_process_may_open_files_are_read_right_and_fetched_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "few_files", "--nocapture", "--test-threads=1"])
+        .env(FEW, dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    Reaped(child).succeeds();
 }

@@ -1,9 +1,10 @@
 //! The account: how many bytes of the disk the directory takes, kept in one small file that all processes share.
 //!
-//! Nothing here walks a directory, decides what goes, or believes a file that fails its check. The idea: whoever is about to
-//! write adds to the account first, under a lock of an instant, and whoever took something away subtracts afterwards. So a
-//! process that dies in between leaves an account that is too high, never one that is too low, and a count of the files, which
-//! runs beside everything else, puts it right.
+//! Nothing here walks a directory, decides what goes, or believes a file that fails its check. The idea: a process that is about to
+//! write adds to the account first, under a lock of an instant, and one that removed something subtracts afterwards. So a process
+//! that dies in between leaves an account that is too high, never one that is too low, and a count of the files, which runs beside
+//! everything else, puts it right. A count that ends between the two halves of a change may have seen either half: a [`CountMark`]
+//! from before the change shows that, and the change then counts as the half that leaves the account too high.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -37,6 +38,16 @@ pub(super) struct Tally {
     pub(super) counted: u64,
     /// During which run of the machine that was.
     pub(super) boot: [u8; 8],
+}
+
+/// The count that an account begins with; another one when the files were counted anew since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CountMark(Option<(u64, [u8; 8])>);
+
+impl Tally {
+    pub(super) fn mark(&self) -> CountMark {
+        CountMark(Some((self.counted, self.boot)))
+    }
 }
 
 /// The file `account`, opened when it is first needed and again when that failed.
@@ -80,10 +91,25 @@ impl Account {
         written.map(|()| out)
     }
 
-    /// Notes that something was taken away.
-    pub(super) fn give_back(&self, bytes: u64) {
+    /// Which count the account begins with now. Takes no lock: a mark that was read while it changed is no mark at all.
+    pub(super) fn mark(&self) -> CountMark {
+        let slot = lock(&self.file);
+        let known = match &*slot {
+            Some(file) => read(file),
+            None => File::open(&self.path).ok().and_then(|file| read(&file)),
+        };
+        known.map_or(CountMark(None), |tally| tally.mark())
+    }
+
+    /// Notes that `bytes` were removed, after `since` was looked at. A count that ended meanwhile may have left them out already:
+    /// then the account stays, at worst too high.
+    pub(super) fn give_back(&self, bytes: u64, since: CountMark) {
+        if bytes == 0 {
+            return;
+        }
         let subtract = |known: Option<Tally>| {
-            (known.map(|tally| Tally { used: tally.used.saturating_sub(bytes), ..tally }), ())
+            let same = known.filter(|tally| tally.mark() == since);
+            (same.map(|tally| Tally { used: tally.used.saturating_sub(bytes), ..tally }), ())
         };
         if let Err(error) = self.change(subtract) {
             // The account stays too high until the next count.
@@ -162,10 +188,14 @@ mod tests {
         let tally = Tally { used: 70, added: 9, counted: 5, boot: *b"abcdefgh" };
         one.change(|_| (Some(tally), ())).unwrap();
         assert_eq!(look(&other), Some(tally));
-        other.give_back(20);
+        let mark = other.mark();
+        other.give_back(20, mark);
         assert_eq!(look(&one), Some(Tally { used: 50, ..tally }));
-        other.give_back(200);
+        other.give_back(200, mark);
         assert_eq!(look(&one).unwrap().used, 0);
+        one.change(|_| (Some(Tally { counted: 6, ..tally }), ())).unwrap();
+        other.give_back(20, mark);
+        assert_eq!(look(&one).unwrap().used, 70, "a count since then left it out, or did not");
         for at in 0..LENGTH as u64 {
             one.change(|_| (Some(tally), ())).unwrap();
             let file = OpenOptions::new().read(true).write(true).open(dir.path().join("account")).unwrap();

@@ -20,10 +20,13 @@ use super::copy_number::CopyNumber;
 use super::derived::Derived;
 use super::extents::Touched;
 use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
+use super::outcome::SOON;
 use super::pair::Pair;
 use super::proof::Proof;
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State, Sum};
+use super::slot::PairSlot;
 use super::verify::When;
+use super::wait::{blocking, waiting};
 use super::whole::Shelf;
 use super::{CacheError, lock};
 use crate::io::{BoxFuture, ByteRange, Fault, Fetch, ReadAt, ReadError, Verified};
@@ -43,7 +46,7 @@ const TOUCH: Duration = Duration::from_secs(60);
 pub struct Cached {
     pub(super) inner: Arc<Inner>,
     /// The fetches that run. They outlive a reader that went away, but not the content: dropping the set ends them.
-    tasks: Mutex<JoinSet<()>>,
+    pub(super) tasks: Mutex<JoinSet<()>>,
     /// Where fetches run: known from the first one that a reader waited for, so that a hit on a thread of FUSE can start one
     /// ahead of its reader.
     runtime: OnceLock<Handle>,
@@ -55,7 +58,7 @@ pub(super) struct Content {
     pub(super) algorithm: Algorithm,
     pub(super) kind: Kind,
     pub(super) fetch: Arc<dyn Fetch>,
-    pub(super) pair: Option<Arc<Pair>>,
+    pub(super) slot: Option<Arc<PairSlot>>,
     pub(super) derived: Derived,
     pub(super) places: Arc<Places>,
     pub(super) verify: Option<When>,
@@ -70,7 +73,7 @@ pub(super) struct Inner {
     pub(super) size: u64,
     pub(super) fetch: Arc<dyn Fetch>,
     /// `None` when the disk let no file be made: then everything is fetched for its readers only.
-    pub(super) pair: Option<Arc<Pair>>,
+    pub(super) slot: Option<Arc<PairSlot>>,
     pub(super) flights: Mutex<Flights>,
     pub(super) proof: Proof,
     pub(super) ahead: Mutex<Ahead>,
@@ -99,10 +102,10 @@ pub(super) struct Inner {
     pub(super) told: AtomicBool,
     /// Set once the bytes were compared with the digest and found different.
     pub(super) poisoned: AtomicBool,
-    /// Set once they were found equal; on disk this is written after a sync, which takes longer.
-    pub(super) proven: AtomicBool,
     /// Empty while content is complete on disk that nobody compared with its digest.
     pub(super) settled: OnceCell<()>,
+    /// Set while it is compared beside its readers.
+    pub(super) settling: AtomicBool,
     /// What the owner of a decoded stream says about it, as [`Verified`].
     vouched: AtomicU8,
     warned: AtomicBool,
@@ -115,16 +118,16 @@ pub(super) struct Inner {
 
 impl Cached {
     pub(super) fn new(content: Content) -> Self {
-        let Content { digest, algorithm, kind, fetch, pair, derived, places, verify, shelf, distrusted } =
+        let Content { digest, algorithm, kind, fetch, slot, derived, places, verify, shelf, distrusted } =
             content;
         let size = fetch.size();
-        let reach = pair.as_ref().map_or(u64::MAX, |pair| pair.reach());
+        let reach = slot.as_ref().and_then(|slot| slot.opened()).map_or(u64::MAX, |pair| pair.reach());
         let inner = Inner {
             digest,
             kind,
             size,
             fetch,
-            pair,
+            slot,
             flights: Mutex::default(),
             proof: Proof::new(algorithm, size),
             ahead: Mutex::new(Ahead::within(reach)),
@@ -141,8 +144,8 @@ impl Cached {
             verdict: watch::Sender::new(None),
             told: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
-            proven: AtomicBool::new(false),
             settled: OnceCell::new(),
+            settling: AtomicBool::new(false),
             vouched: AtomicU8::new(0),
             warned: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
@@ -161,7 +164,7 @@ impl Cached {
 
     /// Whether all blocks of `range` are on disk, as far as their records tell.
     pub fn present(&self, range: ByteRange) -> bool {
-        let Some(pair) = &self.inner.pair else { return range.is_empty() };
+        let Some(pair) = self.inner.pair() else { return range.is_empty() };
         let clipped = range.intersect(ByteRange::new(0, self.inner.size));
         clipped == range
             && self.inner.state() != State::Poisoned
@@ -170,7 +173,7 @@ impl Cached {
 
     /// How many bytes are on disk, as far as the records tell. Reads all of them: for progress, not for reads.
     pub fn bytes_present(&self) -> u64 {
-        let Some(pair) = &self.inner.pair else { return 0 };
+        let Some(pair) = self.inner.pair() else { return 0 };
         pair.sidecar.bytes_present().unwrap_or_else(|error| {
             tracing::debug!(%error, digest = %self.inner.digest, "cannot read the sidecar");
             0
@@ -179,7 +182,7 @@ impl Cached {
 
     /// The number of the copy that lies in the cache, which no other copy of this content has; `None` where nothing is kept.
     pub fn copy_number(&self) -> Option<CopyNumber> {
-        self.inner.pair.as_ref()?.sidecar.copy_number()
+        self.inner.pair()?.sidecar.copy_number()
     }
 
     /// How far the content has got, in any process.
@@ -202,7 +205,7 @@ impl Cached {
     pub async fn ensure(&self, range: ByteRange) -> Result<(), ReadError> {
         self.inner.check_bounds(range)?;
         self.inner.settle().await?;
-        if self.inner.pair.is_none() {
+        if self.inner.slot.is_none() {
             return Ok(());
         }
         let blocks = range.blocks(BLOCK_SHIFT);
@@ -227,13 +230,13 @@ impl Cached {
     pub async fn compared(&self) -> Result<(), ReadError> {
         let inner = Arc::clone(&self.inner);
         let comparing = blocking(&self.inner.digest, move || {
-            if let Some(pair) = &inner.pair
+            if let Some(pair) = inner.pair()
                 && inner.kind == Kind::Blob
                 && matches!(inner.state(), State::Partial | State::Complete)
-                && inner.proof.all_recorded(pair)
-                && inner.conclude(pair)
+                && inner.proof.all_recorded(&pair)
+                && inner.conclude(&pair)
             {
-                inner.proof.persist(pair);
+                inner.proof.persist(&pair);
             }
         });
         comparing.await?;
@@ -253,12 +256,12 @@ impl Cached {
             return Err(CacheError::Mismatch { expected: inner.digest.clone(), actual: actual.clone() });
         }
         // The files are compared all the same: they may hold other bytes by now than were handed out.
-        if let Some(pair) = &inner.pair
+        if let Some(pair) = inner.pair()
             && inner.state() != State::Verified
-            && inner.proof.all_recorded(pair)
-            && inner.conclude(pair)
+            && inner.proof.all_recorded(&pair)
+            && inner.conclude(&pair)
         {
-            inner.proof.persist(pair);
+            inner.proof.persist(&pair);
         }
         Ok(inner.state())
     }
@@ -294,8 +297,8 @@ impl Cached {
     pub(super) async fn read_as_it_comes(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let range = ByteRange::at(offset, buf.len() as u64);
         self.inner.check_bounds(range)?;
-        self.inner.settle().await?;
-        let missing = self.inner.read_from_disk(range, buf, usize::MAX).unwrap_or_default();
+        self.settle_for_reader().await?;
+        let missing = self.inner.read_or_hash(range, buf);
         self.inner.note_lookup(range, missing.len());
         // What is demanded comes first.
         let waits = self.join_or_start(&missing);
@@ -340,12 +343,12 @@ impl Cached {
     /// Follows the reader who reads `range`, and starts what should be on its way before the reader gets there.
     fn read_ahead(&self, range: ByteRange) {
         let inner = &self.inner;
-        if inner.whole.load(Ordering::Relaxed) || inner.warned.load(Ordering::Relaxed) || inner.pair.is_none()
+        if inner.whole.load(Ordering::Relaxed) || inner.warned.load(Ordering::Relaxed) || inner.slot.is_none()
         {
             // All is here, or nothing can be kept that nobody waits for.
             return;
         }
-        if inner.pair.as_ref().is_some_and(|pair| pair.is_tight()) {
+        if inner.opened().is_some_and(|pair| pair.is_tight()) {
             return;
         }
         let Some(runtime) = self.runtime.get() else { return };
@@ -379,9 +382,14 @@ impl ReadAt for Cached {
             // Only a fetch makes it better.
             return Ok(false);
         }
-        if !self.inner.settled.initialized() || whole_first && self.inner.state() != State::Verified {
+        if !self.inner.settled.initialized()
+            || self.inner.is_closed()
+            || whole_first && self.inner.state() != State::Verified
+        {
             // Wrong content is an error now as well as later.
-            self.inner.refuse_poisoned()?;
+            if !self.inner.is_closed() {
+                self.inner.refuse_poisoned()?;
+            }
             return Ok(false);
         }
         let ready =
@@ -417,11 +425,27 @@ impl ReadAt for Cached {
     /// of other processes away, and the descriptor, which does that in this process, are held.
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         let inner = &self.inner;
-        inner.pair.as_ref().filter(|_| inner.kind == Kind::Blob)?.hand_out(inner.size)
+        inner.pair().filter(|_| inner.kind == Kind::Blob)?.hand_out(inner.size)
     }
 }
 
 impl Inner {
+    /// The files of the content, opened again if they were closed; `None` where the disk gives or takes none.
+    pub(super) fn pair(&self) -> Option<Arc<Pair>> {
+        let slot = self.slot.as_ref()?;
+        slot.opened().or_else(|| waiting(|| slot.pair()))
+    }
+
+    /// The files of the content, if they are open.
+    fn opened(&self) -> Option<Arc<Pair>> {
+        self.slot.as_ref()?.opened()
+    }
+
+    /// Whether the files have to be opened first, which may wait for a disk.
+    fn is_closed(&self) -> bool {
+        self.slot.as_ref().is_some_and(|slot| slot.opened().is_none())
+    }
+
     fn check_bounds(&self, range: ByteRange) -> Result<(), ReadError> {
         if range.end > self.size {
             let message = format!("range {range} of {} passes the end at {}", self.digest, self.size);
@@ -444,7 +468,7 @@ impl Inner {
     /// would have to be hashed first.
     pub(super) fn read_from_disk(&self, range: ByteRange, buf: &mut [u8], checks: usize) -> Option<Vec<u64>> {
         let blocks = range.blocks(BLOCK_SHIFT);
-        let Some(pair) = &self.pair else { return Some(blocks.collect()) };
+        let Some(pair) = self.pair() else { return Some(blocks.collect()) };
         let doubtful = pair.doubtful(blocks.clone());
         if doubtful == 0 && pair.read_trusted(range.start, buf) {
             return Some(Vec::new());
@@ -472,9 +496,17 @@ impl Inner {
         Some(missing)
     }
 
+    /// The same, however many blocks have to be hashed: then the other tasks of this thread are served by another one.
+    pub(super) fn read_or_hash(&self, range: ByteRange, buf: &mut [u8]) -> Vec<u64> {
+        match self.read_from_disk(range, buf, 0) {
+            Some(missing) => missing,
+            None => waiting(|| self.read_from_disk(range, buf, usize::MAX)).unwrap_or_default(),
+        }
+    }
+
     /// The blocks of `window` that are missing or fail their check.
     fn unproven(&self, window: std::ops::Range<u64>) -> Vec<u64> {
-        let Some(pair) = &self.pair else { return Vec::new() };
+        let Some(pair) = self.pair() else { return Vec::new() };
         window
             .filter(|block| !pair.is_trusted(*block) && pair.load(*block, self.proof.len(*block)).is_none())
             .collect()
@@ -487,7 +519,7 @@ impl Inner {
 
     /// Which of `blocks` have no record.
     pub(super) fn absent(&self, blocks: std::ops::Range<u64>) -> Vec<u64> {
-        let Some(pair) = &self.pair else { return Vec::new() };
+        let Some(pair) = self.pair() else { return Vec::new() };
         blocks.filter(|block| !pair.is_recorded(*block, self.proof.len(*block))).collect()
     }
 
@@ -496,22 +528,23 @@ impl Inner {
     pub(super) fn accept<R>(&self, block: u64, bytes: &Bytes, right: Option<R>) {
         let mut outcome = self.refuse_poisoned();
         let mut kept = None;
-        let is_stored = self.pair.is_some() && right.is_some();
+        let pair = self.pair();
+        let is_stored = pair.is_some() && right.is_some();
         let sum = (is_stored || self.kind == Kind::Blob).then(|| blake3::hash(bytes).into());
         if let (Some(sum), Kind::Blob) = (&sum, self.kind) {
             outcome = outcome.and_then(|()| self.compare_earlier(block, sum));
         }
-        if let (Some(pair), Some(sum)) = (&self.pair, sum)
+        if let (Some(pair), Some(sum)) = (pair, sum)
             && right.is_some()
             && outcome.is_ok()
         {
             match pair.store(block, bytes, &sum) {
                 Ok(()) => {
-                    kept = Some((pair, sum));
                     // A verified block whose record was lost made the content partial again.
                     if pair.sidecar.status().is_none_or(|status| status.state != State::Verified) {
-                        self.proven.store(false, Ordering::Release);
+                        pair.set_proven(State::Partial);
                     }
+                    kept = Some((pair, sum));
                 }
                 Err(super::pair::Refused::Poisoned) => outcome = self.refuse_poisoned(),
                 Err(super::pair::Refused::Contradicts) => outcome = Err(self.contradicted(block)),
@@ -527,7 +560,12 @@ impl Inner {
         // Before the answer: whoever asks next in this process may claim the block again.
         drop(right);
         let mut concluded = false;
-        let complete = kept.filter(|(pair, _)| self.proof.all_recorded(pair)).map(|(pair, _)| pair);
+        // Hashing a large rest is nothing that the last block has to wait for.
+        let late = self.kind == Kind::Blob && self.proof.lag() > SOON;
+        if late {
+            lock(&self.flights).land(block, outcome.clone().map(|()| bytes.clone()));
+        }
+        let complete = kept.as_ref().map(|(pair, _)| pair).filter(|pair| self.proof.all_recorded(pair));
         if let Some(pair) = complete {
             self.whole.store(true, Ordering::Relaxed);
             match self.kind {
@@ -540,11 +578,13 @@ impl Inner {
                 }
             }
         }
-        lock(&self.flights).land(block, outcome.map(|()| bytes.clone()));
-        match (kept, complete) {
+        if !late {
+            lock(&self.flights).land(block, outcome.map(|()| bytes.clone()));
+        }
+        match (&kept, complete) {
             (Some((pair, _)), Some(_)) if concluded => self.proof.persist(pair),
             (Some((pair, sum)), None) if self.kind == Kind::Blob => {
-                self.proof.follow(pair, block, bytes, &sum)
+                self.proof.follow(pair, block, bytes, sum)
             }
             _ => {}
         }
@@ -568,20 +608,10 @@ impl Inner {
             return;
         }
         *self.touched.write().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        if let Some(pair) = &self.pair
+        if let Some(pair) = self.opened()
             && let Err(error) = pair.sidecar.touch()
         {
             tracing::debug!(%error, "cannot note the last use");
         }
     }
-}
-
-/// Runs file work where it may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    digest: &Digest,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ReadError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        ReadError::caused(Fault::Io, format!("work on the cached blocks of {digest} was ended"), error)
-    })
 }

@@ -1,17 +1,17 @@
 //! Counting what lies in the directory: how much of the disk it takes, and what was not used for longest.
 //!
 //! Nothing here removes or locks anything, and it never runs where somebody waits for a mount or a read. The idea: one look at
-//! every name, no look into any file. The time of the last write to a sidecar is the time of its content's last use, because the
+//! every name, no look into any file, and no name kept but those of the oldest contents. The time of the last write to a sidecar is the time of its content's last use, because the
 //! last use is written there.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::files::Files;
 use super::inventory::ItemKind;
-use super::pair::Files;
 use super::remove::occupied;
 
 /// Of so many the names are kept; who has used them up counts again. It bounds memory, whatever the directory holds.
@@ -64,50 +64,52 @@ impl Oldest {
 
 /// Counts everything below `root`. What appears or goes meanwhile may or may not be counted.
 pub(super) fn count(root: &Path) -> Census {
-    let mut census = Census::default();
+    let mut used = 0;
     let mut contents = Oldest::default();
     let (paired, alone): (Vec<_>, Vec<_>) =
         ItemKind::ALL.into_iter().partition(|kind| kind.paired().is_some());
     for kind in paired {
-        // What has a sidecar is as old as that; data without one belongs to nobody, and is as old as itself.
-        let mut lone: HashMap<PathBuf, SystemTime> = HashMap::new();
-        let mut maps: Vec<PathBuf> = Vec::new();
         each_file(&root.join(kind.directory()), &mut |path, found| {
-            census.used += occupied(found);
-            let used = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            used += occupied(found);
+            if !found.is_file() {
+                return;
+            }
+            // What has a sidecar is as old as that; data without one belongs to no process, and is as old as itself.
+            let last_use = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             if path.extension().is_some_and(|end| end == "map") {
-                let data = path.with_extension("");
-                maps.push(data.clone());
-                contents.add(used, data);
-            } else {
-                lone.insert(path, used);
+                contents.add(last_use, path.with_extension(""));
+            } else if fs::symlink_metadata(Files::of(path.clone()).map).is_err() {
+                contents.add(last_use, path);
             }
         });
-        for data in maps {
-            lone.remove(&data);
-        }
-        for (data, used) in lone {
-            contents.add(used, data);
-        }
     }
     let mut small = Oldest::default();
     for kind in alone {
         each_file(&root.join(kind.directory()), &mut |path, found| {
-            census.used += occupied(found);
-            small.add(found.modified().unwrap_or(SystemTime::UNIX_EPOCH), path);
+            used += occupied(found);
+            if found.is_file() {
+                small.add(found.modified().unwrap_or(SystemTime::UNIX_EPOCH), path);
+            }
         });
     }
     // A lock has no content, and its name is what processes meet at.
     for other in ["locks", "tmp"] {
-        each_file(&root.join(other), &mut |_, found| census.used += occupied(found));
+        each_file(&root.join(other), &mut |_, found| used += occupied(found));
     }
-    census.contents = contents.newest_first(|data| What::Content(Files::of(data)));
-    census.small = small.newest_first(What::Small);
-    census
+    for own in [root.to_owned(), root.join("account")] {
+        used += fs::symlink_metadata(own).map_or(0, |found| occupied(&found));
+    }
+    Census {
+        used,
+        contents: contents.newest_first(|data| What::Content(Files::of(data))),
+        small: small.newest_first(What::Small),
+    }
 }
 
-/// Calls `note` for every file in `dir` and in the directories in it. A directory that cannot be read has none.
+/// Calls `note` for `dir`, every directory in it, and every file in those. A directory that cannot be read has none.
 fn each_file(dir: &Path, note: &mut dyn FnMut(PathBuf, &fs::Metadata)) {
+    let Ok(own) = fs::symlink_metadata(dir) else { return };
+    note(dir.to_owned(), &own);
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         let Ok(found) = entry.metadata() else { continue };
@@ -115,6 +117,7 @@ fn each_file(dir: &Path, note: &mut dyn FnMut(PathBuf, &fs::Metadata)) {
         if found.is_file() {
             note(path, &found);
         } else if found.is_dir() {
+            note(path.clone(), &found);
             // One directory for each algorithm, and nothing below it.
             for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
                 if let Ok(found) = entry.metadata()

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::files::Files;
 use super::inventory::ItemKind;
-use super::pair::Files;
 use super::remove::{Removed, occupied, remove};
 use super::room::Room;
 use crate::oci::Digest;
@@ -28,10 +28,8 @@ impl Derived {
         if self.origin.is_empty() {
             return;
         }
-        let freed = forget(&self.root, digest, &self.origin);
-        if freed > 0 {
-            self.room.give_back(freed);
-        }
+        let mark = self.room.mark();
+        self.room.give_back(forget(&self.root, digest, &self.origin), mark);
     }
 }
 

@@ -39,12 +39,12 @@ impl Cache {
     /// know the digest and ask at another one.
     pub fn document(&self, digest: &Digest) -> Result<Option<Bytes>, CacheError> {
         let path = self.scoped_path("documents", digest)?;
-        let Some(bytes) = read(&path, MAX_DOCUMENT)? else { return Ok(None) };
+        let Some(bytes) = self.with_descriptors(|| read(&path, MAX_DOCUMENT))? else { return Ok(None) };
         if digest.same_algorithm(&bytes).as_ref() == Some(digest) {
             return Ok(Some(bytes.into()));
         }
         tracing::warn!(%digest, "cached document does not match its digest and is removed");
-        remove(&path)?;
+        self.remove_small(&path)?;
         Ok(None)
     }
 
@@ -64,7 +64,7 @@ impl Cache {
 
     /// What was learnt of the layer whose stored blob is `digest`, when it is here and undamaged.
     pub fn learnt(&self, what: Learnt, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-        sealed(&self.learnt_path(what, digest)?, digest)
+        self.sealed(&self.learnt_path(what, digest)?, digest)
     }
 
     /// The size of what [`learnt`](Self::learnt) would give with its trailer, in bytes; `None` when there is none. Reads nothing.
@@ -94,7 +94,7 @@ impl Cache {
 
     /// An index that somebody else made of the layer whose stored blob is `digest`, and that our origin offered.
     pub fn offer(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-        sealed(&self.scoped_path("offers", digest)?, digest)
+        self.sealed(&self.scoped_path("offers", digest)?, digest)
     }
 
     /// Keeps an index that our origin offered, in the place of an older one.
@@ -104,12 +104,12 @@ impl Cache {
 
     /// Forgets the index that our origin offered.
     pub fn drop_offer(&self, digest: &Digest) -> Result<(), CacheError> {
-        remove(&self.scoped_path("offers", digest)?)
+        self.remove_small(&self.scoped_path("offers", digest)?)
     }
 
     /// What was read of the image whose manifest is `digest`, as recorded on this machine.
     pub fn trace(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-        sealed(&self.path("traces", digest)?, digest)
+        self.sealed(&self.path("traces", digest)?, digest)
     }
 
     /// Keeps what was read of the image whose manifest is `digest`, in the place of an older record.
@@ -119,7 +119,7 @@ impl Cache {
 
     /// Signatures of the manifest or index `digest` that were good when they were kept.
     pub fn signatures(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-        sealed(&self.path("signatures", digest)?, digest)
+        self.sealed(&self.path("signatures", digest)?, digest)
     }
 
     /// Keeps signatures of the manifest or index `digest`, in the place of what was kept before.
@@ -136,21 +136,50 @@ impl Cache {
         self.replace(path, &[bytes, &trailer(digest, bytes)])
     }
 
+    /// The bytes before the trailer of a file that proves itself.
+    fn sealed(&self, path: &Path, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+        let Some(mut bytes) = self.with_descriptors(|| read(path, MAX_INDEX))? else { return Ok(None) };
+        let len = bytes.len().saturating_sub(TRAILER);
+        if bytes.len() >= TRAILER && bytes[len..] == trailer(digest, &bytes[..len]) {
+            bytes.truncate(len);
+            return Ok(Some(bytes));
+        }
+        tracing::warn!(%digest, path = %path.display(), "a file of the cache is damaged and is removed");
+        self.remove_small(path)?;
+        Ok(None)
+    }
+
+    fn remove_small(&self, path: &Path) -> Result<(), CacheError> {
+        match self.unlink_counted(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // It will fail its check again.
+            Err(error) if CacheError::io("remove", path, io::Error::from(error.kind())).is_disk() => Ok(()),
+            Err(error) => Err(CacheError::io("remove", path, error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
     fn replace(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         let room = self.room();
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let cost = (len as u64).next_multiple_of(PAGE);
-        if !room.reserve(cost, Need::Small) {
+        let Some(mark) = room.reserve(cost, Need::Small) else {
             return Err(CacheError::NoRoom { path: path.to_owned() });
-        }
+        };
         let older = fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
-        let replaced = match self.replace_counted(path, parts) {
+        let replaced = match self.with_descriptors(|| self.replace_counted(path, parts)) {
             Err(CacheError::Full { .. }) if room.relieve(cost, Need::Small) => {
                 self.replace_counted(path, parts)
             }
             replaced => replaced,
         };
-        room.give_back(if replaced.is_ok() { older } else { cost });
+        match &replaced {
+            Ok(()) => {
+                room.confirm(cost, mark);
+                room.give_back(older, mark);
+            }
+            Err(_) => room.give_back(cost, mark),
+        }
         replaced
     }
 
@@ -218,19 +247,6 @@ pub(super) fn is_sealed(file: &mut fs::File, digest: &Digest) -> io::Result<bool
     Ok(sum.finish(len) == end)
 }
 
-/// The bytes before the trailer of a file that proves itself.
-fn sealed(path: &Path, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-    let Some(mut bytes) = read(path, MAX_INDEX)? else { return Ok(None) };
-    let len = bytes.len().saturating_sub(TRAILER);
-    if bytes.len() >= TRAILER && bytes[len..] == trailer(digest, &bytes[..len]) {
-        bytes.truncate(len);
-        return Ok(Some(bytes));
-    }
-    tracing::warn!(%digest, path = %path.display(), "a file of the cache is damaged and is removed");
-    remove(path)?;
-    Ok(None)
-}
-
 /// All bytes of a file of at most `limit`; a longer one, or one that the disk does not give back, is none.
 fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, CacheError> {
     let file = match fs::File::open(path) {
@@ -246,15 +262,5 @@ fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, CacheError> {
             tracing::warn!(%error, path = %path.display(), "cannot read a file of the cache");
             Ok(None)
         }
-    }
-}
-
-fn remove(path: &Path) -> Result<(), CacheError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // It will fail its check again.
-        Err(error) if CacheError::io("remove", path, io::Error::from(error.kind())).is_disk() => Ok(()),
-        Err(error) => Err(CacheError::io("remove", path, error)),
-        Ok(()) => Ok(()),
     }
 }

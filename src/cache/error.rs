@@ -76,6 +76,16 @@ pub enum CacheError {
         /// What was to be written.
         path: PathBuf,
     },
+    /// The process has as many files open as it may, or the machine has.
+    #[error("no descriptor is left to open {}: the process may have {limit} at once", path.display())]
+    Descriptors {
+        /// The file or directory.
+        path: PathBuf,
+        /// The soft limit, RLIMIT_NOFILE.
+        limit: u64,
+        /// The answer of the kernel.
+        source: io::Error,
+    },
     /// Any other failure of this machine.
     #[error("cannot {action} {}", path.display())]
     Io {
@@ -153,6 +163,7 @@ impl CacheError {
             CacheError::ReadOnly { .. }
             | CacheError::Full { .. }
             | CacheError::NoRoom { .. }
+            | CacheError::Descriptors { .. }
             | CacheError::Io { .. }
             | CacheError::Busy { .. } => Fault::Io,
             CacheError::Algorithm { .. } | CacheError::Oversized { .. } | CacheError::Version { .. } => {
@@ -169,6 +180,11 @@ impl CacheError {
             Some(Errno::EACCES | Errno::EPERM) => CacheError::Unwritable { path, source },
             Some(Errno::EROFS) => CacheError::ReadOnly { path, source },
             Some(Errno::ENOSPC | Errno::EDQUOT) => CacheError::Full { path, source },
+            Some(Errno::EMFILE | Errno::ENFILE) => {
+                use nix::sys::resource::{Resource, getrlimit};
+                let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+                CacheError::Descriptors { path, limit, source }
+            }
             _ => CacheError::Io { action, path, source },
         }
     }
@@ -180,7 +196,9 @@ impl CacheError {
             CacheError::ReadOnly { .. }
                 | CacheError::Full { .. }
                 | CacheError::NoRoom { .. }
+                | CacheError::Descriptors { .. }
                 | CacheError::Io { .. }
+                | CacheError::Busy { .. }
         )
     }
 }

@@ -75,12 +75,22 @@ impl Pair {
 
     fn evict_block(&self, block: u64, record: Record) -> io::Result<u64> {
         let _writing = lock(self.stripe(block));
+        // An older program that comes meanwhile stores nothing between the record and the hole.
+        if !self.sidecar.try_claim(block)? {
+            return Ok(0);
+        }
+        let evicted = self.evict_claimed(block, record);
+        self.sidecar.release(block);
+        evicted
+    }
+
+    fn evict_claimed(&self, block: u64, record: Record) -> io::Result<u64> {
         // Complete means that every block is here. Verified means that every checksum is known, which stays so.
         if self.sidecar.status().is_some_and(|status| status.state == State::Complete) {
             self.sidecar.advance(State::Partial).map_err(io::Error::other)?;
         }
         let (start, end) = (block * BLOCK, block * BLOCK + u64::from(record.len).next_multiple_of(PAGE));
-        let occupied = if self.is_blob() { end - start } else { self.data_in(start, end) };
+        let occupied = self.data_in(start, end);
         self.change_trust(|trust| trust.forget(block));
         self.sidecar.mark_evicted(block, record)?;
         // A program that does not see our lock may have come: it notes that first, then looks at the record, then trusts.
@@ -96,7 +106,7 @@ impl Pair {
     }
 
     /// How many bytes from `start` to `end` are not holes.
-    fn data_in(&self, start: u64, end: u64) -> u64 {
+    pub(super) fn data_in(&self, start: u64, end: u64) -> u64 {
         let seek = |at: u64, whence| {
             let at = i64::try_from(at).ok()?;
             lseek(&self.data, at, whence).ok().and_then(|found| u64::try_from(found).ok())
@@ -117,7 +127,8 @@ impl Pair {
 mod tests {
     use std::path::Path;
 
-    use super::super::pair::{Files, Pair};
+    use super::super::files::Files;
+    use super::super::pair::Pair;
     use super::super::sidecar::{BLOCK, Kind};
     use crate::oci::Digest;
 

@@ -56,7 +56,7 @@ impl Cached {
         let inner = &self.inner;
         let unit = unit(inner.size);
         let mut cached = Joined::new(unit, inner.size);
-        if let Some(pair) = &inner.pair {
+        if let Some(pair) = inner.pair() {
             let read = pair.sidecar.each_present(0..u64::MAX, |block, _| {
                 cached.add(block.saturating_mul(BLOCK));
                 Next::More

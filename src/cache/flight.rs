@@ -14,10 +14,12 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::sync::{Semaphore, watch};
 
-use super::blob::{Inner, blocking};
+use super::blob::Inner;
 use super::lock;
 use super::lock::Backoff;
+use super::pair::Pair;
 use super::sidecar::{BLOCK, BLOCK_SHIFT};
+use super::wait::blocking;
 use crate::io::{ByteRange, Fault, ReadError};
 
 /// Blocks of one fetch that readers wait for: 4 MiB. Read-ahead fetches longer ones.
@@ -197,7 +199,8 @@ impl Drop for Owner {
 
 /// The lock on a block against other processes; dropping it gives the block back.
 struct BlockLock {
-    inner: Arc<Inner>,
+    /// The open file that has the lock; `None` where nothing is stored.
+    pair: Option<Arc<Pair>>,
     block: u64,
 }
 
@@ -205,20 +208,21 @@ impl BlockLock {
     /// `None` when another process holds it. Where locks do not work (some network file systems) everybody gets it: then
     /// blocks may be fetched twice, and their checksums keep them right.
     fn take(inner: &Arc<Inner>, block: u64) -> Option<Self> {
-        if let Some(pair) = &inner.pair {
+        let pair = inner.pair();
+        if let Some(pair) = &pair {
             match pair.sidecar.try_claim(block) {
                 Ok(true) => {}
                 Ok(false) => return None,
                 Err(error) => tracing::debug!(%error, digest = %inner.digest, "cannot lock a block"),
             }
         }
-        Some(Self { inner: Arc::clone(inner), block })
+        Some(Self { pair, block })
     }
 }
 
 impl Drop for BlockLock {
     fn drop(&mut self) {
-        if let Some(pair) = &self.inner.pair {
+        if let Some(pair) = &self.pair {
             pair.sidecar.release(self.block);
         }
     }
@@ -306,12 +310,12 @@ type Claimed = (u64, Option<BlockLock>);
 
 /// Answers from disk what another process stored before we got the lock; the rest has to be fetched.
 async fn look_again(inner: &Arc<Inner>, claimed: Vec<Claimed>) -> Vec<Claimed> {
-    if inner.pair.is_none() || claimed.is_empty() {
+    if inner.slot.is_none() || claimed.is_empty() {
         return claimed;
     }
     let here = Arc::clone(inner);
     let looked = blocking(&inner.digest, move || {
-        let Some(pair) = &here.pair else { return claimed };
+        let Some(pair) = here.pair() else { return claimed };
         let mut absent = Vec::new();
         for (block, taken) in claimed {
             match pair.load(block, here.proof.len(block)) {
@@ -440,7 +444,7 @@ impl Wide {
             Some(Claim::Held) => return Some(Right::OfRun),
             Some(Claim::Wanted) => return None,
             Some(Claim::Carried) => {}
-            None if self.inner.pair.as_ref().is_some_and(|pair| pair.is_trusted(block)) => return None,
+            None if self.inner.pair().is_some_and(|pair| pair.is_trusted(block)) => return None,
             // From here on whoever wants the block waits for us, so no run can lock it too.
             None => drop(flights.take_off(block, self.owner, Claim::Carried)),
         }

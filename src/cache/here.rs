@@ -25,7 +25,8 @@ impl Cached {
     /// The first block on disk whose checksum is not the one in `sums`.
     pub fn first_other(&self, sums: &[[u8; 32]]) -> Option<u64> {
         let mut other = None;
-        let walked = self.inner.pair.as_ref()?.sidecar.each_record(|block, _, record| {
+        let pair = self.inner.pair()?;
+        let walked = pair.sidecar.each_record(|block, _, record| {
             let sum = usize::try_from(block).ok().and_then(|block| sums.get(block));
             let is_other = record.is_some_and(|record| Some(&record.sum) != sum);
             other = other.or(is_other.then_some(block));

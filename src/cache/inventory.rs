@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::pair::Files;
+use super::files::Files;
 use super::remove::occupied;
 use super::sidecar::{Kind, Sidecar, State};
 use super::store::{VERSION_DIR, check_owned, check_parent};

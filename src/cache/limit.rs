@@ -103,6 +103,15 @@ impl Limit {
         }
     }
 
+    /// How many bytes a directory may take that takes `used` now, if nothing else on the disk changes.
+    pub(super) fn capacity(self, used: u64, disk: Disk) -> u64 {
+        let all = used.saturating_add(disk.free);
+        match self {
+            Limit::None => all,
+            _ => self.most(used, disk).min(all.saturating_sub(percent(disk.size, FLOOR_PERCENT))),
+        }
+    }
+
     /// How many bytes must go before `more` can be added to the `used` ones.
     pub(super) fn excess(self, used: u64, more: u64, disk: Disk) -> u64 {
         if self == Limit::None {

@@ -6,18 +6,43 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::blob::{Inner, blocking};
+use super::blob::{Cached, Inner};
 use super::lock;
 use super::pair::Pair;
 use super::proof::Verdict;
 use super::sidecar::{Kind, State, Sum};
+use super::wait::blocking;
 use crate::io::{Fault, ReadError};
 use crate::oci::Digest;
+
+/// Bytes that are hashed while a reader waits: less than a tenth of a second of one core.
+pub(super) const SOON: u64 = 64 << 20;
+
+impl Cached {
+    /// Compares content that another process completed, but did not live to compare, before anything of it is served. Where that
+    /// takes long, and blocks are served before they are all here, it goes on beside the reader.
+    pub(super) async fn settle_for_reader(&self) -> Result<(), ReadError> {
+        let inner = &self.inner;
+        if inner.settled.initialized() || inner.is_whole_first() || inner.proof.lag() <= SOON {
+            return inner.settle().await;
+        }
+        if !inner.settling.swap(true, Ordering::AcqRel) {
+            let settling = Arc::clone(inner);
+            lock(&self.tasks).spawn(async move {
+                // What it finds out, the next read looks at.
+                if let Err(error) = settling.settle().await {
+                    tracing::debug!(digest = %settling.digest, error = error.chain(), "compared beside a reader");
+                }
+            });
+        }
+        inner.refuse_poisoned()
+    }
+}
 
 impl Inner {
     /// Finds out what other processes left: only content that is complete and was not compared yet stays unsettled.
     pub(super) fn settle_at_open(&self) {
-        let settled = match (&self.pair, self.kind) {
+        let settled = match (&self.pair(), self.kind) {
             (_, Kind::Blob) if self.size == 0 => {
                 self.settle_empty();
                 true
@@ -40,7 +65,7 @@ impl Inner {
             // A new cell is empty.
             tracing::debug!("settled twice");
         }
-        if let Some(pair) = &self.pair
+        if let Some(pair) = self.pair()
             && let Err(error) = pair.sidecar.touch()
         {
             tracing::debug!(%error, "cannot note the last use");
@@ -52,24 +77,24 @@ impl Inner {
         match self.digest.same_algorithm(b"") {
             Some(actual) if actual != self.digest => self.poison(&actual),
             _ => {
-                self.proven.store(true, Ordering::Release);
                 self.tell(State::Verified);
-                if let Some(pair) = &self.pair {
-                    self.proof.persist(pair);
+                if let Some(pair) = self.pair() {
+                    pair.set_proven(State::Verified);
+                    self.proof.persist(&pair);
                 }
             }
         }
     }
 
-    /// Compares content that another process completed, but did not live to compare, before anything of it is served.
+    /// Compares content that another process completed, but did not live to compare.
     pub(super) async fn settle(self: &Arc<Self>) -> Result<(), ReadError> {
         let settled = self.settled.get_or_try_init(|| {
             let inner = Arc::clone(self);
             blocking(&self.digest, move || {
-                if let Some(pair) = &inner.pair
-                    && inner.conclude(pair)
+                if let Some(pair) = inner.pair()
+                    && inner.conclude(&pair)
                 {
-                    inner.proof.persist(pair);
+                    inner.proof.persist(&pair);
                 }
             })
         });
@@ -81,10 +106,13 @@ impl Inner {
         if self.poisoned.load(Ordering::Acquire) || self.rejected.load(Ordering::Acquire) {
             return State::Poisoned;
         }
-        let status = self.pair.as_ref().and_then(|pair| pair.sidecar.status());
+        let pair = self.pair();
+        let status = pair.as_ref().and_then(|pair| pair.sidecar.status());
         let state = match status.map(|status| status.state) {
             Some(State::Poisoned) => State::Poisoned,
-            _ if self.proven.load(Ordering::Acquire) => State::Verified,
+            // Nothing is proven by an empty blob that is not poisoned.
+            _ if self.size == 0 && self.kind == Kind::Blob => State::Verified,
+            _ if pair.is_some_and(|pair| pair.is_proven()) => State::Verified,
             Some(state) => state,
             None => State::Partial,
         };
@@ -134,7 +162,7 @@ impl Inner {
     /// learnt from a block that went would be believed of the one that came.
     pub(super) fn compare_earlier(&self, block: u64, sum: &Sum) -> Result<(), ReadError> {
         let noted = lock(&self.noted).get(&block).copied();
-        let recorded = || self.pair.as_ref()?.known_sum(block, self.proof.len(block));
+        let recorded = || self.pair()?.known_sum(block, self.proof.len(block));
         match noted.or_else(recorded) {
             Some(earlier) if earlier != *sum => Err(self.contradicted(block)),
             Some(_) | None => Ok(()),
@@ -144,7 +172,7 @@ impl Inner {
     /// Remembers the checksum of a block that is handed out and is not on disk.
     pub(super) fn note(&self, block: u64, sum: Sum) {
         let noted = |pair: &Arc<Pair>| pair.note_known(block, self.proof.len(block), &sum);
-        if !self.pair.as_ref().is_some_and(noted) {
+        if !self.pair().as_ref().is_some_and(noted) {
             lock(&self.noted).insert(block, sum);
         }
     }
@@ -191,7 +219,7 @@ impl Inner {
         self.tell(State::Poisoned);
         log();
         self.derived.forget(&self.digest);
-        if let Some(pair) = &self.pair
+        if let Some(pair) = self.pair()
             && let Err(error) = pair.poison()
         {
             let error = ReadError::from(error).chain();
@@ -203,7 +231,7 @@ impl Inner {
     pub(super) fn conclude(&self, pair: &Pair) -> bool {
         match self.proof.conclude(pair) {
             Verdict::Digest(actual) if actual == self.digest => {
-                self.proven.store(true, Ordering::Release);
+                pair.set_proven(State::Verified);
                 self.tell(State::Verified);
                 true
             }

@@ -10,15 +10,19 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
+use super::files::Files;
+use super::promotion::promote;
+use super::remove::{is_same, occupied};
 use super::room::{Need, Room};
-use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Record, Sidecar, State, Sum, open_for_writing};
+use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Next, Record, Sidecar, State, Sum, open_for_writing};
 use super::{BlockSums, CacheError, lock};
 use crate::oci::Digest;
 
@@ -27,36 +31,16 @@ const STRIPES: usize = 16;
 
 /// The unit in which zeros are not written.
 const PAGE: usize = 4096;
-/// What a block takes beside its bytes: its record, and its share of how the file system notes where the data lies.
-const OVERHEAD: u64 = 512;
-/// What a new sidecar takes before it has records.
-const NEW_PAIR: u64 = 3 * PAGE as u64;
+/// Bytes in which a file system notes where one stretch of data lies: at most 16, in nodes that are half full.
+const EXTENT: u64 = 32;
+/// What a new sidecar takes before it has records: its header, and two names in half full directories.
+const NEW_PAIR: u64 = PAGE as u64 + 2 * 160;
+
+/// Longer than two renames take.
+const PROMOTION_TIME: Duration = Duration::from_millis(5);
 
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
-}
-
-/// A data file and its sidecar, by name.
-pub(super) struct Files {
-    pub(super) data: PathBuf,
-    pub(super) map: PathBuf,
-}
-
-impl Files {
-    /// The files of the content whose data lies at `data`.
-    pub(super) fn of(data: PathBuf) -> Self {
-        let mut map = data.clone().into_os_string();
-        map.push(".map");
-        Self { data, map: map.into() }
-    }
-}
-
-/// Gives the files at `from` the names `to`. The data first: a sidecar under its final name vouches for the data beside it.
-pub(super) fn promote(from: &Files, to: &Files) -> Result<(), CacheError> {
-    for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {
-        std::fs::rename(from, to).map_err(|error| CacheError::io("rename", from, error))?;
-    }
-    Ok(())
 }
 
 pub(super) struct Pair {
@@ -65,8 +49,11 @@ pub(super) struct Pair {
     /// The checksum of each block, where the name of the files is made of them; `None` where records alone vouch for blocks.
     expected: Option<BlockSums>,
     pub(super) data: File,
-    /// The same file for others, who shall not write to it; only of blobs.
-    read_only: Option<File>,
+    /// The name that the data file had when it was opened.
+    data_path: PathBuf,
+    kind: Kind,
+    /// Whether this process found the bytes equal to the digest; on disk that is written after a sync, which takes longer.
+    proven: AtomicBool,
     pub(super) sidecar: Sidecar,
     trust: RwLock<Trust>,
     /// Guards: one thread at a time writes, or takes away, the data and the record of a block.
@@ -133,16 +120,6 @@ impl Trust {
     }
 }
 
-/// Gives the files at `from` the names `to`, unless there is anything under either of these. Readers that open `to` meanwhile get
-/// both files or a data file whose blocks have no records.
-pub(super) fn publish(from: &Files, to: &Files) -> io::Result<()> {
-    for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {
-        std::fs::hard_link(from, to)?;
-        std::fs::remove_file(from)?;
-    }
-    Ok(())
-}
-
 /// Why a block was not stored.
 pub(super) enum Refused {
     /// The content was found not to match its digest.
@@ -167,15 +144,21 @@ impl Pair {
         let sidecar = Sidecar::open(map, kind, digest)?;
         let fail = |error| CacheError::io("open", data, error);
         let (file, _) = open_for_writing(data).map_err(fail)?;
-        let read_only = match kind {
-            Kind::Blob => Some(File::open(data).map_err(fail)?),
-            Kind::Stream | Kind::Claim => None,
-        };
+        // Promotion gives the data its new name an instant before the sidecar: then this is an empty file in its place.
+        if file.metadata().map_err(fail)?.len() == 0 && sidecar.has_page_of(0) {
+            std::thread::sleep(PROMOTION_TIME);
+            if !sidecar.file.metadata().is_ok_and(|found| is_same(&found, map)) {
+                drop(sidecar);
+                return Self::open(data, map, kind, digest);
+            }
+        }
         Ok(Self {
             promotion: None,
             expected: None,
             data: file,
-            read_only,
+            data_path: data.to_owned(),
+            kind,
+            proven: AtomicBool::new(false),
             sidecar,
             trust: RwLock::default(),
             stripes: Default::default(),
@@ -183,7 +166,8 @@ impl Pair {
             last_use: AtomicU64::new(0),
             backing: Mutex::default(),
             hand: AtomicU64::new(0),
-            lowest_evicted: AtomicU64::new(u64::MAX),
+            // Whatever was known of records was known of other files.
+            lowest_evicted: AtomicU64::new(0),
         })
     }
 
@@ -192,6 +176,7 @@ impl Pair {
         if self.sidecar.is_new() {
             room.charge(NEW_PAIR);
         }
+        room.note_opened();
         self.last_use = AtomicU64::new(room.tick());
         self.room = Some(Arc::clone(room));
         self
@@ -233,9 +218,10 @@ impl Pair {
     /// Makes verified content everybody's. Who has the files open keeps them.
     pub(super) fn promote(&self) {
         if let Some((from, to)) = &self.promotion
-            && let Err(error) = promote(from, to)
+            && let Some(room) = &self.room
+            && let Err(error) = promote(from, to, room)
         {
-            // Somebody else was faster, or the disk is full: others fetch it again.
+            // Another process was faster, or the disk is full: others fetch it again.
             tracing::debug!(%error, "verified content keeps its name");
         }
     }
@@ -246,6 +232,17 @@ impl Pair {
             return true;
         }
         self.sum(block, len).is_some() && !self.trust(|trust| trust.damaged.contains(&block))
+    }
+
+    /// Shows every block from `first` on that [`is_recorded`](Self::is_recorded), with its length, as long as `visit` wants more.
+    pub(super) fn each_sound(&self, first: u64, mut visit: impl FnMut(u64, u32) -> bool) -> io::Result<()> {
+        let damaged = self.trust(|trust| trust.damaged.clone());
+        self.sidecar.each_present(first..u64::MAX, |block, record| {
+            match !damaged.contains(&block) && visit(block, record.len) {
+                true => Next::More,
+                false => Next::Enough,
+            }
+        })
     }
 
     /// How many of `blocks` this process has not seen hash to their records.
@@ -334,23 +331,24 @@ impl Pair {
             return Ok(());
         }
         let Some(room) = &self.room else { return self.put(block, bytes, sum).map(|_| ()) };
-        let pages = match self.read_only {
-            Some(_) => bytes.len().div_ceil(PAGE),
-            None => bytes.chunks(PAGE).filter(|page| !is_zero(page)).count() + 1,
-        };
-        let cost = (pages * PAGE) as u64 + OVERHEAD;
+        let cost = self.cost(block, bytes);
         // No lock is held here: to make room, blocks of this very content may have to go.
-        if !room.reserve(cost, Need::Block) {
-            return Err(Refused::NoRoom);
-        }
+        let mark = room.reserve(cost, Need::Block).ok_or(Refused::NoRoom)?;
         let put = match self.put(block, bytes, sum) {
             Err(Refused::Disk(error)) if is_full(&error) && room.relieve(cost, Need::Block) => {
                 self.put(block, bytes, sum)
             }
             put => put,
         };
-        if !matches!(put, Ok(Put::Written)) {
-            room.give_back(cost);
+        match &put {
+            Ok(Put::Written) => room.confirm(cost, mark),
+            Ok(Put::There) | Err(Refused::Poisoned | Refused::Contradicts | Refused::NoRoom) => {
+                room.give_back(cost, mark)
+            }
+            // Some of it may be there, and stays: without a record it is found by a count, and by no reader.
+            Err(Refused::Disk(_)) => {
+                room.give_back(cost.saturating_sub(self.there(block, bytes.len())), mark)
+            }
         }
         put.map(|_| ())
     }
@@ -367,10 +365,34 @@ impl Pair {
             return is_open;
         }
         if let Some(room) = &self.room {
-            room.charge(OVERHEAD);
+            room.charge(if self.sidecar.has_page_of(block) { 0 } else { PAGE as u64 });
         }
         let record = Record { present: true, len, sum: *sum };
         self.sidecar.mark_evicted(block, record).is_ok()
+    }
+
+    /// What storing the block takes of the disk beyond what it takes now.
+    fn cost(&self, block: u64, bytes: &[u8]) -> u64 {
+        let (mut pages, mut stretches) = (bytes.len().div_ceil(PAGE), 1);
+        if self.kind != Kind::Blob {
+            let data: Vec<bool> = bytes.chunks(PAGE).map(|page| !is_zero(page)).collect();
+            // The last page is written even if it is taken away again.
+            pages = data.iter().filter(|is_data| **is_data).count() + 1;
+            stretches += data.windows(2).filter(|pair| !pair[0] && pair[1]).count();
+        }
+        let record = if self.sidecar.has_page_of(block) { 0 } else { PAGE as u64 };
+        // What was damaged lies there, and was counted when it was written.
+        let there = match self.trust(|trust| trust.damaged.contains(&block)) {
+            true => self.there(block, bytes.len()),
+            false => 0,
+        };
+        ((pages * PAGE) as u64).saturating_sub(there) + record + stretches as u64 * EXTENT
+    }
+
+    /// The bytes of the disk that lie where `len` bytes of the block belong.
+    fn there(&self, block: u64, len: usize) -> u64 {
+        let start = block * BLOCK;
+        self.data_in(start, start + (len as u64).next_multiple_of(PAGE as u64))
     }
 
     fn put(&self, block: u64, bytes: &[u8], sum: &Sum) -> Result<Put, Refused> {
@@ -412,7 +434,7 @@ impl Pair {
     /// handed to the kernel, which is told so.
     fn write(&self, block: u64, bytes: &[u8]) -> io::Result<()> {
         let start = block * BLOCK;
-        if self.read_only.is_some() || !bytes.chunks(PAGE).any(is_zero) {
+        if self.kind == Kind::Blob || !bytes.chunks(PAGE).any(is_zero) {
             return self.data.write_all_at(bytes, start);
         }
         // The last page is written even if it is taken away again: the file has to reach that far, and cutting it to a length
@@ -456,6 +478,10 @@ impl Pair {
         if let Some(known) = backing.upgrade() {
             return Some(known);
         }
+        // What is handed out stays open: where all descriptors are taken so, it is read through this process.
+        if self.room.as_ref().is_some_and(|room| !room.spare_descriptors()) {
+            return None;
+        }
         // On disk, and not only in the memory of this process: until then another one may still give the file up.
         let verified = self.sidecar.status().is_some_and(|status| status.state == State::Verified);
         let file = Arc::new(self.whole_file(size).filter(|_| verified)?);
@@ -466,16 +492,34 @@ impl Pair {
     /// The data file, when it has `size` bytes and no hole. `None` also where the file system cannot tell, and where it stores
     /// zeros as holes.
     fn whole_file(&self, size: u64) -> Option<OwnedFd> {
-        let file = self.read_only.as_ref()?;
-        let (ours, theirs) = (self.data.metadata().ok()?, file.metadata().ok()?);
-        // The name may have led to another file in between.
-        let same = (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino());
-        // The first hole is the one that every file has at its end. Offsets of a file fit off_t.
-        let hole = || lseek(file, 0, Whence::SeekHole).ok().and_then(|hole| u64::try_from(hole).ok());
-        if !same || size == 0 || ours.len() != size || hole() != Some(size) {
+        if self.kind != Kind::Blob {
             return None;
         }
-        file.try_clone().ok().map(OwnedFd::from)
+        let ours = self.data.metadata().ok()?;
+        let names = [Some(&self.data_path), self.promotion.as_ref().map(|(_, to)| &to.data)];
+        // Opened for reading alone, because others get it. A name may lead to another file by now.
+        let file = names.into_iter().flatten().find_map(|name| {
+            let file = File::open(name).ok()?;
+            let theirs = file.metadata().ok()?;
+            ((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino())).then_some(file)
+        })?;
+        // The first hole is the one that every file has at its end. Offsets of a file fit off_t.
+        let hole = lseek(&file, 0, Whence::SeekHole).ok().and_then(|hole| u64::try_from(hole).ok());
+        (size > 0 && ours.len() == size && hole == Some(size)).then(|| OwnedFd::from(file))
+    }
+
+    /// Whether a reader has the data file as a descriptor of its own.
+    pub(super) fn is_handed_out(&self) -> bool {
+        lock(&self.backing).strong_count() > 0
+    }
+
+    /// Whether this process found the bytes equal to the digest.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_proven(&self, proven: State) {
+        self.proven.store(proven == State::Verified, Ordering::Release);
     }
 
     /// Gives up all content: status first, so that every reader that could see the truncation sees the reason.
@@ -486,9 +530,18 @@ impl Pair {
             return Ok(());
         }
         self.sidecar.sync().map_err(|error| CacheError::io("sync", path, error))?;
-        self.sidecar.drop_records().map_err(|error| CacheError::io("truncate", path, error))?;
-        self.data.set_len(0).map_err(|error| CacheError::io("truncate", path, error))?;
+        let mark = self.room.as_ref().map(|room| room.mark());
+        // One process at a time measures and cuts, so that what goes is given back once.
+        let freed = self.sidecar.with_status_lock(|| {
+            let before = self.on_disk();
+            self.sidecar.drop_records().map_err(|error| CacheError::io("truncate", path, error))?;
+            self.data.set_len(0).map_err(|error| CacheError::io("truncate", path, error))?;
+            Ok(before.saturating_sub(self.on_disk()))
+        });
         self.distrust();
+        if let (Some(room), Some(mark)) = (&self.room, mark) {
+            room.give_back(freed?, mark);
+        }
         Ok(())
     }
 
@@ -503,9 +556,24 @@ impl Pair {
         self.sidecar.without_name(files)
     }
 
-    /// Whether the file is that of a blob, which has no holes but those of eviction.
-    pub(super) fn is_blob(&self) -> bool {
-        self.read_only.is_some()
+    /// The account that is asked before anything is written; `None` where nothing counts.
+    pub(super) fn room(&self) -> Option<&Arc<Room>> {
+        self.room.as_ref()
+    }
+
+    /// Whether no other bytes can take the place of these: they were compared, or a checksum is known of each block.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.expected.is_some() || self.sidecar.status().is_some_and(|status| status.state == State::Verified)
+    }
+
+    /// The file that holds the locks.
+    pub(super) fn identity(&self) -> Option<(u64, u64)> {
+        self.sidecar.file.metadata().ok().map(|found| (found.dev(), found.ino()))
+    }
+
+    /// The bytes of the disk that both files take.
+    pub(super) fn on_disk(&self) -> u64 {
+        self.data.metadata().map_or(0, |found| occupied(&found)) + self.sidecar.on_disk()
     }
 
     fn note_use(&self) {

@@ -70,6 +70,15 @@ impl Proof {
         let hashed = self.frontier.try_lock().map_or(0, |frontier| frontier.next);
         let mut recorded = lock(&self.recorded);
         *recorded = (*recorded).min(pair.lowest_evicted.swap(u64::MAX, Ordering::AcqRel));
+        // In steps of many records, as far as nothing speaks against them.
+        let walked = pair.each_sound(*recorded, |block, len| {
+            let is_next = block == *recorded && block < self.blocks() && len == self.len(block);
+            *recorded += u64::from(is_next);
+            is_next
+        });
+        if let Err(error) = walked {
+            tracing::debug!(%error, "cannot read the sidecar");
+        }
         let has_record = |block: u64| {
             pair.is_recorded(block, self.len(block))
                 || block < hashed && pair.is_known(block, self.len(block))
@@ -78,6 +87,18 @@ impl Proof {
             *recorded += 1;
         }
         *recorded == self.blocks()
+    }
+
+    /// How many bytes are left to hash before the digest is known; all of them while another thread hashes.
+    pub(super) fn lag(&self) -> u64 {
+        let hashed = self.frontier.try_lock().map_or(0, |frontier| frontier.next);
+        self.blocks().saturating_sub(hashed) * BLOCK
+    }
+
+    /// As another thread that hashes, for as long as this is held.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Drop {
+        lock(&self.frontier)
     }
 
     /// Hashes a block that was just stored, and some of what lies before it on disk, if the frontier can reach it.

@@ -46,12 +46,15 @@ impl Pair {
     /// Forgets every block and what was made of this copy. `false` when another process has it open.
     fn forget_all(&self) -> bool {
         if !self.sidecar.try_alone() {
-            self.sidecar.share();
             return false;
         }
+        let (mark, before) = (self.room().map(|room| room.mark()), self.on_disk());
         let forgotten = self.sidecar.begin_anew().and_then(|()| self.data.set_len(0));
         self.distrust();
         self.sidecar.share();
+        if let (Some(room), Some(mark)) = (self.room(), mark) {
+            room.give_back(before.saturating_sub(self.on_disk()), mark);
+        }
         if let Err(error) = &forgotten {
             tracing::warn!(%error, map = %self.sidecar.path().display(), "wrong bytes cannot be taken away");
         }

@@ -4,13 +4,13 @@
 //! shared lock on its sidecar, so an exclusive lock that is had without waiting proves that nobody uses it, and who opens it in
 //! the meantime waits for that lock and then finds a sidecar without a name.
 
-use std::fs::{self, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use super::CacheError;
-use super::pair::Files;
+use super::files::Files;
 use super::sidecar::Sidecar;
 
 /// The unit of `st_blocks`, whatever the file system's own blocks are.
@@ -41,23 +41,8 @@ pub(super) fn remove_if(
     if !exists(&files.data) && !exists(&files.map) {
         return Ok(Removed::Absent);
     }
-    let fail = |action, path| move |error| CacheError::io(action, path, error);
-    // Made when it is missing: whoever begins this content anew has to take the lock, too.
-    let sidecar = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&files.map)
-        .map_err(fail("open", &files.map))?;
-    match sidecar.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(Removed::InUse),
-        Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", &files.map, error)),
-    }
+    let Some((_sidecar, found)) = hold_alone(files)? else { return Ok(Removed::InUse) };
     // The name may have gone, or may belong to a newer sidecar, since it was opened.
-    let found = sidecar.metadata().map_err(fail("stat", &files.map))?;
     if !is_same(&found, &files.map) {
         return Ok(Removed::Absent);
     }
@@ -86,6 +71,27 @@ fn unlink_pair(files: &Files, sidecar: &fs::Metadata) -> Result<u64, CacheError>
     Ok(bytes)
 }
 
+/// The sidecar of `files`, locked so that no process has it open or can open it while this is held; `None` when one has it open.
+/// Made when it is missing: a process that begins this content anew has to take the lock, too.
+pub(super) fn hold_alone(files: &Files) -> Result<Option<(File, fs::Metadata)>, CacheError> {
+    let fail = |action, path| move |error| CacheError::io(action, path, error);
+    let sidecar = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&files.map)
+        .map_err(fail("open", &files.map))?;
+    match sidecar.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(CacheError::io("lock", &files.map, error)),
+    }
+    let found = sidecar.metadata().map_err(fail("stat", &files.map))?;
+    Ok(Some((sidecar, found)))
+}
+
 /// How many bytes of the disk a file takes: holes take none.
 pub(super) fn occupied(found: &fs::Metadata) -> u64 {
     found.blocks().saturating_mul(STAT_BLOCK)
@@ -95,8 +101,8 @@ fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-/// Whether `path` leads to the open file.
-fn is_same(open: &fs::Metadata, path: &Path) -> bool {
+/// Whether the open file still has that name.
+pub(super) fn is_same(open: &fs::Metadata, path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (open.dev(), open.ino()))
 }
 
@@ -109,8 +115,6 @@ fn unlink(path: &Path) -> Result<(), CacheError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::super::pair::Pair;
     use super::super::sidecar::Kind;
     use super::*;

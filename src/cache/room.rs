@@ -6,15 +6,15 @@
 //! process has open go first, then blocks of what this process alone has open, and small files only for small files.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::account::{Account, Tally};
+use super::account::{Account, CountMark, Tally};
 use super::census::{self, Candidate, Census, What};
 use super::limit::Disk;
-use super::pair::Pair;
 use super::remove::{Removed, occupied, remove_if};
+use super::slot::{PairSlot, is_out_of_files, most_open};
 use super::{Limit, lock};
 use crate::meter;
 
@@ -30,9 +30,13 @@ const TIGHT_COUNT_AGE: Duration = Duration::from_secs(60);
 const COUNT_PATIENCE: Duration = Duration::from_millis(200);
 /// A count that is to replace the account begins this long after it read the account: what was added before that is on disk.
 const SETTLE: Duration = Duration::from_secs(1);
+/// After a count that others wrote beside, or removed beside, the files are counted once more this much later.
+const COUNT_AGAIN: Duration = Duration::from_secs(10);
+/// How often that is tried while the directory is never at rest.
+const COUNTS_AGAIN: u32 = 6;
 /// A list of what can go is good for this long.
 const LIST_AGE: Duration = Duration::from_secs(5);
-/// Counting takes at most this part of the time.
+/// RunningCount takes at most this part of the time.
 const COUNT_SHARE: u32 = 20;
 /// After a refusal nothing is fetched ahead of readers for this long.
 const TIGHT: Duration = Duration::from_secs(1);
@@ -51,8 +55,12 @@ pub(super) struct Room {
     root: PathBuf,
     limit: Limit,
     account: Account,
-    /// What this process has open.
-    open: Mutex<Vec<Weak<Pair>>>,
+    /// The contents of this process, whether their files are open or not.
+    slots: Mutex<Vec<Weak<PairSlot>>>,
+    /// How many pairs of files are open.
+    open: AtomicUsize,
+    /// How many may be.
+    most_open: usize,
     /// Guards: one thread at a time evicts; the others find what it made room for.
     evicting: Mutex<()>,
     list: Mutex<List>,
@@ -78,7 +86,8 @@ struct List {
 }
 
 enum Answer {
-    Granted,
+    /// The bytes are in the account, which begins with this count.
+    Granted(CountMark),
     Unknown,
     Over(u64),
 }
@@ -90,7 +99,9 @@ impl Room {
             root: root.to_owned(),
             limit,
             account: Account::new(root),
-            open: Mutex::default(),
+            slots: Mutex::default(),
+            open: AtomicUsize::new(0),
+            most_open: most_open(),
             evicting: Mutex::default(),
             list: Mutex::default(),
             counted: Condvar::new(),
@@ -101,7 +112,11 @@ impl Room {
             evicted: AtomicU64::new(0),
         });
         let begin = |known: Option<Tally>| match known {
-            None if is_new => (Some(Tally { counted: now(), boot: boot(), ..Tally::default() }), false),
+            None if is_new => {
+                // The account is a file itself, of one page.
+                let used = census::count(root).used + 4096;
+                (Some(Tally { used, counted: now(), boot: boot(), ..Tally::default() }), false)
+            }
             known => (None, known.is_none_or(|tally| tally.boot != boot() || is_older(&tally, COUNT_AGE))),
         };
         // A disk that takes no file takes no blocks either.
@@ -111,16 +126,44 @@ impl Room {
         room
     }
 
-    /// From now on blocks of `pair` can be evicted.
-    pub(super) fn register(&self, pair: &Arc<Pair>) {
-        let mut open = lock(&self.open);
-        open.retain(|pair| pair.strong_count() > 0);
-        open.push(Arc::downgrade(pair));
+    /// From now on blocks of this content can be evicted, and its files closed.
+    pub(super) fn register(&self, slot: &Arc<PairSlot>) {
+        let mut slots = lock(&self.slots);
+        slots.retain(|slot| slot.strong_count() > 0);
+        slots.push(Arc::downgrade(slot));
     }
 
-    /// Some content was closed.
+    /// A pair of files was opened.
+    pub(super) fn note_opened(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A pair of files was closed.
     pub(super) fn note_closed(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
         self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Closes files until there are descriptors for one pair more; `false` when all that are open are in use.
+    pub(super) fn spare_descriptors(&self) -> bool {
+        self.open.load(Ordering::Relaxed) < self.most_open || self.close_idle() > 0
+    }
+
+    /// Closes the files of an eighth of the contents that are open and not in use, those that were not used for longest. Says how
+    /// many it closed.
+    pub(super) fn close_idle(&self) -> usize {
+        let mut open = self.open_slots();
+        let most = open.len().div_ceil(8);
+        open.drain(..).map(|(_, slot)| slot).filter(|slot| slot.close_idle()).take(most).count()
+    }
+
+    /// What has its files open, least recently used first.
+    fn open_slots(&self) -> Vec<(u64, Arc<PairSlot>)> {
+        let slots: Vec<_> = lock(&self.slots).iter().filter_map(Weak::upgrade).collect();
+        let used = |slot: Arc<PairSlot>| Some((slot.opened()?.last_use(), slot));
+        let mut open: Vec<_> = slots.into_iter().filter_map(used).collect();
+        open.sort_by_key(|(used, _)| *used);
+        open
     }
 
     /// How far ahead of one reader blocks may be fetched: with eight readers the limit still holds what was not read yet.
@@ -133,6 +176,12 @@ impl Room {
             return u64::MAX;
         };
         self.limit.most(self.used().unwrap_or(0), disk).min(disk.size) / 8
+    }
+
+    /// How many bytes of the disk the directory may take at most, as things are now; `None` while that is not known.
+    pub(super) fn capacity(&self) -> Option<u64> {
+        let disk = nix::sys::statvfs::statvfs(&self.root).map(|found| Disk::from(&found)).ok()?;
+        Some(self.limit.capacity(self.used()?, disk))
     }
 
     /// A number greater than that of every earlier use.
@@ -156,29 +205,45 @@ impl Room {
         self.account.change(|known| (None, known.map(|tally| tally.used))).ok().flatten()
     }
 
-    /// Adds `bytes`, which are about to be written, to the account, after making room for them if need be. `false`: do without
-    /// writing them.
-    pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: Need) -> bool {
+    /// Adds `bytes`, which are about to be written, to the account, after making room for them if need be. `None`: do without
+    /// writing them. What was written has to be [confirmed](Self::confirm), what was not [given back](Self::give_back).
+    pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: Need) -> Option<CountMark> {
         for _ in 0..ROUNDS {
             match self.try_reserve(bytes) {
-                Answer::Granted => {
+                Answer::Granted(mark) => {
                     self.tight.store(0, Ordering::Relaxed);
-                    return true;
+                    return Some(mark);
                 }
                 // Small files are written all the same: the count, which is on its way, finds them.
                 Answer::Unknown => {
                     self.start_count(Purpose::Account);
-                    return need == Need::Small || self.refuse();
+                    if need == Need::Small {
+                        return Some(CountMark::default());
+                    }
+                    break;
                 }
                 Answer::Over(excess) => {
                     if self.evict(excess, need) == 0 {
                         self.recount_if_tight();
-                        return self.refuse();
+                        break;
                     }
                 }
             }
         }
-        self.refuse()
+        self.refuse();
+        None
+    }
+
+    /// Notes that reserved bytes are written. A count that ended since may have missed them: then they count once more.
+    pub(super) fn confirm(&self, bytes: u64, since: CountMark) {
+        if self.account.mark() != since {
+            self.charge(bytes);
+        }
+    }
+
+    /// Which count the account begins with: taken before something is removed, and given to [`give_back`](Self::give_back).
+    pub(super) fn mark(&self) -> CountMark {
+        self.account.mark()
     }
 
     fn try_reserve(&self, bytes: u64) -> Answer {
@@ -194,13 +259,13 @@ impl Room {
             }
         };
         let added = self.account.change(|known| match known {
-            None if self.limit == Limit::None => (None, Answer::Granted),
+            None if self.limit == Limit::None => (None, Answer::Granted(CountMark::default())),
             None => (None, Answer::Unknown),
             Some(tally) => match self.limit.excess(tally.used, bytes, disk) {
                 0 => {
                     let used = tally.used.saturating_add(bytes);
                     let added = tally.added.wrapping_add(bytes);
-                    (Some(Tally { used, added, ..tally }), Answer::Granted)
+                    (Some(Tally { used, added, ..tally }), Answer::Granted(tally.mark()))
                 }
                 excess => (None, Answer::Over(excess)),
             },
@@ -208,7 +273,9 @@ impl Room {
         added.unwrap_or_else(|error| {
             tracing::debug!(%error, "cannot note what is written to the cache");
             match self.limit {
-                Limit::None => Answer::Granted,
+                // Nothing that is evicted makes a descriptor.
+                _ if is_out_of_files(&error) => Answer::Unknown,
+                Limit::None => Answer::Granted(CountMark::default()),
                 // On a full disk the account itself may find no room.
                 _ => Answer::Over(bytes),
             }
@@ -230,9 +297,9 @@ impl Room {
         }
     }
 
-    /// Notes that reserved bytes were not written, or that something was removed.
-    pub(super) fn give_back(&self, bytes: u64) {
-        self.account.give_back(bytes);
+    /// Notes that reserved bytes were not written, or that something was removed, after `since` was asked for.
+    pub(super) fn give_back(&self, bytes: u64, since: CountMark) {
+        self.account.give_back(bytes, since);
     }
 
     /// The disk is full, whatever the account says: makes room for `bytes`. `true` when it is worth trying again.
@@ -240,10 +307,9 @@ impl Room {
         self.evict(bytes, need) > 0
     }
 
-    fn refuse(&self) -> bool {
+    fn refuse(&self) {
         let until = self.elapsed() + TIGHT.as_millis() as u64;
         self.tight.store(until, Ordering::Relaxed);
-        false
     }
 
     fn elapsed(&self) -> u64 {
@@ -300,16 +366,16 @@ impl Room {
     /// Punches blocks out of contents that this process alone has open: first blocks that nobody read since somebody last looked
     /// for one to evict, beginning with the content that was not used for longest.
     fn evict_blocks(&self, want: u64) -> u64 {
-        let mut open: Vec<Arc<Pair>> = lock(&self.open).iter().filter_map(Weak::upgrade).collect();
-        open.sort_by_cached_key(|pair| pair.last_use());
+        let open: Vec<_> = self.open_slots().into_iter().filter_map(|(_, slot)| slot.opened()).collect();
         let mut freed = 0;
         for spare_recent in [true, false] {
             for pair in &open {
                 if freed >= want {
                     return freed;
                 }
+                let mark = self.mark();
                 let here = pair.evict(want - freed, spare_recent);
-                self.note_evicted(here);
+                self.note_evicted(here, mark);
                 freed += here;
             }
         }
@@ -319,6 +385,7 @@ impl Room {
     /// Removes one candidate if it was not used since it was listed; says how many bytes went.
     fn remove(&self, candidate: &Candidate) -> u64 {
         let unused = |found: &std::fs::Metadata| found.modified().is_ok_and(|used| used <= candidate.used);
+        let mark = self.mark();
         let freed = match &candidate.what {
             // A sidecar that had to be made for lone data is newer, and says nothing.
             What::Content(files) => match remove_if(files, |found| found.len() == 0 || unused(found)) {
@@ -334,13 +401,13 @@ impl Room {
                 Ok(_) | Err(_) => 0,
             },
         };
-        self.note_evicted(freed);
+        self.note_evicted(freed, mark);
         freed
     }
 
-    fn note_evicted(&self, bytes: u64) {
+    fn note_evicted(&self, bytes: u64, since: CountMark) {
         if bytes > 0 {
-            self.give_back(bytes);
+            self.give_back(bytes, since);
             self.evicted.fetch_add(bytes, Ordering::Relaxed);
             meter::EVICTIONS.add(1);
             meter::EVICTED_BYTES.add(bytes);
@@ -378,18 +445,16 @@ impl Room {
 
     /// Counts in a thread of its own, unless that is going on.
     fn start_count(self: &Arc<Self>, purpose: Purpose) {
-        if std::mem::replace(&mut lock(&self.list).counting, true) {
-            return;
-        }
-        let room = Arc::clone(self);
+        let Some(counting) = RunningCount::begin(self) else { return };
         let counter = std::thread::Builder::new().name("cache count".into());
-        if let Err(error) = counter.spawn(move || room.count(purpose)) {
+        if let Err(error) = counter.spawn(move || count_until_right(counting, purpose)) {
+            // The closure is gone, and the mark of the count with it.
             tracing::debug!(%error, "cannot count the files of the cache");
-            lock(&self.list).counting = false;
         }
     }
 
-    fn count(self: &Arc<Self>, purpose: Purpose) {
+    /// Counts, and says whether the directory was at rest meanwhile.
+    fn count(self: &Arc<Self>, purpose: Purpose) -> bool {
         let before = self.account.change(|known| (None, known)).ok().flatten();
         if purpose == Purpose::Account && before.is_some() {
             std::thread::sleep(SETTLE);
@@ -399,34 +464,38 @@ impl Room {
         let census = census::count(&self.root);
         let used = census.used;
         let mut list = lock(&self.list);
-        *list = List { census, at: Some(Instant::now()), took: began.elapsed(), counting: false };
+        list.census = census;
+        list.took = began.elapsed();
+        list.at = Some(Instant::now());
         drop(list);
-        self.counted.notify_all();
-        if purpose == Purpose::Account {
-            self.settle(before, used);
-            self.trim();
-        }
+        purpose == Purpose::List || self.settle(before, used)
     }
 
-    /// Puts what was counted in the place of what the account said.
-    fn settle(&self, before: Option<Tally>, counted: u64) {
+    /// Puts what was counted in the place of what the account said. `false` when the directory changed meanwhile: the account is at
+    /// least what is there, and may be more.
+    fn settle(&self, before: Option<Tally>, counted: u64) -> bool {
         let replace = |known: Option<Tally>| {
-            let fresh = |used, added| Tally { used, added, counted: now(), boot: boot() };
-            let next = match (before, known) {
+            let fresh = |used, added, at| Tally { used, added, counted: at, boot: boot() };
+            match (before, known) {
+                // Another count was faster, and changes since then belong to that.
+                (Some(before), Some(tally)) if before.mark() != tally.mark() => (None, true),
                 // What was added meanwhile may be missing in the count, or may be in it: it counts once more.
                 (Some(before), Some(tally)) => {
                     let meanwhile = tally.added.wrapping_sub(before.added);
-                    Some(fresh(counted.saturating_add(meanwhile), tally.added))
+                    let rested = meanwhile == 0 && tally.used == before.used;
+                    // Each count has a mark of its own.
+                    let at = now().max(before.counted.saturating_add(1));
+                    (Some(fresh(counted.saturating_add(meanwhile), tally.added, at)), rested)
                 }
-                // Another process was faster, and others have added to its count.
-                (None, Some(_)) => None,
-                (_, None) => Some(fresh(counted, 0)),
-            };
-            (next, ())
+                (None, Some(_)) => (None, true),
+                // Nothing was noted meanwhile.
+                (_, None) => (Some(fresh(counted, 0, now())), false),
+            }
         };
-        if let Err(error) = self.account.change(replace) {
+        self.account.change(replace).unwrap_or_else(|error| {
             tracing::debug!(%error, "cannot note how large the cache is");
-        }
+            true
+        })
     }
 
     /// The limit may be lower than that of whoever wrote before: takes away what is too much.
@@ -434,9 +503,49 @@ impl Room {
         for _ in 0..ROUNDS {
             match self.try_reserve(0) {
                 Answer::Over(excess) if self.evict(excess, Need::Small) > 0 => {}
-                Answer::Granted | Answer::Unknown | Answer::Over(_) => return,
+                Answer::Granted(_) | Answer::Unknown | Answer::Over(_) => return,
             }
         }
+    }
+}
+
+/// The mark that a count is going on, taken back however it ends.
+struct RunningCount(Arc<Room>);
+
+impl RunningCount {
+    /// `None` when another thread counts.
+    fn begin(room: &Arc<Room>) -> Option<Self> {
+        let was = std::mem::replace(&mut lock(&room.list).counting, true);
+        (!was).then(|| Self(Arc::clone(room)))
+    }
+}
+
+impl Drop for RunningCount {
+    fn drop(&mut self) {
+        lock(&self.0.list).counting = false;
+        self.0.counted.notify_all();
+    }
+}
+
+/// Counts, and once more a little later as long as files were written or removed beside it: only a directory at rest gives the
+/// number itself, and not one that is too high. Ends with the room.
+fn count_until_right(counting: RunningCount, purpose: Purpose) {
+    let room = Arc::downgrade(&counting.0);
+    let rested = counting.0.count(purpose);
+    drop(counting);
+    let trim = |room: &Arc<Room>| {
+        if purpose == Purpose::Account {
+            room.trim();
+        }
+    };
+    if let Some(room) = room.upgrade() {
+        trim(&room);
+    }
+    let mut again = if rested { 0 } else { COUNTS_AGAIN };
+    while again > 0 {
+        std::thread::sleep(COUNT_AGAIN);
+        let Some(counting) = room.upgrade().and_then(|room| RunningCount::begin(&room)) else { return };
+        again = if counting.0.count(purpose) { 0 } else { again - 1 };
     }
 }
 
@@ -465,4 +574,23 @@ fn boot() -> [u8; 8] {
         out.copy_from_slice(&blake3::hash(&id).as_bytes()[..8]);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_that_panics_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let room = Room::new(dir.path(), Limit::None, true);
+        let count = RunningCount::begin(&room).unwrap();
+        assert!(RunningCount::begin(&room).is_none());
+        let ended = std::thread::spawn(move || {
+            let _count = count;
+            panic!("as a directory that cannot be counted does");
+        });
+        assert!(ended.join().is_err());
+        assert!(RunningCount::begin(&room).is_some());
+    }
 }

@@ -38,14 +38,14 @@ const RECORDS_AT_ONCE: usize = 1024;
 const STATUS_AT: u64 = 512;
 const STATUS: usize = 64;
 /// Written at each open by programs that know no [`USE_LOCK`], and by no other.
-const OLD_USE_AT: u64 = 1024;
+pub(super) const OLD_USE_AT: u64 = 1024;
 const LAST_USED_AT: u64 = 1032;
 const LOCKS: u64 = 1 << 62;
 const STATUS_LOCK: u64 = LOCKS - 1;
 /// Read lock: blocks of this content are trusted. Write lock: blocks of it are being evicted.
-const USE_LOCK: u64 = LOCKS - 2;
+pub(super) const USE_LOCK: u64 = LOCKS - 2;
 /// How long the status lock, held only around a few small writes, may be held before its holder counts as stuck.
-const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// blake3 of a block's bytes.
 pub(super) type Sum = [u8; 32];
@@ -110,9 +110,9 @@ pub(super) enum Next {
 
 pub(super) struct Sidecar {
     pub(super) file: File,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     identity: Sum,
-    access: Access,
+    pub(super) access: Access,
     /// Whether this open made it.
     is_new: bool,
     /// Guards the read-change-write of the status among threads (the lock between processes belongs to the open file).
@@ -193,13 +193,6 @@ impl Sidecar {
         let mut bytes = [0; 16];
         read_fully(&self.file, &mut bytes, OLD_USE_AT)
             .then(|| u64::from_le_bytes(field(&bytes, 0)).max(u64::from_le_bytes(field(&bytes, 8))))
-    }
-
-    /// Whether a program that holds nothing but the flock ever had this content open. It may lose that lock and go on to trust what
-    /// it read, so no block of such content is ever evicted alone. It writes this before it trusts its first block.
-    pub(super) fn is_of_older(&self) -> bool {
-        let mut bytes = [0; 8];
-        !read_fully(&self.file, &mut bytes, OLD_USE_AT) || bytes != [0; 8]
     }
 
     /// Every place for a record, in order, as far as the file has anything but holes there: its block, whether anything is
@@ -327,6 +320,7 @@ impl Sidecar {
         })
     }
 
+    /// Runs `change` while no other process and no other thread changes the status.
     pub(super) fn with_status_lock<T>(&self, change: impl FnOnce() -> CacheResult<T>) -> CacheResult<T> {
         let _thread = lock(&self.status_change);
         let deadline = Instant::now() + STATUS_PATIENCE;
@@ -427,60 +421,6 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Tries to become the only one, over all processes, that has this content open. If that fails the content stays shared: what
-    /// this process trusts of it is safe in any case. Else no other process can open it before [`share`](Self::share).
-    pub(super) fn try_alone(&self) -> bool {
-        if self.access == Access::Read || self.is_of_older() {
-            return false;
-        }
-        try_lock_byte(&self.file, USE_LOCK).unwrap_or_else(|error| {
-            tracing::debug!(%error, path = %self.path.display(), "cannot lock a file of the cache");
-            false
-        })
-    }
-
-    /// Lets other processes in again.
-    pub(super) fn share(&self) {
-        // A write lock that becomes a read lock waits for no other. If the kernel lacks memory for it the write lock stays, and
-        // other processes go on without this content.
-        if let Err(error) = try_share_byte(&self.file, USE_LOCK) {
-            tracing::warn!(%error, path = %self.path.display(), "cannot share a file of the cache again");
-        }
-    }
-
-    /// Takes part as a user of a sidecar that was opened by [`existing`](Self::existing); `false` when it is being removed, or
-    /// another process evicts from it for too long.
-    pub(super) fn join(&self) -> Result<bool, CacheError> {
-        let fail = |error| CacheError::io("lock", &self.path, error);
-        let deadline = Instant::now() + STATUS_PATIENCE;
-        let mut backoff = Backoff::new();
-        loop {
-            match self.file.try_lock_shared() {
-                Ok(()) if try_share_byte(&self.file, USE_LOCK).map_err(fail)? => return Ok(true),
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => return Ok(false),
-                Err(TryLockError::Error(error)) => return Err(fail(error)),
-            }
-            if Instant::now() > deadline {
-                return Ok(false);
-            }
-            std::thread::sleep(backoff.next());
-        }
-    }
-
-    /// Stops being a user, and becomes the only one that has the content open if it has no other user, of any version. Nothing
-    /// that was read before may be believed after it. [`join`](Self::join) ends it.
-    pub(super) fn leave_for_alone(&self) -> Result<bool, CacheError> {
-        let fail = |error| CacheError::io("lock", &self.path, error);
-        unlock_byte(&self.file, USE_LOCK);
-        self.file.unlock().map_err(fail)?;
-        match self.file.try_lock() {
-            Ok(()) => try_lock_byte(&self.file, USE_LOCK).map_err(fail),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(error)) => Err(fail(error)),
-        }
-    }
-
     /// Reads the records that follow `at` and lie in no hole: where they start, and how many bytes of them there are.
     fn next_records(&self, at: u64, batch: &mut [u8]) -> io::Result<Option<(u64, usize)>> {
         use nix::unistd::{Whence, lseek};
@@ -493,6 +433,18 @@ impl Sidecar {
         let start = at.max(data - data % RECORD as u64);
         let len = self.file.read_at(batch, start)? / RECORD * RECORD;
         Ok((len > 0).then_some((start, len)))
+    }
+
+    /// Whether anything is written in the page in which the record of `block` lies: else it may be a hole.
+    pub(super) fn has_page_of(&self, block: u64) -> bool {
+        let mut page = [0; HEADER as usize];
+        let read = self.file.read_at(&mut page, record_at(block) / HEADER * HEADER);
+        read.is_ok_and(|len| page[..len].iter().any(|&byte| byte != 0))
+    }
+
+    /// The bytes of the disk that it takes.
+    pub(super) fn on_disk(&self) -> u64 {
+        self.file.metadata().map_or(0, |found| super::remove::occupied(&found))
     }
 
     /// Forgets every block.

@@ -13,6 +13,10 @@ use super::{Cache, CacheError};
 impl Cache {
     /// Opens a new file without a name, for reading and writing.
     pub fn spool(&self) -> Result<File, CacheError> {
+        self.with_descriptors(|| self.spool_file())
+    }
+
+    fn spool_file(&self) -> Result<File, CacheError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
         let directory = self.root().join("tmp");

@@ -17,11 +17,15 @@ use tokio::sync::broadcast;
 use super::ahead::Places;
 use super::blob::Content;
 use super::derived::Derived;
+use super::files::Files;
 use super::inventory::{ALGORITHMS, ItemKind};
-use super::pair::{Files, Pair};
-use super::room::{Need, Room};
-use super::sidecar::{BLOCK, Kind, MAX_SIZE, State};
+use super::pair::Pair;
+use super::remove::occupied;
+use super::room::Room;
+use super::sidecar::{Kind, MAX_SIZE, State};
+use super::slot::PairSlot;
 use super::verify::{Verify, When};
+use super::wait::waiting;
 use super::whole::Shelf;
 use super::{BlockSums, BuildLock, CacheError, Cached, Limit, StreamWriter, lock};
 use crate::io::Fetch;
@@ -151,7 +155,8 @@ impl Cache {
     ///
     /// The same blob is the same `Arc` as long as somebody holds it; it keeps the `fetch` of whoever opened it first.
     pub fn blob(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
-        self.cached(Kind::Blob, digest, fetch, self.origin.clone(), || self.blob_pair(digest))
+        let (cache, name) = (self.clone(), digest.clone());
+        self.cached(Kind::Blob, digest, fetch, self.origin.clone(), move || cache.blob_pair(&name))
     }
 
     /// The decoded stream of the layer whose stored blob is `digest`, by the checksums of its blocks; `fetch` produces decoded bytes.
@@ -165,10 +170,11 @@ impl Cache {
         fetch: Arc<dyn Fetch>,
     ) -> Result<Arc<Cached>, CacheError> {
         let end = self.stream_end(digest, &sums, fetch.size());
-        self.cached(Kind::Stream, digest, fetch, end.as_str().into(), || {
-            let Files { data, map } = named(&self.path(directory(Kind::Stream), digest)?, &end);
-            let pair = Pair::open(&data, &map, Kind::Stream, digest)?;
-            Ok(pair.expecting(sums.clone()).in_room(self.room()))
+        let Files { data, map } = named(&self.path(directory(Kind::Stream), digest)?, &end);
+        let (room, layer) = (Arc::clone(self.room()), digest.clone());
+        self.cached(Kind::Stream, digest, fetch, end.as_str().into(), move || {
+            let pair = Pair::open(&data, &map, Kind::Stream, &layer)?;
+            Ok(pair.expecting(sums.clone()).in_room(&room))
         })
     }
 
@@ -211,10 +217,10 @@ impl Cache {
         if !self.origin.is_empty() {
             name = format!("{name}.{}", self.origin);
         }
-        self.cached(Kind::Claim, digest, fetch, name.as_str().into(), || {
-            let data = self.path(directory(Kind::Claim), digest)?;
-            let Files { data, map } = named(&data, &name);
-            Ok(Pair::open(&data, &map, Kind::Claim, digest)?.in_room(self.room()))
+        let Files { data, map } = named(&self.path(directory(Kind::Claim), digest)?, &name);
+        let (room, layer) = (Arc::clone(self.room()), digest.clone());
+        self.cached(Kind::Claim, digest, fetch, name.as_str().into(), move || {
+            Ok(Pair::open(&data, &map, Kind::Claim, &layer)?.in_room(&room))
         })
     }
 
@@ -222,13 +228,15 @@ impl Cache {
     pub async fn build_lock(&self, digest: &Digest) -> Result<BuildLock, CacheError> {
         let path = self.path("locks", digest)?;
         loop {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(|error| CacheError::io("open", &path, error))?;
+            let file = self.with_descriptors(|| {
+                OpenOptions::new()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .mode(0o600)
+                    .open(&path)
+                    .map_err(|error| CacheError::io("open", &path, error))
+            })?;
             let lock = BuildLock::acquire(file, path.clone()).await?;
             // Somebody may have tidied up while we waited: a lock without a name keeps nobody out.
             if lock.has_a_name() {
@@ -249,67 +257,78 @@ impl Cache {
         digest: &Digest,
         fetch: Arc<dyn Fetch>,
         end: Arc<str>,
-        open: impl Fn() -> Result<Pair, CacheError>,
+        open: impl Fn() -> Result<Pair, CacheError> + Send + Sync + 'static,
     ) -> Result<Arc<Cached>, CacheError> {
         let algorithm = served(digest)?;
         let size = fetch.size();
         if size > MAX_SIZE {
             return Err(CacheError::Oversized { digest: digest.clone(), size, limit: MAX_SIZE });
         }
-        let mut alive = lock(&self.shared.alive);
         let key = (kind, digest.clone(), end, self.verify);
         // What was found wrong serves those who hold it, with an error.
-        if let Some(cached) = alive
-            .get(&key)
-            .and_then(Weak::upgrade)
-            .filter(|cached| kind != Kind::Blob || cached.state() != State::Poisoned)
-        {
+        let serves = |cached: &Arc<Cached>| kind != Kind::Blob || cached.state() != State::Poisoned;
+        let living = |alive: &HashMap<Key, Weak<Cached>>| {
+            let Some(cached) = alive.get(&key).and_then(Weak::upgrade).filter(serves) else {
+                return Ok(None);
+            };
             let known = crate::io::ReadAt::size(&*cached);
             if known != size {
                 return Err(CacheError::SizeConflict { digest: digest.clone(), cached: known, given: size });
             }
+            Ok(Some(cached))
+        };
+        if let Some(cached) = living(&lock(&self.shared.alive))? {
             return Ok(cached);
         }
-        let sized = |pair: Pair| pair.sidecar.settle_size(digest, size).map(|()| pair);
-        let opened = match open() {
-            // A new sidecar needs less than a block.
-            Err(CacheError::Full { .. }) if self.room().relieve(BLOCK, Need::Block) => open(),
-            opened => opened,
+        // The files are opened while no lock is held: who opens other content does not wait for them.
+        let name = digest.clone();
+        let sized = move || {
+            let pair = open()?;
+            pair.sidecar.settle_size(&name, size).map(|()| pair)
         };
-        let pair = match opened.and_then(sized) {
-            Ok(pair) => {
-                let pair = Arc::new(pair);
-                self.room().register(&pair);
-                Some(pair)
-            }
-            Err(error) if error.is_disk() => {
-                let error = crate::io::ReadError::from(error).chain();
-                tracing::warn!(%digest, error, "cannot be cached, reads go on without");
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        let places = self.shared.places.clone();
+        let slot = self.slot(digest, Box::new(sized))?;
         let content = Content {
             digest: digest.clone(),
             algorithm,
             kind,
             fetch,
-            pair,
+            slot,
             derived: Derived {
                 root: self.shared.root.clone(),
                 origin: self.origin.clone(),
                 room: self.room().clone(),
             },
-            places,
+            places: self.shared.places.clone(),
             verify: self.verify,
             shelf: self.shared.shelf.clone(),
             distrusted: self.shared.distrusted.clone(),
         };
-        let cached = Arc::new(Cached::new(content));
+        let cached = waiting(|| Arc::new(Cached::new(content)));
+        let mut alive = lock(&self.shared.alive);
+        // Another thread may have opened it meanwhile: then readers meet there.
+        if let Some(cached) = living(&alive)? {
+            return Ok(cached);
+        }
         alive.retain(|_, weak| weak.strong_count() > 0);
-        alive.insert(key, Arc::downgrade(&cached));
+        alive.insert(key.clone(), Arc::downgrade(&cached));
         Ok(cached)
+    }
+
+    /// The files of content; `None` where the disk makes none.
+    fn slot(
+        &self,
+        digest: &Digest,
+        open: Box<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>,
+    ) -> Result<Option<Arc<PairSlot>>, CacheError> {
+        waiting(|| match PairSlot::new(open, self.room()) {
+            Ok(slot) => Ok(Some(slot)),
+            Err(error) if error.is_disk() => {
+                let error = crate::io::ReadError::from(error).chain();
+                tracing::warn!(%digest, error, "cannot be cached, reads go on without");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        })
     }
 
     /// Who is asked before anything is written here.
@@ -320,6 +339,12 @@ impl Cache {
     /// How many bytes of the disk the directory takes, as all its processes have noted; `None` while that is being counted.
     pub fn used(&self) -> Option<u64> {
         self.shared.room.used()
+    }
+
+    /// How many bytes of content the directory holds at most beside nothing else; `None` while that is not known.
+    pub fn capacity(&self) -> Option<u64> {
+        // A record of 64 bytes for each block.
+        self.shared.room.capacity().map(|bytes| bytes - bytes / 4096)
     }
 
     /// How many bytes of the disk this process has taken away to make room.
@@ -358,14 +383,15 @@ impl Cache {
             if !pair.is_poisoned() {
                 return Ok(pair);
             }
+            let mark = self.room().mark();
             match pair.discard(files) {
-                Ok(freed) => self.room().give_back(freed),
+                Ok(freed) => self.room().give_back(freed, mark),
                 // It stays what it is.
                 Err(error) if error.is_disk() => return Ok(pair),
                 Err(error) => return Err(error),
             }
             if !self.origin.is_empty() {
-                self.room().give_back(super::derived::forget(self.root(), digest, &self.origin));
+                self.room().give_back(super::derived::forget(self.root(), digest, &self.origin), mark);
             }
         }
     }
@@ -399,6 +425,26 @@ impl Cache {
         self.shared.root.join("tmp").join(format!("{}-{clock:x}-{number}", std::process::id()))
     }
 
+    /// Opens a file, and once more after closing others if the process may have no more of them.
+    pub(super) fn with_descriptors<T>(
+        &self,
+        open: impl Fn() -> Result<T, CacheError>,
+    ) -> Result<T, CacheError> {
+        match open() {
+            Err(CacheError::Descriptors { .. }) if self.room().close_idle() > 0 => open(),
+            opened => opened,
+        }
+    }
+
+    /// Removes a file, and subtracts its disk space from the account.
+    pub(super) fn unlink_counted(&self, path: &Path) -> io::Result<()> {
+        let mark = self.room().mark();
+        let bytes = fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
+        fs::remove_file(path)?;
+        self.room().give_back(bytes, mark);
+        Ok(())
+    }
+
     /// Finds out now, and not in the first read, whether files can be made; removes what dead writers left.
     fn probe(&self) -> Result<(), CacheError> {
         let path = self.temporary();
@@ -419,8 +465,10 @@ impl Cache {
         for entry in fs::read_dir(&directory).map_err(fail)? {
             let entry = entry.map_err(fail)?;
             let age = entry.metadata().and_then(|found| found.modified()).map(|time| time.elapsed());
-            if matches!(age, Ok(Ok(age)) if age > TMP_AGE)
-                && let Err(error) = fs::remove_file(entry.path())
+            if !matches!(age, Ok(Ok(age)) if age > TMP_AGE) {
+                continue;
+            }
+            if let Err(error) = self.unlink_counted(&entry.path())
                 && error.kind() != io::ErrorKind::NotFound
             {
                 tracing::debug!(%error, path = %entry.path().display(), "cannot remove a stale temporary file");

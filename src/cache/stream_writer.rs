@@ -4,11 +4,11 @@
 //! final name, which begin empty; at the end they get the name that is made of the checksums of all blocks. So no block that
 //! another pass left, over other bytes, can become a part of the stream.
 
-use std::fs;
 use std::io;
 
-use super::pair::{Files, Pair, Refused, publish};
-use super::remove::occupied;
+use super::files::Files;
+use super::pair::{Pair, Refused};
+use super::promotion::publish;
 use super::sidecar::{BLOCK, Kind, MAX_SIZE};
 use super::{Cache, CacheError};
 use crate::oci::Digest;
@@ -86,9 +86,9 @@ impl Drop for StreamWriter {
         let Some(Draft { files, pair }) = self.draft.take() else { return };
         drop(pair);
         for path in [&files.data, &files.map] {
-            let Ok(found) = fs::symlink_metadata(path) else { continue };
-            match fs::remove_file(path) {
-                Ok(()) => self.cache.room().give_back(occupied(&found)),
+            match self.cache.unlink_counted(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Ok(()) => {}
                 Err(error) => tracing::debug!(%error, path = %path.display(), "cannot remove a draft"),
             }
         }

@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 
 use super::account::Account;
 use super::derived::{forget, forget_decoded};
+use super::files::Files;
 use super::inventory::{Entry, Found, Inventory, Item, ItemKind, Other, Used, stat};
-use super::pair::Files;
 use super::remove::{Removed, occupied, remove, remove_if};
 use super::sidecar::{Kind, Sidecar, State};
 use super::store::TMP_AGE;
@@ -102,12 +102,13 @@ impl Inventory {
         mut tell: impl FnMut(&Entry, Option<u64>),
     ) -> Result<Swept, CacheError> {
         let used = self.used()?;
+        let account = Account::new(&self.root);
         let mut swept = Swept::default();
         self.walk(|found| {
             if let Found::Content(entry) = found
                 && wanted(&entry)
             {
-                let removed = self.remove_one(&entry, &used)?;
+                let removed = self.remove_one(&entry, &used, &account)?;
                 let bytes = swept.note(removed);
                 if removed != Removed::Absent {
                     tell(&entry, bytes);
@@ -115,34 +116,29 @@ impl Inventory {
             }
             Ok(ControlFlow::<()>::Continue(()))
         })?;
-        self.give_back(swept.bytes);
         Ok(swept)
     }
 
-    /// Tells the account what was removed. A command that fails half way leaves it too high, until the files are counted.
-    fn give_back(&self, bytes: u64) {
-        if bytes > 0 {
-            Account::new(&self.root).give_back(bytes);
-        }
-    }
-
-    fn remove_one(&self, entry: &Entry, used: &Used) -> Result<Removed, CacheError> {
-        if entry.kind.paired().is_some() {
-            let removed = remove(&entry.files())?;
-            // What was decoded from this copy of the blob is not read any more.
-            return Ok(match (removed, entry.kind, &entry.place) {
-                (Removed::Gone(bytes), ItemKind::Blob, Some(place)) => {
-                    Removed::Gone(bytes + forget_decoded(&self.root, &entry.digest, place))
-                }
-                (removed, ..) => removed,
-            });
-        }
-        if used.touches(entry) { Ok(Removed::InUse) } else { unlink(&entry.path) }
+    fn remove_one(&self, entry: &Entry, used: &Used, account: &Account) -> Result<Removed, CacheError> {
+        counted(account, || {
+            if entry.kind.paired().is_some() {
+                let removed = remove(&entry.files())?;
+                // What was decoded from this copy of the blob is not read any more.
+                return Ok(match (removed, entry.kind, &entry.place) {
+                    (Removed::Gone(bytes), ItemKind::Blob, Some(place)) => {
+                        Removed::Gone(bytes + forget_decoded(&self.root, &entry.digest, place))
+                    }
+                    (removed, ..) => removed,
+                });
+            }
+            if used.touches(entry) { Ok(Removed::InUse) } else { unlink(&entry.path) }
+        })
     }
 
     /// Removes what was not used for long, the least recently used first.
     pub fn prune(&self, limits: Prune, mut tell: impl FnMut(&Entry, u64)) -> Result<Swept, CacheError> {
         let used = self.used()?;
+        let account = Account::new(&self.root);
         let mut total = 0;
         self.each_item(&used, |item| total += item.on_disk)?;
         let before = limits.older_than.map(|age| now().saturating_sub(age.as_secs()));
@@ -151,7 +147,6 @@ impl Inventory {
             let is_old = |last_used: u64| before.is_some_and(|before| last_used < before);
             let is_too_much = |total: u64| limits.keep.is_some_and(|keep| total > keep);
             if before.is_none() && !is_too_much(total) {
-                self.give_back(swept.bytes);
                 return Ok(swept);
             }
             // The youngest of the oldest is on top.
@@ -167,16 +162,14 @@ impl Inventory {
             let (found, before_round) = (oldest.len(), swept.removed);
             for (last_used, entry) in oldest.into_sorted_vec() {
                 if !is_old(last_used) && !is_too_much(total) {
-                    self.give_back(swept.bytes);
                     return Ok(swept);
                 }
-                if let Some(bytes) = swept.note(self.remove_one(&entry, &used)?) {
+                if let Some(bytes) = swept.note(self.remove_one(&entry, &used, &account)?) {
                     total = total.saturating_sub(bytes);
                     tell(&entry, bytes);
                 }
             }
             if found < OLDEST || swept.removed == before_round {
-                self.give_back(swept.bytes);
                 return Ok(swept);
             }
         }
@@ -197,17 +190,16 @@ impl Inventory {
     /// Removes what nothing needs, and tells each file or content with the reason and the bytes of the disk that were its.
     pub fn collect(&self, mut tell: impl FnMut(&Path, Needless, u64)) -> Result<Swept, CacheError> {
         let used = self.used()?;
+        let account = Account::new(&self.root);
         let mut swept = Swept::default();
-        // Private caches have accounts of their own.
-        let mut private = 0;
         self.walk(|found| {
             let (path, reason, removed) = match found {
-                Found::Content(entry) => match self.collect_content(&entry, &used)? {
+                Found::Content(entry) => match self.collect_content(&entry, &used, &account)? {
                     Some((reason, removed)) => (entry.path, reason, removed),
                     None => return Ok(ControlFlow::<()>::Continue(())),
                 },
                 Found::Other(Other::Temporary(path)) if is_older(&path, TMP_AGE)? => {
-                    let removed = unlink(&path)?;
+                    let removed = counted(&account, || unlink(&path))?;
                     (path, Needless::Stale, removed)
                 }
                 Found::Other(Other::Lock(path)) => match remove_lock(&path)? {
@@ -215,6 +207,7 @@ impl Inventory {
                     Removed::InUse => return Ok(ControlFlow::Continue(())),
                     removed => (path, Needless::Unlocked, removed),
                 },
+                // Private caches have accounts of their own.
                 Found::Other(Other::Private(path)) => match private::remove_left(&path)? {
                     Some(bytes) => (path, Needless::Left, Removed::Gone(bytes)),
                     None => return Ok(ControlFlow::Continue(())),
@@ -224,24 +217,25 @@ impl Inventory {
                 }
             };
             if let Some(bytes) = swept.note(removed) {
-                if reason == Needless::Left {
-                    private += bytes;
-                }
                 tell(&path, reason, bytes);
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        self.give_back(swept.bytes - private);
         Ok(swept)
     }
 
-    fn collect_content(&self, entry: &Entry, used: &Used) -> Result<Option<(Needless, Removed)>, CacheError> {
+    fn collect_content(
+        &self,
+        entry: &Entry,
+        used: &Used,
+        account: &Account,
+    ) -> Result<Option<(Needless, Removed)>, CacheError> {
         let Some(kind) = entry.kind.paired() else {
             let superseded = entry.kind == ItemKind::Offer && self.is_learnt(entry);
             if !superseded {
                 return Ok(None);
             }
-            return Ok(Some((Needless::Superseded, self.remove_one(entry, used)?)));
+            return Ok(Some((Needless::Superseded, self.remove_one(entry, used, account)?)));
         };
         let files = entry.files();
         let (data, map) = (stat(&files.data)?, stat(&files.map)?);
@@ -250,10 +244,10 @@ impl Inventory {
             if map.is_none() && data.is_some_and(|data| !is_past(data.ctime(), TMP_AGE)) {
                 return Ok(None);
             }
-            return Ok(Some((Needless::Half, remove(&files)?)));
+            return Ok(Some((Needless::Half, counted(account, || remove(&files))?)));
         }
         if self.is_superseded(entry)? {
-            return Ok(Some((Needless::Superseded, remove(&files)?)));
+            return Ok(Some((Needless::Superseded, counted(account, || remove(&files))?)));
         }
         let is_poisoned = |sidecar: &Sidecar| {
             sidecar.is_whole(kind, &entry.digest).unwrap_or(false)
@@ -261,12 +255,15 @@ impl Inventory {
         };
         match Sidecar::existing(&files.map, kind, &entry.digest)? {
             Some(sidecar) if is_poisoned(&sidecar) => {
-                let mut removed = remove_if(&files, |_| is_poisoned(&sidecar))?;
-                if let (Removed::Gone(bytes), ItemKind::Blob, Some(place)) =
-                    (&mut removed, entry.kind, &entry.place)
-                {
-                    *bytes += forget(&self.root, &entry.digest, place);
-                }
+                let removed = counted(account, || {
+                    let mut removed = remove_if(&files, |_| is_poisoned(&sidecar))?;
+                    if let (Removed::Gone(bytes), ItemKind::Blob, Some(place)) =
+                        (&mut removed, entry.kind, &entry.place)
+                    {
+                        *bytes += forget(&self.root, &entry.digest, place);
+                    }
+                    Ok(removed)
+                })?;
                 Ok(Some((Needless::Poisoned, removed)))
             }
             _ if self.is_orphaned(entry)? => Ok(Some((Needless::Orphaned, remove(&files)?))),
@@ -331,6 +328,19 @@ fn is_past(time: i64, age: Duration) -> bool {
 
 fn is_older(path: &Path, age: Duration) -> Result<bool, CacheError> {
     Ok(stat(path)?.is_some_and(|found| found.is_file() && is_past(found.mtime(), age)))
+}
+
+/// Removes, and subtracts the disk space from the account at once: a command that is killed half way has noted its part.
+fn counted(
+    account: &Account,
+    remove: impl FnOnce() -> Result<Removed, CacheError>,
+) -> Result<Removed, CacheError> {
+    let mark = account.mark();
+    let removed = remove()?;
+    if let Removed::Gone(bytes) = removed {
+        account.give_back(bytes, mark);
+    }
+    Ok(removed)
 }
 
 /// Removes one plain file that nobody has a lock on.

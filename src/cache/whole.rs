@@ -69,7 +69,7 @@ impl Cached {
             if self.inner.state() != State::Verified {
                 break;
             }
-            let missing = self.inner.read_from_disk(range, buf, usize::MAX).unwrap_or_default();
+            let missing = self.inner.read_or_hash(range, buf);
             // Looked at last: a block whose record was lost makes the content partial again when it is stored anew.
             if missing.is_empty() && self.inner.state() == State::Verified {
                 self.inner.note_served(range);

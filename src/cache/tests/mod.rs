@@ -1,12 +1,15 @@
 //! What the cache promises, within one process. A second [`Cache`] on the same directory has its own open files, and so
 //! meets the first one exactly as another process would; real processes are in `tests/cache.rs`.
 
+mod account;
 mod ahead;
 mod copies;
 mod damage;
 mod directory;
+mod model;
 mod outcome;
 mod room;
+mod waiting;
 mod whole;
 
 use std::path::PathBuf;

@@ -1,0 +1,75 @@
+//! The locks of content that is in use: shared by all that trust blocks of it, and of one alone that evicts some.
+//!
+//! No lock here is ever lost on the way to another one. The idea: an open-file-description lock that cannot become a write lock stays a
+//! read lock, so an evictor that fails is as safe as it was; a flock would be gone (flock(2)), and is never converted while its
+//! holder trusts anything.
+
+use std::fs::TryLockError;
+use std::time::Instant;
+
+use super::CacheError;
+use super::lock::{Backoff, try_lock_byte, try_share_byte, unlock_byte};
+use super::sidecar::{Access, OLD_USE_AT, STATUS_PATIENCE, Sidecar, USE_LOCK, read_fully};
+
+impl Sidecar {
+    /// Whether a program that holds nothing but the flock ever had this content open. It may lose that lock and go on to trust what
+    /// it read, so no block of such content is ever evicted alone. It writes this before it trusts its first block.
+    pub(super) fn is_of_older(&self) -> bool {
+        let mut bytes = [0; 8];
+        !read_fully(&self.file, &mut bytes, OLD_USE_AT) || bytes != [0; 8]
+    }
+
+    /// Tries to become the only one, over all processes, that has this content open. If that fails the content stays shared: what
+    /// this process trusts of it is safe in any case. Else no other process can open it before [`share`](Self::share).
+    pub(super) fn try_alone(&self) -> bool {
+        if self.access == Access::Read || self.is_of_older() {
+            return false;
+        }
+        try_lock_byte(&self.file, USE_LOCK).unwrap_or_else(|error| {
+            tracing::debug!(%error, path = %self.path.display(), "cannot lock a file of the cache");
+            false
+        })
+    }
+
+    /// Lets other processes in again.
+    pub(super) fn share(&self) {
+        // A write lock that becomes a read lock waits for no other. If the kernel lacks memory for it the write lock stays, and
+        // other processes go on without this content.
+        if let Err(error) = try_share_byte(&self.file, USE_LOCK) {
+            tracing::warn!(%error, path = %self.path.display(), "cannot share a file of the cache again");
+        }
+    }
+
+    /// Takes part as a user of a sidecar that was opened by [`existing`](Self::existing); `false` when it is being removed, or
+    /// another process evicts from it for too long.
+    pub(super) fn join(&self) -> Result<bool, CacheError> {
+        let fail = |error| CacheError::io("lock", &self.path, error);
+        let deadline = Instant::now() + STATUS_PATIENCE;
+        let mut backoff = Backoff::new();
+        loop {
+            match self.file.try_lock_shared() {
+                Ok(()) if try_share_byte(&self.file, USE_LOCK).map_err(fail)? => return Ok(true),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(false),
+                Err(TryLockError::Error(error)) => return Err(fail(error)),
+            }
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(backoff.next());
+        }
+    }
+
+    /// Stops being a user, and becomes the only one that has the content open if it has no other user, of any version. Nothing
+    /// that was read before may be believed after it. [`join`](Self::join) ends it.
+    pub(super) fn leave_for_alone(&self) -> Result<bool, CacheError> {
+        let fail = |error| CacheError::io("lock", &self.path, error);
+        unlock_byte(&self.file, USE_LOCK);
+        self.file.unlock().map_err(fail)?;
+        match self.file.try_lock() {
+            Ok(()) => try_lock_byte(&self.file, USE_LOCK).map_err(fail),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(fail(error)),
+        }
+    }
+}

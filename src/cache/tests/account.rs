@@ -1,0 +1,111 @@
+//! The account: never below what the files take, and no more than a block above it when all is at rest.
+
+use std::fs;
+use std::path::Path;
+
+use super::super::account::{Account, Tally};
+use super::super::census;
+use super::*;
+use crate::cache::Limit;
+
+const MIB: u64 = 1 << 20;
+
+/// What all files and directories below `path` take of the disk.
+fn du(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = fs::symlink_metadata(path).unwrap();
+    let below = match found.is_dir() {
+        true => fs::read_dir(path).unwrap().map(|entry| du(&entry.unwrap().path())).sum(),
+        false => 0,
+    };
+    found.blocks() * 512 + below
+}
+
+fn limited(place: &Place, limit: u64) -> Cache {
+    Cache::open_limited(place.dir.path(), Limit::Bytes(limit)).unwrap()
+}
+
+fn fits(place: &Place, cache: &Cache) {
+    let (used, here) = (cache.used().unwrap(), du(&place.dir.path().join("v1")));
+    assert!(used >= here, "the account says {used}, the files take {here}");
+    assert!(used <= here + BLOCK, "the account says {used}, the files take {here}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_evicted_and_written_again_is_counted_as_what_it_takes() {
+    let place = Place::new();
+    let cache = limited(&place, 8 * MIB);
+    fits(&place, &cache);
+    let content = noise(20 * MIB + 5, 230);
+    let cached = cache.blob(&Digest::sha256(&content), Source::new(&content)).unwrap();
+    for _ in 0..3 {
+        cached.ensure(ByteRange::new(0, content.len() as u64)).await.unwrap();
+        fits(&place, &cache);
+    }
+    let mut sparse = vec![0; 6 * MIB as usize];
+    for page in (0..sparse.len()).step_by(12_288) {
+        sparse[page] = 1;
+    }
+    let stream = cache.stream(&Digest::sha256(b"layer"), sums(&sparse), Source::new(&sparse)).unwrap();
+    stream.ensure(ByteRange::new(0, sparse.len() as u64)).await.unwrap();
+    cache.put_document(&Digest::sha256(b"{}"), b"{}").unwrap();
+    fits(&place, &cache);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_poisoned_blob_took_is_given_back() {
+    let place = Place::new();
+    let cache = limited(&place, 40 * MIB);
+    let content = noise(8 * MIB, 231);
+    let cached = cache.blob(&Digest::sha256(b"something else"), Source::new(&content)).unwrap();
+    assert!(cached.ensure(ByteRange::new(0, content.len() as u64)).await.is_err());
+    assert_eq!(cached.state(), State::Poisoned);
+    assert!(cache.used().unwrap() < MIB);
+    fits(&place, &cache);
+}
+
+#[test]
+fn a_count_beside_a_removal_never_makes_the_account_too_low() {
+    let dir = tempfile::tempdir().unwrap();
+    let account = Account::new(dir.path());
+    let tally = Tally { used: 30_000, counted: 7, ..Tally::default() };
+    account.change(|_| (Some(tally), ())).unwrap();
+    // A prune removes a file of 20000 bytes; before it says so a count ends, which did not find the file any more.
+    let mark = account.mark();
+    account.change(|_| (Some(Tally { used: 10_000, counted: 8, ..tally }), ())).unwrap();
+    account.give_back(20_000, mark);
+    assert_eq!(account.change(|known| (None, known)).unwrap().unwrap().used, 10_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prunes_beside_counts_leave_no_account_that_is_too_low() {
+    let place = Place::new();
+    let cache = limited(&place, 64 * MIB);
+    for round in 0..4 {
+        for seed in 0..8 {
+            filled_in(&cache, &noise(MIB, 240 + round * 8 + seed)).await;
+        }
+        // As a count that begins anew does: while the account is not known.
+        fs::write(place.dir.path().join("v1/account"), b"lost").unwrap();
+        let counting = limited(&place, 64 * MIB);
+        let pruned = place
+            .cache()
+            .inventory()
+            .prune(crate::cache::Prune { older_than: None, keep: Some(0) }, |_, _| {});
+        assert!(pruned.unwrap().removed > 0);
+        for _ in 0..200 {
+            let root = place.dir.path().join("v1");
+            if let Some(used) = counting.used() {
+                let here = census::count(&root).used;
+                assert!(used >= here, "round {round}: the account says {used}, the files take {here}");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+async fn filled_in(cache: &Cache, content: &[u8]) {
+    let cached = cache.blob(&Digest::sha256(content), Source::new(content)).unwrap();
+    // Refused while the account is not known, which is no matter here.
+    cached.ensure(ByteRange::new(0, content.len() as u64)).await.unwrap();
+}

@@ -1,0 +1,104 @@
+//! What no reader waits for: the hash of a whole blob, the files of other content, the disk work of another task.
+
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+
+/// More than is hashed while a reader waits.
+const LARGE: u64 = 66 << 20;
+
+/// Content of which `missing` alone is not on disk.
+async fn all_but(place: &Place, content: &[u8], missing: Option<u64>) -> Digest {
+    let digest = Digest::sha256(content);
+    // As a stream's owner writes it: nothing is compared with the digest.
+    let files = super::super::files::Files::of(place.data(&digest));
+    drop(place.cache());
+    let pair =
+        super::super::pair::Pair::open(&files.data, &files.map, super::super::sidecar::Kind::Blob, &digest)
+            .unwrap();
+    pair.sidecar.settle_size(&digest, content.len() as u64).unwrap();
+    for (block, bytes) in (0..).zip(content.chunks(BLOCK as usize)) {
+        if Some(block) != missing {
+            assert!(pair.store(block, bytes, blake3::hash(bytes).as_bytes()).is_ok());
+        }
+    }
+    digest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_block_is_served_before_the_rest_is_hashed() {
+    let place = Place::new();
+    let content = noise(LARGE, 260);
+    let digest = all_but(&place, &content, Some(9)).await;
+    let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
+    let hashing = cached.inner.proof.hold();
+    let range = ByteRange::at(9 * BLOCK, 100);
+    let read = tokio::time::timeout(Duration::from_secs(20), read_vec(&*cached, range)).await;
+    assert_eq!(read.unwrap().unwrap(), content[9 * BLOCK as usize..][..100]);
+    assert_ne!(cached.state(), State::Verified);
+    drop(hashing);
+    assert_eq!(cached.until_verified().await, Some(State::Verified));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_was_completed_and_not_compared_is_served_while_it_is_hashed() {
+    let place = Place::new();
+    let content = noise(LARGE, 261);
+    let digest = all_but(&place, &content, None).await;
+    let cached = place.cache().blob(&digest, Source::answering(&content, Answer::Refuse)).unwrap();
+    let hashing = cached.inner.proof.hold();
+    let read =
+        tokio::time::timeout(Duration::from_secs(20), read_vec(&*cached, ByteRange::new(5, 900))).await;
+    assert_eq!(read.unwrap().unwrap(), content[5..900]);
+    drop(hashing);
+    assert_eq!(cached.until_verified().await, Some(State::Verified));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_cannot_be_opened_yet_holds_up_no_other_content() {
+    let place = Place::new();
+    let (slow, quick) = (noise(1000, 262), noise(1000, 263));
+    let digest = filled(&place, &slow).await;
+    let cache = place.cache();
+    // As a process that removes it and was stopped.
+    let map = std::fs::File::open(place.map(&digest)).unwrap();
+    map.lock().unwrap();
+    let (opening, name) = (cache.clone(), digest.clone());
+    let opener = std::thread::spawn(move || opening.blob(&name, Source::new(&slow)).unwrap());
+    std::thread::sleep(Duration::from_millis(100));
+    let other = cache.blob(&Digest::sha256(&quick), Source::new(&quick)).unwrap();
+    assert_eq!(read_all(&*other).await.unwrap(), quick);
+    assert!(!opener.is_finished(), "nothing was waited for");
+    map.unlock().unwrap();
+    drop(opener.join().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_task_goes_on_while_another_one_hashes_what_it_reads() {
+    let place = Place::new();
+    let content = noise(LARGE, 264);
+    let digest = all_but(&place, &content, None).await;
+    let stream = place.cache().blob(&digest, Source::answering(&content, Answer::Refuse)).unwrap();
+    stream.compared().await.unwrap();
+    // Opened anew: every block has to be hashed.
+    drop(stream);
+    let stream = place.cache().blob(&digest, Source::answering(&content, Answer::Refuse)).unwrap();
+    let (begun, ended) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (begins, ends) = (begun.clone(), ended.clone());
+    let reader = tokio::spawn(async move {
+        begins.store(true, Ordering::SeqCst);
+        let read = read_vec(&*stream, ByteRange::new(0, LARGE)).await.unwrap();
+        ends.store(true, Ordering::SeqCst);
+        read
+    });
+    let ticker = tokio::spawn(async move {
+        let mut ticks = 0u64;
+        while !ended.load(Ordering::SeqCst) {
+            ticks += u64::from(begun.load(Ordering::SeqCst) && !ended.load(Ordering::SeqCst));
+            tokio::task::yield_now().await;
+        }
+        ticks
+    });
+    assert!(reader.await.unwrap() == content);
+    assert!(ticker.await.unwrap() > 10, "the worker was blocked");
+}
