@@ -5,7 +5,7 @@ use std::io::Write as _;
 use clap::Args;
 use serde::Serialize;
 
-use crate::image::{ArchiveOptions, Pulled};
+use crate::image::{ArchiveOptions, Pulled, Selection};
 use crate::source::Location;
 
 use super::again::{Door, once_more};
@@ -73,6 +73,8 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
         if !args.progress.quiet {
             told_left_out(&selections);
         }
+        // Also what fits one by one, and not together: the last would push out the first.
+        Selection::check_room(&selections)?;
         let mut images = Vec::new();
         for selection in &selections {
             let progress = Progress::start(&args.progress, Some(selection.size()));

@@ -80,7 +80,7 @@ pub struct Image {
     /// Where things can be published beside the image.
     publisher: Option<Publisher>,
     cache: Cache,
-    /// Every blob that was opened, kept open for the life of the image: readers share it, and nobody evicts it meanwhile.
+    /// Every blob that was opened, for the life of the image: readers share it, and while its files are open no other process evicts it.
     blobs: Mutex<HashMap<Digest, Arc<Cached>>>,
     /// One slot per layer of the manifest, `None` for those that are no archives by their label.
     layers: Vec<Option<Layer>>,
@@ -106,6 +106,8 @@ pub struct Image {
     /// What is missing of what is shown, with the reasons: layers that are no archives, attributes that a disk cannot hold.
     left_out: Mutex<Vec<String>>,
     prefetch: Prefetch,
+    /// Why not everything can be fetched although that was asked for.
+    incomplete: OnceLock<String>,
     /// Notes what is read, while that is recorded.
     recorder: Option<Arc<Recorder>>,
     /// Background work that ends with the image.

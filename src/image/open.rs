@@ -344,6 +344,7 @@ impl Opener<'_> {
             layer_name: options.layer_name.clone(),
             conflicts: OnceLock::new(),
             left_out: Mutex::default(),
+            incomplete: OnceLock::new(),
             detection,
             pinned,
             manifest_bytes,

@@ -12,6 +12,7 @@ use crate::io::{BoxFuture, ByteRange, Fault, ReadError};
 use crate::layer::Layer;
 use crate::oci::Descriptor;
 
+use super::pull::too_large;
 use super::{Image, Trace};
 
 /// Ranges that are fetched at once: fewer than a host gets requests, so that readers come first.
@@ -50,6 +51,10 @@ impl Image {
     /// Fetches everything, and tries again where the network or the registry fails, until all of it is here and was compared
     /// with its digests.
     pub async fn complete(self: Arc<Self>) {
+        let wanted = self.every_blob().map(|blob| blob.size).fold(0, u64::saturating_add);
+        if let Some(capacity) = self.cache.capacity().filter(|capacity| wanted > *capacity) {
+            self.note_incomplete(too_large(wanted, capacity));
+        }
         /// Between two attempts: an outage that outlasts the patience of a read is none of seconds.
         const PAUSE: Duration = Duration::from_secs(15);
         loop {
@@ -60,11 +65,8 @@ impl Image {
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(error) => {
-                    return tracing::error!(
-                        reference = self.pinned(),
-                        error = error.chain(),
-                        "never complete"
-                    );
+                    self.note_incomplete(error.chain());
+                    return;
                 }
             }
         }
@@ -75,10 +77,16 @@ impl Image {
             })
             .sum();
         if missing > 0 {
-            tracing::warn!(reference = self.pinned(), missing, "the cache has no room for everything");
+            self.note_incomplete(format!("the cache has no room for {missing} bytes"));
         } else {
             tracing::info!(reference = self.pinned(), "everything is here");
         }
+    }
+
+    /// Notes why not everything is going to be here, for `status` and the log. The first reason stays.
+    fn note_incomplete(&self, why: String) {
+        let why = self.incomplete.get_or_init(|| format!("never complete: {why}"));
+        tracing::warn!(reference = self.pinned(), "{why}");
     }
 
     /// Merges the layers before anybody looks, if that needs no byte from elsewhere and takes but milliseconds.

@@ -207,6 +207,7 @@ impl Image {
     /// Everything that deviates from what the author wrote.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.incomplete.get().cloned());
         warnings.extend(self.contents().reports.iter().cloned());
         warnings.extend(self.detection().problems.iter().map(ToString::to_string));
         warnings.extend(self.detection().warnings.iter().cloned());

@@ -212,6 +212,11 @@ impl Selection {
         Arc::new(Deferred::new(piece.descriptor.size, Box::new(open)))
     }
 
+    /// How many bytes of content the cache holds at most.
+    pub(in crate::image) fn capacity(&self) -> Option<u64> {
+        self.cache.capacity()
+    }
+
     /// A piece in the cache; `None` where there is nothing to fetch.
     pub(in crate::image) fn cached(&self, piece: &Piece) -> Result<Option<Arc<Cached>>, ReadError> {
         if piece.here.is_some() || piece.descriptor.size == 0 {
