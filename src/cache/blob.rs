@@ -21,7 +21,6 @@ use super::derived::Derived;
 use super::extents::Touched;
 use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
 use super::outcome::SOON;
-use super::pair::Pair;
 use super::proof::Proof;
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State, Sum};
 use super::slot::PairSlot;
@@ -430,22 +429,6 @@ impl ReadAt for Cached {
 }
 
 impl Inner {
-    /// The files of the content, opened again if they were closed; `None` where the disk gives or takes none.
-    pub(super) fn pair(&self) -> Option<Arc<Pair>> {
-        let slot = self.slot.as_ref()?;
-        slot.opened().or_else(|| waiting(|| slot.pair()))
-    }
-
-    /// The files of the content, if they are open.
-    fn opened(&self) -> Option<Arc<Pair>> {
-        self.slot.as_ref()?.opened()
-    }
-
-    /// Whether the files have to be opened first, which may wait for a disk.
-    fn is_closed(&self) -> bool {
-        self.slot.as_ref().is_some_and(|slot| slot.opened().is_none())
-    }
-
     fn check_bounds(&self, range: ByteRange) -> Result<(), ReadError> {
         if range.end > self.size {
             let message = format!("range {range} of {} passes the end at {}", self.digest, self.size);
@@ -504,23 +487,9 @@ impl Inner {
         }
     }
 
-    /// The blocks of `window` that are missing or fail their check.
-    fn unproven(&self, window: std::ops::Range<u64>) -> Vec<u64> {
-        let Some(pair) = self.pair() else { return Vec::new() };
-        window
-            .filter(|block| !pair.is_trusted(*block) && pair.load(*block, self.proof.len(*block)).is_none())
-            .collect()
-    }
-
     /// The right to fetch ahead of readers of this kind of content.
     pub(super) fn places(&self) -> &Arc<Semaphore> {
         self.places.of(self.kind)
-    }
-
-    /// Which of `blocks` have no record.
-    pub(super) fn absent(&self, blocks: std::ops::Range<u64>) -> Vec<u64> {
-        let Some(pair) = self.pair() else { return Vec::new() };
-        blocks.filter(|block| !pair.is_recorded(*block, self.proof.len(*block))).collect()
     }
 
     /// Stores a block that arrived (if `right` allows), answers who waits for it, and settles what follows from it. It runs on

@@ -3,7 +3,6 @@
 //! Nothing here fetches, waits or decides what a failure means. The idea: this process trusts a block once it wrote it or
 //! saw it hash to its record; everything that does not work out is just "not here".
 
-use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -23,6 +22,7 @@ use super::promotion::promote;
 use super::remove::{is_same, occupied};
 use super::room::{Need, Room};
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Next, Record, Sidecar, State, Sum, open_for_writing};
+use super::trust::Trust;
 use super::{BlockSums, CacheError, lock};
 use crate::oci::Digest;
 
@@ -68,56 +68,6 @@ pub(super) struct Pair {
     pub(super) hand: AtomicU64,
     /// The lowest block that was evicted since somebody asked for it.
     pub(super) lowest_evicted: AtomicU64,
-}
-
-/// What this process knows about blocks beyond the records.
-#[derive(Default)]
-pub(super) struct Trust {
-    /// Blocks that hashed to their records.
-    proven: Bits,
-    /// Those that were read since somebody last looked for a block to evict.
-    recent: Bits,
-    /// Blocks whose record is right but whose data is not.
-    damaged: HashSet<u64>,
-    /// How many blocks this process evicted. What was read while it changed may be the zeros of a hole.
-    evictions: u64,
-}
-
-/// One bit per block, in words of 64 that exist only where a bit is set: the size of the content is a claim of a manifest, and
-/// must not become memory.
-#[derive(Default)]
-struct Bits(HashMap<u64, u64>);
-
-impl Bits {
-    fn contains(&self, block: u64) -> bool {
-        self.0.get(&(block / 64)).is_some_and(|word| word & (1 << (block % 64)) != 0)
-    }
-
-    fn insert(&mut self, block: u64) {
-        *self.0.entry(block / 64).or_default() |= 1 << (block % 64);
-    }
-
-    fn remove(&mut self, block: u64) {
-        if let Some(word) = self.0.get_mut(&(block / 64)) {
-            *word &= !(1 << (block % 64));
-        }
-    }
-}
-
-impl Trust {
-    /// Whether the block was read lately; from now on it was not.
-    pub(super) fn remove_recent(&mut self, block: u64) -> bool {
-        let was = self.recent.contains(block);
-        self.recent.remove(block);
-        was
-    }
-
-    /// The block is about to go. Whoever reads it now finds out afterwards.
-    pub(super) fn forget(&mut self, block: u64) {
-        self.evictions += 1;
-        self.proven.remove(block);
-        self.recent.remove(block);
-    }
 }
 
 /// Why a block was not stored.

@@ -1,0 +1,41 @@
+//! Presence of blocks of one content on disk: its open files, and which blocks they lack.
+//!
+//! Nothing here fetches a block or hands one out.
+
+use std::sync::Arc;
+
+use super::blob::Inner;
+use super::pair::Pair;
+use super::wait::waiting;
+
+impl Inner {
+    /// The files of the content, opened again if they were closed; `None` where the disk gives or takes none.
+    pub(super) fn pair(&self) -> Option<Arc<Pair>> {
+        let slot = self.slot.as_ref()?;
+        slot.opened().or_else(|| waiting(|| slot.pair()))
+    }
+
+    /// The files of the content, if they are open.
+    pub(super) fn opened(&self) -> Option<Arc<Pair>> {
+        self.slot.as_ref()?.opened()
+    }
+
+    /// Whether the files have to be opened first, which may wait for a disk.
+    pub(super) fn is_closed(&self) -> bool {
+        self.slot.as_ref().is_some_and(|slot| slot.opened().is_none())
+    }
+
+    /// The blocks of `window` that are missing or fail their check.
+    pub(super) fn unproven(&self, window: std::ops::Range<u64>) -> Vec<u64> {
+        let Some(pair) = self.pair() else { return Vec::new() };
+        window
+            .filter(|block| !pair.is_trusted(*block) && pair.load(*block, self.proof.len(*block)).is_none())
+            .collect()
+    }
+
+    /// Which of `blocks` have no record.
+    pub(super) fn absent(&self, blocks: std::ops::Range<u64>) -> Vec<u64> {
+        let Some(pair) = self.pair() else { return Vec::new() };
+        blocks.filter(|block| !pair.is_recorded(*block, self.proof.len(*block))).collect()
+    }
+}
