@@ -60,6 +60,28 @@ fn a_machine_boots_from_a_disk_in_the_registry_and_fetches_a_part_of_it() {
 }
 
 #[test]
+fn a_machine_boots_from_a_container_image_and_fetches_less_than_a_quarter_of_it() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let (fixture, site) = (Vm::get(), Site::new());
+    let mut registry = fixture.registry();
+    let reference = registry.reference(vm::ROOT);
+    // A machine that has read the layer once publishes where its files are.
+    Site::new().ocifs(&["index", "push", &reference]).ok();
+    registry.reset_counts();
+    let mount = site.mount(&reference, &["--prefetch=none"]);
+    let console = vm::boot_root(&mount.join("export/rootfs.erofs"), fixture.dir(), site.scratch().path());
+    assert!(console.contains(&fixture.marker()), "{console}");
+    let (fetched, requests) = (registry.blob_bytes(), registry.blob_requests().len());
+    let stored = fs::read_dir(mount.join("blobs/sha256")).unwrap();
+    let size: u64 = stored.map(|blob| blob.unwrap().metadata().unwrap().len()).sum();
+    let line = format!("booted a container image: fetched {fetched} of {size} bytes in {requests} requests");
+    writeln!(std::io::stderr(), "{line}").unwrap();
+    assert!(fetched * 4 < size, "{line}");
+}
+
+#[test]
 fn a_machine_stops_while_the_registry_is_away_and_goes_on_when_it_is_back() {
     if !able(&NEEDS) {
         return;

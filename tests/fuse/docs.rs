@@ -11,6 +11,7 @@ use crate::artifact::{Blob, Shape};
 use crate::process::{Need, able, run};
 use crate::real_registry::RealRegistry;
 use crate::site::{Site, binary};
+use crate::vm::Vm;
 
 /// The commands of all blocks of a page as one script.
 fn script(page: &str) -> String {
@@ -72,7 +73,9 @@ fn follows(name: &str) {
     }
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(repository.join("docs/tutorials").join(name)).unwrap();
-    let (site, registry) = (Site::new(), RealRegistry::start());
+    let site = Site::new();
+    let registry =
+        if page.contains("localhost:5000/os/") { Vm::get().registry() } else { RealRegistry::start() };
     let room = site.scratch().subdir("room");
     std::os::unix::fs::symlink(repository.join("packaging"), room.join("packaging")).unwrap();
     let programs = site.scratch().subdir("programs");
@@ -100,6 +103,11 @@ fn follows(name: &str) {
             "machines/small",
             "1",
         );
+    }
+    if page.contains("localhost:5000/os/") {
+        for (name, here) in [("vmlinuz", "vmlinuz"), ("initrd-erofs.img", "initrd.img")] {
+            std::os::unix::fs::symlink(Vm::get().dir().join(name), room.join(here)).unwrap();
+        }
     }
     if page.contains("localhost:5000/models") {
         let blob = Blob::new("application/octet-stream", safetensors()).titled("weights.safetensors");
@@ -130,6 +138,13 @@ fn the_tutorial_about_virtual_machines_is_true() {
 }
 
 #[test]
+fn the_tutorial_about_container_images_as_machines_is_true() {
+    if able(&[Need::Tool("debootstrap"), Need::Tool("qemu-system-x86_64"), Need::Tool("mkfs.ext4")]) {
+        follows("container-machine.md");
+    }
+}
+
+#[test]
 fn the_tutorial_about_inputs_of_ci_is_true() {
     follows("ci.md");
 }
@@ -151,7 +166,10 @@ fn every_tutorial_is_tried() {
         fs::read_dir(repository.join("docs/tutorials")).unwrap().map(|entry| entry.unwrap().path()).collect();
     pages.sort();
     let names: Vec<_> = pages.iter().map(|page| page.file_name().unwrap().to_str().unwrap()).collect();
-    assert_eq!(names, ["ci.md", "look-inside.md", "models.md", "one-file.md", "virtual-machine.md"]);
+    assert_eq!(
+        names,
+        ["ci.md", "container-machine.md", "look-inside.md", "models.md", "one-file.md", "virtual-machine.md"]
+    );
     for page in &pages {
         let shown = fs::read_to_string(page).unwrap().matches("# => ").count();
         assert!(shown >= 4, "{page:?} says of {shown} commands what they show");

@@ -10,17 +10,25 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::artifact::{self, OS_IMAGE, Piece, QCOW2_PART};
+use crate::encode::Encoding;
 use crate::kept::kept;
+use crate::layout::{CONFIG, MANIFEST};
 use crate::process::{run_within, sh};
-use crate::real_registry::RealRegistry;
+use crate::real_registry::{RealRegistry, digest_of};
 
 /// Part of the directory's name: raise it when the recipe changes.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// The repository of the disk.
 const REPOSITORY: &str = "os/debian";
 /// The disk's reference in the registry of [`Vm::registry`].
 pub(crate) const NAME: &str = "os/debian:bookworm";
+/// The repository of the same root as a container image.
+const ROOT_REPOSITORY: &str = "os/root";
+/// That image's reference in the same registry: one layer in gzip.
+pub(crate) const ROOT: &str = "os/root:bookworm";
 /// Bytes of a part of the disk.
 const PART: usize = 32 << 20;
 /// No machine here takes so long, whatever else runs.
@@ -75,7 +83,35 @@ fn build(dir: &Path) {
     }
     let storage = dir.join("storage");
     fs::create_dir(&storage).expect("a directory of ours");
-    artifact::push(&RealRegistry::on_storage(&storage), REPOSITORY, "bookworm", OS_IMAGE, &pieces);
+    let registry = RealRegistry::on_storage(&storage);
+    artifact::push(&registry, REPOSITORY, "bookworm", OS_IMAGE, &pieces);
+    push_root(&registry, &read("root.tar"));
+    fs::remove_file(dir.join("root.tar")).expect("a file of ours");
+}
+
+/// Pushes a root file system as a container image.
+fn push_root(registry: &RealRegistry, tar: &[u8]) {
+    let blob = |media_type: &str, bytes: &[u8]| {
+        let digest = registry.push_blob(ROOT_REPOSITORY, bytes);
+        json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+    };
+    let config = json!({"architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(tar)]}});
+    let config = blob(CONFIG, config.to_string().as_bytes());
+    let layer = blob(Encoding::Gzip.media_type(), &Encoding::Gzip.encode(tar));
+    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]});
+    registry.push_manifest(ROOT_REPOSITORY, "bookworm", MANIFEST, manifest.to_string().as_bytes());
+}
+
+/// Boots a machine with an emulated processor whose root is the EROFS image `disk`, until it switches itself off, and gives
+/// what the console showed.
+#[track_caller]
+pub(crate) fn boot_root(disk: &Path, kernels: &Path, scratch: &Path) -> String {
+    let console = scratch.join("console");
+    let mut qemu = machine(kernels, "initrd-erofs.img", &console);
+    qemu.arg("-drive").arg(format!("file={},format=raw,readonly=on,if=virtio", disk.display()));
+    run_within(&mut qemu, DEADLINE).ok();
+    String::from_utf8_lossy(&fs::read(&console).expect("qemu wrote the console")).into_owned()
 }
 
 /// Boots a machine with an emulated processor from an overlay of `disk`, which it may not write, until it switches itself
@@ -98,6 +134,13 @@ pub(crate) fn boot(disk: &Path, kernels: &Path, scratch: &Path) -> (String, Dura
 
 /// The command that boots a machine from `overlay`. A disk that cannot be read stops it.
 pub(crate) fn command(kernels: &Path, overlay: &Path, console: &Path) -> Command {
+    let mut qemu = machine(kernels, "initrd.img", console);
+    qemu.arg("-drive").arg(format!("file={},format=qcow2,if=virtio,rerror=stop", overlay.display()));
+    qemu
+}
+
+/// A machine without a disk.
+fn machine(kernels: &Path, initrd: &str, console: &Path) -> Command {
     // The machine ends with the test even if the test is killed.
     let mut qemu = Command::new("setpriv");
     qemu.args([
@@ -113,7 +156,6 @@ pub(crate) fn command(kernels: &Path, overlay: &Path, console: &Path) -> Command
     ]);
     qemu.args(["-nodefaults", "-no-reboot", "-append", "console=ttyS0 quiet panic=-1", "-serial"]);
     qemu.arg(format!("file:{}", console.display()));
-    qemu.arg("-kernel").arg(kernels.join("vmlinuz")).arg("-initrd").arg(kernels.join("initrd.img"));
-    qemu.arg("-drive").arg(format!("file={},format=qcow2,if=virtio,rerror=stop", overlay.display()));
+    qemu.arg("-kernel").arg(kernels.join("vmlinuz")).arg("-initrd").arg(kernels.join(initrd));
     qemu
 }
