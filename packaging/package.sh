@@ -37,7 +37,7 @@ binary() {
   cp "$built" "$stage/ocifs"
   strip "$stage/ocifs"
   "$stage/ocifs" man --all "$stage/man"
-  gzip -9n "$stage"/man/*.1
+  gzip -9n "$stage"/man/*.[18]
   for shell in bash zsh fish; do
     "$stage/ocifs" completion "$shell" > "$stage/completions/$shell"
   done
@@ -66,6 +66,7 @@ tarball() {
   local at=$stage/$root
   install -D -m 755 "$stage/ocifs" "$at/bin/ocifs"
   install -D -m 644 -t "$at/share/man/man1" "$stage"/man/*.1.gz
+  install -D -m 644 -t "$at/share/man/man8" "$stage"/man/*.8.gz
   install -D -m 644 "$stage/completions/bash" "$at/share/bash-completion/completions/ocifs"
   install -D -m 644 "$stage/completions/zsh" "$at/share/zsh/site-functions/_ocifs"
   install -D -m 644 "$stage/completions/fish" "$at/share/fish/vendor_completions.d/ocifs.fish"
