@@ -248,7 +248,7 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
         let digest = Digest::sha256(&content);
         let folder = dir.path().join(if work == "read" { "v1/blobs/sha256" } else { "v1/tmp" });
         let is_begun = || {
-            let files = fs::read_dir(&folder).unwrap().flatten();
+            let files = fs::read_dir(&folder).into_iter().flatten().flatten();
             files.filter(|file| file.path().extension().is_some_and(|end| end == "map")).any(|map| {
                 (work != "read" || map.path().file_stem().is_some_and(|stem| stem == digest.encoded()))
                     && map.metadata().is_ok_and(|found| found.len() > 4096)

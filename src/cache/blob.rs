@@ -22,6 +22,7 @@ use super::extents::Touched;
 use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
 use super::outcome::SOON;
 use super::proof::Proof;
+use super::reject::RejectHistory;
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State, Sum};
 use super::slot::PairSlot;
 use super::verify::When;
@@ -83,6 +84,7 @@ pub(super) struct Inner {
     pub(super) noted: Mutex<HashMap<u64, Sum>>,
     /// Set while the bytes that came last were wrong, and none of them was handed out.
     pub(super) rejected: AtomicBool,
+    pub(super) rejections: Mutex<RejectHistory>,
     /// Set once bytes were shown to a caller that wants to know what the blob is before it was compared.
     pub(super) is_looked_at: AtomicBool,
     /// What is made of it.
@@ -134,6 +136,7 @@ impl Cached {
             verify,
             noted: Mutex::default(),
             rejected: AtomicBool::new(false),
+            rejections: Mutex::default(),
             is_looked_at: AtomicBool::new(false),
             derived,
             shelf,

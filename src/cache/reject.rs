@@ -4,11 +4,38 @@
 //! reader saw a byte, so no reader has to hear of it but the one that waited.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::blob::{Cached, Inner};
 use super::lock;
 use super::pair::Pair;
 use crate::oci::Digest;
+
+/// The pause before the third fetch of bytes that were wrong twice; it doubles from fetch to fetch. The second one is at once.
+const FIRST_REFETCH_PAUSE: Duration = Duration::from_secs(1);
+/// The longest of these pauses.
+const MAX_REFETCH_PAUSE: Duration = Duration::from_secs(64);
+
+/// How often the bytes were wrong, and when the last time.
+#[derive(Debug, Default)]
+pub(super) struct RejectHistory {
+    times: u32,
+    last: Option<Instant>,
+}
+
+impl RejectHistory {
+    fn note(&mut self) {
+        self.times = self.times.saturating_add(1);
+        self.last = Some(Instant::now());
+    }
+
+    /// Whether a reader may cause another fetch.
+    fn allows_fetch(&self) -> bool {
+        let Some(doublings) = self.times.checked_sub(2) else { return true };
+        let pause = FIRST_REFETCH_PAUSE.saturating_mul(1 << doublings.min(6)).min(MAX_REFETCH_PAUSE);
+        self.last.is_none_or(|last| last.elapsed() >= pause)
+    }
+}
 
 impl Cached {
     /// Whether the bytes that came last were wrong and are gone. Reads begin anew.
@@ -16,9 +43,12 @@ impl Cached {
         self.inner.rejected.load(Ordering::Acquire)
     }
 
-    /// Lets the next reader fetch what was rejected.
+    /// Lets the next reader fetch what was rejected. A registry that keeps sending wrong bytes is asked less and less often:
+    /// in between, readers get the error.
     pub fn try_again(&self) {
-        self.inner.rejected.store(false, Ordering::Release);
+        if self.is_rejected() && lock(&self.inner.rejections).allows_fetch() {
+            self.inner.rejected.store(false, Ordering::Release);
+        }
     }
 }
 
@@ -31,6 +61,7 @@ impl Inner {
         self.proof.restart();
         self.whole.store(false, Ordering::Relaxed);
         lock(&self.noted).clear();
+        lock(&self.rejections).note();
         self.rejected.store(true, Ordering::Release);
         self.derived.forget(&self.digest);
         tracing::error!(
@@ -59,5 +90,27 @@ impl Pair {
             tracing::warn!(%error, map = %self.sidecar.path().display(), "wrong bytes cannot be taken away");
         }
         forgotten.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_bytes_are_fetched_again_at_once_and_then_ever_less_often() {
+        let mut history = RejectHistory::default();
+        history.note();
+        assert!(history.allows_fetch(), "the second fetch is at once");
+        history.note();
+        assert!(!history.allows_fetch());
+        let ago = |secs| Instant::now().checked_sub(Duration::from_secs(secs));
+        history.last = ago(1);
+        assert!(history.allows_fetch());
+        history.times = 40;
+        history.last = ago(60);
+        assert!(!history.allows_fetch());
+        history.last = ago(64);
+        assert!(history.allows_fetch());
     }
 }
