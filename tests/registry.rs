@@ -95,6 +95,7 @@ fn descriptor(digest: &Digest, size: u64) -> Descriptor {
         platform: None,
         artifact_type: None,
         data: None,
+        urls: Vec::new(),
         name: None,
     }
 }

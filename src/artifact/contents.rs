@@ -14,6 +14,8 @@ pub struct Contents {
     pub archives: Vec<Archive>,
     /// By which rules the archives are one tree.
     pub union: Union,
+    /// Whether there is a tree although there is no archive: a container image without layers is an empty directory.
+    pub is_empty_tree: bool,
     /// What is not presented as its author may have meant, and why.
     pub reports: Vec<String>,
 }

@@ -6,6 +6,7 @@
 
 use crate::oci::{
     Class, Descriptor, Digest, MAX_DOCUMENT, Manifest, Wanted, classify_manifest, extension, file_names,
+    is_tar_name,
 };
 
 use super::contents::{Archive, Contents, File, FileBody, Segment, Tree, Union};
@@ -24,22 +25,6 @@ pub const TART_DISK: &str = "application/vnd.cirruslabs.tart.disk.v2";
 pub const VETU_DISK: &str = "application/vnd.cirruslabs.vetu.disk.v1";
 /// What a layer of a Timoni module is.
 const TIMONI_TYPE: &str = "sh.timoni.content.type";
-/// How the name of a file ends that is an archive.
-const TAR_NAMES: [&str; 13] = [
-    ".tar",
-    ".tgz",
-    ".tar.gz",
-    ".tar.zst",
-    ".tzst",
-    ".tar.xz",
-    ".txz",
-    ".tar.bz2",
-    ".tbz2",
-    ".tbz",
-    ".tar.lz4",
-    ".tar.lzma",
-    ".tar.zstd",
-];
 /// The longest name that the directory of a layer gets behind its number.
 const MAX_DIRECTORY: usize = 200;
 /// Permission bits of a file that says nothing about itself.
@@ -95,6 +80,7 @@ impl Plan<'_> {
         let mut pieces =
             if self.class == Class::Geranos { segments(self.manifest) } else { Segments::default() };
         self.reports.append(&mut pieces.reports);
+        let is_applied = self.class == Class::ContainerImage && has_root_file_system(self.manifest);
         for (number, layer) in self.manifest.layers.iter().enumerate() {
             if is_nothing(layer) {
                 continue;
@@ -107,7 +93,15 @@ impl Plan<'_> {
                 continue;
             }
             let mut name = asked(self.class, layer);
-            let archive = is_archive(self.class, layer, name.as_ref());
+            let archive = is_applied || is_archive(self.class, layer, name.as_ref());
+            if self.class == Class::ContainerImage && !archive {
+                self.reports.push(not_merged(number, layer));
+            }
+            if archive && layer.media_type.claims_encryption() {
+                let kind = shown(layer.media_type.as_written());
+                self.reports
+                    .push(format!("layer {number}: it is encrypted ({kind}): its files cannot be read"));
+            }
             if archive {
                 let name = self.archive_name(number, layer);
                 self.archives.push(Archive { layer: number, name });
@@ -121,8 +115,10 @@ impl Plan<'_> {
             if pieces.loose.binary_search(&number).is_ok() {
                 name = None;
             }
-            // A chart is a file even where it cannot be named; whatever else is an archive only is found there.
-            let hidden = archive && self.class != Class::Helm || is_piece_of_disk(self.class, layer);
+            // A chart is a file even where it cannot be named, and so is what an image has beside layers with a type of layers;
+            // whatever else is an archive only is found there.
+            let is_file_too = self.class == Class::Helm || is_applied && !layer.media_type.claims_tar();
+            let hidden = archive && !is_file_too || is_piece_of_disk(self.class, layer);
             if name.is_some() || !hidden {
                 self.add_file(number, layer, name);
             }
@@ -246,7 +242,7 @@ impl Plan<'_> {
     }
 
     fn finish(self) -> Contents {
-        let Self { class, files, archives, mut reports, .. } = self;
+        let Self { class, files, archives, mut reports, manifest } = self;
         let (wanted, rest): (Vec<_>, Vec<_>) = files
             .into_iter()
             .map(|Wish { wanted, mode, mtime, body, otherwise }| (wanted, (mode, mtime, body, otherwise)))
@@ -262,7 +258,9 @@ impl Plan<'_> {
         });
         let files = files.collect();
         let union = if class == Class::ContainerImage { Union::Image } else { Union::Plain };
-        Contents { files, archives, union, reports }
+        // "applying the layers to an empty directory" (image-spec manifest.md), none of them.
+        let is_empty_tree = union == Union::Image && manifest.layers.iter().all(is_nothing);
+        Contents { files, archives, union, is_empty_tree, reports }
     }
 }
 
@@ -281,15 +279,45 @@ fn is_directory(layer: &Descriptor) -> bool {
     layer.title().is_some() && layer.annotations.get(UNPACK).is_some_and(|value| value == "true")
 }
 
+/// Whether the layers of a container image are applied by their bytes, whatever their labels: all of them or none, because a
+/// tree without one of its layers is another tree. None are where every label names something that is no archive.
+fn has_root_file_system(manifest: &Manifest) -> bool {
+    let mut layers = manifest.layers.iter().filter(|layer| !is_nothing(layer));
+    layers.any(|layer| {
+        let kind = &layer.media_type;
+        kind.claims_tar()
+            || kind.file_system().is_none() && kind.disk_format().is_none() && layer.title().is_none()
+    })
+}
+
+/// Why a layer of a container image is in no tree, and what can be done with it.
+fn not_merged(number: usize, layer: &Descriptor) -> String {
+    let blob = format!("blobs/{}/{}", layer.digest.algorithm_name(), layer.digest.encoded());
+    let (what, how) = match (layer.media_type.file_system(), extension(&layer.media_type)) {
+        (Some("sif"), _) => ("a Singularity image", format!("run {blob} with singularity or apptainer")),
+        (Some(system), end) if end.ends_with(".zst") || end.ends_with(".gz") => {
+            (system, format!("unpack {blob}, then mount -t {system} -o ro,loop"))
+        }
+        (Some(system), _) => (system, format!("mount -t {system} -o ro,loop {blob} DIRECTORY")),
+        (None, _) => ("no archive", format!("its bytes are in {blob}")),
+    };
+    let what = match what {
+        "squashfs" => "a squashfs file system",
+        "erofs" => "an EROFS file system",
+        what => what,
+    };
+    format!("layer {number}: by its label it is {what}, so it is not in merged/: {how}")
+}
+
 /// Whether a layer is for `merged/`: what the label says, but for plain files that were pushed under the type that ORAS has for
 /// whatever has none.
 fn is_archive(class: Class, layer: &Descriptor, name: Option<&Asked>) -> bool {
     let tar = layer.media_type.claims_tar();
     let named_tar = name.map(|asked| is_tar_name(&asked.name));
     match class {
-        Class::ContainerImage | Class::Flux | Class::Timoni | Class::KitOps | Class::Helm | Class::Bottle => {
-            tar
-        }
+        Class::Flux | Class::Timoni | Class::KitOps | Class::Helm | Class::Bottle => tar,
+        // All of them or none, which only the manifest tells.
+        Class::ContainerImage => false,
         Class::NosiRootfs | Class::NosiNetboot => {
             // The type says how it is compressed, and only the title of what.
             let own = layer.media_type.essence().contains(".layer.v1+");
@@ -300,11 +328,6 @@ fn is_archive(class: Class, layer: &Descriptor, name: Option<&Asked>) -> bool {
         Class::Tart | Class::Vetu | Class::Lume | Class::Geranos | Class::Snapshot => false,
         _ => tar && !is_directory(layer) && named_tar != Some(false),
     }
-}
-
-fn is_tar_name(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    TAR_NAMES.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether a layer without a name is nothing but a piece of a disk, of which `disk/` has the whole.

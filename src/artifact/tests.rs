@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::oci::{Class, Digest, Document, Manifest, classify_manifest};
+use crate::oci::{Class, Digest, Document, Manifest, classify_manifest, extension};
 
 use super::{Contents, FileBody, Tree, Union, contents, needs_config};
 
@@ -98,6 +98,52 @@ fn a_container_image_is_archives_and_what_is_titled_is_a_file_too() {
     ];
     let image = manifest("", IMAGE, &layers);
     assert_eq!(meant(Class::ContainerImage, &image), "rootfs=2 <0> <1> <2> <3>");
+}
+
+#[test]
+fn every_layer_of_a_container_image_is_applied_whatever_its_label() {
+    for label in
+        ["application/octet-stream", "application/x-gzip", "application/vnd.example.layer.v1+erofs", ""]
+    {
+        let image = manifest("", IMAGE, &[layer(TAR_GZIP, &[]), layer(label, &[])]);
+        let name = short(&image, 1, extension(&image.layers[1].media_type));
+        assert_eq!(meant(Class::ContainerImage, &image), format!("{name}=1 <0> <1>"), "{label}");
+    }
+    let unlabelled = manifest("", IMAGE, &[layer("application/octet-stream", &[])]);
+    assert!(meant(Class::ContainerImage, &unlabelled).ends_with(" <0>"));
+}
+
+#[test]
+fn layers_that_are_file_systems_are_files_with_their_extension_and_the_reason() {
+    for (label, end, part) in [
+        (
+            "application/vnd.stacker.image.layer.squashfs+zstd+verity",
+            ".squashfs",
+            "mount -t squashfs -o ro,loop blobs/",
+        ),
+        ("application/vnd.sylabs.image.layer.v1.squashfs", ".squashfs", "a squashfs file system"),
+        ("application/vnd.erofs.layer.v1", ".erofs", "mount -t erofs -o ro,loop blobs/"),
+        ("application/vnd.erofs.layer.v1+zstd", ".erofs.zst", "unpack blobs/"),
+        ("application/vnd.sylabs.sif.layer.v1.sif", ".sif", "singularity or apptainer"),
+        ("application/x-qemu-disk+gzip", ".gz", "no archive"),
+    ] {
+        let image = manifest("", IMAGE, &[layer(label, &[])]);
+        let found = contents(&image, None);
+        assert_eq!(shape(&found), format!("{}=0", short(&image, 0, end)), "{label}");
+        assert_eq!(found.reports.len(), 1);
+        assert!(found.reports[0].contains(part), "{:?}", found.reports);
+        assert!(!found.is_empty_tree);
+    }
+}
+
+#[test]
+fn an_image_without_layers_is_an_empty_tree_and_an_encrypted_layer_says_so() {
+    assert!(contents(&manifest("", IMAGE, &[]), None).is_empty_tree);
+    assert!(!contents(&manifest("", EMPTY, &[]), None).is_empty_tree);
+    let encrypted = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
+    let found = contents(&manifest("", IMAGE, &[layer(encrypted, &[])]), None);
+    assert!(found.reports[0].contains("encrypted"), "{:?}", found.reports);
+    assert_eq!(shape(&found), "<0>");
 }
 
 #[test]

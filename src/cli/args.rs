@@ -132,6 +132,10 @@ pub(super) struct ImageArgs {
     #[arg(long, value_name = "WHOSE", default_value = "auto")]
     pub(super) index: IndexUse,
 
+    /// Fetch layers that their authors do not let others hand on from the https addresses in the manifest, without credentials.
+    #[arg(long)]
+    pub(super) foreign_layers: bool,
+
     /// How the parts of a split disk are put in order.
     #[arg(long, value_name = "ORDER", default_value = "epoch")]
     pub(super) part_order: PartOrder,

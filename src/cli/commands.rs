@@ -12,16 +12,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cache::{self, Cache};
 use crate::disk;
-use crate::export::{self, Depth, Listed};
-use crate::image::{self, Family, Image, Network, OpenOptions, Platforms, Prefetch, Recording, Referrers};
+use crate::export::{self, Depth};
+use crate::image::{
+    self, AheadCost, Family, Image, Network, OpenOptions, Platforms, Prefetch, Recording, Referrers,
+};
 use crate::layer::IndexPolicy;
 use crate::meter::Family as Counters;
 use crate::mount::{self, Access, MountFlags, MountOptions, Passthrough, Unmount};
 use crate::oci::LayerSelection;
 use crate::registry::{Credential, Options, Registry};
 use crate::sandbox::{Applied, Report};
-use crate::source::Location;
-use crate::tree::Kind;
+use crate::source::{ForeignLayers, Location};
 use crate::view::{Links, Namespace, OverlayMarks, Scope};
 
 use super::again::{Door, once_more};
@@ -36,7 +37,8 @@ use super::metrics::Endpoint;
 use super::service::{Service, Where};
 use super::table::Look;
 use super::{
-    background, daemon, inspect as report, lazy, metrics, network, output, record, refresh, secret, threads,
+    background, daemon, inspect as report, lazy, listing, metrics, network, output, record, refresh, secret,
+    threads,
 };
 
 /// How long tasks may take to end when the mount is gone: an unmount in an outage must not hang on the network.
@@ -117,7 +119,9 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
             if let Some(image) = family.main()
                 && scope.view.as_deref().is_none_or(|view| view == "merged")
             {
-                tokio::spawn(image.clone().merge_ahead());
+                // What is the whole of a mount is wanted by the first look; where nothing is to be fetched ahead, only what is here.
+                let is_wanted = scope.view.is_some() && args.serve.prefetch != PrefetchUse::None;
+                tokio::spawn(image.clone().merge_ahead(if is_wanted { AheadCost::Any } else { AheadCost::Little }));
             }
             let prefetch = record::chosen(&family, args.serve.prefetch, args.serve.trace.as_deref()).await?;
             let pinned = family.pinned().to_owned();
@@ -174,6 +178,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
         let (service, mounted) = mounting.await.map_err(|error| Failure::local("mounting", &error))?;
         let mounted = mounted?;
         let message = format!("{pinned} mounted at {}", mounted.dir().display());
+        output::warn(&family.warnings());
         let told = if is_told { Ok(()) } else { say(&message, in_background) };
         if told.is_err() {
             // Whoever asked for the mount is gone.
@@ -371,70 +376,15 @@ pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
         let namespace = Namespace::open(Arc::new(family), &Scope::default()).await?;
         let detail = if args.long { export::Detail::Attributes } else { export::Detail::Names };
         export::list(&namespace, path, depth, detail, |listed| {
-            written = line(&mut out, &listed, args.long);
+            written = listing::line(&mut out, &listed, args.long);
             written.is_ok()
         })
         .await
-        .map_err(Failure::from)
+        .map_err(Failure::from)?;
+        output::warn(&namespace.family().warnings());
+        Ok::<_, Failure>(())
     })?;
     output::printed(written.and_then(|()| out.flush()))
-}
-
-fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io::Result<()> {
-    if long {
-        let attributes = &listed.attributes;
-        // Years that the calendar here does not reach are shown as what is recorded.
-        let time = chrono::DateTime::from_timestamp(attributes.mtime.secs, attributes.mtime.nanos)
-            .map_or_else(
-                || format!("@{}", attributes.mtime.secs),
-                |time| time.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            );
-        write!(
-            out,
-            "{}{} {:>3} {:>5} {:>5} {:>12} {} ",
-            type_letter(attributes.kind),
-            mode_letters(attributes.mode),
-            attributes.nlink,
-            attributes.uid,
-            attributes.gid,
-            attributes.size,
-            time,
-        )?;
-    }
-    output::name(out, &listed.path)?;
-    if let (true, Some(link)) = (long, &listed.link) {
-        out.write_all(b" -> ")?;
-        output::name(out, link)?;
-    }
-    out.write_all(b"\n")
-}
-
-fn type_letter(kind: Kind) -> char {
-    match kind {
-        Kind::File => '-',
-        Kind::Directory | Kind::Graft(_) => 'd',
-        Kind::Symlink => 'l',
-        Kind::CharDevice => 'c',
-        Kind::BlockDevice => 'b',
-        Kind::Fifo => 'p',
-    }
-}
-
-/// As `ls -l` writes permission bits.
-fn mode_letters(mode: u16) -> String {
-    let mut letters = String::with_capacity(9);
-    for (shift, special, set) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
-        let bits = mode >> shift;
-        letters.push(if bits & 4 != 0 { 'r' } else { '-' });
-        letters.push(if bits & 2 != 0 { 'w' } else { '-' });
-        letters.push(match (bits & 1 != 0, mode & special != 0) {
-            (true, true) => set,
-            (false, true) => set.to_ascii_uppercase(),
-            (true, false) => 'x',
-            (false, false) => '-',
-        });
-    }
-    letters
 }
 
 /// Writes files to standard output.
@@ -578,6 +528,7 @@ pub(super) fn options(
         },
         layer_name: args.layer_name.clone(),
         content_stores: args.content.stores()?,
+        foreign_layers: if args.foreign_layers { ForeignLayers::Fetched } else { ForeignLayers::Named },
         network: if args.offline { Network::Offline } else { Network::Online },
         part_order: match args.part_order {
             PartOrder::Epoch => disk::PartOrder::Epoch,

@@ -19,7 +19,7 @@ use super::again::{Door, Outgoing, once_more};
 use super::args::{ImageArgs, PlatformChoice};
 use super::commands::{self, Stop, open, start, stdout_fd};
 use super::exit::Failure;
-use super::output::{printed, stdout};
+use super::output::{self, printed, stdout};
 use super::preserve::{PreserveArgs, left_out};
 use super::progress::{Progress, ProgressArgs};
 
@@ -221,6 +221,7 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
         progress.finish(&format!("{}: {} names", args.output.display(), report.names));
         if !args.progress.quiet {
             told_incomplete(&report);
+            output::warn(&namespace.family().warnings());
         }
         return Ok(());
     }
@@ -234,6 +235,9 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
         }
     }
     progress.finish(&args.output.display().to_string());
+    if !args.progress.quiet {
+        output::warn(&namespace.family().warnings());
+    }
     Ok(())
 }
 

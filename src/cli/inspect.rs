@@ -8,7 +8,7 @@ use crate::artifact::FileBody;
 use crate::disk::{Body, Packing};
 use crate::image::{Family, Image, MemberStatus};
 use crate::layer::IndexKind;
-use crate::oci::{Digest, Document, classify, classify_manifest, told_by};
+use crate::oci::{Digest, Document, classify, classify_manifest, told_apart};
 use crate::view;
 
 use super::args::Format;
@@ -116,12 +116,14 @@ fn report(family: &Family, offered: &[(Digest, IndexKind)]) -> Report {
         Document::Manifest(_) => &[],
     };
     let platforms = entries.iter().filter_map(|entry| entry.platform.as_ref());
-    let manifests = entries.iter().map(|entry| EntryReport {
+    let listed: Vec<_> = entries.iter().collect();
+    let told = told_apart(&listed);
+    let manifests = entries.iter().zip(told).map(|(entry, told)| EntryReport {
         digest: entry.digest.to_string(),
         platform: entry.platform.as_ref().map(ToString::to_string),
         media_type: entry.media_type.as_written().to_owned(),
         artifact_type: entry.artifact_type.as_ref().map(|kind| kind.as_written().to_owned()),
-        told_by: told_by(entry).map(|(key, value)| format!("{key}={value}")).collect(),
+        told_by: told.iter().map(|(key, value)| format!("{key}={value}")).collect(),
         shown: family.main().is_some_and(|image| *image.manifest_digest() == entry.digest),
     });
     let image = family.main();

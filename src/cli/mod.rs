@@ -23,6 +23,7 @@ mod index;
 mod inspect;
 mod lazy;
 mod list;
+mod listing;
 mod manual;
 mod metrics;
 mod mistakes;

@@ -196,6 +196,19 @@ pub(super) fn name(out: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
     out.write_all(printable_name(bytes).as_bytes())
 }
 
+/// Writes warnings to standard error: each names a deviation from the author's intent, and its reason.
+pub(super) fn warn(warnings: &[String]) {
+    let mut text = Vec::new();
+    for warning in warnings {
+        let line = text.write_all(b"ocifs: warning: ").and_then(|()| safe(&mut text, warning.as_bytes()));
+        if line.and_then(|()| text.write_all(b"\n")).is_err() {
+            return;
+        }
+    }
+    // A closed standard error has no reader.
+    io::stderr().write_all(&text).ok();
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

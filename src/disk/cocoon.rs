@@ -142,6 +142,7 @@ mod tests {
     fn a_container_image_is_not_a_cloud_image() {
         let mut image = manifest("", [(PART, "win.qcow2.00")]);
         image.config = Some(layer("application/vnd.oci.image.config.v1+json", None, 2, "{}"));
+        image.layers.push(layer("application/vnd.oci.image.layer.v1.tar+gzip", None, 2, "root"));
         let found = detect(&image, PartOrder::Epoch);
         assert!(found.disks.is_empty());
         assert!(found.problems[0].reason.contains("not a cloud image"));

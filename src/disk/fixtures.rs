@@ -69,6 +69,7 @@ pub(super) fn layer(media_type: &str, title: Option<&str>, size: u64, content: &
         platform: None,
         artifact_type: None,
         data: None,
+        urls: Vec::new(),
         name: None,
     }
 }

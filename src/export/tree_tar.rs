@@ -35,6 +35,12 @@ pub async fn write_tree_tar(
     let start = namespace.resolve(path).await?;
     let mut walk = Walk::below(namespace, start).await?;
     let mut parts: VecDeque<Part> = VecDeque::new();
+    if namespace.is_recorded(start)
+        && let Some(attributes) = namespace.attributes(start)
+    {
+        let root = Step { path: b".".to_vec(), node: start, attributes, before: None };
+        entry(namespace, &root, &mut parts).await?;
+    }
     let mut reads: FuturesOrdered<BoxFuture<'_, Result<Bytes, ReadError>>> = FuturesOrdered::new();
     let mut is_over = false;
     loop {

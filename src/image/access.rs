@@ -23,6 +23,8 @@ pub enum Access {
     Range,
     /// It is an archive that cannot be read, for this reason.
     Failed(String),
+    /// It is encrypted, by its label.
+    Encrypted,
     /// It is an archive with an index, so that any part of a file is a few ranges.
     Indexed(IndexKind),
     /// It is an archive that is stored as it is: its headers are walked over once.
@@ -34,7 +36,7 @@ pub enum Access {
 impl Access {
     /// Whether a part can be read without reading everything first.
     pub fn is_lazy(&self) -> bool {
-        !matches!(self, Access::Unserved(_) | Access::Failed(_) | Access::Pass)
+        !matches!(self, Access::Unserved(_) | Access::Failed(_) | Access::Encrypted | Access::Pass)
     }
 }
 
@@ -44,6 +46,7 @@ impl fmt::Display for Access {
             Access::Unserved(algorithm) => write!(f, "not served: digest algorithm {algorithm} is unknown"),
             Access::Range => f.write_str("by range"),
             Access::Failed(error) => write!(f, "archive that cannot be read: {error}"),
+            Access::Encrypted => f.write_str("encrypted: as stored, and its files cannot be read"),
             Access::Indexed(IndexKind::Local) => f.write_str("archive, indexed in the cache: by range"),
             Access::Indexed(kind) => write!(f, "archive with a {kind} index: by range"),
             Access::Headers => f.write_str("archive, by range after a walk over its headers"),
@@ -90,6 +93,9 @@ impl Image {
         let descriptor = &self.manifest().layers[at];
         if descriptor.digest.algorithm().is_none() {
             return Access::Unserved(descriptor.digest.algorithm_name().to_owned());
+        }
+        if descriptor.media_type.claims_encryption() {
+            return Access::Encrypted;
         }
         let Some(layer) = self.archive(at) else { return Access::Range };
         match (layer.state(), self.index_of(at, offered)) {

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 
 use crate::artifact::{self, Union};
 use crate::io::{BoxFuture, Fault, ReadError, compute};
-use crate::layer::{Layer, LayerIndex, Sniffed, Toc};
+use crate::layer::{Entry, IndexKind, Layer, LayerIndex, Sniffed, Toc, has_root};
 use crate::tree::{self, Builder, Overlap, Tree};
 
 use super::{Image, OnConflict};
@@ -68,14 +68,27 @@ impl Image {
         let one = |(at, layer)| -> BoxFuture<'_, Result<_, ReadError>> {
             Box::pin(async move { Ok((at, self.table_of_contents(at, layer, union).await?)) })
         };
+        if union == Union::Image
+            && let Some(archive) =
+                self.contents.archives.iter().find(|archive| self.archive(archive.layer).is_none())
+        {
+            let digest = &self.manifest.layers[archive.layer].digest;
+            let message = format!(
+                "layer {} cannot be read: digest algorithm {} is unknown",
+                archive.layer,
+                digest.algorithm_name()
+            );
+            return Err(ReadError::new(Fault::Unsupported, message));
+        }
         let pending: Vec<_> = self.archives().map(one).collect();
         let mut indexes = futures_util::stream::iter(pending).buffered(cores);
         let (mut builder, mut conflicts) = (Builder::new(), Conflicts::default());
         while let Some(next) = indexes.next().await {
-            let (at, Some(toc)) = next? else { continue };
+            let (at, Some((toc, root))) = next? else { continue };
             // Large ones are on disk until it is their turn; no turn waits for a network.
             let _turn = if toc.is_spooled() { Some(TURN.lock().await) } else { None };
             let toc = toc.whole().await.map_err(|error| error.within(format!("layer {at}")))?;
+            let toc = self.complete_toc(at, toc, root);
             (builder, conflicts) = compute(move || {
                 let applied = match union {
                     Union::Image => builder.apply(at as u32, &toc),
@@ -99,7 +112,7 @@ impl Image {
         at: usize,
         layer: &Layer,
         union: Union,
-    ) -> Result<Option<Toc>, ReadError> {
+    ) -> Result<Option<(Toc, Option<Entry>)>, ReadError> {
         if union == Union::Plain
             && let Sniffed::Other(name) = layer.sniff().await?
         {
@@ -107,9 +120,56 @@ impl Image {
             self.left_out.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             return Ok(None);
         }
-        let LayerIndex { toc, prefetch, .. } = layer.index().await?;
+        self.refuse_encrypted(at)?;
+        let LayerIndex { toc, prefetch, .. } =
+            layer.index().await.map_err(|error| self.explained(at, error))?;
         self.fetch_landmark(at, layer, prefetch);
-        Ok(Some(toc))
+        let root = self.own_root(layer, &toc).await;
+        Ok(Some((toc, root)))
+    }
+
+    /// What the archive records of its root directory where an index that others made may lack it.
+    async fn own_root(&self, layer: &Layer, toc: &Toc) -> Option<Entry> {
+        if layer.known_index() == Some(IndexKind::Local) || !toc.is_spooled() && has_root(toc) {
+            return None;
+        }
+        layer.directory_entry(b"").await.unwrap_or_else(|error| {
+            tracing::debug!(error = error.chain(), "root directory of a layer not known");
+            None
+        })
+    }
+
+    /// All names in a layer, with the entry of its root directory if they lack it.
+    fn complete_toc(&self, at: usize, mut toc: Toc, root: Option<Entry>) -> Toc {
+        if root.is_some() && !has_root(&toc) {
+            toc.extend(root);
+        }
+        if let Some(layer) = self.archive(at) {
+            layer.count_xattrs(&toc);
+        }
+        toc
+    }
+
+    /// An error for a layer that nothing here can decrypt.
+    fn refuse_encrypted(&self, at: usize) -> Result<(), ReadError> {
+        let kind = &self.manifest.layers[at].media_type;
+        if !kind.claims_encryption() {
+            return Ok(());
+        }
+        let message =
+            format!("layer {at} is encrypted ({}), and nothing here decrypts it", kind.as_written());
+        Err(ReadError::new(Fault::Unsupported, message))
+    }
+
+    /// An error of a layer with its number, and with what its label says beside.
+    fn explained(&self, at: usize, error: ReadError) -> ReadError {
+        let kind = &self.manifest.layers[at].media_type;
+        match error.fault() {
+            Fault::Malformed if !kind.claims_tar() => {
+                error.within(format!("layer {at}, labelled {:?}, cannot be applied", kind.as_written()))
+            }
+            _ => error,
+        }
     }
 
     /// Decides what conflicts mean.
@@ -135,9 +195,12 @@ impl Image {
 
     /// The tree of one archive layer alone, whiteouts as the files they are.
     pub async fn layer_tree(&self, at: usize) -> Result<Tree, ReadError> {
-        let toc = self.archive_at(at)?.index().await?.toc;
-        let _turn = if toc.is_spooled() { Some(TURN.lock().await) } else { None };
-        let toc = toc.whole().await?;
+        let layer = self.archive_at(at)?;
+        self.refuse_encrypted(at)?;
+        let index = layer.index().await.map_err(|error| self.explained(at, error))?;
+        let root = self.own_root(layer, &index.toc).await;
+        let _turn = if index.toc.is_spooled() { Some(TURN.lock().await) } else { None };
+        let toc = self.complete_toc(at, index.toc.whole().await?, root);
         compute(move || {
             let mut builder = Builder::new();
             let omitted = builder.apply_alone(at as u32, &toc).map_err(|error| {

@@ -16,6 +16,7 @@ mod prefetch;
 mod publish;
 mod pull;
 mod resolve;
+mod roots;
 mod several;
 mod signed;
 mod single;
@@ -41,10 +42,11 @@ pub use family::{Family, Member};
 pub use merged::Conflicts;
 pub use named::named;
 pub use open::{Network, OnConflict, OpenOptions, Platforms, Recording, Referrers};
-pub use prefetch::Prefetch;
+pub use prefetch::{AheadCost, Prefetch};
 pub use publish::BuiltIndex;
 pub use pull::Pulled;
 pub use resolve::{Resolved, resolve};
+pub use roots::TreeRoot;
 pub use status::{BlobStatus, ExtentsStatus, LayerStatus, MemberStatus, Status};
 pub use trace::{MAX_TRACE, Trace, TraceRead};
 pub use verify::{Check, Outcome};
@@ -61,6 +63,7 @@ use crate::tree::Tree;
 use beside::Beside;
 use disks::Found;
 use publish::Publisher;
+use roots::KnownRoots;
 use trace::{Observed, Recorder, Stored};
 
 /// One image or artifact, at one digest, for the life of a mount.
@@ -85,6 +88,10 @@ pub struct Image {
     /// One slot per layer of the manifest, `None` for those that are no archives by their label.
     layers: Vec<Option<Layer>>,
     merged: OnceCell<Arc<Tree>>,
+    /// What is known of the root directories of trees.
+    roots: Mutex<KnownRoots>,
+    /// Guards: one look at first blocks at a time.
+    learning_roots: tokio::sync::Mutex<()>,
     /// Why the layers can never be merged.
     unmergeable: OnceLock<ReadError>,
     /// What went wrong lately, oldest first.

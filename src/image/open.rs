@@ -20,7 +20,7 @@ use crate::oci::{
     Condition, Descriptor, Digest, Document, LayerSelection, MAX_DOCUMENT, Manifest, Platform, PublicKey,
 };
 use crate::registry::Registry;
-use crate::source::{self, Location, Root, Source, SourceError, holding};
+use crate::source::{self, ForeignLayers, Location, Root, Source, SourceError, holding, naming};
 
 use super::beside::{Beside, small_blob};
 use super::disks::Found;
@@ -64,6 +64,8 @@ pub struct OpenOptions {
     pub network: Network,
     /// Directories with `blobs/sha256/HEX` in which blobs are looked for before a network is asked for them.
     pub content_stores: Vec<PathBuf>,
+    /// Whether layers are fetched from the addresses that their descriptors name.
+    pub foreign_layers: ForeignLayers,
     /// How the parts of a split disk are ordered.
     pub part_order: PartOrder,
     /// Whose indexes of layers are used.
@@ -93,6 +95,7 @@ impl OpenOptions {
             referrers: Referrers::default(),
             network: Network::default(),
             content_stores: Vec::new(),
+            foreign_layers: ForeignLayers::default(),
             part_order: PartOrder::default(),
             index: IndexPolicy::default(),
             verify: Verify::default(),
@@ -201,6 +204,11 @@ impl<'a> Opener<'a> {
             Network::Online | Network::Offline => archive::open(location, registry, &cache),
         };
         let source = if location.is_local() { source } else { holding(source, &options.content_stores) };
+        let foreign = match options.network {
+            Network::Online => options.foreign_layers,
+            Network::Offline => ForeignLayers::Named,
+        };
+        let source = naming(source, registry, foreign);
         let cache = cache.for_origin(&location.place()).verifying(options.verify, options.small);
         Opener { options, registry, source, cache, documents: Mutex::default(), trust: Trust::default() }
     }
@@ -363,6 +371,8 @@ impl Opener<'_> {
             cache: self.cache.clone(),
             blobs: Mutex::default(),
             merged: OnceCell::new(),
+            roots: Mutex::default(),
+            learning_roots: tokio::sync::Mutex::default(),
             unmergeable: OnceLock::new(),
             errors: Mutex::default(),
             prefetch: options.prefetch.clone(),

@@ -32,6 +32,15 @@ pub enum Prefetch {
     All,
 }
 
+/// The budget of work ahead of the first reader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AheadCost {
+    /// Some milliseconds, and no byte from elsewhere.
+    Little,
+    /// As much as it takes.
+    Any,
+}
+
 impl Image {
     /// Fetches what `prefetch` says, and ends when it is here. Landmarks are fetched when layers are looked into, not here.
     pub async fn prefetch(self: Arc<Self>, prefetch: Prefetch) {
@@ -89,13 +98,16 @@ impl Image {
         tracing::warn!(reference = self.pinned(), "{why}");
     }
 
-    /// Merges the layers before anybody looks, if that needs no byte from elsewhere and takes but milliseconds.
-    pub async fn merge_ahead(self: Arc<Self>) {
+    /// Merges the layers ahead of the first reader. With [`AheadCost::Little`] only if that needs no byte from elsewhere and takes but
+    /// milliseconds.
+    pub async fn merge_ahead(self: Arc<Self>, cost: AheadCost) {
         /// Bytes of indexes: some hundred thousand entries, a tenth of a second.
         const MOST: u64 = 8 * 1024 * 1024;
         let sizes: Option<Vec<u64>> = self.archives().map(|(_, layer)| layer.kept_index_len()).collect();
         let is_cheap = sizes.is_some_and(|sizes| !sizes.is_empty() && sizes.iter().sum::<u64>() <= MOST);
-        if is_cheap && let Err(error) = self.merged().await {
+        if (is_cheap || cost == AheadCost::Any)
+            && let Err(error) = self.merged().await
+        {
             // Whoever looks gets the error.
             tracing::debug!(reference = self.pinned(), error = error.chain(), "not merged ahead");
         }

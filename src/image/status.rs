@@ -145,6 +145,13 @@ pub struct LayerStatus {
     pub encoding: Option<String>,
     /// Bytes of the uncompressed stream: all of them when indexed, so far when streaming.
     pub stream_bytes: Option<u64>,
+    /// Extended attributes that are not shown, because they are in no namespace that Linux has.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unshown_xattrs: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Image {
@@ -272,6 +279,7 @@ fn layer_status(layer: usize, digest: &Digest, opened: &Layer, holds: Holds) -> 
         },
         encoding,
         stream_bytes,
+        unshown_xattrs: opened.unshown_xattrs(),
     };
     match opened.state() {
         LayerState::Untouched => {

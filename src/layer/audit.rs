@@ -21,7 +21,7 @@ fn is_hidden(kind: IndexKind, path: &[u8]) -> bool {
 }
 
 /// The name that every writer of an index agrees on: relative, without a slash at the end.
-fn plain(path: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn plain(path: &[u8]) -> Cow<'_, [u8]> {
     let mut parts = path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
     let Some(first) = parts.next() else { return Cow::Borrowed(b"") };
     let rest: Vec<&[u8]> = parts.collect();

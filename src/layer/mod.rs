@@ -11,6 +11,7 @@ mod claim;
 mod codec;
 mod content;
 mod crew;
+mod first;
 mod foreign;
 mod head;
 mod hints;
@@ -40,6 +41,7 @@ mod zstd_frames;
 pub use codec::{CodecError, Decoder, Step, Stops, Windows};
 pub use content::file;
 pub use crew::start_pass_threads;
+pub use first::has_root;
 pub use foreign::{
     FindError, Foreign, ForeignError, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,
     is_marker, parse_ztoc,
@@ -55,4 +57,6 @@ pub use sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 pub use span::{Chunk, Piece, Resume, SpanMap, SpanStart, Sum, Sums};
 pub use stored::{Layer, LayerState};
 pub use tar::{Need, TarError, TarLimits, TarWalker};
-pub use toc::{Content, Device, Entry, EntryKind, EntryRef, Iter, Run, Runs, Time, Toc, Xattr, Xattrs};
+pub use toc::{
+    Content, Device, Entry, EntryKind, EntryRef, Iter, Run, Runs, Time, Toc, Xattr, Xattrs, has_namespace,
+};

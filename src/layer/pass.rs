@@ -60,8 +60,8 @@ const MAX_RATIO: u64 = 1100;
 /// The stream bytes that even the smallest layer may decode to.
 const RATIO_FLOOR: u64 = 64 * 1024 * 1024;
 
-/// The same of a stream that is no archive, blocks of zeros included: an empty disk packs to next to nothing, and its zeros
-/// take no place in the cache. What this costs is the time of decoding them once, and 8 MiB of checksums.
+/// The same with blocks of zeros included: an empty disk and a file of holes (`lastlog` of a high user number) pack to next to
+/// nothing, and zeros take no place in the cache. What this costs is the time of decoding them once, and 8 MiB of checksums.
 const SPARSE_FLOOR: u64 = 64 * 1024 * 1024 * 1024;
 
 /// Chunks over a network that passes ask for or hold at once, over all layers of the process: two fewer than a host gets
@@ -118,31 +118,26 @@ struct Limits {
     stored: u64,
     /// The most stream bytes.
     stream: u64,
-    /// The most of them that are not in blocks of zeros, if those do not count.
-    data: Option<u64>,
+    /// The most of them that are not in blocks of zeros.
+    data: u64,
 }
 
 impl Limits {
-    fn archive(stored: u64) -> Self {
-        Self { stored, stream: most_stream(stored), data: None }
-    }
-
-    /// Those of a stream that is no archive.
-    fn bare(stored: u64) -> Self {
+    fn of(stored: u64) -> Self {
         let data = most_stream(stored);
-        Self { stored, stream: data.max(SPARSE_FLOOR), data: Some(data) }
+        Self { stored, stream: data.max(SPARSE_FLOOR), data }
     }
 
     /// Whether `stream` bytes, `zeros` of which are blocks of zeros, are not too many.
     fn check(self, stream: u64, zeros: u64) -> Result<(), PassError> {
         let Self { stored, .. } = self;
-        match self.data {
-            _ if stream > self.stream => Err(PassError::Bomb { limit: self.stream, besides: "", stored }),
-            Some(limit) if stream - zeros > limit => {
-                Err(PassError::Bomb { limit, besides: " besides blocks of zeros", stored })
-            }
-            _ => Ok(()),
+        if stream > self.stream {
+            return Err(PassError::Bomb { limit: self.stream, besides: "", stored });
         }
+        if stream - zeros > self.data {
+            return Err(PassError::Bomb { limit: self.data, besides: " besides blocks of zeros", stored });
+        }
+        Ok(())
     }
 }
 
@@ -441,7 +436,7 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Res
         decoder,
         missing: stored_size,
         finder: (encoding == Encoding::Gzip).then(Finder::new),
-        limits: if is_archive { Limits::archive(stored_size) } else { Limits::bare(stored_size) },
+        limits: Limits::of(stored_size),
         at: 0,
         zeros: 0,
         progress,
@@ -575,28 +570,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_decoded_is_measured_by_what_is_stored_and_zeros_of_a_disk_do_not_count() {
+    fn what_may_be_decoded_is_measured_by_what_is_stored_and_zeros_do_not_count() {
         const MIB: u64 = 1024 * 1024;
         let said =
             |limits: Limits, stream, zeros| limits.check(stream, zeros).map_err(|error| error.to_string());
         for (stored, most) in [(100, 64 * MIB), (MIB, 1100 * MIB), (100 * 1024 * MIB, 110_000 * 1024 * MIB)] {
-            let (archive, bare) = (Limits::archive(stored), Limits::bare(stored));
+            let limits = Limits::of(stored);
             let refused = |limit: u64, besides: &str| {
                 Err(format!(
                     "it decodes to more than {limit} bytes{besides}, the limit for {stored} stored ones"
                 ))
             };
-            assert_eq!(said(archive, most, 0), Ok(()));
-            assert_eq!(said(archive, most + 1, most), refused(most, ""));
-            assert_eq!(said(bare, most, 0), Ok(()));
+            assert_eq!(said(limits, most, 0), Ok(()));
             let all = most.max(65_536 * MIB);
-            assert_eq!(said(bare, all, all), Ok(()));
-            assert_eq!(said(bare, all + 1, all + 1), refused(all, ""));
+            assert_eq!(said(limits, all, all), Ok(()));
+            assert_eq!(said(limits, all + 1, all + 1), refused(all, ""));
             if most < all {
-                assert_eq!(said(bare, most + 8, 8), Ok(()));
-                assert_eq!(said(bare, most + 9, 8), refused(most, " besides blocks of zeros"));
+                assert_eq!(said(limits, most + 8, 8), Ok(()));
+                assert_eq!(said(limits, most + 9, 8), refused(most, " besides blocks of zeros"));
             }
         }
-        assert_eq!(Limits::bare(u64::MAX).stream, u64::MAX);
+        assert_eq!(Limits::of(u64::MAX).stream, u64::MAX);
     }
 }

@@ -24,7 +24,7 @@ use super::rooted;
 use super::served::refuse_poisoned;
 use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use super::span::SpanMap;
-use super::toc::Toc;
+use super::toc::{Toc, has_namespace};
 
 /// A stored layer that can be read as the archive it holds, or for its uncompressed bytes alone.
 pub struct Layer {
@@ -37,6 +37,8 @@ pub struct Layer {
     audit: Mutex<Option<Audit>>,
     /// Set when the stream was found to hash to what the hints say.
     agreed: OnceCell<()>,
+    /// How many extended attributes are not shown, once the names are known.
+    unshown_xattrs: OnceLock<u64>,
 }
 
 /// What a layer and the tasks that work for it share.
@@ -164,7 +166,19 @@ impl Layer {
             state: Mutex::new(LayerState::Untouched),
             audit: Mutex::default(),
             agreed: OnceCell::new(),
+            unshown_xattrs: OnceLock::new(),
         }
+    }
+
+    /// Counts what [`unshown_xattrs`](Self::unshown_xattrs) tells in its table of contents, once.
+    pub fn count_xattrs(&self, toc: &Toc) {
+        self.unshown_xattrs.get_or_init(|| unshown_xattrs(toc));
+    }
+
+    /// How many extended attributes of its entries are in no namespace that Linux has, and so are not shown; 0 before its names
+    /// are known.
+    pub fn unshown_xattrs(&self) -> u64 {
+        self.unshown_xattrs.get().copied().unwrap_or_default()
     }
 
     /// How far this layer is.
@@ -419,6 +433,11 @@ impl Layer {
     fn lock(&self) -> std::sync::MutexGuard<'_, LayerState> {
         lock(&self.state)
     }
+}
+
+fn unshown_xattrs(toc: &Toc) -> u64 {
+    let names = toc.iter().flat_map(|entry| entry.xattrs);
+    names.filter(|(name, _)| !has_namespace(name)).count() as u64
 }
 
 /// Takes a lock whose value is replaced whole, so that a panic cannot leave it half written.

@@ -161,6 +161,14 @@ impl FromIterator<Entry> for Toc {
     }
 }
 
+impl Extend<Entry> for Toc {
+    fn extend<I: IntoIterator<Item = Entry>>(&mut self, entries: I) {
+        for entry in entries {
+            self.push(entry);
+        }
+    }
+}
+
 impl<'a> IntoIterator for &'a Toc {
     type Item = EntryRef<'a>;
     type IntoIter = Iter<'a>;
@@ -324,6 +332,13 @@ impl EntryRef<'_> {
 
 /// An extended attribute: name, value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
+
+/// Whether the name of an extended attribute is one that Linux has: in another namespace, or in none, as archives from macOS
+/// record them, no program could ask for it.
+pub fn has_namespace(name: &[u8]) -> bool {
+    const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
+    NAMESPACES.iter().any(|namespace| name.len() > namespace.len() && name.starts_with(namespace))
+}
 
 /// A point in time as `secs + nanos / 1e9` since 1970. Invariant: `nanos < 1_000_000_000`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

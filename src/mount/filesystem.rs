@@ -122,6 +122,23 @@ impl ShownTree {
         }
     }
 
+    /// The same once what is recorded of a root directory is known.
+    fn when_rooted(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        what: &'static str,
+        answer: impl FnOnce(&Self, Result<(), Errno>) + Send + 'static,
+    ) {
+        if self.namespace().is_rooted(node) {
+            return self.when_known(caller, node, what, answer);
+        }
+        // A look at first blocks takes a second at most.
+        let (this, settling) = (self.clone(), self.clone());
+        let work = async move { settling.namespace().settle_root(node).await };
+        self.later(caller, work, move |()| answer(&this, Ok(())));
+    }
+
     /// Logs the error's chain once, notes it for the status, and chooses the errno.
     fn failed(
         &self,
@@ -502,7 +519,7 @@ impl ShownTree {
 
     pub(super) fn getxattr(&self, caller: Caller, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (node, name) = (self.node(ino), name.as_bytes().to_vec());
-        self.when_known(caller, node, "getxattr", move |this, known| {
+        self.when_rooted(caller, node, "getxattr", move |this, known| {
             match known.map(|()| this.namespace().xattr(node, &name)) {
                 Ok(Some(value)) => reply_xattr(&value, size, reply),
                 Ok(None) => reply.error(errno::NO_SUCH_XATTR),
@@ -513,7 +530,7 @@ impl ShownTree {
 
     pub(super) fn listxattr(&self, caller: Caller, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let node = self.node(ino);
-        self.when_known(caller, node, "listxattr", move |this, known| {
+        self.when_rooted(caller, node, "listxattr", move |this, known| {
             if let Err(errno) = known {
                 return reply.error(errno);
             }

@@ -3,7 +3,7 @@
 //! Never chooses silently between equals. The idea: what has no place among the images of an index is left out, conditions
 //! leave some of the rest, the platform puts those in an order, and only a first that nothing equals wins.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -17,6 +17,9 @@ const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
 /// The most candidates that an error lists.
 const LISTED: usize = 32;
+
+/// The most annotations beside those that tell entries apart.
+const TOLD: usize = 4;
 
 /// A condition on the entries of an index: `KEY=GLOB`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,11 +66,30 @@ impl fmt::Display for Condition {
 }
 
 /// What tells an entry of an index from others of its platform: short names, and values as written.
-pub fn told_by(entry: &Descriptor) -> impl Iterator<Item = (&'static str, &str)> {
+pub fn told_by(entry: &Descriptor) -> impl Iterator<Item = (&str, &str)> {
     let annotations =
         SHORT.iter().filter_map(|(short, long)| Some((*short, entry.annotations.get(*long)?.as_str())));
     let kind = entry.artifact_type.iter().map(|kind| ("artifactType", kind.as_written()));
     annotations.chain(kind)
+}
+
+/// What tells each of `entries` from the others, as `--select` takes it: what [`told_by`] has, and the annotations in which they
+/// differ.
+pub fn told_apart(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
+    let short = |long: &str| SHORT.iter().any(|(_, known)| *known == long);
+    let keys: BTreeSet<&str> =
+        entries.iter().flat_map(|entry| entry.annotations.keys()).map(String::as_str).collect();
+    let differs = |key: &&str| {
+        let mut values = entries.iter().map(|entry| entry.annotations.get(*key));
+        let first = values.next();
+        !short(key) && values.any(|value| Some(value) != first)
+    };
+    let keys: Vec<&str> = keys.into_iter().filter(differs).take(TOLD).collect();
+    let told = |entry: &&Descriptor| {
+        let annotations = keys.iter().filter_map(|key| Some((*key, entry.annotations.get(*key)?.as_str())));
+        told_by(entry).chain(annotations).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    };
+    entries.iter().map(told).collect()
 }
 
 /// What an entry of an index is for.
@@ -164,12 +186,14 @@ fn list(candidates: &[&Candidate]) -> String {
     if candidates.is_empty() {
         return "nothing".into();
     }
-    let line = |one: &&Candidate| {
+    let entries: Vec<&Descriptor> = candidates.iter().map(|one| &one.entry).collect();
+    let line = |(one, told): (&&Candidate, Vec<(String, String)>)| {
         let platform = one.platform.as_ref().map_or_else(|| "no platform".to_owned(), ToString::to_string);
-        let told: String = told_by(&one.entry).map(|(key, value)| format!(" {key}={value:?}")).collect();
+        let told: String =
+            told.iter().map(|(key, value)| format!(" {}={value:?}", key.escape_debug())).collect();
         format!("{platform}{told} ({})", one.entry.digest)
     };
-    let mut lines: Vec<String> = candidates.iter().take(LISTED).map(line).collect();
+    let mut lines: Vec<String> = candidates.iter().zip(told_apart(&entries)).take(LISTED).map(line).collect();
     if candidates.len() > LISTED {
         lines.push(format!("{} more", candidates.len() - LISTED));
     }
@@ -208,6 +232,19 @@ mod tests {
         let entries: Vec<_> = platforms.iter().map(|platform| entry(platform)).collect();
         let chosen = select(&entries, &[], wanted)?;
         Ok(chosen.platform.as_ref().map(ToString::to_string).unwrap_or_default())
+    }
+
+    #[test]
+    fn entries_without_a_platform_are_told_apart_by_the_annotations_in_which_they_differ() {
+        let kind = "io.cnab.manifest.type";
+        let mut entries = vec![marked("", kind, "config"), marked("", kind, "invocation")];
+        entries.iter_mut().for_each(|entry| {
+            entry.annotations.insert("same".into(), "x".into());
+        });
+        let OciError::Ambiguous { candidates, .. } = select(&entries, &[], "").unwrap_err() else { panic!() };
+        assert!(candidates.contains("no platform io.cnab.manifest.type=\"config\" (sha256:"), "{candidates}");
+        assert!(candidates.contains("io.cnab.manifest.type=\"invocation\"") && !candidates.contains("same"));
+        assert_eq!(select(&entries, &["io.cnab.manifest.type=invoc*"], ""), Ok(entries[1].clone()));
     }
 
     #[test]

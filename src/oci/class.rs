@@ -6,13 +6,17 @@
 
 use std::fmt;
 
-use super::{Descriptor, Document, Manifest, MediaType};
+use super::{Descriptor, Document, Manifest, MediaType, is_tar_name};
 
 /// `artifactType` of a bootable disk; the second is what the first Windows images were published with.
 const CLOUD_IMAGE: [&str; 2] =
     ["application/vnd.cocoonstack.os-image.v1+json", "application/vnd.cocoonstack.windows-image.v1+json"];
 /// `artifactType` of a machine snapshot.
 const SNAPSHOT: &str = "application/vnd.cocoonstack.snapshot.v1+json";
+
+/// The type that ORAS gives to a file that has none (oras-go `content/file`), and the annotation of a directory.
+const ORAS_FILE: &str = "application/vnd.oci.image.layer.v1.tar";
+const ORAS_UNPACK: &str = "io.deis.oras.content.unpack";
 
 /// How the types start that a tool gives to what it publishes, or all of such a type: as `artifactType`, of the config or of
 /// layers.
@@ -178,9 +182,46 @@ pub fn classify_manifest(manifest: &Manifest) -> Class {
     }
     let config = manifest.config.as_ref().map(|config| &config.media_type);
     if config.is_some_and(MediaType::is_image_config) {
-        return behind_image_config(manifest).unwrap_or(Class::ContainerImage);
+        let files = || pushed_as_files(manifest).then_some(Class::Unknown);
+        return behind_image_config(manifest).or_else(files).unwrap_or(Class::ContainerImage);
+    }
+    if has_image_layers(manifest, config) {
+        return Class::ContainerImage;
     }
     config.and_then(family).or_else(|| by_layers(manifest)).unwrap_or(Class::Unknown)
+}
+
+/// Whether the layers are those of a container image although the config's label is lost: registries and Docker 1.10 wrote others
+/// (moby `distribution/registry.go`), and Docker's types for layers are written for nothing but root file systems.
+fn has_image_layers(manifest: &Manifest, config: Option<&MediaType>) -> bool {
+    let Some(config) = config.filter(|config| family(config).is_none() && !config.is_empty_descriptor())
+    else {
+        return false;
+    };
+    let layers = &manifest.layers;
+    let has_docker_layer = layers.iter().any(|layer| layer.media_type.is_docker_layer());
+    let is_plain = manifest.artifact_type.is_none() && layers.iter().all(|layer| layer.title().is_none());
+    if layers.is_empty() || !is_plain {
+        return false;
+    }
+    let is_known = config.is_lost_config() && layers.iter().all(|layer| layer.media_type.is_image_layer());
+    let is_docker = config.is_lost_config() && manifest.media_type.is_docker_manifest();
+    has_docker_layer || is_known || is_docker && layers.iter().any(|layer| layer.media_type.claims_tar())
+}
+
+/// Whether files were pushed with the config of a container image (`oras push --artifact-platform`, `--config`): all layers have a
+/// title, and the manifest or one of them says that they are no root file system.
+fn pushed_as_files(manifest: &Manifest) -> bool {
+    let says_file = |layer: &Descriptor| {
+        let Some(title) = layer.title() else { return false };
+        let is_untyped = layer.media_type.essence() == ORAS_FILE && !is_tar_name(title);
+        layer.annotations.contains_key(ORAS_UNPACK) || is_untyped || !layer.media_type.claims_tar()
+    };
+    let layers = &manifest.layers;
+    if manifest.artifact_type.is_some() {
+        return layers.iter().any(|layer| layer.title().is_some());
+    }
+    !layers.is_empty() && layers.iter().all(|layer| layer.title().is_some()) && layers.iter().any(says_file)
 }
 
 /// Epoch's kinds, which nothing but the whole `artifactType` says.
@@ -292,6 +333,81 @@ mod tests {
         let oci = "application/vnd.oci.image.config.v1+json";
         assert_eq!(class(&manifest(CLOUD_IMAGE[0], oci)), Class::CloudImage);
         assert_eq!(class(&manifest("application/vnd.example.thing", oci)), Class::ContainerImage);
+    }
+
+    #[test]
+    fn a_config_whose_label_was_lost_is_that_of_an_image_when_the_layers_are_those_of_one() {
+        let with = |kind: &str, config: &str, layers: &[(&str, &str)]| {
+            let layers: Vec<_> = layers
+                .iter()
+                .map(|(kind, title)| {
+                    let title = match *title {
+                        "" => String::new(),
+                        title => format!(r#","annotations":{{"org.opencontainers.image.title":"{title}"}}"#),
+                    };
+                    format!(r#"{{"mediaType":"{kind}","digest":"HEX","size":2{title}}}"#)
+                })
+                .collect();
+            class(&format!(
+                r#"{{"schemaVersion":2,"mediaType":"{kind}","config":{{"mediaType":"{config}","digest":"HEX","size":2}},"layers":[{}]}}"#,
+                layers.join(",")
+            ))
+        };
+        let docker = "application/vnd.docker.distribution.manifest.v2+json";
+        let oci = "application/vnd.oci.image.manifest.v1+json";
+        let diff = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+        let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+        for config in ["application/octet-stream", "application/json", "text/html; charset=utf-8", ""] {
+            for kind in [docker, oci] {
+                assert_eq!(with(kind, config, &[(diff, ""), (diff, "")]), Class::ContainerImage, "{config}");
+                assert_eq!(
+                    with(kind, config, &[(layer, ""), (layer, "")]),
+                    Class::ContainerImage,
+                    "{config}"
+                );
+                assert_eq!(with(kind, config, &[(layer, "a.tar.gz")]), Class::Unknown, "{config}");
+                assert_eq!(with(kind, config, &[("text/plain", "")]), Class::Unknown, "{config}");
+            }
+            assert_eq!(with(docker, config, &[(layer, ""), ("", "")]), Class::ContainerImage, "{config}");
+            assert_eq!(with(docker, config, &[]), Class::Unknown, "{config}");
+        }
+        assert_eq!(
+            with(docker, "application/vnd.docker.plugin.v1+json", &[(diff, "")]),
+            Class::ContainerImage
+        );
+        assert_eq!(with(oci, "application/vnd.unknown.config.v1+json", &[(layer, "")]), Class::Unknown);
+        assert_eq!(with(oci, EMPTY, &[(layer, "")]), Class::Unknown);
+    }
+
+    #[test]
+    fn files_that_were_pushed_with_the_config_of_an_image_are_files() {
+        let layer = |kind: &str, annotations: &str| {
+            format!(r#"{{"mediaType":"{kind}","digest":"HEX","size":2,"annotations":{{{annotations}}}}}"#)
+        };
+        let with = |artifact_type: &str, layers: &[String]| {
+            let config = "application/vnd.oci.image.config.v1+json";
+            class(
+                &manifest(artifact_type, config)
+                    .replace("\"layers\":[]", &format!("\"layers\":[{}]", layers.join(","))),
+            )
+        };
+        let title = |title: &str| format!(r#""org.opencontainers.image.title":"{title}""#);
+        let (tar, gzip) = (ORAS_FILE, "application/vnd.oci.image.layer.v1.tar+gzip");
+        let unpack = format!(r#"{},"{ORAS_UNPACK}":"true""#, title("charts"));
+        let thing = "application/vnd.example.thing";
+        for (expected, kind, layers) in [
+            (Class::Unknown, thing, vec![layer(tar, &title("README.txt"))]),
+            (Class::Unknown, thing, vec![layer(gzip, &title("a.tar.gz")), layer(gzip, "")]),
+            (Class::ContainerImage, thing, vec![layer(gzip, "")]),
+            (Class::Unknown, "", vec![layer(tar, &title("README.txt"))]),
+            (Class::Unknown, "", vec![layer("application/octet-stream", &title("disk.raw"))]),
+            (Class::Unknown, "", vec![layer(gzip, &unpack)]),
+            (Class::ContainerImage, "", vec![layer(tar, &title("rootfs.tar"))]),
+            (Class::ContainerImage, "", vec![layer(gzip, &title("rootfs"))]),
+            (Class::ContainerImage, "", vec![layer(tar, &title("README.txt")), layer(gzip, "")]),
+        ] {
+            assert_eq!(with(kind, &layers), expected, "{kind} {layers:?}");
+        }
     }
 
     #[test]

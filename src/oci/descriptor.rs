@@ -29,6 +29,8 @@ pub struct Descriptor {
     pub artifact_type: Option<MediaType>,
     /// The content itself, when the document embeds it (checked against digest and size).
     pub data: Option<Vec<u8>>,
+    /// Where the content can be had beside the place of the document (image-spec descriptor.md); never written.
+    pub urls: Vec<String>,
     /// What Ollama calls the file that the layer is; no specification has it, and it is never written.
     pub name: Option<String>,
 }
@@ -44,6 +46,7 @@ impl Descriptor {
             platform: None,
             artifact_type: None,
             data: None,
+            urls: Vec::new(),
             name: None,
         }
     }
@@ -59,6 +62,7 @@ impl Descriptor {
             platform: None,
             artifact_type: None,
             data: None,
+            urls: Vec::new(),
             name: None,
         }
     }
@@ -128,8 +132,17 @@ pub(super) struct RawDescriptor {
     artifact_type: Option<MediaType>,
     #[serde(default)]
     data: Option<String>,
+    #[serde(default, deserialize_with = "texts")]
+    urls: Vec<String>,
     #[serde(default, deserialize_with = "text")]
     name: Option<String>,
+}
+
+/// A list of which only texts count, or nothing.
+fn texts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    let texts = value.as_array().into_iter().flatten();
+    Ok(texts.filter_map(|text| text.as_str().map(str::to_owned)).collect())
 }
 
 /// A property that no specification names may be anything: what is no text counts as absent.
@@ -151,9 +164,10 @@ impl RawDescriptor {
             digest,
             size,
             annotations: self.annotations.unwrap_or_default(),
-            platform: self.platform,
+            platform: self.platform.filter(|platform| !platform.is_empty()),
             artifact_type: self.artifact_type.filter(|kind| !kind.is_empty()),
             data: None,
+            urls: self.urls,
             name: self.name,
         };
         if let Some(data) = self.data {

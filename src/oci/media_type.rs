@@ -4,6 +4,116 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// How the label of a blob says that it is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LabelCompression {
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+    /// The .xz file format.
+    Xz,
+    /// bzip2.
+    Bzip2,
+    /// The LZ4 frame format.
+    Lz4,
+}
+
+impl LabelCompression {
+    /// The extension of a file that is compressed so.
+    pub fn extension(self) -> &'static str {
+        match self {
+            LabelCompression::Gzip => ".gz",
+            LabelCompression::Zstd => ".zst",
+            LabelCompression::Xz => ".xz",
+            LabelCompression::Bzip2 => ".bz2",
+            LabelCompression::Lz4 => ".lz4",
+        }
+    }
+}
+
+/// What one word of a label says about how the bytes are stored.
+#[derive(Clone, Copy, Debug)]
+struct LabelPacking {
+    is_tar: bool,
+    compression: Option<LabelCompression>,
+}
+
+const TAR: LabelPacking = LabelPacking { is_tar: true, compression: None };
+const GZIP: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Gzip) };
+const TAR_GZIP: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Gzip) };
+const ZSTD: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Zstd) };
+const TAR_ZSTD: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Zstd) };
+const XZ: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Xz) };
+const TAR_XZ: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Xz) };
+const BZIP2: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Bzip2) };
+const TAR_BZIP2: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Bzip2) };
+const LZ4: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Lz4) };
+
+/// Every spelling of an archive and of a compression that tools write into media types.
+const PACKINGS: [(&str, LabelPacking); 28] = [
+    ("tar", TAR),
+    ("x-tar", TAR),
+    ("gtar", TAR),
+    ("x-gtar", TAR),
+    ("x-ustar", TAR),
+    ("compressed-tar", TAR_GZIP),
+    ("x-compressed-tar", TAR_GZIP),
+    ("tgz", TAR_GZIP),
+    ("x-tgz", TAR_GZIP),
+    ("gzip", GZIP),
+    ("x-gzip", GZIP),
+    ("gz", GZIP),
+    ("tzst", TAR_ZSTD),
+    ("zstd", ZSTD),
+    ("x-zstd", ZSTD),
+    ("zst", ZSTD),
+    ("txz", TAR_XZ),
+    ("x-xz-compressed-tar", TAR_XZ),
+    ("xz", XZ),
+    ("x-xz", XZ),
+    ("tbz", TAR_BZIP2),
+    ("tbz2", TAR_BZIP2),
+    ("bzip2", BZIP2),
+    ("x-bzip2", BZIP2),
+    ("bz2", BZIP2),
+    ("lz4", LZ4),
+    ("x-lz4", LZ4),
+    ("tlz4", LabelPacking { is_tar: true, compression: Some(LabelCompression::Lz4) }),
+];
+
+/// Every spelling of a disk's format that tools write into media types, and the format.
+const DISK_FORMATS: [(&str, &str); 14] = [
+    ("qcow2", "qcow2"),
+    ("x-qcow2", "qcow2"),
+    ("x-qemu-qcow2", "qcow2"),
+    ("x-qemu-disk", "qcow2"),
+    ("qcow", "qcow"),
+    ("x-qcow", "qcow"),
+    ("raw", "raw"),
+    ("x-raw-disk-image", "raw"),
+    ("vmdk", "vmdk"),
+    ("x-vmdk", "vmdk"),
+    ("vhd", "vhd"),
+    ("vhdx", "vhdx"),
+    ("x-vhdx", "vhdx"),
+    ("vdi", "vdi"),
+];
+
+/// Every spelling of a file system that tools write into media types of layers, and the extension of such a file.
+const FILE_SYSTEMS: [(&str, &str); 5] = [
+    ("squashfs", "squashfs"),
+    ("x-squashfs", "squashfs"),
+    ("erofs", "erofs"),
+    ("sif", "sif"),
+    ("x-sif", "sif"),
+];
+
+/// The meaning of the first of `words` that a table has.
+fn found_in<'a, T: Copy>(table: &[(&str, T)], mut words: impl Iterator<Item = &'a str>) -> Option<T> {
+    words.find_map(|word| table.iter().find(|(spelling, _)| word == *spelling).map(|(_, meaning)| *meaning))
+}
+
 /// A media type as written, compared by its essence: `type/subtype` in lower case, parameters cut.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
@@ -46,6 +156,11 @@ impl MediaType {
         )
     }
 
+    /// Whether this is Docker's manifest of an image, schema 2.
+    pub fn is_docker_manifest(&self) -> bool {
+        self.essence() == "application/vnd.docker.distribution.manifest.v2+json"
+    }
+
     /// Whether this is one of Docker's schema 1 forms, which name no sizes and cannot be served by range.
     pub fn is_schema1(&self) -> bool {
         matches!(
@@ -75,29 +190,92 @@ impl MediaType {
             || essence.starts_with("application/vnd.docker.image.rootfs.foreign.")
     }
 
-    /// Whether the label says "a tar archive", compressed or not: `…tar`, `…tar+gzip`, `…tar.gzip`, `…tar+zstd`, `…tgz`,
-    /// `…+tar+gzip`.
-    pub fn claims_tar(&self) -> bool {
+    /// Whether a registry or an old tool wrote this where the type of a container image's config belongs: Docker 1.10 to 1.11.0
+    /// (moby `distribution/registry.go`, `ImageTypes`), and nothing at all.
+    pub fn is_lost_config(&self) -> bool {
+        matches!(
+            self.essence().as_str(),
+            "" | "application/octet-stream" | "application/json" | "text/html" | "text/plain"
+        )
+    }
+
+    /// Whether this is the type of a container image's layer by Docker.
+    pub fn is_docker_layer(&self) -> bool {
         let essence = self.essence();
-        let subtype = essence.split('/').nth(1).unwrap_or_default();
-        if subtype.split('+').skip(1).any(|suffix| suffix == "tar") {
-            return true;
-        }
-        let base = subtype.split('+').next().unwrap_or_default();
-        let base = base.strip_suffix(".gzip").or_else(|| base.strip_suffix(".zstd")).unwrap_or(base);
-        matches!(base, "tar" | "x-tar" | "tgz" | "x-gtar" | "x-compressed-tar" | "x-tgz")
-            || base.ends_with(".tar")
-            || base.ends_with(".tgz")
+        essence.starts_with("application/vnd.docker.image.rootfs.")
+            || essence.starts_with("application/vnd.docker.container.image.rootfs.")
+    }
+
+    /// Whether this is the type of a container image's layer, by Docker or by OCI.
+    pub fn is_image_layer(&self) -> bool {
+        let essence = self.essence();
+        self.is_docker_layer()
+            || essence.starts_with("application/vnd.oci.image.layer.")
+            || essence.starts_with("application/vnd.oci.image.rootfs.")
+            || essence.starts_with("application/vnd.oci.image.serialization.rootfs.")
+    }
+
+    /// Whether the label says that the bytes are encrypted (ocicrypt: `…tar+gzip+encrypted`).
+    pub fn claims_encryption(&self) -> bool {
+        self.essence().split('+').skip(1).any(|suffix| suffix == "encrypted" || suffix.starts_with("enc-"))
+    }
+
+    /// Whether the label says "a tar archive", compressed or not: `…tar`, `…tar+gzip`, `…tar.gz`, `…tar+zstd`, `…tgz`,
+    /// `…+tar+gzip`, `…+tar.xz`.
+    pub fn claims_tar(&self) -> bool {
+        self.packing().is_some_and(|packing| packing.is_tar)
     }
 
     /// Whether the label says "a tar archive, not compressed".
     pub fn claims_uncompressed_tar(&self) -> bool {
+        self.packing().is_some_and(|packing| packing.is_tar && packing.compression.is_none())
+    }
+
+    /// The compression that the label names, of an archive or of anything else.
+    pub fn compression(&self) -> Option<LabelCompression> {
+        self.packing().and_then(|packing| packing.compression)
+    }
+
+    /// The format of a disk that the label names: `…+qcow2`, `….raw`.
+    pub fn disk_format(&self) -> Option<&'static str> {
+        found_in(&DISK_FORMATS, self.words().iter().map(String::as_str))
+    }
+
+    /// The file system that the label names, wherever in it: `vnd.erofs.layer.v1+zstd`, `…squashfs+zstd+verity`.
+    pub fn file_system(&self) -> Option<&'static str> {
         let essence = self.essence();
-        self.claims_tar()
-            && (essence.ends_with(".tar")
-                || essence.ends_with("+tar")
-                || essence.ends_with("/tar")
-                || essence.ends_with("/x-tar"))
+        let subtype = essence.split('/').nth(1).unwrap_or_default();
+        found_in(&FILE_SYSTEMS, subtype.split(['.', '+']))
+    }
+
+    fn packing(&self) -> Option<LabelPacking> {
+        let words = self.words();
+        let found = words.iter().filter_map(|word| found_in(&PACKINGS, [word.as_str()].into_iter()));
+        found.reduce(|one, other| LabelPacking {
+            is_tar: one.is_tar || other.is_tar,
+            compression: one.compression.or(other.compression),
+        })
+    }
+
+    /// The words at the end of the subtype that say how the bytes are stored: every suffix behind a `+`, and the last two parts of
+    /// what is in front of it (`vnd.oci.image.layer.v1.tar`, `rootfs.diff.tar.gzip`), each of them split at dots.
+    fn words(&self) -> Vec<String> {
+        let essence = self.essence();
+        let subtype = essence.split('/').nth(1).unwrap_or_default();
+        let mut parts = subtype.split('+');
+        let base = parts.next().unwrap_or_default();
+        let mut words: Vec<&str> = Vec::new();
+        let mut tail = base.rsplit('.');
+        let last = tail.next().unwrap_or_default();
+        words.push(last);
+        // A word in front of a compression: `tar.gzip`. In front of anything else it is a name.
+        if let Some(before) = tail.next()
+            && PACKINGS.iter().any(|(spelling, _)| *spelling == last)
+        {
+            words.push(before);
+        }
+        words.extend(parts.flat_map(|suffix| suffix.split('.')));
+        words.into_iter().map(str::to_owned).collect()
     }
 }
 
@@ -170,6 +348,13 @@ mod tests {
             "application/tar+gzip",
             "application/x-tar",
             "application/vnd.nosi.netboot-bundle.layer.v1+tar+gzip",
+            "application/vnd.cncf.falco.rulesfile.layer.v1+tar.gz",
+            "application/vnd.example.metadata.v1.tar.xz",
+            "application/vnd.example.v1.tar.zst",
+            "application/vnd.example.v1.tar.bz2",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+            "application/vnd.example.layer.v1+tgz",
+            "application/x-tgz",
         ] {
             assert!(MediaType::from(tar).claims_tar(), "{tar}");
         }
@@ -179,8 +364,33 @@ mod tests {
             "application/vnd.cocoonstack.disk.qcow2.part",
             "application/wasm",
             "application/gzip",
+            "application/vnd.example.tar.manifest.v1+json",
         ] {
             assert!(!MediaType::from(other).claims_tar(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_label_names_its_compression_and_its_format_in_every_spelling() {
+        use LabelCompression::{Bzip2, Gzip, Lz4, Xz, Zstd};
+        for (label, compression, disk, system) in [
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", Some(Gzip), None, None),
+            ("application/vnd.example.v1+tar.gz", Some(Gzip), None, None),
+            ("application/vnd.example.v1.tar.xz", Some(Xz), None, None),
+            ("application/x-bzip2", Some(Bzip2), None, None),
+            ("application/octet-stream+lz4", Some(Lz4), None, None),
+            ("application/vnd.oci.image.layer.v1.tar", None, None, None),
+            ("application/vnd.lfedge.disk.layer.v1+qcow2", None, Some("qcow2"), None),
+            ("application/x-qemu-disk+zstd", Some(Zstd), Some("qcow2"), None),
+            ("application/vnd.stacker.image.layer.squashfs+zstd+verity", Some(Zstd), None, Some("squashfs")),
+            ("application/vnd.sylabs.image.layer.v1.squashfs", None, None, Some("squashfs")),
+            ("application/vnd.erofs.layer.v1+zstd", Some(Zstd), None, Some("erofs")),
+            ("application/vnd.example.layer.v1+erofs", None, None, Some("erofs")),
+            ("text/plain", None, None, None),
+        ] {
+            let kind = MediaType::from(label);
+            let said = (kind.compression(), kind.disk_format(), kind.file_system());
+            assert_eq!(said, (compression, disk, system), "{label}");
         }
     }
 }

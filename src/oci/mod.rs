@@ -28,7 +28,7 @@ mod soci;
 mod title;
 
 pub use artifact::{Artifact, EMPTY, INDEX_TYPE, MANIFEST_TYPE, Written};
-pub use choice::{Candidate, Condition, EntryKind, choose, entry_kind, told_by};
+pub use choice::{Candidate, Condition, EntryKind, choose, entry_kind, told_apart, told_by};
 pub use class::{Class, classify, classify_manifest};
 pub use config::ImageConfig;
 pub use descriptor::{Descriptor, REF_NAME, TITLE};
@@ -36,7 +36,7 @@ pub use digest::{Algorithm, Digest, Hasher};
 pub use error::OciError;
 pub use host::canonical_host;
 pub use manifest::{Document, Index, MAX_DOCUMENT, MAX_LAYERS, Manifest};
-pub use media_type::MediaType;
+pub use media_type::{LabelCompression, MediaType};
 pub use member::{Named, member_names, referrer_directory};
 pub use platform::Platform;
 pub use public_key::{MAX_KEY_FILE, PublicKey};
@@ -51,4 +51,4 @@ pub use signature::{
 pub use soci::{
     IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, SOCI_V1, SOCI_V2, SociIndex, SociVersion, Ztoc, soci_index_digest,
 };
-pub use title::{FileName, FileNames, Wanted, extension, fallback_name, file_names};
+pub use title::{FileName, FileNames, Wanted, extension, fallback_name, file_names, is_tar_name};

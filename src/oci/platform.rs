@@ -80,6 +80,11 @@ impl Platform {
         }
     }
 
+    /// Whether it names nothing: some tools write an empty platform where there is none.
+    pub fn is_empty(&self) -> bool {
+        self.os.is_empty() && self.architecture.is_empty()
+    }
+
     /// Whether this is the `unknown/unknown` that BuildKit gives to attestations.
     pub fn is_unknown(&self) -> bool {
         self.os == "unknown" || self.architecture == "unknown"

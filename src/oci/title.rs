@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 
-use super::{Descriptor, Digest, MediaType};
+use super::{Descriptor, Digest, LabelCompression, MediaType};
 
 /// The longest file name Linux has, in bytes.
 const NAME_MAX: usize = 255;
@@ -110,16 +110,50 @@ pub fn extension(media_type: &MediaType) -> &'static str {
         ("/octet-stream", ".bin"),
     ];
     let essence = media_type.essence();
-    let gzip = essence.ends_with("gzip") || essence.ends_with("tgz") || essence.ends_with("compressed-tar");
-    let zstd = essence.ends_with("zstd");
-    match (media_type.claims_tar(), gzip, zstd) {
-        (true, true, _) => ".tar.gz",
-        (true, _, true) => ".tar.zst",
-        (true, ..) => ".tar",
-        (false, true, _) => ".gz",
-        (false, _, true) => ".zst",
-        _ => SUFFIXES.iter().find(|(end, _)| essence.ends_with(end)).map_or("", |(_, extension)| extension),
+    match (media_type.claims_tar(), media_type.compression()) {
+        (true, None) => ".tar",
+        (true, Some(LabelCompression::Gzip)) => ".tar.gz",
+        (true, Some(LabelCompression::Zstd)) => ".tar.zst",
+        (true, Some(LabelCompression::Xz)) => ".tar.xz",
+        (true, Some(LabelCompression::Bzip2)) => ".tar.bz2",
+        (true, Some(LabelCompression::Lz4)) => ".tar.lz4",
+        (false, compression) => match (media_type.file_system(), compression) {
+            (Some("squashfs"), _) => ".squashfs",
+            (Some("erofs"), Some(LabelCompression::Zstd)) => ".erofs.zst",
+            (Some("erofs"), Some(LabelCompression::Gzip)) => ".erofs.gz",
+            (Some("erofs"), _) => ".erofs",
+            (Some("sif"), _) => ".sif",
+            (_, Some(compression)) => compression.extension(),
+            (_, None) => {
+                SUFFIXES.iter().find(|(end, _)| essence.ends_with(end)).map_or("", |(_, extension)| extension)
+            }
+        },
     }
+}
+
+/// How the name of a file ends that is an archive.
+const TAR_NAMES: [&str; 15] = [
+    ".tar",
+    ".tgz",
+    ".tar.gz",
+    ".tar.gzip",
+    ".tar.zst",
+    ".tzst",
+    ".tar.xz",
+    ".txz",
+    ".tar.bz2",
+    ".tbz2",
+    ".tbz",
+    ".tar.lz4",
+    ".tlz4",
+    ".tar.lzma",
+    ".tar.zstd",
+];
+
+/// Whether a file of that name is an archive.
+pub fn is_tar_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    TAR_NAMES.iter().any(|end| name.ends_with(end))
 }
 
 #[derive(Default)]
@@ -258,6 +292,7 @@ mod tests {
             platform: None,
             artifact_type: None,
             data: None,
+            urls: Vec::new(),
             name: None,
         }
     }

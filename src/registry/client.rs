@@ -154,6 +154,25 @@ impl Registry {
         })
     }
 
+    /// The same registries without any login.
+    #[must_use]
+    pub fn without_logins(&self) -> Self {
+        let inner = &self.inner;
+        let credentials = Credentials { anonymous: true, ..Credentials::of_environment(None) };
+        Self {
+            inner: Arc::new(Inner {
+                auth: Auth::new(credentials, inner.clients.clone()),
+                clients: inner.clients.clone(),
+                read_budget: inner.read_budget,
+                hosts: Hosts::default(),
+                generation: AtomicU64::new(0),
+                given: inner.given.clone(),
+                places: inner.places.clone(),
+                routes: Mutex::default(),
+            }),
+        }
+    }
+
     /// The manifest or index that `selector` names in the repository of `reference`, at most [`MAX_DOCUMENT`] bytes.
     ///
     /// The bytes hash to the returned digest, which is the one asked for when it was asked by digest.

@@ -418,7 +418,7 @@ impl RegistryError {
     }
 
     /// The error of a read of `subject`.
-    pub(super) fn of_read(self, subject: impl Into<String>) -> ReadError {
+    pub fn of_read(self, subject: impl Into<String>) -> ReadError {
         ReadError::caused(self.fault(), subject, self)
     }
 }

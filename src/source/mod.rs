@@ -7,6 +7,7 @@
 mod directory;
 mod error;
 mod file;
+mod foreign;
 mod held;
 mod layout;
 mod location;
@@ -22,6 +23,7 @@ use directory::Directory;
 
 pub use error::SourceError;
 pub use file::LocalFile;
+pub use foreign::{ForeignLayers, naming};
 pub use held::{holding, usual_stores};
 pub use layout::{Files, Layout, Listed, listed_in};
 pub use location::{Form, LayoutChoice, Location, Place};

@@ -55,6 +55,8 @@ pub struct Builder {
     used: u64,
     /// Where the paths of a layer start: the root, but while an archive is unpacked beside the tree.
     pub(super) base: Id,
+    /// A directory that no name holds, with the bookkeeping of aufs: hard links may mean files in it. `None` while there is none.
+    pub(super) aside: Option<Id>,
 }
 
 /// Attributes that every inode has.
@@ -123,6 +125,7 @@ impl Builder {
             memory: MEMORY.lasting(),
             used: 0,
             base: ROOT,
+            aside: None,
         }
     }
 

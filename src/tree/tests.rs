@@ -323,8 +323,12 @@ fn a_hard_link_replaces_xattrs_only_when_it_records_some() {
 #[test]
 fn a_hard_link_to_what_is_not_there_yet_or_to_a_directory_is_rejected() {
     let nothing = Problem::LinkToNothing { target: "\"a\"".into() };
+    let missing = Problem::LinkToNothing { target: "\"c\"".into() };
     assert_eq!(problem(&[&[hard("b", "a"), file("a", 1)]]), nothing);
-    assert_eq!(problem(&[&[file("a", 1)], &[hide(".wh.a"), hard("b", "a")]]), nothing);
+    assert_eq!(
+        problem(&[&[file("a", 1)], &[dir("a"), file("a", 2), hide(".wh.c"), hard("b", "c")]]),
+        missing
+    );
     assert_eq!(problem(&[&[dir("a"), hard("b", "a")]]), Problem::LinkToDirectory { target: "\"a\"".into() });
     assert_eq!(problem(&[&[hard("b", "..")]]), Problem::LinkToDirectory { target: "\"..\"".into() });
 }
@@ -360,6 +364,45 @@ fn a_hard_link_whose_sibling_is_hidden_or_replaced_keeps_its_content() {
 }
 
 // What entries carry.
+
+#[test]
+fn a_hard_link_means_what_its_layer_hides_in_either_order() {
+    let lower = [dir("d"), file("d/f", 1), file("f", 2)];
+    for upper in [[hard("g", "f"), hide(".wh.f")], [hide(".wh.f"), hard("g", "f")]] {
+        let tree = build(&[&lower, &upper]).unwrap();
+        assert_eq!(names(&tree), ["d/", "d/f=1", "g=2"]);
+        assert_eq!(tree.attr(at(&tree, "g")).unwrap().nlink, 1);
+    }
+    for marker in ["d/.wh..wh..opq", ".wh.d", ".wh..wh..opq"] {
+        assert!(
+            union(&[&lower, &[hide(marker), hard("g", "./d/f")]]).contains(&"g=1".to_owned()),
+            "{marker}"
+        );
+    }
+    assert_eq!(
+        union(&[&lower, &[hide(".wh.f"), file("f", 3), hard("g", "f")]]),
+        ["d/", "d/f=1", "f=3", "g=3"]
+    );
+    let replaced = problem(&[&lower, &[hide(".wh.f"), file("d", 3), hard("g", "d/f")]]);
+    assert_eq!(replaced, Problem::LinkToNothing { target: "\"d/f\"".into() }, "replaced, not hidden");
+    assert!(matches!(problem(&[&lower, &[hide(".wh.d"), hard("g", "d")]]), Problem::LinkToDirectory { .. }));
+}
+
+#[test]
+fn links_into_the_bookkeeping_of_aufs_are_files_and_the_bookkeeping_is_not_shown() {
+    let plnk = [dir(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", 7), dir(".wh..wh.orph")];
+    let links = [hard("usr/a", ".wh..wh.plnk/1.2"), hard("usr/b", "./.wh..wh.plnk/1.2")];
+    let tree = build(&[&[&plnk[..], &links].concat()]).unwrap();
+    assert_eq!(names(&tree), ["usr/", "usr/a=7", "usr/b=7"]);
+    assert_eq!(tree.attr(at(&tree, "usr/a")).unwrap().nlink, 2);
+    assert_eq!(at(&tree, "usr/a"), at(&tree, "usr/b"));
+    assert_eq!(union(&[&plnk, &links]), ["usr/", "usr/a=7", "usr/b=7"], "in a layer above");
+    let nothing = problem(&[&[&plnk[..], &[hard("a", ".wh..wh.plnk/3.4")]].concat()]);
+    assert_eq!(nothing, Problem::LinkToNothing { target: "\".wh..wh.plnk/3.4\"".into() });
+    // What aufs left may be odd, as long as nothing means it.
+    let odd = [dir(".wh..wh.plnk"), hard(".wh..wh.plnk/1.2", "nothing"), file("f", 1)];
+    assert_eq!(union(&[&odd]), ["f=1"]);
+}
 
 #[test]
 fn a_char_device_0_0_is_a_device_and_hides_nothing() {

@@ -7,7 +7,7 @@
 //! on. A path is walked as their `SecureJoin` does: a component that does not exist counts as a directory to come.
 
 use std::cell::LazyCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::layer::{EntryKind, EntryRef, Toc};
 
@@ -26,17 +26,50 @@ impl Builder {
             let mark = check(&entry, Whiteouts::Apply).map_err(|problem| at(origin, &entry, problem))?;
             hides |= matches!(mark, Mark::Whiteout(_) | Mark::Opaque);
         }
-        if hides {
-            self.hide(toc);
-        }
         let mut placing = Placing::new(origin, &[]);
+        if hides {
+            placing.lower = self.lower_targets(toc);
+            self.hide(toc);
+            // What is replaced by an entry of this layer is replaced for its links as well.
+            placing.lower.retain(|target, _| self.target_in(self.base, &path::clean(target)).is_none());
+        }
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
-            if path::mark(&cleaned) == Ok(Mark::Plain) {
-                self.place(&mut placing, &entry, &cleaned).map_err(|problem| at(origin, &entry, problem))?;
-            }
+            let placed = match path::mark(&cleaned) {
+                Ok(Mark::Plain) => self.place(&mut placing, &entry, &cleaned),
+                Ok(Mark::Leftover) => self.set_aside(origin, &entry, &cleaned),
+                Ok(Mark::Whiteout(_) | Mark::Opaque) | Err(_) => Ok(()),
+            };
+            placed.map_err(|problem| at(origin, &entry, problem))?;
         }
         Ok(())
+    }
+
+    /// What the hard links of a layer mean in the layers below, before anything of those is hidden: a layer may give a file a second
+    /// name and delete the first, in either order.
+    fn lower_targets<'a>(&self, toc: &'a Toc) -> HashMap<&'a [u8], Id> {
+        let targets = toc.iter().filter_map(|entry| match entry.kind {
+            EntryKind::HardLink(target) => Some(target),
+            _ => None,
+        });
+        targets
+            .filter_map(|target| Some((target, self.target_in(self.base, &path::clean(target))?)))
+            .collect()
+    }
+
+    /// Keeps an entry of the bookkeeping of aufs where no name leads, for the hard links that mean it: Docker stored a file of
+    /// several names in `.wh..wh.plnk` (moby go-archive `UnpackLayer`).
+    fn set_aside(&mut self, origin: u32, entry: &EntryRef<'_>, cleaned: &[&[u8]]) -> Result<(), Problem> {
+        let aside = self.aside.unwrap_or_else(|| self.detached());
+        self.aside = Some(aside);
+        let base = std::mem::replace(&mut self.base, aside);
+        let placed = self.place(&mut Placing::new(origin, &[]), entry, cleaned);
+        self.base = base;
+        match placed {
+            Err(problem @ (Problem::TooManyNames { .. } | Problem::TooManyBytes)) => Err(problem),
+            // What is wrong with it is found by a link that means it.
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Applies one layer as nothing but an archive: whiteouts and what aufs left stay the files they are recorded as.
@@ -123,7 +156,7 @@ impl Builder {
         };
         // Before the parents are made: a link that is left out must leave no trace.
         let linked = match entry.kind {
-            EntryKind::HardLink(target) => Some(self.link_target(target, placing.below)?),
+            EntryKind::HardLink(target) => Some(self.link_target(target, placing)?),
             _ => None,
         };
         let dir = self.directory_for(entry.path, parents, name, &mut placing.near)?;
@@ -157,19 +190,18 @@ impl Builder {
         Ok(())
     }
 
-    /// The inode a hard link means: the links among its parents are followed, the last component is not.
-    fn link_target(&self, target: &[u8], below: &[&[u8]]) -> Result<Id, Problem> {
-        let cleaned = path::clean(target);
+    /// The inode a hard link means: in the tree, in what aufs left, or in what this layer hides of those below.
+    fn link_target(&self, target: &[u8], placing: &Placing<'_>) -> Result<Id, Problem> {
+        let (cleaned, below) = (path::clean(target), placing.below);
         let cleaned = path::within(&cleaned, below)
             .ok_or_else(|| Problem::Outside { what: shown(target), below: shown(&below.join(&b'/')) })?;
-        let Some((name, parents)) = cleaned.split_last() else {
+        if cleaned.is_empty() {
             return Err(Problem::LinkToDirectory { target: shown(target) });
-        };
+        }
         let found = self
-            .walk(parents, |_| false)
-            .ok()
-            .filter(|walked| walked.pending.is_empty())
-            .and_then(|walked| self.child(walked.directory(), name));
+            .target_in(self.base, cleaned)
+            .or_else(|| self.target_in(self.aside?, cleaned))
+            .or_else(|| placing.lower.get(target).copied());
         let id = found.ok_or_else(|| Problem::LinkToNothing { target: shown(target) })?;
         match self.body(id) {
             NodeBody::Directory { .. } | NodeBody::Graft(_) => {
@@ -177,6 +209,14 @@ impl Builder {
             }
             _ => Ok(id),
         }
+    }
+
+    /// The inode at a cleaned path below `base`: the links among its parents are followed, the last component is not.
+    fn target_in(&self, base: Id, cleaned: &[&[u8]]) -> Option<Id> {
+        let (name, parents) = cleaned.split_last()?;
+        let walked =
+            self.walk_from(base, parents, |_| false).ok().filter(|walked| walked.pending.is_empty())?;
+        self.child(walked.directory(), name)
     }
 
     /// The directory that an entry lies in, without a walk when it is that of the entry before.
@@ -228,7 +268,17 @@ impl Builder {
     /// Walks cleaned components from the root. `stop(i)` is asked when component `i` is a symbolic link, and ends the
     /// walk with an error instead of following it.
     fn walk<'a>(&'a self, cleaned: &[&'a [u8]], stop: impl Fn(usize) -> bool) -> Result<Walked<'a>, Problem> {
-        let mut walked = Walked { base: self.base, dirs: Vec::new(), pending: Vec::new(), blocked: false };
+        self.walk_from(self.base, cleaned, stop)
+    }
+
+    /// The same from the directory `base`.
+    fn walk_from<'a>(
+        &'a self,
+        base: Id,
+        cleaned: &[&'a [u8]],
+        stop: impl Fn(usize) -> bool,
+    ) -> Result<Walked<'a>, Problem> {
+        let mut walked = Walked { base, dirs: Vec::new(), pending: Vec::new(), blocked: false };
         // What is still to come, last first; the components of link targets have no place in `cleaned`.
         let mut ahead: Vec<(&[u8], Option<usize>)> =
             cleaned.iter().enumerate().rev().map(|(place, &name)| (name, Some(place))).collect();
@@ -293,11 +343,13 @@ pub(super) struct Placing<'a> {
     near: Option<Near<'a>>,
     /// The directories that have entries of their own, when somebody wants to know.
     pub(super) recorded: Option<Vec<Id>>,
+    /// What targets of hard links mean in the layers below, if this layer hides something of them.
+    lower: HashMap<&'a [u8], Id>,
 }
 
 impl<'a> Placing<'a> {
     pub(super) fn new(origin: u32, below: &'a [&'a [u8]]) -> Self {
-        Self { origin, below, near: None, recorded: None }
+        Self { origin, below, near: None, recorded: None, lower: HashMap::new() }
     }
 
     fn record(&mut self, id: Id) {

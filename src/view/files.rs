@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::artifact::{self, File, FileBody};
-use crate::image::Image;
+use crate::image::{Image, TreeRoot};
 use crate::io::{BoxFuture, Fault, ReadError};
 
 use super::View;
@@ -66,6 +66,10 @@ impl View for Files {
             let tree = image.contents().files.get(at).and_then(directory).ok_or_else(missing)?;
             Ok(Subtree { tree: Arc::new(image.directory(tree).await?), origins: Origins::Layers })
         })
+    }
+
+    fn inner_root(&self, at: usize) -> Option<TreeRoot> {
+        Some(TreeRoot::Directory(at))
     }
 
     fn is_free(&self, _image: &Image) -> bool {

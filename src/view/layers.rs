@@ -1,15 +1,63 @@
 //! `layers/NN-<hex12>/` and `layers/NN-<hex12>.<ext>`: every archive layer alone, extracted and as stored.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::image::Image;
-use crate::io::{BoxFuture, ReadError};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+
+use crate::image::{Image, TreeRoot};
+use crate::io::{BoxFuture, Fault, ReadError};
 use crate::layer::{LayerState, Sniffed};
 
 use super::View;
 use super::subtree::{Listing, Origins, Subtree};
 
 pub(super) struct Layers;
+
+/// How long the other layers are waited for once the source did not give the beginning of one.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The extensions that the contents of all archives deserve, looked at side by side. What cannot be looked at keeps that of its
+/// label, and hides no other; a source that does not answer is waited for once.
+async fn extensions(image: &Image) -> Vec<String> {
+    let archives: Vec<_> = image.every_archive().collect();
+    let mut extensions: Vec<String> = archives
+        .iter()
+        .map(|(at, _)| crate::oci::extension(&image.manifest().layers[*at].media_type).to_owned())
+        .collect();
+    let mut looks: FuturesUnordered<BoxFuture<'_, _>> = archives
+        .into_iter()
+        .enumerate()
+        .map(|(nth, (_, layer))| -> BoxFuture<'_, _> {
+            Box::pin(async move {
+                let sniffed = match layer.state() {
+                    LayerState::Indexed { encoding, .. } => Ok(Sniffed::Stream(encoding)),
+                    _ => layer.sniff().await,
+                };
+                (nth, sniffed)
+            })
+        })
+        .collect();
+    let mut deadline = None;
+    loop {
+        let next = match deadline {
+            None => looks.next().await,
+            Some(deadline) => tokio::time::timeout_at(deadline, looks.next()).await.unwrap_or_default(),
+        };
+        match next {
+            None => return extensions,
+            Some((nth, Ok(Sniffed::Stream(encoding)))) => {
+                extensions[nth] = format!(".{}", encoding.extension())
+            }
+            Some((nth, Ok(Sniffed::Other(_)))) => extensions[nth] = ".bin".to_owned(),
+            Some((_, Err(error))) if error.fault() == Fault::Unavailable => {
+                deadline.get_or_insert_with(|| tokio::time::Instant::now() + GRACE);
+            }
+            Some((_, Err(_))) => {}
+        }
+    }
+}
 
 impl View for Layers {
     fn name(&self) -> &'static str {
@@ -27,23 +75,14 @@ impl View for Layers {
     fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
         Box::pin(async move {
             let mut listing = Listing::new(image.created());
-            for (nth, (at, layer)) in image.every_archive().enumerate() {
+            let extensions = extensions(image).await;
+            for ((nth, (at, _)), extension) in image.every_archive().enumerate().zip(extensions) {
                 let digest = &image.manifest().layers[at].digest;
                 let stem = match image.layer_label(at) {
                     Some(label) => format!("{at:02}-{label}"),
                     None => format!("{at:02}-{}", digest.short()),
                 };
                 listing.graft(stem.as_bytes(), first + nth as u32)?;
-                // The extension that the content deserves; what cannot be looked at keeps that of its label, and hides no other.
-                let sniffed = match layer.state() {
-                    LayerState::Indexed { encoding, .. } => Ok(Sniffed::Stream(encoding)),
-                    _ => layer.sniff().await,
-                };
-                let extension = match sniffed {
-                    Ok(Sniffed::Stream(encoding)) => format!(".{}", encoding.extension()),
-                    Ok(Sniffed::Other(_)) => ".bin".to_owned(),
-                    Err(_) => crate::oci::extension(&image.manifest().layers[at].media_type).to_owned(),
-                };
                 let target = format!("../blobs/{}/{}", digest.algorithm_name(), digest.encoded());
                 listing.symlink(format!("{stem}{extension}").as_bytes(), &target)?;
             }
@@ -53,6 +92,10 @@ impl View for Layers {
 
     fn inner(&self, image: &Image) -> Vec<usize> {
         image.every_archive().map(|(at, _)| at).collect()
+    }
+
+    fn inner_root(&self, layer: usize) -> Option<TreeRoot> {
+        Some(TreeRoot::Layer(layer))
     }
 
     fn build_inner<'a>(

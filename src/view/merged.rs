@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::image::Image;
+use crate::image::{Image, TreeRoot};
 use crate::io::{BoxFuture, ReadError};
 
 use super::View;
@@ -16,7 +16,11 @@ impl View for Merged {
     }
 
     fn exists(&self, image: &Image) -> bool {
-        image.archives().next().is_some()
+        !image.contents().archives.is_empty() || image.contents().is_empty_tree
+    }
+
+    fn root(&self) -> Option<TreeRoot> {
+        Some(TreeRoot::Merged)
     }
 
     fn opens_freely(&self) -> bool {

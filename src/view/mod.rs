@@ -30,7 +30,7 @@ pub use witness::Witness;
 
 use std::sync::Arc;
 
-use crate::image::Image;
+use crate::image::{Image, TreeRoot};
 use crate::io::{BoxFuture, ReadError};
 
 use subtree::Subtree;
@@ -58,6 +58,16 @@ trait View: Sync {
         _layer: usize,
     ) -> BoxFuture<'a, Result<Subtree, ReadError>> {
         self.build(image, 0)
+    }
+
+    /// The tree that it shows, if its root directory has attributes of its own.
+    fn root(&self) -> Option<TreeRoot> {
+        None
+    }
+
+    /// The same of the subtree of layer `layer`, one of [`inner`](Self::inner).
+    fn inner_root(&self, _layer: usize) -> Option<TreeRoot> {
+        None
     }
 
     /// Whether its files are files of archives, so that nothing is decided when one is opened.

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use crate::image::{Family, Image, Status};
+use crate::image::{Family, Image, Status, TreeRoot};
 use crate::io::{Fault, ReadError, Shared};
-use crate::layer::{Device, Time};
+use crate::layer::{Device, Time, has_namespace};
 use crate::oci::Digest;
 use crate::tree::{Attr, Ino, Kind, Tree};
 
@@ -179,6 +179,10 @@ impl Namespace {
             }
             namespace.root = node;
         }
+        // Programs look at the root of a mount before they look into it.
+        if !namespace.is_rooted(namespace.root) {
+            namespace.settle(namespace.root).await?;
+        }
         Ok(namespace)
     }
 
@@ -264,8 +268,11 @@ impl Namespace {
     pub fn attributes(&self, node: NodeId) -> Option<Attributes> {
         let slot = self.slot(node.slot)?;
         let Some(subtree) = slot.built.get() else {
-            // A directory that nobody has looked into: its own attributes are inside.
-            return (node.ino == Tree::ROOT).then(|| self.made_directory(slot));
+            // A directory that was not looked into.
+            return (node.ino == Tree::ROOT).then(|| match slot.tree_root() {
+                Some(of) => self.recorded_root(slot, of),
+                None => self.made_directory(slot),
+            });
         };
         let attr = subtree.tree.attr(node.ino)?;
         if let Kind::Graft(number) = attr.kind {
@@ -291,6 +298,38 @@ impl Namespace {
             }
         }
         Some(attributes)
+    }
+
+    /// The root directory of a tree that was not looked into.
+    fn recorded_root(&self, slot: &Slot, of: TreeRoot) -> Attributes {
+        if slot.root.get().is_none()
+            && let Some(entry) = slot.image.as_ref().and_then(|image| image.tree_root(of))
+        {
+            slot.root.get_or_init(|| entry);
+        }
+        let made = self.made_directory(slot);
+        match slot.root.get() {
+            Some(entry) => {
+                Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, ..made }
+            }
+            // As a tree has it whose archives have no entry for it.
+            None => Attributes { mode: 0o755, mtime: Time::default(), ..made },
+        }
+    }
+
+    /// Whether what `stat` says of the root directory of a tree is known, or will not be before its names.
+    pub fn is_rooted(&self, node: NodeId) -> bool {
+        match self.slot(node.slot) {
+            Some(slot) if node.ino == Tree::ROOT && !slot.built.initialized() => {
+                slot.tree_root().is_none() || slot.image.as_ref().is_none_or(|image| image.knows_roots())
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    /// Whether a node lies in a tree of archives, and has the attributes that these record.
+    pub fn is_recorded(&self, node: NodeId) -> bool {
+        self.built(node).is_some_and(|subtree| matches!(subtree.origins, Origins::Layers))
     }
 
     /// A directory of ours, and what a directory that nobody has looked into looks like until then.
@@ -368,12 +407,16 @@ impl Namespace {
 
     /// The recorded extended attributes, in order.
     pub fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let recorded = self.built(node).into_iter().flat_map(move |subtree| subtree.tree.xattrs(node.ino));
+        let slot = self.slot(node.slot).filter(|slot| node.ino == Tree::ROOT && !slot.built.initialized());
+        let before = slot.and_then(|slot| slot.root.get()).into_iter().flat_map(|entry| entry.xattrs.iter());
+        let before = before.map(|(name, value)| (&name[..], &value[..]));
+        let built = self.built(node).into_iter().flat_map(move |subtree| subtree.tree.xattrs(node.ino));
+        let recorded = before.chain(built);
         let is_hidden = |name: &[u8]| {
             self.overlay_marks == OverlayMarks::Hidden
                 && (name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay."))
         };
-        recorded.filter(move |(name, _)| !name.starts_with(OURS) && !is_hidden(name))
+        recorded.filter(move |(name, _)| !name.starts_with(OURS) && has_namespace(name) && !is_hidden(name))
     }
 
     /// One extended attribute: a recorded one, or one of ours (`user.ocifs.digest`, `user.ocifs.verified`, of the root also

@@ -85,6 +85,9 @@ impl Namespace {
         if let Some(Made::Rootfs(disk)) = self.made(node) {
             return disk.size().is_some();
         }
+        if !self.is_rooted(node) {
+            return false;
+        }
         match self.image(node).zip(self.made(node)) {
             Some((image, Made::Disk(at))) => image.disk_size(*at).is_some(),
             _ => true,
@@ -96,9 +99,19 @@ impl Namespace {
         if let Some(Made::Rootfs(disk)) = self.made(node) {
             return disk.open().await.map(|_| ());
         }
+        self.settle_root(node).await;
         match self.image(node).zip(self.made(node)) {
             Some((image, Made::Disk(at))) => image.disk(*at).await.map(|_| ()),
             _ => Ok(()),
+        }
+    }
+
+    /// Waits until what is recorded of the root directory of a tree is known, or will not be before its names.
+    pub async fn settle_root(&self, node: NodeId) {
+        if !self.is_rooted(node)
+            && let Some(image) = self.image(node)
+        {
+            image.learn_roots().await;
         }
     }
 

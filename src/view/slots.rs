@@ -9,8 +9,9 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::OnceCell;
 
-use crate::image::{Family, Image, Member};
+use crate::image::{Family, Image, Member, TreeRoot};
 use crate::io::{Fault, ReadError};
+use crate::layer::Entry;
 use crate::oci::Digest;
 use crate::tree::Ino;
 
@@ -42,6 +43,8 @@ pub(super) struct Slot {
     pub(super) image: Option<Arc<Image>>,
     /// What it holds.
     pub(super) role: Role,
+    /// What its root directory records, as far as it is known before the rest.
+    pub(super) root: OnceLock<Arc<Entry>>,
     /// It, once somebody looked into it.
     pub(super) built: OnceCell<Arc<Subtree>>,
 }
@@ -75,7 +78,26 @@ pub(super) struct Top {
 impl Slot {
     fn new(number: u32, parent: u32, image: Option<&Arc<Image>>, role: Role) -> Self {
         let image = image.cloned();
-        Self { number, parent, above: OnceLock::new(), image, role, built: OnceCell::new() }
+        Self {
+            number,
+            parent,
+            above: OnceLock::new(),
+            image,
+            role,
+            root: OnceLock::new(),
+            built: OnceCell::new(),
+        }
+    }
+}
+
+impl Slot {
+    /// The tree whose root directory the root of this is, if that has attributes of its own.
+    pub(super) fn tree_root(&self) -> Option<TreeRoot> {
+        match &self.role {
+            Role::View { view, .. } => view.root(),
+            Role::Inner { view, layer } => view.inner_root(*layer),
+            Role::Top(_) | Role::Status | Role::Export(_) => None,
+        }
     }
 }
 

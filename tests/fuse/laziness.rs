@@ -41,7 +41,7 @@ fn mounting_and_listing_an_image_fetches_no_blob_byte() {
     let (reference, layers) = pushed_image(&site, &registry);
     registry.reset_counts();
     let mount = site.mount(&reference, &[]);
-    let listed = sh("cd $1; ls -lR blobs; ls -ld merged layers; stat blobs/sha256/*", &[&mount.dir()]).text();
+    let listed = sh("cd $1; ls -lR blobs; ls; ls -ld layers; stat blobs/sha256/*", &[&mount.dir()]).text();
     for layer in &layers {
         assert!(listed.contains(&layer.stored.len().to_string()), "{listed}");
     }
@@ -49,6 +49,11 @@ fn mounting_and_listing_an_image_fetches_no_blob_byte() {
     assert_eq!(registry.blob_bytes(), 0, "{hits:?}");
     assert!((1..=2).contains(&manifests(&hits)), "{hits:?}");
     assert!(hits.len() <= 2, "more than the manifest was asked for: {hits:?}");
+    // The root directory of a tree is told by the first block of each layer, and asked for once.
+    for _ in 0..2 {
+        sh("stat $1/merged $1/merged", &[&mount.dir()]).ok();
+        assert_eq!(registry.blob_bytes(), 2 * BLOCK, "{:?}", registry.requests());
+    }
 }
 
 #[test]

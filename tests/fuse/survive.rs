@@ -5,7 +5,7 @@
 //! that has mapped a file: none of them may notice more than a delay.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, ErrorKind, IoSliceMut, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::os::unix::net::UnixDatagram;
@@ -25,7 +25,7 @@ use crate::cost::{push_files, push_image};
 use crate::encode::Encoding;
 use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::Layer;
-use crate::process::{Need, able, becomes_true, run, signal};
+use crate::process::{Need, able, becomes_true, signal};
 use crate::scratch::{mounted_at, mounts};
 use crate::site::{Site, binary};
 use crate::tarball::{Tarball, noise};
@@ -79,16 +79,9 @@ impl Kept {
             let number = about.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
             Some(number.trim().to_owned())
         });
-        // A mount of fusectl of its own: not every machine has one at the usual place.
-        let control = tempfile::tempdir().unwrap();
-        run(Command::new("mount").args(["-t", "fusectl", "none"]).arg(control.path())).ok();
-        let refused: Vec<_> = kept
-            .chain(mounted.into_iter().map(str::to_owned))
-            .map(|connection| (fs::write(control.path().join(&connection).join("abort"), "1"), connection))
-            .filter(|(written, _)| written.as_ref().is_err_and(|error| error.kind() != ErrorKind::NotFound))
-            .collect();
-        run(Command::new("umount").arg(control.path())).ok();
-        assert!(refused.is_empty(), "connections that were not aborted: {refused:?}");
+        for connection in kept.chain(mounted.into_iter().map(str::to_owned)) {
+            fs::write(format!("/sys/fs/fuse/connections/{connection}/abort"), "1").ok();
+        }
     }
 }
 

@@ -57,12 +57,27 @@ impl Model {
                 return Err(Rejected);
             }
         }
+        let below = self.clone();
         self.hide(toc);
+        // A link may mean what its layer hides.
+        let number_in = |model: &Self, target: &[u8]| {
+            let place = model.place_of(&clean(target))?;
+            model.names.get(&place).copied()
+        };
+        let mut hidden = BTreeMap::new();
+        for entry in toc.iter() {
+            if let EntryKind::HardLink(target) = &entry.to_entry().kind
+                && number_in(self, target).is_none()
+                && let Some(number) = number_in(&below, target)
+            {
+                hidden.insert(target.clone(), number);
+            }
+        }
         for entry in toc.iter() {
             let path = clean(entry.path);
             let hides = path.last().is_some_and(|name| name.starts_with(b".wh."));
             if !leftover(&path) && !hides {
-                self.unpack(origin, &entry.to_entry(), path)?;
+                self.unpack(origin, &entry.to_entry(), path, &hidden)?;
             }
         }
         Ok(())
@@ -84,7 +99,7 @@ impl Model {
             if path.is_empty() && entry.kind != EntryKind::Directory {
                 return Err(Rejected);
             }
-            self.unpack(origin, &entry.to_entry(), path)?;
+            self.unpack(origin, &entry.to_entry(), path, &BTreeMap::new())?;
         }
         Ok(left_out)
     }
@@ -174,7 +189,14 @@ impl Model {
         (self.what(&real) == Some(&What::Directory)).then_some(real)
     }
 
-    fn unpack(&mut self, origin: u32, entry: &Entry, path: Path) -> Result<(), Rejected> {
+    /// `hidden` are the inodes of targets that the layer has hidden.
+    fn unpack(
+        &mut self,
+        origin: u32,
+        entry: &Entry,
+        path: Path,
+        hidden: &BTreeMap<Vec<u8>, usize>,
+    ) -> Result<(), Rejected> {
         let mut inode = Inode {
             what: What::Directory,
             mode: entry.mode,
@@ -188,8 +210,8 @@ impl Model {
             return Ok(());
         };
         if let EntryKind::HardLink(target) = &entry.kind {
-            let target = self.place_of(&clean(target)).ok_or(Rejected)?;
-            let number = *self.names.get(&target).ok_or(Rejected)?;
+            let there = self.place_of(&clean(target)).and_then(|place| self.names.get(&place));
+            let number = *there.or_else(|| hidden.get(target)).ok_or(Rejected)?;
             let shared = self.inodes[number].clone();
             if shared.what == What::Directory {
                 return Err(Rejected);

@@ -27,7 +27,7 @@ impl Containerd {
         let dir = scratch.path().display().to_string();
         let config = format!(
             "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.overlayfs\"]\n\
              [grpc]\n  address = \"{dir}/c\"\n[ttrpc]\n  address = \"{dir}/t\"\n[debug]\n  address = \"{dir}/d\"\n"
         );
         let config = scratch.file("config.toml", config);
@@ -42,7 +42,12 @@ impl Containerd {
 
     /// Runs `ctr` with these arguments.
     pub(crate) fn run(&self, args: &[&str]) -> Finished {
-        run(Command::new("ctr").arg("-a").arg(&self.socket).args(args))
+        // The one snapshotter that works on every file system.
+        run(Command::new("ctr")
+            .env("CONTAINERD_SNAPSHOTTER", "native")
+            .arg("-a")
+            .arg(&self.socket)
+            .args(args))
     }
 
     /// Runs `ctr` with these arguments, which must succeed.

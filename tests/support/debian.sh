@@ -5,12 +5,13 @@
 # The directory bundle/ is left for the caller, who may remove it.
 set -euo pipefail
 cd "$1"
+mirror=${OCIFS_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 root=$PWD/bundle/rootfs
 
 umoci init --layout image
 umoci new --image image:base
 umoci unpack --image image:base bundle
-debootstrap --variant=minbase bookworm "$root" ${OCIFS_MIRROR:+"$OCIFS_MIRROR"}
+debootstrap --variant=minbase bookworm "$root" "$mirror"
 rm -f "$root"/var/cache/apt/archives/*.deb
 
 mkdir -p "$root/srv/odd"

@@ -96,7 +96,7 @@ impl Stage {
         let mut mount = None;
         self.costs(allowed, || {
             let up = self.mount(options);
-            sh("cd $1; if [ -e files ]; then ls -lR files; fi; ls -l", &[&up.dir()]);
+            sh("cd $1; if [ -e files ]; then ls -lR files; fi; ls -A", &[&up.dir()]);
             mount = Some(up);
         });
         mount.expect("it was mounted")

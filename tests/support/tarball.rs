@@ -28,6 +28,15 @@ impl Tarball {
         self.entry(name.as_bytes(), EntryType::Directory, 0o755, &[])
     }
 
+    /// A directory with the given mode bits, whose name is written as it is: `./` is the root.
+    pub(crate) fn dir_with_mode(mut self, name: &str, mode: u32) -> Self {
+        let mut header = header(EntryType::Directory, mode, 0);
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        self.builder.append(&header, io::empty()).expect("memory takes everything");
+        self
+    }
+
     /// A regular file, 0644.
     pub(crate) fn file(self, name: &str, body: &[u8]) -> Self {
         self.entry(name.as_bytes(), EntryType::Regular, 0o644, body)

@@ -8,9 +8,10 @@
 # The root's /sbin/init reads a part of the system, says what it read by its checksum, and switches the machine off.
 set -euo pipefail
 cd "$1"
+mirror=${OCIFS_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 root=$PWD/root
 
-debootstrap --variant=minbase bookworm "$root" ${OCIFS_MIRROR:+"$OCIFS_MIRROR"}
+debootstrap --variant=minbase bookworm "$root" "$mirror"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 # apt of the root, because the lists of the machine may be old or another distribution's. The kernel is unpacked only:
 # installing it would need an initramfs by Debian's tools, which takes longer than everything else here.

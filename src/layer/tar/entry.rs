@@ -53,7 +53,6 @@ pub(super) fn draft(
     limits: &TarLimits,
 ) -> Result<Draft, Problem> {
     let records = &pending.records;
-    records.check()?;
     let mut path = pending.name(header);
     let mut size = records.number(Key::Size)?.unwrap_or(header.size);
     let mut kind = kind(header, pending, path)?;
@@ -178,9 +177,16 @@ fn device(header: &Header) -> Result<Device, Problem> {
     Ok(Device { major: part("major", header.major)?, minor: part("minor", header.minor)? })
 }
 
+/// The owner that the kernel makes of a number: appliers hand it to lchown(2), where a negative one is counted down from 2^32 and
+/// -1 means that the owner, root, stays.
 fn owner(name: &str, value: i64) -> Result<u32, Problem> {
-    u32::try_from(value)
-        .map_err(|_| Problem::unsupported(format!("{name} {value} is not in 0 to {}", u32::MAX)))
+    let owner = match i32::try_from(value) {
+        Ok(negative @ i32::MIN..0) => negative.cast_unsigned(),
+        _ => u32::try_from(value).map_err(|_| {
+            Problem::unsupported(format!("{name} {value} is not in {} to {}", i32::MIN, u32::MAX))
+        })?,
+    };
+    Ok(if owner == u32::MAX { 0 } else { owner })
 }
 
 fn permissions(mode: i64) -> u16 {
@@ -211,8 +217,10 @@ fn check_target(kind: &EntryKind, limits: &TarLimits) -> Result<(), Problem> {
     if target.is_empty() {
         return Err(Problem::malformed("link has no target"));
     }
-    if target.len() > limits.path {
-        let (len, limit) = (target.len(), limits.path);
+    // PATH_MAX counts the NUL at the end: the kernel neither makes nor reads a longer symbolic link.
+    let limit = if matches!(kind, EntryKind::Symlink(_)) { limits.path - 1 } else { limits.path };
+    if target.len() > limit {
+        let len = target.len();
         return Err(Problem::unsupported(format!("link target of {len} bytes is over the limit of {limit}")));
     }
     Ok(())

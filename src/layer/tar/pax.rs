@@ -3,7 +3,7 @@
 //! It must never skip a record that it cannot read. Syntax is checked when the header is read, values when the entry
 //! that they describe comes, as Go's `archive/tar` does: records that nothing follows have no effect.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 
 use super::super::{Time, Xattr};
 use super::error::Problem;
@@ -14,8 +14,6 @@ pub(super) struct Records {
     values: Vec<(Key, Vec<u8>)>,
     /// `SCHILY.xattr.*`, without that prefix.
     pub(super) xattrs: Vec<Xattr>,
-    /// A keyword that occurs twice.
-    repeated: Option<Vec<u8>>,
 }
 
 /// The keywords that mean something here.
@@ -93,7 +91,8 @@ impl Records {
     /// Reads the content of an extended header.
     pub(super) fn parse(mut rest: &[u8]) -> Result<Self, Problem> {
         let mut records = Self::default();
-        let mut seen = BTreeSet::new();
+        // Where an extended attribute stands: of a keyword that is repeated the last value counts, as to every reader.
+        let mut places: HashMap<&[u8], usize> = HashMap::new();
         let mut map: Vec<&[u8]> = Vec::new();
         while !rest.is_empty() {
             let Record { keyword, value, rest: after } = record(rest)?;
@@ -106,12 +105,17 @@ impl Records {
                 map.push(value);
                 continue;
             }
-            if !seen.insert(keyword) {
-                records.repeated.get_or_insert_with(|| keyword.to_vec());
-            } else if let Some(key) = Key::parse(keyword) {
+            if let Some(key) = Key::parse(keyword) {
+                records.values.retain(|(known, _)| *known != key);
                 records.values.push((key, value.to_vec()));
             } else if let Some(name) = keyword.strip_prefix(XATTR) {
-                records.xattrs.push((name.to_vec(), value.to_vec()));
+                match places.get(name) {
+                    Some(&place) => records.xattrs[place].1 = value.to_vec(),
+                    None => {
+                        places.insert(name, records.xattrs.len());
+                        records.xattrs.push((name.to_vec(), value.to_vec()));
+                    }
+                }
             }
         }
         if !map.is_empty() {
@@ -119,17 +123,6 @@ impl Records {
             records.values.push((Key::SparseMap, map.join(&b","[..])));
         }
         Ok(records)
-    }
-
-    /// That no keyword occurs twice: readers disagree about which one counts, so two of them could see different trees.
-    pub(super) fn check(&self) -> Result<(), Problem> {
-        match &self.repeated {
-            Some(keyword) => Err(Problem::malformed(format!(
-                "pax record \"{}\" occurs twice",
-                shown(keyword).escape_debug()
-            ))),
-            None => Ok(()),
-        }
     }
 
     /// The value of `key`. POSIX: an empty value means that the header block's own field counts.
@@ -256,10 +249,14 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_keyword_is_an_error_when_it_counts() {
-        let records = Records::parse(b"10 size=1\n10 size=2\n").unwrap();
-        assert_eq!(records.check(), Err(Problem::malformed("pax record \"size\" occurs twice")));
-        assert!(Records::parse(b"10 size=1\n").unwrap().check().is_ok());
+    fn the_last_of_a_repeated_keyword_counts() {
+        let records = Records::parse(
+            b"10 size=1\n10 size=2\n9 path=a\n22 SCHILY.xattr.u.a=1\n22 SCHILY.xattr.u.b=1\n22 SCHILY.xattr.u.a=2\n8 path=\n",
+        )
+        .unwrap();
+        assert_eq!(records.number(Key::Size), Ok(Some(2)));
+        assert_eq!(records.get(Key::Path), None, "an empty value takes an earlier one away");
+        assert_eq!(records.xattrs, [(b"u.a".to_vec(), b"2".to_vec()), (b"u.b".to_vec(), b"1".to_vec())]);
     }
 
     #[test]

@@ -156,6 +156,11 @@ impl TarWalker {
         self.toc.take_head()
     }
 
+    /// The entries so far.
+    pub fn entries(&self) -> &Toc {
+        &self.toc
+    }
+
     /// The stream ended at `size`. As in Go's reader the end mark, half of it, and the padding of the last content may be
     /// missing; an entry, a header or an extended header that is cut is an error.
     pub fn finish(self, size: u64) -> Result<Toc, TarError> {

@@ -1,0 +1,68 @@
+//! One line of `ls`: a name, and before it what `ls -l` shows.
+//!
+//! Reads nothing. The idea: the columns are those of ls(1), with times in UTC and names that cannot act on a terminal.
+
+use std::io::Write;
+
+use crate::export::Listed;
+use crate::tree::Kind;
+
+use super::output;
+
+/// Writes the line of a name, with its attributes when `long`.
+pub(super) fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io::Result<()> {
+    if long {
+        let attributes = &listed.attributes;
+        // Years that the calendar here does not reach are shown as what is recorded.
+        let time = chrono::DateTime::from_timestamp(attributes.mtime.secs, attributes.mtime.nanos)
+            .map_or_else(
+                || format!("@{}", attributes.mtime.secs),
+                |time| time.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            );
+        write!(
+            out,
+            "{}{} {:>3} {:>5} {:>5} {:>12} {} ",
+            type_letter(attributes.kind),
+            mode_letters(attributes.mode),
+            attributes.nlink,
+            attributes.uid,
+            attributes.gid,
+            attributes.size,
+            time,
+        )?;
+    }
+    output::name(out, &listed.path)?;
+    if let (true, Some(link)) = (long, &listed.link) {
+        out.write_all(b" -> ")?;
+        output::name(out, link)?;
+    }
+    out.write_all(b"\n")
+}
+
+fn type_letter(kind: Kind) -> char {
+    match kind {
+        Kind::File => '-',
+        Kind::Directory | Kind::Graft(_) => 'd',
+        Kind::Symlink => 'l',
+        Kind::CharDevice => 'c',
+        Kind::BlockDevice => 'b',
+        Kind::Fifo => 'p',
+    }
+}
+
+/// As `ls -l` writes permission bits.
+fn mode_letters(mode: u16) -> String {
+    let mut letters = String::with_capacity(9);
+    for (shift, special, set) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {
+        let bits = mode >> shift;
+        letters.push(if bits & 4 != 0 { 'r' } else { '-' });
+        letters.push(if bits & 2 != 0 { 'w' } else { '-' });
+        letters.push(match (bits & 1 != 0, mode & special != 0) {
+            (true, true) => set,
+            (false, true) => set.to_ascii_uppercase(),
+            (true, false) => 'x',
+            (false, false) => '-',
+        });
+    }
+    letters
+}

@@ -1,0 +1,142 @@
+//! The attributes of the root directories of trees, before anything else of the trees is known.
+//!
+//! Never waits for a pass: one block of each layer, all side by side, and one second in all. The idea: programs that copy a tree
+//! look at its root first, list it afterwards, and complain when it has changed in between; so the answer has to be right at once,
+//! or the default, which is what a tree without such an entry has in the end.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+
+use crate::artifact::FileBody;
+use crate::io::BoxFuture;
+use crate::layer::Entry;
+
+use super::Image;
+
+/// How long the first look at root directories waits for the first blocks of all layers.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the default stands in for blocks that did not come, before they are asked for again.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// A tree that has a root directory with attributes of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TreeRoot {
+    /// The union of all archives.
+    Merged,
+    /// The layer with this number alone.
+    Layer(usize),
+    /// The directory that is the file of the artifact with this number.
+    Directory(usize),
+}
+
+/// What is known of root directories.
+#[derive(Debug, Default)]
+pub(super) struct KnownRoots {
+    /// By number of the layer and path in its archive; `None` where the first block has no such entry.
+    known: HashMap<(usize, String), Option<Arc<Entry>>>,
+    /// When blocks did not come.
+    given_up: Option<Instant>,
+}
+
+impl KnownRoots {
+    fn rests(&self) -> bool {
+        self.given_up.is_some_and(|since| since.elapsed() < PAUSE)
+    }
+}
+
+impl Image {
+    /// Whether [`tree_root`](Self::tree_root) has its answer: all first blocks were looked at, or did not come lately.
+    pub fn knows_roots(&self) -> bool {
+        let wanted = self.wanted_roots();
+        self.with_roots(|roots| roots.rests() || wanted.iter().all(|key| roots.known.contains_key(key)))
+    }
+
+    /// What is recorded of the root of a tree, as far as it is known; `None` stands for the default.
+    pub fn tree_root(&self, of: TreeRoot) -> Option<Arc<Entry>> {
+        let key = |layer: usize, path: &str| (layer, path.to_owned());
+        self.with_roots(|roots| match of {
+            // The uppermost archive that has an entry decides, if nothing is unknown above it.
+            TreeRoot::Merged => {
+                let mut archives = self.contents.archives.iter().rev();
+                let found = archives.find_map(|archive| match roots.known.get(&key(archive.layer, "")) {
+                    Some(Some(entry)) => Some(Some(entry.clone())),
+                    Some(None) => None,
+                    None => Some(None),
+                });
+                found.flatten()
+            }
+            TreeRoot::Layer(layer) => roots.known.get(&key(layer, ""))?.clone(),
+            TreeRoot::Directory(file) => match &self.contents.files.get(file)?.body {
+                FileBody::Tree(tree) => {
+                    let below = roots.known.get(&key(tree.layer, &tree.below)).cloned().flatten();
+                    let root = || roots.known.get(&key(tree.layer, "")).cloned().flatten();
+                    below.or_else(|| root().filter(|_| tree.lenient))
+                }
+                _ => None,
+            },
+        })
+    }
+
+    /// Looks at the first block of every archive that was not looked at, for a second at most.
+    pub async fn learn_roots(&self) {
+        // All readers wait for one look.
+        let _looking = self.learning_roots.lock().await;
+        if self.knows_roots() {
+            return;
+        }
+        let missing: Vec<_> = {
+            let wanted = self.wanted_roots();
+            self.with_roots(|roots| wanted.into_iter().filter(|key| !roots.known.contains_key(key)).collect())
+        };
+        let mut looks: FuturesUnordered<BoxFuture<'_, _>> = missing
+            .into_iter()
+            .map(|(at, path)| -> BoxFuture<'_, _> {
+                Box::pin(async move {
+                    let entry = match self.archive(at) {
+                        Some(layer) => layer.directory_entry(path.as_bytes()).await,
+                        None => Ok(None),
+                    };
+                    ((at, path), entry)
+                })
+            })
+            .collect();
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let mut is_complete = true;
+        loop {
+            let Ok(next) = tokio::time::timeout_at(deadline, looks.next()).await else {
+                is_complete = false;
+                break;
+            };
+            let Some((key, entry)) = next else { break };
+            match entry {
+                Ok(entry) => {
+                    self.with_roots(|roots| roots.known.insert(key, entry.map(Arc::new)));
+                }
+                Err(error) => {
+                    tracing::debug!(layer = key.0, error = error.chain(), "first block not looked at");
+                    is_complete = false;
+                }
+            }
+        }
+        self.with_roots(|roots| roots.given_up = (!is_complete).then(Instant::now));
+    }
+
+    /// The directories that are roots: number of the layer, and path in its archive.
+    fn wanted_roots(&self) -> Vec<(usize, String)> {
+        let mut wanted: Vec<_> = self.every_archive().map(|(at, _)| (at, String::new())).collect();
+        wanted.extend(self.contents.files.iter().filter_map(|file| match &file.body {
+            FileBody::Tree(tree) if !tree.below.is_empty() => Some((tree.layer, tree.below.clone())),
+            _ => None,
+        }));
+        wanted
+    }
+
+    fn with_roots<T>(&self, work: impl FnOnce(&mut KnownRoots) -> T) -> T {
+        work(&mut self.roots.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,55 @@
+//! What an archive records of a directory at its beginning: the entry that tar writes for `.` comes first.
+//!
+//! Never reads more than the first block of a layer, and makes no index. The idea: the attributes of a root directory are wanted
+//! by the first `stat`, long before any name in it; an archive that has them further behind tells them with its names.
+
+use crate::cache::Verify;
+use crate::io::{ByteRange, ReadError, compute, read_vec};
+
+use super::audit::plain;
+use super::head;
+use super::served::refuse_poisoned;
+use super::sniff::{Sniffed, sniff};
+use super::stored::Layer;
+use super::tar::{TarLimits, TarWalker};
+use super::toc::{Entry, EntryKind};
+
+/// Stored bytes that are looked at: a block of the cache.
+const STORED: u64 = 256 * 1024;
+
+/// Stream bytes that are looked at: room for a header behind the longest records of extended attributes that tools write.
+const STREAM: usize = 256 * 1024;
+
+impl Layer {
+    /// What the archive records of the directory at `path` (the root where that is empty) in the first block of the layer. `None`
+    /// where it stands further behind or nowhere, where the layer is no archive, and where nothing may be believed before the whole
+    /// was compared.
+    pub async fn directory_entry(&self, path: &[u8]) -> Result<Option<Entry>, ReadError> {
+        let blob = &self.core.blob;
+        refuse_poisoned(blob)?;
+        if self.hints.verify == Verify::Toc && !self.core.is_proven_first() {
+            return Ok(None);
+        }
+        let looked_at = blob.looked_at();
+        let stored = read_vec(&*looked_at, ByteRange::new(0, looked_at.size().min(STORED))).await?;
+        let Sniffed::Stream(encoding) = sniff(&stored) else { return Ok(None) };
+        let wanted = plain(path).into_owned();
+        compute(move || {
+            let stream = head::peek(encoding, &stored, STREAM);
+            let mut walker = TarWalker::new(TarLimits::default());
+            if let Err(error) = walker.feed(0, &stream) {
+                // The pass tells it; what stands before it is as recorded.
+                tracing::debug!(%error, "the first entries of an archive end early");
+            }
+            let is_wanted =
+                |entry: &Entry| entry.kind == EntryKind::Directory && *plain(&entry.path) == *wanted;
+            Ok(walker.entries().iter().map(|entry| entry.to_entry()).filter(is_wanted).last())
+        })
+        .await
+    }
+}
+
+/// Whether a table of contents has an entry for the root directory.
+pub fn has_root(toc: &super::Toc) -> bool {
+    toc.iter().any(|entry| entry.kind == EntryKind::Directory && plain(entry.path).is_empty())
+}

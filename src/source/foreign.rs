@@ -1,0 +1,234 @@
+//! Layers that their authors do not let others hand on: a source that says where they are, and reads them from there when asked to.
+//!
+//! Believes nothing of an address but what the digest confirms, and shows it no login. The idea: a blob that its place does not have
+//! is looked for at the addresses of its descriptor (image-spec descriptor.md, "urls"), by https alone.
+
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
+use crate::oci::{Descriptor, Digest};
+use crate::registry::{Registry, WebAddress, WebFile};
+
+use super::{Root, Source, SourceError};
+
+/// Addresses of a layer that are tried, and named in an error.
+const MAX_TRIED: usize = 4;
+
+/// Whether layers are fetched from the addresses that their descriptors name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForeignLayers {
+    /// No: an error names them.
+    #[default]
+    Named,
+    /// From https addresses, without credentials.
+    Fetched,
+}
+
+/// The same source, whose missing blobs are named, or fetched, by the addresses of their descriptors.
+pub fn naming(source: Arc<dyn Source>, registry: &Registry, foreign: ForeignLayers) -> Arc<dyn Source> {
+    let registry = (foreign == ForeignLayers::Fetched).then(|| registry.without_logins());
+    Arc::new(NamingSource { source, registry })
+}
+
+struct NamingSource {
+    source: Arc<dyn Source>,
+    /// What fetches from the addresses, if that is wanted.
+    registry: Option<Registry>,
+}
+
+impl Source for NamingSource {
+    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+        self.source.root()
+    }
+
+    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+        self.source.document(descriptor)
+    }
+
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+        self.source.named(digest)
+    }
+
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+        self.source.tagged(tag)
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
+        self.source.referrers(subject, artifact_type)
+    }
+
+    fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
+        self.source.blob_size(digest)
+    }
+
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+        let source = self.source.blob(descriptor);
+        if descriptor.urls.is_empty() && !descriptor.media_type.is_nondistributable() {
+            return source;
+        }
+        Arc::new(ForeignBlob {
+            digest: descriptor.digest.clone(),
+            urls: descriptor.urls.iter().take(MAX_TRIED).cloned().collect(),
+            source,
+            registry: self.registry.clone(),
+            elsewhere: OnceCell::new(),
+        })
+    }
+}
+
+/// A blob that may be somewhere else than where the image is.
+struct ForeignBlob {
+    digest: Digest,
+    urls: Vec<String>,
+    source: Arc<dyn Fetch>,
+    registry: Option<Registry>,
+    /// Where it is, once it was looked for.
+    elsewhere: OnceCell<ForeignFile>,
+}
+
+/// The file at an address.
+enum ForeignFile {
+    Ranges(Arc<dyn Fetch>),
+    /// Without ranges: each read fetches all of it.
+    Whole(WebAddress),
+}
+
+impl ForeignBlob {
+    /// Why it is not here, and where it is.
+    fn absent(&self, error: ReadError) -> ReadError {
+        let shown: Vec<_> = self.urls.iter().map(|url| shown(url)).collect();
+        let place = match &shown[..] {
+            [] => "names no address of it".to_owned(),
+            shown => format!("has it at {}", shown.join(", ")),
+        };
+        let how = match self.registry {
+            Some(_) => "",
+            None if self.urls.iter().any(|url| url.starts_with("https://")) => {
+                "; only --foreign-layers fetches it from there"
+            }
+            None => "",
+        };
+        let message = format!("{} is non-distributable, and its author {place}{how}", self.digest);
+        ReadError::caused(error.fault(), message, error)
+    }
+
+    /// Looks at the addresses in order.
+    async fn find(&self, registry: &Registry) -> Result<ForeignFile, ReadError> {
+        let mut last = ReadError::new(Fault::NotFound, "no address of it is one with https");
+        for url in self.urls.iter().filter(|url| url.starts_with("https://")) {
+            let Ok(address) = url.parse::<WebAddress>() else { continue };
+            match registry.file(&address).await {
+                Ok(WebFile::Ranges(file)) if file.size() == self.source.size() => {
+                    tracing::info!(digest = %self.digest, %address, "a foreign layer is read from its address");
+                    return Ok(ForeignFile::Ranges(file));
+                }
+                Ok(WebFile::Ranges(file)) => {
+                    let (actual, size) = (file.size(), self.source.size());
+                    let message = format!("{address} has {actual} bytes, the descriptor says {size}");
+                    last = ReadError::new(Fault::Mismatch, message);
+                }
+                Ok(WebFile::Whole(_)) => return Ok(ForeignFile::Whole(address)),
+                Err(error) => last = error.of_read(format!("foreign layer at {address}")),
+            }
+        }
+        Err(last)
+    }
+
+    async fn fetch_elsewhere(&self, registry: &Registry, range: ByteRange) -> Result<Delivery, ReadError> {
+        match self.elsewhere.get_or_try_init(|| self.find(registry)).await? {
+            ForeignFile::Ranges(file) => file.fetch(range).await,
+            ForeignFile::Whole(address) => {
+                let file = registry.file(address).await;
+                match file.map_err(|error| error.of_read(format!("foreign layer at {address}")))? {
+                    WebFile::Ranges(file) => file.fetch(range).await,
+                    WebFile::Whole(body) => {
+                        Ok(Delivery { range: ByteRange::new(0, self.source.size()), body })
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An address in a message: without what may be a secret, and nothing that a terminal would obey.
+fn shown(url: &str) -> String {
+    match url.parse::<WebAddress>() {
+        Ok(address) => address.to_string(),
+        Err(_) => format!("{:?}", url.chars().take(100).collect::<String>()),
+    }
+}
+
+impl Fetch for ForeignBlob {
+    fn size(&self) -> u64 {
+        self.source.size()
+    }
+
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        Box::pin(async move {
+            let error = match self.source.fetch(range).await {
+                Err(error) if error.fault() == Fault::NotFound => error,
+                fetched => return fetched,
+            };
+            match &self.registry {
+                Some(registry) => {
+                    self.fetch_elsewhere(registry, range).await.map_err(|error| self.absent(error))
+                }
+                None => Err(self.absent(error)),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::registry::Options;
+
+    use super::*;
+
+    struct Absent;
+
+    impl Fetch for Absent {
+        fn size(&self) -> u64 {
+            5
+        }
+
+        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+            Box::pin(std::future::ready(Err(ReadError::new(Fault::NotFound, "no such file"))))
+        }
+    }
+
+    fn blob(urls: &[&str], registry: Option<Registry>) -> ForeignBlob {
+        ForeignBlob {
+            digest: Digest::sha256(b"x"),
+            urls: urls.iter().map(|&url| url.to_owned()).collect(),
+            source: Arc::new(Absent),
+            registry,
+            elsewhere: OnceCell::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_absent_foreign_layer_is_named_with_its_addresses_and_no_other_than_https_is_asked() {
+        let read = async |blob: ForeignBlob| blob.fetch(ByteRange::new(0, 1)).await.map(drop).unwrap_err();
+        let secret = "https://h.example/layer?sig=secret";
+        let error = read(blob(&[secret, "\u{1b}[31m"], None)).await;
+        let said = error.chain();
+        assert_eq!(error.fault(), Fault::NotFound);
+        for part in ["non-distributable", "https://h.example/layer", "--foreign-layers", "no such file"] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(!said.contains("secret") && !said.contains('\u{1b}'), "{said}");
+        let said = read(blob(&["http://127.0.0.1:1/layer"], None)).await.chain();
+        assert!(said.contains("http://127.0.0.1:1/layer") && !said.contains("--foreign-layers"), "{said}");
+        let registry = Registry::new(Options::default()).unwrap();
+        let said =
+            read(blob(&["http://127.0.0.1:1/layer", "file:///etc/passwd"], Some(registry))).await.chain();
+        assert!(said.contains("no address of it is one with https"), "{said}");
+    }
+}
