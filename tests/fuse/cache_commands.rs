@@ -158,7 +158,7 @@ fn prune_goes_by_age_and_size_and_wants_to_be_told_which() {
     // Long ago, by the sidecar.
     let map = PathBuf::from(format!("{}.map", blob(&site, &old.layer).display()));
     let map = fs::OpenOptions::new().write(true).open(map).unwrap();
-    map.write_all_at(&1_600_000_000_u64.to_le_bytes(), 1024).unwrap();
+    map.write_all_at(&1_600_000_000_u64.to_le_bytes(), 1032).unwrap();
     site.ocifs(&["cache", "prune", "--older-than", "1d"]).ok();
     let left = list(&site);
     assert!(of(&left, "blob", &old.layer).is_none() && of(&left, "blob", &young.layer).is_some());

@@ -172,7 +172,8 @@ fn a_mount_follows_its_tag_when_it_is_refreshed_and_stays_when_the_tag_has_not_m
     assert_eq!(fs::read_to_string(dir.join("files/file")).unwrap(), "two");
     assert!(view("files").ok().text().contains(" mounted at "));
     assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "two");
-    assert!(view("files").ok().text().contains("already"));
+    let said = view("files").ok().text();
+    assert!(said.contains("already"), "{said}");
     assert!(refresh().ok().text().contains(" mounted at "));
     let missing = format!("{}/some/thing:none", registry.host());
     site.ocifs(&["mount", "--refresh", &missing, dir.to_str().unwrap()]).refused(&[3], &["none"]);

@@ -212,7 +212,7 @@ fn the_raw_form_of_a_disk_that_begins_as_one_that_would_open_host_files_is_refus
         let mut layout = Layout::create(site.scratch().join(format!("layout-{name}")));
         let piece = Piece::new("disk.qcow2", QCOW2, fs::read(&outer).unwrap());
         artifact::write(&mut layout, "v1", OS_IMAGE, &[piece]);
-        let mount = site.mount_at(name, &layout.reference("v1"), &[]);
+        let mount = site.mount_at(&format!("mnt-{name}"), &layout.reference("v1"), &[]);
         assert!(File::open(mount.join("disk/disk.qcow2")).is_ok(), "{name}");
         let raw = File::open(mount.join("disk/disk.raw")).map(|_| ());
         let expected = if is_given_out { None } else { Some(libc::EPERM) };

@@ -178,12 +178,10 @@ fn walk(dir: &Path, prefix: &str, found: &mut BTreeMap<String, char>) {
         if name == "blobs" || name == ".ocifs" {
             continue;
         }
-        // The disk of an image that is shown beside others.
-        if prefix.starts_with("platforms/") && name == "export" {
-            continue;
-        }
-        if prefix.is_empty() && name == "export" {
-            assert!(entry.path().join("image.tar").is_file(), "export/ without its archive");
+        // The archive of the whole reference, or the disk of an image that is shown beside others.
+        if name == "export" && (prefix.is_empty() || prefix.starts_with("platforms/")) {
+            let is_whole = prefix.is_empty() && entry.path().join("image.tar").is_file();
+            assert!(is_whole || entry.path().join("rootfs.erofs").is_file(), "export/ is empty");
             continue;
         }
         let kind = entry.file_type().expect("the kernel gives a type");
