@@ -15,6 +15,9 @@ const ROOT: u64 = 1;
 const FIRST_FIXED: u64 = 2;
 /// Where all others begin.
 const FIRST: u64 = 16;
+/// Bits for the position of a subtree, where there are no more than 64 of them. So an image has the same numbers alone and beside
+/// others, and 2^26 inodes a subtree have numbers below 2^32.
+const MIN_SLOT_BITS: u32 = 6;
 /// The first number that does not fit in 32 bits. From here on a number is the subtree's plus one, and the inode.
 const FIRST_WIDE: u64 = 1 << 32;
 
@@ -84,6 +87,6 @@ impl Namespace {
 
     /// Bits that hold the position of every subtree.
     fn slot_bits(&self) -> u32 {
-        usize::BITS - self.slots().len().saturating_sub(1).leading_zeros()
+        (usize::BITS - self.slots().len().saturating_sub(1).leading_zeros()).max(MIN_SLOT_BITS)
     }
 }
