@@ -89,7 +89,7 @@ pub fn fallback_name(index: usize, layer: &Descriptor) -> String {
 
 /// The extension that a media type deserves, with its dot; nothing for types that say nothing.
 pub fn extension(media_type: &MediaType) -> &'static str {
-    const SUFFIXES: [(&str, &str); 18] = [
+    const SUFFIXES: [(&str, &str); 14] = [
         ("+json", ".json"),
         ("/json", ".json"),
         ("/plain", ".txt"),
@@ -102,10 +102,6 @@ pub fn extension(media_type: &MediaType) -> &'static str {
         ("gguf", ".gguf"),
         (".safetensors", ".safetensors"),
         (".prov", ".prov"),
-        (".qcow2", ".qcow2"),
-        (".raw", ".raw"),
-        ("/zip", ".zip"),
-        ("+zip", ".zip"),
         (".sif", ".sif"),
         ("/octet-stream", ".bin"),
     ];
@@ -169,10 +165,17 @@ impl Namer {
     fn add_named(&mut self, item: usize, wanted: &Wanted, name: &str) {
         let shown: String = name.chars().take(SHOWN).collect();
         let what = format!("{}: {} {shown:?}", wanted.subject, wanted.source);
-        if let Err(reason) = check(name) {
-            let path = self.add_fallback(item, wanted);
-            return self.report(format!("{what} {reason}: named {path:?}"));
+        let plain = match plain_path(name) {
+            Ok(plain) => plain,
+            Err(reason) => {
+                let path = self.add_fallback(item, wanted);
+                return self.report(format!("{what} {reason}: named {path:?}"));
+            }
+        };
+        if name.starts_with('/') {
+            self.report(format!("{what} is an absolute path: its last component is the name"));
         }
+        let name = plain.as_str();
         let key = wanted.identity.clone().map(|identity| (name.to_owned(), identity));
         if let Some(path) = key.as_ref().and_then(|key| self.seen.get(key)) {
             let line = format!("{what} is there already with the same digest: {path:?}");
@@ -246,6 +249,20 @@ const SEPARATOR: char = '\0';
 /// A path in an order that has nothing between a path and what is below it.
 fn key(path: &str) -> String {
     path.chars().map(|char| if char == '/' { SEPARATOR } else { char }).collect()
+}
+
+/// A title as pulling writes it: without `.` and empty components, and of an absolute path the last component. Why there is no
+/// such path otherwise.
+pub fn plain_path(title: &str) -> Result<String, String> {
+    let mut components: Vec<&str> = title.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if title.starts_with('/') {
+        components.drain(..components.len().saturating_sub(1));
+    }
+    let plain = components.join("/");
+    if plain.is_empty() && !title.is_empty() {
+        return Err("names no file".into());
+    }
+    check(&plain).map(|()| plain)
 }
 
 /// Why a title is no relative path of plain components.
@@ -324,13 +341,13 @@ mod tests {
         let deep = format!("{}x", "xx/".repeat(1366));
         for (title, reason) in [
             ("", "is empty"),
-            ("/etc/passwd", "is an absolute path"),
+            ("/", "names no file"),
+            (".", "names no file"),
+            (".//", "names no file"),
+            ("/..", "has a \"..\" component"),
             ("../x", "has a \"..\" component"),
             ("a/../../x", "has a \"..\" component"),
             ("a/..", "has a \"..\" component"),
-            ("./x", "has a \".\" component"),
-            ("a//b", "has an empty component"),
-            ("a/", "has an empty component"),
             ("a\0b", "has a NUL byte"),
             (&long, "has a component of 256 bytes"),
             (&deep, "has 4099 bytes"),
@@ -342,6 +359,15 @@ mod tests {
         }
         assert_eq!(named(&[(&long[..255], "a")]).0, [&long[..255]]);
         assert_eq!(named(&[(&deep[..4094], "a")]).1.len(), 0);
+    }
+
+    #[test]
+    fn a_title_is_the_path_that_pulling_writes() {
+        let (paths, reports) = named(&[("./x", "a"), ("a//b", "b"), ("a/./c/", "c"), ("d/", "d")]);
+        assert_eq!((paths.join(" "), reports.len()), ("x a/b a/c d".into(), 0));
+        let (paths, reports) = named(&[("/tmp/x/os.img.xz", "a"), ("/srv/os.img.xz", "b")]);
+        assert_eq!(paths, ["os.img.xz", "os.img.xz~01"]);
+        assert!(reports[0].contains("absolute path: its last component"), "{reports:?}");
     }
 
     #[test]
@@ -420,6 +446,12 @@ mod tests {
             ("application/vnd.oci.image.layer.v1.tar+zstd", ".tar.zst"),
             ("application/vnd.oci.image.layer.v1.tar", ".tar"),
             ("application/x-tgz", ".tar.gz"),
+            ("application/vnd.cncf.falco.plugin.layer.v1+tar.gz", ".tar.gz"),
+            ("application/vnd.example.metadata.v1.tar.xz", ".tar.xz"),
+            ("application/vnd.lfedge.disk.layer.v1+qcow2", ".qcow2"),
+            ("application/vnd.example.disk.v1.raw+zstd", ".raw.zst"),
+            ("application/gzip", ".gz"),
+            ("application/zip", ".zip"),
             ("application/vnd.nosi.disk-image.layer.v1+gzip", ".gz"),
             ("application/vnd.cncf.helm.config.v1+json", ".json"),
             ("text/plain; charset=utf-8", ".txt"),
