@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::artifact::FileBody;
-use crate::disk::{Body, Packing};
+use crate::disk::{self, Body, Packing};
 use crate::image::{Family, Image, MemberStatus};
 use crate::layer::IndexKind;
 use crate::oci::{Digest, Document, classify, classify_manifest, told_apart};
@@ -179,6 +179,9 @@ fn files(image: &Image) -> Vec<FileReport> {
                 Some(segments.iter().map(|segment| segment.size).sum()),
                 "joined",
             ),
+            FileBody::Tree(tree) if tree.lenient => {
+                (vec![tree.layer], None, "unpacked: its first bytes say which of the two")
+            }
             FileBody::Tree(tree) => (vec![tree.layer], None, "unpacked as a directory"),
         };
         FileReport { path: format!("files/{}", file.path), layers, size, form }
@@ -189,12 +192,15 @@ fn files(image: &Image) -> Vec<FileReport> {
 fn disks(image: &Image) -> Vec<DiskReport> {
     let disks = image.detection().disks.iter().zip(image.detection().raw_names()).map(|(plan, raw)| DiskReport {
         path: format!("disk/{}", plan.name),
-        format: plan.label.to_string(),
+        format: match plan.label {
+            disk::Format::Unlabelled => "format by its content".to_owned(),
+            ref label => label.to_string(),
+        },
         layers: plan.layers().collect(),
         size: plan.size,
         raw: raw.map(|name| format!("disk/{name}")),
         access: match &plan.body {
-            Body::Member { .. } => "a file of merged/, by range like those",
+            Body::Member { .. } => "a file of merged/, by range like those; there may be more of them",
             Body::File { .. } => "by range, holes need none",
             Body::Parts(parts) if parts.iter().all(|part| part.packing == Packing::Stored) => "by range",
             Body::Parts(_) if plan.size.is_some() => "compressed: each part is unpacked when it is read",
@@ -249,7 +255,9 @@ fn text(report: &Report, look: Look, out: &mut dyn Write) -> io::Result<()> {
     }
     table(&report.layers, look, out)?;
     for file in &report.files {
-        let size = file.size.map_or_else(|| "a directory".to_owned(), human);
+        let kind =
+            if file.form.contains("which of the two") { "a directory or a file" } else { "a directory" };
+        let size = file.size.map_or_else(|| kind.to_owned(), human);
         field(out, "file", &format!("{}  {size}  {}", file.path, file.form))?;
     }
     for disk in &report.disks {

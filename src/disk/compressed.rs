@@ -8,7 +8,7 @@ use crate::oci::MediaType;
 /// A compression by its names.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Compression {
-    /// For people, and behind the `+` of a media type.
+    /// As media types of image-spec write it.
     pub(super) name: &'static str,
     /// What titles end in.
     extension: &'static str,
@@ -36,11 +36,11 @@ pub(super) fn by_title(title: &str) -> Option<(&'static Compression, &str)> {
     })
 }
 
-/// The compression that the suffix of a media type names: `…+zstd`.
+/// The compression that the end of a media type names: `…+zstd`, `….gz`.
 pub(super) fn by_type(media_type: &MediaType) -> Option<&'static Compression> {
-    let essence = media_type.essence();
-    let (_, suffix) = essence.rsplit_once('+')?;
-    COMPRESSIONS.iter().find(|compression| compression.name == suffix)
+    let spelled = media_type.spelled();
+    let packed = spelled.packed.filter(|_| spelled.is_suffix)?;
+    COMPRESSIONS.iter().find(|compression| compression.name == packed.name)
 }
 
 /// A title without the extension of a compression.
@@ -82,6 +82,7 @@ mod tests {
         let typed = |text: &str| by_type(&text.into()).map(|compression| compression.name);
         assert_eq!(typed("application/x-qemu-qcow2+zstd"), Some("zstd"));
         assert_eq!(typed("application/X+GZIP; a=b"), Some("gzip"));
+        assert_eq!(typed("application/vnd.x.disk.qcow2.xz"), Some("xz"));
         assert_eq!(typed("application/gzip"), None);
         assert_eq!(typed("application/x+json"), None);
     }

@@ -1,9 +1,8 @@
-//! Disks in container images: what KubeVirt calls a containerDisk, a file in `/disk` of an image that runs nothing.
+//! Disks in container images: containerDisks of KubeVirt, whose files in `/disk` are disks.
 //!
-//! Never reads more than the start of the archive, so never promises what comes behind: whoever has the whole tree can see
-//! whether there is a second file. The idea: the manifest and the config tell which images are worth a look, the first bytes
-//! of their only layer tell what is in there. The facts are those of KubeVirt's importer: exactly one regular file
-//! directly below `disk/`, of any name.
+//! Never reads more than the start of an archive: only the merged tree has all of them. The idea: one layer of such an image is
+//! nearly all of it, and its first bytes show the first disk. The facts are those of KubeVirt's importer, which reads
+//! neither `Entrypoint` nor `Cmd`: builders write anything there, such as `no-entrypoint`.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -24,12 +23,13 @@ const LIMITS: TarLimits =
 /// The least stored bytes of a layer that is worth a look: nothing that boots is smaller.
 const LEAST: u64 = 64 * 1024;
 
-/// Stored bytes of the layers that builders add for instructions which change no file: an archive of nothing, compressed
-/// or not.
-const NOTHING: u64 = 64;
-const NOTHING_STORED: u64 = 1024;
+/// The layer of the disk is so many times larger than all others together, at least.
+const DOMINANCE: u64 = 8;
 
-/// The file that is the disk.
+/// The least bytes of a disk: a sector.
+const SECTOR: u64 = 512;
+
+/// A file that is a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Its path in the merged tree: `disk/` and one component.
@@ -40,33 +40,49 @@ pub struct Member {
     pub format: Option<Format>,
 }
 
+/// The disks that files are, or why there are none.
+pub fn member_disks(members: &[Member]) -> Detection {
+    let (mut found, mut names) = (Detection::default(), Names::default());
+    for member in members {
+        member.add_to(&mut found, &mut names);
+    }
+    found
+}
+
 impl Member {
-    /// The disk that it is, or why there is none.
-    pub fn detection(&self) -> Detection {
+    fn add_to(&self, found: &mut Detection, names: &mut Names) {
         let name = self.path.rsplit('/').next().unwrap_or_default();
-        let mut found = Detection::default();
         if let Some((compression, _)) = compressed::by_title(name) {
             let reason = format!(
                 "the disk is a {} file inside the image: it is in merged/{}",
                 compression.name, self.path
             );
-            found.report(name, reason);
-            return found;
+            return found.report(name, reason);
         }
         if self.size > i64::MAX as u64 {
-            found.report(name, "it has more than 2^63 - 1 bytes");
-            return found;
+            return found.report(name, "it has more than 2^63 - 1 bytes");
         }
-        // Such files are called anything; what they are decides whether they have a raw form.
+        // The content decides whether there is a raw form.
         let seen = self.format.clone();
         let claimed = Format::by_extension(name).or(seen.clone()).unwrap_or(Format::Raw);
-        let (name, warning) = Names::default().name(name, &claimed);
+        let (name, warning) = names.name(name, &claimed);
         let label = seen.unwrap_or(claimed);
         found.warnings.extend(warning);
         let body = Body::Member { path: self.path.clone() };
         found.disks.push(DiskPlan { name, label, body, size: Some(self.size) });
-        found
     }
+
+    /// A file of the merged tree with the first bytes that it has.
+    pub fn new(path: String, size: u64, head: &[u8]) -> Self {
+        let format = Some(Format::sniff(head, size));
+        let format = format.filter(|format| !matches!(format, Format::Raw | Format::Foreign(_)));
+        Self { path, size, format }
+    }
+}
+
+/// The name of a disk: one component below `disk/`, of a file that has at least a sector.
+pub fn is_member(name: &[u8], size: u64) -> bool {
+    !name.is_empty() && !name.contains(&b'/') && !name.starts_with(b".wh.") && size >= SECTOR
 }
 
 #[derive(Deserialize)]
@@ -77,61 +93,50 @@ struct Config {
 
 #[derive(Deserialize)]
 struct Execution {
-    #[serde(default, rename = "Entrypoint")]
-    entrypoint: Value,
-    #[serde(default, rename = "Cmd")]
-    cmd: Value,
     #[serde(default, rename = "Labels")]
     labels: Value,
 }
 
 impl Execution {
-    fn runs(&self) -> bool {
-        let says = |value: &Value| match value {
-            Value::Null => false,
-            Value::Array(words) => !words.is_empty(),
-            Value::String(word) => !word.is_empty(),
-            _ => true,
-        };
-        says(&self.entrypoint) || says(&self.cmd)
-    }
-
     /// A system that boots from its tree: importers refuse it.
     fn is_bootable(&self) -> bool {
         ["containers.bootc", "ostree.bootable"].iter().any(|label| self.labels.get(*label).is_some())
     }
 }
 
-/// Whether an image may be a containerDisk, so that the first bytes of its layer are worth fetching: a container image of one
-/// archive that names nothing to run. `config` are the bytes of its config.
+/// Whether an image may be a containerDisk, so that the first bytes of its layer are worth fetching: one archive is nearly all of
+/// it, and it is no bootable tree. `config` are the bytes of its config.
 pub fn may_be_container_disk(manifest: &Manifest, config: Option<&[u8]>) -> bool {
     if container_disk_layer(manifest).is_none() {
         return false;
     }
     let Some(config) = config.filter(|config| config.len() as u64 <= MAX_DOCUMENT) else { return false };
     match serde_json::from_slice::<Config>(config) {
-        Ok(config) => config.config.is_none_or(|config| !config.runs() && !config.is_bootable()),
+        Ok(config) => config.config.is_none_or(|config| !config.is_bootable()),
         Err(_) => false,
     }
 }
 
-/// The number of the only layer of a container image that holds anything.
+/// The number of the layer of a container image beside which all others are small.
 pub fn container_disk_layer(manifest: &Manifest) -> Option<usize> {
     if classify_manifest(manifest) != Class::ContainerImage {
         return None;
     }
     let layers = manifest.layers.iter().enumerate();
-    let mut layers = layers.filter(|(_, layer)| {
-        let nothing = if layer.media_type.claims_uncompressed_tar() { NOTHING_STORED } else { NOTHING };
-        layer.size > nothing && !layer.media_type.is_empty_descriptor()
-    });
-    let (index, layer) = layers.next()?;
-    (layers.next().is_none() && layer.media_type.claims_tar() && layer.size >= LEAST).then_some(index)
+    let layers = layers.filter(|(_, layer)| !layer.media_type.is_empty_descriptor());
+    let all = layers.clone().fold(0u64, |all, (_, layer)| all.saturating_add(layer.size));
+    let (index, layer) = layers.max_by_key(|(_, layer)| layer.size)?;
+    let dominates = (all - layer.size).saturating_mul(DOMINANCE) <= layer.size;
+    (dominates && layer.media_type.claims_tar() && layer.size >= LEAST).then_some(index)
 }
 
-/// Whether an archive whose first bytes are `head` starts as a containerDisk does: the directories above the disk, if they
-/// are there, and one regular file directly below `disk/`. `None` as well when `head` ends before that is clear.
-pub fn container_disk(head: &[u8]) -> Option<Member> {
+/// The disks directly below `disk/` in an archive whose first bytes are `head`; whatever else there is beside them is passed
+/// over.
+pub fn container_disks(head: &[u8]) -> Vec<Member> {
+    disks_in(head).unwrap_or_default()
+}
+
+fn disks_in(head: &[u8]) -> Option<Vec<Member>> {
     // In whole blocks, so that the walker is between two of them at the end.
     let head = head.get(..head.len() - head.len() % 512)?;
     let mut walker = TarWalker::new(LIMITS);
@@ -141,26 +146,21 @@ pub fn container_disk(head: &[u8]) -> Option<Member> {
         Need::Done => head.len() as u64,
     };
     let toc = walker.finish(end).ok()?;
-    let mut disk = None;
+    let mut disks: Vec<Member> = Vec::new();
     for entry in toc.iter() {
+        let EntryKind::File(content) = &entry.kind else { continue };
         let path = plain_path(entry.path);
-        match &entry.kind {
-            EntryKind::Directory if path.is_empty() || path == b"disk" => {}
-            EntryKind::File(content) if disk.is_none() => {
-                let name = path.strip_prefix(DIRECTORY)?;
-                if name.is_empty() || name.contains(&b'/') || name.starts_with(b".wh.") {
-                    return None;
-                }
-                let path = String::from_utf8(path.to_vec()).ok()?;
-                let head = usize::try_from(content.offset).ok().and_then(|start| head.get(start..));
-                let format = head.map(|head| Format::sniff(head, content.size));
-                let format = format.filter(|format| !matches!(format, Format::Raw | Format::Foreign(_)));
-                disk = Some(Member { path, size: content.size, format });
-            }
-            _ => return None,
+        let Some(name) = path.strip_prefix(DIRECTORY) else { continue };
+        if !is_member(name, content.size) {
+            continue;
         }
+        let Ok(path) = String::from_utf8(path.to_vec()) else { continue };
+        let head = usize::try_from(content.offset).ok().and_then(|start| head.get(start..));
+        // A file that stands there twice is the later one.
+        disks.retain(|disk| disk.path != path);
+        disks.push(Member::new(path, content.size, head.unwrap_or_default()));
     }
-    disk
+    Some(disks)
 }
 
 /// A path without what may stand around it: `./disk/` is `disk`.
@@ -205,8 +205,15 @@ mod tests {
         archive
     }
 
+    fn all(head: &[u8]) -> Vec<(String, u64)> {
+        container_disks(head).into_iter().map(|member| (member.path, member.size)).collect()
+    }
+
+    /// The only disk.
     fn found(parts: &[Vec<u8>]) -> Option<(String, u64)> {
-        container_disk(&parts.concat()).map(|member| (member.path, member.size))
+        let mut disks = all(&parts.concat());
+        assert!(disks.len() < 2, "{disks:?}");
+        disks.pop()
     }
 
     #[test]
@@ -230,8 +237,7 @@ mod tests {
     #[test]
     fn a_disk_is_what_its_first_bytes_say_whatever_it_is_called() {
         let disk = |name: &str, content: &[u8]| {
-            let member = container_disk(&entry(name, b'0', content)).unwrap();
-            let plan = member.detection().disks.remove(0);
+            let plan = member_disks(&container_disks(&entry(name, b'0', content))).disks.remove(0);
             (plan.name, plan.label)
         };
         let mut qcow2 = vec![0; 1024];
@@ -239,34 +245,48 @@ mod tests {
         assert_eq!(disk("disk/cirros.img", &qcow2), ("cirros.img".into(), Format::Qcow2));
         assert_eq!(disk("disk/downloaded", &qcow2), ("downloaded.qcow2".into(), Format::Qcow2));
         assert_eq!(disk("disk/a.qcow2", &[0; 1024]), ("a.qcow2".into(), Format::Qcow2));
-        assert_eq!(disk("disk/a.img", &[0; 1024]), ("a.img".into(), Format::Raw));
+        assert_eq!(disk("disk/a.img", &[0; 1024]), ("a.img".into(), Format::Unlabelled));
     }
 
     #[test]
     fn a_disk_longer_than_the_head_is_found() {
         let whole = [entry("disk/", b'5', b""), entry("disk/a.img", b'0', &vec![1; 200_000])].concat();
         for cut in [1024, 1025, 65536, whole.len()] {
-            let member = container_disk(&whole[..cut]).unwrap();
-            assert_eq!(member.size, 200_000, "{cut}");
+            assert_eq!(all(&whole[..cut]), [("disk/a.img".into(), 200_000)], "{cut}");
         }
-        assert_eq!(container_disk(&whole[..1000]), None, "its header is cut");
-        assert_eq!(container_disk(b""), None);
+        assert_eq!(all(&whole[..1000]), [], "its header is cut");
+        assert_eq!(all(b""), []);
+    }
+
+    #[test]
+    fn what_lies_beside_a_disk_does_not_hide_it_and_two_disks_are_two() {
+        let (disk, small) = (vec![7; 1300], entry("etc/passwd", b'0', b"x"));
+        let (a, b) = (entry("disk/a.img", b'0', &disk), entry("disk/b.qcow2", b'0', &disk));
+        let a_alone = [("disk/a.img".to_owned(), 1300)];
+        for parts in [
+            vec![entry(".no.prefetch.landmark", b'0', b"\x0f"), a.clone()],
+            vec![entry("etc/", b'5', b""), small.clone(), entry("disk/", b'5', b""), a.clone()],
+            vec![a.clone(), small, entry("disk/sums.txt", b'0', b"x")],
+        ] {
+            assert_eq!(all(&parts.concat()), a_alone);
+        }
+        let both = member_disks(&container_disks(&[a, b].concat()));
+        let names: Vec<&str> = both.disks.iter().map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["a.img", "b.qcow2"]);
     }
 
     #[test]
     fn other_archives_are_no_container_disks() {
-        let file = |path| entry(path, b'0', b"x");
+        let file = |path| entry(path, b'0', &[1; 600]);
         for parts in [
             vec![file("etc/passwd")],
-            vec![file("disk/a.img"), file("disk/b.img")],
-            vec![file("disk/a.img"), file("etc/passwd")],
             vec![file("disk/sub/a.img")],
             vec![file("disk/.wh.a.img")],
             vec![file("disk")],
             vec![file("diskette/a.img")],
             vec![file("../disk/a.img")],
             vec![entry("disk/a.img", b'2', b"")],
-            vec![entry("etc/", b'5', b""), file("disk/a.img")],
+            vec![entry("disk/a.img", b'0', b"less than a sector")],
             vec![entry("disk/", b'5', b"")],
             vec![vec![b'x'; 2048]],
         ] {
@@ -284,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_of_one_archive_that_runs_nothing_may_be_one() {
+    fn an_image_of_one_archive_may_be_one_whatever_it_runs() {
         let one = image(&[(TAR, 500_000)]);
         let may = |config: &str| may_be_container_disk(&one, Some(config.as_bytes()));
         for config in [
@@ -292,16 +312,12 @@ mod tests {
             r#"{"config":null}"#,
             r#"{"architecture":"amd64","config":{"Env":["PATH=/bin"],"Cmd":null,"Entrypoint":[]}}"#,
             r#"{"config":{"Labels":{"instancetype.kubevirt.io/default":"u1.medium"}}}"#,
+            r#"{"config":{"Entrypoint":["no-entrypoint"]}}"#,
+            r#"{"config":{"Entrypoint":"/init","Cmd":["/bin/sh"]}}"#,
         ] {
             assert!(may(config), "{config}");
         }
-        for config in [
-            r#"{"config":{"Cmd":["/bin/sh"]}}"#,
-            r#"{"config":{"Entrypoint":"/init"}}"#,
-            r#"{"config":{"Labels":{"containers.bootc":"1"}}}"#,
-            "",
-            "[",
-        ] {
+        for config in [r#"{"config":{"Labels":{"containers.bootc":"1"}}}"#, "", "["] {
             assert!(!may(config), "{config}");
         }
         assert!(!may_be_container_disk(&one, None), "without its config nobody knows");
@@ -309,8 +325,10 @@ mod tests {
     }
 
     #[test]
-    fn layers_of_nothing_do_not_count() {
-        assert_eq!(container_disk_layer(&image(&[(TAR, 32), (TAR, 500_000), (TAR, 64)])), Some(1));
+    fn small_layers_do_not_hide_a_disk() {
+        assert_eq!(container_disk_layer(&image(&[(TAR, 32), (TAR, 500_000), (TAR, 4_000)])), Some(1));
+        assert_eq!(container_disk_layer(&image(&[(TAR, 500_000), ("text/plain", 62_000)])), Some(0));
+        assert_eq!(container_disk_layer(&image(&[(TAR, 500_000), (TAR, 63_000)])), None);
         let stored = "application/vnd.oci.image.layer.v1.tar";
         assert_eq!(container_disk_layer(&image(&[(stored, 1024), (stored, 65_536)])), Some(1));
         assert_eq!(container_disk_layer(&image(&[(TAR, 500_000), (TAR, 500_000)])), None);
@@ -322,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_member_is_a_disk_of_its_name() {
-        let of = |path: &str, size| Member { path: path.into(), size, format: None }.detection();
+        let of = |path: &str, size| member_disks(&[Member { path: path.into(), size, format: None }]);
         let found = of("disk/coreos.img", 9);
         assert_eq!((found.disks[0].name.as_str(), found.disks[0].size), ("coreos.img", Some(9)));
         assert_eq!(found.disks[0].body, Body::Member { path: "disk/coreos.img".into() });
@@ -341,11 +359,11 @@ mod tests {
             value in any::<u8>(),
             cut in 0usize..4096,
         ) {
-            container_disk(&bytes);
+            container_disks(&bytes);
             let mut whole = [entry("disk/", b'5', b""), entry("disk/a.img", b'0', &bytes)].concat();
             whole[512 + at] = value;
             whole.truncate(cut);
-            container_disk(&whole);
+            container_disks(&whole);
         }
 
         #[test]

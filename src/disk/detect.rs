@@ -208,19 +208,22 @@ impl Detection {
     /// For each disk the name of its raw form, when it is of a kind that has one.
     pub fn raw_names(&self) -> Vec<Option<String>> {
         let mut taken: Vec<String> = self.disks.iter().map(|disk| disk.name.clone()).collect();
-        let mut name = |plan| {
-            let name = raw_name(plan, &taken)?;
-            taken.push(name.clone());
-            Some(name)
-        };
-        self.disks.iter().map(&mut name).collect()
+        let mut names = vec![None; self.disks.len()];
+        // A disk that may turn out to be raw takes no name from a qcow2.
+        for label in [Format::Qcow2, Format::Unlabelled] {
+            for (plan, name) in self.disks.iter().zip(&mut names).filter(|(plan, _)| plan.label == label) {
+                *name = raw_name(plan, &taken);
+                taken.extend(name.clone());
+            }
+        }
+        names
     }
 }
 
 /// What the raw form of a disk is called: `x.raw` for `x.qcow2`, numbered when one of `taken` has that name. `None` for what
-/// is not called a qcow2.
-pub fn raw_name(plan: &DiskPlan, taken: &[String]) -> Option<String> {
-    if plan.label != Format::Qcow2 {
+/// has the label of another format.
+fn raw_name(plan: &DiskPlan, taken: &[String]) -> Option<String> {
+    if !matches!(plan.label, Format::Qcow2 | Format::Unlabelled) {
         return None;
     }
     let stem = plan.name.rsplit_once('.').map_or(plan.name.as_str(), |(stem, _)| stem);
@@ -364,6 +367,18 @@ mod tests {
 
     fn reasons(found: &Detection) -> String {
         found.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn a_disk_that_may_be_raw_takes_no_name_from_a_qcow2() {
+        let found = detect(&artifact(["a.img", "a.qcow2", "b.img", "c.raw"]), PartOrder::Epoch);
+        let names: Vec<_> =
+            found.disks.iter().map(|disk| disk.name.as_str()).zip(found.raw_names()).collect();
+        let raw = |name: &str| Some(name.to_owned());
+        let expected =
+            [("a.qcow2", raw("a.raw")), ("a.img", raw("a-2.raw")), ("b.img", raw("b.raw")), ("c.raw", None)];
+        assert_eq!(names.len(), 4);
+        assert!(expected.iter().all(|row| names.contains(row)), "{names:?}");
     }
 
     #[test]

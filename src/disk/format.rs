@@ -22,6 +22,8 @@ pub enum Format {
     Vhdx,
     /// VirtualBox's.
     Vdi,
+    /// Any format: the name or type of the disk says no more than that it is one, as `.img` does.
+    Unlabelled,
     /// No disk at all: something that got a disk's label by mistake, or a disk inside something else.
     Foreign(Signature),
     /// Another disk format, by the name that QEMU gives it.
@@ -57,7 +59,7 @@ const EXTENSIONS: [(&str, Format); 9] = [
     ("qcow2", Format::Qcow2),
     ("qcow", Format::Qcow2),
     ("raw", Format::Raw),
-    ("img", Format::Raw),
+    ("img", Format::Unlabelled),
     ("vmdk", Format::Vmdk),
     ("vhd", Format::Vhd),
     ("vpc", Format::Vhd),
@@ -143,6 +145,7 @@ impl fmt::Display for Format {
             Format::Vhd => "vhd",
             Format::Vhdx => "vhdx",
             Format::Vdi => "vdi",
+            Format::Unlabelled => "unlabelled",
             Format::Foreign(signature) => return signature.fmt(f),
             Format::Other(name) => name,
         })

@@ -52,8 +52,14 @@ impl Inspection {
 /// Says what a disk of `size` bytes is. `head` is its first [`HEAD`] bytes, or all when it is smaller; `label` is what
 /// the manifest calls it.
 pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
+    let format = Format::sniff(head, size);
+    let label = match (label, &format) {
+        // As if it were called what it is.
+        (Format::Unlabelled, Format::Qcow2) => &Format::Qcow2,
+        (label, _) => label,
+    };
     let mut seen = Inspection {
-        format: Format::sniff(head, size),
+        format,
         qcow2: None,
         refusal: None,
         notes: Vec::new(),
@@ -92,7 +98,7 @@ fn no_raw_form(seen: &Inspection, label: &Format) -> Option<String> {
     }
     let header = match &seen.qcow2 {
         Some(header) if *label == Format::Qcow2 => header,
-        _ => return Some("only what is called a qcow2 and is one has a raw form".into()),
+        _ => return Some("only a qcow2 under its own label or none has a raw form".into()),
     };
     header.raw_reason().err().map(|reason| format!("qcow2 has no raw form: {reason}"))
 }
@@ -166,6 +172,12 @@ fn compare_label(seen: &mut Inspection, size: u64, label: &Format) {
     if seen.format == *label {
         return;
     }
+    if *label == Format::Unlabelled {
+        if let Format::Foreign(_) = seen.format {
+            seen.notes.push(format!("its content is {}", seen.format));
+        }
+        return;
+    }
     let content = match &seen.format {
         Format::Raw if size < 4 => format!("it has only {size} bytes"),
         Format::Raw => "its content has no signature of that format".into(),
@@ -216,6 +228,19 @@ mod tests {
         let seen = inspect(&Qcow2::new(2).0, SIZE, &Format::Raw);
         assert_eq!(seen.refusal, None);
         assert_eq!(seen.notes, ["labelled raw, but its content is qcow2"]);
+    }
+
+    #[test]
+    fn the_content_decides_where_there_is_no_label() {
+        let seen = |image: &Qcow2| inspect(&image.0, SIZE, &Format::Unlabelled);
+        let plain = seen(&Qcow2::new(3));
+        assert_eq!((&plain.refusal, &plain.raw, plain.notes.len()), (&None, &None, 0));
+        assert!(seen(&Qcow2::new(3).backing(b"/etc/passwd")).refusal.is_some());
+        assert!(seen(&Qcow2::new(3).u32(32, 2)).refusal.unwrap().contains("encrypted"));
+        let raw = inspect(&[0; 512], 512, &Format::Unlabelled);
+        assert_eq!((&raw.format, &raw.refusal, raw.notes.len()), (&Format::Raw, &None, 0));
+        assert!(raw.raw.is_some());
+        assert_eq!(inspect(b"<html>404", 9, &Format::Unlabelled).notes, ["its content is html"]);
     }
 
     #[test]
@@ -285,7 +310,7 @@ mod tests {
             assert_eq!(raw(&Qcow2::new(version), Format::Qcow2), None);
         }
         let reason = |image: &Qcow2, label| raw(image, label).unwrap_or_default();
-        assert!(reason(&Qcow2::new(3), Format::Raw).contains("called a qcow2"));
+        assert!(reason(&Qcow2::new(3), Format::Raw).contains("only a qcow2 under its own label"));
         assert!(reason(&Qcow2::new(3).backing(b"/x"), Format::Qcow2).contains("not given out"));
         assert!(reason(&Qcow2::new(3).u64(72, 1 << 40), Format::Qcow2).contains("0x10000000000"));
         assert!(reason(&Qcow2::new(3).u64(72, 8), Format::Qcow2).contains("contradicts"));

@@ -32,10 +32,10 @@ mod vetu;
 mod vmdk;
 mod vmlab;
 
-pub use container::{Member, container_disk, container_disk_layer, may_be_container_disk};
-pub use detect::{
-    Body, Detection, DiskPlan, MAX_PARTS, Packing, PartOrder, PartPlan, Problem, detect, raw_name,
+pub use container::{
+    Member, container_disk_layer, container_disks, is_member, may_be_container_disk, member_disks,
 };
+pub use detect::{Body, Detection, DiskPlan, MAX_PARTS, Packing, PartOrder, PartPlan, Problem, detect};
 pub use error::DiskError;
 pub use format::{Format, Signature};
 pub use info::{info_json, info_padded, info_size};

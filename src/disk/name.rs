@@ -4,6 +4,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::oci::plain_path;
+
 use super::Format;
 
 /// The longest file name Linux has, in bytes.
@@ -17,7 +19,8 @@ impl Names {
     /// The name for a disk whose titles have this stem, without the directories that it is in; the warning says why it is
     /// another one.
     pub(super) fn name(&mut self, stem: &str, format: &Format) -> (String, Option<String>) {
-        let stem = if is_path(stem) { stem.rsplit('/').next().unwrap_or(stem) } else { stem };
+        let plain = plain_path(stem);
+        let stem = plain.as_deref().map_or(stem, |plain| plain.rsplit('/').next().unwrap_or(plain));
         let wanted = with_extension(stem, format);
         let (wanted, unsafe_title) = match is_plain(&wanted) {
             true if !stem.is_empty() => (wanted, false),
@@ -58,13 +61,9 @@ pub(super) fn unused(name: &str, is_taken: impl Fn(&str) -> bool, count: usize) 
 fn with_extension(stem: &str, format: &Format) -> String {
     match Format::by_extension(stem) {
         Some(claimed) if claimed == *format => stem.to_owned(),
+        Some(Format::Unlabelled) if *format == Format::Raw => stem.to_owned(),
         _ => format!("{stem}.{}", format.extension()),
     }
-}
-
-/// A path that stays where it is.
-fn is_path(stem: &str) -> bool {
-    stem.split('/').all(|component| !matches!(component, "" | "." | ".."))
 }
 
 /// One component that prints. A control character would let a title write to the terminal of who lists it.
@@ -95,10 +94,15 @@ mod tests {
     }
 
     #[test]
+    fn the_last_component_of_a_path_is_the_name() {
+        for title in ["/etc/disk.qcow2", "a//disk.qcow2", "./disk.qcow2", "a/disk.qcow2"] {
+            assert_eq!(one(title, Format::Qcow2), ("disk.qcow2".into(), false), "{title}");
+        }
+    }
+
+    #[test]
     fn an_unsafe_title_falls_back_with_a_warning() {
-        for title in
-            ["/etc/disk.qcow2", "../disk.qcow2", "..", ".", "a//b", "a/.b", "a\0b", "a\nb", ".hidden"]
-        {
+        for title in ["../disk.qcow2", "..", ".", "/", "a/.b", "a\0b", "a\nb", ".hidden"] {
             assert_eq!(one(title, Format::Qcow2), ("disk.qcow2".into(), true), "{title:?}");
         }
         assert_eq!(one(&"x".repeat(249), Format::Qcow2).0.len(), 255);

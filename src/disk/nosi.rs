@@ -34,7 +34,8 @@ pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
         let written = layer.title().unwrap_or_default();
         let title = compressed::inner(written);
         let packing = if title == written { labelled } else { Packing::Packed };
-        let label = Format::by_extension(title).unwrap_or(Format::Raw);
+        let label = Format::by_extension(title).filter(|label| *label != Format::Unlabelled);
+        let label = label.unwrap_or(Format::Raw);
         candidates.push(Candidate { index, title, label, role: Role::Whole, packing });
     }
     assemble(manifest, &candidates, order)

@@ -7,12 +7,17 @@
 use std::collections::BTreeMap;
 
 use crate::artifact::UNPACK;
-use crate::oci::{Descriptor, Manifest, MediaType};
+use crate::io::shell_word;
+use crate::oci::{Descriptor, Manifest, MediaType, plain_path};
 
 use super::compressed::{self, Compression};
 use super::detect::{Candidate, assemble};
+use super::parts::{Part, sequence};
 use super::title::{Role, is_disk_name, read};
 use super::{Detection, Format, Packing, PartOrder};
+
+/// The longest command that is advised: what a person can read.
+const MAX_COMMAND_BYTES: usize = 16 * 1024;
 
 /// Types of artifacts and layers that are never disks, whatever they are called.
 const NEVER: [&str; 14] = [
@@ -64,7 +69,7 @@ pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
             continue;
         }
         let written = layer.title().unwrap_or_default();
-        if is_sidecar(written) || absent.takes(written) {
+        if is_sidecar(written) || absent.takes(index, written) {
             continue;
         }
         let by_title = compressed::by_title(written).filter(|(_, inner)| label(inner, layer).is_some());
@@ -81,7 +86,7 @@ pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
     }
     drop_words(&mut candidates);
     let mut found = assemble(manifest, &candidates, order);
-    absent.report(&mut found);
+    absent.report(order, &mut found);
     found
 }
 
@@ -105,7 +110,7 @@ fn label(title: &str, layer: &Descriptor) -> Option<Format> {
     let titled = titled(title);
     let typed = typed(&layer.media_type);
     match (titled, typed) {
-        (Some(Format::Raw), Some(typed)) => Some(typed),
+        (Some(Format::Raw | Format::Unlabelled), Some(typed)) => Some(typed),
         (None, typed) => typed,
         (titled, _) => titled,
     }
@@ -114,7 +119,11 @@ fn label(title: &str, layer: &Descriptor) -> Option<Format> {
 fn typed(media_type: &MediaType) -> Option<Format> {
     let essence = media_type.essence();
     let base = essence.split('+').next().unwrap_or_default();
-    TYPES.iter().find(|(known, _)| *known == base).map(|(_, format)| format.clone())
+    let known = TYPES.iter().find(|(known, _)| *known == base).map(|(_, format)| format.clone());
+    // The words of a model's types are those of disks, and mean another thing.
+    let is_model = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
+    let is_model = is_model.iter().any(|start| essence.starts_with(start));
+    known.or_else(|| Format::by_extension(&format!("x{}", media_type.spelled().disk.filter(|_| !is_model)?)))
 }
 
 /// The format that the title claims. A part that only `.part` marks is more likely a broken download, and the file that a
@@ -136,13 +145,40 @@ fn titled(title: &str) -> Option<Format> {
 struct Absent<'a> {
     /// Archives of disks: the title and the kind of archive.
     archived: Vec<(&'a str, &'static str)>,
-    /// Disks that were compressed and cut up then: the compression and the number of pieces.
-    cut: BTreeMap<&'a str, (&'static Compression, usize)>,
+    /// Disks that were compressed and cut up then: the compression and the pieces.
+    cut: BTreeMap<&'a str, (&'static Compression, Vec<Piece<'a>>)>,
+}
+
+/// A piece of a compressed disk.
+struct Piece<'a> {
+    /// Its place in the manifest.
+    index: usize,
+    title: &'a str,
+    /// The number behind the title, as written.
+    number: String,
+}
+
+/// The command that joins the files of `pieces` and unpacks them; `None` where a file has another name than its title or one that
+/// does not print, where the order is in doubt, and where the command is too long to be read.
+fn joining(pieces: &[Piece<'_>], order: PartOrder, unpack: &str) -> Option<String> {
+    let plain = |title: &str| plain_path(title).is_ok_and(|plain| plain == title);
+    let parts =
+        pieces.iter().map(|piece| Part { index: piece.index, title: piece.title, number: &piece.number });
+    let titles: BTreeMap<usize, &str> = pieces.iter().map(|piece| (piece.index, piece.title)).collect();
+    let mut command = "cat --".to_owned();
+    for index in sequence(parts.collect(), order).ok()?.0 {
+        let title = titles.get(&index).filter(|title| plain(title) && !title.contains('`'))?;
+        command = format!("{command} {}", shell_word(format!("files/{title}").as_bytes())?);
+        if command.len() > MAX_COMMAND_BYTES {
+            return None;
+        }
+    }
+    Some(format!("{command} | {unpack}"))
 }
 
 impl<'a> Absent<'a> {
     /// Takes a title that is one of the pieces of a compressed disk.
-    fn takes(&mut self, title: &'a str) -> bool {
+    fn takes(&mut self, index: usize, title: &'a str) -> bool {
         let Some((compression, disk, tail)) = compressed::cut_behind(title) else { return false };
         // As if it had been cut up without being compressed: the rules for numbers are the same.
         let plain = format!("{disk}{tail}");
@@ -151,12 +187,14 @@ impl<'a> Absent<'a> {
         if is_piece {
             let extended = title.len() - tail.len();
             let whole = title.get(..extended).unwrap_or(disk);
-            self.cut.entry(whole).or_insert((compression, 0)).1 += 1;
+            let number = reading.number.unwrap_or_default().to_owned();
+            let (_, pieces) = self.cut.entry(whole).or_insert((compression, Vec::new()));
+            pieces.push(Piece { index, title, number });
         }
         is_piece
     }
 
-    fn report(self, found: &mut Detection) {
+    fn report(self, order: PartOrder, found: &mut Detection) {
         for (title, name) in self.archived {
             found.report(
                 title,
@@ -165,10 +203,12 @@ impl<'a> Absent<'a> {
         }
         for (whole, (compression, pieces)) in self.cut {
             let name = compression.name;
-            let how = match compression.command {
-                Some(command) => format!("`cat files/{whole}?* | {command}` unpacks it"),
-                None => "they have to be joined and unpacked".to_owned(),
+            let command = compression.command.and_then(|unpack| joining(&pieces, order, unpack));
+            let how = match command {
+                Some(command) => format!("`{command}` unpacks it"),
+                None => "the files have to be joined in their order and unpacked".to_owned(),
             };
+            let pieces = pieces.len();
             found.report(
                 whole,
                 format!(
@@ -210,7 +250,7 @@ mod tests {
     fn a_titled_disk_is_a_disk() {
         for (title, label) in [
             ("disk.qcow2", "qcow2"),
-            ("disk.img", "raw"),
+            ("disk.img", "unlabelled"),
             ("disk.raw", "raw"),
             ("ubuntu-22.04.qcow2", "qcow2"),
             ("disk-part1.raw", "raw"),
@@ -259,7 +299,7 @@ mod tests {
     #[test]
     fn a_compressed_disk_is_called_as_it_is_inside() {
         for (title, name, label) in [
-            ("disk.img.gz", "disk.img", "raw"),
+            ("disk.img.gz", "disk.img", "unlabelled"),
             ("x.qcow2.zst", "x.qcow2", "qcow2"),
             ("x.QCOW2.XZ", "x.QCOW2", "qcow2"),
             ("x.raw.bz2", "x.raw", "raw"),
@@ -282,8 +322,18 @@ mod tests {
         assert_eq!(one(zstd, ""), row("disk.qcow2", "qcow2", Packing::Packed));
         assert_eq!(one(zstd, "fedora.zst"), row("fedora.qcow2", "qcow2", Packing::Packed));
         assert_eq!(one("application/x-qemu-disk", "a.img"), row("a.img.qcow2", "qcow2", Packing::Stored));
-        assert_eq!(one("application/vnd.x+gzip", "a.img"), row("a.img", "raw", Packing::Packed));
+        assert_eq!(one("application/vnd.x+gzip", "a.img"), row("a.img", "unlabelled", Packing::Packed));
         assert_eq!(one("application/vnd.x+gzip", "a"), []);
+        for joint in ['.', '+'] {
+            let kind = |word: &str| format!("application/vnd.lfedge.disk.layer.v1{joint}{word}");
+            for word in ["qcow2", "raw", "vmdk", "vhdx"] {
+                let name = format!("disk-root-rootfs.{word}");
+                assert_eq!(one(&kind(word), "disk-root-rootfs"), row(&name, word, Packing::Stored), "{word}");
+            }
+            let packed = kind("qcow2") + ".gz";
+            assert_eq!(one(&packed, "root"), row("root.qcow2", "qcow2", Packing::Packed));
+        }
+        assert_eq!(one("application/vnd.cncf.model.weight.v1.raw", "model.safetensors"), []);
     }
 
     #[test]
@@ -306,9 +356,32 @@ mod tests {
             assert_eq!((found.problems.len(), found.problems[0].subject.as_str()), (1, "d.img.gz"));
             let reason = &found.problems[0].reason;
             assert!(reason.contains("2 parts are pieces of one gzip stream"), "{reason}");
-            assert!(reason.contains("`cat files/d.img.gz?* | gzip -dc`"), "{reason}");
+            let mut sorted = titles;
+            sorted.sort_unstable();
+            let [first, second] = sorted;
+            assert!(
+                reason.contains(&format!("`cat -- files/{first} files/{second} | gzip -dc`")),
+                "{reason}"
+            );
         }
         assert_eq!(rows(&artifact(["d.img.gz.sha256", "d.img.gz.sig", "d.tar.gz.00", "d.img.gz.txt"])), []);
+    }
+
+    #[test]
+    fn an_advised_command_runs_nothing_of_a_title_and_names_only_the_pieces() {
+        let reason =
+            |titles: &[&str]| detect(&artifact(titles.to_vec()), PartOrder::Epoch).problems.remove(0).reason;
+        let sidecar = reason(&["d.img.gz.00", "d.img.gz.01", "d.img.gz.sha256"]);
+        assert!(sidecar.contains("`cat -- files/d.img.gz.00 files/d.img.gz.01 | gzip -dc`"), "{sidecar}");
+        let hostile = reason(&["$(id) ;'.img.xz.00"]);
+        assert!(hostile.contains(r"`cat -- 'files/$(id) ;'\''.img.xz.00' | xz -dc`"), "{hostile}");
+        for title in ["`id`.img.gz.00", "a\n.img.gz.00", "../a.img.gz.00", "/a.img.gz.00", "a//b.img.gz.00"] {
+            let reason = reason(&[title]);
+            assert!(!reason.contains('`') && reason.contains("have to be joined"), "{reason}");
+        }
+        for titles in [["a.img.gz.00", "a.img.gz.02"], ["a.img.gz.part9", "a.img.gz.part10"]] {
+            assert!(reason(&titles).contains("have to be joined"), "{titles:?}");
+        }
     }
 
     #[test]
@@ -331,7 +404,7 @@ mod tests {
     fn sidecars_and_other_types_never_become_disks() {
         let titles = SIDECARS.map(|extension| format!("disk.img.gz{extension}"));
         let with = artifact(titles.iter().map(String::as_str).chain(["disk.img.gz"]));
-        assert_eq!(rows(&with), [("disk.img".into(), "raw".into(), Packing::Packed)]);
+        assert_eq!(rows(&with), [("disk.img".into(), "unlabelled".into(), Packing::Packed)]);
         let typed = SIDECARS.map(|extension| format!("disk{extension}"));
         let typed = typed.iter().map(|title| ("application/x-qemu-disk", title.as_str()));
         assert_eq!(rows(&manifest("", typed)), []);

@@ -39,7 +39,8 @@ pub(super) fn detect(manifest: &Manifest) -> Detection {
     }
     let (mut found, mut names) = (Detection::default(), Names::default());
     for (name, indices) in disks {
-        let label = Format::by_extension(name).unwrap_or(Format::Raw);
+        let label = Format::by_extension(name).filter(|label| *label != Format::Unlabelled);
+        let label = label.unwrap_or(Format::Raw);
         found.add(manifest, &mut names, (name, &label), parts(manifest, &indices));
     }
     found

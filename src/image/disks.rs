@@ -14,6 +14,7 @@ use crate::io::{BoxFuture, ByteRange, Concat, Deferred, Fault, ReadAt as _, Read
 use crate::layer::{self, Content, Hints, Layer};
 
 use crate::oci::Digest;
+use crate::tree::{FileRef, Tree};
 
 use super::Image;
 
@@ -26,12 +27,49 @@ pub(super) struct Found {
 }
 
 impl Image {
-    /// The disks that the manifest packs, as far as it says.
+    /// The disks that the manifest packs, as far as it says, or those of a containerDisk, as far as they are known.
     pub fn detection(&self) -> &Detection {
-        &self.detection
+        self.members.get().map_or(&self.detection, |(detection, _)| detection)
     }
 
-    /// Looks whether the only layer of an image that runs nothing starts as a containerDisk does.
+    fn found(&self) -> &[Found] {
+        self.members.get().map_or(&self.disks, |(_, disks)| disks)
+    }
+
+    /// Whether the disks are files of the image, so that only the whole tree has all of them.
+    pub fn is_container_disk(&self) -> bool {
+        self.detection.disks.iter().any(|plan| matches!(plan.body, Body::Member { .. }))
+    }
+
+    /// Adds the disks of a containerDisk that stand behind the first bytes of its layer. Later calls find them there.
+    pub async fn find_members(self: &Arc<Self>) -> Result<(), ReadError> {
+        if !self.is_container_disk() {
+            return Ok(());
+        }
+        let find = || async {
+            let detection = disk::member_disks(&self.members_of(&*self.merged().await?).await?);
+            let disks = detection.disks.iter().map(|_| Found::default()).collect();
+            Ok((detection, disks))
+        };
+        self.members.get_or_try_init(find).await.map(drop)
+    }
+
+    async fn members_of(&self, tree: &Tree) -> Result<Vec<disk::Member>, ReadError> {
+        let Some(directory) = tree.lookup(Tree::ROOT, b"disk") else { return Ok(Vec::new()) };
+        let mut members = Vec::new();
+        for (name, node) in tree.entries(directory, 0) {
+            let Some(file) = tree.file(node).filter(|file| disk::is_member(name, file.size)) else {
+                continue;
+            };
+            let Ok(name) = std::str::from_utf8(name) else { continue };
+            let bytes = self.file_at(&file)?;
+            let head = read_vec(&*bytes, ByteRange::new(0, file.size.min(disk::HEAD))).await?;
+            members.push(disk::Member::new(format!("disk/{name}"), file.size, &head));
+        }
+        Ok(members)
+    }
+
+    /// Looks whether the largest layer of an image starts as a containerDisk does.
     pub(super) async fn find_container_disk(&mut self) {
         let Some(at) = disk::container_disk_layer(&self.manifest).filter(|at| self.selected[*at]) else {
             return;
@@ -39,8 +77,9 @@ impl Image {
         let Some(layer) = self.archive(at) else { return };
         match layer.peek(disk::HEAD).await {
             Ok(head) => {
-                if let Some(member) = disk::container_disk(&head) {
-                    self.detection = member.detection();
+                let members = disk::container_disks(&head);
+                if !members.is_empty() {
+                    self.detection = disk::member_disks(&members);
                     self.disks = self.detection.disks.iter().map(|_| Found::default()).collect();
                 }
             }
@@ -51,7 +90,7 @@ impl Image {
 
     fn plan(&self, at: usize) -> Result<(&DiskPlan, &Found), ReadError> {
         let missing = || ReadError::new(Fault::NotFound, format!("there is no disk {at}"));
-        self.detection.disks.get(at).zip(self.disks.get(at)).ok_or_else(missing)
+        self.detection().disks.get(at).zip(self.found().get(at)).ok_or_else(missing)
     }
 
     /// How large a disk is, when that is known by now.
@@ -62,7 +101,7 @@ impl Image {
 
     /// The bytes of a disk that is here already.
     pub fn disk_ready(&self, at: usize) -> Option<Shared> {
-        self.disks.get(at)?.bytes.get().cloned()
+        self.found().get(at)?.bytes.get().cloned()
     }
 
     /// The bytes of a disk, whatever they are. Unpacks as much as it takes to know the size.
@@ -79,7 +118,7 @@ impl Image {
     }
 
     /// The file that a layer is in `files/`.
-    fn file_of(&self, layer: usize) -> Result<Shared, ReadError> {
+    fn file_of(self: &Arc<Self>, layer: usize) -> Result<Shared, ReadError> {
         let of_layer = |file: &&File| matches!(file.body, FileBody::Layer(at) | FileBody::Sparse { layer: at, .. } if at == layer);
         match self.contents.files.iter().position(|file| of_layer(&file)) {
             Some(at) if matches!(self.contents.files[at].body, FileBody::Sparse { .. }) => {
@@ -177,12 +216,15 @@ impl Image {
 
     async fn merged_file(&self, path: &str) -> Result<Shared, ReadError> {
         let tree = self.merged().await?;
-        let mut node = crate::tree::Tree::ROOT;
+        let mut node = Tree::ROOT;
         let missing = || ReadError::new(Fault::Malformed, format!("{path} is not in the merged tree"));
         for name in path.split('/') {
             node = tree.lookup(node, name.as_bytes()).ok_or_else(missing)?;
         }
-        let file = tree.file(node).ok_or_else(missing)?;
+        self.file_at(&tree.file(node).ok_or_else(missing)?)
+    }
+
+    fn file_at(&self, file: &FileRef<'_>) -> Result<Shared, ReadError> {
         let runs = file.runs.map(<[_]>::to_vec);
         self.file(file.origin as usize, &Content { size: file.size, offset: file.offset, runs })
     }
@@ -242,7 +284,7 @@ impl Image {
 
     /// The disk's inspection if it was done before.
     pub fn inspected(&self, at: usize) -> Option<&Inspection> {
-        self.disks.get(at)?.inspection.get()
+        self.found().get(at)?.inspection.get()
     }
 
     /// The raw form of a disk whose inspection says that it has one.
@@ -270,7 +312,7 @@ impl Image {
 
     /// The raw form of a disk, if it was opened before.
     pub fn raw_ready(&self, at: usize) -> Option<Shared> {
-        self.disks.get(at)?.raw.get().cloned()
+        self.found().get(at)?.raw.get().cloned()
     }
 }
 

@@ -216,7 +216,7 @@ impl Image {
                 expected.push((tree.layer, content.clone()));
             }
         }
-        for plan in &self.detection.disks {
+        for plan in &self.detection().disks {
             if let Body::Parts(parts) = &plan.body {
                 expected.extend(parts.iter().filter_map(|part| Some((part.layer, part.content.clone()?))));
             }
@@ -326,7 +326,7 @@ impl Image {
             }
             _ => false,
         };
-        let disk = self.detection.disks.iter().position(|plan| plan.name == name && !is_it(&plan.body));
+        let disk = self.detection().disks.iter().position(|plan| plan.name == name && !is_it(&plan.body));
         file.map(Target::File).into_iter().chain(disk.map(Target::Disk)).collect()
     }
 }
@@ -342,7 +342,7 @@ impl Target {
     fn shown(self, image: &Image) -> String {
         match self {
             Target::File(at) => format!("files/{}", image.contents.files[at].path),
-            Target::Disk(at) => format!("disk/{}", image.detection.disks[at].name),
+            Target::Disk(at) => format!("disk/{}", image.detection().disks[at].name),
         }
     }
 

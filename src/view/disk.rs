@@ -25,10 +25,14 @@ impl View for Disk {
 
     fn build<'a>(&'a self, image: &'a Arc<Image>, _first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
         Box::pin(async move {
+            match image.find_members().await {
+                Err(error) if !is_of_content(error.fault()) => return Err(error),
+                Err(error) => tracing::warn!(error = error.chain(), "disks of the image not counted"),
+                Ok(()) => {}
+            }
             let mut listing = Listing::new(image.created());
-            let mut taken: Vec<String> =
-                image.detection().disks.iter().map(|plan| plan.name.clone()).collect();
-            for (at, plan) in image.detection().disks.iter().enumerate() {
+            let raw_names = image.detection().raw_names();
+            for (at, (plan, raw)) in image.detection().disks.iter().zip(raw_names).enumerate() {
                 // A size that only unpacking tells is asked for when somebody wants it.
                 listing.file(plan.name.as_bytes(), plan.size.unwrap_or_default(), Made::Disk(at))?;
                 if !may_be_qcow2(plan) {
@@ -46,10 +50,9 @@ impl View for Disk {
                 let header = inspection.qcow2.as_ref();
                 let header = header.filter(|_| inspection.refusal.is_none() && inspection.raw.is_none());
                 if let Some(header) = header
-                    && let Some(name) = disk::raw_name(plan, &taken)
+                    && let Some(name) = raw
                 {
                     listing.file(name.as_bytes(), header.virtual_size, Made::Raw(at))?;
-                    taken.push(name);
                 }
             }
             let size = disk::info_size(image.manifest(), image.detection());
@@ -59,7 +62,7 @@ impl View for Disk {
     }
 
     fn is_free(&self, image: &Image) -> bool {
-        !image.detection().disks.iter().any(may_be_qcow2)
+        !image.is_container_disk() && !image.detection().disks.iter().any(may_be_qcow2)
     }
 }
 
@@ -68,7 +71,7 @@ fn is_of_content(fault: Fault) -> bool {
     matches!(fault, Fault::Malformed | Fault::Unsupported | Fault::Mismatch)
 }
 
-/// Whether a disk is called a qcow2, so that its raw form is looked for.
+/// Whether the raw form of a disk is looked for: its label is qcow2, or none.
 fn may_be_qcow2(plan: &DiskPlan) -> bool {
-    plan.label == Format::Qcow2
+    matches!(plan.label, Format::Qcow2 | Format::Unlabelled)
 }

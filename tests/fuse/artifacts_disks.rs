@@ -289,6 +289,56 @@ fn the_one_file_of_a_container_disk_is_the_disk() {
 }
 
 #[test]
+fn every_file_of_a_container_disk_is_a_disk_whatever_the_image_runs() {
+    let (first, second) = (raw_disk(21), raw_disk(22));
+    let plain = tar(&[
+        (".no.prefetch.landmark", b"\x0f"),
+        ("etc/", b""),
+        ("disk/", b""),
+        ("disk/a.img", &first),
+        ("disk/b.raw", &second),
+    ]);
+    let layer = Blob::new("application/vnd.oci.image.layer.v1.tar+gzip", gzip(&plain));
+    let small = tar(&[("etc/motd", b"hello")]);
+    let config = json!({
+        "os": "linux", "architecture": "amd64", "config": {"Entrypoint": ["no-entrypoint"]},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(&plain), digest_of(&small)]},
+    });
+    let packed = Shape::of(CONFIG, config.to_string())
+        .layer(&layer)
+        .layer(&Blob::new("application/vnd.oci.image.layer.v1.tar+gzip", gzip(&small)))
+        .pack();
+    let Some(stage) = Stage::strict(&packed) else { return };
+    let mount = stage.mount(&[]);
+    let mut names: Vec<_> = std::fs::read_dir(mount.join("disk"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["a.img", "b.raw", "info.json"]);
+    assert!(read(mount.join("disk/a.img")) == first && read(mount.join("disk/b.raw")) == second);
+}
+
+#[test]
+fn an_image_file_that_is_a_qcow2_has_its_raw_form() {
+    if !able(&[Need::Tool("qemu-img")]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let raw = raw_disk(23);
+    let whole = qcow2(&scratch, &raw, "");
+    let layer = Blob::new("application/octet-stream", whole.clone()).titled("noble-cloudimg-amd64.img");
+    let packed = Shape::artifact("application/vnd.unknown.artifact.v1").layer(&layer).pack();
+    let golden = Golden::of(&packed)
+        .file("files/noble-cloudimg-amd64.img", &whole)
+        .disk("noble-cloudimg-amd64.img", &whole)
+        .disk("noble-cloudimg-amd64.raw", &raw);
+    for stage in Stage::both(&packed) {
+        golden.check(stage.mount(&[]).dir());
+    }
+}
+
+#[test]
 fn a_kubevirt_export_is_all_its_disks() {
     let (root, data) = (raw_disk(11), raw_disk(12));
     let disk = |name: &str, bytes: &[u8]| {
