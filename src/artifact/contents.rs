@@ -8,7 +8,8 @@ use crate::oci::Digest;
 /// What the layers of a manifest are meant as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// What `files/` has. Invariant: paths are unique, and none is a directory of another.
+    /// What `files/` has. Invariant: paths are unique, and none is a directory of another, but for the directories called `.`,
+    /// whose content is in `files/` itself.
     pub files: Vec<File>,
     /// The layers that are archives by their labels, lowest first.
     pub archives: Vec<Archive>,
@@ -23,7 +24,7 @@ pub struct Contents {
 /// One name in `files/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
-    /// A relative path of plain components, separated by `/`.
+    /// A relative path of plain components, separated by `/`, or `.`.
     pub path: String,
     /// Permission bits.
     pub mode: u16,
@@ -71,7 +72,8 @@ pub struct Tree {
     pub layer: usize,
     /// The directory inside the archive that is shown; an entry outside of it is an error. Empty for all of it.
     pub below: String,
-    /// Whether an archive with entries outside of `below` is shown from its root instead.
+    /// Whether the first bytes of the layer decide: an archive of the file `below` alone is that file, one with entries outside of
+    /// `below` is shown from its root, and what is no archive is a file as stored.
     pub lenient: bool,
     /// What the uncompressed archive has to hash to.
     pub content: Option<Digest>,

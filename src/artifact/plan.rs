@@ -42,7 +42,14 @@ pub fn needs_config(manifest: &Manifest) -> bool {
 pub fn contents(manifest: &Manifest, config: Option<&[u8]>) -> Contents {
     let config = config.filter(|config| config.len() as u64 <= MAX_DOCUMENT);
     let class = classify_manifest(manifest);
-    let mut plan = Plan { class, manifest, files: Vec::new(), archives: Vec::new(), reports: Vec::new() };
+    let mut plan = Plan {
+        class,
+        manifest,
+        files: Vec::new(),
+        archives: Vec::new(),
+        tops: Vec::new(),
+        reports: Vec::new(),
+    };
     match class {
         Class::Snapshot => plan.add_snapshot(config),
         _ => plan.add_layers(config),
@@ -57,6 +64,8 @@ struct Plan<'a> {
     manifest: &'a Manifest,
     files: Vec<Wish>,
     archives: Vec<Archive>,
+    /// The directories that are `files/` itself.
+    tops: Vec<Tree>,
     reports: Vec<String>,
 }
 
@@ -129,20 +138,22 @@ impl Plan<'_> {
         let mut body = FileBody::Layer(number);
         let (mut mode, mut mtime) = (MODE, None);
         let is_model = matches!(self.class, Class::ModelPack | Class::DockerModel);
-        if let Some(name) = &name {
-            let model_archive = is_model && layer.media_type.claims_tar();
-            if model_archive || is_directory(layer) {
-                let content = self.unpacked(number, layer);
-                let below = name.name.clone();
-                body = FileBody::Tree(Tree { layer: number, below, lenient: !is_directory(layer), content });
-                mode = DIRECTORY_MODE;
+        if let Some(name) = &name
+            && let Some((below, lenient)) = directory(self.class, layer, &name.name)
+        {
+            let content = self.unpacked(number, layer);
+            let tree = Tree { layer: number, below, lenient, content };
+            if is_top(&name.name) {
+                return self.tops.push(tree);
             }
+            body = FileBody::Tree(tree);
+            mode = DIRECTORY_MODE;
         }
         if is_model {
             match names::metadata(layer) {
                 Ok(metadata) => {
                     // The mode is that of a file: nobody could enter a directory that has it.
-                    if matches!(body, FileBody::Layer(_)) {
+                    if matches!(body, FileBody::Layer(_) | FileBody::Tree(Tree { lenient: true, .. })) {
                         mode = metadata.mode.unwrap_or(mode);
                     }
                     mtime = metadata.mtime;
@@ -242,7 +253,7 @@ impl Plan<'_> {
     }
 
     fn finish(self) -> Contents {
-        let Self { class, files, archives, mut reports, manifest } = self;
+        let Self { class, files, archives, tops, mut reports, manifest } = self;
         let (wanted, rest): (Vec<_>, Vec<_>) = files
             .into_iter()
             .map(|Wish { wanted, mode, mtime, body, otherwise }| (wanted, (mode, mtime, body, otherwise)))
@@ -256,7 +267,13 @@ impl Plan<'_> {
             let (mode, body) = if as_asked { (mode, body) } else { (MODE, otherwise) };
             Some(File { path: name.path, mode, mtime, body })
         });
-        let files = files.collect();
+        let mut files: Vec<File> = files.collect();
+        files.extend(tops.into_iter().map(|tree| File {
+            path: ".".to_owned(),
+            mode: DIRECTORY_MODE,
+            mtime: None,
+            body: FileBody::Tree(tree),
+        }));
         let union = if class == Class::ContainerImage { Union::Image } else { Union::Plain };
         // "applying the layers to an empty directory" (image-spec manifest.md), none of them.
         let is_empty_tree = union == Union::Image && manifest.layers.iter().all(is_nothing);
@@ -272,6 +289,31 @@ fn wanted(number: usize, layer: &Descriptor, name: Option<Asked>) -> Wanted {
 /// The descriptor of image-spec that stands for "no layer". One that is longer than its content says something else.
 fn is_nothing(layer: &Descriptor) -> bool {
     layer.media_type.is_empty_descriptor() && layer.size <= 2
+}
+
+/// Whether a name means the directory of all files.
+fn is_top(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('/') && name.split('/').all(|part| matches!(part, "" | "."))
+}
+
+/// The directory of its archive that a layer called `name` shows, and whether only its first bytes say that it is one. `None` for
+/// a layer that is a file by all labels.
+fn directory(class: Class, layer: &Descriptor, name: &str) -> Option<(String, bool)> {
+    if is_directory(layer) {
+        return Some((name.to_owned(), false));
+    }
+    let tar = layer.media_type.claims_tar();
+    match class {
+        Class::ModelPack | Class::DockerModel => tar.then(|| (name.to_owned(), true)),
+        // A slash at the end is how regctl names a directory, whose archive has names relative to it.
+        Class::Unknown if name.ends_with('/') => Some((String::new(), true)),
+        // The type that oras-py gives to directories, and ORAS to no plain file of its own accord.
+        Class::Unknown => {
+            let packed = tar && !layer.media_type.claims_uncompressed_tar() && !is_tar_name(name);
+            packed.then(|| (name.to_owned(), true))
+        }
+        _ => None,
+    }
 }
 
 /// Whether a layer is a directory with a name.
@@ -326,7 +368,11 @@ fn is_archive(class: Class, layer: &Descriptor, name: Option<&Asked>) -> bool {
         Class::MachineOs => named_tar == Some(true),
         Class::ModelPack | Class::DockerModel => tar && name.is_none(),
         Class::Tart | Class::Vetu | Class::Lume | Class::Geranos | Class::Snapshot => false,
-        _ => tar && !is_directory(layer) && named_tar != Some(false),
+        _ => {
+            tar && !is_directory(layer)
+                && named_tar != Some(false)
+                && !name.is_some_and(|name| is_top(&name.name))
+        }
     }
 }
 

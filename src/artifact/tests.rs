@@ -391,7 +391,7 @@ fn directories_of_oras_are_directories_and_nothing_to_merge() {
     };
     let layers = [directory("data/set", "true", &digest), directory("plain", "false", &digest)];
     let image = manifest("application/vnd.example", EMPTY, &layers);
-    assert_eq!(meant(Class::Unknown, &image), "data/set=0/data/set only checked plain=1");
+    assert_eq!(meant(Class::Unknown, &image), "data/set=0/data/set only checked plain=1/plain checked");
     assert_eq!(contents(&image, None).files[0].mode, 0o555);
 
     let image =
@@ -400,6 +400,43 @@ fn directories_of_oras_are_directories_and_nothing_to_merge() {
     assert_eq!(shape(&found), format!("{}=0 d=1/d only", short(&image, 0, ".tar.gz")));
     assert_eq!((found.reports.len(), found.files[0].mode), (2, 0o444));
     assert!(found.reports[0].contains("is not compared"), "{:?}", found.reports);
+}
+
+#[test]
+fn a_directory_called_dot_is_all_of_the_files() {
+    for title in [".", "./"] {
+        let directory = layer(TAR_GZIP, &[(TITLE, title), ("io.deis.oras.content.unpack", "true")]);
+        let image = manifest("application/vnd.example", EMPTY, &[directory, titled("text/plain", "one.txt")]);
+        assert_eq!(meant(Class::Unknown, &image), format!("one.txt=1 .=0/{title} only"));
+    }
+}
+
+#[test]
+fn a_slash_behind_a_title_names_a_directory() {
+    let unpacked = layer(TAR_GZIP, &[(TITLE, "data/"), ("io.deis.oras.content.unpack", "true")]);
+    let image = manifest("application/vnd.example", EMPTY, &[unpacked]);
+    assert_eq!(meant(Class::Unknown, &image), "data=0/data/ only");
+    for kind in ["application/octet-stream", TAR_GZIP] {
+        let image = manifest("application/vnd.example", EMPTY, &[titled(kind, "data/")]);
+        assert_eq!(meant(Class::Unknown, &image), "data=0/", "{kind}");
+    }
+}
+
+#[test]
+fn the_compressed_type_of_a_directory_without_the_name_of_an_archive_may_be_one() {
+    let image = manifest("", EMPTY, &[titled(TAR_GZIP, "data"), titled(TAR, "one.txt")]);
+    assert_eq!(meant(Class::Unknown, &image), "data=0/data one.txt=1");
+}
+
+#[test]
+fn every_spelling_of_an_archive_in_a_type_is_an_archive() {
+    for (end, extension) in
+        [("+tar.gz", ".tar.gz"), (".tar.xz", ".tar.xz"), (".tar.bz2", ".tar.bz2"), ("+tar+zst", ".tar.zst")]
+    {
+        let kind = format!("application/vnd.cncf.falco.rulesfile.layer.v1{end}");
+        let image = manifest("", EMPTY, &[titled(&kind, &format!("rules{extension}")), layer(&kind, &[])]);
+        assert_eq!(meant(Class::Unknown, &image), format!("rules{extension}=0 <0> <1>"));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Never decides what the bytes are: the first bytes of a part say how it is unpacked. This is only why a part is taken
 //! for a packed one, and what the disk inside is called.
 
-use crate::oci::MediaType;
+use crate::oci::{LabelCompression, MediaType};
 
 /// A compression by its names.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,9 +38,12 @@ pub(super) fn by_title(title: &str) -> Option<(&'static Compression, &str)> {
 
 /// The compression that the end of a media type names: `…+zstd`, `….gz`.
 pub(super) fn by_type(media_type: &MediaType) -> Option<&'static Compression> {
-    let spelled = media_type.spelled();
-    let packed = spelled.packed.filter(|_| spelled.is_suffix)?;
-    COMPRESSIONS.iter().find(|compression| compression.name == packed.name)
+    let essence = media_type.essence();
+    let (_, last) = essence.rsplit_once(['+', '.'])?;
+    let extension = media_type.compression().map(LabelCompression::extension);
+    let is_it = |it: &&Compression| Some(it.extension) == extension || it.name == last;
+    // A type that is nothing but the word says nothing about a disk inside.
+    COMPRESSIONS.iter().find(is_it)
 }
 
 /// A title without the extension of a compression.

@@ -123,7 +123,7 @@ fn typed(media_type: &MediaType) -> Option<Format> {
     // The words of a model's types are those of disks, and mean another thing.
     let is_model = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
     let is_model = is_model.iter().any(|start| essence.starts_with(start));
-    known.or_else(|| Format::by_extension(&format!("x{}", media_type.spelled().disk.filter(|_| !is_model)?)))
+    known.or_else(|| Format::by_extension(&format!("x.{}", media_type.disk_format().filter(|_| !is_model)?)))
 }
 
 /// The format that the title claims. A part that only `.part` marks is more likely a broken download, and the file that a

@@ -9,11 +9,14 @@ use futures_util::StreamExt as _;
 use tokio::sync::Mutex;
 
 use crate::artifact::{self, Union};
-use crate::io::{BoxFuture, Fault, ReadError, compute};
-use crate::layer::{Entry, IndexKind, Layer, LayerIndex, Sniffed, Toc, has_root};
+use crate::io::{BoxFuture, Fault, ReadError, Shared, compute};
+use crate::layer::{Content, Entry, EntryKind, IndexKind, Layer, LayerIndex, Sniffed, Toc, has_root};
 use crate::tree::{self, Builder, Overlap, Tree};
 
 use super::{Image, OnConflict};
+
+/// Bytes of an archive that are looked at for its first entry.
+const FIRST_BYTES: u64 = 64 * 1024;
 
 /// The paths at which archives disagree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -234,11 +237,52 @@ impl Image {
         .await
     }
 
+    /// What a directory in `files/` is by the first bytes of its layer.
+    pub async fn tree_shape(&self, plan: &artifact::Tree) -> Result<TreeShape, ReadError> {
+        if !plan.lenient {
+            return Ok(TreeShape::Directory);
+        }
+        let layer = self.archive_at(plan.layer)?;
+        if let Sniffed::Other(_) = layer.sniff().await? {
+            return Ok(TreeShape::Stored);
+        }
+        let head = layer.peek(FIRST_BYTES).await?;
+        Ok(match tree::first_file(&head).filter(|(path, _)| tree::is_name_of(path, plan.below.as_bytes())) {
+            Some((_, size)) => TreeShape::File(size),
+            None => TreeShape::Directory,
+        })
+    }
+
+    /// The only file of an archive.
+    pub(super) async fn lone_file(&self, at: usize) -> Result<Shared, ReadError> {
+        let toc = self.archive_at(at)?.index().await?.toc.whole().await?;
+        let content = toc.iter().find_map(|entry| match entry.kind {
+            EntryKind::File(content) => {
+                let runs = content.runs.map(Iterator::collect);
+                Some(Content { size: content.size, offset: content.offset, runs })
+            }
+            _ => None,
+        });
+        let missing = || ReadError::new(Fault::Malformed, format!("layer {at} has no file"));
+        self.file(at, &content.ok_or_else(missing)?)
+    }
+
     fn archive_at(&self, at: usize) -> Result<&Layer, ReadError> {
         self.archive(at).ok_or_else(|| {
             ReadError::new(Fault::NotFound, format!("layer {at} is no archive that can be read"))
         })
     }
+}
+
+/// What a layer that may be a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TreeShape {
+    /// The archive of a directory.
+    Directory,
+    /// The archive of one file, and the bytes of that.
+    File(u64),
+    /// No archive: a file as stored.
+    Stored,
 }
 
 impl Conflicts {

@@ -39,7 +39,7 @@ pub use archive::{
 };
 pub use error::ImageError;
 pub use family::{Family, Member};
-pub use merged::Conflicts;
+pub use merged::{Conflicts, TreeShape};
 pub use named::named;
 pub use open::{Network, OnConflict, OpenOptions, Platforms, Recording, Referrers};
 pub use prefetch::{AheadCost, Prefetch};
@@ -54,7 +54,9 @@ pub use verify::{Check, Outcome};
 use crate::artifact::{self, Contents, FileBody};
 use crate::cache::{Cache, Cached, Verify};
 use crate::disk::Detection;
-use crate::io::{ByteRange, Concat, Fault, Memory, ReadAt as _, ReadError, Shared, Slice};
+use crate::io::{
+    BoxFuture, ByteRange, Concat, Deferred, Fault, Memory, ReadAt as _, ReadError, Shared, Slice,
+};
 use crate::layer::{self, Content, IndexPolicy, Layer};
 use crate::oci::{Descriptor, Digest, Manifest};
 use crate::source::Source;
@@ -97,9 +99,13 @@ pub struct Image {
     /// What went wrong lately, oldest first.
     errors: Mutex<VecDeque<String>>,
     contents: Contents,
+    /// Sizes of the archives in `files/` that are one file each, by the number of the file.
+    lone_files: Mutex<HashMap<usize, u64>>,
     detection: Detection,
     /// What was found out about each disk.
     disks: Vec<Found>,
+    /// The disks of a containerDisk, once the whole tree was looked through.
+    members: OnceCell<(Detection, Vec<Found>)>,
     /// What unpacks parts of disks, by the number of the layer.
     packed: Mutex<HashMap<usize, Arc<Layer>>>,
     index_policy: IndexPolicy,
@@ -275,7 +281,7 @@ impl Image {
     }
 
     /// The bytes of a file of the artifact that is more than one blob as stored.
-    pub fn artifact_file(&self, at: usize) -> Result<Shared, ReadError> {
+    pub fn artifact_file(self: &Arc<Self>, at: usize) -> Result<Shared, ReadError> {
         let layers = &self.manifest.layers;
         match self.contents.files.get(at).map(|file| &file.body) {
             Some(FileBody::Joined(segments)) => {
@@ -293,8 +299,26 @@ impl Image {
                 file.push_hole(size.saturating_sub(file.size()));
                 Ok(Arc::new(file))
             }
+            Some(FileBody::Tree(tree)) => {
+                let sizes = self.lone_files.lock().unwrap_or_else(PoisonError::into_inner);
+                let size = sizes.get(&at).copied().unwrap_or_default();
+                let (image, layer) = (Arc::downgrade(self), tree.layer);
+                let open = Box::new(move || -> BoxFuture<'static, _> {
+                    let image = image.clone();
+                    Box::pin(async move {
+                        let gone = || ReadError::new(Fault::Io, "the image was closed");
+                        image.upgrade().ok_or_else(gone)?.lone_file(layer).await
+                    })
+                });
+                Ok(Arc::new(Deferred::new(size, open)))
+            }
             _ => Err(ReadError::new(Fault::NotFound, format!("there is no file {at}"))),
         }
+    }
+
+    /// Notes that a directory in `files/` is a file of `size` bytes.
+    pub fn set_lone_file(&self, at: usize, size: u64) {
+        self.lone_files.lock().unwrap_or_else(PoisonError::into_inner).insert(at, size);
     }
 }
 

@@ -89,7 +89,7 @@ pub fn fallback_name(index: usize, layer: &Descriptor) -> String {
 
 /// The extension that a media type deserves, with its dot; nothing for types that say nothing.
 pub fn extension(media_type: &MediaType) -> &'static str {
-    const SUFFIXES: [(&str, &str); 14] = [
+    const SUFFIXES: [(&str, &str); 23] = [
         ("+json", ".json"),
         ("/json", ".json"),
         ("/plain", ".txt"),
@@ -102,6 +102,15 @@ pub fn extension(media_type: &MediaType) -> &'static str {
         ("gguf", ".gguf"),
         (".safetensors", ".safetensors"),
         (".prov", ".prov"),
+        (".qcow2", ".qcow2"),
+        ("+qcow2", ".qcow2"),
+        (".raw", ".raw"),
+        ("+raw", ".raw"),
+        ("+vmdk", ".vmdk"),
+        ("+vhd", ".vhd"),
+        ("+vhdx", ".vhdx"),
+        ("/zip", ".zip"),
+        ("+zip", ".zip"),
         (".sif", ".sif"),
         ("/octet-stream", ".bin"),
     ];
@@ -449,7 +458,6 @@ mod tests {
             ("application/vnd.cncf.falco.plugin.layer.v1+tar.gz", ".tar.gz"),
             ("application/vnd.example.metadata.v1.tar.xz", ".tar.xz"),
             ("application/vnd.lfedge.disk.layer.v1+qcow2", ".qcow2"),
-            ("application/vnd.example.disk.v1.raw+zstd", ".raw.zst"),
             ("application/gzip", ".gz"),
             ("application/zip", ".zip"),
             ("application/vnd.nosi.disk-image.layer.v1+gzip", ".gz"),

@@ -22,4 +22,4 @@ mod tests;
 pub use builder::{Builder, NewKind, NewNode};
 pub use error::{Problem, TreeError};
 pub use frozen::{Attr, FileRef, Follow, Ino, Kind, Resolved, Tree, Walk};
-pub use plain::{Overlap, is_below};
+pub use plain::{Overlap, first_file, is_below, is_name_of};

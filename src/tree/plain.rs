@@ -4,7 +4,7 @@
 //! beside the tree first, as if it were alone, so that no link of another archive is followed and no hard link reaches one;
 //! then the two trees are laid over each other, and what an archive takes from an earlier one is told.
 
-use crate::layer::{EntryKind, Toc};
+use crate::layer::{EntryKind, Need, TarLimits, TarWalker, Toc};
 
 use super::builder::{Builder, Id, ROOT};
 use super::error::{Problem, TreeError, shown};
@@ -29,6 +29,31 @@ pub struct Overlap {
 pub fn is_below(toc: &Toc, below: &[u8]) -> bool {
     let below = path::clean(below);
     toc.iter().all(|entry| fits(entry.path, entry.kind == EntryKind::Directory, &below))
+}
+
+/// Path and size of the first entry of an archive whose first bytes are `head`, when it is a regular file.
+pub fn first_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
+    let limits = TarLimits { entries: 1024, ..TarLimits::default() };
+    // In whole blocks, so that the walker is between two of them at the end.
+    let head = head.get(..head.len() - head.len() % 512)?;
+    let mut walker = TarWalker::new(limits);
+    walker.feed(0, head).ok()?;
+    let end = match walker.need() {
+        Need::Bytes(range) => range.start,
+        Need::Done => head.len() as u64,
+    };
+    let toc = walker.finish(end).ok()?;
+    let first = toc.iter().next()?;
+    match first.kind {
+        EntryKind::File(content) => Some((first.path.to_vec(), content.size)),
+        _ => None,
+    }
+}
+
+/// Whether the file at `recorded` is the file called `name`: its path, or the last component of it.
+pub fn is_name_of(recorded: &[u8], name: &[u8]) -> bool {
+    let (recorded, name) = (path::clean(recorded), path::clean(name));
+    !name.is_empty() && (recorded == name || recorded.len() == 1 && recorded.last() == name.last())
 }
 
 /// Whether an entry of that path lies in the directory. The directories above it may have entries: they say nothing about it.

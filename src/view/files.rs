@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use crate::artifact::{self, File, FileBody};
-use crate::image::{Image, TreeRoot};
+use crate::image::{Image, TreeRoot, TreeShape};
 use crate::io::{BoxFuture, Fault, ReadError};
 
 use super::View;
 use super::subtree::{Listing, Made, Origins, Subtree};
+
+/// The path of a directory whose content is in `files/` itself.
+const TOP: &str = ".";
 
 pub(super) struct Files;
 
@@ -22,10 +25,26 @@ impl View for Files {
 
     fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
         Box::pin(async move {
+            let files = &image.contents().files;
+            if let [File { path, body: FileBody::Tree(tree), .. }] = &files[..]
+                && path == TOP
+            {
+                return Ok(Subtree {
+                    tree: Arc::new(image.directory(tree).await?),
+                    origins: Origins::Layers,
+                });
+            }
+            let mut shapes = Vec::new();
+            for file in files {
+                shapes.push(match directory(file) {
+                    Some(tree) => Some(shape(image, tree).await?),
+                    None => None,
+                });
+            }
             let mut listing = Listing::new(image.created());
             let layers = &image.manifest().layers;
             let mut directories = first..;
-            for (at, file) in image.contents().files.iter().enumerate() {
+            for (at, (file, shape)) in files.iter().zip(shapes).enumerate() {
                 let (size, made) = match &file.body {
                     FileBody::Layer(layer) => {
                         (layers[*layer].size, Made::Blob(Box::new(layers[*layer].clone())))
@@ -38,14 +57,33 @@ impl View for Files {
                     FileBody::Joined(segments) => {
                         (segments.iter().map(|segment| segment.size).sum(), Made::File(at))
                     }
-                    FileBody::Tree(_) => {
-                        if let Some(subtree) = directories.next() {
-                            listing.graft(file.path.as_bytes(), subtree)?;
+                    FileBody::Tree(tree) => {
+                        let subtree = directories.next();
+                        match shape {
+                            Some(TreeShape::File(size)) => {
+                                image.set_lone_file(at, size);
+                                (size, Made::File(at))
+                            }
+                            Some(TreeShape::Stored) => {
+                                let layer = &layers[tree.layer];
+                                (layer.size, Made::Blob(Box::new(layer.clone())))
+                            }
+                            _ if file.path == TOP => {
+                                listing.tree(&image.directory(tree).await?)?;
+                                continue;
+                            }
+                            _ => {
+                                if let Some(subtree) = subtree {
+                                    listing.graft(file.path.as_bytes(), subtree)?;
+                                }
+                                continue;
+                            }
                         }
-                        continue;
                     }
                 };
-                listing.file_with(file.path.as_bytes(), size, file.mode, file.mtime, made)?;
+                // The mode of a directory that turned out to be a file.
+                let mode = if file.mode == 0o555 { 0o444 } else { file.mode };
+                listing.file_with(file.path.as_bytes(), size, mode, file.mtime, made)?;
             }
             Ok(listing.finish())
         })
@@ -72,8 +110,19 @@ impl View for Files {
         Some(TreeRoot::Directory(at))
     }
 
-    fn is_free(&self, _image: &Image) -> bool {
-        true
+    fn is_free(&self, image: &Image) -> bool {
+        let mut trees = image.contents().files.iter().filter_map(|file| Some((file, directory(file)?)));
+        !trees.any(|(file, tree)| tree.lenient || file.path == TOP)
+    }
+}
+
+/// What a directory is; one whose layer can never be read stays a directory, which gives the error.
+async fn shape(image: &Image, tree: &artifact::Tree) -> Result<TreeShape, ReadError> {
+    match image.tree_shape(tree).await {
+        Err(error) if matches!(error.fault(), Fault::Malformed | Fault::Unsupported | Fault::NotFound) => {
+            Ok(TreeShape::Directory)
+        }
+        shape => shape,
     }
 }
 

@@ -30,6 +30,7 @@ impl Namespace {
                 Made::Bytes(bytes) | Made::Archive(_, bytes) => Ok(bytes.clone()),
                 Made::Blob(descriptor) => image()?.blob(descriptor),
                 Made::File(at) => image()?.artifact_file(*at),
+                Made::Inside(layer, content) => image()?.file(*layer, content),
                 Made::Disk(at) => {
                     image()?.inspected(*at).filter(|inspection| inspection.refusal.is_none())?;
                     Ok(image()?.disk_ready(*at)?)

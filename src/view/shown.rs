@@ -27,7 +27,9 @@ impl Namespace {
                 Origins::Made(made) => match made.get(origin as usize) {
                     Some(Made::Blob(descriptor)) => descriptor.digest == *blob,
                     // A few names, made of several blobs.
-                    Some(Made::Disk(_) | Made::Raw(_) | Made::File(_) | Made::DiskInfo) => true,
+                    Some(
+                        Made::Disk(_) | Made::Raw(_) | Made::File(_) | Made::Inside(..) | Made::DiskInfo,
+                    ) => true,
                     Some(Made::Archive(archive, _)) => archive.holds(blob),
                     Some(Made::Rootfs(disk)) => disk.shows(blob),
                     Some(Made::Bytes(_) | Made::Status) | None => false,

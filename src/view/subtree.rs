@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::image::Archive;
 use crate::io::{ReadError, Shared};
-use crate::layer::Time;
+use crate::layer::{Content, Time};
 use crate::oci::Descriptor;
-use crate::tree::{Builder, NewKind, NewNode, Tree, TreeError};
+use crate::tree::{Builder, Kind, NewKind, NewNode, Tree, TreeError};
 
 use super::rootfs::Rootfs;
 
@@ -30,6 +30,8 @@ pub(super) enum Made {
     Disk(usize),
     /// The raw form of the disk with this number.
     Raw(usize),
+    /// A file inside of the archive layer with this number.
+    Inside(usize, Content),
     /// The file of the artifact with this number, which is more than one blob as stored.
     File(usize),
     /// What is known about the disks.
@@ -90,6 +92,41 @@ impl Listing {
     /// Adds a directory whose content is another subtree.
     pub(super) fn graft(&mut self, path: &[u8], subtree: u32) -> Result<(), ReadError> {
         self.insert(path, NewKind::Graft(subtree), 0o555)
+    }
+
+    /// Adds all of an archive's tree. What is there already stays.
+    pub(super) fn tree(&mut self, tree: &Tree) -> Result<(), ReadError> {
+        let mut above = vec![(Tree::ROOT, Vec::new())];
+        while let Some((directory, prefix)) = above.pop() {
+            for (name, node) in tree.entries(directory, 0) {
+                let Some(attr) = tree.attr(node) else { continue };
+                let path = if prefix.is_empty() { name.to_vec() } else { [&prefix[..], b"/", name].concat() };
+                let mut made = None;
+                let kind = match attr.kind {
+                    Kind::Directory => {
+                        above.push((node, path.clone()));
+                        NewKind::Directory
+                    }
+                    Kind::Symlink => NewKind::Symlink(tree.link(node).unwrap_or_default().to_vec()),
+                    _ => {
+                        let Some(file) = tree.file(node) else { continue };
+                        let runs = file.runs.map(<[_]>::to_vec);
+                        let content = Content { size: file.size, offset: file.offset, runs };
+                        made = Some(Made::Inside(file.origin as usize, content));
+                        NewKind::File { origin: self.files.len() as u32, size: file.size }
+                    }
+                };
+                let node = NewNode { kind, mode: attr.mode, uid: attr.uid, gid: attr.gid, mtime: attr.mtime };
+                match self.builder.insert(&path, node) {
+                    Ok(()) => self.files.extend(made),
+                    Err(error) => {
+                        let path = String::from_utf8_lossy(&path);
+                        tracing::warn!(%path, %error, "entry of an archive not shown");
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn insert(&mut self, path: &[u8], kind: NewKind, mode: u16) -> Result<(), ReadError> {

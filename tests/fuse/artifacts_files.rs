@@ -67,6 +67,44 @@ fn directory(title: &str, entries: Entries<'_>) -> Blob {
 }
 
 #[test]
+fn a_directory_called_dot_is_the_files_themselves() {
+    let entries: Entries<'_> = &[("index.html", b"<p>"), ("css/", b""), ("css/a.css", b"p{}")];
+    for (title, beside) in [(".", false), ("./", true)] {
+        let mut shape = Shape::artifact(UNKNOWN).layer(&directory(title, entries));
+        let mut golden = Golden::default().file("index.html", b"<p>").file("css/a.css", b"p{}");
+        if beside {
+            shape = shape.layer(&Blob::new("text/plain", b"one".as_slice()).titled("one.txt"));
+            golden = golden.file("one.txt", b"one");
+        }
+        let packed = shape.pack();
+        for stage in Stage::both(&packed) {
+            golden.check(&stage.mount(&[]).join("files"));
+        }
+    }
+}
+
+#[test]
+fn directories_of_other_clients_are_at_their_titles() {
+    let (with, without): (Entries<'_>, Entries<'_>) =
+        (&[("data/b.txt", b"b"), ("data/sub/a", b"a")], &[("b.txt", b"b"), ("sub/a", b"a")]);
+    for (kind, title, entries) in [
+        (ORAS_DIRECTORY, "data", with),
+        ("application/octet-stream", "data/", without),
+        (ORAS_DIRECTORY, "data/", without),
+    ] {
+        let packed = Shape::artifact(UNKNOWN)
+            .layer(&Blob::new(kind, gzip(&tar(entries))).titled(title))
+            .layer(&Blob::new(ORAS_DIRECTORY, b"no archive".as_slice()).titled("plain"))
+            .pack();
+        let golden =
+            Golden::default().tree("data", &[("b.txt", b"b"), ("sub/a", b"a")]).file("plain", b"no archive");
+        for stage in Stage::both(&packed) {
+            golden.check(&stage.mount(&[]).join("files"));
+        }
+    }
+}
+
+#[test]
 fn a_directory_of_oras_is_that_directory() {
     let entries: Entries<'_> = &[
         ("site/", b""),
@@ -227,6 +265,29 @@ fn an_archive_of_a_model_pack_is_extracted_at_its_path() {
         Golden::default()
             .tree("src", &[("main.py", b"print()"), ("lib/a.py", b"")])
             .check(&mount.join("files"));
+    }
+}
+
+#[test]
+fn an_archive_of_one_file_of_a_model_is_that_file() {
+    let weights = noise(1 << 20, 31);
+    let layer = |kind: &str, path: &str, entry: &str, bytes: &[u8]| {
+        let archive = tar(&[(entry, bytes)]);
+        let stored = if kind.ends_with("+gzip") { gzip(&archive) } else { archive };
+        Blob::new(&format!("application/vnd.cncf.model.{kind}"), stored).note("org.cncf.model.filepath", path)
+    };
+    let packed = Shape::of("application/vnd.cncf.model.config.v1+json", b"{}".as_slice())
+        .kind("application/vnd.cncf.model.manifest.v1+json")
+        .layer(&layer("doc.v1.tar", "LICENSE", "LICENSE", b"Apache-2.0\n"))
+        .layer(&layer("weight.v1.tar+gzip", "sub/dir/model.gguf", "sub/dir/model.gguf", &weights))
+        .layer(&layer("code.v1.tar", "run.py", "./run.py", b"print(1)\n"))
+        .pack();
+    let golden = Golden::default()
+        .file("LICENSE", b"Apache-2.0\n")
+        .file("sub/dir/model.gguf", &weights)
+        .file("run.py", b"print(1)\n");
+    for stage in Stage::both(&packed) {
+        golden.check(&stage.mount(&[]).join("files"));
     }
 }
 
