@@ -51,6 +51,4 @@ pub use signature::{
 pub use soci::{
     IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, SOCI_V1, SOCI_V2, SociIndex, SociVersion, Ztoc, soci_index_digest,
 };
-pub use title::{
-    FileName, FileNames, Wanted, extension, fallback_name, file_names, is_tar_name, plain_path,
-};
+pub use title::{FileName, FileNames, Wanted, extension, fallback_name, file_names, is_tar_name, plain_path};
