@@ -132,7 +132,7 @@ mod tests {
     use super::super::sidecar::{BLOCK, Kind};
     use crate::oci::Digest;
 
-    const BYTES: [u8; BLOCK as usize] = [7; BLOCK as usize];
+    static BYTES: [u8; BLOCK as usize] = [7; BLOCK as usize];
 
     /// As another process: the locks belong to the open file.
     fn open(files: &Files) -> Pair {

@@ -37,7 +37,7 @@ const OPTIONS: &[(&str, &str, Use, &str)] = &[
     ("platform", SOURCE, Usual, "Platform: os/arch[/variant], or all"),
     ("all-platforms", SOURCE, Usual, "Every platform of an index"),
     ("select", SOURCE, Usual, "Entries of an index, by property"),
-    ("layer", SOURCE, Usual, "Only the layer with this number"),
+    ("layer", SOURCE, Rare, "Only the layer with this number"),
     ("media-type", SOURCE, Rare, "Only layers of this type"),
     ("title", SOURCE, Rare, "Only layers with this title"),
     ("referrers", SOURCE, Usual, "Show signatures, attestations, SBOMs"),

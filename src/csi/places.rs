@@ -17,10 +17,13 @@ const PER_NAMESPACE: usize = 16;
 /// Mounts that are made at once: processes of about 10 MiB.
 pub(super) const PER_NODE: usize = 64;
 
+/// A namespace, or a registry for a namespace.
+type ShareKey = (String, Option<String>);
+
 /// The places of a node.
 pub(super) struct Places {
     /// By namespace, and by namespace with registry; only shares that are held or waited for.
-    shares: Mutex<HashMap<(String, Option<String>), Weak<Semaphore>>>,
+    shares: Mutex<HashMap<ShareKey, Weak<Semaphore>>>,
     node: Arc<Semaphore>,
 }
 

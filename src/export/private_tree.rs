@@ -311,7 +311,7 @@ mod tests {
                 std::fs::create_dir(&inner).unwrap();
                 std::fs::write(inner.join("f"), b"f").unwrap();
             }
-            std::fs::set_permissions(&inner, std::fs::Permissions::from_mode(0)).unwrap();
+            std::fs::set_permissions(&inner, std::fs::Permissions::from_mode(0o0)).unwrap();
             symlink("/etc", top.join("d/link")).unwrap();
             std::fs::write(directory.join("mine"), b"mine").unwrap();
             drop(tree);

@@ -82,19 +82,19 @@ fn rights() -> Finding {
     let hint = "give the container the right and the device: --cap-add SYS_ADMIN --device /dev/fuse; \
                 \"ocifs ls\", \"ocifs cat\" and \"ocifs export\" need no mount";
     match kernel::mount_right() {
-        Ok(MountRight::OfMachine) => Finding::good(
+        Ok(MountRight::Machine) => Finding::good(
             "rights",
             "root of the machine; with --passthrough=on the kernel reads cached files itself",
         ),
-        Ok(MountRight::OfNamespace) => Finding::limited(
+        Ok(MountRight::Namespace) => Finding::limited(
             "rights",
             "root of a user namespace",
             "mounts work here, and the kernel reads no cached file itself",
         ),
-        Ok(MountRight::OfHelper) if helper().health == Health::Good => {
+        Ok(MountRight::Helper) if helper().health == Health::Good => {
             Finding::limited("rights", "root without CAP_SYS_ADMIN: fusermount3 has to mount", hint)
         }
-        Ok(MountRight::OfHelper | MountRight::OfNone) => {
+        Ok(MountRight::Helper | MountRight::Absent) => {
             Finding::bad("rights", "root without CAP_SYS_ADMIN cannot mount", hint)
         }
         Err(error) => Finding::limited("rights", format!("cannot be told: {error}"), hint),

@@ -28,6 +28,13 @@ use super::passthrough::Served;
 use super::recent::Recent;
 use super::spare::Spare;
 
+/// A read as the kernel asks for it, and when it did.
+struct ReadRequest {
+    offset: u64,
+    size: u32,
+    begun: Instant,
+}
+
 /// What is shown in one mount. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct ShownTree {
@@ -279,9 +286,7 @@ impl ShownTree {
         caller: Caller,
         node: NodeId,
         bytes: Shared,
-        offset: u64,
-        size: u32,
-        begun: Instant,
+        ReadRequest { offset, size, begun }: ReadRequest,
         reply: ReplyData,
     ) {
         let len = bytes.size().saturating_sub(offset).min(u64::from(size)) as usize;
@@ -462,7 +467,7 @@ impl ShownTree {
             return reply.error(errno);
         }
         self.with_bytes(caller, ino, fh, "read", move |this, bytes| match bytes {
-            Ok(bytes) => this.reply_read(caller, node, bytes, offset, size, begun, reply),
+            Ok(bytes) => this.reply_read(caller, node, bytes, ReadRequest { offset, size, begun }, reply),
             Err(errno) => reply.error(errno),
         });
     }

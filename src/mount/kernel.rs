@@ -293,7 +293,7 @@ pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
 pub(super) fn stack_depth(passthrough: &Passthrough) -> Option<u32> {
     let Passthrough::Auto { cache } = passthrough else { return None };
     match mount_right() {
-        Ok(MountRight::OfMachine) => {}
+        Ok(MountRight::Machine) => {}
         Ok(_) => {
             tracing::debug!("no passthrough: it needs CAP_SYS_ADMIN of the host");
             return None;
@@ -324,20 +324,20 @@ pub fn is_on_overlay(path: &Path) -> bool {
 
 /// Whether files can be passed through at all, as far as rights go: asked before they are laid down.
 pub fn may_pass_through() -> bool {
-    mount_right().is_ok_and(|right| right == MountRight::OfMachine)
+    mount_right().is_ok_and(|right| right == MountRight::Machine)
 }
 
 /// What lets this process mount (CAP_SYS_ADMIN).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MountRight {
     /// The kernel counts us as an administrator of the machine.
-    OfMachine,
+    Machine,
     /// Of a user namespace.
-    OfNamespace,
+    Namespace,
     /// Not us, but a program with the setuid bit may have it.
-    OfHelper,
+    Helper,
     /// No program that this process can start ever gets it.
-    OfNone,
+    Absent,
 }
 
 /// What this process may do, by its status and its user namespace.
@@ -358,10 +358,10 @@ fn right_of(users: &str, status: &str) -> MountRight {
         mask.is_some_and(|mask| mask & (1 << SYS_ADMIN) != 0)
     };
     match (has("CapEff"), users.split_whitespace().eq(EVERYBODY)) {
-        (true, true) => MountRight::OfMachine,
-        (true, false) => MountRight::OfNamespace,
-        (false, _) if has("CapBnd") => MountRight::OfHelper,
-        (false, _) => MountRight::OfNone,
+        (true, true) => MountRight::Machine,
+        (true, false) => MountRight::Namespace,
+        (false, _) if has("CapBnd") => MountRight::Helper,
+        (false, _) => MountRight::Absent,
     }
 }
 
@@ -390,9 +390,9 @@ mod tests {
         };
         let (all, none) = ("000001ffffffffff", "00000000a80425fb");
         let (machine, namespace) = ("         0          0 4294967295\n", "0 1000 1\n");
-        assert_eq!(right_of(machine, &status(all, all)), MountRight::OfMachine);
-        assert_eq!(right_of(namespace, &status(all, all)), MountRight::OfNamespace);
-        assert_eq!(right_of(machine, &status(none, all)), MountRight::OfHelper);
-        assert_eq!(right_of(machine, &status(none, none)), MountRight::OfNone);
+        assert_eq!(right_of(machine, &status(all, all)), MountRight::Machine);
+        assert_eq!(right_of(namespace, &status(all, all)), MountRight::Namespace);
+        assert_eq!(right_of(machine, &status(none, all)), MountRight::Helper);
+        assert_eq!(right_of(machine, &status(none, none)), MountRight::Absent);
     }
 }

@@ -275,7 +275,7 @@ pub fn resolved(dir: &Path) -> Option<PathBuf> {
 /// As [`check`], for a mount that goes over a dead one of ours if there is one: a container that was started with the dead one
 /// then sees the new one, where mounts are handed on to it.
 pub fn check_over_dead(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
-    match in_time(dir, |dir| stale::clear_above(dir))? {
+    match in_time(dir, stale::clear_above)? {
         Some(dir) => Ok(dir),
         None => check(dir, allow_content),
     }

@@ -111,7 +111,7 @@ fn copies_of_a_fresh_mount_are_silent_and_equal() {
         {
             let mount = site.mount(&debian.layout(), options);
             let from = format!("{}{view}", mount.dir().display());
-            let to = site.scratch().subdir(&format!("copy{number}{}", view.len()));
+            let to = site.scratch().subdir(format!("copy{number}{}", view.len()));
             let script = format!("set -e -o pipefail; {copy}");
             let done = run(std::process::Command::new("bash").args(["-c", &script, "sh", &from]).arg(&to));
             assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{copy}");

@@ -206,7 +206,7 @@ fn calls_inside(mount: &Mount, calls: &str) -> Option<String> {
         .arg(script)
         .arg(mount.pid().to_string()));
     if finished.code == Some(77) {
-        println!("skipped: the process is not in a system call");
+        eprintln!("skipped: the process is not in a system call");
         return None;
     }
     Some(finished.ok().text())

@@ -47,7 +47,6 @@ fn boots(site: &Site, script: &str) -> String {
     let read = |name: &str| fs::read_to_string(shared.join(name)).unwrap_or_default();
     let out = read("out");
     assert!(out.ends_with("all done\n"), "{}{}\n{out}\n{}", booted.text(), booted.stderr, read("trace"));
-    println!("{out}");
     out
 }
 

@@ -6,6 +6,9 @@
 
 use std::collections::{HashSet, VecDeque};
 
+/// Runs one step on a copy of the world.
+type ModelStep<'a> = &'a mut dyn FnMut(&dyn Fn(&mut ModelWorld));
+
 /// What a process knows of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum ProgramKind {
@@ -192,13 +195,7 @@ impl ModelWorld {
     }
 
     /// The first step of an eviction: being alone, or not.
-    fn evict(
-        &self,
-        me: usize,
-        flock: LockKind,
-        use_lock: LockKind,
-        step: &mut dyn FnMut(&dyn Fn(&mut ModelWorld)),
-    ) {
+    fn evict(&self, me: usize, flock: LockKind, use_lock: LockKind, step: ModelStep<'_>) {
         let forget = |world: &mut ModelWorld| {
             world.processes[me].trusts = false;
             world.processes[me].at = StepAt::Forgot;
