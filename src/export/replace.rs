@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, OFlags, fchmod, flock, openat, renameat, statat, unlinkat,
@@ -33,6 +33,9 @@ const LINKS: usize = 40;
 /// How long another writer of the same file is left alone before it is looked at again.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long a whole file may take to get its name. A stranger can hold one that all may read, and is not waited for longer.
+const NAMING_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A file that is being written.
 pub struct Replacement {
     file: File,
@@ -42,6 +45,16 @@ pub struct Replacement {
     part: Option<HiddenPart>,
     /// The rights that it gets together with its name.
     mode: u32,
+}
+
+/// Whose turn it is to write a target.
+enum WriteTurn {
+    /// This process's.
+    Taken(Replacement),
+    /// Another process of this user writes.
+    Writing,
+    /// Another process of this user, it seems, gives the file its rights and its name, or removes it.
+    Naming,
 }
 
 /// The hidden file of a target, in the directory of both.
@@ -68,10 +81,12 @@ impl Replacement {
             _ => {}
         }
         match found.map(|found| (FileType::from_raw_mode(found.st_mode), found)) {
-            None | Some((FileType::RegularFile, _)) => {
-                let begun = Self::take(destination)?;
-                begun.ok_or_else(|| ExportError::place(path, "is being written by another process"))
-            }
+            None | Some((FileType::RegularFile, _)) => match Self::take(destination)? {
+                WriteTurn::Taken(begun) => Ok(begun),
+                WriteTurn::Writing | WriteTurn::Naming => {
+                    Err(ExportError::place(path, "is being written by another process"))
+                }
+            },
             Some((FileType::Directory, _)) => Err(ExportError::place(path, "is a directory")),
             Some((FileType::Symlink, _)) => Err(ExportError::place(path, "became a link meanwhile")),
             Some((_, found)) if is_planted(&found, destination.directory()) => {
@@ -111,21 +126,28 @@ impl Replacement {
         name: &OsStr,
         path: &Path,
     ) -> Result<Self, ExportError> {
+        let mut naming_since = None;
         loop {
             let destination = Destination::in_directory(directory, name, path)?;
             let found = destination.found()?;
             if found.is_some_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory) {
                 return Err(ExportError::place(path, "is a directory"));
             }
-            if let Some(begun) = Self::take(destination)? {
-                return Ok(begun);
+            match Self::take(destination)? {
+                WriteTurn::Taken(begun) => return Ok(begun),
+                WriteTurn::Writing => naming_since = None,
+                WriteTurn::Naming => {
+                    if naming_since.get_or_insert_with(Instant::now).elapsed() > NAMING_TIMEOUT {
+                        return Err(ExportError::place(path, "is being written by another user"));
+                    }
+                }
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Takes the hidden file of a target; `None` when another process of this user has it.
-    fn take(destination: Destination) -> Result<Option<Self>, ExportError> {
+    /// Takes the hidden file of a target, if no other process has it.
+    fn take(destination: Destination) -> Result<WriteTurn, ExportError> {
         let target = destination.path().to_owned();
         let Some(name) = destination.name().map(OsStr::to_owned) else {
             return Err(ExportError::place(&target, "is no name of a file"));
@@ -157,9 +179,13 @@ impl Replacement {
                 }
             };
             let found = file.metadata().map_err(ExportError::file(&shown))?;
+            let owner = nix::unistd::geteuid().as_raw();
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) if is_new || is_ours(&found) => return Ok(None),
+                Err(Errno::WOULDBLOCK) if is_new || is_ours(&found) => return Ok(WriteTurn::Writing),
+                Err(Errno::WOULDBLOCK) if found.is_file() && found.uid() == owner && found.nlink() <= 1 => {
+                    return Ok(WriteTurn::Naming);
+                }
                 Err(Errno::WOULDBLOCK) => {
                     return Err(ExportError::place(&target, "is being written by another user"));
                 }
@@ -178,9 +204,10 @@ impl Replacement {
             file.set_len(0).map_err(ExportError::file(&shown))?;
             let directory = destination.into_directory();
             let part = HiddenPart { directory, name: hidden, target: name };
-            return Ok(Some(Self { file, target, part: Some(part), mode: 0o666 & !mask() }));
+            let mode = 0o666 & !mask();
+            return Ok(WriteTurn::Taken(Self { file, target, part: Some(part), mode }));
         }
-        Ok(None)
+        Ok(WriteTurn::Writing)
     }
 
     /// The file that has the bytes.
@@ -310,6 +337,21 @@ impl Descriptor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_about_to_get_its_name_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let held = Replacement::begin(&path).unwrap();
+        // As its commit begins.
+        fchmod(held.file(), Mode::from_raw_mode(0o644)).unwrap();
+        assert!(Replacement::begin(&path).is_err());
+        let directory = OwnedFd::from(File::open(dir.path()).unwrap());
+        let mut next = std::pin::pin!(Replacement::begin_in_turn(&directory, OsStr::new("x"), &path));
+        assert!(tokio::time::timeout(PAUSE * 3, &mut next).await.is_err(), "it is not waited for");
+        held.commit().unwrap();
+        next.await.unwrap().commit().unwrap();
+    }
 
     #[test]
     fn a_file_has_its_name_only_when_it_is_whole() {
