@@ -115,6 +115,33 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     }
 }
 
+/// Gives programs that are started from now on the usual answers to signals. A suite that runs under nohup, or in the background of a
+/// shell, ignores some, and what is ignored is inherited; what is caught is not (execve(2)). Other signals stay as they are.
+pub(crate) fn let_signals_through() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("proc_pid_status(5)");
+        let mask = u64::from_str_radix(mask.trim(), 16).expect("a mask");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _entered = runtime.enter();
+        for number in [
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGTERM,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+        ] {
+            if mask >> (number as u32 - 1) & 1 == 1 {
+                let kind = tokio::signal::unix::SignalKind::from_raw(number as i32);
+                // The handler stays for the life of the process.
+                tokio::signal::unix::signal(kind).map(drop).expect("a handler");
+            }
+        }
+    });
+}
+
 /// Asks `condition` until it is true, up to `limit`; the answer says whether it became true.
 pub(crate) fn becomes_true(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = std::time::Instant::now() + limit;
@@ -144,6 +171,7 @@ pub(crate) enum Need<'a> {
 /// swallowed); on a CI machine it is a failure, because `tests/run` installs everything.
 #[track_caller]
 pub(crate) fn able(needs: &[Need<'_>]) -> bool {
+    let_signals_through();
     let missing: Vec<String> = needs.iter().filter_map(lacking).collect();
     if missing.is_empty() {
         return true;

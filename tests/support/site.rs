@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::process::{Finished, becomes_true, run, run_within, signal};
+use crate::process::{Finished, becomes_true, let_signals_through, run, run_within, signal};
 use crate::scratch::{MountLine, Scratch, mounted_at};
 
 /// An unmount has nothing to wait for; 10 s is what a loaded machine may need to schedule it.
@@ -31,6 +31,7 @@ pub(crate) struct Site {
 impl Site {
     /// A new user.
     pub(crate) fn new() -> Self {
+        let_signals_through();
         let scratch = Scratch::new();
         scratch.subdir("home");
         Self { scratch }
