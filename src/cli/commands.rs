@@ -291,7 +291,7 @@ async fn stay(mounted: &mount::Mounted, mut signals: Signals, registry: &Registr
             }
             Err(reason) => {
                 // No dead mount is left behind; it may be gone already.
-                mount::unmount(mounted.dir(), Unmount::Lazy).ok();
+                mounted.detach().ok();
                 Err(Failure::local("serving the mount", &std::io::Error::other(reason)))
             }
         },
@@ -300,7 +300,7 @@ async fn stay(mounted: &mount::Mounted, mut signals: Signals, registry: &Registr
             tokio::select! {
                 unmounted = mounted.unmount() => Ok(unmounted?),
                 // A second signal does not wait.
-                () = signals.stop.wait() => Ok(mount::unmount(mounted.dir(), Unmount::Lazy)?),
+                () = signals.stop.wait() => Ok(mounted.detach()?),
             }
         }
     }

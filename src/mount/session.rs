@@ -1,9 +1,11 @@
 //! The life of one mount: from the system call to the end of its last request.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, Notifier, Session, SessionACL};
 use tokio::runtime::Handle;
@@ -33,6 +35,9 @@ const LAST_REQUESTS: Duration = Duration::from_millis(500);
 /// How long a new mount may take to answer the first look at it, which needs no registry.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
 
+/// How often the start of the threads is looked at.
+const START_INTERVAL: Duration = Duration::from_millis(1);
+
 /// A mounted namespace. It is unmounted when it is dropped, unless another process may take it over.
 pub struct Mounted {
     placed: Placed,
@@ -57,13 +62,25 @@ struct Placed {
     /// The device number of the file system, by which it is told from another one at the same place.
     number: (u32, u32),
     table: MountTable,
+    /// The end of its session; `None` before there is one.
+    ended: Option<Ended>,
     /// Whether it outlives this value.
     stays: bool,
 }
 
 impl Placed {
-    /// Whether it is still on top at its place.
+    /// Whether it is still on top at its place. The kernel gives the number of a mount that is gone to the next one: once the kernel
+    /// has ended the session, only a dead mount of that number is this one.
     fn is_in_place(&self) -> Result<bool, MountError> {
+        if !self.is_number_in_place()? {
+            return Ok(false);
+        }
+        let is_over = self.ended.as_ref().is_some_and(|ended| matches!(*ended.borrow(), Some(Ok(()))));
+        Ok(!is_over || mountpoint::in_time(&self.dir, |dir| Ok(stale::is_dead(dir))).unwrap_or(false))
+    }
+
+    /// Whether the mount on top at its place has its number.
+    fn is_number_in_place(&self) -> Result<bool, MountError> {
         let found = self.table.find(&self.dir)?;
         Ok(found.is_some_and(|entry| (entry.major, entry.minor) == self.number))
     }
@@ -121,10 +138,11 @@ pub fn attach(
             return Err(error);
         }
     };
-    let placed = Placed { dir, number, table, stays: false };
+    let mut placed = Placed { dir, number, table, ended: None, stays: false };
     let waiting = Arc::new(Waiting::new(options.source.clone(), scope));
     let (filesystem, connection) = start(&waiting, device, options, runtime)
         .map_err(|source| MountError::Mount { dir: placed.dir.clone(), source })?;
+    placed.ended = Some(connection.ended.clone());
     Ok(Attached { placed, filesystem, waiting, connection, runtime: runtime.clone() })
 }
 
@@ -231,17 +249,43 @@ fn threads() -> usize {
     cores.clamp(*THREADS.start(), *THREADS.end())
 }
 
-/// Answers requests until there are none any more.
+/// Answers requests until there are none any more. When this returns, all its threads run: `fuser` ends a session that gets too few,
+/// and some of them answer until then.
 pub(super) fn serve(session: Session<Ocifs>) -> std::io::Result<Ended> {
     // One that cannot start them all ends while some of them answer, or while nothing does.
     can_start_threads(threads() + 1)?;
     let (sender, ended) = watch::channel(None);
+    let before = last_threads();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let result = session.run().map_err(|error| error.to_string());
         // Nobody listens any more when the process is already on its way out.
         sender.send(Some(result)).ok();
     })?;
+    let deadline = Instant::now() + FIRST_ANSWER;
+    while last_threads().is_subset(&before) {
+        match &*ended.borrow() {
+            Some(Err(error)) => {
+                return Err(std::io::Error::other(format!("starting the threads of the mount: {error}")));
+            }
+            Some(Ok(())) => break,
+            None => {}
+        }
+        if Instant::now() > deadline {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(START_INTERVAL);
+    }
     Ok(ended)
+}
+
+/// The numbers of the threads of this process that `fuser` started as the last of their session, by their names.
+fn last_threads() -> HashSet<OsString> {
+    let name = format!("fuser-{}", threads() - 1);
+    let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let is_last = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    tasks.filter(is_last).map(|task| task.file_name()).collect()
 }
 
 /// Whether nobody serves what is mounted at `dir`. One that does not answer in time is somebody's.
@@ -258,7 +302,8 @@ impl Mounted {
         kept: Option<(OwnedFd, Arc<Record>)>,
     ) -> Result<Self, MountError> {
         let number = (place.major, place.minor);
-        let placed = Placed { dir: place.dir.clone(), number, table: MountTable::open()?, stays: false };
+        let (dir, table) = (place.dir.clone(), MountTable::open()?);
+        let placed = Placed { dir, number, table, ended: Some(ended.clone()), stays: false };
         Ok(Self::of(placed, ended, kept))
     }
 
@@ -286,13 +331,18 @@ impl Mounted {
             Err(_) => return Err("the session thread ended without a word".into()),
         }
         // Whoever unmounts takes it out of the tree first.
-        match self.placed.is_in_place() {
-            // The kernel gives the number of a mount that is gone to the next one, which may be there by now, and is served.
+        match self.placed.is_number_in_place() {
+            // The next mount may have the number, and is served.
             Ok(true) if is_dead(self.placed.dir.clone()).await => {
                 Err("the connection was ended, and the mount is still there".into())
             }
             _ => Ok(()),
         }
+    }
+
+    /// Takes the mount out of the tree, if it is still the one at its place, and waits for nothing.
+    pub fn detach(&self) -> Result<(), MountError> {
+        if self.placed.is_in_place()? { self.placed.unmount(Unmount::Lazy) } else { Ok(()) }
     }
 
     /// Takes the mount away, if it is still the one at its place, and waits for its last requests. When it is in use it is

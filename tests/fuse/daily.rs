@@ -1,6 +1,9 @@
 //! What people do every day: ask whether it will work, complete a mount, follow a tag, insist on laziness.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -182,6 +185,40 @@ fn a_mount_follows_its_tag_when_it_is_refreshed_and_stays_when_the_tag_has_not_m
     assert!(mounted_at(&dir).is_none());
     assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
     mount.forget();
+}
+
+#[test]
+fn a_mount_that_ends_late_leaves_the_next_one_of_its_number_alone() {
+    if !able(&NEEDS) {
+        return;
+    }
+    let site = Site::new();
+    let mut layout = Layout::create(site.scratch().join("layout"));
+    layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"data").bytes(), Encoding::Gzip)]);
+    let reference = layout.reference("v1");
+    // Mounts of other tests may take the number that is free.
+    for _ in 0..50 {
+        // Without a keeper a process that was stopped stays so.
+        let old = site.mount(&reference, &["--sandbox=off"]);
+        let number = |dir: &Path| fs::metadata(dir).unwrap().dev();
+        let first = number(old.dir());
+        signal(old.pid(), Signal::SIGSTOP);
+        run(Command::new("umount").arg(old.dir())).ok();
+        let dir = old.dir().to_owned();
+        let finished = site.ocifs(&["mount", "--sandbox=off", &reference, dir.to_str().unwrap()]);
+        let second = number(&dir);
+        signal(old.pid(), Signal::SIGCONT);
+        finished.ok();
+        assert!(becomes_true(PATIENCE, || !daemons(&dir).contains(&old.pid())));
+        old.forget();
+        assert_eq!(fs::read(dir.join("merged/f")).unwrap(), b"data");
+        site.ocifs(&["umount", dir.to_str().unwrap()]).ok();
+        assert!(becomes_true(PATIENCE, || daemons(&dir).is_empty()));
+        if first == second {
+            return;
+        }
+    }
+    panic!("the kernel never gave a number again");
 }
 
 #[test]
