@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use clap::{Args, Parser as _, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, ValueEnum};
 
 use super::args::{Cli, Command, MountArgs};
 use super::commands::{self, Stop};
@@ -173,13 +173,21 @@ fn check(options: &[OsString]) -> Result<MountArgs, Failure> {
     }
     let words = ["ocifs", "mount"].map(OsString::from).into_iter().chain(options.iter().cloned());
     let words = words.chain(["--", "registry.invalid/a:b", "/"].map(OsString::from));
-    match Cli::try_parse_from(words).map(|cli| cli.command) {
+    let parsed = parser().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed.map(|cli| cli.command) {
         Ok(Command::Mount(mounting)) => Ok(mounting),
         Ok(_) => Err(Failure::usage("the words after -- are no options of mount")),
         Err(error) => {
             Err(Failure::usage(format!("the options after --: {}", error.render().to_string().trim())))
         }
     }
+}
+
+/// The parser of the options of mounts. The variable of a login is the plugin's alone: no mount gets it, and a client that had it
+/// would ask registries with it in place of the login of the volume.
+fn parser() -> clap::Command {
+    Cli::command()
+        .mut_subcommand("mount", |mount| mount.mut_arg("creds", |creds| creds.env(None::<&'static str>)))
 }
 
 impl From<CsiError> for Failure {
@@ -215,6 +223,22 @@ mod tests {
             ["--creds=a:b", "--cache-dri=/c", "-o allow_other", "-f", "--view merged", "a/b", "--timeout"]
         {
             assert!(tried(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn no_variable_of_the_plugin_alone_is_an_option_of_a_mount() {
+        let variables = |parser: &clap::Command| {
+            let mount = parser.find_subcommand("mount").unwrap();
+            let named = mount.get_arguments().filter_map(|argument| argument.get_env()?.to_str());
+            named.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let kept = variables(&parser());
+        let usual = variables(&Cli::command());
+        let dropped: Vec<_> = usual.iter().filter(|name| !kept.contains(name)).collect();
+        assert_eq!(dropped, ["OCIFS_CREDS"]);
+        for name in csi::PLUGIN_VARIABLES {
+            assert!(!kept.iter().any(|kept| kept == name), "{name}");
         }
     }
 

@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(100);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The longest message that is passed on, in bytes.
 const MAX_SAID: u64 = 8 * 1024;
-/// Variables that are this process's alone.
-const OWN: [&str; 8] = [
+/// Variables that are the plugin's alone: no mount gets them.
+pub const PLUGIN_VARIABLES: [&str; 8] = [
     "OCIFS_CREDS",
     "OCIFS_CREDS_STDIN",
     "OCIFS_BACKGROUND",
@@ -55,7 +55,7 @@ impl Starter {
     ) -> Result<(), CsiError> {
         let mut command = Command::new(&self.program);
         command.arg0("ocifs").args(arguments(&self.options, reference, attributes, authfile, target));
-        for name in OWN {
+        for name in PLUGIN_VARIABLES {
             command.env_remove(name);
         }
         command.env(OWNER, std::process::id().to_string());

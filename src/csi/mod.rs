@@ -16,6 +16,7 @@ mod service;
 mod state;
 mod volume;
 
+pub use child::PLUGIN_VARIABLES;
 pub use error::{CsiError, code_name};
 pub use grant::{Clients, MakeClient, Unreachable};
 pub use node::{Node, Settings};

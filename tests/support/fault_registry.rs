@@ -78,6 +78,8 @@ struct State {
     /// With how often each still applies.
     faults: Vec<(Fault, u32)>,
     requests: Vec<Request>,
+    /// Requests that got silence for an answer. They are not among `requests`.
+    unanswered: usize,
     violations: Vec<String>,
     /// Faults to come, with how many requests for blobs are answered before.
     coming: Vec<(u64, Fault)>,
@@ -187,6 +189,11 @@ impl FaultRegistry {
         self.requests().into_iter().filter(|request| request.path.contains("/manifests/")).collect()
     }
 
+    /// How many requests got silence for an answer. No other count has them.
+    pub fn unanswered(&self) -> usize {
+        self.shared.lock().unanswered
+    }
+
     /// Those for tokens.
     pub fn token_requests(&self) -> Vec<Request> {
         self.requests().into_iter().filter(|request| request.path == "/token").collect()
@@ -205,6 +212,7 @@ impl FaultRegistry {
     pub fn reset_counts(&self) {
         let mut state = self.shared.lock();
         state.requests.clear();
+        state.unanswered = 0;
         state.most_streaming = state.streaming;
     }
 
@@ -369,6 +377,7 @@ impl Shared {
         let storm = state.draw(head);
         let mut answer = self.decide(&mut state, head, at_cdn);
         if answer.status == 0 {
+            state.unanswered += 1;
             state.calm(storm);
             drop(state);
             wait_for_end(connection);
