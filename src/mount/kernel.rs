@@ -15,9 +15,10 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use nix::unistd::{getegid, geteuid};
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    SendFlags, recvmsg, sendmsg,
 };
 
 use serde::{Deserialize, Serialize};
@@ -223,7 +224,10 @@ pub(super) fn receive(socket: impl AsFd, message: &mut [u8]) -> std::io::Result<
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut into = [IoSliceMut::new(message)];
-    let len = rustix::net::recvmsg(socket, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes;
+    // A socket with a timeout is not read on after a signal, with SA_RESTART either (signal(7)); the end of a child is one.
+    let received =
+        retry_on_intr(|| recvmsg(socket.as_fd(), &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC));
+    let len = received?.bytes;
     let mut received = None;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
@@ -242,7 +246,7 @@ pub(super) fn send(socket: impl AsFd, message: &[u8], fd: Option<BorrowedFd<'_>>
         return Err(std::io::ErrorKind::InvalidInput.into());
     }
     // A dead peer is an error here, and no signal.
-    rustix::net::sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    retry_on_intr(|| sendmsg(socket.as_fd(), &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 

@@ -675,9 +675,10 @@ fn a_cached_image_is_shown_only_to_a_login_that_its_registry_grants_now() {
     assert_eq!(fs::read(cluster.target("a").join("f")).unwrap(), b"data\n");
 
     // Everything of it is in the cache, and its digest is no secret.
-    let shown = mounts().into_iter().find(|line| line.dir == cluster.target("a")).unwrap().source;
-    let pinned = shown.split(" ").next().unwrap().to_owned();
-    assert!(pinned.contains("@sha256:"), "{pinned}");
+    let record = fs::read(&cluster.records()[0]).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let pinned = record["pinned"].as_str().unwrap().to_owned();
+    assert!(pinned.contains("@sha256:"), "{record}");
     let attributes = [("reference", pinned.as_str()), ("view", "files")];
     cluster.registry.reset_counts();
     cluster.refused(&cluster.request("b", &attributes), Code::Unauthenticated, &["docker login"]);

@@ -327,6 +327,11 @@ fn a_credential_helper_is_run_by_the_keeper() {
     let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
     command.env("PATH", path).args(["mount", "--authfile"]).arg(&authfile);
     let mount = Mount::up(command.arg(content.reference(&registry)).arg(&dir), dir);
+    // A stop breaks off a wait at a socket with a timeout, as the end of a child can.
+    let kept = keeper(mount.pid()).expect("there is a keeper");
+    signal(kept, Signal::SIGSTOP);
+    assert!(becomes_true(PATIENCE, || field(&proc_of(kept), "State").starts_with('T')));
+    signal(kept, Signal::SIGCONT);
     fs::write(&secret, "two").unwrap();
     ask_for(&registry, "two");
     reads_all(mount.dir(), &content);
