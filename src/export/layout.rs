@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::image::{Archive, ArchiveMember};
 use crate::io::{BoxFuture, ByteRange, Fault, ReadError, read_all, read_vec};
 use crate::oci::{Document, MAX_DOCUMENT, REF_NAME};
+use crate::owner::is_trusted_user;
 
 use super::ExportError;
 use super::archive::{Advance, CHUNK, compare, hasher};
@@ -148,7 +149,11 @@ fn present(directory: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, ExportEr
     if entries.all(|entry| entry.is_ok_and(|entry| is_begun(entry.file_name().to_bytes()))) {
         return Ok(None);
     }
-    let marker = statat(directory, "oci-layout", AtFlags::SYMLINK_NOFOLLOW);
+    let follow = match is_own_link(directory, OsStr::new("oci-layout")) {
+        true => AtFlags::empty(),
+        false => AtFlags::SYMLINK_NOFOLLOW,
+    };
+    let marker = statat(directory, "oci-layout", follow);
     if !marker.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile) {
         return Err(ExportError::place(path, "is neither empty nor an OCI image layout"));
     }
@@ -186,9 +191,17 @@ fn opened(destination: &Destination) -> Result<OwnedFd, ExportError> {
     }
 }
 
+/// Whether the name is a symbolic link that this user or root made. Only such a link is followed for reading.
+fn is_own_link(directory: &OwnedFd, name: &OsStr) -> bool {
+    statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| {
+        FileType::from_raw_mode(found.st_mode) == FileType::Symlink && is_trusted_user(found.st_uid)
+    })
+}
+
 /// A regular file in a held directory; `None` when there is none of this name.
 fn read_at(directory: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<File>, ExportError> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    flags.set(OFlags::NOFOLLOW, !is_own_link(directory, name));
     let file = match openat(directory, name, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(None),
         opened => File::from(opened.map_err(failed(path))?),
