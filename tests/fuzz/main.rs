@@ -199,12 +199,13 @@ fn detection_of_disks_never_panics() {
     });
     let archives = tar_seeds();
     target("container disks", &archives, |bytes| {
-        if let Some(member) = ocifs::disk::container_disk(bytes) {
+        let members = ocifs::disk::container_disks(bytes);
+        for member in &members {
             assert!(
                 member.path.strip_prefix("disk/").is_some_and(|name| !name.is_empty() && !name.contains('/'))
             );
-            member.detection();
         }
+        ocifs::disk::member_disks(&members);
     });
 }
 
