@@ -8,6 +8,7 @@
 //! `OCIFS_MODEL_SEEDS=first..end` runs other seeds than the ones of every run.
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::print_stderr,
     reason = "a test fails by panicking, and says what it did before"
 )]
@@ -23,10 +24,8 @@ use ocifs::io::{BoxFuture, ByteRange, Delivery, Fetch, ReadAt as _, ReadError, S
 use ocifs::layer::{Hints, IndexPolicy, Layer};
 use ocifs::oci::Digest;
 
-#[allow(dead_code, reason = "used by other tests")]
 #[path = "support/chunked.rs"]
 mod chunked;
-#[allow(dead_code, reason = "used by other tests")]
 #[path = "support/random.rs"]
 mod random;
 #[allow(dead_code, reason = "used by other tests")]

@@ -74,7 +74,7 @@ pub(super) struct CsiArgs {
     log_file: Option<PathBuf>,
 
     /// Options that every mount gets, as "ocifs mount" takes them: --cache-dir, --cache-size, --hosts-dir, --verify, ...
-    #[arg(value_name = "MOUNT OPTIONS", last = true)]
+    #[arg(value_name = "OPTION", last = true)]
     mount_options: Vec<OsString>,
 }
 
