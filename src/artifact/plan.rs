@@ -309,11 +309,17 @@ fn directory(class: Class, layer: &Descriptor, name: &str) -> Option<(String, bo
         Class::Unknown if name.ends_with('/') => Some((String::new(), true)),
         // The type that oras-py gives to directories, and ORAS to no plain file of its own accord.
         Class::Unknown => {
-            let packed = tar && !layer.media_type.claims_uncompressed_tar() && !is_tar_name(name);
-            packed.then(|| (name.to_owned(), true))
+            let packed = tar && !layer.media_type.claims_uncompressed_tar();
+            (packed && !is_tar_name(name) && !is_compressed_name(name)).then(|| (name.to_owned(), true))
         }
         _ => None,
     }
+}
+
+/// Whether a name ends as those of compressed files do.
+fn is_compressed_name(name: &str) -> bool {
+    let end = name.rsplit_once('.').map(|(_, end)| end.to_ascii_lowercase());
+    matches!(end.as_deref(), Some("gz" | "tgz" | "zst" | "xz" | "bz2" | "lz4"))
 }
 
 /// Whether a layer is a directory with a name.

@@ -157,14 +157,14 @@ fn titles_that_would_leave_the_directory_or_collide_are_named_otherwise_and_repo
         let short = |number: usize| format!("{number:02}-{}", layers[number].short());
         let names = [
             short(0),
-            short(1),
+            "abs".to_owned(),
             short(2),
             "same".to_owned(),
             "same~04".to_owned(),
             "dir".to_owned(),
             short(6),
             short(7),
-            short(8),
+            "a/b".to_owned(),
         ];
         let mut golden = crate::golden::Golden::of(&packed);
         for (number, name) in names.iter().enumerate() {
