@@ -4,7 +4,6 @@
 //! names, so that entries of the same layer and of others meet.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -14,6 +13,7 @@ use crate::encode::Encoding;
 use crate::layout::{Layer, Layout};
 use crate::process::{Need, able, run};
 use crate::random::Random;
+use crate::real_registry::digest_of;
 use crate::site::Site;
 
 const NEEDS: [Need<'_>; 5] =
@@ -31,41 +31,25 @@ fn random_images_are_what_umoci_and_containerd_unpack_wherever_they_agree() {
     let images = number("OCIFS_UNIONS").unwrap_or(IMAGES);
     let first = number("OCIFS_UNIONS_FIRST").unwrap_or_default();
     let site = Site::new();
-    let dir = site.scratch().join("layout");
-    let mut layout = Layout::create(&dir);
-    let mut described = BTreeMap::new();
+    let containerd = Containerd::start();
+    let (mut agreed, mut differ, mut refused) = (0, 0, 0);
     for image in first..first + images {
         let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ (image << 17 | image));
         let (layers, words) = layers(&mut random);
-        layout.image(&format!("u{image}"), &layers);
-        described.insert(image, words);
-    }
-    let containerd = Containerd::start();
-    let archive = site.scratch().join("images.tar");
-    run(Command::new("tar").arg("-C").arg(&dir).arg("-cf").arg(&archive).arg(".")).ok();
-    containerd.ctr(&[
-        "images",
-        "import",
-        "--no-unpack",
-        "--base-name",
-        "t.example/u",
-        &archive.display().to_string(),
-    ]);
-    let (mut agreed, mut differ, mut refused) = (0, 0, 0);
-    for (image, words) in &described {
         let at = |name: &str| site.scratch().join(format!("{name}{image}"));
-        let by_umoci = umoci(&format!("{}:u{image}", dir.display()), &at("umoci"));
-        let by_containerd = mounted(&containerd, &format!("t.example/u:u{image}"), &at("containerd"));
-        let ours = || {
-            let (out, reference) = (at("ocifs"), layout.reference(&format!("u{image}")));
-            let exported =
-                site.ocifs(&["export", "--format=dir", "-o", &out.display().to_string(), &reference]);
-            (exported.code == Some(0)).then(|| shape(&out)).ok_or(exported.stderr)
-        };
+        let dir = at("layout");
+        let mut layout = Layout::create(&dir);
+        layout.image("t", &layers);
+        let by_umoci = umoci(&format!("{}:t", dir.display()), &at("umoci"));
+        let by_containerd = unpacked(&containerd, &dir, &at("archive"), &layers);
         match (by_umoci, by_containerd) {
             (Some(one), Some(other)) if one == other => {
                 agreed += 1;
-                assert_eq!(ours().as_ref(), Ok(&one), "image {image}: {words:#?}");
+                let (out, reference) = (at("ocifs"), layout.reference("t"));
+                let exported =
+                    site.ocifs(&["export", "--format=dir", "-o", &out.display().to_string(), &reference]);
+                let ours = (exported.code == Some(0)).then(|| shape(&out)).ok_or(exported.stderr);
+                assert_eq!(ours, Ok(one), "image {image}: {words:#?}");
             }
             (Some(_), Some(_)) => differ += 1,
             _ => refused += 1,
@@ -97,16 +81,31 @@ fn umoci(image: &str, out: &Path) -> Option<Shape> {
     (done.code == Some(0)).then(|| shape(out))
 }
 
-fn mounted(containerd: &Containerd, name: &str, at: &Path) -> Option<Shape> {
-    fs::create_dir(at).unwrap();
-    let target = at.display().to_string();
-    let done = containerd.run(&["images", "mount", name, &target]);
-    if done.code != Some(0) {
+/// What containerd unpacks, by the snapshotter that copies every layer.
+fn unpacked(containerd: &Containerd, layout: &Path, archive: &Path, layers: &[Layer]) -> Option<Shape> {
+    const NATIVE: [&str; 2] = ["--snapshotter", "native"];
+    run(Command::new("tar").arg("-C").arg(layout).arg("-cf").arg(archive).arg(".")).ok();
+    let archive = archive.display().to_string();
+    let import = [&["images", "import"][..], &NATIVE, &["--base-name", "t.example/u", &archive]].concat();
+    if containerd.run(&import).code != Some(0) {
         return None;
     }
-    let shape = shape(at);
-    containerd.ctr(&["images", "unmount", "--rm", &target]);
-    Some(shape)
+    let chain = layers.iter().map(|layer| layer.diff_id.clone());
+    let chain = chain.reduce(|chain, layer| digest_of(format!("{chain} {layer}").as_bytes()))?;
+    // A view that nothing refers to is garbage until it has the label of a root.
+    let ctr = |args: &[&str]| {
+        let done = containerd.run(&[&["snapshots"][..], &NATIVE, args].concat());
+        (done.code == Some(0)).then(|| done.text())
+    };
+    let mounts = || {
+        ctr(&["view", &archive, &chain])?;
+        ctr(&["label", &archive, "containerd.io/gc.root=1"])?;
+        ctr(&["mounts", "/target", &archive])
+    };
+    // `mount -t bind SOURCE TARGET -o ...`
+    let mount = (0..20).find_map(|_| mounts()).expect("a view");
+    let source = mount.split_whitespace().find(|word| word.contains("/snapshots/")).expect("a bind mount");
+    Some(shape(Path::new(source)))
 }
 
 /// One to four layers, and what is in them for a message.

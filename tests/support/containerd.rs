@@ -1,7 +1,7 @@
 //! A containerd of its own, below the directory of a test.
 //!
 //! Never touches one that runs on the machine, and starts no container. The idea: a root, a state and sockets that nobody else has;
-//! images are kept as content, and nothing is unpacked.
+//! images are kept as content, nothing that a test has not named is unpacked, and nothing is collected as garbage.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -28,7 +28,8 @@ impl Containerd {
         let config = format!(
             "version = 2\nroot = \"{dir}/root\"\nstate = \"{dir}/state\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \"io.containerd.snapshotter.v1.overlayfs\"]\n\
-             [grpc]\n  address = \"{dir}/c\"\n[ttrpc]\n  address = \"{dir}/t\"\n[debug]\n  address = \"{dir}/d\"\n"
+             [grpc]\n  address = \"{dir}/c\"\n[ttrpc]\n  address = \"{dir}/t\"\n[debug]\n  address = \"{dir}/d\"\n\
+             [plugins.\"io.containerd.gc.v1.scheduler\"]\n  schedule_delay = \"24h\"\n"
         );
         let config = scratch.file("config.toml", config);
         let mut command = Command::new("containerd");
