@@ -199,6 +199,7 @@ fn an_intruder_in_the_serving_process_reaches_no_socket_no_mode_no_mount_and_no_
 }
 
 /// Has the serving process make the calls; `None` where it cannot be traced.
+#[allow(clippy::print_stderr, reason = "a skipped test says why")]
 fn calls_inside(mount: &Mount, calls: &str) -> Option<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/calls_inside.py");
     let finished = run(Command::new("bash")
