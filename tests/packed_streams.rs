@@ -320,15 +320,15 @@ fn a_disk_that_is_nearly_all_zeros_is_shown_however_small_it_packs_and_takes_no_
             let kept = lab.decoded_blocks() * 512;
             assert!(kept < 4 * MIB, "{kept} bytes on the disk");
         });
-        // An archive has no use for so many: there they count.
+        // A file of zeros in an archive costs as little: lastlog of a user with a large number is one.
         let script = "truncate -s 300M room && tar -cf - room | ";
         let stored =
             pipe("sh", &["-c", &format!("cd {} && {script}{program}", scratch.path().display())], b"");
         assert!((stored.len() as u64) * 1100 < 300 * MIB, "{} bytes", stored.len());
         runtime().block_on(async {
             let blob = Arc::new(ocifs::io::Memory::new(stored));
-            let error = ocifs::layer::build_index(blob).await.unwrap_err();
-            assert!(error.chain().contains("stored"), "{}", error.chain());
+            let index = ocifs::layer::build_index(blob).await.unwrap();
+            assert_eq!(index.toc.len(), 1);
         });
     }
 }

@@ -400,9 +400,9 @@ fn limits_hold_at_the_limit_and_one_past_it() {
         parse_ztoc(&ztoc.write(), 1 << 20)
     };
     // An entry with a name of one byte costs 65, and a record 64 and its text.
-    let most = (1 << 30) / 1024 - 1;
+    let most = (96 << 20) / 1024 - 1;
     assert!(metadata(1024 - 64 - 7, most).is_ok());
-    assert_eq!(limit(metadata(1024 - 64 - 7, most + 1)), Some(1 << 30));
+    assert_eq!(limit(metadata(1024 - 64 - 7, most + 1)), Some(96 << 20));
 
     let spans = |count: usize| {
         let mut checkpoints = plain.checkpoints.clone();
