@@ -402,6 +402,10 @@ fn links_into_the_bookkeeping_of_aufs_are_files_and_the_bookkeeping_is_not_shown
     // What aufs left may be odd, as long as nothing means it.
     let odd = [dir(".wh..wh.plnk"), hard(".wh..wh.plnk/1.2", "nothing"), file("f", 1)];
     assert_eq!(union(&[&odd]), ["f=1"]);
+    // Only a path of the bookkeeping leads into it: the directory `b` above an entry of aufs is no target.
+    let lower = [link("b", "c"), file("b/.wh..wh.x", 1)];
+    let upper = [hide(".wh..wh..opq"), hard("a", "b")];
+    assert_eq!(union(&[&lower, &upper]), ["a->c"]);
 }
 
 #[test]

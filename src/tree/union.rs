@@ -200,7 +200,7 @@ impl Builder {
         }
         let found = self
             .target_in(self.base, cleaned)
-            .or_else(|| self.target_in(self.aside?, cleaned))
+            .or_else(|| self.aside_target(cleaned))
             .or_else(|| placing.lower.get(target).copied());
         let id = found.ok_or_else(|| Problem::LinkToNothing { target: shown(target) })?;
         match self.body(id) {
@@ -209,6 +209,12 @@ impl Builder {
             }
             _ => Ok(id),
         }
+    }
+
+    /// The inode of a path of the aufs bookkeeping. Directories made on the way to it answer to no other path.
+    fn aside_target(&self, cleaned: &[&[u8]]) -> Option<Id> {
+        let aside = self.aside.filter(|_| path::mark(cleaned) == Ok(Mark::Leftover))?;
+        self.target_in(aside, cleaned)
     }
 
     /// The inode at a cleaned path below `base`: the links among its parents are followed, the last component is not.
