@@ -16,14 +16,9 @@ use super::exit::Failure;
 /// Refuses a mount whose directory was typed first.
 pub(super) fn in_order(args: &MountArgs) -> Result<(), Failure> {
     let Some(first) = args.image.location.path() else { return Ok(()) };
-    // A layout is a directory, too, and an explicit one says so.
-    let is_mount_point = first.is_dir() && !first.join("oci-layout").exists();
-    let named: Option<Location> = args.dir.to_str().and_then(|dir| dir.parse().ok());
-    let names_image = named.is_some_and(|second| {
-        let is_there = args.dir.is_dir();
-        !is_there && (second.reference().is_some() || is_layout(&second))
-    });
-    if !(is_mount_point && names_image) {
+    // The mount point is asked last: a mount that is taken over does not answer yet, and every mistake is told without it.
+    let is_swapped = first.is_dir() && !first.join("oci-layout").exists() && names_image(&args.dir);
+    if !is_swapped {
         return Ok(());
     }
     let hint = [args.dir.as_path(), first].map(|word| shell_word(word.as_os_str().as_encoded_bytes()));
@@ -37,6 +32,15 @@ pub(super) fn in_order(args: &MountArgs) -> Result<(), Failure> {
         args.dir.display()
     );
     Err(Failure::usage(message).hinting(hint))
+}
+
+/// Whether a word is a reference or a layout, and no directory that could be a mount point.
+fn names_image(word: &Path) -> bool {
+    let Some(Ok(location)) = word.to_str().map(str::parse::<Location>) else { return false };
+    match location.reference() {
+        Some(_) => !word.is_dir(),
+        None => is_layout(&location) && !word.is_dir(),
+    }
 }
 
 fn is_layout(location: &Location) -> bool {
