@@ -15,7 +15,8 @@ if [ "${3-}" != inside ]; then
   mkdir -p "$group"
   (
     echo "$BASHPID" > "$group/cgroup.procs"
-    exec unshare --mount --pid --fork --net --uts --ipc --cgroup --propagation private --kill-child \
+    # Ends with this script, also when that is killed.
+    exec setpriv --pdeathsig KILL unshare --mount --pid --fork --net --uts --ipc --cgroup --propagation private --kill-child \
       bash "$0" "$shared" "$ocifs" inside
   ) || code=$?
   # Processes of the inside end with its first one; their groups are empty then.
