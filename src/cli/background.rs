@@ -177,15 +177,16 @@ pub(super) async fn abandoned() {
 pub(super) fn ready(message: &str) -> Result<(), Failure> {
     leave_session()?;
     let failed = |error: std::io::Error| Failure::local("telling that the mount is there", &error);
+    // Nothing that can fail comes after the report: the command would report a mount that then goes.
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
+    // The command ends when it sees the outputs close, and the caller may then look at the directories in use.
+    std::env::set_current_dir("/").map_err(failed)?;
     let mut stdout = std::io::stdout();
     stdout
         .write_all(crate::io::printable(message).as_bytes())
         .and_then(|()| stdout.write_all(b"\n"))
         .and_then(|()| stdout.flush())
         .map_err(failed)?;
-    // Before the outputs: the command ends when it sees them close, and whoever waited for it may look where we are.
-    std::env::set_current_dir("/").map_err(failed)?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
     let moved = nix::unistd::dup2_stdout(&null).and_then(|()| nix::unistd::dup2_stderr(&null));
     moved.map_err(|errno| failed(errno.into()))
 }
