@@ -154,7 +154,7 @@ fn every_read_equals_the_plain_bytes_and_a_second_open_decodes_nothing_again() {
             assert_eq!(again.decoded(), 0, "{name}: no second pass");
             reads_equal(name, &*again.stream().unwrap(), &plain).await;
             assert_eq!(lab.delivered(), stored.len() as u64, "{name}");
-            if !matches!(kind, IndexKind::ZstdSeekable) {
+            if !matches!(kind, IndexKind::ZstdSeekable | IndexKind::XzBlocks) {
                 // What was decoded by a claim is not read by who knows better.
                 assert_eq!(lab.decoded_blocks(), decoded, "{name}: nothing more in the cache");
             }
@@ -174,6 +174,30 @@ fn a_seek_table_is_used_without_a_pass() {
         assert_eq!((kind, layer.decoded()), (IndexKind::ZstdSeekable, 0));
         assert!(lab.delivered() < stored.len() as u64, "not all of it was fetched");
     });
+}
+
+#[test]
+fn a_read_of_xz_costs_its_index_and_one_block() {
+    const BLOCK: u64 = 512 * KIB;
+    /// Blocks of the cache that hold the index, the head and a block of xz, and those that are read ahead of a decoder.
+    const MOST: u64 = (2 + 1 + 3 + 4) * 256 * KIB;
+    let mut random = Random(48);
+    let plain: Vec<u8> = (0..48 * BLOCK / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+    let stored = pipe("xz", &["-c", "-0", "-T2", "--block-size=524288"], &plain);
+    for at in [0, 24 * BLOCK + 5, 48 * BLOCK - 4096] {
+        let lab = Lab::new(&stored);
+        runtime().block_on(async {
+            let layer = lab.open(Hints::default());
+            layer.index().await.unwrap();
+            let LayerState::Indexed { kind, spans, .. } = layer.state() else {
+                panic!("{:?}", layer.state())
+            };
+            assert_eq!((kind, spans, layer.decoded()), (IndexKind::XzBlocks, 48, 0));
+            let read = read_vec(&*layer.stream().unwrap(), ByteRange::at(at, 4096)).await.unwrap();
+            assert!(read == plain[at as usize..at as usize + 4096]);
+        });
+        assert!(lab.delivered() <= MOST, "{} bytes for 4 KiB at {at}", lab.delivered());
+    }
 }
 
 #[test]

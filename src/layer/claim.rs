@@ -33,6 +33,7 @@ pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, 
         // All other claims are about an archive.
         return match core.encoding().await? {
             Some(Encoding::Zstd) => skim::spans(core).await,
+            Some(Encoding::Xz) => skim::xz_spans(core).await,
             _ => Ok(None),
         };
     }
@@ -136,9 +137,11 @@ fn read(offer: &Offer, stored_size: u64) -> Result<Foreign, String> {
             let id = *blake3::hash(&offer.bytes).as_bytes();
             Ok(Foreign { kind: IndexKind::Pushed, index, id, is_bound: offer.is_bound, warnings: Vec::new() })
         }
-        IndexKind::Local | IndexKind::Estargz | IndexKind::ZstdChunked | IndexKind::ZstdSeekable => {
-            Err("this kind lies in the layer, not beside it".into())
-        }
+        IndexKind::Local
+        | IndexKind::Estargz
+        | IndexKind::ZstdChunked
+        | IndexKind::ZstdSeekable
+        | IndexKind::XzBlocks => Err("this kind lies in the layer, not beside it".into()),
     }
 }
 

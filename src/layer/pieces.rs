@@ -115,7 +115,16 @@ impl<R: ReadAt + ?Sized> Source<R> {
         let whole = ByteRange::new(first.stream.start, last.stream.end);
         if self.is_whole() {
             let feed = self.feed(touching(&pieces), u64::MAX);
-            return Ok((Work::new(pieces, None, whole.start, whole), feed, whole));
+            let deliver = match self.map.starts() {
+                [] => whole,
+                // Blocks of a stream in order end anywhere, and the cache keeps its own.
+                _ if matches!(self.map.sums(), Sums::Stream(_)) => whole,
+                _ => ByteRange::new(
+                    whole.start.next_multiple_of(SUM_BLOCK).min(want.start),
+                    (whole.end - whole.end % SUM_BLOCK).max(want.end),
+                ),
+            };
+            return Ok((Work::new(pieces, None, whole.start, deliver), feed, deliver));
         }
         let (at, decoder) = match self.take_paused(ByteRange::new(whole.start, want.start)) {
             Some((at, decoder)) => (at, Some(decoder)),
@@ -136,10 +145,11 @@ impl<R: ReadAt + ?Sized> Source<R> {
         Ok((Work::new(pieces, decoder, at, deliver), self.feed(vec![stored], likely), deliver))
     }
 
-    /// Whether whole pieces are delivered: chunks are small, and a digest of a range can be compared only when the whole range
-    /// is there.
+    /// Whether whole pieces are delivered: chunks are small, a digest of a range can be compared only when the whole range is
+    /// there, and a block of xz is decoded once, because no decoder of it waits for the next reader.
     fn is_whole(&self) -> bool {
-        self.map.is_made_up() || matches!(self.map.sums(), Sums::Stream(_))
+        let blocks_of_xz = self.map.encoding() == Encoding::Xz && self.map.spans() > 1;
+        blocks_of_xz || self.map.is_made_up() || matches!(self.map.sums(), Sums::Stream(_))
     }
 
     /// The decoder that stands closest before the end of `stream`, or at it.

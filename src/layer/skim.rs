@@ -14,6 +14,7 @@ use super::sniff::Encoding;
 use super::span::SpanMap;
 use super::stored::Core;
 use super::toc::Toc;
+use super::xz_index;
 
 /// Stored bytes below which a layer is passed over: that takes one fetch.
 const SMALLEST: u64 = 4 * 1024 * 1024;
@@ -47,6 +48,13 @@ pub(super) async fn find(core: &Core, size: u64) -> Result<Option<Foreign>, Read
 pub(super) async fn spans(core: &Core) -> Result<Option<Foreign>, ReadError> {
     let Some(spans) = seek_table(core).await? else { return Ok(None) };
     claimed(LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 }).map(Some)
+}
+
+/// The same by the index of an xz stream of several blocks.
+pub(super) async fn xz_spans(core: &Core) -> Result<Option<Foreign>, ReadError> {
+    let Some(spans) = xz_index::spans(&*core.blob).await? else { return Ok(None) };
+    let index = LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 };
+    Ok(Some(Foreign { kind: IndexKind::XzBlocks, ..claimed(index)? }))
 }
 
 async fn seek_table(core: &Core) -> Result<Option<SpanMap>, ReadError> {

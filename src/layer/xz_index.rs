@@ -1,37 +1,87 @@
-//! The size of the stream that xz data decodes to, as the indexes at the ends of its streams say (The .xz File Format, 1.2).
+//! Size and blocks of the stream that xz data decodes to, as the indexes at the ends of its streams say (The .xz File Format, 1.2).
 //!
 //! Nothing is decoded, and no part of the stored bytes is passed over: all streams have to follow each other without a gap, from
 //! the last byte back to the first. Numbers that do not fit together are no answer.
 
 use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
 
+use super::pass::most_stream;
+use super::sniff::Encoding;
+use super::span::{Resume, SpanMap, SpanRecorder, SpanStart};
 use super::xz::{END_MAGIC, HEADER, check_of, crc32, varint};
 
 /// The largest index that is read: of a million blocks.
 const MAX_INDEX: u64 = 16 * 1024 * 1024;
 
 /// The most streams that are followed; each costs a read.
-const MAX_STREAMS: u32 = 1024;
+const MAX_STREAMS: usize = 1024;
+
+/// The most blocks of all streams together: each takes 16 bytes of memory.
+const MAX_BLOCKS: usize = 4_000_000;
 
 /// The last bytes, which mostly are the whole index of the last stream.
 const TAIL: u64 = 64 * 1024;
 
 /// What all streams of `blob` decode to; `None` when that cannot be told.
 pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u64>, ReadError> {
-    let (mut end, mut total) = (blob.size(), 0u64);
-    for _ in 0..MAX_STREAMS {
-        let Some((start, size)) = last_stream(blob, end).await? else { return Ok(None) };
-        let Some(sum) = total.checked_add(size) else { return Ok(None) };
-        (end, total) = (start, sum);
-        if end == 0 {
-            return Ok(Some(total));
-        }
-    }
-    Ok(None)
+    let Some(streams) = streams(blob).await? else { return Ok(None) };
+    Ok(streams.iter().try_fold(0u64, |all, stream| all.checked_add(stream.size)))
 }
 
-/// Where the stream that ends at `end` (padding included) starts, and what it decodes to.
-async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<(u64, u64)>, ReadError> {
+/// The spans of the blocks of `blob`; `None` when they cannot be told, are one, or claim more than a pass would decode.
+pub(super) async fn spans<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<SpanMap>, ReadError> {
+    let Some(streams) = streams(blob).await? else { return Ok(None) };
+    let mut recorder = SpanRecorder::new(Encoding::Xz);
+    let mut stream = 0u64;
+    for Listed { start, check, blocks, .. } in streams {
+        // The first block is decoded from the header of its stream.
+        recorder.unit(start, stream);
+        let mut stored = start + HEADER as u64;
+        for (number, (unpadded, size)) in blocks.into_iter().enumerate() {
+            if number > 0 {
+                recorder.start(SpanStart { stored, stream, resume: Resume::Inner { shape: check } });
+            }
+            // The sums of the stored sizes were checked to lie in the blob.
+            stored += unpadded.next_multiple_of(4);
+            let Some(end) = stream.checked_add(size) else { return Ok(None) };
+            stream = end;
+        }
+    }
+    let spans = recorder.finish(blob.size(), stream);
+    let usable = spans.spans() > 1 && stream <= most_stream(blob.size()) && spans.is_sound();
+    Ok(usable.then_some(spans))
+}
+
+/// A stream of the blob by its index.
+struct Listed {
+    /// Offset of its header.
+    start: u64,
+    /// What all its blocks decode to.
+    size: u64,
+    /// The check that its blocks have.
+    check: u8,
+    /// Stored bytes without padding and decoded bytes of each block.
+    blocks: Vec<(u64, u64)>,
+}
+
+/// All streams of `blob` in order; `None` when there is a gap.
+async fn streams<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<Vec<Listed>>, ReadError> {
+    let (mut end, mut found, mut blocks) = (blob.size(), Vec::new(), 0);
+    while end > 0 {
+        let Some(stream) = last_stream(blob, end).await? else { return Ok(None) };
+        end = stream.start;
+        blocks += stream.blocks.len();
+        found.push(stream);
+        if found.len() > MAX_STREAMS || blocks > MAX_BLOCKS {
+            return Ok(None);
+        }
+    }
+    found.reverse();
+    Ok(Some(found).filter(|found| !found.is_empty()))
+}
+
+/// The stream that ends at `end`, padding included.
+async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<Listed>, ReadError> {
     let tail = read_vec(blob, ByteRange::new(end.saturating_sub(TAIL), end)).await?;
     let padding = tail.iter().rev().take_while(|byte| **byte == 0).count();
     let (end, tail) = (end - padding as u64, &tail[..tail.len() - padding]);
@@ -43,28 +93,37 @@ async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<(u
     let len = (u64::from(u32::from_le_bytes([footer[4], footer[5], footer[6], footer[7]])) + 1) * 4;
     let Some(at) = end.checked_sub(HEADER as u64 + len).filter(|_| len <= MAX_INDEX) else { return Ok(None) };
     let index = read_vec(blob, ByteRange::at(at, len)).await?;
-    let Some((stored, size)) = sums(&index) else { return Ok(None) };
+    let Some(blocks) = blocks(&index) else { return Ok(None) };
+    let Some((stored, size)) = sums(&blocks) else { return Ok(None) };
     let Some(start) = at.checked_sub(stored).and_then(|blocks| blocks.checked_sub(HEADER as u64)) else {
         return Ok(None);
     };
     let header = read_vec(blob, ByteRange::at(start, HEADER as u64)).await?;
-    Ok(check_of(&header).filter(|check| footer[8..10] == [0, *check]).map(|_| (start, size)))
+    let check = check_of(&header).filter(|check| footer[8..10] == [0, *check]);
+    Ok(check.map(|check| Listed { start, size, check, blocks }))
 }
 
-/// What the blocks in an index take, stored and decoded.
-fn sums(index: &[u8]) -> Option<(u64, u64)> {
+/// Stored bytes without padding and decoded bytes of each block in an index.
+fn blocks(index: &[u8]) -> Option<Vec<(u64, u64)>> {
     let (body, crc) = index.split_last_chunk::<4>()?;
     if *crc != crc32(body).to_le_bytes() || body.first() != Some(&0) {
         return None;
     }
-    let (blocks, mut rest) = varint(&body[1..])?;
-    let (mut stored, mut stream) = (0u64, 0u64);
-    for _ in 0..blocks {
+    let (count, mut rest) = varint(&body[1..])?;
+    let mut blocks = Vec::new();
+    for _ in 0..count {
         let (unpadded, after) = varint(rest)?;
         let (size, after) = varint(after)?;
         rest = after;
-        stored = stored.checked_add(unpadded.checked_next_multiple_of(4)?)?;
-        stream = stream.checked_add(size)?;
+        blocks.push((unpadded, size));
     }
-    rest.iter().all(|byte| *byte == 0).then_some((stored, stream))
+    rest.iter().all(|byte| *byte == 0).then_some(blocks)
+}
+
+/// What blocks take, stored and decoded.
+fn sums(blocks: &[(u64, u64)]) -> Option<(u64, u64)> {
+    blocks.iter().try_fold((0u64, 0u64), |(stored, stream), (unpadded, size)| {
+        let padded = unpadded.checked_next_multiple_of(4)?;
+        Some((stored.checked_add(padded)?, stream.checked_add(*size)?))
+    })
 }

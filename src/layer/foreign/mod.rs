@@ -36,6 +36,8 @@ pub enum IndexKind {
     ZstdChunked,
     /// The seek table at the end of a zstd layer: spans, without a table of contents.
     ZstdSeekable,
+    /// The index at the end of an xz stream of several blocks: spans, without a table of contents.
+    XzBlocks,
     /// A zTOC of a SOCI index.
     Soci,
     /// An index that ocifs made elsewhere and pushed beside the image.
@@ -49,6 +51,7 @@ impl fmt::Display for IndexKind {
             IndexKind::Estargz => "eStargz",
             IndexKind::ZstdChunked => "zstd:chunked",
             IndexKind::ZstdSeekable => "zstd seekable",
+            IndexKind::XzBlocks => "xz blocks",
             IndexKind::Soci => "SOCI",
             IndexKind::Pushed => "pushed",
         })
