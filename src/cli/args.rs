@@ -39,61 +39,61 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Mount a reference at a directory.
     Mount(MountArgs),
-    /// Take a mount away.
+    /// Unmount.
     #[command(alias = "unmount")]
     Umount(UmountArgs),
-    /// Show what is in a reference and how lazily each part can be read, without fetching a layer.
+    /// Show the content of a reference and how lazily each part is read, without fetching a layer.
     Inspect(InspectArgs),
     /// List names in a reference, without mounting it.
     Ls(LsArgs),
     /// Write a file of a reference to standard output, without mounting it.
     Cat(CatArgs),
-    /// Write a file or a directory of a reference to this machine, without mounting it.
+    /// Copy a file or a directory of a reference to this machine, without mounting it.
     Cp(CpArgs),
     /// Write whole references as archives, as OCI layouts, or as files.
     Export(ExportArgs),
-    /// Fetch everything of references into the cache, and compare it with its digests.
+    /// Fetch whole references into the cache, and verify their digests.
     Pull(PullArgs),
-    /// Tell what a reference names now: its digest.
+    /// Print the digest that a reference names now.
     Resolve(ResolveArgs),
-    /// Make the indexes of a reference's layers, or publish them.
+    /// Build or publish the indexes of a reference's layers.
     #[command(subcommand)]
     Index(IndexCommand),
-    /// Compare everything of a reference, or of what is mounted at a directory, with its digests and checksums.
+    /// Compare all content of a reference, or of a mount, with its digests and checksums.
     Verify(VerifyArgs),
-    /// Run a command on a mount of a reference, and write down what it reads: for mount --prefetch=trace.
+    /// Run a command on a mount, and record what it reads: for mount --prefetch=trace.
     Record(RecordArgs),
     /// Run a command on a mount of a reference that lasts as long as the command.
     Run(RunArgs),
-    /// Look whether this machine can mount, and what a registry can do.
+    /// Check whether this machine can mount, and what a registry supports.
     Doctor(DoctorArgs),
-    /// List the mounts there are.
+    /// List the mounts of this machine.
     #[command(alias = "ps")]
     List(ListArgs),
-    /// Show what a mount has fetched and given out, what is cached, and why something is slow.
+    /// Show what a mount has fetched and served, and what the cache holds.
     Status(StatusArgs),
-    /// Look after the cache: what it keeps, how large it is, and what can go.
+    /// List, measure, verify and clean the cache.
     #[command(subcommand)]
     Cache(CacheCommand),
-    /// Serve volumes to the pods of a Kubernetes node: a plugin for the Container Storage Interface.
+    /// Serve volumes to the pods of a Kubernetes node (CSI plugin).
     Csi(CsiArgs),
-    /// Write a completion for a shell to standard output.
+    /// Print the completion of a shell.
     Completion(CompletionArgs),
-    /// Write a manual page to standard output, in the form that man(1) reads.
+    /// Print a manual page for man(1).
     Man(ManArgs),
 }
 
 /// The reference, and how to reach it.
 #[derive(Args, Debug)]
 pub(super) struct ImageArgs {
-    /// HOST/REPOSITORY[:TAG][@DIGEST] in a registry (docker://, oras:// and oci:// may stand in front), oci:DIR, oci-archive:FILE or
-    /// docker-archive:FILE, each with [:TAG|@DIGEST] behind it, a path that begins with ./, ../, / or ~/, the http(s) address of an
-    /// archive, or - for an archive on standard input.
+    /// Reference: HOST/REPOSITORY[:TAG][@DIGEST] in a registry (docker://, oras:// and oci:// may precede it), oci:DIR,
+    /// oci-archive:FILE or docker-archive:FILE, each with [:TAG|@DIGEST], a path that begins with ./, ../, / or ~/, the http(s)
+    /// address of an archive, or - for an archive on standard input.
     #[arg(value_name = "REF")]
     pub(super) location: Location,
 
-    /// The platform to choose from an index: os/arch[/variant]; or all, each in a directory of its own. Default: this
-    /// machine's. Only export and pull take more than one.
+    /// Choose this platform of an index: os/arch[/variant], or all, each in a directory of its own. Default: this machine's. Only
+    /// export and pull take more than one.
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Vec<PlatformChoice>,
 
@@ -114,34 +114,25 @@ pub(super) struct ImageArgs {
     #[arg(long, value_name = "GLOB")]
     pub(super) title: Vec<Glob>,
 
-    /// Also show what says that it is about the image: signatures, attestations, lists of contents.
+    /// Show the referrers of the image too: signatures, attestations, SBOMs.
     #[arg(long)]
     pub(super) referrers: bool,
 
-    /// What to do when archives that were made apart have different things at one path: later shows the later one, error
-    /// refuses to merge them.
-    #[arg(long, value_name = "HOW", default_value = "later")]
-    pub(super) on_conflict: OnConflict,
-
-    /// Call the directories in layers/ after this annotation of the layers, where they have it.
-    #[arg(long, value_name = "ANNOTATION")]
-    pub(super) layer_name: Option<String>,
-
-    /// Whose indexes of compressed layers are used: auto takes what the image carries or what was pushed beside it, all also what
-    /// others may have pushed (SOCI version 1), local only what was made on this machine, off none.
-    #[arg(long, value_name = "WHOSE", default_value = "auto")]
-    pub(super) index: IndexUse,
-
-    /// Fetch layers that their authors do not let others hand on from the https addresses in the manifest, without credentials.
+    /// Fetch nondistributable layers from the https addresses in the manifest, without credentials.
     #[arg(long)]
     pub(super) foreign_layers: bool,
 
-    /// How the parts of a split disk are put in order.
+    /// Decide between layers of one artifact that have different entries at one path.
+    #[arg(long, value_name = "HOW", default_value = "later")]
+    pub(super) on_conflict: OnConflict,
+
+    /// Name the directories in layers/ by this annotation of the layers, where they have it.
+    #[arg(long, value_name = "ANNOTATION")]
+    pub(super) layer_name: Option<String>,
+
+    /// Order the parts of a split disk.
     #[arg(long, value_name = "ORDER", default_value = "epoch")]
     pub(super) part_order: PartOrder,
-
-    #[command(flatten)]
-    pub(super) trust: TrustArgs,
 
     #[command(flatten)]
     pub(super) cache: CacheArgs,
@@ -152,8 +143,15 @@ pub(super) struct ImageArgs {
     #[command(flatten)]
     pub(super) content: ContentArgs,
 
-    /// USER:PASSWORD for the registry. Other users of this machine can see an argument while the command runs; the variable
-    /// and --authfile are safer.
+    /// Use the cache alone, without any network.
+    #[arg(long)]
+    pub(super) offline: bool,
+
+    #[command(flatten)]
+    pub(super) trust: TrustArgs,
+
+    /// Log in to the registry with USER:PASSWORD. Other users can see arguments while the command runs: prefer the variable or
+    /// --authfile.
     #[arg(long, value_name = "USER:PASSWORD", env = "OCIFS_CREDS", hide_env_values = true, conflicts_with_all = ["authfile", "anonymous"])]
     pub(super) creds: Option<String>,
 
@@ -164,15 +162,15 @@ pub(super) struct ImageArgs {
     #[command(flatten)]
     pub(super) network: NetworkArgs,
 
-    /// Ask no network: mount a digest that the cache has, and read what the cache has.
-    #[arg(long)]
-    pub(super) offline: bool,
-
-    /// How long one read may take when the registry does not answer, in seconds.
+    /// Wait no longer than this for one read when the registry does not answer, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(super) timeout: u64,
 
-    /// Write the log to this file instead of standard error. What is logged: OCIFS_LOG, e.g. "debug" or "ocifs=trace".
+    /// Choose the indexes of compressed layers to use.
+    #[arg(long, value_name = "WHOSE", default_value = "auto")]
+    pub(super) index: IndexUse,
+
+    /// Write the log to this file instead of standard error. OCIFS_LOG sets its level: "debug", or "ocifs=trace".
     #[arg(long, value_name = "FILE")]
     pub(super) log_file: Option<PathBuf>,
 }
@@ -197,9 +195,9 @@ impl FromStr for PlatformChoice {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnConflict {
-    /// The later one is shown.
+    /// Show the later entry.
     Later,
-    /// There is no merged tree.
+    /// Refuse to merge them.
     Error,
 }
 
@@ -215,13 +213,13 @@ pub(super) enum PartOrder {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum IndexUse {
-    /// Those made here, else those that the image carries or that were pushed beside it.
+    /// Indexes made here, else those in the image or pushed beside it.
     Auto,
-    /// As auto, and SOCI indexes of version 1.
+    /// As auto, and SOCI indexes of version 1, which any account with push rights may have added.
     All,
-    /// Only those made here.
+    /// Indexes made here.
     Local,
-    /// None.
+    /// No index.
     Off,
 }
 
@@ -229,9 +227,9 @@ pub(super) enum IndexUse {
 pub(super) enum PrefetchUse {
     /// Nothing.
     None,
-    /// What the authors of layers marked as needed first, once a layer is looked into.
+    /// Content that layers mark as needed first, when a layer is first read.
     Landmarks,
-    /// What was read when a trace was recorded.
+    /// Content that a recorded trace lists.
     Trace,
     /// Everything.
     All,
@@ -239,9 +237,9 @@ pub(super) enum PrefetchUse {
 
 #[derive(Subcommand, Debug)]
 pub(super) enum IndexCommand {
-    /// Read every layer once and keep its index, so that later mounts need no pass over it.
+    /// Read every layer once and keep its index: later mounts need no pass over it.
     Build(IndexArgs),
-    /// Publish the indexes beside the image, for other machines; they are made first if need be.
+    /// Publish the indexes beside the image for other machines, and build those that are missing.
     Push(IndexArgs),
 }
 
@@ -256,11 +254,11 @@ pub(super) struct RecordArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// Show only one of the views as the root: merged, files, disk, layers, blobs or export.
+    /// Mount only one of the views as the root: merged, files, disk, layers, blobs or export.
     #[arg(long, value_name = "VIEW")]
     pub(super) view: Option<String>,
 
-    /// Also write the trace to this file. It is kept in the cache in any case.
+    /// Write the trace to this file too. The cache keeps it in any case.
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
@@ -268,18 +266,18 @@ pub(super) struct RecordArgs {
     #[arg(long)]
     pub(super) push: bool,
 
-    /// The command and its arguments. {} and the variable OCIFS_MOUNT stand for the mount.
+    /// Command and its arguments. {} and the variable OCIFS_MOUNT stand for the mount.
     #[arg(value_name = "CMD", required = true, last = true)]
     pub(super) command: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum PassthroughWhen {
-    /// When it costs no right: the process keeps CAP_SYS_ADMIN anyway (--sandbox=off).
+    /// Only when it costs no right: with --sandbox=off.
     Auto,
-    /// When the kernel allows it: the process keeps CAP_SYS_ADMIN.
+    /// Where the kernel allows it; the process keeps CAP_SYS_ADMIN.
     On,
-    /// Never: every read comes to ocifs.
+    /// Never: ocifs serves every read.
     Off,
 }
 
@@ -288,14 +286,14 @@ pub(super) struct MountArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// The mount point: an empty directory.
+    /// Mount point: an empty directory.
     #[arg(value_name = "DIR")]
     pub(super) dir: PathBuf,
 
     #[command(flatten)]
     pub(super) serve: ServeArgs,
 
-    /// If DIR is a mount already, leave it when the reference still names the same, and else replace it.
+    /// Replace the mount at DIR when the reference names another digest than the one mounted.
     #[arg(long, conflicts_with = "delay_connect")]
     pub(super) refresh: bool,
 
@@ -319,46 +317,44 @@ pub(super) struct ServeArgs {
     #[arg(long)]
     pub(super) hide_symlinks: bool,
 
-    /// Leave out the attributes trusted.overlay.* and user.overlay.* of the image, which an overlay over the mount would obey. run --rw
-    /// always does.
+    /// Leave out the attributes trusted.overlay.* and user.overlay.* of the image, which an overlay over the mount would obey.
+    /// Implied by run --rw.
     #[arg(long)]
     pub(super) hide_overlay_xattrs: bool,
 
-    /// What is fetched before anybody asks.
+    /// Fetch content before its first read.
     #[arg(long, value_name = "WHAT", default_value = "landmarks")]
     pub(super) prefetch: PrefetchUse,
 
-    /// The trace for --prefetch=trace. Default: the one recorded on this machine, else the one published beside the image.
+    /// Use this trace for --prefetch=trace. Default: the one recorded on this machine, else the one published beside the image.
     #[arg(long, value_name = "FILE")]
     pub(super) trace: Option<PathBuf>,
 
-    /// Fetch everything in the background and keep at it, so that the mount needs no network once that is done.
+    /// Fetch everything in the background, and retry until it is here; the mount then needs no network.
     #[arg(long, conflicts_with_all = ["prefetch", "offline"])]
     pub(super) complete: bool,
 
-    /// Refuse to mount when a file of an archive could only be read after reading all of the archive.
+    /// Refuse to mount when a file could only be read after a pass over its whole layer.
     #[arg(long)]
     pub(super) require_lazy: bool,
 
-    /// Mount before the registry was asked for anything, and ask until it answers; who looks into the mount waits. For machines that
-    /// start before their network.
+    /// Mount before the registry answers; readers wait until it does. For machines that start before their network.
     #[arg(long)]
     pub(super) delay_connect: bool,
 
-    /// Whether the kernel reads whole, verified files of the cache by itself. It lets a process with CAP_SYS_ADMIN alone: on keeps
-    /// that right, auto does so with --sandbox=off only.
+    /// Let the kernel read whole, verified files from the cache without ocifs. Needs CAP_SYS_ADMIN.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(super) passthrough: PassthroughWhen,
 
     #[command(flatten)]
     pub(super) daemon: DaemonArgs,
 
-    /// Options as mount(8) takes them: any long option of this command without its dashes, and ro, nosuid, nodev, noexec,
-    /// allow_suid, allow_dev, allow_other, allow_root, default_permissions, nonempty.
+    /// Set mount(8) options: any long option of this command without its dashes, and ro, nosuid, nodev, noexec, allow_other,
+    /// default_permissions and their kin.
     #[arg(short = 'o', value_name = "OPTION[,OPTION...]")]
     pub(super) options: Vec<String>,
 
-    /// Let other users look into the mount, as the modes allow.
+    /// Let other users in, as the modes allow.
     #[arg(long, hide = true, conflicts_with = "allow_root")]
     pub(super) allow_other: bool,
 
@@ -393,20 +389,20 @@ pub(super) struct ServeArgs {
 
 #[derive(Args, Debug)]
 pub(super) struct UmountArgs {
-    /// The mount point.
+    /// Mount point.
     #[arg(value_name = "DIR", required = true)]
     pub(super) dirs: Vec<PathBuf>,
 
-    /// Take it out of the tree even while it is in use.
+    /// Detach the mount even while it is in use.
     #[arg(short, long)]
     pub(super) lazy: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
-    /// For people.
+    /// Text for reading.
     Text,
-    /// For programs; the form has a schemaVersion.
+    /// JSON with a schemaVersion.
     Json,
 }
 
@@ -415,7 +411,7 @@ pub(super) struct InspectArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// How to print.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(super) format: Format,
 
@@ -429,15 +425,15 @@ pub(super) struct LsArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// The path, as in a mount. Default: the top.
+    /// Path in the mount. Default: the top.
     #[arg(value_name = "PATH")]
     pub(super) path: Option<OsString>,
 
-    /// Also type, mode, owner, size, time and link target.
+    /// Show type, mode, owner, size, time and link target.
     #[arg(short, long)]
     pub(super) long: bool,
 
-    /// Everything below, too.
+    /// List all names below the path.
     #[arg(short = 'R', long)]
     pub(super) recursive: bool,
 }
@@ -447,8 +443,7 @@ pub(super) struct CatArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// The path of a file, as in a mount: merged/etc/os-release, disk/NAME.qcow2, blobs/sha256/... Plain disk means the only
-    /// disk there is.
+    /// Path of a file in the mount: merged/etc/os-release, disk/NAME.qcow2, blobs/sha256/...; disk alone names the only disk.
     #[arg(value_name = "PATH", required = true)]
     pub(super) paths: Vec<OsString>,
 }

@@ -102,11 +102,11 @@ const OPTIONS: &[(&str, &str, Use, &str)] = &[
 const SHOWN: &[(&str, &str)] = &[
     (
         "allow-other",
-        "Let other users look into the mount, as the modes allow. Users other than root need user_allow_other in /etc/fuse.conf",
+        "Let other users in, as the modes allow. Users other than root need user_allow_other in /etc/fuse.conf",
     ),
-    ("default-permissions", "Let the kernel check the modes also when only the owner may look"),
+    ("default-permissions", "Let the kernel check the modes also for the owner alone"),
     ("noexec", "Refuse to run programs of the mount"),
-    ("nonempty", "Mount over a directory that has something in it"),
+    ("nonempty", "Mount over a directory that is not empty"),
 ];
 
 /// Options that mean nothing for a command.
@@ -124,8 +124,10 @@ const MEANINGLESS: &[(&[&str], &[&str])] = &[
             "index",
             "content-store",
             "verify",
+            "foreign-layers",
         ],
     ),
+    (&["run"], &["nonempty"]),
     (&["pull"], &["layer", "media-type", "title", "on-conflict", "layer-name", "part-order", "no-cache"]),
     (&["build", "push"], &["on-conflict", "layer-name", "part-order", "index", "referrers", "verify"]),
     (&["inspect"], &["on-conflict", "layer-name"]),
@@ -256,5 +258,26 @@ mod tests {
         }
         let resolve = command.find_subcommand_mut("resolve").unwrap().render_long_help().to_string();
         assert!(!resolve.contains("--on-conflict") && resolve.contains("--platform"), "{resolve}");
+    }
+
+    #[test]
+    fn the_text_of_an_option_is_imperative_or_names_a_thing() {
+        let asks = [
+            "What", "How", "Whether", "Whose", "Who", "Where", "When", "Which", "The", "A", "An", "Also",
+            "If",
+        ];
+        let mut todo = vec![arranged(Cli::command(), HelpLength::Long)];
+        let mut seen = 0;
+        while let Some(command) = todo.pop() {
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                let text = argument.get_long_help().or(argument.get_help()).map(ToString::to_string);
+                let text = text.unwrap_or_default();
+                let first = text.split(' ').next().unwrap_or_default();
+                assert!(!first.is_empty() && !asks.contains(&first), "{}: {text}", argument.get_id());
+                seen += 1;
+            }
+            todo.extend(command.get_subcommands().filter(|below| !below.is_hide_set()).cloned());
+        }
+        assert!(seen > 100, "{seen} options");
     }
 }

@@ -23,12 +23,11 @@ fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
 /// The cache of a command that reads references.
 #[derive(Args, Debug)]
 pub(super) struct CacheArgs {
-    /// Where fetched bytes are kept. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
+    /// Use this cache directory. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
     #[arg(long, value_name = "DIR", env = VARIABLE, value_parser = maybe_empty())]
     cache_dir: Option<PathBuf>,
 
-    /// Keep nothing, and use nothing that was kept: a cache of its own in the cache directory, removed when the command or the mount
-    /// ends.
+    /// Keep nothing: use a private cache below the cache directory, and remove it when the command or the mount ends.
     #[arg(long, conflicts_with = "offline")]
     no_cache: bool,
 
@@ -80,24 +79,24 @@ fn directory(given: Option<&Path>) -> Result<PathBuf, Failure> {
 /// What `cache` can do.
 #[derive(Subcommand, Debug)]
 pub(super) enum CacheCommand {
-    /// List what is kept.
+    /// List the content of the cache.
     Ls(ListArgs),
-    /// Say how much of the disk it takes.
+    /// Show how much of the disk the cache takes.
     Du(ListArgs),
-    /// Remove what a digest or a reference names, unless a mount uses it.
+    /// Remove a digest or a reference, unless a mount uses it.
     Rm(RemoveArgs),
-    /// Remove what was not used for long, unless a mount uses it.
+    /// Remove the least recently used content, unless a mount uses it.
     Prune(PruneArgs),
-    /// Read everything that is kept and compare it; what is damaged is dropped, and fetched again when it is read.
+    /// Verify all content, and drop what is damaged; the next read fetches it again.
     Verify(VerifyArgs),
-    /// Remove what nothing needs.
+    /// Remove content that nothing needs.
     Gc(CollectArgs),
 }
 
 /// The cache of a command that looks after it.
 #[derive(Args, Debug)]
 pub(super) struct Kept {
-    /// The cache directory. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
+    /// Use this cache directory. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
     #[arg(long, value_name = "DIR", env = VARIABLE, value_parser = maybe_empty())]
     cache_dir: Option<PathBuf>,
 }
@@ -113,7 +112,7 @@ pub(super) struct ListArgs {
     #[command(flatten)]
     pub(super) kept: Kept,
 
-    /// How to print.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(super) format: Format,
 }
@@ -123,7 +122,7 @@ pub(super) struct RemoveArgs {
     #[command(flatten)]
     pub(super) kept: Kept,
 
-    /// A digest as "ocifs cache ls" shows it, or a reference. What a tag means is asked of its registry.
+    /// Digest as "ocifs cache ls" shows it, or a reference. Its registry resolves a tag.
     #[arg(value_name = "DIGEST|REF", required = true)]
     pub(super) names: Vec<Name>,
 
@@ -137,11 +136,11 @@ pub(super) struct PruneArgs {
     #[command(flatten)]
     pub(super) kept: Kept,
 
-    /// Remove what was not used for so long: 12h, 7d, 4w.
+    /// Remove content not used for this long: 12h, 7d, 4w.
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(super) older_than: Option<Duration>,
 
-    /// Remove the least recently used until the rest takes no more than so much of the disk: 500M, 20G; 0 removes all.
+    /// Remove the least recently used content until this much remains: 500M, 20G; 0 removes all.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(super) keep: Option<u64>,
 }
@@ -151,7 +150,7 @@ pub(super) struct VerifyArgs {
     #[command(flatten)]
     pub(super) kept: Kept,
 
-    /// Only what is kept under these digests. Default: everything.
+    /// Verify these digests alone. Default: all.
     #[arg(value_name = "DIGEST")]
     pub(super) digests: Vec<Digest>,
 }

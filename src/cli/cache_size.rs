@@ -9,8 +9,8 @@ use crate::cache::{Limit, LimitError};
 /// The option.
 #[derive(Args, Debug)]
 pub(super) struct CacheSizeArgs {
-    /// The most that the cache directory may take of its disk: a number and K, M, G or T, or N% of the disk. What was not used for
-    /// longest makes room. Default: 80% of what it has and what is free. In any case 5% of the disk stay free.
+    /// Limit the cache directory: a number and K, M, G or T, or N% of the disk. The least recently used blobs are evicted. Default:
+    /// 80% of its size and the free space. 5% of the disk stay free in any case.
     #[arg(long, value_name = "SIZE", env = "OCIFS_CACHE_SIZE", value_parser = limit)]
     cache_size: Option<Limit>,
 }

@@ -17,9 +17,8 @@ fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
 /// The content stores of other tools.
 #[derive(Args, Debug)]
 pub(super) struct ContentArgs {
-    /// A directory with blobs/sha256/..., as containerd and OCI layouts have it: a blob that is there is read from there, after
-    /// it was compared with its digest, and not fetched. May be repeated, also with colons in between. Default: containerd's,
-    /// where this user may read it; empty for none.
+    /// Read blobs from DIR/blobs/sha256/..., as containerd and OCI layouts keep them, after verifying their digests. May be repeated,
+    /// or a list with colons. Default: containerd's, where this user may read it; empty for none.
     #[arg(long, value_name = "DIR", env = "OCIFS_CONTENT_STORE", value_delimiter = ':', value_parser = maybe_empty())]
     content_store: Option<Vec<PathBuf>>,
 }

@@ -25,12 +25,11 @@ pub(super) struct CpArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// The path of a file or a directory, as in a mount: disk/NAME.qcow2, merged/etc, files/NAME.
+    /// Path of a file or a directory in the mount: disk/NAME.qcow2, merged/etc, files/NAME.
     #[arg(value_name = "PATH")]
     path: OsString,
 
-    /// Where to: a file is written to this name, or into this directory; a directory becomes this directory, which is not there yet
-    /// or empty.
+    /// Destination: a name or a directory for a file; a new or empty directory for a directory.
     #[arg(value_name = "DEST")]
     dest: PathBuf,
 

@@ -38,38 +38,37 @@ const DECIDED: [&str; 12] = [
 
 #[derive(Args, Debug)]
 pub(super) struct CsiArgs {
-    /// The socket on which kubelet calls: unix:///PATH.
+    /// Listen for kubelet on this socket: unix:///PATH.
     #[arg(long, value_name = "SOCKET", env = "CSI_ENDPOINT")]
     endpoint: SocketPath,
 
-    /// What the orchestrator calls this node.
+    /// Name of this node in the cluster.
     #[arg(long, value_name = "NAME", env = "OCIFS_NODE_ID")]
     node_id: String,
 
-    /// Where it is written down what is mounted, and where logins of volumes lie; for root alone, and empty after a restart of
-    /// the machine.
+    /// Keep the table of mounts and the credentials of volumes in this directory: readable by root alone, and emptied when the
+    /// machine restarts.
     #[arg(long, value_name = "DIR", default_value = "/run/ocifs-csi")]
     state_dir: PathBuf,
 
-    /// A directory of mounted secrets that volumes can name with pullSecret: DIR/NAME/.dockerconfigjson. Every pod of the cluster
-    /// can use them.
+    /// Offer the secrets in this directory to volumes that name one with pullSecret: DIR/NAME/.dockerconfigjson. Every pod of the
+    /// cluster can use them.
     #[arg(long, value_name = "DIR")]
     pull_secrets: Option<PathBuf>,
 
-    /// The credential file of volumes that bring no login, in the form that docker and podman write.
+    /// Read credentials of volumes without a pull secret from this file, in the form of docker and podman.
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
 
-    /// An image in the cache whose registry does not answer: refuse it to new volumes, or show it to every pod that names its
-    /// digest.
+    /// Choose what a new volume gets of a cached image whose registry does not answer.
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
     when_unreachable: WhenUnreachable,
 
-    /// Show counters in the text format of Prometheus, at /metrics: HOST:PORT, or unix:PATH.
+    /// Serve Prometheus counters at /metrics: HOST:PORT, or unix:PATH.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<Address>,
 
-    /// Write the log of the plugin to this file instead of standard error. What is logged: OCIFS_LOG.
+    /// Write the log of the plugin to this file instead of standard error. OCIFS_LOG sets its level.
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
 
@@ -81,9 +80,9 @@ pub(super) struct CsiArgs {
 /// The treatment of an image in the cache whose registry is silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum WhenUnreachable {
-    /// New volumes wait for the registry.
+    /// Let new volumes wait for the registry.
     Refuse,
-    /// The digest is enough.
+    /// Show the image to every pod that names its digest.
     Show,
 }
 

@@ -24,20 +24,18 @@ use super::{child, network, output};
 /// How the process of a mount behaves.
 #[derive(Args, Debug)]
 pub(super) struct DaemonArgs {
-    /// Whether the process gives up what serving does not need (capabilities, new privileges, files, system calls), as far as
-    /// the kernel can: auto or off.
+    /// Drop what serving does not need: capabilities, new privileges, files, system calls.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(super) sandbox: SandboxWhen,
 
-    /// Show counters in the text format of Prometheus, at /metrics: HOST:PORT, or unix:PATH for a socket that only this user can
-    /// use.
+    /// Serve Prometheus counters at /metrics: HOST:PORT, or unix:PATH for a socket of this user alone.
     #[arg(long, value_name = "ADDRESS")]
     pub(super) metrics: Option<Address>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum SandboxWhen {
-    /// As much as the kernel can.
+    /// As far as the kernel supports it.
     Auto,
     /// Keep all rights.
     Off,

@@ -28,13 +28,13 @@ const NOTHING: &str = "nothing.invalid/nothing:none";
     arg.required(false)
         .default_value(NOTHING)
         .hide_default_value(true)
-        .help("Also look at this reference: what its registry can do, and how lazily it can be read")
+        .help("Check this reference too: its registry, and how lazily it is read")
 }))]
 pub(super) struct DoctorArgs {
     #[command(flatten)]
     image: ImageArgs,
 
-    /// How to print.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
 }

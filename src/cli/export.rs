@@ -29,40 +29,39 @@ pub(super) struct ExportArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// More references for the same archive or layout. What they have in common is written once.
+    /// More references for the same archive or layout. Shared blobs are written once.
     #[arg(value_name = "REF")]
     more: Vec<Location>,
 
-    /// The file or the directory to write; - is standard output.
+    /// Write to this file or directory; - is standard output.
     #[arg(short, long, value_name = "DEST", default_value = "-")]
     output: PathBuf,
 
-    /// What to write.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "oci-archive")]
     format: ExportFormat,
 
-    /// Every platform of an index, as --platform=all.
+    /// Take every platform of an index, as --platform=all.
     #[arg(long)]
     all_platforms: bool,
 
-    /// Leave out manifest.json, by which Docker reads an OCI archive.
+    /// Leave out manifest.json, which Docker needs to load an OCI archive.
     #[arg(long)]
     skip_manifest_json: bool,
 
-    /// Leave out layers that their authors do not let others hand on.
+    /// Leave out nondistributable layers.
     #[arg(long)]
     skip_non_distributable: bool,
 
-    /// Leave out manifests that are not there, and the blobs of a manifest of which one is not there. With --offline, that is what
-    /// the cache does not have.
+    /// Leave out manifests that are missing, or of which a blob is missing; with --offline, missing from the cache.
     #[arg(long)]
     skip_missing: bool,
 
-    /// Call the image this instead of what it was asked for by: a reference with a tag.
+    /// Name the image in the output: a reference with a tag.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 
-    /// The view that --format=tar and --format=dir write: merged, files, disk, layers or blobs. Default: merged.
+    /// Choose the view that --format=tar and --format=dir write: merged, files, disk, layers or blobs. Default: merged.
     #[arg(long, value_name = "VIEW")]
     view: Option<String>,
 
@@ -78,9 +77,9 @@ pub(super) struct ExportArgs {
 enum ExportFormat {
     /// A tar of an OCI image layout, with Docker's manifest.json.
     OciArchive,
-    /// An OCI image layout, as a directory. One that is there gets more images.
+    /// An OCI image layout, as a directory; more images are added to an existing one.
     OciLayout,
-    /// A tar as docker save has long written it.
+    /// A tar in the form of docker save before OCI layouts.
     DockerArchive,
     /// A tar of the files of one view.
     Tar,

@@ -15,7 +15,7 @@ use super::output;
 /// How to list mounts.
 #[derive(Args, Debug)]
 pub(super) struct ListArgs {
-    /// How to print.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
 }

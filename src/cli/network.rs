@@ -17,30 +17,30 @@ use super::mistakes::pasted;
 /// Logins, certificates and mirrors.
 #[derive(Args, Debug)]
 pub(super) struct NetworkArgs {
-    /// The credential file, in the form that docker and podman write. Default: theirs.
+    /// Read credentials from this file, in the form of docker and podman. Default: their files.
     #[arg(long, value_name = "FILE")]
     pub(super) authfile: Option<PathBuf>,
 
-    /// Speak http instead of https. Loopback registries are spoken to by http without it.
+    /// Speak http instead of https. Implied for registries on loopback.
     #[arg(long)]
     plain_http: bool,
 
-    /// Whether registries have to show a valid certificate. With false, one that speaks no https is spoken to by http. With
-    /// true, https is spoken to this machine, too, and insecure in registries.conf counts for nothing.
+    /// Require a valid certificate. false accepts any, and http where the registry speaks no https. true demands https of loopback
+    /// registries too, and overrides insecure in registries.conf.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     tls_verify: Option<bool>,
 
-    /// A directory with certificates for the registry: *.crt are authorities, *.cert with *.key are shown to it. Default: the
-    /// directory of its host in certs.d of containers or docker.
+    /// Use the certificates in this directory for the registry: *.crt as authorities, *.cert with *.key as client certificates.
+    /// Default: the directory of its host in certs.d of containers or docker.
     #[arg(long, value_name = "DIR")]
     cert_dir: Option<PathBuf>,
 
-    /// A file with authorities (PEM) that may sign for registries, beside those of the system.
+    /// Trust the authorities in this file (PEM), beside those of the system.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 
-    /// A directory with containerd's HOST/hosts.toml: mirrors, certificates and headers of registries. What it says about a
-    /// registry counts instead of registries.conf.
+    /// Read mirrors, certificates and headers of registries from HOST/hosts.toml in this directory, as containerd does. Overrides
+    /// registries.conf.
     #[arg(long, value_name = "DIR", env = "OCIFS_HOSTS_DIR")]
     hosts_dir: Option<PathBuf>,
 }

@@ -76,14 +76,14 @@ complete -F _ocifs_names -o nosort -o bashdefault ocifs 2>/dev/null || complete 
 
 #[derive(Args, Debug)]
 pub(super) struct CompletionArgs {
-    /// The shell that reads it.
+    /// Shell of the completion.
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct ManArgs {
-    /// The command, in as many words as it has: mount, or cache verify. Default: ocifs itself.
+    /// Command in as many words as it has: mount, or cache verify. Default: ocifs itself.
     #[arg(value_name = "COMMAND")]
     command: Vec<String>,
 

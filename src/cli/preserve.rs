@@ -7,7 +7,7 @@ use crate::export::{Preserve, Withheld};
 /// Which of them are written.
 #[derive(Args, Debug)]
 pub(super) struct PreserveArgs {
-    /// Write to a directory also what has power on this machine, and is left out otherwise. May be repeated, or separated by commas.
+    /// Write entries with power on this machine, which are left out of a directory otherwise. May be repeated, or a list with commas.
     #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Output")]
     preserve: Vec<Power>,
 }

@@ -25,11 +25,11 @@ const CLEAR: &str = "\r\x1b[K";
 /// What is told beside the result.
 #[derive(Args, Debug)]
 pub(super) struct ProgressArgs {
-    /// Do not show how far it has got. It is shown only on a terminal.
+    /// Show no progress. It is shown on terminals alone.
     #[arg(long)]
     no_progress: bool,
 
-    /// Say nothing but errors: not how far it has got, and not what was left out.
+    /// Print errors alone: no progress and no warnings.
     #[arg(short, long)]
     pub(super) quiet: bool,
 }

@@ -26,11 +26,11 @@ pub(super) struct PullArgs {
     #[arg(value_name = "REF")]
     more: Vec<Location>,
 
-    /// Every platform of an index, as --platform=all.
+    /// Take every platform of an index, as --platform=all.
     #[arg(long)]
     all_platforms: bool,
 
-    /// How to print.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
 

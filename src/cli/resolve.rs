@@ -18,7 +18,7 @@ pub(super) struct ResolveArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// How to print.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
 }

@@ -28,11 +28,11 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) serve: ServeArgs,
 
-    /// Let the command change what it sees, in a layer that is thrown away when it ends (needs root).
+    /// Let the command write to a layer that is removed when it ends (needs root).
     #[arg(long)]
     pub(super) rw: bool,
 
-    /// The command and its arguments. {} and the variable OCIFS_MOUNT stand for the mount.
+    /// Command and its arguments. {} and the variable OCIFS_MOUNT stand for the mount.
     #[arg(value_name = "CMD", required = true, last = true)]
     pub(super) command: Vec<OsString>,
 }

@@ -20,15 +20,15 @@ use super::table::{Look, Tone, grouped, runs};
 /// How to show a mount's status.
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
-    /// The mount point.
+    /// Mount point.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 
-    /// How to print.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
 
-    /// Print a page for a browser, with a picture of what is cached and what was read.
+    /// Print an HTML report.
     #[arg(long, conflicts_with = "format")]
     html: bool,
 

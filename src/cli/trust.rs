@@ -17,14 +17,11 @@ use super::exit::Failure;
 /// How much is believed.
 #[derive(Args, Debug)]
 pub(super) struct TrustArgs {
-    /// When bytes are compared with their digests: lazy gives out bytes of a large blob as they come and compares the whole when it
-    /// is here, strict gives out nothing of a blob before all of it was compared, toc reads only layers whose every part has a
-    /// digest of its own that the manifest vouches for.
+    /// Choose when bytes are compared with their digests.
     #[arg(long, value_name = "WHEN", default_value = "lazy")]
     pub(super) verify: VerifyWhen,
 
-    /// Show nothing of an image that is not signed with this public key (a PEM file), as cosign signs. May be repeated: one of the
-    /// keys has to have signed it.
+    /// Refuse images without a cosign signature of this public key (PEM file). May be repeated: one of the keys has to match.
     #[arg(long, value_name = "KEY")]
     pub(super) require_signature: Vec<PathBuf>,
 }
@@ -53,11 +50,11 @@ fn read_key(file: &Path) -> Result<PublicKey, Failure> {
 /// What --verify can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum VerifyWhen {
-    /// The whole is compared when it is here.
+    /// Serve bytes of a large blob as they arrive, and verify the whole when it is complete.
     Lazy,
-    /// The whole is compared before its first byte is given out.
+    /// Verify the whole blob before its first byte is served.
     Strict,
-    /// Every part is compared with a digest of its own.
+    /// Read only layers whose every part has a digest of its own that the manifest covers.
     Toc,
 }
 

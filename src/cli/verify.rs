@@ -24,7 +24,7 @@ pub(super) struct VerifyArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
-    /// How to print.
+    /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(super) format: Format,
 }

@@ -176,13 +176,82 @@ fn every_tutorial_is_tried() {
     }
 }
 
+/// An argument or option as `--help` describes it.
+#[derive(Clone, PartialEq, Eq)]
+struct Described {
+    /// Heading of the help text that it stands under.
+    heading: String,
+    /// Names and value: `-l, --lazy`.
+    names: String,
+    /// Description, with values and default behind it.
+    text: String,
+}
+
+impl Described {
+    fn line(&self) -> String {
+        format!("- `{}`: {}\n", self.names, self.text)
+    }
+
+    /// The long name, or all there is.
+    fn long(&self) -> &str {
+        let words = self.names.split([' ', ',', '[']);
+        words.into_iter().find(|word| word.starts_with("--")).unwrap_or(&self.names)
+    }
+}
+
+/// A command as `--help` describes it.
+struct CommandHelp {
+    name: String,
+    about: String,
+    usage: String,
+    described: Vec<Described>,
+}
+
+fn parsed(name: String, said: &str) -> CommandHelp {
+    let mut lines = said.lines().map(str::trim_end);
+    let about = lines.by_ref().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let usage = lines.by_ref().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or(&name).to_owned();
+    let mut described: Vec<Described> = Vec::new();
+    let (mut heading, mut values) = (String::new(), None::<usize>);
+    for line in lines {
+        let text = line.trim_start();
+        let indent = line.len() - text.len();
+        if indent == 0 {
+            if let Some(head) = line.strip_suffix(':') {
+                head.clone_into(&mut heading);
+            }
+        } else if heading == "Commands" {
+        } else if indent <= 6 && (text.starts_with('-') || text.starts_with('<') || text.starts_with('[')) {
+            let (names, text) = text.split_once("  ").unwrap_or((text, ""));
+            let (heading, text) = (heading.clone(), text.trim().to_owned());
+            described.push(Described { heading, names: names.to_owned(), text });
+            values = None;
+        } else if let Some(open) = described.last_mut() {
+            if text == "Possible values:" {
+                open.text.push_str(". Values:");
+                values = Some(0);
+            } else if let (Some(before), Some((value, meaning))) =
+                (values, text.strip_prefix("- ").and_then(|rest| rest.split_once(':')))
+            {
+                let joint = if before == 0 { "" } else { ";" };
+                open.text.push_str(&format!("{joint} `{value}`: {}", meaning.trim_start()));
+                values = Some(before + 1);
+            } else if !text.is_empty() {
+                let joint = if open.text.is_empty() { "" } else { " " };
+                open.text.push_str(&format!("{joint}{text}"));
+            }
+        }
+    }
+    described.retain(|one| !one.names.contains("--help") && !one.names.contains("--version"));
+    CommandHelp { name, about, usage, described }
+}
+
 /// The help of a command, and of those below it.
-fn help(words: &[&str], out: &mut String) {
+fn help(words: &[&str], out: &mut Vec<CommandHelp>) {
     let mut command = Command::new(binary());
     let said = run(command.env_clear().env("HOME", "/root").args(words).arg("--help")).ok().text();
-    let said: String = said.lines().map(|line| format!("{}\n", line.trim_end())).collect();
     let name = ["ocifs"].into_iter().chain(words.iter().copied()).collect::<Vec<_>>().join(" ");
-    out.push_str(&format!("\n## {name}\n\n```\n{}```\n", said.trim_end().to_owned() + "\n"));
+    out.push(parsed(name, &said));
     let mut below: Vec<String> = Vec::new();
     for line in
         said.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty())
@@ -197,13 +266,74 @@ fn help(words: &[&str], out: &mut String) {
     }
 }
 
+/// The page of all commands. What several commands take with the same meaning is described once, and named by each.
+fn reference(commands: &[CommandHelp]) -> String {
+    let mut page = String::from(
+        "# Commands and options\n\nWhat `--help` describes; `-h` lists the usual options alone. `ocifs man --all DIR` writes manual pages.\n\
+         With `-o`, every long option of `mount` is written as mount(8) has it: `-o view=merged,cache_dir=/var/cache/ocifs`.\n",
+    );
+    let all = || commands.iter().flat_map(|command| &command.described);
+    let is_shared = |one: &Described| all().filter(|other| *other == one).count() > 1;
+    let mut shared: Vec<&Described> = Vec::new();
+    let mut headings: Vec<&str> = Vec::new();
+    for one in all().filter(|one| is_shared(one)) {
+        if !shared.contains(&one) {
+            shared.push(one);
+        }
+        if !headings.contains(&&one.heading[..]) {
+            headings.push(&one.heading);
+        }
+    }
+    page.push_str("\n## Shared arguments and options\n\nEach command names those that it takes.\n");
+    for heading in &headings {
+        page.push_str(&format!("\n### {heading}\n\n"));
+        shared.iter().filter(|one| one.heading == *heading).for_each(|one| page.push_str(&one.line()));
+    }
+    for command in commands {
+        page.push_str(&format!(
+            "\n## {}\n\n{}.\n\n```\n{}\n```\n",
+            command.name, command.about, command.usage
+        ));
+        let (taken, own): (Vec<_>, Vec<_>) = command.described.iter().partition(|one| shared.contains(one));
+        if !own.is_empty() {
+            page.push('\n');
+            own.iter().for_each(|one| page.push_str(&one.line()));
+        }
+        let mut groups = Vec::new();
+        for heading in headings.iter().filter(|heading| **heading != "Arguments") {
+            let of_group = shared.iter().filter(|one| one.heading == *heading);
+            let (part, rest): (Vec<&Described>, Vec<_>) = of_group.partition(|one| taken.contains(one));
+            let names = |of: &[&Described]| -> String {
+                of.iter().map(|one| format!("`{}`", one.long())).collect::<Vec<_>>().join(", ")
+            };
+            match (part.len(), rest.len()) {
+                (0, _) => {}
+                (_, 0) => groups.push(format!("{heading}: all")),
+                (some, left) if left < some => groups.push(format!("{heading}: all but {}", names(&rest))),
+                _ => groups.push(format!("{heading}: {}", names(&part))),
+            }
+        }
+        if !groups.is_empty() {
+            page.push_str(&format!("\nShared options: {}.\n", groups.join("; ")));
+        }
+    }
+    page
+}
+
 #[test]
 fn the_reference_of_options_is_what_help_says() {
-    let mut page = String::from(
-        "# Commands and options\n\nWhat `--help` says, of every command; `-h` lists the usual options alone. `ocifs man --all DIR` writes the same as manual pages. \
-         With `-o`, as mount(8) has it,\nevery long option of `mount` can be written without its dashes: `-o view=merged,cache_dir=/var/cache/ocifs`.\n",
-    );
-    help(&[], &mut page);
+    let mut commands = Vec::new();
+    help(&[], &mut commands);
+    let page = reference(&commands);
+    // Each option of each command is described, in its own part or in the shared one.
+    for command in &commands {
+        assert!(page.contains(&format!("\n## {}\n", command.name)), "{}", command.name);
+        for one in &command.described {
+            assert!(!one.text.is_empty() && page.contains(&one.line()), "{}: {}", command.name, one.names);
+        }
+    }
+    let words = page.split_whitespace().count();
+    assert!(words < 5_000, "docs/commands.md has {words} words: what commands share stands there once");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/commands.md");
     if std::env::var_os("OCIFS_UPDATE").is_some() {
         fs::write(&file, &page).unwrap();
