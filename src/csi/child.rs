@@ -1,8 +1,8 @@
-//! The process that mounts: this same program, started with `mount`.
+//! The process of a volume's mount: this same program, started as `ocifs mount`.
 //!
-//! Never hands a password over in arguments or variables, and never waits for ever. The idea: the mount belongs to a process of its
-//! own, which goes to the background as it does when a person starts it, so that it serves on when the plugin ends. Until the mount
-//! is there, it ends with the plugin: nobody would know of it.
+//! Each mount runs in a background process of its own, as after a manual start, so it outlives the plugin. Until the
+//! mount answers, the process ends with the plugin: a mount without a record would be lost. Passwords travel in
+//! files, not in arguments or variables, and every wait has a time limit.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use tokio::process::Command;
 use super::error::CsiError;
 use super::volume::Attributes;
 
-/// How long a mount may take to come up. kubelet gives up after two minutes.
+/// Time limit for a mount to come up. kubelet gives up after two minutes.
 const PATIENCE: Duration = Duration::from_secs(100);
-/// How long what it said may take to arrive when it has ended.
+/// Time limit for the rest of stderr once the process has ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// The longest message that is passed on, in bytes.
+/// The longest message that is forwarded, in bytes.
 const MAX_SAID: u64 = 8 * 1024;
-/// Variables that are the plugin's alone: no mount gets them.
+/// Variables of the plugin alone, removed from the environment of mounts.
 pub const PLUGIN_VARIABLES: [&str; 8] = [
     "OCIFS_CREDS",
     "OCIFS_CREDS_STDIN",
@@ -33,19 +33,19 @@ pub const PLUGIN_VARIABLES: [&str; 8] = [
     "WATCHDOG_USEC",
 ];
 
-/// Names this process to the one that it starts, which ends with it unless it has mounted by then.
+/// Names the plugin's process id to the mount process, which ends with the plugin unless it has mounted by then.
 const OWNER: &str = "OCIFS_OWNER";
 
-/// How a mount is started.
+/// Starts mount processes.
 pub(super) struct Starter {
-    /// The program.
+    /// The program: the plugin's own executable.
     pub(super) program: PathBuf,
-    /// Options that every mount gets.
+    /// Options for every mount.
     pub(super) options: Vec<OsString>,
 }
 
 impl Starter {
-    /// Mounts `reference` at `target`, and comes back when the mount answers or has failed.
+    /// Mounts `reference` at `target`. Returns when the mount answers or has failed.
     pub(super) async fn mount(
         &self,
         reference: &str,
@@ -59,13 +59,13 @@ impl Starter {
             command.env_remove(name);
         }
         command.env(OWNER, std::process::id().to_string());
-        // A group of its own: who interrupts the plugin at a terminal does not mean the mounts.
+        // A process group of its own: Ctrl-C at the plugin's terminal must not end the mounts.
         command.process_group(0).kill_on_drop(true).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(CsiError::file("starting", &self.program))?;
         let said = tokio::spawn(words(child.stderr.take()));
         let Ok(ended) = tokio::time::timeout(PATIENCE, child.wait()).await else {
-            // The process in the background ends when this one is gone.
+            // The background process ends with its parent.
             child.kill().await.map_err(CsiError::file("ending", &self.program))?;
             return Err(CsiError::Late(format!(
                 "{reference} was not mounted within {} seconds; is its registry slow?",
@@ -119,13 +119,13 @@ fn arguments(
 async fn words(from: Option<impl AsyncRead + Unpin>) -> String {
     let mut said = Vec::new();
     if let Some(from) = from {
-        // What was read until it broke off is all that can be told.
+        // After a read error, the bytes read so far are the message.
         from.take(MAX_SAID).read_to_end(&mut said).await.ok();
     }
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// The message and the hint of a command that failed, as one line. Lines of the log before them belong to the log.
+/// The message and the hint of a failed command, as one line. Log lines before them are left out.
 fn message(said: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for line in said.lines().map(str::trim) {

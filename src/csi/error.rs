@@ -1,7 +1,7 @@
-//! Why a call failed, and which code of gRPC says so.
+//! Errors of calls, and their gRPC codes.
 //!
-//! Never holds a secret: what is put into a message here goes to kubelet, to its events and to the log. The idea: the classes of
-//! faults that a mount has become codes by one table.
+//! One table maps the exit codes of `ocifs mount` to gRPC codes. Messages hold no secret, because they reach kubelet,
+//! its events and the log.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,47 +11,47 @@ use tonic::{Code, Status};
 use crate::io::chain;
 use crate::mount::MountError;
 
-/// Why a call could not be answered as asked, or the plugin not be started.
+/// A failed call, or a plugin that could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CsiError {
-    /// The request asks for something that cannot be.
+    /// The request is malformed or asks for something unsupported.
     #[error("{0}")]
     Invalid(String),
-    /// There is no such volume, or no such secret.
+    /// The volume or the pull secret does not exist.
     #[error("{0}")]
     Absent(String),
-    /// Something else is there already.
+    /// Another volume or mount is at the target.
     #[error("{0}")]
     Exists(String),
-    /// The node is not fit for it.
+    /// The node lacks a prerequisite, such as `/dev/fuse`.
     #[error("{0}")]
     Unready(String),
-    /// It took too long.
+    /// A time limit passed.
     #[error("{0}")]
     Late(String),
-    /// The process that was to mount refused, and said why.
+    /// The mount process failed.
     #[error("{said}")]
     Mount {
-        /// Its exit code.
+        /// Its exit code; `None` if a signal ended it.
         exit: Option<i32>,
-        /// What it said.
+        /// Its message.
         said: String,
     },
-    /// A file or directory of this machine.
+    /// An operation on a file or directory of this machine failed.
     #[error("{what} {}", path.display())]
     File {
-        /// What was done with it.
+        /// The operation, as in "reading".
         what: &'static str,
-        /// Which one.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A mount could not be looked at or taken away.
+    /// A mount could not be inspected or unmounted.
     #[error(transparent)]
     Mounted(#[from] MountError),
-    /// Part of this program ended too early.
+    /// A task or thread of this program ended too early.
     #[error("{0}")]
     Internal(String),
 }
@@ -81,7 +81,7 @@ impl From<CsiError> for Status {
     }
 }
 
-/// What the exit code of `ocifs mount` means to who asked for a volume.
+/// The gRPC code for an exit code of `ocifs mount`.
 fn code(exit: Option<i32>) -> Code {
     match exit {
         Some(2) => Code::InvalidArgument,
@@ -92,7 +92,7 @@ fn code(exit: Option<i32>) -> Code {
     }
 }
 
-/// The name of the code with which a mount's exit code is answered, for whoever decides about exit codes.
+/// The name of the gRPC code for a mount's exit code, for the table of exit codes.
 pub fn code_name(exit: u8) -> String {
     format!("{:?}", code(Some(exit.into())))
 }

@@ -1,7 +1,7 @@
-//! The registry's word on a volume: whether a caller's login may see the image now.
+//! Access check: the registry decides whether a caller's login may see the image.
 //!
-//! Mounts nothing and keeps nothing. The idea: what one pod's login has fetched lies in a cache that all pods share, and a digest
-//! is no secret; so before a volume appears its registry is asked once, with the login that the volume came with.
+//! All pods share one cache, and a digest is no secret. So before a volume appears, its registry is asked once, with
+//! the login of the volume. Nothing is mounted or stored.
 
 use std::fmt;
 use std::path::Path;
@@ -13,27 +13,27 @@ use crate::oci::{Reference, Selector};
 use crate::registry::{Registry, RegistryError};
 use crate::source::Location;
 
-/// How long a registry may take to say it. kubelet gives up after two minutes, and the mount still has to be made.
+/// Time limit for the registry's answer. kubelet gives up after two minutes, and the mount still has to be made.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What happens with an image in the cache whose registry does not answer.
+/// The policy for a cached image whose registry does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreachable {
-    /// It is not shown: the right to see it is not known.
+    /// Refuse the volume: the right to see the image is unknown.
     Refuse,
-    /// It is shown to every pod that names its digest.
+    /// Show the image to every pod that names its digest.
     Show,
 }
 
-/// Makes the client of a volume: as its mount makes one, with this credential file.
+/// Makes the client of a volume with this credential file, as the volume's mount makes its own.
 pub type MakeClient = dyn Fn(Option<&Path>) -> Result<Registry, String> + Send + Sync;
 
-/// How the client of a volume is made, and how its errors are worded.
+/// Makes the clients of volumes and words their errors.
 #[derive(Clone)]
 pub struct Clients {
-    /// Makes one.
+    /// Makes one client.
     pub make: Arc<MakeClient>,
-    /// The exit code and the message of a mount that meets an error.
+    /// Maps an error to the exit code and the message of a mount that meets it.
     pub explain: fn(RegistryError) -> (u8, String),
 }
 
@@ -43,7 +43,7 @@ impl fmt::Debug for Clients {
     }
 }
 
-/// The repository that a volume names. It was parsed when the request came.
+/// The repository of a volume's reference, which was parsed when the request came.
 pub(super) fn named(reference: &str) -> Result<Reference, CsiError> {
     match reference.parse::<Location>() {
         Ok(Location::Registry(reference)) => Ok(reference),
@@ -51,7 +51,7 @@ pub(super) fn named(reference: &str) -> Result<Reference, CsiError> {
     }
 }
 
-/// Asks the registry of a reference whether the holder of a credential file may see it.
+/// Asks the registry of a reference whether the holder of a credential file may see the image.
 pub(super) async fn ask(
     clients: &Clients,
     policy: Unreachable,
@@ -65,7 +65,7 @@ pub(super) async fn ask(
         let selector = reference.selector();
         match (registry.head(&reference, &selector).await, &selector) {
             (Ok(_), _) => Ok(()),
-            // A digest may be that of a blob.
+            // The digest may be that of a blob.
             (Err(error), Selector::Digest(digest)) if error.is_no_document() => {
                 registry.blob_size(&reference, digest).await.map(drop).map_err(|_| error)
             }

@@ -1,8 +1,8 @@
-//! The logins of a volume: what a secret may say, and where it is kept while the volume is mounted.
+//! Pull secrets: the logins of a volume, parsed and stored while the volume is mounted.
 //!
-//! Never shows what it holds, and never keeps more of a secret than logins: a docker configuration can also name programs that are
-//! to be run for passwords, and whoever may write a pod must not choose a program that runs on the node. The idea: a file for
-//! each volume, in a directory that nobody but root looks into, which the mount reads as it reads any credential file.
+//! Each volume has one credential file, in a directory that only root can read; its mount reads the file like any
+//! other credential file. Only logins are copied from a secret. A docker configuration can also name credential
+//! helpers, and a pod author must not choose a program that runs on the node. `Debug` shows no content.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,19 +11,19 @@ use serde_json::{Map, Value};
 
 use super::error::CsiError;
 
-/// What a secret of the type `kubernetes.io/dockerconfigjson` holds.
+/// The key in a secret of the type `kubernetes.io/dockerconfigjson`.
 pub(super) const KEY: &str = ".dockerconfigjson";
-/// The largest secret that Kubernetes keeps, in bytes.
+/// The largest secret that Kubernetes stores, in bytes.
 const MAX_SECRET: usize = 1 << 20;
-/// What of a login is taken: passwords and tokens.
+/// The fields copied from a login: passwords and tokens.
 const FIELDS: [&str; 5] = ["auth", "username", "password", "identitytoken", "registrytoken"];
 
-/// Logins, as a credential file writes them.
+/// Logins, as the text of a credential file.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Login(String);
 
 impl Login {
-    /// What the secrets of a request hold. None is fine.
+    /// The logins in the secrets of a request; `None` without secrets.
     pub(super) fn of_secrets(secrets: &HashMap<String, String>) -> Result<Option<Self>, CsiError> {
         let mut unknown: Vec<&str> = secrets.keys().map(String::as_str).filter(|key| *key != KEY).collect();
         if !unknown.is_empty() {
@@ -37,7 +37,7 @@ impl Login {
     }
 
     fn parse(text: &str) -> Result<Self, CsiError> {
-        // What is wrong is not shown: it may be a part of a password.
+        // The message omits the faulty text, which may be part of a password.
         let bad = || CsiError::Invalid(format!("{KEY} of the secret is no docker configuration with auths"));
         if text.len() > MAX_SECRET {
             return Err(CsiError::Invalid(format!("{KEY} of the secret is larger than {MAX_SECRET} bytes")));

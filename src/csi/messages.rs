@@ -1,7 +1,8 @@
-//! The messages of the Container Storage Interface that a node plugin reads and writes, version 1 of the protocol.
+//! The messages of the Container Storage Interface (CSI) that a node plugin reads and writes, version 1 of the
+//! protocol.
 //!
-//! Never judges what they say. The idea: the numbers of the fields are what two programs have agreed on; they are written down
-//! here by hand, for the fields that are used, and what else a message holds is passed over as protocol buffers have it.
+//! The field numbers are the protocol. They are written by hand, for the fields in use; unknown fields are skipped,
+//! as protocol buffers require. Values are checked elsewhere.
 //! Facts from: the CSI specification, package `csi.v1`.
 
 use std::collections::HashMap;
@@ -9,11 +10,11 @@ use std::fmt;
 
 use prost::Message;
 
-/// A message without a field: many questions, and some answers.
+/// A message without fields: many requests, and some responses.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Empty {}
 
-/// Who the plugin is.
+/// Name and version of the plugin.
 #[derive(Clone, PartialEq, Message)]
 pub struct PluginInfo {
     /// The name of the driver.
@@ -24,10 +25,10 @@ pub struct PluginInfo {
     pub vendor_version: String,
 }
 
-/// Whether the plugin can be asked already.
+/// Whether the plugin is ready.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Probed {
-    /// A wrapped truth value, which can be missing.
+    /// A wrapped boolean; `None` means ready.
     #[prost(message, optional, tag = "1")]
     pub ready: Option<Truth>,
 }
@@ -40,26 +41,26 @@ pub struct Truth {
     pub value: bool,
 }
 
-/// Make a volume available at a path. Its secrets are not in what `Debug` shows.
+/// Make a volume available at a path. `Debug` omits the secrets.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
 pub struct PublishVolume {
-    /// What the volume is called from now on.
+    /// The id of the volume in later calls.
     #[prost(string, tag = "1")]
     pub volume_id: String,
-    /// Where it is to appear.
+    /// The absolute path of the mount point.
     #[prost(string, tag = "4")]
     pub target_path: String,
-    /// How it is to be used.
+    /// Access type and mount options.
     #[prost(message, optional, tag = "5")]
     pub volume_capability: Option<VolumeCapability>,
-    /// Whether nobody is to write to it.
+    /// Read-only.
     #[prost(bool, tag = "6")]
     pub readonly: bool,
-    /// What nobody else may see.
+    /// Secrets; never logged.
     #[prost(map = "string, string", tag = "7")]
     pub secrets: HashMap<String, String>,
-    /// The attributes of the volume.
+    /// The volume attributes of the pod, and kubelet's own.
     #[prost(map = "string, string", tag = "8")]
     pub volume_context: HashMap<String, String>,
 }
@@ -75,15 +76,15 @@ impl fmt::Debug for PublishVolume {
     }
 }
 
-/// How a volume is to be used.
+/// The way a volume is used.
 #[derive(Clone, PartialEq, Message)]
 pub struct VolumeCapability {
-    /// As a block device, or as a directory.
+    /// Block device or directory.
     #[prost(oneof = "Access", tags = "1, 2")]
     pub access: Option<Access>,
 }
 
-/// What a volume looks like.
+/// The access type of a volume.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Access {
     /// A block device.
@@ -97,7 +98,7 @@ pub enum Access {
 /// A volume as a directory.
 #[derive(Clone, PartialEq, Message)]
 pub struct MountVolume {
-    /// The type of file system that is wanted; empty: any.
+    /// The requested type of file system; empty: any.
     #[prost(string, tag = "1")]
     pub fs_type: String,
     /// Options of the mount.
@@ -105,61 +106,61 @@ pub struct MountVolume {
     pub mount_flags: Vec<String>,
 }
 
-/// Take a volume away from a path.
+/// Unmount a volume from a path.
 #[derive(Clone, PartialEq, Message)]
 pub struct UnpublishVolume {
-    /// Which volume.
+    /// The id from the publish request.
     #[prost(string, tag = "1")]
     pub volume_id: String,
-    /// Where it appeared.
+    /// The path from the publish request.
     #[prost(string, tag = "2")]
     pub target_path: String,
 }
 
-/// How full is a volume?
+/// Ask for usage and condition of a volume.
 #[derive(Clone, PartialEq, Message)]
 pub struct GetVolumeStats {
-    /// Which volume.
+    /// The id from the publish request.
     #[prost(string, tag = "1")]
     pub volume_id: String,
-    /// Where it appeared.
+    /// The path from the publish request.
     #[prost(string, tag = "2")]
     pub volume_path: String,
 }
 
-/// How full a volume is, and whether it works.
+/// Usage and condition of a volume.
 #[derive(Clone, PartialEq, Message)]
 pub struct VolumeStats {
-    /// In several units.
+    /// One entry for each unit.
     #[prost(message, repeated, tag = "1")]
     pub usage: Vec<VolumeUsage>,
-    /// Whether it works.
+    /// `None`: unknown.
     #[prost(message, optional, tag = "2")]
     pub condition: Option<VolumeCondition>,
 }
 
-/// How full a volume is, in one unit.
+/// Usage of a volume in one unit.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct VolumeUsage {
-    /// What is left.
+    /// Available amount.
     #[prost(int64, tag = "1")]
     pub available: i64,
-    /// All there is.
+    /// Capacity.
     #[prost(int64, tag = "2")]
     pub total: i64,
-    /// What is taken.
+    /// Used amount.
     #[prost(int64, tag = "3")]
     pub used: i64,
-    /// In which unit.
+    /// The [`Unit`].
     #[prost(enumeration = "Unit", tag = "4")]
     pub unit: i32,
 }
 
-/// What is counted.
+/// The unit of a usage entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]
 pub enum Unit {
-    /// Nobody said.
+    /// Unspecified.
     Unknown = 0,
     /// Bytes.
     Bytes = 1,
@@ -167,57 +168,57 @@ pub enum Unit {
     Inodes = 2,
 }
 
-/// Whether a volume works.
+/// The condition of a volume.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct VolumeCondition {
-    /// It does not.
+    /// Whether the volume is broken.
     #[prost(bool, tag = "1")]
     pub abnormal: bool,
-    /// Why.
+    /// The reason.
     #[prost(string, tag = "2")]
     pub message: String,
 }
 
-/// What the plugin can do on a node.
+/// The capabilities of the plugin on a node.
 #[derive(Clone, PartialEq, Message)]
 pub struct NodeCapabilities {
-    /// One entry for each thing.
+    /// One entry for each capability.
     #[prost(message, repeated, tag = "1")]
     pub capabilities: Vec<NodeCapability>,
 }
 
-/// One thing that the plugin can do on a node.
+/// One capability of the plugin on a node.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct NodeCapability {
-    /// A call that it answers.
+    /// The call it stands for.
     #[prost(message, optional, tag = "1")]
     pub rpc: Option<NodeRpc>,
 }
 
-/// A call that need not be answered.
+/// An optional call of the node service.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct NodeRpc {
-    /// Which one.
+    /// The [`NodeRpcType`].
     #[prost(enumeration = "NodeRpcType", tag = "1")]
     pub r#type: i32,
 }
 
-/// The calls of this kind that the plugin answers.
+/// The optional calls that the plugin implements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]
 pub enum NodeRpcType {
-    /// None.
+    /// Unspecified.
     Unknown = 0,
-    /// How full a volume is.
+    /// Usage of a volume.
     GetVolumeStats = 2,
-    /// Whether a volume works, in the same answer.
+    /// Condition of a volume, in the same response.
     VolumeCondition = 4,
 }
 
-/// Which node this is.
+/// Identifies this node.
 #[derive(Clone, PartialEq, Message)]
 pub struct NodeInfo {
-    /// Its name.
+    /// The name of the node.
     #[prost(string, tag = "1")]
     pub node_id: String,
 }

@@ -1,8 +1,8 @@
-//! A plugin for the Container Storage Interface: pods name a reference as a volume, and the node mounts it.
+//! Container Storage Interface (CSI) node plugin: pods name a reference as a volume, and the node mounts it.
 //!
-//! Never talks to an orchestrator of its own accord, never serves a file itself, and has volumes only that live as long as their
-//! pod (inline, ephemeral). The idea: every volume is an ordinary mount in a process of its own; the plugin starts and ends such
-//! processes, and is stateless but for one small record for each of them. The only importer of `tonic` and `prost`.
+//! Every volume is an ordinary mount in a process of its own. The plugin starts and ends these processes; its only
+//! state is one small record for each. Volumes are inline and ephemeral: they live as long as their pod. The plugin
+//! calls no orchestrator and serves no file itself. The only importer of `tonic` and `prost`.
 
 mod child;
 mod error;

@@ -1,8 +1,8 @@
-//! Volumes on this node: published, looked at, taken away, and made again when their process is gone.
+//! Volumes on this node: published, inspected, unpublished, and mounted again when their process is gone.
 //!
-//! Never serves a file itself, and never touches a mount of another program. The idea: what is asked for is compared with what the
-//! mount table shows and what was written down, and only the difference is done; so every call can be repeated, also by a plugin
-//! that knows nothing of the one that crashed before it.
+//! Each call compares the request with the mount table and the records, and makes only the difference. So every call
+//! can be repeated, also by a plugin that starts after a crash and knows nothing. Mounts of other programs are left
+//! alone, and no file is served by the plugin itself.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -27,31 +27,31 @@ use super::volume::{self, Attributes, Wanted};
 use crate::io::chain;
 use crate::mount::{self, Filling, MountError, Standing, Unmount};
 
-/// How long the process of a mount may take to say something about it.
+/// Time limit for a mount's process to answer a query.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How often it is looked whether every mount is alive.
+/// Interval between checks that every mount is alive.
 const LOOK: Duration = Duration::from_secs(10);
-/// How many mounts are taken away from one directory: one, and dead ones below it.
+/// The most mounts unmounted from one directory: one live mount, and dead ones below it.
 const MAX_STACKED: usize = 64;
 
-/// What a plugin is told when it starts.
+/// The settings of a plugin.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What the orchestrator calls this node.
+    /// The orchestrator's name for this node.
     pub node_id: String,
-    /// Where it is written down what is mounted, and where logins lie.
+    /// The directory of records and logins.
     pub state_dir: PathBuf,
-    /// A directory with a directory for each secret that `pullSecret` can name.
+    /// A directory with a subdirectory for each secret that `pullSecret` can name; `None` refuses `pullSecret`.
     pub pull_secrets: Option<PathBuf>,
-    /// The credential file of volumes that bring no login.
+    /// The credential file of volumes that bring no login; `None`: the mount gets no `--authfile`.
     pub authfile: Option<PathBuf>,
-    /// The program that mounts: this one.
+    /// The program that mounts: the plugin's own executable.
     pub program: PathBuf,
-    /// Options that every mount gets.
+    /// Options for every mount.
     pub mount_options: Vec<OsString>,
-    /// The client that such a mount has.
+    /// Makes clients like those of the mounts.
     pub clients: Clients,
-    /// What happens with images in the cache whose registry does not answer.
+    /// The policy for cached images whose registry does not answer.
     pub unreachable: Unreachable,
 }
 
@@ -60,15 +60,16 @@ pub struct Node {
     settings: Settings,
     state: Arc<State>,
     starter: Starter,
-    /// One holder for each target at a time.
+    /// One holder per target at a time.
     turns: Mutex<HashMap<PathBuf, Weak<Turn<()>>>>,
-    /// Targets whose process is being asked. One that does not answer is not asked again: each question holds a thread.
+    /// Targets with a pending query. A process that does not answer is not queried again, because each query holds a
+    /// thread.
     asked: Arc<Mutex<HashSet<PathBuf>>>,
     places: Places,
 }
 
 impl Node {
-    /// Opens the state directory. Nothing is mounted yet.
+    /// Opens the state directory. Mounts nothing.
     pub fn open(settings: Settings) -> Result<Self, CsiError> {
         let state = Arc::new(State::open(&settings.state_dir)?);
         state.forget_logins_but(&state.all()?)?;
@@ -83,12 +84,12 @@ impl Node {
         })
     }
 
-    /// What the orchestrator calls this node.
+    /// The orchestrator's name for this node.
     pub fn id(&self) -> &str {
         &self.settings.node_id
     }
 
-    /// Whether this node can mount at all.
+    /// Checks that this node can mount.
     pub(super) fn probe(&self) -> Result<(), CsiError> {
         let device = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
         device.map(drop).map_err(|error| {
@@ -98,7 +99,7 @@ impl Node {
         })
     }
 
-    /// Makes a volume appear at its target. What is there already is fine, if it is the same.
+    /// Mounts a volume at its target. An existing mount of the same volume is success.
     pub(super) async fn publish(&self, request: &PublishVolume) -> Result<(), CsiError> {
         let Wanted { id, target, attributes, login, namespace } = volume::wanted(request)?;
         let _turn = self.turn(&target).await;
@@ -109,7 +110,7 @@ impl Node {
         let authfile = self.authfile(&attributes)?;
         let mut standing = self.standing(&target).await?;
         if let (Standing::Alive(there), None) = (&standing, &known) {
-            // A crash left it behind. What is in it is anybody's guess, so it does not pass for what is asked for.
+            // A crash left this mount without a record. Its content is unknown, so it is replaced.
             tracing::warn!(volume = id, there, target = %target.display(), "a mount without a record is taken away");
             self.look(&target, clear).await?;
             standing = self.standing(&target).await?;
@@ -121,7 +122,7 @@ impl Node {
         let mut volume = known.unwrap_or_else(|| Volume::new(id, target.clone(), attributes, has_login));
         volume.has_login = has_login;
         if let (Standing::Alive(there), None) = (&standing, &volume.pinned) {
-            // Its plugin was gone before it could write that down.
+            // The earlier plugin ended before it could record the digest.
             volume.pinned = Some(there.clone());
         }
         let (state, to_keep) = (self.state.clone(), volume.clone());
@@ -136,7 +137,7 @@ impl Node {
             Standing::Alive(_) => return Ok(()),
             Standing::Dead(_) | Standing::Foreign(_) => {}
             Standing::Nothing => {
-                // Nobody has the old content open: a tag may mean something new.
+                // Nothing is mounted, so no reader holds the old content: the tag is resolved anew.
                 volume.pinned = None;
                 if let Err(error) = self.prepare(&volume, authfile.as_deref()).await {
                     self.withdraw(&target).await;
@@ -152,8 +153,8 @@ impl Node {
         mounted
     }
 
-    /// Asks the registry whether this volume may be shown, and makes its directory. Nothing of the node is held meanwhile but the
-    /// target's turn: the registry may be one that does not answer.
+    /// Asks the registry whether this volume may be shown, and makes its directory. Only the target's turn is held
+    /// meanwhile: the registry may not answer.
     async fn prepare(&self, volume: &Volume, authfile: Option<&Path>) -> Result<(), CsiError> {
         let own = volume.has_login.then(|| self.state.login(&volume.target));
         let authfile = own.as_deref().or(authfile);
@@ -163,7 +164,7 @@ impl Node {
         blocking(move || make_target(&target)).await
     }
 
-    /// Takes a volume away from its target. What is gone already is fine.
+    /// Unmounts a volume from its target. An absent volume is success.
     pub(super) async fn unpublish(&self, id: &str, target: &str) -> Result<(), CsiError> {
         let id = volume::id(id)?;
         let target = volume::target(target)?;
@@ -185,7 +186,7 @@ impl Node {
         Ok(())
     }
 
-    /// How full a volume is, and whether it works.
+    /// Usage and condition of a volume.
     pub(super) async fn stats(&self, id: &str, path: &str) -> Result<VolumeStats, CsiError> {
         let id = volume::id(id)?;
         let target = volume::target(path)?;
@@ -206,8 +207,8 @@ impl Node {
         Ok(healthy(filling))
     }
 
-    /// Brings what was written down and what is mounted together again, when the plugin starts: volumes whose process is gone are
-    /// mounted again, and what is left of volumes that are gone is removed.
+    /// Reconciles records and mounts when the plugin starts: volumes whose process is gone are mounted again, and
+    /// leftovers of volumes that are gone are removed.
     pub async fn recover(&self) -> Result<(), CsiError> {
         let state = self.state.clone();
         let known = blocking(move || state.all()).await?;
@@ -216,7 +217,7 @@ impl Node {
         Ok(())
     }
 
-    /// Mounts volumes again whose process is gone, for as long as it is waited for.
+    /// Mounts volumes again whose process is gone, until the future is dropped.
     pub async fn watch(&self) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -232,7 +233,7 @@ impl Node {
         }
     }
 
-    /// Mounts volumes again whose process is gone. What cannot be is told to the log, and tried again later.
+    /// Mounts volumes again whose process is gone. Failures are logged, and tried again later.
     async fn revive_all(&self, volumes: Vec<Volume>, lost: Lost) {
         let each = |volume: Volume| async move {
             if let Err(error) = self.revive(&volume.target, lost).await {
@@ -245,7 +246,7 @@ impl Node {
 
     async fn revive(&self, target: &Path, lost: Lost) -> Result<(), CsiError> {
         let _turn = self.turn(target).await;
-        // Meanwhile it may have been taken away.
+        // The volume may have been unpublished meanwhile.
         let Some(volume) = self.load(target).await? else { return Ok(()) };
         match self.standing(&volume.target).await? {
             Standing::Alive(_) => Ok(()),
@@ -258,13 +259,13 @@ impl Node {
             Standing::Dead(_) => {
                 tracing::warn!(volume = volume.volume_id, target = %volume.target.display(), "its process is gone: mounting it again");
                 let authfile = self.authfile(&volume.attributes)?;
-                // The pod that it is for is not known any more: the share is that of its registry.
+                // The pod is unknown after a crash: all such mounts of one registry share the empty namespace.
                 self.mount(volume, authfile, "").await
             }
         }
     }
 
-    /// Starts the process, and writes down what it found.
+    /// Starts the mount process, and records the digest it resolved.
     async fn mount(
         &self,
         mut volume: Volume,
@@ -281,7 +282,7 @@ impl Node {
             .await;
         if let Err(error) = started {
             if let (CsiError::Late(_), Standing::Alive(_)) = (&error, self.standing(&volume.target).await?) {
-                // It came up just when nobody waited any more, and nobody knows whether it stays.
+                // The mount came up just as the wait ended, and may not stay.
                 let target = volume.target.clone();
                 blocking(move || Ok(mount::unmount(&target, Unmount::Lazy)?)).await?;
             }
@@ -295,21 +296,21 @@ impl Node {
         };
         tracing::info!(volume = volume.volume_id, reference = pinned, target = %volume.target.display(), "published");
         if volume.pinned.as_ref() == Some(&pinned) {
-            // The record says so already.
+            // The record has this digest already.
             return Ok(());
         }
         volume.pinned = Some(pinned);
         let (state, target) = (self.state.clone(), volume.target.clone());
         let saved = blocking(move || state.save(&volume)).await;
         if saved.is_err() {
-            // What is mounted again after a crash would not be what is mounted now.
+            // After a crash, another content than the present one would be mounted.
             blocking(move || Ok(mount::unmount(&target, Unmount::Lazy)?)).await?;
         }
         saved
     }
 
-    /// Removes what was prepared for a volume that did not come to be, and what came to be of it all the same: a record is only
-    /// forgotten when nothing is mounted that it tells of. The first error is the one that matters.
+    /// Undoes a volume that failed: unmounts it, and removes its directory and record. A record is removed only when
+    /// its mount is gone. The first error is the one that matters.
     async fn withdraw(&self, target: &Path) {
         let state = self.state.clone();
         let undone = self.look(target, move |at| {
@@ -339,7 +340,7 @@ impl Node {
         Ok(Some(file))
     }
 
-    /// Waits until nobody else does something with the target.
+    /// Waits for exclusive use of the target.
     async fn turn(&self, target: &Path) -> OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
@@ -365,7 +366,7 @@ impl Node {
         self.look(target, |target| Ok(mount::standing(target)?)).await
     }
 
-    /// Looks at a target, which the process of its mount has to answer. Called by who has the target's turn.
+    /// Queries a target, which needs an answer from its mount's process. The caller holds the target's turn.
     async fn look<T: Send + 'static>(
         &self,
         target: &Path,
@@ -379,14 +380,14 @@ impl Node {
     }
 }
 
-/// A question about a target, until it is answered.
+/// A pending query of a target.
 struct Asked {
     all: Arc<Mutex<HashSet<PathBuf>>>,
     target: PathBuf,
 }
 
 impl Asked {
-    /// A question, unless an earlier one was not answered yet.
+    /// Registers a query; `None` while an earlier one is unanswered.
     fn new(all: &Arc<Mutex<HashSet<PathBuf>>>, target: &Path) -> Option<Self> {
         let is_first = all.lock().unwrap_or_else(PoisonError::into_inner).insert(target.to_owned());
         is_first.then(|| Self { all: all.clone(), target: target.to_owned() })
@@ -399,16 +400,16 @@ impl Drop for Asked {
     }
 }
 
-/// What becomes of the record of a volume that is not mounted.
+/// The fate of the record of a volume that is not mounted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lost {
-    /// It goes: kubelet says whether it is still wanted.
+    /// Remove it: kubelet publishes the volume again if it is still wanted.
     Forget,
-    /// It stays until kubelet says something.
+    /// Leave it until kubelet's next call.
     Leave,
 }
 
-/// Whether a record is of the volume that is asked for.
+/// Checks that a record matches the requested volume.
 fn agrees(known: &Volume, id: &str, attributes: &Attributes) -> Result<(), CsiError> {
     let target = known.target.display();
     if known.volume_id != id {
@@ -427,7 +428,7 @@ fn foreign(target: &Path, fs_type: &str) -> CsiError {
     CsiError::Exists(format!("there is a mount of another program ({fs_type}) at {}", target.display()))
 }
 
-/// Makes the directory of a volume. kubelet has made the one above it.
+/// Makes the directory of a volume. kubelet has made its parent.
 fn make_target(target: &Path) -> Result<(), CsiError> {
     match DirBuilder::new().mode(0o750).create(target) {
         Ok(()) => Ok(()),
@@ -451,7 +452,7 @@ fn remove_target(target: &Path) -> Result<(), CsiError> {
     }
 }
 
-/// Unmounts whatever of ours is at a target.
+/// Unmounts every mount of ocifs at a target.
 fn clear(target: &Path) -> Result<(), CsiError> {
     for _ in 0..MAX_STACKED {
         match mount::reference_at(target) {
@@ -471,7 +472,7 @@ fn clear(target: &Path) -> Result<(), CsiError> {
     Ok(())
 }
 
-/// Unmounts whatever of ours is at a target, and removes the directory.
+/// Unmounts every mount of ocifs at a target, and removes the directory.
 fn take_away(target: &Path) -> Result<(), CsiError> {
     clear(target)?;
     if let Standing::Foreign(fs_type) = mount::standing(target)? {
@@ -498,7 +499,7 @@ fn healthy(filling: Filling) -> VolumeStats {
         }
     };
     let mut all = vec![usage(Unit::Bytes, filling.bytes)];
-    // A mount that has not counted its files says that there are none.
+    // A mount that has not counted its files reports zero.
     if filling.files.0 > 0 {
         all.push(usage(Unit::Inodes, filling.files));
     }
@@ -508,7 +509,7 @@ fn healthy(filling: Filling) -> VolumeStats {
     }
 }
 
-/// Runs what waits for files on a thread that may wait.
+/// Runs file operations on a thread that may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CsiError> + Send + 'static,
 ) -> Result<T, CsiError> {

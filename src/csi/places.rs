@@ -1,7 +1,7 @@
-//! Places for mounts that are being made: a share for each registry in each namespace.
+//! Concurrency limits for mounts that are coming up: one share per namespace and registry.
 //!
-//! Starts nothing. The idea: a mount whose registry is slow holds its place for as long as it is waited for. A
-//! namespace and a registry have a share each, and a wait before anything is started holds no place.
+//! A mount with a slow registry holds its permits for as long as it takes. So each namespace has a share, and each
+//! registry within a namespace. The registry check runs before a permit is taken. Nothing is started here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -10,27 +10,27 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::CsiError;
 
-/// Mounts of one registry for one namespace that are made at once: a pod of a handful of volumes starts in one go.
+/// Concurrent mounts of one registry for one namespace: the handful of volumes of a pod starts at once.
 const PER_SHARE: usize = 4;
-/// Mounts for one namespace that are made at once.
+/// Concurrent mounts for one namespace.
 const PER_NAMESPACE: usize = 16;
-/// Mounts that are made at once: processes of about 10 MiB.
+/// Concurrent mounts on the node: processes of about 10 MiB each.
 pub(super) const PER_NODE: usize = 64;
 
-/// A namespace, or a registry for a namespace.
+/// A namespace, or a namespace with a registry.
 type ShareKey = (String, Option<String>);
 
-/// The places of a node.
+/// The permits of a node.
 pub(super) struct Places {
-    /// By namespace, and by namespace with registry; only shares that are held or waited for.
+    /// By namespace, and by namespace with registry. Holds only shares in use or with waiters.
     shares: Mutex<HashMap<ShareKey, Weak<Semaphore>>>,
     node: Arc<Semaphore>,
 }
 
-/// A place, given back when it is dropped.
+/// Permits for one mount, released on drop.
 pub(super) struct MountPlace {
     _permits: [OwnedSemaphorePermit; 3],
-    /// A share is there for as long as one of its places is held.
+    /// Keeps the shares alive while a permit is held.
     _shares: [Arc<Semaphore>; 2],
 }
 
@@ -41,7 +41,7 @@ impl Default for Places {
 }
 
 impl Places {
-    /// Waits for a place. The narrowest share comes first: who waits for it holds no wider one.
+    /// Waits for permits. The narrowest share comes first, so that a waiter holds no wider one.
     pub(super) async fn take(&self, namespace: &str, registry: &str) -> Result<MountPlace, CsiError> {
         let share = self.share((namespace.to_owned(), Some(registry.to_owned())), PER_SHARE);
         let own = permit(&share).await?;

@@ -1,7 +1,7 @@
-//! The calls: which path of gRPC asks for what.
+//! The gRPC service: one table from paths to calls.
 //!
-//! Never does anything itself. The idea: a table from paths to answers; what is not in it is not implemented. A call that was
-//! begun is finished also when who asked goes away, so that nothing is left half done, and asking again finds it done.
+//! A path without an entry is not implemented. A call that has begun runs to its end even if the client disconnects,
+//! so nothing is left half done and a repeated call finds the result.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -28,15 +28,15 @@ use super::messages::{
 use super::node::Node;
 use crate::meter;
 
-/// How long to wait when no connection can be taken, mostly because there are too many open files.
+/// Pause after a connection could not be accepted, mostly because of too many open files.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long calls that were begun may take to end when the plugin is to end.
+/// Time limit for running calls once the plugin is to end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
-/// Calls at once on one connection.
+/// Concurrent calls on one connection.
 const STREAMS: u32 = 256;
 
-/// Answers calls on `listener` until `stop` is there; calls that were begun have a moment to be finished. What an earlier plugin left is taken
-/// over meanwhile, and looked after.
+/// Answers calls on `listener` until `stop` resolves; running calls then have `LAST_CALLS` to end. Volumes of an
+/// earlier plugin are recovered and watched meanwhile.
 pub async fn serve(
     node: Arc<Node>,
     listener: UnixListener,
@@ -72,14 +72,14 @@ pub async fn serve(
     let (tell, told) = oneshot::channel::<()>();
     let stop = async {
         stop.await;
-        // Nobody listens any more when the server ended by itself.
+        // The receiver is gone when the server ended by itself.
         tell.send(()).ok();
     };
     let server =
         Server::builder().max_concurrent_streams(STREAMS).serve_with_incoming_shutdown(calls, incoming, stop);
     let served = tokio::select! {
         served = server => served,
-        // Who keeps a connection open does not keep the plugin.
+        // A client with an open connection must not hold up the plugin.
         _ = async { told.await.ok(); tokio::time::sleep(LAST_CALLS).await } => Ok(()),
     };
     looking_after.abort();
@@ -95,7 +95,7 @@ async fn answer(node: Arc<Node>, request: http::Request<Body>) -> Result<http::R
             })
             .await
         }
-        // There is no controller, and volumes are where their pods are: nothing to tell.
+        // The plugin has no controller and no topology, so it has no plugin capabilities.
         "/csi.v1.Identity/GetPluginCapabilities" => {
             unary("GetPluginCapabilities", request, |_: Empty| async { Ok(Empty {}) }).await
         }
@@ -148,7 +148,7 @@ fn capabilities() -> NodeCapabilities {
     NodeCapabilities { capabilities: capabilities.into() }
 }
 
-/// Reads one message, lets `call` answer it with another, and counts.
+/// Decodes one message, answers it with `call`, and counts the call.
 async fn unary<Q, A, F>(
     method: &'static str,
     request: http::Request<Body>,
@@ -163,7 +163,7 @@ where
     let service = tower::service_fn(move |request: Request<Q>| {
         let call = call.take();
         async move {
-            // One request has one message; the service is called once.
+            // A unary request has one message, so the service is called once.
             let call = call.ok_or_else(|| Status::internal("a second message in one call"))?;
             let began = Instant::now();
             let task = tokio::spawn(call(request.into_inner()));
@@ -193,7 +193,7 @@ where
     Grpc::new(ProstCodec::<A, Q>::default()).unary(service, request).await
 }
 
-/// The names of the codes that this plugin answers with, as gRPC writes them.
+/// The gRPC names of the codes that this plugin answers with.
 fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

@@ -1,9 +1,9 @@
-//! What the plugin has to know after a crash: one small file for each target, and the logins beside it.
+//! Crash-safe state of the plugin: one small record for each target, and the login files.
 //!
-//! Never holds a secret in a record, and never believes a file that is not one of its own. The idea: a record is written before
-//! its mount is made and removed after the mount is gone, so that whatever is mounted has one; it is written beside its place and
-//! renamed, so that it is there as a whole or not at all. The directory belongs on a file system that a restart of the machine
-//! empties, as it empties the mount table: /run.
+//! A record is written before its mount is made and removed after the mount is gone, so every mount has one. Records
+//! are written to a temporary file and renamed, so each is complete or absent. Records hold no secret, and a file
+//! that is no valid record of its target is not used. The directory belongs on a file system that a reboot empties
+//! together with the mount table: /run.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -17,14 +17,14 @@ use super::login::Login;
 use super::volume::Attributes;
 use crate::oci::Digest;
 
-/// The form of a record. A record of another is not read.
+/// The version of the record format. Records of other versions are not read.
 const SCHEMA: u32 = 1;
 /// The largest record that is read, in bytes: paths and names, each within a page.
 const MAX_RECORD: u64 = 64 * 1024;
-/// What the name of a record ends with.
+/// The file name suffix of records.
 const SUFFIX: &str = ".json";
 
-/// What is, or is to be, mounted at a target.
+/// The volume that is, or is to be, mounted at a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Volume {
@@ -32,10 +32,11 @@ pub(super) struct Volume {
     pub(super) volume_id: String,
     pub(super) target: PathBuf,
     pub(super) attributes: Attributes,
-    /// The reference with the digest that it had when it was mounted: a mount that is made again shows the same.
+    /// The reference with the digest it had when it was mounted, so that a later mount shows the same content; `None`
+    /// before the first mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pinned: Option<String>,
-    /// Whether a login lies beside the records.
+    /// Whether a credential file is stored beside the records.
     pub(super) has_login: bool,
 }
 
@@ -45,15 +46,15 @@ impl Volume {
     }
 }
 
-/// The directory of the records.
+/// The state directory.
 pub(super) struct State {
     dir: PathBuf,
-    /// Held for as long as this process lives: two plugins would end each other's mounts.
+    /// Held while this process lives: two plugins would end each other's mounts.
     _lock: File,
 }
 
 impl State {
-    /// Opens the directory, and makes it if it is not there.
+    /// Opens the directory, creating it if absent.
     pub(super) fn open(dir: &Path) -> Result<Self, CsiError> {
         for part in [dir.to_owned(), dir.join("volumes"), dir.join("logins")] {
             DirBuilder::new()
@@ -81,7 +82,7 @@ impl State {
         Ok(state)
     }
 
-    /// Removes what a crash left of records that were being written. Only before anybody writes one.
+    /// Removes partly written records of a crash. To be called before any record is written.
     fn forget_halves(&self) -> Result<(), CsiError> {
         let folder = self.dir.join("volumes");
         for entry in fs::read_dir(&folder).map_err(CsiError::file("reading", &folder))? {
@@ -93,7 +94,7 @@ impl State {
         Ok(())
     }
 
-    /// The record of a target, if there is one.
+    /// The record of a target; `None` if there is no record for exactly this target.
     pub(super) fn load(&self, target: &Path) -> Result<Option<Volume>, CsiError> {
         let path = self.record(target);
         let read = match File::open(&path) {
@@ -103,7 +104,7 @@ impl State {
         Ok(Some(read).filter(|volume| volume.target == target))
     }
 
-    /// Every record there is. One that cannot be read is told to the log and left as it is. Others may be written meanwhile.
+    /// All records. An unreadable record is logged and left on disk. Records may be written meanwhile.
     pub(super) fn all(&self) -> Result<Vec<Volume>, CsiError> {
         let folder = self.dir.join("volumes");
         let mut found = Vec::new();
@@ -117,7 +118,7 @@ impl State {
                 Ok(_) => {
                     tracing::warn!(path = %path.display(), "a record is not passed: its name is not that of its target")
                 }
-                // Its volume was taken away since it was listed.
+                // The volume was unpublished after the listing.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => tracing::warn!(%error, path = %path.display(), "a record cannot be read"),
             }
@@ -133,9 +134,9 @@ impl State {
         write(&path, &text)
     }
 
-    /// Where the login of a target lies.
+    /// The path of a target's credential file.
     pub(super) fn login(&self, target: &Path) -> PathBuf {
-        // A directory of its own: the process of a mount can read what lies beside its credential file.
+        // A directory of its own, because the process of a mount can read the files beside its credential file.
         self.dir.join("logins").join(name(target)).join("config.json")
     }
 
@@ -152,7 +153,7 @@ impl State {
         write(&path, login.bytes())
     }
 
-    /// Removes what is kept of a target. What is not there is fine.
+    /// Removes record and login of a target. Absent files are success.
     pub(super) fn forget(&self, target: &Path) -> Result<(), CsiError> {
         let login = self.login(target);
         if let Some(folder) = login.parent() {
@@ -162,7 +163,7 @@ impl State {
         gone(fs::remove_file(&record)).map_err(CsiError::file("removing", &record))
     }
 
-    /// Removes logins whose volume is not among these.
+    /// Removes the logins of all other volumes.
     pub(super) fn forget_logins_but(&self, volumes: &[Volume]) -> Result<(), CsiError> {
         let kept: Vec<String> = volumes.iter().map(|volume| name(&volume.target)).collect();
         let folder = self.dir.join("logins");
@@ -180,12 +181,12 @@ impl State {
     }
 }
 
-/// A name for the files of a target: paths are longer than file names may be.
+/// The file name of a target: a hash, because paths are longer than file names may be.
 fn name(target: &Path) -> String {
     Digest::sha256(target.as_os_str().as_encoded_bytes()).encoded().to_owned()
 }
 
-/// Whether a file among the records is one as a whole.
+/// Whether a file among the records is a finished record.
 fn is_record(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes())
 }
@@ -200,7 +201,7 @@ fn read(file: File) -> io::Result<Volume> {
     }
 }
 
-/// Writes a file that only its owner reads, as a whole or not at all.
+/// Writes a file readable only by its owner, atomically.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CsiError> {
     let beside = path.with_extension("new");
     let written = gone(fs::remove_file(&beside)).and_then(|()| {

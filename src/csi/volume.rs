@@ -1,8 +1,8 @@
-//! What a publish request asks for: checked before anything is done for it.
+//! Publish requests: parsed and checked before anything is done.
 //!
-//! Never touches the machine. The idea: whoever may write a pod writes these attributes, and they become words of a command that
-//! runs as root on the node; so they are names in a registry and nothing else, no file of the node, and none of them can be
-//! taken for an option.
+//! Every pod author can set these attributes, and they become arguments of a command that runs as root on the node.
+//! So a reference must name a registry, not a file of the node, and no value can be taken for an option. Checking
+//! touches nothing on the machine.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -15,24 +15,24 @@ use super::messages::{Access, PublishVolume};
 use crate::oci::Platform;
 use crate::source::Location;
 
-/// What kubelet adds to the attributes of a volume begins with this.
+/// The prefix of the attributes that kubelet adds.
 const KUBELETS: &str = "csi.storage.k8s.io/";
-/// Whether a volume lives as long as its pod, which the others do not.
+/// Whether the volume lives as long as its pod; other volumes are refused.
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// The namespace of the pod.
 const NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
-/// The attributes that a volume can have, for the message that names them.
+/// The supported attributes, for error messages.
 const KNOWN: &str = "reference, view, subdir, platform, pullSecret";
-/// Options of a mount that say what is so anyway, or that make it stricter.
+/// Mount options that are always in effect, or that only make the mount stricter.
 const HARMLESS: [&str; 6] = ["ro", "nosuid", "nodev", "noatime", "nodiratime", "relatime"];
-/// Types of file systems that are ours.
+/// The file system types of ocifs.
 const TYPES: [&str; 3] = ["", "ocifs", "fuse.ocifs"];
-/// The longest name of a volume, and of any attribute but a path.
+/// The longest volume id, in bytes.
 const MAX_NAME: usize = 1024;
-/// The longest path (PATH_MAX of Linux).
+/// The longest path or attribute, in bytes (PATH_MAX of Linux).
 const MAX_PATH: usize = 4096;
 
-/// What the pod's author says of a volume. With the target it is what the volume is.
+/// The attributes that the pod author sets. Together with the target they identify the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Attributes {
@@ -49,18 +49,18 @@ pub(super) struct Attributes {
     pub(super) noexec: bool,
 }
 
-/// A publish request that can be tried.
+/// A checked publish request.
 pub(super) struct Wanted {
     pub(super) id: String,
     pub(super) target: PathBuf,
     pub(super) attributes: Attributes,
-    /// What the request's secrets hold, if anything.
+    /// The logins in the request's secrets; `None` without secrets.
     pub(super) login: Option<Login>,
-    /// The namespace of the pod; empty where requests carry no pod information.
+    /// The namespace of the pod; empty if requests carry no pod information.
     pub(super) namespace: String,
 }
 
-/// Reads a request.
+/// Parses and checks a request.
 pub(super) fn wanted(request: &PublishVolume) -> Result<Wanted, CsiError> {
     let id = id(&request.volume_id)?;
     let target = target(&request.target_path)?;
@@ -82,12 +82,12 @@ pub(super) fn wanted(request: &PublishVolume) -> Result<Wanted, CsiError> {
     Ok(Wanted { id, target, attributes, login, namespace })
 }
 
-/// A name that is there, within bounds and without control characters.
+/// Checks a volume id: not empty, within bounds, no control characters.
 pub(super) fn id(text: &str) -> Result<String, CsiError> {
     plain("the volume id", text, MAX_NAME)
 }
 
-/// A path that can become a mount point: absolute, and without steps up.
+/// Checks a path for a mount point: absolute and without `..`.
 pub(super) fn target(text: &str) -> Result<PathBuf, CsiError> {
     let text = plain("the target path", text, MAX_PATH)?;
     let path: PathBuf = Path::new(&text).components().collect();
@@ -111,7 +111,7 @@ fn plain(what: &str, text: &str, limit: usize) -> Result<String, CsiError> {
     Ok(text.to_owned())
 }
 
-/// Whether programs are not to be run from the volume. What a volume cannot be is refused.
+/// Whether the volume forbids execution (`noexec`). Unsupported capabilities are refused.
 fn usable(request: &PublishVolume) -> Result<bool, CsiError> {
     let access = request.volume_capability.as_ref().and_then(|capability| capability.access.as_ref());
     let mount = match access {
@@ -189,7 +189,7 @@ fn attributes(context: &HashMap<String, String>) -> Result<Attributes, CsiError>
     })
 }
 
-/// The reference, if it is one of a registry. A file of the node is none of the pod's business.
+/// Checks that a reference names a registry: files of the node are out of a pod's reach.
 fn registry_reference(text: &str) -> Result<String, CsiError> {
     let bad = |reason: String| CsiError::Invalid(format!("the attribute reference: {reason}"));
     match text.parse::<Location>() {
@@ -199,7 +199,8 @@ fn registry_reference(text: &str) -> Result<String, CsiError> {
     }
 }
 
-/// What Kubernetes calls a secret: lower case letters, digits, dots and hyphens. No such name leads out of a directory.
+/// Whether a name is a Kubernetes secret name: lower-case letters, digits, dots and hyphens. No such name leads out
+/// of a directory.
 fn is_secret_name(name: &str) -> bool {
     let ends = |at: Option<char>| at.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
     let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
