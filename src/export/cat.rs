@@ -1,4 +1,4 @@
-//! One file, from its first byte to its last.
+//! `cat`: one file, written sequentially.
 
 use std::io::Write;
 
@@ -8,31 +8,31 @@ use crate::io::{ByteRange, Fault, ReadError, read_vec};
 use crate::tree::Kind;
 use crate::view::{Namespace, ViewError};
 
-/// Bytes read at once.
+/// Bytes per read.
 const CHUNK: u64 = 1024 * 1024;
 
-/// Reads in flight ahead of the writer.
+/// Concurrent reads ahead of the writer.
 const AHEAD: usize = 4;
 
-/// Why a file was not written whole.
+/// A failure of [`cat`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CatError {
-    /// There is no such file, or its bytes cannot be had.
+    /// The path does not name a readable file.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// The other side took no more.
+    /// The output could not be written.
     #[error("writing {path}")]
     Write {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
 }
 
 impl CatError {
-    /// Who is wrong.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             CatError::View(error) => error.fault(),
@@ -41,8 +41,8 @@ impl CatError {
     }
 }
 
-/// Writes the file at `path` below the root of `namespace` to `out`. Symbolic links are followed. The path of a directory of disks
-/// means the only disk in it.
+/// Writes the file at `path` below the root of `namespace` to `out`. Symbolic links are followed. A directory with
+/// one disk in it stands for that disk.
 pub async fn cat(namespace: &Namespace, path: &[u8], out: &mut (dyn Write + Send)) -> Result<(), CatError> {
     let name = || String::from_utf8_lossy(path).into_owned();
     let mut node = namespace.resolve(path).await?;

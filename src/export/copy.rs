@@ -1,7 +1,7 @@
-//! One file of a mount as a file of this machine.
+//! File export: one file of a mount as a sparse file of this machine.
 //!
-//! Writes no zeros. The idea: ranges are read side by side and written where they belong; what is a hole, or nothing but zeros, stays
-//! a hole; and the file has its name only when all of it is there, so that a second run goes on from what the cache has.
+//! Ranges are read concurrently and written at their offsets. Holes and blocks of zeros stay holes. The file gets its
+//! name only when it is complete; a second run reuses the cache.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -18,17 +18,17 @@ use super::replace::Replacement;
 use super::tree_tar::opened;
 use super::{ExportError, compared};
 
-/// Bytes that are looked at for zeros at once.
+/// The granularity of the search for zeros, in bytes.
 const GRAIN: usize = 64 * 1024;
 
-/// Where bytes go.
+/// The file that receives the bytes.
 pub(super) struct Target<'a> {
     pub(super) file: &'a File,
     pub(super) path: &'a Path,
 }
 
-/// Writes the file at `path` of `namespace`, links followed, to the file `dest`, which is replaced when all of it is there. Blobs that
-/// were read whole were compared with their digests by then.
+/// Writes the file at `path` of `namespace`, links followed, to the file `dest`, which is replaced once the copy is
+/// complete. By then, all blobs that were read in full were compared with their digests.
 pub async fn copy_file(
     namespace: &Namespace,
     path: &[u8],
@@ -56,7 +56,7 @@ async fn copy_node(
     let mut file = Replacement::begin(dest)?;
     if file.is_hidden() {
         fill(&bytes, &Target { file: file.file(), path: dest }, AHEAD, advance).await?;
-        // As a new file would be: what the mask leaves of it, and whoever may read a program may run it.
+        // The mode of a new file: the recorded mode under the umask; execute bits follow the read bits.
         file.recorded(u32::from(attributes.mode));
     } else {
         stream(&bytes, &name(), file.file(), dest, advance).await?;
@@ -65,7 +65,7 @@ async fn copy_node(
     file.commit()
 }
 
-/// Writes all of `bytes` in order, to what may be a pipe.
+/// Writes all of `bytes` in order, to a destination that may be a pipe.
 async fn stream(
     bytes: &Shared,
     name: &str,
@@ -90,7 +90,7 @@ async fn stream(
     Ok(())
 }
 
-/// Fills an empty file with `bytes`, `ahead` ranges at once.
+/// Fills an empty file with `bytes`, reading `ahead` ranges concurrently.
 pub(super) async fn fill(
     bytes: &Shared,
     target: &Target<'_>,

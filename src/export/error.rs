@@ -1,48 +1,48 @@
-//! Why something was not written whole.
+//! Errors of exports.
 
 use std::path::{Path, PathBuf};
 
 use crate::io::{Fault, ReadError};
 use crate::view::ViewError;
 
-/// Why something was not written whole.
+/// A failed export.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
-    /// There is no such name, or its bytes cannot be had.
+    /// The path does not exist or cannot be read.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// Bytes that cannot be had or are wrong.
+    /// Bytes could not be read, or are wrong.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The other side of a stream took no more.
+    /// An output stream could not be written.
     #[error("writing {what}")]
     Write {
-        /// What was written.
+        /// The content that was written, as in "the archive".
         what: String,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A file that could not be made or written.
+    /// A file could not be created or written.
     #[error("writing {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A place where nothing can be written.
+    /// A destination that cannot be written to.
     #[error("{} {reason}", path.display())]
     Place {
-        /// The place.
+        /// The destination.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason, which follows the path in the message.
         reason: String,
     },
 }
 
 impl ExportError {
-    /// Who is wrong.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             ExportError::View(error) => error.fault(),
@@ -52,7 +52,7 @@ impl ExportError {
         }
     }
 
-    /// Whether whoever read what was written went away.
+    /// Whether the reader of the output closed its end.
     pub fn is_closed_pipe(&self) -> bool {
         match self {
             ExportError::Write { source, .. } | ExportError::File { source, .. } => {

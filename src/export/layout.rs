@@ -1,8 +1,9 @@
-//! A directory in the OCI image layout.
+//! OCI image layout export: adds images to a layout directory.
 //!
-//! Changes nothing in it but what it is asked to add, and writes through no link in it: its directories are held open, and all names
-//! are relative to them. A blob is written under a hidden name, hashed on its way, and named when it is whole; the index, by which
-//! others find it, comes last. Of several that write to one layout each waits its turn, file by file.
+//! Only the new content is added, and no link in the layout is written through: its directories are held open, and
+//! names are resolved relative to them. A blob is written to a hidden file, hashed on its way, and renamed when it is
+//! complete. The index, which readers start from, comes last. Concurrent writers of one layout take turns, file by
+//! file.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -26,33 +27,33 @@ use super::archive::{Advance, CHUNK, compare, hasher};
 use super::place::{Destination, LIST, failed, is_taken};
 use super::replace::Replacement;
 
-/// Blobs that are written at once.
+/// Blobs written concurrently.
 const PARALLEL: usize = 4;
 
-/// The annotation by which containerd finds the name of an image.
+/// The annotation that containerd reads an image's name from.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// What is in a directory before it is a layout.
+/// The names in a directory whose layout was begun and not yet marked as one.
 const BEGUN: [&str; 2] = ["blobs", ".oci-layout.ocifs-part"];
 
-/// What was written.
+/// The result of a layout export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayoutReport {
-    /// Blobs and documents that were written.
+    /// Blobs and documents written.
     pub written: usize,
-    /// Those that were there already.
+    /// Blobs that were present already.
     pub present: usize,
 }
 
-/// Writes what is in `archive`, which has the form of a layout alone, to `directory`: one that is not there yet, is empty, or is a layout,
-/// which then has more images than before. An image of the same name is replaced.
+/// Writes `archive`, which has the form of a plain layout, to `directory`. The directory is absent, empty, or a
+/// layout, to which the images are added. An image of the same name is replaced.
 pub async fn write_layout(
     archive: &Archive,
     directory: &Path,
     advance: Advance<'_>,
 ) -> Result<LayoutReport, ExportError> {
     let destination = Destination::find(directory)?;
-    // Before anything is written: a directory that is something else stays as it is.
+    // Checked before any write: a directory with other content stays untouched.
     if destination.found()?.is_some() {
         present(&opened(&destination)?, directory)?;
     }
@@ -74,8 +75,8 @@ pub async fn write_layout(
             }
         }
     }
-    // What was interrupted is a layout already, to which the next run adds; the index comes last: until it is there, no reader looks
-    // for the blobs.
+    // The layout marker is written first, so that an interrupted export is a layout that the next run completes. The
+    // index comes last: without an entry in it, no reader looks for the blobs.
     documents.sort_by_key(|(name, ..)| *name == "index.json");
     let mut report = LayoutReport::default();
     for (name, place, mut bytes) in documents {
@@ -83,7 +84,7 @@ pub async fn write_layout(
             write_blobs(&blobs, &mut report, advance).await?;
         }
         let file = place.begin().await?;
-        // From here on no other run adds to it.
+        // The turn is held: until the commit no other run changes the index.
         if name == "index.json"
             && let Some(before) = present(&place.directory, directory)?
         {
@@ -96,11 +97,11 @@ pub async fn write_layout(
     Ok(report)
 }
 
-/// A file of a layout.
+/// A file of a layout: a held directory and a name.
 struct Place {
     directory: OwnedFd,
     name: OsString,
-    /// For messages.
+    /// The full path, for messages.
     path: PathBuf,
 }
 
@@ -115,7 +116,7 @@ impl Place {
     }
 }
 
-/// The directory of a member of a layout, and its name there.
+/// The directory of a layout's member, and the member's name in it.
 fn split(name: &str) -> (&str, &OsStr) {
     let name = name.trim_end_matches('/');
     let (above, name) = name.rsplit_once('/').unwrap_or(("", name));
@@ -140,10 +141,10 @@ async fn write_blobs(
     Ok(())
 }
 
-/// The index of the layout in a directory; `None` where the directory is empty.
+/// The index of the layout in a directory; `None` if the directory is empty or its layout has no index yet.
 fn present(directory: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, ExportError> {
     let mut entries = Dir::read_from(directory).map_err(failed(path))?;
-    // What was begun and is not a layout yet has nothing else.
+    // An export interrupted before its marker left only these names.
     let is_begun =
         |name: &[u8]| matches!(name, b"." | b"..") || BEGUN.iter().any(|begun| name == begun.as_bytes());
     if entries.all(|entry| entry.is_ok_and(|entry| is_begun(entry.file_name().to_bytes()))) {
@@ -160,7 +161,7 @@ fn present(directory: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, ExportEr
     let index = path.join("index.json");
     let mut bytes = Vec::new();
     match read_at(directory, OsStr::new("index.json"), &index)? {
-        // What was interrupted before its index was there is written anew.
+        // An export interrupted before its index: the index is written anew.
         None => return Ok(None),
         Some(file) => {
             file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(ExportError::file(&index))?
@@ -172,7 +173,7 @@ fn present(directory: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, ExportEr
     }
 }
 
-/// A directory, made unless it is there, and no link to another place.
+/// Opens a directory, creating it if absent. A link is refused.
 fn made(destination: &Destination) -> Result<OwnedFd, ExportError> {
     if let Some(name) = destination.name() {
         match mkdirat(destination.directory(), name, Mode::from_raw_mode(0o777)) {
@@ -191,14 +192,14 @@ fn opened(destination: &Destination) -> Result<OwnedFd, ExportError> {
     }
 }
 
-/// Whether the name is a symbolic link that this user or root made. Only such a link is followed for reading.
+/// Whether the name is a symbolic link of this user or root. Only such a link is followed for reading.
 fn is_own_link(directory: &OwnedFd, name: &OsStr) -> bool {
     statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| {
         FileType::from_raw_mode(found.st_mode) == FileType::Symlink && is_trusted_user(found.st_uid)
     })
 }
 
-/// A regular file in a held directory; `None` when there is none of this name.
+/// A regular file in a held directory; `None` if the name is absent.
 fn read_at(directory: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<File>, ExportError> {
     let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     flags.set(OFlags::NOFOLLOW, !is_own_link(directory, name));
@@ -212,7 +213,7 @@ fn read_at(directory: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<File
     }
 }
 
-/// Writes a blob unless it is there; whether it was written.
+/// Writes a blob unless it is present. Returns whether it was written.
 async fn blob(member: &ArchiveMember, place: &Place, advance: Advance<'_>) -> Result<bool, ExportError> {
     let Some(bytes) = &member.bytes else { return Ok(false) };
     let size = bytes.size();
@@ -221,7 +222,7 @@ async fn blob(member: &ArchiveMember, place: &Place, advance: Advance<'_>) -> Re
         return Ok(false);
     }
     let file = place.begin().await?;
-    // The run that was waited for may have written it.
+    // The previous holder of the turn may have written it.
     if is_there(member, place)? {
         advance(size);
         return Ok(false);
@@ -239,7 +240,7 @@ async fn blob(member: &ArchiveMember, place: &Place, advance: Advance<'_>) -> Re
     Ok(true)
 }
 
-/// Whether a file has the bytes of a blob.
+/// Whether the file at `place` has the bytes of a blob.
 fn is_there(member: &ArchiveMember, place: &Place) -> Result<bool, ExportError> {
     let path = &place.path;
     match statat(&place.directory, &place.name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -262,7 +263,7 @@ fn is_there(member: &ArchiveMember, place: &Place) -> Result<bool, ExportError> 
     Ok(compare(member.digest.as_ref(), hash).is_ok())
 }
 
-/// The index with the entries of `added`, which take the place of those of the same name. Nothing else of it is lost.
+/// The index with the entries of `added`, which replace entries of the same name. All other content is preserved.
 fn joined(before: &[u8], added: &[u8], path: &Path) -> Result<Vec<u8>, ExportError> {
     let failed =
         |error: serde_json::Error| ReadError::caused(Fault::Malformed, format!("{}", path.display()), error);

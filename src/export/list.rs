@@ -1,38 +1,38 @@
-//! The names below a path.
+//! Listing of the names below a path.
 
 use crate::tree::Kind;
 use crate::view::{Attributes, Namespace, NodeId, ViewError};
 
 /// One name that [`list`] found.
 pub struct Listed {
-    /// Its path below the listed directory; the path as asked for when that was no directory.
+    /// The path below the listed directory; the requested path if that is no directory.
     pub path: Vec<u8>,
-    /// What `stat` says about it.
+    /// The attributes, as `stat` reports them.
     pub attributes: Attributes,
-    /// Where it points, when it is a symbolic link.
+    /// The target of a symbolic link; `None` for other types.
     pub link: Option<Vec<u8>>,
 }
 
-/// How far down to list.
+/// The depth of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// The directory itself.
+    /// The entries of the directory.
     One,
-    /// Everything below it.
+    /// All descendants.
     All,
 }
 
-/// What is asked about each name.
+/// The detail of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// Only what it is called and of what type it is: sizes that are not known yet are 0.
+    /// Names and types only: unknown sizes are 0.
     Names,
-    /// Everything, however long it takes.
+    /// All attributes, at any cost.
     Attributes,
 }
 
-/// Calls `each` for every name in the directory at `path`, and with [`Depth::All`] for everything below too, depth first in name
-/// order, until it answers `false`. Something that is no directory is its own only entry.
+/// Calls `each` for every name in the directory at `path`, and with [`Depth::All`] for all descendants, depth first
+/// in name order, until it returns `false`. A path that is no directory is its own only entry.
 pub async fn list(
     namespace: &Namespace,
     path: &[u8],
@@ -50,7 +50,7 @@ pub async fn list(
         each(Listed { path: path.to_vec(), attributes, link: None });
         return Ok(());
     }
-    // Depth first without recursion: directories wait on the stack, last in first out.
+    // Depth first without recursion: pending entries are on a stack, last in first out.
     let mut todo = entries(namespace, start, b"", detail).await?;
     todo.reverse();
     while let Some((listed, node)) = todo.pop() {

@@ -1,10 +1,9 @@
-//! Writing parts of a mount somewhere else, through the same names and the same reads as the mount itself; and whole references as
-//! archives and layouts.
+//! Export: parts of a mount written elsewhere through the same names and reads as the mount's, and whole references
+//! as archives and layouts.
 //!
-//! Nothing here knows FUSE or prints: the caller brings the writer. What is written is told to a function as it goes, so that a
-//! caller can show it.
+//! This module knows no FUSE and prints nothing: the caller passes the writer, and a callback for progress.
 //!
-//! An image of one platform as an archive that containerd, Docker and skopeo take:
+//! Export an image of one platform as an archive that containerd, Docker and skopeo load:
 //!
 //! ```no_run
 //! use ocifs::cache::Cache;
@@ -26,7 +25,7 @@
 //! # }
 //! ```
 //!
-//! One file of an image as a file of this machine, its holes as holes:
+//! Copy one file of an image to a sparse file of this machine:
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -76,7 +75,7 @@ pub use tree_tar::write_tree_tar;
 use crate::io::ReadError;
 use crate::view::Namespace;
 
-/// Waits until all blobs that were read whole were compared with their digests.
+/// Waits until all blobs that were read in full were compared with their digests.
 async fn compared(namespace: &Namespace) -> Result<(), ReadError> {
     for image in namespace.family().images() {
         image.compared().await?;

@@ -1,7 +1,8 @@
-//! A name of the host as a held directory and a name in it.
+//! Race-free path resolution: a host path as a held directory and a name in it.
 //!
-//! Follows no link that a stranger made. The path is walked once, a name at a time, and what is written later is written relative to
-//! the directory that was found: a directory on the way that is replaced by a link meanwhile changes nothing.
+//! The path is walked once, one component at a time, and later operations are relative to the directory found. So a
+//! directory on the way that is later replaced by a link has no effect. Links that another user may have planted are
+//! not followed.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -16,30 +17,30 @@ use crate::owner::{FileOwner, is_trusted_user};
 
 use super::ExportError;
 
-/// Links that are followed, as by the kernel.
+/// The most links followed, as by the kernel.
 const MAX_LINKS: usize = 40;
 
-/// Opens a directory as a place to look from.
+/// Opens a directory for lookups only.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Opens a directory to read its names, and no link.
+/// Opens a directory for listing, refusing a link.
 pub(super) const LIST: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Where something is written.
+/// The destination of a write.
 pub(super) struct Destination {
     /// The directory.
     directory: OwnedFd,
-    /// The name in it, which is no link or not there; `None` for the directory itself.
+    /// The name in the directory, either absent or no link; `None` for the directory itself.
     name: Option<OsString>,
-    /// Whether a link led here.
+    /// Whether the last component of the given path was a link.
     is_linked: bool,
-    /// As it was given.
+    /// The path as given.
     path: PathBuf,
 }
 
 impl Destination {
-    /// Finds the directory of `path`.
+    /// Resolves the directory of `path`.
     pub(super) fn find(path: &Path) -> Result<Self, ExportError> {
         let mut walk = Walk::new(path)?;
         while let Some(step) = walk.todo.pop_front() {
@@ -56,23 +57,23 @@ impl Destination {
         Ok(Self { directory: walk.directory, name: None, is_linked: false, path: path.to_owned() })
     }
 
-    /// The name `name` in a directory that is held already, called `path` in messages.
+    /// The name `name` in a held directory. Messages show `path`.
     pub(super) fn in_directory(directory: &OwnedFd, name: &OsStr, path: &Path) -> Result<Self, ExportError> {
         let directory = directory.try_clone().map_err(ExportError::file(path))?;
         Ok(Self { directory, name: Some(name.to_owned()), is_linked: false, path: path.to_owned() })
     }
 
-    /// The name; `None` where the path is that of a directory without a name of its own, as `/` and `..`.
+    /// The name; `None` for a directory without a name of its own, as `/` and `..`.
     pub(super) fn name(&self) -> Option<&OsStr> {
         self.name.as_deref()
     }
 
-    /// Whether the last name was that of a link.
+    /// Whether the last component of the given path was a link.
     pub(super) fn is_linked(&self) -> bool {
         self.is_linked
     }
 
-    /// As it was given.
+    /// The path as given.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -82,12 +83,12 @@ impl Destination {
         self.directory.as_fd()
     }
 
-    /// The directory, to be kept.
+    /// The directory, by value.
     pub(super) fn into_directory(self) -> OwnedFd {
         self.directory
     }
 
-    /// What has the name now; `None` when nothing has.
+    /// The file that has the name now; `None` if the name is free.
     pub(super) fn found(&self) -> Result<Option<Stat>, ExportError> {
         let Some(name) = &self.name else {
             return fstat(&self.directory).map(Some).map_err(self.failed());
@@ -99,7 +100,7 @@ impl Destination {
         }
     }
 
-    /// Whether another user than root and this one decides what has the name: also between two calls of ours.
+    /// Whether only root and this user can change the entry of the name, also between two of our calls.
     pub(super) fn is_trusted(&self) -> Result<bool, ExportError> {
         let found = fstat(&self.directory).map_err(self.failed())?;
         Ok(FileOwner::from(&found).is_trusted())
@@ -115,12 +116,12 @@ pub(super) fn failed(path: &Path) -> impl FnOnce(Errno) -> ExportError + use<> {
     move |errno| ExportError::file(&path)(errno.into())
 }
 
-/// Whether a name was there already.
+/// Whether the error means that the name exists already.
 pub(super) fn is_taken(errno: Errno) -> bool {
     errno.kind() == std::io::ErrorKind::AlreadyExists
 }
 
-/// A pipe or a device in a sticky directory that another user put there to read along.
+/// Whether another user put this pipe or device into a sticky directory, to intercept the bytes.
 pub(super) fn is_planted(found: &Stat, directory: BorrowedFd<'_>) -> bool {
     let Ok(above) = fstat(directory) else { return true };
     let is_shared = above.st_mode & 0o1002 == 0o1002;
@@ -130,14 +131,14 @@ pub(super) fn is_planted(found: &Stat, directory: BorrowedFd<'_>) -> bool {
 /// A walk down a path.
 struct Walk {
     directory: OwnedFd,
-    /// How the directory is called, for messages.
+    /// The path of the directory, for messages.
     shown: PathBuf,
     todo: VecDeque<Left>,
     links: usize,
     linked_last: bool,
 }
 
-/// A component of a path that is left to walk.
+/// A path component left to walk.
 enum Left {
     Root,
     Up,
@@ -153,7 +154,7 @@ impl Walk {
         Ok(walk)
     }
 
-    /// Puts the components of a path in front of what is left.
+    /// Queues the components of a path before the remaining ones.
     fn queue(&mut self, path: &Path) {
         for component in path.components().rev() {
             match component {
@@ -165,7 +166,7 @@ impl Walk {
         }
     }
 
-    /// Takes a step. The name when it is the last one.
+    /// Takes one step. Returns the name if it is the last one.
     fn step(&mut self, component: Left) -> Result<Option<OsString>, ExportError> {
         let name = match component {
             Left::Root => {
@@ -205,7 +206,7 @@ impl Walk {
     fn follow(&mut self, link: &OwnedFd, found: &Stat, name: &OsStr, here: &Path) -> Result<(), ExportError> {
         let is_last = self.todo.is_empty();
         if is_procfs(&self.directory) {
-            // The kernel alone knows where it leads: its text is none of a path.
+            // A magic link: only the kernel knows its target, and its text is no path.
             self.directory = openat(&self.directory, name, LOOK, Mode::empty()).map_err(failed(here))?;
             self.shown = here.to_owned();
             return Ok(());

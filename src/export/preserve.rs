@@ -1,7 +1,8 @@
-//! The parts of a tree that have power on the machine that it is written to.
+//! Privileged metadata of a tree: set-ID bits, devices, and `trusted.*` and `security.*` attributes.
 //!
-//! Decides per name, and writes nothing. An image author chooses modes, devices and attributes; on a host they run programs as other
-//! users, reach disks, and steer overlays and security modules. They are written only when they are asked for.
+//! An image author chooses modes, devices and attributes. On a host they run programs as other users, reach disks,
+//! and steer overlays and security modules. So they are written only on request. This file decides per name, and
+//! writes nothing.
 
 use crate::tree::Kind;
 use crate::view::Attributes;
@@ -9,7 +10,7 @@ use crate::view::Attributes;
 /// Set-user-ID and set-group-ID.
 const SET_ID: u16 = 0o6000;
 
-/// Which of them are written. The default is none.
+/// Selects the privileged metadata to write. The default is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Preserve {
     /// Set-user-ID and set-group-ID bits of files.
@@ -23,18 +24,18 @@ pub struct Preserve {
 }
 
 impl Preserve {
-    /// All of them.
+    /// Select everything.
     pub fn everything() -> Self {
         Self { set_id: true, devices: true, trusted: true, security: true }
     }
 
-    /// The mode that a name gets.
+    /// The mode of an exported file, without set-ID bits unless selected.
     pub(super) fn mode(self, attributes: &Attributes) -> u16 {
         let has_power = matches!(attributes.kind, Kind::File) && !self.set_id;
         if has_power { attributes.mode & !SET_ID } else { attributes.mode }
     }
 
-    /// Whether a thing of this kind is made.
+    /// Whether files of this kind are created.
     pub(super) fn makes(self, kind: Kind) -> bool {
         self.devices || !matches!(kind, Kind::CharDevice | Kind::BlockDevice)
     }
@@ -45,7 +46,7 @@ impl Preserve {
     }
 }
 
-/// How much was left out, because it was not asked for.
+/// Counts of the metadata left out because it was not selected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Withheld {
     /// Files that lost their set-user-ID or set-group-ID bit.

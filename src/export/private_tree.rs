@@ -1,8 +1,9 @@
-//! A directory that no other user can enter while it is written.
+//! Private staging directory: no other user can enter the tree while it is written.
 //!
-//! Never removes or changes a name outside of it. A new directory has mode 0700 until its content is whole; into one that is there, in
-//! which another user may rename names at any moment, the content is moved from a new one inside it. Both are held open, and what is
-//! made, changed and removed is named relative to them.
+//! A new directory has mode 0700 until its content is complete. In an existing directory another user may rename
+//! names at any time, so the content is staged in a new directory inside and moved out. Both directories are held
+//! open, and names are created, changed and removed relative to them. Nothing outside of the tree is removed or
+//! changed.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -20,32 +21,32 @@ use crate::owner::is_trusted_user;
 use super::ExportError;
 use super::place::{Destination, LIST, failed, is_taken};
 
-/// Names that are tried for the directory inside.
+/// Names tried for the staging directory.
 const STAGING_TRIES: u32 = 64;
 
-/// How often a directory is listed again in which names appear while it is removed.
+/// How often a directory is listed again if names appear while it is removed.
 const REMOVAL_ROUNDS: usize = 8;
 
-/// The directory. When it is dropped before it is kept, what was made in it is removed again, and nothing else.
+/// The staging directory. Dropped before [`PrivateTree::keep`], it removes its own content, and nothing else.
 pub(super) struct PrivateTree {
     top: OwnedFd,
     place: Place,
-    /// The names that were made in `top` itself.
+    /// The names created directly in `top`.
     names: Vec<Vec<u8>>,
     is_kept: bool,
     path: PathBuf,
 }
 
-/// Where the content ends up.
+/// The final location of the content.
 enum Place {
-    /// Where it is: the directory is new.
+    /// `top` itself: the directory is new.
     New { parent: OwnedFd, name: OsString },
-    /// One level up, in a directory that was there.
+    /// The parent of `top`: an existing directory.
     Inside { directory: OwnedFd, staging: OsString },
 }
 
 impl PrivateTree {
-    /// Makes the directory at `path`, which is not there yet, or one in it when it is there and empty.
+    /// Creates the directory at `path`, or a staging directory in it if it exists and is empty.
     pub(super) fn make(path: &Path) -> Result<Self, ExportError> {
         let destination = Destination::find(path)?;
         let is_trusted = destination.is_trusted()?;
@@ -87,29 +88,29 @@ impl PrivateTree {
         Err(ExportError::place(path, "is not empty"))
     }
 
-    /// The directory that is written to.
+    /// The directory to write to.
     pub(super) fn top(&self) -> BorrowedFd<'_> {
         self.top.as_fd()
     }
 
-    /// Whether it is the new directory itself.
+    /// Whether it is the final directory itself.
     pub(super) fn is_new(&self) -> bool {
         matches!(self.place, Place::New { .. })
     }
 
-    /// Takes note of a name that was made; what is below another goes with it.
+    /// Records a created name for removal. Names below another are removed with it.
     pub(super) fn remember(&mut self, path: &[u8]) {
         if !path.contains(&b'/') {
             self.names.push(path.to_vec());
         }
     }
 
-    /// Moves a name of the top to where it belongs, unless it is there already.
+    /// Moves a name of the top to its final location, unless it exists there.
     pub(super) fn publish(&mut self, name: &[u8]) -> Result<(), ExportError> {
         let Place::Inside { directory, .. } = &self.place else { return Ok(()) };
         let shown = self.path.join(OsStr::from_bytes(name));
         match renameat_with(&self.top, name, directory, name, RenameFlags::NOREPLACE) {
-            // A file system without this way of renaming.
+            // The file system does not support RENAME_NOREPLACE.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
                     Err(Errno::NOENT) => {}
@@ -123,12 +124,12 @@ impl PrivateTree {
             }
             renamed => renamed.map_err(failed(&shown))?,
         }
-        // It may be anybody's now, and is not removed again.
+        // Other users may have changed it from now on, so it is not removed again.
         self.names.retain(|made| made != name);
         Ok(())
     }
 
-    /// Leaves everything where it is.
+    /// Keeps the content, and removes the empty staging directory.
     pub(super) fn keep(&mut self) {
         self.is_kept = true;
         if let Place::Inside { directory, staging } = &self.place
@@ -146,7 +147,7 @@ impl PrivateTree {
             Place::New { parent, name } => (parent, name),
             Place::Inside { directory, staging } => (directory, staging),
         };
-        // Another directory may have its name by now. And files of others keep it.
+        // Another directory may have the name by now. A directory with files of other users is not empty, and stays.
         let (ours, found) = (fstat(&self.top)?, statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?);
         match (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino) {
             true => unlinkat(parent, name, AtFlags::REMOVEDIR),
@@ -165,8 +166,8 @@ impl Drop for PrivateTree {
     }
 }
 
-/// Opens a directory that was just made. In the place of another user it has to be seen to be ours, since that user may have put
-/// another one there.
+/// Opens a directory just created. In a directory that another user can change, checks that it is still ours: that
+/// user may have replaced it.
 fn enter_new(
     parent: BorrowedFd<'_>,
     name: &OsStr,
@@ -185,7 +186,7 @@ fn enter_new(
     if is_empty && (is_trusted || is_private && is_here) { Ok(top) } else { Err(replaced()) }
 }
 
-/// The names in a directory.
+/// The names in a directory, without `.` and `..`.
 fn names(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     let mut found = Vec::new();
     for entry in Dir::read_from(directory)? {
@@ -198,14 +199,14 @@ fn names(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(found)
 }
 
-/// Removes a name and everything below it, however deep, with two descriptors. No link is followed.
+/// Removes a name and everything below it, at any depth, with two descriptors. No link is followed.
 fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     if unlinked(parent, name)? {
         return Ok(());
     }
     let identity = |directory: &OwnedFd| fstat(directory).map(|found| (found.st_dev, found.st_ino));
     let mut here = enter(parent, name)?;
-    // The way down: what each directory is, and the name that was entered there.
+    // The way down: the identity of each directory, and the name entered in it.
     let mut way: Vec<((u64, u64), Vec<u8>)> = Vec::new();
     let mut rounds = 0;
     loop {
@@ -228,7 +229,7 @@ fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
             return Err(Errno::STALE);
         }
         match unlinkat(&up, &name, AtFlags::REMOVEDIR) {
-            // A name came meanwhile: it is entered again.
+            // A name appeared meanwhile: the directory is entered again.
             Err(errno) if is_full(errno) && rounds < REMOVAL_ROUNDS => rounds += 1,
             removed => removed?,
         }
@@ -237,7 +238,7 @@ fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     unlinkat(parent, name, AtFlags::REMOVEDIR)
 }
 
-/// Removes what is no directory, or an empty one. Whether it is gone.
+/// Removes a file or an empty directory. Returns `false` for a directory that is not empty.
 fn unlinked(parent: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
     let found = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => return Ok(true),
@@ -252,12 +253,12 @@ fn unlinked(parent: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Errno> {
     }
 }
 
-/// Whether a directory was not removed because of names in it.
+/// Whether a directory was not removed because it is not empty.
 fn is_full(errno: Errno) -> bool {
     errno == Errno::NOTEMPTY || is_taken(errno)
 }
 
-/// Opens a directory to empty it, whatever its recorded mode is.
+/// Opens a directory for emptying it, whatever its recorded mode.
 fn enter(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     let held = openat(
         parent,

@@ -1,9 +1,10 @@
-//! A file that appears under its name when it is whole, and not before.
+//! Atomic file replacement: a file appears under its name when it is complete, and not before.
 //!
-//! Never leaves a part behind when it is dropped, and never takes over a part that another user could have planted. The bytes go to a
-//! hidden file beside it, which takes the name at the end, both relative to a directory that is held open; what a killed run left
-//! there is used again by the next one, and a lock keeps two from writing to it at a time. What this process has open already, as its
-//! standard output, is written to where it stands.
+//! The bytes go to a hidden file in the same directory, which is renamed at the end; both names are relative to a
+//! held directory. The next run reuses the hidden file of a killed run, and a lock keeps it to one writer at a time.
+//! A hidden file that another user could have planted is removed, not reused. Dropping an unfinished replacement
+//! removes the hidden file. A descriptor that this process has open, as its standard output, is written to at its
+//! current offset.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -24,40 +25,41 @@ use crate::owner::FileOwner;
 use super::ExportError;
 use super::place::{Destination, is_planted};
 
-/// How often a file is opened anew that somebody took away meanwhile.
+/// How often the hidden file is opened anew if another process removed or renamed it.
 const ROUNDS: usize = 8;
 
-/// How many links are followed, as by the kernel.
+/// The most links followed, as by the kernel.
 const LINKS: usize = 40;
 
-/// How long another writer of the same file is left alone before it is looked at again.
+/// Interval between checks for the turn while another process writes the same file.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// How long a whole file may take to get its name. A stranger can hold one that all may read, and is not waited for longer.
+/// Time limit for another writer to rename its complete file. Another user can hold the lock of a readable file for
+/// ever, so the wait has to end.
 const NAMING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A file that is being written.
 pub struct Replacement {
     file: File,
-    /// As it was given, for messages.
+    /// The path as given, for messages.
     target: PathBuf,
-    /// Where its bytes are until it is whole; `None` where they go to the target itself.
+    /// The hidden file until the commit; `None` if bytes go to the target itself.
     part: Option<HiddenPart>,
-    /// The rights that it gets together with its name.
+    /// The mode to set before the rename.
     mode: u32,
 }
 
-/// Whose turn it is to write a target.
+/// The holder of the turn to write a target.
 enum WriteTurn {
-    /// This process's.
+    /// This process.
     Taken(Replacement),
-    /// Another process of this user writes.
+    /// Another process of this user, which writes.
     Writing,
-    /// Another process of this user, it seems, gives the file its rights and its name, or removes it.
+    /// Another process, apparently of this user, which sets the mode and renames the file, or removes it.
     Naming,
 }
 
-/// The hidden file of a target, in the directory of both.
+/// The hidden file of a target, in the same directory.
 struct HiddenPart {
     directory: OwnedFd,
     name: OsString,
@@ -65,8 +67,9 @@ struct HiddenPart {
 }
 
 impl Replacement {
-    /// Begins to write what is to be called `path`. A device or a pipe is written to as it is, and so is what is open already, as
-    /// `/dev/stdout` or `/dev/fd/5`. A link stays, and what it leads to is replaced, unless a stranger made it.
+    /// Begins to write the file at `path`. A device or pipe is written to directly, and so is an open descriptor, as
+    /// `/dev/stdout` or `/dev/fd/5`. A link stays, and its target is replaced, unless another user may have planted
+    /// the link.
     pub fn begin(path: &Path) -> Result<Self, ExportError> {
         if let Some(descriptor) = Descriptor::at(path) {
             return Self::open(path, &descriptor);
@@ -106,11 +109,12 @@ impl Replacement {
         }
     }
 
-    /// Begins to write to what is open already, and may have no name, or one of another file by now.
+    /// Begins to write to an open descriptor. Its file may have no name by now, or its name may belong to another
+    /// file.
     fn open(path: &Path, descriptor: &Descriptor) -> Result<Self, ExportError> {
         let file = match std::fs::metadata(path) {
             Ok(found) if found.is_dir() => return Err(ExportError::place(path, "is a directory")),
-            // Opened anew it would begin at its start, and leave behind what is longer there.
+            // Opened anew, it would be written from its start, and longer old content would remain.
             Ok(found) if found.is_file() => descriptor.duplicate().map(File::from),
             Ok(_) => File::options().write(true).open(path),
             Err(error) => Err(error),
@@ -119,8 +123,8 @@ impl Replacement {
         Ok(Self { file, target: path.to_owned(), part: None, mode: 0 })
     }
 
-    /// Begins to write what is to be called `name` in `directory`: whatever has this name, be it a link, is replaced. Another writer of
-    /// the same name is waited for.
+    /// Begins to write the file `name` in `directory`. An existing file or link of this name is replaced. Waits for
+    /// another writer of the same name.
     pub(super) async fn begin_in_turn(
         directory: &OwnedFd,
         name: &OsStr,
@@ -146,7 +150,7 @@ impl Replacement {
         }
     }
 
-    /// Takes the hidden file of a target, if no other process has it.
+    /// Takes the hidden file of a target, unless another process has it.
     fn take(destination: Destination) -> Result<WriteTurn, ExportError> {
         let target = destination.path().to_owned();
         let Some(name) = destination.name().map(OsStr::to_owned) else {
@@ -172,7 +176,7 @@ impl Replacement {
                 Ok(file) => File::from(file),
                 Err(Errno::NOENT) if !is_new => continue,
                 Err(errno) if is_new => return Err(failed(errno)),
-                // A link, or what we may not open: nothing of ours.
+                // A link, or a file that cannot be opened: not one of ours.
                 Err(_) => {
                     clear(directory, &hidden, &shown)?;
                     continue;
@@ -191,7 +195,7 @@ impl Replacement {
                 }
                 Err(errno) => return Err(failed(errno)),
             }
-            // The process that had the lock before may have renamed or removed the file since it was opened here.
+            // The previous holder of the lock may have renamed or removed the file since it was opened.
             let is_there = statat(directory, &hidden, AtFlags::SYMLINK_NOFOLLOW)
                 .is_ok_and(|now| now.st_ino == found.ino() && now.st_dev == found.dev());
             if !is_there {
@@ -210,31 +214,32 @@ impl Replacement {
         Ok(WriteTurn::Writing)
     }
 
-    /// The file that has the bytes.
+    /// The file to write to.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Whether the bytes go to a file that nobody sees yet, and not to a device, a pipe or what is open already.
+    /// Whether the bytes go to a hidden file, and not to a device, a pipe or an open descriptor.
     pub(super) fn is_hidden(&self) -> bool {
         self.part.is_some()
     }
 
-    /// Lets the file be run by whoever may read it, as far as `recorded` has these bits, and written only by whom that names.
+    /// Sets the mode to apply: `recorded` under the umask, plus write for the owner. An execute bit of `recorded`
+    /// stays where the umask leaves the read bit.
     pub(super) fn recorded(&mut self, recorded: u32) {
         self.mode = (recorded & self.mode | 0o200) | (recorded & 0o111 & (self.mode >> 2));
     }
 
-    /// Writes bytes at a place.
+    /// Writes bytes at an offset.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), ExportError> {
         self.file.write_all_at(bytes, offset).map_err(ExportError::file(&self.target))
     }
 
-    /// Gives the file its name, and its rights.
+    /// Sets the mode of the file, and gives it its name.
     pub fn commit(mut self) -> Result<(), ExportError> {
         if let Some(part) = &self.part {
             match fchmod(&self.file, Mode::from_raw_mode(self.mode)) {
-                // A file system that has no rights, and gives each file the same.
+                // The file system has no modes of its own, and gives each file the same.
                 Err(errno @ (Errno::PERM | Errno::OPNOTSUPP)) => {
                     tracing::debug!(target = %self.target.display(), %errno, "the file has the rights of its file system");
                 }
@@ -258,13 +263,13 @@ impl Drop for Replacement {
     }
 }
 
-/// Whether a hidden file can only be what this user left: nobody else could open it, and it has no other name.
+/// Whether only this user can have left a hidden file: no other user could open it, and it has no other name.
 fn is_ours(found: &Metadata) -> bool {
     let is_private = found.mode() & 0o077 == 0 && found.nlink() == 1;
     found.is_file() && is_private && found.uid() == nix::unistd::geteuid().as_raw()
 }
 
-/// Takes away a name of a hidden file that is not of ours.
+/// Removes a hidden file that is not ours.
 fn clear(directory: BorrowedFd<'_>, part: &OsStr, shown: &Path) -> Result<(), ExportError> {
     match unlinkat(directory, part, AtFlags::empty()) {
         Err(errno) if errno != Errno::NOENT => Err(ExportError::file(shown)(errno.into())),
@@ -272,22 +277,22 @@ fn clear(directory: BorrowedFd<'_>, part: &OsStr, shown: &Path) -> Result<(), Ex
     }
 }
 
-/// The rights that this process takes from its files. They can be read without a change only here; where nothing is told, none but
-/// the owner gets any.
+/// The umask. Only `/proc/self/status` shows it without changing it; if that cannot be read, only the owner gets
+/// permissions.
 fn mask() -> u32 {
     let told = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = told.lines().find_map(|line| line.strip_prefix("Umask:"));
     mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o077)
 }
 
-/// What a process has open.
+/// An open descriptor of a process.
 struct Descriptor {
     process: Pid,
     number: i32,
 }
 
 impl Descriptor {
-    /// What is open under the name `path`, as `/dev/stdout`, `/dev/fd/5`, `/proc/7/fd/5`, or a link to one of these.
+    /// The descriptor that `path` names: `/dev/stdout`, `/dev/fd/5`, `/proc/7/fd/5`, or a link to one of these.
     fn at(path: &Path) -> Option<Self> {
         let mut path = path.to_owned();
         for _ in 0..LINKS {
@@ -295,7 +300,7 @@ impl Descriptor {
                 Some(parent) if parent != Path::new("") => parent,
                 _ => Path::new("."),
             };
-            // The links on the way are those of directories: only the last name may lead to what is open.
+            // Links on the way lead to directories: only the last name may lead to a descriptor.
             let parent = std::fs::canonicalize(parent).ok()?;
             let here = parent.join(path.file_name()?);
             if let Ok(inside) = parent.strip_prefix("/proc")
@@ -303,7 +308,7 @@ impl Descriptor {
             {
                 let process = inside.iter().next()?.to_str()?.parse().ok()?;
                 let number = here.file_name()?.to_str()?.parse().ok()?;
-                // The numbers of processes there may be those of another namespace.
+                // The process ids under this `/proc` may be those of another namespace.
                 let ours = std::fs::read_link("/proc/self").ok()?;
                 let process = match ours.to_str()?.parse::<i32>().ok()? == process {
                     true => getpid(),
@@ -320,7 +325,7 @@ impl Descriptor {
         None
     }
 
-    /// The same open file, with its place and its way of writing.
+    /// Duplicates the descriptor: the same open file, with its offset and its flags.
     fn duplicate(&self) -> std::io::Result<OwnedFd> {
         match self.number {
             0 if self.process == getpid() => std::io::stdin().as_fd().try_clone_to_owned(),

@@ -1,8 +1,8 @@
-//! A tree of a mount as files of this machine.
+//! Tree export to a directory: a tree of a mount as files of this machine.
 //!
-//! Never writes outside of the directory, follows no link, and takes over nothing that was there. Every name is made by a call that
-//! fails if there is one, relative to a directory that was made here and that no other user can enter before its content is whole. Only
-//! root gives files their owners; what has power on the machine is written when it is asked for.
+//! Writes stay inside the directory, follow no link, and take over no existing file. Every name is created by a call
+//! that fails if the name exists. It is relative to a directory of our own, which no other user can enter before its
+//! content is complete. Only root sets owners. Privileged metadata is written only on request.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -31,24 +31,24 @@ use super::tree_tar::opened;
 use super::walk::{Step, Walk};
 use super::{ExportError, compared};
 
-/// Directories that are held open: those near the last name.
+/// The most directories held open: those used last.
 const MAX_HELD: usize = 32;
 
-/// Names of which a report tells why they are not as recorded.
+/// The most names listed with their reasons in a report.
 const TOLD: usize = 16;
 
-/// What could not be made as it is recorded.
+/// The result of a tree export, with the deviations from the recorded tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DirReport {
-    /// How many names there are.
+    /// The number of names in the tree.
     pub names: u64,
     /// Whether owners were left out, because only root may set them.
     pub unowned: bool,
-    /// What was left out, because it was not asked for.
+    /// Metadata left out because it was not selected.
     pub withheld: Withheld,
-    /// How many names are missing or incomplete.
+    /// The number of missing or incomplete names.
     pub incomplete: u64,
-    /// The first of them, and why.
+    /// The first of these names, each with its reason.
     pub told: Vec<(String, String)>,
 }
 
@@ -61,19 +61,19 @@ impl DirReport {
     }
 }
 
-/// What is being written.
+/// State of a running export.
 struct Writer<'a> {
     namespace: &'a Namespace,
     directory: &'a Path,
     tree: PrivateTree,
     preserve: Preserve,
-    /// Directories by their paths, the last one used last.
+    /// Directories by path, the last one opened last.
     held: VecDeque<(Vec<u8>, Arc<OwnedFd>)>,
     is_root: bool,
     report: DirReport,
 }
 
-/// A file that is whole.
+/// A complete file, without owner, mode and time yet.
 struct Done {
     file: File,
     node: NodeId,
@@ -81,8 +81,8 @@ struct Done {
     attributes: Attributes,
 }
 
-/// Writes what is below the directory at `path` of `namespace` to `directory`, which is not there yet or empty. If that fails, or is
-/// given up, what was written is removed.
+/// Writes the content of the directory at `path` of `namespace` to `directory`, which is absent or empty. On an
+/// error, or if the future is dropped, the files written are removed.
 pub async fn write_tree(
     namespace: &Namespace,
     path: &[u8],
@@ -91,7 +91,7 @@ pub async fn write_tree(
     advance: Advance<'_>,
 ) -> Result<DirReport, ExportError> {
     let start = namespace.resolve(path).await?;
-    // Looked at before anything is made: what is no directory has nothing below it.
+    // Checked before any write: `start` has to be a directory.
     let mut walk = Walk::below(namespace, start).await?;
     let mut writer = Writer {
         namespace,
@@ -127,10 +127,10 @@ pub async fn write_tree(
     }
     drop(files);
     compared(namespace).await?;
-    // From the innermost out: whatever is made in a directory changes its time, and it may not be ours to write then.
+    // Innermost first: a new name changes the time of its directory, whose final mode may forbid writing.
     for (path, node, attributes) in directories.iter().rev() {
         let opened = writer.open_directory(path)?;
-        // Before it gets a mode with which it cannot be moved any more.
+        // Before the directory gets a mode that forbids moving it.
         if !path.contains(&b'/') {
             writer.tree.publish(path)?;
         }
@@ -141,7 +141,7 @@ pub async fn write_tree(
             writer.tree.publish(path)?;
         }
     }
-    // From here on others may enter, and nothing is removed any more.
+    // From now on other users may enter, so nothing is removed any more.
     writer.tree.keep();
     if writer.tree.is_new()
         && let Some(attributes) = namespace.attributes(start)
@@ -172,12 +172,12 @@ impl Writer<'_> {
         move |errno| ExportError::file(&path)(errno.into())
     }
 
-    /// Whether a name of the top was made, and not left out.
+    /// Whether a name of the top was created, and not left out.
     fn was_made(&self, name: &[u8]) -> bool {
         rustix::fs::statat(self.tree.top(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// A directory of the tree, by a walk from the top that follows no link.
+    /// Opens a directory of the tree, by a walk from the top that follows no link.
     fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, ExportError> {
         let failed = |errno| self.failed(path)(errno);
         let mut here = openat(self.tree.top(), ".", LIST, Mode::empty()).map_err(failed)?;
@@ -187,7 +187,7 @@ impl Writer<'_> {
         Ok(here)
     }
 
-    /// The same, held for the next name.
+    /// Opens a directory of the tree, or reuses a held one.
     fn directory(&mut self, path: &[u8]) -> Result<Arc<OwnedFd>, ExportError> {
         if let Some((_, held)) = self.held.iter().rev().find(|(held, _)| held == path) {
             return Ok(held.clone());
@@ -205,7 +205,7 @@ impl Writer<'_> {
         directory
     }
 
-    /// Makes one name; a file is given back to be filled.
+    /// Creates one name. Returns a file to fill.
     fn make(&mut self, step: &Step) -> Result<Option<File>, ExportError> {
         let (parent, name) = parted(&step.path);
         let failed = self.failed(&step.path);
@@ -214,7 +214,7 @@ impl Writer<'_> {
             let (parent, before) = parted(before);
             let first = self.directory(parent)?;
             match linkat(&first, before, &directory, name, AtFlags::empty()) {
-                // Another name of a device that was not made.
+                // A hard link to a device that was left out.
                 Err(Errno::NOENT) if !self.preserve.makes(step.attributes.kind) => {
                     self.report.withheld.devices += 1;
                 }
@@ -234,7 +234,7 @@ impl Writer<'_> {
         }
         match step.attributes.kind {
             Kind::Directory | Kind::Graft(_) => {
-                // No other user looks into it before it is as recorded.
+                // Closed to other users until it has its recorded mode.
                 mkdirat(&directory, name, Mode::from_raw_mode(0o700)).map_err(failed)?;
                 self.tree.remember(&step.path);
                 let failed = self.failed(&step.path);
@@ -263,7 +263,7 @@ impl Writer<'_> {
                 let mode = Mode::from_raw_mode(u32::from(step.attributes.mode));
                 let device = makedev(step.attributes.rdev.major, step.attributes.rdev.minor);
                 match mknodat(&directory, name, kind, mode, device) {
-                    // Only root makes devices, and not everywhere.
+                    // Only root may create devices, and not on every file system.
                     Err(errno @ (Errno::PERM | Errno::ACCESS)) if kind != FileType::Fifo => {
                         self.report.note(&step.path, "the device is missing", errno);
                     }
@@ -278,7 +278,7 @@ impl Writer<'_> {
         Ok(None)
     }
 
-    /// Owner, time and attributes of what cannot be opened.
+    /// Sets owner, time and attributes of a file that cannot be opened.
     fn finish_special(&mut self, step: &Step, directory: &OwnedFd, name: &[u8]) -> Result<(), ExportError> {
         let attributes = &step.attributes;
         if self.is_root {
@@ -286,7 +286,7 @@ impl Writer<'_> {
             let changed = chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
             changed.map_err(self.failed(&step.path))?;
             if !matches!(attributes.kind, Kind::Symlink) {
-                // The owner is set first, which takes bits of the mode away. What is held is no link.
+                // Only after the owner, because chown clears bits of the mode. The held file is no link.
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let held = openat(directory, name, flags, Mode::empty()).map_err(self.failed(&step.path))?;
                 let mode = Mode::from_raw_mode(u32::from(attributes.mode));
@@ -304,7 +304,7 @@ impl Writer<'_> {
         changed.map_err(self.failed(&step.path))
     }
 
-    /// The extended attributes that are set; the others are counted.
+    /// The extended attributes to set; the others are counted as withheld.
     fn attributes(&mut self, node: NodeId) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut set = Vec::new();
         for (key, value) in self.namespace.xattrs(node) {
@@ -320,7 +320,8 @@ impl Writer<'_> {
         self.finish_open(&done.file, &done.path, done.node, &done.attributes)
     }
 
-    /// Owner, mode, attributes and time, in this order: each takes something of the next away.
+    /// Sets owner, attributes, mode and time, in this order: chown clears set-ID bits and file capabilities, and a
+    /// restrictive mode can forbid setting attributes.
     fn finish_open(
         &mut self,
         file: &File,
@@ -346,7 +347,7 @@ impl Writer<'_> {
     }
 }
 
-/// The path of the directory of a name, and the name.
+/// The path of the parent directory, and the name in it.
 fn parted(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),

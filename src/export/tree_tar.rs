@@ -1,7 +1,7 @@
-//! A tree of a mount as one plain tar.
+//! Tree export as a plain tar stream.
 //!
-//! Keeps a few chunks in memory. The idea: the entries are those of the tree with all that a layer records of them, in the order of
-//! their names, and the same tree is the same bytes everywhere; what comes next is read while the present entry is written.
+//! Entries have all metadata that a layer records, in name order, so the same tree gives the same bytes on every
+//! machine. Data is read ahead of the writer; memory use is a few chunks.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -18,13 +18,13 @@ use super::archive::{AHEAD, Advance, CHUNK};
 use super::walk::{Step, Walk};
 use super::{ExportError, compared};
 
-/// A run of the archive.
+/// A piece of the archive.
 enum Part {
     Here(Bytes),
     Of(String, Shared, ByteRange),
 }
 
-/// Writes what is below the directory at `path` of `namespace` to `out`.
+/// Writes the content of the directory at `path` of `namespace` to `out`.
 pub async fn write_tree_tar(
     namespace: &Namespace,
     path: &[u8],
@@ -75,7 +75,7 @@ async fn read(part: Part) -> Result<Bytes, ReadError> {
     }
 }
 
-/// The parts of one entry.
+/// Queues the pieces of one entry.
 async fn entry(namespace: &Namespace, step: &Step, parts: &mut VecDeque<Part>) -> Result<(), ExportError> {
     let attributes = &step.attributes;
     let mut name = step.path.clone();
@@ -115,7 +115,7 @@ async fn entry(namespace: &Namespace, step: &Step, parts: &mut VecDeque<Part>) -
     Ok(())
 }
 
-/// The bytes of a file.
+/// Opens a file.
 pub(super) async fn opened(namespace: &Namespace, node: NodeId, path: &[u8]) -> Result<Shared, ViewError> {
     let opened = namespace.open_file(node).await;
     Ok(opened.map_err(|error| error.within(String::from_utf8_lossy(path).into_owned()))?.bytes)

@@ -1,7 +1,7 @@
-//! Everything below a directory, in the order in which it can be made again: a directory before what is in it, names sorted.
+//! Tree walk in creation order: a directory before its content, names sorted.
 //!
-//! Keeps what is on the way down, and not the whole tree. The idea: who writes a tree needs of each name where it is, what it is,
-//! and whether it is another name of something that came before.
+//! The walk holds the pending names and the paths of hard-linked files, not the whole tree. Each step has the path
+//! and attributes of a name, and the earlier path if the name is a further hard link.
 
 use std::collections::HashMap;
 
@@ -10,32 +10,32 @@ use crate::view::{Attributes, Namespace, NodeId, ViewError};
 
 /// One name of a tree.
 pub(super) struct Step {
-    /// Its path below the directory.
+    /// The path below the start directory.
     pub(super) path: Vec<u8>,
     pub(super) node: NodeId,
     pub(super) attributes: Attributes,
-    /// The path of the same thing that came before.
+    /// The earlier path of the same file; `None` for its first name.
     pub(super) before: Option<Vec<u8>>,
 }
 
 /// A walk over a tree.
 pub(super) struct Walk<'a> {
     namespace: &'a Namespace,
-    /// What is still to come, last in first out.
+    /// Pending names, last in first out.
     todo: Vec<(Vec<u8>, NodeId)>,
-    /// The first path of whatever has several.
+    /// The first path of each file with several hard links.
     linked: HashMap<NodeId, Vec<u8>>,
 }
 
 impl<'a> Walk<'a> {
-    /// A walk over what is below `directory`, which is not part of it.
+    /// A walk over the content of `directory`, without `directory` itself.
     pub(super) async fn below(namespace: &'a Namespace, directory: NodeId) -> Result<Self, ViewError> {
         let mut walk = Self { namespace, todo: Vec::new(), linked: HashMap::new() };
         walk.enter(b"", directory).await?;
         Ok(walk)
     }
 
-    /// The next name.
+    /// The next name; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Step>, ViewError> {
         let Some((path, node)) = self.todo.pop() else { return Ok(None) };
         self.namespace.settle(node).await?;
@@ -43,7 +43,7 @@ impl<'a> Walk<'a> {
         let mut attributes = self.namespace.attributes(node).ok_or_else(missing)?;
         if matches!(attributes.kind, Kind::Directory) {
             self.enter(&path, node).await?;
-            // What a directory that nobody had looked into is like is known now.
+            // Entering a directory makes its attributes known.
             attributes = self.namespace.attributes(node).unwrap_or(attributes);
             return Ok(Some(Step { path, node, attributes, before: None }));
         }
