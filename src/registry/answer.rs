@@ -1,7 +1,7 @@
-//! Reading answers: bodies with a limit and a stall clock, `Content-Range`, and what a refusal says.
+//! HTTP responses: bodies with a size limit and a stall timeout, `Content-Range`, and the text of refusals.
 //!
-//! No body is read without a bound in bytes and in time. The idea: an answer is foreign text until it has been checked, and
-//! what of it goes into an error is made printable first.
+//! A response is untrusted until it has been checked, so every body has a limit in bytes and in time. Text of a
+//! response is made printable before it goes into an error.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,24 +18,24 @@ use super::trouble::broken;
 use crate::io::ByteRange;
 use crate::meter;
 
-/// The words of nginx and of Go's servers for http on a port of https.
+/// The words of nginx and of Go's servers for HTTP on an HTTPS port.
 const WANTS_HTTPS: [&str; 2] = ["sent to HTTPS port", "HTTP request to an HTTPS server"];
-/// How much of an error's body is read, in bytes.
+/// The most of an error's body that is read, in bytes.
 const MAX_ERROR: u64 = 64 * 1024;
 
-/// A header's text, when it is text.
+/// A header's text; `None` if it is absent or not ASCII text.
 pub(super) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
     response.headers().get(name)?.to_str().ok()
 }
 
-/// The media type of an answer, without parameters, in lower case.
+/// The media type of a response, without parameters, in lower case.
 pub(super) fn media_type(response: &Response) -> Option<String> {
     let written = header(response, "content-type")?;
     Some(written.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
 
-/// The encodings of an answer other than `identity`: such bytes are not the ones that were asked for. `aws-chunked` is the
-/// framing of an upload, which S3-compatible storage keeps as a label; nothing is encoded by it.
+/// The content encodings of a response other than `identity`: such bytes are not the requested ones. `aws-chunked` is
+/// the framing of an upload, which S3-compatible storage stores as a label; nothing is encoded by it.
 pub(super) fn encoding(response: &Response) -> Option<String> {
     let written: Vec<String> = response
         .headers()
@@ -53,13 +53,14 @@ fn encoding_of(written: &str) -> Option<String> {
     (!codings.is_empty()).then(|| codings.join(", "))
 }
 
-/// Whether an answer comes from a cache that fetches and shares pieces of a blob, as Dragonfly's client says of itself.
+/// Whether a response comes from a cache that fetches and shares pieces of a blob, by the headers of Dragonfly's
+/// client.
 pub(super) fn has_pieces(response: &Response) -> bool {
     response.headers().keys().any(|name| name.as_str().starts_with("x-dragonfly-"))
 }
 
-/// `Content-Range: bytes a-b/total` (RFC 9110 section 14.4) as the range and the total, `None` being one that the server does
-/// not know; nothing else will do.
+/// Parses `Content-Range: bytes a-b/total` (RFC 9110 section 14.4). The total is `None` if the server does not know
+/// it. Any other form is refused.
 pub(super) fn content_range(value: &str) -> Option<(ByteRange, Option<u64>)> {
     let (range, total) = of_bytes(value)?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -69,7 +70,7 @@ pub(super) fn content_range(value: &str) -> Option<(ByteRange, Option<u64>)> {
     is_range.then(|| (ByteRange::new(first, last + 1), total))
 }
 
-/// Whether an answer holds all of what was asked for without a range: 200, or a 206 that says so of itself.
+/// Whether a response to a request without range is complete: 200, or a 206 whose `Content-Range` covers the total.
 pub(super) fn is_whole(response: &Response) -> bool {
     let range = || header(response, "content-range").and_then(content_range);
     match response.status().as_u16() {
@@ -79,44 +80,44 @@ pub(super) fn is_whole(response: &Response) -> bool {
     }
 }
 
-/// The total of the `Content-Range: bytes */total` of a 416.
+/// The total in the `Content-Range: bytes */total` of a 416.
 pub(super) fn unsatisfied_total(value: &str) -> Option<u64> {
     number(of_bytes(value)?.strip_prefix("*/")?)
 }
 
-/// What follows the unit, which is written in any case (RFC 9110 section 14.1).
+/// The text after the unit, whose case is ignored (RFC 9110 section 14.1).
 fn of_bytes(value: &str) -> Option<&str> {
     let (unit, rest) = value.trim().split_once(' ')?;
     unit.eq_ignore_ascii_case("bytes").then(|| rest.trim_start())
 }
 
-/// Digits and nothing else: `parse` alone would take a plus sign.
+/// Parses digits only: `parse` alone would accept a plus sign.
 fn number(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// How a body has to end.
+/// The requirement on the end of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// Where its length or its framing says.
+    /// The body ends where its length or framing announces it.
     Announced,
-    /// Anywhere: its digest is compared.
+    /// The body may end anywhere, because its digest is compared.
     Any,
 }
 
-/// How to read the body of an answer.
+/// Reads the body of a response.
 #[derive(Clone, Copy)]
 pub(super) struct Body<'a> {
-    /// Who answered.
+    /// The host, for errors.
     pub(super) host: &'a str,
-    /// What was asked for.
+    /// The subject of the request, for errors.
     pub(super) what: &'a str,
-    /// How long nothing may arrive.
+    /// The stall timeout: the longest time without a byte.
     pub(super) stall: Duration,
 }
 
 impl Body<'_> {
-    /// The next piece, or `None` at the end.
+    /// The next chunk; `None` at the end.
     pub(super) async fn chunk(self, response: &mut Response) -> Result<Option<Bytes>, RegistryError> {
         match tokio::time::timeout(self.stall, response.chunk()).await {
             Ok(Ok(chunk)) => {
@@ -132,7 +133,7 @@ impl Body<'_> {
         }
     }
 
-    /// The whole body, refused as soon as it is known to pass `limit` bytes.
+    /// The complete body. Refused as soon as it is known to exceed `limit` bytes.
     pub(super) async fn limited(
         self,
         mut response: Response,
@@ -164,7 +165,8 @@ impl Body<'_> {
         Ok(bytes.freeze())
     }
 
-    /// What a refusal says, with `: ` in front, or nothing. Never fails: the refusal itself is the error to report.
+    /// The text of a refusal with `: ` in front, or an empty string. Read errors are ignored: the refusal itself is
+    /// the error to report.
     pub(super) async fn message(self, response: Response) -> String {
         let html = media_type(&response).is_some_and(|kind| kind == "text/html");
         let status = response.status().as_u16();
@@ -173,7 +175,7 @@ impl Body<'_> {
         if let Some(words) = WANTS_HTTPS.iter().find(|words| page.contains(**words)) {
             return format!(": {words}");
         }
-        // What stands before a registry has pages for people for the time when the registry is away.
+        // A proxy in front of a registry shows an HTML page while the registry is down.
         if html && status >= 500 {
             return ": a web page".into();
         }
@@ -187,12 +189,12 @@ impl Body<'_> {
         if text.is_empty() { text } else { format!(": {text}") }
     }
 
-    /// Reads a short body to its end and drops it, so that the connection can be used again.
+    /// Reads a short body to its end and drops it, so that the connection can be reused.
     pub(super) async fn discard(self, response: Response) {
         drop(self.beginning(response).await);
     }
 
-    /// What arrives of the body, up to the limit of error bodies.
+    /// The body as far as it arrives, up to `MAX_ERROR` bytes.
     async fn beginning(self, mut response: Response) -> Vec<u8> {
         let mut body = Vec::new();
         while let Ok(Some(chunk)) = self.chunk(&mut response).await {
@@ -206,7 +208,7 @@ impl Body<'_> {
     }
 }
 
-/// The error document of the distribution-spec ("Error Codes"), and what token servers send instead.
+/// The error document of the distribution-spec ("Error Codes"), or the fields that token servers send instead.
 #[derive(Deserialize)]
 struct Refusal {
     #[serde(default)]
@@ -237,7 +239,7 @@ impl Refusal {
     }
 }
 
-/// The error that a status other than success means.
+/// The error for a response with an unsuccessful status.
 pub(super) async fn refusal(reply: Reply, what: &str, stall: Duration) -> RegistryError {
     let host = host_of(&reply.url);
     let status = reply.response.status().as_u16();

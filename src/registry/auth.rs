@@ -1,8 +1,8 @@
-//! Authorization: which header goes with a request, and what to do about a 401.
+//! Authorization: tokens and credentials for requests, and the retry after a 401.
 //!
-//! No request is made before a registry asks for it: there is no ping of `/v2/`, a registry's first 401 says what it wants.
-//! The idea: a flight is one login (a token request, or the reading of a password) that everybody who needs it at that
-//! time waits for, whatever comes of it; a flight that landed well is the cached token until it expires or is refused.
+//! A login starts only on demand: `/v2/` is not pinged, because the first 401 of a registry has its challenge. A
+//! flight is one login: a token request, or the lookup of a password. Concurrent requests that need it share the
+//! flight and its result. A successful flight is the cached token until it expires or is refused.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -29,26 +29,26 @@ use super::retry::retry_after;
 use super::send::{Clients, Form};
 use crate::io::BoxFuture;
 
-/// The largest token answer that is read, in bytes. What containers/image allows.
+/// The largest token response that is read, in bytes: the limit of containers/image.
 const MAX_TOKEN: u64 = 1024 * 1024;
-/// The lifetime of a token that does not say one, and the shortest that is believed (distribution's token
-/// specification: 60 s).
+/// The lifetime of a token that states none, and the minimum for any other (distribution's token specification: 60
+/// s).
 const MIN_LIFETIME: Duration = Duration::from_secs(60);
-/// A login of this age was read just now: its refusal would be the same again.
+/// A login younger than this was read just now: a retry would be refused again.
 const FRESH: Duration = Duration::from_secs(1);
-/// The longest lifetime that is believed, so that no arithmetic overflows.
+/// The longest lifetime that is accepted, so that no arithmetic overflows.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// Whom a request is for: a repository of a host.
+/// The repository of a request and the access it needs.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
-    /// Where it is: credentials go to its scheme, host and port only.
+    /// The address: credentials go to its scheme, host and port only.
     pub(super) endpoint: Arc<Endpoint>,
-    /// What a token must allow there.
+    /// The access that a token must allow.
     pub(super) access: Access,
 }
 
-/// What is done in a repository.
+/// The kind of access to a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Access {
     /// Reading.
@@ -57,34 +57,34 @@ pub(super) enum Access {
     Push,
 }
 
-/// A header that was or will be sent.
+/// The value of an `Authorization` header.
 #[derive(Clone, Debug)]
 pub(super) struct Authorization {
     /// The value of the header.
     pub(super) header: Secret,
-    /// Tells this login from its successors.
+    /// Distinguishes this login from its successors.
     serial: u64,
-    /// Where the login comes from that it stands for: an anonymous token stands for none.
+    /// The place of the credential; `None` for an anonymous token.
     pub(super) login: Option<Arc<str>>,
     issued: Instant,
-    /// When it should be renewed.
+    /// The time to renew it.
     expires: Instant,
 }
 
 impl Authorization {
-    /// Whether a 403 may be the fault of its age: some registries answer so when a login has run out, or was replaced.
+    /// Whether age may explain a 403: some registries answer 403 when a login has expired or was replaced.
     pub(super) fn may_be_outdated(&self) -> bool {
         let age = self.issued.elapsed();
         age >= MIN_LIFETIME || (self.login.is_some() && age >= FRESH)
     }
 }
 
-/// Where a login is valid.
+/// Identifies a login.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     /// Scheme, host and port of the registry.
     origin: String,
-    /// The repository whose credential it is: credentials may differ by repository.
+    /// The repository: credentials may differ by repository.
     repository: String,
     challenge: Challenge,
 }
@@ -96,9 +96,9 @@ pub(super) struct Auth {
     credentials: Arc<Credentials>,
     clients: Arc<Clients>,
     serial: AtomicU64,
-    /// What each (origin, repository) asked for last, for reading and for writing.
+    /// The last challenge of each (origin, repository), for reading and for writing.
     challenges: Mutex<HashMap<(String, String, Access), Challenge>>,
-    /// Invariant: at most one flight per key is in the air.
+    /// Single-flight table of logins: at most one pending flight per key.
     flights: Mutex<HashMap<Key, Flight>>,
 }
 
@@ -113,7 +113,7 @@ impl Auth {
         }
     }
 
-    /// The header for a request to `url`, when its registry is known to ask for one.
+    /// The header for a request to `url`; `None` if its registry has sent no challenge yet.
     pub(super) async fn known(
         &self,
         scope: &Scope,
@@ -125,8 +125,8 @@ impl Auth {
         self.fly(scope, url, challenge, None).await.map(Some)
     }
 
-    /// The header to try once more with after `url` answered 401 (or 403, when `sent` may have grown old); `None` when
-    /// there is nothing new to say.
+    /// The header for one retry after `url` answered 401, or 403 if `sent` may be outdated; `None` if there is no new
+    /// login to try.
     pub(super) async fn answer(
         &self,
         scope: &Scope,
@@ -148,8 +148,8 @@ impl Auth {
         };
         let challenge = match scope.access {
             Access::Pull => challenge,
-            // The first request of a push asks whether the content is there, and is told that reading needs a token. The
-            // same token then has to do for the writing.
+            // A push first checks whether the content exists, and the challenge of that read asks for a read token.
+            // The same token has to allow the writes.
             Access::Push => challenge.for_writing(repository),
         };
         lock(&self.challenges).insert(place, challenge.clone());
@@ -161,14 +161,14 @@ impl Auth {
         self.credentials.files()
     }
 
-    /// Drops every login: the next request is asked for one again, and credentials are read anew.
+    /// Drops every login. The next request gets a new challenge, and credentials are read anew.
     pub(super) fn forget(&self) {
         lock(&self.challenges).clear();
         lock(&self.flights).clear();
     }
 
-    /// Joins the flight for a challenge, or starts one when there is none, when it failed, when its token is old, and
-    /// when its token is the one that was `refused`.
+    /// Joins the flight for a challenge. Starts a new one if there is none, or if the last one failed, has expired or
+    /// is the `refused` one.
     fn fly(&self, scope: &Scope, url: &Url, challenge: Challenge, refused: Option<&Authorization>) -> Flight {
         let repository = scope.endpoint.repository.clone();
         let key = Key { origin: origin(url), repository, challenge };
@@ -189,7 +189,7 @@ impl Auth {
         let login = LoginFlight {
             credentials: self.credentials.clone(),
             clients: self.clients.clone(),
-            // Another host than the registry's own may ask for a login too, but it gets none of ours.
+            // Another host than the registry's own may send a challenge too, but it gets no credential.
             at_home: origin(url) == scope.endpoint.origin(),
             scope: scope.clone(),
             url: url.clone(),
@@ -202,7 +202,7 @@ impl Auth {
     }
 }
 
-/// Everything one login needs, on its own so that it may outlive the request that started it.
+/// The inputs of one login. It owns them, because it may outlive the request that started it.
 struct LoginFlight {
     credentials: Arc<Credentials>,
     clients: Arc<Clients>,
@@ -277,7 +277,7 @@ impl LoginFlight {
             .and_then(|value| retry_after(value, std::time::SystemTime::now()));
         let body = Body { host: &host, what: &what, stall: self.clients.stall() };
         if status != 200 {
-            // Where a redirect leads, signed requests may be quoted.
+            // A host behind a redirect may quote signed requests.
             let mut message = if origin(response.url()) == origin(realm) {
                 body.message(response).await
             } else {
@@ -312,22 +312,22 @@ impl LoginFlight {
     }
 }
 
-/// What is added to a refusal when there was nothing to authenticate with.
+/// Appended to a refusal if no credential was found.
 pub(super) const NO_CREDENTIAL: &str = " (no credential was found for it)";
 
-/// What is added to a refusal of a login.
+/// Appended to the refusal of a login.
 pub(super) fn with_login(place: &str) -> String {
     format!(" (with the credential of {place})")
 }
 
-/// What a token server sends. Distribution says `token`, OAuth2 says `access_token`; both may be there.
+/// The response of a token server. Distribution defines `token`, OAuth2 `access_token`; both may be present.
 #[derive(Deserialize)]
 struct TokenAnswer {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
-    /// Seconds, which some servers write as text or with a point.
+    /// Seconds, which some servers write as a string or with a decimal point.
     #[serde(default)]
     expires_in: Option<serde_json::Value>,
 }
@@ -346,7 +346,7 @@ impl TokenAnswer {
     }
 }
 
-/// A number of seconds however it is written; a negative one means now.
+/// A number of seconds, as a JSON number or string. A negative one counts as 0.
 fn seconds(written: &serde_json::Value) -> Option<u64> {
     let number = match written {
         serde_json::Value::String(text) => text.trim().parse().ok()?,
@@ -356,7 +356,8 @@ fn seconds(written: &serde_json::Value) -> Option<u64> {
     number.is_finite().then_some(number.max(0.0) as u64)
 }
 
-/// How long a token is used: a tenth less than it says, so that it does not expire on its way.
+/// The time a token is used: a tenth less than its stated lifetime, so that it does not expire in flight, but at
+/// least `MIN_LIFETIME`.
 fn lifetime(expires_in: Option<u64>) -> Duration {
     let said = Duration::from_secs(expires_in.unwrap_or_default()).min(MAX_LIFETIME);
     (said - said / 10).max(MIN_LIFETIME)
@@ -376,7 +377,7 @@ pub(super) fn origin(url: &Url) -> String {
     format!("{}://{}", url.scheme(), host_of(url))
 }
 
-/// The maps stay valid when a thread panics between two of their operations.
+/// The maps stay valid when a thread panics between two operations.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

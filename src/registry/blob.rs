@@ -1,8 +1,8 @@
-//! A blob, or a file of the web, by range: one closed range a request, checked before it is believed, and resumed where it broke.
+//! Random access to a blob or web file by HTTP range requests, checked and resumed.
 //!
-//! Nothing is kept but the place a redirect led to, and which hosts lack the blob. The idea: an answer becomes a [`Part`], which says which bytes of the
-//! blob its body must hold; a stream joins parts until its range is complete, and a byte that fails a check is asked for
-//! again, never delivered.
+//! Each request asks for one closed range. Its response becomes a [`Part`], which states the bytes of the blob that
+//! the body must hold. A stream joins parts until its range is complete; bytes that fail a check are requested again,
+//! not delivered. Only the last redirect target and the hosts without the blob are remembered.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -26,17 +26,17 @@ use super::walk::{Host, LEFT_ALONE, Walk, lock};
 use crate::io::{BoxFuture, ByteRange, Delivery, Fetch, ReadError};
 use crate::oci::{Descriptor, Digest, OciError, Reference};
 
-/// How long a redirect's target is used. Signed URLs live for 300 s at ghcr and longer elsewhere.
+/// The time a redirect target is reused. Signed URLs live for 300 s at ghcr and longer elsewhere.
 const TARGET_LIFETIME: Duration = Duration::from_secs(240);
 
-/// The least that an answer should hold of a longer range, in bytes.
+/// Responses to a longer range that hold less than this, in bytes, count as short.
 const MIN_STEP: u64 = 64 * 1024;
-/// How many answers of one read may hold less.
+/// The most short responses in one read.
 const MAX_SHORT_STEPS: u32 = 16;
-/// What caches that share pieces (Dragonfly) fetch at least, in bytes: a range that lies across them costs both.
+/// The piece size of caches that share pieces (Dragonfly), in bytes: a range across two pieces costs both.
 const PIECE: u64 = 4 * 1024 * 1024;
 
-/// A blob of a registry, of which nothing has been asked yet.
+/// A blob of a registry, without any request yet.
 pub(super) struct LazyBlob(pub(super) Arc<Blob>);
 
 impl Fetch for LazyBlob {
@@ -54,15 +54,15 @@ impl Fetch for LazyBlob {
     }
 }
 
-/// What the bytes are, and where they are asked for.
+/// The identity and the origin of the bytes.
 enum Home {
     /// A blob of a repository.
     Repository { reference: Reference, digest: Digest },
-    /// A file at an address of its own, as it was when it was first looked at.
+    /// A file at an address of its own, with its validators at the first request.
     File { endpoint: Arc<Endpoint>, seen: Seen },
 }
 
-/// What a server says of the version of a file: a file that changes says something else (RFC 9110 section 8.8).
+/// HTTP validators: `ETag` and `Last-Modified`, which change with the file (RFC 9110 section 8.8).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     tag: Option<String>,
@@ -70,13 +70,13 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// What an answer says of it.
+    /// The validators of a response.
     pub(super) fn of(response: &Response) -> Self {
         let text = |name| answer::header(response, name).map(str::to_owned);
         Self { tag: text("etag"), modified: text("last-modified") }
     }
 
-    /// Whether `later` is said of another version. A server may leave out what it said before.
+    /// Whether `later` belongs to another version. A server may omit a validator it sent before.
     fn differs(&self, later: &Self) -> bool {
         let other = |one: &Option<String>, two: &Option<String>| matches!((one, two), (Some(one), Some(two)) if one != two);
         match (&self.tag, &later.tag) {
@@ -86,32 +86,32 @@ impl Seen {
     }
 }
 
-/// What is known about a blob.
+/// A blob and its known state.
 pub(super) struct Blob {
     inner: Arc<Inner>,
     home: Home,
-    /// What it is called: its digest, or its address.
+    /// The digest or the address, for messages.
     name: String,
-    /// The same with what it is, for the errors of reads.
+    /// Kind and name, for the errors of reads.
     subject: String,
     size: u64,
-    /// Whether the descriptor calls it a web page, which is otherwise no blob but a login page in between.
+    /// Whether `text/html` is an expected media type; otherwise HTML is a login page of a proxy.
     is_html: bool,
-    /// Where the last redirect led.
+    /// The target of the last redirect.
     target: Mutex<Option<Target>>,
-    /// By scheme, host and port: who does not have it, or not the right one, and until when that is remembered.
+    /// Scheme, host and port of hosts without the right blob, and when to forget that.
     lacking: Mutex<HashMap<String, Instant>>,
-    /// Who gave the last answer.
+    /// The origin of the last response.
     served_by: Mutex<Option<String>>,
 }
 
-/// Where a redirect led. The URL may be signed.
+/// The target of a redirect. The URL may be signed.
 struct Target {
     url: Url,
-    /// The scheme, host and port that sent us there.
+    /// The scheme, host and port that sent the redirect.
     from: String,
     until: Instant,
-    /// Of the client's memory.
+    /// The generation of the client's remembered state.
     generation: u64,
 }
 
@@ -125,7 +125,7 @@ impl Blob {
         Self { is_html, ..Self::bare(inner, home, name, subject, descriptor.size) }
     }
 
-    /// A file of `size` bytes where `endpoint` is.
+    /// A file of `size` bytes at the address of `endpoint`.
     pub(super) fn of_file(
         inner: Arc<Inner>,
         endpoint: Arc<Endpoint>,
@@ -134,7 +134,7 @@ impl Blob {
         size: u64,
     ) -> Self {
         let subject = format!("file {name}");
-        // Whatever it calls itself: that the answers are of one version says more.
+        // HTML is accepted: the validators show that all responses are of one version.
         Self { is_html: true, ..Self::bare(inner, Home::File { endpoint, seen }, name, subject, size) }
     }
 
@@ -152,7 +152,7 @@ impl Blob {
         }
     }
 
-    /// Every byte, in memory: for documents that are known to be small.
+    /// The complete blob in memory, for documents known to be small.
     pub(super) async fn whole(self: Arc<Self>) -> Result<Bytes, RegistryError> {
         if self.size == 0 {
             return Ok(Bytes::new());
@@ -165,7 +165,7 @@ impl Blob {
         Ok(bytes.freeze())
     }
 
-    /// Takes note that what came was not what the digest names: where somebody else can be asked, it is not asked there again.
+    /// Records that the last content did not match the digest. Its host is avoided if another host can be asked.
     pub(super) fn disbelieve(&self) {
         if let Some(origin) = lock(&self.served_by).take() {
             self.note_lacking(origin);
@@ -180,7 +180,7 @@ impl Blob {
         format!("range {range} of {}", self.name)
     }
 
-    /// Who may be asked.
+    /// The endpoints that may have the bytes.
     fn endpoints(&self) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
         match &self.home {
             Home::File { endpoint, .. } => Ok(vec![endpoint.clone()]),
@@ -198,7 +198,7 @@ impl Blob {
         }
     }
 
-    /// Its address at `endpoint`.
+    /// The URL of the bytes at `endpoint`.
     fn address(&self, endpoint: &Endpoint, what: &str) -> Result<Url, RegistryError> {
         match &self.home {
             Home::File { .. } => Ok(endpoint.root.clone()),
@@ -206,7 +206,7 @@ impl Blob {
         }
     }
 
-    /// Asks for `range` and waits until an answer that can be believed begins.
+    /// Requests `range` and waits for the head of an acceptable response.
     async fn read(self: Arc<Self>, range: ByteRange) -> Result<Reading, RegistryError> {
         let whole = ByteRange::new(0, self.size);
         if range.is_empty() || !whole.contains(range) {
@@ -229,7 +229,7 @@ impl Blob {
         Ok(Reading { blob: self, range, at: range.start, part: Some(part), short: 0, walk })
     }
 
-    /// An answer for `range`, with as many tries as there is patience.
+    /// Requests `range`, with retries and failover within the retry budget.
     async fn open(&self, range: ByteRange, walk: &mut Walk) -> Result<Part, RegistryError> {
         let what = self.range_name(range);
         loop {
@@ -241,7 +241,8 @@ impl Blob {
                 }
                 Err(error) => {
                     self.forget_target();
-                    // Another range would be missing there, too. It is asked again where nobody else can be.
+                    // Another range would be missing on this host, too. The host is asked again only without an
+                    // alternative.
                     if !error.is_about_the_host() {
                         self.note_lacking(endpoint.origin());
                     }
@@ -251,7 +252,8 @@ impl Blob {
         }
     }
 
-    /// One try at a host. Where it refuses the range, or answers what could be anything, it is asked once for the whole.
+    /// One attempt at a host. If the range is refused, or the response proves nothing, one request for the whole
+    /// follows.
     async fn try_open(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -280,7 +282,7 @@ impl Blob {
         }
     }
 
-    /// Asks for a range, or for the whole; `None` when that range is better not asked for here.
+    /// Requests a range, or the whole; `None` if the whole has to be requested instead.
     async fn ask(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -295,7 +297,7 @@ impl Blob {
         let generation = self.inner.generation.load(Ordering::Relaxed);
         if let Some(target) = self.target(endpoint, generation) {
             let reply = send::ask(clients, auth, &question, &target).await?;
-            // How storage says that a signed URL is no longer valid depends on the storage.
+            // The status for an expired signed URL depends on the storage.
             if !matches!(reply.response.status().as_u16(), 400 | 401 | 403 | 404 | 410) {
                 return self.judge(host, reply, range, what).await;
             }
@@ -313,7 +315,7 @@ impl Blob {
         Ok(part)
     }
 
-    /// What an answer may be believed to hold, by its head; `None` when the whole is to be asked for instead.
+    /// Judges a response by its head; `None` if the whole has to be requested instead.
     async fn judge(
         &self,
         asked: &Host,
@@ -362,7 +364,7 @@ impl Blob {
         Ok(Some(Part { response: reply.response, host, what, at, end, length: covers.len(), is_whole }))
     }
 
-    /// Whether an answer shows that a file is not the one any more that was first looked at: nothing of it can be used.
+    /// Whether a response shows that a file has changed since the first request, so that none of it can be used.
     fn has_changed(&self, response: &Response) -> bool {
         let Home::File { seen, .. } = &self.home else { return false };
         let header = |name| answer::header(response, name);
@@ -377,7 +379,7 @@ impl Blob {
         size.is_some_and(|size: u64| size != self.size) || seen.differs(&Seen::of(response))
     }
 
-    /// Whether the bytes can be those of a blob at all.
+    /// Checks that the body can be a blob: no encoding, no web page.
     fn check_form(&self, response: &Response) -> Result<(), String> {
         if let Some(encoding) = answer::encoding(response) {
             return Err(format!("content encoding {encoding}"));
@@ -389,7 +391,7 @@ impl Blob {
         Ok(())
     }
 
-    /// Where `endpoint` sent us lately.
+    /// The remembered redirect target of `endpoint`.
     fn target(&self, endpoint: &Endpoint, generation: u64) -> Option<Url> {
         let target = lock(&self.target);
         let target = target.as_ref()?;
@@ -404,28 +406,29 @@ impl Blob {
     }
 }
 
-/// The pieces that hold a range.
+/// Extends a range to whole pieces.
 fn aligned(range: ByteRange, size: u64) -> ByteRange {
     let end = range.end.checked_next_multiple_of(PIECE).unwrap_or(size);
     ByteRange::new(range.start - range.start % PIECE, end.min(size))
 }
 
-/// A range on its way.
+/// A read of a range, in progress.
 struct Reading {
     blob: Arc<Blob>,
     range: ByteRange,
-    /// The next byte to give out. Invariant: inside `range` or at its end.
+    /// The next byte to deliver. Invariant: inside `range` or at its end.
     at: u64,
-    /// Where it comes from; none after a failure.
+    /// The current response; `None` before the next request.
     part: Option<Part>,
-    /// How many answers held only a little of what was asked for.
+    /// The number of short responses.
     short: u32,
-    /// Who is asked, with a place there.
+    /// The failover state, with a permit of the current host.
     walk: Walk,
 }
 
 impl Reading {
-    /// The next bytes of the range, or `None` at its end. The budget starts anew with every call that gave bytes.
+    /// The next bytes of the range; `None` at its end. The retry budget restarts with every call that delivered
+    /// bytes.
     async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let stall = self.blob.inner.clients.stall();
         self.walk.refresh();
@@ -438,13 +441,13 @@ impl Reading {
                 }
             };
             if part.at == part.end {
-                // The beginning of what was asked for is here, and it described itself.
+                // The response held only the first part of the request, as its head announced.
                 self.part = None;
                 continue;
             }
             match part.next(stall).await {
                 Ok((start, mut chunk)) => {
-                    // A registry without ranges starts from the beginning even when the rest was asked for.
+                    // A registry without ranges starts from the beginning even when the rest was requested.
                     let end = (start + chunk.len() as u64).min(self.range.end);
                     if end <= self.at {
                         continue;
@@ -465,8 +468,8 @@ impl Reading {
         Ok(None)
     }
 
-    /// Counts an answer that ends with this byte, far before the end of what was asked for: a host that gives a byte at a time
-    /// would be asked for ever.
+    /// Counts a response that ends with this byte, far before the end of the request. Otherwise a host that sends a
+    /// byte at a time would be asked for ever.
     fn check_steps(&mut self) -> Result<(), RegistryError> {
         let Some(part) = self.part.as_ref().filter(|part| part.at == part.end && part.end < self.range.end)
         else {
@@ -485,7 +488,7 @@ impl Reading {
         })
     }
 
-    /// As a stream that ends after its first error.
+    /// A stream that ends after its first error.
     fn stream(self) -> crate::io::BoxStream<'static, Result<Bytes, ReadError>> {
         futures_util::stream::try_unfold(self, async |mut reading: Reading| match reading.next().await {
             Ok(Some(chunk)) => Ok(Some((chunk, reading))),

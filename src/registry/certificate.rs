@@ -1,7 +1,8 @@
-//! X.509 certificates that were given: the few fields that a comparison byte for byte leaves open.
+//! X.509 parser for user-provided certificates: names, validity and public key.
 //!
-//! Builds no chain and trusts nothing. The idea: a certificate that the user gave is an anchor by itself, in whatever version
-//! and with whatever extensions it was made; names, time and the public key are all that is still needed of it.
+//! A certificate that the user provides is a trust anchor by itself, in any version and with any extensions. The
+//! certificate is compared byte for byte, so only these fields matter. No chain is built, and nothing is trusted
+//! here.
 //! Rules: RFC 5280 sections 4.1 and 4.2.1.6, X.690.
 
 use std::net::IpAddr;
@@ -21,24 +22,24 @@ const ALTERNATIVE_NAMES: [u8; 3] = [0x55, 0x1d, 0x11];
 /// id-at-commonName.
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 
-/// What a certificate says.
+/// The parsed fields of a certificate.
 #[derive(Debug)]
 pub(super) struct GivenCertificate<'a> {
     /// The DER of its SubjectPublicKeyInfo.
     pub(super) key_info: &'a [u8],
     /// The algorithm of the key: the content of an AlgorithmIdentifier.
     pub(super) key_algorithm: &'a [u8],
-    /// The key alone.
+    /// The bits of the key.
     pub(super) key: &'a [u8],
-    /// Seconds since 1970, from the first to the last in which it is valid.
+    /// First and last valid second, since 1970.
     validity: (i64, i64),
-    /// The content of its subjectAltName; `None` where there is none, as in version 1.
+    /// The content of its subjectAltName; `None` if absent, as in version 1.
     alternative_names: Option<&'a [u8]>,
     subject: &'a [u8],
 }
 
 impl<'a> GivenCertificate<'a> {
-    /// Reads the DER of a certificate; `None` for what is none.
+    /// Parses the DER of a certificate; `None` if it is malformed.
     pub(super) fn parse(der: &'a [u8]) -> Option<Self> {
         let mut certificate = Elements(Elements(der).expect(SEQUENCE)?);
         let mut fields = Elements(certificate.expect(SEQUENCE)?);
@@ -53,7 +54,7 @@ impl<'a> GivenCertificate<'a> {
         let mut info = Elements(fields.expect(SEQUENCE)?);
         let key_info = &before[..before.len() - fields.0.len()];
         let key_algorithm = info.expect(SEQUENCE)?;
-        // The first byte counts the bits that are not used, and keys are whole bytes.
+        // The first byte counts the unused bits, and keys are whole bytes.
         let key = info.expect(BIT_STRING)?.strip_prefix(&[0])?;
         let mut alternative_names = None;
         while let Some(element) = fields.next() {
@@ -64,13 +65,13 @@ impl<'a> GivenCertificate<'a> {
         Some(Self { key_info, key_algorithm, key, validity, alternative_names, subject })
     }
 
-    /// Whether it is valid at this time since 1970.
+    /// Whether the certificate is valid at this time since 1970.
     pub(super) fn is_valid_at(&self, now: Duration) -> bool {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         (self.validity.0..=self.validity.1).contains(&now)
     }
 
-    /// Whether it is for the name or address. One without alternative names is for its common name.
+    /// Whether the certificate is for the name or address. Without subjectAltName, the common name counts.
     pub(super) fn is_for(&self, host: &str) -> bool {
         let address = host.parse::<IpAddr>().ok();
         match self.alternative_names {
@@ -100,7 +101,7 @@ impl<'a> GivenCertificate<'a> {
     }
 }
 
-/// Whether a name of a certificate, which may begin with `*.` for one label, is the host's (RFC 6125 section 6.4).
+/// Whether a certificate's name matches the host. `*.` at its start stands for one label (RFC 6125 section 6.4).
 fn is_matched(pattern: &[u8], host: &str) -> bool {
     let host = host.trim_end_matches('.').as_bytes();
     match pattern.strip_prefix(b"*.") {
@@ -112,13 +113,13 @@ fn is_matched(pattern: &[u8], host: &str) -> bool {
     }
 }
 
-/// The content of subjectAltName among extensions; the outer `None` is for what cannot be read.
+/// The content of subjectAltName among extensions; the outer `None` means malformed extensions.
 fn names_of(extensions: &[u8]) -> Option<Option<&[u8]>> {
     let mut extensions = Elements(Elements(extensions).expect(SEQUENCE)?);
     while let Some(extension) = extensions.next() {
         let mut fields = Elements(extension.content);
         if fields.next()?.content == ALTERNATIVE_NAMES {
-            // A BOOLEAN may stand before the value, which is the last.
+            // An optional BOOLEAN precedes the value, which is the last field.
             let value = std::iter::from_fn(|| fields.next()).last()?;
             return Some(Some(Elements(value.content).expect(SEQUENCE)?));
         }
@@ -126,7 +127,7 @@ fn names_of(extensions: &[u8]) -> Option<Option<&[u8]>> {
     Some(None)
 }
 
-/// A time as seconds since 1970: `YYMMDDHHMMSSZ` (years from 1950), or with four digits of the year.
+/// A time as seconds since 1970, from `YYMMDDHHMMSSZ` (years from 1950) or the form with a four-digit year.
 fn seconds(time: Element<'_>) -> Option<i64> {
     let text = std::str::from_utf8(time.content).ok()?.strip_suffix('Z')?;
     let (year, rest) = match time.tag {
@@ -152,11 +153,11 @@ struct Element<'a> {
     content: &'a [u8],
 }
 
-/// Elements one after the other.
+/// A sequence of elements.
 struct Elements<'a>(&'a [u8]);
 
 impl<'a> Elements<'a> {
-    /// The next one; `None` at the end, and for what is no DER.
+    /// The next element; `None` at the end, and for malformed DER.
     fn next(&mut self) -> Option<Element<'a>> {
         let (&tag, rest) = self.0.split_first()?;
         let (&first, rest) = rest.split_first()?;
@@ -173,12 +174,12 @@ impl<'a> Elements<'a> {
         Some(Element { tag, content })
     }
 
-    /// The content of the next one, which has this tag.
+    /// The content of the next element, if it has this tag.
     fn expect(&mut self, tag: u8) -> Option<&'a [u8]> {
         self.next().filter(|element| element.tag == tag).map(|element| element.content)
     }
 
-    /// Passes over the next one when it has this tag.
+    /// Skips the next element if it has this tag.
     fn optional(&mut self, tag: u8) {
         if self.0.first() == Some(&tag) {
             self.next();

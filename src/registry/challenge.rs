@@ -1,32 +1,33 @@
-//! Challenges of a 401: the schemes that a registry offers, and the one that is taken.
+//! Authentication challenges of a 401: parsing and selection.
 //!
-//! Nothing is sent here. The idea: of several challenges one that is understood is enough, so what cannot be read hides nothing
-//! beside it. Rules: RFC 9110 section 11.6.1, and distribution's token specification.
+//! One supported challenge among several is enough, so a malformed one is skipped and hides no other. Nothing is sent
+//! here.
+//! Rules: RFC 9110 section 11.6.1, and distribution's token specification.
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
 use super::reach::Guide;
 
-/// How a registry wants to be authenticated.
+/// An authentication scheme that a registry asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Challenge {
     /// User and password with every request.
     Basic,
-    /// A token of the realm.
+    /// A token from the realm.
     Bearer {
         /// The token server. Invariant: it passed [`Guide::check_realm`].
         realm: Url,
-        /// What the registry calls itself there.
+        /// The registry's name at the token server; `None` if the challenge has none.
         service: Option<String>,
-        /// What the token must allow, separated by spaces; of the challenge or else of the request.
+        /// The scopes that the token must allow, separated by spaces: of the challenge, or else of the request.
         scope: String,
     },
 }
 
 impl Challenge {
-    /// The same, asking for a token that may also write to `repository`. A scope is `type:name:actions`, the actions
-    /// joined by commas (distribution's token specification).
+    /// The same challenge for a token that may also write to `repository`. A scope is `type:name:actions`, the
+    /// actions joined by commas (distribution's token specification).
     pub(super) fn for_writing(self, repository: &str) -> Self {
         let Challenge::Bearer { realm, service, scope } = self else { return self };
         let prefix = format!("repository:{repository}:");
@@ -46,8 +47,8 @@ impl Challenge {
     }
 }
 
-/// The challenge that is taken of a 401: Bearer before Basic, because a token is worth less to a thief. `None` when there is
-/// none that we know; an error says why the only ones there are cannot be met.
+/// Selects a challenge of a 401: Bearer before Basic, because a stolen token is worth less than a password. `None`
+/// means no known scheme; an error names the reason why no Bearer challenge can be met.
 pub(super) fn challenge(
     guide: Guide<'_>,
     headers: &HeaderMap,
@@ -80,7 +81,7 @@ fn bearer(guide: Guide<'_>, offer: &Offer, default_scope: &str) -> Result<Challe
     Ok(Challenge::Bearer { realm, service: offer.parameter("service").map(str::to_owned), scope })
 }
 
-/// One challenge as it is written.
+/// One challenge as written.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Offer {
     scheme: String,
@@ -88,21 +89,21 @@ struct Offer {
 }
 
 impl Offer {
-    /// The first parameter of this name, if it has a value.
+    /// The first parameter of this name; `None` if it is absent or empty.
     fn parameter(&self, name: &str) -> Option<&str> {
         let (_, value) = self.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
         Some(value.as_str()).filter(|value| !value.is_empty())
     }
 }
 
-/// The challenges of one header field: schemes, each with token68 or with parameters. What is between commas and is neither is
-/// passed over, and a value that should be quoted goes on to the next comma.
+/// The challenges of one header field: schemes, each with a token68 or with parameters. Malformed elements between
+/// commas are skipped, and an unquoted value extends to the next comma.
 fn offers(text: &str) -> Vec<Offer> {
     let mut found: Vec<Offer> = Vec::new();
     for element in elements(text) {
         let (word, rest) = split_word(element);
         let after = rest.trim_start();
-        // `name = value` goes on with the last scheme, `name ...` begins a new one.
+        // `name = value` belongs to the last scheme, `name ...` begins a new one.
         let (pair, begins) = match after.strip_prefix('=') {
             Some(value) => (Some((word, value)), false),
             None => {
@@ -122,7 +123,7 @@ fn offers(text: &str) -> Vec<Offer> {
     found
 }
 
-/// What stands between commas outside of quotes.
+/// Splits at commas outside of quotes.
 fn elements(text: &str) -> Vec<&str> {
     let (mut parts, mut start, mut is_quoted, mut is_escaped) = (Vec::new(), 0, false, false);
     for (at, c) in text.char_indices() {
@@ -141,13 +142,13 @@ fn elements(text: &str) -> Vec<&str> {
     parts
 }
 
-/// The token at the beginning (RFC 9110 section 5.6.2), and what follows it.
+/// The token at the start (RFC 9110 section 5.6.2), and the rest.
 fn split_word(text: &str) -> (&str, &str) {
     let is_part = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     text.split_at(text.find(|c| !is_part(c)).unwrap_or(text.len()))
 }
 
-/// A value without its quotes and escapes.
+/// A value without quotes and escapes.
 fn unquoted(value: &str) -> String {
     let Some(inside) = value.strip_prefix('"') else { return value.to_owned() };
     let mut plain = String::new();

@@ -1,7 +1,8 @@
-//! The registry client: options, manifests, whole documents, and the way to a lazy blob.
+//! Registry client: options, manifests, small documents, and lazy blobs.
 //!
-//! It keeps what all requests of a process share: logins, connections, the configuration, and what was learnt about hosts. The idea: everything here asks for whole small documents, which are hashed before anybody sees them; bytes by
-//! range are `blob`'s.
+//! Holds the state that all requests of a process share: logins, connections, the configuration, and the known
+//! failures and limits of hosts. Documents are small, fetched as a whole, and hashed before they are returned. `blob`
+//! reads bytes by range.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -27,40 +28,40 @@ use super::{RegistryError, answer::refusal};
 use crate::io::{ByteRange, Fetch};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, OciError, Reference, Selector};
 
-/// How often a document is fetched whose bytes do not hash to its digest: the wire may have flipped a bit.
+/// The most fetches of a document whose bytes do not hash to its digest: a bit may have flipped in transit.
 const MISMATCH_TRIES: u32 = 3;
-/// Every kind of document that may stand behind a reference.
+/// The media types of all documents that a reference can name.
 pub(super) const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.artifact.manifest.v1+json";
 
-/// How to talk to registries.
+/// Options of a registry client.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Use http for every host, not only for this machine.
+    /// Use HTTP for every host, not only for loopback addresses.
     pub plain_http: bool,
-    /// The only file to look for credentials in.
+    /// The only credential file; `None` searches the usual places.
     pub authfile: Option<PathBuf>,
-    /// The credential to use; no file is read.
+    /// The credential to use; no credential file is read. `None` searches for one.
     pub creds: Option<Credential>,
-    /// Use no credential at all.
+    /// Use no credentials.
     pub anonymous: bool,
-    /// Whether the certificate of every registry has to be valid (also of those that are configured otherwise), or of none.
-    /// When it is said that they have to be, https is spoken to this machine, too.
+    /// `Some(true)` requires a valid certificate of every registry, also of those configured otherwise, and HTTPS for
+    /// loopback addresses too. `Some(false)` accepts any certificate. `None` follows the configuration.
     pub tls_verify: Option<bool>,
-    /// The directory with the certificates for the registry, instead of those that are configured for hosts.
+    /// The directory with certificates for the registry, instead of the directories configured for hosts.
     pub cert_dir: Option<PathBuf>,
-    /// A file with authorities that are trusted, too.
+    /// A file with additional trusted authorities.
     pub ca_file: Option<PathBuf>,
-    /// Where this machine's configuration lies.
+    /// The paths of this machine's configuration.
     pub places: Places,
-    /// How long one request may take with all its tries. For a stream it starts anew whenever bytes arrive.
+    /// Time limit for one request with all retries. For a stream the time restarts whenever bytes arrive.
     pub read_budget: Duration,
-    /// How long a connection may take to come about.
+    /// Time limit for establishing a connection.
     pub connect_timeout: Duration,
-    /// How long nothing may arrive on a connection.
+    /// The longest time without a byte on a connection.
     pub stall_timeout: Duration,
     /// The `User-Agent` header.
     pub user_agent: String,
@@ -85,41 +86,41 @@ impl Default for Options {
     }
 }
 
-/// A document as the registry sent it, hashed.
+/// A document as received, hashed.
 #[derive(Clone, Debug)]
 pub struct Fetched {
-    /// The very bytes.
+    /// The bytes as received.
     pub bytes: Bytes,
-    /// The digest of those bytes: the one that was asked for, or sha256.
+    /// The digest of the bytes: the requested one, or sha256.
     pub digest: Digest,
-    /// The `Content-Type` header.
+    /// The `Content-Type` header; `None` if absent.
     pub content_type: Option<String>,
 }
 
-/// A document that was not fetched.
+/// The answer to a HEAD request for a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Headed {
-    /// Its digest: the one that was asked for, or the one that the registry names.
+    /// The digest: the requested one, or the one that the registry declares.
     pub digest: Digest,
-    /// How many bytes it has, where the registry says so.
+    /// The size in bytes; `None` if the registry does not declare it.
     pub size: Option<u64>,
-    /// The `Content-Type` header.
+    /// The `Content-Type` header; `None` if absent.
     pub media_type: Option<String>,
 }
 
-/// The way to every registry: one for a process. Clones share everything.
+/// Client for all registries: one for a process. Clones share all state.
 #[derive(Clone)]
 pub struct Registry {
     pub(super) inner: Arc<Inner>,
 }
 
-/// What all requests share.
+/// The state shared by all requests.
 pub(super) struct Inner {
     pub(super) clients: Arc<Clients>,
     pub(super) auth: Auth,
     pub(super) hosts: Hosts,
     pub(super) read_budget: Duration,
-    /// Counts how often everything was forgotten.
+    /// Incremented when all remembered state is dropped.
     pub(super) generation: AtomicU64,
     pub(super) places: Places,
     pub(super) given: Given,
@@ -127,7 +128,7 @@ pub(super) struct Inner {
 }
 
 impl Registry {
-    /// Reads the environment for the places of credentials, and sends nothing.
+    /// Creates a client. Reads the environment for the paths of credentials, and sends nothing.
     pub fn new(options: Options) -> Result<Self, RegistryError> {
         let credentials = Credentials {
             anonymous: options.anonymous,
@@ -154,7 +155,7 @@ impl Registry {
         })
     }
 
-    /// The same registries without any login.
+    /// The same client without any login.
     #[must_use]
     pub fn without_logins(&self) -> Self {
         let inner = &self.inner;
@@ -175,7 +176,7 @@ impl Registry {
 
     /// The manifest or index that `selector` names in the repository of `reference`, at most [`MAX_DOCUMENT`] bytes.
     ///
-    /// The bytes hash to the returned digest, which is the one asked for when it was asked by digest.
+    /// The bytes hash to the returned digest, which equals the requested digest if there is one.
     pub async fn manifest(
         &self,
         reference: &Reference,
@@ -186,8 +187,8 @@ impl Registry {
         self.inner.manifest(walk, selector, &what).await
     }
 
-    /// What `selector` names in the repository of `reference`, without its bytes: one HEAD, which Docker Hub does not count as a
-    /// pull. A registry that does not answer it as it should is asked for the document itself.
+    /// Digest, size and type of the document that `selector` names in the repository of `reference`, by one HEAD,
+    /// which Docker Hub does not count as a pull. If the answer is unusable, the document itself is fetched.
     pub async fn head(&self, reference: &Reference, selector: &Selector) -> Result<Headed, RegistryError> {
         let what = format!("manifest {} of {}", name_of(selector), reference.repository());
         let mut walk = self.inner.walk_for(reference, selector, &what)?;
@@ -203,7 +204,7 @@ impl Registry {
                 Ok(None) | Err(_) => break,
             }
         }
-        // The place of the HEAD is the first one that the GET needs.
+        // Releases the host's permit, which the GET needs first.
         drop(walk);
         let fetched = self.manifest(reference, selector).await?;
         Ok(Headed {
@@ -213,8 +214,8 @@ impl Registry {
         })
     }
 
-    /// The full name of a reference that was written without a host, as this machine understands it: an alias, or a name in the
-    /// one registry that is searched for such names. Otherwise, and with a host, it stays as it is.
+    /// The full name of a reference without a host, by this machine's configuration: an alias, or a name in the only
+    /// registry that is searched for short names. Any other reference is returned unchanged.
     pub fn expand(&self, reference: &Reference) -> Result<Reference, RegistryError> {
         match reference.short_name() {
             Some(_) => self.inner.config()?.expand(reference),
@@ -222,12 +223,12 @@ impl Registry {
         }
     }
 
-    /// A blob by range. No request is made here.
+    /// A blob by range. Sends no request.
     pub fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<dyn Fetch> {
         Arc::new(LazyBlob(self.open(reference, descriptor)))
     }
 
-    /// How many bytes the blob `digest` of the repository of `reference` has, for a blob that no document describes.
+    /// The size in bytes of the blob `digest` in the repository of `reference`, for a blob without descriptor.
     pub async fn blob_size(&self, reference: &Reference, digest: &Digest) -> Result<u64, RegistryError> {
         let what = format!("size of blob {digest} of {}", reference.repository());
         let selector = Selector::Digest(digest.clone());
@@ -243,7 +244,7 @@ impl Registry {
         }
     }
 
-    /// A small blob as a whole (a config), at most [`MAX_DOCUMENT`] bytes, with the size and the digest of its descriptor.
+    /// A small blob, such as a config, at most [`MAX_DOCUMENT`] bytes. Its size and digest match the descriptor.
     pub async fn document(
         &self,
         reference: &Reference,
@@ -288,16 +289,17 @@ impl Registry {
         }
     }
 
-    /// Whether the host that is asked first for blobs of `reference` lately sent a whole one when it was asked for a range.
+    /// Whether a host for blobs of `reference` recently answered a range request with the whole blob. Failing hosts
+    /// ahead of the first healthy one do not count.
     pub fn ignores_ranges(&self, reference: &Reference) -> bool {
         let Ok(route) = self.inner.route(reference) else { return false };
         let hosts = route.for_digests().into_iter().map(|endpoint| self.inner.hosts.of(&endpoint));
         hosts.skip_while(|host| host.is_failing()).any(|host| host.ignores_ranges())
     }
 
-    /// Drops what was learnt from hosts and files: logins, where redirects led, the failures and habits of hosts, certificates,
-    /// and the configuration, which is read again at once. For whoever changed any of it, and says so by SIGHUP; requests on
-    /// their way go on as they began. Where the configuration cannot be read any more, the one that was read before stays.
+    /// Drops remembered state: logins, redirect targets, failures and limits of hosts, certificates, and the
+    /// configuration, which is reloaded at once. Called on SIGHUP, after a change of any of these; running requests
+    /// continue unchanged. If the configuration cannot be read any more, the earlier one stays in effect.
     pub fn forget_logins(&self) -> Result<(), RegistryError> {
         self.inner.auth.forget();
         self.inner.hosts.forget();
@@ -310,7 +312,7 @@ impl Registry {
         for reference in used {
             match config.route(&reference) {
                 Ok(route) => known.insert(key_of(&reference), (reference, Arc::new(route))),
-                // That is what the configuration wants now.
+                // The new configuration blocks the repository.
                 Err(RegistryError::Blocked { .. }) => None,
                 Err(error) => return Err(error),
             };
@@ -324,7 +326,7 @@ impl Registry {
     }
 }
 
-/// A selector as a part of a path.
+/// A selector as a path component.
 fn name_of(selector: &Selector) -> &str {
     match selector {
         Selector::Tag(tag) => tag,
@@ -333,7 +335,7 @@ fn name_of(selector: &Selector) -> &str {
 }
 
 impl Inner {
-    /// What is configured, read when it is first needed. The files are few and small.
+    /// The configuration, loaded on first use. The files are few and small.
     pub(super) fn config(&self) -> Result<Arc<Config>, RegistryError> {
         let mut routes = lock(&self.routes);
         if let Some(config) = &routes.config {
@@ -344,7 +346,7 @@ impl Inner {
         Ok(config)
     }
 
-    /// Who is asked for the repository of `reference`.
+    /// The endpoints for the repository of `reference`.
     pub(super) fn route(&self, reference: &Reference) -> Result<Arc<Route>, RegistryError> {
         let key = key_of(reference);
         if let Some((_, route)) = lock(&self.routes).known.get(&key) {
@@ -355,7 +357,7 @@ impl Inner {
         Ok(route)
     }
 
-    /// A walk over the hosts that may know `selector`.
+    /// A failover over the hosts that may have `selector`.
     pub(super) fn walk_for(
         &self,
         reference: &Reference,
@@ -370,7 +372,7 @@ impl Inner {
         Walk::new(&self.hosts, endpoints, Patience::new(self.read_budget, Persistence::Brief), what)
     }
 
-    /// The manifest from the first host of a walk that has it.
+    /// The manifest from the first host that has it.
     pub(super) async fn manifest(
         &self,
         mut walk: Walk,
@@ -389,7 +391,8 @@ impl Inner {
         }
     }
 
-    /// `None` for an answer that does not say what a GET would: its status, or no digest of it.
+    /// `None` for an answer that cannot stand for that of a GET: another status than 200, an HTML page, or no usable
+    /// digest.
     async fn try_head(
         &self,
         question: &Question<'_>,
@@ -413,8 +416,8 @@ impl Inner {
         Ok(Some(Headed { digest, size, media_type: header("content-type").map(str::to_owned) }))
     }
 
-    /// By HEAD; and where that does not work, as at storage that signs for GET alone, by the total of the first byte, or by the
-    /// length of an answer whose body is not read.
+    /// By HEAD. Storage that signs URLs for GET alone refuses HEAD. Then by the total of a one-byte range, or by the
+    /// length of a response whose body is not read.
     async fn try_size(&self, scope: &Scope, url: &Url, what: &str) -> Result<u64, RegistryError> {
         let first = Some(ByteRange::new(0, 1));
         let mut refused = None;
@@ -479,7 +482,7 @@ impl Inner {
         let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);
         let promised = answer::header(&reply.response, "docker-content-digest").map(str::to_owned);
         let body = Body { host: &host, what, stall };
-        // A digest tells whether the document is whole, however the connection ended.
+        // With a digest to compare, the end of the connection does not matter.
         let ending = match (selector, &promised) {
             (Selector::Tag(_), None) => Ending::Announced,
             _ => Ending::Any,
@@ -495,7 +498,7 @@ impl Inner {
                 what: what.to_owned(),
                 reason: sanitised(&format!("a Docker-Content-Digest header that is none: {source}")),
             })?;
-            // The header may be of an algorithm that we do not have; then the selector's digest has to do.
+            // The algorithm of the header may be unsupported; then the selector's digest has to suffice.
             if let Some(actual) = promised.same_algorithm(&bytes).filter(|actual| *actual != promised) {
                 let what = format!("{what} by its Docker-Content-Digest header");
                 return Err(RegistryError::Mismatch { host, what, expected: promised, actual });
@@ -505,7 +508,7 @@ impl Inner {
     }
 }
 
-/// The digest of a manifest's bytes, which must be the one it was asked by.
+/// The digest of a manifest's bytes, checked against the requested one.
 fn named(selector: &Selector, bytes: &[u8], host: &str, what: &str) -> Result<Digest, RegistryError> {
     let Selector::Digest(expected) = selector else { return Ok(Digest::sha256(bytes)) };
     let (host, what) = (host.to_owned(), what.to_owned());
@@ -523,11 +526,11 @@ fn named(selector: &Selector, bytes: &[u8], host: &str, what: &str) -> Result<Di
     }
 }
 
-/// Who is asked for what, as it was configured when it was first asked for.
+/// Routes by repository, as configured at their first use.
 #[derive(Default)]
 struct Routes {
     config: Option<Arc<Config>>,
-    /// By registry and repository, with one reference of them.
+    /// By registry and repository, with one reference of the repository.
     known: HashMap<(String, String), (Reference, Arc<Route>)>,
 }
 

@@ -1,8 +1,8 @@
-//! Who we are at a registry: the places where podman and docker keep credentials, and the keys they keep them under.
+//! Credential lookup in the files of podman and docker, and the keys in them.
 //!
-//! Nothing is cached here, because tokens of cloud registries end after hours and a mount lives for weeks: every look-up
-//! reads the files again. The idea: places in a fixed order, each of which has a credential, has none (the next place is
-//! asked), or is broken (an error that names the place and never its content).
+//! Places are searched in a fixed order. Each has a credential, has none and the next one follows, or is broken: an
+//! error that names the place but quotes nothing. Every lookup reads the files again, because tokens of cloud
+//! registries expire after hours and a mount lives for weeks.
 //! Rules: containers-auth.json(5) of containers/image, and the docker command line.
 
 use std::collections::BTreeMap;
@@ -15,31 +15,31 @@ use super::redact::Secret;
 use super::{RegistryError, helper};
 use crate::oci::canonical_host;
 
-/// The largest file with credentials that is read, in bytes.
+/// The largest credential file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
-/// Under this key docker keeps the credential of Docker Hub, and asks helpers for it.
+/// Docker's key for the credential of Docker Hub, in files and for helpers.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
-/// Instead of a user name: the secret is an identity token (docker-credential-helpers README).
+/// The user name that marks the secret as an identity token (docker-credential-helpers README).
 const TOKEN_USER: &str = "<token>";
 
 /// A user name and a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
-    /// The user.
+    /// The user name.
     pub user: String,
     /// The password.
     pub secret: Secret,
 }
 
 impl Credential {
-    /// From `user:password`; `None` when there is no colon. Only the first colon separates (RFC 7617 section 2).
+    /// Parses `user:password`; `None` without a colon. Only the first colon separates (RFC 7617 section 2).
     pub fn parse(text: &str) -> Option<Self> {
         let (user, password) = text.split_once(':')?;
         Some(Self { user: user.to_owned(), secret: Secret::new(password) })
     }
 }
 
-/// What there is to authenticate with.
+/// The login for a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Login {
     /// For Basic, or for the token server.
@@ -60,25 +60,25 @@ impl From<Credential> for Login {
     }
 }
 
-/// Where credentials are looked for.
+/// The places of credentials.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Credentials {
-    /// Look nowhere.
+    /// Search no place.
     pub(super) anonymous: bool,
-    /// Given on the command line: nothing else counts.
+    /// From the command line: replaces all places.
     pub(super) given: Option<Credential>,
-    /// The only file, when there is one.
+    /// The only file; `None` searches the others.
     pub(super) authfile: Option<PathBuf>,
     /// The content of `DOCKER_AUTH_CONFIG`.
     pub(super) inline: Option<Secret>,
-    /// Files in their order.
+    /// Files in search order.
     pub(super) files: Vec<PathBuf>,
-    /// `~/.dockercfg`, whose whole document is what others have under `auths`.
+    /// `~/.dockercfg`, whose whole document has the form of `auths` elsewhere.
     pub(super) legacy: Option<PathBuf>,
 }
 
 impl Credentials {
-    /// The places that this process's environment names.
+    /// The places for the environment of this process.
     pub(super) fn of_environment(authfile: Option<PathBuf>) -> Self {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let path = |name: &str| variable(name).map(PathBuf::from);
@@ -106,12 +106,12 @@ impl Credentials {
         }
     }
 
-    /// The same for hosts that the user did not name: what was given on the command line is not for them.
+    /// The same places for hosts that the user did not name: the credential of the command line is not for them.
     pub(super) fn for_others(&self) -> Self {
         Self { given: None, ..self.clone() }
     }
 
-    /// The files that are read, now or when they come.
+    /// The files that are read, also those that do not exist yet.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         match &self.authfile {
             _ if self.anonymous => Vec::new(),
@@ -125,7 +125,7 @@ impl Credentials {
         Ok(self.find_with_place(registry, repository).await?.map(|(login, _)| login))
     }
 
-    /// The credential for a repository, from the first place that has one, and that place.
+    /// The credential for a repository, from the first place that has one, and the name of that place.
     pub(super) async fn find_with_place(
         &self,
         registry: &str,
@@ -168,8 +168,8 @@ impl Credentials {
     }
 }
 
-/// The file's text, or `None` when it is not there or not ours to read: a service without access to the home directory
-/// still pulls public images.
+/// The text of a file; `None` if it does not exist or cannot be accessed: a service without access to the home
+/// directory still pulls public images.
 async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError> {
     use std::io::ErrorKind;
     let length = match tokio::fs::metadata(file).await {
@@ -196,7 +196,7 @@ async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError>
     }
 }
 
-/// What `auth.json` and `config.json` have in common.
+/// The common fields of `auth.json` and `config.json`.
 #[derive(Default, Deserialize)]
 struct Config {
     #[serde(default)]
@@ -223,7 +223,7 @@ impl Config {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        // Go's clients take the names of fields in any case.
+        // Go's clients accept field names in any case.
         let mut written: serde_json::Value = parse(place, text)?;
         lower(&mut written);
         for entry in written.get_mut("auths").and_then(|auths| auths.as_object_mut()).into_iter().flatten() {
@@ -232,10 +232,11 @@ impl Config {
         serde_json::from_value(written).map_err(|_| broken(place, "not the JSON of a credential file"))
     }
 
-    /// The helper of the host, then the helper for all hosts (whose users keep empty entries as marks, and stale ones from the
-    /// time before it), then the entry with the longest key. Which place it was is said beside it.
+    /// Searches the helper of the host, then the helper for all hosts, then the entry with the longest key, and
+    /// returns the name of the place too. Entries come last, because with a helper for all hosts they are empty
+    /// marks, or stale ones older than the helper. Its error counts only if no entry has a login.
     async fn find(&self, place: &str, keys: &[String]) -> Result<Option<(Login, String)>, RegistryError> {
-        // `keys` is never empty, and its last one is the host alone.
+        // `keys` is not empty, and its last element is the host alone.
         let host = keys.last().map_or("", String::as_str);
         let server = if host == "docker.io" { HUB_KEY } else { host };
         let of_helper = |name: &str, found: Option<Credential>| {
@@ -268,7 +269,7 @@ impl Config {
     }
 }
 
-/// The names of an object's fields in lower case.
+/// Lower-cases the field names of an object.
 fn lower(value: &mut serde_json::Value) {
     if let Some(fields) = value.as_object_mut() {
         *fields = std::mem::take(fields)
@@ -288,7 +289,7 @@ impl Entry {
             return Ok(Some(Login::Identity(Secret::new(token))));
         }
         if let Some(auth) = text(&self.auth) {
-            // base64(1) breaks lines, and Go's decoder reads over the breaks.
+            // base64(1) breaks lines, and Go's decoder ignores the breaks.
             let unbroken: String = auth.split_ascii_whitespace().collect();
             let bytes = base64::engine::general_purpose::STANDARD
                 .decode(unbroken)
@@ -316,12 +317,12 @@ fn keys(registry: &str, repository: &str) -> Vec<String> {
     keys
 }
 
-/// The entry under this very key, else under another way to write it.
+/// The entry under exactly this key, else under another spelling of it.
 fn lookup<'a, V>(entries: &'a BTreeMap<String, V>, key: &str) -> Option<(&'a String, &'a V)> {
     entries.get_key_value(key).or_else(|| entries.iter().find(|(written, _)| normal(written) == key))
 }
 
-/// A key without scheme, slash at the end and API version, its host in lower case and Docker Hub by its one name.
+/// A key without scheme, trailing slash and API version. The host is in lower case, and Docker Hub has one name.
 fn normal(key: &str) -> String {
     let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
     let mut name = bare.unwrap_or(key).trim_end_matches('/');
@@ -339,7 +340,7 @@ fn normal(key: &str) -> String {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(place: &str, text: &str) -> Result<T, RegistryError> {
-    // The message of serde_json quotes values, and values here are secrets: only the position is told.
+    // serde_json's messages quote values, which are secrets: only the position is reported.
     serde_json::from_str(text).map_err(|error| {
         broken(
             place,

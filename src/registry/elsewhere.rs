@@ -1,7 +1,8 @@
-//! What a process that has given up rights has another one do for it: run a credential helper, and resolve a name.
+//! RPC to the privileged process: credential helpers and DNS.
 //!
-//! Does neither itself and keeps nothing. The idea: one question and one answer over a socket of their own, so that a slow one
-//! holds up nobody. The other process is this same program; it takes questions from nobody else.
+//! A process that has dropped its privileges can neither run a helper nor resolve a name. Each request has a socket
+//! of its own, so a slow one delays no other. The privileged process is this same program, and accepts requests from
+//! this process only.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, ToSocketAddrs as _};
@@ -17,19 +18,19 @@ use super::Credential;
 use super::helper;
 use super::redact::Secret;
 
-/// Gives one end of a socket to the other process.
+/// Passes one end of a socket to the privileged process.
 type Start = fn(OwnedFd) -> std::io::Result<()>;
 
-/// Set once, when this process gives up its rights.
+/// Set once, when this process drops its privileges.
 static ELSEWHERE: OnceLock<Start> = OnceLock::new();
 
-/// How long an answer may take: as long as a helper, and the way to it.
+/// Time limit for a response: that of a helper, and the round trip.
 const LIMIT: Duration = helper::LIMIT.saturating_add(Duration::from_secs(5));
-/// The longest question, in bytes.
+/// The longest request, in bytes.
 const MAX_QUESTION: u64 = 64 * 1024;
-/// The longest answer, in bytes: JSON may take six bytes for one of a helper.
+/// The longest response, in bytes: JSON may take six bytes for one byte of a helper's output.
 const MAX_ANSWER: u64 = 6 * helper::MAX_ANSWER;
-/// The most addresses of one name that are handed on.
+/// The most addresses returned for one name.
 const MAX_ADDRESSES: usize = 64;
 
 #[derive(Serialize, Deserialize)]
@@ -46,13 +47,14 @@ enum Told {
     Failed(String),
 }
 
-/// From now on this is done by the process that `start` hands a socket to; there [`serve_elsewhere`] answers.
+/// Sends helper runs and DNS lookups from now on to the process that `start` passes a socket to. That process answers
+/// with [`serve_elsewhere`].
 pub fn work_elsewhere(start: Start) {
-    // A second one would be the same.
+    // A second call would set the same function.
     ELSEWHERE.set(start).ok();
 }
 
-/// Answers one question that came over a socket.
+/// Answers one request from a socket.
 pub fn serve_elsewhere(mut socket: UnixStream) -> std::io::Result<()> {
     let mut question = Vec::new();
     (&socket).take(MAX_QUESTION).read_to_end(&mut question)?;
@@ -76,7 +78,7 @@ pub fn serve_elsewhere(mut socket: UnixStream) -> std::io::Result<()> {
     socket.write_all(&serde_json::to_vec(&told)?)
 }
 
-/// What the helper called `name` knows about `server`; `None` when this process may run it itself.
+/// The credential of the helper `name` for `server`; `None` if this process runs helpers itself.
 pub(super) async fn credential(name: &str, server: &str) -> Option<Result<Option<Credential>, String>> {
     let start = ELSEWHERE.get()?;
     let asked = Question::Credential { helper: name.to_owned(), server: server.to_owned() };
@@ -88,7 +90,7 @@ pub(super) async fn credential(name: &str, server: &str) -> Option<Result<Option
     })
 }
 
-/// The addresses of `host`; `None` when there is nobody else to ask.
+/// The addresses of `host`; `None` if this process resolves names itself.
 pub(super) async fn addresses(host: &str) -> Option<Result<Vec<IpAddr>, String>> {
     let start = ELSEWHERE.get()?;
     Some(match ask(*start, &Question::Addresses { host: host.to_owned() }).await {
@@ -103,7 +105,7 @@ const NO_ANSWER: &str = "the process that keeps the mount gave no answer";
 async fn ask(start: Start, question: &Question) -> Result<Told, String> {
     let exchange = async {
         let (ours, theirs) = UnixStream::pair()?;
-        // The other process may be about to unmount, which takes a moment.
+        // The other process may be busy unmounting, which takes a moment.
         tokio::task::spawn_blocking(move || start(theirs.into())).await.map_err(std::io::Error::other)??;
         ours.set_nonblocking(true)?;
         let mut ours = tokio::net::UnixStream::from_std(ours)?;

@@ -1,8 +1,8 @@
-//! Where a repository is asked for: addresses in their order, and how each one is spoken to.
+//! Routes: the endpoints of a repository in order, with the settings of each connection.
 //!
-//! Nothing is sent here. The idea: a route is the list of hosts that may have the bytes of one repository, mirrors first and the
-//! registry itself last; what may be believed of them is decided by digests, so a route is only about who is asked, by what
-//! name, and with which certificates and headers.
+//! A route lists the hosts that may have the bytes of one repository, mirrors first and the registry itself last.
+//! Digests verify the bytes, so a route only decides which host is asked, by which name, and with which certificates
+//! and headers. Nothing is sent here.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -16,42 +16,42 @@ use super::auth::{Access, Scope, origin};
 use super::reach::Guide;
 use super::redact::{host_of, sanitised};
 
-/// Whether the certificate of a server counts.
+/// The verification of a server's certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) enum Verify {
-    /// It has to be valid for the name, and signed by somebody trusted.
+    /// The certificate must be valid for the name, with a trusted signer.
     #[default]
     Certificate,
-    /// Any will do.
+    /// Any certificate is accepted.
     Nothing,
 }
 
-/// The certificates for the connections to one host.
+/// The TLS settings for connections to one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Tls {
-    /// Files with authorities that are trusted beside the system's.
+    /// Files with authorities that are trusted in addition to the system's.
     pub(super) authorities: Vec<PathBuf>,
-    /// What we show when the server asks who we are: a certificate, and its key where that is another file.
+    /// Client certificates: a certificate file, and a key file (`None` if the key is in the same file).
     pub(super) pairs: Vec<(PathBuf, Option<PathBuf>)>,
-    /// Whether the server's certificate counts.
+    /// The verification of the server's certificate.
     pub(super) verify: Verify,
 }
 
-/// What an endpoint is to the registry of the reference.
+/// The role of an endpoint in a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// The registry itself, wherever it lives.
+    /// The registry itself, at its configured location.
     Primary,
-    /// Somebody who has copies.
+    /// A mirror.
     Mirror,
 }
 
-/// What an endpoint may be asked for.
+/// The kinds of requests that an endpoint is configured for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Serves {
-    /// What a tag points at now.
+    /// Resolving tags.
     pub(super) tags: bool,
-    /// What a digest names.
+    /// Fetching content by digest.
     pub(super) digests: bool,
 }
 
@@ -62,25 +62,25 @@ impl Serves {
 /// One address of one repository.
 #[derive(Debug)]
 pub(super) struct Endpoint {
-    /// The host as a user names it: credentials are kept under it.
+    /// The host as the user names it: the key of its credentials.
     pub(super) registry: String,
-    /// The repository by its name there.
+    /// The repository's name at this host.
     pub(super) repository: String,
-    /// The repository's own address, with a slash at its end. Credentials go to this scheme, host and port only.
+    /// The repository's own address, with a trailing slash. Credentials go to this scheme, host and port only.
     pub(super) root: Url,
-    /// The registry that a proxy is to fetch from, as its `ns` parameter.
+    /// The `ns` parameter: the registry that a proxy has to fetch from; `None` sends none.
     pub(super) namespace: Option<String>,
     /// For connections to this scheme, host and port.
     pub(super) tls: Tls,
     /// Sent to this scheme, host and port only.
     pub(super) headers: HeaderMap,
-    /// What it is.
+    /// The role in the route.
     pub(super) role: Role,
-    /// What it may be asked for.
+    /// The kinds of requests it is configured for.
     pub(super) serves: Serves,
-    /// Whether nobody's certificate counts, because the user said so.
+    /// `--tls-verify=false`: accept any certificate of any host.
     pub(super) trusts_everybody: bool,
-    /// Hosts, without ports, that the configuration names: it may lead there, also into a private network.
+    /// Hosts named in the configuration, without ports: redirects may lead there, also into a private network.
     pub(super) named: Arc<HashSet<String>>,
 }
 
@@ -90,14 +90,15 @@ impl Endpoint {
         origin(&self.root)
     }
 
-    /// Whether `other` is the same place, spoken to otherwise.
+    /// Whether `other` is the same repository at the same host over the other scheme.
     pub(super) fn is_other_way_of(&self, other: &Self) -> bool {
         self.registry == other.registry && self.repository == other.repository && self.role == other.role
     }
 
-    /// The certificates for a connection to `url`, which is here or where this host sent us. Elsewhere its authorities are
-    /// trusted too, because an organisation that signs for its registry signs for the storage behind it; but we do not show
-    /// our certificate there, and do not overlook that of a stranger.
+    /// The TLS settings for a connection to `url`: the endpoint itself, or an address it sent us to. Its authorities
+    /// are trusted for other hosts too, because an organisation that signs for its registry signs for the storage
+    /// behind it. Other hosts do not get the client certificate, and need a valid certificate unless the user accepts
+    /// any.
     pub(super) fn tls_for(&self, url: &Url) -> Tls {
         if origin(url) == self.origin() {
             return self.tls.clone();
@@ -110,20 +111,20 @@ impl Endpoint {
         }
     }
 
-    /// The policy for addresses that it chooses.
+    /// The policy for addresses chosen by this endpoint.
     pub(super) fn guide(&self) -> Guide<'_> {
         Guide { home: &self.root, named: &self.named }
     }
 
-    /// Where a redirect of this host, or the place of an upload, leads from `from`, when it may be followed.
+    /// The target of a redirect or upload location from `from`; an error if the policy forbids it.
     pub(super) fn follow(&self, from: &Url, location: &[u8]) -> Result<Url, String> {
-        // Not every server encodes the letters of a path; the URL parser does.
+        // Some servers do not encode the characters of a path; the URL parser does.
         let location = String::from_utf8_lossy(location);
         let mut next =
             from.join(&location).map_err(|_| "a redirect to something that is not a URL".to_owned())?;
         match (from.scheme(), next.scheme()) {
             (_, "https") | ("http", "http") => {}
-            // The user said that certificates do not matter here; then neither does what goes over the wire.
+            // If certificates are not verified, plain HTTP is no worse.
             ("https", "http") if self.tls.verify == Verify::Nothing => {}
             ("https", "http") => return Err(format!("a redirect from https to http at {}", host_of(&next))),
             _ => return Err("a redirect to something that is not http".into()),
@@ -135,7 +136,7 @@ impl Endpoint {
         Ok(next)
     }
 
-    /// The URL of something in the repository.
+    /// The URL of a path in the repository.
     pub(super) fn url(&self, place: &str, what: &str) -> Result<Url, RegistryError> {
         let url = format!("{}{place}", self.root).parse::<Url>();
         let mut url = url.map_err(|error| RegistryError::Address {
@@ -149,13 +150,13 @@ impl Endpoint {
         Ok(url)
     }
 
-    /// In whose name it is asked.
+    /// The scope of a request to this endpoint.
     pub(super) fn scope(self: &Arc<Self>, access: Access) -> Scope {
         Scope { endpoint: self.clone(), access }
     }
 }
 
-/// All addresses of one repository, in the order of asking.
+/// All endpoints of one repository, in the order of failover.
 #[derive(Debug)]
 pub(super) struct Route {
     /// Invariant: not empty, and the last one is the primary.
@@ -163,17 +164,17 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// Those that may say what a tag points at, which may be none.
+    /// The endpoints that may resolve tags; possibly none.
     pub(super) fn for_tags(&self) -> Vec<Arc<Endpoint>> {
         self.endpoints.iter().filter(|endpoint| endpoint.serves.tags).cloned().collect()
     }
 
-    /// Those that may be asked for a digest, which may be none.
+    /// The endpoints that may serve digests; possibly none.
     pub(super) fn for_digests(&self) -> Vec<Arc<Endpoint>> {
         self.endpoints.iter().filter(|endpoint| endpoint.serves.digests).cloned().collect()
     }
 
-    /// The ways to the registry itself: more than one when it is not known whether it speaks TLS.
+    /// The endpoints of the registry itself: HTTPS and HTTP if certificates are not verified, otherwise one.
     pub(super) fn primaries(&self) -> Vec<Arc<Endpoint>> {
         self.endpoints.iter().filter(|endpoint| endpoint.role == Role::Primary).cloned().collect()
     }

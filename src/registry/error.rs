@@ -1,7 +1,7 @@
-//! What can go wrong between ocifs and a registry, and who is wrong then.
+//! Errors of the registry client, with the party at fault.
 //!
-//! Messages hold hosts, ranges, digests and statuses, never a secret and never a URL's query. The idea: one enum whose
-//! values are cheap to clone, because one failed token request answers all the reads that waited for it.
+//! Messages hold hosts, ranges, digests and statuses, but no secrets and no queries of URLs. Errors are cheap to
+//! clone, because one failed token request fails all reads that waited for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,38 +10,38 @@ use super::tls_trouble::TlsTrouble;
 use crate::io::{Fault, ReadError};
 use crate::oci::{Digest, OciError};
 
-/// Why a registry did not give what was asked for.
+/// A failed request to a registry, or a failure before it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// There is no such manifest, blob, tag or repository.
+    /// The manifest, blob, tag or repository does not exist.
     #[error("registry {host} has no {what}{message}")]
     NotFound {
-        /// Who answered.
+        /// The host that answered.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
         /// The registry's own words, with their separator.
         message: String,
     },
-    /// Access was refused after authentication, or there was nothing to authenticate with.
+    /// Access was refused after authentication, or there was no credential.
     #[error("registry {host} refused {what} with status {status}{message}")]
     Denied {
-        /// Who answered.
+        /// The host that answered.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// 401 or 403, or 405 for a push to a registry that takes none.
+        /// 401 or 403, or 405 for a push to a registry that accepts none.
         status: u16,
-        /// The registry's own words, or ours when there was no credential, with their separator.
+        /// The registry's own words, and ours about the credential, with their separators.
         message: String,
     },
-    /// The host of the token realm refused.
+    /// The token server refused.
     #[error("token server {host} refused a token for {scope} with status {status}{message}")]
     TokenDenied {
-        /// Who answered.
+        /// The host of the token server.
         host: String,
-        /// What the token was for.
+        /// The scope of the token.
         scope: String,
         /// 400, 401 or 403.
         status: u16,
@@ -51,187 +51,187 @@ pub enum RegistryError {
     /// A status that is neither success nor one of the above.
     #[error("registry {host} answered {what} with status {status}{message}")]
     Status {
-        /// Who answered.
+        /// The host that answered.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// As sent.
+        /// The status as received.
         status: u16,
         /// The registry's own words, with their separator.
         message: String,
-        /// When the registry wants to be asked again.
+        /// The wait that the registry asks for (`Retry-After`); `None` without one.
         retry_after: Option<Duration>,
     },
-    /// No connection, or one that broke.
+    /// No connection, or a broken one.
     #[error("connection to {host} failed for {what}")]
     Unreachable {
-        /// Who did not answer.
+        /// The host that did not answer.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// Whether not even a connection came about.
+        /// Whether the connection could not be established.
         connecting: bool,
-        /// What the connection says.
+        /// The error of the connection.
         source: Arc<reqwest::Error>,
     },
-    /// The other end speaks no TLS, or its certificate is not trusted.
+    /// The host speaks no TLS, or its certificate is not trusted.
     #[error("no secure connection to {host}")]
     Insecure {
-        /// Who was asked.
+        /// The host.
         host: String,
-        /// What TLS says.
+        /// The error of TLS.
         source: Arc<reqwest::Error>,
     },
-    /// Nothing arrived for too long.
+    /// No byte arrived within the time limit.
     #[error("nothing arrived from {host} for {what} in {} ms", waited.as_millis())]
     Stalled {
-        /// Who was silent.
+        /// The silent host.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// For how long.
+        /// The time limit.
         waited: Duration,
     },
-    /// Too many requests of our own were under way for too long.
+    /// All permits of the host were in use for too long.
     #[error("no free connection to {host} for {what} in {} ms", waited.as_millis())]
     Busy {
-        /// Who is asked so much.
+        /// The busy host.
         host: String,
-        /// What was to be asked for.
+        /// The subject of the request.
         what: String,
-        /// For how long.
+        /// The time limit.
         waited: Duration,
     },
     /// All tries failed.
     #[error("gave up after {tries} tries in {} ms", elapsed.as_millis())]
     Exhausted {
-        /// How often it was asked.
+        /// The number of tries.
         tries: u32,
-        /// For how long.
+        /// The time since the first try.
         elapsed: Duration,
         /// The last failure.
         source: Box<RegistryError>,
     },
-    /// The host answers HTTP, but not as a registry.
+    /// The host speaks HTTP, but not as a registry.
     #[error("{host} does not seem to be an OCI registry: it answered {what} with {reason}")]
     NotRegistry {
-        /// Who answered.
+        /// The host that answered.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// What came instead.
+        /// The unexpected answer.
         reason: String,
     },
-    /// An answer that the protocol does not allow.
+    /// A response that violates the protocol.
     #[error("registry {host} answered {what} with {reason}")]
     Protocol {
-        /// Who answered.
+        /// The host that answered.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// What is wrong with the answer.
+        /// The violation.
         reason: String,
     },
-    /// The other end speaks https, and was spoken to by http.
+    /// The host expects HTTPS, and the request was HTTP.
     #[error("{host} speaks https, and was spoken to by http")]
     SpeaksTls {
-        /// Who was asked.
+        /// The host.
         host: String,
     },
-    /// A proxy lets nothing through.
+    /// A proxy refused the connection.
     #[error("proxy {proxy} gave no tunnel to {host}: {reason}")]
     Proxy {
-        /// Who was to be reached.
+        /// The destination host.
         host: String,
         /// The proxy, and the variable that names it.
         proxy: String,
-        /// The status of its answer, where there was one.
+        /// The status of the proxy's answer; `None` without an answer.
         status: Option<u16>,
-        /// Its answer.
+        /// The proxy's answer.
         reason: String,
     },
-    /// An answer that leads where it may not: it would be the same at the next try.
+    /// A response that leads to a forbidden address: a retry would lead there again.
     #[error("registry {host} answered {what} with {reason}")]
     Misled {
-        /// Who answered.
+        /// The host that answered.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// Where it leads, and why that is refused.
+        /// The address, and why it is forbidden.
         reason: String,
     },
-    /// A chain of redirects that did not end. Asking again would walk it again.
+    /// Too many redirects. A retry would follow them again.
     #[error("registry {host} answered {what} with more than {most} redirects")]
     Redirects {
-        /// Who redirected last.
+        /// The host of the last redirect.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// How many are followed.
+        /// The limit.
         most: u32,
     },
-    /// The registry says that the blob is shorter than its descriptor (416, RFC 9110 section 15.5.17).
+    /// The registry reports a blob shorter than its descriptor (416, RFC 9110 section 15.5.17).
     #[error(
         "registry {host} answered {what} with status 416: it has {actual} bytes, the descriptor says {expected}"
     )]
     SizeConflict {
-        /// Who answered.
+        /// The host that answered.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
         /// The size in the descriptor.
         expected: u64,
         /// The size in `Content-Range`, or "an unknown number of".
         actual: String,
     },
-    /// A file of the web that is another one than before.
+    /// A web file has changed since the first request.
     #[error("{host} has another version of {what} now than when it was first read")]
     Changed {
-        /// Who has it.
+        /// The host.
         host: String,
-        /// Its address.
+        /// The address of the file.
         what: String,
     },
-    /// A document past the limit.
+    /// A document larger than the limit.
     #[error("{what} of registry {host} has {size} bytes, the limit is {limit}")]
     TooLarge {
-        /// Who has it.
+        /// The host.
         host: String,
-        /// What it is.
+        /// The document.
         what: String,
         /// Its size, or "more".
         size: String,
         /// The limit in bytes.
         limit: u64,
     },
-    /// Bytes that do not hash to their name.
+    /// Bytes that do not hash to their digest.
     #[error("{what} of registry {host}: expected {expected}, got {actual}")]
     Mismatch {
-        /// Who sent them.
+        /// The host.
         host: String,
-        /// What was hashed.
+        /// The hashed content.
         what: String,
-        /// The digest that names it.
+        /// The expected digest.
         expected: Digest,
-        /// The digest it has.
+        /// The actual digest.
         actual: Digest,
     },
-    /// A descriptor or digest that cannot be served.
+    /// A descriptor or digest that is malformed or unsupported.
     #[error("{what} of registry {host}")]
     Document {
-        /// Who has it.
+        /// The host.
         host: String,
-        /// What it is.
+        /// The document.
         what: String,
-        /// What is wrong with it.
+        /// The reason.
         source: OciError,
     },
-    /// A file or variable with credentials is not readable as such.
+    /// A file or variable with credentials is unreadable or malformed.
     #[error("credentials in {place}: {reason}")]
     Credentials {
         /// The file or variable.
         place: String,
-        /// What is wrong with it; never its content.
+        /// The reason, without any content.
         reason: String,
     },
     /// A credential helper failed.
@@ -241,59 +241,59 @@ pub enum RegistryError {
         program: String,
         /// The file that names it.
         place: String,
-        /// What happened.
+        /// The reason.
         reason: String,
     },
-    /// A file or directory of the configuration is not what it should be.
+    /// A file or directory of the configuration is missing or invalid.
     #[error("configuration {place}: {reason}")]
     Config {
-        /// The file, and the line where it is known.
+        /// The file, with the line if known.
         place: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// The configuration forbids a registry or repository.
+    /// The configuration blocks a registry or repository.
     #[error("{name} is blocked by {place}")]
     Blocked {
-        /// What was asked for.
+        /// The blocked name.
         name: String,
         /// The file and line.
         place: String,
     },
-    /// A name that makes no URL.
+    /// A name that forms no URL.
     #[error("{what} of {host} makes no address: {reason}")]
     Address {
         /// The host as written.
         host: String,
-        /// What was asked for.
+        /// The subject of the request.
         what: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
     /// A range outside of the blob.
     #[error("range {range} of {what} is empty or passes the end at {size}")]
     Range {
-        /// As asked.
+        /// The requested range.
         range: String,
         /// The blob.
         what: String,
-        /// Its size.
+        /// Its size in bytes.
         size: u64,
     },
     /// HTTP could not be set up on this machine.
     #[error("http client cannot be set up")]
     Setup {
-        /// Why.
+        /// The error of the HTTP client.
         source: Arc<reqwest::Error>,
     },
 }
 
 impl RegistryError {
-    /// Who is wrong.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             RegistryError::NotFound { .. } => Fault::NotFound,
-            // Whoever administrates the machine refuses, as a registry might: nothing is wrong with the command.
+            // The administrator of the machine refuses, as a registry might: the command itself is right.
             RegistryError::Denied { .. }
             | RegistryError::TokenDenied { .. }
             | RegistryError::Blocked { .. } => Fault::Denied,
@@ -324,7 +324,7 @@ impl RegistryError {
         }
     }
 
-    /// The failure that ended the tries: itself, when there was only one.
+    /// The failure that ended the tries: the error itself if there was only one.
     pub fn last(&self) -> &Self {
         match self {
             RegistryError::Exhausted { source, .. } => source.last(),
@@ -332,8 +332,8 @@ impl RegistryError {
         }
     }
 
-    /// Whether the registry answered, and has no document to give. Asked for a manifest by the digest of a blob, some registries
-    /// find the blob and fail over it, instead of answering 404.
+    /// Whether the registry answered, and has no document to deliver. Some registries, asked for a manifest by the
+    /// digest of a blob, find the blob and fail on it instead of answering 404.
     pub fn is_no_document(&self) -> bool {
         matches!(
             self.last(),
@@ -341,7 +341,8 @@ impl RegistryError {
         )
     }
 
-    /// Whether no registry answered: nothing was reached, or only what stands before it.
+    /// Whether no registry answered: no host was reached, or only a proxy in front of it, which answered a temporary
+    /// 5xx.
     pub fn is_unanswered(&self) -> bool {
         match self.last() {
             RegistryError::Unreachable { .. }
@@ -352,7 +353,7 @@ impl RegistryError {
         }
     }
 
-    /// Whether a connection ended where nothing said that it would: TLS without close_notify, for one.
+    /// Whether a connection ended without announcement: TLS without close_notify, for example.
     pub(super) fn is_unannounced_end(&self) -> bool {
         let RegistryError::Unreachable { connecting: false, source, .. } = self else { return false };
         let mut error: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
@@ -366,7 +367,7 @@ impl RegistryError {
         false
     }
 
-    /// Whether asking again may help.
+    /// Whether a retry may help.
     pub(super) fn is_passing(&self) -> bool {
         match self {
             RegistryError::Unreachable { .. }
@@ -378,7 +379,7 @@ impl RegistryError {
         }
     }
 
-    /// The trouble of a TLS connection, `None` for another error.
+    /// The kind of TLS failure; `None` for another error.
     pub fn tls_trouble(&self) -> Option<TlsTrouble> {
         match self.last() {
             RegistryError::Insecure { source, .. } => Some(TlsTrouble::of(source)),
@@ -386,12 +387,13 @@ impl RegistryError {
         }
     }
 
-    /// Whether the registry wants to be asked less often.
+    /// Whether the registry limits the rate of requests (429).
     pub fn is_too_often(&self) -> bool {
         matches!(self.last(), RegistryError::Status { status: 429, .. })
     }
 
-    /// Whether it is about the host rather than about what it was asked for, so that other questions would fare no better.
+    /// Whether the failure concerns the host rather than the subject of the request, so that other requests would
+    /// fail too.
     pub(super) fn is_about_the_host(&self) -> bool {
         match self {
             RegistryError::Insecure { .. }
@@ -404,12 +406,12 @@ impl RegistryError {
         }
     }
 
-    /// Whether not even a connection came about.
+    /// Whether the connection could not be established.
     pub(super) fn is_connecting(&self) -> bool {
         matches!(self, RegistryError::Unreachable { connecting: true, .. })
     }
 
-    /// When the registry wants to be asked again.
+    /// The wait that the registry asks for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             RegistryError::Status { retry_after, .. } => *retry_after,
@@ -423,8 +425,8 @@ impl RegistryError {
     }
 }
 
-/// Statuses that pass: 408, 425, 429, and those of servers and of what stands before them, but for the ones that say "not with
-/// this server" (501, 505) or "log in to the network first" (511).
+/// Temporary statuses: 408, 425, 429, and 5xx of servers and of proxies in front of them. Exceptions: 501 and 505
+/// (unsupported by this server) and 511 (network login required).
 fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500..=599) && !matches!(status, 501 | 505 | 511)
 }

@@ -1,7 +1,7 @@
-//! The readers of headers, for whoever wants to try them with text of their own: the fuzzer.
+//! Fuzzing entry points: the parsers of response headers.
 //!
-//! Nothing of the product comes this way. The idea: a header is parsed deep inside of a request, and what makes a parser fail
-//! should not have to travel through a socket first.
+//! The parsers are deep inside of a request. These functions call them directly, without a socket. No product code
+//! uses them.
 
 use std::collections::HashSet;
 
@@ -13,8 +13,8 @@ use super::challenge::{Challenge, challenge};
 use super::reach::Guide;
 use crate::io::ByteRange;
 
-/// The token server that a `WWW-Authenticate` of this value leads to, for a registry at this address; an error says why none
-/// may be trusted.
+/// The token server for a `WWW-Authenticate` of this value, for a registry at this address. An error names the reason
+/// why a realm is not trusted.
 pub fn token_realm(registry: &str, value: &[u8]) -> Result<Option<String>, String> {
     let registry: Url = registry.parse().map_err(|_| "not a URL".to_owned())?;
     let mut headers = HeaderMap::new();

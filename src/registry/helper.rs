@@ -1,7 +1,9 @@
-//! Credential helpers: programs named `docker-credential-NAME` that keep what a file should not.
+//! Credential helpers: programs named `docker-credential-NAME` that store credentials outside of files.
 //!
-//! A helper is a foreign program in the way of a read, so it has a deadline and a bounded answer, and it dies with the
-//! future that waits for it. A process that may start no programs has another one that does it. Protocol: docker-credential-helpers README (`get`, the server on stdin, JSON on stdout).
+//! A helper is an external program in the path of a read. So it has a time limit and a bounded answer, and it is
+//! killed if the future is dropped. A process that may not start programs sends the request to the privileged
+//! process.
+//! Protocol: docker-credential-helpers README (`get`, the server on stdin, JSON on stdout).
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,18 +15,18 @@ use tokio::process::Command;
 use super::redact::{Secret, sanitised};
 use super::{Credential, RegistryError, elsewhere};
 
-/// How long a helper may take; some of them ask a cloud service.
+/// Time limit for a helper; some of them ask a cloud service.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
 /// The longest answer, in bytes.
 pub(super) const MAX_ANSWER: u64 = 64 * 1024;
-/// How much of what a helper says on standard error is kept, in bytes.
+/// The most of a helper's standard error that is used, in bytes.
 const MAX_COMPLAINT: usize = 4 * 1024;
-/// How long standard error may stay open when a helper has ended.
+/// Time limit for standard error to close once the helper has ended.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// How helpers say that they have nothing (docker-credential-helpers, credentials/error.go).
+/// The message of helpers without a credential (docker-credential-helpers, credentials/error.go).
 const NOTHING: &str = "credentials not found";
 
-/// What `docker-credential-NAME` knows about `server`; `place` is the file that names the helper.
+/// The credential of `docker-credential-NAME` for `server`; `place` is the file that names the helper.
 pub(super) async fn ask(name: &str, server: &str, place: &str) -> Result<Option<Credential>, RegistryError> {
     let answer = match elsewhere::credential(name, server).await {
         Some(answer) => answer,
@@ -35,7 +37,7 @@ pub(super) async fn ask(name: &str, server: &str, place: &str) -> Result<Option<
 
 /// Runs the helper as a child of this process.
 pub(super) async fn run_here(name: &str, server: &str) -> Result<Option<Credential>, String> {
-    // A name with a slash would run a program that is not on the search path.
+    // A name with a slash would run a program outside of the search path.
     if name.contains(['/', '\0']) {
         return Err("not the name of a helper".into());
     }
@@ -56,7 +58,7 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
         return Err(format!("its answer is longer than {MAX_ANSWER} bytes"));
     }
     if !success {
-        // On failure stdout holds the message, not the secret; many say on standard error what is wrong.
+        // On failure stdout holds the message, not the secret; many helpers explain the failure on standard error.
         let words = [answer, complaint].map(|words| String::from_utf8_lossy(&words).trim().to_owned());
         let message = words.iter().filter(|words| !words.is_empty()).cloned().collect::<Vec<_>>().join("; ");
         return match message {
@@ -73,7 +75,8 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
     Ok((!secret.is_empty()).then(|| Credential { user, secret: Secret::new(secret) }))
 }
 
-/// Variables by which processes of ocifs know what they are, and secrets: no business of a helper, which may call ocifs itself.
+/// Variables that carry the role of an ocifs process, or secrets. A helper must not inherit them, because it may call
+/// ocifs itself.
 const PRIVATE_VARIABLES: [&str; 6] = [
     "OCIFS_KEEPER",
     "OCIFS_BACKGROUND",
@@ -83,7 +86,7 @@ const PRIVATE_VARIABLES: [&str; 6] = [
     "OCIFS_CREDS_STDIN",
 ];
 
-/// The user and the secret of an answer: the first JSON value of it, its names in any case, as clients in Go read it.
+/// User and secret of an answer: its first JSON value, field names in any case, as Go's clients read it.
 fn parse(answer: &[u8]) -> Option<(String, String)> {
     let mut values = serde_json::Deserializer::from_slice(answer).into_iter::<Map<String, Value>>();
     let first = values.next()?.ok()?;
@@ -94,16 +97,16 @@ fn parse(answer: &[u8]) -> Option<(String, String)> {
     Some((field("Username").unwrap_or_default(), field("Secret")?))
 }
 
-/// What came of a program.
+/// The result of a helper's run.
 struct Outcome {
     success: bool,
-    /// Of standard output, at most one byte more than the limit.
+    /// Standard output, at most one byte more than the limit.
     answer: Vec<u8>,
     /// The beginning of standard error.
     complaint: Vec<u8>,
 }
 
-/// Reads to the end, so that the writer is not held up, and keeps the beginning.
+/// Reads to the end, so that the writer does not block, and returns the beginning.
 async fn beginning(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
     let (mut kept, mut buffer) = (Vec::new(), [0; 1024]);
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
@@ -129,7 +132,7 @@ async fn run(program: &str, server: &str) -> std::io::Result<Outcome> {
     let complaint = child.stderr.take().map(|stderr| tokio::spawn(beginning(stderr)));
     if let Some(mut stdin) = child.stdin.take() {
         match stdin.write_all(server.as_bytes()).await {
-            // A helper that does not read its input has its reasons.
+            // A helper may ignore its input.
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
             _ => drop(stdin),
         }
@@ -143,7 +146,7 @@ async fn run(program: &str, server: &str) -> std::io::Result<Outcome> {
         return Ok(Outcome { success: false, answer, complaint: Vec::new() });
     }
     let success = child.wait().await?.success();
-    // A process that it left behind may hold standard error open.
+    // A child of the helper may hold standard error open.
     let complaint = match complaint {
         Some(complaint) => tokio::time::timeout(LAST_WORDS, complaint).await.ok().and_then(Result::ok),
         None => None,

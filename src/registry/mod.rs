@@ -1,9 +1,9 @@
-//! The distribution API over HTTP: manifests, blobs by range, referrers and pushes, with authentication, redirects, retries
-//! and resumption.
+//! OCI distribution API client over HTTP: manifests, blobs by range, referrers and pushes, with authentication,
+//! redirects, retries and resumption.
 //!
-//! It knows no layers and no cache, and it is the only module that knows HTTP. The idea: a registry is believed only as far
-//! as an answer can be checked. A range is delivered when status, `Content-Range`, total size and body length all agree
-//! with what was asked; everything else is an error that names host, range, digest and status, and is tried again.
+//! A response is trusted only as far as it can be checked. A range is delivered if status, `Content-Range`, total
+//! size and body length all agree with the request. Any other response is an error that names host, range, digest and
+//! status, and is retried. This module knows no layers and no cache, and is the only one that knows HTTP.
 //! Rules come from the OCI distribution-spec 1.1 and RFC 9110.
 
 mod answer;

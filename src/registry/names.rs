@@ -1,7 +1,7 @@
-//! From names of hosts to addresses, as the C library of this machine has it.
+//! DNS resolver: host names to addresses, by the C library of this machine.
 //!
-//! Keeps no answer: that is the business of the machine. The idea: a process that can no longer read how names are resolved,
-//! because that was written anew since it gave up its rights, asks the one that still can.
+//! Answers are not cached: that is up to the machine. If its resolver configuration is rewritten after this process
+//! dropped its privileges, this process can no longer read it, and asks the privileged one.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,8 +13,8 @@ use super::{elsewhere, proxies};
 
 /// Resolves with getaddrinfo(3).
 pub(super) struct Names {
-    /// The host of the registry that led to the names, if one did: they may be addresses of a private network only where it
-    /// lives itself.
+    /// The host of the registry that chose the names; `None` for names of the user. Such names may resolve to private
+    /// addresses only of the class of the registry's own.
     pub(super) guide: Option<String>,
 }
 
@@ -28,13 +28,13 @@ impl Resolve for Names {
             {
                 found = reachable(found, name.as_str(), &guide).await?;
             }
-            // The port is put in by who asked.
+            // The caller fills in the port.
             Ok(Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
         })
     }
 }
 
-/// Those of the addresses of `name` to which the registry at `guide` may lead.
+/// The addresses of `name` that the registry at `guide` may lead to.
 async fn reachable(found: Vec<IpAddr>, name: &str, guide: &str) -> io::Result<Vec<IpAddr>> {
     if found.iter().all(|address| class_of(*address) == AddressClass::Public) {
         return Ok(found);

@@ -1,7 +1,7 @@
-//! The head and the body of one answer for a range: which bytes of the blob it holds.
+//! Range responses: the bytes of the blob that a response covers, and its body.
 //!
-//! Asks for nothing. The idea: an answer is taken for what can be proven of it, not for its form: a 206 describes itself, the
-//! size is in the descriptor, and an answer that could be anything is asked for another way.
+//! A response counts for the bytes that its headers prove, not for its form. A 206 describes itself, the size is in
+//! the descriptor, and an ambiguous response is requested in another way. Nothing is requested here.
 //! Rules: RFC 9110 sections 14.2, 14.4 and 15.3.7, RFC 9112 section 9.8.
 
 use std::time::Duration;
@@ -14,24 +14,25 @@ use super::answer::{self, Body};
 use super::redact::sanitised;
 use crate::io::ByteRange;
 
-/// What an answer holds, by its head.
+/// The content of a response, judged by its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cover {
-    /// These bytes: those that were asked for, more around them, or the first of them.
+    /// These bytes: the requested ones, more around them, or the first of them.
     Range(ByteRange),
-    /// All bytes, whatever was asked for.
+    /// The whole blob, whatever was requested.
     Whole,
-    /// It may be the range or the whole.
+    /// The range or the whole: the head does not decide it.
     Unprovable,
 }
 
-/// Statuses by which a host refuses a Range that it could have ignored (RFC 9110 section 14.2): 400 (Artifactory), 405, 412,
-/// 416 (for forms that it does not know), 417, 422, 501.
+/// Statuses of hosts that refuse a Range instead of ignoring it (RFC 9110 section 14.2): 400 (Artifactory), 405, 412,
+/// 416 (for unknown forms), 417, 422, 501.
 pub(super) fn is_refused_range(status: u16) -> bool {
     matches!(status, 400 | 405 | 412 | 416 | 417 | 422 | 501)
 }
 
-/// The bytes that a success holds of a blob of `size` bytes that was asked for `asked`, or for all of it; an error names the header that contradicts.
+/// The bytes in a successful response to a request for `asked`, or for the whole blob of `size` bytes. An error names
+/// the contradicting header.
 pub(super) fn cover(response: &Response, asked: Option<ByteRange>, size: u64) -> Result<Cover, String> {
     let header = |name| answer::header(response, name);
     let length: Option<u64> = match header("content-length") {
@@ -64,14 +65,14 @@ fn of_headers(
         (206, None, _) => Err("no content range".into()),
         (206, Some(written), None) => Err(format!("content range {:?} of {size} bytes", sanitised(written))),
         (_, Some(_), Some(range)) => fits(range),
-        // Proxies make a 200 of a 206, with or without its length: what was not asked by range is whole.
+        // Proxies turn a 206 into a 200, with or without its length. A response to a request without range is whole.
         (_, Some(_), None) if asked.is_some() => Ok(Cover::Unprovable),
         (_, None, _) if asked.is_some() && length != Some(size) => Ok(Cover::Unprovable),
         _ => fits(whole),
     }
 }
 
-/// The range of a `Content-Range`, when it is one of a blob of `size` bytes and of use to one who wanted `wanted`.
+/// The range of a `Content-Range`, if it fits a blob of `size` bytes and covers `wanted` or its beginning.
 fn described(written: &str, wanted: ByteRange, size: u64) -> Option<ByteRange> {
     let (range, total) = answer::content_range(written)?;
     let is_of_blob = total.is_none_or(|total| total == size) && range.end <= size;
@@ -79,24 +80,24 @@ fn described(written: &str, wanted: ByteRange, size: u64) -> Option<ByteRange> {
     (is_of_blob && (is_beginning || range.contains(wanted))).then_some(range)
 }
 
-/// The body of one answer.
+/// The body of one response.
 pub(super) struct Part {
     pub(super) response: Response,
     pub(super) host: String,
     pub(super) what: String,
     /// The offset in the blob of the next byte of the body. Invariant: `at <= end`.
     pub(super) at: u64,
-    /// Where in the blob the body must end.
+    /// The offset in the blob at which the body must end.
     pub(super) end: u64,
-    /// How many bytes it has in all.
+    /// The length of the body in bytes.
     pub(super) length: u64,
-    /// Whether this is the whole blob, and not what was asked for.
+    /// Whether the response is the whole blob.
     pub(super) is_whole: bool,
 }
 
 impl Part {
-    /// The next piece and its offset in the blob. The last piece is given only when the body ends with it: a body that is
-    /// too long is as wrong as one that is too short.
+    /// The next chunk and its offset in the blob. The last chunk is delivered only after the end of the body: a body
+    /// that is too long is as wrong as one that is too short.
     pub(super) async fn next(&mut self, stall: Duration) -> Result<(u64, Bytes), RegistryError> {
         let body = Body { host: &self.host, what: &self.what, stall };
         let wrong = |reason: String| RegistryError::Protocol {
@@ -117,7 +118,7 @@ impl Part {
             match body.chunk(&mut self.response).await {
                 Ok(Some(extra)) => more = !extra.is_empty(),
                 Ok(None) => break,
-                // Everything is here: how the connection ended does not matter.
+                // All bytes are received: an unannounced end of the connection does not matter.
                 Err(error) if error.is_unannounced_end() => break,
                 Err(error) => return Err(error),
             }

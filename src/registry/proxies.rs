@@ -1,7 +1,7 @@
-//! HTTPS_PROXY, HTTP_PROXY, ALL_PROXY: the proxies that the environment names.
+//! Proxy variables of the environment: HTTPS_PROXY, HTTP_PROXY and ALL_PROXY.
 //!
-//! Decides about no request; the HTTP client reads the same variables. The idea: what it would pass over in silence is looked at
-//! here once, and named in errors.
+//! The HTTP client reads the same variables, and silently ignores invalid ones. They are checked once here, and named
+//! in errors. The choice of a proxy is up to the client.
 
 use std::sync::OnceLock;
 
@@ -17,11 +17,11 @@ const VARIABLES: [&str; 6] =
 #[derive(Clone, Debug)]
 struct NamedProxy {
     variable: &'static str,
-    /// `None` for text that is no URL.
+    /// `None` if the text is no URL.
     url: Option<Url>,
 }
 
-/// What the environment named when it was first asked.
+/// The proxies of the environment, read at the first call.
 fn all() -> &'static [NamedProxy] {
     static ALL: OnceLock<Vec<NamedProxy>> = OnceLock::new();
     ALL.get_or_init(|| {
@@ -33,7 +33,7 @@ fn all() -> &'static [NamedProxy] {
     })
 }
 
-/// A proxy as it is written: a URL, or a host with a port.
+/// Parses a proxy: a URL, or a host with a port.
 fn parsed(text: &str) -> Option<Url> {
     let text = text.trim();
     let url = match text.contains("://") {
@@ -48,7 +48,7 @@ pub(super) fn is_proxy(host: &str) -> bool {
     all().iter().any(|proxy| proxy.url.as_ref().and_then(Url::host_str) == Some(host))
 }
 
-/// An error for a variable that holds no URL: requests would pass by the proxy that was meant.
+/// Refuses a variable without a valid URL: requests would bypass the intended proxy.
 pub(super) fn check() -> Result<(), RegistryError> {
     match all().iter().find(|proxy| proxy.url.is_none()) {
         Some(proxy) => Err(RegistryError::Config {
@@ -59,7 +59,7 @@ pub(super) fn check() -> Result<(), RegistryError> {
     }
 }
 
-/// The variable and the URL of the proxy for requests to `url`.
+/// The variable and the URL of the proxy for requests to `url`; `None` without a proxy.
 pub(super) fn for_url(url: &Url) -> Option<(&'static str, &'static Url)> {
     let scheme = url.scheme();
     let fits = |variable: &str| {

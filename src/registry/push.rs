@@ -1,8 +1,8 @@
-//! Putting things into a registry: blobs, manifests, and the list of referrers where a registry does not keep it itself.
+//! Pushing blobs and manifests, and the fallback list of referrers.
 //!
-//! What is there is not sent again. The idea: everything is named by its content, so a request that is repeated stores the same
-//! thing once more and nothing twice; the one document that is changed, the list of referrers, is read again after it was
-//! written. Rules: distribution-spec 1.1, "Push" and "Pushing Manifests with Subject".
+//! Content that the registry has is not sent again. All content is named by its digest, so a repeated request stores
+//! nothing twice. Only the list of referrers is changed in place, so it is read again after the write.
+//! Rules: distribution-spec 1.1, "Push" and "Pushing Manifests with Subject".
 
 use std::sync::Arc;
 
@@ -21,21 +21,21 @@ use super::walk::{Host, Walk};
 use crate::oci::{Descriptor, Digest, Document, INDEX_TYPE, OciError, Reference, Selector};
 use crate::oci::{fallback_tag, referrer_of, with_referrer};
 
-/// What a blob is called on its way (distribution-spec, "POST then PUT").
+/// The media type of an uploaded blob (distribution-spec, "POST then PUT").
 const OCTETS: &str = "application/octet-stream";
-/// How often a list of referrers is written before somebody else is said to undo it.
+/// The most writes of a list of referrers; after that, another writer keeps undoing them.
 const LIST_TRIES: u32 = 4;
 
-/// What a push did.
+/// The result of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
-    /// The registry has it now.
+    /// The content was uploaded.
     Stored,
-    /// The registry had it, nothing was sent.
+    /// The registry had the content, and nothing was sent.
     WasThere,
 }
 
-/// One push on its way: where, in whose name, and for how long.
+/// The state of one push: host, scope and retry budget.
 struct Push<'a> {
     inner: &'a Inner,
     host: &'a Host,
@@ -45,7 +45,7 @@ struct Push<'a> {
 }
 
 impl Registry {
-    /// Stores a blob in the repository of `reference`, unless it is there.
+    /// Stores a blob in the repository of `reference`, unless it is present.
     pub async fn push_blob(
         &self,
         reference: &Reference,
@@ -65,7 +65,7 @@ impl Registry {
         let mut push = Push { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
         let mut tried = false;
         loop {
-            // Asked again after an upload that broke: it may have arrived.
+            // Checked again after a failed upload, which may have arrived.
             if push.has_blob(&blob, bytes.len() as u64).await? {
                 return Ok(if tried { Pushed::Stored } else { Pushed::WasThere });
             }
@@ -78,10 +78,11 @@ impl Registry {
         }
     }
 
-    /// Stores a manifest or index under a tag, or under its own digest, unless it is there. Its blobs must be there.
+    /// Stores a manifest or index under a tag, or under its own digest, unless it is present. Its blobs must be
+    /// present.
     ///
-    /// With a subject it is sent in any case, because only the answer to that says whether the registry lists referrers; where
-    /// it does not, the list under the fallback tag is brought up to date.
+    /// A manifest with a subject is always sent, because only the response shows whether the registry lists
+    /// referrers. If not, the list under the fallback tag is updated.
     pub async fn push_manifest(
         &self,
         reference: &Reference,
@@ -128,9 +129,9 @@ impl Registry {
         Ok(Pushed::Stored)
     }
 
-    /// Puts `entry` into the list under the fallback tag of `subject`. The registry offers no way to change it in one step, so
-    /// it is read again: whoever wrote at the same time has perhaps undone it. Their entry may be lost by ours likewise, which
-    /// other clients of that tag accept too.
+    /// Adds `entry` to the list under the fallback tag of `subject`. A registry offers no atomic update, so the list
+    /// is read again: a concurrent writer may have overwritten the entry. Our write may lose another writer's entry
+    /// in the same way, which other clients of the tag accept too.
     async fn list_by_tag(
         &self,
         reference: &Reference,
@@ -142,7 +143,7 @@ impl Registry {
         let what = format!("list of referrers {tag} of {}", reference.repository());
         let mut writes = 0;
         loop {
-            // From the registry itself: a mirror may not know yet what was written to it.
+            // From the registry itself: a mirror may not have the latest list.
             let endpoint = self.inner.primary(reference, &what).await?;
             let patience = Patience::new(self.inner.read_budget, Persistence::Brief);
             let walk = Walk::new(&self.inner.hosts, vec![endpoint], patience, &what)?;
@@ -166,14 +167,14 @@ impl Registry {
                 });
             }
             writes += 1;
-            // An index without a subject: this ends here.
+            // The list has no subject, so the recursion ends here.
             Box::pin(self.push_manifest(reference, &selector, INDEX_TYPE, list.into())).await?;
         }
     }
 }
 
 impl Inner {
-    /// The registry itself, which is what is written to. Where it is not known whether it speaks TLS, it is asked.
+    /// The endpoint for writes: the registry itself. If HTTPS and HTTP are both possible, a HEAD request decides.
     async fn primary(&self, reference: &Reference, what: &str) -> Result<Arc<Endpoint>, RegistryError> {
         let mut ways = self.route(reference)?.primaries();
         if let (1, Some(only)) = (ways.len(), ways.pop()) {
@@ -187,7 +188,7 @@ impl Inner {
             let scope = endpoint.scope(Access::Pull);
             let question = Question { scope: &scope, act: Act::Head, accept: MANIFESTS, range: None, what };
             match walk.bounded(what, send::ask(&self.clients, &self.auth, &question, &url)).await {
-                // Any answer is one.
+                // Any response will do.
                 Ok(_) | Err(RegistryError::Denied { .. } | RegistryError::TokenDenied { .. }) => {
                     return Ok(endpoint);
                 }
@@ -198,7 +199,7 @@ impl Inner {
 }
 
 impl Push<'_> {
-    /// One request, tried again as long as there is patience: for what can be asked twice.
+    /// One request with retries within the budget, for requests that are safe to repeat.
     async fn insist<T>(
         &mut self,
         mut attempt: impl AsyncFnMut() -> Result<T, RegistryError>,
@@ -211,7 +212,7 @@ impl Push<'_> {
         }
     }
 
-    /// The question that a HEAD answers; `None` for any answer that does not say "it is there".
+    /// The response to a HEAD; `None` if the content is absent or the response proves nothing.
     async fn head(&mut self, url: &Url, accept: &str) -> Result<Option<Reply>, RegistryError> {
         let (inner, scope, what) = (self.inner, self.scope, self.what);
         self.insist(async || {
@@ -219,7 +220,7 @@ impl Push<'_> {
             let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
             match reply.response.status().as_u16() {
                 200 => Ok(Some(reply)),
-                // Storage that signs URLs for one method refuses this one; sending what is there does no harm.
+                // Storage that signs URLs for one method refuses HEAD; sending present content does no harm.
                 401 | 403 if !reply.at_home => Ok(None),
                 404 | 405 => Ok(None),
                 _ => Err(of_push(refusal(reply, what, inner.clients.stall()).await)),
@@ -234,7 +235,7 @@ impl Push<'_> {
         Ok(length.is_none_or(|length| length.trim() == size.to_string()))
     }
 
-    /// A tag is there when it points at this very document, which the registry has to say.
+    /// A tag counts as present only if the registry reports the digest of this very document.
     async fn has_manifest(
         &mut self,
         url: &Url,
@@ -249,8 +250,8 @@ impl Push<'_> {
         })
     }
 
-    /// Where the registry wants the upload. Asked again only when the registry says that it did nothing, or was not reached:
-    /// every answer that is lost leaves an upload behind.
+    /// The upload location. Retried only if the registry reports that it did nothing, or was not reached, because
+    /// every lost response leaves an upload behind.
     async fn begin(&mut self, uploads: &Url, reference: &Reference) -> Result<Url, RegistryError> {
         loop {
             let attempt = self.try_begin(uploads, reference);
@@ -287,9 +288,9 @@ impl Push<'_> {
         Ok(place)
     }
 
-    /// One try to store the blob at the place it was given.
+    /// One attempt to store the blob at its upload location.
     async fn finish(&self, mut place: Url, digest: &Digest, bytes: &Bytes) -> Result<(), RegistryError> {
-        // The place may have a query of its own, which must come back as it was.
+        // The location may have a query of its own, which must be returned unchanged.
         place.query_pairs_mut().append_pair("digest", digest.as_str());
         let act = Act::Put { media_type: OCTETS, bytes };
         self.host.bounded(self.what, self.patience.left(), self.put(&place, act, digest)).await.map(drop)
@@ -311,13 +312,13 @@ impl Push<'_> {
         }
     }
 
-    /// Stores something; the answer is the subject that the registry has taken note of.
+    /// Stores content. Returns the subject that the registry has recorded.
     async fn put(&self, url: &Url, act: Act<'_>, digest: &Digest) -> Result<Option<String>, RegistryError> {
         let (inner, scope, what) = (self.inner, self.scope, self.what);
         let question = Question { scope, act, accept: "*/*", range: None, what };
         let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
         let stall = inner.clients.stall();
-        // 201 by the specification; some registries answer 200, 204, or 202 (Quay) for what they have stored.
+        // 201 by the specification; some registries answer 200, 204, or 202 (Quay) for stored content.
         if !matches!(reply.response.status().as_u16(), 200 | 201 | 202 | 204) {
             return Err(of_push(refusal(reply, what, stall).await));
         }
@@ -340,7 +341,7 @@ impl Push<'_> {
     }
 }
 
-/// Bytes are pushed only under the digest that they have.
+/// Checks that the bytes have the digest they are pushed under.
 fn check_own(reference: &Reference, what: &str, digest: &Digest, bytes: &[u8]) -> Result<(), RegistryError> {
     let (host, what) = (reference.registry().to_owned(), what.to_owned());
     match digest.same_algorithm(bytes) {
@@ -357,7 +358,7 @@ fn check_own(reference: &Reference, what: &str, digest: &Digest, bytes: &[u8]) -
     }
 }
 
-/// A registry that takes no pushes (a mirror) says 405: that is a refusal, not a broken protocol.
+/// A registry without pushes (a mirror) answers 405: a refusal, not a protocol error.
 fn of_push(error: RegistryError) -> RegistryError {
     match error {
         RegistryError::Status { host, what, status: 405, message, .. } => {
@@ -367,7 +368,7 @@ fn of_push(error: RegistryError) -> RegistryError {
     }
 }
 
-/// Whether a request certainly had no effect: nobody was there, or whoever was there had no time.
+/// Whether a request certainly had no effect: no connection, or a server that was too busy.
 fn is_unheard(error: &RegistryError) -> bool {
     match error {
         RegistryError::Status { status, .. } => matches!(status, 429 | 503),

@@ -1,8 +1,8 @@
-//! Redirects, token realms, places of uploads: where a registry may lead.
+//! Address policy: the hosts that a registry may lead to by redirects, token realms and upload locations.
 //!
-//! Sends nothing. The idea: an address that a registry chose is asked from this machine's place in the network, so it must not
-//! be one that only means something there, unless the registry lives there as well or the user named the host. One policy
-//! holds for every address of that kind; names are held to it when they are resolved.
+//! An address that a registry chose is requested from this machine's position in the network. So it must not be one
+//! that only has a meaning there, unless the registry is there as well or the user named the host. One policy covers
+//! all such addresses; names are checked when they are resolved. Nothing is sent here.
 //! Rules: RFC 6890, RFC 6052, RFC 6761 section 6.3, and `validateRealmURL` of go-containerregistry.
 
 use std::collections::HashSet;
@@ -13,20 +13,20 @@ use reqwest::Url;
 
 use super::redact::host_of;
 
-/// From where an address can be reached.
+/// The scope in which an address is reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AddressClass {
-    /// From everywhere.
+    /// Reachable from everywhere.
     Public,
-    /// From a network of an organisation.
+    /// Reachable in the network of an organisation.
     Private,
-    /// From the same link: there live the metadata services of clouds.
+    /// Reachable on the same link, as the metadata services of clouds.
     LinkLocal,
-    /// From this machine.
+    /// Reachable on this machine.
     Loopback,
 }
 
-/// The class of an address. An IPv4 address inside an IPv6 address counts as itself.
+/// The class of an address. An IPv4 address inside an IPv6 address counts as IPv4.
 pub(super) fn class_of(address: IpAddr) -> AddressClass {
     match address.to_canonical() {
         IpAddr::V4(address) => class_of_v4(address),
@@ -69,14 +69,15 @@ fn class_of_v6(address: Ipv6Addr) -> AddressClass {
     }
 }
 
-/// The IPv4 address to which an IPv6 address is translated: NAT64 (RFC 6052), 6to4 (RFC 3056), and the compatible form.
+/// The IPv4 address to which an IPv6 address is translated: NAT64 (RFC 6052), 6to4 (RFC 3056), and the compatible
+/// form.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = address.segments();
     let joined = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     match (a, b, c, d, e, f) {
         (0x64, 0xff9b, 0, 0, 0, 0) => Some(joined(g, h)),
         (0x2002, ..) => Some(joined(b, c)),
-        // ::1 and :: are addresses of IPv6.
+        // ::1 and :: are IPv6 addresses.
         (0, 0, 0, 0, 0, 0) if g != 0 => Some(joined(g, h)),
         _ => None,
     }
@@ -91,14 +92,14 @@ pub(super) fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// The address that a URL has for a host, an IPv4 address in IPv6 clothes being an IPv4 address.
+/// The address in a URL; `None` for a name. An IPv4-mapped IPv6 address is returned as IPv4.
 pub(super) fn address(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     bare.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
-/// The class of a URL's host, `None` for a name that has to be resolved first.
+/// The class of a URL's host; `None` for a name that has to be resolved first.
 fn class(url: &Url) -> Option<AddressClass> {
     if let Some(address) = address(url) {
         return Some(class_of(address));
@@ -107,17 +108,17 @@ fn class(url: &Url) -> Option<AddressClass> {
     (name == "localhost" || name.ends_with(".localhost")).then_some(AddressClass::Loopback)
 }
 
-/// A registry that leads somewhere.
+/// A registry that chooses addresses.
 #[derive(Clone, Copy)]
 pub(super) struct Guide<'a> {
-    /// Its own address.
+    /// The registry's own address.
     pub(super) home: &'a Url,
-    /// Hosts, without ports, that the configuration of this machine names.
+    /// Hosts named in this machine's configuration, without ports.
     pub(super) named: &'a HashSet<String>,
 }
 
 impl Guide<'_> {
-    /// Whether it may lead to the host of `to`, as far as that is known before a name is resolved.
+    /// Checks that the registry may lead to the host of `to`, as far as possible before a name is resolved.
     pub(super) fn check_host(self, to: &Url) -> Result<(), String> {
         if !to.username().is_empty() || to.password().is_some() {
             return Err(format!("at {} that names a user", host_of(to)));
@@ -131,8 +132,8 @@ impl Guide<'_> {
         }
     }
 
-    /// Whether a token may be asked of `realm`: a password goes there. By http only on the host of a registry that is spoken
-    /// to by http itself.
+    /// Checks that a token may be requested from `realm`, which receives a password. HTTP is accepted only on the
+    /// host of a registry that itself uses HTTP.
     pub(super) fn check_realm(self, realm: &Url) -> Result<(), String> {
         self.check_host(realm).map_err(|reason| format!("a token realm {reason}"))?;
         let is_same = self.home.host() == realm.host() || (is_loopback(self.home) && is_loopback(realm));
@@ -144,7 +145,7 @@ impl Guide<'_> {
     }
 }
 
-/// A name that a registry led to, and that turned out to be an address where it may not lead.
+/// A name chosen by a registry that resolved to a forbidden address.
 #[derive(Debug)]
 pub(super) struct PrivateAddress {
     /// The name.

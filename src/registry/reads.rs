@@ -1,19 +1,21 @@
-//! Which files of this machine the client reads, for a caller who puts the others out of reach.
+//! Paths that the client reads on this machine, for the Landlock sandbox.
 //!
-//! Opens none of them, apart from the configuration that names some. The idea: a place is named with its directory where a new
-//! file may come under the old name (a login is written that way), but not a directory that everything lies in.
+//! A path is listed with its directory, because a new file may appear under the old name (logins are written that
+//! way). Directories shared with unrelated files are left out. No listed file is opened, except the configuration
+//! that names others.
 
 use std::path::{Path, PathBuf};
 
 use super::Registry;
 use crate::oci::Reference;
 
-/// Directories in which secrets of others lie, too.
+/// Directories that hold secrets of other programs, too.
 const SHARED: [&str; 11] =
     ["/", "/etc", "/home", "/opt", "/root", "/run", "/srv", "/tmp", "/usr", "/var", "/var/tmp"];
 
 impl Registry {
-    /// Files, and directories with all that is below them, that may be read when `reference` is asked for. They need not exist.
+    /// Files, and directories with all their content, that may be read for requests to `reference`. They need not
+    /// exist.
     pub fn reads(&self, reference: Option<&Reference>) -> Vec<PathBuf> {
         let home = std::env::var_os("HOME").map(PathBuf::from);
         let mut paths = Vec::new();
@@ -28,7 +30,7 @@ impl Registry {
         self.inner.auth.files().iter().for_each(|path| file(path));
         let places = &self.inner.places;
         places.registries.iter().chain(&self.inner.given.ca_file).for_each(|path| file(path));
-        // Files that other files name. What cannot be understood is told when the reference is opened.
+        // Files named in other files. An invalid configuration is reported when the reference is opened.
         let route = reference.and_then(|reference| self.inner.route(reference).ok());
         for endpoint in route.iter().flat_map(|route| &route.endpoints) {
             endpoint.tls.authorities.iter().for_each(|path| file(path));
@@ -39,7 +41,7 @@ impl Registry {
         }
         let dirs = [&places.user, &places.system, &places.hosts, &self.inner.given.cert_dir];
         paths.extend(dirs.into_iter().flatten().cloned());
-        // What else docker keeps there is its own.
+        // Docker's other files there are not for us.
         paths.extend(places.docker.iter().map(|docker| docker.join("certs.d")));
         paths
     }

@@ -1,7 +1,7 @@
 //! Secrets and URLs as types that cannot be printed by accident.
 //!
-//! A redirect target is a secret too: whoever has the query of a signed URL has the blob. The idea: `Debug` and `Display`
-//! show a placeholder, and the one way to the text is a method whose name says so.
+//! `Debug` and `Display` show a placeholder; the text is available only through a method named for it. A redirect
+//! target is a secret too: the query of a signed URL grants access to the blob.
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use reqwest::Url;
 
 use crate::io::is_unprintable;
 
-/// What stands in the place of a secret.
+/// The placeholder for a secret.
 pub(super) const REDACTED: &str = "[redacted]";
-/// How many characters of foreign text go into an error: enough for a registry's own message, not for a page.
+/// The most characters of foreign text in an error: enough for a registry's own message, not for a page.
 const MAX_FOREIGN: usize = 300;
 
 /// A password, a token, or a header made of one.
@@ -19,17 +19,17 @@ const MAX_FOREIGN: usize = 300;
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// Hides `text`.
+    /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into().into())
     }
 
-    /// The text itself, for a request and for nothing else.
+    /// The text, to be used in a request only.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is no text.
+    /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -47,7 +47,7 @@ impl fmt::Display for Secret {
     }
 }
 
-/// A URL that shows scheme, host, port and path, and nothing of its query, fragment and user.
+/// A URL that shows scheme, host, port and path, but no query, fragment or user.
 pub struct ShownUrl<'a>(pub &'a Url);
 
 impl fmt::Display for ShownUrl<'_> {
@@ -66,7 +66,7 @@ impl fmt::Debug for ShownUrl<'_> {
     }
 }
 
-/// `host` or `host:port`, as people write it.
+/// `host` or `host:port`, as users write it.
 pub(super) fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or("(no host)");
     match url.port() {
@@ -75,8 +75,8 @@ pub(super) fn host_of(url: &Url) -> String {
     }
 }
 
-/// Text that somebody else wrote, made fit for one line of a log: no control characters (nor those that turn the writing
-/// direction), runs of space joined, and cut.
+/// Foreign text, sanitised for one line of a log: no control characters (nor those that change the writing
+/// direction), whitespace joined, and truncated.
 pub(super) fn sanitised(text: &str) -> String {
     let mut line = String::new();
     let mut length = 0;

@@ -1,8 +1,9 @@
-//! Which manifests of a repository say that they are about another one.
+//! Referrers: the manifests of a repository that have a given subject.
 //!
-//! What comes back is a claim of the registry, or of whoever wrote the list: a listed manifest is read by digest, and its
-//! subject compared, by whoever uses it. The idea: a registry without the API keeps the same list as an index under a tag, so
-//! there is one answer with two ways to it. Rules: distribution-spec 1.1, "Listing Referrers".
+//! A registry without the referrers API has the same list as an index under a tag, so both ways give one result. The
+//! list is a claim of the registry or of the list's author. So the caller reads a listed manifest by digest, and
+//! compares its subject.
+//! Rules: distribution-spec 1.1, "Listing Referrers".
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,21 +24,21 @@ use crate::oci::{
     listed,
 };
 
-/// The most pages of one list. A registry that sends ten entries a page can still list what a document may hold.
+/// The most pages of one list. Even at ten entries a page, a registry can list as many as a document may hold.
 const MAX_PAGES: usize = 512;
 
-/// A part of a list.
+/// A page of a list.
 struct Page {
     entries: Vec<Descriptor>,
     next: Option<Url>,
 }
 
 impl Registry {
-    /// The manifests about `subject` that the repository of `reference` has, those of one kind or all; each once. None is no
-    /// error, and neither is a registry that has never heard of referrers.
+    /// The manifests with `subject` in the repository of `reference`, of one kind or all, without duplicates. An
+    /// empty list is no error, also from a registry without support for referrers.
     ///
-    /// Entries have `artifact_type` and `annotations` as far as the registry tells them. At most 4096, read from documents of
-    /// at most [`MAX_DOCUMENT`] bytes.
+    /// Entries have `artifact_type` and `annotations` as far as the registry lists them. At most 4096 entries, read
+    /// from documents of at most [`MAX_DOCUMENT`] bytes.
     pub async fn referrers(
         &self,
         reference: &Reference,
@@ -45,7 +46,7 @@ impl Registry {
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let what = format!("referrers of {subject} in {}", reference.repository());
-        // What refers to an image changes as what a tag points at does, so it is told by the same hosts.
+        // Referrers of an image change as tags do, so the hosts for tags are asked.
         let endpoints = self.inner.route(reference)?.for_tags();
         let last = endpoints.len().saturating_sub(1);
         let mut told = false;
@@ -60,7 +61,7 @@ impl Registry {
                     entries.retain(|entry| {
                         is_of_kind(entry, artifact_type) && seen.insert(entry.digest.clone())
                     });
-                    // A mirror that lists none may just not know them.
+                    // An empty list from a mirror may only mean that it does not know them.
                     if at == last || !entries.is_empty() {
                         return Ok(entries);
                     }
@@ -79,24 +80,24 @@ impl Registry {
     }
 }
 
-/// One host that is asked for a list.
+/// One host for a list request.
 struct Place<'a> {
     endpoint: Arc<Endpoint>,
-    /// Whether there is nobody else to ask.
+    /// Whether no other host can be asked.
     is_last: bool,
-    /// The list, in errors.
+    /// The name of the list, for errors.
     what: &'a str,
 }
 
 impl Inner {
-    /// A walk that ends at one host.
+    /// A failover over a single host.
     fn walk_to(&self, place: &Place<'_>) -> Result<Walk, RegistryError> {
         let patience = Patience::new(self.read_budget, Persistence::Brief);
         let walk = Walk::new(&self.hosts, vec![place.endpoint.clone()], patience, place.what)?;
         Ok(if place.is_last { walk } else { walk.once() })
     }
 
-    /// The list of one host, in either way.
+    /// The list of one host, by the API or the fallback tag.
     async fn referrers_at(
         &self,
         place: &Place<'_>,
@@ -118,7 +119,7 @@ impl Inner {
         }
     }
 
-    /// The answer of the API, all pages of it; `None` when there is no such API.
+    /// All pages of the API's list; `None` if the registry has no such API.
     async fn asked_referrers(
         &self,
         place: &Place<'_>,
@@ -143,7 +144,7 @@ impl Inner {
                 walk.next(what).await?;
                 match walk.bounded(what, self.try_page(&question, &url)).await {
                     Ok(page) => break page,
-                    // A first page that is not there: a later one would be a list with a hole.
+                    // Only the first page may be missing: a later one would be a list with a hole.
                     Err(error) if asked.len() == 1 && lacks_referrers(&error) => {
                         tracing::debug!(host = place.endpoint.registry, %subject, %error, "no list of referrers");
                         return Ok(None);
@@ -167,7 +168,7 @@ impl Inner {
         }
     }
 
-    /// What the fallback tag lists; nothing when there is no such tag.
+    /// The entries under the fallback tag; an empty list without such a tag.
     async fn tagged_referrers(
         &self,
         place: &Place<'_>,
@@ -186,8 +187,8 @@ impl Inner {
     }
 }
 
-/// Whether an error says that the registry has no such API: 404 by the specification, and what older registries answer to a
-/// path or method that they do not know, or with a page for people.
+/// Whether an error means that the registry has no such API. The specification demands 404; older registries answer
+/// as to an unknown path or method, or with an HTML page.
 fn lacks_referrers(error: &RegistryError) -> bool {
     match error {
         RegistryError::NotFound { .. } | RegistryError::NotRegistry { .. } => true,
@@ -236,14 +237,15 @@ impl Inner {
     }
 }
 
-/// Where the next page is. It must be where this one was: a list that leads to another host is not that registry's list.
+/// The URL of the next page. It must be at the same origin: a list that continues on another host is not that
+/// registry's list.
 fn next_page(response: &Response, here: &Url) -> Result<Option<Url>, String> {
     for header in response.headers().get_all("link") {
         let Ok(text) = header.to_str() else { continue };
         let Some(target) = next_of(text) else { continue };
         let mut next = here.join(target).map_err(|_| "a next page that is not a URL".to_owned())?;
         if next.scheme() == "http" && here.scheme() == "https" && next.host() == here.host() {
-            // A proxy in front of it ends TLS, and it knows of http alone: the same host is meant.
+            // A proxy in front of the registry ends TLS, and the registry only knows HTTP: the same host is meant.
             let (path, query) = (next.path().to_owned(), next.query().map(str::to_owned));
             next = here.clone();
             next.set_path(&path);
@@ -262,7 +264,7 @@ fn next_of(header: &str) -> Option<&str> {
     let mut rest = header;
     while let Some((_, link)) = rest.split_once('<') {
         let (target, parameters) = link.split_once('>')?;
-        // A target has no `<`, and a quoted parameter with one is of no link that we follow.
+        // A target has no `<`, and a quoted parameter with one belongs to no link that we follow.
         let end = parameters.find('<').unwrap_or(parameters.len());
         let is_next = parameters[..end].split([';', ',']).any(|parameter| {
             let Some((name, value)) = parameter.split_once('=') else { return false };

@@ -1,61 +1,61 @@
-//! How long to go on asking: the tries, the waits between them, and `Retry-After`.
+//! Retry policy: attempts, exponential backoff with full jitter, and `Retry-After`.
 //!
-//! Nothing here sleeps or asks; it only answers "again, after this long" or "enough". The idea: a wait is drawn at random
-//! from zero to a bound that doubles (full jitter), so that readers which failed together do not come back together.
+//! A wait is random between zero and a bound that doubles, so that readers that failed together do not return
+//! together. This file only decides whether and when to retry; it neither sleeps nor sends.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::RegistryError;
 
-/// How often one thing is asked for. Five is what containers/image and containerd use.
+/// The most attempts of one request. Five, as in containers/image and containerd.
 const TRIES: u32 = 5;
 /// The bound of the first wait.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// The bound of every later wait, low because a read should go on within 2 s after the registry is back.
+/// The bound of later waits. It is low, because a read has to continue within 2 s after the registry is back.
 const LONGEST_WAIT: Duration = Duration::from_millis(1600);
-/// How long refused connections are asked again for when the caller has time: a registry that restarts is back by then,
-/// and a dead one is reported within 30 s although the kernel asks twice for a page it could not read.
+/// The time to retry refused connections if the caller can wait. A restarting registry is back by then. A dead one is
+/// reported within 30 s, although the kernel asks twice for a page it could not read.
 const REFUSED: Duration = Duration::from_secs(10);
 
-/// How much a failing connection matters.
+/// The behaviour on a failing connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Persistence {
-    /// Somebody looks at the screen: a host that is not there is reported after the usual tries.
+    /// A user waits for the command: a dead host is reported after the usual number of attempts.
     Brief,
-    /// A mounted file is read: a host that is not there may come back.
+    /// A read in a mount: a dead host may come back.
     Stubborn,
 }
 
-/// The patience that is left for one request. Monotonic: clock jumps do not matter.
+/// The remaining retry budget of one request. Monotonic, so clock jumps do not matter.
 #[derive(Debug)]
 pub(super) struct Patience {
     started: Instant,
     budget: Duration,
     persistence: Persistence,
-    /// Requests that failed.
+    /// The number of failed attempts.
     failed: u32,
-    /// Those of them that count: a wait that the registry named itself does not.
+    /// The failed attempts that count; those with a `Retry-After` of 1 s or more do not.
     counted: u32,
 }
 
 impl Patience {
-    /// From now on, at most `budget` long.
+    /// A budget of `budget` from now on.
     pub(super) fn new(budget: Duration, persistence: Persistence) -> Self {
         Self { started: Instant::now(), budget, persistence, failed: 0, counted: 0 }
     }
 
-    /// The same from now on.
+    /// The same budget, restarted now.
     pub(super) fn anew(&self) -> Self {
         Self::new(self.budget, self.persistence)
     }
 
-    /// What is left of the budget.
+    /// The rest of the budget.
     pub(super) fn left(&self) -> Duration {
         self.budget.saturating_sub(self.started.elapsed())
     }
 
-    /// How long to wait before asking again, or the error to give up with.
+    /// The wait before the next attempt, or the error to give up with.
     pub(super) fn after(&mut self, error: RegistryError) -> Result<Duration, RegistryError> {
         self.failed += 1;
         let named = error.retry_after();
@@ -72,7 +72,7 @@ impl Patience {
         Err(self.exhausted(error))
     }
 
-    /// `error`, said to be the last of several when there were several.
+    /// Wraps `error` as the last of several failures, if there were several.
     fn exhausted(&self, error: RegistryError) -> RegistryError {
         if self.failed < 2 {
             return error;
@@ -90,18 +90,18 @@ fn bound(failed: u32) -> Duration {
     FIRST_WAIT.saturating_mul(1 << failed.saturating_sub(1).min(8)).min(LONGEST_WAIT)
 }
 
-/// `random` scaled to `0..bound`.
+/// `random` scaled to `0..=bound`.
 fn jittered(bound: Duration, random: u32) -> Duration {
     bound.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// A random number without a dependency: every `RandomState` has its own keys.
 fn random() -> u32 {
-    // Truncation keeps the low half, which is as random as the whole.
+    // Truncation leaves the low half, which is as random as the whole.
     RandomState::new().hash_one(0u8) as u32
 }
 
-/// `Retry-After` as RFC 9110 section 10.2.3 allows it: seconds or a date. A date in the past means now.
+/// Parses `Retry-After` (RFC 9110 section 10.2.3): seconds or a date. A date in the past means now.
 pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if let Ok(seconds) = value.parse::<u64>() {
@@ -110,7 +110,8 @@ pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     Some(http_date(value)?.duration_since(now).unwrap_or_default())
 }
 
-/// An IMF-fixdate (RFC 9110 section 5.6.7), the only form that senders may use: `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// Parses an IMF-fixdate (RFC 9110 section 5.6.7), the only form that senders may use: `Sun, 06 Nov 1994 08:49:37
+/// GMT`.
 fn http_date(value: &str) -> Option<SystemTime> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];

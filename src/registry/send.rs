@@ -1,8 +1,8 @@
-//! One request and its redirects: clients, methods, headers, and who may see the authorization.
+//! HTTP requests and redirects: clients, methods, headers, and the scope of credentials.
 //!
-//! Nothing is tried twice here except for a login. The idea: redirects are followed by hand, because only then can each hop
-//! be told apart: a credential goes to the registry's own scheme, host and port, https never turns into http, and nothing
-//! tells the next host where we came from.
+//! Redirects are followed by hand, so that each hop can be checked. A credential goes to the registry's own scheme,
+//! host and port only. HTTPS is not downgraded to HTTP, except where certificates are not verified. No referrer is
+//! sent. Only a login is retried here.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -28,59 +28,60 @@ use super::{Options, RegistryError, proxies};
 use crate::io::ByteRange;
 use crate::meter;
 
-/// How many redirects one request follows.
+/// The most redirects of one request.
 const MAX_REDIRECTS: u32 = 5;
-/// The first byte of an answer may take this many stall times: a registry that is a cache fetches first.
+/// The least time for the first byte, in stall timeouts: a registry that is a cache fetches first.
 const FIRST_BYTE: u32 = 3;
-/// The slowest upload that is waited for, in bytes a second: half a megabit.
+/// The slowest upload that is tolerated, in bytes per second: half a megabit.
 const SLOWEST_UPLOAD: u64 = 64 * 1024;
 
-/// How long a connection to a mirror may take at most: the registry itself is waiting behind it.
+/// The longest connect timeout of a mirror: the registry itself is waiting behind it.
 const MIRROR_CONNECT: Duration = Duration::from_secs(3);
-/// Warnings of registries that are shown once each, at most.
+/// The most distinct registry warnings that are logged.
 const MAX_WARNINGS: usize = 64;
 
-/// HTTP clients by what they need. They share nothing but options; each keeps its own connections.
+/// HTTP clients by their settings. Each has its own connections.
 pub(super) struct Clients {
     user_agent: String,
     connect_timeout: Duration,
     stall: Duration,
-    /// How long the head of an answer may take.
+    /// Time limit for the head of a response.
     first_byte: Duration,
-    /// Made when they are first needed.
+    /// Created on first use.
     made: Mutex<HashMap<Kind, Client>>,
-    /// Schemes, hosts and ports that want HTTP/1.1.
+    /// Origins (scheme, host and port) that require HTTP/1.1.
     old: Mutex<HashSet<String>>,
-    /// Warnings that were shown.
+    /// Warnings already logged.
     warned: Mutex<HashSet<String>>,
 }
 
-/// What a client has to be like.
+/// The settings of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
-    /// The certificates; none for plain http, so that it works on a machine that has none.
+    /// The TLS settings; `None` for plain HTTP, which works on a machine without certificates.
     tls: Option<Tls>,
-    /// For this machine, where no proxy is between.
+    /// For loopback addresses, which need no proxy.
     local: bool,
     connect_timeout: Duration,
-    /// The registry that leads to names elsewhere, which are looked at when they are resolved; `None` at its own.
+    /// The host of the registry that chose the address, which is checked when the name is resolved; `None` for the
+    /// registry's own host and for hosts named in the configuration.
     guide: Option<String>,
     versions: HttpVersions,
 }
 
-/// How parameters go to a token server.
+/// The form of parameters for a token server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// In the query.
     Get,
-    /// In the body, where no log of a server on the way has them.
+    /// In the body, out of the logs of servers on the way.
     Post,
 }
 
 impl Clients {
     pub(super) fn new(options: &Options) -> Self {
-        // reqwest is built without a provider of its own; ring needs no C toolchain. A second installation is refused and
-        // changes nothing.
+        // reqwest is built without a provider of its own; ring needs no C toolchain. A second installation is refused
+        // and changes nothing.
         if rustls::crypto::ring::default_provider().install_default().is_err() {
             tracing::trace!("the process has a crypto provider");
         }
@@ -88,7 +89,7 @@ impl Clients {
             user_agent: options.user_agent.clone(),
             connect_timeout: options.connect_timeout,
             stall: options.stall_timeout,
-            // Half of the patience leaves time for another try.
+            // Half of the budget leaves time for another attempt.
             first_byte: options
                 .connect_timeout
                 .max(options.stall_timeout * FIRST_BYTE)
@@ -99,18 +100,18 @@ impl Clients {
         }
     }
 
-    /// Reads certificates anew, and opens new connections.
+    /// Drops all clients: certificates are read again, and new connections are opened.
     pub(super) fn forget(&self) {
         lock(&self.made).clear();
     }
 
-    /// How long nothing may arrive.
+    /// The stall timeout: the longest time without a byte.
     pub(super) fn stall(&self) -> Duration {
         self.stall
     }
 
-    /// The client for a request to `url`, where `endpoint` is or where it sent us. Files with certificates are read here, when
-    /// they are first needed: they are few and small.
+    /// The client for a request to `url`: the endpoint's own address, or one it sent us to. Certificate files are
+    /// read on first use; they are few and small.
     fn of(&self, endpoint: &Endpoint, url: &Url) -> Result<Client, RegistryError> {
         let connect_timeout = match endpoint.role {
             Role::Primary => self.connect_timeout,
@@ -133,7 +134,7 @@ impl Clients {
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .connect_timeout(connect_timeout)
-            // A connection whose peer went away in silence must not be used for the next try.
+            // A connection whose peer vanished silently must not be reused for the next attempt.
             .http2_keep_alive_interval(self.stall)
             .http2_keep_alive_timeout(self.stall);
         if kind.local {
@@ -153,7 +154,7 @@ impl Clients {
         Ok(client)
     }
 
-    /// Sends one request and waits for the head of its answer, at most `waited`.
+    /// Sends one request and waits for the head of its response, at most `waited`.
     async fn send(
         &self,
         request: RequestBuilder,
@@ -174,7 +175,7 @@ impl Clients {
             Err(_) => return Err(RegistryError::Stalled { host, what: what.to_owned(), waited }),
         };
         if trouble::wants_http_1(&error) {
-            // The next try speaks it.
+            // The next attempt uses HTTP/1.1.
             lock(&self.old).insert(origin(url));
         }
         let is_unanswered = matches!(error, RegistryError::Unreachable { connecting: false, .. });
@@ -184,7 +185,7 @@ impl Clients {
         Err(trouble::at_proxy(url, error).await)
     }
 
-    /// Whether this machine's host is one of https, though nothing said so.
+    /// Whether a loopback address expects HTTPS, although plain HTTP was configured.
     async fn speaks_tls(&self, url: &Url) -> bool {
         let careless = Tls { verify: Verify::Nothing, ..Tls::default() };
         let Ok(config) = client_config(&careless, HttpVersions::One) else { return false };
@@ -195,14 +196,14 @@ impl Clients {
         }
     }
 
-    /// Shows what a registry wants its users to know (distribution-spec, "Warnings"): `299 - "text"`, each once.
+    /// Logs the warnings of a registry (distribution-spec, "Warnings"): `299 - "text"`, each once.
     fn note_warnings(&self, host: &str, headers: &HeaderMap) {
         for warning in self.new_warnings(host, headers) {
             tracing::warn!(registry = host, warning, "the registry warns");
         }
     }
 
-    /// Those that were not shown before.
+    /// The warnings that were not logged before.
     fn new_warnings(&self, host: &str, headers: &HeaderMap) -> Vec<String> {
         let mut fresh = Vec::new();
         for value in headers.get_all(WARNING) {
@@ -220,8 +221,8 @@ impl Clients {
         fresh
     }
 
-    /// A token request. A redirect of a question is followed where a realm may lie, with the login only as long as scheme, host
-    /// and port stay; a form is not sent to another place.
+    /// Sends a token request. A redirect of a GET is followed to an acceptable realm, with the login only while
+    /// scheme, host and port stay the same. A form is not sent to another origin.
     pub(super) async fn token(
         &self,
         endpoint: &Endpoint,
@@ -280,26 +281,26 @@ impl Clients {
     }
 }
 
-/// What is done at an address.
+/// The method of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Act<'a> {
-    /// Read it.
+    /// Read.
     Get,
-    /// Ask whether it is there.
+    /// Check for existence.
     Head,
     /// Begin an upload: a POST without a body.
     Begin,
-    /// Keep these bytes there.
+    /// Store bytes.
     Put {
-        /// What they are called.
+        /// The media type.
         media_type: &'a str,
-        /// All of them.
+        /// The complete content.
         bytes: &'a Bytes,
     },
 }
 
 impl Act<'_> {
-    /// How much longer than a question it may take.
+    /// The time limit for the upload, in addition to that of a read.
     fn upload(self) -> Duration {
         match self {
             Act::Get | Act::Head | Act::Begin => Duration::ZERO,
@@ -307,7 +308,7 @@ impl Act<'_> {
         }
     }
 
-    /// Whether a redirect that turns the request into a GET would still be the same request (RFC 9110 section 15.4).
+    /// Whether a redirect to a GET preserves the meaning of the request (RFC 9110 section 15.4).
     fn is_safe(self) -> bool {
         match self {
             Act::Get | Act::Head => true,
@@ -315,7 +316,7 @@ impl Act<'_> {
         }
     }
 
-    /// The method, for logs.
+    /// The method's name, for logs.
     fn name(self) -> &'static str {
         match self {
             Act::Get => "GET",
@@ -329,7 +330,7 @@ impl Act<'_> {
         match self {
             Act::Get => client.get(url),
             Act::Head => client.head(url),
-            // The distribution-spec wants a Content-Length of 0 ("POST then PUT"), which hyper does not say by itself.
+            // The distribution-spec requires a Content-Length of 0 ("POST then PUT"), which hyper omits by default.
             Act::Begin => client.post(url).header(CONTENT_LENGTH, 0),
             Act::Put { media_type, bytes } => {
                 let request = client.put(url).header(CONTENT_TYPE, media_type);
@@ -339,40 +340,40 @@ impl Act<'_> {
     }
 }
 
-/// How long an upload of this many bytes is waited for.
+/// Time limit for an upload of this many bytes.
 pub(super) fn upload_time(bytes: usize) -> Duration {
     Duration::from_secs(bytes as u64 / SLOWEST_UPLOAD)
 }
 
 /// A request to a registry.
 pub(super) struct Question<'a> {
-    /// Whom it is for.
+    /// Endpoint and access.
     pub(super) scope: &'a Scope,
-    /// What is to be done there.
+    /// The method.
     pub(super) act: Act<'a>,
-    /// The media types that may come.
+    /// The accepted media types.
     pub(super) accept: &'a str,
-    /// The bytes, when not all.
+    /// The requested bytes; `None`: all.
     pub(super) range: Option<ByteRange>,
-    /// Its name in errors.
+    /// The subject, for errors.
     pub(super) what: &'a str,
 }
 
-/// An answer that is neither a redirect nor a challenge we could meet.
+/// A response that is neither a redirect nor a challenge that could be answered.
 pub(super) struct Reply {
-    /// The answer, its body unread.
+    /// The response, its body unread.
     pub(super) response: Response,
-    /// Who gave it.
+    /// The final URL.
     pub(super) url: Url,
     /// Whether that is the registry itself.
     pub(super) at_home: bool,
     /// Whether a redirect led there.
     pub(super) redirected: bool,
-    /// Where the login comes from in whose name it was asked; `None` where there was none.
+    /// The place of the credential in use; `None` for an anonymous request.
     pub(super) login: Option<Arc<str>>,
 }
 
-/// Asks `question` at `start`, follows redirects, and logs in once for each host that asks for it.
+/// Sends `question` to `start`, follows redirects, and logs in once for each host that sends a challenge.
 pub(super) async fn ask(
     clients: &Clients,
     auth: &Auth,
@@ -437,7 +438,7 @@ pub(super) async fn ask(
                     continue;
                 }
                 Err(error) if at_home => return Err(error),
-                // Elsewhere we have no name to give; the caller may know another way.
+                // Other hosts get no credential; the caller may have an alternative.
                 Ok(None) | Err(_) => {}
             }
         }
@@ -446,8 +447,8 @@ pub(super) async fn ask(
     }
 }
 
-/// The headers that the configuration wants at a host. Those that decide what is asked for are ours, and a login that the host
-/// asked for is better than one that was written down.
+/// The configured headers for a host, without those that ocifs sets itself. A login by challenge replaces a
+/// configured `Authorization`.
 fn configured(headers: &HeaderMap, logged_in: bool) -> HeaderMap {
     let mut headers = headers.clone();
     for ours in [ACCEPT, ACCEPT_ENCODING, RANGE, HOST, CONTENT_LENGTH, CONTENT_TYPE] {
@@ -459,7 +460,7 @@ fn configured(headers: &HeaderMap, logged_in: bool) -> HeaderMap {
     headers
 }
 
-/// A header that no log of the HTTP crates shows.
+/// A header that the logs of the HTTP crates do not show.
 fn sensitive(secret: &Secret, url: &Url, what: &str) -> Result<HeaderValue, RegistryError> {
     let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| RegistryError::Credentials {
         place: format!("the login for {}", host_of(url)),

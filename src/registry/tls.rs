@@ -1,7 +1,8 @@
-//! TLS of one host: the certificates that are trusted, and the one that is shown.
+//! TLS of one host: trusted certificates and client certificates.
 //!
-//! Sends nothing. The idea: authorities are those of the system and those that were given; a certificate that was given is
-//! trusted when it is presented byte for byte, whatever kind of certificate it is, because its key is what was asked for.
+//! The authorities are those of the system and those that the user provided. A provided certificate is also trusted
+//! if the server presents it byte for byte, whatever kind of certificate it is, because the user asked for its key.
+//! Nothing is sent here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,19 +21,19 @@ use super::RegistryError;
 use super::certificate::GivenCertificate;
 use super::endpoint::{Tls, Verify};
 
-/// The largest file with certificates that is read, in bytes.
+/// The largest certificate file that is read, in bytes.
 const MAX_CERTIFICATES: u64 = 4 * 1024 * 1024;
 
-/// Which versions of HTTP are offered.
+/// The HTTP versions to offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum HttpVersions {
-    /// 2, and 1.1.
+    /// HTTP/2 and HTTP/1.1.
     All,
-    /// 1.1 alone: the host wants it so.
+    /// HTTP/1.1 only, as the host requires.
     One,
 }
 
-/// The configuration for connections as `tls` says. Its files are read here.
+/// The rustls configuration for `tls`. Reads its files.
 pub(super) fn client_config(tls: &Tls, versions: HttpVersions) -> Result<ClientConfig, RegistryError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let failed = |error: Error| unusable(Path::new("the certificates of the system"), error);
@@ -45,7 +46,7 @@ pub(super) fn client_config(tls: &Tls, versions: HttpVersions) -> Result<ClientC
                 let found = found.ok().filter(|found| !found.is_empty());
                 given.extend(found.ok_or_else(|| unusable(file, "it holds no certificate in PEM"))?);
             }
-            // One of version 1 is no authority, and may still be the registry's own.
+            // A version 1 certificate is no authority, but may be the registry's own.
             let is_anchor =
                 |given: &&CertificateDer<'static>| RootCertStore::empty().add((*given).clone()).is_ok();
             let anchors: Vec<_> = given.iter().filter(is_anchor).cloned().collect();
@@ -61,7 +62,7 @@ pub(super) fn client_config(tls: &Tls, versions: HttpVersions) -> Result<ClientC
         .map_err(failed)?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
-    // The protocol lets a client show one: the first, as the others would never be asked for.
+    // The protocol allows one client certificate: the first, as the others would not be asked for.
     let mut config = match tls.pairs.first() {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
@@ -76,7 +77,7 @@ pub(super) fn client_config(tls: &Tls, versions: HttpVersions) -> Result<ClientC
     Ok(config)
 }
 
-/// A certificate with its key. What is in the certificate is for the server to judge.
+/// A client certificate with its key. Its content is for the server to judge.
 fn shown(
     certificate: &Path,
     key: &Path,
@@ -105,7 +106,7 @@ fn unusable(file: &Path, reason: impl std::fmt::Display) -> RegistryError {
     RegistryError::Config { place: file.display().to_string(), reason: reason.to_string() }
 }
 
-/// Trusts the certificates that were given as they are, and what the others vouch for.
+/// Verifier: a user-provided certificate is trusted as it is, any other is left to `others`.
 #[derive(Debug)]
 struct GivenFirst {
     given: Vec<CertificateDer<'static>>,
@@ -114,7 +115,7 @@ struct GivenFirst {
 }
 
 impl GivenFirst {
-    /// The certificate, when it is one that was given and can be read.
+    /// The presented certificate, if it is one of those provided and can be parsed.
     fn find<'a>(&self, presented: &'a CertificateDer<'_>) -> Option<GivenCertificate<'a>> {
         let is_given = self.given.iter().any(|given| given.as_ref() == presented.as_ref());
         is_given.then(|| GivenCertificate::parse(presented)).flatten()
@@ -187,7 +188,7 @@ impl ServerCertVerifier for GivenFirst {
     }
 }
 
-/// Trusts every certificate, because the user said so.
+/// Verifier that accepts every certificate: the user turned verification off.
 #[derive(Debug)]
 struct Anything(WebPkiSupportedAlgorithms);
 

@@ -1,25 +1,25 @@
-//! TLS errors: which of the two certificates is meant.
+//! TLS errors: the certificate at fault, and the reason.
 //!
-//! Connects to nothing. The idea: an error of a library lies somewhere below the one that comes out, and its kind decides what a
-//! person can do about it.
+//! The library's error is nested inside of the outermost one, and its kind decides the advice to the user. Nothing is
+//! connected here.
 
 use rustls::{AlertDescription, CertificateError};
 
-/// The certificate that a TLS error is about.
+/// The reason of a TLS error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsTrouble {
     /// The server's certificate is not valid now.
     Expired,
-    /// It is for another name.
+    /// The server's certificate is for another name.
     OtherName,
-    /// It wants a certificate of ours, or another than the one it was shown.
+    /// The server requires a client certificate, or another one than it got.
     ClientCertificate,
-    /// Anything else: a signer that is not trusted, or no TLS at all.
+    /// Any other reason: an untrusted signer, or no TLS.
     Other,
 }
 
 impl TlsTrouble {
-    /// What an error is about.
+    /// Classifies an error.
     pub(super) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
         match cause::<rustls::Error>(error) {
             Some(rustls::Error::InvalidCertificate(invalid)) => match invalid {
@@ -38,7 +38,7 @@ impl TlsTrouble {
     }
 }
 
-/// Whether an alert says that our certificate is missing or will not do. It comes after the handshake in TLS 1.3.
+/// Whether an alert rejects or misses our client certificate. In TLS 1.3 it comes after the handshake.
 fn is_about_us(alert: AlertDescription) -> bool {
     matches!(
         alert,
@@ -53,7 +53,7 @@ fn is_about_us(alert: AlertDescription) -> bool {
     )
 }
 
-/// The error of this type below `error`. An `io::Error` hides the error it holds from `source()`, and one may hold another.
+/// The error of this type below `error`. An `io::Error` hides its inner error from `source()`, and may be nested.
 pub(super) fn cause<'a, E: std::error::Error + 'static>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> Option<&'a E> {

@@ -1,7 +1,7 @@
-//! Connections that fail: whose fault it is, and what about it would be the same at the next try.
+//! Diagnosis of failed connections: proxy, protocol or certificate.
 //!
-//! Tries nothing again. The idea: the HTTP client knows of a failure what its libraries say; what a person needs beside it (which
-//! proxy, which protocol, which certificate) is found out once, when a connection has failed.
+//! The HTTP client only reports what its libraries do. The details that a user needs (which proxy, which protocol,
+//! which certificate) are found out once, after a failure. No request is retried here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use super::reach::PrivateAddress;
 use super::redact::{host_of, sanitised};
 use super::tls_trouble::{TlsTrouble, cause};
 
-/// How long a proxy may take to repeat its refusal.
+/// Time limit for a proxy to repeat its refusal.
 const PROXY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest first line of an answer that is read, in bytes.
+/// The longest status line that is read, in bytes.
 const MAX_STATUS_LINE: u64 = 1024;
 
-/// The error of a connection. Its URL is cut out, because the query may be signed.
+/// The error of a connection, without its URL, because the query may be signed.
 pub(super) fn broken(host: &str, what: &str, error: reqwest::Error) -> RegistryError {
     let connecting = error.is_connect();
     let source = Arc::new(error.without_url());
@@ -36,7 +36,7 @@ pub(super) fn broken(host: &str, what: &str, error: reqwest::Error) -> RegistryE
     RegistryError::Unreachable { host, what: what.to_owned(), connecting, source }
 }
 
-/// Whether a failure says that the host speaks no HTTP/2.
+/// Whether a failure means that the host supports no HTTP/2.
 pub(super) fn wants_http_1(error: &RegistryError) -> bool {
     says(error, "HTTP_1_1_REQUIRED") || says(error, "requires HTTP/1.1")
 }
@@ -53,7 +53,7 @@ fn says(error: &RegistryError, words: &str) -> bool {
     false
 }
 
-/// The same failure with the name and the answer of the proxy, where one refused to connect to `url`.
+/// Adds the name and the answer of the proxy, if a proxy refused to connect to `url`.
 pub(super) async fn at_proxy(url: &Url, error: RegistryError) -> RegistryError {
     let is_refused =
         says(&error, "tunnel error: unsuccessful") || says(&error, "proxy authorization required");
@@ -68,7 +68,7 @@ pub(super) async fn at_proxy(url: &Url, error: RegistryError) -> RegistryError {
     }
 }
 
-/// The first line with which a proxy refuses a tunnel; the HTTP client keeps it to itself.
+/// The status line of a proxy that refuses a tunnel; the HTTP client does not report it.
 async fn refusal_of(proxy: &Url, url: &Url) -> Option<String> {
     let address = (proxy.host_str()?, proxy.port_or_known_default()?);
     let target = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
@@ -91,7 +91,7 @@ async fn refusal_of(proxy: &Url, url: &Url) -> Option<String> {
     String::from_utf8_lossy(&answer).lines().next().map(str::to_owned)
 }
 
-/// Whether a host that was spoken to by http answers a TLS handshake.
+/// Whether a host that was addressed by HTTP answers a TLS handshake.
 pub(super) async fn speaks_tls(url: &Url, client: &reqwest::Client) -> bool {
     let mut secure = url.clone();
     if secure.set_scheme("https").is_err() || secure.set_port(url.port_or_known_default()).is_err() {

@@ -1,8 +1,8 @@
-//! What is kept about hosts, and the walk over those that may have the answer.
+//! Mirror failover and per-host state: backoff, concurrency, support for ranges.
 //!
-//! Nothing is asked here. The idea: whoever asks takes one host after the other from a walk, which waits for a place there, skips
-//! mirrors that failed lately, and after the last host decides whether to start again. Only the last host is worth waiting for:
-//! a mirror gets one try, and is then left alone for a while, so that one that is down costs little.
+//! A caller takes one host after the other. Each needs a permit, and mirrors that failed recently are skipped. After
+//! the last host, the retry policy decides whether to start again. Only the last host is worth waiting for: a mirror
+//! gets one attempt and then a backoff, so a dead one costs little. Nothing is sent here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,20 +18,20 @@ use super::retry::Patience;
 use crate::io::chain;
 use crate::meter;
 
-/// How many requests to one host are under way at once.
+/// Concurrent requests to one host.
 const PER_HOST: usize = 8;
-/// How long a host is remembered to ignore ranges. Caches that fetch on demand do so only the first time
-/// (distribution issue 4667).
+/// How long a host counts as ignoring ranges. Caches that fetch on demand do so only the first time (distribution
+/// issue 4667).
 const IGNORES_RANGES: Duration = Duration::from_secs(600);
-/// How long a mirror that failed is left alone, and one that lacks a blob is not asked for it again.
+/// The backoff of a failed mirror, and of a mirror without a blob for that blob.
 pub(super) const LEFT_ALONE: Duration = Duration::from_secs(60);
 
-/// All hosts that were ever asked.
+/// All hosts since the start, by origin.
 #[derive(Default)]
 pub(super) struct Hosts(Mutex<HashMap<String, Arc<Host>>>);
 
 impl Hosts {
-    /// What is kept about the host of an endpoint.
+    /// The state of an endpoint's host.
     pub(super) fn of(&self, endpoint: &Endpoint) -> Arc<Host> {
         let mut hosts = lock(&self.0);
         let host =
@@ -39,7 +39,7 @@ impl Hosts {
         host.clone()
     }
 
-    /// Knows nothing about any host any more.
+    /// Drops all per-host state.
     pub(super) fn forget(&self) {
         for host in lock(&self.0).values() {
             host.forget();
@@ -47,20 +47,20 @@ impl Hosts {
     }
 }
 
-/// What is kept about one scheme, host and port.
+/// The state of one scheme, host and port.
 pub(super) struct Host {
     name: String,
-    /// Places for requests; one is held while a body streams.
+    /// Permits for concurrent requests; one is held while a body streams.
     places: Arc<Semaphore>,
-    /// Until when the host asked not to be asked.
+    /// The end of a pause that the host asked for (`Retry-After`).
     paused: Mutex<Option<Instant>>,
-    /// Until when the host is remembered to ignore ranges.
+    /// The time until which the host counts as ignoring ranges.
     no_ranges: Mutex<Option<Instant>>,
-    /// Until when it is remembered to refuse ranges.
+    /// The time until which the host counts as refusing ranges.
     refuses: Mutex<Option<Instant>>,
-    /// Whether it lately answered as a cache that shares pieces.
+    /// Whether the host has answered as a cache that shares pieces.
     pieces: AtomicBool,
-    /// Until when it is not asked where somebody else can be.
+    /// The end of the backoff, during which another host is preferred.
     failing: Mutex<Option<Instant>>,
 }
 
@@ -77,7 +77,7 @@ impl Host {
         }
     }
 
-    /// A place among the requests to this host, in the order of asking.
+    /// Waits for a permit of this host, first come, first served.
     pub(super) async fn enter(
         &self,
         what: &str,
@@ -85,14 +85,14 @@ impl Host {
     ) -> Result<OwnedSemaphorePermit, RegistryError> {
         match tokio::time::timeout(waited, self.places.clone().acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
-            // The semaphore is never closed, so the first case is the second one.
+            // The semaphore is not closed anywhere, so an error is a timeout as well.
             Ok(Err(_)) | Err(_) => {
                 Err(RegistryError::Busy { host: self.name.clone(), what: what.to_owned(), waited })
             }
         }
     }
 
-    /// One attempt, after the host's pause, within the time that is left.
+    /// One attempt, after the host's pause, within the remaining time.
     pub(super) async fn bounded<T>(
         &self,
         what: &str,
@@ -112,7 +112,7 @@ impl Host {
         }
     }
 
-    /// Waits before the next try, or gives up. A wait that the host named holds for all requests to it.
+    /// Waits before the next attempt, or gives up. A wait that the host asked for applies to all requests to it.
     pub(super) async fn pause(
         &self,
         patience: &mut Patience,
@@ -132,7 +132,7 @@ impl Host {
         Ok(())
     }
 
-    /// Remembers that a range was asked for and a whole blob came.
+    /// Records that a range request was answered with the whole blob.
     pub(super) fn note_ignored_range(&self) {
         if !self.ignores_ranges() {
             tracing::warn!(host = self.name, "registry ignores ranges, blobs are fetched whole");
@@ -140,23 +140,23 @@ impl Host {
         *lock(&self.no_ranges) = Some(Instant::now() + IGNORES_RANGES);
     }
 
-    /// Remembers that it gives the whole where it is asked for that, and no range.
+    /// Records that the host refuses ranges, and serves the whole.
     pub(super) fn note_refused_range(&self) {
         self.note_ignored_range();
         *lock(&self.refuses) = Some(Instant::now() + IGNORES_RANGES);
     }
 
-    /// Whether a request with a range would be refused, or answered by what is of no use.
+    /// Whether the host recently refused a range, or answered one with an unusable response.
     pub(super) fn refuses_ranges(&self) -> bool {
         lock(&self.refuses).is_some_and(|until| until > Instant::now())
     }
 
-    /// Remembers that it fetches pieces.
+    /// Records that the host fetches whole pieces.
     pub(super) fn note_pieces(&self) {
         self.pieces.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it fetches whole pieces for any part of them.
+    /// Whether the host fetches whole pieces for any part of them.
     pub(super) fn has_pieces(&self) -> bool {
         self.pieces.load(Ordering::Relaxed)
     }
@@ -165,8 +165,8 @@ impl Host {
         lock(&self.no_ranges).is_some_and(|until| until > Instant::now())
     }
 
-    /// Remembers that it failed, when somebody else can be asked. A registry that is not there may be back at any time, and is
-    /// asked as before; only that it speaks no TLS is remembered.
+    /// Records a failure if another host can be asked. A registry that is down may return at any time, so it gets no
+    /// backoff; only a lack of TLS is remembered.
     fn note_failed(&self, role: Role, error: &RegistryError) {
         let lasts = match role {
             Role::Mirror => error.is_about_the_host(),
@@ -178,7 +178,7 @@ impl Host {
         }
         let alone = error.retry_after().unwrap_or_default().clamp(LEFT_ALONE, 60 * LEFT_ALONE);
         if role == Role::Primary {
-            // The user said that it need not speak TLS.
+            // The user declared the registry insecure, so plain HTTP is allowed.
             tracing::debug!(host = self.name, error = chain(error), "spoken to otherwise");
         } else if !self.is_failing() {
             let error = chain(error);
@@ -192,12 +192,12 @@ impl Host {
         *lock(&self.failing) = Some(Instant::now() + alone);
     }
 
-    /// Whether it failed lately.
+    /// Whether the host is in its backoff.
     pub(super) fn is_failing(&self) -> bool {
         lock(&self.failing).is_some_and(|until| until > Instant::now())
     }
 
-    /// Knows nothing about the host any more.
+    /// Drops the state of the host.
     fn forget(&self) {
         self.pieces.store(false, Ordering::Relaxed);
         for until in [&self.paused, &self.no_ranges, &self.refuses, &self.failing] {
@@ -206,27 +206,27 @@ impl Host {
     }
 }
 
-/// One host of a walk.
+/// One host of a failover.
 struct Stop {
     endpoint: Arc<Endpoint>,
     host: Arc<Host>,
 }
 
-/// A walk over the hosts that may have one thing, until one gives it.
+/// Failover over the hosts that may have some content.
 pub(super) struct Walk {
     /// Invariant: not empty.
     stops: Vec<Stop>,
-    /// The stop that is asked next, or is being asked. Invariant: inside `stops`.
+    /// The current stop. Invariant: inside `stops`.
     at: usize,
-    /// Whether the last stop is asked again when it fails.
+    /// Whether to start again after the last stop has failed.
     insists: bool,
     patience: Patience,
-    /// One of the places of the host that is asked, given back when it is left.
+    /// The permit of the current host.
     held: Option<(Arc<Host>, OwnedSemaphorePermit)>,
 }
 
 impl Walk {
-    /// Over `endpoints`, which are named `what` together where they are none.
+    /// Starts a failover over `endpoints`. Without any, the error names `what`.
     pub(super) fn new(
         hosts: &Hosts,
         endpoints: Vec<Arc<Endpoint>>,
@@ -244,13 +244,13 @@ impl Walk {
         Ok(Self { stops, at: 0, insists: true, patience, held: None })
     }
 
-    /// The same, giving up after one try at each stop: for what others can be asked for.
+    /// Gives up after one attempt at each stop, for content that can be requested elsewhere.
     pub(super) fn once(mut self) -> Self {
         self.insists = false;
         self
     }
 
-    /// Leaves out the stops that are not `wanted`, as long as one is left.
+    /// Removes the `unwanted` stops, except the last one.
     pub(super) fn without(mut self, unwanted: impl Fn(&Endpoint) -> bool) -> Self {
         let last = self.stops.len() - 1;
         let mut at = 0;
@@ -261,7 +261,7 @@ impl Walk {
         self
     }
 
-    /// The next host to ask, with a place there.
+    /// The next host to ask, with a permit.
     pub(super) async fn next(&mut self, what: &str) -> Result<Arc<Endpoint>, RegistryError> {
         loop {
             while self.at + 1 < self.stops.len() && self.stops[self.at].host.is_failing() {
@@ -277,14 +277,14 @@ impl Walk {
                     self.held = Some((stop.host.clone(), permit));
                     return Ok(stop.endpoint.clone());
                 }
-                // Busy with our own requests.
+                // All permits are in use.
                 Err(_) if self.at + 1 < self.stops.len() => self.at += 1,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// One attempt at the host that `next` gave.
+    /// One attempt at the current host.
     pub(super) async fn bounded<T>(
         &self,
         what: &str,
@@ -293,12 +293,12 @@ impl Walk {
         self.stops[self.at].host.bounded(what, self.time(), attempt).await
     }
 
-    /// After a failure there: goes on to the next host, or waits and starts again, or gives up.
+    /// After a failure: continues with the next host, waits and starts again, or gives up.
     pub(super) async fn failed(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         let stop = &self.stops[self.at];
         let (host, role) = (stop.host.clone(), stop.endpoint.role);
         let mut next = self.at + 1;
-        // The other way to speak to a host is for one that was not understood: an answer is an answer.
+        // The other scheme is only tried if no connection was established or TLS failed: any answer settles it.
         if !error.is_connecting() && !matches!(error, RegistryError::Insecure { .. }) {
             let same = |other: &Stop| other.endpoint.is_other_way_of(&stop.endpoint);
             next += self.stops[next..].iter().take_while(|other| same(other)).count();
@@ -318,24 +318,24 @@ impl Walk {
         Ok(())
     }
 
-    /// The host that is asked.
+    /// The current host.
     pub(super) fn host(&self) -> &Host {
         &self.stops[self.at].host
     }
 
-    /// Starts the time anew, because something arrived.
+    /// Restarts the budget, because bytes arrived.
     pub(super) fn refresh(&mut self) {
         self.patience = self.patience.anew();
     }
 
-    /// How long this stop may take: half of what is left, where another one comes after it.
+    /// The time limit for the current stop: half of the rest if another host can be asked after it, else the rest.
     fn time(&self) -> Duration {
         let left = self.patience.left();
         if self.at + 1 < self.stops.len() || !self.insists { left / 2 } else { left }
     }
 }
 
-/// The values stay valid when a thread panics between two operations on them.
+/// The values stay valid when a thread panics between two operations.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

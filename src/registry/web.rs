@@ -1,8 +1,8 @@
-//! Files of the web: an archive at an address, by range where its server has ranges.
+//! Web files: an archive at a URL, by range if the server supports ranges.
 //!
-//! Nothing is kept of it, and nothing is believed of what it is. The idea: one request for the first byte tells whether there are
-//! ranges, how large the file is and which version of it there is; with ranges it is read as a blob is, and every answer has to be
-//! of that version. Without them the answer to the first request is the whole file, which the caller keeps.
+//! A request for the first byte shows whether the server supports ranges, the size, and the version of the file. With
+//! ranges, the file is read like a blob, and every response has to be of that version. Without them, the file arrives
+//! as one stream, for the caller to store.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ use super::{Registry, RegistryError};
 use crate::io::{BoxStream, ByteRange, Fetch, ReadError};
 use crate::oci::OciError;
 
-/// The address of a file, by http or https. What is shown of it has no query, which may be signed.
+/// The HTTP or HTTPS address of a file. `Display` and `Debug` omit the query, which may be signed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebAddress(Url);
 
@@ -36,7 +36,7 @@ impl FromStr for WebAddress {
         let bad =
             |shown: String, reason: &str| OciError::Reference { reference: shown, reason: reason.to_owned() };
         let Ok(url) = text.parse::<Url>() else {
-            // Where a password would be in it is not known.
+            // The position of a password in malformed text is unknown.
             let scheme = text.split("://").next().unwrap_or_default();
             return Err(bad(format!("{scheme}://..."), "it is not a URL"));
         };
@@ -66,16 +66,16 @@ impl fmt::Debug for WebAddress {
     }
 }
 
-/// A file as its server gives it.
+/// A file, by the abilities of its server.
 pub enum WebFile {
-    /// By range. A version that is not the first one is an error of the read.
+    /// By range. A change of the file is a read error.
     Ranges(Arc<dyn Fetch>),
-    /// Only as a whole, once: the server has no ranges.
+    /// As a whole, once: the server has no ranges.
     Whole(BoxStream<'static, Result<Bytes, ReadError>>),
 }
 
 impl Registry {
-    /// The file at an address. A server that asks for a login gets that of its host, as a registry would.
+    /// The file at an address. A server that asks for a login gets the credential of its host, as a registry does.
     pub async fn file(&self, address: &WebAddress) -> Result<WebFile, RegistryError> {
         let endpoint = Arc::new(self.inner.config()?.file(&address.0)?);
         let name = address.to_string();
@@ -102,7 +102,7 @@ impl Registry {
         }
     }
 
-    /// The first byte tells everything; a server that has no use for ranges is asked for the whole.
+    /// Requests the first byte; if the server has no use for ranges, the whole.
     async fn look(&self, endpoint: &Arc<Endpoint>, what: &str) -> Result<Look, RegistryError> {
         match self.look_at(endpoint, Some(ByteRange::new(0, 1)), what).await? {
             Some(look) => Ok(look),
@@ -134,7 +134,7 @@ impl Registry {
                 if let Some(encoding) = answer::encoding(response) {
                     return Err(wrong(format!("content encoding {encoding}")));
                 }
-                // The slice that a proxy calls a success is not the file.
+                // A slice of the file that a proxy returns as a 200 is not the file.
                 if status == 200 && response.headers().contains_key("content-range") {
                     return Ok(None);
                 }
@@ -151,7 +151,7 @@ impl Registry {
         let written = answer::header(response, "content-range").unwrap_or_default();
         let size = match answer::content_range(written) {
             Some((ByteRange { start: 0, .. }, Some(size))) => size,
-            // How large the file is only the whole can show.
+            // Only the whole shows the size of the file.
             Some((ByteRange { start: 0, .. }, None)) => return Ok(None),
             _ => return Err(wrong(format!("status 206 and content range {:?}", sanitised(written)))),
         };
@@ -161,20 +161,20 @@ impl Registry {
     }
 }
 
-/// What the first answer was.
+/// The result of the first request.
 enum Look {
-    /// The first byte of so many, of this version.
+    /// The first byte: the server supports ranges; size and version.
     Ranged { size: u64, seen: Seen },
-    /// Everything.
+    /// The whole file.
     Whole(Response),
 }
 
-/// A whole file on its way.
+/// A whole file, in transfer.
 struct Arriving {
     response: Response,
     what: String,
     stall: std::time::Duration,
-    /// Holds a place among the requests to the host.
+    /// Holds a permit of the host.
     walk: Walk,
     came: u64,
     promised: Option<u64>,

@@ -1,7 +1,8 @@
-//! Certificates by host: the `certs.d` of containers and of docker.
+//! Certificates by host: the `certs.d` directories of containers and docker.
 //!
-//! The files are named here and read when a connection needs them. The idea: the first directory that has the host decides, and
-//! a file's ending says what it is: `NAME.crt` an authority, `NAME.cert` with `NAME.key` what we show.
+//! The first directory for a host decides. A file's extension declares its content: `NAME.crt` an authority,
+//! `NAME.cert` with `NAME.key` a client certificate. Files are only listed here, and read when a connection needs
+//! them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,22 +10,22 @@ use super::{broken, canonical};
 use crate::registry::RegistryError;
 use crate::registry::endpoint::{Tls, Verify};
 
-/// The most files of one kind: a directory of a host holds a handful.
+/// The most files of one kind: a host's directory holds a handful.
 const MAX_FILES: usize = 256;
 
-/// The directory of `host` (with its port, as a reference has it) below the first of `roots` that has one, whichever spelling
-/// of the host it is named by.
+/// The directory of `host` (with its port, as in a reference) below the first of `roots` that has one. Other
+/// spellings of the host match too.
 pub(super) fn directory_of(roots: &[PathBuf], host: &str) -> Option<PathBuf> {
-    // A host comes out of a reference: it has no slash, and no dots alone.
+    // The host is part of a reference, so it has no slash and does not consist of dots alone.
     roots.iter().find_map(|root| named(root, &[host], |name| canonical(name) == host))
 }
 
-/// The directory in `root` with the first of `names` that there is, else the first (by name) that `is_it`.
+/// The directory in `root` with the first existing one of `names`, else the first by name that satisfies `is_it`.
 pub(super) fn named(root: &Path, names: &[&str], is_it: impl Fn(&str) -> bool) -> Option<PathBuf> {
     if let Some(dir) = names.iter().map(|name| root.join(name)).find(|dir| dir.is_dir()) {
         return Some(dir);
     }
-    // A root that cannot be listed has what can be named in it.
+    // If the root cannot be listed, only the exact names are found.
     let mut others: Vec<PathBuf> = std::fs::read_dir(root)
         .into_iter()
         .flatten()
@@ -37,7 +38,7 @@ pub(super) fn named(root: &Path, names: &[&str], is_it: impl Fn(&str) -> bool) -
     others.into_iter().next()
 }
 
-/// What a directory holds, in the order of the names.
+/// The certificates in a directory, in name order.
 pub(super) fn of_directory(dir: &Path) -> Result<Tls, RegistryError> {
     let entries = std::fs::read_dir(dir).map_err(|error| broken(dir, error))?;
     let mut files = Vec::new();

@@ -1,7 +1,7 @@
-//! Reading a file of the configuration: its bytes with a limit, and the line that an error is about.
+//! Reading configuration files: a size limit, and errors with line numbers.
 //!
-//! An error never quotes the file, which may hold headers that log in. The idea: what a parser says by an offset, people find by
-//! a line.
+//! Parsers report offsets, and users look for lines. Errors do not quote the file, which may hold headers with
+//! credentials.
 
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::registry::RegistryError;
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// The text of a file, or `None` when it is not there.
+/// The text of a file; `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<String>, RegistryError> {
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
@@ -31,17 +31,17 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, RegistryError> {
     Ok(Some(text))
 }
 
-/// The file as TOML of this form; keys that it does not have are passed over.
+/// Parses a file as TOML. Unknown keys are ignored.
 pub(super) fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, RegistryError> {
     toml::from_str(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start);
-        // One line, without the excerpt of the file that the error would show.
+        // One line, without the parser's excerpt of the file.
         let reason = error.message().lines().next().unwrap_or("not valid").to_owned();
         at(path, text, offset, reason)
     })
 }
 
-/// An error about what is at `offset`.
+/// An error about the text at `offset`.
 pub(super) fn at(path: &Path, text: &str, offset: usize, reason: impl Into<String>) -> RegistryError {
     RegistryError::Config { place: place(path, text, offset), reason: reason.into() }
 }

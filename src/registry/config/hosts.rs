@@ -1,7 +1,7 @@
-//! containerd's `hosts.toml`: who has copies of a registry, and how each is spoken to.
+//! containerd's `hosts.toml`: mirrors of a registry, and the settings of each.
 //!
-//! The idea: one directory for each registry, or `_default` for all others; in it the hosts in the order of the file, and the
-//! file's own `server` after them.
+//! Each registry has one directory; `_default` is for all others. Its hosts are tried in the order of the file, the
+//! file's own `server` last.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,13 @@ use crate::oci::Reference;
 use crate::registry::RegistryError;
 use crate::registry::endpoint::{Serves, Tls, Verify};
 
-/// The most hosts of one file.
+/// The most hosts in one file.
 const MAX_HOSTS: usize = 64;
 
-/// One directory.
+/// The content of one directory.
 #[derive(Debug)]
 pub(super) struct HostsFile {
-    /// In the order of asking.
+    /// In the order of failover.
     pub(super) hosts: Vec<HostEntry>,
     /// The registry itself.
     pub(super) server: HostEntry,
@@ -32,15 +32,15 @@ pub(super) struct HostsFile {
 /// One host of a file.
 #[derive(Debug)]
 pub(super) struct HostEntry {
-    /// The root of its API, usually ending in `/v2`; none for the registry's own address.
+    /// The root of its API, usually ending in `/v2`; `None` for the registry's own address.
     pub(super) url: Option<Url>,
     pub(super) serves: Serves,
     pub(super) tls: Tls,
-    /// Sent with every request to it.
+    /// Sent with every request to the host.
     pub(super) headers: HeaderMap,
 }
 
-/// A file as it is written: the fields of `Written` for the server, and a table for each host.
+/// The form of a file: the fields of `Written` for the server, and a table for each host.
 #[derive(Deserialize)]
 struct WrittenFile {
     server: Option<Spanned<String>>,
@@ -57,7 +57,7 @@ struct Written {
     ca: Option<OneOrMany>,
     client: Option<Pairs>,
     skip_verify: bool,
-    /// Of any type, because an error would quote it.
+    /// Untyped, because a type error would quote it.
     header: Option<toml::Value>,
     override_path: bool,
 }
@@ -72,15 +72,15 @@ enum OneOrMany {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Pairs {
-    /// A file with both.
+    /// One file with certificate and key.
     One(String),
     Many(Vec<OneOrMany>),
 }
 
-/// What `root` says about the registry of `reference`; `None` when it has no directory for it.
+/// The entry of the registry of `reference` below `root`; `None` if there is no directory for it.
 pub(super) fn find(root: &Path, reference: &Reference) -> Result<Option<HostsFile>, RegistryError> {
     let host = reference.registry();
-    // Colons are not for every file system, so containerd takes both forms.
+    // Some file systems allow no colons, so containerd accepts both forms.
     let with_port = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
     let names: Vec<&str> = with_port.as_deref().into_iter().chain([host]).collect();
     let is_it = |name: &str| canonical(&unescaped(name)) == host;
@@ -97,7 +97,7 @@ pub(super) fn find(root: &Path, reference: &Reference) -> Result<Option<HostsFil
     }
 }
 
-/// `HOST_PORT_` as `HOST:PORT`; any other name as it is.
+/// Turns `HOST_PORT_` into `HOST:PORT`; other names stay unchanged.
 fn unescaped(name: &str) -> String {
     match name.strip_suffix('_').and_then(|name| name.rsplit_once('_')) {
         Some((host, port)) => format!("{host}:{port}"),
@@ -105,7 +105,7 @@ fn unescaped(name: &str) -> String {
     }
 }
 
-/// A file of this text, its relative paths beside it.
+/// Parses the text of a file. Relative paths in it are relative to its directory.
 pub(super) fn of_text(path: &Path, text: &str) -> Result<HostsFile, RegistryError> {
     let written: WrittenFile = parse(path, text)?;
     let dir = path.parent().unwrap_or(path);
@@ -139,7 +139,7 @@ impl Written {
                     match capability.to_ascii_lowercase().as_str() {
                         "pull" => serves.digests = true,
                         "resolve" => serves.tags = true,
-                        // What is pushed goes to the registry itself.
+                        // Pushes go to the registry itself.
                         "push" => {}
                         _ => return Err(format!("capability {capability:?} is not pull, resolve or push")),
                     }
@@ -178,7 +178,7 @@ impl OneOrMany {
     }
 }
 
-/// The root of the API at a host: with `/v2` at its end, unless the file says that its path is the root.
+/// The root of the API at a host: `/v2` is appended unless the file declares the path to be the root.
 fn address(name: &str, is_root: bool) -> Result<Url, String> {
     let text = if name.contains("://") { name.to_owned() } else { format!("https://{name}") };
     let mut url: Url = text.parse().map_err(|_| "a host is not a URL".to_owned())?;
@@ -198,7 +198,7 @@ fn address(name: &str, is_root: bool) -> Result<Url, String> {
     Ok(url)
 }
 
-/// A table of headers. Their values may log in, so no error quotes them.
+/// Parses a table of headers. Errors do not quote the values, which may be credentials.
 fn headers(written: &toml::Value) -> Result<HeaderMap, String> {
     let table = written.as_table().ok_or("header is not a table")?;
     let mut headers = HeaderMap::new();

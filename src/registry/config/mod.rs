@@ -1,8 +1,8 @@
-//! What is configured on this machine about registries, in the files that its other container tools read.
+//! This machine's registry configuration, in the files of other container tools.
 //!
-//! No request is made here, and no file is written. The idea: every form of configuration, whoever invented it, ends in the same
-//! thing, the route of a repository. Formats: containers-registries.conf(5), containers-registries.conf.d(5),
-//! containers-certs.d(5), docker's `certs.d`, and the hosts.toml of containerd.
+//! Every configuration format ends in the same structure, the route of a repository. No request is made here, and no
+//! file is written. Formats: containers-registries.conf(5), containers-registries.conf.d(5), containers-certs.d(5),
+//! docker's `certs.d`, and the hosts.toml of containerd.
 
 mod certs;
 mod file;
@@ -25,10 +25,10 @@ use crate::oci::{OciError, Reference, canonical_host};
 use hosts::HostsFile;
 use registries::{Entry, Registries};
 
-/// Where the configuration of this machine lies. A place that is missing is no error, unless somebody named it.
+/// The paths of this machine's configuration. A missing path is an error only if the user named it.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
-    /// The `registries.conf` that is read instead of all others.
+    /// The `registries.conf` that replaces those of the user and the system.
     pub registries: Option<PathBuf>,
     /// The directory with the user's own `registries.conf`, `registries.conf.d` and `certs.d`.
     pub user: Option<PathBuf>,
@@ -36,16 +36,16 @@ pub struct Places {
     pub system: Option<PathBuf>,
     /// The directory with docker's `certs.d`.
     pub docker: Option<PathBuf>,
-    /// A directory that holds `HOST/hosts.toml`.
+    /// A directory with `HOST/hosts.toml`.
     pub hosts: Option<PathBuf>,
 }
 
 impl Places {
-    /// The places that this process's environment names.
+    /// The default paths, with the environment of this process.
     pub fn of_environment() -> Self {
         let path = |name: &str| {
             let path = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)?;
-            // A process that leaves its directory still means the same file.
+            // Absolute, so that a change of the working directory does not matter.
             Some(std::path::absolute(&path).unwrap_or(path))
         };
         let home = path("HOME").map(|home| home.join(".config"));
@@ -59,7 +59,7 @@ impl Places {
     }
 }
 
-/// What the command line says about connections.
+/// Connection options of the command line.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Given {
     pub(super) plain_http: bool,
@@ -73,26 +73,26 @@ impl Given {
         self.tls_verify == Some(false)
     }
 
-    /// Whether somebody wants TLS even from this machine.
+    /// Whether an option asks for TLS even on loopback addresses.
     fn wants_tls(&self) -> bool {
         self.tls_verify == Some(true) || self.cert_dir.is_some() || self.ca_file.is_some()
     }
 }
 
-/// All of it, as it was when it was read.
+/// The configuration as loaded.
 #[derive(Debug)]
 pub(super) struct Config {
     given: Given,
     registries: Registries,
-    /// Directories that hold `HOST:PORT/`, the first that has a host counts.
+    /// Directories with `HOST:PORT/` in them; the first that has a host decides.
     certs: Vec<PathBuf>,
     hosts: Option<PathBuf>,
-    /// Hosts, without ports, that the files name: redirects may lead there.
+    /// Hosts named in the files, without ports: redirects may lead there.
     named: Arc<HashSet<String>>,
 }
 
 impl Config {
-    /// Reads what is there. Directories of hosts are read when a host is asked for.
+    /// Loads the files. The directories of hosts are read when a host is first used.
     pub(super) fn load(places: &Places, given: Given) -> Result<Self, RegistryError> {
         let hosts = places.hosts.clone();
         if let Some(dir) = hosts.as_ref().filter(|dir| !dir.is_dir()) {
@@ -115,12 +115,12 @@ impl Config {
         })
     }
 
-    /// The full name for a reference that was written without a host.
+    /// The full name of a reference without a host.
     pub(super) fn expand(&self, reference: &Reference) -> Result<Reference, RegistryError> {
         self.registries.expand(reference)
     }
 
-    /// Who is asked for the repository of `reference`, and how.
+    /// The endpoints for the repository of `reference`.
     pub(super) fn route(&self, reference: &Reference) -> Result<Route, RegistryError> {
         self.check_blocked(reference.registry(), reference.repository())?;
         let endpoints = match &self.hosts {
@@ -165,7 +165,7 @@ impl Config {
         Ok(endpoints)
     }
 
-    /// The ways to speak to the host of `there`: one, or two for a host of which it is not known whether it speaks TLS.
+    /// The endpoints at the host of `there`: two, HTTPS and HTTP, if certificates are not verified, otherwise one.
     fn ways(
         &self,
         there: &Reference,
@@ -190,7 +190,7 @@ impl Config {
         })
     }
 
-    /// How the file at `url` is asked for: as it is written, with the certificates for its host.
+    /// The endpoint of the file at `url`: the URL itself, with the certificates for its host.
     pub(super) fn file(&self, url: &Url) -> Result<Endpoint, RegistryError> {
         let registry = canonical(&host_of(url));
         let repository = url.path().trim_start_matches('/').to_owned();
@@ -215,7 +215,7 @@ impl Config {
         let mirrors = file.hosts.iter().map(|host| (host, Role::Mirror));
         for (host, role) in mirrors.chain([(&file.server, Role::Primary)]) {
             let Some(url) = &host.url else {
-                // The registry's own address, with what the file says about it.
+                // The registry's own address, with the settings of the file.
                 for mut way in self.ways(reference, role, host.serves, &host.tls)? {
                     way.headers = host.headers.clone();
                     endpoints.push(way);
@@ -267,7 +267,7 @@ impl Config {
         })
     }
 
-    /// The certificates for a host beside the configured ones, and whether there are any.
+    /// The configured TLS settings with the certificates for a host added, and whether there are any certificates.
     fn tls(&self, host: &str, role: Role, configured: &Tls) -> Result<(Tls, bool), RegistryError> {
         let dir = match &self.given.cert_dir {
             Some(dir) => Some(dir.clone()),
@@ -275,7 +275,7 @@ impl Config {
         };
         let mut found = dir.as_deref().map(certs::of_directory).transpose()?.unwrap_or_default();
         if role == Role::Mirror && self.given.cert_dir.is_some() {
-            // Who we are is for the registry that the user named, not for whoever has copies of it.
+            // The client certificate is for the registry that the user named, not for its mirrors.
             found.pairs.clear();
         }
         let mut tls = configured.clone();
@@ -292,7 +292,7 @@ impl Config {
     }
 }
 
-/// `reference` at `location`, which stands for the entry's prefix.
+/// The name of `reference` at `location`, which replaces the entry's prefix.
 fn rewritten(entry: &Entry, location: &str, reference: &Reference) -> Result<Reference, RegistryError> {
     let rest = entry.rest(reference).unwrap_or_default();
     let name = format!("{location}{rest}");
@@ -303,14 +303,14 @@ fn rewritten(entry: &Entry, location: &str, reference: &Reference) -> Result<Ref
     })
 }
 
-/// The one spelling of a host that a file names, also of one in letters beyond ASCII. Other text stays as it is.
+/// The canonical spelling of a host in a file, also of an internationalised one. Other text is returned unchanged.
 pub(super) fn canonical(host: &str) -> String {
     canonical_host(host)
         .or_else(|| canonical_host(&host_of(&format!("http://{host}/").parse().ok()?)))
         .unwrap_or_else(|| host.to_owned())
 }
 
-/// An error of a whole file or directory.
+/// An error about a whole file or directory.
 fn broken(path: &Path, reason: impl std::fmt::Display) -> RegistryError {
     RegistryError::Config { place: path.display().to_string(), reason: reason.to_string() }
 }

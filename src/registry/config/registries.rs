@@ -1,7 +1,7 @@
-//! `registries.conf`, version 2: mirrors, other places, insecure and blocked registries, and short names.
+//! `registries.conf`, version 2: mirrors, rewritten locations, insecure and blocked registries, and short names.
 //!
-//! The idea: files are laid over each other in their order, an entry of a later file replacing the one with the same prefix, and
-//! the entry with the longest prefix of a name counts, alone.
+//! Files are merged in order: an entry of a later file replaces the one with the same prefix. Only the entry with the
+//! longest matching prefix applies to a name.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,38 +17,38 @@ use crate::oci::Reference;
 use crate::registry::RegistryError;
 use crate::registry::endpoint::Serves;
 
-/// The most drop-in files of a directory.
+/// The most drop-in files in a directory.
 const MAX_FILES: usize = 1024;
 
-/// All files, laid over each other.
+/// All files, merged.
 #[derive(Debug, Default)]
 pub(super) struct Registries {
     entries: Vec<Entry>,
-    /// Short name to full name; an empty one takes an alias away.
+    /// Short names to full names; an empty full name removes an alias.
     aliases: BTreeMap<String, Alias>,
-    /// Registries to look for short names in.
+    /// Registries searched for short names; `None` if no file sets them.
     search: Option<Vec<String>>,
 }
 
-/// What is said about the names with one prefix.
+/// The settings for the names with one prefix.
 #[derive(Debug)]
 pub(super) struct Entry {
     /// `host[:port][/path]`, or `*.domain`.
     prefix: String,
-    /// What stands for the prefix in the name at the registry itself.
+    /// The replacement of the prefix at the registry itself; `None` keeps the name.
     pub(super) location: Option<String>,
     pub(super) insecure: bool,
     pub(super) blocked: bool,
-    /// In the order of asking.
+    /// In the order of failover.
     pub(super) mirrors: Vec<Mirror>,
-    /// The file and line, for people.
+    /// File and line, for messages.
     pub(super) place: String,
 }
 
-/// Somebody who has copies.
+/// A mirror.
 #[derive(Debug)]
 pub(super) struct Mirror {
-    /// What stands for the prefix there.
+    /// The replacement of the prefix at the mirror.
     pub(super) location: String,
     pub(super) insecure: bool,
     pub(super) serves: Serves,
@@ -60,14 +60,14 @@ struct Alias {
     place: String,
 }
 
-/// One file as it is written.
+/// The form of one file.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 struct Written {
     unqualified_search_registries: Option<Vec<String>>,
     registry: Vec<Spanned<WrittenEntry>>,
     aliases: BTreeMap<String, Spanned<String>>,
-    /// The mark of version 1.
+    /// Present in version 1 of the format.
     registries: Option<IgnoredAny>,
 }
 
@@ -91,7 +91,8 @@ struct WrittenMirror {
 }
 
 impl Registries {
-    /// Reads the user's files, or the system's when the user has none of the name.
+    /// Reads `registries.conf` and its drop-ins. If the user has a `registries.conf`, the system's files are not
+    /// read.
     pub(super) fn load(places: &Places) -> Result<Self, RegistryError> {
         let main = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("registries.conf"));
         let drop_ins = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("registries.conf.d"));
@@ -108,7 +109,7 @@ impl Registries {
         }
         for dir in dirs.into_iter().flatten() {
             for file in configuration_files(&dir)? {
-                // Taken away since the directory was listed: then it says nothing.
+                // A file removed since the listing is skipped.
                 if let Some(text) = read(&file)? {
                     all.add(&file, &text)?;
                 }
@@ -117,13 +118,13 @@ impl Registries {
         Ok(all)
     }
 
-    /// Lays a file over what there is.
+    /// Merges a file over the present entries.
     pub(super) fn add(&mut self, path: &Path, text: &str) -> Result<(), RegistryError> {
         let written: Written = parse(path, text)?;
         if written.registries.is_some() {
             tracing::warn!(file = %path.display(), "version 1 of registries.conf is not read, its [registries] count for nothing");
         }
-        // In one file the first entry of a prefix counts, over files the last.
+        // Within a file the first entry of a prefix applies, across files the last.
         let mut fresh: Vec<Entry> = Vec::new();
         for entry in written.registry {
             let offset = entry.span().start;
@@ -159,8 +160,8 @@ impl Registries {
         self.entry_of(reference.registry(), reference.repository())
     }
 
-    /// The entry that blocks a repository. A port that a scheme implies may be left out, so a host is blocked with and
-    /// without it, unless the other spelling has an entry of its own. A domain is blocked with all ports.
+    /// The entry that blocks a repository. A port that a scheme implies may be left out. So a host is blocked with
+    /// and without it, unless the other spelling has an entry of its own. A domain is blocked with all ports.
     pub(super) fn blocking(&self, host: &str, repository: &str) -> Option<&Entry> {
         let own = self.entry_of(host, repository);
         if let Some(own) = own.filter(|own| own.blocked || !own.is_domain()) {
@@ -177,11 +178,11 @@ impl Registries {
 
     fn entry_of(&self, host: &str, repository: &str) -> Option<&Entry> {
         let matching = self.entries.iter().filter(|entry| entry.rest_of(host, repository).is_some());
-        // A name of a domain and everything below it is less than any name that is written out.
+        // A `*.domain` entry yields to any entry with a full host name.
         matching.max_by_key(|entry| (!entry.is_domain(), entry.prefix.len()))
     }
 
-    /// The places that the files name, each beginning with its host.
+    /// The locations that the files name, each beginning with its host.
     pub(super) fn named_places(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().flat_map(|entry| {
             let mirrors = entry.mirrors.iter().map(|mirror| mirror.location.as_str());
@@ -189,8 +190,8 @@ impl Registries {
         })
     }
 
-    /// The full name of a reference without a host: that of its alias, or in the one registry that is searched. Where none or
-    /// several are searched it stays what it is everywhere else, a name of Docker Hub.
+    /// The full name of a reference without a host: its alias, or its name in the only registry that is searched. If
+    /// none or several are searched, it stays a name of Docker Hub.
     pub(super) fn expand(&self, reference: &Reference) -> Result<Reference, RegistryError> {
         let Some(short) = reference.short_name() else { return Ok(reference.clone()) };
         if let Some(alias) = self.aliases.get(short).filter(|alias| !alias.name.is_empty()) {
@@ -250,7 +251,7 @@ impl WrittenEntry {
     }
 }
 
-/// A place without the slash at its end, its host in the one spelling that hosts have.
+/// A location without trailing slash, its host in canonical spelling.
 fn checked_location(text: &str) -> Result<String, String> {
     let location = text.trim_end_matches('/');
     if location.is_empty() {
@@ -272,7 +273,7 @@ fn checked_location(text: &str) -> Result<String, String> {
 }
 
 impl Entry {
-    /// What a name has after the prefix, or `None` when the prefix is not one of it: whole components only, so that
+    /// The part of a name after the prefix; `None` if the prefix does not match. Only whole components match, so
     /// `example.com/ab` does not begin with `example.com/a`.
     pub(super) fn rest(&self, reference: &Reference) -> Option<String> {
         self.rest_of(reference.registry(), reference.repository())
@@ -287,20 +288,20 @@ impl Entry {
         (rest.is_empty() || rest.starts_with('/')).then(|| rest.to_owned())
     }
 
-    /// Whether it is for all hosts below a domain.
+    /// Whether the entry is for all hosts below a domain.
     fn is_domain(&self) -> bool {
         self.prefix.starts_with("*.")
     }
 }
 
-/// A file that need not be there, with its text.
+/// An optional file and its text; `None` if it does not exist.
 fn present(path: Option<PathBuf>) -> Result<Option<(PathBuf, String)>, RegistryError> {
     let Some(path) = path else { return Ok(None) };
     let text = read(&path)?;
     Ok(text.map(|text| (path, text)))
 }
 
-/// The files of a directory that end in `.conf`, in the order of their names.
+/// The files in a directory that end in `.conf`, in name order.
 fn configuration_files(dir: &Path) -> Result<Vec<PathBuf>, RegistryError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
