@@ -1,7 +1,8 @@
-//! Extended attributes: what the format can hold of them, behind the inode or shared by many.
+//! Extended attributes of EROFS images: inline after the inode, or shared between inodes.
 //!
-//! The idea: an entry that several inodes carry, as labels of SELinux are, lies once in an area of its own, and the inodes name
-//! its place; so does a long value, which would push inodes apart. What the format cannot hold is left out and noted.
+//! An entry that several inodes have, such as a SELinux label, is stored once in a shared area, and the inodes name
+//! its position. A long value is shared as well, because inline it would push inodes apart. Attributes that the
+//! format cannot hold are omitted and counted.
 
 use std::collections::HashMap;
 
@@ -9,51 +10,52 @@ use crate::tree::{Ino, Tree};
 
 /// Bytes of the head of an inode's attributes.
 const HEAD_BYTES: usize = 12;
-/// Bytes of attributes of one inode: `i_xattr_icount` has 16 bits and counts words.
+/// Limit of the attributes of one inode, in bytes: `i_xattr_icount` has 16 bits and counts words.
 const MAX_INLINE_BYTES: usize = HEAD_BYTES + (u16::MAX as usize - 1) * 4;
-/// Places of shared entries that one inode can name: `h_shared_count` has 8 bits.
+/// Shared entries that one inode can name: `h_shared_count` has 8 bits.
 const MAX_SHARED: usize = u8::MAX as usize;
-/// Bytes of a shared area: places have 32 bits and count words; far more than any image has.
+/// Limit of the shared area, in bytes: positions have 32 bits and count words. No real image comes near it.
 const MAX_SHARED_BYTES: usize = 1 << 31;
 /// Longest value: `e_value_size` has 16 bits.
 const MAX_VALUE_BYTES: usize = u16::MAX as usize;
 /// Longest name, with its prefix (`XATTR_NAME_MAX`).
 const MAX_NAME_BYTES: usize = 255;
-/// Values from here on, in bytes, are shared even if one inode has them.
+/// Values of at least this many bytes are shared even if only one inode has them.
 const LONG_VALUE_BYTES: usize = 512;
-/// Attributes that are named as left out; the count goes on.
+/// Omitted attributes that are listed by name; further ones are only counted.
 const MAX_NAMED: usize = 16;
-/// Attributes of ocifs itself, which no layer can set.
+/// Prefix of the attributes of ocifs itself, which no layer can set.
 const OURS: &[u8] = b"user.ocifs.";
 
-/// The attributes of a tree.
+/// The encoded attributes of a tree.
 #[derive(Debug, Default)]
 pub(super) struct AttributeArea {
-    /// What follows an inode with set `n`, at `n - 1`. Empty where no inode has the set, or nothing of it can be held.
+    /// The bytes after an inode with set `n`, at `n - 1`. Empty where no inode has the set, or the format holds
+    /// nothing of it.
     behind: Vec<Vec<u8>>,
     /// The shared entries.
     pub(super) shared: Vec<u8>,
-    /// Attributes that are left out: how many, and the first of them.
+    /// Attributes that the format cannot hold.
     pub(super) omitted: Omitted,
 }
 
-/// Attributes that are left out.
+/// Attributes that the format cannot hold.
 #[derive(Debug, Default)]
 pub(super) struct Omitted {
-    /// How many, counted once for each distinct set that has them.
+    /// Their number; an attribute counts once for each distinct set that contains it.
     pub(super) count: usize,
-    /// The first of them, with the reason.
+    /// The first of them, each with the reason.
     pub(super) named: Vec<String>,
 }
 
-/// An entry: the number of its prefix, the rest of its name, its value.
+/// An entry: number of the name's prefix, rest of the name, value.
 type Entry<'a> = (u8, &'a [u8], &'a [u8]);
 
 impl AttributeArea {
-    /// The attributes of all inodes of `tree`.
+    /// Encodes the attributes of all inodes of `tree`.
     pub(super) fn of(tree: &Tree) -> Self {
         let mut area = Self::default();
-        // For each set: an inode that has it, and how many have it.
+        // For each set: one inode that has it, and the number of inodes that have it.
         let mut sets: Vec<Option<(Ino, usize)>> = Vec::new();
         for ino in 0..tree.len() as Ino {
             let Some(at) = (tree.xattr_set(ino) as usize).checked_sub(1) else { continue };
@@ -77,7 +79,7 @@ impl AttributeArea {
         area
     }
 
-    /// What follows an inode of `tree`: nothing, or a head and entries, a multiple of 4 bytes.
+    /// The bytes after an inode of `tree`: none, or a head and entries, a multiple of 4 bytes.
     pub(super) fn behind_inode(&self, tree: &Tree, ino: Ino) -> &[u8] {
         let at = (tree.xattr_set(ino) as usize).checked_sub(1);
         at.and_then(|at| self.behind.get(at)).map_or(&[], Vec::as_slice)
@@ -109,7 +111,7 @@ impl AttributeArea {
                 uses.get(entry).is_some_and(|uses| *uses > 1) || entry.2.len() >= LONG_VALUE_BYTES;
             if is_shared && shared.len() < MAX_SHARED && self.shared.len() < MAX_SHARED_BYTES {
                 let place = *places.entry(*entry).or_insert_with(|| {
-                    // Limited above: words of less than 2 GiB and one entry.
+                    // Fits: the limit above is less than 2 GiB and one entry, counted in words.
                     let place = (self.shared.len() / 4) as u32;
                     write(&mut self.shared, entry);
                     place
@@ -151,7 +153,7 @@ fn write(to: &mut Vec<u8>, (index, rest, value): &Entry<'_>) {
     to.resize(to.len().next_multiple_of(4), 0);
 }
 
-/// The entry of an attribute, or why there is none.
+/// The entry of an attribute; the error is the reason why the format cannot hold it.
 fn entry<'a>(name: &'a [u8], value: &'a [u8]) -> Result<Entry<'a>, &'static str> {
     const PREFIXES: [(u8, &[u8]); 3] = [(1, b"user."), (4, b"trusted."), (6, b"security.")];
     if name.len() > MAX_NAME_BYTES {
@@ -166,7 +168,7 @@ fn entry<'a>(name: &'a [u8], value: &'a [u8]) -> Result<Entry<'a>, &'static str>
         _ => None,
     };
     if let Some(index) = acl {
-        // The kernel checks access by it, and would refuse everything by one that it cannot read.
+        // The kernel checks access with it, and would deny all access if it could not parse it.
         return if is_acl(value) {
             Ok((index, &[], value))
         } else {
@@ -181,8 +183,8 @@ fn entry<'a>(name: &'a [u8], value: &'a [u8]) -> Result<Entry<'a>, &'static str>
     Err("the format has no prefix for its name")
 }
 
-/// Whether a value is an access control list as the kernel writes it: version 2, and entries in order, of which the kernel can
-/// make one (`posix_acl_valid`).
+/// Whether a value is an access control list in the kernel's format: version 2, and entries in an order that
+/// `posix_acl_valid` accepts.
 fn is_acl(value: &[u8]) -> bool {
     const ENTRY_BYTES: usize = 8;
     let Some(entries) = value.strip_prefix(&[2, 0, 0, 0]) else { return false };
@@ -190,7 +192,7 @@ fn is_acl(value: &[u8]) -> bool {
     if entries.is_empty() {
         return true;
     }
-    // Owner, users, group, groups, mask, others: the tags in their order, and whether one may come again.
+    // Tags in their order: owner, users, group, groups, mask, others; and whether the tag may repeat.
     const ORDER: [(u16, bool); 6] =
         [(0x01, false), (0x02, true), (0x04, false), (0x08, true), (0x10, false), (0x20, false)];
     let (mut seen, mut last) = ([0usize; 6], 0);

@@ -1,7 +1,7 @@
-//! Directories as blocks of names.
+//! EROFS directory blocks.
 //!
-//! The idea: names are in order of their bytes over the whole directory, `.` and `..` among them; each block holds a run of
-//! entries of 12 bytes with the names behind them, so that a lookup is a binary search over blocks and then over entries.
+//! Names are in byte order over the whole directory, `.` and `..` among them. Each block holds a run of entries of 12
+//! bytes, then their names. A lookup is a binary search over blocks and then over entries.
 
 use crate::tree::{Ino, Kind, Tree};
 
@@ -10,7 +10,7 @@ use super::format::BLOCK_BYTES;
 /// Bytes of an entry without its name.
 const ENTRY_BYTES: usize = 12;
 
-/// How much a directory takes.
+/// Size of a directory in blocks and bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DirectorySize {
     /// Blocks before the last one.
@@ -20,12 +20,12 @@ pub(super) struct DirectorySize {
 }
 
 impl DirectorySize {
-    /// What `stat` shows as its size.
+    /// Size that `stat` shows, in bytes.
     pub(super) fn bytes(self) -> u64 {
         u64::from(self.full) * BLOCK_BYTES + self.tail
     }
 
-    /// How much the directory takes.
+    /// Computes the size of the directory `dir`.
     pub(super) fn of(tree: &Tree, dir: Ino) -> Self {
         let mut size = Self { full: 0, tail: 0 };
         for (name, _) in names(tree, dir) {
@@ -40,7 +40,8 @@ impl DirectorySize {
     }
 }
 
-/// The blocks of a directory, the last one as long as it is used. `number` gives the number of an inode in the image.
+/// The blocks of a directory; the last one is only as long as its content. `number` maps an inode to its number in
+/// the image.
 pub(super) fn blocks(tree: &Tree, dir: Ino, number: impl Fn(Ino) -> u64) -> Vec<Vec<u8>> {
     let (mut blocks, mut run, mut used) = (Vec::new(), Vec::new(), 0);
     for (name, ino) in names(tree, dir) {
@@ -59,7 +60,7 @@ pub(super) fn blocks(tree: &Tree, dir: Ino, number: impl Fn(Ino) -> u64) -> Vec<
 
 fn block(tree: &Tree, run: &[(&[u8], Ino)], number: &impl Fn(Ino) -> u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(BLOCK_BYTES as usize);
-    // At most a block.
+    // Fits: the entries take at most one block.
     let mut name_at = (run.len() * ENTRY_BYTES) as u16;
     for (name, ino) in run {
         bytes.extend_from_slice(&number(*ino).to_le_bytes());
@@ -71,7 +72,7 @@ fn block(tree: &Tree, run: &[(&[u8], Ino)], number: &impl Fn(Ino) -> u64) -> Vec
     bytes
 }
 
-/// The names of a directory in order, `.` and `..` among them.
+/// The names of a directory in byte order, `.` and `..` among them.
 fn names(tree: &Tree, dir: Ino) -> impl Iterator<Item = (&[u8], Ino)> {
     let mut dots = [(&b"."[..], dir), (&b".."[..], tree.parent(dir))].into_iter().peekable();
     let mut named = tree.entries(dir, 0).peekable();
@@ -82,7 +83,7 @@ fn names(tree: &Tree, dir: Ino) -> impl Iterator<Item = (&[u8], Ino)> {
     })
 }
 
-/// The type in an entry, as `linux/fs_types.h` numbers them.
+/// The file type of an entry, numbered as in `linux/fs_types.h`.
 fn file_type(tree: &Tree, ino: Ino) -> u8 {
     match tree.attr(ino).map(|attr| attr.kind) {
         Some(Kind::File) => 1,

@@ -1,8 +1,8 @@
-//! Why a tree has no EROFS image.
+//! Errors of building an EROFS image.
 
 use crate::io::Fault;
 
-/// Why a tree has no EROFS image.
+/// A reason why a tree cannot become an EROFS image.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErofsError {
@@ -20,7 +20,7 @@ pub enum ErofsError {
         /// Bytes that readers would see.
         size: u64,
     },
-    /// A directory that stands for another tree.
+    /// A directory whose content is another tree.
     #[error("inode {ino} is the root of another tree")]
     OtherTree {
         /// The inode number in the tree.
@@ -29,7 +29,7 @@ pub enum ErofsError {
 }
 
 impl ErofsError {
-    /// Who is wrong.
+    /// The party at fault: always a limit of ocifs or of the format.
     pub fn fault(&self) -> Fault {
         Fault::Unsupported
     }

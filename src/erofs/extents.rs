@@ -1,26 +1,26 @@
-//! The map from addresses of an image to bytes of files.
+//! Address map of an image: from image addresses to bytes of files.
 //!
-//! The idea: spans of files lie in the order of their addresses, each beginning at a block; what no span covers reads as zeros.
+//! Extents are in order of address, each beginning at a block. Addresses that no extent covers read as zeros.
 
 use crate::io::ByteRange;
 use crate::tree::Ino;
 
 use super::format::BLOCK_BYTES;
 
-/// A part of a file, and where it lies in the image.
+/// A part of a file and its address in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileExtent {
-    /// The first byte in the image, at a block border.
+    /// First byte in the image, at a block border.
     pub address: u64,
     /// The inode number in the tree.
     pub ino: Ino,
-    /// The first byte in the file.
+    /// First byte in the file.
     pub offset: u64,
     /// Bytes.
     pub len: u64,
 }
 
-/// What lies at a range of the image.
+/// The source of the bytes in a range of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageSpan {
     /// The bytes of the metadata at the same range.
@@ -29,14 +29,14 @@ pub enum ImageSpan {
     File {
         /// The inode number in the tree.
         ino: Ino,
-        /// The first byte in the file.
+        /// First byte in the file.
         offset: u64,
     },
-    /// Zeros that no file has.
+    /// Zeros that belong to no file.
     Zeros,
 }
 
-/// Where everything of an image lies.
+/// The address map of a whole image.
 #[derive(Clone, Debug, Default)]
 pub struct ImageMap {
     /// Bytes of the metadata, a multiple of a block.
@@ -54,13 +54,13 @@ impl ImageMap {
         Self { metadata, size: metadata, ..Self::default() }
     }
 
-    /// Adds what lies behind all else.
+    /// Adds an extent after all others.
     pub(super) fn push(&mut self, extent: FileExtent) {
         self.size = (extent.address + extent.len).next_multiple_of(BLOCK_BYTES);
         self.extents.push(extent);
     }
 
-    /// Notes that a range of the extent that was added last is a hole of its file.
+    /// Records that a range of the last extent is a hole of its file.
     pub(super) fn push_hole(&mut self, hole: ByteRange) {
         let start = hole.start.next_multiple_of(BLOCK_BYTES);
         let end = hole.end - hole.end % BLOCK_BYTES;
@@ -74,12 +74,13 @@ impl ImageMap {
         self.size
     }
 
-    /// The files, in the order of their addresses.
+    /// The extents, in order of address.
     pub fn extents(&self) -> &[FileExtent] {
         &self.extents
     }
 
-    /// What lies at `range`, which does not pass the end: parts of it in order, without gaps.
+    /// Splits `range` by the source of its bytes, in order and without gaps. `range` must not pass the end of the
+    /// image.
     pub fn spans(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, ImageSpan)> {
         let mut at = self.extents.partition_point(|extent| extent.address + extent.len <= range.start);
         let mut from = range.start;
@@ -119,7 +120,7 @@ impl ImageMap {
         (data < self.size).then_some(data)
     }
 
-    /// The first byte at or after `offset` that is in a hole; the end counts as one.
+    /// The first byte at or after `offset` that is in a hole; the end of the image counts as a hole.
     pub fn next_hole(&self, offset: u64) -> u64 {
         let at = self.holes.partition_point(|hole| hole.end <= offset);
         self.holes.get(at).map_or(self.size, |hole| hole.start.max(offset)).max(offset.min(self.size))

@@ -1,6 +1,6 @@
-//! The records of the format: superblock and inodes, little-endian.
+//! EROFS on-disk records: superblock and inodes, little-endian.
 //!
-//! Knows no tree. Every inode is of the extended form: times differ from file to file, and the compact form has one time for all.
+//! Every inode has the extended form: modification times differ from file to file, and compact inodes share one time.
 
 use crate::layer::{Device, Time};
 
@@ -8,11 +8,11 @@ use crate::layer::{Device, Time};
 pub(super) const BLOCK_BYTES: u64 = 4096;
 /// Binary logarithm of [`BLOCK_BYTES`].
 pub(super) const BLOCK_BITS: u8 = 12;
-/// Where the superblock begins; what is before is left to boot loaders.
+/// Address of the superblock; the bytes before it are left to boot loaders.
 const SUPERBLOCK_AT: usize = 1024;
-/// Where the first inode begins: behind the 128 bytes of the superblock.
+/// Address of the first inode: after the 128 bytes of the superblock.
 pub(super) const FIRST_INODE: u64 = 1152;
-/// The unit of inode numbers, in bytes: number times this is the address.
+/// Unit of inode numbers, in bytes: an inode's address is its number times this.
 pub(super) const INODE_UNIT: u64 = 32;
 /// Bytes of an inode of the extended form, without what follows it.
 pub(super) const INODE_BYTES: u64 = 64;
@@ -21,35 +21,35 @@ pub(super) const NO_BLOCK: u32 = u32::MAX;
 
 /// Magic number of the superblock.
 const MAGIC: u32 = 0xe0f5_e1e2;
-/// The checksum is there, and `mtime` is the modification time.
+/// Compatible features: the superblock has a checksum, and `mtime` is the modification time.
 const COMPATIBLE: u32 = 1 | 2;
-/// Some files are maps of chunks.
+/// Incompatible feature: some files are chunk maps.
 const INCOMPATIBLE_CHUNKS: u32 = 4;
 
-/// How the content of an inode is stored: the number in bits 1 to 3 of `i_format`.
+/// Storage layout of an inode's content: the number in bits 1 to 3 of `i_format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DataLayout {
-    /// Blocks in a row.
+    /// Consecutive blocks.
     FlatPlain = 0,
-    /// Blocks in a row, the last one behind the inode.
+    /// Consecutive blocks, the last one after the inode.
     FlatInline = 2,
-    /// A block address for each chunk, behind the inode.
+    /// A block address for each chunk, after the inode.
     ChunkBased = 4,
 }
 
-/// What an inode says, apart from what follows it.
+/// The fields of an inode, without the data that follows it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct InodeRecord {
     pub(super) layout: DataLayout,
-    /// Bytes of extended attributes behind the inode: 0, or 12 and a multiple of 4.
+    /// Bytes of extended attributes after the inode: 0, or 12 and a multiple of 4.
     pub(super) xattr_bytes: u64,
     /// Type and permissions.
     pub(super) mode: u16,
     /// Bytes that readers see.
     pub(super) size: u64,
-    /// First block, device number, or the form of a map of chunks.
+    /// First block, device number, or format of a chunk map.
     pub(super) place: u32,
-    /// For systems with small inode numbers.
+    /// Inode number for systems where inode numbers are small.
     pub(super) serial: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -61,7 +61,7 @@ impl InodeRecord {
     /// Writes the record to the first 64 bytes of `to`.
     pub(super) fn write(&self, to: &mut [u8]) {
         let format = 1 | (self.layout as u16) << 1;
-        // Limited to 16 bits where attributes are chosen.
+        // Fits in 16 bits: the attributes were limited when they were chosen.
         let count = if self.xattr_bytes == 0 { 0 } else { (self.xattr_bytes - 12) / 4 + 1 };
         put(to, 0, &format.to_le_bytes());
         put(to, 2, &(count as u16).to_le_bytes());
@@ -77,22 +77,22 @@ impl InodeRecord {
     }
 }
 
-/// What the superblock says.
+/// The fields of the superblock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Superblock {
-    /// Inodes.
+    /// Number of inodes.
     pub(super) inodes: u64,
     /// Blocks of the whole image.
     pub(super) blocks: u32,
-    /// First block of the shared extended attributes; 0 where there are none.
+    /// First block of the shared extended attributes; 0 if there are none.
     pub(super) shared_xattrs: u32,
-    /// What tells images apart.
+    /// Hash that identifies the image; see `identity` in `image.rs`.
     pub(super) identity: [u8; 32],
-    /// Whether some file is a map of chunks.
+    /// Whether some file is a chunk map.
     pub(super) has_chunks: HasChunks,
 }
 
-/// Whether some file is a map of chunks.
+/// Whether some file is a chunk map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HasChunks {
     Yes,
@@ -100,20 +100,21 @@ pub(super) enum HasChunks {
 }
 
 impl Superblock {
-    /// Writes it to where it belongs in the first block of an image, all else of which is there.
+    /// Writes the superblock into the first block of an image. The rest of that block must be complete, since the
+    /// checksum covers it.
     pub(super) fn write(&self, image: &mut [u8]) {
         let Some(block) = image.get_mut(SUPERBLOCK_AT..BLOCK_BYTES as usize) else { return };
         put(block, 0, &MAGIC.to_le_bytes());
         put(block, 8, &COMPATIBLE.to_le_bytes());
         put(block, 12, &[BLOCK_BITS]);
-        // The root is the first inode, so that 16 bits hold its number.
+        // The root is the first inode, so its number fits in 16 bits.
         put(block, 14, &((FIRST_INODE / INODE_UNIT) as u16).to_le_bytes());
         put(block, 16, &self.inodes.to_le_bytes());
         put(block, 36, &self.blocks.to_le_bytes());
         put(block, 44, &self.shared_xattrs.to_le_bytes());
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&self.identity[..16]);
-        // RFC 9562: version 8, what its maker makes of it.
+        // RFC 9562: version 8, custom content.
         uuid[6] = uuid[6] & 0x0f | 0x80;
         uuid[8] = uuid[8] & 0x3f | 0x80;
         put(block, 48, &uuid);
@@ -126,18 +127,18 @@ impl Superblock {
     }
 }
 
-/// The name that `blkid` shows: 15 characters and the NUL that ends them.
+/// The volume name that `blkid` shows: 15 characters and the terminating NUL.
 fn volume_name(identity: &[u8; 32]) -> String {
     let hex: String = identity[16..21].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("ocifs{hex}")
 }
 
-/// `makedev` as the kernel's `new_encode_dev` does it: 12 bits of major, 20 bits of minor.
+/// Encodes a device number like the kernel's `new_encode_dev`: 12 bits of major, 20 bits of minor.
 pub(super) fn device_number(device: Device) -> u32 {
     device.minor & 0xff | (device.major & 0xfff) << 8 | (device.minor & 0xfff00) << 12
 }
 
-/// CRC-32C as the kernel's `crc32c` with the seed of all ones: nothing is inverted at the end.
+/// CRC-32C like the kernel's `crc32c` with an all-ones seed: the result is not inverted.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))

@@ -1,4 +1,4 @@
-//! The image of a tree: its metadata, and where its files lie.
+//! EROFS image of a tree: its metadata, and the address map of its files.
 
 use bytes::Bytes;
 
@@ -15,10 +15,10 @@ use super::format::{
 use super::places::{InodePlace, MetadataPlaces, TailPlace, block_number};
 use super::sparse::ChunkMap;
 
-/// The version of the layout, in the identity of every image: another layout is another image.
+/// Version of the layout. It is hashed into the identity of every image, so another layout is another image.
 const LAYOUT_NUMBER: u32 = 1;
 
-/// An EROFS image that is computed: all but the content of its files.
+/// A computed EROFS image: everything except the content of files.
 #[derive(Clone, Debug)]
 pub struct ErofsImage {
     metadata: Bytes,
@@ -27,7 +27,7 @@ pub struct ErofsImage {
 }
 
 impl ErofsImage {
-    /// The image of `tree`, which `digest` names: the same tree and digest give the same bytes.
+    /// Computes the image of `tree`, which `digest` names. The same tree and digest give the same bytes.
     pub fn of(tree: &Tree, digest: &str) -> Result<Self, ErofsError> {
         let attributes = AttributeArea::of(tree);
         let mut places = MetadataPlaces::of(tree, &attributes)?;
@@ -60,18 +60,19 @@ impl ErofsImage {
         &self.metadata
     }
 
-    /// Where everything lies.
+    /// The address map of the image.
     pub fn map(&self) -> &ImageMap {
         &self.map
     }
 
-    /// Extended attributes that the format cannot hold, each with the reason; a long list ends with the number of the others.
+    /// Extended attributes that the format cannot hold, each with the reason. A long list ends with the number of the
+    /// rest.
     pub fn omitted(&self) -> &[String] {
         &self.omitted
     }
 }
 
-/// What tells the image apart from others: a hash over the digest, everything in the tree, and the layout.
+/// The identity of an image: a hash over digest, layout version and everything in the tree.
 fn identity(tree: &Tree, digest: &str) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("ocifs erofs {LAYOUT_NUMBER}\n{digest}\n").as_bytes());
@@ -79,14 +80,14 @@ fn identity(tree: &Tree, digest: &str) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-/// Chunks of a sparse file in a row, and the block of the first.
+/// Consecutive chunks of a sparse file, and the block of the first.
 struct ChunkSpan {
     ino: Ino,
     chunks: (u64, u64),
     block: u32,
 }
 
-/// Gives the content of files its place, in the order of layers and of offsets in their streams.
+/// Assigns addresses to the content of files, in order of layers and of offsets in their streams.
 fn place_files(tree: &Tree, places: &mut MetadataPlaces) -> Result<(ImageMap, Vec<ChunkSpan>), ErofsError> {
     let files = (0..tree.len() as Ino).filter_map(|ino| Some((ino, tree.file(ino)?)));
     let mut files: Vec<(u32, u64, Ino)> =
@@ -178,7 +179,7 @@ fn write_directory(to: &mut [u8], tree: &Tree, places: &MetadataPlaces, ino: Ino
     }
 }
 
-/// Where the tail of an inode is, behind `full` blocks.
+/// Address of an inode's tail, which follows `full` blocks.
 fn tail_address(place: &InodePlace, head: u64, full: u64) -> u64 {
     match place.tail {
         TailPlace::Inline => place.address + head,
@@ -187,7 +188,7 @@ fn tail_address(place: &InodePlace, head: u64, full: u64) -> u64 {
     }
 }
 
-/// Writes the maps of sparse files: the block of each chunk, or that it is a hole.
+/// Writes the chunk maps of sparse files: for each chunk its block, or the mark of a hole.
 fn write_chunks(
     to: &mut [u8],
     places: &MetadataPlaces,
@@ -206,7 +207,7 @@ fn write_chunks(
     for span in spans {
         let Some(bits) = places.chunks(span.ino).map(|map| map.bits) else { continue };
         for (nth, chunk) in (span.chunks.0..span.chunks.1).enumerate() {
-            // Within the blocks that were counted when the span was placed.
+            // Cannot overflow: these blocks were counted when the span was placed.
             let block = span.block + ((nth as u32) << bits);
             put(to, map_of(span.ino) + chunk * 4, &block.to_le_bytes());
         }

@@ -1,8 +1,8 @@
-//! Where each inode and each directory block of an image lies.
+//! Metadata layout: addresses of inodes and directory blocks.
 //!
-//! The idea: inodes come in the order of their numbers, which is breadth first, so that the inodes of a directory lie together;
-//! a directory's last block and a link's target follow their inode where they fit into its block, and lie behind all inodes
-//! otherwise.
+//! Inodes are stored in order of their numbers. The numbers are breadth first, so the inodes of one directory are
+//! close together. The last block of a directory and the target of a link follow their inode if they fit into its
+//! block; otherwise they follow all inodes.
 
 use crate::tree::{Ino, Kind, Tree};
 
@@ -12,47 +12,47 @@ use super::error::ErofsError;
 use super::format::{BLOCK_BYTES, FIRST_INODE, INODE_BYTES, INODE_UNIT, NO_BLOCK};
 use super::sparse::ChunkMap;
 
-/// Tails up to here, in bytes, are kept with their inode even if that leaves a gap before it.
+/// Tails of up to this many bytes stay with their inode even if that leaves a gap before it.
 const SHORT_TAIL_BYTES: u64 = BLOCK_BYTES / 2;
 
-/// Where an inode is, and where its content.
+/// Address of an inode, and the location of its content.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct InodePlace {
-    /// Its address in the image, a multiple of [`INODE_UNIT`].
+    /// Address in the image, a multiple of [`INODE_UNIT`].
     pub(super) address: u64,
-    /// The first block of its content, or [`NO_BLOCK`].
+    /// First block of the content, or [`NO_BLOCK`].
     pub(super) block: u32,
     pub(super) tail: TailPlace,
 }
 
-/// Where the last block of a directory, or the target of a link, is.
+/// Location of the last block of a directory, or of a link's target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TailPlace {
-    /// Behind the inode.
+    /// Directly after the inode.
     Inline,
-    /// In blocks, as all content of files is.
+    /// In blocks, like the content of files.
     Blocks,
 }
 
-/// The places of everything but the content of files.
+/// Addresses of all metadata.
 #[derive(Debug)]
 pub(super) struct MetadataPlaces {
-    /// One for each inode of the tree.
+    /// One entry for each inode of the tree.
     pub(super) inodes: Vec<InodePlace>,
     /// The sparse files. Invariant: in order of inode number.
     pub(super) sparse: Vec<(Ino, ChunkMap)>,
-    /// Where the shared attributes begin: a block.
+    /// Address of the shared attributes, at a block border.
     pub(super) shared: u64,
-    /// Where the metadata ends: a block.
+    /// End of the metadata, at a block border.
     pub(super) end: u64,
 }
 
 impl MetadataPlaces {
-    /// The places for `tree`.
+    /// Computes the layout for `tree`.
     pub(super) fn of(tree: &Tree, attributes: &AttributeArea) -> Result<Self, ErofsError> {
         let mut places =
             Self { inodes: Vec::with_capacity(tree.len()), sparse: Vec::new(), shared: 0, end: FIRST_INODE };
-        // Blocks that do not fit behind an inode: whose they are, and how many.
+        // Content that does not fit after its inode: the inode, and the number of blocks.
         let mut apart: Vec<(Ino, u64)> = Vec::new();
         for ino in 0..tree.len() as Ino {
             let xattrs = attributes.behind_inode(tree, ino).len() as u64;
@@ -65,7 +65,7 @@ impl MetadataPlaces {
             }
             places.inodes.push(place);
             if let Some((_, map)) = places.sparse.last().filter(|(sparse, _)| *sparse == ino) {
-                // The map of chunks follows the attributes, which end at a word.
+                // The chunk map follows the attributes, which end at a word border.
                 places.end += map.bytes();
             }
         }
@@ -83,13 +83,13 @@ impl MetadataPlaces {
         self.inodes[ino as usize].address / INODE_UNIT
     }
 
-    /// The map of chunks of a sparse file.
+    /// The chunk map of a sparse file; `None` for any other inode.
     pub(super) fn chunks(&self, ino: Ino) -> Option<&ChunkMap> {
         let at = self.sparse.binary_search_by_key(&ino, |(ino, _)| *ino).ok()?;
         Some(&self.sparse[at].1)
     }
 
-    /// What of an inode's content is metadata: whole blocks, and bytes behind them.
+    /// The part of an inode's content that is metadata: whole blocks, and the bytes after them.
     fn content(&mut self, tree: &Tree, ino: Ino) -> Result<(u64, u64), ErofsError> {
         let Some(attr) = tree.attr(ino) else { return Ok((0, 0)) };
         match attr.kind {
@@ -112,14 +112,15 @@ impl MetadataPlaces {
         }
     }
 
-    /// Gives an inode of `head` bytes, attributes included, its place, and its tail if that fits.
+    /// Assigns an address to an inode of `head` bytes, attributes included, and to its tail if that fits.
     fn place(&mut self, head: u64, tail: u64) -> InodePlace {
         let mut address = self.end.next_multiple_of(INODE_UNIT);
         let left = |address: u64| BLOCK_BYTES - address % BLOCK_BYTES;
         let next_block = address.next_multiple_of(BLOCK_BYTES);
         let mut kept = TailPlace::Blocks;
         if tail > 0 {
-            // Inode, attributes and tail in one block: the kernel refuses a link that crosses a border.
+            // Inode, attributes and tail share one block: the kernel refuses a link target that crosses a block
+            // border.
             if head + tail <= left(address) {
                 kept = TailPlace::Inline;
             } else if head + tail <= BLOCK_BYTES && tail <= SHORT_TAIL_BYTES {

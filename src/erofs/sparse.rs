@@ -1,15 +1,15 @@
-//! Sparse files as maps of chunks.
+//! Chunk maps of sparse files.
 //!
-//! The idea: holes have no address, so that a file of terabytes takes no address space but for its data; the chunk is the
-//! smallest with which the map stays short.
+//! Holes have no address, so a sparse file of terabytes takes address space for its data only. The chunk is the
+//! smallest that keeps the map short.
 
 use crate::layer::Run;
 
 use super::format::{BLOCK_BITS, BLOCK_BYTES};
 
-/// Chunks of a map, if larger chunks make it as short: 64 KiB of metadata.
+/// Chunks that a map may have before larger chunks are used: 64 KiB of metadata.
 const MAX_CHUNKS: u64 = 1 << 14;
-/// The largest chunk that the format knows, as the binary logarithm of its blocks.
+/// Largest chunk of the format, as the binary logarithm of its blocks.
 const MAX_CHUNK_BITS: u8 = 31;
 
 /// A sparse file in chunks.
@@ -17,14 +17,14 @@ const MAX_CHUNK_BITS: u8 = 31;
 pub(super) struct ChunkMap {
     /// Binary logarithm of the blocks of a chunk.
     pub(super) bits: u8,
-    /// Chunks of the file.
+    /// Number of chunks of the file.
     pub(super) chunks: u64,
-    /// Chunks in a row that hold data: the first, and the one behind the last.
+    /// Runs of chunks with data: the first chunk, and the one after the last.
     pub(super) data: Vec<(u64, u64)>,
 }
 
 impl ChunkMap {
-    /// The map of a file of `size` bytes with data in `runs`.
+    /// Computes the map of a file of `size` bytes with data in `runs`.
     pub(super) fn of(size: u64, runs: &[Run]) -> Self {
         let blocks = size.div_ceil(BLOCK_BYTES);
         let bits = (0..MAX_CHUNK_BITS).find(|bits| blocks.div_ceil(1 << bits) <= MAX_CHUNKS);
@@ -43,12 +43,13 @@ impl ChunkMap {
         Self { bits, chunks, data }
     }
 
-    /// Bytes of the map in the metadata: an address of 4 bytes for each chunk.
+    /// Size of the map in the metadata: 4 bytes for each chunk.
     pub(super) fn bytes(&self) -> u64 {
         self.chunks * 4
     }
 
-    /// The blocks of the chunks from `first` up to `behind` of a file of `size` bytes; the last chunk ends with the file.
+    /// Number of blocks from chunk `first` up to `behind` of a file of `size` bytes; the last chunk ends with the
+    /// file.
     pub(super) fn blocks(&self, (first, behind): (u64, u64), size: u64) -> u64 {
         (behind << self.bits).min(size.div_ceil(BLOCK_BYTES)) - (first << self.bits)
     }

@@ -1,9 +1,10 @@
-//! The mutable form of a tree: an arena of inodes, directories with their names in order.
+//! Tree builder: an arena of inodes, and a table of names.
 //!
-//! No rule of the union lives here; this is what the rules are carried out on. The idea: inodes are numbers, a name is
-//! a number in a table, so a hard link is the same number twice, and replacing a name never destroys what other names
-//! still hold. What no name holds any more stays in the arena until `freeze` leaves it behind. The nodes are those of
-//! the frozen tree already, with two differences: no `nlink` is counted, and a directory's `first` is the head of its list.
+//! The rules of the union are elsewhere (`union.rs`); this module has the operations they use. An inode is a number,
+//! and a name maps to a number, so a hard link is the same number twice. Replacing a name does not affect the other
+//! names of an inode. Inodes without a name stay in the arena until `freeze` drops them. The nodes already have the
+//! form of the frozen tree, with two differences: `nlink` is not counted, and `first` of a directory is the head of
+//! its list.
 
 use crate::io::{MEMORY, MemoryShare};
 use crate::layer::{Content, Run, Runs, Time, Xattrs};
@@ -14,23 +15,23 @@ use super::names::{END, Names, Was};
 use super::path;
 use super::xattrs::{SetId, XattrSets};
 
-/// Names a tree may have, those that were replaced included. Real images have up to some million; the limit keeps a
-/// small hostile archive, one path of which can imply 2048 directories, from taking all memory (under 1 GiB here).
+/// Names a tree may have, replaced ones included. Real images have up to some million. The limit keeps a small
+/// hostile archive, one path of which can imply 2048 directories, from exhausting memory (under 1 GiB at this limit).
 const MAX_NAMES: u32 = 1 << 23;
 
-/// Bytes of an inode in the arena and its first name, beside the text of the name: node 56, name 16, slots of the table 18.
+/// Bytes of an inode in the arena and its first name, without the text of the name: node 56, name 16, hash slots 18.
 const NODE_BYTES: u64 = 92;
 
-/// Bytes of another distinct set of attributes, beside the set: two counted pointers and their place in a map.
+/// Bytes of another distinct set of attributes, without the set: two counted pointers and a map entry.
 const XATTRS_BYTES: u64 = 96;
 
-/// Steps in which a tree takes memory.
+/// Step by which a tree reserves memory, in bytes.
 const MEMORY_STEP: u64 = 256 * 1024;
 
 /// The number of an inode in the arena.
 pub(super) type Id = u32;
 
-/// The root's place in the arena.
+/// The root's number in the arena.
 pub(super) const ROOT: Id = 0;
 
 /// A tree that is being built.
@@ -42,20 +43,20 @@ pub struct Builder {
     /// The targets of all symbolic links.
     pub(super) links: Vec<u8>,
     pub(super) xattrs: XattrSets,
-    /// Runs of the sparse files, in order of their numbers.
+    /// Data runs of the sparse files, in order of their numbers.
     pub(super) runs: Vec<(Id, Box<[Run]>)>,
-    /// Invariant: names ever attached, `attached <= limit`.
+    /// Number of names ever attached. Invariant: `attached <= limit`.
     attached: u32,
     limit: u32,
-    /// How often a name that was there was given to another inode.
+    /// Number of times that an existing name was given to another inode.
     pub(super) replaced: u32,
-    /// What it takes of the memory that all trees share. Invariant: at least `used`.
+    /// Reservation in the memory budget that all trees share. Invariant: at least `used`.
     pub(super) memory: MemoryShare,
-    /// Bytes that it has come to.
+    /// Bytes in use.
     used: u64,
-    /// Where the paths of a layer start: the root, but while an archive is unpacked beside the tree.
+    /// Where the paths of a layer start: the root, except while an archive is unpacked beside the tree.
     pub(super) base: Id,
-    /// A directory that no name holds, with the bookkeeping of aufs: hard links may mean files in it. `None` while there is none.
+    /// A detached directory with aufs bookkeeping, which hard links may refer to. `None` if there is no bookkeeping.
     pub(super) aside: Option<Id>,
 }
 
@@ -72,10 +73,10 @@ pub(super) struct Meta {
 /// An empty directory.
 pub(super) const DIRECTORY: NodeBody = NodeBody::Directory { parent: ROOT, first: END, count: 0 };
 
-/// A made-up entry, for [`Builder::insert`].
+/// A synthetic entry, for [`Builder::insert`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewNode {
-    /// What it is.
+    /// Type and type-specific content.
     pub kind: NewKind,
     /// Permission bits.
     pub mode: u16,
@@ -87,14 +88,14 @@ pub struct NewNode {
     pub mtime: Time,
 }
 
-/// The type of a made-up entry.
+/// The type of a synthetic entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NewKind {
     /// A directory.
     Directory,
     /// A symbolic link and its target.
     Symlink(Vec<u8>),
-    /// A regular file; `origin` is whatever number the caller finds its content by.
+    /// A regular file; the caller finds its content by the number `origin`.
     File {
         /// The caller's number.
         origin: u32,
@@ -106,12 +107,12 @@ pub enum NewKind {
 }
 
 impl Builder {
-    /// A tree of nothing but its root: a directory 0755, owner and group 0, mtime 0.
+    /// An empty tree: the root is a directory 0755, owner and group 0, mtime 0.
     pub fn new() -> Self {
         Self::with_limit(MAX_NAMES)
     }
 
-    /// As `new`, for at most `limit` names.
+    /// Like `new`, for at most `limit` names.
     pub(super) fn with_limit(limit: u32) -> Self {
         Self {
             nodes: vec![implied(0o755).node(DIRECTORY)],
@@ -129,8 +130,8 @@ impl Builder {
         }
     }
 
-    /// Puts a made-up entry at `path`, a relative path of plain names. Missing parents become directories 0555, owner
-    /// and group 0, mtime 0; symbolic links on the way are not followed. A name that exists is an error.
+    /// Inserts a synthetic entry at `path`, a relative path of plain names. Missing parents become directories 0555,
+    /// owner and group 0, mtime 0. Symbolic links on the way are not followed. A name that exists is an error.
     pub fn insert(&mut self, path: &[u8], node: NewNode) -> Result<(), TreeError> {
         self.try_insert(path, node).map_err(|problem| TreeError::Insert { path: shown(path), problem })
     }
@@ -172,7 +173,7 @@ impl Builder {
         Ok(())
     }
 
-    /// What the inode with that number is.
+    /// The body of an inode.
     pub(super) fn body(&self, id: Id) -> NodeBody {
         self.nodes[id as usize].body
     }
@@ -186,13 +187,13 @@ impl Builder {
         self.names.get(dir, name)
     }
 
-    /// The target of the symbolic link with this body; nothing for any other.
+    /// The target of the symbolic link with this body; `None` for any other type.
     pub(super) fn target(&self, body: NodeBody) -> Option<&[u8]> {
         let NodeBody::Symlink { start, len } = body else { return None };
         Some(&self.links[start as usize..][..len as usize])
     }
 
-    /// The first name of a directory, for [`Names::listed`]; nothing for what is no directory.
+    /// The first name of a directory, for [`Names::listed`]; [`END`] for any other type.
     pub(super) fn first(&self, id: Id) -> u32 {
         match self.body(id) {
             NodeBody::Directory { first, .. } => first,
@@ -200,27 +201,27 @@ impl Builder {
         }
     }
 
-    /// A directory that no name holds yet.
+    /// A new directory without a name.
     pub(super) fn detached(&mut self) -> Id {
-        // One for each layer, and inodes with names are limited far below 2^32.
+        // Fits: one for each layer, and inodes with names are limited far below 2^32.
         let id = self.nodes.len() as Id;
         self.nodes.push(implied(0o755).node(DIRECTORY));
         id
     }
 
-    /// Takes a name, and what lies below it, out of a directory, if it is there.
+    /// Removes a name and everything below it from a directory, if it exists.
     pub(super) fn detach(&mut self, dir: Id, name: &[u8]) {
         self.names.remove(dir, name);
     }
 
-    /// Takes all names out of a directory.
+    /// Removes all names from a directory.
     pub(super) fn clear(&mut self, dir: Id) {
         if let NodeBody::Directory { first, .. } = &mut self.nodes[dir as usize].body {
             self.names.clear(first);
         }
     }
 
-    /// Gives a new inode a name, in place of whatever has it.
+    /// Adds a new inode under a name, replacing the inode that has it.
     pub(super) fn attach_new(
         &mut self,
         dir: Id,
@@ -228,14 +229,14 @@ impl Builder {
         body: NodeBody,
         meta: Meta,
     ) -> Result<Id, Problem> {
-        // At most one inode for each name ever attached, and those are limited by a u32.
+        // Fits: at most one inode for each name ever attached, and those are limited by a u32.
         let id = self.nodes.len() as Id;
         self.attach(dir, name, id)?;
         self.nodes.push(meta.node(body));
         Ok(id)
     }
 
-    /// Gives an inode that exists one more name, in place of whatever has it.
+    /// Adds one more name to an existing inode, replacing the inode that has it.
     pub(super) fn attach(&mut self, dir: Id, name: &[u8], id: Id) -> Result<(), Problem> {
         if self.attached == self.limit {
             return Err(Problem::TooManyNames { limit: self.limit });
@@ -250,7 +251,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Counts bytes that the tree is about to take.
+    /// Reserves memory for bytes that the tree is about to use.
     fn charge(&mut self, bytes: u64) -> Result<(), Problem> {
         self.used += bytes;
         let missing = self.used.saturating_sub(self.memory.bytes());
@@ -286,7 +287,7 @@ impl Builder {
         Ok(NodeBody::Symlink { start, len })
     }
 
-    /// Gives a regular file of a layer a name, in place of whatever has it.
+    /// Adds a regular file of a layer under a name, replacing the inode that has it.
     pub(super) fn attach_file(
         &mut self,
         dir: Id,
@@ -305,7 +306,7 @@ impl Builder {
         Ok(())
     }
 
-    /// The number of a set of extended attributes.
+    /// The number of a set of extended attributes; a new set is stored.
     pub(super) fn intern(&mut self, set: Xattrs<'_>) -> Result<SetId, Problem> {
         if !self.xattrs.has(set) {
             self.charge(XATTRS_BYTES + set.as_packed().len() as u64)?;
@@ -328,7 +329,7 @@ impl Default for Builder {
     }
 }
 
-/// Attributes of a directory that nobody recorded.
+/// Attributes of a directory that no archive recorded.
 pub(super) fn implied(mode: u16) -> Meta {
     Meta { mode, ..Meta::default() }
 }

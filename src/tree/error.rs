@@ -1,12 +1,12 @@
-//! Why a layer cannot join a tree, or a path leads nowhere.
+//! Errors of building and walking a tree.
 //!
-//! Every name in a message is escaped and cut short: it comes from an archive that nobody vouches for.
+//! Every name in a message is escaped and truncated: it comes from an untrusted archive.
 
 use crate::io::{Fault, OverBudget};
 
 use super::path::{MAX_LINKS, MAX_NAME, MAX_PATH};
 
-/// How many bytes of a name a message shows.
+/// Bytes of a name that a message shows.
 const SHOWN: usize = 200;
 
 /// An error of building or walking a tree.
@@ -18,19 +18,19 @@ pub enum TreeError {
     Entry {
         /// The origin given to [`super::Builder::apply`].
         layer: u32,
-        /// Where the entry's header starts in the uncompressed stream.
+        /// Offset of the entry's header in the uncompressed stream.
         header: u64,
         /// The entry's name as recorded, quoted and escaped.
         entry: String,
-        /// What is wrong with it.
+        /// The problem of this entry.
         problem: Problem,
     },
-    /// A made-up entry that cannot be inserted.
+    /// A synthetic entry that cannot be inserted.
     #[error("path {path} cannot be inserted: {problem}")]
     Insert {
         /// Quoted and escaped.
         path: String,
-        /// What is wrong with it.
+        /// The problem of this entry.
         problem: Problem,
     },
     /// A path that names nothing.
@@ -39,13 +39,13 @@ pub enum TreeError {
         /// Quoted and escaped.
         path: String,
     },
-    /// A path with something in the middle that is not a directory.
+    /// A path with a component in the middle that is not a directory.
     #[error("path {path} goes through something that is not a directory")]
     NotADirectory {
         /// Quoted and escaped.
         path: String,
     },
-    /// A path whose symbolic links do not end.
+    /// A path with too many symbolic links, such as a loop.
     #[error("path {path} goes through more than {MAX_LINKS} symbolic links")]
     TooManyLinks {
         /// Quoted and escaped.
@@ -53,7 +53,7 @@ pub enum TreeError {
     },
 }
 
-/// What is wrong with one entry.
+/// A problem of one entry.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Problem {
@@ -72,13 +72,13 @@ pub enum Problem {
     /// A whiteout of "", "." or "..".
     #[error("a whiteout that names no file")]
     WhiteoutOfNothing,
-    /// An entry for the root of another type than directory.
+    /// An entry for the root that is not a directory.
     #[error("the root cannot be anything but a directory")]
     RootNotADirectory,
     /// A parent that is neither a directory nor a link to one.
     #[error("it lies below something that is not a directory")]
     BelowNonDirectory,
-    /// A hard link whose target is not there (yet).
+    /// A hard link whose target does not exist (yet).
     #[error("hard link to {target}, which does not exist at that point")]
     LinkToNothing {
         /// As recorded, quoted and escaped.
@@ -90,24 +90,24 @@ pub enum Problem {
         /// As recorded, quoted and escaped.
         target: String,
     },
-    /// An entry, or what a hard link means, that is not in the one directory that is shown.
+    /// An entry, or the target of a hard link, outside of the one directory that is shown.
     #[error("{what} lies outside of {below}, the directory that the archive should hold")]
     Outside {
-        /// The path that does, quoted and escaped.
+        /// The path that is outside, quoted and escaped.
         what: String,
         /// The directory, quoted and escaped.
         below: String,
     },
-    /// A made-up name that is "", "." or "..", or contains NUL.
+    /// A synthetic name that is "", "." or "..", or contains NUL.
     #[error("a component is empty, \".\" or \"..\", or contains NUL")]
     BadName,
-    /// A made-up name that is there already.
+    /// A synthetic name that exists already.
     #[error("the name exists already")]
     Exists,
     /// More names than a tree may have.
     #[error("the tree would have more than {limit} names")]
     TooManyNames {
-        /// The most a tree may have, replaced ones included.
+        /// Limit of names of a tree, replaced ones included.
         limit: u32,
     },
     /// More bytes of names and symbolic link targets than 32 bits can address.
@@ -119,7 +119,7 @@ pub enum Problem {
 }
 
 impl TreeError {
-    /// Who is wrong.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             TreeError::Entry { problem, .. } => problem.fault(),
@@ -134,7 +134,7 @@ impl TreeError {
 }
 
 impl Problem {
-    /// Who is wrong when an archive has this problem.
+    /// The party at fault when an archive has this problem.
     fn fault(&self) -> Fault {
         match self {
             Problem::NameTooLong { .. }
@@ -154,7 +154,7 @@ impl Problem {
     }
 }
 
-/// A name for a message: in quotes, escaped, and not longer than a terminal can bear.
+/// Formats a name for a message: quoted, escaped, and at most [`SHOWN`] bytes of it.
 pub(super) fn shown(name: &[u8]) -> String {
     let head = &name[..name.len().min(SHOWN)];
     let more = if name.len() > SHOWN { "..." } else { "" };

@@ -1,7 +1,7 @@
-//! What tells two trees apart.
+//! Tree fingerprint: a hash that detects changed inode numbers.
 //!
-//! The idea: whoever was told inode numbers of a tree may ask for them after the tree was built again. The fingerprint covers
-//! everything that an inode number stands for, so that equal fingerprints mean that every number means the same.
+//! A process that holds inode numbers of a tree may use them after the tree was rebuilt. The hash covers everything
+//! that an inode number stands for, so equal fingerprints mean that every number means the same.
 
 use super::frozen::{NodeBody, Tree};
 
@@ -23,7 +23,7 @@ impl Feed {
 }
 
 impl Tree {
-    /// A hash over all inodes, names and places of content, by inode number.
+    /// Hash over all inodes, names and content locations, in order of inode number.
     pub fn fingerprint(&self) -> [u8; 32] {
         let mut feed = Feed(blake3::Hasher::new());
         feed.u64(self.nodes.len() as u64);
@@ -60,7 +60,7 @@ impl Tree {
                 feed.u64(run.len);
             }
         }
-        // The lengths of these are in the names, the links and the sets' own heads.
+        // Their lengths are in the names, the links and the heads of the sets.
         feed.bytes(&self.names);
         feed.bytes(&self.links);
         for set in &self.xattrs {

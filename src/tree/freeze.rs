@@ -1,8 +1,8 @@
-//! From the mutable arena to the flat arrays of a [`Tree`].
+//! Freezing: from the mutable arena to the flat arrays of a [`Tree`].
 //!
-//! Decides nothing about content. The idea: directories are taken breadth first and names in order of their bytes, so
-//! the same layers always give the same inode numbers, and what no name holds is never reached. Nodes change their places
-//! where they lie, so that a large tree is not in memory twice.
+//! Directories are visited breadth first and names in byte order, so the same layers always give the same inode
+//! numbers. Inodes without a name are not reached. Nodes are permuted in place, so that a large tree is not in memory
+//! twice.
 
 use crate::layer::Run;
 
@@ -10,7 +10,7 @@ use super::builder::{Builder, Id, ROOT};
 use super::frozen::{Dirent, Ino, Node, NodeBody, Tree};
 use super::names::Lists;
 
-/// Bytes of one more allocation, and of what points to it.
+/// Estimated bytes of one more allocation, and of the pointer to it.
 const RUNS_BYTES: usize = 40;
 
 /// An arena inode that has no number yet.

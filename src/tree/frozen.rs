@@ -1,8 +1,8 @@
-//! The immutable tree: what a mount asks, answered from flat arrays.
+//! Frozen tree: answers the requests of a mount from flat arrays.
 //!
-//! Nothing here allocates for an answer, except paths, and nothing trusts an inode number: one out of range has no
-//! answer. The idea: a node is 56 bytes, a name 8 bytes and its text; a directory is a run of names in order, so a
-//! lookup is a binary search and a listing can start anywhere. What few nodes have (runs, attributes) lies aside.
+//! Only answers with paths allocate. An inode number out of range has no answer. A node takes 56 bytes, a name 8
+//! bytes and its text. A directory is a run of names in order, so a lookup is a binary search and a listing can start
+//! anywhere. Data that few nodes have (runs, attributes) is in separate arrays.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::error::{TreeError, shown};
 use super::path::{self, MAX_LINKS};
 use super::xattrs::{self, SetId};
 
-/// The number of an inode of one tree; the same for the same layers.
+/// The number of an inode in one tree. The same layers give the same numbers.
 pub type Ino = u32;
 
 /// An immutable tree.
@@ -21,8 +21,8 @@ pub type Ino = u32;
 pub struct Tree {
     /// Invariant: `nodes[0]` is the root, a directory.
     pub(super) nodes: Box<[Node]>,
-    /// The names of each directory, together and in order. Invariant: one more than there are names, and name `i` is
-    /// `names[dirents[i].name .. dirents[i + 1].name]`.
+    /// The names of each directory, contiguous and in order. Invariant: one entry more than there are names, and name
+    /// `i` is `names[dirents[i].name .. dirents[i + 1].name]`.
     pub(super) dirents: Box<[Dirent]>,
     pub(super) names: Box<[u8]>,
     /// The targets of all symbolic links.
@@ -31,11 +31,11 @@ pub struct Tree {
     pub(super) runs: Box<[(Ino, Box<[Run]>)]>,
     /// Distinct sets of extended attributes, packed.
     pub(super) xattrs: Box<[Arc<[u8]>]>,
-    /// What all of this takes of the memory that all trees share.
+    /// Reservation in the memory budget that all trees share.
     pub(super) _memory: MemoryShare,
 }
 
-/// One inode. `mtime` lies flat to save its padding.
+/// One inode. `mtime` is flattened to save its padding.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) body: NodeBody,
@@ -48,7 +48,7 @@ pub(super) struct Node {
     pub(super) mode: u16,
 }
 
-/// What only inodes of one type have.
+/// Type-specific part of an inode.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NodeBody {
     File { sparse: bool, origin: u32, offset: u64, size: u64 },
@@ -60,7 +60,7 @@ pub(super) enum NodeBody {
     Graft(u32),
 }
 
-/// One name: where its bytes start, and what it names.
+/// One name: the start of its bytes, and its inode.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dirent {
     pub(super) name: u32,
@@ -70,7 +70,7 @@ pub(super) struct Dirent {
 /// The attributes of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
-    /// What it is.
+    /// Type.
     pub kind: Kind,
     /// Permission bits; 0777 for every symbolic link.
     pub mode: u16,
@@ -78,13 +78,13 @@ pub struct Attr {
     pub uid: u32,
     /// Numeric group.
     pub gid: u32,
-    /// Bytes of a file or of a link's target; 0 for anything else.
+    /// Size in bytes of a file or of a link's target; 0 for any other type.
     pub size: u64,
     /// Modification time.
     pub mtime: Time,
-    /// Names of the inode; for a directory 2 and its subdirectories.
+    /// Number of names; for a directory 2 and its subdirectories.
     pub nlink: u32,
-    /// The device number of a device; 0:0 for anything else.
+    /// Device number; 0:0 for an inode that is not a device.
     pub rdev: Device,
 }
 
@@ -103,33 +103,33 @@ pub enum Kind {
     BlockDevice,
     /// A named pipe.
     Fifo,
-    /// A directory whose content is another tree, by the number its maker gave it.
+    /// A directory whose content is another tree, by the number given when it was inserted.
     Graft(u32),
 }
 
-/// Where the content of a regular file lies.
+/// Location of the content of a regular file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileRef<'a> {
-    /// Which layer (or which content, for a made-up file): the number given when it was added.
+    /// Number of the layer, or of the content of a synthetic file, as given when the file was added.
     pub origin: u32,
     /// Offset of the first stored byte in the layer's uncompressed stream.
     pub offset: u64,
     /// Bytes that readers see.
     pub size: u64,
-    /// The runs of data of a sparse file.
+    /// Data runs of a sparse file; `None` for any other file.
     pub runs: Option<&'a [Run]>,
 }
 
-/// Which symbolic links of a path are followed.
+/// Which symbolic links of a path to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follow {
-    /// All of them.
+    /// All links.
     All,
-    /// All but one at the end of the path.
+    /// All links, except one at the end of the path.
     Parents,
 }
 
-/// What a path leads to.
+/// The result of resolving a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// The inode.
@@ -175,19 +175,19 @@ impl Tree {
         None
     }
 
-    /// The names of a directory in order of their bytes, after the first `skip`; none for anything else.
+    /// The names of a directory in byte order, after the first `skip`; none for any other type.
     pub fn entries(&self, dir: Ino, skip: usize) -> impl Iterator<Item = (&[u8], Ino)> {
         let (first, end) = self.listing(dir);
         (first.saturating_add(skip).min(end)..end).map(|index| (self.name(index), self.dirents[index].ino))
     }
 
-    /// How many names a directory has.
+    /// Number of names in a directory.
     pub fn entry_count(&self, dir: Ino) -> usize {
         let (first, end) = self.listing(dir);
         end - first
     }
 
-    /// The parent of a directory; the root for the root, and for anything that is not a directory.
+    /// The parent of a directory; the root for the root, and for any other type.
     pub fn parent(&self, dir: Ino) -> Ino {
         match self.node(dir).map(|node| node.body) {
             Some(NodeBody::Directory { parent, .. }) => parent,
@@ -203,7 +203,7 @@ impl Tree {
         }
     }
 
-    /// Where the content of a regular file lies.
+    /// Location of the content of a regular file; `None` for any other type.
     pub fn file(&self, ino: Ino) -> Option<FileRef<'_>> {
         let NodeBody::File { sparse, origin, offset, size } = self.node(ino)?.body else { return None };
         let runs = if sparse {
@@ -221,13 +221,13 @@ impl Tree {
         xattrs::get(&self.xattrs, set)
     }
 
-    /// The number of an inode's set of extended attributes: inodes with equal numbers have equal ones, and 0 is none.
+    /// The number of an inode's set of extended attributes. Equal numbers mean equal attributes; 0 means none.
     pub fn xattr_set(&self, ino: Ino) -> u32 {
         self.node(ino).map_or(0, |node| node.xattrs)
     }
 
-    /// What a path leads to, from the root: symbolic links are followed inside the tree, `..` stops at its root, and
-    /// a graft ends the walk.
+    /// Resolves a path from the root. Symbolic links are followed inside the tree, `..` stops at its root, and a
+    /// graft ends the walk.
     pub fn resolve(&self, path: &[u8], follow: Follow) -> Result<Resolved, TreeError> {
         let mut ahead: Vec<&[u8]> = path::components(path).rev().collect();
         let mut here = Self::ROOT;
@@ -267,17 +267,17 @@ impl Tree {
         Ok(Resolved { ino: here, rest: Vec::new() })
     }
 
-    /// How many inodes there are, the root among them.
+    /// Number of inodes, the root included.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Whether there is nothing but the root.
+    /// Whether the root is the only inode.
     pub fn is_empty(&self) -> bool {
         self.nodes.len() <= 1
     }
 
-    /// Bytes of memory that the tree holds, without the allocator's own.
+    /// Memory that the tree holds, in bytes, without the overhead of the allocator.
     pub fn heap_bytes(&self) -> usize {
         let runs: usize = self.runs.iter().map(|(_, runs)| size_of_val::<[Run]>(runs)).sum();
         let xattrs: usize = self.xattrs.iter().map(|set| set.len()).sum();
@@ -291,8 +291,8 @@ impl Tree {
             + xattrs
     }
 
-    /// Every name below the root with its inode, depth first in name order; paths have no leading slash. The root
-    /// itself is not among them; an inode with several names comes once for each.
+    /// Every name below the root with its inode, depth first in name order. Paths have no leading slash, and the root
+    /// itself is not included. An inode with several names appears once for each.
     pub fn walk(&self) -> Walk<'_> {
         let (first, end) = self.listing(Self::ROOT);
         Walk { tree: self, open: vec![Open { next: first, end, path_len: 0 }], path: Vec::new() }
@@ -302,7 +302,7 @@ impl Tree {
         self.nodes.get(ino as usize)
     }
 
-    /// The range of `dirents` that is a directory's.
+    /// The range of a directory in `dirents`.
     fn listing(&self, dir: Ino) -> (usize, usize) {
         match self.node(dir).map(|node| node.body) {
             Some(NodeBody::Directory { first, count, .. }) => {

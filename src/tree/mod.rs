@@ -1,9 +1,9 @@
 //! Immutable file trees in memory: one for each layer, and the union of many.
 //!
-//! Pure data: nothing here reads a file, opens a socket or waits. Links, whiteouts and `..` come from foreign archives
-//! and are resolved inside the tree only. The idea: a [`Builder`] is a mutable arena that takes tables of contents one
-//! after the other by the rules of the image specification, or by those of plain archives; `freeze` turns it into a [`Tree`], a few flat arrays that
-//! answer the questions of a mount without allocating.
+//! This module does no I/O and does not wait. Links, whiteouts and `..` come from untrusted archives, so they are
+//! resolved inside the tree only. A [`Builder`] is a mutable arena that applies tables of contents one after the
+//! other, by the rules of the image specification or those of plain archives. `freeze` turns it into a [`Tree`]: flat
+//! arrays that answer the requests of a mount without allocating.
 
 mod builder;
 mod error;

@@ -1,8 +1,8 @@
-//! The names of a tree that is being built: a hash table from directory and name to inode, and a list for each directory.
+//! Name table of a tree builder: a hash table from directory and name to inode, with a list for each directory.
 //!
-//! Knows no rule and no inode. The idea: one table for the whole tree costs a few bytes a name where a map for each directory
-//! costs an allocation a name; order is not kept, because only `freeze` needs it, and sorts once. A name that was taken out
-//! keeps its place for when it comes back.
+//! One table for the whole tree costs a few bytes for each name, where a map for each directory costs an allocation
+//! for each name. The lists are unsorted, because only `freeze` needs the order and sorts once. A removed name stays
+//! in the table, to be reused if it is added again.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -13,7 +13,7 @@ use super::error::Problem;
 pub(super) const END: u32 = u32::MAX;
 /// In `next`: the name is in no list.
 const UNLISTED: u32 = u32::MAX - 1;
-/// In `child`: the name was taken out.
+/// In `child`: the name was removed.
 const NOTHING: Id = Id::MAX;
 /// Slots of the smallest table.
 const LEAST: usize = 64;
@@ -22,19 +22,19 @@ const LEAST: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Names {
     names: Vec<Name>,
-    /// Each name once: its length in one byte, then its bytes.
+    /// The length of each name in one byte, then its bytes. Each name is stored once.
     text: Vec<u8>,
-    /// Open addressing, the next slot when one is taken. Invariant: the length is 0 or a power of two, and at most 7 of 8 slots
-    /// are taken.
+    /// Open addressing with linear probing. Invariant: the length is 0 or a power of two, and at most 7 of 8 slots
+    /// are used.
     slots: Vec<Slot>,
-    /// With keys of this process, so that no archive can choose names that collide.
+    /// Keyed for this process, so that no archive can choose names that collide.
     hasher: RandomState,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Name {
     dir: Id,
-    /// Where it starts in `text`.
+    /// Where the name starts in `text`.
     text: u32,
     child: Id,
     /// The next name of the directory, or `END`, or `UNLISTED`.
@@ -48,12 +48,12 @@ struct Slot {
     name: u32,
 }
 
-/// What `set` found in the name's place.
+/// The previous state of a name that `set` changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Was {
-    /// Nothing.
+    /// The name had no inode.
     Free,
-    /// Another inode.
+    /// The name had another inode.
     Taken,
 }
 
@@ -64,7 +64,7 @@ impl Names {
         Some(self.names[index as usize].child).filter(|&child| child != NOTHING)
     }
 
-    /// Gives a name of the directory whose list starts at `head` an inode, in place of the one it has.
+    /// Maps a name to an inode, replacing the one it has. The list of the directory starts at `head`.
     pub(super) fn set(&mut self, dir: Id, head: &mut u32, name: &[u8], child: Id) -> Result<Was, Problem> {
         let hash = self.hash(dir, name);
         let index = match self.find(hash, dir, name) {
@@ -81,31 +81,31 @@ impl Names {
         Ok(was)
     }
 
-    /// Takes a name out of its directory, if it is there.
+    /// Removes a name from its directory, if it exists.
     pub(super) fn remove(&mut self, dir: Id, name: &[u8]) {
         if let Ok(index) = self.find(self.hash(dir, name), dir, name) {
             self.names[index as usize].child = NOTHING;
         }
     }
 
-    /// Takes all names out of the directory whose list starts at `head`.
+    /// Removes all names from the directory whose list starts at `head`.
     pub(super) fn clear(&mut self, head: &mut u32) {
         let mut next = std::mem::replace(head, END);
         while let Some(name) = self.names.get_mut(next as usize) {
             name.child = NOTHING;
-            // Otherwise every later clearing would walk them again.
+            // Unlisted, or every later `clear` would walk them again.
             next = std::mem::replace(&mut name.next, UNLISTED);
         }
     }
 
-    /// A name of a list with its inode, if it has one, and the next of that list; nothing at the end. `at` is where a list
-    /// starts, or what this said before.
+    /// A name of a list, its inode (`None` if removed), and the next position; `None` at the end. `at` is the head of
+    /// a list, or a position that an earlier call returned.
     pub(super) fn listed(&self, at: u32) -> Option<(&[u8], Option<Id>, u32)> {
         let name = self.names.get(at as usize)?;
         Some((text(&self.text, name.text), Some(name.child).filter(|&child| child != NOTHING), name.next))
     }
 
-    /// The names alone, once no more are to come.
+    /// The lists alone, when the tree is complete.
     pub(super) fn into_lists(self) -> Lists {
         let Self { names, text, .. } = self;
         Lists { names, text }
@@ -133,7 +133,7 @@ impl Names {
     fn add(&mut self, hash: u32, slot: usize, dir: Id, name: &[u8]) -> Result<u32, Problem> {
         let len = u8::try_from(name.len()).map_err(|_| Problem::NameTooLong { len: name.len() })?;
         let text = u32::try_from(self.text.len()).map_err(|_| Problem::TooManyBytes)?;
-        // The builder limits names far below 2^32.
+        // Fits: the builder limits names far below 2^32.
         let index = self.names.len() as u32;
         self.text.push(len);
         self.text.extend_from_slice(name);
@@ -168,7 +168,7 @@ impl Names {
     }
 }
 
-/// The lists without the table.
+/// The lists without the hash table.
 #[derive(Debug)]
 pub(super) struct Lists {
     names: Vec<Name>,
@@ -176,7 +176,7 @@ pub(super) struct Lists {
 }
 
 impl Lists {
-    /// The names of the directory whose list starts at `head`, in order of their bytes, in place of what `into` holds.
+    /// Fills `into` with the names of the directory whose list starts at `head`, in byte order.
     pub(super) fn sorted(&self, head: u32, into: &mut Vec<(u32, Id)>) {
         into.clear();
         let mut next = head;
@@ -189,7 +189,7 @@ impl Lists {
         into.sort_unstable_by(|(left, _), (right, _)| self.name(*left).cmp(self.name(*right)));
     }
 
-    /// The bytes of a name that `sorted` gave.
+    /// The bytes of a name that `sorted` returned.
     pub(super) fn name(&self, at: u32) -> &[u8] {
         text(&self.text, at)
     }

@@ -1,25 +1,25 @@
-//! Names as archives record them: cleaning, clamping, limits, and what a name that starts with `.wh.` means.
+//! Path cleaning, path limits and whiteout markers (`.wh.`).
 //!
-//! Lexical only: nothing here knows a tree. The idea: a recorded name is cleaned before anything looks at it, so that
-//! `..` can never lead out of the root, exactly as `filepath.Join("/", name)` does in the appliers written in Go.
+//! This module is lexical only. A recorded name is cleaned before any other use, so `..` cannot lead out of the root.
+//! Cleaning matches `filepath.Join("/", name)` in the appliers written in Go.
 
 use super::error::Problem;
 
-/// Bytes of one component; `NAME_MAX` of every file system a layer is meant for.
+/// Limit of one component, in bytes: `NAME_MAX` of every file system that layers are written for.
 pub(super) const MAX_NAME: usize = 255;
-/// Bytes of one path without a leading slash; `PATH_MAX` of Linux.
+/// Limit of one path without a leading slash, in bytes: `PATH_MAX` of Linux.
 pub(super) const MAX_PATH: usize = 4096;
-/// Symbolic links followed for one path; `MAXSYMLINKS` of Linux.
+/// Limit of symbolic links followed for one path: `MAXSYMLINKS` of Linux.
 pub(super) const MAX_LINKS: usize = 40;
 
-/// What marks a whiteout (image-spec, layer.md, "Whiteouts").
+/// Prefix of a whiteout (image-spec, layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
-/// What marks the bookkeeping of aufs; also a whiteout of a whiteout, which no layer can need.
+/// Prefix of aufs bookkeeping. It would also be a whiteout of a whiteout, which no layer can need.
 const AUFS: &[u8] = b".wh..wh.";
-/// The opaque marker, the one name of aufs that is part of the image specification.
+/// The opaque marker, the only aufs name that is part of the image specification.
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// What the name of an entry asks for.
+/// The meaning of an entry's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark<'a> {
     /// A plain entry.
@@ -28,11 +28,11 @@ pub(super) enum Mark<'a> {
     Whiteout(&'a [u8]),
     /// Hide everything in the entry's directory.
     Opaque,
-    /// Bookkeeping of aufs: not part of the image.
+    /// Bookkeeping of aufs, not part of the image.
     Leftover,
 }
 
-/// The components that count, in order; `..` is one of them.
+/// The components of a path in order, without empty ones and `.`; `..` is included.
 pub(super) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/').filter(|name| !name.is_empty() && *name != b".")
 }
@@ -50,13 +50,14 @@ pub(super) fn clean(path: &[u8]) -> Vec<&[u8]> {
     cleaned
 }
 
-/// What is left of a cleaned path below a cleaned directory, which itself leaves nothing; `None` for a path outside of it.
+/// The rest of a cleaned path below a cleaned directory, empty for the directory itself; `None` for a path outside of
+/// it.
 pub(super) fn within<'p, 'n>(cleaned: &'p [&'n [u8]], below: &[&[u8]]) -> Option<&'p [&'n [u8]]> {
     let (above, rest) = cleaned.split_at_checked(below.len())?;
     (above == below).then_some(rest)
 }
 
-/// Checks the limits of a cleaned path.
+/// Checks a cleaned path against the limits.
 pub(super) fn check(cleaned: &[&[u8]]) -> Result<(), Problem> {
     if let Some(name) = cleaned.iter().find(|name| name.len() > MAX_NAME) {
         return Err(Problem::NameTooLong { len: name.len() });
@@ -65,7 +66,7 @@ pub(super) fn check(cleaned: &[&[u8]]) -> Result<(), Problem> {
     if len > MAX_PATH { Err(Problem::PathTooLong { len }) } else { Ok(()) }
 }
 
-/// Reads the mark of a cleaned path; a whiteout of nothing is an error.
+/// Determines the mark of a cleaned path; a whiteout that names no file is an error.
 pub(super) fn mark<'a>(cleaned: &[&'a [u8]]) -> Result<Mark<'a>, Problem> {
     let Some((&last, parents)) = cleaned.split_last() else { return Ok(Mark::Plain) };
     if parents.iter().any(|name| name.starts_with(AUFS)) {

@@ -1,8 +1,8 @@
-//! Archives that are no layers of an image: made apart and laid over each other, or one of them as the directory it is of.
+//! Plain archives: several laid over each other, or one shown as one of its directories.
 //!
-//! No name hides another here: `.wh.` is the start of a name like any other. The idea of laying over: an archive is unpacked
-//! beside the tree first, as if it were alone, so that no link of another archive is followed and no hard link reaches one;
-//! then the two trees are laid over each other, and what an archive takes from an earlier one is told.
+//! Whiteouts do not apply: `.wh.` is the start of a name like any other. Each archive is first unpacked beside the
+//! tree, as if it were alone. So it follows no link of another archive, and none of its hard links reaches one. Then
+//! the two trees are merged, and paths that the later archive replaces are reported.
 
 use crate::layer::{EntryKind, Need, TarLimits, TarWalker, Toc};
 
@@ -11,30 +11,30 @@ use super::error::{Problem, TreeError, shown};
 use super::path;
 use super::union::{Placing, Whiteouts, at, check};
 
-/// How many paths an [`Overlap`] lists.
+/// Limit of the paths that an [`Overlap`] lists.
 const MAX_LISTED: usize = 100;
 
-/// Where archives that should not overlap do.
+/// Conflicts between archives that should not overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overlap {
-    /// Paths at which the later archive has taken the place of what an earlier one had: the first hundred that were found.
+    /// Paths where the later archive replaced content of an earlier one: the first hundred found.
     pub replaced: Vec<Vec<u8>>,
-    /// How many there are in all.
+    /// Number of all replaced paths.
     pub count: usize,
-    /// Hard links of the archive that are left out, because what they mean is not in it.
+    /// Hard links of the archive that are omitted, because their target is not in it.
     pub left_out: Vec<Vec<u8>>,
 }
 
-/// Whether an archive has nothing outside of one of its directories: [`Builder::apply_below`] takes it.
+/// Whether all entries of an archive lie in one of its directories, so that [`Builder::apply_below`] accepts it.
 pub fn is_below(toc: &Toc, below: &[u8]) -> bool {
     let below = path::clean(below);
     toc.iter().all(|entry| fits(entry.path, entry.kind == EntryKind::Directory, &below))
 }
 
-/// Path and size of the first entry of an archive whose first bytes are `head`, when it is a regular file.
+/// Path and size of the first entry of an archive that starts with `head`; `None` if that is not a regular file.
 pub fn first_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
     let limits = TarLimits { entries: 1024, ..TarLimits::default() };
-    // In whole blocks, so that the walker is between two of them at the end.
+    // Whole blocks only, so that the walker ends between two blocks.
     let head = head.get(..head.len() - head.len() % 512)?;
     let mut walker = TarWalker::new(limits);
     walker.feed(0, head).ok()?;
@@ -50,13 +50,14 @@ pub fn first_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
     }
 }
 
-/// Whether the file at `recorded` is the file called `name`: its path, or the last component of it.
+/// Whether the file at `recorded` has the name `name`: the names match, or it is at the top and matches the last
+/// component.
 pub fn is_name_of(recorded: &[u8], name: &[u8]) -> bool {
     let (recorded, name) = (path::clean(recorded), path::clean(name));
     !name.is_empty() && (recorded == name || recorded.len() == 1 && recorded.last() == name.last())
 }
 
-/// Whether an entry of that path lies in the directory. The directories above it may have entries: they say nothing about it.
+/// Whether an entry of that path lies in the directory. Entries of the directories above it are accepted as well.
 fn fits(recorded: &[u8], is_directory: bool, below: &[&[u8]]) -> bool {
     let cleaned = path::clean(recorded);
     match path::within(&cleaned, below) {
@@ -66,10 +67,11 @@ fn fits(recorded: &[u8], is_directory: bool, below: &[&[u8]]) -> bool {
 }
 
 impl Builder {
-    /// Lays an archive over the tree: directories merge and take the attributes that the later archive records, anything else
-    /// of the later archive replaces what is there with all that is below. `origin` is stored with the content of its files.
+    /// Merges an archive into the tree. Directories merge and take the attributes that the later archive records.
+    /// Anything else of the later archive replaces the path and everything below. `origin` is stored with the content
+    /// of its files.
     ///
-    /// After an error the tree is of no use any more; what can be seen from names alone is found before any change.
+    /// After an error the tree is unusable. Errors that depend on names alone are found before any change.
     pub fn apply_plain(&mut self, origin: u32, toc: &Toc) -> Result<Overlap, TreeError> {
         let mut placing = Placing::new(origin, &[]);
         if self.nodes.len() == 1 {
@@ -87,7 +89,7 @@ impl Builder {
         Ok(overlap)
     }
 
-    /// Moves what is below `beside` into the tree.
+    /// Moves the content of `beside` into the tree.
     fn lay_over(
         &mut self,
         beside: Id,
@@ -101,7 +103,7 @@ impl Builder {
             }
         };
         inherit(self, beside, ROOT);
-        // The directory being laid over, with the next of its names, and how long the path above it is.
+        // Directories being merged: the next name, the directory to merge into, and the length of the path above.
         let mut stack = vec![(self.first(beside), ROOT, 0)];
         let mut path: Vec<u8> = Vec::new();
         while let Some((at, into, above)) = stack.pop() {
@@ -134,10 +136,10 @@ impl Builder {
         Ok(())
     }
 
-    /// Applies an archive of one directory as that directory: its own attributes become the root's, and names and hard links
-    /// lose what is before it. An entry outside of it is an error, but for the directories that it lies in.
+    /// Applies an archive of one directory as that directory. Its own attributes become the root's, and names and
+    /// hard links lose the directory's path. An entry outside of it is an error, except for the directories above it.
     ///
-    /// After an error the tree is of no use any more; what can be seen from names alone is found before any change.
+    /// After an error the tree is unusable. Errors that depend on names alone are found before any change.
     pub fn apply_below(&mut self, origin: u32, toc: &Toc, below: &[u8]) -> Result<(), TreeError> {
         let below = path::clean(below);
         for entry in toc.iter() {

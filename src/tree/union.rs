@@ -1,10 +1,10 @@
-//! The union: one layer's table of contents applied on top of a tree.
+//! Layer union: applies one layer's table of contents on top of a tree.
 //!
-//! Nothing here looks at the machine: every symbolic link is followed inside the tree, every `..` stops at its root.
-//! The idea: what a layer hides is found in the tree as it was before the layer, all of it, then hidden, and only then
-//! do the entries come, in archive order; so no order of the archive can make a whiteout hit its own layer. The rules
-//! are those of the image specification (layer.md, "Applying Changesets"); where it is silent, what the appliers agree
-//! on. A path is walked as their `SecureJoin` does: a component that does not exist counts as a directory to come.
+//! Resolution stays inside the tree: every symbolic link is followed in it, and every `..` stops at its root. All
+//! hidden paths are resolved in the tree as it was before the layer, then removed. Only then are the entries applied,
+//! in archive order. So a whiteout cannot hit its own layer, whatever the order of the archive. The rules are those
+//! of the image specification (layer.md, "Applying Changesets"); where it is silent, the behaviour on which the
+//! appliers agree. A path is walked like their `SecureJoin`: a missing component counts as a directory to come.
 
 use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
@@ -17,9 +17,9 @@ use super::frozen::NodeBody;
 use super::path::{self, MAX_LINKS, MAX_NAME, MAX_PATH, Mark};
 
 impl Builder {
-    /// Applies one layer on top by every rule of the union; `origin` is stored with the content of its files.
+    /// Applies one layer on top by the rules of the union. `origin` is stored with the content of its files.
     ///
-    /// After an error the tree is of no use any more; what can be seen from names alone is found before any change.
+    /// After an error the tree is unusable. Errors that depend on names alone are found before any change.
     pub fn apply(&mut self, origin: u32, toc: &Toc) -> Result<(), TreeError> {
         let mut hides = false;
         for entry in toc.iter() {
@@ -30,7 +30,8 @@ impl Builder {
         if hides {
             placing.lower = self.lower_targets(toc);
             self.hide(toc);
-            // What is replaced by an entry of this layer is replaced for its links as well.
+            // A target that is still in the tree is looked up later, since an entry of this layer may replace it for
+            // its links as well.
             placing.lower.retain(|target, _| self.target_in(self.base, &path::clean(target)).is_none());
         }
         for entry in toc.iter() {
@@ -45,8 +46,8 @@ impl Builder {
         Ok(())
     }
 
-    /// What the hard links of a layer mean in the layers below, before anything of those is hidden: a layer may give a file a second
-    /// name and delete the first, in either order.
+    /// Resolves the hard links of a layer in the layers below, before any path is hidden: a layer may give a file a
+    /// second name and delete the first, in either order.
     fn lower_targets<'a>(&self, toc: &'a Toc) -> HashMap<&'a [u8], Id> {
         let targets = toc.iter().filter_map(|entry| match entry.kind {
             EntryKind::HardLink(target) => Some(target),
@@ -57,7 +58,7 @@ impl Builder {
             .collect()
     }
 
-    /// Keeps an entry of the bookkeeping of aufs where no name leads, for the hard links that mean it: Docker stored a file of
+    /// Stores an aufs bookkeeping entry in a detached directory, for hard links to it: Docker stored a file of
     /// several names in `.wh..wh.plnk` (moby go-archive `UnpackLayer`).
     fn set_aside(&mut self, origin: u32, entry: &EntryRef<'_>, cleaned: &[&[u8]]) -> Result<(), Problem> {
         let aside = self.aside.unwrap_or_else(|| self.detached());
@@ -67,20 +68,20 @@ impl Builder {
         self.base = base;
         match placed {
             Err(problem @ (Problem::TooManyNames { .. } | Problem::TooManyBytes)) => Err(problem),
-            // What is wrong with it is found by a link that means it.
+            // Any other problem surfaces when a hard link needs the entry.
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    /// Applies one layer as nothing but an archive: whiteouts and what aufs left stay the files they are recorded as.
+    /// Applies one layer as a plain archive: whiteouts and aufs bookkeeping stay the files they are recorded as.
     ///
-    /// Returns the cleaned paths of the hard links whose target is not there when their entry comes: their file lies
-    /// in a layer below, so they are left out.
+    /// Returns the cleaned paths of the hard links whose target does not exist when their entry comes. Their file is
+    /// in a layer below, so they are omitted.
     pub fn apply_alone(&mut self, origin: u32, toc: &Toc) -> Result<Vec<Vec<u8>>, TreeError> {
         self.unpack(&mut Placing::new(origin, &[]), toc)
     }
 
-    /// Carries out [`Builder::apply_alone`] for what is asked of the placing.
+    /// Implements [`Builder::apply_alone`] for the options in `placing`.
     pub(super) fn unpack<'a>(
         &mut self,
         placing: &mut Placing<'a>,
@@ -101,9 +102,10 @@ impl Builder {
         Ok(left_out)
     }
 
-    /// Hides what the whiteouts and opaque markers of a layer name, seen from the tree below that layer.
+    /// Removes the paths that the whiteouts and opaque markers of a layer name, resolved in the tree below that
+    /// layer.
     fn hide(&mut self, toc: &Toc) {
-        // Asked for only where a symbolic link is on the way, which is rare.
+        // Evaluated only if a symbolic link is on the way, which is rare.
         let own: Own<'_> = LazyCell::new(Box::new(|| {
             toc.iter()
                 .filter(|entry| entry.kind == EntryKind::Directory)
@@ -115,7 +117,7 @@ impl Builder {
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
             let parents = &cleaned[..cleaned.len().saturating_sub(1)];
-            // Only a name that all checks have passed gets here.
+            // Every name has passed all checks at this point.
             match path::mark(&cleaned) {
                 Ok(Mark::Whiteout(name)) => {
                     names.extend(self.lower_directory(parents, &own).map(|dir| (dir, name)));
@@ -132,15 +134,15 @@ impl Builder {
         }
     }
 
-    /// The directory a whiteout lies in, as the layers below know it. `None` when there is none, or when the layer
-    /// brings its own directory in place of a symbolic link: then nothing from below can be seen through it.
+    /// The directory that contains a whiteout, in the layers below. `None` if there is none, or if the layer replaces
+    /// a symbolic link on the way by its own directory: then nothing below is visible through the link.
     fn lower_directory(&self, parents: &[&[u8]], own: &Own<'_>) -> Option<Id> {
         let replaced = |depth: usize| own.contains(&parents[..=depth].join(&b'/'));
         let walked = self.walk(parents, replaced).ok()?;
         walked.pending.is_empty().then(|| walked.directory())
     }
 
-    /// Puts one entry where its name leads.
+    /// Adds one entry at the path that its name leads to.
     pub(super) fn place<'a>(
         &mut self,
         placing: &mut Placing<'a>,
@@ -154,7 +156,7 @@ impl Builder {
             placing.record(self.base);
             return Ok(());
         };
-        // Before the parents are made: a link that is left out must leave no trace.
+        // Before the parents are created: an omitted link must leave no trace.
         let linked = match entry.kind {
             EntryKind::HardLink(target) => Some(self.link_target(target, placing)?),
             _ => None,
@@ -190,7 +192,8 @@ impl Builder {
         Ok(())
     }
 
-    /// The inode a hard link means: in the tree, in what aufs left, or in what this layer hides of those below.
+    /// The inode of a hard link's target: in the tree, in the aufs bookkeeping, or among the files that this layer
+    /// hides.
     fn link_target(&self, target: &[u8], placing: &Placing<'_>) -> Result<Id, Problem> {
         let (cleaned, below) = (path::clean(target), placing.below);
         let cleaned = path::within(&cleaned, below)
@@ -211,13 +214,13 @@ impl Builder {
         }
     }
 
-    /// The inode of a path of the aufs bookkeeping. Directories made on the way to it answer to no other path.
+    /// The inode of a path in the aufs bookkeeping. Parent directories that were created for it match no other path.
     fn aside_target(&self, cleaned: &[&[u8]]) -> Option<Id> {
         let aside = self.aside.filter(|_| path::mark(cleaned) == Ok(Mark::Leftover))?;
         self.target_in(aside, cleaned)
     }
 
-    /// The inode at a cleaned path below `base`: the links among its parents are followed, the last component is not.
+    /// The inode at a cleaned path below `base`. Links among its parents are followed; the last component is not.
     fn target_in(&self, base: Id, cleaned: &[&[u8]]) -> Option<Id> {
         let (name, parents) = cleaned.split_last()?;
         let walked =
@@ -225,7 +228,7 @@ impl Builder {
         self.child(walked.directory(), name)
     }
 
-    /// The directory that an entry lies in, without a walk when it is that of the entry before.
+    /// The parent directory of an entry; not walked again if the entry before had the same parent.
     fn directory_for<'a>(
         &mut self,
         recorded: &'a [u8],
@@ -234,7 +237,7 @@ impl Builder {
         near: &mut Option<Near<'a>>,
     ) -> Result<Id, Problem> {
         let recorded = recorded.strip_suffix(b"/").unwrap_or(recorded);
-        // When nothing but the name itself is after a slash, what is before it means `parents`, always.
+        // If only the name follows a slash, the text before it always stands for `parents`.
         let above = recorded.strip_suffix(name).filter(|above| above.is_empty() || above.ends_with(b"/"));
         if let (Some(above), Some(near)) = (above, &*near)
             && near.above == above
@@ -248,13 +251,13 @@ impl Builder {
         Ok(dir)
     }
 
-    /// The directory that `parents` lead to, made with everything on the way where it is missing, and the bytes of its path.
+    /// The directory at `parents` and the length of its path in bytes. Missing directories on the way are created.
     fn make_directory(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<(Id, usize), Problem> {
         let walked = self.walk(parents, |_| false)?;
         if walked.blocked {
             return Err(Problem::BelowNonDirectory);
         }
-        // An applier would hit the kernel's limit here: links can lead deeper than the recorded name says.
+        // Links can lead deeper than the recorded name shows; an applier would hit the kernel's limit at this point.
         let above = walked.len();
         let len = above + name.len();
         if len > MAX_PATH {
@@ -271,13 +274,13 @@ impl Builder {
         Ok((dir, above))
     }
 
-    /// Walks cleaned components from the root. `stop(i)` is asked when component `i` is a symbolic link, and ends the
-    /// walk with an error instead of following it.
+    /// Walks cleaned components from the root. `stop(i)` is called when component `i` is a symbolic link; if true,
+    /// the walk fails instead of following it.
     fn walk<'a>(&'a self, cleaned: &[&'a [u8]], stop: impl Fn(usize) -> bool) -> Result<Walked<'a>, Problem> {
         self.walk_from(self.base, cleaned, stop)
     }
 
-    /// The same from the directory `base`.
+    /// Like `walk`, from the directory `base`.
     fn walk_from<'a>(
         &'a self,
         base: Id,
@@ -285,7 +288,7 @@ impl Builder {
         stop: impl Fn(usize) -> bool,
     ) -> Result<Walked<'a>, Problem> {
         let mut walked = Walked { base, dirs: Vec::new(), pending: Vec::new(), blocked: false };
-        // What is still to come, last first; the components of link targets have no place in `cleaned`.
+        // Remaining components, last first; components of link targets have no index in `cleaned`.
         let mut ahead: Vec<(&[u8], Option<usize>)> =
             cleaned.iter().enumerate().rev().map(|(place, &name)| (name, Some(place))).collect();
         let mut links = 0;
@@ -328,8 +331,8 @@ impl Builder {
         Ok(Meta { mtime: entry.mtime, uid: entry.uid, gid: entry.gid, xattrs, mode: entry.mode })
     }
 
-    /// Gives the shared inode what a hard link entry records. One that records no extended attributes takes none
-    /// away: GNU tar writes them with the first name only.
+    /// Applies the attributes of a hard link entry to the shared inode. An entry without extended attributes removes
+    /// none: GNU tar writes them with the first name only.
     fn set_link_meta(&mut self, id: Id, meta: Meta) {
         let old = self.meta(id);
         let xattrs = if meta.xattrs == 0 { old.xattrs } else { meta.xattrs };
@@ -337,19 +340,19 @@ impl Builder {
     }
 }
 
-/// The cleaned paths of the directories that a layer brings, once somebody asks.
+/// Cleaned paths of the directories in a layer, computed on first use.
 type Own<'a> = LazyCell<HashSet<Vec<u8>>, Box<dyn FnOnce() -> HashSet<Vec<u8>> + 'a>>;
 
-/// What it takes to put the entries of one layer where they belong.
+/// State for adding the entries of one layer.
 pub(super) struct Placing<'a> {
-    /// Stored with the content of files.
+    /// Number that is stored with the content of files.
     pub(super) origin: u32,
-    /// The directory of the archive that becomes the root; hard links mean what is in it.
+    /// The directory of the archive that becomes the root; targets of hard links are resolved in it.
     below: &'a [&'a [u8]],
     near: Option<Near<'a>>,
-    /// The directories that have entries of their own, when somebody wants to know.
+    /// The directories that have entries of their own; `None` if the caller does not need them.
     pub(super) recorded: Option<Vec<Id>>,
-    /// What targets of hard links mean in the layers below, if this layer hides something of them.
+    /// Hard link targets that this layer hides, with their inodes in the layers below.
     lower: HashMap<&'a [u8], Id>,
 }
 
@@ -365,26 +368,27 @@ impl<'a> Placing<'a> {
     }
 }
 
-/// The directory of the entry before: archives list directories one after the other.
+/// The parent directory of the previous entry: archives list directories one after the other.
 struct Near<'a> {
     /// Its path as recorded.
     above: &'a [u8],
     dir: Id,
-    /// Bytes of the path it was found by, each component with a slash after it.
+    /// Length of its path in bytes, each component with a slash after it.
     len: usize,
-    /// [`Builder::replaced`] at that time: only a name that is replaced can make the same path lead elsewhere.
+    /// [`Builder::replaced`] when it was found: the same path can lead to another directory only after a name was
+    /// replaced.
     replaced: u32,
 }
 
-/// Where a walk ended.
+/// The end of a walk.
 struct Walked<'a> {
-    /// Where it started.
+    /// The directory where the walk started.
     base: Id,
     /// Directories below the root, each with the length of its name.
     dirs: Vec<(Id, usize)>,
-    /// Components after them that are not directories now.
+    /// Components after `dirs` that are not directories at the moment.
     pending: Vec<&'a [u8]>,
-    /// Whether the first of `pending` exists, as something else; it is false when `pending` is empty.
+    /// Whether the first of `pending` exists as something other than a directory; false when `pending` is empty.
     blocked: bool,
 }
 
@@ -401,21 +405,21 @@ impl Walked<'_> {
         self.blocked &= !self.pending.is_empty();
     }
 
-    /// Bytes of the path so far, each component with a slash after it.
+    /// Length of the path so far in bytes, each component with a slash after it.
     fn len(&self) -> usize {
         let dirs: usize = self.dirs.iter().map(|(_, len)| len + 1).sum();
         dirs + self.pending.iter().map(|name| name.len() + 1).sum::<usize>()
     }
 }
 
-/// What `check` does with names that start with `.wh.`.
+/// Treatment of names that start with `.wh.` in `check`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whiteouts {
     Apply,
     Keep,
 }
 
-/// Everything about an entry that can be wrong whatever the tree looks like.
+/// Checks an entry for all problems that do not depend on the tree.
 pub(super) fn check<'a>(entry: &EntryRef<'a>, whiteouts: Whiteouts) -> Result<Mark<'a>, Problem> {
     let cleaned = path::clean(entry.path);
     path::check(&cleaned)?;

@@ -1,7 +1,7 @@
-//! Sets of extended attributes, each distinct set kept once.
+//! Interned sets of extended attributes: each distinct set is stored once.
 //!
-//! A layer repeats the same few sets (a selinux label, a capability) on thousands of entries; an inode holds the number
-//! of its set, and number 0 is the empty one. A set is kept packed, as the table of contents has it.
+//! A layer repeats a few sets (a SELinux label, a capability) on thousands of entries. An inode holds the number of
+//! its set; number 0 is the empty set. A set stays packed, in the form of the table of contents.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ impl XattrSets {
         set.is_empty() || self.numbers.contains_key(set.as_packed())
     }
 
-    /// The number of a set.
+    /// The number of a set; a new set is stored.
     pub(super) fn intern(&mut self, set: Xattrs<'_>) -> SetId {
         if set.is_empty() {
             return 0;
@@ -36,19 +36,19 @@ impl XattrSets {
         }
         let set: Arc<[u8]> = set.into();
         self.sets.push(Arc::clone(&set));
-        // A set comes with at least one name of the tree, whose number is limited far below 2^32.
+        // Fits: each set comes with at least one name of the tree, and names are limited far below 2^32.
         let id = self.sets.len() as SetId;
         self.numbers.insert(set, id);
         id
     }
 
-    /// The sets alone, once no more are to come.
+    /// The sets alone, when the tree is complete.
     pub(super) fn into_sets(self) -> Box<[Arc<[u8]>]> {
         self.sets.into()
     }
 }
 
-/// The set with that number among `sets`.
+/// The set with number `id` among `sets`.
 pub(super) fn get(sets: &[Arc<[u8]>], id: SetId) -> Xattrs<'_> {
     let set = (id as usize).checked_sub(1).and_then(|index| sets.get(index));
     Xattrs::from_packed(set.map_or(&[], |set| set))
