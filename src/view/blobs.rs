@@ -1,4 +1,4 @@
-//! `blobs/<algorithm>/<hex>`: every blob of the manifest as stored.
+//! View `blobs/<algorithm>/<hex>`: every blob of the manifest as stored.
 
 use std::collections::HashSet;
 use std::sync::Arc;

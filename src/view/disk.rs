@@ -1,7 +1,9 @@
-//! `disk/<name>`: the disks, unpacked and joined; `disk/<name>.raw`: what a qcow2 holds; `disk/info.json` about them.
+//! View `disk/`: disks, unpacked and joined (`<name>`), the raw content of a qcow2 (`<name>.raw`), and `info.json`
+//! about them.
 //!
-//! Names come from the manifest, except that whether a qcow2 has a raw form is seen at its head, and how large that is. Whether a
-//! disk may be opened is decided by its first bytes: a disk that makes its reader open other files is refused.
+//! Names come from the manifest, with one exception: the head of a qcow2 decides whether it has a raw form, and its
+//! size. The first bytes of a disk decide whether it may be opened: a disk that makes its reader open other files is
+//! refused.
 
 use std::sync::Arc;
 
@@ -33,14 +35,14 @@ impl View for Disk {
             let mut listing = Listing::new(image.created());
             let raw_names = image.detection().raw_names();
             for (at, (plan, raw)) in image.detection().disks.iter().zip(raw_names).enumerate() {
-                // A size that only unpacking tells is asked for when somebody wants it.
+                // A size that only unpacking reveals is computed on the first request for it.
                 listing.file(plan.name.as_bytes(), plan.size.unwrap_or_default(), Made::Disk(at))?;
                 if !may_be_qcow2(plan) {
                     continue;
                 }
                 let inspection = match image.inspect_disk(at).await {
                     Ok(inspection) => inspection,
-                    // A disk that can never be read keeps nobody from the others; whoever opens it gets the error.
+                    // A disk that is permanently unreadable does not block the others; opening it reports the error.
                     Err(error) if is_of_content(error.fault()) => {
                         tracing::warn!(disk = at, error = error.chain(), "disk not inspected");
                         continue;
@@ -66,12 +68,12 @@ impl View for Disk {
     }
 }
 
-/// Whether an error is the author's, so that another try would end the same way.
+/// Whether the image author caused an error, so that a retry would fail in the same way.
 fn is_of_content(fault: Fault) -> bool {
     matches!(fault, Fault::Malformed | Fault::Unsupported | Fault::Mismatch)
 }
 
-/// Whether the raw form of a disk is looked for: its label is qcow2, or none.
+/// Whether to look for a raw form of a disk: its label is qcow2, or it has none.
 fn may_be_qcow2(plan: &DiskPlan) -> bool {
     matches!(plan.label, Format::Qcow2 | Format::Unlabelled)
 }

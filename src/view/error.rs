@@ -1,19 +1,19 @@
-//! Why a path or a scope leads nowhere.
+//! Errors of resolving a path or a scope in a mount.
 
 use crate::io::{Fault, ReadError};
 
-/// Why a path or a scope leads nowhere.
+/// A reason why a path or a scope cannot be resolved.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ViewError {
-    /// A view that there is not in this image.
+    /// A view that this image does not have.
     #[error("{reference} has no {view}/; it has {available}")]
     NoView {
         /// The pinned reference.
         reference: String,
-        /// The name asked for.
+        /// The requested view.
         view: String,
-        /// The names there are.
+        /// The views of the image, comma separated.
         available: String,
     },
     /// A view of a mount whose root shows no image.
@@ -23,46 +23,46 @@ pub enum ViewError {
     NoImage {
         /// The pinned reference.
         reference: String,
-        /// The name asked for.
+        /// The requested view.
         view: String,
-        /// What can be asked for instead.
+        /// Options that select a view of one image.
         example: String,
     },
     /// A name that does not exist.
     #[error("{path}: no such file or directory")]
     NotFound {
-        /// The path as asked for.
+        /// The requested path.
         path: String,
     },
-    /// A name that is something else.
+    /// A name of another type.
     #[error("{path}: not a {wanted}")]
     Wrong {
-        /// The path as asked for.
+        /// The requested path.
         path: String,
         /// `directory` or `file`.
         wanted: &'static str,
     },
-    /// A directory of several disks where one is meant.
+    /// A directory of several disks where one disk is required.
     #[error("{path}: there is more than one disk, name one of {names}")]
     Several {
-        /// The path as asked for.
+        /// The requested path.
         path: String,
-        /// What there is, comma separated.
+        /// Names of the disks, comma separated.
         names: String,
     },
     /// Too many symbolic links.
     #[error("{path}: too many levels of symbolic links")]
     Loop {
-        /// The path as asked for.
+        /// The requested path.
         path: String,
     },
-    /// The bytes behind it.
+    /// An error of reading the content.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
 impl ViewError {
-    /// Who is wrong.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             ViewError::NoView { .. } | ViewError::NoImage { .. } | ViewError::NotFound { .. } => {

@@ -1,8 +1,8 @@
-//! `export/image.tar`: all that the reference names as one archive, as `ocifs export` writes it; `export/rootfs.erofs`: the merged
-//! tree as a disk.
+//! View `export/`: everything that the reference names as one archive (`image.tar`, identical to the output of `ocifs
+//! export`), and the merged tree as a disk (`rootfs.erofs`).
 //!
-//! Fetches no blob to be listed; of an index, documents that mounting did not need. The idea: whoever copies the file or gives its
-//! name to a program that imports archives or mounts disks needs to know nothing of ocifs.
+//! Listing fetches no blob; for an index it fetches documents that mounting did not need. A program that imports
+//! archives or mounts disks can use both files without knowing ocifs.
 
 use std::sync::Arc;
 
@@ -24,16 +24,16 @@ const DISK: &[u8] = b"rootfs.erofs";
 /// The path of the disk from the top of a tree.
 pub(super) const DISK_PATH: &str = "export/rootfs.erofs";
 
-/// What the directory holds.
+/// Content of the directory.
 #[derive(Clone)]
 pub(super) struct Exports {
-    /// Whether the archive of the whole is in it.
+    /// Whether it contains the archive of the whole reference.
     pub(super) archive: WholeArchive,
-    /// The image whose merged tree is in it as a disk.
+    /// The image whose merged tree it contains as a disk; `None` if it contains no disk.
     pub(super) disk_of: Option<Arc<Image>>,
 }
 
-/// Whether a directory has the archive of the whole.
+/// Whether a directory contains the archive of the whole reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WholeArchive {
     Shown,
@@ -41,19 +41,19 @@ pub(super) enum WholeArchive {
 }
 
 impl Exports {
-    /// What the directory of `image` holds, if there is one.
+    /// Content of the directory of `image`; `None` if there would be none.
     pub(super) fn of(archive: WholeArchive, image: Option<&Arc<Image>>) -> Option<Self> {
         let disk_of = image.filter(|image| Merged.exists(image)).cloned();
         (archive == WholeArchive::Shown || disk_of.is_some()).then_some(Self { archive, disk_of })
     }
 }
 
-/// The directory; everything in it gets `created` as its time.
+/// Builds the directory; all its entries get `created` as their time.
 pub(super) async fn listing(family: &Family, exports: &Exports, created: i64) -> Result<Subtree, ReadError> {
     let mut listing = Listing::new(created);
     if exports.archive == WholeArchive::Shown {
         let selection = family.select_shown().await.map_err(|error| {
-            // Whatever keeps it from being made, it is neither absent nor refused.
+            // The archive exists in any case, so a failure to build it is neither "not found" nor "denied".
             let fault = match error.fault() {
                 Fault::NotFound | Fault::Denied | Fault::Usage => Fault::Unavailable,
                 other => other,
@@ -66,7 +66,7 @@ pub(super) async fn listing(family: &Family, exports: &Exports, created: i64) ->
     }
     if let Some(image) = &exports.disk_of {
         let disk = Rootfs::new(image.clone());
-        // Its size takes the tables of contents, and is asked for when somebody wants it.
+        // The size requires the tables of contents, so it is computed on the first request for it.
         listing.file(DISK, 0, Made::Rootfs(Arc::new(disk)))?;
     }
     Ok(listing.finish())

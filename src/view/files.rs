@@ -1,4 +1,4 @@
-//! `files/<title>`: the layers of an artifact as the files and directories they were made of.
+//! View `files/<title>`: the layers of an artifact as the files and directories that they were made from.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::io::{BoxFuture, Fault, ReadError};
 use super::View;
 use super::subtree::{Listing, Made, Origins, Subtree};
 
-/// The path of a directory whose content is in `files/` itself.
+/// The path of a directory whose content is directly in `files/`.
 const TOP: &str = ".";
 
 pub(super) struct Files;
@@ -81,7 +81,7 @@ impl View for Files {
                         }
                     }
                 };
-                // The mode of a directory that turned out to be a file.
+                // A directory that turned out to be a file still has the mode of a directory.
                 let mode = if file.mode == 0o555 { 0o444 } else { file.mode };
                 listing.file_with(file.path.as_bytes(), size, mode, file.mtime, made)?;
             }
@@ -116,7 +116,8 @@ impl View for Files {
     }
 }
 
-/// What a directory is; one whose layer can never be read stays a directory, which gives the error.
+/// Determines the shape of a directory. If its layer is permanently unreadable it stays a directory, which reports
+/// the error.
 async fn shape(image: &Image, tree: &artifact::Tree) -> Result<TreeShape, ReadError> {
     match image.tree_shape(tree).await {
         Err(error) if matches!(error.fault(), Fault::Malformed | Fault::Unsupported | Fault::NotFound) => {

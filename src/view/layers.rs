@@ -1,4 +1,4 @@
-//! `layers/NN-<hex12>/` and `layers/NN-<hex12>.<ext>`: every archive layer alone, extracted and as stored.
+//! View `layers/NN-<hex12>/` and `layers/NN-<hex12>.<ext>`: every archive layer alone, extracted and as stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use super::subtree::{Listing, Origins, Subtree};
 
 pub(super) struct Layers;
 
-/// How long the other layers are waited for once the source did not give the beginning of one.
+/// Time to wait for the other layers after the source failed to deliver the head of one.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The extensions that the contents of all archives deserve, looked at side by side. What cannot be looked at keeps that of its
-/// label, and hides no other; a source that does not answer is waited for once.
+/// File extensions of all archives, from their content, sniffed concurrently. An archive that cannot be sniffed keeps
+/// the extension of its label and does not block the others. An unresponsive source delays the listing only once.
 async fn extensions(image: &Image) -> Vec<String> {
     let archives: Vec<_> = image.every_archive().collect();
     let mut extensions: Vec<String> = archives

@@ -1,4 +1,4 @@
-//! `merged/`: the union of all archive layers.
+//! View `merged/`: the union of all archive layers.
 
 use std::sync::Arc;
 

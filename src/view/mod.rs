@@ -1,8 +1,8 @@
-//! Which names appear in a mount, and what each one opens.
+//! Views: the names in a mount, and the content behind each.
 //!
-//! A view is a top-level name plus a subtree that is built when it is first looked into. [`Namespace`] joins the subtrees
-//! into one tree of nodes and answers everything a filesystem or an export asks; it knows no FUSE. To add a view: a file
-//! here and a line in `VIEWS`.
+//! A view is a top-level name and a subtree that is built on first access. [`Namespace`] joins the subtrees into one
+//! tree of nodes, and answers every request of a file system or an export. It does not depend on FUSE. To add a view,
+//! add a file to this directory and a line to `VIEWS`.
 
 mod blobs;
 mod disk;
@@ -40,13 +40,13 @@ trait View: Sync {
     /// Its name.
     fn name(&self) -> &'static str;
 
-    /// Whether it has content. Decided from the manifest alone.
+    /// Whether the view has content. Decided from the manifest alone.
     fn exists(&self, image: &Image) -> bool;
 
-    /// Builds its tree. `first` is the number of the first of this view's own subtrees below it.
+    /// Builds the view's tree. `first` is the number of its first inner subtree.
     fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>>;
 
-    /// The subtrees that its tree grafts in, each built when it is first looked into: for every one a layer number.
+    /// The subtrees grafted into the view's tree, each built on first access: a layer number for every one.
     fn inner(&self, _image: &Image) -> Vec<usize> {
         Vec::new()
     }
@@ -60,38 +60,38 @@ trait View: Sync {
         self.build(image, 0)
     }
 
-    /// The tree that it shows, if its root directory has attributes of its own.
+    /// The tree that the view shows, if its root directory has attributes of its own.
     fn root(&self) -> Option<TreeRoot> {
         None
     }
 
-    /// The same of the subtree of layer `layer`, one of [`inner`](Self::inner).
+    /// Like `root`, for the subtree of layer `layer`, one of [`inner`](Self::inner).
     fn inner_root(&self, _layer: usize) -> Option<TreeRoot> {
         None
     }
 
-    /// Whether its files are files of archives, so that nothing is decided when one is opened.
+    /// Whether all files of the view are files of archives, so that opening one decides nothing.
     fn opens_freely(&self) -> bool {
         false
     }
 
-    /// Whether building needs no blob byte, so that attributes are final from the first look.
+    /// Whether the view is built without any blob bytes, so that attributes are final from the start.
     fn is_free(&self, _image: &Image) -> bool {
         false
     }
 }
 
-/// The directories that a mount of `image` has at its top.
+/// The top-level directories in a mount of `image`.
 pub fn directories(image: &Image) -> Vec<&'static str> {
     let names = VIEWS.iter().filter(|view| view.exists(image)).map(|view| view.name());
     names.filter(|name| !name.starts_with('.')).collect()
 }
 
-/// Where a mount of `image` has its merged tree as a disk, if it has one.
+/// The path of the merged tree as a disk in a mount of `image`; `None` if it has no merged tree.
 pub fn rootfs(image: &Image) -> Option<&'static str> {
     merged::Merged.exists(image).then_some(export::DISK_PATH)
 }
 
-/// The views in the order of their subtree numbers: part of every inode number, so new ones go to the end.
+/// The views in order of their subtree numbers. The order is part of every inode number, so new views go to the end.
 static VIEWS: &[&dyn View] =
     &[&blobs::Blobs, &layers::Layers, &merged::Merged, &files::Files, &disk::Disk, &status::StatusView];

@@ -1,9 +1,9 @@
-//! All subtrees joined into one tree of nodes.
+//! Namespace of a mount: all subtrees joined into one tree of nodes.
 //!
-//! A node is a subtree number and an inode number in it; both are the same for every mount of the same digest. Subtrees are
-//! built when they are first looked into: [`Namespace::is_built`] says whether an answer needs no waiting, and
-//! [`Namespace::build`] waits. Everything else is answered from memory. Every subtree knows whose it is: a mount can show
-//! several images.
+//! A node is a subtree number and an inode number in it. Both are the same for every mount of the same digest.
+//! Subtrees are built on first access: [`Namespace::is_built`] reports whether an answer needs no waiting, and
+//! [`Namespace::build`] waits. All other answers come from memory. A mount can show several images, so every subtree
+//! refers to its image.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use super::subtree::{Made, Origins, Subtree};
 use super::witness::Witness;
 use super::{ViewError, export, status, top};
 
-/// The extended attributes that only ocifs gives.
+/// Prefix of the extended attributes of ocifs.
 const OURS: &[u8] = b"user.ocifs.";
 
-/// A name in the mount.
+/// A node of the mount: a subtree and an inode in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeId {
     pub(super) slot: u32,
@@ -32,19 +32,19 @@ impl NodeId {
     const TOP: NodeId = NodeId { slot: 0, ino: Tree::ROOT };
 }
 
-/// Whether what was said stays true.
+/// How long an answer is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// It is behind a digest and never changes.
+    /// Forever: the content is behind a digest.
     Forever,
-    /// It is right now, and may be another thing later.
+    /// At this moment only; it may change later.
     Now,
 }
 
-/// What `stat` says about a node.
+/// The result of `stat` for a node.
 #[derive(Clone, Copy, Debug)]
 pub struct Attributes {
-    /// Type. A [`Kind::Graft`] never appears here: it is the directory it stands for.
+    /// Type. A [`Kind::Graft`] never appears in it: it is replaced by the directory it stands for.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
@@ -62,46 +62,46 @@ pub struct Attributes {
     pub nlink: u32,
     /// Device number.
     pub rdev: Device,
-    /// Whether this may be remembered.
+    /// Whether the attributes may be cached.
     pub fresh: Freshness,
 }
 
 /// One name in a directory.
 pub struct Entry<'a> {
-    /// Its number in the directory.
+    /// Position in the directory.
     pub at: usize,
     /// The name's bytes.
     pub name: &'a [u8],
-    /// What it names.
+    /// The node of this name.
     pub node: NodeId,
-    /// What `stat` says about it.
+    /// The result of `stat` for the node.
     pub attributes: Attributes,
 }
 
 /// An open file.
 #[derive(Clone)]
 pub struct Opened {
-    /// Its bytes.
+    /// Content.
     pub bytes: Shared,
-    /// Whether they may be remembered.
+    /// Whether the content may be cached.
     pub fresh: Freshness,
 }
 
-/// Which part of the whole is the root.
+/// The part of the mount that is shown as its root.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
-    /// A view instead of all of them.
+    /// A single view; `None` for all of them.
     pub view: Option<String>,
-    /// A directory below that.
+    /// A directory below the view, or below the top; `None` for its root.
     pub subdir: Option<Vec<u8>>,
     /// Whether symbolic links of archives are shown.
     pub links: Links,
-    /// Whether attributes that overlays obey are shown.
+    /// Whether attributes that overlayfs interprets are shown.
     pub overlay_marks: OverlayMarks,
 }
 
 impl std::fmt::Display for Scope {
-    /// In words of the command line, nothing for the whole: `merged usr/bin hide-symlinks`.
+    /// In words of the command line, empty for the whole mount: `merged usr/bin hide-symlinks`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let subdir = self.subdir.as_deref().map(lossy);
         let links = (self.links == Links::Hidden).then(|| "hide-symlinks".to_owned());
@@ -118,18 +118,18 @@ pub enum Links {
     /// As recorded.
     #[default]
     Shown,
-    /// As if they were not in the archive.
+    /// Omitted, as if they were not in the archive.
     Hidden,
 }
 
-/// Whether the attributes `trusted.overlay.*` and `user.overlay.*` of an image are shown: an overlay over the mount would take them for
-/// its own.
+/// Whether the attributes `trusted.overlay.*` and `user.overlay.*` of an image are shown. An overlay over the mount
+/// would take them for its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OverlayMarks {
     /// As recorded.
     #[default]
     Shown,
-    /// As if they were not recorded.
+    /// Omitted, as if they were not recorded.
     Hidden,
 }
 
@@ -140,13 +140,13 @@ pub struct Namespace {
     root: NodeId,
     links: Links,
     overlay_marks: OverlayMarks,
-    /// The scope in words.
+    /// The scope in words of the command line.
     scope: String,
     pub(super) witness: Option<Witness>,
 }
 
 impl Namespace {
-    /// The names of all images of `family`, with `scope` as the root. Free when the scope names no directory.
+    /// Joins all images of `family`, with `scope` as the root. Needs no blob bytes if the scope names no directory.
     pub async fn open(family: Arc<Family>, scope: &Scope) -> Result<Self, ViewError> {
         let slots = slots::of(&family)?;
         let mut namespace = Self {
@@ -179,7 +179,7 @@ impl Namespace {
             }
             namespace.root = node;
         }
-        // Programs look at the root of a mount before they look into it.
+        // Programs look at the root of a mount before they list it.
         if !namespace.is_rooted(namespace.root) {
             namespace.settle(namespace.root).await?;
         }
@@ -208,30 +208,30 @@ impl Namespace {
         Err(ViewError::NoView { reference, view, available: available.join(", ") })
     }
 
-    /// What the mount shows, as a whole.
+    /// The images of the mount.
     pub fn family(&self) -> &Arc<Family> {
         &self.family
     }
 
-    /// The image that a node belongs to, if it belongs to one.
+    /// The image that a node belongs to; `None` for a node of no image or of several.
     pub(super) fn image(&self, node: NodeId) -> Option<&Arc<Image>> {
         self.slot(node.slot)?.image.as_ref()
     }
 
-    /// Notes what a reader of `node` was refused, for the status.
+    /// Records an error that a reader of `node` received, for the status.
     pub fn note_error(&self, node: NodeId, error: String) {
         if let Some(image) = self.image(node) {
             image.note_error(error);
         }
     }
 
-    /// The root directory.
+    /// The root of the mount, after the scope is applied.
     pub fn root(&self) -> NodeId {
         self.root
     }
 
-    /// Whether every file below the root can be read without being opened before: it is neither refused, nor another thing at
-    /// each opening, nor better read from a file of the cache.
+    /// Whether every file below the root can be read without `open`: none is refused, differs from one opening to the
+    /// next, or is better read from a cache file.
     pub fn opens_freely(&self) -> bool {
         match self.slot(self.root.slot).map(|slot| &slot.role) {
             Some(Role::View { view, .. } | Role::Inner { view, .. }) => view.opens_freely(),
@@ -239,12 +239,12 @@ impl Namespace {
         }
     }
 
-    /// Whether questions about what is inside `node` are answered without waiting.
+    /// Whether requests for the content of `node` are answered without waiting.
     pub fn is_built(&self, node: NodeId) -> bool {
         self.slot(node.slot).is_some_and(|slot| slot.built.initialized())
     }
 
-    /// Waits until what is inside `node` is known.
+    /// Waits until the subtree of `node` is built.
     pub async fn build(&self, node: NodeId) -> Result<(), ReadError> {
         let slot = self.slot(node.slot).ok_or_else(|| unreachable_slot(node.slot))?;
         let built = slot.built.get_or_try_init(|| async {
@@ -264,11 +264,11 @@ impl Namespace {
         built.await.map(|_| ())
     }
 
-    /// What `stat` says. `None` for a node that does not exist.
+    /// The result of `stat`. `None` for a node that does not exist.
     pub fn attributes(&self, node: NodeId) -> Option<Attributes> {
         let slot = self.slot(node.slot)?;
         let Some(subtree) = slot.built.get() else {
-            // A directory that was not looked into.
+            // A directory whose subtree is not built yet.
             return (node.ino == Tree::ROOT).then(|| match slot.tree_root() {
                 Some(of) => self.recorded_root(slot, of),
                 None => self.made_directory(slot),
@@ -280,7 +280,7 @@ impl Namespace {
         }
         let mut attributes = forever(attr);
         if node.ino == Tree::ROOT && matches!(subtree.origins, Origins::Made(_)) {
-            // The root of a made-up tree is like the directories in it.
+            // The root of a synthetic tree is like the directories in it.
             attributes = Attributes {
                 fresh: Freshness::Forever,
                 nlink: attributes.nlink,
@@ -300,7 +300,7 @@ impl Namespace {
         Some(attributes)
     }
 
-    /// The root directory of a tree that was not looked into.
+    /// Attributes of a tree's root directory before the tree is built.
     fn recorded_root(&self, slot: &Slot, of: TreeRoot) -> Attributes {
         if slot.root.get().is_none()
             && let Some(entry) = slot.image.as_ref().and_then(|image| image.tree_root(of))
@@ -312,12 +312,12 @@ impl Namespace {
             Some(entry) => {
                 Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, ..made }
             }
-            // As a tree has it whose archives have no entry for it.
+            // The default of a tree whose archives have no entry for the root.
             None => Attributes { mode: 0o755, mtime: Time::default(), ..made },
         }
     }
 
-    /// Whether what `stat` says of the root directory of a tree is known, or will not be before its names.
+    /// Whether the attributes of a tree's root directory are known, or cannot be known before its names.
     pub fn is_rooted(&self, node: NodeId) -> bool {
         match self.slot(node.slot) {
             Some(slot) if node.ino == Tree::ROOT && !slot.built.initialized() => {
@@ -327,12 +327,12 @@ impl Namespace {
         }
     }
 
-    /// Whether a node lies in a tree of archives, and has the attributes that these record.
+    /// Whether a node is in a tree of archives, with the attributes recorded in them.
     pub fn is_recorded(&self, node: NodeId) -> bool {
         self.built(node).is_some_and(|subtree| matches!(subtree.origins, Origins::Layers))
     }
 
-    /// A directory of ours, and what a directory that nobody has looked into looks like until then.
+    /// Attributes of a synthetic directory; also of a directory whose subtree is not built yet.
     fn made_directory(&self, slot: &Slot) -> Attributes {
         let created = slot.image.as_ref().map_or_else(|| self.family.created(), |image| image.created());
         Attributes {
@@ -357,8 +357,8 @@ impl Namespace {
         (!self.hides(subtree, ino)).then_some(node)
     }
 
-    /// Calls `each` with the entries of a built directory in a fixed order, from the one with number `skip` on, until it
-    /// answers `false`.
+    /// Calls `each` with the entries of a built directory in a fixed order, starting at number `skip`, until it
+    /// returns `false`.
     pub fn entries(&self, directory: NodeId, skip: usize, mut each: impl FnMut(Entry<'_>) -> bool) {
         let Some(subtree) = self.built(directory) else { return };
         for (at, (name, ino)) in (skip..).zip(subtree.tree.entries(directory.ino, skip)) {
@@ -372,14 +372,14 @@ impl Namespace {
         }
     }
 
-    /// Whether a name is left out of what is shown.
+    /// Whether a name is omitted because of the options.
     fn hides(&self, subtree: &Subtree, ino: Ino) -> bool {
         self.links == Links::Hidden
             && matches!(subtree.origins, Origins::Layers)
             && matches!(subtree.tree.attr(ino).map(|attr| attr.kind), Some(Kind::Symlink))
     }
 
-    /// The directory above a directory; the root's is the root.
+    /// The parent of a directory; the root is its own parent.
     pub fn parent(&self, directory: NodeId) -> NodeId {
         if directory == self.root {
             return directory;
@@ -394,7 +394,7 @@ impl Namespace {
     /// The directory that a subtree is grafted into.
     fn above(&self, slot: &Slot) -> NodeId {
         let root = NodeId { slot: slot.parent, ino: Tree::ROOT };
-        // Whoever knows the subtree has looked into the one above it.
+        // A node of the subtree is known only after the subtree above it was built.
         let Some(subtree) = self.built(root) else { return root };
         let ino = slot.above.get_or_init(|| graft_of(&subtree.tree, slot.number).unwrap_or(Tree::ROOT));
         NodeId { slot: slot.parent, ino: *ino }
@@ -419,16 +419,17 @@ impl Namespace {
         recorded.filter(move |(name, _)| !name.starts_with(OURS) && has_namespace(name) && !is_hidden(name))
     }
 
-    /// One extended attribute: a recorded one, or one of ours (`user.ocifs.digest`, `user.ocifs.verified`, of the root also
-    /// `user.ocifs.reference` and [`STATUS`](super::STATUS)), which are not listed so that copies of a tree do not carry them.
+    /// One extended attribute: a recorded one, or one of ocifs: `user.ocifs.digest`, `user.ocifs.verified`, and on
+    /// the root also `user.ocifs.reference` and [`STATUS`](super::STATUS). Those of ocifs are not listed, so that
+    /// copies of a tree do not carry them.
     pub fn xattr(&self, node: NodeId, name: &[u8]) -> Option<Vec<u8>> {
-        // Ours first: a layer cannot say of itself that it is verified.
+        // Those of ocifs come first: a layer must not be able to mark itself as verified.
         match name {
             b"user.ocifs.digest" => {
                 let digest = match (self.made(node), self.origin(node)) {
                     (Some(Made::Blob(descriptor)), _) => &descriptor.digest,
                     (_, Some(origin)) => origin,
-                    // What the root shows bears the digest that the mount printed.
+                    // The root has the digest that the mount printed.
                     _ => match self.slot(node.slot).filter(|slot| slot.number >= slots::PER_IMAGE) {
                         Some(slot) => slots::digest(&self.family, slot.number)?,
                         None => self.family.digest(),
@@ -445,16 +446,16 @@ impl Namespace {
         }
     }
 
-    /// The node at `path` below the root, symbolic links followed inside the mount: an absolute target starts at the root
-    /// of the subtree it is in.
+    /// Resolves `path` from the root. Symbolic links are followed inside the mount: an absolute target starts at the
+    /// root of its subtree.
     pub async fn resolve(&self, path: &[u8]) -> Result<NodeId, ViewError> {
-        /// As Linux: the 41st link is too many.
+        /// Like Linux: the 41st link is too many.
         const MAX_LINKS: usize = 40;
         let mut todo: Vec<Vec<u8>> = components(path);
         let mut stack = vec![self.root];
         let mut links = 0;
         while let Some(name) = todo.pop() {
-            // The stack always holds the root: it is never popped below.
+            // The stack always holds the root, which is never popped.
             let Some(&here) = stack.last() else { break };
             match &name[..] {
                 b"" | b"." => continue,
@@ -497,7 +498,7 @@ impl Namespace {
         }
     }
 
-    /// The digest of the layer that a file comes from.
+    /// The digest of the layer that contains a file.
     fn origin(&self, node: NodeId) -> Option<&Digest> {
         let subtree = self.built(node)?;
         let layer = subtree.tree.file(node.ino)?.origin as usize;
@@ -519,7 +520,7 @@ impl Namespace {
     }
 }
 
-/// The directory of `tree` that the subtree with this number is grafted into.
+/// The directory of `tree` into which the subtree with this number is grafted.
 fn graft_of(tree: &Tree, number: u32) -> Option<Ino> {
     let mut todo = vec![Tree::ROOT];
     while let Some(directory) = todo.pop() {
@@ -534,7 +535,7 @@ fn graft_of(tree: &Tree, number: u32) -> Option<Ino> {
     None
 }
 
-/// The node itself, or the root of the subtree that it stands for.
+/// The node itself, or for a graft the root of the other subtree.
 fn across(tree: &Tree, node: NodeId) -> NodeId {
     match tree.attr(node.ino).map(|attr| attr.kind) {
         Some(Kind::Graft(number)) => NodeId { slot: number, ino: Tree::ROOT },

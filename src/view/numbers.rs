@@ -1,8 +1,9 @@
-//! Numbers of nodes, as the kernel and `stat` show them.
+//! Inode numbers of nodes, for the kernel and `stat`.
 //!
-//! Nothing is kept: a number is computed from its node, and the node from its number. The idea: the low bits say which subtree, the
-//! others which inode in it, so that numbers stay below 2^32 for as long as a subtree has room; programs that know no larger ones
-//! can look at every file then. Both parts are the same for every mount of the same digest with the same options.
+//! Numbers are stateless: each is computed from its node, and the node from its number. The low bits hold the
+//! subtree, the others the inode in it. So numbers stay below 2^32 as long as a subtree has room, and programs with
+//! 32-bit inode numbers can read every file. Both parts are the same for every mount of the same digest with the same
+//! options.
 
 use crate::tree::Tree;
 
@@ -11,28 +12,29 @@ use super::slots;
 
 /// The number of the root (`FUSE_ROOT_ID`).
 const ROOT: u64 = 1;
-/// Where the numbers of the status begin. They are the same in every mount, also before it is known what is mounted.
+/// First number of the status nodes. They are the same in every mount, also before the mounted image is known.
 const FIRST_FIXED: u64 = 2;
-/// Where all others begin.
+/// First number of all other nodes.
 const FIRST: u64 = 16;
-/// Bits for the position of a subtree, where there are no more than 64 of them. So an image has the same numbers alone and beside
-/// others, and 2^26 inodes a subtree have numbers below 2^32.
+/// Minimum bits for the position of a subtree, enough for 64 of them. So an image has the same numbers alone and next
+/// to others, and 2^26 inodes of each subtree have numbers below 2^32.
 const MIN_SLOT_BITS: u32 = 6;
-/// The first number that does not fit in 32 bits. From here on a number is the subtree's plus one, and the inode.
+/// First number that does not fit in 32 bits. From this one on, a number is the subtree plus one (high 32 bits) and
+/// the inode.
 const FIRST_WIDE: u64 = 1 << 32;
 
 impl NodeId {
     /// The directory `.ocifs` of a mount that shows all views.
     pub const STATUS_DIRECTORY: u64 = FIRST_FIXED + Tree::ROOT as u64;
 
-    /// Whether this number means the same in every mount.
+    /// Whether this number has the same meaning in every mount.
     pub fn is_fixed(number: u64) -> bool {
         number < FIRST
     }
 }
 
 impl Namespace {
-    /// The number of a node: below 2^32 where the inode in its subtree leaves room, and never 0.
+    /// The number of a node: below 2^32 if the inode in its subtree leaves room, and never 0.
     pub fn number(&self, node: NodeId) -> u64 {
         if node == self.root() {
             return ROOT;
@@ -46,7 +48,7 @@ impl Namespace {
         compact.filter(|number| *number < FIRST_WIDE).unwrap_or_else(wide)
     }
 
-    /// The inverse of [`number`](Self::number). Any other number means a node that does not exist.
+    /// The inverse of [`number`](Self::number). Any other number gives a node that does not exist.
     pub fn node(&self, number: u64) -> NodeId {
         let missing = NodeId { slot: u32::MAX, ino: 0 };
         match number {
@@ -64,19 +66,19 @@ impl Namespace {
         }
     }
 
-    /// Whether there is a subtree that the node could be in.
+    /// Whether the node's subtree exists.
     pub fn is_possible(&self, node: NodeId) -> bool {
         self.slot(node.slot).is_some()
     }
 
-    /// 32 bits of the digest that is mounted.
+    /// 32 bits of the mounted digest.
     pub fn generation(&self) -> u64 {
         let digest = self.family().digest().as_str();
         let digits = digest.rsplit(':').next().and_then(|digits| digits.get(..8));
         digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default()
     }
 
-    /// What the numbers of a subtree depend on beside its inodes.
+    /// The inputs of a subtree's numbers besides its inodes.
     pub(super) fn layout_of(&self, slot: u32) -> (Option<u64>, u32) {
         (self.position(slot), self.slot_bits())
     }
@@ -85,7 +87,7 @@ impl Namespace {
         self.slots().binary_search_by_key(&slot, |slot| slot.number).ok().map(|at| at as u64)
     }
 
-    /// Bits that hold the position of every subtree.
+    /// Bits that hold the position of any subtree.
     fn slot_bits(&self) -> u32 {
         (usize::BITS - self.slots().len().saturating_sub(1).leading_zeros()).max(MIN_SLOT_BITS)
     }

@@ -1,7 +1,7 @@
-//! What a file of the mount is when it is opened, and what about it has to be waited for.
+//! Opening files of a mount, and attributes that require waiting.
 //!
-//! The idea: almost everything can be opened without waiting; a disk is looked at first, and one whose size only unpacking tells
-//! is unpacked when somebody asks for that size.
+//! Almost all files open without waiting. A disk is inspected first. If only unpacking reveals its size, it is
+//! unpacked on the first request for the size.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::subtree::{Made, Origins};
 use super::{slots, status};
 
 impl Namespace {
-    /// Opens a file of a built subtree if that needs no waiting; `None` when [`open_file`](Self::open_file) is needed.
+    /// Opens a file of a built subtree without waiting; `None` if [`open_file`](Self::open_file) is needed.
     pub fn open_now(&self, node: NodeId) -> Option<Result<Opened, ReadError>> {
         let subtree = self.built(node)?;
         let file = subtree.tree.file(node.ino)?;
@@ -81,7 +81,7 @@ impl Namespace {
         disks
     }
 
-    /// Whether what `stat` says about a node is known.
+    /// Whether all attributes of a node are known.
     pub fn is_settled(&self, node: NodeId) -> bool {
         if let Some(Made::Rootfs(disk)) = self.made(node) {
             return disk.size().is_some();
@@ -95,7 +95,7 @@ impl Namespace {
         }
     }
 
-    /// Waits until it is.
+    /// Waits until all attributes of a node are known.
     pub async fn settle(&self, node: NodeId) -> Result<(), ReadError> {
         if let Some(Made::Rootfs(disk)) = self.made(node) {
             return disk.open().await.map(|_| ());
@@ -107,7 +107,7 @@ impl Namespace {
         }
     }
 
-    /// Waits until what is recorded of the root directory of a tree is known, or will not be before its names.
+    /// Waits until the recorded attributes of a tree's root directory are known, or cannot be known before its names.
     pub async fn settle_root(&self, node: NodeId) {
         if !self.is_rooted(node)
             && let Some(image) = self.image(node)
@@ -116,10 +116,10 @@ impl Namespace {
         }
     }
 
-    /// Puts into `attributes` what the tree does not know about a file that is made.
+    /// Completes `attributes` of a synthetic file with values that the tree does not have.
     pub(super) fn settle_attributes(&self, node: NodeId, made: &Made, attributes: &mut Attributes) {
         match (made, self.image(node)) {
-            // Like a file in /proc: what it holds is known when it is opened.
+            // Like a file in /proc: its content is determined when it is opened.
             (Made::Status, _) => attributes.fresh = Freshness::Now,
             (Made::Rootfs(disk), _) => match disk.size() {
                 Some(size) => (attributes.size, attributes.data) = size,
@@ -132,7 +132,7 @@ impl Namespace {
             (Made::File(at), Some(image)) => {
                 attributes.data = image.artifact_data(*at).unwrap_or(attributes.size);
             }
-            // A qcow2 stores what is not a hole; only reading all its tables would tell more.
+            // An estimate: a qcow2 stores only data, and an exact number would require reading all its tables.
             (Made::Raw(at), Some(image)) => {
                 attributes.data =
                     image.disk_size(*at).map_or(attributes.size, |stored| stored.min(attributes.size));
@@ -141,11 +141,11 @@ impl Namespace {
         }
     }
 
-    /// How far the bytes of a file have been compared; `None` when it is no file.
+    /// The verification state of a file's bytes; `None` for other types.
     pub(super) fn verified(&self, node: NodeId) -> Option<Verified> {
         match self.made(node) {
             Some(Made::DiskInfo) => Some(Verified::Full),
-            // What nobody has opened is what nobody has compared.
+            // A disk that was never opened was never compared.
             Some(Made::Disk(at)) => Some(verified(self.image(node)?.disk_ready(*at))),
             Some(Made::Raw(at)) => Some(verified(self.image(node)?.raw_ready(*at))),
             Some(Made::Rootfs(disk)) => Some(verified(disk.ready())),
@@ -166,11 +166,11 @@ fn verified(bytes: Option<Shared>) -> Verified {
     bytes.map_or(Verified::None, |bytes| bytes.verified())
 }
 
-/// The bytes of a disk that may be given out.
+/// The bytes of a disk, unless it is refused.
 async fn disk_bytes(image: &Arc<Image>, at: usize) -> Result<Shared, ReadError> {
     let name = &image.detection().disks[at].name;
     let inspection = image.inspect_disk(at).await.map_err(|error| {
-        // Whatever kept the head from being read, the disk itself is neither absent nor refused.
+        // The disk exists in any case, so a failure to read its head is neither "not found" nor "denied".
         let fault = match error.fault() {
             Fault::NotFound | Fault::Denied => Fault::Unavailable,
             other => other,
@@ -187,7 +187,7 @@ fn disk_info(image: &Image) -> Opened {
     let count = image.detection().disks.len();
     let inspections: Vec<_> = (0..count).map(|at| image.inspected(at).cloned()).collect();
     let text = disk::info_padded(image.manifest(), image.detection(), &inspections);
-    // A disk that could not be inspected now may be later.
+    // An inspection that failed now may succeed later.
     let fresh = if inspections.iter().all(Option::is_some) { Freshness::Forever } else { Freshness::Now };
     Opened { bytes: Arc::new(Memory::new(text)), fresh }
 }

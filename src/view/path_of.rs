@@ -1,21 +1,22 @@
-//! The path of a node, for messages: a number says nothing to a reader of a log.
+//! Paths of nodes, for log messages.
 //!
-//! Builds nothing and waits for nothing. Trees record no names above a file, so that they are searched, up to a limit.
+//! This module builds nothing and does not wait. Trees do not record the names above a file, so they are searched, up
+//! to a limit.
 
 use crate::tree::{Kind, Tree};
 
 use super::namespace::{Namespace, NodeId};
 
-/// Names that are looked at: a few milliseconds. Nodes behind that have no path in messages.
+/// Limit of names to search: a few milliseconds. A node beyond it has no path in messages.
 const MAX_SEARCHED_NAMES: usize = 200_000;
 
 impl Namespace {
-    /// The first path of a node below the root of the mount; `None` where it is not found soon.
+    /// The first path of a node below the root of the mount; `None` if the search does not find it within the limit.
     pub fn path_of(&self, node: NodeId) -> Option<Vec<u8>> {
         if node == self.root() {
             return Some(Vec::new());
         }
-        // The subtrees on the way down to that of the node.
+        // The subtrees on the way down to the node's own.
         let mut slots = vec![node.slot];
         while let Some(slot) = slots.last().and_then(|last| self.slot(*last))
             && !slots.contains(&slot.parent)

@@ -1,7 +1,8 @@
-//! `export/rootfs.erofs`: the merged tree of an image as an EROFS disk that is computed and never stored.
+//! `export/rootfs.erofs`: the merged tree of an image as a computed EROFS disk, which is never stored.
 //!
-//! Nothing is read before the size is asked for, which takes the tables of contents of all layers. The idea: the metadata is in
-//! memory, and a read behind it is a read of the files there, through the same cache and the same comparisons as in `merged/`.
+//! The disk is computed on the first request for its size, from the tables of contents of all layers. The metadata is
+//! in memory. A read after the metadata is a read of the files, through the same cache and the same verification as
+//! in `merged/`.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -18,38 +19,38 @@ use crate::layer::Content;
 use crate::oci::Digest;
 use crate::tree::{Ino, Tree};
 
-/// Files that stay open behind an image: as many as one large read can touch many times over.
+/// Files that stay open for an image: a multiple of those that one large read can touch.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// A disk that is computed when it is first asked for.
+/// A disk that is computed on first use.
 pub(super) struct Rootfs {
     image: Arc<Image>,
     made: OnceCell<Arc<RootfsBytes>>,
 }
 
 impl Rootfs {
-    /// The disk of `image`. Nothing is computed here.
+    /// The disk of `image`, not computed yet.
     pub(super) fn new(image: Arc<Image>) -> Self {
         Self { image, made: OnceCell::new() }
     }
 
-    /// The disk, if it was computed.
+    /// The disk; `None` before it is computed.
     pub(super) fn ready(&self) -> Option<Shared> {
         self.made.get().map(|made| made.clone() as Shared)
     }
 
-    /// Size, and bytes of it that are data; `None` before it was computed.
+    /// Size and bytes of data, without holes; `None` before the disk is computed.
     pub(super) fn size(&self) -> Option<(u64, u64)> {
         self.made.get().map(|made| (made.size(), made.data))
     }
 
-    /// The disk.
+    /// The disk, computed on the first call.
     pub(super) async fn open(&self) -> Result<Shared, ReadError> {
         let made = self.made.get_or_try_init(|| self.compute()).await?;
         Ok(made.clone() as Shared)
     }
 
-    /// Whether the disk, as far as anything was read of it, shows bytes of `blob`.
+    /// Whether the disk contains bytes of `blob`; false before it is computed.
     pub(super) fn shows(&self, blob: &Digest) -> bool {
         let layers = &self.image.manifest().layers;
         let made = self.made.get();
@@ -73,16 +74,16 @@ impl Rootfs {
     }
 }
 
-/// The bytes of a disk.
+/// The bytes of a computed disk.
 struct RootfsBytes {
     image: Arc<Image>,
     tree: Arc<Tree>,
     disk: ErofsImage,
-    /// Bytes that are in no hole.
+    /// Bytes outside of holes.
     data: u64,
-    /// The layers that its files come from.
+    /// The layers that the files come from.
     origins: BTreeSet<usize>,
-    /// Files that were read lately. Guards nothing beyond itself.
+    /// Recently read files. The lock guards nothing else.
     files: Mutex<LruCache<Ino, Shared>>,
 }
 
@@ -96,7 +97,7 @@ impl RootfsBytes {
         Self { image, tree, disk, data, origins, files: Mutex::new(LruCache::new(OPEN_FILES)) }
     }
 
-    /// The content of a file. Opening needs no waiting.
+    /// The content of a file. Does not wait.
     fn file(&self, ino: Ino) -> Result<Shared, ReadError> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = files.get(&ino) {
@@ -110,12 +111,12 @@ impl RootfsBytes {
         Ok(bytes)
     }
 
-    /// Splits a read: what lies at each part, and its part of the buffer.
+    /// Splits a read by source: the range, its source, and its part of the buffer.
     fn parts<'a>(&self, offset: u64, mut buf: &'a mut [u8]) -> Vec<(ByteRange, ImageSpan, &'a mut [u8])> {
         let range = ByteRange::at(offset, buf.len() as u64);
         let mut parts = Vec::new();
         for (range, span) in self.disk.map().spans(range) {
-            // Spans are parts of a buffer in memory.
+            // Fits: spans are parts of a buffer in memory.
             let (head, rest) = buf.split_at_mut(range.len() as usize);
             parts.push((range, span, head));
             buf = rest;
@@ -147,7 +148,7 @@ impl ReadAt for RootfsBytes {
                     }
                 }
             }
-            // Side by side: neighbours in the image are neighbours in the layer, and share what is fetched.
+            // Concurrently: neighbours in the image are neighbours in the layer, so they share fetched ranges.
             try_join_all(reads).await.map(|_| ())
         })
     }

@@ -1,7 +1,7 @@
-//! Which files of a mount show bytes of a blob.
+//! Reverse lookup: from a blob to the files of a mount that contain its bytes.
 //!
-//! Reads nothing, and answers for what was looked into: nobody has read any other file. The idea: whoever finds out that bytes were
-//! wrong names the blob, and whoever keeps copies of them wants files.
+//! Only subtrees that were built are searched, without any I/O: files of other subtrees cannot have been read. A
+//! failed verification names a blob, but caches of file content have to be invalidated by file.
 
 use crate::oci::Digest;
 use crate::tree::Ino;
@@ -10,7 +10,7 @@ use super::namespace::{Namespace, NodeId};
 use super::subtree::{Made, Origins};
 
 impl Namespace {
-    /// The files that show bytes of `blob`, and those of which that cannot be told apart.
+    /// The files that contain bytes of `blob`, including those for which this cannot be excluded.
     pub fn shown_of(&self, blob: &Digest) -> Vec<NodeId> {
         let mut nodes = Vec::new();
         for slot in self.slots() {
@@ -26,7 +26,7 @@ impl Namespace {
                 }
                 Origins::Made(made) => match made.get(origin as usize) {
                     Some(Made::Blob(descriptor)) => descriptor.digest == *blob,
-                    // A few names, made of several blobs.
+                    // A few files only, each made from several blobs.
                     Some(
                         Made::Disk(_) | Made::Raw(_) | Made::File(_) | Made::Inside(..) | Made::DiskInfo,
                     ) => true,
@@ -35,7 +35,7 @@ impl Namespace {
                     Some(Made::Bytes(_) | Made::Status) | None => false,
                 },
             };
-            // The number of nodes of a tree is that of its inode numbers.
+            // The tree's inode numbers run from 0 to its length.
             for ino in 0..subtree.tree.len() as Ino {
                 if subtree.tree.file(ino).is_some_and(|file| shows(file.origin)) {
                     nodes.push(NodeId { slot: slot.number, ino });

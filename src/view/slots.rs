@@ -1,7 +1,7 @@
-//! Which subtree has which number, over all images of a mount.
+//! Subtree numbering over all images of a mount.
 //!
-//! Nothing is built here. The idea: every image has a run of numbers of its own, in which the top comes first, then the
-//! views, then the subtrees that views graft in; so the numbers of one image do not depend on the others, and they are the
+//! No subtree is built in this module. Every image has a range of numbers of its own: first the top, then the views,
+//! then the subtrees grafted into views. So the numbers of one image do not depend on the other images. They are the
 //! same for every mount of the same digest with the same options.
 
 use std::collections::HashMap;
@@ -19,16 +19,17 @@ use super::export::{self, Exports, WholeArchive};
 use super::subtree::Subtree;
 use super::{VIEWS, View};
 
-/// Number of the first inner subtree of an image. Views have the numbers from 1; this leaves room for 61 of them.
+/// Number of an image's first inner subtree. Views are numbered from 1; this leaves room for 61 of them and the
+/// export.
 const FIRST_INNER: u32 = 64;
 
-/// Numbers that one image has: all its layers, each in several views.
+/// Numbers reserved for one image: all its layers, each in several views.
 pub(super) const PER_IMAGE: u32 = 1 << 16;
 
-/// The number of what an image is exported as, after that of its top.
+/// Number of the export directory, relative to the image's top.
 const EXPORT: u32 = FIRST_INNER - 1;
 
-/// The number of the view that there is also without an image.
+/// Number of the status view, which also exists without an image.
 pub(super) const STATUS: u32 = VIEWS.len() as u32;
 
 /// One subtree.
@@ -37,28 +38,28 @@ pub(super) struct Slot {
     pub(super) number: u32,
     /// The subtree that it is grafted into.
     pub(super) parent: u32,
-    /// Where in that it is grafted, once somebody asked.
+    /// The directory of the parent that it is grafted into; set on first use.
     pub(super) above: OnceLock<Ino>,
-    /// Whose it is; an index alone has no image.
+    /// The image it belongs to; `None` for a bare index and for the export, which shows several images.
     pub(super) image: Option<Arc<Image>>,
-    /// What it holds.
+    /// Content.
     pub(super) role: Role,
-    /// What its root directory records, as far as it is known before the rest.
+    /// The recorded attributes of its root directory, if they are known before the rest.
     pub(super) root: OnceLock<Arc<Entry>>,
-    /// It, once somebody looked into it.
+    /// The subtree; set when it is first needed.
     pub(super) built: OnceCell<Arc<Subtree>>,
 }
 
-/// What a subtree holds.
+/// The content of a subtree.
 #[derive(Clone)]
 pub(super) enum Role {
     /// The names at the top of a tree.
     Top(Top),
     /// The status of a mount whose root shows no image.
     Status,
-    /// The archive of all that the reference names, and the disk of an image.
+    /// The export directory: the archive of everything that the reference names, and the disk of an image.
     Export(Exports),
-    /// A view; `first` is the number of the first of its own subtrees.
+    /// A view; `first` is the number of its first inner subtree.
     View { view: &'static dyn View, first: u32 },
     /// A subtree of a view.
     Inner { view: &'static dyn View, layer: usize },
@@ -67,9 +68,9 @@ pub(super) enum Role {
 /// The names at the top of one tree.
 #[derive(Clone, Default)]
 pub(super) struct Top {
-    /// The bytes of the index, where the tree is that of an index.
+    /// The bytes of the index, if the tree is that of an index.
     pub(super) index: Option<bytes::Bytes>,
-    /// The views: names and numbers.
+    /// Names and numbers of the views.
     pub(super) views: Vec<(&'static str, u32)>,
     /// The trees of other images: paths below this top, and numbers.
     pub(super) members: Vec<(String, u32)>,
@@ -91,7 +92,7 @@ impl Slot {
 }
 
 impl Slot {
-    /// The tree whose root directory the root of this is, if that has attributes of its own.
+    /// The tree whose root directory this subtree shows, if that has attributes of its own.
     pub(super) fn tree_root(&self) -> Option<TreeRoot> {
         match &self.role {
             Role::View { view, .. } => view.root(),
@@ -112,7 +113,7 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
         }
         let base = base.checked_mul(PER_IMAGE).filter(|base| *base < 1 << 30).ok_or_else(too_many)?;
         let directory = &member.directory[..];
-        // The nearest tree above it that there is: at least the root.
+        // The nearest tree above it, at least the root.
         let depth = (0..directory.len()).rev().find(|depth| tops.contains_key(&directory[..*depth]));
         let depth = depth.unwrap_or_default();
         let parent = tops.get(&directory[..depth]).copied().unwrap_or_default();
@@ -125,10 +126,10 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
     let archive = if family.has_archive() { WholeArchive::Shown } else { WholeArchive::Absent };
     one(&mut root, 0, 0, family.main(), family.index_bytes().cloned(), archive)?;
     if family.main().is_none() {
-        // In the order of the numbers: behind the top.
+        // In order of numbers: after the top.
         root.insert(1, Slot::new(STATUS, 0, None, Role::Status));
     }
-    // The root's numbers are the lowest, and members come in the order of theirs.
+    // The root's numbers are the lowest, and members are already in order.
     root.append(&mut slots);
     for slot in &mut root {
         if let Role::Top(top) = &mut slot.role {
@@ -141,13 +142,13 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
     Ok(root)
 }
 
-/// The digest of the member whose subtree `number` is.
+/// The digest of the member that subtree `number` belongs to.
 pub(super) fn digest(family: &Family, number: u32) -> Option<&Digest> {
     let at = (number / PER_IMAGE).checked_sub(1)?;
     family.members().get(at as usize).map(|member| &member.digest)
 }
 
-/// Adds the subtrees of one tree, whose numbers start at `base`, in the order of their numbers.
+/// Adds the subtrees of one tree in order of their numbers, which start at `base`.
 fn one(
     slots: &mut Vec<Slot>,
     base: u32,
@@ -174,7 +175,7 @@ fn one(
     }
     if let Some(exports) = Exports::of(archive, image) {
         top.views.push((export::NAME, base + EXPORT));
-        // It shows more than one image, so that it belongs to none.
+        // The export shows more than one image, so it belongs to none.
         views.push(Slot::new(base + EXPORT, base, None, Role::Export(exports)));
     }
     slots.push(Slot::new(base, parent, image, Role::Top(top)));

@@ -1,7 +1,7 @@
-//! `.ocifs/status.json`: what the mount knows about itself, as of the moment it is opened.
+//! View `.ocifs/status.json`: the state of the mount at the moment the file is opened.
 //!
-//! A mount of one view has no such file, because it would stand among the files of the image: there, and everywhere else, an
-//! attribute of the root tells the same.
+//! A mount of one view has no such file, because it would be among the files of the image. In every mount the
+//! extended attribute [`STATUS`] of the root has the same content.
 
 use std::sync::Arc;
 
@@ -11,15 +11,15 @@ use crate::io::{BoxFuture, ReadError, printable_json};
 use super::View;
 use super::subtree::{Listing, Made, Subtree};
 
-/// The extended attribute of the root of a mount that holds its status: the JSON of [`Status`] in zstd, because the kernel takes
-/// no more than 64 KiB (xattr(7)). Where that is not enough it is without the parts of blobs.
+/// Extended attribute of a mount's root with the mount's status: the JSON of [`Status`], compressed with zstd because
+/// the kernel limits a value to 64 KiB (xattr(7)). If it is still too long, the ranges of blobs are omitted.
 pub const STATUS: &[u8] = b"user.ocifs.status";
-/// The longest value of an extended attribute.
+/// Limit of an extended attribute's value, in bytes.
 const MAX_VALUE: usize = 64 * 1024;
-/// The longest status that is unpacked. Digests hardly pack, so that a true one is far below.
+/// Limit of an unpacked status, in bytes. Digests hardly compress, so a genuine status is far smaller.
 const MAX_STATUS: u64 = 64 * 1024 * 1024;
 
-/// The status as a value of [`STATUS`]; `None` when there is no way to make it short enough.
+/// Encodes the status as a value of [`STATUS`]; `None` if it is too long even without the ranges of blobs.
 pub fn packed(status: &Status) -> Option<Vec<u8>> {
     let pack = |status: &Status| {
         let text = serde_json::to_vec(status).ok()?;
@@ -32,7 +32,7 @@ pub fn packed(status: &Status) -> Option<Vec<u8>> {
     })
 }
 
-/// The status in a value of [`STATUS`].
+/// Decodes a value of [`STATUS`].
 pub fn unpack_status(value: &[u8]) -> std::io::Result<Status> {
     let text = zstd::stream::read::Decoder::new(value)?;
     serde_json::from_reader(std::io::Read::take(text, MAX_STATUS)).map_err(std::io::Error::other)
@@ -58,14 +58,14 @@ impl View for StatusView {
     }
 }
 
-/// The directory; everything in it gets `created` as its time.
+/// Builds the directory; all its entries get `created` as their time.
 pub(super) fn listing(created: i64) -> Result<Subtree, ReadError> {
     let mut listing = Listing::new(created);
     listing.file(b"status.json", 0, Made::Status)?;
     Ok(listing.finish())
 }
 
-/// The text of the file.
+/// The content of the file.
 pub fn text(status: &Status) -> Vec<u8> {
     let text = serde_json::to_string_pretty(status).unwrap_or_default();
     format!("{}\n", printable_json(text)).into_bytes()

@@ -1,4 +1,4 @@
-//! A built subtree: its names, and what the files in it open.
+//! Built subtrees: their names, and the content of their files.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::tree::{Builder, Kind, NewKind, NewNode, Tree, TreeError};
 
 use super::rootfs::Rootfs;
 
-/// What a file's `origin` in the tree stands for.
+/// The meaning of a file's `origin` in the tree.
 #[derive(Clone)]
 pub(super) enum Origins {
-    /// `origin` is the number of an archive layer, and the file says where it lies in its stream.
+    /// `origin` is the number of an archive layer; the file has its offset in the layer's stream.
     Layers,
     /// `origin` is an index into this list of whole files.
     Made(Vec<Made>),
@@ -22,29 +22,29 @@ pub(super) enum Origins {
 /// A file that is not inside a layer.
 #[derive(Clone)]
 pub(super) enum Made {
-    /// Bytes that are there.
+    /// Bytes in memory.
     Bytes(Shared),
     /// A blob of the manifest.
     Blob(Box<Descriptor>),
-    /// The disk with this number, if it may be shown.
+    /// The disk with this number, unless it is refused.
     Disk(usize),
     /// The raw form of the disk with this number.
     Raw(usize),
-    /// A file inside of the archive layer with this number.
+    /// A file inside the archive layer with this number.
     Inside(usize, Content),
-    /// The file of the artifact with this number, which is more than one blob as stored.
+    /// The artifact's file with this number, which is not one blob as stored.
     File(usize),
-    /// What is known about the disks.
+    /// The report on the disks, `info.json`.
     DiskInfo,
-    /// All that the reference names, as one archive.
+    /// Everything that the reference names, as one archive.
     Archive(Arc<Archive>, Shared),
     /// A tree as a disk.
     Rootfs(Arc<Rootfs>),
-    /// What is known about the mount; its size and content change.
+    /// The status of the mount; size and content change.
     Status,
 }
 
-/// A tree and what its files open.
+/// A tree, and the content of its files.
 pub(super) struct Subtree {
     pub(super) tree: Arc<Tree>,
     pub(super) origins: Origins,
@@ -58,7 +58,7 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// An empty directory; everything in it gets `mtime` seconds as its time.
+    /// An empty directory; all its entries get `mtime` as their time, in seconds since the epoch.
     pub(super) fn new(mtime: i64) -> Self {
         Self { builder: Builder::new(), files: Vec::new(), mtime: Time { secs: mtime, nanos: 0 } }
     }
@@ -68,7 +68,7 @@ impl Listing {
         self.file_with(path, size, 0o444, None, made)
     }
 
-    /// Adds a file with a mode, and if it has one a time, of its own.
+    /// Adds a file with its own mode, and with its own time unless `mtime` is `None`.
     pub(super) fn file_with(
         &mut self,
         path: &[u8],
@@ -94,7 +94,7 @@ impl Listing {
         self.insert(path, NewKind::Graft(subtree), 0o555)
     }
 
-    /// Adds all of an archive's tree. What is there already stays.
+    /// Adds all entries of an archive's tree. Existing entries stay.
     pub(super) fn tree(&mut self, tree: &Tree) -> Result<(), ReadError> {
         let mut above = vec![(Tree::ROOT, Vec::new())];
         while let Some((directory, prefix)) = above.pop() {

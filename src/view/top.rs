@@ -1,4 +1,4 @@
-//! The root of a tree: the documents, a directory per view that has content, and the trees of other images.
+//! The root of a tree: the documents, a directory for each view that has content, and the trees of other images.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::io::{Memory, ReadError};
 use super::slots::Top;
 use super::subtree::{Listing, Made, Subtree};
 
-/// Builds the top of the tree of `image`, or of an index alone; `created` is the time of everything in it.
+/// Builds the top of the tree of `image`, or of a bare index. All its entries get `created` as their time.
 pub(super) fn build(image: Option<&Image>, top: &Top, created: i64) -> Result<Subtree, ReadError> {
     let mut listing = Listing::new(created);
     let mut document = |name: &[u8], bytes: &bytes::Bytes| {

@@ -1,8 +1,8 @@
-//! What somebody has to know who was told numbers of nodes by an earlier process.
+//! Takeover check: inode numbers of an earlier process must mean the same files in this one.
 //!
-//! Never changes what is shown. The idea: a number is a subtree and an inode in it; each subtree is shown to a witness when it
-//! is built, by a fingerprint of all that its numbers mean, and one that is not what the witness remembers is refused as if it
-//! could not be built. So a number never comes to mean another thing.
+//! A number is a subtree and an inode in it. A witness receives each subtree when it is built, as a fingerprint of
+//! everything that its numbers mean. If the fingerprint differs from the recorded one, the subtree is refused like
+//! one that cannot be built. So a number never comes to mean another file.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use super::namespace::{Namespace, NodeId};
 use super::slots::{Role, Slot};
 use super::subtree::Subtree;
 
-/// Gets the number of a subtree and its fingerprint, and refuses the subtree by an error.
+/// Receives the number of a subtree and its fingerprint; an error refuses the subtree.
 pub type Witness = Box<dyn Fn(u32, [u8; 32]) -> Result<(), ReadError> + Send + Sync>;
 
 impl Namespace {
-    /// Shows every subtree to `witness`: those that are built now, the others when they are. After an error there is no
+    /// Passes every subtree to `witness`: built ones now, the others when they are built. After an error there is no
     /// witness.
     pub fn watch(&mut self, witness: Witness) -> Result<(), ReadError> {
         self.witness = Some(witness);
@@ -28,11 +28,11 @@ impl Namespace {
         shown.inspect_err(|_| self.witness = None)
     }
 
-    /// Waits until what is inside `node` is known, and what is inside the subtrees above it. Who was told the number of `node`
-    /// by an earlier process has not come down to it in this one.
+    /// Waits until the subtree of `node`, and the subtrees above it, are built. After a takeover the kernel may use
+    /// `node` although this process has not resolved its path.
     pub async fn build_path(&self, node: NodeId) -> Result<(), ReadError> {
         let mut above = vec![node.slot];
-        // Every subtree but the root's is grafted into one with another number, and none below itself.
+        // Every subtree except the root's is grafted into one with another number, and none below itself.
         while let Some(slot) = above.last().and_then(|number| self.slot(*number))
             && slot.parent != slot.number
             && above.len() <= self.slots.len()
@@ -45,12 +45,12 @@ impl Namespace {
         Ok(())
     }
 
-    /// Shows a subtree to the witness, if there is one.
+    /// Passes a subtree to the witness, if there is one.
     pub(super) fn show(&self, slot: &Slot, subtree: &Arc<Subtree>) -> Result<(), ReadError> {
         let Some(witness) = &self.witness else { return Ok(()) };
         let mut hasher = blake3::Hasher::new();
         hasher.update(&subtree.tree.fingerprint());
-        // Which image: the origins in the tree are numbers of its layers, and of what is made from its manifest.
+        // The image is part of it: origins in the tree are numbers of its layers, or of files made from its manifest.
         let whose = slot.image.as_ref().map_or_else(|| self.family().pinned(), |image| image.pinned());
         let whose = whose.rsplit_once('@').map_or(whose, |(_, digest)| digest);
         let role = match &slot.role {
