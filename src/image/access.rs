@@ -1,7 +1,7 @@
-//! How lazily each layer can be read, as far as documents and the cache tell; and what the place of its blobs can do.
+//! Access report: how lazily each layer can be read, and whether the source of its blobs answers range requests.
 //!
-//! Never decodes anything. The idea: whoever mounts something large wants to know before whether reading one file of it means
-//! reading all of it.
+//! The report comes from documents and the cache; nothing is decoded. A user who mounts a large image learns in
+//! advance whether reading one file of it means reading all of it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -14,22 +14,22 @@ use crate::oci::{Descriptor, Digest};
 
 use super::Image;
 
-/// What it takes to read a part of a layer.
+/// The cost of reading a part of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It cannot be had: the algorithm of its digest is unknown.
+    /// It cannot be read: the algorithm of its digest is unknown.
     Unserved(String),
-    /// It is a file, and any part of it is a range.
+    /// It is a file, and any part of it can be fetched as a range.
     Range,
-    /// It is an archive that cannot be read, for this reason.
+    /// It is an archive that cannot be read; the reason.
     Failed(String),
-    /// It is encrypted, by its label.
+    /// It is encrypted, according to its label.
     Encrypted,
-    /// It is an archive with an index, so that any part of a file is a few ranges.
+    /// It is an archive with an index: any part of a file is a few ranges.
     Indexed(IndexKind),
-    /// It is an archive that is stored as it is: its headers are walked over once.
+    /// It is an uncompressed archive: its headers are walked once.
     Headers,
-    /// It is a compressed archive without an index: all of it is read once before its files can be.
+    /// It is a compressed archive without an index: it is read completely once before any of its files.
     Pass,
 }
 
@@ -55,31 +55,31 @@ impl fmt::Display for Access {
     }
 }
 
-/// What the place of a blob was seen to do.
+/// Measured behaviour of a blob's source.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// The blob that was asked for: the largest one.
+    /// The requested blob: the largest one.
     pub blob: Digest,
     /// Its size.
     pub size: u64,
-    /// Whether a range was answered with that range, and not with all of it.
+    /// Whether a range request was answered with that range, and not with the whole blob.
     pub ranges: bool,
-    /// How long the first range took.
+    /// Duration of the first range request.
     pub first: Duration,
-    /// How long [`PARALLEL`](Self::PARALLEL) ranges at once took.
+    /// Duration of [`PARALLEL`](Self::PARALLEL) concurrent range requests.
     pub parallel: Duration,
 }
 
 impl Probe {
-    /// Ranges that are asked for at once.
+    /// Number of concurrent range requests.
     pub const PARALLEL: usize = 4;
-    /// The length of each, in bytes.
+    /// Length of each range, in bytes.
     pub const LEN: u64 = 64 * 1024;
 }
 
 impl Image {
-    /// The index of the layer with this number, as far as documents and the cache tell; `offered` are those that lie beside the
-    /// image, see [`offered_indexes`](Self::offered_indexes).
+    /// The index of layer `at`, as far as documents and the cache show. `offered` lists the published indexes, see
+    /// [`offered_indexes`](Self::offered_indexes).
     pub fn index_of(&self, at: usize, offered: &[(Digest, IndexKind)]) -> Option<IndexKind> {
         let descriptor = &self.manifest().layers[at];
         let layer = self.archive(at)?;
@@ -88,7 +88,7 @@ impl Image {
         })
     }
 
-    /// How the layer with this number can be read, as far as its label and the cache tell.
+    /// How layer `at` can be read, as far as its label and the cache show.
     pub fn access(&self, at: usize, offered: &[(Digest, IndexKind)]) -> Access {
         let descriptor = &self.manifest().layers[at];
         if descriptor.digest.algorithm().is_none() {
@@ -106,12 +106,12 @@ impl Image {
         }
     }
 
-    /// Whether any of the layers is an archive: for others nobody publishes an index.
+    /// Whether any layer is an archive: indexes are published for archives only.
     pub fn has_archives(&self) -> bool {
         (0..self.manifest().layers.len()).any(|at| self.archive(at).is_some())
     }
 
-    /// Asks for a few ranges of the largest blob, past the cache; `None` when no blob is anywhere else.
+    /// Requests a few ranges of the largest blob, bypassing the cache; `None` if no blob has a remote source.
     pub async fn probe(&self) -> Result<Option<Probe>, ReadError> {
         let elsewhere =
             self.manifest().blobs().filter(|blob| blob.data.is_none() && blob.digest.algorithm().is_some());
@@ -134,12 +134,12 @@ impl Image {
         Ok(Some(Probe { blob, size, ranges, first, parallel: begun.elapsed() }))
     }
 
-    /// Fetches a range to its end, and says whether it was just that.
+    /// Fetches a range to its end, and reports whether the delivery was exactly that range.
     async fn take(&self, blob: &Descriptor, range: ByteRange) -> Result<bool, ReadError> {
         let mut delivery = self.source.blob(blob).fetch(range).await?;
         let exact = delivery.range == range;
         let mut left = range.end.saturating_sub(delivery.range.start);
-        // What comes behind the range is not waited for.
+        // Bytes after the range are not awaited.
         while left > 0
             && let Some(chunk) = delivery.body.next().await
         {

@@ -1,8 +1,7 @@
-//! What lies beside an image in its repository: indexes of its layers, and traces.
+//! Artifacts published for an image in its repository: indexes of its layers, and traces.
 //!
-//! Nothing here is needed to read the image: whatever goes wrong is a warning, and the answer is empty. The idea: the
-//! repository is asked once, when the first layer without an index is looked into; what it lists is read when a layer of it
-//! is wanted.
+//! They are optional, so every failure becomes a warning and an empty answer. The repository is queried once, when
+//! the first layer without an index is accessed. A listed index is read when its layer is accessed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +18,12 @@ use crate::source::Source;
 
 use super::{Image, Trace};
 
-/// How long the list of what lies beside an image may take: the first look into a layer waits for it, and can do without.
+/// Timeout of the listing: the first access to a layer waits for it, but does not need it.
 const LIST_TIMEOUT: Duration = Duration::from_millis(900);
-/// Manifests of one kind that are looked at: a repository that lists more has been pushed to more often than helps.
+/// Manifests of one kind that are read: a longer list has been pushed to more often than is useful.
 const MAX_MANIFESTS: usize = 8;
 
-/// The indexes that lie beside one image.
+/// The published indexes of one image.
 pub(super) struct Beside {
     source: Arc<dyn Source>,
     cache: Cache,
@@ -34,7 +33,7 @@ pub(super) struct Beside {
     listed: OnceCell<Vec<Listed>>,
 }
 
-/// An index that somebody published.
+/// A published index.
 struct Listed {
     layer: Digest,
     blob: Descriptor,
@@ -117,13 +116,13 @@ impl Beside {
         Ok(index.ztocs.into_iter().map(listed).collect())
     }
 
-    /// The manifests of one kind about our image, the last ones that were listed first.
+    /// Referrers of the image of one artifact type, the last listed first.
     async fn documents(&self, artifact_type: &str) -> Vec<Manifest> {
         documents(&*self.source, &self.subject, artifact_type).await
     }
 
     async fn read(&self, listed: &Listed) -> Result<Offer, String> {
-        /// An index is about 1 % of its layer, more where files are tiny; one that is larger than this saves nothing.
+        /// An index has about 1 % of its layer's size, more if files are tiny. A larger one than this saves nothing.
         const FLOOR: u64 = 4 * 1024 * 1024;
         let layer = self.manifest.layers.iter().find(|layer| layer.digest == listed.layer);
         let limit = layer.map_or(0, |layer| layer.size / 2) + FLOOR;
@@ -156,7 +155,7 @@ fn warn(kind: &str, why: &str) -> Vec<Listed> {
     Vec::new()
 }
 
-/// The manifests of one kind about `subject`, the last ones that were listed first.
+/// Referrers of `subject` of one artifact type, the last listed first.
 async fn documents(source: &dyn Source, subject: &Digest, artifact_type: &str) -> Vec<Manifest> {
     let asked = tokio::time::timeout(LIST_TIMEOUT, source.referrers(subject, Some(artifact_type)));
     let listed = match asked.await {
@@ -189,7 +188,7 @@ async fn blob(cache: &Cache, source: &dyn Source, descriptor: &Descriptor) -> Re
     small_blob(cache, source, descriptor, MAX_INDEX_BLOB).await
 }
 
-/// A blob of at most `limit` bytes as a whole, by way of the cache, compared with its digest.
+/// Reads a blob of at most `limit` bytes through the cache, and compares it with its digest.
 pub(super) async fn small_blob(
     cache: &Cache,
     source: &dyn Source,
@@ -210,14 +209,14 @@ pub(super) async fn small_blob(
 }
 
 impl Image {
-    /// The indexes of layers that lie beside this image: the layer, and the kind of its index. Asks the repository, once.
+    /// The published indexes of layers: the layer, and the kind of its index. Queries the repository, once.
     pub async fn offered_indexes(&self) -> Vec<(Digest, IndexKind)> {
         let Some(beside) = &self.beside else { return Vec::new() };
         let listed = beside.listed.get_or_init(|| beside.list()).await;
         listed.iter().map(|one| (one.layer.clone(), one.kind)).collect()
     }
 
-    /// The trace that was recorded of this image: on this machine, else one that was published beside it.
+    /// The recorded trace of this image: from this machine, else a published one.
     pub async fn find_trace(&self) -> Result<Option<Trace>, ReadError> {
         if let Some(bytes) = self.cache.trace(&self.manifest_digest)? {
             match Trace::parse(&bytes) {
@@ -239,7 +238,7 @@ impl Image {
         Ok(None)
     }
 
-    /// Keeps a trace in the cache.
+    /// Stores a trace in the cache.
     pub fn keep_trace(&self, json: &[u8]) -> Result<(), ReadError> {
         Ok(self.cache.put_trace(&self.manifest_digest, json)?)
     }

@@ -1,7 +1,7 @@
-//! The disks of an image: their parts unpacked and joined, their raw forms, and how large they are.
+//! Disks of an image: their parts unpacked and joined, their raw forms, and their sizes.
 //!
-//! Nothing is unpacked before somebody asks for a size that only unpacking tells, or for a byte. The idea: a part that is
-//! packed is read through the same engine as a layer, and where the manifest says how large it is, its neighbours need not wait
+//! Unpacking starts on the first request for a byte, or for a size that only unpacking reveals. A packed part is read
+//! through the same engine as a layer. If the manifest declares the size of a part, the parts after it do not wait
 //! for it.
 
 use std::sync::{Arc, PoisonError};
@@ -18,7 +18,7 @@ use crate::tree::{FileRef, Tree};
 
 use super::Image;
 
-/// What is found out about one disk, when it is first needed.
+/// State of one disk, computed on first use.
 #[derive(Default)]
 pub(super) struct Found {
     bytes: OnceCell<Shared>,
@@ -27,7 +27,7 @@ pub(super) struct Found {
 }
 
 impl Image {
-    /// The disks that the manifest packs, as far as it says, or those of a containerDisk, as far as they are known.
+    /// The disks that the manifest declares, or those of a containerDisk found so far.
     pub fn detection(&self) -> &Detection {
         self.members.get().map_or(&self.detection, |(detection, _)| detection)
     }
@@ -36,12 +36,12 @@ impl Image {
         self.members.get().map_or(&self.disks, |(_, disks)| disks)
     }
 
-    /// Whether the disks are files of the image, so that only the whole tree has all of them.
+    /// Whether the disks are files of the image, so that only the whole tree shows all of them.
     pub fn is_container_disk(&self) -> bool {
         self.detection.disks.iter().any(|plan| matches!(plan.body, Body::Member { .. }))
     }
 
-    /// Adds the disks of a containerDisk that stand behind the first bytes of its layer. Later calls find them there.
+    /// Adds the disks of a containerDisk that are beyond the first bytes of its layer. Later calls return at once.
     pub async fn find_members(self: &Arc<Self>) -> Result<(), ReadError> {
         if !self.is_container_disk() {
             return Ok(());
@@ -69,7 +69,7 @@ impl Image {
         Ok(members)
     }
 
-    /// Looks whether the largest layer of an image starts as a containerDisk does.
+    /// Checks whether the largest layer of an image starts like a containerDisk.
     pub(super) async fn find_container_disk(&mut self) {
         let Some(at) = disk::container_disk_layer(&self.manifest).filter(|at| self.selected[*at]) else {
             return;
@@ -83,7 +83,7 @@ impl Image {
                     self.disks = self.detection.disks.iter().map(|_| Found::default()).collect();
                 }
             }
-            // It may be an archive that cannot be read: whoever looks into it gets the error.
+            // The layer may be an unreadable archive; the process that accesses it gets the error.
             Err(error) => tracing::debug!(layer = at, error = error.chain(), "not looked for a disk"),
         }
     }
@@ -93,18 +93,18 @@ impl Image {
         self.detection().disks.get(at).zip(self.found().get(at)).ok_or_else(missing)
     }
 
-    /// How large a disk is, when that is known by now.
+    /// The size of a disk; `None` before it is known.
     pub fn disk_size(&self, at: usize) -> Option<u64> {
         let (plan, found) = self.plan(at).ok()?;
         plan.size.or_else(|| Some(found.bytes.get()?.size()))
     }
 
-    /// The bytes of a disk that is here already.
+    /// The bytes of a disk; `None` before the disk is opened.
     pub fn disk_ready(&self, at: usize) -> Option<Shared> {
         self.found().get(at)?.bytes.get().cloned()
     }
 
-    /// The bytes of a disk, whatever they are. Unpacks as much as it takes to know the size.
+    /// Opens a disk without inspecting it. Unpacks only as much as the size requires.
     pub async fn disk(self: &Arc<Self>, at: usize) -> Result<Shared, ReadError> {
         let (plan, found) = self.plan(at)?;
         let bytes = found.bytes.get_or_try_init(|| async {
@@ -117,7 +117,7 @@ impl Image {
         Ok(bytes.await?.clone())
     }
 
-    /// The file that a layer is in `files/`.
+    /// The file in `files/` that shows a layer.
     fn file_of(self: &Arc<Self>, layer: usize) -> Result<Shared, ReadError> {
         let of_layer = |file: &&File| matches!(file.body, FileBody::Layer(at) | FileBody::Sparse { layer: at, .. } if at == layer);
         match self.contents.files.iter().position(|file| of_layer(&file)) {
@@ -158,7 +158,7 @@ impl Image {
         }
     }
 
-    /// The `size` bytes that are packed in the layer with this number, unpacked when they are read.
+    /// The `size` bytes that are packed in layer `at`, unpacked when they are read.
     pub(super) fn unpacked(
         &self,
         at: usize,
@@ -173,10 +173,10 @@ impl Image {
         Ok(Arc::new(Deferred::new(size, open)))
     }
 
-    /// What unpacks a layer. The first that asks says what its bytes have to hash to.
+    /// The unpacker of a layer. The first call decides the digest that its content must have.
     fn packed(&self, at: usize, content: Option<&Digest>) -> Result<Arc<Layer>, ReadError> {
         let descriptor = &self.manifest.layers[at];
-        // Guards only the map; opening a blob touches two local files and no network.
+        // The lock guards only the map; opening a blob touches two local files and no network.
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(layer) = packed.get(&at) {
             return Ok(layer.clone());
@@ -193,7 +193,7 @@ impl Image {
         Ok(layer)
     }
 
-    /// The parts of disks that were looked into: number of the layer, and what unpacks it.
+    /// The opened parts of disks: number of the layer, and its unpacker.
     pub(super) fn unpacking(&self) -> Vec<(usize, Arc<Layer>)> {
         let packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut packed: Vec<_> = packed.iter().map(|(at, layer)| (*at, layer.clone())).collect();
@@ -201,7 +201,7 @@ impl Image {
         packed
     }
 
-    /// A file of the merged tree, looked for when it is read.
+    /// A file of the merged tree, looked up when it is read.
     fn member(self: &Arc<Self>, path: &str, size: Option<u64>) -> Shared {
         let (image, path) = (Arc::downgrade(self), path.to_owned());
         let open = Box::new(move || -> BoxFuture<'static, _> {
@@ -229,7 +229,7 @@ impl Image {
         self.file(file.origin as usize, &Content { size: file.size, offset: file.offset, runs })
     }
 
-    /// What the first bytes of a disk say about it; read once.
+    /// Inspects the first bytes of a disk; read once.
     pub async fn inspect_disk(self: &Arc<Self>, at: usize) -> Result<&Inspection, ReadError> {
         let (plan, found) = self.plan(at)?;
         let inspection = found.inspection.get_or_try_init(|| async {
@@ -241,7 +241,7 @@ impl Image {
                     (head, Some(bytes.size()))
                 }
             };
-            // What the disk ends with may not be known, and nothing at its start depends on that.
+            // The disk's size may be unknown; the start of a disk does not depend on it.
             let mut seen = disk::inspect(&head, size.unwrap_or(i64::MAX as u64), &plan.label);
             seen.size = size;
             seen.encoding = self.compression(plan).await?.map(str::to_owned);
@@ -250,7 +250,7 @@ impl Image {
         inspection.await
     }
 
-    /// What the first part of a disk is compressed with, if it is.
+    /// The compression of a disk's first part, if any.
     async fn compression(&self, plan: &DiskPlan) -> Result<Option<&'static str>, ReadError> {
         let Body::Parts(parts) = &plan.body else { return Ok(None) };
         match parts.first() {
@@ -261,7 +261,7 @@ impl Image {
         }
     }
 
-    /// The first bytes of a disk, without unpacking or fetching more than them; `None` where only the disk itself has them.
+    /// The first bytes of a disk, fetching and unpacking no more than those; `None` if only the disk itself has them.
     async fn peek(&self, plan: &DiskPlan) -> Result<Option<Vec<u8>>, ReadError> {
         let Body::Parts(parts) = &plan.body else { return Ok(None) };
         let Some(first) = parts.first() else { return Ok(None) };
@@ -272,22 +272,22 @@ impl Image {
                 if plan.size.is_none() || descriptor.data.is_some() {
                     return Ok(None);
                 }
-                // Its names are listed by this look; its bytes are given out by `disk`.
+                // This peek lists names only; the bytes for readers come from `disk`.
                 let looked_at = self.cached(descriptor)?.looked_at();
                 let bytes = self.observed(looked_at, &descriptor.digest, || Arc::new(|range| vec![range]));
                 read_vec(&*bytes, ByteRange::new(0, bytes.size().min(disk::HEAD))).await?
             }
         };
-        // A first part that is shorter than that is joined with the next one.
+        // A shorter first part is joined with the next one.
         Ok((parts.len() == 1 || head.len() as u64 == disk::HEAD).then_some(head))
     }
 
-    /// The disk's inspection if it was done before.
+    /// The disk's inspection; `None` before it is done.
     pub fn inspected(&self, at: usize) -> Option<&Inspection> {
         self.found().get(at)?.inspection.get()
     }
 
-    /// The raw form of a disk whose inspection says that it has one.
+    /// The raw form of a disk; an error if its inspection finds that it has none.
     pub async fn raw_disk(self: &Arc<Self>, at: usize) -> Result<Shared, ReadError> {
         let (plan, found) = self.plan(at)?;
         let raw = found.raw.get_or_try_init(|| async {
@@ -300,7 +300,7 @@ impl Image {
             }
             let Some(header) = inspection.qcow2.clone() else { return Err(refused("it is no qcow2")) };
             let raw: Shared = Arc::new(Qcow2Raw::open(self.disk(at).await?, &header)?);
-            // What the disk holds is of the same author, and a program that probes formats believes it as well.
+            // The content has the same author, and a program that probes formats would trust it as well.
             let head = read_vec(&*raw, ByteRange::new(0, raw.size().min(disk::HEAD))).await?;
             match disk::inspect(&head, raw.size(), &Format::Raw).refusal {
                 Some(reason) => Err(refused(&format!("what it holds is not given out: {reason}"))),
@@ -310,7 +310,7 @@ impl Image {
         Ok(raw.await?.clone())
     }
 
-    /// The raw form of a disk, if it was opened before.
+    /// The raw form of a disk; `None` before it is opened.
     pub fn raw_ready(&self, at: usize) -> Option<Shared> {
         self.found().get(at)?.raw.get().cloned()
     }
@@ -320,6 +320,6 @@ impl Image {
 async fn unpacked(layer: &Layer) -> Result<Shared, ReadError> {
     layer.index().await?;
     let stream = layer.stream().ok_or_else(|| ReadError::new(Fault::Io, "a layer without a stream"))?;
-    // All of the stream as a file, which is fetched ahead for who reads it in order.
+    // The whole stream as one file, with readahead for sequential readers.
     layer::file(&stream, &Content { size: stream.size(), offset: 0, runs: None }, layer.fetcher())
 }

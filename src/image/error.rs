@@ -1,15 +1,15 @@
-//! Why a reference could not be opened.
+//! Errors of opening a reference.
 
 use crate::cache::CacheError;
 use crate::io::{Fault, ReadError};
 use crate::oci::{Digest, OciError};
 use crate::source::SourceError;
 
-/// A reference that did not become an [`Image`](super::Image).
+/// A reason why a reference could not be opened as an [`Image`](super::Image).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The source's own story, whole.
+    /// An error of the source, with all its context.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// A document that is not valid.
@@ -19,18 +19,18 @@ pub enum ImageError {
         what: &'static str,
         /// Its digest.
         digest: Digest,
-        /// What is wrong with it.
+        /// The problem.
         source: OciError,
     },
-    /// No manifest or layer is what was asked for, or several are.
+    /// No manifest or layer matches the request, or several do.
     #[error("{place}")]
     Choice {
         /// The pinned reference.
         place: String,
-        /// What there is.
+        /// The problem, with the available choices.
         source: OciError,
     },
-    /// Indexes inside indexes, too deep or in a circle.
+    /// Indexes inside indexes, too deep or in a cycle.
     #[error("{place}: indexes are nested more than {limit} deep")]
     Nesting {
         /// The pinned reference.
@@ -46,23 +46,23 @@ pub enum ImageError {
         /// The limit.
         limit: usize,
     },
-    /// No good signature where one is required.
+    /// No valid signature although one is required.
     #[error("{digest} is not signed with a key that was given: {reason}")]
     Untrusted {
         /// The manifest or index.
         digest: Digest,
-        /// What was found instead.
+        /// The problems of the signatures that were found.
         reason: String,
     },
-    /// A signature is required, and could not be looked for.
+    /// A signature is required, and the search for it failed.
     #[error("whether {digest} is signed is not known")]
     Unchecked {
         /// The manifest or index.
         digest: Digest,
-        /// Why.
+        /// The reason of the failure.
         source: ReadError,
     },
-    /// What refers to an image is not covered by the signature of the image.
+    /// Referrers of an image are not covered by its signature.
     #[error(
         "{place}: what refers to an image is not signed with it, and cannot be shown where a signature is required"
     )]
@@ -70,13 +70,13 @@ pub enum ImageError {
         /// The reference.
         place: String,
     },
-    /// Something that has no document, or none that may be handed on.
+    /// A reference that cannot be archived: it has no document, or none that is signed itself.
     #[error("{place} cannot be an archive: it is a blob alone, or an index that is not signed itself")]
     NoArchive {
         /// The pinned reference.
         place: String,
     },
-    /// Parts that are to be compared one by one, and have no digests.
+    /// `--verify=toc` for a layer whose parts have no digests.
     #[error(
         "{place}: --verify=toc cannot be had: the manifest names no digests of the parts of layer {layer} ({digest})"
     )]
@@ -88,16 +88,16 @@ pub enum ImageError {
         /// Its digest.
         digest: Digest,
     },
-    /// The cache directory.
+    /// An error of the cache directory.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// Bytes that were needed to open.
+    /// An error of reading bytes that opening needs.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
 impl ImageError {
-    /// Who is wrong.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             ImageError::Source(error) => error.fault(),

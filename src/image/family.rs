@@ -1,7 +1,7 @@
-//! What a reference names as a whole: one image, and the others that are shown beside it.
+//! Family: everything that a reference names, which is one image and the others shown next to it.
 //!
-//! Nothing here reads a blob. The idea: every image is complete in itself, so a mount of several is a list of images and the
-//! directories they are shown in; an image that cannot be opened is a line in the status, and the others are there.
+//! No blob is read in this module. Every image is self-contained, so a mount of several is a list of images and their
+//! directories. An image that cannot be opened is a line in the status and does not affect the others.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::source::Root;
 use super::open::Opened;
 use super::{Image, MemberStatus, Status};
 
-/// What a reference names, opened.
+/// An opened reference.
 pub struct Family {
     pub(super) pinned: String,
     pub(super) digest: Digest,
@@ -25,26 +25,26 @@ pub struct Family {
     pub(super) members: Vec<Member>,
     pub(super) warnings: Vec<String>,
     pub(super) signed_by: Option<Digest>,
-    /// The document itself, and where it came from; none where nothing may be archived.
+    /// The document, and the options and source it was opened with; `None` if it must not be archived.
     pub(super) root: Option<(Root, Opened)>,
 }
 
 /// A document that is shown in a directory of its own.
 pub struct Member {
-    /// The directory below the root, from the top: plain components.
+    /// Its directory, relative to the root: plain components.
     pub directory: Vec<String>,
     /// The digest of the document.
     pub digest: Digest,
-    /// The document, if it is an index.
+    /// Content of the document, if it is an index.
     pub index: Option<Bytes>,
-    /// The image, if it is a manifest.
+    /// The image, if the document is a manifest.
     pub image: Option<Arc<Image>>,
-    /// Why it is not shown, if it could not be opened.
+    /// Error, if it could not be opened and is therefore not shown.
     pub failure: Option<String>,
 }
 
 impl Member {
-    /// Whether there is anything to show.
+    /// Whether it has any content to show.
     pub fn is_shown(&self) -> bool {
         self.image.is_some() || self.index.is_some()
     }
@@ -61,27 +61,27 @@ impl Family {
         &self.digest
     }
 
-    /// What the reference named, parsed.
+    /// The document that the reference named, parsed.
     pub fn document(&self) -> &Document {
         &self.document
     }
 
-    /// The bytes of the index, when the reference named one.
+    /// The bytes of the index, if the reference named one.
     pub fn index_bytes(&self) -> Option<&Bytes> {
         self.index.as_ref()
     }
 
-    /// The image that the root shows. There is always one, unless all platforms were asked for and none is this machine's.
+    /// The image at the root. It exists unless all platforms were requested and none is for this machine.
     pub fn main(&self) -> Option<&Arc<Image>> {
         self.main.as_ref()
     }
 
-    /// What is shown beside it, always in the same order. A nested index comes before what is in it.
+    /// The documents shown next to it, always in the same order. A nested index comes before its entries.
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// All images that are shown, the root's first, and each once.
+    /// All images, the root's first, and each once.
     pub fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
         self.main.iter().chain(self.members.iter().filter_map(|member| self.beside(member)))
     }
@@ -92,7 +92,7 @@ impl Family {
         member.image.as_ref().filter(|image| !is_main(image))
     }
 
-    /// Seconds since 1970 of the `org.opencontainers.image.created` annotation of what the root shows, or 0.
+    /// Seconds since 1970 of the `org.opencontainers.image.created` annotation of the root's document, or 0.
     pub fn created(&self) -> i64 {
         match (&self.main, &self.document) {
             (Some(image), _) => image.created(),
@@ -101,13 +101,13 @@ impl Family {
         }
     }
 
-    /// The stored bytes of all blobs of all images.
+    /// Stored bytes of all blobs of all images.
     pub fn stored_bytes(&self) -> u64 {
         let blobs = self.images().flat_map(|image| image.manifest().blobs());
         blobs.map(|blob| blob.size).fold(0, u64::saturating_add)
     }
 
-    /// What is not presented as its author may have meant, and why; of members with their directories.
+    /// Deviations from the author's intent, with the reasons; those of members with their directories.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.main.as_ref().map(|image| image.warnings()).unwrap_or_default();
         warnings.extend(self.warnings.iter().cloned());
@@ -120,7 +120,8 @@ impl Family {
         warnings
     }
 
-    /// Tells, from now on, the digest of every blob of which wrong bytes may have been handed out; `None` when no image is shown.
+    /// Reports, from now on, the digest of every blob of which wrong bytes may have been served; `None` when no image
+    /// is shown.
     pub fn distrusted(&self) -> Option<broadcast::Receiver<Digest>> {
         // All images share one cache.
         self.images().next().map(|image| image.cache.distrusted())

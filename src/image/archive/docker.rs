@@ -1,7 +1,7 @@
-//! Docker's `manifest.json`: which file is the config of an image, which are its layers, and what it is called.
+//! Docker's `manifest.json`: the config, the layers and the names of each image in an archive.
 //!
-//! Reads nothing. The idea: the file stands beside an OCI index and says the same of one image for each reference, so that what
-//! knows only Docker's archives finds in it what it runs.
+//! The file describes one image for each reference, next to an OCI index. So a program that knows only Docker's
+//! archives finds the image to run.
 
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ struct Entry {
     layers: Option<Vec<String>>,
 }
 
-/// The image of each selection that has one, and an image that several have once, with all of their names.
+/// The image of each selection that has one. An image of several selections appears once, with all of its names.
 pub(super) fn tagged(selections: &[Selection]) -> Vec<Tagged<'_>> {
     let mut images: Vec<Tagged<'_>> = Vec::new();
     for selection in selections {
@@ -49,7 +49,7 @@ pub(super) fn tagged(selections: &[Selection]) -> Vec<Tagged<'_>> {
     images
 }
 
-/// The file; what is absent is `null`, as Go writes it.
+/// The content of the file; absent values are `null`, like in Go's output.
 pub(super) fn manifest(
     images: &[Tagged<'_>],
     config: impl Fn(&Digest) -> String,

@@ -1,8 +1,8 @@
-//! One or several references as one archive: every name, size and place in it, computed from documents alone.
+//! Archive of one or several references: every name, size and position is computed from documents alone.
 //!
-//! Reads no blob before somebody reads the archive there. The idea: an archive is headers and documents, which are in memory, and
-//! blobs, which are bytes like any others; joined they are one [`ReadAt`](crate::io::ReadAt), so that a file of a mount and a stream to a pipe are the
-//! same bytes. The entries are those that containerd writes: sorted, each once, owned by root, from 1970.
+//! Blobs are read only when a reader reaches them. An archive is headers and documents, which are in memory, and
+//! blobs, joined to one [`ReadAt`](crate::io::ReadAt). So a file of a mount and a stream to a pipe have the same
+//! bytes. The entries match those of containerd: sorted, each once, owned by root, dated 1970.
 
 mod docker;
 mod names;
@@ -23,21 +23,22 @@ use crate::oci::{Descriptor, Digest};
 
 use docker::Tagged;
 
-/// What says that a directory or an archive is an OCI image layout (image-spec image-layout.md).
+/// Content of `oci-layout`, which marks a directory or an archive as an OCI image layout (image-spec
+/// image-layout.md).
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
-/// How an archive is laid out.
+/// The format of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArchiveForm {
-    /// An OCI image layout that is a Docker archive as well: with a `manifest.json`.
+    /// An OCI image layout that is also a Docker archive, with a `manifest.json`.
     Oci,
-    /// An OCI image layout and nothing else.
+    /// An OCI image layout only.
     OciAlone,
-    /// What `docker save` wrote before it knew OCI: one config and its layers for each image.
+    /// The format of `docker save` before it supported OCI: one config and its layers for each image.
     Docker,
 }
 
-/// An archive that can be read at any place.
+/// A computed archive with random access.
 pub struct Archive {
     members: Vec<ArchiveMember>,
     blobs: HashSet<Digest>,
@@ -46,26 +47,26 @@ pub struct Archive {
 
 /// One file or directory in an archive.
 pub struct ArchiveMember {
-    /// Its path; that of a directory ends with a slash.
+    /// Path; that of a directory ends with a slash.
     pub name: String,
     /// Permission bits.
     pub mode: u16,
-    /// The digest that its bytes have to have, if it is a blob or a document.
+    /// Digest of its content; `None` unless it is a blob or a document.
     pub digest: Option<Digest>,
-    /// Its header, as it stands in the archive.
+    /// Header, as encoded in the archive.
     pub header: Bytes,
-    /// Its bytes; a directory has none.
+    /// Content; `None` for a directory.
     pub bytes: Option<Shared>,
 }
 
 impl ArchiveMember {
-    /// How many bytes it has.
+    /// Size of the content in bytes.
     pub fn size(&self) -> u64 {
         self.bytes.as_ref().map_or(0, |bytes| bytes.size())
     }
 }
 
-/// A file before its place is known.
+/// An entry before its position is known.
 struct Record {
     mode: u16,
     digest: Option<Digest>,
@@ -94,7 +95,7 @@ struct Index<'a> {
 }
 
 impl Archive {
-    /// The archive of everything that was selected, each blob once. Reads nothing.
+    /// Computes the archive of all selections, each blob once. Reads nothing.
     pub fn of(selections: &[Selection], form: ArchiveForm) -> Result<Self, ReadError> {
         let records = match form {
             ArchiveForm::Docker => docker_records(selections)?,
@@ -118,22 +119,22 @@ impl Archive {
         Ok(archive)
     }
 
-    /// What is in it, in the order of the archive.
+    /// The entries, in the order of the archive.
     pub fn members(&self) -> &[ArchiveMember] {
         &self.members
     }
 
-    /// How many bytes it has.
+    /// Size of the archive in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Whether the blob or document `digest` is in it.
+    /// Whether the archive contains the blob or document `digest`.
     pub fn holds(&self, digest: &Digest) -> bool {
         self.blobs.contains(digest)
     }
 
-    /// All of its bytes. A blob is opened when it is first read.
+    /// The bytes of the archive. A blob is opened when it is first read.
     pub fn bytes(&self) -> Shared {
         let mut joined = Concat::new();
         let mut computed = BytesMut::new();
@@ -211,7 +212,7 @@ fn docker_records(selections: &[Selection]) -> Result<BTreeMap<String, Record>, 
     Ok(records)
 }
 
-/// Where an image layout has a blob.
+/// Path of a blob in an image layout.
 fn blob_path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm_name(), digest.encoded())
 }

@@ -1,29 +1,29 @@
-//! What an image is called in an archive.
+//! Names of an image in an archive.
 //!
-//! Nothing is looked up. The idea: whoever imports an archive finds the image under the name by which it was exported, in each of
-//! the three forms that tools read.
+//! Nothing is looked up. A tool that imports the archive finds the image under the name by which it was exported, in
+//! each of the three forms that tools read.
 
 use std::collections::BTreeMap;
 
 use crate::oci::{Digest, OciError, REF_NAME, Reference};
 use crate::source::{LayoutChoice, Location};
 
-/// The annotation by which containerd finds the name of an image.
+/// The annotation in which containerd finds the name of an image.
 const IMAGE_NAME: &str = "io.containerd.image.name";
 
-/// What an image is called in an archive; it may have no name at all.
+/// The names of an image in an archive; all fields are `None` for an unnamed image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ArchiveName {
-    /// In full: `docker.io/library/nginx:1.27`.
+    /// Full name: `docker.io/library/nginx:1.27`.
     pub full: Option<String>,
-    /// The tag, as an OCI layout has it.
+    /// Tag, as in an OCI layout.
     pub tag: Option<String>,
-    /// As Docker shows it: `nginx:1.27`.
+    /// Short name, as Docker shows it: `nginx:1.27`.
     pub familiar: Option<String>,
 }
 
 impl ArchiveName {
-    /// The name by which an image at `location` with this digest was asked for.
+    /// The name under which an image at `location` with this digest was requested.
     pub(super) fn of(location: &Location, digest: &Digest) -> Self {
         match location {
             Location::Registry(reference) if reference.tag().is_some() => Self::of_reference(reference),
@@ -32,7 +32,7 @@ impl ArchiveName {
             }
             Location::Layout { choice: LayoutChoice::Tag(tag), .. }
             | Location::Archive { choice: LayoutChoice::Tag(tag), .. } => match tag.parse::<Reference>() {
-                // A layout may have the full name where others have a tag, and what docker saved has a name and a tag.
+                // A layout may have a full name in place of a tag; archives of `docker save` have a name and a tag.
                 Ok(reference) if tag.contains(['/', ':']) => {
                     Self { tag: Some(tag.clone()), ..Self::of_reference(&reference) }
                 }
@@ -42,7 +42,7 @@ impl ArchiveName {
         }
     }
 
-    /// A name that a user gives: a reference with a tag.
+    /// A name given by the user: a reference with a tag.
     pub(super) fn given(name: &str) -> Result<Self, OciError> {
         let reference: Reference = name.parse()?;
         if reference.digest().is_some() {
@@ -67,7 +67,7 @@ impl ArchiveName {
         }
     }
 
-    /// The annotations of an entry of `index.json` that say all this.
+    /// The annotations for these names in an entry of `index.json`.
     pub(super) fn annotations(&self) -> BTreeMap<String, String> {
         let full = self.full.iter().map(|full| (IMAGE_NAME.to_owned(), full.clone()));
         let tag = self.tag.iter().map(|tag| (REF_NAME.to_owned(), tag.clone()));

@@ -1,7 +1,7 @@
-//! What of a reference goes into an archive, a layout or the cache: its documents and its blobs.
+//! Selection: the documents and blobs of a reference that go into an archive, a layout or the cache.
 //!
-//! Reads documents and no blob. The idea: what was selected is a list of descriptors, in which every digest stands once, and each
-//! of them can be opened; where it is written is decided elsewhere.
+//! Selecting reads documents and no blob. A selection is a list of descriptors in which every digest appears once,
+//! and each can be opened. The caller decides where they are written.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use super::super::trust::stored;
 use super::super::{Family, ImageError};
 use super::names::ArchiveName;
 
-/// What of a reference is selected. The default is what containerd exports: of an index, the manifests for this machine and those
-/// without a platform.
+/// Options of a selection. The default matches an export of containerd: of an index, the manifests for this machine
+/// and those without a platform.
 #[derive(Clone, Debug, Default)]
 pub struct ArchiveOptions {
     pub(super) platforms: Vec<Platform>,
@@ -36,8 +36,8 @@ impl ArchiveOptions {
         Self::default()
     }
 
-    /// Selects the manifests of an index for this platform, instead of those for this machine; beside those that were asked for
-    /// before.
+    /// Selects the manifests of an index for this platform instead of those for this machine. Repeated calls add
+    /// platforms.
     #[must_use]
     pub fn platform(mut self, platform: Platform) -> Self {
         self.platforms.push(platform);
@@ -51,36 +51,36 @@ impl ArchiveOptions {
         self
     }
 
-    /// Leaves out layers that their authors do not let others hand on.
+    /// Omits layers whose licence does not allow distribution.
     #[must_use]
     pub fn skip_nondistributable(mut self) -> Self {
         self.skip_nondistributable = true;
         self
     }
 
-    /// Adds what says that it is about what was selected.
+    /// Adds the referrers of the selected documents.
     #[must_use]
     pub fn with_referrers(mut self) -> Self {
         self.referrers = true;
         self
     }
 
-    /// Leaves out manifests that are not there, and the blobs of a manifest of which one is not there; offline, there is what the
-    /// cache has.
+    /// Omits unavailable manifests, and all blobs of a manifest of which one is unavailable. Offline, only cached
+    /// content is available.
     #[must_use]
     pub fn skip_missing(mut self) -> Self {
         self.skip_missing = true;
         self
     }
 
-    /// Another name than the reference has.
+    /// Replaces the name of the reference.
     #[must_use]
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// What a mount of these options shows.
+    /// The selection that a mount with these options shows.
     pub(super) fn shown(options: &OpenOptions) -> Self {
         let selected = Self { referrers: options.referrers == Referrers::Shown, ..Self::default() };
         match &options.platforms {
@@ -91,25 +91,25 @@ impl ArchiveOptions {
     }
 }
 
-/// A document or a blob that was selected.
+/// A selected document or blob.
 #[derive(Clone, Debug)]
 pub struct Piece {
-    /// Its digest and its size, and what it is called.
+    /// Digest, size and media type.
     pub descriptor: Descriptor,
-    /// Its bytes, where they are known already.
+    /// Content, if it is in memory already; `None` if it must be read.
     pub(super) here: Option<Bytes>,
 }
 
-/// Something that was left out, as was asked for.
+/// Content that was omitted because of the options.
 #[derive(Clone, Debug)]
 pub struct LeftOut {
     /// Its digest.
     pub digest: Digest,
-    /// Why.
+    /// Reason.
     pub reason: String,
 }
 
-/// A manifest that Docker might run.
+/// A manifest that Docker may be able to run.
 #[derive(Clone, Debug)]
 pub(super) struct Runnable {
     pub(super) manifest: Digest,
@@ -119,7 +119,7 @@ pub(super) struct Runnable {
     pub(super) is_image: bool,
 }
 
-/// What of one reference is selected.
+/// The selected content of one reference.
 pub struct Selection {
     pub(super) pinned: String,
     pub(super) name: ArchiveName,
@@ -135,8 +135,8 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Finds out what of a reference is selected by `selected`. Of `options` count the location, the network, what is said about
-    /// verification and signatures, and the conditions on the entries of an index; which platforms, `selected` says.
+    /// Computes the selection of `selected` for a reference. From `options` it uses the location, the network,
+    /// verification, signatures, and the conditions on entries of an index. Platforms come from `selected`.
     pub async fn open(
         options: &OpenOptions,
         registry: &Registry,
@@ -161,37 +161,37 @@ impl Selection {
         &self.pinned
     }
 
-    /// The digest of that document.
+    /// The digest of the document that the reference names.
     pub fn digest(&self) -> &Digest {
         &self.root.digest
     }
 
-    /// What it is called in an archive.
+    /// The name of the image in an archive.
     pub fn name(&self) -> &ArchiveName {
         &self.name
     }
 
-    /// What was selected, each digest once.
+    /// The selected documents and blobs, each digest once.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces
     }
 
-    /// What was left out although a document names it.
+    /// Content that was omitted although a document names it.
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
     }
 
-    /// What Docker's manifest names.
+    /// The manifest for Docker's `manifest.json`, if any.
     pub(super) fn docker(&self) -> Option<&Runnable> {
         self.docker.as_ref()
     }
 
-    /// The same, if Docker could run it.
+    /// Like `docker`, but only if it is a container image.
     pub(super) fn runnable(&self) -> Option<&Runnable> {
         self.docker.as_ref().filter(|image| image.is_image)
     }
 
-    /// What `index.json` says of it.
+    /// The entries for `index.json`: the document, and its referrers.
     pub(super) fn entries(&self) -> impl Iterator<Item = Descriptor> {
         let root = Descriptor { annotations: self.name.annotations(), ..self.root.clone() };
         std::iter::once(root).chain(self.referrers.iter().cloned())
@@ -212,12 +212,12 @@ impl Selection {
         Arc::new(Deferred::new(piece.descriptor.size, Box::new(open)))
     }
 
-    /// How many bytes of content the cache holds at most.
+    /// Limit of the cache's content, in bytes; `None` without a limit.
     pub(in crate::image) fn capacity(&self) -> Option<u64> {
         self.cache.capacity()
     }
 
-    /// A piece in the cache; `None` where there is nothing to fetch.
+    /// A piece in the cache; `None` if there is nothing to fetch.
     pub(in crate::image) fn cached(&self, piece: &Piece) -> Result<Option<Arc<Cached>>, ReadError> {
         if piece.here.is_some() || piece.descriptor.size == 0 {
             return Ok(None);
@@ -228,7 +228,7 @@ impl Selection {
 }
 
 impl Family {
-    /// What `selected` selects of the reference that was opened. Documents that opening did not read are read.
+    /// The selection of `selected` for the opened reference. Reads the documents that opening did not need.
     pub async fn select(&self, selected: &ArchiveOptions) -> Result<Selection, ImageError> {
         let Some((root, opened)) = &self.root else {
             return Err(ImageError::NoArchive { place: self.pinned.clone() });
@@ -236,7 +236,7 @@ impl Family {
         opened.opener().select(root.clone(), selected).await?.renamed(selected)
     }
 
-    /// What a mount with the options that were opened has as an archive.
+    /// The selection that a mount with the options of `open` shows.
     pub async fn select_shown(&self) -> Result<Selection, ImageError> {
         match &self.root {
             Some((_, opened)) => self.select(&ArchiveOptions::shown(&opened.options)).await,
@@ -244,8 +244,8 @@ impl Family {
         }
     }
 
-    /// Whether there is an archive of it: there is none of a blob alone, nor of an index that is not signed where a signature is
-    /// required and its manifest has one.
+    /// Whether the reference can be archived. A bare blob cannot. Neither can an unsigned index if a signature is
+    /// required and only its manifest has one.
     pub fn has_archive(&self) -> bool {
         self.root.is_some()
     }

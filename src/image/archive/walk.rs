@@ -1,7 +1,8 @@
-//! From the document of a reference down to everything that is selected of it.
+//! Selection walk: from the document of a reference down to everything selected.
 //!
-//! Reads documents, and asks for blobs only whether they are there, if that matters. The idea: an index is searched level by
-//! level as for a mount, but what fits is kept, and not one of it chosen: the index stays as it is, whatever of it was selected.
+//! The walk reads documents. It checks the existence of blobs only if the options need it. An index is searched level
+//! by level like for a mount, but all matching entries are taken instead of one. The index itself stays unchanged,
+//! whatever part of it was selected.
 
 use std::collections::HashSet;
 
@@ -21,7 +22,7 @@ use super::super::several::{MAX_NESTING, PARALLEL};
 use super::names::ArchiveName;
 use super::select::{ArchiveOptions, LeftOut, Piece, Runnable, Selection};
 
-/// The annotation of an entry that is about another one, by which containerd does not take it for an image.
+/// The annotation of an entry that refers to another one; containerd does not take such an entry for an image.
 const SUBJECT: &str = "io.containerd.manifest.subject";
 
 /// A manifest that was found.
@@ -30,20 +31,20 @@ struct Found {
     image: Option<Runnable>,
 }
 
-/// What was found so far.
+/// State of the walk.
 struct Walk<'a> {
     opener: &'a Opener<'a>,
     selected: &'a ArchiveOptions,
     pieces: Vec<Piece>,
     seen: HashSet<Digest>,
     found: Vec<Found>,
-    /// The manifests and indexes that something may be about.
+    /// Manifests and indexes that may have referrers.
     subjects: Vec<Digest>,
     left_out: Vec<LeftOut>,
 }
 
 impl Opener<'_> {
-    /// What `selected` selects of the document that the reference names.
+    /// Computes the selection of `selected` for the document that the reference names.
     pub(super) async fn select(
         &self,
         root: Root,
@@ -52,7 +53,7 @@ impl Opener<'_> {
         let location = &self.options.location;
         let document = parse(&root)?;
         if !self.options.signed_by.is_empty() {
-            // What a signed document names is signed with it: digests are all there is to it.
+            // A signed document covers everything below it, since it refers to content by digest only.
             self.demand_whole(&root, selected.referrers).await?;
         }
         let pinned = location.pinned(&root.digest);
@@ -89,7 +90,7 @@ impl Opener<'_> {
 }
 
 impl Walk<'_> {
-    /// Adds a document, and gives the descriptor that names it.
+    /// Adds a document, and returns its descriptor.
     fn document(&mut self, root: &Root, document: &Document) -> Descriptor {
         let written = document.media_type();
         let media_type = match document {
@@ -112,7 +113,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Adds a manifest's config and layers.
+    /// Adds the config and the layers of a manifest.
     async fn manifest(
         &mut self,
         candidate: Option<Candidate>,
@@ -149,7 +150,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The first of `blobs` that is not there.
+    /// The first of `blobs` that is unavailable.
     async fn missing(&self, blobs: &[&Descriptor]) -> Result<Option<Digest>, ImageError> {
         let wanted: Vec<&Descriptor> = blobs
             .iter()
@@ -182,7 +183,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Adds what is selected of an index, and of the indexes in it.
+    /// Adds the selected entries of an index and of nested indexes.
     async fn index(&mut self, outer: &Index, pinned: &str) -> Result<(), ImageError> {
         let mut level: Vec<(Option<Candidate>, Index)> = vec![(None, outer.clone())];
         let mut others: Vec<Candidate> = Vec::new();
@@ -212,7 +213,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Reads documents, adds them, and gives the indexes among them.
+    /// Reads and adds documents, and returns the indexes among them.
     async fn fetch(&mut self, wanted: Vec<Candidate>) -> Result<Vec<(Option<Candidate>, Index)>, ImageError> {
         let mut digests = HashSet::new();
         let wanted: Vec<Candidate> = wanted
@@ -245,7 +246,7 @@ impl Walk<'_> {
         Ok(indexes)
     }
 
-    /// Whether an entry is selected: as containerd has it, one without a platform always is.
+    /// Whether an entry is selected. Like in containerd, an entry without a platform always is.
     fn fits(&self, candidate: &Candidate) -> bool {
         let (selected, select) = (self.selected, &self.opener.options.select);
         if !candidate.is_selected() && !candidate.entry.media_type.is_index() {
@@ -261,7 +262,7 @@ impl Walk<'_> {
         }
     }
 
-    /// What is selected for a platform that no entry is exactly for: what a mount would choose.
+    /// Entries for requested platforms without an exact match: the ones that a mount would choose.
     fn nearest(&self, others: Vec<Candidate>, pinned: &str) -> Result<Vec<Candidate>, ImageError> {
         if self.selected.all_platforms || self.found.iter().any(|found| found.is_for(None)) {
             return Ok(Vec::new());
@@ -283,7 +284,7 @@ impl Walk<'_> {
         Ok(chosen)
     }
 
-    /// The image that Docker's manifest names: that of the first platform that was asked for.
+    /// The image for Docker's `manifest.json`: that of the first requested platform.
     fn docker(&self) -> Option<Runnable> {
         let host = [Platform::host()];
         let wanted = match &self.selected.platforms[..] {
@@ -297,7 +298,7 @@ impl Walk<'_> {
         exact.or_else(unnamed).or_else(any)?.image.clone()
     }
 
-    /// Adds what is about what was found, and gives the entries that name it.
+    /// Adds the referrers of all found documents, and returns entries for them.
     async fn referrers(&mut self) -> Result<Vec<Descriptor>, ImageError> {
         let mut entries = Vec::new();
         for subject in self.subjects.clone() {
@@ -334,7 +335,7 @@ impl Found {
         self.candidate.as_ref()?.platform.as_ref()
     }
 
-    /// Whether it is for a platform, or says of none that it is for it.
+    /// Whether it is for the platform `wanted`; with `None`, whether it has no platform.
     fn is_for(&self, wanted: Option<&Platform>) -> bool {
         match (self.platform(), wanted) {
             (None, None) => true,
@@ -348,7 +349,7 @@ impl Found {
     }
 }
 
-/// Whether a document is not there, or not here where nobody may ask for it.
+/// Whether a document does not exist, or is not cached while offline.
 fn is_missing(error: &ImageError) -> bool {
     matches!(error, ImageError::Source(SourceError::Offline { .. })) || error.fault() == Fault::NotFound
 }
