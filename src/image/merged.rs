@@ -1,7 +1,7 @@
-//! The archives of an image as trees: their union, one alone, and one as the directory it was made of.
+//! Archive trees of an image: their union, one layer alone, and one archive as a directory of an artifact.
 //!
-//! What the rules of a union are is decided in `tree/`, which archives take part in `artifact/`. The idea: tables of contents
-//! come side by side and are applied in order, so that only a few of them are in memory.
+//! The rules of a union are in `tree/`, the choice of archives in `artifact/`. Tables of contents are loaded
+//! concurrently and applied in order, so that only a few of them are in memory.
 
 use std::sync::{Arc, PoisonError};
 
@@ -15,22 +15,22 @@ use crate::tree::{self, Builder, Overlap, Tree};
 
 use super::{Image, OnConflict};
 
-/// Bytes of an archive that are looked at for its first entry.
+/// Bytes of an archive to search for its first entry.
 const FIRST_BYTES: u64 = 64 * 1024;
 
-/// The paths at which archives disagree.
+/// Paths where archives conflict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conflicts {
-    /// How many.
+    /// Number of paths.
     pub count: u64,
-    /// The first of them.
+    /// The first of the paths.
     pub paths: Vec<String>,
-    /// Hard links that are not shown, because what they mean is in no archive of their own.
+    /// Omitted hard links, whose target is not in their own archive.
     pub left_out: Vec<String>,
 }
 
 impl Conflicts {
-    /// How many paths there are, for people.
+    /// The number of paths, for messages.
     pub(super) fn number(&self) -> String {
         match self.count {
             1 => "1 path".to_owned(),
@@ -39,13 +39,13 @@ impl Conflicts {
     }
 }
 
-/// Guards: one large table of contents of the process is in memory at a time.
+/// The turn to load a large table of contents: the process has one in memory at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-/// Paths that are listed; a million are a mistake that ten show as well.
+/// Limit of listed paths; a million of them are a mistake that ten show as well.
 const LISTED: usize = 1000;
 
-/// Paths that an error lists.
+/// Limit of paths in an error.
 const SHOWN: usize = 10;
 
 impl Image {
@@ -58,7 +58,7 @@ impl Image {
         if let Err(error) = &merged
             && matches!(error.fault(), Fault::Malformed | Fault::Unsupported | Fault::Mismatch)
         {
-            // Wrong for ever: the next lookup need not find it out again.
+            // The error is permanent, so later lookups return it at once.
             self.unmergeable.get_or_init(|| error.clone());
         }
         merged.cloned()
@@ -67,7 +67,7 @@ impl Image {
     async fn merge(&self) -> Result<Arc<Tree>, ReadError> {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
         let union = self.contents.union;
-        // Side by side, but no more at once than can decode: a pass holds megabytes in flight.
+        // Concurrently, but no more at once than cores: a pass has megabytes in flight.
         let one = |(at, layer)| -> BoxFuture<'_, Result<_, ReadError>> {
             Box::pin(async move { Ok((at, self.table_of_contents(at, layer, union).await?)) })
         };
@@ -88,7 +88,7 @@ impl Image {
         let (mut builder, mut conflicts) = (Builder::new(), Conflicts::default());
         while let Some(next) = indexes.next().await {
             let (at, Some((toc, root))) = next? else { continue };
-            // Large ones are on disk until it is their turn; no turn waits for a network.
+            // Large ones stay on disk until their turn; no turn waits for the network.
             let _turn = if toc.is_spooled() { Some(TURN.lock().await) } else { None };
             let toc = toc.whole().await.map_err(|error| error.within(format!("layer {at}")))?;
             let toc = self.complete_toc(at, toc, root);
@@ -109,7 +109,7 @@ impl Image {
         Ok(Arc::new(compute(move || Ok(builder.freeze())).await?))
     }
 
-    /// The names in a layer; `None` for one that turns out to be no archive, where its neighbours do not need it.
+    /// The names in a layer; `None` for a layer that is not an archive, if the others do not depend on it.
     async fn table_of_contents(
         &self,
         at: usize,
@@ -131,7 +131,7 @@ impl Image {
         Ok(Some((toc, root)))
     }
 
-    /// What the archive records of its root directory where an index that others made may lack it.
+    /// The recorded root directory of an archive, which an index from another tool may lack.
     async fn own_root(&self, layer: &Layer, toc: &Toc) -> Option<Entry> {
         if layer.known_index() == Some(IndexKind::Local) || !toc.is_spooled() && has_root(toc) {
             return None;
@@ -153,7 +153,7 @@ impl Image {
         toc
     }
 
-    /// An error for a layer that nothing here can decrypt.
+    /// Fails for an encrypted layer: decryption is not supported.
     fn refuse_encrypted(&self, at: usize) -> Result<(), ReadError> {
         let kind = &self.manifest.layers[at].media_type;
         if !kind.claims_encryption() {
@@ -164,7 +164,7 @@ impl Image {
         Err(ReadError::new(Fault::Unsupported, message))
     }
 
-    /// An error of a layer with its number, and with what its label says beside.
+    /// Adds the number and the label of a layer to an error.
     fn explained(&self, at: usize, error: ReadError) -> ReadError {
         let kind = &self.manifest.layers[at].media_type;
         match error.fault() {
@@ -175,7 +175,7 @@ impl Image {
         }
     }
 
-    /// Decides what conflicts mean.
+    /// Applies the option for conflicts.
     fn settle(&self, conflicts: Conflicts) -> Result<(), ReadError> {
         if conflicts.count > 0 && self.on_conflict == OnConflict::Error {
             let shown = conflicts.paths.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -186,17 +186,17 @@ impl Image {
             );
             return Err(ReadError::new(Fault::Unsupported, message));
         }
-        // Set by whoever merges first, and the same every time.
+        // Set by the first merge; every merge gives the same value.
         self.conflicts.get_or_init(|| conflicts);
         Ok(())
     }
 
-    /// The paths at which archives disagree, once they were merged.
+    /// The paths where archives conflict; `None` before they are merged.
     pub fn conflicts(&self) -> Option<&Conflicts> {
         self.conflicts.get()
     }
 
-    /// The tree of one archive layer alone, whiteouts as the files they are.
+    /// The tree of one archive layer alone; whiteouts are shown as plain files.
     pub async fn layer_tree(&self, at: usize) -> Result<Tree, ReadError> {
         let layer = self.archive_at(at)?;
         self.refuse_encrypted(at)?;
@@ -224,7 +224,7 @@ impl Image {
         let toc = self.archive_at(at)?.index().await?.toc;
         let _turn = if toc.is_spooled() { Some(TURN.lock().await) } else { None };
         let toc = toc.whole().await?;
-        // Where it is not laid down whether the names start with the directory, they tell.
+        // If the format leaves open whether names start with the directory, the names themselves decide.
         let is_inside = !plan.lenient || tree::is_below(&toc, plan.below.as_bytes());
         let below = if is_inside { plan.below.clone() } else { String::new() };
         compute(move || {
@@ -237,7 +237,7 @@ impl Image {
         .await
     }
 
-    /// What a directory in `files/` is by the first bytes of its layer.
+    /// Determines the shape of a directory in `files/` from the first bytes of its layer.
     pub async fn tree_shape(&self, plan: &artifact::Tree) -> Result<TreeShape, ReadError> {
         if !plan.lenient {
             return Ok(TreeShape::Directory);
@@ -274,14 +274,14 @@ impl Image {
     }
 }
 
-/// What a layer that may be a directory is.
+/// The shape of a layer that may be a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeShape {
     /// The archive of a directory.
     Directory,
-    /// The archive of one file, and the bytes of that.
+    /// An archive of one file, and the file's size in bytes.
     File(u64),
-    /// No archive: a file as stored.
+    /// Not an archive: a file as stored.
     Stored,
 }
 

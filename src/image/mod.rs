@@ -1,7 +1,7 @@
-//! An opened reference: the platform chosen, and source, cache, layers, trees and disks wired together lazily.
+//! Opened image: the chosen platform, with source, cache, layers, trees and disks connected lazily.
 //!
-//! This is the only place where the lower modules meet. Opening costs the index and the manifest, never a blob byte;
-//! everything else is found out on first use and then kept.
+//! Only this module combines the lower modules. Opening reads the index and the manifest, and no blob except those
+//! that `open.rs` names. Everything else is computed on first use and then cached.
 
 mod access;
 mod archive;
@@ -71,69 +71,71 @@ use trace::{Observed, Recorder, Stored};
 /// One image or artifact, at one digest, for the life of a mount.
 pub struct Image {
     pinned: String,
-    /// None for what was made up to show a blob alone.
+    /// `None` for the synthetic manifest of a bare blob.
     manifest_bytes: Option<Bytes>,
     manifest_digest: Digest,
     manifest: Manifest,
     /// For each layer of the manifest, whether it is presented.
     selected: Vec<bool>,
-    /// What could not be found out when the image was opened.
+    /// Problems while the image was opened.
     warnings: Vec<String>,
     source: Arc<dyn Source>,
-    /// What lies beside the image, if that is used.
+    /// Published indexes of its layers; `None` if the policy does not use them.
     beside: Option<Arc<Beside>>,
-    /// Where things can be published beside the image.
+    /// Where artifacts about the image can be published; `None` outside of a registry.
     publisher: Option<Publisher>,
     cache: Cache,
-    /// Every blob that was opened, for the life of the image: readers share it, and while its files are open no other process evicts it.
+    /// Every opened blob, for the life of the image. Readers share it, and while its files are open no other process
+    /// evicts it.
     blobs: Mutex<HashMap<Digest, Arc<Cached>>>,
-    /// One slot per layer of the manifest, `None` for those that are no archives by their label.
+    /// One slot for each layer of the manifest; `None` for a layer that is not an archive by its label.
     layers: Vec<Option<Layer>>,
     merged: OnceCell<Arc<Tree>>,
-    /// What is known of the root directories of trees.
+    /// The known root directories of trees.
     roots: Mutex<KnownRoots>,
-    /// Guards: one look at first blocks at a time.
+    /// The turn to read the first blocks of layers: one search at a time.
     learning_roots: tokio::sync::Mutex<()>,
-    /// Why the layers can never be merged.
+    /// The error if the layers can never be merged.
     unmergeable: OnceLock<ReadError>,
-    /// What went wrong lately, oldest first.
+    /// The last errors of readers, oldest first.
     errors: Mutex<VecDeque<String>>,
     contents: Contents,
-    /// Sizes of the archives in `files/` that are one file each, by the number of the file.
+    /// Sizes of the archives in `files/` that contain one file, by the number of the file.
     lone_files: Mutex<HashMap<usize, u64>>,
     detection: Detection,
-    /// What was found out about each disk.
+    /// State of each disk.
     disks: Vec<Found>,
-    /// The disks of a containerDisk, once the whole tree was looked through.
+    /// The disks of a containerDisk, set when the whole tree has been searched.
     members: OnceCell<(Detection, Vec<Found>)>,
-    /// What unpacks parts of disks, by the number of the layer.
+    /// Unpackers of parts of disks, by the number of the layer.
     packed: Mutex<HashMap<usize, Arc<Layer>>>,
     index_policy: IndexPolicy,
     /// When bytes are compared with their digests.
     verify: Verify,
     on_conflict: OnConflict,
-    /// The annotation after which the directories in `layers/` are called.
+    /// The annotation that names the directories in `layers/`; `None` to use the digest.
     layer_name: Option<String>,
-    /// Which paths archives disagree about, once they were merged.
+    /// Paths where archives conflict, set by the first merge.
     conflicts: OnceLock<Conflicts>,
-    /// What is missing of what is shown, with the reasons: layers that are no archives, attributes that a disk cannot hold.
+    /// Omitted content, with the reasons: layers that are not archives, attributes that a disk cannot hold.
     left_out: Mutex<Vec<String>>,
     prefetch: Prefetch,
-    /// Why not everything can be fetched although that was asked for.
+    /// The reason why a requested complete fetch is impossible.
     incomplete: OnceLock<String>,
-    /// Notes what is read, while that is recorded.
+    /// Records reads; `None` unless recording is on.
     recorder: Option<Arc<Recorder>>,
     /// Background work that ends with the image.
     tasks: Mutex<JoinSet<()>>,
 }
 
 impl Image {
-    /// The reference with a digest: of the document it named when it was opened, or of the manifest where that is another one.
+    /// The reference with a digest: that of the document it named when it was opened, or that of the manifest if that
+    /// is another document.
     pub fn pinned(&self) -> &str {
         &self.pinned
     }
 
-    /// The bytes of the manifest, exactly as hashed; `None` where a blob is shown alone.
+    /// The bytes of the manifest, exactly as hashed; `None` for a bare blob.
     pub fn manifest_bytes(&self) -> Option<&Bytes> {
         self.manifest_bytes.as_ref()
     }
@@ -143,15 +145,15 @@ impl Image {
         &self.manifest
     }
 
-    /// Seconds since 1970 of the `org.opencontainers.image.created` annotation, or 0: the time of everything that has no
-    /// time of its own.
+    /// Seconds since 1970 of the `org.opencontainers.image.created` annotation, or 0. It is the time of every file
+    /// without a time of its own.
     pub fn created(&self) -> i64 {
         created(&self.manifest.annotations)
     }
 
-    /// Notes what a reader was refused, for the status.
+    /// Records an error that a reader received, for the status.
     pub fn note_error(&self, error: String) {
-        /// How many are remembered.
+        /// Limit of recorded errors.
         const KEPT: usize = 32;
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
         if errors.len() == KEPT {
@@ -160,7 +162,7 @@ impl Image {
         errors.push_back(error);
     }
 
-    /// Notes what is missing of what is shown, once, for the status.
+    /// Records omitted content for the status, each line once.
     pub fn warn(&self, line: String) {
         let mut lines = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
         if !lines.contains(&line) {
@@ -169,7 +171,7 @@ impl Image {
         }
     }
 
-    /// A blob of the manifest as stored. Nothing is read here.
+    /// A blob of the manifest as stored. Reads nothing.
     pub fn blob(&self, descriptor: &Descriptor) -> Result<Shared, ReadError> {
         match &descriptor.data {
             Some(data) => Ok(Arc::new(Memory::new(data.clone()))),
@@ -180,7 +182,8 @@ impl Image {
         }
     }
 
-    /// `bytes`, whose reads are noted while a trace is recorded; `stored` makes what tells which bytes of `blob` a read needs.
+    /// Wraps `bytes` so that reads are recorded, if a trace is being recorded. `stored` maps a read to bytes of
+    /// `blob`.
     fn observed(&self, bytes: Shared, blob: &Digest, stored: impl FnOnce() -> Stored) -> Shared {
         match &self.recorder {
             None => bytes,
@@ -190,8 +193,8 @@ impl Image {
         }
     }
 
-    /// Waits until every blob that was opened and is whole in the cache was compared with its digest. An error says that one of
-    /// them is not what its digest names, so that what was made of it is wrong.
+    /// Waits until every opened blob that is complete in the cache was compared with its digest. An error reports
+    /// that one of them does not match, so that everything derived from it is wrong.
     pub async fn compared(&self) -> Result<(), ReadError> {
         let opened: Vec<_> =
             self.blobs.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
@@ -201,7 +204,7 @@ impl Image {
         Ok(())
     }
 
-    /// What was read so far, when the image was opened to record it.
+    /// The trace so far; `None` unless the image was opened with recording on.
     pub fn trace(&self) -> Option<Trace> {
         let recorder = self.recorder.as_ref()?;
         let size_of =
@@ -214,13 +217,13 @@ impl Image {
         })
     }
 
-    /// The digest of the manifest: of the platform that was chosen, if the reference named an index.
+    /// The digest of the manifest: of the chosen platform, if the reference named an index.
     pub fn manifest_digest(&self) -> &Digest {
         &self.manifest_digest
     }
 
     fn cached(&self, descriptor: &Descriptor) -> Result<Arc<Cached>, ReadError> {
-        // Guards only the map; opening a blob touches two local files and no network.
+        // The lock guards only the map; opening a blob touches two local files and no network.
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(blob) = blobs.get(&descriptor.digest).filter(|blob| blob.size() == descriptor.size) {
             return Ok(blob.clone());
@@ -230,7 +233,7 @@ impl Image {
         Ok(blob)
     }
 
-    /// The layers that are archives of one tree, by their labels: number in the manifest, and layer. Lowest first.
+    /// The layers that form the merged tree, by their labels: number in the manifest, and layer. Lowest first.
     pub fn archives(&self) -> impl Iterator<Item = (usize, &Layer)> {
         self.contents
             .archives
@@ -238,8 +241,8 @@ impl Image {
             .filter_map(|archive| Some((archive.layer, self.archive(archive.layer)?)))
     }
 
-    /// What an archive layer is called behind its number, when that is not its digest: by the annotation that was asked for, or as
-    /// the kind of artifact has it.
+    /// The name of an archive layer after its number, from the `layer_name` annotation or from the type of artifact;
+    /// `None` to use its digest.
     pub fn layer_label(&self, at: usize) -> Option<String> {
         let descriptor = self.manifest.layers.get(at)?;
         let asked = self.layer_name.as_ref().and_then(|key| descriptor.annotations.get(key));
@@ -247,7 +250,7 @@ impl Image {
         artifact::component(asked.or_else(known)?)
     }
 
-    /// Every layer that is an archive by its label, also those that are directories of their own.
+    /// Every layer that is an archive by its label, including those that are directories of their own.
     pub fn every_archive(&self) -> impl Iterator<Item = (usize, &Layer)> {
         self.layers.iter().enumerate().filter_map(|(at, layer)| Some((at, layer.as_ref()?)))
     }
@@ -257,7 +260,7 @@ impl Image {
         self.layers.get(at)?.as_ref()
     }
 
-    /// The bytes of a file whose tree said `content`, in the layer with number `origin`.
+    /// The bytes of a file with location `content` in layer `origin`.
     pub fn file(&self, origin: usize, content: &Content) -> Result<Shared, ReadError> {
         let missing = || ReadError::new(Fault::Io, format!("layer {origin} was not opened before its files"));
         let layer = self.archive(origin).ok_or_else(missing)?;
@@ -267,12 +270,12 @@ impl Image {
         layer::file(&stream, content, layer.fetcher())
     }
 
-    /// What the layers are meant as.
+    /// The interpretation of the layers: archives of one tree, and files.
     pub fn contents(&self) -> &Contents {
         &self.contents
     }
 
-    /// Bytes of such a file that are data, not holes.
+    /// Bytes of data, without holes, of the artifact's file `at`; `None` if it is not sparse.
     pub fn artifact_data(&self, at: usize) -> Option<u64> {
         match &self.contents.files.get(at)?.body {
             FileBody::Sparse { runs, .. } => Some(runs.iter().map(|(_, len)| len).sum()),
@@ -280,7 +283,7 @@ impl Image {
         }
     }
 
-    /// The bytes of a file of the artifact that is more than one blob as stored.
+    /// The bytes of a file of the artifact that is not one blob as stored.
     pub fn artifact_file(self: &Arc<Self>, at: usize) -> Result<Shared, ReadError> {
         let layers = &self.manifest.layers;
         match self.contents.files.get(at).map(|file| &file.body) {
@@ -316,7 +319,7 @@ impl Image {
         }
     }
 
-    /// Notes that a directory in `files/` is a file of `size` bytes.
+    /// Records that a directory in `files/` is a file of `size` bytes.
     pub fn set_lone_file(&self, at: usize, size: u64) {
         self.lone_files.lock().unwrap_or_else(PoisonError::into_inner).insert(at, size);
     }

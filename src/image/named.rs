@@ -1,7 +1,7 @@
-//! What a reference names, as far as the cache has its documents: for whoever wants to forget it.
+//! Digests below a reference, as far as the cache has its documents: for eviction on request.
 //!
-//! Nothing is read but documents, and nothing is asked for but what a tag means. The idea: what was never shown from here is not
-//! here either, so that documents which the cache lacks name nothing that could be forgotten.
+//! Only documents are read, and only a tag costs a request. Only cached documents are followed: content reachable
+//! only from an uncached manifest is not cached either.
 
 use std::collections::HashSet;
 
@@ -14,8 +14,8 @@ use crate::source::Location;
 use super::ImageError;
 use super::open::MAX_DOCUMENTS;
 
-/// The digests of all documents and blobs that `location` names: of the document itself, of the manifests below it that the cache
-/// has, and of their configs and layers. Only a location without a digest costs a request.
+/// The digests of all documents and blobs that `location` names: the document itself, the cached manifests below it,
+/// and their configs and layers. Only a location without a digest costs a request.
 pub async fn named(
     location: &Location,
     registry: &Registry,
@@ -38,7 +38,7 @@ pub async fn named(
             Some(bytes) => Some(bytes),
             None => cache.document(&digest)?,
         };
-        // A blob that was asked for by its digest is no document, and names nothing else.
+        // A blob that was requested by its digest is not a document, and names nothing else.
         let Some(document) = bytes.and_then(|bytes| Document::parse(&bytes, None).ok()) else { continue };
         read += 1;
         if read > MAX_DOCUMENTS {

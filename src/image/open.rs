@@ -1,8 +1,7 @@
-//! From a location to what it names: resolve once, pin, and make images of manifests.
+//! Opening: resolves a location once, pins it, and builds images from manifests.
 //!
-//! No blob is read, except a small config of the kinds of artifacts that say in it what their layers are, and the head of a layer
-//! that may be a containerDisk. Choosing among several
-//! manifests is `several`'s.
+//! No blob is read, with two exceptions: a small config, for types of artifacts whose config describes the layers,
+//! and the head of a layer that may be a containerDisk. Choosing among several manifests is in `several.rs`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -28,62 +27,62 @@ use super::publish::Publisher;
 use super::signed::Trust;
 use super::{Family, Image, ImageError, Prefetch};
 
-/// How many documents are read beside the one that the reference names, and how many bytes they may have: real indexes name
-/// some dozens of manifests, of some kilobytes.
+/// Limit of the documents read besides the one that the reference names; their total size is limited as well. Real
+/// indexes name some dozens of manifests, of some kilobytes.
 pub(super) const MAX_DOCUMENTS: usize = 1024;
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Whether the source may be asked for what the cache does not have.
+/// Whether the source may be queried for content that is not cached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Network {
-    /// Yes.
+    /// Query the source.
     #[default]
     Online,
-    /// No: only a digest whose documents are cached can be opened, and only cached bytes can be read.
+    /// Query nothing: only a digest whose documents are cached can be opened, and only cached bytes can be read.
     Offline,
 }
 
-/// What to open.
+/// The image to open, and how.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
-    /// Where the image lives.
+    /// Location of the image.
     pub location: Location,
     /// The platforms to choose from an index.
     pub platforms: Platforms,
-    /// Conditions on the entries of an index, before platforms are looked at.
+    /// Conditions on the entries of an index, applied before platforms.
     pub select: Vec<Condition>,
-    /// Which layers are presented; the manifest and the blobs stay complete.
+    /// The layers to present; the manifest and the blobs stay complete.
     pub layers: LayerSelection,
-    /// What happens when archives that were made apart have different things at one path.
+    /// Treatment of paths where two archives contain different files.
     pub on_conflict: OnConflict,
-    /// The annotation of layers after which their directories in `layers/` are called; by their digests when absent.
+    /// The annotation of layers that names their directories in `layers/`; `None` to use their digests.
     pub layer_name: Option<String>,
-    /// Whether what refers to the image is shown beside it.
+    /// Whether referrers of the image are shown next to it.
     pub referrers: Referrers,
-    /// Whether the source may be asked.
+    /// Whether the source may be queried.
     pub network: Network,
-    /// Directories with `blobs/sha256/HEX` in which blobs are looked for before a network is asked for them.
+    /// Directories with `blobs/sha256/HEX` to search for blobs before the network.
     pub content_stores: Vec<PathBuf>,
     /// Whether layers are fetched from the addresses that their descriptors name.
     pub foreign_layers: ForeignLayers,
-    /// How the parts of a split disk are ordered.
+    /// Order of the parts of a split disk.
     pub part_order: PartOrder,
-    /// Whose indexes of layers are used.
+    /// Which indexes of layers are used.
     pub index: IndexPolicy,
     /// When bytes are compared with their digests.
     pub verify: Verify,
-    /// Bytes up to which a blob is compared as a whole before its first byte in every mode.
+    /// Blobs of up to this many bytes are compared as a whole before their first byte is served, in every mode.
     pub small: u64,
-    /// The keys of which one has to have signed what is opened; none: no signature is looked for.
+    /// Keys of which one must have signed the image; empty: signatures are not checked.
     pub signed_by: Vec<PublicKey>,
-    /// What is fetched before anybody asks.
+    /// Content to fetch before it is requested.
     pub prefetch: Prefetch,
-    /// Whether reads are noted.
+    /// Whether reads are recorded.
     pub recording: Recording,
 }
 
 impl OpenOptions {
-    /// Everything but the location as it is when nobody says otherwise.
+    /// All options other than the location have their defaults.
     pub fn new(location: Location) -> Self {
         Self {
             location,
@@ -107,51 +106,51 @@ impl OpenOptions {
     }
 }
 
-/// What happens when archives that were made apart have different things at one path.
+/// Treatment of paths where two archives contain different files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnConflict {
-    /// The later one is shown, and the path is listed in the status.
+    /// The later archive wins, and the path is listed in the status.
     #[default]
     Later,
-    /// There is no merged tree, and the error lists the paths.
+    /// The merged tree is refused, with an error that lists the paths.
     Error,
 }
 
-/// Which platforms of an index are shown.
+/// The platforms of an index to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Platforms {
-    /// This machine's.
+    /// That of this machine.
     #[default]
     Host,
-    /// One.
+    /// The given one.
     One(Platform),
-    /// All of them, each in a directory of its own, and this machine's at the root too.
+    /// All of them, each in a directory of its own, and that of this machine also at the root.
     All,
 }
 
-/// Whether manifests that say they are about the image are shown.
+/// Whether referrers of the image are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Referrers {
-    /// No.
+    /// Not shown.
     #[default]
     Hidden,
-    /// Yes, each in a directory of its own.
+    /// Shown, each in a directory of its own.
     Shown,
 }
 
-/// Whether the reads of an image are noted.
+/// Whether the reads of an image are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recording {
-    /// No.
+    /// Not recorded.
     #[default]
     Off,
-    /// Yes: [`Image::trace`] tells them.
+    /// Recorded; [`Image::trace`] returns them.
     On,
 }
 
 impl Family {
-    /// Opens a reference. Costs the manifest, and the indexes above it if there are any; nothing that the cache has under the
-    /// digest the user gave.
+    /// Opens a reference. Reads the manifest, and the indexes above it if there are any. Documents that are cached
+    /// under the requested digest cost no request.
     pub async fn open(
         options: &OpenOptions,
         registry: &Registry,
@@ -161,7 +160,7 @@ impl Family {
     }
 }
 
-/// What was opened, for who wants to read more of it later.
+/// The inputs of an opened reference, for reading more of it later.
 pub(super) struct Opened {
     pub(super) options: OpenOptions,
     registry: Registry,
@@ -170,7 +169,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// Reads on from the same place.
+    /// An opener for the same source and cache.
     pub(super) fn opener(&self) -> Opener<'_> {
         Opener {
             options: &self.options,
@@ -183,23 +182,23 @@ impl Opened {
     }
 }
 
-/// What opening one reference needs.
+/// State of opening one reference.
 pub(super) struct Opener<'a> {
     pub(super) options: &'a OpenOptions,
     registry: &'a Registry,
     pub(super) source: Arc<dyn Source>,
     pub(super) cache: Cache,
-    /// How many documents were read beside the first, and how many bytes they have.
+    /// Number and total bytes of the documents read besides the first.
     documents: Mutex<(usize, u64)>,
     pub(super) trust: Trust,
 }
 
 impl<'a> Opener<'a> {
-    /// Makes no request.
+    /// Creates the opener. Makes no request.
     pub(super) fn new(options: &'a OpenOptions, registry: &'a Registry, cache: Cache) -> Self {
         let location = &options.location;
         let source = match options.network {
-            // No network is asked for what lies here.
+            // A local location needs no network.
             Network::Offline if !location.is_local() => source::offline(location),
             Network::Online | Network::Offline => archive::open(location, registry, &cache),
         };
@@ -273,7 +272,7 @@ impl Opener<'_> {
         Ok(family)
     }
 
-    /// The image of a manifest. The config is read only where it says what the layers are.
+    /// Builds the image of a manifest. The config is read only if it describes the layers.
     pub(super) async fn image(
         &self,
         root: Root,
@@ -302,7 +301,7 @@ impl Opener<'_> {
         Ok(image)
     }
 
-    /// The image of a manifest whose documents are all there; `root` is the manifest's own, if it has one.
+    /// Builds the image of a manifest without reading any document; `root` is the manifest's own, if it has one.
     pub(super) fn assemble(
         &self,
         root: Option<Root>,
@@ -318,13 +317,13 @@ impl Opener<'_> {
         };
         let (manifest_bytes, manifest_digest) = match root {
             Some(root) => (Some(root.bytes), root.digest),
-            // What is made up is as good as its only blob.
+            // A synthetic manifest is identified by its only blob.
             None => (
                 None,
                 manifest.layers.first().map_or_else(|| Digest::sha256(b""), |layer| layer.digest.clone()),
             ),
         };
-        // What is planned sees only the layers that are selected; their numbers stay.
+        // Planning sees only the selected layers; their numbers stay.
         let masked = match select {
             Select::Layers => options
                 .layers
@@ -387,7 +386,8 @@ impl Opener<'_> {
         image.with_layers(index)
     }
 
-    /// What the location names, by way of the cache: what has a digest is asked for only once at one place.
+    /// The document that the location names, through the cache: a document with a digest is fetched once for each
+    /// origin.
     pub(super) async fn root(&self, digest: Option<&Digest>) -> Result<Root, ImageError> {
         if let Some(digest) = digest
             && let Some(bytes) = self.cache.document(digest)?
@@ -397,7 +397,7 @@ impl Opener<'_> {
         Ok(self.keep(self.source.root().await?))
     }
 
-    /// Another document, by way of the cache.
+    /// Another document, through the cache.
     pub(super) async fn document(&self, descriptor: &Descriptor) -> Result<Root, ImageError> {
         let root = match self.cache.document(&descriptor.digest)? {
             Some(bytes) => {
@@ -420,23 +420,23 @@ impl Opener<'_> {
 
     fn keep(&self, root: Root) -> Root {
         if let Err(error) = self.cache.put_document(&root.digest, &root.bytes) {
-            // The mount has the document; the next one asks for it again.
+            // This mount has the document; the next one fetches it again.
             tracing::warn!(digest = %root.digest, %error, "document not kept");
         }
         root
     }
 }
 
-/// Which layers of a manifest are planned with.
+/// The layers of a manifest to plan with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Select {
     /// Those that the options select.
     Layers,
-    /// All.
+    /// All layers.
     Everything,
 }
 
-/// Whether the place answered that it has no such document.
+/// Whether the source answered that it has no such document.
 fn is_absent(error: &ImageError) -> bool {
     match error {
         ImageError::Source(SourceError::Registry(error)) => error.is_no_document(),

@@ -1,7 +1,7 @@
-//! Fetching before anybody asks.
+//! Prefetch: fetches content before a reader requests it.
 //!
-//! Nothing here hands out bytes, and nobody waits for it: what fails is fetched when it is read. The idea: every kind of
-//! prefetch is a list of ranges of blobs, in the order in which they are likely to be wanted.
+//! Prefetch serves no bytes and no reader waits for it: a range that fails is fetched again when it is read. Every
+//! kind of prefetch is a list of blob ranges, in the order in which they are likely to be read.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -15,34 +15,35 @@ use crate::oci::Descriptor;
 use super::pull::too_large;
 use super::{Image, Trace};
 
-/// Ranges that are fetched at once: fewer than a host gets requests, so that readers come first.
+/// Concurrent fetches: fewer than the request limit of a host, so that readers come first.
 const PARALLEL: usize = 4;
 
-/// What is fetched before anybody asks.
+/// The content to prefetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Prefetch {
-    /// Nothing.
+    /// No content.
     None,
-    /// What the authors of layers marked as needed first, once a layer is looked into.
+    /// The content that layer authors marked as needed first, when a layer is first accessed.
     #[default]
     Landmarks,
-    /// What was read when the trace was recorded.
+    /// The reads of a recorded trace.
     Trace(Trace),
-    /// Everything.
+    /// All content.
     All,
 }
 
-/// The budget of work ahead of the first reader.
+/// The budget of work before the first read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AheadCost {
-    /// Some milliseconds, and no byte from elsewhere.
+    /// Some milliseconds, and no remote byte.
     Little,
-    /// As much as it takes.
+    /// Unlimited.
     Any,
 }
 
 impl Image {
-    /// Fetches what `prefetch` says, and ends when it is here. Landmarks are fetched when layers are looked into, not here.
+    /// Fetches the content that `prefetch` selects, and returns when it is cached. Landmarks are fetched when layers
+    /// are accessed.
     pub async fn prefetch(self: Arc<Self>, prefetch: Prefetch) {
         let result = match prefetch {
             Prefetch::None | Prefetch::Landmarks => Ok(()),
@@ -57,14 +58,14 @@ impl Image {
         }
     }
 
-    /// Fetches everything, and tries again where the network or the registry fails, until all of it is here and was compared
-    /// with its digests.
+    /// Fetches everything. Retries while the network or the registry fails, until everything is cached and was
+    /// compared with its digests.
     pub async fn complete(self: Arc<Self>) {
         let wanted = self.every_blob().map(|blob| blob.size).fold(0, u64::saturating_add);
         if let Some(capacity) = self.cache.capacity().filter(|capacity| wanted > *capacity) {
             self.note_incomplete(too_large(wanted, capacity));
         }
-        /// Between two attempts: an outage that outlasts the patience of a read is none of seconds.
+        /// Pause between two attempts: an outage that outlasts the retries of a read takes more than seconds.
         const PAUSE: Duration = Duration::from_secs(15);
         loop {
             match self.fetch_all().await {
@@ -92,23 +93,23 @@ impl Image {
         }
     }
 
-    /// Notes why not everything is going to be here, for `status` and the log. The first reason stays.
+    /// Records why the content cannot become complete, for `status` and the log. The first reason stays.
     fn note_incomplete(&self, why: String) {
         let why = self.incomplete.get_or_init(|| format!("never complete: {why}"));
         tracing::warn!(reference = self.pinned(), "{why}");
     }
 
-    /// Merges the layers ahead of the first reader. With [`AheadCost::Little`] only if that needs no byte from elsewhere and takes but
-    /// milliseconds.
+    /// Merges the layers before the first read. With [`AheadCost::Little`] only if that needs no remote byte and
+    /// takes only milliseconds.
     pub async fn merge_ahead(self: Arc<Self>, cost: AheadCost) {
-        /// Bytes of indexes: some hundred thousand entries, a tenth of a second.
+        /// Limit of index bytes: some hundred thousand entries, a tenth of a second.
         const MOST: u64 = 8 * 1024 * 1024;
         let sizes: Option<Vec<u64>> = self.archives().map(|(_, layer)| layer.kept_index_len()).collect();
         let is_cheap = sizes.is_some_and(|sizes| !sizes.is_empty() && sizes.iter().sum::<u64>() <= MOST);
         if (is_cheap || cost == AheadCost::Any)
             && let Err(error) = self.merged().await
         {
-            // Whoever looks gets the error.
+            // The process that accesses the tree gets the error.
             tracing::debug!(reference = self.pinned(), error = error.chain(), "not merged ahead");
         }
     }
@@ -116,7 +117,7 @@ impl Image {
     async fn replay(&self, trace: &Trace) -> Result<(), ReadError> {
         let mut wanted: Vec<(&Descriptor, ByteRange)> = Vec::new();
         for read in &trace.reads {
-            // A blob of another version of the image, or a range past its end, is none of ours.
+            // Ranges of another version of the image, or past the end of a blob, are skipped.
             let found = self.manifest().blobs().find(|blob| blob.digest.as_str() == read.blob);
             let Some(descriptor) = found.filter(|blob| blob.data.is_none()) else { continue };
             let range = ByteRange::new(read.start, read.end).intersect(ByteRange::new(0, descriptor.size));
@@ -131,7 +132,7 @@ impl Image {
         self.fetch(self.every_blob().map(|blob| (blob, ByteRange::new(0, blob.size))).collect()).await
     }
 
-    /// The blobs that are somewhere else and can be shown.
+    /// The blobs that have a remote source and can be shown.
     fn every_blob(&self) -> impl Iterator<Item = &Descriptor> {
         let layers = self.manifest().layers.iter().zip(&self.selected);
         let layers = layers.filter(|(_, selected)| **selected).map(|(layer, _)| layer);
@@ -148,14 +149,15 @@ impl Image {
             .collect();
         let mut fetches = futures_util::stream::iter(fetches).buffered(PARALLEL);
         let mut result = Ok(());
-        // One blob that fails does not keep the others away.
+        // A failed blob does not stop the others.
         while let Some(fetched) = fetches.next().await {
             result = result.and(fetched);
         }
         result
     }
 
-    /// Starts fetching what the author of a layer marked, up to `end` of its stream. The task ends with the image.
+    /// Starts fetching the content that the author of a layer marked, up to `end` of its stream. The task ends with
+    /// the image.
     pub(super) fn fetch_landmark(&self, at: usize, layer: &Layer, end: u64) {
         if end == 0 || self.prefetch != Prefetch::Landmarks {
             return;

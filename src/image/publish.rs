@@ -1,7 +1,7 @@
-//! Putting what was learnt about an image beside it, for other machines.
+//! Publishing indexes and traces of an image in its repository, for other machines.
 //!
-//! Only what was learnt from verified bytes is published. The idea: an artifact whose subject is the image's manifest, so that
-//! it is found by the digest that is mounted, whatever tags there are.
+//! Only results of verified bytes are published. Each is an artifact whose subject is the image's manifest, so it is
+//! found by the mounted digest, whatever the tags.
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ use crate::registry::{Registry, RegistryError};
 
 use super::Image;
 
-/// Where an image can be published beside.
+/// The repository where artifacts about an image are published.
 pub(super) struct Publisher {
     pub(super) registry: Registry,
     pub(super) reference: Reference,
@@ -21,18 +21,18 @@ pub(super) struct Publisher {
 
 /// The index of one layer, ready to be published.
 pub struct BuiltIndex {
-    /// The layer.
+    /// Digest of the layer.
     pub digest: Digest,
-    /// Its stored bytes.
+    /// Stored bytes of the layer.
     pub stored: u64,
-    /// How the layer is stored.
+    /// Encoding of the layer.
     pub encoding: Encoding,
-    /// The index.
+    /// Encoded index.
     pub bytes: Vec<u8>,
 }
 
 impl Image {
-    /// Makes the index of every archive layer from its own bytes, as far as the cache does not have it, and gives them all.
+    /// Builds the index of every archive layer from its own bytes, unless it is cached, and returns all of them.
     pub async fn build_indexes(&self) -> Result<Vec<BuiltIndex>, ReadError> {
         let mut built: Vec<BuiltIndex> = Vec::new();
         for (at, layer) in self.archives() {
@@ -53,24 +53,24 @@ impl Image {
         Ok(built)
     }
 
-    /// Publishes indexes beside the image; gives the digest of the manifest that lists them.
+    /// Publishes indexes of the image; returns the digest of the manifest that lists them.
     pub async fn push_indexes(&self, built: &[BuiltIndex]) -> Result<Digest, ReadError> {
         let of = |index: &BuiltIndex| {
             let layer = self.manifest().layers.iter().find(|layer| layer.digest == index.digest);
             layer.map(|layer| (layer.clone(), index.bytes.clone()))
         };
-        // The headers of a plain archive are read from where they lie: its index would cost more than it saves.
+        // An index of an uncompressed archive would cost more than it saves: its headers can be read in place.
         let worth_it = built.iter().filter(|index| index.encoding != Encoding::Plain);
         let publication = published::publish_indexes(&self.subject(), worth_it.filter_map(of).collect());
         self.publish(publication).await
     }
 
-    /// Publishes a trace beside the image; gives the digest of the manifest that holds it.
+    /// Publishes a trace of the image; returns the digest of the manifest that holds it.
     pub async fn push_trace(&self, json: Vec<u8>) -> Result<Digest, ReadError> {
         self.publish(published::publish_trace(&self.subject(), json)).await
     }
 
-    /// Whether something can be published beside this image at all: to be asked before the work is done.
+    /// Fails if artifacts about this image cannot be published; call it before the expensive work.
     pub fn check_publishable(&self) -> Result<(), ReadError> {
         self.publisher().map(|_| ())
     }

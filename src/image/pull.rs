@@ -1,7 +1,7 @@
-//! Everything that was selected of a reference, fetched into the cache and compared with its digests.
+//! Pull: fetches a whole selection into the cache and compares it with its digests.
 //!
-//! Hands out no byte. The idea: what is there is not fetched again, large blobs are fetched in ranges side by side, and a blob
-//! counts as pulled when the whole of it is on disk and hashes to its digest.
+//! Pulling serves no bytes. Cached content is not fetched again. Large blobs are fetched in concurrent ranges. A blob
+//! counts as pulled when all of it is on disk and hashes to its digest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,31 +14,32 @@ use crate::oci::Digest;
 
 use super::Selection;
 
-/// Bytes that are asked for at once.
+/// Bytes of one request.
 const STEP: u64 = 8 * 1024 * 1024;
-/// How many ranges, of one blob or of several, are fetched at once.
+/// Concurrent requests, for one blob or several.
 const PARALLEL: usize = 6;
 
-/// What pulling took.
+/// Result of a pull.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pulled {
-    /// How many blobs and documents there are.
+    /// Number of blobs and documents.
     pub blobs: usize,
-    /// How many of them were on this machine before.
+    /// Number of those that were on this machine before.
     pub present: usize,
-    /// How many bytes all of them have.
+    /// Size of all, in bytes.
     pub size: u64,
-    /// How many bytes were fetched.
+    /// Bytes that were fetched.
     pub fetched: u64,
 }
 
 impl Selection {
-    /// How many bytes all that was selected has.
+    /// Size of the whole selection, in bytes.
     pub fn size(&self) -> u64 {
         self.pieces().iter().map(|piece| piece.descriptor.size).fold(0, u64::saturating_add)
     }
 
-    /// An error when the cache cannot hold all that was selected at once: before a byte is fetched that would have to go again.
+    /// Fails if the cache cannot hold all selections at once, before any byte is fetched that would have to be
+    /// evicted.
     pub fn check_room(all: &[Self]) -> Result<(), ReadError> {
         let mut wanted: HashMap<&Digest, u64> = HashMap::new();
         for descriptor in all.iter().flat_map(Self::pieces).map(|piece| &piece.descriptor) {
@@ -53,7 +54,8 @@ impl Selection {
         }
     }
 
-    /// Fetches what the cache lacks, and compares it. `advance` is told how many bytes are there more than before.
+    /// Fetches all content that is not cached, and verifies it. `advance` receives the number of bytes that were
+    /// added.
     pub async fn pull(&self, advance: &(dyn Fn(u64) + Sync)) -> Result<Pulled, ReadError> {
         let mut pulled = Pulled { blobs: self.pieces().len(), size: self.size(), ..Pulled::default() };
         Self::check_room(std::slice::from_ref(self))?;
@@ -88,7 +90,7 @@ impl Selection {
         }
         for (blob, before) in &opened {
             let whole = ByteRange::new(0, blob.size());
-            // What went again is not fetched again: it would push out what is there.
+            // An evicted range is not fetched again: it would evict other ranges of the pull.
             let is_kept = || match blob.present(whole) {
                 true => Ok(()),
                 false => Err(ReadError::new(
@@ -108,7 +110,7 @@ impl Selection {
     }
 }
 
-/// Why content does not fit into the cache.
+/// The error for content that does not fit into the cache.
 pub(super) fn too_large(wanted: u64, capacity: u64) -> String {
     format!(
         "{wanted} bytes are wanted, and the cache holds at most {capacity}: its limit or its disk is too small"

@@ -1,7 +1,7 @@
-//! What a reference names now: its digest, and no byte of a blob.
+//! Resolve: the digest that a reference names at present, without reading a blob.
 //!
-//! Keeps the documents that were read. The idea: a digest names itself without a request; a tag costs one HEAD, which registries
-//! do not count as a pull, or one GET where more than the digest is wanted.
+//! Documents that were read are cached. A digest resolves without a request. A tag costs one HEAD, which registries
+//! do not count as a pull, or one GET if more than the digest is needed.
 
 use crate::cache::Cache;
 use crate::oci::{Digest, Document, MediaType};
@@ -11,21 +11,21 @@ use crate::source::SourceError;
 use super::ImageError;
 use super::open::{Network, OpenOptions, Opener, Platforms, parse};
 
-/// What a reference names.
+/// A resolved reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
     /// The reference with its digest.
     pub pinned: String,
     /// The digest.
     pub digest: Digest,
-    /// What kind of document it is; `None` where nobody was asked.
+    /// Type of the document; `None` if no request was made.
     pub media_type: Option<MediaType>,
-    /// How many bytes the document has.
+    /// Size of the document in bytes; `None` if unknown.
     pub size: Option<u64>,
 }
 
-/// Finds out what `options.location` names. Where a platform is asked for, or conditions are given, that is the manifest that a
-/// mount would show, and otherwise the document itself, an index being one.
+/// Resolves `options.location`. With a platform or conditions, the result is the manifest that a mount would show.
+/// Otherwise it is the document itself, which may be an index.
 pub async fn resolve(
     options: &OpenOptions,
     registry: &Registry,
@@ -48,7 +48,7 @@ pub async fn resolve(
         && !is_choice
         && options.signed_by.is_empty()
     {
-        // Its bytes are of no use here.
+        // Only the digest is needed, not the bytes.
         let found = registry.head(reference, &reference.selector()).await.map_err(SourceError::from)?;
         return Ok(Resolved {
             pinned: location.pinned(&found.digest),

@@ -1,8 +1,8 @@
-//! The attributes of the root directories of trees, before anything else of the trees is known.
+//! Root directories of trees: their attributes, before the rest of the tree is known.
 //!
-//! Never waits for a pass: one block of each layer, all side by side, and one second in all. The idea: programs that copy a tree
-//! look at its root first, list it afterwards, and complain when it has changed in between; so the answer has to be right at once,
-//! or the default, which is what a tree without such an entry has in the end.
+//! One block of each layer is read, concurrently, and within one second in total; no pass over a layer is awaited.
+//! Programs that copy a tree stat its root first, list it later, and complain if it has changed in between. So the
+//! first answer has to be final: the recorded attributes, or the default of a tree without such an entry.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -17,10 +17,10 @@ use crate::layer::Entry;
 
 use super::Image;
 
-/// How long the first look at root directories waits for the first blocks of all layers.
+/// Time that the first access to root directories waits for the first blocks of all layers.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long the default stands in for blocks that did not come, before they are asked for again.
+/// Time for which the default is used after blocks did not arrive, before they are requested again.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// A tree that has a root directory with attributes of its own.
@@ -30,16 +30,16 @@ pub enum TreeRoot {
     Merged,
     /// The layer with this number alone.
     Layer(usize),
-    /// The directory that is the file of the artifact with this number.
+    /// The directory that is the artifact's file with this number.
     Directory(usize),
 }
 
-/// What is known of root directories.
+/// The known root directories.
 #[derive(Debug, Default)]
 pub(super) struct KnownRoots {
-    /// By number of the layer and path in its archive; `None` where the first block has no such entry.
+    /// By number of the layer and path in its archive; `None` if the first block has no such entry.
     known: HashMap<(usize, String), Option<Arc<Entry>>>,
-    /// When blocks did not come.
+    /// Time of the last search that did not receive all blocks.
     given_up: Option<Instant>,
 }
 
@@ -50,17 +50,18 @@ impl KnownRoots {
 }
 
 impl Image {
-    /// Whether [`tree_root`](Self::tree_root) has its answer: all first blocks were looked at, or did not come lately.
+    /// Whether [`tree_root`](Self::tree_root) has its answer: all first blocks were read, or the last search was
+    /// incomplete and recent.
     pub fn knows_roots(&self) -> bool {
         let wanted = self.wanted_roots();
         self.with_roots(|roots| roots.rests() || wanted.iter().all(|key| roots.known.contains_key(key)))
     }
 
-    /// What is recorded of the root of a tree, as far as it is known; `None` stands for the default.
+    /// The recorded root of a tree, as far as it is known; `None` stands for the default.
     pub fn tree_root(&self, of: TreeRoot) -> Option<Arc<Entry>> {
         let key = |layer: usize, path: &str| (layer, path.to_owned());
         self.with_roots(|roots| match of {
-            // The uppermost archive that has an entry decides, if nothing is unknown above it.
+            // The uppermost archive with an entry decides, if every archive above it is known.
             TreeRoot::Merged => {
                 let mut archives = self.contents.archives.iter().rev();
                 let found = archives.find_map(|archive| match roots.known.get(&key(archive.layer, "")) {
@@ -82,9 +83,9 @@ impl Image {
         })
     }
 
-    /// Looks at the first block of every archive that was not looked at, for a second at most.
+    /// Reads the first block of every archive that is not known yet, for at most one second.
     pub async fn learn_roots(&self) {
-        // All readers wait for one look.
+        // Concurrent readers wait for one search.
         let _looking = self.learning_roots.lock().await;
         if self.knows_roots() {
             return;
