@@ -1,7 +1,7 @@
 //! Access report: how lazily each layer can be read, and whether the source of its blobs answers range requests.
 //!
-//! The report comes from documents and the cache; nothing is decoded. A user who mounts a large image learns in
-//! advance whether reading one file of it means reading all of it.
+//! The report comes from documents and the cache; nothing is decoded. Before mounting a large image, it shows whether
+//! reading one file of it means reading all of it.
 
 use std::fmt;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
-//! The manifests of an index, of the indexes in it, and of what refers to an image: which of them is mounted, and which are
-//! shown beside it.
+//! Members of an index: search of an index, of nested indexes and of referrers, for the image to mount and those
+//! shown next to it.
 //!
-//! Only documents are read. The idea: the indexes are searched level by level, several documents at once, and what is found is a
-//! list in the order of the documents, so that the same reference with the same options has the same list every time.
+//! Only documents are read. Indexes are searched level by level, several documents concurrently. The result is a list
+//! in the order of the documents, so the same reference with the same options always gives the same list.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use super::family::{Family, Member};
 use super::open::{MAX_DOCUMENTS, Opener, Select, parse};
 use super::{Image, ImageError};
 
-/// How deep indexes may be nested; real ones are one or two deep.
+/// Nesting limit of indexes; real ones are one or two levels deep.
 pub(super) const MAX_NESTING: usize = 4;
 
-/// Documents that are asked for at once: what one host is asked at once.
+/// Concurrent document requests, matched to the request limit of one host.
 pub(super) const PARALLEL: usize = 8;
 
-/// An entry that was found in an index, or in an index in it.
+/// An entry of an index, or of a nested index.
 pub(super) struct Found {
     directory: Vec<String>,
     candidate: Candidate,
@@ -40,7 +40,7 @@ enum What {
     Failed(String),
 }
 
-/// An index that is to be searched.
+/// An index to be searched.
 struct Level {
     directory: Vec<String>,
     above: Option<Candidate>,
@@ -48,7 +48,7 @@ struct Level {
 }
 
 impl Opener<'_> {
-    /// The manifest of `index` that is chosen, through all levels.
+    /// The chosen manifest of `index`, through all levels.
     pub(super) async fn one(
         &self,
         index: &Index,
@@ -64,14 +64,14 @@ impl Opener<'_> {
                 Document::Manifest(manifest) => {
                     return self.image(root, manifest, pinned, Select::Layers).await;
                 }
-                // Its entry does not say that it is one.
+                // The entry does not declare it as an index.
                 Document::Index(inner) => (index, above) = (inner, Some(chosen)),
             }
         }
         Err(ImageError::Nesting { place: pinned, limit: MAX_NESTING })
     }
 
-    /// The entry of `index`, or of an index in it, that is chosen. What it names is not read.
+    /// The chosen entry of `index` or of a nested index. The document it names is not read.
     pub(super) async fn chosen(
         &self,
         index: &Index,
@@ -84,7 +84,7 @@ impl Opener<'_> {
         chosen.cloned().map_err(|source| ImageError::Choice { place: pinned.to_owned(), source })
     }
 
-    /// What can be chosen among what was found. An index that could not be read may hide the one that is meant.
+    /// The entries to choose from. An index that cannot be read is an error, since it may hide the right entry.
     fn candidates(&self, found: Vec<Found>) -> Result<Vec<Candidate>, ImageError> {
         let mut candidates = Vec::new();
         for found in found {
@@ -101,7 +101,7 @@ impl Opener<'_> {
         Ok(candidates)
     }
 
-    /// The entries of `outer` and of the indexes in it, `outer` being an index in what `above` is if that is given.
+    /// The entries of `outer` and of nested indexes. `above` is the entry that names `outer`, if there is one.
     pub(super) async fn search(
         &self,
         outer: &Index,
@@ -179,7 +179,7 @@ impl Opener<'_> {
         images.chain(attestations.collect::<Vec<_>>()).collect()
     }
 
-    /// Opens everything that was found, and makes the one that fits this machine the root's too.
+    /// Opens all found entries, and shows the one for this machine at the root as well.
     pub(super) async fn all(&self, family: &mut Family, found: Vec<Found>) -> Result<(), ImageError> {
         let place = family.pinned.clone();
         let candidates: Vec<Candidate> = found
@@ -200,7 +200,7 @@ impl Opener<'_> {
             .filter(|one| !matches!(one.what, What::Index(_)) && self.is_wanted(one))
             .map(|one| one.directory.clone())
             .collect();
-        // An index is shown for what is in it.
+        // An index is shown only if one of its entries is.
         let mut shown = found;
         shown.retain(|one| match one.what {
             What::Index(_) => directories.iter().any(|below| below.starts_with(&one.directory)),
@@ -217,7 +217,7 @@ impl Opener<'_> {
         Ok(())
     }
 
-    /// Whether a document is shown: attestations only if nothing was asked for in particular.
+    /// Whether an entry is shown: attestations only without conditions.
     fn is_wanted(&self, found: &Found) -> bool {
         match found.kind {
             EntryKind::Image => found.candidate.is_selected(),
@@ -225,7 +225,7 @@ impl Opener<'_> {
         }
     }
 
-    /// Shows what refers to the image of the root, and to the index that the reference names.
+    /// Opens the referrers of the root's image and of the index that the reference names.
     pub(super) async fn referrers(&self, family: &mut Family) -> Result<(), ImageError> {
         let image = family.main.as_ref().map(|image| image.manifest_digest().clone());
         let mut subjects = vec![family.digest.clone()];
@@ -267,7 +267,8 @@ impl Opener<'_> {
         Ok(())
     }
 
-    /// One manifest or index that is said to be about `subject`, shown only if it says so itself.
+    /// One manifest or index that is listed as a referrer of `subject`; shown only if its own `subject` field
+    /// confirms that.
     async fn referrer(
         &self,
         directory: Vec<String>,
@@ -294,12 +295,12 @@ impl Opener<'_> {
                     Err(error) => failed(chain(&error)),
                 })
             }
-            // What is in it is not searched: its bytes say what it names.
+            // Its entries are not searched; only the document itself is shown.
             Document::Index(_) => Ok(vec![Member::index(directory, root.digest, root.bytes)]),
         }
     }
 
-    /// Opens documents side by side, and keeps their order.
+    /// Opens documents concurrently, in their order.
     async fn open_members(&self, family: &mut Family, found: Vec<Found>) -> Result<(), ImageError> {
         let opened: Vec<BoxFuture<'_, Result<Member, ImageError>>> =
             found.into_iter().map(|found| -> BoxFuture<'_, _> { Box::pin(self.member(found)) }).collect();

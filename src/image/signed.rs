@@ -1,8 +1,8 @@
-//! Whether what a reference names was signed with one of the keys that were given: looked up before anything is shown.
+//! Signature check: `--require-signature` is enforced before any content is shown.
 //!
-//! Reads documents, and the small blobs of signatures; never a blob of the image. The idea: whatever keeps a good signature from
-//! being seen keeps the image from being opened, and what was seen once is kept beside the document, where it is verified again
-//! at every open. An index that is signed vouches for its manifests by their digests, so either may be the one that is signed.
+//! The check reads documents and the small blobs of signatures, and no blob of the image. Any failure to find a good
+//! signature prevents opening. A good signature is cached with the document and verified again at every open. A
+//! signed index covers its manifests by their digests, so the signature may be that of the index or of the manifest.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -17,52 +17,52 @@ use super::ImageError;
 use super::beside::small_blob;
 use super::open::{Opener, Platforms, Referrers};
 
-/// How many signatures of one document are kept.
+/// Limit of the cached signatures of one document.
 const MAX_KEPT: usize = 16;
-/// How many reasons an error tells.
+/// Limit of the reasons in an error.
 const TOLD: usize = 4;
 
-/// What was found out about the signature of what is opened.
+/// Result of the signature check.
 #[derive(Default)]
 pub(super) struct Trust {
-    /// The fingerprint of the key that signed the document of the reference, or the manifest that was chosen.
+    /// Fingerprint of the key that signed the document of the reference, or the chosen manifest.
     signed_by: OnceLock<Digest>,
-    /// Why the index that the reference names is not trusted by itself.
+    /// The reason why the index that the reference names is not trusted by itself; `None` if it is.
     index: Mutex<Option<ImageError>>,
 }
 
-/// One search for a signature.
+/// State of one search for a signature.
 struct Search<'a> {
     root: &'a Root,
-    /// Signatures that may still be looked at.
+    /// Signatures that may still be examined.
     left: usize,
-    /// Why each that was found does not count.
+    /// The reasons why the found signatures do not count.
     reasons: Vec<String>,
 }
 
-/// Why a search ended.
+/// The end of a search.
 enum End {
-    /// With a good signature, by this key.
+    /// A good signature, and the index of its key.
     Signed(Signature, usize),
-    /// The place could not be asked: there may be a signature.
+    /// The source could not be queried, so there may be a signature.
     Failed(ReadError),
 }
 
 impl Trust {
-    /// Whether what the reference names is an index that is not trusted by itself.
+    /// Whether the reference names an index that is not trusted by itself.
     pub(super) fn lacks_index(&self) -> bool {
         self.index.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 }
 
 impl Opener<'_> {
-    /// The key that signed what was opened.
+    /// The fingerprint of the key that signed the opened document.
     pub(super) fn signed_by(&self) -> Option<Digest> {
         self.trust.signed_by.get().cloned()
     }
 
-    /// Demands a signature of what the reference names, if one is required. An index of which one manifest is chosen need not
-    /// be signed, if that manifest is.
+    /// Checks the signature of the document that the reference names, if one is required. An index from which one
+    /// manifest is chosen may be unsigned, if that manifest is signed.
     pub(super) async fn demand(&self, root: &Root, document: &Document) -> Result<(), ImageError> {
         if self.options.signed_by.is_empty() {
             return Ok(());
@@ -81,7 +81,7 @@ impl Opener<'_> {
         }
     }
 
-    /// Demands that the manifest of an image is signed, if a signature is required and the index above it has none.
+    /// Checks the signature of an image's manifest, if one is required and the index above it has none.
     pub(super) async fn demand_image(&self, root: &Root) -> Result<(), ImageError> {
         if self.options.signed_by.is_empty() || self.trust.signed_by.get().is_some() {
             return Ok(());
@@ -89,7 +89,7 @@ impl Opener<'_> {
         let Err(error) = self.prove(root).await else { return Ok(()) };
         let of_index = self.trust.index.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (of_index, error) {
-            // What could not be asked may be there.
+            // The index may still be signed, since it could not be checked.
             (Some(failed @ ImageError::Unchecked { .. }), ImageError::Untrusted { .. }) => Err(failed),
             (Some(ImageError::Untrusted { digest: index, .. }), ImageError::Untrusted { digest, reason }) => {
                 let reason = format!("{reason}; and the index {index} is not signed with one either");
@@ -99,7 +99,8 @@ impl Opener<'_> {
         }
     }
 
-    /// Demands that what the reference names is signed itself, so that all of it is; what refers to it is not.
+    /// Requires a signature of the document that the reference names, which covers everything below it, but not its
+    /// referrers.
     pub(super) async fn demand_whole(&self, root: &Root, referrers: bool) -> Result<(), ImageError> {
         if referrers {
             return Err(ImageError::UnsignedReferrers { place: self.options.location.to_string() });
@@ -107,7 +108,7 @@ impl Opener<'_> {
         self.prove(root).await
     }
 
-    /// Refuses a blob that is no document, if a signature is required: signatures are of documents.
+    /// Refuses a bare blob if a signature is required: only documents are signed.
     pub(super) fn demand_document(&self, digest: &Digest) -> Result<(), ImageError> {
         match self.options.signed_by.is_empty() {
             true => Ok(()),
@@ -143,7 +144,7 @@ impl Opener<'_> {
     fn trusted(&self, root: &Root, key: usize) {
         let key = self.options.signed_by[key].fingerprint();
         tracing::info!(digest = %root.digest, %key, "signed");
-        // The first that is proven is what the reference names, or what was chosen from it.
+        // The first document that is proven is the one that the reference names, or the one chosen from it.
         self.trust.signed_by.get_or_init(|| key.clone());
     }
 
@@ -151,13 +152,13 @@ impl Opener<'_> {
         kept.truncate(MAX_KEPT - 1);
         kept.insert(0, signature);
         if let Err(error) = self.cache.put_signatures(digest, &Signature::pack(&kept)) {
-            // The next mount asks for it again.
+            // The next mount searches for it again.
             tracing::warn!(%digest, %error, "signature not kept");
         }
     }
 
-    /// Looks where signatures are published: under a tag, and among the referrers. Ends early with a good one; one of the two
-    /// that cannot be asked is a failure only if the other has none.
+    /// Searches the tag and the referrers of the document. Ends early with a good signature. If one of the two cannot
+    /// be queried, the search fails only if the other has no good signature.
     async fn search_signature(&self, search: &mut Search<'_>) -> Result<(), End> {
         let tagged = self.search_tag(search).await;
         if let Err(End::Signed(..)) = tagged {
@@ -185,7 +186,7 @@ impl Opener<'_> {
                     continue;
                 }
             };
-            // The last one that was listed is mostly the newest.
+            // The last listed one is usually the newest.
             for entry in listed.iter().rev() {
                 if !search.takes() {
                     return Ok(());
@@ -199,7 +200,8 @@ impl Opener<'_> {
         Ok(())
     }
 
-    /// Looks at the signatures that one manifest holds. Its subject does not matter: what is signed says what it is about.
+    /// Examines the signatures in one manifest. Its `subject` does not matter: the signed payload names its own
+    /// subject.
     async fn search_manifest(&self, search: &mut Search<'_>, found: &Root) -> Result<(), End> {
         let manifest: Manifest = match Document::parse(&found.bytes, found.content_type.as_deref()) {
             Ok(Document::Manifest(manifest)) => manifest,
@@ -245,10 +247,10 @@ impl Opener<'_> {
 }
 
 impl Search<'_> {
-    /// Whether one more may be looked at.
+    /// Whether one more signature may be examined.
     fn takes(&mut self) -> bool {
         if self.left == 0 {
-            // First, because not all reasons are told.
+            // First in the list, because the error shows only some reasons.
             self.reasons.insert(
                 0,
                 format!("there are more than {MAX_SIGNATURES} signatures, and none of the last ones counts"),
@@ -259,8 +261,8 @@ impl Search<'_> {
         true
     }
 
-    /// Notes a signature that could not be read. One that the place did not give now ends the search, because a stalled
-    /// registry would hold up every further question too.
+    /// Records a signature that could not be read. A temporary failure of the source ends the search, because a
+    /// stalled registry would delay every further request too.
     fn missed(&mut self, error: ReadError) -> Result<(), End> {
         match error.fault() {
             Fault::Unavailable | Fault::Misbehaved | Fault::Denied | Fault::Io => Err(End::Failed(error)),
@@ -280,7 +282,7 @@ fn missing(reason: &str) -> ReadError {
     ReadError::new(Fault::Malformed, reason)
 }
 
-/// What was found, each reason once.
+/// The reasons for an error, each once.
 fn told(mut reasons: Vec<String>) -> String {
     if reasons.is_empty() {
         return "there is no signature".to_owned();

@@ -1,7 +1,7 @@
-//! A blob that is named by its own digest, without a manifest: shown as the only layer of a manifest that is made up.
+//! Bare blob: a blob named by its own digest, shown as the only layer of a synthetic manifest.
 //!
-//! Reads the first bytes of the blob, and nothing else. The idea: a title and a media type that fit the content make every rule
-//! for artifacts apply, so a disk is in `disk/` and an archive in `merged/`, and nothing else has to know.
+//! Only the first bytes of the blob are read. The title and media type are derived from them, so every rule for
+//! artifacts applies: a disk appears in `disk/`, an archive in `merged/`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::family::Family;
 use super::open::{Opener, Select};
 use super::{Image, ImageError};
 
-/// Decoded bytes that are looked at: a tar header, or the first sectors of a disk.
+/// Decoded bytes to examine: a tar header, or the first sectors of a disk.
 const INSIDE: usize = 4096;
 
-/// First bytes of files that are no disks and no archives, and the extensions that such files have.
+/// Magic numbers of files that are neither disks nor archives, and their extensions.
 const OTHERS: [(&[u8], &str); 8] = [
     (b"BZh", ".bz2"),
     (b"\xfd7zXZ\0", ".xz"),
@@ -31,7 +31,8 @@ const OTHERS: [(&[u8], &str); 8] = [
 ];
 
 impl Opener<'_> {
-    /// The blob `digest` alone, where there is no manifest of that digest; `absent` says so.
+    /// Opens the blob `digest` alone. `absent` is the error for the missing manifest, returned if there is no blob
+    /// either.
     pub(super) async fn blob_alone(&self, digest: &Digest, absent: ImageError) -> Result<Family, ImageError> {
         if digest.algorithm().is_none() {
             return Err(absent);
@@ -42,7 +43,7 @@ impl Opener<'_> {
                 tracing::debug!(%digest, %error, "no blob of that digest either");
                 return Err(absent);
             }
-            // There may be one: why it is not had says more than that there is no manifest.
+            // The blob may exist: the reason of the failure is more useful than the missing manifest.
             Err(error) => return Err(error.into()),
         };
         let mut layer =
@@ -79,17 +80,17 @@ impl Opener<'_> {
     }
 }
 
-/// The extension and the media type that a file of `size` bytes deserves whose first bytes are `head`.
+/// The extension and media type for a file of `size` bytes that starts with `head`.
 fn what(head: &[u8], size: u64) -> (String, String) {
     const OCTETS: &str = "application/octet-stream";
     let (extension, media_type) = match layer::sniff(head) {
-        // Nothing but zeros is the start of an empty disk as well as of an empty archive.
+        // Zeros only are the start of an empty disk as well as of an empty archive.
         Sniffed::Stream(Encoding::Plain) if head.iter().any(|byte| *byte != 0) => {
             (".tar", "application/x-tar")
         }
         Sniffed::Stream(encoding) if encoding != Encoding::Plain => {
             let inside = layer::peek(encoding, head, INSIDE);
-            // What an archive would be called, without the archive.
+            // The extension of the compression alone.
             let suffix = encoding.extension().trim_start_matches("tar");
             let (form, tar) = match (disk_format(&inside, u64::MAX), layer::sniff(&inside)) {
                 (Some(Format::Qcow2), _) => (".qcow2", ""),
@@ -122,8 +123,8 @@ fn what(head: &[u8], size: u64) -> (String, String) {
     (extension.to_owned(), media_type.to_owned())
 }
 
-/// The format of a disk that starts with `head`, if it is one: raw only with the signature of a boot sector or a table of
-/// partitions.
+/// The format of a disk that starts with `head`; `None` if it is not a disk. Raw requires a boot sector signature or
+/// a partition table.
 fn disk_format(head: &[u8], size: u64) -> Option<Format> {
     match disk::inspect(head, size, &Format::Raw).format {
         Format::Foreign(_) | Format::Other(_) => None,

@@ -1,4 +1,4 @@
-//! What is known about an opened image: the content of `.ocifs/status.json`.
+//! Status of an opened image: the content of `.ocifs/status.json`.
 
 use std::sync::PoisonError;
 
@@ -11,41 +11,41 @@ use crate::oci::{Descriptor, Digest, MediaType};
 
 use super::Image;
 
-/// A snapshot of everything the mount knows about itself.
+/// A snapshot of the state of a mount.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// The version of this form.
+    /// Version of this format.
     pub schema_version: u32,
     /// The reference with its digest.
     pub reference: String,
-    /// What kind of thing it is.
+    /// Artifact type or media type of the mounted document.
     pub kind: String,
-    /// Whether the mount still waits for its registry: nothing else is known of it then, but what went wrong.
+    /// Whether the mount still waits for its registry. Until then only errors are known.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waiting: bool,
-    /// Which part of it the mount shows, in the words of the command line; nothing for the whole.
+    /// The mounted part, in the words of the command line; empty for the whole.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scope: String,
-    /// The key that signed it, by sha256 of its SubjectPublicKeyInfo, if a signature was required.
+    /// SHA-256 of the SubjectPublicKeyInfo of the key that signed it; `None` unless a signature was required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<Digest>,
     /// One entry per blob of the manifest.
     pub blobs: Vec<BlobStatus>,
-    /// One entry per archive layer, and per part of a disk that is unpacked.
+    /// One entry per archive layer, and per unpacked part of a disk.
     pub layers: Vec<LayerStatus>,
-    /// The paths at which archives disagree that were made apart; the first thousand of them.
+    /// The first thousand paths where archives conflict.
     pub conflicts: Vec<String>,
-    /// What is not presented as its author may have meant, and why.
+    /// Deviations from the author's intent, with the reasons.
     pub warnings: Vec<String>,
-    /// The last errors that readers got, oldest first.
+    /// The last errors that readers received, oldest first.
     pub errors: Vec<String>,
     /// One entry per document that is shown in a directory of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberStatus>,
 }
 
-/// One document beside the image that the root shows. What is in it is in the status of its own directory.
+/// One document shown next to the root's image. The status of its content is in its own directory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberStatus {
@@ -53,18 +53,18 @@ pub struct MemberStatus {
     pub directory: String,
     /// Its digest.
     pub digest: Digest,
-    /// `shown`, `an index`, or why it is not shown.
+    /// `shown`, `an index`, or the reason why it is not shown.
     pub state: String,
 }
 
 impl Status {
-    /// That of a mount which could not ask for `reference` yet, with the error of the last attempt.
+    /// The status of a mount that could not resolve `reference` yet, with the error of the last attempt.
     pub fn waiting(reference: String, scope: String, error: Option<String>) -> Self {
         let errors = error.into_iter().collect();
         Self { waiting: true, scope, errors, ..Self::empty(reference, None) }
     }
 
-    /// That of a reference of this kind whose root shows no image.
+    /// The status of a reference whose root shows no image.
     pub(super) fn empty(reference: String, kind: Option<&MediaType>) -> Self {
         Self {
             schema_version: 1,
@@ -89,21 +89,21 @@ impl Status {
 pub struct BlobStatus {
     /// Its digest.
     pub digest: Digest,
-    /// Its label.
+    /// Media type.
     pub media_type: String,
     /// Stored bytes.
     pub size: u64,
     /// Stored bytes that the cache has.
     pub cached: u64,
-    /// Bytes that this process gave to readers.
+    /// Bytes that this process served to readers.
     pub served: u64,
-    /// Bytes that this process got from the source.
+    /// Bytes that this process received from the source.
     pub fetched: u64,
-    /// How far its digest was checked: none, partial, full.
+    /// How much of it was compared with its digest: none, partial, full.
     pub verified: String,
-    /// `partial`, `complete`, `verified`, `poisoned`; or why it is not served.
+    /// `partial`, `complete`, `verified`, `poisoned`; or the reason why it is not served.
     pub state: String,
-    /// Which parts of it are cached, and which were read.
+    /// The parts that are cached, and those that were read; `None` if the blob is embedded or cannot be opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extents: Option<ExtentsStatus>,
 }
@@ -112,11 +112,11 @@ pub struct BlobStatus {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExtentsStatus {
-    /// Every part begins at a multiple of this many bytes; one that is cached or was read in part counts as a whole.
+    /// Unit of the parts in bytes: a unit that is partly cached or partly read counts as a whole.
     pub unit: u64,
-    /// What the cache has.
+    /// Cached parts.
     pub cached: Vec<(u64, u64)>,
-    /// What this process gave to readers.
+    /// Parts that this process served to readers.
     pub read: Vec<(u64, u64)>,
 }
 
@@ -137,15 +137,15 @@ pub struct LayerStatus {
     pub digest: Digest,
     /// `untouched`, `streaming`, `indexed`, `failed`.
     pub mode: String,
-    /// What that means for the next read.
+    /// Explanation of the mode, or the error.
     pub why: String,
-    /// Whose index it is read by, when that is known.
+    /// Kind of its index; `None` until it is indexed.
     pub index: Option<String>,
-    /// How it is stored, when that is known.
+    /// Encoding; `None` until it is known.
     pub encoding: Option<String>,
-    /// Bytes of the uncompressed stream: all of them when indexed, so far when streaming.
+    /// Bytes of the uncompressed stream: all of them when indexed, those so far when streaming.
     pub stream_bytes: Option<u64>,
-    /// Extended attributes that are not shown, because they are in no namespace that Linux has.
+    /// Number of extended attributes that are omitted, because Linux has no such namespace.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unshown_xattrs: u64,
 }
@@ -167,12 +167,12 @@ impl Image {
         }
     }
 
-    /// The last errors that readers got, oldest first.
+    /// The last errors that readers received, oldest first.
     pub(super) fn errors(&self) -> Vec<String> {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Archives, and parts of disks that were looked into.
+    /// Archives, and opened parts of disks.
     fn layer_statuses(&self) -> Vec<LayerStatus> {
         let digest = |at: usize| &self.manifest().layers[at].digest;
         let mut layers: Vec<_> = self
@@ -211,7 +211,7 @@ impl Image {
         }
     }
 
-    /// Everything that deviates from what the author wrote.
+    /// All deviations from the author's intent.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.incomplete.get().cloned());
@@ -260,7 +260,7 @@ fn state(state: State) -> &'static str {
     }
 }
 
-/// What is packed in a layer.
+/// The content that is packed in a layer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holds {
     Archive,

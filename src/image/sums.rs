@@ -1,23 +1,23 @@
-//! Lists of checksums that an artifact brings: `SHA256SUMS`, `NAME.sha256` and their like.
+//! Checksum lists of an artifact: `SHA256SUMS`, `NAME.sha256` and similar files.
 //!
-//! Takes bytes and returns values; the lists are foreign, so their size bounds everything. The idea: what `sha256sum` and its kin
-//! write and read, in their plain and in their tagged form, and the file that holds nothing but one checksum of its neighbour.
+//! This module takes bytes and returns values. The lists are untrusted, so their size is limited. It reads the output
+//! of `sha256sum` and similar programs, plain and tagged, and files with a single checksum of the file next to them.
 
 use crate::oci::Digest;
 
-/// The most bytes of a list: some ten thousand names.
+/// Limit of a list, in bytes: some ten thousand names.
 pub(super) const MAX_SUMS: u64 = 1024 * 1024;
 
 /// One line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// The file, from the top of the artifact.
+    /// Path of the file, relative to the top of the artifact.
     pub(super) path: String,
-    /// What it has to hash to.
+    /// Expected digest.
     pub(super) digest: Digest,
 }
 
-/// Whether a file of this path is a list of checksums.
+/// Whether the path is that of a checksum list.
 pub(super) fn is_list(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
     matches!(name.as_str(), "sha256sums" | "sha512sums" | "sha256sums.txt" | "sha512sums.txt")
@@ -26,7 +26,7 @@ pub(super) fn is_list(path: &str) -> bool {
             .any(|end| name.len() > end.len() && name.ends_with(end))
 }
 
-/// The lines of the list at `path` that name a file and a checksum; other lines (signatures, comments) say nothing.
+/// The lines of the list at `path` with a file and a checksum; other lines (signatures, comments) are skipped.
 pub(super) fn parse(path: &str, bytes: &[u8]) -> Vec<Line> {
     let text = String::from_utf8_lossy(bytes);
     let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
@@ -47,7 +47,7 @@ pub(super) fn parse(path: &str, bytes: &[u8]) -> Vec<Line> {
     lines
 }
 
-/// `HEX  NAME`, or `HEX *NAME`; a backslash in front says that the name is escaped.
+/// `HEX  NAME`, or `HEX *NAME`; a leading backslash marks an escaped name.
 fn plain(line: &str) -> Option<(String, Digest)> {
     let (is_escaped, line) = line.strip_prefix('\\').map_or((false, line), |line| (true, line));
     let (hex, name) = line.split_once(' ')?;
@@ -72,7 +72,7 @@ fn digest(hex: &str) -> Option<Digest> {
     format!("{algorithm}:{}", hex.to_ascii_lowercase()).parse().ok()
 }
 
-/// The path of `name` seen from `directory`; `None` when it leaves the artifact.
+/// The path of `name` relative to `directory`; `None` if it leaves the artifact.
 fn below(directory: &str, name: &str) -> Option<String> {
     let mut parts: Vec<&str> = directory.split('/').filter(|part| !part.is_empty()).collect();
     for part in name.split('/') {

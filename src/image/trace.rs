@@ -1,8 +1,8 @@
-//! Traces: which stored bytes somebody read of an image, in the order of first reading.
+//! Traces: the stored bytes of an image that were read, in the order of first reading.
 //!
-//! A trace names blobs and ranges of them, never files or offsets of a decoded stream: so it is right whatever index the
-//! layers are read by, and replaying it is nothing but fetching. The idea: while a trace is recorded, what is opened is
-//! wrapped in an [`Observed`], which notes the blocks of each read.
+//! A trace names ranges of blobs, not files or offsets of a decoded stream. So it fits every index of the layers, and
+//! replaying it only fetches ranges. While a trace is recorded, opened files are wrapped in an [`Observed`], which
+//! records the blocks of each read.
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -13,21 +13,21 @@ use serde::{Deserialize, Serialize};
 use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified};
 use crate::oci::Digest;
 
-/// The unit of a trace, in bytes: what the cache fetches at least.
+/// Unit of a trace, in bytes: the smallest fetch of the cache.
 const BLOCK: u64 = 256 * 1024;
 
-/// The longest trace that is read, in bytes: half a million reads.
+/// Limit of a trace, in bytes: half a million reads.
 pub const MAX_TRACE: usize = 64 * 1024 * 1024;
 
-/// What was read of an image.
+/// The recorded reads of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Trace {
-    /// The version of this form.
+    /// Version of this format.
     pub schema_version: u32,
     /// The reference with its digest.
     pub reference: String,
-    /// The manifest whose blobs are named.
+    /// Digest of the manifest that lists the blobs.
     pub manifest: String,
     /// Ranges of stored bytes, in the order in which they were first read.
     pub reads: Vec<TraceRead>,
@@ -40,12 +40,12 @@ pub struct TraceRead {
     pub blob: String,
     /// Offset of the first byte.
     pub start: u64,
-    /// Offset after the last.
+    /// Offset after the last byte.
     pub end: u64,
 }
 
 impl Trace {
-    /// Reads the JSON form.
+    /// Parses the JSON form.
     pub fn parse(bytes: &[u8]) -> Result<Self, ReadError> {
         let malformed = |reason: String| ReadError::new(Fault::Malformed, format!("trace: {reason}"));
         if bytes.len() > MAX_TRACE {
@@ -64,14 +64,14 @@ impl Trace {
 
     /// The JSON form.
     pub fn to_json(&self) -> Vec<u8> {
-        // Strings and numbers only: this cannot fail.
+        // Cannot fail: strings and numbers only.
         let mut bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
         bytes.push(b'\n');
         bytes
     }
 }
 
-/// Notes what is read, over all threads.
+/// Records reads of all threads.
 #[derive(Debug, Default)]
 pub(super) struct Recorder(Mutex<Noted>);
 
@@ -79,7 +79,7 @@ pub(super) struct Recorder(Mutex<Noted>);
 struct Noted {
     blobs: Vec<Digest>,
     seen: HashSet<(usize, u64)>,
-    /// Number of the blob, number of the block.
+    /// Index of the blob in `blobs`, number of the block.
     order: Vec<(usize, u64)>,
 }
 
@@ -100,7 +100,7 @@ impl Recorder {
         }
     }
 
-    /// What was noted; neighbours that were read one after the other are one range.
+    /// The recorded reads; consecutive reads of neighbouring blocks are joined to one range.
     pub(super) fn reads(&self, size_of: impl Fn(&Digest) -> Option<u64>) -> Vec<TraceRead> {
         let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut reads: Vec<TraceRead> = Vec::new();
@@ -117,10 +117,10 @@ impl Recorder {
     }
 }
 
-/// Which stored bytes a read of a range needs.
+/// Maps a read of a range to the stored bytes it needs.
 pub(super) type Stored = Arc<dyn Fn(ByteRange) -> Vec<ByteRange> + Send + Sync>;
 
-/// Bytes whose reads are noted.
+/// Bytes whose reads are recorded.
 pub(super) struct Observed {
     pub(super) bytes: Shared,
     pub(super) blob: Digest,
@@ -163,7 +163,7 @@ impl ReadAt for Observed {
         self.bytes.verified()
     }
 
-    /// None: reads of a file that the kernel reads itself cannot be noted.
+    /// `None`: the kernel's own reads of a file could not be recorded.
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         None
     }

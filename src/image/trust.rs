@@ -1,7 +1,7 @@
-//! What the options ask to be proven, and whether this image can give it.
+//! Rejects an image that cannot satisfy `--verify`.
 //!
-//! Reads nothing. The idea: what was asked for and cannot be had is an error before anything is shown; and where parts are proven
-//! one by one, a large blob as stored, which has no parts, is shown only when it was compared as a whole.
+//! The check reads nothing, and fails before any content is shown. In mode `toc` parts are verified one by one. A
+//! large blob as stored has no such parts, so it is served only after it was verified as a whole.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::layer;
 use super::{Image, ImageError};
 
 impl Image {
-    /// Fails when the mode that was asked for cannot be had for every layer that is shown.
+    /// Fails if the requested mode is impossible for any shown layer.
     pub(super) fn check_trust(&self) -> Result<(), ImageError> {
         if self.verify != Verify::Toc {
             return Ok(());
@@ -39,7 +39,7 @@ impl Image {
     }
 }
 
-/// The bytes of a blob of `cache` as stored, for readers who asked for this mode.
+/// The bytes of a blob of `cache` as stored, for readers with this mode.
 pub(super) fn stored(verify: Verify, cache: &Cache, blob: Arc<Cached>) -> Shared {
     match verify {
         Verify::Lazy | Verify::Strict => blob,
@@ -48,13 +48,13 @@ pub(super) fn stored(verify: Verify, cache: &Cache, blob: Arc<Cached>) -> Shared
     }
 }
 
-/// A large blob as stored that is read only once it was compared as a whole.
+/// A large blob as stored that is readable only after it was verified as a whole.
 struct Whole(Arc<Cached>);
 
 impl Whole {
     fn refuse(&self) -> Result<(), ReadError> {
         if matches!(self.0.state(), State::Verified | State::Poisoned) {
-            // What is poisoned has an error of its own.
+            // A poisoned blob reports its own error.
             return Ok(());
         }
         let message = format!(

@@ -1,8 +1,8 @@
-//! Everything of a reference compared with what it should be.
+//! Verification of everything that a reference names.
 //!
-//! Gives out no byte, and ends at no difference: the next thing is compared all the same. The idea: whatever a document claims of
-//! other bytes is a line: digests of documents and blobs, of uncompressed content, of parts, and the checksums that the artifact
-//! itself brings. What is in the cache is hashed like anything else.
+//! Verification serves no bytes, and continues after a mismatch. Every claim of a document about other bytes is
+//! checked: digests of documents and blobs, of uncompressed content, of parts, and the checksum lists of the
+//! artifact. Cached content is hashed like any other.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,35 +22,36 @@ use super::{Family, Image};
 /// Bytes hashed at once.
 const STEP: u64 = 4 * 1024 * 1024;
 
-/// One thing that was compared.
+/// One comparison.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
-    /// What it is: `document`, `blob`, `content` (uncompressed), `parts` (an index that the layer carries), `checksum` (of a list).
+    /// `document`, `blob`, `content` (uncompressed), `parts` (an index that the layer carries), or `checksum` (of a
+    /// list).
     pub kind: &'static str,
-    /// Its digest or its path.
+    /// Digest or path.
     pub subject: String,
-    /// What came out.
+    /// Result.
     pub result: Outcome,
-    /// What differs, or why it could not be compared.
+    /// The difference, or the reason why it could not be compared; `None` if it matches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Whose fault it is, if it could not be compared.
+    /// The party at fault; `None` if it matches or was skipped.
     #[serde(skip)]
     pub fault: Option<Fault>,
 }
 
-/// What a comparison found.
+/// Result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// It is what it should be.
+    /// It matches.
     Ok,
-    /// It is something else.
+    /// It does not match.
     Mismatch,
     /// It could not be read.
     Unreadable,
-    /// There is nothing to compare: a list names a file that the artifact does not have, or the algorithm is not known.
+    /// The comparison is impossible: a list names a missing file, or the algorithm is unknown.
     Skipped,
 }
 
@@ -85,7 +86,7 @@ impl Check {
 }
 
 impl Family {
-    /// Compares everything, and tells `tell` of each comparison when it is done.
+    /// Compares everything, and passes each result to the callback.
     pub async fn verify(&self, tell: &mut (dyn FnMut(Check) + Send)) {
         if let Some(bytes) = &self.index {
             tell(document(&self.digest, bytes));
@@ -126,7 +127,7 @@ impl Image {
             }
             tell(check);
         }
-        // What is wrong as stored is wrong in whatever is made of it.
+        // Content derived from wrong stored bytes is wrong as well.
         let is_whole = |at: usize| !broken.contains(&self.manifest.layers[at].digest);
         let mut done = HashSet::new();
         for (at, expected) in self.expected_contents(tell).await {
@@ -174,7 +175,7 @@ impl Image {
         };
         let hashed = async {
             let blob = self.cached(descriptor)?;
-            // Side by side, where one read after the other would wait for each.
+            // Fetches ranges concurrently, where sequential reads would wait for each.
             blob.ensure(ByteRange::new(0, blob.size())).await?;
             hash(&(blob as Shared), algorithm).await
         };
@@ -184,7 +185,7 @@ impl Image {
         }
     }
 
-    /// What the uncompressed bytes of layers have to hash to: by the config of a container image, and by what artifacts say.
+    /// Expected digests of the layers' uncompressed bytes: from the config of a container image, and from artifacts.
     async fn expected_contents(&self, tell: &mut (dyn FnMut(Check) + Send)) -> Vec<(usize, Digest)> {
         let mut expected = Vec::new();
         if let Some(config) =
@@ -203,7 +204,7 @@ impl Image {
                             )));
                         }
                     }
-                    // An artifact may have a config of that type with nothing in it.
+                    // An artifact may have an empty config of that type.
                     Err(error) => tell(check.skipped(&error.to_string())),
                 },
                 Err(error) => tell(check.failed(&error)),
@@ -228,7 +229,7 @@ impl Image {
         Check::ok("content", format!("layer {at} ({})", self.manifest.layers[at].digest))
     }
 
-    /// Compares the stream that readers of the layer get: what the cache holds of it, and the rest as it is decoded now.
+    /// Compares the stream that readers of the layer receive: the cached part, and the rest as it is decoded now.
     async fn verify_content(&self, at: usize, expected: &Digest) -> Check {
         let descriptor = &self.manifest.layers[at];
         let check = self.content_check(at);
@@ -255,9 +256,9 @@ impl Image {
         }
     }
 
-    /// Compares files and disks with the lists of checksums in `files/`.
+    /// Compares files and disks with the checksum lists in `files/`.
     async fn verify_lists(self: &Arc<Self>, tell: &mut (dyn FnMut(Check) + Send)) {
-        // A list may name a file again and again, and several lists the same one.
+        // A list may name a file several times, and several lists may name the same file.
         let mut hashes: HashMap<(String, &'static str), Result<Digest, ReadError>> = HashMap::new();
         for at in 0..self.contents.files.len() {
             let path = self.contents.files[at].path.clone();
@@ -315,7 +316,7 @@ impl Image {
         read_vec(&*bytes, ByteRange::new(0, bytes.size())).await
     }
 
-    /// The file of that path, and the disk of that name where it is another thing than the file.
+    /// The file at that path, and the disk of that name unless it is the same file.
     fn named(&self, path: &str) -> Vec<Target> {
         let is_file = |body: &FileBody| !matches!(body, FileBody::Tree(_));
         let file = self.contents.files.iter().position(|file| file.path == path && is_file(&file.body));
@@ -331,7 +332,7 @@ impl Image {
     }
 }
 
-/// What a line of a list names.
+/// The file or disk that a line of a list names.
 #[derive(Clone, Copy)]
 enum Target {
     File(usize),

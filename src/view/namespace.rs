@@ -146,7 +146,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Joins all images of `family`, with `scope` as the root. Needs no blob bytes if the scope names no directory.
+    /// Joins all images of `family`, with `scope` as the root. Without a directory in
+    /// `scope`, it reads at most the first blocks of layers, for the attributes of the root.
     pub async fn open(family: Arc<Family>, scope: &Scope) -> Result<Self, ViewError> {
         let slots = slots::of(&family)?;
         let mut namespace = Self {

@@ -19,7 +19,7 @@ use super::export::{self, Exports, WholeArchive};
 use super::subtree::Subtree;
 use super::{VIEWS, View};
 
-/// Number of an image's first inner subtree. Views are numbered from 1; this leaves room for 61 of them and the
+/// Number of an image's first inner subtree. Views are numbered from 1; this leaves room for 62 of them and the
 /// export.
 const FIRST_INNER: u32 = 64;
 
