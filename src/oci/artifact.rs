@@ -1,7 +1,7 @@
-//! Artifact manifests that are written here: an empty config, some blobs, and the manifest they are about.
+//! Artifact manifests written by ocifs: an empty config, some blobs, and the subject.
 //!
-//! The idea: the same content has the same bytes and so the same digest on every machine, because the properties have a fixed
-//! order, annotations are sorted, and there is no time of creation. Publishing twice stores one manifest.
+//! Serialization is deterministic: properties have a fixed order, annotations are sorted, and there is no creation
+//! time. So the same content has the same digest on every machine, and publishing twice stores one manifest.
 
 use std::collections::BTreeMap;
 
@@ -9,36 +9,36 @@ use serde::Serialize;
 
 use super::{Descriptor, Digest, MAX_DOCUMENT, MAX_LAYERS, MediaType, OciError};
 
-/// The media type of the manifests that are written.
+/// Media type of an image or artifact manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-/// The media type of an index.
+/// Media type of an index.
 pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
-/// The media type of a blob that says nothing (image-spec manifest.md, "Guidance for an Empty Descriptor").
+/// Media type of the empty blob (image-spec manifest.md, "Guidance for an Empty Descriptor").
 pub(super) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
-/// The content of that blob. It has to be in the repository before a manifest that names it.
+/// Content of the empty blob. It has to be in the repository before a manifest that names it.
 pub const EMPTY: &[u8] = b"{}";
 
-/// What an artifact manifest is to say.
+/// Content of an artifact manifest.
 #[derive(Clone, Debug)]
 pub struct Artifact {
-    /// What kind of thing it is.
+    /// Artifact type.
     pub artifact_type: MediaType,
-    /// Its blobs, in order.
+    /// Blobs, in order.
     pub layers: Vec<Descriptor>,
-    /// The manifest that it is about.
+    /// The manifest that this one refers to; `None` if it stands alone.
     pub subject: Option<Descriptor>,
-    /// Free key-value pairs.
+    /// Annotations.
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A document that was written here.
+/// A serialized document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Its media type.
+    /// Media type.
     pub media_type: &'static str,
-    /// Its bytes.
+    /// Serialized bytes.
     pub bytes: Vec<u8>,
-    /// Their sha256.
+    /// SHA-256 of the bytes.
     pub digest: Digest,
 }
 
@@ -57,7 +57,7 @@ struct Json<'a> {
 }
 
 impl Artifact {
-    /// The manifest, which must keep the limits that readers have.
+    /// Serializes the manifest; fails if it exceeds the limits of readers.
     pub fn write(&self) -> Result<Written, OciError> {
         let malformed = |reason: String| OciError::Malformed { what: "manifest", reason };
         if self.layers.len() > MAX_LAYERS {

@@ -1,7 +1,7 @@
-//! Choosing one manifest of an index: by conditions that the user gives, then by platform.
+//! Manifest selection from an index: by conditions of the user, then by platform.
 //!
-//! Never chooses silently between equals. The idea: what has no place among the images of an index is left out, conditions
-//! leave some of the rest, the platform puts those in an order, and only a first that nothing equals wins.
+//! Several equally good entries are an error, not a silent choice. Entries that are not images are skipped,
+//! conditions filter the rest, and the platform ranks them. Only a single best entry wins.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -9,16 +9,16 @@ use std::str::FromStr;
 
 use super::{Descriptor, Digest, Glob, MediaType, OciError, Platform, REF_NAME, SOCI_V2, TITLE};
 
-/// The annotations that tell entries of one platform apart, by the names that stand for them in conditions.
+/// Short names for conditions, of the annotations that distinguish entries of one platform.
 const SHORT: [(&str, &str); 3] = [("disktype", "disktype"), ("ref.name", REF_NAME), ("title", TITLE)];
 
-/// The annotation by which BuildKit says what kind of thing an entry without a real platform is.
+/// BuildKit's annotation for the purpose of an entry without a real platform.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
-/// The most candidates that an error lists.
+/// Limit of the candidates in an error.
 const LISTED: usize = 32;
 
-/// The most annotations beside those that tell entries apart.
+/// Limit of the further annotations that distinguish entries.
 const TOLD: usize = 4;
 
 /// A condition on the entries of an index: `KEY=GLOB`.
@@ -29,7 +29,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// Whether `entry` meets it. An entry that does not have the property does not.
+    /// Whether `entry` meets the condition. An entry without the property does not.
     pub fn is_met(&self, entry: &Descriptor) -> bool {
         let annotation = |key: &str| entry.annotations.get(key).map(String::as_str);
         let short = || {
@@ -65,7 +65,7 @@ impl fmt::Display for Condition {
     }
 }
 
-/// What tells an entry of an index from others of its platform: short names, and values as written.
+/// The properties that distinguish an entry from others of its platform: short names, and values as written.
 pub fn told_by(entry: &Descriptor) -> impl Iterator<Item = (&str, &str)> {
     let annotations =
         SHORT.iter().filter_map(|(short, long)| Some((*short, entry.annotations.get(*long)?.as_str())));
@@ -73,8 +73,8 @@ pub fn told_by(entry: &Descriptor) -> impl Iterator<Item = (&str, &str)> {
     annotations.chain(kind)
 }
 
-/// What tells each of `entries` from the others, as `--select` takes it: what [`told_by`] has, and the annotations in which they
-/// differ.
+/// The properties that distinguish each of `entries` from the others, in the form of `--select`: those of
+/// [`told_by`], and the annotations in which they differ.
 pub fn told_apart(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
     let short = |long: &str| SHORT.iter().any(|(_, known)| *known == long);
     let keys: BTreeSet<&str> =
@@ -92,18 +92,18 @@ pub fn told_apart(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
     entries.iter().map(told).collect()
 }
 
-/// What an entry of an index is for.
+/// Purpose of an entry of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// An image or artifact, or an index of them.
     Image,
-    /// What BuildKit says about how another entry was made.
+    /// BuildKit's attestation of the build of another entry.
     Attestation,
-    /// A SOCI index, which bears the platform of the image that it is about.
+    /// A SOCI index, which has the platform of its image.
     Soci,
 }
 
-/// What `entry` is for.
+/// Determines the purpose of `entry`.
 pub fn entry_kind(entry: &Descriptor) -> EntryKind {
     if entry.artifact_type == Some(MediaType::from(SOCI_V2)) {
         EntryKind::Soci
@@ -116,19 +116,20 @@ pub fn entry_kind(entry: &Descriptor) -> EntryKind {
     }
 }
 
-/// An entry of an index, or of an index in it, that can be chosen.
+/// An entry of an index or of a nested index, as a candidate.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// The entry.
     pub entry: Descriptor,
-    /// Its platform: its own, else that of the nearest index above it that has one.
+    /// The entry's own platform, else that of the nearest index above it that has one; `None` if none has.
     pub platform: Option<Platform>,
     /// For each condition, whether the entry or an index above it meets it.
     met: Vec<bool>,
 }
 
 impl Candidate {
-    /// The entry `entry` of the index that `above` names; of the outermost one if there is none.
+    /// The candidate for `entry`. `above` is the candidate of the index that contains it, `None` for the outermost
+    /// index.
     pub fn of(entry: &Descriptor, above: Option<&Candidate>, conditions: &[Condition]) -> Self {
         let met = conditions.iter().enumerate().map(|(at, condition)| {
             condition.is_met(entry) || above.is_some_and(|above| above.met.get(at) == Some(&true))
@@ -143,10 +144,9 @@ impl Candidate {
     }
 }
 
-/// The candidate that fits best: those that are not selected are left out, and then the platform decides, this machine's when
-/// none is wanted. One without a platform wins if none has one that fits and there is no other without. Whoever gives
-/// conditions and no platform means what the conditions leave if that is one, whatever its platform. Several that fit equally
-/// well are an error, and so is none.
+/// Chooses the best candidate. Unselected candidates are skipped, then the platform decides: `wanted`, or that of
+/// this machine. If no platform fits, the only candidate without a platform wins. With conditions and no `wanted`, a
+/// single remaining candidate wins whatever its platform. No candidate, or several equally good ones, are an error.
 pub fn choose<'a>(
     candidates: &'a [Candidate],
     conditions: &[Condition],
@@ -163,7 +163,7 @@ pub fn choose<'a>(
     let host = Platform::host();
     let platform = wanted.unwrap_or(&host);
     let distance = |one: &Candidate| one.platform.as_ref()?.distance(platform);
-    // The best of one document that is listed twice stands for both.
+    // A document that is listed twice counts once, with its best entry.
     left.sort_by_key(|one| distance(one).unwrap_or(u32::MAX));
     left.retain(|one| seen.insert(&one.entry.digest));
     if let ([only], false, None) = (&left[..], conditions.is_empty(), wanted) {
@@ -181,7 +181,7 @@ pub fn choose<'a>(
     }
 }
 
-/// Candidates for people: what each one is, and its digest.
+/// Formats candidates for an error: distinguishing properties and digest of each.
 fn list(candidates: &[&Candidate]) -> String {
     if candidates.is_empty() {
         return "nothing".into();

@@ -1,25 +1,25 @@
-//! What kind of thing a document is: whose artifact, from the labels alone.
+//! Artifact classification: the type of a document, from its labels alone.
 //!
-//! Never looks at content, and decides nothing but the kind. The idea: `artifactType` says more than the type of the config,
-//! and that more than the types of the layers; the first of them that is known decides. A container image's config is the
-//! exception: some tools put a stub of one beside layers that no container has, and those layers give them away.
+//! Content is not examined. `artifactType` is more specific than the type of the config, and that more than the types
+//! of the layers; the first known one decides. The config of a container image is the exception: some tools add a
+//! stub of one to layers that no container has. Those layers reveal the real type.
 
 use std::fmt;
 
 use super::{Descriptor, Document, Manifest, MediaType, is_tar_name};
 
-/// `artifactType` of a bootable disk; the second is what the first Windows images were published with.
+/// `artifactType` of a bootable disk. The second is that of the first published Windows images.
 const CLOUD_IMAGE: [&str; 2] =
     ["application/vnd.cocoonstack.os-image.v1+json", "application/vnd.cocoonstack.windows-image.v1+json"];
 /// `artifactType` of a machine snapshot.
 const SNAPSHOT: &str = "application/vnd.cocoonstack.snapshot.v1+json";
 
-/// The type that ORAS gives to a file that has none (oras-go `content/file`), and the annotation of a directory.
+/// Media type that ORAS gives to an untyped file (oras-go `content/file`), and its annotation of a directory.
 const ORAS_FILE: &str = "application/vnd.oci.image.layer.v1.tar";
 const ORAS_UNPACK: &str = "io.deis.oras.content.unpack";
 
-/// How the types start that a tool gives to what it publishes, or all of such a type: as `artifactType`, of the config or of
-/// layers.
+/// Media types by publishing tool, as `artifactType`, of the config or of layers: a prefix if it ends with a dot,
+/// else the whole type.
 const FAMILIES: [(&str, Class); 23] = [
     ("application/vnd.nosi.disk-image.", Class::NosiDisk),
     ("application/vnd.nosi.wsl-rootfs.", Class::NosiRootfs),
@@ -46,7 +46,7 @@ const FAMILIES: [(&str, Class); 23] = [
     ("application/octet-stream+lzfse", Class::Lume),
 ];
 
-/// The same for what is said about another artifact. Other artifacts may have such layers too.
+/// Prefixes of the media types of statements about another artifact. Other artifacts may have such layers too.
 const STATEMENTS: [&str; 11] = [
     "application/vnd.dev.cosign.",
     "application/vnd.dev.sigstore.",
@@ -61,7 +61,7 @@ const STATEMENTS: [&str; 11] = [
     "application/vnd.openvex",
 ];
 
-/// What a document is.
+/// Type of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
     /// A bootable disk in one or several layers.
@@ -72,11 +72,11 @@ pub enum Class {
     ContainerImage,
     /// An index or manifest list.
     Index,
-    /// A compressed raw disk with its checksums and reports, by nosi.
+    /// A compressed raw disk with checksums and reports, by nosi.
     NosiDisk,
     /// A root filesystem for WSL or LXC, by nosi.
     NosiRootfs,
-    /// What a machine boots from over the network, by nosi.
+    /// A network boot bundle, by nosi.
     NosiNetboot,
     /// A disk of podman's machine.
     MachineOs,
@@ -114,14 +114,14 @@ pub enum Class {
     Sif,
     /// A signature, an attestation or a bill of materials.
     Statement,
-    /// Nothing but labels: the one layer is the empty one.
+    /// An artifact without content: all its layers are the empty one.
     Empty,
-    /// Anything else: files, for the most part.
+    /// Any other artifact, mostly files.
     Unknown,
 }
 
 impl Class {
-    /// What it is called.
+    /// Name for users.
     pub fn words(self) -> &'static str {
         match self {
             Class::CloudImage => "cloud image",
@@ -161,9 +161,9 @@ impl fmt::Display for Class {
     }
 }
 
-/// Classifies by `artifactType`, then by the type of the config, then by being an index: the first that fits decides
-/// (epoch `manifest/types.go`, `classifyFields`). An index that leaves out its `mediaType`, as image-spec 1.1 allows, is
-/// still an index.
+/// Classifies by `artifactType`, then by the type of the config, then by being an index: the first match decides
+/// (epoch `manifest/types.go`, `classifyFields`). An index without `mediaType`, which image-spec 1.1 allows, is still
+/// an index.
 pub fn classify(document: &Document) -> Class {
     match document {
         Document::Manifest(manifest) => classify_manifest(manifest),
@@ -173,7 +173,7 @@ pub fn classify(document: &Document) -> Class {
     }
 }
 
-/// The same for what is known to be a manifest; what neither says, the layers may.
+/// Like [`classify`], for a manifest. If neither type is known, the layers decide.
 pub fn classify_manifest(manifest: &Manifest) -> Class {
     if let Some(kind) = &manifest.artifact_type
         && let Some(class) = cocoon_artifact(kind).or_else(|| family(kind)).or_else(|| statement(kind))
@@ -191,8 +191,8 @@ pub fn classify_manifest(manifest: &Manifest) -> Class {
     config.and_then(family).or_else(|| by_layers(manifest)).unwrap_or(Class::Unknown)
 }
 
-/// Whether the layers are those of a container image although the config's label is lost: registries and Docker 1.10 wrote others
-/// (moby `distribution/registry.go`), and Docker's types for layers are written for nothing but root file systems.
+/// Whether the layers are those of a container image although the config's label is lost. Registries and Docker 1.10
+/// wrote other labels (moby `distribution/registry.go`). Docker's layer types are used for root file systems only.
 fn has_image_layers(manifest: &Manifest, config: Option<&MediaType>) -> bool {
     let Some(config) = config.filter(|config| family(config).is_none() && !config.is_empty_descriptor())
     else {
@@ -209,8 +209,8 @@ fn has_image_layers(manifest: &Manifest, config: Option<&MediaType>) -> bool {
     has_docker_layer || is_known || is_docker && layers.iter().any(|layer| layer.media_type.claims_tar())
 }
 
-/// Whether files were pushed with the config of a container image (`oras push --artifact-platform`, `--config`): all layers have a
-/// title, and the manifest or one of them says that they are no root file system.
+/// Whether files were pushed with the config of a container image (`oras push --artifact-platform`, `--config`): all
+/// layers have a title, and the manifest or one layer shows that they are not a root file system.
 fn pushed_as_files(manifest: &Manifest) -> bool {
     let says_file = |layer: &Descriptor| {
         let Some(title) = layer.title() else { return false };
@@ -224,7 +224,7 @@ fn pushed_as_files(manifest: &Manifest) -> bool {
     !layers.is_empty() && layers.iter().all(|layer| layer.title().is_some()) && layers.iter().any(says_file)
 }
 
-/// Epoch's kinds, which nothing but the whole `artifactType` says.
+/// Epoch's types, which only the whole `artifactType` identifies.
 fn cocoon_artifact(kind: &MediaType) -> Option<Class> {
     let essence = kind.essence();
     if CLOUD_IMAGE.contains(&essence.as_str()) {
@@ -244,7 +244,7 @@ fn statement(kind: &MediaType) -> Option<Class> {
     STATEMENTS.iter().any(|start| essence.starts_with(start)).then_some(Class::Statement)
 }
 
-/// What has the config of a container image, and is none.
+/// The type of an artifact that has the config of a container image without being one.
 fn behind_image_config(manifest: &Manifest) -> Option<Class> {
     let disguised = |layer: &Descriptor| {
         let stubs = [Class::Tart, Class::Vetu, Class::Lume, Class::Geranos, Class::Ollama];
@@ -254,7 +254,7 @@ fn behind_image_config(manifest: &Manifest) -> Option<Class> {
     class.or_else(|| is_bottle(manifest).then_some(Class::Bottle)).or_else(|| only_statements(manifest))
 }
 
-/// A bottle says so in its annotations; its file name is as good.
+/// Whether the artifact is a bottle: by its annotations or by its file name.
 fn is_bottle(manifest: &Manifest) -> bool {
     let [layer] = manifest.layers.as_slice() else { return false };
     let Some(title) = layer.title() else { return false };
@@ -274,7 +274,7 @@ fn by_layers(manifest: &Manifest) -> Option<Class> {
     {
         return Some(Class::Empty);
     }
-    // Such a layer is the artifact; beside others it is just one of its files.
+    // Such a layer is the artifact if it is alone; next to others it is one of the artifact's files.
     let alone = |class: &Class| !matches!(class, Class::Wasm | Class::Sif) || manifest.layers.len() == 1;
     let class = manifest.layers.iter().find_map(|layer| family(&layer.media_type).filter(alone));
     class
@@ -282,7 +282,7 @@ fn by_layers(manifest: &Manifest) -> Option<Class> {
         .or_else(|| only_statements(manifest))
 }
 
-/// Podman asks for one layer with a title; the index says that it is a disk, but here only the name of the file does.
+/// Podman requires one layer with a title. The index marks it as a disk; without the index, only the file name does.
 fn is_machine_os(manifest: &Manifest) -> bool {
     let [layer] = manifest.layers.as_slice() else { return false };
     layer.title().is_some_and(|title| {

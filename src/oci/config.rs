@@ -1,10 +1,10 @@
-//! The config of a container image: the few properties a mount needs.
+//! Config of a container image: the few properties a mount needs.
 
 use serde::Deserialize;
 
 use super::{Digest, OciError, Platform};
 
-/// What an image config says about layers and platform. Other properties stay in the bytes.
+/// Layers and platform of an image config. Other properties stay in the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageConfig {
     /// The platform the image was built for.
@@ -32,7 +32,7 @@ struct RawRootfs {
 }
 
 impl ImageConfig {
-    /// Parses the bytes of a config blob whose type says "container image".
+    /// Parses a config blob whose media type is that of a container image.
     pub fn parse(bytes: &[u8]) -> Result<Self, OciError> {
         let raw: Raw = serde_json::from_slice(bytes)
             .map_err(|error| OciError::Malformed { what: "config", reason: error.to_string() })?;

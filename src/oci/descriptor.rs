@@ -1,4 +1,4 @@
-//! Descriptors: what a document says about a blob or about another document.
+//! Descriptors: a document's reference to a blob or to another document.
 
 use std::collections::BTreeMap;
 
@@ -7,31 +7,31 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Digest, MediaType, OciError, Platform};
 
-/// The annotation that names a blob as a file.
+/// Annotation with the file name of a blob.
 pub const TITLE: &str = "org.opencontainers.image.title";
-/// The annotation that names a document as a tag would.
+/// Annotation with the name of a document, like a tag.
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// A blob or document named by digest, with its exact size in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// The label; content decides.
+    /// Media type: a label, which content overrides.
     pub media_type: MediaType,
     /// Digest of the stored bytes.
     pub digest: Digest,
     /// Exact number of stored bytes.
     pub size: u64,
-    /// Free key-value pairs.
+    /// Annotations.
     pub annotations: BTreeMap<String, String>,
-    /// The platform of an index entry.
+    /// Platform of an index entry; `None` if it has none.
     pub platform: Option<Platform>,
-    /// The kind of artifact of an index entry.
+    /// Artifact type of an index entry; `None` if it has none.
     pub artifact_type: Option<MediaType>,
-    /// The content itself, when the document embeds it (checked against digest and size).
+    /// Embedded content, checked against digest and size; `None` if the document does not embed it.
     pub data: Option<Vec<u8>>,
-    /// Where the content can be had beside the place of the document (image-spec descriptor.md); never written.
+    /// Further sources of the content (image-spec descriptor.md); not serialized.
     pub urls: Vec<String>,
-    /// What Ollama calls the file that the layer is; no specification has it, and it is never written.
+    /// Ollama's name for the layer's file, which is in no specification; not serialized.
     pub name: Option<String>,
 }
 
@@ -51,7 +51,7 @@ impl Descriptor {
         }
     }
 
-    /// What a manifest says of its subject: type, digest and size, and nothing that only a list needs.
+    /// The form for a manifest's subject: type, digest and size only.
     #[must_use]
     pub fn bare(&self) -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Descriptor {
         self.annotations.get(TITLE).map(String::as_str)
     }
 
-    /// Whether `bytes` are the content: size first, then digest (image-spec descriptor.md, "Verification").
+    /// Checks that `bytes` are the content: size first, then digest (image-spec descriptor.md, "Verification").
     pub fn check(&self, what: &str, bytes: &[u8]) -> Result<(), OciError> {
         let what = || format!("{what} {}", self.digest);
         if bytes.len() as u64 != self.size {
@@ -93,7 +93,7 @@ impl Descriptor {
 }
 
 impl Serialize for Descriptor {
-    /// The JSON form, its properties always in the same order, so that the same value has the same digest.
+    /// Serializes with a fixed order of properties, so that the same value has the same digest.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use base64::Engine as _;
         let mut json = serializer.serialize_struct("Descriptor", 7)?;
@@ -116,7 +116,7 @@ impl Serialize for Descriptor {
     }
 }
 
-/// The JSON form. Unknown properties are no error (image-spec considerations.md).
+/// The JSON form. Unknown properties are accepted (image-spec considerations.md).
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RawDescriptor {
@@ -138,21 +138,21 @@ pub(super) struct RawDescriptor {
     name: Option<String>,
 }
 
-/// A list of which only texts count, or nothing.
+/// Deserializes a list of strings; other elements, and other types, are ignored.
 fn texts<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let value = serde_json::Value::deserialize(deserializer)?;
     let texts = value.as_array().into_iter().flatten();
     Ok(texts.filter_map(|text| text.as_str().map(str::to_owned)).collect())
 }
 
-/// A property that no specification names may be anything: what is no text counts as absent.
+/// Deserializes an unspecified property; any value other than a string counts as absent.
 fn text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let value = serde_json::Value::deserialize(deserializer)?;
     Ok(value.as_str().map(str::to_owned))
 }
 
 impl RawDescriptor {
-    /// Validates; `what` and `place` name the document and the property for the error.
+    /// Validates the descriptor. `what` and `place` are the document and the property for the error.
     pub(super) fn check(self, what: &'static str, place: &str) -> Result<Descriptor, OciError> {
         use base64::Engine as _;
         let malformed = |reason: String| OciError::Malformed { what, reason: format!("{place}: {reason}") };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::OciError;
 
-/// The hash functions whose content ocifs serves. Others are valid in a manifest and are listed, but not served.
+/// Hash functions for which ocifs serves content. Others are valid in a manifest and are listed, but not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     /// SHA-256, 64 hex digits.
@@ -16,13 +16,13 @@ pub enum Algorithm {
     Sha512,
 }
 
-/// `algorithm:encoded`, validated: lower-case hex of the right length for the registered algorithms, and the grammar of
-/// image-spec descriptor.md for the others.
+/// A validated digest `algorithm:encoded`: lower-case hex of the right length for the registered algorithms, and the
+/// grammar of image-spec descriptor.md for others.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {
     text: Box<str>,
-    /// Where the colon is. Invariant: `text.as_bytes()[colon] == b':'`.
+    /// Position of the colon. Invariant: `text.as_bytes()[colon] == b':'`.
     colon: u16,
 }
 
@@ -34,14 +34,14 @@ impl Digest {
         hasher.finish()
     }
 
-    /// The digest of `bytes` by the algorithm of this one, when it is a served one.
+    /// Hashes `bytes` with the algorithm of this digest; `None` if the algorithm is not supported.
     pub fn same_algorithm(&self, bytes: &[u8]) -> Option<Digest> {
         let mut hasher = Hasher::new(self.algorithm()?);
         hasher.update(bytes);
         Some(hasher.finish())
     }
 
-    /// The algorithm when it is one whose content is served.
+    /// The algorithm; `None` if ocifs does not serve its content.
     pub fn algorithm(&self) -> Option<Algorithm> {
         match self.algorithm_name() {
             "sha256" => Some(Algorithm::Sha256),
@@ -60,7 +60,7 @@ impl Digest {
         &self.text[self.colon as usize + 1..]
     }
 
-    /// The first 12 characters of the encoded part: enough for people.
+    /// The first 12 characters of the encoded part, for display.
     pub fn short(&self) -> &str {
         let encoded = self.encoded();
         &encoded[..encoded.len().min(12)]
@@ -125,7 +125,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Computes a digest piece by piece.
+/// Incremental hashing.
 #[derive(Clone)]
 pub struct Hasher {
     algorithm: Algorithm,
@@ -133,7 +133,7 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// Nothing hashed yet.
+    /// A hasher without input.
     pub fn new(algorithm: Algorithm) -> Self {
         let state = ring::digest::Context::new(match algorithm {
             Algorithm::Sha256 => &ring::digest::SHA256,
@@ -147,7 +147,7 @@ impl Hasher {
         self.state.update(bytes);
     }
 
-    /// The digest of all that was appended.
+    /// The digest of all appended bytes.
     pub fn finish(self) -> Digest {
         let name = match self.algorithm {
             Algorithm::Sha256 => "sha256",

@@ -1,75 +1,75 @@
-//! Why a name or a document is not valid.
+//! Errors of names and documents.
 
 use super::Digest;
 use crate::io::Fault;
 
-/// The author of a name or a document wrote something the specifications do not allow.
+/// A name or document that violates the specifications, or a selection that does not match.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OciError {
-    /// A reference the user typed.
+    /// An invalid reference from the user.
     #[error("reference {reference:?} is not valid: {reason}")]
     Reference {
-        /// As typed.
+        /// The reference, as typed.
         reference: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// A platform the user typed.
+    /// An invalid platform from the user.
     #[error("platform {platform:?} is not of the form os/arch[/variant]")]
     Platform {
-        /// As typed.
+        /// The platform, as typed.
         platform: String,
     },
-    /// A digest anywhere.
+    /// An invalid digest, from the user or a document.
     #[error("digest {digest:?} is not of the form algorithm:hex")]
     Digest {
-        /// As found.
+        /// The digest, as found.
         digest: String,
     },
-    /// A manifest, index or config.
+    /// An invalid manifest, index or config.
     #[error("{what} is malformed: {reason}")]
     Malformed {
         /// `manifest`, `index` or `config`.
         what: &'static str,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// A valid document of a kind that ocifs does not read.
+    /// A valid document of a type that ocifs does not read.
     #[error("{what} is not supported: {reason}")]
     Unsupported {
-        /// What kind of thing.
+        /// Kind of object.
         what: &'static str,
-        /// Its name and why.
+        /// Its name and the reason.
         reason: String,
     },
-    /// Bytes that do not hash to the digest they were asked by.
+    /// Bytes that do not hash to the requested digest.
     #[error("{what}: expected {expected}, got {actual}")]
     Mismatch {
-        /// What was hashed.
+        /// The hashed object.
         what: String,
-        /// The digest that names it.
+        /// The requested digest.
         expected: Digest,
-        /// The digest it has.
+        /// The digest of the bytes.
         actual: Digest,
     },
-    /// A pattern the user typed.
+    /// An invalid pattern from the user.
     #[error("pattern {pattern:?} is not valid: {reason}")]
     Pattern {
-        /// As typed.
+        /// The pattern, as typed.
         pattern: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// A public key the user gave.
+    /// An unusable public key from the user.
     #[error("public key {key} cannot be used: {reason}")]
     Key {
-        /// Its file.
+        /// File of the key.
         key: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// No layer is one of those that were asked for.
+    /// No layer matches the selection.
     #[error("no layer is selected; there is {available}")]
     NoLayer {
         /// Number, media type and title of each layer.
@@ -80,29 +80,29 @@ pub enum OciError {
     NoEntry {
         /// The conditions.
         wanted: String,
-        /// The entries there are, comma separated.
+        /// The available entries, comma separated.
         available: String,
     },
     /// Several entries of an index fit equally well.
     #[error("several manifests fit {wanted}: {candidates}")]
     Ambiguous {
-        /// The platform that was asked for.
+        /// The requested platform.
         wanted: String,
-        /// Each with what tells it from the others, and its digest.
+        /// The distinguishing properties and the digest of each.
         candidates: String,
     },
     /// No manifest of an index fits the platform.
     #[error("no manifest for platform {wanted}; there is {available}")]
     NoPlatform {
-        /// The platform that was asked for.
+        /// The requested platform.
         wanted: String,
-        /// The platforms there are, comma separated.
+        /// The available platforms, comma separated.
         available: String,
     },
 }
 
 impl OciError {
-    /// Who is wrong.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             OciError::Reference { .. }

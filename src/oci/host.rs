@@ -1,18 +1,18 @@
-//! The name of a host: its one spelling, with its port.
+//! Canonical host names: one spelling for each host, with its port.
 //!
-//! Resolves no name. The idea: the letters of a name mean the same in both cases, and an address has many spellings; a host is
-//! written one way from parsing on, so that rules about hosts can be compared as text. Rules: RFC 4343, RFC 5952, and the
-//! parser of IPv4 addresses of the URL standard, which is what connects.
+//! No name is resolved. Host names ignore case, and an address has many spellings. A host is canonicalized when it is
+//! parsed, so that rules about hosts can be compared as text. Rules: RFC 4343, RFC 5952, and the IPv4 parser of the
+//! URL standard, which the HTTP client uses.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Where names without a host live.
+/// The host of names without a host.
 pub(super) const DOCKER_HUB: &str = "docker.io";
-/// Other names of Docker Hub: what clients write, and where its API lives.
+/// Other names of Docker Hub: the one that clients write, and the one of its API.
 const HUB_NAMES: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
 
-/// The one spelling of `HOST[:PORT]`: lower case, an address in its canonical form, no dot at the end, no port that the
-/// scheme implies (443; 80 on this machine, which is spoken to by http). `None` for text that is no host.
+/// The canonical form of `HOST[:PORT]`: lower case, an address in its canonical form, no dot at the end, and no port
+/// that the scheme implies (443; 80 on this machine, which is accessed by http). `None` if the text is not a host.
 pub fn canonical_host(text: &str) -> Option<String> {
     let (name, port) = split_port(text)?;
     let name = match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
@@ -35,7 +35,7 @@ pub fn canonical_host(text: &str) -> Option<String> {
     })
 }
 
-/// The name and the port of a host.
+/// Splits a host into name and port.
 fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
     let end = match text.starts_with('[') {
         true => text.find(']')? + 1,
@@ -70,8 +70,9 @@ fn is_label(label: &str) -> bool {
         && !label.ends_with('-')
 }
 
-/// An IPv4 address in any of the forms of inet_aton(3): one to four numbers, each decimal, octal or hexadecimal. `None` for a
-/// name, an error for a name whose last label is a number and which is no address: no resolver is asked for such a name.
+/// Parses an IPv4 address in any form of inet_aton(3): one to four numbers, each decimal, octal or hexadecimal.
+/// `None` for a name. An error for a name whose last label is a number but which is not an address: such a name is
+/// not resolved.
 fn ipv4(name: &str) -> Option<Result<Ipv4Addr, ()>> {
     let parts: Vec<&str> = name.split('.').collect();
     let last = parts.last()?;
@@ -82,7 +83,7 @@ fn ipv4(name: &str) -> Option<Result<Ipv4Addr, ()>> {
     Some(joined(&parts).map(Ipv4Addr::from).ok_or(()))
 }
 
-/// The numbers as one: each but the last is a byte, and the last fills what is left.
+/// Joins the numbers: each but the last is one byte, and the last fills the rest.
 fn joined(parts: &[&str]) -> Option<u32> {
     let numbers: Vec<u64> = parts.iter().map(|part| number(part)).collect::<Option<_>>()?;
     let (last, bytes) = numbers.split_last()?;
@@ -93,7 +94,7 @@ fn joined(parts: &[&str]) -> Option<u32> {
     u32::try_from(high | last).ok()
 }
 
-/// A number in C's notation; `0x` alone is 0 for URL parsers.
+/// A number in C's notation; `0x` alone is 0 in URL parsers.
 fn number(text: &str) -> Option<u64> {
     let (digits, radix) = match text.strip_prefix("0x") {
         Some("") => return Some(0),

@@ -7,11 +7,11 @@ use serde::Deserialize;
 use super::descriptor::RawDescriptor;
 use super::{Descriptor, MediaType, OciError};
 
-/// The largest manifest, index or config that is read, in bytes. The distribution-spec asks registries to take at least
-/// 4 MiB ("Pushing Manifests"), and other clients stop there.
+/// Limit of a manifest, index or config, in bytes. The distribution-spec asks registries to accept at least 4 MiB
+/// ("Pushing Manifests"), and other clients have this limit.
 pub const MAX_DOCUMENT: u64 = 4 * 1024 * 1024;
 
-/// The most layers a manifest may have. Real images stay under 128 (a limit of overlay mounts); artifacts have more.
+/// Limit of the layers of a manifest. Real images stay under 128 (a limit of overlay mounts); artifacts have more.
 pub const MAX_LAYERS: usize = 4096;
 
 /// A manifest or an index.
@@ -23,39 +23,39 @@ pub const MAX_LAYERS: usize = 4096;
 pub enum Document {
     /// One image or artifact.
     Manifest(Manifest),
-    /// A choice of them.
+    /// A list of manifests to choose from.
     Index(Index),
 }
 
 /// One image or artifact.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// What the document (or else its transport) says it is.
+    /// Media type of the document, or else of its transport.
     pub media_type: MediaType,
-    /// `artifactType`, when it is there.
+    /// `artifactType`; `None` if absent.
     pub artifact_type: Option<MediaType>,
-    /// The config; absent only in the artifact manifests of the 1.1 release candidates.
+    /// The config; `None` only in the artifact manifests of the 1.1 release candidates.
     pub config: Option<Descriptor>,
     /// The layers, lowest first.
     pub layers: Vec<Descriptor>,
-    /// The manifest that this one is about.
+    /// The manifest that this one refers to; `None` if it stands alone.
     pub subject: Option<Descriptor>,
-    /// Free key-value pairs.
+    /// Annotations.
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A choice of manifests.
+/// A list of manifests to choose from.
 #[derive(Clone, Debug)]
 pub struct Index {
-    /// What the document (or else its transport) says it is.
+    /// Media type of the document, or else of its transport.
     pub media_type: MediaType,
-    /// `artifactType`, when it is there.
+    /// `artifactType`; `None` if absent.
     pub artifact_type: Option<MediaType>,
     /// The entries, in the author's order of preference.
     pub manifests: Vec<Descriptor>,
-    /// The manifest that this index is about.
+    /// The manifest that this index refers to; `None` if it stands alone.
     pub subject: Option<Descriptor>,
-    /// Free key-value pairs.
+    /// Annotations.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -79,8 +79,9 @@ struct Raw {
 }
 
 impl Document {
-    /// Parses `bytes`. `content_type` is what the transport called them, if it did: it decides for documents that do not
-    /// name their own type, and a contradiction between the two is refused (distribution-spec, "Pulling manifests").
+    /// Parses `bytes`. `content_type` is the type from the transport, if there is one. It decides for documents
+    /// without a type of their own, and a contradiction between the two is refused (distribution-spec, "Pulling
+    /// manifests").
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, OciError> {
         let malformed = |reason: String| OciError::Malformed { what: "manifest", reason };
         if bytes.len() as u64 > MAX_DOCUMENT {
@@ -168,7 +169,7 @@ impl Document {
 }
 
 impl Document {
-    /// What the document (or else its transport) says it is.
+    /// Media type of the document, or else of its transport.
     pub fn media_type(&self) -> &MediaType {
         match self {
             Document::Manifest(manifest) => &manifest.media_type,
@@ -176,7 +177,7 @@ impl Document {
         }
     }
 
-    /// What kind of thing it is: for an index without an `artifactType`, its media type.
+    /// Artifact type; for an index without an `artifactType`, its media type.
     pub fn kind(&self) -> Option<&MediaType> {
         match self {
             Document::Manifest(manifest) => manifest.kind(),
@@ -184,7 +185,7 @@ impl Document {
         }
     }
 
-    /// The manifest that this document is about, when it is about one.
+    /// The manifest that this document refers to; `None` if it stands alone.
     pub fn subject(&self) -> Option<&Descriptor> {
         match self {
             Document::Manifest(manifest) => manifest.subject.as_ref(),
@@ -194,13 +195,13 @@ impl Document {
 }
 
 impl Manifest {
-    /// What kind of thing this is: `artifactType`, or for historic artifacts the type of the config (image-spec
-    /// manifest.md, "Guidelines for Artifact Usage").
+    /// Artifact type: `artifactType`, or for historic artifacts the type of the config (image-spec manifest.md,
+    /// "Guidelines for Artifact Usage").
     pub fn kind(&self) -> Option<&MediaType> {
         self.artifact_type.as_ref().or(self.config.as_ref().map(|config| &config.media_type))
     }
 
-    /// Whether the config says that this is a container image.
+    /// Whether the config marks this as a container image.
     pub fn is_container_image(&self) -> bool {
         self.artifact_type.is_none()
             && self.config.as_ref().is_some_and(|config| config.media_type.is_image_config())

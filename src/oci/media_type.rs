@@ -1,10 +1,10 @@
-//! Media types: labels that are compared without case and parameters, and never believed about content.
+//! Media types: labels, compared without case and parameters. Content overrides them.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How the label of a blob says that it is compressed.
+/// Compression that a blob's label names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelCompression {
     /// RFC 1952.
@@ -20,7 +20,7 @@ pub enum LabelCompression {
 }
 
 impl LabelCompression {
-    /// The extension of a file that is compressed so.
+    /// File extension for this compression.
     pub fn extension(self) -> &'static str {
         match self {
             LabelCompression::Gzip => ".gz",
@@ -32,7 +32,7 @@ impl LabelCompression {
     }
 }
 
-/// What one word of a label says about how the bytes are stored.
+/// Storage form that one word of a label names.
 #[derive(Clone, Copy, Debug)]
 struct LabelPacking {
     is_tar: bool,
@@ -50,7 +50,7 @@ const BZIP2: LabelPacking = LabelPacking { is_tar: false, compression: Some(Labe
 const TAR_BZIP2: LabelPacking = LabelPacking { is_tar: true, compression: Some(LabelCompression::Bzip2) };
 const LZ4: LabelPacking = LabelPacking { is_tar: false, compression: Some(LabelCompression::Lz4) };
 
-/// Every spelling of an archive and of a compression that tools write into media types.
+/// All spellings of archives and compressions that tools write into media types.
 const PACKINGS: [(&str, LabelPacking); 28] = [
     ("tar", TAR),
     ("x-tar", TAR),
@@ -82,7 +82,7 @@ const PACKINGS: [(&str, LabelPacking); 28] = [
     ("tlz4", LabelPacking { is_tar: true, compression: Some(LabelCompression::Lz4) }),
 ];
 
-/// Every spelling of a disk's format that tools write into media types, and the format.
+/// All spellings of disk formats that tools write into media types, and the format.
 const DISK_FORMATS: [(&str, &str); 14] = [
     ("qcow2", "qcow2"),
     ("x-qcow2", "qcow2"),
@@ -100,7 +100,7 @@ const DISK_FORMATS: [(&str, &str); 14] = [
     ("vdi", "vdi"),
 ];
 
-/// Every spelling of a file system that tools write into media types of layers, and the extension of such a file.
+/// All spellings of file systems that tools write into media types of layers, and the file extension.
 const FILE_SYSTEMS: [(&str, &str); 5] = [
     ("squashfs", "squashfs"),
     ("x-squashfs", "squashfs"),
@@ -109,12 +109,12 @@ const FILE_SYSTEMS: [(&str, &str); 5] = [
     ("x-sif", "sif"),
 ];
 
-/// The meaning of the first of `words` that a table has.
+/// The meaning of the first of `words` that is in a table.
 fn found_in<'a, T: Copy>(table: &[(&str, T)], mut words: impl Iterator<Item = &'a str>) -> Option<T> {
     words.find_map(|word| table.iter().find(|(spelling, _)| word == *spelling).map(|(_, meaning)| *meaning))
 }
 
-/// A media type as written, compared by its essence: `type/subtype` in lower case, parameters cut.
+/// A media type as written, compared by its essence: `type/subtype` in lower case, without parameters.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct MediaType {
@@ -132,7 +132,7 @@ impl MediaType {
         self.written.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
     }
 
-    /// Whether there is none.
+    /// Whether the media type is missing.
     pub fn is_empty(&self) -> bool {
         self.written.trim().is_empty()
     }
@@ -161,7 +161,7 @@ impl MediaType {
         self.essence() == "application/vnd.docker.distribution.manifest.v2+json"
     }
 
-    /// Whether this is one of Docker's schema 1 forms, which name no sizes and cannot be served by range.
+    /// Whether this is a Docker manifest of schema 1, which has no sizes and cannot be served by range.
     pub fn is_schema1(&self) -> bool {
         matches!(
             self.essence().as_str(),
@@ -170,7 +170,7 @@ impl MediaType {
         )
     }
 
-    /// Whether this labels a container image's config.
+    /// Whether this is the type of a container image's config.
     pub fn is_image_config(&self) -> bool {
         matches!(
             self.essence().as_str(),
@@ -183,15 +183,15 @@ impl MediaType {
         self.essence() == super::artifact::EMPTY_TYPE
     }
 
-    /// Whether the author of a layer does not let others hand it on: a layer of an OCI image, or a foreign one of Docker's.
+    /// Whether the licence of a layer forbids distribution: a nondistributable OCI layer, or a foreign Docker layer.
     pub fn is_nondistributable(&self) -> bool {
         let essence = self.essence();
         essence.starts_with("application/vnd.oci.image.layer.nondistributable.")
             || essence.starts_with("application/vnd.docker.image.rootfs.foreign.")
     }
 
-    /// Whether a registry or an old tool wrote this where the type of a container image's config belongs: Docker 1.10 to 1.11.0
-    /// (moby `distribution/registry.go`, `ImageTypes`), and nothing at all.
+    /// Whether this is a replacement for the type of a container image's config, as registries and old tools wrote
+    /// it: Docker 1.10 to 1.11.0 (moby `distribution/registry.go`, `ImageTypes`), or an empty type.
     pub fn is_lost_config(&self) -> bool {
         matches!(
             self.essence().as_str(),
@@ -199,7 +199,7 @@ impl MediaType {
         )
     }
 
-    /// Whether this is the type of a container image's layer by Docker.
+    /// Whether this is Docker's type of a container image's layer.
     pub fn is_docker_layer(&self) -> bool {
         let essence = self.essence();
         essence.starts_with("application/vnd.docker.image.rootfs.")
@@ -215,33 +215,33 @@ impl MediaType {
             || essence.starts_with("application/vnd.oci.image.serialization.rootfs.")
     }
 
-    /// Whether the label says that the bytes are encrypted (ocicrypt: `…tar+gzip+encrypted`).
+    /// Whether the label claims encryption (ocicrypt: `…tar+gzip+encrypted`).
     pub fn claims_encryption(&self) -> bool {
         self.essence().split('+').skip(1).any(|suffix| suffix == "encrypted" || suffix.starts_with("enc-"))
     }
 
-    /// Whether the label says "a tar archive", compressed or not: `…tar`, `…tar+gzip`, `…tar.gz`, `…tar+zstd`, `…tgz`,
-    /// `…+tar+gzip`, `…+tar.xz`.
+    /// Whether the label claims a tar archive, compressed or not: `…tar`, `…tar+gzip`, `…tar.gz`, `…tar+zstd`,
+    /// `…tgz`, `…+tar+gzip`, `…+tar.xz`.
     pub fn claims_tar(&self) -> bool {
         self.packing().is_some_and(|packing| packing.is_tar)
     }
 
-    /// Whether the label says "a tar archive, not compressed".
+    /// Whether the label claims an uncompressed tar archive.
     pub fn claims_uncompressed_tar(&self) -> bool {
         self.packing().is_some_and(|packing| packing.is_tar && packing.compression.is_none())
     }
 
-    /// The compression that the label names, of an archive or of anything else.
+    /// The compression that the label names, of an archive or of any other content.
     pub fn compression(&self) -> Option<LabelCompression> {
         self.packing().and_then(|packing| packing.compression)
     }
 
-    /// The format of a disk that the label names: `…+qcow2`, `….raw`.
+    /// The disk format that the label names: `…+qcow2`, `….raw`.
     pub fn disk_format(&self) -> Option<&'static str> {
         found_in(&DISK_FORMATS, self.words().iter().map(String::as_str))
     }
 
-    /// The file system that the label names, wherever in it: `vnd.erofs.layer.v1+zstd`, `…squashfs+zstd+verity`.
+    /// The file system that the label names, anywhere in it: `vnd.erofs.layer.v1+zstd`, `…squashfs+zstd+verity`.
     pub fn file_system(&self) -> Option<&'static str> {
         let essence = self.essence();
         let subtype = essence.split('/').nth(1).unwrap_or_default();
@@ -257,8 +257,8 @@ impl MediaType {
         })
     }
 
-    /// The words at the end of the subtype that say how the bytes are stored: every suffix behind a `+`, and the last two parts of
-    /// what is in front of it (`vnd.oci.image.layer.v1.tar`, `rootfs.diff.tar.gzip`), each of them split at dots.
+    /// The words at the end of the subtype that describe the storage form: every suffix after a `+`, and the last two
+    /// parts before the first `+` (`vnd.oci.image.layer.v1.tar`, `rootfs.diff.tar.gzip`), each split at dots.
     fn words(&self) -> Vec<String> {
         let essence = self.essence();
         let subtype = essence.split('/').nth(1).unwrap_or_default();
@@ -268,7 +268,7 @@ impl MediaType {
         let mut tail = base.rsplit('.');
         let last = tail.next().unwrap_or_default();
         words.push(last);
-        // A word in front of a compression: `tar.gzip`. In front of anything else it is a name.
+        // The word before a compression counts: `tar.gzip`. Before any other word it is a name.
         if let Some(before) = tail.next()
             && PACKINGS.iter().any(|(spelling, _)| *spelling == last)
         {

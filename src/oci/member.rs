@@ -1,27 +1,27 @@
-//! Names of directories for the entries of an index, and for referrers.
+//! Directory names for the entries of an index, and for referrers.
 //!
-//! Never lets an annotation leave its directory, and never gives one name to two documents: annotations are claims of
-//! whoever pushed, so what is no part of a plain file name is replaced. The idea: a platform is a name; where several
-//! entries have one platform, the first annotation that tells some of them apart is put behind it, then the next, and in the
-//! end the digest, which tells everything apart.
+//! Annotations are untrusted, so characters that do not belong in a plain file name are replaced. A name cannot leave
+//! its directory, and two documents do not share one. The name starts with the platform. If several entries have one
+//! platform, the first annotation that distinguishes some of them is appended, then the next, and finally the digest,
+//! which distinguishes all.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::{Descriptor, Digest, Platform, REF_NAME, TITLE};
 
-/// The longest part of a name that comes from one annotation, in characters.
+/// Limit of the part of a name from one annotation, in characters.
 const PART_MAX: usize = 80;
 
 /// An entry and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named<'a> {
-    /// A plain component.
+    /// One plain component of a path.
     pub name: String,
     /// The entry.
     pub entry: &'a Descriptor,
 }
 
-/// What tells entries of one platform apart, the most telling first.
+/// Properties that distinguish entries of one platform, in order of preference.
 const TELLING: [fn(&Descriptor) -> Option<&str>; 4] = [
     |entry| annotation(entry, "disktype"),
     |entry| annotation(entry, REF_NAME),
@@ -29,8 +29,8 @@ const TELLING: [fn(&Descriptor) -> Option<&str>; 4] = [
     |entry| entry.platform.as_ref()?.os_version.as_deref(),
 ];
 
-/// A name for each of the entries of one index, in their order: `<os>-<arch>[-<variant>]`, and behind that whatever tells those
-/// apart that would have one name. A document that is listed twice under one name has it once.
+/// Names the entries of one index, in their order: `<os>-<arch>[-<variant>]`, followed by the properties that
+/// distinguish entries of one name. A document that is listed twice under one name appears once.
 pub fn member_names<'a>(entries: impl IntoIterator<Item = &'a Descriptor>) -> Vec<Named<'a>> {
     let entries: Vec<&Descriptor> = entries.into_iter().collect();
     let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
@@ -48,7 +48,7 @@ pub fn member_names<'a>(entries: impl IntoIterator<Item = &'a Descriptor>) -> Ve
         if !seen.insert((name.clone(), &entry.digest)) {
             continue;
         }
-        // What annotations made equal after all: the whole digest is told, so that this ends.
+        // Annotations can still give equal names; appending the digest ends the search.
         if !taken.insert(name.clone()) {
             name = joined(&name, &digest_name(&entry.digest));
             if !taken.insert(name.clone()) {
@@ -60,7 +60,7 @@ pub fn member_names<'a>(entries: impl IntoIterator<Item = &'a Descriptor>) -> Ve
     named
 }
 
-/// Names the entries of `group`, which would all be called `base`.
+/// Names the entries of `group`, which would otherwise all be named `base`.
 fn tell_apart(entries: &[&Descriptor], base: &str, group: Vec<usize>, from: usize, names: &mut [String]) {
     let is_one = group.iter().all(|at| entries[*at].digest == entries[group[0]].digest);
     if is_one && !base.is_empty() {
@@ -80,7 +80,7 @@ fn tell_apart(entries: &[&Descriptor], base: &str, group: Vec<usize>, from: usiz
         let part = telling(entries[at]).and_then(component).unwrap_or_default();
         parts.entry(part).or_default().push(at);
     }
-    // What all of them say tells nothing, except that what has no platform needs some name.
+    // A value that all entries share does not distinguish them; but entries without a platform need some name.
     let tells = parts.len() > 1 || base.is_empty();
     for (part, group) in parts {
         let base = if tells { joined(base, &part) } else { base.to_owned() };
@@ -107,23 +107,23 @@ fn of_platform(entry: &Descriptor) -> Option<String> {
     Some(joined(&joined(&os, &architecture), &variant))
 }
 
-/// `text` as a plain component of a path: what is no letter, digit or one of `._+~:@=,-` is replaced by `_`. `None` when nothing
-/// that means anything is left.
+/// `text` as a plain component of a path: any character except letters, digits and `._+~:@=,-` is replaced by `_`.
+/// `None` if no letter or digit is left.
 fn component(text: &str) -> Option<String> {
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._+~:@=,-".contains(c) { c } else { '_' };
     let name: String = text.trim().chars().take(PART_MAX).map(plain).collect();
     name.chars().any(|c| c.is_ascii_alphanumeric()).then_some(name)
 }
 
-/// `<artifact-type>/<digest>`: the directory of a manifest that is about another one, as two plain components.
+/// Directory of a referrer: `<artifact-type>/<digest>`, two plain components.
 pub fn referrer_directory(entry: &Descriptor) -> [String; 2] {
     let kind = entry.artifact_type.as_ref().and_then(|kind| component(kind.as_written()));
     [kind.unwrap_or_else(|| "unknown".to_owned()), digest_name(&entry.digest)]
 }
 
-/// A digest as a component: whole, unless its algorithm makes it longer than a name can be.
+/// A digest as a component: the whole digest, unless its algorithm makes it longer than a name can be.
 fn digest_name(digest: &Digest) -> String {
-    /// Leaves room in the 255 bytes of a name for what stands before it.
+    /// Leaves room for the rest of a name, which has at most 255 bytes.
     const MOST: usize = 140;
     let whole = digest.as_str();
     if whole.len() <= MOST { whole.to_owned() } else { digest.short().to_owned() }

@@ -1,8 +1,8 @@
-//! OCI names and documents as values that cannot be invalid: references, digests, descriptors, manifests, indexes,
-//! configs, media types and platforms.
+//! OCI names and documents as validated values: references, digests, descriptors, manifests, indexes, configs, media
+//! types and platforms.
 //!
-//! No I/O happens here: parsers take bytes and return values, and every one of them has limits, because whoever can push
-//! can write these bytes. Rules come from the OCI image-spec and distribution-spec 1.1.
+//! This module does no I/O: parsers take bytes and return values. Each has limits, because any account with push
+//! access can write these bytes. Rules come from the OCI image-spec and distribution-spec 1.1.
 
 mod artifact;
 mod choice;

@@ -1,4 +1,4 @@
-//! Platforms: normalised names, and which one runs what.
+//! Platforms: normalized names, and the compatibility of images with machines.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::OciError;
 
-/// An operating system and a processor, in the names that Go uses.
+/// An operating system and a processor, in Go's names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
     /// `linux`, `windows`, `darwin`, ...
@@ -16,16 +16,16 @@ pub struct Platform {
     /// `amd64`, `arm64`, ...
     #[serde(default)]
     pub architecture: String,
-    /// `v7`, `v8`, ...
+    /// `v7`, `v8`, ...; `None` for the default of the architecture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// The build of Windows.
+    /// The build of Windows; `None` for other systems.
     #[serde(default, rename = "os.version", skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
 }
 
 impl Platform {
-    /// This machine, as Linux images are labelled.
+    /// The platform of this machine, as in labels of Linux images.
     pub fn host() -> Self {
         let variant = match std::env::consts::ARCH {
             "arm" => Some("v7".to_owned()),
@@ -40,8 +40,8 @@ impl Platform {
         .normalized()
     }
 
-    /// Names that mean the same made equal: `x86_64` is `amd64`, `aarch64` is `arm64`, `arm64/v8` is `arm64`,
-    /// `amd64/v1` is `amd64`, `arm` without a variant is `arm/v7` (as containerd's platforms package does).
+    /// Unifies equivalent names: `x86_64` is `amd64`, `aarch64` is `arm64`, `arm64/v8` is `arm64`, `amd64/v1` is
+    /// `amd64`, `arm` without a variant is `arm/v7` (like containerd's platforms package).
     #[must_use]
     pub fn normalized(&self) -> Self {
         let os = match self.os.to_ascii_lowercase().as_str() {
@@ -80,23 +80,23 @@ impl Platform {
         }
     }
 
-    /// Whether it names nothing: some tools write an empty platform where there is none.
+    /// Whether it is empty: some tools write an empty platform instead of none.
     pub fn is_empty(&self) -> bool {
         self.os.is_empty() && self.architecture.is_empty()
     }
 
-    /// Whether this is the `unknown/unknown` that BuildKit gives to attestations.
+    /// Whether this is BuildKit's `unknown/unknown` for attestations.
     pub fn is_unknown(&self) -> bool {
         self.os == "unknown" || self.architecture == "unknown"
     }
 
-    /// Whether this is exactly what is wanted, and not only something that runs there.
+    /// Whether this is exactly the wanted platform, and not just compatible with it.
     pub fn is(&self, wanted: &Platform) -> bool {
         self.distance(wanted) == Some(0)
     }
 
-    /// How well an image for `self` runs on `wanted`: lower is better, `None` is not at all. A machine runs the older
-    /// variants of its architecture too.
+    /// How well an image for `self` runs on `wanted`: lower is better, `None` is incompatible. A machine also runs
+    /// the older variants of its architecture.
     pub(super) fn distance(&self, wanted: &Platform) -> Option<u32> {
         let (have, wanted) = (self.normalized(), wanted.normalized());
         if have.os != wanted.os || have.architecture != wanted.architecture {

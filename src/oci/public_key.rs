@@ -1,7 +1,7 @@
-//! Public keys as people have them in files: one PEM block with a SubjectPublicKeyInfo.
+//! Public keys from files: one PEM block with a SubjectPublicKeyInfo.
 //!
-//! Nothing here decides what has to be signed, and no private key is ever read. The idea: a key is checked when it is read, so
-//! that a key that could never verify anything is an error of the user, and not an image that nobody trusts.
+//! The caller decides which documents need a signature; private keys are refused. A key is checked when it is parsed.
+//! So a key that cannot verify any signature is reported as the user's error, and not as an untrusted image.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use spki::der::{AnyRef, Decode as _, Reader as _, SliceReader};
 
 use super::{Digest, OciError};
 
-/// The largest key file, in bytes: an RSA key of 8192 bits has less than 2 KiB.
+/// Limit of a key file, in bytes: an RSA key of 8192 bits has less than 2 KiB.
 pub const MAX_KEY_FILE: u64 = 64 * 1024;
 
 /// rsaEncryption (RFC 8017 appendix A).
@@ -28,10 +28,10 @@ const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 /// id-Ed25519 (RFC 8410).
 const EDWARDS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
 
-/// The sizes of RSA keys that are taken, in bits: shorter ones are broken, longer ones verify slowly and nobody has them.
+/// Accepted sizes of RSA keys, in bits: shorter ones are broken, longer ones verify slowly and are not in use.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
-/// The signatures that a key can have made.
+/// The type of a key, which determines its signature algorithms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     P256,
@@ -40,24 +40,24 @@ enum Kind {
     Ed25519,
 }
 
-/// A public key that signatures are compared with.
+/// A public key for checking signatures.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey {
     kind: Kind,
-    /// As ring takes it: a point, the 32 bytes, or a PKCS #1 RSAPublicKey.
+    /// In ring's format: a point, the 32 bytes, or a PKCS #1 RSAPublicKey.
     bytes: Vec<u8>,
-    /// What other tools call it, too: sha256 of the whole SubjectPublicKeyInfo.
+    /// SHA-256 of the whole SubjectPublicKeyInfo, which other tools use as well.
     fingerprint: Digest,
 }
 
 impl PublicKey {
-    /// Reads the only PEM block of a file. `name` is what the file is called in errors.
+    /// Parses the only PEM block of a file. `name` is the file's name for errors.
     pub fn parse(name: &str, file: &[u8]) -> Result<Self, OciError> {
         let bad = |reason: &str| OciError::Key { key: name.to_owned(), reason: reason.to_owned() };
         if file.len() as u64 > MAX_KEY_FILE {
             return Err(bad(&format!("it has more than {MAX_KEY_FILE} bytes")));
         }
-        // What stands before the first block is a comment (RFC 7468 section 2).
+        // Text before the first block is a comment (RFC 7468 section 2).
         let text = std::str::from_utf8(file).map_err(|_| bad("it is not PEM"))?;
         let block = text.find("-----BEGIN ").map(|at| &text[at..]).ok_or_else(|| bad("it is not PEM"))?;
         if block.matches("-----BEGIN ").count() > 1 {
@@ -84,7 +84,7 @@ impl PublicKey {
             _ => return Err(bad("it is not an ECDSA key on P-256 or P-384, an Ed25519 or an RSA key")),
         };
         let is_sound = match kind {
-            // 4 stands for a point that is not compressed (SEC 1 section 2.3.3).
+            // The first byte 4 marks an uncompressed point (SEC 1 section 2.3.3).
             Kind::P256 => bytes.len() == 65 && bytes[0] == 4,
             Kind::P384 => bytes.len() == 97 && bytes[0] == 4,
             Kind::Ed25519 => bytes.len() == 32,
@@ -101,7 +101,7 @@ impl PublicKey {
 
     /// Whether `signature` over `message` was made with this key.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        // Signatures of cosign hash with SHA-256 whatever the curve is; newer tools take the hash that goes with the curve.
+        // Cosign's signatures use SHA-256 for every curve; newer tools use the hash that matches the curve.
         let algorithms: &[&'static dyn VerificationAlgorithm] = match self.kind {
             Kind::P256 => &[&ECDSA_P256_SHA256_ASN1],
             Kind::P384 => &[&ECDSA_P384_SHA256_ASN1, &ECDSA_P384_SHA384_ASN1],
@@ -113,7 +113,7 @@ impl PublicKey {
         })
     }
 
-    /// sha256 of the SubjectPublicKeyInfo.
+    /// SHA-256 of the SubjectPublicKeyInfo.
     pub fn fingerprint(&self) -> &Digest {
         &self.fingerprint
     }
@@ -125,7 +125,7 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// The bits of the modulus of a PKCS #1 RSAPublicKey.
+/// Number of bits in the modulus of a PKCS #1 RSAPublicKey.
 fn rsa_bits(der: &[u8]) -> Option<usize> {
     let mut reader = SliceReader::new(der).ok()?;
     let modulus = reader

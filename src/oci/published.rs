@@ -1,24 +1,24 @@
-//! What ocifs publishes beside an image: the indexes of its layers, and the trace of what a program read of it.
+//! Artifacts that ocifs publishes for an image: indexes of its layers, and traces of reads.
 //!
-//! Names and manifests only; the content of the blobs is not looked at here. The idea: such a manifest is taken whole or not at
-//! all, because one that contradicts the image was made for another, or by somebody who wants us to read the wrong bytes.
-//! docs/formats/ocifs-index.md is the format.
+//! This module handles names and manifests; the content of blobs is not examined. A manifest is accepted as a whole
+//! or refused. One that contradicts the image was made for another image, or is an attempt to make ocifs read wrong
+//! bytes. The format is described in docs/formats/ocifs-index.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Artifact, Descriptor, Digest, MAX_DOCUMENT, Manifest, MediaType, OciError, Written};
 
-/// The artifact type of a manifest with indexes of layers.
+/// Artifact type of a manifest with indexes of layers.
 pub const INDEX_ARTIFACT: &str = "application/vnd.ocifs.index.v1";
-/// The media type of the index of one layer.
+/// Media type of the index of one layer.
 pub const LAYER_INDEX: &str = "application/vnd.ocifs.layer-index.v1";
-/// The artifact type of a manifest with a trace, and the media type of the trace.
+/// Artifact type of a manifest with a trace, and media type of the trace.
 pub const TRACE: &str = "application/vnd.ocifs.trace.v1+json";
-/// The annotation of an index: the digest of the stored layer that it is for.
+/// Annotation of an index: digest of the stored layer it describes.
 pub const LAYER_DIGEST: &str = "io.ocifs.layer.digest";
-/// The annotation of an index: the size of that layer in bytes, in decimal digits.
+/// Annotation of an index: size of the stored layer in bytes, in decimal digits.
 pub const LAYER_SIZE: &str = "io.ocifs.layer.size";
-/// The largest index blob that is taken, in bytes: 1 % of a layer of 25 GB.
+/// Limit of an index blob, in bytes: 1 % of a layer of 25 GB.
 pub const MAX_INDEX_BLOB: u64 = 256 * 1024 * 1024;
 
 /// A manifest to push, after the blobs that it names.
@@ -33,13 +33,14 @@ pub struct Publication {
 /// One published index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishedIndex {
-    /// The layer that it is for.
+    /// Digest of the layer it describes.
     pub layer: Digest,
-    /// The blob that holds it, at most [`MAX_INDEX_BLOB`] bytes.
+    /// The blob with the index, at most [`MAX_INDEX_BLOB`] bytes.
     pub blob: Descriptor,
 }
 
-/// A manifest that publishes indexes: for each layer its descriptor in the image and the bytes of its index.
+/// Builds the manifest that publishes indexes: for each layer its descriptor in the image, and the bytes of its
+/// index.
 pub fn publish_indexes(
     subject: &Descriptor,
     indexes: Vec<(Descriptor, Vec<u8>)>,
@@ -63,10 +64,10 @@ pub fn publish_indexes(
     publish(INDEX_ARTIFACT, subject, layers.into_iter().map(|(_, blob)| blob).collect(), blobs)
 }
 
-/// What `manifest` publishes for the image with digest `subject` and these `layers`.
+/// The indexes that `manifest` publishes for the image with digest `subject` and these `layers`.
 ///
-/// Refuses a manifest of another kind or about another image, an index of a layer that the image does not have or whose size is
-/// another, two indexes of one layer, and an index past [`MAX_INDEX_BLOB`].
+/// Refuses a manifest of another type or for another image, an index of an unknown layer or of a layer with another
+/// size, two indexes of one layer, and an index over [`MAX_INDEX_BLOB`].
 pub fn read_indexes(
     manifest: &Manifest,
     subject: &Digest,
@@ -79,7 +80,7 @@ pub fn read_indexes(
     Ok(found)
 }
 
-/// A manifest that publishes a trace, at most [`MAX_DOCUMENT`] bytes.
+/// Builds the manifest that publishes a trace of at most [`MAX_DOCUMENT`] bytes.
 pub fn publish_trace(subject: &Descriptor, trace: Vec<u8>) -> Result<Publication, OciError> {
     let blob = Descriptor::of(TRACE, &trace);
     check_size(&blob, MAX_DOCUMENT)?;
@@ -111,7 +112,7 @@ fn publish(
     };
     let manifest = artifact.write()?;
     blobs.push((Digest::sha256(super::EMPTY), super::EMPTY.to_vec()));
-    // Equal layers of two names may have equal indexes.
+    // Different layers may have equal indexes.
     let mut seen = BTreeSet::new();
     blobs.retain(|(digest, _)| seen.insert(digest.clone()));
     Ok(Publication { manifest, blobs })
@@ -147,7 +148,7 @@ fn check_size(blob: &Descriptor, limit: u64) -> Result<(), OciError> {
     Err(broken(format!("blob {} has {} bytes, the limit is {limit}", blob.digest, blob.size)))
 }
 
-/// An index whose annotations name one of `layers`.
+/// Validates an index whose annotations name one of `layers`.
 fn checked_index(blob: &Descriptor, layers: &[Descriptor]) -> Result<PublishedIndex, OciError> {
     check_type(blob, LAYER_INDEX)?;
     check_size(blob, MAX_INDEX_BLOB)?;
@@ -162,7 +163,7 @@ fn checked_index(blob: &Descriptor, layers: &[Descriptor]) -> Result<PublishedIn
     let layer = layers.iter().find(|layer| layer.digest == digest);
     let layer =
         layer.ok_or_else(|| broken(format!("index {} is for {digest}, which is no layer", blob.digest)))?;
-    // The text is compared: there is one way to write a size.
+    // Compared as text: there is one way to write a size.
     if *size != layer.size.to_string() {
         let size: String = size.chars().take(32).collect();
         return Err(broken(format!(

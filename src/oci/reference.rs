@@ -1,4 +1,4 @@
-//! References: what a user types to name an image or artifact in a registry.
+//! References: the names of images and artifacts in a registry, as typed by users.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,34 +6,34 @@ use std::str::FromStr;
 use super::host::{DOCKER_HUB, canonical_host};
 use super::{Digest, OciError};
 
-/// Which manifest of a repository.
+/// Selects a manifest of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Selector {
-    /// What the tag points at now.
+    /// The current target of a tag.
     Tag(String),
     /// Exactly this document (or, for tools that address blobs this way, this blob).
     Digest(Digest),
 }
 
-/// A registry, a repository in it, and a tag or a digest or both. With both, the digest decides and the tag is what people
-/// see.
+/// A registry, a repository in it, and a tag or a digest or both. With both, the digest decides and the tag is for
+/// display.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reference {
     registry: String,
     repository: String,
     tag: Option<String>,
     digest: Option<Digest>,
-    /// The name as it was written, when it was written without a host.
+    /// The name as written, if it was written without a host; else `None`.
     short: Option<String>,
 }
 
 impl Reference {
-    /// The host, with its port, in its one spelling: `docker.io`, `ghcr.io`, `localhost:5000`.
+    /// The canonical host, with its port: `docker.io`, `ghcr.io`, `localhost:5000`.
     pub fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// The host to connect to. Docker Hub's API lives at another name than its references use.
+    /// The host to connect to. Docker Hub's API has another host name than its references.
     pub fn host(&self) -> &str {
         if self.registry == "docker.io" { "registry-1.docker.io" } else { &self.registry }
     }
@@ -43,12 +43,13 @@ impl Reference {
         &self.repository
     }
 
-    /// The name without tag and digest as the user wrote it, when there was no host in it: what it means is up to the machine.
+    /// The name without tag and digest as written, if it has no host: its meaning depends on the machine's
+    /// configuration.
     pub fn short_name(&self) -> Option<&str> {
         self.short.as_deref()
     }
 
-    /// The same tag and digest of another repository.
+    /// The same tag and digest in another repository.
     pub fn elsewhere(&self, registry: &str, repository: &str) -> Result<Self, OciError> {
         let bad =
             |reason: String| OciError::Reference { reference: format!("{registry}/{repository}"), reason };
@@ -69,7 +70,7 @@ impl Reference {
         })
     }
 
-    /// The tag, if one was written or implied.
+    /// The tag, written or implied; `None` if only a digest was written.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
@@ -79,7 +80,7 @@ impl Reference {
         self.digest.as_ref()
     }
 
-    /// What decides: the digest when there is one, else the tag.
+    /// The deciding part: the digest if there is one, else the tag.
     pub fn selector(&self) -> Selector {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => Selector::Digest(digest.clone()),
@@ -98,8 +99,8 @@ impl Reference {
 impl FromStr for Reference {
     type Err = OciError;
 
-    /// Accepts `[docker://|oras://|oci://][host[:port]/]path[:tag][@digest]`; a name without a host is Docker Hub's, a
-    /// name without tag and digest is `:latest`.
+    /// Accepts `[docker://|oras://|oci://][host[:port]/]path[:tag][@digest]`. A name without a host refers to Docker
+    /// Hub; a name without tag and digest means `:latest`.
     fn from_str(text: &str) -> Result<Self, OciError> {
         let bad = |reason: String| OciError::Reference { reference: text.to_owned(), reason };
         let name = ["docker://", "oras://", "oci://"]
@@ -149,11 +150,11 @@ impl FromStr for Reference {
     }
 }
 
-/// The most characters of a name with its host (distribution's reference grammar).
+/// Limit of a name with its host, in characters (distribution's reference grammar).
 const MAX_NAME: usize = 255;
 
-/// The first component is a host if it could not be anything else: it has a dot or a port, is `localhost`, or is an IPv6
-/// address in brackets.
+/// Splits off the host. The first component is a host if it has a dot or a port, is `localhost`, or is an IPv6
+/// address in brackets; it could not be anything else.
 fn split_host(name: &str) -> (&str, &str) {
     match name.split_once('/').filter(|_| has_host(name)) {
         Some(split) => split,

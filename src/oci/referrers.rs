@@ -1,15 +1,15 @@
-//! Lists of referrers: which manifests say that they are about another one.
+//! Referrer lists: the manifests whose subject is another one.
 //!
-//! A list is a claim: everybody who can write to the repository can put anything into it, so whoever reads a listed manifest
-//! compares its subject. Rules: distribution-spec 1.1, "Listing Referrers" and "Referrers Tag Schema".
+//! A list is untrusted, since any account with push access can write it. The reader of a listed manifest compares its
+//! `subject`. Rules: distribution-spec 1.1, "Listing Referrers" and "Referrers Tag Schema".
 
 use super::{Descriptor, Digest, Document, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, MediaType, OciError};
 
-/// The most characters of an algorithm and of an encoded part in a fallback tag.
+/// Limits of the algorithm and of the encoded part in a fallback tag, in characters.
 const TAG_PARTS: (usize, usize) = (32, 64);
 
-/// The tag under which a registry without a list of referrers keeps the list for `subject`: the algorithm and the encoded
-/// part, both cut, what a tag cannot have replaced by `-`.
+/// The tag under which a registry without the referrers API stores the list for `subject`: the algorithm and the
+/// encoded part, both truncated, with characters that a tag cannot have replaced by `-`.
 pub fn fallback_tag(subject: &Digest) -> String {
     let cut = |part: &str, most: usize| -> String {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -18,7 +18,7 @@ pub fn fallback_tag(subject: &Digest) -> String {
     format!("{}-{}", cut(subject.algorithm_name(), TAG_PARTS.0), cut(subject.encoded(), TAG_PARTS.1))
 }
 
-/// What a list of referrers holds: the entries of an index.
+/// The entries of a referrer list, which is an index.
 pub fn listed(bytes: &[u8], content_type: Option<&str>) -> Result<Vec<Descriptor>, OciError> {
     match Document::parse(bytes, content_type)? {
         Document::Index(index) => Ok(index.manifests),
@@ -29,8 +29,8 @@ pub fn listed(bytes: &[u8], content_type: Option<&str>) -> Result<Vec<Descriptor
     }
 }
 
-/// The entry of a list for the document in `bytes`, with what the specification says belongs into it: the kind of artifact
-/// and the annotations of the document.
+/// The list entry for the document in `bytes`, as the specification requires: with the artifact type and the
+/// annotations of the document.
 pub fn referrer_of(document: &Document, media_type: &str, bytes: &[u8]) -> Descriptor {
     let (kind, annotations) = match document {
         Document::Manifest(manifest) => (manifest.kind(), &manifest.annotations),
@@ -43,8 +43,8 @@ pub fn referrer_of(document: &Document, media_type: &str, bytes: &[u8]) -> Descr
     }
 }
 
-/// A list with `entry` in it, made from what is there now; `None` when it is in it already. Nothing of the present list is
-/// lost, not even properties that we do not know.
+/// The present list with `entry` added; `None` if it is listed already. The rest of the list is preserved, unknown
+/// properties included.
 pub fn with_referrer(
     present: Option<(&[u8], Option<&str>)>,
     entry: &Descriptor,
@@ -73,8 +73,8 @@ pub fn with_referrer(
     Ok(Some(bytes))
 }
 
-/// Whether `entry` is of the kind that was asked for. A registry may ignore the question, and an entry that does not say its
-/// kind is of none.
+/// Whether `entry` has the wanted artifact type. A registry may ignore the filter; an entry without a type matches
+/// none.
 pub(crate) fn is_of_kind(entry: &Descriptor, wanted: Option<&str>) -> bool {
     wanted.is_none_or(|wanted| entry.artifact_type.as_ref() == Some(&MediaType::from(wanted)))
 }

@@ -1,11 +1,11 @@
-//! Choosing some of the layers of a manifest, by number, media type or title.
+//! Layer selection of a manifest, by number, media type or title.
 
 use globset::{GlobBuilder, GlobMatcher};
 
 use super::artifact::EMPTY_TYPE;
 use super::{Descriptor, EMPTY, Manifest, OciError};
 
-/// A pattern as `fnmatch` has them, without regard to case: `*` also matches `/`.
+/// A pattern like in `fnmatch`, ignoring case: `*` also matches `/`.
 #[derive(Clone, Debug)]
 pub struct Glob {
     written: String,
@@ -44,25 +44,25 @@ impl std::str::FromStr for Glob {
     }
 }
 
-/// Which layers of a manifest are wanted. A layer is, when every kind of condition that is given has one that it meets;
-/// without conditions all layers are.
+/// Conditions on layers. A layer is selected if it meets at least one condition of each given kind. Without
+/// conditions all layers are selected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LayerSelection {
-    /// By number in the manifest.
+    /// Numbers in the manifest.
     pub numbers: Vec<usize>,
-    /// By media type as written.
+    /// Patterns of media types as written.
     pub media_types: Vec<Glob>,
-    /// By title.
+    /// Patterns of titles.
     pub titles: Vec<Glob>,
 }
 
 impl LayerSelection {
-    /// Whether nothing is asked for, so that all layers are wanted.
+    /// Whether there are no conditions, so that all layers are selected.
     pub fn is_everything(&self) -> bool {
         self.numbers.is_empty() && self.media_types.is_empty() && self.titles.is_empty()
     }
 
-    /// Whether the layer with this number is wanted.
+    /// Whether the layer with this number is selected.
     pub fn wants(&self, number: usize, layer: &Descriptor) -> bool {
         let title = layer.title();
         let any = |globs: &[Glob], text: Option<&str>| {
@@ -73,8 +73,8 @@ impl LayerSelection {
             && any(&self.titles, title)
     }
 
-    /// The manifest with every layer that is not wanted replaced by the empty one, which no rule takes for anything: the numbers
-    /// of the others stay. `Err` when no layer is wanted, with what there is.
+    /// Replaces every unselected layer of the manifest by the empty one, which no rule matches, so that the other
+    /// layers keep their numbers. Fails if no layer is selected, with a list of the layers.
     pub fn mask(&self, manifest: &Manifest) -> Result<Manifest, OciError> {
         let mut masked = manifest.clone();
         let mut wanted = 0;

@@ -1,10 +1,11 @@
-//! Signatures of images in the forms that cosign writes, checked with a plain public key.
+//! Image signatures in cosign's formats, checked with a plain public key.
 //!
-//! Nothing is fetched here, no certificate and no transparency log is asked: who has the key decides. The idea: a signature is
-//! three things, what was signed, by which bytes, and what those say of the image; the bytes are parsed only after a key has
-//! verified them, so that nobody without the key chooses what the parser sees. Forms: the simple signing payload of the
-//! container signature format (`critical.image.docker-manifest-digest`), and the Sigstore bundle 0.3, whose content is a DSSE
-//! envelope around an in-toto statement or a signature over the document itself.
+//! No content is fetched, and no certificate or transparency log is used: the key alone decides. A signature consists
+//! of the signed bytes, the signature over them, and their statement about the image. The signed bytes are parsed
+//! only after a key has verified them, so only the key's owner controls the parser's input. Formats: the simple
+//! signing payload of the container signature format (`critical.image.docker-manifest-digest`), and the Sigstore
+//! bundle 0.3. The bundle contains a DSSE envelope around an in-toto statement, or a signature over the document
+//! itself.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,45 +13,45 @@ use serde::{Deserialize, Serialize};
 
 use super::{Descriptor, Digest, PublicKey};
 
-/// The kind of artifact that holds signatures as referrers, each layer one.
+/// Artifact type of referrers with signatures, one in each layer.
 pub const SIGNATURE_ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
-/// The kind of artifact that holds a bundle, and the media type of the bundle.
+/// Artifact type of referrers with a bundle, and media type of the bundle.
 pub const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
-/// The media type of a simple signing payload.
+/// Media type of a simple signing payload.
 pub const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
-/// On the layer of a payload: its signature, in base64.
+/// Annotation of a payload's layer: the signature, in base64.
 pub const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 
-/// The largest payload or bundle that is read, in bytes. Payloads have some hundred bytes, bundles some kilobytes.
+/// Limit of a payload or bundle, in bytes. Payloads have some hundred bytes, bundles some kilobytes.
 pub const MAX_SIGNED: u64 = 256 * 1024;
-/// The most signatures of one image that are looked at.
+/// Limit of the signatures examined for one image.
 pub const MAX_SIGNATURES: usize = 64;
-/// The most bytes of a signature: that of an RSA key of 8192 bits has 1024.
+/// Limit of a signature, in bytes: that of an RSA key of 8192 bits has 1024.
 const MAX_SIGNATURE: usize = 4096;
-/// The most characters of a tag (distribution-spec, "Pulling manifests").
+/// Limit of a tag, in characters (distribution-spec, "Pulling manifests").
 const MAX_TAG: usize = 128;
 
-/// What a payload says that it is; without it a payload made for something else could count.
+/// Declared type of a payload. Without this check a payload made for another purpose could count.
 const PAYLOAD_TYPE: &str = "cosign container image signature";
-/// What the statement of an image's signature says that it is. Attestations are statements too, and no signatures.
+/// Predicate type of an image signature's statement. Attestations are statements too, but not signatures.
 const PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
-/// The type of an envelope around a statement.
+/// Payload type of an envelope around a statement.
 const STATEMENT: &str = "application/vnd.in-toto+json";
 
-/// The tag under which the signatures of a document lie; none for a digest that is longer than a tag.
+/// The tag with the signatures of a document; `None` if the digest is too long for a tag.
 pub fn signature_tag(digest: &Digest) -> Option<String> {
     let tag = format!("{}-{}.sig", digest.algorithm_name(), digest.encoded());
     (tag.len() <= MAX_TAG).then_some(tag)
 }
 
-/// A signature as somebody published it. Nothing about it is believed.
+/// A published signature, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
     over: Over,
     signature: Vec<u8>,
 }
 
-/// The bytes that were signed.
+/// The signed bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Over {
     /// A simple signing payload.
@@ -118,13 +119,13 @@ struct EnvelopeSignature {
 }
 
 impl Signature {
-    /// The signature of a layer whose content is `payload`; an error says why it is none.
+    /// The signature of a layer with content `payload`; the error is the reason why there is none.
     pub fn of_layer(layer: &Descriptor, payload: &[u8]) -> Result<Self, String> {
         let text = layer.annotations.get(SIGNATURE).ok_or("a payload without a signature")?;
         Ok(Self { over: Over::Payload(limited(payload)?.to_vec()), signature: decoded(text)? })
     }
 
-    /// The signatures of a bundle; an error says why there are none.
+    /// The signatures of a bundle; the error is the reason why there are none.
     pub fn of_bundle(bytes: &[u8]) -> Result<Vec<Self>, String> {
         let bundle: Bundle = json("a bundle", limited(bytes)?)?;
         if bundle.media_type != BUNDLE {
@@ -153,8 +154,8 @@ impl Signature {
         }
     }
 
-    /// Whether this is a signature of the document `digest` with exactly these bytes, by one of `keys`: the number of the key,
-    /// or why not. `document` must hash to `digest`.
+    /// Checks that this is a signature of exactly the document `digest`, by one of `keys`. Returns the index of the
+    /// key, or the reason of the failure. `document` must hash to `digest`.
     pub fn check(&self, digest: &Digest, document: &[u8], keys: &[PublicKey]) -> Result<usize, String> {
         let envelope;
         let message = match &self.over {
@@ -198,26 +199,26 @@ impl Signature {
         Ok(key)
     }
 
-    /// Signatures as they are kept.
+    /// Encodes signatures for the cache.
     pub fn pack(signatures: &[Self]) -> Vec<u8> {
-        // No value of these types is one that the format cannot hold.
+        // Cannot fail: the format can encode every value of these types.
         postcard::to_stdvec(signatures).unwrap_or_default()
     }
 
-    /// What [`pack`](Self::pack) made; nothing of anything else.
+    /// Decodes the output of [`pack`](Self::pack); other input gives an empty list.
     pub fn unpack(bytes: &[u8]) -> Vec<Self> {
         postcard::from_bytes(bytes).unwrap_or_default()
     }
 }
 
-/// Parses JSON, which is UTF-8 also where nobody looks (RFC 8259 section 8.1).
+/// Parses JSON after checking all of it as UTF-8 (RFC 8259 section 8.1), skipped values included.
 fn json<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> Result<T, String> {
     let text =
         std::str::from_utf8(bytes).map_err(|_| format!("{what} that is malformed: it is not UTF-8"))?;
     serde_json::from_str(text).map_err(|error| format!("{what} that is malformed: {error}"))
 }
 
-/// What is signed of an envelope (DSSE 1.0, "PAE").
+/// The bytes that an envelope's signature covers (DSSE 1.0, "PAE").
 fn pre_authentication(kind: &str, payload: &[u8]) -> Vec<u8> {
     let mut message = format!("DSSEv1 {} {kind} {} ", kind.len(), payload.len()).into_bytes();
     message.extend_from_slice(payload);
@@ -238,7 +239,7 @@ fn decoded(text: &str) -> Result<Vec<u8>, String> {
     STANDARD.decode(text.trim()).map_err(|_| "a signature that is not base64".into())
 }
 
-/// Foreign text for a message: its beginning, with nothing that a terminal would obey.
+/// Quotes untrusted text for a message: truncated, and without terminal control characters.
 fn quoted(text: &str) -> String {
     const SHOWN: usize = 100;
     format!("{:?}", text.chars().take(SHOWN).collect::<String>())

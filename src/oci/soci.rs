@@ -1,41 +1,42 @@
-//! SOCI indexes as documents: which zTOC describes which layer, and how an image names its index.
+//! SOCI indexes as documents: the mapping from layers to zTOCs, and the references from images to indexes.
 //!
-//! No zTOC is read here, and nothing is fetched. The idea: a SOCI index is an image manifest of a kind of its own, whose
-//! layers are the zTOCs, each annotated with the layer that it is about (`soci/soci_index.go` of the soci-snapshotter).
+//! zTOCs are not read, and no request is made. A SOCI index is an image manifest with its own artifact type. Its
+//! layers are the zTOCs, each annotated with its layer (`soci/soci_index.go` of the soci-snapshotter).
 //!
-//! There are two ways to an index. Version 2 (`soci convert`, `soci/soci_convert.go`): the image's manifest carries
-//! [`INDEX_DIGEST`], so the index is named by the manifest's own digest; both are entries of one OCI index, where the entry of
-//! the SOCI index carries [`IMAGE_MANIFEST_DIGEST`]. Version 1: a referrer whose subject is the image's manifest, found by the
-//! referrers API with [`SOCI_V1`] as the artifact type; whoever can push to the repository can add one at any time, and the
-//! snapshotter ignores them by default since 0.10 (`docs/soci-index-manifest-v2.md`).
+//! An image can refer to its index in two ways. Version 2 (`soci convert`, `soci/soci_convert.go`): the image's
+//! manifest carries [`INDEX_DIGEST`], so the manifest's own digest covers the index. Both are entries of one OCI
+//! index, where the entry of the SOCI index carries [`IMAGE_MANIFEST_DIGEST`]. Version 1: a referrer whose subject is
+//! the image's manifest, found by the referrers API with [`SOCI_V1`] as the artifact type. Any account with push
+//! access can add one at any time, and the snapshotter ignores them by default since 0.10
+//! (`docs/soci-index-manifest-v2.md`).
 
 use super::{Descriptor, Digest, Document, Manifest, MediaType, OciError};
 
-/// The artifact type of an index of version 1.
+/// Artifact type of an index of version 1.
 pub const SOCI_V1: &str = "application/vnd.amazon.soci.index.v1+json";
 
-/// The artifact type of an index of version 2.
+/// Artifact type of an index of version 2.
 pub const SOCI_V2: &str = "application/vnd.amazon.soci.index.v2+json";
 
-/// On the manifest of an image: the digest of its SOCI index of version 2.
+/// Annotation of an image's manifest: the digest of its SOCI index of version 2.
 pub const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
 
-/// On the entry of a SOCI index in an OCI index: the digest of the image's manifest.
+/// Annotation of a SOCI index's entry in an OCI index: the digest of the image's manifest.
 pub const IMAGE_MANIFEST_DIGEST: &str = "com.amazon.soci.image-manifest-digest";
 
-/// On a zTOC: the digest of the layer that it is about.
+/// Annotation of a zTOC: the digest of its layer.
 const LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
 
-/// On a zTOC: the media type of the layer that it is about.
+/// Annotation of a zTOC: the media type of its layer.
 const LAYER_MEDIA_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
 
-/// What the media type of a zTOC is; it has no type of its own.
+/// Media type of a zTOC; it has no type of its own.
 const ZTOC_MEDIA_TYPE: &str = "application/octet-stream";
 
-/// How an index is tied to its image.
+/// Version of a SOCI index: the link between the index and its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SociVersion {
-    /// By its subject: a weak link, which anybody who can push can make.
+    /// By its subject: a weak link, which any account with push access can make.
     V1,
     /// By an annotation of the image's manifest.
     V2,
@@ -44,27 +45,27 @@ pub enum SociVersion {
 /// A SOCI index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SociIndex {
-    /// How it is tied to its image.
+    /// The link to its image.
     pub version: SociVersion,
-    /// The image's manifest; always there in version 1.
+    /// Digest of the image's manifest; always present in version 1.
     pub subject: Option<Digest>,
     /// The zTOCs, in the order of the layers. Layers that are small or in another format have none.
     pub ztocs: Vec<Ztoc>,
 }
 
-/// A zTOC, and the layer that it says it is about.
+/// A zTOC and its annotated layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ztoc {
     /// The digest of the layer's stored bytes.
     pub layer: Digest,
     /// The layer's label, as the tool found it.
     pub layer_media_type: MediaType,
-    /// Where the zTOC is.
+    /// The blob with the zTOC.
     pub blob: Descriptor,
 }
 
 impl SociIndex {
-    /// Reads the bytes of an index manifest.
+    /// Parses the bytes of an index manifest.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, OciError> {
         match Document::parse(bytes, content_type)? {
             Document::Manifest(manifest) => Self::of(&manifest),
@@ -72,9 +73,9 @@ impl SociIndex {
         }
     }
 
-    /// Reads an index manifest.
+    /// Interprets an index manifest.
     pub fn of(manifest: &Manifest) -> Result<Self, OciError> {
-        // Where `artifactType` is absent the type of the config counts, which is what the tool itself looks at.
+        // Without `artifactType`, the type of the config counts, like in the tool itself.
         let kind = manifest.kind().cloned().unwrap_or_default();
         let version = if kind == MediaType::from(SOCI_V2) {
             SociVersion::V2
@@ -92,7 +93,7 @@ impl SociIndex {
             let ztoc = Ztoc::of(blob).map_err(|reason| malformed(format!("layers[{at}]: {reason}")))?;
             match ztocs.iter().find(|before| before.layer == ztoc.layer) {
                 None => ztocs.push(ztoc),
-                // An image that has a layer twice has its zTOC twice.
+                // An image that contains a layer twice has its zTOC twice.
                 Some(before) if before.blob.digest == ztoc.blob.digest => {}
                 Some(before) => {
                     return Err(malformed(format!(
@@ -110,8 +111,8 @@ impl SociIndex {
         self.ztocs.iter().find(|ztoc| ztoc.layer == *layer)
     }
 
-    /// Whether this is an index of the image with this manifest: by its subject if there is one; otherwise the caller has
-    /// come by [`soci_index_digest`].
+    /// Whether this is an index of the image with this manifest. Without a subject it matches any image: then the
+    /// caller must have found it by [`soci_index_digest`].
     pub fn is_about(&self, image: &Digest) -> bool {
         self.subject.as_ref().is_none_or(|subject| subject == image)
     }
@@ -139,7 +140,7 @@ impl Ztoc {
     }
 }
 
-/// The digest of the SOCI index that an image's manifest names, if it does.
+/// The digest of the SOCI index that an image's manifest names; `None` if it names none.
 pub fn soci_index_digest(image: &Manifest) -> Result<Option<Digest>, OciError> {
     image.annotations.get(INDEX_DIGEST).map(|digest| digest.parse()).transpose()
 }

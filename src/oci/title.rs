@@ -1,44 +1,44 @@
-//! File names for the layers of an artifact, from their titles or what else names them.
+//! File names for the layers of an artifact, from their titles or other names.
 //!
-//! Never lets a title leave its directory, and never hides a layer: a title that cannot be used gives the layer another
-//! name, and every such deviation is reported. The idea: titles are claims of whoever pushed; a title that is a relative
-//! path of plain components is taken as it is, anything else becomes `NN-<hex12><ext>`.
+//! Titles are untrusted. A title that is a relative path of plain components is used unchanged, and an absolute path by
+//! its last component; any other is replaced by `NN-<hex12><ext>`. So a title cannot leave its directory, no layer is
+//! hidden, and every deviation is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::{Descriptor, Digest, LabelCompression, MediaType};
 
-/// The longest file name Linux has, in bytes.
+/// Limit of a file name in Linux, in bytes.
 const NAME_MAX: usize = 255;
-/// The longest path that is presented, in bytes.
+/// Limit of a presented path, in bytes.
 const PATH_MAX: usize = 4096;
 /// Characters of a title that a report shows.
 const SHOWN: usize = 200;
 
-/// What is to be a file.
+/// A request for a file name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// What it is, for reports: `layer 3`.
+    /// Description for reports: `layer 3`.
     pub subject: String,
-    /// What its name comes from, for reports: `title`.
+    /// Origin of the name, for reports: `title`.
     pub source: &'static str,
-    /// The name that it asks for, unchecked.
+    /// The requested name, unchecked; `None` to use the fallback.
     pub name: Option<String>,
-    /// The number that tells it from another of that name.
+    /// Number that is appended to distinguish it from another file of that name.
     pub number: usize,
-    /// What it is called when it cannot have the name it asks for: one plain component.
+    /// The name if the requested one is unusable: one plain component.
     pub fallback: String,
-    /// Two of one name and one identity are one file; without any it is like no other.
+    /// Two requests with the same name and identity are one file; `None` equals no other.
     pub identity: Option<Digest>,
 }
 
-/// Names of files.
+/// The resulting names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileNames {
-    /// In the order of what was wanted. Invariant: paths are unique, and none is a directory of another.
+    /// In the order of the requests. Invariant: paths are unique, and none is a directory of another.
     pub files: Vec<FileName>,
-    /// One line for each that has not simply the name it asked for.
+    /// One line for each request that did not get exactly its name.
     pub reports: Vec<String>,
 }
 
@@ -47,14 +47,14 @@ pub struct FileNames {
 pub struct FileName {
     /// A relative path of plain components, separated by `/`.
     pub path: String,
-    /// Which of those that were wanted, counted from 0.
+    /// Index of the request.
     pub item: usize,
-    /// Whether the path has nothing of the name that was asked for.
+    /// Whether the path is the fallback name.
     pub fallback: bool,
 }
 
 impl Wanted {
-    /// A layer by its title; `number` is its place in the manifest.
+    /// A layer by its title; `number` is its index in the manifest.
     pub fn layer(number: usize, layer: &Descriptor) -> Self {
         Self {
             subject: format!("layer {number}"),
@@ -67,8 +67,9 @@ impl Wanted {
     }
 }
 
-/// Names files as they ask. Equal name and identity are one file; equal name and other identity get `~NN` at the end, `NN`
-/// being the number; a name that would make a file a directory, or is no relative path, falls back.
+/// Assigns names to the requests. Equal names with equal identity are one file. Equal names with different identity
+/// get the suffix `~NN`, `NN` being the number. A name that is not a relative path, or that would turn a file into a
+/// directory, is replaced by the fallback.
 pub fn file_names(wanted: impl IntoIterator<Item = Wanted>) -> FileNames {
     let mut names = Namer::default();
     for (item, wanted) in wanted.into_iter().enumerate() {
@@ -87,7 +88,7 @@ pub fn fallback_name(index: usize, layer: &Descriptor) -> String {
     format!("{index:02}-{}{}", layer.digest.short(), extension(&layer.media_type))
 }
 
-/// The extension that a media type deserves, with its dot; nothing for types that say nothing.
+/// The file extension for a media type, with its dot; empty if the type implies none.
 pub fn extension(media_type: &MediaType) -> &'static str {
     const SUFFIXES: [(&str, &str); 23] = [
         ("+json", ".json"),
@@ -136,7 +137,7 @@ pub fn extension(media_type: &MediaType) -> &'static str {
     }
 }
 
-/// How the name of a file ends that is an archive.
+/// Extensions of archives.
 const TAR_NAMES: [&str; 15] = [
     ".tar",
     ".tgz",
@@ -155,7 +156,7 @@ const TAR_NAMES: [&str; 15] = [
     ".tar.zstd",
 ];
 
-/// Whether a file of that name is an archive.
+/// Whether the name has the extension of an archive.
 pub fn is_tar_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     TAR_NAMES.iter().any(|end| name.ends_with(end))
@@ -164,9 +165,9 @@ pub fn is_tar_name(name: &str) -> bool {
 #[derive(Default)]
 struct Namer {
     result: FileNames,
-    /// Paths of files as [`key`] has them: what is below a path follows it directly, so one look says whether there is any.
+    /// Paths of files in the form of [`key`]: a path is directly followed by those below it, so one lookup finds any.
     files: BTreeSet<String>,
-    /// Which name and identity became which path.
+    /// The path assigned to each name and identity.
     seen: BTreeMap<(String, Digest), String>,
 }
 
@@ -208,7 +209,7 @@ impl Namer {
         }
     }
 
-    /// Gives it the name that nobody asks for; but somebody may have.
+    /// Assigns the fallback name, with a suffix if another request has it.
     fn add_fallback(&mut self, item: usize, wanted: &Wanted) -> String {
         let mut name = wanted.fallback.clone();
         for attempt in 0.. {
@@ -227,7 +228,7 @@ impl Namer {
         path
     }
 
-    /// Whether a file of this path would be a directory of another, or the other way round.
+    /// Whether a file at this path would be a directory of another, or the other way round.
     fn conflicts(&self, path: &str) -> bool {
         let key = key(path);
         let is_below = |path: &str, above: &str| {
@@ -252,16 +253,16 @@ impl Namer {
     }
 }
 
-/// What separates components in a [`key`]: less than every character of a name.
+/// Separator of components in a [`key`]: less than every character of a name.
 const SEPARATOR: char = '\0';
 
-/// A path in an order that has nothing between a path and what is below it.
+/// Sort key of a path: no other path sorts between a path and those below it.
 fn key(path: &str) -> String {
     path.chars().map(|char| if char == '/' { SEPARATOR } else { char }).collect()
 }
 
-/// A title as pulling writes it: without `.` and empty components, and of an absolute path the last component. Why there is no
-/// such path otherwise.
+/// Normalizes a title as a pull would write it: without `.` and empty components, and the last component of an
+/// absolute path. The error is the reason why there is no such path.
 pub fn plain_path(title: &str) -> Result<String, String> {
     let mut components: Vec<&str> = title.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     if title.starts_with('/') {
@@ -274,7 +275,7 @@ pub fn plain_path(title: &str) -> Result<String, String> {
     check(&plain).map(|()| plain)
 }
 
-/// Why a title is no relative path of plain components.
+/// Checks that a title is a relative path of plain components; the error is the reason why not.
 fn check(title: &str) -> Result<(), String> {
     if title.is_empty() {
         return Err("is empty".into());
