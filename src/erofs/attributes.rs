@@ -33,7 +33,6 @@ pub(super) struct AttributeArea {
     /// The bytes after an inode with set `n`, at `n - 1`. Empty where no inode has the set, or the format holds
     /// nothing of it.
     behind: Vec<Vec<u8>>,
-    /// The shared entries.
     pub(super) shared: Vec<u8>,
     /// Attributes that the format cannot hold.
     pub(super) omitted: Omitted,

@@ -80,7 +80,6 @@ impl InodeRecord {
 /// The fields of the superblock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Superblock {
-    /// Number of inodes.
     pub(super) inodes: u64,
     /// Blocks of the whole image.
     pub(super) blocks: u32,

@@ -15,7 +15,7 @@ pub enum ImageError {
     /// A document that is not valid.
     #[error("{what} {digest}")]
     Document {
-        /// `manifest` or `index`.
+        /// Kind of document, for the message.
         what: &'static str,
         /// Its digest.
         digest: Digest,

@@ -19,7 +19,7 @@ pub struct Status {
     pub schema_version: u32,
     /// The reference with its digest.
     pub reference: String,
-    /// Artifact type or media type of the mounted document.
+    /// Artifact type; for a container image the media type of its config, for an index its own media type.
     pub kind: String,
     /// Whether the mount still waits for its registry. Until then only errors are known.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -141,7 +141,7 @@ pub struct LayerStatus {
     pub why: String,
     /// Kind of its index; `None` until it is indexed.
     pub index: Option<String>,
-    /// Encoding; `None` until it is known.
+    /// Encoding; `None` until it is known, and for an uncompressed part of a disk.
     pub encoding: Option<String>,
     /// Bytes of the uncompressed stream: all of them when indexed, those so far when streaming.
     pub stream_bytes: Option<u64>,

@@ -30,7 +30,7 @@ pub enum OciError {
     /// An invalid manifest, index or config.
     #[error("{what} is malformed: {reason}")]
     Malformed {
-        /// `manifest`, `index` or `config`.
+        /// Kind of document, such as `manifest` or `config`.
         what: &'static str,
         /// The problem.
         reason: String,

@@ -66,8 +66,8 @@ pub fn publish_indexes(
 
 /// The indexes that `manifest` publishes for the image with digest `subject` and these `layers`.
 ///
-/// Refuses a manifest of another type or for another image, an index of an unknown layer or of a layer with another
-/// size, two indexes of one layer, and an index over [`MAX_INDEX_BLOB`].
+/// Refuses a manifest of another type or for another image. Refuses an index of an unknown layer or of a layer with
+/// another size, two indexes of one layer, and an index over [`MAX_INDEX_BLOB`].
 pub fn read_indexes(
     manifest: &Manifest,
     subject: &Digest,

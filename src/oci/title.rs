@@ -1,8 +1,8 @@
 //! File names for the layers of an artifact, from their titles or other names.
 //!
-//! Titles are untrusted. A title that is a relative path of plain components is used unchanged, and an absolute path by
-//! its last component; any other is replaced by `NN-<hex12><ext>`. So a title cannot leave its directory, no layer is
-//! hidden, and every deviation is reported.
+//! Titles are untrusted. A title that is a relative path of plain components is used unchanged; of an absolute path the
+//! last component is used. Any other title is replaced by `NN-<hex12><ext>`. So a title cannot leave its directory, no
+//! layer is hidden, and every deviation is reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};

@@ -13,7 +13,7 @@ use super::names::Lists;
 /// Estimated bytes of one more allocation, and of the pointer to it.
 const RUNS_BYTES: usize = 40;
 
-/// An arena inode that has no number yet.
+/// The number of an arena inode that was not reached yet.
 const UNSEEN: Ino = Ino::MAX;
 
 impl Builder {
@@ -134,10 +134,10 @@ fn reached_links(nodes: &mut [Node], order: &[Id], all: Vec<u8>) -> Vec<u8> {
     links
 }
 
-/// Moves each node to the place that is its number, and drops those without one: `reached` have one, 0 to `reached - 1`.
+/// Moves each node to the index of its number, 0 to `reached - 1`, and drops those without a number.
 fn permute(nodes: &mut Vec<Node>, mut numbers: Vec<Ino>, reached: usize) {
     for at in 0..nodes.len() {
-        // Every exchange puts one node where it stays.
+        // Every swap moves one node to its final index.
         while numbers[at] != UNSEEN && numbers[at] as usize != at {
             let to = numbers[at] as usize;
             nodes.swap(at, to);

@@ -50,8 +50,8 @@ pub fn first_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
     }
 }
 
-/// Whether the file at `recorded` has the name `name`: the names match, or it is at the top and matches the last
-/// component.
+/// Whether the file at `recorded` has the name `name`: the paths match, or `recorded` is at the top and equals the last
+/// component of `name`.
 pub fn is_name_of(recorded: &[u8], name: &[u8]) -> bool {
     let (recorded, name) = (path::clean(recorded), path::clean(name));
     !name.is_empty() && (recorded == name || recorded.len() == 1 && recorded.last() == name.last())

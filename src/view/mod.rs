@@ -37,7 +37,6 @@ use subtree::Subtree;
 
 /// One top-level directory.
 trait View: Sync {
-    /// Its name.
     fn name(&self) -> &'static str;
 
     /// Whether the view has content. Decided from the manifest alone.

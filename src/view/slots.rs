@@ -34,15 +34,13 @@ pub(super) const STATUS: u32 = VIEWS.len() as u32;
 
 /// One subtree.
 pub(super) struct Slot {
-    /// Its number.
     pub(super) number: u32,
     /// The subtree that it is grafted into.
     pub(super) parent: u32,
     /// The directory of the parent that it is grafted into; set on first use.
     pub(super) above: OnceLock<Ino>,
-    /// The image it belongs to; `None` for a bare index and for the export, which shows several images.
+    /// The image it belongs to; `None` for an index alone, its status, and the export, which shows several images.
     pub(super) image: Option<Arc<Image>>,
-    /// Content.
     pub(super) role: Role,
     /// The recorded attributes of its root directory, if they are known before the rest.
     pub(super) root: OnceLock<Arc<Entry>>,

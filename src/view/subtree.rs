@@ -141,7 +141,6 @@ impl Listing {
         })
     }
 
-    /// The subtree.
     pub(super) fn finish(self) -> Subtree {
         Subtree { tree: Arc::new(self.builder.freeze()), origins: Origins::Made(self.files) }
     }

@@ -51,7 +51,7 @@ pub struct ArchiveMember {
     pub name: String,
     /// Permission bits.
     pub mode: u16,
-    /// Digest of its content; `None` unless it is a blob or a document.
+    /// Digest of a blob or a document; `None` for a directory, or a file that is made for the archive.
     pub digest: Option<Digest>,
     /// Header, as encoded in the archive.
     pub header: Bytes,
