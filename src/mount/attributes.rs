@@ -1,4 +1,4 @@
-//! Attributes and numbers in the kernel's form.
+//! Conversion of attributes and inode numbers to the kernel's form.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,13 +8,13 @@ use crate::layer::{Device, Time};
 use crate::tree::Kind;
 use crate::view::{Attributes, Freshness, Namespace, NodeId};
 
-/// How long the kernel may remember what never changes. The kernel clamps it to what its clock can hold.
+/// TTL of immutable answers. The kernel clamps it to the range of its clock.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Blocks of `st_blocks`, in bytes.
 const STAT_BLOCK: u64 = 512;
 
-/// How long what has this freshness may be remembered.
+/// The TTL of an answer with this freshness.
 pub(super) fn ttl(fresh: Freshness) -> Duration {
     match fresh {
         Freshness::Forever => FOREVER,
@@ -22,25 +22,26 @@ pub(super) fn ttl(fresh: Freshness) -> Duration {
     }
 }
 
-/// The kernel's number of a node.
+/// The inode number of `node`.
 pub(super) fn number(namespace: &Namespace, node: NodeId) -> INodeNo {
     INodeNo(namespace.number(node))
 }
 
-/// The node with this number.
+/// The node with this inode number.
 pub(super) fn node(namespace: &Namespace, number: INodeNo) -> NodeId {
     namespace.node(number.0)
 }
 
-/// The generation of what has no number of its own, or one that means the same in every mount.
+/// The generation of a reply without an inode, and of inode numbers that mean the same file in every mount.
 pub(super) const UNNUMBERED: Generation = Generation(0);
 
-/// The generation of a number: a handle that a program kept of a file of another image, once mounted at the same place, is stale.
+/// The generation of an inode number. It makes an NFS or `open_by_handle_at(2)` handle stale once another image is
+/// mounted at the same place.
 pub(super) fn generation(namespace: &Namespace, number: INodeNo) -> Generation {
     if NodeId::is_fixed(number.0) { UNNUMBERED } else { Generation(namespace.generation()) }
 }
 
-/// What `stat` says.
+/// The reply to `stat`.
 pub(super) fn file_attr(ino: INodeNo, attributes: &Attributes) -> FileAttr {
     let time = system_time(attributes.mtime);
     FileAttr {
@@ -62,7 +63,7 @@ pub(super) fn file_attr(ino: INodeNo, attributes: &Attributes) -> FileAttr {
     }
 }
 
-/// The attributes that make a negative entry, which the kernel remembers as "no such name".
+/// The attributes of a negative entry, which the kernel caches as "no such name".
 pub(super) fn negative() -> FileAttr {
     FileAttr {
         ino: INodeNo(0),
@@ -100,7 +101,7 @@ fn device(device: Device) -> u32 {
     device.minor & 0xff | (device.major & 0xfff) << 8 | (device.minor & 0xfff00) << 12
 }
 
-/// Time before 1970 included; out of the clock's range it stops at the nearest it can hold.
+/// Times before 1970 are supported; a time out of the clock's range becomes 1970, plus its nanoseconds.
 fn system_time(time: Time) -> SystemTime {
     let nanos = Duration::from_nanos(u64::from(time.nanos));
     let whole = Duration::from_secs(time.secs.unsigned_abs());

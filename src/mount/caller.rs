@@ -1,17 +1,18 @@
-//! The process that waits for an answer, and whether it still can use one.
+//! Detects that the process waiting for a FUSE reply is being killed.
 //!
-//! Reads /proc alone. The idea: the kernel lets a process that is killed go on waiting for a request that was taken from it, and `fuser`
-//! passes on no `FUSE_INTERRUPT`; so a caller that waits for long is looked at, and its wait ended when a signal is about to end it.
+//! Reads /proc alone. A killed process goes on waiting for a request that the server has read, and `fuser` forwards
+//! no `FUSE_INTERRUPT`. So the status of a process that waits for long is polled, and its wait is ended when a signal
+//! is about to end the process.
 
 use std::time::Duration;
 
 /// How long a killed process may wait for its end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// SIGKILL, which the kernel also leaves for every thread of a process that another signal ends.
+/// SIGKILL. The kernel also sets it for every thread of a process that another signal ends.
 const KILL: u64 = bit(libc::SIGKILL);
 
-/// Signals that end a process with a core dump, unless it handles or ignores them (signal(7)).
+/// Signals that end a process with a core dump, unless the process handles or ignores them (signal(7)).
 const CORE: u64 = bit(libc::SIGQUIT)
     | bit(libc::SIGILL)
     | bit(libc::SIGTRAP)
@@ -27,12 +28,12 @@ const fn bit(signal: libc::c_int) -> u64 {
     1 << (signal - 1)
 }
 
-/// A thread by its number, as the kernel names it in a request; 0 for one that is not seen from here.
+/// The thread id in a FUSE request; 0 for a thread outside our pid namespace.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caller(pub(super) u32);
 
 impl Caller {
-    /// Returns when the thread is about to be ended by a signal, and never for one that cannot be looked at.
+    /// Returns when a signal is about to end the thread; never returns for a thread without a readable status.
     pub(super) async fn given_up(self) {
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;

@@ -1,6 +1,6 @@
-//! What this machine lets us do: asked before anybody wonders why a mount fails.
+//! Diagnostics: checks that this machine can mount, for `ocifs doctor`.
 //!
-//! Changes nothing. The idea: each finding is one fact, how good it is, and what to do about it.
+//! Read-only. Each finding is one fact, its health, and a hint.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,55 +9,55 @@ use std::path::{Path, PathBuf};
 use super::kernel::{self, MountRight};
 use super::mountpoint::FS_TYPE;
 
-/// How good a fact is.
+/// The health of a fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// As it should be.
+    /// Works as intended.
     Good,
-    /// Mounts work, with less than there could be.
+    /// Mounts work, with reduced function.
     Limited,
     /// Mounts do not work.
     Bad,
 }
 
-/// One fact.
+/// One fact about the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What it is about, in a word or two.
+    /// The subject, in a word or two.
     pub subject: &'static str,
-    /// How good it is.
+    /// Its health.
     pub health: Health,
-    /// The fact.
+    /// The fact itself.
     pub told: String,
-    /// What to do about it.
+    /// How to improve it; `None` for a good finding.
     pub hint: Option<String>,
 }
 
 impl Finding {
-    /// Something that is as it should be.
+    /// A finding without a problem.
     pub fn good(subject: &'static str, told: impl Into<String>) -> Self {
         Self { subject, health: Health::Good, told: told.into(), hint: None }
     }
 
-    /// Something that could be better.
+    /// A finding with reduced function.
     pub fn limited(subject: &'static str, told: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { subject, health: Health::Limited, told: told.into(), hint: Some(hint.into()) }
     }
 
-    /// Something without which there is no mount.
+    /// A finding that makes mounts impossible.
     pub fn bad(subject: &'static str, told: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { subject, health: Health::Bad, told: told.into(), hint: Some(hint.into()) }
     }
 }
 
-/// The first kernel with each thing that ocifs can do without.
+/// Optional kernel features, with the first kernel version that has each.
 const FEATURES: [(u32, u32, &str); 3] = [
     (5, 13, "Landlock, which keeps a mount away from files"),
     (6, 9, "FUSE passthrough, by which the kernel reads cached files itself"),
     (6, 16, "taking a served mount over after a crash with everything that waits"),
 ];
 
-/// Looks at the machine.
+/// Runs all checks.
 pub fn checkup() -> Vec<Finding> {
     let is_root = nix::unistd::geteuid().is_root();
     let mut findings = vec![device(is_root)];
@@ -101,15 +101,15 @@ fn rights() -> Finding {
     }
 }
 
-/// Where the nightly index of file names is told which file systems to leave out, below `root`.
+/// The config of updatedb, the nightly index of file names, below `root`; PRUNEFS in it excludes file systems.
 const UPDATEDB: &str = "etc/updatedb.conf";
-/// Where the package says the same to plocate's service.
+/// Drop-ins for plocate's service with the same exclusion, as our package installs.
 const UPDATEDB_UNITS: [&str; 2] = [
     "usr/lib/systemd/system/plocate-updatedb.service.d/ocifs.conf",
     "etc/systemd/system/plocate-updatedb.service.d/ocifs.conf",
 ];
 
-/// Whether the nightly index of file names walks mounts, which fetches every image as a whole. Nothing where there is none.
+/// Checks whether updatedb walks mounts, which would fetch every image in full. `None` without updatedb.
 fn updatedb(root: &Path) -> Option<Finding> {
     let settings = fs::read_to_string(root.join(UPDATEDB)).ok()?;
     let names_us = |text: &str| {
@@ -225,7 +225,7 @@ fn landlock() -> Finding {
 }
 
 fn files() -> Finding {
-    /// An image of many layers has four files open for each.
+    /// An image of many layers has four files open for each layer.
     const ENOUGH: u64 = 4096;
     use nix::sys::resource::{Resource, getrlimit};
     match getrlimit(Resource::RLIMIT_NOFILE) {

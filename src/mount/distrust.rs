@@ -1,8 +1,8 @@
-//! Taking back what the kernel keeps of bytes that turned out to be wrong.
+//! Page-cache invalidation after a digest mismatch.
 //!
-//! Decides nothing about bytes: the cache says which blob is not to be believed, the views say which files show it. The idea: every
-//! read that comes to us is an error by then, so what is left are pages that the kernel read before; it drops them when it is told,
-//! and the next reader comes to us.
+//! Decides nothing about bytes: the cache reports which blob is poisoned, and the views list the files that show it.
+//! Reads that reach this process fail by then. Pages that the kernel cached before are invalidated here, so the next
+//! read reaches this process.
 
 use std::sync::{Arc, Weak};
 
@@ -16,7 +16,7 @@ use crate::view::Namespace;
 use super::attributes::number;
 use super::session::Ended;
 
-/// Listens until the mount has ended.
+/// Invalidates pages of poisoned blobs until the mount has ended.
 pub(super) fn listen(namespace: &Arc<Namespace>, notifier: Notifier, mut ended: Ended, runtime: &Handle) {
     let Some(mut news) = namespace.family().distrusted() else { return };
     let (namespace, notifier) = (Arc::downgrade(namespace), Arc::new(notifier));
@@ -29,7 +29,7 @@ pub(super) fn listen(namespace: &Arc<Namespace>, notifier: Notifier, mut ended: 
             match heard {
                 Ok(blob) => take_back(&namespace, &notifier, vec![blob]),
                 Err(RecvError::Lagged(_)) => {
-                    // Which ones are not known any more; taking back too much costs only reading it again.
+                    // The lagged digests are lost. Invalidating every blob costs only re-reading.
                     let all = namespace.upgrade().map(|namespace| namespace.family().blobs());
                     take_back(&namespace, &notifier, all.unwrap_or_default());
                 }
@@ -39,8 +39,8 @@ pub(super) fn listen(namespace: &Arc<Namespace>, notifier: Notifier, mut ended: 
     });
 }
 
-/// On a thread of its own, which nobody waits for: the kernel answers only when no page of the file is being read, and the answer to
-/// such a read is ours to give.
+/// Runs on a thread of its own that is never joined. The kernel completes an invalidation only when no page of the
+/// file is being read, and such a read may be waiting for a reply of this process.
 fn take_back(namespace: &Weak<Namespace>, notifier: &Arc<Notifier>, blobs: Vec<Digest>) {
     let (namespace, notifier) = (namespace.clone(), notifier.clone());
     let work = move || {

@@ -1,4 +1,5 @@
-//! The only place where an error becomes an errno, and where an errno of the kernel's about a file becomes a decision.
+//! Errno mapping: the only module where an error becomes an errno, and where an errno about a file becomes a
+//! decision.
 
 use fuser::Errno;
 
@@ -6,14 +7,14 @@ use crate::io::Fault;
 
 use super::passthrough::Refusal;
 
-/// For the operations that find and open things.
+/// The errno of a failed lookup or open.
 pub(super) fn of_open(fault: Fault) -> Errno {
     match fault {
-        // A disk that ocifs refuses to show, or a source that refuses the caller for good.
+        // A disk that ocifs refuses to show, or a source that permanently refuses the caller.
         Fault::Denied => Errno::EPERM,
         Fault::Unsupported => Errno::EOPNOTSUPP,
         Fault::Usage => Errno::EINVAL,
-        // A name that exists must never look as if it did not.
+        // A name that exists must not look absent.
         Fault::NotFound
         | Fault::Unavailable
         | Fault::Misbehaved
@@ -23,8 +24,8 @@ pub(super) fn of_open(fault: Fault) -> Errno {
     }
 }
 
-/// For what happens inside a directory or a file that exists: a part that cannot be had is an input/output error, whoever
-/// is wrong; a name that exists must never look as if it did not.
+/// The errno of a failure inside an existing directory or file. An unavailable part is an input/output error,
+/// whichever side is at fault, and a name that exists must not look absent.
 pub(super) fn of_read(fault: Fault) -> Errno {
     match fault {
         Fault::Usage => Errno::EINVAL,
@@ -39,24 +40,25 @@ pub(super) fn of_read(fault: Fault) -> Errno {
     }
 }
 
-/// Whether the kernel, which did not take a file to read by itself, will take others.
+/// Decides from the kernel's refusal of one backing file whether it would accept others.
 pub(super) fn refusal_of_backing(error: &std::io::Error) -> Refusal {
-    // EPERM: we lack CAP_SYS_ADMIN. The others: a kernel without the call, or without passthrough on this mount.
+    // EPERM: this process lacks CAP_SYS_ADMIN. The others: a kernel without the call, or without passthrough on this
+    // mount.
     const NEVER: [i32; 4] = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::ENOTTY];
     if error.raw_os_error().is_some_and(|errno| NEVER.contains(&errno)) {
         Refusal::EveryFile
     } else {
-        // ELOOP: it lies on a filesystem that is stacked too high. EINVAL: it is no regular file.
+        // ELOOP: the file lies on a filesystem that is stacked too high. EINVAL: it is not a regular file.
         Refusal::ThisFile
     }
 }
 
-/// Whether a look at a directory failed because it is on a mount whose server is gone: before the look, or during it.
+/// Whether access to a directory failed because its mount lost the server, before or during the call.
 pub(super) fn is_dead_mount(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
-/// Whether the system did not do something because of who asked.
+/// Whether the system refused for lack of permission.
 pub(super) fn is_refusal(errno: nix::Error) -> bool {
     errno as i32 == libc::EPERM
 }
@@ -68,7 +70,7 @@ pub(super) const XATTR_TOO_BIG: Errno = Errno::ERANGE;
 pub(super) const NOT_A_LINK: Errno = Errno::EINVAL;
 pub(super) const PAST_END: Errno = Errno::ENXIO;
 pub(super) const BAD_SEEK: Errno = Errno::EINVAL;
-/// Tells the kernel that opendir needs no server: it then never asks again (`FUSE_NO_OPENDIR_SUPPORT`).
+/// Reply to opendir and open after which the kernel sends no more of them (for opendir: `FUSE_NO_OPENDIR_SUPPORT`).
 pub(super) const NEVER_ASK: Errno = Errno::ENOSYS;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Reads that failed after a wait, so that one read of a program waits once.
+//! Recent read failures, so that one `read` of a program waits for the registry once.
 //!
-//! Keeps no content. The kernel asks twice for a page whose readahead failed: for the range, and at once for the page that the program
-//! wants (filemap_read in mm/filemap.c). The second request gets the answer of the first, once; the next read of the program asks the
-//! registry again.
+//! Holds no content. The kernel requests a page twice when its readahead failed: as part of the range, and at once as
+//! the page that the program wants (filemap_read in mm/filemap.c). The second request gets the errno of the first,
+//! once. The next read of the program asks the registry again.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use fuser::Errno;
 
 use crate::io::ByteRange;
 
-/// How long after a failure the kernel's second request may come on a busy machine.
+/// How long after a failure the kernel's second request may arrive on a busy machine.
 const SECOND_REQUEST: Duration = Duration::from_millis(500);
 
-/// Failures that took less time need no memory: asking again costs nothing.
+/// Failures that took less time are not noted: asking again costs nothing.
 const NOTED_WAIT: Duration = Duration::from_millis(500);
 
-/// Failures that are kept at once: requests that the kernel has under way.
+/// Failures held at once. It covers the requests that the kernel has under way.
 const MAX_FAILURES: usize = 256;
 
 /// The failures of one mount.
@@ -32,7 +32,7 @@ struct FailedRead {
 }
 
 impl FailedReads {
-    /// Takes note of a read that began then.
+    /// Notes a failed read that began at `begun`, if it took long.
     pub(super) fn note(&self, inode: u64, range: ByteRange, begun: Instant, errno: Errno) {
         if begun.elapsed() >= NOTED_WAIT {
             self.put(FailedRead { inode, range, at: Instant::now(), errno });
@@ -47,7 +47,7 @@ impl FailedReads {
         }
     }
 
-    /// The answer for a read that begins in a range that failed just now. It is given once.
+    /// The errno for a read that begins in a range that failed just now. It is removed with this call.
     pub(super) fn take(&self, inode: u64, offset: u64) -> Option<Errno> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = kept.iter().position(|failed| {

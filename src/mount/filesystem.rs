@@ -1,7 +1,7 @@
-//! One FUSE request, one answer, once it is known what is mounted.
+//! FUSE request handlers of a mount with known content.
 //!
-//! The idea: an answer from memory is given at once, on the thread that brought the request; any other is given by the runtime, for as
-//! long as its caller is alive.
+//! A reply from memory is sent at once, on the thread that read the request. Any other is sent from the runtime,
+//! while its caller is alive.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -28,14 +28,14 @@ use super::passthrough::Served;
 use super::recent::Recent;
 use super::spare::Spare;
 
-/// A read as the kernel asks for it, and when it did.
+/// A read as the kernel requests it, and its start.
 struct ReadRequest {
     offset: u64,
     size: u32,
     begun: Instant,
 }
 
-/// What is shown in one mount. Cheap to clone.
+/// The content of one mount. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct ShownTree {
     shared: Arc<SharedState>,
@@ -44,7 +44,7 @@ pub(super) struct ShownTree {
 struct SharedState {
     namespace: Arc<Namespace>,
     handles: Arc<Handles>,
-    /// In the place of handles, where the kernel need not ask to open a file.
+    /// Replaces handles where the kernel need not send an open; `None` where it does.
     recent: Option<Recent>,
     runtime: Handle,
     spare: Spare,
@@ -52,12 +52,12 @@ struct SharedState {
 }
 
 thread_local! {
-    /// The buffer of answers that are given on the FUSE thread, kept because clearing a fresh one costs as much as the copy.
+    /// The reply buffer of a FUSE thread. It is reused because clearing a fresh one costs as much as the copy.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl ShownTree {
-    /// `handles` are those that the kernel knows of the mount.
+    /// `handles` are the open handles of the mount.
     pub(super) fn new(namespace: Arc<Namespace>, runtime: Handle, handles: Arc<Handles>) -> Self {
         let recent = namespace.opens_freely().then(Recent::default);
         let (spare, failed_reads) = (Spare::default(), FailedReads::default());
@@ -72,8 +72,8 @@ impl ShownTree {
         node(self.namespace(), ino)
     }
 
-    /// Calls `answer` on the runtime with what `work` gives, unless the caller is killed before that. What was begun goes on then, as
-    /// others may wait for the same.
+    /// Calls `answer` on the runtime with the result of `work`, unless the caller is killed before that. The work
+    /// then still runs to its end, because other readers may wait for its result.
     fn later<T: Send + 'static>(
         &self,
         caller: Caller,
@@ -86,13 +86,13 @@ impl ShownTree {
                 done = &mut work => return answer(done),
                 () = caller.given_up() => {}
             }
-            // A reply that is dropped is an error, and ends the wait of the kernel.
+            // Dropping a reply sends an error, which ends the wait of the kernel.
             drop(answer);
             work.await;
         });
     }
 
-    /// Calls `answer` when what is inside `node` is known: now, or on the runtime after building it.
+    /// Calls `answer` once the subtree of `node` is built: now, or on the runtime after building it.
     fn when_built(
         &self,
         caller: Caller,
@@ -104,7 +104,7 @@ impl ShownTree {
             return answer(self, Ok(()));
         }
         if !self.namespace().is_possible(node) {
-            // A number that was never given, as in a handle of a file that another program made up.
+            // A number that was never assigned, as in a forged file handle.
             return answer(self, Err(errno::NO_SUCH_NAME));
         }
         let (this, builder) = (self.clone(), self.clone());
@@ -114,8 +114,8 @@ impl ShownTree {
         });
     }
 
-    /// Calls `answer` when `node` is known to exist or not: now, or after building what is around it, which is needed only when
-    /// an earlier process told the kernel its number, or when the number comes out of a file handle.
+    /// Calls `answer` once it is decided whether `node` exists: now, or after building its subtree. Building is
+    /// needed only for a number from an earlier process, or from a file handle.
     fn when_known(
         &self,
         caller: Caller,
@@ -129,7 +129,7 @@ impl ShownTree {
         }
     }
 
-    /// The same once what is recorded of a root directory is known.
+    /// The same, once the attributes recorded for a root directory are read.
     fn when_rooted(
         &self,
         caller: Caller,
@@ -140,13 +140,13 @@ impl ShownTree {
         if self.namespace().is_rooted(node) {
             return self.when_known(caller, node, what, answer);
         }
-        // A look at first blocks takes a second at most.
+        // Reading the first blocks takes a second at most.
         let (this, settling) = (self.clone(), self.clone());
         let work = async move { settling.namespace().settle_root(node).await };
         self.later(caller, work, move |()| answer(&this, Ok(())));
     }
 
-    /// Logs the error's chain once, notes it for the status, and chooses the errno.
+    /// Logs the error's chain once, records it for the status, and chooses the errno.
     fn failed(
         &self,
         what: &'static str,
@@ -165,7 +165,7 @@ impl ShownTree {
         choose(error.fault())
     }
 
-    /// Calls `answer` with what `stat` says about `node`: now, or on the runtime once that is known.
+    /// Calls `answer` with the attributes of `node`: now, or on the runtime once its size is resolved.
     fn when_settled(
         &self,
         caller: Caller,
@@ -212,13 +212,14 @@ impl ShownTree {
                     handles.insert_counted(ino.0, opened.bytes, |file| reply.open_backing(file));
                 match served {
                     Served::Cached => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
-                    // What the page cache has of it was read through us, and only takes room from now on.
+                    // Pages of this file in the page cache came through this process; from now on they only take
+                    // memory.
                     Served::Through(backing) => {
                         reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing.id);
                     }
                 }
             }
-            // Its size may differ from what stat said a moment ago.
+            // The size may differ from the one in an earlier reply to stat.
             Freshness::Now => {
                 let handle = handles.insert_direct(opened.bytes);
                 reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
@@ -226,8 +227,8 @@ impl ShownTree {
         }
     }
 
-    /// Calls `answer` with the bytes of an open file, or of one that the kernel does not ask to open: now, or on the runtime
-    /// when it was opened by an earlier process and has to be opened again.
+    /// Calls `answer` with the bytes of an open file, or of a file that the kernel reads without an open. Calls it
+    /// now, or on the runtime when an earlier process opened the file and it has to be reopened.
     fn with_bytes(
         &self,
         caller: Caller,
@@ -258,7 +259,7 @@ impl ShownTree {
         });
     }
 
-    /// The bytes of a file, if nothing has to be waited for.
+    /// The bytes of a file, if no waiting is needed.
     fn bytes_at_hand(&self, ino: INodeNo, fh: FileHandle) -> Option<Result<Shared, Errno>> {
         let handles = &self.shared.handles;
         let Some(recent) = &self.shared.recent else {
@@ -275,12 +276,12 @@ impl ShownTree {
                 Some(Ok(opened.bytes))
             }
             Some(Err(error)) => Some(Err(self.failed("read", node, &error, errno::of_read))),
-            // The kernel knows an inode only from a directory that was built, by us or by an earlier process.
+            // The kernel knows an inode only from a directory that was built, by this process or an earlier one.
             None => self.namespace().is_built(node).then_some(Err(errno::NO_SUCH_HANDLE)),
         }
     }
 
-    /// Answers a read of an open file.
+    /// Replies to a read of an open file.
     fn reply_read(
         &self,
         caller: Caller,
@@ -337,7 +338,7 @@ impl ShownTree {
         });
     }
 
-    /// Answers where data or a hole is in an open file.
+    /// Replies with the position of data or a hole in an open file.
     fn reply_lseek(
         &self,
         caller: Caller,
@@ -368,8 +369,8 @@ impl ShownTree {
         });
     }
 
-    /// Lists `directory` from entry `offset` on: `add` gets the entry's number, the offset behind it, and its name; it
-    /// answers whether the reply is full. Entries 0 and 1 are `.` and `..`.
+    /// Lists `directory` from entry `offset` on. `add` gets the entry's inode number, the offset behind the entry,
+    /// and its name; it returns whether the reply is full. Entries 0 and 1 are `.` and `..`.
     fn list(
         &self,
         directory: NodeId,
@@ -393,9 +394,10 @@ impl ShownTree {
     }
 }
 
-/// The requests, by the names that they have in the protocol.
+/// The requests, by their names in the protocol.
 impl ShownTree {
-    /// The names `.` and `..` stand for themselves: who has a file handle asks for a node that the kernel has forgotten.
+    /// The names `.` and `..` resolve to the node and its parent: the owner of a file handle may ask for a node that
+    /// the kernel has forgotten.
     pub(super) fn lookup(&self, caller: Caller, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (parent, name) = (self.node(parent), name.as_bytes().to_vec());
         self.when_built(caller, parent, "lookup", move |this, built| match (built, &name[..]) {
@@ -433,7 +435,7 @@ impl ShownTree {
 
     pub(super) fn open(&self, caller: Caller, ino: INodeNo, reply: ReplyOpen) {
         if self.shared.recent.is_some() {
-            // Two requests less for every file, which is most of the time that it takes to read a small one.
+            // Saves two requests per file, most of the time that a read of a small file takes.
             return reply.error(errno::NEVER_ASK);
         }
         let node = self.node(ino);
@@ -564,9 +566,9 @@ impl ShownTree {
     }
 }
 
-/// Counts a read that began then and gave this many bytes, or none for an error.
+/// Counts a read that began at `begun` and returned `given` bytes; `None` for an error.
 ///
-/// Before it is answered: who has read a byte finds it counted.
+/// Called before the reply, so that a process that has its bytes finds them counted.
 fn note_read(begun: Instant, given: Option<usize>) {
     meter::READS.note(begun.elapsed());
     match given {
@@ -575,7 +577,7 @@ fn note_read(begun: Instant, given: Option<usize>) {
     }
 }
 
-/// Answers where the next data or hole is, at or after an offset inside the file.
+/// Replies with the next data or hole at or after an offset inside the file.
 fn seek(bytes: &Shared, offset: u64, whence: i32, reply: ReplyLseek) {
     let found = match whence {
         libc::SEEK_DATA => bytes.next_data(offset),

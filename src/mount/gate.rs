@@ -1,7 +1,8 @@
-//! The requests of one mount, before and after it is known what is in it.
+//! The FUSE server of one mount, before and after its content is known.
 //!
-//! Decides nothing about content. The idea: the kernel is answered from its first request on. What needs no registry (how full, what
-//! the root is like, how far the mount has come) is answered at once; a request for any name waits until there are names.
+//! Decides nothing about content. The kernel gets replies from its first request on. Requests that need no registry
+//! (statfs, attributes of the root, progress of the mount) are answered at once. A request for any name waits until
+//! the image is resolved.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -23,7 +24,7 @@ use super::filesystem::ShownTree;
 use super::handles::Handles;
 use super::waiting::{self, Waiting};
 
-/// Requests that the kernel may have under way in the background (readahead). Its default of 12 starves a cold sequential
+/// Background requests (readahead) that the kernel may have under way. Its default of 12 starves a cold sequential
 /// reader.
 const MAX_BACKGROUND: u16 = 64;
 
@@ -34,20 +35,20 @@ pub(super) struct Ocifs {
 }
 
 struct Gate {
-    /// What is shown, once it is known.
+    /// The content; unset until the image is resolved.
     shown: OnceLock<ShownTree>,
-    /// Answers until then.
+    /// Answers requests until then.
     waiting: Arc<Waiting>,
-    /// Tells the requests that wait for it.
+    /// Wakes the waiting requests.
     open: watch::Sender<()>,
     handles: Arc<Handles>,
     runtime: Handle,
-    /// How many levels of filesystems lie below files that are passed through, ours included, if any are.
+    /// Filesystem levels below passed-through files, this mount included; `None` without passthrough.
     stack_depth: Option<u32>,
 }
 
 impl Ocifs {
-    /// `earlier`: how many processes have served the mount before, whose handles the kernel knows and we do not.
+    /// `earlier`: number of processes that served the mount before, whose handles the kernel may still use.
     pub(super) fn new(
         waiting: Arc<Waiting>,
         runtime: Handle,
@@ -58,19 +59,19 @@ impl Ocifs {
         Self { gate: Arc::new(Gate { shown: OnceLock::new(), waiting, open, handles, runtime, stack_depth }) }
     }
 
-    /// Shows `namespace` from now on, to those that wait as well.
+    /// Serves `namespace` from now on, to waiting requests too.
     pub(super) fn show(&self, namespace: Arc<Namespace>) {
         let Gate { shown, open, handles, runtime, .. } = &*self.gate;
         shown.get_or_init(|| ShownTree::new(namespace, runtime.clone(), handles.clone()));
         open.send_replace(());
     }
 
-    /// What is shown, if it is known.
+    /// The content, if the image is resolved.
     fn shown(&self) -> Option<&ShownTree> {
         self.gate.shown.get()
     }
 
-    /// Calls `answer` with what is shown: now, or once it is known, unless the caller is killed before that.
+    /// Calls `answer` with the content: now, or once the image is resolved, unless the caller is killed before that.
     fn with(&self, caller: Caller, answer: impl FnOnce(&ShownTree) + Send + 'static) {
         if let Some(shown) = self.shown() {
             return answer(shown);
@@ -81,7 +82,7 @@ impl Ocifs {
             let known = opened.wait_for(|()| gate.shown.get().is_some());
             tokio::select! {
                 _ = known => {}
-                // A reply that is dropped is an error, and ends the wait of the kernel.
+                // Dropping a reply sends an error, which ends the wait of the kernel.
                 () = caller.given_up() => {}
             }
             if let Some(shown) = gate.shown.get() {
@@ -90,7 +91,7 @@ impl Ocifs {
         });
     }
 
-    /// What answers in the place of names that are not known yet.
+    /// The placeholder that answers until the image is resolved; `None` afterwards.
     fn waiting(&self) -> Option<&Waiting> {
         self.shown().is_none().then_some(&*self.gate.waiting)
     }
@@ -109,7 +110,8 @@ impl Filesystem for Ocifs {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_ASYNC_DIO,
-            // A number that the kernel has forgotten can be asked for: servers of NFS, overlays and open_by_handle_at(2) keep them.
+            // The kernel may ask for a number that it has forgotten: NFS servers, overlays and open_by_handle_at(2)
+            // hold such numbers.
             InitFlags::FUSE_EXPORT_SUPPORT,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {

@@ -1,4 +1,4 @@
-//! The open files of a mount, by handle, and the files that the kernel reads in their place.
+//! Table of open file handles and of the backing files for passthrough.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -13,54 +13,56 @@ use crate::meter;
 use super::errno;
 use super::passthrough::{Modes, Refusal, Served};
 
-/// Handles that one process can give out: those of the next begin behind them, so that one is never taken for another.
+/// Handles that one process can allocate. The next process allocates from the range behind, so that a handle is
+/// unique over a takeover.
 const PER_PROCESS: u64 = 1 << 48;
 
-/// Open files. A handle is never used twice, also not by a process that takes the mount over.
+/// Open files. A handle is never reused, not even by a process that takes the mount over.
 #[derive(Default)]
 pub(super) struct Handles {
     next: AtomicU64,
     /// Guards only the map; held for one insert, get or remove.
     open: RwLock<HashMap<u64, OpenFile>>,
-    /// Guards the invariant of [`Modes`]. Held over the call that makes a file known to the kernel, so that two opens of an
-    /// inode agree on one file: the call takes a descriptor and a number, and waits for neither a disk nor us.
+    /// Guards the invariant of [`Modes`]. Held over the call that registers a backing file with the kernel, so that
+    /// two opens of an inode agree on one file. That call allocates a descriptor and a number, and waits for neither
+    /// the disk nor this process.
     modes: Mutex<Modes<Arc<Backing>>>,
 }
 
 struct OpenFile {
     bytes: Shared,
-    /// The inode whose mode counts this handle.
+    /// The inode whose mode counts this handle; `None` for direct I/O.
     counted: Option<u64>,
 }
 
-/// A file of the cache that the kernel reads by itself.
+/// A cache file that the kernel reads by itself.
 pub(super) struct Backing {
     pub(super) id: BackingId,
-    /// Who holds the content and its file keeps both from eviction.
+    /// Holding the content and its file protects both from eviction.
     _content: Shared,
     _file: Arc<OwnedFd>,
 }
 
 impl Handles {
-    /// From now on whole files are passed through.
+    /// Enables passthrough of complete files.
     pub(super) fn offer_files(&self) {
         self.modes().offer_files();
     }
 
-    /// Keeps `bytes` open beside the page cache and any mode.
+    /// Opens `bytes` for direct I/O, outside the page cache and any mode.
     pub(super) fn insert_direct(&self, bytes: Shared) -> u64 {
         self.insert(OpenFile { bytes, counted: None })
     }
 
-    /// Keeps `bytes` open as a handle of `inode`, and says who serves it: the kernel, if there is a file behind the bytes
-    /// that `register` can make known to it.
+    /// Opens `bytes` as a handle of `inode`, and returns whether the kernel serves it. The kernel does if there is a
+    /// backing file that `register` can make known to it.
     pub(super) fn insert_counted(
         &self,
         inode: u64,
         bytes: Shared,
         register: impl FnOnce(&OwnedFd) -> std::io::Result<BackingId>,
     ) -> (u64, Served<Arc<Backing>>) {
-        // Looking for the file may take a look at the disk, which no other open has to wait for.
+        // Finding the file may access the disk, so it happens without the lock of other opens.
         let file = if self.modes().wants_file(inode) { bytes.backing() } else { None };
         let register = file.map(|file| {
             let content = Arc::clone(&bytes);
@@ -82,17 +84,17 @@ impl Handles {
         (self.insert(OpenFile { bytes, counted: Some(inode) }), served)
     }
 
-    /// The handles of a process that came after `earlier` others.
+    /// The handle table of a process that came after `earlier` others.
     pub(super) fn after(earlier: u64) -> Self {
         Self { next: AtomicU64::new(earlier.saturating_mul(PER_PROCESS)), ..Self::default() }
     }
 
-    /// Whether a process before this one may have given `handle` out.
+    /// Whether an earlier process may have allocated `handle`.
     pub(super) fn is_inherited(&self, handle: u64) -> bool {
         handle / PER_PROCESS < self.next.load(Ordering::Relaxed) / PER_PROCESS
     }
 
-    /// Keeps `bytes` open under a handle that a process before this one gave out, unless another request was faster.
+    /// Opens `bytes` under a handle of an earlier process, unless another request did so first.
     pub(super) fn adopt(&self, handle: u64, bytes: Shared) -> Shared {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(&open.entry(handle).or_insert(OpenFile { bytes, counted: None }).bytes)
@@ -104,7 +106,7 @@ impl Handles {
         open.get(&handle).map(|file| Arc::clone(&file.bytes))
     }
 
-    /// Forgets the handle.
+    /// Closes the handle.
     pub(super) fn remove(&self, handle: u64) {
         let closed = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
         if closed.is_some() {
@@ -112,7 +114,7 @@ impl Handles {
         }
         if let Some(inode) = closed.as_ref().and_then(|file| file.counted) {
             let freed = self.modes().close(inode);
-            // Outside the lock: it may be the last user of a cached blob, whose end closes files.
+            // Outside the lock: this may drop the last user of a cached blob, which closes files.
             drop(freed);
         }
     }

@@ -1,11 +1,12 @@
-//! The keeper: a small process that keeps what the serving process gives up.
+//! Privilege-separation monitor: a small process with the rights that the serving process gives up.
 //!
-//! It is this same program, started before the sandbox is entered, and it does six things: mount at the one place it was
-//! told of, unmount what is there if it is ours, raise the readahead of that mount, run the credential helpers that the
-//! registry client asks for, resolve names that the client cannot resolve any more, and continue the serving process when it was
-//! stopped. It reads no byte of an image and parses
-//! nothing but the orders of its own program. The idea: whoever took over the serving process could order nothing but these
-//! things. It ends when the socket to it closes, and leaves the mount as it is: a dead one says that something went wrong.
+//! It is this same program, started before the sandbox is entered. It serves six requests: mount at one fixed
+//! directory; unmount that directory if the mount is ours; raise the readahead of that mount; run credential helpers
+//! for the registry client; resolve host names for it; continue the serving process after a stop signal.
+//!
+//! It reads no byte of an image and parses only the requests of its own program. So an attacker in the serving
+//! process gains these requests and nothing else. It ends when its socket closes, and leaves the mount in the tree: a
+//! dead mount shows that something went wrong.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -27,27 +28,27 @@ use super::kernel::{self, Access, MountFlags, MountOptions};
 use super::mountpoint::{self, MountError, Unmount};
 use crate::registry;
 
-/// Set for the keeper, so that the program knows what it is.
+/// Set in the environment of the keeper, which recognises its role by it.
 const MARK: &str = "OCIFS_KEEPER";
-/// Set for the keeper of a mount whose directory goes with it, and so does the directory that it is in.
+/// Set for the keeper of a temporary mount: at its end it removes the directory and the parent directory.
 pub const TEMPORARY: &str = "OCIFS_TEMPORARY";
-/// The longest message: a path and a reference, each of which the kernel limits to a page.
+/// The longest message: a path and a reference, each limited to a page by the kernel.
 const MAX_MESSAGE: usize = 16 * 1024;
-/// How long the process that serves may be stopped.
+/// How long the serving process may be stopped before it is continued.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// How many questions of the registry client are answered at once.
+/// Requests of the registry client that are served at once.
 const QUESTIONS: usize = 8;
 
-/// The keeper of this process, once it has one. It belongs to the process as its rights do.
+/// The keeper of this process, once started. Per process, as the rights are.
 static KEEPER: OnceLock<Keeper> = OnceLock::new();
 
 struct Keeper {
     dir: PathBuf,
-    /// Held from an order to its answer.
+    /// Held from a request to its answer.
     socket: Mutex<OwnedFd>,
 }
 
-/// What holds for every order: the first message.
+/// Parameters of all requests: the first message.
 #[derive(Serialize, Deserialize)]
 struct Terms {
     dir: Vec<u8>,
@@ -68,11 +69,11 @@ enum Order {
         minor: u32,
         kib: u32,
     },
-    /// The other end of a socket comes along, on which the registry client says more.
+    /// A request of the registry client; its socket comes along as a descriptor.
     Question,
 }
 
-/// What became of an order. With a mount comes the descriptor.
+/// The result of a request. The answer to a mount carries the descriptor.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Answer {
     Done,
@@ -85,8 +86,8 @@ enum Answer {
     Failed(i32),
 }
 
-/// Starts the keeper for a mount at `dir`, an absolute name. From then on this process needs no right to mount there, or to
-/// unmount.
+/// Starts the keeper for a mount at `dir`, an absolute name. From then on this process needs no right to mount or
+/// unmount there.
 pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError> {
     let failed = |source| MountError::Keeper { source };
     let dir = dir.to_owned();
@@ -95,7 +96,7 @@ pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError
     Command::new("/proc/self/exe")
         .arg0("ocifs-keeper")
         .env(MARK, "1")
-        // Helpers get the environment of the user, but for what is ours.
+        // Credential helpers inherit the user's environment, without the variables that are ours.
         .env_remove("OCIFS_CREDS")
         .env_remove("NOTIFY_SOCKET")
         .current_dir("/")
@@ -113,7 +114,7 @@ pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError
     Ok(())
 }
 
-/// Gives an order that is not about one directory.
+/// Sends a request that is not about one directory.
 fn keeper_of_process(order: &Order, with: Option<OwnedFd>) -> io::Result<()> {
     let keeper = KEEPER.get().ok_or(io::ErrorKind::NotConnected)?;
     match keeper.ask(order, with)?.0 {
@@ -122,16 +123,16 @@ fn keeper_of_process(order: &Order, with: Option<OwnedFd>) -> io::Result<()> {
     }
 }
 
-/// The keeper of this process, if it keeps `dir`.
+/// The keeper of this process, if it is responsible for `dir`.
 pub(super) fn of(dir: &Path) -> Option<Kept> {
     KEEPER.get().filter(|keeper| keeper.dir == dir).map(Kept)
 }
 
-/// A directory whose rights the keeper has.
+/// A directory that the keeper may mount at.
 pub(super) struct Kept(&'static Keeper);
 
 impl Kept {
-    /// Mounts there and gives the descriptor.
+    /// Mounts there and returns the descriptor.
     pub(super) fn mount(&self, source: &str) -> Result<OwnedFd, MountError> {
         let dir = &self.0.dir;
         let failed = |source| MountError::Mount { dir: dir.clone(), source };
@@ -140,7 +141,7 @@ impl Kept {
         match (answer, device) {
             (Answer::Done, Some(device)) => Ok(device),
             (Answer::Done, None) => {
-                // It is mounted, and its descriptor found no place here.
+                // The mount succeeded, and this process has no free number for its descriptor.
                 if let Some(Err(error)) = self.unmount(Unmount::Lazy) {
                     tracing::warn!(%error, "the mount stays, and nothing serves it");
                 }
@@ -156,7 +157,7 @@ impl Kept {
         }
     }
 
-    /// Unmounts what is there; `None` when the keeper is gone.
+    /// Unmounts the directory; `None` when the keeper is gone.
     pub(super) fn unmount(&self, how: Unmount) -> Option<Result<(), MountError>> {
         let dir = self.0.dir.clone();
         let answer = match self.0.ask(&Order::Unmount { lazily: how == Unmount::Lazy }, None) {
@@ -177,7 +178,7 @@ impl Kept {
     }
 }
 
-/// Raises the readahead of the mount with this device number, if this process has a keeper.
+/// Raises the readahead of the mount with this device number; `None` without a keeper.
 pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> Option<io::Result<()>> {
     KEEPER.get()?;
     Some(keeper_of_process(&Order::Readahead { major, minor, kib }, None))
@@ -211,7 +212,7 @@ impl Answer {
             MountError::NoHelper => Answer::NoHelper,
             MountError::NoRight { .. } => Answer::NoRight,
             MountError::Helper { said, .. } => {
-                // What it said is a line; a message has room for more than one.
+                // The helper's output is a line; a message has room for more than one.
                 Answer::Helper(said.chars().take(MAX_MESSAGE / 8).collect())
             }
             MountError::Busy { .. } => Answer::Busy,
@@ -238,17 +239,17 @@ pub fn is_keeper() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
-/// Keeps, until the process that started this one is gone.
+/// Runs the keeper until the parent process is gone.
 pub fn keep() -> io::Result<()> {
     nix::sys::prctl::set_name(c"ocifs-keeper")?;
-    // Credentials pass through it.
+    // Credentials pass through this process.
     nix::sys::prctl::set_dumpable(false)?;
-    // Signals to the group of the mount are for the process that serves it, which then orders the unmount.
+    // Signals to the process group are for the serving process, which then requests the unmount.
     let others = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1];
     SigSet::from_iter(others).thread_block()?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     let mut message = vec![0; MAX_MESSAGE];
-    // No order is taken before the terms, and the terms are taken once.
+    // The terms are read once, before any request.
     let len = recv(socket.as_raw_fd(), &mut message, MsgFlags::empty())?;
     let terms: Terms = parse(&message[..len])?;
     let dir = PathBuf::from(std::ffi::OsString::from_vec(terms.dir));
@@ -276,7 +277,8 @@ pub fn keep() -> io::Result<()> {
                     MountOptions { access: terms.access, flags: terms.flags, source, ..Default::default() };
                 match kernel::mount(&dir, &options) {
                     Ok(device) => {
-                        // Only now: an automounter lets its own process group alone mount there. A keeper that leads a group stays.
+                        // Only now: an automounter lets its own process group alone mount there. The call fails for a
+                        // group leader, which is harmless.
                         nix::unistd::setsid().ok();
                         (Answer::Done, Some(device))
                     }
@@ -285,7 +287,7 @@ pub fn keep() -> io::Result<()> {
             }
             (Order::Unmount { lazily }, _) => {
                 let how = if lazily { Unmount::Lazy } else { Unmount::Now };
-                // Only if it is ours, whatever is ordered.
+                // Unmounts only a mount of ours, whatever the request.
                 (
                     mountpoint::unmount(&dir, how).map_or_else(|error| Answer::of(&error), |()| Answer::Done),
                     None,
@@ -299,20 +301,21 @@ pub fn keep() -> io::Result<()> {
     }
 }
 
-/// Continues the process that serves, if it was stopped: nothing else ends the waits of those that look into the mount, and the kernel
-/// lets none of them be killed whose request was taken.
+/// Continues the serving process if it was stopped. Nothing else ends the waits of readers of the mount, and the
+/// kernel lets none of them be killed whose request was read.
 fn wake(served_by: Pid) {
     let stat = std::fs::read_to_string(format!("/proc/{served_by}/stat")).unwrap_or_default();
-    // Behind the name, which may hold anything (proc_pid_stat(5)). Stopped by a signal is T, by a debugger t.
+    // The state is behind the name, which may contain anything (proc_pid_stat(5)). T: stopped by a signal; t: by a
+    // debugger.
     let is_stopped = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
     if is_stopped && nix::unistd::getppid() == served_by {
-        // It may have ended by now.
+        // The process may have ended by now.
         nix::sys::signal::kill(served_by, Signal::SIGCONT).ok();
     }
 }
 
-/// Removes the directory of a mount, and the one that it is in, if they are empty and nothing is mounted there. Whoever made them
-/// may have done so.
+/// Removes the directory of a mount and its parent, if they are empty and nothing is mounted there. Their owner may
+/// have removed them already.
 fn remove_place(dir: &Path) {
     let room = dir.parent().filter(|_| std::fs::remove_dir(dir).is_ok());
     if let Some(room) = room {
@@ -332,14 +335,14 @@ fn readahead(dir: &Path, major: u32, minor: u32, kib: u32) -> Answer {
     }
 }
 
-/// Serves one question of the registry client on a thread of its own, so that an unmount need not wait for it.
+/// Serves one request of the registry client on a thread of its own, so that an unmount need not wait for it.
 fn answer(questions: &mut Vec<std::thread::JoinHandle<()>>, socket: OwnedFd) -> Answer {
     questions.retain(|question| !question.is_finished());
     if questions.len() >= QUESTIONS {
         return Answer::Failed(Errno::EAGAIN as i32);
     }
     let started = std::thread::Builder::new().name("question".into()).spawn(move || {
-        // Who asked hears of it by the end of the socket; there is no log here.
+        // The client sees an error as the end of its socket; the keeper has no log.
         registry::serve_elsewhere(socket.into()).ok();
     });
     match started {

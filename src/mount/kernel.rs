@@ -1,7 +1,7 @@
-//! The mount and unmount system calls, directly as root and through `fusermount3` otherwise.
+//! The mount and unmount system calls: direct as root, through `fusermount3` otherwise.
 //!
-//! The descriptor is made here and not by `fuser`, because its own unmounting can hit another filesystem that was mounted
-//! over ours since, and because it passes the source name on unescaped.
+//! The descriptor is opened here and not by `fuser`: its unmount can hit another filesystem that was mounted over
+//! ours since, and it passes the source name on unescaped.
 
 use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut, Read as _};
@@ -29,42 +29,42 @@ use super::keeper;
 use super::mountpoint::{MountError, Unmount};
 use super::record::Record;
 
-/// Who may look into the mount.
+/// Users that may access the mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
-    /// The user who mounted it.
+    /// The user that mounted it.
     #[default]
     Owner,
-    /// Everyone, as the modes allow.
+    /// All users, as the modes allow.
     Everyone,
 }
 
-/// What the kernel ignores in the tree unless it is told not to.
+/// Flags of a mount; all are off by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountFlags {
     /// Honour set-user-id and set-group-id bits.
     pub suid: bool,
-    /// Let device nodes work.
+    /// Honour device nodes.
     pub dev: bool,
     /// Refuse to run programs.
     pub noexec: bool,
-    /// Let the kernel check the modes also when only the owner may look.
+    /// Have the kernel check modes even when only the owner has access.
     pub default_permissions: bool,
-    /// Accept a mount point that has something in it.
+    /// Accept a non-empty mount point.
     pub nonempty: bool,
-    /// Mount over a dead mount of ours, and leave it below.
+    /// Mount over a dead mount of ours, which stays below.
     pub over_dead: bool,
 }
 
 /// Whether the kernel may read whole cached files by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Passthrough {
-    /// Every read comes to us.
+    /// Every read goes through this process.
     #[default]
     Off,
-    /// It may, if it lets us.
+    /// Passed through if the kernel allows it.
     Auto {
-        /// Where the files lie: it decides what the kernel has to be told.
+        /// The cache directory: its file system decides the stack depth that the kernel has to know.
         cache: PathBuf,
     },
 }
@@ -72,45 +72,45 @@ pub enum Passthrough {
 /// Whether a mount outlives its process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {
-    /// It ends with the process.
+    /// The mount ends with the process.
     #[default]
     No,
-    /// A service manager keeps what the next process needs. Nothing is passed through then.
+    /// A service manager stores the descriptors for the next process. Disables passthrough.
     ByManager,
 }
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Clone, Debug, Default)]
 pub struct MountOptions {
-    /// Who may look into it.
+    /// Users that may access the mount.
     pub access: Access,
-    /// What the kernel honours.
+    /// Flags that the kernel enforces.
     pub flags: MountFlags,
-    /// What `findmnt` shows as the source: the reference as it was written, by which mount(8) knows a line of fstab again.
+    /// The source in `findmnt`: the reference as written, by which mount(8) recognises a line of fstab.
     pub source: String,
-    /// Whether the kernel may read whole cached files by itself.
+    /// Whether the kernel may read complete cached files by itself.
     pub passthrough: Passthrough,
-    /// Whether it outlives this process.
+    /// Whether the mount outlives this process.
     pub keep: Keep,
-    /// Where is noted what the process has to know that may have to take the mount over.
+    /// Journal for a process that may take the mount over; `None` when there is none.
     pub record: Option<Arc<Record>>,
 }
 
 impl MountOptions {
-    /// The source without what `mount` tables and option strings give a meaning.
+    /// The source without characters that have a meaning in mount tables and option strings.
     fn safe_source(&self) -> String {
         let safe =
             |c: char| if c == ',' || c == '\\' || c.is_whitespace() || is_unprintable(c) { '_' } else { c };
         self.source.chars().map(safe).collect()
     }
 
-    /// Modes are checked by the kernel whenever others may look in.
+    /// The kernel checks modes whenever other users have access.
     fn checks_modes(&self) -> bool {
         self.flags.default_permissions || self.access == Access::Everyone
     }
 }
 
-/// Mounts a new FUSE connection at `dir` and gives its descriptor. Read-only, always.
+/// Mounts a new FUSE connection at `dir`, always read-only, and returns its descriptor.
 pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     if let Some(kept) = keeper::of(dir) {
         return kept.mount(&options.source);
@@ -122,7 +122,7 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, Mount
     if geteuid().is_root() {
         match mount_directly(dir, options, &device) {
             Ok(()) => return Ok(device.into()),
-            // Root without CAP_SYS_ADMIN, as in most containers: the setuid helper may be allowed what we are not.
+            // Root without CAP_SYS_ADMIN, as in most containers: the setuid helper may still be allowed to mount.
             Err(Errno::EPERM) => {
                 drop(device);
                 return mount_by_helper(dir, options).map_err(|error| match error {
@@ -157,7 +157,7 @@ fn mount_directly(dir: &Path, options: &MountOptions, device: &File) -> Result<(
         data.push_str(",allow_other");
     }
     nix::mount::mount(
-        // As it was written: mount(8) recognises a line of fstab by it.
+        // Unchanged: mount(8) recognises a line of fstab by it.
         Some(options.source.as_str()),
         dir,
         Some("fuse.ocifs"),
@@ -166,7 +166,7 @@ fn mount_directly(dir: &Path, options: &MountOptions, device: &File) -> Result<(
     )
 }
 
-/// Lets `fusermount3` mount; it sends the descriptor over a socket, which it gets as its standard input.
+/// Mounts through `fusermount3`, which sends the descriptor over a socket that is its standard input.
 fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let mut wanted = format!("ro,fsname={},subtype=ocifs", options.safe_source());
     for (honoured, name, denied) in [
@@ -208,7 +208,7 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
     match received {
         Ok((_, Some(device))) if status.success() => Ok(device),
         Ok((1.., None)) if status.success() => {
-            // It is mounted, and its descriptor found no place here.
+            // The mount succeeded, and this process has no free number for its descriptor.
             if let Err(error) = unmount(dir, Unmount::Lazy) {
                 tracing::warn!(%error, "the mount stays, and nothing serves it");
             }
@@ -219,12 +219,13 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
     }
 }
 
-/// A message and the descriptor that came with it; a message of no bytes is the end.
+/// Receives a message and the descriptor that came with it; a message of no bytes is the end.
 pub(super) fn receive(socket: impl AsFd, message: &mut [u8]) -> std::io::Result<(usize, Option<OwnedFd>)> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut into = [IoSliceMut::new(message)];
-    // A socket with a timeout is not read on after a signal, with SA_RESTART either (signal(7)); the end of a child is one.
+    // recvmsg on a socket with a timeout is not restarted after a signal, with SA_RESTART either (signal(7)); SIGCHLD
+    // is one.
     let received =
         retry_on_intr(|| recvmsg(socket.as_fd(), &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC));
     let len = received?.bytes;
@@ -237,7 +238,7 @@ pub(super) fn receive(socket: impl AsFd, message: &mut [u8]) -> std::io::Result<
     Ok((len, received))
 }
 
-/// Sends a message, and a descriptor with it.
+/// Sends a message, with an optional descriptor.
 pub(super) fn send(socket: impl AsFd, message: &[u8], fd: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -245,12 +246,12 @@ pub(super) fn send(socket: impl AsFd, message: &[u8], fd: Option<BorrowedFd<'_>>
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(std::io::ErrorKind::InvalidInput.into());
     }
-    // A dead peer is an error here, and no signal.
+    // A dead peer is reported as an error, not as a signal.
     retry_on_intr(|| sendmsg(socket.as_fd(), &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
-/// Takes the mount at `dir` away.
+/// Unmounts `dir`.
 pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
     if let Some(unmounted) = keeper::of(dir).and_then(|kept| kept.unmount(how)) {
         return unmounted;
@@ -289,11 +290,11 @@ pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
     Err(MountError::Helper { dir: dir.to_owned(), said })
 }
 
-/// Filesystems below the files that are passed through, ours included, as the kernel counts them; `None` when nothing is to
-/// be passed through.
+/// Filesystem levels below passed-through files, this mount included, as the kernel counts them; `None` without
+/// passthrough.
 ///
-/// The kernel allows two levels in all. One leaves room for an overlay on top of the mount; a cache that lies on an overlay
-/// needs both, and then nothing can be stacked on the mount.
+/// The kernel allows two levels in all. One leaves room for an overlay on top of the mount. A cache that lies on an
+/// overlay needs both, and then nothing can be stacked on the mount.
 pub(super) fn stack_depth(passthrough: &Passthrough) -> Option<u32> {
     let Passthrough::Auto { cache } = passthrough else { return None };
     match mount_right() {
@@ -320,31 +321,31 @@ pub(super) fn stack_depth(passthrough: &Passthrough) -> Option<u32> {
     }
 }
 
-/// Whether `path`, or the nearest directory above it that there is, lies on an overlay.
+/// Whether `path`, or its nearest existing ancestor, lies on an overlay.
 pub fn is_on_overlay(path: &Path) -> bool {
     let found = path.ancestors().find_map(|path| statfs(path).ok());
     found.is_some_and(|found| found.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
 }
 
-/// Whether files can be passed through at all, as far as rights go: asked before they are laid down.
+/// Whether this process has the right to pass files through, checked before files are stored for it.
 pub fn may_pass_through() -> bool {
     mount_right().is_ok_and(|right| right == MountRight::Machine)
 }
 
-/// What lets this process mount (CAP_SYS_ADMIN).
+/// The source of the right to mount (CAP_SYS_ADMIN).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MountRight {
-    /// The kernel counts us as an administrator of the machine.
+    /// CAP_SYS_ADMIN in the initial user namespace.
     Machine,
-    /// Of a user namespace.
+    /// CAP_SYS_ADMIN in another user namespace.
     Namespace,
-    /// Not us, but a program with the setuid bit may have it.
+    /// Not in this process, but possibly in a setuid program.
     Helper,
-    /// No program that this process can start ever gets it.
+    /// In no program that this process can start.
     Absent,
 }
 
-/// What this process may do, by its status and its user namespace.
+/// The mount right of this process, by its status and its user namespace.
 pub(super) fn mount_right() -> std::io::Result<MountRight> {
     let users = std::fs::read_to_string("/proc/self/uid_map")?;
     Ok(right_of(&users, &std::fs::read_to_string("/proc/self/status")?))
@@ -354,7 +355,7 @@ pub(super) fn mount_right() -> std::io::Result<MountRight> {
 fn right_of(users: &str, status: &str) -> MountRight {
     /// The number of CAP_SYS_ADMIN in capabilities(7).
     const SYS_ADMIN: u32 = 21;
-    /// The map of the first namespace: every user is itself.
+    /// The uid map of the initial namespace: every user maps to itself.
     const EVERYBODY: [&str; 3] = ["0", "0", "4294967295"];
     let has = |set: &str| {
         let mask = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':'));
@@ -369,7 +370,8 @@ fn right_of(users: &str, status: &str) -> MountRight {
     }
 }
 
-/// Raises the readahead of the mount with this device number, in KiB. Only root may; without it a READ has at most 128 KiB.
+/// Raises the readahead of the mount with this device number, in KiB. Root only; without it a READ has at most 128
+/// KiB.
 pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> std::io::Result<()> {
     if let Some(raised) = keeper::raise_readahead(major, minor, kib) {
         return raised;

@@ -1,6 +1,7 @@
-//! Mounts of ocifs from outside: which there are, and what one says about itself.
+//! Lists ocifs mounts and reads the status of one.
 //!
-//! Never changes one. The idea: the kernel knows where mounts are, and each answers for itself, whoever serves it.
+//! Read-only. The kernel's mount table names the mounts, and each mount reports its own state, whichever process
+//! serves it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,12 +16,12 @@ use crate::view::{STATUS, unpack_status};
 use super::mountpoint::{self, FS_TYPE, MountError};
 use super::stale;
 
-/// A mount of ocifs.
+/// One ocifs mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Where.
+    /// The mount point.
     pub dir: PathBuf,
-    /// What: the reference with its digest, or as it was written where the mount does not answer.
+    /// The reference with its digest, or the reference as written when the mount does not answer.
     pub reference: String,
     /// Whether it is served.
     pub state: State,
@@ -29,21 +30,21 @@ pub struct Listed {
 /// Whether a mount is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It answers.
+    /// The mount answers.
     Served,
-    /// It answers, and its registry does not yet.
+    /// The mount answers, and waits for its registry.
     Waiting,
-    /// Its process is gone.
+    /// The process of the mount is gone.
     Dead,
-    /// It does not answer, is another user's, or is hidden by another mount.
+    /// The mount does not answer, belongs to another user, or is hidden by another mount.
     Unknown,
 }
 
-/// How long a mount may take to answer. One that is served answers from memory.
+/// How long a mount may take to answer. A served mount answers from memory.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// All mounts of ocifs that this process sees, in the order in which they were made. One that does not answer holds up nobody: who asks
-/// it is left waiting, on a thread that ends with the answer or with the process.
+/// All ocifs mounts that this process sees, in mount order. A mount that does not answer delays no other: its query
+/// waits on a thread of its own, which ends with the answer or with the process.
 pub fn list() -> Result<Vec<Listed>, MountError> {
     let table = mountpoint::table()?;
     let ours = table.iter().enumerate().filter(|(_, entry)| entry.fs_type == FS_TYPE);
@@ -56,13 +57,13 @@ pub fn list() -> Result<Vec<Listed>, MountError> {
             reference: entry.source.clone(),
             state: State::Unknown,
         });
-        // Of several at one place only the last one is seen.
+        // Of several mounts at one directory only the last is visible.
         if table[at + 1..].iter().any(|other| other.dir == entry.dir) {
             continue;
         }
         let (dir, answer) = (entry.dir.clone(), answer.clone());
         let asked = std::thread::Builder::new().name("ask".into()).spawn(move || {
-            // Nobody may be left to hear it.
+            // The send fails when the caller has stopped waiting.
             let state = state(&dir);
             answer.send((number, state, None)).ok();
             if state == State::Served {
@@ -94,13 +95,13 @@ fn state(dir: &Path) -> State {
     }
 }
 
-/// What the mount at `dir` says about itself.
+/// The status of the mount at `dir`, from an extended attribute of its root.
 pub fn status(dir: &Path) -> Result<Status, MountError> {
     let owned = dir.to_owned();
     let failed = |source| MountError::Status { dir: owned.clone(), source };
     let (answer, answers) = mpsc::channel();
     let asked = owned.clone();
-    // Even its name cannot be looked up in time when nobody serves it.
+    // Without a server even the lookup of its name may hang.
     std::thread::Builder::new()
         .name("ask".into())
         .spawn(move || answer.send(ask_status(&asked)).ok())

@@ -1,8 +1,8 @@
-//! The kernel's side: mounting, unmounting, and the translation of FUSE requests to view calls.
+//! FUSE side: mounting, unmounting, and the translation of FUSE requests to calls of the views.
 //!
-//! This is the only importer of `fuser`, and errnos are chosen in `errno.rs` alone. Metadata is answered on the FUSE thread
-//! from memory; whatever must wait is moved to the async runtime together with its reply, so that FUSE threads never block
-//! on the network.
+//! This is the only importer of `fuser`, and errnos are chosen in `errno.rs` alone. Metadata is answered on the FUSE
+//! thread from memory. A request that must wait moves to the async runtime together with its reply, so FUSE threads
+//! do not block on the network.
 
 mod attributes;
 mod caller;

@@ -1,4 +1,4 @@
-//! Mount points: is this directory fit to be one, what is mounted there, and taking it away.
+//! Mount points: checks before a mount, the mount table, and unmounting.
 
 use std::fs;
 use std::io;
@@ -12,131 +12,132 @@ use super::{errno, keeper, stale};
 /// The mounts that this process sees, proc_pid_mountinfo(5).
 const TABLE: &str = "/proc/self/mountinfo";
 
-/// What our mounts are called in the mount table.
+/// The type of our mounts in the mount table.
 pub(super) const FS_TYPE: &str = "fuse.ocifs";
 
-/// What an automounter mounts where a mount is to appear at the first look (autofs(5)).
+/// The type of an automounter's trigger, where a mount appears on first access (autofs(5)).
 const AUTOFS: &str = "autofs";
 
-/// How long a directory may take to answer before it is mounted at. A mount that is served answers from memory.
+/// How long a directory may take to answer before a mount. A served mount answers from memory.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The extended attribute of a mount's root that holds its reference with the digest.
 pub(super) const REFERENCE: &str = "user.ocifs.reference";
-/// The extended attribute that the root has for as long as it is not known what is mounted.
+/// The extended attribute of the root while the image is not resolved.
 pub(super) const WAITING: &str = "user.ocifs.waiting";
 /// The longest value of an extended attribute (xattr(7)).
 const MAX_VALUE_BYTES: usize = 64 * 1024;
 
-/// Why something could not be mounted or unmounted.
+/// Why a mount or unmount failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MountError {
-    /// The directory is not there.
+    /// The directory does not exist.
     #[error("mount point {} does not exist", dir.display())]
     Missing {
         /// The mount point.
         dir: PathBuf,
     },
-    /// The name is something else than a directory.
+    /// The name is not a directory.
     #[error("mount point {} is not a directory", dir.display())]
     NotADirectory {
         /// The mount point.
         dir: PathBuf,
     },
-    /// Something would be hidden.
+    /// The mount would hide content.
     #[error("mount point {} is not empty", dir.display())]
     NotEmpty {
         /// The mount point.
         dir: PathBuf,
     },
-    /// There is a mount already.
+    /// The directory is a mount point already.
     #[error("{} is already a mount point, of {source_name} ({fs_type})", dir.display())]
     AlreadyMounted {
         /// The mount point.
         dir: PathBuf,
-        /// What is mounted.
+        /// The source of the existing mount.
         source_name: String,
-        /// Its type.
+        /// Its file system type.
         fs_type: String,
     },
-    /// A look at the directory is not answered.
+    /// Access to the directory is not answered in time.
     #[error("{} does not answer within {} s{}", dir.display(), LOOK_TIMEOUT.as_secs(), mounted_there(there))]
     Unanswered {
         /// The mount point.
         dir: PathBuf,
-        /// Source and type of the mount there; `None` when it is on another directory of the path, or unknown.
+        /// Source and type of the mount at this directory; `None` if another directory of the path is mounted, or
+        /// unknown.
         there: Option<(String, String)>,
     },
-    /// A mount of somebody else whose server is gone.
+    /// A dead mount of another program.
     #[error("{} is a mount point of {source_name} ({fs_type}), whose server is gone", dir.display())]
     Stale {
         /// The mount point.
         dir: PathBuf,
-        /// What was mounted.
+        /// The source of the dead mount.
         source_name: String,
-        /// Its type.
+        /// Its file system type.
         fs_type: String,
     },
-    /// A directory above the mount point cannot be looked into.
+    /// A directory above the mount point belongs to a dead mount.
     #[error("{} is below a mount point whose server is gone", dir.display())]
     BelowStale {
         /// The mount point.
         dir: PathBuf,
     },
-    /// What an earlier daemon left could not be served on.
+    /// The mount of an earlier daemon could not be taken over.
     #[error("taking over the mount at {}", dir.display())]
     TakeOver {
         /// The mount point.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The user may not mount there.
+    /// The user may not mount at the directory.
     #[error("mount point {} belongs to another user", dir.display())]
     NotOurs {
         /// The mount point.
         dir: PathBuf,
     },
-    /// Nothing of ours is mounted there.
+    /// No mount of ours is at the directory.
     #[error("{} is not an ocifs mount", dir.display())]
     NotMounted {
         /// The directory.
         dir: PathBuf,
     },
-    /// A mount did not say how it is.
+    /// The status of a mount cannot be read.
     #[error("asking the mount at {} how it is", dir.display())]
     Status {
         /// The mount point.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// A layer over a mount that takes what is written cannot be had.
+    /// A writable overlay over the mount cannot be created.
     #[error("laying a writable layer over a mount")]
     Overlay {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The user may not have mounts of their own.
+    /// The user may not create a mount namespace.
     #[error("only root can lay a writable layer over a mount")]
     NoNamespace,
-    /// Somebody uses it.
+    /// The mount is in use.
     #[error("{} is in use", dir.display())]
     Busy {
         /// The mount point.
         dir: PathBuf,
     },
-    /// The kernel has no FUSE, or it is not for us.
+    /// The kernel has no FUSE, or this process may not use it.
     #[error("cannot open /dev/fuse")]
     NoDevice {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The process that keeps the rights of the mount cannot be started.
+    /// The process that holds the mount rights cannot be started.
     #[error("cannot start the process that mounts and unmounts")]
     Keeper {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Root lacks the right, and so does the setuid helper.
@@ -153,7 +154,7 @@ pub enum MountError {
     Helper {
         /// The mount point.
         dir: PathBuf,
-        /// What it said.
+        /// Its error output.
         said: String,
     },
     /// The kernel refused to mount.
@@ -161,13 +162,13 @@ pub enum MountError {
     Mount {
         /// The mount point.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The table of all mounts cannot be read.
     #[error("reading the mount table {TABLE}")]
     Table {
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A new mount did not answer in time.
@@ -175,7 +176,7 @@ pub enum MountError {
     Silent {
         /// The mount point.
         dir: PathBuf,
-        /// How long it had.
+        /// The time limit, in seconds.
         seconds: u64,
     },
     /// The kernel refused to unmount.
@@ -183,7 +184,7 @@ pub enum MountError {
     Unmount {
         /// The mount point.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -191,9 +192,9 @@ pub enum MountError {
 /// How to unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmount {
-    /// Fail when it is in use.
+    /// Fail if the mount is in use.
     Now,
-    /// Take it out of the tree now, and let it go when nobody uses it any more.
+    /// Detach from the tree now; the file system ends with its last user.
     Lazy,
 }
 
@@ -214,13 +215,13 @@ fn mounted_there(there: &Option<(String, String)>) -> String {
     }
 }
 
-/// Checks that `dir` can be a mount point, and gives its absolute name. What daemons of ours that are gone left there is
-/// taken away first. A mount there that is not served holds up a thread that ends with this process.
+/// Checks that `dir` can be a mount point, and returns its absolute name. Dead mounts of ours are unmounted first. A
+/// mount that is not served blocks a thread, which ends with this process.
 pub fn check(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
     in_time(dir, move |dir| check_now(dir, allow_content))
 }
 
-/// Looks at `dir` on another thread, and waits for it as long as a mount may take to answer.
+/// Accesses `dir` on another thread, and waits for as long as a mount may take to answer.
 pub(super) fn in_time<T: Send + 'static>(
     dir: &Path,
     look: impl FnOnce(&Path) -> Result<T, MountError> + Send + 'static,
@@ -228,17 +229,17 @@ pub(super) fn in_time<T: Send + 'static>(
     let (answer, answers) = mpsc::channel();
     let owned = dir.to_owned();
     let looking = std::thread::Builder::new().name("look".into()).spawn(move || {
-        // A look that took too long has no reader.
+        // The send fails when the access took too long.
         answer.send(look(&owned)).ok();
     });
     let looking = looking.map_err(|source| MountError::Mount { dir: dir.to_owned(), source })?;
     let Ok(answer) = answers.recv_timeout(LOOK_TIMEOUT) else {
-        // By the names that were written: the path itself is what does not answer.
+        // By the name as written: the path itself is not answering.
         let name = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let there = find(&name).ok().flatten().map(|entry| (entry.source, entry.fs_type));
         return Err(MountError::Unanswered { dir: dir.to_owned(), there });
     };
-    // This process is about to give up rights, which a thread that still runs would keep.
+    // This process is about to give up rights, and a running thread would keep them.
     looking.join().ok();
     answer
 }
@@ -267,13 +268,13 @@ fn check_now(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
     Ok(dir)
 }
 
-/// The absolute name of `dir` as far as it answers in time, symbolic links followed.
+/// The absolute name of `dir` with symbolic links followed; `None` if that fails or takes too long.
 pub fn resolved(dir: &Path) -> Option<PathBuf> {
     in_time(dir, |dir| Ok(fs::canonicalize(dir).ok())).ok().flatten()
 }
 
-/// As [`check`], for a mount that goes over a dead one of ours if there is one: a container that was started with the dead one
-/// then sees the new one, where mounts are handed on to it.
+/// As [`check`], for a mount over a dead mount of ours, if there is one. A container that was started with the dead
+/// mount then sees the new one through mount propagation.
 pub fn check_over_dead(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
     match in_time(dir, stale::clear_above)? {
         Some(dir) => Ok(dir),
@@ -281,8 +282,8 @@ pub fn check_over_dead(dir: &Path, allow_content: bool) -> Result<PathBuf, Mount
     }
 }
 
-/// The absolute name of `dir`, which is mounted at next. What the process has a keeper for was checked before that; the process
-/// itself may not look into it any more.
+/// The absolute name of `dir` just before the mount. The directory of a keeper was checked before; this process
+/// itself may not access it any more.
 pub(super) fn take(dir: &Path, flags: MountFlags) -> Result<PathBuf, MountError> {
     if flags.over_dead
         && let Some(dir) = stale::clear_above(dir)?
@@ -298,7 +299,7 @@ pub(super) fn take(dir: &Path, flags: MountFlags) -> Result<PathBuf, MountError>
 fn refuse_mounted(dir: &Path) -> Result<(), MountError> {
     match find(dir)? {
         None => Ok(()),
-        // The trap of an automounter, which waits for a mount above it.
+        // The trigger of an automounter, which expects a mount above it.
         Some(MountEntry { fs_type, .. }) if fs_type == AUTOFS => Ok(()),
         Some(MountEntry { source, fs_type, .. }) => {
             Err(MountError::AlreadyMounted { dir: dir.to_owned(), source_name: source, fs_type })
@@ -311,13 +312,13 @@ pub(super) fn find(dir: &Path) -> Result<Option<MountEntry>, MountError> {
     Ok(table()?.into_iter().rfind(|entry| entry.dir == dir))
 }
 
-/// Every mount that we see, those on top behind those below.
+/// Every mount that this process sees; an upper mount comes after the lower one.
 pub(super) fn table() -> Result<Vec<MountEntry>, MountError> {
     let table = fs::read(TABLE).map_err(|source| MountError::Table { source })?;
     Ok(parse(&table))
 }
 
-/// The mount table, held open: it can be read also when the process has no descriptor left.
+/// The mount table as an open file, so that it can be read without a free descriptor.
 #[derive(Debug)]
 pub(super) struct MountTable(fs::File);
 
@@ -341,28 +342,28 @@ impl MountTable {
     }
 }
 
-/// The reference that is mounted at `dir`, with its digest as far as the mount answers, if that is a mount of ours.
+/// The reference mounted at `dir`, if it is a mount of ours. Its digest is included if the mount answers.
 pub fn reference_at(dir: &Path) -> Result<Option<String>, MountError> {
     let Some(entry) = find(&name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE) else { return Ok(None) };
     let pinned = in_time(&entry.dir, |dir| Ok(pinned_at(dir)));
     Ok(Some(pinned.ok().flatten().unwrap_or(entry.source)))
 }
 
-/// The reference with the digest, from the mount itself. Waits for its answer.
+/// The reference with the digest, from the mount itself. Blocks until the mount answers.
 pub(super) fn pinned_at(dir: &Path) -> Option<String> {
     let mut value = Vec::with_capacity(MAX_VALUE_BYTES);
     rustix::fs::getxattr(dir, REFERENCE, rustix::buffer::spare_capacity(&mut value)).ok()?;
     String::from_utf8(value).ok()
 }
 
-/// Whether the mount does not know yet what is in it. Waits for its answer.
+/// Whether the mount waits for its registry. Blocks until the mount answers.
 pub(super) fn is_waiting(dir: &Path) -> bool {
     rustix::fs::getxattr(dir, WAITING, &mut [0; 1]).is_ok()
 }
 
 /// Unmounts `dir` if it is a mount of ours.
 pub fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
-    // The parent is resolved, not the directory itself: a mount whose server is gone cannot be looked at.
+    // Only the parent is resolved: access to a dead mount fails.
     let dir = name_of(dir)?;
     match find(&dir)? {
         Some(entry) if entry.fs_type == FS_TYPE => kernel::unmount(&dir, how),
@@ -370,7 +371,7 @@ pub fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
     }
 }
 
-/// The name that a mount at `dir` has in the kernel's table.
+/// The name of a mount at `dir` in the kernel's table.
 pub(super) fn name_of(dir: &Path) -> Result<PathBuf, MountError> {
     absolute(dir).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => MountError::NotMounted { dir: dir.to_owned() },
@@ -378,7 +379,7 @@ pub(super) fn name_of(dir: &Path) -> Result<PathBuf, MountError> {
     })
 }
 
-/// The name of `dir` in the mount table, also when nobody serves it any more.
+/// The name of `dir` in the mount table, for a dead mount too.
 pub(super) fn absolute(dir: &Path) -> io::Result<PathBuf> {
     match fs::canonicalize(dir) {
         Ok(dir) => Ok(dir),
@@ -392,7 +393,7 @@ pub(super) fn absolute(dir: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Parses proc_pid_mountinfo(5). Lines that do not have its form are skipped.
+/// Parses proc_pid_mountinfo(5). Lines of another form are skipped.
 fn parse(table: &[u8]) -> Vec<MountEntry> {
     table.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
 }

@@ -1,7 +1,7 @@
-//! A layer over a mount that takes what is written, seen by one process and those that it starts.
+//! Writable overlay over a mount, visible to one process and its children.
 //!
-//! Never changes what is below. The idea: it is laid in a mount namespace of its own, so that the kernel clears it away with the last
-//! process in it, whatever ends that.
+//! The lower mount is not changed. The overlay lives in a mount namespace of its own, so the kernel removes it with
+//! the last process in the namespace, however that process ends.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,24 +15,25 @@ use nix::mount::{MntFlags, MsFlags};
 use super::errno;
 use super::mountpoint::MountError;
 
-/// A layer over the mount that takes what is written. It is taken away, and its content removed, when this is dropped.
+/// A writable overlay over the mount. Dropping it unmounts it and deletes its content.
 pub struct Overlay {
-    /// The changes.
+    /// The upper layer.
     _upper: Upper,
-    /// Where the command looks.
+    /// The root of the overlay.
     root: Made,
 }
 
-/// Where changes go.
+/// The directory of the upper layer.
 struct Upper {
     dir: Made,
-    /// Whether a file system in memory is mounted there.
+    /// Whether a tmpfs is mounted there.
     in_memory: bool,
 }
 
 impl Overlay {
-    /// Lays one over `lower`, with what it needs in `room`, an empty directory or one without `rw` and `root`. From then on this thread,
-    /// which has to be the one that starts whoever is to see it, has mounts of its own; what is unmounted elsewhere goes here too.
+    /// Creates an overlay over `lower`, with its directories in `room`, which has no `rw` and no `root`. From then on
+    /// this thread has a mount namespace of its own, so it has to start the processes that use the overlay. Unmounts
+    /// outside still propagate into the namespace.
     pub fn over(lower: &Path, room: &Path) -> Result<Self, MountError> {
         own_mounts().map_err(|errno| match errno::is_refusal(errno) {
             true => MountError::NoNamespace,
@@ -43,7 +44,8 @@ impl Overlay {
         let root = Made::new(room, "root").map_err(failed)?;
         upper.prepare(lower).map_err(failed)?;
         if let Err(errno) = lay(lower, &upper.dir.0, &root.0) {
-            // A layer's changes cannot be kept on another overlay, as the temporary directory of a container often is.
+            // An overlay cannot be the upper layer of another; the temporary directory of a container often lies on
+            // one.
             tracing::debug!(%errno, "the directory cannot hold a layer, memory does");
             upper.move_to_memory().map_err(failed)?;
             upper.prepare(lower).map_err(failed)?;
@@ -52,7 +54,7 @@ impl Overlay {
         Ok(Self { _upper: upper, root })
     }
 
-    /// Where both are seen as one.
+    /// The mount point of the overlay.
     pub fn dir(&self) -> &Path {
         &self.root.0
     }
@@ -64,7 +66,7 @@ impl Drop for Overlay {
     }
 }
 
-/// Takes a mount out of the tree. What processes of the command still use of it goes when they end.
+/// Detaches a mount from the tree. Processes of the command that still use it delay its end.
 fn detach(dir: &Path) {
     if let Err(error) = nix::mount::umount2(dir, MntFlags::MNT_DETACH) {
         tracing::warn!(%error, dir = %dir.display(), "cannot take the writable layer away");
@@ -72,7 +74,7 @@ fn detach(dir: &Path) {
 }
 
 impl Upper {
-    /// Makes the directories that a layer needs. Its root looks like that of the mount.
+    /// Creates the directories of an upper layer. Its root gets owner and mode of the lower root.
     fn prepare(&self, lower: &Path) -> io::Result<()> {
         let like = fs::metadata(lower)?;
         let upper = self.dir.0.join("upper");
@@ -109,7 +111,7 @@ impl Upper {
 impl Drop for Upper {
     fn drop(&mut self) {
         if self.in_memory {
-            // Also when nothing could be laid over it in the end.
+            // Also when mounting the overlay failed in the end.
             detach(&self.dir.0);
         } else if let Err(error) = self.clear() {
             tracing::warn!(%error, dir = %self.dir.0.display(), "what the command wrote is left");
@@ -123,7 +125,7 @@ fn own_mounts() -> nix::Result<()> {
     nix::mount::mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)
 }
 
-/// Mounts an overlay of both at `root`. Root of a user namespace may keep its marks only where users may.
+/// Mounts an overlay of both at `root`. In a user namespace its marks are extended attributes of the `user.` class.
 fn lay(lower: &Path, changes: &Path, root: &Path) -> nix::Result<()> {
     let mut options = b"lowerdir=".to_vec();
     options.extend(escaped(lower));
@@ -141,13 +143,13 @@ fn lay(lower: &Path, changes: &Path, root: &Path) -> nix::Result<()> {
     })
 }
 
-/// A path as an option of an overlay: what separates options and layers has a backslash before it.
+/// A path as an option of an overlay; separators of options and layers get a backslash.
 fn escaped(path: &Path) -> Vec<u8> {
     let bytes = path.as_os_str().as_bytes().iter();
     bytes.flat_map(|byte| b"\\".iter().filter(|_| b"\\:,".contains(byte)).chain([byte])).copied().collect()
 }
 
-/// A directory, removed when it is not needed any more.
+/// A directory, removed on drop.
 struct Made(PathBuf);
 
 impl Made {

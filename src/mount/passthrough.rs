@@ -1,9 +1,10 @@
-//! Which opens of an inode the kernel serves from a file of the cache by itself, and which it serves through us.
+//! FUSE passthrough modes: which opens of an inode the kernel serves from a cache file, and which this process
+//! serves.
 //!
-//! Never knows FUSE, files or errnos; `B` is whatever the kernel knows the file by. The idea: to the kernel an inode is either
-//! cached or passed through, and a mixture fails the open with EIO in both orders. So handles are counted here, under one
-//! lock, from the moment an answer is decided until the kernel has said that the handle is gone. The kernel's own set of
-//! handles is then always a part of ours, and whatever order replies and releases travel in, it sees one mode.
+//! Independent of FUSE, files and errnos; `B` is the kernel's name of a file. To the kernel an inode is either cached
+//! or passed through; mixing both fails the open with EIO in either order. So handles are counted here, under one
+//! lock, from the decision on a reply until the kernel has reported the release. The kernel's set of handles is then
+//! always a subset of ours, so it sees one mode, whatever the order of replies and releases.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,13 +14,14 @@ use std::collections::{HashMap, HashSet};
 /// |---|---|---|---|
 /// | closed | cached, 1 | passed through, 1; cached, 1 if the kernel refuses the file | |
 /// | cached, n | cached, n + 1 | cached, n + 1 | cached, n - 1; closed at 0 |
-/// | passed through, m | the same file, m + 1 | the same file, m + 1 | m - 1; closed at 0, and the file is let go |
+/// | passed through, m | the same file, m + 1 | the same file, m + 1 | m - 1; closed at 0, and the file is dropped |
 ///
 /// Content that becomes complete while handles are cached stays cached until all of them are closed.
 pub(super) struct Modes<B> {
-    /// Invariant: every handle that was decided on and is not closed is counted in the mode of its inode, and no count is 0.
+    /// Invariant: every handle that was decided on and is not closed is counted in the mode of its inode; no count is
+    /// 0.
     open: HashMap<u64, Mode<B>>,
-    /// Inodes whose file the kernel did not take: one look each.
+    /// Inodes whose file the kernel refused: one attempt each.
     refused: HashSet<u64>,
     files: Files,
 }
@@ -36,21 +38,21 @@ enum Files {
     Withheld,
 }
 
-/// Who answers the reads of a new handle.
+/// The server of the reads of a new handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Served<B> {
-    /// We do, and the kernel caches pages.
+    /// This process; the kernel caches pages.
     Cached,
-    /// The kernel does, from this file.
+    /// The kernel, from this file.
     Through(B),
 }
 
-/// How far a refusal of the kernel to take a file reaches.
+/// The scope of the kernel's refusal of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// It will take none: it must not, or cannot.
+    /// Every file: the kernel must not or cannot pass files through.
     EveryFile,
-    /// This one does not suit it.
+    /// This file alone is unsuitable.
     ThisFile,
 }
 
@@ -62,7 +64,7 @@ impl<B> Default for Modes<B> {
 }
 
 impl<B: Clone> Modes<B> {
-    /// From now on files are passed through.
+    /// Enables passthrough.
     pub(super) fn offer_files(&mut self) {
         self.files = Files::Offered;
     }
@@ -72,8 +74,8 @@ impl<B: Clone> Modes<B> {
         self.files == Files::Offered && !self.open.contains_key(&inode) && !self.refused.contains(&inode)
     }
 
-    /// Counts a new handle of `inode` and says who serves it. `register` makes the inode's file known to the kernel; it is
-    /// called at most once, and not at all unless the inode is closed.
+    /// Counts a new handle of `inode` and returns its server. `register` makes the inode's file known to the kernel.
+    /// It is called at most once, and only for a closed inode.
     pub(super) fn open(
         &mut self,
         inode: u64,
@@ -111,8 +113,8 @@ impl<B: Clone> Modes<B> {
         served
     }
 
-    /// Forgets a handle that the kernel has released. With the last one it hands out what was held, for the caller to let
-    /// go of outside the lock.
+    /// Removes a handle that the kernel has released. The last one returns the file, for the caller to drop outside
+    /// the lock.
     pub(super) fn close(&mut self, inode: u64) -> Option<B> {
         let left = match self.open.get_mut(&inode)? {
             Mode::Cached { handles } | Mode::Through { handles, .. } => {

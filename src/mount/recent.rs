@@ -1,7 +1,7 @@
-//! The files that are read in a mount whose kernel never asks to open one.
+//! Cache of open files for mounts without FUSE_OPEN.
 //!
-//! The idea: where no file needs anything at its opening, the kernel is told so once and then spares two requests for every
-//! file; a read names only the inode, and the last ones that were read are kept at hand.
+//! Where no file needs work at open, the kernel is informed once and saves two requests for every file. A read then
+//! names only the inode, so the last files that were read stay in this cache.
 
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use lru::LruCache;
 
 use crate::io::Shared;
 
-/// How many files are kept at hand. One is a few words; who opens it again pays some hundred nanoseconds.
+/// Files in the cache. An entry is a few words; reopening a file takes some hundred nanoseconds.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// Files by inode number.
@@ -23,14 +23,14 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// The file, if it was read lately.
+    /// The file, if it was read recently.
     pub(super) fn get(&self, inode: u64) -> Option<Shared> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).cloned()
     }
 
-    /// Keeps the file at hand.
+    /// Inserts the file.
     pub(super) fn put(&self, inode: u64, bytes: Shared) {
-        // What falls out is dropped outside of the lock: it may be the last user of a cached blob, whose end closes files.
+        // The evicted file is dropped outside the lock: it may be the last user of a cached blob, which closes files.
         let dropped = self.0.lock().unwrap_or_else(PoisonError::into_inner).push(inode, bytes);
         drop(dropped);
     }

@@ -1,9 +1,10 @@
-//! What a mount tells the process that may have to serve it next.
+//! Handover journal: the facts that another process needs to take a mount over.
 //!
-//! Never holds content, and no secret. The idea: a file without a name, which outlives its process beside the descriptor of
-//! the mount, gets a line for everything that the kernel was told and that another process could not find out: which digest
-//! is mounted, where, and what the numbers of each subtree mean. It only grows, by whole lines, so that a process can end at
-//! any moment; each line begins with a hash of itself and of the line before it, so that one that was changed, lost or moved is noticed.
+//! Contains no content and no secret. It is an anonymous file that outlives its process beside the descriptor of the
+//! mount. Each fact that the kernel holds and another process could not find out is a line: the digest, the
+//! directory, and the meaning of the numbers of each subtree. The file only grows, by whole lines, so a process can
+//! end at any moment. Each line begins with a hash of itself and of the line before it, so a changed, lost or moved
+//! line is detected.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,29 +21,29 @@ use serde::{Deserialize, Serialize};
 use crate::io::{Fault, ReadError};
 use crate::view::Witness;
 
-/// The number of this form of the record.
+/// The version of the journal format.
 const FORMAT: u32 = 2;
 
-/// The longest record that is believed: 100,000 subtrees.
+/// The longest journal that is accepted: 100,000 subtrees.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Digits of the hash that a line begins with.
+/// Digits of the hash at the start of a line.
 const HASH_DIGITS: usize = 16;
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
 enum Line {
-    /// The first: what was asked for, in the words of the caller, and the reference that it was found to be.
+    /// The first line: the reference in the caller's words, and the pinned reference that it resolved to.
     Begun { format: u32, asked: String, pinned: String },
-    /// Where it is mounted, with the device number that the kernel gave it.
+    /// The mount point, with the device number from the kernel.
     Mounted { dir: Vec<u8>, major: u32, minor: u32 },
-    /// One more process serves it.
+    /// One more process serves the mount.
     TakenOver,
-    /// What a subtree is.
+    /// The fingerprint of a subtree.
     Subtree { number: u32, fingerprint: [u8; 32] },
 }
 
-/// Where a mount is.
+/// A mount point and its device number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) dir: PathBuf,
@@ -50,20 +51,20 @@ pub(super) struct Place {
     pub(super) minor: u32,
 }
 
-/// The record of one mount.
+/// The journal of one mount.
 #[derive(Debug)]
 pub struct Record {
     file: File,
     asked: String,
     pinned: String,
-    /// Guards the end of the file, and that each line in it is known here.
+    /// Guards the end of the file, and that `known` covers each line in it.
     known: Mutex<Known>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     len: u64,
-    /// The hash that the last line begins with.
+    /// The hash of the last line.
     hash: Vec<u8>,
     place: Option<Place>,
     processes: u64,
@@ -71,7 +72,7 @@ struct Known {
 }
 
 impl Record {
-    /// Begins the record of what was `asked` for and is `pinned`.
+    /// Starts the journal of a mount of `asked`, resolved to `pinned`.
     pub fn new(asked: &str, pinned: &str) -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("ocifs", MemfdFlags::CLOEXEC)?);
         let (asked, pinned) = (asked.to_owned(), pinned.to_owned());
@@ -82,7 +83,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Reads the record that another process kept.
+    /// Reads the journal of another process.
     pub(super) fn read(file: OwnedFd) -> io::Result<Self> {
         let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let file = File::from(file);
@@ -92,7 +93,7 @@ impl Record {
         }
         let mut text = vec![0; len as usize];
         file.read_exact_at(&mut text, 0)?;
-        // The process ended while it wrote what is behind the last whole line.
+        // The process ended while it wrote the bytes behind the last whole line.
         text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
         file.set_len(text.len() as u64)?;
         let mut known = Known { len: text.len() as u64, ..Known::default() };
@@ -114,38 +115,38 @@ impl Record {
         Ok(Self { file, asked, pinned, known: Mutex::new(known) })
     }
 
-    /// What was asked for, in the words of the caller.
+    /// The requested reference, in the words of the caller.
     pub fn asked(&self) -> &str {
         &self.asked
     }
 
-    /// The reference with the digest that it was found to be.
+    /// The reference with the digest that it resolved to.
     pub fn pinned(&self) -> &str {
         &self.pinned
     }
 
-    /// Where it is mounted.
+    /// Where it is mounted; `None` before the mount.
     pub(super) fn place(&self) -> Option<Place> {
         self.known().place.clone()
     }
 
-    /// How many processes served it before this one.
+    /// Number of processes that served it before this one.
     pub(super) fn earlier(&self) -> u64 {
         self.known().processes
     }
 
-    /// It is mounted.
+    /// Records the mount point.
     pub(super) fn mounted(&self, dir: &Path, major: u32, minor: u32) -> io::Result<()> {
         let dir = dir.as_os_str().as_bytes().to_vec();
         self.append(&mut self.known(), &Line::Mounted { dir, major, minor })
     }
 
-    /// Another process serves it from now on.
+    /// Records that another process serves it from now on.
     pub(super) fn taken_over(&self) -> io::Result<()> {
         self.append(&mut self.known(), &Line::TakenOver)
     }
 
-    /// Remembers every subtree, and refuses one that is not what it was.
+    /// Records every subtree, and rejects one that differs from its record.
     pub fn witness(self: &Arc<Self>) -> Witness {
         let record = Arc::clone(self);
         Box::new(move |number, fingerprint| {
@@ -179,7 +180,7 @@ impl Record {
     }
 }
 
-/// What a line begins with that follows one that began with `before`.
+/// The hash of a line that follows one with the hash `before`.
 fn hash_of(before: &[u8], json: &[u8]) -> Vec<u8> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(before).update(json);

@@ -1,4 +1,4 @@
-//! The life of one mount: from the system call to the end of its last request.
+//! FUSE session: the life of one mount from the system call to its last request.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -22,27 +22,27 @@ use super::record::{Place, Record};
 use super::stale;
 use super::waiting::Waiting;
 
-/// Readahead of the mount in KiB, as root: at the kernel's default of 128 a sequential reader sends eight times the
+/// Readahead of the mount in KiB, as root. At the kernel's default of 128 a sequential reader sends eight times the
 /// requests for the same bytes.
 const READAHEAD_KIB: u32 = 1024;
 
-/// Threads that read requests: enough that a slow answer from memory does not hold up the others.
+/// Threads that read requests: enough that a slow answer from memory does not delay the others.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
-/// How long the kernel may take to say that a lazily unmounted filesystem has no users.
+/// How long the kernel may take to report that a lazily unmounted filesystem has no users.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
 
-/// How long a new mount may take to answer the first look at it, which needs no registry.
+/// How long a new mount may take to answer the first access, which needs no registry.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
 
-/// How often the start of the threads is looked at.
+/// Poll interval during the start of the threads.
 const START_INTERVAL: Duration = Duration::from_millis(1);
 
-/// A mounted namespace. It is unmounted when it is dropped, unless another process may take it over.
+/// A mounted namespace. Dropping it unmounts it, unless another process may take it over.
 pub struct Mounted {
     placed: Placed,
     ended: Ended,
-    /// What keeps the mount when this process ends before its time.
+    /// Descriptor and journal for another process; `None` if the mount ends with this one.
     kept: Option<(OwnedFd, Arc<Record>)>,
 }
 
@@ -56,21 +56,21 @@ pub fn mount(
     attach(dir, options, Scope::default(), runtime)?.serve(namespace, options)
 }
 
-/// A mount in the tree. Taken away when it is dropped, whatever went wrong, without a descriptor.
+/// A mount in the tree. Dropping it unmounts it after any failure, without allocating a descriptor.
 struct Placed {
     dir: PathBuf,
-    /// The device number of the file system, by which it is told from another one at the same place.
+    /// The device number of the file system, which distinguishes it from another one at the same directory.
     number: (u32, u32),
     table: MountTable,
     /// The end of its session; `None` before there is one.
     ended: Option<Ended>,
-    /// Whether it outlives this value.
+    /// Whether the mount outlives this value.
     stays: bool,
 }
 
 impl Placed {
-    /// Whether it is still on top at its place. The kernel gives the number of a mount that is gone to the next one: once the kernel
-    /// has ended the session, only a dead mount of that number is this one.
+    /// Whether the mount is still on top at its directory. The kernel reuses the number of a mount that is gone. Once
+    /// the kernel has ended the session, only a dead mount of that number is this one.
     fn is_in_place(&self) -> Result<bool, MountError> {
         if !self.is_number_in_place()? {
             return Ok(false);
@@ -79,7 +79,7 @@ impl Placed {
         Ok(!is_over || mountpoint::in_time(&self.dir, |dir| Ok(stale::is_dead(dir))).unwrap_or(false))
     }
 
-    /// Whether the mount on top at its place has its number.
+    /// Whether the topmost mount at its directory has its number.
     fn is_number_in_place(&self) -> Result<bool, MountError> {
         let found = self.table.find(&self.dir)?;
         Ok(found.is_some_and(|entry| (entry.major, entry.minor) == self.number))
@@ -101,8 +101,8 @@ impl Drop for Placed {
     }
 }
 
-/// A mount that is in the tree and answers, and whose names are not known yet: whoever looks for one waits. It goes when this is
-/// dropped.
+/// A mount that is in the tree and answers, before its image is resolved; a lookup of a name waits. Dropping it
+/// unmounts it.
 pub struct Attached {
     placed: Placed,
     filesystem: Ocifs,
@@ -111,15 +111,15 @@ pub struct Attached {
     runtime: Handle,
 }
 
-/// The session of a mount, seen from outside of its threads.
+/// The session of a mount, as seen from outside its threads.
 struct Connection {
-    /// A second descriptor, for a mount that is kept when this process ends before its time.
+    /// A second descriptor, if the mount is to survive this process; else `None`.
     device: Option<OwnedFd>,
     notifier: Notifier,
     ended: Ended,
 }
 
-/// Puts a mount at `dir` into the tree, before it is known what `scope` will show in it.
+/// Mounts at `dir` before the content of `scope` is known.
 pub fn attach(
     dir: &Path,
     options: &MountOptions,
@@ -127,7 +127,7 @@ pub fn attach(
     runtime: &Handle,
 ) -> Result<Attached, MountError> {
     let dir = mountpoint::take(dir, options.flags)?;
-    // Before there is a mount: without a descriptor it could not be found again.
+    // Opened before the mount: without a free descriptor the mount could not be found again.
     let table = MountTable::open()?;
     let device = kernel::mount(&dir, options)?;
     let entry = table.find(&dir).and_then(|entry| entry.ok_or(MountError::NotMounted { dir: dir.clone() }));
@@ -152,23 +152,23 @@ impl Attached {
         &self.placed.dir
     }
 
-    /// Whether nobody has taken it away.
+    /// Whether it is still mounted.
     pub fn is_in_place(&self) -> bool {
         self.placed.is_in_place().unwrap_or(false)
     }
 
-    /// Notes for the status why the content could not be had yet.
+    /// Records in the status why the image is not open yet.
     pub fn note_error(&self, error: String) {
         self.waiting.note_error(error);
     }
 
-    /// Takes it away again, if nobody has. Who waits for it gets an error.
+    /// Unmounts it, unless it is gone. Waiting requests get an error.
     pub fn detach(mut self) -> Result<(), MountError> {
         self.placed.stays = true;
         if self.is_in_place() { self.placed.unmount(Unmount::Lazy) } else { Ok(()) }
     }
 
-    /// Answers what waits, and everything from now on.
+    /// Answers the waiting requests, and every later one.
     pub fn serve(self, namespace: Arc<Namespace>, options: &MountOptions) -> Result<Mounted, MountError> {
         let Self { placed, filesystem, connection, runtime, .. } = self;
         let dir = placed.dir.clone();
@@ -196,8 +196,8 @@ impl Attached {
     }
 }
 
-/// A look at the root, which the threads of the session answer: the mount works. On a thread of its own, because without them
-/// it waits for ever.
+/// Accesses the root, which the session's threads answer, to prove that the mount works. Runs on a thread of its own,
+/// because without them the access waits for ever.
 fn look(dir: &Path) -> Result<(), MountError> {
     let failed = |source| MountError::Mount { dir: dir.to_owned(), source };
     let (sender, answer) = std::sync::mpsc::channel();
@@ -213,15 +213,15 @@ fn look(dir: &Path) -> Result<(), MountError> {
 
 pub(super) type Ended = watch::Receiver<Option<Result<(), String>>>;
 
-/// Answers the kernel's first request, and every other on threads of its own.
+/// Answers the kernel's first request here, and every other on threads of its own.
 fn start(
     waiting: &Arc<Waiting>,
     device: OwnedFd,
     options: &MountOptions,
     runtime: &Handle,
 ) -> std::io::Result<(Ocifs, Connection)> {
-    // The process after this one could not know which files the kernel reads by itself, and the kernel refuses to open a file
-    // in two ways at once.
+    // Disables passthrough for a mount that survives. The next process could not know which files the kernel reads by
+    // itself, and the kernel refuses to open a file in two modes at once.
     let is_kept = options.keep == Keep::ByManager;
     let depth = if is_kept { None } else { kernel::stack_depth(&options.passthrough) };
     let second = is_kept.then(|| device.try_clone()).transpose()?;
@@ -232,7 +232,7 @@ fn start(
     Ok((filesystem, Connection { device: second, notifier, ended: serve(session)? }))
 }
 
-/// Who is answered, and by how many threads.
+/// Access control and number of threads of a session.
 pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
     let mut config = Config::default();
     config.n_threads = Some(threads());
@@ -249,16 +249,16 @@ fn threads() -> usize {
     cores.clamp(*THREADS.start(), *THREADS.end())
 }
 
-/// Answers requests until there are none any more. When this returns, all its threads run: `fuser` ends a session that gets too few,
-/// and some of them answer until then.
+/// Serves requests until the session ends. When this returns, all its threads run: `fuser` ends a session that gets
+/// too few, and until then some of them answer.
 pub(super) fn serve(session: Session<Ocifs>) -> std::io::Result<Ended> {
-    // One that cannot start them all ends while some of them answer, or while nothing does.
+    // A session that cannot start all its threads would end while some of them answer, or while none does.
     can_start_threads(threads() + 1)?;
     let (sender, ended) = watch::channel(None);
     let before = last_threads();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let result = session.run().map_err(|error| error.to_string());
-        // Nobody listens any more when the process is already on its way out.
+        // The send fails when the process is already exiting.
         sender.send(Some(result)).ok();
     })?;
     let deadline = Instant::now() + FIRST_ANSWER;
@@ -278,7 +278,7 @@ pub(super) fn serve(session: Session<Ocifs>) -> std::io::Result<Ended> {
     Ok(ended)
 }
 
-/// The numbers of the threads of this process that `fuser` started as the last of their session, by their names.
+/// Ids of the threads of this process that `fuser` started as the last of their session, by their names.
 fn last_threads() -> HashSet<OsString> {
     let name = format!("fuser-{}", threads() - 1);
     let tasks = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
@@ -288,14 +288,14 @@ fn last_threads() -> HashSet<OsString> {
     tasks.filter(is_last).map(|task| task.file_name()).collect()
 }
 
-/// Whether nobody serves what is mounted at `dir`. One that does not answer in time is somebody's.
+/// Whether the mount at `dir` is dead. A mount that does not answer in time counts as served.
 async fn is_dead(dir: PathBuf) -> bool {
     let asked = tokio::task::spawn_blocking(move || stale::is_dead(&dir));
     matches!(tokio::time::timeout(LAST_REQUESTS * 4, asked).await, Ok(Ok(true)))
 }
 
 impl Mounted {
-    /// One that an earlier process made, and that this one serves.
+    /// A mount of an earlier process, served by this one.
     pub(super) fn new(
         place: &Place,
         ended: Ended,
@@ -312,8 +312,8 @@ impl Mounted {
         Self { placed, ended, kept }
     }
 
-    /// What somebody has to keep so that another process can take the mount over: there is something if the options brought
-    /// a record.
+    /// The descriptors that a manager has to store so that another process can take the mount over; `None` unless the
+    /// options have a journal.
     pub fn descriptors(&self) -> Option<[BorrowedFd<'_>; 2]> {
         self.kept.as_ref().map(|(device, record)| [device.as_fd(), record.as_fd()])
     }
@@ -323,16 +323,16 @@ impl Mounted {
         &self.placed.dir
     }
 
-    /// Waits until the mount is gone: unmounted by us or by anybody. It is an error when nobody can serve what is still there.
+    /// Waits until the mount is gone, whichever process unmounts it. An error means that a dead mount is left.
     pub async fn ended(&self) -> Result<(), String> {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
             Ok(result) => result.clone().unwrap_or(Ok(()))?,
             Err(_) => return Err("the session thread ended without a word".into()),
         }
-        // Whoever unmounts takes it out of the tree first.
+        // An unmount removes it from the tree first.
         match self.placed.is_number_in_place() {
-            // The next mount may have the number, and is served.
+            // The next mount may have the same number, and is served.
             Ok(true) if is_dead(self.placed.dir.clone()).await => {
                 Err("the connection was ended, and the mount is still there".into())
             }
@@ -340,13 +340,13 @@ impl Mounted {
         }
     }
 
-    /// Takes the mount out of the tree, if it is still the one at its place, and waits for nothing.
+    /// Detaches the mount from the tree, if it is still on top at its directory; does not wait for requests.
     pub fn detach(&self) -> Result<(), MountError> {
         if self.placed.is_in_place()? { self.placed.unmount(Unmount::Lazy) } else { Ok(()) }
     }
 
-    /// Takes the mount away, if it is still the one at its place, and waits for its last requests. When it is in use it is
-    /// taken out of the tree all the same, and its users see it end.
+    /// Unmounts, if the mount is still on top at its directory, and waits for its last requests. A mount in use is
+    /// detached all the same, and its users see it end.
     pub async fn unmount(&self) -> Result<(), MountError> {
         let dir = self.dir().display();
         if self.placed.is_in_place()? {

@@ -1,22 +1,21 @@
-//! Buffers of reads that had to wait, kept for the next ones.
+//! Buffer pool for reads that have to wait.
 //!
-//! The idea: a fresh megabyte is cleared by the kernel page by page and given back after one answer, which costs more than
-//! filling it. Whoever takes a buffer fills what it uses of it, so old bytes never reach a reply.
+//! The kernel clears a fresh megabyte page by page and frees it after one reply, which costs more than filling it. A
+//! user of a buffer fills every byte that it replies with, so old bytes do not reach a reply.
 
 use std::sync::{Mutex, PoisonError};
 
-/// Buffers that are kept while nobody uses them. A READ is at most 1 MiB, so this is at most 8 MiB.
+/// Idle buffers in the pool. A READ is at most 1 MiB, so this is at most 8 MiB.
 const KEPT: usize = 8;
 
 #[derive(Default)]
 pub(super) struct Spare {
-    /// Guards nothing beyond itself.
-    /// Invariant: at most [`KEPT`] of them.
+    /// Invariant: at most [`KEPT`] buffers.
     buffers: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Spare {
-    /// A buffer of at least `len` bytes, with anything in them.
+    /// A buffer of at least `len` bytes, with arbitrary content.
     pub(super) fn take(&self, len: usize) -> Vec<u8> {
         let kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match kept {
@@ -25,7 +24,7 @@ impl Spare {
         }
     }
 
-    /// Keeps `buffer`, if there is room.
+    /// Returns `buffer` to the pool, if there is room.
     pub(super) fn give(&self, buffer: Vec<u8>) {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         if buffers.len() < KEPT {

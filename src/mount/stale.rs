@@ -1,9 +1,10 @@
-//! Mount points whose daemon is gone: what a crash leaves in the tree, and how the next mount takes it away.
+//! Dead mounts: detecting and removing mounts whose daemon is gone.
 //!
-//! Never touches a mount that answers, nor one of another program. The idea: the kernel keeps a dead mount and answers every
-//! request with ENOTCONN, so that readers see that something is wrong instead of an empty directory; only who mounts anew at the
-//! same place says by that that the old one is not wanted any more. Who has a copy of the dead mount in another mount namespace,
-//! as a container has, sees of a new one only what is mounted over the dead one: for those one dead mount can be left below.
+//! A mount that answers, or one of another program, is not touched. The kernel keeps a dead mount and answers every
+//! request with ENOTCONN, so readers see an error instead of an empty directory. Only a new mount at the same
+//! directory shows that the old one is obsolete. Another mount namespace, as of a container, may have a copy of the
+//! dead mount; it sees a new mount only if that lies over the dead one. For such copies one dead mount can stay
+//! below.
 
 use std::path::{Path, PathBuf};
 
@@ -12,24 +13,24 @@ use nix::sys::statfs::statfs;
 use super::mountpoint::{self, FS_TYPE, MountError, Unmount};
 use super::{errno, kernel};
 
-/// How many dead mounts are taken away from one directory. More than one are there when a mount was made with the directory
-/// hidden below another, which then died as well.
+/// How many dead mounts are removed from one directory. A stack of them arises when a mount was made while its
+/// directory was hidden below another mount, which died as well.
 const MAX_STACKED: usize = 64;
 
-/// What is at a directory, as far as mounts go.
+/// The state of a directory as a mount point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// No mount.
     Nothing,
-    /// A mount of ours that answers, of this reference.
+    /// A served mount of ours, with its reference.
     Alive(String),
-    /// A mount of ours that nobody serves any more, of this reference.
+    /// A dead mount of ours, with its reference.
     Dead(String),
-    /// A mount of another program, of this type.
+    /// A mount of another program, with its type.
     Foreign(String),
 }
 
-/// What is at `dir`. Asks who serves it, and so can take as long as they do. A directory that is not there has no mount.
+/// The state of `dir`. Queries the server of the mount, so it can block. A missing directory counts as no mount.
 pub fn standing(dir: &Path) -> Result<Standing, MountError> {
     let dead = is_dead(dir);
     let name = match mountpoint::absolute(dir) {
@@ -46,16 +47,16 @@ pub fn standing(dir: &Path) -> Result<Standing, MountError> {
     })
 }
 
-/// How full the file system at `dir` is.
+/// Usage of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filling {
-    /// Bytes: all there are, and those that are left.
+    /// Bytes: total and free.
     pub bytes: (u64, u64),
-    /// Files: all there are, and those that are left.
+    /// Files: total and free.
     pub files: (u64, u64),
 }
 
-/// How full the mount at `dir` is. Asks who serves it.
+/// Usage of the file system at `dir`. Queries its server, so it can block.
 pub fn filling(dir: &Path) -> Result<Filling, MountError> {
     let told =
         statfs(dir).map_err(|errno| MountError::Mount { dir: dir.to_owned(), source: errno.into() })?;
@@ -66,8 +67,8 @@ pub fn filling(dir: &Path) -> Result<Filling, MountError> {
     })
 }
 
-/// Takes dead mounts of ours away from `dir` but for the lowest, and gives its absolute name if that one is there to be mounted
-/// over.
+/// Unmounts dead mounts of ours at `dir` except the lowest, and returns the absolute name if that one is left to be
+/// mounted over.
 pub(super) fn clear_above(dir: &Path) -> Result<Option<PathBuf>, MountError> {
     if !is_dead(dir) {
         return Ok(None);
@@ -88,7 +89,7 @@ pub(super) fn clear_above(dir: &Path) -> Result<Option<PathBuf>, MountError> {
     Ok(None)
 }
 
-/// Takes dead mounts of ours away from `dir`, and gives the name to go on with: the absolute one, if there were any.
+/// Unmounts dead mounts of ours at `dir`, and returns the name to continue with: the absolute one, if there were any.
 pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
     let mut name = dir.to_owned();
     for _ in 0..MAX_STACKED {
@@ -97,13 +98,13 @@ pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
         }
         name = name_of(dir)?;
         let Some(dead) = mountpoint::find(&name)? else {
-            // Not the directory is dead, but something on the way to it.
+            // The dead mount is above the directory, on its path.
             return Err(MountError::BelowStale { dir: name });
         };
         if dead.fs_type != FS_TYPE {
             return Err(MountError::Stale { dir: name, source_name: dead.source, fs_type: dead.fs_type });
         }
-        // Somebody else may be repairing the same place, and what is there by now may be alive.
+        // Another process may be repairing the same directory, and the mount there may be alive by now.
         if is_dead(&name) && mountpoint::find(&name)?.as_ref() == Some(&dead) {
             tracing::warn!(dir = %name.display(), source = dead.source, "a mount whose daemon is gone is taken away");
             kernel::unmount(&name, Unmount::Lazy)?;
@@ -112,13 +113,12 @@ pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
     Ok(name)
 }
 
-/// What the kernel knows of a directory it goes on telling when nobody serves the mount any more; how full the file system is it
-/// always asks.
+/// Uses statfs, which always asks the server; cached attributes of a directory would be answered without one.
 pub(super) fn is_dead(dir: &Path) -> bool {
     statfs(dir).is_err_and(|error| errno::is_dead_mount(&error.into()))
 }
 
-/// The absolute name of a directory that cannot be looked at.
+/// The absolute name of a directory that fails to answer.
 fn name_of(dir: &Path) -> Result<PathBuf, MountError> {
     mountpoint::absolute(dir).map_err(|source| match errno::is_dead_mount(&source) {
         true => MountError::BelowStale { dir: dir.to_owned() },

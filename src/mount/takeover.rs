@@ -1,9 +1,10 @@
-//! Serving a mount whose daemon is gone, from the descriptor that somebody kept of it.
+//! Takeover: serving a mount whose daemon is gone, from a stored descriptor.
 //!
-//! Never mounts, and never serves a number that would mean another file. The idea: the kernel keeps a mount for as long as
-//! anybody holds its descriptor, and requests wait. Who reads on from it must not expect the first request of a connection,
-//! which was answered long ago, but `fuser` does; so it gets that request from us over a socket, and then the descriptor
-//! under the number of the socket. Requests that the old daemon had taken and not answered are asked for again.
+//! Makes no mount, and rejects an inode number that would mean another file. The kernel keeps a mount while any
+//! process holds its descriptor, and requests wait. A new session must not expect the first request of a connection,
+//! which was answered long ago, but `fuser` does. So `fuser` gets that request from this process over a socket, and
+//! then the descriptor under the number of the socket. Requests that the old daemon had read and not answered are
+//! requested again.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -30,17 +31,17 @@ use super::waiting::Waiting;
 /// `FUSE_INIT` of `linux/fuse.h`.
 const INIT: u32 = 26;
 
-/// The version of the protocol that `fuser` speaks; what the kernel agreed to with the old daemon stays as it is.
+/// The protocol version of `fuser`; the kernel's agreement with the old daemon stays unchanged.
 const VERSION: (u32, u32) = (7, 40);
 
-/// `FUSE_NOTIFY_RESEND` of `linux/fuse.h`: all requests that were taken and not answered are to be taken again. Since Linux 6.9.
+/// `FUSE_NOTIFY_RESEND` of `linux/fuse.h`: the kernel sends all unanswered requests again. Since Linux 6.9.
 const NOTIFY_RESEND: i32 = 7;
 
-/// The highest number for the descriptor that changes what it stands for: far above those that other threads get meanwhile,
-/// which are always the lowest that are free.
+/// The highest number for the descriptor that is replaced: far above those of other threads meanwhile, which get the
+/// lowest free number.
 const HIGH: u64 = 16_384;
 
-/// What is left of a mount whose daemon is gone.
+/// The remains of a mount whose daemon is gone.
 #[derive(Debug)]
 pub struct Survivor {
     device: OwnedFd,
@@ -49,7 +50,8 @@ pub struct Survivor {
 }
 
 impl Survivor {
-    /// Finds the descriptor of a mount and its record among `kept`. The error says why there is nothing to go on with.
+    /// Finds the descriptor of a mount and its journal among `kept`. The error states why the mount cannot be
+    /// resumed.
     pub fn find(kept: Vec<OwnedFd>) -> io::Result<Self> {
         let (mut device, mut record) = (None, None);
         for descriptor in kept {
@@ -79,12 +81,12 @@ impl Survivor {
         }
     }
 
-    /// What the mount's first process noted.
+    /// The journal of the mount.
     pub fn record(&self) -> &Arc<Record> {
         &self.record
     }
 
-    /// Whether the mount is where it was, and on top.
+    /// Whether the mount is still on top at its directory.
     pub fn is_in_place(&self) -> bool {
         matches!(mountpoint::find(&self.place.dir), Ok(Some(entry)) if entry.fs_type == FS_TYPE
             && (entry.major, entry.minor) == (self.place.major, self.place.minor))
@@ -95,7 +97,7 @@ impl Survivor {
         &self.place.dir
     }
 
-    /// Takes what is left out of the tree. Who has files of it open sees it end, once nobody keeps its descriptor.
+    /// Detaches the mount from the tree. Open files in it fail once its last descriptor is closed.
     pub fn let_go(self) -> Result<(), MountError> {
         match self.is_in_place() {
             true => kernel::unmount(&self.place.dir, Unmount::Lazy),
@@ -104,8 +106,8 @@ impl Survivor {
     }
 }
 
-/// Takes the mount of a descriptor out of the tree that no record tells of. Where the kernel does not say which one it is (before
-/// Linux 6.16), it stays until nobody keeps the descriptor, and is dead then.
+/// Detaches the mount of a descriptor without a journal. Before Linux 6.16 the kernel does not report which mount
+/// that is; the mount then stays until the descriptor is closed, and is dead afterwards.
 fn give_up(device: &OwnedFd) {
     let path = format!("/proc/self/fdinfo/{}", device.as_raw_fd());
     let about = std::fs::read_to_string(path).unwrap_or_default();
@@ -113,7 +115,7 @@ fn give_up(device: &OwnedFd) {
     let Some(minor) = connection.and_then(|number| number.trim().parse::<u32>().ok()) else { return };
     let entries = mountpoint::table().unwrap_or_default();
     for entry in entries.iter().filter(|entry| entry.fs_type == FS_TYPE && entry.minor == minor) {
-        // Only what is on top can be named.
+        // Only the topmost mount can be named.
         let is_on_top = mountpoint::find(&entry.dir).is_ok_and(|top| top.as_ref() == Some(entry));
         if is_on_top && let Err(error) = kernel::unmount(&entry.dir, Unmount::Lazy) {
             tracing::warn!(%error, "a mount that nobody can serve stays");
@@ -121,8 +123,8 @@ fn give_up(device: &OwnedFd) {
     }
 }
 
-/// Serves the mount of `survivor` on, with `namespace`, which the survivor's record has witnessed. The options are those of
-/// the mount.
+/// Resumes the mount of `survivor` with `namespace`, which the survivor's journal has checked. The options are those
+/// of the mount.
 pub fn take_over(
     namespace: Arc<Namespace>,
     survivor: &Survivor,
@@ -137,13 +139,13 @@ pub fn take_over(
     filesystem.show(namespace.clone());
     let (acl, config) = session::settings(options);
     let session = on_descriptor(filesystem, device, acl, config).map_err(failed)?;
-    // Nobody reads from the connection now: what is to be sent again cannot be under way.
+    // No thread reads from the connection yet, so no request is in progress that would be sent again.
     resend(device).map_err(failed)?;
     let notifier = session.notifier();
     let ended = session::serve(session).map_err(failed)?;
     distrust::listen(&namespace, notifier, ended.clone(), runtime);
-    // Nothing is asked of the mount here: who waits for an answer of its own process cannot be killed, and a process that does not
-    // end keeps the next one away.
+    // Makes no access to the mount: a process that waits for its own answer cannot be killed, and delays the next
+    // process.
     Mounted::new(place, ended, Some((device.try_clone().map_err(failed)?, record.clone())))
 }
 
@@ -163,22 +165,23 @@ fn on_descriptor(
     let mut ours = File::from(ours);
     ours.write_all(&first_request())?;
     let session = Session::from_fd(filesystem, theirs, acl, config)?;
-    // What it answers is for a kernel that has its answer already.
+    // This reply is discarded: the kernel has its own already.
     let answered = ours.read(&mut [0; 256])?;
-    // The session owns the number and nobody reads from it yet. No other thread is given it in between: new descriptors have
-    // the lowest number that is free.
+    // The session owns the number and no thread reads from it yet. Between close and dup no other thread gets the
+    // number, because new descriptors have the lowest free one.
     nix::unistd::close(number)?;
     let device = rustix::io::fcntl_dupfd_cloexec(device, number)?;
     if device.as_raw_fd() != number {
         return Err(io::Error::other("the number of a descriptor was taken by another thread"));
     }
-    // From here on it is the session's.
+    // The session owns the descriptor from here on.
     let number = device.into_raw_fd();
     tracing::debug!(number, answered, "the connection has the number of the socket");
     Ok(session)
 }
 
-/// `fuse_in_header` and `fuse_init_in` of `linux/fuse.h`, offering everything: what is used of it was agreed on long ago.
+/// `fuse_in_header` and `fuse_init_in` of `linux/fuse.h`, offering everything; the features in use were agreed on
+/// with the old daemon.
 fn first_request() -> Vec<u8> {
     const LEN: u32 = 40 + 64;
     let mut request = Vec::with_capacity(LEN as usize);
@@ -189,7 +192,7 @@ fn first_request() -> Vec<u8> {
     request
 }
 
-/// Asks the kernel to send again what was taken and not answered: without it, who waits for these answers waits for ever.
+/// Asks the kernel to send unanswered requests again; without it their callers would wait for ever.
 fn resend(device: &OwnedFd) -> io::Result<()> {
     const LEN: u32 = 16;
     let mut notice = Vec::with_capacity(LEN as usize);

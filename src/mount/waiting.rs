@@ -1,7 +1,7 @@
-//! What a mount answers before it is known what is in it.
+//! Replies of a mount whose image is not resolved yet.
 //!
-//! Never waits. The idea: the root is a directory whatever will be in it, and what the mount knows about itself is that it waits, for
-//! which reference, and what went wrong so far; so `df`, `ls -l` of the directory around, and `ocifs status` are answered.
+//! Does not block. The root is a directory whatever its content, and the mount can report that it waits, for which
+//! reference, and the last error. So `df`, `ls -l` of the parent directory, and `ocifs status` are answered.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -19,9 +19,9 @@ use super::errno;
 use super::filesystem::reply_xattr;
 use super::mountpoint::{REFERENCE, WAITING};
 
-/// How long the kernel may remember any of it.
+/// TTL of all replies.
 pub(super) const TTL: Duration = Duration::ZERO;
-/// The handle of the status, until there is a better one. No process has given out as many.
+/// The handle of the status file until the content is known. No process allocates that many handles.
 pub(super) const HANDLE: FileHandle = FileHandle(u64::MAX);
 
 const DIRECTORY: INodeNo = INodeNo(NodeId::STATUS_DIRECTORY);
@@ -33,11 +33,11 @@ const STATUS_NAME: &[u8] = b"status.json";
 /// A mount that waits for its content.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// What was asked for.
+    /// The requested reference.
     reference: String,
-    /// What is shown of it.
+    /// The part of the image that is mounted.
     scope: Scope,
-    /// Guards nothing beyond itself: the error of the last attempt; `None` before one failed.
+    /// The error of the last attempt; `None` before one failed.
     error: Mutex<Option<String>>,
 }
 
@@ -47,7 +47,7 @@ impl Waiting {
         Self { reference, scope, error: Mutex::default() }
     }
 
-    /// Notes why the last attempt to open it failed.
+    /// Records why the last attempt to open the image failed.
     pub(super) fn note_error(&self, error: String) {
         *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
@@ -78,7 +78,7 @@ impl Waiting {
         self.is_whole() && ino == DIRECTORY
     }
 
-    /// What `stat` says, of what is known.
+    /// The attributes of an inode, as far as they are known.
     pub(super) fn attributes(&self, ino: INodeNo) -> Option<FileAttr> {
         match ino {
             INodeNo::ROOT => Some(directory(ino)),
@@ -94,7 +94,7 @@ impl Waiting {
         }
     }
 
-    /// Answers a look for `name`; gives the reply back where that has to wait.
+    /// Answers a lookup of `name`; returns the reply if the lookup has to wait.
     pub(super) fn lookup(&self, parent: INodeNo, name: &[u8], reply: ReplyEntry) -> Option<ReplyEntry> {
         let found = match (parent, name) {
             (INodeNo::ROOT, b".") => INodeNo::ROOT,
@@ -175,7 +175,7 @@ fn directory(ino: INodeNo) -> FileAttr {
     }
 }
 
-/// Opens the status. Its size is another one at each look.
+/// Opens the status file, whose size changes between reads.
 pub(super) fn open(reply: ReplyOpen) {
     reply.opened(HANDLE, FopenFlags::FOPEN_DIRECT_IO);
 }
