@@ -1,8 +1,8 @@
-//! Disks cut into chunks whose place is said by annotations and not by titles.
+//! Chunked disks: parts ordered by annotations with offset, number and size.
 //!
-//! Never bridges a gap, and never believes one claim over another: claims that contradict each other are no disk. The
-//! idea: offsets say the most and win, numbers come next, the order of the manifest is last; every packaging that cuts
-//! disks turns its annotations into [`Chunk`]s, and the rules are here once.
+//! A gap is not bridged, and claims that contradict each other yield no disk. Offsets take precedence, then numbers,
+//! then the order of the manifest. Every packaging that cuts disks converts its annotations into [`Chunk`]s, so the
+//! rules exist once.
 
 use std::collections::BTreeMap;
 
@@ -10,27 +10,27 @@ use crate::oci::{Digest, Manifest};
 
 use super::{MAX_PARTS, Packing, PartPlan};
 
-/// One layer and what is claimed of it.
+/// One layer and the claims about it.
 #[derive(Clone, Debug)]
 pub(super) struct Chunk {
     pub(super) layer: usize,
     pub(super) packing: Packing,
-    /// Where it begins on the disk.
+    /// Its offset on the disk; `None` when not claimed.
     pub(super) offset: Option<u64>,
-    /// Its number, from 0 or from 1.
+    /// Its number, from 0 or from 1; `None` when not claimed.
     pub(super) number: Option<u64>,
-    /// Bytes of the disk in it.
+    /// Bytes of the disk in it; `None` when not claimed.
     pub(super) size: Option<u64>,
-    /// What these bytes hash to.
+    /// The digest of these bytes; `None` when not claimed.
     pub(super) content: Option<Digest>,
 }
 
-/// What is claimed of the whole disk.
+/// Claims about the whole disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Whole {
-    /// How many chunks it has.
+    /// The number of chunks; `None` when not claimed.
     pub(super) chunks: Option<u64>,
-    /// How many bytes.
+    /// Bytes of the disk; `None` when not claimed.
     pub(super) size: Option<u64>,
 }
 
@@ -41,7 +41,7 @@ impl Chunk {
     }
 }
 
-/// The chunks in order, each with its size as far as that is known; or why they are no disk.
+/// The chunks in order, each with its size as far as that is known; or why they form no disk.
 pub(super) fn tile(
     manifest: &Manifest,
     mut chunks: Vec<Chunk>,
@@ -88,7 +88,7 @@ pub(super) fn tile(
     Ok(chunks.into_iter().map(part).collect())
 }
 
-/// Sorts by number; all have one, and none is missing.
+/// Sorts by number, if every chunk has one and none is missing.
 fn by_number(chunks: &mut [Chunk], numbered: usize) -> Result<(), String> {
     if numbered < chunks.len() {
         return Err("some of its parts have a number and some have none".into());
@@ -110,7 +110,7 @@ fn by_number(chunks: &mut [Chunk], numbered: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Sorts by offset, and learns sizes from where the next one begins.
+/// Sorts by offset, and derives missing sizes from the offset of the next chunk.
 fn by_offset(chunks: &mut [Chunk], placed: usize, whole: Whole) -> Result<(), String> {
     if placed < chunks.len() {
         return Err("some of its parts have an offset and some have none".into());
@@ -145,13 +145,13 @@ fn by_offset(chunks: &mut [Chunk], placed: usize, whole: Whole) -> Result<(), St
     Ok(())
 }
 
-/// The number that an annotation says, when it is there.
+/// The number in an annotation; `None` without the annotation.
 pub(super) fn number(annotations: &BTreeMap<String, String>, key: &str) -> Result<Option<u64>, String> {
     let Some(text) = annotations.get(key) else { return Ok(None) };
     parse(text).map(Some).ok_or_else(|| format!("{key} is {:?} and no number", shown(text)))
 }
 
-/// The digest that an annotation says, when it is there.
+/// The digest in an annotation; `None` without the annotation.
 pub(super) fn digest(annotations: &BTreeMap<String, String>, key: &str) -> Result<Option<Digest>, String> {
     let Some(text) = annotations.get(key) else { return Ok(None) };
     let digest = text.parse::<Digest>().ok().filter(|digest| digest.algorithm().is_some());
@@ -163,7 +163,7 @@ pub(super) fn parse(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// As much of a foreign text as belongs into a message.
+/// Foreign text, shortened for a message.
 pub(super) fn shown(text: &str) -> String {
     text.chars().take(80).collect()
 }

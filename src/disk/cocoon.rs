@@ -1,7 +1,7 @@
-//! Disks as cocoonstack publishes them: layers of eight media types, joined by title.
+//! cocoonstack disks: layers of eight media types, joined by title.
 //!
-//! Never mixes formats or names, where epoch joins whatever has one of the types. The idea: the media type says that a
-//! layer is (part of) a disk and of which format, the title says of which disk and where.
+//! The media type marks a layer as (part of) a disk and names the format; the title names the disk and the part.
+//! Formats and names are not mixed, whereas epoch joins all layers of these types.
 
 use crate::oci::{Class, Manifest, MediaType, classify_manifest};
 
@@ -10,11 +10,11 @@ use super::name::Names;
 use super::title::Role;
 use super::{Body, Detection, DiskPlan, Format, Packing, PartOrder};
 
-/// Prefix of the disk types, and what the first Windows images used (epoch `manifest/media.go`).
+/// Prefix of the disk types, and the prefix of the first Windows images (epoch `manifest/media.go`).
 const PREFIXES: [&str; 2] =
     ["application/vnd.cocoonstack.disk.", "application/vnd.cocoonstack.windows.disk."];
 
-/// What one of the eight types says; no other type is a disk, with whatever suffix.
+/// The format and role of one of the eight types. No other type is a disk, whatever its suffix.
 fn disk_type(media_type: &MediaType) -> Option<(Format, Role)> {
     let essence = media_type.essence();
     let kind = PREFIXES.iter().find_map(|prefix| essence.strip_prefix(prefix))?;
@@ -32,7 +32,7 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
     manifest.layers.iter().any(|layer| disk_type(&layer.media_type).is_some())
 }
 
-/// The disks of a manifest that says it is a cloud image.
+/// The disks of a manifest that declares a cloud image.
 pub(super) fn cloud_image(manifest: &Manifest, order: PartOrder) -> Detection {
     if !has_disks(manifest) {
         return Detection::problem("disk", "cloud image manifest has no disk layers");
@@ -40,8 +40,8 @@ pub(super) fn cloud_image(manifest: &Manifest, order: PartOrder) -> Detection {
     disks(manifest, order)
 }
 
-/// The disks of a manifest with disk layers that does not say what it is. Epoch refuses it; its layers say enough to
-/// present them, unless it says that it is something else.
+/// The disks of a manifest with disk layers and no declared kind. Epoch refuses it. Its layers are enough to present
+/// the disks, unless the manifest declares another kind.
 pub(super) fn unclassified(manifest: &Manifest, order: PartOrder) -> Detection {
     if classify_manifest(manifest) == Class::ContainerImage {
         return Detection::problem("disk", "has disk layers, but is a container image and not a cloud image");
@@ -51,8 +51,9 @@ pub(super) fn unclassified(manifest: &Manifest, order: PartOrder) -> Detection {
     found
 }
 
-/// A snapshot's layers hold only the data of their files, packed by a map in the config, so that its disks are the files with
-/// their holes put back. Its overlay names a backing file, a base image on the machine where the snapshot was taken.
+/// The disks of a snapshot. Its layers hold only the data of their files, packed by a map in the config, so its disks
+/// are the files with their holes restored. Its overlay names a backing file: a base image on the machine of the
+/// snapshot.
 pub(super) fn snapshot(manifest: &Manifest) -> Detection {
     let (mut found, mut names) = (Detection::default(), Names::default());
     for (layer, descriptor) in manifest.layers.iter().enumerate() {

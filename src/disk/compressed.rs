@@ -1,18 +1,18 @@
-//! What titles and media types say about the compression of a disk.
+//! Compression of a disk by its title and media type.
 //!
-//! Never decides what the bytes are: the first bytes of a part say how it is unpacked. This is only why a part is taken
-//! for a packed one, and what the disk inside is called.
+//! These names only mark a part as compressed and give the disk inside a name. The first bytes of a part decide how
+//! it is unpacked.
 
 use crate::oci::{LabelCompression, MediaType};
 
 /// A compression by its names.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Compression {
-    /// As media types of image-spec write it.
+    /// The name in media types of image-spec.
     pub(super) name: &'static str,
-    /// What titles end in.
+    /// The extension in titles.
     extension: &'static str,
-    /// What unpacks it to standard output; `None` for archives, which are not unpacked here.
+    /// The command that unpacks to standard output; `None` for archives, which are not unpacked.
     pub(super) command: Option<&'static str>,
 }
 
@@ -26,7 +26,7 @@ const COMPRESSIONS: [Compression; 7] = [
     Compression { name: "7z", extension: ".7z", command: None },
 ];
 
-/// The compression that a title ends in, and the title without it.
+/// The compression by the extension of a title, and the title without it.
 pub(super) fn by_title(title: &str) -> Option<(&'static Compression, &str)> {
     COMPRESSIONS.iter().find_map(|compression| {
         let end = title.len().checked_sub(compression.extension.len())?;
@@ -36,13 +36,13 @@ pub(super) fn by_title(title: &str) -> Option<(&'static Compression, &str)> {
     })
 }
 
-/// The compression that the end of a media type names: `…+zstd`, `….gz`.
+/// The compression by the end of a media type: `…+zstd`, `….gz`.
 pub(super) fn by_type(media_type: &MediaType) -> Option<&'static Compression> {
     let essence = media_type.essence();
     let (_, last) = essence.rsplit_once(['+', '.'])?;
     let extension = media_type.compression().map(LabelCompression::extension);
     let is_it = |it: &&Compression| Some(it.extension) == extension || it.name == last;
-    // A type that is nothing but the word says nothing about a disk inside.
+    // A type that is only the name of a compression gives no information about a disk inside.
     COMPRESSIONS.iter().find(is_it)
 }
 
@@ -51,11 +51,11 @@ pub(super) fn inner(title: &str) -> &str {
     by_title(title).map_or(title, |(_, inner)| inner)
 }
 
-/// `disk.img.gz.00`: the compression, the name of the disk, and what follows both.
+/// `disk.img.gz.00`: the compression, the name of the disk, and the rest behind the extension.
 pub(super) fn cut_behind(title: &str) -> Option<(&'static Compression, &str, &str)> {
     let lower = title.to_ascii_lowercase();
     COMPRESSIONS.iter().find_map(|compression| {
-        // Lower case in ASCII moves no byte.
+        // Lower case in ASCII preserves byte offsets.
         let at = lower.rfind(compression.extension)?;
         let (disk, rest) = title.split_at_checked(at)?;
         let tail = rest.get(compression.extension.len()..)?;

@@ -1,7 +1,7 @@
-//! Disks in container images: containerDisks of KubeVirt, whose files in `/disk` are disks.
+//! KubeVirt containerDisks: container images whose files in `/disk` are disks.
 //!
-//! Never reads more than the start of an archive: only the merged tree has all of them. The idea: one layer of such an image is
-//! nearly all of it, and its first bytes show the first disk. The facts are those of KubeVirt's importer, which reads
+//! Reads only the start of an archive; the merged tree alone lists all disks. One layer of such an image is nearly
+//! all of it, and its first bytes show the first disk. The rules are those of KubeVirt's importer, which reads
 //! neither `Entrypoint` nor `Cmd`: builders write anything there, such as `no-entrypoint`.
 
 use serde::Deserialize;
@@ -16,17 +16,17 @@ use super::{Body, Detection, DiskPlan, Format, compressed};
 /// The directory of the disk, as importers look for it.
 const DIRECTORY: &[u8] = b"disk/";
 
-/// What an archive that starts with a directory and a file may have in its first bytes.
+/// Limits for the first bytes of an archive that starts with a directory and a file.
 const LIMITS: TarLimits =
     TarLimits { entries: 256, path: 4096, component: 255, pax: 64 << 10, metadata: 1 << 20 };
 
-/// The least stored bytes of a layer that is worth a look: nothing that boots is smaller.
+/// Minimum stored bytes of a layer that is inspected: nothing that boots is smaller.
 const LEAST: u64 = 64 * 1024;
 
-/// The layer of the disk is so many times larger than all others together, at least.
+/// Minimum ratio of the disk's layer to all other layers together.
 const DOMINANCE: u64 = 8;
 
-/// The least bytes of a disk: a sector.
+/// Minimum bytes of a disk: a sector.
 const SECTOR: u64 = 512;
 
 /// A file that is a disk.
@@ -36,11 +36,11 @@ pub struct Member {
     pub path: String,
     /// Its bytes.
     pub size: u64,
-    /// What its first bytes say it is, as far as they are in the head.
+    /// The format by its first bytes; `None` when they are missing or show no disk format.
     pub format: Option<Format>,
 }
 
-/// The disks that files are, or why there are none.
+/// The disks of these files, or why there are none.
 pub fn member_disks(members: &[Member]) -> Detection {
     let (mut found, mut names) = (Detection::default(), Names::default());
     for member in members {
@@ -72,7 +72,7 @@ impl Member {
         found.disks.push(DiskPlan { name, label, body, size: Some(self.size) });
     }
 
-    /// A file of the merged tree with the first bytes that it has.
+    /// A file of the merged tree with its first bytes, as far as they are known.
     pub fn new(path: String, size: u64, head: &[u8]) -> Self {
         let format = Some(Format::sniff(head, size));
         let format = format.filter(|format| !matches!(format, Format::Raw | Format::Foreign(_)));
@@ -80,7 +80,7 @@ impl Member {
     }
 }
 
-/// The name of a disk: one component below `disk/`, of a file that has at least a sector.
+/// Whether a file below `disk/` is a disk: one component that is no whiteout, and at least a sector.
 pub fn is_member(name: &[u8], size: u64) -> bool {
     !name.is_empty() && !name.contains(&b'/') && !name.starts_with(b".wh.") && size >= SECTOR
 }
@@ -98,14 +98,14 @@ struct Execution {
 }
 
 impl Execution {
-    /// A system that boots from its tree: importers refuse it.
+    /// A system that boots from its tree; importers refuse it.
     fn is_bootable(&self) -> bool {
         ["containers.bootc", "ostree.bootable"].iter().any(|label| self.labels.get(*label).is_some())
     }
 }
 
-/// Whether an image may be a containerDisk, so that the first bytes of its layer are worth fetching: one archive is nearly all of
-/// it, and it is no bootable tree. `config` are the bytes of its config.
+/// Whether an image may be a containerDisk, so that the first bytes of its layer are worth fetching. One archive must
+/// be nearly all of it, and it must not be a bootable tree. `config` are the bytes of its config.
 pub fn may_be_container_disk(manifest: &Manifest, config: Option<&[u8]>) -> bool {
     if container_disk_layer(manifest).is_none() {
         return false;
@@ -117,7 +117,7 @@ pub fn may_be_container_disk(manifest: &Manifest, config: Option<&[u8]>) -> bool
     }
 }
 
-/// The number of the layer of a container image beside which all others are small.
+/// The index of the layer of a container image that is far larger than all others.
 pub fn container_disk_layer(manifest: &Manifest) -> Option<usize> {
     if classify_manifest(manifest) != Class::ContainerImage {
         return None;
@@ -130,14 +130,13 @@ pub fn container_disk_layer(manifest: &Manifest) -> Option<usize> {
     (dominates && layer.media_type.claims_tar() && layer.size >= LEAST).then_some(index)
 }
 
-/// The disks directly below `disk/` in an archive whose first bytes are `head`; whatever else there is beside them is passed
-/// over.
+/// The disks directly below `disk/` in an archive whose first bytes are `head`. Other entries are ignored.
 pub fn container_disks(head: &[u8]) -> Vec<Member> {
     disks_in(head).unwrap_or_default()
 }
 
 fn disks_in(head: &[u8]) -> Option<Vec<Member>> {
-    // In whole blocks, so that the walker is between two of them at the end.
+    // Only whole blocks, so that the walker ends between two of them.
     let head = head.get(..head.len() - head.len() % 512)?;
     let mut walker = TarWalker::new(LIMITS);
     walker.feed(0, head).ok()?;
@@ -156,14 +155,14 @@ fn disks_in(head: &[u8]) -> Option<Vec<Member>> {
         }
         let Ok(path) = String::from_utf8(path.to_vec()) else { continue };
         let head = usize::try_from(content.offset).ok().and_then(|start| head.get(start..));
-        // A file that stands there twice is the later one.
+        // A later entry of the same path replaces the earlier one.
         disks.retain(|disk| disk.path != path);
         disks.push(Member::new(path, content.size, head.unwrap_or_default()));
     }
     Some(disks)
 }
 
-/// A path without what may stand around it: `./disk/` is `disk`.
+/// A path without redundant parts: `./disk/` is `disk`.
 fn plain_path(path: &[u8]) -> &[u8] {
     let mut path = path.strip_suffix(b"/").unwrap_or(path);
     while let Some(rest) = path.strip_prefix(b"./").or_else(|| path.strip_prefix(b"/")) {

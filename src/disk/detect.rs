@@ -1,6 +1,6 @@
-//! From a manifest to disks: which packaging it is, and what its disks are made of.
+//! Disk detection: from a manifest to its packaging and the parts of its disks.
 //!
-//! Never reads a blob. What is missing, doubtful or not supported becomes a [`Problem`], never a disk.
+//! Reads no blob. A missing, doubtful or unsupported disk becomes a [`Problem`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,50 +12,50 @@ use super::parts::{Part, sequence};
 use super::title::{Reading, Role, read};
 use super::{Format, cocoon, geranos, kubevirt, lume, machine, nosi, plain, tart, vetu, vmlab};
 
-/// The most parts that one disk has.
+/// Maximum parts of one disk.
 pub const MAX_PARTS: usize = 4096;
 
-/// In which order parts are joined.
+/// The order in which parts are joined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PartOrder {
-    /// Stable and bytewise by title, as epoch joins them. Where the numbers in the titles mean another order (`part10`
-    /// sorts before `part9`), there is no disk: both orders are somebody's, and a disk in the wrong order is worse than
-    /// none. Choosing one of the others says which it is.
+    /// Stable and bytewise by title, as epoch joins them. If the numbers in the titles imply another order (`part10`
+    /// sorts before `part9`), there is no disk. Publishers use both orders, and a disk in the wrong order is worse
+    /// than none. Another variant of this enum resolves the conflict.
     #[default]
     Epoch,
     /// By the number in the title.
     Natural,
-    /// As the manifest lists them.
+    /// As listed in the manifest.
     Manifest,
 }
 
-/// What a manifest has of disks.
+/// The disks of a manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Detection {
     /// The disks that can be presented.
     pub disks: Vec<DiskPlan>,
-    /// What cannot, and why.
+    /// Disks that cannot be presented, and why.
     pub problems: Vec<Problem>,
-    /// What is presented, with a doubt.
+    /// Doubts about disks that are presented.
     pub warnings: Vec<String>,
 }
 
-/// One disk: the parts that are joined to it.
+/// One disk and its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskPlan {
     /// A file name: one component, not hidden, with an extension, unique in its [`Detection`].
     pub name: String,
-    /// What the manifest calls it.
+    /// The format that the manifest claims.
     pub label: Format,
-    /// What its bytes are.
+    /// The bytes of the disk.
     pub body: Body,
-    /// Bytes of the disk, when the manifest alone says it exactly; else they are known once the parts are unpacked.
-    /// Invariant: `size < 2^63`, because that is where file offsets end.
+    /// Bytes of the disk if the manifest states them exactly; `None` until the parts are unpacked. Invariant: `size <
+    /// 2^63`, the limit of file offsets.
     pub size: Option<u64>,
 }
 
 impl DiskPlan {
-    /// The layers that it is made of, in order.
+    /// The layers of the disk, in order.
     pub fn layers(&self) -> impl Iterator<Item = usize> {
         let (parts, file) = match &self.body {
             Body::Parts(parts) => (&parts[..], None),
@@ -66,17 +66,17 @@ impl DiskPlan {
     }
 }
 
-/// What the bytes of a disk are.
+/// The source of a disk's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// Layers, each unpacked on its own, one behind the other.
+    /// Layers, each unpacked on its own, concatenated.
     Parts(Vec<PartPlan>),
-    /// The file that a layer is in `files/`, its holes put back.
+    /// The file of a layer in `files/`, with its holes restored.
     File {
-        /// Which of the manifest's layers.
+        /// Index into the manifest's layers.
         layer: usize,
     },
-    /// A file inside the image's only archive: what KubeVirt calls a containerDisk.
+    /// A file inside the only archive of the image: KubeVirt's containerDisk.
     Member {
         /// Its path in the merged tree.
         path: String,
@@ -86,33 +86,33 @@ pub enum Body {
 /// One part of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartPlan {
-    /// Which of the manifest's layers.
+    /// Index into the manifest's layers.
     pub layer: usize,
-    /// How the bytes of the disk are stored in it.
+    /// The encoding of the disk's bytes in the layer.
     pub packing: Packing,
-    /// Bytes of the disk in this part as the manifest claims them, for parts that are packed: where the next part begins is
-    /// known without unpacking this one, and a part that unpacks to another size is an error. For a part that is stored as it
-    /// is, the size of the layer.
+    /// Bytes of the disk in this part. For a packed part it is the manifest's claim: it gives the offset of the next
+    /// part without unpacking, and another unpacked size is an error. For a stored part it is the size of the layer.
+    /// `None` when not claimed.
     pub size: Option<u64>,
-    /// What the unpacked bytes have to hash to, when the manifest says it.
+    /// The digest of the unpacked bytes; `None` when the manifest has none.
     pub content: Option<Digest>,
 }
 
-/// How the bytes of a disk are stored in a layer.
+/// The encoding of a disk's bytes in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// As they are.
+    /// Not encoded.
     Stored,
-    /// Compressed by its label; the first bytes say how, and whether it is.
+    /// Compressed by its label; the first bytes decide whether and how.
     Packed,
 }
 
-/// A disk that is not there.
+/// A disk that is absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The name, title or digest of what is absent.
+    /// The name, title or digest of the absent disk.
     pub subject: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
@@ -122,13 +122,13 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Finds the disks of a manifest. Container images have none here: a disk inside of their files is in their tree.
+/// Finds the disks of a manifest. Container images have none here: a disk inside their files is found in their tree.
 pub fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
     match classify_manifest(manifest) {
         Class::Snapshot => cocoon::snapshot(manifest),
         Class::CloudImage => cocoon::cloud_image(manifest, order),
         _ if cocoon::has_disks(manifest) => cocoon::unclassified(manifest, order),
-        // These say by the types of their layers what they are; some have the config of a container image as a stub.
+        // These are identified by the types of their layers; some have the config of a container image as a stub.
         _ if tart::has_disks(manifest) => tart::detect(manifest),
         _ if vetu::has_disks(manifest) => vetu::detect(manifest),
         _ if lume::has_disks(manifest) => lume::detect(manifest),
@@ -145,7 +145,7 @@ pub fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
 /// A layer that is a disk or a part of one.
 pub(super) struct Candidate<'a> {
     pub(super) index: usize,
-    /// Without the extension of a compression.
+    /// The title without the extension of a compression.
     pub(super) title: &'a str,
     pub(super) label: Format,
     pub(super) role: Role,
@@ -164,7 +164,7 @@ impl PartPlan {
 }
 
 impl Detection {
-    /// A detection that found one reason.
+    /// A detection with one problem and no disk.
     pub(super) fn problem(subject: impl Into<String>, reason: impl Into<String>) -> Self {
         let problem = Problem { subject: subject.into(), reason: reason.into() };
         Self { problems: vec![problem], ..Self::default() }
@@ -175,7 +175,7 @@ impl Detection {
         self.problems.push(Problem { subject: subject.into(), reason: reason.into() });
     }
 
-    /// Adds the disk that these parts are, or why there is none.
+    /// Adds the disk of these parts, or the problem with them.
     pub(super) fn add(
         &mut self,
         manifest: &Manifest,
@@ -194,7 +194,7 @@ impl Detection {
         }
     }
 
-    /// Gives the disks that are files of `files/` the sizes that those have; there is no disk where there is no such file.
+    /// Sets the sizes of disks that are files of `files/`, and removes those without a file.
     #[must_use]
     pub fn with_file_sizes(mut self, size: impl Fn(usize) -> Option<u64>) -> Self {
         self.disks.retain_mut(|disk| {
@@ -205,11 +205,11 @@ impl Detection {
         self
     }
 
-    /// For each disk the name of its raw form, when it is of a kind that has one.
+    /// The name of each disk's raw form; `None` for a format that has none.
     pub fn raw_names(&self) -> Vec<Option<String>> {
         let mut taken: Vec<String> = self.disks.iter().map(|disk| disk.name.clone()).collect();
         let mut names = vec![None; self.disks.len()];
-        // A disk that may turn out to be raw takes no name from a qcow2.
+        // The raw form of a disk that may be raw yields its name to the raw form of a qcow2.
         for label in [Format::Qcow2, Format::Unlabelled] {
             for (plan, name) in self.disks.iter().zip(&mut names).filter(|(plan, _)| plan.label == label) {
                 *name = raw_name(plan, &taken);
@@ -220,8 +220,8 @@ impl Detection {
     }
 }
 
-/// What the raw form of a disk is called: `x.raw` for `x.qcow2`, numbered when one of `taken` has that name. `None` for what
-/// has the label of another format.
+/// The name of a disk's raw form: `x.raw` for `x.qcow2`, numbered when it is in `taken`. `None` for the labels of
+/// other formats.
 fn raw_name(plan: &DiskPlan, taken: &[String]) -> Option<String> {
     if !matches!(plan.label, Format::Qcow2 | Format::Unlabelled) {
         return None;
@@ -230,7 +230,7 @@ fn raw_name(plan: &DiskPlan, taken: &[String]) -> Option<String> {
     Some(unused(&format!("{stem}.raw"), |name| taken.iter().any(|taken| taken == name), taken.len()))
 }
 
-/// Bytes of a disk of such parts, as far as they are known; or why they are no disk.
+/// Bytes of a disk of these parts, as far as they are known; or why they form no disk.
 fn total(manifest: &Manifest, parts: &[PartPlan]) -> Result<Option<u64>, String> {
     if parts.len() > MAX_PARTS {
         return Err(format!("{} parts are more than the limit of {MAX_PARTS}", parts.len()));
@@ -250,13 +250,13 @@ fn total(manifest: &Manifest, parts: &[PartPlan]) -> Result<Option<u64>, String>
     Ok(known.then_some(size))
 }
 
-/// Sorts candidates into disks: one for each stem and format.
+/// Assembles candidates into disks: one for each stem and format.
 pub(super) fn assemble(manifest: &Manifest, candidates: &[Candidate<'_>], order: PartOrder) -> Detection {
     let mut found = Detection::default();
     let mut names = Names::default();
     let untitled_parts = candidates.iter().any(|c| c.title.is_empty() && c.role == Role::Part);
     for ((stem, label), group) in groups(candidates) {
-        // Parts that say nothing about themselves may belong to any disk of their format.
+        // Parts without a title may belong to any disk of their format.
         if untitled_parts && candidates.iter().any(|c| !c.title.is_empty() && c.label == *label) {
             found.report(stem, "some parts have no title, so it is not known which disk they belong to");
             continue;
@@ -329,8 +329,8 @@ fn join(
     Ok((indices.into_iter().map(part).collect(), warning))
 }
 
-/// Layers with one title and no number: parts are joined as they are listed, which is what a stable sort by title does;
-/// whole disks are one disk only if they are the same one.
+/// Orders layers with one title and no number. Parts are joined in manifest order, as a stable sort by title does.
+/// Several whole disks are one disk only if they are identical.
 fn unnumbered(manifest: &Manifest, group: &Group<'_>) -> Result<(Vec<usize>, Option<String>), String> {
     let (first, _) = group[0];
     let mut indices: Vec<_> = group.iter().map(|(candidate, _)| candidate.index).collect();

@@ -1,31 +1,31 @@
-//! Why the bytes of a disk are not given out.
+//! Errors of disks that must not be served.
 
 use crate::io::Fault;
 
-/// What is wrong with a disk, by who is wrong.
+/// An invalid or refused disk.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DiskError {
-    /// The author of the header wrote something its format does not allow.
+    /// The header violates its format.
     #[error("{format} header is malformed: {reason}")]
     Malformed {
         /// `qcow2` or `vmdk`.
         format: &'static str,
-        /// What is wrong, with the numbers.
+        /// The violation, with numbers.
         reason: String,
     },
-    /// The disk is what it says, and still not given out.
+    /// The disk is valid and refused.
     #[error("disk {disk} is refused: {reason}")]
     Refused {
         /// The name of the disk.
         disk: String,
-        /// Text for people.
+        /// The reason, for users.
         reason: String,
     },
 }
 
 impl DiskError {
-    /// Who is wrong.
+    /// The fault class of this error.
     pub fn fault(&self) -> Fault {
         match self {
             DiskError::Malformed { .. } => Fault::Malformed,

@@ -1,36 +1,36 @@
-//! The formats of disks, by label and by first bytes.
+//! Disk formats, by label and by first bytes.
 //!
-//! A label decides names, content decides what the bytes are; nothing here weighs one against the other.
+//! A label decides names, and content decides the format of the bytes. This module does not compare the two.
 
 use std::fmt;
 
 use super::vmdk;
 
-/// What a disk is, or is called.
+/// A disk format, detected or claimed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Format {
     /// QEMU's copy-on-write format, version 2 or 3.
     Qcow2,
-    /// The bytes of the disk themselves; by content: no signature that is known.
+    /// A raw disk; as a detected format: no known signature.
     Raw,
-    /// VMware's.
+    /// VMware's format.
     Vmdk,
-    /// Microsoft's older one, which QEMU calls `vpc`.
+    /// Microsoft's older format, `vpc` in QEMU.
     Vhd,
-    /// Microsoft's newer one.
+    /// Microsoft's newer format.
     Vhdx,
-    /// VirtualBox's.
+    /// VirtualBox's format.
     Vdi,
-    /// Any format: the name or type of the disk says no more than that it is one, as `.img` does.
+    /// Unknown format: the name or type only claims a disk, as `.img` does.
     Unlabelled,
-    /// No disk at all: something that got a disk's label by mistake, or a disk inside something else.
+    /// Not a disk: mislabelled content, or a disk inside another container.
     Foreign(Signature),
-    /// Another disk format, by the name that QEMU gives it.
+    /// Another disk format, by its QEMU name.
     Other(String),
 }
 
-/// What is recognised although it is no disk (the list of cocoon `images/cloudimg/inspect.go`).
+/// Recognised formats that are not disks (the list of cocoon `images/cloudimg/inspect.go`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Signature {
@@ -50,11 +50,12 @@ pub enum Signature {
     SevenZip,
     /// LZ4 frames.
     Lz4,
-    /// The blocks that Apple's libcompression makes of LZ4.
+    /// LZ4 blocks of Apple's libcompression.
     AppleLz4,
 }
 
-/// Extensions by format, none of two letters, which could be a suffix of `split`; the first of a format is the one that is appended to a name that has none.
+/// Extensions by format. None has two letters, which could be a suffix of `split`. The first of a format is appended
+/// to a name without an extension.
 const EXTENSIONS: [(&str, Format); 9] = [
     ("qcow2", Format::Qcow2),
     ("qcow", Format::Qcow2),
@@ -93,12 +94,12 @@ impl Format {
         (!stem.is_empty()).then(|| known.1.clone())
     }
 
-    /// The extension that a name of this format gets when it has none.
+    /// The extension appended to a name of this format without one.
     pub(super) fn extension(&self) -> &'static str {
         EXTENSIONS.iter().find(|(_, format)| format == self).map_or("img", |(extension, _)| extension)
     }
 
-    /// What the first bytes of `size` bytes say.
+    /// The format by the first bytes of a file of `size` bytes.
     pub(super) fn sniff(head: &[u8], size: u64) -> Format {
         if head.starts_with(b"QFI\xfb") {
             return Format::Qcow2;
@@ -106,7 +107,7 @@ impl Format {
         if head.starts_with(b"QED\0") {
             return Format::Other("qed".into());
         }
-        // Apple's sparse images, which tart's machines may have.
+        // Apple's sparse images (ASIF), which tart's machines may have.
         if head.starts_with(b"shdw") {
             return Format::Other("asif".into());
         }
@@ -129,7 +130,7 @@ impl Format {
     }
 }
 
-/// A fixed VHD is the raw disk with 512 bytes behind it: seen only when `head` is the whole file.
+/// A fixed VHD is the raw disk with a footer of 512 bytes; it is detected only when `head` is the whole file.
 fn has_vhd_footer(head: &[u8], size: u64) -> bool {
     head.len() as u64 == size
         && head.len() > 512

@@ -1,7 +1,8 @@
-//! Disks of geranos: segments of files, each saying of which file it is and which bytes of it.
+//! geranos disks: segments of files, each with its file name and byte range.
 //!
-//! Never presents a file that is no disk by its name: that one is in `files/` only. The facts are those of geranos'
-//! `pkg/filesegment`: `range` is the first and the last byte, both included, and a segment is compressed by zstd on its own.
+//! Only files named as disks are presented as disks; others are in `files/` alone. The rules are those of geranos'
+//! `pkg/filesegment`: `range` is the first and the last byte, both included, and each segment is compressed with zstd
+//! on its own.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ pub(super) fn has_segments(manifest: &Manifest) -> bool {
     segments(manifest).next().is_some()
 }
 
-/// The files that are disks by their names.
+/// The files that are named as disks.
 pub(super) fn detect(manifest: &Manifest) -> Detection {
     let mut disks: BTreeMap<&str, (Format, Vec<usize>)> = BTreeMap::new();
     for (index, layer) in segments(manifest) {

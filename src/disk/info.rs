@@ -1,9 +1,8 @@
-//! The text of `disk/info.json`: what the disks of an artifact are made of, what they turned out to be, and why some are
-//! not there.
+//! `disk/info.json`: the parts of each disk, the result of its inspection, and the reasons for absent disks.
 //!
-//! Never larger than [`info_size`] says before any blob byte is known. The idea: everything that comes from the manifest
-//! is written in full, everything that comes from a disk is cut to a fixed room per disk, and the rest of the file is
-//! spaces, so that `stat` costs nothing and stays true when the file is read.
+//! The file has the size of [`info_size`], which is known before any blob byte. Facts from the manifest are written
+//! in full, facts from a disk are cut to a fixed room per disk, and the rest is filled with spaces. So `stat` costs
+//! nothing and is still right when the file is read.
 
 use serde::Serialize;
 
@@ -11,15 +10,15 @@ use crate::oci::{Digest, Manifest};
 
 use super::{Body, Detection, DiskPlan, Format, Inspection, Packing, PartPlan, Qcow2Header};
 
-/// Bytes that the inspection of one disk takes at most: the sum of the limits below, and of names and numbers.
+/// Maximum bytes of the inspection of one disk: the sum of the limits below, and of names and numbers.
 const ROOM: u64 = 8192;
-/// Longest refusal, and longest file name from a header: bytes as JSON writes them.
+/// Longest refusal, and longest file name from a header, in bytes as written in JSON.
 const MAX_TEXT: usize = 1024;
-/// Longest note.
+/// Longest note, in bytes as written in JSON.
 const MAX_NOTE: usize = 320;
-/// Most notes.
+/// Maximum number of notes.
 const MAX_NOTES: usize = 8;
-/// Longest name of a format.
+/// Longest name of a format, in bytes as written in JSON.
 const MAX_FORMAT: usize = 64;
 
 #[derive(Serialize)]
@@ -33,12 +32,12 @@ struct Info<'a> {
 struct DiskInfo<'a> {
     name: &'a str,
     label: String,
-    /// `null` where the manifest does not say it.
+    /// `null` where the manifest does not state it.
     size: Option<u64>,
     parts: Vec<PartInfo<'a>>,
-    /// The path in the merged tree of a disk that is a file inside of an image.
+    /// The path of a containerDisk in the merged tree; `null` for other disks.
     member: Option<&'a str>,
-    /// What the raw form is called, whether or not there is one: its inspection says.
+    /// The name of the raw form, even if the inspection finds that there is none; `null` for formats without one.
     raw: Option<String>,
     /// `null` until the first bytes of the disk are known.
     inspection: Option<InspectionInfo>,
@@ -52,11 +51,11 @@ struct PartInfo<'a> {
     size: u64,
     /// `stored` or `packed`.
     packing: &'static str,
-    /// Where the part begins on the disk, when every part before it has a known size.
+    /// The offset of the part on the disk; `null` unless every earlier part has a known size.
     offset: Option<u64>,
-    /// Bytes of the disk in it, as far as they are known.
+    /// Bytes of the disk in the part; `null` when unknown.
     disk_size: Option<u64>,
-    /// What these bytes hash to, as the manifest claims.
+    /// The digest of these bytes, as the manifest claims; `null` without a claim.
     content: Option<&'a str>,
 }
 
@@ -68,14 +67,14 @@ struct ProblemInfo<'a> {
 
 #[derive(Serialize)]
 struct InspectionInfo {
-    /// `null` where only unpacking all of it would tell.
+    /// `null` if only unpacking all parts would give it.
     size: Option<u64>,
     encoding: Option<String>,
     format: String,
     qcow2: Option<Qcow2Info>,
     refusal: Option<String>,
     notes: Vec<String>,
-    /// Why there is no raw form.
+    /// Why there is no raw form; `null` if there is one.
     no_raw: Option<String>,
 }
 
@@ -93,7 +92,7 @@ struct Qcow2Info {
     extended_l2: bool,
 }
 
-/// The document, a line break at its end. `inspections` go with `detection.disks`; those that are missing are `null`.
+/// The document, with a final line break. `inspections` go with `detection.disks`; missing ones are `null`.
 pub fn info_json(manifest: &Manifest, detection: &Detection, inspections: &[Option<Inspection>]) -> String {
     let disks = detection.disks.iter().zip(detection.raw_names()).enumerate().map(|(i, (plan, raw))| {
         let inspection = inspections.get(i).and_then(Option::as_ref);
@@ -101,7 +100,7 @@ pub fn info_json(manifest: &Manifest, detection: &Detection, inspections: &[Opti
     });
     let problems = detection.problems.iter().map(|p| ProblemInfo { subject: &p.subject, reason: &p.reason });
     let info = Info { disks: disks.collect(), problems: problems.collect(), warnings: &detection.warnings };
-    // Writing structs of strings and numbers to memory does not fail; an empty object would still be JSON.
+    // Serializing strings and numbers to memory does not fail; an empty object would still be JSON.
     let mut text = serde_json::to_string_pretty(&info).unwrap_or_else(|_| "{}".into());
     text.push('\n');
     text
@@ -123,7 +122,7 @@ pub fn info_padded(
     let size = bare.len() + ROOM as usize * detection.disks.len();
     let mut text = info_json(manifest, detection, inspections);
     if text.len() > size {
-        // The limits add up to less than the room; if they ever do not, the size still holds.
+        // The limits add up to less than the room. Should they not, the size still holds.
         text = bare;
     }
     let mut bytes = text.into_bytes();
@@ -215,7 +214,7 @@ impl Qcow2Info {
     }
 }
 
-/// `text`, or as much of it as JSON writes in `limit` bytes, with an ellipsis.
+/// `text`, or as much of it as fits into `limit` bytes of JSON, with an ellipsis.
 fn fit(text: &str, limit: usize) -> String {
     const ELLIPSIS: char = '…';
     let whole: usize = text.chars().map(written).sum();
@@ -231,7 +230,7 @@ fn fit(text: &str, limit: usize) -> String {
     kept.chain([ELLIPSIS]).collect()
 }
 
-/// Bytes of a character in a JSON string as serde_json writes it.
+/// Bytes of a character in a JSON string of serde_json.
 fn written(c: char) -> usize {
     match c {
         '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,

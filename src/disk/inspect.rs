@@ -1,37 +1,38 @@
-//! What the first bytes of an assembled disk say, and whether they may be given to a hypervisor.
+//! Inspection of an assembled disk by its first bytes: format, warnings, and refusal of unsafe disks.
 //!
-//! Never opens what a header names. The idea: a disk from a registry is written by a stranger, and the formats let it
-//! name files of the host that opens it, which `qemu-img convert` then copies into its output. So a disk that names other
-//! files is refused whatever its label is: consumers that probe formats believe the content.
+//! Opens no file that a header names. A disk from a registry is untrusted, and the formats let its author name files
+//! of the host, which `qemu-img convert` then copies into its output. So a disk that names other files is refused
+//! whatever its label, because consumers that probe formats trust the content.
 
 use super::qcow2::{CORRUPT, DATA_FILE, DIRTY, KNOWN};
 use super::{DiskError, Format, Qcow2Header, vmdk};
 
-/// How many first bytes of a disk are looked at: header, extensions and names of a qcow2 are in its first cluster, and
-/// 64 KiB is the size of the clusters that QEMU makes.
+/// Bytes of a disk that are inspected. Header, extensions and names of a qcow2 are in its first cluster, and 64 KiB
+/// is QEMU's cluster size.
 pub const HEAD: u64 = 64 * 1024;
 
-/// What a disk turned out to be.
+/// The result of an inspection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
-    /// By content.
+    /// The format by content.
     pub format: Format,
-    /// The header, when it is a qcow2 with a valid one.
+    /// The header of a valid qcow2; `None` for other disks.
     pub qcow2: Option<Qcow2Header>,
-    /// Why the disk is not given out, for people.
+    /// Why the disk must not be served, for users; `None` when it may be.
     pub refusal: Option<String>,
-    /// What is worth knowing and refuses nothing.
+    /// Warnings that refuse nothing.
     pub notes: Vec<String>,
-    /// Why there is no raw form; `None` when there can be one as far as the header says.
+    /// Why there is no raw form; `None` when the header permits one.
     pub raw: Option<String>,
-    /// Bytes of the disk; `None` where only unpacking all of it would tell.
+    /// Bytes of the disk; `None` if only unpacking all parts would give them.
     pub size: Option<u64>,
-    /// How the parts are compressed, by their first bytes: `gzip`. Filled by who unpacks them; `None` when they are not.
+    /// Compression of the parts, by their first bytes: `gzip`. Set by the unpacking caller; `None` for uncompressed
+    /// parts.
     pub encoding: Option<String>,
 }
 
 impl Inspection {
-    /// Whether the disk called `name` may be given out.
+    /// Rejects the disk `name` if it is refused.
     pub fn allow(&self, name: &str) -> Result<(), DiskError> {
         match &self.refusal {
             Some(reason) => Err(DiskError::Refused { disk: name.into(), reason: reason.clone() }),
@@ -39,7 +40,7 @@ impl Inspection {
         }
     }
 
-    /// The header of a qcow2 whose disk [`Qcow2Raw`](super::Qcow2Raw) can present, or why there is none, for people.
+    /// The header of a qcow2 that [`Qcow2Raw`](super::Qcow2Raw) can present, or why there is none, for users.
     pub fn raw_header(&self) -> Result<&Qcow2Header, String> {
         if let Some(reason) = &self.refusal {
             return Err(reason.clone());
@@ -49,12 +50,12 @@ impl Inspection {
     }
 }
 
-/// Says what a disk of `size` bytes is. `head` is its first [`HEAD`] bytes, or all when it is smaller; `label` is what
-/// the manifest calls it.
+/// Inspects a disk of `size` bytes. `head` is its first [`HEAD`] bytes, or all when it is smaller; `label` is the
+/// format that the manifest claims.
 pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
     let format = Format::sniff(head, size);
     let label = match (label, &format) {
-        // As if it were called what it is.
+        // An unlabelled qcow2 is treated as one with its label.
         (Format::Unlabelled, Format::Qcow2) => &Format::Qcow2,
         (label, _) => label,
     };
@@ -91,7 +92,7 @@ pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
     seen
 }
 
-/// Why a disk has no raw form, going by its label and its header.
+/// Why a disk has no raw form, by its label and its header.
 fn no_raw_form(seen: &Inspection, label: &Format) -> Option<String> {
     if let Some(refusal) = &seen.refusal {
         return Some(format!("the disk is not given out: {refusal}"));
@@ -107,7 +108,7 @@ fn inspect_qcow2(seen: &mut Inspection, head: &[u8], size: u64, label: &Format) 
     let header = match Qcow2Header::parse(head, size) {
         Ok(header) => header,
         Err(error) => {
-            // Under a raw label, too: what cannot be checked may name files.
+            // Also with a raw label: an unchecked header may name files.
             seen.refusal = Some(error.to_string());
             return;
         }
@@ -136,7 +137,7 @@ fn inspect_qcow2(seen: &mut Inspection, head: &[u8], size: u64, label: &Format) 
             other => format!("unknown method {other}"),
         };
         let text = format!("qcow2 is encrypted ({method})");
-        // As a raw disk it is just bytes: nothing is decrypted, and no file is named.
+        // With a raw label the bytes are served as they are: nothing is decrypted, and no file is named.
         if *label == Format::Raw { seen.notes.push(text) } else { reasons.push(text) }
     }
     if !reasons.is_empty() {
@@ -162,12 +163,13 @@ fn inspect_qcow2(seen: &mut Inspection, head: &[u8], size: u64, label: &Format) 
     seen.qcow2 = Some(header);
 }
 
-/// Bit 0 of the features is `QED_F_BACKING_FILE` (QEMU `docs/interop/qed_spec.rst`); too short is as bad.
+/// Bit 0 of the features is `QED_F_BACKING_FILE` (QEMU `docs/interop/qed_spec.rst`). A truncated header counts as
+/// set.
 fn names_qed_backing(head: &[u8]) -> bool {
     head.get(16).is_none_or(|features| features & 1 != 0)
 }
 
-/// Weighs the label against the content.
+/// Compares the label with the content.
 fn compare_label(seen: &mut Inspection, size: u64, label: &Format) {
     if seen.format == *label {
         return;
@@ -185,7 +187,7 @@ fn compare_label(seen: &mut Inspection, size: u64, label: &Format) {
     };
     let text = format!("labelled {label}, but {content}");
     if *label == Format::Qcow2 {
-        // Joined to what was refused before: both are worth knowing.
+        // Joined to the earlier refusal, because both matter.
         seen.refusal = Some(match seen.refusal.take() {
             Some(earlier) => format!("{text}; {earlier}"),
             None => text,

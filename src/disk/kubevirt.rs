@@ -1,7 +1,7 @@
-//! Disks of an exported KubeVirt machine: a layer for each, named by an annotation.
+//! KubeVirt machine exports: one layer per disk, named by an annotation.
 //!
-//! Never takes the capacity of the claim, which is in the annotations too, for the size of the disk. The facts are those of
-//! KubeVirt's enhancement 256; the disk inside of a container image is in `container.rs`.
+//! The capacity of the claim, which is in the annotations too, is not the size of the disk. The rules are those of
+//! KubeVirt's enhancement 256. A disk inside a container image is handled in `container.rs`.
 
 use crate::oci::{Manifest, MediaType};
 
@@ -13,7 +13,7 @@ use super::{Detection, Format, Packing, PartOrder};
 const PREFIX: &str = "application/vnd.kubevirt.disk.";
 const NAME: &str = "io.kubevirt.disk.name";
 
-/// The format that a type names, and how the disk is stored.
+/// The format in a media type, and the encoding of the disk.
 fn disk_type(media_type: &MediaType) -> Option<(Format, Packing)> {
     let essence = media_type.essence();
     let kind = essence.strip_prefix(PREFIX)?;
@@ -35,7 +35,7 @@ pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
         let named = layer.annotations.get(NAME).filter(|name| !name.is_empty());
         let written = layer.title().unwrap_or_default();
         let titled = compressed::inner(written);
-        // Either may say it; what is not compressed after all is unpacked as itself.
+        // Either the title or the type may name a compression; uncompressed bytes are unpacked as themselves.
         let packing = if titled == written { labelled } else { Packing::Packed };
         let title = named.map_or(titled, String::as_str);
         candidates.push(Candidate { index, title, label, role: Role::Whole, packing });

@@ -1,9 +1,9 @@
-//! Disks of lume, in the three forms that its images have: chunks with offsets, splits numbered by a parameter of the media
-//! type, and LZ4 chunks as listed.
+//! lume disks in three forms: chunks with offsets, splits numbered by a parameter of the media type, and LZ4 chunks
+//! in manifest order.
 //!
-//! Never believes `+lzfse`: the layers with that label hold plain bytes. The facts are those of lume's
-//! `ImageContainerRegistry.swift` and of its published images, where splits are also labelled as tar archives. The config
-//! may be that of a container image, so the layers decide.
+//! The label `+lzfse` is ignored: such layers hold plain bytes. The rules are those of lume's
+//! `ImageContainerRegistry.swift` and of its published images, where splits are also labelled as tar archives. The
+//! config may be that of a container image, so the layers decide.
 
 use std::collections::BTreeMap;
 
@@ -22,16 +22,16 @@ const SIZE: &str = "org.trycua.lume.content.uncompressed-size";
 const CONTENT: &str = "org.trycua.lume.content.uncompressed-digest";
 const WHOLE_SIZE: &str = "org.trycua.lume.total-uncompressed-size";
 
-/// What lume calls the disk of a machine, which has one.
+/// The disk of a machine in lume; each machine has one.
 const NAME: &str = "disk.img";
 
-/// How a layer says that it is part of the disk.
+/// The form in which a layer is part of the disk.
 enum Form<'a> {
-    /// By its type, the rest by annotations.
+    /// By its type; the rest is in annotations.
     Chunk,
     /// By parameters of its type.
     Split { number: &'a str, total: Option<&'a str> },
-    /// By its type and by having no other name.
+    /// By its type, without a title of another file.
     Lz4,
 }
 
@@ -47,7 +47,7 @@ fn form(layer: &Descriptor) -> Option<Form<'_>> {
     (essence == LZ4 && !named).then_some(Form::Lz4)
 }
 
-/// A parameter of the media type. These have a dot in their names, which RFC 2045 allows.
+/// A parameter of the media type. Its name may contain a dot by RFC 2045.
 fn parameter<'a>(layer: &'a Descriptor, name: &str) -> Option<&'a str> {
     layer.media_type.as_written().split(';').skip(1).find_map(|parameter| {
         let (key, value) = parameter.split_once('=')?;
@@ -94,7 +94,7 @@ fn parts(manifest: &Manifest) -> Result<Vec<PartPlan>, String> {
     tile(manifest, chunks, Whole { chunks: chunks_claimed, size: number(&manifest.annotations, WHOLE_SIZE)? })
 }
 
-/// Chunks are gzip files; of the rest, what the label says, except for the one that is known to be wrong.
+/// Chunks are gzip files. Otherwise the label decides, except for the one that is known to be wrong.
 fn packing(layer: &Descriptor) -> Packing {
     let essence = layer.media_type.essence();
     match essence.rsplit_once('+') {

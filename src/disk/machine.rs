@@ -1,8 +1,8 @@
-//! Disks that podman's machines boot from: one layer, and an annotation that says for which hypervisor.
+//! podman machine disks: one layer, and an annotation that names the hypervisor.
 //!
-//! Never guesses more than podman itself does: the annotation names the format only where the layer has no title, because
-//! everything else is said by titles. The facts are those of podman-machine-os' `build.sh` and of podman's
-//! `pkg/machine/ocipull`. Podman reads the annotation from the index; whoever opens an entry of an index puts its
+//! The annotation gives the format only where the layer has no title, as in podman itself. The rules are those of
+//! podman-machine-os' `build.sh` and of podman's `pkg/machine/ocipull`. Podman reads the annotation from the index; a
+//! caller that opens an entry of an index appends its annotations to those of the manifest.
 //! annotations behind those of the manifest.
 
 use crate::oci::{Descriptor, Manifest};
@@ -13,11 +13,11 @@ use super::{Detection, Format, Packing, PartOrder};
 
 const DISK_TYPE: &str = "disktype";
 
-/// The format of the disks for each hypervisor. The one for WSL is an archive.
+/// The disk format of each hypervisor. The artifact for WSL is an archive.
 const FORMATS: [(&str, Format); 4] =
     [("qemu", Format::Qcow2), ("applehv", Format::Raw), ("libkrun", Format::Raw), ("hyperv", Format::Vhdx)];
 
-/// The only layer, when it has no title, and the format of the disk in it.
+/// The only layer, if it has no title, and the format of its disk.
 fn disk(manifest: &Manifest) -> Option<(usize, Format)> {
     let kind = manifest.annotations.get(DISK_TYPE)?;
     let (_, format) = FORMATS.iter().find(|(name, _)| name == kind)?;
@@ -33,7 +33,7 @@ pub(super) fn has_disk(manifest: &Manifest) -> bool {
     disk(manifest).is_some()
 }
 
-/// The disk. It is compressed; if it were not, its first bytes would say so.
+/// The disk, marked as compressed; the first bytes of an uncompressed one would show it.
 pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
     let candidate = disk(manifest).map(|(index, label)| Candidate {
         index,

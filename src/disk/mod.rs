@@ -1,10 +1,10 @@
-//! How an artifact packs a disk image: which layers are its parts and in which order, what the assembled bytes are, and
-//! whether a hypervisor may be given them.
+//! Disk images in artifacts: the layers of a disk and their order, the format of the assembled bytes, and whether a
+//! hypervisor may open them.
 //!
-//! Nothing here reads a blob, follows a name that stands in a disk header, or guesses: whatever is not certain becomes a
-//! [`Problem`] instead of a disk, because a disk with wrong bytes is worse than none. The idea: a manifest becomes plans
-//! (names, parts, sizes) by [`detect`], the first bytes of an assembled disk become a verdict by [`inspect`], and both
-//! become the text of `disk/info.json`, whose size is known before any blob byte is.
+//! This module reads no blob, follows no name in a disk header, and does not guess. An uncertain disk becomes a
+//! [`Problem`], because a disk with wrong bytes is worse than none. [`detect`] converts a manifest to plans (names,
+//! parts, sizes), and [`inspect`] converts the first bytes of an assembled disk to a verdict. Both go into
+//! `disk/info.json`, whose size is known before any blob byte.
 //!
 //! A packaging is one file and one arm of [`detect`].
 

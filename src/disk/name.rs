@@ -1,6 +1,6 @@
-//! The file names of disks in `disk/`.
+//! File names of disks in `disk/`.
 //!
-//! Never lets a title through that is more than one plain component.
+//! The last component of a title becomes a name only if it is plain and printable.
 
 use std::collections::BTreeSet;
 
@@ -8,16 +8,16 @@ use crate::oci::plain_path;
 
 use super::Format;
 
-/// The longest file name Linux has, in bytes.
+/// The longest file name of Linux, in bytes.
 const NAME_MAX: usize = 255;
 
-/// Gives out names, each once.
+/// Allocates unique names.
 #[derive(Default)]
 pub(super) struct Names(BTreeSet<String>);
 
 impl Names {
-    /// The name for a disk whose titles have this stem, without the directories that it is in; the warning says why it is
-    /// another one.
+    /// The name for a disk whose titles have this stem, without its directories. The warning states why another name
+    /// is used.
     pub(super) fn name(&mut self, stem: &str, format: &Format) -> (String, Option<String>) {
         let plain = plain_path(stem);
         let stem = plain.as_deref().map_or(stem, |plain| plain.rsplit('/').next().unwrap_or(plain));
@@ -40,7 +40,7 @@ impl Names {
     }
 }
 
-/// `name`, or `stem-2.ext` and so on: the first that is not taken, when at most `count` names are.
+/// The first unused of `name`, `stem-2.ext` and so on, when at most `count` names are used.
 pub(super) fn unused(name: &str, is_taken: impl Fn(&str) -> bool, count: usize) -> String {
     if !is_taken(name) {
         return name.to_owned();
@@ -66,7 +66,8 @@ fn with_extension(stem: &str, format: &Format) -> String {
     }
 }
 
-/// One component that prints. A control character would let a title write to the terminal of who lists it.
+/// Whether a name is one printable component. A control character would reach the terminal of a user listing the
+/// directory.
 fn is_plain(name: &str) -> bool {
     name.len() <= NAME_MAX
         && !name.starts_with('.')

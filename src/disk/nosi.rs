@@ -1,7 +1,7 @@
-//! Disks of nosi: one raw disk, compressed, beside its checksum, its build report and their like.
+//! nosi disks: one raw disk, compressed, beside files such as its checksum and build report.
 //!
-//! Never takes the archives that nosi publishes for containers, WSL or the network for disks. The facts are those of nosi's
-//! `oras-push.sh`: the type of the layer says disk, and its suffix says only by what it is compressed.
+//! The archives that nosi publishes for containers, WSL or the network are not disks. The rules are those of nosi's
+//! `oras-push.sh`: the type of the layer marks a disk, and its suffix only names the compression.
 
 use crate::oci::{Manifest, MediaType};
 
@@ -12,7 +12,7 @@ use super::{Detection, Format, Packing, PartOrder};
 
 const LAYER: &str = "application/vnd.nosi.disk-image.layer.v1";
 
-/// What a layer of the type holds.
+/// The encoding of a layer of the disk type; `None` for other types.
 fn packing(media_type: &MediaType) -> Option<Packing> {
     let essence = media_type.essence();
     match essence.strip_prefix(LAYER)? {

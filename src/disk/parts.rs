@@ -1,12 +1,11 @@
-//! The order of the parts of one disk, and whether all of them are there.
+//! Order and completeness of the parts of one disk.
 //!
-//! Never chooses between two orders and never bridges a gap. The idea: parts sort bytewise by title, as epoch does, and
-//! their numbers are only evidence: that none is missing, that none is there twice, and that the bytewise order is the
-//! one that the numbers mean.
+//! Contradicting orders and gaps are errors. Parts sort bytewise by title, as epoch does. Their numbers are only
+//! evidence that no part is missing or duplicated, and that the bytewise order is the numeric one.
 
 use super::PartOrder;
 
-/// One part: its title, its number as written, and its place in the manifest.
+/// One part: its title, its number as written, and its index in the manifest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part<'a> {
     pub(super) index: usize,
@@ -14,7 +13,7 @@ pub(super) struct Part<'a> {
     pub(super) number: &'a str,
 }
 
-/// How the parts of one disk are counted.
+/// The numbering of the parts of one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Radix {
     Decimal,
@@ -22,13 +21,13 @@ enum Radix {
     Letters,
 }
 
-/// The parts in order, and a warning if there is one; or why there is no disk.
+/// The parts in order, with an optional warning; or why there is no disk.
 pub(super) fn sequence(
     mut parts: Vec<Part<'_>>,
     order: PartOrder,
 ) -> Result<(Vec<usize>, Option<String>), String> {
     let radix = Radix::of(&parts)?;
-    // Stable sorts on manifest order: what is equal stays as the author listed it.
+    // Stable sorts on manifest order: parts with equal keys stay in the author's order.
     parts.sort_by_key(|part| part.index);
     let listed = indices(&parts);
     parts.sort_by_key(|part| radix.value(part.number));
@@ -56,7 +55,7 @@ fn indices(parts: &[Part<'_>]) -> Vec<usize> {
     parts.iter().map(|part| part.index).collect()
 }
 
-/// Whether the numbers of `parts` (sorted by them) are all of a sequence from its start.
+/// Checks that the numbers of `parts`, sorted by them, are a complete sequence from its start.
 fn check(parts: &[Part<'_>], radix: Radix) -> Result<Option<String>, String> {
     let Some(first) = parts.first() else { return Ok(None) };
     let start = radix.value(first.number);
@@ -101,7 +100,7 @@ impl Radix {
         }
     }
 
-    /// The number that the text writes; texts that are too long to be numbers do not come here, and would saturate.
+    /// The value of a number. A text too long for a number is rejected earlier, and would saturate here.
     fn value(self, text: &str) -> u128 {
         let digits = self.digits();
         text.bytes().fold(0u128, |value, byte| {
@@ -110,8 +109,8 @@ impl Radix {
         })
     }
 
-    /// What GNU split writes after `text` when it runs out of numbers and widens: 89 and then 9000, 9899 and then 990000,
-    /// yz and then zaaa. The leading highest digits keep the bytewise order.
+    /// The number that GNU split writes after `text` when it runs out of numbers and widens: 89 and then 9000, 9899
+    /// and then 990000, yz and then zaaa. The leading highest digits keep the bytewise order.
     fn widened(self, text: &str) -> Option<String> {
         let digits = self.digits();
         let [lowest, .., before, highest] = *digits else { return None };

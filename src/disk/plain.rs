@@ -1,8 +1,8 @@
-//! Disks in artifacts of no special type: what `oras push` makes of `disk.qcow2`, or of its pieces.
+//! Disks in artifacts without a special type: `disk.qcow2` or its pieces, as `oras push` publishes them.
 //!
-//! Never looks into container images, charts or signatures, and never takes an archive for a disk. The idea: there is
-//! hardly more than the title, so only a title that ends in a disk's extension counts, one of `split`'s suffixes or the
-//! extension of a compression behind it, or one of the few media types that name a format.
+//! Container images, charts, signatures and archives are excluded. Such an artifact has hardly more than titles. So a
+//! layer counts only if its title ends in a disk's extension, or if its media type is one of the few that name a
+//! format. A suffix of `split` or the extension of a compression may follow the disk's extension.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ use super::parts::{Part, sequence};
 use super::title::{Role, is_disk_name, read};
 use super::{Detection, Format, Packing, PartOrder};
 
-/// The longest command that is advised: what a person can read.
+/// The longest command in a message, so that a user can read it.
 const MAX_COMMAND_BYTES: usize = 16 * 1024;
 
-/// Types of artifacts and layers that are never disks, whatever they are called.
+/// Artifact and layer types that are not disks, whatever the title.
 const NEVER: [&str; 14] = [
     "application/vnd.cncf.helm.",
     "application/vnd.dev.cosign.",
@@ -37,11 +37,11 @@ const NEVER: [&str; 14] = [
     "application/vnd.nosi.metadata.",
 ];
 
-/// What lies beside a disk and is none, whatever its name is without this (the list of withcache's choice of a layer).
+/// Extensions of files beside a disk that are not disks themselves (the list of withcache's choice of a layer).
 const SIDECARS: [&str; 9] = [".sha256", ".sha512", ".sig", ".asc", ".pem", ".cert", ".sbom", ".att", ".json"];
 
-/// Media types that name a format, without the suffix of a compression: those of freedesktop.org's shared-mime-info, and
-/// what bootc's disks are pushed with.
+/// Media types that name a format, without the suffix of a compression: those of freedesktop.org's shared-mime-info,
+/// and those of bootc's disks.
 const TYPES: [(&str, Format); 10] = [
     ("application/x-qemu-disk", Format::Qcow2),
     ("application/x-qemu-qcow2", Format::Qcow2),
@@ -57,7 +57,7 @@ const TYPES: [(&str, Format); 10] = [
 
 /// The disks among the layers.
 pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
-    // The empty config of image-spec 1.1 is no kind.
+    // The empty config of image-spec 1.1 does not declare a kind.
     let kind = manifest.kind().filter(|kind| !kind.is_empty_descriptor());
     if kind.is_some_and(is_never) {
         return Detection::default();
@@ -104,8 +104,8 @@ fn is_sidecar(title: &str) -> bool {
     SIDECARS.iter().any(|extension| lower.ends_with(extension))
 }
 
-/// The format that title and type claim for the disk. Of a title, the extension counts; a type says more than `.img` does,
-/// which people call disks of any format.
+/// The format that title and type claim for the disk. In a title the extension counts. A type is more specific than
+/// `.img`, which is used for disks of any format.
 fn label(title: &str, layer: &Descriptor) -> Option<Format> {
     let titled = titled(title);
     let typed = typed(&layer.media_type);
@@ -120,14 +120,14 @@ fn typed(media_type: &MediaType) -> Option<Format> {
     let essence = media_type.essence();
     let base = essence.split('+').next().unwrap_or_default();
     let known = TYPES.iter().find(|(known, _)| *known == base).map(|(_, format)| format.clone());
-    // The words of a model's types are those of disks, and mean another thing.
+    // Media types of models use the words of disk types with another meaning.
     let is_model = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
     let is_model = is_model.iter().any(|start| essence.starts_with(start));
     known.or_else(|| Format::by_extension(&format!("x.{}", media_type.disk_format().filter(|_| !is_model)?)))
 }
 
-/// The format that the title claims. A part that only `.part` marks is more likely a broken download, and the file that a
-/// kernel unpacks at its start is called `.img`, too.
+/// The format that the title claims. A part marked only by `.part` is more likely a broken download. Also, `.img` may
+/// be the initramfs of a kernel.
 fn titled(title: &str) -> Option<Format> {
     let reading = read(title, Role::Unlabelled);
     if reading.number.is_none() && reading.stem.len() < title.len() {
@@ -140,26 +140,26 @@ fn titled(title: &str) -> Option<Format> {
     Format::by_extension(reading.stem)
 }
 
-/// Disks that are not presented because of how they are packed.
+/// Disks that are not presented because of their packing.
 #[derive(Default)]
 struct Absent<'a> {
-    /// Archives of disks: the title and the kind of archive.
+    /// Archived disks: the title and the kind of archive.
     archived: Vec<(&'a str, &'static str)>,
-    /// Disks that were compressed and cut up then: the compression and the pieces.
+    /// Disks that were compressed and then split: the compression and the pieces.
     cut: BTreeMap<&'a str, (&'static Compression, Vec<Piece<'a>>)>,
 }
 
 /// A piece of a compressed disk.
 struct Piece<'a> {
-    /// Its place in the manifest.
+    /// Its index in the manifest.
     index: usize,
     title: &'a str,
     /// The number behind the title, as written.
     number: String,
 }
 
-/// The command that joins the files of `pieces` and unpacks them; `None` where a file has another name than its title or one that
-/// does not print, where the order is in doubt, and where the command is too long to be read.
+/// The command that joins the files of `pieces` and unpacks them. `None` if a file name differs from its title or is
+/// not printable, if the order is in doubt, or if the command is too long to be read.
 fn joining(pieces: &[Piece<'_>], order: PartOrder, unpack: &str) -> Option<String> {
     let plain = |title: &str| plain_path(title).is_ok_and(|plain| plain == title);
     let parts =
@@ -177,10 +177,10 @@ fn joining(pieces: &[Piece<'_>], order: PartOrder, unpack: &str) -> Option<Strin
 }
 
 impl<'a> Absent<'a> {
-    /// Takes a title that is one of the pieces of a compressed disk.
+    /// Takes a title that is a piece of a compressed disk.
     fn takes(&mut self, index: usize, title: &'a str) -> bool {
         let Some((compression, disk, tail)) = compressed::cut_behind(title) else { return false };
-        // As if it had been cut up without being compressed: the rules for numbers are the same.
+        // Read as if the disk had been split uncompressed: the rules for numbers are the same.
         let plain = format!("{disk}{tail}");
         let reading = read(&plain, Role::Unlabelled);
         let is_piece = reading.number.is_some() && reading.stem == disk && is_disk_name(disk);
@@ -220,7 +220,7 @@ impl<'a> Absent<'a> {
     }
 }
 
-/// `disk.qcow2.ab` without `disk.qcow2.aa` is not the work of `split`: two letters are an extension, too.
+/// `disk.qcow2.ab` without `disk.qcow2.aa` does not come from `split`: two letters may be an extension.
 fn drop_words(candidates: &mut Vec<Candidate<'_>>) {
     let letters =
         |title| read(title, Role::Unlabelled).number.filter(|n| n.bytes().all(|b| b.is_ascii_lowercase()));

@@ -1,8 +1,8 @@
-//! Disks of tart: chunks of at most 512 MiB, each an Apple LZ4 stream of its own, in the order of the manifest.
+//! tart disks: chunks of at most 512 MiB, each an Apple LZ4 stream of its own, in manifest order.
 //!
-//! Never presents the older `disk.v1`, whose layers are pieces of one stream. The facts are those of tart's
-//! `OCI/Manifest.swift` and `OCI/Layerizer/DiskV2.swift`: every chunk says how many bytes it unpacks to and what they hash
-//! to. The config is the stub of a container image, so the types of the layers decide.
+//! The older `disk.v1` is not presented, because its layers are pieces of one stream. The rules are those of tart's
+//! `OCI/Manifest.swift` and `OCI/Layerizer/DiskV2.swift`: every chunk states the size and digest of its unpacked
+//! bytes. The config is the stub of a container image, so the types of the layers decide.
 
 use crate::oci::Manifest;
 
@@ -16,7 +16,7 @@ const SIZE: &str = "org.cirruslabs.tart.uncompressed-size";
 const CONTENT: &str = "org.cirruslabs.tart.uncompressed-content-digest";
 const WHOLE_SIZE: &str = "org.cirruslabs.tart.uncompressed-disk-size";
 
-/// What tart calls the disk of a machine, which has one.
+/// The disk of a machine in tart; each machine has one.
 const NAME: &str = "disk.raw";
 
 fn layers<'a>(manifest: &'a Manifest, kind: &'a str) -> impl Iterator<Item = usize> + 'a {

@@ -1,43 +1,43 @@
-//! What the title of a layer says about the disk it belongs to: `win.qcow2.07.qcow2.part` is part 07 of `win.qcow2`.
+//! Titles of layers that are parts of a disk: `win.qcow2.07.qcow2.part` is part 07 of `win.qcow2`.
 //!
-//! Never decides alone where a title can be read in two ways: `ubuntu-22.04.qcow2.part` may be a whole disk or part 04 of
-//! `ubuntu-22`. Such a number is not `sure`, and counts only when another layer has the same stem.
+//! An ambiguous title is not decided alone: `ubuntu-22.04.qcow2.part` may be a whole disk or part 04 of `ubuntu-22`.
+//! Such a number is not `sure`, and counts only if another layer has the same stem.
 
 use super::Format;
 
-/// Who says that the layer is a part.
+/// The evidence that a layer is a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Its media type: a part.
+    /// Its media type marks a part.
     Part,
-    /// Its media type: a whole disk.
+    /// Its media type marks a whole disk.
     Whole,
-    /// Nobody; there is only the title.
+    /// No media type; only the title.
     Unlabelled,
 }
 
-/// A title, read.
+/// A parsed title.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reading<'a> {
-    /// The name of the disk, perhaps without extension.
+    /// The name of the disk, possibly without extension.
     pub(super) stem: &'a str,
-    /// The number as it is written: decimal, hexadecimal, or letters as `split` counts.
+    /// The number as written: decimal, hexadecimal, or letters as in `split`; `None` without one.
     pub(super) number: Option<&'a str>,
-    /// Whether the number can be nothing else.
+    /// Whether the number has no other reading.
     pub(super) sure: bool,
-    /// The name of the disk if the number is none.
+    /// The name of the disk if the number is not one.
     pub(super) whole: &'a str,
 }
 
-/// Longest number that is one: 18 letters fit a `u128`.
+/// Maximum characters of a number: 18 letters fit a `u128`.
 const MAX_NUMBER: usize = 18;
 
-/// What follows a whole disk's name and is no number of a part, although it looks like the letters of `split`. Where
-/// something else says that the layer is a part, it is a number all the same: `gz` is the 182nd suffix.
+/// Suffixes of whole disks that look like the letters of `split` and are not numbers. For a layer that is known to be
+/// a part they are numbers: `gz` is the 182nd suffix.
 const SIDECARS: [&str; 14] =
     ["gz", "xz", "zst", "lz", "zip", "sig", "asc", "pem", "crt", "att", "txt", "log", "md", "sum"];
 
-/// Reads a title.
+/// Parses a title.
 pub(super) fn read(title: &str, role: Role) -> Reading<'_> {
     let marked = title.strip_suffix(".part");
     let body = marked.unwrap_or(title);
@@ -89,7 +89,7 @@ fn part_tail(name: &str) -> Option<(&str, &str)> {
     (!stem.is_empty() && is_number(digits)).then_some((stem, digits))
 }
 
-/// Digits, or what `split` makes: two hexadecimal digits or letters or more.
+/// Whether a text is a number: digits, or a suffix of `split` of two or more hexadecimal digits or letters.
 fn is_number(text: &str) -> bool {
     if text.is_empty() || text.len() > MAX_NUMBER {
         return false;

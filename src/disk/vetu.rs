@@ -1,7 +1,7 @@
-//! Disks of vetu: several, each named by an annotation and cut into LZ4 frames in the order of the manifest.
+//! vetu disks: several, each named by an annotation and cut into LZ4 frames in manifest order.
 //!
-//! Never joins layers of two names. The facts are those of vetu's `internal/oci` packages: the kernel and the initramfs have
-//! types of their own and are no disks.
+//! Only layers of one name are joined. The rules are those of vetu's `internal/oci` packages: the kernel and the
+//! initramfs have types of their own and are not disks.
 
 use crate::oci::Manifest;
 
@@ -14,7 +14,7 @@ const NAME: &str = "org.cirruslabs.vetu.name";
 const SIZE: &str = "org.cirruslabs.vetu.uncompressed-size";
 const CONTENT: &str = "org.cirruslabs.vetu.uncompressed-digest";
 
-/// The layers that are parts of disks: the name and the number of each.
+/// The layers that are parts of disks: the name and the index of each.
 fn layers(manifest: &Manifest) -> impl Iterator<Item = (&str, usize)> {
     let layers = manifest.layers.iter().enumerate();
     let disks = layers.filter(|(_, layer)| layer.media_type.essence() == DISK);
@@ -26,7 +26,7 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
     layers(manifest).next().is_some()
 }
 
-/// The disks, in the order in which the manifest names them first.
+/// The disks, in the order of their first layers.
 pub(super) fn detect(manifest: &Manifest) -> Detection {
     let mut disks: Vec<(&str, Vec<usize>)> = Vec::new();
     let mut places = std::collections::BTreeMap::new();

@@ -1,7 +1,7 @@
-//! The little of VMDK that must be known before a disk is given out: whether it names other files.
+//! VMDK safety check: finds references to other files.
 //!
-//! Never opens an extent. The idea: only a self-contained sparse extent is harmless; a descriptor that names extents or
-//! a parent makes a hypervisor open files of its host.
+//! Opens no extent. Only a self-contained sparse extent is harmless; a descriptor that names extents or a parent
+//! makes a hypervisor open files of its host.
 
 use super::DiskError;
 
@@ -9,7 +9,7 @@ const SECTOR: u64 = 512;
 /// Kinds whose only extent is the file itself (VMware "Virtual Disk Format 5.0", "The Extent Description").
 const SELF_CONTAINED: [&str; 2] = ["monolithicSparse", "streamOptimized"];
 
-/// Whether a hypervisor that probes would take `head` for a VMDK: a sparse extent, or a text descriptor, which starts
+/// Whether a probing hypervisor would take `head` for a VMDK: a sparse extent, or a text descriptor, which starts
 /// with its version after any number of comments and blank lines (the probe of QEMU `block/vmdk.c`).
 pub(super) fn probe(head: &[u8]) -> bool {
     if head.starts_with(b"KDMV") || head.starts_with(b"COWD") || head.starts_with(b"# Disk DescriptorFile") {
@@ -21,7 +21,7 @@ pub(super) fn probe(head: &[u8]) -> bool {
         .is_some_and(|line| [&b"version=1"[..], b"version=2", b"version=3"].contains(&line))
 }
 
-/// Which other files the disk makes a hypervisor open, in words; `None` when there are none.
+/// The other files that a hypervisor would open for the disk, in words; `None` when there are none.
 pub(super) fn references(head: &[u8]) -> Result<Option<String>, DiskError> {
     let malformed = |reason: String| DiskError::Malformed { format: "vmdk", reason };
     if head.starts_with(b"COWD") {

@@ -1,7 +1,8 @@
-//! Templates of vmlab: a qcow2 cut into chunks of one size, each a zstd file of its own.
+//! vmlab templates: a qcow2 cut into chunks of one size, each a zstd file of its own.
 //!
-//! Never uses the digest of the whole disk, which only a reader of all of it could compare. The facts are those of vmlab's
-//! description of its artifacts: the manifest says count and size, each layer its number and how many bytes it unpacks to.
+//! The digest of the whole disk is not used, because only a reader of all bytes could compare it. The rules are those
+//! of vmlab's description of its artifacts: the manifest has the number of chunks and the total size, each layer its
+//! index and unpacked size.
 
 use crate::oci::Manifest;
 

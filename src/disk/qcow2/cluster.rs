@@ -1,7 +1,8 @@
-//! Compressed clusters: each is a stream of its own that fills one cluster.
+//! Compressed qcow2 clusters: each is a stream of its own that fills one cluster.
 //!
-//! Never gives less or more than a cluster, and never takes memory by what a stream claims. The idea: as in QEMU a stream
-//! is good when it fills its cluster, because its length is only known in sectors and what follows it there is not its own.
+//! The output is exactly one cluster, and memory does not depend on sizes in the stream. As in QEMU a stream is valid
+//! when it fills its cluster, because its length is known only in sectors, and the bytes behind it belong to other
+//! streams.
 
 use bytes::Bytes;
 use flate2::{Decompress, FlushDecompress};
@@ -9,14 +10,14 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer
 
 use crate::io::{Fault, ReadError, compute};
 
-/// The largest window of a zstd frame, as a power of two: what the format asks every decoder to support. A frame of one
-/// cluster needs no more than its 2 MiB.
+/// The largest window of a zstd frame, as a power of two: the one that the format asks every decoder to support. A
+/// frame of one cluster needs no more than the cluster's 2 MiB.
 const WINDOW_LOG: u32 = 23;
 
-/// A cluster of more bytes is decompressed on a thread that may be held: inflating this takes some 50 microseconds.
+/// A larger cluster is decompressed on a blocking thread: inflating this size takes some 50 microseconds.
 const LARGE: usize = 16 * 1024;
 
-/// How clusters are compressed: one way for the whole image.
+/// The compression of clusters, the same for the whole image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compression {
     /// Raw deflate, without the wrapper of zlib.
@@ -25,7 +26,7 @@ pub(super) enum Compression {
     Zstd,
 }
 
-/// The `size` bytes that `stored` holds, from a thread on which it may take its time.
+/// Decompresses `stored` to `size` bytes, on a blocking thread if that is large.
 pub(super) async fn decode_async(
     compression: Compression,
     stored: Bytes,
@@ -37,7 +38,7 @@ pub(super) async fn decode_async(
     compute(move || decode(compression, &stored, size)).await
 }
 
-/// The `size` bytes that `stored` holds.
+/// Decompresses `stored` to `size` bytes.
 pub(super) fn decode(compression: Compression, stored: &[u8], size: usize) -> Result<Bytes, ReadError> {
     let mut plain = vec![0; size];
     let filled = match compression {
@@ -53,15 +54,15 @@ pub(super) fn decode(compression: Compression, stored: &[u8], size: usize) -> Re
     }
 }
 
-/// Fills `plain`, or says that `stored` does not.
+/// Fills `plain`; `None` if `stored` does not.
 fn inflate(stored: &[u8], plain: &mut [u8]) -> Option<()> {
     let mut inflater = Decompress::new(false);
-    // One call does it: everything that there is to read is there, and so is the room for all that may come.
+    // One call is enough: the input is complete, and the output has its full size.
     inflater.decompress(stored, plain, FlushDecompress::Finish).ok()?;
     (inflater.total_out() == plain.len() as u64).then_some(())
 }
 
-/// Fills `plain`, or says that `stored` does not.
+/// Fills `plain`; `None` if `stored` does not.
 fn unzstd(stored: &[u8], plain: &mut [u8]) -> Option<()> {
     let mut decoder = Decoder::new().ok()?;
     decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG)).ok()?;
@@ -74,7 +75,7 @@ fn unzstd(stored: &[u8], plain: &mut [u8]) -> Option<()> {
             return None;
         }
     }
-    // A frame that has not ended would give more than a cluster.
+    // A frame that has not ended would yield more than a cluster.
     (wanted == 0).then_some(())
 }
 

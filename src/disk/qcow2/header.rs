@@ -1,7 +1,7 @@
-//! The header of a qcow2 image, from its first bytes alone.
+//! Parser of the qcow2 header, from the first bytes of an image.
 //!
-//! Never follows a name or an offset out of the given bytes. The rules are those of QEMU `docs/interop/qcow2.txt`, and a
-//! header that cannot be checked completely is malformed: whoever opens the image next may read more of it than we do.
+//! Follows no name, and no offset outside the given bytes. The rules are those of QEMU `docs/interop/qcow2.txt`. A
+//! header that cannot be checked completely is malformed: the next program that opens the image may read more of it.
 
 use crate::disk::DiskError;
 use crate::io::ByteRange;
@@ -16,42 +16,42 @@ pub(in crate::disk) const DATA_FILE: u64 = 1 << 2;
 const COMPRESSION: u64 = 1 << 3;
 /// `incompatible_features`: L2 entries have subclusters.
 const EXTENDED_L2: u64 = 1 << 4;
-/// All that are known.
+/// All known bits.
 pub(in crate::disk) const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
 
-/// Header extension that names the external data file ("DATA").
+/// Header extension with the name of the external data file ("DATA").
 const DATA_FILE_NAME: u32 = 0x4441_5441;
 /// The longest backing file name ("Must not be longer than 1023 bytes").
 const MAX_BACKING: u32 = 1023;
-/// The bytes of an L1 table that QEMU reads at most (`QCOW_MAX_L1_SIZE`).
+/// The largest L1 table that QEMU reads, in bytes (`QCOW_MAX_L1_SIZE`).
 const MAX_L1_BYTES: u64 = 32 * 1024 * 1024;
-/// The snapshots that QEMU reads at most (`QCOW_MAX_SNAPSHOTS`).
+/// The maximum number of snapshots that QEMU reads (`QCOW_MAX_SNAPSHOTS`).
 const MAX_SNAPSHOTS: u32 = 65536;
 
-/// What a qcow2 header says.
+/// A parsed qcow2 header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Qcow2Header {
-    /// 2 or 3.
+    /// Version, 2 or 3.
     pub version: u32,
-    /// Bytes that a guest sees.
+    /// Size of the virtual disk, in bytes.
     pub virtual_size: u64,
     /// A cluster has `1 << cluster_bits` bytes. Invariant: `9..=21`.
     pub cluster_bits: u32,
-    /// The name of the backing file, when there is one.
+    /// The name of the backing file; `None` without one.
     pub backing_file: Option<Vec<u8>>,
-    /// The name of the external data file, when there is one.
+    /// The name of the external data file; `None` without one.
     pub data_file: Option<Vec<u8>>,
-    /// The feature bits that a reader must know; 0 in version 2.
+    /// Incompatible feature bits; 0 in version 2.
     pub incompatible: u64,
     /// 0 none, 1 AES, 2 LUKS.
     pub crypt_method: u32,
-    /// How many internal snapshots.
+    /// The number of internal snapshots.
     pub snapshots: u32,
     /// 0 zlib, 1 zstd.
     pub compression_type: u8,
     /// Whether L2 entries have subclusters.
     pub extended_l2: bool,
-    /// Where the L1 table of the active state is in the file: whole entries of 8 bytes, enough for the virtual size.
+    /// The L1 table of the active state in the file: whole entries of 8 bytes, enough for the virtual size.
     pub l1: ByteRange,
 }
 
@@ -115,10 +115,10 @@ impl Qcow2Header {
         self.backing_file.is_some() || self.data_file.is_some() || self.incompatible & DATA_FILE != 0
     }
 
-    /// Whether the disk in the image can be presented as a raw one, or why not, for people.
+    /// Checks that the disk in the image can be presented as a raw one; the error is for users.
     ///
-    /// Stale refcounts (the dirty bit) and internal snapshots are no reason: neither is looked at by who only reads the
-    /// active state.
+    /// Stale refcounts (the dirty bit) and internal snapshots do not matter: a reader of the active state uses
+    /// neither.
     pub fn raw_reason(&self) -> Result<(), String> {
         let reason = match self {
             _ if self.backing_file.is_some() => "a part of its data is in a backing file".into(),
@@ -150,7 +150,7 @@ fn malformed(reason: String) -> DiskError {
     DiskError::Malformed { format: "qcow2", reason }
 }
 
-/// The first bytes; every access is checked.
+/// The first bytes; every access is bounds-checked.
 struct Head<'a>(&'a [u8]);
 
 impl<'a> Head<'a> {
@@ -172,7 +172,7 @@ impl<'a> Head<'a> {
         Ok(u64::from(self.u32(at)?) << 32 | u64::from(self.u32(at + 4)?))
     }
 
-    /// The L1 table must lie in the file and be large enough for the disk.
+    /// Checks that the L1 table lies in the file and is large enough for the disk.
     fn check_l1(
         &self,
         size: u64,
@@ -203,7 +203,7 @@ impl<'a> Head<'a> {
         Ok(ByteRange::at(offset, bytes))
     }
 
-    /// The backing file's name, and where the header extensions end at the latest.
+    /// The backing file's name, and an upper bound for the end of the header extensions.
     fn backing_file(&self, cluster: u64) -> Result<(Option<Vec<u8>>, u64), DiskError> {
         let (offset, len) = (self.u64(8)?, self.u32(16)?);
         if offset == 0 {
@@ -221,7 +221,7 @@ impl<'a> Head<'a> {
     /// The content of the header extension `wanted` in `at..end`: a chain of type, length and padded content.
     fn extension(&self, wanted: u32, at: u64, end: u64, size: u64) -> Result<Option<Vec<u8>>, DiskError> {
         let mut at = at;
-        // A file that ends inside its first cluster ends the chain, too: QEMU reads zeros there, which is the end type.
+        // A file that ends inside its first cluster ends the chain, too: QEMU reads zeros there, the end type.
         while at < end.min(size) {
             let kind = self.u32(at)?;
             if kind == 0 {

@@ -1,7 +1,7 @@
-//! Pieces of bytes that are kept while they are used: tables, and clusters that were decompressed.
+//! LRU cache of qcow2 tables and decompressed clusters.
 //!
-//! Never holds more than it was made for, and never makes a piece twice at once: who comes second waits for the first. The
-//! idea: the lock is held only to find a piece's cell, the cell is filled outside of it.
+//! Bounded in size. A piece is produced once at a time: a second reader waits for the first. The lock is held only to
+//! find the cell of a piece; the cell is filled outside the lock.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,14 +10,14 @@ use bytes::Bytes;
 use lru::LruCache;
 use tokio::sync::OnceCell;
 
-/// The place of one piece; empty until somebody made it.
+/// The slot of one piece; empty until it is produced.
 pub(super) type Cell = Arc<OnceCell<Bytes>>;
 
-/// The pieces that were used last, by a number that names them.
+/// The most recently used pieces, by key.
 pub(super) struct Kept(Mutex<LruCache<u64, Cell>>);
 
 impl Kept {
-    /// Keeps as many pieces of `each` bytes as fit into `bytes`, and at least `least`.
+    /// A cache for as many pieces of `each` bytes as fit into `bytes`, and at least `least`.
     pub(super) fn new(bytes: usize, each: usize, least: NonZeroUsize) -> Self {
         let count = NonZeroUsize::new(bytes / each.max(1)).map_or(least, |count| count.max(least));
         Self(Mutex::new(LruCache::new(count)))

@@ -1,24 +1,23 @@
-//! What of a disk is allocated, for whoever asks for its holes.
+//! Allocation map of a qcow2 disk, for SEEK_DATA and SEEK_HOLE.
 //!
-//! Never calls bytes a hole that may be something else: an entry that cannot be understood counts as data, and so does
-//! what lies past the limits here. The idea: all tables are read once and become a short list of runs, so that a question
-//! is one search in memory.
+//! Bytes that may be data are not reported as a hole: an invalid entry counts as data, and so does all beyond the
+//! limits below. All tables are read once and become a short list of runs, so that a query is one search in memory.
 
 use futures_util::{StreamExt as _, stream};
 
 use super::tables::{Geometry, Place, number};
 use crate::io::{ByteRange, ReadError, Shared, compute, read_vec};
 
-/// How many bytes of L2 tables are looked at: with clusters of 64 KiB those of 512 GiB of data. In a sound image no two
-/// entries name one table, so the size of the file is a limit, too.
+/// Bytes of L2 tables that are read at most: with clusters of 64 KiB those of 512 GiB of data. In a sound image no
+/// two entries name one table, so the size of the file is a limit, too.
 const MAX_TABLES: u64 = 64 << 20;
-/// How many runs are kept, of 16 bytes each.
+/// Runs that are stored at most, of 16 bytes each.
 const MAX_RUNS: usize = 1 << 19;
-/// L1 entries that are read at once.
+/// L1 entries per read.
 const L1_ENTRIES: u64 = 8192;
-/// L2 tables that are read at once: they lie apart in the file, and each costs a round trip.
+/// L2 tables that are read concurrently: they are scattered over the file, and each costs a round trip.
 const AT_ONCE: usize = 8;
-/// A larger table is looked through on a thread that may be held.
+/// A larger table is scanned on a blocking thread.
 const LARGE: u64 = 64 * 1024;
 
 /// The allocated runs of a disk.
@@ -26,12 +25,12 @@ const LARGE: u64 = 64 * 1024;
 pub(super) struct Map {
     /// Invariant: ascending, not empty, and not touching.
     runs: Vec<ByteRange>,
-    /// The bytes that were found allocated. Invariant: at most what the runs hold.
+    /// The allocated bytes that were found. Invariant: at most those of the runs.
     bytes: u64,
 }
 
 impl Map {
-    /// Reads the tables of an image. Fails only when they cannot be read, not by what they say.
+    /// Reads the tables of an image. Fails only on a read error, not on invalid entries.
     pub(super) async fn read(file: &Shared, geometry: Geometry) -> Result<Self, ReadError> {
         let mut map = Self::default();
         let mut budget = MAX_TABLES.min(file.size());
@@ -68,13 +67,13 @@ impl Map {
         Ok(map)
     }
 
-    /// Adds a run behind all others.
+    /// Appends a run.
     fn add(&mut self, run: ByteRange) {
         self.bytes += run.len();
         push(&mut self.runs, run, MAX_RUNS);
     }
 
-    /// The bytes that were found allocated.
+    /// The allocated bytes that were found.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -89,13 +88,13 @@ impl Map {
         self.at_or_after(offset).filter(|run| run.start <= offset).map_or(offset, |run| run.end)
     }
 
-    /// The run that holds `offset`, or the next one.
+    /// The run that contains `offset`, or the next one.
     fn at_or_after(&self, offset: u64) -> Option<&ByteRange> {
         self.runs.get(self.runs.partition_point(|run| run.end <= offset))
     }
 }
 
-/// Adds a run behind all others; one that would be more than `most` becomes a part of the last, with what lies between.
+/// Appends a run. Beyond `most` runs it extends the last one, including the gap between.
 fn push(runs: &mut Vec<ByteRange>, run: ByteRange, most: usize) {
     let full = runs.len() >= most;
     match runs.last_mut() {
@@ -104,7 +103,7 @@ fn push(runs: &mut Vec<ByteRange>, run: ByteRange, most: usize) {
     }
 }
 
-/// The runs of `covered` that its L2 table has allocated.
+/// The runs of `covered` that its L2 table marks as allocated.
 fn allocated(geometry: &Geometry, covered: ByteRange, table: &[u8]) -> Vec<ByteRange> {
     let mut runs = Vec::new();
     let mut at = covered.start;

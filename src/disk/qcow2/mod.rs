@@ -1,8 +1,8 @@
-//! qcow2: what the header of an image says, and the disk inside of the image as raw bytes.
+//! qcow2 images: the header, and the disk inside as raw bytes.
 //!
-//! Never opens a file, never writes, and never looks at refcounts or at the states that internal snapshots keep. The idea:
-//! a raw byte is found by two table look-ups, so a reader of the image needs a few entries of its tables and the clusters
-//! that hold what was asked for; what nobody wrote costs nothing.
+//! Read-only; opens no other file, and ignores refcounts and internal snapshots. A raw byte is found by two table
+//! lookups. So a reader needs a few table entries and the clusters of the requested bytes; unallocated bytes cost
+//! nothing.
 
 mod cluster;
 mod header;

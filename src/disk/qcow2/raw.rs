@@ -1,8 +1,8 @@
-//! The disk inside of a qcow2 image, as raw bytes.
+//! Raw view of the disk in a qcow2 image.
 //!
-//! Never reads outside of the image, never fails for more than the bytes whose entries are wrong, and never waits for
-//! tables that a read does not need. The idea: a read becomes a list of runs (zeros, bytes of the file, compressed
-//! clusters) by look-ups in pages of tables that are kept, and then each run is one read of the file.
+//! Reads only inside the image, fails only for the bytes with invalid entries, and waits only for the tables of the
+//! requested range. Lookups in cached pages of tables convert a read to a list of runs (zeros, bytes of the file,
+//! compressed clusters). Each run is then one read of the file.
 
 use std::num::NonZeroUsize;
 
@@ -17,39 +17,40 @@ use super::map::Map;
 use super::tables::{Geometry, Packed, Place, number};
 use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified, check_bounds};
 
-/// Bytes of tables that are read at once: the tables of an image with large clusters are larger than anybody needs.
+/// Bytes of tables per read: an image with large clusters has larger tables than a reader needs.
 const PAGE: u64 = 64 * 1024;
-/// Bytes of tables that are kept: with clusters of 64 KiB those of 32 GiB.
+/// Bytes of tables in the cache: with clusters of 64 KiB those of 32 GiB.
 const TABLES: usize = 4 << 20;
-/// At least so many pages are kept: a look-up needs one of the L1 table and one of an L2 table, for each of some readers.
+/// Minimum number of cached pages: a lookup needs one of the L1 table and one of an L2 table, for each of some
+/// readers.
 const LEAST_PAGES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
-/// Bytes of decompressed clusters that are kept.
+/// Bytes of decompressed clusters in the cache.
 const PLAIN: usize = 8 << 20;
-/// At least so many decompressed clusters are kept.
+/// Minimum number of cached decompressed clusters.
 const LEAST_PLAIN: NonZeroUsize = NonZeroUsize::new(4).unwrap();
-/// Bytes that are planned at once, so that a large read of small clusters makes no long list.
+/// Bytes that are planned at once, which bounds the list of runs for a large read of small clusters.
 const WINDOW: usize = 4 << 20;
-/// Compressed bytes that are read at once.
+/// Compressed bytes per read.
 const JOINED: u64 = 1 << 20;
-/// Runs of a window that are read at the same time.
+/// Runs of a window that are read concurrently.
 const AT_ONCE: usize = 4;
-/// Bytes that are decompressed on the thread of a caller who does not wait: some 300 microseconds.
+/// Bytes that are decompressed on the thread of a reader that does not wait: some 300 microseconds.
 const INLINE: u64 = 128 * 1024;
 
-/// Whether a reader waits.
+/// Whether a reader may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// For whatever is needed.
+    /// Waits for all data that it needs.
     Waiting,
-    /// For nothing: what is not at hand stops it.
+    /// Stops at data that is not in memory.
     Ready,
 }
 
-/// Why a reader stopped.
+/// Why a read stopped.
 enum Stop {
     /// It would have to wait, and must not.
     Waiting,
-    /// It cannot go on.
+    /// It failed.
     Failed(ReadError),
 }
 
@@ -59,13 +60,13 @@ impl From<ReadError> for Stop {
     }
 }
 
-/// A stretch of a read that is filled at once.
+/// A part of a read that is filled at once.
 #[derive(Debug, PartialEq, Eq)]
 enum Run {
     Zeros,
-    /// From here on in the file.
+    /// At this offset of the file.
     Stored(u64),
-    /// From `skip` bytes behind the start of the first of these clusters, whose streams follow each other in the file.
+    /// In these clusters, `skip` bytes behind the start of the first. Their streams are adjacent in the file.
     Packed {
         skip: u64,
         clusters: Vec<Packed>,
@@ -74,12 +75,12 @@ enum Run {
 
 /// The raw disk of a qcow2 image.
 ///
-/// Until [`prepare_map`](Qcow2Raw::prepare_map) has come back all of it counts as data.
+/// Until [`prepare_map`](Qcow2Raw::prepare_map) has returned, every byte counts as data.
 pub struct Qcow2Raw {
     file: Shared,
     geometry: Geometry,
     compression: Compression,
-    /// Pages of the file that hold tables, by offset.
+    /// Pages of the file with tables, by offset.
     pages: Kept,
     /// Decompressed clusters, by their entries.
     plain: Kept,
@@ -107,19 +108,19 @@ impl Qcow2Raw {
         })
     }
 
-    /// Reads all tables, after which holes and [`data_bytes`](Qcow2Raw::data_bytes) are known. Once for all who ask; an
-    /// error is of this call only, and the next one tries again.
+    /// Reads all tables, after which holes and [`data_bytes`](Qcow2Raw::data_bytes) are known. Done once for all
+    /// callers. An error ends only this call, and the next one tries again.
     pub async fn prepare_map(&self) -> Result<(), ReadError> {
         let map = self.map.get_or_try_init(|| Map::read(&self.file, self.geometry)).await;
         map.map(|_| ()).map_err(|error| error.within("qcow2 tables"))
     }
 
-    /// The bytes of the disk that are allocated in the image, once that is known.
+    /// The bytes of the disk that are allocated in the image; `None` before [`prepare_map`](Qcow2Raw::prepare_map).
     pub fn data_bytes(&self) -> Option<u64> {
         self.map.get().map(Map::bytes)
     }
 
-    /// Fills `buf` from `offset` on, as fast as `pace` allows. Invariant of the callers: it is inside of the disk.
+    /// Fills `buf` from `offset` on, at `pace`. Invariant of the callers: the range is inside the disk.
     async fn fill(&self, offset: u64, buf: &mut [u8], pace: Pace) -> Result<(), Stop> {
         let mut offset = offset;
         for window in buf.chunks_mut(WINDOW) {
@@ -143,7 +144,7 @@ impl Qcow2Raw {
         Ok(())
     }
 
-    /// The runs of `range`, in order, with their lengths, which add up to it.
+    /// The runs of `range`, in order, with their lengths, which add up to that of `range`.
     async fn plan(&self, range: ByteRange, pace: Pace) -> Result<Vec<(Run, u64)>, Stop> {
         let mut runs: Vec<(Run, u64)> = Vec::new();
         let mut at = range.start;
@@ -175,7 +176,7 @@ impl Qcow2Raw {
         }
     }
 
-    /// Where the bytes at `offset` are, and up to which offset that holds.
+    /// The location of the byte at `offset`, and the offset up to which that mapping holds.
     async fn place(&self, offset: u64, pace: Pace) -> Result<(Place, u64), Stop> {
         let geometry = &self.geometry;
         let (page, at) = self.page(geometry.l1_entry(offset), pace).await?;
@@ -186,8 +187,8 @@ impl Qcow2Raw {
         Ok(geometry.place(geometry.read_entry(&page, at), offset)?)
     }
 
-    /// The page of the file that holds the entry at `position`, and where in the page it stands. Tables start at clusters
-    /// and pages are no larger, so that no entry is in two pages.
+    /// The page of the file with the entry at `position`, and the entry's offset in the page. Tables start at
+    /// clusters and pages are no larger, so no entry spans two pages.
     async fn page(&self, position: u64, pace: Pace) -> Result<(Bytes, u64), Stop> {
         let size = self.geometry.cluster().min(PAGE);
         let at = position & (size - 1);
@@ -203,7 +204,7 @@ impl Qcow2Raw {
         Ok((page, at))
     }
 
-    /// Bytes of the file. Invariant of the callers: `range` is in it, and not longer than a few clusters.
+    /// Bytes of the file. Invariant of the callers: `range` is inside the file, and not longer than a few clusters.
     async fn read(&self, range: ByteRange, pace: Pace) -> Result<Bytes, Stop> {
         let mut bytes = vec![0; range.len() as usize];
         self.read_into(range.start, &mut bytes, pace).await?;
@@ -218,7 +219,8 @@ impl Qcow2Raw {
         }
     }
 
-    /// Fills `buf` from the file. A file may end inside of its last cluster, whose rest is zeros: nobody wrote there.
+    /// Fills `buf` from the file. A file may end inside its last cluster, whose rest is zeros because it was not
+    /// written.
     async fn fill_stored(&self, at: u64, buf: &mut [u8], pace: Pace) -> Result<(), Stop> {
         let inside = self.file.size().saturating_sub(at).min(buf.len() as u64);
         let (stored, behind) = buf.split_at_mut(inside as usize);
@@ -245,7 +247,7 @@ impl Qcow2Raw {
         if pace == Pace::Ready && missing.len() as u64 * cluster > INLINE {
             return Err(Stop::Waiting);
         }
-        // One read for all that must be decompressed: their streams follow each other.
+        // One read for all clusters that must be decompressed: their streams are adjacent.
         let start = missing.first().map_or(0, |stored| stored.start);
         let end = missing.iter().map(|stored| stored.end).max().unwrap_or(start);
         let stored = match ByteRange::new(start, end) {
@@ -275,13 +277,13 @@ impl Qcow2Raw {
     }
 }
 
-/// Puts what a reader that does not wait has made where others find it, unless one of them was faster.
+/// Stores the result of a reader that does not wait in its cell, unless another reader was faster.
 fn keep(cell: &Cell, bytes: Bytes) -> Bytes {
     cell.set(bytes.clone()).ok();
     bytes
 }
 
-/// Whether `place` goes on where the `len` bytes of `run` end; then it is a part of the run from now on.
+/// Whether `place` continues the `len` bytes of `run`; if so, `place` becomes a part of the run.
 fn joins(run: &mut Run, len: u64, place: Place) -> bool {
     match (run, place) {
         (Run::Zeros, Place::Zeros) => true,
@@ -317,7 +319,7 @@ impl ReadAt for Qcow2Raw {
 
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
-        // At this pace nothing is waited for, so that one poll is the whole of it.
+        // At this pace the future does not wait, so one poll completes it.
         match self.fill(offset, buf, Pace::Ready).now_or_never() {
             Some(Ok(())) => Ok(true),
             Some(Err(Stop::Failed(error))) => Err(error),

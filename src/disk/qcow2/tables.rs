@@ -1,15 +1,15 @@
-//! The two levels of tables of a qcow2, and what their entries mean.
+//! The two table levels of a qcow2, and the meaning of their entries.
 //!
-//! Never reads: it says where an entry stands, and what the entry says when somebody has read it. Entries are foreign: one
-//! that points out of the file, that is not aligned or that sets reserved bits is an error for the bytes it stands for.
-//! The rules are those of QEMU `docs/interop/qcow2.txt`.
+//! Does no I/O: it computes the position of an entry and decodes an entry that the caller has read. Entries are
+//! untrusted. One that points outside the file, is not aligned or sets reserved bits is an error for the bytes that
+//! it maps. The rules are those of QEMU `docs/interop/qcow2.txt`.
 
 use super::Qcow2Header;
 use crate::io::{ByteRange, Fault, ReadError};
 
 /// Bits 9 to 55 of an entry: an offset in the file.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Bit 63: the refcount is one. Only who writes needs it.
+/// Bit 63: the refcount is one. Only a writer needs it.
 const COPIED: u64 = 1 << 63;
 /// Bit 62 of an L2 entry.
 const COMPRESSED: u64 = 1 << 62;
@@ -17,34 +17,34 @@ const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 /// Subclusters of a cluster.
 const SUBCLUSTER_BITS: u32 = 5;
-/// The unit in which the length of compressed clusters is told.
+/// The unit of the length of compressed clusters.
 const SECTOR: u64 = 512;
 
-/// Where the bytes of a stretch of the disk are.
+/// The location of a range of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Nowhere: they are zeros.
+    /// Not stored: zeros.
     Zeros,
-    /// In the file, from here on. What of them is past its end is zeros.
+    /// In the file, from this offset on. Bytes past the end of the file are zeros.
     Stored(u64),
-    /// In a cluster that is compressed.
+    /// In a compressed cluster.
     Packed(Packed),
 }
 
 /// A compressed cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packed {
-    /// What its entry says, which names it.
+    /// The bits of its entry that identify it.
     pub(super) key: u64,
-    /// Where its stream is in the file, at the longest. Invariant: inside of the file, and not empty.
+    /// An upper bound of its stream in the file. Invariant: inside the file, and not empty.
     pub(super) stored: ByteRange,
 }
 
-/// An L2 entry; the second number, of subclusters, is 0 where there are none.
+/// An L2 entry. The second number holds the subcluster bits; 0 without subclusters.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry(u64, u64);
 
-/// The numbers by which an offset of the disk becomes the place of an entry.
+/// The parameters that map an offset of the disk to the position of an entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Geometry {
     /// Bytes of the disk. Invariant: `1..=i64::MAX`, so that no offset of the disk plus a cluster overflows.
@@ -60,7 +60,7 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    /// The geometry of an image of `file` bytes, or why there is none.
+    /// The geometry of an image of `file` bytes, or why the image is invalid.
     pub(super) fn new(header: &Qcow2Header, file: u64) -> Result<Self, String> {
         header.raw_reason()?;
         let Qcow2Header {
@@ -85,7 +85,7 @@ impl Geometry {
         1 << self.bits
     }
 
-    /// Where the L1 table is.
+    /// The range of the L1 table.
     pub(super) fn l1(&self) -> ByteRange {
         self.l1
     }
@@ -95,33 +95,34 @@ impl Geometry {
         if self.extended { 16 } else { 8 }
     }
 
-    /// The disk bytes that one L2 table stands for, as a power of two: at most 39.
+    /// The disk bytes that one L2 table maps, as a power of two: at most 39.
     fn covered_bits(&self) -> u32 {
         self.bits + self.bits - self.entry_size().trailing_zeros()
     }
 
-    /// The disk bytes that the L2 table for `offset` stands for.
+    /// The disk bytes of the L2 table for `offset`.
     pub(super) fn covered(&self, offset: u64) -> ByteRange {
         self.table_covers(offset >> self.covered_bits())
     }
 
-    /// The disk bytes that the L2 table `index` stands for. Invariant of the callers: `index` is less than the tables.
+    /// The disk bytes of the L2 table `index`. Invariant of the callers: `index` is less than
+    /// [`tables`](Self::tables).
     pub(super) fn table_covers(&self, index: u64) -> ByteRange {
         let bits = self.covered_bits();
         ByteRange::at(index << bits, 1 << bits).intersect(ByteRange::new(0, self.size))
     }
 
-    /// How many L2 tables the disk has.
+    /// The number of L2 tables of the disk.
     pub(super) fn tables(&self) -> u64 {
         self.size.div_ceil(1 << self.covered_bits())
     }
 
-    /// Where the L1 entry for `offset` of the disk stands in the file.
+    /// The position in the file of the L1 entry for `offset` of the disk.
     pub(super) fn l1_entry(&self, offset: u64) -> u64 {
         self.l1.start + (offset >> self.covered_bits()) * 8
     }
 
-    /// The L2 table that an L1 entry names; `None` when nothing is allocated there.
+    /// The L2 table that an L1 entry names; `None` when nothing is allocated in its range.
     pub(super) fn table(&self, entry: u64) -> Result<Option<u64>, ReadError> {
         let table = entry & OFFSET;
         if entry & !(OFFSET | COPIED) != 0 {
@@ -139,19 +140,19 @@ impl Geometry {
         Ok(Some(table))
     }
 
-    /// Where the L2 entry for `offset` of the disk stands in the file, when its table starts at `table`.
+    /// The position in the file of the L2 entry for `offset` of the disk, in the table at `table`.
     pub(super) fn l2_entry(&self, table: u64, offset: u64) -> u64 {
         let index = (offset - self.covered(offset).start) >> self.bits;
         table + index * self.entry_size()
     }
 
-    /// The L2 entry at `position` of these bytes. Invariant of the callers: all of it is in them.
+    /// The L2 entry at `position` of these bytes. Invariant of the callers: the entry is completely inside.
     pub(super) fn read_entry(&self, bytes: &[u8], position: u64) -> Entry {
         let at = position as usize;
         Entry(number(&bytes[at..]), if self.extended { number(&bytes[at + 8..]) } else { 0 })
     }
 
-    /// Where the bytes at `offset` of the disk are, and up to which offset that holds.
+    /// The location of the byte at `offset` of the disk, and the offset up to which that mapping holds.
     pub(super) fn place(&self, entry: Entry, offset: u64) -> Result<(Place, u64), ReadError> {
         let Entry(entry, subclusters) = entry;
         let inside = offset & (self.cluster() - 1);
@@ -165,7 +166,7 @@ impl Geometry {
         }
         let at = entry & OFFSET;
         let (allocated, end) = if self.extended {
-            // The lower half says which are allocated, the upper half which are zeros; both at once is nothing.
+            // The lower half marks allocated subclusters, the upper half zeros; both at once are invalid.
             let shift = self.bits - SUBCLUSTER_BITS;
             let bit = 1 << (inside >> shift);
             let (data, zeros) = (subclusters as u32, (subclusters >> 32) as u32);
@@ -190,7 +191,7 @@ impl Geometry {
         Ok((Place::Stored(at + inside), end))
     }
 
-    /// What the entry of a compressed cluster says: an offset, and how many sectors after the first it touches.
+    /// Decodes the entry of a compressed cluster: an offset, and how many sectors after the first it touches.
     fn packed(&self, entry: u64) -> Result<Packed, ReadError> {
         let key = entry & !(COPIED | COMPRESSED);
         let offset_bits = 62 - (self.bits - 8);
@@ -208,7 +209,7 @@ fn malformed(message: String) -> ReadError {
     ReadError::new(Fault::Malformed, message)
 }
 
-/// The big-endian number that the first 8 bytes are. Invariant of the callers: there are so many.
+/// The first 8 bytes as a big-endian number. Invariant of the callers: there are at least 8.
 pub(super) fn number(bytes: &[u8]) -> u64 {
     bytes[..8].iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
