@@ -1,9 +1,9 @@
-//! What `docker save` writes, as a list of images and a bag of blobs.
+//! `docker save` archives as a list of images and a set of blobs.
 //!
-//! Such an archive has no manifests: `manifest.json` names a config and layer files for each image, by their paths. The idea: a
-//! manifest is made of them, always the same one of the same archive, so that the image has a digest. A layer file that is a plain
-//! tar has the digest that the config says of it, which is compared when it is read as any other; only a compressed one has to be
-//! read to be named. The form is that of moby's image specification 1.1 and 1.2.
+//! Such an archive has no manifests: `manifest.json` names a config and layer files for each image, by their paths. A
+//! manifest is synthesized from them, always the same for the same archive, so that the image has a digest. The
+//! digest of a plain tar layer is its diff_id in the config, verified on reading like any other. Only a compressed
+//! layer has to be read to get a digest. The format is that of moby's image specification 1.1 and 1.2.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use crate::layer::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use crate::oci::{Algorithm, Descriptor, Digest, Hasher, ImageConfig, MAX_LAYERS};
 use crate::source::{Listed, SourceError};
 
-/// The file that lists the images.
+/// The list of images.
 pub(super) const LIST: &str = "manifest.json";
-/// What older archives have in its place.
+/// The list of older archives.
 const OLD_LIST: &str = "repositories";
-/// Images of one archive.
+/// Maximum images in one archive.
 const MAX_IMAGES: usize = 1024;
-/// Layers of all of them together.
+/// Maximum layers of all images together.
 const MAX_ALL_LAYERS: usize = 4 * MAX_LAYERS;
-/// Bytes of their configs together, each counted as often as it is named.
+/// Maximum bytes of their configs together, each counted for each image that names it.
 const MAX_CONFIGS: u64 = 64 * 1024 * 1024;
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -45,7 +45,7 @@ struct Saved {
     layers: Option<Vec<String>>,
 }
 
-/// A manifest that is made. The order of its properties is part of its digest.
+/// A synthesized manifest. The order of its properties is part of its digest.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Made {
@@ -59,13 +59,13 @@ struct Made {
 #[derive(Default)]
 pub(super) struct Images {
     pub(super) listed: Vec<Listed>,
-    /// The manifests.
+    /// The synthesized manifests.
     pub(super) made: HashMap<Digest, Bytes>,
-    /// Where configs and layers lie.
+    /// Offsets of configs and layers in the archive.
     pub(super) blobs: HashMap<Digest, ByteRange>,
 }
 
-/// Whether there is a list of images, or only one of a form that is too old.
+/// Whether the archive has a list of images. Fails if the only list has a form that is too old.
 pub(super) fn is_here(table: &Table) -> Result<bool, SourceError> {
     if table.find(LIST)?.is_some() {
         return Ok(true);
@@ -114,7 +114,7 @@ pub(super) async fn images(archive: &Arc<dyn Fetch>, table: &Table) -> Result<Im
         let mut layers = Vec::new();
         for (path, diff_id) in paths.iter().zip(parsed.diff_ids) {
             let range = required(table, path)?;
-            // Each file is looked at once, however often it is named.
+            // Each file is read once, however often it is named.
             let (packed, media_type) = match known.get(&range) {
                 Some(stored) => stored,
                 None => known.entry(range).or_insert(stored(archive, range).await?),
@@ -133,7 +133,8 @@ pub(super) async fn images(archive: &Arc<dyn Fetch>, table: &Table) -> Result<Im
     Ok(images)
 }
 
-/// How the layer at `range` of the archive is stored: its digest, unless that is the one of its stream, and its media type.
+/// Digest and media type of the layer at `range` of the archive. The digest is `None` for a plain tar, whose digest
+/// is its diff_id.
 async fn stored(archive: &Arc<dyn Fetch>, range: ByteRange) -> Result<(Option<Digest>, String), SourceError> {
     let file: Arc<dyn Fetch> = Arc::new(FetchPart::new(archive.clone(), range)?);
     let head = ByteRange::new(0, range.len().min(SNIFF_LEN as u64));
@@ -142,13 +143,13 @@ async fn stored(archive: &Arc<dyn Fetch>, range: ByteRange) -> Result<(Option<Di
         Sniffed::Stream(Encoding::Plain) => return Ok((None, LAYER.to_owned())),
         Sniffed::Stream(Encoding::Gzip) => ".gzip",
         Sniffed::Stream(Encoding::Zstd) => ".zstd",
-        // There is no label that would say more than its content.
+        // No label is more specific than the content.
         Sniffed::Stream(_) | Sniffed::Other(_) => "",
     };
     Ok((Some(digest_of(&file).await?), format!("{LAYER}{suffix}")))
 }
 
-/// The digest of all bytes of a file.
+/// The digest of a whole file.
 async fn digest_of(file: &Arc<dyn Fetch>) -> Result<Digest, ReadError> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let whole = ByteRange::new(0, file.size());
@@ -166,7 +167,7 @@ async fn digest_of(file: &Arc<dyn Fetch>) -> Result<Digest, ReadError> {
     Ok(hasher.finish())
 }
 
-/// A JSON file of the archive: where it lies, and its bytes.
+/// A JSON file of the archive: its range, and its bytes.
 pub(super) async fn json(
     archive: &Arc<dyn Fetch>,
     table: &Table,

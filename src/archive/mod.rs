@@ -1,8 +1,8 @@
-//! Archives of images as a source: the tar of an OCI layout, or what `docker save` writes, read where it lies.
+//! Image archives as a source: the tar of an OCI layout or of `docker save`, read in place.
 //!
-//! Keeps nothing but a table of names, and unpacks nothing but what is compressed as a whole. The idea: the headers of an archive
-//! are walked once, and say at which offset each file lies; a blob is a run of bytes of the archive, and what is inside of it is
-//! the business of the same code as for a blob of a registry.
+//! Stores only a table of names, and unpacks only an archive that is compressed as a whole. One walk over the headers
+//! gives the offset of each file. A blob is a range of the archive, and its content is handled by the same code as a
+//! registry's blob.
 
 mod docker;
 mod opened;
@@ -18,11 +18,11 @@ use crate::source::{self, Layout, Location, Source};
 
 use opened::Archive;
 
-/// The largest JSON file of an archive that is read.
+/// Maximum size of a JSON file of an archive.
 const MAX_JSON: u64 = 20 * 1024 * 1024;
 
-/// Opens the source that `location` names, an archive or not. Nothing is read here; an archive that cannot be read in place is
-/// put on the disk of `cache` for as long as the source lives.
+/// Opens the source at `location`, an archive or not. Reads nothing yet. An archive that cannot be read in place is
+/// spooled to the disk of `cache` while the source lives.
 pub fn open(location: &Location, registry: &Registry, cache: &Cache) -> Arc<dyn Source> {
     match (source::open(location, registry), location) {
         (Some(source), _) => source,
@@ -31,7 +31,7 @@ pub fn open(location: &Location, registry: &Registry, cache: &Cache) -> Arc<dyn 
             let archive = Archive::new(at.clone(), *form, place, registry.clone(), cache.clone());
             Arc::new(Layout::new(archive, choice.clone()))
         }
-        // Everything else is opened there.
+        // Every other location is opened by `source::open`.
         (None, _) => source::offline(location),
     }
 }

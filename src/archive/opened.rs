@@ -1,7 +1,7 @@
-//! One archive, opened when something is first asked of it.
+//! Lazily opened image archive.
 //!
-//! Chooses no image. The idea: what the cache has of an image by its digest needs no archive at all, so that a mount of what was
-//! read before touches nothing; whoever asks first opens it, and all others wait for that.
+//! Chooses no image. Cached content with a digest needs no archive, so a mount of content that was read before does
+//! not open it. The first request opens the archive; concurrent requests wait for that.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use crate::oci::{Descriptor, Digest, Reference};
 use crate::registry::Registry;
 use crate::source::{Files, Form, Listed, Place, SourceError, listed_in};
 
-/// The files that make an OCI layout.
+/// The marker file of an OCI layout.
 const MARKER: &str = "oci-layout";
 const INDEX: &str = "index.json";
 
 /// An archive of images.
 pub(super) struct Archive(Arc<Unopened>);
 
-/// How to open it, and what was found.
+/// How to open the archive, and the opened state.
 struct Unopened {
     at: Place,
     form: Form,
@@ -37,11 +37,11 @@ struct Unopened {
     opened: OnceCell<Opened>,
 }
 
-/// What is in it.
+/// The content of an archive.
 struct Opened {
     bytes: Arc<dyn Fetch>,
     images: Vec<Listed>,
-    /// Documents that are in no file of it.
+    /// Synthesized documents, which no file of the archive has.
     made: HashMap<Digest, Bytes>,
     blobs: HashMap<Digest, ByteRange>,
 }
@@ -63,7 +63,7 @@ impl Unopened {
             .await
     }
 
-    /// Finds the images. An OCI layout says more than what lies beside it for older tools.
+    /// Finds the images. An OCI layout takes precedence over the list for older tools beside it.
     async fn read(&self, bytes: Arc<dyn Fetch>, table: &Table) -> Result<Opened, SourceError> {
         let is_layout = table.find(MARKER)?.is_some() && table.find(INDEX)?.is_some();
         let lacks = |files: &str| table.refused(format!("it is no archive of images: it has no {files}"));
@@ -84,7 +84,7 @@ impl Unopened {
         let images = listed_in(&self.place, &marker, &index)?;
         let mut blobs = HashMap::new();
         for name in table.below("blobs/") {
-            // Other files may lie there; they are no blobs.
+            // Files with other names are not blobs.
             let Ok(digest) = name.replacen('/', ":", 1).parse::<Digest>() else { continue };
             if let Some(range) = table.find(&format!("blobs/{name}"))? {
                 blobs.insert(digest, range);
@@ -117,7 +117,7 @@ impl Files for Archive {
         Box::pin(async move { Ok(self.0.open().await?.images.clone()) })
     }
 
-    /// Names in what docker saves may be short or in full, and mean the same.
+    /// Names of `docker save` may be short or in full, with the same meaning.
     fn is_called(&self, name: &str, tag: &str) -> bool {
         let full = |text: &str| text.parse::<Reference>().ok().map(|reference| reference.to_string());
         name == tag || self.0.form != Form::Oci && full(name).is_some_and(|name| full(tag) == Some(name))
@@ -139,7 +139,7 @@ impl Files for Archive {
                 return Ok(bytes.clone());
             }
             let range = opened.range(digest).ok_or_else(|| self.0.missing(digest))?;
-            // Who wants a document has looked at its size, which need not be that of this file.
+            // The caller has checked the document's declared size, which may differ from that of this file.
             let range = ByteRange::at(range.start, range.len().min(crate::oci::MAX_DOCUMENT + 1));
             Ok(read_vec(&FetchAll(opened.bytes.clone()), range).await?.into())
         })
@@ -151,7 +151,7 @@ impl Files for Archive {
     }
 }
 
-/// A blob of an archive, of which nothing has been read yet.
+/// A blob of an archive, opened on the first read.
 struct ArchiveBlob {
     archive: Arc<Unopened>,
     digest: Digest,
@@ -193,7 +193,7 @@ impl Fetch for ArchiveBlob {
     }
 }
 
-/// A document that was made.
+/// A synthesized document.
 struct Document(Bytes);
 
 impl Fetch for Document {

@@ -1,8 +1,8 @@
-//! A stream that comes once, put on the disk of the cache, and decoded on its way where it is compressed.
+//! Spools a one-pass stream to the cache disk, and decompresses it on the way.
 //!
-//! What is on the disk is nobody else's, and gone with its owner. The idea: nothing names the bytes of an archive as a whole, so
-//! that nothing which is kept of it could be proven later, as it is of a layer. It is decoded once, forward, by the decoders of
-//! layers and within their bounds; what is inside has digests, and is kept by them.
+//! The file is anonymous: no other process sees it, and it is deleted with its owner. No digest covers an archive as
+//! a whole, so cached bytes of it could not be verified later, unlike those of a layer. The stream is decoded once,
+//! forward, by the decoders of layers and within their limits. The blobs inside have digests and are cached by them.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -18,10 +18,10 @@ use crate::io::{BoxStream, Fault, Fetch, ReadError, compute};
 use crate::layer::{CodecError, Decoder, SNIFF_LEN, most_stream};
 use crate::source::{LocalFile, SourceError};
 
-/// Decoded bytes that are written at once.
+/// Decoded bytes per write.
 const OUTPUT: usize = 256 * 1024;
 
-/// Writes what comes from `body`, the archive called `place`, to a file without a name.
+/// Writes the stream `body`, of the archive called `place`, to an anonymous file.
 pub(super) async fn spool(
     mut body: BoxStream<'static, Result<Bytes, ReadError>>,
     place: &str,
@@ -47,11 +47,11 @@ pub(super) async fn spool(
     Ok(Arc::new(file))
 }
 
-/// What is being written.
+/// The state of the write.
 struct Spool {
     file: File,
     place: String,
-    /// None for an archive that is not compressed.
+    /// `None` for an uncompressed archive.
     decoder: Option<Decoder>,
     taken: u64,
     made: u64,

@@ -1,8 +1,8 @@
-//! Where each file of an archive lies, by its name.
+//! Member index of a tar archive: the offset of each file by its name.
 //!
-//! Reads headers and nothing else, and refuses what different readers would take for different things. The idea: images are found
-//! in an archive by exact names, so two members of one name, a name that climbs out, and a file that is not stored as it is are
-//! errors of the archive, found before anything is read of it.
+//! Reads only headers, and rejects archives that readers interpret differently. Images are found by exact names. So
+//! two members of one name, a name outside the root, and a sparse file stored without its holes are errors of the
+//! archive, found before any content is read.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -12,23 +12,23 @@ use crate::io::{ByteRange, Fault, Fetch, FetchAll, read_vec};
 use crate::layer::{EntryKind, Need, TarLimits, TarWalker, Toc};
 use crate::source::SourceError;
 
-/// Bytes that are read at least at each header: small files that follow each other are seen at once.
+/// Minimum bytes read at each header, so that small adjacent files need one read.
 const WINDOW: u64 = 32 * 1024;
-/// Members of an archive: one of the largest images has some hundreds.
+/// Maximum members of an archive; one of the largest images has some hundreds.
 const MAX_MEMBERS: u64 = 100_000;
-/// Bytes of all names together.
+/// Maximum bytes of all names together.
 const MAX_NAMES: u64 = 64 * 1024 * 1024;
-/// Links that lead to one another.
+/// Maximum length of a chain of links.
 const MAX_LINKS: usize = 16;
 
-/// What a name stands for.
+/// A member of the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Member {
-    /// A file, where it lies.
+    /// A file and its range.
     File(ByteRange),
-    /// Another name.
+    /// A link to another name.
     Link(String),
-    /// A directory, a device: nothing that can be read.
+    /// A directory or a device, without content.
     Other,
 }
 
@@ -69,12 +69,12 @@ impl Table {
         let mut table = Self { place: place.to_owned(), members: HashMap::new() };
         for entry in toc {
             let shown = || String::from_utf8_lossy(entry.path).escape_debug().to_string();
-            // No image names a file in another encoding.
+            // Images name files in UTF-8 only.
             let Ok(path) = std::str::from_utf8(entry.path) else { continue };
             let climbs = || table.refused(format!("the member \"{}\" lies outside of the archive", shown()));
             let name = joined("", path).ok_or_else(climbs)?;
             let link = |target: &[u8], from: &str| {
-                // One that leads nowhere is an error when it is followed.
+                // A dangling link is an error only when it is followed.
                 let target = std::str::from_utf8(target).ok().and_then(|target| joined(from, target));
                 target.map_or(Member::Other, Member::Link)
             };
@@ -113,7 +113,7 @@ impl Table {
         Ok(table)
     }
 
-    /// Where the file `name` lies, by way of links; `None` when there is none of this name.
+    /// The range of the file `name`, with links followed; `None` without such a name.
     pub(super) fn find(&self, name: &str) -> Result<Option<ByteRange>, SourceError> {
         let shown = || name.escape_debug();
         let Some(mut at) = joined("", name) else {
@@ -132,17 +132,17 @@ impl Table {
         Err(self.refused(format!("the links of the member \"{}\" lead in a circle", shown())))
     }
 
-    /// The names in the directory `directory`, which ends with a slash.
+    /// The names in `directory`, which ends with a slash.
     pub(super) fn below<'a>(&'a self, directory: &'a str) -> impl Iterator<Item = &'a str> {
         self.members.keys().filter_map(move |name| name.strip_prefix(directory))
     }
 
-    /// An error of the archive.
+    /// An error for an invalid archive.
     pub(super) fn refused(&self, reason: String) -> SourceError {
         SourceError::Archive { place: self.place.clone(), reason, fault: Fault::Malformed }
     }
 
-    /// Something in it that is valid, and not read.
+    /// An error for a valid archive with an unsupported feature.
     pub(super) fn unsupported(&self, reason: String) -> SourceError {
         SourceError::Archive { place: self.place.clone(), reason, fault: Fault::Unsupported }
     }
@@ -153,7 +153,7 @@ fn parent(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
-/// `path` as seen from the directory `from`, without `.` and `..`; `None` when it leads out of the archive.
+/// `path` relative to the directory `from`, without `.` and `..`; `None` if it is outside the archive.
 fn joined(from: &str, path: &str) -> Option<String> {
     if path.starts_with('/') {
         return None;

@@ -1,7 +1,7 @@
-//! The bytes of an archive, at random: straight from a file or by range from the web, or by way of the disk.
+//! Random access to the bytes of an archive: directly from a file or by HTTP ranges, or through a spool file.
 //!
-//! Never reads an archive to its end that can be read in place. What cannot: a stream that comes once (standard input, a server
-//! without ranges), and an archive that is compressed as a whole, in which no offset means anything before it was decoded.
+//! An archive that can be read in place is not spooled. Two kinds cannot: a one-pass stream (standard input, a server
+//! without ranges), and an archive that is compressed as a whole, where offsets have no meaning before decoding.
 
 use std::io::{IsTerminal as _, Read as _};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::layer::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use crate::registry::{Registry, WebFile};
 use crate::source::{LocalFile, Place, SourceError};
 
-/// Bytes that are read at once from a stream.
+/// Bytes per read from a stream.
 const CHUNK: usize = 1024 * 1024;
 
-/// Opens what is at `at`, called `place` in messages.
+/// Opens the archive at `at`, called `place` in messages.
 pub(super) async fn open(
     at: &Place,
     place: &str,
@@ -44,7 +44,7 @@ pub(super) async fn open(
     }
 }
 
-/// The archive as it lies there, unless it is compressed.
+/// The archive in place, unless it is compressed.
 async fn in_place(file: Arc<dyn Fetch>, place: &str, cache: &Cache) -> Result<Arc<dyn Fetch>, SourceError> {
     let size = file.size();
     let head = read_vec(&FetchAll(file.clone()), ByteRange::new(0, size.min(SNIFF_LEN as u64))).await?;
@@ -54,7 +54,7 @@ async fn in_place(file: Arc<dyn Fetch>, place: &str, cache: &Cache) -> Result<Ar
     }
 }
 
-/// How an archive with this head is stored.
+/// The encoding of an archive with these first bytes.
 pub(super) fn encoding(head: &[u8], place: &str) -> Result<Encoding, SourceError> {
     let wrong = |reason: String| {
         Err(SourceError::Archive { place: place.to_owned(), reason, fault: Fault::Malformed })

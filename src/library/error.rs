@@ -1,30 +1,30 @@
-//! Why something could not be opened or read.
+//! Errors of the library API.
 
 use crate::image::ImageError;
 use crate::io::{Fault, ReadError};
 use crate::oci::OciError;
 use crate::view::ViewError;
 
-/// Why something could not be opened or read. The whole story is in the chain of sources.
+/// Why an open or a read failed. The source chain has the details.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The reference, a platform or a pattern is none.
+    /// The reference, a platform or a pattern is invalid.
     #[error(transparent)]
     Name(#[from] OciError),
     /// The image cannot be opened.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// There is no such name, or what it stands for cannot be had.
+    /// The name does not exist, or its content is unavailable.
     #[error(transparent)]
     View(#[from] ViewError),
-    /// Bytes cannot be had.
+    /// Bytes are unavailable.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The working directory is gone.
+    /// The working directory does not exist any more.
     #[error("finding the working directory")]
     Directory {
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
 }
@@ -34,7 +34,7 @@ impl Error {
         Error::Directory { source }
     }
 
-    /// Who is wrong: the caller, the author of the bytes, the registry, the network, or this machine.
+    /// The party at fault: the caller, the author of the bytes, the registry, the network, or this machine.
     pub fn fault(&self) -> Fault {
         match self {
             Error::Name(error) => error.fault(),

@@ -1,7 +1,7 @@
-//! The front door for programs: open a reference, look at names, read bytes.
+//! Library API: open a reference, list names, read bytes.
 //!
-//! Never mounts and never prints. The idea: everything here is the command line's own work under fewer names; who needs more
-//! finds it in the modules, which are public: [`image`](crate::image), [`view`](crate::view), [`mount`](crate::mount).
+//! Makes no mount and prints nothing. This module covers the command line's features with fewer names; the rest is in
+//! the public modules [`image`](crate::image), [`view`](crate::view), [`mount`](crate::mount).
 //!
 //! ```no_run
 //! use ocifs::{Image, Options};
@@ -22,7 +22,7 @@
 //! # }
 //! ```
 //!
-//! Other logins, platforms and caches are options:
+//! Options choose logins, platforms and caches:
 //!
 //! ```no_run
 //! use ocifs::{Image, Options};
@@ -39,7 +39,7 @@
 //! # }
 //! ```
 //!
-//! To mount what was opened:
+//! To mount an opened image:
 //!
 //! ```no_run
 //! use ocifs::mount::{MountOptions, mount};
@@ -71,20 +71,20 @@ use crate::registry::Registry;
 use crate::source::Location;
 use crate::view::{Namespace, Scope};
 
-/// What a reference names, opened: cheap to clone, and used from any number of tasks at once.
+/// An opened image, index or artifact. Cheap to clone; usable from any number of tasks at once.
 ///
-/// Opening fetches the manifest, and the index that leads to it. Everything else is fetched when it is read, kept in the cache
-/// directory that commands and mounts of this user share, and compared with its digest.
+/// Opening fetches the manifest, and the index that leads to it. Other content is fetched when it is read, cached in
+/// the directory that all commands and mounts of this user share, and verified against its digest.
 #[derive(Clone)]
 pub struct Image {
     namespace: Arc<Namespace>,
 }
 
 impl Image {
-    /// Opens a reference as the command line takes it. It needs a Tokio runtime with its timers and its network.
+    /// Opens a reference in the syntax of the command line. Requires a Tokio runtime with timers and I/O.
     ///
     /// # Errors
-    /// When the reference is none, names nothing, or cannot be had; [`Error::fault`] tells whose fault it is.
+    /// If the reference is invalid, names nothing, or is unavailable; [`Error::fault`] gives the party at fault.
     pub async fn open(reference: &str, options: Options) -> Result<Self, Error> {
         let (registry, cache) = (Registry::new(options.registry), options.cache);
         let registry = registry.map_err(|error| ImageError::Source(error.into()))?;
@@ -104,17 +104,17 @@ impl Image {
         Ok(Self { namespace: Arc::new(Namespace::open(Arc::new(family), &Scope::default()).await?) })
     }
 
-    /// The reference with the digest that it names.
+    /// The reference with its digest.
     pub fn reference(&self) -> &str {
         self.namespace.family().pinned()
     }
 
-    /// The digest of the document that the reference names.
+    /// The digest of the manifest or index behind the reference.
     pub fn digest(&self) -> &Digest {
         self.namespace.family().digest()
     }
 
-    /// The top of the tree that a mount shows.
+    /// The root of the tree that a mount shows.
     pub fn root(&self) -> Directory {
         Directory::new(self.namespace.clone(), self.namespace.root(), Vec::new())
     }
@@ -122,15 +122,15 @@ impl Image {
     /// A directory of that tree.
     ///
     /// # Errors
-    /// When there is no such directory, or what is in it cannot be known.
+    /// If the directory does not exist, or its content is unavailable.
     pub async fn directory(&self, path: &str) -> Result<Directory, Error> {
         self.root().directory(path).await
     }
 
-    /// The layers that are archives, as one tree.
+    /// The layers that are archives, merged into one tree.
     ///
     /// # Errors
-    /// When the image has no archives, or one cannot be read.
+    /// If the image has no archives, or one cannot be read.
     pub async fn merged(&self) -> Result<Directory, Error> {
         self.directory("merged").await
     }
@@ -138,7 +138,7 @@ impl Image {
     /// The files of an artifact.
     ///
     /// # Errors
-    /// When it has none.
+    /// If there are none.
     pub async fn files(&self) -> Result<Directory, Error> {
         self.directory("files").await
     }
@@ -146,7 +146,7 @@ impl Image {
     /// The disk images, unpacked and joined.
     ///
     /// # Errors
-    /// When it has none.
+    /// If there are none.
     pub async fn disk(&self) -> Result<Directory, Error> {
         self.directory("disk").await
     }
@@ -154,17 +154,17 @@ impl Image {
     /// A file by its path in the tree, such as `merged/etc/os-release`. Symbolic links are followed.
     ///
     /// # Errors
-    /// When there is no such file, or it cannot be had.
+    /// If the file does not exist, or is unavailable.
     pub async fn file(&self, path: &str) -> Result<File, Error> {
         self.root().open(path).await
     }
 
-    /// The names of a mount of this, for [`mount`](crate::mount::mount()).
+    /// The namespace of this image, for [`mount`](crate::mount::mount()).
     pub fn namespace(&self) -> &Arc<Namespace> {
         &self.namespace
     }
 
-    /// What is opened, with all that is known about it.
+    /// The image set behind the reference, with its metadata.
     pub fn family(&self) -> &Arc<Family> {
         self.namespace.family()
     }

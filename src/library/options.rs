@@ -1,4 +1,4 @@
-//! How a reference is opened: what the options of the command line are there.
+//! Library options: the counterparts of the command line's options.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::oci::{Condition, Glob, Platform, PublicKey};
 use crate::registry::{self, Credential};
 use crate::source::{LayoutChoice, Location};
 
-/// How a reference is opened. Everything has the default of the command line.
+/// Options for opening a reference. The defaults are those of the command line.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Options {
@@ -28,7 +28,7 @@ impl Default for Options {
 impl Options {
     /// The defaults.
     pub fn new() -> Self {
-        // It is named when something is opened.
+        // A placeholder; `Image::open` sets the location.
         let nowhere = Location::Layout { directory: PathBuf::new(), choice: LayoutChoice::Only };
         Self {
             open: OpenOptions::new(nowhere),
@@ -44,67 +44,67 @@ impl Options {
         self
     }
 
-    /// Every manifest of an index, each in a directory of its own below `platforms/`.
+    /// Opens every manifest of an index, each in a directory of its own below `platforms/`.
     pub fn all_platforms(mut self) -> Self {
         self.open.platforms = Platforms::All;
         self
     }
 
-    /// Only entries of an index that this holds for; may be said several times.
+    /// Opens only the entries of an index that match; repeatable.
     pub fn select(mut self, condition: Condition) -> Self {
         self.open.select.push(condition);
         self
     }
 
-    /// Only the layer with this number, and others that are named; 0 is the lowest.
+    /// Opens only the layer with this number, 0 being the lowest; repeatable.
     pub fn layer(mut self, number: usize) -> Self {
         self.open.layers.numbers.push(number);
         self
     }
 
-    /// Only layers whose media type matches, and others that are named.
+    /// Opens only layers whose media type matches; repeatable.
     pub fn layers_of_type(mut self, media_type: Glob) -> Self {
         self.open.layers.media_types.push(media_type);
         self
     }
 
-    /// Only layers whose title matches, and others that are named.
+    /// Opens only layers whose title matches; repeatable.
     pub fn layers_titled(mut self, title: Glob) -> Self {
         self.open.layers.titles.push(title);
         self
     }
 
-    /// Asks no network: what can be opened is a digest that the cache has.
+    /// Uses no network: only a digest in the cache can be opened.
     pub fn offline(mut self) -> Self {
         self.open.network = Network::Offline;
         self
     }
 
-    /// When bytes are compared with their digests.
+    /// When bytes are verified against their digests.
     pub fn verify(mut self, when: Verify) -> Self {
         self.open.verify = when;
         self
     }
 
-    /// Refuses what is not signed by this key or another that is named.
+    /// Refuses an image without a signature by this key; repeatable, and one key is enough.
     pub fn signed_by(mut self, key: PublicKey) -> Self {
         self.open.signed_by.push(key);
         self
     }
 
-    /// Where fetched bytes are kept.
+    /// The cache directory.
     pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.cache = Some(dir.into());
         self
     }
 
-    /// How large that may grow.
+    /// The size limit of the cache.
     pub fn cache_limit(mut self, limit: Limit) -> Self {
         self.limit = limit;
         self
     }
 
-    /// The only file to look for credentials in.
+    /// The only file that is read for credentials.
     pub fn authfile(mut self, file: impl Into<PathBuf>) -> Self {
         self.registry.authfile = Some(file.into());
         self
@@ -122,25 +122,25 @@ impl Options {
         self
     }
 
-    /// Speaks http to every registry.
+    /// Connects to every registry by http.
     pub fn plain_http(mut self) -> Self {
         self.registry.plain_http = true;
         self
     }
 
-    /// How long one read may take when the registry does not answer.
+    /// The time limit of one read while the registry does not answer.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.registry.read_budget = time;
         self
     }
 
-    /// Anything else about what is opened, see [`OpenOptions`].
+    /// Sets any other option of [`OpenOptions`].
     pub fn with(mut self, change: impl FnOnce(&mut OpenOptions)) -> Self {
         change(&mut self.open);
         self
     }
 
-    /// Anything else about how registries are reached, see [`registry::Options`].
+    /// Sets any other option of [`registry::Options`].
     pub fn with_registry(mut self, change: impl FnOnce(&mut registry::Options)) -> Self {
         change(&mut self.registry);
         self

@@ -1,4 +1,4 @@
-//! Directories and files of what was opened.
+//! Directories and files of an opened image.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -11,22 +11,22 @@ use crate::view::{Namespace, NodeId, ViewError};
 
 use super::Error;
 
-/// A directory.
+/// A directory of an opened image.
 #[derive(Clone)]
 pub struct Directory {
     namespace: Arc<Namespace>,
     node: NodeId,
-    /// Below the top of the tree.
+    /// The path below the root of the tree.
     path: Vec<u8>,
 }
 
-/// A name in a directory.
+/// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry {
     /// The name.
     pub name: OsString,
-    /// What it is.
+    /// The file type.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
@@ -34,11 +34,11 @@ pub struct Entry {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Bytes of a file.
+    /// Size of a file in bytes.
     pub size: u64,
     /// Modification time in seconds since 1970.
     pub mtime: i64,
-    /// Where a symbolic link points.
+    /// The target of a symbolic link; `None` for other types.
     pub link: Option<OsString>,
 }
 
@@ -47,10 +47,10 @@ impl Directory {
         Self { namespace, node, path }
     }
 
-    /// Everything in it, in the order of a mount. Sizes that only unpacking tells are waited for.
+    /// All entries, in the order of a mount. Waits for sizes that need decompression.
     ///
     /// # Errors
-    /// When what is in it cannot be known: an archive that cannot be read, or cannot be had.
+    /// If the content of the directory is unavailable, as with an unreadable or unreachable archive.
     pub async fn entries(&self) -> Result<Vec<Entry>, Error> {
         self.namespace.build(self.node).await?;
         let mut nodes = Vec::new();
@@ -60,7 +60,7 @@ impl Directory {
         });
         let mut entries = Vec::with_capacity(nodes.len());
         for (name, node) in nodes {
-            // A disk that is not given out has a name all the same.
+            // A refused disk is listed too.
             self.namespace.settle(node).await.ok();
             let Some(attributes) = self.namespace.attributes(node) else { continue };
             entries.push(Entry {
@@ -80,7 +80,7 @@ impl Directory {
     /// A directory below this one. Symbolic links are followed.
     ///
     /// # Errors
-    /// When there is none.
+    /// If the directory does not exist.
     pub async fn directory(&self, path: impl AsRef<Path>) -> Result<Directory, Error> {
         let (node, path) = self.find(path.as_ref()).await?;
         match self.namespace.attributes(node).map(|attributes| attributes.kind) {
@@ -92,7 +92,7 @@ impl Directory {
     /// A file below this directory. Symbolic links are followed.
     ///
     /// # Errors
-    /// When there is none, or it cannot be given out.
+    /// If the file does not exist, or is refused.
     pub async fn open(&self, path: impl AsRef<Path>) -> Result<File, Error> {
         let (node, path) = self.find(path.as_ref()).await?;
         match self.namespace.attributes(node).map(|attributes| attributes.kind) {
@@ -113,14 +113,14 @@ fn wrong(path: &[u8], wanted: &'static str) -> Error {
     ViewError::Wrong { path: String::from_utf8_lossy(path).into_owned(), wanted }.into()
 }
 
-/// A file. Its bytes never change.
+/// A file with immutable content.
 #[derive(Clone)]
 pub struct File {
     bytes: Shared,
 }
 
 impl File {
-    /// How many bytes it has.
+    /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.bytes.size()
     }
@@ -128,13 +128,13 @@ impl File {
     /// Fills `buf` from `offset` on.
     ///
     /// # Errors
-    /// When the range is not inside the file, or its bytes cannot be had, or are not what they should be. Nothing in `buf` counts
-    /// then.
+    /// If the range is outside the file, or its bytes are unavailable or do not match their digest. The content of
+    /// `buf` is then undefined.
     pub async fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         Ok(self.bytes.read_at(offset, buf).await?)
     }
 
-    /// The bytes from `offset` on, at most `len`; fewer only where the file ends.
+    /// The bytes from `offset` on, at most `len`; fewer only at the end of the file.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at).
@@ -143,7 +143,7 @@ impl File {
         Ok(read_vec(&*self.bytes, range).await?)
     }
 
-    /// The bytes for whatever reads such: the same trait as everything in this crate that has bytes.
+    /// The content as the reader trait that is common in this crate.
     pub fn bytes(&self) -> &Shared {
         &self.bytes
     }
