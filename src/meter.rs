@@ -1,34 +1,33 @@
-//! What a process counts about itself: bytes, requests, hits, and how long reads take.
+//! Metrics of this process: bytes, requests, cache hits, and read latency.
 //!
-//! Never decides anything and is never read by what it counts, so that no behaviour depends on it. The counters belong to the
-//! process, as its open files and its memory do, which is why they are statics: a layer that counts needs no handle passed down
-//! to it, and two mounts in one process are counted together. Nothing in a name or a label comes from a URL, a header or a
-//! credential.
+//! Metrics decide nothing: the measured code does not read them. The counters are process-wide, like its open files
+//! and memory, so they are statics. A layer needs no handle to count, and two mounts in one process are counted
+//! together. Names and labels contain nothing from a URL, a header or a credential.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Bytes of files that readers were given by this process. What the kernel reads by itself is not among them.
+/// Bytes of files that this process served to readers. Reads by passthrough are not included.
 pub static BYTES_SERVED: Counter = Counter::new();
-/// Bytes of bodies that registries and storage sent.
+/// Bytes of bodies received from registries and storage.
 pub static BYTES_FETCHED: Counter = Counter::new();
-/// Tries after a failed one.
+/// Retries after a failed attempt.
 pub static RETRIES: Counter = Counter::new();
 /// Reads that ended in an error.
 pub static READ_ERRORS: Counter = Counter::new();
-/// Answers of registries, token servers and storage, by their status.
+/// Responses of registries, token servers and storage, by status.
 pub static REQUESTS: Statuses = Statuses::new();
-/// Blocks of stored blobs that a read found, and that it had to wait for.
+/// Lookups of blocks of stored blobs: cached, or waited for.
 pub static BLOBS: Lookups = Lookups::new();
-/// Blocks of decoded streams that a read found, and that it had to wait for.
+/// Lookups of blocks of decoded streams: cached, or waited for.
 pub static STREAMS: Lookups = Lookups::new();
-/// Blobs and parts of blobs that made room for others.
+/// Evicted blobs and parts of blobs.
 pub static EVICTIONS: Counter = Counter::new();
-/// The room that was made.
+/// Evicted bytes.
 pub static EVICTED_BYTES: Counter = Counter::new();
-/// How long reads take, from the kernel's request to the answer.
+/// Latency of reads, from the kernel's request to the reply.
 pub static READS: Histogram = Histogram::new();
 /// Files that the kernel holds open.
 pub static OPEN_FILES: Gauge = Gauge::new();
@@ -51,7 +50,7 @@ impl Calls {
         *calls.entry((method, code)).or_default() += 1;
     }
 
-    /// One number for each method and outcome that there was.
+    /// One number for each observed method and outcome.
     fn samples(&self) -> Vec<Sample> {
         let calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sample = |(&(method, code), count): (&(&str, &str), &u64)| {
@@ -61,7 +60,7 @@ impl Calls {
     }
 }
 
-/// A number that only grows.
+/// A monotonic counter.
 #[derive(Debug)]
 pub struct Counter(AtomicU64);
 
@@ -70,18 +69,18 @@ impl Counter {
         Self(AtomicU64::new(0))
     }
 
-    /// Counts `more`.
+    /// Adds `more`.
     pub fn add(&self, more: u64) {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
-    /// What was counted so far.
+    /// The current value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A number that goes up and down.
+/// A value that goes up and down.
 #[derive(Debug)]
 pub struct Gauge(AtomicU64);
 
@@ -90,23 +89,23 @@ impl Gauge {
         Self(AtomicU64::new(0))
     }
 
-    /// One more.
+    /// Adds one.
     pub fn up(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// One less.
+    /// Subtracts one.
     pub fn down(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many there are.
+    /// The current value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What looking for blocks in the cache came to.
+/// Cache lookups: hits and misses.
 #[derive(Debug)]
 pub struct Lookups {
     hits: Counter,
@@ -118,20 +117,20 @@ impl Lookups {
         Self { hits: Counter::new(), misses: Counter::new() }
     }
 
-    /// Counts a read that wanted `wanted` blocks and did not find `missing` of them.
+    /// Counts a read of `wanted` blocks, `missing` of which were not cached.
     pub fn note(&self, wanted: u64, missing: u64) {
         self.hits.add(wanted.saturating_sub(missing));
         self.misses.add(missing);
     }
 }
 
-/// The lowest status of HTTP, and how many there may be.
+/// Valid HTTP statuses.
 const STATUSES: std::ops::Range<u16> = 100..600;
 
-/// Answers by status, and requests that got none.
+/// Responses by status, and requests without a response.
 #[derive(Debug)]
 pub struct Statuses {
-    /// By status, from the lowest on.
+    /// By status, from 100 on.
     answered: [Counter; (STATUSES.end - STATUSES.start) as usize],
     unanswered: Counter,
 }
@@ -141,7 +140,7 @@ impl Statuses {
         Self { answered: [const { Counter::new() }; 500], unanswered: Counter::new() }
     }
 
-    /// Counts an answer, or `None` for a request that got none: no connection, a broken one, no answer in time.
+    /// Counts a response, or `None` for a request without one: no connection, a broken one, or a timeout.
     pub fn note(&self, status: Option<u16>) {
         let counter = status
             .and_then(|status| self.answered.get(usize::from(status.checked_sub(STATUSES.start)?)))
@@ -150,16 +149,16 @@ impl Statuses {
     }
 }
 
-/// The upper bounds of the histogram's buckets in microseconds: from an answer out of memory to the end of a read's patience.
+/// Upper bounds of the histogram's buckets in microseconds: from a reply out of memory to the time limit of a read.
 const BOUNDS: [u64; 13] = [
     100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000, 1_000_000, 5_000_000, 10_000_000, 30_000_000,
     60_000_000,
 ];
 
-/// How often something took how long.
+/// A latency histogram.
 #[derive(Debug)]
 pub struct Histogram {
-    /// One for each bound, not added up, and one for what took longer.
+    /// One for each bound, not cumulative, and one above the last bound.
     buckets: [Counter; BOUNDS.len() + 1],
     nanos: Counter,
 }
@@ -169,7 +168,7 @@ impl Histogram {
         Self { buckets: [const { Counter::new() }; BOUNDS.len() + 1], nanos: Counter::new() }
     }
 
-    /// Counts something that took `time`.
+    /// Counts an event that took `time`.
     pub fn note(&self, time: Duration) {
         let micros = time.as_nanos().div_ceil(1000);
         let bucket = BOUNDS.partition_point(|bound| u128::from(*bound) < micros);
@@ -178,47 +177,47 @@ impl Histogram {
     }
 }
 
-/// What kind of numbers a family has, in the words of the Prometheus text format.
+/// The kind of a metric family, as named in the Prometheus text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// They only grow.
+    /// Only grows.
     Counter,
-    /// They go up and down.
+    /// Goes up and down.
     Gauge,
-    /// Counts by upper bounds, with their number and sum.
+    /// Cumulative counts by upper bound, with their number and sum.
     Histogram,
 }
 
-/// A number.
+/// The value of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
-    /// As it is.
+    /// A number.
     Whole(u64),
-    /// In seconds.
+    /// A duration, written in seconds.
     Time(Duration),
 }
 
-/// One number of a family.
+/// One sample of a family.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// What follows the family's name: `_bucket`, `_sum`, `_count`, or nothing.
+    /// Suffix of the family's name: `_bucket`, `_sum`, `_count`, or empty.
     pub suffix: &'static str,
-    /// What tells it from the others.
+    /// Labels that distinguish the sample from the others.
     pub labels: Vec<(&'static str, String)>,
-    /// The number.
+    /// The value.
     pub value: Value,
 }
 
-/// Numbers that mean the same.
+/// A metric family.
 #[derive(Clone, Debug)]
 pub struct Family {
-    /// The name, with its unit, as Prometheus has it.
+    /// The name with its unit, by the conventions of Prometheus.
     pub name: &'static str,
-    /// What is counted.
+    /// The help text.
     pub help: &'static str,
-    /// How it behaves.
+    /// The kind.
     pub kind: Kind,
-    /// The numbers.
+    /// The samples.
     pub samples: Vec<Sample>,
 }
 
@@ -230,7 +229,7 @@ impl Family {
     }
 }
 
-/// Everything that is counted, as it is now.
+/// All metrics with their current values.
 pub fn families() -> Vec<Family> {
     let counter = |name, help, counted: &Counter| Family::single(name, help, Kind::Counter, counted.get());
     let lookups = |name, help, of: fn(&Lookups) -> &Counter| Family {
@@ -271,7 +270,7 @@ pub fn families() -> Vec<Family> {
         ),
         reads(),
     ];
-    // Only a plugin is called.
+    // Only the CSI plugin counts calls.
     let calls = CALLS.samples();
     if !calls.is_empty() {
         families.push(Family {

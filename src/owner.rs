@@ -1,7 +1,7 @@
-//! Whose names of this machine are trusted: those of this user and of root.
+//! Ownership checks: only names controlled by this user or root are trusted.
 //!
-//! Decides, and changes nothing. A name in a directory that another user can change leads where that user likes, at the moment that
-//! suits that user; these are the rules for links and directories on the way to a file.
+//! Read-only. Another user with write access to a directory can redirect a name in it at any moment. These are the
+//! rules for links and directories on the way to a file.
 
 use std::ffi::OsString;
 use std::fs::Metadata;
@@ -9,14 +9,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The owner, the group and the mode of a file.
+/// Owner, group and mode of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileOwner {
-    /// The user.
+    /// User id of the owner.
     pub uid: u32,
-    /// The group.
+    /// Group id.
     pub gid: u32,
-    /// The mode with the type of the file.
+    /// The mode, including the file type.
     pub mode: u32,
 }
 
@@ -32,24 +32,25 @@ impl From<&rustix::fs::Stat> for FileOwner {
     }
 }
 
-/// Who follows a link.
+/// The user that follows a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Follower {
     /// Root: only links of its own.
     Root,
-    /// A user, with this number: links of its own and of root, and others by the rules of the kernel.
+    /// The user with this id: links of its own and of root, and others by the kernel's rules.
     User(u32),
 }
 
 impl FileOwner {
-    /// Whether only this user and root can change it, or, as for a directory with the sticky bit, names in it that are ours.
+    /// Whether only this user and root can change it. With the sticky bit of a directory that holds for our names in
+    /// it.
     pub fn is_trusted(self) -> bool {
         is_trusted_user(self.uid) && (self.mode & 0o022 == 0 || self.mode & 0o1000 != 0)
     }
 
-    /// Whether a link with this owner may be followed that stands in `directory`. Root follows links of root alone. Others follow what
-    /// the kernel lets them with `fs.protected_symlinks` (proc_sys_fs(5)), whether or not that is on: in a sticky directory that all
-    /// may write to, links of their own, of root, and of the owner of the directory.
+    /// Whether a link with this owner in `directory` may be followed. Root follows links of root alone. Other users
+    /// follow the links that `fs.protected_symlinks` (proc_sys_fs(5)) permits, whether or not it is enabled: in a
+    /// world-writable sticky directory, links of their own, of root, and of the directory's owner.
     pub fn may_be_followed(self, directory: FileOwner) -> bool {
         let user = nix::unistd::geteuid();
         let follower = if user.is_root() { Follower::Root } else { Follower::User(user.as_raw()) };
@@ -65,10 +66,11 @@ impl FileOwner {
     }
 }
 
-/// The first directory or link on the way to `path` by which another user could lead elsewhere; `path` itself is not looked at. A group
-/// may write if it is that of root or the first one of this user, as it is where each user has a group.
+/// The first directory or link on the way to `path` by which another user could redirect it. The file at the end of
+/// `path` is not checked, but a link there is. A group may have write access if it is root's or the primary group of
+/// this user, as in systems with one group per user.
 pub fn untrusted_above(path: &Path) -> std::io::Result<Option<(PathBuf, FileOwner)>> {
-    /// Links that are followed, as by the kernel.
+    /// Maximum number of links that are followed, as in the kernel.
     const MAX_LINKS: usize = 40;
     let path = std::path::absolute(path)?;
     let names = |path: &Path| -> Vec<OsString> {
@@ -102,15 +104,15 @@ pub fn untrusted_above(path: &Path) -> std::io::Result<Option<(PathBuf, FileOwne
     Ok(None)
 }
 
-/// Whether files of this user are as good as ours: this user and root.
+/// Whether files of this user are trusted: this user and root.
 pub fn is_trusted_user(uid: u32) -> bool {
     uid == nix::unistd::geteuid().as_raw() || uid == 0 || is_unmapped(uid)
 }
 
-/// Whether this is how root of the machine looks in a user namespace that has no number for it. Other users without a number look the
-/// same; none of them is in the namespace.
+/// Whether this uid is how root of the machine appears in a user namespace without a mapping for it. Other unmapped
+/// users look the same; none of them is in the namespace.
 fn is_unmapped(uid: u32) -> bool {
-    /// What the kernel shows in the place of users without a number, unless the machine says otherwise.
+    /// The kernel's uid for unmapped users, unless the machine configures another.
     const OVERFLOW_UID: u32 = 65_534;
     static IS_PARTIAL: OnceLock<bool> = OnceLock::new();
     let is_partial = || {

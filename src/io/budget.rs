@@ -1,7 +1,8 @@
-//! One memory budget of the process, for what foreign content makes large: tables of contents, trees, windows of decoders.
+//! Process-wide memory budget for structures whose size untrusted content decides: tables of contents, trees, decoder
+//! windows.
 //!
-//! Nothing here is measured: each holder charges what it is about to allocate. The idea: who holds a share for a while is
-//! waited for, who keeps it (a tree, for the life of its mount) is not; a share is never held while a network is waited for.
+//! Memory is not measured: each holder charges its allocation in advance. A request waits for a temporary share, but
+//! not for a lasting one (a tree, for the life of its mount). A share is not held during a wait for the network.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,38 +12,38 @@ use tokio::sync::Notify;
 
 use super::{Fault, ReadError};
 
-/// Bytes of all shares together. With what passes and reads hold at most, and the process itself, that stays below 256 MiB; a tree
-/// of a million files and the table of contents that it is made from take 165 MiB.
+/// Bytes of all shares together. With the maximum of passes and reads, and the process itself, the total stays below
+/// 256 MiB. A tree of a million files and its table of contents take 165 MiB.
 const BUDGET_BYTES: u64 = 176 * 1024 * 1024;
 
-/// How long a share is waited for. Holders compute, so a longer wait is a fault.
+/// Time limit for a share. Holders only compute, so a longer wait is a fault.
 const SHARE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The budget of this process.
 pub(crate) static MEMORY: MemoryBudget = MemoryBudget::new(BUDGET_BYTES, SHARE_TIMEOUT);
 
-/// Bytes that may be held at once.
+/// A limit on bytes that are held at once.
 pub struct MemoryBudget {
     /// Bytes.
     limit: u64,
-    /// How long a share is waited for.
+    /// Time limit for a share.
     timeout: Duration,
     used: Mutex<Used>,
-    /// Told when bytes come back, to those that wait on threads.
+    /// Wakes blocked threads when bytes are freed.
     freed: Condvar,
-    /// The same, to tasks.
+    /// Wakes waiting tasks when bytes are freed.
     freed_async: Notify,
 }
 
-/// Bytes that are held.
+/// Bytes in use.
 struct Used {
-    /// For a while.
+    /// In temporary shares.
     passing: u64,
-    /// For as long as something that was asked for exists.
+    /// In lasting shares.
     lasting: u64,
 }
 
-/// A share of the budget, given back when it is dropped.
+/// A share of the budget, freed on drop.
 pub struct MemoryShare {
     budget: &'static MemoryBudget,
     bytes: u64,
@@ -50,7 +51,7 @@ pub struct MemoryShare {
     lasts: AtomicBool,
 }
 
-/// A share that is not to be had.
+/// A share that cannot be granted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it takes {needed} bytes of memory, and {free} of the {limit} that all layers share are free")]
 pub struct OverBudget {
@@ -60,7 +61,7 @@ pub struct OverBudget {
 }
 
 impl OverBudget {
-    /// As the error of a read.
+    /// Converts to the error of a read.
     pub(crate) fn into_read(self, what: &str) -> ReadError {
         ReadError::new(Fault::Unsupported, format!("{what}: {self}"))
     }
@@ -77,22 +78,22 @@ impl MemoryBudget {
         }
     }
 
-    /// A share of nothing, to grow for a while.
+    /// An empty temporary share, which can grow.
     pub(crate) fn passing(&'static self) -> MemoryShare {
         MemoryShare { budget: self, bytes: 0, lasts: AtomicBool::new(false) }
     }
 
-    /// A share of nothing, to grow for as long as something exists.
+    /// An empty lasting share, which can grow.
     pub(crate) fn lasting(&'static self) -> MemoryShare {
         MemoryShare { budget: self, bytes: 0, lasts: AtomicBool::new(true) }
     }
 
-    /// Waits for a share of `bytes`.
+    /// Waits for a temporary share of `bytes`.
     pub(crate) async fn take(&'static self, bytes: u64) -> Result<MemoryShare, OverBudget> {
         let mut share = self.passing();
         let wait = async {
             loop {
-                // Registered before the look, so that what is freed after it wakes.
+                // Registered before the attempt, so that bytes freed after it wake the task.
                 let freed = self.freed_async.notified();
                 tokio::pin!(freed);
                 freed.as_mut().enable();
@@ -121,7 +122,7 @@ impl MemoryBudget {
 }
 
 impl MemoryShare {
-    /// Makes it larger by `bytes`; blocks its thread while others hold for a while what is missing.
+    /// Grows by `bytes`; blocks its thread while temporary shares hold the missing bytes.
     pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), OverBudget> {
         let end = std::time::Instant::now() + self.budget.timeout;
         while !self.try_grow(bytes)? {
@@ -130,7 +131,7 @@ impl MemoryShare {
                 return Err(self.budget.over(bytes));
             }
             let used = self.budget.lock();
-            // Looked at under the lock: what came back since is not missed.
+            // Checked under the lock, so that bytes freed meanwhile are not missed.
             if used.passing + used.lasting + bytes > self.budget.limit {
                 drop(self.budget.freed.wait_timeout(used, left));
             }
@@ -138,11 +139,11 @@ impl MemoryShare {
         Ok(())
     }
 
-    /// `false` when it has to be waited for, an error when that does not help.
+    /// Returns `false` when waiting may help, an error when it cannot.
     fn try_grow(&mut self, bytes: u64) -> Result<bool, OverBudget> {
         let limit = self.budget.limit;
         let mut used = self.budget.lock();
-        // What this one holds already does not come back while it waits.
+        // A share does not free its own bytes while it waits.
         let lasts = self.lasts.load(Ordering::Relaxed);
         let own = if lasts { 0 } else { self.bytes };
         let stays = used.lasting + own;
@@ -157,7 +158,7 @@ impl MemoryShare {
         Ok(true)
     }
 
-    /// From now on it is not waited for: who needs what it holds gets an error.
+    /// Makes the share lasting: a request that needs its bytes fails instead of waiting.
     pub(crate) fn pin(&self) {
         let mut used = self.budget.lock();
         if !self.lasts.swap(true, Ordering::Relaxed) {
@@ -168,7 +169,7 @@ impl MemoryShare {
         self.budget.tell();
     }
 
-    /// Gives back all but `bytes`.
+    /// Frees all but `bytes`.
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         let back = self.bytes.saturating_sub(bytes);
         self.bytes -= back;
@@ -176,7 +177,7 @@ impl MemoryShare {
         self.budget.tell();
     }
 
-    /// Bytes that it holds.
+    /// Bytes of this share.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,8 +1,8 @@
-//! Work that takes a processor for longer than an async worker may be held.
+//! Blocking thread pool for work that would hold an async worker too long.
 
 use super::{Fault, ReadError};
 
-/// Runs a computation on a blocking thread. A panic there is an error of ours that must not take the mount down.
+/// Runs a computation on a blocking thread. A panic there becomes an error, so that the mount survives it.
 pub(crate) async fn compute<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, ReadError> {

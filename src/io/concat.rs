@@ -1,4 +1,4 @@
-//! Several byte sequences one after the other, with holes between them where the map says so.
+//! Concatenation of readers, with holes between them.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::read_at::check_bounds;
 use super::{BoxFuture, ByteRange, ReadAt, ReadError, Shared, Verified};
 
-/// One run of the result.
+/// One run of the concatenation.
 struct Piece {
-    /// Where the run ends in the result. Invariant: strictly increasing over the pieces.
+    /// The end of the run in the concatenation. Invariant: strictly increasing over the pieces.
     end: u64,
     /// Its bytes, or `None` for a hole that reads as zeros. Invariant: `size()` equals the run's length.
     bytes: Option<Shared>,
@@ -21,12 +21,12 @@ pub struct Concat {
 }
 
 impl Concat {
-    /// Nothing yet.
+    /// An empty concatenation.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The parts in this order.
+    /// Concatenates the parts in this order.
     pub fn of(parts: impl IntoIterator<Item = Shared>) -> Self {
         let mut concat = Self::new();
         for part in parts {
@@ -40,7 +40,7 @@ impl Concat {
         self.append(bytes.size(), Some(bytes));
     }
 
-    /// Appends `len` zeros that are known to be a hole.
+    /// Appends a hole of `len` zeros.
     pub fn push_hole(&mut self, len: u64) {
         self.append(len, None);
     }
@@ -52,7 +52,7 @@ impl Concat {
         }
     }
 
-    /// The index of the piece that holds `offset`, and where it starts.
+    /// The index of the piece that contains `offset`, and the piece's start.
     fn find(&self, offset: u64) -> (usize, u64) {
         let at = self.pieces.partition_point(|piece| piece.end <= offset);
         (at, if at == 0 { 0 } else { self.pieces[at - 1].end })
@@ -161,7 +161,7 @@ impl ReadAt for Concat {
 
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         match &self.pieces[..] {
-            // Invariant of `Piece`: it is its bytes, all of them.
+            // By the invariant of `Piece` this is the whole content.
             [Piece { bytes: Some(bytes), .. }] => bytes.backing(),
             _ => None,
         }

@@ -1,4 +1,4 @@
-//! Bytes whose size is known before they can be read.
+//! Lazily opened reader of a known size.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use tokio::sync::OnceCell;
 
 use super::{BoxFuture, Fault, ReadAt, ReadError, Shared, Verified};
 
-/// Makes the bytes; called again after an error.
+/// Opens the bytes; called again after an error.
 pub type Opener = Box<dyn Fn() -> BoxFuture<'static, Result<Shared, ReadError>> + Send + Sync>;
 
-/// Bytes that are opened when they are first read: a part of a disk that has to be unpacked, behind others that do not.
+/// Bytes that are opened on the first read: a packed part of a disk behind parts that are not packed.
 pub struct Deferred {
     size: u64,
     open: Opener,
@@ -18,7 +18,7 @@ pub struct Deferred {
 }
 
 impl Deferred {
-    /// What `open` makes, which has to have `size` bytes: other bytes are an error of whoever claimed the size.
+    /// Bytes from `open`, which must have `size` bytes; another size is an error of the claim.
     pub fn new(size: u64, open: Opener) -> Self {
         Self { size, open, opened: OnceCell::new() }
     }
@@ -62,7 +62,7 @@ impl ReadAt for Deferred {
     }
 
     fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
-        // Opening may mean unpacking everything, which nobody asks for who only looks for holes.
+        // Opening may decompress everything, which a query for holes does not justify.
         self.opened.get()?.learn_holes()
     }
 

@@ -1,36 +1,36 @@
-//! The error of a read, and the question every error of this crate can answer: who is wrong.
+//! Error of a read, and the fault class that every error of this crate has.
 //!
-//! Module errors (registry, cache, layer, ...) become a [`ReadError`] when they travel up a read, keeping themselves as
-//! `source()`; the edges (`mount/`, `cli/`) decide by [`Fault`] alone.
+//! Errors of modules (registry, cache, layer, ...) are converted to a [`ReadError`] on their way up and stay its
+//! `source()`. The edges (`mount/`, `cli/`) decide by [`Fault`] alone.
 
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// Who is wrong, and so which errno and which exit code an error deserves.
+/// The fault class of an error: the party at fault, which decides errno and exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// What was asked for does not exist there.
+    /// The requested object does not exist at the source.
     NotFound,
-    /// Somebody who may decide it refused access.
+    /// The responsible party refused access.
     Denied,
-    /// The network, or the other end of it, is not there now.
+    /// The network or the remote host is temporarily unreachable.
     Unavailable,
-    /// The registry answered something that the protocol does not allow.
+    /// The registry violated the protocol.
     Misbehaved,
-    /// The author of the bytes wrote something that is not valid.
+    /// The author of the bytes wrote invalid data.
     Malformed,
-    /// Valid, but this version of ocifs cannot present it (or refuses to).
+    /// Valid, but unsupported or refused by this version of ocifs.
     Unsupported,
     /// Bytes do not match the digest that names them.
     Mismatch,
-    /// The caller asked for something impossible.
+    /// An impossible request of the caller.
     Usage,
-    /// This machine: files, memory, the kernel.
+    /// A failure of this machine: files, memory, the kernel.
     Io,
 }
 
-/// Why bytes could not be read. Cheap to clone, because one failed fetch answers all the readers that waited for it.
+/// Why a read failed. Cheap to clone, because one failed fetch answers all its waiting readers.
 #[derive(Clone, Debug)]
 pub struct ReadError {
     fault: Fault,
@@ -39,12 +39,12 @@ pub struct ReadError {
 }
 
 impl ReadError {
-    /// An error whose whole story is `message`: subject first, lower case, no full stop.
+    /// An error without a source. The style of `message`: subject first, lower case, no full stop.
     pub fn new(fault: Fault, message: impl Into<String>) -> Self {
         Self { fault, message: message.into().into(), source: None }
     }
 
-    /// An error that `source` explains; `message` adds the subject of this level.
+    /// An error caused by `source`; `message` adds the subject of this level.
     pub fn caused(
         fault: Fault,
         message: impl Into<String>,
@@ -53,13 +53,13 @@ impl ReadError {
         Self { fault, message: message.into().into(), source: Some(Arc::new(source)) }
     }
 
-    /// The same fault seen one level higher, with that level's subject in front.
+    /// The same fault one level higher, prefixed with that level's subject.
     #[must_use]
     pub fn within(self, subject: impl Into<String>) -> Self {
         Self { fault: self.fault, message: subject.into().into(), source: Some(Arc::new(self)) }
     }
 
-    /// Who is wrong.
+    /// The fault class.
     pub fn fault(&self) -> Fault {
         self.fault
     }
@@ -70,7 +70,7 @@ impl ReadError {
     }
 }
 
-/// The error and its sources in one line, joined with `: `. A level that the one above it ends with is left out.
+/// The error and its sources in one line, joined with `: `. A source is omitted if the message above ends with it.
 pub fn chain(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut next = error.source();

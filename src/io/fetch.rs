@@ -1,4 +1,4 @@
-//! Where the bytes of a blob come from when no cache has them.
+//! Source of a blob's bytes below the cache.
 
 use std::sync::Arc;
 
@@ -8,26 +8,26 @@ use futures_util::StreamExt as _;
 use super::read_at::check_bounds;
 use super::{BoxFuture, BoxStream, ByteRange, Fault, ReadAt, ReadError};
 
-/// The answer to one [`Fetch::fetch`].
+/// The result of one [`Fetch::fetch`].
 pub struct Delivery {
-    /// Which bytes `body` holds. Invariant: it contains the range that was asked for and lies inside `0..size`. It is
-    /// wider when wider was cheaper: a registry without ranges sends the whole blob, a decoder starts at its span.
+    /// The range of `body`. Invariant: it contains the requested range and lies inside `0..size`. It is wider when
+    /// that is cheaper: a registry without ranges sends the whole blob, and a decoder starts at its span.
     pub range: ByteRange,
     /// Exactly `range.len()` bytes in order, or an error.
     pub body: BoxStream<'static, Result<Bytes, ReadError>>,
 }
 
-/// A producer of byte ranges that keeps nothing: a registry blob, a file of a layout, a decoder.
+/// A producer of byte ranges without storage: a registry blob, a file of a layout, a decoder.
 pub trait Fetch: Send + Sync + 'static {
-    /// How many bytes there are.
+    /// Size in bytes.
     fn size(&self) -> u64;
 
-    /// Starts producing at least `range` (not empty, inside `0..size`). Retries, resumption and deadlines are the
-    /// producer's business: an error that comes out is final for this attempt.
+    /// Starts producing at least `range` (not empty, inside `0..size`). The producer handles retries, resumption and
+    /// deadlines; its error is final for this attempt.
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>>;
 }
 
-/// A run of what another producer gives, seen from 0.
+/// A range of another producer, with offsets from 0.
 pub struct FetchPart {
     whole: Arc<dyn Fetch>,
     /// Invariant: `range.end <= whole.size()`.
@@ -53,7 +53,7 @@ impl Fetch for FetchPart {
             check_bounds(range, part.len())?;
             let want = ByteRange::new(part.start + range.start, part.start + range.end);
             let Delivery { range: given, body } = self.whole.fetch(want).await?;
-            // What came with it and lies outside is of others.
+            // Bytes outside belong to other parts.
             let ours = given.intersect(part);
             let body =
                 futures_util::stream::try_unfold((body, given.start), move |(mut body, mut at)| async move {
@@ -79,7 +79,7 @@ impl Fetch for FetchPart {
     }
 }
 
-/// [`ReadAt`] straight from a [`Fetch`], one fetch a read: for small documents and for tests of producers.
+/// [`ReadAt`] directly on a [`Fetch`], one fetch per read: for small documents and for tests of producers.
 pub struct FetchAll(pub Arc<dyn Fetch>);
 
 impl ReadAt for FetchAll {

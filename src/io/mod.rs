@@ -1,8 +1,7 @@
-//! Random access to immutable bytes: the one trait every source of bytes implements, the range arithmetic around it,
-//! and the combinators that need nothing else.
+//! Random access to immutable bytes: the common trait of all byte sources, range arithmetic, and combinators.
 //!
-//! Nothing here knows registries, caches or formats. The idea: a registry blob, a cached block file, a decoded layer, a
-//! file inside a layer and a reassembled disk are all [`ReadAt`], so everything above composes them freely.
+//! Independent of registries, caches and formats. A registry blob, a cached block file, a decoded layer, a file
+//! inside a layer and a reassembled disk are all [`ReadAt`], so the modules above compose them freely.
 
 mod budget;
 mod compute;

@@ -1,7 +1,7 @@
-//! Text from outside, made fit for a terminal, a log, a page and a command line.
+//! Escapes untrusted text for terminals, logs, HTML pages and command lines.
 //!
-//! Changes only what is shown, never what is kept. Control characters, bidirectional controls, invisible characters and bytes that are
-//! no UTF-8 become escapes; a message has a limit.
+//! Only displayed text is changed, not stored data. Control characters, bidirectional controls, invisible characters
+//! and invalid UTF-8 become escapes; a message has a maximum length.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 /// The longest message, in characters: more than any message of ours, and a few screens of a terminal.
 const MAX_MESSAGE_CHARS: usize = 4096;
 
-/// Whether a character acts on a terminal, or makes it show another text than there is: control characters, the bidirectional
-/// controls of UAX #9, line separators, and characters that take no room.
+/// Whether a character controls a terminal or makes it show other text: control characters, the bidirectional
+/// controls of UAX #9, line separators, and characters without width.
 pub fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -18,7 +18,7 @@ pub fn is_unprintable(c: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The text with an escape in the place of every unprintable character.
+/// The text with every unprintable character escaped.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unprintable) {
         return Cow::Borrowed(text);
@@ -30,21 +30,22 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The bytes as printable text; those that are no UTF-8 are `\xNN`.
+/// The bytes as printable text; invalid UTF-8 becomes `\xNN`.
 pub fn printable_bytes(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     each(bytes, &mut out, push);
     out
 }
 
-/// A file name as printable text that belongs to no other name: a backslash is doubled.
+/// A file name as printable text, unambiguous because a backslash is doubled.
 pub fn printable_name(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     each(bytes, &mut out, |out, c| if c == '\\' { out.push_str("\\\\") } else { push(out, c) });
     out
 }
 
-/// One message on one line: printable, and at most a few thousand characters. The end of a long one stays, since it names the cause.
+/// One message on one line: printable, and at most a few thousand characters. A long message keeps its end, which
+/// names the cause.
 pub fn message(text: &str) -> Cow<'_, str> {
     let text = printable(text);
     let length = text.chars().count();
@@ -58,8 +59,8 @@ pub fn message(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// JSON that means the same, with `\u` escapes in the place of unprintable characters. serde_json escapes those below U+0020 by itself;
-/// the others stand in strings alone.
+/// Equivalent JSON with unprintable characters as `\u` escapes. serde_json escapes those below U+0020 itself; the
+/// others occur only in strings.
 pub fn printable_json(json: String) -> String {
     let is_raw = |c: char| !c.is_ascii_control() && is_unprintable(c) || c == '\u{7f}';
     if !json.contains(is_raw) {
@@ -79,10 +80,11 @@ pub fn printable_json(json: String) -> String {
     out
 }
 
-/// A path or a name as one word of a command for sh(1); `None` where no word is safe to paste: unprintable characters, no UTF-8.
+/// A path or a name as one word of a command for sh(1). `None` if no word is safe to paste: unprintable characters,
+/// or invalid UTF-8.
 pub fn shell_word(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok().filter(|text| !text.contains(is_unprintable))?;
-    // A command takes a word with a dash in front for an option.
+    // A command takes a word that starts with a dash for an option.
     let text = if text.starts_with('-') { Cow::Owned(format!("./{text}")) } else { Cow::Borrowed(text) };
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {

@@ -17,17 +17,17 @@ impl ByteRange {
         Self { start, end: if end < start { start } else { end } }
     }
 
-    /// `len` bytes from `start`, saturating at the end of the number space.
+    /// `len` bytes from `start`, saturating at `u64::MAX`.
     pub const fn at(start: u64, len: u64) -> Self {
         Self { start, end: start.saturating_add(len) }
     }
 
-    /// How many bytes.
+    /// Length in bytes.
     pub const fn len(self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether there is no byte in it.
+    /// Whether the range has no bytes.
     pub const fn is_empty(self) -> bool {
         self.start == self.end
     }
@@ -37,7 +37,7 @@ impl ByteRange {
         other.is_empty() || (self.start <= other.start && other.end <= self.end)
     }
 
-    /// The bytes that are in both.
+    /// The bytes in both ranges.
     pub fn intersect(self, other: ByteRange) -> ByteRange {
         ByteRange::new(self.start.max(other.start), self.end.min(other.end).max(self.start.max(other.start)))
     }
@@ -65,7 +65,7 @@ impl fmt::Debug for ByteRange {
 }
 
 impl fmt::Display for ByteRange {
-    /// As HTTP writes it: both ends included.
+    /// The form of HTTP: both ends included.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             write!(f, "{}-(empty)", self.start)

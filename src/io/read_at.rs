@@ -1,4 +1,4 @@
-//! The trait: exact random access to bytes that never change.
+//! Exact random access to immutable bytes.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -8,14 +8,14 @@ use bytes::Bytes;
 
 use super::{BoxFuture, ByteRange, Fault, ReadError};
 
-/// How far bytes have been proven against a digest that the manifest names.
+/// How far bytes are verified against a digest from the manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verified {
-    /// They were compared, and are not what was named: reading them is an error.
+    /// Compared, and different from the digest: a read is an error.
     Poisoned,
-    /// Nothing was compared yet; bytes came over an authenticated connection at best.
+    /// Not compared; at best received over an authenticated connection.
     None,
-    /// Some of the parts were compared.
+    /// Some parts were compared.
     Partial,
     /// Every byte was compared.
     Full,
@@ -34,48 +34,48 @@ impl fmt::Display for Verified {
 
 /// Random access to immutable bytes.
 ///
-/// Offsets and sizes are bytes. The caller clips to [`size`](ReadAt::size); an implementation never answers short: it
-/// fills the whole buffer or fails, and a range that passes the end is a [`Fault::Usage`] error.
+/// Offsets and sizes are in bytes. The caller clips to [`size`](ReadAt::size). An implementation fills the whole
+/// buffer or fails, without short reads; a range past the end is a [`Fault::Usage`] error.
 pub trait ReadAt: Send + Sync + 'static {
-    /// How many bytes there are.
+    /// Size in bytes.
     fn size(&self) -> u64;
 
-    /// Fills `buf` with the bytes at `offset`, fetching and decoding what is not here yet.
+    /// Fills `buf` with the bytes at `offset`, fetching and decoding the missing ones.
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>>;
 
-    /// Fills `buf` if that needs no waiting (memory or a local file) and says `true`; says `false` (and may have
-    /// scribbled over `buf`) when [`read_at`](ReadAt::read_at) is needed.
+    /// Fills `buf` and returns `true` if no wait is needed (memory or a local file). Returns `false` if
+    /// [`read_at`](ReadAt::read_at) is needed; `buf` may then have been overwritten.
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError>;
 
-    /// The first byte at or after `offset` that is not in a known hole; `None` when only holes follow.
+    /// The first byte at or after `offset` outside known holes; `None` when only holes follow.
     fn next_data(&self, offset: u64) -> Option<u64> {
         (offset < self.size()).then_some(offset)
     }
 
-    /// The first byte at or after `offset` that is in a known hole; the end of the bytes counts as one.
+    /// The first byte at or after `offset` in a known hole; the end of the bytes counts as one.
     fn next_hole(&self, _offset: u64) -> u64 {
         self.size()
     }
 
-    /// Finds out where the holes are, when that takes reading: until the answer is awaited, holes may be called data. `None`
-    /// when everything is known that can be.
+    /// Finds the holes, if that needs reading; until the future completes, holes may count as data. `None` when there
+    /// is nothing more to find.
     fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
         None
     }
 
-    /// How far these bytes have been checked against a digest.
+    /// How far these bytes are verified against a digest.
     fn verified(&self) -> Verified {
         Verified::None
     }
 
-    /// A local file that holds exactly these bytes, all of them, from its first byte on, proven and never to change: who
-    /// holds the answer may read the file instead. `None` while there is no such file.
+    /// A local file with exactly these bytes, verified and immutable; a caller may read the file instead while it
+    /// holds the result. `None` without such a file.
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         None
     }
 }
 
-/// Bytes that several readers share.
+/// Bytes shared by several readers.
 pub type Shared = Arc<dyn ReadAt>;
 
 impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
@@ -105,7 +105,7 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     }
 }
 
-/// Reads `range` into a fresh buffer.
+/// Reads `range` into a new buffer.
 pub async fn read_vec<R: ReadAt + ?Sized>(bytes: &R, range: ByteRange) -> Result<Vec<u8>, ReadError> {
     check_bounds(range, bytes.size())?;
     let len = usize::try_from(range.len()).map_err(|_| past_end(range, bytes.size()))?;
@@ -114,12 +114,12 @@ pub async fn read_vec<R: ReadAt + ?Sized>(bytes: &R, range: ByteRange) -> Result
     Ok(buf)
 }
 
-/// Reads everything; for small documents only.
+/// Reads all bytes; for small documents only.
 pub async fn read_all<R: ReadAt + ?Sized>(bytes: &R) -> Result<Vec<u8>, ReadError> {
     read_vec(bytes, ByteRange::new(0, bytes.size())).await
 }
 
-/// Refuses a range that passes `size`.
+/// Rejects a range past `size`.
 pub(crate) fn check_bounds(range: ByteRange, size: u64) -> Result<(), ReadError> {
     if range.end > size { Err(past_end(range, size)) } else { Ok(()) }
 }
@@ -157,12 +157,12 @@ impl ReadAt for Memory {
     }
 
     fn verified(&self) -> Verified {
-        // Memory holds documents that were hashed before they were parsed, or text of our own.
+        // Memory holds documents that were hashed before they were parsed, or generated text.
         Verified::Full
     }
 }
 
-/// No bytes at all.
+/// An empty reader.
 #[derive(Clone, Copy, Debug)]
 pub struct Empty;
 
@@ -185,7 +185,7 @@ impl ReadAt for Empty {
 pub(super) mod tests {
     use super::*;
 
-    /// Zeros that say they have a file.
+    /// Zeros with a backing file.
     pub(in super::super) struct Backed {
         size: u64,
         file: Arc<OwnedFd>,

@@ -1,4 +1,4 @@
-//! A window of other bytes.
+//! A range of another reader.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::read_at::check_bounds;
 use super::{BoxFuture, ByteRange, ReadAt, ReadError, Shared, Verified};
 
-/// The bytes `range` of `inner`, seen from 0.
+/// The bytes `range` of `inner`, with offsets from 0.
 #[derive(Clone)]
 pub struct Slice {
     inner: Shared,
@@ -57,7 +57,7 @@ impl ReadAt for Slice {
     }
 
     fn backing(&self) -> Option<Arc<OwnedFd>> {
-        // A part of a file is not a file.
+        // Only the whole of a file has a backing file.
         (self.range == ByteRange::new(0, self.inner.size())).then(|| self.inner.backing()).flatten()
     }
 }

@@ -1,14 +1,14 @@
-//! Threads that can be started: a limit of processes shows before work depends on threads that it does not allow.
+//! Thread probe: detects a process limit before work depends on threads beyond it.
 
 use std::io;
 use std::sync::mpsc::channel;
 use std::thread::Builder;
 
-/// Starts `count` threads at once, ends them, and gives the error of the first that could not be started.
+/// Starts `count` threads at once, ends them, and returns the first error.
 pub(crate) fn can_start_threads(count: usize) -> io::Result<()> {
     let (mut started, mut result) = (Vec::new(), Ok(()));
     for _ in 0..count {
-        // It ends when its sender is gone.
+        // The thread ends when its sender is dropped.
         let (sender, end) = channel::<()>();
         match Builder::new().name("probe".into()).spawn(move || end.recv().is_ok()) {
             Ok(thread) => started.push((sender, thread)),

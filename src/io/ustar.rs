@@ -1,17 +1,17 @@
-//! The headers of a tar archive as it is written: one form for every entry, the same on every machine.
+//! Writer of tar headers: one form for every entry, the same on every machine.
 //!
-//! Nothing here reads an archive or holds the bytes of a file. The idea: an entry is USTAR wherever USTAR can say it, and what it
-//! cannot say is a record of pax in front of it, so that equal entries are equal bytes and every reader of tar takes them.
+//! Reads no archive and holds no file content. An entry is USTAR as far as USTAR can express it, and a pax record in
+//! front holds the rest. So equal entries have equal bytes, and every tar reader accepts them.
 
 use std::collections::BTreeMap;
 
-/// The unit of an archive.
+/// Block size of an archive.
 const BLOCK: usize = 512;
 
 /// Bytes of zeros at the end of an archive.
 pub const TAR_END: usize = 2 * BLOCK;
 
-/// What is found in the fields of a header: where each begins, and how long it is.
+/// Fields of a header: offset and length.
 const NAME: (usize, usize) = (0, 100);
 const MODE: (usize, usize) = (100, 8);
 const UID: (usize, usize) = (108, 8);
@@ -26,20 +26,20 @@ const MAJOR: (usize, usize) = (329, 8);
 const MINOR: (usize, usize) = (337, 8);
 const PREFIX: (usize, usize) = (345, 155);
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TarKind<'a> {
-    /// A file of so many bytes, which follow its header and are padded by [`tar_padding`].
+    /// A file of this size; its content follows the header and is padded by [`tar_padding`].
     File(u64),
     /// A directory; its name ends with a slash.
     Directory,
-    /// A symbolic link, and where it points.
+    /// A symbolic link with its target.
     Symlink(&'a [u8]),
-    /// Another name of an entry that came before.
+    /// Another name of an earlier entry.
     HardLink(&'a [u8]),
-    /// A character device: its numbers.
+    /// A character device with major and minor number.
     CharDevice(u32, u32),
-    /// A block device: its numbers.
+    /// A block device with major and minor number.
     BlockDevice(u32, u32),
     /// A named pipe.
     Fifo,
@@ -48,9 +48,9 @@ pub enum TarKind<'a> {
 /// One entry of an archive.
 #[derive(Clone, Debug)]
 pub struct TarEntry<'a> {
-    /// Its path.
+    /// The path.
     pub name: &'a [u8],
-    /// What it is.
+    /// The type.
     pub kind: TarKind<'a>,
     /// Permission bits.
     pub mode: u16,
@@ -58,14 +58,14 @@ pub struct TarEntry<'a> {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Modification time: whole seconds, rounded towards the past, and nanoseconds after that.
+    /// Modification time: seconds, rounded down, and the nanoseconds after that.
     pub mtime: (i64, u32),
     /// Extended attributes: names and values.
     pub xattrs: Vec<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> TarEntry<'a> {
-    /// An entry of root's, from 1970.
+    /// An entry owned by root, with the time 1970-01-01.
     pub fn new(name: &'a [u8], kind: TarKind<'a>, mode: u16) -> Self {
         Self { name, kind, mode, uid: 0, gid: 0, mtime: (0, 0), xattrs: Vec::new() }
     }
@@ -119,7 +119,7 @@ impl<'a> TarEntry<'a> {
             TarKind::CharDevice(major, minor) | TarKind::BlockDevice(major, minor) => (major, minor),
             _ => (0, 0),
         };
-        // No device number of Linux is longer than the field.
+        // Every device number of Linux fits the field.
         number(&mut block, MAJOR, u64::from(major));
         number(&mut block, MINOR, u64::from(minor));
         for (name, value) in &self.xattrs {
@@ -131,7 +131,7 @@ impl<'a> TarEntry<'a> {
         header
     }
 
-    /// An entry of its own that holds `records`, for the entry that follows.
+    /// A pax entry with `records` for the next entry.
     fn pax(&self, records: &BTreeMap<Vec<u8>, Vec<u8>>) -> Vec<u8> {
         let mut body = Vec::new();
         for (key, value) in records {
@@ -168,13 +168,13 @@ impl<'a> TarEntry<'a> {
     }
 }
 
-/// Bytes of zeros that follow a content of `size` bytes.
+/// Bytes of zeros behind a content of `size` bytes.
 pub fn tar_padding(size: u64) -> usize {
     let block = BLOCK as u64;
     ((block - size % block) % block) as usize
 }
 
-/// A name as the two fields of a header hold it: what is in front of a slash, and what is behind.
+/// Splits a name into the two fields of a header, at a slash; `None` if it does not fit.
 fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
     if !name.is_ascii() {
         return None;
@@ -183,7 +183,7 @@ fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
         return Some((b"", name));
     }
     let most = name.len().min(PREFIX.1 + 1);
-    // The slash at the end of a directory divides nothing.
+    // The trailing slash of a directory is no separator.
     let most = if most == name.len() && name.ends_with(b"/") { most - 1 } else { most };
     let slash = name[..most].iter().rposition(|byte| *byte == b'/').filter(|slash| *slash > 0)?;
     let (prefix, rest) = (&name[..slash], &name[slash + 1..]);
@@ -194,13 +194,13 @@ fn ascii(name: &[u8]) -> Vec<u8> {
     name.iter().copied().filter(u8::is_ascii).collect()
 }
 
-/// Writes as much of `bytes` as there is room for.
+/// Writes as much of `bytes` as fits.
 fn text(block: &mut [u8; BLOCK], (at, len): (usize, usize), bytes: &[u8]) {
     let len = len.min(bytes.len());
     block[at..at + len].copy_from_slice(&bytes[..len]);
 }
 
-/// Writes a number and whether it fits; one that does not is 0.
+/// Writes a number and returns whether it fits; otherwise writes 0.
 fn number(block: &mut [u8; BLOCK], (at, len): (usize, usize), value: u64) -> bool {
     let digits = len - 1;
     let fits = value < 1 << (3 * digits);
@@ -209,7 +209,7 @@ fn number(block: &mut [u8; BLOCK], (at, len): (usize, usize), value: u64) -> boo
     fits
 }
 
-/// Says what the entry is, and sums up the header.
+/// Writes the type, the magic and the checksum.
 fn seal(block: &mut [u8; BLOCK], flag: u8) {
     block[TYPE] = flag;
     text(block, MAGIC, b"ustar\x0000");

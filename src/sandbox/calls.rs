@@ -1,10 +1,11 @@
-//! System calls that are refused, by seccomp.
+//! Seccomp filter: a deny list of system calls.
 //!
-//! A list of what is refused and not of what is allowed: the C library and the async runtime choose their calls by the kernel
-//! they find and by their version, and a mount that dies in its third month because a library learnt a new call is worth less
-//! than the difference. What is refused is what a file server never does and what an intruder in one needs first: other
-//! programs, other processes, local sockets, modes and owners of files, mounts, namespaces, kernel code, and the parts of the
-//! kernel with the most holes. A call that is newer than the list does not exist: libraries then use the older one.
+//! A list of denied calls, not of allowed ones: the C library and the async runtime choose their calls by the kernel
+//! and by their own version. A mount that dies in its third month because a library started to use a new call costs
+//! more than the difference in safety. Denied are calls that a file server does not use and that an intruder needs
+//! first: other programs, other processes, local sockets, modes and owners of files, mounts, namespaces, kernel code,
+//! and the parts of the kernel with the most vulnerabilities. A call that is newer than the list fails with ENOSYS,
+//! so libraries fall back to an older one.
 
 use std::collections::BTreeMap;
 
@@ -18,10 +19,10 @@ use super::Applied;
 
 /// Calls that fail with EPERM whatever their arguments.
 const REFUSED: &[c_long] = &[
-    // Other programs.
+    // Start of other programs.
     libc::SYS_execve,
     libc::SYS_execveat,
-    // Other processes.
+    // Access to other processes.
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -35,8 +36,8 @@ const REFUSED: &[c_long] = &[
     libc::SYS_tkill,
     libc::SYS_setpriority,
     libc::SYS_ioprio_set,
-    // Modes, owners, times and attributes of files, by name or by descriptor: Landlock has no rule for them, and the cache makes
-    // its files with the mode that they keep.
+    // Modes, owners, times and attributes of files, by name or by descriptor. Landlock has no rule for them, and the
+    // cache creates its files with their final mode.
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
     SYS_FCHMODAT2,
@@ -75,10 +76,10 @@ const REFUSED: &[c_long] = &[
     libc::SYS_mount_setattr,
     libc::SYS_unshare,
     libc::SYS_setns,
-    // Files by number instead of by name, past every directory.
+    // Files by handle instead of by name, which bypasses every directory.
     libc::SYS_name_to_handle_at,
     libc::SYS_open_by_handle_at,
-    // Code for the kernel, and the machine as a whole.
+    // Kernel code, and the machine as a whole.
     libc::SYS_bpf,
     libc::SYS_init_module,
     libc::SYS_finit_module,
@@ -101,7 +102,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_vhangup,
     libc::SYS_fanotify_init,
     libc::SYS_lookup_dcookie,
-    // Where exploits of the kernel begin.
+    // Common entry points of kernel exploits.
     libc::SYS_perf_event_open,
     libc::SYS_userfaultfd,
     libc::SYS_io_uring_setup,
@@ -125,15 +126,15 @@ const REFUSED: &[c_long] = &[
     libc::SYS_uselib,
 ];
 
-/// `quotactl_fd` and `fchmodat2`, which the C library's header does not have on every target; the same number everywhere.
+/// `quotactl_fd` and `fchmodat2`: missing in the C library's header on some targets; the same number on all.
 const SYS_QUOTACTL_FD: c_long = 443;
 const SYS_FCHMODAT2: c_long = 452;
 
-/// The first number that does not exist here: `setxattrat` of Linux 6.13. Behind it come `removexattrat`, `open_tree_attr`,
-/// `file_setattr`, and all that kernels add later.
+/// The first denied number: `setxattrat` of Linux 6.13. Higher numbers are `removexattrat`, `open_tree_attr`,
+/// `file_setattr`, and all later calls.
 const FIRST_UNKNOWN: u32 = 463;
 
-/// Calls whose first argument is a process, and which are for this one alone, named by 0.
+/// Calls with a process as first argument, allowed for this process alone, which is 0.
 const OF_A_PROCESS: [c_long; 5] = [
     libc::SYS_prlimit64,
     libc::SYS_sched_setaffinity,
@@ -142,10 +143,10 @@ const OF_A_PROCESS: [c_long; 5] = [
     libc::SYS_sched_setscheduler,
 ];
 
-/// Calls whose first argument is a process, and which are for this one alone, named by its number.
+/// Calls with a process as first argument, allowed for this process alone, by its id.
 const SIGNALS: [c_long; 2] = [libc::SYS_kill, libc::SYS_tgkill];
 
-/// What `clone` does not make: a thread in namespaces of its own.
+/// Flags of `clone` that are denied: those for new namespaces.
 const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWUSER,
     libc::CLONE_NEWNS,
@@ -156,15 +157,15 @@ const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWCGROUP,
 ];
 
-/// The kinds of sockets that are made: for registries, and for what names mean. None of this machine: behind those are container
-/// engines and service managers. Those that are needed were made before.
+/// Allowed socket families: those for registries and for name resolution. Sockets of this machine are excluded,
+/// because container engines and service managers listen on them; the needed ones were created before.
 const FAMILIES: [libc::c_int; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
-/// The kinds of pairs of sockets that are not made: each end of a pair of datagrams can be connected anew, to any place. The kernel
-/// makes datagrams of SOCK_RAW.
+/// Denied kinds of socket pairs: each end of a datagram pair can be reconnected to any address. The kernel makes
+/// datagrams of SOCK_RAW.
 const DATAGRAMS: [libc::c_int; 2] = [libc::SOCK_DGRAM, libc::SOCK_RAW];
 
-/// Has the kernel refuse them.
+/// Installs the filters.
 pub(super) fn refuse() -> Applied {
     let applied = programs().and_then(|programs| {
         programs
@@ -179,12 +180,12 @@ pub(super) fn refuse() -> Applied {
 
 fn programs() -> Result<[BpfProgram; 3], String> {
     let refused = refused().map_err(|error| error.to_string())?;
-    // The flags of clone3 lie in memory, where a filter cannot look. Without such a call the C library uses clone.
+    // The flags of clone3 are in memory, which a filter cannot read. Without that call the C library uses clone.
     let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     Ok([program(refused, libc::EPERM)?, program(absent, libc::ENOSYS)?, other_numbers()])
 }
 
-/// What is refused, and with which arguments; without rules, with all.
+/// The denied calls, with the arguments that are denied; without rules, with all.
 fn refused() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
     let bit = |flag: &libc::c_int| {
         let flag = u64::from(flag.unsigned_abs());
@@ -197,7 +198,7 @@ fn refused() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
     refused.insert(libc::SYS_socket, vec![none_of(&FAMILIES)?]);
     let mut pairs = vec![none_of(&[libc::AF_UNIX])?];
     for kind in DATAGRAMS {
-        // Flags may stand beside the kind.
+        // The argument may contain flags besides the kind.
         let masked = SeccompCmpOp::MaskedEq(0xf);
         let kind = u64::from(kind.unsigned_abs());
         pairs.push(only(SeccompCondition::new(1, SeccompCmpArgLen::Dword, masked, kind)?)?);
@@ -216,12 +217,12 @@ fn only(condition: SeccompCondition) -> Result<SeccompRule, BackendError> {
     SeccompRule::new(vec![condition])
 }
 
-/// Refuses all calls that are newer than the list, and those by their numbers of x32, a second way to call the same kernel, which
-/// lie above.
+/// Denies all calls that are newer than the list. It also denies numbers of x32, a second way to call the same
+/// kernel, which are higher.
 fn other_numbers() -> BpfProgram {
     let step = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
     vec![
-        // The number is the first field of what a filter looks at (seccomp(2)).
+        // The number is the first field of the data of a filter (seccomp(2)).
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, FIRST_UNKNOWN),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
@@ -229,7 +230,7 @@ fn other_numbers() -> BpfProgram {
     ]
 }
 
-/// The first argument is none of these families of sockets.
+/// Matches if the first argument is none of these socket families.
 fn none_of(families: &[libc::c_int]) -> Result<SeccompRule, BackendError> {
     let other = |family: &libc::c_int| {
         let family = u64::from(family.unsigned_abs());

@@ -1,7 +1,8 @@
-//! The rights of root: all of them go, but what is needed to go on.
+//! Capabilities: drops all that the policy does not need.
 //!
-//! Never gives a right back. The idea: what is needed is not guessed but tried, before and after the rights are laid down and
-//! before they are thrown away: a cache below the home of another user is in reach of root only by the right to pass over file modes.
+//! A dropped capability does not come back. The needed ones are determined by trial: access is checked with and
+//! without the capabilities, before they are dropped for good. A cache below the home of another user, for example,
+//! is accessible to root only by the right to override file modes.
 
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use nix::unistd::{AccessFlags, faccessat};
 
 use super::{Applied, Policy};
 
-/// Lays down every capability that `policy` does not need.
+/// Drops every capability that `policy` does not need.
 pub(super) fn drop_all_but(policy: &Policy) -> Applied {
     match reduce(policy) {
         Ok(kept) if kept.is_empty() => Applied::Whole,
@@ -20,7 +21,7 @@ pub(super) fn drop_all_but(policy: &Policy) -> Applied {
     }
 }
 
-/// Gives the names of what was kept without having been asked for.
+/// Returns the names of capabilities that are still held without having been requested.
 fn reduce(policy: &Policy) -> Result<Vec<String>, caps::errors::CapsError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     if permitted.is_empty() {
@@ -40,7 +41,8 @@ fn reduce(policy: &Policy) -> Result<Vec<String>, caps::errors::CapsError> {
         unasked.push(format!("{modes}, because what is needed belongs to another user"));
     }
     if caps::has_cap(None, CapSet::Permitted, Capability::CAP_SETPCAP)? {
-        // What is not in this set cannot come back with a program either; removing from it takes a right of its own.
+        // A capability outside the bounding set cannot be regained by executing a program. Removing one from the set
+        // needs a capability of its own.
         let mut needed = kept.clone();
         needed.insert(Capability::CAP_SETPCAP);
         caps::set(None, CapSet::Effective, &needed)?;
@@ -54,10 +56,10 @@ fn reduce(policy: &Policy) -> Result<Vec<String>, caps::errors::CapsError> {
     Ok(unasked)
 }
 
-/// What of it is in reach of this process now, one answer for each path.
+/// The current access of this process to the policy's paths, one answer for each.
 fn reachable(policy: &Policy) -> Vec<bool> {
     let ask = |path: &Path, wanted: AccessFlags| {
-        // What is not there is not missed.
+        // A path that does not exist counts as accessible.
         !matches!(
             faccessat(AT_FDCWD, path, wanted, AtFlags::AT_EACCESS),
             Err(nix::errno::Errno::EACCES | nix::errno::Errno::EPERM)

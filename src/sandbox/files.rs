@@ -1,7 +1,8 @@
-//! Files out of reach, by Landlock.
+//! Landlock rules: restricts access to files.
 //!
-//! Says nothing about the network: a registry may be anywhere. The idea: everything that Landlock can tell apart is refused, other
-//! processes and their abstract sockets included, then each path of the policy gets back what its kind of use needs.
+//! The network is not restricted, because a registry may be anywhere. Every right that Landlock distinguishes is
+//! denied, including signals and abstract sockets of other processes. Then each path of the policy gets the rights of
+//! its kind of use.
 
 use std::path::Path;
 
@@ -12,13 +13,13 @@ use landlock::{
 
 use super::{Applied, Policy};
 
-/// The newest version of Landlock whose rights are refused. Older kernels refuse what they know.
+/// The newest Landlock version with rights that are denied. Older kernels deny the rights that they know.
 const VERSION: ABI = ABI::V6;
 
-/// Puts every file out of reach that `policy` does not name.
+/// Denies access to every file outside `policy`.
 pub(super) fn restrict(policy: &Policy) -> Applied {
     let ruleset = Ruleset::default();
-    // The library takes every answer for an old kernel; what the kernel answered to its question is still known here.
+    // The library treats every error as an old kernel; errno still holds the kernel's answer to its query.
     let answered = std::io::Error::last_os_error();
     match apply(ruleset, policy) {
         Ok(RestrictionStatus { ruleset: RulesetStatus::FullyEnforced, .. }) => Applied::Whole,
@@ -30,7 +31,7 @@ pub(super) fn restrict(policy: &Policy) -> Applied {
     }
 }
 
-/// Why there is no Landlock.
+/// Why Landlock is unavailable.
 fn absence(status: LandlockStatus, answered: &std::io::Error) -> String {
     match (status, answered.kind()) {
         (LandlockStatus::NotEnabled, _) => {
@@ -60,14 +61,14 @@ fn apply(ruleset: Ruleset, policy: &Policy) -> Result<RestrictionStatus, Ruleset
     rules.restrict_self()
 }
 
-/// Adds the rights to what is at `path` and below, if there is anything.
+/// Grants the rights on `path` and below, if it exists.
 fn allow(
     rules: RulesetCreated,
     path: &Path,
     rights: BitFlags<AccessFs>,
 ) -> Result<RulesetCreated, RulesetError> {
     let Ok(there) = PathFd::new(path) else { return Ok(rules) };
-    // The kernel refuses rights of directories on anything else.
+    // The kernel rejects directory rights on anything else.
     let rights = if path.is_dir() { rights } else { rights & AccessFs::from_file(VERSION) };
     if rights.is_empty() {
         return Ok(rules);

@@ -1,8 +1,8 @@
-//! Taking rights away from this process, for good: capabilities, new privileges, files, system calls.
+//! Sandbox: drops capabilities, new privileges, file access and system calls of this process for good.
 //!
-//! Knows nothing of mounts or registries: the caller says which files must stay in reach. The kernel keeps all four per thread
-//! and hands them on to threads that are started later, so [`enter`] is called before the first one is. The idea: each part is
-//! tried on its own; what the kernel does not have is reported, and never keeps the others from being applied.
+//! Independent of mounts and registries: the caller lists the files that must stay accessible. The kernel stores all
+//! four per thread and passes them on to later threads, so [`enter`] is called before the first thread starts. Each
+//! part is applied on its own; a part that the kernel lacks is reported and does not block the others.
 
 mod calls;
 mod capabilities;
@@ -10,45 +10,45 @@ mod files;
 
 use std::path::PathBuf;
 
-/// What must stay possible.
+/// Access that must remain.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    /// Files, and directories with all that is below them, that are read. What does not exist is skipped.
+    /// Files, and directories with their content, that are read. Missing ones are skipped.
     pub read: Vec<PathBuf>,
-    /// Directories in which files are made, written and removed.
+    /// Directories in which files are created, written and removed.
     pub write: Vec<PathBuf>,
-    /// Directories from which sockets are removed. None can be made any more.
+    /// Directories from which sockets are removed. Creating one is denied.
     pub sockets: Vec<PathBuf>,
-    /// Whether to stay an administrator of the machine (CAP_SYS_ADMIN).
+    /// Whether to retain CAP_SYS_ADMIN.
     pub stay_admin: bool,
 }
 
-/// What became of one part.
+/// The result of one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// All of it holds.
+    /// Fully applied.
     Whole,
-    /// It holds, less this.
+    /// Applied, with this exception.
     Part(String),
-    /// It does not hold, for this reason.
+    /// Not applied, for this reason.
     No(String),
 }
 
-/// What became of each part.
+/// The results of all parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Rights of root that are gone.
+    /// Dropped capabilities of root.
     pub capabilities: Applied,
-    /// No program that is started gets more rights than this process has.
+    /// Executed programs gain no rights beyond those of this process.
     pub no_new_privileges: Applied,
-    /// Files out of reach (Landlock).
+    /// File access (Landlock).
     pub files: Applied,
-    /// System calls that are refused (seccomp).
+    /// System calls (seccomp).
     pub calls: Applied,
 }
 
 impl Report {
-    /// The parts by their names.
+    /// The parts by name.
     pub fn parts(&self) -> [(&'static str, &Applied); 4] {
         [
             ("capabilities", &self.capabilities),
@@ -59,10 +59,10 @@ impl Report {
     }
 }
 
-/// Gives up what `policy` does not ask for, in this thread and in all that it will start.
+/// Drops all rights outside `policy`, in this thread and in all that it starts.
 pub fn enter(policy: &Policy) -> Report {
-    // The order matters: without new privileges being off, only root may restrict files and calls, and the last step
-    // refuses the calls that the others are made of.
+    // The order matters. Before no_new_privs is set, only root may restrict files and calls. The last step denies the
+    // calls that the others use.
     let capabilities = capabilities::drop_all_but(policy);
     let no_new_privileges = match nix::sys::prctl::set_no_new_privs() {
         Ok(()) => Applied::Whole,
