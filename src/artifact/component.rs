@@ -1,10 +1,10 @@
-//! Names for directories from what strangers wrote.
+//! Sanitizes untrusted text for directory names.
 
-/// The longest name that is made, in bytes: a number stands in front of it.
+/// The longest name, in bytes, which leaves room for a number in front.
 const MOST: usize = 200;
 
-/// `text` as one component of a path: `/` becomes `_`, and nothing that would not print, hide or lead elsewhere comes out. `None`
-/// when nothing is left.
+/// `text` as one component of a path: `/` becomes `_`, and control characters and leading dots are dropped. `None` if
+/// nothing is left.
 pub fn component(text: &str) -> Option<String> {
     let plain = |c: char| match c {
         '/' => Some('_'),

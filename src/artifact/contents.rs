@@ -1,23 +1,23 @@
-//! What the layers of a manifest are, as values.
+//! Contents of a manifest: the roles of its layers, as values.
 //!
-//! Decides nothing. The idea: whoever builds `files/`, `layers/` and `merged/` finds here all that labels can say, and asks no
-//! label again.
+//! Makes no decisions. The builders of `files/`, `layers/` and `merged/` find here all information from labels, and
+//! do not read labels again.
 
 use crate::oci::Digest;
 
-/// What the layers of a manifest are meant as.
+/// The roles of a manifest's layers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// What `files/` has. Invariant: paths are unique, and none is a directory of another, but for the directories called `.`,
-    /// whose content is in `files/` itself.
+    /// The entries of `files/`. Invariant: paths are unique, and none is a directory of another. The exception are
+    /// directories called `.`, whose content is in `files/` itself.
     pub files: Vec<File>,
     /// The layers that are archives by their labels, lowest first.
     pub archives: Vec<Archive>,
-    /// By which rules the archives are one tree.
+    /// The rules for merging the archives.
     pub union: Union,
-    /// Whether there is a tree although there is no archive: a container image without layers is an empty directory.
+    /// Whether there is a tree without an archive: a container image without layers is an empty directory.
     pub is_empty_tree: bool,
-    /// What is not presented as its author may have meant, and why.
+    /// Deviations from the author's probable intent, with reasons.
     pub reports: Vec<String>,
 }
 
@@ -28,16 +28,16 @@ pub struct File {
     pub path: String,
     /// Permission bits.
     pub mode: u16,
-    /// Seconds since 1970, when the manifest records a time of its own for this file.
+    /// Seconds since 1970; `None` unless the manifest records a time for this file.
     pub mtime: Option<i64>,
-    /// What it holds.
+    /// Its content.
     pub body: FileBody,
 }
 
-/// What a name in `files/` stands for.
+/// The content of a name in `files/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileBody {
-    /// The layer with this number as stored.
+    /// The layer with this number, as stored.
     Layer(usize),
     /// The config blob.
     Config,
@@ -45,23 +45,23 @@ pub enum FileBody {
     Sparse {
         /// The number of the layer.
         layer: usize,
-        /// Bytes of the file.
+        /// Size of the file in bytes.
         size: u64,
-        /// Offset and length of each stretch of data, ascending and apart; the layer has them one behind the other.
+        /// Offset and length of each run of data, ascending with gaps between; the layer has the runs concatenated.
         runs: Vec<(u64, u64)>,
     },
-    /// Layers one behind the other, each of them compressed or not; their sizes add up to less than 2^63.
+    /// Concatenated layers, each compressed or not; their sizes add up to less than 2^63.
     Joined(Vec<Segment>),
-    /// An archive, as the directory it was made of.
+    /// An archive, as a directory.
     Tree(Tree),
 }
 
-/// A layer that is a stretch of a file.
+/// A layer that is a range of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The number of the layer.
     pub layer: usize,
-    /// Bytes of the file that it has, as the manifest claims.
+    /// Bytes of the file in the layer, as the manifest claims.
     pub size: u64,
 }
 
@@ -70,30 +70,30 @@ pub struct Segment {
 pub struct Tree {
     /// The number of the layer.
     pub layer: usize,
-    /// The directory inside the archive that is shown; an entry outside of it is an error. Empty for all of it.
+    /// The directory inside the archive that is shown; empty for the whole archive. An entry outside it is an error.
     pub below: String,
-    /// Whether the first bytes of the layer decide: an archive of the file `below` alone is that file, one with entries outside of
-    /// `below` is shown from its root, and what is no archive is a file as stored.
+    /// Whether the first bytes of the layer decide. An archive with the single file `below` is then that file. An
+    /// archive with entries outside `below` is shown from its root. A layer that is no archive is a file as stored.
     pub lenient: bool,
-    /// What the uncompressed archive has to hash to.
+    /// The digest of the uncompressed archive; `None` when the manifest has none.
     pub content: Option<Digest>,
 }
 
 /// A layer that is an archive by its label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Archive {
-    /// Its number.
+    /// The number of the layer.
     pub layer: usize,
-    /// What its directory in `layers/` is called behind the number, when that is not the digest: a plain component.
+    /// The name of its directory in `layers/` behind the number, a plain component; `None` for the digest.
     pub name: Option<String>,
 }
 
-/// By which rules archives become one tree.
+/// The rules for merging archives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Union {
-    /// The layers of a container image: a later one changes what is below it, and says by whiteouts what goes.
+    /// Layers of a container image: a later layer changes the lower ones, and deletes by whiteouts.
     #[default]
     Image,
-    /// Archives that were made apart: they should not overlap, and `.wh.` means nothing.
+    /// Independent archives: they should not overlap, and `.wh.` has no meaning.
     Plain,
 }

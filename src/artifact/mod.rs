@@ -1,8 +1,7 @@
-//! What the layers of a manifest are meant as: files with names, directories, archives to be merged.
+//! Roles of a manifest's layers: files with names, directories, archives to merge.
 //!
-//! Never reads a blob: labels decide names and kinds, and what the bytes turn out to be is found out by whoever reads them.
-//! The idea: a manifest, and for some kinds its config, become one [`Contents`] that says everything `files/`, `layers/` and
-//! `merged/` have to know.
+//! Reads no blob: labels decide names and kinds, and the reader of a layer finds its actual format. A manifest, for
+//! some kinds with its config, becomes one [`Contents`] with all information for `files/`, `layers/` and `merged/`.
 
 mod component;
 mod contents;
@@ -18,7 +17,7 @@ pub use component::component;
 pub use contents::{Archive, Contents, File, FileBody, Segment, Tree, Union};
 pub use plan::{TART_DISK, UNPACK, VETU_DISK, contents, needs_config};
 
-/// A name for a report: in quotes, escaped, and not longer than a terminal can bear.
+/// A name for a report: quoted, escaped, and shortened for a terminal.
 fn shown(name: &str) -> String {
     const SHOWN: usize = 200;
     let head: String = name.chars().take(SHOWN).collect();

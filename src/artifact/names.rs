@@ -1,7 +1,8 @@
-//! What a layer asks to be called: by a title, by what its format has instead, or by what it is.
+//! Requested names of layers: by title, by an annotation of their format, or by their type.
 //!
-//! Checks no name: that is done where names meet. The idea: each kind of artifact has one annotation that names files, some
-//! have none and one name for each media type; of those with one name the several are numbered, as the parts of a model are.
+//! Names are not checked here, but where they are combined. Each kind of artifact has one annotation that names
+//! files; some have none, and a fixed name for each media type. Several layers of one fixed name are numbered, like
+//! the parts of a model.
 
 use std::collections::BTreeMap;
 
@@ -15,19 +16,19 @@ use super::shown;
 const FILE_PATHS: [&str; 2] = ["org.cncf.model.filepath", "org.cnai.model.filepath"];
 /// Mode and time of that file.
 const FILE_METADATA: [&str; 2] = ["org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json"];
-/// How geranos names the file that a layer is a piece of.
+/// geranos' annotation with the name of the file that a layer is a segment of.
 pub(super) const SEGMENT_OF: &str = "filename";
-/// How long a name made of a chart's name and version may be.
+/// Maximum length of a name made of a chart's name and version.
 const MAX_CHART: usize = 200;
 
-/// A name, and what it comes from.
+/// A requested name and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) source: &'static str,
     pub(super) name: String,
 }
 
-/// What the layer itself asks for.
+/// The name that the layer itself requests; `None` without one.
 pub(super) fn asked(class: Class, layer: &Descriptor) -> Option<Asked> {
     let asked = |source, name: Option<&str>| name.map(|name| Asked { source, name: name.to_owned() });
     let title = || asked("title", layer.title());
@@ -35,7 +36,7 @@ pub(super) fn asked(class: Class, layer: &Descriptor) -> Option<Asked> {
         asked("file path", FILE_PATHS.iter().find_map(|key| layer.annotations.get(*key)).map(String::as_str))
     };
     match class {
-        // Whatever the archive of a container image is called elsewhere, it is not that file.
+        // Other annotations may name the archive of a container image, but not as a file.
         Class::ContainerImage => title(),
         Class::ModelPack | Class::DockerModel => path().or_else(title),
         Class::Ollama => asked("name", layer.name.as_deref()).or_else(title),
@@ -46,7 +47,7 @@ pub(super) fn asked(class: Class, layer: &Descriptor) -> Option<Asked> {
     }
 }
 
-/// The names of the layers that ask for none, where their type says what they are called.
+/// Names of the layers that request none and whose type has a fixed name.
 pub(super) fn by_type(class: Class, manifest: &Manifest) -> BTreeMap<usize, Asked> {
     let mut kinds: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
     for (number, layer) in manifest.layers.iter().enumerate() {
@@ -69,7 +70,7 @@ pub(super) fn by_type(class: Class, manifest: &Manifest) -> BTreeMap<usize, Aske
     named
 }
 
-/// Stem and extension of a file whose type has one name.
+/// Stem and extension of the fixed name of a type; `None` without one.
 fn kind(class: Class, essence: &str) -> Option<(&'static str, &'static str)> {
     let after = |start: &str| essence.strip_prefix(start).unwrap_or_default();
     Some(match class {
@@ -107,7 +108,7 @@ fn kind(class: Class, essence: &str) -> Option<(&'static str, &'static str)> {
     })
 }
 
-/// What lies beside the disk of a virtual machine.
+/// The fixed name of a file beside the disk of a virtual machine; `None` for other types.
 fn machine_file(kind: &str) -> Option<(&'static str, &'static str)> {
     match kind {
         "config.v1" => Some(("config", ".json")),
@@ -124,7 +125,7 @@ struct Chart {
     version: String,
 }
 
-/// What `helm pull` calls the archive of a chart, without its extension; why there is no such name otherwise.
+/// The name of a chart's archive in `helm pull`, without its extension; or why there is none.
 pub(super) fn chart(config: Option<&[u8]>) -> Result<String, String> {
     let config = config.ok_or("the config of the chart could not be read")?;
     let chart: Chart = serde_json::from_slice(config)
@@ -141,7 +142,7 @@ pub(super) fn chart(config: Option<&[u8]>) -> Result<String, String> {
     Ok(format!("{}-{}", chart.name, chart.version))
 }
 
-/// What the annotations of a model say about a file.
+/// A model's annotations about a file; a field is `None` without an annotation.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Metadata {
     pub(super) mode: Option<u16>,
@@ -154,14 +155,14 @@ struct RawMetadata {
     mtime: Option<String>,
 }
 
-/// Mode and time of the file of a model; why there are none, when what is there says none.
+/// Mode and time of the file of a model; or why the annotation is invalid.
 pub(super) fn metadata(layer: &Descriptor) -> Result<Metadata, String> {
     let Some(text) = FILE_METADATA.iter().find_map(|key| layer.annotations.get(*key)) else {
         return Ok(Metadata::default());
     };
     let raw: RawMetadata = serde_json::from_str(text)
         .map_err(|error| format!("its file metadata is not understood: {error}"))?;
-    // Types of files may stand above the permission bits.
+    // File type bits may be set above the permission bits.
     let mode = raw.mode.map(|mode| (mode & 0o7777) as u16).filter(|mode| *mode != 0);
     let Some(text) = raw.mtime else { return Ok(Metadata { mode, mtime: None }) };
     let time = chrono::DateTime::parse_from_rfc3339(&text)

@@ -1,8 +1,8 @@
-//! From a manifest to its contents.
+//! Plans the contents of a manifest.
 //!
-//! Never leaves a layer out of everything: it is a file, an archive, a piece of a disk, or says that it is empty. The idea:
-//! which layers are archives and which are files follows from the class and the label of each; then all files ask for their
-//! names together, because only together it is known who can have which.
+//! Every layer is shown somewhere: it is a file, an archive, a piece of a disk, or declared empty. Class and label of
+//! a layer decide between archive and file. Then the names of all files are assigned together, because they may
+//! collide.
 
 use crate::oci::{
     Class, Descriptor, Digest, MAX_DOCUMENT, Manifest, Wanted, classify_manifest, extension, file_names,
@@ -15,30 +15,31 @@ use super::segments::{Segments, segments};
 use super::shown;
 use super::snapshot::Files;
 
-/// The annotation by which ORAS says that a layer is an archive of a directory (oras-go `content/file`).
+/// The ORAS annotation for a layer that is an archive of a directory (oras-go `content/file`).
 pub const UNPACK: &str = "io.deis.oras.content.unpack";
 /// The digest of its archive before compression.
 const UNPACKED: &str = "io.deis.oras.content.digest";
-/// The media type of a chunk of a disk of tart.
+/// The media type of a chunk of a tart disk.
 pub const TART_DISK: &str = "application/vnd.cirruslabs.tart.disk.v2";
-/// The media type of a chunk of a disk of vetu.
+/// The media type of a chunk of a vetu disk.
 pub const VETU_DISK: &str = "application/vnd.cirruslabs.vetu.disk.v1";
-/// What a layer of a Timoni module is.
+/// The annotation with the role of a layer of a Timoni module.
 const TIMONI_TYPE: &str = "sh.timoni.content.type";
-/// The longest name that the directory of a layer gets behind its number.
+/// The longest name of a layer's directory behind its number, in bytes.
 const MAX_DIRECTORY: usize = 200;
-/// Permission bits of a file that says nothing about itself.
+/// Permission bits of a file without recorded ones.
 const MODE: u16 = 0o444;
 /// Permission bits of a directory.
 const DIRECTORY_MODE: u16 = 0o555;
 
-/// Whether [`contents`] wants to see the config.
+/// Whether [`contents`] needs the config.
 pub fn needs_config(manifest: &Manifest) -> bool {
     let there = manifest.config.as_ref().is_some_and(|config| !config.media_type.is_empty_descriptor());
     there && matches!(classify_manifest(manifest), Class::Snapshot | Class::Helm)
 }
 
-/// What the layers of `manifest` are. `config` are the bytes of its config, if [`needs_config`] said so and they could be had.
+/// The contents of `manifest`. `config` are the bytes of its config, if [`needs_config`] requires it and it is
+/// available.
 pub fn contents(manifest: &Manifest, config: Option<&[u8]>) -> Contents {
     let config = config.filter(|config| config.len() as u64 <= MAX_DOCUMENT);
     let class = classify_manifest(manifest);
@@ -58,24 +59,24 @@ pub fn contents(manifest: &Manifest, config: Option<&[u8]>) -> Contents {
     plan.finish()
 }
 
-/// What becomes the contents.
+/// The contents under construction.
 struct Plan<'a> {
     class: Class,
     manifest: &'a Manifest,
     files: Vec<Wish>,
     archives: Vec<Archive>,
-    /// The directories that are `files/` itself.
+    /// Directories that are `files/` itself.
     tops: Vec<Tree>,
     reports: Vec<String>,
 }
 
-/// A file that has no name yet.
+/// A file without an assigned name.
 struct Wish {
     wanted: Wanted,
     mode: u16,
     mtime: Option<i64>,
     body: FileBody,
-    /// What it holds when it cannot have its name.
+    /// Its content if it cannot get its name.
     otherwise: FileBody,
 }
 
@@ -124,8 +125,8 @@ impl Plan<'_> {
             if pieces.loose.binary_search(&number).is_ok() {
                 name = None;
             }
-            // A chart is a file even where it cannot be named, and so is what an image has beside layers with a type of layers;
-            // whatever else is an archive only is found there.
+            // A chart is a file even without a name. So is a layer that an image applies although its type is not
+            // that of a layer. Any other archive is shown in the tree only.
             let is_file_too = self.class == Class::Helm || is_applied && !layer.media_type.claims_tar();
             let hidden = archive && !is_file_too || is_piece_of_disk(self.class, layer);
             if name.is_some() || !hidden {
@@ -152,7 +153,7 @@ impl Plan<'_> {
         if is_model {
             match names::metadata(layer) {
                 Ok(metadata) => {
-                    // The mode is that of a file: nobody could enter a directory that has it.
+                    // The mode is for a file; a directory with that mode could not be entered.
                     if matches!(body, FileBody::Layer(_) | FileBody::Tree(Tree { lenient: true, .. })) {
                         mode = metadata.mode.unwrap_or(mode);
                     }
@@ -230,7 +231,7 @@ impl Plan<'_> {
         self.files.push(Wish { wanted, mode: MODE, mtime: None, body, otherwise });
     }
 
-    /// What the uncompressed archive of a directory has to hash to.
+    /// The digest of a directory's uncompressed archive; `None` without a valid annotation.
     fn unpacked(&mut self, number: usize, layer: &Descriptor) -> Option<Digest> {
         let text = layer.annotations.get(UNPACKED)?;
         text.parse()
@@ -240,7 +241,7 @@ impl Plan<'_> {
             .ok()
     }
 
-    /// What the directory of a layer is called behind its number.
+    /// The name of a layer's directory behind its number; `None` for the digest.
     fn archive_name(&mut self, number: usize, layer: &Descriptor) -> Option<String> {
         let text = layer.annotations.get(TIMONI_TYPE).filter(|_| self.class == Class::Timoni)?;
         let name = text.replace('/', "_");
@@ -286,7 +287,7 @@ fn wanted(number: usize, layer: &Descriptor, name: Option<Asked>) -> Wanted {
     Wanted { source, name, ..Wanted::layer(number, layer) }
 }
 
-/// The descriptor of image-spec that stands for "no layer". One that is longer than its content says something else.
+/// The descriptor of image-spec for "no layer". A longer content has another meaning.
 fn is_nothing(layer: &Descriptor) -> bool {
     layer.media_type.is_empty_descriptor() && layer.size <= 2
 }
@@ -296,8 +297,8 @@ fn is_top(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('/') && name.split('/').all(|part| matches!(part, "" | "."))
 }
 
-/// The directory of its archive that a layer called `name` shows, and whether only its first bytes say that it is one. `None` for
-/// a layer that is a file by all labels.
+/// The directory inside its archive that a layer called `name` shows, and whether its first bytes decide that it is
+/// an archive. `None` for a layer that is a file by all labels.
 fn directory(class: Class, layer: &Descriptor, name: &str) -> Option<(String, bool)> {
     if is_directory(layer) {
         return Some((name.to_owned(), false));
@@ -305,9 +306,9 @@ fn directory(class: Class, layer: &Descriptor, name: &str) -> Option<(String, bo
     let tar = layer.media_type.claims_tar();
     match class {
         Class::ModelPack | Class::DockerModel => tar.then(|| (name.to_owned(), true)),
-        // A slash at the end is how regctl names a directory, whose archive has names relative to it.
+        // regctl names a directory with a slash at the end; its archive has names relative to it.
         Class::Unknown if name.ends_with('/') => Some((String::new(), true)),
-        // The type that oras-py gives to directories, and ORAS to no plain file of its own accord.
+        // The type that oras-py gives to directories; ORAS gives it to no plain file by default.
         Class::Unknown => {
             let packed = tar && !layer.media_type.claims_uncompressed_tar();
             (packed && !is_tar_name(name) && !is_compressed_name(name)).then(|| (name.to_owned(), true))
@@ -316,7 +317,7 @@ fn directory(class: Class, layer: &Descriptor, name: &str) -> Option<(String, bo
     }
 }
 
-/// Whether a name ends as those of compressed files do.
+/// Whether a name has the extension of a compressed file.
 fn is_compressed_name(name: &str) -> bool {
     let end = name.rsplit_once('.').map(|(_, end)| end.to_ascii_lowercase());
     matches!(end.as_deref(), Some("gz" | "tgz" | "zst" | "xz" | "bz2" | "lz4"))
@@ -327,8 +328,9 @@ fn is_directory(layer: &Descriptor) -> bool {
     layer.title().is_some() && layer.annotations.get(UNPACK).is_some_and(|value| value == "true")
 }
 
-/// Whether the layers of a container image are applied by their bytes, whatever their labels: all of them or none, because a
-/// tree without one of its layers is another tree. None are where every label names something that is no archive.
+/// Whether the layers of a container image are applied by their bytes, whatever their labels: all or none, because
+/// a tree without one of its layers is another tree. None are if every layer has a title, or the type of a file system
+/// or a disk.
 fn has_root_file_system(manifest: &Manifest) -> bool {
     let mut layers = manifest.layers.iter().filter(|layer| !is_nothing(layer));
     layers.any(|layer| {
@@ -338,7 +340,7 @@ fn has_root_file_system(manifest: &Manifest) -> bool {
     })
 }
 
-/// Why a layer of a container image is in no tree, and what can be done with it.
+/// The report about a layer of a container image that is in no tree, with a hint for its use.
 fn not_merged(number: usize, layer: &Descriptor) -> String {
     let blob = format!("blobs/{}/{}", layer.digest.algorithm_name(), layer.digest.encoded());
     let (what, how) = match (layer.media_type.file_system(), extension(&layer.media_type)) {
@@ -357,17 +359,16 @@ fn not_merged(number: usize, layer: &Descriptor) -> String {
     format!("layer {number}: by its label it is {what}, so it is not in merged/: {how}")
 }
 
-/// Whether a layer is for `merged/`: what the label says, but for plain files that were pushed under the type that ORAS has for
-/// whatever has none.
+/// Whether a layer belongs in `merged/`: the label decides, except for plain files with the default type of ORAS.
 fn is_archive(class: Class, layer: &Descriptor, name: Option<&Asked>) -> bool {
     let tar = layer.media_type.claims_tar();
     let named_tar = name.map(|asked| is_tar_name(&asked.name));
     match class {
         Class::Flux | Class::Timoni | Class::KitOps | Class::Helm | Class::Bottle => tar,
-        // All of them or none, which only the manifest tells.
+        // All of them or none, decided by the manifest alone.
         Class::ContainerImage => false,
         Class::NosiRootfs | Class::NosiNetboot => {
-            // The type says how it is compressed, and only the title of what.
+            // The type names the compression; only the title names the content.
             let own = layer.media_type.essence().contains(".layer.v1+");
             (tar || own) && named_tar != Some(false)
         }
@@ -382,7 +383,7 @@ fn is_archive(class: Class, layer: &Descriptor, name: Option<&Asked>) -> bool {
     }
 }
 
-/// Whether a layer without a name is nothing but a piece of a disk, of which `disk/` has the whole.
+/// Whether an unnamed layer is only a piece of a disk, which `disk/` has as a whole.
 fn is_piece_of_disk(class: Class, layer: &Descriptor) -> bool {
     let essence = layer.media_type.essence();
     match class {
@@ -396,7 +397,7 @@ fn is_piece_of_disk(class: Class, layer: &Descriptor) -> bool {
     }
 }
 
-/// What a layer of a chart is called.
+/// The name of a chart's layer.
 fn chart_file(layer: &Descriptor, chart: &str) -> Option<Asked> {
     let end = match layer.media_type.claims_tar() {
         true => ".tgz",

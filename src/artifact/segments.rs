@@ -1,8 +1,8 @@
-//! Files that are cut into layers, each of which says which bytes of which file it has.
+//! Segmented files: files split into layers, each with its byte range.
 //!
-//! Never leaves a gap or shows a byte twice: pieces that do not tile their file stay pieces. The idea: sorted by where they
-//! start, each has to start where those before it end. A range is the first and the last byte, both included, and a piece may be
-//! compressed on its own (geranos, `pkg/filesegment`), so that its range says how large it is, and not the layer.
+//! Segments that do not tile their file stay separate; gaps and overlaps are errors. Sorted by start, each segment
+//! has to start at the end of those before it. A range is the first and the last byte, both included. A segment may
+//! be compressed on its own (geranos, `pkg/filesegment`), so its range gives its size, and not the layer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,23 +12,23 @@ use super::contents::Segment;
 use super::names::SEGMENT_OF;
 use super::shown;
 
-/// How a layer says which bytes it has: `first-last`.
+/// The annotation with the byte range of a layer: `first-last`.
 const RANGE: &str = "range";
 
-/// The pieces of a manifest.
+/// The segments of a manifest.
 #[derive(Debug, Default)]
 pub(super) struct Segments {
-    /// Layers that are one file, in order, by the first of them in the manifest.
+    /// Layers of one file, in order, by the first of them in the manifest.
     pub(super) joined: BTreeMap<usize, Vec<Segment>>,
     /// All the layers in `joined`.
     pub(super) pieces: BTreeSet<usize>,
-    /// Layers that are pieces of something that cannot be joined.
+    /// Layers of files that cannot be joined, ascending.
     pub(super) loose: Vec<usize>,
-    /// Why not.
+    /// Reasons for the `loose` layers.
     pub(super) reports: Vec<String>,
 }
 
-/// Which layers are one file.
+/// Groups the segments of a manifest by file.
 pub(super) fn segments(manifest: &Manifest) -> Segments {
     let mut files: BTreeMap<&str, Vec<(usize, &str)>> = BTreeMap::new();
     for (number, layer) in manifest.layers.iter().enumerate() {
@@ -53,7 +53,7 @@ pub(super) fn segments(manifest: &Manifest) -> Segments {
     found
 }
 
-/// The numbers in order of their ranges, which have to tile.
+/// The segments in order of their ranges, which have to tile.
 fn join(pieces: &[(usize, &str)]) -> Result<Vec<Segment>, String> {
     let mut placed = Vec::with_capacity(pieces.len());
     for &(number, range) in pieces {

@@ -1,17 +1,17 @@
-//! The files of a machine snapshot, whose layers hold only their data; the config has the map.
+//! Files of a machine snapshot: sparse layers with a map in the config.
 //!
-//! Never shows packed bytes under the name of the file that they are of. The idea: a map that adds up to the layer is
-//! believed, for it cannot make anything but zeros out of what is not there; any other is told, and the layer is shown as it is.
+//! Packed bytes are not shown under the name of their file. A map whose runs add up to the layer is trusted, because
+//! it can only add zeros. Any other map is reported, and the layer is shown as stored.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What the config says about the files.
+/// The config's records of the files.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    /// Taken out as they are used: two layers cannot both be one file, and a long map is kept once.
+    /// Removed when used: two layers cannot both be one file, and a long map is stored once.
     files: BTreeMap<String, Value>,
 }
 
@@ -32,7 +32,7 @@ struct Recorded {
     sparse_size: i64,
 }
 
-/// One run as the map has it.
+/// One run of the map.
 #[derive(Deserialize)]
 struct Segment {
     #[serde(rename = "o")]
@@ -41,24 +41,24 @@ struct Segment {
     len: u64,
 }
 
-/// How a file is stored.
+/// The storage of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stored {
-    /// Permission bits, when they are recorded.
+    /// Permission bits; `None` when not recorded.
     pub(super) mode: Option<u16>,
-    /// Size of the file and its runs, when the layer has only those.
+    /// Size of the file and its runs; `None` when the layer has the whole file.
     pub(super) sparse: Option<(u64, Vec<(u64, u64)>)>,
 }
 
 impl Files {
-    /// Reads the config.
+    /// Parses the config.
     pub(super) fn parse(config: &[u8]) -> Result<Self, String> {
         let config: Config = serde_json::from_slice(config)
             .map_err(|error| format!("the config is not understood: {error}"))?;
         Ok(Self { files: config.files.unwrap_or_default() })
     }
 
-    /// How the file of that name lies in a layer of `size` bytes; why that is not known otherwise.
+    /// The storage of the file `name` in a layer of `size` bytes; or why it is unknown.
     pub(super) fn take(&mut self, name: &str, size: u64) -> Result<Stored, String> {
         let Some(value) = self.files.remove(name) else {
             return Err("the config does not say how it is packed".into());
@@ -78,7 +78,7 @@ impl Files {
     }
 }
 
-/// Reads a map: JSON with `o` and `l` in every segment, or offsets and lengths with commas between.
+/// Parses a map: JSON with `o` and `l` in every segment, or comma-separated offsets and lengths.
 fn parse_map(text: &str) -> Result<Vec<(u64, u64)>, String> {
     let text = text.trim();
     if text.starts_with('[') || text == "null" {
@@ -98,7 +98,7 @@ fn segments(parsed: Result<Option<Vec<Segment>>, serde_json::Error>) -> Result<V
     Ok(segments.into_iter().map(|Segment { offset, len }| (offset, len)).collect())
 }
 
-/// The runs of a map that fits: ascending, inside of the file, and as many bytes as the layer has. Runs that touch are one.
+/// Checks a map: runs ascending and inside the file, with as many bytes as the layer. Adjacent runs are merged.
 fn check(map: Vec<(u64, u64)>, whole: u64, stored: u64) -> Result<Vec<(u64, u64)>, String> {
     let mut runs: Vec<(u64, u64)> = Vec::with_capacity(map.len());
     let (mut end, mut sum) = (0, 0_u64);
@@ -110,7 +110,7 @@ fn check(map: Vec<(u64, u64)>, whole: u64, stored: u64) -> Result<Vec<(u64, u64)
             .checked_add(len)
             .filter(|end| *end <= whole)
             .ok_or_else(|| format!("its map has {len} bytes at {offset}, but the file {whole} in all"))?;
-        // No overflow: the runs so far are apart and end before `whole`.
+        // No overflow: the runs so far are disjoint and end before `whole`.
         sum += len;
         match runs.last_mut() {
             _ if len == 0 => {}
