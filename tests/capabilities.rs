@@ -1,9 +1,10 @@
-//! `docs/capabilities.md` as a test: every row is there, and what it names as its proof exists.
+//! The documents as tests: rows of `tests/capabilities.md`, guards of `tests/README.md`, and links between all pages.
 //!
-//! Never says whether a proof is a good one. The idea: a test that is renamed or removed takes its row with it, in the open.
+//! A test that is renamed or removed makes the row that names it fail. Whether a named test is a good one is not checked.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The groups of rows, and how many each has.
 const ROWS: [(char, usize); 5] = [('C', 10), ('E', 11), ('F', 12), ('Y', 15), ('T', 9)];
@@ -88,9 +89,118 @@ fn is_test(source: &str, function: &str) -> bool {
 #[test]
 fn every_row_is_there_and_every_test_that_it_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(root.join("docs/capabilities.md")).expect("the document is there");
+    let text = fs::read_to_string(root.join("tests/capabilities.md")).expect("the document is there");
     let found = faults(&text, |file| fs::read_to_string(root.join(file)).ok());
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// The guards in `text` that do not exist: quoted `FILE` or `FILE::FUNCTION` below `src/` or `tests/`.
+fn missing_guards(text: &str, root: &Path) -> Vec<String> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted
+        .filter(|quoted| quoted.starts_with("src/") || quoted.starts_with("tests/"))
+        .filter(|guard| match guard.split_once("::") {
+            None => !root.join(guard).exists(),
+            Some((file, function)) => {
+                !fs::read_to_string(root.join(file)).is_ok_and(|text| is_test(&text, function))
+            }
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_invariant_names_guards_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("tests/README.md")).expect("the document is there");
+    assert_eq!(missing_guards(&text, root), Vec::<String>::new());
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();
+    assert!(rows.len() > 50, "{}", rows.len());
+    let without: Vec<&&str> =
+        rows.iter().filter(|row| !row.contains('`') && !row.contains("guarded by")).collect();
+    assert!(without.is_empty(), "{without:?}");
+    let sample =
+        "| a | `tests/gone.rs` |\n| b | `tests/capabilities.rs::gone` | c | `tests/capabilities.rs` |";
+    assert_eq!(missing_guards(sample, root), ["tests/gone.rs", "tests/capabilities.rs::gone"]);
+}
+
+/// Every Markdown page of the repository: its path from the root, and its text.
+fn pages(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut pages = BTreeMap::new();
+    let mut folders = vec![PathBuf::from("docs"), PathBuf::from("tests"), PathBuf::from("packaging")];
+    let mut found: Vec<PathBuf> =
+        ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(PathBuf::from).into();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(root.join(&folder)).expect("the repository is readable") {
+            let entry = entry.expect("the repository is readable");
+            let path = folder.join(entry.file_name());
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(path),
+                _ if path.extension().is_some_and(|end| end == "md") => found.push(path),
+                _ => {}
+            }
+        }
+    }
+    for path in found {
+        let text = fs::read_to_string(root.join(&path)).expect("the page is readable");
+        pages.insert(path, text);
+    }
+    pages
+}
+
+/// The anchors of the headings of a page, as forges make them.
+fn anchors(text: &str) -> Vec<String> {
+    let mut fenced = false;
+    let mut anchors = Vec::new();
+    for line in text.lines() {
+        fenced ^= line.starts_with("```");
+        let title = line.trim_start_matches('#');
+        if !fenced && title.len() < line.len() && title.starts_with(' ') {
+            let kept = title.trim().to_lowercase();
+            let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+            anchors.push(kept.map(|c| if c == ' ' { '-' } else { c }).collect());
+        }
+    }
+    anchors
+}
+
+/// The links of `pages` that lead nowhere: `PAGE: TARGET`.
+fn broken_links(pages: &BTreeMap<PathBuf, String>, exists: impl Fn(&Path) -> bool) -> Vec<String> {
+    let mut broken = Vec::new();
+    for (page, text) in pages {
+        let targets =
+            text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for target in targets.filter(|target| !target.contains("://")) {
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let mut path =
+                if file.is_empty() { page.clone() } else { page.parent().unwrap_or(page).to_owned() };
+            for step in Path::new(file) {
+                if step == ".." {
+                    path.pop();
+                } else {
+                    path.push(step);
+                }
+            }
+            let anchored = anchor.is_empty()
+                || pages.get(&path).is_some_and(|text| anchors(text).iter().any(|a| a == anchor));
+            if !exists(&path) || !anchored {
+                broken.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    broken
+}
+
+#[test]
+fn every_link_between_pages_leads_to_a_file_and_a_heading() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = pages(root);
+    assert!(pages.len() > 20, "{}", pages.len());
+    assert_eq!(broken_links(&pages, |path| root.join(path).exists()), Vec::<String>::new());
+    let page = "# A `b`: c\n[1](#a-b-c) [2](#gone) [3](../x.md) [4](y.md) [5](https://example.test/z)";
+    let sample = BTreeMap::from([(PathBuf::from("docs/p.md"), page.to_owned())]);
+    let found = broken_links(&sample, |path| path == Path::new("x.md") || path == Path::new("docs/p.md"));
+    assert_eq!(found, ["docs/p.md: #gone", "docs/p.md: y.md"]);
 }
 
 #[test]
