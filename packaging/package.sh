@@ -71,7 +71,7 @@ tarball() {
   install -D -m 644 "$stage/completions/zsh" "$at/share/zsh/site-functions/_ocifs"
   install -D -m 644 "$stage/completions/fish" "$at/share/fish/vendor_completions.d/ocifs.fish"
   install -D -m 644 -t "$at/lib/systemd/system" packaging/ocifs@.service
-  install -D -m 644 -t "$at/share/doc/ocifs" README.md LICENSE CHANGELOG.md
+  install -D -m 644 -t "$at/share/doc/ocifs" README.md LICENSE CHANGELOG.md SECURITY.md
   install -D -m 644 -t "$at/share/doc/ocifs/docs" docs/*.md
   install -D -m 644 -t "$at/share/doc/ocifs/docs/tutorials" docs/tutorials/*.md
   install -D -m 644 -t "$at/share/doc/ocifs/docs/formats" docs/formats/*.md
