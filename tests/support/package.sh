@@ -40,7 +40,7 @@ for name in mount.ocifs mount.fuse.ocifs; do
 done
 inside sh -c 'man ocifs-mount | grep -q SYNOPSIS'
 inside test -s /usr/share/bash-completion/completions/ocifs
-inside test -s /usr/share/doc/ocifs/docs/install.md
+inside test -s /usr/share/doc/ocifs/docs/operations.md
 
 packaging/demo.sh --layout "$new/srv/layout"
 mkdir -p "$new/mnt/tree"
