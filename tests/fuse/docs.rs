@@ -16,6 +16,8 @@ use crate::vm::Vm;
 /// The commands of all blocks of a page as one script.
 fn script(page: &str) -> String {
     let mut script = String::from("set -euo pipefail\n");
+    // A command may go on in the next line.
+    let page = page.replace(" \\\n", " ");
     let mut lines = page.lines();
     while let Some(line) = lines.next() {
         if line != "```sh" {
