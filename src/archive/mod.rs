@@ -5,6 +5,7 @@
 //! registry's blob.
 
 mod docker;
+mod encoding;
 mod opened;
 mod spool;
 mod table;

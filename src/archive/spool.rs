@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 
-use super::whole::encoding;
+use super::encoding::encoding;
 use crate::cache::Cache;
 use crate::io::{BoxStream, Fault, Fetch, ReadError, compute};
 use crate::layer::{CodecError, Decoder, SNIFF_LEN, most_stream};

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::encoding::encoding;
 use super::spool::spool;
 use crate::cache::Cache;
 use crate::io::{BoxStream, ByteRange, Fault, Fetch, FetchAll, ReadError, compute, read_vec};
-use crate::layer::{Encoding, SNIFF_LEN, Sniffed, sniff};
+use crate::layer::{Encoding, SNIFF_LEN};
 use crate::registry::{Registry, WebFile};
 use crate::source::{LocalFile, Place, SourceError};
 
@@ -51,18 +52,6 @@ async fn in_place(file: Arc<dyn Fetch>, place: &str, cache: &Cache) -> Result<Ar
     match encoding(&head, place)? {
         Encoding::Plain => Ok(file),
         _ => spool(file.fetch(ByteRange::new(0, size)).await?.body, place, cache).await,
-    }
-}
-
-/// The encoding of an archive with these first bytes.
-pub(super) fn encoding(head: &[u8], place: &str) -> Result<Encoding, SourceError> {
-    let wrong = |reason: String| {
-        Err(SourceError::Archive { place: place.to_owned(), reason, fault: Fault::Malformed })
-    };
-    match sniff(head) {
-        Sniffed::Stream(_) if head.is_empty() => wrong("it is empty, and no archive".into()),
-        Sniffed::Stream(encoding) => Ok(encoding),
-        Sniffed::Other(name) => wrong(format!("its content is {name}, and no tar archive")),
     }
 }
 
