@@ -6,9 +6,9 @@
 use super::super::{Content, Device, Entry, EntryKind, Time};
 use super::error::Problem;
 use super::header::Header;
+use super::limits::TarLimits;
 use super::pax::{Key, Records};
 use super::sparse::{self, Form};
-use super::walker::TarLimits;
 
 /// What the headers in front of an entry said about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,6 +12,7 @@
 mod entry;
 mod error;
 mod header;
+mod limits;
 mod pax;
 mod sparse;
 #[cfg(test)]
@@ -19,7 +20,8 @@ mod tests;
 mod walker;
 
 pub use error::TarError;
-pub use walker::{Need, TarLimits, TarWalker};
+pub use limits::TarLimits;
+pub use walker::{Need, TarWalker};
 
 pub(super) use entry::xattr_limits;
 
