@@ -11,7 +11,7 @@ use crate::layer::{Content, Run, Runs, Time, Xattrs};
 
 use super::error::{Problem, TreeError, shown};
 use super::frozen::{Node, NodeBody};
-use super::names::{END, Names, Was};
+use super::names::{END, Id, Names, Was};
 use super::path;
 use super::xattrs::{SetId, XattrSets};
 
@@ -27,9 +27,6 @@ const XATTRS_BYTES: u64 = 96;
 
 /// Step by which a tree reserves memory, in bytes.
 const MEMORY_STEP: u64 = 256 * 1024;
-
-/// The number of an inode in the arena.
-pub(super) type Id = u32;
 
 /// The root's number in the arena.
 pub(super) const ROOT: Id = 0;

@@ -4,7 +4,7 @@
 
 use crate::io::{Fault, OverBudget};
 
-use super::path::{MAX_LINKS, MAX_NAME, MAX_PATH};
+use super::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
 
 /// Bytes of a name that a message shows.
 const SHOWN: usize = 200;

@@ -6,8 +6,9 @@
 
 use crate::layer::Run;
 
-use super::builder::{Builder, Id, ROOT};
+use super::builder::{Builder, ROOT};
 use super::frozen::{Dirent, Ino, Node, NodeBody, Tree};
+use super::names::Id;
 use super::names::Lists;
 
 /// Estimated bytes of one more allocation, and of the pointer to it.

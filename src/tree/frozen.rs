@@ -10,7 +10,8 @@ use crate::io::MemoryShare;
 use crate::layer::{Device, Run, Time};
 
 use super::error::{TreeError, shown};
-use super::path::{self, MAX_LINKS};
+use super::limits::MAX_LINKS;
+use super::path;
 use super::xattrs::{self, SetId};
 
 /// The number of an inode in one tree. The same layers give the same numbers.

@@ -10,6 +10,7 @@ mod error;
 mod fingerprint;
 mod freeze;
 mod frozen;
+mod limits;
 mod names;
 mod path;
 mod plain;

@@ -6,8 +6,10 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 
-use super::builder::Id;
 use super::error::Problem;
+
+/// The number of an inode in the arena.
+pub(super) type Id = u32;
 
 /// The end of a list, in `head` and `next`.
 pub(super) const END: u32 = u32::MAX;

@@ -4,13 +4,7 @@
 //! Cleaning matches `filepath.Join("/", name)` in the appliers written in Go.
 
 use super::error::Problem;
-
-/// Limit of one component, in bytes: `NAME_MAX` of every file system that layers are written for.
-pub(super) const MAX_NAME: usize = 255;
-/// Limit of one path without a leading slash, in bytes: `PATH_MAX` of Linux.
-pub(super) const MAX_PATH: usize = 4096;
-/// Limit of symbolic links followed for one path: `MAXSYMLINKS` of Linux.
-pub(super) const MAX_LINKS: usize = 40;
+use super::limits::{MAX_NAME, MAX_PATH};
 
 /// Prefix of a whiteout (image-spec, layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";

@@ -6,8 +6,9 @@
 
 use crate::layer::{EntryKind, Need, TarLimits, TarWalker, Toc};
 
-use super::builder::{Builder, Id, ROOT};
+use super::builder::{Builder, ROOT};
 use super::error::{Problem, TreeError, shown};
+use super::names::Id;
 use super::path;
 use super::union::{Placing, Whiteouts, at, check};
 

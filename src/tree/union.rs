@@ -11,10 +11,12 @@ use std::collections::{HashMap, HashSet};
 
 use crate::layer::{EntryKind, EntryRef, Toc};
 
-use super::builder::{Builder, DIRECTORY, Id, Meta, implied};
+use super::builder::{Builder, DIRECTORY, Meta, implied};
 use super::error::{Problem, TreeError, shown};
 use super::frozen::NodeBody;
-use super::path::{self, MAX_LINKS, MAX_NAME, MAX_PATH, Mark};
+use super::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
+use super::names::Id;
+use super::path::{self, Mark};
 
 impl Builder {
     /// Applies one layer on top by the rules of the union. `origin` is stored with the content of its files.
