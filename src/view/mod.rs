@@ -24,9 +24,10 @@ mod top;
 mod witness;
 
 pub use error::ViewError;
-pub use namespace::{Attributes, Entry, Freshness, Links, Namespace, NodeId, Opened, OverlayMarks, Scope};
+pub use namespace::{
+    Attributes, Entry, Freshness, Links, Namespace, NodeId, Opened, OverlayMarks, Scope, Witness,
+};
 pub use status::{STATUS, packed as packed_status, text as status_text, unpack_status};
-pub use witness::Witness;
 
 use std::sync::Arc;
 

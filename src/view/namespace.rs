@@ -15,8 +15,10 @@ use crate::tree::{Attr, Ino, Kind, Tree};
 
 use super::slots::{self, Role, Slot};
 use super::subtree::{Made, Origins, Subtree};
-use super::witness::Witness;
 use super::{ViewError, export, status, top};
+
+/// Receives the number of a subtree and its fingerprint; an error refuses the subtree.
+pub type Witness = Box<dyn Fn(u32, [u8; 32]) -> Result<(), ReadError> + Send + Sync>;
 
 /// Prefix of the extended attributes of ocifs.
 const OURS: &[u8] = b"user.ocifs.";

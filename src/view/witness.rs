@@ -9,12 +9,9 @@ use std::sync::Arc;
 use crate::io::ReadError;
 use crate::tree::Tree;
 
-use super::namespace::{Namespace, NodeId};
+use super::namespace::{Namespace, NodeId, Witness};
 use super::slots::{Role, Slot};
 use super::subtree::Subtree;
-
-/// Receives the number of a subtree and its fingerprint; an error refuses the subtree.
-pub type Witness = Box<dyn Fn(u32, [u8; 32]) -> Result<(), ReadError> + Send + Sync>;
 
 impl Namespace {
     /// Passes every subtree to `witness`: built ones now, the others when they are built. After an error there is no
