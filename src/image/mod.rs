@@ -18,6 +18,7 @@ mod pull;
 mod resolve;
 mod roots;
 mod several;
+mod signature_state;
 mod signed;
 mod single;
 mod status;

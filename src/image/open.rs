@@ -24,7 +24,7 @@ use crate::source::{self, ForeignLayers, Location, Root, Source, SourceError, ho
 use super::beside::{Beside, small_blob};
 use super::disks::Found;
 use super::publish::Publisher;
-use super::signed::Trust;
+use super::signature_state::SignatureState;
 use super::{Family, Image, ImageError, Prefetch};
 
 /// Limit of the documents read besides the one that the reference names; their total size is limited as well. Real
@@ -177,7 +177,7 @@ impl Opened {
             source: self.source.clone(),
             cache: self.cache.clone(),
             documents: Mutex::default(),
-            trust: Trust::default(),
+            trust: SignatureState::default(),
         }
     }
 }
@@ -190,7 +190,7 @@ pub(super) struct Opener<'a> {
     pub(super) cache: Cache,
     /// Number and total bytes of the documents read besides the first.
     documents: Mutex<(usize, u64)>,
-    pub(super) trust: Trust,
+    pub(super) trust: SignatureState,
 }
 
 impl<'a> Opener<'a> {
@@ -209,7 +209,14 @@ impl<'a> Opener<'a> {
         };
         let source = naming(source, registry, foreign);
         let cache = cache.for_origin(&location.place()).verifying(options.verify, options.small);
-        Opener { options, registry, source, cache, documents: Mutex::default(), trust: Trust::default() }
+        Opener {
+            options,
+            registry,
+            source,
+            cache,
+            documents: Mutex::default(),
+            trust: SignatureState::default(),
+        }
     }
 }
 

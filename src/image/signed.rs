@@ -4,7 +4,7 @@
 //! signature prevents opening. A good signature is cached with the document and verified again at every open. A
 //! signed index covers its manifests by their digests, so the signature may be that of the index or of the manifest.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::PoisonError;
 
 use crate::io::{Fault, ReadError};
 use crate::oci::{
@@ -22,15 +22,6 @@ const MAX_KEPT: usize = 16;
 /// Limit of the reasons in an error.
 const TOLD: usize = 4;
 
-/// Result of the signature check.
-#[derive(Default)]
-pub(super) struct Trust {
-    /// Fingerprint of the key that signed the document of the reference, or the chosen manifest.
-    signed_by: OnceLock<Digest>,
-    /// The reason why the index that the reference names is not trusted by itself; `None` if it is.
-    index: Mutex<Option<ImageError>>,
-}
-
 /// State of one search for a signature.
 struct Search<'a> {
     root: &'a Root,
@@ -46,13 +37,6 @@ enum End {
     Signed(Signature, usize),
     /// The source could not be queried, so there may be a signature.
     Failed(ReadError),
-}
-
-impl Trust {
-    /// Whether the reference names an index that is not trusted by itself.
-    pub(super) fn lacks_index(&self) -> bool {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
 }
 
 impl Opener<'_> {
