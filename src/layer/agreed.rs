@@ -1,7 +1,8 @@
 //! Comparing the whole uncompressed stream with a digest that the artifact gives for it.
 //!
-//! It keeps no byte of the stream. The idea: the pass over a layer hashes what it decodes anyway; a layer whose index was there
-//! is decoded once in order, and what came out is kept beside the index, so that the next mount hashes nothing.
+//! The pass over a layer hashes the stream that it decodes anyway. A layer whose index was already cached is
+//! decoded once in order. The result is stored beside the index, so that the next mount hashes nothing. No byte of
+//! the stream is stored.
 
 use std::sync::Mutex;
 
@@ -17,7 +18,7 @@ use super::stored::{Core, LayerState};
 const STEP: u64 = 4 * 1024 * 1024;
 
 impl Core {
-    /// Fails when the stream that `index` describes does not hash to `expected`.
+    /// Fails when the hash of the stream that `index` describes is not `expected`.
     pub(super) async fn compare_content(
         &self,
         expected: &Digest,
@@ -32,7 +33,7 @@ impl Core {
         };
         let is_stored = index.spans.encoding() == Encoding::Plain && !index.spans.is_made_up();
         if is_stored && expected == self.blob.digest() {
-            // The comparison of the blob is this one.
+            // The digest of the blob covers the same bytes.
             return Ok(());
         }
         let is_wanted = |found: &Digest| found.algorithm_name() == expected.algorithm_name();
@@ -41,10 +42,10 @@ impl Core {
             None => {
                 let actual = self.hash(algorithm, index, state).await?;
                 if actual != *expected {
-                    // Whose fault it is only the digest of the blob tells.
+                    // Only the digest of the blob shows whether the author or the source is at fault.
                     self.blob.ensure(ByteRange::new(0, self.size())).await?;
                 }
-                // What others say of the layer is no knowledge of it.
+                // Only the layer's own index proves anything about the layer.
                 if kind == IndexKind::Local {
                     self.keep_content(&actual).await?;
                 }
@@ -68,7 +69,7 @@ impl Core {
         if !index.spans.is_made_up() {
             return self.hash_by(algorithm, index).await;
         }
-        // Chunks are not the stream; only the layer itself gives that.
+        // Chunks are not the stream: that needs the layer's own index.
         let own = self.own_index(state).await?;
         self.hash_by(algorithm, &own).await
     }

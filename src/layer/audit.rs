@@ -1,8 +1,8 @@
-//! Comparing what somebody else says about a layer with what the layer says itself.
+//! Audit of a foreign index: its claims are compared with the layer itself.
 //!
-//! It never trusts either side to be small, and it decides nothing but "equal" or the first difference. The idea: names and
-//! attributes are compared entry by entry, because every format lists them in the order of the archive; then every file is
-//! read through both span maps.
+//! The result is "equal" or the first difference. Neither side is assumed to be small. Names and attributes are
+//! compared entry by entry, because every format lists them in the order of the archive. Then every file is read
+//! through both span maps.
 
 use std::borrow::Cow;
 
@@ -15,12 +15,12 @@ use super::toc::{Content, Entry, EntryKind, EntryRef, Time, Toc};
 /// Bytes compared at once.
 const STEP: u64 = 1024 * 1024;
 
-/// Whether an archive entry is there for its index alone.
+/// Whether the archive has this entry only for its index.
 fn is_hidden(kind: IndexKind, path: &[u8]) -> bool {
     matches!(kind, IndexKind::Estargz | IndexKind::ZstdChunked) && foreign::is_marker(path)
 }
 
-/// The name that every writer of an index agrees on: relative, without a slash at the end.
+/// The name that every writer of an index agrees on: relative, without a trailing slash.
 pub(super) fn plain(path: &[u8]) -> Cow<'_, [u8]> {
     let mut parts = path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
     let Some(first) = parts.next() else { return Cow::Borrowed(b"") };
@@ -40,7 +40,7 @@ pub(super) fn names_differ(kind: IndexKind, claimed: &Toc, own: &Toc) -> Option<
     {
         return Some(format!("{what} of the root directory is another"));
     }
-    // The root itself is in some archives, and in few indexes.
+    // Some archives list the root itself, and few indexes do.
     let listed = |entry: &EntryRef<'_>| {
         let path = plain(entry.path);
         !path.is_empty() && !is_hidden(kind, &path)
@@ -88,7 +88,7 @@ fn attributes_differ(theirs: &Entry, ours: &Entry) -> Option<&'static str> {
     pairs.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
 }
 
-/// Times are compared by the second: the formats keep no more, and what writes eStargz rounds to the nearest.
+/// Compares times by the second: the formats store no fractions, and writers of eStargz round to the nearest.
 fn is_same_time(theirs: Time, ours: Time) -> bool {
     let is_rounded = theirs.nanos == 0 && ours.nanos >= 500_000_000;
     theirs.secs == ours.secs || is_rounded && theirs.secs.checked_sub(1) == Some(ours.secs)

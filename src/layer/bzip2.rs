@@ -1,8 +1,9 @@
-//! bzip2 streams, one after the other.
+//! bzip2 decoder for consecutive streams.
 //!
-//! Decoding starts at streams only: blocks begin at any bit, and nothing but a search tells where. What lies far from the start of
-//! its stream the pass writes into the cache. The idea: the library fills megabytes with zeros for each stream, so empty ones
-//! are recognized without it, and more small ones than any tool writes are refused.
+//! Decoding can start only at a stream: blocks begin at any bit, and only a search finds them. For content far from
+//! the start of its stream, the pass writes the decoded bytes into the cache. The library zeroes megabytes for each
+//! stream. Therefore empty streams are recognized without it, and more small streams than any tool writes are
+//! refused.
 
 use bzip2::{Decompress, Status};
 
@@ -11,20 +12,21 @@ use super::codec::{Place, Step};
 /// The first bytes of a stream; a digit from 1 to 9 follows.
 pub(super) const MAGIC: &[u8] = b"BZh";
 
-/// What follows the digit in a stream without a block: the mark of the end, and the checksum of nothing.
+/// The bytes after the digit in a stream without a block: end mark, and checksum of nothing.
 const EMPTY: &[u8; 10] = &[0x17, 0x72, 0x45, 0x38, 0x50, 0x90, 0, 0, 0, 0];
 
-/// Streams with data that are decoded however small they are.
+/// Streams with data that are always decoded, whatever their size.
 const FEW_STREAMS: u64 = 1000;
 
-/// Stored bytes for each further stream: parallel tools write 100 KB and more, and to begin one takes as long as decoding these.
+/// Stored bytes per further stream. Parallel tools write 100 KB and more; starting a stream costs as much as
+/// decoding these.
 const STREAM_BYTES: u64 = 4096;
 
 /// The state of a bzip2 decoder.
 pub(super) struct Bzip2 {
-    /// What decodes the stream that passes.
+    /// The decoder of the current stream; `None` before its head is complete.
     stream: Option<Decompress>,
-    /// The bytes of the stream so far, as long as it may be an empty one. Invariant: shorter than that.
+    /// Bytes of the current stream while it may be an empty one. Invariant: shorter than [`EMPTY_LEN`].
     head: Vec<u8>,
     /// Streams with data so far.
     streams: u64,
@@ -38,7 +40,7 @@ impl Bzip2 {
         Self { stream: None, head: Vec::new(), streams: 0, stored: 0 }
     }
 
-    /// What one step did, and where it ended.
+    /// One step, and the place where it ended.
     pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), String> {
         let (gathered, stream) = match &mut self.stream {
             Some(stream) => (0, stream),
@@ -66,7 +68,7 @@ impl Bzip2 {
                     return Err(format!("{stored} bytes hold {streams} streams, more than are decoded"));
                 }
                 let stream = none.insert(Decompress::new(false));
-                // It gives nothing for the head of a stream, and takes all of it.
+                // The library produces nothing for the head of a stream, and consumes all of it.
                 stream.decompress(&self.head, &mut []).map_err(|error| error.to_string())?;
                 if stream.total_in() != self.head.len() as u64 {
                     return Err("the head of a stream is broken".into());

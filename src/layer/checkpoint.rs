@@ -1,36 +1,37 @@
-//! Finding checkpoints while a gzip layer is decoded: the last deflate block at or before each multiple of 1 MiB.
+//! Gzip checkpoints: the last deflate block at or before each multiple of 1 MiB, found while a layer is decoded.
 //!
-//! It decodes nothing itself and holds at most one checkpoint that is not yet whole. The idea: stopping at every deflate
-//! block costs a tenth of the decoder's speed, so it stops only shortly before a multiple, or after one as long as no block
-//! has started. A start just before a multiple serves reads of cache blocks, which start at multiples too, without waste.
+//! Stopping at every deflate block would cost a tenth of the decoder's speed. So the decoder stops at blocks only
+//! shortly before a multiple, or after one as long as no block has started. A start just before a multiple serves
+//! reads of cache blocks without waste, because they start at multiples too. At most one checkpoint at a time is
+//! incomplete.
 
 use super::codec::{CodecError, Decoder, Stops};
 use super::packed_window::WINDOW;
 use super::span::{MIN_SPAN, Resume, SpanStart};
 use super::window::{FOLLOWING, Following, pack};
 
-/// Stream bytes between checkpoints: 0.6 % of the stored bytes go into an index of that density, and a random read costs a
-/// millisecond (measured on /usr of a distribution).
+/// Stream bytes between checkpoints. An index of this density takes 0.6 % of the stored bytes, and a random read
+/// costs a millisecond (measured on /usr of a distribution).
 const SPACING: u64 = 1024 * 1024;
 
-/// Where the search starts, in stream bytes before a multiple: three times the block that common encoders write.
+/// Start of the search, in stream bytes before a multiple: three times the block that common encoders write.
 const ZONE: u64 = 128 * 1024;
 
-/// The least stream bytes between two starts that are looked at: a hostile encoder could start a block with every byte.
+/// Minimum stream bytes between two candidates: a hostile encoder could start a block with every byte.
 const APART: u64 = 8 * 1024;
 
-/// A checkpoint with all that is needed to pack its window.
+/// A checkpoint with the bytes needed to pack its window.
 pub(super) struct Found {
     stored: u64,
     stream: u64,
     bits: u8,
     window: Vec<u8>,
-    /// Stored bytes from the checkpoint on, with the byte before if that is shared.
+    /// Stored bytes from the checkpoint on, including the byte before if it is shared.
     following: Vec<u8>,
 }
 
 impl Found {
-    /// Packs the window, which takes as long as decoding 100 KiB.
+    /// Packs the window. This takes as long as decoding 100 KiB.
     pub(super) fn settle(self) -> SpanStart {
         let following = Following { data: &self.following, bits: self.bits };
         let window = pack(self.window, following);
@@ -42,16 +43,16 @@ impl Found {
     }
 }
 
-/// Says how a decoder is to step, and watches where it stops.
+/// Plans the steps of a decoder, and selects checkpoints from its stops.
 pub(super) struct Finder {
     /// The multiple that the next checkpoint belongs to.
     next: u64,
-    /// Where the last span starts, and the unit that is being decoded.
+    /// Stream offsets of the start of the last span, and of the current unit.
     last: u64,
     unit: u64,
     /// The last block so far at or before `next`.
     candidate: Option<Found>,
-    /// The checkpoint that lacks only some of the bytes that follow it.
+    /// The selected checkpoint, which still lacks some of the bytes that follow it.
     chosen: Option<Found>,
 }
 
@@ -61,7 +62,7 @@ impl Finder {
         Self { next: SPACING, last: 0, unit: 0, candidate: None, chosen: None }
     }
 
-    /// How many stream bytes the next step from `at` may give at most, and where it is to stop.
+    /// The maximum stream bytes of the next step from `at`, and the stops of that step.
     pub(super) fn plan(&self, at: u64) -> (u64, Stops) {
         let zone = self.next - ZONE;
         if at < zone {
@@ -74,8 +75,8 @@ impl Finder {
         }
     }
 
-    /// A step took the stored bytes `taken` and led to the stream offset `at`. Gives a checkpoint when one is whole; offsets
-    /// of checkpoints and of units that start a span increase.
+    /// Records a step that consumed the stored bytes `taken` and ended at stream offset `at`. Returns a checkpoint
+    /// once it has all its bytes. Offsets of checkpoints and of units that start a span increase.
     pub(super) fn note(
         &mut self,
         decoder: &mut Decoder,
@@ -108,16 +109,16 @@ impl Finder {
         Ok(self.chosen.take_if(whole))
     }
 
-    /// Whether a block that starts at `at` is better than what was found.
+    /// Whether a block that starts at `at` is a better candidate than the current one.
     fn wants(&self, at: u64) -> bool {
         match &self.candidate {
-            // The first block of a unit is as good as the unit, and that needs no window.
+            // The first block of a unit is no better than the unit, which needs no window.
             None => at + ZONE >= self.next && at > self.unit && at >= self.last + MIN_SPAN,
             Some(found) => at <= self.next && at >= found.stream + APART,
         }
     }
 
-    /// A unit ended at `at`; nothing after it refers to anything before.
+    /// A unit ended at `at`. Nothing after `at` refers to bytes before it.
     fn end_unit(&mut self, at: u64) -> Option<Found> {
         self.candidate = None;
         self.unit = at;
@@ -129,7 +130,7 @@ impl Finder {
 
     fn start(&mut self, stream: u64) {
         self.last = stream;
-        // Not sooner than half the spacing.
+        // At least half the spacing.
         self.next = (stream + SPACING / 2).next_multiple_of(SPACING);
     }
 }

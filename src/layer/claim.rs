@@ -1,8 +1,8 @@
-//! Indexes that others made: finding one for a layer, and finding out whether it is true.
+//! Foreign indexes of a layer: selection and audit.
 //!
-//! A claim never stands in the way of a layer: what cannot be used is a warning, and the layer is passed over instead. The
-//! idea: what the layer itself carries comes first when its descriptor says so, then what was pushed beside the image, then a
-//! look at the end of the layer.
+//! A claim never blocks a layer: an unusable claim gives a warning, and the layer is read without it. The order is:
+//! the index that the layer carries, if its descriptor announces one; indexes pushed beside the image; a look at
+//! the end of the layer.
 
 use std::sync::{Arc, Mutex};
 
@@ -21,16 +21,16 @@ use super::sniff::Encoding;
 use super::stored::{Core, Layer, LayerState};
 use super::toc::Content;
 
-/// The best claim about the layer that can be used.
+/// The best usable claim about the layer.
 pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
     match hints.verify {
         Verify::Lazy => {}
-        // The whole blob is here before anything of it is shown, so its own bytes tell what is in it.
+        // Every byte is verified before the first is served, so the layer's own index is used.
         Verify::Strict => return Ok(None),
         Verify::Toc => return rooted(core, hints).await,
     }
     if core.form == Learnt::Stream {
-        // All other claims are about an archive.
+        // All other claims describe an archive.
         return match core.encoding().await? {
             Some(Encoding::Zstd) => skim::spans(core).await,
             Some(Encoding::Xz) => skim::xz_spans(core).await,
@@ -78,7 +78,7 @@ pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, 
     }
 }
 
-/// The index that the manifest vouches for down to every part, or nothing where the layer itself was compared as a whole.
+/// The index that the manifest covers down to every part; `None` where the layer itself was compared as a whole.
 async fn rooted(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
     if core.is_proven_first() {
         return Ok(None);
@@ -113,7 +113,7 @@ async fn carried(core: &Core, encoding: Encoding, hints: &Hints) -> Result<Optio
     }
 }
 
-/// Reads an offered index on a blocking thread: it may have millions of entries.
+/// Parses an offered index on a blocking thread: it may have millions of entries.
 async fn parse(core: &Core, offer: &Offer) -> Result<Result<Foreign, String>, ReadError> {
     let (offer, size) = (offer.clone(), core.blob.size());
     compute(move || Ok(read(&offer, size))).await
@@ -145,25 +145,25 @@ fn read(offer: &Offer, stored_size: u64) -> Result<Foreign, String> {
     }
 }
 
-/// What an earlier mount left about claims.
+/// The record of an earlier mount about claims.
 enum Kept {
-    /// An offered index that it used, and that this one takes too.
+    /// An offered index that the earlier mount used, and that the policy of this one accepts.
     Index(Foreign),
-    /// The index with this id is not true.
+    /// The index with this id is false.
     Refuted([u8; 32]),
     Nothing,
 }
 
-/// Bytes of one file that is compared: its name and where both sides have it.
+/// Bytes of memory for one file to compare: its name and both locations.
 const FILE_BYTES: u64 = 160;
 
-/// What stands in the place of the byte of a kind before the id of an index that is not true.
+/// The byte before the id of a refuted index, instead of the byte of a kind.
 const REFUTED: u8 = 0;
 
-/// Notes that an index is not true, for mounts that cannot keep the layer's own.
+/// Records that an index is false, for mounts that cannot cache the layer's own.
 pub(super) fn note_refuted(core: &Core, claim: &Foreign) {
     if core.form == Learnt::Stream {
-        // The note would stand in the place of an index of the archive.
+        // The record would replace an index of the archive.
         return;
     }
     let note = [&[REFUTED], &claim.id[..]].concat();
@@ -190,21 +190,21 @@ async fn kept(core: &Core, policy: IndexPolicy) -> Result<Kept, ReadError> {
     .await
 }
 
-/// Whether what an earlier mount took, under a policy of its own, is taken under this one.
+/// Whether the policy of this mount accepts an index that an earlier mount accepted under its own.
 fn takes(policy: IndexPolicy, offer: &Offer) -> bool {
     match policy {
         IndexPolicy::All => true,
         IndexPolicy::Auto => offer.is_bound || offer.kind != IndexKind::Soci,
-        // It may have been bound to another image that has the layer.
+        // It may have been bound to another image with the same layer.
         IndexPolicy::Bound | IndexPolicy::Local | IndexPolicy::Off => false,
     }
 }
 
-/// The kinds that are kept, whether they are bound to the image, and the byte that stands for both.
+/// The kinds that are cached, whether they are bound to the image, and the byte that encodes both.
 const KEPT: [(IndexKind, bool, u8); 3] =
     [(IndexKind::Soci, true, 1), (IndexKind::Pushed, false, 2), (IndexKind::Soci, false, 3)];
 
-/// Keeps an offered index, so that the next mount need not ask for it.
+/// Caches an offered index, so that the next mount does not request it.
 async fn keep(core: &Core, offer: &Offer) {
     let is_it =
         |(kind, is_bound, _): &&(IndexKind, bool, u8)| (*kind, *is_bound) == (offer.kind, offer.is_bound);
@@ -219,18 +219,18 @@ async fn keep(core: &Core, offer: &Offer) {
     }
 }
 
-/// What a comparison found.
+/// The result of an audit.
 pub(super) enum Verdict {
     True,
     /// The first difference.
     False(String),
 }
 
-/// Compares a claim with the layer, whose stored bytes are complete and verified. From then on the layer's own index is kept,
-/// which the next mount uses whatever the verdict is.
+/// Compares a claim with the layer, whose stored bytes are complete and verified. The layer's own index is cached
+/// as a result, and the next mount uses it whatever the verdict is.
 pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadError> {
     let own = match core.audited_index().await {
-        // What is no archive has no names, whatever an index says.
+        // A layer that is no archive has no names, so an index with names is false.
         Err(error) if error.fault() == Fault::Malformed => return Ok(Verdict::False(error.chain())),
         own => own?,
     };
@@ -239,7 +239,7 @@ pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadE
     }
     let (kind, theirs) = (claim.kind, claim.index.toc.clone().whole().await?);
     let own = LayerIndex { toc: own.toc.clone().whole().await?, ..own };
-    // Held over reads of the layer, which is complete by now.
+    // Held during reads of the layer, which is complete by now.
     let of_files = MEMORY.take(own.toc.len() as u64 * FILE_BYTES).await;
     let _of_files = of_files.map_err(|error| error.into_read("comparing an index"))?;
     let (differs, files, own) = compute(move || {
@@ -261,7 +261,7 @@ async fn audit_stream(core: &Core, claim: &Foreign, own: &LayerIndex) -> Result<
         return Ok(Verdict::False(format!("the stream has {ours} bytes, not {theirs}")));
     }
     if claim.index.spans == own.spans {
-        // What is decoded from now on is what is decoded by its own index.
+        // Both span maps are equal, so only bytes decoded before can differ.
         let fetch = decoded(core.blob.clone(), &claim.index);
         let other = core.claimed(claim, fetch).and_then(|cached| cached.first_other(&own.blocks));
         return Ok(match other {
@@ -273,7 +273,7 @@ async fn audit_stream(core: &Core, claim: &Foreign, own: &LayerIndex) -> Result<
     compared(core, claim, own, vec![(b"the stream".to_vec(), whole.clone(), whole)]).await
 }
 
-/// Compares the bytes of `files`: their name, and where both sides say they are.
+/// Compares the bytes of `files`: name, claimed location and actual location.
 async fn compared(
     core: &Core,
     claim: &Foreign,
@@ -284,7 +284,7 @@ async fn compared(
     match audit::content_differs(&claimed, &truth, files).await {
         Ok(None) => Ok(Verdict::True),
         Ok(Some(why)) => Ok(Verdict::False(why)),
-        // What cannot be decoded where the claim says so is not there.
+        // An undecodable location refutes the claim.
         Err(error) if matches!(error.fault(), Fault::Malformed | Fault::Mismatch) => {
             Ok(Verdict::False(error.chain()))
         }
@@ -293,8 +293,8 @@ async fn compared(
 }
 
 impl Layer {
-    /// Compares the index that the layer carries with the layer, whatever was made of it before: `None` when it carries none, and
-    /// what is untrue of it. Fetches all of the layer.
+    /// Compares the index that the layer carries with the layer, whatever index is in use. `None` when the layer
+    /// carries no index, `Err` with the first difference. Fetches all of the layer.
     pub async fn check_carried(&self) -> Result<Option<Result<(), String>>, ReadError> {
         let core = &self.core;
         let Some(encoding @ (Encoding::Gzip | Encoding::Zstd)) = core.encoding().await? else {
@@ -314,7 +314,7 @@ impl Layer {
 }
 
 impl Core {
-    /// The stream as `index` describes it, for one who reads it in order; kept nowhere.
+    /// The stream as `index` describes it, for sequential reading; not cached.
     pub(super) fn uncached(&self, index: &LayerIndex) -> Shared {
         if index.spans.encoding() == Encoding::Plain && !index.spans.is_made_up() {
             return self.blob.clone();
@@ -322,8 +322,8 @@ impl Core {
         Arc::new(Onward::new(decoded(self.blob.clone(), index)))
     }
 
-    /// The stream as a claim describes it: what is cached of it as it is there, because that is what readers get, and the rest decoded
-    /// now. Keeps nothing.
+    /// The stream as a claim describes it: cached bytes unchanged, because readers get those, and the rest decoded
+    /// now. Caches nothing.
     pub(super) fn claim_as_served(&self, claim: &Foreign) -> Shared {
         let rest = self.uncached(&claim.index);
         if claim.index.spans.encoding() == Encoding::Plain && !claim.index.spans.is_made_up() {
@@ -335,7 +335,7 @@ impl Core {
         }
     }
 
-    /// The pass of an audit, which no reader waits for.
+    /// The pass of an audit, without a reader waiting for it.
     async fn audited_index(&self) -> Result<LayerIndex, ReadError> {
         self.own_index(&Mutex::new(LayerState::Untouched)).await
     }

@@ -1,6 +1,7 @@
-//! Streaming decoders of stored layers. They are pure: bytes in, bytes out, and the places where decoding can start anew.
+//! Streaming decoders of stored layers: bytes in, bytes out, and the offsets where decoding can resume.
 //!
-//! A stored layer is a sequence of independent units (gzip members, zstd frames). One decoder reads any number of them.
+//! A stored layer is a sequence of independent units (gzip members, zstd frames). One decoder reads any number of
+//! units.
 
 use zstd::stream::raw::{DParameter, Decoder as Frames, InBuffer, Operation as _, OutBuffer};
 
@@ -14,17 +15,17 @@ use super::xz::{Xz, XzError};
 /// Bytes after the deflate data of a gzip member: its checksum and its length (RFC 1952).
 const TRAILER: u8 = 8;
 
-/// The windows that a decoder accepts: stored bytes may ask for more memory than a machine has.
+/// Maximum decoder windows: stored bytes may request more memory than a machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Windows {
-    /// At most 8 MiB, which is what tools write unless they are told otherwise.
+    /// At most 8 MiB, the default maximum of tools.
     Common,
-    /// At most 128 MiB, what `zstd -d --long=27` takes.
+    /// At most 128 MiB, the limit of `zstd -d --long=27`.
     Large,
 }
 
 impl Windows {
-    /// The most bytes of a window, as a power of two.
+    /// The maximum window in bytes, as a power of two.
     pub(super) const fn log(self) -> u32 {
         match self {
             Windows::Common => 23,
@@ -37,25 +38,25 @@ impl Windows {
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CodecError {
-    /// The stored bytes are not what their format allows.
+    /// The stored bytes violate their format.
     #[error("{format} data is broken at blob offset {offset}: {reason}")]
     Broken {
         /// `gzip`, `zstd`, and so on.
         format: &'static str,
         /// Offset of the bytes that could not be decoded, in stored bytes.
         offset: u64,
-        /// What the decoder said.
+        /// The decoder's message.
         reason: String,
     },
-    /// An index says that decoding can start where it cannot.
+    /// An index names a start where decoding cannot start.
     #[error("decoding cannot start at blob offset {offset}: {reason}")]
     Start {
         /// Offset of the first byte that would have been decoded, in stored bytes.
         offset: u64,
-        /// What is wrong with the checkpoint.
+        /// The defect of the checkpoint.
         reason: String,
     },
-    /// The stored bytes ask for more memory than they get.
+    /// Decoding needs a window over the limit.
     #[error(
         "{format} data at blob offset {offset} takes more memory to decode than ocifs gives it (a window of 128 MiB)"
     )]
@@ -77,16 +78,16 @@ pub enum CodecError {
     },
 }
 
-/// What one [`Decoder::step`] did.
+/// The result of one [`Decoder::step`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// Stored bytes taken from the input.
+    /// Stored bytes consumed from the input.
     pub consumed: usize,
-    /// Stream bytes put into the output.
+    /// Stream bytes written to the output.
     pub produced: usize,
 }
 
-/// Whether [`Decoder::step`] comes back at the starts of deflate blocks too.
+/// Whether [`Decoder::step_to`] returns at the starts of deflate blocks too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stops {
     /// At the ends of units only.
@@ -95,23 +96,23 @@ pub enum Stops {
     Blocks,
 }
 
-/// Decodes stored bytes that start at the beginning of a unit, or at a checkpoint.
+/// Decodes stored bytes from the start of a unit, or from a checkpoint.
 pub struct Decoder {
     units: Units,
     /// Blob offset of the next stored byte.
     offset: u64,
     /// Whether the next stored byte starts a unit.
     at_unit: bool,
-    /// What the unit says of its blocks, if the next stored byte starts one that refers to nothing before.
+    /// The block parameters of the unit, if the next stored byte starts a block that refers to nothing before it.
     at_inner: Option<u8>,
 }
 
-/// Where a step ended.
+/// The position where a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Where nothing starts.
+    /// Decoding cannot resume at this position.
     Inside,
-    /// At the start of a block that refers to nothing before; with what the unit says of its blocks.
+    /// At the start of a block that refers to nothing before it, with the block parameters of the unit.
     Block(u8),
     /// At the end of a unit.
     Unit,
@@ -129,23 +130,24 @@ enum Units {
 struct Members {
     inflate: Inflate,
     part: Part,
-    /// Whether `inflate` stands at the start of a deflate block that is not the first of its member, and how many bits of the
-    /// byte before belong to it.
+    /// `Some` if `inflate` stands at the start of a deflate block that is not the first of its member: the bits of
+    /// the byte before that belong to the block.
     block: Option<u8>,
     /// The last stored byte that was decoded.
     last: u8,
 }
 
-/// What the next stored byte belongs to.
+/// The part of a gzip file that the next stored byte belongs to.
 #[derive(Clone, Copy)]
 enum Part {
     /// A member, wrapper and all.
     Member,
-    /// A byte of which the highest bits belong to the block where decoding starts.
+    /// A byte whose highest bits belong to the block where decoding starts.
     Shared { bits: u8 },
     /// The deflate data of a member whose start was not decoded.
     Rest,
-    /// What follows these, so many bytes of it. It cannot be checked, because the checksum is of the whole member.
+    /// The trailer after [`Part::Rest`], with the bytes left of it. Unchecked, because the checksum covers the
+    /// whole member.
     Trailer { left: u8 },
     /// Zero bytes after the last member, as tape blocking leaves them. They are accepted as GNU gzip does.
     Padding,
@@ -157,7 +159,7 @@ impl Decoder {
         Self::within(Windows::Large, encoding, offset)
     }
 
-    /// The same with windows of its choice; larger ones are [`CodecError::Memory`].
+    /// As [`new`](Self::new) with a choice of windows; larger ones are [`CodecError::Memory`].
     pub fn within(windows: Windows, encoding: Encoding, offset: u64) -> Result<Option<Self>, CodecError> {
         let start = |reason| CodecError::Start { offset, reason };
         let units = match encoding {
@@ -206,24 +208,24 @@ impl Decoder {
         Ok(Some(Self { units: Units::Gzip(Box::new(members)), offset, at_unit: false, at_inner: None }))
     }
 
-    /// Blob offset of the next stored byte that the decoder wants.
+    /// Blob offset of the next stored byte that the decoder needs.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Whether a unit ended exactly here, so that decoding can start anew at [`offset`](Self::offset).
+    /// Whether a unit ended exactly at [`offset`](Self::offset), so that decoding can resume at that offset.
     pub fn at_unit(&self) -> bool {
         self.at_unit
     }
 
-    /// Where decoding can start anew at [`offset`](Self::offset): how.
+    /// How decoding can resume at [`offset`](Self::offset); `None` where it cannot.
     pub fn start(&self) -> Option<Resume> {
         let inner = self.at_inner.map(|shape| Resume::Inner { shape });
         self.at_unit.then_some(Resume::Unit).or(inner)
     }
 
-    /// Where the step before came back at the start of a deflate block: the bits (0 to 7) of the stored byte before that belong
-    /// to it, and that byte.
+    /// At the start of a deflate block: the bits (0 to 7) of the stored byte before that belong to the block, and
+    /// that byte. `None` if the step before ended elsewhere.
     pub fn at_block(&self) -> Option<(u8, u8)> {
         match &self.units {
             Units::Gzip(members) => members.block.map(|bits| (bits, members.last)),
@@ -231,7 +233,7 @@ impl Decoder {
         }
     }
 
-    /// The stream bytes before this place, as many as deflate can refer to; none in other encodings.
+    /// The stream bytes before this offset, as many as deflate can refer to; empty in other encodings.
     pub fn window(&mut self) -> Result<Vec<u8>, CodecError> {
         let offset = self.offset;
         match &mut self.units {
@@ -244,13 +246,13 @@ impl Decoder {
         }
     }
 
-    /// Decodes some of `input` into `output`. Stops at the end of every unit. With non-empty buffers it makes progress or
-    /// fails, except that it may need more input.
+    /// Decodes some of `input` into `output`, and stops at the end of every unit. With non-empty buffers, a step
+    /// makes progress or fails, except that it may need more input.
     pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, CodecError> {
         self.step_to(input, output, Stops::Units)
     }
 
-    /// As [`step`](Self::step), with a choice of where to come back.
+    /// As [`step`](Self::step), with a choice of stops.
     pub fn step_to(&mut self, input: &[u8], output: &mut [u8], stops: Stops) -> Result<Step, CodecError> {
         if input.is_empty() && self.at_unit {
             return Ok(Step::default());
@@ -288,7 +290,7 @@ impl Decoder {
         Ok(step)
     }
 
-    /// Says whether the stored bytes may end here.
+    /// Fails if the stored bytes must not end at this offset.
     pub fn finish(&self) -> Result<(), CodecError> {
         if self.at_unit {
             return Ok(());
@@ -304,7 +306,7 @@ impl Decoder {
     }
 }
 
-/// The library has no other way to tell that a window is too large than what it says.
+/// The library reports a window over the limit only in its message.
 fn zstd_error(error: &std::io::Error, offset: u64) -> CodecError {
     let reason = error.to_string();
     if reason.contains("too much memory") {
@@ -314,7 +316,7 @@ fn zstd_error(error: &std::io::Error, offset: u64) -> CodecError {
 }
 
 impl Members {
-    /// What one step did, and whether a unit ended there.
+    /// One step, and whether a unit ended at its end.
     fn step(
         &mut self,
         input: &[u8],

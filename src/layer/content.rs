@@ -1,7 +1,7 @@
-//! The bytes of one file, as a view into the stream of its layer.
+//! File content: the bytes of one file, as a view into the stream of its layer.
 //!
-//! It keeps no bytes. The idea: below, nobody knows where a file ends; so this is where whoever reads a file from its start on
-//! has the stored bytes of its rest fetched, in growing steps and never past its end.
+//! File-level readahead. Only this layer knows the end of a file. A file that is read from its start has the stored
+//! bytes of its rest fetched, in growing steps and never past its end. No bytes are stored.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,19 +10,19 @@ use crate::io::{BoxFuture, ByteRange, Concat, ReadAt, ReadError, Shared, Slice, 
 
 use super::toc::Content;
 
-/// What is fetched at first, in bytes of the file: no more than one large read of the kernel.
+/// The first readahead step, in bytes of the file: no more than one large read of the kernel.
 const FIRST: u64 = 1024 * 1024;
 
-/// The most that is fetched ahead of a reader, in bytes of the file.
+/// The maximum readahead, in bytes of the file.
 const MOST: u64 = 16 * 1024 * 1024;
 
-/// How far out of order the reads of one sequential reader come: the kernel reads ahead with several requests.
+/// Maximum disorder of one sequential reader, in bytes: the kernel reads ahead with several requests.
 const DISORDER: u64 = 1024 * 1024;
 
-/// Starts fetching the stored bytes of a range of the stream, for nobody in particular.
+/// Starts fetching the stored bytes of a range of the stream, without a reader waiting for them.
 pub type Fetcher = Arc<dyn Fn(ByteRange) + Send + Sync>;
 
-/// The bytes of the file that lies in `stream` as `content` says.
+/// The bytes of the file that `content` locates in `stream`.
 pub fn file(stream: &Shared, content: &Content, fetcher: Option<Fetcher>) -> Result<Shared, ReadError> {
     let Some(runs) = &content.runs else {
         let range = ByteRange::at(content.offset, content.size);
@@ -45,31 +45,31 @@ pub fn file(stream: &Shared, content: &Content, fetcher: Option<Fetcher>) -> Res
     Ok(Arc::new(sparse))
 }
 
-/// A file whose rest is fetched for who reads it from the start.
+/// A file with readahead for sequential readers.
 struct Sequential {
     bytes: Shared,
-    /// Where it lies in the stream.
+    /// Range of the file in the stream.
     range: ByteRange,
     fetcher: Fetcher,
     /// Guards nothing beyond itself.
     reader: Mutex<Reader>,
 }
 
-/// The reader of a file, as far as its reads that had to wait tell.
+/// The sequential reader of a file, seen only through the reads that had to wait.
 #[derive(Debug, Default)]
 struct Reader {
-    /// Where its reads have got to.
+    /// End of its reads, as an offset in the file.
     next: u64,
-    /// Up to where stored bytes were asked for.
+    /// End of the range requested so far.
     asked: u64,
 }
 
 impl Reader {
-    /// Takes note of a read, and says which part of a file of `size` bytes to fetch for those that will follow.
+    /// Records a read, and returns the part of a file of `size` bytes to fetch for the reads that will follow.
     fn note(&mut self, read: ByteRange, size: u64) -> Option<ByteRange> {
         let near = self.next.saturating_sub(DISORDER)..=self.next + DISORDER;
         if !near.contains(&read.start) {
-            // It jumped: what it reads there is fetched by the read itself.
+            // A jump: the read itself fetches its bytes.
             *self = Self { next: read.end, asked: read.end };
             return None;
         }
@@ -77,7 +77,7 @@ impl Reader {
         let window = (self.next * 2).clamp(FIRST, MOST);
         let end = size.min(self.next + window);
         let start = self.asked.max(read.start);
-        // Small steps would be small requests.
+        // Small steps would cause small requests.
         let is_worth_it = end > start && (end == size || end - start >= window / 2);
         is_worth_it.then(|| {
             self.asked = end;

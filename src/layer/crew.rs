@@ -1,8 +1,8 @@
-//! Threads of passes: two for each pass that runs, started once and kept for the life of the process.
+//! Threads of passes: two for each running pass, started once, reused until the process ends.
 //!
-//! A pass waits for its input, so its threads are never those that serve other readers. The idea: a place for a pass exists
-//! only with the threads for it; and passes whose input is on this machine have places of their own, because the others hold
-//! theirs for as long as a network takes.
+//! A pass blocks on its input, so its threads are never those that serve other readers. A slot for a pass exists
+//! only with its threads. Passes with local input have slots of their own, because the others hold theirs for as
+//! long as a network takes.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -13,19 +13,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::io::{Fault, ReadError};
 
-/// The most passes at once whose input comes over a network: they share the line, and each holds some 7 MiB.
+/// Maximum concurrent passes with input over a network: they share the line, and each holds some 7 MiB.
 const MAX_FAR: usize = 6;
 
-/// The most passes at once whose input is on this machine.
+/// Maximum concurrent passes with local input.
 const MAX_HERE: usize = 2;
 
-/// Threads of one pass: one decodes, the other looks at what is decoded.
+/// Threads of one pass: one decodes, the other processes the decoded bytes.
 const THREADS: usize = 2;
 
 /// Where the stored bytes of a pass come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// All of them are on this machine.
+    /// All of them are local.
     Here,
     /// Some of them come over a network.
     Far,
@@ -38,13 +38,13 @@ static FAR: LazyLock<Crew> = LazyLock::new(|| {
     Crew::new((2 * cores).min(MAX_FAR))
 });
 
-/// Starts the threads of one pass of each kind, so that a limit of processes that is reached later stops no reader for good.
+/// Starts the threads of one pass of each kind, so that a process limit reached later never blocks all readers.
 pub fn start_pass_threads() -> std::io::Result<()> {
     HERE.grow(0)?;
     FAR.grow(0)
 }
 
-/// Waits for a place for a pass. An error when its threads cannot be started.
+/// Waits for a slot for a pass. Fails when its threads cannot be started.
 pub(super) async fn place(input: Input) -> Result<Arc<PassPlace>, ReadError> {
     match input {
         Input::Here => HERE.place().await,
@@ -52,24 +52,24 @@ pub(super) async fn place(input: Input) -> Result<Arc<PassPlace>, ReadError> {
     }
 }
 
-/// The threads of passes of one kind, and the places that they are for.
+/// The threads of passes of one kind, and their slots.
 struct Crew {
     jobs: Arc<Jobs>,
-    /// Places that have their threads and no pass.
+    /// Slots that have their threads and no pass.
     free: Arc<Semaphore>,
     started: Mutex<Started>,
-    /// The most places.
+    /// The maximum number of slots.
     most: usize,
 }
 
-/// How many there are. Invariant: `threads >= places * THREADS`.
+/// Slots and threads started so far. Invariant: `threads >= places * THREADS`.
 #[derive(Default)]
 struct Started {
     places: usize,
     threads: usize,
 }
 
-/// A place for one pass, which ends when both its jobs have ended.
+/// A slot for one pass, which ends when both its jobs have ended.
 pub(super) struct PassPlace {
     jobs: Arc<Jobs>,
     _permit: OwnedSemaphorePermit,
@@ -99,7 +99,7 @@ impl Crew {
         Ok(Arc::new(PassPlace { jobs: self.jobs.clone(), _permit: permit }))
     }
 
-    /// Makes one more place if there are at most `places`.
+    /// Adds a slot if there are at most `places`.
     fn grow(&self, places: usize) -> std::io::Result<()> {
         let mut started = lock(&self.started);
         if started.places > places {
@@ -117,7 +117,7 @@ impl Crew {
 }
 
 impl PassPlace {
-    /// Does `work` on a thread of the crew; each place has two. Nothing comes back when it panics.
+    /// Runs `work` on a thread of the crew; each slot has two. The receiver gets nothing when `work` panics.
     pub(super) fn run<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce() -> T + Send + 'static,
@@ -136,7 +136,7 @@ impl PassPlace {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Jobs that wait for a thread, which there is for each of them.
+/// Queued jobs; each has a thread to take it.
 #[derive(Default)]
 struct Jobs {
     waiting: Mutex<VecDeque<Job>>,
@@ -149,7 +149,7 @@ impl Jobs {
         self.pushed.notify_one();
     }
 
-    /// Does jobs for ever.
+    /// Runs jobs until the process ends.
     fn work(&self) {
         loop {
             let mut waiting = lock(&self.waiting);
@@ -162,7 +162,7 @@ impl Jobs {
                 }
             };
             drop(waiting);
-            // What it would have sent does not come, and its place is free again.
+            // The unwinding dropped the job's sender and its slot.
             if catch_unwind(AssertUnwindSafe(job)).is_err() {
                 tracing::error!("a job of a pass panicked");
             }
@@ -170,7 +170,7 @@ impl Jobs {
     }
 }
 
-/// Takes a lock whose value is never left half written.
+/// Locks a mutex whose value is never half written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,8 @@
-//! What an archive records of a directory at its beginning: the entry that tar writes for `.` comes first.
+//! Root directory attributes from the first block of a layer: the entry that tar writes for `.` comes first.
 //!
-//! Never reads more than the first block of a layer, and makes no index. The idea: the attributes of a root directory are wanted
-//! by the first `stat`, long before any name in it; an archive that has them further behind tells them with its names.
+//! The first `stat` needs the attributes of a root directory, long before any name in it. So only the first block
+//! of the layer is read, and no index is made. If the entry lies further behind, the index provides it together
+//! with the names.
 
 use crate::cache::Verify;
 use crate::io::{ByteRange, ReadError, compute, read_vec};
@@ -14,16 +15,16 @@ use super::stored::Layer;
 use super::tar::{TarLimits, TarWalker};
 use super::toc::{Entry, EntryKind};
 
-/// Stored bytes that are looked at: a block of the cache.
+/// Stored bytes examined: a block of the cache.
 const STORED: u64 = 256 * 1024;
 
-/// Stream bytes that are looked at: room for a header behind the longest records of extended attributes that tools write.
+/// Stream bytes examined: room for a header behind the longest records of extended attributes that tools write.
 const STREAM: usize = 256 * 1024;
 
 impl Layer {
-    /// What the archive records of the directory at `path` (the root where that is empty) in the first block of the layer. `None`
-    /// where it stands further behind or nowhere, where the layer is no archive, and where nothing may be believed before the whole
-    /// was compared.
+    /// The archive's entry for the directory at `path` (empty for the root), from the first block of the layer.
+    /// `None` where the entry lies further behind or is missing, where the layer is no archive, and where bytes may
+    /// only be used once the whole layer is verified.
     pub async fn directory_entry(&self, path: &[u8]) -> Result<Option<Entry>, ReadError> {
         let blob = &self.core.blob;
         refuse_poisoned(blob)?;
@@ -38,7 +39,7 @@ impl Layer {
             let stream = head::peek(encoding, &stored, STREAM);
             let mut walker = TarWalker::new(TarLimits::default());
             if let Err(error) = walker.feed(0, &stream) {
-                // The pass tells it; what stands before it is as recorded.
+                // The pass reports this error; entries before it are valid.
                 tracing::debug!(%error, "the first entries of an archive end early");
             }
             let is_wanted =

@@ -1,10 +1,10 @@
-//! Entries of a table of contents become an index: a made-up stream that holds the units the entries name, in the order in
-//! which they are stored, and files that point into it.
+//! Assembler of foreign indexes: from entries of a table of contents to a made-up stream and files that point into
+//! it. The stream holds the units that the entries name, in stored order.
 //!
-//! Nothing that a document says is believed without a check: whatever overlaps, is missing or lies outside is an error. The
-//! idea: such documents say where a unit starts and how much of what it decodes to is wanted, not where that is in the
-//! archive. So a unit's part of the stream ends with the last byte that is wanted, and what the unit decodes to beyond it
-//! (padding and headers of the archive) has no place in the stream.
+//! Every statement of a document is checked: overlaps, gaps and offsets outside of the layer are errors. Such
+//! documents give the start of a unit and the wanted bytes of its decoded content, not their offset in the archive.
+//! So a unit's part of the stream ends with the last wanted byte. The decoded bytes beyond it (padding and headers
+//! of the archive) are not in the stream.
 
 use std::sync::{Arc, LazyLock};
 
@@ -27,31 +27,32 @@ use super::{ForeignError, ForeignLimits, broken};
 /// The name of the table of contents in an eStargz archive.
 pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
 
-/// The file before which the content lies that is wanted first, and the one that says that there is none.
+/// Marker files of eStargz: content before the first is to be prefetched, and the second means that there is none.
 const PREFETCH: &[u8] = b".prefetch.landmark";
 const NO_PREFETCH: &[u8] = b".no.prefetch.landmark";
 
-/// Bytes of one entry, its payload and their parts of the index, beside their texts.
+/// Bytes of memory for one entry, its payload and their parts of the index, without their texts.
 const ENTRY_BYTES: u64 = 360;
 
-/// Bytes that a document comes to without asking for memory.
+/// Memory, in bytes, that a document may use without reserving it.
 const SMALL_BYTES: u64 = 2 * 1024 * 1024;
 
-/// Guards: one large document of the process becomes an index at a time, so that none waits for the memory of another that waits.
+/// Guards: only one large document of the process becomes an index at a time. Two could each wait for the other's
+/// memory.
 static LARGE: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
-/// The turn of a large document.
+/// The lock for a large document.
 pub(super) type Turn = OwnedMutexGuard<()>;
 
-/// Waits for the turn of a large document.
+/// Waits for the lock for a large document.
 pub(super) async fn turn() -> Turn {
     LARGE.clone().lock_owned().await
 }
 
-/// Steps in which memory is taken.
+/// Granularity of memory reservations, in bytes.
 const MEMORY_STEP: u64 = 1024 * 1024;
 
-/// Whether an archive entry only serves the eStargz format: the tree of such a layer does not show it.
+/// Whether an archive entry only serves the eStargz format. The tree of such a layer omits it.
 pub fn is_marker(path: &[u8]) -> bool {
     [TOC_NAME, PREFETCH, NO_PREFETCH].contains(&plain(path))
 }
@@ -61,21 +62,21 @@ pub fn is_table(path: &[u8]) -> bool {
     plain(path) == TOC_NAME
 }
 
-/// Stored content that an entry names.
+/// A chunk of stored content that an entry names.
 #[derive(Clone, Copy, Debug)]
 struct Payload {
-    /// Where its unit starts.
+    /// Stored offset of its unit.
     stored: u64,
-    /// Where its unit ends, if the document says so, else 0.
+    /// Stored end of its unit; 0 if the document gives none.
     stored_end: u64,
-    /// Offset in what the unit decodes to.
+    /// Offset in the decoded content of the unit.
     inner: u64,
     len: u64,
-    /// Its number in the order of the document: the payloads of one file follow each other.
+    /// Its number in document order: the payloads of one file follow each other.
     number: u32,
     /// Its number in its file.
     part: u32,
-    /// The place of its file in the table of contents; markers have none.
+    /// Index of its file in the table of contents; `None` for markers.
     entry: Option<u32>,
 }
 
@@ -84,16 +85,16 @@ struct Payload {
 struct OpenFile {
     name: String,
     size: u64,
-    /// How far the chunks cover it.
+    /// Bytes that the chunks cover so far.
     covered: u64,
     /// Runs of data so far; of use only if there are holes.
     runs: Vec<Run>,
     has_holes: bool,
-    /// Its place in the table of contents; markers have none.
+    /// Its index in the table of contents; `None` for markers.
     entry: Option<u32>,
-    /// How many payloads it has so far.
+    /// Number of payloads so far.
     parts: u32,
-    /// Where its stored bytes end, if the document says so, else 0.
+    /// End of its stored bytes; 0 if the document gives none.
     stored_end: u64,
     /// The digest of the whole content.
     digest: Option<[u8; 32]>,
@@ -104,27 +105,27 @@ struct OpenFile {
 #[derive(Debug)]
 pub(super) struct Assembler {
     format: &'static str,
-    /// A [`Toc`] once their contents have a place.
+    /// Becomes a [`Toc`] once the contents have their offsets.
     entries: Vec<Entry>,
     payloads: Vec<Payload>,
-    /// What each payload has to hash to, by its number.
+    /// Expected sha256 of each payload, by its number.
     digests: Vec<Option<[u8; 32]>>,
     open: Option<OpenFile>,
     /// Number of the prefetch landmark's payload.
     landmark: Option<u32>,
     /// Entries so far.
     count: u64,
-    /// What it takes of the memory that all layers share, until the index is made.
+    /// Share of the memory budget of all layers, held until the index is made.
     memory: MemoryShare,
-    /// Bytes that it has come to.
+    /// Estimated bytes of memory used.
     used: u64,
-    /// The turn of a large document.
+    /// The lock for a large document; `None` for a small one.
     turn: Option<Turn>,
     failure: Option<ForeignError>,
 }
 
 impl Assembler {
-    /// Nothing read yet. A large document may have its turn already.
+    /// An empty assembler. A large document may already hold its lock.
     pub(super) fn new(format: &'static str, turn: Option<Turn>) -> Self {
         Self {
             format,
@@ -146,12 +147,12 @@ impl Assembler {
         self.format
     }
 
-    /// What was refused.
+    /// The error of the refused entry, if any.
     pub(super) fn failure(&self) -> Result<(), ForeignError> {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
-    /// Takes the next entry, and says whether it is acceptable.
+    /// Adds the next entry, and returns whether it is acceptable.
     pub(super) fn push(&mut self, raw: RawEntry, limits: &ForeignLimits) -> bool {
         self.failure = self.try_push(raw, limits).err();
         self.failure.is_none()
@@ -176,7 +177,7 @@ impl Assembler {
         taken.map_err(|reason| broken(self.format, format!("entry {at} ({name:?}): {reason}")))
     }
 
-    /// Counts what the entry takes here, and in the index that is made of it.
+    /// Reserves memory for an entry, in the assembler and in the resulting index.
     fn charge(&mut self, raw: &RawEntry) -> Result<(), ForeignError> {
         let xattrs = raw.xattrs.iter().flat_map(|pairs| &pairs.0);
         let xattrs = xattrs.map(|(name, value)| name.len() + value.as_ref().map_or(0, String::len) + 64);
@@ -194,7 +195,7 @@ impl Assembler {
         })
     }
 
-    /// An entry that is not the continuation of a file.
+    /// Adds an entry that is not the continuation of a file.
     fn start(&mut self, raw: &RawEntry) -> Result<(), String> {
         check_text(&raw.name)?;
         let target = || match raw.link_name.as_str() {
@@ -218,13 +219,13 @@ impl Assembler {
             self.entries.push(Entry {
                 path: raw.name.as_bytes().to_vec(),
                 kind,
-                // Some writers keep the bits of the type in it.
+                // Some writers include the type bits in the mode.
                 mode: (raw.mode & 0o7777) as u16,
                 uid: number("uid", raw.uid)?,
                 gid: number("gid", raw.gid)?,
                 mtime: time(raw.modtime.as_deref())?,
                 xattrs: xattrs(raw)?,
-                // The headers of the archive have no place in the made-up stream.
+                // The made-up stream has no archive headers.
                 header: 0,
             });
         }
@@ -268,7 +269,7 @@ impl Assembler {
         }
         let left = file.size - file.covered;
         let len = match offset("chunkSize", raw.chunk_size)? {
-            // As the formats have it: all the rest.
+            // 0 means the rest of the file, as the formats define it.
             0 => left,
             len if len <= left => len,
             len => return Err(format!("its chunk has {len} bytes, where {left} are left of the file")),
@@ -311,7 +312,7 @@ impl Assembler {
         Ok(())
     }
 
-    /// The file whose chunks were read has no more.
+    /// Closes the current file, whose chunks must cover its size.
     fn close_file(&mut self) -> Result<(), ForeignError> {
         let Some(file) = self.open.take() else { return Ok(()) };
         if file.covered != file.size {
@@ -325,7 +326,7 @@ impl Assembler {
         Ok(())
     }
 
-    /// The index of a layer of `stored_size` bytes whose content ends at `data_end`, and what is odd about it.
+    /// The index of a layer of `stored_size` bytes whose content ends at `data_end`, and warnings about it.
     pub(super) fn finish(
         mut self,
         encoding: Encoding,
@@ -374,13 +375,13 @@ impl Assembler {
             prefetch: layout.prefetch,
         };
         if !index.spans.is_sound() || !index.is_inside() {
-            // The checks above prove both; a reader of a kept index asks the same.
+            // The checks above prove both; a reader of a cached index checks the same.
             return Err(broken(self.format, "it contradicts itself"));
         }
         Ok((index, warnings))
     }
 
-    /// The content of the file at `entry` starts at `start`.
+    /// Sets the stream offset of the content of the file at `entry`.
     fn place(&mut self, entry: Option<u32>, start: u64) {
         if let Some(entry) = entry.and_then(|at| self.entries.get_mut(at as usize))
             && let EntryKind::File(content) = &mut entry.kind
@@ -393,21 +394,21 @@ impl Assembler {
 /// The made-up stream so far.
 #[derive(Debug, Default)]
 struct Layout {
-    /// Where the content of the layer ends, in stored bytes.
+    /// End of the content of the layer, in stored bytes.
     data_end: u64,
-    /// The most bytes that the stream may have.
+    /// Maximum bytes of the stream.
     limit: u64,
     chunks: Vec<Chunk>,
     sums: Vec<Sum>,
     stream: u64,
     prefetch: u64,
-    /// The number of the last payload, and where it ended.
+    /// The number of the last payload, and its end in the stream.
     last: Option<(u32, u64)>,
 }
 
 impl Layout {
-    /// Adds a unit, which holds `payloads` (at least one) in ascending order, and in front of the unit that starts at `next`.
-    /// The answer is where it starts in the stream.
+    /// Adds a unit with `payloads` (at least one) in ascending order; the next unit starts at `next`. Returns the
+    /// stream offset of the unit.
     fn unit(&mut self, payloads: &[Payload], next: Option<u64>) -> Result<u64, String> {
         let (stored, base, mut len) = (payloads[0].stored, self.stream, 0u64);
         for payload in payloads {
@@ -434,12 +435,12 @@ impl Layout {
     }
 }
 
-/// A place in a table, as it is kept.
+/// An index into a table, as stored.
 fn index_of(len: usize) -> Result<u32, String> {
     u32::try_from(len).map_err(|_| format!("it is number {len}"))
 }
 
-/// The name without what only says that it starts at the root.
+/// The name without a leading `./` or `/`.
 fn plain(path: &[u8]) -> &[u8] {
     path.strip_prefix(b"./").or(path.strip_prefix(b"/")).unwrap_or(path)
 }
@@ -456,8 +457,8 @@ fn check_lengths(format: &'static str, raw: &RawEntry, limits: &ForeignLimits) -
     Ok(())
 }
 
-/// That a name is the one of the archive. A writer in Go puts U+FFFD for bytes that are not UTF-8, and then only the archive
-/// itself has the name.
+/// Checks that a name is the archive's. A writer in Go replaces bytes that are not UTF-8 by U+FFFD, and then only
+/// the archive itself has the name.
 fn check_text(text: &str) -> Result<(), String> {
     match text.chars().find(|&c| c == '\0' || c == char::REPLACEMENT_CHARACTER) {
         Some('\0') => Err("a name holds a NUL".into()),
@@ -478,7 +479,7 @@ fn device(raw: &RawEntry) -> Result<Device, String> {
     Ok(Device { major: number("devMajor", raw.dev_major)?, minor: number("devMinor", raw.dev_minor)? })
 }
 
-/// RFC 3339; nothing, and the zero of Go's `time.Time`, which is no date of a file, stand for 1970.
+/// Parses RFC 3339. No text, and the zero of Go's `time.Time`, which is no date of a file, both mean 1970.
 fn time(text: Option<&str>) -> Result<Time, String> {
     let Some(text) = text.filter(|text| !text.is_empty() && *text != "0001-01-01T00:00:00Z") else {
         return Ok(Time::default());
@@ -492,12 +493,12 @@ fn time(text: Option<&str>) -> Result<Time, String> {
 fn xattrs(raw: &RawEntry) -> Result<Vec<Xattr>, String> {
     let pairs = raw.xattrs.as_ref().map_or(&[][..], |pairs| &pairs.0);
     let names = pairs.iter().map(|(name, _)| name.len() + 1).sum::<usize>();
-    // Of four characters three bytes.
+    // Four characters encode three bytes.
     let longest = pairs.iter().map(|(_, value)| value.as_ref().map_or(0, |text| text.len() / 4 * 3)).max();
     xattr_limits(names, longest.unwrap_or(0).saturating_sub(2))?;
     let decoded = pairs.iter().map(|(name, value)| {
         check_text(name)?;
-        // The kernel's own bounds for a name, as for those in an archive.
+        // The kernel's limits for a name, as for those in an archive.
         if name.is_empty() || name.len() > 255 {
             return Err(format!("an extended attribute has a name of {} bytes, not 1 to 255", name.len()));
         }
@@ -509,7 +510,7 @@ fn xattrs(raw: &RawEntry) -> Result<Vec<Xattr>, String> {
     decoded.collect()
 }
 
-/// The bytes of a sha256 digest; `None` for none, and for one by another algorithm.
+/// The bytes of a sha256 digest; `None` without a digest, and for another algorithm.
 fn digest(text: Option<&str>) -> Result<Option<[u8; 32]>, String> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let digest: Digest = text.parse().map_err(|error: OciError| error.to_string())?;

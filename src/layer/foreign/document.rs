@@ -1,7 +1,8 @@
-//! The JSON document that eStargz and zstd:chunked share: read entry by entry, hashed on the way, never held as a whole.
+//! JSON table of contents of eStargz and zstd:chunked: parsed entry by entry, hashed on the way, never held as a
+//! whole.
 //!
-//! What an entry means is not decided here. The idea: a reader that counts what was read since the last entry bounds the
-//! memory, because the parser holds nothing longer than one entry.
+//! A counting reader bounds the memory: it limits the bytes since the last entry, and the parser holds at most one
+//! entry. The assembler interprets the entries.
 
 use std::cell::Cell;
 use std::fmt;
@@ -16,10 +17,10 @@ use crate::oci::{Algorithm, Digest, Hasher};
 use super::assembler::Assembler;
 use super::{ForeignError, ForeignLimits, broken};
 
-/// How much is decoded ahead of the parser.
+/// Bytes decoded ahead of the parser.
 const BUFFER: usize = 64 * 1024;
 
-/// An entry as it is written. What has no property of its own here has no use.
+/// An entry as the document has it, with the used properties only.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct RawEntry {
@@ -45,7 +46,7 @@ pub(super) struct RawEntry {
     pub(super) chunk_type: String,
 }
 
-/// An object whose values are text, in the order in which it is written.
+/// An object whose values are text, in document order.
 #[derive(Debug, Default)]
 pub(super) struct Pairs(pub(super) Vec<(String, Option<String>)>);
 
@@ -69,15 +70,15 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// What the bytes of a document hash to.
+/// The hashes of the bytes of a document.
 #[derive(Debug)]
 pub(super) struct Hashes {
     pub(super) sha256: Digest,
     pub(super) blake3: [u8; 32],
 }
 
-/// Reads the document of `size` bytes that `decoded` begins with into `assembler`. When the manifest names its digest
-/// (`expected`), that is compared before anything else is complained of.
+/// Reads the document, the first `size` bytes of `decoded`, into `assembler`. If the manifest names its digest
+/// (`expected`), that is compared before any other error is reported.
 pub(super) fn read(
     decoded: impl Read,
     size: u64,
@@ -108,7 +109,7 @@ pub(super) fn read(
         let (what, limit) = (format!("an entry of more than {} bytes", limits.entry), limits.entry);
         return Err(ForeignError::TooLarge { format, what, limit });
     }
-    // The rest counts for the digest, whatever the parser thought of the beginning.
+    // The digest covers the rest too, even after a parse error.
     let mut rest = reader.into_inner();
     rest.limit = u64::MAX;
     let drained = io::copy(&mut rest, &mut io::sink());
@@ -123,13 +124,13 @@ pub(super) fn read(
     if let Some(expected) = expected {
         check_digest(format, expected, &hashes.sha256)?;
     }
-    // What the assembler refused says more than the parser, which only knows that it was told to stop.
+    // The assembler's error is more specific than the parser's "refused".
     assembler.failure()?;
     parsed.map_err(|reason| broken(format, format!("its table of contents: {reason}")))?;
     Ok(hashes)
 }
 
-/// Compares the digest of the index with the one that the manifest gives.
+/// Compares the digest of the index with the one in the manifest.
 pub(super) fn check_digest(
     format: &'static str,
     expected: &Digest,
@@ -142,14 +143,14 @@ pub(super) fn check_digest(
     Ok(())
 }
 
-/// Counts and hashes what passes.
+/// Counts and hashes the bytes read.
 struct Bounded<R> {
     inner: R,
     read: u64,
-    /// Bytes since the last entry was complete.
+    /// Bytes since the last complete entry.
     pending: Rc<Cell<u64>>,
     limit: u64,
-    /// Whether there were more pending bytes than the limit.
+    /// Whether the pending bytes exceeded the limit.
     over: Rc<Cell<bool>>,
     sha256: Hasher,
     blake3: blake3::Hasher,
@@ -157,7 +158,8 @@ struct Bounded<R> {
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        // More is wanted only when the parser has seen all that was read: these bytes are of one entry.
+        // The parser reads on only after it has consumed all bytes so far, so the pending bytes belong to one
+        // entry.
         if self.pending.get() > self.limit {
             self.over.set(true);
             return Err(io::Error::other("an entry is too large"));

@@ -1,5 +1,5 @@
-//! eStargz: a gzip layer whose last members are an archive of one file, the table of contents, and a footer that says where
-//! that is.
+//! eStargz: a gzip layer that ends with a table of contents and a footer. The last members are an archive of one
+//! file, the table of contents, and the footer with its offset.
 //!
 //! Facts are from the format's own document, "eStargz: Standard-Compatible Extension to Container Image Layers for Lazy
 //! Pulling". The footer is an empty gzip member whose extra field holds the offset in hexadecimal and a magic word. The digest
@@ -25,7 +25,7 @@ pub(super) const FORMAT: &str = "eStargz";
 /// The annotation of a layer that names the digest of its table of contents.
 pub(super) const DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
 
-/// Bytes of the footer, and of the one of stargz, whose extra field has no subfield header (RFC 1952, 2.3.1.1).
+/// Bytes of the footer, and of the stargz footer, whose extra field has no subfield header (RFC 1952, 2.3.1.1).
 const FOOTER: usize = 51;
 const LEGACY_FOOTER: usize = 47;
 
@@ -35,13 +35,14 @@ pub(super) const LARGEST_FOOTER: u64 = FOOTER as u64;
 /// A gzip header up to its extra field: magic, deflate, FEXTRA only.
 const GZIP_EXTRA: [u8; 4] = [0x1f, 0x8b, 8, 4];
 
-/// After the offset in the extra field.
+/// The magic word after the offset in the extra field.
 const MAGIC: &[u8] = b"STARGZ";
 
-/// Blocks that the headers of the table of contents may have before its content: one, and extended headers.
+/// Maximum blocks of headers before the content of the table of contents: one, and extended headers.
 const HEADERS: u64 = 16;
 
-/// The stored bytes of the table of contents, by the last bytes of a layer of `size` bytes. `None` for a layer without a footer.
+/// The stored range of the table of contents, from the last bytes of a layer of `size` bytes. `None` without a
+/// footer.
 pub(super) fn locate(tail: &[u8], size: u64) -> Result<Option<ByteRange>, ForeignError> {
     let subfield = |extra: &[u8]| extra.strip_prefix(b"SG\x16\0").map(<[u8]>::to_vec);
     let found = footer(tail, FOOTER)
@@ -68,7 +69,7 @@ fn footer(tail: &[u8], len: usize) -> Option<&[u8]> {
     (footer.starts_with(&GZIP_EXTRA) && usize::from(says) == extra.len()).then_some(extra)
 }
 
-/// What the stored bytes `range` of a layer of `size` bytes say.
+/// Parses the stored bytes `range` of a layer of `size` bytes.
 pub(super) fn parse(
     stored: Vec<u8>,
     range: ByteRange,
@@ -81,10 +82,10 @@ pub(super) fn parse(
     let len = content_len(&mut member)?;
     let mut assembler = Assembler::new(FORMAT, turn);
     let hashes = document::read(&mut member, len, expected, limits, &mut assembler)?;
-    // The rest of the archive is short; the checksum of the member is after it.
+    // The rest of the archive is short; the checksum of the member comes after it.
     io::copy(&mut member.take(1 << 20), &mut io::sink())
         .map_err(|error| broken(FORMAT, format!("its table of contents cannot be decoded: {error}")))?;
-    // The index is made when the bytes that it is made of are gone: both are large for a layer of a million files.
+    // Frees the stored bytes before the index is made: both are large for a layer of a million files.
     drop(stored);
     let (index, mut warnings) = assembler.finish(Encoding::Gzip, size, range.start)?;
     if expected.is_none() {
@@ -94,7 +95,7 @@ pub(super) fn parse(
     Ok(Foreign { kind: IndexKind::Estargz, index, id, is_bound, warnings })
 }
 
-/// Reads the headers of the archive, and says how many bytes of content follow.
+/// Reads the headers of the archive, and returns the number of content bytes that follow.
 fn content_len(member: &mut GzDecoder<&[u8]>) -> Result<u64, ForeignError> {
     let not_readable =
         |error: String| broken(FORMAT, format!("the archive of its table of contents: {error}"));
@@ -107,7 +108,7 @@ fn content_len(member: &mut GzDecoder<&[u8]>) -> Result<u64, ForeignError> {
         if next.start <= at + 512 {
             continue;
         }
-        // The walker has jumped over content: that of the only entry it knows.
+        // The walker has skipped the content of its only entry.
         let toc = walker.finish(next.start).map_err(|error| not_readable(error.to_string()))?;
         let entry = toc.last().filter(|entry| entry.path == TOC_NAME);
         let Some(EntryKind::File(content)) = entry.map(|entry| entry.kind) else { break };
