@@ -1,7 +1,7 @@
-//! Small questions about a stream that need no index: its first bytes, and its size where that is written down.
+//! Stream head and size without an index: the first bytes of a stream, and its size where the format records it.
 //!
-//! Nothing here is kept, and no answer is a guess: a size that covers only a part of the stored bytes is none. The idea: the
-//! head of a stream takes only the head of what is stored, and several formats say at an end what everything decodes to.
+//! The head of a stream needs only the head of the stored bytes, and several formats record the decoded size at an
+//! end. The size is exact or absent: a size of only a part of the stored bytes is not used. Nothing is cached.
 
 use crate::io::{ByteRange, Fault, ReadAt, ReadError, compute, read_vec};
 
@@ -14,11 +14,11 @@ use super::{xz_index, zstd_frames};
 /// Stored bytes read at once: a block of the cache.
 const READ: u64 = 256 * 1024;
 
-/// Stored bytes of which all headers of zstd frames are looked at, though they have to be fetched: what one fetch brings.
+/// Stored bytes up to which all headers of zstd frames are read, even if they have to be fetched: one fetch.
 const SMALL: u64 = 1024 * 1024;
 
-/// The first bytes of the stream whose stored bytes start with `head`: at most `most`, and fewer if `head` holds no more, or
-/// nothing more that can be decoded. Whoever reads the whole gets the error.
+/// The first bytes of the stream whose stored bytes start with `head`, at most `most`. The result is shorter if
+/// `head` is too short or broken; a reader of the whole stream gets the error.
 pub fn peek(encoding: Encoding, head: &[u8], most: usize) -> Vec<u8> {
     let Ok(Some(mut decoder)) = Decoder::new(encoding, 0) else {
         return head[..head.len().min(most)].to_vec();
@@ -30,7 +30,7 @@ pub fn peek(encoding: Encoding, head: &[u8], most: usize) -> Vec<u8> {
     out
 }
 
-/// The first `len` bytes of the stream that `blob` holds in `encoding`, or all of a shorter one.
+/// The first `len` bytes of the stream that `blob` stores in `encoding`, or all of a shorter one.
 pub(super) async fn read<R: ReadAt + ?Sized>(
     blob: &R,
     encoding: Encoding,
@@ -61,7 +61,7 @@ pub(super) async fn read<R: ReadAt + ?Sized>(
     Ok(head)
 }
 
-/// Appends what `input` decodes to until `head` has `len` bytes.
+/// Appends the decoded bytes of `input` until `head` has `len` bytes.
 fn decode(decoder: &mut Decoder, input: &[u8], head: &mut Vec<u8>, len: u64) -> Result<(), PassError> {
     let mut rest = input;
     let mut output = vec![0; READ as usize];
@@ -80,8 +80,8 @@ fn decode(decoder: &mut Decoder, input: &[u8], head: &mut Vec<u8>, len: u64) -> 
     }
 }
 
-/// The size of the stream, if the stored bytes say it exactly where that costs little to read. `is_here` tells whether all of
-/// them are on this machine.
+/// The size of the stream, if the stored bytes record it exactly and cheaply to read. `is_here`: all stored bytes
+/// are local.
 pub(super) async fn size(
     blob: &dyn ReadAt,
     encoding: Encoding,
@@ -89,7 +89,7 @@ pub(super) async fn size(
 ) -> Result<Option<u64>, ReadError> {
     match encoding {
         Encoding::Plain => Ok(Some(blob.size())),
-        // What gzip and LZ4 write is of one member or frame, of gzip only its last 32 bits.
+        // gzip and LZ4 record the size of one member or frame, and gzip only its last 32 bits.
         Encoding::Gzip | Encoding::Bzip2 | Encoding::Lz4 | Encoding::AppleLz4 => Ok(None),
         Encoding::Xz => xz_index::stream_size(blob).await,
         Encoding::Zstd => {
@@ -106,7 +106,7 @@ pub(super) async fn size(
     }
 }
 
-/// The refusal to read a stream of another kind than is wanted.
+/// The error for a layer that is not an archive.
 pub(super) fn not_an_archive(name: &str) -> ReadError {
     let known = "plain, gzip, zstd, xz, bzip2 or lz4";
     ReadError::new(Fault::Malformed, format!("its content is {name}, not a tar archive ({known})"))

@@ -1,7 +1,7 @@
-//! The layer index: everything that one pass over a layer teaches, in one value that is kept for ever.
+//! Layer index: all results of one pass over a layer, in one value that is cached without expiry.
 //!
-//! On disk it is a version byte, then the postcard encoding of [`LayerIndex`] in a zstd frame that has a checksum. Whatever does
-//! not decode, or cannot be true, is as good as absent.
+//! On disk: a version byte, then the postcard encoding of [`LayerIndex`] in a zstd frame with a checksum. An
+//! undecodable or inconsistent index counts as absent.
 
 use std::io::{BufReader, BufWriter, Read as _};
 
@@ -16,58 +16,59 @@ use super::packed_window::spooling_windows;
 use super::span::SpanMap;
 use super::toc::{EntryKind, EntryRef, Reader, Toc, TocSeed};
 
-/// The version this code reads and writes. A change by which kept bytes would mean something else is a new one; another kind of
-/// encoding or start is not, because an older program finds no index in what it does not know.
+/// Format version. It changes when stored bytes get another meaning. A new kind of encoding or start needs no new
+/// version, because an older program cannot decode an unknown kind, and treats the index as absent.
 const VERSION: u8 = 2;
 
-/// The largest index that is decoded, in bytes before compression: 5 million entries of some 200 bytes.
+/// Maximum size of an index, in bytes before compression: 5 million entries of some 200 bytes.
 const MAX_INDEX: u64 = 1 << 30;
 
-/// Bytes of an index that are encoded or decoded at once: also the longest run of bytes in its encoding.
+/// Bytes of an index that are encoded or decoded at once, which bounds the longest byte string in the encoding.
 const BUFFER: usize = 64 * 1024;
 
-/// Bytes of the stream that one checksum of an index covers, except the last: a block of the cache.
+/// Stream bytes that one checksum of an index covers, except the last: a block of the cache.
 pub const SUM_BLOCK: u64 = 256 * 1024;
 
 /// Table of contents and span map of one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerIndex {
-    /// Where stream bytes are stored.
+    /// The spans: where stream bytes are stored.
     pub spans: SpanMap,
-    /// What the archive contains.
+    /// Table of contents of the archive.
     pub toc: Toc,
-    /// blake3 of each [`SUM_BLOCK`] bytes of the stream, as a pass over verified stored bytes gave them; empty when there was
-    /// no such pass.
+    /// blake3 of each [`SUM_BLOCK`] bytes of the stream, from a pass over verified stored bytes; empty without such
+    /// a pass.
     pub blocks: Vec<[u8; 32]>,
-    /// The stream bytes that the image's author wants fetched first: from the start to here.
+    /// End of the stream bytes that the image author wants prefetched; they start at 0.
     pub prefetch: u64,
 }
 
 impl LayerIndex {
-    /// The bytes to keep.
+    /// The serialized index.
     pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
-        // Level 1: an index is written while a reader waits. Compressed as it is encoded: a large one is not in memory twice.
+        // Level 1, because a reader waits. Compressed while it is encoded, so that a large index is not in memory
+        // twice.
         let mut encoder = zstd::Encoder::new(vec![VERSION], 1).map_err(|error| error.to_string())?;
-        // Of what a flipped bit could change unseen: windows, block checksums and names.
+        // The checksum detects flipped bits in windows, block checksums and names.
         encoder.include_checksum(true).map_err(|error| error.to_string())?;
         let encoded = postcard::to_io(self, BufWriter::with_capacity(BUFFER, encoder));
         let encoder = encoded.map_err(|error| error.to_string())?.into_inner();
         encoder.map_err(|error| error.to_string())?.finish().map_err(|error| error.to_string())
     }
 
-    /// Reads kept bytes for a layer of `stored_size` stored bytes. `None` means: build it again.
+    /// Parses cached bytes for a layer of `stored_size` stored bytes. `None` means: build the index again.
     pub fn from_bytes(bytes: &[u8], stored_size: u64) -> Option<Self> {
         Self::within(bytes, stored_size, MAX_INDEX, None)
     }
 
-    /// The same with a large table of contents on the disk of `cache`.
+    /// As [`from_bytes`](Self::from_bytes), with a large table of contents on the disk of `cache`.
     pub(super) fn from_kept_bytes(bytes: &[u8], stored_size: u64, cache: &Cache) -> Option<Self> {
         Self::within(bytes, stored_size, MAX_INDEX, Some(cache))
     }
 
-    /// Reads bytes that somebody else wrote: real indexes compress to a third, and a bomb must not take the memory.
+    /// Parses untrusted bytes. Real indexes compress to a third, and a bomb must not exhaust memory.
     pub fn from_foreign_bytes(bytes: &[u8], stored_size: u64) -> Option<Self> {
-        /// The most decoded bytes for one of the index, beside a floor for small ones.
+        /// Maximum decoded bytes per byte of the index, besides a floor for small ones.
         const RATIO: u64 = 32;
         const FLOOR: u64 = 4 * 1024 * 1024;
         let limit = (bytes.len() as u64).saturating_mul(RATIO).saturating_add(FLOOR);
@@ -82,7 +83,7 @@ impl LayerIndex {
         let mut decoder = postcard::Deserializer::from_flavor(IOReader::new(plain, &mut longest[..]));
         let index = spooling_windows(cache, || IndexSeed { cache }.deserialize(&mut decoder)).ok()?;
         let (mut rest, _) = decoder.finalize().ok()?;
-        // A frame that is cut, or goes on, is not what was kept.
+        // A truncated or extended frame is not a stored index.
         if rest.read(&mut [0]).ok()? != 0 {
             return None;
         }
@@ -90,7 +91,7 @@ impl LayerIndex {
             .then_some(index)
     }
 
-    /// Whether there is a checksum for every block, or none at all.
+    /// Whether every block has a checksum, or none has.
     fn blocks_fit(&self) -> bool {
         self.blocks.is_empty() || self.blocks.len() as u64 == self.spans.stream_size().div_ceil(SUM_BLOCK)
     }
@@ -112,7 +113,7 @@ fn is_inside(stream: ByteRange, entry: &EntryRef<'_>) -> bool {
     }
 }
 
-/// Reads an index, whose table of contents never is in memory as a whole if there is a cache.
+/// Deserializes an index. With a cache, its table of contents is never in memory as a whole.
 struct IndexSeed<'a> {
     cache: Option<&'a Cache>,
 }
@@ -132,7 +133,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
         formatter.write_str("an index")
     }
 
-    /// The fields in the order in which they are declared.
+    /// Reads the fields in declaration order.
     fn visit_seq<A: SeqAccess<'de>>(self, mut fields: A) -> Result<LayerIndex, A::Error> {
         let missing = |at| move || A::Error::invalid_length(at, &"an index of four fields");
         let spans: SpanMap = fields.next_element()?.ok_or_else(missing(0))?;

@@ -1,8 +1,8 @@
-//! Inflating with stops at deflate blocks, and from the middle of a member: zlib's interface behind a safe one.
+//! Inflate with stops at deflate blocks, and from the middle of a member: a safe wrapper of zlib's interface.
 //!
-//! The only file of the crate with `unsafe`. It never keeps a pointer to a caller's buffer between calls, and it parses
-//! nothing itself. The idea: safe wrappers of inflate neither tell where deflate blocks start nor take up decoding there; the
-//! C interface of zlib-rs, which is Rust all the way down, does both.
+//! Safe wrappers of inflate neither report the starts of deflate blocks nor resume at them. The C interface of
+//! zlib-rs, which is written in Rust throughout, does both. This is the only file of the crate with `unsafe`. No
+//! pointer to a caller's buffer is used after the call that got it, and nothing is parsed.
 
 #![allow(unsafe_code, reason = "the interface of zlib takes pointers; each use says why it is sound")]
 
@@ -21,7 +21,7 @@ const MEMBER: c_int = 15 + 16;
 /// The largest window, and no wrapper (`zlib.h`: negative for raw deflate).
 const RAW: c_int = -15;
 
-/// How far one call goes.
+/// The limit of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Until {
     /// As far as the buffers allow.
@@ -30,25 +30,25 @@ pub(super) enum Until {
     Block,
 }
 
-/// Why a call came back.
+/// The reason why a call returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     /// The input is used up, or the output is full.
     Buffers,
-    /// A deflate block starts here; so many bits (0 to 7) of the last byte that was taken belong to it.
+    /// At the start of a deflate block; this many bits (0 to 7) of the last consumed byte belong to it.
     Block(u8),
-    /// The deflate data ended, and with a wrapper its checks were right.
+    /// The deflate data ended, and its checks passed if it has a wrapper.
     End,
 }
 
-/// What one call did.
+/// The result of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Inflated {
-    /// Bytes taken from the input.
+    /// Bytes consumed from the input.
     pub consumed: usize,
-    /// Bytes put into the output.
+    /// Bytes written to the output.
     pub produced: usize,
-    /// Why it came back.
+    /// The reason why the call returned.
     pub stop: Stop,
 }
 
@@ -69,7 +69,7 @@ impl Inflate {
         Self::with(MEMBER)
     }
 
-    /// For deflate data from the start of a block: after the stream bytes of `window`.
+    /// For deflate data from the start of a block, which follows the stream bytes of `window`.
     pub(super) fn block(window: &[u8]) -> Result<Self, String> {
         let mut made = Self::with(RAW)?;
         if !window.is_empty() {
@@ -89,13 +89,13 @@ impl Inflate {
         // those of the library that is called.
         let code = unsafe { inflateInit2_(&mut *stream, wrapper, zlibVersion(), size) };
         if code != Z_OK {
-            // Without a state there is nothing to end: no `Inflate` is made.
+            // Without a state, `inflateEnd` must not be called, so no `Inflate` is made.
             return Err(format!("inflate cannot start: zlib says {code}"));
         }
         Ok(Self { stream })
     }
 
-    /// Starts anew with a gzip member.
+    /// Restarts with a gzip member.
     pub(super) fn restart(&mut self) -> Result<(), String> {
         // SAFETY: `stream` is initialised.
         let code = unsafe { inflateReset2(&mut *self.stream, MEMBER) };
@@ -110,7 +110,7 @@ impl Inflate {
         self.check(code)
     }
 
-    /// The stream bytes before this place, as many as deflate can refer to.
+    /// The stream bytes before this point, as many as deflate can refer to.
     pub(super) fn window(&mut self) -> Result<Vec<u8>, String> {
         let (mut window, mut len) = (vec![0; WINDOW], 0);
         // SAFETY: `stream` is initialised, and `window` is writable for the largest window that zlib keeps.
@@ -122,7 +122,7 @@ impl Inflate {
 
     /// Inflates some of `input` into `output`.
     pub(super) fn run(&mut self, input: &[u8], output: &mut [u8], until: Until) -> Result<Inflated, String> {
-        // Longer buffers are used in part, which is what a caller expects of any buffer.
+        // Longer buffers are used in part, as the caller expects.
         let given = u32::try_from(input.len()).unwrap_or(u32::MAX);
         let room = u32::try_from(output.len()).unwrap_or(u32::MAX);
         let stream = &mut *self.stream;
@@ -150,7 +150,8 @@ impl Inflate {
         Ok(Inflated { consumed: consumed as usize, produced: produced as usize, stop })
     }
 
-    /// Whether a deflate block starts here (`zlib.h`: 128 for the end of a block, 64 for the last one, and the unused bits).
+    /// Whether a deflate block starts at this point (`zlib.h`: 128 at the end of a block, 64 for the last, and the
+    /// unused bits).
     fn place(&self) -> Stop {
         let place = self.stream.data_type;
         let bits = place & 63;
@@ -175,7 +176,8 @@ impl Inflate {
 
 impl Drop for Inflate {
     fn drop(&mut self) {
-        // SAFETY: `stream` is initialised and is not used again. The answer could only say that it was not.
+        // SAFETY: `stream` is initialised and is not used again. An error could only mean that it was not
+        // initialised.
         unsafe { inflateEnd(&mut *self.stream) };
     }
 }

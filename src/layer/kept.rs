@@ -1,7 +1,7 @@
-//! What is learnt of a layer, kept for the next mount: its index, and what its stream was found to hash to.
+//! Cached layer index and stream digest, for the next mount.
 //!
-//! Only of a blob that is what its digest says: what is kept outlives the bytes it was learnt from. The idea: the archive of a
-//! blob and its bare stream have an index each, because one of them has names and the other never will.
+//! They are stored only for a verified blob, because they outlive its bytes. The archive of a blob and its bare
+//! stream have separate indexes, because only the archive's has names.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::oci::Digest;
 use super::index::LayerIndex;
 use super::stored::Core;
 
-/// How long another process may decode a layer before this one decodes it too.
+/// Maximum wait for another process that decodes a layer, before this one decodes it too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Core {
-    /// One process decodes a layer; the others find its index when the lock is theirs. A holder that has stopped, or a disk
-    /// that takes no lock, must not stop the rest: decoding twice costs time only.
+    /// Lock for decoding a layer: one process decodes, and the others find its index once they get the lock. A
+    /// stopped holder, or a disk without locks, must not block the others: decoding twice costs only time.
     pub(super) async fn build_lock(&self) -> Result<Option<BuildLock>, ReadError> {
         match tokio::time::timeout(PATIENCE, self.cache().build_lock(self.blob.digest())).await {
             Ok(Ok(lock)) => Ok(Some(lock)),
@@ -30,7 +30,7 @@ impl Core {
         }
     }
 
-    /// Keeps the index for other mounts, and with it what the pass wrote down of the stream.
+    /// Stores the index for other mounts, and publishes the stream that the pass wrote.
     pub(super) async fn keep(
         &self,
         index: LayerIndex,
@@ -46,15 +46,15 @@ impl Core {
                     cache.put_learnt(form, &digest, &bytes).map_err(|error| error.to_string())
                 });
                 if let Err(error) = kept {
-                    // The index serves this mount all the same; the next one builds it again.
+                    // The index still serves this mount; the next one builds it again.
                     tracing::warn!(layer = %digest, error, "index not kept");
                 }
             }
-            // After the index, which decides whose the stream is.
+            // After the index, because the stream belongs to the index.
             let published =
                 stream.map(|stream| stream.publish(&index.blocks, index.spans.stream_size())).transpose();
             if let Err(error) = published {
-                // Reads decode what is missing.
+                // Reads decode the missing bytes.
                 tracing::warn!(layer = %digest, %error, "decoded stream not kept");
             }
             index
@@ -62,7 +62,7 @@ impl Core {
         kept.await.map_err(|error| ReadError::caused(Fault::Io, "keeping the index", error))
     }
 
-    /// The index in the cache: there is one only of a blob that was verified.
+    /// The cached index. Only a verified blob has one.
     pub(super) async fn kept(&self) -> Result<Option<LayerIndex>, ReadError> {
         let (cache, digest, size) = (self.cache().clone(), self.blob.digest().clone(), self.size());
         let form = self.form;
@@ -74,7 +74,7 @@ impl Core {
         find(self.cache(), self.form, self.blob.digest(), self.size())
     }
 
-    /// What an earlier mount found the whole stream to hash to.
+    /// The stream digest that an earlier mount computed.
     pub(super) async fn kept_content(&self) -> Result<Option<Digest>, ReadError> {
         let (cache, digest) = (self.cache().clone(), self.blob.digest().clone());
         compute(move || {
@@ -84,7 +84,7 @@ impl Core {
         .await
     }
 
-    /// Keeps what the whole stream was found to hash to, so that the next mount need not hash it.
+    /// Stores the digest of the whole stream, so that the next mount need not hash it.
     pub(super) async fn keep_content(&self, content: &Digest) -> Result<(), ReadError> {
         self.blob.compared().await?;
         if self.blob.state() != State::Verified {

@@ -1,4 +1,4 @@
-//! The pass over a layer: which one its bytes take, and what it may take of this machine.
+//! Selection of the pass over a layer by its encoding, and its memory and threads.
 
 use crate::cache::{Learnt, StreamWriter};
 use crate::io::{ByteRange, Fault, MEMORY, ReadError};
@@ -12,7 +12,7 @@ use super::sniff::{Encoding, Sniffed};
 use super::stored::Core;
 
 impl Core {
-    /// The index that one pass over the stored bytes gives, and what was written down of the stream.
+    /// The index from one pass over the stored bytes, and the stream that the pass wrote.
     pub(super) async fn pass(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
         match self.sniff(&*self.blob).await? {
             Sniffed::Stream(Encoding::Plain) if self.form == Learnt::Stream => Ok((self.identity(), None)),
@@ -21,7 +21,7 @@ impl Core {
             Sniffed::Stream(encoding) => {
                 let passed = match self.forward(encoding, Windows::Common).await {
                     Err(Stopped::LargeWindow) => {
-                        // Memory is not waited for by others while a network is.
+                        // Fetched first: a pass must not hold memory while it waits for a network.
                         self.blob.ensure(ByteRange::new(0, self.size())).await?;
                         let memory = MEMORY.take(1 << Windows::Large.log()).await;
                         let _memory = memory.map_err(|error| error.into_read("a window of 128 MiB"))?;

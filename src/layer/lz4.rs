@@ -1,7 +1,7 @@
-//! LZ4 in its two framings: the frames of the LZ4 project, and the blocks that Apple's library writes.
+//! LZ4 decoder for two framings: the frames of the LZ4 project, and the blocks of Apple's library.
 //!
-//! The blocks themselves are decoded by a crate. The idea: a block is gathered, decoded as a whole, and handed out; where a block
-//! refers to nothing before itself, decoding can start. No size is believed further than LZ4 can reach (255 to 1).
+//! A crate decodes the blocks. A block is gathered, decoded as a whole, and copied out. Decoding can start at a
+//! block that refers to nothing before it. No announced size is trusted beyond the reach of LZ4 (255 to 1).
 
 use std::hash::Hasher as _;
 
@@ -11,27 +11,27 @@ use super::codec::{Place, Step};
 
 /// The first bytes of a frame.
 pub(super) const MAGIC: u32 = 0x184D_2204;
-/// The first bytes of one of the 16 frames that hold no data, whatever the low bits are; zstd has the same.
+/// The first bytes of the 16 kinds of frames without data, which differ in the low bits; zstd has the same.
 pub(super) const SKIPPABLE: u32 = 0x184D_2A50;
 /// The first bytes of Apple's blocks: compressed, stored, and the end.
 pub(super) const APPLE: [&[u8; 4]; 3] = [b"bv41", b"bv4-", b"bv4$"];
 
-/// How far back a block may refer.
+/// Maximum distance of a reference back, in bytes.
 const HISTORY: usize = 64 * 1024;
 
-/// The largest block of Apple's framing: it is held in memory. The library writes blocks far below it.
+/// Maximum block of Apple's framing, in bytes: it is held in memory. The library writes far smaller blocks.
 const MAX_APPLE: usize = 64 * 1024 * 1024;
 
-/// The most bytes that one byte decodes to.
+/// Maximum bytes that one byte decodes to.
 const RATIO: usize = 255;
 
-/// What a frame says of all its blocks, as the byte that a place between two of them carries.
+/// Block parameters of a frame, encoded in the byte that a resume point between two blocks carries.
 #[derive(Clone, Copy, Default)]
 struct Shape {
     is_independent: bool,
     has_block_sums: bool,
     has_sum: bool,
-    /// The largest block: 4 to 7 for 64 KiB to 4 MiB.
+    /// Maximum block size: 4 to 7 for 64 KiB to 4 MiB.
     size: u8,
 }
 
@@ -55,12 +55,12 @@ impl Shape {
     }
 }
 
-/// What is done with the bytes that were gathered.
+/// The meaning of the gathered bytes.
 #[derive(Clone, Copy)]
 enum Part {
-    /// The first four bytes of a frame, or of a block of Apple's.
+    /// The first four bytes of a frame, or of an Apple block.
     Magic,
-    /// The two bytes that say how long the header of a frame is; then the header.
+    /// The two bytes that determine the length of a frame header; then the header.
     Descriptor,
     Header,
     /// The length of a skippable frame.
@@ -86,18 +86,19 @@ enum Part {
 pub(super) struct Lz4 {
     is_apple: bool,
     part: Part,
-    /// Bytes that are looked at when there are `wanted`.
+    /// Gathered bytes, processed once there are `wanted`.
     some: Vec<u8>,
     wanted: usize,
     shape: Shape,
-    /// What a block decoded to, and how much of it was handed out.
+    /// The decoded block, and the number of its bytes already copied out.
     block: Vec<u8>,
     out: usize,
-    /// The stream bytes before, as far as blocks refer to them.
+    /// The last stream bytes, as far as blocks can refer to them.
     history: Vec<u8>,
-    /// Of the frame so far, if it was decoded from its start.
+    /// Hash of the frame's content so far; `None` unless decoding began at the frame's start and the frame has a
+    /// checksum.
     sum: Option<XxHash32>,
-    /// Bytes of the frame's content, if it says how many, that did not come yet.
+    /// Remaining bytes of the frame's content; `None` if the frame records no size.
     left: Option<u64>,
 }
 
@@ -118,13 +119,13 @@ impl Lz4 {
         }
     }
 
-    /// For the start of a block that refers to nothing before, in a frame that says this of its blocks.
+    /// For the start of a block that refers to nothing before it, in a frame with the parameters `shape`.
     pub(super) fn at_block(shape: u8) -> Result<Self, String> {
         let shape = Shape::from_byte(shape).ok_or("no frame has such blocks")?;
         Ok(Self { shape, part: Part::BlockLen, ..Self::new(false) })
     }
 
-    /// What one step did, and where it ended.
+    /// One step, and the place where it ended.
     pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), String> {
         if self.out < self.block.len() {
             return Ok(self.hand_out(output));
@@ -157,7 +158,7 @@ impl Lz4 {
         }
         let some = std::mem::take(&mut self.some);
         let place = self.look(&some)?;
-        // The buffer of a block serves the next one.
+        // Reuses the buffer of the block for the next one.
         self.some = if self.some.is_empty() { some } else { std::mem::take(&mut self.some) };
         if !matches!(self.part, Part::Header) {
             self.some.clear();
@@ -165,7 +166,7 @@ impl Lz4 {
         Ok((step, place))
     }
 
-    /// Back to where a frame starts.
+    /// Returns to the start of a frame.
     fn begin(&mut self) -> Place {
         (self.part, self.wanted) = (Part::Magic, 4);
         Place::Unit
@@ -183,7 +184,7 @@ impl Lz4 {
         (step, if can_start { Place::Block(self.shape.to_byte()) } else { Place::Inside })
     }
 
-    /// Keeps what later blocks may refer to.
+    /// Stores the bytes that later blocks may refer to.
     fn remember(&mut self, bytes: &[u8]) {
         let new = &bytes[bytes.len().saturating_sub(HISTORY)..];
         let surplus = (self.history.len() + new.len()).saturating_sub(HISTORY);
@@ -311,7 +312,7 @@ impl Lz4 {
         Ok(Place::Inside)
     }
 
-    /// Decodes a block of at most `most` bytes, `exact` where its length is given.
+    /// Decodes a block of at most `most` bytes, or of `exact` bytes where the length is given.
     fn decode(
         &mut self,
         data: &[u8],

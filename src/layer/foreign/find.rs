@@ -1,7 +1,7 @@
-//! The questions that a layer is asked: does it carry an index, and what does that say.
+//! Discovery of the index that a layer carries.
 //!
-//! Only the last bytes and the index itself are read. The idea: one small read of the end shows every kind of footer, and
-//! often holds the whole index; what is decoded is decoded on a blocking thread.
+//! One small read of the end shows every kind of footer, and often contains the whole index. Only those bytes and
+//! the index itself are read. Decoding runs on a blocking thread.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +17,14 @@ use super::{
     zstd_chunked,
 };
 
-/// Stored bytes of a table of contents that are read without asking for memory.
+/// Maximum stored bytes of a table of contents that is read without reserving memory.
 const SMALL: u64 = 2 * 1024 * 1024;
 
-/// Bytes of the end that are read to look for footers. A small table of contents is in them too.
+/// Bytes of the end that are searched for footers. They also contain a small table of contents.
 const TAIL: u64 = 64 * 1024;
 
-/// The index that the layer `blob` carries, a table of contents with spans; `annotations` are those of its descriptor.
-/// `None` when there is none; [`FindError::Index`] when there is one that cannot be used.
+/// The index that the layer `blob` carries, a table of contents with spans; `annotations` are those of its
+/// descriptor. `None` without an index; [`FindError::Index`] for an unusable one.
 pub async fn find_foreign(
     blob: &dyn ReadAt,
     encoding: Encoding,
@@ -38,7 +38,7 @@ pub async fn find_foreign(
     }
 }
 
-/// The spans that the seek table at the end of a zstd layer gives; `None` when there is none.
+/// The spans from the seek table at the end of a zstd layer; `None` without such a table.
 pub async fn find_seek_table(
     blob: &dyn ReadAt,
     encoding: Encoding,
@@ -54,8 +54,9 @@ pub async fn find_seek_table(
     blocking(move || seekable::parse(&table, size)).await.map(Some)
 }
 
-/// Whether the archive of `blob`, whose entries are `toc`, shows entries that only serve an index: it does unless it carries
-/// that index. Every index of one layer answers alike, or its tree would change with the index.
+/// Whether the tree of `blob`, an archive with the entries `toc`, shows entries that only serve an index. They are
+/// shown unless the layer carries that index. Every index of one layer gives the same result, so its tree never
+/// depends on the index.
 pub(in super::super) async fn shows_markers(
     blob: &dyn ReadAt,
     encoding: Encoding,
@@ -64,7 +65,8 @@ pub(in super::super) async fn shows_markers(
     let size = blob.size();
     let end = async |len: u64| read_vec(blob, ByteRange::new(size.saturating_sub(len), size)).await;
     Ok(match encoding {
-        // Some writers keep the end mark of the archive, behind which the table of contents is no entry.
+        // Some writers leave the end mark in the archive, and then the table of contents lies behind it and is no
+        // entry.
         Encoding::Gzip => {
             !toc.last().is_some_and(|last| is_table(last.path))
                 && matches!(estargz::locate(&end(estargz::LARGEST_FOOTER).await?, size), Ok(None))
@@ -125,7 +127,7 @@ async fn find_zstd_chunked(
         return Ok(None);
     }
     let (place, tail) = match annotated.place {
-        // The place is known: the footer is not worth a request.
+        // The range is known: the footer is not worth a request.
         Some(place) => (place, None),
         None => {
             let tail = Tail::read(blob).await?;
@@ -155,8 +157,8 @@ async fn find_zstd_chunked(
     blocking(parse).await.map(Some)
 }
 
-/// Waits for memory for the stored bytes of a large table of contents, and for its turn. It is fetched before: neither is held
-/// while a network is waited for.
+/// Waits for memory for the stored bytes of a large table of contents, and for its lock. The bytes are fetched
+/// before, so that neither is held while a network is waited for.
 async fn memory_for(
     blob: &dyn ReadAt,
     range: ByteRange,
@@ -174,12 +176,12 @@ async fn memory_for(
         what: format!("a stored table of contents of {} bytes ({error})", range.len()),
         limit: range.len(),
     })?;
-    // Its entries take memory beside it, and must not wait for it.
+    // The entries take memory beside it, and must not wait for it.
     share.pin();
     Ok(Some((share, turn)))
 }
 
-/// The digest of the decoded table of contents that the manifest names.
+/// The digest of the decoded table of contents in the manifest, if any.
 fn toc_digest(
     annotations: &BTreeMap<String, String>,
     format: &'static str,
@@ -189,7 +191,7 @@ fn toc_digest(
     digest.map(Some).map_err(|error| broken(format, format!("annotation toc.digest: {error}")))
 }
 
-/// Runs what decodes and hashes beside the async workers.
+/// Runs decoding and hashing on a blocking thread.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ForeignError> + Send + 'static,
 ) -> Result<T, FindError> {
@@ -201,7 +203,7 @@ async fn blocking<T: Send + 'static>(
 
 /// The last bytes of a blob.
 struct Tail {
-    /// Offset of the first of them.
+    /// Offset of the first byte.
     start: u64,
     bytes: Vec<u8>,
 }
@@ -212,7 +214,7 @@ impl Tail {
         Ok(Self { start: range.start, bytes: read_vec(blob, range).await? })
     }
 
-    /// The bytes of `range`, of which only those before the tail are fetched.
+    /// The bytes of `range`; only those before the tail are fetched.
     async fn range(&self, blob: &dyn ReadAt, range: ByteRange) -> Result<Vec<u8>, ReadError> {
         let here = range.intersect(ByteRange::at(self.start, self.bytes.len() as u64));
         let (from, to) = (here.start.saturating_sub(self.start), here.end.saturating_sub(self.start));
@@ -223,7 +225,7 @@ impl Tail {
             return Ok(here.to_vec());
         }
         let mut bytes = read_vec(blob, before).await?;
-        // Exactly: a large table of contents is in memory once, not twice.
+        // Exact, so that a large table of contents is in memory once, not twice.
         bytes.reserve_exact(here.len());
         bytes.extend_from_slice(here);
         Ok(bytes)

@@ -1,8 +1,8 @@
-//! Indexes that images carry: made by others, when the layer was pushed or converted.
+//! Foreign indexes: made by another tool when the layer was pushed or converted, and carried by the image.
 //!
-//! Nothing here is believed for longer than until the layer's own bytes are complete, and nothing here fetches more than
-//! the index. The idea: each format is a parser from bytes to a [`Foreign`], which says what a pass over the layer would say;
-//! a format that contradicts itself is an error, and the layer is passed over as if it had no index.
+//! Each format is a parser from bytes to a [`Foreign`], the equivalent of a pass over the layer. A claim is trusted
+//! only until the layer's own bytes are complete, and only the index is fetched. A format that contradicts itself
+//! is an error, and the layer is read as if it had no index.
 
 mod assembler;
 mod document;
@@ -24,11 +24,11 @@ pub use find::{find_foreign, find_seek_table};
 pub(super) use find::{shows_markers, without_markers};
 pub use soci::{MAX_ZTOC, parse_ztoc};
 
-/// Which kind of index a layer is read by.
+/// The kind of index by which a layer is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum IndexKind {
-    /// Made here, by a pass over the stored bytes.
+    /// Local index: made by a pass over the stored bytes.
     Local,
     /// The table of contents at the end of an eStargz layer.
     Estargz,
@@ -40,7 +40,7 @@ pub enum IndexKind {
     XzBlocks,
     /// A zTOC of a SOCI index.
     Soci,
-    /// An index that ocifs made elsewhere and pushed beside the image.
+    /// An index that another ocifs made and pushed beside the image.
     Pushed,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for IndexKind {
     }
 }
 
-/// The index that a layer carries, as far as the annotations of its descriptor say.
+/// The kind of index that the annotations of a layer's descriptor announce; `None` for none.
 pub fn announced(annotations: &BTreeMap<String, String>) -> Option<IndexKind> {
     let has = |prefix: &str| annotations.keys().any(|key| key.starts_with(prefix));
     if zstd_chunked::PREFIXES.iter().any(|prefix| has(prefix)) {
@@ -73,60 +73,60 @@ pub fn names_digest(annotations: &BTreeMap<String, String>) -> bool {
     annotations.contains_key(estargz::DIGEST_ANNOTATION) || zstd_chunked::PREFIXES.iter().any(checksum)
 }
 
-/// What somebody else says about a layer.
+/// A foreign index: claims about a layer.
 #[derive(Clone, Debug)]
 pub struct Foreign {
-    /// Which format said it.
+    /// The format of the index.
     pub kind: IndexKind,
-    /// Table of contents and spans. What the index gives no digest for is checked when the layer is complete.
+    /// Table of contents and spans. Parts without a digest are checked when the layer is complete.
     pub index: LayerIndex,
-    /// blake3 of the bytes of the index: what is decoded by it is kept apart from what is decoded by another.
+    /// blake3 of the bytes of the index. Bytes decoded by different indexes are cached separately.
     pub id: [u8; 32],
     /// Whether the image's manifest names the digest of these bytes (directly or by a chain of digests).
     pub is_bound: bool,
-    /// What deviates from the format without making it useless, for people.
+    /// Deviations from the format that leave the index usable, as messages.
     pub warnings: Vec<String>,
 }
 
-/// Why an index that a layer carries is not used.
+/// The reason why a carried index is not used.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ForeignError {
-    /// The bytes are not what their format allows, or contradict themselves or the layer.
+    /// The bytes violate their format, or contradict themselves or the layer.
     #[error("{format} index: {reason}")]
     Broken {
         /// The name of the format.
         format: &'static str,
-        /// What is wrong.
+        /// The defect.
         reason: String,
     },
-    /// The bytes do not hash to the digest that names them.
+    /// The digest of the bytes is not the expected one.
     #[error("{format} index has digest {actual}, not {expected} as the manifest says")]
     Digest {
         /// The name of the format.
         format: &'static str,
-        /// As the manifest says.
+        /// The digest in the manifest.
         expected: String,
-        /// Of the bytes.
+        /// The digest of the bytes.
         actual: String,
     },
-    /// More than is accepted.
+    /// A limit is exceeded.
     #[error("{format} index has {what} over the limit of {limit}")]
     TooLarge {
         /// The name of the format.
         format: &'static str,
-        /// What there is too much of, with the number.
+        /// The excess, with its number.
         what: String,
         /// The limit.
         limit: u64,
     },
 }
 
-/// Why there is no answer to the question for an index.
+/// The reason why the search for an index failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FindError {
-    /// There is an index, and it is of no use: the layer is passed over as if it had none, with a warning.
+    /// The layer carries an unusable index. It is read as if it had none, with a warning.
     #[error(transparent)]
     Index(#[from] ForeignError),
     /// The stored bytes could not be read.
@@ -134,20 +134,20 @@ pub enum FindError {
     Read(#[from] ReadError),
 }
 
-/// What an index that a layer carries may cost.
+/// Resource limits for a foreign index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignLimits {
-    /// Stored bytes below which a layer is not searched unless the manifest says that it has an index: fetching all of it
+    /// Stored bytes below which a layer is not searched unless its manifest announces an index: fetching all of it
     /// costs one request too.
     pub smallest: u64,
-    /// Stored bytes of a table of contents. They are held in memory: 1,000,000 files with their digests take some 70 MB.
+    /// Stored bytes of a table of contents, held in memory: 1,000,000 files with their digests take some 70 MB.
     pub stored: u64,
-    /// Bytes of a table of contents after decompression. They are never held.
+    /// Bytes of a table of contents after decompression, never held as a whole.
     pub decoded: u64,
-    /// Bytes of one entry of it, which are held: an extended header of a tar as large as is accepted, in base64, and more.
-    /// What is over by less than a buffer of 64 KiB may pass.
+    /// Bytes of one of its entries, held in memory: more than the largest accepted extended header of a tar in
+    /// base64. An excess of less than a buffer of 64 KiB may go undetected.
     pub entry: u64,
-    /// Entries, those that name a chunk included.
+    /// Entries, including those that name a chunk.
     pub entries: u64,
     /// Bytes of a name or a link target.
     pub path: usize,
@@ -170,7 +170,7 @@ impl Default for ForeignLimits {
 }
 
 impl ForeignLimits {
-    /// `actual` when it is within `limit`.
+    /// Returns `actual` if it is within `limit`.
     fn check(format: &'static str, actual: u64, limit: u64, what: &'static str) -> Result<u64, ForeignError> {
         if actual > limit {
             return Err(ForeignError::TooLarge { format, what: format!("{what} of {actual} bytes"), limit });
@@ -179,7 +179,7 @@ impl ForeignLimits {
     }
 }
 
-/// The error of a `format` whose bytes cannot be right.
+/// The error for invalid bytes of a `format`.
 fn broken(format: &'static str, reason: impl Into<String>) -> ForeignError {
     ForeignError::Broken { format, reason: reason.into() }
 }

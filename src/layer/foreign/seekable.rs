@@ -1,7 +1,7 @@
-//! The zstd seekable format: a skippable frame at the end of a layer says how long each frame is, stored and decoded.
+//! zstd seekable format: a skippable frame at the end of a layer with the stored and decoded length of each frame.
 //!
-//! It gives spans and no names. Facts are from zstd's own document, "Zstandard Seekable Format" 0.1.0. Its checksums (XXH64,
-//! 32 bits of it) say nothing that the frames do not say themselves, and are passed over.
+//! The format gives spans and no names. Facts are from zstd's own document, "Zstandard Seekable Format" 0.1.0. Its
+//! checksums (32 bits of XXH64) are ignored: the frames themselves carry the same information.
 
 use crate::io::ByteRange;
 
@@ -23,12 +23,12 @@ const MAGIC: [u8; 4] = 0x8F92_EAB1u32.to_le_bytes();
 const SKIPPABLE: [u8; 4] = 0x184D_2A5Eu32.to_le_bytes();
 const SKIPPABLE_HEADER: usize = 8;
 
-/// In the descriptor: entries have a checksum; bits that must be zero.
+/// In the descriptor: the flag for checksums in entries; bits that must be zero.
 const HAS_CHECKSUMS: u8 = 0x80;
 const RESERVED: u8 = 0x7c;
 
-/// The stored bytes of the seek table, frame header and footer included, by the last bytes of a layer of `size` bytes. `None`
-/// for a layer without one.
+/// The stored bytes of the seek table with frame header and footer, from the last bytes of a layer of `size` bytes.
+/// `None` without a seek table.
 pub(super) fn locate(
     tail: &[u8],
     size: u64,
@@ -51,7 +51,7 @@ pub(super) fn locate(
     Ok(Some(ByteRange::new(start, size)))
 }
 
-/// How many frames there are, and how many bytes an entry has.
+/// The number of frames, and the bytes of an entry.
 fn shape(footer: &[u8; FOOTER]) -> Result<(u64, usize), ForeignError> {
     let [a, b, c, d, descriptor, ..] = *footer;
     if descriptor & RESERVED != 0 {

@@ -1,10 +1,10 @@
-//! zstd:chunked: a zstd layer with a frame for each chunk, whose last, skippable frames are the table of contents, compressed,
-//! and a footer that says where it is.
+//! zstd:chunked: a zstd layer with a frame for each chunk. The last frames are skippable: the compressed table of
+//! contents, and a footer with its offset.
 //!
-//! Facts are from containers/storage and from stargz-snapshotter, which write two variants: footers of 64 and of 40 bytes, two
-//! magic words that differ in one letter, two prefixes of annotations. Every mixture of them is read. The annotations are
-//! preferred, because the manifest binds them; the checksum is that of the compressed document. What the tar-split frame says
-//! serves to rebuild the archive and is of no use here.
+//! Facts are from containers/storage and from stargz-snapshotter, which write two variants. They have footers of 64
+//! and of 40 bytes, two magic words that differ in the case of one letter, and two prefixes of annotations. Every
+//! mixture is accepted. The annotations are preferred, because the manifest binds them; the checksum covers the
+//! compressed document. The tar-split frame serves to rebuild the archive, and is ignored.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
@@ -20,13 +20,13 @@ use super::{Foreign, ForeignError, ForeignLimits, IndexKind, broken};
 /// The name of the format in errors.
 pub(super) const FORMAT: &str = "zstd:chunked";
 
-/// What the annotations begin with: the one of containers/storage first.
+/// Prefixes of the annotations: the one of containers/storage first.
 pub(super) const PREFIXES: [&str; 2] = ["io.github.containers.zstd-chunked.", "io.containers.zstd-chunked."];
 
 /// The last bytes of a footer.
 const MAGICS: [&[u8; 8]; 2] = [b"GNUlInUx", b"GnUlInUx"];
 
-/// Sizes of footers: with the place of the tar-split data and without.
+/// Sizes of footers: with and without the offset of the tar-split data.
 const FOOTERS: [usize; 2] = [64, 40];
 
 /// Magic number of the skippable frames that hold footer and document (RFC 8878, 3.1.2), and the length of their header.
@@ -36,16 +36,16 @@ const SKIPPABLE_HEADER: u64 = 8;
 /// Bytes of the larger footer with its header.
 pub(super) const LARGEST_FOOTER: u64 = FOOTERS[0] as u64 + SKIPPABLE_HEADER;
 
-/// The only type of document: the table of contents of eStargz, with more properties.
+/// The only document type: the table of contents of eStargz, with more properties.
 const MANIFEST_TYPE: u64 = 1;
 
-/// The largest zstd window, as for layers.
+/// The maximum zstd window as a power of two, as for layers.
 const WINDOW_LOG: u32 = 27;
 
-/// Where the document is.
+/// Location of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Its stored bytes.
+    /// Its range of stored bytes.
     pub(super) stored: ByteRange,
     /// Bytes of the document after decompression.
     pub(super) decoded: u64,
@@ -66,11 +66,11 @@ impl Place {
     }
 }
 
-/// What the manifest of the image says about the document.
+/// The document's location and checksum from the annotations of the layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Annotated {
     pub(super) place: Option<Place>,
-    /// The digest of its stored bytes.
+    /// The digest of its stored bytes; `None` without the annotation.
     pub(super) checksum: Option<Digest>,
 }
 
@@ -93,7 +93,7 @@ impl Annotated {
     }
 }
 
-/// The place that the footer gives, by the last bytes of a layer of `size` bytes. `None` for a layer without a footer.
+/// The document's location from the footer in the last bytes of a layer of `size` bytes. `None` without a footer.
 pub(super) fn locate(tail: &[u8], size: u64) -> Result<Option<Place>, ForeignError> {
     if !MAGICS.iter().any(|magic| tail.ends_with(*magic)) {
         return Ok(None);
@@ -112,16 +112,16 @@ pub(super) fn locate(tail: &[u8], size: u64) -> Result<Option<Place>, ForeignErr
     Err(broken(FORMAT, "its footer is of no known size"))
 }
 
-/// The digests that the manifest of the image names.
+/// The digests in the manifest of the image.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Expected<'a> {
-    /// Of the stored document.
+    /// Digest of the stored document.
     pub(super) stored: Option<&'a Digest>,
-    /// Of the decoded one, as eStargz has it.
+    /// Digest of the decoded document, as in eStargz.
     pub(super) decoded: Option<&'a Digest>,
 }
 
-/// What the stored bytes at `place` of a layer of `size` bytes say.
+/// Parses the stored bytes at `place` of a layer of `size` bytes.
 pub(super) fn parse(
     stored: Vec<u8>,
     place: Place,

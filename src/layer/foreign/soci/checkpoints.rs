@@ -1,14 +1,16 @@
-//! The spans of a zTOC: where inflating can start, and what the stored bytes of each span hash to.
+//! Spans of a zTOC: the checkpoints of inflate, and the digest of the stored bytes of each span.
 //!
-//! For gzip the tool keeps zlib's `zran` points, packed and little endian: an i32 count, an i64 span size, then for each
-//! point i64 `in`, i64 `out`, u8 `bits` and a window of 32768 bytes, oldest byte first, zeros in front when the stream had
-//! fewer (`zinfo_to_blob` and `add_checkpoint` in `ztoc/compression/gzip_zinfo.c`). Blobs of the first version leave out the
-//! first point, and are read as if it were at 10; they are told apart by their length (`blob_to_zinfo`). For tar it keeps
-//! i32 version, i64 span size, i64 size (`ztoc/compression/tar_zinfo.go`).
+//! For gzip, the tool stores zlib's `zran` points, packed and little endian: an i32 count, an i64 span size, then
+//! for each point i64 `in`, i64 `out`, u8 `bits` and a window of 32768 bytes, oldest byte first. A shorter window
+//! has zeros in front (`zinfo_to_blob` and `add_checkpoint` in `ztoc/compression/gzip_zinfo.c`). Blobs of the first
+//! version omit the first point, and are read as if it were at 10; their length distinguishes them
+//! (`blob_to_zinfo`). For tar, the tool stores i32 version, i64 span size, i64 size
+//! (`ztoc/compression/tar_zinfo.go`).
 //!
-//! The digest of a span covers the bytes from `in`, or from the byte before when `bits` is not 0, up to the `in` of the next
-//! point or the end of the layer (`StartCompressedOffset` and `EndCompressedOffset` in `gzip_zinfo.go`): a byte that two spans
-//! share is in both, and the gzip header is in none, because the first point lies after it.
+//! The digest of a span covers the bytes from `in`, or from the byte before when `bits` is not 0. It ends at the
+//! `in` of the next point or at the end of the layer (`StartCompressedOffset` and `EndCompressedOffset` in
+//! `gzip_zinfo.go`). A byte that two spans share is in both. The gzip header is in none, because the first point
+//! lies after it.
 
 use super::super::super::packed_window::{WINDOW, Window};
 use super::super::super::sniff::Encoding;
@@ -24,22 +26,24 @@ const POINT: usize = 8 + 8 + 1 + WINDOW;
 /// Bytes before the first packed point: count and span size.
 const HEAD: usize = 4 + 8;
 
-/// Bytes of the description of a tar.
+/// Bytes of the compression information of a tar.
 const TAR_HEAD: usize = 4 + 8 + 8;
 
-/// The version of the description of a tar; there was never another.
+/// The only version of the compression information of a tar.
 const TAR_VERSION: i32 = 2;
 
-/// The shortest header of a gzip member, in bytes (RFC 1952 section 2.3), and where blobs of the first version begin.
+/// The shortest header of a gzip member, in bytes (RFC 1952 section 2.3): the first point in blobs of the first
+/// version.
 const GZIP_HEADER: u64 = 10;
 
-/// The most spans: 4 TiB in spans of the default size, 4 MiB. Digests may be shared, so the size of the zTOC is no bound.
+/// Maximum spans: 4 TiB in spans of the default size, 4 MiB. Digests may be shared, so the size of the zTOC is no
+/// bound.
 const MAX_SPANS: usize = 1 << 20;
 
-/// The most stream bytes per stored byte: deflate's shortest code for 258 bytes takes two bits.
+/// Maximum stream bytes per stored byte: deflate's shortest code for 258 bytes takes two bits.
 const DEFLATE_RATIO: u64 = 1032;
 
-/// What the schema's enumeration says.
+/// Values of the schema's enumeration.
 const GZIP: i8 = 1;
 const UNCOMPRESSED: i8 = 2;
 
@@ -150,15 +154,16 @@ impl Point<'_> {
         Resume::Block { bits: self.bits, window: Window::pack(&self.window[WINDOW - known..]) }
     }
 
-    /// Whether what lies between the end of the archive and this point can be padding, as far as the window goes back. The
-    /// tool takes points up to the end of the last gzip member, but counts the stream to the end of the archive.
+    /// Whether the bytes between the end of the archive and this point can be padding, as far as the window reaches
+    /// back. The tool takes points up to the end of the last gzip member, but counts the stream to the end of the
+    /// archive.
     fn is_padding(&self, archive_end: u64) -> bool {
         let past = usize::try_from(self.stream.saturating_sub(archive_end)).unwrap_or(WINDOW).min(WINDOW);
         self.window[WINDOW - past..].iter().all(|&byte| byte == 0)
     }
 }
 
-/// The points of `blob`: at least one, and the first of them where the first member's data starts.
+/// The points of `blob`: at least one, and the first at the start of the first member's data.
 fn points(blob: &[u8]) -> Result<Vec<Point<'_>>, ForeignError> {
     let bad = |count: i32| broken(format!("{} bytes of checkpoints for {count} spans", blob.len()));
     let Some((head, packed)) = blob.split_at_checked(HEAD) else { return Err(bad(0)) };
@@ -224,7 +229,7 @@ fn uncompressed(
     }
     let span = span.unsigned_abs();
     let spans = stored_size.div_ceil(span);
-    // Before as many are made.
+    // Checked before that many bounds are made.
     if digests as u64 != spans {
         return Err(broken(format!("{digests} digests for {spans} spans of {span} bytes")));
     }

@@ -1,7 +1,7 @@
-//! The table of contents of a zTOC: one table for each header that Go's `archive/tar` returned to the tool.
+//! Table of contents of a zTOC: one flatbuffer table for each header that Go's `archive/tar` returned to the tool.
 //!
-//! What the tool does not record (the map of a sparse file, a time that is no date) makes the zTOC useless, because a pass
-//! over the layer would give another tree. The order is that of the archive, and offsets must ascend with it.
+//! The tool omits the map of a sparse file, and a time that is no date. Such a zTOC is refused, because a pass over
+//! the layer would give a different tree. Entries have archive order, and their offsets must ascend.
 
 use super::super::super::toc::{Content, Device, Entry, EntryKind, Time, Toc, Xattr};
 use super::super::super::{TarLimits, tar};
@@ -12,13 +12,14 @@ use super::{broken, too_large};
 /// The unit of a tar archive, in bytes.
 const BLOCK: u64 = 512;
 
-/// Where pax keeps extended attributes. The field that is called `xattrs` holds every pax record of the entry.
+/// The pax key prefix of extended attributes. The field `xattrs` holds every pax record of the entry.
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
-/// The pax records of sparse files, in all three forms.
+/// The pax key prefix of sparse files, in all three forms.
 const SPARSE: &[u8] = b"GNU.sparse.";
 
-/// What a record or an entry costs besides its text, in bytes: elements may be shared, so their number is no bound.
+/// Cost of a record or an entry besides its text, in bytes. Elements may be shared, so the size of the zTOC is no
+/// bound.
 const FIXED_COST: u64 = 64;
 
 /// Fields of an entry.
@@ -48,7 +49,7 @@ pub(super) fn toc(metadata: Vector<'_>, stream_size: u64) -> Result<Toc, Foreign
     }
     let mut budget = Budget { spent: 0, limit: limits.metadata };
     let mut toc = Toc::default();
-    // Where the next header can be at the earliest.
+    // The lowest possible offset of the next header.
     let mut free = 0;
     for (at, table) in metadata.tables().enumerate() {
         let reading = |reason: String| broken(format!("entry {at}: {reason}"));
@@ -78,7 +79,7 @@ pub(super) fn toc(metadata: Vector<'_>, stream_size: u64) -> Result<Toc, Foreign
     Ok(toc)
 }
 
-/// What all entries together may cost.
+/// Memory budget of all entries together, in bytes.
 struct Budget {
     spent: u64,
     limit: u64,
@@ -86,7 +87,7 @@ struct Budget {
 
 impl Budget {
     fn spend(&mut self, text: usize) -> Result<(), ForeignError> {
-        // At most 2^40 elements of 2^30 bytes could be asked for, and the first that is too much ends it.
+        // No overflow: at most 2^40 elements of 2^30 bytes, and the first over the limit ends the loop.
         self.spent += FIXED_COST + text as u64;
         if self.spent > self.limit {
             return Err(too_large(format!("metadata of more than {} bytes", self.limit), self.limit));
@@ -95,7 +96,7 @@ impl Budget {
     }
 }
 
-/// The fields of an entry as they are.
+/// The raw fields of an entry.
 struct Raw<'a> {
     path: &'a [u8],
     kind: &'a [u8],
@@ -130,7 +131,7 @@ impl<'a> Raw<'a> {
     }
 
     fn entry(self, xattrs: Vec<Xattr>, limits: &TarLimits) -> Result<Entry, String> {
-        // The offset is where the tool's reader stood after the header, so the header is the block before.
+        // The offset is the tool's position after the header, so the header is the block before.
         let offset = u64::try_from(self.offset).ok().filter(|offset| offset.is_multiple_of(BLOCK));
         let header = offset.and_then(|offset| offset.checked_sub(BLOCK));
         let header = header.ok_or_else(|| format!("content cannot start at {}", self.offset))?;
@@ -202,14 +203,15 @@ fn xattrs(
     Ok(xattrs)
 }
 
-/// A time as Go writes it: RFC 3339 in whatever zone the tool ran in; empty when it has no such form.
+/// Parses a time as Go writes it: RFC 3339 in the time zone of the tool. The tool leaves an unrepresentable time
+/// empty.
 fn time(text: &[u8]) -> Result<Time, String> {
     let bad = || format!("time \"{}\" is not of RFC 3339", text[..text.len().min(40)].escape_ascii());
     let parsed =
         std::str::from_utf8(text).ok().and_then(|text| chrono::DateTime::parse_from_rfc3339(text).ok());
     let parsed = parsed.ok_or_else(bad)?;
     let nanos = parsed.timestamp_subsec_nanos();
-    // A leap second has more than 10^9 of them; Go writes none.
+    // A leap second has 10^9 nanoseconds or more; Go writes none.
     if nanos >= 1_000_000_000 {
         return Err(bad());
     }

@@ -1,17 +1,16 @@
-//! A reader of flatbuffers that believes nothing: every offset, length and count is checked against the buffer before use.
+//! Flatbuffer reader for untrusted input: every offset, length and count is checked against the buffer before use.
 //!
-//! It never panics and never follows an offset twice by itself: how deep a document goes is decided by its reader, which asks
-//! for one field after the other. The layout is that of "FlatBuffer Internals" (flatbuffers.dev): a table starts with the
-//! distance back to its vtable, and a vtable is its own length, the table's length, and one offset for each field, 0 for a
-//! field that is absent.
+//! The reader never panics. It follows an offset only on request for a field, so the caller bounds the depth. The
+//! layout is that of "FlatBuffer Internals" (flatbuffers.dev). A table starts with the distance back to its vtable.
+//! A vtable has its own length, the table's length, and one offset for each field, 0 for an absent field.
 
-/// A table.
+/// A table of a flatbuffer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table<'a> {
     bytes: &'a [u8],
-    /// Where it starts. Invariant: `at + len <= bytes.len()`.
+    /// Offset of its start. Invariant: `at + len <= bytes.len()`.
     at: usize,
-    /// Its bytes, the distance to the vtable included.
+    /// Its length in bytes, including the distance to the vtable.
     len: usize,
     /// The offsets of its fields. Invariant: the length is even.
     fields: &'a [u8],
@@ -21,13 +20,13 @@ pub(super) struct Table<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Vector<'a> {
     bytes: &'a [u8],
-    /// Where the first element lies. Invariant: `start + 4 * len <= bytes.len()`.
+    /// Offset of the first element. Invariant: `start + 4 * len <= bytes.len()`.
     start: usize,
     len: usize,
 }
 
 impl<'a> Table<'a> {
-    /// The table that the buffer is about.
+    /// The root table of the buffer.
     pub(super) fn root(bytes: &'a [u8]) -> Result<Self, String> {
         Self::at(bytes, follow(bytes, 0)?)
     }
@@ -52,7 +51,7 @@ impl<'a> Table<'a> {
         Ok(Self { bytes, at, len, fields })
     }
 
-    /// Where the field in `slot` lies, with room for `size` bytes; `None` when it is absent.
+    /// Offset of the field in `slot`, with room for `size` bytes; `None` for an absent field.
     fn field(&self, slot: usize, size: usize) -> Result<Option<usize>, String> {
         let Some(&[low, high]) = self.fields.get(2 * slot..2 * slot + 2) else { return Ok(None) };
         let offset = usize::from(u16::from_le_bytes([low, high]));
@@ -97,7 +96,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Another table.
+    /// A table in a field; `None` when absent.
     pub(super) fn table(&self, slot: usize) -> Result<Option<Table<'a>>, String> {
         let at = self.field(slot, 4)?;
         at.map(|at| Table::at(self.bytes, follow(self.bytes, at)?)).transpose()
@@ -115,7 +114,7 @@ impl<'a> Table<'a> {
 }
 
 impl<'a> Vector<'a> {
-    /// How many elements there are.
+    /// The number of elements.
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -135,7 +134,7 @@ impl<'a> Vector<'a> {
     }
 }
 
-/// Where the reference at `at` points to: forward, counted from itself.
+/// The target of the reference at `at`: forward, relative to the reference.
 fn follow(bytes: &[u8], at: usize) -> Result<usize, String> {
     let distance = u32::from_le_bytes(array(bytes, at)?) as usize;
     let target = at.checked_add(distance).filter(|&target| distance > 0 && target < bytes.len());
@@ -144,7 +143,7 @@ fn follow(bytes: &[u8], at: usize) -> Result<usize, String> {
     })
 }
 
-/// The first byte and the count of the elements of the vector at `at`, of `width` bytes each.
+/// The offset of the first element and the number of elements of the vector at `at`, with `width` bytes each.
 fn counted(bytes: &[u8], at: usize, width: usize) -> Result<(usize, usize), String> {
     let len = u32::from_le_bytes(array(bytes, at)?) as usize;
     // The count was inside the buffer, so `at + 4` does not overflow.

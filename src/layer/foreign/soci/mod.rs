@@ -1,9 +1,9 @@
-//! zTOCs: what a SOCI index says about one layer.
+//! zTOC parser: the SOCI index of one layer.
 //!
-//! Nothing here fetches or decodes; a zTOC for another layer, or one that contradicts itself, is refused with its numbers.
-//! The idea: a zTOC is two independent descriptions, of the archive's entries and of the places where inflating can start,
-//! and both become what a pass over the layer gives. The format is the schema `ztoc/fbs/ztoc.fbs` of the soci-snapshotter at
-//! version 0.9; other versions number the fields differently, so they are not read.
+//! A zTOC has two independent parts: the entries of the archive, and the checkpoints of inflate. Both become the
+//! same values as from a pass over the layer. Nothing is fetched or decoded. A zTOC for another layer, or one that
+//! contradicts itself, is refused with its numbers. The format is the schema `ztoc/fbs/ztoc.fbs` of the
+//! soci-snapshotter at version 0.9. Other versions number the fields differently, so they are refused.
 
 mod checkpoints;
 mod entries;
@@ -14,10 +14,10 @@ use super::{Foreign, ForeignError, IndexKind};
 
 use flatbuffer::Table;
 
-/// The largest zTOC that is read, in bytes: 5 million entries, or the checkpoints of a layer of 128 GiB.
+/// Maximum size of a zTOC, in bytes: 5 million entries, or the checkpoints of a layer of 128 GiB.
 pub const MAX_ZTOC: u64 = 1 << 30;
 
-/// The one version of the schema that tools write since 2023.
+/// The only version of the schema that tools have written since 2023.
 const VERSION: &[u8] = b"0.9";
 
 /// Fields of the root table.
@@ -31,11 +31,11 @@ mod slot {
     pub(super) const METADATA: usize = 0;
 }
 
-/// Reads a zTOC for a layer of `stored_size` stored bytes. The caller has checked the digest of `bytes`; the answer is not
-/// bound to the image: whoever came here by a chain of digests sets `is_bound`.
+/// Parses a zTOC for a layer of `stored_size` stored bytes. The caller has checked the digest of `bytes`. The
+/// result is not bound to the image: a caller that followed a chain of digests sets `is_bound`.
 ///
-/// The stream of the answer ends where the tool stopped reading, after the two blocks of zeros that end an archive. An
-/// archive that is padded further has a longer stream; nothing past the end mark belongs to an entry.
+/// The stream of the result ends where the tool stopped reading, after the two blocks of zeros that end an archive.
+/// An archive with more padding has a longer stream; no entry lies past the end mark.
 ///
 /// Bytes after the flatbuffer (the tool appends lists of files to prefetch) are ignored.
 pub fn parse_ztoc(bytes: &[u8], stored_size: u64) -> Result<Foreign, ForeignError> {
