@@ -61,7 +61,7 @@ pub trait Offers: Send + Sync + 'static {
 /// Knowledge about a layer besides its bytes.
 #[derive(Clone, Default)]
 pub struct Hints {
-    /// Whose indexes are used.
+    /// The allowed sources of indexes.
     pub policy: IndexPolicy,
     /// The annotations of the layer's descriptor.
     pub annotations: BTreeMap<String, String>,

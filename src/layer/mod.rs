@@ -1,7 +1,8 @@
-//! A layer blob becomes an index (table of contents and span map) and an uncompressed stream that is read through it.
+//! Layers: from a blob to an index (table of contents and span map) and an uncompressed stream that is read through
+//! it.
 //!
-//! A format is data: after detection nobody asks which one it was. The parsers here take bytes and return values; what
-//! fetches and keeps bytes is below (`cache/`), what the entries mean for a file tree is above (`tree/`).
+//! Formats are data: no code branches on the format after detection. The parsers take bytes and return values.
+//! `cache/` below fetches and stores bytes; `tree/` above interprets the entries as a file tree.
 
 mod agreed;
 mod audit;

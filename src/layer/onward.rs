@@ -1,7 +1,7 @@
-//! Reading a produced stream in order, each part of it produced once.
+//! Sequential reader of a produced stream: produces each part once.
 //!
-//! It keeps no more than one part of a delivery. The idea: a delivery that was not read to its end is kept open, and who reads
-//! on reads on in it. One that jumps begins a new delivery; small files one after the other would cost a whole block each.
+//! Keeps the last delivery open, so that a sequential reader continues it. A jump starts a new delivery. Without
+//! this, each of several small files in a row would cost a whole block. At most one part of a delivery is held.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,16 +13,16 @@ use crate::io::{BoxFuture, BoxStream, ByteRange, Fault, Fetch, ReadAt, ReadError
 /// The stream of a [`Fetch`], for one reader.
 pub(super) struct Onward {
     fetch: Arc<dyn Fetch>,
-    /// Taken out while it is read from: a second reader begins a delivery of its own.
+    /// The open delivery; `None` while a reader uses it, so a second reader starts its own.
     open: Mutex<Option<Open>>,
 }
 
-/// A delivery that was begun.
+/// A delivery in progress.
 struct Open {
     /// Offset of `part`.
     at: u64,
     part: Bytes,
-    /// Where the delivery ends.
+    /// End of the delivery, as an offset in the stream.
     end: u64,
     body: BoxStream<'static, Result<Bytes, ReadError>>,
 }

@@ -1,7 +1,8 @@
-//! The stream of a layer whose index is known: what is cached of it, and where the rest comes from.
+//! The stream of a layer with a known index: its cached part, and the source of the rest.
 //!
-//! Nothing is read here. The idea: the stream of a layer lies in the cache by the checksums that its own index has of its blocks, and a
-//! claimed one by the index that claims it and by the copy of the blob that it is decoded from.
+//! The cache stores the stream of a layer under the block checksums of the layer's own index. A claimed stream is
+//! stored under the id of the claim and the copy of the blob that it is decoded from. Nothing is read in this
+//! module.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use super::sniff::Encoding;
 use super::stored::{Claim, Core, Opened};
 
 impl Core {
-    /// The true stream.
+    /// The stream by the layer's own index.
     pub(super) fn open(self: &Arc<Self>, index: &LayerIndex) -> Opened {
         let spans = index.spans.clone();
         if spans.encoding() == Encoding::Plain {
@@ -43,7 +44,7 @@ impl Core {
         }
     }
 
-    /// What is cached of the stream as a claim describes it; `None` where nothing can be.
+    /// The cached part of the stream as a claim describes it; `None` where it cannot be cached.
     pub(super) fn claimed(&self, claim: &Foreign, fetch: Arc<dyn Fetch>) -> Option<Arc<Cached>> {
         let (digest, copy) = (self.blob.digest(), self.blob.copy_number()?);
         match self.cache().claimed_stream(digest, &claim.id, &copy, fetch) {
@@ -55,7 +56,7 @@ impl Core {
         }
     }
 
-    /// The stream as a claim describes it.
+    /// The stream by a foreign index.
     pub(super) fn open_claim(self: &Arc<Self>, Claim { foreign: claim, is_rooted, .. }: &Claim) -> Opened {
         let spans = claim.index.spans.clone();
         let fetch = decoded(self.blob.clone(), &claim.index);

@@ -1,7 +1,7 @@
-//! The windows of checkpoints: packed, the first of a layer in memory, the others on the disk of the cache.
+//! Checkpoint windows: packed, the first of a layer in memory, the others on the disk of the cache.
 //!
-//! A layer has one for each MiB of its stream, and each takes some KiB. The idea: reading one is a small part of decoding from
-//! it, so memory holds as many as a layer of common size has.
+//! A layer has one window for each MiB of its stream, and each takes some KiB. Reading a window is a small part of
+//! decoding from it. So memory holds only as many as a layer of common size has.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -14,13 +14,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cache::{Cache, SpooledBytes};
 
-/// The most window bytes that deflate refers to (RFC 1951).
+/// Maximum window bytes that deflate refers to (RFC 1951).
 pub const WINDOW: usize = 32 * 1024;
 
 /// Packed bytes of the windows of one layer that stay in memory: those of a stream of some 100 MB.
 const MAX_HELD_BYTES: usize = 1024 * 1024;
 
-/// The last stream bytes before a checkpoint, at most [`WINDOW`], those that nobody refers to zeroed, compressed with zstd.
+/// The last stream bytes before a checkpoint, at most [`WINDOW`], compressed with zstd. Unreferenced bytes are
+/// zeroed.
 #[derive(Clone, Debug)]
 pub struct Window(Packed);
 
@@ -42,7 +43,7 @@ impl Window {
         Self(Packed::Held(packed.into()))
     }
 
-    /// The bytes, as many as were packed; `None` for what cannot be a window, or cannot be read.
+    /// The bytes, as many as were packed; `None` for an invalid or unreadable window.
     pub fn unpack(&self) -> Option<Vec<u8>> {
         let packed = self.packed().ok()?;
         if packed.is_empty() {
@@ -51,7 +52,7 @@ impl Window {
         zstd::bulk::decompress(&packed, WINDOW).ok()
     }
 
-    /// Bytes of memory that it takes.
+    /// Bytes of memory used.
     pub(super) fn heap_bytes(&self) -> usize {
         match &self.0 {
             Packed::Held(bytes) => bytes.len(),
@@ -93,7 +94,7 @@ impl Serialize for Window {
 
 impl<'de> Deserialize<'de> for Window {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // As one run of bytes that is copied once: an index has megabytes of them and is read while a reader waits.
+        // As one byte string that is copied once: an index has megabytes of windows, and a reader waits.
         deserializer.deserialize_byte_buf(WindowVisitor)
     }
 }
@@ -117,11 +118,11 @@ impl Visitor<'_> for WindowVisitor {
 }
 
 thread_local! {
-    /// Where the windows go of the index that this thread reads.
+    /// The spool for the windows of the index that this thread reads; `None` outside of [`spooling_windows`].
     static READING: RefCell<Option<WindowSpool>> = const { RefCell::new(None) };
 }
 
-/// Does `read`, which reads an index, with its windows on the disk of `cache` as far as they are too many for memory.
+/// Runs `read`, which reads an index. Windows over the memory limit are spooled to the disk of `cache`.
 pub(super) fn spooling_windows<T>(cache: Option<&Cache>, read: impl FnOnce() -> T) -> T {
     READING.set(cache.map(|cache| WindowSpool::new(Some(cache.clone()))));
     let done = read();
@@ -129,10 +130,10 @@ pub(super) fn spooling_windows<T>(cache: Option<&Cache>, read: impl FnOnce() -> 
     done
 }
 
-/// Keeps the windows of one layer where they belong.
+/// Distributes the windows of one layer between memory and disk.
 #[derive(Default)]
 pub(super) struct WindowSpool {
-    /// `None` where all stay in memory.
+    /// The cache with the disk; `None` where all windows stay in memory.
     cache: Option<Cache>,
     file: Option<Arc<SpooledBytes>>,
     held: usize,
@@ -143,7 +144,7 @@ impl WindowSpool {
         Self { cache, ..Self::default() }
     }
 
-    /// A window that was packed.
+    /// Stores a packed window in memory or on disk.
     fn put(&mut self, packed: &[u8]) -> io::Result<Window> {
         let file = match (&mut self.file, &self.cache) {
             (Some(file), _) => file,
@@ -155,12 +156,12 @@ impl WindowSpool {
                 return Ok(Window(Packed::Held(packed.into())));
             }
         };
-        // Far below 4 GiB: a window has 32 KiB.
+        // Far below 4 GiB: a window has 32 KiB before packing.
         let len = packed.len() as u32;
         Ok(Window(Packed::OnDisk { file: file.clone(), at: file.append(packed)?, len }))
     }
 
-    /// The same window where it belongs.
+    /// Moves a window to the disk if the memory limit is reached.
     pub(super) fn keep(&mut self, window: Window) -> io::Result<Window> {
         match &window.0 {
             Packed::Held(packed) => self.put(packed),

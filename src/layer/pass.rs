@@ -1,11 +1,11 @@
-//! Passes over the stored bytes of a layer: the forward pass that builds an index, with the feeder that keeps a few reads in
-//! flight ahead of it, and the walk over an archive that is not compressed.
+//! Passes over the stored bytes of a layer. The forward pass builds an index, with a feeder that keeps a few reads
+//! in flight ahead of it. The walk reads the headers of an uncompressed archive.
 //!
-//! Decoding runs on threads of its own, never on the async workers; one layer is one pass, and passes of several layers run
-//! side by side. The idea: one thread of a pass does nothing but decode, block by block, and hands what it finds to another
-//! one that does everything else: the table of contents, checksums, the windows of checkpoints, and the cache.
+//! Each layer has its own pass, and passes of several layers run concurrently. Decoding runs on dedicated threads,
+//! never on the async workers. One thread of a pass only decodes, block by block. Its results go to a second
+//! thread, which does all other work: the table of contents, checksums, the windows of checkpoints, and the cache.
 //!
-//! What can be decoded again cheaply is not written down: see [`Learner::keep`].
+//! Bytes that are cheap to decode again are not cached: see [`Learner::keep`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,22 +28,22 @@ use super::span::{SpanMap, SpanRecorder, SpanStart};
 use super::tar::{Need, TarError, TarLimits, TarWalker};
 use super::toc::{SPOOLED_FROM, Toc};
 
-/// Stored bytes read at once by a pass: large enough that requests do not cost more than bytes, small enough that the
-/// decoder starts early.
+/// Stored bytes per read of a pass: enough that bytes cost more than requests, and few enough that the decoder
+/// starts early.
 const CHUNK: u64 = 2 * 1024 * 1024;
 
-/// Reads in flight ahead of the decoder. With the chunk above this covers 8 MiB, the bytes that 100 ms of latency hold back
+/// Reads in flight ahead of the decoder. With [`CHUNK`] this covers 8 MiB, the bytes that 100 ms of latency delay
 /// on a 640 Mbit/s link.
 const AHEAD: usize = 4;
 
-/// Chunks that wait between the reads and the decoder: the reads are ahead already.
+/// Chunks queued between the reads and the decoder: the reads are already ahead.
 const WAITING: usize = 1;
 
-/// Blocks that wait between decoding and learning; as many more are being filled and looked at.
+/// Blocks queued between the two threads; as many more are being filled and processed.
 const BLOCKS: usize = 4;
 
-/// The most stream bytes that are decoded again for one block: some 10 ms of work. What lies further from the start of its
-/// span is written into the cache by the pass.
+/// Maximum stream bytes that are decoded again for one block: some 10 ms of work. The pass writes blocks further
+/// from the start of their span into the cache.
 fn again(encoding: Encoding) -> u64 {
     match encoding {
         Encoding::Plain | Encoding::Gzip | Encoding::Zstd | Encoding::Lz4 | Encoding::AppleLz4 => {
@@ -54,21 +54,22 @@ fn again(encoding: Encoding) -> u64 {
     }
 }
 
-/// The most stream bytes per stored byte. Deflate cannot pass 1032:1; zstd can, and a bomb must not fill the disk.
+/// Maximum stream bytes per stored byte. Deflate cannot pass 1032:1; zstd can, and a bomb must not fill the disk.
 const MAX_RATIO: u64 = 1100;
 
-/// The stream bytes that even the smallest layer may decode to.
+/// Stream bytes allowed even for the smallest layer.
 const RATIO_FLOOR: u64 = 64 * 1024 * 1024;
 
-/// The same with blocks of zeros included: an empty disk and a file of holes (`lastlog` of a high user number) pack to next to
-/// nothing, and zeros take no place in the cache. What this costs is the time of decoding them once, and 8 MiB of checksums.
+/// The same including blocks of zeros. An empty disk and a file of holes (`lastlog` of a high user number) compress
+/// to almost nothing, and zeros use no cache space. The cost is the time of decoding them once, and 8 MiB of
+/// checksums.
 const SPARSE_FLOOR: u64 = 64 * 1024 * 1024 * 1024;
 
-/// Chunks over a network that passes ask for or hold at once, over all layers of the process: two fewer than a host gets
-/// requests, so that a reader of one block does not queue behind whole layers.
+/// Maximum chunks over a network that passes request or hold at once, over all layers of the process. The limit is
+/// two below the requests per host, so that a reader of one block does not queue behind whole layers.
 static READS: Semaphore = Semaphore::const_new(6);
 
-/// Why a pass failed on the content itself.
+/// The reason why a pass failed on the content.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PassError {
     #[error(transparent)]
@@ -87,7 +88,7 @@ pub(super) enum PassError {
     Mismatch { subject: String, expected: String, actual: String },
     #[error("{subject} are {len} bytes under one digest, more than {limit}")]
     Digest { subject: String, len: u64, limit: u64 },
-    /// Nobody waits for the result any more.
+    /// No receiver waits for the result.
     #[error("abandoned")]
     Abandoned,
 }
@@ -106,19 +107,19 @@ impl PassError {
     }
 }
 
-/// The most bytes that the stream of a layer of `stored` bytes may have.
+/// Maximum bytes of the stream of a layer of `stored` bytes.
 pub fn most_stream(stored: u64) -> u64 {
     stored.saturating_mul(MAX_RATIO).max(RATIO_FLOOR)
 }
 
-/// What a pass may decode.
+/// Decoding limits of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limits {
-    /// The stored bytes that they are for.
+    /// Stored bytes of the layer.
     stored: u64,
-    /// The most stream bytes.
+    /// Maximum stream bytes.
     stream: u64,
-    /// The most of them that are not in blocks of zeros.
+    /// Maximum stream bytes outside of blocks of zeros.
     data: u64,
 }
 
@@ -128,7 +129,7 @@ impl Limits {
         Self { stored, stream: data.max(SPARSE_FLOOR), data }
     }
 
-    /// Whether `stream` bytes, `zeros` of which are blocks of zeros, are not too many.
+    /// Fails if `stream` bytes, of which `zeros` are in blocks of zeros, exceed a limit.
     fn check(self, stream: u64, zeros: u64) -> Result<(), PassError> {
         let Self { stored, .. } = self;
         if stream > self.stream {
@@ -141,8 +142,8 @@ impl Limits {
     }
 }
 
-/// Reads `stored` of `blob` in order, a few chunks ahead, into a channel. The future ends when all is sent or when the
-/// other side hung up.
+/// Reads `stored` of `blob` in order, a few chunks ahead, into a channel. The future ends when all is sent or when
+/// the receiver is dropped.
 async fn feed<R: ReadAt + ?Sized>(
     blob: Arc<R>,
     stored: ByteRange,
@@ -153,7 +154,7 @@ async fn feed<R: ReadAt + ?Sized>(
     let reads = futures_util::stream::iter(starts).map(|start| {
         let blob = blob.clone();
         async move {
-            // Held until the decoder has the chunk: read ahead, it is memory.
+            // Held until the decoder has the chunk, because a chunk read ahead occupies memory.
             let place = match from {
                 Input::Far => READS.acquire().await.ok(),
                 Input::Here => None,
@@ -172,33 +173,33 @@ async fn feed<R: ReadAt + ?Sized>(
     Ok(())
 }
 
-/// What the decoding thread tells the learning one, in stream order.
+/// Messages of the decoding thread to the learning thread, in stream order.
 enum Event {
     /// The next block of the stream; only the last one is shorter than [`SUM_BLOCK`].
     Block(Vec<u8>),
-    /// Decoding can start with nothing but what this says.
+    /// Decoding can start at this point without earlier bytes.
     Start(SpanStart),
     /// Decoding can start inside a unit.
     Checkpoint(Found),
-    /// All is decoded.
+    /// The whole stream is decoded.
     End,
 }
 
-/// The thread of a pass that decodes.
+/// The decoding thread of a pass.
 struct Decoding {
     decoder: Decoder,
-    /// Stored bytes that are still to come.
+    /// Stored bytes not yet received.
     missing: u64,
-    /// What looks for checkpoints, in encodings that have them.
+    /// The search for checkpoints; `None` in encodings without them.
     finder: Option<Finder>,
     limits: Limits,
     /// Stream bytes so far.
     at: u64,
-    /// Those of them that are blocks of zeros.
+    /// Stream bytes so far in blocks of zeros.
     zeros: u64,
     progress: Arc<AtomicU64>,
     events: SyncSender<Event>,
-    /// Blocks that were looked at, to be filled again.
+    /// Processed blocks, for reuse.
     empty: Receiver<Vec<u8>>,
     block: Vec<u8>,
     filled: usize,
@@ -214,7 +215,8 @@ impl Decoding {
             }
         }
         if self.missing > 0 {
-            // A read failed. Where it did, a frame may have ended, and then what there is would pass for the whole stream.
+            // A read failed. It may have failed after a complete frame, and then a partial stream would pass for
+            // the whole.
             return Err(PassError::Abandoned);
         }
         self.decoder.finish()?;
@@ -224,7 +226,7 @@ impl Decoding {
         self.tell(Event::End)
     }
 
-    /// Decodes some of `input` and gives the rest; `None` when more input is needed.
+    /// Decodes some of `input` and returns the rest; `None` when more input is needed.
     fn step<'a>(&mut self, input: &'a [u8]) -> Result<Option<&'a [u8]>, PassError> {
         let (most, stops) =
             self.finder.as_ref().map_or((u64::MAX, Stops::Units), |finder| finder.plan(self.at));
@@ -234,9 +236,9 @@ impl Decoding {
         let (taken, rest) = input.split_at(step.consumed);
         self.filled += step.produced;
         self.at += step.produced as u64;
-        // The block that is being filled may turn out to be zeros.
+        // The block being filled may turn out to be zeros.
         self.limits.check(self.at, self.zeros + self.filled as u64)?;
-        // Before the block that they serve.
+        // Sent before the block that starts at it.
         if let Some(finder) = &mut self.finder
             && let Some(found) = finder.note(&mut self.decoder, taken, self.at)?
         {
@@ -272,19 +274,19 @@ impl Decoding {
     }
 }
 
-/// The thread of a pass that looks at what is decoded.
+/// The learning thread of a pass: it processes the decoded blocks.
 struct Learner {
-    /// What reads the archive, if the stream is to be read as one.
+    /// The archive reader; `None` for a stream that is not read as an archive.
     walker: Option<TarWalker>,
-    /// Where entries go that are too many for memory; `None` where all stay there.
+    /// The cache for entries over the memory limit; `None` where all stay in memory.
     cache: Option<Cache>,
-    /// Those that went.
+    /// Entries spooled so far; `None` before the first.
     spooled: Option<SpooledBytes>,
     hasher: Option<Hasher>,
     recorder: SpanRecorder,
     writer: Option<StreamWriter>,
     sums: Vec<[u8; 32]>,
-    /// The most stream bytes between the start of a span and a block that is not written down.
+    /// Maximum stream bytes between the start of a span and the end of a block that is not cached.
     again: u64,
     /// Stream bytes so far.
     at: u64,
@@ -302,7 +304,7 @@ impl Learner {
                 Event::Block(block) => {
                     self.block(&block)?;
                     if block.len() as u64 == SUM_BLOCK && empty.send(block).is_err() {
-                        // The other thread has decoded everything and needs no more blocks.
+                        // The decoding thread has finished and needs no more blocks.
                         continue;
                     }
                 }
@@ -313,7 +315,7 @@ impl Learner {
                 Event::End => return self.finish(stored_size),
             }
         }
-        // The other thread ended early, and says why.
+        // The decoding thread ended early, and its error is reported.
         Err(PassError::Abandoned)
     }
 
@@ -340,8 +342,8 @@ impl Learner {
         Ok(())
     }
 
-    /// Writes a block into the cache if decoding it anew would mean decoding more than [`again`] bytes: the far parts of long
-    /// zstd frames, and of deflate blocks that a strange encoder did not end.
+    /// Caches a block if decoding it again would decode more than [`again`] bytes. This applies to the far parts of
+    /// long zstd frames, and of deflate blocks that a strange encoder did not end.
     fn keep(&mut self, bytes: &[u8], sum: &[u8; 32]) -> Result<(), PassError> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let len = bytes.len() as u64;
@@ -352,7 +354,7 @@ impl Learner {
         match writer.keep(bytes, sum) {
             Ok(()) => {}
             Err(error) if error.is_disk() => {
-                // The names are known all the same; reads decode what is missing.
+                // The names are unaffected, and reads decode the missing bytes.
                 tracing::warn!(%error, "the decoded stream is not kept");
                 self.writer = None;
             }
@@ -376,40 +378,40 @@ impl Learner {
     }
 }
 
-/// What a pass gives.
+/// The result of a pass.
 pub(super) struct Passed {
     pub(super) index: LayerIndex,
-    /// What the whole stream hashes to, if that was asked for.
+    /// Digest of the whole stream; `None` without a hasher.
     pub(super) hashed: Option<Digest>,
-    /// The blocks of the stream that were written down, to be published or dropped.
+    /// The cached blocks of the stream, to be published or dropped.
     pub(super) kept: Option<StreamWriter>,
 }
 
-/// What a forward pass is to do.
+/// The parameters of a forward pass.
 pub(super) struct Plan {
-    /// How the stream is stored.
+    /// The encoding of the stored bytes.
     pub(super) encoding: Encoding,
-    /// Where the stored bytes come from.
+    /// The source of the stored bytes: local or over a network.
     pub(super) input: Input,
-    /// The windows that are accepted.
+    /// The accepted windows.
     pub(super) windows: Windows,
-    /// Whether the stream is to be read as an archive.
+    /// Whether the stream is read as an archive.
     pub(super) is_archive: bool,
-    /// Where entries go that are too many for memory; `None` where all stay there.
+    /// The cache for entries over the memory limit; `None` where all stay in memory.
     pub(super) cache: Option<Cache>,
-    /// Takes what would be expensive to decode again.
+    /// Caches blocks that are expensive to decode again; `None` to cache none.
     pub(super) writer: Option<StreamWriter>,
-    /// Hashes the stream.
+    /// Hashes the stream; `None` for no hash.
     pub(super) hasher: Option<Hasher>,
-    /// Is told how many stream bytes are decoded.
+    /// Number of stream bytes decoded so far, updated by the pass.
     pub(super) progress: Arc<AtomicU64>,
 }
 
-/// Why a pass gave nothing.
+/// The reason why a pass has no result.
 pub(super) enum Stopped {
-    /// It cannot be read, or not be decoded.
+    /// The layer cannot be read or decoded.
     Failed(ReadError),
-    /// It takes [`Windows::Large`].
+    /// The layer needs [`Windows::Large`].
     LargeWindow,
 }
 
@@ -419,7 +421,7 @@ impl From<ReadError> for Stopped {
     }
 }
 
-/// The forward pass: decodes the whole layer once, and learns its spans, its checksums and its table of contents on the way.
+/// The forward pass: decodes the whole layer once, and collects its spans, its checksums and its table of contents.
 pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Result<Passed, Stopped> {
     let Plan { encoding, input: from, windows, is_archive, cache, writer, hasher, progress } = plan;
     let place = crew::place(from).await?;
@@ -458,13 +460,13 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Res
     };
     let decoding = place.run(move || decoding.run(input));
     let learning = place.run(move || learner.run(stored_size, heard, emptied));
-    // The two jobs hold it now, also when this future is dropped.
+    // The two jobs hold the slot now, even when this future is dropped.
     drop(place);
-    // A read error explains a cut stream better than the decoder can.
+    // A read error explains a cut stream better than the decoder does.
     feed(blob, ByteRange::new(0, stored_size), from, sender).await?;
     let (decoded, learnt) = tokio::join!(decoding, learning);
     match (decoded, learnt) {
-        // What the other thread did not like is the reason that nobody listened.
+        // The error of the learning thread is the reason why its channel closed.
         (Ok(Err(PassError::Abandoned)), learnt) | (Ok(Ok(())), learnt) => Ok(answered(learnt)?),
         (Ok(Err(PassError::Codec(CodecError::Memory { .. }))), _) if windows == Windows::Common => {
             Err(Stopped::LargeWindow)
@@ -476,7 +478,7 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Res
     }
 }
 
-/// The index of the layer stored in `blob`, by one pass over it, without a cache.
+/// Builds the index of the layer stored in `blob` by one pass over it, without a cache.
 pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex, ReadError> {
     let head = ByteRange::new(0, blob.size().min(SNIFF_LEN as u64));
     match sniff(&read_vec(&*blob, head).await?) {
@@ -502,14 +504,14 @@ pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex,
     }
 }
 
-/// Walks the headers of an archive that is stored as it is; file bodies are skipped, so that they cost no request.
+/// Walks the headers of an uncompressed archive. File bodies are skipped, so that they cost no request.
 pub(super) async fn walk<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex, ReadError> {
     let toc = headers(&*blob, |_, _| true).await?.unwrap_or_default();
     Ok(LayerIndex { spans: SpanMap::identity(blob.size()), toc, blocks: Vec::new(), prefetch: 0 })
 }
 
-/// The table of contents of an archive that can be read at random, by its headers alone. `is_worth_it` is told how many bytes
-/// were read and how far the walk has come; when it says no, there is no answer.
+/// The table of contents of a randomly readable archive, from its headers alone. `is_worth_it` gets the bytes read
+/// and the position of the walk; `None` when it returns false.
 pub(super) async fn headers<R: ReadAt + ?Sized>(
     stream: &R,
     is_worth_it: impl Fn(u64, u64) -> bool,
@@ -526,7 +528,7 @@ pub(super) async fn headers<R: ReadAt + ?Sized>(
         if !is_worth_it(read, need.start) {
             return Ok(None);
         }
-        // Headers that follow each other closely are read in growing steps; a jump over a body starts small again.
+        // Adjacent headers are read in growing steps; a jump over a body resets the step.
         window = if need.start <= last_end + LEAST { (window * 2).min(CHUNK) } else { LEAST };
         let start = need.start.min(size);
         let want = ByteRange::new(start, need.end.max((start + window) & !(LEAST - 1)).min(size));
@@ -547,7 +549,7 @@ impl PassError {
     }
 }
 
-/// The result of a blocking thread; a panic there is an error of ours that must not take the mount down.
+/// The result of a blocking thread. A panic in it is an internal error that must not take the mount down.
 pub(super) fn joined<T>(
     result: Result<Result<T, PassError>, tokio::task::JoinError>,
 ) -> Result<T, ReadError> {
@@ -557,7 +559,7 @@ pub(super) fn joined<T>(
     }
 }
 
-/// The answer of a job of a pass; none comes from one that panicked.
+/// The result of a job of a pass. A job that panicked sends none, which is an error.
 fn answered<T>(answer: Result<Result<T, PassError>, oneshot::error::RecvError>) -> Result<T, ReadError> {
     match answer {
         Ok(result) => result.map_err(PassError::into_read),

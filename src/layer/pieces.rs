@@ -1,10 +1,9 @@
-//! Reading a decoded stream at random: from the nearest place where decoding can start, to the end of the last block that was
-//! asked for, and no further.
+//! Random access to a decoded stream: from the nearest resume point to the end of the last requested block, and no
+//! further.
 //!
-//! It keeps no bytes; the cache above does. Nothing is delivered that an index contradicts: a block, or whatever range a
-//! digest is of, is compared first. The idea: decoding goes in turns, each on a blocking thread with the stored bytes it needs
-//! in its hands, so that no thread waits for the network; and a decoder that stopped where a reader stopped goes on from
-//! there when the reader does.
+//! The cache above stores the bytes. Every block, and every range with a digest, is compared before it is
+//! delivered. Decoding goes in turns on blocking threads. Each turn already has its stored bytes, so that no thread
+//! waits for the network. A decoder that stopped at the end of a read continues when the reader does.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -27,44 +26,45 @@ use super::pass::{PassError, joined};
 use super::sniff::Encoding;
 use super::span::{Piece, SpanMap, Sum, Sums};
 
-/// Stored bytes read at once: what one span takes is mostly less.
+/// Stored bytes per read: one span mostly takes less.
 const READ: u64 = 1024 * 1024;
 
 /// Reads in flight ahead of the decoder.
 const AHEAD: usize = 4;
 
-/// Stored bytes read at once where it is not known how many more are needed: a block of the cache.
+/// Stored bytes per read where the further need is unknown: a block of the cache.
 const MORE: u64 = 256 * 1024;
 
-/// Stored bytes between two pieces that are read with them rather than asked for around them: the headers of an archive, which
-/// lie in the same blocks of the cache.
+/// Maximum gap between two pieces that is read with them rather than skipped: the headers of an archive, which lie
+/// in the same blocks of the cache.
 const GAP: u64 = 16 * 1024;
 
-/// Stream bytes that one turn on a blocking thread gives at most, unless a digest is of more.
+/// Maximum stream bytes per turn on a blocking thread, unless one digest covers more.
 const TURN: u64 = 1024 * 1024;
 
-/// Deliveries that wait for their reader.
+/// Buffers queued for the reader.
 const WAITING: usize = 4;
 
-/// Decoders that stopped and can go on: as many as files of one layer are read in order at once. Each takes 50 KiB.
+/// Paused decoders: one for each file of a layer that is read sequentially at the same time. Each takes 50 KiB.
 const PAUSED: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// The most bytes under one digest: they are held in memory until they are compared.
+/// Maximum bytes under one digest: they are held in memory until they are compared.
 pub(super) const MAX_SUM: u64 = 64 * 1024 * 1024;
 
 /// Steps without progress before a decoder counts as stuck.
 const PATIENCE: u32 = 32;
 
-/// Turns at once, over all layers of the process: more would not be faster. None waits for stored bytes.
+/// Maximum concurrent turns, over all layers of the process: more would not be faster. A turn never waits for
+/// stored bytes.
 static TURNS: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(2 * std::thread::available_parallelism().map_or(2, NonZeroUsize::get)));
 
-/// A producer of the decoded stream of the layer stored in `blob`, of which `index` tells the truth or is found out.
+/// A producer of the decoded stream of the layer stored in `blob`. Bytes that contradict `index` are an error.
 pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn Fetch> {
     decoded_by(blob, index.spans.clone(), index.blocks.as_slice().into())
 }
 
-/// The same by the parts of an index.
+/// As [`decoded`], with the parts of an index.
 pub(super) fn decoded_by<R: ReadAt + ?Sized>(
     blob: Arc<R>,
     map: SpanMap,
@@ -77,9 +77,9 @@ struct Pieces<R: ?Sized>(Arc<Source<R>>);
 
 struct Source<R: ?Sized> {
     map: SpanMap,
-    /// blake3 of the blocks of the stream, or nothing.
+    /// blake3 of the blocks of the stream; empty if the index has none.
     blocks: BlockSums,
-    /// Decoders by the stream offset at which they stand. A decoder is taken out while it works.
+    /// Paused decoders by their stream offset. A decoder is removed while it works.
     paused: Mutex<LruCache<u64, Decoder>>,
     blob: Arc<R>,
 }
@@ -100,11 +100,11 @@ impl<R: ReadAt + ?Sized> Fetch for Pieces<R> {
     }
 }
 
-/// Stored bytes with the blob offset of the first, in the order in which they are decoded.
+/// Stored bytes with the blob offset of the first, in decoding order.
 type Feed = BoxStream<'static, Result<(u64, Bytes), ReadError>>;
 
 impl<R: ReadAt + ?Sized> Source<R> {
-    /// What has to be decoded for `asked`, the stored bytes for it, and the range that is delivered.
+    /// The decoding work for `asked`, the stored bytes for it, and the delivered range.
     fn plan(self: &Arc<Self>, asked: ByteRange) -> Result<(Work, Feed, ByteRange), ReadError> {
         let want = asked.align(SUM_BLOCK.trailing_zeros(), self.map.stream_size());
         let mut pieces: VecDeque<Piece> = self.map.cover(want).into();
@@ -117,7 +117,7 @@ impl<R: ReadAt + ?Sized> Source<R> {
             let feed = self.feed(touching(&pieces), u64::MAX);
             let deliver = match self.map.starts() {
                 [] => whole,
-                // Blocks of a stream in order end anywhere, and the cache keeps its own.
+                // Pieces of a stream in order end anywhere, and the cache stores its own blocks.
                 _ if matches!(self.map.sums(), Sums::Stream(_)) => whole,
                 _ => ByteRange::new(
                     whole.start.next_multiple_of(SUM_BLOCK).min(want.start),
@@ -145,14 +145,14 @@ impl<R: ReadAt + ?Sized> Source<R> {
         Ok((Work::new(pieces, decoder, at, deliver), self.feed(vec![stored], likely), deliver))
     }
 
-    /// Whether whole pieces are delivered: chunks are small, a digest of a range can be compared only when the whole range is
-    /// there, and a block of xz is decoded once, because no decoder of it waits for the next reader.
+    /// Whether whole pieces are delivered. Chunks are small, and a digest of a range can only be compared with the
+    /// whole range. A block of xz is decoded once, because its decoder is not paused.
     fn is_whole(&self) -> bool {
         let blocks_of_xz = self.map.encoding() == Encoding::Xz && self.map.spans() > 1;
         blocks_of_xz || self.map.is_made_up() || matches!(self.map.sums(), Sums::Stream(_))
     }
 
-    /// The decoder that stands closest before the end of `stream`, or at it.
+    /// Removes the paused decoder closest to the end of `stream`, at most at it.
     fn take_paused(&self, stream: ByteRange) -> Option<(u64, Decoder)> {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         let between = |at: &u64| stream.start < *at && *at <= stream.end;
@@ -161,13 +161,15 @@ impl<R: ReadAt + ?Sized> Source<R> {
     }
 
     fn pause(&self, at: u64, decoder: Decoder) {
-        // The end has nothing behind it, and a zstd decoder has a window of up to 128 MiB in it; frames are starts of their own.
+        // Nothing follows the end. A zstd decoder holds a window of up to 128 MiB, and its frames are resume points
+        // of their own.
         if at < self.map.stream_size() && self.map.encoding() == Encoding::Gzip {
             self.paused.lock().unwrap_or_else(PoisonError::into_inner).put(at, decoder);
         }
     }
 
-    /// How far decoding `stream`, from the start of `stored` on, will probably read: a guess between two checkpoints.
+    /// Estimated end of the stored bytes for `stream`, decoded from the start of `stored`: an interpolation between
+    /// checkpoints.
     fn likely_end(&self, stream: ByteRange, stored: ByteRange) -> u64 {
         let starts = self.map.starts();
         let next = starts.partition_point(|start| start.stream < stream.end);
@@ -190,7 +192,7 @@ impl<R: ReadAt + ?Sized> Source<R> {
         end.checked_next_multiple_of(MORE).map_or(stored.end, |end| end.min(stored.end))
     }
 
-    /// Reads `runs`: what lies before `likely` ahead of its use, the rest when it is needed.
+    /// Reads `runs`: bytes before `likely` ahead of their use, the rest on demand.
     fn feed(self: &Arc<Self>, runs: Vec<ByteRange>, likely: u64) -> Feed {
         let (one, other) = (self.clone(), self.clone());
         let segments =
@@ -223,12 +225,13 @@ impl<R: ReadAt + ?Sized> Source<R> {
         Ok((take.start, joined(compared.await)?))
     }
 
-    /// The memory that the window of `work` takes, if that is much, and the stored bytes for it. A window takes no more than was
-    /// written into it.
+    /// The memory for the window of `work` and the stored bytes for it; `None` for a small window. A window uses no
+    /// more memory than was written into it.
     fn window_of(&self, work: &Work) -> Option<(u64, Vec<ByteRange>)> {
-        /// The most stream bytes that are decoded from one start without asking.
+        /// Maximum stream bytes decoded from one start without reserving memory.
         const COMMON: u64 = 1 << Windows::Common.log();
-        /// The most stream bytes of a delivery that the cache asks for. A reader of more reads the stream as a whole, alone.
+        /// Maximum stream bytes of a delivery to the cache. Only a reader of the whole stream requests more, and it
+        /// is alone.
         const MOST: u64 = 64 * 1024 * 1024;
         if !matches!(self.map.encoding(), Encoding::Zstd | Encoding::Xz) || work.deliver.len() > MOST {
             return None;
@@ -254,7 +257,7 @@ impl<R: ReadAt + ?Sized> Source<R> {
         share.map(Some).map_err(|error| error.into_read("decoding a part of a layer"))
     }
 
-    /// Decodes until all is delivered or nobody listens.
+    /// Decodes until all is delivered or the receiver is dropped.
     async fn run(
         self: Arc<Self>,
         mut work: Work,
@@ -285,7 +288,7 @@ impl<R: ReadAt + ?Sized> Source<R> {
             (work, input, ready, wants) = match joined(turn) {
                 Ok(done) => done,
                 Err(error) => {
-                    // Sending fails only when the reader is gone, who then needs no error.
+                    // Sending fails only when the reader is gone.
                     output.send(Err(error)).await.ok();
                     return;
                 }
@@ -319,7 +322,7 @@ impl<R: ReadAt + ?Sized> Source<R> {
         }
     }
 
-    /// The range from `at` on that is handed on as one, at most to `end`, and what it has to hash to.
+    /// The next range from `at` to deliver as one, at most to `end`, and its expected digest, if any.
     fn cut(&self, at: u64, end: u64) -> Result<(ByteRange, Option<Sum>), PassError> {
         let block = ByteRange::new(at, (at - at % SUM_BLOCK + SUM_BLOCK).min(end));
         let Sums::Stream(sums) = self.map.sums() else { return Ok((block, None)) };
@@ -336,7 +339,7 @@ impl<R: ReadAt + ?Sized> Source<R> {
         Ok((ByteRange::new(at, block.end.min(until)), None))
     }
 
-    /// Compares what was decoded for `range` with everything that is known of it.
+    /// Compares the decoded bytes of `range` with every digest known for it.
     fn check(&self, range: ByteRange, bytes: &[u8], sum: Option<&Sum>) -> Result<(), PassError> {
         if let Some(sum) = sum {
             compare_sha256(format!("stream bytes {range}"), bytes, sum)?;
@@ -381,7 +384,7 @@ fn compare_sha256(subject: String, bytes: &[u8], sum: &Sum) -> Result<(), PassEr
     Err(PassError::Mismatch { subject, expected, actual: actual.to_string() })
 }
 
-/// The stored ranges of `pieces`, those that are next to each other as one.
+/// The stored ranges of `pieces`; neighbours are merged.
 fn touching(pieces: &VecDeque<Piece>) -> Vec<ByteRange> {
     let mut runs: Vec<ByteRange> = Vec::new();
     for piece in pieces {
@@ -395,9 +398,9 @@ fn touching(pieces: &VecDeque<Piece>) -> Vec<ByteRange> {
 
 /// A read of stored bytes.
 struct Segment {
-    /// What the decoder gets.
+    /// The bytes for the decoder.
     take: ByteRange,
-    /// What contains it and is to be compared first.
+    /// The range around them to compare first; `None` without a digest.
     sum: Option<Sum>,
 }
 
@@ -435,9 +438,9 @@ impl<R: ?Sized> Iterator for Segments<R> {
     }
 }
 
-/// What turns the stored bytes of a piece into stream bytes.
+/// Converts the stored bytes of a piece into stream bytes.
 enum Unpack {
-    /// They are the same; the offset of the next one.
+    /// Identity; the offset of the next byte.
     Copy(u64),
     Decode(Box<Decoder>),
 }
@@ -450,7 +453,7 @@ impl Unpack {
         }
     }
 
-    /// Bytes taken and given.
+    /// Bytes consumed and produced.
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(usize, usize), PassError> {
         match self {
             Unpack::Copy(offset) => {
@@ -467,26 +470,26 @@ impl Unpack {
     }
 }
 
-/// What a turn ended for.
+/// The reason why a turn ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wants {
-    /// Everything that it was given is used up.
+    /// All input is consumed.
     Input,
-    /// It has done enough.
+    /// The turn reached its limit or the end of the delivery.
     Turn,
 }
 
-/// One delivery on its way.
+/// One delivery in progress.
 struct Work {
-    /// The piece that is decoded, and those after it.
+    /// The piece being decoded, and those after it.
     pieces: VecDeque<Piece>,
-    /// The decoder of the first piece, once it has started.
+    /// The decoder of the first piece; `None` before it has started.
     unpack: Option<Unpack>,
     /// The next stream byte.
     at: u64,
-    /// What is handed on of what is decoded.
+    /// The stream range to deliver of the decoded bytes.
     deliver: ByteRange,
-    /// What is being filled: its range, what it has to hash to, the bytes, and how many there are.
+    /// The buffer being filled: its range, its expected digest, its bytes, and the number of bytes filled.
     cut: Option<(ByteRange, Option<Sum>, Vec<u8>, usize)>,
     /// Steps without progress.
     idle: u32,
@@ -498,7 +501,7 @@ impl Work {
         Self { pieces, unpack, at, deliver, cut: None, idle: 0 }
     }
 
-    /// Decodes `input` (with its blob offset) as far as that goes in one turn.
+    /// Decodes `input` (with its blob offset) for one turn.
     fn turn<R: ReadAt + ?Sized>(
         &mut self,
         source: &Source<R>,
@@ -522,7 +525,8 @@ impl Work {
                     none.insert((range, sum, vec![0; range.len() as usize], 0))
                 }
             };
-            // What the decoder wants next may lie behind the input, where a piece holds more than is read of it.
+            // The next byte for the decoder may lie behind the input, where a piece has more bytes than were read
+            // of it.
             let offset = unpack.offset();
             let have = ByteRange::at(input.0, input.1.len() as u64).intersect(piece.stored);
             let given = if have.start <= offset && offset < have.end {

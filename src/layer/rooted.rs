@@ -1,7 +1,7 @@
-//! Which layers can be read part by part with nothing believed: every part has a digest, and the manifest vouches for the digests.
+//! Layers whose chunks can all be verified from the manifest.
 //!
-//! Reads nothing. The idea: an annotation of the manifest names the digest of an index, the index names the digest of each part of
-//! each file, and so a chain of digests leads from the manifest to every byte that is shown.
+//! An annotation of the manifest names the digest of an index, and the index names the digest of each part of each
+//! file. This digest chain leads from the manifest to every byte served. Nothing is read in this module.
 
 use std::collections::BTreeMap;
 
@@ -12,21 +12,22 @@ use super::index::LayerIndex;
 use super::span::Sums;
 use super::toc::EntryKind;
 
-/// The index of parts that a layer has to have, when the annotations of its descriptor name the digest of one.
+/// The kind of parts index that a layer must carry; `None` unless the annotations of its descriptor name the
+/// index's digest.
 pub fn parts_named(annotations: &BTreeMap<String, String>) -> Option<IndexKind> {
     foreign::announced(annotations).filter(|_| foreign::names_digest(annotations))
 }
 
-/// Whether a chain of digests leads from the manifest to every byte of every file that `claim` shows.
+/// Whether a digest chain leads from the manifest to every byte of every file in `claim`.
 pub(super) fn is_rooted(claim: &Foreign) -> bool {
     claim.is_bound
         && matches!(claim.kind, IndexKind::Estargz | IndexKind::ZstdChunked)
         && covers_files(&claim.index)
 }
 
-/// Whether every byte of every file lies in a range of the stream that has a digest.
+/// Whether every byte of every file lies in a range of the stream with a digest.
 fn covers_files(index: &LayerIndex) -> bool {
-    // In ascending order and apart: whoever reads through them relies on it too.
+    // Ascending and disjoint; readers rely on it too.
     let sums = match index.spans.sums() {
         Sums::Stream(sums) => &sums[..],
         Sums::None | Sums::Stored(_) => &[],
@@ -51,7 +52,7 @@ fn covers_files(index: &LayerIndex) -> bool {
     })
 }
 
-/// Why a layer is not read where every part has to have a digest.
+/// The error for a layer without a digest for every part.
 pub(super) fn no_parts(why: &str) -> ReadError {
     let message = format!("--verify=toc asks for digests of its parts that the manifest vouches for: {why}");
     ReadError::new(Fault::Unsupported, message)

@@ -1,4 +1,4 @@
-//! Decoded streams as they are served: no byte of them is handed out once it is known to be wrong.
+//! Decoded streams as served: no byte is returned once the blob or the index is known to be wrong.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::stored::Core;
 
-/// What was decoded from bytes that turned out to be wrong is as wrong as they are.
+/// Fails for a poisoned blob: bytes decoded from wrong bytes are wrong too.
 pub(super) fn refuse_poisoned(blob: &Cached) -> Result<(), ReadError> {
     if blob.state() == State::Poisoned {
         let message = format!("blob {} does not match its digest", blob.digest());
@@ -17,15 +17,15 @@ pub(super) fn refuse_poisoned(blob: &Cached) -> Result<(), ReadError> {
     Ok(())
 }
 
-/// A decoded stream: as trustworthy as the stored bytes it was decoded from.
+/// A decoded stream, verified as far as the stored bytes it is decoded from.
 pub(super) struct Decoded {
     pub(super) stream: Arc<Cached>,
     pub(super) blob: Arc<Cached>,
-    /// Where all bytes are zeros, as far as the index tells.
+    /// Ranges of zeros, by the checksums of the index.
     pub(super) holes: Vec<ByteRange>,
 }
 
-/// The runs of blocks of the stream that are zeros, by the checksums that the index has of them.
+/// The runs of zero blocks of the stream, by the checksums of the index.
 pub(super) fn holes(index: &LayerIndex) -> Vec<ByteRange> {
     let size = index.spans.stream_size();
     let zeros = |len: u64| *blake3::hash(&vec![0; len as usize]).as_bytes();
@@ -79,12 +79,12 @@ impl ReadAt for Decoded {
     }
 }
 
-/// A stream as somebody else's index describes it: served until the index was found wrong, and trusted no further than it
-/// was compared.
+/// A stream as a foreign index describes it: served until the index is refuted, and verified only as far as it was
+/// compared.
 pub(super) struct Claimed {
     pub(super) stream: Shared,
     pub(super) core: Arc<Core>,
-    /// Whether nothing but what was compared with a digest that the manifest vouches for is handed out.
+    /// Whether every byte was compared with a digest that the manifest covers before it is returned.
     pub(super) is_rooted: bool,
 }
 
@@ -120,7 +120,7 @@ impl ReadAt for Claimed {
         match (self.core.confirmed.get(), self.core.blob.verified()) {
             (Some(()), blob) => blob,
             (None, Verified::Poisoned) => Verified::Poisoned,
-            // Every part that is handed out was compared; what nobody has read was not.
+            // Every returned part was compared; unread parts were not.
             (None, _) if self.is_rooted => Verified::Partial,
             (None, _) => Verified::None,
         }

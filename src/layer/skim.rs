@@ -1,8 +1,8 @@
-//! Skimming a zstd layer that has a seek table: its headers are read and its large files are not.
+//! Skimming a zstd layer with a seek table: headers are read, and large files are skipped.
 //!
-//! A seek table says where frames start and gives no names, so names cost the frames that hold headers. The idea: where files
-//! are large that is a small part of the layer; where they are small it is all of it, and one pass is cheaper, so the walk
-//! gives up as soon as it reads more than it skips.
+//! A seek table gives the starts of frames and no names, so names cost the frames that hold headers. With large
+//! files, these frames are a small part of the layer. With small files they are all of it, and one pass is cheaper.
+//! So the walk gives up once it reads more than a quarter of the distance covered.
 
 use crate::io::{Fault, FetchAll, ReadError};
 
@@ -16,13 +16,13 @@ use super::stored::Core;
 use super::toc::Toc;
 use super::xz_index;
 
-/// Stored bytes below which a layer is passed over: that takes one fetch.
+/// Stored bytes below which a layer is read by a pass: that takes one fetch.
 const SMALLEST: u64 = 4 * 1024 * 1024;
 
-/// Bytes of the stream that are read before the walk is judged.
+/// Stream bytes read before the walk may give up.
 const TRIAL: u64 = 4 * 1024 * 1024;
 
-/// The index of a layer by its seek table; `None` when it has none, or when a pass costs less.
+/// The index of a layer from its seek table; `None` without one, or when a pass costs less.
 pub(super) async fn find(core: &Core, size: u64) -> Result<Option<Foreign>, ReadError> {
     if size < SMALLEST {
         return Ok(None);
@@ -34,7 +34,7 @@ pub(super) async fn find(core: &Core, size: u64) -> Result<Option<Foreign>, Read
     index.toc = match toc {
         Ok(Some(toc)) => toc,
         Ok(None) => return Ok(None),
-        // What is wrong with the layer the pass finds out; what is wrong with its table is no reason to stop.
+        // The pass reports defects of the layer, and a defect of the table must not stop it.
         Err(error) if matches!(error.fault(), Fault::Malformed | Fault::Unsupported) => {
             core.warn(format!("zstd seekable index: {}; the layer is read without it", error.chain()));
             return Ok(None);
@@ -44,13 +44,13 @@ pub(super) async fn find(core: &Core, size: u64) -> Result<Option<Foreign>, Read
     claimed(index).map(Some)
 }
 
-/// The index of the bare stream of a layer by its seek table; `None` when it has none.
+/// The index of the bare stream of a layer from its seek table; `None` without one.
 pub(super) async fn spans(core: &Core) -> Result<Option<Foreign>, ReadError> {
     let Some(spans) = seek_table(core).await? else { return Ok(None) };
     claimed(LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 }).map(Some)
 }
 
-/// The same by the index of an xz stream of several blocks.
+/// The index of a bare stream from the index of an xz stream of several blocks; `None` without one.
 pub(super) async fn xz_spans(core: &Core) -> Result<Option<Foreign>, ReadError> {
     let Some(spans) = xz_index::spans(&*core.blob).await? else { return Ok(None) };
     let index = LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 };

@@ -1,4 +1,4 @@
-//! What stored bytes really are, by their first bytes: labels lie, content decides decoding.
+//! Format detection by the first stored bytes. Content decides, because media types are unreliable.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{bzip2, lz4, xz};
 
-/// How many first bytes [`sniff`] wants: one tar header.
+/// Number of first bytes that [`sniff`] needs: one tar header.
 pub const SNIFF_LEN: usize = 512;
 
-/// How the uncompressed stream is stored.
+/// The encoding of the stored stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Encoding {
     /// The stream itself.
@@ -29,7 +29,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The extension that a tar archive in this encoding deserves.
+    /// The file extension of a tar archive in this encoding.
     pub fn extension(self) -> &'static str {
         match self {
             Encoding::Plain => "tar",
@@ -42,7 +42,7 @@ impl Encoding {
         }
     }
 
-    /// What the bytes are compressed with, whatever they are.
+    /// The name of the compression; `None` for plain bytes.
     pub fn compression(self) -> Option<&'static str> {
         match self {
             Encoding::Plain => None,
@@ -70,16 +70,16 @@ impl fmt::Display for Encoding {
     }
 }
 
-/// The answer of [`sniff`].
+/// The result of [`sniff`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sniffed {
-    /// A stream ocifs can read.
+    /// A stream that ocifs can read.
     Stream(Encoding),
-    /// Something that is no layer archive, or one in an encoding ocifs does not read; its name for people.
+    /// Not a layer archive, or in an unsupported encoding; its name for messages.
     Other(&'static str),
 }
 
-/// Signatures of contents that are recognised only to name them.
+/// Signatures of contents that are recognised only for messages.
 const OTHERS: &[(&[u8], &str)] = &[
     (b"PK\x03\x04", "a zip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
@@ -92,7 +92,7 @@ const OTHERS: &[(&[u8], &str)] = &[
     (b"<", "an XML or HTML document"),
 ];
 
-/// Decides by `head`, the first [`SNIFF_LEN`] bytes of the stored bytes (fewer only if there are no more).
+/// Detects the format from `head`, the first [`SNIFF_LEN`] stored bytes (fewer only if the blob is shorter).
 pub fn sniff(head: &[u8]) -> Sniffed {
     if head.starts_with(&[0x1f, 0x8b]) {
         return Sniffed::Stream(Encoding::Gzip);
@@ -117,8 +117,8 @@ pub fn sniff(head: &[u8]) -> Sniffed {
     Sniffed::Other(name)
 }
 
-/// The encoding that begins with a zstd frame or an LZ4 frame. Both may begin with skippable frames (RFC 8878, 3.1): behind
-/// long ones zstd is meant, whose tools write them.
+/// The encoding of bytes that start with a zstd frame or an LZ4 frame. Both may begin with skippable frames (RFC
+/// 8878, 3.1). Behind long ones zstd is assumed, whose tools write them.
 fn frames(head: &[u8]) -> Option<Encoding> {
     let mut rest = head;
     let number = |bytes: &[u8]| bytes.first_chunk().map(|number| u32::from_le_bytes(*number));
@@ -138,8 +138,8 @@ fn frames(head: &[u8]) -> Option<Encoding> {
     }
 }
 
-/// Whether `head` is nothing, zeros (an empty archive), or a header whose checksum is right. The checksum is what POSIX
-/// gives to tell a header from anything else; the v7 format has no magic.
+/// Whether `head` is empty, zeros (an empty archive), or a header with a valid checksum. The v7 format has no
+/// magic, so the checksum of POSIX is the only mark of every header.
 fn is_tar(head: &[u8]) -> bool {
     if head.iter().all(|&byte| byte == 0) {
         return true;

@@ -1,7 +1,7 @@
-//! The span map: which stored bytes hold a range of the uncompressed stream, and how decoding starts there.
+//! Span map: from a range of the uncompressed stream to its stored bytes, and the resume point for decoding them.
 //!
-//! Nothing here decodes. The idea: a read asks for the pieces that cover its range; a piece is decoded on its own, from the
-//! first of its stored bytes to the last of its stream bytes.
+//! A read gets the pieces that cover its range. A piece is decoded on its own, from the first of its stored bytes
+//! to the last of its stream bytes. Nothing is decoded in this module.
 
 use std::sync::Arc;
 
@@ -14,18 +14,18 @@ use crate::io::ByteRange;
 use super::packed_window::{Window, WindowSpool};
 use super::sniff::Encoding;
 
-/// The least stream bytes of a span that starts with a unit, except the last. Smaller units (some tools write a gzip member
-/// per file) are joined: a span below a cache block saves nothing, because whole blocks are decoded.
+/// Minimum stream bytes of a span that starts with a unit, except the last. Smaller units (some tools write a gzip
+/// member per file) are joined: a span below a cache block saves nothing, because whole blocks are decoded.
 pub(super) const MIN_SPAN: u64 = 256 * 1024;
 
-/// Where decoding can start.
+/// A resume point: an offset where decoding can start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanStart {
-    /// Offset in the stored bytes of the first byte of which nothing was decoded yet.
+    /// Offset of the first stored byte of which no bit was decoded before.
     pub stored: u64,
     /// Offset in the uncompressed stream.
     pub stream: u64,
-    /// What the decoder has to know there.
+    /// The decoder state needed.
     pub resume: Resume,
 }
 
@@ -39,21 +39,22 @@ impl SpanStart {
     }
 }
 
-/// What a decoder has to know to start in the middle of a layer.
+/// The decoder state needed to start in the middle of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Resume {
-    /// Nothing: a gzip member or a zstd frame starts here.
+    /// None: a gzip member or a zstd frame starts at this point.
     Unit,
-    /// A deflate block starts here, in the middle of a gzip member.
+    /// A deflate block starts at this point, in the middle of a gzip member.
     Block {
-        /// How many bits of the stored byte before belong to the block: 0 to 7.
+        /// Number of bits of the stored byte before that belong to the block: 0 to 7.
         bits: u8,
-        /// The stream bytes before, as far as the block's successors refer to them.
+        /// The stream bytes before, as far as the block and its successors refer to them.
         window: Window,
     },
-    /// A block that refers to nothing before starts here, in the middle of an xz stream or an LZ4 frame.
+    /// A block that refers to nothing before it starts at this point, in the middle of an xz stream or an LZ4
+    /// frame.
     Inner {
-        /// What the stream or the frame says of all its blocks.
+        /// The block parameters of the stream or frame.
         shape: u8,
     },
 }
@@ -61,48 +62,49 @@ pub enum Resume {
 /// A run of a layer that is decoded on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Its stored bytes; with a block that starts within a byte, that byte too.
+    /// Its stored bytes, including the byte in which its first block starts.
     pub stored: ByteRange,
-    /// What they decode to; in a made-up stream the first bytes of it (see [`Chunk`]).
+    /// Its stream bytes; in a made-up stream the first of the decoded bytes (see [`Chunk`]).
     pub stream: ByteRange,
-    /// How decoding starts.
+    /// The decoder state at its start.
     pub resume: Resume,
 }
 
-/// A run of stored bytes whose neighbours in the stream may lie anywhere: what indexes that name files give.
+/// A run of stored bytes whose neighbours in the stream may be stored anywhere, from an index that names files.
 ///
-/// It may decode to more than its part of the stream, which ends with the last byte that an entry wants: behind the content
-/// of a file a unit can hold padding and headers of the archive, and no index says how many. A decoder stops there.
+/// A chunk may decode to more than its part of the stream, which ends with the last byte that an entry uses. After
+/// the content of a file, a unit can hold padding and headers of the archive, whose size no index gives. A decoder
+/// stops before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {
     /// Offset of its first stored byte, where a unit starts.
     pub stored: u64,
     /// Offset after its last stored byte.
     pub stored_end: u64,
-    /// Its offset in the stream. Invariant: where the chunk before ended.
+    /// Its offset in the stream. Invariant: the end of the chunk before.
     pub stream: u64,
 }
 
-/// What some bytes have to hash to, by sha256.
+/// Expected sha256 of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sum {
     /// Offset of the first byte.
     pub start: u64,
-    /// Offset after the last.
+    /// Offset after the last byte.
     pub end: u64,
     /// The digest.
     pub sha256: [u8; 32],
 }
 
-/// The digests that an index gives for parts of a layer, in order and without overlap.
+/// The digests that an index gives for parts of a layer, ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sums {
-    /// There are none.
+    /// No digests.
     #[default]
     None,
-    /// Of ranges of the stream. None crosses the end of a chunk.
+    /// Of disjoint ranges of the stream. No range crosses the end of a chunk.
     Stream(Vec<Sum>),
-    /// Of ranges of the stored bytes: one for each span.
+    /// Of ranges of the stored bytes, one for each span. Neighbours may share a byte.
     Stored(Vec<Sum>),
 }
 
@@ -114,7 +116,7 @@ pub struct SpanMap {
     stored_size: u64,
     /// Bytes of the whole stream.
     stream_size: u64,
-    /// Shared, because everybody who reads a layer needs it, and it has megabytes of windows.
+    /// Shared, because every reader of a layer needs it, and its windows take megabytes.
     shape: Arc<Shape>,
     sums: Arc<Sums>,
 }
@@ -125,12 +127,12 @@ enum Shape {
     Identity,
     /// The stream is stored in order. Invariant: the first start is at (0, 0), and stream offsets increase.
     Ordered(#[serde(deserialize_with = "increasing")] Vec<SpanStart>),
-    /// The stream is the chunks one after the other: made up by an index, not what decoding everything gives.
+    /// The stream is a sequence of chunks, made up by an index; decoding the whole layer gives a different stream.
     Chunks(Vec<Chunk>),
 }
 
-/// Reads starts until one does not come after the one before: equal ones compress to nothing, and somebody else's index of a few
-/// kilobytes must not become gigabytes before it is looked at.
+/// Deserializes starts, and fails at the first that does not increase. Equal starts compress to almost nothing, and
+/// an untrusted index of a few kilobytes must not become gigabytes before it is checked.
 fn increasing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SpanStart>, D::Error> {
     deserializer.deserialize_seq(Increasing)
 }
@@ -171,7 +173,7 @@ impl SpanMap {
         }
     }
 
-    /// A stream that is stored in order, with the places where decoding can start.
+    /// A stream that is stored in order, with its resume points.
     pub fn ordered(encoding: Encoding, stored_size: u64, stream_size: u64, starts: Vec<SpanStart>) -> Self {
         Self {
             encoding,
@@ -182,7 +184,7 @@ impl SpanMap {
         }
     }
 
-    /// A stream of chunks that can lie anywhere.
+    /// A stream of chunks that can be stored anywhere.
     pub fn chunks(encoding: Encoding, stored_size: u64, stream_size: u64, chunks: Vec<Chunk>) -> Self {
         Self {
             encoding,
@@ -193,13 +195,13 @@ impl SpanMap {
         }
     }
 
-    /// The same, with what its bytes have to hash to.
+    /// Adds the digests of parts.
     #[must_use]
     pub fn with_sums(self, sums: Sums) -> Self {
         Self { sums: Arc::new(sums), ..self }
     }
 
-    /// How the spans are stored.
+    /// The encoding of the spans.
     pub fn encoding(&self) -> Encoding {
         self.encoding
     }
@@ -214,7 +216,7 @@ impl SpanMap {
         self.stream_size
     }
 
-    /// Bytes of memory that it takes, without the allocator's own.
+    /// Bytes of memory used, without the allocator's overhead.
     pub fn heap_bytes(&self) -> u64 {
         let shape = match &*self.shape {
             Shape::Identity => 0,
@@ -228,17 +230,17 @@ impl SpanMap {
         (shape + sums) as u64
     }
 
-    /// What parts of the layer have to hash to.
+    /// The expected digests of parts of the layer.
     pub fn sums(&self) -> &Sums {
         &self.sums
     }
 
-    /// Whether the stream is made up of chunks, so that its offsets mean nothing to any other index of the layer.
+    /// Whether the stream is made up of chunks, so that its offsets have no meaning for another index of the layer.
     pub fn is_made_up(&self) -> bool {
         matches!(*self.shape, Shape::Chunks(_))
     }
 
-    /// How many places there are where decoding can start.
+    /// The number of resume points.
     pub fn spans(&self) -> usize {
         match &*self.shape {
             Shape::Identity => 1,
@@ -247,7 +249,7 @@ impl SpanMap {
         }
     }
 
-    /// The places where decoding can start, of a stream that is stored in order.
+    /// The resume points of a stream that is stored in order; empty for others.
     pub fn starts(&self) -> &[SpanStart] {
         match &*self.shape {
             Shape::Ordered(starts) => starts,
@@ -255,8 +257,8 @@ impl SpanMap {
         }
     }
 
-    /// The pieces of whole spans that cover `range`, in stream order. The stream ranges of the answer follow each other and
-    /// contain `range` as far as the stream goes. What is stored in order comes as one piece.
+    /// The pieces of whole spans that cover `range`, in stream order. Their stream ranges are adjacent, and contain
+    /// `range` up to the end of the stream. A stream that is stored in order gives one piece.
     pub fn cover(&self, range: ByteRange) -> Vec<Piece> {
         match &*self.shape {
             Shape::Identity => vec![Piece { stored: range, stream: range, resume: Resume::Unit }],
@@ -292,8 +294,8 @@ impl SpanMap {
         }
     }
 
-    /// The stored bytes that reading `range` will probably take: those of the pieces that cover it, the last one as far as its
-    /// share of the range goes.
+    /// Estimated stored bytes for reading `range`: those of the pieces that cover it, the last one in proportion to
+    /// its part of the range.
     pub fn likely_stored(&self, range: ByteRange) -> Vec<ByteRange> {
         let Shape::Ordered(starts) = &*self.shape else {
             return self.cover(range).into_iter().map(|piece| piece.stored).collect();
@@ -309,7 +311,7 @@ impl SpanMap {
         vec![ByteRange::new(stored.start, from.stored.saturating_add(share).clamp(stored.start, stored.end))]
     }
 
-    /// Where the span with this number ends: stored and stream offset.
+    /// The end of the span with this number, as stored and stream offset.
     fn end_of(&self, starts: &[SpanStart], at: usize) -> (u64, u64) {
         starts.get(at + 1).map_or((self.stored_size, self.stream_size), |end| (end.stored, end.stream))
     }
@@ -318,7 +320,7 @@ impl SpanMap {
         chunks.get(at + 1).map_or(self.stream_size, |next| next.stream)
     }
 
-    /// Whether the numbers can be true: what a reader of a stored map must know before it trusts it.
+    /// Whether the numbers are consistent. A reader of an untrusted map checks this first.
     pub fn is_sound(&self) -> bool {
         let shape = match &*self.shape {
             Shape::Identity => self.encoding == Encoding::Plain && self.stored_size == self.stream_size,
@@ -374,13 +376,13 @@ pub struct SpanRecorder {
 }
 
 impl SpanRecorder {
-    /// Nothing passed yet.
+    /// An empty recorder.
     pub fn new(encoding: Encoding) -> Self {
         let starts = vec![SpanStart { stored: 0, stream: 0, resume: Resume::Unit }];
         Self { encoding, starts, windows: WindowSpool::default() }
     }
 
-    /// The same with windows that are too many for memory on the disk of `cache`, if there is one.
+    /// Adds the disk of `cache`, if any, for windows over the memory limit.
     pub(super) fn with_windows_in(self, cache: Option<Cache>) -> Self {
         Self { windows: WindowSpool::new(cache), ..self }
     }
@@ -390,7 +392,7 @@ impl SpanRecorder {
         self.start(SpanStart { stored, stream, resume: Resume::Unit });
     }
 
-    /// Decoding can start here with nothing but what the start says.
+    /// Records a resume point without a window.
     pub fn start(&mut self, start: SpanStart) {
         if let Some(last) = self.starts.last()
             && start.stream - last.stream >= MIN_SPAN
@@ -399,7 +401,7 @@ impl SpanRecorder {
         }
     }
 
-    /// A checkpoint inside a unit; offsets are above those of the last start.
+    /// Records a checkpoint inside a unit; its offsets are above those of the last start.
     pub fn checkpoint(&mut self, mut start: SpanStart) -> std::io::Result<()> {
         if let Resume::Block { window, .. } = &mut start.resume {
             *window = self.windows.keep(std::mem::take(window))?;
@@ -408,12 +410,12 @@ impl SpanRecorder {
         Ok(())
     }
 
-    /// Where the last span so far starts in the stream.
+    /// Stream offset of the start of the last span so far.
     pub fn last(&self) -> u64 {
         self.starts.last().map_or(0, |start| start.stream)
     }
 
-    /// The pass is over.
+    /// The span map of the completed pass.
     pub fn finish(mut self, stored_size: u64, stream_size: u64) -> SpanMap {
         // The end of the last unit is no start.
         if self.starts.len() > 1 && self.starts.last().is_some_and(|last| last.stream == stream_size) {
