@@ -1,4 +1,4 @@
-//! One layer of an image: its index, found or built once, and its uncompressed stream.
+//! Layer of an image: its index, found or built once, and its uncompressed stream.
 //!
 //! It never mixes what two indexes say: the first one that is used decides for the life of the layer, because the offsets of
 //! a stream that an index made up mean nothing to another. The idea: an index made here is believed; one that others made is
@@ -26,59 +26,59 @@ use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
 use super::span::SpanMap;
 use super::toc::{Toc, has_namespace};
 
-/// A stored layer that can be read as the archive it holds, or for its uncompressed bytes alone.
+/// A stored layer, readable as an archive or only as its uncompressed bytes.
 pub struct Layer {
     pub(super) core: Arc<Core>,
     pub(super) hints: Hints,
-    /// By what the layer is read, once that was decided.
+    /// The selected index; empty before the first request.
     choice: OnceCell<Choice>,
     opened: OnceLock<Opened>,
     state: Mutex<LayerState>,
     audit: Mutex<Option<Audit>>,
-    /// Set when the stream was found to hash to what the hints say.
+    /// Set once the stream has the digest in the hints.
     agreed: OnceCell<()>,
-    /// How many extended attributes are not shown, once the names are known.
+    /// Number of hidden extended attributes, once the names are known.
     unshown_xattrs: OnceLock<u64>,
 }
 
-/// What a layer and the tasks that work for it share.
+/// State that a layer shares with its background tasks.
 pub(super) struct Core {
     pub(super) blob: Arc<Cached>,
     pub(super) cache: Cache,
-    /// Which index it is read by: that of an archive, or that of a bare stream.
+    /// The form of the index: that of an archive, or that of a bare stream.
     pub(super) form: Learnt,
-    /// What the stream is hashed with by the pass that decodes it.
+    /// The hasher for the pass that decodes the stream; `None` without an expected digest.
     pub(super) hasher: Option<Hasher>,
-    /// What the pass found the stream to hash to.
+    /// The stream digest that the pass computed.
     pub(super) hashed: OnceLock<Digest>,
     /// Stream bytes that the running pass has decoded.
     pub(super) progress: Arc<AtomicU64>,
-    /// What went wrong without keeping the layer from being read.
+    /// Problems that did not prevent reading the layer.
     warnings: Mutex<Vec<String>>,
-    /// Why what a claim said is not read any more.
+    /// The reason why the claim is refuted.
     pub(super) refuted: OnceLock<ReadError>,
-    /// Set when a claim was compared with the layer and found true.
+    /// Set once the claim was compared with the layer and is true.
     pub(super) confirmed: OnceLock<()>,
-    /// Fetches for readers to come. Dropping the set ends them.
+    /// Readahead tasks. Dropping the set aborts them.
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// By what a layer is read.
+/// The index by which a layer is read.
 #[derive(Clone)]
 enum Choice {
-    /// What its own bytes say.
+    /// The layer's own index.
     Own,
-    /// What somebody else says.
+    /// A foreign index.
     Claim(Arc<Claim>),
 }
 
-/// What somebody else says of a layer, for as long as the layer is read by it.
+/// A foreign index in use.
 pub(super) struct Claim {
-    /// With a large table of contents on disk.
+    /// The index, with a large table of contents on disk.
     pub(super) foreign: Foreign,
-    /// Whether every part of the layer has a digest in it.
+    /// Whether the index has a digest for every part of the layer.
     pub(super) is_rooted: bool,
-    /// What its spans take of the memory that all layers share.
+    /// Share of its spans in the memory budget of all layers.
     _memory: MemoryShare,
 }
 
@@ -93,15 +93,15 @@ impl Claim {
     }
 }
 
-/// What is there once the index is known.
+/// The stream of a layer with a known index.
 pub(super) struct Opened {
     pub(super) spans: SpanMap,
     pub(super) stream: Shared,
-    /// The same for a reader that compares it, and keeps nothing.
+    /// The same for a reader that compares it and caches nothing.
     pub(super) served: Shared,
 }
 
-/// The task that waits for the layer to be complete; it ends with the layer.
+/// The task that waits for the layer to be complete. It ends with the layer.
 struct Audit(JoinHandle<()>);
 
 impl Drop for Audit {
@@ -110,36 +110,36 @@ impl Drop for Audit {
     }
 }
 
-/// How far a layer is from being readable at random.
+/// Progress of a layer towards random access.
 #[derive(Clone, Debug)]
 pub enum LayerState {
-    /// Nobody asked yet.
+    /// No index yet, and no pass is running.
     Untouched,
     /// A pass over the stored bytes is running.
     Streaming,
-    /// The index is known.
+    /// The layer has its index.
     Indexed {
-        /// Whose index it is.
+        /// The kind of the index.
         kind: IndexKind,
-        /// How the stream is stored.
+        /// The encoding of the stored bytes.
         encoding: Encoding,
         /// Bytes of the uncompressed stream.
         stream_size: u64,
-        /// How many places there are where decoding can start.
+        /// The number of resume points.
         spans: usize,
     },
-    /// It can never be read; every later question gets the same answer.
+    /// A permanent error, returned by every later request.
     Failed(ReadError),
 }
 
 impl Layer {
-    /// The layer stored in `blob`, an archive. Nothing is read here.
+    /// The layer stored in `blob`, an archive. Reads nothing.
     pub fn new(blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
         Self::read_as(Learnt::Archive, blob, cache, hints)
     }
 
-    /// The layer stored in `blob`, whatever it holds: it is opened for its uncompressed bytes, its table of contents is empty,
-    /// and what is not compressed is simply itself. Nothing is read here.
+    /// The layer stored in `blob`, of any content, for its uncompressed bytes. Its table of contents is empty. An
+    /// uncompressed blob is its own stream. Reads nothing.
     pub fn packed(blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
         Self::read_as(Learnt::Stream, blob, cache, hints)
     }
@@ -170,18 +170,18 @@ impl Layer {
         }
     }
 
-    /// Counts what [`unshown_xattrs`](Self::unshown_xattrs) tells in its table of contents, once.
+    /// Counts the hidden extended attributes in its table of contents, once.
     pub fn count_xattrs(&self, toc: &Toc) {
         self.unshown_xattrs.get_or_init(|| unshown_xattrs(toc));
     }
 
-    /// How many extended attributes of its entries are in no namespace that Linux has, and so are not shown; 0 before its names
-    /// are known.
+    /// Number of extended attributes of its entries that are hidden, because Linux lacks their namespace; 0 before
+    /// its names are known.
     pub fn unshown_xattrs(&self) -> u64 {
         self.unshown_xattrs.get().copied().unwrap_or_default()
     }
 
-    /// How far this layer is.
+    /// The state of this layer.
     pub fn state(&self) -> LayerState {
         match self.core.refuted.get() {
             Some(error) => LayerState::Failed(error.clone()),
@@ -189,7 +189,7 @@ impl Layer {
         }
     }
 
-    /// What went wrong without keeping the layer from being read: indexes that were not used, and why.
+    /// Problems that did not prevent reading the layer: unused indexes, with the reasons.
     pub fn warnings(&self) -> Vec<String> {
         lock(&self.core.warnings).clone()
     }
@@ -199,7 +199,7 @@ impl Layer {
         self.core.progress.load(Ordering::Relaxed)
     }
 
-    /// Whose index the layer is read by, as far as that is known without reading a blob.
+    /// The kind of index by which the layer is read; `None` if it is unknown without reading a blob.
     pub fn known_index(&self) -> Option<IndexKind> {
         if let LayerState::Indexed { kind, .. } = self.state() {
             return Some(kind);
@@ -212,19 +212,20 @@ impl Layer {
         foreign::announced(&self.hints.annotations).filter(|_| is_used)
     }
 
-    /// The bytes of the index in the cache, if it is there and would be used. Reads nothing.
+    /// The size of the cached index, if it exists and would be used. Reads nothing.
     pub fn kept_index_len(&self) -> Option<u64> {
         let is_used = self.hints.policy != IndexPolicy::Off;
         self.core.cache.learnt_len(self.core.form, self.core.blob.digest()).filter(|_| is_used)
     }
 
-    /// What the stored bytes are, by one small read.
+    /// The format of the stored bytes, by one small read.
     pub async fn sniff(&self) -> Result<Sniffed, ReadError> {
         self.core.sniff(&*self.core.blob.looked_at()).await
     }
 
-    /// The first `len` bytes of the uncompressed stream, or all of a shorter one, by decoding as many stored bytes as that
-    /// takes. What is not compressed is given as it is, archive or not. No index is needed, and none is made.
+    /// The first `len` bytes of the uncompressed stream, or all of a shorter one. Decodes only the stored bytes
+    /// needed. Bytes that are not compressed are returned unchanged, archive or not. An index is neither needed nor
+    /// made.
     pub async fn peek(&self, len: u64) -> Result<Vec<u8>, ReadError> {
         let peek = async {
             refuse_poisoned(&self.core.blob)?;
@@ -237,14 +238,14 @@ impl Layer {
         peek.await.map_err(|error| self.subject(error))
     }
 
-    /// What its bytes are compressed with, by the first of them.
+    /// The compression of its bytes, by the first of them; `None` for uncompressed bytes.
     pub async fn compression(&self) -> Result<Option<&'static str>, ReadError> {
         let encoding = self.core.look_at_encoding(&*self.core.blob.looked_at()).await;
         Ok(encoding.map_err(|error| self.subject(error))?.and_then(Encoding::compression))
     }
 
-    /// The size of the uncompressed stream, when it is known without decoding all of it. `None` means that only
-    /// [`index`](Self::index) tells.
+    /// The size of the uncompressed stream, if it is known without decoding all of it. `None` means that only
+    /// [`index`](Self::index) can determine it.
     pub async fn quick_size(&self) -> Result<Option<u64>, ReadError> {
         let size = async {
             refuse_poisoned(&self.core.blob)?;
@@ -264,13 +265,14 @@ impl Layer {
         size.await.map_err(|error| self.subject(error))
     }
 
-    /// An error of this layer.
+    /// Adds the layer's digest to an error.
     fn subject(&self, error: ReadError) -> ReadError {
         error.within(format!("layer {}", self.core.blob.digest()))
     }
 
-    /// The index: from the cache, from what lies in or beside the image, or by one pass over the stored bytes. Content errors
-    /// are for ever, others may pass. A large table of contents is on disk.
+    /// The index: cached, carried by the image, stored beside it, or built by one pass over the stored bytes.
+    /// Content errors are permanent unless the blob will be fetched again; others may be temporary. A large table
+    /// of contents is on disk.
     pub async fn index(&self) -> Result<LayerIndex, ReadError> {
         if let LayerState::Failed(error) = self.state() {
             return Err(error);
@@ -289,7 +291,7 @@ impl Layer {
             Err(error) => {
                 let error = self.subject(error);
                 *self.lock() = match error.fault() {
-                    // The next one reads other bytes.
+                    // The next request reads other bytes.
                     _ if self.core.blob.is_rejected() => LayerState::Untouched,
                     Fault::Malformed | Fault::Unsupported | Fault::Mismatch => {
                         LayerState::Failed(error.clone())
@@ -301,23 +303,25 @@ impl Layer {
         }
     }
 
-    /// Makes the index of this layer from its own bytes, whatever else there is, and gives it as it is kept.
+    /// The index from the layer's own bytes, cached or built now, even if a foreign index is in use.
     pub async fn own_index(&self) -> Result<LayerIndex, ReadError> {
         let own = self.core.own_index(&self.state).await;
         own.map_err(|error| self.subject(error))
     }
 
-    /// The uncompressed stream as readers get it now, for a reader that compares all of it and keeps nothing.
+    /// The uncompressed stream as readers get it now, for a reader that compares all of it and caches nothing.
+    /// `None` without an index.
     pub fn as_served(&self) -> Option<Shared> {
         self.opened.get().map(|opened| opened.served.clone())
     }
 
-    /// The uncompressed stream; there is one as soon as the index was asked for with success.
+    /// The uncompressed stream; `None` before [`index`](Self::index) has succeeded.
     pub fn stream(&self) -> Option<Shared> {
         self.opened.get().map(|opened| opened.stream.clone())
     }
 
-    /// Which stored bytes a read of a range of the stream needs, for as long as somebody wants to know.
+    /// A function from a range of the stream to the stored ranges that a read of it needs. It may outlive the
+    /// layer.
     pub fn stored_ranges(&self) -> impl Fn(ByteRange) -> Vec<ByteRange> + Send + Sync + use<> {
         let spans = self.opened.get().map(|opened| opened.spans.clone());
         move |range| {
@@ -326,7 +330,7 @@ impl Layer {
         }
     }
 
-    /// What starts fetching stored bytes for readers to come; `None` when they are all here.
+    /// A function that starts readahead of stored bytes; `None` when all of them are verified.
     pub fn fetcher(&self) -> Option<Fetcher> {
         if self.core.blob.state() == State::Verified {
             return None;
@@ -340,7 +344,7 @@ impl Layer {
         }))
     }
 
-    /// Fetches the stored bytes of `range` of the stream, as far as they are not here.
+    /// Fetches the stored bytes of `range` of the stream that are not cached.
     pub fn fetching(&self, range: ByteRange) -> BoxFuture<'static, Result<(), ReadError>> {
         let (wanted, blob) = (self.stored_ranges()(range), self.core.blob.clone());
         Box::pin(async move {
@@ -352,7 +356,7 @@ impl Layer {
     }
 
     async fn find_or_build(&self) -> Result<(LayerIndex, IndexKind), ReadError> {
-        // An index that is there was learnt from the right bytes, whatever this place has sent: it stays.
+        // A cached index came from verified bytes, so a poisoned blob does not invalidate it.
         refuse_poisoned(&self.core.blob)?;
         let mut found = None;
         let choice = self
@@ -397,14 +401,14 @@ impl Layer {
         }
     }
 
-    /// Compares the stream with what the hints say of it, once.
+    /// Compares the stream with its digest in the hints, once.
     async fn agree(&self, index: &LayerIndex, kind: IndexKind) -> Result<(), ReadError> {
         let Some(expected) = &self.hints.content else { return Ok(()) };
         let compare = || self.core.compare_content(expected, index, kind, &self.state);
         self.agreed.get_or_try_init(compare).await.map(|_| ())
     }
 
-    /// Waits in the background until the stored bytes are complete, and then compares.
+    /// Starts a task that waits until the stored bytes are verified, and then audits the claim.
     fn start_audit(&self, claim: &Arc<Claim>) {
         let mut audit = lock(&self.audit);
         if audit.is_some() || self.core.confirmed.get().is_some() {
@@ -440,20 +444,20 @@ fn unshown_xattrs(toc: &Toc) -> u64 {
     names.filter(|(name, _)| !has_namespace(name)).count() as u64
 }
 
-/// Takes a lock whose value is replaced whole, so that a panic cannot leave it half written.
+/// Locks a mutex whose value is replaced as a whole, so that a panic cannot leave it half written.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Core {
-    /// Fetches stored bytes in the background; it ends with the layer.
+    /// Fetches stored bytes in the background. The task ends with the layer.
     fn start_fetching(&self, stored: ByteRange) {
         let blob = self.blob.clone();
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             if let Err(error) = blob.ensure(stored).await {
-                // Whoever reads it gets the error.
+                // The reader of these bytes gets the error.
                 tracing::debug!(layer = %blob.digest(), error = error.chain(), "not fetched ahead");
             }
         });
@@ -471,7 +475,7 @@ impl Core {
         }
     }
 
-    /// From now on nothing that was decoded by the claim is served, and no mount will use it again.
+    /// Stops serving bytes decoded by the claim, and records that no mount may use it again.
     fn refute(&self, claim: &Foreign, why: &str) {
         let message = format!("its {} index contradicts the layer: {why}", claim.kind);
         tracing::error!(layer = %self.blob.digest(), message, "every read through it fails from now on");
@@ -481,7 +485,7 @@ impl Core {
         self.cache.distrust(self.blob.digest());
     }
 
-    /// Whether the stored bytes are never handed out before all of them were compared with their digest.
+    /// Whether all stored bytes are verified before any of them are served.
     pub(super) fn is_proven_first(&self) -> bool {
         self.blob.is_proven_first()
     }
@@ -496,12 +500,12 @@ impl Core {
         Ok(sniff(&read_vec(bytes, head).await?))
     }
 
-    /// How the stream is stored, if it is one.
+    /// The encoding of the stream; `None` where the bytes are no stream.
     pub(super) async fn encoding(&self) -> Result<Option<Encoding>, ReadError> {
         self.look_at_encoding(&*self.blob).await
     }
 
-    /// The same by a look at these bytes of the blob.
+    /// As [`encoding`](Self::encoding), from these bytes of the blob.
     async fn look_at_encoding(&self, bytes: &dyn ReadAt) -> Result<Option<Encoding>, ReadError> {
         Ok(match self.sniff(bytes).await? {
             Sniffed::Stream(encoding) => Some(encoding),
@@ -510,7 +514,7 @@ impl Core {
         })
     }
 
-    /// The index that the layer's own bytes give: kept, or built now.
+    /// The layer's own index: cached, or built now.
     pub(super) async fn own_index(&self, state: &Mutex<LayerState>) -> Result<LayerIndex, ReadError> {
         refuse_poisoned(&self.blob)?;
         if let Some(index) = self.kept().await? {
@@ -530,8 +534,8 @@ impl Core {
         let _running = Running::start(state);
         let index = match self.build().await {
             Err(error) if error.fault() == Fault::Malformed && self.blob.state() != State::Verified => {
-                // Whose fault it is, the author's or that of whoever sent the bytes, only the digest tells; and bytes that
-                // were sent wrong must not stay.
+                // Only the digest shows whether the author or the source is at fault. Wrong bytes from the source
+                // must not stay in the cache.
                 self.blob.ensure(ByteRange::new(0, self.blob.size())).await?;
                 return Err(error);
             }
@@ -551,14 +555,14 @@ impl Core {
         Ok((index, stream))
     }
 
-    /// The index of a stream that is stored as it is.
+    /// The index of an uncompressed stream.
     pub(super) fn identity(&self) -> LayerIndex {
         let spans = SpanMap::identity(self.size());
         LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 }
     }
 }
 
-/// Says that a pass is running, until it is dropped with the future that drives the pass.
+/// Marks a pass as running, until it is dropped with the future that drives the pass.
 struct Running<'a>(&'a Mutex<LayerState>);
 
 impl<'a> Running<'a> {

@@ -1,8 +1,8 @@
-//! The table of contents of a layer: what its archive says, in archive order, before any union rule is applied.
+//! Table of contents of a layer: its archive entries, in archive order, before any union rule is applied.
 //!
-//! Paths are bytes exactly as the archive gives them; cleaning, whiteouts and links are the business of `tree/`. The idea: a
-//! layer can have millions of entries, so they lie packed in one run of bytes, some twenty and the path for each, and are
-//! read where they lie.
+//! Paths are bytes exactly as in the archive; `tree/` handles cleaning, whiteouts and links. A layer can have
+//! millions of entries. So they are packed into one byte string, some twenty bytes and the path for each, and read
+//! in place.
 
 mod packed;
 
@@ -16,27 +16,27 @@ use crate::io::{Fault, MEMORY, MemoryShare, ReadError, compute};
 pub(super) use packed::TocSeed;
 pub use packed::{Iter, Runs, Xattrs};
 
-/// Bytes of records in memory from which those before the last go to disk: some 16,000 entries.
+/// Bytes of records in memory above which all but the last are spooled to disk: some 16,000 entries.
 pub(super) const SPOOLED_FROM: usize = 1024 * 1024;
 
-/// No record is longer: its name and target, and one extended header of 1 MiB of attributes or runs, each of which takes at most
-/// as many bytes as its text.
+/// Maximum length of a record: its name and target, and one extended header of 1 MiB of attributes or runs. Each of
+/// these takes at most as many bytes as its text.
 const LONGEST_RECORD: usize = 4 * 1024 * 1024;
 
-/// All entries of one archive, in archive order; later ones win over earlier ones of the same name.
+/// All entries of one archive, in archive order. Of entries with the same name, the last one counts.
 #[derive(Clone, Default)]
 pub struct Toc {
-    /// Records before `records` that lie on the disk of the cache; `None` when all are in memory.
+    /// Records before `records`, on the disk of the cache; `None` when all are in memory.
     head: Option<Arc<SpooledBytes>>,
-    /// The records of [`packed`]. Invariant: `len` records with the head, each of which can be read.
+    /// The records of [`packed`]. Invariant: `len` valid records together with the head.
     records: Vec<u8>,
-    /// How many entries there are.
+    /// Number of entries.
     len: usize,
-    /// Where the record of the last entry starts in `records`.
+    /// Offset of the record of the last entry in `records`.
     last: usize,
     /// `header` of the last entry and of the one before it, or 0: records hold the distance.
     headers: [u64; 2],
-    /// What a large table takes of the memory that all layers share.
+    /// Share of a large table in the memory budget of all layers.
     share: Option<Arc<MemoryShare>>,
 }
 
@@ -54,7 +54,7 @@ impl PartialEq for Toc {
 impl Eq for Toc {}
 
 impl Toc {
-    /// Adds an entry after all others; later ones win over earlier ones of the same name.
+    /// Adds an entry after all others. Of entries with the same name, the last one counts.
     pub fn push(&mut self, entry: Entry) {
         self.last = self.records.len();
         self.headers = [entry.header, self.headers[0]];
@@ -68,20 +68,20 @@ impl Toc {
         Iter::new(&self.records, 0)
     }
 
-    /// Whether a part of it is on disk.
+    /// Whether a part of the table is on disk.
     pub fn is_spooled(&self) -> bool {
         self.head.is_some()
     }
 
-    /// The same with all entries in memory: waits for its share of it.
+    /// The table with all entries in memory. Waits for its share of the memory budget.
     pub async fn whole(mut self) -> Result<Self, ReadError> {
         let Some(head) = self.head.take() else { return Ok(self) };
         let bytes = head.len() + self.records.len() as u64;
         let share = MEMORY.take(bytes).await.map_err(|error| error.into_read("a table of contents"))?;
-        // Who has it may build a tree from it, which must not wait for it.
+        // The caller may build a tree from the table, which must not wait for this share.
         share.pin();
         compute(move || {
-            // At most what the walker accepts of metadata.
+            // At most the walker's limit for metadata.
             let len = head.len() as usize;
             let mut records = Vec::with_capacity(len + self.records.len());
             records.resize(len, 0);
@@ -95,14 +95,14 @@ impl Toc {
         .await
     }
 
-    /// Takes all records but the last, to be put on disk before those that are still to come.
+    /// Removes and returns all records but the last, to be spooled before later ones.
     pub(super) fn take_head(&mut self) -> Vec<u8> {
         let rest = self.records.split_off(self.last);
         self.last = 0;
         std::mem::replace(&mut self.records, rest)
     }
 
-    /// The same with all but its last entry on the disk of `cache`, if it is large.
+    /// The table with all but its last entry on the disk of `cache`, if it is large.
     pub(super) fn spooled(mut self, cache: &Cache) -> Result<Self, ReadError> {
         if self.head.is_some() || self.records.len() <= SPOOLED_FROM {
             return Ok(self);
@@ -115,7 +115,7 @@ impl Toc {
         Ok(self.behind(head))
     }
 
-    /// The same with the records that [`take_head`](Self::take_head) gave, where they are.
+    /// Adds the spooled records that [`take_head`](Self::take_head) returned.
     pub(super) fn behind(mut self, head: SpooledBytes) -> Self {
         self.head = (!head.is_empty()).then(|| Arc::new(head));
         self
@@ -126,17 +126,17 @@ impl Toc {
         Iter::new(&self.records[self.last..], self.headers[1]).next()
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the table has no entries.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes of memory that the entries take, without the allocator's own and what is on disk.
+    /// Bytes of memory used by the entries, without the allocator's overhead and the part on disk.
     pub fn heap_bytes(&self) -> usize {
         self.records.len()
     }
@@ -185,27 +185,28 @@ impl Serialize for Toc {
 }
 
 impl<'de> Deserialize<'de> for Toc {
-    /// Whatever the bytes are: every record is read once here, and one that cannot be read is an error.
+    /// Reads every record once. An unreadable record is an error, whatever the bytes are.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         packed::deserialize(deserializer, Reader::default())
     }
 }
 
-/// Makes a table of contents from pieces of its records, each of which is read once.
+/// Builds a table of contents from pieces of its records, each of which is read once.
 #[derive(Default)]
 pub(super) struct Reader<'a> {
     toc: Toc,
-    /// Where the records are read that were not yet looked at.
+    /// Offset of the first unread record.
     unread: usize,
-    /// Where what is too much for memory goes, if it may.
+    /// The cache to spool to; `None` where all records stay in memory.
     spool: Option<&'a Cache>,
     head: Option<SpooledBytes>,
-    /// What is asked of every entry beside that it can be read.
+    /// An additional check of every entry; `None` for none.
     check: Option<&'a dyn Fn(&EntryRef<'_>) -> bool>,
 }
 
 impl<'a> Reader<'a> {
-    /// One that puts what is too much for memory on the disk of `cache`, and refuses entries that `check` does not like.
+    /// A reader that spools records over the memory limit to the disk of `cache`, and refuses entries that fail
+    /// `check`.
     pub(super) fn spooling(cache: Option<&'a Cache>, check: &'a dyn Fn(&EntryRef<'_>) -> bool) -> Self {
         Self { spool: cache, check: Some(check), ..Self::default() }
     }
@@ -233,7 +234,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Looks at the records that are whole.
+    /// Reads the complete records.
     fn look(&mut self) -> Result<(), String> {
         let toc = &mut self.toc;
         let mut entries = Iter::new(&toc.records[self.unread..], toc.headers[0]);
@@ -273,7 +274,7 @@ impl<'a> Reader<'a> {
 pub struct Entry {
     /// The name as recorded (after pax and GNU long names), not cleaned. Never contains NUL.
     pub path: Vec<u8>,
-    /// What it is.
+    /// Type of the entry, with its type-specific data.
     pub kind: EntryKind,
     /// Permission bits, 0 to 0o7777; the file type is in `kind`.
     pub mode: u16,
@@ -285,16 +286,16 @@ pub struct Entry {
     pub mtime: Time,
     /// Extended attributes in recorded order, names and values verbatim.
     pub xattrs: Vec<Xattr>,
-    /// Where the entry's own header starts in the uncompressed stream: for error messages.
+    /// Offset of the entry's own header in the uncompressed stream, for error messages.
     pub header: u64,
 }
 
-/// An [`Entry`] where it lies in its [`Toc`].
+/// An [`Entry`] in place in its [`Toc`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryRef<'a> {
     /// The name as recorded (after pax and GNU long names), not cleaned. Never contains NUL.
     pub path: &'a [u8],
-    /// What it is.
+    /// Type of the entry, with its type-specific data.
     pub kind: EntryKind<&'a [u8], Runs<'a>>,
     /// Permission bits, 0 to 0o7777; the file type is in `kind`.
     pub mode: u16,
@@ -306,12 +307,12 @@ pub struct EntryRef<'a> {
     pub mtime: Time,
     /// Extended attributes in recorded order, names and values verbatim.
     pub xattrs: Xattrs<'a>,
-    /// Where the entry's own header starts in the uncompressed stream: for error messages.
+    /// Offset of the entry's own header in the uncompressed stream, for error messages.
     pub header: u64,
 }
 
 impl EntryRef<'_> {
-    /// A copy that owns what it says.
+    /// An owned copy.
     pub fn to_entry(&self) -> Entry {
         let kind = match self.kind {
             EntryKind::File(Content { size, offset, runs }) => {
@@ -333,8 +334,8 @@ impl EntryRef<'_> {
 /// An extended attribute: name, value.
 pub type Xattr = (Vec<u8>, Vec<u8>);
 
-/// Whether the name of an extended attribute is one that Linux has: in another namespace, or in none, as archives from macOS
-/// record them, no program could ask for it.
+/// Whether the name of an extended attribute is in a namespace of Linux. No program could read others, such as
+/// those without a namespace that archives from macOS record.
 pub fn has_namespace(name: &[u8]) -> bool {
     const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
     NAMESPACES.iter().any(|namespace| name.len() > namespace.len() && name.starts_with(namespace))
@@ -349,7 +350,7 @@ pub struct Time {
     pub nanos: u32,
 }
 
-/// The type of an entry with what only that type has. `T` holds a link target, `R` the runs of a sparse file.
+/// The type of an entry with its type-specific data. `T` holds a link target, `R` the runs of a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind<T = Vec<u8>, R = Vec<Run>> {
     /// A regular file.
@@ -371,21 +372,21 @@ pub enum EntryKind<T = Vec<u8>, R = Vec<Run>> {
 /// A device number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Device {
-    /// Driver.
+    /// Driver number.
     pub major: u32,
-    /// Unit.
+    /// Unit number.
     pub minor: u32,
 }
 
-/// Where a regular file's bytes lie in the uncompressed stream.
+/// The location of a regular file's bytes in the uncompressed stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Content<R = Vec<Run>> {
-    /// The size that readers see, in bytes.
+    /// The size of the file, in bytes.
     pub size: u64,
     /// Stream offset of the first stored byte.
     pub offset: u64,
-    /// For a sparse file the runs of data, in order and without overlap; the stored bytes are these runs one after the
-    /// other, everything else reads as zeros. `None` when all of `size` is stored.
+    /// The runs of data of a sparse file, ascending and disjoint. The stored bytes are these runs without gaps; all
+    /// other bytes of the file are zeros. `None` when all of `size` is stored.
     pub runs: Option<R>,
 }
 
@@ -394,12 +395,12 @@ pub struct Content<R = Vec<Run>> {
 pub struct Run {
     /// Offset in the file.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
 }
 
 impl Content {
-    /// How many bytes are stored in the stream.
+    /// Number of bytes stored in the stream.
     pub fn stored(&self) -> u64 {
         self.runs
             .as_ref()
@@ -408,7 +409,7 @@ impl Content {
 }
 
 impl Content<Runs<'_>> {
-    /// How many bytes are stored in the stream.
+    /// Number of bytes stored in the stream.
     pub fn stored(&self) -> u64 {
         self.runs.map_or(self.size, |runs| runs.fold(0, |sum, run| sum.saturating_add(run.len)))
     }

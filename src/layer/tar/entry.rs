@@ -1,7 +1,7 @@
-//! What a header means together with the extended headers in front of it: one entry.
+//! Tar entry: built from a header and the extended headers in front of it.
 //!
-//! It must never clean a path or follow a link. Precedence is Go's: pax records over the header block, GNU long names over
-//! both, the name of a sparse file over all.
+//! Precedence is Go's: pax records over the header block, GNU long names over both, the name of a sparse file over
+//! all. Paths stay uncleaned, and links are not followed.
 
 use super::super::{Content, Device, Entry, EntryKind, Time};
 use super::error::Problem;
@@ -10,19 +10,19 @@ use super::limits::TarLimits;
 use super::pax::{Key, Records};
 use super::sparse::{self, Form};
 
-/// What the headers in front of an entry said about it.
+/// The extended headers in front of an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pending {
-    /// The last extended header; an earlier one for the same entry is replaced as a whole, as in Go.
+    /// The last extended header. It replaces an earlier one for the same entry as a whole, as in Go.
     pub(super) records: Records,
-    /// The last GNU long name, or empty.
+    /// The last GNU long name; empty without one.
     pub(super) name: Vec<u8>,
-    /// The last GNU long link target, or empty.
+    /// The last GNU long link target; empty without one.
     pub(super) link: Vec<u8>,
 }
 
 impl Pending {
-    /// The name of the entry that `header` begins, for all but sparse files.
+    /// The name of the entry that starts with `header`, for all but sparse files.
     pub(super) fn name<'a>(&'a self, header: &'a Header) -> &'a [u8] {
         chosen(&self.name, self.records.get(Key::Path), &header.name)
     }
@@ -36,16 +36,17 @@ fn chosen<'a>(gnu: &'a [u8], pax: Option<&'a [u8]>, header: &'a [u8]) -> &'a [u8
     if gnu.is_empty() { pax.unwrap_or(header) } else { gnu }
 }
 
-/// An entry, and what the stream holds for it.
+/// An entry, and the content that the stream holds for it.
 pub(super) struct Draft {
     pub(super) entry: Entry,
-    /// The bytes of content after the header.
+    /// Content bytes after the header.
     pub(super) stored: u64,
-    /// For a sparse file whose map is in front of its content: the real size. The entry's content is then incomplete.
+    /// The real size of a sparse file whose map precedes its content, and whose `entry` is therefore incomplete.
+    /// Else `None`.
     pub(super) map: Option<i64>,
 }
 
-/// The entry that `header`, at stream offset `start`, begins; its content starts at `body`.
+/// The entry that starts with `header` at stream offset `start`; its content starts at `body`.
 pub(super) fn draft(
     header: &Header,
     pending: &Pending,
@@ -95,7 +96,7 @@ pub(super) fn draft(
     Ok(Draft { entry, stored, map })
 }
 
-/// That the names in `entry` can be names.
+/// Checks that the names in `entry` are valid.
 pub(super) fn check_names(entry: &Entry, limits: &TarLimits) -> Result<(), Problem> {
     check_path(&entry.path, limits)?;
     check_target(&entry.kind, limits)?;
@@ -103,7 +104,7 @@ pub(super) fn check_names(entry: &Entry, limits: &TarLimits) -> Result<(), Probl
     let longest = entry.xattrs.iter().map(|(_, value)| value.len()).max();
     xattr_limits(names, longest.unwrap_or(0)).map_err(Problem::unsupported)?;
     for (name, _) in &entry.xattrs {
-        // The kernel's own bounds for a name.
+        // The kernel's limits for a name.
         if name.is_empty() || name.len() > 255 {
             return Err(Problem::unsupported(format!(
                 "extended attribute has a name of {} bytes, not 1 to 255",
@@ -114,12 +115,12 @@ pub(super) fn check_names(entry: &Entry, limits: &TarLimits) -> Result<(), Probl
     Ok(())
 }
 
-/// The longest value of an extended attribute, and the longest list of their names, that the kernel hands out
+/// Maximum value of an extended attribute, and maximum list of their names, that the kernel returns
 /// (`XATTR_SIZE_MAX` and `XATTR_LIST_MAX` of `linux/limits.h`).
 const MAX_XATTR_BYTES: usize = 64 * 1024;
 
-/// Refuses attributes that no kernel could show: `names` are the bytes of all names, each with its NUL, `longest` those of the
-/// longest value.
+/// Refuses attributes that no kernel can return. `names` are the bytes of all names, each with its NUL; `longest`
+/// are those of the longest value.
 pub(in super::super) fn xattr_limits(names: usize, longest: usize) -> Result<(), String> {
     if longest > MAX_XATTR_BYTES {
         return Err(format!(
@@ -134,16 +135,16 @@ pub(in super::super) fn xattr_limits(names: usize, longest: usize) -> Result<(),
     Ok(())
 }
 
-/// A size field that says how many bytes follow the header.
+/// A size field that gives the number of content bytes after the header.
 pub(super) fn content_size(size: i64) -> Result<u64, Problem> {
     u64::try_from(size).map_err(|_| Problem::malformed(format!("size is {size}")))
 }
 
-/// The type, with links and devices; a file's content is filled in by the caller.
+/// The type, with links and devices. The caller fills in the content of a file.
 fn kind(header: &Header, pending: &Pending, path: &[u8]) -> Result<EntryKind, Problem> {
     let link = || pending.link(header).to_vec();
     Ok(match header.flag {
-        // Before there was a type for directories, a trailing slash said so.
+        // Before directories had a type, a trailing slash marked them.
         0 if path.ends_with(b"/") => EntryKind::Directory,
         0 | b'0' => EntryKind::File(Content::default()),
         b'1' => EntryKind::HardLink(link()),
@@ -177,8 +178,8 @@ fn device(header: &Header) -> Result<Device, Problem> {
     Ok(Device { major: part("major", header.major)?, minor: part("minor", header.minor)? })
 }
 
-/// The owner that the kernel makes of a number: appliers hand it to lchown(2), where a negative one is counted down from 2^32 and
-/// -1 means that the owner, root, stays.
+/// The owner as the kernel interprets the number. Appliers pass it to lchown(2), where a negative number is counted
+/// down from 2^32. With -1 the owner, root, stays.
 fn owner(name: &str, value: i64) -> Result<u32, Problem> {
     let owner = match i32::try_from(value) {
         Ok(negative @ i32::MIN..0) => negative.cast_unsigned(),
@@ -193,7 +194,7 @@ fn permissions(mode: i64) -> u16 {
     (mode & 0o7777) as u16
 }
 
-/// That names can be names: of bounded length, and without a NUL (only the name of a sparse file can hold one).
+/// Checks a path: bounded length, and no NUL (only the name of a sparse file can hold one).
 fn check_path(path: &[u8], limits: &TarLimits) -> Result<(), Problem> {
     if path.contains(&0) {
         return Err(Problem::malformed("name holds a NUL"));
@@ -211,7 +212,7 @@ fn check_path(path: &[u8], limits: &TarLimits) -> Result<(), Problem> {
     Ok(())
 }
 
-/// That a link target can be one: the kernel makes no link without a target, and none that is longer than a path.
+/// Checks a link target: the kernel makes no link without a target, and none longer than a path.
 fn check_target(kind: &EntryKind, limits: &TarLimits) -> Result<(), Problem> {
     let (EntryKind::Symlink(target) | EntryKind::HardLink(target)) = kind else { return Ok(()) };
     if target.is_empty() {

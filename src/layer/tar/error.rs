@@ -1,41 +1,41 @@
-//! Why an archive is not walked further, and where in the stream.
+//! Tar errors, with the position in the stream.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use crate::io::Fault;
 
-/// An archive that is rejected. The position is that of the header in question in the uncompressed stream.
+/// A rejected archive. The position is that of the header in the uncompressed stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TarError {
     /// The archive is not valid.
     #[error("{at}: {problem}")]
     Malformed {
-        /// Which header.
+        /// The position of the header.
         at: Place,
-        /// What is wrong with it.
+        /// The defect.
         problem: Cow<'static, str>,
     },
-    /// The archive is valid, but holds what no image may hold or what is over a limit.
+    /// The archive is valid, but its content is not allowed in an image or is over a limit.
     #[error("{at}: {problem}")]
     Unsupported {
-        /// Which header.
+        /// The position of the header.
         at: Place,
-        /// What is refused.
+        /// The refused content.
         problem: Cow<'static, str>,
     },
-    /// The walker was fed bytes that leave out some that it needs.
+    /// The walker got bytes after a gap.
     #[error("tar walker needs stream offset {need} and was given {given}")]
     Gap {
-        /// The first byte that is needed.
+        /// The first byte needed.
         need: u64,
-        /// Where the given bytes start, or the stream ends.
+        /// Start of the given bytes, or end of the stream.
         given: u64,
     },
 }
 
 impl TarError {
-    /// Who is wrong.
+    /// The class of the error.
     pub fn fault(&self) -> Fault {
         match self {
             Self::Malformed { .. } => Fault::Malformed,
@@ -54,14 +54,14 @@ pub struct Place {
     pub entry: String,
 }
 
-/// How many characters of a name a message shows: enough to find it, whatever the archive says.
+/// Maximum characters of a name in a message.
 const SHOWN: usize = 100;
 
 impl Place {
     /// The header at `header`, of the entry `name` (empty when unknown).
     pub(super) fn new(header: u64, name: &[u8]) -> Self {
-        // Names are foreign bytes: nothing that a terminal would obey may get into a log line. Four bytes a character
-        // is the most that UTF-8 takes.
+        // Names are untrusted bytes: terminal control characters must not get into a log line. UTF-8 takes at most
+        // four bytes a character.
         let head = &name[..name.len().min(4 * SHOWN)];
         let lossy = String::from_utf8_lossy(head);
         let mut entry: String = lossy.chars().take(SHOWN).flat_map(char::escape_debug).collect();
@@ -79,7 +79,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// What is wrong, before anybody said where.
+/// A defect without its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Problem {
     Malformed(Cow<'static, str>),

@@ -1,14 +1,15 @@
-//! One header block of 512 bytes, with the fields of all the dialects (v7, ustar, pax, GNU, star).
+//! Tar header block of 512 bytes, with the fields of all the dialects (v7, ustar, pax, GNU, star).
 //!
-//! It must never look at other blocks. The rules are those of Go's `archive/tar`, including what it forgives: blanks and
-//! NULs around octal digits, both checksum conventions, and the name prefix that old Go versions wrote into GNU headers.
+//! The rules are those of Go's `archive/tar`, including its tolerance: blanks and NULs around octal digits, both
+//! checksum conventions, and the name prefix that old Go versions wrote into GNU headers. Other blocks are not
+//! considered.
 
 use super::error::Problem;
 
-/// The unit of the format: headers and paddings are of this many bytes.
+/// Unit of the format: headers and padding are multiples of it, in bytes.
 pub(super) const BLOCK: usize = 512;
 
-/// The fields of a header, numbers not yet checked for meaning.
+/// The fields of a header. The meaning of the numbers is not checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) name: Vec<u8>,
@@ -23,7 +24,7 @@ pub(super) struct Header {
     pub(super) minor: i64,
 }
 
-/// Which optional fields a block has.
+/// The dialect, which determines the optional fields.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Dialect {
     /// The original: no magic, no prefix, no device numbers.
@@ -78,7 +79,7 @@ impl Header {
         Ok(header)
     }
 
-    /// Whether the type is one whose size field says nothing about the stream: links, devices, directories, pipes.
+    /// Whether the size field of the type does not count content bytes: links, devices, directories, pipes.
     pub(super) fn has_no_content(&self) -> bool {
         matches!(self.flag, b'1'..=b'6')
     }
@@ -99,8 +100,8 @@ fn dialect(block: &[u8; BLOCK]) -> Dialect {
     }
 }
 
-/// The prefix that Go before 1.8 wrote into GNU headers, over the access and change times. It is believed only when these
-/// times cannot be read and the bytes are ASCII (golang.org/issue/12594 and 21005).
+/// The prefix that Go before 1.8 wrote into GNU headers, over the access and change times. It is used only when
+/// these times are unreadable and the bytes are ASCII (golang.org/issue/12594 and 21005).
 fn misplaced_prefix(block: &[u8; BLOCK]) -> &[u8] {
     let readable = |field: &[u8]| field[0] == 0 || number("", field).is_ok();
     if readable(&block[345..357]) && readable(&block[357..369]) {
@@ -110,7 +111,8 @@ fn misplaced_prefix(block: &[u8; BLOCK]) -> &[u8] {
     if prefix.is_ascii() { prefix } else { &[] }
 }
 
-/// The sum of the block with its checksum field blank: of unsigned bytes as POSIX says, of signed ones as Sun's tar did.
+/// The sum of the block with its checksum field blank: of unsigned bytes as in POSIX, and of signed ones as in
+/// Sun's tar.
 fn checksums(block: &[u8; BLOCK]) -> (i64, i64) {
     let (mut unsigned, mut high) = (0i64, 0i64);
     for &byte in block {
@@ -149,7 +151,8 @@ fn base_256(field: &[u8]) -> Option<i64> {
 
 struct NotOctal;
 
-/// Octal digits between blanks and NULs; what follows a NUL after the digits does not count. At most 12 digits, so 36 bits.
+/// Octal digits between blanks and NULs. Bytes after a NUL behind the digits are ignored. At most 12 digits, so 36
+/// bits.
 fn octal(field: &[u8]) -> Result<i64, NotOctal> {
     let blank = |byte: &u8| matches!(byte, b' ' | 0);
     let Some(start) = field.iter().position(|byte| !blank(byte)) else { return Ok(0) };

@@ -1,18 +1,18 @@
 //! Limits of one archive: entries, lengths, and memory.
 
-/// What a foreign archive may cost.
+/// Resource limits for a foreign archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TarLimits {
-    /// Entries. A tree of that many is over the memory that trees have.
+    /// Maximum entries. A tree of that many exceeds the memory limit of trees.
     pub entries: u64,
     /// Bytes of a name or a link target.
     pub path: usize,
     /// Bytes of a name between two slashes.
     pub component: usize,
-    /// Bytes of one extended header, GNU long name or sparse map. Go's limit, which is libarchive's.
+    /// Bytes of one extended header, GNU long name or sparse map. The limit is Go's, which is libarchive's.
     pub pax: u64,
-    /// Bytes of all names, link targets, extended attributes and sparse maps together, as kept in memory: what stops an
-    /// archive that compresses well and holds nothing but metadata.
+    /// Bytes of all names, link targets, extended attributes and sparse maps together, in their size in memory.
+    /// This stops a highly compressed archive of pure metadata.
     pub metadata: u64,
 }
 

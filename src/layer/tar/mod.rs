@@ -1,13 +1,13 @@
-//! The tar walker: from the uncompressed stream of a layer to its [`Toc`](super::Toc), without doing any I/O itself.
+//! Tar walker: from the uncompressed stream of a layer to its [`Toc`](super::Toc), without any I/O of its own.
 //!
-//! It must never read, wait, resolve a path or apply a union rule, and never guess: what Go's `archive/tar` refuses is an
-//! error here, and what it accepts has the same names, sizes and offsets here, because that reader decides in practice what
-//! a layer contains. The idea: the walker says which bytes it needs next and is fed them in pieces of any size; between two
-//! headers it needs nothing, so a caller with random access skips the contents of files.
+//! Results match those of Go's `archive/tar`, because in practice that reader decides the content of a layer.
+//! Archives that it refuses are errors, and accepted ones have the same names, sizes and offsets. The walker names
+//! the bytes that it needs next, and gets them in pieces of any size. Between two headers it needs nothing, so a
+//! caller with random access skips file contents. Paths are not resolved, and no union rule is applied.
 //!
-//! One file per concept: `header` (one block of 512 bytes), `pax` (records of an extended header), `sparse` (the maps of
-//! the three pax sparse formats), `entry` (what a header and everything that went before it mean together), `walker` (the
-//! state machine).
+//! One file per concept: `header` (one block of 512 bytes), `pax` (records of an extended header), `sparse` (the
+//! maps of the three pax sparse formats), `entry` (a header combined with the extended headers before it), `walker`
+//! (the state machine), `limits` (entries, lengths and memory).
 
 mod entry;
 mod error;
@@ -25,7 +25,7 @@ pub use walker::{Need, TarWalker};
 
 pub(super) use entry::xattr_limits;
 
-/// That the names in an entry from elsewhere are such as the walker would give.
+/// Checks that the names in a foreign entry satisfy the limits of the walker.
 pub(super) fn check_names(entry: &super::Entry, limits: &TarLimits) -> Result<(), TarError> {
     entry::check_names(entry, limits).map_err(|problem| problem.at(entry.header, &entry.path))
 }

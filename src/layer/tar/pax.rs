@@ -1,14 +1,14 @@
-//! The records of a pax extended header: `length keyword=value\n`, one after the other.
+//! Pax extended header: consecutive records of the form `length keyword=value\n`.
 //!
-//! It must never skip a record that it cannot read. Syntax is checked when the header is read, values when the entry
-//! that they describe comes, as Go's `archive/tar` does: records that nothing follows have no effect.
+//! Syntax is checked when the header is read, and values when their entry comes, as in Go's `archive/tar`: records
+//! without a following entry have no effect. An unreadable record is an error, never skipped.
 
 use std::collections::HashMap;
 
 use super::super::{Time, Xattr};
 use super::error::Problem;
 
-/// The records of one extended header that mean something here; all others are only checked for syntax.
+/// The supported records of one extended header; all others are only checked for syntax.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Records {
     values: Vec<(Key, Vec<u8>)>,
@@ -16,7 +16,7 @@ pub(super) struct Records {
     pub(super) xattrs: Vec<Xattr>,
 }
 
-/// The keywords that mean something here.
+/// The supported keywords.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
     Path,
@@ -33,11 +33,11 @@ pub(super) enum Key {
     SparseSize,
     SparseRealSize,
     SparseBlocks,
-    /// The map of format 0.1; those of format 0.0, one record per number, are joined to one of these.
+    /// The map of format 0.1. Those of format 0.0, with one record per number, are converted to it.
     SparseMap,
 }
 
-/// Where extended attributes are recorded; the reference appliers know no other place.
+/// Prefix of extended attributes; the reference appliers know no other.
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
 /// Keywords of sparse format 0.0, which repeats them once per run.
@@ -91,7 +91,7 @@ impl Records {
     /// Reads the content of an extended header.
     pub(super) fn parse(mut rest: &[u8]) -> Result<Self, Problem> {
         let mut records = Self::default();
-        // Where an extended attribute stands: of a keyword that is repeated the last value counts, as to every reader.
+        // Index of each extended attribute: the last value of a repeated keyword counts, as in every reader.
         let mut places: HashMap<&[u8], usize> = HashMap::new();
         let mut map: Vec<&[u8]> = Vec::new();
         while !rest.is_empty() {
@@ -125,13 +125,13 @@ impl Records {
         Ok(records)
     }
 
-    /// The value of `key`. POSIX: an empty value means that the header block's own field counts.
+    /// The value of `key`. In POSIX an empty value means that the header block's own field counts.
     pub(super) fn get(&self, key: Key) -> Option<&[u8]> {
         let (_, value) = self.values.iter().find(|(found, _)| *found == key)?;
         (!value.is_empty()).then_some(value)
     }
 
-    /// The number in `key`, decimal, with a sign or without.
+    /// The number in `key`: decimal, with an optional sign.
     pub(super) fn number(&self, key: Key) -> Result<Option<i64>, Problem> {
         self.get(key).map(|value| decimal(value).ok_or_else(|| bad_value(key, value))).transpose()
     }
@@ -152,12 +152,12 @@ fn bad_value(key: Key, value: &[u8]) -> Problem {
     Problem::malformed(format!("pax record {} has the value \"{}\"", key.keyword(), value.escape_debug()))
 }
 
-/// As much of a foreign text as a message may hold.
+/// A foreign text, shortened for a message.
 fn shown(text: &[u8]) -> String {
     String::from_utf8_lossy(&text[..text.len().min(40)]).into_owned()
 }
 
-/// `seconds[.fraction]`; the sign belongs to both, and digits past the nanoseconds are cut off.
+/// Parses `seconds[.fraction]`. The sign applies to both, and digits past the nanoseconds are cut off.
 fn time(text: &[u8]) -> Option<Time> {
     let dot = text.iter().position(|&byte| byte == b'.');
     let (seconds, fraction) = dot.map_or((text, &[][..]), |dot| (&text[..dot], &text[dot + 1..]));
@@ -198,7 +198,7 @@ fn record(bytes: &[u8]) -> Result<Record<'_>, Problem> {
     if keyword.is_empty() {
         return Err(bad("has no keyword"));
     }
-    // The ustar strings end at a NUL, so a NUL in one means two names for one file; in other values it is data.
+    // ustar strings end at a NUL, so a NUL in one would give a file two names; in other values it is data.
     let text = matches!(keyword, b"path" | b"linkpath" | b"uname" | b"gname");
     if if text { value.contains(&0) } else { keyword.contains(&0) } {
         return Err(bad("holds a NUL"));

@@ -1,15 +1,15 @@
-//! The three pax formats of sparse files (0.0, 0.1, 1.0): which one an entry uses, and its map of data runs.
+//! Sparse files in the three pax formats (0.0, 0.1, 1.0): format detection, and the map of data runs.
 //!
-//! It must never trust a map: a run outside the file, an overlap, or more or fewer stored bytes than the map says is an
-//! error. A map costs its own length, however big the file is that it describes. The formats are those of GNU tar
-//! (tar.info, "Sparse Formats"), read as Go's `archive/tar` reads them.
+//! Maps are checked: a run outside the file, an overlap, or a wrong number of stored bytes is an error. A map costs
+//! its own length, whatever the size of the file. The formats are those of GNU tar (tar.info, "Sparse Formats"),
+//! read as in Go's `archive/tar`.
 
 use super::super::Run;
 use super::error::Problem;
 use super::header::BLOCK;
 use super::pax::{Key, Records, decimal};
 
-/// Where a sparse file keeps its map.
+/// The location of the map of a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// In the extended header: formats 0.0 and 0.1.
@@ -19,7 +19,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The format that the records announce. Versions that do not exist make an ordinary file, as in Go.
+    /// The format that the records announce. An unknown version gives an ordinary file, as in Go.
     pub(super) fn of(records: &Records) -> Option<Self> {
         let version = (records.get(Key::SparseMajor), records.get(Key::SparseMinor));
         match version {
@@ -60,12 +60,12 @@ fn bad_number() -> Problem {
 pub(super) struct MapReader {
     text: Vec<u8>,
     lines: u64,
-    /// How many lines the map has, once the first one is complete.
+    /// Number of lines of the map; `None` before the first line is complete.
     expected: Option<u64>,
 }
 
 impl MapReader {
-    /// Adds the next block of the content; the runs when it was the map's last one.
+    /// Adds the next block of the content. Returns the runs after the last block of the map.
     pub(super) fn push(&mut self, block: &[u8; BLOCK], limit: u64) -> Result<Option<Vec<RawRun>>, Problem> {
         self.text.extend_from_slice(block);
         if self.text.len() as u64 > limit {
@@ -77,7 +77,7 @@ impl MapReader {
             None => match self.text.iter().position(|&byte| byte == b'\n') {
                 Some(end) => {
                     let count = decimal(&self.text[..end]).and_then(|count| u64::try_from(count).ok());
-                    // A count that no archive can hold has more lines than the limit lets in.
+                    // A count beyond any archive needs more lines than the limit allows.
                     *self.expected.insert(count.ok_or_else(bad_number)?.saturating_mul(2).saturating_add(1))
                 }
                 None => return Ok(None),
@@ -92,14 +92,14 @@ impl MapReader {
         Ok(Some(runs))
     }
 
-    /// The bytes held.
+    /// Bytes held in memory.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.text.len()
     }
 }
 
-/// The runs of a file of `size` bytes of which `stored` are in the stream: checked, and without empty ones.
+/// The checked runs of a file of `size` bytes, of which `stored` are in the stream. Empty runs are removed.
 pub(super) fn check(runs: Vec<RawRun>, size: i64, stored: u64) -> Result<(u64, Vec<Run>), Problem> {
     let Ok(size) = u64::try_from(size) else {
         return Err(Problem::malformed(format!("sparse file has the size {size}")));

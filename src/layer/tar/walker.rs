@@ -1,8 +1,7 @@
-//! The state machine: which bytes are needed next, and what they are.
+//! Tar state machine: collects headers, extended headers and sparse maps, and requests the bytes it needs next.
 //!
-//! It must never hold more than one header, extended header or sparse map at a time, and it copies nothing of what it
-//! skips. The idea: the walker always collects one *item* at a known stream offset; everything before the item is
-//! ignored, and a complete item makes the next one known.
+//! The walker collects one *item* at a time, at a known stream offset. Bytes before the item are ignored without a
+//! copy, and a complete item determines the next one. At most one header, extended header or sparse map is held.
 
 use std::mem;
 
@@ -15,12 +14,12 @@ use super::pax::Records;
 use super::sparse::{self, MapReader};
 use crate::io::ByteRange;
 
-/// What the walker needs next.
+/// The next input of the walker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// At least these bytes of the stream. More that follow them are welcome; fewer are remembered.
+    /// At least these bytes of the stream. The caller may add bytes behind them, or supply them in several calls.
     Bytes(ByteRange),
-    /// Nothing: the archive has ended, or was rejected (see [`TarWalker::finish`]).
+    /// None: the archive has ended, or was rejected (see [`TarWalker::finish`]).
     Done,
 }
 
@@ -29,29 +28,29 @@ pub enum Need {
 pub struct TarWalker {
     limits: TarLimits,
     state: State,
-    /// Stream offset of the item that is being collected.
+    /// Stream offset of the current item.
     at: u64,
-    /// The item's bytes so far, when it came in pieces. Invariant: shorter than the item.
+    /// The item's bytes so far, when they came in pieces. Invariant: shorter than the item.
     partial: Vec<u8>,
-    /// Where the stored content of the last entry ends. Invariant: at least the offset of its header.
+    /// End of the stored content of the last entry. Invariant: at least the offset of its header.
     content_end: u64,
     pending: Pending,
     metadata: u64,
     toc: Toc,
 }
 
-/// The item that is being collected.
+/// The current item.
 #[derive(Debug)]
 enum State {
     /// A header, or the first block of the end mark: one block.
     Header,
-    /// What follows a block of zeros: one block.
+    /// The block after a block of zeros.
     SecondEnd,
     /// The content of an extended header.
     Extension { header: u64, flag: u8, len: usize },
     /// A block of the map of a sparse file, before its content.
     Map(Box<Map>),
-    /// The end mark was seen.
+    /// The end mark is complete.
     Done,
     /// The archive is rejected.
     Failed(TarError),
@@ -79,8 +78,8 @@ impl TarWalker {
         }
     }
 
-    /// Which bytes of the stream it needs next. Contents of files are jumped over. A range that starts at or after the end
-    /// of the stream means that the archive ends without its end mark, which [`finish`](Self::finish) judges.
+    /// The bytes of the stream needed next; contents of files are skipped. A range that starts at or after the end
+    /// of the stream means that the end mark is missing; [`finish`](Self::finish) decides on it.
     pub fn need(&self) -> Need {
         match self.item_len() {
             Some(len) => Need::Bytes(ByteRange::new(self.wanted(), self.at.saturating_add(len as u64))),
@@ -88,8 +87,8 @@ impl TarWalker {
         }
     }
 
-    /// Takes `bytes`, which start at stream offset `offset`: no later than the need, and as many as there are. After an
-    /// error every further call gives the same one.
+    /// Adds `bytes` at stream offset `offset`, which must not be after the need; any number of bytes is allowed.
+    /// After an error, every further call returns the same error.
     pub fn feed(&mut self, offset: u64, bytes: &[u8]) -> Result<(), TarError> {
         if let State::Failed(error) = &self.state {
             return Err(error.clone());
@@ -125,12 +124,12 @@ impl TarWalker {
         Ok(())
     }
 
-    /// Bytes of entries that it holds in memory.
+    /// Bytes of entries held in memory.
     pub(in super::super) fn held_bytes(&self) -> usize {
         self.toc.heap_bytes()
     }
 
-    /// Takes the records of all entries so far but the last.
+    /// Removes and returns the records of all entries so far but the last.
     pub(in super::super) fn take_head(&mut self) -> Vec<u8> {
         self.toc.take_head()
     }
@@ -140,8 +139,8 @@ impl TarWalker {
         &self.toc
     }
 
-    /// The stream ended at `size`. As in Go's reader the end mark, half of it, and the padding of the last content may be
-    /// missing; an entry, a header or an extended header that is cut is an error.
+    /// Ends the archive at a stream of `size` bytes. As in Go's reader, the end mark, half of it, and the padding
+    /// of the last content may be missing. A truncated entry, header or extended header is an error.
     pub fn finish(self, size: u64) -> Result<Toc, TarError> {
         let cut = |header, name: &[u8], what: &str| {
             Problem::malformed(format!("{what} is cut by the end of the stream at {size}")).at(header, name)
@@ -164,7 +163,7 @@ impl TarWalker {
         }
     }
 
-    /// How long the item is that is being collected; never zero.
+    /// The length of the current item, never zero; `None` after the end or an error.
     fn item_len(&self) -> Option<usize> {
         match &self.state {
             State::Header | State::SecondEnd | State::Map(_) => Some(BLOCK),
@@ -173,12 +172,12 @@ impl TarWalker {
         }
     }
 
-    /// Stream offset of the first byte that is still missing.
+    /// Stream offset of the first missing byte.
     fn wanted(&self) -> u64 {
         self.at.saturating_add(self.partial.len() as u64)
     }
 
-    /// Takes a complete item.
+    /// Processes a complete item.
     fn item(&mut self, bytes: &[u8]) -> Result<(), TarError> {
         match mem::replace(&mut self.state, State::Header) {
             State::Header => self.header(block(bytes)),
@@ -238,7 +237,7 @@ impl TarWalker {
         Ok(())
     }
 
-    /// Starts on the content of an extended header.
+    /// Starts collecting the content of an extended header.
     fn begin_extension(&mut self, start: u64, header: &Header) -> Result<(), Problem> {
         let size = content_size(header.size)?;
         let limit = self.limits.pax;
@@ -260,8 +259,8 @@ impl TarWalker {
             b'L' => self.pending.name = until_nul(bytes).to_vec(),
             b'K' => self.pending.link = until_nul(bytes).to_vec(),
             b'x' => self.pending.records = Records::parse(bytes)?,
-            // A global header must be readable and has no effect. To Go it is an entry of its own, so what was said
-            // before it about the next entry is spent on it.
+            // A global header must be readable and has no effect. To Go it is an entry of its own, so it consumes
+            // the extended headers before it.
             _ => {
                 Records::parse(bytes)?;
                 self.pending = Pending::default();
@@ -289,7 +288,7 @@ impl TarWalker {
         self.advance(start, stored)
     }
 
-    /// That the block of a sparse map which comes next is part of the content.
+    /// Checks that the next block of a sparse map is part of the content.
     fn check_map_fits(&self) -> Result<(), TarError> {
         match &self.state {
             State::Map(map) if self.content_end.saturating_sub(self.at) < BLOCK as u64 => {
@@ -300,7 +299,7 @@ impl TarWalker {
         }
     }
 
-    /// Moves to the first block after `len` bytes of the item at hand. `header` is for the error message.
+    /// Moves to the first block after `len` bytes of the current item. `header` is for the error message.
     fn advance(&mut self, header: u64, len: u64) -> Result<(), TarError> {
         let next = self.at.checked_add(len).and_then(|end| end.checked_next_multiple_of(BLOCK as u64));
         self.at = next.ok_or_else(|| Problem::malformed("content ends past 2^64").at(header, b""))?;
@@ -333,7 +332,7 @@ impl TarWalker {
         Ok(())
     }
 
-    /// The bytes held beside the table of contents: what the limits bound.
+    /// Bytes held beside the table of contents, which the limits bound.
     #[cfg(test)]
     pub(super) fn held(&self) -> (usize, u64) {
         let map = if let State::Map(map) = &self.state { map.reader.held() } else { 0 };

@@ -1,13 +1,13 @@
-//! The records of a table of contents: one entry after the other, every number a varint.
+//! Packed records of a table of contents: consecutive entries, every number a varint.
 //!
-//! Reading must never panic, whatever the bytes are: they may come from a file. The idea: a record is read from its start
-//! only, so it needs no index, and what repeats from entry to entry is small: a header's place is its distance from the one
-//! before, a content's place its distance from its header.
+//! A record is only read from its start, so no index is needed. Values that repeat from entry to entry are small: a
+//! header's offset is its distance from the one before, and a content's offset its distance from its header.
+//! Reading returns `None` for invalid bytes and never panics, because the bytes may come from a file.
 //!
-//! A record is: path length, path, kind and mode in one number, uid, gid, seconds (zigzag), nanoseconds, header distance,
-//! length of the attributes, attributes (each: name length, name, value length, value), then what the kind has: for a file its
-//! size and distance, for a sparse file also length of the runs, runs (each: distance from the end of the run before, length),
-//! for a link its length and target, for a device its two numbers.
+//! A record is: path length, path, kind and mode in one number, uid, gid, seconds (zigzag), nanoseconds, header
+//! distance, length of the attributes, attributes (each: name length, name, value length, value), then the data of
+//! the kind. A file has its size and distance. A sparse file also has the length of the runs, and the runs (each:
+//! distance from the end of the run before, length). A link has its length and target, a device its two numbers.
 
 use std::fmt;
 
@@ -19,10 +19,10 @@ use crate::cache::SpooledBytes;
 
 use super::{Content, Device, Entry, EntryKind, EntryRef, Reader, Run, Time, Toc};
 
-/// Bytes of records in one piece of the serialized form, so that nobody need hold all of it twice.
+/// Bytes of records in one piece of the serialized form, so that no process has to hold all of it twice.
 const PIECE: usize = 32 * 1024;
 
-/// Kinds as numbers; the mode is above them.
+/// Bits of the kind, below the mode.
 const KIND_BITS: u32 = 3;
 const FILE: u64 = 0;
 const DIRECTORY: u64 = 1;
@@ -33,7 +33,7 @@ const BLOCK_DEVICE: u64 = 5;
 const FIFO: u64 = 6;
 const SPARSE: u64 = 7;
 
-/// Appends the record of `entry`, which comes after one whose header is at `before`.
+/// Appends the record of `entry`; the entry before has its header at `before`.
 pub(super) fn write(out: &mut Vec<u8>, entry: &Entry, before: u64) {
     let kind = match &entry.kind {
         EntryKind::File(Content { runs: None, .. }) => FILE,
@@ -98,17 +98,17 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// How many bytes `put` writes.
+/// The number of bytes that `put` writes.
 fn width(number: u64) -> usize {
     (number | 1).ilog2() as usize / 7 + 1
 }
 
-/// What was not read yet.
+/// The unread bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
-    /// A number in its one shortest form, so that equal tables are equal bytes.
+    /// Reads a number, which must have its shortest form, so that equal tables have equal bytes.
     fn number(&mut self) -> Option<u64> {
         let mut number = 0;
         for shift in (0..64).step_by(7) {
@@ -178,7 +178,7 @@ impl<'a> Cursor<'a> {
 #[derive(Clone)]
 pub struct Iter<'a> {
     rest: Cursor<'a>,
-    /// The header of the entry before.
+    /// Offset of the header of the entry before.
     before: u64,
 }
 
@@ -187,7 +187,7 @@ impl<'a> Iter<'a> {
         Self { rest: Cursor(records), before }
     }
 
-    /// Bytes of the records that are still to come.
+    /// Bytes of the remaining records.
     pub(super) fn rest(&self) -> usize {
         self.rest.0.len()
     }
@@ -211,17 +211,17 @@ pub struct Xattrs<'a> {
 }
 
 impl<'a> Xattrs<'a> {
-    /// The attributes as they lie in the table, for who keeps them: equal when the attributes are.
+    /// The attributes in packed form, for storage. Equal attributes have equal bytes.
     pub fn as_packed(&self) -> &'a [u8] {
         self.rest
     }
 
-    /// What [`as_packed`](Self::as_packed) gave. Reading ends early at anything else.
+    /// The attributes from the result of [`as_packed`](Self::as_packed). Invalid bytes end the iteration early.
     pub fn from_packed(packed: &'a [u8]) -> Self {
         Self { rest: packed }
     }
 
-    /// Whether there is none.
+    /// Whether the entry has no attributes.
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
@@ -248,7 +248,7 @@ impl fmt::Debug for Xattrs<'_> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Runs<'a> {
     rest: &'a [u8],
-    /// Where the run before ends in the file.
+    /// End of the run before, as an offset in the file.
     end: u64,
 }
 
@@ -270,14 +270,14 @@ impl fmt::Debug for Runs<'_> {
     }
 }
 
-/// Whether an entry that was read from foreign bytes keeps what [`Entry`] promises.
+/// Whether an entry read from foreign bytes satisfies the invariants of [`Entry`].
 pub(super) fn is_sound(entry: &EntryRef<'_>) -> bool {
     let mut xattrs = entry.xattrs;
     while xattrs.next().is_some() {}
     let content = match entry.kind {
         EntryKind::File(Content { size, runs: Some(mut runs), .. }) => {
             let mut end = 0;
-            // In order, inside the file, and therefore without a sum over 2^64.
+            // Ascending and inside the file, so that no sum exceeds 2^64.
             let inside = runs.by_ref().all(|run| {
                 let fits =
                     run.offset >= end && run.offset.checked_add(run.len).is_some_and(|end| end <= size);
@@ -361,7 +361,7 @@ pub(super) fn serialize<S: Serializer>(
     seq.end()
 }
 
-/// What `serialize` wrote, read by `reader`.
+/// Reads the result of `serialize` with `reader`.
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     deserializer: D,
     reader: Reader<'_>,
@@ -369,7 +369,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     deserializer.deserialize_seq(reader)
 }
 
-/// A table of contents that `reader` makes.
+/// Deserializes a table of contents with `reader`.
 pub(in super::super) struct TocSeed<'a>(pub(in super::super) Reader<'a>);
 
 impl<'de> DeserializeSeed<'de> for TocSeed<'_> {
