@@ -1,8 +1,8 @@
 //! Layer of an image: its index, found or built once, and its uncompressed stream.
 //!
-//! It never mixes what two indexes say: the first one that is used decides for the life of the layer, because the offsets of
-//! a stream that an index made up mean nothing to another. The idea: an index made here is believed; one that others made is
-//! a claim, and when the stored bytes are complete and verified, the claim is compared with what they say.
+//! The first index used decides for the life of the layer: offsets of a made-up stream have no meaning for another
+//! index. A local index is trusted. A foreign index is a claim, which is compared with the stored bytes once they
+//! are complete and verified.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};

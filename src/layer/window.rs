@@ -1,12 +1,12 @@
-//! Which bytes of a window matter: the distances of the deflate data that follows a checkpoint, without its bytes.
+//! Referenced window bytes: the distances in the deflate data after a checkpoint, without decoded bytes.
 //!
-//! It decodes codes and lengths, produces nothing, and never looks outside of its input. The idea: only what lies at most
-//! [`WINDOW`] bytes after the checkpoint can refer to what lies before it, and typical data refers to a tenth of that; the
-//! rest of the window is zeroed and vanishes in compression. Where the data is not understood the whole window is kept.
+//! Only the first [`WINDOW`] stream bytes after a checkpoint can refer to bytes before it, and typical data refers
+//! to a tenth of those. The rest of the window is zeroed and vanishes in compression. If the data cannot be parsed,
+//! the whole window is stored. Codes and lengths are parsed, but no output is produced.
 
 use super::packed_window::{WINDOW, Window};
 
-/// Where decoding would start.
+/// The stored bytes where decoding would start.
 #[derive(Clone, Copy, Debug)]
 pub struct Following<'a> {
     /// Stored bytes from the checkpoint on, with the byte before when `bits` is not zero.
@@ -15,11 +15,11 @@ pub struct Following<'a> {
     pub bits: u8,
 }
 
-/// The largest compressed size of [`WINDOW`] bytes that is looked at. Deflate stores what it cannot compress, so that sane
-/// data needs little more than the bytes themselves.
+/// Maximum compressed size of [`WINDOW`] bytes that is parsed. Deflate stores incompressible data, so sane data
+/// needs little more than its own size.
 pub const FOLLOWING: usize = 48 * 1024;
 
-/// Packs what `following` refers to of `window`, the stream bytes before it.
+/// Packs the bytes of `window` to which `following` refers; `window` are the stream bytes before it.
 pub fn pack(mut window: Vec<u8>, following: Following<'_>) -> Window {
     if let Some(used) = referred(window.len(), following) {
         let first = used.iter().position(|&used| used).unwrap_or(window.len());
@@ -28,13 +28,13 @@ pub fn pack(mut window: Vec<u8>, following: Following<'_>) -> Window {
                 *byte = 0;
             }
         }
-        // Distances count from the end: what is missing at the start is never reached.
+        // Distances count from the end, so unused bytes can be removed from the start.
         window.drain(..first);
     }
     Window::pack(&window)
 }
 
-/// Which of the `len` bytes before `following` it refers to; `None` when that cannot be told.
+/// Marks the referenced ones of the `len` bytes before `following`; `None` if the data cannot be parsed.
 fn referred(len: usize, following: Following<'_>) -> Option<Vec<bool>> {
     let mut bits = Bits { data: following.data, at: 0, held: 0, count: 0 };
     if following.bits > 0 {
@@ -62,14 +62,14 @@ fn referred(len: usize, following: Following<'_>) -> Option<Vec<bool>> {
             }
             _ => return None,
         }
-        // After a member the next one begins, which refers to nothing before itself.
+        // The next member refers to nothing before it.
         if is_last || marks.at >= WINDOW {
             return Some(marks.used);
         }
     }
 }
 
-/// The place in the stream, counted from the checkpoint, and the bytes before it that were referred to.
+/// The offset in the stream after the checkpoint, and marks of the referenced bytes before the checkpoint.
 struct Marks {
     used: Vec<bool>,
     at: usize,
@@ -87,7 +87,7 @@ impl Marks {
     }
 }
 
-/// One block of codes, or as much of it as can refer to the window.
+/// Parses one block of codes, at most as far as it can refer to the window.
 fn block(bits: &mut Bits<'_>, tables: &Tables, marks: &mut Marks) -> Option<()> {
     while marks.at < WINDOW {
         match tables.literals.decode(bits)? {
@@ -106,7 +106,7 @@ fn block(bits: &mut Bits<'_>, tables: &Tables, marks: &mut Marks) -> Option<()> 
     Some(())
 }
 
-/// The input, bit by bit from the lowest.
+/// The input as bits, lowest first.
 struct Bits<'a> {
     data: &'a [u8],
     at: usize,
@@ -151,16 +151,16 @@ impl Bits<'_> {
 /// The longest code of deflate, in bits.
 const LONGEST: usize = 15;
 
-/// Codes up to this length are found at once.
+/// Maximum code length in the lookup table, in bits.
 const QUICK: u32 = 9;
 
 /// A canonical Huffman code.
 struct Code {
-    /// By the next `QUICK` bits: symbol and length, or length 0 for a longer code.
+    /// Symbol and length by the next `QUICK` bits; length 0 for a longer code.
     quick: Vec<(u16, u8)>,
-    /// How many codes of each length there are.
+    /// Number of codes of each length.
     counts: [u16; LONGEST + 1],
-    /// The symbols in order of their codes.
+    /// The symbols in code order.
     symbols: Vec<u16>,
 }
 
@@ -171,7 +171,7 @@ impl Default for Code {
 }
 
 impl Code {
-    /// The code whose symbols have these lengths in bits; `None` when there are more codes than fit.
+    /// Sets the code from the lengths of its symbols in bits; `None` when there are more codes than fit.
     fn set(&mut self, lengths: &[u8]) -> Option<()> {
         self.counts = [0; LONGEST + 1];
         for &len in lengths {
@@ -196,7 +196,7 @@ impl Code {
             let code = codes[len];
             codes[len] += 1;
             if len as u32 <= QUICK {
-                // Codes come with their highest bit first.
+                // Codes come with their highest bit first, so the index is reversed.
                 let first = code.reverse_bits() >> (32 - len);
                 for slot in (first..1 << QUICK).step_by(1 << len) {
                     self.quick[slot as usize] = (symbol, len as u8);
@@ -238,7 +238,7 @@ struct Tables {
 }
 
 impl Tables {
-    /// RFC 1951, 3.2.6.
+    /// Sets the fixed codes (RFC 1951, 3.2.6).
     fn fixed(&mut self) -> Option<()> {
         let mut lengths = [8; 288];
         lengths[144..256].fill(9);
@@ -247,7 +247,7 @@ impl Tables {
         self.distances.set(&[5; 30])
     }
 
-    /// RFC 1951, 3.2.7.
+    /// Reads the dynamic codes (RFC 1951, 3.2.7).
     fn read(&mut self, bits: &mut Bits<'_>) -> Option<()> {
         const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
         let literals = bits.take(5)? as usize + 257;

@@ -1,8 +1,8 @@
-//! The xz container: where its blocks begin and end, and what they decode to (The .xz File Format, 1.2).
+//! xz decoder: container parsing around the blocks that liblzma decodes (The .xz File Format, 1.2).
 //!
-//! liblzma decodes the blocks and checks them; the container is read here, because every block is a place where decoding can
-//! start, and the library does not say where one ends. The idea: the chunk headers of LZMA2 tell how long a block is while it
-//! passes, so the library is given exactly one block, behind a stream header that is made up for it.
+//! Decoding can start at every block, and liblzma does not report the end of a block. So the container is parsed in
+//! this module, and the chunk headers of LZMA2 give the length of a block while it is decoded. The library gets
+//! exactly one block, behind a made-up stream header, and verifies the block's check.
 
 use liblzma::stream::{Action, Error, Status, Stream};
 
@@ -17,34 +17,34 @@ pub(super) const END_MAGIC: &[u8] = b"YZ";
 /// Bytes of a stream header, and of a stream footer.
 pub(super) const HEADER: usize = 12;
 
-/// Memory that decoding a block takes beside its dictionary, in bytes.
+/// Memory for decoding a block besides its dictionary, in bytes.
 const BESIDE_DICTIONARY: u64 = 1 << 20;
 
-/// The filter that ends every chain.
+/// The filter at the end of every chain.
 const LZMA2: u64 = 0x21;
 
 /// The state of an xz decoder.
 pub(super) struct Xz {
-    /// What decodes the block that passes.
+    /// The decoder of the current block; `None` outside of a block.
     block: Option<Stream>,
     part: Part,
-    /// The dictionaries that are accepted: `xz -6` has 8 MiB, and `xz -9` 64.
+    /// Maximum dictionary: `xz -6` uses 8 MiB, and `xz -9` 64 MiB.
     windows: Windows,
-    /// The check that the blocks of this stream have.
+    /// The type of check of the blocks of this stream.
     check: u8,
-    /// Bytes that are looked at when there are enough of them.
+    /// Gathered bytes, processed once the part is complete.
     some: Vec<u8>,
 }
 
-/// What the next stored byte belongs to.
+/// The part of the container that the next stored byte belongs to.
 #[derive(Clone, Copy)]
 enum Part {
     StreamHeader,
-    /// The header of a block, of so many bytes, or what stands in the place of one.
+    /// A block header of `len` bytes, or the index indicator in its place.
     BlockHeader {
         len: usize,
     },
-    /// What says how long the next chunk is, of so many bytes; and how many bytes of the block passed.
+    /// The header of the next chunk, of `len` bytes; and the bytes of the block so far.
     Control {
         len: usize,
         passed: u64,
@@ -53,7 +53,7 @@ enum Part {
         left: u64,
         passed: u64,
     },
-    /// Padding and check.
+    /// Padding and check of a block.
     Tail {
         left: u64,
     },
@@ -69,10 +69,10 @@ enum Part {
     },
 }
 
-/// How far the list of the sizes of all blocks was read.
+/// Progress in the index, the list of the sizes of all blocks.
 #[derive(Clone, Copy)]
 struct Index {
-    /// Numbers that follow, once it is known.
+    /// Remaining numbers; `None` before their count is complete.
     left: Option<u64>,
     number: u64,
     shift: u32,
@@ -86,7 +86,7 @@ impl Xz {
         Self { block: None, part: Part::Padding { len: 0 }, windows, check: 0, some: Vec::new() }
     }
 
-    /// For the start of a block in a stream whose blocks have this check.
+    /// For the start of a block in a stream with this type of check.
     pub(super) fn at_block(check: u8) -> Result<Self, String> {
         if check > 15 {
             return Err(format!("there is no check {check}"));
@@ -94,7 +94,7 @@ impl Xz {
         Ok(Self { check, part: Part::BlockHeader { len: 1 }, ..Self::new(Windows::Large) })
     }
 
-    /// What one step did, and where it ended.
+    /// One step, and the place where it ended.
     pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), XzError> {
         match self.part {
             Part::Control { .. } | Part::Chunk { .. } | Part::Tail { .. } => self.step_block(input, output),
@@ -141,7 +141,7 @@ impl Xz {
         }
     }
 
-    /// Takes bytes until there are `len`, and looks at them.
+    /// Gathers `len` bytes, and then calls `look` with them.
     fn gather(
         &mut self,
         input: &[u8],
@@ -211,7 +211,7 @@ impl Xz {
         Ok((step, place))
     }
 
-    /// Follows the bytes of a block that the library took.
+    /// Follows the block bytes that the library consumed.
     fn passed(&mut self, taken: &[u8]) -> Result<Place, XzError> {
         let count = taken.len() as u64;
         self.part = match self.part {
@@ -239,14 +239,14 @@ impl Xz {
         Ok(Place::Inside)
     }
 
-    /// What follows the bytes that say how long a chunk is. What they may be the library has checked.
+    /// The part after a chunk header. The library has validated the header.
     fn control(&mut self, passed: u64) -> Part {
         let number = |at: usize| u64::from(u16::from_be_bytes([self.some[at], self.some[at + 1]]));
         let len = match (self.some[0], self.some.len()) {
             (0, _) => None,
             (1..=0x7f, 3) => Some(number(1) + 1),
             (1..=0x7f, _) => return Part::Control { len: 3, passed },
-            // The byte of properties, where there is one, is counted with the data.
+            // The properties byte, if present, counts as data.
             (control, 5) => Some(number(3) + 1 + u64::from(control >= 0xc0)),
             _ => return Part::Control { len: 5, passed },
         };
@@ -293,11 +293,11 @@ impl Xz {
     }
 }
 
-/// Why xz data could not be decoded.
+/// The reason why xz data could not be decoded.
 #[derive(Debug)]
 pub(super) enum XzError {
     Broken(String),
-    /// A dictionary is larger than is accepted.
+    /// A dictionary is over the limit.
     Memory,
 }
 
@@ -316,7 +316,7 @@ impl From<Error> for XzError {
     }
 }
 
-/// The check that a stream header (or what a footer repeats of it) names.
+/// The type of check in a stream header, or in the flags that a footer repeats from it.
 pub(super) fn check_of(header: &[u8]) -> Option<u8> {
     let header: &[u8; HEADER] = header.try_into().ok()?;
     let is_right = header.starts_with(MAGIC)
@@ -334,12 +334,12 @@ fn stream_header(check: u8) -> [u8; HEADER] {
     header
 }
 
-/// Bytes of a check.
+/// Size of a check in bytes.
 fn check_len(check: u8) -> u64 {
     [0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64][usize::from(check & 15)]
 }
 
-/// The last filter that the header of a block names.
+/// The last filter in a block header.
 fn last_filter(header: &[u8]) -> Option<u64> {
     let flags = *header.get(1)?;
     let mut rest = header.get(2..)?;
@@ -356,7 +356,7 @@ fn last_filter(header: &[u8]) -> Option<u64> {
     last
 }
 
-/// A number of the container, and what is behind it.
+/// A number of the container, and the bytes after it.
 pub(super) fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut number = 0;
     for (at, &byte) in bytes.iter().take(9).enumerate() {
@@ -374,7 +374,7 @@ pub(super) fn crc32(bytes: &[u8]) -> u32 {
 
 const CRC_START: u32 = u32::MAX;
 
-/// One byte of a CRC32: what is summed with it here is a few bytes long.
+/// Adds one byte to a CRC32. A bitwise loop is enough, because headers are short.
 fn crc_step(crc: u32, byte: u8) -> u32 {
     (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ if crc & 1 != 0 { 0xEDB8_8320 } else { 0 })
 }

@@ -1,7 +1,8 @@
-//! Size and blocks of the stream that xz data decodes to, as the indexes at the ends of its streams say (The .xz File Format, 1.2).
+//! xz indexes: size and blocks of the decoded stream, from the indexes at the ends of its streams (The .xz File
+//! Format, 1.2).
 //!
-//! Nothing is decoded, and no part of the stored bytes is passed over: all streams have to follow each other without a gap, from
-//! the last byte back to the first. Numbers that do not fit together are no answer.
+//! Nothing is decoded. All streams have to be adjacent, from the last byte back to the first, so that no stored
+//! byte is skipped. Inconsistent numbers give no result.
 
 use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
 
@@ -10,25 +11,26 @@ use super::sniff::Encoding;
 use super::span::{Resume, SpanMap, SpanRecorder, SpanStart};
 use super::xz::{END_MAGIC, HEADER, check_of, crc32, varint};
 
-/// The largest index that is read: of a million blocks.
+/// Maximum index in bytes: a million blocks.
 const MAX_INDEX: u64 = 16 * 1024 * 1024;
 
-/// The most streams that are followed; each costs a read.
+/// Maximum streams; each costs a read.
 const MAX_STREAMS: usize = 1024;
 
-/// The most blocks of all streams together: each takes 16 bytes of memory.
+/// Maximum blocks of all streams together: each takes 16 bytes of memory.
 const MAX_BLOCKS: usize = 4_000_000;
 
-/// The last bytes, which mostly are the whole index of the last stream.
+/// Bytes read at the end, which mostly contain the whole index of the last stream.
 const TAIL: u64 = 64 * 1024;
 
-/// What all streams of `blob` decode to; `None` when that cannot be told.
+/// The decoded size of all streams of `blob`; `None` if their indexes do not give it.
 pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u64>, ReadError> {
     let Some(streams) = streams(blob).await? else { return Ok(None) };
     Ok(streams.iter().try_fold(0u64, |all, stream| all.checked_add(stream.size)))
 }
 
-/// The spans of the blocks of `blob`; `None` when they cannot be told, are one, or claim more than a pass would decode.
+/// The spans of the blocks of `blob`; `None` for an unusable index, a single block, or a size over the limit of a
+/// pass.
 pub(super) async fn spans<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<SpanMap>, ReadError> {
     let Some(streams) = streams(blob).await? else { return Ok(None) };
     let mut recorder = SpanRecorder::new(Encoding::Xz);
@@ -41,7 +43,7 @@ pub(super) async fn spans<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<SpanMap
             if number > 0 {
                 recorder.start(SpanStart { stored, stream, resume: Resume::Inner { shape: check } });
             }
-            // The sums of the stored sizes were checked to lie in the blob.
+            // The sums of the stored sizes were checked against the size of the blob.
             stored += unpadded.next_multiple_of(4);
             let Some(end) = stream.checked_add(size) else { return Ok(None) };
             stream = end;
@@ -52,19 +54,19 @@ pub(super) async fn spans<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<SpanMap
     Ok(usable.then_some(spans))
 }
 
-/// A stream of the blob by its index.
+/// A stream of the blob, from its index.
 struct Listed {
     /// Offset of its header.
     start: u64,
-    /// What all its blocks decode to.
+    /// Decoded bytes of all its blocks.
     size: u64,
-    /// The check that its blocks have.
+    /// The type of check of its blocks.
     check: u8,
     /// Stored bytes without padding and decoded bytes of each block.
     blocks: Vec<(u64, u64)>,
 }
 
-/// All streams of `blob` in order; `None` when there is a gap.
+/// All streams of `blob` in order; `None` when they are not adjacent.
 async fn streams<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<Vec<Listed>>, ReadError> {
     let (mut end, mut found, mut blocks) = (blob.size(), Vec::new(), 0);
     while end > 0 {
@@ -80,7 +82,7 @@ async fn streams<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<Vec<Listed>>, Re
     Ok(Some(found).filter(|found| !found.is_empty()))
 }
 
-/// The stream that ends at `end`, padding included.
+/// The stream that ends at `end`, including its padding.
 async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<Listed>, ReadError> {
     let tail = read_vec(blob, ByteRange::new(end.saturating_sub(TAIL), end)).await?;
     let padding = tail.iter().rev().take_while(|byte| **byte == 0).count();
@@ -120,7 +122,7 @@ fn blocks(index: &[u8]) -> Option<Vec<(u64, u64)>> {
     rest.iter().all(|byte| *byte == 0).then_some(blocks)
 }
 
-/// What blocks take, stored and decoded.
+/// Total stored and decoded bytes of blocks.
 fn sums(blocks: &[(u64, u64)]) -> Option<(u64, u64)> {
     blocks.iter().try_fold((0u64, 0u64), |(stored, stream), (unpadded, size)| {
         let padded = unpadded.checked_next_multiple_of(4)?;

@@ -1,20 +1,20 @@
-//! The sizes that zstd frames say of themselves, by their headers alone (RFC 8878, 3.1).
+//! zstd frame sizes from their headers alone (RFC 8878, 3.1).
 //!
-//! Nothing is decoded, and nothing is believed for longer than until decoding finds another size. The idea: from header to
-//! header every frame and every block says where the next one is.
+//! Every frame and every block header gives the offset of the next one. Nothing is decoded, and the sizes are used
+//! only until decoding finds different ones.
 
 use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
 
 const MAGIC: u32 = 0xFD2F_B528;
 const SKIPPABLE: u32 = 0x184D_2A50;
 
-/// The longest header of a frame.
+/// The longest header of a frame, in bytes.
 const HEADER: u64 = 18;
 
 /// Stored bytes read at once.
 const READ: u64 = 256 * 1024;
 
-/// The sum of what all frames of `blob` decode to; `None` when one of them does not say, or is broken.
+/// The total decoded size of all frames of `blob`; `None` when a frame does not record its size, or is broken.
 pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u64>, ReadError> {
     let mut bytes = Window { blob, start: 0, bytes: Vec::new() };
     let (mut at, mut total) = (0u64, 0u64);
@@ -26,7 +26,7 @@ pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u
     Ok(Some(total))
 }
 
-/// Where the frame at `at` ends, and what it decodes to.
+/// The end of the frame at `at`, and its decoded size.
 async fn frame<R: ReadAt + ?Sized>(
     bytes: &mut Window<'_, R>,
     at: u64,
@@ -89,7 +89,7 @@ struct Window<'a, R: ?Sized> {
 }
 
 impl<R: ReadAt + ?Sized> Window<'_, R> {
-    /// `len` bytes at `at`, fewer at the end.
+    /// `len` bytes at `at`, fewer at the end of the blob.
     async fn get(&mut self, at: u64, len: u64) -> Result<Vec<u8>, ReadError> {
         let want = ByteRange::at(at, len).intersect(ByteRange::new(0, self.blob.size()));
         if want.is_empty() {

@@ -1,7 +1,7 @@
-//! A directory in the OCI image layout.
+//! OCI image layout in a directory.
 //!
-//! The only file names built here come from validated digests. The idea: files are opened when they are read, so that a layout
-//! with many blobs takes no descriptors, and one that is replaced by its tool is found as it is then.
+//! Blob file names come only from validated digests. Files are opened for each read, so that a layout with many
+//! blobs takes no descriptors, and a replaced file is found.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl Directory {
         Self { path }
     }
 
-    /// What the layout says it holds.
+    /// The images listed in the layout's index.
     fn read_index(path: &Path) -> Result<Vec<Listed>, SourceError> {
         let place = path.display().to_string();
         let not_a_layout = |reason: String| SourceError::NotALayout { place: place.clone(), reason };
@@ -47,7 +47,7 @@ impl Directory {
         listed_in(&place, &required("oci-layout")?, &required("index.json")?)
     }
 
-    /// Does what waits for a disk where nobody else waits.
+    /// Runs disk work on a blocking thread.
     async fn aside<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, SourceError> + Send + 'static,
@@ -57,13 +57,13 @@ impl Directory {
     }
 }
 
-/// Where a layout keeps a blob, below its directory.
+/// Path of a blob below the directory of a layout.
 pub(super) fn blob_path(digest: &Digest) -> PathBuf {
     Path::new("blobs").join(digest.algorithm_name()).join(digest.encoded())
 }
 
-/// Opens the regular file `below` of the layout in `directory`. A link leaves the layout only if that belongs to this user or root:
-/// else its owner would have us read files that the owner cannot.
+/// Opens the regular file `below` of the layout in `directory`. A link may leave the layout only if the layout
+/// belongs to this user or root. Otherwise its owner could make this process read files that the owner cannot read.
 pub(super) fn open_inside(directory: &Path, below: &Path) -> std::io::Result<File> {
     let look = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = open(directory, look, Mode::empty())?;
@@ -78,7 +78,7 @@ pub(super) fn open_inside(directory: &Path, below: &Path) -> std::io::Result<Fil
     };
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let opened = match openat2(&top, below, flags, Mode::empty(), inside) {
-        // A kernel before 5.6, or a filter that does not know the call: no link at all is followed.
+        // A kernel before 5.6, or a filter that does not know the call: no link is followed.
         Err(Errno::NOSYS | Errno::PERM) => {
             let mut here = top;
             let mut names = below.iter().peekable();
@@ -129,13 +129,13 @@ impl Files for Directory {
     }
 }
 
-/// Reads a small file whole, but never more than a document may have.
+/// Reads a small file as a whole, up to one byte over the limit of a document.
 fn read_document(directory: &Path, below: &Path) -> Result<Vec<u8>, SourceError> {
     use std::io::Read as _;
     let io = |source| SourceError::Io { path: directory.join(below), source };
     let mut bytes = Vec::new();
     let file = open_inside(directory, below).map_err(io)?;
-    // One byte more than allowed, so that the parser sees that it is too much.
+    // One byte over the limit, so that the parser detects the excess.
     file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(io)?;
     Ok(bytes)
 }
@@ -143,7 +143,7 @@ fn read_document(directory: &Path, below: &Path) -> Result<Vec<u8>, SourceError>
 /// A blob file.
 struct LayoutBlob {
     directory: PathBuf,
-    /// The file below the directory.
+    /// Path of the file below the directory.
     below: PathBuf,
     size: u64,
 }

@@ -1,4 +1,4 @@
-//! Why a source could not answer.
+//! Errors of a source.
 
 use std::path::PathBuf;
 
@@ -6,67 +6,67 @@ use crate::io::{Fault, ReadError};
 use crate::oci::OciError;
 use crate::registry::RegistryError;
 
-/// A failed question to a source.
+/// A failed request to a source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// The registry's own story, whole.
+    /// The error of the registry client.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// A document that a source gave is not what was asked for.
+    /// A document from a source is not the requested one.
     #[error("{place}")]
     Document {
-        /// Which one, where.
+        /// The document and its location.
         place: String,
-        /// What is wrong with it.
+        /// The defect.
         source: OciError,
     },
-    /// A blob that is no manifest and no index.
+    /// A blob that is neither a manifest nor an index.
     #[error("{place} is no manifest and no index")]
     NotADocument {
-        /// Which one, where.
+        /// The document and its location.
         place: String,
     },
-    /// Something that only the network has.
+    /// A request that only the network can answer.
     #[error("{what} is not in the cache, and the network is not asked when offline")]
     Offline {
         /// The reference or digest.
         what: String,
     },
-    /// A directory or an archive that is no OCI layout.
+    /// A directory or an archive that is not an OCI layout.
     #[error("{place} is not an OCI image layout: {reason}")]
     NotALayout {
         /// The directory or archive.
         place: String,
-        /// What is missing.
+        /// The missing part.
         reason: String,
     },
-    /// A layout without what was asked for.
+    /// A layout without the requested image.
     #[error("{place} has no image {wanted}; there is {available}")]
     NotInLayout {
         /// The directory or archive.
         place: String,
         /// The tag or digest.
         wanted: String,
-        /// The tags there are.
+        /// The available tags.
         available: String,
     },
-    /// A layout with several images and no word which.
+    /// A layout with several images, and no choice among them.
     #[error("{place} has more than one image, name one of them: {available}")]
     Ambiguous {
         /// The directory or archive.
         place: String,
-        /// The tags (or digests) there are.
+        /// The available tags, or digests.
         available: String,
     },
-    /// An archive that holds no images, or not in a way in which they can be read.
+    /// An archive without images, or in an unreadable form.
     #[error("{place}: {reason}")]
     Archive {
         /// The archive.
         place: String,
-        /// What is wrong with it.
+        /// The defect.
         reason: String,
-        /// Who is wrong.
+        /// The class of the error.
         fault: Fault,
     },
     /// The bytes of an archive that could not be read.
@@ -77,13 +77,13 @@ pub enum SourceError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
 impl SourceError {
-    /// Who is wrong.
+    /// The class of the error.
     pub fn fault(&self) -> Fault {
         match self {
             SourceError::Registry(error) => error.fault(),

@@ -1,8 +1,8 @@
-//! A file of this machine whose bytes are handed out as they were when it was opened.
+//! Local file as an immutable blob: a change after opening is an error.
 //!
-//! Never waits for a pipe or a device, and writes nothing. The idea: the file stays open, so that one that is replaced under its
-//! name is still there; one that is written into gives itself away by its size and its times, which are looked at after every
-//! read, so that what was read before the writing is never mixed with what was read after it.
+//! The file stays open, so that a file replaced under its name remains readable. A write is detected by size and
+//! modification time, which are checked after every read. So bytes from before the write are never mixed with bytes
+//! from after it. Pipes and devices are not waited for, and nothing is written.
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -13,15 +13,15 @@ use bytes::Bytes;
 
 use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
 
-/// Bytes read from a file at once.
+/// Bytes per read of a file.
 const CHUNK: u64 = 1024 * 1024;
 
-/// Opens a regular file. A pipe or a device in a layout, which may be somebody else's archive, must not hold us up.
+/// Opens a regular file. A pipe or a device in an untrusted layout must not block this process.
 pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
     regular(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
 }
 
-/// The file, if it is a regular one.
+/// Returns the file if it is a regular one.
 pub(super) fn regular(file: File) -> std::io::Result<File> {
     if file.metadata()?.is_file() {
         return Ok(file);
@@ -29,7 +29,7 @@ pub(super) fn regular(file: File) -> std::io::Result<File> {
     Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"))
 }
 
-/// An open file, and how it was when it was opened. Clones share it.
+/// An open file, with its version at opening. Clones share it.
 #[derive(Clone)]
 pub struct LocalFile(Arc<Opened>);
 
@@ -39,7 +39,7 @@ struct Opened {
     version: Version,
 }
 
-/// What changes when a file is written into.
+/// The attributes that change when a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
     size: u64,
@@ -58,7 +58,7 @@ impl LocalFile {
         Self::opened(open_file(path), path)
     }
 
-    /// A file that was to be opened, called `path` in messages.
+    /// The result of opening a file, which messages name by `path`.
     pub(super) fn opened(file: std::io::Result<File>, path: &Path) -> Result<Self, ReadError> {
         let opened = file.and_then(|file| {
             let version = Version::of(&file.metadata()?);
@@ -67,13 +67,13 @@ impl LocalFile {
         opened.map(|opened| Self(Arc::new(opened))).map_err(|error| unreadable(path, error))
     }
 
-    /// A file that is open already, called `path` in messages.
+    /// A file that is already open, which messages name by `path`.
     pub fn of(file: File, path: &Path) -> Result<Self, ReadError> {
         let found = file.metadata().map_err(|error| unreadable(path, error))?;
         Ok(Self(Arc::new(Opened { file, path: path.to_owned(), version: Version::of(&found) })))
     }
 
-    /// Whether it is as it was when it was opened.
+    /// Whether the file has not changed since opening.
     pub fn is_unchanged(&self) -> bool {
         self.0.check().is_ok()
     }
@@ -92,7 +92,7 @@ impl Opened {
     fn read(&self, at: u64, len: usize) -> Result<Vec<u8>, ReadError> {
         let mut buf = vec![0; len];
         let read = self.file.read_exact_at(&mut buf, at);
-        // Looked at afterwards: what was read before a change is as it was. And a file that was cut has no more to read.
+        // Checked afterwards: bytes read before a change are valid. A truncated file fails this check first.
         self.check()?;
         read.map(|()| buf).map_err(|error| {
             ReadError::caused(Fault::Io, format!("reading {} at {at}", self.path.display()), error)

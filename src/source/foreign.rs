@@ -1,7 +1,7 @@
-//! Layers that their authors do not let others hand on: a source that says where they are, and reads them from there when asked to.
+//! Non-distributable layers: a source that names the addresses of missing blobs, and fetches from them on request.
 //!
-//! Believes nothing of an address but what the digest confirms, and shows it no login. The idea: a blob that its place does not have
-//! is looked for at the addresses of its descriptor (image-spec descriptor.md, "urls"), by https alone.
+//! A blob that the source lacks is looked up at the addresses of its descriptor (image-spec descriptor.md, "urls"),
+//! over https only. Content from an address is trusted only by its digest, and no credentials are sent.
 
 use std::sync::Arc;
 
@@ -13,20 +13,20 @@ use crate::registry::{Registry, WebAddress, WebFile};
 
 use super::{Root, Source, SourceError};
 
-/// Addresses of a layer that are tried, and named in an error.
+/// Maximum addresses of a layer that are tried, and named in an error.
 const MAX_TRIED: usize = 4;
 
-/// Whether layers are fetched from the addresses that their descriptors name.
+/// Whether layers are fetched from the addresses in their descriptors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForeignLayers {
-    /// No: an error names them.
+    /// No: an error names the addresses.
     #[default]
     Named,
     /// From https addresses, without credentials.
     Fetched,
 }
 
-/// The same source, whose missing blobs are named, or fetched, by the addresses of their descriptors.
+/// Wraps `source`: the addresses of missing blobs are named, or fetched from.
 pub fn naming(source: Arc<dyn Source>, registry: &Registry, foreign: ForeignLayers) -> Arc<dyn Source> {
     let registry = (foreign == ForeignLayers::Fetched).then(|| registry.without_logins());
     Arc::new(NamingSource { source, registry })
@@ -34,7 +34,7 @@ pub fn naming(source: Arc<dyn Source>, registry: &Registry, foreign: ForeignLaye
 
 struct NamingSource {
     source: Arc<dyn Source>,
-    /// What fetches from the addresses, if that is wanted.
+    /// The client that fetches from the addresses; `None` if they are only named.
     registry: Option<Registry>,
 }
 
@@ -82,25 +82,25 @@ impl Source for NamingSource {
     }
 }
 
-/// A blob that may be somewhere else than where the image is.
+/// A blob that may be stored elsewhere than the image.
 struct ForeignBlob {
     digest: Digest,
     urls: Vec<String>,
     source: Arc<dyn Fetch>,
     registry: Option<Registry>,
-    /// Where it is, once it was looked for.
+    /// The file at one of the addresses; empty before the first search.
     elsewhere: OnceCell<ForeignFile>,
 }
 
 /// The file at an address.
 enum ForeignFile {
     Ranges(Arc<dyn Fetch>),
-    /// Without ranges: each read fetches all of it.
+    /// A server without ranges: each read fetches all of the file.
     Whole(WebAddress),
 }
 
 impl ForeignBlob {
-    /// Why it is not here, and where it is.
+    /// The error for a missing blob, with its addresses.
     fn absent(&self, error: ReadError) -> ReadError {
         let shown: Vec<_> = self.urls.iter().map(|url| shown(url)).collect();
         let place = match &shown[..] {
@@ -118,7 +118,7 @@ impl ForeignBlob {
         ReadError::caused(error.fault(), message, error)
     }
 
-    /// Looks at the addresses in order.
+    /// Tries the addresses in order.
     async fn find(&self, registry: &Registry) -> Result<ForeignFile, ReadError> {
         let mut last = ReadError::new(Fault::NotFound, "no address of it is one with https");
         for url in self.urls.iter().filter(|url| url.starts_with("https://")) {
@@ -156,7 +156,7 @@ impl ForeignBlob {
     }
 }
 
-/// An address in a message: without what may be a secret, and nothing that a terminal would obey.
+/// An address for a message: without secrets and terminal control characters.
 fn shown(url: &str) -> String {
     match url.parse::<WebAddress>() {
         Ok(address) => address.to_string(),

@@ -1,8 +1,8 @@
-//! Blobs that this machine has already, in the content stores of other tools: a source whose blobs are looked for there first.
+//! Content stores of other tools: a source whose blobs are looked up locally first.
 //!
-//! Writes nothing, and believes no store: a blob of one is compared with its digest as a whole before its first byte is handed out.
-//! The idea: a store is a directory with `blobs/sha256/HEX`, as containerd's and every OCI layout have it. What is there needs no
-//! request; what is wrong there is passed over with a warning, and comes from where it would have come from.
+//! A store is a directory with `blobs/sha256/HEX`, as in containerd's and every OCI layout. A blob in a store needs
+//! no request. It is compared with its digest as a whole before its first byte is served. A wrong blob gives a
+//! warning, and is fetched from the source instead. Nothing is written.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use super::directory::{blob_path, open_inside};
 use super::file::LocalFile;
 use super::{Root, Source, SourceError};
 
-/// Where containerd keeps the blobs of images, unless it is configured otherwise.
+/// Default directory of containerd's blobs.
 const CONTAINERD: &str = "/var/lib/containerd/io.containerd.content.v1.content";
 
-/// The stores that are used when nobody names any: containerd's, where this user may read it.
+/// The default stores: containerd's, where this user may read it.
 pub fn usual_stores() -> Vec<PathBuf> {
     let readable = |path: &&str| std::fs::read_dir(Path::new(path).join("blobs")).is_ok();
     Some(CONTAINERD).filter(|path| readable(path)).map(PathBuf::from).into_iter().collect()
 }
 
-/// The same source, whose blobs are read from the content stores in `stores` where they are there.
+/// Wraps `source`: blobs are read from the content stores in `stores` where they exist.
 pub fn holding(source: Arc<dyn Source>, stores: &[PathBuf]) -> Arc<dyn Source> {
     if stores.is_empty() { source } else { Arc::new(Holding { source, stores: stores.into() }) }
 }
@@ -39,7 +39,7 @@ struct Holding {
 }
 
 impl Source for Holding {
-    // A document says what may be read, and who may read it is for the source to say: it is never taken from a store.
+    // A document is never taken from a store: it decides on further reads, and the source decides on access to it.
     fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
         self.source.root()
     }
@@ -85,20 +85,20 @@ struct HeldBlob {
     digest: Digest,
     size: u64,
     stores: Arc<[PathBuf]>,
-    /// Where it was found, when it was first read.
+    /// The file in a store, `None` if no store has it; empty before the first read.
     found: OnceCell<Option<LocalFile>>,
-    /// Whether what was found was changed since.
+    /// Whether the file was changed since it was compared.
     changed: AtomicBool,
     source: Arc<dyn Fetch>,
 }
 
 impl HeldBlob {
-    /// The file of the first store that has the right one.
+    /// The file of the first store that has a matching one.
     async fn find(&self) -> Option<LocalFile> {
         for store in self.stores.iter() {
             let below = blob_path(&self.digest);
             let path = store.join(&below);
-            // What is missing is nothing to speak of.
+            // A missing file is normal, and not reported.
             let Ok(file) = LocalFile::opened(open_inside(store, &below), &path) else { continue };
             if file.size() != self.size {
                 tracing::warn!(path = %path.display(), expected = self.size, size = file.size(), "a blob of a content store has a wrong size, and is not used");
@@ -124,7 +124,7 @@ impl HeldBlob {
         None
     }
 
-    /// The digest of what is in a file; none for an algorithm that nothing can be compared by.
+    /// The digest of the content of a file; `None` for an unsupported algorithm.
     async fn digest_of(&self, file: &LocalFile) -> Result<Option<Digest>, ReadError> {
         let Some(algorithm) = self.digest.algorithm() else { return Ok(None) };
         let mut hasher = Hasher::new(algorithm);
@@ -142,7 +142,7 @@ impl HeldBlob {
         Ok(Some(hasher.finish()))
     }
 
-    /// The file, as long as it is what it was when it was compared.
+    /// The file, as long as it is unchanged since it was compared.
     async fn held(&self) -> Option<&LocalFile> {
         let file = self.found.get_or_init(|| self.find()).await.as_ref()?;
         if !file.is_unchanged() && !self.changed.swap(true, Ordering::Relaxed) {
@@ -151,7 +151,7 @@ impl HeldBlob {
         (!self.changed.load(Ordering::Relaxed)).then_some(file)
     }
 
-    /// The same from where it would have come from.
+    /// Fetches from the source instead, after an error of the file.
     async fn instead(&self, error: &ReadError, range: ByteRange) -> Result<Delivery, ReadError> {
         passed_over(error);
         self.source.fetch(range).await
@@ -165,13 +165,13 @@ fn passed_over(error: &ReadError) {
     );
 }
 
-/// A range on its way from a file, which may fail on it.
+/// A delivery from a file that may fail midway.
 struct Delivering {
     body: BoxStream<'static, Result<Bytes, ReadError>>,
     /// The next byte. Invariant: `at <= end`.
     at: u64,
     end: u64,
-    /// Who is asked for the rest when the file fails; none once that happened.
+    /// The source of the rest when the file fails; `None` once that happened.
     instead: Option<Arc<dyn Fetch>>,
 }
 

@@ -1,8 +1,8 @@
-//! The OCI image layout as a source (image-spec image-layout.md), whatever its files lie in.
+//! OCI image layout as a source (image-spec image-layout.md), in a directory or an archive.
 //!
-//! Opens nothing itself. Blobs may be missing or wrong: that is found when they are read, by size where they lie and by digest in
-//! the cache. The idea: a layout is a list of images by name and a bag of blobs by digest, and so is every archive of images; who
-//! has these two is a source.
+//! A layout is a list of images by name and a set of blobs by digest, and so is every archive of images. A type
+//! with both is a source through [`Files`]. Nothing is opened in this module. A missing or wrong blob is detected
+//! when it is read: its size by the implementation, and its digest by the cache.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,39 +20,39 @@ use super::{LayoutChoice, Root, Source, SourceError};
 /// The annotations that name an image of a layout: OCI's tag, and containerd's full name.
 const NAMES: [&str; 2] = [crate::oci::REF_NAME, "io.containerd.image.name"];
 
-/// The most bytes of documents that are read to find the referrers of one: a layout has no list of them, only documents that
-/// each name their subject.
+/// Maximum bytes of documents that are read to find the referrers of one: a layout has no list of them, only
+/// documents that each name their subject.
 const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
 
-/// A list of images and a bag of blobs.
+/// A list of images and a set of blobs.
 pub trait Files: Send + Sync + 'static {
-    /// What holds them, for messages.
+    /// Name of the directory or archive, for messages.
     fn place(&self) -> String;
 
     /// The images, in the order of the list.
     fn images(&self) -> BoxFuture<'_, Result<Vec<Listed>, SourceError>>;
 
-    /// Whether `tag`, as somebody typed it, means what has this name in the list.
+    /// Whether the user's `tag` means the image with this name in the list.
     fn is_called(&self, name: &str, tag: &str) -> bool {
         name == tag
     }
 
-    /// How many bytes the blob `digest` has.
+    /// The size of the blob `digest` in bytes.
     fn size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>>;
 
-    /// All bytes of the blob `digest`, which are no more than [`MAX_DOCUMENT`]. They are compared by who asks.
+    /// All bytes of the blob `digest`, at most [`MAX_DOCUMENT`]. The caller compares them with the digest.
     fn document<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, SourceError>>;
 
-    /// A blob, lazily: nothing is read here.
+    /// A lazy blob; reads nothing.
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch>;
 }
 
-/// An image of such a list.
+/// An image in the list of a layout.
 #[derive(Clone, Debug)]
 pub struct Listed {
     /// Its document.
     pub descriptor: Descriptor,
-    /// What it is called, which may be nothing.
+    /// Its names, possibly none.
     pub names: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ struct Marker {
     version: String,
 }
 
-/// The images of a layout at `place` by its two files, `oci-layout` and `index.json`.
+/// The images of a layout at `place`, from its two files `oci-layout` and `index.json`.
 pub fn listed_in(place: &str, marker: &[u8], index: &[u8]) -> Result<Vec<Listed>, SourceError> {
     let not_a_layout = |reason: String| SourceError::NotALayout { place: place.to_owned(), reason };
     let marker: Marker =
@@ -82,14 +82,14 @@ pub fn listed_in(place: &str, marker: &[u8], index: &[u8]) -> Result<Vec<Listed>
     Ok(index.manifests.into_iter().map(listed).collect())
 }
 
-/// One of the images of a layout, and which.
+/// A layout, and the choice of one of its images.
 pub struct Layout<F> {
     files: F,
     choice: LayoutChoice,
 }
 
 impl<F: Files> Layout<F> {
-    /// The image of `files` that `choice` names. Nothing is read here.
+    /// The image of `files` that `choice` names. Reads nothing.
     pub fn new(files: F, choice: LayoutChoice) -> Self {
         Self { files, choice }
     }
@@ -99,7 +99,7 @@ impl<F: Files> Layout<F> {
         format!("{digest} of {}", self.files.place())
     }
 
-    /// The descriptor that the choice names.
+    /// The descriptor of the chosen image.
     async fn choose(&self) -> Result<Descriptor, SourceError> {
         let images = self.files.images().await?;
         let available = || {
@@ -127,13 +127,13 @@ impl<F: Files> Layout<F> {
             LayoutChoice::Digest(digest) => {
                 match images.iter().find(|image| image.descriptor.digest == *digest) {
                     Some(image) => image,
-                    // A manifest below a nested index is named by digest too.
+                    // A manifest below a nested index can be chosen by digest too.
                     None => return self.by_digest(digest).await.map_err(|_| missing(digest.to_string())),
                 }
             }
             LayoutChoice::Only => match images.as_slice() {
                 [] => return Err(missing("at all".into())),
-                // The same image under several names is one image.
+                // One image under several names is unambiguous.
                 [first, rest @ ..]
                     if rest.iter().all(|other| other.descriptor.digest == first.descriptor.digest) =>
                 {
@@ -147,14 +147,14 @@ impl<F: Files> Layout<F> {
         Ok(found.descriptor.clone())
     }
 
-    /// A descriptor for a document of which only the digest is known.
+    /// A descriptor for a document known only by its digest.
     async fn by_digest(&self, digest: &Digest) -> Result<Descriptor, SourceError> {
         let size = self.files.size(digest).await?;
         Ok(Descriptor { digest: digest.clone(), size, ..Descriptor::of("", &[]) })
     }
 
-    /// Documents of `index.json`, and of the list that a fallback tag may name there, whose bytes say that they are about
-    /// `subject`. A document that is missing or broken is about nothing.
+    /// The documents whose own bytes name `subject` as their subject. Candidates are the entries of `index.json`,
+    /// and those of a list under the fallback tag. A missing or broken document has no subject.
     async fn search(
         &self,
         subject: &Digest,
@@ -229,7 +229,7 @@ impl<F: Files> Source for Layout<F> {
             let chosen = self.choose().await?;
             let is_listed = !chosen.media_type.is_empty();
             match (self.read(&chosen).await, &self.choice) {
-                // A digest that no document of the layout may name can be that of a blob.
+                // A digest without a document in the list can be that of a blob.
                 (read, LayoutChoice::Digest(digest)) if !is_listed => match read {
                     Ok(root) if Document::parse(&root.bytes, None).is_ok() => Ok(root),
                     Err(error @ (SourceError::Io { .. } | SourceError::Read(_))) => Err(error),

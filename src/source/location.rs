@@ -1,7 +1,7 @@
-//! What a user types to say where an image lives.
+//! Location of an image, as typed by a user.
 //!
-//! Nothing is looked at here but the text: whether a path is a directory or an archive is found out by who opens it. The idea:
-//! what a mount prints of its location can be typed again, and names the same thing at the digest that was found.
+//! Only the text is parsed: opening the location determines whether a path is a directory or an archive. A mount's
+//! location as printed can be typed again, and names the same image at its resolved digest.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::str::FromStr;
 use crate::oci::{Digest, OciError, Reference};
 use crate::registry::WebAddress;
 
-/// Where an image lives.
+/// The location of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
     /// `[docker://|oras://]HOST/REPOSITORY[:TAG][@DIGEST]`.
@@ -19,58 +19,58 @@ pub enum Location {
     Layout {
         /// The directory.
         directory: PathBuf,
-        /// Which of its images.
+        /// The choice of an image.
         choice: LayoutChoice,
     },
-    /// A tar archive that holds images. A [`Place::File`] in any [`Form`] is what a plain path names, which may also be a
+    /// A tar archive of images. A plain path becomes [`Place::File`] with [`Form::Any`], and may also be a
     /// directory in the OCI image layout.
     Archive {
-        /// Where it is.
+        /// The location of the archive.
         at: Place,
-        /// What is expected in it.
+        /// The expected form.
         form: Form,
-        /// Which of its images.
+        /// The choice of an image.
         choice: LayoutChoice,
     },
 }
 
-/// Where an archive is.
+/// The location of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// A file of this machine.
+    /// A local file.
     File(PathBuf),
-    /// The standard input of this process: `-`, alone or in the place of a file.
+    /// The standard input of this process: `-`, alone or instead of a file.
     Input,
-    /// A file of the web, `URL[#TAG|#@NUMBER|@DIGEST]`.
+    /// A file on the web, `URL[#TAG|#@NUMBER|@DIGEST]`.
     Web(WebAddress),
 }
 
-/// What an archive is expected to hold.
+/// The expected form of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// An OCI layout, or what `docker save` writes: as it is found.
+    /// An OCI layout or the output of `docker save`, detected by content.
     Any,
     /// `oci-archive:FILE[:TAG|:@NUMBER|@DIGEST]`: an OCI layout.
     Oci,
-    /// `docker-archive:FILE[:NAME:TAG|:@NUMBER|@DIGEST]`: what `docker save` writes.
+    /// `docker-archive:FILE[:NAME:TAG|:@NUMBER|@DIGEST]`: the output of `docker save`.
     Docker,
 }
 
-/// Which image of a layout or an archive.
+/// The choice of an image of a layout or an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayoutChoice {
-    /// The only one.
+    /// The only image.
     Only,
-    /// The one whose `org.opencontainers.image.ref.name` this is, or which `docker save` gave this name.
+    /// The image with this `org.opencontainers.image.ref.name`, or with this name from `docker save`.
     Tag(String),
-    /// The one with this number in the list of images, from 0.
+    /// The image with this number in the list, from 0.
     Number(usize),
     /// The document with this digest.
     Digest(Digest),
 }
 
 impl LayoutChoice {
-    /// What stands behind the separator: `@NUMBER` or a name.
+    /// Parses the text after the separator: `@NUMBER` or a name.
     fn named(text: &str) -> Result<Self, &'static str> {
         match text.strip_prefix('@') {
             Some(number) => {
@@ -81,7 +81,7 @@ impl LayoutChoice {
         }
     }
 
-    /// The choice as it is written behind a name, where `separator` is in front of names and numbers.
+    /// The choice as text after a name, with `separator` in front of names and numbers.
     fn written(&self, separator: char) -> String {
         match self {
             LayoutChoice::Only => String::new(),
@@ -93,7 +93,7 @@ impl LayoutChoice {
 }
 
 impl Location {
-    /// The same location for a process that changes its working directory.
+    /// The location with absolute paths, for a process that changes its working directory.
     pub fn absolute(self) -> std::io::Result<Self> {
         Ok(match self {
             Location::Layout { directory, choice } => {
@@ -106,7 +106,7 @@ impl Location {
         })
     }
 
-    /// The same place at a digest that was found there.
+    /// The location pinned to its resolved digest.
     #[must_use]
     pub fn at(&self, digest: &Digest) -> Self {
         let choice = LayoutChoice::Digest(digest.clone());
@@ -117,19 +117,19 @@ impl Location {
         }
     }
 
-    /// The location with the digest that was found there, for people and for `findmnt`.
+    /// The location with its resolved digest, for messages and for `findmnt`.
     pub fn pinned(&self, digest: &Digest) -> String {
         match self {
             Location::Registry(_) | Location::Layout { choice: LayoutChoice::Digest(_), .. } => {
                 self.at(digest).to_string()
             }
-            // What was chosen stays readable where it can be read again.
+            // The chosen tag stays in the text where it can be parsed again.
             Location::Layout { choice: LayoutChoice::Tag(_), .. } => format!("{self}@{digest}"),
             Location::Layout { .. } | Location::Archive { .. } => self.at(digest).to_string(),
         }
     }
 
-    /// The place alone, without what is asked of it: a repository, a directory, or an archive.
+    /// The place without a choice: a repository, a directory, or an archive.
     pub fn place(&self) -> String {
         let without = |location: &Self| location.to_string();
         let choice = LayoutChoice::Only;
@@ -140,7 +140,7 @@ impl Location {
         }
     }
 
-    /// The digest, if the user gave one: then nothing needs to be resolved.
+    /// The digest, if the user gave one, so that nothing has to be resolved; else `None`.
     pub fn digest(&self) -> Option<&Digest> {
         match self {
             Location::Registry(reference) => reference.digest(),
@@ -151,7 +151,7 @@ impl Location {
         }
     }
 
-    /// The file or directory of this machine that is read, if it is one.
+    /// The local file or directory, if any.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Location::Layout { directory, .. } => Some(directory),
@@ -160,7 +160,7 @@ impl Location {
         }
     }
 
-    /// The reference in a registry, if it is one.
+    /// The registry reference, if any.
     pub fn reference(&self) -> Option<&Reference> {
         match self {
             Location::Registry(reference) => Some(reference),
@@ -168,7 +168,7 @@ impl Location {
         }
     }
 
-    /// Whether it is read without a network.
+    /// Whether the location is read without a network.
     pub fn is_local(&self) -> bool {
         match self {
             Location::Layout { .. } | Location::Archive { at: Place::File(_) | Place::Input, .. } => true,
@@ -176,7 +176,7 @@ impl Location {
         }
     }
 
-    /// Whether it is the standard input, which can be read once.
+    /// Whether the location is the standard input, which can be read only once.
     pub fn is_input(&self) -> bool {
         matches!(self, Location::Archive { at: Place::Input, .. })
     }
@@ -241,10 +241,10 @@ impl FromStr for Location {
     }
 }
 
-/// What is after `oci:`.
+/// Parses the text after `oci:`.
 fn layout(rest: &str, bad: impl Fn(&str) -> OciError) -> Result<Location, OciError> {
     let (directory, choice) = match rest.rsplit_once('@') {
-        // An @ behind the colon is that of a number.
+        // An @ after the colon belongs to a number.
         Some((directory, digest)) if !directory.ends_with(':') => {
             (strip_tag(directory), LayoutChoice::Digest(digest.parse()?))
         }
@@ -261,7 +261,7 @@ fn layout(rest: &str, bad: impl Fn(&str) -> OciError) -> Result<Location, OciErr
     Ok(Location::Layout { directory: directory.into(), choice })
 }
 
-/// What is after `oci-archive:` or `docker-archive:`: up to the first colon it is the file, as other tools have it.
+/// Parses the text after `oci-archive:` or `docker-archive:`. The file ends at the first colon, as in other tools.
 fn archive(rest: &str, form: Form, bad: impl Fn(&str) -> OciError) -> Result<Location, OciError> {
     let (rest, digest) = pinned(rest)?;
     let (file, named) = rest.split_once(':').map_or((rest, None), |(file, named)| (file, Some(named)));
@@ -273,12 +273,12 @@ fn archive(rest: &str, form: Form, bad: impl Fn(&str) -> OciError) -> Result<Loc
     if file.is_empty() {
         return Err(bad("there is no file after the transport"));
     }
-    // A file of that name is ./-
+    // A file of that name is written `./-`.
     let at = if file == "-" { Place::Input } else { Place::File(file.into()) };
     Ok(Location::Archive { at, form, choice })
 }
 
-/// A text without the `@DIGEST` at its end, and the digest.
+/// The text before a final `@DIGEST`, and the digest; `None` without one.
 fn pinned(text: &str) -> Result<(&str, Option<Digest>), OciError> {
     match text.rsplit_once('@') {
         Some((rest, digest)) if digest.starts_with("sha256:") || digest.starts_with("sha512:") => {
@@ -288,20 +288,20 @@ fn pinned(text: &str) -> Result<(&str, Option<Digest>), OciError> {
     }
 }
 
-/// Whether a text is a path by how it begins. A name without a slash in front is one in a registry.
+/// Whether a text is a path by its beginning. A name without such a beginning is a registry reference.
 fn is_path(text: &str) -> bool {
     let (bare, _) = text.rsplit_once('@').unwrap_or((text, ""));
     matches!(bare, "." | "..") || ["./", "../", "/", "~/"].iter().any(|start| text.starts_with(start))
 }
 
-/// A path whose `~/` no shell has replaced, as in a file of configuration.
+/// Replaces `~/` in a path that no shell has expanded, for example from a configuration file.
 fn at_home(path: &str) -> Option<PathBuf> {
     let Some(rest) = path.strip_prefix("~/") else { return Some(path.into()) };
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty())?;
     Some(PathBuf::from(home).join(rest))
 }
 
-/// `DIR:TAG` without the tag, so that `oci:DIR:TAG@DIGEST`, as a mount prints it, can be given back.
+/// `DIR:TAG` without the tag, so that the printed `oci:DIR:TAG@DIGEST` can be parsed again.
 fn strip_tag(directory: &str) -> &str {
     match directory.rsplit_once(':') {
         Some((directory, tag)) if !tag.contains('/') && !directory.is_empty() => directory,

@@ -1,8 +1,8 @@
-//! Where an image lives: "give me this manifest" and "open this blob", whatever holds them.
+//! Sources of images: manifests and blobs, independent of their storage.
 //!
-//! A source knows no layers and keeps nothing; what it hands out is checked against digests by whoever asked. To add one:
-//! a file here and an arm in the parser of [`Location`] and [`open`]. Archives are a source too; they take what reads archives,
-//! and are opened in `archive/`.
+//! A source knows no layers and stores nothing. The caller verifies blobs against their digests. A new source needs
+//! a file in this folder, and an arm in the parser of [`Location`] and in [`open`]. Archives are a source too, but
+//! need the archive reader, and are opened in `archive/`.
 
 mod directory;
 mod error;
@@ -32,54 +32,56 @@ use crate::io::{BoxFuture, Fetch};
 use crate::oci::{Descriptor, Digest};
 use crate::registry::Registry;
 
-/// The document a location names.
+/// The document that a location names.
 #[derive(Clone, Debug)]
 pub struct Root {
-    /// Exactly the bytes that were hashed.
+    /// Exactly the hashed bytes.
     pub bytes: Bytes,
-    /// Their digest.
+    /// The digest of the bytes.
     pub digest: Digest,
-    /// What the source calls them, for documents that do not say it themselves.
+    /// The media type from the source, for documents that do not contain it; `None` if the source has none.
     pub content_type: Option<String>,
 }
 
-/// A place that has one image or artifact, or a choice of them.
+/// A place with one image or artifact, or a choice of them.
 pub trait Source: Send + Sync + 'static {
-    /// What the location names now. A tag is asked once per call.
+    /// The document that the location names now. Each call resolves a tag once.
     fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>>;
 
-    /// A manifest or index by descriptor, checked against its size and digest.
+    /// A manifest or index by descriptor, verified against its size and digest.
     fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>>;
 
-    /// A manifest or index by digest alone, for what names a document without its size. The bytes hash to `digest`.
+    /// A manifest or index by digest alone, for a caller without its size. The bytes are verified against `digest`.
     fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>>;
 
-    /// What a tag of this place names now, for what is kept under a tag of its own; `None` when there is no such tag.
+    /// The document under a tag of the same place, for content stored under a tag of its own; `None` when there is
+    /// no such tag.
     fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>>;
 
-    /// The manifests here that say they are about `subject`, those of one artifact type or all, each once; none is no error.
+    /// The manifests of the place that name `subject` as their subject, of one artifact type or all, each once. The
+    /// list may be empty.
     ///
-    /// This is a claim of the place: the subject of a listed manifest counts only when its own bytes were read. An error says
-    /// nothing about the image, so whoever asks goes on without what might have been listed.
+    /// The list is a claim of the place: the subject of a listed manifest counts only once its own bytes are read.
+    /// An error is no statement about the image, so the caller continues without referrers.
     fn referrers<'a>(
         &'a self,
         subject: &'a Digest,
         artifact_type: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>>;
 
-    /// How many bytes the blob `digest` has: for a blob that no document describes.
+    /// The size of the blob `digest` in bytes, for a blob without a descriptor.
     fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>>;
 
-    /// A blob, lazily: nothing is read here.
+    /// A lazy blob; reads nothing.
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch>;
 }
 
-/// A source that has nothing: what can be read is what the cache has.
+/// A source without content: only cached content is readable.
 pub fn offline(location: &Location) -> Arc<dyn Source> {
     Arc::new(offline::OfflineSource::new(location.to_string()))
 }
 
-/// Opens the source that `location` names, if it is no archive. No request is made.
+/// Opens the source that `location` names; `None` for an archive. Makes no request.
 pub fn open(location: &Location, registry: &Registry) -> Option<Arc<dyn Source>> {
     let layout = |path: &PathBuf, choice: &LayoutChoice| -> Option<Arc<dyn Source>> {
         Some(Arc::new(Layout::new(Directory::new(path.clone()), choice.clone())))
@@ -89,7 +91,7 @@ pub fn open(location: &Location, registry: &Registry) -> Option<Arc<dyn Source>>
             Some(Arc::new(registry::RegistrySource::new(reference.clone(), registry.clone())))
         }
         Location::Layout { directory, choice } => layout(directory, choice),
-        // A plain path: what is there decides.
+        // A plain path: a directory is a layout, and a file an archive.
         Location::Archive { at: Place::File(path), form: Form::Any, choice } if path.is_dir() => {
             layout(path, choice)
         }

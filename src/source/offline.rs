@@ -1,4 +1,4 @@
-//! The source of a mount that must not ask the network: it has nothing, and says so by name.
+//! Offline source: every request fails with an error that names the missing document or blob.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::oci::{Descriptor, Digest};
 
 use super::{Root, Source, SourceError};
 
-/// Refuses every question.
+/// A source that refuses every request.
 pub(super) struct OfflineSource {
     location: String,
 }
@@ -35,7 +35,7 @@ impl Source for OfflineSource {
         Box::pin(async move { Err(SourceError::Offline { what: format!("tag {tag} of {}", self.location) }) })
     }
 
-    /// An error and not an empty list: that there are none is not known.
+    /// An error instead of an empty list: the absence of referrers is unknown.
     fn referrers<'a>(
         &'a self,
         subject: &'a Digest,
@@ -53,7 +53,7 @@ impl Source for OfflineSource {
     }
 }
 
-/// A blob of which only the cache may have something.
+/// A blob that can only be read from the cache.
 struct Nothing {
     digest: Digest,
     size: u64,

@@ -1,4 +1,4 @@
-//! The registry as a source.
+//! Registry as a source of images.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::registry::Registry;
 
 use super::{Root, Source, SourceError};
 
-/// One repository of one registry.
+/// A repository of a registry.
 pub(super) struct RegistrySource {
     reference: Reference,
     registry: Registry,
@@ -42,7 +42,7 @@ impl Source for RegistrySource {
     }
 
     fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
-        // The registry client compares what comes with the digest it was asked by.
+        // The registry client compares the bytes with the requested digest.
         Box::pin(async move { self.get(&Selector::Digest(digest.clone())).await })
     }
 
