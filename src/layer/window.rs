@@ -9,9 +9,9 @@ use super::packed_window::{WINDOW, Window};
 /// The stored bytes where decoding would start.
 #[derive(Clone, Copy, Debug)]
 pub struct Following<'a> {
-    /// Stored bytes from the checkpoint on, with the byte before when `bits` is not zero.
+    /// Stored bytes from the checkpoint on, including the byte before when `bits` is not zero.
     pub data: &'a [u8],
-    /// How many of the highest bits of the first byte of `data` belong to it: 0 for all of them.
+    /// Number of the highest bits of the first byte of `data` that belong to the data: 0 for all of them.
     pub bits: u8,
 }
 
