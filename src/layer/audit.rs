@@ -31,7 +31,7 @@ pub(super) fn plain(path: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned([&[first], &rest[..]].concat().join(&b'/'))
 }
 
-/// The first difference of names and attributes; `None` when there is none.
+/// The first difference of names and attributes; `None` for equal ones.
 pub(super) fn names_differ(kind: IndexKind, claimed: &Toc, own: &Toc) -> Option<String> {
     let root =
         |toc: &Toc| toc.iter().filter(|entry| plain(entry.path).is_empty()).last().map(|it| it.to_entry());

@@ -40,7 +40,7 @@ impl Bzip2 {
         Self { stream: None, head: Vec::new(), streams: 0, stored: 0 }
     }
 
-    /// One step, and the place where it ended.
+    /// One step, and its end.
     pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), String> {
         let (gathered, stream) = match &mut self.stream {
             Some(stream) => (0, stream),

@@ -68,7 +68,7 @@ impl Finder {
         if at < zone {
             (zone - at, Stops::Units)
         } else if at <= self.next {
-            // One byte more than to the multiple: a block that starts there is found before that byte.
+            // One byte more than to the multiple: a block that starts at the multiple is found before that byte.
             (self.next - at + 1, Stops::Blocks)
         } else {
             (u64::MAX, Stops::Blocks)

@@ -34,7 +34,7 @@ impl Windows {
     }
 }
 
-/// Why stored bytes could not be decoded.
+/// The reason why stored bytes could not be decoded.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CodecError {

@@ -51,7 +51,7 @@ struct Sequential {
     /// Range of the file in the stream.
     range: ByteRange,
     fetcher: Fetcher,
-    /// Guards nothing beyond itself.
+    /// Guards only its own state.
     reader: Mutex<Reader>,
 }
 

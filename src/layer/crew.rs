@@ -22,7 +22,7 @@ const MAX_HERE: usize = 2;
 /// Threads of one pass: one decodes, the other processes the decoded bytes.
 const THREADS: usize = 2;
 
-/// Where the stored bytes of a pass come from.
+/// The source of the stored bytes of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
     /// All of them are local.

@@ -20,14 +20,14 @@ pub enum IndexPolicy {
     /// Local indexes, else those that the image carries or that were pushed beside it.
     #[default]
     Auto,
-    /// As `Auto`, and also indexes that others than the author may push beside an image: SOCI indexes of version 1.
+    /// As `Auto`, and also SOCI indexes of version 1, which any process with push access may put beside an image.
     All,
     /// Local indexes, else those that the layer itself carries or that a chain of digests binds to the manifest.
     /// For a signed image: the signature does not cover indexes pushed beside it.
     Bound,
     /// Only local indexes.
     Local,
-    /// None: every mount decodes every layer anew.
+    /// None: every mount decodes every layer again.
     Off,
 }
 

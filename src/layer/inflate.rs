@@ -59,8 +59,8 @@ pub(super) struct Inflate {
     stream: Box<z_stream>,
 }
 
-// SAFETY: the state behind the pointers of `stream` is owned by it alone, and nothing in zlib-rs is bound to a thread; the
-// pointers to buffers are not used after the call that got them.
+// SAFETY: the state behind the pointers of `stream` is owned by it alone, and nothing in zlib-rs is bound to a
+// thread. The pointers to buffers are not used after the call that got them.
 unsafe impl Send for Inflate {}
 
 impl Inflate {
@@ -85,8 +85,8 @@ impl Inflate {
     fn with(wrapper: c_int) -> Result<Self, String> {
         let mut stream = Box::new(z_stream::default());
         let size = size_of::<z_stream>() as c_int;
-        // SAFETY: `stream` is a default `z_stream`, which has an allocator and no state, and the version and the size are
-        // those of the library that is called.
+        // SAFETY: `stream` is a default `z_stream`, which has an allocator and no state, and the version and the
+        // size are those of the library that is called.
         let code = unsafe { inflateInit2_(&mut *stream, wrapper, zlibVersion(), size) };
         if code != Z_OK {
             // Without a state, `inflateEnd` must not be called, so no `Inflate` is made.
@@ -113,7 +113,7 @@ impl Inflate {
     /// The stream bytes before this point, as many as deflate can refer to.
     pub(super) fn window(&mut self) -> Result<Vec<u8>, String> {
         let (mut window, mut len) = (vec![0; WINDOW], 0);
-        // SAFETY: `stream` is initialised, and `window` is writable for the largest window that zlib keeps.
+        // SAFETY: `stream` is initialised, and `window` is writable for the largest window of zlib.
         let code = unsafe { inflateGetDictionary(&*self.stream, window.as_mut_ptr(), &mut len) };
         self.check(code)?;
         window.truncate(len as usize);
@@ -134,8 +134,8 @@ impl Inflate {
             Until::Filled => Z_NO_FLUSH,
             Until::Block => Z_BLOCK,
         };
-        // SAFETY: `stream` is initialised; `next_in` is readable for `avail_in` and `next_out` writable for `avail_out`, which
-        // are at most the lengths of the two slices, and both outlive the call.
+        // SAFETY: `stream` is initialised; `next_in` is readable for `avail_in` and `next_out` writable for
+        // `avail_out`, which are at most the lengths of the two slices, and both outlive the call.
         let code = unsafe { inflate(stream, flush) };
         let stop = match code {
             Z_STREAM_END => Stop::End,

@@ -125,7 +125,7 @@ impl Lz4 {
         Ok(Self { shape, part: Part::BlockLen, ..Self::new(false) })
     }
 
-    /// One step, and the place where it ended.
+    /// One step, and its end.
     pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), String> {
         if self.out < self.block.len() {
             return Ok(self.hand_out(output));

@@ -1,8 +1,8 @@
 //! Layers: from a blob to an index (table of contents and span map) and an uncompressed stream that is read through
 //! it.
 //!
-//! Formats are data: no code branches on the format after detection. The parsers take bytes and return values.
-//! `cache/` below fetches and stores bytes; `tree/` above interprets the entries as a file tree.
+//! Detection reduces a format to an [`Encoding`]. The parsers take bytes and return values. `cache/` below fetches
+//! and stores bytes; `tree/` above interprets the entries as a file tree.
 
 mod agreed;
 mod audit;

@@ -94,7 +94,7 @@ impl Xz {
         Ok(Self { check, part: Part::BlockHeader { len: 1 }, ..Self::new(Windows::Large) })
     }
 
-    /// One step, and the place where it ended.
+    /// One step, and its end.
     pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), XzError> {
         match self.part {
             Part::Control { .. } | Part::Chunk { .. } | Part::Tail { .. } => self.step_block(input, output),

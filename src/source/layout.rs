@@ -153,7 +153,7 @@ impl<F: Files> Layout<F> {
         Ok(Descriptor { digest: digest.clone(), size, ..Descriptor::of("", &[]) })
     }
 
-    /// The documents whose own bytes name `subject` as their subject. Candidates are the entries of `index.json`,
+    /// The documents whose bytes name `subject` as their subject. Candidates are the entries of `index.json`,
     /// and those of a list under the fallback tag. A missing or broken document has no subject.
     async fn search(
         &self,

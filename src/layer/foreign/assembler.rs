@@ -27,7 +27,7 @@ use super::{ForeignError, ForeignLimits, broken};
 /// The name of the table of contents in an eStargz archive.
 pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
 
-/// Marker files of eStargz: content before the first is to be prefetched, and the second means that there is none.
+/// Marker files of eStargz: content before the first is to be prefetched, and the second marks its absence.
 const PREFETCH: &[u8] = b".prefetch.landmark";
 const NO_PREFETCH: &[u8] = b".no.prefetch.landmark";
 
@@ -87,7 +87,7 @@ struct OpenFile {
     size: u64,
     /// Bytes that the chunks cover so far.
     covered: u64,
-    /// Runs of data so far; of use only if there are holes.
+    /// Runs of data so far; used only for a file with holes.
     runs: Vec<Run>,
     has_holes: bool,
     /// Its index in the table of contents; `None` for markers.

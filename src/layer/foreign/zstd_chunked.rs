@@ -29,7 +29,7 @@ const MAGICS: [&[u8; 8]; 2] = [b"GNUlInUx", b"GnUlInUx"];
 /// Sizes of footers: with and without the offset of the tar-split data.
 const FOOTERS: [usize; 2] = [64, 40];
 
-/// Magic number of the skippable frames that hold footer and document (RFC 8878, 3.1.2), and the length of their header.
+/// Magic number of the skippable frames with footer and document (RFC 8878, 3.1.2), and the length of their header.
 const SKIPPABLE: [u8; 4] = 0x184D_2A50u32.to_le_bytes();
 const SKIPPABLE_HEADER: u64 = 8;
 
