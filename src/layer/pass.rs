@@ -1,5 +1,7 @@
-//! Passes over the stored bytes of a layer. The forward pass builds an index, with a feeder that keeps a few reads
-//! in flight ahead of it. The walk reads the headers of an uncompressed archive.
+//! Passes over the stored bytes of a layer: the forward pass builds an index, and the walk reads headers only.
+//!
+//! The forward pass has a feeder that keeps a few reads in flight ahead of it. The walk is for uncompressed
+//! archives.
 //!
 //! Each layer has its own pass, and passes of several layers run concurrently. Decoding runs on dedicated threads,
 //! never on the async workers. One thread of a pass only decodes, block by block. Its results go to a second

@@ -1,5 +1,4 @@
-//! Random access to a decoded stream: from the nearest resume point to the end of the last requested block, and no
-//! further.
+//! Random access to a decoded stream: from the nearest resume point to the end of the last requested block.
 //!
 //! The cache above stores the bytes. Every block, and every range with a digest, is compared before it is
 //! delivered. Decoding goes in turns on blocking threads. Each turn already has its stored bytes, so that no thread

@@ -1,5 +1,4 @@
-//! xz indexes: size and blocks of the decoded stream, from the indexes at the ends of its streams (The .xz File
-//! Format, 1.2).
+//! xz indexes: size and blocks of the decoded stream, from the ends of its streams (The .xz File Format, 1.2).
 //!
 //! Nothing is decoded. All streams have to be adjacent, from the last byte back to the first, so that no stored
 //! byte is skipped. Inconsistent numbers give no result.

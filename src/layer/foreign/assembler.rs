@@ -1,5 +1,7 @@
-//! Assembler of foreign indexes: from entries of a table of contents to a made-up stream and files that point into
-//! it. The stream holds the units that the entries name, in stored order.
+//! Assembler of foreign indexes: entries of a table of contents become a made-up stream, and files that point into
+//! it.
+//!
+//! The stream holds the units that the entries name, in stored order.
 //!
 //! Every statement of a document is checked: overlaps, gaps and offsets outside of the layer are errors. Such
 //! documents give the start of a unit and the wanted bytes of its decoded content, not their offset in the archive.

@@ -1,5 +1,4 @@
-//! JSON table of contents of eStargz and zstd:chunked: parsed entry by entry, hashed on the way, never held as a
-//! whole.
+//! JSON table of contents of eStargz and zstd:chunked: parsed entry by entry, hashed on the way.
 //!
 //! A counting reader bounds the memory: it limits the bytes since the last entry, and the parser holds at most one
 //! entry. The assembler interprets the entries.

@@ -1,5 +1,6 @@
-//! eStargz: a gzip layer that ends with a table of contents and a footer. The last members are an archive of one
-//! file, the table of contents, and the footer with its offset.
+//! eStargz: a gzip layer that ends with a table of contents and a footer.
+//!
+//! The last members are an archive of one file, the table of contents, and the footer with its offset.
 //!
 //! Facts are from the format's own document, "eStargz: Standard-Compatible Extension to Container Image Layers for
 //! Lazy Pulling". The footer is an empty gzip member whose extra field holds the offset in hexadecimal and a magic

@@ -1,5 +1,6 @@
-//! zstd:chunked: a zstd layer with a frame for each chunk. The last frames are skippable: the compressed table of
-//! contents, and a footer with its offset.
+//! zstd:chunked: a zstd layer with a frame for each chunk, a table of contents and a footer.
+//!
+//! The last frames are skippable: the compressed table of contents, and the footer with its offset.
 //!
 //! Facts are from containers/storage and from stargz-snapshotter, which write two variants. They have footers of 64
 //! and of 40 bytes, two magic words that differ in the case of one letter, and two prefixes of annotations. Every
