@@ -23,8 +23,8 @@ const STREAM: usize = 256 * 1024;
 
 impl Layer {
     /// The archive's entry for the directory at `path` (empty for the root), from the first block of the layer.
-    /// `None` where the entry lies further behind or is missing, where the layer is no archive, and where bytes may
-    /// only be used once the whole layer is verified.
+    /// `None` where the entry lies further behind or is missing, and where the layer is no archive. Also `None`
+    /// where bytes may only be used once the whole layer is verified.
     pub async fn directory_entry(&self, path: &[u8]) -> Result<Option<Entry>, ReadError> {
         let blob = &self.core.blob;
         refuse_poisoned(blob)?;

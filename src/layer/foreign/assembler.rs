@@ -1,5 +1,4 @@
-//! Assembler of foreign indexes: entries of a table of contents become a made-up stream, and files that point into
-//! it.
+//! Assembler of foreign indexes: document entries become a made-up stream, and files that point into it.
 //!
 //! The stream holds the units that the entries name, in stored order.
 //!
