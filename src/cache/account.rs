@@ -1,10 +1,10 @@
-//! The account: how many bytes of the disk the directory takes, kept in one small file that all processes share.
+//! Disk usage account: bytes that the cache directory takes, in one small file that all processes share.
 //!
-//! Nothing here walks a directory, decides what goes, or believes a file that fails its check. The idea: a process that is about to
-//! write adds to the account first, under a lock of an instant, and one that removed something subtracts afterwards. So a process
-//! that dies in between leaves an account that is too high, never one that is too low, and a count of the files, which runs beside
-//! everything else, puts it right. A count that ends between the two halves of a change may have seen either half: a [`CountMark`]
-//! from before the change shows that, and the change then counts as the half that leaves the account too high.
+//! A process adds to the account before it writes, and subtracts after it removed something. Each change holds a lock
+//! for an instant. So a crash in between leaves an account that is too high, and a later count of the files corrects
+//! it. A count that ends between the two halves of a change may have seen either half. A [`CountMark`] from before
+//! the change shows that; the change then counts as the half that leaves the account too high. A file that fails its
+//! check counts as unknown.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,27 +20,27 @@ const MAGIC: &[u8; 8] = b"ocifsuse";
 const VERSION: u32 = 1;
 const LENGTH: usize = 64;
 const CHECKED: usize = 48;
-/// The byte whose lock is the right to change the file; beyond its end.
+/// Byte lock that guards changes of the file; beyond its end.
 const LOCK_AT: u64 = 1 << 62;
 /// Tries without a pause: the lock is held for two system calls.
 const SPINS: u32 = 200;
 /// After this long the holder of the lock counts as stuck, and nothing is stored.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the file says.
+/// Content of the account file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
-    /// Bytes of the disk that the directory takes, or is about to.
+    /// Bytes of the disk that the directory takes, or is about to take.
     pub(super) used: u64,
-    /// All bytes that were ever added, which tells a count what was written while it ran. It wraps around.
+    /// Sum of all bytes ever added; a count derives from it how much was written while it ran. Wraps around.
     pub(super) added: u64,
-    /// When the files were last counted, in seconds since 1970.
+    /// Time of the last count of the files, in seconds since 1970.
     pub(super) counted: u64,
-    /// During which run of the machine that was.
+    /// Boot during which that count ran.
     pub(super) boot: [u8; 8],
 }
 
-/// The count that an account begins with; another one when the files were counted anew since.
+/// The count that an account starts from; a new count of the files changes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CountMark(Option<(u64, [u8; 8])>);
 
@@ -50,7 +50,7 @@ impl Tally {
     }
 }
 
-/// The file `account`, opened when it is first needed and again when that failed.
+/// The file `account`, opened on first use, and again after a failed open.
 pub(super) struct Account {
     path: PathBuf,
     /// Guards the file among threads: the lock between processes belongs to the open file.
@@ -62,8 +62,8 @@ impl Account {
         Self { path: root.join("account"), file: Mutex::default() }
     }
 
-    /// Reads the tally, lets `change` decide about it, and writes what comes out of that. `None` is an account that is not
-    /// known: the files have to be counted.
+    /// Reads the tally, passes it to `change`, and writes the tally that `change` returns. `None` is an unknown
+    /// account: the files have to be counted.
     pub(super) fn change<T>(
         &self,
         change: impl FnOnce(Option<Tally>) -> (Option<Tally>, T),
@@ -91,7 +91,8 @@ impl Account {
         written.map(|()| out)
     }
 
-    /// Which count the account begins with now. Takes no lock: a mark that was read while it changed is no mark at all.
+    /// The count that the account starts from now. Takes no file lock: a mark that is read during a change is
+    /// invalid.
     pub(super) fn mark(&self) -> CountMark {
         let slot = lock(&self.file);
         let known = match &*slot {
@@ -101,8 +102,8 @@ impl Account {
         known.map_or(CountMark(None), |tally| tally.mark())
     }
 
-    /// Notes that `bytes` were removed, after `since` was looked at. A count that ended meanwhile may have left them out already:
-    /// then the account stays, at worst too high.
+    /// Subtracts `bytes` that were removed after `since` was read. A count that ended in between may have left them
+    /// out already: then the account stays, at worst too high.
     pub(super) fn give_back(&self, bytes: u64, since: CountMark) {
         if bytes == 0 {
             return;

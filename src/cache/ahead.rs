@@ -1,8 +1,8 @@
-//! Read-ahead: finds the readers that go through content in order, and says which blocks to fetch before they ask.
+//! Readahead: detects sequential readers and selects the blocks to fetch ahead of them.
 //!
-//! Nothing here fetches or waits, and nothing is fetched ahead of a reader that jumps. The idea: a read that begins where an
-//! earlier one ended makes a reader sequential; the longer it has been, the further its window reaches; and what was asked
-//! for ahead is only ever extended by another read, so a reader that stops costs at most one window.
+//! A read that begins where an earlier one ended makes its reader sequential, and the window grows with the length of
+//! the run. Only another read extends the window, so a reader that stops costs at most one window. Random access gets
+//! no readahead.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,49 +15,49 @@ use crate::io::ByteRange;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// Readers of one content that are followed at a time: as many as there are threads that answer FUSE.
+/// Readers of one content that are followed at a time: one for each FUSE thread.
 const READERS: usize = 8;
 /// Fetches ahead of the readers of one content: with [`LONGEST`] they are the widest window.
 const RANGES: usize = 4;
 /// The longest fetch ahead of a reader. At 8 MiB a round trip of 100 ms costs less than the bytes do on a gigabit link.
 const LONGEST: u64 = 8 * MIB;
-/// Between two files of an archive lie a header and padding, and often a few small files that nobody reads.
+/// Two files of an archive are separated by a header and padding, and often by a few small files that are not read.
 const GAP: u64 = 64 * KIB;
-/// The kernel reads ahead with several requests, which arrive in any order: so far back one still belongs to its reader.
+/// The kernel's own readahead sends several requests in any order; one this far back still belongs to its reader.
 const BACK: u64 = MIB;
-/// Fetches ahead of readers that run at once, over all content of a cache: two fewer than a host gets requests, so that a
+/// Readahead fetches that run at once over all content of a cache: two fewer than the requests a host gets, so that a
 /// small read does not queue behind a scan.
 const FETCHES: usize = 6;
 
-/// How far ahead a reader is served that has read so many bytes in order.
+/// Window of a reader by the bytes that it has read in order, as (least bytes read, window).
 const STEPS: [(u64, u64); 4] =
     [(8 * MIB, RANGES as u64 * LONGEST), (2 * MIB, LONGEST), (512 * KIB, MIB), (0, BLOCK)];
 
 /// The readers of one content.
 pub(super) struct Ahead {
-    /// No window is wider.
+    /// Upper bound of every window, in bytes.
     reach: u64,
     readers: Vec<Reader>,
-    /// Counts reads, to tell which reader has been silent for longest.
+    /// Counts reads, to find the reader that has been idle for longest.
     clock: u64,
-    /// Fetches ahead that have not ended. Invariant: at most `RANGES`.
+    /// Readahead fetches that have not ended. Invariant: at most `RANGES`.
     going: usize,
 }
 
 struct Reader {
-    /// Where its first read began.
+    /// Start of its first read, in bytes.
     start: u64,
-    /// Where its reads have got to.
+    /// End of its reads, in bytes.
     next: u64,
     pace: Pace,
-    /// The end of what was asked for ahead of it.
+    /// End of the range requested ahead of the reader, in bytes.
     asked: u64,
     last_read: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Pace {
-    /// One read, which says nothing yet.
+    /// One read, which proves no order yet.
     Single,
     Sequential,
 }
@@ -69,13 +69,13 @@ impl Default for Ahead {
 }
 
 impl Ahead {
-    /// No reader is served further ahead than `reach` bytes: a cache that is smaller than the windows of its readers would lose
-    /// what was fetched before it is read.
+    /// Limits every window to `reach` bytes: a cache smaller than the windows of its readers would evict fetched
+    /// blocks before they are read.
     pub(super) fn within(reach: u64) -> Self {
         Self { reach: reach & !(BLOCK - 1), readers: Vec::new(), clock: 0, going: 0 }
     }
 
-    /// Takes note of a read of content of `size` bytes, and says which runs of blocks to fetch ahead of it. Each of them counts
+    /// Records a read of content of `size` bytes and returns the runs of blocks to fetch ahead of it. Each run counts
     /// as going until [`Ahead::ended`].
     pub(super) fn note(&mut self, read: ByteRange, size: u64) -> Vec<Range<u64>> {
         if read.is_empty() {
@@ -98,7 +98,7 @@ impl Ahead {
         runs
     }
 
-    /// One of the runs was fetched, or given up.
+    /// Records that one of the runs was fetched, or given up.
     pub(super) fn ended(&mut self) {
         self.going -= 1;
     }
@@ -116,7 +116,7 @@ impl Ahead {
         self.join_neighbours(self.readers.len() - 1);
     }
 
-    /// Requests that came in the wrong order look like two readers until the gap between them is read.
+    /// Joins readers that were one: requests in the wrong order look like two until the gap between them is read.
     fn join_neighbours(&mut self, mut index: usize) -> usize {
         while let Some(other) = (0..self.readers.len()).find(|&other| {
             other != index && {
@@ -140,10 +140,10 @@ impl Ahead {
 impl Reader {
     fn is_continued_by(&self, read: ByteRange) -> bool {
         let (gap, back) = match self.pace {
-            // It may be a reader at random that came by: only the same bytes, or those that follow.
+            // This may be one random access: only the same bytes, or those that follow, continue it.
             Pace::Single if read.end <= self.next => (GAP, self.next - self.start),
             Pace::Single => (GAP, 0),
-            // A block that it skips was fetched for it all the same.
+            // A block that the reader skips was fetched ahead of it all the same.
             Pace::Sequential => (BLOCK, BACK),
         };
         read.start >= self.next.saturating_sub(back) && read.start <= self.next.saturating_add(gap)
@@ -157,19 +157,19 @@ impl Reader {
         }
     }
 
-    /// How far ahead of it blocks are wanted.
+    /// Distance ahead of the reader in which blocks are wanted, in bytes.
     fn window(&self) -> u64 {
         let run = self.next - self.start;
         let window = STEPS.iter().find(|(least, _)| run >= *least).map_or(BLOCK, |step| step.1);
         if self.start == 0 {
             return window;
         }
-        // Who began in the middle reads one file of many, and nobody here knows where it ends: what is fetched past its end
-        // stays a small part of what was read, and nothing for a small file.
+        // A reader that begins in the middle reads one file of many, whose end is unknown at this level. The bytes
+        // fetched past that end stay a small part of the bytes read, and none for a small file.
         window.min((run / 4) & !(BLOCK - 1))
     }
 
-    /// The next run of blocks to fetch ahead, when there is room in the window for a whole one.
+    /// The next run of blocks to fetch ahead; `None` while the window has no room for a whole run.
     fn widen(&mut self, size: u64, reach: u64) -> Option<Range<u64>> {
         if self.pace == Pace::Single {
             return None;
@@ -177,7 +177,7 @@ impl Reader {
         let (window, blocks) = (self.window().min(reach), size.div_ceil(BLOCK));
         let here = self.next.div_ceil(BLOCK);
         let from = (self.asked >> BLOCK_SHIFT).max(here);
-        // Halves: the second one is on its way while the first one is read.
+        // Half a window each: the second half is on its way while the first one is read.
         let length = (window / 2).clamp(BLOCK, LONGEST) >> BLOCK_SHIFT;
         let limit = (here + (window >> BLOCK_SHIFT)).min(blocks);
         let end = (from + length).min(limit);
@@ -189,10 +189,11 @@ impl Reader {
     }
 }
 
-/// The right to fetch ahead of readers, over all content of a cache.
+/// Permits for readahead, over all content of a cache.
 pub(super) struct Places {
     fetches: Arc<Semaphore>,
-    /// Decoding takes a core, and fetches stored bytes in its turn: it must not take the places of what it waits for.
+    /// A decode takes a core and itself fetches stored bytes: it must not hold the permits that those fetches wait
+    /// for.
     decodes: Arc<Semaphore>,
 }
 
@@ -202,7 +203,7 @@ impl Places {
         Self { fetches: Arc::new(Semaphore::new(FETCHES)), decodes: Arc::new(Semaphore::new(cores)) }
     }
 
-    /// One permit is one fetch.
+    /// Semaphore for content of this kind; one permit is one fetch.
     pub(super) fn of(&self, kind: Kind) -> &Arc<Semaphore> {
         match kind {
             Kind::Blob => &self.fetches,

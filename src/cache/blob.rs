@@ -1,8 +1,8 @@
-//! Cached content as [`ReadAt`]: what is on disk is read there, what is missing is fetched once.
+//! Cached content as [`ReadAt`]: present blocks are read from disk, and each missing block is fetched once.
 //!
-//! It never hands out bytes that failed a check, and never fails a read because the disk does not take or give a block. The
-//! idea: a read takes from disk what it can, joins or starts a flight for each block that is missing, and looks at the state
-//! last, because poisoning writes the state before it truncates the data.
+//! Bytes that failed a check are not handed out, and a disk that does not take or return a block does not fail a
+//! read. A read takes the present blocks from disk and joins or starts a flight for each missing one. It looks at the
+//! state last, because poisoning writes the state before it truncates the data.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -39,20 +39,20 @@ const PARALLEL: usize = 4;
 const READY_CHECKS: usize = 5;
 /// Blocks that [`Cached::ensure`] has in flight: four fetches of 4 MiB.
 const ENSURE_WINDOW: u64 = 64;
-/// The last use on disk is this fresh while content is being read.
+/// Longest delay of the last-use record on disk while content is being read.
 const TOUCH: Duration = Duration::from_secs(60);
 
 /// Cached content: a stored blob, or the decoded stream of one.
 pub struct Cached {
     pub(super) inner: Arc<Inner>,
-    /// The fetches that run. They outlive a reader that went away, but not the content: dropping the set ends them.
+    /// Running fetches. They outlive a reader that went away, but not the content: dropping the set ends them.
     pub(super) tasks: Mutex<JoinSet<()>>,
-    /// Where fetches run: known from the first one that a reader waited for, so that a hit on a thread of FUSE can start one
-    /// ahead of its reader.
+    /// Runtime of the fetches, set by the first one that a reader waited for. With it a cache hit on a FUSE thread
+    /// can start readahead.
     runtime: OnceLock<Handle>,
 }
 
-/// What a [`Cached`] is made from.
+/// The parts of a [`Cached`].
 pub(super) struct Content {
     pub(super) digest: Digest,
     pub(super) algorithm: Algorithm,
@@ -66,13 +66,13 @@ pub(super) struct Content {
     pub(super) distrusted: broadcast::Sender<Digest>,
 }
 
-/// What the fetches share with the readers.
+/// State that the fetches share with the readers.
 pub(super) struct Inner {
     pub(super) digest: Digest,
     pub(super) kind: Kind,
     pub(super) size: u64,
     pub(super) fetch: Arc<dyn Fetch>,
-    /// `None` when the disk let no file be made: then everything is fetched for its readers only.
+    /// `None` when no file could be created on the disk: then every fetch serves only its own readers.
     pub(super) slot: Option<Arc<PairSlot>>,
     pub(super) flights: Mutex<Flights>,
     pub(super) proof: Proof,
@@ -80,39 +80,39 @@ pub(super) struct Inner {
     places: Arc<Places>,
     /// When a blob is compared with its digest; `None` where the caller takes blocks as they come.
     pub(super) verify: Option<When>,
-    /// The checksums of blocks that were handed out and are not on disk.
+    /// Checksums of blocks that were handed out and are not on disk.
     pub(super) noted: Mutex<HashMap<u64, Sum>>,
-    /// Set while the bytes that came last were wrong, and none of them was handed out.
+    /// Set while the latest bytes were wrong and none of them was handed out.
     pub(super) rejected: AtomicBool,
     pub(super) rejections: Mutex<RejectHistory>,
-    /// Set once bytes were shown to a caller that wants to know what the blob is before it was compared.
+    /// Set once a caller peeked at bytes to detect the blob's format before the comparison.
     pub(super) is_looked_at: AtomicBool,
-    /// What is made of it.
+    /// Files derived from this blob.
     pub(super) derived: Derived,
-    /// Small blobs that the disk did not take.
+    /// Small blobs that could not be stored on disk.
     pub(super) shelf: Arc<Shelf>,
-    /// Guards: one fetch of a small blob into memory at a time.
+    /// Guard: one fetch of a small blob into memory at a time.
     pub(super) filling: tokio::sync::Mutex<()>,
-    /// Hears what must not be believed any more.
+    /// Receives digests that must no longer be trusted.
     pub(super) distrusted: broadcast::Sender<Digest>,
-    /// Whether all blocks are on disk, as far as anybody noticed: then no reader needs to be followed.
+    /// Whether all blocks are known to be on disk: then no reader needs to be followed.
     pub(super) whole: AtomicBool,
-    /// Tells those who wait for it that the comparison with the digest is over.
+    /// Notifies its subscribers of the result of the comparison with the digest.
     pub(super) verdict: watch::Sender<Option<State>>,
-    /// Set after `verdict`, so that looking costs no lock.
+    /// Set after `verdict`, so that a look costs no lock.
     pub(super) told: AtomicBool,
     /// Set once the bytes were compared with the digest and found different.
     pub(super) poisoned: AtomicBool,
-    /// Empty while content is complete on disk that nobody compared with its digest.
+    /// Empty while content is complete on disk and not yet compared with its digest.
     pub(super) settled: OnceCell<()>,
-    /// Set while it is compared beside its readers.
+    /// Set while the comparison runs beside the readers.
     pub(super) settling: AtomicBool,
-    /// What the owner of a decoded stream says about it, as [`Verified`].
+    /// Verification that the owner of a decoded stream reported, as [`Verified`].
     vouched: AtomicU8,
     warned: AtomicBool,
     pub(super) fetched: AtomicU64,
     served: AtomicU64,
-    /// What readers got, for people.
+    /// Ranges that readers got, for display.
     pub(super) read: Touched,
     touched: RwLock<Instant>,
 }
@@ -164,7 +164,7 @@ impl Cached {
         &self.inner.digest
     }
 
-    /// Whether all blocks of `range` are on disk, as far as their records tell.
+    /// Whether all blocks of `range` are on disk according to their records.
     pub fn present(&self, range: ByteRange) -> bool {
         let Some(pair) = self.inner.pair() else { return range.is_empty() };
         let clipped = range.intersect(ByteRange::new(0, self.inner.size));
@@ -173,7 +173,7 @@ impl Cached {
             && range.blocks(BLOCK_SHIFT).all(|block| pair.is_recorded(block, self.inner.proof.len(block)))
     }
 
-    /// How many bytes are on disk, as far as the records tell. Reads all of them: for progress, not for reads.
+    /// Bytes on disk according to the records. Reads all records: for progress, not for reads.
     pub fn bytes_present(&self) -> u64 {
         let Some(pair) = self.inner.pair() else { return 0 };
         pair.sidecar.bytes_present().unwrap_or_else(|error| {
@@ -182,28 +182,28 @@ impl Cached {
         })
     }
 
-    /// The number of the copy that lies in the cache, which no other copy of this content has; `None` where nothing is kept.
+    /// The number of the cached copy, unique among copies of this content; `None` where nothing is cached.
     pub fn copy_number(&self) -> Option<CopyNumber> {
         self.inner.pair()?.sidecar.copy_number()
     }
 
-    /// How far the content has got, in any process.
+    /// State of the content over all processes.
     pub fn state(&self) -> State {
         self.inner.state()
     }
 
-    /// How many bytes readers got from here.
+    /// Bytes that readers got from this value.
     pub fn served(&self) -> u64 {
         self.inner.served.load(Ordering::Relaxed)
     }
 
-    /// How many bytes were fetched for it by this process.
+    /// Bytes that this process fetched for this content.
     pub fn fetched(&self) -> u64 {
         self.inner.fetched.load(Ordering::Relaxed)
     }
 
-    /// Fetches what is missing of `range` and proves what is not, without handing anything out. Without a disk that takes
-    /// blocks there is nothing to do.
+    /// Fetches the missing blocks of `range` and checks the present ones, without handing out bytes. Does nothing
+    /// when no disk takes the blocks.
     pub async fn ensure(&self, range: ByteRange) -> Result<(), ReadError> {
         self.inner.check_bounds(range)?;
         self.inner.settle().await?;
@@ -227,8 +227,8 @@ impl Cached {
         self.inner.refuse_poisoned()
     }
 
-    /// Waits until content that is whole on disk was compared with its digest: its last block is there, and may be served,
-    /// while that is still going on. An error when it is not what the digest names.
+    /// Waits until content with all blocks on disk was compared with its digest; its last block may be served while
+    /// the comparison still runs. Fails when the digests differ.
     pub async fn compared(&self) -> Result<(), ReadError> {
         let inner = Arc::clone(&self.inner);
         let comparing = blocking(&self.inner.digest, move || {
@@ -245,19 +245,20 @@ impl Cached {
         self.inner.refuse_poisoned()
     }
 
-    /// Tells what somebody found who hashed the whole stored blob in order while reading it from here: equal makes it
-    /// verified, as far as everything is on disk; different poisons it. Blocks its thread for hashing and syncing files.
+    /// Reports the digest `actual` of a caller that hashed the whole stored blob in order while reading it through
+    /// the cache. An equal digest makes it verified, as far as all blocks are on disk; a different one poisons it.
+    /// Blocks its thread for hashing and syncing files.
     pub fn mark_verified_by(&self, actual: &Digest) -> Result<State, CacheError> {
         let inner = &self.inner;
         let equal = *actual == inner.digest;
-        // What was verified before cannot become wrong by somebody's reading it wrongly.
+        // A caller's read error cannot make a verified blob wrong.
         if !equal {
             if inner.state() != State::Verified {
                 inner.poison(actual);
             }
             return Err(CacheError::Mismatch { expected: inner.digest.clone(), actual: actual.clone() });
         }
-        // The files are compared all the same: they may hold other bytes by now than were handed out.
+        // The files are compared all the same: their bytes may have changed since they were handed out.
         if let Some(pair) = inner.pair()
             && inner.state() != State::Verified
             && inner.proof.all_recorded(&pair)
@@ -268,18 +269,18 @@ impl Cached {
         Ok(inner.state())
     }
 
-    /// Waits until the whole content was compared with its digest, and says what came out: [`State::Verified`] or
-    /// [`State::Poisoned`]; `None` when the content was let go of before, which waiting does not prevent. What another process
-    /// finds out counts from the next read here. A decoded stream is never compared.
+    /// Waits until the whole content was compared with its digest, and returns [`State::Verified`] or
+    /// [`State::Poisoned`]. `None` when the content was dropped before; waiting does not prevent that. The result of
+    /// another process counts from the next read in this one. A decoded stream is never compared.
     pub fn until_verified(&self) -> impl Future<Output = Option<State>> + Send + use<> {
-        // Looks at the disk, where another process may have written it.
+        // Looks at the disk, where another process may have written the result.
         self.inner.state();
         let mut verdict = self.inner.verdict.subscribe();
         async move { verdict.wait_for(Option::is_some).await.ok().and_then(|state| *state) }
     }
 
-    /// Sets what [`ReadAt::verified`] says of a decoded stream, which has no digest to be compared with. Of a stored blob
-    /// only the comparison with its digest decides.
+    /// Sets the answer of [`ReadAt::verified`] for a decoded stream, which has no digest to be compared with. For a
+    /// stored blob only the comparison with its digest decides.
     pub fn set_verified(&self, verified: Verified) {
         self.inner.vouched.store(verified as u8, Ordering::Relaxed);
     }
@@ -295,14 +296,14 @@ impl Cached {
         self.read_as_it_comes(offset, buf).await
     }
 
-    /// Reads what is here and what comes, whether the whole was compared or not.
+    /// Reads present blocks and blocks as they arrive, whether the whole was compared or not.
     pub(super) async fn read_as_it_comes(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         let range = ByteRange::at(offset, buf.len() as u64);
         self.inner.check_bounds(range)?;
         self.settle_for_reader().await?;
         let missing = self.inner.read_or_hash(range, buf);
         self.inner.note_lookup(range, missing.len());
-        // What is demanded comes first.
+        // Demanded blocks come before readahead.
         let waits = self.join_or_start(&missing);
         if !missing.is_empty() {
             self.inner.whole.store(false, Ordering::Relaxed);
@@ -323,7 +324,7 @@ impl Cached {
         Ok(())
     }
 
-    /// Joins the flights of `missing` blocks and starts those that nobody started; the answers come in that order.
+    /// Joins the flights of `missing` blocks and starts the others; the waits come in the same order.
     fn join_or_start(&self, missing: &[u64]) -> Vec<Wait> {
         if missing.is_empty() {
             return Vec::new();
@@ -342,12 +343,12 @@ impl Cached {
         waits
     }
 
-    /// Follows the reader who reads `range`, and starts what should be on its way before the reader gets there.
+    /// Follows the reader of `range` and starts the fetches that should be on their way before it gets there.
     fn read_ahead(&self, range: ByteRange) {
         let inner = &self.inner;
         if inner.whole.load(Ordering::Relaxed) || inner.warned.load(Ordering::Relaxed) || inner.slot.is_none()
         {
-            // All is here, or nothing can be kept that nobody waits for.
+            // All blocks are present, or a block that no reader waits for could not be stored.
             return;
         }
         if inner.opened().is_some_and(|pair| pair.is_tight()) {
@@ -381,7 +382,7 @@ impl ReadAt for Cached {
         self.inner.check_bounds(range)?;
         let whole_first = self.inner.is_whole_first();
         if self.is_rejected() {
-            // Only a fetch makes it better.
+            // Only a fetch can repair this.
             return Ok(false);
         }
         if !self.inner.settled.initialized()
@@ -423,8 +424,9 @@ impl ReadAt for Cached {
         }
     }
 
-    /// The data file of a verified blob that is whole on disk. It serves as long as both this [`Cached`], whose lock keeps evictors
-    /// of other processes away, and the descriptor, which does that in this process, are held.
+    /// The data file of a verified blob with all blocks on disk. It stays valid while both this [`Cached`] and the
+    /// descriptor are held: the lock of the first keeps evictors of other processes away, the second those of this
+    /// process.
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         let inner = &self.inner;
         inner.pair().filter(|_| inner.kind == Kind::Blob)?.hand_out(inner.size)
@@ -440,7 +442,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Counts a read that did not find `missing` blocks of `range`.
+    /// Counts a read of `range` that found `missing` blocks absent.
     fn note_lookup(&self, range: ByteRange, missing: usize) {
         let lookups = match self.kind {
             Kind::Blob => &meter::BLOBS,
@@ -450,8 +452,8 @@ impl Inner {
         lookups.note(wanted.end - wanted.start, missing as u64);
     }
 
-    /// Fills the parts of `buf` that are on disk and names the blocks that are not; `None` when more than `checks` blocks
-    /// would have to be hashed first.
+    /// Fills the parts of `buf` that are on disk and returns the missing blocks; `None` when more than `checks`
+    /// blocks would have to be hashed first.
     pub(super) fn read_from_disk(&self, range: ByteRange, buf: &mut [u8], checks: usize) -> Option<Vec<u64>> {
         let blocks = range.blocks(BLOCK_SHIFT);
         let Some(pair) = self.pair() else { return Some(blocks.collect()) };
@@ -482,7 +484,8 @@ impl Inner {
         Some(missing)
     }
 
-    /// The same, however many blocks have to be hashed: then the other tasks of this thread are served by another one.
+    /// Like [`Self::read_from_disk`] for any number of hashes: the other tasks of this thread then move to another
+    /// one.
     pub(super) fn read_or_hash(&self, range: ByteRange, buf: &mut [u8]) -> Vec<u64> {
         match self.read_from_disk(range, buf, 0) {
             Some(missing) => missing,
@@ -490,13 +493,13 @@ impl Inner {
         }
     }
 
-    /// The right to fetch ahead of readers of this kind of content.
+    /// Readahead permits for this kind of content.
     pub(super) fn places(&self) -> &Arc<Semaphore> {
         self.places.of(self.kind)
     }
 
-    /// Stores a block that arrived (if `right` allows), answers who waits for it, and settles what follows from it. It runs on
-    /// a blocking thread, because a write can wait for the disk for as long as the kernel likes.
+    /// Stores a block that arrived (if `right` allows), answers its waiters, and settles the consequences. Runs on a
+    /// blocking thread, because a write can wait for the disk without a bound.
     pub(super) fn accept<R>(&self, block: u64, bytes: &Bytes, right: Option<R>) {
         let mut outcome = self.refuse_poisoned();
         let mut kept = None;
@@ -529,10 +532,10 @@ impl Inner {
         if let (Some(sum), Kind::Blob, None, Ok(())) = (sum, self.kind, &kept, &outcome) {
             self.note(block, sum);
         }
-        // Before the answer: whoever asks next in this process may claim the block again.
+        // Before the answer: the next read in this process may claim the block again.
         drop(right);
         let mut concluded = false;
-        // Hashing a large rest is nothing that the last block has to wait for.
+        // The last block does not wait until a large rest is hashed.
         let late = self.kind == Kind::Blob && self.proof.lag() > SOON;
         if late {
             lock(&self.flights).land(block, outcome.clone().map(|()| bytes.clone()));

@@ -1,8 +1,8 @@
-//! Counting what lies in the directory: how much of the disk it takes, and what was not used for longest.
+//! Census: counts the disk usage of the cache directory and finds its least recently used files.
 //!
-//! Nothing here removes or locks anything, and it never runs where somebody waits for a mount or a read. The idea: one look at
-//! every name, no look into any file, and no name kept but those of the oldest contents. The time of the last write to a sidecar is the time of its content's last use, because the
-//! last use is written there.
+//! It removes and locks nothing, and no mount or read waits for it. It looks at every name and opens no file, and
+//! holds only the names of the oldest contents. The modification time of a sidecar is the last use of its content,
+//! because the last use is written there.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,7 +14,7 @@ use super::files::Files;
 use super::inventory::ItemKind;
 use super::remove::occupied;
 
-/// Of so many the names are kept; who has used them up counts again. It bounds memory, whatever the directory holds.
+/// Number of names held, which bounds memory for a directory of any size; once they are used up, a new count follows.
 const KEPT: usize = 4096;
 
 /// Something that can be removed as a whole.
@@ -24,7 +24,7 @@ pub(super) struct Candidate {
     pub(super) what: What,
 }
 
-/// What a [`Candidate`] is.
+/// The files of a [`Candidate`].
 pub(super) enum What {
     /// A data file and its sidecar.
     Content(Files),
@@ -32,14 +32,14 @@ pub(super) enum What {
     Small(PathBuf),
 }
 
-/// What a count found.
+/// Result of a count.
 #[derive(Default)]
 pub(super) struct Census {
     /// Bytes of the disk.
     pub(super) used: u64,
-    /// The contents that were not used for longest, the oldest one last.
+    /// Least recently used contents, the oldest one last.
     pub(super) contents: Vec<Candidate>,
-    /// The same of small files.
+    /// Least recently used small files, the oldest one last.
     pub(super) small: Vec<Candidate>,
 }
 
@@ -62,7 +62,7 @@ impl Oldest {
     }
 }
 
-/// Counts everything below `root`. What appears or goes meanwhile may or may not be counted.
+/// Counts everything below `root`. A file that appears or goes meanwhile may or may not be counted.
 pub(super) fn count(root: &Path) -> Census {
     let mut used = 0;
     let mut contents = Oldest::default();
@@ -74,7 +74,8 @@ pub(super) fn count(root: &Path) -> Census {
             if !found.is_file() {
                 return;
             }
-            // What has a sidecar is as old as that; data without one belongs to no process, and is as old as itself.
+            // A file with a sidecar is as old as the sidecar; data without one belongs to no process, and is as old
+            // as itself.
             let last_use = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             if path.extension().is_some_and(|end| end == "map") {
                 contents.add(last_use, path.with_extension(""));
@@ -92,7 +93,7 @@ pub(super) fn count(root: &Path) -> Census {
             }
         });
     }
-    // A lock has no content, and its name is what processes meet at.
+    // A lock file has no content, and processes find each other by its name.
     for other in ["locks", "tmp"] {
         each_file(&root.join(other), &mut |_, found| used += occupied(found));
     }
@@ -106,7 +107,7 @@ pub(super) fn count(root: &Path) -> Census {
     }
 }
 
-/// Calls `note` for `dir`, every directory in it, and every file in those. A directory that cannot be read has none.
+/// Calls `note` for `dir`, every directory in it, and every file in those. An unreadable directory counts as empty.
 fn each_file(dir: &Path, note: &mut dyn FnMut(PathBuf, &fs::Metadata)) {
     let Ok(own) = fs::symlink_metadata(dir) else { return };
     note(dir.to_owned(), &own);

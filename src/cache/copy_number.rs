@@ -1,7 +1,8 @@
-//! What tells a copy of content from those that were here before it.
+//! Copy number: distinguishes a cached copy of content from earlier copies of it.
 //!
-//! The idea: what was decoded from a blob by an index that vouches for no block is named after the copy of the blob that it was decoded
-//! from. A copy never changes a block, so that is right if the copy is; and when the copy goes, the name is never looked for again.
+//! An index that vouches for no block has its decoded stream named after the copy of the blob that it was decoded
+//! from. A copy never changes a block, so the stream is right if the copy is. When the copy is removed, that name is
+//! not looked up again.
 
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -11,7 +12,7 @@ use std::time::SystemTime;
 use super::CacheError;
 use super::sidecar::{Sidecar, State, field, read_fully};
 
-/// Where it stands in a sidecar, with the first 16 bytes of its check.
+/// Offset in a sidecar; the first 16 bytes of its check follow the number.
 const COPY_NUMBER_AT: u64 = 1536;
 
 pub(super) type CopyNumber = [u8; 16];
@@ -24,8 +25,8 @@ impl Sidecar {
         self.advance(State::Partial).map_err(io::Error::other).map(|_| ())
     }
 
-    /// The number of this copy of the content: no other one has it, whatever it was called before and is called now. Made when it
-    /// is first asked for; `None` where it cannot be written.
+    /// The number of this copy of the content, unique under all names that the content had or has. Made on first use;
+    /// `None` where it cannot be written.
     pub(super) fn copy_number(&self) -> Option<CopyNumber> {
         let read = || {
             let mut bytes = [0; 32];

@@ -1,7 +1,7 @@
-//! What was made of a blob on the word of one place: decoded streams, and indexes that others made.
+//! Derived files of a blob: decoded streams, and offered indexes, for one origin.
 //!
-//! Nothing here looks into a file, and nothing that is open goes. The idea: names say which digest and which place a file belongs
-//! to, so that what was made of wrong bytes goes with them.
+//! The name of each file holds the digest and the origin, so that files derived from wrong bytes are removed with
+//! them. Files are not opened, and a content that is open stays.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,17 +13,17 @@ use super::remove::{Removed, occupied, remove};
 use super::room::Room;
 use crate::oci::Digest;
 
-/// The files of one place.
+/// Derived files of one origin.
 pub(super) struct Derived {
     pub(super) root: PathBuf,
-    /// The name of the place; empty where there is none.
+    /// The name of the origin; empty where there is none.
     pub(super) origin: Arc<str>,
-    /// Where the account is.
+    /// Room that accounts for the removed bytes.
     pub(super) room: Arc<Room>,
 }
 
 impl Derived {
-    /// Removes what was made of the blob `digest` and is not open.
+    /// Removes the files derived from the blob `digest` that are not open.
     pub(super) fn forget(&self, digest: &Digest) {
         if self.origin.is_empty() {
             return;
@@ -33,7 +33,8 @@ impl Derived {
     }
 }
 
-/// Removes what was made of the blob `digest` of `place` and is not open, and says how many bytes of the disk were its.
+/// Removes the files derived from the blob `digest` of origin `place` that are not open; returns the disk bytes
+/// freed.
 pub(super) fn forget(root: &Path, digest: &Digest, place: &str) -> u64 {
     let offer = root
         .join(ItemKind::Offer.directory())
@@ -44,7 +45,7 @@ pub(super) fn forget(root: &Path, digest: &Digest, place: &str) -> u64 {
     offered.map_or(0, |found| occupied(&found)) + forget_decoded(root, digest, place)
 }
 
-/// The same of decoded streams alone.
+/// Removes the decoded streams alone; returns the disk bytes freed.
 pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str) -> u64 {
     let mut freed = 0;
     for kind in [ItemKind::Stream, ItemKind::Claim] {

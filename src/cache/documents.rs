@@ -1,7 +1,7 @@
 //! Small files: manifests and configs by their digest, indexes of layers, traces, and signatures.
 //!
-//! Nothing here parses them. The idea: written to a temporary file, synced, renamed, and checked when read; a file that
-//! fails its check is removed and was never here.
+//! A file is written under a temporary name, synced, renamed, and checked when read. A file that fails its check is
+//! removed and counts as absent. The content is not parsed at this level.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -20,23 +20,23 @@ const MAGIC: &[u8; 8] = b"ocifsidx";
 const VERSION: u32 = 1;
 /// Files take whole pages of the disk.
 const PAGE: u64 = 4096;
-/// An index is about 1 % of its layer; this bounds what a damaged directory can make us read into memory.
+/// An index is about 1 % of its layer; this bounds the memory for a file of a damaged directory.
 const MAX_INDEX: u64 = 1 << 30;
 
-/// What is kept of a layer whose stored blob was verified, each in a file of its own.
+/// Index files of a layer whose stored blob was verified, each in a file of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learnt {
-    /// The index of the archive that it holds.
+    /// The index of the archive in the layer.
     Archive,
-    /// The index of its stream, whatever that holds.
+    /// The index of its stream, whatever the stream holds.
     Stream,
-    /// What its whole stream hashes to.
+    /// The digest of its whole stream.
     Content,
 }
 
 impl Cache {
-    /// The document `digest`, when our origin once gave it, and it hashes to its name. What one place gives is not for those who
-    /// know the digest and ask at another one.
+    /// The document `digest`, when our origin once delivered it and it hashes to its name. A document of one origin
+    /// is not served to a caller that knows its digest and asks at another one.
     pub fn document(&self, digest: &Digest) -> Result<Option<Bytes>, CacheError> {
         let path = self.scoped_path("documents", digest)?;
         let Some(bytes) = self.with_descriptors(|| read(&path, MAX_DOCUMENT))? else { return Ok(None) };
@@ -48,7 +48,7 @@ impl Cache {
         Ok(None)
     }
 
-    /// Keeps the document `digest`, which our origin gave.
+    /// Stores the document `digest`, which our origin delivered.
     pub fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         let path = self.scoped_path("documents", digest)?;
         if bytes.len() as u64 > MAX_DOCUMENT {
@@ -62,23 +62,24 @@ impl Cache {
         }
     }
 
-    /// What was learnt of the layer whose stored blob is `digest`, when it is here and undamaged.
+    /// The index file of the layer whose stored blob is `digest`; `None` when absent or damaged.
     pub fn learnt(&self, what: Learnt, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
         self.sealed(&self.learnt_path(what, digest)?, digest)
     }
 
-    /// The size of what [`learnt`](Self::learnt) would give with its trailer, in bytes; `None` when there is none. Reads nothing.
+    /// The size of the file that [`learnt`](Self::learnt) reads, with its trailer, in bytes; `None` when absent.
+    /// Reads no content.
     pub fn learnt_len(&self, what: Learnt, digest: &Digest) -> Option<u64> {
         let path = self.learnt_path(what, digest).ok()?;
         fs::symlink_metadata(path).ok().map(|found| found.len())
     }
 
-    /// Keeps what was learnt of the layer whose stored blob is `digest`, in the place of what is older.
+    /// Stores an index file of the layer whose stored blob is `digest`, and replaces an older one.
     pub fn put_learnt(&self, what: Learnt, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         self.seal(&self.learnt_path(what, digest)?, digest, bytes)
     }
 
-    /// Whether anything was learnt of the layer whose stored blob is `digest`: then the blob was verified.
+    /// Whether the layer whose stored blob is `digest` has an index: then the blob was verified.
     pub(super) fn is_learnt(&self, digest: &Digest) -> bool {
         [Learnt::Archive, Learnt::Stream].iter().any(|what| self.learnt_len(*what, digest).is_some())
     }
@@ -92,37 +93,37 @@ impl Cache {
         })
     }
 
-    /// An index that somebody else made of the layer whose stored blob is `digest`, and that our origin offered.
+    /// An index of the layer whose stored blob is `digest`, made elsewhere and offered by our origin.
     pub fn offer(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
         self.sealed(&self.scoped_path("offers", digest)?, digest)
     }
 
-    /// Keeps an index that our origin offered, in the place of an older one.
+    /// Stores an index that our origin offered, and replaces an older one.
     pub fn put_offer(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         self.seal(&self.scoped_path("offers", digest)?, digest, bytes)
     }
 
-    /// Forgets the index that our origin offered.
+    /// Removes the index that our origin offered.
     pub fn drop_offer(&self, digest: &Digest) -> Result<(), CacheError> {
         self.remove_small(&self.scoped_path("offers", digest)?)
     }
 
-    /// What was read of the image whose manifest is `digest`, as recorded on this machine.
+    /// The recorded reads of the image whose manifest is `digest`, made on this machine.
     pub fn trace(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
         self.sealed(&self.path("traces", digest)?, digest)
     }
 
-    /// Keeps what was read of the image whose manifest is `digest`, in the place of an older record.
+    /// Stores the recorded reads of the image whose manifest is `digest`, and replaces an older record.
     pub fn put_trace(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         self.seal(&self.path("traces", digest)?, digest, bytes)
     }
 
-    /// Signatures of the manifest or index `digest` that were good when they were kept.
+    /// Signatures of the manifest or index `digest` that were valid when they were stored.
     pub fn signatures(&self, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
         self.sealed(&self.path("signatures", digest)?, digest)
     }
 
-    /// Keeps signatures of the manifest or index `digest`, in the place of what was kept before.
+    /// Stores signatures of the manifest or index `digest`, and replaces older ones.
     pub fn put_signatures(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         self.seal(&self.path("signatures", digest)?, digest, bytes)
     }
@@ -136,7 +137,7 @@ impl Cache {
         self.replace(path, &[bytes, &trailer(digest, bytes)])
     }
 
-    /// The bytes before the trailer of a file that proves itself.
+    /// The bytes before the trailer of a sealed file; `None` when absent or damaged.
     fn sealed(&self, path: &Path, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
         let Some(mut bytes) = self.with_descriptors(|| read(path, MAX_INDEX))? else { return Ok(None) };
         let len = bytes.len().saturating_sub(TRAILER);
@@ -152,7 +153,7 @@ impl Cache {
     fn remove_small(&self, path: &Path) -> Result<(), CacheError> {
         match self.unlink_counted(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            // It will fail its check again.
+            // The file will fail its check again.
             Err(error) if CacheError::io("remove", path, io::Error::from(error.kind())).is_disk() => Ok(()),
             Err(error) => Err(CacheError::io("remove", path, error)),
             Ok(()) => Ok(()),
@@ -205,14 +206,14 @@ impl Cache {
     }
 }
 
-/// The 64 bytes after an index that tie it to its layer and prove it.
+/// The 64 bytes after an index that bind it to its layer and check it.
 fn trailer(digest: &Digest, bytes: &[u8]) -> [u8; TRAILER] {
     let mut sum = SealSum::new(digest);
     sum.0.update(bytes);
     sum.finish(bytes.len() as u64)
 }
 
-/// The checksum of such a file, piece by piece.
+/// The checksum of a sealed file, piece by piece.
 struct SealSum(blake3::Hasher);
 
 impl SealSum {
@@ -234,7 +235,7 @@ impl SealSum {
     }
 }
 
-/// Whether a file with a trailer proves itself. Holds a little of it at a time.
+/// Whether the trailer of a file matches its content. Holds a little of the file at a time.
 pub(super) fn is_sealed(file: &mut fs::File, digest: &Digest) -> io::Result<bool> {
     use std::io::{Seek as _, SeekFrom};
     let Some(len) = file.metadata()?.len().checked_sub(TRAILER as u64) else { return Ok(false) };
@@ -247,7 +248,7 @@ pub(super) fn is_sealed(file: &mut fs::File, digest: &Digest) -> io::Result<bool
     Ok(sum.finish(len) == end)
 }
 
-/// All bytes of a file of at most `limit`; a longer one, or one that the disk does not give back, is none.
+/// All bytes of a file of at most `limit`; `None` for a missing, longer or unreadable one.
 fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, CacheError> {
     let file = match fs::File::open(path) {
         Ok(file) => file,

@@ -1,4 +1,4 @@
-//! Why the cache could not do what was asked, and who is wrong.
+//! Cache errors, and the fault behind each.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,11 +8,11 @@ use nix::errno::Errno;
 use crate::io::{Fault, ReadError};
 use crate::oci::Digest;
 
-/// An error of the cache. Faults of the disk while blocks are read or stored are not among them: those cost only time.
+/// An error of the cache. Disk faults while blocks are read or stored are not errors: those cost only time.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// The directory belongs to another user, who could choose what a mount shows.
+    /// The directory belongs to another user, which could choose the content of a mount.
     #[error("cache directory {} belongs to user {owner}, not to user {user}", path.display())]
     NotOurs {
         /// The directory.
@@ -22,7 +22,7 @@ pub enum CacheError {
         /// Our effective uid.
         user: u32,
     },
-    /// A directory or a link on the way to it is another user's, who could put another directory in its place at any moment.
+    /// Another user owns a directory or link on the way, and could replace the cache directory at any moment.
     #[error("cache directory {} is below {}, which {changed_by} can change", path.display(), above.display())]
     Above {
         /// The directory.
@@ -40,7 +40,7 @@ pub enum CacheError {
         /// Its permission bits.
         mode: u32,
     },
-    /// Something else than a directory has its name.
+    /// Something other than a directory has its name.
     #[error("cache directory {} is not a directory", path.display())]
     NotADirectory {
         /// The path.
@@ -70,10 +70,10 @@ pub enum CacheError {
         /// The answer of the kernel.
         source: io::Error,
     },
-    /// The cache must not grow, and nothing in it can go.
+    /// The cache must not grow, and nothing in it can be removed.
     #[error("no room for {}: the cache has reached its limit and nothing in it can be removed now", path.display())]
     NoRoom {
-        /// What was to be written.
+        /// The file to be written.
         path: PathBuf,
     },
     /// The process has as many files open as it may, or the machine has.
@@ -96,7 +96,7 @@ pub enum CacheError {
         /// The answer of the kernel.
         source: io::Error,
     },
-    /// The content's name uses a hash function that is listed, but not served.
+    /// The digest uses a hash algorithm that is registered but not supported.
     #[error("content of {digest} is not served: algorithm {} is not supported", digest.algorithm_name())]
     Algorithm {
         /// The name.
@@ -148,11 +148,11 @@ pub enum CacheError {
     },
 }
 
-/// What comes of work on files of the cache.
+/// Result of work on files of the cache.
 pub(super) type CacheResult<T> = Result<T, CacheError>;
 
 impl CacheError {
-    /// Who is wrong.
+    /// The party at fault.
     pub fn fault(&self) -> Fault {
         match self {
             CacheError::NotOurs { .. }
@@ -189,7 +189,7 @@ impl CacheError {
         }
     }
 
-    /// Whether the disk, and not the content or the user, is why nothing can be stored: then reads go on without.
+    /// Whether the disk, and not the content or the user, prevents storing: then reads go on without it.
     pub fn is_disk(&self) -> bool {
         matches!(
             self,

@@ -1,10 +1,10 @@
-//! Taking single blocks of open content away.
+//! Evicts single blocks of open content.
 //!
-//! Only of content that this process alone has open: what another process trusts, or hands to its kernel, cannot be known here.
-//! Never while the data file is handed out. The idea: while a write lock keeps all other processes from opening the content, the
-//! trust goes first, then the record says that the data is not here, and the data goes last. So whoever reads at the same time,
-//! in this process, notices that something was evicted and looks again; whoever comes later finds a block that is missing; and a
-//! crash in between leaves a block that fails its check. The checksum stays, so verified content stays verified.
+//! Only content that this process alone has open, and whose data file is not handed out: the trust of other processes
+//! and the pages of their kernel are unknown. A write lock keeps all other processes from opening the content. The
+//! trust goes first, then the record marks the data as absent, and the data goes last. So a concurrent reader in this
+//! process notices the eviction and looks again, and a later one finds a missing block. A crash in between leaves a
+//! block that fails its check. The checksum stays, so verified content stays verified.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -20,8 +20,8 @@ const PAGE: u64 = 4096;
 const TURN: u64 = 16 << 20;
 
 impl Pair {
-    /// Evicts blocks until `want` bytes are free, and says how many became free. With `spare_recent`, blocks that were read since
-    /// the last look stay, but count as not read from now on.
+    /// Evicts blocks until `want` bytes are free, and returns the bytes freed. With `spare_recent`, blocks that were
+    /// read since the last look stay, but count as not read from now on.
     pub(super) fn evict(&self, want: u64, spare_recent: bool) -> u64 {
         // Held to the end: the file is handed out under this lock.
         let backing = lock(&self.backing);
@@ -29,7 +29,7 @@ impl Pair {
             return 0;
         }
         let mut freed = 0;
-        // In turns: who opens the content meanwhile waits for the end of one of them.
+        // In turns: another process that opens the content meanwhile waits for the end of one turn.
         while freed < want && self.sidecar.try_alone() {
             let turn = self.evict_alone((want - freed).min(TURN), spare_recent);
             self.sidecar.share();
@@ -75,7 +75,7 @@ impl Pair {
 
     fn evict_block(&self, block: u64, record: Record) -> io::Result<u64> {
         let _writing = lock(self.stripe(block));
-        // An older program that comes meanwhile stores nothing between the record and the hole.
+        // An older program that opens the content meanwhile stores nothing between the record and the hole.
         if !self.sidecar.try_claim(block)? {
             return Ok(0);
         }
@@ -85,7 +85,7 @@ impl Pair {
     }
 
     fn evict_claimed(&self, block: u64, record: Record) -> io::Result<u64> {
-        // Complete means that every block is here. Verified means that every checksum is known, which stays so.
+        // Complete means that every block is present. Verified means that every checksum is known, which stays so.
         if self.sidecar.status().is_some_and(|status| status.state == State::Complete) {
             self.sidecar.advance(State::Partial).map_err(io::Error::other)?;
         }
@@ -93,7 +93,8 @@ impl Pair {
         let occupied = self.data_in(start, end);
         self.change_trust(|trust| trust.forget(block));
         self.sidecar.mark_evicted(block, record)?;
-        // A program that does not see our lock may have come: it notes that first, then looks at the record, then trusts.
+        // An older program that ignores our lock may have opened it: it notes that first, then looks at the record,
+        // then trusts.
         if self.sidecar.is_of_older() {
             self.sidecar.put_record(block, record.len, &record.sum)?;
             return Err(io::Error::other("an older program uses the content"));
@@ -105,7 +106,7 @@ impl Pair {
         Ok(occupied)
     }
 
-    /// How many bytes from `start` to `end` are not holes.
+    /// Bytes between `start` and `end` that are not holes.
     pub(super) fn data_in(&self, start: u64, end: u64) -> u64 {
         let seek = |at: u64, whence| {
             let at = i64::try_from(at).ok()?;
