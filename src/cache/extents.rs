@@ -1,7 +1,7 @@
-//! Which parts of cached content are here, and which were read: for people who want to see it.
+//! Extents: the cached and the read parts of content, for display.
 //!
-//! Never decides anything. The idea: a picture needs no more than some hundred parts, so that content of any size is told in a
-//! few numbers, each a multiple of a unit that is a power of two times a block.
+//! Content of any size becomes at most some hundred parts, each a multiple of a unit that is a power of two times a
+//! block.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,30 +9,31 @@ use super::blob::Cached;
 use super::sidecar::{BLOCK, Next};
 use crate::io::ByteRange;
 
-/// The most units that content is told in.
+/// Upper bound of the number of units of one content.
 const MOST_UNITS: u64 = 256;
 
-/// Parts of content, as half-open ranges of bytes in order. A part that is here or was read in part counts as a whole.
+/// Parts of content, as half-open ranges of bytes in order. A part that is cached or was read partly counts as a
+/// whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extents {
-    /// Every range begins at a multiple of this, and ends at one or with the content.
+    /// Bytes of one unit: every range begins at a multiple of it, and ends at one or with the content.
     pub unit: u64,
-    /// What is on disk.
+    /// Ranges on disk.
     pub cached: Vec<ByteRange>,
-    /// What readers of this process got.
+    /// Ranges that readers of this process got.
     pub read: Vec<ByteRange>,
 }
 
-/// The parts that readers got, one bit for each unit: as many as are ever told, however long the content claims to be.
+/// Ranges that readers got, one bit for each unit; the size does not depend on the claimed length of the content.
 #[derive(Debug, Default)]
 pub(super) struct Touched([AtomicU64; (MOST_UNITS / 64) as usize]);
 
 impl Touched {
-    /// Notes a read of `range` of content of `size` bytes.
+    /// Records a read of `range` of content of `size` bytes.
     pub(super) fn note(&self, range: ByteRange, size: u64) {
         for unit in range.blocks(unit(size).trailing_zeros()) {
             let bit = 1 << (unit % 64);
-            // Mostly it is set, and looking disturbs no other thread.
+            // Mostly the bit is set, and a load disturbs no other thread.
             if let Some(word) = self.0.get((unit / 64) as usize)
                 && word.load(Ordering::Relaxed) & bit == 0
             {
@@ -51,7 +52,7 @@ impl Touched {
 }
 
 impl Cached {
-    /// Which parts are here, and which were read by this process. Reads all records.
+    /// Parts that are on disk, and parts that this process read. Reads all records.
     pub fn extents(&self) -> Extents {
         let inner = &self.inner;
         let unit = unit(inner.size);
@@ -73,7 +74,7 @@ impl Cached {
     }
 }
 
-/// The smallest unit in which content of `size` bytes has not too many.
+/// The smallest unit that divides content of `size` bytes into at most [`MOST_UNITS`] parts.
 fn unit(size: u64) -> u64 {
     let mut unit = BLOCK;
     while size.div_ceil(unit) > MOST_UNITS {
@@ -82,7 +83,7 @@ fn unit(size: u64) -> u64 {
     unit
 }
 
-/// Places in order, as ranges of units.
+/// Units in ascending order, joined into ranges.
 struct Joined {
     unit: u64,
     size: u64,
@@ -97,7 +98,7 @@ impl Joined {
     /// Adds the unit of the byte at `offset`.
     fn add(&mut self, offset: u64) {
         let start = offset / self.unit * self.unit;
-        // A record past the end is none: files of the cache may be damaged.
+        // A record past the end does not count: files of the cache may be damaged.
         if start >= self.size {
             return;
         }

@@ -1,6 +1,4 @@
-//! The two files of one content, by name.
-//!
-//! Nothing here opens them.
+//! Paths of the data file and the sidecar of one content.
 
 use std::path::PathBuf;
 
@@ -11,7 +9,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// The files of the content whose data lies at `data`.
+    /// The files of the content whose data file is `data`.
     pub(super) fn of(data: PathBuf) -> Self {
         let mut map = data.clone().into_os_string();
         map.push(".map");

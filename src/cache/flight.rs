@@ -1,8 +1,8 @@
-//! Single flight: every missing block has one fetch under way, over the threads of this process and over processes.
+//! Single-flight table: at most one fetch per missing block, over the threads of this process and over processes.
 //!
-//! No reader waits for more than the block it wants, and no lock is held over a wait that makes no progress. The idea: a read
-//! joins or starts a flight per block; neighbouring new flights become one run, whose task locks the blocks against other
-//! processes, looks at the disk again, and pours one delivery into as many flights as it covers.
+//! A read joins or starts a flight per block. Neighbouring new flights become one run, whose task locks the blocks
+//! against other processes, looks at the disk again, and pours one delivery into all flights that it covers. So a
+//! reader waits only for its own blocks, and no lock is held over a wait that makes no progress.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,10 +22,10 @@ use super::sidecar::{BLOCK, BLOCK_SHIFT};
 use super::wait::blocking;
 use crate::io::{ByteRange, Fault, ReadError};
 
-/// Blocks of one fetch that readers wait for: 4 MiB. Read-ahead fetches longer ones.
+/// Blocks of one fetch that readers wait for: 4 MiB. Readahead fetches longer ranges.
 const RUN: u64 = 16;
-/// After this long somebody else's claim on a block counts as stuck, and the block is fetched without storing it. Half of the
-/// 60 s that a read has in all.
+/// After this long another process's claim on a block counts as stuck, and the block is fetched without storing it.
+/// Half of the 60 s that a read has in all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 type Outcome = Result<Bytes, ReadError>;
@@ -34,7 +34,7 @@ type Outcome = Result<Bytes, ReadError>;
 #[derive(Default)]
 pub(super) struct Flights {
     map: HashMap<u64, Flight>,
-    /// Deliveries that bring more blocks than their run asked for: the owner's number, and the blocks still to come.
+    /// Deliveries that bring more blocks than their run requested: the owner's number, and the blocks still to come.
     ahead: Vec<(u64, Range<u64>)>,
     last_owner: u64,
 }
@@ -46,14 +46,14 @@ struct Flight {
     answer: watch::Sender<Option<Outcome>>,
 }
 
-/// Who holds the lock on a block against other processes.
+/// Holder of the lock on a block against other processes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Claim {
     /// The run is waiting for another process.
     Wanted,
     /// The run holds the lock.
     Held,
-    /// No run owns it: it comes with a wide delivery.
+    /// No run owns the block: a wide delivery brings it.
     Carried,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Run {
     blocks: Range<u64>,
 }
 
-/// A place in the queue for one block.
+/// A subscription to the flight of one block.
 pub(super) struct Wait {
     block: u64,
     answer: watch::Receiver<Option<Outcome>>,
@@ -81,7 +81,7 @@ impl Wait {
 }
 
 impl Flights {
-    /// A place for each of `blocks` (ascending), and the runs that somebody must start now.
+    /// A wait for each of `blocks` (ascending), and the new runs, which the caller must start now.
     pub(super) fn join(&mut self, blocks: &[u64]) -> (Vec<Wait>, Vec<Run>) {
         let mut waits = Vec::with_capacity(blocks.len());
         let mut runs: Vec<Run> = Vec::new();
@@ -120,8 +120,8 @@ impl Flights {
         self.map.is_empty()
     }
 
-    /// The first run among `blocks` (ascending) that nobody brings yet, which somebody must start now; takes what it looked at
-    /// off the front.
+    /// The first run among `blocks` (ascending) that is not in flight yet; the caller must start it now. Removes the
+    /// examined blocks from the front of `blocks`.
     fn start(&mut self, blocks: &mut &[u64]) -> Option<Run> {
         let mut run: Option<Run> = None;
         while let Some((&block, rest)) = blocks.split_first() {
@@ -151,10 +151,10 @@ impl Flights {
         receiver
     }
 
-    /// Answers everybody who waits for `block`.
+    /// Answers all waiters of `block`.
     pub(super) fn land(&mut self, block: u64, outcome: Outcome) {
         for (_, coming) in &mut self.ahead {
-            // Deliveries bring their blocks in order. Another one may bring the block again: that is only late.
+            // Deliveries bring their blocks in order. Another delivery may bring the block again: that is only late.
             if coming.start == block {
                 coming.start = block + 1;
             }
@@ -164,7 +164,7 @@ impl Flights {
         }
     }
 
-    /// Answers everybody who waits for `owner`, in `blocks`, with `error`.
+    /// Answers all waiters of `owner`'s flights in `blocks` with `error`.
     fn crash(&mut self, owner: u64, blocks: &Range<u64>, error: &ReadError) {
         self.ahead.retain(|(other, _)| *other != owner);
         self.map.retain(|block, flight| {
@@ -185,7 +185,7 @@ fn abandoned() -> ReadError {
     ReadError::new(Fault::Io, "the fetch of a block was abandoned")
 }
 
-/// Ends what is left of an owner's flights, whatever way its task ended.
+/// Ends the remaining flights of an owner, however its task ended.
 struct Owner {
     inner: Arc<Inner>,
     number: u64,
@@ -197,7 +197,7 @@ impl Drop for Owner {
     }
 }
 
-/// The lock on a block against other processes; dropping it gives the block back.
+/// The lock on a block against other processes; dropping it releases the block.
 struct BlockLock {
     /// The open file that has the lock; `None` where nothing is stored.
     pair: Option<Arc<Pair>>,
@@ -205,8 +205,8 @@ struct BlockLock {
 }
 
 impl BlockLock {
-    /// `None` when another process holds it. Where locks do not work (some network file systems) everybody gets it: then
-    /// blocks may be fetched twice, and their checksums keep them right.
+    /// `None` when another process holds the lock. Where locks do not work (some network file systems) every process
+    /// gets it: then blocks may be fetched twice, and their checksums keep them right.
     fn take(inner: &Arc<Inner>, block: u64) -> Option<Self> {
         let pair = inner.pair();
         if let Some(pair) = &pair {
@@ -236,8 +236,8 @@ enum Right {
     OfRun,
 }
 
-/// Brings a run that a reader waits for; `turns` are those of its read. It does not wait for read-ahead, and where there is
-/// room it counts as such: the more is demanded, the less is fetched that may never be.
+/// Fetches a run that a reader waits for; `turns` are the permits of its read. It does not wait for readahead, but
+/// takes a readahead permit when one is free: more demand means less speculative fetching.
 pub(super) async fn fetch_demanded(inner: Arc<Inner>, run: Run, turns: Arc<Semaphore>) {
     let owner = Owner { inner: Arc::clone(&inner), number: run.owner };
     let Ok(_turn) = turns.acquire().await else { return };
@@ -245,13 +245,13 @@ pub(super) async fn fetch_demanded(inner: Arc<Inner>, run: Run, turns: Arc<Semap
     fetch_run(&inner, &owner, run).await;
 }
 
-/// Brings what is missing of `blocks`, which nobody wants yet, as soon as there is a place. Until then they do not count as
-/// being on their way: who wants one of them in the meantime fetches it.
+/// Fetches the missing ones of `blocks`, which no reader wants yet, once a readahead permit is free. Until then they
+/// are not in flight: a reader that wants one of them fetches it.
 pub(super) async fn fetch_ahead(inner: Arc<Inner>, blocks: Range<u64>, _going: Going) {
     let Ok(_place) = inner.places().acquire().await else { return };
     let absent = inner.absent(blocks);
     let mut absent = &absent[..];
-    // One after the other: one place is one fetch.
+    // One after the other: one permit is one fetch.
     loop {
         let Some(run) = lock(&inner.flights).start(&mut absent) else { return };
         let owner = Owner { inner: Arc::clone(&inner), number: run.owner };
@@ -259,7 +259,7 @@ pub(super) async fn fetch_ahead(inner: Arc<Inner>, blocks: Range<u64>, _going: G
     }
 }
 
-/// A fetch ahead of a reader, counted until it is dropped.
+/// A readahead fetch, counted until it is dropped.
 pub(super) struct Going(pub(super) Arc<Inner>);
 
 impl Drop for Going {
@@ -268,7 +268,8 @@ impl Drop for Going {
     }
 }
 
-/// Brings the blocks of `run`: those that other processes are not fetching at once, the others when they let go.
+/// Fetches the blocks of `run`: first those that no other process is fetching, the others once their locks are
+/// released.
 async fn fetch_run(inner: &Arc<Inner>, owner: &Owner, run: Run) {
     let patience = Instant::now() + PATIENCE;
     let mut backoff = Backoff::new();
@@ -279,7 +280,7 @@ async fn fetch_run(inner: &Arc<Inner>, owner: &Owner, run: Run) {
         let mut busy = Vec::new();
         for block in open {
             let mut flights = lock(&inner.flights);
-            // Somebody's wide delivery may have brought it.
+            // Another wide delivery may have brought the block.
             if !flights.is_owned(owner.number, block) {
                 continue;
             }
@@ -305,10 +306,11 @@ async fn fetch_run(inner: &Arc<Inner>, owner: &Owner, run: Run) {
     }
 }
 
-/// A block that a run claimed, with its lock unless patience ended.
+/// A block that a run claimed, with its lock; `None` after patience ended.
 type Claimed = (u64, Option<BlockLock>);
 
-/// Answers from disk what another process stored before we got the lock; the rest has to be fetched.
+/// Answers from disk the blocks that another process stored before we got the lock; returns those still to be
+/// fetched.
 async fn look_again(inner: &Arc<Inner>, claimed: Vec<Claimed>) -> Vec<Claimed> {
     if inner.slot.is_none() || claimed.is_empty() {
         return claimed;
@@ -325,7 +327,7 @@ async fn look_again(inner: &Arc<Inner>, claimed: Vec<Claimed>) -> Vec<Claimed> {
         }
         absent
     });
-    // When the runtime ends, the owner's end answers the readers.
+    // When the runtime ends, the drop of the owner answers the readers.
     looked.await.unwrap_or_default()
 }
 
@@ -340,13 +342,13 @@ fn neighbours(claimed: Vec<Claimed>) -> Vec<Vec<Claimed>> {
     runs
 }
 
-/// Fetches neighbouring blocks and answers everybody who waits for them, with bytes or with the error.
+/// Fetches neighbouring blocks and answers all their waiters, with bytes or with the error.
 async fn deliver(inner: &Arc<Inner>, owner: u64, run: Vec<Claimed>) {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
     let blocks = first.0..last.0 + 1;
     let mut locks: HashMap<u64, Option<BlockLock>> = run.into_iter().collect();
     let poured = pour(inner, &blocks, &mut locks).await;
-    // Before the answer: whoever asks next in this process may claim the blocks again.
+    // Before the answer: the next read in this process may claim the blocks again.
     drop(locks);
     if let Err(error) = poured {
         let subject = format!("blocks {}-{} of {}", blocks.start, blocks.end - 1, inner.digest);
@@ -377,7 +379,8 @@ async fn pour(
                 return Err(misbehaved(format!("the delivery of range {range} goes on after its end")));
             }
             while !chunk.is_empty() {
-                // The last block waits for the end of the body: a delivery that goes on after it is not to be trusted.
+                // The last block waits for the end of the body: a delivery that goes on after it is not to be
+                // trusted.
                 if let Some((block, bytes)) = cutter.cut(&mut chunk) {
                     put(inner, block, bytes, locks.remove(&block), &wide).await?;
                 }
@@ -393,7 +396,7 @@ async fn pour(
     if let (Err(error), Some(wide)) = (&result, &mut wide) {
         wide.error = error.clone();
         if error.fault() == Fault::Mismatch {
-            // The blocks before are as wrong as what came last.
+            // The blocks before are as wrong as the last one.
             inner.give_up_misdelivered(error);
         }
     }
@@ -417,11 +420,11 @@ async fn put(
     blocking(&inner.digest, move || here.accept(block, &bytes, right)).await
 }
 
-/// A delivery that brings blocks which nobody asked of it: readers that want them now wait for it.
+/// A delivery that brings blocks beyond its request: readers that want them now wait for it.
 struct Wide {
     inner: Arc<Inner>,
     owner: u64,
-    /// What its waiters hear if it ends early.
+    /// The error that its waiters get if it ends early.
     error: ReadError,
 }
 
@@ -437,7 +440,7 @@ impl Wide {
         Some(Self { inner: Arc::clone(inner), owner, error: abandoned() })
     }
 
-    /// Whether a block that comes along may be stored: not when another process is about to, and not when it is here.
+    /// The right to store an extra block; `None` when another process is about to store it, or it is on disk.
     fn right(&self, block: u64) -> Option<Right> {
         let mut flights = lock(&self.inner.flights);
         match flights.map.get(&block).map(|flight| flight.claim) {
@@ -445,7 +448,7 @@ impl Wide {
             Some(Claim::Wanted) => return None,
             Some(Claim::Carried) => {}
             None if self.inner.pair().is_some_and(|pair| pair.is_trusted(block)) => return None,
-            // From here on whoever wants the block waits for us, so no run can lock it too.
+            // From now on every reader of the block waits for us, so no run can lock it too.
             None => drop(flights.take_off(block, self.owner, Claim::Carried)),
         }
         BlockLock::take(&self.inner, block).map(|lock| Right::Own { _lock: lock })
@@ -480,13 +483,13 @@ impl Cutter {
         Self { at: range.start, range, whole: whole_blocks(range, size), size, partial: BytesMut::new() }
     }
 
-    /// How many bytes of the delivery are still to come.
+    /// Bytes of the delivery that are still to come.
     fn missing(&self) -> u64 {
         self.range.end - self.at
     }
 
-    /// Takes bytes off the front of `chunk` (not empty), up to the end of a block; gives the block if that completes it and it
-    /// is not the last bytes of the delivery.
+    /// Takes bytes off the front of `chunk` (not empty), up to the end of a block. Returns the block if that
+    /// completes it and it does not end the delivery.
     fn cut(&mut self, chunk: &mut Bytes) -> Option<(u64, Bytes)> {
         let block = self.at >> BLOCK_SHIFT;
         let end = ((block + 1) * BLOCK).min(self.size);
@@ -504,7 +507,7 @@ impl Cutter {
         (self.at == end && self.at < self.range.end).then(|| (block, self.partial.split().freeze()))
     }
 
-    /// The last block, when the delivery ends with a whole one; where the delivery ended, when that is too early.
+    /// The last block, when the delivery ends with a whole one; `Err` is the offset of an early end.
     fn finish(self) -> Result<Option<(u64, Bytes)>, u64> {
         if self.at < self.range.end {
             return Err(self.at);

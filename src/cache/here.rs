@@ -1,7 +1,7 @@
-//! Content as it is served now, for a reader that compares it and keeps nothing.
+//! As-served view of cached content, for a comparison.
 //!
-//! It stores no block and counts no read. The idea: what is on disk is what readers get, so that is read; for the rest, readers
-//! would get what the source gives.
+//! Readers get present blocks from disk and missing ones from the source, so the view reads both the same way. It
+//! stores no block and counts no read.
 
 use std::sync::Arc;
 
@@ -12,17 +12,17 @@ use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, Shared};
 /// See [`Cached::as_served`].
 struct AsServed {
     cached: Arc<Cached>,
-    /// What the missing blocks would be filled from.
+    /// Source of the missing blocks.
     rest: Shared,
 }
 
 impl Cached {
-    /// The blocks that are on disk as they are there, and the others from `rest`, without keeping them.
+    /// Present blocks as they are on disk, and the others from `rest`, without storing them.
     pub fn as_served(self: &Arc<Self>, rest: Shared) -> Shared {
         Arc::new(AsServed { cached: Arc::clone(self), rest })
     }
 
-    /// The first block on disk whose checksum is not the one in `sums`.
+    /// The first block on disk whose checksum differs from the one in `sums`.
     pub fn first_other(&self, sums: &[[u8; 32]]) -> Option<u64> {
         let mut other = None;
         let pair = self.inner.pair()?;

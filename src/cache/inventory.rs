@@ -1,7 +1,7 @@
-//! What lies in a cache directory: every content by its name, and what its files tell of it.
+//! Inventory of a cache directory: every content by its name, with the facts in its files.
 //!
-//! Nothing here makes, changes or removes a file, and nothing outside `v1` is looked at. The idea: names alone say what a file is, so
-//! a walk holds one directory entry at a time, and only who wants to know more pays for a look at the files.
+//! The name alone states the type of a file, so a walk holds one directory entry at a time. Only a caller that wants
+//! more opens the files. Files are not made, changed or removed, and only `v1` is read.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -19,7 +19,7 @@ use super::store::{VERSION_DIR, check_owned, check_parent};
 use super::{Cache, CacheError};
 use crate::oci::{Digest, Document, MAX_DOCUMENT};
 
-/// Digits of the name of a place.
+/// Digits of the name of an origin.
 const PLACE: usize = 16;
 /// Digits of the name of a claim.
 const CLAIM: usize = 32;
@@ -27,32 +27,32 @@ const CLAIM: usize = 32;
 const STREAM: usize = 32;
 pub(super) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 const MAP: &str = "map";
-/// What of an index lies beside it, by the ends of their names.
+/// Name extensions of the files beside an index.
 const BESIDE_INDEX: [&str; 2] = ["stream", "content"];
 
-/// What content is.
+/// Type of a content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ItemKind {
-    /// A stored blob, or a part of it.
+    /// A stored blob, whole or partial.
     Blob,
     /// The decoded stream of a layer.
     Stream,
-    /// The decoded stream of a layer as an index of others describes it.
+    /// The decoded stream of a layer, as described by an index made elsewhere.
     Claim,
     /// A manifest, index or config.
     Document,
-    /// What a pass over a layer learnt.
+    /// An index that a pass over a layer made.
     Index,
-    /// An index that others made.
+    /// An index made elsewhere.
     Offer,
-    /// What was read of an image.
+    /// The recorded reads of an image.
     Trace,
-    /// The signatures of an image that were found good.
+    /// The valid signatures of an image.
     Signatures,
 }
 
 impl ItemKind {
-    /// All of them, in the order in which they are listed.
+    /// All kinds, in the order in which they are listed.
     pub const ALL: [ItemKind; 8] = [
         ItemKind::Blob,
         ItemKind::Stream,
@@ -78,7 +78,7 @@ impl ItemKind {
         }
     }
 
-    /// Where it lies in `v1`.
+    /// Its directory in `v1`.
     pub(super) fn directory(self) -> &'static str {
         match self {
             ItemKind::Blob => "blobs",
@@ -92,7 +92,7 @@ impl ItemKind {
         }
     }
 
-    /// The kind in the sidecar, when it has one.
+    /// The kind in the sidecar; `None` for a type without one.
     pub(super) fn paired(self) -> Option<Kind> {
         match self {
             ItemKind::Blob => Some(Kind::Blob),
@@ -107,68 +107,69 @@ impl ItemKind {
     }
 }
 
-/// The name of one content. Nothing was looked at yet but the directory.
+/// The name of one content, from the directory alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
-    /// What it is.
+    /// Its type.
     pub kind: ItemKind,
     /// The digest in its name: of the stored blob, of the document, or of the manifest.
     pub digest: Digest,
-    /// Whose it is, while it is not everybody's: the digits in its name.
+    /// Digits that name its origin; `None` for content shared by all origins.
     pub place: Option<String>,
-    /// What tells it from others of this digest and place: the digits of a claim or a stream, `stream` or `content` of an index.
+    /// Distinguishes contents of one digest and origin: the digits of a claim or a stream, `stream` or `content` of
+    /// an index.
     pub part: Option<String>,
-    /// The file without the end `.map`.
+    /// The path without `.map`.
     pub(super) path: PathBuf,
 }
 
-/// One content, with what its files tell.
+/// One content, with the facts in its files.
 #[derive(Clone, Debug)]
 pub struct Item {
     /// Its name.
     pub entry: Entry,
-    /// Bytes of the content; `None` when the sidecar does not say.
+    /// Bytes of the content; `None` when the sidecar does not record them.
     pub size: Option<u64>,
     /// Bytes of the disk that its files take.
     pub on_disk: u64,
-    /// How far it has got; `None` for what has no sidecar, and where the sidecar is damaged.
+    /// State in the sidecar; `None` without a sidecar, or with a damaged one.
     pub state: Option<State>,
-    /// Seconds since 1970 of the last use, as far as that was written down.
+    /// Last recorded use, in seconds since 1970.
     pub last_used: u64,
     /// Whether a process has it open.
     pub in_use: bool,
 }
 
-/// What a walk meets.
+/// An entry that a walk visits.
 #[derive(Clone, Debug)]
 pub enum Found {
     /// Content.
     Content(Entry),
     /// A file that is not content: a lock, a temporary file, a private cache.
     Other(Other),
-    /// A file whose name says nothing to this program.
+    /// A file whose name is not of this program.
     Unknown(PathBuf),
 }
 
-/// What is no content, and still ours.
+/// A file of the cache that is not content.
 #[derive(Clone, Debug)]
 pub enum Other {
-    /// A lock of who decodes a layer.
+    /// The lock of a process that decodes a layer.
     Lock(PathBuf),
     /// A file that is being written, or that a dead process left.
     Temporary(PathBuf),
-    /// The cache of a process that was told to keep nothing.
+    /// The private cache of a process that must not share or retain content.
     Private(PathBuf),
 }
 
-/// A cache directory that is looked at, and not used.
+/// A cache directory opened for inspection only.
 pub struct Inventory {
     /// `<cache-dir>/v1`.
     pub(super) root: PathBuf,
 }
 
 impl Inventory {
-    /// The cache in `dir`; `None` when nothing was ever kept there. A directory that others own or may write is refused.
+    /// The cache in `dir`; `None` when it does not exist. A directory that another user owns or may write is refused.
     pub fn open(dir: &Path) -> Result<Option<Self>, CacheError> {
         let root = dir.join(VERSION_DIR);
         match fs::symlink_metadata(&root) {
@@ -181,8 +182,8 @@ impl Inventory {
         Ok(Some(Self { root }))
     }
 
-    /// Meets everything below `v1`, until `visit` breaks off. What is made or removed meanwhile is met or not. Holds one entry at
-    /// a time.
+    /// Visits everything below `v1`, until `visit` breaks off. A file that is made or removed meanwhile may or may
+    /// not be visited. Holds one entry at a time.
     pub fn walk<B>(
         &self,
         mut visit: impl FnMut(Found) -> Result<ControlFlow<B>, CacheError>,
@@ -256,7 +257,7 @@ impl Inventory {
         let files = entry.files();
         let data = stat(&files.data)?;
         let Some(map) = stat(&files.map)? else {
-            // Data that no sidecar speaks of.
+            // Data without a sidecar.
             return Ok(data.map(|data| Item {
                 entry: entry.clone(),
                 size: None,
@@ -279,7 +280,7 @@ impl Inventory {
         }))
     }
 
-    /// What running processes have open now.
+    /// The contents that running processes have open now.
     pub fn used(&self) -> Result<Used, CacheError> {
         let mut open = HashSet::new();
         self.walk(|found| {
@@ -299,8 +300,8 @@ impl Inventory {
         Ok(Used { open, documents })
     }
 
-    /// Adds the manifests that name something of `open`, and the indexes that name such a manifest. An index of indexes is found
-    /// only one level down: what is lost with it costs one request.
+    /// Adds the manifests that name a digest of `open`, and the indexes that name such a manifest. An index of
+    /// indexes is found only one level down: a missed one costs one request when it is removed.
     fn note_documents(
         &self,
         open: &HashSet<Digest>,
@@ -330,7 +331,7 @@ impl Inventory {
         Ok(())
     }
 
-    /// A document as it lies there, for what it names: its digest is not compared.
+    /// A document without comparing its digest, for the names in it.
     fn document(&self, entry: &Entry) -> Result<Option<Document>, CacheError> {
         use io::Read as _;
         let Some(file) = open_file(&entry.path)? else { return Ok(None) };
@@ -342,7 +343,7 @@ impl Inventory {
     }
 }
 
-/// What running processes use. Its size is bounded by the files that they have open.
+/// Content in use by running processes. Its size is bounded by the files that they have open.
 #[derive(Debug, Default)]
 pub struct Used {
     open: HashSet<Digest>,
@@ -350,7 +351,7 @@ pub struct Used {
 }
 
 impl Used {
-    /// Whether what has no sidecar, and so no lock of its own, belongs to something that is in use.
+    /// Whether a file without a sidecar, and so without a lock of its own, belongs to content in use.
     pub(super) fn touches(&self, entry: &Entry) -> bool {
         match entry.kind {
             ItemKind::Index | ItemKind::Offer => self.open.contains(&entry.digest),
@@ -370,22 +371,22 @@ impl Entry {
 }
 
 impl Cache {
-    /// What lies in this cache.
+    /// The inventory of this cache.
     pub fn inventory(&self) -> Inventory {
         Inventory { root: self.root().to_owned() }
     }
 }
 
-/// Which of two files a name is of.
+/// The file of a content that a name belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Half {
     Data,
     Map,
-    /// There is one file only.
+    /// The only file of a content without a sidecar.
     Whole,
 }
 
-/// What the name of a file in the directory of that kind says.
+/// Parses the name of a file in the directory of that kind.
 fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Entry, Half)> {
     let mut ends = name.split('.');
     let digest: Digest = format!("{algorithm}:{}", ends.next()?).parse().ok()?;
@@ -423,7 +424,8 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(En
     Some((Entry { kind, digest, place: owned(place), part: owned(part), path }, half))
 }
 
-/// Meets the entries of one directory, which may be missing; those that are not plain files or directories have no name here.
+/// Visits the entries of one directory, which may be missing; those that are not plain files or directories get no
+/// name.
 fn for_each<B>(
     directory: &Path,
     mut visit: impl FnMut(Option<&str>, PathBuf) -> Result<ControlFlow<B>, CacheError>,
@@ -451,7 +453,7 @@ fn look_at_file(entry: &Entry, in_use: bool) -> Result<Option<Item>, CacheError>
         size: Some(found.len()),
         on_disk: occupied(&found),
         state: None,
-        // Reading is noted by the kernel, at least once a day where it is noted at all.
+        // The kernel records reads in the access time, at least once a day where it records them at all.
         last_used: seconds(found.mtime().max(found.atime())),
         in_use,
     }))
@@ -461,7 +463,7 @@ fn seconds(time: i64) -> u64 {
     u64::try_from(time).unwrap_or(0)
 }
 
-/// What is there under a name; `None` when it is gone.
+/// The metadata under a name; `None` when it is gone.
 pub(super) fn stat(path: &Path) -> Result<Option<fs::Metadata>, CacheError> {
     match fs::symlink_metadata(path) {
         Ok(found) => Ok(Some(found)),
@@ -479,8 +481,8 @@ pub(super) fn open_file(path: &Path) -> Result<Option<File>, CacheError> {
     }
 }
 
-/// Whether a process holds the lock of who uses the content of this sidecar. Held by us only for as long as asking takes, in which
-/// somebody who opens it tries again.
+/// Whether a process holds the use lock on this sidecar. The check itself takes the lock for an instant, and a
+/// process that opens the content meanwhile tries again.
 pub(super) fn is_in_use(map: &Path) -> Result<bool, CacheError> {
     let Some(file) = open_file(map)? else { return Ok(false) };
     match file.try_lock() {

@@ -1,42 +1,41 @@
-//! How large the cache may become.
+//! Cache size limit: a number of bytes or a share of the disk.
 //!
-//! Nothing here measures or removes anything. The idea: a limit is a number of bytes or a share of the disk, and whatever it is,
-//! a part of the disk stays free for everybody else.
+//! Every limit leaves 5 % of the disk free for other programs, except for [`Limit::None`].
 
 use std::str::FromStr;
 
 use nix::sys::statvfs::Statvfs;
 
-/// The share of the disk that is never filled.
+/// The share of the disk that stays free.
 const FLOOR_PERCENT: u64 = 5;
-/// Without a wish: of what the cache has and what is free beside it.
+/// Default limit, in percent of the bytes in the cache and the free bytes of its disk.
 const DEFAULT_PERCENT: u64 = 80;
-/// Less than this many blocks would not hold what one read and its read-ahead bring.
+/// Smallest limit, in bytes: a smaller cache would not hold the blocks of one read and its readahead.
 const LEAST: u64 = 4 << 20;
 
 /// The most that a cache directory may take of its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Limit {
-    /// Whatever the disk takes. Nothing is removed until it is full.
+    /// No limit: nothing is removed until the disk is full.
     None,
-    /// Four fifths of what the cache has and what is free beside it, as long as 5 % of the disk stay free.
+    /// 80 % of the bytes in the cache and the free bytes of its disk, as long as 5 % of the disk stay free.
     #[default]
     Share,
     /// So many bytes, as long as 5 % of the disk stay free.
     Bytes(u64),
-    /// So many hundredths of the disk, as long as 5 % of it stay free.
+    /// So many percent of the disk, as long as 5 % of it stay free.
     Percent(u8),
 }
 
-/// Why a text is no limit.
+/// Why a text is not a limit.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LimitError {
-    /// It is not of the form that is known.
+    /// Not in a known form.
     #[error(
         "{0:?} is not a size: write a number and K, M, G or T (such as 20G), or a share of the disk (such as 30%)"
     )]
     Form(String),
-    /// Less than can be worked with.
+    /// Below the smallest limit.
     #[error("a cache of {0:?} is too small: the least is 4M")]
     Small(String),
 }
@@ -74,11 +73,11 @@ impl FromStr for Limit {
     }
 }
 
-/// What a file system says about its room.
+/// Space of a file system, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Disk {
     pub(super) size: u64,
-    /// What we may still write.
+    /// Bytes that we may still write.
     pub(super) free: u64,
 }
 
@@ -93,7 +92,7 @@ impl From<&Statvfs> for Disk {
 }
 
 impl Limit {
-    /// How many bytes it allows, of which `used` are there.
+    /// Bytes that the limit allows, of which `used` are taken.
     pub(super) fn most(self, used: u64, disk: Disk) -> u64 {
         match self {
             Limit::None => u64::MAX,
@@ -103,7 +102,7 @@ impl Limit {
         }
     }
 
-    /// How many bytes a directory may take that takes `used` now, if nothing else on the disk changes.
+    /// Bytes that a directory may take that takes `used` now, if nothing else on the disk changes.
     pub(super) fn capacity(self, used: u64, disk: Disk) -> u64 {
         let all = used.saturating_add(disk.free);
         match self {
@@ -112,7 +111,7 @@ impl Limit {
         }
     }
 
-    /// How many bytes must go before `more` can be added to the `used` ones.
+    /// Bytes that must be removed before `more` can be added to the `used` ones.
     pub(super) fn excess(self, used: u64, more: u64, disk: Disk) -> u64 {
         if self == Limit::None {
             return 0;
@@ -123,7 +122,7 @@ impl Limit {
     }
 }
 
-/// So many hundredths of `whole`, without overflow.
+/// `percent` % of `whole`, without overflow.
 fn percent(whole: u64, percent: u64) -> u64 {
     (u128::from(whole) * u128::from(percent) / 100) as u64
 }

@@ -1,7 +1,7 @@
-//! Locks between processes: open-file-description byte locks on sidecars, and the lock of who decodes a layer.
+//! Locks between processes: open-file-description byte locks on sidecars, and the build lock of a layer.
 //!
-//! Nothing here waits in the kernel: a lock is tried, and the caller decides how to wait. The idea: every lock belongs to an
-//! open file, so the kernel releases it when its holder dies.
+//! Every lock belongs to an open file, so the kernel releases it when its holder dies. A lock is tried without
+//! blocking in the kernel, and the caller decides how to wait.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -47,8 +47,8 @@ impl BuildLock {
         self.file.metadata().is_ok_and(|found| found.nlink() > 0)
     }
 
-    /// Waits until nobody else holds the lock on `file`. The caller brings the deadline: decoding a large layer takes
-    /// minutes, and only the caller knows whether it can do without.
+    /// Waits until no other open file holds the lock on `file`. The caller sets the deadline: decoding a large layer
+    /// takes minutes, and only the caller knows whether it can do without.
     pub(super) async fn acquire(file: File, path: PathBuf) -> Result<Self, CacheError> {
         let mut backoff = Backoff::new();
         loop {
@@ -61,8 +61,8 @@ impl BuildLock {
     }
 }
 
-/// Takes the write lock on one byte of `file`, or turns the read lock into it; `false` when another open file has a lock there.
-/// A read lock stays where that fails (fcntl(2)); a flock would be lost (flock(2)).
+/// Takes the write lock on one byte of `file`, or upgrades the read lock; `false` when another open file has a lock
+/// on it. A failed upgrade keeps the read lock (fcntl(2)); a flock would be lost (flock(2)).
 pub(super) fn try_lock_byte(file: &File, at: u64) -> io::Result<bool> {
     match byte_lock(file, libc::F_WRLCK, at) {
         Ok(()) => Ok(true),
@@ -71,8 +71,8 @@ pub(super) fn try_lock_byte(file: &File, at: u64) -> io::Result<bool> {
     }
 }
 
-/// Takes the read lock on one byte of `file`, or turns the write lock into it, which always works; `false` when another open file
-/// has the write lock.
+/// Takes the read lock on one byte of `file`, or downgrades the write lock, which always works; `false` when another
+/// open file has the write lock.
 pub(super) fn try_share_byte(file: &File, at: u64) -> io::Result<bool> {
     match byte_lock(file, libc::F_RDLCK, at) {
         Ok(()) => Ok(true),
@@ -81,17 +81,17 @@ pub(super) fn try_share_byte(file: &File, at: u64) -> io::Result<bool> {
     }
 }
 
-/// Gives the lock on one byte back.
+/// Releases the lock on one byte.
 pub(super) fn unlock_byte(file: &File, at: u64) {
     if let Err(error) = byte_lock(file, libc::F_UNLCK, at) {
-        // Only memory for splitting a lock can lack; closing the file releases it anyway.
+        // The only cause is missing memory for splitting a lock; closing the file releases it anyway.
         tracing::warn!(%error, "cannot release a lock of the cache");
     }
 }
 
 fn byte_lock(file: &File, kind: libc::c_int, at: u64) -> Result<(), Errno> {
     let start = libc::off_t::try_from(at).map_err(|_| Errno::EOVERFLOW)?;
-    // Lock kinds and SEEK_SET are single digits; pid 0 is what fcntl(2) demands of open-file-description locks.
+    // Lock kinds and SEEK_SET are single digits; fcntl(2) demands pid 0 for open-file-description locks.
     let lock = libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,

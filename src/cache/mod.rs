@@ -1,9 +1,9 @@
-//! Blocks and documents on disk: fetched once by all threads and processes that share a directory, proven when they are
-//! read back, and never needed: whatever is lost or damaged is fetched again.
+//! Block and document cache on disk, shared by all threads and processes that use the directory.
 //!
-//! Nothing here knows where bytes come from (that is a [`Fetch`](crate::io::Fetch)) or what they mean. The byte layout, what
-//! is believed when, and the locks are in docs/cache-format.md. The idea: data first, then a record with its checksum, and
-//! only a block whose data hashes to its record counts.
+//! Each block is fetched once and checked when it is read back; a lost or damaged one is fetched again. The data is
+//! written first, then a record with its checksum, and only a block whose data hashes to its record counts. Bytes
+//! come from a [`Fetch`](crate::io::Fetch), and their meaning is unknown at this level. docs/cache-format.md defines
+//! the byte layout, the locks, and when bytes are trusted.
 
 mod account;
 mod ahead;
@@ -68,8 +68,8 @@ pub type BlockSums = std::sync::Arc<[[u8; 32]]>;
 #[cfg(test)]
 mod tests;
 
-/// Takes a lock. A holder that panicked left nothing half done that matters: what a lock of this module guards is either
-/// changed by a single assignment or proven by checksums before it is used.
+/// Takes a lock. A holder that panicked leaves consistent data: every lock of this module guards data that is either
+/// changed by a single assignment or checked by checksums before use.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
-//! How far content has got, and what follows when it was compared with its digest.
+//! Verification state of content, and the consequences of its comparison with the digest.
 //!
-//! Nothing here reads for a reader or fetches. The idea: what this process found out counts at once, what lies on disk counts for
-//! everybody, and whoever looks at the disk learns what other processes found out.
+//! Results of this process count at once. Results on disk count for every process, and each look at the disk finds
+//! those of other processes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,8 +19,8 @@ use crate::oci::Digest;
 pub(super) const SOON: u64 = 64 << 20;
 
 impl Cached {
-    /// Compares content that another process completed, but did not live to compare, before anything of it is served. Where that
-    /// takes long, and blocks are served before they are all here, it goes on beside the reader.
+    /// Compares content that another process completed but did not compare, before any of it is served. Where that
+    /// takes long, and blocks are served before all are present, the comparison runs beside the reader.
     pub(super) async fn settle_for_reader(&self) -> Result<(), ReadError> {
         let inner = &self.inner;
         if inner.settled.initialized() || inner.is_whole_first() || inner.proof.lag() <= SOON {
@@ -29,7 +29,7 @@ impl Cached {
         if !inner.settling.swap(true, Ordering::AcqRel) {
             let settling = Arc::clone(inner);
             lock(&self.tasks).spawn(async move {
-                // What it finds out, the next read looks at.
+                // The next read looks at the result.
                 if let Err(error) = settling.settle().await {
                     tracing::debug!(digest = %settling.digest, error = error.chain(), "compared beside a reader");
                 }
@@ -40,7 +40,8 @@ impl Cached {
 }
 
 impl Inner {
-    /// Finds out what other processes left: only content that is complete and was not compared yet stays unsettled.
+    /// Takes over the state that other processes left: only complete content that was not compared yet stays
+    /// unsettled.
     pub(super) fn settle_at_open(&self) {
         let settled = match (&self.pair(), self.kind) {
             (_, Kind::Blob) if self.size == 0 => {
@@ -72,7 +73,7 @@ impl Inner {
         }
     }
 
-    /// Nothing is either what the digest names or it is not: no byte has to be waited for.
+    /// Empty content matches its digest or does not: no byte has to be waited for.
     fn settle_empty(&self) {
         match self.digest.same_algorithm(b"") {
             Some(actual) if actual != self.digest => self.poison(&actual),
@@ -86,7 +87,7 @@ impl Inner {
         }
     }
 
-    /// Compares content that another process completed, but did not live to compare.
+    /// Compares content that another process completed but did not compare.
     pub(super) async fn settle(self: &Arc<Self>) -> Result<(), ReadError> {
         let settled = self.settled.get_or_try_init(|| {
             let inner = Arc::clone(self);
@@ -110,7 +111,7 @@ impl Inner {
         let status = pair.as_ref().and_then(|pair| pair.sidecar.status());
         let state = match status.map(|status| status.state) {
             Some(State::Poisoned) => State::Poisoned,
-            // Nothing is proven by an empty blob that is not poisoned.
+            // An empty blob that is not poisoned has nothing to prove.
             _ if self.size == 0 && self.kind == Kind::Blob => State::Verified,
             _ if pair.is_some_and(|pair| pair.is_proven()) => State::Verified,
             Some(state) => state,
@@ -122,13 +123,13 @@ impl Inner {
         state
     }
 
-    /// Wakes those who wait for the end of the comparison with the digest.
+    /// Wakes the waiters for the comparison with the digest.
     fn tell(&self, state: State) {
         if !self.told.load(Ordering::Acquire) {
             self.verdict.send_replace(Some(state));
             self.told.store(true, Ordering::Release);
             if state == State::Poisoned {
-                // Fails only when nobody listens.
+                // Fails only without a receiver.
                 self.distrusted.send(self.digest.clone()).ok();
             }
         }
@@ -147,7 +148,7 @@ impl Inner {
         ))
     }
 
-    /// Every later read of this content fails: all of it hashed to `actual`.
+    /// Makes every later read of this content fail: all of it hashed to `actual`.
     pub(super) fn poison(&self, actual: &Digest) {
         self.give_up(|| {
             tracing::error!(
@@ -158,8 +159,8 @@ impl Inner {
         });
     }
 
-    /// Compares a block of a blob that arrived with the one that was here before, whether or not that was kept. Without it, what was
-    /// learnt from a block that went would be believed of the one that came.
+    /// Compares a block of a blob that arrived with its earlier checksum, whether or not the block was stored.
+    /// Otherwise facts derived from an evicted block would be trusted for its replacement.
     pub(super) fn compare_earlier(&self, block: u64, sum: &Sum) -> Result<(), ReadError> {
         let noted = lock(&self.noted).get(&block).copied();
         let recorded = || self.pair()?.known_sum(block, self.proof.len(block));
@@ -169,7 +170,7 @@ impl Inner {
         }
     }
 
-    /// Remembers the checksum of a block that is handed out and is not on disk.
+    /// Records the checksum of a block that is handed out and is not on disk.
     pub(super) fn note(&self, block: u64, sum: Sum) {
         let noted = |pair: &Arc<Pair>| pair.note_known(block, self.proof.len(block), &sum);
         if !self.pair().as_ref().is_some_and(noted) {
@@ -177,7 +178,8 @@ impl Inner {
         }
     }
 
-    /// A block came a second time, with other bytes. In a verified blob the second ones are wrong; else either may be.
+    /// A block arrived twice with different bytes. In a verified blob the second ones are wrong; otherwise either may
+    /// be.
     pub(super) fn contradicted(&self, block: u64) -> ReadError {
         let digest = &self.digest;
         let message = match (self.kind, self.state()) {
@@ -201,7 +203,7 @@ impl Inner {
         ReadError::new(Fault::Mismatch, message)
     }
 
-    /// What arrived cannot all be of the blob: nothing of it stays.
+    /// A delivery that cannot all belong to the blob: none of it stays.
     pub(super) fn give_up_misdelivered(&self, error: &ReadError) {
         if self.kind != Kind::Blob || self.state() == State::Verified {
             return;
@@ -227,7 +229,7 @@ impl Inner {
         }
     }
 
-    /// Compares the whole content, all of which is recorded, with its digest. `true` when it is equal.
+    /// Compares the whole content, all of which is recorded, with its digest. `true` when equal.
     pub(super) fn conclude(&self, pair: &Pair) -> bool {
         match self.proof.conclude(pair) {
             Verdict::Digest(actual) if actual == self.digest => {
