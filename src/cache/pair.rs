@@ -1,7 +1,8 @@
-//! A data file and its sidecar together: reading blocks that prove themselves, and storing blocks in the safe order.
+//! Pair: the data file and sidecar of one content; reads blocks against their records, and stores blocks in
+//! crash-safe order.
 //!
-//! Nothing here fetches, waits or decides what a failure means. The idea: this process trusts a block once it wrote it or
-//! saw it hash to its record; everything that does not work out is just "not here".
+//! This process trusts a block once it wrote it or saw it hash to its record. Any failure makes a block absent; the
+//! caller decides on the consequences, fetches and waits.
 
 use std::fs::File;
 use std::io;
@@ -29,11 +30,11 @@ use crate::oci::Digest;
 /// Stores of one block exclude each other, those of different blocks rarely do.
 const STRIPES: usize = 16;
 
-/// The unit in which zeros are not written.
+/// Granularity of holes, in bytes.
 const PAGE: usize = 4096;
-/// Bytes in which a file system notes where one stretch of data lies: at most 16, in nodes that are half full.
+/// Bytes of metadata for one extent of data: at most 16, in nodes that are half full.
 const EXTENT: u64 = 32;
-/// What a new sidecar takes before it has records: its header, and two names in half full directories.
+/// Disk bytes of a new sidecar without records: its header, and two names in half full directories.
 const NEW_PAIR: u64 = PAGE as u64 + 2 * 160;
 
 /// Longer than two renames take.
@@ -44,41 +45,43 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 pub(super) struct Pair {
-    /// Where the files go when the content was verified: from, to.
+    /// Names of the files before and after promotion; `None` for content that is not promoted.
     promotion: Option<(Files, Files)>,
-    /// The checksum of each block, where the name of the files is made of them; `None` where records alone vouch for blocks.
+    /// Expected checksum of each block, where the names of the files are derived from them; `None` where only records
+    /// vouch for blocks.
     expected: Option<BlockSums>,
     pub(super) data: File,
-    /// The name that the data file had when it was opened.
+    /// Name of the data file when it was opened.
     data_path: PathBuf,
     kind: Kind,
-    /// Whether this process found the bytes equal to the digest; on disk that is written after a sync, which takes longer.
+    /// Whether this process found the bytes equal to the digest. The disk records that only after a sync, which takes
+    /// longer.
     proven: AtomicBool,
     pub(super) sidecar: Sidecar,
     trust: RwLock<Trust>,
-    /// Guards: one thread at a time writes, or takes away, the data and the record of a block.
+    /// Guards: one thread at a time writes or evicts the data and the record of a block.
     stripes: [Mutex<()>; STRIPES],
-    /// Who is asked before anything is written; `None` where nobody counts.
+    /// Reserves space before every write; `None` where usage is not accounted.
     room: Option<Arc<Room>>,
-    /// When it was last used, in ticks of the room.
+    /// Time of the last use, in ticks of the room.
     last_use: AtomicU64,
-    /// The data file that somebody may be reading by himself. Guards: nothing is evicted while it is handed out.
+    /// The data file, while a reader uses it directly. Guards: nothing is evicted while it is handed out.
     pub(super) backing: Mutex<Weak<OwnedFd>>,
-    /// The block at which the next look for something to evict begins.
+    /// The block at which the next search for blocks to evict begins.
     pub(super) hand: AtomicU64,
-    /// The lowest block that was evicted since somebody asked for it.
+    /// The lowest block that was evicted since the last query of this value.
     pub(super) lowest_evicted: AtomicU64,
 }
 
-/// Why a block was not stored.
+/// Reason why a block was not stored.
 pub(super) enum Refused {
-    /// The content was found not to match its digest.
+    /// The content does not match its digest.
     Poisoned,
-    /// These bytes are not those that were here before, or not those that were asked for.
+    /// These bytes differ from the earlier ones of the block, or from the expected ones.
     Contradicts,
     /// The limit of the cache does not allow it, and nothing could be evicted.
     NoRoom,
-    /// The disk would not take it.
+    /// The disk did not take it.
     Disk(io::Error),
 }
 
@@ -90,11 +93,12 @@ impl Pair {
 
     /// Opens or makes both files; `map` is the sidecar's path.
     pub(super) fn open(data: &Path, map: &Path, kind: Kind, digest: &Digest) -> Result<Self, CacheError> {
-        // The sidecar first: its shared lock is what keeps an evictor from removing the data file.
+        // The sidecar first: its shared lock keeps an evictor from removing the data file.
         let sidecar = Sidecar::open(map, kind, digest)?;
         let fail = |error| CacheError::io("open", data, error);
         let (file, _) = open_for_writing(data).map_err(fail)?;
-        // Promotion gives the data its new name an instant before the sidecar: then this is an empty file in its place.
+        // Promotion renames the data an instant before the sidecar: then this open created an empty file under the
+        // old name.
         if file.metadata().map_err(fail)?.len() == 0 && sidecar.has_page_of(0) {
             std::thread::sleep(PROMOTION_TIME);
             if !sidecar.file.metadata().is_ok_and(|found| is_same(&found, map)) {
@@ -116,12 +120,12 @@ impl Pair {
             last_use: AtomicU64::new(0),
             backing: Mutex::default(),
             hand: AtomicU64::new(0),
-            // Whatever was known of records was known of other files.
+            // Earlier knowledge of records belongs to other files.
             lowest_evicted: AtomicU64::new(0),
         })
     }
 
-    /// The same pair, which asks `room` before it writes.
+    /// Makes the pair ask `room` before it writes.
     pub(super) fn in_room(mut self, room: &Arc<Room>) -> Self {
         if self.sidecar.is_new() {
             room.charge(NEW_PAIR);
@@ -132,22 +136,22 @@ impl Pair {
         self
     }
 
-    /// When it was last used: the greater, the later.
+    /// Time of the last use: the greater, the later.
     pub(super) fn last_use(&self) -> u64 {
         self.last_use.load(Ordering::Relaxed)
     }
 
-    /// Whether blocks were refused just now: then nothing that nobody waits for should be fetched.
+    /// Whether blocks were refused in the last second: then only blocks that a reader waits for should be fetched.
     pub(super) fn is_tight(&self) -> bool {
         self.room.as_ref().is_some_and(|room| room.is_tight())
     }
 
-    /// How far ahead of one reader blocks may be fetched.
+    /// Longest readahead of one reader, in bytes.
     pub(super) fn reach(&self) -> u64 {
         self.room.as_ref().map_or(u64::MAX, |room| room.reach())
     }
 
-    /// The same pair, of which no block counts whose checksum is another than `sums` has for it.
+    /// Makes the pair ignore every block whose checksum differs from the one in `sums`.
     pub(super) fn expecting(mut self, sums: BlockSums) -> Self {
         self.expected = Some(sums);
         self
@@ -159,24 +163,24 @@ impl Pair {
         usize::try_from(block).ok().and_then(|block| expected.get(block)) == Some(sum)
     }
 
-    /// The same pair, whose files get the names `to` when it was verified.
+    /// Makes the pair rename its files from `from` to `to` on promotion.
     pub(super) fn promoted_to(mut self, from: Files, to: Files) -> Self {
         self.promotion = Some((from, to));
         self
     }
 
-    /// Makes verified content everybody's. Who has the files open keeps them.
+    /// Promotes verified content to the names that all origins use. Processes that have the files open keep them.
     pub(super) fn promote(&self) {
         if let Some((from, to)) = &self.promotion
             && let Some(room) = &self.room
             && let Err(error) = promote(from, to, room)
         {
-            // Another process was faster, or the disk is full: others fetch it again.
+            // Another process was faster, or the disk is full: other origins fetch the content again.
             tracing::debug!(%error, "verified content keeps its name");
         }
     }
 
-    /// Whether the block, which is `len` bytes long, has a record that nothing speaks against.
+    /// Whether the block, `len` bytes long, has a record and is not known as damaged.
     pub(super) fn is_recorded(&self, block: u64, len: u32) -> bool {
         if self.is_trusted(block) {
             return true;
@@ -184,7 +188,8 @@ impl Pair {
         self.sum(block, len).is_some() && !self.trust(|trust| trust.damaged.contains(&block))
     }
 
-    /// Shows every block from `first` on that [`is_recorded`](Self::is_recorded), with its length, as long as `visit` wants more.
+    /// Visits every block from `first` on that [`is_recorded`](Self::is_recorded), with its length, as long as
+    /// `visit` wants more.
     pub(super) fn each_sound(&self, first: u64, mut visit: impl FnMut(u64, u32) -> bool) -> io::Result<()> {
         let damaged = self.trust(|trust| trust.damaged.clone());
         self.sidecar.each_present(first..u64::MAX, |block, record| {
@@ -195,7 +200,7 @@ impl Pair {
         })
     }
 
-    /// How many of `blocks` this process has not seen hash to their records.
+    /// Number of `blocks` that this process has not seen hash to their records.
     pub(super) fn doubtful(&self, blocks: Range<u64>) -> usize {
         self.trust(|trust| blocks.filter(|block| !trust.proven.contains(*block)).count())
     }
@@ -205,24 +210,24 @@ impl Pair {
         self.trust(|trust| trust.proven.contains(block))
     }
 
-    /// The checksum in the block's record, when the block is present with that length.
+    /// The checksum in the block's record; `None` unless the block is present with that length.
     pub(super) fn sum(&self, block: u64, len: u32) -> Option<Sum> {
         let record = self.sidecar.record(block)?;
         (record.present && record.len == len && self.is_expected(block, &record.sum)).then_some(record.sum)
     }
 
-    /// Whether the checksum of the block is known, whether or not its data is here.
+    /// Whether the checksum of the block is known, whether or not its data is present.
     pub(super) fn is_known(&self, block: u64, len: u32) -> bool {
         self.sidecar.record(block).is_some_and(|record| record.len == len)
     }
 
-    /// The checksum in the block's record, whether or not its data is here.
+    /// The checksum in the block's record, whether or not its data is present.
     pub(super) fn known_sum(&self, block: u64, len: u32) -> Option<Sum> {
         self.sidecar.record(block).filter(|record| record.len == len).map(|record| record.sum)
     }
 
-    /// Fills `out` from `offset`. `false` when not all blocks that it touches are trusted, or when the file turns out not to have
-    /// the bytes, or when something was evicted meanwhile.
+    /// Fills `out` from `offset`. `false` when a touched block is not trusted, when the file lacks the bytes, or when
+    /// a block was evicted meanwhile.
     pub(super) fn read_trusted(&self, offset: u64, out: &mut [u8]) -> bool {
         let blocks = offset >> BLOCK_SHIFT..(offset + out.len() as u64).div_ceil(BLOCK);
         let before = self.trust(|trust| {
@@ -231,7 +236,7 @@ impl Pair {
         });
         let Some((evictions, recent)) = before else { return false };
         match self.data.read_exact_at(out, offset) {
-            // An evictor takes the trust away before it takes the data away.
+            // An evictor removes the trust before the data.
             Ok(()) if self.trust(|trust| trust.evictions) != evictions => false,
             Ok(()) => {
                 self.note_use();
@@ -242,7 +247,7 @@ impl Pair {
             }
             Err(error) => {
                 tracing::debug!(%error, map = %self.sidecar.path().display(), "cached data is gone");
-                // A file that became short is filled with zeros up to the next write: no block of it is what it was.
+                // A truncated file reads as zeros up to the next write: none of its blocks can be trusted.
                 self.distrust();
                 false
             }
@@ -258,7 +263,8 @@ impl Pair {
         if read.is_ok() && *blake3::hash(&bytes).as_bytes() == sum {
             self.note_use();
             self.change_trust(|trust| {
-                // What was read is right in any case; that it is still there is known only if nothing was evicted since.
+                // The bytes are right in any case; they are known to be still on disk only if no block was evicted
+                // since.
                 if trust.evictions == evictions {
                     trust.proven.insert(block);
                     trust.recent.insert(block);
@@ -282,7 +288,7 @@ impl Pair {
         }
         let Some(room) = &self.room else { return self.put(block, bytes, sum).map(|_| ()) };
         let cost = self.cost(block, bytes);
-        // No lock is held here: to make room, blocks of this very content may have to go.
+        // No lock is held at this point: to make room, blocks of this very content may be evicted.
         let mark = room.reserve(cost, Need::Block).ok_or(Refused::NoRoom)?;
         let put = match self.put(block, bytes, sum) {
             Err(Refused::Disk(error)) if is_full(&error) && room.relieve(cost, Need::Block) => {
@@ -295,7 +301,7 @@ impl Pair {
             Ok(Put::There) | Err(Refused::Poisoned | Refused::Contradicts | Refused::NoRoom) => {
                 room.give_back(cost, mark)
             }
-            // Some of it may be there, and stays: without a record it is found by a count, and by no reader.
+            // Some of the data may be on disk, and stays: without a record only a count finds it, and no reader.
             Err(Refused::Disk(_)) => {
                 room.give_back(cost.saturating_sub(self.there(block, bytes.len())), mark)
             }
@@ -303,8 +309,8 @@ impl Pair {
         put.map(|_| ())
     }
 
-    /// Records the checksum of a block that was handed out and is not stored, so that no other bytes are stored for it later. `false`
-    /// where that cannot be written down.
+    /// Records the checksum of a block that was handed out and is not stored, so that no other bytes are stored for
+    /// it later. `false` where that cannot be recorded.
     pub(super) fn note_known(&self, block: u64, len: u32, sum: &Sum) -> bool {
         let _writing = lock(self.stripe(block));
         let is_open = self
@@ -321,17 +327,17 @@ impl Pair {
         self.sidecar.mark_evicted(block, record).is_ok()
     }
 
-    /// What storing the block takes of the disk beyond what it takes now.
+    /// Disk bytes that storing the block adds.
     fn cost(&self, block: u64, bytes: &[u8]) -> u64 {
         let (mut pages, mut stretches) = (bytes.len().div_ceil(PAGE), 1);
         if self.kind != Kind::Blob {
             let data: Vec<bool> = bytes.chunks(PAGE).map(|page| !is_zero(page)).collect();
-            // The last page is written even if it is taken away again.
+            // The last page is written even if it is punched afterwards.
             pages = data.iter().filter(|is_data| **is_data).count() + 1;
             stretches += data.windows(2).filter(|pair| !pair[0] && pair[1]).count();
         }
         let record = if self.sidecar.has_page_of(block) { 0 } else { PAGE as u64 };
-        // What was damaged lies there, and was counted when it was written.
+        // The damaged data is still on disk, and was counted when it was written.
         let there = match self.trust(|trust| trust.damaged.contains(&block)) {
             true => self.there(block, bytes.len()),
             false => 0,
@@ -339,7 +345,7 @@ impl Pair {
         ((pages * PAGE) as u64).saturating_sub(there) + record + stretches as u64 * EXTENT
     }
 
-    /// The bytes of the disk that lie where `len` bytes of the block belong.
+    /// Disk bytes that the data file takes in the range of the block's first `len` bytes.
     fn there(&self, block: u64, len: usize) -> u64 {
         let start = block * BLOCK;
         self.data_in(start, start + (len as u64).next_multiple_of(PAGE as u64))
@@ -358,7 +364,7 @@ impl Pair {
         let known = self.sidecar.record(block).filter(|record| self.is_expected(block, &record.sum));
         match (self.sidecar.status().map(|status| status.state), known) {
             (Some(State::Poisoned), _) => return Err(Refused::Poisoned),
-            // A block has one checksum for as long as the files are there: whatever was learnt, was learnt from the same bytes.
+            // A block has one checksum for as long as the files exist, so that facts derived from it stay true.
             (_, Some(known)) if known.sum != *sum || known.len != len => return Err(Refused::Contradicts),
             (Some(State::Verified), None) => {
                 // Only the record was lost. The data stays as it is: the kernel may be reading it (passthrough).
@@ -367,7 +373,7 @@ impl Pair {
                     self.set_trusted(block);
                     return Ok(Put::There);
                 }
-                // What was verified here is not known any more, so the whole has to be hashed again.
+                // The verified bytes are no longer known, so the whole has to be hashed again.
                 self.sidecar
                     .advance(State::Partial)
                     .map_err(|error| Refused::Disk(io::Error::other(error)))?;
@@ -380,20 +386,20 @@ impl Pair {
         Ok(Put::Written)
     }
 
-    /// Writes the data of a block. In a decoded stream pages of zeros become holes; a blob has none, because its file may be
-    /// handed to the kernel, which is told so.
+    /// Writes the data of a block. In a decoded stream, pages of zeros become holes. A blob has no holes, because the
+    /// kernel may get its file and is promised that.
     fn write(&self, block: u64, bytes: &[u8]) -> io::Result<()> {
         let start = block * BLOCK;
         if self.kind == Kind::Blob || !bytes.chunks(PAGE).any(is_zero) {
             return self.data.write_all_at(bytes, start);
         }
-        // The last page is written even if it is taken away again: the file has to reach that far, and cutting it to a length
-        // could take away what another process has just written behind.
+        // The last page is written even if it is punched afterwards: the file has to reach that far, and setting its
+        // length could cut off data that another process has just written behind it.
         let last = (bytes.len() - 1) / PAGE * PAGE;
         let (body, end) = bytes.split_at(last);
         self.data.write_all_at(end, start + last as u64)?;
         let taken = if is_zero(end) { bytes.len() } else { last };
-        // What lies there may be damaged, or left of a write that was cut off: only what was taken away reads as zeros.
+        // The old bytes may be damaged, or left by an interrupted write: only a punched range reads as zeros.
         if !self.punch(start, taken as u64) {
             return self.data.write_all_at(bytes, start);
         }
@@ -403,14 +409,14 @@ impl Pair {
         Ok(())
     }
 
-    /// Takes the bytes away; `false` where the file system cannot do that.
+    /// Punches a hole; `false` where the file system cannot do that.
     pub(super) fn punch(&self, start: u64, len: u64) -> bool {
         let (Ok(start), Ok(len)) = (i64::try_from(start), i64::try_from(len)) else { return false };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&self.data, flags, start, len).is_ok()
     }
 
-    /// Whether the data file has just these bytes for the block.
+    /// Whether the data file has exactly these bytes for the block.
     fn holds(&self, block: u64, bytes: &[u8]) -> bool {
         let mut there = vec![0; bytes.len()];
         self.data.read_exact_at(&mut there, block * BLOCK).is_ok() && there == bytes
@@ -421,39 +427,39 @@ impl Pair {
         self.data.sync_data()
     }
 
-    /// The data file of a blob that is verified and whole on disk, for whoever reads it by himself: nothing is evicted from it
-    /// while he holds it.
+    /// The data file of a verified blob with all blocks on disk, for a reader that reads it directly: nothing is
+    /// evicted from it while the reader holds it.
     pub(super) fn hand_out(&self, size: u64) -> Option<Arc<OwnedFd>> {
         let mut backing = lock(&self.backing);
         if let Some(known) = backing.upgrade() {
             return Some(known);
         }
-        // What is handed out stays open: where all descriptors are taken so, it is read through this process.
+        // A file that is handed out stays open: when descriptors run out, it is read through this process instead.
         if self.room.as_ref().is_some_and(|room| !room.spare_descriptors()) {
             return None;
         }
-        // On disk, and not only in the memory of this process: until then another one may still give the file up.
+        // On disk, and not only in the memory of this process: until then another process may still poison it.
         let verified = self.sidecar.status().is_some_and(|status| status.state == State::Verified);
         let file = Arc::new(self.whole_file(size).filter(|_| verified)?);
         *backing = Arc::downgrade(&file);
         Some(file)
     }
 
-    /// The data file, when it has `size` bytes and no hole. `None` also where the file system cannot tell, and where it stores
-    /// zeros as holes.
+    /// The data file, when it has `size` bytes and no hole. `None` also where the file system cannot report holes,
+    /// and where it stores zeros as holes.
     fn whole_file(&self, size: u64) -> Option<OwnedFd> {
         if self.kind != Kind::Blob {
             return None;
         }
         let ours = self.data.metadata().ok()?;
         let names = [Some(&self.data_path), self.promotion.as_ref().map(|(_, to)| &to.data)];
-        // Opened for reading alone, because others get it. A name may lead to another file by now.
+        // Opened read-only, because another process gets it. A name may lead to another file by now.
         let file = names.into_iter().flatten().find_map(|name| {
             let file = File::open(name).ok()?;
             let theirs = file.metadata().ok()?;
             ((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino())).then_some(file)
         })?;
-        // The first hole is the one that every file has at its end. Offsets of a file fit off_t.
+        // The first hole is the implicit one at the end of every file. Offsets of a file fit off_t.
         let hole = lseek(&file, 0, Whence::SeekHole).ok().and_then(|hole| u64::try_from(hole).ok());
         (size > 0 && ours.len() == size && hole == Some(size)).then(|| OwnedFd::from(file))
     }
@@ -472,7 +478,7 @@ impl Pair {
         self.proven.store(proven == State::Verified, Ordering::Release);
     }
 
-    /// Gives up all content: status first, so that every reader that could see the truncation sees the reason.
+    /// Drops all data: status first, so that every reader that could see the truncation sees the reason.
     pub(super) fn poison(&self) -> Result<(), CacheError> {
         let path = self.sidecar.path();
         if self.sidecar.advance(State::Poisoned)? != State::Poisoned {
@@ -481,7 +487,7 @@ impl Pair {
         }
         self.sidecar.sync().map_err(|error| CacheError::io("sync", path, error))?;
         let mark = self.room.as_ref().map(|room| room.mark());
-        // One process at a time measures and cuts, so that what goes is given back once.
+        // One process at a time measures and truncates, so that freed bytes are subtracted once.
         let freed = self.sidecar.with_status_lock(|| {
             let before = self.on_disk();
             self.sidecar.drop_records().map_err(|error| CacheError::io("truncate", path, error))?;
@@ -495,33 +501,33 @@ impl Pair {
         Ok(())
     }
 
-    /// Whether the content was found wrong, by any process.
+    /// Whether any process found that the content does not match its digest.
     pub(super) fn is_poisoned(&self) -> bool {
         self.sidecar.status().is_some_and(|status| status.state == State::Poisoned)
     }
 
-    /// Takes the names `files` from content that was found wrong, and says how many bytes of the disk that frees. Processes that
-    /// have it open keep it, and know that it is wrong; processes that open it begin anew.
+    /// Removes the names `files` of poisoned content and returns the disk bytes freed. Processes that have it open
+    /// keep it and know that it is wrong; processes that open the content begin anew.
     pub(super) fn discard(&self, files: &Files) -> Result<u64, CacheError> {
         self.sidecar.without_name(files)
     }
 
-    /// The account that is asked before anything is written; `None` where nothing counts.
+    /// The room that reserves space for every write; `None` where usage is not accounted.
     pub(super) fn room(&self) -> Option<&Arc<Room>> {
         self.room.as_ref()
     }
 
-    /// Whether no other bytes can take the place of these: they were compared, or a checksum is known of each block.
+    /// Whether the bytes are final: the content is verified, or every block has an expected checksum.
     pub(super) fn is_fixed(&self) -> bool {
         self.expected.is_some() || self.sidecar.status().is_some_and(|status| status.state == State::Verified)
     }
 
-    /// The file that holds the locks.
+    /// Device and inode of the sidecar, which holds the locks.
     pub(super) fn identity(&self) -> Option<(u64, u64)> {
         self.sidecar.file.metadata().ok().map(|found| (found.dev(), found.ino()))
     }
 
-    /// The bytes of the disk that both files take.
+    /// Disk bytes that both files take.
     pub(super) fn on_disk(&self) -> u64 {
         self.data.metadata().map_or(0, |found| occupied(&found)) + self.sidecar.on_disk()
     }
@@ -541,9 +547,9 @@ impl Pair {
         });
     }
 
-    /// Takes all trust away.
+    /// Drops the trust in all blocks.
     pub(super) fn distrust(&self) {
-        // Readers that are under way compare this number, which must not begin again.
+        // Concurrent readers compare this number, so it must not start over.
         self.change_trust(|trust| *trust = Trust { evictions: trust.evictions + 1, ..Trust::default() });
     }
 
@@ -564,14 +570,14 @@ impl Drop for Pair {
     }
 }
 
-/// What became of a block that was to be stored.
+/// Result of storing a block.
 enum Put {
     Written,
-    /// It was here already.
+    /// The block was stored already.
     There,
 }
 
-/// Whether an error says that the disk has no space left for us.
+/// Whether an error means that the disk has no space left for us.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOSPC | Errno::EDQUOT))
 }

@@ -1,19 +1,19 @@
-//! Where the cache is when nobody says where.
+//! The default cache directory.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Names the cache directory for all programs of a user.
+/// Environment variable that names the cache directory for all programs of a user.
 pub const VARIABLE: &str = "OCIFS_CACHE_DIR";
 
-/// `$OCIFS_CACHE_DIR`, else `$XDG_CACHE_HOME/ocifs`, else `~/.cache/ocifs`; a system service, which has no home, keeps it where
-/// services do.
+/// `$OCIFS_CACHE_DIR`, else `$XDG_CACHE_HOME/ocifs`, else `~/.cache/ocifs`; `/var/cache/ocifs` for a system service,
+/// which has no home.
 pub fn default_directory() -> io::Result<PathBuf> {
     let named = std::env::var_os(VARIABLE).map(PathBuf::from);
     directory(named.as_deref())
 }
 
-/// The directory that is given, as an absolute name; one without a name is none, and leaves the place of the user.
+/// The directory `given`, as an absolute path. Without one, or with an empty one, the default directory of the user.
 pub fn directory(given: Option<&Path>) -> io::Result<PathBuf> {
     if let Some(dir) = given.filter(|dir| !dir.as_os_str().is_empty()) {
         return std::path::absolute(dir);
