@@ -1,6 +1,4 @@
-//! Presence of blocks of one content on disk: its open files, and which blocks they lack.
-//!
-//! Nothing here fetches a block or hands one out.
+//! Presence of blocks of one content on disk: its open files, and the blocks that they lack.
 
 use std::sync::Arc;
 
@@ -9,7 +7,7 @@ use super::pair::Pair;
 use super::wait::waiting;
 
 impl Inner {
-    /// The files of the content, opened again if they were closed; `None` where the disk gives or takes none.
+    /// The files of the content, reopened if they were closed; `None` where the disk cannot open or create them.
     pub(super) fn pair(&self) -> Option<Arc<Pair>> {
         let slot = self.slot.as_ref()?;
         slot.opened().or_else(|| waiting(|| slot.pair()))
@@ -33,7 +31,7 @@ impl Inner {
             .collect()
     }
 
-    /// Which of `blocks` have no record.
+    /// The blocks without a record.
     pub(super) fn absent(&self, blocks: std::ops::Range<u64>) -> Vec<u64> {
         let Some(pair) = self.pair() else { return Vec::new() };
         blocks.filter(|block| !pair.is_recorded(*block, self.proof.len(*block))).collect()

@@ -1,7 +1,7 @@
-//! A cache for one process, which takes it along when it ends.
+//! Private cache: a directory of one process, removed when the process ends.
 //!
-//! Nothing here removes what a living process uses. The idea: the process holds a lock on its directory, so that whoever tidies up
-//! can tell a directory that is in use from one whose owner was killed.
+//! The process holds a lock on its directory, so that a cleanup can distinguish a directory in use from one whose
+//! owner was killed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
@@ -12,10 +12,10 @@ use super::CacheError;
 use super::remove::occupied;
 use super::store::{VERSION_DIR, check_owned, check_parent, make_dir};
 
-/// Where they lie, in `v1`: on the same disk as the cache, and under its owner and mode.
+/// Directory in `v1`: on the same disk as the cache, and under its owner and mode.
 pub(super) const DIRECTORY: &str = "private";
 
-/// A directory that is removed, with all that is in it, when this is dropped.
+/// A directory that is removed with its content on drop.
 #[derive(Debug)]
 pub struct PrivateDir {
     path: PathBuf,
@@ -24,7 +24,7 @@ pub struct PrivateDir {
 }
 
 impl PrivateDir {
-    /// Makes one in the cache directory `dir`, which is made if it is missing.
+    /// Makes a private directory in the cache directory `dir`, which is made if missing.
     pub fn make(dir: &Path) -> Result<Self, CacheError> {
         let root = dir.join(VERSION_DIR);
         make_dir(dir)?;
@@ -33,7 +33,7 @@ impl PrivateDir {
         check_owned(&root)?;
         let parent = root.join(DIRECTORY);
         make_dir(&parent)?;
-        // Keeps away who tidies up until the new directory is locked itself.
+        // Keeps a cleanup away until the new directory is locked itself.
         let _making = lock_directory(&parent)?;
         let template = parent.join("XXXXXX");
         let path = nix::unistd::mkdtemp(OsStr::new(&template))
@@ -46,7 +46,7 @@ impl PrivateDir {
         }
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -54,7 +54,7 @@ impl PrivateDir {
 
 impl Drop for PrivateDir {
     fn drop(&mut self) {
-        // A fetch that was cut off may still be making a file in it.
+        // An interrupted fetch may still be making a file in it.
         for _ in 0..3 {
             match fs::remove_dir_all(&self.path) {
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
@@ -68,7 +68,7 @@ impl Drop for PrivateDir {
     }
 }
 
-/// Removes such a directory if its owner is dead, and says how many bytes of the disk that gave back; `None` when he lives.
+/// Removes a private directory of a dead process and returns the disk bytes freed; `None` when the process lives.
 pub(super) fn remove_left(path: &Path) -> Result<Option<u64>, CacheError> {
     let fail = |action| move |error| CacheError::io(action, path, error);
     let parent = path.parent().unwrap_or(path);
@@ -89,7 +89,7 @@ pub(super) fn remove_left(path: &Path) -> Result<Option<u64>, CacheError> {
     Ok(Some(bytes))
 }
 
-/// The bytes of the disk that everything below `path` takes. The tree is ours and a few directories deep; links are not followed.
+/// Disk bytes of everything below `path`. The tree is ours and a few directories deep; links are not followed.
 fn measure(path: &Path) -> Result<u64, CacheError> {
     let fail = |error| CacheError::io("list", path, error);
     let mut bytes = 0;

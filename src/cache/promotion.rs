@@ -1,6 +1,7 @@
-//! Promotion of verified content: its files get the names under which every place finds them.
+//! Promotion of verified content: renames its files to the names that all origins use.
 //!
-//! Nothing here decides that content is verified. The idea: files get other names only while no process can open what has those names.
+//! Files are renamed only while no process can open the content under the new names. The caller has verified the
+//! content.
 
 use std::io;
 use std::path::Path;
@@ -10,9 +11,9 @@ use super::files::Files;
 use super::remove::{hold_alone, is_same, occupied};
 use super::room::Room;
 
-/// Gives the files at `from` the names `to`, and gives back to `room` the disk space of files that had them. The data first: a
-/// sidecar under its final name vouches for the data beside it. Content at `to` that another process uses stays: its lock is on the
-/// sidecar that it has open, and would not cover other data.
+/// Renames `from` to `to`, and returns the disk space of replaced files to `room`. The data first: a sidecar under
+/// its final name vouches for the data beside it. Content at `to` that another process uses stays: its lock is on its
+/// open sidecar, and would not cover other data.
 pub(super) fn promote(from: &Files, to: &Files, room: &Room) -> Result<(), CacheError> {
     let mark = room.mark();
     let Some((_alone, found)) = hold_alone(to)? else { return Ok(()) };
@@ -23,7 +24,7 @@ pub(super) fn promote(from: &Files, to: &Files, room: &Room) -> Result<(), Cache
     let map = &to.map;
     for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {
         if let Err(error) = std::fs::rename(from, to) {
-            // Another process was faster. What we made for its lock is no sidecar.
+            // Another process was faster. The empty file that we made for its lock is not a sidecar.
             if found.len() == 0 {
                 drop(std::fs::remove_file(map));
             }
@@ -34,13 +35,13 @@ pub(super) fn promote(from: &Files, to: &Files, room: &Room) -> Result<(), Cache
     Ok(())
 }
 
-/// The bytes of the disk that a file takes; none, when there is none.
+/// Disk bytes of a file; 0 when it does not exist.
 fn on_disk(path: &Path) -> u64 {
     std::fs::symlink_metadata(path).map_or(0, |found| occupied(&found))
 }
 
-/// Gives the files at `from` the names `to`, unless there is anything under either of these. Readers that open `to` meanwhile get
-/// both files or a data file whose blocks have no records.
+/// Renames `from` to `to`, unless one of the new names exists. Readers that open `to` meanwhile get both files, or a
+/// data file whose blocks have no records.
 pub(super) fn publish(from: &Files, to: &Files) -> io::Result<()> {
     for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {
         std::fs::hard_link(from, to)?;

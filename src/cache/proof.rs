@@ -1,8 +1,8 @@
-//! The comparison of a whole blob with its digest.
+//! Whole-blob verification: compares a blob with its digest.
 //!
-//! Nothing here decides what a mismatch means. The idea: a hasher follows the contiguous frontier of stored blocks, so that a
-//! sequential reader has nothing left to hash at the end; and because blocks can be written over behind the frontier, the
-//! checksums of what was hashed are compared with the records on disk before the result counts.
+//! A hasher follows the contiguous frontier of stored blocks, so that a sequential reader has nothing left to hash at
+//! the end. Blocks can be overwritten behind the frontier, so the checksums of the hashed blocks are compared with
+//! the records on disk before the result counts.
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
@@ -12,14 +12,14 @@ use super::pair::Pair;
 use super::sidecar::{BLOCK, State, Sum};
 use crate::oci::{Algorithm, Digest, Hasher};
 
-/// How many blocks from disk the frontier catches up with for each block that is stored: more than one, so that it does
-/// catch up with a parallel reader, and few, so that no store takes long.
+/// Blocks from disk that the frontier hashes for each stored block: more than one, so that it catches up with a
+/// parallel reader, and few, so that no store takes long.
 const CATCH_UP: u32 = 4;
 
 pub(super) struct Proof {
     algorithm: Algorithm,
     size: u64,
-    /// Invariant: every block below it had a record when it passed.
+    /// Number of leading blocks that had a record when they were examined.
     recorded: Mutex<u64>,
     /// Guards the hashers against two threads that feed them.
     frontier: Mutex<Frontier>,
@@ -29,15 +29,15 @@ struct Frontier {
     /// The next block to hash.
     next: u64,
     content: Hasher,
-    /// blake3 of the checksums of the blocks that `content` has seen.
+    /// blake3 of the checksums of the blocks in `content`.
     sums: blake3::Hasher,
 }
 
-/// What hashing everything showed.
+/// Result of hashing all blocks.
 pub(super) enum Verdict {
     /// The digest of the whole content.
     Digest(Digest),
-    /// Some block was not here after all.
+    /// A block was missing after all.
     Missing,
 }
 
@@ -46,31 +46,31 @@ impl Proof {
         Self { algorithm, size, recorded: Mutex::new(0), frontier: Mutex::new(Frontier::new(algorithm)) }
     }
 
-    /// Forgets what was hashed.
+    /// Drops the hash state.
     pub(super) fn restart(&self) {
         *lock(&self.frontier) = Frontier::new(self.algorithm);
         *lock(&self.recorded) = 0;
     }
 
-    /// How many blocks there are.
+    /// Number of blocks of the content.
     pub(super) fn blocks(&self) -> u64 {
         self.size.div_ceil(BLOCK)
     }
 
-    /// How long `block` is.
+    /// Length of `block` in bytes.
     pub(super) fn len(&self, block: u64) -> u32 {
         // The minimum with a block's size fits u32.
         self.size.saturating_sub(block * BLOCK).min(BLOCK) as u32
     }
 
-    /// Whether every block has a record. Looks at each record once over the life of the process. Of what was hashed before it was
-    /// evicted the checksum is enough.
+    /// Whether every block has a record. Looks at each record once over the life of the process. For a block that was
+    /// hashed before it was evicted, its checksum is enough.
     pub(super) fn all_recorded(&self, pair: &Pair) -> bool {
-        // Never while `recorded` is held: who concludes takes the two the other way round.
+        // Before `recorded` is locked: `conclude` takes the two locks in that order.
         let hashed = self.frontier.try_lock().map_or(0, |frontier| frontier.next);
         let mut recorded = lock(&self.recorded);
         *recorded = (*recorded).min(pair.lowest_evicted.swap(u64::MAX, Ordering::AcqRel));
-        // In steps of many records, as far as nothing speaks against them.
+        // In steps of many records, up to the first gap or known damage.
         let walked = pair.each_sound(*recorded, |block, len| {
             let is_next = block == *recorded && block < self.blocks() && len == self.len(block);
             *recorded += u64::from(is_next);
@@ -89,21 +89,21 @@ impl Proof {
         *recorded == self.blocks()
     }
 
-    /// How many bytes are left to hash before the digest is known; all of them while another thread hashes.
+    /// Bytes left to hash before the digest is known; all of them while another thread hashes.
     pub(super) fn lag(&self) -> u64 {
         let hashed = self.frontier.try_lock().map_or(0, |frontier| frontier.next);
         self.blocks().saturating_sub(hashed) * BLOCK
     }
 
-    /// As another thread that hashes, for as long as this is held.
+    /// Acts as another hashing thread for as long as this is held.
     #[cfg(test)]
     pub(super) fn hold(&self) -> impl Drop {
         lock(&self.frontier)
     }
 
-    /// Hashes a block that was just stored, and some of what lies before it on disk, if the frontier can reach it.
+    /// Hashes a block that was just stored, and some earlier blocks from disk, if the frontier can reach it.
     pub(super) fn follow(&self, pair: &Pair, block: u64, bytes: &[u8], sum: &Sum) {
-        // Who holds the frontier catches up for all.
+        // The thread that holds the frontier catches up for all.
         let Ok(mut frontier) = self.frontier.try_lock() else { return };
         for _ in 0..=CATCH_UP {
             let next = frontier.next;
@@ -118,10 +118,11 @@ impl Proof {
         }
     }
 
-    /// Hashes what the frontier has not reached yet and answers for the whole. Blocks its thread for as long as that takes.
+    /// Hashes the blocks that the frontier has not reached yet and returns the result for the whole. Blocks its
+    /// thread that long.
     pub(super) fn conclude(&self, pair: &Pair) -> Verdict {
         let mut frontier = lock(&self.frontier);
-        // The second round hashes everything again when the first one had hashed blocks that were written over since.
+        // The second round hashes everything again when the first one had hashed blocks that were overwritten since.
         for _ in 0..2 {
             while frontier.next < self.blocks() {
                 let Some((bytes, sum)) = pair.load(frontier.next, self.len(frontier.next)) else {
@@ -147,7 +148,7 @@ impl Proof {
         Verdict::Missing
     }
 
-    /// Writes down that the content was verified, after making sure that it survives a power cut.
+    /// Records that the content was verified, after a sync that makes it survive a power cut.
     pub(super) fn persist(&self, pair: &Pair) {
         let kept = pair
             .sync_data()
@@ -158,7 +159,7 @@ impl Proof {
             pair.promote();
         }
         if let Err(error) = kept {
-            // Costs hashing it again in the next process.
+            // The next process has to hash the content again.
             tracing::warn!(error, map = %pair.sidecar.path().display(), "cannot keep that a blob was verified");
         }
     }

@@ -1,7 +1,7 @@
-//! Wrong bytes of which nothing was handed out: they go, and the next reader fetches them again.
+//! Rejection of wrong bytes before any was handed out: they are dropped, and the next reader fetches them again.
 //!
-//! Only of content that this process alone has open, and only where it is compared as a whole before its first byte. The idea: no
-//! reader saw a byte, so no reader has to hear of it but the one that waited.
+//! Applies only to content that this process alone has open, and that is compared as a whole before its first byte is
+//! served. No reader saw a byte, so only the waiting reader gets the error.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,12 +11,13 @@ use super::lock;
 use super::pair::Pair;
 use crate::oci::Digest;
 
-/// The pause before the third fetch of bytes that were wrong twice; it doubles from fetch to fetch. The second one is at once.
+/// Pause before the third fetch of bytes that were wrong twice; it doubles with each fetch. The second fetch has no
+/// pause.
 const FIRST_REFETCH_PAUSE: Duration = Duration::from_secs(1);
-/// The longest of these pauses.
+/// Upper bound of these pauses.
 const MAX_REFETCH_PAUSE: Duration = Duration::from_secs(64);
 
-/// How often the bytes were wrong, and when the last time.
+/// Number of rejections, and the time of the last one.
 #[derive(Debug, Default)]
 pub(super) struct RejectHistory {
     times: u32,
@@ -38,13 +39,13 @@ impl RejectHistory {
 }
 
 impl Cached {
-    /// Whether the bytes that came last were wrong and are gone. Reads begin anew.
+    /// Whether the latest bytes were wrong and were dropped. Reads begin anew.
     pub fn is_rejected(&self) -> bool {
         self.inner.rejected.load(Ordering::Acquire)
     }
 
-    /// Lets the next reader fetch what was rejected. A registry that keeps sending wrong bytes is asked less and less often:
-    /// in between, readers get the error.
+    /// Lets the next reader fetch rejected content again. A registry that keeps sending wrong bytes gets requests
+    /// less and less often: in between, readers get the error.
     pub fn try_again(&self) {
         if self.is_rejected() && lock(&self.inner.rejections).allows_fetch() {
             self.inner.rejected.store(false, Ordering::Release);
@@ -53,7 +54,7 @@ impl Cached {
 }
 
 impl Inner {
-    /// Forgets content that hashed to `actual`. `false` where a byte of it may have been seen.
+    /// Drops content that hashed to `actual`. `false` where a byte of it may have been seen.
     pub(super) fn reject(&self, pair: &Pair, actual: &Digest) -> bool {
         if !self.is_whole_first() || self.is_looked_at.load(Ordering::Acquire) || !pair.forget_all() {
             return false;
@@ -74,7 +75,8 @@ impl Inner {
 }
 
 impl Pair {
-    /// Forgets every block and what was made of this copy. `false` when another process has it open.
+    /// Drops all blocks and the copy number, and with it the files derived from this copy. `false` when another
+    /// process has it open.
     fn forget_all(&self) -> bool {
         if !self.sidecar.try_alone() {
             return false;

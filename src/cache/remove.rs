@@ -1,8 +1,8 @@
-//! Removing one content as a whole: its data file and its sidecar.
+//! Removal of one content as a whole: its data file and its sidecar.
 //!
-//! Nothing here chooses what goes, and nothing that any process has open is ever removed. The idea: who has content open holds a
-//! shared lock on its sidecar, so an exclusive lock that is had without waiting proves that nobody uses it, and who opens it in
-//! the meantime waits for that lock and then finds a sidecar without a name.
+//! Every process that has content open holds a shared lock on its sidecar. So an exclusive lock that is granted
+//! without waiting proves that no process uses the content. A process that opens it meanwhile waits for that lock,
+//! and then finds a sidecar without a name.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -13,27 +13,27 @@ use super::CacheError;
 use super::files::Files;
 use super::sidecar::Sidecar;
 
-/// The unit of `st_blocks`, whatever the file system's own blocks are.
+/// The unit of `st_blocks`, for every block size of the file system.
 const STAT_BLOCK: u64 = 512;
 
-/// What became of content that should go.
+/// Result of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removed {
-    /// Both files are gone; so many bytes of the disk were theirs.
+    /// Both files were removed; the bytes of the disk that they took.
     Gone(u64),
-    /// Some process has it open, perhaps this one. It stays as it is.
+    /// A process has it open, perhaps this one. It stays as it is.
     InUse,
-    /// There was nothing, or somebody else was faster.
+    /// There was no content, or another process was faster.
     Absent,
 }
 
-/// Removes the content that lies in `files`, unless somebody uses it. A data file that lost its sidecar goes, too. Waits for
-/// nothing.
+/// Removes the content `files`, unless a process uses it. A data file without a sidecar is removed, too. Does not
+/// wait.
 pub(super) fn remove(files: &Files) -> Result<Removed, CacheError> {
     remove_if(files, |_| true)
 }
 
-/// The same, if `still` says so of the sidecar once nobody else can open it any more.
+/// Like [`remove`], if `still` accepts the sidecar once no other process can open it.
 pub(super) fn remove_if(
     files: &Files,
     still: impl FnOnce(&fs::Metadata) -> bool,
@@ -64,15 +64,15 @@ impl Sidecar {
 
 fn unlink_pair(files: &Files, sidecar: &fs::Metadata) -> Result<u64, CacheError> {
     let bytes = occupied(sidecar) + fs::symlink_metadata(&files.data).map_or(0, |data| occupied(&data));
-    // The data first. If this ends here, what is left is a sidecar whose blocks all fail their check; the other way round it
-    // would be data that no sidecar speaks of.
+    // The data first. A crash at this point leaves a sidecar whose blocks all fail their check; the other order would
+    // leave data without a sidecar.
     unlink(&files.data)?;
     unlink(&files.map)?;
     Ok(bytes)
 }
 
-/// The sidecar of `files`, locked so that no process has it open or can open it while this is held; `None` when one has it open.
-/// Made when it is missing: a process that begins this content anew has to take the lock, too.
+/// The sidecar of `files`, locked so that no other process can open the content meanwhile; `None` when one has it
+/// open. Made when missing: a process that begins this content anew has to take the lock, too.
 pub(super) fn hold_alone(files: &Files) -> Result<Option<(File, fs::Metadata)>, CacheError> {
     let fail = |action, path| move |error| CacheError::io(action, path, error);
     let sidecar = OpenOptions::new()
@@ -92,7 +92,7 @@ pub(super) fn hold_alone(files: &Files) -> Result<Option<(File, fs::Metadata)>, 
     Ok(Some((sidecar, found)))
 }
 
-/// How many bytes of the disk a file takes: holes take none.
+/// Disk bytes of a file: holes take none.
 pub(super) fn occupied(found: &fs::Metadata) -> u64 {
     found.blocks().saturating_mul(STAT_BLOCK)
 }

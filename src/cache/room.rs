@@ -1,9 +1,9 @@
-//! Room for what is about to be written: nothing is stored that the limit does not allow, and what was not used for longest
-//! goes first.
+//! Cache size limit: reserves space before each write and evicts least recently used content.
 //!
-//! Nothing here fails a read or makes a mount wait: where no room can be made the caller does without storing, and the files are
-//! counted by a thread of their own. The idea: add to the shared account, or evict until that is possible. Whole contents that no
-//! process has open go first, then blocks of what this process alone has open, and small files only for small files.
+//! A reservation adds to the shared account, or evicts until the limit allows that. Whole contents that no process
+//! has open are evicted first, then blocks of contents that this process alone has open. Small files are evicted only
+//! for small files. Without room the caller does not store, so no read fails and no mount waits; a separate thread
+//! counts the files.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,30 +18,30 @@ use super::slot::{PairSlot, is_out_of_files, most_open};
 use super::{Limit, lock};
 use crate::meter;
 
-/// Evicted at a time, so that not every block pays for looking around.
+/// Bytes evicted at a time, so that not every block pays for the search.
 const BATCH: u64 = 1 << 20;
-/// How often a caller tries again when others take the room that it made.
+/// Tries of a caller while other writers take the room that it made.
 const ROUNDS: u32 = 16;
-/// The files are counted anew when the last count is this old: what killed processes left in the account goes by that.
+/// Age at which the files are counted anew, which removes the leftovers of killed processes from the account.
 const COUNT_AGE: Duration = Duration::from_secs(3600);
-/// The same when there is no room and nothing to evict.
+/// The same age while there is no room and nothing to evict.
 const TIGHT_COUNT_AGE: Duration = Duration::from_secs(60);
-/// How long a reader's block may wait for a count that could find something to evict.
+/// Longest wait of a reader's block for a count that could find something to evict.
 const COUNT_PATIENCE: Duration = Duration::from_millis(200);
-/// A count that is to replace the account begins this long after it read the account: what was added before that is on disk.
+/// Delay between reading the account and a count that replaces it: the bytes added before are on disk by then.
 const SETTLE: Duration = Duration::from_secs(1);
-/// After a count that others wrote beside, or removed beside, the files are counted once more this much later.
+/// Delay of the next count after one during which files were written or removed.
 const COUNT_AGAIN: Duration = Duration::from_secs(10);
-/// How often that is tried while the directory is never at rest.
+/// Number of such counts while the directory is never at rest.
 const COUNTS_AGAIN: u32 = 6;
-/// A list of what can go is good for this long.
+/// Validity of a list of eviction candidates.
 const LIST_AGE: Duration = Duration::from_secs(5);
-/// RunningCount takes at most this part of the time.
+/// Counts take at most one part in this many of the time.
 const COUNT_SHARE: u32 = 20;
-/// After a refusal nothing is fetched ahead of readers for this long.
+/// Time without readahead after a refusal.
 const TIGHT: Duration = Duration::from_secs(1);
 
-/// Who asks for room.
+/// Purpose of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
     /// A block, which can be fetched again.
@@ -50,25 +50,25 @@ pub(super) enum Need {
     Small,
 }
 
-/// The room of one directory, as one process sees it.
+/// The space of one directory, as one process sees it.
 pub(super) struct Room {
     root: PathBuf,
     limit: Limit,
     account: Account,
     /// The contents of this process, whether their files are open or not.
     slots: Mutex<Vec<Weak<PairSlot>>>,
-    /// How many pairs of files are open.
+    /// Number of open pairs of files.
     open: AtomicUsize,
-    /// How many may be.
+    /// Upper bound of `open`.
     most_open: usize,
-    /// Guards: one thread at a time evicts; the others find what it made room for.
+    /// Guards: one thread at a time evicts; the others use the space that it freed.
     evicting: Mutex<()>,
     list: Mutex<List>,
-    /// Tells those who wait for it that a count ended.
+    /// Wakes the waiters for the end of a count.
     counted: Condvar,
-    /// Content was closed since the last count: it may go now.
+    /// Set when content was closed since the last count: it may be evicted now.
     closed: AtomicBool,
-    /// Counts uses, to tell which content was not used for longest.
+    /// Counts uses, to find the least recently used content.
     clock: AtomicU64,
     /// Milliseconds after `start` until which there is no room.
     tight: AtomicU64,
@@ -76,7 +76,7 @@ pub(super) struct Room {
     evicted: AtomicU64,
 }
 
-/// What the last count found.
+/// Result of the last count.
 #[derive(Default)]
 struct List {
     census: Census,
@@ -86,14 +86,14 @@ struct List {
 }
 
 enum Answer {
-    /// The bytes are in the account, which begins with this count.
+    /// The bytes are in the account, which starts from this count.
     Granted(CountMark),
     Unknown,
     Over(u64),
 }
 
 impl Room {
-    /// `is_new` says that there was no directory before, and so nothing to count.
+    /// `is_new`: the directory did not exist before, so its count is quick.
     pub(super) fn new(root: &Path, limit: Limit, is_new: bool) -> Arc<Self> {
         let room = Arc::new(Self {
             root: root.to_owned(),
@@ -126,38 +126,38 @@ impl Room {
         room
     }
 
-    /// From now on blocks of this content can be evicted, and its files closed.
+    /// Registers content: from now on its blocks can be evicted, and its files closed.
     pub(super) fn register(&self, slot: &Arc<PairSlot>) {
         let mut slots = lock(&self.slots);
         slots.retain(|slot| slot.strong_count() > 0);
         slots.push(Arc::downgrade(slot));
     }
 
-    /// A pair of files was opened.
+    /// Records that a pair of files was opened.
     pub(super) fn note_opened(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A pair of files was closed.
+    /// Records that a pair of files was closed.
     pub(super) fn note_closed(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    /// Closes files until there are descriptors for one pair more; `false` when all that are open are in use.
+    /// Closes files until there are descriptors for one pair more; `false` when all open ones are in use.
     pub(super) fn spare_descriptors(&self) -> bool {
         self.open.load(Ordering::Relaxed) < self.most_open || self.close_idle() > 0
     }
 
-    /// Closes the files of an eighth of the contents that are open and not in use, those that were not used for longest. Says how
-    /// many it closed.
+    /// Closes the files of the least recently used eighth of the open and idle contents. Returns the number of closed
+    /// pairs.
     pub(super) fn close_idle(&self) -> usize {
         let mut open = self.open_slots();
         let most = open.len().div_ceil(8);
         open.drain(..).map(|(_, slot)| slot).filter(|slot| slot.close_idle()).take(most).count()
     }
 
-    /// What has its files open, least recently used first.
+    /// Contents with open files, least recently used first.
     fn open_slots(&self) -> Vec<(u64, Arc<PairSlot>)> {
         let slots: Vec<_> = lock(&self.slots).iter().filter_map(Weak::upgrade).collect();
         let used = |slot: Arc<PairSlot>| Some((slot.opened()?.last_use(), slot));
@@ -166,19 +166,19 @@ impl Room {
         open
     }
 
-    /// How far ahead of one reader blocks may be fetched: with eight readers the limit still holds what was not read yet.
+    /// Longest readahead of one reader, in bytes: with eight readers the limit still holds the blocks not read yet.
     pub(super) fn reach(&self) -> u64 {
         if self.limit == Limit::None {
             return u64::MAX;
         }
-        // A disk that cannot be asked is no reason to fetch less.
+        // A failed query of the disk is no reason to fetch less.
         let Ok(disk) = nix::sys::statvfs::statvfs(&self.root).map(|found| Disk::from(&found)) else {
             return u64::MAX;
         };
         self.limit.most(self.used().unwrap_or(0), disk).min(disk.size) / 8
     }
 
-    /// How many bytes of the disk the directory may take at most, as things are now; `None` while that is not known.
+    /// Largest size of the directory in bytes, in the present state of the disk; `None` while unknown.
     pub(super) fn capacity(&self) -> Option<u64> {
         let disk = nix::sys::statvfs::statvfs(&self.root).map(|found| Disk::from(&found)).ok()?;
         Some(self.limit.capacity(self.used()?, disk))
@@ -189,24 +189,24 @@ impl Room {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Whether blocks were refused just now.
+    /// Whether blocks were refused in the last second.
     pub(super) fn is_tight(&self) -> bool {
         let tight = self.tight.load(Ordering::Relaxed);
         tight != 0 && tight > self.elapsed()
     }
 
-    /// How many bytes this process has taken away to make room.
+    /// Bytes that this process has evicted to make room.
     pub(super) fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// How many bytes of the disk the account says are taken; `None` while that is not known.
+    /// Disk bytes taken according to the account; `None` while unknown.
     pub(super) fn used(&self) -> Option<u64> {
         self.account.change(|known| (None, known.map(|tally| tally.used))).ok().flatten()
     }
 
-    /// Adds `bytes`, which are about to be written, to the account, after making room for them if need be. `None`: do without
-    /// writing them. What was written has to be [confirmed](Self::confirm), what was not [given back](Self::give_back).
+    /// Adds `bytes`, which are about to be written, to the account, and evicts for them if necessary. `None`: do not
+    /// write them. Written bytes have to be [confirmed](Self::confirm), others [given back](Self::give_back).
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: Need) -> Option<CountMark> {
         for _ in 0..ROUNDS {
             match self.try_reserve(bytes) {
@@ -234,14 +234,15 @@ impl Room {
         None
     }
 
-    /// Notes that reserved bytes are written. A count that ended since may have missed them: then they count once more.
+    /// Records that reserved bytes are written. A count that ended since may have missed them: then they are added
+    /// again.
     pub(super) fn confirm(&self, bytes: u64, since: CountMark) {
         if self.account.mark() != since {
             self.charge(bytes);
         }
     }
 
-    /// Which count the account begins with: taken before something is removed, and given to [`give_back`](Self::give_back).
+    /// The count that the account starts from: read before a removal, and passed to [`give_back`](Self::give_back).
     pub(super) fn mark(&self) -> CountMark {
         self.account.mark()
     }
@@ -273,7 +274,7 @@ impl Room {
         added.unwrap_or_else(|error| {
             tracing::debug!(%error, "cannot note what is written to the cache");
             match self.limit {
-                // Nothing that is evicted makes a descriptor.
+                // Eviction does not free descriptors.
                 _ if is_out_of_files(&error) => Answer::Unknown,
                 Limit::None => Answer::Granted(CountMark::default()),
                 // On a full disk the account itself may find no room.
@@ -282,7 +283,7 @@ impl Room {
         })
     }
 
-    /// Adds what is written in any case.
+    /// Adds bytes that are written in any case.
     pub(super) fn charge(&self, bytes: u64) {
         let add = |known: Option<Tally>| {
             let more = |tally: Tally| Tally {
@@ -297,12 +298,12 @@ impl Room {
         }
     }
 
-    /// Notes that reserved bytes were not written, or that something was removed, after `since` was asked for.
+    /// Subtracts reserved bytes that were not written, or bytes that were removed, after `since` was read.
     pub(super) fn give_back(&self, bytes: u64, since: CountMark) {
         self.account.give_back(bytes, since);
     }
 
-    /// The disk is full, whatever the account says: makes room for `bytes`. `true` when it is worth trying again.
+    /// Makes room for `bytes` on a full disk, whatever the account holds. `true` when another try is worthwhile.
     pub(super) fn relieve(self: &Arc<Self>, bytes: u64, need: Need) -> bool {
         self.evict(bytes, need) > 0
     }
@@ -317,7 +318,7 @@ impl Room {
         self.start.elapsed().as_millis() as u64
     }
 
-    /// Takes away `excess` bytes and some more, and says how many it were; fewer when nothing is left that may go.
+    /// Evicts `excess` bytes and some more, and returns the bytes freed; fewer when nothing evictable is left.
     fn evict(self: &Arc<Self>, excess: u64, need: Need) -> u64 {
         let waited = self.evicted();
         let _evicting = lock(&self.evicting);
@@ -339,8 +340,8 @@ impl Room {
         freed
     }
 
-    /// Removes what is listed `of` the count, what was not used for longest first. An empty list is made anew once, if it is older
-    /// than `stale` says.
+    /// Removes the candidates in the list `of` the count, least recently used first. An empty list is made anew once,
+    /// if it is older than `stale` returns.
     fn evict_listed(
         self: &Arc<Self>,
         want: u64,
@@ -363,8 +364,8 @@ impl Room {
         freed
     }
 
-    /// Punches blocks out of contents that this process alone has open: first blocks that nobody read since somebody last looked
-    /// for one to evict, beginning with the content that was not used for longest.
+    /// Evicts blocks of contents that this process alone has open, least recently used content first. The first round
+    /// spares blocks that were read since the last search.
     fn evict_blocks(&self, want: u64) -> u64 {
         let open: Vec<_> = self.open_slots().into_iter().filter_map(|(_, slot)| slot.opened()).collect();
         let mut freed = 0;
@@ -382,12 +383,12 @@ impl Room {
         freed
     }
 
-    /// Removes one candidate if it was not used since it was listed; says how many bytes went.
+    /// Removes one candidate if it was not used since it was listed; returns the bytes freed.
     fn remove(&self, candidate: &Candidate) -> u64 {
         let unused = |found: &std::fs::Metadata| found.modified().is_ok_and(|used| used <= candidate.used);
         let mark = self.mark();
         let freed = match &candidate.what {
-            // A sidecar that had to be made for lone data is newer, and says nothing.
+            // A sidecar that had to be made for lone data is newer, and its time means nothing.
             What::Content(files) => match remove_if(files, |found| found.len() == 0 || unused(found)) {
                 Ok(Removed::Gone(bytes)) => bytes,
                 Ok(Removed::InUse | Removed::Absent) => 0,
@@ -414,7 +415,7 @@ impl Room {
         }
     }
 
-    /// Lists again what can go, if the list is older than `age`; waits a moment for it.
+    /// Lists the candidates again, if the list is older than `age`; waits a moment for it.
     fn list_anew(self: &Arc<Self>, age: Duration) {
         let mut list = lock(&self.list);
         let due = list.at.is_none_or(|at| at.elapsed() > age.max(list.took * COUNT_SHARE));
@@ -435,7 +436,7 @@ impl Room {
         }
     }
 
-    /// Nothing can go, and yet there is no room: perhaps the account is wrong.
+    /// Nothing can be evicted, and still there is no room: the account may be wrong.
     fn recount_if_tight(self: &Arc<Self>) {
         let old = |known: Option<Tally>| (None, known.is_none_or(|tally| is_older(&tally, TIGHT_COUNT_AGE)));
         if self.account.change(old).unwrap_or(false) {
@@ -443,7 +444,7 @@ impl Room {
         }
     }
 
-    /// Counts in a thread of its own, unless that is going on.
+    /// Counts in a thread of its own, unless a count is running.
     fn start_count(self: &Arc<Self>, purpose: Purpose) {
         let Some(counting) = RunningCount::begin(self) else { return };
         let counter = std::thread::Builder::new().name("cache count".into());
@@ -453,7 +454,7 @@ impl Room {
         }
     }
 
-    /// Counts, and says whether the directory was at rest meanwhile.
+    /// Counts, and returns whether the directory was at rest meanwhile.
     fn count(self: &Arc<Self>, purpose: Purpose) -> bool {
         let before = self.account.change(|known| (None, known)).ok().flatten();
         if purpose == Purpose::Account && before.is_some() {
@@ -471,15 +472,15 @@ impl Room {
         purpose == Purpose::List || self.settle(before, used)
     }
 
-    /// Puts what was counted in the place of what the account said. `false` when the directory changed meanwhile: the account is at
-    /// least what is there, and may be more.
+    /// Replaces the account with the result of a count. `false` when the directory changed meanwhile: the account is
+    /// then at least the true usage, and may be higher.
     fn settle(&self, before: Option<Tally>, counted: u64) -> bool {
         let replace = |known: Option<Tally>| {
             let fresh = |used, added, at| Tally { used, added, counted: at, boot: boot() };
             match (before, known) {
                 // Another count was faster, and changes since then belong to that.
                 (Some(before), Some(tally)) if before.mark() != tally.mark() => (None, true),
-                // What was added meanwhile may be missing in the count, or may be in it: it counts once more.
+                // The count may lack bytes that were added meanwhile, or include them: they are added again.
                 (Some(before), Some(tally)) => {
                     let meanwhile = tally.added.wrapping_sub(before.added);
                     let rested = meanwhile == 0 && tally.used == before.used;
@@ -488,7 +489,7 @@ impl Room {
                     (Some(fresh(counted.saturating_add(meanwhile), tally.added, at)), rested)
                 }
                 (None, Some(_)) => (None, true),
-                // Nothing was noted meanwhile.
+                // Nothing was recorded meanwhile.
                 (_, None) => (Some(fresh(counted, 0, now())), false),
             }
         };
@@ -498,7 +499,7 @@ impl Room {
         })
     }
 
-    /// The limit may be lower than that of whoever wrote before: takes away what is too much.
+    /// Evicts the excess over the limit, which may be lower than that of earlier writers.
     fn trim(self: &Arc<Self>) {
         for _ in 0..ROUNDS {
             match self.try_reserve(0) {
@@ -509,7 +510,7 @@ impl Room {
     }
 }
 
-/// The mark that a count is going on, taken back however it ends.
+/// The mark that a count is running, removed however it ends.
 struct RunningCount(Arc<Room>);
 
 impl RunningCount {
@@ -527,8 +528,8 @@ impl Drop for RunningCount {
     }
 }
 
-/// Counts, and once more a little later as long as files were written or removed beside it: only a directory at rest gives the
-/// number itself, and not one that is too high. Ends with the room.
+/// Counts, and repeats a little later as long as files were written or removed meanwhile: only a directory at rest
+/// gives the exact number. Ends with the room.
 fn count_until_right(counting: RunningCount, purpose: Purpose) {
     let room = Arc::downgrade(&counting.0);
     let rested = counting.0.count(purpose);
@@ -549,12 +550,12 @@ fn count_until_right(counting: RunningCount, purpose: Purpose) {
     }
 }
 
-/// What a count is for.
+/// Purpose of a count.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// To know what can go.
+    /// To list eviction candidates.
     List,
-    /// Also to put the account right.
+    /// Also to correct the account.
     Account,
 }
 
@@ -562,12 +563,12 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Whether the last count is so old, or lies in the future.
+/// Whether the last count is older than `age`, or lies in the future.
 fn is_older(tally: &Tally, age: Duration) -> bool {
     now().checked_sub(tally.counted).is_none_or(|seconds| seconds > age.as_secs())
 }
 
-/// This run of the machine: after a power cut the account may lack what was added last.
+/// This boot of the machine: after a power cut the account may lack the latest additions.
 fn boot() -> [u8; 8] {
     let mut out = [0; 8];
     if let Ok(id) = std::fs::read("/proc/sys/kernel/random/boot_id") {

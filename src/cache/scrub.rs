@@ -1,7 +1,7 @@
-//! Reading everything that is stored of a content and comparing it with what vouches for it.
+//! Scrub: reads all stored blocks of a content and compares them with their checksums.
 //!
-//! Nothing is fetched, and nothing of content that somebody uses is changed. The idea: a block that fails loses the mark that says
-//! it is here and keeps its checksum, so that the next reader fetches it again and it must be what it was.
+//! A damaged block loses the present mark in its record and keeps its checksum, so the next reader fetches it again
+//! and must get the same bytes. Content that a process uses is not changed, and nothing is fetched.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -15,33 +15,34 @@ use super::sidecar::{BLOCK, Kind, Record, Sidecar, State, Status};
 use super::sweep::unlink;
 use crate::oci::Hasher;
 
-/// How many damaged blocks are given up at a time: looking at them once more takes a fraction of a second, in which nobody can open
-/// the content.
+/// Damaged blocks that are dropped at a time. Checking them once more takes a fraction of a second, in which no
+/// process can open the content.
 const AT_ONCE: usize = 64;
 
-/// What is wrong with content.
+/// Kind of damage to content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
     /// Blocks that do not hash to their records, or whose records are damaged.
     Blocks(u64),
-    /// The sidecar cannot be believed, or is missing.
+    /// The sidecar fails its check, or is missing.
     Sidecar,
     /// There is a sidecar, and no data.
     Data,
     /// The whole does not hash to its digest.
     Digest,
-    /// A small file does not prove itself.
+    /// A small file fails its check.
     File,
 }
 
-/// What was found.
+/// Result of a scrub.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scrubbed {
     /// Bytes that were read and compared.
     pub bytes: u64,
-    /// What was wrong.
+    /// The damage found; `None` for sound content.
     pub damage: Option<Damage>,
-    /// Whether all of that is given up now. Not while somebody uses it: he compares it himself before he believes it.
+    /// Whether all damaged parts were dropped. Not while a process uses the content: it checks each block itself
+    /// before it trusts it.
     pub dropped: bool,
 }
 
@@ -52,7 +53,7 @@ impl Scrubbed {
 }
 
 impl Inventory {
-    /// Reads and compares all that is stored of one content. What is damaged is given up, so that it is fetched again.
+    /// Reads and compares all stored parts of one content. Damaged parts are dropped, so that they are fetched again.
     pub fn scrub(&self, entry: &Entry, used: &Used) -> Result<Scrubbed, CacheError> {
         match entry.kind.paired() {
             Some(kind) => scrub_pair(entry, kind),
@@ -69,7 +70,7 @@ fn scrub_pair(entry: &Entry, kind: Kind) -> Result<Scrubbed, CacheError> {
             None => Ok(Scrubbed::default()),
         };
     };
-    // As a user, so that no evictor takes it away meanwhile.
+    // As a user, so that no evictor removes the content meanwhile.
     if !sidecar.join()? {
         return Ok(Scrubbed::default());
     }
@@ -81,7 +82,7 @@ fn scrub_pair(entry: &Entry, kind: Kind) -> Result<Scrubbed, CacheError> {
     let status = if sidecar.is_whole(kind, &entry.digest)? { sidecar.status() } else { None };
     let Some(status) = status else { return give_up(sidecar, 0, Damage::Sidecar) };
     if status.state == State::Poisoned {
-        // Nothing of it is served.
+        // No byte of poisoned content is served.
         return Ok(Scrubbed::default());
     }
     let Some(data) = open_file(&files.data)? else { return give_up(sidecar, 0, Damage::Data) };
@@ -115,19 +116,19 @@ fn scrub_pair(entry: &Entry, kind: Kind) -> Result<Scrubbed, CacheError> {
     }
 }
 
-/// One content that is being read.
+/// A content while it is being read.
 struct Scrub<'a> {
     sidecar: &'a Sidecar,
     data: File,
     status: Status,
-    /// The hash of all blocks below `next`, as long as they are all here.
+    /// The hash of all blocks below `next`, as long as all of them are present.
     whole: Option<Hasher>,
     next: u64,
     bytes: u64,
     damaged: u64,
-    /// Damaged blocks that could not be given up.
+    /// Damaged blocks that could not be dropped.
     stay: u64,
-    /// Damaged blocks that were not given up yet.
+    /// Damaged blocks that were not dropped yet.
     pending: Vec<u64>,
 }
 
@@ -146,11 +147,11 @@ impl Scrub<'_> {
     fn one(&mut self, block: u64, is_written: bool, record: Option<Record>) -> io::Result<()> {
         let is_sound = match record {
             Some(record) if record.present => self.is_sound(block, &record),
-            // Not here, and nobody says that it is.
+            // Recorded as absent.
             Some(_) => return Ok(()),
             None => !is_written,
         };
-        // Between two looks for damage it is not ours, and a block may have been evicted.
+        // `give_up` releases the shared lock for an instant, so the block may have been evicted.
         let is_gone = || self.sidecar.record(block).is_some_and(|record| !record.present);
         if !is_sound && !is_gone() {
             self.damaged += 1;
@@ -174,7 +175,7 @@ impl Scrub<'_> {
         true
     }
 
-    /// The block, if it is what its record says.
+    /// The block; `None` unless its length and checksum match its record.
     fn read(&self, block: u64, record: &Record) -> Option<Vec<u8>> {
         let start = block.checked_mul(BLOCK)?;
         let expected = match self.status.size {
@@ -190,7 +191,7 @@ impl Scrub<'_> {
         (*blake3::hash(&bytes).as_bytes() == record.sum).then_some(bytes)
     }
 
-    /// Gives up the damaged blocks found so far, unless somebody uses the content.
+    /// Drops the damaged blocks found so far, unless a process uses the content.
     fn give_up(&mut self) -> io::Result<()> {
         let pending = std::mem::take(&mut self.pending);
         if pending.is_empty() {
@@ -202,17 +203,17 @@ impl Scrub<'_> {
         } else {
             self.stay += pending.len() as u64;
         }
-        // If it is being removed, what is left to be read is so all the same: it is unlinked only.
+        // Content that is being removed stays readable: it is only unlinked.
         self.sidecar.join().map_err(busy).map(|_| ())
     }
 
     fn give_up_alone(&self, pending: Vec<u64>) -> io::Result<()> {
-        // Complete means that every block is here; verified, that every checksum is known.
+        // Complete means that every block is present; verified, that every checksum is known.
         if self.status.state == State::Complete {
             self.sidecar.advance(State::Partial).map_err(io::Error::other)?;
         }
         for block in pending {
-            // It may have been written again since, by a process that is gone now.
+            // The block may have been written again since, by a process that is gone now.
             match self.sidecar.record(block) {
                 Some(record) if !record.present || self.read(block, &record).is_some() => {}
                 Some(record) => self.sidecar.mark_evicted(block, record)?,
@@ -231,14 +232,14 @@ fn scrub_file(entry: &Entry, used: &Used) -> Result<Scrubbed, CacheError> {
         ItemKind::Document => is_document(&mut file, entry),
         _ => is_sealed(&mut file, &entry.digest),
     };
-    // What the disk does not give back is as good as damaged.
+    // An unreadable file counts as damaged.
     if is_sound.unwrap_or(false) {
         return Ok(Scrubbed { bytes: found.len(), ..Scrubbed::default() });
     }
     let same =
         stat(&entry.path)?.is_some_and(|named| (named.dev(), named.ino()) == (found.dev(), found.ino()));
     let removed = match same {
-        // Somebody wrote it anew.
+        // Another process replaced it.
         false => Removed::Absent,
         true if used.touches(entry) => Removed::InUse,
         true => unlink(&entry.path)?,

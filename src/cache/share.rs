@@ -1,8 +1,7 @@
-//! The locks of content that is in use: shared by all that trust blocks of it, and of one alone that evicts some.
+//! Use locks of content: shared by all processes that trust blocks of it, exclusive for one that evicts some.
 //!
-//! No lock here is ever lost on the way to another one. The idea: an open-file-description lock that cannot become a write lock stays a
-//! read lock, so an evictor that fails is as safe as it was; a flock would be gone (flock(2)), and is never converted while its
-//! holder trusts anything.
+//! An open-file-description lock that cannot become a write lock stays a read lock, so a failed evictor loses no
+//! safety. A flock would be lost (flock(2)), so it is not converted while its holder trusts blocks.
 
 use std::fs::TryLockError;
 use std::time::Instant;
@@ -12,15 +11,16 @@ use super::lock::{Backoff, try_lock_byte, try_share_byte, unlock_byte};
 use super::sidecar::{Access, OLD_USE_AT, STATUS_PATIENCE, Sidecar, USE_LOCK, read_fully};
 
 impl Sidecar {
-    /// Whether a program that holds nothing but the flock ever had this content open. It may lose that lock and go on to trust what
-    /// it read, so no block of such content is ever evicted alone. It writes this before it trusts its first block.
+    /// Whether a program that holds only the flock ever had this content open. It may lose that lock and still trust
+    /// the blocks that it read, so single blocks of such content are not evicted. It writes this mark before it
+    /// trusts its first block.
     pub(super) fn is_of_older(&self) -> bool {
         let mut bytes = [0; 8];
         !read_fully(&self.file, &mut bytes, OLD_USE_AT) || bytes != [0; 8]
     }
 
-    /// Tries to become the only one, over all processes, that has this content open. If that fails the content stays shared: what
-    /// this process trusts of it is safe in any case. Else no other process can open it before [`share`](Self::share).
+    /// Tries to become the only process that has this content open. On failure the content stays shared, and the
+    /// trust of this process stays valid. On success no other process can open it before [`share`](Self::share).
     pub(super) fn try_alone(&self) -> bool {
         if self.access == Access::Read || self.is_of_older() {
             return false;
@@ -31,17 +31,17 @@ impl Sidecar {
         })
     }
 
-    /// Lets other processes in again.
+    /// Lets other processes open the content again.
     pub(super) fn share(&self) {
-        // A write lock that becomes a read lock waits for no other. If the kernel lacks memory for it the write lock stays, and
-        // other processes go on without this content.
+        // A write lock becomes a read lock without waiting. If the kernel lacks memory for that the write lock stays,
+        // and other processes go on without this content.
         if let Err(error) = try_share_byte(&self.file, USE_LOCK) {
             tracing::warn!(%error, path = %self.path.display(), "cannot share a file of the cache again");
         }
     }
 
-    /// Takes part as a user of a sidecar that was opened by [`existing`](Self::existing); `false` when it is being removed, or
-    /// another process evicts from it for too long.
+    /// Joins the users of a sidecar that was opened by [`existing`](Self::existing). `false` when it is being
+    /// removed, or when another process evicts from it for too long.
     pub(super) fn join(&self) -> Result<bool, CacheError> {
         let fail = |error| CacheError::io("lock", &self.path, error);
         let deadline = Instant::now() + STATUS_PATIENCE;
@@ -60,8 +60,8 @@ impl Sidecar {
         }
     }
 
-    /// Stops being a user, and becomes the only one that has the content open if it has no other user, of any version. Nothing
-    /// that was read before may be believed after it. [`join`](Self::join) ends it.
+    /// Stops being a user, and takes the content exclusively if it has no other user, of any program version. Blocks
+    /// that were read before must not be trusted afterwards. [`join`](Self::join) ends it.
     pub(super) fn leave_for_alone(&self) -> Result<bool, CacheError> {
         let fail = |error| CacheError::io("lock", &self.path, error);
         unlock_byte(&self.file, USE_LOCK);

@@ -1,7 +1,7 @@
-//! The `.map` file beside a data file: what it belongs to, how far it got, and one checksum per block.
+//! Sidecar: the `.map` file beside a data file, with its identity, state, and one checksum per block.
 //!
-//! Nothing here is believed without its check (docs/cache-format.md), and a sidecar that cannot be believed is made new. The
-//! idea: fixed places, aligned small writes, and a hash over each, so that no order of writes and no crash can make a lie.
+//! Every part is checked before it is trusted (docs/cache-format.md), and an invalid sidecar is made new. Fixed
+//! offsets, aligned small writes, and a hash over each keep it truthful after a crash or writes in any order.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -22,7 +22,7 @@ use crate::oci::Digest;
 pub(super) const BLOCK_SHIFT: u32 = 18;
 /// Bytes of a block, except of the last one.
 pub(super) const BLOCK: u64 = 1 << BLOCK_SHIFT;
-/// Offsets stay below `LOCKS`, so that every record, lock and byte of data has a place that fits `off_t`.
+/// Offsets stay below `LOCKS`, so that the offset of every record, lock and byte of data fits `off_t`.
 pub(super) const MAX_SIZE: u64 = 1 << 61;
 
 const VERSION: u32 = 1;
@@ -37,38 +37,39 @@ const KNOWN: u8 = 2;
 const RECORDS_AT_ONCE: usize = 1024;
 const STATUS_AT: u64 = 512;
 const STATUS: usize = 64;
-/// Written at each open by programs that know no [`USE_LOCK`], and by no other.
+/// Written at each open by programs without a [`USE_LOCK`], and by no other.
 pub(super) const OLD_USE_AT: u64 = 1024;
 const LAST_USED_AT: u64 = 1032;
 const LOCKS: u64 = 1 << 62;
 const STATUS_LOCK: u64 = LOCKS - 1;
 /// Read lock: blocks of this content are trusted. Write lock: blocks of it are being evicted.
 pub(super) const USE_LOCK: u64 = LOCKS - 2;
-/// How long the status lock, held only around a few small writes, may be held before its holder counts as stuck.
+/// Longest time that the status lock, held only around a few small writes, may be held before its holder counts as
+/// stuck.
 pub(super) const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// blake3 of a block's bytes.
 pub(super) type Sum = [u8; 32];
 
-/// What a data file holds.
+/// Content of a data file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Blob = 1,
     Stream = 2,
-    /// A decoded stream as an index describes it that came from elsewhere.
+    /// A decoded stream, as described by an index made elsewhere.
     Claim = 3,
 }
 
-/// How far content has got.
+/// State of content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Some blocks may be here.
+    /// Some blocks may be present.
     Partial = 1,
     /// Every block was stored; a blob's digest was not compared yet, a stream has none.
     Complete = 2,
     /// Every byte was compared with the digest.
     Verified = 3,
-    /// The bytes are not those that the digest names; every read fails.
+    /// The bytes do not match the digest; every read fails.
     Poisoned = 4,
 }
 
@@ -88,14 +89,14 @@ impl State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Status {
     pub(super) state: State,
-    /// Unknown only for a stream that is being decoded for the first time.
+    /// Size in bytes; `None` only for a stream that is being decoded for the first time.
     pub(super) size: Option<u64>,
 }
 
-/// What the sidecar says about one block.
+/// The record of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
-    /// Whether the data should be there; if not, only the checksum is known.
+    /// Whether the data should be present; if not, only the checksum is known.
     pub(super) present: bool,
     pub(super) len: u32,
     pub(super) sum: Sum,
@@ -113,9 +114,10 @@ pub(super) struct Sidecar {
     pub(super) path: PathBuf,
     identity: Sum,
     pub(super) access: Access,
-    /// Whether this open made it.
+    /// Whether this open created it.
     is_new: bool,
-    /// Guards the read-change-write of the status among threads (the lock between processes belongs to the open file).
+    /// Guards the read-change-write of the status among threads (the lock between processes belongs to the open
+    /// file).
     status_change: Mutex<()>,
 }
 
@@ -151,8 +153,8 @@ impl Sidecar {
         Ok(sidecar)
     }
 
-    /// The sidecar that lies at `path`, as it is: nothing is made, repaired or locked, and so nothing of it may be believed before
-    /// [`is_whole`](Self::is_whole). `None` when there is none.
+    /// The sidecar at `path` in its present state: it is not made, repaired or locked, so it must not be trusted
+    /// before [`is_whole`](Self::is_whole). `None` when it does not exist.
     pub(super) fn existing(path: &Path, kind: Kind, digest: &Digest) -> Result<Option<Self>, CacheError> {
         let open = |write: bool| {
             OpenOptions::new()
@@ -183,20 +185,20 @@ impl Sidecar {
         }))
     }
 
-    /// Whether identity and status can be believed; an error when they are those of another program version.
+    /// Whether identity and status are valid; an error when they are those of another program version.
     pub(super) fn is_whole(&self, kind: Kind, digest: &Digest) -> Result<bool, CacheError> {
         self.is_valid(&identity_bytes(kind, digest))
     }
 
-    /// When the content was used last, in seconds since 1970. Anything may stand there.
+    /// Time of the last use, in seconds since 1970. Unchecked: it may be any number.
     pub(super) fn last_used(&self) -> Option<u64> {
         let mut bytes = [0; 16];
         read_fully(&self.file, &mut bytes, OLD_USE_AT)
             .then(|| u64::from_le_bytes(field(&bytes, 0)).max(u64::from_le_bytes(field(&bytes, 8))))
     }
 
-    /// Every place for a record, in order, as far as the file has anything but holes there: its block, whether anything is
-    /// written there, and the record if it can be believed. Ends when `visit` does not want to go on.
+    /// Visits the slot of every record in order, except for holes of the file: its block, whether any byte of it is
+    /// set, and the record if it is valid. Ends when `visit` returns `false`.
     pub(super) fn each_record(
         &self,
         mut visit: impl FnMut(u64, bool, Option<Record>) -> bool,
@@ -215,7 +217,7 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Takes the record of `block` away.
+    /// Deletes the record of `block`.
     pub(super) fn drop_record(&self, block: u64) -> io::Result<()> {
         self.file.write_all_at(&[0; RECORD], record_at(block))
     }
@@ -224,12 +226,12 @@ impl Sidecar {
         &self.path
     }
 
-    /// Whether this open made it.
+    /// Whether this open created it.
     pub(super) fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// Whether identity and status can be believed; an error when they are those of another program version.
+    /// Whether identity and status are valid; an error when they are those of another program version.
     fn is_valid(&self, head: &[u8; IDENTITY]) -> Result<bool, CacheError> {
         let mut bytes = [0; IDENTITY + 32];
         if !read_fully(&self.file, &mut bytes, 0) {
@@ -286,7 +288,7 @@ impl Sidecar {
         self.file.write_all_at(&bytes, STATUS_AT)
     }
 
-    /// Moves to `next` where the transition table allows it, and says what the state is afterwards.
+    /// Moves to `next` where the transition table allows it, and returns the resulting state.
     pub(super) fn advance(&self, next: State) -> Result<State, CacheError> {
         self.with_status_lock(|| {
             let status = self.status().unwrap_or(Status { state: State::Partial, size: None });
@@ -299,7 +301,7 @@ impl Sidecar {
         })
     }
 
-    /// Settles the size of the content: the first one to know it writes it, everybody else has to agree.
+    /// Settles the size of the content: the first caller writes it, and every later size must be equal.
     pub(super) fn settle_size(&self, digest: &Digest, size: u64) -> Result<(), CacheError> {
         let agree = |status: Option<Status>| match status.and_then(|status| status.size) {
             Some(cached) if cached == size => Ok(true),
@@ -338,7 +340,7 @@ impl Sidecar {
         result
     }
 
-    /// The record of `block`, when there is one that can be believed.
+    /// The record of `block`; `None` without a valid one.
     pub(super) fn record(&self, block: u64) -> Option<Record> {
         let mut bytes = [0; RECORD];
         if !read_fully(&self.file, &mut bytes, record_at(block)) {
@@ -359,12 +361,12 @@ impl Sidecar {
         Some(Record { present, len: u32::from_le_bytes(field(bytes, 4)), sum: field(bytes, 16) })
     }
 
-    /// Says that `block` is present; its data must have been written before.
+    /// Records `block` as present; its data must have been written before.
     pub(super) fn put_record(&self, block: u64, len: u32, sum: &Sum) -> io::Result<()> {
         self.write_record(block, Record { present: true, len, sum: *sum })
     }
 
-    /// Says that the data of `block` is not here any more, and what belongs there; the data must be taken away afterwards.
+    /// Records that the data of `block` is absent, and its checksum; the data must be removed afterwards.
     pub(super) fn mark_evicted(&self, block: u64, record: Record) -> io::Result<()> {
         self.write_record(block, Record { present: false, ..record })
     }
@@ -381,7 +383,7 @@ impl Sidecar {
         self.file.write_all_at(&bytes, record_at(block))
     }
 
-    /// Adds up the lengths of all present blocks.
+    /// Sum of the lengths of all present blocks.
     pub(super) fn bytes_present(&self) -> io::Result<u64> {
         let mut total = 0;
         self.each_present(0..u64::MAX, |_, record| {
@@ -391,8 +393,8 @@ impl Sidecar {
         Ok(total)
     }
 
-    /// Shows every present block among `blocks` in their order, until that is enough. Skips holes of the file: a sidecar may be
-    /// sparse.
+    /// Visits every present block among `blocks` in order, until `visit` returns [`Next::Enough`]. Skips holes of the
+    /// file: a sidecar may be sparse.
     pub(super) fn each_present(
         &self,
         blocks: Range<u64>,
@@ -421,7 +423,7 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Reads the records that follow `at` and lie in no hole: where they start, and how many bytes of them there are.
+    /// Reads the next records from `at` on that do not lie in a hole: their offset, and their length in bytes.
     fn next_records(&self, at: u64, batch: &mut [u8]) -> io::Result<Option<(u64, usize)>> {
         use nix::unistd::{Whence, lseek};
         // Offsets of an existing file fit off_t.
@@ -435,19 +437,19 @@ impl Sidecar {
         Ok((len > 0).then_some((start, len)))
     }
 
-    /// Whether anything is written in the page in which the record of `block` lies: else it may be a hole.
+    /// Whether the page with the record of `block` has any byte set: otherwise it may be a hole.
     pub(super) fn has_page_of(&self, block: u64) -> bool {
         let mut page = [0; HEADER as usize];
         let read = self.file.read_at(&mut page, record_at(block) / HEADER * HEADER);
         read.is_ok_and(|len| page[..len].iter().any(|&byte| byte != 0))
     }
 
-    /// The bytes of the disk that it takes.
+    /// Disk bytes that it takes.
     pub(super) fn on_disk(&self) -> u64 {
         self.file.metadata().map_or(0, |found| super::remove::occupied(&found))
     }
 
-    /// Forgets every block.
+    /// Drops the records of all blocks.
     pub(super) fn drop_records(&self) -> io::Result<()> {
         self.file.set_len(HEADER)
     }
@@ -456,7 +458,7 @@ impl Sidecar {
         self.file.sync_data()
     }
 
-    /// Notes that the content was used now.
+    /// Records that the content was used now.
     pub(super) fn touch(&self) -> io::Result<()> {
         if self.access == Access::Read {
             return Ok(());
@@ -465,23 +467,23 @@ impl Sidecar {
         self.file.write_all_at(&now.to_le_bytes(), LAST_USED_AT)
     }
 
-    /// Tries to become the only one, over all processes, who fetches and stores `block`.
+    /// Tries to become the only process that fetches and stores `block`.
     pub(super) fn try_claim(&self, block: u64) -> io::Result<bool> {
-        // Without write access there are no write locks, and nothing to protect: nobody can store.
+        // Without write access there are no write locks, and nothing to protect: no process can store.
         if self.access == Access::Read {
             return Ok(true);
         }
         try_lock_byte(&self.file, LOCKS + block)
     }
 
-    /// Gives the claim on `block` back.
+    /// Releases the claim on `block`.
     pub(super) fn release(&self, block: u64) {
         if self.access == Access::Write {
             unlock_byte(&self.file, LOCKS + block);
         }
     }
 
-    /// Ties a check to this content, so that the bytes of another file or another place never pass.
+    /// Binds a check to this content, so that the bytes of another file or another offset do not pass.
     pub(super) fn check(&self, bytes: &[u8]) -> Sum {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.identity).update(bytes);
@@ -500,7 +502,7 @@ fn identity_bytes(kind: Kind, digest: &Digest) -> [u8; IDENTITY] {
     head[8..12].copy_from_slice(&VERSION.to_le_bytes());
     head[12] = kind as u8;
     head[13] = BLOCK_SHIFT as u8;
-    // Only sha256 and sha512 get here: at most 135 bytes of text.
+    // Only sha256 and sha512 reach this point: at most 135 bytes of text.
     head[14..16].copy_from_slice(&(text.len() as u16).to_le_bytes());
     head[16..16 + text.len()].copy_from_slice(text);
     head
@@ -513,12 +515,12 @@ pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     out
 }
 
-/// Reads all of `buf`; a file that ends early or cannot be read gives `false`, because both mean "not here".
+/// Reads all of `buf`; `false` for a file that ends early or cannot be read, because both mean absent.
 pub(super) fn read_fully(file: &File, buf: &mut [u8], at: u64) -> bool {
     file.read_exact_at(buf, at).is_ok()
 }
 
-/// Opens the file and shares its locks, again when an evictor removed it in between.
+/// Opens the file and takes its shared locks, again when an evictor removed it in between.
 fn open_locked(path: &Path) -> Result<(File, Access), CacheError> {
     let fail = |action| move |error| CacheError::io(action, path, error);
     let deadline = Instant::now() + STATUS_PATIENCE;
@@ -538,7 +540,7 @@ fn open_locked(path: &Path) -> Result<(File, Access), CacheError> {
     }
 }
 
-/// Opens or creates a file of the cache; on a read-only file system opens what is there.
+/// Opens or creates a file of the cache; on a read-only file system opens the existing one.
 pub(super) fn open_for_writing(path: &Path) -> io::Result<(File, Access)> {
     match OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
         Ok(file) => Ok((file, Access::Write)),

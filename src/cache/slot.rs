@@ -1,8 +1,8 @@
-//! The open files of one content: kept open while the process has descriptors for them, and opened again when they are needed.
+//! Slot for the open files of one content: closed when the process runs out of descriptors, and reopened on demand.
 //!
-//! Nothing here reads, believes or fetches a byte. The idea: closing drops the whole [`Pair`], and with it the locks and all trust in
-//! its blocks; opening makes a new one, which proves each block anew. So a content that is closed can be evicted, replaced or removed
-//! by other processes, and no reader of this one takes what they left for what it knew.
+//! Closing drops the whole [`Pair`], and with it the locks and the trust in its blocks; reopening makes a new one,
+//! which checks each block anew. So other processes can evict, replace or remove closed content, and this one does
+//! not mistake their changes for bytes it trusted.
 
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -15,21 +15,21 @@ use super::room::{Need, Room};
 use super::sidecar::BLOCK;
 use super::{CacheError, lock};
 
-/// After the files could not be opened, reads go on without them for this long.
+/// Time for which reads go on without the files after a failed open.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Descriptors that stay free for connections, FUSE and other files: this many, or half of a small limit.
 const SPARE: u64 = 256;
 /// Descriptors of an open content: the data and the sidecar, and the data once more while it is handed out.
 const EACH: u64 = 3;
 
-/// How many contents a process may have open at once, by its limit of descriptors.
+/// Number of contents that a process may have open at once, by its limit of descriptors.
 pub(super) fn most_open() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     let most = (soft - SPARE.min(soft / 2)) / EACH;
     usize::try_from(most).unwrap_or(usize::MAX).max(1)
 }
 
-/// Whether an error says that the process, or the machine, has no descriptor left.
+/// Whether an error means that the process, or the machine, has no descriptor left.
 pub(super) fn is_out_of_files(error: &io::Error) -> bool {
     use nix::errno::Errno;
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
@@ -37,14 +37,15 @@ pub(super) fn is_out_of_files(error: &io::Error) -> bool {
 
 type Open = Box<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>;
 
-/// Where the open files of one content are, if they are open.
+/// The open files of one content, if they are open.
 pub(super) struct PairSlot {
     pair: RwLock<Option<Arc<Pair>>>,
     open: Open,
     room: Arc<Room>,
-    /// The sidecar that was opened first. Another one may hold another copy of content that was not compared with its digest.
+    /// Identity of the sidecar that was opened first. Another one may hold another copy of content that was not
+    /// compared with its digest.
     first: OnceLock<Option<(u64, u64)>>,
-    /// When opening may be tried again; `None` while it never failed. Guards: one thread at a time opens.
+    /// When opening may be tried again; `None` before the first failure. Guards: one thread at a time opens.
     opening: Mutex<Option<Instant>>,
 }
 
@@ -68,7 +69,7 @@ impl PairSlot {
         self.pair.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The files, opened again if need be, which can wait for a disk. `None` when that is not possible now.
+    /// The files, reopened if necessary, which can wait for a disk. `None` when that is not possible now.
     pub(super) fn pair(&self) -> Option<Arc<Pair>> {
         if let Some(pair) = self.opened() {
             return Some(pair);
@@ -94,7 +95,7 @@ impl PairSlot {
     /// Closes the files unless they are in use, by a thread or by a reader that has a descriptor of its own.
     pub(super) fn close_idle(&self) -> bool {
         let mut slot = self.pair.write().unwrap_or_else(PoisonError::into_inner);
-        // Nothing is cloned while the slot is locked, so one owner means that it is this slot.
+        // The pair is not cloned while the slot is locked, so one owner means that it is this slot.
         let idle = slot.as_ref().is_some_and(|pair| Arc::strong_count(pair) == 1 && !pair.is_handed_out());
         if idle {
             *slot = None;

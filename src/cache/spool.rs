@@ -1,7 +1,6 @@
-//! A file for what has to lie on a disk for a while: on the disk of the cache, and gone with whoever holds it.
+//! Spool file: temporary disk space on the disk of the cache, released with its last descriptor.
 //!
-//! Nothing here is found again, counted or shared. The idea: the file has no name, so that the kernel removes it when the last
-//! descriptor is closed, whatever becomes of the process.
+//! The file has no name, so the kernel removes it even after a crash. It is not found again, counted or shared.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -23,7 +22,7 @@ impl Cache {
         if let Ok(file) = options.clone().custom_flags(libc::O_TMPFILE).open(&directory) {
             return Ok(file);
         }
-        // Not every file system has files that never had a name.
+        // For file systems without O_TMPFILE.
         let path = self.temporary();
         let file =
             options.create_new(true).open(&path).map_err(|error| CacheError::io("create", &path, error))?;
@@ -31,7 +30,7 @@ impl Cache {
         Ok(file)
     }
 
-    /// A place for bytes that are too many for memory.
+    /// A spool for bytes that are too many for memory.
     pub fn spooled(&self) -> Result<SpooledBytes, CacheError> {
         Ok(SpooledBytes { file: self.spool()?, len: AtomicU64::new(0) })
     }
@@ -45,7 +44,7 @@ pub struct SpooledBytes {
 }
 
 impl SpooledBytes {
-    /// Appends `bytes`, and gives the offset of the first.
+    /// Appends `bytes`, and returns the offset of the first.
     pub fn append(&self, bytes: &[u8]) -> io::Result<u64> {
         let at = self.len.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.file.write_all_at(bytes, at)?;
@@ -57,12 +56,12 @@ impl SpooledBytes {
         self.file.read_exact_at(into, offset)
     }
 
-    /// How many bytes there are.
+    /// Number of bytes.
     pub fn len(&self) -> u64 {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// Whether there is none.
+    /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

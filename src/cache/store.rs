@@ -1,7 +1,7 @@
-//! The directory: opening it safely, and handing out what lies in it.
+//! Cache directory: opens it safely, and hands out its contents.
 //!
-//! Nothing here touches names outside `<cache-dir>/v1`, and only validated digests become names inside it. The idea: one
-//! [`Cached`] per content and process, so that threads meet there; processes meet at the files.
+//! One [`Cached`] per content and process, so that its threads share fetches; processes share the files. Only names
+//! in `<cache-dir>/v1` are touched, and only validated digests become names in it.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
@@ -37,11 +37,13 @@ pub(super) const VERSION_DIR: &str = "v1";
 /// Group and others may write.
 const FOREIGN_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
-/// Hex digits of an index that name the files of its claim: 128 bits, so that nobody finds two indexes with one name.
+/// Hex digits of an index that name the files of its claim: 128 bits, so that two indexes with one name cannot be
+/// found.
 const CLAIM_NAME: usize = 32;
-/// Hex digits of the checksums of a stream that name its files: 128 bits, and each block is compared with its checksum besides.
+/// Hex digits of the checksums of a stream that name its files: 128 bits, and each block is also compared with its
+/// checksum.
 const STREAM_NAME: usize = 32;
-/// News about distrusted blobs that a listener may be late by; who is later hears that there was more.
+/// Distrust notices that a receiver may lag behind; a later one gets a lag error instead.
 const NEWS: usize = 64;
 /// A temporary file lives for one write and one fsync; after an hour its writer is dead.
 pub(super) const TMP_AGE: Duration = Duration::from_secs(3600);
@@ -50,17 +52,17 @@ pub(super) const TMP_AGE: Duration = Duration::from_secs(3600);
 #[derive(Clone)]
 pub struct Cache {
     shared: Arc<Shared>,
-    /// Whose unverified content this handle sees; empty for content that belongs to nobody.
+    /// Origin whose unverified content this handle sees; empty for content without an origin.
     origin: Origin,
-    /// When the blobs that it opens are compared with their digests; `None` while nobody said.
+    /// When the blobs that it opens are compared with their digests; `None` without a mode.
     verify: Option<When>,
 }
 
-/// A name for a place that content comes from, fit for a file name.
+/// Name of the origin of content, fit for a file name.
 type Origin = Arc<str>;
 
-/// What tells contents apart: two of one kind and digest differ in the ends of their names,
-/// or in when they are compared.
+/// Identity of a content in this process: two of one kind and digest differ in the ends of their names, or in when
+/// they are compared.
 type Key = (Kind, Digest, Arc<str>, Option<When>);
 
 struct Shared {
@@ -68,29 +70,29 @@ struct Shared {
     root: PathBuf,
     /// Guards: at most one living [`Cached`] per content in this process.
     alive: Mutex<HashMap<Key, Weak<Cached>>>,
-    /// The right to fetch ahead of readers.
+    /// Readahead permits.
     places: Arc<Places>,
-    /// Small blobs that the disk did not take.
+    /// Small blobs that could not be stored on disk.
     shelf: Arc<Shelf>,
-    /// Hears what must not be believed any more.
+    /// Receives digests that must no longer be trusted.
     distrusted: broadcast::Sender<Digest>,
-    /// Who is asked before anything is written.
+    /// Reserves space before every write.
     room: Arc<Room>,
     /// Numbers temporary files.
     temporaries: AtomicU64,
 }
 
 impl Cache {
-    /// Opens `dir`, making what is missing, without a limit: nothing is evicted until the disk is full.
+    /// Opens `dir`, making missing directories, without a limit: nothing is evicted until the disk is full.
     ///
-    /// A directory that somebody else owns or may write is refused. A full or read-only disk is an error only when
-    /// nothing was made here before: what is cached stays readable, and reads go on without storing.
+    /// A directory that another user owns or may write is refused. A full or read-only disk is an error only for a
+    /// new cache: otherwise cached content stays readable, and reads go on without storing.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
         Self::open_limited(dir, Limit::None)
     }
 
-    /// The same with a limit, which holds for what this process writes: it writes nothing that would pass it, and evicts what was
-    /// not used for longest. Looks at no file of the directory, however many there are.
+    /// Opens `dir` with a limit on the writes of this process: it writes nothing that would exceed the limit, and
+    /// evicts least recently used content. Looks at no file of the directory, however many there are.
     pub fn open_limited(dir: &Path, limit: Limit) -> Result<Self, CacheError> {
         let root = dir.join(VERSION_DIR);
         make_dir(dir)?;
@@ -119,50 +121,51 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The same cache for content that comes from `place`. Until a blob was compared with its digest, what is stored of it is
-    /// only a claim of the place it came from: another place that names the same digest neither sees it nor is hurt by it.
+    /// The same cache for content of the origin `place`. Until a blob was compared with its digest, its stored bytes
+    /// are only a claim of their origin: another origin with the same digest neither sees them nor is harmed by them.
     #[must_use]
     pub fn for_origin(&self, place: &str) -> Self {
         let name = blake3::hash(place.as_bytes()).to_hex();
         Self { origin: name[..16].into(), ..self.clone() }
     }
 
-    /// The same cache for who reads blobs in this mode. Blobs of at most `small` bytes, usually [`SMALL`](super::SMALL), are compared
-    /// as a whole before their first byte in every mode; who does not ask for a mode takes blocks as they come.
+    /// The same cache with a verification mode. Blobs of at most `small` bytes, usually [`SMALL`](super::SMALL), are
+    /// compared as a whole before their first byte in every mode; without a mode, callers take blocks as they come.
     #[must_use]
     pub fn verifying(&self, verify: Verify, small: u64) -> Self {
         Self { verify: Some(When { verify, small }), ..self.clone() }
     }
 
-    /// Whether nothing of a blob of `size` bytes is handed out here before the whole was compared with its digest.
+    /// Whether a blob of `size` bytes is compared with its digest as a whole before any of it is handed out.
     pub fn is_whole_first(&self, size: u64) -> bool {
         self.verify.is_some_and(|when| when.is_whole_first(size))
     }
 
-    /// Tells, from now on, the digest of every blob of which wrong bytes may have been handed out: it was found not to hash to its
-    /// digest, or what an index said about it was found untrue.
+    /// Subscribes to the digests of blobs of which wrong bytes may have been handed out: the blob did not match its
+    /// digest, or an index described it wrongly.
     pub fn distrusted(&self) -> broadcast::Receiver<Digest> {
         self.shared.distrusted.subscribe()
     }
 
-    /// Tells those who listen that what was handed out of the blob `digest` must not be believed any more.
+    /// Announces that bytes of the blob `digest` that were handed out must no longer be trusted.
     pub fn distrust(&self, digest: &Digest) {
-        // Fails only when nobody listens.
+        // Fails only without a receiver.
         self.shared.distrusted.send(digest.clone()).ok();
     }
 
     /// The stored blob `digest`, whose missing blocks come from `fetch`.
     ///
-    /// The same blob is the same `Arc` as long as somebody holds it; it keeps the `fetch` of whoever opened it first.
+    /// The same blob is the same `Arc` as long as one is held; it keeps the `fetch` of its first opener.
     pub fn blob(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
         let (cache, name) = (self.clone(), digest.clone());
         self.cached(Kind::Blob, digest, fetch, self.origin.clone(), move || cache.blob_pair(&name))
     }
 
-    /// The decoded stream of the layer whose stored blob is `digest`, by the checksums of its blocks; `fetch` produces decoded bytes.
+    /// The decoded stream of the layer whose stored blob is `digest`, by the checksums of its blocks; `fetch`
+    /// produces decoded bytes.
     ///
-    /// The files are named after the checksums, and no block of them counts that has another: streams that differ in one byte
-    /// share nothing.
+    /// The files are named after the checksums, and a block with another checksum does not count: streams that differ
+    /// in one byte share nothing.
     pub fn stream(
         &self,
         digest: &Digest,
@@ -178,7 +181,7 @@ impl Cache {
         })
     }
 
-    /// Where the stream of `size` bytes with these checksums of its blocks lies.
+    /// The files of the stream of `size` bytes with these checksums of its blocks.
     pub(super) fn stream_files(
         &self,
         digest: &Digest,
@@ -188,7 +191,8 @@ impl Cache {
         Ok(named(&self.path(directory(Kind::Stream), digest)?, &self.stream_end(digest, sums, size)))
     }
 
-    /// The end of the names of a stream: what it is, and whose it is while no index says that its blob was verified.
+    /// The end of the names of a stream: its checksum, and its origin until an index proves that its blob was
+    /// verified.
     fn stream_end(&self, digest: &Digest, sums: &[[u8; 32]], size: u64) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&size.to_le_bytes()).update(sums.as_flattened());
@@ -200,11 +204,11 @@ impl Cache {
         format!("{id}.{}", self.origin)
     }
 
-    /// The decoded stream of the layer whose stored blob is `digest` as an index describes it that came from elsewhere; `id` is
-    /// the blake3 of that index, and `copy` the [number](Cached::copy_number) of the copy of the blob that it is decoded from.
-    /// Until the layer was decoded as a whole, such an index is only a claim: what it gives has files
-    /// of its own, is seen by this origin alone, and never becomes the stream of the layer. It has no checksums that the index
-    /// vouches for, so it does not outlive the copy that it was decoded from.
+    /// The decoded stream of the layer whose stored blob is `digest`, as described by an index made elsewhere. `id`
+    /// is the blake3 of that index, and `copy` the [number](Cached::copy_number) of the copy of the blob that it is
+    /// decoded from. Until the layer was decoded as a whole, such an index is only a claim: its stream has files of
+    /// its own, is visible to this origin alone, and does not become the stream of the layer. The index vouches for
+    /// no checksums of it, so it does not outlive the copy that it was decoded from.
     pub fn claimed_stream(
         &self,
         digest: &Digest,
@@ -238,14 +242,15 @@ impl Cache {
                     .map_err(|error| CacheError::io("open", &path, error))
             })?;
             let lock = BuildLock::acquire(file, path.clone()).await?;
-            // Somebody may have tidied up while we waited: a lock without a name keeps nobody out.
+            // A cleanup may have removed the file while we waited: a lock without a name excludes no other process.
             if lock.has_a_name() {
                 return Ok(lock);
             }
         }
     }
 
-    /// What takes the decoded stream of the layer whose stored blob is `digest`, from its first byte. It begins with nothing.
+    /// A writer for the decoded stream of the layer whose stored blob is `digest`, from its first byte. It starts
+    /// empty.
     pub fn stream_writer(&self, digest: &Digest) -> StreamWriter {
         StreamWriter::new(self.clone(), digest.clone())
     }
@@ -265,7 +270,7 @@ impl Cache {
             return Err(CacheError::Oversized { digest: digest.clone(), size, limit: MAX_SIZE });
         }
         let key = (kind, digest.clone(), end, self.verify);
-        // What was found wrong serves those who hold it, with an error.
+        // Poisoned content serves only its present holders, with an error.
         let serves = |cached: &Arc<Cached>| kind != Kind::Blob || cached.state() != State::Poisoned;
         let living = |alive: &HashMap<Key, Weak<Cached>>| {
             let Some(cached) = alive.get(&key).and_then(Weak::upgrade).filter(serves) else {
@@ -280,7 +285,7 @@ impl Cache {
         if let Some(cached) = living(&lock(&self.shared.alive))? {
             return Ok(cached);
         }
-        // The files are opened while no lock is held: who opens other content does not wait for them.
+        // The files are opened without a lock: opens of other content do not wait for them.
         let name = digest.clone();
         let sized = move || {
             let pair = open()?;
@@ -305,7 +310,7 @@ impl Cache {
         };
         let cached = waiting(|| Arc::new(Cached::new(content)));
         let mut alive = lock(&self.shared.alive);
-        // Another thread may have opened it meanwhile: then readers meet there.
+        // Another thread may have opened it meanwhile: then readers share that one.
         if let Some(cached) = living(&alive)? {
             return Ok(cached);
         }
@@ -331,23 +336,23 @@ impl Cache {
         })
     }
 
-    /// Who is asked before anything is written here.
+    /// The room that reserves space for every write.
     pub(super) fn room(&self) -> &Arc<Room> {
         &self.shared.room
     }
 
-    /// How many bytes of the disk the directory takes, as all its processes have noted; `None` while that is being counted.
+    /// Disk bytes that the directory takes, as all its processes have recorded; `None` while they are being counted.
     pub fn used(&self) -> Option<u64> {
         self.shared.room.used()
     }
 
-    /// How many bytes of content the directory holds at most beside nothing else; `None` while that is not known.
+    /// Bytes of content that the directory can hold if it holds nothing else; `None` while unknown.
     pub fn capacity(&self) -> Option<u64> {
         // A record of 64 bytes for each block.
         self.shared.room.capacity().map(|bytes| bytes - bytes / 4096)
     }
 
-    /// How many bytes of the disk this process has taken away to make room.
+    /// Disk bytes that this process has evicted to make room.
     pub fn evicted(&self) -> u64 {
         self.shared.room.evicted()
     }
@@ -356,7 +361,7 @@ impl Cache {
         self.bare_blob_pair(digest).map(|pair| pair.in_room(self.room()))
     }
 
-    /// The files of everybody once the blob was verified, and those of our origin before.
+    /// The shared files once the blob was verified, and those of our origin before.
     fn bare_blob_pair(&self, digest: &Digest) -> Result<Pair, CacheError> {
         let data = self.path(directory(Kind::Blob), digest)?;
         let shared = Files::of(data.clone());
@@ -376,7 +381,7 @@ impl Cache {
         Ok(pair.promoted_to(scoped, shared))
     }
 
-    /// The files of a blob. What was found wrong begins anew, with all that was made of it.
+    /// The files of a blob. A poisoned blob begins anew, without the files derived from it.
     fn open_blob(&self, files: &Files, digest: &Digest) -> Result<Pair, CacheError> {
         loop {
             let pair = Pair::open(&files.data, &files.map, Kind::Blob, digest)?;
@@ -386,7 +391,7 @@ impl Cache {
             let mark = self.room().mark();
             match pair.discard(files) {
                 Ok(freed) => self.room().give_back(freed, mark),
-                // It stays what it is.
+                // It stays poisoned.
                 Err(error) if error.is_disk() => return Ok(pair),
                 Err(error) => return Err(error),
             }
@@ -404,7 +409,7 @@ impl Cache {
     /// The file of `digest` in the directory of its kind of content.
     pub(super) fn path(&self, directory: &str, digest: &Digest) -> Result<PathBuf, CacheError> {
         served(digest)?;
-        // The encoded part of a served digest is lower-case hex and nothing else.
+        // The encoded part of a supported digest is lower-case hex and nothing else.
         Ok(self.shared.root.join(directory).join(digest.algorithm_name()).join(digest.encoded()))
     }
 
@@ -417,7 +422,7 @@ impl Cache {
     /// A name for a new temporary file that no other process and no other thread uses.
     pub(super) fn temporary(&self) -> PathBuf {
         let number = self.shared.temporaries.fetch_add(1, Ordering::Relaxed);
-        // Process ids repeat between containers that share the directory, so the clock joins in.
+        // Process ids repeat between containers that share the directory, so the clock is part of the name.
         let clock = std::time::SystemTime::now()
             .duration_since(std::time::SystemTime::UNIX_EPOCH)
             .unwrap_or_default()
@@ -425,7 +430,7 @@ impl Cache {
         self.shared.root.join("tmp").join(format!("{}-{clock:x}-{number}", std::process::id()))
     }
 
-    /// Opens a file, and once more after closing others if the process may have no more of them.
+    /// Opens a file, and once more after closing idle ones if the process has reached its limit of descriptors.
     pub(super) fn with_descriptors<T>(
         &self,
         open: impl Fn() -> Result<T, CacheError>,
@@ -445,7 +450,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Finds out now, and not in the first read, whether files can be made; removes what dead writers left.
+    /// Checks now, and not in the first read, whether files can be made; removes the leftovers of dead writers.
     fn probe(&self) -> Result<(), CacheError> {
         let path = self.temporary();
         let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
@@ -478,7 +483,7 @@ impl Cache {
     }
 }
 
-/// The files beside `data` whose names end so.
+/// The files beside `data` with this end of their names.
 fn named(data: &Path, end: &str) -> Files {
     let mut name = data.as_os_str().to_owned();
     name.push(format!(".{end}"));
@@ -524,7 +529,7 @@ pub(super) fn make_dir(path: &Path) -> Result<(), CacheError> {
     }
 }
 
-/// Who may write the parent may put another `v1` in the place of ours, unless the sticky bit forbids it.
+/// Checks the parent: a process that may write it could replace our `v1`, unless the sticky bit forbids it.
 pub(super) fn check_parent(path: &Path) -> Result<(), CacheError> {
     let found = fs::metadata(path).map_err(|error| CacheError::io("stat", path, error))?;
     let user = nix::unistd::geteuid().as_raw();
@@ -549,7 +554,7 @@ pub(super) fn check_parent(path: &Path) -> Result<(), CacheError> {
 }
 
 pub(super) fn check_owned(path: &Path) -> Result<(), CacheError> {
-    // Not following a link: it could point to somebody else's directory tomorrow.
+    // Not following a link: it could point to another user's directory tomorrow.
     let found = fs::symlink_metadata(path).map_err(|error| CacheError::io("stat", path, error))?;
     let user = nix::unistd::geteuid().as_raw();
     let mode = found.permissions().mode() & 0o7777;
@@ -563,7 +568,7 @@ pub(super) fn check_owned(path: &Path) -> Result<(), CacheError> {
         return Err(CacheError::Mode { path: path.to_owned(), mode });
     }
     if mode & 0o077 != 0 {
-        // Nobody could have put anything here, but private images were readable.
+        // No other user could write, but private images were readable.
         fs::set_permissions(path, Permissions::from_mode(0o700))
             .map_err(|error| CacheError::io("change the mode of", path, error))?;
     }

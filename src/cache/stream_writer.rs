@@ -1,8 +1,8 @@
-//! Writing a decoded stream front to back, before its length or any checksum of it is known.
+//! Stream writer: stores a decoded stream front to back, before its length or any checksum is known.
 //!
-//! It never fetches and never reads content. The idea: what a forward pass over a layer writes down lies in files without a
-//! final name, which begin empty; at the end they get the name that is made of the checksums of all blocks. So no block that
-//! another pass left, over other bytes, can become a part of the stream.
+//! A forward pass over a layer writes to files without a final name, which start empty. At the end they are named
+//! after the checksums of all blocks. So a block that another pass stored, over other bytes, cannot become a part of
+//! the stream. Content is not fetched or read.
 
 use std::io;
 
@@ -14,13 +14,13 @@ use super::{Cache, CacheError};
 use crate::oci::Digest;
 
 /// Takes blocks of a decoded stream in order. Every call blocks its thread for the time of writing to a file. Without
-/// [`publish`](Self::publish) what it took goes with it.
+/// [`publish`](Self::publish) the blocks are removed on drop.
 pub struct StreamWriter {
     cache: Cache,
     digest: Digest,
     /// The number of the next block.
     block: u64,
-    /// The files, from the first block on that is kept.
+    /// The files; `None` before the first stored block.
     draft: Option<Draft>,
 }
 
@@ -35,7 +35,8 @@ impl StreamWriter {
         Self { cache, digest, block: 0, draft: None }
     }
 
-    /// Keeps the next block, 256 KiB or all that follows; `sum` is its blake3. After an error the caller should drop the writer.
+    /// Stores the next block: 256 KiB, or a shorter last one; `sum` is its blake3. After an error the caller should
+    /// drop the writer.
     pub fn keep(&mut self, bytes: &[u8], sum: &[u8; 32]) -> Result<(), CacheError> {
         debug_assert!(bytes.len() as u64 <= BLOCK, "a block is at most that long");
         let block = self.block;
@@ -59,13 +60,13 @@ impl StreamWriter {
         })
     }
 
-    /// Leaves out the next block: what produces it will be asked for it.
+    /// Leaves out the next block: readers get it from the stream's source.
     pub fn skip(&mut self) {
         self.block += 1;
     }
 
-    /// Gives what was kept the name of the stream of `size` bytes whose blocks have these checksums. Where that is taken, the
-    /// files of that name stay.
+    /// Names the stored blocks as the stream of `size` bytes whose blocks have these checksums. Where that name is
+    /// taken, the existing files stay.
     pub fn publish(mut self, sums: &[[u8; 32]], size: u64) -> Result<(), CacheError> {
         let Some(draft) = &self.draft else { return Ok(()) };
         draft.pair.sidecar.settle_size(&self.digest, size)?;

@@ -1,8 +1,8 @@
-//! Removing what lies in a cache directory: what somebody names, what was not used for long, what nothing needs.
+//! Sweep of a cache directory: removes named contents, least recently used ones, and needless files.
 //!
-//! Never what a process uses, never a file whose name says nothing to this program, and never anything outside `v1`. The idea:
-//! everything goes through [`remove`], which proves that nobody has the content open; who removes only the oldest keeps the names
-//! of a bounded number of them, and walks again.
+//! Contents are removed through [`remove`], which proves that no process has them open. Removing the oldest holds the
+//! names of a bounded number of them, and then walks again. Files whose names are unknown to this program stay, and
+//! so does everything outside `v1`.
 
 use std::collections::BinaryHeap;
 use std::fs::{self, File, TryLockError};
@@ -21,45 +21,45 @@ use super::sidecar::{Kind, Sidecar, State};
 use super::store::TMP_AGE;
 use super::{CacheError, private};
 
-/// How many names are kept of the contents that were not used for longest.
+/// Number of names held of the least recently used contents.
 const OLDEST: usize = 8192;
 
-/// What to remove of what nobody uses.
+/// Limits for unused contents.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Prune {
-    /// What was not used for so long.
+    /// Removes contents that were not used for so long; `None`: of any age.
     pub older_than: Option<Duration>,
-    /// The least recently used, until all that is left takes so many bytes of the disk.
+    /// Removes the least recently used contents until the rest takes at most so many disk bytes; `None`: no limit.
     pub keep: Option<u64>,
 }
 
-/// What was removed.
+/// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// How many contents or files.
+    /// Number of removed contents or files.
     pub removed: u64,
-    /// The bytes of the disk that were theirs.
+    /// Disk bytes that they took.
     pub bytes: u64,
-    /// How many were wanted gone and are in use.
+    /// Number of selected contents that are in use and stay.
     pub in_use: u64,
 }
 
-/// Why nothing needs a file.
+/// Reason why a file is needless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needless {
     /// Its writer died.
     Stale,
-    /// Everybody's content is here, so that nobody reads that of one place.
+    /// The shared content is present, so the one of this origin is not read.
     Superseded,
-    /// Nobody decodes this layer.
+    /// No process decodes this layer.
     Unlocked,
     /// A sidecar without data, or data without a sidecar.
     Half,
-    /// Its bytes are not those that its digest names.
+    /// Its bytes do not match its digest.
     Poisoned,
-    /// What it was decoded from is gone.
+    /// The blob that it was decoded from is gone.
     Orphaned,
-    /// The cache of a process that was killed.
+    /// The private cache of a process that was killed.
     Left,
 }
 
@@ -94,8 +94,8 @@ impl Swept {
 }
 
 impl Inventory {
-    /// Removes the contents for which `wanted` holds, and tells each with the bytes of the disk that were its, or `None` when it is
-    /// in use and stays.
+    /// Removes the contents for which `wanted` holds. Reports each with its disk bytes, or `None` when it is in use
+    /// and stays.
     pub fn remove(
         &self,
         wanted: impl Fn(&Entry) -> bool,
@@ -123,7 +123,7 @@ impl Inventory {
         counted(account, || {
             if entry.kind.paired().is_some() {
                 let removed = remove(&entry.files())?;
-                // What was decoded from this copy of the blob is not read any more.
+                // Streams decoded from this copy of the blob are not read any more.
                 return Ok(match (removed, entry.kind, &entry.place) {
                     (Removed::Gone(bytes), ItemKind::Blob, Some(place)) => {
                         Removed::Gone(bytes + forget_decoded(&self.root, &entry.digest, place))
@@ -135,7 +135,7 @@ impl Inventory {
         })
     }
 
-    /// Removes what was not used for long, the least recently used first.
+    /// Removes contents that were not used for long, the least recently used first.
     pub fn prune(&self, limits: Prune, mut tell: impl FnMut(&Entry, u64)) -> Result<Swept, CacheError> {
         let used = self.used()?;
         let account = Account::new(&self.root);
@@ -187,7 +187,7 @@ impl Inventory {
         .map(|_| ())
     }
 
-    /// Removes what nothing needs, and tells each file or content with the reason and the bytes of the disk that were its.
+    /// Removes needless files, and reports each file or content with the reason and its disk bytes.
     pub fn collect(&self, mut tell: impl FnMut(&Path, Needless, u64)) -> Result<Swept, CacheError> {
         let used = self.used()?;
         let account = Account::new(&self.root);
@@ -203,7 +203,7 @@ impl Inventory {
                     (path, Needless::Stale, removed)
                 }
                 Found::Other(Other::Lock(path)) => match remove_lock(&path)? {
-                    // Somebody is decoding, as locks are for.
+                    // A process is decoding the layer.
                     Removed::InUse => return Ok(ControlFlow::Continue(())),
                     removed => (path, Needless::Unlocked, removed),
                 },
@@ -271,7 +271,7 @@ impl Inventory {
         }
     }
 
-    /// Whether readers of this content read everybody's instead.
+    /// Whether readers of this content read the shared one instead.
     fn is_superseded(&self, entry: &Entry) -> Result<bool, CacheError> {
         match (entry.kind, &entry.place) {
             (ItemKind::Blob, Some(_)) => {}
@@ -290,7 +290,7 @@ impl Inventory {
             && sidecar.status().is_some_and(|status| status.state == State::Verified))
     }
 
-    /// Whether the copy of a blob that this was decoded from is gone.
+    /// Whether the copy of the blob that this was decoded from is gone.
     fn is_orphaned(&self, entry: &Entry) -> Result<bool, CacheError> {
         let (ItemKind::Stream | ItemKind::Claim, Some(place)) = (entry.kind, &entry.place) else {
             return Ok(false);
@@ -306,7 +306,7 @@ impl Inventory {
         Ok(true)
     }
 
-    /// Whether there is an index of the layer that was made here.
+    /// Whether there is an index of the layer that was made on this machine.
     fn is_learnt(&self, entry: &Entry) -> bool {
         let index = self.shared("indexes", entry);
         index.exists() || index.with_extension("stream").exists()
@@ -321,7 +321,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Whether that time, in seconds since 1970, is longer ago than `age`. A time to come is not.
+/// Whether that time, in seconds since 1970, is longer ago than `age`. A future time is not.
 fn is_past(time: i64, age: Duration) -> bool {
     u64::try_from(time).is_ok_and(|time| now().saturating_sub(time) > age.as_secs())
 }
@@ -330,7 +330,7 @@ fn is_older(path: &Path, age: Duration) -> Result<bool, CacheError> {
     Ok(stat(path)?.is_some_and(|found| found.is_file() && is_past(found.mtime(), age)))
 }
 
-/// Removes, and subtracts the disk space from the account at once: a command that is killed half way has noted its part.
+/// Removes, and subtracts the disk space from the account at once, so that a killed command has recorded its part.
 fn counted(
     account: &Account,
     remove: impl FnOnce() -> Result<Removed, CacheError>,
@@ -343,7 +343,7 @@ fn counted(
     Ok(removed)
 }
 
-/// Removes one plain file that nobody has a lock on.
+/// Removes one plain file without a lock.
 pub(super) fn unlink(path: &Path) -> Result<Removed, CacheError> {
     let Some(found) = stat(path)? else { return Ok(Removed::Absent) };
     match fs::remove_file(path) {
@@ -353,7 +353,8 @@ pub(super) fn unlink(path: &Path) -> Result<Removed, CacheError> {
     }
 }
 
-/// Removes a lock unless somebody holds it. Who waits for it meanwhile sees that it has no name any more.
+/// Removes a lock file unless a process holds the lock. A process that waits for it sees that the file has no name
+/// any more.
 fn remove_lock(path: &Path) -> Result<Removed, CacheError> {
     let file = match File::open(path) {
         Ok(file) => file,

@@ -1,24 +1,22 @@
 //! Trust of a process in blocks that it saw hash to their records.
-//!
-//! Nothing here reads or writes a file.
 
 use std::collections::{HashMap, HashSet};
 
-/// What this process knows about blocks beyond the records.
+/// Knowledge of this process about blocks, beyond the records.
 #[derive(Default)]
 pub(super) struct Trust {
     /// Blocks that hashed to their records.
     pub(super) proven: Bits,
-    /// Those that were read since somebody last looked for a block to evict.
+    /// Blocks that were read since the last search for blocks to evict.
     pub(super) recent: Bits,
     /// Blocks whose record is right but whose data is not.
     pub(super) damaged: HashSet<u64>,
-    /// How many blocks this process evicted. What was read while it changed may be the zeros of a hole.
+    /// Counts evictions by this process. Bytes that were read while it changed may be the zeros of a hole.
     pub(super) evictions: u64,
 }
 
-/// One bit per block, in words of 64 that exist only where a bit is set: the size of the content is a claim of a manifest, and
-/// must not become memory.
+/// One bit per block, in words of 64 that exist only where a bit is set: the size of the content is a claim of a
+/// manifest, and must not become memory.
 #[derive(Default)]
 pub(super) struct Bits(HashMap<u64, u64>);
 
@@ -39,14 +37,14 @@ impl Bits {
 }
 
 impl Trust {
-    /// Whether the block was read lately; from now on it was not.
+    /// Clears the mark that the block was read lately, and returns its old value.
     pub(super) fn remove_recent(&mut self, block: u64) -> bool {
         let was = self.recent.contains(block);
         self.recent.remove(block);
         was
     }
 
-    /// The block is about to go. Whoever reads it now finds out afterwards.
+    /// Drops the trust in a block before its eviction. A concurrent reader notices that after its read.
     pub(super) fn forget(&mut self, block: u64) {
         self.evictions += 1;
         self.proven.remove(block);

@@ -1,15 +1,16 @@
-//! When content is compared with its digest.
+//! Verification modes: when content is compared with its digest.
 
-/// When the bytes of a blob are compared with its digest, seen from who reads them.
+/// When the bytes of a blob are compared with its digest, as its reader sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Verify {
-    /// They are given out as they come; the whole is compared when it is here, and what is wrong is poisoned.
+    /// Bytes are served as they come; the whole is compared once all blocks are present, and a wrong blob is
+    /// poisoned.
     #[default]
     Lazy,
-    /// Nothing is given out before the whole was compared.
+    /// No byte is served before the whole was compared.
     Strict,
-    /// Given out is only what was compared with a digest that the manifest vouches for: the whole blob, or a part of it that has
-    /// a digest of its own.
+    /// Only bytes compared with a digest that the manifest vouches for are served: the whole blob, or a part of it
+    /// that has a digest of its own.
     Toc,
 }
 
@@ -22,7 +23,7 @@ pub(super) struct When {
 }
 
 impl When {
-    /// Whether nothing of a blob of `size` bytes is handed out before the whole was compared.
+    /// Whether a blob of `size` bytes is compared as a whole before any of it is handed out.
     pub(super) fn is_whole_first(self, size: u64) -> bool {
         self.verify == Verify::Strict || size <= self.small
     }

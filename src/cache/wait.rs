@@ -1,13 +1,12 @@
-//! File work on behalf of readers, where it may wait for a disk.
-//!
-//! Nothing here knows what the work is. The idea: no task of the runtime waits for the disk of another one.
+//! Blocking file work on behalf of readers, away from the other tasks of the runtime.
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::io::{Fault, ReadError};
 use crate::oci::Digest;
 
-/// Runs what may wait for a disk on this thread; if that is a worker of the runtime, its other tasks go to another thread first.
+/// Runs work that may wait for a disk on this thread; if that is a worker of the runtime, its other tasks move to
+/// another thread first.
 pub(super) fn waiting<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current() {
         Ok(handle) if handle.runtime_flavor() == RuntimeFlavor::MultiThread => {

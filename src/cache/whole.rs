@@ -1,8 +1,8 @@
-//! Blobs of which nothing is handed out before all of it was compared with its digest.
+//! Whole-first reads: a blob is compared with its digest before any of it is handed out.
 //!
-//! Nothing here decides what is fetched ahead or stored. The idea: a reader first makes sure that the whole is here and proven, and
-//! then takes its bytes from disk alone; where the disk keeps nothing, a small blob is proven in memory, and a large one is an
-//! error, because it cannot be proven and read again.
+//! A reader first waits until the whole blob is present and verified, and then reads from disk alone. Where the disk
+//! stores nothing, a small blob is verified in memory. A large one is an error there, because it cannot be verified
+//! and read again.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use crate::oci::Digest;
 /// Bytes up to which a blob is compared as a whole in every mode: on a gigabit link it takes a tenth of a second.
 pub const SMALL: u64 = 8 * 1024 * 1024;
 
-/// Small blobs that are kept in memory where the disk keeps none: 64 MiB at most.
+/// Number of small blobs held in memory where the disk stores none: 64 MiB at most.
 const SHELF: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
-/// How often blocks that were damaged on disk are fetched again for one read.
+/// Number of tries to fetch blocks again that were damaged on disk, for one read.
 const ROUNDS: usize = 3;
 
-/// Proven small blobs that the disk did not take.
+/// Verified small blobs that could not be stored on disk.
 pub(super) struct Shelf(std::sync::Mutex<LruCache<Digest, Bytes>>);
 
 impl Default for Shelf {
@@ -48,19 +48,19 @@ impl Shelf {
 }
 
 impl Inner {
-    /// Whether nothing is handed out before the whole was compared.
+    /// Whether the whole is compared before any of it is handed out.
     pub(super) fn is_whole_first(&self) -> bool {
         self.kind == Kind::Blob && self.verify.is_some_and(|when| when.is_whole_first(self.size))
     }
 }
 
 impl Cached {
-    /// Whether nothing of it is handed out before the whole was compared with its digest, or that was done by now.
+    /// Whether the whole is compared with its digest before any of it is handed out, or was compared already.
     pub fn is_proven_first(&self) -> bool {
         self.inner.is_whole_first() || self.state() == State::Verified
     }
 
-    /// Reads from content that was compared as a whole, and compares it first if nobody has.
+    /// Reads from content that was compared as a whole, and compares it first if necessary.
     pub(super) async fn read_whole_first(&self, range: ByteRange, buf: &mut [u8]) -> Result<(), ReadError> {
         for _ in 0..ROUNDS {
             if self.inner.state() != State::Verified {
@@ -70,7 +70,7 @@ impl Cached {
                 break;
             }
             let missing = self.inner.read_or_hash(range, buf);
-            // Looked at last: a block whose record was lost makes the content partial again when it is stored anew.
+            // Checked last: a block whose record was lost makes the content partial again when it is stored anew.
             if missing.is_empty() && self.inner.state() == State::Verified {
                 self.inner.note_served(range);
                 return Ok(());
@@ -78,13 +78,13 @@ impl Cached {
             self.ensure(range).await?;
         }
         let whole = self.in_memory().await?;
-        // It was compared with the size of the content, and the range lies inside of that.
+        // Its length was compared with the size of the content, and the range lies inside of that.
         buf.copy_from_slice(&whole[range.start as usize..range.end as usize]);
         self.inner.note_served(range);
         Ok(())
     }
 
-    /// All bytes, compared, where the disk does not keep them.
+    /// All bytes, compared, where the disk does not store them.
     async fn in_memory(&self) -> Result<Bytes, ReadError> {
         let inner = &self.inner;
         if inner.size > SMALL {
@@ -94,7 +94,7 @@ impl Cached {
             );
             return Err(ReadError::new(Fault::Io, message));
         }
-        // One fetch for all who wait.
+        // One fetch for all waiters.
         let _filling = inner.filling.lock().await;
         if let Some(whole) = inner.shelf.get(&inner.digest) {
             return Ok(whole);
@@ -128,8 +128,8 @@ impl Cached {
         Ok(whole)
     }
 
-    /// The same bytes for who only looks at a few of them to find out what the blob is, and hands none of them out: they are not
-    /// waited for until the whole of a small blob was compared. Where nothing unproven may be believed, that is waited for too.
+    /// For format detection only: skips the whole-blob check of a small blob, so these bytes must not be served. In
+    /// strict mode the check is not skipped.
     pub fn looked_at(self: &Arc<Self>) -> Arc<dyn ReadAt> {
         Arc::new(LookedAt(Arc::clone(self)))
     }
