@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const READERS: usize = 8;
 /// Fetches ahead of the readers of one content: with [`LONGEST`] they are the widest window.
 const RANGES: usize = 4;
-/// The longest fetch ahead of a reader. At 8 MiB a round trip of 100 ms costs less than the bytes do on a gigabit link.
+/// Longest readahead fetch. At 8 MiB a round trip of 100 ms costs less than the bytes do on a gigabit link.
 const LONGEST: u64 = 8 * MIB;
 /// Two files of an archive are separated by a header and padding, and often by a few small files that are not read.
 const GAP: u64 = 64 * KIB;
@@ -33,7 +33,7 @@ const FETCHES: usize = 6;
 const STEPS: [(u64, u64); 4] =
     [(8 * MIB, RANGES as u64 * LONGEST), (2 * MIB, LONGEST), (512 * KIB, MIB), (0, BLOCK)];
 
-/// The readers of one content.
+/// Readahead state of one content.
 pub(super) struct Ahead {
     /// Upper bound of every window, in bytes.
     reach: u64,

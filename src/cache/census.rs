@@ -35,7 +35,7 @@ pub(super) enum What {
 /// Result of a count.
 #[derive(Default)]
 pub(super) struct Census {
-    /// Bytes of the disk.
+    /// Disk bytes of the directory.
     pub(super) used: u64,
     /// Least recently used contents, the oldest one last.
     pub(super) contents: Vec<Candidate>,

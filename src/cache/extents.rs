@@ -95,7 +95,7 @@ impl Joined {
         Self { unit, size, ranges: Vec::new() }
     }
 
-    /// Adds the unit of the byte at `offset`.
+    /// Adds the unit that holds the byte at `offset`.
     fn add(&mut self, offset: u64) {
         let start = offset / self.unit * self.unit;
         // A record past the end does not count: files of the cache may be damaged.

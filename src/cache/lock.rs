@@ -14,7 +14,7 @@ use nix::libc;
 
 use super::CacheError;
 
-/// First and longest pause between two tries: short enough to be unnoticed beside a fetch, long enough to cost no CPU.
+/// First and longest pause between two tries: unnoticed beside a fetch, and long enough to cost no CPU.
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
 /// Growing pauses, from the first to the longest.

@@ -27,7 +27,7 @@ const OLDEST: usize = 8192;
 /// Limits for unused contents.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Prune {
-    /// Removes contents that were not used for so long; `None`: of any age.
+    /// Removes contents that were not used for so long; `None`: no limit by age.
     pub older_than: Option<Duration>,
     /// Removes the least recently used contents until the rest takes at most so many disk bytes; `None`: no limit.
     pub keep: Option<u64>,
