@@ -25,8 +25,8 @@ const LONGEST: u64 = 8 * MIB;
 const GAP: u64 = 64 * KIB;
 /// The kernel's own readahead sends several requests in any order; one this far back still belongs to its reader.
 const BACK: u64 = MIB;
-/// Readahead fetches that run at once over all content of a cache: two fewer than the requests a host gets, so that a
-/// small read does not queue behind a scan.
+/// Readahead fetches that run at once over all content of a cache. Two fewer than the requests that a host gets, so
+/// that a small read does not queue behind a scan.
 const FETCHES: usize = 6;
 
 /// Window of a reader by the bytes that it has read in order, as (least bytes read, window).

@@ -425,7 +425,7 @@ impl ReadAt for Cached {
     }
 
     /// The data file of a verified blob with all blocks on disk. It stays valid while both this [`Cached`] and the
-    /// descriptor are held: the lock of the first keeps evictors of other processes away, the second those of this
+    /// descriptor are held. The lock of the first keeps evictors of other processes away, the second those of this
     /// process.
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         let inner = &self.inner;

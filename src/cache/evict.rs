@@ -1,10 +1,11 @@
 //! Evicts single blocks of open content.
 //!
-//! Only content that this process alone has open, and whose data file is not handed out: the trust of other processes
-//! and the pages of their kernel are unknown. A write lock keeps all other processes from opening the content. The
-//! trust goes first, then the record marks the data as absent, and the data goes last. So a concurrent reader in this
-//! process notices the eviction and looks again, and a later one finds a missing block. A crash in between leaves a
-//! block that fails its check. The checksum stays, so verified content stays verified.
+//! Blocks are evicted only from content that this process alone has open, and whose data file is not handed out. This
+//! process does not know the trust of other processes and the pages in their kernel. A write lock keeps all other
+//! processes from opening the content. The trust goes first, then the record marks the data as absent, and the data
+//! goes last. So a concurrent reader in this process notices the eviction and looks again, and a later one finds a
+//! missing block. A crash in between leaves a block that fails its check. The checksum stays, so verified content
+//! stays verified.
 
 use std::io;
 use std::sync::atomic::Ordering;

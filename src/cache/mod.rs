@@ -68,7 +68,7 @@ pub type BlockSums = std::sync::Arc<[[u8; 32]]>;
 #[cfg(test)]
 mod tests;
 
-/// Takes a lock. A holder that panicked leaves consistent data: every lock of this module guards data that is either
+/// Takes a lock. A holder that panicked leaves consistent data. Every lock of this module guards data that is either
 /// changed by a single assignment or checked by checksums before use.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -393,8 +393,8 @@ impl Pair {
         if self.kind == Kind::Blob || !bytes.chunks(PAGE).any(is_zero) {
             return self.data.write_all_at(bytes, start);
         }
-        // The last page is written even if it is punched afterwards: the file has to reach that far, and setting its
-        // length could cut off data that another process has just written behind it.
+        // The last page is written even if it is punched afterwards, because the file has to reach that far. Setting
+        // its length could cut off data that another process has just written behind it.
         let last = (bytes.len() - 1) / PAGE * PAGE;
         let (body, end) = bytes.split_at(last);
         self.data.write_all_at(end, start + last as u64)?;
@@ -427,7 +427,7 @@ impl Pair {
         self.data.sync_data()
     }
 
-    /// The data file of a verified blob with all blocks on disk, for a reader that reads it directly: nothing is
+    /// The data file of a verified blob with all blocks on disk, for a reader that reads it directly. Nothing is
     /// evicted from it while the reader holds it.
     pub(super) fn hand_out(&self, size: u64) -> Option<Arc<OwnedFd>> {
         let mut backing = lock(&self.backing);

@@ -12,8 +12,8 @@ use super::pair::Pair;
 use super::sidecar::{BLOCK, State, Sum};
 use crate::oci::{Algorithm, Digest, Hasher};
 
-/// Blocks from disk that the frontier hashes for each stored block: more than one, so that it catches up with a
-/// parallel reader, and few, so that no store takes long.
+/// Blocks from disk that the frontier hashes for each stored block. More than one, so that it catches up with a
+/// parallel reader; few, so that no store takes long.
 const CATCH_UP: u32 = 4;
 
 pub(super) struct Proof {

@@ -197,8 +197,8 @@ impl Sidecar {
             .then(|| u64::from_le_bytes(field(&bytes, 0)).max(u64::from_le_bytes(field(&bytes, 8))))
     }
 
-    /// Visits the slot of every record in order, except for holes of the file: its block, whether any byte of it is
-    /// set, and the record if it is valid. Ends when `visit` returns `false`.
+    /// Visits the slot of every record in order, except for holes of the file. Passes its block, whether any byte of
+    /// it is set, and the record if it is valid. Ends when `visit` returns `false`.
     pub(super) fn each_record(
         &self,
         mut visit: impl FnMut(u64, bool, Option<Record>) -> bool,

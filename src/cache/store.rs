@@ -122,7 +122,7 @@ impl Cache {
     }
 
     /// The same cache for content of the origin `place`. Until a blob was compared with its digest, its stored bytes
-    /// are only a claim of their origin: another origin with the same digest neither sees them nor is harmed by them.
+    /// are only a claim of their origin. Another origin with the same digest does not see them.
     #[must_use]
     pub fn for_origin(&self, place: &str) -> Self {
         let name = blake3::hash(place.as_bytes()).to_hex();
@@ -130,7 +130,7 @@ impl Cache {
     }
 
     /// The same cache with a verification mode. Blobs of at most `small` bytes, usually [`SMALL`](super::SMALL), are
-    /// compared as a whole before their first byte in every mode; without a mode, callers take blocks as they come.
+    /// compared as a whole before their first byte in every mode. Without a mode, callers take blocks as they come.
     #[must_use]
     pub fn verifying(&self, verify: Verify, small: u64) -> Self {
         Self { verify: Some(When { verify, small }), ..self.clone() }
@@ -141,8 +141,8 @@ impl Cache {
         self.verify.is_some_and(|when| when.is_whole_first(size))
     }
 
-    /// Subscribes to the digests of blobs of which wrong bytes may have been handed out: the blob did not match its
-    /// digest, or an index described it wrongly.
+    /// Subscribes to the digests of blobs of which wrong bytes may have been handed out. Either the blob did not
+    /// match its digest, or an index described it wrongly.
     pub fn distrusted(&self) -> broadcast::Receiver<Digest> {
         self.shared.distrusted.subscribe()
     }
@@ -206,7 +206,7 @@ impl Cache {
 
     /// The decoded stream of the layer whose stored blob is `digest`, as described by an index made elsewhere. `id`
     /// is the blake3 of that index, and `copy` the [number](Cached::copy_number) of the copy of the blob that it is
-    /// decoded from. Until the layer was decoded as a whole, such an index is only a claim: its stream has files of
+    /// decoded from. Until the layer was decoded as a whole, such an index is only a claim. Its stream has files of
     /// its own, is visible to this origin alone, and does not become the stream of the layer. The index vouches for
     /// no checksums of it, so it does not outlive the copy that it was decoded from.
     pub fn claimed_stream(

@@ -15,8 +15,8 @@ pub(super) struct Trust {
     pub(super) evictions: u64,
 }
 
-/// One bit per block, in words of 64 that exist only where a bit is set: the size of the content is a claim of a
-/// manifest, and must not become memory.
+/// One bit per block, in words of 64 that exist only where a bit is set. The size of the content is a claim of a
+/// manifest, so memory must not depend on it.
 #[derive(Default)]
 pub(super) struct Bits(HashMap<u64, u64>);
 
