@@ -93,7 +93,7 @@ pub(super) struct Inner {
     pub(super) shelf: Arc<Shelf>,
     /// Guard: one fetch of a small blob into memory at a time.
     pub(super) filling: tokio::sync::Mutex<()>,
-    /// Receives digests that must no longer be trusted.
+    /// Announces blobs that must no longer be trusted, by their digests.
     pub(super) distrusted: broadcast::Sender<Digest>,
     /// Whether all blocks are known to be on disk: then no reader needs to be followed.
     pub(super) whole: AtomicBool,

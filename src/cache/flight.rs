@@ -280,7 +280,7 @@ async fn fetch_run(inner: &Arc<Inner>, owner: &Owner, run: Run) {
         let mut busy = Vec::new();
         for block in open {
             let mut flights = lock(&inner.flights);
-            // Another wide delivery may have brought the block.
+            // A wide delivery of another run may have brought the block.
             if !flights.is_owned(owner.number, block) {
                 continue;
             }

@@ -247,7 +247,7 @@ impl Pair {
             }
             Err(error) => {
                 tracing::debug!(%error, map = %self.sidecar.path().display(), "cached data is gone");
-                // A truncated file reads as zeros up to the next write: none of its blocks can be trusted.
+                // The next write extends a truncated file with zeros: none of its blocks can be trusted.
                 self.distrust();
                 false
             }

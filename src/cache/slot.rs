@@ -1,4 +1,4 @@
-//! Slot for the open files of one content: closed when the process runs out of descriptors, and reopened on demand.
+//! Slot for the open files of one content: closed when idle and descriptors run short, and reopened on demand.
 //!
 //! Closing drops the whole [`Pair`], and with it the locks and the trust in its blocks; reopening makes a new one,
 //! which checks each block anew. So other processes can evict, replace or remove closed content, and this one does

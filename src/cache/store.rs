@@ -74,7 +74,7 @@ struct Shared {
     places: Arc<Places>,
     /// Small blobs that could not be stored on disk.
     shelf: Arc<Shelf>,
-    /// Receives digests that must no longer be trusted.
+    /// Announces blobs that must no longer be trusted, by their digests.
     distrusted: broadcast::Sender<Digest>,
     /// Reserves space before every write.
     room: Arc<Room>,
@@ -122,7 +122,8 @@ impl Cache {
     }
 
     /// The same cache for content of the origin `place`. Until a blob was compared with its digest, its stored bytes
-    /// are only a claim of their origin. Another origin with the same digest does not see them.
+    /// are only a claim of their origin. Another origin with the same digest does not see them, and is not harmed by
+    /// wrong ones.
     #[must_use]
     pub fn for_origin(&self, place: &str) -> Self {
         let name = blake3::hash(place.as_bytes()).to_hex();
