@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,10 @@ pub(super) struct Inner {
     pub(super) settled: OnceCell<()>,
     /// Set while the comparison runs beside the readers.
     pub(super) settling: AtomicBool,
-    /// Verification that the owner of a decoded stream reported, as [`Verified`].
+    /// Blocks that are being stored, up to the comparison that follows from the last one. Until then a reader of such a block may
+    /// see bytes of a blob that is wrong.
+    pub(super) storing: AtomicUsize,
+    /// What the owner of a decoded stream says about it, as [`Verified`].
     vouched: AtomicU8,
     warned: AtomicBool,
     pub(super) fetched: AtomicU64,
@@ -148,6 +151,7 @@ impl Cached {
             poisoned: AtomicBool::new(false),
             settled: OnceCell::new(),
             settling: AtomicBool::new(false),
+            storing: AtomicUsize::new(0),
             vouched: AtomicU8::new(0),
             warned: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
@@ -319,7 +323,7 @@ impl Cached {
                 &bytes[(part.start - here.start) as usize..(part.end - here.start) as usize],
             );
         }
-        self.inner.refuse_poisoned()?;
+        self.decided().await?;
         self.inner.note_served(range);
         Ok(())
     }
@@ -397,7 +401,9 @@ impl ReadAt for Cached {
         }
         let ready =
             self.inner.read_from_disk(range, buf, READY_CHECKS).is_some_and(|missing| missing.is_empty());
-        self.inner.refuse_poisoned()?;
+        if self.inner.is_undecided()? {
+            return Ok(false);
+        }
         if whole_first && self.inner.state() != State::Verified {
             return Ok(false);
         }
@@ -501,6 +507,7 @@ impl Inner {
     /// Stores a block that arrived (if `right` allows), answers its waiters, and settles the consequences. Runs on a
     /// blocking thread, because a write can wait for the disk without a bound.
     pub(super) fn accept<R>(&self, block: u64, bytes: &Bytes, right: Option<R>) {
+        let storing = Storing::begin(self);
         let mut outcome = self.refuse_poisoned();
         let mut kept = None;
         let pair = self.pair();
@@ -556,6 +563,7 @@ impl Inner {
         if !late {
             lock(&self.flights).land(block, outcome.map(|()| bytes.clone()));
         }
+        drop(storing);
         match (&kept, complete) {
             (Some((pair, _)), Some(_)) if concluded => self.proof.persist(pair),
             (Some((pair, sum)), None) if self.kind == Kind::Blob => {
@@ -588,5 +596,22 @@ impl Inner {
         {
             tracing::debug!(%error, "cannot note the last use");
         }
+    }
+}
+
+/// A block between its store and what follows from it.
+struct Storing<'a>(&'a AtomicUsize);
+
+impl<'a> Storing<'a> {
+    fn begin(inner: &'a Inner) -> Self {
+        // Before the block can be read: a reader that sees it sees this too, or what came out.
+        inner.storing.fetch_add(1, Ordering::AcqRel);
+        Self(&inner.storing)
+    }
+}
+
+impl Drop for Storing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

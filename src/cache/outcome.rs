@@ -37,11 +37,41 @@ impl Cached {
         }
         inner.refuse_poisoned()
     }
+
+    /// Waits until a blob whose last block is stored was compared with its digest. A reader that got a block from disk waits as
+    /// long as the reader whose fetch brought it.
+    pub(super) async fn decided(&self) -> Result<(), ReadError> {
+        if !self.inner.is_undecided()? {
+            return Ok(());
+        }
+        let inner = Arc::clone(&self.inner);
+        let comparing = blocking(&self.inner.digest, move || {
+            let pair = inner.pair()?;
+            (inner.proof.all_recorded(&pair) && inner.conclude(&pair)).then_some((inner, pair))
+        });
+        if let Some((inner, pair)) = comparing.await?
+            && inner.storing.load(Ordering::Acquire) == 0
+        {
+            // Writing it down waits for the disk, and the reader does not.
+            tokio::task::spawn_blocking(move || inner.proof.persist(&pair));
+        }
+        self.inner.refuse_poisoned()
+    }
 }
 
 impl Inner {
-    /// Takes over the state that other processes left: only complete content that was not compared yet stays
-    /// unsettled.
+    /// Whether all blocks of a blob are stored, it was not compared with its digest, and little is left to hash.
+    pub(super) fn is_undecided(&self) -> Result<bool, ReadError> {
+        // Before the state: a store that ended has changed it.
+        let is_storing = self.storing.load(Ordering::Acquire) > 0;
+        let state = self.sound_state()?;
+        Ok(self.kind == Kind::Blob
+            && (state == State::Complete || is_storing && state == State::Partial)
+            && self.proof.lag() <= SOON
+            && self.pair().is_some_and(|pair| self.proof.all_recorded(&pair)))
+    }
+
+    /// Finds out what other processes left: only content that is complete and was not compared yet stays unsettled.
     pub(super) fn settle_at_open(&self) {
         let settled = match (&self.pair(), self.kind) {
             (_, Kind::Blob) if self.size == 0 => {
@@ -136,8 +166,14 @@ impl Inner {
     }
 
     pub(super) fn refuse_poisoned(&self) -> Result<(), ReadError> {
-        if self.state() != State::Poisoned {
-            return Ok(());
+        self.sound_state().map(drop)
+    }
+
+    /// The state, which is an error where nothing may be read.
+    fn sound_state(&self) -> Result<State, ReadError> {
+        let state = self.state();
+        if state != State::Poisoned {
+            return Ok(state);
         }
         if !self.rejected.load(Ordering::Acquire) {
             self.poisoned.store(true, Ordering::Release);

@@ -5,7 +5,7 @@
 //! the records on disk before the result counts.
 
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock;
 use super::pair::Pair;
@@ -23,6 +23,8 @@ pub(super) struct Proof {
     recorded: Mutex<u64>,
     /// Guards the hashers against two threads that feed them.
     frontier: Mutex<Frontier>,
+    /// The frontier's `next`, readable while another thread hashes.
+    hashed: AtomicU64,
 }
 
 struct Frontier {
@@ -43,16 +45,32 @@ pub(super) enum Verdict {
 
 impl Proof {
     pub(super) fn new(algorithm: Algorithm, size: u64) -> Self {
-        Self { algorithm, size, recorded: Mutex::new(0), frontier: Mutex::new(Frontier::new(algorithm)) }
+        Self {
+            algorithm,
+            size,
+            recorded: Mutex::new(0),
+            frontier: Mutex::new(Frontier::new(algorithm)),
+            hashed: AtomicU64::new(0),
+        }
     }
 
     /// Drops the hash state.
     pub(super) fn restart(&self) {
-        *lock(&self.frontier) = Frontier::new(self.algorithm);
+        self.begin_anew(&mut lock(&self.frontier));
         *lock(&self.recorded) = 0;
     }
 
-    /// Number of blocks of the content.
+    fn begin_anew(&self, frontier: &mut Frontier) {
+        *frontier = Frontier::new(self.algorithm);
+        self.hashed.store(0, Ordering::Release);
+    }
+
+    fn feed(&self, frontier: &mut Frontier, bytes: &[u8], sum: &Sum) {
+        frontier.feed(bytes, sum);
+        self.hashed.store(frontier.next, Ordering::Release);
+    }
+
+    /// How many blocks there are.
     pub(super) fn blocks(&self) -> u64 {
         self.size.div_ceil(BLOCK)
     }
@@ -66,8 +84,7 @@ impl Proof {
     /// Whether every block has a record. Looks at each record once over the life of the process. For a block that was
     /// hashed before it was evicted, its checksum is enough.
     pub(super) fn all_recorded(&self, pair: &Pair) -> bool {
-        // Before `recorded` is locked: `conclude` takes the two locks in that order.
-        let hashed = self.frontier.try_lock().map_or(0, |frontier| frontier.next);
+        let hashed = self.hashed.load(Ordering::Acquire);
         let mut recorded = lock(&self.recorded);
         *recorded = (*recorded).min(pair.lowest_evicted.swap(u64::MAX, Ordering::AcqRel));
         // In steps of many records, up to the first gap or known damage.
@@ -89,10 +106,9 @@ impl Proof {
         *recorded == self.blocks()
     }
 
-    /// Bytes left to hash before the digest is known; all of them while another thread hashes.
+    /// How many bytes are left to hash before the digest is known, whichever thread hashes them.
     pub(super) fn lag(&self) -> u64 {
-        let hashed = self.frontier.try_lock().map_or(0, |frontier| frontier.next);
-        self.blocks().saturating_sub(hashed) * BLOCK
+        self.blocks().saturating_sub(self.hashed.load(Ordering::Acquire)) * BLOCK
     }
 
     /// Acts as another hashing thread for as long as this is held.
@@ -108,10 +124,10 @@ impl Proof {
         for _ in 0..=CATCH_UP {
             let next = frontier.next;
             if next == block {
-                frontier.feed(bytes, sum);
+                self.feed(&mut frontier, bytes, sum);
             } else if next < self.blocks() && pair.is_recorded(next, self.len(next)) {
                 let Some((bytes, sum)) = pair.load(next, self.len(next)) else { return };
-                frontier.feed(&bytes, &sum);
+                self.feed(&mut frontier, &bytes, &sum);
             } else {
                 return;
             }
@@ -129,13 +145,13 @@ impl Proof {
                     *lock(&self.recorded) = frontier.next;
                     return Verdict::Missing;
                 };
-                frontier.feed(&bytes, &sum);
+                self.feed(&mut frontier, &bytes, &sum);
             }
             let mut sums = blake3::Hasher::new();
             for block in 0..self.blocks() {
                 let Some(sum) = pair.known_sum(block, self.len(block)) else {
                     *lock(&self.recorded) = block;
-                    *frontier = Frontier::new(self.algorithm);
+                    self.begin_anew(&mut frontier);
                     return Verdict::Missing;
                 };
                 sums.update(&sum);
@@ -143,7 +159,7 @@ impl Proof {
             if sums.finalize() == frontier.sums.finalize() {
                 return Verdict::Digest(frontier.content.clone().finish());
             }
-            *frontier = Frontier::new(self.algorithm);
+            self.begin_anew(&mut frontier);
         }
         Verdict::Missing
     }

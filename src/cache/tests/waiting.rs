@@ -40,6 +40,50 @@ async fn the_last_block_is_served_before_the_rest_is_hashed() {
     assert_eq!(cached.until_verified().await, Some(State::Verified));
 }
 
+/// Reads the block that completes wrong content, by its fetch and from disk, while another thread holds the hash; then lets go.
+async fn completes_wrongly(size: u64, seed: u64) {
+    let place = Place::new();
+    let mut content = noise(size, seed);
+    let last = (size - 1) / BLOCK * BLOCK;
+    let digest = all_but(&place, &content, Some(last / BLOCK)).await;
+    *content.last_mut().unwrap() ^= 1;
+    let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
+    // All that is here is hashed.
+    assert!(!cached.inner.conclude(&cached.inner.pair().unwrap()));
+    let patience = Instant::now() + Duration::from_secs(20);
+    let hashing = cached.inner.proof.hold();
+    let end = ByteRange::new(last, size);
+    let by_fetch = tokio::spawn({
+        let cached = Arc::clone(&cached);
+        async move { read_vec(&*cached, end).await }
+    });
+    while !cached.present(end) {
+        assert!(Instant::now() < patience, "the last block is stored");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut page = vec![0; 100];
+    assert!(!cached.read_ready(last, &mut page).unwrap(), "not before the digest is known");
+    let from_disk = tokio::spawn({
+        let cached = Arc::clone(&cached);
+        async move { read_vec(&*cached, end).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!by_fetch.is_finished() && !from_disk.is_finished(), "answered before the digest was known");
+    drop(hashing);
+    assert_eq!(by_fetch.await.unwrap().unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(from_disk.await.unwrap().unwrap_err().fault(), Fault::Mismatch);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_of_the_last_block_is_answered_before_the_digest_is_known() {
+    completes_wrongly(SIZE, 265).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_blob_that_is_hashed_but_for_its_end_is_waited_for_too() {
+    completes_wrongly(LARGE, 266).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn content_that_was_completed_and_not_compared_is_served_while_it_is_hashed() {
     let place = Place::new();
