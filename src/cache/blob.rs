@@ -20,7 +20,7 @@ use super::copy_number::CopyNumber;
 use super::derived::Derived;
 use super::extents::Touched;
 use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
-use super::outcome::SOON;
+use super::outcome::{SOON, StoredBlock};
 use super::proof::Proof;
 use super::reject::RejectHistory;
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State, Sum};
@@ -507,7 +507,7 @@ impl Inner {
     /// Stores a block that arrived (if `right` allows), answers its waiters, and settles the consequences. Runs on a
     /// blocking thread, because a write can wait for the disk without a bound.
     pub(super) fn accept<R>(&self, block: u64, bytes: &Bytes, right: Option<R>) {
-        let storing = Storing::begin(self);
+        let storing = StoredBlock::begin(&self.storing);
         let mut outcome = self.refuse_poisoned();
         let mut kept = None;
         let pair = self.pair();
@@ -596,22 +596,5 @@ impl Inner {
         {
             tracing::debug!(%error, "cannot note the last use");
         }
-    }
-}
-
-/// A block between its store and what follows from it.
-struct Storing<'a>(&'a AtomicUsize);
-
-impl<'a> Storing<'a> {
-    fn begin(inner: &'a Inner) -> Self {
-        // Before the block can be read: a reader that sees it sees this too, or what came out.
-        inner.storing.fetch_add(1, Ordering::AcqRel);
-        Self(&inner.storing)
-    }
-}
-
-impl Drop for Storing<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

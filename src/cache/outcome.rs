@@ -4,7 +4,7 @@
 //! those of other processes.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::blob::{Cached, Inner};
 use super::lock;
@@ -291,5 +291,22 @@ impl Inner {
             let error = ReadError::from(error).chain();
             tracing::debug!(digest = %self.digest, error, "cannot change the state");
         }
+    }
+}
+
+/// A block between its store and what follows from it.
+pub(super) struct StoredBlock<'a>(&'a AtomicUsize);
+
+impl<'a> StoredBlock<'a> {
+    /// Counts in `storing`, before the block can be read: a reader that sees the block sees the count too, or what came out.
+    pub(super) fn begin(storing: &'a AtomicUsize) -> Self {
+        storing.fetch_add(1, Ordering::AcqRel);
+        Self(storing)
+    }
+}
+
+impl Drop for StoredBlock<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
