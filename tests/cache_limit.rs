@@ -2,7 +2,7 @@
 //!
 //! A child process is this test binary again, running only the test `child` with its orders in the environment. A watcher looks at
 //! the directory all the time. `OCIFS_LONG=1` makes the scan ten times as long: 1 GiB under a limit of 200 MiB, and lets crowds of
-//! 2, 4 and 8 processes work for ten minutes each.
+//! 2, 4 and 8 processes work for ten minutes each; `OCIFS_LONG=4,8` names the crowds.
 
 #![expect(
     clippy::unwrap_used,

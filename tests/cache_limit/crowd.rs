@@ -316,15 +316,18 @@ fn rests(dir: &Path) {
 
 #[test]
 fn no_process_of_a_crowd_at_the_limit_reads_a_wrong_byte() {
-    let long = std::env::var_os("OCIFS_LONG").is_some();
-    let (crowds, time): (&[u64], _) = match long {
-        true => (&[2, 4, 8], Duration::from_secs(600)),
-        false => (&[3], Duration::from_secs(12)),
+    let long = std::env::var("OCIFS_LONG").ok();
+    let (crowds, time) = match &long {
+        Some(counts) if counts != "1" => {
+            (counts.split(',').map(|count| count.parse().unwrap()).collect(), Duration::from_secs(600))
+        }
+        Some(_) => (vec![2, 4, 8], Duration::from_secs(600)),
+        None => (vec![3], Duration::from_secs(12)),
     };
-    for &processes in crowds {
+    for processes in crowds {
         let dir = tempfile::tempdir().unwrap();
         let reads = run(dir.path(), 60 + processes, processes, time);
-        assert!(reads >= if long { 100_000 } else { 100 }, "only {reads} reads");
+        assert!(reads >= if long.is_some() { 5000 } else { 100 }, "only {reads} reads");
         rests(dir.path());
     }
 }
