@@ -436,6 +436,18 @@ fn a_sparse_map_in_the_content_counts_against_the_limits() {
 }
 
 #[test]
+fn extended_headers_without_an_entry_end() {
+    let (a, x, g) = (entry(b'0', "a", b""), pax(b'x', &[("path", "b")]), pax(b'g', &[("comment", "c")]));
+    let long = entry(b'L', "././@LongLink", b"name\0");
+    for one in [&x, &g, &long] {
+        assert!(walk(&[&one.repeat(64), &a, &one.repeat(64), &a]).is_ok());
+        let error = walk(&[&one.repeat(65), &a]).unwrap_err();
+        assert_eq!(error.fault(), Fault::Unsupported, "{error}");
+        assert!(error.to_string().contains("64 extended headers"), "{error}");
+    }
+}
+
+#[test]
 fn each_dialect_has_its_own_prefix() {
     let with = |edit: fn(&mut [u8])| {
         let bytes = header(b'0', "a", 0, |block| {

@@ -14,7 +14,11 @@ use super::pax::Records;
 use super::sparse::{self, MapReader};
 use crate::io::ByteRange;
 
-/// The next input of the walker.
+/// Extended headers before one entry. Writers make four at most. An archive of nothing else keeps a processor
+/// busy and has no entry that a limit counts.
+const MAX_EXTENSIONS: usize = 64;
+
+/// What the walker needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// At least these bytes of the stream. The caller may add bytes behind them, or supply them in several calls.
@@ -35,6 +39,8 @@ pub struct TarWalker {
     /// End of the stored content of the last entry. Invariant: at least the offset of its header.
     content_end: u64,
     pending: Pending,
+    /// Extended headers since the last entry.
+    extensions: usize,
     metadata: u64,
     toc: Toc,
 }
@@ -73,6 +79,7 @@ impl TarWalker {
             partial: Vec::new(),
             content_end: 0,
             pending: Pending::default(),
+            extensions: 0,
             metadata: 0,
             toc: Toc::default(),
         }
@@ -205,6 +212,7 @@ impl TarWalker {
         if matches!(header.flag, b'x' | b'g' | b'L' | b'K') {
             return self.begin_extension(start, &header).map_err(|problem| problem.at(start, b""));
         }
+        self.extensions = 0;
         let pending = mem::take(&mut self.pending);
         let named = |problem: Problem| problem.at(start, pending.name(&header));
         if !header.has_no_content() {
@@ -239,6 +247,11 @@ impl TarWalker {
 
     /// Starts collecting the content of an extended header.
     fn begin_extension(&mut self, start: u64, header: &Header) -> Result<(), Problem> {
+        self.extensions += 1;
+        if self.extensions > MAX_EXTENSIONS {
+            let message = format!("more than {MAX_EXTENSIONS} extended headers are in front of one entry");
+            return Err(Problem::unsupported(message));
+        }
         let size = content_size(header.size)?;
         let limit = self.limits.pax;
         let over =
