@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use crate::cache::Cache;
-use crate::io::{BoxFuture, ReadError, read_all};
+use crate::io::{BoxFuture, ByteRange, MEMORY, MemoryShare, ReadError, read_all};
 use crate::layer::{IndexKind, IndexPolicy, Offer, Offers};
 use crate::oci::published::{self, INDEX_ARTIFACT, MAX_INDEX_BLOB, TRACE};
 use crate::oci::{self, Descriptor, Digest, Document, Manifest, SociIndex, SociVersion, Ztoc};
@@ -184,8 +184,40 @@ async fn documents(source: &dyn Source, subject: &Digest, artifact_type: &str) -
     manifests
 }
 
+/// The bytes of an index or a trace, which hold their share of memory for as long as they are there.
 async fn blob(cache: &Cache, source: &dyn Source, descriptor: &Descriptor) -> Result<Bytes, ReadError> {
-    small_blob(cache, source, descriptor, MAX_INDEX_BLOB).await
+    // Inline bytes came with a document, and are as small.
+    if descriptor.size <= SMALL_BLOB_BYTES || descriptor.size > MAX_INDEX_BLOB || descriptor.data.is_some() {
+        return small_blob(cache, source, descriptor, MAX_INDEX_BLOB).await;
+    }
+    let needed = PARSED_FACTOR * descriptor.size;
+    let over = |error: crate::io::OverBudget| error.into_read("what lies beside an image");
+    // Nothing is fetched that cannot be held, and nothing is held while it is fetched.
+    MEMORY.refuse_larger(needed).map_err(over)?;
+    let stored = cache.blob(&descriptor.digest, source.blob(descriptor))?;
+    stored.ensure(ByteRange::new(0, descriptor.size)).await?;
+    let share = MEMORY.take(needed).await.map_err(over)?;
+    // What is made of it must not wait for it.
+    share.pin();
+    let bytes = small_blob(cache, source, descriptor, MAX_INDEX_BLOB).await?;
+    Ok(Bytes::from_owner(SharedBytes { bytes, _share: share }))
+}
+
+/// A blob of so many bytes is held without a share of the memory.
+const SMALL_BLOB_BYTES: u64 = 1 << 20;
+/// Bytes of memory for each byte of an index while it is parsed: itself, and its windows or entries.
+const PARSED_FACTOR: u64 = 2;
+
+/// Bytes with their share of the memory.
+struct SharedBytes {
+    bytes: Bytes,
+    _share: MemoryShare,
+}
+
+impl AsRef<[u8]> for SharedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Reads a blob of at most `limit` bytes through the cache, and compares it with its digest.
@@ -241,5 +273,27 @@ impl Image {
     /// Stores a trace in the cache.
     pub fn keep_trace(&self, json: &[u8]) -> Result<(), ReadError> {
         Ok(self.cache.put_trace(&self.manifest_digest, json)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Fault;
+    use crate::source::offline;
+
+    #[tokio::test]
+    async fn an_index_that_memory_cannot_hold_is_not_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let source = offline(&"registry.test/an/image:v1".parse().unwrap());
+        let mut descriptor = Descriptor::of(published::LAYER_INDEX, b"an index");
+        descriptor.size = 8 << 20;
+        let error = blob(&cache, &*source, &descriptor).await.unwrap_err();
+        assert_ne!(error.fault(), Fault::Unsupported, "it is asked for: {}", error.chain());
+        descriptor.size = 100 << 20;
+        let error = blob(&cache, &*source, &descriptor).await.unwrap_err();
+        assert_eq!(error.fault(), Fault::Unsupported, "{}", error.chain());
+        assert!(error.chain().contains("bytes of memory"), "{}", error.chain());
     }
 }

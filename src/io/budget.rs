@@ -88,6 +88,14 @@ impl MemoryBudget {
         MemoryShare { budget: self, bytes: 0, lasts: AtomicBool::new(true) }
     }
 
+    /// An error for what no share can be large enough for.
+    pub(crate) fn refuse_larger(&self, bytes: u64) -> Result<(), OverBudget> {
+        match bytes > self.limit {
+            true => Err(OverBudget { needed: bytes, free: self.limit, limit: self.limit }),
+            false => Ok(()),
+        }
+    }
+
     /// Waits for a temporary share of `bytes`.
     pub(crate) async fn take(&'static self, bytes: u64) -> Result<MemoryShare, OverBudget> {
         let mut share = self.passing();

@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::cache::Cache;
 use crate::cache::{Learnt, Verify};
 use crate::io::{Fault, MEMORY, ReadAt as _, ReadError, Shared, compute};
 
@@ -115,11 +116,11 @@ async fn carried(core: &Core, encoding: Encoding, hints: &Hints) -> Result<Optio
 
 /// Parses an offered index on a blocking thread: it may have millions of entries.
 async fn parse(core: &Core, offer: &Offer) -> Result<Result<Foreign, String>, ReadError> {
-    let (offer, size) = (offer.clone(), core.blob.size());
-    compute(move || Ok(read(&offer, size))).await
+    let (offer, size, cache) = (offer.clone(), core.blob.size(), core.cache().clone());
+    compute(move || Ok(read(&offer, size, &cache))).await
 }
 
-fn read(offer: &Offer, stored_size: u64) -> Result<Foreign, String> {
+fn read(offer: &Offer, stored_size: u64, cache: &Cache) -> Result<Foreign, String> {
     match offer.kind {
         IndexKind::Soci => {
             let mut found =
@@ -132,7 +133,7 @@ fn read(offer: &Offer, stored_size: u64) -> Result<Foreign, String> {
             Ok(found)
         }
         IndexKind::Pushed => {
-            let index = LayerIndex::from_foreign_bytes(&offer.bytes, stored_size)
+            let index = LayerIndex::from_foreign_bytes(&offer.bytes, stored_size, cache)
                 .ok_or("it is of another version, damaged, or about another layer")?;
             let id = *blake3::hash(&offer.bytes).as_bytes();
             Ok(Foreign { kind: IndexKind::Pushed, index, id, is_bound: offer.is_bound, warnings: Vec::new() })
@@ -183,8 +184,14 @@ async fn kept(core: &Core, policy: IndexPolicy) -> Result<Kept, ReadError> {
         let Some(&(kind, is_bound, _)) = KEPT.iter().find(|(_, _, number)| *number == byte) else {
             return Ok(Kept::Nothing);
         };
-        let offer = Offer { kind, bytes: rest.to_vec().into(), is_bound };
-        let taken = takes(policy, &offer).then(|| read(&offer, size).ok()).flatten();
+        let mut memory = MEMORY.passing();
+        // Itself, and what is made of it, which must not wait for it.
+        let grown = memory.grow(2 * bytes.len() as u64);
+        grown.map_err(|error| error.into_read("a kept index"))?;
+        memory.pin();
+        let bytes = bytes::Bytes::from(bytes).slice(1..);
+        let offer = Offer { kind, bytes, is_bound };
+        let taken = takes(policy, &offer).then(|| read(&offer, size, &cache).ok()).flatten();
         Ok(taken.map_or(Kept::Nothing, Kept::Index))
     })
     .await

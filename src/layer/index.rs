@@ -66,13 +66,14 @@ impl LayerIndex {
         Self::within(bytes, stored_size, MAX_INDEX, Some(cache))
     }
 
-    /// Parses untrusted bytes. Real indexes compress to a third, and a bomb must not exhaust memory.
-    pub fn from_foreign_bytes(bytes: &[u8], stored_size: u64) -> Option<Self> {
-        /// Maximum decoded bytes per byte of the index, besides a floor for small ones.
+    /// Reads bytes that somebody else wrote: real indexes compress to a third, and a bomb must not take the memory. A large table of
+    /// contents, and windows, go to the disk of `cache`.
+    pub fn from_foreign_bytes(bytes: &[u8], stored_size: u64, cache: &Cache) -> Option<Self> {
+        /// The most decoded bytes for one of the index, beside a floor for small ones.
         const RATIO: u64 = 32;
         const FLOOR: u64 = 4 * 1024 * 1024;
         let limit = (bytes.len() as u64).saturating_mul(RATIO).saturating_add(FLOOR);
-        Self::within(bytes, stored_size, limit.min(MAX_INDEX), None)
+        Self::within(bytes, stored_size, limit.min(MAX_INDEX), Some(cache))
     }
 
     fn within(bytes: &[u8], stored_size: u64, limit: u64, cache: Option<&Cache>) -> Option<Self> {
@@ -195,14 +196,16 @@ mod tests {
             LayerIndex { spans: SpanMap::identity(1 << 40), blocks: vec![[0; 32]; 1 << 22], ..index() };
         let bytes = bomb.to_bytes().unwrap();
         assert!(bytes.len() < 100_000, "{} bytes", bytes.len());
-        assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 1 << 40), None);
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 1 << 40, &cache), None);
         assert_eq!(
             LayerIndex::from_bytes(&bytes, 1 << 40),
             Some(bomb),
             "what was made here is as large as it is"
         );
         let bytes = index().to_bytes().unwrap();
-        assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 2048), Some(index()));
+        assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 2048, &cache), Some(index()));
     }
 
     #[test]
@@ -239,5 +242,23 @@ mod tests {
         let (mut rest, mut buffer) = (&plain[..], vec![0; BUFFER]);
         assert!(postcard::from_io::<LayerIndex, _>((&mut rest, &mut buffer[..])).is_err());
         assert!(plain.len() - rest.len() < 100, "{} bytes were read of them", plain.len() - rest.len());
+    }
+
+    #[test]
+    fn a_list_of_starts_ends_where_the_memory_does() {
+        use super::super::sniff::Encoding;
+        use super::super::span::{Resume, SpanStart};
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let read = |count: u64| {
+            let start = |at| SpanStart { stored: at, stream: at * 300_000, resume: Resume::Unit };
+            let spans =
+                SpanMap::ordered(Encoding::Gzip, count, count * 300_000, (0..count).map(start).collect());
+            let bytes = LayerIndex { spans, blocks: Vec::new(), ..index() }.to_bytes().unwrap();
+            (bytes.len(), LayerIndex::from_foreign_bytes(&bytes, count, &cache))
+        };
+        assert!(read(10_000).1.is_some());
+        let (stored, bomb) = read(3_000_000);
+        assert!(bomb.is_none(), "{stored} bytes became more than the memory of all layers");
     }
 }

@@ -8,6 +8,7 @@ use std::hash::Hasher as _;
 use twox_hash::XxHash32;
 
 use super::codec::{Place, Step};
+use crate::io::{MEMORY, MemoryShare};
 
 /// The first bytes of a frame.
 pub(super) const MAGIC: u32 = 0x184D_2204;
@@ -22,7 +23,10 @@ const HISTORY: usize = 64 * 1024;
 /// Maximum block of Apple's framing, in bytes: it is held in memory. The library writes far smaller blocks.
 const MAX_APPLE: usize = 64 * 1024 * 1024;
 
-/// Maximum bytes that one byte decodes to.
+/// Blocks of Apple's framing that are held without a share of the memory: with its bytes, as much as a block of a frame takes.
+const UNCHARGED_APPLE: usize = 8 * 1024 * 1024;
+
+/// The most bytes that one byte decodes to.
 const RATIO: usize = 255;
 
 /// Block parameters of a frame, encoded in the byte that a resume point between two blocks carries.
@@ -100,6 +104,8 @@ pub(super) struct Lz4 {
     sum: Option<XxHash32>,
     /// Remaining bytes of the frame's content; `None` if the frame records no size.
     left: Option<u64>,
+    /// What large blocks take of the memory that all layers share.
+    memory: MemoryShare,
 }
 
 impl Lz4 {
@@ -116,6 +122,8 @@ impl Lz4 {
             history: Vec::new(),
             sum: None,
             left: None,
+            // Held while stored bytes are waited for: it is not waited for in its turn.
+            memory: MEMORY.lasting(),
         }
     }
 
@@ -253,6 +261,7 @@ impl Lz4 {
                 if size > len.saturating_mul(RATIO) || len == 0 {
                     return Err(format!("a block of {len} bytes cannot decode to {size}"));
                 }
+                self.charge(size + len)?;
                 (self.part, self.wanted, self.left) = (Part::AppleBlock, len, Some(size as u64));
             }
             Part::AppleBlock => {
@@ -268,6 +277,17 @@ impl Lz4 {
             Part::Skip { .. } | Part::AppleStored { .. } => {}
         }
         Ok(Place::Inside)
+    }
+
+    /// Takes memory for a large block and its stored bytes. The buffers stay for the next one.
+    fn charge(&mut self, bytes: usize) -> Result<(), String> {
+        let missing = (bytes as u64).saturating_sub(self.memory.bytes());
+        if bytes <= UNCHARGED_APPLE || missing == 0 {
+            return Ok(());
+        }
+        self.memory
+            .grow(missing)
+            .map_err(|error| format!("a block of {bytes} bytes, packed and not: {error}"))
     }
 
     fn header(&mut self, header: &[u8]) -> Result<(), String> {
@@ -352,4 +372,21 @@ impl Lz4 {
 /// The number at the start of `bytes`, which are at least four.
 fn le32(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_blocks_of_apple_share_the_memory_of_all_layers() {
+        let head = [&b"bv41"[..], &(60_u32 << 20).to_le_bytes(), &(60_u32 << 20).to_le_bytes()].concat();
+        let begin = |lz4: &mut Lz4| lz4.step(&head[..4], &mut []).and_then(|_| lz4.step(&head[4..], &mut []));
+        let (mut one, mut other) = (Lz4::new(true), Lz4::new(true));
+        begin(&mut one).unwrap();
+        let error = begin(&mut other).unwrap_err();
+        assert!(error.contains("bytes of memory"), "{error}");
+        drop(one);
+        begin(&mut Lz4::new(true)).unwrap();
+    }
 }

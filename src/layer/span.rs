@@ -3,13 +3,14 @@
 //! A read gets the pieces that cover its range. A piece is decoded on its own, from the first of its stored bytes
 //! to the last of its stream bytes. Nothing is decoded in this module.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cache::Cache;
-use crate::io::ByteRange;
+use crate::io::{ByteRange, MEMORY, MemoryShare};
 
 use super::packed_window::{Window, WindowSpool};
 use super::sniff::Encoding;
@@ -102,10 +103,10 @@ pub enum Sums {
     /// No digests.
     #[default]
     None,
-    /// Of disjoint ranges of the stream. No range crosses the end of a chunk.
-    Stream(Vec<Sum>),
-    /// Of ranges of the stored bytes, one for each span. Neighbours may share a byte.
-    Stored(Vec<Sum>),
+    /// Of ranges of the stream. None crosses the end of a chunk.
+    Stream(#[serde(deserialize_with = "charged")] Vec<Sum>),
+    /// Of ranges of the stored bytes: one for each span.
+    Stored(#[serde(deserialize_with = "charged")] Vec<Sum>),
 }
 
 /// Maps stream ranges to stored ranges.
@@ -127,8 +128,8 @@ enum Shape {
     Identity,
     /// The stream is stored in order. Invariant: the first start is at (0, 0), and stream offsets increase.
     Ordered(#[serde(deserialize_with = "increasing")] Vec<SpanStart>),
-    /// The stream is a sequence of chunks, made up by an index; decoding the whole layer gives a different stream.
-    Chunks(Vec<Chunk>),
+    /// The stream is the chunks one after the other: made up by an index, not what decoding everything gives.
+    Chunks(#[serde(deserialize_with = "charged")] Vec<Chunk>),
 }
 
 /// Deserializes starts, and fails at the first that does not increase. Equal starts compress to almost nothing, and
@@ -148,6 +149,7 @@ impl<'de> Visitor<'de> for Increasing {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut starts: Vec<SpanStart> = Vec::new();
+        let mut memory = MEMORY.passing();
         while let Some(start) = seq.next_element::<SpanStart>()? {
             if let Some(last) = starts.last()
                 && !(last.stored < start.stored && last.stream < start.stream)
@@ -155,9 +157,50 @@ impl<'de> Visitor<'de> for Increasing {
                 let at = starts.len();
                 return Err(A::Error::custom(format!("start {at} does not come after the one before")));
             }
+            charge(&mut memory, &starts)?;
             starts.push(start);
         }
         Ok(starts)
+    }
+}
+
+/// Items that are read before memory for more of them is asked for.
+const CHARGED_ITEMS: usize = 4096;
+
+/// Takes memory for the items that come next, when `items` used up what was taken. A few bytes of an index are one item, and its
+/// number is of the author's choice.
+fn charge<T, E: serde::de::Error>(memory: &mut MemoryShare, items: &[T]) -> Result<(), E> {
+    if items.is_empty() || !items.len().is_multiple_of(CHARGED_ITEMS) {
+        return Ok(());
+    }
+    // A list that grows is there twice for a moment.
+    let bytes = (2 * CHARGED_ITEMS * size_of::<T>()) as u64;
+    memory
+        .grow(bytes)
+        .map_err(|error| E::custom(format!("a list of more than {} items: {error}", items.len())))
+}
+
+/// Reads a list as far as there is memory for it.
+fn charged<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    deserializer.deserialize_seq(Charged(PhantomData))
+}
+
+struct Charged<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Charged<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let (mut items, mut memory) = (Vec::new(), MEMORY.passing());
+        while let Some(item) = seq.next_element()? {
+            charge(&mut memory, &items)?;
+            items.push(item);
+        }
+        Ok(items)
     }
 }
 
