@@ -30,6 +30,8 @@ use crate::registry;
 
 /// Set in the environment of the keeper, which recognises its role by it.
 const MARK: &str = "OCIFS_KEEPER";
+/// The name of its process.
+const KEEPER_NAME: &str = "ocifs-keeper";
 /// Set for the keeper of a temporary mount: at its end it removes the directory and the parent directory.
 pub const TEMPORARY: &str = "OCIFS_TEMPORARY";
 /// The longest message: a path and a reference, each limited to a page by the kernel.
@@ -94,7 +96,7 @@ pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| failed(errno.into()))?;
     Command::new("/proc/self/exe")
-        .arg0("ocifs-keeper")
+        .arg0(KEEPER_NAME)
         .env(MARK, "1")
         // Credential helpers inherit the user's environment, without the variables that are ours.
         .env_remove("OCIFS_CREDS")
@@ -236,7 +238,8 @@ fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<T> {
 
 /// Whether this process was started as a keeper.
 pub fn is_keeper() -> bool {
-    std::env::var_os(MARK).is_some()
+    // The variable alone may come from a caller.
+    std::env::var_os(MARK).is_some() && std::env::args_os().next().is_some_and(|name| name == KEEPER_NAME)
 }
 
 /// Runs the keeper until the parent process is gone.

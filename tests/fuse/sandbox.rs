@@ -310,11 +310,12 @@ fn a_credential_helper_is_run_by_the_keeper() {
     content.push(&registry);
     ask_for(&registry, "one");
     let tools = site.scratch().subdir("tools");
-    let (secret, parents) = (tools.join("secret"), tools.join("parents"));
+    let (secret, parents, variables) = (tools.join("secret"), tools.join("parents"), tools.join("variables"));
     let script = format!(
-        "#!/bin/sh\ntr '\\0' ' ' < /proc/$PPID/cmdline >> {parents}\nread server\n\
+        "#!/bin/sh\ntr '\\0' ' ' < /proc/$PPID/cmdline >> {parents}\nenv >> {variables}\nread server\n\
          printf '{{\"Username\":\"{USER}\",\"Secret\":\"%s\"}}' \"$(cat {secret})\"\n",
         parents = parents.display(),
+        variables = variables.display(),
         secret = secret.display()
     );
     fs::write(&secret, "one").unwrap();
@@ -326,7 +327,8 @@ fn a_credential_helper_is_run_by_the_keeper() {
     let dir = site.mount_point("mnt");
     let mut command = site.command();
     let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
-    command.env("PATH", path).args(["mount", "--authfile"]).arg(&authfile);
+    // A variable that a caller left makes no keeper of the command.
+    command.env("PATH", path).env("OCIFS_KEEPER", "1").args(["mount", "--authfile"]).arg(&authfile);
     let mount = Mount::up(command.arg(content.reference(&registry)).arg(&dir), dir);
     // A stop breaks off a wait at a socket with a timeout, as the end of a child can.
     let kept = keeper(mount.pid()).expect("there is a keeper");
@@ -339,6 +341,8 @@ fn a_credential_helper_is_run_by_the_keeper() {
     let parents = fs::read_to_string(parents).unwrap();
     assert!(parents.starts_with("ocifs-keeper") && parents.matches("ocifs-keeper").count() > 1, "{parents}");
     assert!(!parents.contains("mount"), "{parents}");
+    let variables = fs::read_to_string(variables).unwrap();
+    assert!(variables.contains("PATH=") && !variables.contains("OCIFS_KEEPER"), "{variables}");
     mount.unmount();
 }
 
