@@ -29,6 +29,8 @@ mod interruptions;
 mod manifests;
 #[path = "registry_client/matrix.rs"]
 mod matrix;
+#[path = "registry_client/messages.rs"]
+mod messages;
 #[path = "registry_client/mirrors.rs"]
 mod mirrors;
 #[allow(dead_code, clippy::expect_used, reason = "shared with the tests of mounts")]

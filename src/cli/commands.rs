@@ -370,9 +370,6 @@ pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
     let mut written = Ok(());
     runtime.block_on(async {
         let family = open(&args.image).await?;
-        for warning in family.warnings() {
-            tracing::warn!(warning, "not everything is shown");
-        }
         let namespace = Namespace::open(Arc::new(family), &Scope::default()).await?;
         let detail = if args.long { export::Detail::Attributes } else { export::Detail::Names };
         export::list(&namespace, path, depth, detail, |listed| {

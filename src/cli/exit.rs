@@ -287,6 +287,9 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
         (_, Some(TlsTrouble::ClientCertificate)) => {
             "put the client certificate and its key (NAME.cert, NAME.key) into certs.d/HOST, or name their directory with --cert-dir"
         }
+        (_, Some(TlsTrouble::NoTls)) => {
+            "the host speaks http on this port: pass --plain-http, or name its port for https"
+        }
         (_, Some(TlsTrouble::Other)) => {
             "name who signed its certificate with --ca-file, or put it into certs.d; for http there is --plain-http"
         }
@@ -310,6 +313,7 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
         _ if error.is_too_often() => {
             "the registry wants fewer requests: wait, or log in where that raises the limit"
         }
+        _ if error.is_failing() => "the registry fails, not the network: try again later",
         _ if error.fault() == Fault::Denied && !matches!(error.last(), RegistryError::Blocked { .. }) => {
             "log in with \"docker login\" or \"podman login\", or pass --authfile; --anonymous reads public images in spite of a stale login; the reference may also not exist"
         }
@@ -380,6 +384,9 @@ impl From<MountError> for Failure {
                  \"ocifs ls\" and \"ocifs cat\" need neither"
                     .to_owned(),
             ),
+            MountError::Unmount { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
+                Some("a user namespace has the mounts of its parent locked: unmount it there".to_owned())
+            }
             MountError::NoNamespace => Some("as an ordinary user, be root of a namespace: unshare -rm ocifs run --rw ...".to_owned()),
             MountError::NoRight { .. } => Some(
                 "give the container the right and the device: --cap-add SYS_ADMIN --device /dev/fuse; or mount in a namespace of \

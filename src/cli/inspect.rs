@@ -310,7 +310,7 @@ fn table(layers: &[LayerReport], look: Look, out: &mut dyn Write) -> io::Result<
     }
     let sum = |of: fn(&LayerReport) -> u64| layers.iter().map(of).fold(0, u64::saturating_add);
     let (size, cached) = (sum(|layer| layer.size), sum(|layer| layer.cached));
-    let count = format!("{} layers", layers.len());
+    let count = format!("{} {}", layers.len(), if layers.len() == 1 { "layer" } else { "layers" });
     writeln!(out, "{:<5} {count:<digits$} {:>10} {}", "total", human(size), share(cached, size))?;
     out.write_all(b"\n")?;
     for (numbers, access) in grouped(layers.iter().map(|layer| (layer.layer, &layer.access[..]))) {

@@ -295,11 +295,7 @@ impl LoginFlight {
         }
         let bytes = body.limited(response, MAX_TOKEN, Ending::Announced).await?;
         let token: Option<TokenAnswer> = serde_json::from_slice(&bytes).ok();
-        token.and_then(TokenAnswer::token).ok_or_else(|| RegistryError::NotRegistry {
-            host,
-            what,
-            reason: "something that holds no token".into(),
-        })
+        token.and_then(TokenAnswer::token).ok_or(RegistryError::NoToken { host, what })
     }
 
     fn nothing_to_say(&self) -> RegistryError {

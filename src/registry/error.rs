@@ -122,6 +122,14 @@ pub enum RegistryError {
         /// The unexpected answer.
         reason: String,
     },
+    /// A token server answers, and gives no token.
+    #[error("token server {host} answered {what} with something that holds no token")]
+    NoToken {
+        /// Host of the token realm.
+        host: String,
+        /// Token that was asked for.
+        what: String,
+    },
     /// A response that violates the protocol.
     #[error("registry {host} answered {what} with {reason}")]
     Protocol {
@@ -308,6 +316,7 @@ impl RegistryError {
             RegistryError::Status { .. }
             | RegistryError::Insecure { .. }
             | RegistryError::NotRegistry { .. }
+            | RegistryError::NoToken { .. }
             | RegistryError::Protocol { .. }
             | RegistryError::Misled { .. }
             | RegistryError::SpeaksTls { .. }
@@ -387,6 +396,11 @@ impl RegistryError {
         }
     }
 
+    /// Whether the host answers, and its service fails.
+    pub fn is_failing(&self) -> bool {
+        matches!(self.last(), RegistryError::Status { .. }) && self.fault() == Fault::Unavailable
+    }
+
     /// Whether the registry limits the rate of requests (429).
     pub fn is_too_often(&self) -> bool {
         matches!(self.last(), RegistryError::Status { status: 429, .. })
@@ -399,7 +413,8 @@ impl RegistryError {
             RegistryError::Insecure { .. }
             | RegistryError::SpeaksTls { .. }
             | RegistryError::Proxy { .. }
-            | RegistryError::NotRegistry { .. } => true,
+            | RegistryError::NotRegistry { .. }
+            | RegistryError::NoToken { .. } => true,
             RegistryError::Status { status, .. } if *status >= 500 => true,
             RegistryError::Exhausted { source, .. } => source.is_about_the_host(),
             other => other.is_passing(),

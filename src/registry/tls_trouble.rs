@@ -3,7 +3,7 @@
 //! The library's error is nested inside of the outermost one, and its kind decides the advice to the user. Nothing is
 //! connected here.
 
-use rustls::{AlertDescription, CertificateError};
+use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 /// The reason of a TLS error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,9 @@ pub enum TlsTrouble {
     OtherName,
     /// The server requires a client certificate, or another one than it got.
     ClientCertificate,
-    /// Any other reason: an untrusted signer, or no TLS.
+    /// The server speaks no TLS on this port.
+    NoTls,
+    /// Any other reason: an untrusted signer.
     Other,
 }
 
@@ -32,6 +34,7 @@ impl TlsTrouble {
                 }
                 _ => TlsTrouble::Other,
             },
+            Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => TlsTrouble::NoTls,
             Some(rustls::Error::AlertReceived(alert)) if is_about_us(*alert) => TlsTrouble::ClientCertificate,
             _ => TlsTrouble::Other,
         }

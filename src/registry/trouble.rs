@@ -30,7 +30,8 @@ pub(super) fn broken(host: &str, what: &str, error: reqwest::Error) -> RegistryE
         return RegistryError::Misled { host, what: what.to_owned(), reason: led.to_string() };
     }
     let is_tls = cause::<rustls::Error>(&source).is_some();
-    if is_tls && (connecting || TlsTrouble::of(&source) != TlsTrouble::Other) {
+    let is_final = !matches!(TlsTrouble::of(&source), TlsTrouble::Other | TlsTrouble::NoTls);
+    if is_tls && (connecting || is_final) {
         return RegistryError::Insecure { host, source };
     }
     RegistryError::Unreachable { host, what: what.to_owned(), connecting, source }

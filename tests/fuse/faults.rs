@@ -121,7 +121,6 @@ fn an_outage_is_an_error_soon_and_over_when_it_is_over() {
     registry.go_down();
     let begun = Instant::now();
     assert_eq!(fs::read(mount.join("files/file")).unwrap_err().raw_os_error(), Some(libc::EIO));
-    // The kernel asks twice (its read-ahead fails, then the page that is needed), so a reader waits for two of our reads.
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     assert!(fs::read(mount.join("manifest.json")).is_ok());
     registry.come_up();

@@ -132,3 +132,4 @@ mod unpacked;
 mod verification;
 mod views;
 mod wedge;
+mod worlds;

@@ -6,9 +6,9 @@
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -19,17 +19,17 @@ use crate::layout::{Layer, Layout};
 use crate::process::{Finished, Need, able, becomes_true, run, run_within, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
-use crate::site::{Mount, Site, daemons, keeper};
+use crate::site::{Mount, Site, daemons};
 use crate::tarball::Tarball;
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 /// Far below the time that any registry is waited for here, and enough for a busy machine.
-const PROMPT: Duration = Duration::from_secs(30);
+pub(crate) const PROMPT: Duration = Duration::from_secs(30);
 /// How long a registry is waited for where nothing may wait for it.
-const FOREVER: &str = "--timeout=3600";
+pub(crate) const FOREVER: &str = "--timeout=3600";
 
 /// A server that takes connections and says nothing, and its address.
-fn silent() -> (TcpListener, String) {
+pub(crate) fn silent() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     (listener, address)
@@ -49,11 +49,11 @@ fn waiting(site: &Site, options: &[&str]) -> (Mount, String) {
 
 /// Runs a program that needs no answer of a registry.
 #[track_caller]
-fn prompt(command: &mut Command) -> Finished {
+pub(crate) fn prompt(command: &mut Command) -> Finished {
     run_within(command, PROMPT)
 }
 
-fn ended(child: &mut Child) -> Option<std::process::ExitStatus> {
+pub(crate) fn ended(child: &mut Child) -> Option<std::process::ExitStatus> {
     let mut status = None;
     becomes_true(PROMPT, || {
         status = child.try_wait().unwrap();
@@ -165,13 +165,13 @@ fn a_mount_that_waits_for_its_registry_answers_what_needs_none() {
 }
 
 /// The letter of a process's state, proc_pid_stat(5); `X` when it is gone.
-fn state_of(pid: u32) -> char {
+pub(crate) fn state_of(pid: u32) -> char {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('X')
 }
 
 /// Whether a process waits for an answer of a mount: until somebody wants to end it, that is a sleep like others (proc_pid_wchan(5)).
-fn waits(pid: u32) -> bool {
+pub(crate) fn waits(pid: u32) -> bool {
     let place = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
     state_of(pid) == 'D' || place.contains("request_wait_answer")
 }
@@ -492,143 +492,67 @@ print(os.strerror(ctypes.get_errno()))";
     mount.unmount();
 }
 
-/// A world in which a mount is in trouble, and how it comes about.
-struct World {
-    name: &'static str,
-    /// Kept until the end of the world.
-    mount: Mount,
-    _held: Option<TcpListener>,
-    registry: Option<FaultRegistry>,
-    /// A file that cannot be read here, or can.
-    file: PathBuf,
-}
-
-/// What is tried in each world. Only the reader needs a registry.
-const TRIED: [&str; 8] = ["df", "ls -l ..", "stat", "reader", "list", "status", "umount -l", "ls left"];
-
 #[test]
-fn no_bad_world_holds_up_what_needs_no_registry() {
-    if !able(&[Need::Root, Need::Fuse, Need::Tool("prlimit")]) {
+fn a_read_that_fails_has_waited_once() {
+    if !able(&NEEDS) {
         return;
     }
-    let names = [
-        "silent registry, delayed",
-        "closed registry, delayed",
-        "silent registry",
-        "dead registry",
-        "stopped process",
-        "killed process",
-        "killed keeper",
-        "no descriptors",
-        "no threads",
-        "full disk",
-    ];
-    let mut table = vec![format!("{:<26}{}", "", TRIED.map(|what| format!("{what:>10}")).concat())];
-    for name in names {
-        let site = Site::new();
-        let world = begin(&site, name);
-        let times = live(&site, &world);
-        let cells: Vec<String> = times.iter().map(|time| format!("{:>8} ms", time.as_millis())).collect();
-        table.push(format!("{:<26}{}", world.name, cells.concat()));
-        let World { mount, registry, .. } = world;
-        if let Some(registry) = registry {
-            registry.clear();
-        }
-        let (dir, served_by) = (mount.dir().to_owned(), mount.pid());
-        mount.forget();
-        for pid in daemons(&dir) {
-            signal(pid, Signal::SIGCONT);
-            signal(pid, Signal::SIGKILL);
-        }
-        if let Some(group) = group_of(served_by).filter(|group| group.exists()) {
-            assert!(becomes_true(PROMPT, || fs::remove_dir(&group).is_ok()), "{group:?} is left");
-        }
-        if name == "full disk" {
-            run(Command::new("umount").arg("-l").arg(site.scratch().join("disk"))).ok();
-        }
-    }
-    println!("{}", table.join("\n"));
-}
-
-fn begin(site: &Site, name: &'static str) -> World {
-    let content = Content::new(66);
-    if name.ends_with("delayed") {
-        let (held, address) = silent();
-        let held = name.starts_with("silent").then_some(held);
-        let mount = site.mount(&format!("{address}/a/b:1"), &["--delay-connect", FOREVER]);
-        let file = mount.join("config.json");
-        return World { name, mount, _held: held, registry: None, file };
-    }
-    let registry = FaultRegistry::start();
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(68));
     content.push(&registry);
-    let cache = site.scratch().subdir("disk");
-    let cache_dir = format!("--cache-dir={}/cache", cache.display());
-    if name == "full disk" {
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=700k", "tmpfs"]).arg(&cache)).ok();
-    }
-    let mount = site.mount(&content.reference(&registry), &[FOREVER, &cache_dir, "--prefetch=none"]);
-    let file = mount.join(&content.file(0).path);
-    let pid = mount.pid();
-    let limit = |what: &str| drop(run(Command::new("prlimit").args(["--pid", &pid.to_string(), what])).ok());
-    match name {
-        "silent registry" => registry.set(Fault::Silent),
-        "dead registry" => registry.go_down(),
-        "stopped process" => signal(pid, Signal::SIGSTOP),
-        "killed process" => signal(pid, Signal::SIGKILL),
-        "killed keeper" => {
-            signal(keeper(pid).expect("there is a keeper"), Signal::SIGKILL);
-            registry.set(Fault::Silent);
-        }
-        "no descriptors" => limit("--nofile=8:8"),
-        // No control group with a limit of threads: the world is one in which all is well.
-        "no threads" => drop(no_more_threads(pid)),
-        _ => {}
-    }
-    World { name, mount, _held: None, registry: Some(registry), file }
-}
-
-/// Puts a process into a control group that lets it start no thread; `None` where there is no such group.
-fn no_more_threads(pid: u32) -> Option<()> {
-    let group = group_of(pid)?;
-    fs::create_dir(&group).ok()?;
-    fs::write(group.join("cgroup.procs"), pid.to_string()).ok()?;
-    let now = fs::read_to_string(group.join("pids.current")).ok()?;
-    fs::write(group.join("pids.max"), now.trim()).ok()
-}
-
-/// The control group that is made for a process.
-fn group_of(pid: u32) -> Option<PathBuf> {
-    let groups = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
-    let parent = groups.into_iter().find(|group| group.join("cgroup.procs").exists())?;
-    Some(parent.join(format!("ocifs-wedge-{pid}")))
-}
-
-/// Does everything that [`TRIED`] names, and gives how long each took. What does not end fails the test.
-fn live(site: &Site, world: &World) -> Vec<Duration> {
-    let dir = world.mount.dir();
-    let around = dir.parent().unwrap();
-    let timed = |command: &mut Command| {
-        let begun = Instant::now();
-        prompt(command);
-        begun.elapsed()
+    let mount = site.mount(&content.reference(&registry), &["--timeout=4", "--no-cache", "--prefetch=none"]);
+    registry.set(Fault::Silent);
+    // Without the page cache the kernel asks once; with it, for the readahead, and again for the page.
+    let tries = |more: &[&str]| {
+        // A failure is the answer of a second request for half a second.
+        std::thread::sleep(Duration::from_secs(1));
+        let before = registry.unanswered();
+        let mut dd = Command::new("dd");
+        dd.args(["bs=4096", "count=1", "status=none", "of=/dev/null"]).args(more);
+        let failed = run(dd.arg(format!("if={}", mount.join(&content.file(0).path).display())));
+        assert!(failed.stderr.contains("Input/output error"), "{}", failed.stderr);
+        registry.unanswered() - before
     };
-    let reader = || {
-        let mut reader = Command::new("cat");
-        let mut reader = reader.arg(&world.file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        becomes_true(Duration::from_secs(2), || waits(reader.id()) || state_of(reader.id()) == 'Z');
-        let begun = Instant::now();
-        signal(reader.id(), Signal::SIGKILL);
-        assert!(ended(&mut reader).is_some(), "{}: a killed reader goes on", world.name);
-        begun.elapsed()
+    let (once, cached) = (tries(&["iflag=direct"]), tries(&[]));
+    assert!(once > 0 && cached < 2 * once, "{once} tries for one read, {cached} through the page cache");
+    // The next read of a program asks again.
+    assert!(tries(&[]) > 0);
+    registry.clear();
+    let file = content.file(0);
+    assert!(fs::read(mount.join(&file.path)).unwrap() == file.bytes);
+    mount.unmount();
+}
+
+#[test]
+fn callers_in_other_namespaces_see_the_mount_and_are_told_where_it_can_be_unmounted() {
+    if !able(&[Need::Root, Need::Fuse, Need::Tool("unshare")]) {
+        return;
+    }
+    let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(69));
+    content.push(&registry);
+    let mount = site.mount(&content.reference(&registry), &[]);
+    let dir = mount.dir().display().to_string();
+    let within = |namespaces: &[&str], words: &[&str]| {
+        let mut command = Command::new("unshare");
+        let ocifs = site.command();
+        command.args(namespaces).arg(ocifs.get_program()).args(words).env_clear();
+        command.envs(ocifs.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        prompt(&mut command)
     };
-    vec![
-        timed(Command::new("df").arg(dir)),
-        timed(Command::new("ls").arg("-l").arg(around)),
-        timed(Command::new("stat").arg(dir)),
-        reader(),
-        timed(site.command().arg("list")),
-        timed(site.command().arg("status").arg(dir)),
-        timed(Command::new("umount").arg("-l").arg(dir)),
-        timed(Command::new("ls").arg(dir)),
-    ]
+    for namespaces in [&["-m"][..], &["-p", "-f"], &["-p", "-f", "--mount-proc"], &["-r", "-m"]] {
+        let listed = within(namespaces, &["list"]).ok().text();
+        assert!(
+            listed.lines().any(|line| line.starts_with("served") && line.contains(&dir)),
+            "{namespaces:?}: {listed}"
+        );
+        assert!(within(namespaces, &["status", &dir]).ok().text().contains("reference"), "{namespaces:?}");
+        within(namespaces, &["doctor"]).ok();
+    }
+    // In a user namespace the mounts of its parent are locked; in a copy of the table only the copy goes.
+    within(&["-r", "-m"], &["umount", &dir]).refused(&[8], &["locked: unmount it there"]);
+    within(&["-m"], &["umount", &dir]).ok();
+    assert!(mounted_at(mount.dir()).is_some());
+    within(&["-p", "-f"], &["umount", &dir]).ok();
+    assert!(mounted_at(mount.dir()).is_none());
+    assert!(becomes_true(PROMPT, || daemons(mount.dir()).is_empty()));
+    mount.forget();
 }

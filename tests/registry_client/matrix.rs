@@ -67,14 +67,18 @@ enum Kind {
 }
 
 /// A request.
-struct Asked {
-    path: String,
-    range: Option<(usize, usize)>,
+pub(super) struct Asked {
+    pub(super) path: String,
+    pub(super) range: Option<(usize, usize)>,
     authorization: bool,
+    /// The Authorization header, empty without one.
+    pub(super) credential: String,
+    /// The Host header.
+    pub(super) host: String,
 }
 
 /// An answer.
-struct Reply {
+pub(super) struct Reply {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
@@ -82,27 +86,27 @@ struct Reply {
 }
 
 impl Reply {
-    fn new(status: u16, body: &[u8]) -> Self {
+    pub(super) fn new(status: u16, body: &[u8]) -> Self {
         Self { status, headers: Vec::new(), body: body.to_vec(), chunked: false }
     }
 
-    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 }
 
-type Answer = dyn Fn(&Asked) -> Reply + Send + Sync;
+pub(super) type Answer = dyn Fn(&Asked) -> Reply + Send + Sync;
 
 /// A server, with what it was asked.
-struct Desk {
+pub(super) struct Desk {
     host: String,
     log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Desk {
     /// Serves until the test's process ends: its threads wait for requests and hold nothing.
-    fn open(answer: Arc<Answer>) -> Self {
+    pub(super) fn open(answer: Arc<Answer>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -116,7 +120,16 @@ impl Desk {
         Self { host, log }
     }
 
-    fn asked(&self) -> usize {
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Method, path and range of each request.
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub(super) fn asked(&self) -> usize {
         self.log.lock().unwrap().len()
     }
 }
@@ -150,7 +163,14 @@ fn converse(mut stream: TcpStream, answer: &Answer, log: &Mutex<Vec<String>>) ->
         let mut words = head.split(' ');
         let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
         log.lock().unwrap().push(format!("{method} {path} {range:?}"));
-        let reply = answer(&Asked { path, range, authorization: header("authorization").is_some() });
+        let credential = header("authorization");
+        let reply = answer(&Asked {
+            path,
+            range,
+            authorization: credential.is_some(),
+            credential: credential.unwrap_or_default(),
+            host: header("host").unwrap_or_default(),
+        });
         let mut text = format!("HTTP/1.1 {} x\r\n", reply.status);
         for (name, value) in &reply.headers {
             text.push_str(&format!("{name}: {value}\r\n"));
@@ -320,7 +340,13 @@ fn world(
                 let reply = content.formed(
                     form,
                     usize::from(asked.path.contains("again")),
-                    &Asked { path, range: None, authorization: asked.authorization },
+                    &Asked {
+                        path,
+                        range: None,
+                        authorization: asked.authorization,
+                        credential: String::new(),
+                        host: asked.host.clone(),
+                    },
                 );
                 let back = |(name, value): (&'static str, String)| {
                     (name, value.replace("/manifests/token", "/token"))

@@ -28,7 +28,7 @@ impl Drop for Doors {
 const NEEDS: [Need<'static>; 2] = [Need::Tool("nginx"), Need::Tool("openssl")];
 
 /// An authority, and two certificates that it signed: of the server and of a client.
-const CERTIFICATES: &str = r#"
+pub(super) const CERTIFICATES: &str = r#"
 cd "$1"
 openssl ecparam -name prime256v1 -genkey -noout -out ca.key
 openssl req -x509 -new -key ca.key -days 2 -subj /CN=authority -out ca.crt
