@@ -518,7 +518,8 @@ fn a_read_that_fails_has_waited_once() {
     assert!(tries(&[]) > 0);
     registry.clear();
     let file = content.file(0);
-    assert!(fs::read(mount.join(&file.path)).unwrap() == file.bytes);
+    let read = || fs::read(mount.join(&file.path)).is_ok_and(|bytes| bytes == file.bytes);
+    assert!(becomes_true(PROMPT, read));
     mount.unmount();
 }
 
