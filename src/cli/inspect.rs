@@ -286,9 +286,10 @@ fn table(layers: &[LayerReport], look: Look, out: &mut dyn Write) -> io::Result<
     let digits = layers.iter().map(|layer| look.digest(&layer.digest).len()).max().unwrap_or_default();
     let kinds = layers.iter().map(|layer| short_type(&layer.media_type).chars().count().min(28));
     let kind_width = kinds.max().unwrap_or_default().max(4);
+    let title = if layers.iter().any(|layer| layer.title.is_some()) { "TITLE" } else { "" };
     let head =
-        format!("LAYER {:<digits$} {:>10} {:>7} {:<kind_width$} TITLE", "DIGEST", "SIZE", "CACHED", "TYPE");
-    writeln!(out, "\n{}", look.toned(Tone::Heading, head.trim_end_matches(" TITLE")))?;
+        format!("LAYER {:<digits$} {:>10} {:>7} {:<kind_width$} {title}", "DIGEST", "SIZE", "CACHED", "TYPE");
+    writeln!(out, "\n{}", look.toned(Tone::Heading, head.trim_end()))?;
     let share = |cached: u64, size: u64| {
         let share = percent(cached, size);
         let tone = if share >= 100.0 { Tone::Good } else { Tone::Plain };

@@ -1,6 +1,6 @@
 //! `ocifs pull`: everything of references in the cache, before anybody needs it.
 
-use std::io::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::Args;
 use serde::Serialize;
@@ -87,10 +87,12 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
         Ok::<_, Failure>(images)
     }))?;
     let mut out = stdout();
+    // A whole digest fills a line of 80 columns.
+    let gap = if io::stdout().is_terminal() { "\n  " } else { "  " };
     let told = match args.format {
         Format::Json => output::json(&mut out, &Report { schema_version: 1, images }),
         Format::Text => images.iter().try_for_each(|image| {
-            write!(out, "{}  ", image.reference)?;
+            write!(out, "{}{gap}", image.reference)?;
             match image.present == image.blobs {
                 true => writeln!(out, "already here: {} blobs, {}", image.blobs, human(image.size)),
                 false => writeln!(

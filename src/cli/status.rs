@@ -185,6 +185,11 @@ fn layers(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
         );
         writeln!(out, "{}", line.trim_end())?;
     }
+    let decoded = status.layers.iter().filter_map(|layer| layer.stream_bytes).fold(0, u64::saturating_add);
+    let count =
+        format!("{} {}", status.layers.len(), if status.layers.len() == 1 { "layer" } else { "layers" });
+    let total = look.toned(Tone::Heading, "total");
+    writeln!(out, "{total} {count:<12} {:<9} {:<8} {:<10} {:>10}", "", "", "", human(decoded))?;
     out.write_all(b"\n")?;
     for (numbers, why) in grouped(status.layers.iter().map(|layer| (layer.layer, &layer.why[..]))) {
         look.field(out, "layers", Tone::Plain, &format!("{}: {why}", runs(&numbers)))?;
