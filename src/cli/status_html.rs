@@ -137,11 +137,11 @@ fn figure(blob: &BlobStatus, largest: u64, out: &mut dyn Write) -> io::Result<()
         }
     }
     let state = escaped(&blob.state);
-    writeln!(
-        out,
-        "</svg><p class=\"soft\">{told}; {state}, verified: {}</p></figure>",
-        escaped(&blob.verified)
-    )
+    let verified = match blob.state == "verified" && blob.verified == "full" {
+        true => String::new(),
+        false => format!(", verified: {}", escaped(&blob.verified)),
+    };
+    writeln!(out, "</svg><p class=\"soft\">{told}; {state}{verified}</p></figure>")
 }
 
 /// Text that cannot be taken for a part of the page. What acts on a terminal or turns text around is shown as what it is.
