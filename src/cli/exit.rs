@@ -384,7 +384,7 @@ impl From<MountError> for Failure {
                  \"ocifs ls\" and \"ocifs cat\" need neither"
                     .to_owned(),
             ),
-            MountError::Unmount { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
+            MountError::Unmount { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => {
                 Some("a user namespace has the mounts of its parent locked: unmount it there".to_owned())
             }
             MountError::NoNamespace => Some("as an ordinary user, be root of a namespace: unshare -rm ocifs run --rw ...".to_owned()),
