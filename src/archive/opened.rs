@@ -14,7 +14,7 @@ use super::table::Table;
 use super::whole;
 use crate::cache::Cache;
 use crate::io::{
-    BoxFuture, ByteRange, Delivery, Fault, Fetch, FetchAll, FetchPart, ReadError, chain, read_vec,
+    BoxFuture, ByteRange, Delivery, Fault, Fetch, FetchAll, FetchPart, LocalBytes, ReadError, chain, read_vec,
 };
 use crate::oci::{Descriptor, Digest, Reference};
 use crate::registry::Registry;
@@ -173,6 +173,18 @@ impl ArchiveBlob {
 impl Fetch for ArchiveBlob {
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn may_be_local(&self) -> bool {
+        true
+    }
+
+    fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
+        Box::pin(async move {
+            // A read gets the error.
+            let found = self.find().await.ok().filter(|found| found.size() == self.size)?;
+            found.local().await
+        })
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {

@@ -75,7 +75,12 @@ impl Ahead {
         Self { reach: reach & !(BLOCK - 1), readers: Vec::new(), clock: 0, going: 0 }
     }
 
-    /// Records a read of content of `size` bytes and returns the runs of blocks to fetch ahead of it. Each run counts
+    /// From now on, the same.
+    pub(super) fn limit(&mut self, reach: u64) {
+        self.reach = reach & !(BLOCK - 1);
+    }
+
+    /// Takes note of a read of content of `size` bytes, and says which runs of blocks to fetch ahead of it. Each of them counts
     /// as going until [`Ahead::ended`].
     pub(super) fn note(&mut self, read: ByteRange, size: u64) -> Vec<Range<u64>> {
         if read.is_empty() {

@@ -23,8 +23,8 @@ use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
 use super::outcome::{SOON, StoredBlock};
 use super::proof::Proof;
 use super::reject::RejectHistory;
+use super::seat::BlockSeat;
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State, Sum};
-use super::slot::PairSlot;
 use super::verify::When;
 use super::wait::{blocking, waiting};
 use super::whole::Shelf;
@@ -58,7 +58,7 @@ pub(super) struct Content {
     pub(super) algorithm: Algorithm,
     pub(super) kind: Kind,
     pub(super) fetch: Arc<dyn Fetch>,
-    pub(super) slot: Option<Arc<PairSlot>>,
+    pub(super) seat: BlockSeat,
     pub(super) derived: Derived,
     pub(super) places: Arc<Places>,
     pub(super) verify: Option<When>,
@@ -72,8 +72,8 @@ pub(super) struct Inner {
     pub(super) kind: Kind,
     pub(super) size: u64,
     pub(super) fetch: Arc<dyn Fetch>,
-    /// `None` when no file could be created on the disk: then every fetch serves only its own readers.
-    pub(super) slot: Option<Arc<PairSlot>>,
+    /// Nothing when the disk let no file be made: then everything is fetched for its readers only.
+    pub(super) seat: BlockSeat,
     pub(super) flights: Mutex<Flights>,
     pub(super) proof: Proof,
     pub(super) ahead: Mutex<Ahead>,
@@ -122,16 +122,16 @@ pub(super) struct Inner {
 
 impl Cached {
     pub(super) fn new(content: Content) -> Self {
-        let Content { digest, algorithm, kind, fetch, slot, derived, places, verify, shelf, distrusted } =
+        let Content { digest, algorithm, kind, fetch, seat, derived, places, verify, shelf, distrusted } =
             content;
         let size = fetch.size();
-        let reach = slot.as_ref().and_then(|slot| slot.opened()).map_or(u64::MAX, |pair| pair.reach());
+        let reach = seat.get().and_then(|slot| slot.opened()).map_or(u64::MAX, |pair| pair.reach());
         let inner = Inner {
             digest,
             kind,
             size,
             fetch,
-            slot,
+            seat,
             flights: Mutex::default(),
             proof: Proof::new(algorithm, size),
             ahead: Mutex::new(Ahead::within(reach)),
@@ -188,7 +188,13 @@ impl Cached {
 
     /// The number of the cached copy, unique among copies of this content; `None` where nothing is cached.
     pub fn copy_number(&self) -> Option<CopyNumber> {
-        self.inner.pair()?.sidecar.copy_number()
+        self.inner.pair()?.copy_number()
+    }
+
+    /// Finds out where the blocks are read: in the cache, or where the source has them on this machine. Reads do that, too; what is
+    /// asked of the copy before is not known.
+    pub async fn locate(&self) {
+        self.inner.choose_seat().await;
     }
 
     /// State of the content over all processes.
@@ -211,7 +217,7 @@ impl Cached {
     pub async fn ensure(&self, range: ByteRange) -> Result<(), ReadError> {
         self.inner.check_bounds(range)?;
         self.inner.settle().await?;
-        if self.inner.slot.is_none() {
+        if self.inner.seat.get().is_none() {
             return Ok(());
         }
         let blocks = range.blocks(BLOCK_SHIFT);
@@ -350,7 +356,9 @@ impl Cached {
     /// Follows the reader of `range` and starts the fetches that should be on their way before it gets there.
     fn read_ahead(&self, range: ByteRange) {
         let inner = &self.inner;
-        if inner.whole.load(Ordering::Relaxed) || inner.warned.load(Ordering::Relaxed) || inner.slot.is_none()
+        if inner.whole.load(Ordering::Relaxed)
+            || inner.warned.load(Ordering::Relaxed)
+            || inner.seat.get().is_none()
         {
             // All blocks are present, or a block that no reader waits for could not be stored.
             return;

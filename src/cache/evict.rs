@@ -111,7 +111,7 @@ impl Pair {
     pub(super) fn data_in(&self, start: u64, end: u64) -> u64 {
         let seek = |at: u64, whence| {
             let at = i64::try_from(at).ok()?;
-            lseek(&self.data, at, whence).ok().and_then(|found| u64::try_from(found).ok())
+            lseek(self.data.own()?, at, whence).ok().and_then(|found| u64::try_from(found).ok())
         };
         let (mut at, mut total) = (start, 0);
         while at < end

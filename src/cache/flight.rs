@@ -312,7 +312,7 @@ type Claimed = (u64, Option<BlockLock>);
 /// Answers from disk the blocks that another process stored before we got the lock; returns those still to be
 /// fetched.
 async fn look_again(inner: &Arc<Inner>, claimed: Vec<Claimed>) -> Vec<Claimed> {
-    if inner.slot.is_none() || claimed.is_empty() {
+    if inner.seat.get().is_none() || claimed.is_empty() {
         return claimed;
     }
     let here = Arc::clone(inner);

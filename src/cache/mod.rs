@@ -8,6 +8,7 @@
 mod account;
 mod ahead;
 mod blob;
+mod block_data;
 mod census;
 mod copy_number;
 mod derived;
@@ -32,6 +33,7 @@ mod reject;
 mod remove;
 mod room;
 mod scrub;
+mod seat;
 mod share;
 mod sidecar;
 mod slot;

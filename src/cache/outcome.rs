@@ -23,6 +23,7 @@ impl Cached {
     /// takes long, and blocks are served before all are present, the comparison runs beside the reader.
     pub(super) async fn settle_for_reader(&self) -> Result<(), ReadError> {
         let inner = &self.inner;
+        inner.choose_seat().await;
         if inner.settled.initialized() || inner.is_whole_first() || inner.proof.lag() <= SOON {
             return inner.settle().await;
         }
@@ -90,7 +91,8 @@ impl Inner {
                 }
                 true
             }
-            (None, _) => true,
+            // What lies elsewhere on this machine is found when it is first read.
+            (None, _) => self.seat.is_chosen(),
         };
         if settled && self.settled.set(()).is_err() {
             // A new cell is empty.
@@ -119,6 +121,7 @@ impl Inner {
 
     /// Compares content that another process completed but did not compare.
     pub(super) async fn settle(self: &Arc<Self>) -> Result<(), ReadError> {
+        self.choose_seat().await;
         let settled = self.settled.get_or_try_init(|| {
             let inner = Arc::clone(self);
             blocking(&self.digest, move || {

@@ -18,6 +18,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
+use super::block_data::BlockData;
+use super::copy_number::CopyNumber;
 use super::files::Files;
 use super::promotion::promote;
 use super::remove::{is_same, occupied};
@@ -25,6 +27,7 @@ use super::room::{Need, Room};
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Next, Record, Sidecar, State, Sum, open_for_writing};
 use super::trust::Trust;
 use super::{BlockSums, CacheError, lock};
+use crate::io::LocalBytes;
 use crate::oci::Digest;
 
 /// Stores of one block exclude each other, those of different blocks rarely do.
@@ -50,8 +53,8 @@ pub(super) struct Pair {
     /// Expected checksum of each block, where the names of the files are derived from them; `None` where only records
     /// vouch for blocks.
     expected: Option<BlockSums>,
-    pub(super) data: File,
-    /// Name of the data file when it was opened.
+    pub(super) data: BlockData,
+    /// The name that the data file had when it was opened.
     data_path: PathBuf,
     kind: Kind,
     /// Whether this process found the bytes equal to the digest. The disk records that only after a sync, which takes
@@ -109,7 +112,7 @@ impl Pair {
         Ok(Self {
             promotion: None,
             expected: None,
-            data: file,
+            data: BlockData::Own(file),
             data_path: data.to_owned(),
             kind,
             proven: AtomicBool::new(false),
@@ -125,7 +128,49 @@ impl Pair {
         })
     }
 
-    /// Makes the pair ask `room` before it writes.
+    /// The blob `digest` that lies in `bytes`. Its checksums are kept in a file without a name, which is called `map` until it is made.
+    pub(super) fn local(
+        bytes: LocalBytes,
+        map: &Path,
+        digest: &Digest,
+        room: &Arc<Room>,
+    ) -> Result<Self, CacheError> {
+        let sidecar = Sidecar::open(map, Kind::Blob, digest)?;
+        std::fs::remove_file(map).map_err(|error| CacheError::io("remove", map, error))?;
+        sidecar.settle_size(digest, bytes.size())?;
+        room.note_opened();
+        Ok(Self {
+            promotion: None,
+            expected: None,
+            data: BlockData::Local(bytes),
+            data_path: PathBuf::new(),
+            kind: Kind::Blob,
+            proven: AtomicBool::new(false),
+            sidecar,
+            trust: RwLock::default(),
+            stripes: Default::default(),
+            last_use: AtomicU64::new(room.tick()),
+            room: Some(Arc::clone(room)),
+            backing: Mutex::default(),
+            hand: AtomicU64::new(0),
+            lowest_evicted: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// Whether the data lies outside of the cache: it takes no room, and cannot be evicted.
+    pub(super) fn is_local(&self) -> bool {
+        self.data.own().is_none()
+    }
+
+    /// The number of this copy: of a local file it stays the same for as long as the file does.
+    pub(super) fn copy_number(&self) -> Option<CopyNumber> {
+        match &self.data {
+            BlockData::Own(_) => self.sidecar.copy_number(),
+            BlockData::Local(bytes) => bytes.identity().first_chunk().copied(),
+        }
+    }
+
+    /// The same pair, which asks `room` before it writes.
     pub(super) fn in_room(mut self, room: &Arc<Room>) -> Self {
         if self.sidecar.is_new() {
             room.charge(NEW_PAIR);
@@ -236,7 +281,12 @@ impl Pair {
         });
         let Some((evictions, recent)) = before else { return false };
         match self.data.read_exact_at(out, offset) {
-            // An evictor removes the trust before the data.
+            Ok(()) if !self.data.is_unchanged() => {
+                // From now on each block is compared with its checksum.
+                self.distrust();
+                false
+            }
+            // An evictor takes the trust away before it takes the data away.
             Ok(()) if self.trust(|trust| trust.evictions) != evictions => false,
             Ok(()) => {
                 self.note_use();
@@ -286,7 +336,9 @@ impl Pair {
         if self.is_trusted(block) {
             return Ok(());
         }
-        let Some(room) = &self.room else { return self.put(block, bytes, sum).map(|_| ()) };
+        let Some(room) = self.room.as_ref().filter(|_| !self.is_local()) else {
+            return self.put(block, bytes, sum).map(|_| ());
+        };
         let cost = self.cost(block, bytes);
         // No lock is held at this point: to make room, blocks of this very content may be evicted.
         let mark = room.reserve(cost, Need::Block).ok_or(Refused::NoRoom)?;
@@ -320,7 +372,7 @@ impl Pair {
         if !is_open || self.sidecar.record(block).is_some() {
             return is_open;
         }
-        if let Some(room) = &self.room {
+        if let Some(room) = self.room.as_ref().filter(|_| !self.is_local()) {
             room.charge(if self.sidecar.has_page_of(block) { 0 } else { PAGE as u64 });
         }
         let record = Record { present: true, len, sum: *sum };
@@ -390,21 +442,22 @@ impl Pair {
     /// kernel may get its file and is promised that.
     fn write(&self, block: u64, bytes: &[u8]) -> io::Result<()> {
         let start = block * BLOCK;
+        let Some(file) = self.data.own() else { return Ok(()) };
         if self.kind == Kind::Blob || !bytes.chunks(PAGE).any(is_zero) {
-            return self.data.write_all_at(bytes, start);
+            return file.write_all_at(bytes, start);
         }
         // The last page is written even if it is punched afterwards, because the file has to reach that far. Setting
         // its length could cut off data that another process has just written behind it.
         let last = (bytes.len() - 1) / PAGE * PAGE;
         let (body, end) = bytes.split_at(last);
-        self.data.write_all_at(end, start + last as u64)?;
+        file.write_all_at(end, start + last as u64)?;
         let taken = if is_zero(end) { bytes.len() } else { last };
         // The old bytes may be damaged, or left by an interrupted write: only a punched range reads as zeros.
         if !self.punch(start, taken as u64) {
-            return self.data.write_all_at(bytes, start);
+            return file.write_all_at(bytes, start);
         }
         for (page, bytes) in body.chunks(PAGE).enumerate().filter(|(_, bytes)| !is_zero(bytes)) {
-            self.data.write_all_at(bytes, start + (page * PAGE) as u64)?;
+            file.write_all_at(bytes, start + (page * PAGE) as u64)?;
         }
         Ok(())
     }
@@ -413,7 +466,7 @@ impl Pair {
     pub(super) fn punch(&self, start: u64, len: u64) -> bool {
         let (Ok(start), Ok(len)) = (i64::try_from(start), i64::try_from(len)) else { return false };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.data, flags, start, len).is_ok()
+        self.data.own().is_some_and(|file| fallocate(file, flags, start, len).is_ok())
     }
 
     /// Whether the data file has exactly these bytes for the block.
@@ -424,7 +477,7 @@ impl Pair {
 
     /// Makes the data survive a power cut.
     pub(super) fn sync_data(&self) -> io::Result<()> {
-        self.data.sync_data()
+        self.data.own().map_or(Ok(()), File::sync_data)
     }
 
     /// The data file of a verified blob with all blocks on disk, for a reader that reads it directly. Nothing is
@@ -451,7 +504,11 @@ impl Pair {
         if self.kind != Kind::Blob {
             return None;
         }
-        let ours = self.data.metadata().ok()?;
+        let data = match &self.data {
+            BlockData::Own(data) => data,
+            BlockData::Local(bytes) => return bytes.whole_file().filter(|_| bytes.size() == size),
+        };
+        let ours = data.metadata().ok()?;
         let names = [Some(&self.data_path), self.promotion.as_ref().map(|(_, to)| &to.data)];
         // Opened read-only, because another process gets it. A name may lead to another file by now.
         let file = names.into_iter().flatten().find_map(|name| {
@@ -491,7 +548,9 @@ impl Pair {
         let freed = self.sidecar.with_status_lock(|| {
             let before = self.on_disk();
             self.sidecar.drop_records().map_err(|error| CacheError::io("truncate", path, error))?;
-            self.data.set_len(0).map_err(|error| CacheError::io("truncate", path, error))?;
+            if let Some(file) = self.data.own() {
+                file.set_len(0).map_err(|error| CacheError::io("truncate", path, error))?;
+            }
             Ok(before.saturating_sub(self.on_disk()))
         });
         self.distrust();
@@ -527,9 +586,10 @@ impl Pair {
         self.sidecar.file.metadata().ok().map(|found| (found.dev(), found.ino()))
     }
 
-    /// Disk bytes that both files take.
+    /// The bytes that both files take of the room of the cache.
     pub(super) fn on_disk(&self) -> u64 {
-        self.data.metadata().map_or(0, |found| occupied(&found)) + self.sidecar.on_disk()
+        let data = self.data.own().map(File::metadata);
+        data.map_or(0, |found| found.map_or(0, |found| occupied(&found)) + self.sidecar.on_disk())
     }
 
     fn note_use(&self) {

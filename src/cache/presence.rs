@@ -3,24 +3,37 @@
 use std::sync::Arc;
 
 use super::blob::Inner;
+use super::lock;
 use super::pair::Pair;
+use super::seat::Chosen;
 use super::wait::waiting;
 
 impl Inner {
-    /// The files of the content, reopened if they were closed; `None` where the disk cannot open or create them.
+    /// Chooses where the blocks lie, if that is open.
+    pub(super) async fn choose_seat(&self) {
+        if self.seat.is_chosen() || self.seat.choose(&self.fetch).await == Chosen::Before {
+            return;
+        }
+        if let Some(pair) = self.opened() {
+            lock(&self.ahead).limit(pair.reach());
+        }
+        waiting(|| self.settle_at_open());
+    }
+
+    /// The files of the content, opened again if they were closed; `None` where the disk gives or takes none.
     pub(super) fn pair(&self) -> Option<Arc<Pair>> {
-        let slot = self.slot.as_ref()?;
+        let slot = self.seat.get()?;
         slot.opened().or_else(|| waiting(|| slot.pair()))
     }
 
     /// The files of the content, if they are open.
     pub(super) fn opened(&self) -> Option<Arc<Pair>> {
-        self.slot.as_ref()?.opened()
+        self.seat.get()?.opened()
     }
 
     /// Whether the files have to be opened first, which may wait for a disk.
     pub(super) fn is_closed(&self) -> bool {
-        self.slot.as_ref().is_some_and(|slot| slot.opened().is_none())
+        self.seat.get().is_some_and(|slot| slot.opened().is_none())
     }
 
     /// The blocks of `window` that are missing or fail their check.

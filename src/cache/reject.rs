@@ -82,7 +82,8 @@ impl Pair {
             return false;
         }
         let (mark, before) = (self.room().map(|room| room.mark()), self.on_disk());
-        let forgotten = self.sidecar.begin_anew().and_then(|()| self.data.set_len(0));
+        let cut = || self.data.own().map_or(Ok(()), |file| file.set_len(0));
+        let forgotten = self.sidecar.begin_anew().and_then(|()| cut());
         self.distrust();
         self.sidecar.share();
         if let (Some(room), Some(mark)) = (self.room(), mark) {

@@ -64,6 +64,20 @@ impl PairSlot {
         Ok(slot)
     }
 
+    /// Files that stay open: they cannot be opened again.
+    pub(super) fn pinned(pair: Pair, room: &Arc<Room>) -> Arc<Self> {
+        Arc::new(Self {
+            pair: RwLock::new(Some(Arc::new(pair))),
+            open: Box::new(|| {
+                let error = io::ErrorKind::NotFound.into();
+                Err(CacheError::io("open again", std::path::Path::new("a local file"), error))
+            }),
+            room: Arc::clone(room),
+            first: OnceLock::new(),
+            opening: Mutex::default(),
+        })
+    }
+
     /// The files, if they are open.
     pub(super) fn opened(&self) -> Option<Arc<Pair>> {
         self.pair.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -22,6 +22,7 @@ use super::inventory::{ALGORITHMS, ItemKind};
 use super::pair::Pair;
 use super::remove::occupied;
 use super::room::Room;
+use super::seat::BlockSeat;
 use super::sidecar::{Kind, MAX_SIZE, State};
 use super::slot::PairSlot;
 use super::verify::{Verify, When};
@@ -292,13 +293,16 @@ impl Cache {
             let pair = open()?;
             pair.sidecar.settle_size(&name, size).map(|()| pair)
         };
-        let slot = self.slot(digest, Box::new(sized))?;
+        let seat = match kind == Kind::Blob && fetch.may_be_local() && !self.has_files(digest) {
+            true => self.open_seat(digest, size, Arc::new(sized)),
+            false => BlockSeat::taken(self.slot(digest, Box::new(sized))?),
+        };
         let content = Content {
             digest: digest.clone(),
             algorithm,
             kind,
             fetch,
-            slot,
+            seat,
             derived: Derived {
                 root: self.shared.root.clone(),
                 origin: self.origin.clone(),
@@ -337,7 +341,42 @@ impl Cache {
         })
     }
 
-    /// The room that reserves space for every write.
+    /// Whether the cache has files of a blob that serve every place: it was compared with its digest.
+    fn has_files(&self, digest: &Digest) -> bool {
+        self.path(directory(Kind::Blob), digest).is_ok_and(|data| exists(&Files::of(data).map))
+    }
+
+    /// The files of a blob that may lie on this machine: where it lies, or those that `open` makes.
+    fn open_seat(
+        &self,
+        digest: &Digest,
+        size: u64,
+        open: Arc<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>,
+    ) -> BlockSeat {
+        // What belongs to this cache is not held by content of it.
+        let (cache, digest) = (self.clone(), digest.clone());
+        BlockSeat::open(Box::new(move |local| {
+            // A local file stays open: where descriptors are short, a copy is made, which can be closed.
+            let local = local.filter(|local| local.size() == size && cache.room().spare_descriptors());
+            let seated = match local {
+                Some(local) => waiting(|| {
+                    let pair = Pair::local(local, &cache.temporary(), &digest, cache.room());
+                    pair.map(|pair| Some(PairSlot::pinned(pair, cache.room())))
+                }),
+                None => {
+                    let open = Arc::clone(&open);
+                    cache.slot(&digest, Box::new(move || open()))
+                }
+            };
+            seated.unwrap_or_else(|error| {
+                let error = crate::io::ReadError::from(error).chain();
+                tracing::warn!(%digest, error, "cannot be cached, reads go on without");
+                None
+            })
+        }))
+    }
+
+    /// Who is asked before anything is written here.
     pub(super) fn room(&self) -> &Arc<Room> {
         &self.shared.room
     }

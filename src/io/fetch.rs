@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use super::read_at::check_bounds;
-use super::{BoxFuture, BoxStream, ByteRange, Fault, ReadAt, ReadError};
+use super::{BoxFuture, BoxStream, ByteRange, Fault, LocalBytes, ReadAt, ReadError};
 
 /// The result of one [`Fetch::fetch`].
 pub struct Delivery {
@@ -25,6 +25,17 @@ pub trait Fetch: Send + Sync + 'static {
     /// Starts producing at least `range` (not empty, inside `0..size`). The producer handles retries, resumption and
     /// deadlines; its error is final for this attempt.
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>>;
+
+    /// Whether [`local`](Self::local) may find a file.
+    fn may_be_local(&self) -> bool {
+        false
+    }
+
+    /// The same bytes where they lie in a file of this machine, so that no copy is needed. What is fetched while that file is
+    /// held comes from it.
+    fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// A range of another producer, with offsets from 0.
@@ -45,6 +56,14 @@ impl FetchPart {
 impl Fetch for FetchPart {
     fn size(&self) -> u64 {
         self.range.len()
+    }
+
+    fn may_be_local(&self) -> bool {
+        self.whole.may_be_local()
+    }
+
+    fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
+        Box::pin(async move { self.whole.local().await?.part(self.range) })
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {

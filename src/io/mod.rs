@@ -9,6 +9,7 @@ mod concat;
 mod deferred;
 mod error;
 mod fetch;
+mod local;
 mod printable;
 mod range;
 mod read_at;
@@ -23,6 +24,7 @@ pub use concat::Concat;
 pub use deferred::{Deferred, Opener};
 pub use error::{Fault, ReadError, chain};
 pub use fetch::{Delivery, Fetch, FetchAll, FetchPart};
+pub use local::{FileBytes, LocalBytes};
 pub use printable::{
     is_unprintable, message, printable, printable_bytes, printable_json, printable_name, shell_word,
 };

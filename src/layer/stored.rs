@@ -394,6 +394,8 @@ impl Layer {
             }
             Choice::Claim(claim) => {
                 self.agree(&claim.foreign.index, claim.foreign.kind).await?;
+                // The stream of a claim is named after the copy.
+                self.core.blob.locate().await;
                 self.opened.get_or_init(|| self.core.open_claim(claim));
                 self.start_audit(claim);
                 Ok((claim.foreign.index.clone(), claim.foreign.kind))

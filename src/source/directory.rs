@@ -1,22 +1,23 @@
 //! OCI image layout in a directory.
 //!
-//! Blob file names come only from validated digests. Files are opened for each read, so that a layout with many
-//! blobs takes no descriptors, and a replaced file is found.
+//! The only file names built here come from validated digests. The idea: files are opened when they are read, so that a layout
+//! with many blobs takes no descriptors, and one that is replaced by its tool is found as it is then. A file that a reader holds
+//! is read as it was opened.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat, openat2};
 use rustix::io::Errno;
 
-use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
+use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, LocalBytes, ReadError};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT};
 use crate::owner::is_trusted_user;
 
 use super::SourceError;
-use super::file::{LocalFile, open_file, regular};
+use super::file::{HeldFile, LocalFile, open_file, regular};
 use super::layout::{Files, Listed, listed_in};
 
 /// One layout directory.
@@ -125,7 +126,7 @@ impl Files for Directory {
 
     fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
         let (directory, below) = (self.path.clone(), blob_path(&descriptor.digest));
-        Arc::new(LayoutBlob { directory, below, size: descriptor.size })
+        Arc::new(LayoutBlob { directory, below, size: descriptor.size, held: Mutex::default() })
     }
 }
 
@@ -146,6 +147,26 @@ struct LayoutBlob {
     /// Path of the file below the directory.
     below: PathBuf,
     size: u64,
+    /// The open file while a reader holds it. Guards: all readers of that time have the same file.
+    held: Mutex<HeldFile>,
+}
+
+impl LayoutBlob {
+    fn open(&self) -> Result<LocalFile, ReadError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = held.file() {
+            return Ok(file);
+        }
+        let path = self.directory.join(&self.below);
+        let file = LocalFile::opened(open_inside(&self.directory, &self.below), &path)?;
+        if file.size() != self.size {
+            let (path, size) = (path.display(), file.size());
+            let message = format!("{path} has {size} bytes, its descriptor says {}", self.size);
+            return Err(ReadError::new(Fault::Mismatch, message));
+        }
+        *held = HeldFile::of(&file);
+        Ok(file)
+    }
 }
 
 impl Fetch for LayoutBlob {
@@ -153,17 +174,17 @@ impl Fetch for LayoutBlob {
         self.size
     }
 
+    fn may_be_local(&self) -> bool {
+        true
+    }
+
+    fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
+        // A read gets the error.
+        Box::pin(async move { self.open().ok()?.local().await })
+    }
+
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
-        Box::pin(async move {
-            let path = self.directory.join(&self.below);
-            let file = LocalFile::opened(open_inside(&self.directory, &self.below), &path)?;
-            if file.size() != self.size {
-                let (path, size) = (path.display(), file.size());
-                let message = format!("{path} has {size} bytes, its descriptor says {}", self.size);
-                return Err(ReadError::new(Fault::Mismatch, message));
-            }
-            file.fetch(range).await
-        })
+        Box::pin(async move { self.open()?.fetch(range).await })
     }
 }
 

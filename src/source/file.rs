@@ -5,18 +5,24 @@
 //! from after it. Pipes and devices are not waited for, and nothing is written.
 
 use std::fs::{File, Metadata};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
 
-use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
+use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, FileBytes, LocalBytes, ReadError};
+use crate::owner::is_trusted_user;
 
 /// Bytes per read of a file.
 const CHUNK: u64 = 1024 * 1024;
 
-/// Opens a regular file. A pipe or a device in an untrusted layout must not block this process.
+/// Mode bits of a file that its group or all users may write.
+const WRITTEN_BY_OTHERS: u32 = 0o022;
+
+/// Opens a regular file. A pipe or a device in a layout, which may be somebody else's archive, must not hold us up.
 pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
     regular(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
 }
@@ -37,6 +43,22 @@ struct Opened {
     file: File,
     path: PathBuf,
     version: Version,
+    /// Time of the last change of content or attributes, which no process can set.
+    changed: (i64, i64),
+}
+
+/// A file for as long as a reader holds it.
+#[derive(Clone, Default)]
+pub(super) struct HeldFile(Weak<Opened>);
+
+impl HeldFile {
+    pub(super) fn of(file: &LocalFile) -> Self {
+        Self(Arc::downgrade(&file.0))
+    }
+
+    pub(super) fn file(&self) -> Option<LocalFile> {
+        self.0.upgrade().map(LocalFile)
+    }
 }
 
 /// The attributes that change when a file is written.
@@ -61,8 +83,8 @@ impl LocalFile {
     /// The result of opening a file, which messages name by `path`.
     pub(super) fn opened(file: std::io::Result<File>, path: &Path) -> Result<Self, ReadError> {
         let opened = file.and_then(|file| {
-            let version = Version::of(&file.metadata()?);
-            Ok(Opened { file, path: path.to_owned(), version })
+            let found = file.metadata()?;
+            Ok(Opened::new(file, path, &found))
         });
         opened.map(|opened| Self(Arc::new(opened))).map_err(|error| unreadable(path, error))
     }
@@ -70,7 +92,7 @@ impl LocalFile {
     /// A file that is already open, which messages name by `path`.
     pub fn of(file: File, path: &Path) -> Result<Self, ReadError> {
         let found = file.metadata().map_err(|error| unreadable(path, error))?;
-        Ok(Self(Arc::new(Opened { file, path: path.to_owned(), version: Version::of(&found) })))
+        Ok(Self(Arc::new(Opened::new(file, path, &found))))
     }
 
     /// Whether the file has not changed since opening.
@@ -80,6 +102,11 @@ impl LocalFile {
 }
 
 impl Opened {
+    fn new(file: File, path: &Path, found: &Metadata) -> Self {
+        let changed = (found.ctime(), found.ctime_nsec());
+        Self { file, path: path.to_owned(), version: Version::of(found), changed }
+    }
+
     fn check(&self) -> Result<(), ReadError> {
         let found = self.file.metadata().map_err(|error| unreadable(&self.path, error))?;
         if Version::of(&found) == self.version {
@@ -109,9 +136,50 @@ fn unreadable(path: &Path, error: std::io::Error) -> ReadError {
     ReadError::caused(fault, format!("reading {}", path.display()), error)
 }
 
+impl FileBytes for Opened {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn is_unchanged(&self) -> bool {
+        // A new link changes the time, too: then blocks are compared, which costs time and no reader.
+        let is_same = |found: Metadata| {
+            Version::of(&found) == self.version && (found.ctime(), found.ctime_nsec()) == self.changed
+        };
+        self.file.metadata().is_ok_and(is_same)
+    }
+
+    fn size(&self) -> u64 {
+        self.version.size
+    }
+
+    fn version(&self) -> [u64; 7] {
+        let (device, inode) = self.file.metadata().map_or((0, 0), |found| (found.dev(), found.ino()));
+        let Version { size, modified } = self.version;
+        let times = [modified.0, modified.1, self.changed.0, self.changed.1].map(i64::cast_unsigned);
+        [device, inode, size, times[0], times[1], times[2], times[3]]
+    }
+
+    fn descriptor(&self) -> Option<OwnedFd> {
+        let found = self.file.metadata().ok()?;
+        let is_ours = is_trusted_user(found.uid()) && found.mode() & WRITTEN_BY_OTHERS == 0;
+        let flags = rustix::fs::fcntl_getfl(&self.file).ok()?;
+        let cannot_write = !flags.intersects(OFlags::WRONLY | OFlags::RDWR);
+        (is_ours && cannot_write).then(|| self.file.try_clone().ok()).flatten().map(OwnedFd::from)
+    }
+}
+
 impl Fetch for LocalFile {
     fn size(&self) -> u64 {
         self.0.version.size
+    }
+
+    fn may_be_local(&self) -> bool {
+        true
+    }
+
+    fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
+        Box::pin(std::future::ready(Some(LocalBytes::of(self.0.clone()))))
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {

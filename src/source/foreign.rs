@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
-use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
+use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, LocalBytes, ReadError};
 use crate::oci::{Descriptor, Digest};
 use crate::registry::{Registry, WebAddress, WebFile};
 
@@ -167,6 +167,14 @@ fn shown(url: &str) -> String {
 impl Fetch for ForeignBlob {
     fn size(&self) -> u64 {
         self.source.size()
+    }
+
+    fn may_be_local(&self) -> bool {
+        self.source.may_be_local()
+    }
+
+    fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
+        self.source.local()
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 
-use crate::io::{BoxFuture, BoxStream, ByteRange, Delivery, Fetch, FetchPart, ReadError};
+use crate::io::{BoxFuture, BoxStream, ByteRange, Delivery, Fetch, FetchPart, LocalBytes, ReadError};
 use crate::oci::{Descriptor, Digest, Hasher};
 
 use super::directory::{blob_path, open_inside};
@@ -199,6 +199,19 @@ impl Delivering {
 impl Fetch for HeldBlob {
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn may_be_local(&self) -> bool {
+        true
+    }
+
+    fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
+        Box::pin(async move {
+            match self.held().await {
+                Some(file) => file.local().await,
+                None => self.source.local().await,
+            }
+        })
     }
 
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {

@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::encode::Encoding;
+use crate::fault_registry::FaultRegistry;
 use crate::layout::{Layer, Layout};
 use crate::process::{Need, able, run, sh};
 use crate::site::Site;
@@ -21,6 +22,8 @@ struct Thing {
     reference: String,
     layer: String,
     body: Vec<u8>,
+    /// A layout would be read where it lies.
+    _registry: FaultRegistry,
 }
 
 fn thing(site: &Site, seed: u64) -> Thing {
@@ -29,7 +32,9 @@ fn thing(site: &Site, seed: u64) -> Thing {
     let body = noise(BODY, seed);
     let layer = Layer::of(&Tarball::new().file("f", &body).bytes(), Encoding::Gzip);
     let digest = layout.image("v1", std::slice::from_ref(&layer));
-    Thing { reference: format!("oci:{}@{digest}", dir.display()), layer: layer.digest(), body }
+    let registry = FaultRegistry::of_layout(&dir, "a/b");
+    let reference = format!("{}/a/b@{digest}", registry.host());
+    Thing { reference, layer: layer.digest(), body, _registry: registry }
 }
 
 /// Mounts it, reads it, and takes the mount away.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::artifact::{self, Piece};
+use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
 use crate::process::{Need, able, becomes_true, run};
 use crate::real_registry::digest_of;
@@ -58,7 +59,8 @@ fn a_scan_under_a_small_limit_leaves_alone_what_the_kernel_reads_by_itself() {
         Piece::new("large", "application/octet-stream", large.clone()),
     ];
     artifact::write(&mut layout, "v1", "application/vnd.example.model.v1", &pieces);
-    let mount = site.mount(&layout.reference("v1"), &["--cache-size", "12M"]);
+    let registry = FaultRegistry::of_layout(&site.scratch().join("layout"), "a/b");
+    let mount = site.mount(&format!("{}/a/b:v1", registry.host()), &["--cache-size", "12M"]);
     let path = mount.join("files/small");
     assert!(fs::read(&path).unwrap() == small);
     let verified = || xattr::get(&path, "user.ocifs.verified").unwrap();

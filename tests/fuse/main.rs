@@ -104,6 +104,7 @@ mod killed;
 mod laziness;
 mod lifecycle;
 mod limit;
+mod local;
 mod long_mount;
 mod memory;
 mod metrics;

@@ -20,6 +20,7 @@ use nix::unistd::Whence;
 use serde_json::Value;
 
 use crate::artifact::{self, Piece};
+use crate::fault_registry::FaultRegistry;
 use crate::layout::Layout;
 use crate::process::{Need, able, becomes_true, run, sh, signal};
 use crate::real_registry::digest_of;
@@ -37,6 +38,8 @@ struct Thing {
     site: Site,
     reference: String,
     bytes: Vec<u8>,
+    /// A layout would be read where it lies.
+    _registry: FaultRegistry,
 }
 
 impl Thing {
@@ -46,7 +49,8 @@ impl Thing {
         let mut layout = Layout::create(site.scratch().join("layout"));
         let piece = Piece::new("model.bin", "application/octet-stream", bytes.clone());
         artifact::write(&mut layout, "v1", "application/vnd.example.model.v1", &[piece]);
-        Self { site, reference: layout.reference("v1"), bytes }
+        let registry = FaultRegistry::of_layout(&site.scratch().join("layout"), "a/b");
+        Self { site, reference: format!("{}/a/b:v1", registry.host()), bytes, _registry: registry }
     }
 
     fn mount(&self, options: &[&str]) -> Mount {

@@ -133,6 +133,23 @@ impl FaultRegistry {
         this
     }
 
+    /// Serves what a layout of manifests holds, by their tags and digests.
+    pub fn of_layout(layout: &std::path::Path, repo: &str) -> Self {
+        let this = Self::start();
+        for blob in std::fs::read_dir(layout.join("blobs/sha256")).unwrap() {
+            this.push_blob(std::fs::read(blob.unwrap().path()).unwrap());
+        }
+        let index = std::fs::read(layout.join("index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        for entry in index["manifests"].as_array().unwrap() {
+            let digest = entry["digest"].as_str().unwrap();
+            let bytes = std::fs::read(layout.join("blobs").join(digest.replace(':', "/"))).unwrap();
+            let tag = entry["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap();
+            this.push_manifest(repo, tag, entry["mediaType"].as_str().unwrap(), &bytes);
+        }
+        this
+    }
+
     /// `127.0.0.1:port`.
     pub fn host(&self) -> String {
         self.shared.registry.to_string()

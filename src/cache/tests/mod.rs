@@ -6,6 +6,7 @@ mod ahead;
 mod copies;
 mod damage;
 mod directory;
+mod local;
 mod model;
 mod outcome;
 mod room;

@@ -170,10 +170,12 @@ impl Walk<'_> {
 
     async fn is_there(&self, blob: &Descriptor) -> Result<bool, ImageError> {
         let Opener { source, cache, options, .. } = self.opener;
-        if cache.blob(&blob.digest, source.blob(blob))?.present(ByteRange::new(0, blob.size)) {
+        let fetch = source.blob(blob);
+        let may_be_local = fetch.may_be_local();
+        if cache.blob(&blob.digest, fetch)?.present(ByteRange::new(0, blob.size)) {
             return Ok(true);
         }
-        if options.network == Network::Offline {
+        if options.network == Network::Offline && !may_be_local {
             return Ok(false);
         }
         match source.blob_size(&blob.digest).await {

@@ -1,0 +1,63 @@
+//! The place of the blocks of one content: files of the cache, or a file that was on this machine before.
+//!
+//! Opens nothing by itself. The idea: the choice falls when the content is first read, because only then may its source look.
+//! What lies here already is not copied: its checksums are kept for as long as the process needs them, and everything else is as
+//! for a copy.
+
+use std::sync::Arc;
+
+use tokio::sync::OnceCell;
+
+use super::slot::PairSlot;
+use crate::io::{Fetch, LocalBytes};
+
+/// Makes the files of a content; `None` where the disk lets none be made.
+pub(super) type MakeSlot = Box<dyn Fn(Option<LocalBytes>) -> Option<Arc<PairSlot>> + Send + Sync>;
+
+/// The files of a content, once the choice fell.
+pub(super) struct BlockSeat {
+    /// `None` inside when everything is fetched for its readers only.
+    chosen: OnceCell<Option<Arc<PairSlot>>>,
+    make: Option<MakeSlot>,
+}
+
+impl BlockSeat {
+    /// Files that are there, or none that could be made.
+    pub(super) fn taken(slot: Option<Arc<PairSlot>>) -> Self {
+        Self { chosen: OnceCell::new_with(Some(slot)), make: None }
+    }
+
+    /// Files that `make` makes once the source was asked whether the content lies on this machine.
+    pub(super) fn open(make: MakeSlot) -> Self {
+        Self { chosen: OnceCell::new(), make: Some(make) }
+    }
+
+    /// The files, if the choice fell and there are any.
+    pub(super) fn get(&self) -> Option<&Arc<PairSlot>> {
+        self.chosen.get()?.as_ref()
+    }
+
+    /// Whether the choice fell.
+    pub(super) fn is_chosen(&self) -> bool {
+        self.chosen.initialized()
+    }
+
+    /// Chooses, and returns whether this call did.
+    pub(super) async fn choose(&self, fetch: &Arc<dyn Fetch>) -> Chosen {
+        let mut chosen = Chosen::Before;
+        let choose = async {
+            chosen = Chosen::Now;
+            let make = self.make.as_ref()?;
+            make(fetch.local().await)
+        };
+        self.chosen.get_or_init(|| choose).await;
+        chosen
+    }
+}
+
+/// Which call chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chosen {
+    Before,
+    Now,
+}
