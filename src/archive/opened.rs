@@ -176,7 +176,8 @@ impl Fetch for ArchiveBlob {
     }
 
     fn may_be_local(&self) -> bool {
-        true
+        // What the cache has of an archive on the web is read without opening the archive.
+        !matches!(self.archive.at, Place::Web(_))
     }
 
     fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {

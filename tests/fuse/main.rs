@@ -109,6 +109,7 @@ mod long_mount;
 mod memory;
 mod metrics;
 mod models;
+mod odd_images;
 mod parts;
 mod passthrough;
 mod paths;
