@@ -4,7 +4,17 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::sidecar::Kind;
 use crate::io::LocalBytes;
+
+/// The unit in which zeros are not written.
+pub(super) const PAGE: usize = 4096;
+
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&byte| byte == 0)
+}
 
 /// Where the data of blocks lies.
 pub(super) enum BlockData {
@@ -37,5 +47,46 @@ impl BlockData {
             BlockData::Own(file) => Some(file),
             BlockData::Local(_) => None,
         }
+    }
+
+    /// Writes the data of a block at `start`. In a decoded stream pages of zeros become holes; a blob has none, because its file may
+    /// be handed to the kernel, which is told so.
+    pub(super) fn write(&self, kind: Kind, start: u64, bytes: &[u8]) -> io::Result<()> {
+        let Some(file) = self.own() else { return Ok(()) };
+        if kind == Kind::Blob || !bytes.chunks(PAGE).any(is_zero) {
+            return file.write_all_at(bytes, start);
+        }
+        // The last page is written even if it is taken away again: the file has to reach that far, and cutting it to a length
+        // could take away what another process has just written behind.
+        let last = (bytes.len() - 1) / PAGE * PAGE;
+        let (body, end) = bytes.split_at(last);
+        file.write_all_at(end, start + last as u64)?;
+        let taken = if is_zero(end) { bytes.len() } else { last };
+        // What lies there may be damaged, or left of a write that was cut off: only what was taken away reads as zeros.
+        if !self.punch(start, taken as u64) {
+            return file.write_all_at(bytes, start);
+        }
+        for (page, bytes) in body.chunks(PAGE).enumerate().filter(|(_, bytes)| !is_zero(bytes)) {
+            file.write_all_at(bytes, start + (page * PAGE) as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes away; `false` where the file system cannot do that.
+    pub(super) fn punch(&self, start: u64, len: u64) -> bool {
+        let (Ok(start), Ok(len)) = (i64::try_from(start), i64::try_from(len)) else { return false };
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        self.own().is_some_and(|file| fallocate(file, flags, start, len).is_ok())
+    }
+
+    /// Whether just these bytes are at `start`.
+    pub(super) fn holds(&self, start: u64, bytes: &[u8]) -> bool {
+        let mut there = vec![0; bytes.len()];
+        self.read_exact_at(&mut there, start).is_ok() && there == bytes
+    }
+
+    /// Takes all bytes away.
+    pub(super) fn cut(&self) -> io::Result<()> {
+        self.own().map_or(Ok(()), |file| file.set_len(0))
     }
 }

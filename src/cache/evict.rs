@@ -101,7 +101,7 @@ impl Pair {
             return Err(io::Error::other("an older program uses the content"));
         }
         self.lowest_evicted.fetch_min(block, Ordering::AcqRel);
-        if !self.punch(start, end - start) {
+        if !self.data.punch(start, end - start) {
             return Err(io::Error::other("the file system makes no holes"));
         }
         Ok(occupied)

@@ -21,6 +21,7 @@ mod flight;
 mod here;
 mod inventory;
 mod limit;
+mod local_seat;
 mod lock;
 mod outcome;
 mod pair;

@@ -8,17 +8,16 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
-use super::block_data::BlockData;
+use super::block_data::{BlockData, PAGE, is_zero};
 use super::copy_number::CopyNumber;
 use super::files::Files;
 use super::promotion::promote;
@@ -33,19 +32,13 @@ use crate::oci::Digest;
 /// Stores of one block exclude each other, those of different blocks rarely do.
 const STRIPES: usize = 16;
 
-/// Granularity of holes, in bytes.
-const PAGE: usize = 4096;
-/// Bytes of metadata for one extent of data: at most 16, in nodes that are half full.
+/// Bytes in which a file system notes where one stretch of data lies: at most 16, in nodes that are half full.
 const EXTENT: u64 = 32;
 /// Disk bytes of a new sidecar without records: its header, and two names in half full directories.
 const NEW_PAIR: u64 = PAGE as u64 + 2 * 160;
 
 /// Longer than two renames take.
 const PROMOTION_TIME: Duration = Duration::from_millis(5);
-
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&byte| byte == 0)
-}
 
 pub(super) struct Pair {
     /// Names of the files before and after promotion; `None` for content that is not promoted.
@@ -168,6 +161,11 @@ impl Pair {
             BlockData::Own(_) => self.sidecar.copy_number(),
             BlockData::Local(bytes) => bytes.identity().first_chunk().copied(),
         }
+    }
+
+    /// Makes the data survive a power cut.
+    pub(super) fn sync_data(&self) -> io::Result<()> {
+        self.data.own().map_or(Ok(()), File::sync_data)
     }
 
     /// The same pair, which asks `room` before it writes.
@@ -420,7 +418,7 @@ impl Pair {
             (_, Some(known)) if known.sum != *sum || known.len != len => return Err(Refused::Contradicts),
             (Some(State::Verified), None) => {
                 // Only the record was lost. The data stays as it is: the kernel may be reading it (passthrough).
-                if self.holds(block, bytes) {
+                if self.data.holds(block * BLOCK, bytes) {
                     self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
                     self.set_trusted(block);
                     return Ok(Put::There);
@@ -432,56 +430,14 @@ impl Pair {
             }
             (Some(State::Verified | State::Partial | State::Complete) | None, _) => {}
         }
-        self.write(block, bytes).map_err(Refused::Disk)?;
+        self.data.write(self.kind, block * BLOCK, bytes).map_err(Refused::Disk)?;
         self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
         self.set_trusted(block);
         Ok(Put::Written)
     }
 
-    /// Writes the data of a block. In a decoded stream, pages of zeros become holes. A blob has no holes, because the
-    /// kernel may get its file and is promised that.
-    fn write(&self, block: u64, bytes: &[u8]) -> io::Result<()> {
-        let start = block * BLOCK;
-        let Some(file) = self.data.own() else { return Ok(()) };
-        if self.kind == Kind::Blob || !bytes.chunks(PAGE).any(is_zero) {
-            return file.write_all_at(bytes, start);
-        }
-        // The last page is written even if it is punched afterwards, because the file has to reach that far. Setting
-        // its length could cut off data that another process has just written behind it.
-        let last = (bytes.len() - 1) / PAGE * PAGE;
-        let (body, end) = bytes.split_at(last);
-        file.write_all_at(end, start + last as u64)?;
-        let taken = if is_zero(end) { bytes.len() } else { last };
-        // The old bytes may be damaged, or left by an interrupted write: only a punched range reads as zeros.
-        if !self.punch(start, taken as u64) {
-            return file.write_all_at(bytes, start);
-        }
-        for (page, bytes) in body.chunks(PAGE).enumerate().filter(|(_, bytes)| !is_zero(bytes)) {
-            file.write_all_at(bytes, start + (page * PAGE) as u64)?;
-        }
-        Ok(())
-    }
-
-    /// Punches a hole; `false` where the file system cannot do that.
-    pub(super) fn punch(&self, start: u64, len: u64) -> bool {
-        let (Ok(start), Ok(len)) = (i64::try_from(start), i64::try_from(len)) else { return false };
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        self.data.own().is_some_and(|file| fallocate(file, flags, start, len).is_ok())
-    }
-
-    /// Whether the data file has exactly these bytes for the block.
-    fn holds(&self, block: u64, bytes: &[u8]) -> bool {
-        let mut there = vec![0; bytes.len()];
-        self.data.read_exact_at(&mut there, block * BLOCK).is_ok() && there == bytes
-    }
-
-    /// Makes the data survive a power cut.
-    pub(super) fn sync_data(&self) -> io::Result<()> {
-        self.data.own().map_or(Ok(()), File::sync_data)
-    }
-
-    /// The data file of a verified blob with all blocks on disk, for a reader that reads it directly. Nothing is
-    /// evicted from it while the reader holds it.
+    /// The data file of a blob that is verified and whole on disk, for whoever reads it by himself: nothing is evicted from it
+    /// while he holds it.
     pub(super) fn hand_out(&self, size: u64) -> Option<Arc<OwnedFd>> {
         let mut backing = lock(&self.backing);
         if let Some(known) = backing.upgrade() {
@@ -548,9 +504,7 @@ impl Pair {
         let freed = self.sidecar.with_status_lock(|| {
             let before = self.on_disk();
             self.sidecar.drop_records().map_err(|error| CacheError::io("truncate", path, error))?;
-            if let Some(file) = self.data.own() {
-                file.set_len(0).map_err(|error| CacheError::io("truncate", path, error))?;
-            }
+            self.data.cut().map_err(|error| CacheError::io("truncate", path, error))?;
             Ok(before.saturating_sub(self.on_disk()))
         });
         self.distrust();

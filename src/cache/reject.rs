@@ -82,8 +82,7 @@ impl Pair {
             return false;
         }
         let (mark, before) = (self.room().map(|room| room.mark()), self.on_disk());
-        let cut = || self.data.own().map_or(Ok(()), |file| file.set_len(0));
-        let forgotten = self.sidecar.begin_anew().and_then(|()| cut());
+        let forgotten = self.sidecar.begin_anew().and_then(|()| self.data.cut());
         self.distrust();
         self.sidecar.share();
         if let (Some(room), Some(mark)) = (self.room(), mark) {

@@ -325,7 +325,7 @@ impl Cache {
     }
 
     /// The files of content; `None` where the disk makes none.
-    fn slot(
+    pub(super) fn slot(
         &self,
         digest: &Digest,
         open: Box<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>,
@@ -339,41 +339,6 @@ impl Cache {
             }
             Err(error) => Err(error),
         })
-    }
-
-    /// Whether the cache has files of a blob that serve every place: it was compared with its digest.
-    fn has_files(&self, digest: &Digest) -> bool {
-        self.path(directory(Kind::Blob), digest).is_ok_and(|data| exists(&Files::of(data).map))
-    }
-
-    /// The files of a blob that may lie on this machine: where it lies, or those that `open` makes.
-    fn open_seat(
-        &self,
-        digest: &Digest,
-        size: u64,
-        open: Arc<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>,
-    ) -> BlockSeat {
-        // What belongs to this cache is not held by content of it.
-        let (cache, digest) = (self.clone(), digest.clone());
-        BlockSeat::open(Box::new(move |local| {
-            // A local file stays open: where descriptors are short, a copy is made, which can be closed.
-            let local = local.filter(|local| local.size() == size && cache.room().spare_descriptors());
-            let seated = match local {
-                Some(local) => waiting(|| {
-                    let pair = Pair::local(local, &cache.temporary(), &digest, cache.room());
-                    pair.map(|pair| Some(PairSlot::pinned(pair, cache.room())))
-                }),
-                None => {
-                    let open = Arc::clone(&open);
-                    cache.slot(&digest, Box::new(move || open()))
-                }
-            };
-            seated.unwrap_or_else(|error| {
-                let error = crate::io::ReadError::from(error).chain();
-                tracing::warn!(%digest, error, "cannot be cached, reads go on without");
-                None
-            })
-        }))
     }
 
     /// Who is asked before anything is written here.
@@ -530,7 +495,7 @@ fn named(data: &Path, end: &str) -> Files {
     Files::of(name.into())
 }
 
-fn exists(path: &Path) -> bool {
+pub(super) fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
@@ -539,7 +504,7 @@ fn served(digest: &Digest) -> Result<Algorithm, CacheError> {
     digest.algorithm().ok_or_else(|| CacheError::Algorithm { digest: digest.clone() })
 }
 
-fn directory(kind: Kind) -> &'static str {
+pub(super) fn directory(kind: Kind) -> &'static str {
     match kind {
         Kind::Blob => "blobs",
         Kind::Stream => "streams",

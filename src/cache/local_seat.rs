@@ -1,0 +1,50 @@
+//! Blobs that may lie on this machine: where they lie, or files of the cache.
+
+use std::sync::Arc;
+
+use super::files::Files;
+use super::pair::Pair;
+use super::seat::BlockSeat;
+use super::sidecar::Kind;
+use super::slot::PairSlot;
+use super::store::{directory, exists};
+use super::wait::waiting;
+use super::{Cache, CacheError};
+use crate::oci::Digest;
+
+impl Cache {
+    /// Whether the cache has files of a blob that serve every place: it was compared with its digest.
+    pub(super) fn has_files(&self, digest: &Digest) -> bool {
+        self.path(directory(Kind::Blob), digest).is_ok_and(|data| exists(&Files::of(data).map))
+    }
+
+    /// The files of a blob that may lie on this machine: where it lies, or those that `open` makes.
+    pub(super) fn open_seat(
+        &self,
+        digest: &Digest,
+        size: u64,
+        open: Arc<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>,
+    ) -> BlockSeat {
+        // What belongs to this cache is not held by content of it.
+        let (cache, digest) = (self.clone(), digest.clone());
+        BlockSeat::open(Box::new(move |local| {
+            // A local file stays open: where descriptors are short, a copy is made, which can be closed.
+            let local = local.filter(|local| local.size() == size && cache.room().spare_descriptors());
+            let seated = match local {
+                Some(local) => waiting(|| {
+                    let pair = Pair::local(local, &cache.temporary(), &digest, cache.room());
+                    pair.map(|pair| Some(PairSlot::pinned(pair, cache.room())))
+                }),
+                None => {
+                    let open = Arc::clone(&open);
+                    cache.slot(&digest, Box::new(move || open()))
+                }
+            };
+            seated.unwrap_or_else(|error| {
+                let error = crate::io::ReadError::from(error).chain();
+                tracing::warn!(%digest, error, "cannot be cached, reads go on without");
+                None
+            })
+        }))
+    }
+}
