@@ -26,7 +26,7 @@ use super::reject::RejectHistory;
 use super::seat::BlockSeat;
 use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State, Sum};
 use super::verify::When;
-use super::wait::{blocking, waiting};
+use super::wait::blocking;
 use super::whole::Shelf;
 use super::{CacheError, lock};
 use crate::io::{BoxFuture, ByteRange, Fault, Fetch, ReadAt, ReadError, Verified};
@@ -466,48 +466,7 @@ impl Inner {
         lookups.note(wanted.end - wanted.start, missing as u64);
     }
 
-    /// Fills the parts of `buf` that are on disk and returns the missing blocks; `None` when more than `checks`
-    /// blocks would have to be hashed first.
-    pub(super) fn read_from_disk(&self, range: ByteRange, buf: &mut [u8], checks: usize) -> Option<Vec<u64>> {
-        let blocks = range.blocks(BLOCK_SHIFT);
-        let Some(pair) = self.pair() else { return Some(blocks.collect()) };
-        let doubtful = pair.doubtful(blocks.clone());
-        if doubtful == 0 && pair.read_trusted(range.start, buf) {
-            return Some(Vec::new());
-        }
-        if doubtful > checks {
-            return None;
-        }
-        let mut missing = Vec::new();
-        for block in blocks {
-            let len = self.proof.len(block);
-            let here = ByteRange::at(block * BLOCK, u64::from(len));
-            let part = here.intersect(range);
-            // Differences inside a buffer and a block, which are in memory.
-            let target = &mut buf[(part.start - range.start) as usize..(part.end - range.start) as usize];
-            if pair.read_trusted(part.start, target) {
-                continue;
-            }
-            match pair.load(block, len) {
-                Some((bytes, _)) => target.copy_from_slice(
-                    &bytes[(part.start - here.start) as usize..(part.end - here.start) as usize],
-                ),
-                None => missing.push(block),
-            }
-        }
-        Some(missing)
-    }
-
-    /// Like [`Self::read_from_disk`] for any number of hashes: the other tasks of this thread then move to another
-    /// one.
-    pub(super) fn read_or_hash(&self, range: ByteRange, buf: &mut [u8]) -> Vec<u64> {
-        match self.read_from_disk(range, buf, 0) {
-            Some(missing) => missing,
-            None => waiting(|| self.read_from_disk(range, buf, usize::MAX)).unwrap_or_default(),
-        }
-    }
-
-    /// Readahead permits for this kind of content.
+    /// The right to fetch ahead of readers of this kind of content.
     pub(super) fn places(&self) -> &Arc<Semaphore> {
         self.places.of(self.kind)
     }

@@ -27,6 +27,7 @@ mod outcome;
 mod pair;
 mod place;
 mod presence;
+mod present_read;
 mod private;
 mod promotion;
 mod proof;
