@@ -1,7 +1,7 @@
-//! Commands that read everything once: bytes that came wrong are fetched a second time.
+//! Second attempt after a digest mismatch, for commands that read everything once.
 //!
-//! Only where nothing of the first time is out. The idea: the cache begins a blob anew that was found wrong, so the same command, with
-//! the image opened anew, learns nothing from the bytes that it saw first.
+//! Only as long as no byte of the first attempt has left the process. The cache starts a blob anew that failed
+//! verification. So the same command, with the image opened anew, depends on no byte of the first attempt.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::exit::Failure;
 
-/// Bytes that are written at once.
+/// Size of the write buffer in bytes.
 const BUFFER: usize = 1024 * 1024;
 
-/// Runs `work`, and once more when bytes were not those of their digest and nothing left by `door`.
+/// Runs `work`, and a second time on a digest mismatch if nothing has left by `door`.
 pub(super) async fn once_more<T>(
     door: &Door,
     work: impl AsyncFn() -> Result<T, Failure>,
@@ -26,7 +26,7 @@ pub(super) async fn once_more<T>(
     }
 }
 
-/// Whether anything was written where it cannot be taken back: to standard output.
+/// Whether anything was written to standard output, where it cannot be taken back.
 #[derive(Default)]
 pub(super) struct Door(AtomicBool);
 
@@ -35,13 +35,13 @@ impl Door {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Bytes that leave by `file`.
+    /// A buffered writer to `file` that records in this door that bytes have left.
     pub(super) fn outgoing(&self, file: File) -> Outgoing<'_> {
         Outgoing { door: self, file, held: Vec::with_capacity(BUFFER) }
     }
 }
 
-/// A buffer before a file, of which nothing is written before it is full or flushed.
+/// A buffer before a file. It writes only when it is full or flushed.
 pub(super) struct Outgoing<'a> {
     door: &'a Door,
     file: File,
@@ -77,7 +77,7 @@ impl Write for Outgoing<'_> {
 
 impl Drop for Outgoing<'_> {
     fn drop(&mut self) {
-        // A reader that has the beginning gets the bytes before an error, too.
+        // A reader that has the first bytes gets the bytes before an error, too.
         if self.door.is_used()
             && let Err(error) = self.let_out()
         {

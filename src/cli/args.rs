@@ -1,4 +1,4 @@
-//! What can be typed.
+//! Command-line arguments: the root parser, and the options shared by the subcommands.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -175,7 +175,7 @@ pub(super) struct ImageArgs {
     pub(super) log_file: Option<PathBuf>,
 }
 
-/// What --platform can be.
+/// A value of `--platform`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum PlatformChoice {
     One(Platform),
@@ -302,7 +302,7 @@ pub(super) struct MountArgs {
     pub(super) foreground: bool,
 }
 
-/// What is shown in a mount, and how it is served.
+/// The content of a mount, and how it is served.
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
     /// Mount only one of the views as the root: merged, files, disk, layers, blobs or export.
@@ -382,7 +382,7 @@ pub(super) struct ServeArgs {
     #[arg(long, hide = true)]
     pub(super) stackable: bool,
 
-    /// Mount over a dead mount and leave it below, for those who have a copy of it.
+    /// Mount over a dead mount and leave it below, for processes that hold a copy of it.
     #[arg(long, hide = true)]
     pub(super) over_dead: bool,
 }

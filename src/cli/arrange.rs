@@ -1,11 +1,11 @@
-//! How help and completions arrange the options: by headings, shortly, and without those that mean nothing for a command.
+//! Arrangement of options in help and completions: headings, short texts, hidden options.
 //!
-//! Defines no option and parses nothing. One table holds for all commands; an option that is not in it stands under "Options" with its
-//! own text.
+//! Defines no option and parses nothing. One table holds for all commands; an option outside the table stands under
+//! "Options" with its own text.
 
 use clap::{Arg, Command, ValueHint};
 
-/// How much a help text holds.
+/// The extent of a help text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HelpLength {
     /// `-h`: one line for each of the usual options, without values and defaults.
@@ -14,7 +14,7 @@ pub(super) enum HelpLength {
     Long,
 }
 
-/// Whether `-h` has an option.
+/// Whether `-h` lists an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
     Usual,
@@ -98,7 +98,7 @@ const OPTIONS: &[(&str, &str, Use, &str)] = &[
     ("quiet", OUTPUT, Usual, "Print errors alone"),
 ];
 
-/// What options that are hidden by their definition say in the long help.
+/// Texts of the long help for options that are hidden by their definition.
 const SHOWN: &[(&str, &str)] = &[
     (
         "allow-other",
@@ -109,7 +109,7 @@ const SHOWN: &[(&str, &str)] = &[
     ("nonempty", "Mount over a directory that is not empty"),
 ];
 
-/// Options that mean nothing for a command.
+/// Commands, and the options without a meaning for them: these are hidden.
 const MEANINGLESS: &[(&[&str], &[&str])] = &[
     (
         &["resolve", "doctor"],
@@ -152,7 +152,7 @@ const HINTS: &[(&str, ValueHint)] = &[
 /// The views of a mount.
 pub(super) const VIEWS: [&str; 6] = ["merged", "files", "disk", "layers", "blobs", "export"];
 
-/// The command with everything arranged.
+/// The command with headings, short texts and value hints set.
 pub(super) fn arranged(command: Command, length: HelpLength) -> Command {
     let name = command.get_name().to_owned();
     let command = command
@@ -174,7 +174,7 @@ fn argument_of(argument: Arg, command: &str, length: HelpLength) -> Arg {
         _ => argument,
     };
     let Some(long) = argument.get_long().map(str::to_owned) else {
-        // -o, and the names that stand alone.
+        // `-o`, and positional arguments.
         return match argument.get_short() {
             Some('o') => {
                 argument.help_heading(MOUNT).help_of("Options of mount(8): -o ro,view=merged", length)
@@ -202,7 +202,7 @@ fn argument_of(argument: Arg, command: &str, length: HelpLength) -> Arg {
 }
 
 trait HelpOf {
-    /// The line of `-h` in the place of the whole text.
+    /// Sets the line of `-h` instead of the whole text.
     fn help_of(self, short: &'static str, length: HelpLength) -> Self;
 }
 

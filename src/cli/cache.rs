@@ -1,4 +1,4 @@
-//! `cache`: what is kept, and how to be rid of it.
+//! `ocifs cache`: lists, measures, verifies and cleans the cache.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -17,12 +17,12 @@ use super::exit::Failure;
 use super::network;
 use super::output::{self, human};
 
-/// The version of what is printed for programs.
+/// The schema version of the JSON output.
 const SCHEMA_VERSION: u32 = 1;
-/// Names of unknown files that are printed for programs; of the others there is a number.
+/// Most unknown files listed by path in JSON; further ones are only counted.
 const UNKNOWN: usize = 1000;
 
-/// Does what `cache` was told.
+/// Runs a subcommand of `cache`.
 pub(super) fn run(command: &CacheCommand) -> Result<(), Failure> {
     output::start_log(None)?;
     match command {
@@ -35,15 +35,15 @@ pub(super) fn run(command: &CacheCommand) -> Result<(), Failure> {
     }
 }
 
-/// One content, for programs.
+/// One item of the cache in JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Line<'a> {
     kind: &'static str,
     digest: &'a str,
-    /// Whose it is, while it is not everybody's.
+    /// The origin scope; `None` for content that all scopes share.
     place: Option<&'a str>,
-    /// What tells it from others of this digest and place.
+    /// Distinguishes items of the same digest and origin scope; `None` where there is only one.
     part: Option<&'a str>,
     size: Option<u64>,
     on_disk: u64,
@@ -79,7 +79,7 @@ fn state(state: Option<State>) -> &'static str {
     }
 }
 
-/// Files whose names say nothing to us.
+/// Files whose names have no meaning in the cache format.
 #[derive(Default, Serialize)]
 struct Unknown {
     count: u64,
@@ -87,7 +87,7 @@ struct Unknown {
 }
 
 impl Unknown {
-    /// Tells a person about it at once, and keeps it for a program.
+    /// Prints the path at once as text, or collects it for the JSON output.
     fn note(&mut self, path: &std::path::Path, format: Format) {
         self.count += 1;
         match format {
@@ -100,13 +100,13 @@ impl Unknown {
 
 fn tell_unknown(path: &std::path::Path) {
     let mut text = b"ocifs: not a file of ocifs, left alone: ".to_vec();
-    // Memory takes everything, and nothing is left to tell when standard error is closed.
+    // Writing to memory cannot fail, and standard error may be closed.
     output::safe(&mut text, path.as_os_str().as_encoded_bytes()).ok();
     text.push(b'\n');
     io::stderr().write_all(&text).ok();
 }
 
-/// Meets all content, and the unknown files. Who can print no more breaks off.
+/// Visits all content, and counts unknown files. Stops at the first error of the output.
 fn each(
     inventory: &Inventory,
     format: Format,
@@ -153,7 +153,7 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
             })?;
         }
         Format::Json => {
-            // One content at a time: there may be many.
+            // One item at a time: there may be many.
             let begun = write!(out, "{{\n  \"schemaVersion\": {SCHEMA_VERSION},\n  \"contents\": [");
             output::printed(begun)?;
             let mut comma = "";
@@ -192,7 +192,7 @@ fn row(out: &mut dyn Write, item: &Item) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-/// What tells an entry from others of its digest.
+/// Prints the part and the origin scope, which distinguish entries of one digest.
 fn tail(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
     if let Some(part) = &entry.part {
         write!(out, " {part}")?;
@@ -203,12 +203,12 @@ fn tail(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
     Ok(())
 }
 
-/// What one kind takes.
+/// Usage of one kind of content.
 #[derive(Clone, Copy, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Sum {
     count: u64,
-    /// Bytes of the contents, stored or not; of those that know it.
+    /// Sum of the known content sizes in bytes, stored or not.
     size: u64,
     on_disk: u64,
 }
@@ -262,10 +262,10 @@ fn usage(args: &ListArgs) -> Result<(), Failure> {
     output::printed(printed.and_then(|()| out.flush()))
 }
 
-/// Prints a line about content that was removed, or stays.
+/// Prints a line about content that was removed, is in use or is damaged.
 fn told(entry: &Entry, what: &str) {
     let mut line = Vec::new();
-    // Memory takes everything; who does not listen does not hear.
+    // Writing to memory cannot fail; a closed standard output is ignored.
     write!(line, "{what} {} {}", entry.kind.name(), entry.digest).and_then(|()| tail(&mut line, entry)).ok();
     line.push(b'\n');
     output::stdout().write_all(&line).ok();

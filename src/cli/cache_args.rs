@@ -1,4 +1,4 @@
-//! What can be typed about the cache: where it is, and what to do with it.
+//! Arguments for the cache: its directory, and the subcommands of `ocifs cache`.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -15,7 +15,7 @@ use super::args::Format;
 use super::exit::Failure;
 use super::network::NetworkArgs;
 
-/// A path; an empty one, as of a variable that was emptied, says nothing.
+/// A path; an empty one, as of an emptied variable, counts as absent.
 fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
@@ -31,18 +31,18 @@ pub(super) struct CacheArgs {
     #[arg(long, conflicts_with = "offline")]
     no_cache: bool,
 
-    /// The cache of a command that keeps nothing, made when it is first asked for.
+    /// The private cache of `--no-cache`, created on first use.
     #[arg(skip)]
     private: OnceLock<PrivateDir>,
 }
 
 impl CacheArgs {
-    /// The directory to use. A private one lives as long as this.
+    /// The directory to use. A private one lives as long as this value.
     pub(super) fn dir(&self) -> Result<PathBuf, Failure> {
         if !self.no_cache {
             return directory(self.cache_dir.as_deref());
         }
-        // The variable says where caches are on this machine, and contradicts nothing.
+        // The variable sets the default for this machine, and does not contradict --no-cache.
         let from_variable = std::env::var_os(VARIABLE).map(PathBuf::from);
         if self.cache_dir.is_some() && self.cache_dir != from_variable {
             return Err(Failure::usage("--no-cache and --cache-dir contradict each other"));
@@ -54,12 +54,12 @@ impl CacheArgs {
         Ok(self.private.get_or_init(|| made).path().to_owned())
     }
 
-    /// Whether nothing is left of the cache when the command ends.
+    /// Whether the cache is removed when the command ends.
     pub(super) fn is_private(&self) -> bool {
         self.no_cache
     }
 
-    /// The directory in which this command writes: a private cache is removed at the end, which changes what it lies in.
+    /// The directory in which this command writes. For a private cache the parent: the removal at the end changes it.
     pub(super) fn reach(&self) -> Result<PathBuf, Failure> {
         let dir = self.dir()?;
         Ok(match dir.parent() {
@@ -69,14 +69,14 @@ impl CacheArgs {
     }
 }
 
-/// `--cache-dir` (or `OCIFS_CACHE_DIR`), else the place of this user.
+/// `--cache-dir` (or `OCIFS_CACHE_DIR`), else the default directory of this user.
 fn directory(given: Option<&Path>) -> Result<PathBuf, Failure> {
     let named = given.unwrap_or_else(|| Path::new(""));
     cache::directory(given)
         .map_err(|error| Failure::local(format!("cache directory {}", named.display()), &error))
 }
 
-/// What `cache` can do.
+/// The subcommands of `cache`.
 #[derive(Subcommand, Debug)]
 pub(super) enum CacheCommand {
     /// List the content of the cache.
@@ -161,7 +161,7 @@ pub(super) struct CollectArgs {
     pub(super) kept: Kept,
 }
 
-/// What names something in the cache.
+/// A name of cached content.
 #[derive(Clone, Debug)]
 pub(super) enum Name {
     Digest(Digest),
@@ -172,7 +172,7 @@ impl std::str::FromStr for Name {
     type Err = crate::oci::OciError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // A digest could be read as the tag of a repository called sha256.
+        // Digests first: one could also be parsed as the tag of a repository called sha256.
         match text.parse::<Digest>() {
             Ok(digest) => Ok(Name::Digest(digest)),
             Err(error) if text.starts_with("sha256:") || text.starts_with("sha512:") => Err(error),

@@ -1,6 +1,4 @@
-//! How large the cache may become, as it is typed.
-//!
-//! Nothing here measures anything. The idea: one option for all commands that fetch, and one variable for all of them.
+//! `--cache-size`: the size limit of the cache, with one variable for all commands that fetch.
 
 use clap::Args;
 
@@ -16,13 +14,13 @@ pub(super) struct CacheSizeArgs {
 }
 
 impl CacheSizeArgs {
-    /// The limit that was asked for, else the default.
+    /// The given limit, else the default.
     pub(super) fn limit(&self) -> Limit {
         self.cache_size.unwrap_or_default()
     }
 }
 
-/// An empty variable is as good as none.
+/// An empty variable counts as unset.
 fn limit(text: &str) -> Result<Limit, LimitError> {
     if text.is_empty() { Ok(Limit::default()) } else { text.parse() }
 }

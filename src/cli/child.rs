@@ -1,6 +1,6 @@
-//! A command that is given a mount: its words, the signals that are meant for it, and its end.
+//! Child command of `run` and `record`: its arguments, signal forwarding and exit code.
 //!
-//! Never mounts. The idea: whoever calls ocifs should see the command itself, its exit code, and that signals reach it.
+//! The caller of ocifs sees the command itself: its exit code, and its reaction to signals.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Error, ErrorKind};
@@ -13,14 +13,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::Failure;
 
-/// The variable that tells a command where its mount is.
+/// The variable that holds the mount point in the environment of the command.
 const MOUNT_VARIABLE: &str = "OCIFS_MOUNT";
 
-/// The signals that a command gets in place of ocifs.
+/// The signals that are forwarded to the command.
 pub(super) struct Forwarded(Vec<(Signal, tokio::signal::unix::Signal)>);
 
 impl Forwarded {
-    /// From now on they are caught, but for those that whoever started us wants to be ignored, as nohup does: the command inherits that.
+    /// Catches the signals from now on. Signals that are ignored at the start, as under nohup, stay ignored, also in
+    /// the command.
     pub(super) fn new() -> Result<Self, Failure> {
         let ignored = ignored();
         let kinds = [
@@ -39,7 +40,7 @@ impl Forwarded {
             .map_err(|error| Failure::local("catching signals", &error))
     }
 
-    /// The next one.
+    /// The next signal.
     pub(super) async fn next(&mut self) -> Signal {
         std::future::poll_fn(|context| {
             for (number, caught) in &mut self.0 {
@@ -53,7 +54,7 @@ impl Forwarded {
     }
 }
 
-/// The signals that this process ignores, by proc_pid_status(5): the bit of signal 1 is the lowest.
+/// The signals that this process ignores, from proc_pid_status(5): the lowest bit is signal 1.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -64,12 +65,13 @@ fn has(mask: u64, signal: Signal) -> bool {
     mask >> (signal as u32 - 1) & 1 == 1
 }
 
-/// Whether this process ignores a signal, as whoever started it wants.
+/// Whether this process ignores a signal, as its parent has set up.
 pub(super) fn is_ignored(signal: Signal) -> bool {
     has(ignored(), signal)
 }
 
-/// Whether a signal may come from the keys of our terminal, which sends it to the command as well: it is the one in front there.
+/// Whether a signal may come from a key of our terminal. The terminal sends it to the command as well, as both are in
+/// its foreground process group.
 fn is_typed(signal: Signal) -> bool {
     matches!(signal, Signal::SIGINT | Signal::SIGQUIT)
         && std::fs::File::open("/dev/tty").is_ok_and(|terminal| {
@@ -77,8 +79,8 @@ fn is_typed(signal: Signal) -> bool {
         })
 }
 
-/// Runs `command` to its end and gives its exit code, or 128 and the number of the signal that ended it, as a shell does. Every
-/// `{}` in its words stands for `dir`.
+/// Runs `command` to its end. Returns its exit code, or 128 plus the number of the signal that ended it, as a shell
+/// does. Every `{}` in its words stands for `dir`.
 pub(super) async fn run(command: &[OsString], dir: &Path, signals: &mut Forwarded) -> Result<u8, Failure> {
     let mut words = command.iter().map(|word| put_in(word, dir));
     let program = words.next().unwrap_or_default();
@@ -86,7 +88,7 @@ pub(super) async fn run(command: &[OsString], dir: &Path, signals: &mut Forwarde
     let mut child = tokio::process::Command::new(&program)
         .args(words)
         .env(MOUNT_VARIABLE, dir)
-        // It is ours, and no business of the command.
+        // The credentials are for ocifs, not for the command.
         .env_remove("OCIFS_CREDS")
         .kill_on_drop(true)
         .spawn()
@@ -103,13 +105,13 @@ pub(super) async fn run(command: &[OsString], dir: &Path, signals: &mut Forwarde
         if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok())
             && !is_typed(caught)
         {
-            // It may have ended by now.
+            // The command may have ended by now.
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), caught).ok();
         }
     }
 }
 
-/// The word with the mount in the place of every `{}`, as find and xargs have it.
+/// The word with the mount point instead of every `{}`, as in find and xargs.
 fn put_in(word: &OsStr, dir: &Path) -> OsString {
     let mut out = Vec::new();
     for (at, part) in word.as_bytes().split(|&byte| byte == b'{').enumerate() {
@@ -127,16 +129,16 @@ fn put_in(word: &OsStr, dir: &Path) -> OsString {
     OsString::from_vec(out)
 }
 
-/// A directory for a mount, removed when it is not needed any more.
+/// A temporary directory for a mount, removed on drop.
 pub(super) struct Place {
-    /// A new directory, for nobody else.
+    /// A new directory with access for this user alone.
     room: PathBuf,
-    /// It, or a directory in it.
+    /// The mount point: the directory above, or one in it.
     dir: PathBuf,
 }
 
 impl Place {
-    /// A new and empty one.
+    /// A new and empty directory as the mount point.
     pub(super) fn new() -> Result<Self, Failure> {
         let base = std::env::temp_dir();
         let failed = |error: Error| {
@@ -148,7 +150,7 @@ impl Place {
         Ok(Self { dir: room.clone(), room })
     }
 
-    /// The same with the mount in a directory of this name, so that there is room beside it.
+    /// A new directory with the mount point in a subdirectory of this name, so that files can lie beside the mount.
     pub(super) fn with(name: &str) -> Result<Self, Failure> {
         let mut place = Self::new()?;
         let dir = place.room.join(name);
@@ -158,12 +160,12 @@ impl Place {
         Ok(place)
     }
 
-    /// Where the mount goes: an absolute name.
+    /// The mount point: an absolute path.
     pub(super) fn path(&self) -> &Path {
         &self.dir
     }
 
-    /// What is there for the mount and for what it needs beside it.
+    /// The temporary directory: the mount point, or the directory around it.
     pub(super) fn room(&self) -> &Path {
         &self.room
     }
@@ -173,7 +175,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let dirs = [&self.dir, &self.room];
         for dir in dirs {
-            // The process that mounted may have been faster.
+            // The process that mounted may have removed it first.
             if let Err(error) = std::fs::remove_dir(dir)
                 && error.kind() != ErrorKind::NotFound
             {

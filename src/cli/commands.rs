@@ -1,4 +1,4 @@
-//! What each command does.
+//! Command functions: mount, umount, inspect, ls and cat, and the setup shared by all commands.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -41,7 +41,7 @@ use super::{
     threads,
 };
 
-/// How long tasks may take to end when the mount is gone: an unmount in an outage must not hang on the network.
+/// How long tasks may take to end after the mount: an unmount in an outage must not hang on the network.
 pub(super) const LAST_TASKS: Duration = Duration::from_millis(500);
 
 /// Mounts, and stays until the mount is gone.
@@ -58,12 +58,12 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
     if args.serve.subdir.as_deref().is_some_and(climbs) {
         return Err(Failure::usage("--subdir is a path inside the tree, without .."));
     }
-    // The program was started by another name when it went to the background. Who lists processes looks for ours.
+    // The background child was started as /proc/self/exe. Process lists show this name.
     nix::sys::prctl::set_name(c"ocifs").ok();
     consistent(&args.image)?;
     daemon::keep_clear(&args)?;
     prepare(&args.image)?;
-    // While this process may still take away what an earlier one left.
+    // Before the sandbox: this process may still unmount the mount of an earlier process.
     let mut service = Service::new()?;
     let source = network::written(argv, &args.image.location);
     args.image.location = service.location(&args.image.location)?;
@@ -90,7 +90,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
         None => mount::check(&args.dir, args.serve.nonempty)?,
     };
     let endpoint = args.serve.daemon.metrics.as_ref().map(Endpoint::open).transpose()?;
-    // Before the first thread, which would keep the rights that its process gives up.
+    // Before the first thread: a thread would keep rights that the process drops.
     let registry = registry(&args.image)?;
     let sandboxed = daemon::confine(&args, &dir, &options, endpoint.as_ref(), &registry)?;
     let runtime = threads::runtime()?;
@@ -119,7 +119,8 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
             if let Some(image) = family.main()
                 && scope.view.as_deref().is_none_or(|view| view == "merged")
             {
-                // What is the whole of a mount is wanted by the first look; where nothing is to be fetched ahead, only what is here.
+                // With --view=merged the first lookup needs the merged tree: merge at any cost, except with
+                // --prefetch=none. Otherwise merge only if that is cheap.
                 let is_wanted = scope.view.is_some() && args.serve.prefetch != PrefetchUse::None;
                 tokio::spawn(image.clone().merge_ahead(if is_wanted { AheadCost::Any } else { AheadCost::Little }));
             }
@@ -129,7 +130,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
             let record = service.record(&mut namespace, &pinned)?;
             Ok::<_, Failure>((Arc::new(namespace), prefetch, record))
         };
-        // Until there is a mount, the command that waits for it can be interrupted, and takes us along.
+        // Until the mount exists, any signal ends this process, and so does the end of the command that waits for it.
         let stopped = async {
             match delayed {
                 Some(_) => signals.until_stop(&registry).await,
@@ -150,7 +151,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
                 }
                 service.ended();
                 return stopped.map(drop).inspect_err(|failure| {
-                    // In the background nobody reads what the end of the process says.
+                    // In the background the failure has no other output than the log.
                     tracing::error!(%failure, "what was mounted cannot be opened");
                 });
             }
@@ -160,13 +161,13 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
         let is_told = delayed.is_some();
         options.record = record;
         let handle = tokio::runtime::Handle::current();
-        // Mounting looks at its own mount, which the runtime may have to answer.
+        // Mounting checks its own mount, and the runtime may have to answer.
         let mounting = tokio::task::spawn_blocking(move || {
             let place = match delayed {
                 Some(delayed) => Where::Attached(delayed.attached),
                 None => Where::At(&dir),
             };
-            // Who has files of the old one open reads on.
+            // Open files of the replaced mount stay readable.
             if replaced.is_some()
                 && let Err(error) = mount::unmount(&dir, Unmount::Lazy)
             {
@@ -181,7 +182,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
         output::warn(&family.warnings());
         let told = if is_told { Ok(()) } else { say(&message, in_background) };
         if told.is_err() {
-            // Whoever asked for the mount is gone.
+            // The caller is gone.
             let unmounted = mounted.unmount().await;
             service.ended();
             unmounted?;
@@ -203,12 +204,12 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
             .map(|endpoint| tokio::spawn(endpoint.serve(about(&pinned, mounted.dir(), sandboxed.as_ref()))));
         let stayed = stay(&mounted, signals, &registry).await;
         if let Err(failure) = &stayed {
-            // In the background nobody reads what the end of the process says.
+            // In the background the failure has no other output than the log.
             tracing::error!(%failure, "the mount did not end well");
         }
         prefetch.abort();
         if let Some(shown) = shown {
-            // It takes its socket along. That it was stopped is no news.
+            // The task removes its socket. Its error is only the abort.
             shown.abort();
             shown.await.ok();
         }
@@ -219,7 +220,8 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
     result
 }
 
-/// Whether the kernel is offered files. A layer over the mount finds no room above files of a cache that lies on an overlay.
+/// Whether files are passed through to the kernel. Not for a stackable mount with its cache on an overlay: a layer
+/// over the mount would exceed the kernel's stacking depth.
 fn passthrough(args: &MountArgs) -> Result<Passthrough, Failure> {
     let cache = args.image.cache.dir()?;
     let is_full = args.serve.stackable && mount::is_on_overlay(&cache);
@@ -229,19 +231,19 @@ fn passthrough(args: &MountArgs) -> Result<Passthrough, Failure> {
     })
 }
 
-/// Tells whoever asked for the mount that it is there.
+/// Reports to the caller that the mount exists.
 pub(super) fn say(message: &str, in_background: bool) -> Result<(), Failure> {
     if in_background { background::ready(message) } else { tell(message) }
 }
 
-/// Who may look into a mount.
+/// Which users have access to a mount.
 fn access(args: &ServeArgs) -> Result<Access, Failure> {
     match (args.allow_other, args.allow_root) {
         (true, _) => Ok(Access::Everyone),
-        // Only root mounted it, and only root may look.
+        // Root is the owner of the mount, so owner access is root access.
         (false, true) if nix::unistd::geteuid().is_root() => Ok(Access::Owner),
-        // The kernel knows allow_other alone, and answers from what it keeps without asking who wants to know: names, attributes
-        // and targets of links that the owner has looked at would be shown to every user.
+        // The kernel has only allow_other, and answers from its caches for every user. Names, attributes and link
+        // targets that the owner has looked up would be visible to all.
         (false, true) => Err(Failure::usage(
             "mount option allow_root is refused: the kernel would show names and attributes to every user; \
              allow_other with default_permissions lets all users in as the modes allow",
@@ -250,7 +252,7 @@ fn access(args: &ServeArgs) -> Result<Access, Failure> {
     }
 }
 
-/// What a mount shows.
+/// The part of the image that a mount shows.
 pub(super) fn scope(args: &ServeArgs) -> Scope {
     Scope {
         view: args.view.clone(),
@@ -268,7 +270,7 @@ fn climbs(path: &OsStr) -> bool {
     Path::new(path).components().any(|part| part == std::path::Component::ParentDir)
 }
 
-/// What is shown beside the counters of a mount.
+/// Labels of a mount, shown beside its counters.
 fn about(pinned: &str, dir: &Path, sandboxed: Option<&Report>) -> Vec<Counters> {
     let labels = vec![
         ("reference", pinned.to_owned()),
@@ -290,7 +292,7 @@ async fn stay(mounted: &mount::Mounted, mut signals: Signals, registry: &Registr
                 Ok(())
             }
             Err(reason) => {
-                // No dead mount is left behind; it may be gone already.
+                // Leaves no dead mount behind; it may be gone already.
                 mounted.detach().ok();
                 Err(Failure::local("serving the mount", &std::io::Error::other(reason)))
             }
@@ -299,7 +301,7 @@ async fn stay(mounted: &mount::Mounted, mut signals: Signals, registry: &Registr
             tracing::info!("asked to stop, unmounting");
             tokio::select! {
                 unmounted = mounted.unmount() => Ok(unmounted?),
-                // A second signal does not wait.
+                // A second signal detaches at once.
                 () = signals.stop.wait() => Ok(mounted.detach()?),
             }
         }
@@ -334,18 +336,18 @@ fn tell(message: &str) -> Result<(), Failure> {
     output::printed(writeln!(out, "{message}").and_then(|()| out.flush()))
 }
 
-/// Takes mounts away.
+/// Unmounts directories.
 pub(super) fn umount(args: &UmountArgs) -> Result<(), Failure> {
     let how = if args.lazy { Unmount::Lazy } else { Unmount::Now };
     let mut result = Ok(());
     for dir in &args.dirs {
-        // The first failure is told, and does not keep the others mounted.
+        // The first failure is reported; the other directories are unmounted all the same.
         result = result.and(mount::unmount(dir, how));
     }
     Ok(result?)
 }
 
-/// Shows what is in a reference.
+/// Prints the content of a reference.
 pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let (family, offered) = runtime.block_on(async {
@@ -411,7 +413,7 @@ pub(super) fn start(args: &ImageArgs) -> Result<Runtime, Failure> {
     threads::runtime()
 }
 
-/// Refuses what is asked for at once and cannot be had together, before anything is done.
+/// Rejects options that contradict each other, before anything is done.
 fn consistent(args: &ImageArgs) -> Result<(), Failure> {
     if args.location.is_input() && args.cache.is_private() {
         return Err(Failure::usage(
@@ -421,7 +423,7 @@ fn consistent(args: &ImageArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Starts the log, and whatever else comes before threads.
+/// Starts the log, and does everything else that comes before threads.
 fn prepare(args: &ImageArgs) -> Result<(), Failure> {
     consistent(args)?;
     output::start_log(args.log_file.as_deref())?;
@@ -430,7 +432,7 @@ fn prepare(args: &ImageArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Raises the soft limit of open files to the hard one: an image of many layers has four files open for each.
+/// Raises the soft limit of open files to the hard limit: an image needs four open files per layer.
 fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -444,7 +446,7 @@ pub(super) async fn open(args: &ImageArgs) -> Result<Family, Failure> {
     open_with(args, &registry(args)?, Prefetch::None, Recording::Off).await
 }
 
-/// Refuses options that choose layers where all of them count.
+/// Rejects options that select layers, for commands that take all layers.
 pub(super) fn refuse_selection(args: &ImageArgs, why: &str) -> Result<(), Failure> {
     if args.layer.is_empty() && args.media_type.is_empty() && args.title.is_empty() {
         return Ok(());
@@ -464,7 +466,7 @@ pub(super) fn registry(args: &ImageArgs) -> Result<Registry, Failure> {
     registry_with(args, args.network.authfile.as_deref())
 }
 
-/// The same with another credential file.
+/// The client with another credential file.
 pub(super) fn registry_with(args: &ImageArgs, authfile: Option<&Path>) -> Result<Registry, Failure> {
     let creds = args.creds.as_deref().map(|text| {
         Credential::parse(text).ok_or_else(|| Failure::usage("--creds is not of the form USER:PASSWORD"))
@@ -475,7 +477,7 @@ pub(super) fn registry_with(args: &ImageArgs, authfile: Option<&Path>) -> Result
         creds: creds.transpose()?,
         anonymous: args.anonymous,
         read_budget,
-        // Silence that is as long as the patience would leave none for another try.
+        // At most a quarter of the read budget, so that time remains for another attempt.
         connect_timeout: usual.connect_timeout.min(read_budget / 4),
         stall_timeout: usual.stall_timeout.min(read_budget / 4),
         ..usual
@@ -505,7 +507,7 @@ pub(super) fn cache(args: &ImageArgs) -> Result<Cache, Failure> {
     Ok(Cache::open_limited(&args.cache.dir()?, args.cache_size.limit())?)
 }
 
-/// What the arguments say about opening `location`, but for the platforms.
+/// The options for opening `location`, except the platforms.
 pub(super) fn options(
     args: &ImageArgs,
     location: &Location,

@@ -1,4 +1,4 @@
-//! What can be typed about blobs that this machine has already: where other tools keep them.
+//! `--content-store`: blobs that other tools have stored on this machine.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::source;
 
 use super::exit::Failure;
 
-/// An empty value says that there is no store.
+/// An empty value means no store.
 fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
@@ -24,7 +24,7 @@ pub(super) struct ContentArgs {
 }
 
 impl ContentArgs {
-    /// The directories, absolute: a mount in the background leaves the directory it was started in.
+    /// The directories as absolute paths: a background mount changes its working directory.
     pub(super) fn stores(&self) -> Result<Vec<PathBuf>, Failure> {
         let Some(named) = &self.content_store else { return Ok(source::usual_stores()) };
         let given = named.iter().filter(|path| !path.as_os_str().is_empty());

@@ -1,4 +1,4 @@
-//! `ocifs cp`: a file or a directory of a reference as one of this machine.
+//! `ocifs cp`: copies a file or a directory of a reference to this machine.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -19,7 +19,7 @@ use super::export::told_incomplete;
 use super::preserve::PreserveArgs;
 use super::progress::{Progress, ProgressArgs};
 
-/// What is copied, and where to.
+/// The arguments of `cp`.
 #[derive(Args, Debug)]
 pub(super) struct CpArgs {
     #[command(flatten)]

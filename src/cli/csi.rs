@@ -1,7 +1,7 @@
 //! `ocifs csi`: volumes for the pods of a node.
 //!
-//! Never mounts in this process. The idea: what every mount is to be given is typed as for `ocifs mount`, and is parsed by the same
-//! parser once at the start, so that a slip is told then and not with the first pod.
+//! Mounts run in processes of their own. Their common options are typed as for `ocifs mount`, and are parsed once at
+//! the start by the same parser, so that a mistake is reported at once and not with the first pod.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::csi::{self, Clients, CsiError, Node, Settings, Unreachable};
 use crate::image::ImageError;
 use crate::registry::RegistryError;
 
-/// Options of a mount that a volume or the plugin decides.
+/// Mount options that a volume or the plugin sets.
 const DECIDED: [&str; 12] = [
     "--creds",
     "--authfile",
@@ -86,7 +86,7 @@ enum WhenUnreachable {
     Show,
 }
 
-/// A socket as orchestrators write it.
+/// A socket in the notation of orchestrators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct SocketPath(PathBuf);
 
@@ -138,7 +138,7 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
         tracing::info!(socket = %path.display(), node = node.id(), "serving volumes");
         let served = csi::serve(node, listener, async move { stop.wait().await }).await;
         if let Some(shown) = shown {
-            // It takes its socket along. That it was stopped is no news.
+            // The task removes its socket. Its error is only the abort.
             shown.abort();
             shown.await.ok();
         }
@@ -149,7 +149,7 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
     served
 }
 
-/// Clients as the mounts have them.
+/// Registry clients with the options of the mounts.
 fn clients(mounting: MountArgs) -> Clients {
     let make = move |authfile: Option<&Path>| {
         commands::registry_with(&mounting.image, authfile).map_err(|failure| failure.to_string())
@@ -182,8 +182,8 @@ fn check(options: &[OsString]) -> Result<MountArgs, Failure> {
     }
 }
 
-/// The parser of the options of mounts. The variable of a login is the plugin's alone: no mount gets it, and a client that had it
-/// would ask registries with it in place of the login of the volume.
+/// The parser for mount options. `OCIFS_CREDS` is not read: no mount gets it, and a client that had it would use it
+/// instead of the login of the volume.
 fn parser() -> clap::Command {
     Cli::command()
         .mut_subcommand("mount", |mount| mount.mut_arg("creds", |creds| creds.env(None::<&'static str>)))

@@ -1,7 +1,7 @@
-//! What a mount does besides serving: gives up rights, answers signals, shows what it counts.
+//! Process of a mount: sandbox, signals, statistics.
 //!
-//! Never mounts and never serves. The idea: everything that needs a right is done before the sandbox is entered, and the
-//! sandbox is entered before the first thread is started and the first byte comes from a network.
+//! Everything that needs a right is done before the sandbox is entered. The sandbox is entered before the first
+//! thread is started and the first byte comes from a network.
 
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ pub(super) enum SandboxWhen {
     Off,
 }
 
-/// Where certificates are, by the habits of distributions; the keys of this machine's own lie beside them.
+/// Directories and files of certificates, as distributions have them; private keys of this machine lie beside them.
 const CERTIFICATES: &[&str] = &[
     "/etc/ssl/certs",
     "/etc/ssl/cert.pem",
@@ -56,7 +56,7 @@ const CERTIFICATES: &[&str] = &[
     "/usr/share/pki",
 ];
 
-/// Where the C library learns how to resolve names, and the modules that it loads for it on the first look-up.
+/// Files that the C library reads to resolve names, and directories of the modules that it loads on the first lookup.
 const NAMES: &[&str] = &[
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -75,13 +75,13 @@ const NAMES: &[&str] = &[
     "/gnu/store",
 ];
 
-/// What this process looks at in the kernel. All of /proc and not only /proc/self: the kernel makes its inodes anew when it
-/// forgot them under pressure, and a rule for the old one then covers nothing. What is another process's own there (memory,
-/// environment, open files) stays out of reach, because Landlock refuses to look into processes outside the sandbox. With
-/// CAP_SYS_ADMIN new kernels show some of it all the same.
+/// Kernel interfaces that this process reads. All of /proc, not only /proc/self: under memory pressure the kernel
+/// recreates its inodes, and a rule for the old inode then covers nothing. Data of other processes (memory,
+/// environment, open files) stays out of reach, because Landlock denies access to processes outside the sandbox. With
+/// CAP_SYS_ADMIN new kernels still show some of it.
 const KERNEL: &[&str] = &["/proc", "/dev/urandom", "/sys/devices/system/cpu", "/sys/fs/cgroup"];
 
-/// Gives up what serving this mount does not need, and says so. Called before any thread is started.
+/// Drops the rights that serving this mount does not need, and logs the result. Called before any thread is started.
 pub(super) fn confine(
     args: &MountArgs,
     dir: &Path,
@@ -92,7 +92,7 @@ pub(super) fn confine(
     if args.serve.daemon.sandbox == SandboxWhen::Off {
         return Ok(None);
     }
-    // It has to be there to be left in reach.
+    // Creates the cache directory: a sandbox rule needs an existing path.
     drop(Cache::open(&args.image.cache.dir()?)?);
     mount::start_keeper(dir, options)?;
     let report = sandbox::enter(&policy(args, endpoint, registry)?);
@@ -106,7 +106,7 @@ pub(super) fn confine(
     Ok(Some(report))
 }
 
-/// Whether files are offered to the kernel to read by itself, which takes CAP_SYS_ADMIN at every one.
+/// Whether files are passed through to the kernel, which takes CAP_SYS_ADMIN for each one.
 pub(super) fn passes_through(args: &ServeArgs) -> bool {
     match args.passthrough {
         PassthroughWhen::On => true,
@@ -115,9 +115,9 @@ pub(super) fn passes_through(args: &ServeArgs) -> bool {
     }
 }
 
-/// Refuses what this process itself would look for below its own mount: nobody would answer.
+/// Rejects paths of this process below its own mount point: its own request would go unanswered.
 pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
-    // What is wrong with it is told by who mounts there.
+    // Faults of the mount point are reported by the mount itself.
     let Some(dir) = mount::resolved(&args.dir) else { return Ok(()) };
     let kind = match &args.image.location {
         Location::Layout { .. } => "the layout",
@@ -131,7 +131,7 @@ pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
     ];
     for (what, path) in own {
         let Some(path) = path else { continue };
-        // What is not there yet has a name all the same.
+        // A path that does not exist yet can still be made absolute.
         let full = std::fs::canonicalize(&path).or_else(|_| std::path::absolute(&path));
         if full.is_ok_and(|full| full.starts_with(&dir)) {
             let (path, dir) = (path.display(), dir.display());
@@ -143,7 +143,7 @@ pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What serving needs.
+/// The rights that serving needs.
 fn policy(args: &MountArgs, endpoint: Option<&Endpoint>, registry: &Registry) -> Result<Policy, Failure> {
     Ok(Policy {
         read: readable(args, registry)?,
@@ -153,7 +153,7 @@ fn policy(args: &MountArgs, endpoint: Option<&Endpoint>, registry: &Registry) ->
     })
 }
 
-/// What serving reads, beside the cache.
+/// The paths that serving reads, beside the cache.
 fn readable(args: &MountArgs, registry: &Registry) -> Result<Vec<PathBuf>, Failure> {
     let absolute = |path: &Path| {
         std::path::absolute(path).map_err(|error| Failure::local("finding the working directory", &error))
@@ -173,17 +173,17 @@ fn readable(args: &MountArgs, registry: &Registry) -> Result<Vec<PathBuf>, Failu
     Ok(paths)
 }
 
-/// The directory in which resolv.conf is replaced, where it is one of its own: a network that changes brings a new file under the
-/// old name, which a rule for the old one does not cover. /etc is not such a directory, as there are secrets in it; where the file
-/// is replaced there, names are resolved by the keeper from then on.
+/// The directory in which resolv.conf is replaced, if it is not /etc. A change of network brings a new file under the
+/// old name, which a rule for the old file does not cover. /etc is left out because of the secrets in it; where the
+/// file is replaced there, the keeper resolves names from then on.
 fn resolver() -> Option<PathBuf> {
     let real = std::fs::canonicalize("/etc/resolv.conf").ok()?;
     real.parent().filter(|dir| *dir != Path::new("/etc") && dir.parent().is_some()).map(Path::to_owned)
 }
 
-/// The signals that a mount answers without ending.
+/// The signals of a mount: those that end it, reload, and statistics.
 pub(super) struct Signals {
-    /// The ones that end it.
+    /// The signals that end the mount.
     pub(super) stop: Stop,
     reload: Signal,
     statistics: Signal,
@@ -191,10 +191,10 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From now on they are caught.
+    /// Catches the signals from now on.
     pub(super) fn new() -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::local("catching signals", &error);
-        // nohup(1) has the signal of a terminal that goes away ignored.
+        // nohup(1) ignores SIGHUP for its command.
         let terminal = ControllingTerminal::of_process(child::is_ignored(NixSignal::SIGHUP));
         Ok(Self {
             terminal,
@@ -204,7 +204,7 @@ impl Signals {
         })
     }
 
-    /// Waits for any signal that ends a command: while there is no mount there is nothing to read anew.
+    /// Waits for any signal that ends a command: before the mount exists there is nothing to reload.
     pub(super) async fn until_any(&mut self) {
         tokio::select! {
             () = self.stop.wait() => {}
@@ -212,7 +212,7 @@ impl Signals {
         }
     }
 
-    /// Answers signals until one comes that ends the mount.
+    /// Handles signals until one comes that ends the mount.
     pub(super) async fn until_stop(&mut self, registry: &Registry) {
         loop {
             tokio::select! {
@@ -233,9 +233,9 @@ impl Signals {
 /// Whether the mount ends with its terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ControllingTerminal {
-    /// There is none, or the caller wants the mount to outlive it.
+    /// There is no terminal, or the caller wants the mount to outlive it.
     None,
-    /// There was one at the start.
+    /// The process had a terminal at the start.
     AtStart,
 }
 
@@ -244,13 +244,14 @@ impl ControllingTerminal {
         if !ignores_its_end && has_terminal() { Self::AtStart } else { Self::None }
     }
 
-    /// Whether the kernel has taken it from this process.
+    /// Whether the kernel has detached this process from its terminal.
     fn is_gone(self) -> bool {
         self == Self::AtStart && !has_terminal()
     }
 }
 
-/// Field 7 of proc_pid_stat(5): the device of the controlling terminal, 0 for none. The name before it may hold anything.
+/// Field 7 of proc_pid_stat(5): the device of the controlling terminal, 0 for none. The process name before it may
+/// contain any character.
 fn has_terminal() -> bool {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let behind_name = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();

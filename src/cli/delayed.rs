@@ -1,7 +1,7 @@
-//! `--delay-connect`: a mount that is in the tree before its registry could be asked.
+//! `--delay-connect`: mounts before the registry answers.
 //!
-//! The idea: a look for a name waits until the registry answers, so that nothing has to be made up meanwhile; what needs no name is
-//! answered at once.
+//! Lookups of names wait until the registry answers, so that no answer is made up meanwhile. Requests without a name
+//! are answered at once.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use super::commands::{say, scope};
 use super::exit::Failure;
 use super::service::Service;
 
-/// A mount that is there before what is in it.
+/// A mount whose image is not open yet.
 pub(super) struct Delayed {
     pub(super) attached: Attached,
 }
 
 impl Delayed {
-    /// Mounts, and says so.
+    /// Mounts, and reports the mount.
     pub(super) fn attach(
         args: &MountArgs,
         dir: &Path,
@@ -41,12 +41,12 @@ impl Delayed {
         Ok(Self { attached })
     }
 
-    /// Opens, however often it takes while the network or a registry is away, and nobody took the mount away.
+    /// Opens the image. Retries while the network or a registry is unavailable and the mount is in place.
     pub(super) async fn until_open<F: Future<Output = Result<Family, Failure>>>(
         &self,
         open: impl Fn() -> F,
     ) -> Result<Family, Failure> {
-        /// Between two attempts, which are patient themselves.
+        /// Pause between two attempts, each of which has retries of its own.
         const PAUSE: Duration = Duration::from_secs(2);
         loop {
             let opened = tokio::select! {
@@ -67,9 +67,9 @@ impl Delayed {
         }
     }
 
-    /// Waits until somebody has taken the mount away.
+    /// Waits until the mount is no longer in place.
     async fn gone(&self) {
-        /// The kernel tells nobody who does not read requests.
+        /// Poll interval: the kernel reports an unmount only to a process that reads requests.
         const LOOK: Duration = Duration::from_millis(500);
         while self.attached.is_in_place() {
             tokio::time::sleep(LOOK).await;
@@ -80,7 +80,7 @@ impl Delayed {
         Failure::from(mount::MountError::NotMounted { dir: self.attached.dir().to_owned() })
     }
 
-    /// Takes it away, if it is still there.
+    /// Unmounts, if the mount is still in place.
     pub(super) fn detach(self) {
         if let Err(error) = self.attached.detach() {
             tracing::warn!(%error, "the mount could not be taken away");

@@ -1,6 +1,6 @@
-//! `doctor`: can this machine mount, and what can a registry do.
+//! `ocifs doctor`: checks whether this machine can mount, and what a registry supports.
 //!
-//! Mounts nothing. The idea: findings of the machine, the cache and the registry in one list, the worst of which is the exit code.
+//! Findings of the machine, the cache and the registry form one list. A bad finding fails the command.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ use super::exit::{self, Failure};
 use super::output::{self, human, safe};
 use super::table::takes_colours;
 
-/// Stands for no reference. A host has no such name.
+/// Stands for the absent reference. No host has such a name.
 const NOTHING: &str = "nothing.invalid/nothing:none";
 
-/// What is examined.
+/// The arguments of `doctor`.
 #[derive(Args, Debug)]
 #[command(mut_arg("location", |arg| {
     arg.required(false)
@@ -39,7 +39,7 @@ pub(super) struct DoctorArgs {
     format: Format,
 }
 
-/// Examines the machine, the cache, and the registry of a reference.
+/// Checks the machine, the cache, and the registry of a reference.
 pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let mut findings = mount::checkup();

@@ -1,4 +1,4 @@
-//! Exit codes and hints: what a failure means for the script that called, and what a person can do about it.
+//! Exit codes and hints: the meaning of a failure for scripts, and a remedy for people.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -19,9 +19,9 @@ use crate::view::ViewError;
 use super::mistakes::pasted;
 use super::output;
 
-/// Something went wrong on this machine.
+/// An error of this machine.
 pub(super) const GENERIC: u8 = 1;
-/// The command line is wrong.
+/// A wrong command line.
 pub(super) const USAGE: u8 = 2;
 const NOT_FOUND: u8 = 3;
 const DENIED: u8 = 4;
@@ -30,17 +30,17 @@ const CONTENT: u8 = 6;
 const MISMATCH: u8 = 7;
 const MOUNT: u8 = 8;
 
-/// Whose exit codes the caller expects.
+/// The convention of exit codes that the caller expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
-    /// Ours.
+    /// The codes of ocifs.
     Own,
-    /// Those of mount(8), for a mount helper.
+    /// The codes of mount(8), for a mount helper.
     MountHelper,
 }
 
 impl Style {
-    /// By the name of the program.
+    /// The style by the name of the program.
     pub(super) fn of(program: Option<&OsString>) -> Self {
         let name = program.and_then(|program| Path::new(program).file_name()).and_then(|name| name.to_str());
         match name {
@@ -60,13 +60,13 @@ impl Style {
     }
 }
 
-/// A command that failed.
+/// Failure of a command: exit code, message and hint.
 #[derive(Debug)]
 pub(super) struct Failure {
     code: u8,
     message: String,
     hint: Option<String>,
-    /// The message was printed by somebody else.
+    /// The message was printed by another process, or there is none.
     silent: bool,
 }
 
@@ -76,29 +76,29 @@ impl Failure {
         Self { code: USAGE, message: message.into(), hint: None, silent: false }
     }
 
-    /// What was named is not there.
+    /// A named thing does not exist.
     pub(super) fn absent(message: impl Into<String>) -> Self {
         Self { code: NOT_FOUND, message: message.into(), hint: None, silent: false }
     }
 
-    /// Bytes were not what they should be.
+    /// Bytes do not match their digest.
     pub(super) fn mismatch(message: impl Into<String>) -> Self {
         Self { code: MISMATCH, message: message.into(), hint: None, silent: false }
     }
 
-    /// A layer would have to be read as a whole where nobody wants that.
+    /// A layer would have to be read as a whole, and `--require-lazy` excludes that.
     pub(super) fn not_lazy(message: impl Into<String>) -> Self {
         let hint =
             "\"ocifs index build REF\" makes the index on this machine, \"ocifs index push REF\" for others";
         Self { code: CONTENT, message: message.into(), hint: Some(hint.to_owned()), silent: false }
     }
 
-    /// Whether it may be otherwise later without anybody's doing: the network or a registry is away.
+    /// Whether the failure may pass without any change here: the network or a registry is unavailable.
     pub(super) fn is_passing(&self) -> bool {
         self.code == NETWORK
     }
 
-    /// Whether bytes were not what their digest names: whoever sent them may send the right ones when asked again.
+    /// Whether bytes did not match their digest; the sender may deliver the right ones to a second request.
     pub(super) fn is_mismatch(&self) -> bool {
         self.code == MISMATCH
     }
@@ -109,17 +109,17 @@ impl Failure {
         (self.code, format!("{}{hint}", self.message))
     }
 
-    /// What can be done about it.
+    /// The remedy; `None` when there is none to name.
     pub(super) fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// Something is in use and stays.
+    /// Content or a mount is in use and stays.
     pub(super) fn busy(message: impl Into<String>) -> Self {
         Self { code: GENERIC, message: message.into(), hint: None, silent: false }
     }
 
-    /// This machine did not do what it should.
+    /// An operation of this machine failed.
     pub(super) fn local(message: impl Into<String>, error: &dyn std::error::Error) -> Self {
         Self {
             code: GENERIC,
@@ -129,41 +129,41 @@ impl Failure {
         }
     }
 
-    /// A command that could not be started: 127 when there is none of this name, else 126, as env(1) and shells have it.
+    /// A command that could not be started: 127 when no program has this name, else 126, as in env(1) and shells.
     pub(super) fn not_run(program: &OsStr, error: &std::io::Error) -> Self {
         let code = if error.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
         Self { code, ..Self::local(format!("running {}", program.display()), error) }
     }
 
-    /// Something that was looked at is somebody's fault.
+    /// A failure with the exit code of `fault`.
     pub(super) fn of(fault: Fault, message: String) -> Self {
         Self { code: code(fault), message, hint: None, silent: false }
     }
 
-    /// The same with a better hint, if there is one.
+    /// This failure with a better hint, if there is one.
     pub(super) fn hinting(mut self, hint: Option<String>) -> Self {
         self.hint = hint.or(self.hint);
         self
     }
 
-    /// Another process of ours failed with this code and said why.
+    /// Another process of ocifs failed with this code and has printed the reason.
     pub(super) fn already_reported(code: u8) -> Self {
         Self { code, message: String::new(), hint: None, silent: true }
     }
 
     /// The user gave up waiting.
     pub(super) fn interrupted() -> Self {
-        // What a shell shows for a process that SIGINT ended.
+        // The shell's code for a process ended by SIGINT.
         Self::already_reported(130)
     }
 
-    /// The reader of our output went away, as `head` does: not an error worth a word.
+    /// The reader of our output closed the pipe, as `head` does: ends without a message.
     pub(super) fn closed_pipe() -> Self {
-        // What a shell shows for a process that SIGPIPE ended.
+        // The shell's code for a process ended by SIGPIPE.
         Self { code: 141, message: String::new(), hint: None, silent: true }
     }
 
-    /// Bytes that could not be read or kept.
+    /// Bytes that could not be read or stored.
     pub(super) fn read(error: &ReadError) -> Self {
         Self::new(error.fault(), error, hint_of_registry(error))
     }
@@ -172,7 +172,7 @@ impl Failure {
         Self { code: code(fault), message: chain(error), hint, silent: false }
     }
 
-    /// Prints the message and the hint, and gives the exit code.
+    /// Prints the message and the hint. Returns the exit code.
     pub(super) fn report(self, style: Style) -> ExitCode {
         if !self.silent {
             let level = output::error_prefix();
@@ -180,7 +180,7 @@ impl Failure {
             if let Some(hint) = &self.hint {
                 text.push_str(&format!("{level}hint: {}\n", message(hint)));
             }
-            // Nothing is left to tell when standard error is closed.
+            // Standard error may be closed; then there is no other output.
             std::io::stderr().write_all(text.as_bytes()).ok();
         }
         style.code(self.code)
@@ -263,7 +263,7 @@ impl From<ImageError> for Failure {
     }
 }
 
-/// The same for an error of a registry anywhere below `error`.
+/// The hint for a registry error anywhere in the sources of `error`.
 fn hint_of_registry(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(here) = next {
@@ -275,7 +275,7 @@ fn hint_of_registry(error: &(dyn std::error::Error + 'static)) -> Option<String>
     None
 }
 
-/// What can be done about an error of a registry, where that is more than its fault tells.
+/// The remedy for a registry error, where it is more specific than its fault.
 fn registry_hint(error: &RegistryError) -> Option<String> {
     let hint = match (error.last(), error.tls_trouble()) {
         (_, Some(TlsTrouble::Expired)) => {

@@ -1,7 +1,7 @@
 //! `ocifs export`: whole references as archives, layouts, or files.
 //!
-//! Writes nothing itself. The idea: what goes to a file or a directory is there whole or not at all, also when the command is
-//! interrupted; what goes to a pipe ends when its reader does.
+//! Output to a file or a directory appears whole or not at all, also when the command is interrupted. Output to a
+//! pipe ends with its reader.
 
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal as _, Write as _};
@@ -23,7 +23,7 @@ use super::output::{self, printed, stdout};
 use super::preserve::{PreserveArgs, left_out};
 use super::progress::{Progress, ProgressArgs};
 
-/// What is written, how, and where.
+/// The arguments of `export`.
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {
     #[command(flatten)]
@@ -72,7 +72,7 @@ pub(super) struct ExportArgs {
     progress: ProgressArgs,
 }
 
-/// What is written.
+/// The form of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ExportFormat {
     /// A tar of an OCI image layout, with Docker's manifest.json.
@@ -117,7 +117,8 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
     runtime.block_on(async {
         let written = once_more(&door, async || write(args, &door).await);
         if is_stream {
-            // Nothing is left behind by whoever ends us, and a write to a pipe that nobody reads is not waited for.
+            // A stream leaves no partial file behind, so signals keep their default action, which also ends a blocked
+            // write.
             return written.await;
         }
         let mut stop = Stop::new()?;
@@ -128,7 +129,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
     })
 }
 
-/// Refuses options that would be passed over without a word, and a second reference that was meant as a file.
+/// Rejects options without effect on the format, and a second reference that was meant as a file.
 fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
     let is_tree = matches!(args.format, ExportFormat::Tar | ExportFormat::Dir | ExportFormat::Erofs);
     if args.view.is_some() && !matches!(args.format, ExportFormat::Tar | ExportFormat::Dir) {
@@ -240,7 +241,7 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes the disk of the merged tree: its holes as holes where it goes to a file.
+/// Writes the disk of the merged tree. In a file its holes are holes.
 async fn write_disk(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     const DISK: &[u8] = b"export/rootfs.erofs";
     let family = Arc::new(open(&args.image).await?);
@@ -254,10 +255,10 @@ async fn write_disk(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     Ok(export::copy_file(&namespace, DISK, &args.output, &advance).await?)
 }
 
-/// Bytes that are written at once.
+/// Size of the write buffer in bytes.
 const BUFFER: usize = 1024 * 1024;
 
-/// Where an archive goes.
+/// The destination of an archive.
 enum Output<'a> {
     Stream(Outgoing<'a>),
     File(Replacement),
@@ -315,7 +316,7 @@ pub(super) fn platforms(args: &ImageArgs, all: bool) -> ArchiveOptions {
     options
 }
 
-/// What is selected of each reference, in their order.
+/// The selection of each reference, in the order of the references.
 pub(super) async fn select(
     args: &ImageArgs,
     more: &[Location],
@@ -331,14 +332,14 @@ pub(super) async fn select(
     Ok(selections)
 }
 
-/// Says what is missing of what was asked for.
+/// Reports content that was requested and left out.
 pub(super) fn told_left_out(selections: &[Selection]) {
     for left in selections.iter().flat_map(Selection::left_out) {
         say(&format!("left out {}: {}", left.digest, left.reason));
     }
 }
 
-/// Says what of a tree is not as it is recorded.
+/// Reports differences of a written tree from the recorded one.
 pub(super) fn told_incomplete(report: &export::DirReport) {
     if report.unowned {
         say("the files are yours: only root may give them to the owners that are recorded");
@@ -356,6 +357,6 @@ pub(super) fn told_incomplete(report: &export::DirReport) {
 }
 
 fn say(message: &str) {
-    // Whoever closed standard error wants to hear nothing.
+    // Standard error may be closed.
     std::io::stderr().write_all(format!("ocifs: {}\n", crate::io::message(message)).as_bytes()).ok();
 }
