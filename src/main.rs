@@ -1,4 +1,4 @@
-//! The binary: everything is in the library.
+//! The binary: calls [`ocifs::cli::main`]; everything else is in the library.
 
 fn main() -> std::process::ExitCode {
     ocifs::cli::main(std::env::args_os().collect())

@@ -1,4 +1,4 @@
-//! `ocifs doctor`: checks whether this machine can mount, and what a registry supports.
+//! `ocifs doctor`: checks whether this machine can mount, and the abilities of a registry.
 //!
 //! Findings of the machine, the cache and the registry form one list. A bad finding fails the command.
 

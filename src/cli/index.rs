@@ -1,4 +1,4 @@
-//! `index build` and `index push`.
+//! `ocifs index build` and `ocifs index push`.
 
 use std::io::Write as _;
 
@@ -9,7 +9,7 @@ use super::commands::{only, open, start};
 use super::exit::Failure;
 use super::output::{self, human};
 
-/// Makes the index of every layer and keeps it.
+/// Builds the index of every layer and stores it in the cache.
 pub(super) fn build(args: &IndexArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let built = runtime
@@ -17,7 +17,7 @@ pub(super) fn build(args: &IndexArgs) -> Result<(), Failure> {
     tell(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))
 }
 
-/// Makes the index of every layer and publishes them beside the image.
+/// Builds the index of every layer and publishes the indexes beside the image.
 pub(super) fn push(args: &IndexArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let (built, published) = runtime.block_on(async {

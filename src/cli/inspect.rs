@@ -1,4 +1,4 @@
-//! What `inspect` prints: what is in a reference and how lazily each part can be read, from documents alone.
+//! `ocifs inspect`: the content of a reference, and how lazily each part can be read. Only documents are read.
 
 use std::io::{self, Write};
 
@@ -24,19 +24,20 @@ struct Report {
     digest: String,
     class: &'static str,
     kind: Option<String>,
-    /// The directories of a mount that show it.
+    /// The directories of a mount that show the image.
     shown_in: Vec<&'static str>,
-    /// Where the merged tree is a disk, if there is one: an EROFS image that the kernel and virtual machines mount.
+    /// Path of the merged tree as a disk, an EROFS image that the kernel and virtual machines mount; `None` without
+    /// one.
     #[serde(skip_serializing_if = "Option::is_none")]
     rootfs: Option<&'static str>,
     platforms: Vec<String>,
-    /// The entries of the index.
+    /// The entries of the index; empty for a manifest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     manifests: Vec<EntryReport>,
     layers: Vec<LayerReport>,
     files: Vec<FileReport>,
     disks: Vec<DiskReport>,
-    /// What is shown in directories of its own.
+    /// Images that are shown in directories of their own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     members: Vec<MemberStatus>,
     warnings: Vec<String>,
@@ -49,9 +50,9 @@ struct EntryReport {
     platform: Option<String>,
     media_type: String,
     artifact_type: Option<String>,
-    /// What --select can tell it from its like by.
+    /// Properties that distinguish the entry from similar ones, as --select takes them.
     told_by: Vec<String>,
-    /// Whether it is what the root of a mount shows.
+    /// Whether the root of a mount shows this entry.
     shown: bool,
 }
 
@@ -64,7 +65,7 @@ struct LayerReport {
     size: u64,
     cached: u64,
     title: Option<String>,
-    /// The index that makes its files readable at random, if there is one.
+    /// The kind of the index that gives random access to its files; `None` without one.
     index: Option<String>,
     access: String,
 }
@@ -72,11 +73,11 @@ struct LayerReport {
 #[derive(Serialize)]
 struct FileReport {
     path: String,
-    /// The layers that it is made of.
+    /// The layers that the file consists of.
     layers: Vec<usize>,
-    /// Absent for a directory.
+    /// Size in bytes; `None` for a directory.
     size: Option<u64>,
-    /// What is done to the layers.
+    /// How the layers become the file.
     form: &'static str,
 }
 
@@ -85,17 +86,18 @@ struct FileReport {
 struct DiskReport {
     path: String,
     format: String,
-    /// The layers that it is made of, in order; none when it is a file of the merged tree.
+    /// The layers that the disk consists of, in order; empty for a file of the merged tree.
     layers: Vec<usize>,
-    /// Absent when only unpacking tells it.
+    /// Size in bytes; `None` when only unpacking reveals it.
     size: Option<u64>,
-    /// Where the disk of a qcow2 is as the machine sees it, unless its header allows no such form.
+    /// Path of the raw form of a qcow2 disk, as the machine sees it; `None` where there is none. The header may still
+    /// exclude it.
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<String>,
     access: &'static str,
 }
 
-/// Prints the report on `family`; `offered` are the indexes that lie beside its image. Reads no blob.
+/// Prints the report on `family`; `offered` are the indexes published beside its image. Reads no blob.
 pub(super) fn print(
     family: &Family,
     offered: &[(Digest, IndexKind)],
@@ -278,7 +280,7 @@ fn text(report: &Report, look: Look, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// One line a layer, their sum, and how each is read.
+/// Prints one line per layer, the sum, and how each layer is read.
 fn table(layers: &[LayerReport], look: Look, out: &mut dyn Write) -> io::Result<()> {
     if layers.is_empty() {
         return Ok(());

@@ -1,10 +1,10 @@
-//! `--require-lazy`: no mount where reading one file would mean reading all of a layer.
+//! `--require-lazy`: rejects images in which reading one file would mean reading a whole layer.
 
 use crate::image::Family;
 
 use super::exit::Failure;
 
-/// Fails when an archive that `view` shows, or the whole tree, has no index and is compressed.
+/// Fails when an archive that `view` or the whole tree shows is compressed and has no index.
 pub(super) async fn demand(family: &Family, view: Option<&str>) -> Result<(), Failure> {
     if !view.is_none_or(|view| matches!(view, "merged" | "layers" | "files")) {
         return Ok(());

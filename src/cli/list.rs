@@ -29,7 +29,7 @@ struct Report {
 
 #[derive(Serialize)]
 struct MountReport {
-    /// As UTF-8; what is none of it is replaced.
+    /// Lossy UTF-8: invalid bytes are replaced.
     directory: String,
     reference: String,
     state: &'static str,

@@ -1,6 +1,6 @@
-//! One line of `ls`: a name, and before it what `ls -l` shows.
+//! Lines of `ocifs ls`: a name, with its attributes in the columns of ls(1).
 //!
-//! Reads nothing. The idea: the columns are those of ls(1), with times in UTC and names that cannot act on a terminal.
+//! Times are in UTC, and names cannot act on a terminal.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ use super::output;
 pub(super) fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io::Result<()> {
     if long {
         let attributes = &listed.attributes;
-        // Years that the calendar here does not reach are shown as what is recorded.
+        // A time outside of chrono's range is shown as recorded, in seconds.
         let time = chrono::DateTime::from_timestamp(attributes.mtime.secs, attributes.mtime.nanos)
             .map_or_else(
                 || format!("@{}", attributes.mtime.secs),
@@ -50,7 +50,7 @@ fn type_letter(kind: Kind) -> char {
     }
 }
 
-/// As `ls -l` writes permission bits.
+/// Permission bits as `ls -l` writes them.
 fn mode_letters(mode: u16) -> String {
     let mut letters = String::with_capacity(9);
     for (shift, special, set) in [(6, 0o4000, 's'), (3, 0o2000, 's'), (0, 0o1000, 't')] {

@@ -1,10 +1,10 @@
-//! The sections of manual pages that no parser knows: exit status, environment, files, examples, and where to read on.
+//! Sections of manual pages that the parser cannot supply: exit status, environment, files, examples, see also.
 //!
-//! Names no option that does not exist: examples are parsed by a test.
+//! Every option in the examples exists: a test parses them.
 
 use std::io::{self, Write};
 
-/// Exit codes, as [`exit`](super::exit) gives them.
+/// Exit codes of [`exit`](super::exit).
 const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "Success."),
     ("1", "A fault of this machine: files, memory, the kernel, the cache."),
@@ -42,7 +42,7 @@ const FILES: &[(&str, &str)] = &[
     ("DIR/.ocifs/status.json", "The status of a whole mount."),
 ];
 
-/// Examples by the name of the page.
+/// Examples by page name.
 const EXAMPLES: &[(&str, &[&str])] = &[
     (
         "ocifs",
@@ -90,7 +90,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("ocifs-man", &["ocifs man mount | man -l -", "ocifs man --all /usr/local/share/man/man1"]),
 ];
 
-/// Writes the sections of a page; `related` are the pages of the commands beside and below it.
+/// Writes the sections of a page; `related` are the pages of related commands.
 pub(super) fn sections(page: &str, related: &[String], out: &mut dyn Write) -> io::Result<()> {
     listed("EXIT STATUS", EXIT_STATUS, out)?;
     listed("ENVIRONMENT", ENVIRONMENT, out)?;
@@ -160,7 +160,7 @@ pub(super) fn mount_helper(out: &mut dyn Write) -> io::Result<()> {
     )
 }
 
-/// Text as roff takes it: dashes as they are typed, no line that is a request.
+/// Text escaped for roff: dashes stay ASCII, and no line is a request.
 fn escaped(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-");
     let lines: Vec<String> = text

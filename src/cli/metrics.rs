@@ -1,8 +1,9 @@
-//! The counters of a mount, for Prometheus: the text format, and a server for it on a socket.
+//! Prometheus endpoint: the counters of a mount in the text format, served on a socket.
 //!
-//! Never shows what a counter does not: names, hosts and credentials are not in it, but for the reference and the mount point,
-//! which the mount table shows, too. The idea: one answer for each connection, whatever was asked within bounds, so that there
-//! is no state, no keep-alive and nothing to configure.
+//! The output holds no names, hosts or credentials, except the reference and the mount point, which the mount table
+//! shows as well. Each connection gets one answer to a request of bounded size. So there is no state, no keep-alive
+//! and nothing to configure.
+//!
 //! Format: Prometheus text exposition 0.0.4.
 
 use std::fmt::Write as _;
@@ -22,14 +23,14 @@ use crate::meter::{self, Family, Kind, Sample, Value};
 use super::exit::Failure;
 use super::socket::{self, SocketFile};
 
-/// The longest request that is read, in bytes.
+/// Longest request that is read, in bytes.
 const MAX_REQUEST: u64 = 8 * 1024;
-/// How long a connection may take from its first byte to its last.
+/// Time limit of a connection, from accept to close.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections at once; others wait.
+/// Concurrent connections; further ones wait.
 const CONNECTIONS: usize = 8;
 
-/// Where the counters are shown.
+/// The address of the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Address {
     /// A socket in the file system.
@@ -58,7 +59,7 @@ impl FromStr for Address {
     }
 }
 
-/// An open socket, which nobody serves yet. One in the file system is removed when this is dropped.
+/// A listening socket that is not served yet. A socket in the file system is removed on drop.
 pub(super) struct Endpoint {
     listener: Listener,
     file: Option<SocketFile>,
@@ -70,7 +71,8 @@ enum Listener {
 }
 
 impl Endpoint {
-    /// Opens the socket. Called before any thread is started: the mode of a new socket belongs to the process.
+    /// Opens the socket. Called before any thread is started: the mode of a new socket comes from the umask of the
+    /// process.
     pub(super) fn open(address: &Address) -> Result<Self, Failure> {
         match address {
             Address::Tcp(address) => {
@@ -89,12 +91,12 @@ impl Endpoint {
         }
     }
 
-    /// Where the socket has its name, if it has one.
+    /// The directory of the socket; `None` for TCP.
     pub(super) fn directory(&self) -> Option<PathBuf> {
         self.file.as_ref().and_then(|file| file.path().parent()).map(Path::to_owned)
     }
 
-    /// Serves until it is dropped. `about` is shown beside the counters.
+    /// Serves until the future is dropped. `about` is shown beside the counters.
     pub(super) async fn serve(self, about: Vec<Family>) -> io::Result<()> {
         let about: Arc<[Family]> = about.into();
         let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -129,7 +131,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = io::Result<S>> + Send,
 {
-    /// How long to wait when no connection can be taken, mostly because there are too many open files.
+    /// Pause after a failed accept, mostly for too many open files.
     const PAUSE: Duration = Duration::from_secs(1);
     loop {
         let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -137,7 +139,7 @@ where
             Ok(stream) => {
                 let about = about.clone();
                 tokio::spawn(async move {
-                    // Who hangs up early needs no answer.
+                    // A client that hangs up early needs no answer.
                     tokio::time::timeout(PATIENCE, answer(stream, &about)).await.ok();
                     drop(place);
                 });
@@ -183,7 +185,7 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, about: &[Family
     stream.shutdown().await
 }
 
-/// Families in the text format.
+/// Metric families in the text format.
 fn text(families: &[Family]) -> String {
     let mut out = String::new();
     for family in families {
@@ -224,7 +226,7 @@ fn number(value: Value) -> String {
     }
 }
 
-/// All counters as one line of JSON: names with their labels, as Prometheus writes them, and numbers.
+/// All counters as one line of JSON: names with their labels as in Prometheus, and numbers.
 pub(super) fn json() -> String {
     let mut numbers = serde_json::Map::new();
     for family in meter::families() {
@@ -240,7 +242,7 @@ pub(super) fn json() -> String {
     serde_json::Value::Object(numbers).to_string()
 }
 
-/// What does not change about a mount, as numbers that are always 1.
+/// Constant facts of a mount: an info gauge with value 1, and one gauge per sandbox part (1: applied as a whole).
 pub(super) fn about(labels: Vec<(&'static str, String)>, sandbox: &[(&'static str, bool)]) -> Vec<Family> {
     let part = |(part, holds): &(&'static str, bool)| Sample {
         suffix: "",
@@ -263,7 +265,7 @@ pub(super) fn about(labels: Vec<(&'static str, String)>, sandbox: &[(&'static st
     ]
 }
 
-/// What does not change about a plugin for volumes.
+/// Constant facts of a CSI plugin: an info gauge with value 1.
 pub(super) fn plugin() -> Vec<Family> {
     let labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     vec![Family {

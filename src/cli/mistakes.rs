@@ -1,5 +1,4 @@
-//! Command lines that are understood, and mean something else than was typed: arguments in the wrong order, options of other file
-//! systems.
+//! Mistaken command lines that parse with another meaning: swapped arguments, options of other file systems.
 //!
 //! Changes nothing, and opens no image.
 
@@ -13,10 +12,11 @@ use crate::source::Location;
 use super::args::{Cli, MountArgs};
 use super::exit::Failure;
 
-/// Refuses a mount whose directory was typed first.
+/// Rejects a mount whose directory was typed first.
 pub(super) fn in_order(args: &MountArgs) -> Result<(), Failure> {
     let Some(first) = args.image.location.path() else { return Ok(()) };
-    // The mount point is asked last: a mount that is taken over does not answer yet, and every mistake is told without it.
+    // The mount point is checked last: a mount before its takeover does not answer yet. For a correct command line
+    // the first argument decides.
     let is_swapped = first.is_dir() && !first.join("oci-layout").exists() && names_image(&args.dir);
     if !is_swapped {
         return Ok(());
@@ -34,7 +34,7 @@ pub(super) fn in_order(args: &MountArgs) -> Result<(), Failure> {
     Err(Failure::usage(message).hinting(hint))
 }
 
-/// Whether a word is a reference or a layout, and no directory that could be a mount point.
+/// Whether a word is a reference or a layout, and not a directory that could be a mount point.
 fn names_image(word: &Path) -> bool {
     let Some(Ok(location)) = word.to_str().map(str::parse::<Location>) else { return false };
     match location.reference() {
@@ -47,7 +47,7 @@ fn is_layout(location: &Location) -> bool {
     location.path().is_some_and(|path| path.join("oci-layout").exists() || path.is_file())
 }
 
-/// Refuses what is no mount option, by the name that was typed.
+/// Rejects an unknown mount option, by the name that was typed.
 pub(super) fn known_option(name: &str) -> Result<(), Failure> {
     let why = match name {
         "remount" => {

@@ -1,6 +1,6 @@
-//! The command line: arguments to options, results to text, errors to exit codes and hints.
+//! Command line: arguments to options, results to text, errors to exit codes and hints.
 //!
-//! The only printer of the crate: data goes to standard output, everything else to standard error.
+//! Only this module prints: data goes to standard output, everything else to standard error.
 
 mod again;
 mod args;
@@ -61,10 +61,10 @@ use args::{Cli, Command, IndexCommand};
 use arrange::HelpLength;
 use exit::{Failure, Style};
 
-/// Runs the command line `argv` (with the program's name first) and gives the exit code of the process.
+/// Runs the command line `argv`, the program's name first. Returns the exit code of the process.
 pub fn main(argv: Vec<OsString>) -> ExitCode {
     if mount::is_keeper() {
-        // It has nobody to talk to but the process that started it, which hears of its end.
+        // The keeper reports only to the process that started it, which sees its end.
         return if mount::keep().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(exit::GENERIC) };
     }
     let style = Style::of(argv.first());
@@ -110,7 +110,8 @@ fn parse(argv: &[OsString]) -> Result<Cli, clap::Error> {
     Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// Prints what the parser answers: help, the version, or what is wrong. What was typed may come from elsewhere, by a script.
+/// Prints the output of the parser: help, the version, or an error. An error quotes arguments, which may come from an
+/// untrusted source by a script, so it is made printable.
 fn print_parsed(error: &clap::Error) -> std::io::Result<()> {
     let text = error.render().to_string();
     let is_ours = !text.chars().any(|c| c != '\n' && crate::io::is_unprintable(c));
@@ -134,7 +135,7 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Mount(args) if !args.foreground && !background::is_child() => {
             background::launch(&argv, secret::Input::of(&args.image.location))
         }
-        // It stays, and what it was started with could be read for as long.
+        // A foreground mount: the password in its arguments would be readable for its lifetime.
         Command::Mount(args) if args.image.creds.is_some() => {
             Err(secret::become_clean(&argv, secret::Input::of(&args.image.location)))
         }

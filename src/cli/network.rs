@@ -1,6 +1,6 @@
-//! How registries are reached, as the command line says it: logins, certificates, and where it is configured who has copies.
+//! Registry options of the command line: logins, certificates, and the configuration of mirrors.
 //!
-//! The names are those of skopeo and of containerd's tools. What is not said here comes from the files of this machine.
+//! The names are those of skopeo and of containerd's tools. Defaults come from the files of this machine.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -46,8 +46,8 @@ pub(super) struct NetworkArgs {
 }
 
 impl NetworkArgs {
-    /// The client: what is said here, and for the rest `options`. Paths become absolute: a mount in the background leaves the
-    /// directory it was started in.
+    /// The registry client, with `options` for everything without an argument. Paths become absolute: a background
+    /// mount changes its working directory.
     pub(super) fn client(&self, authfile: Option<&Path>, options: Options) -> Result<Registry, Failure> {
         let absolute = |path: Option<&Path>| {
             let made = path.filter(|path| !path.as_os_str().is_empty()).map(std::path::absolute);
@@ -72,15 +72,15 @@ impl NetworkArgs {
     }
 }
 
-/// What to write for a file or directory that is called as somebody called an image.
+/// Hint for a reference whose name is also a path on this machine; `None` if there is no such path.
 pub(super) fn namesake(location: &Location) -> Option<String> {
     let name = location.reference()?.short_name()?;
     let word = pasted(&Path::new(".").join(name))?;
     Path::new(name).exists().then(|| format!("a name is one in a registry; for the path {name} write {word}"))
 }
 
-/// The location as it stands on the command line, by which a line of fstab is known again. An address of the web may be signed: it is
-/// shown without that.
+/// The location as typed, so that a line of fstab is recognised. A web address may be signed: it is shown without the
+/// signature.
 pub(super) fn written(argv: &[OsString], location: &Location) -> String {
     let is_web = matches!(location, Location::Archive { at: Place::Web(_), .. });
     let mut words = argv.iter().skip(2).filter_map(|word| word.to_str()).filter(|_| !is_web);
@@ -88,8 +88,8 @@ pub(super) fn written(argv: &[OsString], location: &Location) -> String {
     found.map_or_else(|| location.to_string(), str::to_owned)
 }
 
-/// The location with a full path or name: an alias, or a name in the registry that is searched for short names, means what it
-/// means on this machine.
+/// The location with an absolute path or a full name. Aliases and short names are resolved as this machine configures
+/// them.
 pub(super) fn in_full(location: &Location, registry: &Registry) -> Result<Location, Failure> {
     let absolute = location
         .clone()

@@ -1,6 +1,6 @@
-//! The notification socket of a service manager (sd_notify(3)).
+//! Notification socket of a service manager (sd_notify(3)).
 //!
-//! Never connected twice. The idea: inside the sandbox no local socket can be made, so the one to the manager is made before.
+//! Connected once, before the sandbox is entered: inside no local socket can be created.
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
@@ -13,10 +13,10 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use sd_notify::NotifyState;
 
-/// Descriptors that one message carries: those of a mount and of its record.
+/// Most descriptors of one message: those of a mount and of its record.
 const MAX_DESCRIPTORS: usize = 2;
 
-/// A socket that is connected to the manager.
+/// A socket connected to the manager.
 pub(super) struct NotifySocket(UnixDatagram);
 
 impl NotifySocket {
@@ -25,7 +25,7 @@ impl NotifySocket {
         std::env::var_os("NOTIFY_SOCKET").map(|name| Self::to(&name)).transpose()
     }
 
-    /// A path, or `@` and an abstract name.
+    /// Connects to a path, or to `@` and an abstract name.
     fn to(name: &OsStr) -> io::Result<Self> {
         let address = match name.as_bytes() {
             [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest)?,
@@ -36,7 +36,7 @@ impl NotifySocket {
         Ok(Self(socket))
     }
 
-    /// Sends `state` as one message, and `descriptors` with it.
+    /// Sends `state` as one message, together with `descriptors`.
     pub(super) fn send(&self, state: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let message: String = state.iter().map(|state| format!("{state}\n")).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];

@@ -1,6 +1,6 @@
-//! The mount(8) way of saying things: the bare form `ocifs REF DIR -o ...`, and `-o` lists.
+//! Mount options in the form of mount(8): the bare form `ocifs REF DIR -o ...`, and `-o` lists.
 //!
-//! Both are rewritten to ordinary arguments before parsing, so that there is one meaning of every option.
+//! Both are rewritten to ordinary arguments before parsing, so that each option has one meaning.
 
 use std::ffi::{OsStr, OsString};
 
@@ -10,7 +10,7 @@ use super::args::Cli;
 use super::exit::{Failure, Style};
 use super::mistakes::known_option;
 
-/// Generic options that say what is so anyway, or that are meant for mount(8) and its kin, not for us.
+/// Generic options that state a default, or that are meant for mount(8) and similar tools.
 const IGNORED: &[&str] = &[
     "ro",
     "nosuid",
@@ -41,7 +41,7 @@ const IGNORED: &[&str] = &[
     "nonetdev",
 ];
 
-/// Generic options that are flags of ours.
+/// Generic options that are flags of ocifs.
 const FLAGS: &[&str] = &[
     "suid",
     "dev",
@@ -55,11 +55,11 @@ const FLAGS: &[&str] = &[
     "over_dead",
 ];
 
-/// What became of the arguments.
+/// The result of rewriting.
 pub(super) enum Rewritten {
     /// Ordinary arguments.
     Arguments(Vec<OsString>),
-    /// mount(8) asked only to pretend.
+    /// mount(8) requested a dry run (`-f`).
     Fake,
 }
 
@@ -68,7 +68,7 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
     let mut argv = argv.into_iter();
     let program = argv.next().unwrap_or_else(|| "ocifs".into());
     let mut rest: Vec<OsString> = argv.collect();
-    // What many programs have as a command.
+    // Many programs have `version` as a command.
     if let [word] = &rest[..]
         && word == "version"
         && style == Style::Own
@@ -76,7 +76,8 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
         return Ok(Rewritten::Arguments(vec![program, "--version".into()]));
     }
     let is_word = |word: &OsStr| !word.as_encoded_bytes().starts_with(b"-");
-    // A mistyped command is no reference: one has a slash, a colon or an at sign, or comes with mount options.
+    // A mistyped command is not taken for a reference, which has a slash, a colon or an at sign, or comes with mount
+    // options.
     let names_image = |word: &OsStr| word.as_encoded_bytes().iter().any(|byte| b"/:@".contains(byte));
     let has_options = rest.iter().any(|word| word == "-o");
     let bare = style == Style::MountHelper
@@ -88,7 +89,7 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
         if rest.iter().any(|word| word == "-f") {
             return Ok(Rewritten::Fake);
         }
-        // mount(8) hands on -s (sloppy), -n (no mtab) and -v (verbose), in any combination, and may name the type.
+        // mount(8) passes -s (sloppy), -n (no mtab) and -v (verbose), in any combination, and may name the type.
         let flags = |word: &OsString| {
             word.to_str()
                 .and_then(|word| word.strip_prefix('-'))
@@ -127,8 +128,8 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
         };
         let Some(list) = list.to_str() else { return Err(Failure::usage("mount options are not UTF-8")) };
         for option in split(list) {
-            // mount(8) says rw whenever nobody said ro, and mount.fuse3 says suid and dev whenever nobody said otherwise:
-            // neither means that anybody asked.
+            // mount(8) adds rw unless ro is given, and mount.fuse3 adds suid and dev unless they are negated. The
+            // user did not ask for these.
             let unasked = match option.as_str() {
                 "rw" => style == Style::MountHelper,
                 "suid" | "dev" => bare,
@@ -142,12 +143,12 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
     Ok(Rewritten::Arguments(out))
 }
 
-/// Whether a word is one of our commands, or another name of one.
+/// Whether a word is a command of ocifs, or its alias.
 fn is_command(word: &OsStr) -> bool {
     word == "help" || Cli::command().find_subcommand(word).is_some()
 }
 
-/// Splits at commas that have no backslash before them.
+/// Splits at commas without a backslash before them.
 fn split(list: &str) -> Vec<String> {
     let mut options = vec![String::new()];
     let mut chars = list.chars();
@@ -168,7 +169,7 @@ fn split(list: &str) -> Vec<String> {
     options
 }
 
-/// One mount option as an argument, if it means anything to us.
+/// A mount option as an argument; `None` for one without effect.
 fn translate(option: &str) -> Result<Option<OsString>, Failure> {
     let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
     match name {

@@ -1,6 +1,7 @@
-//! Standard output and the log.
+//! Standard output and the log, made printable.
 //!
-//! Writes nothing raw: whatever goes through here is printable, whoever wrote it, also where a caller forgot to escape.
+//! Text is escaped here whatever its source, also where a caller forgot to. Only `plain_stdout` expects printable
+//! text.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, StdoutLock, Write};
@@ -17,15 +18,15 @@ use crate::io::{message, printable, printable_bytes, printable_json, printable_n
 
 use super::exit::Failure;
 
-/// Bytes of output that are written at once.
+/// Size of the output buffer in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Standard output, buffered. Everything but the ends of lines is made printable.
+/// Standard output, buffered. Everything except line ends is made printable.
 pub(super) fn stdout() -> BufWriter<PrintableWriter<StdoutLock<'static>>> {
     BufWriter::with_capacity(BUFFER_BYTES, PrintableWriter(io::stdout().lock()))
 }
 
-/// Standard output for text that has colours, or is made by us alone: foreign text in it has to be printable before.
+/// Standard output for text with colours, or of ocifs alone. Untrusted text in it must be made printable before.
 pub(super) fn plain_stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock())
 }
@@ -50,19 +51,19 @@ impl<W: Write> Write for PrintableWriter<W> {
     }
 }
 
-/// Writes a value as JSON for programs, ended by a line break.
+/// Writes a value as JSON, with a line break at the end.
 pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     writeln!(out, "{}", printable_json(text))
 }
 
-/// Writes a value as JSON on one line that is not ended.
+/// Writes a value as JSON on one line, without a line break.
 pub(super) fn json_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_string(value)?;
     out.write_all(printable_json(text).as_bytes())
 }
 
-/// The log, one printable line of bounded length for each event: an event is written at once.
+/// The log: one printable line of bounded length per event. Each event is written at once.
 struct PrintableLog<M>(M);
 
 impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for PrintableLog<M> {
@@ -98,7 +99,7 @@ pub(super) fn printed(result: io::Result<()>) -> Result<(), Failure> {
     })
 }
 
-/// Under this name numbers that somebody asked for are logged, whatever else is.
+/// Log target of the statistics, which are logged regardless of the filter.
 const STATISTICS: &str = "ocifs::statistics";
 
 /// Writes all counters to the log, in one line.
@@ -106,7 +107,7 @@ pub(super) fn statistics() {
     tracing::info!(target: STATISTICS, "{}", super::metrics::json());
 }
 
-/// Starts the log: to `file`, or to standard error. `OCIFS_LOG` says what is logged, warnings and errors by default.
+/// Starts the log: to `file`, or to standard error. `OCIFS_LOG` sets the filter; the default is warnings and errors.
 pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
     let always = || Failure::usage("the log filter for statistics is none");
     let filter = match std::env::var("OCIFS_LOG") {
@@ -115,7 +116,7 @@ pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
         Err(_) => EnvFilter::new("warn"),
     };
     let filter = filter.add_directive(format!("{STATISTICS}=info").parse().map_err(|_| always())?);
-    // Who reads the log may go away, and a complaint about that on standard error would end the process.
+    // The reader of the log may go away; an error message about that on standard error would end the process.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
     // A second start in one process keeps the first log.
@@ -134,13 +135,14 @@ pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a line on standard error begins with that says why a command failed: in the journal the level of an error (sd-daemon(3)),
-/// else nothing.
+/// Prefix of the line that reports why a command failed: in the journal the level of an error (sd-daemon(3)), else
+/// empty.
 pub(super) fn error_prefix() -> &'static str {
     if is_journal() { "<3>" } else { "" }
 }
 
-/// Whether standard error is the journal's, by systemd.exec(5): device and inode of the stream are in the environment.
+/// Whether standard error goes to the journal. By systemd.exec(5) the environment names device and inode of the
+/// stream.
 fn is_journal() -> bool {
     use std::os::fd::AsFd as _;
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
@@ -148,7 +150,7 @@ fn is_journal() -> bool {
     ours.is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// Lines for the journal: it has a clock of its own, and takes the level from the number in front (sd-daemon(3)).
+/// Line format for the journal, which adds the time and takes the level from the number in front (sd-daemon(3)).
 struct Journal;
 
 impl<S, N> FormatEvent<S, N> for Journal
@@ -175,7 +177,7 @@ where
     }
 }
 
-/// A size for people: whole bytes below 10 KiB, then three digits.
+/// A size for people: whole bytes below 1 KiB, then one decimal place.
 pub(super) fn human(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (bytes as f64, 0);
@@ -205,7 +207,7 @@ pub(super) fn warn(warnings: &[String]) {
             return;
         }
     }
-    // A closed standard error has no reader.
+    // Standard error may be closed.
     io::stderr().write_all(&text).ok();
 }
 

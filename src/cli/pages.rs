@@ -1,7 +1,6 @@
-//! Manual pages and completions, made from what can be typed.
+//! Manual pages and completions, generated from the parser.
 //!
-//! Never says what the parser does not: both are written by the parser's own description of the options, so that they cannot fall
-//! behind it.
+//! Both are written from the parser's own description of the options, so that they cannot fall behind it.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,7 +16,7 @@ use super::arrange::{HelpLength, VIEWS, arranged};
 use super::exit::Failure;
 use super::{manual, output};
 
-/// What the pages belong to.
+/// The title of the manual.
 const MANUAL: &str = "ocifs manual";
 
 /// Platforms that a completion offers.
@@ -33,7 +32,7 @@ const PLATFORMS: [&str; 9] = [
     "windows/amd64",
 ];
 
-/// Completion of names that stand alone, for bash.
+/// Completion of positional arguments for bash.
 const BASH: &str = r#"
 _ocifs_mounts() {
     ocifs list --format json 2>/dev/null | sed -n 's/^ *"directory": "\(.*\)",$/\1/p'
@@ -103,7 +102,7 @@ pub(super) fn completion(args: &CompletionArgs) -> Result<(), Failure> {
     print(&text)
 }
 
-/// The command with the values that a completion offers and a parser does not demand.
+/// The command with values that completions offer, but the parser does not require.
 fn completable(command: Command) -> Command {
     let command = command.mut_args(|argument| match argument.get_long() {
         Some("view") => argument.value_parser(PossibleValuesParser::new(VIEWS)),
@@ -113,8 +112,8 @@ fn completable(command: Command) -> Command {
     command.mut_subcommands(completable)
 }
 
-/// The part of the completion that the generator has none of: names that stand alone. Mounts for the commands that take one,
-/// directories behind a reference, commands behind a double dash, and names of commands for man.
+/// The part of the bash completion that the generator lacks: positional arguments. Mounts for the commands that take
+/// one, directories after a reference, commands after a double dash, and command names for man.
 fn more_for_bash(command: &Command) -> String {
     let mut flags: Vec<String> = Vec::new();
     let mut commands: Vec<String> = Vec::new();
@@ -163,7 +162,7 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
     print(&text)
 }
 
-/// The command line with every name filled in.
+/// The complete command line: every name is filled in.
 fn whole() -> Command {
     let mut command = arranged(Cli::command(), HelpLength::Long).disable_help_subcommand(true);
     command.build();

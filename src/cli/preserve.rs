@@ -1,4 +1,4 @@
-//! `--preserve`: the parts of a tree that have power on this machine, and are written when they are named.
+//! `--preserve`: entries with power on this machine, written to a directory only if they are named.
 
 use clap::{Args, ValueEnum};
 
@@ -33,12 +33,12 @@ enum Power {
 }
 
 impl PreserveArgs {
-    /// Whether anything is named.
+    /// Whether the option is given.
     pub(super) fn is_given(&self) -> bool {
         !self.preserve.is_empty()
     }
 
-    /// What is written.
+    /// The entries to write.
     pub(super) fn chosen(&self) -> Preserve {
         let has = |powers: &[Power]| {
             self.preserve.iter().any(|power| *power == Power::All || powers.contains(power))
@@ -52,7 +52,7 @@ impl PreserveArgs {
     }
 }
 
-/// One line about what was left out, if anything was.
+/// One line about entries that were left out; `None` if there were none.
 pub(super) fn left_out(withheld: &Withheld) -> Option<String> {
     let parts = [
         (withheld.set_id, "suid", "files lost their set-user-ID or set-group-ID bit"),

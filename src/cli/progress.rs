@@ -1,7 +1,7 @@
-//! How far something has got, on a terminal.
+//! Progress line on a terminal.
 //!
-//! Shows nothing where nobody looks: not in a file or a pipe, and not when it is over. The idea: whoever works counts, and a thread
-//! looks at the count a few times a second.
+//! Shown only on a terminal, not in a file or a pipe, and cleared at the end. Workers count bytes; a thread draws the
+//! count a few times a second.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use crate::io::message;
 use super::output::human;
 use super::table::is_dumb;
 
-/// How often it is drawn.
+/// Interval between two drawings.
 const EVERY: Duration = Duration::from_millis(250);
-/// What clears a line of a terminal.
+/// Clears a line of a terminal.
 const CLEAR: &str = "\r\x1b[K";
 
-/// What is told beside the result.
+/// Arguments for output beside the result.
 #[derive(Args, Debug)]
 pub(super) struct ProgressArgs {
     /// Show no progress. It is shown on terminals alone.
@@ -34,21 +34,21 @@ pub(super) struct ProgressArgs {
     pub(super) quiet: bool,
 }
 
-/// A line on standard error that follows a count.
+/// A line on standard error that follows a count of bytes.
 pub(super) struct Progress {
     count: Arc<AtomicU64>,
     drawing: Option<(Sender<()>, JoinHandle<()>)>,
     begun: Instant,
-    /// Whether a person looks: at a line in the end, too.
+    /// Whether standard error is a terminal and not silenced: then a summary follows at the end.
     is_watched: bool,
 }
 
 impl Progress {
-    /// Starts to count; `total` is how much there is, if that is known.
+    /// Starts to count; `total` is the number of bytes, if it is known.
     pub(super) fn start(args: &ProgressArgs, total: Option<u64>) -> Self {
         let count = Arc::new(AtomicU64::new(0));
         let is_watched = !args.no_progress && !args.quiet && std::io::stderr().is_terminal();
-        // A dumb terminal has no way to write a line again.
+        // A dumb terminal cannot rewrite a line.
         let is_shown = is_watched && !is_dumb();
         let begun = Instant::now();
         let drawing = is_shown.then(|| {
@@ -65,7 +65,7 @@ impl Progress {
         Self { count, drawing, begun, is_watched }
     }
 
-    /// Ends, and says what was done.
+    /// Ends, and prints a summary.
     pub(super) fn finish(mut self, subject: &str) {
         self.end();
         if self.is_watched {
@@ -77,12 +77,12 @@ impl Progress {
     fn end(&mut self) {
         if let Some((over, drawer)) = self.drawing.take() {
             drop(over);
-            // It can only have failed to draw.
+            // The thread can only have failed to draw.
             drawer.join().ok();
         }
     }
 
-    /// Counts what was done.
+    /// Adds `bytes` to the count.
     pub(super) fn advance(&self, bytes: u64) {
         self.count.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -96,7 +96,7 @@ impl Drop for Progress {
 
 fn draw(text: &str) {
     let mut terminal = std::io::stderr();
-    // A terminal that is gone is nobody who looks.
+    // The terminal may be gone.
     terminal.write_all(text.as_bytes()).and_then(|()| terminal.flush()).ok();
 }
 
@@ -112,7 +112,7 @@ fn line(done: u64, total: Option<u64>, taken: Duration) -> String {
     }
 }
 
-/// How long the rest takes at this speed, once that can be told.
+/// The remaining time at this speed; empty while it is unknown.
 fn left(rest: u64, speed: u64) -> String {
     match rest.checked_div(speed) {
         Some(seconds) if rest > 0 && speed > 0 => format!("  {} left", duration(seconds)),

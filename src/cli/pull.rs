@@ -1,4 +1,4 @@
-//! `ocifs pull`: everything of references in the cache, before anybody needs it.
+//! `ocifs pull`: fetches whole references into the cache.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -16,7 +16,7 @@ use super::export::{platforms, select, told_left_out};
 use super::output::{self, human, printed, stdout};
 use super::progress::{Progress, ProgressArgs};
 
-/// What is fetched, and how it is told.
+/// The arguments of `pull`.
 #[derive(Args, Debug)]
 pub(super) struct PullArgs {
     #[command(flatten)]
@@ -50,7 +50,7 @@ struct Report {
 struct Image {
     reference: String,
     digest: String,
-    /// How many blobs and documents there are, and how many of them were on this machine before.
+    /// Number of blobs and documents; `present` of them were on this machine before.
     blobs: usize,
     present: usize,
     size: u64,
@@ -73,7 +73,7 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
         if !args.progress.quiet {
             told_left_out(&selections);
         }
-        // Also what fits one by one, and not together: the last would push out the first.
+        // Also rejects references that fit one by one but not together: the last would evict the first.
         Selection::check_room(&selections)?;
         let mut images = Vec::new();
         for selection in &selections {

@@ -1,4 +1,4 @@
-//! `record`, and the choice of what a mount fetches first.
+//! `ocifs record`, and the choice of prefetched content.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::child::{Forwarded, Place, run};
 use super::commands::{LAST_TASKS, only, open_with, registry, start};
 use super::exit::Failure;
 
-/// What a mount fetches before anybody asks. A trace that was asked for and is not there is an error.
+/// The content that a mount prefetches. A missing trace is an error if it was requested.
 pub(super) async fn chosen(
     family: &Family,
     wanted: PrefetchUse,
@@ -53,7 +53,7 @@ fn load(path: &Path, image: &Image) -> Result<Trace, Failure> {
     Ok(trace)
 }
 
-/// Runs a command on a mount and writes down what it reads. Its exit code becomes ours.
+/// Runs a command on a mount and records its reads. The exit code is the command's.
 pub(super) fn record(args: &RecordArgs) -> Result<(), Failure> {
     let runtime = start(&args.image)?;
     let result = runtime.block_on(async {

@@ -1,7 +1,7 @@
 //! `mount --refresh`: a mount that follows a tag.
 //!
-//! The idea: what is mounted bears its digest, so that one request tells whether it is still what the reference names; a mount
-//! that is current is not touched, and one that is not is taken away only when the new one is opened and can be put in its place.
+//! A mount carries its digest, so one request decides whether the reference still names it. A current mount is left
+//! alone. An outdated one is unmounted only when the new image is open and can take its place.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::commands::{cache, registry, scope, start};
 use super::exit::Failure;
 use super::{network, output};
 
-/// Whether the mount at the directory shows what the arguments name now; then there is nothing to do.
+/// Whether the mount at the directory shows the content that the arguments name now; then there is nothing to do.
 pub(super) fn is_current(args: &MountArgs) -> Result<bool, Failure> {
     let Some((dir, reference)) = standing(args)? else { return Ok(false) };
     let runtime = start(&args.image)?;
@@ -30,8 +30,8 @@ pub(super) fn is_current(args: &MountArgs) -> Result<bool, Failure> {
     Ok(true)
 }
 
-/// The mount of ours at the directory that answers, and what it shows. A dead one is replaced by every mount, and one that does not
-/// answer by none.
+/// The ocifs mount at the directory that answers, and its reference. `None` for a dead mount, which every mount
+/// replaces. A mount that does not answer is never replaced.
 pub(super) fn standing(args: &MountArgs) -> Result<Option<(PathBuf, String)>, Failure> {
     let mounted = mount::list()?;
     let dir = mount::resolved(&args.dir).unwrap_or_else(|| args.dir.clone());
@@ -39,7 +39,7 @@ pub(super) fn standing(args: &MountArgs) -> Result<Option<(PathBuf, String)>, Fa
     match found.state {
         State::Served => Ok(Some((found.dir, found.reference))),
         State::Dead => Ok(None),
-        // What it will show is not known, and it may not be taken away under those that wait.
+        // Its future content is unknown, and readers wait for it: it must not be unmounted.
         State::Waiting | State::Unknown => Ok(mount::check(&args.dir, args.serve.nonempty).map(|_| None)?),
     }
 }

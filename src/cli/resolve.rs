@@ -1,4 +1,4 @@
-//! `ocifs resolve`: what references name now.
+//! `ocifs resolve`: prints the digest that a reference names now.
 
 use std::io::Write as _;
 
@@ -12,7 +12,7 @@ use super::commands::{self, start};
 use super::exit::Failure;
 use super::output::{self, printed, stdout};
 
-/// What is asked, and how it is told.
+/// The arguments of `resolve`.
 #[derive(Args, Debug)]
 pub(super) struct ResolveArgs {
     #[command(flatten)]

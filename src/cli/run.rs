@@ -1,8 +1,8 @@
-//! `run`: a mount that lasts as long as a command.
+//! `ocifs run`: a mount that lasts as long as a command.
 //!
-//! Serves nothing itself. The idea: a process of its own mounts, with the same options and the same sandbox as `mount`, and is
-//! bound to this one: it takes the mount away when this one ends, however that happens. What `--rw` lays over the mount is
-//! seen by the command alone, in a mount namespace that the kernel clears away with the last process in it.
+//! A process of its own mounts, with the same options and the same sandbox as `mount`. It is bound to this process:
+//! it unmounts when this one ends, however that happens. Only the command sees the overlay of `--rw`: it is in a
+//! mount namespace that the kernel removes with its last process.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -19,7 +19,7 @@ use super::child::{self, Forwarded, Place};
 use super::exit::Failure;
 use super::{output, secret};
 
-/// What is run, and on what.
+/// The arguments of `run`.
 #[derive(Args, Debug)]
 pub(super) struct RunArgs {
     #[command(flatten)]
@@ -37,7 +37,7 @@ pub(super) struct RunArgs {
     pub(super) command: Vec<OsString>,
 }
 
-/// Runs the command on the mount. Its exit code becomes ours.
+/// Runs the command on the mount. The exit code is the command's.
 pub(super) fn run(args: &RunArgs, argv: &[OsString]) -> Result<(), Failure> {
     if secret::split(argv.get(1..).unwrap_or_default()).1.is_some() {
         return Err(Failure::usage(
@@ -46,7 +46,7 @@ pub(super) fn run(args: &RunArgs, argv: &[OsString]) -> Result<(), Failure> {
     }
     output::start_log(args.image.log_file.as_deref())?;
     secret::guard_memory();
-    // On one thread: the child is bound to the thread that starts it, and a mount namespace belongs to a thread.
+    // One thread: the child is bound to the thread that starts it, and a mount namespace belongs to a thread.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -70,11 +70,11 @@ async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, Failure> {
         mounted = &mut mounting => Server { child: mounted.map_err(joined)??.0, dir },
         caught = signals.next() => {
             signal(pid, Signal::SIGTERM);
-            // It may have mounted in the meantime, and takes that away before it ends.
+            // The process may have mounted in the meantime; it unmounts before it ends.
             let ended = tokio::select! {
                 mounted = &mut mounting => mounted,
                 _ = signals.next() => {
-                    // A second signal does not wait. The keeper sees its end, and clears the place.
+                    // A second signal kills at once. The keeper sees the end and unmounts.
                     signal(pid, Signal::SIGKILL);
                     mounting.await
                 }

@@ -1,7 +1,7 @@
-//! The password on its way from a command line to the process that stays.
+//! Passing of the password from a command line to a long-running process.
 //!
-//! What stands in the arguments or in the environment of a process can be read in /proc for as long as it lives. The idea: the
-//! process that stays is started anew without it, and gets it as its standard input, which it reads to the end and closes.
+//! The arguments and the environment of a process can be read in /proc as long as it lives. So the process is started
+//! anew without the password. It gets the password as its standard input, reads that to the end, and closes it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
@@ -14,31 +14,31 @@ use crate::source::Location;
 
 use super::exit::Failure;
 
-/// The variable that holds it for a command.
+/// The variable that holds the password for a command.
 const VARIABLE: &str = "OCIFS_CREDS";
-/// Set for a process that has it as its standard input.
+/// Set for a process that has the password as its standard input.
 const MARK: &str = "OCIFS_CREDS_STDIN";
-/// The most bytes of a user and a password. A pipe holds as much without a reader (pipe(7)), so that writing never waits.
+/// Most bytes of user and password. A pipe holds as much without a reader (pipe(7)), so that writing does not block.
 const LIMIT: u64 = 4096;
 
-/// What the process that stays reads from its standard input.
+/// The standard input of the long-running process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// Nothing, or the password.
+    /// Empty, or the password.
     Ours,
-    /// What it mounts. There is nobody to give a password to.
+    /// The archive to mount. A password cannot be passed then.
     Archive,
 }
 
 impl Input {
-    /// What a mount of `location` reads.
+    /// The standard input of a mount of `location`.
     pub(super) fn of(location: &Location) -> Self {
         if location.is_input() { Input::Archive } else { Input::Ours }
     }
 }
 
-/// This program with these arguments (without its name) for a process that stays: without the password, and with it as
-/// standard input.
+/// This program with these arguments (without its name) for a long-running process: the password is moved to standard
+/// input.
 pub(super) fn command(arguments: &[OsString], input: Input) -> Result<Command, Failure> {
     let (kept, given) = split(arguments);
     let given = given.map(OsStr::to_owned).or_else(|| std::env::var_os(VARIABLE));
@@ -52,7 +52,7 @@ pub(super) fn command(arguments: &[OsString], input: Input) -> Result<Command, F
     Ok(command)
 }
 
-/// Becomes the same program without the password in its arguments and environment. Returns only if that failed.
+/// Executes the same program without the password in arguments and environment. Returns only if that failed.
 pub(super) fn become_clean(argv: &[OsString], input: Input) -> Failure {
     match command(argv.get(1..).unwrap_or_default(), input) {
         Ok(mut command) => Failure::local("starting without the password in sight", &command.exec()),
@@ -60,7 +60,7 @@ pub(super) fn become_clean(argv: &[OsString], input: Input) -> Failure {
     }
 }
 
-/// The password that this process was given, if it was; standard input is empty afterwards.
+/// The password passed to this process; `None` without one. Standard input is empty afterwards.
 pub(super) fn take() -> Result<Option<String>, Failure> {
     if std::env::var_os(MARK).is_none() {
         return Ok(None);
@@ -73,7 +73,7 @@ pub(super) fn take() -> Result<Option<String>, Failure> {
     Ok(Some(creds))
 }
 
-/// Keeps passwords and tokens out of core dumps, and other processes of the same user out of this one's memory.
+/// Keeps passwords and tokens out of core dumps, and keeps other processes of the same user out of this one's memory.
 pub(super) fn guard_memory() {
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::debug!(%error, "core dumps stay possible");

@@ -1,8 +1,8 @@
-//! A mount as a service: what the service manager is told, and what it keeps for the process after a crash.
+//! Takeover of a mount after a crash, by the descriptor store of a service manager.
 //!
-//! Does nothing unless a service manager started us to stay in its sight. The idea: it keeps two descriptors under one name,
-//! the mount's and that of the mount's record; they come back only when this process ended without taking the mount away, and
-//! then the mount goes on, provided that the same thing is asked for.
+//! Inactive unless a service manager started this process in the foreground. The manager stores two descriptors under
+//! one name: that of the mount, and that of its record. It returns them only if the process ended without unmounting.
+//! The mount then resumes, provided that it is still in place and the command line is the same.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -20,32 +20,33 @@ use super::exit::Failure;
 use super::notify::NotifySocket;
 use super::{background, secret};
 
-/// What our descriptors are called at the manager.
+/// Name of our descriptors in the manager's store.
 const NAME: &str = "ocifs";
 
-/// Descriptors that may come back: more than ours, in case that a manager hands out the same ones twice.
+/// Most descriptors that are accepted: more than ours, in case a manager returns the same ones twice.
 const MAX_KEPT: usize = 16;
 
-/// The service manager's view of this process.
+/// The connection to the service manager, and a mount that it returned.
 pub(super) struct Service {
     /// `None` without a manager.
     manager: Option<NotifySocket>,
-    /// The command line, by which it is told whether the same is asked for again.
+    /// The command line without secrets; a mount resumes only under the same one.
     asked: String,
-    /// What an earlier process left.
+    /// The mount of an earlier process; `None` without one.
     survivor: Option<Survivor>,
 }
 
-/// Where a mount goes.
+/// The target of a mount.
 pub(super) enum Where<'a> {
-    /// To this directory.
+    /// To be mounted at this directory.
     At(&'a std::path::Path),
-    /// It is in the tree already.
+    /// Mounted already, without an image.
     Attached(Attached),
 }
 
 impl Service {
-    /// Finds out whether there is a manager and what it kept. Only a process in the foreground belongs to it.
+    /// Connects to the manager, if any, and accepts the descriptors that it returns. Only a foreground process
+    /// belongs to a manager.
     pub(super) fn new() -> Result<Self, Failure> {
         let asked = asked(std::env::args_os().collect());
         let manager = match background::is_child() {
@@ -85,12 +86,12 @@ impl Service {
         if self.manager.is_some() { Keep::ByManager } else { Keep::No }
     }
 
-    /// Where the mount is that an earlier process left. Nobody answers a look at it.
+    /// The mount point of a surviving mount; `None` without one. A lookup of it would hang: no process answers.
     pub(super) fn left(&self) -> Option<&std::path::Path> {
         self.survivor.as_ref().map(Survivor::dir)
     }
 
-    /// What to mount: what an earlier process found the name to be, if it left its mount.
+    /// The location to mount: for a surviving mount the digest that the earlier process resolved.
     pub(super) fn location(&self, asked: &Location) -> Result<Location, Failure> {
         let Some(survivor) = &self.survivor else { return Ok(asked.clone()) };
         let pinned = survivor.record().pinned();
@@ -100,13 +101,13 @@ impl Service {
             Failure::local(format!("the reference {pinned} of the mount's record"), &error)
         })?;
         Ok(match (asked, parsed.digest()) {
-            // The record does not have all of an address, which may be signed.
+            // The record lacks the signature that a web address may have.
             (Location::Archive { at: Place::Web(_), .. }, Some(digest)) => asked.at(digest),
             _ => parsed,
         })
     }
 
-    /// The record of the mount, which from now on sees what `namespace` shows.
+    /// The record of the mount; `None` without a manager. From now on it follows the nodes that `namespace` shows.
     pub(super) fn record(
         &mut self,
         namespace: &mut Namespace,
@@ -131,7 +132,7 @@ impl Service {
         Ok(Some(record))
     }
 
-    /// Serves the mount that an earlier process left, or mounts.
+    /// Takes over the mount of an earlier process, or mounts.
     pub(super) fn mount(
         &mut self,
         namespace: Arc<Namespace>,
@@ -141,7 +142,7 @@ impl Service {
     ) -> Result<Mounted, Failure> {
         if let Some(survivor) = self.survivor.take() {
             match mount::take_over(namespace.clone(), &survivor, options, runtime) {
-                // The manager keeps what it handed out.
+                // The manager still has the descriptors that it returned.
                 Ok(mounted) => return Ok(mounted),
                 Err(error) => self.drop_survivor(survivor, &crate::io::chain(&error)),
             }
@@ -156,12 +157,12 @@ impl Service {
         Ok(mounted)
     }
 
-    /// Tells the manager that the mount answers.
+    /// Reports to the manager that the mount answers.
     pub(super) fn ready(&self, message: &str) {
         self.notify(&[NotifyState::Ready, NotifyState::Status(message)], &[]);
     }
 
-    /// Tells the manager that the mount is gone by intent: what it keeps is of no use any more.
+    /// Reports to the manager that the mount ended by intent: its stored descriptors are obsolete.
     pub(super) fn ended(&self) {
         self.notify(&[NotifyState::Stopping, NotifyState::Status("unmounted")], &[]);
         self.forget();
@@ -179,7 +180,7 @@ impl Service {
         self.notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(NAME)], &[]);
     }
 
-    /// A manager that does not hear of it restarts us or does not, as it likes: the mount works all the same.
+    /// Notifies the manager. The mount works also without the manager's knowledge.
     fn notify(&self, state: &[NotifyState<'_>], descriptors: &[BorrowedFd<'_>]) {
         if let Some(manager) = &self.manager
             && let Err(error) = manager.send(state, descriptors)
@@ -196,7 +197,7 @@ fn asked(argv: Vec<OsString>) -> String {
     words.join(" ")
 }
 
-/// The descriptors of ours that the manager kept, by sd_listen_fds(3).
+/// Our descriptors in the manager's store, by sd_listen_fds(3).
 fn handed_over() -> std::io::Result<Vec<OwnedFd>> {
     let mut kept = Vec::new();
     let named: Vec<(RawFd, String)> = sd_notify::listen_fds_with_names()?.take(MAX_KEPT).collect();
@@ -207,7 +208,7 @@ fn handed_over() -> std::io::Result<Vec<OwnedFd>> {
     for (number, name) in named {
         if name == NAME {
             kept.push(pidfd_getfd(ourselves.as_fd(), number, PidfdGetfdFlags::empty())?);
-            // Whoever has a second descriptor of a mount keeps it from ending.
+            // A second descriptor of a mount would keep the mount from ending.
             nix::unistd::close(number)?;
         }
     }

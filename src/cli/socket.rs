@@ -1,7 +1,6 @@
-//! Sockets in the file system: made for their owner alone, and removed when they are not served any more.
+//! Unix sockets in the file system: accessible to their owner alone, and removed on drop.
 //!
-//! Never takes the place of something that is in use, or that is no socket. The idea: a process that crashed leaves its socket behind,
-//! on which nobody answers; that one, and no other, is replaced.
+//! A socket left by a crashed process refuses connections, and is replaced. A socket in use and any other file stay.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -10,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 
-/// Listens at `path`. Called before any thread is started: the mode of a new socket belongs to the process.
+/// Listens at `path`. Called before any thread is started: the mode of a new socket comes from the umask of the
+/// process.
 pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let path = std::path::absolute(path)?;
     make_room(&path)?;
@@ -22,15 +22,15 @@ pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     Ok((listener, SocketFile { path, identity }))
 }
 
-/// The name of a socket, for as long as it is ours.
+/// A socket file of this process, removed on drop.
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Device and inode: another socket of this name is not removed.
+    /// Device and inode: another socket under the same name is not removed.
     identity: (u64, u64),
 }
 
 impl SocketFile {
-    /// Where it is.
+    /// The absolute path of the socket.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -49,7 +49,7 @@ fn identity(meta: &std::fs::Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// Takes away the socket of a process that is gone. Anything else stays, and is the error.
+/// Removes the socket of a process that has ended. Anything else stays and is an error.
 fn make_room(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -1,7 +1,7 @@
-//! `status`: what a mount says about itself, for people and for programs.
+//! `ocifs status`: the report of a mount, as text, JSON or HTML.
 //!
-//! Asks the mount alone. One line answers how lazy the mount was, one bar for each blob shows where, and states that several layers
-//! share are explained once.
+//! Only the mount is queried. One line answers how lazy the mount was, one bar for each blob shows where, and states
+//! that several layers share are explained once.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -37,14 +37,14 @@ pub(super) struct StatusArgs {
     no_trunc: bool,
 }
 
-/// Cells of a bar.
+/// Width of a bar in characters.
 const CELLS: u64 = 34;
 
-/// Shows the status of a mount.
+/// Prints the status of a mount.
 pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let status = mount::status(&args.dir)?;
     let mut out = output::plain_stdout();
-    // The page is read elsewhere, where a relative path means nothing.
+    // The page is read elsewhere, where a relative path has no meaning.
     let dir = std::path::absolute(&args.dir).unwrap_or_else(|_| args.dir.clone());
     let dir = dir.display().to_string();
     let written = match args.format {
@@ -55,15 +55,15 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     output::printed(written.and_then(|()| out.flush()))
 }
 
-/// Sums over all blobs.
+/// Sums over all blobs, in bytes.
 pub(super) struct Sums {
-    /// Stored bytes.
+    /// Stored size.
     pub(super) size: u64,
-    /// Those that the cache has.
+    /// Cached bytes.
     pub(super) cached: u64,
-    /// Those that this mount got from elsewhere.
+    /// Bytes that this mount fetched.
     pub(super) fetched: u64,
-    /// Those that it gave out of blobs.
+    /// Bytes of blobs served to programs, with repeats.
     pub(super) served: u64,
 }
 
@@ -79,7 +79,7 @@ impl Sums {
     }
 }
 
-/// How many hundredths of `whole` a part is; of nothing it is all.
+/// `part` in percent of `whole`; 100 if `whole` is 0.
 pub(super) fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 }
 }
@@ -118,7 +118,7 @@ fn text(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// One line a blob, and their sum.
+/// Prints one line per blob, and the sum.
 fn blobs(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
     let digits = status.blobs.iter().map(|blob| look.digest(blob.digest.as_str()).len()).max();
     let Some(digits) = digits else { return Ok(()) };
@@ -132,7 +132,7 @@ fn blobs(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
     let mut reasons = Vec::new();
     for blob in &status.blobs {
         let digest = look.digest(blob.digest.as_str());
-        // A reason is no word, and has a line of its own.
+        // A reason has several words, and gets a line of its own.
         let is_word = !blob.state.contains(' ');
         if !is_word {
             reasons.push((digest.clone(), &blob.state));
@@ -158,7 +158,7 @@ fn blobs(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// One line a layer, and what their states mean.
+/// Prints one line per layer, and the meaning of the states.
 fn layers(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
     if status.layers.is_empty() {
         return Ok(());
@@ -197,7 +197,7 @@ fn layers(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// The blob from left to right.
+/// The bar of a blob: read, cached and absent bytes by offset.
 fn bar(blob: &BlobStatus) -> String {
     let Some(extents) = &blob.extents else { return "?".repeat(CELLS as usize) };
     let cell = |at: u64| {

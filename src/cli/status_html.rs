@@ -1,6 +1,6 @@
-//! A mount's status as one page for a browser: no script, nothing from elsewhere, readable without colours.
+//! HTML report of a mount's status: one page without scripts or external resources, readable without colours.
 //!
-//! The idea: a bar for each blob, as long as its share of what is stored, with what is cached and what was read drawn to scale.
+//! Each blob has a bar, as long as its size relative to the largest blob. Cached and read ranges are drawn to scale.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ use crate::io::is_unprintable;
 use super::output::human;
 use super::status::{Sums, percent};
 
-/// The width of a bar in units of the picture.
+/// Width of the longest bar in SVG units.
 const WIDTH: f64 = 1000.0;
 
 const STYLE: &str = "
@@ -116,7 +116,7 @@ fn figure(blob: &BlobStatus, largest: u64, out: &mut dyn Write) -> io::Result<()
         escaped(blob.digest.as_str()),
         escaped(&blob.media_type)
     )?;
-    // A small blob is a short bar, but one that can be seen.
+    // A small blob has a short bar, but a visible one.
     let width = (WIDTH * blob.size as f64 / largest.max(1) as f64).max(WIDTH / 50.0);
     write!(
         out,
@@ -144,7 +144,7 @@ fn figure(blob: &BlobStatus, largest: u64, out: &mut dyn Write) -> io::Result<()
     writeln!(out, "</svg><p class=\"soft\">{told}; {state}{verified}</p></figure>")
 }
 
-/// Text that cannot be taken for a part of the page. What acts on a terminal or turns text around is shown as what it is.
+/// Text without markup. Characters that act on a terminal or reverse text are escaped visibly.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

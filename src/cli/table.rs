@@ -1,19 +1,20 @@
-//! Text for people: short digests, columns of a terminal, colours where they are wanted.
+//! Terminal text: short digests, columns, colours.
 //!
-//! Knows no report. All text that comes in is made printable here, so that colours are the only escapes that go out.
+//! Independent of the reports. All incoming text is made printable here, so that colours are the only escapes in the
+//! output.
 
 use std::io::{self, Write};
 
 use crate::io::printable;
 
-/// Columns of the usual terminal.
+/// Columns of a usual terminal.
 pub(super) const COLUMNS: usize = 80;
 /// The width of the names of fields.
 const FIELD_WIDTH: usize = 10;
 /// Hexadecimal digits of a short digest, as other container tools show them.
 const SHORT_DIGITS: usize = 12;
 
-/// How text looks.
+/// Style of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Look {
     /// Whether colours are written.
@@ -22,7 +23,7 @@ pub(super) struct Look {
     truncates: bool,
 }
 
-/// A colour of a meaning.
+/// A meaning that has a colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tone {
     Plain,
@@ -39,13 +40,13 @@ pub(super) fn takes_colours(stream: &impl std::io::IsTerminal) -> bool {
     stream.is_terminal() && !is_set("NO_COLOR") && !is_dumb()
 }
 
-/// Whether the terminal knows no escapes.
+/// Whether the terminal supports no escape sequences.
 pub(super) fn is_dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
 impl Look {
-    /// That of standard output.
+    /// The style for standard output.
     pub(super) fn of_stdout(truncates: bool) -> Self {
         Self { colours: takes_colours(&io::stdout()), truncates }
     }
@@ -86,7 +87,7 @@ impl Look {
         }
     }
 
-    /// Text of at most `width` columns: of a longer one the beginning.
+    /// Text of at most `width` columns; a longer text is cut at its end.
     pub(super) fn cut(self, text: &str, width: usize) -> String {
         let text = printable(text);
         match self.truncates && text.chars().count() > width {
@@ -95,7 +96,7 @@ impl Look {
         }
     }
 
-    /// A field: its name, and its value on as many lines as it takes.
+    /// Prints a field: its name, and its value on as many lines as it takes.
     pub(super) fn field(self, out: &mut dyn Write, name: &str, tone: Tone, value: &str) -> io::Result<()> {
         let lines = wrapped(&printable(value), COLUMNS - FIELD_WIDTH - 1);
         for (at, line) in lines.iter().enumerate() {
@@ -125,7 +126,7 @@ pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// The end of a media type, which tells it from others of its kind.
+/// The end of a media type, which distinguishes it from similar ones.
 pub(super) fn short_type(media_type: &str) -> &str {
     const BEGINNINGS: [&str; 7] = [
         "application/vnd.oci.image.layer.nondistributable.v1.",
@@ -159,7 +160,7 @@ pub(super) fn runs(numbers: &[usize]) -> String {
     runs.join(", ")
 }
 
-/// Texts with the numbers that they are true of, in the order of their first number.
+/// Texts with the numbers that they apply to, in the order of their first number.
 pub(super) fn grouped<'a>(texts: impl IntoIterator<Item = (usize, &'a str)>) -> Vec<(Vec<usize>, &'a str)> {
     let mut groups: Vec<(Vec<usize>, &str)> = Vec::new();
     for (number, text) in texts {

@@ -1,7 +1,7 @@
-//! The threads of a command: the async runtime, and those that a mount needs for its whole life.
+//! Threads of a command: the async runtime, and the threads that a mount needs for its lifetime.
 //!
-//! A limit of processes (pids.max of a container, RLIMIT_NPROC) is an error at the start, and no reader that waits for ever:
-//! the runtime panics without its workers, and queues blocking work for threads that never come.
+//! A limit of processes (pids.max of a container, RLIMIT_NPROC) is an error at the start, so that no reader waits for
+//! ever. The runtime panics without its workers, and queues blocking work for threads that cannot start.
 
 use std::io::Write as _;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -15,19 +15,19 @@ use crate::layer;
 
 use super::exit::{self, Failure};
 
-/// Threads for blocking work that are there from the start and stay.
+/// Blocking threads that are started at the beginning and stay.
 const BLOCKING: usize = 3;
 
-/// The most threads for blocking work. It is short: reading, writing, hashing and decoding of at most a few MiB.
+/// Most blocking threads. Their work is short: reading, writing, hashing and decoding of at most a few MiB.
 const MAX_BLOCKING: usize = 64;
 
-/// Threads that come and go beside the runtime, which are tried too.
+/// Temporary threads beside the runtime, included in the test of the limit.
 const OTHERS: usize = 2;
 
-/// How long the threads for blocking work may take to be there.
+/// Time limit for the start of the blocking threads.
 const START: Duration = Duration::from_secs(5);
 
-/// How long an idle thread stays: the next one may not be allowed.
+/// How long an idle thread stays: a limit may forbid its replacement.
 const KEEP: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Starts the runtime.
@@ -58,8 +58,8 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
     Ok(runtime)
 }
 
-/// Makes a write beyond `ulimit -f` an error of that write: SIGXFSZ would end the process. A signal that is caught is not inherited by
-/// programs that are started, other than one that is ignored or blocked.
+/// Makes a write beyond `ulimit -f` an error of that write: SIGXFSZ would end the process. Child programs do not
+/// inherit a caught signal, unlike an ignored or blocked one.
 fn survive_file_limit(runtime: &Runtime) -> Result<(), Failure> {
     let _entered = runtime.enter();
     // The handler stays for the life of the process.
@@ -67,7 +67,7 @@ fn survive_file_limit(runtime: &Runtime) -> Result<(), Failure> {
     caught.map(drop).map_err(|error| Failure::local("catching signals", &error))
 }
 
-/// Starts what passes over layers need, as long as the mount lasts.
+/// Starts the threads that decode layers, for the lifetime of the mount.
 pub(super) fn start_for_mount() -> Result<(), Failure> {
     layer::start_pass_threads()
         .map_err(|error| Failure::local("starting the threads that decode layers", &error))
@@ -81,7 +81,7 @@ fn refused(needed: usize, error: &dyn std::error::Error) -> Failure {
     Failure::local(refusal(needed), error)
 }
 
-/// Starts threads for blocking work, and says whether they are there: each waits until all are.
+/// Starts the blocking threads. Returns whether all run: each waits until all are started.
 fn start_blocking(runtime: &Runtime) -> bool {
     let here = Arc::new((Mutex::new(0), Condvar::new()));
     for _ in 0..BLOCKING {
@@ -96,7 +96,7 @@ fn start_blocking(runtime: &Runtime) -> bool {
     wait(&here)
 }
 
-/// Whether all came in time.
+/// Whether all threads started in time.
 fn wait((count, all): &(Mutex<usize>, Condvar)) -> bool {
     let count = count.lock().unwrap_or_else(PoisonError::into_inner);
     let waited = all.wait_timeout_while(count, START, |count| *count < BLOCKING);

@@ -1,7 +1,6 @@
-//! What has to be proven before anything is shown.
+//! Verification arguments: `--verify` and `--require-signature`, with the key files.
 //!
-//! Only what can be typed, and the keys that it names; what it means is decided where bytes are kept, layers are read and
-//! references are opened.
+//! Their meaning is implemented where bytes are stored, layers are read and references are opened.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -29,11 +28,11 @@ pub(super) struct TrustArgs {
 impl TrustArgs {
     /// The files that hold the keys.
     pub(super) fn files(&self) -> impl Iterator<Item = PathBuf> {
-        // One that cannot be named is told when it is read.
+        // An invalid path is reported when the key is read.
         self.require_signature.iter().filter_map(|file| std::path::absolute(file).ok())
     }
 
-    /// The keys of which one has to have signed what is opened.
+    /// The accepted keys: one of them must have signed the image.
     pub(super) fn keys(&self) -> Result<Vec<PublicKey>, Failure> {
         self.require_signature.iter().map(|file| read_key(file)).collect()
     }
@@ -42,7 +41,7 @@ impl TrustArgs {
 fn read_key(file: &Path) -> Result<PublicKey, Failure> {
     let failed = |error: std::io::Error| Failure::local(format!("reading key {}", file.display()), &error);
     let mut bytes = Vec::new();
-    // One byte more than allowed, so that the parser sees that it is too much.
+    // One byte more than allowed, so that the parser detects the excess.
     File::open(file).and_then(|open| open.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes)).map_err(failed)?;
     PublicKey::parse(&file.display().to_string(), &bytes).map_err(|error| Failure::usage(error.to_string()))
 }

@@ -1,6 +1,6 @@
-//! `ocifs verify`: every comparison a line, and the exit code of the worst.
+//! `ocifs verify`: one line per comparison, and the exit code of the worst result.
 //!
-//! Compares nothing itself. The idea: a mount is verified as the reference that it shows, with the cache that it reads from.
+//! A mount is verified as the reference that it shows, with the cache that it reads from.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -18,7 +18,7 @@ use super::commands::{open, start};
 use super::exit::Failure;
 use super::output::{self, printed, safe, stdout};
 
-/// What is compared, and how it is told.
+/// The arguments of `verify`.
 #[derive(Args, Debug)]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
@@ -37,13 +37,14 @@ struct Report<'a> {
     checks: &'a [Check],
 }
 
-/// Puts the reference that is mounted there in the place of a directory, so that `ocifs verify DIR` means what DIR shows.
+/// Replaces a directory in the arguments by the reference mounted at it, so that `ocifs verify DIR` verifies the
+/// content of DIR.
 pub(super) fn resolve(argv: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
     if argv.get(1).is_none_or(|command| command != "verify") {
         return Ok(argv);
     }
     let resolved = argv.into_iter().enumerate().map(|(at, word)| {
-        // Anything else that is called as a directory here is a reference all the same.
+        // A directory without a mount of ocifs is still parsed as a reference.
         if at < 2 || !Path::new(&word).is_dir() {
             return Ok(word);
         }
@@ -74,7 +75,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
         let mut out = stdout();
         printed(output::json(&mut out, &report).and_then(|()| out.flush()))?;
     }
-    // What is wrong counts more than what could not be had.
+    // A mismatch counts more than unavailable content.
     let faults = || checks.iter().filter_map(|check| check.fault);
     let worst = faults().find(|fault| *fault == Fault::Mismatch).or_else(|| faults().next());
     let bad = checks.iter().filter(|check| check.fault.is_some()).count();
@@ -86,7 +87,7 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     }
 }
 
-/// One line, at once: large images take their time.
+/// Prints one line at once: large images take their time.
 fn line(check: &Check) -> std::io::Result<()> {
     let result = match check.result {
         Outcome::Ok => "ok",
