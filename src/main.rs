@@ -1,4 +1,4 @@
-//! The binary: calls [`ocifs::cli::main`]; everything else is in the library.
+//! The binary: everything is in the library, from `ocifs::cli::main` on.
 
 fn main() -> std::process::ExitCode {
     ocifs::cli::main(std::env::args_os().collect())

@@ -1,7 +1,7 @@
 //! `ocifs csi`: volumes for the pods of a node.
 //!
-//! Mounts run in processes of their own. Their common options are typed as for `ocifs mount`, and are parsed once at
-//! the start by the same parser, so that a mistake is reported at once and not with the first pod.
+//! Mounts run in processes of their own. Their common options are typed as for `ocifs mount`. The same parser checks
+//! them at the start, so that a mistake is reported before the first pod.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

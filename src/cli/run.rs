@@ -97,7 +97,7 @@ async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, Failure> {
     ran
 }
 
-/// The arguments of a `mount` at `dir` in the place of those of `run`.
+/// The arguments of a `mount` at `dir` instead of those of `run`.
 fn mount_instead(argv: &[OsString], dir: &Path) -> Vec<OsString> {
     let ours = argv.iter().take_while(|word| *word != "--");
     let words = ours.enumerate().map(|(at, word)| match at {
@@ -110,19 +110,19 @@ fn mount_instead(argv: &[OsString], dir: &Path) -> Vec<OsString> {
 
 fn signal(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).ok();
     }
 }
 
-/// The process that serves.
+/// The process that serves the mount.
 struct Server<'a> {
     child: Child,
     dir: &'a Path,
 }
 
 impl Server<'_> {
-    /// Ends it, and sees to it that no mount is left.
+    /// Ends the process, and makes sure that no mount is left.
     fn end(&mut self) -> Result<(), Failure> {
         signal(self.child.id(), Signal::SIGTERM);
         let status =
@@ -130,7 +130,8 @@ impl Server<'_> {
         if !status.success() {
             tracing::warn!(%status, "the process that served the mount did not end well");
         }
-        // It goes in the moment in which it is looked for: from this process's mounts after the others', and then its directory.
+        // The mount goes away meanwhile: from this mount namespace after the others, and then its directory. So
+        // retry.
         let mut last = Ok(());
         for _ in 0..20 {
             match mount::unmount(self.dir, Unmount::Lazy) {
@@ -145,7 +146,7 @@ impl Server<'_> {
 
 impl Drop for Server<'_> {
     fn drop(&mut self) {
-        // After an error. What was ended before is not there any more, and says so.
+        // Only after an error: once `end` has waited, try_wait returns the exit status.
         if self.child.try_wait().is_ok_and(|status| status.is_none())
             && let Err(error) = self.end()
         {
