@@ -41,9 +41,9 @@ pub(super) fn run(command: &CacheCommand) -> Result<(), Failure> {
 struct Line<'a> {
     kind: &'static str,
     digest: &'a str,
-    /// The origin scope; `None` for content that all scopes share.
+    /// Digits of the origin scope; `None` for content that all scopes share.
     place: Option<&'a str>,
-    /// Distinguishes items of the same digest and origin scope; `None` where there is only one.
+    /// Distinguishes items of the same digest and origin scope; `None` for kinds without such a part.
     part: Option<&'a str>,
     size: Option<u64>,
     on_disk: u64,

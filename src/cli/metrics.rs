@@ -1,4 +1,4 @@
-//! Prometheus endpoint: the counters of a mount in the text format, served on a socket.
+//! Prometheus endpoint: the counters of a mount or a CSI plugin in the text format, served on a socket.
 //!
 //! The output holds no names, hosts or credentials, except the reference and the mount point, which the mount table
 //! shows as well. Each connection gets one answer to a request of bounded size. So there is no state, no keep-alive
