@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::kernel::{self, MountRight};
-use super::mountpoint::FS_TYPE;
+use super::mount_table::FS_TYPE;
 
 /// The health of a fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,9 @@ use crate::oci::Digest;
 use crate::view::Namespace;
 
 use super::attributes::number;
-use super::session::Ended;
+
+/// The end of a session: `None` while it runs, then its result.
+pub(super) type Ended = tokio::sync::watch::Receiver<Option<Result<(), String>>>;
 
 /// Invalidates pages of poisoned blobs until the mount has ended.
 pub(super) fn listen(namespace: &Arc<Namespace>, notifier: Notifier, mut ended: Ended, runtime: &Handle) {

@@ -24,8 +24,10 @@ use nix::unistd::Pid;
 use rustix::net::sockopt::Timeout;
 use serde::{Deserialize, Serialize};
 
-use super::kernel::{self, Access, MountFlags, MountOptions};
-use super::mountpoint::{self, MountError, Unmount};
+use super::error::{MountError, Unmount};
+use super::kernel;
+use super::mount_table;
+use super::options::{Access, MountFlags, MountOptions};
 use crate::registry;
 
 /// Set in the environment of the keeper, which recognises its role by it.
@@ -292,7 +294,9 @@ pub fn keep() -> io::Result<()> {
                 let how = if lazily { Unmount::Lazy } else { Unmount::Now };
                 // Unmounts only a mount of ours, whatever the request.
                 (
-                    mountpoint::unmount(&dir, how).map_or_else(|error| Answer::of(&error), |()| Answer::Done),
+                    mount_table::ours(&dir)
+                        .and_then(|dir| kernel::unmount(&dir, how))
+                        .map_or_else(|error| Answer::of(&error), |()| Answer::Done),
                     None,
                 )
             }
@@ -328,7 +332,7 @@ fn remove_place(dir: &Path) {
 
 /// Raises the readahead, if the number is that of the mount at `dir`.
 fn readahead(dir: &Path, major: u32, minor: u32, kib: u32) -> Answer {
-    match mountpoint::find(dir) {
+    match mount_table::find(dir) {
         Ok(Some(entry)) if (entry.major, entry.minor) == (major, minor) => {}
         _ => return Answer::NotOurs,
     }

@@ -7,9 +7,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
@@ -21,100 +20,11 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use serde::{Deserialize, Serialize};
-
-use crate::io::is_unprintable;
-
-use super::keeper;
-use super::mountpoint::{MountError, Unmount};
-use super::record::Record;
-
-/// Users that may access the mount.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Access {
-    /// The user that mounted it.
-    #[default]
-    Owner,
-    /// All users, as the modes allow.
-    Everyone,
-}
-
-/// Flags of a mount; all are off by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountFlags {
-    /// Honour set-user-id and set-group-id bits.
-    pub suid: bool,
-    /// Honour device nodes.
-    pub dev: bool,
-    /// Refuse to run programs.
-    pub noexec: bool,
-    /// Have the kernel check modes even when only the owner has access.
-    pub default_permissions: bool,
-    /// Accept a non-empty mount point.
-    pub nonempty: bool,
-    /// Mount over a dead mount of ours, which stays below.
-    pub over_dead: bool,
-}
-
-/// Whether the kernel may read whole cached files by itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Passthrough {
-    /// Every read goes through this process.
-    #[default]
-    Off,
-    /// Passed through if the kernel allows it.
-    Auto {
-        /// The cache directory: its file system decides the stack depth that the kernel has to know.
-        cache: PathBuf,
-    },
-}
-
-/// Whether a mount outlives its process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keep {
-    /// The mount ends with the process.
-    #[default]
-    No,
-    /// A service manager stores the descriptors for the next process. Disables passthrough.
-    ByManager,
-}
-
-/// Options of a mount.
-#[derive(Clone, Debug, Default)]
-pub struct MountOptions {
-    /// Users that may access the mount.
-    pub access: Access,
-    /// Flags that the kernel enforces.
-    pub flags: MountFlags,
-    /// The source in `findmnt`: the reference as written, by which mount(8) recognises a line of fstab.
-    pub source: String,
-    /// Whether the kernel may read complete cached files by itself.
-    pub passthrough: Passthrough,
-    /// Whether the mount outlives this process.
-    pub keep: Keep,
-    /// Journal for a process that may take the mount over; `None` when there is none.
-    pub record: Option<Arc<Record>>,
-}
-
-impl MountOptions {
-    /// The source without characters that have a meaning in mount tables and option strings.
-    fn safe_source(&self) -> String {
-        let safe =
-            |c: char| if c == ',' || c == '\\' || c.is_whitespace() || is_unprintable(c) { '_' } else { c };
-        self.source.chars().map(safe).collect()
-    }
-
-    /// The kernel checks modes whenever other users have access.
-    fn checks_modes(&self) -> bool {
-        self.flags.default_permissions || self.access == Access::Everyone
-    }
-}
+use super::error::{MountError, Unmount};
+use super::options::{Access, MountOptions, Passthrough};
 
 /// Mounts a new FUSE connection at `dir`, always read-only, and returns its descriptor.
 pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    if let Some(kept) = keeper::of(dir) {
-        return kept.mount(&options.source);
-    }
     let device = match OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         Ok(device) => device,
         Err(source) => return Err(MountError::NoDevice { source }),
@@ -253,9 +163,6 @@ pub(super) fn send(socket: impl AsFd, message: &[u8], fd: Option<BorrowedFd<'_>>
 
 /// Unmounts `dir`.
 pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
-    if let Some(unmounted) = keeper::of(dir).and_then(|kept| kept.unmount(how)) {
-        return unmounted;
-    }
     let when = match how {
         Unmount::Now => MntFlags::empty(),
         Unmount::Lazy => MntFlags::MNT_DETACH,
@@ -373,9 +280,6 @@ fn right_of(users: &str, status: &str) -> MountRight {
 /// Raises the readahead of the mount with this device number, in KiB. Root only; without it a READ has at most 128
 /// KiB.
 pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> std::io::Result<()> {
-    if let Some(raised) = keeper::raise_readahead(major, minor, kib) {
-        return raised;
-    }
     std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
 }
 

@@ -13,7 +13,8 @@ use nix::sys::statfs::statfs;
 use crate::image::Status;
 use crate::view::{STATUS, unpack_status};
 
-use super::mountpoint::{self, FS_TYPE, MountError};
+use super::error::MountError;
+use super::mount_table::{self, FS_TYPE};
 use super::stale;
 
 /// One ocifs mount.
@@ -46,7 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// All ocifs mounts that this process sees, in mount order. A mount that does not answer delays no other: its query
 /// waits on a thread of its own, which ends with the answer or with the process.
 pub fn list() -> Result<Vec<Listed>, MountError> {
-    let table = mountpoint::table()?;
+    let table = mount_table::table()?;
     let ours = table.iter().enumerate().filter(|(_, entry)| entry.fs_type == FS_TYPE);
     let mut listed = Vec::new();
     let (answer, answers) = mpsc::channel();
@@ -67,8 +68,8 @@ pub fn list() -> Result<Vec<Listed>, MountError> {
             let state = state(&dir);
             answer.send((number, state, None)).ok();
             if state == State::Served {
-                let state = if mountpoint::is_waiting(&dir) { State::Waiting } else { state };
-                answer.send((number, state, mountpoint::pinned_at(&dir))).ok();
+                let state = if mount_table::is_waiting(&dir) { State::Waiting } else { state };
+                answer.send((number, state, mount_table::pinned_at(&dir))).ok();
             }
         });
         if let Err(error) = asked {
@@ -114,7 +115,7 @@ pub fn status(dir: &Path) -> Result<Status, MountError> {
 
 fn ask_status(dir: &Path) -> Result<Status, MountError> {
     let not_ours = || MountError::NotMounted { dir: dir.to_owned() };
-    let entry = mountpoint::find(&mountpoint::name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE);
+    let entry = mount_table::find(&mount_table::name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE);
     let entry = entry.ok_or_else(not_ours)?;
     let failed = |source| MountError::Status { dir: entry.dir.clone(), source };
     let name = std::str::from_utf8(STATUS).map_err(|_| not_ours())?;

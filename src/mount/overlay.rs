@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags};
 
 use super::errno;
-use super::mountpoint::MountError;
+use super::error::MountError;
 
 /// A writable overlay over the mount. Dropping it unmounts it and deletes its content.
 pub struct Overlay {

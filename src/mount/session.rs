@@ -15,12 +15,15 @@ use crate::io::can_start_threads;
 use crate::view::{Namespace, Scope};
 
 use super::distrust;
+use super::distrust::Ended;
+use super::error::{MountError, Unmount};
 use super::gate::Ocifs;
-use super::kernel::{self, Access, Keep, MountOptions};
-use super::mountpoint::{self, MountError, MountTable, Unmount};
+use super::mount_table::MountTable;
+use super::options::{Access, Keep, MountOptions};
 use super::record::{Place, Record};
 use super::stale;
 use super::waiting::Waiting;
+use super::{kernel, mountpoint, privileged};
 
 /// Readahead of the mount in KiB, as root. At the kernel's default of 128 a sequential reader sends eight times the
 /// requests for the same bytes.
@@ -86,7 +89,7 @@ impl Placed {
     }
 
     fn unmount(&self, how: Unmount) -> Result<(), MountError> {
-        kernel::unmount(&self.dir, how)
+        privileged::detach(&self.dir, how)
     }
 }
 
@@ -129,12 +132,12 @@ pub fn attach(
     let dir = mountpoint::take(dir, options.flags)?;
     // Opened before the mount: without a free descriptor the mount could not be found again.
     let table = MountTable::open()?;
-    let device = kernel::mount(&dir, options)?;
+    let device = privileged::mount(&dir, options)?;
     let entry = table.find(&dir).and_then(|entry| entry.ok_or(MountError::NotMounted { dir: dir.clone() }));
     let number = match entry {
         Ok(entry) => (entry.major, entry.minor),
         Err(error) => {
-            kernel::unmount(&dir, Unmount::Lazy).ok();
+            privileged::detach(&dir, Unmount::Lazy).ok();
             return Err(error);
         }
     };
@@ -188,7 +191,7 @@ impl Attached {
         if let Some((_, record)) = &kept {
             record.mounted(&dir, major, minor).map_err(failed)?;
         }
-        match kernel::raise_readahead(major, minor, READAHEAD_KIB) {
+        match privileged::raise_readahead(major, minor, READAHEAD_KIB) {
             Ok(()) => tracing::debug!(kib = READAHEAD_KIB, "readahead raised"),
             Err(error) => tracing::debug!(%error, "readahead stays at the kernel's default"),
         }
@@ -210,8 +213,6 @@ fn look(dir: &Path) -> Result<(), MountError> {
         Err(_) => Err(MountError::Silent { dir: dir.to_owned(), seconds: FIRST_ANSWER.as_secs() }),
     }
 }
-
-pub(super) type Ended = watch::Receiver<Option<Result<(), String>>>;
 
 /// Answers the kernel's first request here, and every other on threads of its own.
 fn start(

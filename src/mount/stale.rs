@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::statfs;
 
-use super::mountpoint::{self, FS_TYPE, MountError, Unmount};
-use super::{errno, kernel};
+use super::error::{MountError, Unmount};
+use super::mount_table::{self, FS_TYPE};
+use super::{errno, privileged};
 
 /// How many dead mounts are removed from one directory. A stack of them arises when a mount was made while its
 /// directory was hidden below another mount, which died as well.
@@ -33,17 +34,17 @@ pub enum Standing {
 /// The state of `dir`. Queries the server of the mount, so it can block. A missing directory counts as no mount.
 pub fn standing(dir: &Path) -> Result<Standing, MountError> {
     let dead = is_dead(dir);
-    let name = match mountpoint::absolute(dir) {
+    let name = match mount_table::absolute(dir) {
         Ok(name) => name,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Standing::Nothing),
         Err(_) => name_of(dir)?,
     };
-    Ok(match mountpoint::find(&name)? {
+    Ok(match mount_table::find(&name)? {
         None if dead => return Err(MountError::BelowStale { dir: name }),
         None => Standing::Nothing,
         Some(entry) if entry.fs_type != FS_TYPE => Standing::Foreign(entry.fs_type),
         Some(entry) if dead => Standing::Dead(entry.source),
-        Some(entry) => Standing::Alive(mountpoint::pinned_at(&name).unwrap_or(entry.source)),
+        Some(entry) => Standing::Alive(mount_table::pinned_at(&name).unwrap_or(entry.source)),
     })
 }
 
@@ -75,7 +76,7 @@ pub(super) fn clear_above(dir: &Path) -> Result<Option<PathBuf>, MountError> {
     }
     let name = name_of(dir)?;
     for _ in 0..MAX_STACKED {
-        let there: Vec<_> = mountpoint::table()?.into_iter().filter(|entry| entry.dir == name).collect();
+        let there: Vec<_> = mount_table::table()?.into_iter().filter(|entry| entry.dir == name).collect();
         match there.last() {
             Some(top) if top.fs_type == FS_TYPE && is_dead(&name) => {}
             _ => return Ok(None),
@@ -84,7 +85,7 @@ pub(super) fn clear_above(dir: &Path) -> Result<Option<PathBuf>, MountError> {
             return Ok(Some(name));
         }
         tracing::warn!(dir = %name.display(), "a mount whose daemon is gone is taken away from above another");
-        kernel::unmount(&name, Unmount::Lazy)?;
+        privileged::detach(&name, Unmount::Lazy)?;
     }
     Ok(None)
 }
@@ -97,7 +98,7 @@ pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
             return Ok(name);
         }
         name = name_of(dir)?;
-        let Some(dead) = mountpoint::find(&name)? else {
+        let Some(dead) = mount_table::find(&name)? else {
             // The dead mount is above the directory, on its path.
             return Err(MountError::BelowStale { dir: name });
         };
@@ -105,9 +106,9 @@ pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
             return Err(MountError::Stale { dir: name, source_name: dead.source, fs_type: dead.fs_type });
         }
         // Another process may be repairing the same directory, and the mount there may be alive by now.
-        if is_dead(&name) && mountpoint::find(&name)?.as_ref() == Some(&dead) {
+        if is_dead(&name) && mount_table::find(&name)?.as_ref() == Some(&dead) {
             tracing::warn!(dir = %name.display(), source = dead.source, "a mount whose daemon is gone is taken away");
-            kernel::unmount(&name, Unmount::Lazy)?;
+            privileged::detach(&name, Unmount::Lazy)?;
         }
     }
     Ok(name)
@@ -120,7 +121,7 @@ pub(super) fn is_dead(dir: &Path) -> bool {
 
 /// The absolute name of a directory that fails to answer.
 fn name_of(dir: &Path) -> Result<PathBuf, MountError> {
-    mountpoint::absolute(dir).map_err(|source| match errno::is_dead_mount(&source) {
+    mount_table::absolute(dir).map_err(|source| match errno::is_dead_mount(&source) {
         true => MountError::BelowStale { dir: dir.to_owned() },
         false => MountError::Mount { dir: dir.to_owned(), source },
     })

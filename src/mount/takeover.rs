@@ -21,9 +21,11 @@ use tokio::runtime::Handle;
 use crate::view::{Namespace, Scope};
 
 use super::distrust;
+use super::error::{MountError, Unmount};
 use super::gate::Ocifs;
-use super::kernel::{self, MountOptions};
-use super::mountpoint::{self, FS_TYPE, MountError, Unmount};
+use super::mount_table::{self, FS_TYPE};
+use super::options::MountOptions;
+use super::privileged;
 use super::record::{Place, Record};
 use super::session::{self, Mounted};
 use super::waiting::Waiting;
@@ -88,7 +90,7 @@ impl Survivor {
 
     /// Whether the mount is still on top at its directory.
     pub fn is_in_place(&self) -> bool {
-        matches!(mountpoint::find(&self.place.dir), Ok(Some(entry)) if entry.fs_type == FS_TYPE
+        matches!(mount_table::find(&self.place.dir), Ok(Some(entry)) if entry.fs_type == FS_TYPE
             && (entry.major, entry.minor) == (self.place.major, self.place.minor))
     }
 
@@ -100,7 +102,7 @@ impl Survivor {
     /// Detaches the mount from the tree. Open files in it fail once its last descriptor is closed.
     pub fn let_go(self) -> Result<(), MountError> {
         match self.is_in_place() {
-            true => kernel::unmount(&self.place.dir, Unmount::Lazy),
+            true => privileged::detach(&self.place.dir, Unmount::Lazy),
             false => Ok(()),
         }
     }
@@ -113,11 +115,11 @@ fn give_up(device: &OwnedFd) {
     let about = std::fs::read_to_string(path).unwrap_or_default();
     let connection = about.lines().find_map(|line| line.strip_prefix("fuse_connection:"));
     let Some(minor) = connection.and_then(|number| number.trim().parse::<u32>().ok()) else { return };
-    let entries = mountpoint::table().unwrap_or_default();
+    let entries = mount_table::table().unwrap_or_default();
     for entry in entries.iter().filter(|entry| entry.fs_type == FS_TYPE && entry.minor == minor) {
         // Only the topmost mount can be named.
-        let is_on_top = mountpoint::find(&entry.dir).is_ok_and(|top| top.as_ref() == Some(entry));
-        if is_on_top && let Err(error) = kernel::unmount(&entry.dir, Unmount::Lazy) {
+        let is_on_top = mount_table::find(&entry.dir).is_ok_and(|top| top.as_ref() == Some(entry));
+        if is_on_top && let Err(error) = privileged::detach(&entry.dir, Unmount::Lazy) {
             tracing::warn!(%error, "a mount that nobody can serve stays");
         }
     }

@@ -17,7 +17,7 @@ use crate::view::{self, NodeId, Scope};
 use super::attributes::{UNNUMBERED, negative};
 use super::errno;
 use super::filesystem::reply_xattr;
-use super::mountpoint::{REFERENCE, WAITING};
+use super::mount_table::{REFERENCE, WAITING};
 
 /// TTL of all replies.
 pub(super) const TTL: Duration = Duration::ZERO;
