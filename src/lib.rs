@@ -36,4 +36,4 @@ pub mod csi;
 
 pub mod cli;
 
-pub use library::{Directory, Entry, Error, File, Image, Options};
+pub use library::{Directory, DirectoryEntry, Error, File, Image, Options};

@@ -18,11 +18,11 @@ pub static RETRIES: Counter = Counter::new();
 /// Reads that ended in an error.
 pub static READ_ERRORS: Counter = Counter::new();
 /// Responses of registries, token servers and storage, by status.
-pub static REQUESTS: Statuses = Statuses::new();
+pub static REQUESTS: StatusCounters = StatusCounters::new();
 /// Lookups of blocks of stored blobs: cached, or waited for.
-pub static BLOBS: Lookups = Lookups::new();
+pub static BLOBS: CacheLookups = CacheLookups::new();
 /// Lookups of blocks of decoded streams: cached, or waited for.
-pub static STREAMS: Lookups = Lookups::new();
+pub static STREAMS: CacheLookups = CacheLookups::new();
 /// Evicted blobs and parts of blobs.
 pub static EVICTIONS: Counter = Counter::new();
 /// Evicted bytes.
@@ -33,13 +33,13 @@ pub static READS: Histogram = Histogram::new();
 pub static OPEN_FILES: Gauge = Gauge::new();
 
 /// Calls of an orchestrator, by method and outcome.
-pub static CALLS: Calls = Calls::new();
+pub static CALLS: CallCounters = CallCounters::new();
 
 /// Calls by method and outcome.
 #[derive(Debug)]
-pub struct Calls(Mutex<BTreeMap<(&'static str, &'static str), u64>>);
+pub struct CallCounters(Mutex<BTreeMap<(&'static str, &'static str), u64>>);
 
-impl Calls {
+impl CallCounters {
     const fn new() -> Self {
         Self(Mutex::new(BTreeMap::new()))
     }
@@ -51,7 +51,7 @@ impl Calls {
     }
 
     /// One number for each observed method and outcome.
-    fn samples(&self) -> Vec<Sample> {
+    fn samples(&self) -> Vec<MetricSample> {
         let calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let sample = |(&(method, code), count): (&(&str, &str), &u64)| {
             whole(vec![("method", method.to_owned()), ("code", code.to_owned())], *count)
@@ -107,12 +107,12 @@ impl Gauge {
 
 /// Cache lookups: hits and misses.
 #[derive(Debug)]
-pub struct Lookups {
+pub struct CacheLookups {
     hits: Counter,
     misses: Counter,
 }
 
-impl Lookups {
+impl CacheLookups {
     const fn new() -> Self {
         Self { hits: Counter::new(), misses: Counter::new() }
     }
@@ -129,13 +129,13 @@ const STATUSES: std::ops::Range<u16> = 100..600;
 
 /// Responses by status, and requests without a response.
 #[derive(Debug)]
-pub struct Statuses {
+pub struct StatusCounters {
     /// By status, from 100 on.
     answered: [Counter; (STATUSES.end - STATUSES.start) as usize],
     unanswered: Counter,
 }
 
-impl Statuses {
+impl StatusCounters {
     const fn new() -> Self {
         Self { answered: [const { Counter::new() }; 500], unanswered: Counter::new() }
     }
@@ -179,7 +179,7 @@ impl Histogram {
 
 /// The kind of a metric family, as named in the Prometheus text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricType {
     /// Only grows.
     Counter,
     /// Goes up and down.
@@ -190,7 +190,7 @@ pub enum Kind {
 
 /// The value of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum MetricValue {
     /// A number.
     Whole(u64),
     /// A duration, written in seconds.
@@ -199,43 +199,44 @@ pub enum Value {
 
 /// One sample of a family.
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub struct MetricSample {
     /// Suffix of the family's name: `_bucket`, `_sum`, `_count`, or empty.
     pub suffix: &'static str,
     /// Labels that distinguish the sample from the others.
     pub labels: Vec<(&'static str, String)>,
     /// The value.
-    pub value: Value,
+    pub value: MetricValue,
 }
 
 /// A metric family.
 #[derive(Clone, Debug)]
-pub struct Family {
+pub struct MetricFamily {
     /// The name with its unit, by the conventions of Prometheus.
     pub name: &'static str,
     /// The help text.
     pub help: &'static str,
     /// The kind.
-    pub kind: Kind,
+    pub kind: MetricType,
     /// The samples.
-    pub samples: Vec<Sample>,
+    pub samples: Vec<MetricSample>,
 }
 
-impl Family {
+impl MetricFamily {
     /// A family of one number without labels.
-    pub fn single(name: &'static str, help: &'static str, kind: Kind, value: u64) -> Self {
-        let samples = vec![Sample { suffix: "", labels: Vec::new(), value: Value::Whole(value) }];
+    pub fn single(name: &'static str, help: &'static str, kind: MetricType, value: u64) -> Self {
+        let samples = vec![MetricSample { suffix: "", labels: Vec::new(), value: MetricValue::Whole(value) }];
         Self { name, help, kind, samples }
     }
 }
 
 /// All metrics with their current values.
-pub fn families() -> Vec<Family> {
-    let counter = |name, help, counted: &Counter| Family::single(name, help, Kind::Counter, counted.get());
-    let lookups = |name, help, of: fn(&Lookups) -> &Counter| Family {
+pub fn families() -> Vec<MetricFamily> {
+    let counter =
+        |name, help, counted: &Counter| MetricFamily::single(name, help, MetricType::Counter, counted.get());
+    let lookups = |name, help, of: fn(&CacheLookups) -> &Counter| MetricFamily {
         name,
         help,
-        kind: Kind::Counter,
+        kind: MetricType::Counter,
         samples: [("blob", &BLOBS), ("stream", &STREAMS)]
             .map(|(kind, lookups)| whole(vec![("kind", kind.to_owned())], of(lookups).get()))
             .into(),
@@ -262,10 +263,10 @@ pub fn families() -> Vec<Family> {
             &EVICTED_BYTES,
         ),
         counter("ocifs_read_errors_total", "Reads that ended in an error.", &READ_ERRORS),
-        Family::single(
+        MetricFamily::single(
             "ocifs_open_files",
             "Files that the kernel holds open.",
-            Kind::Gauge,
+            MetricType::Gauge,
             OPEN_FILES.get(),
         ),
         reads(),
@@ -273,23 +274,23 @@ pub fn families() -> Vec<Family> {
     // Only the CSI plugin counts calls.
     let calls = CALLS.samples();
     if !calls.is_empty() {
-        families.push(Family {
+        families.push(MetricFamily {
             name: "ocifs_csi_calls_total",
             help: "Calls of the orchestrator by method and code of the answer.",
-            kind: Kind::Counter,
+            kind: MetricType::Counter,
             samples: calls,
         });
     }
     families
 }
 
-fn whole(labels: Vec<(&'static str, String)>, value: u64) -> Sample {
-    Sample { suffix: "", labels, value: Value::Whole(value) }
+fn whole(labels: Vec<(&'static str, String)>, value: u64) -> MetricSample {
+    MetricSample { suffix: "", labels, value: MetricValue::Whole(value) }
 }
 
-fn requests() -> Family {
+fn requests() -> MetricFamily {
     let answered = STATUSES.zip(&REQUESTS.answered).filter(|(_, counter)| counter.get() > 0);
-    let mut samples: Vec<Sample> = answered
+    let mut samples: Vec<MetricSample> = answered
         .map(|(status, counter)| {
             let class = format!("{}xx", status / 100);
             whole(vec![("class", class), ("status", status.to_string())], counter.get())
@@ -297,29 +298,33 @@ fn requests() -> Family {
         .collect();
     let none = vec![("class", "none".to_owned()), ("status", "none".to_owned())];
     samples.push(whole(none, REQUESTS.unanswered.get()));
-    Family {
+    MetricFamily {
         name: "ocifs_requests_total",
         help: "Requests by the status of the answer; none: no connection, a broken one, or no answer in time.",
-        kind: Kind::Counter,
+        kind: MetricType::Counter,
         samples,
     }
 }
 
-fn reads() -> Family {
+fn reads() -> MetricFamily {
     let (mut samples, mut count) = (Vec::new(), 0);
     let bounds = BOUNDS.iter().map(|micros| Some(Duration::from_micros(*micros))).chain([None]);
     for (bound, counter) in bounds.zip(&READS.buckets) {
         count += counter.get();
         let written = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.as_secs_f64().to_string());
-        samples.push(Sample { suffix: "_bucket", labels: vec![("le", written)], value: Value::Whole(count) });
+        samples.push(MetricSample {
+            suffix: "_bucket",
+            labels: vec![("le", written)],
+            value: MetricValue::Whole(count),
+        });
     }
-    let sum = Value::Time(Duration::from_nanos(READS.nanos.get()));
-    samples.push(Sample { suffix: "_sum", labels: Vec::new(), value: sum });
-    samples.push(Sample { suffix: "_count", labels: Vec::new(), value: Value::Whole(count) });
-    Family {
+    let sum = MetricValue::Time(Duration::from_nanos(READS.nanos.get()));
+    samples.push(MetricSample { suffix: "_sum", labels: Vec::new(), value: sum });
+    samples.push(MetricSample { suffix: "_count", labels: Vec::new(), value: MetricValue::Whole(count) });
+    MetricFamily {
         name: "ocifs_read_duration_seconds",
         help: "How long reads took, from the kernel's request to the answer.",
-        kind: Kind::Histogram,
+        kind: MetricType::Histogram,
         samples,
     }
 }
@@ -341,7 +346,7 @@ mod tests {
 
     #[test]
     fn every_status_is_counted_and_none_that_cannot_be_is_lost() {
-        let statuses = Statuses::new();
+        let statuses = StatusCounters::new();
         for status in [Some(100), Some(599), Some(0), Some(600), Some(u16::MAX), None] {
             statuses.note(status);
         }
@@ -351,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_read_that_waits_for_some_blocks_hits_the_others() {
-        let lookups = Lookups::new();
+        let lookups = CacheLookups::new();
         lookups.note(5, 2);
         lookups.note(1, 0);
         assert_eq!((lookups.hits.get(), lookups.misses.get()), (4, 2));

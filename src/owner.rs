@@ -34,7 +34,7 @@ impl From<&rustix::fs::Stat> for FileOwner {
 
 /// The user that follows a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Follower {
+enum LinkFollower {
     /// Root: only links of its own.
     Root,
     /// The user with this id: links of its own and of root, and others by the kernel's rules.
@@ -53,15 +53,15 @@ impl FileOwner {
     /// world-writable sticky directory, links of their own, of root, and of the directory's owner.
     pub fn may_be_followed(self, directory: FileOwner) -> bool {
         let user = nix::unistd::geteuid();
-        let follower = if user.is_root() { Follower::Root } else { Follower::User(user.as_raw()) };
+        let follower = if user.is_root() { LinkFollower::Root } else { LinkFollower::User(user.as_raw()) };
         is_trusted_user(self.uid) || self.is_followed_by(follower, directory)
     }
 
-    fn is_followed_by(self, follower: Follower, directory: FileOwner) -> bool {
+    fn is_followed_by(self, follower: LinkFollower, directory: FileOwner) -> bool {
         let is_shared = directory.mode & 0o1002 == 0o1002;
         match follower {
-            Follower::Root => false,
-            Follower::User(user) => self.uid == user || !is_shared || self.uid == directory.uid,
+            LinkFollower::Root => false,
+            LinkFollower::User(user) => self.uid == user || !is_shared || self.uid == directory.uid,
         }
     }
 }
@@ -133,15 +133,15 @@ mod tests {
         let owner = |uid: u32, mode: u32| FileOwner { uid, gid: uid, mode };
         let (tmp, shared, home) = (owner(0, 0o41777), owner(7, 0o41777), owner(7, 0o40755));
         let link = |uid| owner(uid, 0o120777);
-        let user = Follower::User(5);
+        let user = LinkFollower::User(5);
         for (uid, directory, follower, expected) in [
             (5, tmp, user, true),
             (7, tmp, user, false),
             (7, shared, user, true),
             (8, shared, user, false),
             (7, home, user, true),
-            (7, home, Follower::Root, false),
-            (7, tmp, Follower::Root, false),
+            (7, home, LinkFollower::Root, false),
+            (7, tmp, LinkFollower::Root, false),
         ] {
             let followed = link(uid).is_followed_by(follower, directory);
             assert_eq!(followed, expected, "{uid} in {directory:?} for {follower:?}");

@@ -20,8 +20,10 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use ocifs::cache::{BlockSums, Cache, State};
-use ocifs::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadAt, ReadError, read_all, read_vec};
+use ocifs::cache::{BlockCache, BlockSums, VerificationState};
+use ocifs::io::{
+    BoxFuture, ByteRange, FaultClass, RangeDelivery, RangeFetch, ReadAt, ReadError, read_all, read_vec,
+};
 use ocifs::oci::Digest;
 
 const BLOCK: u64 = 256 * 1024;
@@ -57,12 +59,12 @@ impl Source {
     }
 }
 
-impl Fetch for Source {
+impl RangeFetch for Source {
     fn size(&self) -> u64 {
         self.content.len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             if let Some(log) = &self.log {
                 let mut log = OpenOptions::new().append(true).create(true).open(log).unwrap();
@@ -70,14 +72,14 @@ impl Fetch for Source {
             }
             match self.answer {
                 Answer::Exact => tokio::time::sleep(self.delay).await,
-                Answer::Refuse => return Err(ReadError::new(Fault::Unavailable, "the line is dead")),
+                Answer::Refuse => return Err(ReadError::new(FaultClass::Unavailable, "the line is dead")),
                 Answer::Hang => std::future::pending().await,
             }
             self.delivered.fetch_add(range.len(), Ordering::SeqCst);
             let bytes = self.content.slice(range.start as usize..range.end as usize);
             let chunks: Vec<Result<Bytes, ReadError>> =
                 bytes.chunks(50_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
-            Ok(Delivery { range, body: futures_util::stream::iter(chunks).boxed() })
+            Ok(RangeDelivery { range, body: futures_util::stream::iter(chunks).boxed() })
         })
     }
 }
@@ -181,7 +183,7 @@ async fn child() {
     };
     let content = noise(orders.size, orders.seed);
     let digest = Digest::sha256(&content);
-    let cache = Cache::open(orders.dir).unwrap();
+    let cache = BlockCache::open(orders.dir).unwrap();
     let mut source = Source::new(&content);
     source.log = Some(orders.log());
     source.delay = orders.delay;
@@ -262,7 +264,7 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
         tokio::time::sleep(Duration::from_micros(round * 2311 % 40_000)).await;
         killed += u32::from(child.kill());
 
-        let cache = Cache::open(dir.path()).unwrap();
+        let cache = BlockCache::open(dir.path()).unwrap();
         let mut dead = Source::new(&content);
         dead.answer = Answer::Refuse;
         let left = match work {
@@ -277,7 +279,7 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
             match read_vec(&*left, range).await {
                 Ok(bytes) => assert_eq!(bytes, content[range.start as usize..range.end as usize]),
                 Err(error) => {
-                    assert_eq!(error.fault(), Fault::Unavailable);
+                    assert_eq!(error.fault(), FaultClass::Unavailable);
                     assert!(
                         !present,
                         "the page cache outlives a process: a record means that the data is there"
@@ -288,13 +290,13 @@ async fn whatever_kill_9_leaves_behind_is_right_and_is_completed() {
         drop(left);
         drop(cache);
         if round % 2 == 1 {
-            let cache = Cache::open(dir.path()).unwrap();
+            let cache = BlockCache::open(dir.path()).unwrap();
             let source = Arc::new(Source::new(&content));
             let blob = cache.blob(&digest, source.clone()).unwrap();
             let before = blob.bytes_present();
             assert_eq!(read_all(&*blob).await.unwrap(), content);
             assert_eq!(source.delivered.load(Ordering::SeqCst), size - before);
-            assert_eq!(blob.state(), State::Verified);
+            assert_eq!(blob.state(), VerificationState::Verified);
         }
     }
     assert!(killed >= 6 && partial >= 6, "{killed} killed while they worked, {partial} left a part");
@@ -313,7 +315,7 @@ async fn the_claims_and_the_build_lock_of_a_dead_process_are_free() {
     }
     let content = noise(size, 5);
     let digest = Digest::sha256(&content);
-    let cache = Cache::open(dir.path()).unwrap();
+    let cache = BlockCache::open(dir.path()).unwrap();
     let source = Arc::new(Source::new(&content));
     let blob = cache.blob(&digest, source.clone()).unwrap();
     let mut read = tokio::spawn(async move { read_all(&*blob).await });
@@ -365,7 +367,7 @@ impl Drop for Tmpfs {
 async fn a_full_disk_costs_no_read() {
     let Some(disk) = Tmpfs::new("size=1m,mode=0700") else { return };
     let dir = disk.at.path().join("cache");
-    let cache = Cache::open(&dir).unwrap();
+    let cache = BlockCache::open(&dir).unwrap();
     let content = noise(12 * BLOCK + 3, 6);
     let digest = Digest::sha256(&content);
     let source = Arc::new(Source::new(&content));
@@ -382,7 +384,7 @@ async fn a_full_disk_costs_no_read() {
     let mut filler = fs::File::create(disk.at.path().join("filler")).unwrap();
     while filler.write(&[1; 512]).is_ok_and(|written| written > 0) {}
     // Nothing can be made any more, and everything is read all the same.
-    let cache = Cache::open(&dir).unwrap();
+    let cache = BlockCache::open(&dir).unwrap();
     let other = noise(2 * BLOCK, 8);
     let blob = cache.blob(&Digest::sha256(&other), Arc::new(Source::new(&other))).unwrap();
     assert_eq!(read_all(&*blob).await.unwrap(), other);
@@ -391,7 +393,7 @@ async fn a_full_disk_costs_no_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_without_inodes_costs_no_read() {
     let Some(disk) = Tmpfs::new("size=4m,nr_inodes=24,mode=0700") else { return };
-    let cache = Cache::open(disk.at.path()).unwrap();
+    let cache = BlockCache::open(disk.at.path()).unwrap();
     while fs::File::create(disk.at.path().join(format!("filler-{}", rand_name()))).is_ok() {}
     let content = noise(2 * BLOCK, 9);
     let source = Arc::new(Source::new(&content));
@@ -399,10 +401,10 @@ async fn a_disk_without_inodes_costs_no_read() {
     assert_eq!(read_all(&*blob).await.unwrap(), content);
     assert_eq!(read_all(&*blob).await.unwrap(), content);
     assert_eq!(source.delivered.load(Ordering::SeqCst), 4 * BLOCK, "nothing is kept");
-    assert_eq!((blob.state(), blob.bytes_present()), (State::Partial, 0));
+    assert_eq!((blob.state(), blob.bytes_present()), (VerificationState::Partial, 0));
     assert!(!blob.present(ByteRange::new(0, 1)));
     // A directory that was never made cannot be made now.
-    let error = Cache::open(&disk.at.path().join("new")).err().unwrap();
+    let error = BlockCache::open(&disk.at.path().join("new")).err().unwrap();
     assert!(error.to_string().ends_with("is full"), "{error}");
 }
 
@@ -419,15 +421,15 @@ async fn a_read_only_disk_serves_what_it_has() {
     let content = noise(4 * BLOCK, 10);
     let digest = Digest::sha256(&content);
     {
-        let cache = Cache::open(&dir).unwrap();
+        let cache = BlockCache::open(&dir).unwrap();
         let blob = cache.blob(&digest, Arc::new(Source::new(&content))).unwrap();
         read_vec(&*blob, ByteRange::new(0, 3 * BLOCK)).await.unwrap();
         cache.put_document(&Digest::sha256(b"{}"), b"{}").unwrap();
     }
     disk.read_only().await;
-    let error = Cache::open(&disk.at.path().join("new")).err().unwrap();
+    let error = BlockCache::open(&disk.at.path().join("new")).err().unwrap();
     assert!(error.to_string().ends_with("is on a read-only file system"), "{error}");
-    let cache = Cache::open(&dir).unwrap();
+    let cache = BlockCache::open(&dir).unwrap();
     let source = Arc::new(Source::new(&content));
     let blob = cache.blob(&digest, source.clone()).unwrap();
     assert_eq!(read_all(&*blob).await.unwrap(), content);

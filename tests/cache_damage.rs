@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use ocifs::cache::{Cache, Found, Inventory};
+use ocifs::cache::{BlockCache, CacheInventory, ScannedFile};
 use ocifs::export::cat;
-use ocifs::image::{Family, Network, OpenOptions as Opening};
-use ocifs::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError, read_vec};
+use ocifs::image::{ImageSet, NetworkAccess, OpenOptions as Opening};
+use ocifs::io::{BoxFuture, ByteRange, FaultClass, RangeDelivery, RangeFetch, ReadError, read_vec};
 use ocifs::oci::Digest;
-use ocifs::registry::{Options, Registry};
-use ocifs::view::{Namespace, Scope};
+use ocifs::registry::{RegistryClient, RegistryOptions};
+use ocifs::view::{MountNamespace, ViewScope};
 use serde_json::{Value, json};
 
 #[allow(dead_code, reason = "used by other tests")]
@@ -124,13 +124,13 @@ impl Lab {
     }
 
     /// Reads everything there is, and counts what could not be read. What could must be right.
-    fn read_all(&self, network: Network, what: &str) -> usize {
+    fn read_all(&self, network: NetworkAccess, what: &str) -> usize {
         // A runtime of its own, which ends with everything that it runs.
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             let mut failed = 0;
-            let mut opened: BTreeMap<Digest, Option<Namespace>> = BTreeMap::new();
+            let mut opened: BTreeMap<Digest, Option<MountNamespace>> = BTreeMap::new();
             for (digest, path, expected) in &self.files {
                 if !opened.contains_key(digest) {
                     opened.insert(digest.clone(), self.open(digest, network, what).await);
@@ -147,7 +147,7 @@ impl Lab {
                 match ended {
                     Ok(()) => assert_eq!(read.len(), expected.len(), "{what}: {path}"),
                     Err(error) => {
-                        assert_eq!(network, Network::Offline, "{what}: {path}: {error}");
+                        assert_eq!(network, NetworkAccess::Offline, "{what}: {path}: {error}");
                         failed += 1;
                     }
                 }
@@ -156,27 +156,30 @@ impl Lab {
         })
     }
 
-    async fn open(&self, digest: &Digest, network: Network, what: &str) -> Option<Namespace> {
+    async fn open(&self, digest: &Digest, network: NetworkAccess, what: &str) -> Option<MountNamespace> {
         let location = format!("oci:{}@{digest}", self.scratch.join("layout").display()).parse().unwrap();
         let options = Opening { network, ..Opening::new(location) };
-        let registry = Registry::new(Options::default()).unwrap();
-        let cache = Cache::open(&self.cache()).unwrap();
+        let registry = RegistryClient::new(RegistryOptions::default()).unwrap();
+        let cache = BlockCache::open(&self.cache()).unwrap();
         let opened = async {
-            let family = Family::open(&options, &registry, cache).await.map_err(|error| error.to_string())?;
-            Namespace::open(Arc::new(family), &Scope::default()).await.map_err(|error| error.to_string())
+            let family =
+                ImageSet::open(&options, &registry, cache).await.map_err(|error| error.to_string())?;
+            MountNamespace::open(Arc::new(family), &ViewScope::default())
+                .await
+                .map_err(|error| error.to_string())
         };
         match opened.await {
             Ok(namespace) => Some(namespace),
             Err(error) => {
-                assert_eq!(network, Network::Offline, "{what}: {error}");
+                assert_eq!(network, NetworkAccess::Offline, "{what}: {error}");
                 None
             }
         }
     }
 
     /// Whether the blob of which a part is kept gives that part.
-    async fn read_part(&self, network: Network, what: &str) -> bool {
-        let cache = Cache::open(&self.cache()).unwrap().for_origin("a place");
+    async fn read_part(&self, network: NetworkAccess, what: &str) -> bool {
+        let cache = BlockCache::open(&self.cache()).unwrap().for_origin("a place");
         let source = Source { content: Bytes::from(self.part.clone()), network };
         let blob = cache.blob(&Digest::sha256(&self.part), Arc::new(source)).unwrap();
         match read_vec(&*blob, PART).await {
@@ -188,7 +191,7 @@ impl Lab {
                 true
             }
             Err(error) => {
-                assert_eq!(network, Network::Offline, "{what}: {error}");
+                assert_eq!(network, NetworkAccess::Offline, "{what}: {error}");
                 false
             }
         }
@@ -198,20 +201,20 @@ impl Lab {
 /// Where the partial blob comes from.
 struct Source {
     content: Bytes,
-    network: Network,
+    network: NetworkAccess,
 }
 
-impl Fetch for Source {
+impl RangeFetch for Source {
     fn size(&self) -> u64 {
         self.content.len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         let answer = match self.network {
-            Network::Offline => Err(ReadError::new(Fault::Unavailable, "nobody is asked")),
-            Network::Online => {
+            NetworkAccess::Offline => Err(ReadError::new(FaultClass::Unavailable, "nobody is asked")),
+            NetworkAccess::Online => {
                 let bytes = self.content.slice(range.start as usize..range.end as usize);
-                Ok(Delivery { range, body: futures_util::stream::iter([Ok(bytes)]).boxed() })
+                Ok(RangeDelivery { range, body: futures_util::stream::iter([Ok(bytes)]).boxed() })
             }
         };
         Box::pin(async move { answer })
@@ -269,8 +272,8 @@ fn flip(random: &mut Random, files: &BTreeMap<PathBuf, Vec<u8>>) -> String {
 #[test]
 fn a_flipped_bit_anywhere_in_the_cache_costs_time_and_no_byte() {
     let lab = Lab::new();
-    assert_eq!(lab.read_all(Network::Online, "the first time"), 0);
-    assert_eq!(lab.read_all(Network::Offline, "what is kept"), 0);
+    assert_eq!(lab.read_all(NetworkAccess::Online, "the first time"), 0);
+    assert_eq!(lab.read_all(NetworkAccess::Offline, "what is kept"), 0);
     let dir = lab.cache().join("v1");
     let pristine = snapshot(&dir);
     for kind in ["blobs", "streams", "documents", "indexes"] {
@@ -286,16 +289,16 @@ fn a_flipped_bit_anywhere_in_the_cache_costs_time_and_no_byte() {
         let flips: Vec<String> = (0..AT_ONCE).map(|_| flip(&mut random, &pristine)).collect();
         let damaged = snapshot(&dir);
         let what = flips.join(", ");
-        lost += usize::from(lab.read_all(Network::Offline, &what) > 0);
+        lost += usize::from(lab.read_all(NetworkAccess::Offline, &what) > 0);
         restore(&dir, &damaged);
         if round % 2 == 0 {
             // What is found by looking is found by nobody afterwards.
             found += usize::from(verify(&lab.cache(), &what) > 0);
             assert_eq!(verify(&lab.cache(), &what), 0, "again: {what}");
-            lab.read_all(Network::Offline, &format!("verified: {what}"));
+            lab.read_all(NetworkAccess::Offline, &format!("verified: {what}"));
         }
-        assert_eq!(lab.read_all(Network::Online, &what), 0);
-        assert_eq!(lab.read_all(Network::Offline, &format!("healed of {what}")), 0);
+        assert_eq!(lab.read_all(NetworkAccess::Online, &what), 0);
+        assert_eq!(lab.read_all(NetworkAccess::Offline, &format!("healed of {what}")), 0);
         restore(&dir, &pristine);
     }
     // Damage that is never seen would mean that nothing was looked at.
@@ -305,12 +308,12 @@ fn a_flipped_bit_anywhere_in_the_cache_costs_time_and_no_byte() {
 
 /// Compares everything in the cache, and counts the contents that were damaged.
 fn verify(dir: &Path, what: &str) -> usize {
-    let inventory = Inventory::open(dir).unwrap().unwrap();
+    let inventory = CacheInventory::open(dir).unwrap().unwrap();
     let used = inventory.used().unwrap();
     let mut damaged = 0;
     inventory
         .walk(|found| {
-            if let Found::Content(entry) = found {
+            if let ScannedFile::Content(entry) = found {
                 let scrubbed = inventory.scrub(&entry, &used)?;
                 if let Some(damage) = scrubbed.damage {
                     assert!(scrubbed.dropped, "{damage:?} of {entry:?} stays: {what}");

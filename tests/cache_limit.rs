@@ -24,8 +24,8 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
-use ocifs::cache::{Cache, Cached, Limit};
-use ocifs::io::{BoxFuture, ByteRange, Delivery, Fetch, ReadError, read_vec};
+use ocifs::cache::{BlockCache, CachedFile, SizeLimit};
+use ocifs::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError, read_vec};
 use ocifs::oci::Digest;
 
 const BLOCK: u64 = 256 * 1024;
@@ -45,12 +45,12 @@ impl Source {
     }
 }
 
-impl Fetch for Source {
+impl RangeFetch for Source {
     fn size(&self) -> u64 {
         self.content.len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             if let Some(log) = &self.log {
                 let mut log = OpenOptions::new().append(true).create(true).open(log).unwrap();
@@ -62,7 +62,7 @@ impl Fetch for Source {
             let bytes = self.content.slice(range.start as usize..range.end as usize);
             let chunks: Vec<Result<Bytes, ReadError>> =
                 bytes.chunks(50_000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
-            Ok(Delivery { range, body: futures_util::stream::iter(chunks).boxed() })
+            Ok(RangeDelivery { range, body: futures_util::stream::iter(chunks).boxed() })
         })
     }
 }
@@ -81,7 +81,7 @@ fn noise(size: u64, seed: u64) -> Bytes {
 }
 
 /// Reads everything from block `first` on, going round, and compares.
-async fn scan(cached: &Cached, content: &Bytes, first: u64) {
+async fn scan(cached: &CachedFile, content: &Bytes, first: u64) {
     let blocks = (content.len() as u64).div_ceil(BLOCK);
     for step in 0..blocks {
         let start = (first + step) % blocks * BLOCK;
@@ -156,10 +156,10 @@ async fn child() {
     let number = |index: usize| parts[index].parse::<u64>().unwrap();
     let dir = Path::new(parts[0]);
     let limit = match number(1) {
-        0 => Limit::default(),
-        limit => Limit::Bytes(limit * MIB),
+        0 => SizeLimit::default(),
+        limit => SizeLimit::Bytes(limit * MIB),
     };
-    let cache = Cache::open_limited(dir, limit).unwrap();
+    let cache = BlockCache::open_limited(dir, limit).unwrap();
     let mut held = Vec::new();
     for seed in parts[2].split(',') {
         let content = noise(number(3), seed.parse().unwrap());
@@ -191,7 +191,7 @@ impl Watcher {
         let stop = Arc::new(AtomicBool::new(false));
         let (told, dir) = (stop.clone(), dir.to_owned());
         let thread = std::thread::spawn(move || {
-            let cache = Cache::open(&dir).unwrap();
+            let cache = BlockCache::open(&dir).unwrap();
             let (mut most, mut looks, mut over) = (0, 0, 0);
             while !told.load(Ordering::SeqCst) {
                 let used = cache.used();
@@ -239,7 +239,7 @@ async fn a_scan_of_five_times_the_limit_never_passes_it() {
         Some(_) => (200 * MIB, 1024 * MIB),
         None => (20 * MIB, 100 * MIB),
     };
-    let cache = Cache::open_limited(dir.path(), Limit::Bytes(limit)).unwrap();
+    let cache = BlockCache::open_limited(dir.path(), SizeLimit::Bytes(limit)).unwrap();
     let watcher = Watcher::of(dir.path(), limit);
     let content = noise(size, 2);
     let source = Source::new(&content, None);
@@ -278,7 +278,7 @@ async fn processes_that_are_killed_leave_an_account_that_is_never_too_low() {
         let child = Orders { dir: dir.path(), limit, seeds: &seeds, size: 24 * MIB, first: round }.spawn();
         tokio::time::sleep(Duration::from_millis(150 + round * 31)).await;
         drop(child);
-        let used = Cache::open(dir.path()).unwrap().used().unwrap_or(u64::MAX);
+        let used = BlockCache::open(dir.path()).unwrap().used().unwrap_or(u64::MAX);
         let here = occupied(&dir.path().join("v1"));
         assert!(
             here <= used.saturating_add(4096),
@@ -286,7 +286,7 @@ async fn processes_that_are_killed_leave_an_account_that_is_never_too_low() {
         );
     }
     let content = noise(24 * MIB, 20);
-    let cache = Cache::open_limited(dir.path(), Limit::Bytes(limit * MIB)).unwrap();
+    let cache = BlockCache::open_limited(dir.path(), SizeLimit::Bytes(limit * MIB)).unwrap();
     let cached = cache.blob(&Digest::sha256(&content), Source::new(&content, None)).unwrap();
     scan(&cached, &content, 0).await;
     watcher.end();
@@ -317,7 +317,7 @@ impl Drop for Tmpfs {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_is_full_takes_new_blocks_in_the_place_of_old_ones() {
     let Some(disk) = Tmpfs::new("size=8m,mode=0700") else { return };
-    let cache = Cache::open(disk.0.path()).unwrap();
+    let cache = BlockCache::open(disk.0.path()).unwrap();
     let content = noise(20 * MIB, 30);
     let source = Source::new(&content, None);
     let cached = cache.blob(&Digest::sha256(&content), source.clone()).unwrap();
@@ -348,15 +348,15 @@ async fn a_disk_that_is_full_takes_new_blocks_in_the_place_of_old_ones() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_of_the_disk_stays_free_for_others() {
     let Some(disk) = Tmpfs::new("size=16m,mode=0700") else { return };
-    for limit in [Limit::Share, Limit::Percent(100), Limit::Bytes(64 * MIB)] {
-        let cache = Cache::open_limited(disk.0.path(), limit).unwrap();
+    for limit in [SizeLimit::Share, SizeLimit::Percent(100), SizeLimit::Bytes(64 * MIB)] {
+        let cache = BlockCache::open_limited(disk.0.path(), limit).unwrap();
         let content = noise(24 * MIB, 40);
         let cached = cache.blob(&Digest::sha256(&content), Source::new(&content, None)).unwrap();
         scan(&cached, &content, 0).await;
         let found = statvfs(disk.0.path()).unwrap();
         let (free, size) = (found.blocks_available() as f64, found.blocks() as f64);
         assert!(free / size >= 0.05, "{limit:?}: {free} of {size} are free");
-        let most = if limit == Limit::Share { 0.35 } else { 0.25 };
+        let most = if limit == SizeLimit::Share { 0.35 } else { 0.25 };
         assert!(free / size <= most, "{limit:?}: {free} of {size} are free");
     }
 }
@@ -372,7 +372,7 @@ async fn few_files() {
     use nix::sys::resource::{Resource, setrlimit};
     let Ok(dir) = std::env::var(FEW) else { return };
     setrlimit(Resource::RLIMIT_NOFILE, 100, 100).unwrap();
-    let cache = Cache::open(Path::new(&dir)).unwrap();
+    let cache = BlockCache::open(Path::new(&dir)).unwrap();
     let contents: Vec<Bytes> = (0..600).map(|seed| noise(BLOCK + 3000, 1000 + seed)).collect();
     let opened: Vec<_> = contents
         .iter()

@@ -8,7 +8,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 
-use ocifs::disk::{Format, HEAD, Inspection, inspect};
+use ocifs::disk::{DiskFormat, DiskInspection, HEAD, inspect};
 use tempfile::TempDir;
 
 /// Runs `qemu-img` in `dir`.
@@ -26,7 +26,7 @@ fn have_qemu_img() -> bool {
     found
 }
 
-fn inspect_file(path: &Path, label: Format) -> Inspection {
+fn inspect_file(path: &Path, label: DiskFormat) -> DiskInspection {
     let mut head = Vec::new();
     let file = File::open(path).unwrap();
     let size = file.metadata().unwrap().len();
@@ -35,11 +35,14 @@ fn inspect_file(path: &Path, label: Format) -> Inspection {
 }
 
 /// Makes `disk` in a fresh directory with these arguments to `qemu-img create`, and inspects it.
-fn create(format: &str, options: &[&str]) -> Inspection {
+fn create(format: &str, options: &[&str]) -> DiskInspection {
     let dir = TempDir::new().unwrap();
     let args = [&["create", "-q", "-f", format], options, &["disk", "64M"]].concat();
     qemu_img(dir.path(), &args);
-    inspect_file(&dir.path().join("disk"), if format == "qcow2" { Format::Qcow2 } else { Format::Raw })
+    inspect_file(
+        &dir.path().join("disk"),
+        if format == "qcow2" { DiskFormat::Qcow2 } else { DiskFormat::Raw },
+    )
 }
 
 /// A raw file of text, which compresses.
@@ -56,7 +59,7 @@ fn both_versions_are_read_and_allowed() {
         let seen = create("qcow2", &["-o", compat]);
         let header = seen.qcow2.unwrap();
         assert_eq!((header.version, header.virtual_size, header.cluster_bits), (version, 64 << 20, 16));
-        assert_eq!((seen.format, seen.refusal, seen.notes), (Format::Qcow2, None, vec![]));
+        assert_eq!((seen.format, seen.refusal, seen.notes), (DiskFormat::Qcow2, None, vec![]));
     }
 }
 
@@ -72,7 +75,7 @@ fn every_cluster_size_and_a_large_disk_are_allowed() {
     }
     let dir = TempDir::new().unwrap();
     qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "disk", "100T"]);
-    let seen = inspect_file(&dir.path().join("disk"), Format::Qcow2);
+    let seen = inspect_file(&dir.path().join("disk"), DiskFormat::Qcow2);
     assert_eq!((seen.refusal, seen.qcow2.unwrap().virtual_size), (None, 100 << 40));
 }
 
@@ -89,7 +92,7 @@ fn compression_types_are_read() {
             dir.path(),
             &["convert", "-q", "-c", "-f", "raw", "-O", "qcow2", "-o", &option, "text", "disk"],
         );
-        let seen = inspect_file(&dir.path().join("disk"), Format::Qcow2);
+        let seen = inspect_file(&dir.path().join("disk"), DiskFormat::Qcow2);
         assert_eq!((seen.refusal, seen.notes), (None, vec![]));
         let header = seen.qcow2.unwrap();
         assert_eq!((header.compression_type, header.incompatible), (number, u64::from(number) << 3));
@@ -118,7 +121,7 @@ fn a_backing_file_is_refused_under_every_label() {
             dir.path(),
             &["create", "-q", "-f", "qcow2", "-o", compat, "-b", "/etc/passwd", "-F", "raw", "disk"],
         );
-        for label in [Format::Qcow2, Format::Raw] {
+        for label in [DiskFormat::Qcow2, DiskFormat::Raw] {
             let seen = inspect_file(&dir.path().join("disk"), label);
             assert_eq!(seen.qcow2.unwrap().backing_file.as_deref(), Some(&b"/etc/passwd"[..]));
             assert!(seen.refusal.unwrap().contains("\"/etc/passwd\""));
@@ -146,7 +149,7 @@ fn an_external_data_file_is_refused_under_every_label() {
     }
     let dir = TempDir::new().unwrap();
     qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "-o", "data_file=outside.raw", "disk", "8M"]);
-    for label in [Format::Qcow2, Format::Raw] {
+    for label in [DiskFormat::Qcow2, DiskFormat::Raw] {
         let seen = inspect_file(&dir.path().join("disk"), label);
         assert_eq!(seen.qcow2.unwrap().data_file.as_deref(), Some(&b"outside.raw"[..]));
         assert!(seen.refusal.unwrap().contains("external data file \"outside.raw\""));
@@ -166,7 +169,7 @@ fn encrypted_images_are_refused() {
     let made = (0..20)
         .any(|_| Command::new("qemu-img").args(secret).current_dir(dir.path()).status().unwrap().success());
     assert!(made, "qemu-img makes no encrypted image");
-    let seen = inspect_file(&dir.path().join("disk"), Format::Qcow2);
+    let seen = inspect_file(&dir.path().join("disk"), DiskFormat::Qcow2);
     assert_eq!(seen.qcow2.unwrap().crypt_method, 2);
     assert_eq!(seen.refusal.as_deref(), Some("qcow2 is encrypted (luks)"));
 }
@@ -179,7 +182,7 @@ fn internal_snapshots_are_counted() {
     let dir = TempDir::new().unwrap();
     qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "disk", "8M"]);
     qemu_img(dir.path(), &["snapshot", "-c", "first", "disk"]);
-    let seen = inspect_file(&dir.path().join("disk"), Format::Qcow2);
+    let seen = inspect_file(&dir.path().join("disk"), DiskFormat::Qcow2);
     assert_eq!((seen.refusal, seen.qcow2.unwrap().snapshots), (None, 1));
     assert_eq!(seen.notes, ["qcow2 has 1 internal snapshots"]);
 }
@@ -190,12 +193,12 @@ fn other_formats_are_recognised() {
         return;
     }
     for (name, format) in [
-        ("vmdk", Format::Vmdk),
-        ("vhdx", Format::Vhdx),
-        ("vpc", Format::Vhd),
-        ("vdi", Format::Vdi),
-        ("qed", Format::Other("qed".into())),
-        ("raw", Format::Raw),
+        ("vmdk", DiskFormat::Vmdk),
+        ("vhdx", DiskFormat::Vhdx),
+        ("vpc", DiskFormat::Vhd),
+        ("vdi", DiskFormat::Vdi),
+        ("qed", DiskFormat::Other("qed".into())),
+        ("raw", DiskFormat::Raw),
     ] {
         let seen = create(name, &[]);
         assert_eq!((seen.format, seen.refusal), (format, None), "{name}");
@@ -211,11 +214,11 @@ fn a_stream_optimized_vmdk_is_self_contained_and_a_descriptor_is_not() {
     write_text(dir.path());
     let option = "subformat=streamOptimized";
     qemu_img(dir.path(), &["convert", "-q", "-f", "raw", "-O", "vmdk", "-o", option, "text", "disk.vmdk"]);
-    let seen = inspect_file(&dir.path().join("disk.vmdk"), Format::Vmdk);
-    assert_eq!((seen.format, seen.refusal), (Format::Vmdk, None));
+    let seen = inspect_file(&dir.path().join("disk.vmdk"), DiskFormat::Vmdk);
+    assert_eq!((seen.format, seen.refusal), (DiskFormat::Vmdk, None));
     for kind in ["monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
         let seen = create("vmdk", &["-o", &format!("subformat={kind}")]);
-        assert_eq!(seen.format, Format::Vmdk);
+        assert_eq!(seen.format, DiskFormat::Vmdk);
         assert!(seen.refusal.unwrap().contains("other files"), "{kind}");
     }
 }
@@ -229,6 +232,6 @@ fn children_of_other_formats_are_refused() {
         let dir = TempDir::new().unwrap();
         qemu_img(dir.path(), &["create", "-q", "-f", format, "base", "8M"]);
         qemu_img(dir.path(), &["create", "-q", "-f", format, "-b", "base", "-F", format, "disk"]);
-        assert!(inspect_file(&dir.path().join("disk"), Format::Raw).refusal.is_some(), "{format}");
+        assert!(inspect_file(&dir.path().join("disk"), DiskFormat::Raw).refusal.is_some(), "{format}");
     }
 }

@@ -12,21 +12,21 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use ocifs::disk::Qcow2Raw;
-use ocifs::io::{BoxFuture, ByteRange, Fault, Memory, ReadAt, ReadError, read_all, read_vec};
+use ocifs::io::{BoxFuture, ByteRange, FaultClass, MemoryReader, ReadAt, ReadError, read_all, read_vec};
 use proptest::prelude::*;
 use qcow2::{KINDS, Kind, L1, L2, put, raw, raw_in_memory, survives};
 use tempfile::TempDir;
 
 /// An image that remembers what was read of it, and that is not at hand at first.
 struct Observed {
-    bytes: Memory,
+    bytes: MemoryReader,
     reads: Mutex<Vec<ByteRange>>,
     ready: bool,
 }
 
 impl Observed {
     fn new(bytes: Vec<u8>, ready: bool) -> Arc<Self> {
-        Arc::new(Self { bytes: Memory::new(bytes), reads: Mutex::default(), ready })
+        Arc::new(Self { bytes: MemoryReader::new(bytes), reads: Mutex::default(), ready })
     }
 
     /// How many reads there were since the last question, and of how many bytes.
@@ -395,7 +395,7 @@ fn images_made_by_hand_read_as_they_were_made() {
         assert_eq!(view.next_data(2 * cluster), Some(4 * cluster));
         assert_eq!((view.next_data(7 * cluster), view.next_hole(u64::MAX)), (None, view.size()));
         let past = read_vec(&view, ByteRange::at(view.size(), 1));
-        assert_eq!(block_on(past).unwrap_err().fault(), Fault::Usage);
+        assert_eq!(block_on(past).unwrap_err().fault(), FaultClass::Usage);
     }
 }
 
@@ -411,7 +411,7 @@ fn only_this_cluster_fails(kind: Kind, image: &[u8], disk: &[u8], guest: usize, 
                 Err(error) => {
                     let chain = error.chain();
                     assert!(at == guest && chain.contains(word), "{kind:?}: cluster {at}: {chain}");
-                    assert_eq!(error.fault(), Fault::Malformed);
+                    assert_eq!(error.fault(), FaultClass::Malformed);
                     let mut buf = vec![0; part.len()];
                     assert!(view.read_ready(range.start, &mut buf).is_err());
                 }
@@ -476,7 +476,7 @@ fn a_table_that_is_not_there_is_an_error_of_what_it_stands_for() {
             let view = raw_in_memory(&image).unwrap();
             let error = block_on(read_vec(&view, ByteRange::at(0, 1))).unwrap_err();
             assert!(error.chain().contains(word), "{kind:?}: {}", error.chain());
-            assert_eq!(error.fault(), Fault::Malformed);
+            assert_eq!(error.fault(), FaultClass::Malformed);
             block_on(view.prepare_map()).unwrap();
             assert_eq!(view.data_bytes(), Some(view.size()));
         }

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use ocifs::disk::{Detection, Format, PartOrder, detect, inspect};
-use ocifs::io::{ByteRange, Concat, Memory, ReadAt as _, Shared, read_all, read_vec};
-use ocifs::oci::{Digest, Document, Manifest};
+use ocifs::disk::{DiskDetection, DiskFormat, PartOrder, detect, inspect};
+use ocifs::io::{ByteRange, ConcatReader, MemoryReader, ReadAt as _, SharedReader, read_all, read_vec};
+use ocifs::oci::{Digest, Manifest, ManifestDocument};
 use tempfile::TempDir;
 
 /// Parts as `split` made them: names and contents, in the order of their digests, which is no order at all.
@@ -58,15 +58,17 @@ fn push(parts: &[(String, Vec<u8>)]) -> Manifest {
         },
         "layers": layers,
     });
-    match Document::parse(manifest.to_string().as_bytes(), None).unwrap() {
-        Document::Manifest(manifest) => manifest,
-        Document::Index(_) => unreachable!("it has layers"),
+    match ManifestDocument::parse(manifest.to_string().as_bytes(), None).unwrap() {
+        ManifestDocument::Manifest(manifest) => manifest,
+        ManifestDocument::Index(_) => unreachable!("it has layers"),
     }
 }
 
-fn assemble(found: &Detection, parts: &[(String, Vec<u8>)]) -> Concat {
+fn assemble(found: &DiskDetection, parts: &[(String, Vec<u8>)]) -> ConcatReader {
     assert!(found.problems.is_empty() && found.disks.len() == 1, "{found:?}");
-    Concat::of(found.disks[0].layers().map(|i| Arc::new(Memory::new(parts[i].1.clone())) as Shared))
+    ConcatReader::of(
+        found.disks[0].layers().map(|i| Arc::new(MemoryReader::new(parts[i].1.clone())) as SharedReader),
+    )
 }
 
 /// Bytes that start like a qcow2 and never repeat within a part.
@@ -113,7 +115,7 @@ async fn a_signature_is_seen_across_parts_that_are_shorter_than_it() {
     let found = detect(&push(&parts), PartOrder::Epoch);
     let joined = assemble(&found, &parts);
     let head = read_vec(&joined, ByteRange::new(0, joined.size())).await.unwrap();
-    assert_eq!(inspect(&head, joined.size(), &found.disks[0].label).format, Format::Qcow2);
+    assert_eq!(inspect(&head, joined.size(), &found.disks[0].label).format, DiskFormat::Qcow2);
 }
 
 #[test]

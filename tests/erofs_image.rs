@@ -26,8 +26,8 @@ use std::path::Path;
 use std::process::Command;
 
 use ocifs::erofs::{ErofsError, ErofsImage};
-use ocifs::layer::{Content, Entry, EntryKind, Run, Time, Toc};
-use ocifs::tree::{Builder, NewKind, NewNode, Tree};
+use ocifs::layer::{FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, UnixTime};
+use ocifs::tree::{FrozenTree, NewKind, NewNode, TreeBuilder};
 
 use erofs_reader::{ImageBytes as _, read_image};
 use erofs_trees::{Made, random_tree};
@@ -54,9 +54,9 @@ fn the_reader_finds_every_path_and_byte_of_random_trees() {
 #[test]
 fn the_same_tree_and_digest_are_the_same_bytes_and_anything_else_another_image() {
     let tree = || random_tree(&mut Random(77));
-    let metadata = |tree: &Tree, digest: &str| ErofsImage::of(tree, digest).unwrap().metadata().clone();
+    let metadata = |tree: &FrozenTree, digest: &str| ErofsImage::of(tree, digest).unwrap().metadata().clone();
     assert_eq!(metadata(&tree(), "sha256:a"), metadata(&tree(), "sha256:a"));
-    let uuid = |tree: &Tree, digest: &str| metadata(tree, digest)[1024 + 48..1024 + 64].to_vec();
+    let uuid = |tree: &FrozenTree, digest: &str| metadata(tree, digest)[1024 + 48..1024 + 64].to_vec();
     assert_ne!(uuid(&tree(), "sha256:a"), uuid(&tree(), "sha256:b"));
     assert_ne!(uuid(&tree(), "sha256:a"), uuid(&random_tree(&mut Random(78)), "sha256:a"));
 }
@@ -64,8 +64,8 @@ fn the_same_tree_and_digest_are_the_same_bytes_and_anything_else_another_image()
 #[test]
 fn a_file_of_terabytes_takes_only_the_blocks_of_its_data() {
     const TIB: u64 = 1 << 40;
-    let runs = vec![Run { offset: 0, len: 10 }, Run { offset: 10 * TIB - 10, len: 10 }];
-    let made = Made::of(tree_of(Content { size: 10 * TIB, offset: 512, runs: Some(runs) }));
+    let runs = vec![SparseRun { offset: 0, len: 10 }, SparseRun { offset: 10 * TIB - 10, len: 10 }];
+    let made = Made::of(tree_of(FileContent { size: 10 * TIB, offset: 512, runs: Some(runs) }));
     assert!(made.len() < 4 << 30, "{} bytes", made.len());
     same(&made.expected(), &read_image(&made).unwrap(), 0);
     let map = made.image.map();
@@ -77,26 +77,26 @@ fn a_file_of_terabytes_takes_only_the_blocks_of_its_data() {
 
 #[test]
 fn more_blocks_than_the_format_addresses_are_an_error_and_no_image() {
-    let tree = tree_of(Content { size: 17 << 40, offset: 512, runs: None });
+    let tree = tree_of(FileContent { size: 17 << 40, offset: 512, runs: None });
     assert!(matches!(ErofsImage::of(&tree, ""), Err(ErofsError::TooManyBlocks { .. })));
-    let tree = tree_of(Content { size: u64::MAX, offset: 512, runs: None });
+    let tree = tree_of(FileContent { size: u64::MAX, offset: 512, runs: None });
     assert!(matches!(ErofsImage::of(&tree, ""), Err(ErofsError::FileTooLarge { .. })));
-    let mut builder = Builder::new();
-    let node = NewNode { kind: NewKind::Graft(1), mode: 0o555, uid: 0, gid: 0, mtime: Time::default() };
+    let mut builder = TreeBuilder::new();
+    let node = NewNode { kind: NewKind::Graft(1), mode: 0o555, uid: 0, gid: 0, mtime: UnixTime::default() };
     builder.insert(b"other", node).unwrap();
     assert!(matches!(ErofsImage::of(&builder.freeze(), ""), Err(ErofsError::OtherTree { .. })));
 }
 
 #[test]
 fn attributes_that_the_format_cannot_hold_are_left_out_and_named() {
-    let mut toc = Toc::default();
-    toc.push(Entry {
+    let mut toc = TableOfContents::default();
+    toc.push(TocEntry {
         path: b"f".to_vec(),
-        kind: EntryKind::Fifo,
+        kind: TocEntryKind::Fifo,
         mode: 0o644,
         uid: 0,
         gid: 0,
-        mtime: Time::default(),
+        mtime: UnixTime::default(),
         xattrs: vec![
             (b"user.kept".to_vec(), b"1".to_vec()),
             (b"user.long".to_vec(), vec![0; 65_536]),
@@ -105,7 +105,7 @@ fn attributes_that_the_format_cannot_hold_are_left_out_and_named() {
         ],
         header: 0,
     });
-    let mut builder = Builder::new();
+    let mut builder = TreeBuilder::new();
     builder.apply(0, &toc).unwrap();
     let made = Made::of(builder.freeze());
     let read = read_image(&made).unwrap();
@@ -150,19 +150,19 @@ fn erofs_utils_and_the_kernel_read_what_the_reader_reads() {
 }
 
 /// The tree of one file.
-fn tree_of(content: Content) -> Tree {
-    let mut toc = Toc::default();
-    toc.push(Entry {
+fn tree_of(content: FileContent) -> FrozenTree {
+    let mut toc = TableOfContents::default();
+    toc.push(TocEntry {
         path: b"file".to_vec(),
-        kind: EntryKind::File(content),
+        kind: TocEntryKind::File(content),
         mode: 0o644,
         uid: 0,
         gid: 0,
-        mtime: Time::default(),
+        mtime: UnixTime::default(),
         xattrs: Vec::new(),
         header: 0,
     });
-    let mut builder = Builder::new();
+    let mut builder = TreeBuilder::new();
     builder.apply(0, &toc).unwrap();
     builder.freeze()
 }
@@ -213,7 +213,7 @@ impl Drop for Mounted<'_> {
 fn can_mount(room: &Path) -> bool {
     let (file, dir) = (room.join("probe"), room.join("probe.d"));
     std::fs::create_dir(&dir).unwrap();
-    write_image(&Made::of(tree_of(Content::default())), &file);
+    write_image(&Made::of(tree_of(FileContent::default())), &file);
     let mounted = Command::new("mount").args(["-t", "erofs", "-o", "ro"]).args([&file, &dir]).output();
     let mounted = mounted.is_ok_and(|mount| mount.status.success());
     if mounted {

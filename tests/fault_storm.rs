@@ -40,11 +40,11 @@ use std::time::Duration;
 
 use fault_registry::{Fault, FaultRegistry, Weather};
 use fault_rows::Setup;
-use ocifs::cache::{Cache, SMALL};
-use ocifs::image::{Family, OpenOptions};
+use ocifs::cache::{BlockCache, SMALL};
+use ocifs::image::{ImageSet, OpenOptions};
 use ocifs::io::{ByteRange, read_vec};
-use ocifs::registry::{Options, Registry};
-use ocifs::view::{Namespace, Scope};
+use ocifs::registry::{RegistryClient, RegistryOptions};
+use ocifs::view::{MountNamespace, ViewScope};
 use random::Random;
 use served::Content;
 
@@ -95,15 +95,15 @@ fn faults() -> Vec<Fault> {
     ]
 }
 
-fn client() -> Registry {
-    let options = Options {
+fn client() -> RegistryClient {
+    let options = RegistryOptions {
         anonymous: true,
         read_budget: Duration::from_secs(5),
         connect_timeout: Duration::from_secs(1),
         stall_timeout: Duration::from_millis(150),
-        ..Options::default()
+        ..RegistryOptions::default()
     };
-    Registry::new(options).unwrap()
+    RegistryClient::new(options).unwrap()
 }
 
 /// What was counted.
@@ -134,7 +134,7 @@ impl Sums {
 }
 
 /// Reads at random until it has read enough; an error counts as a read.
-async fn reader(namespace: Arc<Namespace>, content: Arc<Content>, mut random: Random) -> Sums {
+async fn reader(namespace: Arc<MountNamespace>, content: Arc<Content>, mut random: Random) -> Sums {
     let mut sums = Sums::default();
     for _ in 0..READS_OF_ONE {
         sums.reads += 1;
@@ -215,10 +215,10 @@ fn world(runtime: &tokio::runtime::Handle, seed: u64, reads: u64) -> Sums {
             let location = content.pinned(&registry).parse().unwrap();
             let options = OpenOptions { small, ..OpenOptions::new(location) };
             // The evictor may take a file away while the directory is made.
-            let Ok(opened) = Cache::open(&cache) else { continue };
+            let Ok(opened) = BlockCache::open(&cache) else { continue };
             let readers = runtime.block_on(async {
-                let family = Family::open(&options, &client(), opened).await.map(Arc::new).ok()?;
-                let namespace = Arc::new(Namespace::open(family, &Scope::default()).await.ok()?);
+                let family = ImageSet::open(&options, &client(), opened).await.map(Arc::new).ok()?;
+                let namespace = Arc::new(MountNamespace::open(family, &ViewScope::default()).await.ok()?);
                 let readers = (0..READERS).map(|_| {
                     let random = Random(random.next() | 1);
                     tokio::spawn(reader(namespace.clone(), content.clone(), random))

@@ -40,11 +40,11 @@ use encode::Encoding;
 use fault_registry::{Fault as RegistryFault, FaultRegistry};
 use fault_rows::{Happens, Row, Setup, Then, rows};
 use layout::{CONFIG, Layer, MANIFEST};
-use ocifs::cache::{Cache, SMALL};
-use ocifs::image::{Family, OpenOptions};
-use ocifs::io::{ByteRange, Fault, ReadAt as _, read_vec};
-use ocifs::registry::{Options, Registry};
-use ocifs::view::{Namespace, Scope};
+use ocifs::cache::{BlockCache, SMALL};
+use ocifs::image::{ImageSet, OpenOptions};
+use ocifs::io::{ByteRange, FaultClass, ReadAt as _, read_vec};
+use ocifs::registry::{RegistryClient, RegistryOptions};
+use ocifs::view::{MountNamespace, ViewScope};
 use random::Random;
 use served::{Content, VIEWS};
 
@@ -92,15 +92,15 @@ struct Came {
 type Done = (Run, Result<Came, String>);
 
 /// Impatient enough for a test.
-fn client() -> Registry {
-    let options = Options {
+fn client() -> RegistryClient {
+    let options = RegistryOptions {
         anonymous: true,
         read_budget: Duration::from_secs(3),
         connect_timeout: Duration::from_secs(1),
         stall_timeout: Duration::from_millis(200),
-        ..Options::default()
+        ..RegistryOptions::default()
     };
-    Registry::new(options).unwrap()
+    RegistryClient::new(options).unwrap()
 }
 
 /// A registry with the content, and one that reads it.
@@ -116,22 +116,22 @@ struct Scene<'a> {
 /// Bytes that are not the ones that were pushed.
 #[derive(Debug)]
 enum Failure {
-    Error(Fault, String),
+    Error(FaultClass, String),
     Wrong(ByteRange),
 }
 
 impl Scene<'_> {
-    async fn open(&self, reference: &str) -> Result<Namespace, Failure> {
+    async fn open(&self, reference: &str) -> Result<MountNamespace, Failure> {
         let options = OpenOptions { small: self.small, ..OpenOptions::new(reference.parse().unwrap()) };
-        let cache = Cache::open(self.cache.path()).unwrap();
-        let family = Family::open(&options, &client(), cache).await;
+        let cache = BlockCache::open(self.cache.path()).unwrap();
+        let family = ImageSet::open(&options, &client(), cache).await;
         let family = family.map_err(|error| Failure::Error(error.fault(), error.to_string()))?;
-        let opened = Namespace::open(Arc::new(family), &Scope::default()).await;
+        let opened = MountNamespace::open(Arc::new(family), &ViewScope::default()).await;
         opened.map_err(|error| Failure::Error(error.fault(), error.to_string()))
     }
 
     /// Reads the first `parts` of two halves of the view's file, up to the first failure.
-    async fn read(&self, namespace: &Namespace, parts: u64) -> Result<(), Failure> {
+    async fn read(&self, namespace: &MountNamespace, parts: u64) -> Result<(), Failure> {
         let file = self.content.file(self.view);
         let node = namespace.resolve(file.path.as_bytes()).await;
         let node = node.map_err(|error| Failure::Error(error.fault(), error.to_string()))?;
@@ -150,7 +150,7 @@ impl Scene<'_> {
     }
 
     /// Reads everything, right or wrong, to its end.
-    async fn read_over(&self, namespace: &Namespace) {
+    async fn read_over(&self, namespace: &MountNamespace) {
         let Ok(node) = namespace.resolve(self.content.file(self.view).path.as_bytes()).await else { return };
         let Ok(opened) = namespace.open_file(node).await else { return };
         let size = opened.bytes.size();
@@ -161,7 +161,7 @@ impl Scene<'_> {
     }
 
     /// Whether everything can be read right soon.
-    async fn recovers(&self, namespace: &Namespace) -> Result<(), Failure> {
+    async fn recovers(&self, namespace: &MountNamespace) -> Result<(), Failure> {
         let mut last = Ok(());
         for _ in 0..20 {
             last = self.read(namespace, 2).await;
@@ -234,7 +234,7 @@ async fn happen(
         (Then::Right, Ok(())) => "right bytes".to_owned(),
         (Then::Error(expected), Err(Failure::Error(fault, _)))
             // A disk whose parts are gone is not itself absent.
-            if *expected == fault || (VIEWS[view], *expected) == ("disk", Fault::NotFound) =>
+            if *expected == fault || (VIEWS[view], *expected) == ("disk", FaultClass::NotFound) =>
         {
             registry.clear();
             row.setup.apply(registry);
@@ -258,7 +258,7 @@ async fn happen(
         }
         // The first request has brought the whole blob.
         (Then::Error(_), Ok(())) if small > 0 && matches!(row.happens, Happens::After(..)) => "whole at once".to_owned(),
-        (Then::NotTwice, Err(Failure::Error(Fault::Mismatch, _))) => "Mismatch".to_owned(),
+        (Then::NotTwice, Err(Failure::Error(FaultClass::Mismatch, _))) => "Mismatch".to_owned(),
         (Then::NotTwice, Ok(())) if before == Before::Warm => "cached".to_owned(),
         (_, other) => return Err(format!("{other:?} after {requests} requests")),
     };
@@ -373,9 +373,9 @@ fn a_layer_whose_first_pass_broke_is_read_right_by_the_next() {
         runtime.block_on(async {
             let location = format!("{}/an/image:v1", registry.host()).parse().unwrap();
             let options = OpenOptions { small: 0, ..OpenOptions::new(location) };
-            let cache = Cache::open(cache.path()).unwrap();
-            let family = Arc::new(Family::open(&options, &client(), cache).await.unwrap());
-            let namespace = Namespace::open(family, &Scope::default()).await.unwrap();
+            let cache = BlockCache::open(cache.path()).unwrap();
+            let family = Arc::new(ImageSet::open(&options, &client(), cache).await.unwrap());
+            let namespace = MountNamespace::open(family, &ViewScope::default()).await.unwrap();
             // The beginning is here, so that it is known what the layer is stored as; then nothing comes any more.
             let blob = format!("blobs/{}", layer.digest().replace(':', "/"));
             let node = namespace.resolve(blob.as_bytes()).await.unwrap();
@@ -383,7 +383,7 @@ fn a_layer_whose_first_pass_broke_is_read_right_by_the_next() {
             read_vec(&*opened.bytes, ByteRange::new(0, 100)).await.unwrap();
             registry.set(fault_registry::Fault::Status { code: 503, times: u32::MAX, retry_after: None });
             let error = namespace.resolve(b"merged/inside").await.unwrap_err();
-            assert_eq!(error.fault(), Fault::Unavailable, "{error}");
+            assert_eq!(error.fault(), FaultClass::Unavailable, "{error}");
             registry.clear();
             let node = namespace.resolve(b"merged/inside").await.unwrap();
             let opened = namespace.open_file(node).await.unwrap();

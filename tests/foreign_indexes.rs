@@ -24,10 +24,11 @@ use std::io::Read as _;
 use std::sync::Mutex;
 
 use chunked::{Annotations, Checksums, Estargz, Footer, Made, Writer};
-use ocifs::io::{BoxFuture, ByteRange, Fault, Memory, ReadAt, ReadError};
+use ocifs::io::{BoxFuture, ByteRange, FaultClass, MemoryReader, ReadAt, ReadError};
 use ocifs::layer::{
-    Content, Encoding, EntryKind, FindError, Foreign, ForeignError, ForeignLimits, IndexKind, LayerIndex,
-    Resume, SpanMap, Sums, TarLimits, TarWalker, Toc, find_foreign, find_seek_table, is_marker,
+    FileContent, FindError, ForeignError, ForeignIndex, ForeignLimits, IndexKind, LayerDigests, LayerIndex,
+    ResumePoint, SpanMap, StreamEncoding, TableOfContents, TarLimits, TarWalker, TocEntryKind, find_foreign,
+    find_seek_table, is_marker,
 };
 use ocifs::oci::Digest;
 use serde_json::{Value, json};
@@ -42,10 +43,10 @@ fn estargz_says_what_its_archive_says() {
         for member in [0, 2000, 100_000] {
             for footer in [Footer::Current, Footer::Legacy] {
                 let made = Estargz { chunk, member, footer, ..Estargz::default() }.make(&tar);
-                let found = find(&made, Encoding::Gzip).unwrap().unwrap();
+                let found = find(&made, StreamEncoding::Gzip).unwrap().unwrap();
                 assert_eq!((found.kind, found.is_bound), (IndexKind::Estargz, true));
                 assert_eq!(found.warnings, Vec::<String>::new());
-                compare(&found.index, &made.bytes, &archive(Encoding::Gzip, &made.bytes));
+                compare(&found.index, &made.bytes, &archive(StreamEncoding::Gzip, &made.bytes));
                 assert!(found.index.spans.is_made_up());
             }
         }
@@ -58,12 +59,17 @@ fn zstd_chunked_says_what_its_archive_says() {
     for writer in [Writer::Storage, Writer::Stargz] {
         for chunk in [4 << 20, 4096, 1024] {
             let made = chunked::zstd_chunked(&tar, writer, chunk);
-            assert_eq!(archive(Encoding::Zstd, &made.bytes), tar, "{writer:?}: the frames are the archive");
-            let by_annotations = find(&made, Encoding::Zstd).unwrap().unwrap();
+            assert_eq!(
+                archive(StreamEncoding::Zstd, &made.bytes),
+                tar,
+                "{writer:?}: the frames are the archive"
+            );
+            let by_annotations = find(&made, StreamEncoding::Zstd).unwrap().unwrap();
             assert_eq!((by_annotations.kind, by_annotations.is_bound), (IndexKind::ZstdChunked, true));
             assert_eq!(by_annotations.warnings, Vec::<String>::new());
             compare(&by_annotations.index, &made.bytes, &tar);
-            let by_footer = find(&Made { annotations: Annotations::new(), ..made.clone() }, Encoding::Zstd);
+            let by_footer =
+                find(&Made { annotations: Annotations::new(), ..made.clone() }, StreamEncoding::Zstd);
             let by_footer = by_footer.unwrap().unwrap();
             assert!(!by_footer.is_bound);
             assert_eq!(by_footer.warnings.len(), 1, "{:?}", by_footer.warnings);
@@ -103,13 +109,13 @@ fn zstd_chunked_of_the_real_tool_says_what_its_archive_says() {
         return;
     };
     let made = Made { bytes: std::fs::read(blob(&layer["digest"])).unwrap(), annotations };
-    assert_eq!(archive(Encoding::Zstd, &made.bytes), tar, "the tool keeps the archive");
-    let found = find(&made, Encoding::Zstd).unwrap().unwrap();
+    assert_eq!(archive(StreamEncoding::Zstd, &made.bytes), tar, "the tool keeps the archive");
+    let found = find(&made, StreamEncoding::Zstd).unwrap().unwrap();
     assert_eq!((found.kind, found.is_bound, found.warnings), (IndexKind::ZstdChunked, true, vec![]));
     compare(&found.index, &made.bytes, &tar);
     assert!(content(&found.index.toc, "holes").runs.is_some(), "the tool marks long zeros");
     assert!(found.index.spans.spans() > found.index.toc.len() / 2, "the tool makes chunks");
-    let by_footer = find(&Made { annotations: Annotations::new(), ..made }, Encoding::Zstd);
+    let by_footer = find(&Made { annotations: Annotations::new(), ..made }, StreamEncoding::Zstd);
     assert_eq!(by_footer.unwrap().unwrap().index, found.index);
 }
 
@@ -117,7 +123,7 @@ fn zstd_chunked_of_the_real_tool_says_what_its_archive_says() {
 fn long_zeros_of_zstd_chunked_are_holes() {
     let tar = sample(None);
     let made = chunked::zstd_chunked(&tar, Writer::Storage, 4096);
-    let index = find(&made, Encoding::Zstd).unwrap().unwrap().index;
+    let index = find(&made, StreamEncoding::Zstd).unwrap().unwrap().index;
     let content = content(&index.toc, "holes");
     assert_eq!(content.size, 30_000);
     let runs: Vec<(u64, u64)> =
@@ -129,12 +135,12 @@ fn long_zeros_of_zstd_chunked_are_holes() {
 fn every_chunk_has_a_digest_that_its_bytes_have() {
     let tar = sample(None);
     for (encoding, made) in [
-        (Encoding::Gzip, Estargz { chunk: 1000, member: 5000, ..Estargz::default() }.make(&tar)),
-        (Encoding::Zstd, chunked::zstd_chunked(&tar, Writer::Storage, 4096)),
-        (Encoding::Zstd, chunked::zstd_chunked(&tar, Writer::Stargz, 4096)),
+        (StreamEncoding::Gzip, Estargz { chunk: 1000, member: 5000, ..Estargz::default() }.make(&tar)),
+        (StreamEncoding::Zstd, chunked::zstd_chunked(&tar, Writer::Storage, 4096)),
+        (StreamEncoding::Zstd, chunked::zstd_chunked(&tar, Writer::Stargz, 4096)),
     ] {
         let index = find(&made, encoding).unwrap().unwrap().index;
-        let Sums::Stream(sums) = index.spans.sums() else { panic!("{:?}", index.spans.sums()) };
+        let LayerDigests::Stream(sums) = index.spans.sums() else { panic!("{:?}", index.spans.sums()) };
         assert!(sums.windows(2).all(|pair| pair[0].end <= pair[1].start));
         for sum in sums {
             let bytes = read(&index.spans, &made.bytes, ByteRange::new(sum.start, sum.end));
@@ -155,13 +161,13 @@ fn every_chunk_has_a_digest_that_its_bytes_have() {
 #[test]
 fn landmarks_are_hidden_and_say_what_comes_first() {
     let marked = Estargz::default().make(&sample(Some(".prefetch.landmark")));
-    let index = find(&marked, Encoding::Gzip).unwrap().unwrap().index;
+    let index = find(&marked, StreamEncoding::Gzip).unwrap().unwrap().index;
     assert!(index.toc.iter().all(|entry| !is_marker(entry.path)));
     let first = content(&index.toc, "dir/first");
     assert_eq!(index.prefetch, first.offset + first.size, "what is in front of the landmark, and only that");
     for other in [Some(".no.prefetch.landmark"), None] {
         let made = Estargz::default().make(&sample(other));
-        let index = find(&made, Encoding::Gzip).unwrap().unwrap().index;
+        let index = find(&made, StreamEncoding::Gzip).unwrap().unwrap().index;
         assert_eq!(index.prefetch, 0);
         assert!(index.toc.iter().all(|entry| !is_marker(entry.path)));
     }
@@ -175,7 +181,9 @@ fn a_seek_table_gives_the_spans() {
     for checksums in [Checksums::With, Checksums::Without] {
         for frame in [100_000, 256 << 10, 1 << 20] {
             let stored = chunked::seekable(&stream, frame, checksums);
-            let spans = run(find_seek_table(&Memory::new(stored.clone()), Encoding::Zstd, LIMITS())).unwrap();
+            let spans =
+                run(find_seek_table(&MemoryReader::new(stored.clone()), StreamEncoding::Zstd, LIMITS()))
+                    .unwrap();
             let spans = spans.unwrap();
             assert!(spans.is_sound() && !spans.is_made_up());
             assert_eq!(spans.stream_size(), stream.len() as u64);
@@ -195,7 +203,9 @@ fn a_seek_table_that_does_not_add_up_is_broken() {
     let stream = vec![7; 1_000_000];
     let good = chunked::seekable(&stream, 300_000, Checksums::Without);
     let table = good.len() - (8 + 4 * 8 + 9);
-    let ask = |bytes: Vec<u8>, limits| run(find_seek_table(&Memory::new(bytes), Encoding::Zstd, limits));
+    let ask = |bytes: Vec<u8>, limits| {
+        run(find_seek_table(&MemoryReader::new(bytes), StreamEncoding::Zstd, limits))
+    };
     let damaged = |at: usize, byte: u8| {
         let mut bytes = good.clone();
         bytes[at] ^= byte;
@@ -223,15 +233,15 @@ fn a_seek_table_that_does_not_add_up_is_broken() {
 fn layers_without_an_index_have_none() {
     let tar = sample(None);
     for (encoding, bytes) in [
-        (Encoding::Plain, tar.clone()),
-        (Encoding::Gzip, chunked::gzip(&tar)),
-        (Encoding::Zstd, chunked::zstd(&tar)),
-        (Encoding::Gzip, Vec::new()),
-        (Encoding::Zstd, vec![1]),
+        (StreamEncoding::Plain, tar.clone()),
+        (StreamEncoding::Gzip, chunked::gzip(&tar)),
+        (StreamEncoding::Zstd, chunked::zstd(&tar)),
+        (StreamEncoding::Gzip, Vec::new()),
+        (StreamEncoding::Zstd, vec![1]),
     ] {
         let made = Made { bytes, annotations: Annotations::new() };
         assert!(find(&made, encoding).unwrap().is_none());
-        let spans = run(find_seek_table(&Memory::new(made.bytes), encoding, LIMITS()));
+        let spans = run(find_seek_table(&MemoryReader::new(made.bytes), encoding, LIMITS()));
         assert_eq!(spans.unwrap(), None);
     }
 }
@@ -246,7 +256,7 @@ fn a_digest_of_more_than_can_be_compared_makes_an_index_useless() {
         }
         let toc = json!({"version": 1, "entries": [file]}).to_string();
         let made = chunked::estargz_with(vec![0; 100_000], toc.as_bytes(), Footer::Current);
-        let found = find(&made, Encoding::Gzip);
+        let found = find(&made, StreamEncoding::Gzip);
         assert_eq!(found.is_ok(), fits, "{len} {digest}: {found:?}");
         if let Err(error) = found {
             assert!(error.to_string().contains("over the limit of 67108864"), "{error}");
@@ -259,8 +269,8 @@ fn a_promised_index_that_is_not_there_is_broken() {
     let tar = sample(None);
     let digest = Digest::sha256(b"").to_string();
     for (encoding, bytes, key) in [
-        (Encoding::Gzip, chunked::gzip(&tar), "containerd.io/snapshot/stargz/toc.digest"),
-        (Encoding::Zstd, chunked::zstd(&tar), "io.containers.zstd-chunked.manifest-checksum"),
+        (StreamEncoding::Gzip, chunked::gzip(&tar), "containerd.io/snapshot/stargz/toc.digest"),
+        (StreamEncoding::Zstd, chunked::zstd(&tar), "io.containers.zstd-chunked.manifest-checksum"),
     ] {
         let annotations = [(key.to_owned(), digest.clone())].into();
         let error = find(&Made { bytes, annotations }, encoding).unwrap_err();
@@ -273,9 +283,9 @@ fn the_digest_in_the_manifest_decides() {
     let tar = sample(None);
     let other = Digest::sha256(b"another").to_string();
     for (encoding, made) in [
-        (Encoding::Gzip, Estargz::default().make(&tar)),
-        (Encoding::Zstd, chunked::zstd_chunked(&tar, Writer::Storage, 4096)),
-        (Encoding::Zstd, chunked::zstd_chunked(&tar, Writer::Stargz, 4096)),
+        (StreamEncoding::Gzip, Estargz::default().make(&tar)),
+        (StreamEncoding::Zstd, chunked::zstd_chunked(&tar, Writer::Storage, 4096)),
+        (StreamEncoding::Zstd, chunked::zstd_chunked(&tar, Writer::Stargz, 4096)),
     ] {
         let mut wrong = made.clone();
         for (key, value) in &mut wrong.annotations {
@@ -387,7 +397,7 @@ fn a_document_that_contradicts_itself_or_the_layer_is_refused() {
         ),
     ];
     let tar = sample(None);
-    for (encoding, writer) in [(Encoding::Gzip, None), (Encoding::Zstd, Some(Writer::Storage))] {
+    for (encoding, writer) in [(StreamEncoding::Gzip, None), (StreamEncoding::Zstd, Some(Writer::Storage))] {
         for (what, change) in &changes {
             let made = remade(&tar, writer, |document| {
                 change(document["entries"].as_array_mut().unwrap());
@@ -447,7 +457,7 @@ fn limits_hold_at_the_limit_and_one_past_it() {
     let json = serde_json::to_vec(&json).unwrap();
     for (encoding, made) in both(&json) {
         let stored = match encoding {
-            Encoding::Gzip => {
+            StreamEncoding::Gzip => {
                 let digits = &made.bytes[made.bytes.len() - 51 + 16..][..16];
                 let at = u64::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap();
                 made.bytes.len() as u64 - 51 - at
@@ -507,9 +517,9 @@ fn a_file_that_decodes_to_more_than_a_layer_may_is_refused() {
 fn damaged_tails_never_give_an_index_that_the_manifest_did_not_name() {
     let tar = sample(None);
     for (encoding, made) in [
-        (Encoding::Gzip, Estargz { chunk: 4096, ..Estargz::default() }.make(&tar)),
-        (Encoding::Zstd, chunked::zstd_chunked(&tar, Writer::Storage, 4096)),
-        (Encoding::Zstd, chunked::zstd_chunked(&tar, Writer::Stargz, 4096)),
+        (StreamEncoding::Gzip, Estargz { chunk: 4096, ..Estargz::default() }.make(&tar)),
+        (StreamEncoding::Zstd, chunked::zstd_chunked(&tar, Writer::Storage, 4096)),
+        (StreamEncoding::Zstd, chunked::zstd_chunked(&tar, Writer::Stargz, 4096)),
     ] {
         let good = find(&made, encoding).unwrap().unwrap();
         let len = made.bytes.len();
@@ -535,20 +545,20 @@ fn small_layers_and_known_places_cost_no_search() {
     let limits = ForeignLimits::default();
     assert!((made.bytes.len() as u64) < limits.smallest, "a small layer");
     let reads = |annotations: &Annotations, encoding, bytes: &[u8]| {
-        let blob = Counted { inner: Memory::new(bytes.to_vec()), reads: Mutex::default() };
+        let blob = Counted { inner: MemoryReader::new(bytes.to_vec()), reads: Mutex::default() };
         let found = run(find_foreign(&blob, encoding, annotations, limits)).unwrap();
         (found.is_some(), blob.reads.into_inner().unwrap())
     };
-    assert_eq!(reads(&Annotations::new(), Encoding::Zstd, &made.bytes), (false, vec![]));
-    let (found, cost) = reads(&made.annotations, Encoding::Zstd, &made.bytes);
+    assert_eq!(reads(&Annotations::new(), StreamEncoding::Zstd, &made.bytes), (false, vec![]));
+    let (found, cost) = reads(&made.annotations, StreamEncoding::Zstd, &made.bytes);
     assert!(found && cost.len() == 1, "only the manifest: {cost:?}");
     let estargz = Estargz::default().make(&tar);
-    assert_eq!(reads(&Annotations::new(), Encoding::Gzip, &estargz.bytes), (false, vec![]));
-    let (found, cost) = reads(&estargz.annotations, Encoding::Gzip, &estargz.bytes);
+    assert_eq!(reads(&Annotations::new(), StreamEncoding::Gzip, &estargz.bytes), (false, vec![]));
+    let (found, cost) = reads(&estargz.annotations, StreamEncoding::Gzip, &estargz.bytes);
     assert!(found && cost.len() == 1, "the tail holds all: {cost:?}");
     // A layer over the limit is searched, by one read of its tail.
     let large = chunked::gzip(&noise(100_000));
-    let (found, cost) = reads(&Annotations::new(), Encoding::Gzip, &large);
+    let (found, cost) = reads(&Annotations::new(), StreamEncoding::Gzip, &large);
     assert_eq!(
         (found, cost),
         (false, vec![ByteRange::new(large.len() as u64 - (64 << 10), large.len() as u64)])
@@ -558,7 +568,7 @@ fn small_layers_and_known_places_cost_no_search() {
         (0..3000).map(|at| json!({ "name": format!("{}", noise_text(at)), "type": "dir" })).collect();
     let json = serde_json::to_vec(&json!({ "version": 1, "entries": many })).unwrap();
     let made = chunked::estargz_with(chunked::gzip(b"x"), &json, Footer::Current);
-    let (found, cost) = reads(&Annotations::new(), Encoding::Gzip, &made.bytes);
+    let (found, cost) = reads(&Annotations::new(), StreamEncoding::Gzip, &made.bytes);
     assert!(found && cost.len() == 2 && cost[1].end == cost[0].start, "{cost:?}");
 }
 
@@ -570,16 +580,16 @@ fn an_error_of_the_source_is_no_verdict_on_the_index() {
             1 << 20
         }
         fn read_at<'a>(&'a self, _: u64, _: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
-            Box::pin(async { Err(ReadError::new(Fault::Unavailable, "no network")) })
+            Box::pin(async { Err(ReadError::new(FaultClass::Unavailable, "no network")) })
         }
         fn read_ready(&self, _: u64, _: &mut [u8]) -> Result<bool, ReadError> {
             Ok(false)
         }
     }
-    for encoding in [Encoding::Gzip, Encoding::Zstd] {
+    for encoding in [StreamEncoding::Gzip, StreamEncoding::Zstd] {
         let found = run(find_foreign(&Failing, encoding, &Annotations::new(), LIMITS()));
         assert!(
-            matches!(&found, Err(FindError::Read(error)) if error.fault() == Fault::Unavailable),
+            matches!(&found, Err(FindError::Read(error)) if error.fault() == FaultClass::Unavailable),
             "{found:?}"
         );
     }
@@ -589,7 +599,7 @@ fn an_error_of_the_source_is_no_verdict_on_the_index() {
 
 /// A blob that says what was read of it.
 struct Counted {
-    inner: Memory,
+    inner: MemoryReader,
     reads: Mutex<Vec<ByteRange>>,
 }
 
@@ -612,19 +622,23 @@ fn run<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-fn find(made: &Made, encoding: Encoding) -> Result<Option<Foreign>, FindError> {
+fn find(made: &Made, encoding: StreamEncoding) -> Result<Option<ForeignIndex>, FindError> {
     find_within(made, encoding, LIMITS())
 }
 
-fn find_within(made: &Made, encoding: Encoding, limits: ForeignLimits) -> Result<Option<Foreign>, FindError> {
-    run(find_foreign(&Memory::new(made.bytes.clone()), encoding, &made.annotations, limits))
+fn find_within(
+    made: &Made,
+    encoding: StreamEncoding,
+    limits: ForeignLimits,
+) -> Result<Option<ForeignIndex>, FindError> {
+    run(find_foreign(&MemoryReader::new(made.bytes.clone()), encoding, &made.annotations, limits))
 }
 
 /// A layer of each format with this table of contents and next to no content.
-fn both(json: &[u8]) -> [(Encoding, Made); 2] {
+fn both(json: &[u8]) -> [(StreamEncoding, Made); 2] {
     [
-        (Encoding::Gzip, chunked::estargz_with(chunked::gzip(b"some"), json, Footer::Current)),
-        (Encoding::Zstd, chunked::zstd_chunked_with(chunked::zstd(b"some"), json, Writer::Storage)),
+        (StreamEncoding::Gzip, chunked::estargz_with(chunked::gzip(b"some"), json, Footer::Current)),
+        (StreamEncoding::Zstd, chunked::zstd_chunked_with(chunked::zstd(b"some"), json, Writer::Storage)),
     ]
 }
 
@@ -655,7 +669,7 @@ fn document(made: &Made, writer: Option<Writer>) -> (usize, Vec<u8>) {
     }
     let digits = &made.bytes[made.bytes.len() - 51 + 16..][..16];
     let at = usize::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap();
-    let archive = archive(Encoding::Gzip, &made.bytes[at..]);
+    let archive = archive(StreamEncoding::Gzip, &made.bytes[at..]);
     let mut archive = tar::Archive::new(&archive[..]);
     let mut json = Vec::new();
     archive.entries().unwrap().next().unwrap().unwrap().read_to_end(&mut json).unwrap();
@@ -663,15 +677,15 @@ fn document(made: &Made, writer: Option<Writer>) -> (usize, Vec<u8>) {
 }
 
 /// Everything a layer decodes to, by plain decoders.
-fn archive(encoding: Encoding, stored: &[u8]) -> Vec<u8> {
+fn archive(encoding: StreamEncoding, stored: &[u8]) -> Vec<u8> {
     match encoding {
-        Encoding::Plain => stored.to_vec(),
-        Encoding::Gzip => {
+        StreamEncoding::Plain => stored.to_vec(),
+        StreamEncoding::Gzip => {
             let mut bytes = Vec::new();
             flate2::read::MultiGzDecoder::new(stored).read_to_end(&mut bytes).unwrap();
             bytes
         }
-        Encoding::Zstd => zstd::stream::decode_all(stored).unwrap(),
+        StreamEncoding::Zstd => zstd::stream::decode_all(stored).unwrap(),
         other => panic!("no index is about {other}"),
     }
 }
@@ -693,7 +707,7 @@ fn compare(index: &LayerIndex, stored: &[u8], archive: &[u8]) {
         let sorted = |xattrs: &[(Vec<u8>, Vec<u8>)]| xattrs.iter().cloned().collect::<BTreeMap<_, _>>();
         assert_eq!(sorted(&ours.xattrs), sorted(&theirs.xattrs), "{shown}");
         match (&ours.kind, &theirs.kind) {
-            (EntryKind::File(ours), EntryKind::File(theirs)) => {
+            (TocEntryKind::File(ours), TocEntryKind::File(theirs)) => {
                 let bytes = &archive[theirs.offset as usize..(theirs.offset + theirs.size) as usize];
                 assert!(read_file(&index.spans, stored, ours) == bytes, "bytes of {shown}");
             }
@@ -705,7 +719,7 @@ fn compare(index: &LayerIndex, stored: &[u8], archive: &[u8]) {
 }
 
 /// The bytes of a file, holes and all.
-fn read_file(spans: &SpanMap, stored: &[u8], content: &Content) -> Vec<u8> {
+fn read_file(spans: &SpanMap, stored: &[u8], content: &FileContent) -> Vec<u8> {
     let bytes = read(spans, stored, ByteRange::at(content.offset, content.stored()));
     let Some(runs) = &content.runs else { return bytes };
     let (mut file, mut at) = (vec![0; content.size as usize], 0);
@@ -725,11 +739,11 @@ fn read(spans: &SpanMap, stored: &[u8], range: ByteRange) -> Vec<u8> {
     let pieces = spans.cover(range);
     let mut bytes = Vec::new();
     for piece in &pieces {
-        assert_eq!(piece.resume, Resume::Unit);
+        assert_eq!(piece.resume, ResumePoint::Unit);
         let part = &stored[piece.stored.start as usize..piece.stored.end as usize];
         let mut decoded = Vec::new();
         match spans.encoding() {
-            Encoding::Gzip => flate2::read::MultiGzDecoder::new(part)
+            StreamEncoding::Gzip => flate2::read::MultiGzDecoder::new(part)
                 .take(piece.stream.len())
                 .read_to_end(&mut decoded)
                 .unwrap(),
@@ -744,14 +758,14 @@ fn read(spans: &SpanMap, stored: &[u8], range: ByteRange) -> Vec<u8> {
     bytes[start..start + range.len() as usize].to_vec()
 }
 
-fn content(toc: &Toc, name: &str) -> Content {
+fn content(toc: &TableOfContents, name: &str) -> FileContent {
     let entry = toc.iter().find(|entry| entry.path == name.as_bytes()).unwrap().to_entry();
-    let EntryKind::File(content) = entry.kind else { panic!("{name} is no file") };
+    let TocEntryKind::File(content) = entry.kind else { panic!("{name} is no file") };
     content
 }
 
 fn stored(entry: ocifs::layer::EntryRef<'_>) -> u64 {
-    if let EntryKind::File(content) = &entry.kind { content.stored() } else { 0 }
+    if let TocEntryKind::File(content) = &entry.kind { content.stored() } else { 0 }
 }
 
 /// Bytes that do not compress and are the same in every run (xorshift64*).

@@ -21,8 +21,8 @@ mod scratch;
 
 use encode::Encoding;
 use layout::{Layer, Layout};
-use ocifs::io::Fault;
-use ocifs::tree::Kind;
+use ocifs::io::FaultClass;
+use ocifs::tree::InodeKind;
 use ocifs::{Image, Options};
 use tarball::{Tarball, noise};
 
@@ -44,7 +44,7 @@ async fn a_program_opens_a_reference_looks_at_names_and_reads_bytes() {
     let merged = image.merged().await.unwrap();
     let entries = merged.entries().await.unwrap();
     let names: Vec<_> = entries.iter().map(|entry| (entry.name.to_str().unwrap(), entry.kind)).collect();
-    assert_eq!(names, [("d", Kind::Directory), ("link", Kind::Symlink)]);
+    assert_eq!(names, [("d", InodeKind::Directory), ("link", InodeKind::Symlink)]);
     assert_eq!(entries[1].link.as_deref(), Some("d/small".as_ref()));
     let inside = merged.directory("d").await.unwrap().entries().await.unwrap();
     assert_eq!(inside[0].size, big.len() as u64);
@@ -65,18 +65,18 @@ async fn what_is_not_there_and_who_is_wrong_is_told() {
     let mut layout = Layout::create(room.path().join("layout"));
     layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"x").bytes(), Encoding::Plain)]);
     let image = Image::open(&layout.reference("v1"), options(room.path())).await.unwrap();
-    assert_eq!(image.file("merged/none").await.unwrap_err().fault(), Fault::NotFound);
-    assert_eq!(image.file("merged").await.unwrap_err().fault(), Fault::Usage);
-    assert_eq!(image.disk().await.unwrap_err().fault(), Fault::NotFound);
-    assert_eq!(image.directory("merged/f").await.unwrap_err().fault(), Fault::Usage);
+    assert_eq!(image.file("merged/none").await.unwrap_err().fault(), FaultClass::NotFound);
+    assert_eq!(image.file("merged").await.unwrap_err().fault(), FaultClass::Usage);
+    assert_eq!(image.disk().await.unwrap_err().fault(), FaultClass::NotFound);
+    assert_eq!(image.directory("merged/f").await.unwrap_err().fault(), FaultClass::Usage);
     let open = |reference: String| {
         let options = options(room.path());
         async move { Image::open(&reference, options).await.unwrap_err() }
     };
-    assert_eq!(open(layout.reference("none")).await.fault(), Fault::NotFound);
-    assert_eq!(open("docker.io/UPPER/case".to_owned()).await.fault(), Fault::Usage);
+    assert_eq!(open(layout.reference("none")).await.fault(), FaultClass::NotFound);
+    assert_eq!(open("docker.io/UPPER/case".to_owned()).await.fault(), FaultClass::Usage);
     let chosen = options(room.path()).layer(7);
-    assert_eq!(Image::open(&layout.reference("v1"), chosen).await.unwrap_err().fault(), Fault::NotFound);
+    assert_eq!(Image::open(&layout.reference("v1"), chosen).await.unwrap_err().fault(), FaultClass::NotFound);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use ocifs::oci::{Descriptor, Digest, Document, Manifest};
+use ocifs::oci::{Descriptor, Digest, Manifest, ManifestDocument};
 use yaml_rust2::{Yaml, YamlLoader};
 
 /// Makes the layout and returns every file of it.
@@ -49,7 +49,7 @@ fn the_demo_layout_is_whole_and_valid() {
         assert_eq!(Digest::sha256(&bytes), descriptor.digest, "{name}");
         bytes
     };
-    let Document::Index(index) = Document::parse(&files["index.json"], None).unwrap() else {
+    let ManifestDocument::Index(index) = ManifestDocument::parse(&files["index.json"], None).unwrap() else {
         panic!("index.json is not an index");
     };
     let manifests: BTreeMap<&str, Manifest> = index
@@ -57,9 +57,9 @@ fn the_demo_layout_is_whole_and_valid() {
         .iter()
         .map(|descriptor| {
             let tag = descriptor.annotations["org.opencontainers.image.ref.name"].as_str();
-            match Document::parse(&blob(descriptor), None).unwrap() {
-                Document::Manifest(manifest) => (tag, manifest),
-                Document::Index(_) => panic!("{tag} is not a manifest"),
+            match ManifestDocument::parse(&blob(descriptor), None).unwrap() {
+                ManifestDocument::Manifest(manifest) => (tag, manifest),
+                ManifestDocument::Index(_) => panic!("{tag} is not a manifest"),
             }
         })
         .collect();

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use ocifs::cache::{Cache, Cached};
-use ocifs::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadAt, ReadError, read_vec};
-use ocifs::layer::{Hints, IndexKind, Layer, LayerState};
+use ocifs::cache::{BlockCache, CachedFile};
+use ocifs::io::{BoxFuture, ByteRange, FaultClass, RangeDelivery, RangeFetch, ReadAt, ReadError, read_vec};
+use ocifs::layer::{IndexKind, LayerOptions, LayerState, StoredLayer};
 use ocifs::oci::Digest;
 
 #[path = "support/apple_lz4.rs"]
@@ -126,13 +126,13 @@ fn every_read_equals_the_plain_bytes_and_a_second_open_decodes_nothing_again() {
     for Made { name, stored, is_size_known } in all(&plain) {
         let lab = Lab::new(&stored);
         runtime().block_on(async {
-            let layer = lab.open(Hints::default());
+            let layer = lab.open(LayerOptions::default());
             for len in [0, 1, 512, 70_000, MIB, plain.len() as u64 + 5] {
                 let head = layer.peek(len).await.unwrap();
                 assert!(head == plain[..plain.len().min(len as usize)], "{name}: {len} first bytes");
             }
             let lab = Lab::new(&stored);
-            let layer = lab.open(Hints::default());
+            let layer = lab.open(LayerOptions::default());
             let size = layer.quick_size().await.unwrap();
             assert_eq!(size, is_size_known.then_some(plain.len() as u64), "{name}");
             let before = lab.delivered();
@@ -148,7 +148,7 @@ fn every_read_equals_the_plain_bytes_and_a_second_open_decodes_nothing_again() {
             layer.own_index().await.unwrap();
             drop(layer);
             let decoded = lab.decoded_blocks();
-            let again = lab.open(Hints::default());
+            let again = lab.open(LayerOptions::default());
             assert_eq!(again.quick_size().await.unwrap(), Some(plain.len() as u64), "{name}");
             again.index().await.unwrap();
             assert_eq!(again.decoded(), 0, "{name}: no second pass");
@@ -168,7 +168,7 @@ fn a_seek_table_is_used_without_a_pass() {
     let stored = chunked::seekable(&plain, 300_000, chunked::Checksums::With);
     let lab = Lab::new(&stored);
     runtime().block_on(async {
-        let layer = lab.open(Hints::default());
+        let layer = lab.open(LayerOptions::default());
         layer.index().await.unwrap();
         let LayerState::Indexed { kind, .. } = layer.state() else { panic!("{:?}", layer.state()) };
         assert_eq!((kind, layer.decoded()), (IndexKind::ZstdSeekable, 0));
@@ -187,7 +187,7 @@ fn a_read_of_xz_costs_its_index_and_one_block() {
     for at in [0, 24 * BLOCK + 5, 48 * BLOCK - 4096] {
         let lab = Lab::new(&stored);
         runtime().block_on(async {
-            let layer = lab.open(Hints::default());
+            let layer = lab.open(LayerOptions::default());
             layer.index().await.unwrap();
             let LayerState::Indexed { kind, spans, .. } = layer.state() else {
                 panic!("{:?}", layer.state())
@@ -211,9 +211,9 @@ fn an_archive_and_its_bare_stream_do_not_take_each_others_index() {
     let lab = Lab::new(&pipe("gzip", &["-c"], &plain));
     runtime().block_on(async {
         for _ in 0..2 {
-            let packed = lab.open(Hints::default());
+            let packed = lab.open(LayerOptions::default());
             assert!(packed.index().await.unwrap().toc.is_empty());
-            let layer = Layer::new(lab.blob(), lab.cache(), Hints::default());
+            let layer = StoredLayer::new(lab.blob(), lab.cache(), LayerOptions::default());
             assert_eq!(layer.peek(10_000).await.unwrap(), plain);
             assert_eq!(layer.index().await.unwrap().toc.len(), 1);
         }
@@ -224,14 +224,14 @@ fn an_archive_and_its_bare_stream_do_not_take_each_others_index() {
 fn a_stream_that_is_not_what_the_artifact_says_is_refused_for_ever() {
     let plain = disk();
     let (right, wrong) = (Digest::sha256(&plain), Digest::sha256(b"something else"));
-    let hints = |content: &Digest| Hints { content: Some(content.clone()), ..Hints::default() };
+    let hints = |content: &Digest| LayerOptions { content: Some(content.clone()), ..LayerOptions::default() };
     for Made { name, stored, .. } in all(&plain) {
         runtime().block_on(async {
             let lab = Lab::new(&stored);
             let layer = lab.open(hints(&wrong));
             for _ in 0..2 {
                 let error = layer.index().await.unwrap_err();
-                assert_eq!(error.fault(), Fault::Mismatch, "{name}");
+                assert_eq!(error.fault(), FaultClass::Mismatch, "{name}");
                 let chain = error.chain();
                 assert!(chain.contains(right.as_str()) && chain.contains(wrong.as_str()), "{name}: {chain}");
                 assert!(layer.stream().is_none(), "{name}");
@@ -241,7 +241,7 @@ fn a_stream_that_is_not_what_the_artifact_says_is_refused_for_ever() {
             layer.index().await.unwrap();
             some_reads_equal(name, &*layer.stream().unwrap(), &plain, 50).await;
             let later = Lab::new(&stored);
-            later.open(Hints::default()).own_index().await.unwrap();
+            later.open(LayerOptions::default()).own_index().await.unwrap();
             later.open(hints(&right)).index().await.unwrap();
             assert!(later.open(hints(&wrong)).index().await.is_err(), "{name}");
         });
@@ -263,7 +263,7 @@ fn cut_and_broken_bytes_are_errors() {
             for (how, bytes) in [("cut", stored[..at].to_vec()), ("flipped", flipped)] {
                 let lab = Lab::new(&bytes);
                 runtime().block_on(async {
-                    let layer = lab.open(Hints::default());
+                    let layer = lab.open(LayerOptions::default());
                     if layer.own_index().await.is_ok() && how == "flipped" {
                         // Not every byte of every format counts: but then the stream is the right one.
                         if !has_no_checksum {
@@ -274,7 +274,7 @@ fn cut_and_broken_bytes_are_errors() {
                     }
                     let error = layer.own_index().await.unwrap_err();
                     assert!(
-                        matches!(error.fault(), Fault::Malformed | Fault::Unsupported),
+                        matches!(error.fault(), FaultClass::Malformed | FaultClass::Unsupported),
                         "{name} {how} at {at}: {}",
                         error.chain()
                     );
@@ -291,7 +291,7 @@ fn zeros_are_holes_that_take_no_disk_and_are_known_without_decoding() {
     plain[30 << 20..(30 << 20) + 3].copy_from_slice(b"end");
     let lab = Lab::new(&pipe("zstd", &["-q", "-c", "-3"], &[&plain[..], &disk()].concat()));
     runtime().block_on(async {
-        let layer = lab.open(Hints::default());
+        let layer = lab.open(LayerOptions::default());
         layer.index().await.unwrap();
         let stream = layer.stream().unwrap();
         let block = 256 * KIB;
@@ -312,8 +312,8 @@ fn what_decodes_to_more_than_any_disk_is_refused() {
         let stored = pipe("sh", &["-c", &format!("head -c 200M /dev/zero | tr '\\0' x | {program}")], b"");
         let lab = Lab::new(&stored);
         runtime().block_on(async {
-            let error = lab.open(Hints::default()).index().await.unwrap_err();
-            assert_eq!(error.fault(), Fault::Unsupported);
+            let error = lab.open(LayerOptions::default()).index().await.unwrap_err();
+            assert_eq!(error.fault(), FaultClass::Unsupported);
             let limit = (1100 * stored.len() as u64).max(64 * MIB);
             let said = format!(
                 "more than {limit} bytes besides blocks of zeros, the limit for {} stored ones",
@@ -334,7 +334,7 @@ fn a_disk_that_is_nearly_all_zeros_is_shown_however_small_it_packs_and_takes_no_
         assert!((stored.len() as u64) * 1100 < 300 * MIB, "{} bytes", stored.len());
         let lab = Lab::new(&stored);
         runtime().block_on(async {
-            let layer = lab.open(Hints::default());
+            let layer = lab.open(LayerOptions::default());
             layer.index().await.unwrap();
             let stream = layer.stream().unwrap();
             assert_eq!(stream.size(), 300 * MIB + 8);
@@ -350,7 +350,7 @@ fn a_disk_that_is_nearly_all_zeros_is_shown_however_small_it_packs_and_takes_no_
             pipe("sh", &["-c", &format!("cd {} && {script}{program}", scratch.path().display())], b"");
         assert!((stored.len() as u64) * 1100 < 300 * MIB, "{} bytes", stored.len());
         runtime().block_on(async {
-            let blob = Arc::new(ocifs::io::Memory::new(stored));
+            let blob = Arc::new(ocifs::io::MemoryReader::new(stored));
             let index = ocifs::layer::build_index(blob).await.unwrap();
             assert_eq!(index.toc.len(), 1);
         });
@@ -367,8 +367,8 @@ fn a_window_that_takes_too_much_memory_is_refused_with_the_reason() {
     ] {
         let lab = Lab::new(&stored);
         runtime().block_on(async {
-            let error = lab.open(Hints::default()).index().await.unwrap_err();
-            assert_eq!(error.fault(), Fault::Unsupported, "{}", error.chain());
+            let error = lab.open(LayerOptions::default()).index().await.unwrap_err();
+            assert_eq!(error.fault(), FaultClass::Unsupported, "{}", error.chain());
             assert!(error.chain().contains("128 MiB"), "{}", error.chain());
         });
     }
@@ -406,18 +406,18 @@ impl Lab {
         Self { stored, delivered: Arc::default(), dir: Scratch::new() }
     }
 
-    fn cache(&self) -> Cache {
-        Cache::open(&self.dir.path().join("cache")).unwrap()
+    fn cache(&self) -> BlockCache {
+        BlockCache::open(&self.dir.path().join("cache")).unwrap()
     }
 
-    fn blob(&self) -> Arc<Cached> {
+    fn blob(&self) -> Arc<CachedFile> {
         let source = Source { bytes: self.stored.clone(), delivered: self.delivered.clone() };
         self.cache().blob(&Digest::sha256(&self.stored), Arc::new(source)).unwrap()
     }
 
     /// As a new process would.
-    fn open(&self, hints: Hints) -> Layer {
-        Layer::packed(self.blob(), self.cache(), hints)
+    fn open(&self, hints: LayerOptions) -> StoredLayer {
+        StoredLayer::packed(self.blob(), self.cache(), hints)
     }
 
     fn delivered(&self) -> u64 {
@@ -446,14 +446,16 @@ struct Source {
     delivered: Arc<AtomicU64>,
 }
 
-impl Fetch for Source {
+impl RangeFetch for Source {
     fn size(&self) -> u64 {
         self.bytes.len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         self.delivered.fetch_add(range.len(), Ordering::Relaxed);
         let bytes = self.bytes.slice(range.start as usize..range.end as usize);
-        Box::pin(async move { Ok(Delivery { range, body: futures_util::stream::iter([Ok(bytes)]).boxed() }) })
+        Box::pin(
+            async move { Ok(RangeDelivery { range, body: futures_util::stream::iter([Ok(bytes)]).boxed() }) },
+        )
     }
 }

@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flate2::write::GzEncoder;
 use flate2::{Compression, Crc, FlushCompress};
 use futures_util::StreamExt as _;
-use ocifs::io::{BoxFuture, ByteRange, Fault, FetchAll, Memory, ReadAt, ReadError, Shared, read_vec};
-use ocifs::layer::{LayerIndex, Sum, Sums, build_index, decoded};
+use ocifs::io::{
+    BoxFuture, ByteRange, FaultClass, FetchAll, MemoryReader, ReadAt, ReadError, SharedReader, read_vec,
+};
+use ocifs::layer::{ChunkDigest, LayerDigests, LayerIndex, build_index, decoded};
 
 #[path = "support/random.rs"]
 mod random;
@@ -145,7 +147,7 @@ fn what_an_index_contradicts_is_not_delivered() {
     let stored = gzip(&plain, 6);
     let index = index_of(&stored);
     let read = |index: &LayerIndex| {
-        let stream = FetchAll(decoded(Arc::new(Memory::new(stored.clone())), index));
+        let stream = FetchAll(decoded(Arc::new(MemoryReader::new(stored.clone())), index));
         runtime().block_on(read_vec(&stream, ByteRange::at(MIB + 5, 1000)))
     };
     assert_eq!(read(&index).unwrap(), plain[MIB as usize + 5..][..1000]);
@@ -153,35 +155,35 @@ fn what_an_index_contradicts_is_not_delivered() {
     let mut wrong = index.clone();
     wrong.blocks[4][0] ^= 1;
     let error = read(&wrong).unwrap_err();
-    assert_eq!(error.fault(), Fault::Mismatch);
+    assert_eq!(error.fault(), FaultClass::Mismatch);
     assert!(error.chain().contains("block 4 of the stream"), "{}", error.chain());
 
     let sum = |bytes: &[u8], start: u64| {
         use sha2::Digest as _;
         let part = &bytes[start as usize..][..400_000];
-        Sum { start, end: start + 400_000, sha256: sha2::Sha256::digest(part).into() }
+        ChunkDigest { start, end: start + 400_000, sha256: sha2::Sha256::digest(part).into() }
     };
     let stored_start = index.spans.starts()[1].stored;
     for (right, subject) in [
-        (Sums::Stored(vec![sum(&stored, stored_start - 1)]), "stored bytes"),
-        (Sums::Stream(vec![sum(&plain, MIB)]), "stream bytes"),
+        (LayerDigests::Stored(vec![sum(&stored, stored_start - 1)]), "stored bytes"),
+        (LayerDigests::Stream(vec![sum(&plain, MIB)]), "stream bytes"),
     ] {
         let with = |sums| LayerIndex { spans: index.spans.clone().with_sums(sums), ..index.clone() };
         assert_eq!(read(&with(right.clone())).unwrap(), plain[MIB as usize + 5..][..1000], "{subject}");
         let mut wrong = right;
         match &mut wrong {
-            Sums::Stored(sums) | Sums::Stream(sums) => sums[0].sha256[31] ^= 1,
-            Sums::None => unreachable!(),
+            LayerDigests::Stored(sums) | LayerDigests::Stream(sums) => sums[0].sha256[31] ^= 1,
+            LayerDigests::None => unreachable!(),
         }
         let error = read(&with(wrong)).unwrap_err();
-        assert_eq!(error.fault(), Fault::Mismatch, "{}", error.chain());
+        assert_eq!(error.fault(), FaultClass::Mismatch, "{}", error.chain());
         assert!(error.chain().contains(subject), "{}", error.chain());
     }
 }
 
 #[test]
 fn chunks_are_decoded_each_on_its_own() {
-    use ocifs::layer::{Chunk, Encoding, SpanMap};
+    use ocifs::layer::{SpanMap, StoredChunk, StreamEncoding};
     let parts: Vec<Vec<u8>> = (0..5).map(|seed| words(200_000 + 7 * seed, seed as u64)).collect();
     // Stored in another order than the stream has, two of them side by side, and with more behind each than is read.
     let (mut stored, mut places) = (vec![0xee; 100], vec![(0, 0); 5]);
@@ -193,14 +195,14 @@ fn chunks_are_decoded_each_on_its_own() {
     let mut stream = 0;
     let mut chunks = Vec::new();
     for (part, (start, end)) in parts.iter().zip(&places) {
-        chunks.push(Chunk { stored: *start, stored_end: *end, stream });
+        chunks.push(StoredChunk { stored: *start, stored_end: *end, stream });
         stream += part.len() as u64;
     }
     let plain = parts.concat();
-    let spans = SpanMap::chunks(Encoding::Gzip, stored.len() as u64, stream, chunks);
+    let spans = SpanMap::chunks(StreamEncoding::Gzip, stored.len() as u64, stream, chunks);
     assert!(spans.is_sound());
     let index = LayerIndex { spans, toc: Default::default(), blocks: Vec::new(), prefetch: 0 };
-    let stream = FetchAll(decoded(Arc::new(Memory::new(stored)), &index));
+    let stream = FetchAll(decoded(Arc::new(MemoryReader::new(stored)), &index));
     runtime().block_on(async {
         for start in [0, 199_999, 200_000, 650_000, plain.len() as u64 - 1] {
             let len = (plain.len() as u64 - start).min(500_000);
@@ -216,7 +218,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// The index of one pass, as it comes back after being kept.
 fn index_of(stored: &[u8]) -> LayerIndex {
-    let blob: Shared = Arc::new(Memory::new(stored.to_vec()));
+    let blob: SharedReader = Arc::new(MemoryReader::new(stored.to_vec()));
     let made = runtime().block_on(build_index(blob)).unwrap();
     let kept = LayerIndex::from_bytes(&made.to_bytes().unwrap(), stored.len() as u64);
     assert_eq!(kept.as_ref(), Some(&made), "what is kept is what was made");
@@ -232,7 +234,7 @@ fn reads_equal(
     expected: impl Fn(Range<usize>) -> Vec<u8>,
 ) {
     assert_eq!(index.spans.stream_size(), size);
-    let stream = Arc::new(FetchAll(decoded(Arc::new(Memory::new(stored)), index)));
+    let stream = Arc::new(FetchAll(decoded(Arc::new(MemoryReader::new(stored)), index)));
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let ranges: Vec<ByteRange> = (0..READS)
         .map(|at| {

@@ -20,10 +20,10 @@ use std::sync::Arc;
 use chunked::{Checksums, Estargz, Footer, Writer};
 use flate2::write::GzEncoder;
 use futures_util::StreamExt as _;
-use ocifs::io::{ByteRange, FetchAll, Memory, Shared, read_vec};
+use ocifs::io::{ByteRange, FetchAll, MemoryReader, SharedReader, read_vec};
 use ocifs::layer::{
-    Content, Encoding, EntryKind, ForeignLimits, LayerIndex, Sums, TarLimits, TarWalker, Toc, decoded, file,
-    find_foreign, find_seek_table, parse_ztoc,
+    FileContent, ForeignLimits, LayerDigests, LayerIndex, StreamEncoding, TableOfContents, TarLimits,
+    TarWalker, TocEntryKind, decoded, file, find_foreign, find_seek_table, parse_ztoc,
 };
 use zran::Members;
 
@@ -37,7 +37,7 @@ fn reads_through_estargz_equal_the_files() {
         [(Footer::Current, 4 << 20, 0), (Footer::Legacy, 30_000, 0), (Footer::Current, 50_000, 400_000)]
     {
         let made = Estargz { chunk, member, footer, ..Estargz::default() }.make(&tar);
-        reads_equal(&tar, made.bytes.clone(), &carried(&made, Encoding::Gzip));
+        reads_equal(&tar, made.bytes.clone(), &carried(&made, StreamEncoding::Gzip));
     }
 }
 
@@ -46,7 +46,7 @@ fn reads_through_zstd_chunked_equal_the_files() {
     let tar = archive(3 << 20, 12);
     for (writer, chunk) in [(Writer::Storage, 30_000), (Writer::Stargz, 4 << 20)] {
         let made = chunked::zstd_chunked(&tar, writer, chunk);
-        reads_equal(&tar, made.bytes.clone(), &carried(&made, Encoding::Zstd));
+        reads_equal(&tar, made.bytes.clone(), &carried(&made, StreamEncoding::Zstd));
     }
 }
 
@@ -65,7 +65,7 @@ fn reads_through_a_ztoc_equal_the_files() {
         let ztoc = soci::Ztoc::of_gzip(&stored, span, of).write();
         let index = parse_ztoc(&ztoc, stored.len() as u64).unwrap().index;
         assert!(index.spans.stream_size() < tar.len() as u64, "the padding is no part of it");
-        assert!(matches!(index.spans.sums(), Sums::Stored(_)));
+        assert!(matches!(index.spans.sums(), LayerDigests::Stored(_)));
         reads_equal(&tar, stored, &index);
     }
 }
@@ -82,31 +82,31 @@ fn reads_through_a_ztoc_of_a_plain_layer_equal_the_files() {
 fn reads_through_a_seek_table_equal_the_files() {
     let tar = archive(2 << 20, 15);
     let stored = chunked::seekable(&tar, 100_000, Checksums::With);
-    let blob = Memory::new(stored.clone());
+    let blob = MemoryReader::new(stored.clone());
     let limits = ForeignLimits { smallest: 0, ..ForeignLimits::default() };
-    let spans = runtime().block_on(find_seek_table(&blob, Encoding::Zstd, limits)).unwrap().unwrap();
+    let spans = runtime().block_on(find_seek_table(&blob, StreamEncoding::Zstd, limits)).unwrap().unwrap();
     let index = LayerIndex { spans, toc: toc(&tar), blocks: Vec::new(), prefetch: 0 };
     reads_equal(&tar, stored, &index);
 }
 
 /// The index that a layer carries.
-fn carried(made: &chunked::Made, encoding: Encoding) -> LayerIndex {
-    let blob = Memory::new(made.bytes.clone());
+fn carried(made: &chunked::Made, encoding: StreamEncoding) -> LayerIndex {
+    let blob = MemoryReader::new(made.bytes.clone());
     let limits = ForeignLimits { smallest: 0, ..ForeignLimits::default() };
     let found = runtime().block_on(find_foreign(&blob, encoding, &made.annotations, limits));
     found.unwrap().unwrap().index
 }
 
-fn toc(tar: &[u8]) -> Toc {
+fn toc(tar: &[u8]) -> TableOfContents {
     let mut walker = TarWalker::new(TarLimits::default());
     walker.feed(0, tar).unwrap();
     walker.finish(tar.len() as u64).unwrap()
 }
 
-fn files(toc: &Toc) -> Vec<(Vec<u8>, Content)> {
+fn files(toc: &TableOfContents) -> Vec<(Vec<u8>, FileContent)> {
     toc.iter()
         .filter_map(|entry| match entry.to_entry().kind {
-            EntryKind::File(content) if content.size > 0 => Some((entry.path.to_vec(), content)),
+            TocEntryKind::File(content) if content.size > 0 => Some((entry.path.to_vec(), content)),
             _ => None,
         })
         .collect()
@@ -122,7 +122,7 @@ fn reads_equal(tar: &[u8], stored: Vec<u8>, index: &LayerIndex) {
         .collect();
     let files = files(&index.toc);
     assert_eq!(files.len(), expected.len());
-    let stream: Shared = Arc::new(FetchAll(decoded(Arc::new(Memory::new(stored)), index)));
+    let stream: SharedReader = Arc::new(FetchAll(decoded(Arc::new(MemoryReader::new(stored)), index)));
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let wanted: Vec<(usize, ByteRange)> = (0..READS)
         .map(|_| {

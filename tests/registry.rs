@@ -8,9 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use fault_registry::{Fault as Bad, FaultRegistry, Place, Request};
 use futures_util::StreamExt as _;
-use ocifs::io::{ByteRange, Delivery, Fault, Fetch, FetchAll, ReadError, read_all, read_vec};
-use ocifs::oci::{Descriptor, Digest, MAX_DOCUMENT, MediaType, Reference, Selector};
-use ocifs::registry::{Credential, Options, Places, Pushed, Registry, RegistryError, Secret};
+use ocifs::io::{ByteRange, FaultClass, FetchAll, RangeDelivery, RangeFetch, ReadError, read_all, read_vec};
+use ocifs::oci::{Descriptor, Digest, MAX_DOCUMENT, ManifestSelector, MediaType, Reference};
+use ocifs::registry::{
+    ConfigPaths, PushOutcome, RedactedSecret, RegistryClient, RegistryError, RegistryOptions, UserCredential,
+};
 
 #[path = "registry_client/authentication.rs"]
 mod authentication;
@@ -64,24 +66,24 @@ const PASSWORD: &str = "5ecret-password";
 const SOON: Duration = Duration::from_secs(15);
 
 /// Impatient enough for a test, and blind to the credentials of whoever runs it.
-fn options() -> Options {
-    Options {
+fn options() -> RegistryOptions {
+    RegistryOptions {
         anonymous: true,
-        places: Places::default(),
+        places: ConfigPaths::default(),
         read_budget: Duration::from_secs(20),
         connect_timeout: Duration::from_secs(2),
         stall_timeout: Duration::from_millis(800),
-        ..Options::default()
+        ..RegistryOptions::default()
     }
 }
 
-fn with_password() -> Options {
-    let creds = Credential { user: "user".into(), secret: Secret::new(PASSWORD) };
-    Options { anonymous: false, creds: Some(creds), ..options() }
+fn with_password() -> RegistryOptions {
+    let creds = UserCredential { user: "user".into(), secret: RedactedSecret::new(PASSWORD) };
+    RegistryOptions { anonymous: false, creds: Some(creds), ..options() }
 }
 
-fn client() -> Registry {
-    Registry::new(options()).unwrap()
+fn client() -> RegistryClient {
+    RegistryClient::new(options()).unwrap()
 }
 
 fn reference(server: &FaultRegistry) -> Reference {
@@ -116,16 +118,16 @@ fn noise(len: usize) -> Vec<u8> {
 /// A server with one blob, and a client's view of it.
 struct Scene {
     server: FaultRegistry,
-    registry: Registry,
+    registry: RegistryClient,
     bytes: Vec<u8>,
-    blob: Arc<dyn Fetch>,
+    blob: Arc<dyn RangeFetch>,
 }
 
-fn scene_of(len: usize, options: Options) -> Scene {
+fn scene_of(len: usize, options: RegistryOptions) -> Scene {
     let server = FaultRegistry::start();
     let bytes = noise(len);
     let digest = server.push_blob(bytes.clone());
-    let registry = Registry::new(options).unwrap();
+    let registry = RegistryClient::new(options).unwrap();
     let blob = registry.blob(&reference(&server), &descriptor(&digest, len as u64));
     Scene { server, registry, bytes, blob }
 }
@@ -150,7 +152,7 @@ impl Scene {
     }
 }
 
-async fn collect(delivery: Delivery) -> Result<Vec<u8>, ReadError> {
+async fn collect(delivery: RangeDelivery) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::new();
     let mut body = delivery.body;
     while let Some(chunk) = body.next().await {
@@ -163,8 +165,8 @@ fn statuses(requests: &[Request]) -> Vec<u16> {
     requests.iter().map(|request| request.status).collect()
 }
 
-fn tag(name: &str) -> Selector {
-    Selector::Tag(name.into())
+fn tag(name: &str) -> ManifestSelector {
+    ManifestSelector::Tag(name.into())
 }
 
 /// The whole chain of an error, with its debug form, to search for what must not be there.

@@ -19,7 +19,10 @@ use random::Random;
 use std::io::Write as _;
 
 use ocifs::io::ByteRange;
-use ocifs::layer::{Entry, Foreign, ForeignError, IndexKind, MAX_ZTOC, Resume, Sum, Sums, parse_ztoc};
+use ocifs::layer::{
+    ChunkDigest, ForeignError, ForeignIndex, IndexKind, LayerDigests, MAX_ZTOC, ResumePoint, TocEntry,
+    parse_ztoc,
+};
 use sha2::{Digest as _, Sha256};
 
 use soci::{File, PACKED_POINT, Ztoc};
@@ -112,11 +115,11 @@ fn every_range_is_decoded_from_its_spans() {
             let stored = &gzip[piece.stored.start as usize..piece.stored.end as usize];
             let size = piece.stream.len() as usize;
             let decoded = match &piece.resume {
-                Resume::Unit => zran::from_member(stored, size),
-                Resume::Block { bits, window } => {
+                ResumePoint::Unit => zran::from_member(stored, size),
+                ResumePoint::Block { bits, window } => {
                     zran::from_block(stored, *bits, &window.unpack().unwrap(), size)
                 }
-                Resume::Inner { .. } => panic!("gzip has no such blocks"),
+                ResumePoint::Inner { .. } => panic!("gzip has no such blocks"),
             };
             let from = start - piece.stream.start as usize;
             assert_eq!(
@@ -141,7 +144,7 @@ fn early_checkpoints_have_a_window_of_the_bytes_there_were() {
     let early: Vec<_> = spans.starts().iter().filter(|start| (1..32768).contains(&start.stream)).collect();
     assert!(!early.is_empty(), "there are checkpoints before the window is full");
     for start in spans.starts().iter().skip(1) {
-        let Resume::Block { window, .. } = &start.resume else { panic!("a block") };
+        let ResumePoint::Block { window, .. } = &start.resume else { panic!("a block") };
         let at = start.stream as usize;
         assert_eq!(window.unpack().unwrap(), stream[at.saturating_sub(32768)..at], "at {at}");
     }
@@ -361,7 +364,7 @@ fn a_ztoc_that_is_cut_is_refused() {
 
 #[test]
 fn limits_hold_at_the_limit_and_one_past_it() {
-    let limit = |result: Result<Foreign, ForeignError>| match result {
+    let limit = |result: Result<ForeignIndex, ForeignError>| match result {
         Err(ForeignError::TooLarge { limit, .. }) => Some(limit),
         Err(ForeignError::Broken { .. } | _) | Ok(_) => None,
     };
@@ -427,7 +430,7 @@ fn record(ztoc: &mut Ztoc, key: &[u8], value: &[u8]) {
     ztoc.files[0].records.push((key.to_vec(), value.to_vec()));
 }
 
-fn parse(ztoc: &Ztoc, stored: usize) -> Foreign {
+fn parse(ztoc: &Ztoc, stored: usize) -> ForeignIndex {
     let foreign = parse_ztoc(&ztoc.write(), stored as u64).unwrap();
     assert!(foreign.index.spans.is_sound());
     foreign
@@ -437,14 +440,14 @@ fn reason(ztoc: &Ztoc, stored: usize) -> String {
     parse_ztoc(&ztoc.write(), stored as u64).unwrap_err().to_string()
 }
 
-fn stored_sums(sums: &Sums) -> &[Sum] {
-    let Sums::Stored(sums) = sums else { panic!("digests of stored bytes") };
+fn stored_sums(sums: &LayerDigests) -> &[ChunkDigest] {
+    let LayerDigests::Stored(sums) = sums else { panic!("digests of stored bytes") };
     sums
 }
 
 /// Entries as values, with the order of attributes that the tool gives them.
-fn sorted(entries: impl Iterator<Item = Entry>) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = entries.collect();
+fn sorted(entries: impl Iterator<Item = TocEntry>) -> Vec<TocEntry> {
+    let mut entries: Vec<TocEntry> = entries.collect();
     entries.iter_mut().for_each(|entry| entry.xattrs.sort());
     entries
 }

@@ -32,13 +32,13 @@ use encode::Encoding;
 use fault_registry::FaultRegistry;
 use layout::{CONFIG, Layer, Layout, MANIFEST};
 use ocifs::archive;
-use ocifs::cache::Cache;
-use ocifs::image::{Family, Network, OpenOptions};
-use ocifs::io::{Fault, FetchAll, ReadAt as _};
-use ocifs::oci::Document;
-use ocifs::registry::{Options, Registry};
-use ocifs::source::{self, Location, Source};
-use ocifs::view::{Namespace, Scope};
+use ocifs::cache::BlockCache;
+use ocifs::image::{ImageSet, NetworkAccess, OpenOptions};
+use ocifs::io::{FaultClass, FetchAll, ReadAt as _};
+use ocifs::oci::ManifestDocument;
+use ocifs::registry::{RegistryClient, RegistryOptions};
+use ocifs::source::{self, ImageLocation, ImageSource};
+use ocifs::view::{MountNamespace, ViewScope};
 use serde_json::json;
 use tarball::{Tarball, noise};
 use web::{Ranges, Web};
@@ -135,22 +135,22 @@ impl Places {
         }
     }
 
-    fn open(&self, at: usize) -> Arc<dyn Source> {
+    fn open(&self, at: usize) -> Arc<dyn ImageSource> {
         self.source(&self.locations[at])
     }
 
-    fn source(&self, text: &str) -> Arc<dyn Source> {
-        let cache = Cache::open(&self.directory.path().join("disk")).unwrap();
-        archive::open(&text.parse::<Location>().unwrap(), &client(), &cache)
+    fn source(&self, text: &str) -> Arc<dyn ImageSource> {
+        let cache = BlockCache::open(&self.directory.path().join("disk")).unwrap();
+        archive::open(&text.parse::<ImageLocation>().unwrap(), &client(), &cache)
     }
 
-    fn sources(&self) -> Vec<(String, Arc<dyn Source>)> {
+    fn sources(&self) -> Vec<(String, Arc<dyn ImageSource>)> {
         self.locations.iter().map(|text| (text.clone(), self.source(text))).collect()
     }
 }
 
-fn client() -> Registry {
-    Registry::new(Options::default()).unwrap()
+fn client() -> RegistryClient {
+    RegistryClient::new(RegistryOptions::default()).unwrap()
 }
 
 fn image(blobs: &[(&str, &[u8], serde_json::Value)]) -> serde_json::Value {
@@ -174,8 +174,8 @@ async fn every_source_gives_the_same_documents_and_blobs() {
     for (name, source) in places.sources().into_iter().chain(packed) {
         let root = source.root().await.unwrap();
         assert_eq!(root.digest.as_str(), places.digest, "{name}");
-        let Document::Manifest(manifest) =
-            Document::parse(&root.bytes, root.content_type.as_deref()).unwrap()
+        let ManifestDocument::Manifest(manifest) =
+            ManifestDocument::parse(&root.bytes, root.content_type.as_deref()).unwrap()
         else {
             panic!("{name}: no manifest");
         };
@@ -185,7 +185,7 @@ async fn every_source_gives_the_same_documents_and_blobs() {
     }
     for text in &places.missing {
         let error = places.source(text).root().await.unwrap_err();
-        assert_eq!(error.fault(), Fault::NotFound, "{text}: {error}");
+        assert_eq!(error.fault(), FaultClass::NotFound, "{text}: {error}");
         assert!(error.to_string().contains("none"), "{error}");
     }
 }
@@ -225,7 +225,9 @@ async fn a_blob_of_another_size_than_promised_is_an_error_everywhere() {
     let places = Places::with(&[b"{}", &blob], &image(&[("application/octet-stream", &blob, json!({}))]));
     for (name, source) in places.sources() {
         let root = source.root().await.unwrap();
-        let Document::Manifest(manifest) = Document::parse(&root.bytes, None).unwrap() else { panic!() };
+        let ManifestDocument::Manifest(manifest) = ManifestDocument::parse(&root.bytes, None).unwrap() else {
+            panic!()
+        };
         let mut lie = manifest.layers[0].clone();
         lie.size += 1;
         let read = ocifs::io::read_all(&FetchAll(source.blob(&lie))).await;
@@ -234,7 +236,7 @@ async fn a_blob_of_another_size_than_promised_is_an_error_everywhere() {
 }
 
 /// Opens a file below the top and runs the suite on it.
-async fn check_file(namespace: &Namespace, path: &str, expected: &[u8]) {
+async fn check_file(namespace: &MountNamespace, path: &str, expected: &[u8]) {
     let node = namespace.resolve(path.as_bytes()).await.unwrap();
     let opened = namespace.open_file(node).await.unwrap_or_else(|error| panic!("{path}: {}", error.chain()));
     read_at_suite::check(path, &opened.bytes, expected).await;
@@ -267,10 +269,10 @@ async fn what_is_read_through_an_image_is_exact_random_access_from_every_source(
     let places = Places::with(&all, &manifest);
 
     for (at, text) in places.locations.iter().enumerate() {
-        let cache = Cache::open(&places.directory.path().join(format!("cache{at}"))).unwrap();
+        let cache = BlockCache::open(&places.directory.path().join(format!("cache{at}"))).unwrap();
         let options = OpenOptions::new(text.parse().unwrap());
-        let image = Arc::new(Family::open(&options, &client(), cache).await.unwrap());
-        let namespace = Namespace::open(image, &Scope::default()).await.unwrap();
+        let image = Arc::new(ImageSet::open(&options, &client(), cache).await.unwrap());
+        let namespace = MountNamespace::open(image, &ViewScope::default()).await.unwrap();
         check_file(&namespace, "disk/d.raw", &parts.concat()).await;
         for layer in 0..5 {
             check_file(&namespace, &format!("merged/a{layer}"), &first).await;
@@ -291,8 +293,8 @@ async fn a_lost_decoded_stream_is_decoded_again_without_a_request() {
         let cache = places.directory.path().join("cache");
         for round in 0..2 {
             let options = OpenOptions::new(places.locations[0].parse().unwrap());
-            let image = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await.unwrap();
-            let namespace = Namespace::open(Arc::new(image), &Scope::default()).await.unwrap();
+            let image = ImageSet::open(&options, &client(), BlockCache::open(&cache).unwrap()).await.unwrap();
+            let namespace = MountNamespace::open(Arc::new(image), &ViewScope::default()).await.unwrap();
             check_file(&namespace, "merged/b", &body).await;
             if round == 0 {
                 std::fs::remove_dir_all(cache.join("v1/streams")).unwrap();
@@ -304,10 +306,10 @@ async fn a_lost_decoded_stream_is_decoded_again_without_a_request() {
 }
 
 /// Opens a location with a cache.
-async fn namespace(location: &str, cache: &std::path::Path) -> Namespace {
+async fn namespace(location: &str, cache: &std::path::Path) -> MountNamespace {
     let options = OpenOptions::new(location.parse().unwrap());
-    let image = Family::open(&options, &client(), Cache::open(cache).unwrap()).await.unwrap();
-    Namespace::open(Arc::new(image), &Scope::default()).await.unwrap()
+    let image = ImageSet::open(&options, &client(), BlockCache::open(cache).unwrap()).await.unwrap();
+    MountNamespace::open(Arc::new(image), &ViewScope::default()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -325,8 +327,8 @@ async fn what_one_place_claims_of_a_digest_is_not_what_another_place_gets() {
 
     // Of a small blob not even the first bytes would be given out.
     let options = OpenOptions { small: 0, ..OpenOptions::new(hostile.locations[0].parse().unwrap()) };
-    let image = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await.unwrap();
-    let evil = Namespace::open(Arc::new(image), &Scope::default()).await.unwrap();
+    let image = ImageSet::open(&options, &client(), BlockCache::open(&cache).unwrap()).await.unwrap();
+    let evil = MountNamespace::open(Arc::new(image), &ViewScope::default()).await.unwrap();
     let file = evil.open_file(evil.resolve(b"files/f").await.unwrap()).await.unwrap();
     let mut head = [0; 4];
     file.bytes.read_at(0, &mut head).await.unwrap();
@@ -374,7 +376,7 @@ async fn what_was_learnt_from_wrong_bytes_does_not_outlive_them() {
         let found = names.resolve(b"merged/evil").await;
         match kind {
             Encoding::Plain => assert!(found.is_ok()),
-            _ => assert_eq!(found.unwrap_err().fault(), Fault::Mismatch),
+            _ => assert_eq!(found.unwrap_err().fault(), FaultClass::Mismatch),
         }
         drop(names);
         assert_eq!(std::fs::read_dir(cache.join("v1/indexes/sha256")).unwrap().count(), 0, "{}", kind.name());
@@ -419,8 +421,8 @@ async fn every_source_finds_the_same_referrers_and_documents_by_digest() {
     layout.document(&ocifs::oci::fallback_tag(&subject), layout::INDEX, list.to_string().as_bytes());
     places.pack();
     // There is more than one image now, and some locations do not say which.
-    assert_eq!(places.open(2).root().await.unwrap_err().fault(), Fault::Usage);
-    assert_eq!(places.open(4).root().await.unwrap_err().fault(), Fault::Usage);
+    assert_eq!(places.open(2).root().await.unwrap_err().fault(), FaultClass::Usage);
+    assert_eq!(places.open(4).root().await.unwrap_err().fault(), FaultClass::Usage);
 
     for (name, source) in places.sources() {
         let find = async |kind: Option<&'static str>| {
@@ -446,7 +448,7 @@ async fn every_source_finds_the_same_referrers_and_documents_by_digest() {
             assert_eq!((&root.bytes[..], &root.digest), (&bytes[..], digest), "{name}");
         }
         let error = source.named(&ocifs::oci::Digest::sha256(b"nothing")).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::NotFound, "{name}: {error}");
+        assert_eq!(error.fault(), FaultClass::NotFound, "{name}: {error}");
     }
 
     // What does not hash to its name is nowhere believed.
@@ -454,7 +456,7 @@ async fn every_source_finds_the_same_referrers_and_documents_by_digest() {
     places.registry.push_manifest_as("a/b", digests[0].as_str(), MANIFEST, b"{}");
     places.pack();
     for (name, source) in places.sources() {
-        assert_eq!(source.named(&digests[0]).await.unwrap_err().fault(), Fault::Mismatch, "{name}");
+        assert_eq!(source.named(&digests[0]).await.unwrap_err().fault(), FaultClass::Mismatch, "{name}");
     }
     for at in 1..places.locations.len() {
         let found = places.open(at).referrers(&subject, Some(KIND)).await.unwrap();
@@ -467,9 +469,9 @@ async fn offline_nothing_is_known_of_referrers_and_that_is_said() {
     let source = source::offline(&"example.org/a/b:v1".parse().unwrap());
     let digest = ocifs::oci::Digest::sha256(b"x");
     let error = source.referrers(&digest, None).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Unavailable);
+    assert_eq!(error.fault(), FaultClass::Unavailable);
     assert!(error.to_string().contains("list of referrers of sha256:"), "{error}");
-    assert_eq!(source.named(&digest).await.unwrap_err().fault(), Fault::Unavailable);
+    assert_eq!(source.named(&digest).await.unwrap_err().fault(), FaultClass::Unavailable);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -487,12 +489,12 @@ async fn a_cached_manifest_is_there_again_where_it_came_from_and_nowhere_else() 
     let elsewhere = format!("{}/a/b@{}", stranger.host(), places.digest);
     let beside = format!("{}/another/b@{}", places.registry.host(), places.digest);
     for (location, network, expected) in [
-        (&elsewhere, Network::Online, Fault::NotFound),
-        (&beside, Network::Online, Fault::NotFound),
-        (&elsewhere, Network::Offline, Fault::Unavailable),
+        (&elsewhere, NetworkAccess::Online, FaultClass::NotFound),
+        (&beside, NetworkAccess::Online, FaultClass::NotFound),
+        (&elsewhere, NetworkAccess::Offline, FaultClass::Unavailable),
     ] {
         let options = OpenOptions { network, ..OpenOptions::new(location.parse().unwrap()) };
-        let opened = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await.map(drop);
+        let opened = ImageSet::open(&options, &client(), BlockCache::open(&cache).unwrap()).await.map(drop);
         assert_eq!(opened.unwrap_err().fault(), expected, "{location} {network:?}");
     }
     places.registry.go_down();
@@ -500,9 +502,9 @@ async fn a_cached_manifest_is_there_again_where_it_came_from_and_nowhere_else() 
 }
 
 /// Opens what is expected to be refused, and gives the words.
-async fn refused(location: &str, cache: &std::path::Path) -> (Fault, String) {
+async fn refused(location: &str, cache: &std::path::Path) -> (FaultClass, String) {
     let options = OpenOptions::new(location.parse().unwrap());
-    let opened = Family::open(&options, &client(), Cache::open(cache).unwrap()).await.map(drop);
+    let opened = ImageSet::open(&options, &client(), BlockCache::open(cache).unwrap()).await.map(drop);
     let error = opened.unwrap_err();
     (error.fault(), ocifs::io::chain(&error))
 }
@@ -622,12 +624,12 @@ async fn what_docker_saves_is_the_image_that_was_pushed_and_always_the_same_mani
 
     let cache = dir.path().join("cache");
     let (fault, words) = refused(&path.to_string(), &cache).await;
-    assert_eq!(fault, Fault::Usage);
+    assert_eq!(fault, FaultClass::Usage);
     assert!(words.contains("alpine:3") && words.contains("other:1"), "{words}");
     let (fault, words) = refused(&format!("docker-archive:{path}:none:1"), &cache).await;
-    assert_eq!(fault, Fault::NotFound);
+    assert_eq!(fault, FaultClass::NotFound);
     assert!(words.contains("none:1") && words.contains("other:1"), "{words}");
-    assert_eq!(refused(&format!("docker-archive:{path}:@2"), &cache).await.0, Fault::NotFound);
+    assert_eq!(refused(&format!("docker-archive:{path}:@2"), &cache).await.0, FaultClass::NotFound);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -690,19 +692,19 @@ async fn an_archive_that_lies_or_holds_no_image_is_an_error_that_says_so() {
     let cut = whole[..whole.len() - 1600].to_vec();
     let mut half = Encoding::Gzip.encode(&whole);
     half.truncate(half.len() - 20);
-    let rows: [(&str, Vec<u8>, Fault, &str); 12] = [
-        ("layers", saved(&[short]), Fault::Malformed, "0 layers, and 1"),
-        ("gone", gone.bytes(), Fault::Malformed, "no file two/layer.tar"),
-        ("deep", deep.bytes(), Fault::Malformed, "outside"),
-        ("large", large, Fault::Unsupported, "limit is 20971520"),
-        ("old", old, Fault::Unsupported, "before 1.10"),
-        ("version", layout, Fault::Malformed, "2.0.0, not 1.x"),
-        ("nothing", Tarball::new().file("x", b"x").bytes(), Fault::Malformed, "no archive of images"),
-        ("empty", Vec::new(), Fault::Malformed, "empty"),
-        ("text", b"{}".to_vec(), Fault::Malformed, "JSON document"),
-        ("bomb", bomb, Fault::Unsupported, "the limit for"),
-        ("cut", cut, Fault::Malformed, "cut"),
-        ("half", half, Fault::Malformed, "middle of a member"),
+    let rows: [(&str, Vec<u8>, FaultClass, &str); 12] = [
+        ("layers", saved(&[short]), FaultClass::Malformed, "0 layers, and 1"),
+        ("gone", gone.bytes(), FaultClass::Malformed, "no file two/layer.tar"),
+        ("deep", deep.bytes(), FaultClass::Malformed, "outside"),
+        ("large", large, FaultClass::Unsupported, "limit is 20971520"),
+        ("old", old, FaultClass::Unsupported, "before 1.10"),
+        ("version", layout, FaultClass::Malformed, "2.0.0, not 1.x"),
+        ("nothing", Tarball::new().file("x", b"x").bytes(), FaultClass::Malformed, "no archive of images"),
+        ("empty", Vec::new(), FaultClass::Malformed, "empty"),
+        ("text", b"{}".to_vec(), FaultClass::Malformed, "JSON document"),
+        ("bomb", bomb, FaultClass::Unsupported, "the limit for"),
+        ("cut", cut, FaultClass::Malformed, "cut"),
+        ("half", half, FaultClass::Malformed, "middle of a member"),
     ];
     for (name, bytes, expected, words) in rows {
         let path = dir.path().join(name);
@@ -716,14 +718,14 @@ async fn an_archive_that_lies_or_holds_no_image_is_an_error_that_says_so() {
     let path = dir.path().join("wrong");
     std::fs::write(&path, wrong).unwrap();
     let names = namespace(&path.display().to_string(), &dir.path().join("cache")).await;
-    assert_eq!(names.resolve(b"merged/evil").await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(names.resolve(b"merged/evil").await.unwrap_err().fault(), FaultClass::Mismatch);
     let none = dir.path().join("none").display().to_string();
-    assert_eq!(refused(&none, &dir.path().join("cache")).await.0, Fault::NotFound);
+    assert_eq!(refused(&none, &dir.path().join("cache")).await.0, FaultClass::NotFound);
     assert_eq!(
         refused(&format!("oci-archive:{}", dir.path().join("old").display()), &dir.path().join("cache"))
             .await
             .0,
-        Fault::Malformed
+        FaultClass::Malformed
     );
 }
 
@@ -750,7 +752,7 @@ async fn an_archive_on_the_web_is_read_by_range_and_one_that_changes_is_an_error
     let archive = std::fs::read(places.directory.path().join("layout.tar")).unwrap();
     places.web[0].put(archive.iter().map(|byte| byte ^ 1).collect());
     let error = file.bytes.read_at(large.len() as u64 - 1, &mut byte).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Mismatch, "{}", error.chain());
+    assert_eq!(error.fault(), FaultClass::Mismatch, "{}", error.chain());
     assert!(error.chain().contains("another version"), "{}", error.chain());
 
     // Without ranges it comes once, and whole.
@@ -761,7 +763,7 @@ async fn an_archive_on_the_web_is_read_by_range_and_one_that_changes_is_an_error
 
     let absent = format!("{}?sig=secret", places.web[0].url("none"));
     let (fault, words) = refused(&absent, &cache).await;
-    assert_eq!(fault, Fault::NotFound);
+    assert_eq!(fault, FaultClass::NotFound);
     assert!(!words.contains("secret"), "{words}");
 }
 
@@ -778,9 +780,9 @@ async fn a_blob_that_a_content_store_has_is_not_fetched_and_a_wrong_one_is_never
     let opened = async |cache: &str, stores: Vec<std::path::PathBuf>| {
         let options =
             OpenOptions { content_stores: stores, ..OpenOptions::new(places.locations[0].parse().unwrap()) };
-        let cache = Cache::open(&places.directory.path().join(cache)).unwrap();
-        let image = Family::open(&options, &client(), cache).await.unwrap();
-        Namespace::open(Arc::new(image), &Scope::default()).await.unwrap()
+        let cache = BlockCache::open(&places.directory.path().join(cache)).unwrap();
+        let image = ImageSet::open(&options, &client(), cache).await.unwrap();
+        MountNamespace::open(Arc::new(image), &ViewScope::default()).await.unwrap()
     };
     let stores = || vec![places.directory.path().join("absent"), places.directory.path().join("store")];
     for bytes in [&one, &two] {
@@ -825,14 +827,17 @@ async fn what_was_read_of_an_archive_on_the_web_is_there_without_it_by_its_diges
     let requests = places.web[0].requests();
     let pinned = format!("{place}@{}", places.digest);
     check_file(&namespace(&pinned, &cache).await, "files/f", &content).await;
-    let options = OpenOptions { network: Network::Offline, ..OpenOptions::new(pinned.parse().unwrap()) };
-    let image = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await.unwrap();
-    let names = Namespace::open(Arc::new(image), &Scope::default()).await.unwrap();
+    let options =
+        OpenOptions { network: NetworkAccess::Offline, ..OpenOptions::new(pinned.parse().unwrap()) };
+    let image = ImageSet::open(&options, &client(), BlockCache::open(&cache).unwrap()).await.unwrap();
+    let names = MountNamespace::open(Arc::new(image), &ViewScope::default()).await.unwrap();
     check_file(&names, "files/f", &content).await;
     assert_eq!(places.web[0].requests(), requests);
     // A file is no network.
-    let options =
-        OpenOptions { network: Network::Offline, ..OpenOptions::new(places.locations[4].parse().unwrap()) };
-    let opened = Family::open(&options, &client(), Cache::open(&cache).unwrap()).await;
+    let options = OpenOptions {
+        network: NetworkAccess::Offline,
+        ..OpenOptions::new(places.locations[4].parse().unwrap())
+    };
+    let opened = ImageSet::open(&options, &client(), BlockCache::open(&cache).unwrap()).await;
     assert_eq!(opened.unwrap().digest().as_str(), places.digest);
 }

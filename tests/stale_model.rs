@@ -19,9 +19,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use ocifs::cache::{Cache, Cached, Inventory, Limit, SMALL, Verify};
-use ocifs::io::{BoxFuture, ByteRange, Delivery, Fetch, ReadAt as _, ReadError, Shared, Verified, read_vec};
-use ocifs::layer::{Hints, IndexPolicy, Layer};
+use ocifs::cache::{BlockCache, CacheInventory, CachedFile, SMALL, SizeLimit, VerifyMode};
+use ocifs::io::{
+    BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadAt as _, ReadError, SharedReader, VerifiedLevel,
+    read_vec,
+};
+use ocifs::layer::{IndexPolicy, LayerOptions, StoredLayer};
 use ocifs::oci::Digest;
 
 #[path = "support/chunked.rs"]
@@ -119,18 +122,20 @@ struct Repository {
 
 struct Remote(Arc<Repository>);
 
-impl Fetch for Remote {
+impl RangeFetch for Remote {
     fn size(&self) -> u64 {
         self.0.stored[0].len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         let serves = self.0.serves.load(Ordering::SeqCst);
         if serves > 0 {
             self.0.has_lied.store(true, Ordering::SeqCst);
         }
         let bytes = self.0.stored[serves].slice(range.start as usize..range.end as usize);
-        Box::pin(async move { Ok(Delivery { range, body: futures_util::stream::iter([Ok(bytes)]).boxed() }) })
+        Box::pin(
+            async move { Ok(RangeDelivery { range, body: futures_util::stream::iter([Ok(bytes)]).boxed() }) },
+        )
     }
 }
 
@@ -139,27 +144,27 @@ struct Mounted {
     repository: usize,
     /// What its bytes are of: the stored blob, or what that decodes to.
     is_stored: bool,
-    bytes: Shared,
-    _layer: Option<Layer>,
-    _blob: Arc<Cached>,
+    bytes: SharedReader,
+    _layer: Option<StoredLayer>,
+    _blob: Arc<CachedFile>,
 }
 
 struct Process {
-    cache: Cache,
+    cache: BlockCache,
     mounted: Vec<Mounted>,
 }
 
 struct World {
     case: Case,
     dir: Scratch,
-    limit: Limit,
+    limit: SizeLimit,
     repositories: Vec<Arc<Repository>>,
     processes: Vec<Process>,
     log: Vec<String>,
 }
 
 impl World {
-    fn new(case: Case, limit: Limit) -> Self {
+    fn new(case: Case, limit: SizeLimit) -> Self {
         let repository = |at| Repository {
             name: format!("registry.test/{at}"),
             stored: case.stored.clone(),
@@ -175,12 +180,12 @@ impl World {
 
     fn process(&self) -> Process {
         Process {
-            cache: Cache::open_limited(&self.dir.join("cache"), self.limit).unwrap(),
+            cache: BlockCache::open_limited(&self.dir.join("cache"), self.limit).unwrap(),
             mounted: Vec::new(),
         }
     }
 
-    fn blob(&self, process: usize, repository: usize, verify: Verify) -> Arc<Cached> {
+    fn blob(&self, process: usize, repository: usize, verify: VerifyMode) -> Arc<CachedFile> {
         let remote = self.repositories[repository].clone();
         let cache = self.processes[process].cache.for_origin(&remote.name).verifying(verify, SMALL);
         cache.blob(&self.case.digest, Arc::new(Remote(remote))).unwrap()
@@ -195,8 +200,8 @@ impl World {
     ) -> Result<Mounted, ReadError> {
         // A cache that does not hold the blob cannot compare it first.
         let verify = match self.limit {
-            Limit::None => *random.pick(&[Verify::Lazy, Verify::Lazy, Verify::Strict]),
-            _ => Verify::Lazy,
+            SizeLimit::None => *random.pick(&[VerifyMode::Lazy, VerifyMode::Lazy, VerifyMode::Strict]),
+            _ => VerifyMode::Lazy,
         };
         let policy =
             *random.pick(&[IndexPolicy::Auto, IndexPolicy::Auto, IndexPolicy::Local, IndexPolicy::Off]);
@@ -206,10 +211,10 @@ impl World {
             return Ok(Mounted { repository, is_stored: true, bytes, _layer: None, _blob: blob });
         }
         let cache = self.processes[process].cache.for_origin(&self.repositories[repository].name);
-        let layer = Layer::packed(
+        let layer = StoredLayer::packed(
             blob.clone(),
             cache.verifying(verify, SMALL),
-            Hints { verify, policy, ..Hints::default() },
+            LayerOptions { verify, policy, ..LayerOptions::default() },
         );
         layer.index().await?;
         let bytes = layer.stream().unwrap();
@@ -246,7 +251,7 @@ impl World {
             let part = |whole: &[u8]| whole.get(range.start as usize..range.end as usize).map(<[u8]>::to_vec);
             let is_right = part(known[0]).as_deref() == Some(&bytes[..]);
             assert!(
-                is_right || verified != Verified::Full,
+                is_right || verified != VerifiedLevel::Full,
                 "{range}: wrong bytes are called verified{}",
                 self.told()
             );
@@ -304,20 +309,20 @@ impl World {
             }
             8 => {
                 self.log.push(format!("process {process} pulls {repository}"));
-                let blob = self.blob(process, repository, Verify::Lazy);
+                let blob = self.blob(process, repository, VerifyMode::Lazy);
                 let pulled = blob.ensure(ByteRange::new(0, blob.size())).await;
                 let has_lied = self.repositories[repository].has_lied.load(Ordering::SeqCst);
                 assert!(pulled.is_ok() || has_lied, "an honest repository cannot be pulled{}", self.told());
             }
             9 => {
                 self.log.push("the cache is collected".into());
-                if let Some(inventory) = Inventory::open(&self.dir.join("cache")).unwrap() {
+                if let Some(inventory) = CacheInventory::open(&self.dir.join("cache")).unwrap() {
                     inventory.collect(|_, _, _| {}).unwrap();
                 }
             }
             10 => {
                 self.log.push("the cache is cleared".into());
-                if let Some(inventory) = Inventory::open(&self.dir.join("cache")).unwrap() {
+                if let Some(inventory) = CacheInventory::open(&self.dir.join("cache")).unwrap() {
                     inventory.remove(|_| true, |_, _| {}).unwrap();
                 }
             }
@@ -370,7 +375,7 @@ async fn nothing_that_was_learnt_from_a_lie_outlives_it() {
         let mut cases = cases();
         let case = cases.swap_remove(seed as usize % cases.len());
         // Some caches hold less than what is read: blocks go while they are in use.
-        let limit = if random.below(3) == 0 { Limit::Bytes(6 * MIB as u64) } else { Limit::None };
+        let limit = if random.below(3) == 0 { SizeLimit::Bytes(6 * MIB as u64) } else { SizeLimit::None };
         eprintln!("seed {seed}: {}", case.name);
         let mut world = World::new(case, limit);
         for _ in 0..STEPS {

@@ -13,8 +13,8 @@ mod tar_walk;
 
 use std::collections::BTreeMap;
 
-use ocifs::io::Fault;
-use ocifs::layer::{Content, Entry, EntryKind, Toc};
+use ocifs::io::FaultClass;
+use ocifs::layer::{FileContent, TableOfContents, TocEntry, TocEntryKind};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tar_walk::{archives, chunked, corpus, ranged, whole};
@@ -52,7 +52,7 @@ fn rejected_archives_are_errors_of_the_walker() {
                 Err(error) => {
                     assert!(!excused, "{name} is the walker's business: {error}");
                     assert!(
-                        matches!(error.fault(), Fault::Malformed | Fault::Unsupported),
+                        matches!(error.fault(), FaultClass::Malformed | FaultClass::Unsupported),
                         "{name}: {error}"
                     );
                     eprintln!("{name}: {error}");
@@ -128,13 +128,13 @@ fn clean(path: &[u8]) -> Vec<u8> {
     parts.join(&b'/')
 }
 
-fn compare(case: &str, toc: &Toc, archive: &[u8], expect: &Value) {
-    let mut entries: BTreeMap<Vec<u8>, &Entry> = BTreeMap::new();
-    let own: Vec<Entry> = toc.iter().map(|entry| entry.to_entry()).collect();
+fn compare(case: &str, toc: &TableOfContents, archive: &[u8], expect: &Value) {
+    let mut entries: BTreeMap<Vec<u8>, &TocEntry> = BTreeMap::new();
+    let own: Vec<TocEntry> = toc.iter().map(|entry| entry.to_entry()).collect();
     for entry in &own {
         let path = clean(&entry.path);
         if path.is_empty() {
-            assert_eq!(entry.kind, EntryKind::Directory, "{case}: the root is a directory");
+            assert_eq!(entry.kind, TocEntryKind::Directory, "{case}: the root is a directory");
         } else {
             entries.insert(path, entry);
         }
@@ -164,7 +164,7 @@ fn compare(case: &str, toc: &Toc, archive: &[u8], expect: &Value) {
             group.iter().map(|name| entries[name]).max_by_key(|entry| entry.header).unwrap()
         });
         let origin = match &entry.kind {
-            EntryKind::HardLink(target) => {
+            TocEntryKind::HardLink(target) => {
                 let target = clean(target);
                 assert!(
                     group.is_some_and(|group| group.contains(&target)),
@@ -179,15 +179,15 @@ fn compare(case: &str, toc: &Toc, archive: &[u8], expect: &Value) {
     assert_eq!(matched, entries.len(), "{case} has entries that are not expected: {:?}", entries.keys());
 }
 
-fn compare_node(subject: &str, entry: &Entry, origin: &Entry, archive: &[u8], node: &Value) {
+fn compare_node(subject: &str, entry: &TocEntry, origin: &TocEntry, archive: &[u8], node: &Value) {
     let kind = match &origin.kind {
-        EntryKind::File(_) => "100",
-        EntryKind::Directory => "040",
-        EntryKind::Symlink(_) => "120",
-        EntryKind::CharDevice(_) => "020",
-        EntryKind::BlockDevice(_) => "060",
-        EntryKind::Fifo => "010",
-        EntryKind::HardLink(_) => panic!("{subject} is a link to a link"),
+        TocEntryKind::File(_) => "100",
+        TocEntryKind::Directory => "040",
+        TocEntryKind::Symlink(_) => "120",
+        TocEntryKind::CharDevice(_) => "020",
+        TocEntryKind::BlockDevice(_) => "060",
+        TocEntryKind::Fifo => "010",
+        TocEntryKind::HardLink(_) => panic!("{subject} is a link to a link"),
     };
     let mode = format!("{kind}{:03o}", entry.mode);
     // The reference made symbolic links on Linux, where their permission bits are always 0777.
@@ -208,17 +208,17 @@ fn compare_node(subject: &str, entry: &Entry, origin: &Entry, archive: &[u8], no
         entry.xattrs.iter().map(|(name, value)| (name.clone(), hex(value))).collect();
     assert_eq!(found, xattrs, "{subject}: xattrs");
     match &origin.kind {
-        EntryKind::File(content) => {
+        TocEntryKind::File(content) => {
             assert_eq!(node["size"], content.size, "{subject}: size");
             if let Some(prefix) = node.get("sha256_prefix") {
                 let digest = hex(&Sha256::digest(read(content, archive)));
                 assert_eq!(*prefix, digest[..12], "{subject}: content");
             }
         }
-        EntryKind::Symlink(target) => {
+        TocEntryKind::Symlink(target) => {
             assert_eq!(bytes_of(node["link"].as_str().unwrap()), *target, "{subject}: target");
         }
-        EntryKind::CharDevice(device) | EntryKind::BlockDevice(device) => {
+        TocEntryKind::CharDevice(device) | TocEntryKind::BlockDevice(device) => {
             assert_eq!(node["rdev"], device.major << 8 | device.minor, "{subject}: rdev");
         }
         _ => {}
@@ -226,7 +226,7 @@ fn compare_node(subject: &str, entry: &Entry, origin: &Entry, archive: &[u8], no
 }
 
 /// The bytes of a file, from the archive.
-fn read(content: &Content, archive: &[u8]) -> Vec<u8> {
+fn read(content: &FileContent, archive: &[u8]) -> Vec<u8> {
     let mut stored = &archive[content.offset as usize..][..content.stored() as usize];
     let Some(runs) = &content.runs else { return stored.to_vec() };
     let mut bytes = vec![0; content.size as usize];

@@ -15,7 +15,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use ocifs::layer::{Entry, EntryKind, Toc};
+use ocifs::layer::{TableOfContents, TocEntry, TocEntryKind};
 use serde_json::Value;
 
 /// Lists an archive from stdin: one JSON array of entries.
@@ -101,7 +101,7 @@ fn the_three_pax_sparse_versions_are_read_as_python_reads_them() {
         let toc = agree(&format!("tar --sparse-version={version}"), &archive);
         for (name, size, least) in [("sparse", 10 << 20, 3), ("hole", 1 << 20, 0), ("many", 300 << 16, 300)] {
             let entry = toc.iter().find(|entry| entry.path.ends_with(name.as_bytes())).unwrap().to_entry();
-            let EntryKind::File(content) = &entry.kind else { panic!("{name} is {:?}", entry.kind) };
+            let TocEntryKind::File(content) = &entry.kind else { panic!("{name} is {:?}", entry.kind) };
             let runs = content.runs.as_ref().unwrap_or_else(|| panic!("{version}: {name} is not sparse"));
             assert_eq!(content.size, size, "{version}: {name}");
             assert!(runs.len() >= least, "{version}: {name} has {} runs", runs.len());
@@ -208,7 +208,7 @@ fn populate(dir: &Path) {
 }
 
 /// Both readers list the archive alike; the walker's answer.
-fn agree(subject: &str, archive: &[u8]) -> Toc {
+fn agree(subject: &str, archive: &[u8]) -> TableOfContents {
     let toc = tar_walk::whole(archive).unwrap_or_else(|error| panic!("{subject}: {error}"));
     assert_eq!(tar_walk::ranged(archive, 0).0, Ok(toc.clone()), "{subject}");
     let listed = output(Command::new("python3").args(["-c", LIST]), archive);
@@ -221,7 +221,7 @@ fn agree(subject: &str, archive: &[u8]) -> Toc {
     toc
 }
 
-fn compare(subject: &str, entry: &Entry, listed: &Value) {
+fn compare(subject: &str, entry: &TocEntry, listed: &Value) {
     // Python cuts trailing slashes off names.
     let path = entry.path.strip_suffix(b"/").unwrap_or(&entry.path);
     assert_eq!(listed["name"], hex(path), "{subject}: name");
@@ -239,11 +239,11 @@ fn compare(subject: &str, entry: &Entry, listed: &Value) {
         .collect();
     assert_eq!(listed["xattrs"], Value::Object(xattrs), "{subject}: xattrs");
     let target = |target: &[u8]| assert_eq!(listed["link"], hex(target), "{subject}: target");
-    let device = |device: &ocifs::layer::Device| {
+    let device = |device: &ocifs::layer::DeviceNumber| {
         assert_eq!(listed["dev"], serde_json::json!([device.major, device.minor]), "{subject}: device");
     };
     let flag = match &entry.kind {
-        EntryKind::File(content) => {
+        TocEntryKind::File(content) => {
             assert_eq!(listed["size"], content.size, "{subject}: size");
             assert_eq!(listed["data"], content.offset, "{subject}: offset");
             let runs = content.runs.as_ref().map(|runs| {
@@ -252,32 +252,32 @@ fn compare(subject: &str, entry: &Entry, listed: &Value) {
             assert_eq!(listed["sparse"], Value::from(runs), "{subject}: runs");
             "0"
         }
-        EntryKind::HardLink(to) => {
+        TocEntryKind::HardLink(to) => {
             target(to);
             "1"
         }
-        EntryKind::Symlink(to) => {
+        TocEntryKind::Symlink(to) => {
             target(to);
             "2"
         }
-        EntryKind::CharDevice(number) => {
+        TocEntryKind::CharDevice(number) => {
             device(number);
             "3"
         }
-        EntryKind::BlockDevice(number) => {
+        TocEntryKind::BlockDevice(number) => {
             device(number);
             "4"
         }
-        EntryKind::Directory => "5",
-        EntryKind::Fifo => "6",
+        TocEntryKind::Directory => "5",
+        TocEntryKind::Fifo => "6",
     };
     let listed_flag = listed["type"].as_str().unwrap();
     // v7 has '\0' for files.
     assert_eq!(if listed_flag == "\0" { "0" } else { listed_flag }, flag, "{subject}: type");
 }
 
-fn expand(archive: &[u8], entry: &Entry) -> Vec<u8> {
-    let EntryKind::File(content) = &entry.kind else { panic!("not a file") };
+fn expand(archive: &[u8], entry: &TocEntry) -> Vec<u8> {
+    let TocEntryKind::File(content) = &entry.kind else { panic!("not a file") };
     let mut bytes = vec![0; content.size as usize];
     let mut from = content.offset as usize;
     for run in content.runs.iter().flatten() {

@@ -13,11 +13,11 @@ use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::MAX_JSON;
-use super::table::Table;
-use crate::io::{ByteRange, Fetch, FetchAll, FetchPart, ReadError, compute, read_vec};
-use crate::layer::{Encoding, SNIFF_LEN, Sniffed, sniff};
-use crate::oci::{Algorithm, Descriptor, Digest, Hasher, ImageConfig, MAX_LAYERS};
-use crate::source::{Listed, SourceError};
+use super::table::MemberIndex;
+use crate::io::{ByteRange, FetchAll, FetchPart, RangeFetch, ReadError, compute, read_vec};
+use crate::layer::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
+use crate::oci::{Descriptor, Digest, HashAlgorithm, Hasher, ImageConfig, MAX_LAYERS};
+use crate::source::{LayoutImage, SourceError};
 
 /// The list of images.
 pub(super) const LIST: &str = "manifest.json";
@@ -37,7 +37,7 @@ const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 /// One image of `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Saved {
+struct SavedImage {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
@@ -48,7 +48,7 @@ struct Saved {
 /// A synthesized manifest. The order of its properties is part of its digest.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Made {
+struct BuiltManifest {
     schema_version: u32,
     media_type: &'static str,
     config: Descriptor,
@@ -57,8 +57,8 @@ struct Made {
 
 /// The images of an archive.
 #[derive(Default)]
-pub(super) struct Images {
-    pub(super) listed: Vec<Listed>,
+pub(super) struct DockerImages {
+    pub(super) listed: Vec<LayoutImage>,
     /// The synthesized manifests.
     pub(super) made: HashMap<Digest, Bytes>,
     /// Offsets of configs and layers in the archive.
@@ -66,7 +66,7 @@ pub(super) struct Images {
 }
 
 /// Whether the archive has a list of images. Fails if the only list has a form that is too old.
-pub(super) fn is_here(table: &Table) -> Result<bool, SourceError> {
+pub(super) fn is_here(table: &MemberIndex) -> Result<bool, SourceError> {
     if table.find(LIST)?.is_some() {
         return Ok(true);
     }
@@ -79,14 +79,17 @@ pub(super) fn is_here(table: &Table) -> Result<bool, SourceError> {
 }
 
 /// Reads the images of `archive`.
-pub(super) async fn images(archive: &Arc<dyn Fetch>, table: &Table) -> Result<Images, SourceError> {
+pub(super) async fn images(
+    archive: &Arc<dyn RangeFetch>,
+    table: &MemberIndex,
+) -> Result<DockerImages, SourceError> {
     let list = json(archive, table, LIST).await?.1;
-    let saved: Vec<Saved> = serde_json::from_slice(&list)
+    let saved: Vec<SavedImage> = serde_json::from_slice(&list)
         .map_err(|error| table.refused(format!("its {LIST} is not what docker writes: {error}")))?;
     if saved.len() > MAX_IMAGES {
         return Err(table.unsupported(format!("it has more than {MAX_IMAGES} images")));
     }
-    let mut images = Images::default();
+    let mut images = DockerImages::default();
     let mut known = HashMap::new();
     let (mut configs, mut all_layers) = (0, 0);
     for image in saved {
@@ -124,34 +127,37 @@ pub(super) async fn images(archive: &Arc<dyn Fetch>, table: &Table) -> Result<Im
             images.blobs.entry(layer.digest.clone()).or_insert(range);
             layers.push(layer);
         }
-        let made = Made { schema_version: 2, media_type: MANIFEST, config, layers };
+        let made = BuiltManifest { schema_version: 2, media_type: MANIFEST, config, layers };
         let bytes = serde_json::to_vec(&made).map_err(|error| table.refused(error.to_string()))?;
         let descriptor = Descriptor::of(MANIFEST, &bytes);
         images.made.insert(descriptor.digest.clone(), bytes.into());
-        images.listed.push(Listed { descriptor, names: image.repo_tags.unwrap_or_default() });
+        images.listed.push(LayoutImage { descriptor, names: image.repo_tags.unwrap_or_default() });
     }
     Ok(images)
 }
 
 /// Digest and media type of the layer at `range` of the archive. The digest is `None` for a plain tar, whose digest
 /// is its diff_id.
-async fn stored(archive: &Arc<dyn Fetch>, range: ByteRange) -> Result<(Option<Digest>, String), SourceError> {
-    let file: Arc<dyn Fetch> = Arc::new(FetchPart::new(archive.clone(), range)?);
+async fn stored(
+    archive: &Arc<dyn RangeFetch>,
+    range: ByteRange,
+) -> Result<(Option<Digest>, String), SourceError> {
+    let file: Arc<dyn RangeFetch> = Arc::new(FetchPart::new(archive.clone(), range)?);
     let head = ByteRange::new(0, range.len().min(SNIFF_LEN as u64));
     let head = read_vec(&FetchAll(file.clone()), head).await?;
     let suffix = match sniff(&head) {
-        Sniffed::Stream(Encoding::Plain) => return Ok((None, LAYER.to_owned())),
-        Sniffed::Stream(Encoding::Gzip) => ".gzip",
-        Sniffed::Stream(Encoding::Zstd) => ".zstd",
+        SniffResult::Stream(StreamEncoding::Plain) => return Ok((None, LAYER.to_owned())),
+        SniffResult::Stream(StreamEncoding::Gzip) => ".gzip",
+        SniffResult::Stream(StreamEncoding::Zstd) => ".zstd",
         // No label is more specific than the content.
-        Sniffed::Stream(_) | Sniffed::Other(_) => "",
+        SniffResult::Stream(_) | SniffResult::Other(_) => "",
     };
     Ok((Some(digest_of(&file).await?), format!("{LAYER}{suffix}")))
 }
 
 /// The digest of a whole file.
-async fn digest_of(file: &Arc<dyn Fetch>) -> Result<Digest, ReadError> {
-    let mut hasher = Hasher::new(Algorithm::Sha256);
+async fn digest_of(file: &Arc<dyn RangeFetch>) -> Result<Digest, ReadError> {
+    let mut hasher = Hasher::new(HashAlgorithm::Sha256);
     let whole = ByteRange::new(0, file.size());
     if !whole.is_empty() {
         let mut body = file.fetch(whole).await?.body;
@@ -169,8 +175,8 @@ async fn digest_of(file: &Arc<dyn Fetch>) -> Result<Digest, ReadError> {
 
 /// A JSON file of the archive: its range, and its bytes.
 pub(super) async fn json(
-    archive: &Arc<dyn Fetch>,
-    table: &Table,
+    archive: &Arc<dyn RangeFetch>,
+    table: &MemberIndex,
     name: &str,
 ) -> Result<(ByteRange, Vec<u8>), SourceError> {
     let range = required(table, name)?;
@@ -181,7 +187,7 @@ pub(super) async fn json(
     Ok((range, read_vec(&FetchAll(archive.clone()), range).await?))
 }
 
-fn required(table: &Table, name: &str) -> Result<ByteRange, SourceError> {
+fn required(table: &MemberIndex, name: &str) -> Result<ByteRange, SourceError> {
     let missing = || table.refused(format!("there is no file {} in it, which it names", name.escape_debug()));
     table.find(name)?.ok_or_else(missing)
 }

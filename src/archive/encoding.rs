@@ -1,17 +1,17 @@
 //! The compression of an archive as a whole, by its first bytes.
 
-use crate::io::Fault;
-use crate::layer::{Encoding, Sniffed, sniff};
+use crate::io::FaultClass;
+use crate::layer::{SniffResult, StreamEncoding, sniff};
 use crate::source::SourceError;
 
 /// The encoding of an archive with these first bytes.
-pub(super) fn encoding(head: &[u8], place: &str) -> Result<Encoding, SourceError> {
+pub(super) fn encoding(head: &[u8], place: &str) -> Result<StreamEncoding, SourceError> {
     let wrong = |reason: String| {
-        Err(SourceError::Archive { place: place.to_owned(), reason, fault: Fault::Malformed })
+        Err(SourceError::Archive { place: place.to_owned(), reason, fault: FaultClass::Malformed })
     };
     match sniff(head) {
-        Sniffed::Stream(_) if head.is_empty() => wrong("it is empty, and no archive".into()),
-        Sniffed::Stream(encoding) => Ok(encoding),
-        Sniffed::Other(name) => wrong(format!("its content is {name}, and no tar archive")),
+        SniffResult::Stream(_) if head.is_empty() => wrong("it is empty, and no archive".into()),
+        SniffResult::Stream(encoding) => Ok(encoding),
+        SniffResult::Other(name) => wrong(format!("its content is {name}, and no tar archive")),
     }
 }

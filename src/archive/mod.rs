@@ -13,24 +13,24 @@ mod whole;
 
 use std::sync::Arc;
 
-use crate::cache::Cache;
-use crate::registry::Registry;
-use crate::source::{self, Layout, Location, Source};
+use crate::cache::BlockCache;
+use crate::registry::RegistryClient;
+use crate::source::{self, ImageLocation, ImageSource, LayoutSource};
 
-use opened::Archive;
+use opened::ImageArchive;
 
 /// Maximum size of a JSON file of an archive.
 const MAX_JSON: u64 = 20 * 1024 * 1024;
 
 /// Opens the source at `location`, an archive or not. Reads nothing yet. An archive that cannot be read in place is
 /// spooled to the disk of `cache` while the source lives.
-pub fn open(location: &Location, registry: &Registry, cache: &Cache) -> Arc<dyn Source> {
+pub fn open(location: &ImageLocation, registry: &RegistryClient, cache: &BlockCache) -> Arc<dyn ImageSource> {
     match (source::open(location, registry), location) {
         (Some(source), _) => source,
-        (None, Location::Archive { at, form, choice }) => {
+        (None, ImageLocation::Archive { at, form, choice }) => {
             let place = location.place();
-            let archive = Archive::new(at.clone(), *form, place, registry.clone(), cache.clone());
-            Arc::new(Layout::new(archive, choice.clone()))
+            let archive = ImageArchive::new(at.clone(), *form, place, registry.clone(), cache.clone());
+            Arc::new(LayoutSource::new(archive, choice.clone()))
         }
         // Every other location is opened by `source::open`.
         (None, _) => source::offline(location),

@@ -9,76 +9,87 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use super::docker::{self, Images, json};
-use super::table::Table;
+use super::docker::{self, DockerImages, json};
+use super::table::MemberIndex;
 use super::whole;
-use crate::cache::Cache;
+use crate::cache::BlockCache;
 use crate::io::{
-    BoxFuture, ByteRange, Delivery, Fault, Fetch, FetchAll, FetchPart, LocalBytes, ReadError, chain, read_vec,
+    BoxFuture, ByteRange, FaultClass, FetchAll, FetchPart, LocalBytes, RangeDelivery, RangeFetch, ReadError,
+    chain, read_vec,
 };
 use crate::oci::{Descriptor, Digest, Reference};
-use crate::registry::Registry;
-use crate::source::{Files, Form, Listed, Place, SourceError, listed_in};
+use crate::registry::RegistryClient;
+use crate::source::{ArchiveLocation, ExpectedForm, LayoutFiles, LayoutImage, SourceError, listed_in};
 
 /// The marker file of an OCI layout.
 const MARKER: &str = "oci-layout";
 const INDEX: &str = "index.json";
 
 /// An archive of images.
-pub(super) struct Archive(Arc<Unopened>);
+pub(super) struct ImageArchive(Arc<ArchiveOpener>);
 
 /// How to open the archive, and the opened state.
-struct Unopened {
-    at: Place,
-    form: Form,
+struct ArchiveOpener {
+    at: ArchiveLocation,
+    form: ExpectedForm,
     place: String,
-    registry: Registry,
-    cache: Cache,
-    opened: OnceCell<Opened>,
+    registry: RegistryClient,
+    cache: BlockCache,
+    opened: OnceCell<ArchiveContents>,
 }
 
 /// The content of an archive.
-struct Opened {
-    bytes: Arc<dyn Fetch>,
-    images: Vec<Listed>,
+struct ArchiveContents {
+    bytes: Arc<dyn RangeFetch>,
+    images: Vec<LayoutImage>,
     /// Synthesized documents, which no file of the archive has.
     made: HashMap<Digest, Bytes>,
     blobs: HashMap<Digest, ByteRange>,
 }
 
-impl Archive {
-    pub(super) fn new(at: Place, form: Form, place: String, registry: Registry, cache: Cache) -> Self {
-        Self(Arc::new(Unopened { at, form, place, registry, cache, opened: OnceCell::new() }))
+impl ImageArchive {
+    pub(super) fn new(
+        at: ArchiveLocation,
+        form: ExpectedForm,
+        place: String,
+        registry: RegistryClient,
+        cache: BlockCache,
+    ) -> Self {
+        Self(Arc::new(ArchiveOpener { at, form, place, registry, cache, opened: OnceCell::new() }))
     }
 }
 
-impl Unopened {
-    async fn open(&self) -> Result<&Opened, SourceError> {
+impl ArchiveOpener {
+    async fn open(&self) -> Result<&ArchiveContents, SourceError> {
         self.opened
             .get_or_try_init(|| async {
                 let bytes = whole::open(&self.at, &self.place, &self.registry, &self.cache).await?;
-                let table = Table::read(&bytes, &self.place).await?;
+                let table = MemberIndex::read(&bytes, &self.place).await?;
                 self.read(bytes, &table).await
             })
             .await
     }
 
     /// Finds the images. An OCI layout takes precedence over the list for older tools beside it.
-    async fn read(&self, bytes: Arc<dyn Fetch>, table: &Table) -> Result<Opened, SourceError> {
+    async fn read(
+        &self,
+        bytes: Arc<dyn RangeFetch>,
+        table: &MemberIndex,
+    ) -> Result<ArchiveContents, SourceError> {
         let is_layout = table.find(MARKER)?.is_some() && table.find(INDEX)?.is_some();
         let lacks = |files: &str| table.refused(format!("it is no archive of images: it has no {files}"));
         let is_docker = match self.form {
-            Form::Oci if is_layout => false,
-            Form::Oci => return Err(lacks("oci-layout and index.json")),
-            Form::Any if is_layout => false,
-            Form::Any if docker::is_here(table)? => true,
-            Form::Any => return Err(lacks("oci-layout and index.json, and no manifest.json")),
-            Form::Docker if docker::is_here(table)? => true,
-            Form::Docker => return Err(lacks(docker::LIST)),
+            ExpectedForm::Oci if is_layout => false,
+            ExpectedForm::Oci => return Err(lacks("oci-layout and index.json")),
+            ExpectedForm::Any if is_layout => false,
+            ExpectedForm::Any if docker::is_here(table)? => true,
+            ExpectedForm::Any => return Err(lacks("oci-layout and index.json, and no manifest.json")),
+            ExpectedForm::Docker if docker::is_here(table)? => true,
+            ExpectedForm::Docker => return Err(lacks(docker::LIST)),
         };
         if is_docker {
-            let Images { listed: images, made, blobs } = docker::images(&bytes, table).await?;
-            return Ok(Opened { bytes, images, made, blobs });
+            let DockerImages { listed: images, made, blobs } = docker::images(&bytes, table).await?;
+            return Ok(ArchiveContents { bytes, images, made, blobs });
         }
         let (marker, index) = (json(&bytes, table, MARKER).await?.1, json(&bytes, table, INDEX).await?.1);
         let images = listed_in(&self.place, &marker, &index)?;
@@ -90,37 +101,38 @@ impl Unopened {
                 blobs.insert(digest, range);
             }
         }
-        Ok(Opened { bytes, images, made: HashMap::new(), blobs })
+        Ok(ArchiveContents { bytes, images, made: HashMap::new(), blobs })
     }
 
     fn missing(&self, digest: &Digest) -> SourceError {
         SourceError::Archive {
             place: self.place.clone(),
             reason: format!("there is no blob {digest} in it"),
-            fault: Fault::NotFound,
+            fault: FaultClass::NotFound,
         }
     }
 }
 
-impl Opened {
+impl ArchiveContents {
     fn range(&self, digest: &Digest) -> Option<ByteRange> {
         self.blobs.get(digest).copied()
     }
 }
 
-impl Files for Archive {
+impl LayoutFiles for ImageArchive {
     fn place(&self) -> String {
         self.0.place.clone()
     }
 
-    fn images(&self) -> BoxFuture<'_, Result<Vec<Listed>, SourceError>> {
+    fn images(&self) -> BoxFuture<'_, Result<Vec<LayoutImage>, SourceError>> {
         Box::pin(async move { Ok(self.0.open().await?.images.clone()) })
     }
 
     /// Names of `docker save` may be short or in full, with the same meaning.
     fn is_called(&self, name: &str, tag: &str) -> bool {
         let full = |text: &str| text.parse::<Reference>().ok().map(|reference| reference.to_string());
-        name == tag || self.0.form != Form::Oci && full(name).is_some_and(|name| full(tag) == Some(name))
+        name == tag
+            || self.0.form != ExpectedForm::Oci && full(name).is_some_and(|name| full(tag) == Some(name))
     }
 
     fn size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
@@ -145,7 +157,7 @@ impl Files for Archive {
         })
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
         let (digest, size) = (descriptor.digest.clone(), descriptor.size);
         Arc::new(ArchiveBlob { archive: self.0.clone(), digest, size })
     }
@@ -153,31 +165,31 @@ impl Files for Archive {
 
 /// A blob of an archive, opened on the first read.
 struct ArchiveBlob {
-    archive: Arc<Unopened>,
+    archive: Arc<ArchiveOpener>,
     digest: Digest,
     size: u64,
 }
 
 impl ArchiveBlob {
-    async fn find(&self) -> Result<Arc<dyn Fetch>, ReadError> {
+    async fn find(&self) -> Result<Arc<dyn RangeFetch>, ReadError> {
         let in_it = |error: SourceError| ReadError::new(error.fault(), chain(&error));
         let opened = self.archive.open().await.map_err(in_it)?;
         if let Some(made) = opened.made.get(&self.digest) {
-            return Ok(Arc::new(Document(made.clone())));
+            return Ok(Arc::new(BuiltDocument(made.clone())));
         }
         let range = opened.range(&self.digest).ok_or_else(|| in_it(self.archive.missing(&self.digest)))?;
         Ok(Arc::new(FetchPart::new(opened.bytes.clone(), range)?))
     }
 }
 
-impl Fetch for ArchiveBlob {
+impl RangeFetch for ArchiveBlob {
     fn size(&self) -> u64 {
         self.size
     }
 
     fn may_be_local(&self) -> bool {
         // What the cache has of an archive on the web is read without opening the archive.
-        !matches!(self.archive.at, Place::Web(_))
+        !matches!(self.archive.at, ArchiveLocation::Web(_))
     }
 
     fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
@@ -188,7 +200,7 @@ impl Fetch for ArchiveBlob {
         })
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let found = self.find().await?;
             if found.size() != self.size {
@@ -199,7 +211,7 @@ impl Fetch for ArchiveBlob {
                     found.size(),
                     self.size
                 );
-                return Err(ReadError::new(Fault::Mismatch, message));
+                return Err(ReadError::new(FaultClass::Mismatch, message));
             }
             found.fetch(range).await
         })
@@ -207,18 +219,18 @@ impl Fetch for ArchiveBlob {
 }
 
 /// A synthesized document.
-struct Document(Bytes);
+struct BuiltDocument(Bytes);
 
-impl Fetch for Document {
+impl RangeFetch for BuiltDocument {
     fn size(&self) -> u64 {
         self.0.len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             // No document is larger than memory.
             let body = self.0.slice(range.start as usize..range.end as usize);
-            Ok(Delivery { range, body: Box::pin(futures_util::stream::iter([Ok(body)])) })
+            Ok(RangeDelivery { range, body: Box::pin(futures_util::stream::iter([Ok(body)])) })
         })
     }
 }

@@ -13,9 +13,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 
 use super::encoding::encoding;
-use crate::cache::Cache;
-use crate::io::{BoxStream, Fault, Fetch, ReadError, compute};
-use crate::layer::{CodecError, Decoder, SNIFF_LEN, most_stream};
+use crate::cache::BlockCache;
+use crate::io::{BoxStream, FaultClass, RangeFetch, ReadError, compute};
+use crate::layer::{CodecError, SNIFF_LEN, UnitDecoder, most_stream};
 use crate::source::{LocalFile, SourceError};
 
 /// Decoded bytes per write.
@@ -25,17 +25,17 @@ const OUTPUT: usize = 256 * 1024;
 pub(super) async fn spool(
     mut body: BoxStream<'static, Result<Bytes, ReadError>>,
     place: &str,
-    cache: &Cache,
-) -> Result<Arc<dyn Fetch>, SourceError> {
+    cache: &BlockCache,
+) -> Result<Arc<dyn RangeFetch>, SourceError> {
     let mut head = BytesMut::new();
     while head.len() < SNIFF_LEN
         && let Some(chunk) = body.next().await
     {
         head.extend_from_slice(&chunk?);
     }
-    let decoder = Decoder::new(encoding(&head, place)?, 0).map_err(|error| broken(place, error))?;
+    let decoder = UnitDecoder::new(encoding(&head, place)?, 0).map_err(|error| broken(place, error))?;
     let file = cache.spool().map_err(ReadError::from)?;
-    let mut spool = Spool { file, place: place.to_owned(), decoder, taken: 0, made: 0 };
+    let mut spool = SpoolWriter { file, place: place.to_owned(), decoder, taken: 0, made: 0 };
     let mut next = Some(Ok(head.freeze()));
     while let Some(chunk) = next {
         let chunk = chunk?;
@@ -48,16 +48,16 @@ pub(super) async fn spool(
 }
 
 /// The state of the write.
-struct Spool {
+struct SpoolWriter {
     file: File,
     place: String,
     /// `None` for an uncompressed archive.
-    decoder: Option<Decoder>,
+    decoder: Option<UnitDecoder>,
     taken: u64,
     made: u64,
 }
 
-impl Spool {
+impl SpoolWriter {
     fn take(&mut self, mut input: &[u8]) -> Result<(), ReadError> {
         self.taken += input.len() as u64;
         let Some(decoder) = &mut self.decoder else { return self.write(input) };
@@ -74,7 +74,7 @@ impl Spool {
                 let message = format!(
                     "{place} decodes to more than {limit} bytes, the limit for {taken} compressed ones"
                 );
-                return Err(ReadError::new(Fault::Unsupported, message));
+                return Err(ReadError::new(FaultClass::Unsupported, message));
             }
             let is_over = input.is_empty() && step.produced < output.len();
             if is_over || made.len() >= OUTPUT {
@@ -101,14 +101,14 @@ impl Spool {
 
 fn write(file: &mut File, place: &str, bytes: &[u8]) -> Result<(), ReadError> {
     file.write_all(bytes).map_err(|error| {
-        ReadError::caused(Fault::Io, format!("putting {place} on the disk of the cache"), error)
+        ReadError::caused(FaultClass::Io, format!("putting {place} on the disk of the cache"), error)
     })
 }
 
 fn broken(place: &str, error: CodecError) -> ReadError {
     let fault = match error {
-        CodecError::Memory { .. } => Fault::Unsupported,
-        _ => Fault::Malformed,
+        CodecError::Memory { .. } => FaultClass::Unsupported,
+        _ => FaultClass::Malformed,
     };
     ReadError::caused(fault, format!("decoding {place}"), error)
 }

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::Arc;
 
-use crate::io::{ByteRange, Fault, Fetch, FetchAll, read_vec};
-use crate::layer::{EntryKind, Need, TarLimits, TarWalker, Toc};
+use crate::io::{ByteRange, FaultClass, FetchAll, RangeFetch, read_vec};
+use crate::layer::{TableOfContents, TarLimits, TarWalker, TocEntryKind, WalkerNeed};
 use crate::source::SourceError;
 
 /// Minimum bytes read at each header, so that small adjacent files need one read.
@@ -23,7 +23,7 @@ const MAX_LINKS: usize = 16;
 
 /// A member of the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Member {
+enum IndexedMember {
     /// A file and its range.
     File(ByteRange),
     /// A link to another name.
@@ -34,14 +34,14 @@ enum Member {
 
 /// All names of an archive.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct MemberIndex {
     place: String,
-    members: HashMap<String, Member>,
+    members: HashMap<String, IndexedMember>,
 }
 
-impl Table {
+impl MemberIndex {
     /// Walks the headers of `archive`, called `place` in messages.
-    pub(super) async fn read(archive: &Arc<dyn Fetch>, place: &str) -> Result<Self, SourceError> {
+    pub(super) async fn read(archive: &Arc<dyn RangeFetch>, place: &str) -> Result<Self, SourceError> {
         let limits = TarLimits { entries: MAX_MEMBERS, metadata: MAX_NAMES, ..TarLimits::default() };
         let mut walker = TarWalker::new(limits);
         let bytes = FetchAll(archive.clone());
@@ -51,7 +51,7 @@ impl Table {
             reason: error.to_string(),
             fault: error.fault(),
         };
-        while let Need::Bytes(need) = walker.need() {
+        while let WalkerNeed::Bytes(need) = walker.need() {
             if need.start >= size {
                 break;
             }
@@ -65,7 +65,7 @@ impl Table {
         Self::of(&toc, size, place)
     }
 
-    fn of(toc: &Toc, size: u64, place: &str) -> Result<Self, SourceError> {
+    fn of(toc: &TableOfContents, size: u64, place: &str) -> Result<Self, SourceError> {
         let mut table = Self { place: place.to_owned(), members: HashMap::new() };
         for entry in toc {
             let shown = || String::from_utf8_lossy(entry.path).escape_debug().to_string();
@@ -76,35 +76,38 @@ impl Table {
             let link = |target: &[u8], from: &str| {
                 // A dangling link is an error only when it is followed.
                 let target = std::str::from_utf8(target).ok().and_then(|target| joined(from, target));
-                target.map_or(Member::Other, Member::Link)
+                target.map_or(IndexedMember::Other, IndexedMember::Link)
             };
             let member = match entry.kind {
-                EntryKind::File(content) if content.runs.is_some() => {
+                TocEntryKind::File(content) if content.runs.is_some() => {
                     return Err(table.unsupported(format!(
                         "the member \"{}\" is stored without its holes; write the archive without --sparse",
                         shown()
                     )));
                 }
-                EntryKind::File(content) => {
+                TocEntryKind::File(content) => {
                     let range = ByteRange::at(content.offset, content.size);
                     if range.end > size || range.len() != content.size {
                         return Err(
                             table.refused(format!("the member \"{}\" ends behind the archive", shown()))
                         );
                     }
-                    Member::File(range)
+                    IndexedMember::File(range)
                 }
-                EntryKind::Symlink(target) => link(target, parent(&name)),
-                EntryKind::HardLink(target) => link(target, ""),
-                EntryKind::Directory => Member::Other,
-                EntryKind::CharDevice(_) | EntryKind::BlockDevice(_) | EntryKind::Fifo => Member::Other,
+                TocEntryKind::Symlink(target) => link(target, parent(&name)),
+                TocEntryKind::HardLink(target) => link(target, ""),
+                TocEntryKind::Directory => IndexedMember::Other,
+                TocEntryKind::CharDevice(_) | TocEntryKind::BlockDevice(_) | TocEntryKind::Fifo => {
+                    IndexedMember::Other
+                }
             };
             match table.members.entry(name) {
                 Slot::Vacant(slot) => {
                     slot.insert(member);
                 }
                 // A directory may be listed before each of its files.
-                Slot::Occupied(slot) if *slot.get() == Member::Other && member == Member::Other => {}
+                Slot::Occupied(slot)
+                    if *slot.get() == IndexedMember::Other && member == IndexedMember::Other => {}
                 Slot::Occupied(_) => {
                     return Err(table.refused(format!("there are two members \"{}\"", shown())));
                 }
@@ -122,9 +125,9 @@ impl Table {
         for _ in 0..MAX_LINKS {
             match self.members.get(&at) {
                 None => return Ok(None),
-                Some(Member::File(range)) => return Ok(Some(*range)),
-                Some(Member::Link(next)) => at.clone_from(next),
-                Some(Member::Other) => {
+                Some(IndexedMember::File(range)) => return Ok(Some(*range)),
+                Some(IndexedMember::Link(next)) => at.clone_from(next),
+                Some(IndexedMember::Other) => {
                     return Err(self.refused(format!("the member \"{}\" is no file", shown())));
                 }
             }
@@ -139,12 +142,12 @@ impl Table {
 
     /// An error for an invalid archive.
     pub(super) fn refused(&self, reason: String) -> SourceError {
-        SourceError::Archive { place: self.place.clone(), reason, fault: Fault::Malformed }
+        SourceError::Archive { place: self.place.clone(), reason, fault: FaultClass::Malformed }
     }
 
     /// An error for a valid archive with an unsupported feature.
     pub(super) fn unsupported(&self, reason: String) -> SourceError {
-        SourceError::Archive { place: self.place.clone(), reason, fault: Fault::Unsupported }
+        SourceError::Archive { place: self.place.clone(), reason, fault: FaultClass::Unsupported }
     }
 }
 
@@ -173,7 +176,7 @@ fn joined(from: &str, path: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::io::Fetch;
+    use crate::io::RangeFetch;
     use crate::source::LocalFile;
 
     use super::*;
@@ -202,12 +205,12 @@ mod tests {
         header(name, kind, 0, target).as_bytes().to_vec()
     }
 
-    async fn table(members: &[Vec<u8>]) -> Result<Table, SourceError> {
+    async fn table(members: &[Vec<u8>]) -> Result<MemberIndex, SourceError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.tar");
         std::fs::write(&path, [members.concat(), vec![0; 1024]].concat()).unwrap();
-        let file: Arc<dyn Fetch> = Arc::new(LocalFile::open(&path).unwrap());
-        Table::read(&file, "a.tar").await
+        let file: Arc<dyn RangeFetch> = Arc::new(LocalFile::open(&path).unwrap());
+        MemberIndex::read(&file, "a.tar").await
     }
 
     #[tokio::test]
@@ -229,7 +232,7 @@ mod tests {
         assert_eq!(table.find("d/b").unwrap().unwrap().len(), 100_000);
         assert_eq!(table.find("none").unwrap(), None);
         for name in ["out", "d", "../a", "/a"] {
-            assert_eq!(table.find(name).unwrap_err().fault(), Fault::Malformed, "{name}");
+            assert_eq!(table.find(name).unwrap_err().fault(), FaultClass::Malformed, "{name}");
         }
     }
 

@@ -10,47 +10,51 @@ use bytes::Bytes;
 
 use super::encoding::encoding;
 use super::spool::spool;
-use crate::cache::Cache;
-use crate::io::{BoxStream, ByteRange, Fault, Fetch, FetchAll, ReadError, compute, read_vec};
-use crate::layer::{Encoding, SNIFF_LEN};
-use crate::registry::{Registry, WebFile};
-use crate::source::{LocalFile, Place, SourceError};
+use crate::cache::BlockCache;
+use crate::io::{BoxStream, ByteRange, FaultClass, FetchAll, RangeFetch, ReadError, compute, read_vec};
+use crate::layer::{SNIFF_LEN, StreamEncoding};
+use crate::registry::{RegistryClient, WebFile};
+use crate::source::{ArchiveLocation, LocalFile, SourceError};
 
 /// Bytes per read from a stream.
 const CHUNK: usize = 1024 * 1024;
 
 /// Opens the archive at `at`, called `place` in messages.
 pub(super) async fn open(
-    at: &Place,
+    at: &ArchiveLocation,
     place: &str,
-    registry: &Registry,
-    cache: &Cache,
-) -> Result<Arc<dyn Fetch>, SourceError> {
+    registry: &RegistryClient,
+    cache: &BlockCache,
+) -> Result<Arc<dyn RangeFetch>, SourceError> {
     match at {
-        Place::File(path) => {
+        ArchiveLocation::File(path) => {
             let path = path.clone();
             let file = compute(move || LocalFile::open(&path)).await?;
             in_place(Arc::new(file), place, cache).await
         }
-        Place::Web(address) => match registry.file(address).await? {
+        ArchiveLocation::Web(address) => match registry.file(address).await? {
             WebFile::Ranges(file) => in_place(file, place, cache).await,
             WebFile::Whole(body) => spool(body, place, cache).await,
         },
-        Place::Input if std::io::stdin().is_terminal() => Err(SourceError::Archive {
+        ArchiveLocation::Input if std::io::stdin().is_terminal() => Err(SourceError::Archive {
             place: place.to_owned(),
             reason: "standard input is a terminal; let an archive flow into it".into(),
-            fault: Fault::Usage,
+            fault: FaultClass::Usage,
         }),
-        Place::Input => spool(input(), place, cache).await,
+        ArchiveLocation::Input => spool(input(), place, cache).await,
     }
 }
 
 /// The archive in place, unless it is compressed.
-async fn in_place(file: Arc<dyn Fetch>, place: &str, cache: &Cache) -> Result<Arc<dyn Fetch>, SourceError> {
+async fn in_place(
+    file: Arc<dyn RangeFetch>,
+    place: &str,
+    cache: &BlockCache,
+) -> Result<Arc<dyn RangeFetch>, SourceError> {
     let size = file.size();
     let head = read_vec(&FetchAll(file.clone()), ByteRange::new(0, size.min(SNIFF_LEN as u64))).await?;
     match encoding(&head, place)? {
-        Encoding::Plain => Ok(file),
+        StreamEncoding::Plain => Ok(file),
         _ => spool(file.fetch(ByteRange::new(0, size)).await?.body, place, cache).await,
     }
 }
@@ -61,7 +65,7 @@ fn input() -> BoxStream<'static, Result<Bytes, ReadError>> {
         let chunk = compute(|| {
             let mut chunk = Vec::new();
             let read = std::io::stdin().lock().take(CHUNK as u64).read_to_end(&mut chunk);
-            read.map_err(|error| ReadError::caused(Fault::Io, "reading standard input", error))?;
+            read.map_err(|error| ReadError::caused(FaultClass::Io, "reading standard input", error))?;
             Ok(chunk)
         })
         .await?;

@@ -7,14 +7,14 @@ use crate::oci::Digest;
 
 /// The roles of a manifest's layers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Contents {
+pub struct ArtifactContents {
     /// The entries of `files/`. Invariant: paths are unique, and none is a directory of another. The exception are
     /// directories called `.`, whose content is in `files/` itself.
-    pub files: Vec<File>,
+    pub files: Vec<ArtifactFile>,
     /// The layers that are archives by their labels, lowest first.
-    pub archives: Vec<Archive>,
+    pub archives: Vec<ArchiveLayer>,
     /// The rules for merging the archives.
-    pub union: Union,
+    pub union: UnionRules,
     /// Whether there is a tree without an archive: a container image without layers is an empty directory.
     pub is_empty_tree: bool,
     /// Deviations from the author's probable intent, with reasons.
@@ -23,7 +23,7 @@ pub struct Contents {
 
 /// One name in `files/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct File {
+pub struct ArtifactFile {
     /// A relative path of plain components, separated by `/`, or `.`.
     pub path: String,
     /// Permission bits.
@@ -51,14 +51,14 @@ pub enum FileBody {
         runs: Vec<(u64, u64)>,
     },
     /// Concatenated layers, each compressed or not; their sizes add up to less than 2^63.
-    Joined(Vec<Segment>),
+    Joined(Vec<FileSegment>),
     /// An archive, as a directory.
-    Tree(Tree),
+    Tree(ArchiveDirectory),
 }
 
 /// A layer that is a range of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub struct FileSegment {
     /// The number of the layer.
     pub layer: usize,
     /// Bytes of the file in the layer, as the manifest claims.
@@ -67,7 +67,7 @@ pub struct Segment {
 
 /// An archive that is presented as a directory of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tree {
+pub struct ArchiveDirectory {
     /// The number of the layer.
     pub layer: usize,
     /// The directory inside the archive that is shown; empty for the whole archive. An entry outside it is an error.
@@ -81,7 +81,7 @@ pub struct Tree {
 
 /// A layer that is an archive by its label.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Archive {
+pub struct ArchiveLayer {
     /// The number of the layer.
     pub layer: usize,
     /// The name of its directory in `layers/` behind the number, a plain component; `None` for the digest.
@@ -90,7 +90,7 @@ pub struct Archive {
 
 /// The rules for merging archives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Union {
+pub enum UnionRules {
     /// Layers of a container image: a later layer changes the lower ones, and deletes by whiteouts.
     #[default]
     Image,

@@ -14,7 +14,9 @@ mod snapshot;
 mod tests;
 
 pub use component::component;
-pub use contents::{Archive, Contents, File, FileBody, Segment, Tree, Union};
+pub use contents::{
+    ArchiveDirectory, ArchiveLayer, ArtifactContents, ArtifactFile, FileBody, FileSegment, UnionRules,
+};
 pub use plan::{TART_DISK, UNPACK, VETU_DISK, contents, needs_config};
 
 /// A name for a report: quoted, escaped, and shortened for a terminal.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::oci::{Class, Descriptor, Manifest};
+use crate::oci::{ArtifactKind, Descriptor, Manifest};
 
 use super::shown;
 
@@ -23,24 +23,24 @@ const MAX_CHART: usize = 200;
 
 /// A requested name and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct RequestedName {
     pub(super) source: &'static str,
     pub(super) name: String,
 }
 
 /// The name that the layer itself requests; `None` without one.
-pub(super) fn asked(class: Class, layer: &Descriptor) -> Option<Asked> {
-    let asked = |source, name: Option<&str>| name.map(|name| Asked { source, name: name.to_owned() });
+pub(super) fn asked(class: ArtifactKind, layer: &Descriptor) -> Option<RequestedName> {
+    let asked = |source, name: Option<&str>| name.map(|name| RequestedName { source, name: name.to_owned() });
     let title = || asked("title", layer.title());
     let path = || {
         asked("file path", FILE_PATHS.iter().find_map(|key| layer.annotations.get(*key)).map(String::as_str))
     };
     match class {
         // Other annotations may name the archive of a container image, but not as a file.
-        Class::ContainerImage => title(),
-        Class::ModelPack | Class::DockerModel => path().or_else(title),
-        Class::Ollama => asked("name", layer.name.as_deref()).or_else(title),
-        Class::Geranos => {
+        ArtifactKind::ContainerImage => title(),
+        ArtifactKind::ModelPack | ArtifactKind::DockerModel => path().or_else(title),
+        ArtifactKind::Ollama => asked("name", layer.name.as_deref()).or_else(title),
+        ArtifactKind::Geranos => {
             asked("file name", layer.annotations.get(SEGMENT_OF).map(String::as_str)).or_else(title)
         }
         _ => title().or_else(path),
@@ -48,7 +48,7 @@ pub(super) fn asked(class: Class, layer: &Descriptor) -> Option<Asked> {
 }
 
 /// Names of the layers that request none and whose type has a fixed name.
-pub(super) fn by_type(class: Class, manifest: &Manifest) -> BTreeMap<usize, Asked> {
+pub(super) fn by_type(class: ArtifactKind, manifest: &Manifest) -> BTreeMap<usize, RequestedName> {
     let mut kinds: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
     for (number, layer) in manifest.layers.iter().enumerate() {
         if asked(class, layer).is_none()
@@ -64,22 +64,22 @@ pub(super) fn by_type(class: Class, manifest: &Manifest) -> BTreeMap<usize, Aske
                 1 => format!("{stem}{extension}"),
                 all => format!("{stem}-{nth:05}-of-{all:05}{extension}"),
             };
-            named.insert(*number, Asked { source: "media type", name });
+            named.insert(*number, RequestedName { source: "media type", name });
         }
     }
     named
 }
 
 /// Stem and extension of the fixed name of a type; `None` without one.
-fn kind(class: Class, essence: &str) -> Option<(&'static str, &'static str)> {
+fn kind(class: ArtifactKind, essence: &str) -> Option<(&'static str, &'static str)> {
     let after = |start: &str| essence.strip_prefix(start).unwrap_or_default();
     Some(match class {
-        Class::Wasm if essence.ends_with("wasm") => ("module", ".wasm"),
-        Class::Sif if essence.ends_with(".sif") => ("image", ".sif"),
-        Class::Tart => machine_file(after("application/vnd.cirruslabs.tart."))?,
-        Class::Vetu => machine_file(after("application/vnd.cirruslabs.vetu."))?,
-        Class::Lume => machine_file(after("application/vnd.trycua.lume."))?,
-        Class::DockerModel => match after("application/vnd.docker.ai.") {
+        ArtifactKind::Wasm if essence.ends_with("wasm") => ("module", ".wasm"),
+        ArtifactKind::Sif if essence.ends_with(".sif") => ("image", ".sif"),
+        ArtifactKind::Tart => machine_file(after("application/vnd.cirruslabs.tart."))?,
+        ArtifactKind::Vetu => machine_file(after("application/vnd.cirruslabs.vetu."))?,
+        ArtifactKind::Lume => machine_file(after("application/vnd.trycua.lume."))?,
+        ArtifactKind::DockerModel => match after("application/vnd.docker.ai.") {
             "license" => ("license", ""),
             "mmproj" => ("mmproj", ""),
             "chat.template.jinja" => ("chat.template", ".jinja"),
@@ -90,7 +90,7 @@ fn kind(class: Class, essence: &str) -> Option<(&'static str, &'static str)> {
             _ if essence.ends_with(".safetensors") => ("model", ".safetensors"),
             _ => return None,
         },
-        Class::Ollama => match after("application/vnd.ollama.image.") {
+        ArtifactKind::Ollama => match after("application/vnd.ollama.image.") {
             "model" => ("model", ".gguf"),
             "projector" => ("projector", ".gguf"),
             "adapter" => ("adapter", ".gguf"),
@@ -120,7 +120,7 @@ fn machine_file(kind: &str) -> Option<(&'static str, &'static str)> {
 }
 
 #[derive(Deserialize)]
-struct Chart {
+struct HelmChart {
     name: String,
     version: String,
 }
@@ -128,7 +128,7 @@ struct Chart {
 /// The name of a chart's archive in `helm pull`, without its extension; or why there is none.
 pub(super) fn chart(config: Option<&[u8]>) -> Result<String, String> {
     let config = config.ok_or("the config of the chart could not be read")?;
-    let chart: Chart = serde_json::from_slice(config)
+    let chart: HelmChart = serde_json::from_slice(config)
         .map_err(|error| format!("the config of the chart has no name and version: {error}"))?;
     for (what, text) in [("name", &chart.name), ("version", &chart.version)] {
         if text.is_empty()
@@ -144,7 +144,7 @@ pub(super) fn chart(config: Option<&[u8]>) -> Result<String, String> {
 
 /// A model's annotations about a file; a field is `None` without an annotation.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Metadata {
+pub(super) struct ModelMetadata {
     pub(super) mode: Option<u16>,
     pub(super) mtime: Option<i64>,
 }
@@ -156,16 +156,16 @@ struct RawMetadata {
 }
 
 /// Mode and time of the file of a model; or why the annotation is invalid.
-pub(super) fn metadata(layer: &Descriptor) -> Result<Metadata, String> {
+pub(super) fn metadata(layer: &Descriptor) -> Result<ModelMetadata, String> {
     let Some(text) = FILE_METADATA.iter().find_map(|key| layer.annotations.get(*key)) else {
-        return Ok(Metadata::default());
+        return Ok(ModelMetadata::default());
     };
     let raw: RawMetadata = serde_json::from_str(text)
         .map_err(|error| format!("its file metadata is not understood: {error}"))?;
     // File type bits may be set above the permission bits.
     let mode = raw.mode.map(|mode| (mode & 0o7777) as u16).filter(|mode| *mode != 0);
-    let Some(text) = raw.mtime else { return Ok(Metadata { mode, mtime: None }) };
+    let Some(text) = raw.mtime else { return Ok(ModelMetadata { mode, mtime: None }) };
     let time = chrono::DateTime::parse_from_rfc3339(&text)
         .map_err(|error| format!("its modification time {} is none: {error}", shown(&text)))?;
-    Ok(Metadata { mode, mtime: Some(time.timestamp()) })
+    Ok(ModelMetadata { mode, mtime: Some(time.timestamp()) })
 }

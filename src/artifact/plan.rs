@@ -5,15 +5,17 @@
 //! collide.
 
 use crate::oci::{
-    Class, Descriptor, Digest, MAX_DOCUMENT, Manifest, Wanted, classify_manifest, extension, file_names,
-    is_tar_name,
+    ArtifactKind, Descriptor, Digest, MAX_DOCUMENT, Manifest, RequestedFile, classify_manifest, extension,
+    file_names, is_tar_name,
 };
 
-use super::contents::{Archive, Contents, File, FileBody, Segment, Tree, Union};
-use super::names::{self, Asked, asked, by_type};
-use super::segments::{Segments, segments};
+use super::contents::{
+    ArchiveDirectory, ArchiveLayer, ArtifactContents, ArtifactFile, FileBody, FileSegment, UnionRules,
+};
+use super::names::{self, RequestedName, asked, by_type};
+use super::segments::{FileSegments, segments};
 use super::shown;
-use super::snapshot::Files;
+use super::snapshot::SnapshotFiles;
 
 /// The ORAS annotation for a layer that is an archive of a directory (oras-go `content/file`).
 pub const UNPACK: &str = "io.deis.oras.content.unpack";
@@ -35,15 +37,15 @@ const DIRECTORY_MODE: u16 = 0o555;
 /// Whether [`contents`] needs the config.
 pub fn needs_config(manifest: &Manifest) -> bool {
     let there = manifest.config.as_ref().is_some_and(|config| !config.media_type.is_empty_descriptor());
-    there && matches!(classify_manifest(manifest), Class::Snapshot | Class::Helm)
+    there && matches!(classify_manifest(manifest), ArtifactKind::Snapshot | ArtifactKind::Helm)
 }
 
 /// The contents of `manifest`. `config` are the bytes of its config, if [`needs_config`] requires it and it is
 /// available.
-pub fn contents(manifest: &Manifest, config: Option<&[u8]>) -> Contents {
+pub fn contents(manifest: &Manifest, config: Option<&[u8]>) -> ArtifactContents {
     let config = config.filter(|config| config.len() as u64 <= MAX_DOCUMENT);
     let class = classify_manifest(manifest);
-    let mut plan = Plan {
+    let mut plan = ContentsPlan {
         class,
         manifest,
         files: Vec::new(),
@@ -52,7 +54,7 @@ pub fn contents(manifest: &Manifest, config: Option<&[u8]>) -> Contents {
         reports: Vec::new(),
     };
     match class {
-        Class::Snapshot => plan.add_snapshot(config),
+        ArtifactKind::Snapshot => plan.add_snapshot(config),
         _ => plan.add_layers(config),
     }
     plan.add_config();
@@ -60,19 +62,19 @@ pub fn contents(manifest: &Manifest, config: Option<&[u8]>) -> Contents {
 }
 
 /// The contents under construction.
-struct Plan<'a> {
-    class: Class,
+struct ContentsPlan<'a> {
+    class: ArtifactKind,
     manifest: &'a Manifest,
-    files: Vec<Wish>,
-    archives: Vec<Archive>,
+    files: Vec<UnnamedFile>,
+    archives: Vec<ArchiveLayer>,
     /// Directories that are `files/` itself.
-    tops: Vec<Tree>,
+    tops: Vec<ArchiveDirectory>,
     reports: Vec<String>,
 }
 
 /// A file without an assigned name.
-struct Wish {
-    wanted: Wanted,
+struct UnnamedFile {
+    wanted: RequestedFile,
     mode: u16,
     mtime: Option<i64>,
     body: FileBody,
@@ -80,17 +82,20 @@ struct Wish {
     otherwise: FileBody,
 }
 
-impl Plan<'_> {
+impl ContentsPlan<'_> {
     fn add_layers(&mut self, config: Option<&[u8]>) {
         let typed = by_type(self.class, self.manifest);
-        let chart = (self.class == Class::Helm).then(|| names::chart(config));
+        let chart = (self.class == ArtifactKind::Helm).then(|| names::chart(config));
         if let Some(Err(reason)) = &chart {
             self.reports.push(reason.clone());
         }
-        let mut pieces =
-            if self.class == Class::Geranos { segments(self.manifest) } else { Segments::default() };
+        let mut pieces = if self.class == ArtifactKind::Geranos {
+            segments(self.manifest)
+        } else {
+            FileSegments::default()
+        };
         self.reports.append(&mut pieces.reports);
-        let is_applied = self.class == Class::ContainerImage && has_root_file_system(self.manifest);
+        let is_applied = self.class == ArtifactKind::ContainerImage && has_root_file_system(self.manifest);
         for (number, layer) in self.manifest.layers.iter().enumerate() {
             if is_nothing(layer) {
                 continue;
@@ -104,7 +109,7 @@ impl Plan<'_> {
             }
             let mut name = asked(self.class, layer);
             let archive = is_applied || is_archive(self.class, layer, name.as_ref());
-            if self.class == Class::ContainerImage && !archive {
+            if self.class == ArtifactKind::ContainerImage && !archive {
                 self.reports.push(not_merged(number, layer));
             }
             if archive && layer.media_type.claims_encryption() {
@@ -114,7 +119,7 @@ impl Plan<'_> {
             }
             if archive {
                 let name = self.archive_name(number, layer);
-                self.archives.push(Archive { layer: number, name });
+                self.archives.push(ArchiveLayer { layer: number, name });
             }
             if let Some(Ok(chart)) = &chart
                 && name.is_none()
@@ -127,7 +132,8 @@ impl Plan<'_> {
             }
             // A chart is a file even without a name. So is a layer that an image applies although its type is not
             // that of a layer. Any other archive is shown in the tree only.
-            let is_file_too = self.class == Class::Helm || is_applied && !layer.media_type.claims_tar();
+            let is_file_too =
+                self.class == ArtifactKind::Helm || is_applied && !layer.media_type.claims_tar();
             let hidden = archive && !is_file_too || is_piece_of_disk(self.class, layer);
             if name.is_some() || !hidden {
                 self.add_file(number, layer, name);
@@ -135,15 +141,15 @@ impl Plan<'_> {
         }
     }
 
-    fn add_file(&mut self, number: usize, layer: &Descriptor, name: Option<Asked>) {
+    fn add_file(&mut self, number: usize, layer: &Descriptor, name: Option<RequestedName>) {
         let mut body = FileBody::Layer(number);
         let (mut mode, mut mtime) = (MODE, None);
-        let is_model = matches!(self.class, Class::ModelPack | Class::DockerModel);
+        let is_model = matches!(self.class, ArtifactKind::ModelPack | ArtifactKind::DockerModel);
         if let Some(name) = &name
             && let Some((below, lenient)) = directory(self.class, layer, &name.name)
         {
             let content = self.unpacked(number, layer);
-            let tree = Tree { layer: number, below, lenient, content };
+            let tree = ArchiveDirectory { layer: number, below, lenient, content };
             if is_top(&name.name) {
                 return self.tops.push(tree);
             }
@@ -154,7 +160,10 @@ impl Plan<'_> {
             match names::metadata(layer) {
                 Ok(metadata) => {
                     // The mode is for a file; a directory with that mode could not be entered.
-                    if matches!(body, FileBody::Layer(_) | FileBody::Tree(Tree { lenient: true, .. })) {
+                    if matches!(
+                        body,
+                        FileBody::Layer(_) | FileBody::Tree(ArchiveDirectory { lenient: true, .. })
+                    ) {
                         mode = metadata.mode.unwrap_or(mode);
                     }
                     mtime = metadata.mtime;
@@ -163,18 +172,19 @@ impl Plan<'_> {
             }
         }
         let wanted = wanted(number, layer, name);
-        self.files.push(Wish { wanted, mode, mtime, body, otherwise: FileBody::Layer(number) });
+        self.files.push(UnnamedFile { wanted, mode, mtime, body, otherwise: FileBody::Layer(number) });
     }
 
-    fn add_joined(&mut self, number: usize, layer: &Descriptor, layers: Vec<Segment>) {
+    fn add_joined(&mut self, number: usize, layer: &Descriptor, layers: Vec<FileSegment>) {
         let mut wanted = wanted(number, layer, asked(self.class, layer));
         wanted.identity = None;
         let body = FileBody::Joined(layers);
-        self.files.push(Wish { wanted, mode: MODE, mtime: None, body: body.clone(), otherwise: body });
+        self.files.push(UnnamedFile { wanted, mode: MODE, mtime: None, body: body.clone(), otherwise: body });
     }
 
     fn add_snapshot(&mut self, config: Option<&[u8]>) {
-        let files = config.ok_or_else(|| "the config could not be read".to_owned()).and_then(Files::parse);
+        let files =
+            config.ok_or_else(|| "the config could not be read".to_owned()).and_then(SnapshotFiles::parse);
         let mut files = files
             .map_err(|reason| {
                 self.reports.push(format!("{reason}: files may be packed, and are shown as they are stored"));
@@ -184,8 +194,8 @@ impl Plan<'_> {
             if is_nothing(layer) {
                 continue;
             }
-            let mut wish = Wish {
-                wanted: Wanted::layer(number, layer),
+            let mut wish = UnnamedFile {
+                wanted: RequestedFile::layer(number, layer),
                 mode: MODE,
                 mtime: None,
                 body: FileBody::Layer(number),
@@ -219,7 +229,7 @@ impl Plan<'_> {
     fn add_config(&mut self) {
         let Some(config) = &self.manifest.config else { return };
         let Some(title) = config.title().filter(|_| !config.media_type.is_empty_descriptor()) else { return };
-        let wanted = Wanted {
+        let wanted = RequestedFile {
             subject: "config".to_owned(),
             source: "title",
             name: Some(title.to_owned()),
@@ -228,7 +238,7 @@ impl Plan<'_> {
             identity: Some(config.digest.clone()),
         };
         let (body, otherwise) = (FileBody::Config, FileBody::Config);
-        self.files.push(Wish { wanted, mode: MODE, mtime: None, body, otherwise });
+        self.files.push(UnnamedFile { wanted, mode: MODE, mtime: None, body, otherwise });
     }
 
     /// The digest of a directory's uncompressed archive; `None` without a valid annotation.
@@ -243,7 +253,7 @@ impl Plan<'_> {
 
     /// The name of a layer's directory behind its number; `None` for the digest.
     fn archive_name(&mut self, number: usize, layer: &Descriptor) -> Option<String> {
-        let text = layer.annotations.get(TIMONI_TYPE).filter(|_| self.class == Class::Timoni)?;
+        let text = layer.annotations.get(TIMONI_TYPE).filter(|_| self.class == ArtifactKind::Timoni)?;
         let name = text.replace('/', "_");
         let usable =
             !matches!(name.as_str(), "" | "." | "..") && name.len() <= MAX_DIRECTORY && !name.contains('\0');
@@ -253,11 +263,13 @@ impl Plan<'_> {
         usable.then_some(name)
     }
 
-    fn finish(self) -> Contents {
+    fn finish(self) -> ArtifactContents {
         let Self { class, files, archives, tops, mut reports, manifest } = self;
         let (wanted, rest): (Vec<_>, Vec<_>) = files
             .into_iter()
-            .map(|Wish { wanted, mode, mtime, body, otherwise }| (wanted, (mode, mtime, body, otherwise)))
+            .map(|UnnamedFile { wanted, mode, mtime, body, otherwise }| {
+                (wanted, (mode, mtime, body, otherwise))
+            })
             .unzip();
         let mut rest: Vec<_> = rest.into_iter().map(Some).collect();
         let names = file_names(wanted);
@@ -266,25 +278,25 @@ impl Plan<'_> {
             let (mode, mtime, body, otherwise) = rest.get_mut(name.item)?.take()?;
             let as_asked = !name.fallback || body == otherwise;
             let (mode, body) = if as_asked { (mode, body) } else { (MODE, otherwise) };
-            Some(File { path: name.path, mode, mtime, body })
+            Some(ArtifactFile { path: name.path, mode, mtime, body })
         });
-        let mut files: Vec<File> = files.collect();
-        files.extend(tops.into_iter().map(|tree| File {
+        let mut files: Vec<ArtifactFile> = files.collect();
+        files.extend(tops.into_iter().map(|tree| ArtifactFile {
             path: ".".to_owned(),
             mode: DIRECTORY_MODE,
             mtime: None,
             body: FileBody::Tree(tree),
         }));
-        let union = if class == Class::ContainerImage { Union::Image } else { Union::Plain };
+        let union = if class == ArtifactKind::ContainerImage { UnionRules::Image } else { UnionRules::Plain };
         // "applying the layers to an empty directory" (image-spec manifest.md), none of them.
-        let is_empty_tree = union == Union::Image && manifest.layers.iter().all(is_nothing);
-        Contents { files, archives, union, is_empty_tree, reports }
+        let is_empty_tree = union == UnionRules::Image && manifest.layers.iter().all(is_nothing);
+        ArtifactContents { files, archives, union, is_empty_tree, reports }
     }
 }
 
-fn wanted(number: usize, layer: &Descriptor, name: Option<Asked>) -> Wanted {
+fn wanted(number: usize, layer: &Descriptor, name: Option<RequestedName>) -> RequestedFile {
     let (source, name) = name.map_or(("title", None), |asked| (asked.source, Some(asked.name)));
-    Wanted { source, name, ..Wanted::layer(number, layer) }
+    RequestedFile { source, name, ..RequestedFile::layer(number, layer) }
 }
 
 /// The descriptor of image-spec for "no layer". A longer content has another meaning.
@@ -299,17 +311,17 @@ fn is_top(name: &str) -> bool {
 
 /// The directory inside its archive that a layer called `name` shows, and whether its first bytes decide that it is
 /// an archive. `None` for a layer that is a file by all labels.
-fn directory(class: Class, layer: &Descriptor, name: &str) -> Option<(String, bool)> {
+fn directory(class: ArtifactKind, layer: &Descriptor, name: &str) -> Option<(String, bool)> {
     if is_directory(layer) {
         return Some((name.to_owned(), false));
     }
     let tar = layer.media_type.claims_tar();
     match class {
-        Class::ModelPack | Class::DockerModel => tar.then(|| (name.to_owned(), true)),
+        ArtifactKind::ModelPack | ArtifactKind::DockerModel => tar.then(|| (name.to_owned(), true)),
         // regctl names a directory with a slash at the end; its archive has names relative to it.
-        Class::Unknown if name.ends_with('/') => Some((String::new(), true)),
+        ArtifactKind::Unknown if name.ends_with('/') => Some((String::new(), true)),
         // The type that oras-py gives to directories; ORAS gives it to no plain file by default.
-        Class::Unknown => {
+        ArtifactKind::Unknown => {
             let packed = tar && !layer.media_type.claims_uncompressed_tar();
             (packed && !is_tar_name(name) && !is_compressed_name(name)).then(|| (name.to_owned(), true))
         }
@@ -360,21 +372,29 @@ fn not_merged(number: usize, layer: &Descriptor) -> String {
 }
 
 /// Whether a layer belongs in `merged/`: the label decides, except for plain files with the default type of ORAS.
-fn is_archive(class: Class, layer: &Descriptor, name: Option<&Asked>) -> bool {
+fn is_archive(class: ArtifactKind, layer: &Descriptor, name: Option<&RequestedName>) -> bool {
     let tar = layer.media_type.claims_tar();
     let named_tar = name.map(|asked| is_tar_name(&asked.name));
     match class {
-        Class::Flux | Class::Timoni | Class::KitOps | Class::Helm | Class::Bottle => tar,
+        ArtifactKind::Flux
+        | ArtifactKind::Timoni
+        | ArtifactKind::KitOps
+        | ArtifactKind::Helm
+        | ArtifactKind::Bottle => tar,
         // All of them or none, decided by the manifest alone.
-        Class::ContainerImage => false,
-        Class::NosiRootfs | Class::NosiNetboot => {
+        ArtifactKind::ContainerImage => false,
+        ArtifactKind::NosiRootfs | ArtifactKind::NosiNetboot => {
             // The type names the compression; only the title names the content.
             let own = layer.media_type.essence().contains(".layer.v1+");
             (tar || own) && named_tar != Some(false)
         }
-        Class::MachineOs => named_tar == Some(true),
-        Class::ModelPack | Class::DockerModel => tar && name.is_none(),
-        Class::Tart | Class::Vetu | Class::Lume | Class::Geranos | Class::Snapshot => false,
+        ArtifactKind::MachineOs => named_tar == Some(true),
+        ArtifactKind::ModelPack | ArtifactKind::DockerModel => tar && name.is_none(),
+        ArtifactKind::Tart
+        | ArtifactKind::Vetu
+        | ArtifactKind::Lume
+        | ArtifactKind::Geranos
+        | ArtifactKind::Snapshot => false,
         _ => {
             tar && !is_directory(layer)
                 && named_tar != Some(false)
@@ -384,12 +404,12 @@ fn is_archive(class: Class, layer: &Descriptor, name: Option<&Asked>) -> bool {
 }
 
 /// Whether an unnamed layer is only a piece of a disk, which `disk/` has as a whole.
-fn is_piece_of_disk(class: Class, layer: &Descriptor) -> bool {
+fn is_piece_of_disk(class: ArtifactKind, layer: &Descriptor) -> bool {
     let essence = layer.media_type.essence();
     match class {
-        Class::Tart => essence == TART_DISK,
-        Class::Vetu => essence == VETU_DISK,
-        Class::Lume => {
+        ArtifactKind::Tart => essence == TART_DISK,
+        ArtifactKind::Vetu => essence == VETU_DISK,
+        ArtifactKind::Lume => {
             essence.starts_with("application/vnd.trycua.lume.disk.")
                 || essence.starts_with("application/octet-stream+lz")
         }
@@ -398,11 +418,11 @@ fn is_piece_of_disk(class: Class, layer: &Descriptor) -> bool {
 }
 
 /// The name of a chart's layer.
-fn chart_file(layer: &Descriptor, chart: &str) -> Option<Asked> {
+fn chart_file(layer: &Descriptor, chart: &str) -> Option<RequestedName> {
     let end = match layer.media_type.claims_tar() {
         true => ".tgz",
         false if layer.media_type.essence().ends_with(".prov") => ".tgz.prov",
         false => return None,
     };
-    Some(Asked { source: "chart", name: format!("{chart}{end}") })
+    Some(RequestedName { source: "chart", name: format!("{chart}{end}") })
 }

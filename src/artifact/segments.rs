@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::oci::Manifest;
 
-use super::contents::Segment;
+use super::contents::FileSegment;
 use super::names::SEGMENT_OF;
 use super::shown;
 
@@ -17,9 +17,9 @@ const RANGE: &str = "range";
 
 /// The segments of a manifest.
 #[derive(Debug, Default)]
-pub(super) struct Segments {
+pub(super) struct FileSegments {
     /// Layers of one file, in order, by the first of them in the manifest.
-    pub(super) joined: BTreeMap<usize, Vec<Segment>>,
+    pub(super) joined: BTreeMap<usize, Vec<FileSegment>>,
     /// All the layers in `joined`.
     pub(super) pieces: BTreeSet<usize>,
     /// Layers of files that cannot be joined, ascending.
@@ -29,14 +29,14 @@ pub(super) struct Segments {
 }
 
 /// Groups the segments of a manifest by file.
-pub(super) fn segments(manifest: &Manifest) -> Segments {
+pub(super) fn segments(manifest: &Manifest) -> FileSegments {
     let mut files: BTreeMap<&str, Vec<(usize, &str)>> = BTreeMap::new();
     for (number, layer) in manifest.layers.iter().enumerate() {
         if let (Some(name), Some(range)) = (layer.annotations.get(SEGMENT_OF), layer.annotations.get(RANGE)) {
             files.entry(name).or_default().push((number, range));
         }
     }
-    let mut found = Segments::default();
+    let mut found = FileSegments::default();
     for (name, pieces) in files {
         match join(&pieces) {
             Ok(order) => {
@@ -54,7 +54,7 @@ pub(super) fn segments(manifest: &Manifest) -> Segments {
 }
 
 /// The segments in order of their ranges, which have to tile.
-fn join(pieces: &[(usize, &str)]) -> Result<Vec<Segment>, String> {
+fn join(pieces: &[(usize, &str)]) -> Result<Vec<FileSegment>, String> {
     let mut placed = Vec::with_capacity(pieces.len());
     for &(number, range) in pieces {
         let place =
@@ -71,7 +71,7 @@ fn join(pieces: &[(usize, &str)]) -> Result<Vec<Segment>, String> {
         }
         end = end.checked_add(size).filter(|end| *end < 1 << 63).ok_or("they are larger than any file")?;
     }
-    Ok(placed.into_iter().map(|(_, size, layer)| Segment { layer, size }).collect())
+    Ok(placed.into_iter().map(|(_, size, layer)| FileSegment { layer, size }).collect())
 }
 
 fn parse(range: &str) -> Option<(u64, u64)> {

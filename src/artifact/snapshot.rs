@@ -10,20 +10,20 @@ use serde_json::Value;
 
 /// The config's records of the files.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub(super) struct SnapshotFiles {
     /// Removed when used: two layers cannot both be one file, and a long map is stored once.
     files: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct SnapshotConfig {
     #[serde(default)]
     files: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Recorded {
+struct RecordedFile {
     #[serde(default)]
     mode: i64,
     #[serde(default)]
@@ -34,7 +34,7 @@ struct Recorded {
 
 /// One run of the map.
 #[derive(Deserialize)]
-struct Segment {
+struct RecordedRun {
     #[serde(rename = "o")]
     offset: u64,
     #[serde(rename = "l")]
@@ -43,38 +43,38 @@ struct Segment {
 
 /// The storage of a file.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stored {
+pub(super) struct StorageForm {
     /// Permission bits; `None` when not recorded.
     pub(super) mode: Option<u16>,
     /// Size of the file and its runs; `None` when the layer has the whole file.
     pub(super) sparse: Option<(u64, Vec<(u64, u64)>)>,
 }
 
-impl Files {
+impl SnapshotFiles {
     /// Parses the config.
     pub(super) fn parse(config: &[u8]) -> Result<Self, String> {
-        let config: Config = serde_json::from_slice(config)
+        let config: SnapshotConfig = serde_json::from_slice(config)
             .map_err(|error| format!("the config is not understood: {error}"))?;
         Ok(Self { files: config.files.unwrap_or_default() })
     }
 
     /// The storage of the file `name` in a layer of `size` bytes; or why it is unknown.
-    pub(super) fn take(&mut self, name: &str, size: u64) -> Result<Stored, String> {
+    pub(super) fn take(&mut self, name: &str, size: u64) -> Result<StorageForm, String> {
         let Some(value) = self.files.remove(name) else {
             return Err("the config does not say how it is packed".into());
         };
-        let recorded: Recorded = serde_json::from_value(value)
+        let recorded: RecordedFile = serde_json::from_value(value)
             .map_err(|error| format!("what the config says about it is not understood: {error}"))?;
         let mode = Some((recorded.mode & 0o7777) as u16).filter(|mode| *mode != 0);
         let map = match recorded.sparse_map {
-            None | Some(Value::Null) => return Ok(Stored { mode, sparse: None }),
-            Some(Value::String(text)) if text.is_empty() => return Ok(Stored { mode, sparse: None }),
+            None | Some(Value::Null) => return Ok(StorageForm { mode, sparse: None }),
+            Some(Value::String(text)) if text.is_empty() => return Ok(StorageForm { mode, sparse: None }),
             Some(Value::String(text)) => parse_map(&text)?,
             Some(map) => segments(serde_json::from_value(map))?,
         };
         let whole = u64::try_from(recorded.sparse_size)
             .map_err(|_| format!("its size is {} bytes", recorded.sparse_size))?;
-        Ok(Stored { mode, sparse: Some((whole, check(map, whole, size)?)) })
+        Ok(StorageForm { mode, sparse: Some((whole, check(map, whole, size)?)) })
     }
 }
 
@@ -93,9 +93,9 @@ fn parse_map(text: &str) -> Result<Vec<(u64, u64)>, String> {
     Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
-fn segments(parsed: Result<Option<Vec<Segment>>, serde_json::Error>) -> Result<Vec<(u64, u64)>, String> {
+fn segments(parsed: Result<Option<Vec<RecordedRun>>, serde_json::Error>) -> Result<Vec<(u64, u64)>, String> {
     let segments = parsed.map_err(|error| format!("its map is not understood: {error}"))?.unwrap_or_default();
-    Ok(segments.into_iter().map(|Segment { offset, len }| (offset, len)).collect())
+    Ok(segments.into_iter().map(|RecordedRun { offset, len }| (offset, len)).collect())
 }
 
 /// Checks a map: runs ascending and inside the file, with as many bytes as the layer. Adjacent runs are merged.

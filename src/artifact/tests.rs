@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::oci::{Class, Digest, Document, Manifest, classify_manifest, extension};
+use crate::oci::{ArtifactKind, Digest, Manifest, ManifestDocument, classify_manifest, extension};
 
-use super::{Contents, FileBody, Tree, Union, contents, needs_config};
+use super::{ArchiveDirectory, ArtifactContents, FileBody, UnionRules, contents, needs_config};
 
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const IMAGE: &str = "application/vnd.oci.image.config.v1+json";
@@ -28,9 +28,9 @@ fn titled(kind: &str, title: &str) -> Value {
 }
 
 fn parse(document: &Value) -> Manifest {
-    match Document::parse(document.to_string().as_bytes(), None).unwrap() {
-        Document::Manifest(manifest) => manifest,
-        Document::Index(_) => panic!("an index"),
+    match ManifestDocument::parse(document.to_string().as_bytes(), None).unwrap() {
+        ManifestDocument::Manifest(manifest) => manifest,
+        ManifestDocument::Index(_) => panic!("an index"),
     }
 }
 
@@ -55,7 +55,7 @@ fn body(body: &FileBody) -> String {
         FileBody::Joined(segments) => {
             format!("{:?}", segments.iter().map(|segment| segment.layer).collect::<Vec<_>>())
         }
-        FileBody::Tree(Tree { layer, below, lenient, content }) => {
+        FileBody::Tree(ArchiveDirectory { layer, below, lenient, content }) => {
             let strict = if *lenient { "" } else { " only" };
             let content = if content.is_some() { " checked" } else { "" };
             format!("{layer}/{below}{strict}{content}")
@@ -64,7 +64,7 @@ fn body(body: &FileBody) -> String {
 }
 
 /// Everything in one line: the files, then the archives.
-fn shape(contents: &Contents) -> String {
+fn shape(contents: &ArtifactContents) -> String {
     let files = contents.files.iter().map(|file| format!("{}={}", file.path, body(&file.body)));
     let archives = contents.archives.iter().map(|archive| match &archive.name {
         Some(name) => format!("<{}-{name}>", archive.layer),
@@ -74,12 +74,12 @@ fn shape(contents: &Contents) -> String {
 }
 
 /// The shape of a manifest that needs no config, shows everything as meant, and is of that class.
-fn meant(class: Class, manifest: &Manifest) -> String {
+fn meant(class: ArtifactKind, manifest: &Manifest) -> String {
     assert_eq!(classify_manifest(manifest), class);
     assert!(!needs_config(manifest));
     let contents = contents(manifest, None);
     assert_eq!(contents.reports, [""; 0]);
-    assert_eq!(contents.union == Union::Image, class == Class::ContainerImage);
+    assert_eq!(contents.union == UnionRules::Image, class == ArtifactKind::ContainerImage);
     shape(&contents)
 }
 
@@ -97,7 +97,7 @@ fn a_container_image_is_archives_and_what_is_titled_is_a_file_too() {
         layer(TAR, &[("org.cncf.model.filepath", "models/model.file")]),
     ];
     let image = manifest("", IMAGE, &layers);
-    assert_eq!(meant(Class::ContainerImage, &image), "rootfs=2 <0> <1> <2> <3>");
+    assert_eq!(meant(ArtifactKind::ContainerImage, &image), "rootfs=2 <0> <1> <2> <3>");
 }
 
 #[test]
@@ -107,10 +107,10 @@ fn every_layer_of_a_container_image_is_applied_whatever_its_label() {
     {
         let image = manifest("", IMAGE, &[layer(TAR_GZIP, &[]), layer(label, &[])]);
         let name = short(&image, 1, extension(&image.layers[1].media_type));
-        assert_eq!(meant(Class::ContainerImage, &image), format!("{name}=1 <0> <1>"), "{label}");
+        assert_eq!(meant(ArtifactKind::ContainerImage, &image), format!("{name}=1 <0> <1>"), "{label}");
     }
     let unlabelled = manifest("", IMAGE, &[layer("application/octet-stream", &[])]);
-    assert!(meant(Class::ContainerImage, &unlabelled).ends_with(" <0>"));
+    assert!(meant(ArtifactKind::ContainerImage, &unlabelled).ends_with(" <0>"));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn an_os_image_is_its_parts_and_checksums_as_files() {
         titled("text/plain", "SHA256SUMS"),
     ];
     let image = manifest("application/vnd.cocoonstack.os-image.v1+json", EMPTY, &layers);
-    let shape = meant(Class::CloudImage, &image);
+    let shape = meant(ArtifactKind::CloudImage, &image);
     assert_eq!(shape, "win.qcow2.00.qcow2.part=0 win.qcow2.01.qcow2.part=1 SHA256SUMS=2");
 }
 
@@ -258,28 +258,28 @@ fn what_nosi_publishes_is_files_and_a_root_filesystem_an_archive_too() {
     let files = |name: &str| format!("{name}=0 {name}.sha256=1 report.zip=2 x.metadata.json=3");
     let disk = with_sums("application/vnd.nosi.disk-image.layer.v1+gzip", "nosi-x-x86_64.img.gz");
     let disk = manifest("application/vnd.nosi.disk-image.v1+gzip", EMPTY, &disk);
-    assert_eq!(meant(Class::NosiDisk, &disk), files("nosi-x-x86_64.img.gz"));
+    assert_eq!(meant(ArtifactKind::NosiDisk, &disk), files("nosi-x-x86_64.img.gz"));
     let wsl = with_sums("application/vnd.nosi.wsl-rootfs.layer.v1+gzip", "nosi-x.tar.gz");
     let wsl = manifest("application/vnd.nosi.wsl-rootfs.v1+gzip", EMPTY, &wsl);
-    assert_eq!(meant(Class::NosiRootfs, &wsl), files("nosi-x.tar.gz") + " <0>");
+    assert_eq!(meant(ArtifactKind::NosiRootfs, &wsl), files("nosi-x.tar.gz") + " <0>");
     let lxc = with_sums("application/vnd.nosi.lxc-rootfs.layer.v1+zstd", "nosi-x.tar.zst");
     let lxc = manifest("application/vnd.nosi.lxc-rootfs.v1+zstd", EMPTY, &lxc);
-    assert_eq!(meant(Class::NosiRootfs, &lxc), files("nosi-x.tar.zst") + " <0>");
+    assert_eq!(meant(ArtifactKind::NosiRootfs, &lxc), files("nosi-x.tar.zst") + " <0>");
     let netboot = [
         titled("application/vnd.nosi.netboot-bundle.layer.v1+tar+gzip", "netboot.tar.gz"),
         titled("application/vnd.nosi.netboot-manifest.v1+json", "manifest.json"),
     ];
     let netboot = manifest("application/vnd.nosi.netboot-bundle.v1+tar+gzip", EMPTY, &netboot);
-    assert_eq!(meant(Class::NosiNetboot, &netboot), "netboot.tar.gz=0 manifest.json=1 <0>");
+    assert_eq!(meant(ArtifactKind::NosiNetboot, &netboot), "netboot.tar.gz=0 manifest.json=1 <0>");
 }
 
 #[test]
 fn a_machine_of_podman_is_a_file_and_for_wsl_an_archive_too() {
     let disk = titled("application/zstd", "podman-machine.x86_64.qemu.qcow2.zst");
     let disk = manifest("", EMPTY, &[disk]);
-    assert_eq!(meant(Class::MachineOs, &disk), "podman-machine.x86_64.qemu.qcow2.zst=0");
+    assert_eq!(meant(ArtifactKind::MachineOs, &disk), "podman-machine.x86_64.qemu.qcow2.zst=0");
     let wsl = manifest("", EMPTY, &[titled("application/zstd", "podman-machine.aarch64.wsl.tar.zst")]);
-    assert_eq!(meant(Class::MachineOs, &wsl), "podman-machine.aarch64.wsl.tar.zst=0 <0>");
+    assert_eq!(meant(ArtifactKind::MachineOs, &wsl), "podman-machine.aarch64.wsl.tar.zst=0 <0>");
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn an_exported_virtual_machine_is_its_disks_as_files() {
     let layers = [disk("rootdisk.raw.zst"), disk("data.raw.zst")];
     let config = "application/vnd.kubevirt.virtualmachine.config.v1+json";
     let machine = manifest("application/vnd.kubevirt.virtualmachine.v1", config, &layers);
-    assert_eq!(meant(Class::VmExport, &machine), "rootdisk.raw.zst=0 data.raw.zst=1");
+    assert_eq!(meant(ArtifactKind::VmExport, &machine), "rootdisk.raw.zst=0 data.raw.zst=1");
 }
 
 #[test]
@@ -299,19 +299,19 @@ fn machines_in_chunks_are_their_small_files_and_never_archives() {
     let layers = [tart("config.v1"), tart("disk.v2"), tart("disk.v2"), tart("nvram.v1"), layer(TAR, &[])];
     let image = manifest("", IMAGE, &layers);
     let last = short(&image, 4, ".tar");
-    assert_eq!(meant(Class::Tart, &image), format!("config.json=0 nvram.bin=3 {last}=4"));
+    assert_eq!(meant(ArtifactKind::Tart, &image), format!("config.json=0 nvram.bin=3 {last}=4"));
 
     let vetu = |kind: &str| layer(&format!("application/vnd.cirruslabs.vetu.{kind}.v1"), &[]);
     let disk = layer("application/vnd.cirruslabs.vetu.disk.v1", &[("org.cirruslabs.vetu.name", "disk.img")]);
     let image = manifest("", IMAGE, &[vetu("config"), vetu("kernel"), vetu("initramfs"), disk]);
-    assert_eq!(meant(Class::Vetu, &image), "config.json=0 kernel=1 initramfs=2");
+    assert_eq!(meant(ArtifactKind::Vetu, &image), "config.json=0 kernel=1 initramfs=2");
 
     let lume = |kind: &str| layer(&format!("application/vnd.trycua.lume.{kind}.v1"), &[]);
     let image = manifest("", EMPTY, &[lume("config"), lume("disk"), lume("nvram")]);
-    assert_eq!(meant(Class::Lume, &image), "config.json=0 nvram.bin=2");
+    assert_eq!(meant(ArtifactKind::Lume, &image), "config.json=0 nvram.bin=2");
     let old = "application/octet-stream+lzfse;part.number=1;part.total=38";
     let image = manifest("", IMAGE, &[layer(old, &[]), titled("application/octet-stream", "nvram.bin")]);
-    assert_eq!(meant(Class::Lume, &image), "nvram.bin=1");
+    assert_eq!(meant(ArtifactKind::Lume, &image), "nvram.bin=1");
 }
 
 fn segment(file: &str, range: &str, size: u64) -> Value {
@@ -330,7 +330,7 @@ fn segments_are_joined_where_their_ranges_tile() {
         segment("nvram.bin", "4-5", 2),
     ];
     let image = manifest("", EMPTY, &layers);
-    assert_eq!(meant(Class::Geranos, &image), "disk.img=[2, 0, 3] config.json=[1] nvram.bin=[4, 5]");
+    assert_eq!(meant(ArtifactKind::Geranos, &image), "disk.img=[2, 0, 3] config.json=[1] nvram.bin=[4, 5]");
 }
 
 #[test]
@@ -376,7 +376,7 @@ fn files_of_oras_are_files_whatever_type_it_gave_them() {
     ];
     let image = manifest("application/vnd.unknown.artifact.v1", EMPTY, &layers);
     assert_eq!(
-        meant(Class::Unknown, &image),
+        meant(ArtifactKind::Unknown, &image),
         "a.bin=0 sub/dir/b.json=1 disk.qcow2.zst=2 rootfs.tar.gz=3 ROOT.TAR=5 <3> <4> <5>"
     );
 }
@@ -391,7 +391,10 @@ fn directories_of_oras_are_directories_and_nothing_to_merge() {
     };
     let layers = [directory("data/set", "true", &digest), directory("plain", "false", &digest)];
     let image = manifest("application/vnd.example", EMPTY, &layers);
-    assert_eq!(meant(Class::Unknown, &image), "data/set=0/data/set only checked plain=1/plain checked");
+    assert_eq!(
+        meant(ArtifactKind::Unknown, &image),
+        "data/set=0/data/set only checked plain=1/plain checked"
+    );
     assert_eq!(contents(&image, None).files[0].mode, 0o555);
 
     let image =
@@ -407,7 +410,7 @@ fn a_directory_called_dot_is_all_of_the_files() {
     for title in [".", "./"] {
         let directory = layer(TAR_GZIP, &[(TITLE, title), ("io.deis.oras.content.unpack", "true")]);
         let image = manifest("application/vnd.example", EMPTY, &[directory, titled("text/plain", "one.txt")]);
-        assert_eq!(meant(Class::Unknown, &image), format!("one.txt=1 .=0/{title} only"));
+        assert_eq!(meant(ArtifactKind::Unknown, &image), format!("one.txt=1 .=0/{title} only"));
     }
 }
 
@@ -415,17 +418,17 @@ fn a_directory_called_dot_is_all_of_the_files() {
 fn a_slash_behind_a_title_names_a_directory() {
     let unpacked = layer(TAR_GZIP, &[(TITLE, "data/"), ("io.deis.oras.content.unpack", "true")]);
     let image = manifest("application/vnd.example", EMPTY, &[unpacked]);
-    assert_eq!(meant(Class::Unknown, &image), "data=0/data/ only");
+    assert_eq!(meant(ArtifactKind::Unknown, &image), "data=0/data/ only");
     for kind in ["application/octet-stream", TAR_GZIP] {
         let image = manifest("application/vnd.example", EMPTY, &[titled(kind, "data/")]);
-        assert_eq!(meant(Class::Unknown, &image), "data=0/", "{kind}");
+        assert_eq!(meant(ArtifactKind::Unknown, &image), "data=0/", "{kind}");
     }
 }
 
 #[test]
 fn the_compressed_type_of_a_directory_without_the_name_of_an_archive_may_be_one() {
     let image = manifest("", EMPTY, &[titled(TAR_GZIP, "data"), titled(TAR, "one.txt")]);
-    assert_eq!(meant(Class::Unknown, &image), "data=0/data one.txt=1");
+    assert_eq!(meant(ArtifactKind::Unknown, &image), "data=0/data one.txt=1");
 }
 
 #[test]
@@ -435,7 +438,7 @@ fn every_spelling_of_an_archive_in_a_type_is_an_archive() {
     {
         let kind = format!("application/vnd.cncf.falco.rulesfile.layer.v1{end}");
         let image = manifest("", EMPTY, &[titled(&kind, &format!("rules{extension}")), layer(&kind, &[])]);
-        assert_eq!(meant(Class::Unknown, &image), format!("rules{extension}=0 <0> <1>"));
+        assert_eq!(meant(ArtifactKind::Unknown, &image), format!("rules{extension}=0 <0> <1>"));
     }
 }
 
@@ -462,7 +465,7 @@ fn layers_without_a_title_are_named_by_number_digest_and_type() {
 fn a_source_of_flux_is_one_archive() {
     let content = layer("application/vnd.cncf.flux.content.v1.tar+gzip", &[]);
     let image = manifest("", "application/vnd.cncf.flux.config.v1+json", &[content]);
-    assert_eq!(meant(Class::Flux, &image), "<0>");
+    assert_eq!(meant(ArtifactKind::Flux, &image), "<0>");
 }
 
 #[test]
@@ -471,7 +474,7 @@ fn a_module_of_timoni_is_archives_that_say_what_they_are() {
         |kind: &str| layer("application/vnd.timoni.content.v1.tar+gzip", &[("sh.timoni.content.type", kind)]);
     let config = "application/vnd.timoni.config.v1+json";
     let image = manifest("", config, &[content("module/vendor"), content("module")]);
-    assert_eq!(meant(Class::Timoni, &image), "<0-module_vendor> <1-module>");
+    assert_eq!(meant(ArtifactKind::Timoni, &image), "<0-module_vendor> <1-module>");
     for hostile in ["", "..", "a\0b", &"x".repeat(10_000_000 / 100)] {
         let found = contents(&manifest("", config, &[content(hostile)]), None);
         assert_eq!(shape(&found), "<0>");
@@ -490,11 +493,11 @@ fn chart() -> Manifest {
 #[test]
 fn a_chart_is_an_archive_and_a_file_named_by_its_config() {
     let image = chart();
-    assert_eq!(classify_manifest(&image), Class::Helm);
+    assert_eq!(classify_manifest(&image), ArtifactKind::Helm);
     assert!(needs_config(&image));
     let found = contents(&image, Some(br#"{"name":"nginx","version":"1.2.3+build","apiVersion":"v2"}"#));
     assert_eq!(shape(&found), "nginx-1.2.3+build.tgz.prov=0 nginx-1.2.3+build.tgz=1 <1>");
-    assert_eq!((found.union, found.reports.len()), (Union::Plain, 0));
+    assert_eq!((found.union, found.reports.len()), (UnionRules::Plain, 0));
     let old = [layer("application/tar+gzip", &[])];
     let old = manifest("", "application/vnd.cncf.helm.config.v1+json", &old);
     assert_eq!(shape(&contents(&old, Some(br#"{"name":"x","version":"1"}"#))), "x-1.tgz=0 <0>");
@@ -537,8 +540,8 @@ fn a_bottle_is_a_file_and_an_archive_and_no_image() {
         }))
     };
     let shape = "hello--2.12.1.x86_64_linux.bottle.tar.gz=0 <0>";
-    assert_eq!(meant(Class::Bottle, &bottle(json!({"sh.brew.bottle.size": "1"}))), shape);
-    assert_eq!(meant(Class::Bottle, &bottle(json!({}))), shape);
+    assert_eq!(meant(ArtifactKind::Bottle, &bottle(json!({"sh.brew.bottle.size": "1"}))), shape);
+    assert_eq!(meant(ArtifactKind::Bottle, &bottle(json!({}))), shape);
 }
 
 #[test]
@@ -558,7 +561,7 @@ fn a_modelpack_is_files_at_their_paths_with_their_modes_and_times() {
     let config = "application/vnd.cncf.model.config.v1+json";
     let image = manifest("application/vnd.cncf.model.manifest.v1+json", config, &layers);
     let shape = "weights/w.safetensors=0 config.json=1 src=2/src <3>";
-    assert_eq!(meant(Class::ModelPack, &image), shape);
+    assert_eq!(meant(ArtifactKind::ModelPack, &image), shape);
     let files = contents(&image, None).files;
     let attributes: Vec<_> = files.iter().map(|file| (file.mode, file.mtime)).collect();
     assert_eq!(attributes, [(0o644, Some(1_714_557_600)), (0o755, None), (0o644, None)]);
@@ -584,16 +587,16 @@ fn a_docker_model_is_named_by_type_and_several_of_a_kind_are_numbered() {
     let config = "application/vnd.docker.ai.model.config.v0.1+json";
     let one = [ai("gguf.v3"), ai("license"), ai("mmproj"), ai("chat.template.jinja"), ai("vllm.config.tar")];
     let shape = "model.gguf=0 license=1 mmproj=2 chat.template.jinja=3 <4>";
-    assert_eq!(meant(Class::DockerModel, &manifest("", config, &one)), shape);
+    assert_eq!(meant(ArtifactKind::DockerModel, &manifest("", config, &one)), shape);
     let many = [other("gguf.v3", "a"), ai("license"), other("gguf.v3", "b")];
     let shape = "model-00001-of-00002.gguf=0 license=1 model-00002-of-00002.gguf=2";
-    assert_eq!(meant(Class::DockerModel, &manifest("", config, &many)), shape);
+    assert_eq!(meant(ArtifactKind::DockerModel, &manifest("", config, &many)), shape);
 
     let path =
         |path: &str| layer("application/vnd.docker.ai.model.file", &[("org.cncf.model.filepath", path)]);
     let layers = [path("tokenizer/vocab.json"), path("model.safetensors")];
     let image = manifest("", "application/vnd.docker.ai.model.config.v0.2+json", &layers);
-    assert_eq!(meant(Class::DockerModel, &image), "tokenizer/vocab.json=0 model.safetensors=1");
+    assert_eq!(meant(ArtifactKind::DockerModel, &image), "tokenizer/vocab.json=0 model.safetensors=1");
 }
 
 #[test]
@@ -601,7 +604,7 @@ fn a_modelkit_is_archives() {
     let kit = |kind: &str| layer(&format!("application/vnd.kitops.modelkit.{kind}"), &[]);
     let layers = [kit("model.v1.tar+gzip"), kit("modelpart.v1.tar"), kit("docs.v1.tar")];
     let image = manifest("", "application/vnd.kitops.modelkit.config.v1+json", &layers);
-    assert_eq!(meant(Class::KitOps, &image), "<0> <1> <2>");
+    assert_eq!(meant(ArtifactKind::KitOps, &image), "<0> <1> <2>");
 }
 
 #[test]
@@ -615,7 +618,7 @@ fn a_model_of_ollama_is_named_by_type_and_its_tensors_by_name() {
     let config = "application/vnd.docker.container.image.v1+json";
     let layers = [kind("model"), kind("template"), kind("params"), kind("license"), kind("system")];
     let shape = "model.gguf=0 template=1 params.json=2 license=3 system=4";
-    assert_eq!(meant(Class::Ollama, &manifest("", config, &layers)), shape);
+    assert_eq!(meant(ArtifactKind::Ollama, &manifest("", config, &layers)), shape);
     let tensor = "text_encoder/model.embed_tokens.weight";
     let image = manifest("", config, &[named(json!(tensor)), named(json!("../x")), named(json!(7))]);
     let found = contents(&image, None);
@@ -629,36 +632,36 @@ fn policies_are_files() {
     let data = titled("application/vnd.cncf.openpolicyagent.data.layer.v1+json", "data/data/x.json");
     let policy = titled("application/vnd.cncf.openpolicyagent.policy.layer.v1+rego", "policy/p.rego");
     let image = manifest("", "application/vnd.unknown.config.v1+json", &[data, policy]);
-    assert_eq!(meant(Class::Policy, &image), "data/data/x.json=0 policy/p.rego=1");
+    assert_eq!(meant(ArtifactKind::Policy, &image), "data/data/x.json=0 policy/p.rego=1");
 }
 
 #[test]
 fn modules_and_singularity_images_have_one_name() {
     let wasm = manifest("", "application/vnd.wasm.config.v0+json", &[layer("application/wasm", &[])]);
-    assert_eq!(meant(Class::Wasm, &wasm), "module.wasm=0");
+    assert_eq!(meant(ArtifactKind::Wasm, &wasm), "module.wasm=0");
     let titled_wasm = manifest("", EMPTY, &[titled("application/wasm", "hello.wasm")]);
-    assert_eq!(meant(Class::Wasm, &titled_wasm), "hello.wasm=0");
+    assert_eq!(meant(ArtifactKind::Wasm, &titled_wasm), "hello.wasm=0");
     let sif = [layer("application/vnd.sylabs.sif.layer.v1.sif", &[])];
     let sif = manifest("", "application/vnd.sylabs.sif.config.v1+json", &sif);
-    assert_eq!(meant(Class::Sif, &sif), "image.sif=0");
+    assert_eq!(meant(ArtifactKind::Sif, &sif), "image.sif=0");
 }
 
 #[test]
 fn statements_about_other_artifacts_are_files_also_behind_an_image_config() {
     let sign = layer("application/vnd.dev.cosign.simplesigning.v1+json", &[]);
     let image = manifest("", IMAGE, &[sign]);
-    assert_eq!(meant(Class::Statement, &image), format!("{}=0", short(&image, 0, ".json")));
+    assert_eq!(meant(ArtifactKind::Statement, &image), format!("{}=0", short(&image, 0, ".json")));
     let attest = manifest("", IMAGE, &[layer("application/vnd.in-toto+json", &[])]);
-    assert_eq!(meant(Class::Statement, &attest), format!("{}=0", short(&attest, 0, ".json")));
+    assert_eq!(meant(ArtifactKind::Statement, &attest), format!("{}=0", short(&attest, 0, ".json")));
     let bundle = "application/vnd.dev.sigstore.bundle.v0.3+json";
     let bundle = manifest(bundle, EMPTY, &[layer(bundle, &[])]);
-    assert_eq!(meant(Class::Statement, &bundle), format!("{}=0", short(&bundle, 0, ".json")));
+    assert_eq!(meant(ArtifactKind::Statement, &bundle), format!("{}=0", short(&bundle, 0, ".json")));
 }
 
 #[test]
 fn an_artifact_without_content_has_nothing_and_that_is_no_error() {
     let image = manifest("application/vnd.example", EMPTY, &[sized(2, EMPTY, &[])]);
-    assert_eq!(meant(Class::Empty, &image), "");
+    assert_eq!(meant(ArtifactKind::Empty, &image), "");
     let liar = manifest("application/vnd.example", EMPTY, &[sized(3, EMPTY, &[])]);
     assert_eq!(shape(&contents(&liar, None)), format!("{}=0", short(&liar, 0, ".json")));
 }
@@ -666,7 +669,7 @@ fn an_artifact_without_content_has_nothing_and_that_is_no_error() {
 #[test]
 fn a_layer_that_may_lie_about_being_an_archive_is_one_by_its_label() {
     let image = manifest("application/vnd.example", EMPTY, &[layer(TAR, &[]), layer(TAR_GZIP, &[])]);
-    assert_eq!(meant(Class::Unknown, &image), "<0> <1>");
+    assert_eq!(meant(ArtifactKind::Unknown, &image), "<0> <1>");
 }
 
 #[test]
@@ -675,11 +678,11 @@ fn the_artifact_type_says_more_than_the_config_and_that_more_than_the_layers() {
     let flux = layer("application/vnd.cncf.flux.content.v1.tar+gzip", &[]);
     let class =
         |kind: &str, config: &str| classify_manifest(&manifest(kind, config, std::slice::from_ref(&flux)));
-    assert_eq!(class("application/vnd.kitops.modelkit.manifest.v1+json", helm), Class::KitOps);
-    assert_eq!(class("application/vnd.example", helm), Class::Helm);
-    assert_eq!(class("application/vnd.example", EMPTY), Class::Flux);
-    assert_eq!(class("Application/VND.cncf.Helm.x; a=b", EMPTY), Class::Helm, "parameters and case");
-    assert_eq!(class("application/vnd.example", IMAGE), Class::ContainerImage);
+    assert_eq!(class("application/vnd.kitops.modelkit.manifest.v1+json", helm), ArtifactKind::KitOps);
+    assert_eq!(class("application/vnd.example", helm), ArtifactKind::Helm);
+    assert_eq!(class("application/vnd.example", EMPTY), ArtifactKind::Flux);
+    assert_eq!(class("Application/VND.cncf.Helm.x; a=b", EMPTY), ArtifactKind::Helm, "parameters and case");
+    assert_eq!(class("application/vnd.example", IMAGE), ArtifactKind::ContainerImage);
 }
 
 #[test]
@@ -693,7 +696,10 @@ fn a_config_with_a_title_is_a_file_too() {
         }))
     };
     let layers = [titled("text/plain", "a.txt")];
-    assert_eq!(meant(Class::Unknown, &with_title("settings.json", &layers)), "a.txt=0 settings.json=config");
+    assert_eq!(
+        meant(ArtifactKind::Unknown, &with_title("settings.json", &layers)),
+        "a.txt=0 settings.json=config"
+    );
     assert_eq!(shape(&contents(&with_title("a.txt", &layers), None)), "a.txt=0 a.txt~01=config");
     let found = contents(&with_title("/etc/passwd", &layers), None);
     assert_eq!(shape(&found), "a.txt=0 passwd=config");

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::lock;
-use super::lock::{Backoff, try_lock_byte, unlock_byte};
+use super::lock::{LockBackoff, try_lock_byte, unlock_byte};
 
 const MAGIC: &[u8; 8] = b"ocifsuse";
 const VERSION: u32 = 1;
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Content of the account file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(super) struct Usage {
     /// Bytes of the disk that the directory takes, or is about to take.
     pub(super) used: u64,
     /// Sum of all bytes ever added; a count derives from it how much was written while it ran. Wraps around.
@@ -44,20 +44,20 @@ pub(super) struct Tally {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CountMark(Option<(u64, [u8; 8])>);
 
-impl Tally {
+impl Usage {
     pub(super) fn mark(&self) -> CountMark {
         CountMark(Some((self.counted, self.boot)))
     }
 }
 
 /// The file `account`, opened on first use, and again after a failed open.
-pub(super) struct Account {
+pub(super) struct UsageFile {
     path: PathBuf,
     /// Guards the file among threads: the lock between processes belongs to the open file.
     file: Mutex<Option<File>>,
 }
 
-impl Account {
+impl UsageFile {
     pub(super) fn new(root: &Path) -> Self {
         Self { path: root.join("account"), file: Mutex::default() }
     }
@@ -66,7 +66,7 @@ impl Account {
     /// account: the files have to be counted.
     pub(super) fn change<T>(
         &self,
-        change: impl FnOnce(Option<Tally>) -> (Option<Tally>, T),
+        change: impl FnOnce(Option<Usage>) -> (Option<Usage>, T),
     ) -> io::Result<T> {
         let mut slot = lock(&self.file);
         let file = match slot.take() {
@@ -108,9 +108,9 @@ impl Account {
         if bytes == 0 {
             return;
         }
-        let subtract = |known: Option<Tally>| {
+        let subtract = |known: Option<Usage>| {
             let same = known.filter(|tally| tally.mark() == since);
-            (same.map(|tally| Tally { used: tally.used.saturating_sub(bytes), ..tally }), ())
+            (same.map(|tally| Usage { used: tally.used.saturating_sub(bytes), ..tally }), ())
         };
         if let Err(error) = self.change(subtract) {
             // The account stays too high until the next count.
@@ -127,7 +127,7 @@ fn take_turn(file: &File) -> io::Result<()> {
         std::thread::yield_now();
     }
     let deadline = Instant::now() + PATIENCE;
-    let mut backoff = Backoff::new();
+    let mut backoff = LockBackoff::new();
     while !try_lock_byte(file, LOCK_AT)? {
         if Instant::now() > deadline {
             return Err(io::Error::new(
@@ -140,7 +140,7 @@ fn take_turn(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn read(file: &File) -> Option<Tally> {
+fn read(file: &File) -> Option<Usage> {
     let mut bytes = [0; LENGTH];
     file.read_exact_at(&mut bytes, 0).ok()?;
     let (head, check) = bytes.split_at(CHECKED);
@@ -155,7 +155,7 @@ fn read(file: &File) -> Option<Tally> {
     if number(8) != u64::from(VERSION).to_le_bytes() {
         return None;
     }
-    Some(Tally {
+    Some(Usage {
         used: u64::from_le_bytes(number(16)),
         added: u64::from_le_bytes(number(24)),
         counted: u64::from_le_bytes(number(32)),
@@ -163,7 +163,7 @@ fn read(file: &File) -> Option<Tally> {
     })
 }
 
-fn encode(tally: &Tally) -> [u8; LENGTH] {
+fn encode(tally: &Usage) -> [u8; LENGTH] {
     let mut bytes = [0; LENGTH];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..16].copy_from_slice(&u64::from(VERSION).to_le_bytes());
@@ -183,18 +183,18 @@ mod tests {
     #[test]
     fn what_is_written_is_read_by_another_and_damage_is_not_known() {
         let dir = tempfile::tempdir().unwrap();
-        let (one, other) = (Account::new(dir.path()), Account::new(dir.path()));
-        let look = |account: &Account| account.change(|known| (None, known)).unwrap();
+        let (one, other) = (UsageFile::new(dir.path()), UsageFile::new(dir.path()));
+        let look = |account: &UsageFile| account.change(|known| (None, known)).unwrap();
         assert_eq!(look(&one), None);
-        let tally = Tally { used: 70, added: 9, counted: 5, boot: *b"abcdefgh" };
+        let tally = Usage { used: 70, added: 9, counted: 5, boot: *b"abcdefgh" };
         one.change(|_| (Some(tally), ())).unwrap();
         assert_eq!(look(&other), Some(tally));
         let mark = other.mark();
         other.give_back(20, mark);
-        assert_eq!(look(&one), Some(Tally { used: 50, ..tally }));
+        assert_eq!(look(&one), Some(Usage { used: 50, ..tally }));
         other.give_back(200, mark);
         assert_eq!(look(&one).unwrap().used, 0);
-        one.change(|_| (Some(Tally { counted: 6, ..tally }), ())).unwrap();
+        one.change(|_| (Some(Usage { counted: 6, ..tally }), ())).unwrap();
         other.give_back(20, mark);
         assert_eq!(look(&one).unwrap().used, 70, "a count since then left it out, or did not");
         for at in 0..LENGTH as u64 {
@@ -210,21 +210,21 @@ mod tests {
     #[test]
     fn no_addition_of_many_threads_and_open_files_is_lost() {
         let dir = tempfile::tempdir().unwrap();
-        Account::new(dir.path()).change(|_| (Some(Tally::default()), ())).unwrap();
+        UsageFile::new(dir.path()).change(|_| (Some(Usage::default()), ())).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let account = Account::new(dir.path());
+                    let account = UsageFile::new(dir.path());
                     for _ in 0..500 {
-                        let add = |known: Option<Tally>| {
-                            (known.map(|tally| Tally { used: tally.used + 3, ..tally }), ())
+                        let add = |known: Option<Usage>| {
+                            (known.map(|tally| Usage { used: tally.used + 3, ..tally }), ())
                         };
                         account.change(add).unwrap();
                     }
                 });
             }
         });
-        let used = Account::new(dir.path()).change(|known| (None, known.unwrap().used)).unwrap();
+        let used = UsageFile::new(dir.path()).change(|known| (None, known.unwrap().used)).unwrap();
         assert_eq!(used, 6000);
     }
 }

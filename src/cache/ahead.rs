@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind};
+use super::sidecar::{BLOCK, BLOCK_SHIFT, ContentKind};
 use crate::io::ByteRange;
 
 const KIB: u64 = 1 << 10;
@@ -34,41 +34,41 @@ const STEPS: [(u64, u64); 4] =
     [(8 * MIB, RANGES as u64 * LONGEST), (2 * MIB, LONGEST), (512 * KIB, MIB), (0, BLOCK)];
 
 /// Readahead state of one content.
-pub(super) struct Ahead {
+pub(super) struct Readahead {
     /// Upper bound of every window, in bytes.
     reach: u64,
-    readers: Vec<Reader>,
+    readers: Vec<SequentialRun>,
     /// Counts reads, to find the reader that has been idle for longest.
     clock: u64,
     /// Readahead fetches that have not ended. Invariant: at most `RANGES`.
     going: usize,
 }
 
-struct Reader {
+struct SequentialRun {
     /// Start of its first read, in bytes.
     start: u64,
     /// End of its reads, in bytes.
     next: u64,
-    pace: Pace,
+    pace: ReadaheadPace,
     /// End of the range requested ahead of the reader, in bytes.
     asked: u64,
     last_read: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Pace {
+enum ReadaheadPace {
     /// One read, which proves no order yet.
     Single,
     Sequential,
 }
 
-impl Default for Ahead {
+impl Default for Readahead {
     fn default() -> Self {
         Self::within(u64::MAX)
     }
 }
 
-impl Ahead {
+impl Readahead {
     /// Limits every window to `reach` bytes: a cache smaller than the windows of its readers would evict fetched
     /// blocks before they are read.
     pub(super) fn within(reach: u64) -> Self {
@@ -109,8 +109,13 @@ impl Ahead {
     }
 
     fn meet(&mut self, read: ByteRange) {
-        let reader =
-            Reader { start: read.start, next: read.end, pace: Pace::Single, asked: 0, last_read: self.clock };
+        let reader = SequentialRun {
+            start: read.start,
+            next: read.end,
+            pace: ReadaheadPace::Single,
+            asked: 0,
+            last_read: self.clock,
+        };
         if self.readers.len() == READERS
             && let Some((silent, _)) =
                 self.readers.iter().enumerate().min_by_key(|(_, reader)| reader.last_read)
@@ -142,14 +147,14 @@ impl Ahead {
     }
 }
 
-impl Reader {
+impl SequentialRun {
     fn is_continued_by(&self, read: ByteRange) -> bool {
         let (gap, back) = match self.pace {
             // This may be one random access: only the same bytes, or those that follow, continue it.
-            Pace::Single if read.end <= self.next => (GAP, self.next - self.start),
-            Pace::Single => (GAP, 0),
+            ReadaheadPace::Single if read.end <= self.next => (GAP, self.next - self.start),
+            ReadaheadPace::Single => (GAP, 0),
             // A block that the reader skips was fetched ahead of it all the same.
-            Pace::Sequential => (BLOCK, BACK),
+            ReadaheadPace::Sequential => (BLOCK, BACK),
         };
         read.start >= self.next.saturating_sub(back) && read.start <= self.next.saturating_add(gap)
     }
@@ -158,7 +163,7 @@ impl Reader {
         self.last_read = clock;
         if read.end > self.next {
             self.next = read.end;
-            self.pace = Pace::Sequential;
+            self.pace = ReadaheadPace::Sequential;
         }
     }
 
@@ -176,7 +181,7 @@ impl Reader {
 
     /// The next run of blocks to fetch ahead; `None` while the window has no room for a whole run.
     fn widen(&mut self, size: u64, reach: u64) -> Option<Range<u64>> {
-        if self.pace == Pace::Single {
+        if self.pace == ReadaheadPace::Single {
             return None;
         }
         let (window, blocks) = (self.window().min(reach), size.div_ceil(BLOCK));
@@ -195,24 +200,24 @@ impl Reader {
 }
 
 /// Permits for readahead, over all content of a cache.
-pub(super) struct Places {
+pub(super) struct FetchPermits {
     fetches: Arc<Semaphore>,
     /// A decode takes a core and itself fetches stored bytes: it must not hold the permits that those fetches wait
     /// for.
     decodes: Arc<Semaphore>,
 }
 
-impl Places {
+impl FetchPermits {
     pub(super) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self { fetches: Arc::new(Semaphore::new(FETCHES)), decodes: Arc::new(Semaphore::new(cores)) }
     }
 
     /// Semaphore for content of this kind; one permit is one fetch.
-    pub(super) fn of(&self, kind: Kind) -> &Arc<Semaphore> {
+    pub(super) fn of(&self, kind: ContentKind) -> &Arc<Semaphore> {
         match kind {
-            Kind::Blob => &self.fetches,
-            Kind::Stream | Kind::Claim => &self.decodes,
+            ContentKind::Blob => &self.fetches,
+            ContentKind::Stream | ContentKind::Claim => &self.decodes,
         }
     }
 }
@@ -224,7 +229,7 @@ mod tests {
     const SIZE: u64 = 1 << 30;
 
     /// What is asked for ahead by reads of `step` bytes over `range`, when every fetch ends at once.
-    fn scan(ahead: &mut Ahead, range: ByteRange, step: u64) -> Vec<Range<u64>> {
+    fn scan(ahead: &mut Readahead, range: ByteRange, step: u64) -> Vec<Range<u64>> {
         let mut runs = Vec::new();
         for start in (range.start..range.end).step_by(step as usize) {
             let read = ByteRange::new(start, (start + step).min(range.end));
@@ -241,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_window_of_who_reads_from_the_start_grows_to_thirty_two_mebibytes() {
-        let runs = scan(&mut Ahead::default(), ByteRange::new(0, 64 * MIB), 128 * KIB);
+        let runs = scan(&mut Readahead::default(), ByteRange::new(0, 64 * MIB), 128 * KIB);
         assert_eq!(runs[0], 1..2);
         assert!(runs.windows(2).all(|pair| pair[0].end == pair[1].start), "{runs:?}");
         assert!(runs.last().unwrap().end > 88 * MIB / BLOCK, "{runs:?}");
@@ -252,7 +257,7 @@ mod tests {
     fn who_began_in_the_middle_is_served_a_quarter_ahead() {
         for length in [MIB, 6 * MIB, 40 * MIB, 200 * MIB] {
             let range = ByteRange::at(300 * MIB + 512, length);
-            let runs = scan(&mut Ahead::default(), range, 100_000);
+            let runs = scan(&mut Readahead::default(), range, 100_000);
             let reach = runs.last().unwrap().end * BLOCK - range.end;
             assert!(reach <= (length / 4).min(32 * MIB) + 3 * BLOCK, "{reach} past {length}");
             assert!(reach >= (length / 8).min(24 * MIB), "{reach} past {length}");
@@ -261,7 +266,7 @@ mod tests {
 
     #[test]
     fn readers_side_by_side_are_told_apart() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Readahead::default();
         let mut reach = [0; 3];
         for step in 0..100 {
             for (reader, reach) in reach.iter_mut().enumerate() {
@@ -278,7 +283,7 @@ mod tests {
 
     #[test]
     fn requests_in_the_wrong_order_are_one_reader() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Readahead::default();
         let mut end = 0;
         for pair in 0..64 {
             for start in [pair * 256 * KIB + 128 * KIB, pair * 256 * KIB] {
@@ -295,16 +300,16 @@ mod tests {
 
     #[test]
     fn a_small_cache_is_never_overrun() {
-        let mut ahead = Ahead::within(MIB + 1);
+        let mut ahead = Readahead::within(MIB + 1);
         let widest = scan(&mut ahead, ByteRange::new(0, 64 * MIB), 128 * KIB).into_iter();
         assert_eq!(widest.map(|run| (run.end - run.start) * BLOCK).max(), Some(MIB / 2));
-        let mut ahead = Ahead::within(BLOCK - 1);
+        let mut ahead = Readahead::within(BLOCK - 1);
         assert!(scan(&mut ahead, ByteRange::new(0, 64 * MIB), 128 * KIB).is_empty());
     }
 
     #[test]
     fn jumps_and_repetitions_ask_for_nothing() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Readahead::default();
         let mut random = 9u64;
         for _ in 0..2000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -321,7 +326,7 @@ mod tests {
 
     #[test]
     fn no_more_than_four_fetches_go_at_once_and_none_passes_the_end() {
-        let mut ahead = Ahead::default();
+        let mut ahead = Readahead::default();
         let size = 100 * MIB + 1;
         let mut asked = Vec::new();
         for start in (0..64 * MIB).step_by(MIB as usize) {

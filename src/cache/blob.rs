@@ -15,23 +15,23 @@ use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 
-use super::ahead::{Ahead, Places};
+use super::ahead::{FetchPermits, Readahead};
 use super::copy_number::CopyNumber;
-use super::derived::Derived;
-use super::extents::Touched;
-use super::flight::{Flights, Going, Wait, fetch_ahead, fetch_demanded};
+use super::derived::DerivedFiles;
+use super::extents::ReadBitmap;
+use super::flight::{BlockWait, InflightBlocks, ReadaheadGuard, fetch_ahead, fetch_demanded};
 use super::outcome::{SOON, StoredBlock};
-use super::proof::Proof;
+use super::proof::IncrementalDigest;
 use super::reject::RejectHistory;
 use super::seat::BlockSeat;
-use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, State, Sum};
-use super::verify::When;
+use super::sidecar::{BLOCK, BLOCK_SHIFT, BlockChecksum, ContentKind, VerificationState};
+use super::verify::VerifyPolicy;
 use super::wait::blocking;
-use super::whole::Shelf;
+use super::whole::MemoryCache;
 use super::{CacheError, lock};
-use crate::io::{BoxFuture, ByteRange, Fault, Fetch, ReadAt, ReadError, Verified};
+use crate::io::{BoxFuture, ByteRange, FaultClass, RangeFetch, ReadAt, ReadError, VerifiedLevel};
 use crate::meter;
-use crate::oci::{Algorithm, Digest};
+use crate::oci::{Digest, HashAlgorithm};
 
 /// Fetches of one read that run at the same time.
 const PARALLEL: usize = 4;
@@ -43,8 +43,8 @@ const ENSURE_WINDOW: u64 = 64;
 const TOUCH: Duration = Duration::from_secs(60);
 
 /// Cached content: a stored blob, or the decoded stream of one.
-pub struct Cached {
-    pub(super) inner: Arc<Inner>,
+pub struct CachedFile {
+    pub(super) inner: Arc<ContentState>,
     /// Running fetches. They outlive a reader that went away, but not the content: dropping the set ends them.
     pub(super) tasks: Mutex<JoinSet<()>>,
     /// Runtime of the fetches, set by the first one that a reader waited for. With it a cache hit on a FUSE thread
@@ -53,44 +53,44 @@ pub struct Cached {
 }
 
 /// The parts of a [`Cached`].
-pub(super) struct Content {
+pub(super) struct ContentConfig {
     pub(super) digest: Digest,
-    pub(super) algorithm: Algorithm,
-    pub(super) kind: Kind,
-    pub(super) fetch: Arc<dyn Fetch>,
+    pub(super) algorithm: HashAlgorithm,
+    pub(super) kind: ContentKind,
+    pub(super) fetch: Arc<dyn RangeFetch>,
     pub(super) seat: BlockSeat,
-    pub(super) derived: Derived,
-    pub(super) places: Arc<Places>,
-    pub(super) verify: Option<When>,
-    pub(super) shelf: Arc<Shelf>,
+    pub(super) derived: DerivedFiles,
+    pub(super) places: Arc<FetchPermits>,
+    pub(super) verify: Option<VerifyPolicy>,
+    pub(super) shelf: Arc<MemoryCache>,
     pub(super) distrusted: broadcast::Sender<Digest>,
 }
 
 /// State that the fetches share with the readers.
-pub(super) struct Inner {
+pub(super) struct ContentState {
     pub(super) digest: Digest,
-    pub(super) kind: Kind,
+    pub(super) kind: ContentKind,
     pub(super) size: u64,
-    pub(super) fetch: Arc<dyn Fetch>,
+    pub(super) fetch: Arc<dyn RangeFetch>,
     /// Nothing when the disk let no file be made: then everything is fetched for its readers only.
     pub(super) seat: BlockSeat,
-    pub(super) flights: Mutex<Flights>,
-    pub(super) proof: Proof,
-    pub(super) ahead: Mutex<Ahead>,
-    places: Arc<Places>,
+    pub(super) flights: Mutex<InflightBlocks>,
+    pub(super) proof: IncrementalDigest,
+    pub(super) ahead: Mutex<Readahead>,
+    places: Arc<FetchPermits>,
     /// When a blob is compared with its digest; `None` where the caller takes blocks as they come.
-    pub(super) verify: Option<When>,
+    pub(super) verify: Option<VerifyPolicy>,
     /// Checksums of blocks that were handed out and are not on disk.
-    pub(super) noted: Mutex<HashMap<u64, Sum>>,
+    pub(super) noted: Mutex<HashMap<u64, BlockChecksum>>,
     /// Set while the latest bytes were wrong and none of them was handed out.
     pub(super) rejected: AtomicBool,
     pub(super) rejections: Mutex<RejectHistory>,
     /// Set once a caller peeked at bytes to detect the blob's format before the comparison.
     pub(super) is_looked_at: AtomicBool,
     /// Files derived from this blob.
-    pub(super) derived: Derived,
+    pub(super) derived: DerivedFiles,
     /// Small blobs that could not be stored on disk.
-    pub(super) shelf: Arc<Shelf>,
+    pub(super) shelf: Arc<MemoryCache>,
     /// Guard: one fetch of a small blob into memory at a time.
     pub(super) filling: tokio::sync::Mutex<()>,
     /// Announces blobs that must no longer be trusted, by their digests.
@@ -98,7 +98,7 @@ pub(super) struct Inner {
     /// Whether all blocks are known to be on disk: then no reader needs to be followed.
     pub(super) whole: AtomicBool,
     /// Notifies its subscribers of the result of the comparison with the digest.
-    pub(super) verdict: watch::Sender<Option<State>>,
+    pub(super) verdict: watch::Sender<Option<VerificationState>>,
     /// Set after `verdict`, so that a look costs no lock.
     pub(super) told: AtomicBool,
     /// Set once the bytes were compared with the digest and found different.
@@ -116,25 +116,35 @@ pub(super) struct Inner {
     pub(super) fetched: AtomicU64,
     served: AtomicU64,
     /// Ranges that readers got, for display.
-    pub(super) read: Touched,
+    pub(super) read: ReadBitmap,
     touched: RwLock<Instant>,
 }
 
-impl Cached {
-    pub(super) fn new(content: Content) -> Self {
-        let Content { digest, algorithm, kind, fetch, seat, derived, places, verify, shelf, distrusted } =
-            content;
+impl CachedFile {
+    pub(super) fn new(content: ContentConfig) -> Self {
+        let ContentConfig {
+            digest,
+            algorithm,
+            kind,
+            fetch,
+            seat,
+            derived,
+            places,
+            verify,
+            shelf,
+            distrusted,
+        } = content;
         let size = fetch.size();
         let reach = seat.get().and_then(|slot| slot.opened()).map_or(u64::MAX, |pair| pair.reach());
-        let inner = Inner {
+        let inner = ContentState {
             digest,
             kind,
             size,
             fetch,
             seat,
             flights: Mutex::default(),
-            proof: Proof::new(algorithm, size),
-            ahead: Mutex::new(Ahead::within(reach)),
+            proof: IncrementalDigest::new(algorithm, size),
+            ahead: Mutex::new(Readahead::within(reach)),
             places,
             verify,
             noted: Mutex::default(),
@@ -156,7 +166,7 @@ impl Cached {
             warned: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
             served: AtomicU64::new(0),
-            read: Touched::default(),
+            read: ReadBitmap::default(),
             touched: RwLock::new(Instant::now()),
         };
         inner.settle_at_open();
@@ -173,7 +183,7 @@ impl Cached {
         let Some(pair) = self.inner.pair() else { return range.is_empty() };
         let clipped = range.intersect(ByteRange::new(0, self.inner.size));
         clipped == range
-            && self.inner.state() != State::Poisoned
+            && self.inner.state() != VerificationState::Poisoned
             && range.blocks(BLOCK_SHIFT).all(|block| pair.is_recorded(block, self.inner.proof.len(block)))
     }
 
@@ -198,7 +208,7 @@ impl Cached {
     }
 
     /// State of the content over all processes.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> VerificationState {
         self.inner.state()
     }
 
@@ -243,8 +253,8 @@ impl Cached {
         let inner = Arc::clone(&self.inner);
         let comparing = blocking(&self.inner.digest, move || {
             if let Some(pair) = inner.pair()
-                && inner.kind == Kind::Blob
-                && matches!(inner.state(), State::Partial | State::Complete)
+                && inner.kind == ContentKind::Blob
+                && matches!(inner.state(), VerificationState::Partial | VerificationState::Complete)
                 && inner.proof.all_recorded(&pair)
                 && inner.conclude(&pair)
             {
@@ -258,19 +268,19 @@ impl Cached {
     /// Reports the digest `actual` of a caller that hashed the whole stored blob in order while reading it through
     /// the cache. An equal digest makes it verified, as far as all blocks are on disk; a different one poisons it.
     /// Blocks its thread for hashing and syncing files.
-    pub fn mark_verified_by(&self, actual: &Digest) -> Result<State, CacheError> {
+    pub fn mark_verified_by(&self, actual: &Digest) -> Result<VerificationState, CacheError> {
         let inner = &self.inner;
         let equal = *actual == inner.digest;
         // A caller's read error cannot make a verified blob wrong.
         if !equal {
-            if inner.state() != State::Verified {
+            if inner.state() != VerificationState::Verified {
                 inner.poison(actual);
             }
             return Err(CacheError::Mismatch { expected: inner.digest.clone(), actual: actual.clone() });
         }
         // The files are compared all the same: their bytes may have changed since they were handed out.
         if let Some(pair) = inner.pair()
-            && inner.state() != State::Verified
+            && inner.state() != VerificationState::Verified
             && inner.proof.all_recorded(&pair)
             && inner.conclude(&pair)
         {
@@ -282,7 +292,7 @@ impl Cached {
     /// Waits until the whole content was compared with its digest, and returns [`State::Verified`] or
     /// [`State::Poisoned`]. `None` when the content was dropped before; waiting does not prevent that. The result of
     /// another process counts from the next read in this one. A decoded stream is never compared.
-    pub fn until_verified(&self) -> impl Future<Output = Option<State>> + Send + use<> {
+    pub fn until_verified(&self) -> impl Future<Output = Option<VerificationState>> + Send + use<> {
         // Looks at the disk, where another process may have written the result.
         self.inner.state();
         let mut verdict = self.inner.verdict.subscribe();
@@ -291,7 +301,7 @@ impl Cached {
 
     /// Sets the answer of [`ReadAt::verified`] for a decoded stream, which has no digest to be compared with. For a
     /// stored blob only the comparison with its digest decides.
-    pub fn set_verified(&self, verified: Verified) {
+    pub fn set_verified(&self, verified: VerifiedLevel) {
         self.inner.vouched.store(verified as u8, Ordering::Relaxed);
     }
 
@@ -335,7 +345,7 @@ impl Cached {
     }
 
     /// Joins the flights of `missing` blocks and starts the others; the waits come in the same order.
-    fn join_or_start(&self, missing: &[u64]) -> Vec<Wait> {
+    fn join_or_start(&self, missing: &[u64]) -> Vec<BlockWait> {
         if missing.is_empty() {
             return Vec::new();
         }
@@ -374,13 +384,13 @@ impl Cached {
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
         for blocks in runs {
-            let going = Going(Arc::clone(inner));
+            let going = ReadaheadGuard(Arc::clone(inner));
             tasks.spawn_on(fetch_ahead(Arc::clone(inner), blocks, going), runtime);
         }
     }
 }
 
-impl ReadAt for Cached {
+impl ReadAt for CachedFile {
     fn size(&self) -> u64 {
         self.inner.size
     }
@@ -399,7 +409,7 @@ impl ReadAt for Cached {
         }
         if !self.inner.settled.initialized()
             || self.inner.is_closed()
-            || whole_first && self.inner.state() != State::Verified
+            || whole_first && self.inner.state() != VerificationState::Verified
         {
             // Wrong content is an error now as well as later.
             if !self.inner.is_closed() {
@@ -412,7 +422,7 @@ impl ReadAt for Cached {
         if self.inner.is_undecided()? {
             return Ok(false);
         }
-        if whole_first && self.inner.state() != State::Verified {
+        if whole_first && self.inner.state() != VerificationState::Verified {
             return Ok(false);
         }
         if ready {
@@ -423,17 +433,17 @@ impl ReadAt for Cached {
         Ok(ready)
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         match self.inner.kind {
-            Kind::Blob => match self.inner.state() {
-                State::Verified => Verified::Full,
-                State::Poisoned => Verified::Poisoned,
-                State::Partial | State::Complete => Verified::None,
+            ContentKind::Blob => match self.inner.state() {
+                VerificationState::Verified => VerifiedLevel::Full,
+                VerificationState::Poisoned => VerifiedLevel::Poisoned,
+                VerificationState::Partial | VerificationState::Complete => VerifiedLevel::None,
             },
-            Kind::Stream | Kind::Claim => match self.inner.vouched.load(Ordering::Relaxed) {
-                full if full == Verified::Full as u8 => Verified::Full,
-                partial if partial == Verified::Partial as u8 => Verified::Partial,
-                _ => Verified::None,
+            ContentKind::Stream | ContentKind::Claim => match self.inner.vouched.load(Ordering::Relaxed) {
+                full if full == VerifiedLevel::Full as u8 => VerifiedLevel::Full,
+                partial if partial == VerifiedLevel::Partial as u8 => VerifiedLevel::Partial,
+                _ => VerifiedLevel::None,
             },
         }
     }
@@ -443,15 +453,15 @@ impl ReadAt for Cached {
     /// process.
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         let inner = &self.inner;
-        inner.pair().filter(|_| inner.kind == Kind::Blob)?.hand_out(inner.size)
+        inner.pair().filter(|_| inner.kind == ContentKind::Blob)?.hand_out(inner.size)
     }
 }
 
-impl Inner {
+impl ContentState {
     fn check_bounds(&self, range: ByteRange) -> Result<(), ReadError> {
         if range.end > self.size {
             let message = format!("range {range} of {} passes the end at {}", self.digest, self.size);
-            return Err(ReadError::new(Fault::Usage, message));
+            return Err(ReadError::new(FaultClass::Usage, message));
         }
         Ok(())
     }
@@ -459,8 +469,8 @@ impl Inner {
     /// Counts a read of `range` that found `missing` blocks absent.
     fn note_lookup(&self, range: ByteRange, missing: usize) {
         let lookups = match self.kind {
-            Kind::Blob => &meter::BLOBS,
-            Kind::Stream | Kind::Claim => &meter::STREAMS,
+            ContentKind::Blob => &meter::BLOBS,
+            ContentKind::Stream | ContentKind::Claim => &meter::STREAMS,
         };
         let wanted = range.blocks(BLOCK_SHIFT);
         lookups.note(wanted.end - wanted.start, missing as u64);
@@ -479,8 +489,8 @@ impl Inner {
         let mut kept = None;
         let pair = self.pair();
         let is_stored = pair.is_some() && right.is_some();
-        let sum = (is_stored || self.kind == Kind::Blob).then(|| blake3::hash(bytes).into());
-        if let (Some(sum), Kind::Blob) = (&sum, self.kind) {
+        let sum = (is_stored || self.kind == ContentKind::Blob).then(|| blake3::hash(bytes).into());
+        if let (Some(sum), ContentKind::Blob) = (&sum, self.kind) {
             outcome = outcome.and_then(|()| self.compare_earlier(block, sum));
         }
         if let (Some(pair), Some(sum)) = (pair, sum)
@@ -490,27 +500,28 @@ impl Inner {
             match pair.store(block, bytes, &sum) {
                 Ok(()) => {
                     // A verified block whose record was lost made the content partial again.
-                    if pair.sidecar.status().is_none_or(|status| status.state != State::Verified) {
-                        pair.set_proven(State::Partial);
+                    if pair.sidecar.status().is_none_or(|status| status.state != VerificationState::Verified)
+                    {
+                        pair.set_proven(VerificationState::Partial);
                     }
                     kept = Some((pair, sum));
                 }
-                Err(super::pair::Refused::Poisoned) => outcome = self.refuse_poisoned(),
-                Err(super::pair::Refused::Contradicts) => outcome = Err(self.contradicted(block)),
-                Err(super::pair::Refused::NoRoom) => {
+                Err(super::pair::StoreError::Poisoned) => outcome = self.refuse_poisoned(),
+                Err(super::pair::StoreError::Contradicts) => outcome = Err(self.contradicted(block)),
+                Err(super::pair::StoreError::NoRoom) => {
                     tracing::debug!(block, digest = %self.digest, "the cache has no room for a block")
                 }
-                Err(super::pair::Refused::Disk(error)) => self.warn_once(&error),
+                Err(super::pair::StoreError::Disk(error)) => self.warn_once(&error),
             }
         }
-        if let (Some(sum), Kind::Blob, None, Ok(())) = (sum, self.kind, &kept, &outcome) {
+        if let (Some(sum), ContentKind::Blob, None, Ok(())) = (sum, self.kind, &kept, &outcome) {
             self.note(block, sum);
         }
         // Before the answer: the next read in this process may claim the block again.
         drop(right);
         let mut concluded = false;
         // The last block does not wait until a large rest is hashed.
-        let late = self.kind == Kind::Blob && self.proof.lag() > SOON;
+        let late = self.kind == ContentKind::Blob && self.proof.lag() > SOON;
         if late {
             lock(&self.flights).land(block, outcome.clone().map(|()| bytes.clone()));
         }
@@ -518,10 +529,10 @@ impl Inner {
         if let Some(pair) = complete {
             self.whole.store(true, Ordering::Relaxed);
             match self.kind {
-                Kind::Stream | Kind::Claim => self.advance(pair, State::Complete),
-                Kind::Blob if self.state() == State::Verified => {}
-                Kind::Blob => {
-                    self.advance(pair, State::Complete);
+                ContentKind::Stream | ContentKind::Claim => self.advance(pair, VerificationState::Complete),
+                ContentKind::Blob if self.state() == VerificationState::Verified => {}
+                ContentKind::Blob => {
+                    self.advance(pair, VerificationState::Complete);
                     concluded = self.conclude(pair);
                     outcome = outcome.and_then(|()| self.refuse_poisoned());
                 }
@@ -533,7 +544,7 @@ impl Inner {
         drop(storing);
         match (&kept, complete) {
             (Some((pair, _)), Some(_)) if concluded => self.proof.persist(pair),
-            (Some((pair, sum)), None) if self.kind == Kind::Blob => {
+            (Some((pair, sum)), None) if self.kind == ContentKind::Blob => {
                 self.proof.follow(pair, block, bytes, sum)
             }
             _ => {}

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::sidecar::Kind;
+use super::sidecar::ContentKind;
 use crate::io::LocalBytes;
 
 /// The unit in which zeros are not written.
@@ -51,9 +51,9 @@ impl BlockData {
 
     /// Writes the data of a block at `start`. In a decoded stream pages of zeros become holes; a blob has none, because its file may
     /// be handed to the kernel, which is told so.
-    pub(super) fn write(&self, kind: Kind, start: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&self, kind: ContentKind, start: u64, bytes: &[u8]) -> io::Result<()> {
         let Some(file) = self.own() else { return Ok(()) };
-        if kind == Kind::Blob || !bytes.chunks(PAGE).any(is_zero) {
+        if kind == ContentKind::Blob || !bytes.chunks(PAGE).any(is_zero) {
             return file.write_all_at(bytes, start);
         }
         // The last page is written even if it is taken away again: the file has to reach that far, and cutting it to a length

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::files::Files;
+use super::files::BlockPaths;
 use super::inventory::ItemKind;
 use super::remove::occupied;
 
@@ -18,36 +18,36 @@ use super::remove::occupied;
 const KEPT: usize = 4096;
 
 /// Something that can be removed as a whole.
-pub(super) struct Candidate {
+pub(super) struct Victim {
     /// When it was last used.
     pub(super) used: SystemTime,
-    pub(super) what: What,
+    pub(super) what: VictimKind,
 }
 
 /// The files of a [`Candidate`].
-pub(super) enum What {
+pub(super) enum VictimKind {
     /// A data file and its sidecar.
-    Content(Files),
+    Content(BlockPaths),
     /// A document, an index, an offer or a trace.
     Small(PathBuf),
 }
 
 /// Result of a count.
 #[derive(Default)]
-pub(super) struct Census {
+pub(super) struct EvictionScan {
     /// Disk bytes of the directory.
     pub(super) used: u64,
     /// Least recently used contents, the oldest one last.
-    pub(super) contents: Vec<Candidate>,
+    pub(super) contents: Vec<Victim>,
     /// Least recently used small files, the oldest one last.
-    pub(super) small: Vec<Candidate>,
+    pub(super) small: Vec<Victim>,
 }
 
 /// The oldest names of a walk, and no more than [`KEPT`] of them.
 #[derive(Default)]
-struct Oldest(BinaryHeap<(SystemTime, PathBuf)>);
+struct OldestFiles(BinaryHeap<(SystemTime, PathBuf)>);
 
-impl Oldest {
+impl OldestFiles {
     fn add(&mut self, used: SystemTime, path: PathBuf) {
         self.0.push((used, path));
         if self.0.len() > KEPT {
@@ -55,17 +55,17 @@ impl Oldest {
         }
     }
 
-    fn newest_first(self, what: impl Fn(PathBuf) -> What) -> Vec<Candidate> {
+    fn newest_first(self, what: impl Fn(PathBuf) -> VictimKind) -> Vec<Victim> {
         let mut all = self.0.into_vec();
         all.sort_unstable_by_key(|one| Reverse(one.0));
-        all.into_iter().map(|(used, path)| Candidate { used, what: what(path) }).collect()
+        all.into_iter().map(|(used, path)| Victim { used, what: what(path) }).collect()
     }
 }
 
 /// Counts everything below `root`. A file that appears or goes meanwhile may or may not be counted.
-pub(super) fn count(root: &Path) -> Census {
+pub(super) fn count(root: &Path) -> EvictionScan {
     let mut used = 0;
-    let mut contents = Oldest::default();
+    let mut contents = OldestFiles::default();
     let (paired, alone): (Vec<_>, Vec<_>) =
         ItemKind::ALL.into_iter().partition(|kind| kind.paired().is_some());
     for kind in paired {
@@ -79,12 +79,12 @@ pub(super) fn count(root: &Path) -> Census {
             let last_use = found.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             if path.extension().is_some_and(|end| end == "map") {
                 contents.add(last_use, path.with_extension(""));
-            } else if fs::symlink_metadata(Files::of(path.clone()).map).is_err() {
+            } else if fs::symlink_metadata(BlockPaths::of(path.clone()).map).is_err() {
                 contents.add(last_use, path);
             }
         });
     }
-    let mut small = Oldest::default();
+    let mut small = OldestFiles::default();
     for kind in alone {
         each_file(&root.join(kind.directory()), &mut |path, found| {
             used += occupied(found);
@@ -100,10 +100,10 @@ pub(super) fn count(root: &Path) -> Census {
     for own in [root.to_owned(), root.join("account")] {
         used += fs::symlink_metadata(own).map_or(0, |found| occupied(&found));
     }
-    Census {
+    EvictionScan {
         used,
-        contents: contents.newest_first(|data| What::Content(Files::of(data))),
-        small: small.newest_first(What::Small),
+        contents: contents.newest_first(|data| VictimKind::Content(BlockPaths::of(data))),
+        small: small.newest_first(VictimKind::Small),
     }
 }
 

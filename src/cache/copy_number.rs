@@ -10,19 +10,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use super::CacheError;
-use super::sidecar::{Sidecar, State, field, read_fully};
+use super::sidecar::{SidecarFile, VerificationState, field, read_fully};
 
 /// Offset in a sidecar; the first 16 bytes of its check follow the number.
 const COPY_NUMBER_AT: u64 = 1536;
 
 pub(super) type CopyNumber = [u8; 16];
 
-impl Sidecar {
+impl SidecarFile {
     /// Drops all records: from now on this is another copy.
     pub(super) fn begin_anew(&self) -> io::Result<()> {
         self.drop_records()?;
         self.file.write_all_at(&[0; 32], COPY_NUMBER_AT)?;
-        self.advance(State::Partial).map_err(io::Error::other).map(|_| ())
+        self.advance(VerificationState::Partial).map_err(io::Error::other).map(|_| ())
     }
 
     /// The number of this copy of the content, unique under all names that the content had or has. Made on first use;

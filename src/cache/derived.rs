@@ -7,22 +7,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::files::Files;
+use super::files::BlockPaths;
 use super::inventory::ItemKind;
-use super::remove::{Removed, occupied, remove};
-use super::room::Room;
+use super::remove::{RemoveOutcome, occupied, remove};
+use super::room::CacheQuota;
 use crate::oci::Digest;
 
 /// Derived files of one origin.
-pub(super) struct Derived {
+pub(super) struct DerivedFiles {
     pub(super) root: PathBuf,
     /// The name of the origin; empty where there is none.
     pub(super) origin: Arc<str>,
     /// Room that accounts for the removed bytes.
-    pub(super) room: Arc<Room>,
+    pub(super) room: Arc<CacheQuota>,
 }
 
-impl Derived {
+impl DerivedFiles {
     /// Removes the files derived from the blob `digest` that are not open.
     pub(super) fn forget(&self, digest: &Digest) {
         if self.origin.is_empty() {
@@ -59,7 +59,7 @@ pub(super) fn forget_decoded(root: &Path, digest: &Digest, place: &str) -> u64 {
             let path = entry.path();
             let data =
                 if path.extension().is_some_and(|end| end == "map") { path.with_extension("") } else { path };
-            if is_of_blob && let Ok(Removed::Gone(bytes)) = remove(&Files::of(data)) {
+            if is_of_blob && let Ok(RemoveOutcome::Gone(bytes)) = remove(&BlockPaths::of(data)) {
                 freed += bytes;
             }
         }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::remove::occupied;
-use super::room::Need;
-use super::{Cache, CacheError};
+use super::room::WritePriority;
+use super::{BlockCache, CacheError};
 use crate::oci::{Digest, MAX_DOCUMENT};
 
 const TRAILER: usize = 64;
@@ -25,7 +25,7 @@ const MAX_INDEX: u64 = 1 << 30;
 
 /// Index files of a layer whose stored blob was verified, each in a file of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Learnt {
+pub enum LayerMetadata {
     /// The index of the archive in the layer.
     Archive,
     /// The index of its stream, whatever the stream holds.
@@ -34,7 +34,7 @@ pub enum Learnt {
     Content,
 }
 
-impl Cache {
+impl BlockCache {
     /// The document `digest`, when our origin once delivered it and it hashes to its name. A document of one origin
     /// is not served to a caller that knows its digest and asks at another one.
     pub fn document(&self, digest: &Digest) -> Result<Option<Bytes>, CacheError> {
@@ -63,33 +63,35 @@ impl Cache {
     }
 
     /// The index file of the layer whose stored blob is `digest`; `None` when absent or damaged.
-    pub fn learnt(&self, what: Learnt, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
+    pub fn learnt(&self, what: LayerMetadata, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
         self.sealed(&self.learnt_path(what, digest)?, digest)
     }
 
     /// The size of the file that [`learnt`](Self::learnt) reads, with its trailer, in bytes; `None` when absent.
     /// Reads no content.
-    pub fn learnt_len(&self, what: Learnt, digest: &Digest) -> Option<u64> {
+    pub fn learnt_len(&self, what: LayerMetadata, digest: &Digest) -> Option<u64> {
         let path = self.learnt_path(what, digest).ok()?;
         fs::symlink_metadata(path).ok().map(|found| found.len())
     }
 
     /// Stores an index file of the layer whose stored blob is `digest`, and replaces an older one.
-    pub fn put_learnt(&self, what: Learnt, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+    pub fn put_learnt(&self, what: LayerMetadata, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         self.seal(&self.learnt_path(what, digest)?, digest, bytes)
     }
 
     /// Whether the layer whose stored blob is `digest` has an index: then the blob was verified.
     pub(super) fn is_learnt(&self, digest: &Digest) -> bool {
-        [Learnt::Archive, Learnt::Stream].iter().any(|what| self.learnt_len(*what, digest).is_some())
+        [LayerMetadata::Archive, LayerMetadata::Stream]
+            .iter()
+            .any(|what| self.learnt_len(*what, digest).is_some())
     }
 
-    fn learnt_path(&self, what: Learnt, digest: &Digest) -> Result<PathBuf, CacheError> {
+    fn learnt_path(&self, what: LayerMetadata, digest: &Digest) -> Result<PathBuf, CacheError> {
         let path = self.path("indexes", digest)?;
         Ok(match what {
-            Learnt::Archive => path,
-            Learnt::Stream => path.with_extension("stream"),
-            Learnt::Content => path.with_extension("content"),
+            LayerMetadata::Archive => path,
+            LayerMetadata::Stream => path.with_extension("stream"),
+            LayerMetadata::Content => path.with_extension("content"),
         })
     }
 
@@ -164,12 +166,12 @@ impl Cache {
         let room = self.room();
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let cost = (len as u64).next_multiple_of(PAGE);
-        let Some(mark) = room.reserve(cost, Need::Small) else {
+        let Some(mark) = room.reserve(cost, WritePriority::Small) else {
             return Err(CacheError::NoRoom { path: path.to_owned() });
         };
         let older = fs::symlink_metadata(path).map_or(0, |found| occupied(&found));
         let replaced = match self.with_descriptors(|| self.replace_counted(path, parts)) {
-            Err(CacheError::Full { .. }) if room.relieve(cost, Need::Small) => {
+            Err(CacheError::Full { .. }) if room.relieve(cost, WritePriority::Small) => {
                 self.replace_counted(path, parts)
             }
             replaced => replaced,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::oci::Digest;
 
 /// An error of the cache. Disk faults while blocks are read or stored are not errors: those cost only time.
@@ -153,23 +153,23 @@ pub(super) type CacheResult<T> = Result<T, CacheError>;
 
 impl CacheError {
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             CacheError::NotOurs { .. }
             | CacheError::Above { .. }
             | CacheError::Mode { .. }
-            | CacheError::NotADirectory { .. } => Fault::Usage,
-            CacheError::Unwritable { .. } => Fault::Denied,
+            | CacheError::NotADirectory { .. } => FaultClass::Usage,
+            CacheError::Unwritable { .. } => FaultClass::Denied,
             CacheError::ReadOnly { .. }
             | CacheError::Full { .. }
             | CacheError::NoRoom { .. }
             | CacheError::Descriptors { .. }
             | CacheError::Io { .. }
-            | CacheError::Busy { .. } => Fault::Io,
+            | CacheError::Busy { .. } => FaultClass::Io,
             CacheError::Algorithm { .. } | CacheError::Oversized { .. } | CacheError::Version { .. } => {
-                Fault::Unsupported
+                FaultClass::Unsupported
             }
-            CacheError::SizeConflict { .. } | CacheError::Mismatch { .. } => Fault::Mismatch,
+            CacheError::SizeConflict { .. } | CacheError::Mismatch { .. } => FaultClass::Mismatch,
         }
     }
 

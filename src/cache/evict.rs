@@ -13,14 +13,14 @@ use std::sync::atomic::Ordering;
 use nix::unistd::{Whence, lseek};
 
 use super::lock;
-use super::pair::Pair;
-use super::sidecar::{BLOCK, Next, Record, State};
+use super::pair::BlockFile;
+use super::sidecar::{BLOCK, BlockRecord, VerificationState, VisitNext};
 
 const PAGE: u64 = 4096;
 /// Bytes that are evicted before other processes get a chance to open the content: some milliseconds of work.
 const TURN: u64 = 16 << 20;
 
-impl Pair {
+impl BlockFile {
     /// Evicts blocks until `want` bytes are free, and returns the bytes freed. With `spare_recent`, blocks that were
     /// read since the last look stay, but count as not read from now on.
     pub(super) fn evict(&self, want: u64, spare_recent: bool) -> u64 {
@@ -48,21 +48,21 @@ impl Pair {
         for blocks in [hand..u64::MAX, 0..hand] {
             let walked = self.sidecar.each_present(blocks, |block, record| {
                 if freed >= want {
-                    return Next::Enough;
+                    return VisitNext::Enough;
                 }
                 self.hand.store(block + 1, Ordering::Relaxed);
                 let recent = self.change_trust(|trust| trust.remove_recent(block));
                 if spare_recent && recent {
-                    return Next::More;
+                    return VisitNext::More;
                 }
                 match self.evict_block(block, record) {
                     Ok(bytes) => freed += bytes,
                     Err(error) => {
                         tracing::debug!(block, %error, "a block cannot be evicted");
-                        return Next::Enough;
+                        return VisitNext::Enough;
                     }
                 }
-                Next::More
+                VisitNext::More
             });
             if let Err(error) = walked {
                 tracing::debug!(%error, "cannot read the sidecar");
@@ -74,7 +74,7 @@ impl Pair {
         freed
     }
 
-    fn evict_block(&self, block: u64, record: Record) -> io::Result<u64> {
+    fn evict_block(&self, block: u64, record: BlockRecord) -> io::Result<u64> {
         let _writing = lock(self.stripe(block));
         // An older program that opens the content meanwhile stores nothing between the record and the hole.
         if !self.sidecar.try_claim(block)? {
@@ -85,10 +85,10 @@ impl Pair {
         evicted
     }
 
-    fn evict_claimed(&self, block: u64, record: Record) -> io::Result<u64> {
+    fn evict_claimed(&self, block: u64, record: BlockRecord) -> io::Result<u64> {
         // Complete means that every block is present. Verified means that every checksum is known, which stays so.
-        if self.sidecar.status().is_some_and(|status| status.state == State::Complete) {
-            self.sidecar.advance(State::Partial).map_err(io::Error::other)?;
+        if self.sidecar.status().is_some_and(|status| status.state == VerificationState::Complete) {
+            self.sidecar.advance(VerificationState::Partial).map_err(io::Error::other)?;
         }
         let (start, end) = (block * BLOCK, block * BLOCK + u64::from(record.len).next_multiple_of(PAGE));
         let occupied = self.data_in(start, end);
@@ -129,20 +129,20 @@ impl Pair {
 mod tests {
     use std::path::Path;
 
-    use super::super::files::Files;
-    use super::super::pair::Pair;
-    use super::super::sidecar::{BLOCK, Kind};
+    use super::super::files::BlockPaths;
+    use super::super::pair::BlockFile;
+    use super::super::sidecar::{BLOCK, ContentKind};
     use crate::oci::Digest;
 
     static BYTES: [u8; BLOCK as usize] = [7; BLOCK as usize];
 
     /// As another process: the locks belong to the open file.
-    fn open(files: &Files) -> Pair {
-        Pair::open(&files.data, &files.map, Kind::Blob, &Digest::sha256(b"x")).unwrap()
+    fn open(files: &BlockPaths) -> BlockFile {
+        BlockFile::open(&files.data, &files.map, ContentKind::Blob, &Digest::sha256(b"x")).unwrap()
     }
 
-    fn filled(dir: &Path) -> (Files, Pair) {
-        let files = Files::of(dir.join("content"));
+    fn filled(dir: &Path) -> (BlockPaths, BlockFile) {
+        let files = BlockPaths::of(dir.join("content"));
         let pair = open(&files);
         for block in 0..4 {
             assert!(pair.store(block, &BYTES, blake3::hash(&BYTES).as_bytes()).is_ok());
@@ -150,7 +150,7 @@ mod tests {
         (files, pair)
     }
 
-    fn reads_right(pair: &Pair) -> bool {
+    fn reads_right(pair: &BlockFile) -> bool {
         let mut out = [1; BLOCK as usize];
         pair.is_trusted(0) && pair.read_trusted(0, &mut out) && out == BYTES
     }

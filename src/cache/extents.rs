@@ -5,8 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::blob::Cached;
-use super::sidecar::{BLOCK, Next};
+use super::blob::CachedFile;
+use super::sidecar::{BLOCK, VisitNext};
 use crate::io::ByteRange;
 
 /// Upper bound of the number of units of one content.
@@ -15,7 +15,7 @@ const MOST_UNITS: u64 = 256;
 /// Parts of content, as half-open ranges of bytes in order. A part that is cached or was read partly counts as a
 /// whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extents {
+pub struct ByteExtents {
     /// Bytes of one unit: every range begins at a multiple of it, and ends at one or with the content.
     pub unit: u64,
     /// Ranges on disk.
@@ -26,9 +26,9 @@ pub struct Extents {
 
 /// Ranges that readers got, one bit for each unit; the size does not depend on the claimed length of the content.
 #[derive(Debug, Default)]
-pub(super) struct Touched([AtomicU64; (MOST_UNITS / 64) as usize]);
+pub(super) struct ReadBitmap([AtomicU64; (MOST_UNITS / 64) as usize]);
 
-impl Touched {
+impl ReadBitmap {
     /// Records a read of `range` of content of `size` bytes.
     pub(super) fn note(&self, range: ByteRange, size: u64) {
         for unit in range.blocks(unit(size).trailing_zeros()) {
@@ -51,26 +51,26 @@ impl Touched {
     }
 }
 
-impl Cached {
+impl CachedFile {
     /// Parts that are on disk, and parts that this process read. Reads all records.
-    pub fn extents(&self) -> Extents {
+    pub fn extents(&self) -> ByteExtents {
         let inner = &self.inner;
         let unit = unit(inner.size);
-        let mut cached = Joined::new(unit, inner.size);
+        let mut cached = MergedBlocks::new(unit, inner.size);
         if let Some(pair) = inner.pair() {
             let read = pair.sidecar.each_present(0..u64::MAX, |block, _| {
                 cached.add(block.saturating_mul(BLOCK));
-                Next::More
+                VisitNext::More
             });
             if let Err(error) = read {
                 tracing::debug!(%error, digest = %inner.digest, "cannot read the sidecar");
             }
         }
-        let mut read = Joined::new(unit, inner.size);
+        let mut read = MergedBlocks::new(unit, inner.size);
         for part in inner.read.units() {
             read.add(part.saturating_mul(unit));
         }
-        Extents { unit, cached: cached.ranges, read: read.ranges }
+        ByteExtents { unit, cached: cached.ranges, read: read.ranges }
     }
 }
 
@@ -84,13 +84,13 @@ fn unit(size: u64) -> u64 {
 }
 
 /// Units in ascending order, joined into ranges.
-struct Joined {
+struct MergedBlocks {
     unit: u64,
     size: u64,
     ranges: Vec<ByteRange>,
 }
 
-impl Joined {
+impl MergedBlocks {
     fn new(unit: u64, size: u64) -> Self {
         Self { unit, size, ranges: Vec::new() }
     }
@@ -127,12 +127,12 @@ mod tests {
     #[test]
     fn units_that_follow_each_other_are_one_range_and_the_last_ends_with_the_content() {
         let size = 10 * BLOCK + 5;
-        let touched = Touched::default();
+        let touched = ReadBitmap::default();
         for (start, end) in [(0, 1), (BLOCK - 1, BLOCK + 1), (5 * BLOCK, 5 * BLOCK), (10 * BLOCK, size)] {
             touched.note(ByteRange::new(start, end), size);
         }
         let joined = |unit| {
-            let mut joined = Joined::new(unit, size);
+            let mut joined = MergedBlocks::new(unit, size);
             touched.units().for_each(|at| joined.add(at * BLOCK));
             joined.ranges
         };
@@ -144,19 +144,19 @@ mod tests {
     #[test]
     fn reads_of_content_of_any_claimed_size_are_noted_in_as_little_memory() {
         for size in [1, BLOCK, 1 << 40, 1 << 60, u64::MAX] {
-            let touched = Touched::default();
+            let touched = ReadBitmap::default();
             touched.note(ByteRange::new(0, 1), size);
             touched.note(ByteRange::new(size - 1, size), size);
             let last = (size - 1) / unit(size);
             let expected: std::collections::BTreeSet<u64> = [0, last].into();
             assert!(touched.units().eq(expected), "{size}");
         }
-        assert_eq!(size_of::<Touched>() as u64, MOST_UNITS / 8);
+        assert_eq!(size_of::<ReadBitmap>() as u64, MOST_UNITS / 8);
     }
 
     #[test]
     fn a_record_past_the_end_is_no_part() {
-        let mut joined = Joined::new(BLOCK, BLOCK);
+        let mut joined = MergedBlocks::new(BLOCK, BLOCK);
         joined.add(BLOCK);
         joined.add(u64::MAX);
         assert!(joined.ranges.is_empty());

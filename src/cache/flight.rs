@@ -14,13 +14,13 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::sync::{Semaphore, watch};
 
-use super::blob::Inner;
+use super::blob::ContentState;
 use super::lock;
-use super::lock::Backoff;
-use super::pair::Pair;
+use super::lock::LockBackoff;
+use super::pair::BlockFile;
 use super::sidecar::{BLOCK, BLOCK_SHIFT};
 use super::wait::blocking;
-use crate::io::{ByteRange, Fault, ReadError};
+use crate::io::{ByteRange, FaultClass, ReadError};
 
 /// Blocks of one fetch that readers wait for: 4 MiB. Readahead fetches longer ranges.
 const RUN: u64 = 16;
@@ -28,27 +28,27 @@ const RUN: u64 = 16;
 /// Half of the 60 s that a read has in all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-type Outcome = Result<Bytes, ReadError>;
+type FetchOutcome = Result<Bytes, ReadError>;
 
 /// The blocks that are on their way to this process.
 #[derive(Default)]
-pub(super) struct Flights {
-    map: HashMap<u64, Flight>,
+pub(super) struct InflightBlocks {
+    map: HashMap<u64, InflightBlock>,
     /// Deliveries that bring more blocks than their run requested: the owner's number, and the blocks still to come.
     ahead: Vec<(u64, Range<u64>)>,
     last_owner: u64,
 }
 
-struct Flight {
+struct InflightBlock {
     /// The run or the wide delivery that answers.
     owner: u64,
-    claim: Claim,
-    answer: watch::Sender<Option<Outcome>>,
+    claim: BlockClaim,
+    answer: watch::Sender<Option<FetchOutcome>>,
 }
 
 /// Holder of the lock on a block against other processes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Claim {
+enum BlockClaim {
     /// The run is waiting for another process.
     Wanted,
     /// The run holds the lock.
@@ -58,18 +58,18 @@ enum Claim {
 }
 
 /// Neighbouring blocks whose flights one task owns.
-pub(super) struct Run {
+pub(super) struct FetchRun {
     owner: u64,
     blocks: Range<u64>,
 }
 
 /// A subscription to the flight of one block.
-pub(super) struct Wait {
+pub(super) struct BlockWait {
     block: u64,
-    answer: watch::Receiver<Option<Outcome>>,
+    answer: watch::Receiver<Option<FetchOutcome>>,
 }
 
-impl Wait {
+impl BlockWait {
     /// The block's number and bytes.
     pub(super) async fn outcome(mut self) -> Result<(u64, Bytes), ReadError> {
         let answer = self.answer.wait_for(Option::is_some).await;
@@ -80,16 +80,16 @@ impl Wait {
     }
 }
 
-impl Flights {
+impl InflightBlocks {
     /// A wait for each of `blocks` (ascending), and the new runs, which the caller must start now.
-    pub(super) fn join(&mut self, blocks: &[u64]) -> (Vec<Wait>, Vec<Run>) {
+    pub(super) fn join(&mut self, blocks: &[u64]) -> (Vec<BlockWait>, Vec<FetchRun>) {
         let mut waits = Vec::with_capacity(blocks.len());
-        let mut runs: Vec<Run> = Vec::new();
+        let mut runs: Vec<FetchRun> = Vec::new();
         for &block in blocks {
             let answer = match self.map.get(&block) {
                 Some(flight) => flight.answer.subscribe(),
                 None => match self.ahead.iter().find(|(_, coming)| coming.contains(&block)) {
-                    Some(&(owner, _)) => self.take_off(block, owner, Claim::Carried),
+                    Some(&(owner, _)) => self.take_off(block, owner, BlockClaim::Carried),
                     None => {
                         let run = match runs.last_mut() {
                             Some(run)
@@ -99,18 +99,18 @@ impl Flights {
                             }
                             _ => {
                                 self.last_owner += 1;
-                                runs.push(Run { owner: self.last_owner, blocks: block..block });
+                                runs.push(FetchRun { owner: self.last_owner, blocks: block..block });
                                 let last = runs.len() - 1;
                                 &mut runs[last]
                             }
                         };
                         run.blocks.end = block + 1;
                         let owner = run.owner;
-                        self.take_off(block, owner, Claim::Wanted)
+                        self.take_off(block, owner, BlockClaim::Wanted)
                     }
                 },
             };
-            waits.push(Wait { block, answer });
+            waits.push(BlockWait { block, answer });
         }
         (waits, runs)
     }
@@ -122,8 +122,8 @@ impl Flights {
 
     /// The first run among `blocks` (ascending) that is not in flight yet; the caller must start it now. Removes the
     /// examined blocks from the front of `blocks`.
-    fn start(&mut self, blocks: &mut &[u64]) -> Option<Run> {
-        let mut run: Option<Run> = None;
+    fn start(&mut self, blocks: &mut &[u64]) -> Option<FetchRun> {
+        let mut run: Option<FetchRun> = None;
         while let Some((&block, rest)) = blocks.split_first() {
             let coming =
                 self.map.contains_key(&block) || self.ahead.iter().any(|(_, coming)| coming.contains(&block));
@@ -133,26 +133,31 @@ impl Flights {
                 None if coming => {}
                 None => {
                     self.last_owner += 1;
-                    run = Some(Run { owner: self.last_owner, blocks: block..block + 1 });
+                    run = Some(FetchRun { owner: self.last_owner, blocks: block..block + 1 });
                 }
             }
             *blocks = rest;
             if !coming {
                 let owner = self.last_owner;
-                self.take_off(block, owner, Claim::Wanted);
+                self.take_off(block, owner, BlockClaim::Wanted);
             }
         }
         run
     }
 
-    fn take_off(&mut self, block: u64, owner: u64, claim: Claim) -> watch::Receiver<Option<Outcome>> {
+    fn take_off(
+        &mut self,
+        block: u64,
+        owner: u64,
+        claim: BlockClaim,
+    ) -> watch::Receiver<Option<FetchOutcome>> {
         let (answer, receiver) = watch::channel(None);
-        self.map.insert(block, Flight { owner, claim, answer });
+        self.map.insert(block, InflightBlock { owner, claim, answer });
         receiver
     }
 
     /// Answers all waiters of `block`.
-    pub(super) fn land(&mut self, block: u64, outcome: Outcome) {
+    pub(super) fn land(&mut self, block: u64, outcome: FetchOutcome) {
         for (_, coming) in &mut self.ahead {
             // Deliveries bring their blocks in order. Another delivery may bring the block again: that is only late.
             if coming.start == block {
@@ -182,16 +187,16 @@ impl Flights {
 }
 
 fn abandoned() -> ReadError {
-    ReadError::new(Fault::Io, "the fetch of a block was abandoned")
+    ReadError::new(FaultClass::Io, "the fetch of a block was abandoned")
 }
 
 /// Ends the remaining flights of an owner, however its task ended.
-struct Owner {
-    inner: Arc<Inner>,
+struct FetchOwner {
+    inner: Arc<ContentState>,
     number: u64,
 }
 
-impl Drop for Owner {
+impl Drop for FetchOwner {
     fn drop(&mut self) {
         lock(&self.inner.flights).crash(self.number, &(0..u64::MAX), &abandoned());
     }
@@ -200,14 +205,14 @@ impl Drop for Owner {
 /// The lock on a block against other processes; dropping it releases the block.
 struct BlockLock {
     /// The open file that has the lock; `None` where nothing is stored.
-    pair: Option<Arc<Pair>>,
+    pair: Option<Arc<BlockFile>>,
     block: u64,
 }
 
 impl BlockLock {
     /// `None` when another process holds the lock. Where locks do not work (some network file systems) every process
     /// gets it: then blocks may be fetched twice, and their checksums keep them right.
-    fn take(inner: &Arc<Inner>, block: u64) -> Option<Self> {
+    fn take(inner: &Arc<ContentState>, block: u64) -> Option<Self> {
         let pair = inner.pair();
         if let Some(pair) = &pair {
             match pair.sidecar.try_claim(block) {
@@ -229,7 +234,7 @@ impl Drop for BlockLock {
 }
 
 /// The right to store a block.
-enum Right {
+enum WritePermit {
     /// Our own lock, for as long as this lives.
     Own { _lock: BlockLock },
     /// A run of this process holds the lock.
@@ -238,8 +243,8 @@ enum Right {
 
 /// Fetches a run that a reader waits for; `turns` are the permits of its read. It does not wait for readahead, but
 /// takes a readahead permit when one is free: more demand means less speculative fetching.
-pub(super) async fn fetch_demanded(inner: Arc<Inner>, run: Run, turns: Arc<Semaphore>) {
-    let owner = Owner { inner: Arc::clone(&inner), number: run.owner };
+pub(super) async fn fetch_demanded(inner: Arc<ContentState>, run: FetchRun, turns: Arc<Semaphore>) {
+    let owner = FetchOwner { inner: Arc::clone(&inner), number: run.owner };
     let Ok(_turn) = turns.acquire().await else { return };
     let _place = inner.places().try_acquire().ok();
     fetch_run(&inner, &owner, run).await;
@@ -247,22 +252,22 @@ pub(super) async fn fetch_demanded(inner: Arc<Inner>, run: Run, turns: Arc<Semap
 
 /// Fetches the missing ones of `blocks`, which no reader wants yet, once a readahead permit is free. Until then they
 /// are not in flight: a reader that wants one of them fetches it.
-pub(super) async fn fetch_ahead(inner: Arc<Inner>, blocks: Range<u64>, _going: Going) {
+pub(super) async fn fetch_ahead(inner: Arc<ContentState>, blocks: Range<u64>, _going: ReadaheadGuard) {
     let Ok(_place) = inner.places().acquire().await else { return };
     let absent = inner.absent(blocks);
     let mut absent = &absent[..];
     // One after the other: one permit is one fetch.
     loop {
         let Some(run) = lock(&inner.flights).start(&mut absent) else { return };
-        let owner = Owner { inner: Arc::clone(&inner), number: run.owner };
+        let owner = FetchOwner { inner: Arc::clone(&inner), number: run.owner };
         fetch_run(&inner, &owner, run).await;
     }
 }
 
 /// A readahead fetch, counted until it is dropped.
-pub(super) struct Going(pub(super) Arc<Inner>);
+pub(super) struct ReadaheadGuard(pub(super) Arc<ContentState>);
 
-impl Drop for Going {
+impl Drop for ReadaheadGuard {
     fn drop(&mut self) {
         lock(&self.0.ahead).ended();
     }
@@ -270,9 +275,9 @@ impl Drop for Going {
 
 /// Fetches the blocks of `run`: first those that no other process is fetching, the others once their locks are
 /// released.
-async fn fetch_run(inner: &Arc<Inner>, owner: &Owner, run: Run) {
+async fn fetch_run(inner: &Arc<ContentState>, owner: &FetchOwner, run: FetchRun) {
     let patience = Instant::now() + PATIENCE;
-    let mut backoff = Backoff::new();
+    let mut backoff = LockBackoff::new();
     let mut open: Vec<u64> = run.blocks.collect();
     loop {
         let alone = Instant::now() >= patience;
@@ -287,7 +292,7 @@ async fn fetch_run(inner: &Arc<Inner>, owner: &Owner, run: Run) {
             match BlockLock::take(inner, block) {
                 Some(taken) => {
                     if let Some(flight) = flights.map.get_mut(&block) {
-                        flight.claim = Claim::Held;
+                        flight.claim = BlockClaim::Held;
                     }
                     claimed.push((block, Some(taken)));
                 }
@@ -307,11 +312,11 @@ async fn fetch_run(inner: &Arc<Inner>, owner: &Owner, run: Run) {
 }
 
 /// A block that a run claimed, with its lock; `None` after patience ended.
-type Claimed = (u64, Option<BlockLock>);
+type LockedBlock = (u64, Option<BlockLock>);
 
 /// Answers from disk the blocks that another process stored before we got the lock; returns those still to be
 /// fetched.
-async fn look_again(inner: &Arc<Inner>, claimed: Vec<Claimed>) -> Vec<Claimed> {
+async fn look_again(inner: &Arc<ContentState>, claimed: Vec<LockedBlock>) -> Vec<LockedBlock> {
     if inner.seat.get().is_none() || claimed.is_empty() {
         return claimed;
     }
@@ -331,8 +336,8 @@ async fn look_again(inner: &Arc<Inner>, claimed: Vec<Claimed>) -> Vec<Claimed> {
     looked.await.unwrap_or_default()
 }
 
-fn neighbours(claimed: Vec<Claimed>) -> Vec<Vec<Claimed>> {
-    let mut runs: Vec<Vec<Claimed>> = Vec::new();
+fn neighbours(claimed: Vec<LockedBlock>) -> Vec<Vec<LockedBlock>> {
+    let mut runs: Vec<Vec<LockedBlock>> = Vec::new();
     for one in claimed {
         match runs.last_mut() {
             Some(run) if run.last().is_some_and(|last| last.0 + 1 == one.0) => run.push(one),
@@ -343,7 +348,7 @@ fn neighbours(claimed: Vec<Claimed>) -> Vec<Vec<Claimed>> {
 }
 
 /// Fetches neighbouring blocks and answers all their waiters, with bytes or with the error.
-async fn deliver(inner: &Arc<Inner>, owner: u64, run: Vec<Claimed>) {
+async fn deliver(inner: &Arc<ContentState>, owner: u64, run: Vec<LockedBlock>) {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
     let blocks = first.0..last.0 + 1;
     let mut locks: HashMap<u64, Option<BlockLock>> = run.into_iter().collect();
@@ -357,7 +362,7 @@ async fn deliver(inner: &Arc<Inner>, owner: u64, run: Vec<Claimed>) {
 }
 
 async fn pour(
-    inner: &Arc<Inner>,
+    inner: &Arc<ContentState>,
     blocks: &Range<u64>,
     locks: &mut HashMap<u64, Option<BlockLock>>,
 ) -> Result<(), ReadError> {
@@ -365,12 +370,12 @@ async fn pour(
         ByteRange::new(blocks.start * BLOCK, blocks.end * BLOCK).intersect(ByteRange::new(0, inner.size));
     let mut delivery = inner.fetch.fetch(want).await?;
     let range = delivery.range;
-    let misbehaved = |what: String| ReadError::new(Fault::Misbehaved, what);
+    let misbehaved = |what: String| ReadError::new(FaultClass::Misbehaved, what);
     if !range.contains(want) || range.end > inner.size {
         return Err(misbehaved(format!("range {want} was asked for, range {range} is delivered")));
     }
-    let mut wide = Wide::announce(inner, whole_blocks(range, inner.size), blocks);
-    let mut cutter = Cutter::new(range, inner.size);
+    let mut wide = WideDelivery::announce(inner, whole_blocks(range, inner.size), blocks);
+    let mut cutter = BlockCutter::new(range, inner.size);
     let result = async {
         while let Some(chunk) = delivery.body.next().await {
             let mut chunk = chunk?;
@@ -395,7 +400,7 @@ async fn pour(
     .await;
     if let (Err(error), Some(wide)) = (&result, &mut wide) {
         wide.error = error.clone();
-        if error.fault() == Fault::Mismatch {
+        if error.fault() == FaultClass::Mismatch {
             // The blocks before are as wrong as the last one.
             inner.give_up_misdelivered(error);
         }
@@ -405,14 +410,14 @@ async fn pour(
 
 /// Hands one whole block to the blocking threads and waits until it is stored and its readers are answered.
 async fn put(
-    inner: &Arc<Inner>,
+    inner: &Arc<ContentState>,
     block: u64,
     bytes: Bytes,
     claimed: Option<Option<BlockLock>>,
-    wide: &Option<Wide>,
+    wide: &Option<WideDelivery>,
 ) -> Result<(), ReadError> {
     let right = match (claimed, wide) {
-        (Some(taken), _) => taken.map(|taken| Right::Own { _lock: taken }),
+        (Some(taken), _) => taken.map(|taken| WritePermit::Own { _lock: taken }),
         (None, Some(wide)) => wide.right(block),
         (None, None) => None,
     };
@@ -421,15 +426,15 @@ async fn put(
 }
 
 /// A delivery that brings blocks beyond its request: readers that want them now wait for it.
-struct Wide {
-    inner: Arc<Inner>,
+struct WideDelivery {
+    inner: Arc<ContentState>,
     owner: u64,
     /// The error that its waiters get if it ends early.
     error: ReadError,
 }
 
-impl Wide {
-    fn announce(inner: &Arc<Inner>, whole: Range<u64>, asked: &Range<u64>) -> Option<Self> {
+impl WideDelivery {
+    fn announce(inner: &Arc<ContentState>, whole: Range<u64>, asked: &Range<u64>) -> Option<Self> {
         if whole.start >= asked.start && whole.end <= asked.end {
             return None;
         }
@@ -441,21 +446,21 @@ impl Wide {
     }
 
     /// The right to store an extra block; `None` when another process is about to store it, or it is on disk.
-    fn right(&self, block: u64) -> Option<Right> {
+    fn right(&self, block: u64) -> Option<WritePermit> {
         let mut flights = lock(&self.inner.flights);
         match flights.map.get(&block).map(|flight| flight.claim) {
-            Some(Claim::Held) => return Some(Right::OfRun),
-            Some(Claim::Wanted) => return None,
-            Some(Claim::Carried) => {}
+            Some(BlockClaim::Held) => return Some(WritePermit::OfRun),
+            Some(BlockClaim::Wanted) => return None,
+            Some(BlockClaim::Carried) => {}
             None if self.inner.pair().is_some_and(|pair| pair.is_trusted(block)) => return None,
             // From now on every reader of the block waits for us, so no run can lock it too.
-            None => drop(flights.take_off(block, self.owner, Claim::Carried)),
+            None => drop(flights.take_off(block, self.owner, BlockClaim::Carried)),
         }
-        BlockLock::take(&self.inner, block).map(|lock| Right::Own { _lock: lock })
+        BlockLock::take(&self.inner, block).map(|lock| WritePermit::Own { _lock: lock })
     }
 }
 
-impl Drop for Wide {
+impl Drop for WideDelivery {
     fn drop(&mut self) {
         lock(&self.inner.flights).crash(self.owner, &(0..u64::MAX), &self.error);
     }
@@ -469,7 +474,7 @@ fn whole_blocks(range: ByteRange, size: u64) -> Range<u64> {
 }
 
 /// Cuts a delivery into whole blocks.
-struct Cutter {
+struct BlockCutter {
     at: u64,
     range: ByteRange,
     /// Blocks to come out. Invariant: `block_start(whole.start) <= at` once the first of them has begun.
@@ -478,7 +483,7 @@ struct Cutter {
     partial: BytesMut,
 }
 
-impl Cutter {
+impl BlockCutter {
     fn new(range: ByteRange, size: u64) -> Self {
         Self { at: range.start, range, whole: whole_blocks(range, size), size, partial: BytesMut::new() }
     }
@@ -523,7 +528,7 @@ mod tests {
 
     fn cut_all(range: ByteRange, size: u64, chunk: usize) -> Vec<(u64, Vec<u8>)> {
         let content: Vec<u8> = (0..size).map(|i| (i / 1000) as u8).collect();
-        let mut cutter = Cutter::new(range, size);
+        let mut cutter = BlockCutter::new(range, size);
         let mut out = Vec::new();
         for piece in content[range.start as usize..range.end as usize].chunks(chunk) {
             let mut piece = Bytes::copy_from_slice(piece);
@@ -554,7 +559,7 @@ mod tests {
 
     #[test]
     fn neighbouring_blocks_join_into_runs_of_at_most_four_mebibytes() {
-        let mut flights = Flights::default();
+        let mut flights = InflightBlocks::default();
         let blocks: Vec<u64> = (0..40).chain(50..52).collect();
         let (waits, runs) = flights.join(&blocks);
         assert_eq!(waits.len(), 42);

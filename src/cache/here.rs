@@ -5,20 +5,20 @@
 
 use std::sync::Arc;
 
-use super::blob::Cached;
+use super::blob::CachedFile;
 use super::sidecar::{BLOCK, BLOCK_SHIFT};
-use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, Shared};
+use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader};
 
 /// See [`Cached::as_served`].
 struct AsServed {
-    cached: Arc<Cached>,
+    cached: Arc<CachedFile>,
     /// Source of the missing blocks.
-    rest: Shared,
+    rest: SharedReader,
 }
 
-impl Cached {
+impl CachedFile {
     /// Present blocks as they are on disk, and the others from `rest`, without storing them.
-    pub fn as_served(self: &Arc<Self>, rest: Shared) -> Shared {
+    pub fn as_served(self: &Arc<Self>, rest: SharedReader) -> SharedReader {
         Arc::new(AsServed { cached: Arc::clone(self), rest })
     }
 

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::files::Files;
+use super::files::BlockPaths;
 use super::remove::occupied;
-use super::sidecar::{Kind, Sidecar, State};
+use super::sidecar::{ContentKind, SidecarFile, VerificationState};
 use super::store::{VERSION_DIR, check_owned, check_parent};
-use super::{Cache, CacheError};
-use crate::oci::{Digest, Document, MAX_DOCUMENT};
+use super::{BlockCache, CacheError};
+use crate::oci::{Digest, MAX_DOCUMENT, ManifestDocument};
 
 /// Digits of the name of an origin.
 const PLACE: usize = 16;
@@ -93,11 +93,11 @@ impl ItemKind {
     }
 
     /// The kind in the sidecar; `None` for a type without one.
-    pub(super) fn paired(self) -> Option<Kind> {
+    pub(super) fn paired(self) -> Option<ContentKind> {
         match self {
-            ItemKind::Blob => Some(Kind::Blob),
-            ItemKind::Stream => Some(Kind::Stream),
-            ItemKind::Claim => Some(Kind::Claim),
+            ItemKind::Blob => Some(ContentKind::Blob),
+            ItemKind::Stream => Some(ContentKind::Stream),
+            ItemKind::Claim => Some(ContentKind::Claim),
             ItemKind::Document
             | ItemKind::Index
             | ItemKind::Offer
@@ -109,7 +109,7 @@ impl ItemKind {
 
 /// The name of one content, from the directory alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Entry {
+pub struct ContentName {
     /// Its type.
     pub kind: ItemKind,
     /// The digest in its name: of the stored blob, of the document, or of the manifest.
@@ -125,15 +125,15 @@ pub struct Entry {
 
 /// One content, with the facts in its files.
 #[derive(Clone, Debug)]
-pub struct Item {
+pub struct ContentItem {
     /// Its name.
-    pub entry: Entry,
+    pub entry: ContentName,
     /// Bytes of the content; `None` when the sidecar does not record them.
     pub size: Option<u64>,
     /// Bytes of the disk that its files take.
     pub on_disk: u64,
     /// State in the sidecar; `None` without a sidecar, or with a damaged one.
-    pub state: Option<State>,
+    pub state: Option<VerificationState>,
     /// Last recorded use, in seconds since 1970.
     pub last_used: u64,
     /// Whether a process has it open.
@@ -142,18 +142,18 @@ pub struct Item {
 
 /// An entry that a walk visits.
 #[derive(Clone, Debug)]
-pub enum Found {
+pub enum ScannedFile {
     /// Content.
-    Content(Entry),
+    Content(ContentName),
     /// A file that is not content: a lock, a temporary file, a private cache.
-    Other(Other),
+    Other(AuxiliaryFile),
     /// A file whose name is not of this program.
     Unknown(PathBuf),
 }
 
 /// A file of the cache that is not content.
 #[derive(Clone, Debug)]
-pub enum Other {
+pub enum AuxiliaryFile {
     /// The lock of a process that decodes a layer.
     Lock(PathBuf),
     /// A file that is being written, or that a dead process left.
@@ -163,12 +163,12 @@ pub enum Other {
 }
 
 /// A cache directory opened for inspection only.
-pub struct Inventory {
+pub struct CacheInventory {
     /// `<cache-dir>/v1`.
     pub(super) root: PathBuf,
 }
 
-impl Inventory {
+impl CacheInventory {
     /// The cache in `dir`; `None` when it does not exist. A directory that another user owns or may write is refused.
     pub fn open(dir: &Path) -> Result<Option<Self>, CacheError> {
         let root = dir.join(VERSION_DIR);
@@ -186,7 +186,7 @@ impl Inventory {
     /// not be visited. Holds one entry at a time.
     pub fn walk<B>(
         &self,
-        mut visit: impl FnMut(Found) -> Result<ControlFlow<B>, CacheError>,
+        mut visit: impl FnMut(ScannedFile) -> Result<ControlFlow<B>, CacheError>,
     ) -> Result<Option<B>, CacheError> {
         let known: Vec<&str> = ItemKind::ALL.map(ItemKind::directory).into();
         let mut names = known.clone();
@@ -195,7 +195,7 @@ impl Inventory {
             if name.is_some_and(|name| names.contains(&name)) {
                 return Ok(ControlFlow::Continue(()));
             }
-            visit(Found::Unknown(path))
+            visit(ScannedFile::Unknown(path))
         })
         .and_then(|broken| match broken {
             Some(broken) => Ok(Some(broken)),
@@ -205,7 +205,7 @@ impl Inventory {
 
     fn walk_known<B>(
         &self,
-        mut visit: impl FnMut(Found) -> Result<ControlFlow<B>, CacheError>,
+        mut visit: impl FnMut(ScannedFile) -> Result<ControlFlow<B>, CacheError>,
     ) -> Result<Option<B>, CacheError> {
         for kind in ItemKind::ALL {
             let directory = self.root.join(kind.directory());
@@ -213,11 +213,11 @@ impl Inventory {
                 let broken = for_each(&directory.join(algorithm), |name, path| {
                     match name.and_then(|name| parse(kind, algorithm, name, &path)) {
                         // The sidecar stands for both files.
-                        Some((_, Half::Data)) if Files::of(path.clone()).map.exists() => {
+                        Some((_, PairHalf::Data)) if BlockPaths::of(path.clone()).map.exists() => {
                             Ok(ControlFlow::Continue(()))
                         }
-                        Some((entry, _)) => visit(Found::Content(entry)),
-                        None => visit(Found::Unknown(path)),
+                        Some((entry, _)) => visit(ScannedFile::Content(entry)),
+                        None => visit(ScannedFile::Unknown(path)),
                     }
                 })?;
                 if broken.is_some() {
@@ -228,7 +228,7 @@ impl Inventory {
                 if name.is_some_and(|name| ALGORITHMS.contains(&name)) {
                     return Ok(ControlFlow::Continue(()));
                 }
-                visit(Found::Unknown(path))
+                visit(ScannedFile::Unknown(path))
             })?;
             if broken.is_some() {
                 return Ok(broken);
@@ -238,27 +238,35 @@ impl Inventory {
             let directory = self.root.join("locks").join(algorithm);
             let broken = for_each(&directory, |name, path| {
                 let digest = name.and_then(|name| format!("{algorithm}:{name}").parse::<Digest>().ok());
-                visit(if digest.is_some() { Found::Other(Other::Lock(path)) } else { Found::Unknown(path) })
+                visit(if digest.is_some() {
+                    ScannedFile::Other(AuxiliaryFile::Lock(path))
+                } else {
+                    ScannedFile::Unknown(path)
+                })
             })?;
             if broken.is_some() {
                 return Ok(broken);
             }
         }
-        let broken = for_each(&self.root.join("tmp"), |_, path| visit(Found::Other(Other::Temporary(path))))?;
+        let broken = for_each(&self.root.join("tmp"), |_, path| {
+            visit(ScannedFile::Other(AuxiliaryFile::Temporary(path)))
+        })?;
         if broken.is_some() {
             return Ok(broken);
         }
-        for_each(&self.root.join("private"), |_, path| visit(Found::Other(Other::Private(path))))
+        for_each(&self.root.join("private"), |_, path| {
+            visit(ScannedFile::Other(AuxiliaryFile::Private(path)))
+        })
     }
 
     /// Looks at the files of one content; `None` when they are gone.
-    pub fn look(&self, entry: &Entry, used: &Used) -> Result<Option<Item>, CacheError> {
+    pub fn look(&self, entry: &ContentName, used: &OpenContents) -> Result<Option<ContentItem>, CacheError> {
         let Some(kind) = entry.kind.paired() else { return look_at_file(entry, used.touches(entry)) };
         let files = entry.files();
         let data = stat(&files.data)?;
         let Some(map) = stat(&files.map)? else {
             // Data without a sidecar.
-            return Ok(data.map(|data| Item {
+            return Ok(data.map(|data| ContentItem {
                 entry: entry.clone(),
                 size: None,
                 on_disk: occupied(&data),
@@ -267,10 +275,10 @@ impl Inventory {
                 in_use: false,
             }));
         };
-        let sidecar = Sidecar::existing(&files.map, kind, &entry.digest)?;
-        let whole = |sidecar: &&Sidecar| sidecar.is_whole(kind, &entry.digest).unwrap_or(false);
-        let status = sidecar.as_ref().filter(whole).and_then(Sidecar::status);
-        Ok(Some(Item {
+        let sidecar = SidecarFile::existing(&files.map, kind, &entry.digest)?;
+        let whole = |sidecar: &&SidecarFile| sidecar.is_whole(kind, &entry.digest).unwrap_or(false);
+        let status = sidecar.as_ref().filter(whole).and_then(SidecarFile::status);
+        Ok(Some(ContentItem {
             entry: entry.clone(),
             size: status.and_then(|status| status.size),
             on_disk: occupied(&map) + data.map_or(0, |data| occupied(&data)),
@@ -281,10 +289,10 @@ impl Inventory {
     }
 
     /// The contents that running processes have open now.
-    pub fn used(&self) -> Result<Used, CacheError> {
+    pub fn used(&self) -> Result<OpenContents, CacheError> {
         let mut open = HashSet::new();
         self.walk(|found| {
-            if let Found::Content(entry) = found
+            if let ScannedFile::Content(entry) = found
                 && entry.kind.paired().is_some()
                 && !open.contains(&entry.digest)
                 && is_in_use(&entry.files().map)?
@@ -297,7 +305,7 @@ impl Inventory {
         if !open.is_empty() {
             self.note_documents(&open, &mut documents)?;
         }
-        Ok(Used { open, documents })
+        Ok(OpenContents { open, documents })
     }
 
     /// Adds the manifests that name a digest of `open`, and the indexes that name such a manifest. An index of
@@ -309,14 +317,14 @@ impl Inventory {
     ) -> Result<(), CacheError> {
         for round in 0..2 {
             self.walk(|found| {
-                if let Found::Content(entry) = found
+                if let ScannedFile::Content(entry) = found
                     && entry.kind == ItemKind::Document
                 {
                     let named = match self.document(&entry)? {
-                        Some(Document::Manifest(manifest)) if round == 0 => {
+                        Some(ManifestDocument::Manifest(manifest)) if round == 0 => {
                             manifest.blobs().any(|blob| open.contains(&blob.digest))
                         }
-                        Some(Document::Index(index)) if round == 1 => {
+                        Some(ManifestDocument::Index(index)) if round == 1 => {
                             index.manifests.iter().any(|named| documents.contains(&named.digest))
                         }
                         _ => false,
@@ -332,27 +340,27 @@ impl Inventory {
     }
 
     /// A document without comparing its digest, for the names in it.
-    fn document(&self, entry: &Entry) -> Result<Option<Document>, CacheError> {
+    fn document(&self, entry: &ContentName) -> Result<Option<ManifestDocument>, CacheError> {
         use io::Read as _;
         let Some(file) = open_file(&entry.path)? else { return Ok(None) };
         let mut bytes = Vec::new();
         if file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).is_err() {
             return Ok(None);
         }
-        Ok(Document::parse(&bytes, None).ok())
+        Ok(ManifestDocument::parse(&bytes, None).ok())
     }
 }
 
 /// Content in use by running processes. Its size is bounded by the files that they have open.
 #[derive(Debug, Default)]
-pub struct Used {
+pub struct OpenContents {
     open: HashSet<Digest>,
     documents: HashSet<Digest>,
 }
 
-impl Used {
+impl OpenContents {
     /// Whether a file without a sidecar, and so without a lock of its own, belongs to content in use.
-    pub(super) fn touches(&self, entry: &Entry) -> bool {
+    pub(super) fn touches(&self, entry: &ContentName) -> bool {
         match entry.kind {
             ItemKind::Index | ItemKind::Offer => self.open.contains(&entry.digest),
             ItemKind::Document | ItemKind::Trace | ItemKind::Signatures => {
@@ -363,23 +371,23 @@ impl Used {
     }
 }
 
-impl Entry {
+impl ContentName {
     /// Both files of content with a sidecar.
-    pub(super) fn files(&self) -> Files {
-        Files::of(self.path.clone())
+    pub(super) fn files(&self) -> BlockPaths {
+        BlockPaths::of(self.path.clone())
     }
 }
 
-impl Cache {
+impl BlockCache {
     /// The inventory of this cache.
-    pub fn inventory(&self) -> Inventory {
-        Inventory { root: self.root().to_owned() }
+    pub fn inventory(&self) -> CacheInventory {
+        CacheInventory { root: self.root().to_owned() }
     }
 }
 
 /// The file of a content that a name belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Half {
+enum PairHalf {
     Data,
     Map,
     /// The only file of a content without a sidecar.
@@ -387,17 +395,17 @@ enum Half {
 }
 
 /// Parses the name of a file in the directory of that kind.
-fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(Entry, Half)> {
+fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(ContentName, PairHalf)> {
     let mut ends = name.split('.');
     let digest: Digest = format!("{algorithm}:{}", ends.next()?).parse().ok()?;
     let mut ends: Vec<&str> = ends.take(4).collect();
     let half = match (kind.paired(), ends.last()) {
-        (None, _) => Half::Whole,
+        (None, _) => PairHalf::Whole,
         (Some(_), Some(&MAP)) => {
             ends.pop();
-            Half::Map
+            PairHalf::Map
         }
-        (Some(_), _) => Half::Data,
+        (Some(_), _) => PairHalf::Data,
     };
     let hex = |text: &str, digits: usize| {
         text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
@@ -419,9 +427,9 @@ fn parse(kind: ItemKind, algorithm: &str, name: &str, path: &Path) -> Option<(En
         }
         _ => return None,
     };
-    let path = if half == Half::Map { path.with_extension("") } else { path.to_owned() };
+    let path = if half == PairHalf::Map { path.with_extension("") } else { path.to_owned() };
     let owned = |text: Option<&str>| text.map(str::to_owned);
-    Some((Entry { kind, digest, place: owned(place), part: owned(part), path }, half))
+    Some((ContentName { kind, digest, place: owned(place), part: owned(part), path }, half))
 }
 
 /// Visits the entries of one directory, which may be missing; those that are not plain files or directories get no
@@ -447,8 +455,8 @@ fn for_each<B>(
     Ok(None)
 }
 
-fn look_at_file(entry: &Entry, in_use: bool) -> Result<Option<Item>, CacheError> {
-    Ok(stat(&entry.path)?.map(|found| Item {
+fn look_at_file(entry: &ContentName, in_use: bool) -> Result<Option<ContentItem>, CacheError> {
+    Ok(stat(&entry.path)?.map(|found| ContentItem {
         entry: entry.clone(),
         size: Some(found.len()),
         on_disk: occupied(&found),
@@ -503,7 +511,7 @@ mod tests {
         let (entry, half) = parse(kind, "sha256", &name, Path::new(&name))?;
         assert!(entry.path.to_str().unwrap().starts_with(HEX));
         assert!(!entry.path.to_str().unwrap().ends_with(".map"));
-        Some((entry.part, entry.place, half == Half::Map))
+        Some((entry.part, entry.place, half == PairHalf::Map))
     }
 
     #[test]

@@ -15,7 +15,7 @@ const LEAST: u64 = 4 << 20;
 
 /// The most that a cache directory may take of its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Limit {
+pub enum SizeLimit {
     /// No limit: nothing is removed until the disk is full.
     None,
     /// 80 % of the bytes in the cache and the free bytes of its disk, as long as 5 % of the disk stay free.
@@ -40,7 +40,7 @@ pub enum LimitError {
     Small(String),
 }
 
-impl FromStr for Limit {
+impl FromStr for SizeLimit {
     type Err = LimitError;
 
     fn from_str(text: &str) -> Result<Self, LimitError> {
@@ -52,7 +52,7 @@ impl FromStr for Limit {
         };
         if let Some(percent) = text.strip_suffix('%') {
             return match number(percent) {
-                Some(percent @ 1..=100) => Ok(Limit::Percent(percent as u8)),
+                Some(percent @ 1..=100) => Ok(SizeLimit::Percent(percent as u8)),
                 _ => Err(form()),
             };
         }
@@ -69,19 +69,19 @@ impl FromStr for Limit {
         if bytes < LEAST {
             return Err(LimitError::Small(text.to_owned()));
         }
-        Ok(Limit::Bytes(bytes))
+        Ok(SizeLimit::Bytes(bytes))
     }
 }
 
 /// Space of a file system, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Disk {
+pub(super) struct DiskSpace {
     pub(super) size: u64,
     /// Bytes that we may still write.
     pub(super) free: u64,
 }
 
-impl From<&Statvfs> for Disk {
+impl From<&Statvfs> for DiskSpace {
     fn from(found: &Statvfs) -> Self {
         let unit = found.fragment_size();
         Self {
@@ -91,29 +91,29 @@ impl From<&Statvfs> for Disk {
     }
 }
 
-impl Limit {
+impl SizeLimit {
     /// Bytes that the limit allows, of which `used` are taken.
-    pub(super) fn most(self, used: u64, disk: Disk) -> u64 {
+    pub(super) fn most(self, used: u64, disk: DiskSpace) -> u64 {
         match self {
-            Limit::None => u64::MAX,
-            Limit::Share => percent(used.saturating_add(disk.free), DEFAULT_PERCENT),
-            Limit::Bytes(bytes) => bytes,
-            Limit::Percent(share) => percent(disk.size, u64::from(share)),
+            SizeLimit::None => u64::MAX,
+            SizeLimit::Share => percent(used.saturating_add(disk.free), DEFAULT_PERCENT),
+            SizeLimit::Bytes(bytes) => bytes,
+            SizeLimit::Percent(share) => percent(disk.size, u64::from(share)),
         }
     }
 
     /// Bytes that a directory may take that takes `used` now, if nothing else on the disk changes.
-    pub(super) fn capacity(self, used: u64, disk: Disk) -> u64 {
+    pub(super) fn capacity(self, used: u64, disk: DiskSpace) -> u64 {
         let all = used.saturating_add(disk.free);
         match self {
-            Limit::None => all,
+            SizeLimit::None => all,
             _ => self.most(used, disk).min(all.saturating_sub(percent(disk.size, FLOOR_PERCENT))),
         }
     }
 
     /// Bytes that must be removed before `more` can be added to the `used` ones.
-    pub(super) fn excess(self, used: u64, more: u64, disk: Disk) -> u64 {
-        if self == Limit::None {
+    pub(super) fn excess(self, used: u64, more: u64, disk: DiskSpace) -> u64 {
+        if self == SizeLimit::None {
             return 0;
         }
         let over = used.saturating_add(more).saturating_sub(self.most(used, disk));
@@ -134,15 +134,15 @@ mod tests {
     #[test]
     fn sizes_have_suffixes_and_shares_a_percent_sign() {
         let good = [
-            ("4194304", Limit::Bytes(4 << 20)),
-            ("8192K", Limit::Bytes(8 << 20)),
-            ("20M", Limit::Bytes(20 << 20)),
-            ("20m", Limit::Bytes(20 << 20)),
-            ("20MiB", Limit::Bytes(20 << 20)),
-            ("3G", Limit::Bytes(3 << 30)),
-            ("1T", Limit::Bytes(1 << 40)),
-            ("1%", Limit::Percent(1)),
-            ("100%", Limit::Percent(100)),
+            ("4194304", SizeLimit::Bytes(4 << 20)),
+            ("8192K", SizeLimit::Bytes(8 << 20)),
+            ("20M", SizeLimit::Bytes(20 << 20)),
+            ("20m", SizeLimit::Bytes(20 << 20)),
+            ("20MiB", SizeLimit::Bytes(20 << 20)),
+            ("3G", SizeLimit::Bytes(3 << 30)),
+            ("1T", SizeLimit::Bytes(1 << 40)),
+            ("1%", SizeLimit::Percent(1)),
+            ("100%", SizeLimit::Percent(100)),
         ];
         for (text, limit) in good {
             assert_eq!(text.parse(), Ok(limit), "{text}");
@@ -164,27 +164,27 @@ mod tests {
             "20é",
             "é",
         ] {
-            assert_eq!(text.parse::<Limit>(), Err(LimitError::Form(text.into())), "{text}");
+            assert_eq!(text.parse::<SizeLimit>(), Err(LimitError::Form(text.into())), "{text}");
         }
         for text in ["0", "1", "4194303", "3M", "4095K"] {
-            assert_eq!(text.parse::<Limit>(), Err(LimitError::Small(text.into())), "{text}");
+            assert_eq!(text.parse::<SizeLimit>(), Err(LimitError::Small(text.into())), "{text}");
         }
     }
 
     #[test]
     fn the_limit_and_the_floor_hold_at_once() {
-        let disk = |free| Disk { size: 1000, free };
-        assert_eq!(Limit::None.excess(900, 900, disk(0)), 0);
-        assert_eq!(Limit::Bytes(500).excess(400, 100, disk(600)), 0);
-        assert_eq!(Limit::Bytes(500).excess(400, 101, disk(600)), 1);
-        assert_eq!(Limit::Bytes(500).excess(600, 10, disk(600)), 110);
-        assert_eq!(Limit::Bytes(500).excess(100, 10, disk(60)), 0);
-        assert_eq!(Limit::Bytes(500).excess(100, 10, disk(59)), 1, "five percent stay free");
-        assert_eq!(Limit::Percent(30).excess(290, 10, disk(700)), 0);
-        assert_eq!(Limit::Percent(30).excess(290, 11, disk(700)), 1);
+        let disk = |free| DiskSpace { size: 1000, free };
+        assert_eq!(SizeLimit::None.excess(900, 900, disk(0)), 0);
+        assert_eq!(SizeLimit::Bytes(500).excess(400, 100, disk(600)), 0);
+        assert_eq!(SizeLimit::Bytes(500).excess(400, 101, disk(600)), 1);
+        assert_eq!(SizeLimit::Bytes(500).excess(600, 10, disk(600)), 110);
+        assert_eq!(SizeLimit::Bytes(500).excess(100, 10, disk(60)), 0);
+        assert_eq!(SizeLimit::Bytes(500).excess(100, 10, disk(59)), 1, "five percent stay free");
+        assert_eq!(SizeLimit::Percent(30).excess(290, 10, disk(700)), 0);
+        assert_eq!(SizeLimit::Percent(30).excess(290, 11, disk(700)), 1);
         // 100 here and 400 free beside: 400.
-        assert_eq!(Limit::Share.excess(100, 300, disk(400)), 0);
-        assert_eq!(Limit::Share.excess(100, 301, disk(400)), 1);
-        assert_eq!(Limit::Share.excess(u64::MAX, u64::MAX, disk(0)), u64::MAX);
+        assert_eq!(SizeLimit::Share.excess(100, 300, disk(400)), 0);
+        assert_eq!(SizeLimit::Share.excess(100, 301, disk(400)), 1);
+        assert_eq!(SizeLimit::Share.excess(u64::MAX, u64::MAX, disk(0)), u64::MAX);
     }
 }

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use super::files::Files;
-use super::pair::Pair;
+use super::files::BlockPaths;
+use super::pair::BlockFile;
 use super::seat::BlockSeat;
-use super::sidecar::Kind;
+use super::sidecar::ContentKind;
 use super::slot::PairSlot;
 use super::store::{directory, exists};
 use super::wait::waiting;
-use super::{Cache, CacheError};
+use super::{BlockCache, CacheError};
 use crate::oci::Digest;
 
-impl Cache {
+impl BlockCache {
     /// Whether the cache has files of a blob that serve every place: it was compared with its digest.
     pub(super) fn has_files(&self, digest: &Digest) -> bool {
-        self.path(directory(Kind::Blob), digest).is_ok_and(|data| exists(&Files::of(data).map))
+        self.path(directory(ContentKind::Blob), digest).is_ok_and(|data| exists(&BlockPaths::of(data).map))
     }
 
     /// The files of a blob that may lie on this machine: where it lies, or those that `open` makes.
@@ -23,7 +23,7 @@ impl Cache {
         &self,
         digest: &Digest,
         size: u64,
-        open: Arc<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>,
+        open: Arc<dyn Fn() -> Result<BlockFile, CacheError> + Send + Sync>,
     ) -> BlockSeat {
         // What belongs to this cache is not held by content of it.
         let (cache, digest) = (self.clone(), digest.clone());
@@ -32,7 +32,7 @@ impl Cache {
             let local = local.filter(|local| local.size() == size && cache.room().spare_descriptors());
             let seated = match local {
                 Some(local) => waiting(|| {
-                    let pair = Pair::local(local, &cache.temporary(), &digest, cache.room());
+                    let pair = BlockFile::local(local, &cache.temporary(), &digest, cache.room());
                     pair.map(|pair| Some(PairSlot::pinned(pair, cache.room())))
                 }),
                 None => {

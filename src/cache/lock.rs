@@ -18,9 +18,9 @@ use super::CacheError;
 pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
 /// Growing pauses, from the first to the longest.
-pub(super) struct Backoff(Duration);
+pub(super) struct LockBackoff(Duration);
 
-impl Backoff {
+impl LockBackoff {
     pub(super) fn new() -> Self {
         Self(PAUSES.0)
     }
@@ -50,7 +50,7 @@ impl BuildLock {
     /// Waits until no other open file holds the lock on `file`. The caller sets the deadline: decoding a large layer
     /// takes minutes, and only the caller knows whether it can do without.
     pub(super) async fn acquire(file: File, path: PathBuf) -> Result<Self, CacheError> {
-        let mut backoff = Backoff::new();
+        let mut backoff = LockBackoff::new();
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { file }),

@@ -48,22 +48,24 @@ mod verify;
 mod wait;
 mod whole;
 
-pub use blob::Cached;
-pub use documents::Learnt;
+pub use blob::CachedFile;
+pub use documents::LayerMetadata;
 pub use error::CacheError;
-pub use extents::Extents;
-pub use inventory::{Entry, Found, Inventory, Item, ItemKind, Other, Used};
-pub use limit::{Limit, LimitError};
+pub use extents::ByteExtents;
+pub use inventory::{
+    AuxiliaryFile, CacheInventory, ContentItem, ContentName, ItemKind, OpenContents, ScannedFile,
+};
+pub use limit::{LimitError, SizeLimit};
 pub use lock::BuildLock;
 pub use place::{VARIABLE, default_directory, directory};
 pub use private::PrivateDir;
-pub use scrub::{Damage, Scrubbed};
-pub use sidecar::State;
+pub use scrub::{ContentDamage, ScrubReport};
+pub use sidecar::VerificationState;
 pub use spool::SpooledBytes;
-pub use store::Cache;
+pub use store::BlockCache;
 pub use stream_writer::StreamWriter;
-pub use sweep::{Needless, Prune, Swept};
-pub use verify::Verify;
+pub use sweep::{GarbageReason, GcReport, PrunePolicy};
+pub use verify::VerifyMode;
 pub use whole::SMALL;
 
 /// The blake3 of each block of 256 KiB of a decoded stream, in order; the last block may be shorter.

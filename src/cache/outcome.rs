@@ -6,19 +6,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::blob::{Cached, Inner};
+use super::blob::{CachedFile, ContentState};
 use super::lock;
-use super::pair::Pair;
-use super::proof::Verdict;
-use super::sidecar::{Kind, State, Sum};
+use super::pair::BlockFile;
+use super::proof::DigestVerdict;
+use super::sidecar::{BlockChecksum, ContentKind, VerificationState};
 use super::wait::blocking;
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::oci::Digest;
 
 /// Bytes that are hashed while a reader waits: less than a tenth of a second of one core.
 pub(super) const SOON: u64 = 64 << 20;
 
-impl Cached {
+impl CachedFile {
     /// Compares content that another process completed but did not compare, before any of it is served. Where that
     /// takes long, and blocks are served before all are present, the comparison runs beside the reader.
     pub(super) async fn settle_for_reader(&self) -> Result<(), ReadError> {
@@ -60,14 +60,14 @@ impl Cached {
     }
 }
 
-impl Inner {
+impl ContentState {
     /// Whether all blocks of a blob are stored, it was not compared with its digest, and little is left to hash.
     pub(super) fn is_undecided(&self) -> Result<bool, ReadError> {
         // Before the state: a store that ended has changed it.
         let is_storing = self.storing.load(Ordering::Acquire) > 0;
         let state = self.sound_state()?;
-        Ok(self.kind == Kind::Blob
-            && (state == State::Complete || is_storing && state == State::Partial)
+        Ok(self.kind == ContentKind::Blob
+            && (state == VerificationState::Complete || is_storing && state == VerificationState::Partial)
             && self.proof.lag() <= SOON
             && self.pair().is_some_and(|pair| self.proof.all_recorded(&pair)))
     }
@@ -75,19 +75,21 @@ impl Inner {
     /// Finds out what other processes left: only content that is complete and was not compared yet stays unsettled.
     pub(super) fn settle_at_open(&self) {
         let settled = match (&self.pair(), self.kind) {
-            (_, Kind::Blob) if self.size == 0 => {
+            (_, ContentKind::Blob) if self.size == 0 => {
                 self.settle_empty();
                 true
             }
-            (Some(pair), Kind::Blob) => {
+            (Some(pair), ContentKind::Blob) => {
                 let state = self.state();
-                self.whole.store(state == State::Verified, Ordering::Relaxed);
-                state == State::Verified || state == State::Poisoned || !self.proof.all_recorded(pair)
+                self.whole.store(state == VerificationState::Verified, Ordering::Relaxed);
+                state == VerificationState::Verified
+                    || state == VerificationState::Poisoned
+                    || !self.proof.all_recorded(pair)
             }
-            (Some(pair), Kind::Stream | Kind::Claim) => {
+            (Some(pair), ContentKind::Stream | ContentKind::Claim) => {
                 if self.proof.all_recorded(pair) {
                     self.whole.store(true, Ordering::Relaxed);
-                    self.advance(pair, State::Complete);
+                    self.advance(pair, VerificationState::Complete);
                 }
                 true
             }
@@ -110,9 +112,9 @@ impl Inner {
         match self.digest.same_algorithm(b"") {
             Some(actual) if actual != self.digest => self.poison(&actual),
             _ => {
-                self.tell(State::Verified);
+                self.tell(VerificationState::Verified);
                 if let Some(pair) = self.pair() {
-                    pair.set_proven(State::Verified);
+                    pair.set_proven(VerificationState::Verified);
                     self.proof.persist(&pair);
                 }
             }
@@ -136,32 +138,32 @@ impl Inner {
         self.refuse_poisoned()
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> VerificationState {
         if self.poisoned.load(Ordering::Acquire) || self.rejected.load(Ordering::Acquire) {
-            return State::Poisoned;
+            return VerificationState::Poisoned;
         }
         let pair = self.pair();
         let status = pair.as_ref().and_then(|pair| pair.sidecar.status());
         let state = match status.map(|status| status.state) {
-            Some(State::Poisoned) => State::Poisoned,
+            Some(VerificationState::Poisoned) => VerificationState::Poisoned,
             // An empty blob that is not poisoned has nothing to prove.
-            _ if self.size == 0 && self.kind == Kind::Blob => State::Verified,
-            _ if pair.is_some_and(|pair| pair.is_proven()) => State::Verified,
+            _ if self.size == 0 && self.kind == ContentKind::Blob => VerificationState::Verified,
+            _ if pair.is_some_and(|pair| pair.is_proven()) => VerificationState::Verified,
             Some(state) => state,
-            None => State::Partial,
+            None => VerificationState::Partial,
         };
-        if matches!(state, State::Verified | State::Poisoned) {
+        if matches!(state, VerificationState::Verified | VerificationState::Poisoned) {
             self.tell(state);
         }
         state
     }
 
     /// Wakes the waiters for the comparison with the digest.
-    fn tell(&self, state: State) {
+    fn tell(&self, state: VerificationState) {
         if !self.told.load(Ordering::Acquire) {
             self.verdict.send_replace(Some(state));
             self.told.store(true, Ordering::Release);
-            if state == State::Poisoned {
+            if state == VerificationState::Poisoned {
                 // Fails only without a receiver.
                 self.distrusted.send(self.digest.clone()).ok();
             }
@@ -173,16 +175,16 @@ impl Inner {
     }
 
     /// The state, which is an error where nothing may be read.
-    fn sound_state(&self) -> Result<State, ReadError> {
+    fn sound_state(&self) -> Result<VerificationState, ReadError> {
         let state = self.state();
-        if state != State::Poisoned {
+        if state != VerificationState::Poisoned {
             return Ok(state);
         }
         if !self.rejected.load(Ordering::Acquire) {
             self.poisoned.store(true, Ordering::Release);
         }
         Err(ReadError::new(
-            Fault::Mismatch,
+            FaultClass::Mismatch,
             format!("{} is poisoned: its bytes were not those of its digest", self.digest),
         ))
     }
@@ -200,7 +202,7 @@ impl Inner {
 
     /// Compares a block of a blob that arrived with its earlier checksum, whether or not the block was stored.
     /// Otherwise facts derived from an evicted block would be trusted for its replacement.
-    pub(super) fn compare_earlier(&self, block: u64, sum: &Sum) -> Result<(), ReadError> {
+    pub(super) fn compare_earlier(&self, block: u64, sum: &BlockChecksum) -> Result<(), ReadError> {
         let noted = lock(&self.noted).get(&block).copied();
         let recorded = || self.pair()?.known_sum(block, self.proof.len(block));
         match noted.or_else(recorded) {
@@ -210,8 +212,8 @@ impl Inner {
     }
 
     /// Records the checksum of a block that is handed out and is not on disk.
-    pub(super) fn note(&self, block: u64, sum: Sum) {
-        let noted = |pair: &Arc<Pair>| pair.note_known(block, self.proof.len(block), &sum);
+    pub(super) fn note(&self, block: u64, sum: BlockChecksum) {
+        let noted = |pair: &Arc<BlockFile>| pair.note_known(block, self.proof.len(block), &sum);
         if !self.pair().as_ref().is_some_and(noted) {
             lock(&self.noted).insert(block, sum);
         }
@@ -222,10 +224,10 @@ impl Inner {
     pub(super) fn contradicted(&self, block: u64) -> ReadError {
         let digest = &self.digest;
         let message = match (self.kind, self.state()) {
-            (Kind::Blob, State::Verified) => {
+            (ContentKind::Blob, VerificationState::Verified) => {
                 format!("block {block} of {digest} differs from the block that was verified before")
             }
-            (Kind::Blob, _) => {
+            (ContentKind::Blob, _) => {
                 self.give_up(|| {
                     tracing::error!(
                         %digest,
@@ -235,16 +237,16 @@ impl Inner {
                 });
                 format!("block {block} of {digest} came twice with different bytes")
             }
-            (Kind::Stream | Kind::Claim, _) => {
+            (ContentKind::Stream | ContentKind::Claim, _) => {
                 format!("block {block} of the decoded stream of {digest} is not what it was before")
             }
         };
-        ReadError::new(Fault::Mismatch, message)
+        ReadError::new(FaultClass::Mismatch, message)
     }
 
     /// A delivery that cannot all belong to the blob: none of it stays.
     pub(super) fn give_up_misdelivered(&self, error: &ReadError) {
-        if self.kind != Kind::Blob || self.state() == State::Verified {
+        if self.kind != ContentKind::Blob || self.state() == VerificationState::Verified {
             return;
         }
         self.give_up(|| {
@@ -257,7 +259,7 @@ impl Inner {
         if self.poisoned.swap(true, Ordering::AcqRel) {
             return;
         }
-        self.tell(State::Poisoned);
+        self.tell(VerificationState::Poisoned);
         log();
         self.derived.forget(&self.digest);
         if let Some(pair) = self.pair()
@@ -269,27 +271,27 @@ impl Inner {
     }
 
     /// Compares the whole content, all of which is recorded, with its digest. `true` when equal.
-    pub(super) fn conclude(&self, pair: &Pair) -> bool {
+    pub(super) fn conclude(&self, pair: &BlockFile) -> bool {
         match self.proof.conclude(pair) {
-            Verdict::Digest(actual) if actual == self.digest => {
-                pair.set_proven(State::Verified);
-                self.tell(State::Verified);
+            DigestVerdict::Digest(actual) if actual == self.digest => {
+                pair.set_proven(VerificationState::Verified);
+                self.tell(VerificationState::Verified);
                 true
             }
-            Verdict::Digest(actual) => {
+            DigestVerdict::Digest(actual) => {
                 if !self.reject(pair, &actual) {
                     self.poison(&actual);
                 }
                 false
             }
-            Verdict::Missing => {
-                self.advance(pair, State::Partial);
+            DigestVerdict::Missing => {
+                self.advance(pair, VerificationState::Partial);
                 false
             }
         }
     }
 
-    pub(super) fn advance(&self, pair: &Pair, next: State) {
+    pub(super) fn advance(&self, pair: &BlockFile, next: VerificationState) {
         if let Err(error) = pair.sidecar.advance(next) {
             let error = ReadError::from(error).chain();
             tracing::debug!(digest = %self.digest, error, "cannot change the state");

@@ -19,12 +19,15 @@ use nix::unistd::{Whence, lseek};
 
 use super::block_data::{BlockData, PAGE, is_zero};
 use super::copy_number::CopyNumber;
-use super::files::Files;
+use super::files::BlockPaths;
 use super::promotion::promote;
 use super::remove::{is_same, occupied};
-use super::room::{Need, Room};
-use super::sidecar::{BLOCK, BLOCK_SHIFT, Kind, Next, Record, Sidecar, State, Sum, open_for_writing};
-use super::trust::Trust;
+use super::room::{CacheQuota, WritePriority};
+use super::sidecar::{
+    BLOCK, BLOCK_SHIFT, BlockChecksum, BlockRecord, ContentKind, SidecarFile, VerificationState, VisitNext,
+    open_for_writing,
+};
+use super::trust::VerifiedBlocks;
 use super::{BlockSums, CacheError, lock};
 use crate::io::LocalBytes;
 use crate::oci::Digest;
@@ -40,25 +43,25 @@ const NEW_PAIR: u64 = PAGE as u64 + 2 * 160;
 /// Longer than two renames take.
 const PROMOTION_TIME: Duration = Duration::from_millis(5);
 
-pub(super) struct Pair {
+pub(super) struct BlockFile {
     /// Names of the files before and after promotion; `None` for content that is not promoted.
-    promotion: Option<(Files, Files)>,
+    promotion: Option<(BlockPaths, BlockPaths)>,
     /// Expected checksum of each block, where the names of the files are derived from them; `None` where only records
     /// vouch for blocks.
     expected: Option<BlockSums>,
     pub(super) data: BlockData,
     /// The name that the data file had when it was opened.
     data_path: PathBuf,
-    kind: Kind,
+    kind: ContentKind,
     /// Whether this process found the bytes equal to the digest. The disk records that only after a sync, which takes
     /// longer.
     proven: AtomicBool,
-    pub(super) sidecar: Sidecar,
-    trust: RwLock<Trust>,
+    pub(super) sidecar: SidecarFile,
+    trust: RwLock<VerifiedBlocks>,
     /// Guards: one thread at a time writes or evicts the data and the record of a block.
     stripes: [Mutex<()>; STRIPES],
     /// Reserves space before every write; `None` where usage is not accounted.
-    room: Option<Arc<Room>>,
+    room: Option<Arc<CacheQuota>>,
     /// Time of the last use, in ticks of the room.
     last_use: AtomicU64,
     /// The data file, while a reader uses it directly. Guards: nothing is evicted while it is handed out.
@@ -70,7 +73,7 @@ pub(super) struct Pair {
 }
 
 /// Reason why a block was not stored.
-pub(super) enum Refused {
+pub(super) enum StoreError {
     /// The content does not match its digest.
     Poisoned,
     /// These bytes differ from the earlier ones of the block, or from the expected ones.
@@ -81,16 +84,21 @@ pub(super) enum Refused {
     Disk(io::Error),
 }
 
-impl Pair {
+impl BlockFile {
     /// The lock under which the data and the record of `block` change.
     pub(super) fn stripe(&self, block: u64) -> &Mutex<()> {
         &self.stripes[block as usize % STRIPES]
     }
 
     /// Opens or makes both files; `map` is the sidecar's path.
-    pub(super) fn open(data: &Path, map: &Path, kind: Kind, digest: &Digest) -> Result<Self, CacheError> {
+    pub(super) fn open(
+        data: &Path,
+        map: &Path,
+        kind: ContentKind,
+        digest: &Digest,
+    ) -> Result<Self, CacheError> {
         // The sidecar first: its shared lock keeps an evictor from removing the data file.
-        let sidecar = Sidecar::open(map, kind, digest)?;
+        let sidecar = SidecarFile::open(map, kind, digest)?;
         let fail = |error| CacheError::io("open", data, error);
         let (file, _) = open_for_writing(data).map_err(fail)?;
         // Promotion renames the data an instant before the sidecar: then this open created an empty file under the
@@ -126,9 +134,9 @@ impl Pair {
         bytes: LocalBytes,
         map: &Path,
         digest: &Digest,
-        room: &Arc<Room>,
+        room: &Arc<CacheQuota>,
     ) -> Result<Self, CacheError> {
-        let sidecar = Sidecar::open(map, Kind::Blob, digest)?;
+        let sidecar = SidecarFile::open(map, ContentKind::Blob, digest)?;
         std::fs::remove_file(map).map_err(|error| CacheError::io("remove", map, error))?;
         sidecar.settle_size(digest, bytes.size())?;
         room.note_opened();
@@ -137,7 +145,7 @@ impl Pair {
             expected: None,
             data: BlockData::Local(bytes),
             data_path: PathBuf::new(),
-            kind: Kind::Blob,
+            kind: ContentKind::Blob,
             proven: AtomicBool::new(false),
             sidecar,
             trust: RwLock::default(),
@@ -169,7 +177,7 @@ impl Pair {
     }
 
     /// The same pair, which asks `room` before it writes.
-    pub(super) fn in_room(mut self, room: &Arc<Room>) -> Self {
+    pub(super) fn in_room(mut self, room: &Arc<CacheQuota>) -> Self {
         if self.sidecar.is_new() {
             room.charge(NEW_PAIR);
         }
@@ -201,13 +209,13 @@ impl Pair {
     }
 
     /// Whether the block may have this checksum.
-    fn is_expected(&self, block: u64, sum: &Sum) -> bool {
+    fn is_expected(&self, block: u64, sum: &BlockChecksum) -> bool {
         let Some(expected) = &self.expected else { return true };
         usize::try_from(block).ok().and_then(|block| expected.get(block)) == Some(sum)
     }
 
     /// Makes the pair rename its files from `from` to `to` on promotion.
-    pub(super) fn promoted_to(mut self, from: Files, to: Files) -> Self {
+    pub(super) fn promoted_to(mut self, from: BlockPaths, to: BlockPaths) -> Self {
         self.promotion = Some((from, to));
         self
     }
@@ -237,8 +245,8 @@ impl Pair {
         let damaged = self.trust(|trust| trust.damaged.clone());
         self.sidecar.each_present(first..u64::MAX, |block, record| {
             match !damaged.contains(&block) && visit(block, record.len) {
-                true => Next::More,
-                false => Next::Enough,
+                true => VisitNext::More,
+                false => VisitNext::Enough,
             }
         })
     }
@@ -254,7 +262,7 @@ impl Pair {
     }
 
     /// The checksum in the block's record; `None` unless the block is present with that length.
-    pub(super) fn sum(&self, block: u64, len: u32) -> Option<Sum> {
+    pub(super) fn sum(&self, block: u64, len: u32) -> Option<BlockChecksum> {
         let record = self.sidecar.record(block)?;
         (record.present && record.len == len && self.is_expected(block, &record.sum)).then_some(record.sum)
     }
@@ -265,7 +273,7 @@ impl Pair {
     }
 
     /// The checksum in the block's record, whether or not its data is present.
-    pub(super) fn known_sum(&self, block: u64, len: u32) -> Option<Sum> {
+    pub(super) fn known_sum(&self, block: u64, len: u32) -> Option<BlockChecksum> {
         self.sidecar.record(block).filter(|record| record.len == len).map(|record| record.sum)
     }
 
@@ -303,7 +311,7 @@ impl Pair {
     }
 
     /// Reads the whole block of `len` bytes and compares it with its record.
-    pub(super) fn load(&self, block: u64, len: u32) -> Option<(Vec<u8>, Sum)> {
+    pub(super) fn load(&self, block: u64, len: u32) -> Option<(Vec<u8>, BlockChecksum)> {
         let evictions = self.trust(|trust| trust.evictions);
         let sum = self.sum(block, len)?;
         let mut bytes = vec![0; len as usize];
@@ -330,7 +338,7 @@ impl Pair {
     }
 
     /// Writes the data, then the record, if there is room for them. `sum` is blake3 of `bytes`.
-    pub(super) fn store(&self, block: u64, bytes: &[u8], sum: &Sum) -> Result<(), Refused> {
+    pub(super) fn store(&self, block: u64, bytes: &[u8], sum: &BlockChecksum) -> Result<(), StoreError> {
         if self.is_trusted(block) {
             return Ok(());
         }
@@ -339,20 +347,21 @@ impl Pair {
         };
         let cost = self.cost(block, bytes);
         // No lock is held at this point: to make room, blocks of this very content may be evicted.
-        let mark = room.reserve(cost, Need::Block).ok_or(Refused::NoRoom)?;
+        let mark = room.reserve(cost, WritePriority::Block).ok_or(StoreError::NoRoom)?;
         let put = match self.put(block, bytes, sum) {
-            Err(Refused::Disk(error)) if is_full(&error) && room.relieve(cost, Need::Block) => {
+            Err(StoreError::Disk(error)) if is_full(&error) && room.relieve(cost, WritePriority::Block) => {
                 self.put(block, bytes, sum)
             }
             put => put,
         };
         match &put {
-            Ok(Put::Written) => room.confirm(cost, mark),
-            Ok(Put::There) | Err(Refused::Poisoned | Refused::Contradicts | Refused::NoRoom) => {
+            Ok(StoreOutcome::Written) => room.confirm(cost, mark),
+            Ok(StoreOutcome::There)
+            | Err(StoreError::Poisoned | StoreError::Contradicts | StoreError::NoRoom) => {
                 room.give_back(cost, mark)
             }
             // Some of the data may be on disk, and stays: without a record only a count finds it, and no reader.
-            Err(Refused::Disk(_)) => {
+            Err(StoreError::Disk(_)) => {
                 room.give_back(cost.saturating_sub(self.there(block, bytes.len())), mark)
             }
         }
@@ -361,26 +370,25 @@ impl Pair {
 
     /// Records the checksum of a block that was handed out and is not stored, so that no other bytes are stored for
     /// it later. `false` where that cannot be recorded.
-    pub(super) fn note_known(&self, block: u64, len: u32, sum: &Sum) -> bool {
+    pub(super) fn note_known(&self, block: u64, len: u32, sum: &BlockChecksum) -> bool {
         let _writing = lock(self.stripe(block));
-        let is_open = self
-            .sidecar
-            .status()
-            .is_some_and(|status| matches!(status.state, State::Partial | State::Complete));
+        let is_open = self.sidecar.status().is_some_and(|status| {
+            matches!(status.state, VerificationState::Partial | VerificationState::Complete)
+        });
         if !is_open || self.sidecar.record(block).is_some() {
             return is_open;
         }
         if let Some(room) = self.room.as_ref().filter(|_| !self.is_local()) {
             room.charge(if self.sidecar.has_page_of(block) { 0 } else { PAGE as u64 });
         }
-        let record = Record { present: true, len, sum: *sum };
+        let record = BlockRecord { present: true, len, sum: *sum };
         self.sidecar.mark_evicted(block, record).is_ok()
     }
 
     /// Disk bytes that storing the block adds.
     fn cost(&self, block: u64, bytes: &[u8]) -> u64 {
         let (mut pages, mut stretches) = (bytes.len().div_ceil(PAGE), 1);
-        if self.kind != Kind::Blob {
+        if self.kind != ContentKind::Blob {
             let data: Vec<bool> = bytes.chunks(PAGE).map(|page| !is_zero(page)).collect();
             // The last page is written even if it is punched afterwards.
             pages = data.iter().filter(|is_data| **is_data).count() + 1;
@@ -401,39 +409,43 @@ impl Pair {
         self.data_in(start, start + (len as u64).next_multiple_of(PAGE as u64))
     }
 
-    fn put(&self, block: u64, bytes: &[u8], sum: &Sum) -> Result<Put, Refused> {
+    fn put(&self, block: u64, bytes: &[u8], sum: &BlockChecksum) -> Result<StoreOutcome, StoreError> {
         let _writing = lock(self.stripe(block));
         if self.is_trusted(block) {
-            return Ok(Put::There);
+            return Ok(StoreOutcome::There);
         }
         // A block is at most 256 KiB long.
         let len = bytes.len() as u32;
         if !self.is_expected(block, sum) {
-            return Err(Refused::Contradicts);
+            return Err(StoreError::Contradicts);
         }
         let known = self.sidecar.record(block).filter(|record| self.is_expected(block, &record.sum));
         match (self.sidecar.status().map(|status| status.state), known) {
-            (Some(State::Poisoned), _) => return Err(Refused::Poisoned),
+            (Some(VerificationState::Poisoned), _) => return Err(StoreError::Poisoned),
             // A block has one checksum for as long as the files exist, so that facts derived from it stay true.
-            (_, Some(known)) if known.sum != *sum || known.len != len => return Err(Refused::Contradicts),
-            (Some(State::Verified), None) => {
+            (_, Some(known)) if known.sum != *sum || known.len != len => return Err(StoreError::Contradicts),
+            (Some(VerificationState::Verified), None) => {
                 // Only the record was lost. The data stays as it is: the kernel may be reading it (passthrough).
                 if self.data.holds(block * BLOCK, bytes) {
-                    self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
+                    self.sidecar.put_record(block, len, sum).map_err(StoreError::Disk)?;
                     self.set_trusted(block);
-                    return Ok(Put::There);
+                    return Ok(StoreOutcome::There);
                 }
                 // The verified bytes are no longer known, so the whole has to be hashed again.
                 self.sidecar
-                    .advance(State::Partial)
-                    .map_err(|error| Refused::Disk(io::Error::other(error)))?;
+                    .advance(VerificationState::Partial)
+                    .map_err(|error| StoreError::Disk(io::Error::other(error)))?;
             }
-            (Some(State::Verified | State::Partial | State::Complete) | None, _) => {}
+            (
+                Some(VerificationState::Verified | VerificationState::Partial | VerificationState::Complete)
+                | None,
+                _,
+            ) => {}
         }
-        self.data.write(self.kind, block * BLOCK, bytes).map_err(Refused::Disk)?;
-        self.sidecar.put_record(block, len, sum).map_err(Refused::Disk)?;
+        self.data.write(self.kind, block * BLOCK, bytes).map_err(StoreError::Disk)?;
+        self.sidecar.put_record(block, len, sum).map_err(StoreError::Disk)?;
         self.set_trusted(block);
-        Ok(Put::Written)
+        Ok(StoreOutcome::Written)
     }
 
     /// The data file of a blob that is verified and whole on disk, for whoever reads it by himself: nothing is evicted from it
@@ -448,7 +460,8 @@ impl Pair {
             return None;
         }
         // On disk, and not only in the memory of this process: until then another process may still poison it.
-        let verified = self.sidecar.status().is_some_and(|status| status.state == State::Verified);
+        let verified =
+            self.sidecar.status().is_some_and(|status| status.state == VerificationState::Verified);
         let file = Arc::new(self.whole_file(size).filter(|_| verified)?);
         *backing = Arc::downgrade(&file);
         Some(file)
@@ -457,7 +470,7 @@ impl Pair {
     /// The data file, when it has `size` bytes and no hole. `None` also where the file system cannot report holes,
     /// and where it stores zeros as holes.
     fn whole_file(&self, size: u64) -> Option<OwnedFd> {
-        if self.kind != Kind::Blob {
+        if self.kind != ContentKind::Blob {
             return None;
         }
         let data = match &self.data {
@@ -487,14 +500,14 @@ impl Pair {
         self.proven.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_proven(&self, proven: State) {
-        self.proven.store(proven == State::Verified, Ordering::Release);
+    pub(super) fn set_proven(&self, proven: VerificationState) {
+        self.proven.store(proven == VerificationState::Verified, Ordering::Release);
     }
 
     /// Drops all data: status first, so that every reader that could see the truncation sees the reason.
     pub(super) fn poison(&self) -> Result<(), CacheError> {
         let path = self.sidecar.path();
-        if self.sidecar.advance(State::Poisoned)? != State::Poisoned {
+        if self.sidecar.advance(VerificationState::Poisoned)? != VerificationState::Poisoned {
             // Another process verified it in the meantime, with other bytes.
             return Ok(());
         }
@@ -516,23 +529,24 @@ impl Pair {
 
     /// Whether any process found that the content does not match its digest.
     pub(super) fn is_poisoned(&self) -> bool {
-        self.sidecar.status().is_some_and(|status| status.state == State::Poisoned)
+        self.sidecar.status().is_some_and(|status| status.state == VerificationState::Poisoned)
     }
 
     /// Removes the names `files` of poisoned content and returns the disk bytes freed. Processes that have it open
     /// keep it and know that it is wrong; processes that open the content begin anew.
-    pub(super) fn discard(&self, files: &Files) -> Result<u64, CacheError> {
+    pub(super) fn discard(&self, files: &BlockPaths) -> Result<u64, CacheError> {
         self.sidecar.without_name(files)
     }
 
     /// The room that reserves space for every write; `None` where usage is not accounted.
-    pub(super) fn room(&self) -> Option<&Arc<Room>> {
+    pub(super) fn room(&self) -> Option<&Arc<CacheQuota>> {
         self.room.as_ref()
     }
 
     /// Whether the bytes are final: the content is verified, or every block has an expected checksum.
     pub(super) fn is_fixed(&self) -> bool {
-        self.expected.is_some() || self.sidecar.status().is_some_and(|status| status.state == State::Verified)
+        self.expected.is_some()
+            || self.sidecar.status().is_some_and(|status| status.state == VerificationState::Verified)
     }
 
     /// Device and inode of the sidecar, which holds the locks.
@@ -564,19 +578,21 @@ impl Pair {
     /// Drops the trust in all blocks.
     pub(super) fn distrust(&self) {
         // Concurrent readers compare this number, so it must not start over.
-        self.change_trust(|trust| *trust = Trust { evictions: trust.evictions + 1, ..Trust::default() });
+        self.change_trust(|trust| {
+            *trust = VerifiedBlocks { evictions: trust.evictions + 1, ..VerifiedBlocks::default() }
+        });
     }
 
-    fn trust<T>(&self, look: impl FnOnce(&Trust) -> T) -> T {
+    fn trust<T>(&self, look: impl FnOnce(&VerifiedBlocks) -> T) -> T {
         look(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn change_trust<T>(&self, change: impl FnOnce(&mut Trust) -> T) -> T {
+    pub(super) fn change_trust<T>(&self, change: impl FnOnce(&mut VerifiedBlocks) -> T) -> T {
         change(&mut self.trust.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Drop for Pair {
+impl Drop for BlockFile {
     fn drop(&mut self) {
         if let Some(room) = &self.room {
             room.note_closed();
@@ -585,7 +601,7 @@ impl Drop for Pair {
 }
 
 /// Result of storing a block.
-enum Put {
+enum StoreOutcome {
     Written,
     /// The block was stored already.
     There,

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::blob::Inner;
+use super::blob::ContentState;
 use super::lock;
-use super::pair::Pair;
-use super::seat::Chosen;
+use super::pair::BlockFile;
+use super::seat::ChosenSeat;
 use super::wait::waiting;
 
-impl Inner {
+impl ContentState {
     /// Chooses where the blocks lie, if that is open.
     pub(super) async fn choose_seat(&self) {
-        if self.seat.is_chosen() || self.seat.choose(&self.fetch).await == Chosen::Before {
+        if self.seat.is_chosen() || self.seat.choose(&self.fetch).await == ChosenSeat::Before {
             return;
         }
         if let Some(pair) = self.opened() {
@@ -21,13 +21,13 @@ impl Inner {
     }
 
     /// The files of the content, opened again if they were closed; `None` where the disk gives or takes none.
-    pub(super) fn pair(&self) -> Option<Arc<Pair>> {
+    pub(super) fn pair(&self) -> Option<Arc<BlockFile>> {
         let slot = self.seat.get()?;
         slot.opened().or_else(|| waiting(|| slot.pair()))
     }
 
     /// The files of the content, if they are open.
-    pub(super) fn opened(&self) -> Option<Arc<Pair>> {
+    pub(super) fn opened(&self) -> Option<Arc<BlockFile>> {
         self.seat.get()?.opened()
     }
 

@@ -2,11 +2,11 @@
 
 use crate::io::ByteRange;
 
-use super::blob::Inner;
+use super::blob::ContentState;
 use super::sidecar::{BLOCK, BLOCK_SHIFT};
 use super::wait::waiting;
 
-impl Inner {
+impl ContentState {
     /// Fills the parts of `buf` that are on disk and names the blocks that are not; `None` when more than `checks` blocks
     /// would have to be hashed first.
     pub(super) fn read_from_disk(&self, range: ByteRange, buf: &mut [u8], checks: usize) -> Option<Vec<u64>> {

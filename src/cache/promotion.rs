@@ -7,14 +7,14 @@ use std::io;
 use std::path::Path;
 
 use super::CacheError;
-use super::files::Files;
+use super::files::BlockPaths;
 use super::remove::{hold_alone, is_same, occupied};
-use super::room::Room;
+use super::room::CacheQuota;
 
 /// Renames `from` to `to`, and returns the disk space of replaced files to `room`. The data first: a sidecar under
 /// its final name vouches for the data beside it. Content at `to` that another process uses stays: its lock is on its
 /// open sidecar, and would not cover other data.
-pub(super) fn promote(from: &Files, to: &Files, room: &Room) -> Result<(), CacheError> {
+pub(super) fn promote(from: &BlockPaths, to: &BlockPaths, room: &CacheQuota) -> Result<(), CacheError> {
     let mark = room.mark();
     let Some((_alone, found)) = hold_alone(to)? else { return Ok(()) };
     if !is_same(&found, &to.map) {
@@ -42,7 +42,7 @@ fn on_disk(path: &Path) -> u64 {
 
 /// Renames `from` to `to`, unless one of the new names exists. Readers that open `to` meanwhile get both files, or a
 /// data file whose blocks have no records.
-pub(super) fn publish(from: &Files, to: &Files) -> io::Result<()> {
+pub(super) fn publish(from: &BlockPaths, to: &BlockPaths) -> io::Result<()> {
     for (from, to) in [(&from.data, &to.data), (&from.map, &to.map)] {
         std::fs::hard_link(from, to)?;
         std::fs::remove_file(from)?;

@@ -8,26 +8,26 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock;
-use super::pair::Pair;
-use super::sidecar::{BLOCK, State, Sum};
-use crate::oci::{Algorithm, Digest, Hasher};
+use super::pair::BlockFile;
+use super::sidecar::{BLOCK, BlockChecksum, VerificationState};
+use crate::oci::{Digest, HashAlgorithm, Hasher};
 
 /// Blocks from disk that the frontier hashes for each stored block. More than one, so that it catches up with a
 /// parallel reader; few, so that no store takes long.
 const CATCH_UP: u32 = 4;
 
-pub(super) struct Proof {
-    algorithm: Algorithm,
+pub(super) struct IncrementalDigest {
+    algorithm: HashAlgorithm,
     size: u64,
     /// Number of leading blocks that had a record when they were examined.
     recorded: Mutex<u64>,
     /// Guards the hashers against two threads that feed them.
-    frontier: Mutex<Frontier>,
+    frontier: Mutex<HashFrontier>,
     /// The frontier's `next`, readable while another thread hashes.
     hashed: AtomicU64,
 }
 
-struct Frontier {
+struct HashFrontier {
     /// The next block to hash.
     next: u64,
     content: Hasher,
@@ -36,20 +36,20 @@ struct Frontier {
 }
 
 /// Result of hashing all blocks.
-pub(super) enum Verdict {
+pub(super) enum DigestVerdict {
     /// The digest of the whole content.
     Digest(Digest),
     /// A block was missing after all.
     Missing,
 }
 
-impl Proof {
-    pub(super) fn new(algorithm: Algorithm, size: u64) -> Self {
+impl IncrementalDigest {
+    pub(super) fn new(algorithm: HashAlgorithm, size: u64) -> Self {
         Self {
             algorithm,
             size,
             recorded: Mutex::new(0),
-            frontier: Mutex::new(Frontier::new(algorithm)),
+            frontier: Mutex::new(HashFrontier::new(algorithm)),
             hashed: AtomicU64::new(0),
         }
     }
@@ -60,12 +60,12 @@ impl Proof {
         *lock(&self.recorded) = 0;
     }
 
-    fn begin_anew(&self, frontier: &mut Frontier) {
-        *frontier = Frontier::new(self.algorithm);
+    fn begin_anew(&self, frontier: &mut HashFrontier) {
+        *frontier = HashFrontier::new(self.algorithm);
         self.hashed.store(0, Ordering::Release);
     }
 
-    fn feed(&self, frontier: &mut Frontier, bytes: &[u8], sum: &Sum) {
+    fn feed(&self, frontier: &mut HashFrontier, bytes: &[u8], sum: &BlockChecksum) {
         frontier.feed(bytes, sum);
         self.hashed.store(frontier.next, Ordering::Release);
     }
@@ -83,7 +83,7 @@ impl Proof {
 
     /// Whether every block has a record. Looks at each record once over the life of the process. For a block that was
     /// hashed before it was evicted, its checksum is enough.
-    pub(super) fn all_recorded(&self, pair: &Pair) -> bool {
+    pub(super) fn all_recorded(&self, pair: &BlockFile) -> bool {
         let hashed = self.hashed.load(Ordering::Acquire);
         let mut recorded = lock(&self.recorded);
         *recorded = (*recorded).min(pair.lowest_evicted.swap(u64::MAX, Ordering::AcqRel));
@@ -118,7 +118,7 @@ impl Proof {
     }
 
     /// Hashes a block that was just stored, and some earlier blocks from disk, if the frontier can reach it.
-    pub(super) fn follow(&self, pair: &Pair, block: u64, bytes: &[u8], sum: &Sum) {
+    pub(super) fn follow(&self, pair: &BlockFile, block: u64, bytes: &[u8], sum: &BlockChecksum) {
         // The thread that holds the frontier catches up for all.
         let Ok(mut frontier) = self.frontier.try_lock() else { return };
         for _ in 0..=CATCH_UP {
@@ -136,14 +136,14 @@ impl Proof {
 
     /// Hashes the blocks that the frontier has not reached yet and returns the result for the whole. Blocks its
     /// thread that long.
-    pub(super) fn conclude(&self, pair: &Pair) -> Verdict {
+    pub(super) fn conclude(&self, pair: &BlockFile) -> DigestVerdict {
         let mut frontier = lock(&self.frontier);
         // The second round hashes everything again when the first one had hashed blocks that were overwritten since.
         for _ in 0..2 {
             while frontier.next < self.blocks() {
                 let Some((bytes, sum)) = pair.load(frontier.next, self.len(frontier.next)) else {
                     *lock(&self.recorded) = frontier.next;
-                    return Verdict::Missing;
+                    return DigestVerdict::Missing;
                 };
                 self.feed(&mut frontier, &bytes, &sum);
             }
@@ -152,24 +152,26 @@ impl Proof {
                 let Some(sum) = pair.known_sum(block, self.len(block)) else {
                     *lock(&self.recorded) = block;
                     self.begin_anew(&mut frontier);
-                    return Verdict::Missing;
+                    return DigestVerdict::Missing;
                 };
                 sums.update(&sum);
             }
             if sums.finalize() == frontier.sums.finalize() {
-                return Verdict::Digest(frontier.content.clone().finish());
+                return DigestVerdict::Digest(frontier.content.clone().finish());
             }
             self.begin_anew(&mut frontier);
         }
-        Verdict::Missing
+        DigestVerdict::Missing
     }
 
     /// Records that the content was verified, after a sync that makes it survive a power cut.
-    pub(super) fn persist(&self, pair: &Pair) {
+    pub(super) fn persist(&self, pair: &BlockFile) {
         let kept = pair
             .sync_data()
             .map_err(|error| error.to_string())
-            .and_then(|()| pair.sidecar.advance(State::Verified).map_err(|error| error.to_string()))
+            .and_then(|()| {
+                pair.sidecar.advance(VerificationState::Verified).map_err(|error| error.to_string())
+            })
             .and_then(|_| pair.sidecar.sync().map_err(|error| error.to_string()));
         if kept.is_ok() {
             pair.promote();
@@ -181,12 +183,12 @@ impl Proof {
     }
 }
 
-impl Frontier {
-    fn new(algorithm: Algorithm) -> Self {
+impl HashFrontier {
+    fn new(algorithm: HashAlgorithm) -> Self {
         Self { next: 0, content: Hasher::new(algorithm), sums: blake3::Hasher::new() }
     }
 
-    fn feed(&mut self, bytes: &[u8], sum: &Sum) {
+    fn feed(&mut self, bytes: &[u8], sum: &BlockChecksum) {
         self.content.update(bytes);
         self.sums.update(sum);
         self.next += 1;

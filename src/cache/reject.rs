@@ -6,9 +6,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::blob::{Cached, Inner};
+use super::blob::{CachedFile, ContentState};
 use super::lock;
-use super::pair::Pair;
+use super::pair::BlockFile;
 use crate::oci::Digest;
 
 /// Pause before the third fetch of bytes that were wrong twice; it doubles with each fetch. The second fetch has no
@@ -38,7 +38,7 @@ impl RejectHistory {
     }
 }
 
-impl Cached {
+impl CachedFile {
     /// Whether the latest bytes were wrong and were dropped. Reads begin anew.
     pub fn is_rejected(&self) -> bool {
         self.inner.rejected.load(Ordering::Acquire)
@@ -53,9 +53,9 @@ impl Cached {
     }
 }
 
-impl Inner {
+impl ContentState {
     /// Drops content that hashed to `actual`. `false` where a byte of it may have been seen.
-    pub(super) fn reject(&self, pair: &Pair, actual: &Digest) -> bool {
+    pub(super) fn reject(&self, pair: &BlockFile, actual: &Digest) -> bool {
         if !self.is_whole_first() || self.is_looked_at.load(Ordering::Acquire) || !pair.forget_all() {
             return false;
         }
@@ -74,7 +74,7 @@ impl Inner {
     }
 }
 
-impl Pair {
+impl BlockFile {
     /// Drops all blocks and the copy number, and with it the files derived from this copy. `false` when another
     /// process has it open.
     fn forget_all(&self) -> bool {

@@ -10,15 +10,15 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use super::CacheError;
-use super::files::Files;
-use super::sidecar::Sidecar;
+use super::files::BlockPaths;
+use super::sidecar::SidecarFile;
 
 /// The unit of `st_blocks`, for every block size of the file system.
 const STAT_BLOCK: u64 = 512;
 
 /// Result of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Removed {
+pub(super) enum RemoveOutcome {
     /// Both files were removed; the bytes of the disk that they took.
     Gone(u64),
     /// A process has it open, perhaps this one. It stays as it is.
@@ -29,32 +29,32 @@ pub(super) enum Removed {
 
 /// Removes the content `files`, unless a process uses it. A data file without a sidecar is removed, too. Does not
 /// wait.
-pub(super) fn remove(files: &Files) -> Result<Removed, CacheError> {
+pub(super) fn remove(files: &BlockPaths) -> Result<RemoveOutcome, CacheError> {
     remove_if(files, |_| true)
 }
 
 /// Like [`remove`], if `still` accepts the sidecar once no other process can open it.
 pub(super) fn remove_if(
-    files: &Files,
+    files: &BlockPaths,
     still: impl FnOnce(&fs::Metadata) -> bool,
-) -> Result<Removed, CacheError> {
+) -> Result<RemoveOutcome, CacheError> {
     if !exists(&files.data) && !exists(&files.map) {
-        return Ok(Removed::Absent);
+        return Ok(RemoveOutcome::Absent);
     }
-    let Some((_sidecar, found)) = hold_alone(files)? else { return Ok(Removed::InUse) };
+    let Some((_sidecar, found)) = hold_alone(files)? else { return Ok(RemoveOutcome::InUse) };
     // The name may have gone, or may belong to a newer sidecar, since it was opened.
     if !is_same(&found, &files.map) {
-        return Ok(Removed::Absent);
+        return Ok(RemoveOutcome::Absent);
     }
     if !still(&found) {
-        return Ok(Removed::InUse);
+        return Ok(RemoveOutcome::InUse);
     }
-    unlink_pair(files, &found).map(Removed::Gone)
+    unlink_pair(files, &found).map(RemoveOutcome::Gone)
 }
 
-impl Sidecar {
+impl SidecarFile {
     /// Removes both names of the content, unless they lead to another one by now.
-    pub(super) fn without_name(&self, files: &Files) -> Result<u64, CacheError> {
+    pub(super) fn without_name(&self, files: &BlockPaths) -> Result<u64, CacheError> {
         self.with_status_lock(|| {
             let found = self.file.metadata().map_err(|error| CacheError::io("stat", &files.map, error))?;
             if is_same(&found, &files.map) { unlink_pair(files, &found) } else { Ok(0) }
@@ -62,7 +62,7 @@ impl Sidecar {
     }
 }
 
-fn unlink_pair(files: &Files, sidecar: &fs::Metadata) -> Result<u64, CacheError> {
+fn unlink_pair(files: &BlockPaths, sidecar: &fs::Metadata) -> Result<u64, CacheError> {
     let bytes = occupied(sidecar) + fs::symlink_metadata(&files.data).map_or(0, |data| occupied(&data));
     // The data first. A crash at this point leaves a sidecar whose blocks all fail their check; the other order would
     // leave data without a sidecar.
@@ -73,7 +73,7 @@ fn unlink_pair(files: &Files, sidecar: &fs::Metadata) -> Result<u64, CacheError>
 
 /// The sidecar of `files`, locked so that no other process can open the content meanwhile; `None` when one has it
 /// open. Made when missing: a process that begins this content anew has to take the lock, too.
-pub(super) fn hold_alone(files: &Files) -> Result<Option<(File, fs::Metadata)>, CacheError> {
+pub(super) fn hold_alone(files: &BlockPaths) -> Result<Option<(File, fs::Metadata)>, CacheError> {
     let fail = |action, path| move |error| CacheError::io(action, path, error);
     let sidecar = OpenOptions::new()
         .read(true)
@@ -115,33 +115,33 @@ fn unlink(path: &Path) -> Result<(), CacheError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pair::Pair;
-    use super::super::sidecar::Kind;
+    use super::super::pair::BlockFile;
+    use super::super::sidecar::ContentKind;
     use super::*;
     use crate::oci::Digest;
 
-    fn files(dir: &Path) -> Files {
-        Files::of(dir.join("content"))
+    fn files(dir: &Path) -> BlockPaths {
+        BlockPaths::of(dir.join("content"))
     }
 
     #[test]
     fn content_goes_when_nobody_has_it_open_and_stays_otherwise() {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
-        assert_eq!(remove(&files).unwrap(), Removed::Absent);
+        assert_eq!(remove(&files).unwrap(), RemoveOutcome::Absent);
         assert!(!files.map.exists(), "looking makes nothing");
         let digest = Digest::sha256(b"x");
-        let pair = Pair::open(&files.data, &files.map, Kind::Blob, &digest).unwrap();
+        let pair = BlockFile::open(&files.data, &files.map, ContentKind::Blob, &digest).unwrap();
         let bytes = vec![7; 5000];
         assert!(pair.store(0, &bytes, blake3::hash(&bytes).as_bytes()).is_ok());
-        assert_eq!(remove(&files).unwrap(), Removed::InUse);
+        assert_eq!(remove(&files).unwrap(), RemoveOutcome::InUse);
         assert!(files.data.exists() && files.map.exists());
         drop(pair);
-        assert_eq!(remove_if(&files, |_| false).unwrap(), Removed::InUse);
-        let Removed::Gone(freed) = remove(&files).unwrap() else { panic!("it is not in use") };
+        assert_eq!(remove_if(&files, |_| false).unwrap(), RemoveOutcome::InUse);
+        let RemoveOutcome::Gone(freed) = remove(&files).unwrap() else { panic!("it is not in use") };
         assert!(freed >= 5000, "{freed}");
         assert!(!files.data.exists() && !files.map.exists());
-        assert_eq!(remove(&files).unwrap(), Removed::Absent);
+        assert_eq!(remove(&files).unwrap(), RemoveOutcome::Absent);
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
         fs::write(&files.data, [1; 9000]).unwrap();
-        assert!(matches!(remove(&files).unwrap(), Removed::Gone(freed) if freed >= 9000));
+        assert!(matches!(remove(&files).unwrap(), RemoveOutcome::Gone(freed) if freed >= 9000));
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
     }
 
@@ -158,11 +158,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
         let digest = Digest::sha256(b"x");
-        drop(Pair::open(&files.data, &files.map, Kind::Blob, &digest).unwrap());
+        drop(BlockFile::open(&files.data, &files.map, ContentKind::Blob, &digest).unwrap());
         let held = File::open(&files.map).unwrap();
         held.try_lock().unwrap();
         std::thread::scope(|scope| {
-            let opener = scope.spawn(|| Pair::open(&files.data, &files.map, Kind::Blob, &digest).unwrap());
+            let opener =
+                scope.spawn(|| BlockFile::open(&files.data, &files.map, ContentKind::Blob, &digest).unwrap());
             std::thread::sleep(std::time::Duration::from_millis(50));
             assert!(!opener.is_finished());
             fs::remove_file(&files.data).unwrap();
@@ -170,7 +171,7 @@ mod tests {
             drop(held);
             let pair = opener.join().unwrap();
             assert!(files.map.exists() && files.data.exists());
-            assert_eq!(remove(&files).unwrap(), Removed::InUse);
+            assert_eq!(remove(&files).unwrap(), RemoveOutcome::InUse);
             drop(pair);
         });
     }

@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::account::{Account, CountMark, Tally};
-use super::census::{self, Candidate, Census, What};
-use super::limit::Disk;
-use super::remove::{Removed, occupied, remove_if};
+use super::account::{CountMark, Usage, UsageFile};
+use super::census::{self, EvictionScan, Victim, VictimKind};
+use super::limit::DiskSpace;
+use super::remove::{RemoveOutcome, occupied, remove_if};
 use super::slot::{PairSlot, is_out_of_files, most_open};
-use super::{Limit, lock};
+use super::{SizeLimit, lock};
 use crate::meter;
 
 /// Bytes evicted at a time, so that not every block pays for the search.
@@ -43,7 +43,7 @@ const TIGHT: Duration = Duration::from_secs(1);
 
 /// Purpose of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
+pub(super) enum WritePriority {
     /// A block, which can be fetched again.
     Block,
     /// A document, an index, an offer or a trace: small, and worth more than its bytes.
@@ -51,10 +51,10 @@ pub(super) enum Need {
 }
 
 /// The space of one directory, as one process sees it.
-pub(super) struct Room {
+pub(super) struct CacheQuota {
     root: PathBuf,
-    limit: Limit,
-    account: Account,
+    limit: SizeLimit,
+    account: UsageFile,
     /// The contents of this process, whether their files are open or not.
     slots: Mutex<Vec<Weak<PairSlot>>>,
     /// Number of open pairs of files.
@@ -63,7 +63,7 @@ pub(super) struct Room {
     most_open: usize,
     /// Guards: one thread at a time evicts; the others use the space that it freed.
     evicting: Mutex<()>,
-    list: Mutex<List>,
+    list: Mutex<VictimList>,
     /// Wakes the waiters for the end of a count.
     counted: Condvar,
     /// Set when content was closed since the last count: it may be evicted now.
@@ -78,27 +78,27 @@ pub(super) struct Room {
 
 /// Result of the last count.
 #[derive(Default)]
-struct List {
-    census: Census,
+struct VictimList {
+    census: EvictionScan,
     at: Option<Instant>,
     took: Duration,
     counting: bool,
 }
 
-enum Answer {
+enum QuotaAnswer {
     /// The bytes are in the account, which starts from this count.
     Granted(CountMark),
     Unknown,
     Over(u64),
 }
 
-impl Room {
+impl CacheQuota {
     /// `is_new`: the directory did not exist before, so its count is quick.
-    pub(super) fn new(root: &Path, limit: Limit, is_new: bool) -> Arc<Self> {
+    pub(super) fn new(root: &Path, limit: SizeLimit, is_new: bool) -> Arc<Self> {
         let room = Arc::new(Self {
             root: root.to_owned(),
             limit,
-            account: Account::new(root),
+            account: UsageFile::new(root),
             slots: Mutex::default(),
             open: AtomicUsize::new(0),
             most_open: most_open(),
@@ -111,17 +111,17 @@ impl Room {
             start: Instant::now(),
             evicted: AtomicU64::new(0),
         });
-        let begin = |known: Option<Tally>| match known {
+        let begin = |known: Option<Usage>| match known {
             None if is_new => {
                 // The account is a file itself, of one page.
                 let used = census::count(root).used + 4096;
-                (Some(Tally { used, counted: now(), boot: boot(), ..Tally::default() }), false)
+                (Some(Usage { used, counted: now(), boot: boot(), ..Usage::default() }), false)
             }
             known => (None, known.is_none_or(|tally| tally.boot != boot() || is_older(&tally, COUNT_AGE))),
         };
         // A disk that takes no file takes no blocks either.
-        if room.account.change(begin).unwrap_or(false) && limit != Limit::None {
-            room.start_count(Purpose::Account);
+        if room.account.change(begin).unwrap_or(false) && limit != SizeLimit::None {
+            room.start_count(ScanPurpose::Account);
         }
         room
     }
@@ -168,11 +168,11 @@ impl Room {
 
     /// Longest readahead of one reader, in bytes: with eight readers the limit still holds the blocks not read yet.
     pub(super) fn reach(&self) -> u64 {
-        if self.limit == Limit::None {
+        if self.limit == SizeLimit::None {
             return u64::MAX;
         }
         // A failed query of the disk is no reason to fetch less.
-        let Ok(disk) = nix::sys::statvfs::statvfs(&self.root).map(|found| Disk::from(&found)) else {
+        let Ok(disk) = nix::sys::statvfs::statvfs(&self.root).map(|found| DiskSpace::from(&found)) else {
             return u64::MAX;
         };
         self.limit.most(self.used().unwrap_or(0), disk).min(disk.size) / 8
@@ -180,7 +180,7 @@ impl Room {
 
     /// Largest size of the directory in bytes, in the present state of the disk; `None` while unknown.
     pub(super) fn capacity(&self) -> Option<u64> {
-        let disk = nix::sys::statvfs::statvfs(&self.root).map(|found| Disk::from(&found)).ok()?;
+        let disk = nix::sys::statvfs::statvfs(&self.root).map(|found| DiskSpace::from(&found)).ok()?;
         Some(self.limit.capacity(self.used()?, disk))
     }
 
@@ -207,22 +207,22 @@ impl Room {
 
     /// Adds `bytes`, which are about to be written, to the account, and evicts for them if necessary. `None`: do not
     /// write them. Written bytes have to be [confirmed](Self::confirm), others [given back](Self::give_back).
-    pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: Need) -> Option<CountMark> {
+    pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: WritePriority) -> Option<CountMark> {
         for _ in 0..ROUNDS {
             match self.try_reserve(bytes) {
-                Answer::Granted(mark) => {
+                QuotaAnswer::Granted(mark) => {
                     self.tight.store(0, Ordering::Relaxed);
                     return Some(mark);
                 }
                 // Small files are written all the same: the count, which is on its way, finds them.
-                Answer::Unknown => {
-                    self.start_count(Purpose::Account);
-                    if need == Need::Small {
+                QuotaAnswer::Unknown => {
+                    self.start_count(ScanPurpose::Account);
+                    if need == WritePriority::Small {
                         return Some(CountMark::default());
                     }
                     break;
                 }
-                Answer::Over(excess) => {
+                QuotaAnswer::Over(excess) => {
                     if self.evict(excess, need) == 0 {
                         self.recount_if_tight();
                         break;
@@ -247,46 +247,46 @@ impl Room {
         self.account.mark()
     }
 
-    fn try_reserve(&self, bytes: u64) -> Answer {
+    fn try_reserve(&self, bytes: u64) -> QuotaAnswer {
         let disk = match self.limit {
-            Limit::None => Ok(Disk { size: 0, free: 0 }),
-            _ => nix::sys::statvfs::statvfs(&self.root).map(|found| Disk::from(&found)),
+            SizeLimit::None => Ok(DiskSpace { size: 0, free: 0 }),
+            _ => nix::sys::statvfs::statvfs(&self.root).map(|found| DiskSpace::from(&found)),
         };
         let disk = match disk {
             Ok(disk) => disk,
             Err(error) => {
                 tracing::debug!(%error, "cannot ask how full the disk of the cache is");
-                return Answer::Unknown;
+                return QuotaAnswer::Unknown;
             }
         };
         let added = self.account.change(|known| match known {
-            None if self.limit == Limit::None => (None, Answer::Granted(CountMark::default())),
-            None => (None, Answer::Unknown),
+            None if self.limit == SizeLimit::None => (None, QuotaAnswer::Granted(CountMark::default())),
+            None => (None, QuotaAnswer::Unknown),
             Some(tally) => match self.limit.excess(tally.used, bytes, disk) {
                 0 => {
                     let used = tally.used.saturating_add(bytes);
                     let added = tally.added.wrapping_add(bytes);
-                    (Some(Tally { used, added, ..tally }), Answer::Granted(tally.mark()))
+                    (Some(Usage { used, added, ..tally }), QuotaAnswer::Granted(tally.mark()))
                 }
-                excess => (None, Answer::Over(excess)),
+                excess => (None, QuotaAnswer::Over(excess)),
             },
         });
         added.unwrap_or_else(|error| {
             tracing::debug!(%error, "cannot note what is written to the cache");
             match self.limit {
                 // Eviction does not free descriptors.
-                _ if is_out_of_files(&error) => Answer::Unknown,
-                Limit::None => Answer::Granted(CountMark::default()),
+                _ if is_out_of_files(&error) => QuotaAnswer::Unknown,
+                SizeLimit::None => QuotaAnswer::Granted(CountMark::default()),
                 // On a full disk the account itself may find no room.
-                _ => Answer::Over(bytes),
+                _ => QuotaAnswer::Over(bytes),
             }
         })
     }
 
     /// Adds bytes that are written in any case.
     pub(super) fn charge(&self, bytes: u64) {
-        let add = |known: Option<Tally>| {
-            let more = |tally: Tally| Tally {
+        let add = |known: Option<Usage>| {
+            let more = |tally: Usage| Usage {
                 used: tally.used.saturating_add(bytes),
                 added: tally.added.wrapping_add(bytes),
                 ..tally
@@ -304,7 +304,7 @@ impl Room {
     }
 
     /// Makes room for `bytes` on a full disk, whatever the account holds. `true` when another try is worthwhile.
-    pub(super) fn relieve(self: &Arc<Self>, bytes: u64, need: Need) -> bool {
+    pub(super) fn relieve(self: &Arc<Self>, bytes: u64, need: WritePriority) -> bool {
         self.evict(bytes, need) > 0
     }
 
@@ -319,7 +319,7 @@ impl Room {
     }
 
     /// Evicts `excess` bytes and some more, and returns the bytes freed; fewer when nothing evictable is left.
-    fn evict(self: &Arc<Self>, excess: u64, need: Need) -> u64 {
+    fn evict(self: &Arc<Self>, excess: u64, need: WritePriority) -> u64 {
         let waited = self.evicted();
         let _evicting = lock(&self.evicting);
         let meanwhile = self.evicted() - waited;
@@ -334,7 +334,7 @@ impl Room {
         if freed < excess {
             freed += self.evict_blocks(want - freed);
         }
-        if freed < excess && need == Need::Small {
+        if freed < excess && need == WritePriority::Small {
             freed += self.evict_listed(excess - freed, |census| &mut census.small, || Duration::ZERO);
         }
         freed
@@ -345,7 +345,7 @@ impl Room {
     fn evict_listed(
         self: &Arc<Self>,
         want: u64,
-        of: fn(&mut Census) -> &mut Vec<Candidate>,
+        of: fn(&mut EvictionScan) -> &mut Vec<Victim>,
         stale: impl Fn() -> Duration,
     ) -> u64 {
         let mut freed = 0;
@@ -384,20 +384,20 @@ impl Room {
     }
 
     /// Removes one candidate if it was not used since it was listed; returns the bytes freed.
-    fn remove(&self, candidate: &Candidate) -> u64 {
+    fn remove(&self, candidate: &Victim) -> u64 {
         let unused = |found: &std::fs::Metadata| found.modified().is_ok_and(|used| used <= candidate.used);
         let mark = self.mark();
         let freed = match &candidate.what {
             // A sidecar that had to be made for lone data is newer, and its time means nothing.
-            What::Content(files) => match remove_if(files, |found| found.len() == 0 || unused(found)) {
-                Ok(Removed::Gone(bytes)) => bytes,
-                Ok(Removed::InUse | Removed::Absent) => 0,
+            VictimKind::Content(files) => match remove_if(files, |found| found.len() == 0 || unused(found)) {
+                Ok(RemoveOutcome::Gone(bytes)) => bytes,
+                Ok(RemoveOutcome::InUse | RemoveOutcome::Absent) => 0,
                 Err(error) => {
                     tracing::debug!(%error, "cannot remove content from the cache");
                     0
                 }
             },
-            What::Small(path) => match std::fs::symlink_metadata(path) {
+            VictimKind::Small(path) => match std::fs::symlink_metadata(path) {
                 Ok(found) if unused(&found) && std::fs::remove_file(path).is_ok() => occupied(&found),
                 Ok(_) | Err(_) => 0,
             },
@@ -424,7 +424,7 @@ impl Room {
         }
         let before = list.at;
         drop(list);
-        self.start_count(Purpose::List);
+        self.start_count(ScanPurpose::List);
         list = lock(&self.list);
         let patience = Instant::now() + COUNT_PATIENCE;
         while list.at == before && list.counting {
@@ -438,14 +438,14 @@ impl Room {
 
     /// Nothing can be evicted, and still there is no room: the account may be wrong.
     fn recount_if_tight(self: &Arc<Self>) {
-        let old = |known: Option<Tally>| (None, known.is_none_or(|tally| is_older(&tally, TIGHT_COUNT_AGE)));
+        let old = |known: Option<Usage>| (None, known.is_none_or(|tally| is_older(&tally, TIGHT_COUNT_AGE)));
         if self.account.change(old).unwrap_or(false) {
-            self.start_count(Purpose::Account);
+            self.start_count(ScanPurpose::Account);
         }
     }
 
     /// Counts in a thread of its own, unless a count is running.
-    fn start_count(self: &Arc<Self>, purpose: Purpose) {
+    fn start_count(self: &Arc<Self>, purpose: ScanPurpose) {
         let Some(counting) = RunningCount::begin(self) else { return };
         let counter = std::thread::Builder::new().name("cache count".into());
         if let Err(error) = counter.spawn(move || count_until_right(counting, purpose)) {
@@ -455,9 +455,9 @@ impl Room {
     }
 
     /// Counts, and returns whether the directory was at rest meanwhile.
-    fn count(self: &Arc<Self>, purpose: Purpose) -> bool {
+    fn count(self: &Arc<Self>, purpose: ScanPurpose) -> bool {
         let before = self.account.change(|known| (None, known)).ok().flatten();
-        if purpose == Purpose::Account && before.is_some() {
+        if purpose == ScanPurpose::Account && before.is_some() {
             std::thread::sleep(SETTLE);
         }
         self.closed.store(false, Ordering::Relaxed);
@@ -469,14 +469,14 @@ impl Room {
         list.took = began.elapsed();
         list.at = Some(Instant::now());
         drop(list);
-        purpose == Purpose::List || self.settle(before, used)
+        purpose == ScanPurpose::List || self.settle(before, used)
     }
 
     /// Replaces the account with the result of a count. `false` when the directory changed meanwhile: the account is
     /// then at least the true usage, and may be higher.
-    fn settle(&self, before: Option<Tally>, counted: u64) -> bool {
-        let replace = |known: Option<Tally>| {
-            let fresh = |used, added, at| Tally { used, added, counted: at, boot: boot() };
+    fn settle(&self, before: Option<Usage>, counted: u64) -> bool {
+        let replace = |known: Option<Usage>| {
+            let fresh = |used, added, at| Usage { used, added, counted: at, boot: boot() };
             match (before, known) {
                 // Another count was faster, and changes since then belong to that.
                 (Some(before), Some(tally)) if before.mark() != tally.mark() => (None, true),
@@ -503,19 +503,19 @@ impl Room {
     fn trim(self: &Arc<Self>) {
         for _ in 0..ROUNDS {
             match self.try_reserve(0) {
-                Answer::Over(excess) if self.evict(excess, Need::Small) > 0 => {}
-                Answer::Granted(_) | Answer::Unknown | Answer::Over(_) => return,
+                QuotaAnswer::Over(excess) if self.evict(excess, WritePriority::Small) > 0 => {}
+                QuotaAnswer::Granted(_) | QuotaAnswer::Unknown | QuotaAnswer::Over(_) => return,
             }
         }
     }
 }
 
 /// The mark that a count is running, removed however it ends.
-struct RunningCount(Arc<Room>);
+struct RunningCount(Arc<CacheQuota>);
 
 impl RunningCount {
     /// `None` when another thread counts.
-    fn begin(room: &Arc<Room>) -> Option<Self> {
+    fn begin(room: &Arc<CacheQuota>) -> Option<Self> {
         let was = std::mem::replace(&mut lock(&room.list).counting, true);
         (!was).then(|| Self(Arc::clone(room)))
     }
@@ -530,12 +530,12 @@ impl Drop for RunningCount {
 
 /// Counts, and repeats a little later as long as files were written or removed meanwhile: only a directory at rest
 /// gives the exact number. Ends with the room.
-fn count_until_right(counting: RunningCount, purpose: Purpose) {
+fn count_until_right(counting: RunningCount, purpose: ScanPurpose) {
     let room = Arc::downgrade(&counting.0);
     let rested = counting.0.count(purpose);
     drop(counting);
-    let trim = |room: &Arc<Room>| {
-        if purpose == Purpose::Account {
+    let trim = |room: &Arc<CacheQuota>| {
+        if purpose == ScanPurpose::Account {
             room.trim();
         }
     };
@@ -552,7 +552,7 @@ fn count_until_right(counting: RunningCount, purpose: Purpose) {
 
 /// Purpose of a count.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+enum ScanPurpose {
     /// To list eviction candidates.
     List,
     /// Also to correct the account.
@@ -564,7 +564,7 @@ fn now() -> u64 {
 }
 
 /// Whether the last count is older than `age`, or lies in the future.
-fn is_older(tally: &Tally, age: Duration) -> bool {
+fn is_older(tally: &Usage, age: Duration) -> bool {
     now().checked_sub(tally.counted).is_none_or(|seconds| seconds > age.as_secs())
 }
 
@@ -584,7 +584,7 @@ mod tests {
     #[test]
     fn a_count_that_panics_is_over() {
         let dir = tempfile::tempdir().unwrap();
-        let room = Room::new(dir.path(), Limit::None, true);
+        let room = CacheQuota::new(dir.path(), SizeLimit::None, true);
         let count = RunningCount::begin(&room).unwrap();
         assert!(RunningCount::begin(&room).is_none());
         let ended = std::thread::spawn(move || {

@@ -9,9 +9,9 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use super::CacheError;
 use super::documents::is_sealed;
-use super::inventory::{Entry, Inventory, ItemKind, Used, open_file, stat};
-use super::remove::{Removed, remove};
-use super::sidecar::{BLOCK, Kind, Record, Sidecar, State, Status};
+use super::inventory::{CacheInventory, ContentName, ItemKind, OpenContents, open_file, stat};
+use super::remove::{RemoveOutcome, remove};
+use super::sidecar::{BLOCK, BlockRecord, ContentKind, SidecarFile, SidecarStatus, VerificationState};
 use super::sweep::unlink;
 use crate::oci::Hasher;
 
@@ -21,7 +21,7 @@ const AT_ONCE: usize = 64;
 
 /// Kind of damage to content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Damage {
+pub enum ContentDamage {
     /// Blocks that do not hash to their records, or whose records are damaged.
     Blocks(u64),
     /// The sidecar fails its check, or is missing.
@@ -36,25 +36,25 @@ pub enum Damage {
 
 /// Result of a scrub.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scrubbed {
+pub struct ScrubReport {
     /// Bytes that were read and compared.
     pub bytes: u64,
     /// The damage found; `None` for sound content.
-    pub damage: Option<Damage>,
+    pub damage: Option<ContentDamage>,
     /// Whether all damaged parts were dropped. Not while a process uses the content: it checks each block itself
     /// before it trusts it.
     pub dropped: bool,
 }
 
-impl Scrubbed {
-    fn damaged(bytes: u64, damage: Damage, removed: Removed) -> Self {
-        Self { bytes, damage: Some(damage), dropped: removed != Removed::InUse }
+impl ScrubReport {
+    fn damaged(bytes: u64, damage: ContentDamage, removed: RemoveOutcome) -> Self {
+        Self { bytes, damage: Some(damage), dropped: removed != RemoveOutcome::InUse }
     }
 }
 
-impl Inventory {
+impl CacheInventory {
     /// Reads and compares all stored parts of one content. Damaged parts are dropped, so that they are fetched again.
-    pub fn scrub(&self, entry: &Entry, used: &Used) -> Result<Scrubbed, CacheError> {
+    pub fn scrub(&self, entry: &ContentName, used: &OpenContents) -> Result<ScrubReport, CacheError> {
         match entry.kind.paired() {
             Some(kind) => scrub_pair(entry, kind),
             None => scrub_file(entry, used),
@@ -62,36 +62,40 @@ impl Inventory {
     }
 }
 
-fn scrub_pair(entry: &Entry, kind: Kind) -> Result<Scrubbed, CacheError> {
+fn scrub_pair(entry: &ContentName, kind: ContentKind) -> Result<ScrubReport, CacheError> {
     let files = entry.files();
-    let Some(sidecar) = Sidecar::existing(&files.map, kind, &entry.digest)? else {
+    let Some(sidecar) = SidecarFile::existing(&files.map, kind, &entry.digest)? else {
         return match stat(&files.data)? {
-            Some(_) => Ok(Scrubbed::damaged(0, Damage::Sidecar, remove(&files)?)),
-            None => Ok(Scrubbed::default()),
+            Some(_) => Ok(ScrubReport::damaged(0, ContentDamage::Sidecar, remove(&files)?)),
+            None => Ok(ScrubReport::default()),
         };
     };
     // As a user, so that no evictor removes the content meanwhile.
     if !sidecar.join()? {
-        return Ok(Scrubbed::default());
+        return Ok(ScrubReport::default());
     }
-    let give_up = |sidecar: Sidecar, bytes, damage| {
+    let give_up = |sidecar: SidecarFile, bytes, damage| {
         // Our own lock would count as a user.
         drop(sidecar);
-        Ok(Scrubbed::damaged(bytes, damage, remove(&files)?))
+        Ok(ScrubReport::damaged(bytes, damage, remove(&files)?))
     };
     let status = if sidecar.is_whole(kind, &entry.digest)? { sidecar.status() } else { None };
-    let Some(status) = status else { return give_up(sidecar, 0, Damage::Sidecar) };
-    if status.state == State::Poisoned {
+    let Some(status) = status else { return give_up(sidecar, 0, ContentDamage::Sidecar) };
+    if status.state == VerificationState::Poisoned {
         // No byte of poisoned content is served.
-        return Ok(Scrubbed::default());
+        return Ok(ScrubReport::default());
     }
-    let Some(data) = open_file(&files.data)? else { return give_up(sidecar, 0, Damage::Data) };
-    let mut scrub = Scrub {
+    let Some(data) = open_file(&files.data)? else { return give_up(sidecar, 0, ContentDamage::Data) };
+    let mut scrub = ContentScrub {
         sidecar: &sidecar,
         data,
         status,
         whole: match (kind, status.state, entry.digest.algorithm()) {
-            (Kind::Blob, State::Complete | State::Verified, Some(algorithm)) => Some(Hasher::new(algorithm)),
+            (
+                ContentKind::Blob,
+                VerificationState::Complete | VerificationState::Verified,
+                Some(algorithm),
+            ) => Some(Hasher::new(algorithm)),
             _ => None,
         },
         next: 0,
@@ -101,26 +105,26 @@ fn scrub_pair(entry: &Entry, kind: Kind) -> Result<Scrubbed, CacheError> {
         pending: Vec::new(),
     };
     scrub.all().map_err(|error| CacheError::io("read", &files.map, error))?;
-    let Scrub { whole, next, bytes, damaged, stay, .. } = scrub;
+    let ContentScrub { whole, next, bytes, damaged, stay, .. } = scrub;
     if damaged > 0 {
-        return Ok(Scrubbed { bytes, damage: Some(Damage::Blocks(damaged)), dropped: stay == 0 });
+        return Ok(ScrubReport { bytes, damage: Some(ContentDamage::Blocks(damaged)), dropped: stay == 0 });
     }
     match whole {
         Some(hasher)
             if status.size.is_some_and(|size| size.div_ceil(BLOCK) == next)
                 && hasher.clone().finish() != entry.digest =>
         {
-            give_up(sidecar, bytes, Damage::Digest)
+            give_up(sidecar, bytes, ContentDamage::Digest)
         }
-        _ => Ok(Scrubbed { bytes, ..Scrubbed::default() }),
+        _ => Ok(ScrubReport { bytes, ..ScrubReport::default() }),
     }
 }
 
 /// A content while it is being read.
-struct Scrub<'a> {
-    sidecar: &'a Sidecar,
+struct ContentScrub<'a> {
+    sidecar: &'a SidecarFile,
     data: File,
-    status: Status,
+    status: SidecarStatus,
     /// The hash of all blocks below `next`, as long as all of them are present.
     whole: Option<Hasher>,
     next: u64,
@@ -132,7 +136,7 @@ struct Scrub<'a> {
     pending: Vec<u64>,
 }
 
-impl Scrub<'_> {
+impl ContentScrub<'_> {
     fn all(&mut self) -> io::Result<()> {
         let mut failed = Ok(());
         let sidecar = self.sidecar;
@@ -144,7 +148,7 @@ impl Scrub<'_> {
         self.give_up()
     }
 
-    fn one(&mut self, block: u64, is_written: bool, record: Option<Record>) -> io::Result<()> {
+    fn one(&mut self, block: u64, is_written: bool, record: Option<BlockRecord>) -> io::Result<()> {
         let is_sound = match record {
             Some(record) if record.present => self.is_sound(block, &record),
             // Recorded as absent.
@@ -163,7 +167,7 @@ impl Scrub<'_> {
         Ok(())
     }
 
-    fn is_sound(&mut self, block: u64, record: &Record) -> bool {
+    fn is_sound(&mut self, block: u64, record: &BlockRecord) -> bool {
         let Some(bytes) = self.read(block, record) else { return false };
         self.bytes += bytes.len() as u64;
         if self.next == block
@@ -176,7 +180,7 @@ impl Scrub<'_> {
     }
 
     /// The block; `None` unless its length and checksum match its record.
-    fn read(&self, block: u64, record: &Record) -> Option<Vec<u8>> {
+    fn read(&self, block: u64, record: &BlockRecord) -> Option<Vec<u8>> {
         let start = block.checked_mul(BLOCK)?;
         let expected = match self.status.size {
             Some(size) => size.checked_sub(start)?.min(BLOCK),
@@ -209,8 +213,8 @@ impl Scrub<'_> {
 
     fn give_up_alone(&self, pending: Vec<u64>) -> io::Result<()> {
         // Complete means that every block is present; verified, that every checksum is known.
-        if self.status.state == State::Complete {
-            self.sidecar.advance(State::Partial).map_err(io::Error::other)?;
+        if self.status.state == VerificationState::Complete {
+            self.sidecar.advance(VerificationState::Partial).map_err(io::Error::other)?;
         }
         for block in pending {
             // The block may have been written again since, by a process that is gone now.
@@ -224,8 +228,8 @@ impl Scrub<'_> {
     }
 }
 
-fn scrub_file(entry: &Entry, used: &Used) -> Result<Scrubbed, CacheError> {
-    let Some(mut file) = open_file(&entry.path)? else { return Ok(Scrubbed::default()) };
+fn scrub_file(entry: &ContentName, used: &OpenContents) -> Result<ScrubReport, CacheError> {
+    let Some(mut file) = open_file(&entry.path)? else { return Ok(ScrubReport::default()) };
     let fail = |error| CacheError::io("stat", &entry.path, error);
     let found = file.metadata().map_err(fail)?;
     let is_sound = match entry.kind {
@@ -234,20 +238,20 @@ fn scrub_file(entry: &Entry, used: &Used) -> Result<Scrubbed, CacheError> {
     };
     // An unreadable file counts as damaged.
     if is_sound.unwrap_or(false) {
-        return Ok(Scrubbed { bytes: found.len(), ..Scrubbed::default() });
+        return Ok(ScrubReport { bytes: found.len(), ..ScrubReport::default() });
     }
     let same =
         stat(&entry.path)?.is_some_and(|named| (named.dev(), named.ino()) == (found.dev(), found.ino()));
     let removed = match same {
         // Another process replaced it.
-        false => Removed::Absent,
-        true if used.touches(entry) => Removed::InUse,
+        false => RemoveOutcome::Absent,
+        true if used.touches(entry) => RemoveOutcome::InUse,
         true => unlink(&entry.path)?,
     };
-    Ok(Scrubbed::damaged(found.len(), Damage::File, removed))
+    Ok(ScrubReport::damaged(found.len(), ContentDamage::File, removed))
 }
 
-fn is_document(file: &mut File, entry: &Entry) -> io::Result<bool> {
+fn is_document(file: &mut File, entry: &ContentName) -> io::Result<bool> {
     let Some(algorithm) = entry.digest.algorithm() else { return Ok(false) };
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; 64 * 1024];

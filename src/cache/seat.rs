@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 use super::slot::PairSlot;
-use crate::io::{Fetch, LocalBytes};
+use crate::io::{LocalBytes, RangeFetch};
 
 /// Makes the files of a content; `None` where the disk lets none be made.
 pub(super) type MakeSlot = Box<dyn Fn(Option<LocalBytes>) -> Option<Arc<PairSlot>> + Send + Sync>;
@@ -43,10 +43,10 @@ impl BlockSeat {
     }
 
     /// Chooses, and returns whether this call did.
-    pub(super) async fn choose(&self, fetch: &Arc<dyn Fetch>) -> Chosen {
-        let mut chosen = Chosen::Before;
+    pub(super) async fn choose(&self, fetch: &Arc<dyn RangeFetch>) -> ChosenSeat {
+        let mut chosen = ChosenSeat::Before;
         let choose = async {
-            chosen = Chosen::Now;
+            chosen = ChosenSeat::Now;
             let make = self.make.as_ref()?;
             make(fetch.local().await)
         };
@@ -57,7 +57,7 @@ impl BlockSeat {
 
 /// Which call chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Chosen {
+pub(super) enum ChosenSeat {
     Before,
     Now,
 }

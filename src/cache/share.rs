@@ -7,10 +7,10 @@ use std::fs::TryLockError;
 use std::time::Instant;
 
 use super::CacheError;
-use super::lock::{Backoff, try_lock_byte, try_share_byte, unlock_byte};
-use super::sidecar::{Access, OLD_USE_AT, STATUS_PATIENCE, Sidecar, USE_LOCK, read_fully};
+use super::lock::{LockBackoff, try_lock_byte, try_share_byte, unlock_byte};
+use super::sidecar::{OLD_USE_AT, STATUS_PATIENCE, SidecarAccess, SidecarFile, USE_LOCK, read_fully};
 
-impl Sidecar {
+impl SidecarFile {
     /// Whether a program that holds only the flock ever had this content open. It may lose that lock and still trust
     /// the blocks that it read, so single blocks of such content are not evicted. It writes this mark before it
     /// trusts its first block.
@@ -22,7 +22,7 @@ impl Sidecar {
     /// Tries to become the only process that has this content open. On failure the content stays shared, and the
     /// trust of this process stays valid. On success no other process can open it before [`share`](Self::share).
     pub(super) fn try_alone(&self) -> bool {
-        if self.access == Access::Read || self.is_of_older() {
+        if self.access == SidecarAccess::Read || self.is_of_older() {
             return false;
         }
         try_lock_byte(&self.file, USE_LOCK).unwrap_or_else(|error| {
@@ -45,7 +45,7 @@ impl Sidecar {
     pub(super) fn join(&self) -> Result<bool, CacheError> {
         let fail = |error| CacheError::io("lock", &self.path, error);
         let deadline = Instant::now() + STATUS_PATIENCE;
-        let mut backoff = Backoff::new();
+        let mut backoff = LockBackoff::new();
         loop {
             match self.file.try_lock_shared() {
                 Ok(()) if try_share_byte(&self.file, USE_LOCK).map_err(fail)? => return Ok(true),

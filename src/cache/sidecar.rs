@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 
 use super::error::CacheResult;
-use super::lock::{Backoff, try_lock_byte, try_share_byte, unlock_byte};
+use super::lock::{LockBackoff, try_lock_byte, try_share_byte, unlock_byte};
 use super::{CacheError, lock};
 use crate::oci::Digest;
 
@@ -49,11 +49,11 @@ pub(super) const USE_LOCK: u64 = LOCKS - 2;
 pub(super) const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// blake3 of a block's bytes.
-pub(super) type Sum = [u8; 32];
+pub(super) type BlockChecksum = [u8; 32];
 
 /// Content of a data file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(super) enum ContentKind {
     Blob = 1,
     Stream = 2,
     /// A decoded stream, as described by an index made elsewhere.
@@ -62,7 +62,7 @@ pub(super) enum Kind {
 
 /// State of content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum VerificationState {
     /// Some blocks may be present.
     Partial = 1,
     /// Every block was stored; a blob's digest was not compared yet, a stream has none.
@@ -73,10 +73,10 @@ pub enum State {
     Poisoned = 4,
 }
 
-impl State {
+impl VerificationState {
     /// The transition table of docs/cache-format.md, "States".
-    fn may_become(self, next: State) -> bool {
-        use State::{Complete, Partial, Poisoned, Verified};
+    fn may_become(self, next: VerificationState) -> bool {
+        use VerificationState::{Complete, Partial, Poisoned, Verified};
         match self {
             Partial => matches!(next, Complete | Verified | Poisoned),
             Complete => matches!(next, Partial | Verified | Poisoned),
@@ -87,33 +87,33 @@ impl State {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Status {
-    pub(super) state: State,
+pub(super) struct SidecarStatus {
+    pub(super) state: VerificationState,
     /// Size in bytes; `None` only for a stream that is being decoded for the first time.
     pub(super) size: Option<u64>,
 }
 
 /// The record of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct BlockRecord {
     /// Whether the data should be present; if not, only the checksum is known.
     pub(super) present: bool,
     pub(super) len: u32,
-    pub(super) sum: Sum,
+    pub(super) sum: BlockChecksum,
 }
 
 /// Whether a visitor wants to see more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum VisitNext {
     More,
     Enough,
 }
 
-pub(super) struct Sidecar {
+pub(super) struct SidecarFile {
     pub(super) file: File,
     pub(super) path: PathBuf,
-    identity: Sum,
-    pub(super) access: Access,
+    identity: BlockChecksum,
+    pub(super) access: SidecarAccess,
     /// Whether this open created it.
     is_new: bool,
     /// Guards the read-change-write of the status among threads (the lock between processes belongs to the open
@@ -123,21 +123,21 @@ pub(super) struct Sidecar {
 
 /// Whether the file system lets us write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
+pub(super) enum SidecarAccess {
     Write,
     Read,
 }
 
-impl Sidecar {
+impl SidecarFile {
     /// Opens or makes the sidecar at `path`, and holds the shared lock that keeps evictors away.
-    pub(super) fn open(path: &Path, kind: Kind, digest: &Digest) -> Result<Self, CacheError> {
+    pub(super) fn open(path: &Path, kind: ContentKind, digest: &Digest) -> Result<Self, CacheError> {
         let head = identity_bytes(kind, digest);
-        let identity: Sum = blake3::hash(&head).into();
+        let identity: BlockChecksum = blake3::hash(&head).into();
         let (file, access) = open_locked(path)?;
         let (path_of, status_change) = (path.to_owned(), Mutex::new(()));
         let mut sidecar = Self { file, path: path_of, identity, access, is_new: false, status_change };
         if !sidecar.is_valid(&head)? {
-            if access == Access::Read {
+            if access == SidecarAccess::Read {
                 let source = Errno::EROFS.into();
                 return Err(CacheError::ReadOnly { path: path.to_owned(), source });
             }
@@ -155,7 +155,11 @@ impl Sidecar {
 
     /// The sidecar at `path` in its present state: it is not made, repaired or locked, so it must not be trusted
     /// before [`is_whole`](Self::is_whole). `None` when it does not exist.
-    pub(super) fn existing(path: &Path, kind: Kind, digest: &Digest) -> Result<Option<Self>, CacheError> {
+    pub(super) fn existing(
+        path: &Path,
+        kind: ContentKind,
+        digest: &Digest,
+    ) -> Result<Option<Self>, CacheError> {
         let open = |write: bool| {
             OpenOptions::new()
                 .read(true)
@@ -165,9 +169,9 @@ impl Sidecar {
         };
         let opened = match open(true) {
             Err(error) if error.raw_os_error() == Some(Errno::EROFS as i32) => {
-                open(false).map(|file| (file, Access::Read))
+                open(false).map(|file| (file, SidecarAccess::Read))
             }
-            opened => opened.map(|file| (file, Access::Write)),
+            opened => opened.map(|file| (file, SidecarAccess::Write)),
         };
         let (file, access) = match opened {
             Ok(opened) => opened,
@@ -186,7 +190,7 @@ impl Sidecar {
     }
 
     /// Whether identity and status are valid; an error when they are those of another program version.
-    pub(super) fn is_whole(&self, kind: Kind, digest: &Digest) -> Result<bool, CacheError> {
+    pub(super) fn is_whole(&self, kind: ContentKind, digest: &Digest) -> Result<bool, CacheError> {
         self.is_valid(&identity_bytes(kind, digest))
     }
 
@@ -201,7 +205,7 @@ impl Sidecar {
     /// it is set, and the record if it is valid. Ends when `visit` returns `false`.
     pub(super) fn each_record(
         &self,
-        mut visit: impl FnMut(u64, bool, Option<Record>) -> bool,
+        mut visit: impl FnMut(u64, bool, Option<BlockRecord>) -> bool,
     ) -> io::Result<()> {
         let mut batch = vec![0; RECORDS_AT_ONCE * RECORD];
         let mut at = HEADER;
@@ -258,27 +262,27 @@ impl Sidecar {
         }
         self.file.write_all_at(head, 0)?;
         self.file.write_all_at(&self.identity, IDENTITY as u64)?;
-        self.write_status(Status { state: State::Partial, size: None })
+        self.write_status(SidecarStatus { state: VerificationState::Partial, size: None })
     }
 
     /// The status, or `None` when it is damaged.
-    pub(super) fn status(&self) -> Option<Status> {
+    pub(super) fn status(&self) -> Option<SidecarStatus> {
         let mut bytes = [0; STATUS];
         if !read_fully(&self.file, &mut bytes, STATUS_AT) || self.check(&bytes[..32])[..] != bytes[32..] {
             return None;
         }
         let state = match bytes[0] {
-            1 => State::Partial,
-            2 => State::Complete,
-            3 => State::Verified,
-            4 => State::Poisoned,
+            1 => VerificationState::Partial,
+            2 => VerificationState::Complete,
+            3 => VerificationState::Verified,
+            4 => VerificationState::Poisoned,
             _ => return None,
         };
         let size = (bytes[1] == 1).then(|| u64::from_le_bytes(field(&bytes, 8)));
-        Some(Status { state, size })
+        Some(SidecarStatus { state, size })
     }
 
-    fn write_status(&self, status: Status) -> io::Result<()> {
+    fn write_status(&self, status: SidecarStatus) -> io::Result<()> {
         let mut bytes = [0; STATUS];
         bytes[0] = status.state as u8;
         bytes[1] = u8::from(status.size.is_some());
@@ -289,13 +293,14 @@ impl Sidecar {
     }
 
     /// Moves to `next` where the transition table allows it, and returns the resulting state.
-    pub(super) fn advance(&self, next: State) -> Result<State, CacheError> {
+    pub(super) fn advance(&self, next: VerificationState) -> Result<VerificationState, CacheError> {
         self.with_status_lock(|| {
-            let status = self.status().unwrap_or(Status { state: State::Partial, size: None });
+            let status =
+                self.status().unwrap_or(SidecarStatus { state: VerificationState::Partial, size: None });
             if status.state == next || !status.state.may_become(next) {
                 return Ok(status.state);
             }
-            self.write_status(Status { state: next, ..status })
+            self.write_status(SidecarStatus { state: next, ..status })
                 .map_err(|error| CacheError::io("write", &self.path, error))?;
             Ok(next)
         })
@@ -303,12 +308,12 @@ impl Sidecar {
 
     /// Settles the size of the content: the first caller writes it, and every later size must be equal.
     pub(super) fn settle_size(&self, digest: &Digest, size: u64) -> Result<(), CacheError> {
-        let agree = |status: Option<Status>| match status.and_then(|status| status.size) {
+        let agree = |status: Option<SidecarStatus>| match status.and_then(|status| status.size) {
             Some(cached) if cached == size => Ok(true),
             Some(cached) => Err(CacheError::SizeConflict { digest: digest.clone(), cached, given: size }),
             None => Ok(false),
         };
-        if agree(self.status())? || self.access == Access::Read {
+        if agree(self.status())? || self.access == SidecarAccess::Read {
             return Ok(());
         }
         self.with_status_lock(|| {
@@ -316,8 +321,8 @@ impl Sidecar {
             if agree(status)? {
                 return Ok(());
             }
-            let state = status.map_or(State::Partial, |status| status.state);
-            self.write_status(Status { state, size: Some(size) })
+            let state = status.map_or(VerificationState::Partial, |status| status.state);
+            self.write_status(SidecarStatus { state, size: Some(size) })
                 .map_err(|error| CacheError::io("write", &self.path, error))
         })
     }
@@ -326,7 +331,7 @@ impl Sidecar {
     pub(super) fn with_status_lock<T>(&self, change: impl FnOnce() -> CacheResult<T>) -> CacheResult<T> {
         let _thread = lock(&self.status_change);
         let deadline = Instant::now() + STATUS_PATIENCE;
-        let mut backoff = Backoff::new();
+        let mut backoff = LockBackoff::new();
         while !try_lock_byte(&self.file, STATUS_LOCK)
             .map_err(|error| CacheError::io("lock", &self.path, error))?
         {
@@ -341,7 +346,7 @@ impl Sidecar {
     }
 
     /// The record of `block`; `None` without a valid one.
-    pub(super) fn record(&self, block: u64) -> Option<Record> {
+    pub(super) fn record(&self, block: u64) -> Option<BlockRecord> {
         let mut bytes = [0; RECORD];
         if !read_fully(&self.file, &mut bytes, record_at(block)) {
             return None;
@@ -349,7 +354,7 @@ impl Sidecar {
         self.parse(&bytes, block)
     }
 
-    fn parse(&self, bytes: &[u8; RECORD], block: u64) -> Option<Record> {
+    fn parse(&self, bytes: &[u8; RECORD], block: u64) -> Option<BlockRecord> {
         let present = match bytes[0] {
             PRESENT => true,
             KNOWN => false,
@@ -358,21 +363,21 @@ impl Sidecar {
         if u64::from_le_bytes(field(bytes, 8)) != block || self.check(&bytes[..48])[..16] != bytes[48..] {
             return None;
         }
-        Some(Record { present, len: u32::from_le_bytes(field(bytes, 4)), sum: field(bytes, 16) })
+        Some(BlockRecord { present, len: u32::from_le_bytes(field(bytes, 4)), sum: field(bytes, 16) })
     }
 
     /// Records `block` as present; its data must have been written before.
-    pub(super) fn put_record(&self, block: u64, len: u32, sum: &Sum) -> io::Result<()> {
-        self.write_record(block, Record { present: true, len, sum: *sum })
+    pub(super) fn put_record(&self, block: u64, len: u32, sum: &BlockChecksum) -> io::Result<()> {
+        self.write_record(block, BlockRecord { present: true, len, sum: *sum })
     }
 
     /// Records that the data of `block` is absent, and its checksum; the data must be removed afterwards.
-    pub(super) fn mark_evicted(&self, block: u64, record: Record) -> io::Result<()> {
-        self.write_record(block, Record { present: false, ..record })
+    pub(super) fn mark_evicted(&self, block: u64, record: BlockRecord) -> io::Result<()> {
+        self.write_record(block, BlockRecord { present: false, ..record })
     }
 
-    fn write_record(&self, block: u64, record: Record) -> io::Result<()> {
-        let Record { present, len, sum } = record;
+    fn write_record(&self, block: u64, record: BlockRecord) -> io::Result<()> {
+        let BlockRecord { present, len, sum } = record;
         let mut bytes = [0; RECORD];
         bytes[0] = if present { PRESENT } else { KNOWN };
         bytes[4..8].copy_from_slice(&len.to_le_bytes());
@@ -388,7 +393,7 @@ impl Sidecar {
         let mut total = 0;
         self.each_present(0..u64::MAX, |_, record| {
             total += u64::from(record.len);
-            Next::More
+            VisitNext::More
         })?;
         Ok(total)
     }
@@ -398,7 +403,7 @@ impl Sidecar {
     pub(super) fn each_present(
         &self,
         blocks: Range<u64>,
-        mut visit: impl FnMut(u64, Record) -> Next,
+        mut visit: impl FnMut(u64, BlockRecord) -> VisitNext,
     ) -> io::Result<()> {
         /// Records read at a time: 64 KiB.
         const BATCH: usize = 1024;
@@ -414,7 +419,7 @@ impl Sidecar {
                     return Ok(());
                 }
                 let present = self.parse(bytes, block).filter(|record| record.present);
-                if present.is_some_and(|record| visit(block, record) == Next::Enough) {
+                if present.is_some_and(|record| visit(block, record) == VisitNext::Enough) {
                     return Ok(());
                 }
             }
@@ -460,7 +465,7 @@ impl Sidecar {
 
     /// Records that the content was used now.
     pub(super) fn touch(&self) -> io::Result<()> {
-        if self.access == Access::Read {
+        if self.access == SidecarAccess::Read {
             return Ok(());
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -470,7 +475,7 @@ impl Sidecar {
     /// Tries to become the only process that fetches and stores `block`.
     pub(super) fn try_claim(&self, block: u64) -> io::Result<bool> {
         // Without write access there are no write locks, and nothing to protect: no process can store.
-        if self.access == Access::Read {
+        if self.access == SidecarAccess::Read {
             return Ok(true);
         }
         try_lock_byte(&self.file, LOCKS + block)
@@ -478,13 +483,13 @@ impl Sidecar {
 
     /// Releases the claim on `block`.
     pub(super) fn release(&self, block: u64) {
-        if self.access == Access::Write {
+        if self.access == SidecarAccess::Write {
             unlock_byte(&self.file, LOCKS + block);
         }
     }
 
     /// Binds a check to this content, so that the bytes of another file or another offset do not pass.
-    pub(super) fn check(&self, bytes: &[u8]) -> Sum {
+    pub(super) fn check(&self, bytes: &[u8]) -> BlockChecksum {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.identity).update(bytes);
         hasher.finalize().into()
@@ -495,7 +500,7 @@ fn record_at(block: u64) -> u64 {
     HEADER + RECORD as u64 * block
 }
 
-fn identity_bytes(kind: Kind, digest: &Digest) -> [u8; IDENTITY] {
+fn identity_bytes(kind: ContentKind, digest: &Digest) -> [u8; IDENTITY] {
     let text = digest.as_str().as_bytes();
     let mut head = [0; IDENTITY];
     head[..8].copy_from_slice(MAGIC);
@@ -521,10 +526,10 @@ pub(super) fn read_fully(file: &File, buf: &mut [u8], at: u64) -> bool {
 }
 
 /// Opens the file and takes its shared locks, again when an evictor removed it in between.
-fn open_locked(path: &Path) -> Result<(File, Access), CacheError> {
+fn open_locked(path: &Path) -> Result<(File, SidecarAccess), CacheError> {
     let fail = |action| move |error| CacheError::io(action, path, error);
     let deadline = Instant::now() + STATUS_PATIENCE;
-    let mut backoff = Backoff::new();
+    let mut backoff = LockBackoff::new();
     loop {
         let (file, access) = open_for_writing(path).map_err(fail("open"))?;
         match file.try_lock_shared() {
@@ -541,11 +546,11 @@ fn open_locked(path: &Path) -> Result<(File, Access), CacheError> {
 }
 
 /// Opens or creates a file of the cache; on a read-only file system opens the existing one.
-pub(super) fn open_for_writing(path: &Path) -> io::Result<(File, Access)> {
+pub(super) fn open_for_writing(path: &Path) -> io::Result<(File, SidecarAccess)> {
     match OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path) {
-        Ok(file) => Ok((file, Access::Write)),
+        Ok(file) => Ok((file, SidecarAccess::Write)),
         Err(error) if error.raw_os_error() == Some(Errno::EROFS as i32) => match File::open(path) {
-            Ok(file) => Ok((file, Access::Read)),
+            Ok(file) => Ok((file, SidecarAccess::Read)),
             Err(_) => Err(error),
         },
         Err(error) => Err(error),

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::pair::Pair;
-use super::room::{Need, Room};
+use super::pair::BlockFile;
+use super::room::{CacheQuota, WritePriority};
 use super::sidecar::BLOCK;
 use super::{CacheError, lock};
 
@@ -35,13 +35,13 @@ pub(super) fn is_out_of_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
 }
 
-type Open = Box<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>;
+type SlotOpener = Box<dyn Fn() -> Result<BlockFile, CacheError> + Send + Sync>;
 
 /// The open files of one content, if they are open.
 pub(super) struct PairSlot {
-    pair: RwLock<Option<Arc<Pair>>>,
-    open: Open,
-    room: Arc<Room>,
+    pair: RwLock<Option<Arc<BlockFile>>>,
+    open: SlotOpener,
+    room: Arc<CacheQuota>,
     /// Identity of the sidecar that was opened first. Another one may hold another copy of content that was not
     /// compared with its digest.
     first: OnceLock<Option<(u64, u64)>>,
@@ -51,7 +51,7 @@ pub(super) struct PairSlot {
 
 impl PairSlot {
     /// Opens the files by `open`, which is called again whenever they were closed.
-    pub(super) fn new(open: Open, room: &Arc<Room>) -> Result<Arc<Self>, CacheError> {
+    pub(super) fn new(open: SlotOpener, room: &Arc<CacheQuota>) -> Result<Arc<Self>, CacheError> {
         let slot = Arc::new(Self {
             pair: RwLock::default(),
             open,
@@ -65,7 +65,7 @@ impl PairSlot {
     }
 
     /// Files that stay open: they cannot be opened again.
-    pub(super) fn pinned(pair: Pair, room: &Arc<Room>) -> Arc<Self> {
+    pub(super) fn pinned(pair: BlockFile, room: &Arc<CacheQuota>) -> Arc<Self> {
         Arc::new(Self {
             pair: RwLock::new(Some(Arc::new(pair))),
             open: Box::new(|| {
@@ -79,12 +79,12 @@ impl PairSlot {
     }
 
     /// The files, if they are open.
-    pub(super) fn opened(&self) -> Option<Arc<Pair>> {
+    pub(super) fn opened(&self) -> Option<Arc<BlockFile>> {
         self.pair.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The files, reopened if necessary, which can wait for a disk. `None` when that is not possible now.
-    pub(super) fn pair(&self) -> Option<Arc<Pair>> {
+    pub(super) fn pair(&self) -> Option<Arc<BlockFile>> {
         if let Some(pair) = self.opened() {
             return Some(pair);
         }
@@ -117,11 +117,11 @@ impl PairSlot {
         idle
     }
 
-    fn fill(&self) -> Result<Arc<Pair>, CacheError> {
+    fn fill(&self) -> Result<Arc<BlockFile>, CacheError> {
         self.room.spare_descriptors();
         let opened = match (self.open)() {
             // A new sidecar needs less than a block.
-            Err(CacheError::Full { .. }) if self.room.relieve(BLOCK, Need::Block) => (self.open)(),
+            Err(CacheError::Full { .. }) if self.room.relieve(BLOCK, WritePriority::Block) => (self.open)(),
             // Connections take descriptors, too.
             Err(CacheError::Descriptors { .. }) if self.room.close_idle() > 0 => (self.open)(),
             opened => opened,

@@ -7,9 +7,9 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Cache, CacheError};
+use super::{BlockCache, CacheError};
 
-impl Cache {
+impl BlockCache {
     /// Opens a new file without a name, for reading and writing.
     pub fn spool(&self) -> Result<File, CacheError> {
         self.with_descriptors(|| self.spool_file())
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn a_spool_has_no_name_that_anybody_would_have_to_remove() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
+        let cache = BlockCache::open(dir.path()).unwrap();
         let mut file = cache.spool().unwrap();
         file.write_all(b"bytes").unwrap();
         file.rewind().unwrap();

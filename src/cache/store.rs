@@ -14,23 +14,23 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use super::ahead::Places;
-use super::blob::Content;
-use super::derived::Derived;
-use super::files::Files;
+use super::ahead::FetchPermits;
+use super::blob::ContentConfig;
+use super::derived::DerivedFiles;
+use super::files::BlockPaths;
 use super::inventory::{ALGORITHMS, ItemKind};
-use super::pair::Pair;
+use super::pair::BlockFile;
 use super::remove::occupied;
-use super::room::Room;
+use super::room::CacheQuota;
 use super::seat::BlockSeat;
-use super::sidecar::{Kind, MAX_SIZE, State};
+use super::sidecar::{ContentKind, MAX_SIZE, VerificationState};
 use super::slot::PairSlot;
-use super::verify::{Verify, When};
+use super::verify::{VerifyMode, VerifyPolicy};
 use super::wait::waiting;
-use super::whole::Shelf;
-use super::{BlockSums, BuildLock, CacheError, Cached, Limit, StreamWriter, lock};
-use crate::io::Fetch;
-use crate::oci::{Algorithm, Digest};
+use super::whole::MemoryCache;
+use super::{BlockSums, BuildLock, CacheError, CachedFile, SizeLimit, StreamWriter, lock};
+use crate::io::RangeFetch;
+use crate::oci::{Digest, HashAlgorithm};
 use crate::owner::{is_trusted_user, untrusted_above};
 
 /// The version of docs/cache-format.md.
@@ -51,50 +51,50 @@ pub(super) const TMP_AGE: Duration = Duration::from_secs(3600);
 
 /// A cache directory. Clones share everything.
 #[derive(Clone)]
-pub struct Cache {
-    shared: Arc<Shared>,
+pub struct BlockCache {
+    shared: Arc<CacheShared>,
     /// Origin whose unverified content this handle sees; empty for content without an origin.
-    origin: Origin,
+    origin: ContentOrigin,
     /// When the blobs that it opens are compared with their digests; `None` without a mode.
-    verify: Option<When>,
+    verify: Option<VerifyPolicy>,
 }
 
 /// Name of the origin of content, fit for a file name.
-type Origin = Arc<str>;
+type ContentOrigin = Arc<str>;
 
 /// Identity of a content in this process: two of one kind and digest differ in the ends of their names, or in when
 /// they are compared.
-type Key = (Kind, Digest, Arc<str>, Option<When>);
+type ContentKey = (ContentKind, Digest, Arc<str>, Option<VerifyPolicy>);
 
-struct Shared {
+struct CacheShared {
     /// `<cache-dir>/v1`.
     root: PathBuf,
     /// Guards: at most one living [`Cached`] per content in this process.
-    alive: Mutex<HashMap<Key, Weak<Cached>>>,
+    alive: Mutex<HashMap<ContentKey, Weak<CachedFile>>>,
     /// Readahead permits.
-    places: Arc<Places>,
+    places: Arc<FetchPermits>,
     /// Small blobs that could not be stored on disk.
-    shelf: Arc<Shelf>,
+    shelf: Arc<MemoryCache>,
     /// Announces blobs that must no longer be trusted, by their digests.
     distrusted: broadcast::Sender<Digest>,
     /// Reserves space before every write.
-    room: Arc<Room>,
+    room: Arc<CacheQuota>,
     /// Numbers temporary files.
     temporaries: AtomicU64,
 }
 
-impl Cache {
+impl BlockCache {
     /// Opens `dir`, making missing directories, without a limit: nothing is evicted until the disk is full.
     ///
     /// A directory that another user owns or may write is refused. A full or read-only disk is an error only for a
     /// new cache: otherwise cached content stays readable, and reads go on without storing.
     pub fn open(dir: &Path) -> Result<Self, CacheError> {
-        Self::open_limited(dir, Limit::None)
+        Self::open_limited(dir, SizeLimit::None)
     }
 
     /// Opens `dir` with a limit on the writes of this process: it writes nothing that would exceed the limit, and
     /// evicts least recently used content. Looks at no file of the directory, however many there are.
-    pub fn open_limited(dir: &Path, limit: Limit) -> Result<Self, CacheError> {
+    pub fn open_limited(dir: &Path, limit: SizeLimit) -> Result<Self, CacheError> {
         let root = dir.join(VERSION_DIR);
         make_dir(dir)?;
         check_parent(dir)?;
@@ -107,12 +107,12 @@ impl Cache {
             tracing::warn!(%error, path = %root.display(), "the cache cannot grow; reads go on without it");
         }
         check_owned(&root)?;
-        let room = Room::new(&root, limit, is_new);
-        let shared = Shared {
+        let room = CacheQuota::new(&root, limit, is_new);
+        let shared = CacheShared {
             root,
             room,
             alive: Mutex::default(),
-            places: Arc::new(Places::new()),
+            places: Arc::new(FetchPermits::new()),
             shelf: Arc::default(),
             distrusted: broadcast::Sender::new(NEWS),
             temporaries: AtomicU64::new(0),
@@ -134,8 +134,8 @@ impl Cache {
     /// The same cache with a verification mode. Blobs of at most `small` bytes, usually [`SMALL`](super::SMALL), are
     /// compared as a whole before their first byte in every mode. Without a mode, callers take blocks as they come.
     #[must_use]
-    pub fn verifying(&self, verify: Verify, small: u64) -> Self {
-        Self { verify: Some(When { verify, small }), ..self.clone() }
+    pub fn verifying(&self, verify: VerifyMode, small: u64) -> Self {
+        Self { verify: Some(VerifyPolicy { verify, small }), ..self.clone() }
     }
 
     /// Whether a blob of `size` bytes is compared with its digest as a whole before any of it is handed out.
@@ -158,9 +158,9 @@ impl Cache {
     /// The stored blob `digest`, whose missing blocks come from `fetch`.
     ///
     /// The same blob is the same `Arc` as long as one is held; it keeps the `fetch` of its first opener.
-    pub fn blob(&self, digest: &Digest, fetch: Arc<dyn Fetch>) -> Result<Arc<Cached>, CacheError> {
+    pub fn blob(&self, digest: &Digest, fetch: Arc<dyn RangeFetch>) -> Result<Arc<CachedFile>, CacheError> {
         let (cache, name) = (self.clone(), digest.clone());
-        self.cached(Kind::Blob, digest, fetch, self.origin.clone(), move || cache.blob_pair(&name))
+        self.cached(ContentKind::Blob, digest, fetch, self.origin.clone(), move || cache.blob_pair(&name))
     }
 
     /// The decoded stream of the layer whose stored blob is `digest`, by the checksums of its blocks; `fetch`
@@ -172,13 +172,13 @@ impl Cache {
         &self,
         digest: &Digest,
         sums: BlockSums,
-        fetch: Arc<dyn Fetch>,
-    ) -> Result<Arc<Cached>, CacheError> {
+        fetch: Arc<dyn RangeFetch>,
+    ) -> Result<Arc<CachedFile>, CacheError> {
         let end = self.stream_end(digest, &sums, fetch.size());
-        let Files { data, map } = named(&self.path(directory(Kind::Stream), digest)?, &end);
+        let BlockPaths { data, map } = named(&self.path(directory(ContentKind::Stream), digest)?, &end);
         let (room, layer) = (Arc::clone(self.room()), digest.clone());
-        self.cached(Kind::Stream, digest, fetch, end.as_str().into(), move || {
-            let pair = Pair::open(&data, &map, Kind::Stream, &layer)?;
+        self.cached(ContentKind::Stream, digest, fetch, end.as_str().into(), move || {
+            let pair = BlockFile::open(&data, &map, ContentKind::Stream, &layer)?;
             Ok(pair.expecting(sums.clone()).in_room(&room))
         })
     }
@@ -189,8 +189,8 @@ impl Cache {
         digest: &Digest,
         sums: &[[u8; 32]],
         size: u64,
-    ) -> Result<Files, CacheError> {
-        Ok(named(&self.path(directory(Kind::Stream), digest)?, &self.stream_end(digest, sums, size)))
+    ) -> Result<BlockPaths, CacheError> {
+        Ok(named(&self.path(directory(ContentKind::Stream), digest)?, &self.stream_end(digest, sums, size)))
     }
 
     /// The end of the names of a stream: its checksum, and its origin until an index proves that its blob was
@@ -216,17 +216,17 @@ impl Cache {
         digest: &Digest,
         id: &[u8; 32],
         copy: &[u8; 16],
-        fetch: Arc<dyn Fetch>,
-    ) -> Result<Arc<Cached>, CacheError> {
+        fetch: Arc<dyn RangeFetch>,
+    ) -> Result<Arc<CachedFile>, CacheError> {
         let hash = blake3::Hasher::new().update(id).update(copy).finalize();
         let mut name = hash.to_hex()[..CLAIM_NAME].to_owned();
         if !self.origin.is_empty() {
             name = format!("{name}.{}", self.origin);
         }
-        let Files { data, map } = named(&self.path(directory(Kind::Claim), digest)?, &name);
+        let BlockPaths { data, map } = named(&self.path(directory(ContentKind::Claim), digest)?, &name);
         let (room, layer) = (Arc::clone(self.room()), digest.clone());
-        self.cached(Kind::Claim, digest, fetch, name.as_str().into(), move || {
-            Ok(Pair::open(&data, &map, Kind::Claim, &layer)?.in_room(&room))
+        self.cached(ContentKind::Claim, digest, fetch, name.as_str().into(), move || {
+            Ok(BlockFile::open(&data, &map, ContentKind::Claim, &layer)?.in_room(&room))
         })
     }
 
@@ -260,12 +260,12 @@ impl Cache {
     /// The one living content of that kind, digest and end of its name, or a new one on the files that `open` finds.
     fn cached(
         &self,
-        kind: Kind,
+        kind: ContentKind,
         digest: &Digest,
-        fetch: Arc<dyn Fetch>,
+        fetch: Arc<dyn RangeFetch>,
         end: Arc<str>,
-        open: impl Fn() -> Result<Pair, CacheError> + Send + Sync + 'static,
-    ) -> Result<Arc<Cached>, CacheError> {
+        open: impl Fn() -> Result<BlockFile, CacheError> + Send + Sync + 'static,
+    ) -> Result<Arc<CachedFile>, CacheError> {
         let algorithm = served(digest)?;
         let size = fetch.size();
         if size > MAX_SIZE {
@@ -273,8 +273,10 @@ impl Cache {
         }
         let key = (kind, digest.clone(), end, self.verify);
         // Poisoned content serves only its present holders, with an error.
-        let serves = |cached: &Arc<Cached>| kind != Kind::Blob || cached.state() != State::Poisoned;
-        let living = |alive: &HashMap<Key, Weak<Cached>>| {
+        let serves = |cached: &Arc<CachedFile>| {
+            kind != ContentKind::Blob || cached.state() != VerificationState::Poisoned
+        };
+        let living = |alive: &HashMap<ContentKey, Weak<CachedFile>>| {
             let Some(cached) = alive.get(&key).and_then(Weak::upgrade).filter(serves) else {
                 return Ok(None);
             };
@@ -293,17 +295,17 @@ impl Cache {
             let pair = open()?;
             pair.sidecar.settle_size(&name, size).map(|()| pair)
         };
-        let seat = match kind == Kind::Blob && fetch.may_be_local() && !self.has_files(digest) {
+        let seat = match kind == ContentKind::Blob && fetch.may_be_local() && !self.has_files(digest) {
             true => self.open_seat(digest, size, Arc::new(sized)),
             false => BlockSeat::taken(self.slot(digest, Box::new(sized))?),
         };
-        let content = Content {
+        let content = ContentConfig {
             digest: digest.clone(),
             algorithm,
             kind,
             fetch,
             seat,
-            derived: Derived {
+            derived: DerivedFiles {
                 root: self.shared.root.clone(),
                 origin: self.origin.clone(),
                 room: self.room().clone(),
@@ -313,7 +315,7 @@ impl Cache {
             shelf: self.shared.shelf.clone(),
             distrusted: self.shared.distrusted.clone(),
         };
-        let cached = waiting(|| Arc::new(Cached::new(content)));
+        let cached = waiting(|| Arc::new(CachedFile::new(content)));
         let mut alive = lock(&self.shared.alive);
         // Another thread may have opened it meanwhile: then readers share that one.
         if let Some(cached) = living(&alive)? {
@@ -328,7 +330,7 @@ impl Cache {
     pub(super) fn slot(
         &self,
         digest: &Digest,
-        open: Box<dyn Fn() -> Result<Pair, CacheError> + Send + Sync>,
+        open: Box<dyn Fn() -> Result<BlockFile, CacheError> + Send + Sync>,
     ) -> Result<Option<Arc<PairSlot>>, CacheError> {
         waiting(|| match PairSlot::new(open, self.room()) {
             Ok(slot) => Ok(Some(slot)),
@@ -342,7 +344,7 @@ impl Cache {
     }
 
     /// Who is asked before anything is written here.
-    pub(super) fn room(&self) -> &Arc<Room> {
+    pub(super) fn room(&self) -> &Arc<CacheQuota> {
         &self.shared.room
     }
 
@@ -362,20 +364,21 @@ impl Cache {
         self.shared.room.evicted()
     }
 
-    fn blob_pair(&self, digest: &Digest) -> Result<Pair, CacheError> {
+    fn blob_pair(&self, digest: &Digest) -> Result<BlockFile, CacheError> {
         self.bare_blob_pair(digest).map(|pair| pair.in_room(self.room()))
     }
 
     /// The shared files once the blob was verified, and those of our origin before.
-    fn bare_blob_pair(&self, digest: &Digest) -> Result<Pair, CacheError> {
-        let data = self.path(directory(Kind::Blob), digest)?;
-        let shared = Files::of(data.clone());
-        let open = |files: &Files| self.open_blob(files, digest);
+    fn bare_blob_pair(&self, digest: &Digest) -> Result<BlockFile, CacheError> {
+        let data = self.path(directory(ContentKind::Blob), digest)?;
+        let shared = BlockPaths::of(data.clone());
+        let open = |files: &BlockPaths| self.open_blob(files, digest);
         if self.origin.is_empty() {
             return open(&shared);
         }
-        let is_verified =
-            |pair: &Pair| pair.sidecar.status().is_some_and(|status| status.state == State::Verified);
+        let is_verified = |pair: &BlockFile| {
+            pair.sidecar.status().is_some_and(|status| status.state == VerificationState::Verified)
+        };
         if exists(&shared.map)
             && let Some(pair) = open(&shared).ok().filter(is_verified)
         {
@@ -387,9 +390,9 @@ impl Cache {
     }
 
     /// The files of a blob. A poisoned blob begins anew, without the files derived from it.
-    fn open_blob(&self, files: &Files, digest: &Digest) -> Result<Pair, CacheError> {
+    fn open_blob(&self, files: &BlockPaths, digest: &Digest) -> Result<BlockFile, CacheError> {
         loop {
-            let pair = Pair::open(&files.data, &files.map, Kind::Blob, digest)?;
+            let pair = BlockFile::open(&files.data, &files.map, ContentKind::Blob, digest)?;
             if !pair.is_poisoned() {
                 return Ok(pair);
             }
@@ -489,10 +492,10 @@ impl Cache {
 }
 
 /// The files beside `data` with this end of their names.
-fn named(data: &Path, end: &str) -> Files {
+fn named(data: &Path, end: &str) -> BlockPaths {
     let mut name = data.as_os_str().to_owned();
     name.push(format!(".{end}"));
-    Files::of(name.into())
+    BlockPaths::of(name.into())
 }
 
 pub(super) fn exists(path: &Path) -> bool {
@@ -500,15 +503,15 @@ pub(super) fn exists(path: &Path) -> bool {
 }
 
 /// The algorithm of a digest whose content can be checked.
-fn served(digest: &Digest) -> Result<Algorithm, CacheError> {
+fn served(digest: &Digest) -> Result<HashAlgorithm, CacheError> {
     digest.algorithm().ok_or_else(|| CacheError::Algorithm { digest: digest.clone() })
 }
 
-pub(super) fn directory(kind: Kind) -> &'static str {
+pub(super) fn directory(kind: ContentKind) -> &'static str {
     match kind {
-        Kind::Blob => "blobs",
-        Kind::Stream => "streams",
-        Kind::Claim => "claims",
+        ContentKind::Blob => "blobs",
+        ContentKind::Stream => "streams",
+        ContentKind::Claim => "claims",
     }
 }
 

@@ -6,32 +6,32 @@
 
 use std::io;
 
-use super::files::Files;
-use super::pair::{Pair, Refused};
+use super::files::BlockPaths;
+use super::pair::{BlockFile, StoreError};
 use super::promotion::publish;
-use super::sidecar::{BLOCK, Kind, MAX_SIZE};
-use super::{Cache, CacheError};
+use super::sidecar::{BLOCK, ContentKind, MAX_SIZE};
+use super::{BlockCache, CacheError};
 use crate::oci::Digest;
 
 /// Takes blocks of a decoded stream in order. Every call blocks its thread for the time of writing to a file. Without
 /// [`publish`](Self::publish) the blocks are removed on drop.
 pub struct StreamWriter {
-    cache: Cache,
+    cache: BlockCache,
     digest: Digest,
     /// The number of the next block.
     block: u64,
     /// The files; `None` before the first stored block.
-    draft: Option<Draft>,
+    draft: Option<StreamDraft>,
 }
 
 /// Files that no reader opens.
-struct Draft {
-    files: Files,
-    pair: Pair,
+struct StreamDraft {
+    files: BlockPaths,
+    pair: BlockFile,
 }
 
 impl StreamWriter {
-    pub(super) fn new(cache: Cache, digest: Digest) -> Self {
+    pub(super) fn new(cache: BlockCache, digest: Digest) -> Self {
         Self { cache, digest, block: 0, draft: None }
     }
 
@@ -47,14 +47,14 @@ impl StreamWriter {
         }
         let draft = match &self.draft {
             Some(draft) => draft,
-            None => self.draft.insert(Draft::open(&self.cache, &self.digest)?),
+            None => self.draft.insert(StreamDraft::open(&self.cache, &self.digest)?),
         };
         draft.pair.store(block, bytes, sum).map_err(|refused| {
             let path = &draft.files.data;
             let error = match refused {
-                Refused::NoRoom => return CacheError::NoRoom { path: path.clone() },
-                Refused::Disk(error) => error,
-                Refused::Poisoned | Refused::Contradicts => io::Error::other("content was given up"),
+                StoreError::NoRoom => return CacheError::NoRoom { path: path.clone() },
+                StoreError::Disk(error) => error,
+                StoreError::Poisoned | StoreError::Contradicts => io::Error::other("content was given up"),
             };
             CacheError::io("write", path, error)
         })
@@ -84,7 +84,7 @@ impl StreamWriter {
 
 impl Drop for StreamWriter {
     fn drop(&mut self) {
-        let Some(Draft { files, pair }) = self.draft.take() else { return };
+        let Some(StreamDraft { files, pair }) = self.draft.take() else { return };
         drop(pair);
         for path in [&files.data, &files.map] {
             match self.cache.unlink_counted(path) {
@@ -96,10 +96,11 @@ impl Drop for StreamWriter {
     }
 }
 
-impl Draft {
-    fn open(cache: &Cache, digest: &Digest) -> Result<Self, CacheError> {
-        let files = Files::of(cache.temporary());
-        let pair = Pair::open(&files.data, &files.map, Kind::Stream, digest)?.in_room(cache.room());
+impl StreamDraft {
+    fn open(cache: &BlockCache, digest: &Digest) -> Result<Self, CacheError> {
+        let files = BlockPaths::of(cache.temporary());
+        let pair =
+            BlockFile::open(&files.data, &files.map, ContentKind::Stream, digest)?.in_room(cache.room());
         Ok(Self { files, pair })
     }
 }

@@ -12,12 +12,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::account::Account;
+use super::account::UsageFile;
 use super::derived::{forget, forget_decoded};
-use super::files::Files;
-use super::inventory::{Entry, Found, Inventory, Item, ItemKind, Other, Used, stat};
-use super::remove::{Removed, occupied, remove, remove_if};
-use super::sidecar::{Kind, Sidecar, State};
+use super::files::BlockPaths;
+use super::inventory::{
+    AuxiliaryFile, CacheInventory, ContentItem, ContentName, ItemKind, OpenContents, ScannedFile, stat,
+};
+use super::remove::{RemoveOutcome, occupied, remove, remove_if};
+use super::sidecar::{ContentKind, SidecarFile, VerificationState};
 use super::store::TMP_AGE;
 use super::{CacheError, private};
 
@@ -26,7 +28,7 @@ const OLDEST: usize = 8192;
 
 /// Limits for unused contents.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Prune {
+pub struct PrunePolicy {
     /// Removes contents that were not used for so long; `None`: no limit by age.
     pub older_than: Option<Duration>,
     /// Removes the least recently used contents until the rest takes at most so many disk bytes; `None`: no limit.
@@ -35,7 +37,7 @@ pub struct Prune {
 
 /// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct GcReport {
     /// Number of removed contents or files.
     pub removed: u64,
     /// Disk bytes that they took.
@@ -46,7 +48,7 @@ pub struct Swept {
 
 /// Reason why a file is needless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needless {
+pub enum GarbageReason {
     /// Its writer died.
     Stale,
     /// The shared content is present, so the one of this origin is not read.
@@ -63,54 +65,54 @@ pub enum Needless {
     Left,
 }
 
-impl Needless {
+impl GarbageReason {
     /// In a few words, for people.
     pub fn name(self) -> &'static str {
         match self {
-            Needless::Stale => "left by a writer that died",
-            Needless::Superseded => "everybody's is here",
-            Needless::Unlocked => "a lock that nobody holds",
-            Needless::Half => "half of a pair of files",
-            Needless::Poisoned => "poisoned",
-            Needless::Orphaned => "its blob is gone",
-            Needless::Left => "left by a process that was killed",
+            GarbageReason::Stale => "left by a writer that died",
+            GarbageReason::Superseded => "everybody's is here",
+            GarbageReason::Unlocked => "a lock that nobody holds",
+            GarbageReason::Half => "half of a pair of files",
+            GarbageReason::Poisoned => "poisoned",
+            GarbageReason::Orphaned => "its blob is gone",
+            GarbageReason::Left => "left by a process that was killed",
         }
     }
 }
 
-impl Swept {
-    fn note(&mut self, removed: Removed) -> Option<u64> {
+impl GcReport {
+    fn note(&mut self, removed: RemoveOutcome) -> Option<u64> {
         match removed {
-            Removed::Gone(bytes) => {
+            RemoveOutcome::Gone(bytes) => {
                 self.removed += 1;
                 self.bytes += bytes;
                 return Some(bytes);
             }
-            Removed::InUse => self.in_use += 1,
-            Removed::Absent => {}
+            RemoveOutcome::InUse => self.in_use += 1,
+            RemoveOutcome::Absent => {}
         }
         None
     }
 }
 
-impl Inventory {
+impl CacheInventory {
     /// Removes the contents for which `wanted` holds. Reports each with its disk bytes, or `None` when it is in use
     /// and stays.
     pub fn remove(
         &self,
-        wanted: impl Fn(&Entry) -> bool,
-        mut tell: impl FnMut(&Entry, Option<u64>),
-    ) -> Result<Swept, CacheError> {
+        wanted: impl Fn(&ContentName) -> bool,
+        mut tell: impl FnMut(&ContentName, Option<u64>),
+    ) -> Result<GcReport, CacheError> {
         let used = self.used()?;
-        let account = Account::new(&self.root);
-        let mut swept = Swept::default();
+        let account = UsageFile::new(&self.root);
+        let mut swept = GcReport::default();
         self.walk(|found| {
-            if let Found::Content(entry) = found
+            if let ScannedFile::Content(entry) = found
                 && wanted(&entry)
             {
                 let removed = self.remove_one(&entry, &used, &account)?;
                 let bytes = swept.note(removed);
-                if removed != Removed::Absent {
+                if removed != RemoveOutcome::Absent {
                     tell(&entry, bytes);
                 }
             }
@@ -119,30 +121,39 @@ impl Inventory {
         Ok(swept)
     }
 
-    fn remove_one(&self, entry: &Entry, used: &Used, account: &Account) -> Result<Removed, CacheError> {
+    fn remove_one(
+        &self,
+        entry: &ContentName,
+        used: &OpenContents,
+        account: &UsageFile,
+    ) -> Result<RemoveOutcome, CacheError> {
         counted(account, || {
             if entry.kind.paired().is_some() {
                 let removed = remove(&entry.files())?;
                 // Streams decoded from this copy of the blob are not read any more.
                 return Ok(match (removed, entry.kind, &entry.place) {
-                    (Removed::Gone(bytes), ItemKind::Blob, Some(place)) => {
-                        Removed::Gone(bytes + forget_decoded(&self.root, &entry.digest, place))
+                    (RemoveOutcome::Gone(bytes), ItemKind::Blob, Some(place)) => {
+                        RemoveOutcome::Gone(bytes + forget_decoded(&self.root, &entry.digest, place))
                     }
                     (removed, ..) => removed,
                 });
             }
-            if used.touches(entry) { Ok(Removed::InUse) } else { unlink(&entry.path) }
+            if used.touches(entry) { Ok(RemoveOutcome::InUse) } else { unlink(&entry.path) }
         })
     }
 
     /// Removes contents that were not used for long, the least recently used first.
-    pub fn prune(&self, limits: Prune, mut tell: impl FnMut(&Entry, u64)) -> Result<Swept, CacheError> {
+    pub fn prune(
+        &self,
+        limits: PrunePolicy,
+        mut tell: impl FnMut(&ContentName, u64),
+    ) -> Result<GcReport, CacheError> {
         let used = self.used()?;
-        let account = Account::new(&self.root);
+        let account = UsageFile::new(&self.root);
         let mut total = 0;
         self.each_item(&used, |item| total += item.on_disk)?;
         let before = limits.older_than.map(|age| now().saturating_sub(age.as_secs()));
-        let mut swept = Swept::default();
+        let mut swept = GcReport::default();
         loop {
             let is_old = |last_used: u64| before.is_some_and(|before| last_used < before);
             let is_too_much = |total: u64| limits.keep.is_some_and(|keep| total > keep);
@@ -175,9 +186,9 @@ impl Inventory {
         }
     }
 
-    fn each_item(&self, used: &Used, mut visit: impl FnMut(Item)) -> Result<(), CacheError> {
+    fn each_item(&self, used: &OpenContents, mut visit: impl FnMut(ContentItem)) -> Result<(), CacheError> {
         self.walk(|found| {
-            if let Found::Content(entry) = found
+            if let ScannedFile::Content(entry) = found
                 && let Some(item) = self.look(&entry, used)?
             {
                 visit(item);
@@ -188,31 +199,31 @@ impl Inventory {
     }
 
     /// Removes needless files, and reports each file or content with the reason and its disk bytes.
-    pub fn collect(&self, mut tell: impl FnMut(&Path, Needless, u64)) -> Result<Swept, CacheError> {
+    pub fn collect(&self, mut tell: impl FnMut(&Path, GarbageReason, u64)) -> Result<GcReport, CacheError> {
         let used = self.used()?;
-        let account = Account::new(&self.root);
-        let mut swept = Swept::default();
+        let account = UsageFile::new(&self.root);
+        let mut swept = GcReport::default();
         self.walk(|found| {
             let (path, reason, removed) = match found {
-                Found::Content(entry) => match self.collect_content(&entry, &used, &account)? {
+                ScannedFile::Content(entry) => match self.collect_content(&entry, &used, &account)? {
                     Some((reason, removed)) => (entry.path, reason, removed),
                     None => return Ok(ControlFlow::<()>::Continue(())),
                 },
-                Found::Other(Other::Temporary(path)) if is_older(&path, TMP_AGE)? => {
+                ScannedFile::Other(AuxiliaryFile::Temporary(path)) if is_older(&path, TMP_AGE)? => {
                     let removed = counted(&account, || unlink(&path))?;
-                    (path, Needless::Stale, removed)
+                    (path, GarbageReason::Stale, removed)
                 }
-                Found::Other(Other::Lock(path)) => match remove_lock(&path)? {
+                ScannedFile::Other(AuxiliaryFile::Lock(path)) => match remove_lock(&path)? {
                     // A process is decoding the layer.
-                    Removed::InUse => return Ok(ControlFlow::Continue(())),
-                    removed => (path, Needless::Unlocked, removed),
+                    RemoveOutcome::InUse => return Ok(ControlFlow::Continue(())),
+                    removed => (path, GarbageReason::Unlocked, removed),
                 },
                 // Private caches have accounts of their own.
-                Found::Other(Other::Private(path)) => match private::remove_left(&path)? {
-                    Some(bytes) => (path, Needless::Left, Removed::Gone(bytes)),
+                ScannedFile::Other(AuxiliaryFile::Private(path)) => match private::remove_left(&path)? {
+                    Some(bytes) => (path, GarbageReason::Left, RemoveOutcome::Gone(bytes)),
                     None => return Ok(ControlFlow::Continue(())),
                 },
-                Found::Other(Other::Temporary(_)) | Found::Unknown(_) => {
+                ScannedFile::Other(AuxiliaryFile::Temporary(_)) | ScannedFile::Unknown(_) => {
                     return Ok(ControlFlow::Continue(()));
                 }
             };
@@ -226,16 +237,16 @@ impl Inventory {
 
     fn collect_content(
         &self,
-        entry: &Entry,
-        used: &Used,
-        account: &Account,
-    ) -> Result<Option<(Needless, Removed)>, CacheError> {
+        entry: &ContentName,
+        used: &OpenContents,
+        account: &UsageFile,
+    ) -> Result<Option<(GarbageReason, RemoveOutcome)>, CacheError> {
         let Some(kind) = entry.kind.paired() else {
             let superseded = entry.kind == ItemKind::Offer && self.is_learnt(entry);
             if !superseded {
                 return Ok(None);
             }
-            return Ok(Some((Needless::Superseded, self.remove_one(entry, used, account)?)));
+            return Ok(Some((GarbageReason::Superseded, self.remove_one(entry, used, account)?)));
         };
         let files = entry.files();
         let (data, map) = (stat(&files.data)?, stat(&files.map)?);
@@ -244,35 +255,35 @@ impl Inventory {
             if map.is_none() && data.is_some_and(|data| !is_past(data.ctime(), TMP_AGE)) {
                 return Ok(None);
             }
-            return Ok(Some((Needless::Half, counted(account, || remove(&files))?)));
+            return Ok(Some((GarbageReason::Half, counted(account, || remove(&files))?)));
         }
         if self.is_superseded(entry)? {
-            return Ok(Some((Needless::Superseded, counted(account, || remove(&files))?)));
+            return Ok(Some((GarbageReason::Superseded, counted(account, || remove(&files))?)));
         }
-        let is_poisoned = |sidecar: &Sidecar| {
+        let is_poisoned = |sidecar: &SidecarFile| {
             sidecar.is_whole(kind, &entry.digest).unwrap_or(false)
-                && sidecar.status().is_some_and(|status| status.state == State::Poisoned)
+                && sidecar.status().is_some_and(|status| status.state == VerificationState::Poisoned)
         };
-        match Sidecar::existing(&files.map, kind, &entry.digest)? {
+        match SidecarFile::existing(&files.map, kind, &entry.digest)? {
             Some(sidecar) if is_poisoned(&sidecar) => {
                 let removed = counted(account, || {
                     let mut removed = remove_if(&files, |_| is_poisoned(&sidecar))?;
-                    if let (Removed::Gone(bytes), ItemKind::Blob, Some(place)) =
+                    if let (RemoveOutcome::Gone(bytes), ItemKind::Blob, Some(place)) =
                         (&mut removed, entry.kind, &entry.place)
                     {
                         *bytes += forget(&self.root, &entry.digest, place);
                     }
                     Ok(removed)
                 })?;
-                Ok(Some((Needless::Poisoned, removed)))
+                Ok(Some((GarbageReason::Poisoned, removed)))
             }
-            _ if self.is_orphaned(entry)? => Ok(Some((Needless::Orphaned, remove(&files)?))),
+            _ if self.is_orphaned(entry)? => Ok(Some((GarbageReason::Orphaned, remove(&files)?))),
             _ => Ok(None),
         }
     }
 
     /// Whether readers of this content read the shared one instead.
-    fn is_superseded(&self, entry: &Entry) -> Result<bool, CacheError> {
+    fn is_superseded(&self, entry: &ContentName) -> Result<bool, CacheError> {
         match (entry.kind, &entry.place) {
             (ItemKind::Blob, Some(_)) => {}
             // Readers that have the index of the layer read the stream that belongs to it.
@@ -281,17 +292,17 @@ impl Inventory {
             (ItemKind::Stream, None) => return Ok(entry.part.is_none()),
             _ => return Ok(false),
         }
-        let files = Files::of(self.shared("blobs", entry));
-        let Some(sidecar) = Sidecar::existing(&files.map, Kind::Blob, &entry.digest)? else {
+        let files = BlockPaths::of(self.shared("blobs", entry));
+        let Some(sidecar) = SidecarFile::existing(&files.map, ContentKind::Blob, &entry.digest)? else {
             return Ok(false);
         };
         Ok(stat(&files.data)?.is_some()
-            && sidecar.is_whole(Kind::Blob, &entry.digest).unwrap_or(false)
-            && sidecar.status().is_some_and(|status| status.state == State::Verified))
+            && sidecar.is_whole(ContentKind::Blob, &entry.digest).unwrap_or(false)
+            && sidecar.status().is_some_and(|status| status.state == VerificationState::Verified))
     }
 
     /// Whether the copy of the blob that this was decoded from is gone.
-    fn is_orphaned(&self, entry: &Entry) -> Result<bool, CacheError> {
+    fn is_orphaned(&self, entry: &ContentName) -> Result<bool, CacheError> {
         let (ItemKind::Stream | ItemKind::Claim, Some(place)) = (entry.kind, &entry.place) else {
             return Ok(false);
         };
@@ -299,7 +310,7 @@ impl Inventory {
         let mut scoped = shared.clone().into_os_string();
         scoped.push(format!(".{place}"));
         for data in [shared, scoped.into()] {
-            if stat(&Files::of(data).map)?.is_some() {
+            if stat(&BlockPaths::of(data).map)?.is_some() {
                 return Ok(false);
             }
         }
@@ -307,12 +318,12 @@ impl Inventory {
     }
 
     /// Whether there is an index of the layer that was made on this machine.
-    fn is_learnt(&self, entry: &Entry) -> bool {
+    fn is_learnt(&self, entry: &ContentName) -> bool {
         let index = self.shared("indexes", entry);
         index.exists() || index.with_extension("stream").exists()
     }
 
-    fn shared(&self, directory: &str, entry: &Entry) -> PathBuf {
+    fn shared(&self, directory: &str, entry: &ContentName) -> PathBuf {
         self.root.join(directory).join(entry.digest.algorithm_name()).join(entry.digest.encoded())
     }
 }
@@ -332,38 +343,38 @@ fn is_older(path: &Path, age: Duration) -> Result<bool, CacheError> {
 
 /// Removes, and subtracts the disk space from the account at once, so that a killed command has recorded its part.
 fn counted(
-    account: &Account,
-    remove: impl FnOnce() -> Result<Removed, CacheError>,
-) -> Result<Removed, CacheError> {
+    account: &UsageFile,
+    remove: impl FnOnce() -> Result<RemoveOutcome, CacheError>,
+) -> Result<RemoveOutcome, CacheError> {
     let mark = account.mark();
     let removed = remove()?;
-    if let Removed::Gone(bytes) = removed {
+    if let RemoveOutcome::Gone(bytes) = removed {
         account.give_back(bytes, mark);
     }
     Ok(removed)
 }
 
 /// Removes one plain file without a lock.
-pub(super) fn unlink(path: &Path) -> Result<Removed, CacheError> {
-    let Some(found) = stat(path)? else { return Ok(Removed::Absent) };
+pub(super) fn unlink(path: &Path) -> Result<RemoveOutcome, CacheError> {
+    let Some(found) = stat(path)? else { return Ok(RemoveOutcome::Absent) };
     match fs::remove_file(path) {
-        Ok(()) => Ok(Removed::Gone(occupied(&found))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Removed::Absent),
+        Ok(()) => Ok(RemoveOutcome::Gone(occupied(&found))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(RemoveOutcome::Absent),
         Err(error) => Err(CacheError::io("remove", path, error)),
     }
 }
 
 /// Removes a lock file unless a process holds the lock. A process that waits for it sees that the file has no name
 /// any more.
-fn remove_lock(path: &Path) -> Result<Removed, CacheError> {
+fn remove_lock(path: &Path) -> Result<RemoveOutcome, CacheError> {
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Removed::Absent),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(RemoveOutcome::Absent),
         Err(error) => return Err(CacheError::io("open", path, error)),
     };
     match file.try_lock() {
         Ok(()) => unlink(path),
-        Err(TryLockError::WouldBlock) => Ok(Removed::InUse),
+        Err(TryLockError::WouldBlock) => Ok(RemoveOutcome::InUse),
         Err(TryLockError::Error(error)) => Err(CacheError::io("lock", path, error)),
     }
 }

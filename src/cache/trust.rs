@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 /// Knowledge of this process about blocks, beyond the records.
 #[derive(Default)]
-pub(super) struct Trust {
+pub(super) struct VerifiedBlocks {
     /// Blocks that hashed to their records.
-    pub(super) proven: Bits,
+    pub(super) proven: SparseBitmap,
     /// Blocks that were read since the last search for blocks to evict.
-    pub(super) recent: Bits,
+    pub(super) recent: SparseBitmap,
     /// Blocks whose record is right but whose data is not.
     pub(super) damaged: HashSet<u64>,
     /// Counts evictions by this process. Bytes that were read while it changed may be the zeros of a hole.
@@ -18,9 +18,9 @@ pub(super) struct Trust {
 /// One bit per block, in words of 64 that exist only where a bit is set. The size of the content is a claim of a
 /// manifest, so memory must not depend on it.
 #[derive(Default)]
-pub(super) struct Bits(HashMap<u64, u64>);
+pub(super) struct SparseBitmap(HashMap<u64, u64>);
 
-impl Bits {
+impl SparseBitmap {
     pub(super) fn contains(&self, block: u64) -> bool {
         self.0.get(&(block / 64)).is_some_and(|word| word & (1 << (block % 64)) != 0)
     }
@@ -36,7 +36,7 @@ impl Bits {
     }
 }
 
-impl Trust {
+impl VerifiedBlocks {
     /// Clears the mark that the block was read lately, and returns its old value.
     pub(super) fn remove_recent(&mut self, block: u64) -> bool {
         let was = self.recent.contains(block);

@@ -2,7 +2,7 @@
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::oci::Digest;
 
 /// Runs work that may wait for a disk on this thread; if that is a worker of the runtime, its other tasks move to
@@ -22,6 +22,6 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ReadError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {
-        ReadError::caused(Fault::Io, format!("work on the cached blocks of {digest} was ended"), error)
+        ReadError::caused(FaultClass::Io, format!("work on the cached blocks of {digest} was ended"), error)
     })
 }

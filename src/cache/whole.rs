@@ -12,11 +12,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use lru::LruCache;
 
-use super::blob::{Cached, Inner};
+use super::blob::{CachedFile, ContentState};
 use super::lock;
-use super::sidecar::{Kind, State};
-use super::verify::{Verify, When};
-use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError};
+use super::sidecar::{ContentKind, VerificationState};
+use super::verify::{VerifyMode, VerifyPolicy};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError};
 use crate::oci::Digest;
 
 /// Bytes up to which a blob is compared as a whole in every mode: on a gigabit link it takes a tenth of a second.
@@ -29,15 +29,15 @@ const SHELF: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 const ROUNDS: usize = 3;
 
 /// Verified small blobs that could not be stored on disk.
-pub(super) struct Shelf(std::sync::Mutex<LruCache<Digest, Bytes>>);
+pub(super) struct MemoryCache(std::sync::Mutex<LruCache<Digest, Bytes>>);
 
-impl Default for Shelf {
+impl Default for MemoryCache {
     fn default() -> Self {
         Self(std::sync::Mutex::new(LruCache::new(SHELF)))
     }
 }
 
-impl Shelf {
+impl MemoryCache {
     fn get(&self, digest: &Digest) -> Option<Bytes> {
         lock(&self.0).get(digest).cloned()
     }
@@ -47,31 +47,31 @@ impl Shelf {
     }
 }
 
-impl Inner {
+impl ContentState {
     /// Whether the whole is compared before any of it is handed out.
     pub(super) fn is_whole_first(&self) -> bool {
-        self.kind == Kind::Blob && self.verify.is_some_and(|when| when.is_whole_first(self.size))
+        self.kind == ContentKind::Blob && self.verify.is_some_and(|when| when.is_whole_first(self.size))
     }
 }
 
-impl Cached {
+impl CachedFile {
     /// Whether the whole is compared with its digest before any of it is handed out, or was compared already.
     pub fn is_proven_first(&self) -> bool {
-        self.inner.is_whole_first() || self.state() == State::Verified
+        self.inner.is_whole_first() || self.state() == VerificationState::Verified
     }
 
     /// Reads from content that was compared as a whole, and compares it first if necessary.
     pub(super) async fn read_whole_first(&self, range: ByteRange, buf: &mut [u8]) -> Result<(), ReadError> {
         for _ in 0..ROUNDS {
-            if self.inner.state() != State::Verified {
+            if self.inner.state() != VerificationState::Verified {
                 self.ensure(ByteRange::new(0, self.size())).await?;
             }
-            if self.inner.state() != State::Verified {
+            if self.inner.state() != VerificationState::Verified {
                 break;
             }
             let missing = self.inner.read_or_hash(range, buf);
             // Checked last: a block whose record was lost makes the content partial again when it is stored anew.
-            if missing.is_empty() && self.inner.state() == State::Verified {
+            if missing.is_empty() && self.inner.state() == VerificationState::Verified {
                 self.inner.note_served(range);
                 return Ok(());
             }
@@ -92,7 +92,7 @@ impl Cached {
                 "{} has {} bytes, and the cache does not keep all of them: they cannot be compared before the first is given out",
                 inner.digest, inner.size
             );
-            return Err(ReadError::new(Fault::Io, message));
+            return Err(ReadError::new(FaultClass::Io, message));
         }
         // One fetch for all waiters.
         let _filling = inner.filling.lock().await;
@@ -101,7 +101,8 @@ impl Cached {
         }
         let range = ByteRange::new(0, inner.size);
         let mut delivery = inner.fetch.fetch(range).await?;
-        let misbehaved = |what: &str| ReadError::new(Fault::Misbehaved, format!("{}: {what}", inner.digest));
+        let misbehaved =
+            |what: &str| ReadError::new(FaultClass::Misbehaved, format!("{}: {what}", inner.digest));
         if delivery.range != range {
             return Err(misbehaved("other bytes were delivered than were asked for"));
         }
@@ -135,7 +136,7 @@ impl Cached {
     }
 }
 
-struct LookedAt(Arc<Cached>);
+struct LookedAt(Arc<CachedFile>);
 
 impl ReadAt for LookedAt {
     fn size(&self) -> u64 {
@@ -145,7 +146,7 @@ impl ReadAt for LookedAt {
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {
             match self.0.inner.verify {
-                Some(When { verify: Verify::Strict, .. }) => self.0.read_at(offset, buf).await,
+                Some(VerifyPolicy { verify: VerifyMode::Strict, .. }) => self.0.read_at(offset, buf).await,
                 _ => {
                     self.0.try_again();
                     self.0.inner.is_looked_at.store(true, Ordering::Release);

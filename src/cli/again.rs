@@ -7,16 +7,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// Size of the write buffer in bytes.
 const BUFFER: usize = 1024 * 1024;
 
 /// Runs `work`, and a second time on a digest mismatch if nothing has left by `door`.
 pub(super) async fn once_more<T>(
-    door: &Door,
-    work: impl AsyncFn() -> Result<T, Failure>,
-) -> Result<T, Failure> {
+    door: &OutputGuard,
+    work: impl AsyncFn() -> Result<T, CliError>,
+) -> Result<T, CliError> {
     match work().await {
         Err(failure) if failure.is_mismatch() && !door.is_used() => {
             tracing::warn!(error = %failure, "wrong bytes came and are fetched once more");
@@ -28,27 +28,27 @@ pub(super) async fn once_more<T>(
 
 /// Whether anything was written to standard output, where it cannot be taken back.
 #[derive(Default)]
-pub(super) struct Door(AtomicBool);
+pub(super) struct OutputGuard(AtomicBool);
 
-impl Door {
+impl OutputGuard {
     fn is_used(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// A buffered writer to `file` that records in this door that bytes have left.
-    pub(super) fn outgoing(&self, file: File) -> Outgoing<'_> {
-        Outgoing { door: self, file, held: Vec::with_capacity(BUFFER) }
+    pub(super) fn outgoing(&self, file: File) -> OutputBuffer<'_> {
+        OutputBuffer { door: self, file, held: Vec::with_capacity(BUFFER) }
     }
 }
 
 /// A buffer before a file. It writes only when it is full or flushed.
-pub(super) struct Outgoing<'a> {
-    door: &'a Door,
+pub(super) struct OutputBuffer<'a> {
+    door: &'a OutputGuard,
     file: File,
     held: Vec<u8>,
 }
 
-impl Outgoing<'_> {
+impl OutputBuffer<'_> {
     fn let_out(&mut self) -> io::Result<()> {
         if self.held.is_empty() {
             return Ok(());
@@ -60,7 +60,7 @@ impl Outgoing<'_> {
     }
 }
 
-impl Write for Outgoing<'_> {
+impl Write for OutputBuffer<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.held.len() + bytes.len() > BUFFER {
             self.let_out()?;
@@ -75,7 +75,7 @@ impl Write for Outgoing<'_> {
     }
 }
 
-impl Drop for Outgoing<'_> {
+impl Drop for OutputBuffer<'_> {
     fn drop(&mut self) {
         // A reader that has the first bytes gets the bytes before an error, too.
         if self.door.is_used()

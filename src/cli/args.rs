@@ -7,8 +7,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::cache_size::CacheSizeArgs;
-use crate::oci::{Condition, Glob, OciError, Platform};
-use crate::source::Location;
+use crate::oci::{EntryCondition, GlobPattern, OciError, Platform};
+use crate::source::ImageLocation;
 
 use super::cache_args::{CacheArgs, CacheCommand};
 use super::content::ContentArgs;
@@ -17,7 +17,7 @@ use super::csi::CsiArgs;
 use super::daemon::DaemonArgs;
 use super::doctor::DoctorArgs;
 use super::export::ExportArgs;
-use super::list::ListArgs;
+use super::list::MountListArgs;
 use super::network::NetworkArgs;
 use super::pages::{CompletionArgs, ManArgs};
 use super::pull::PullArgs;
@@ -25,18 +25,18 @@ use super::resolve::ResolveArgs;
 use super::run::RunArgs;
 use super::status::StatusArgs;
 use super::trust::TrustArgs;
-use super::verify::VerifyArgs;
+use super::verify::VerifyCommandArgs;
 
 /// Mount any OCI registry reference as a read-only tree; bytes are fetched when they are first read.
 #[derive(Parser, Debug)]
 #[command(name = "ocifs", version, max_term_width = 100)]
 pub(super) struct Cli {
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(super) command: CliCommand,
 }
 
 #[derive(Subcommand, Debug)]
-pub(super) enum Command {
+pub(super) enum CliCommand {
     /// Mount a reference at a directory.
     Mount(MountArgs),
     /// Unmount.
@@ -60,7 +60,7 @@ pub(super) enum Command {
     #[command(subcommand)]
     Index(IndexCommand),
     /// Compare all content of a reference, or of a mount, with its digests and checksums.
-    Verify(VerifyArgs),
+    Verify(VerifyCommandArgs),
     /// Run a command on a mount, and record what it reads: for mount --prefetch=trace.
     Record(RecordArgs),
     /// Run a command on a mount of a reference that lasts as long as the command.
@@ -69,7 +69,7 @@ pub(super) enum Command {
     Doctor(DoctorArgs),
     /// List the mounts of this machine.
     #[command(alias = "ps")]
-    List(ListArgs),
+    List(MountListArgs),
     /// Show what a mount has fetched and served, and what the cache holds.
     Status(StatusArgs),
     /// List, measure, verify and clean the cache.
@@ -90,7 +90,7 @@ pub(super) struct ImageArgs {
     /// oci-archive:FILE or docker-archive:FILE, each with [:TAG|@DIGEST], a path that begins with ./, ../, / or ~/, the http(s)
     /// address of an archive, or - for an archive on standard input.
     #[arg(value_name = "REF")]
-    pub(super) location: Location,
+    pub(super) location: ImageLocation,
 
     /// Choose this platform of an index: os/arch[/variant], or all, each in a directory of its own. Default: this machine's. Only
     /// export and pull take more than one.
@@ -100,7 +100,7 @@ pub(super) struct ImageArgs {
     /// Choose only among the entries of an index whose property KEY matches: an annotation, artifactType, mediaType, digest, or
     /// ref.name, title or disktype for short. Case does not matter, and * matches anything. May be repeated: all have to match.
     #[arg(long, value_name = "KEY=GLOB")]
-    pub(super) select: Vec<Condition>,
+    pub(super) select: Vec<EntryCondition>,
 
     /// Present only the layer with this number; 0 is the lowest. May be repeated. The manifest and blobs/ stay complete.
     #[arg(long, value_name = "N")]
@@ -108,11 +108,11 @@ pub(super) struct ImageArgs {
 
     /// Present only layers of a media type that matches. May be repeated: one has to match.
     #[arg(long, value_name = "GLOB")]
-    pub(super) media_type: Vec<Glob>,
+    pub(super) media_type: Vec<GlobPattern>,
 
     /// Present only layers with a title that matches. May be repeated: one has to match.
     #[arg(long, value_name = "GLOB")]
-    pub(super) title: Vec<Glob>,
+    pub(super) title: Vec<GlobPattern>,
 
     /// Show the referrers of the image too: signatures, attestations, SBOMs.
     #[arg(long)]
@@ -124,7 +124,7 @@ pub(super) struct ImageArgs {
 
     /// Decide between layers of one artifact that have different entries at one path.
     #[arg(long, value_name = "HOW", default_value = "later")]
-    pub(super) on_conflict: OnConflict,
+    pub(super) on_conflict: OnConflictArg,
 
     /// Name the directories in layers/ by this annotation of the layers, where they have it.
     #[arg(long, value_name = "ANNOTATION")]
@@ -132,7 +132,7 @@ pub(super) struct ImageArgs {
 
     /// Order the parts of a split disk.
     #[arg(long, value_name = "ORDER", default_value = "epoch")]
-    pub(super) part_order: PartOrder,
+    pub(super) part_order: PartOrderArg,
 
     #[command(flatten)]
     pub(super) cache: CacheArgs,
@@ -194,7 +194,7 @@ impl FromStr for PlatformChoice {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum OnConflict {
+pub(super) enum OnConflictArg {
     /// Show the later entry.
     Later,
     /// Refuse to merge them.
@@ -202,7 +202,7 @@ pub(super) enum OnConflict {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum PartOrder {
+pub(super) enum PartOrderArg {
     /// By title, byte by byte.
     Epoch,
     /// By title, numbers by their value.
@@ -399,7 +399,7 @@ pub(super) struct UmountArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Format {
+pub(super) enum OutputFormat {
     /// Text for reading.
     Text,
     /// JSON with a schemaVersion.
@@ -413,7 +413,7 @@ pub(super) struct InspectArgs {
 
     /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(super) format: Format,
+    pub(super) format: OutputFormat,
 
     /// Show whole digests, types and titles.
     #[arg(long)]

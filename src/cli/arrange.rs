@@ -16,11 +16,11 @@ pub(super) enum HelpLength {
 
 /// Whether `-h` lists an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Use {
+enum ShortHelp {
     Usual,
     Rare,
 }
-use Use::{Rare, Usual};
+use ShortHelp::{Rare, Usual};
 
 const SOURCE: &str = "Source and selection";
 const VIEW: &str = "View";
@@ -33,7 +33,7 @@ const LOGGING: &str = "Logging";
 const OUTPUT: &str = "Output";
 
 /// Long name, heading, use, and the line for `-h`.
-const OPTIONS: &[(&str, &str, Use, &str)] = &[
+const OPTIONS: &[(&str, &str, ShortHelp, &str)] = &[
     ("platform", SOURCE, Usual, "Platform: os/arch[/variant], or all"),
     ("all-platforms", SOURCE, Usual, "Every platform of an index"),
     ("select", SOURCE, Usual, "Entries of an index, by property"),

@@ -14,7 +14,7 @@ use nix::sys::signal::SigSet;
 
 use crate::mount::TEMPORARY;
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::secret;
 
 /// Set in the child, to the PID of the process that started it.
@@ -29,10 +29,10 @@ pub(super) fn is_child() -> bool {
 }
 
 /// Starts the child and waits until it has mounted or failed. The exit code is the child's.
-pub(super) fn launch(argv: &[OsString], input: secret::Input) -> Result<(), Failure> {
+pub(super) fn launch(argv: &[OsString], input: secret::SecretInput) -> Result<(), CliError> {
     // Until it has mounted, the child ends with this process; afterwards it is independent.
     follow_owner()?;
-    let (_, said) = start(argv, input, Life::Own)?.mounted()?;
+    let (_, said) = start(argv, input, MountLifetime::Own)?.mounted()?;
     // The mount exists, whether or not its line can be printed.
     if let Err(error) = std::io::stdout().write_all(&said)
         && error.kind() != std::io::ErrorKind::BrokenPipe
@@ -45,7 +45,7 @@ pub(super) fn launch(argv: &[OsString], input: secret::Input) -> Result<(), Fail
 
 /// The lifetime of a child's mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum MountLifetime {
     /// Until it is unmounted.
     Own,
     /// At most as long as the thread that started the child.
@@ -53,38 +53,42 @@ pub(super) enum Life {
 }
 
 /// A child that may not have mounted yet.
-pub(super) struct Started(Child);
+pub(super) struct BackgroundChild(Child);
 
 /// Starts this program with these arguments, its name first, as a child that mounts.
-pub(super) fn start(argv: &[OsString], input: secret::Input, life: Life) -> Result<Started, Failure> {
+pub(super) fn start(
+    argv: &[OsString],
+    input: secret::SecretInput,
+    life: MountLifetime,
+) -> Result<BackgroundChild, CliError> {
     let mut command = secret::command(argv.get(1..).unwrap_or_default(), input)?;
     match life {
-        Life::Own => command.env_remove(OWNER).env_remove(TEMPORARY),
-        Life::Bound => command.env(OWNER, std::process::id().to_string()).env(TEMPORARY, "1"),
+        MountLifetime::Own => command.env_remove(OWNER).env_remove(TEMPORARY),
+        MountLifetime::Bound => command.env(OWNER, std::process::id().to_string()).env(TEMPORARY, "1"),
     };
     let child =
         command.env(MARK, std::process::id().to_string()).envs(arenas()).stdout(Stdio::piped()).spawn();
-    child.map(Started).map_err(|error| failed(&error))
+    child.map(BackgroundChild).map_err(|error| failed(&error))
 }
 
-fn failed(error: &std::io::Error) -> Failure {
-    let failure = Failure::local("starting in the background", error);
+fn failed(error: &std::io::Error) -> CliError {
+    let failure = CliError::local("starting in the background", error);
     match std::path::Path::new("/proc/self/exe").exists() {
         true => failure,
         // The program finds itself in /proc, and its mounts.
-        false => Failure::local("starting in the background: /proc is not mounted", error)
+        false => CliError::local("starting in the background: /proc is not mounted", error)
             .hinting(Some("mount -t proc proc /proc".to_owned())),
     }
 }
 
-impl Started {
+impl BackgroundChild {
     /// The PID of the child.
     pub(super) fn id(&self) -> u32 {
         self.0.id()
     }
 
     /// Waits until the child has mounted. Returns it with the line that it reported.
-    pub(super) fn mounted(mut self) -> Result<(Child, Vec<u8>), Failure> {
+    pub(super) fn mounted(mut self) -> Result<(Child, Vec<u8>), CliError> {
         let mut said = Vec::new();
         if let Some(stdout) = &mut self.0.stdout {
             stdout.read_to_end(&mut said).map_err(|error| failed(&error))?;
@@ -97,8 +101,8 @@ impl Started {
         let status = self.0.wait().map_err(|error| failed(&error))?;
         let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0);
         Err(match code {
-            Some(code) => Failure::already_reported(code),
-            None => Failure::local(
+            Some(code) => CliError::already_reported(code),
+            None => CliError::local(
                 format!("the background process ended with {status}"),
                 &std::io::Error::other("no mount"),
             ),
@@ -115,7 +119,7 @@ fn arenas() -> Option<(&'static str, &'static str)> {
 
 /// In the child, first of all: closes inherited descriptors, as daemon(7) describes. A bound child gets a signal when
 /// its owner ends, for any reason.
-pub(super) fn detach() -> Result<(), Failure> {
+pub(super) fn detach() -> Result<(), CliError> {
     follow_owner()?;
     close_inherited();
     Ok(())
@@ -139,29 +143,29 @@ fn close_inherited() {
 }
 
 /// Unblocks signals that the caller had blocked: only signals and an unmount end a mount.
-pub(super) fn unblock_signals() -> Result<(), Failure> {
-    SigSet::all().thread_unblock().map_err(|errno| Failure::local("unblocking signals", &errno))
+pub(super) fn unblock_signals() -> Result<(), CliError> {
+    SigSet::all().thread_unblock().map_err(|errno| CliError::local("unblocking signals", &errno))
 }
 
 /// Leaves the terminal's session, so that its signals do not reach the mount. Called only once the mount exists: an
 /// automounter's trap lets only its own process group pass (autofs(5)).
-fn leave_session() -> Result<(), Failure> {
+fn leave_session() -> Result<(), CliError> {
     if nix::unistd::getpgrp() == nix::unistd::getpid() {
         // The process leads its own group already. That is as good, and a group leader cannot start a session.
         return Ok(());
     }
-    nix::unistd::setsid().map(|_| ()).map_err(|error| Failure::local("starting a session", &error))
+    nix::unistd::setsid().map(|_| ()).map_err(|error| CliError::local("starting a session", &error))
 }
 
 /// Requests SIGTERM for the end of the owner, if this process has one.
-fn follow_owner() -> Result<(), Failure> {
+fn follow_owner() -> Result<(), CliError> {
     let Some(owner) = std::env::var_os(OWNER) else { return Ok(()) };
-    let failed = |errno: nix::Error| Failure::local("following the process that wants the mount", &errno);
+    let failed = |errno: nix::Error| CliError::local("following the process that wants the mount", &errno);
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(failed)?;
     // The owner may have ended before the request.
     match owner.to_str() == Some(&nix::unistd::getppid().to_string()) {
         true => Ok(()),
-        false => Err(Failure::interrupted()),
+        false => Err(CliError::interrupted()),
     }
 }
 
@@ -177,9 +181,9 @@ pub(super) async fn abandoned() {
 }
 
 /// In the child: reports that the mount answers, and gives up the caller's output and directory.
-pub(super) fn ready(message: &str) -> Result<(), Failure> {
+pub(super) fn ready(message: &str) -> Result<(), CliError> {
     leave_session()?;
-    let failed = |error: std::io::Error| Failure::local("telling that the mount is there", &error);
+    let failed = |error: std::io::Error| CliError::local("telling that the mount is there", &error);
     // Nothing that can fail comes after the report: otherwise the command would report a mount that then ends.
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
     // The command ends when the outputs close; the caller may then check which directories are in use.

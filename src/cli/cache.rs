@@ -6,14 +6,19 @@ use std::ops::ControlFlow;
 
 use serde::Serialize;
 
-use crate::cache::{Cache, CacheError, Damage, Entry, Found, Inventory, Item, ItemKind, Prune, State, Swept};
+use crate::cache::{
+    BlockCache, CacheError, CacheInventory, ContentDamage, ContentItem, ContentName, GcReport, ItemKind,
+    PrunePolicy, ScannedFile, VerificationState,
+};
 use crate::image;
 use crate::oci::Digest;
-use crate::registry::Options;
+use crate::registry::RegistryOptions;
 
-use super::args::Format;
-use super::cache_args::{CacheCommand, CollectArgs, ListArgs, Name, PruneArgs, RemoveArgs, VerifyArgs};
-use super::exit::Failure;
+use super::args::OutputFormat;
+use super::cache_args::{
+    CacheCommand, CacheListArgs, CacheSubject, CacheVerifyArgs, CollectArgs, PruneArgs, RemoveArgs,
+};
+use super::exit::CliError;
 use super::network;
 use super::output::{self, human};
 
@@ -23,7 +28,7 @@ const SCHEMA_VERSION: u32 = 1;
 const UNKNOWN: usize = 1000;
 
 /// Runs a subcommand of `cache`.
-pub(super) fn run(command: &CacheCommand) -> Result<(), Failure> {
+pub(super) fn run(command: &CacheCommand) -> Result<(), CliError> {
     output::start_log(None)?;
     match command {
         CacheCommand::Ls(args) => list(args),
@@ -38,7 +43,7 @@ pub(super) fn run(command: &CacheCommand) -> Result<(), Failure> {
 /// One item of the cache in JSON.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Line<'a> {
+struct ContentRow<'a> {
     kind: &'static str,
     digest: &'a str,
     /// Digits of the origin scope; `None` for content that all scopes share.
@@ -53,8 +58,8 @@ struct Line<'a> {
     in_use: bool,
 }
 
-impl<'a> Line<'a> {
-    fn of(item: &'a Item) -> Self {
+impl<'a> ContentRow<'a> {
+    fn of(item: &'a ContentItem) -> Self {
         Self {
             kind: item.entry.kind.name(),
             digest: item.entry.digest.as_str(),
@@ -69,31 +74,31 @@ impl<'a> Line<'a> {
     }
 }
 
-fn state(state: Option<State>) -> &'static str {
+fn state(state: Option<VerificationState>) -> &'static str {
     match state {
         None => "none",
-        Some(State::Partial) => "partial",
-        Some(State::Complete) => "complete",
-        Some(State::Verified) => "verified",
-        Some(State::Poisoned) => "poisoned",
+        Some(VerificationState::Partial) => "partial",
+        Some(VerificationState::Complete) => "complete",
+        Some(VerificationState::Verified) => "verified",
+        Some(VerificationState::Poisoned) => "poisoned",
     }
 }
 
 /// Files whose names have no meaning in the cache format.
 #[derive(Default, Serialize)]
-struct Unknown {
+struct UnknownFiles {
     count: u64,
     paths: Vec<String>,
 }
 
-impl Unknown {
+impl UnknownFiles {
     /// Prints the path at once as text, or collects it for the JSON output.
-    fn note(&mut self, path: &std::path::Path, format: Format) {
+    fn note(&mut self, path: &std::path::Path, format: OutputFormat) {
         self.count += 1;
         match format {
-            Format::Text => tell_unknown(path),
-            Format::Json if self.paths.len() < UNKNOWN => self.paths.push(path.display().to_string()),
-            Format::Json => {}
+            OutputFormat::Text => tell_unknown(path),
+            OutputFormat::Json if self.paths.len() < UNKNOWN => self.paths.push(path.display().to_string()),
+            OutputFormat::Json => {}
         }
     }
 }
@@ -108,23 +113,23 @@ fn tell_unknown(path: &std::path::Path) {
 
 /// Visits all content, and counts unknown files. Stops at the first error of the output.
 fn each(
-    inventory: &Inventory,
-    format: Format,
-    mut visit: impl FnMut(&Item) -> io::Result<()>,
-) -> Result<Unknown, Failure> {
+    inventory: &CacheInventory,
+    format: OutputFormat,
+    mut visit: impl FnMut(&ContentItem) -> io::Result<()>,
+) -> Result<UnknownFiles, CliError> {
     let used = inventory.used()?;
-    let mut unknown = Unknown::default();
+    let mut unknown = UnknownFiles::default();
     let broken = inventory.walk(|found| {
         match found {
-            Found::Content(entry) => {
+            ScannedFile::Content(entry) => {
                 if let Some(item) = inventory.look(&entry, &used)?
                     && let Err(error) = visit(&item)
                 {
                     return Ok(ControlFlow::Break(error));
                 }
             }
-            Found::Unknown(path) => unknown.note(&path, format),
-            Found::Other(_) => {}
+            ScannedFile::Unknown(path) => unknown.note(&path, format),
+            ScannedFile::Other(_) => {}
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -134,11 +139,11 @@ fn each(
     }
 }
 
-fn list(args: &ListArgs) -> Result<(), Failure> {
-    let inventory = Inventory::open(&args.kept.dir()?)?;
+fn list(args: &CacheListArgs) -> Result<(), CliError> {
+    let inventory = CacheInventory::open(&args.kept.dir()?)?;
     let mut out = output::stdout();
     match args.format {
-        Format::Text => {
+        OutputFormat::Text => {
             let Some(inventory) = inventory else { return Ok(()) };
             let mut is_first = true;
             each(&inventory, args.format, |item| {
@@ -152,16 +157,16 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
                 row(&mut out, item)
             })?;
         }
-        Format::Json => {
+        OutputFormat::Json => {
             // One item at a time: there may be many.
             let begun = write!(out, "{{\n  \"schemaVersion\": {SCHEMA_VERSION},\n  \"contents\": [");
             output::printed(begun)?;
             let mut comma = "";
             let unknown = match &inventory {
-                None => Unknown::default(),
+                None => UnknownFiles::default(),
                 Some(inventory) => each(inventory, args.format, |item| {
                     write!(out, "{}\n    ", std::mem::replace(&mut comma, ","))?;
-                    output::json_line(&mut out, &Line::of(item))
+                    output::json_line(&mut out, &ContentRow::of(item))
                 })?,
             };
             let ended = write!(out, "\n  ],\n  \"unknown\": ")
@@ -173,7 +178,7 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
     output::printed(out.flush())
 }
 
-fn row(out: &mut dyn Write, item: &Item) -> io::Result<()> {
+fn row(out: &mut dyn Write, item: &ContentItem) -> io::Result<()> {
     let time = i64::try_from(item.last_used)
         .ok()
         .and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0))
@@ -193,7 +198,7 @@ fn row(out: &mut dyn Write, item: &Item) -> io::Result<()> {
 }
 
 /// Prints the part and the origin scope, which distinguish entries of one digest.
-fn tail(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+fn tail(out: &mut dyn Write, entry: &ContentName) -> io::Result<()> {
     if let Some(part) = &entry.part {
         write!(out, " {part}")?;
     }
@@ -206,7 +211,7 @@ fn tail(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
 /// Usage of one kind of content.
 #[derive(Clone, Copy, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Sum {
+struct KindTotal {
     count: u64,
     /// Sum of the known content sizes in bytes, stored or not.
     size: u64,
@@ -215,25 +220,25 @@ struct Sum {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Usage {
+struct CacheUsageRow {
     schema_version: u32,
     kinds: Vec<KindUsage>,
-    total: Sum,
-    unknown: Unknown,
+    total: KindTotal,
+    unknown: UnknownFiles,
 }
 
 #[derive(Serialize)]
 struct KindUsage {
     kind: &'static str,
     #[serde(flatten)]
-    sum: Sum,
+    sum: KindTotal,
 }
 
-fn usage(args: &ListArgs) -> Result<(), Failure> {
-    let mut sums = ItemKind::ALL.map(|kind| KindUsage { kind: kind.name(), sum: Sum::default() });
-    let mut total = Sum::default();
-    let unknown = match Inventory::open(&args.kept.dir()?)? {
-        None => Unknown::default(),
+fn usage(args: &CacheListArgs) -> Result<(), CliError> {
+    let mut sums = ItemKind::ALL.map(|kind| KindUsage { kind: kind.name(), sum: KindTotal::default() });
+    let mut total = KindTotal::default();
+    let unknown = match CacheInventory::open(&args.kept.dir()?)? {
+        None => UnknownFiles::default(),
         Some(inventory) => each(&inventory, args.format, |item| {
             let of_kind = sums.iter_mut().filter(|sum| sum.kind == item.entry.kind.name());
             for sum in of_kind.map(|usage| &mut usage.sum).chain([&mut total]) {
@@ -246,12 +251,12 @@ fn usage(args: &ListArgs) -> Result<(), Failure> {
     };
     let mut out = output::stdout();
     let printed = match args.format {
-        Format::Json => {
-            let usage = Usage { schema_version: SCHEMA_VERSION, kinds: sums.into(), total, unknown };
+        OutputFormat::Json => {
+            let usage = CacheUsageRow { schema_version: SCHEMA_VERSION, kinds: sums.into(), total, unknown };
             output::json(&mut out, &usage)
         }
-        Format::Text => {
-            let line = |out: &mut dyn Write, name: &str, sum: Sum| {
+        OutputFormat::Text => {
+            let line = |out: &mut dyn Write, name: &str, sum: KindTotal| {
                 writeln!(out, "{name:<10} {:>8} {:>10}", sum.count, human(sum.on_disk))
             };
             writeln!(out, "{:<10} {:>8} {:>10}", "KIND", "COUNT", "ON DISK")
@@ -263,7 +268,7 @@ fn usage(args: &ListArgs) -> Result<(), Failure> {
 }
 
 /// Prints a line about content that was removed, is in use or is damaged.
-fn told(entry: &Entry, what: &str) {
+fn told(entry: &ContentName, what: &str) {
     let mut line = Vec::new();
     // Writing to memory cannot fail; a closed standard output is ignored.
     write!(line, "{what} {} {}", entry.kind.name(), entry.digest).and_then(|()| tail(&mut line, entry)).ok();
@@ -271,34 +276,34 @@ fn told(entry: &Entry, what: &str) {
     output::stdout().write_all(&line).ok();
 }
 
-fn total(swept: &Swept) -> Result<(), Failure> {
+fn total(swept: &GcReport) -> Result<(), CliError> {
     let mut out = output::stdout();
     let printed = writeln!(out, "{} removed, {} given back", swept.removed, human(swept.bytes));
     output::printed(printed.and_then(|()| out.flush()))
 }
 
-fn remove(args: &RemoveArgs) -> Result<(), Failure> {
+fn remove(args: &RemoveArgs) -> Result<(), CliError> {
     let dir = args.kept.dir()?;
-    let Some(inventory) = Inventory::open(&dir)? else {
-        return Err(Failure::absent(format!("nothing is kept in {}", dir.display())));
+    let Some(inventory) = CacheInventory::open(&dir)? else {
+        return Err(CliError::absent(format!("nothing is kept in {}", dir.display())));
     };
     let mut wanted: HashSet<Digest> = HashSet::new();
     let mut locations = Vec::new();
     for name in &args.names {
         match name {
-            Name::Digest(digest) => {
+            CacheSubject::Digest(digest) => {
                 wanted.insert(digest.clone());
             }
-            Name::Location(location) => locations.push(location),
+            CacheSubject::Location(location) => locations.push(location),
         }
     }
     if !locations.is_empty() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
-            .map_err(|error| Failure::local("starting threads", &error))?;
-        let registry = args.network.client(args.network.authfile.as_deref(), Options::default())?;
-        let cache = Cache::open(&dir)?;
+            .map_err(|error| CliError::local("starting threads", &error))?;
+        let registry = args.network.client(args.network.authfile.as_deref(), RegistryOptions::default())?;
+        let cache = BlockCache::open(&dir)?;
         for location in locations {
             let location = network::in_full(location, &registry)?;
             wanted.extend(runtime.block_on(image::named(&location, &registry, &cache))?);
@@ -309,37 +314,37 @@ fn remove(args: &RemoveArgs) -> Result<(), Failure> {
         |entry, bytes| told(entry, if bytes.is_some() { "removed" } else { "in use:" }),
     )?;
     if swept.removed == 0 && swept.in_use == 0 {
-        return Err(Failure::absent("nothing of that is kept here"));
+        return Err(CliError::absent("nothing of that is kept here"));
     }
     total(&swept)?;
     if swept.in_use > 0 {
-        return Err(Failure::busy(format!("{} contents are in use by a mount and stay", swept.in_use)));
+        return Err(CliError::busy(format!("{} contents are in use by a mount and stay", swept.in_use)));
     }
     Ok(())
 }
 
-fn prune(args: &PruneArgs) -> Result<(), Failure> {
-    let swept = match Inventory::open(&args.kept.dir()?)? {
-        None => Swept::default(),
+fn prune(args: &PruneArgs) -> Result<(), CliError> {
+    let swept = match CacheInventory::open(&args.kept.dir()?)? {
+        None => GcReport::default(),
         Some(inventory) => {
-            let limits = Prune { older_than: args.older_than, keep: args.keep };
+            let limits = PrunePolicy { older_than: args.older_than, keep: args.keep };
             inventory.prune(limits, |entry, _| told(entry, "removed"))?
         }
     };
     total(&swept)
 }
 
-fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+fn verify(args: &CacheVerifyArgs) -> Result<(), CliError> {
     let dir = args.kept.dir()?;
-    let Some(inventory) = Inventory::open(&dir)? else {
-        return Err(Failure::absent(format!("nothing is kept in {}", dir.display())));
+    let Some(inventory) = CacheInventory::open(&dir)? else {
+        return Err(CliError::absent(format!("nothing is kept in {}", dir.display())));
     };
     let wanted: HashSet<&Digest> = args.digests.iter().collect();
     let used = inventory.used()?;
     let (mut count, mut bytes, mut damaged) = (0u64, 0u64, 0u64);
     inventory.walk(|found| {
         match found {
-            Found::Content(entry) if wanted.is_empty() || wanted.contains(&entry.digest) => {
+            ScannedFile::Content(entry) if wanted.is_empty() || wanted.contains(&entry.digest) => {
                 let scrubbed = inventory.scrub(&entry, &used)?;
                 count += 1;
                 bytes += scrubbed.bytes;
@@ -349,40 +354,42 @@ fn verify(args: &VerifyArgs) -> Result<(), Failure> {
                     told(&entry, &format!("damaged ({}; {fate}):", describe(damage)));
                 }
             }
-            Found::Unknown(path) if wanted.is_empty() => tell_unknown(&path),
-            Found::Content(_) | Found::Unknown(_) | Found::Other(_) => {}
+            ScannedFile::Unknown(path) if wanted.is_empty() => tell_unknown(&path),
+            ScannedFile::Content(_) | ScannedFile::Unknown(_) | ScannedFile::Other(_) => {}
         }
         Ok::<_, CacheError>(ControlFlow::<()>::Continue(()))
     })?;
     if count == 0 && !wanted.is_empty() {
-        return Err(Failure::absent("nothing of that is kept here"));
+        return Err(CliError::absent("nothing of that is kept here"));
     }
     let mut out = output::stdout();
     let printed = writeln!(out, "{count} verified, {} read, {damaged} damaged", human(bytes));
     output::printed(printed.and_then(|()| out.flush()))?;
     if damaged > 0 {
-        return Err(Failure::mismatch(format!(
+        return Err(CliError::mismatch(format!(
             "{damaged} contents were damaged; what was dropped is fetched again when it is read"
         )));
     }
     Ok(())
 }
 
-fn describe(damage: Damage) -> String {
+fn describe(damage: ContentDamage) -> String {
     match damage {
-        Damage::Blocks(1) => "1 block".to_owned(),
-        Damage::Blocks(blocks) => format!("{blocks} blocks"),
-        Damage::Sidecar => "its checksums".to_owned(),
-        Damage::Data => "no data".to_owned(),
-        Damage::Digest => "not what its digest names".to_owned(),
-        Damage::File => "it does not match its checksum".to_owned(),
+        ContentDamage::Blocks(1) => "1 block".to_owned(),
+        ContentDamage::Blocks(blocks) => format!("{blocks} blocks"),
+        ContentDamage::Sidecar => "its checksums".to_owned(),
+        ContentDamage::Data => "no data".to_owned(),
+        ContentDamage::Digest => "not what its digest names".to_owned(),
+        ContentDamage::File => "it does not match its checksum".to_owned(),
     }
 }
 
-fn collect(args: &CollectArgs) -> Result<(), Failure> {
-    let Some(inventory) = Inventory::open(&args.kept.dir()?)? else { return total(&Swept::default()) };
+fn collect(args: &CollectArgs) -> Result<(), CliError> {
+    let Some(inventory) = CacheInventory::open(&args.kept.dir()?)? else {
+        return total(&GcReport::default());
+    };
     inventory.walk(|found| {
-        if let Found::Unknown(path) = found {
+        if let ScannedFile::Unknown(path) = found {
             tell_unknown(&path);
         }
         Ok::<_, CacheError>(ControlFlow::<()>::Continue(()))

@@ -9,10 +9,10 @@ use clap::{Args, Subcommand};
 
 use crate::cache::{self, PrivateDir, VARIABLE};
 use crate::oci::Digest;
-use crate::source::Location;
+use crate::source::ImageLocation;
 
-use super::args::Format;
-use super::exit::Failure;
+use super::args::OutputFormat;
+use super::exit::CliError;
 use super::network::NetworkArgs;
 
 /// A path; an empty one, as of an emptied variable, counts as absent.
@@ -38,14 +38,14 @@ pub(super) struct CacheArgs {
 
 impl CacheArgs {
     /// The directory to use. A private one lives as long as this value.
-    pub(super) fn dir(&self) -> Result<PathBuf, Failure> {
+    pub(super) fn dir(&self) -> Result<PathBuf, CliError> {
         if !self.no_cache {
             return directory(self.cache_dir.as_deref());
         }
         // The variable sets the default for this machine, and does not contradict --no-cache.
         let from_variable = std::env::var_os(VARIABLE).map(PathBuf::from);
         if self.cache_dir.is_some() && self.cache_dir != from_variable {
-            return Err(Failure::usage("--no-cache and --cache-dir contradict each other"));
+            return Err(CliError::usage("--no-cache and --cache-dir contradict each other"));
         }
         if let Some(private) = self.private.get() {
             return Ok(private.path().to_owned());
@@ -60,7 +60,7 @@ impl CacheArgs {
     }
 
     /// The directory in which this command writes. For a private cache the parent: the removal at the end changes it.
-    pub(super) fn reach(&self) -> Result<PathBuf, Failure> {
+    pub(super) fn reach(&self) -> Result<PathBuf, CliError> {
         let dir = self.dir()?;
         Ok(match dir.parent() {
             Some(parent) if self.no_cache => parent.to_owned(),
@@ -70,61 +70,61 @@ impl CacheArgs {
 }
 
 /// `--cache-dir` (or `OCIFS_CACHE_DIR`), else the default directory of this user.
-fn directory(given: Option<&Path>) -> Result<PathBuf, Failure> {
+fn directory(given: Option<&Path>) -> Result<PathBuf, CliError> {
     let named = given.unwrap_or_else(|| Path::new(""));
     cache::directory(given)
-        .map_err(|error| Failure::local(format!("cache directory {}", named.display()), &error))
+        .map_err(|error| CliError::local(format!("cache directory {}", named.display()), &error))
 }
 
 /// The subcommands of `cache`.
 #[derive(Subcommand, Debug)]
 pub(super) enum CacheCommand {
     /// List the content of the cache.
-    Ls(ListArgs),
+    Ls(CacheListArgs),
     /// Show how much of the disk the cache takes.
-    Du(ListArgs),
+    Du(CacheListArgs),
     /// Remove a digest or a reference, unless a mount uses it.
     Rm(RemoveArgs),
     /// Remove the least recently used content, unless a mount uses it.
     Prune(PruneArgs),
     /// Verify all content, and drop what is damaged; the next read fetches it again.
-    Verify(VerifyArgs),
+    Verify(CacheVerifyArgs),
     /// Remove content that nothing needs.
     Gc(CollectArgs),
 }
 
 /// The cache of a command that looks after it.
 #[derive(Args, Debug)]
-pub(super) struct Kept {
+pub(super) struct ManagedCache {
     /// Use this cache directory. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
     #[arg(long, value_name = "DIR", env = VARIABLE, value_parser = maybe_empty())]
     cache_dir: Option<PathBuf>,
 }
 
-impl Kept {
-    pub(super) fn dir(&self) -> Result<PathBuf, Failure> {
+impl ManagedCache {
+    pub(super) fn dir(&self) -> Result<PathBuf, CliError> {
         directory(self.cache_dir.as_deref())
     }
 }
 
 #[derive(Args, Debug)]
-pub(super) struct ListArgs {
+pub(super) struct CacheListArgs {
     #[command(flatten)]
-    pub(super) kept: Kept,
+    pub(super) kept: ManagedCache,
 
     /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(super) format: Format,
+    pub(super) format: OutputFormat,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct RemoveArgs {
     #[command(flatten)]
-    pub(super) kept: Kept,
+    pub(super) kept: ManagedCache,
 
     /// Digest as "ocifs cache ls" shows it, or a reference. Its registry resolves a tag.
     #[arg(value_name = "DIGEST|REF", required = true)]
-    pub(super) names: Vec<Name>,
+    pub(super) names: Vec<CacheSubject>,
 
     #[command(flatten)]
     pub(super) network: NetworkArgs,
@@ -134,7 +134,7 @@ pub(super) struct RemoveArgs {
 #[group(required = true, multiple = true, args = ["older_than", "keep"])]
 pub(super) struct PruneArgs {
     #[command(flatten)]
-    pub(super) kept: Kept,
+    pub(super) kept: ManagedCache,
 
     /// Remove content not used for this long: 12h, 7d, 4w.
     #[arg(long, value_name = "TIME", value_parser = time)]
@@ -146,9 +146,9 @@ pub(super) struct PruneArgs {
 }
 
 #[derive(Args, Debug)]
-pub(super) struct VerifyArgs {
+pub(super) struct CacheVerifyArgs {
     #[command(flatten)]
-    pub(super) kept: Kept,
+    pub(super) kept: ManagedCache,
 
     /// Verify these digests alone. Default: all.
     #[arg(value_name = "DIGEST")]
@@ -158,25 +158,25 @@ pub(super) struct VerifyArgs {
 #[derive(Args, Debug)]
 pub(super) struct CollectArgs {
     #[command(flatten)]
-    pub(super) kept: Kept,
+    pub(super) kept: ManagedCache,
 }
 
 /// A name of cached content.
 #[derive(Clone, Debug)]
-pub(super) enum Name {
+pub(super) enum CacheSubject {
     Digest(Digest),
-    Location(Location),
+    Location(ImageLocation),
 }
 
-impl std::str::FromStr for Name {
+impl std::str::FromStr for CacheSubject {
     type Err = crate::oci::OciError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // Digests first: one could also be parsed as the tag of a repository called sha256.
         match text.parse::<Digest>() {
-            Ok(digest) => Ok(Name::Digest(digest)),
+            Ok(digest) => Ok(CacheSubject::Digest(digest)),
             Err(error) if text.starts_with("sha256:") || text.starts_with("sha512:") => Err(error),
-            Err(_) => text.parse().map(Name::Location),
+            Err(_) => text.parse().map(CacheSubject::Location),
         }
     }
 }

@@ -11,18 +11,18 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// The variable that holds the mount point in the environment of the command.
 const MOUNT_VARIABLE: &str = "OCIFS_MOUNT";
 
 /// The signals that are forwarded to the command.
-pub(super) struct Forwarded(Vec<(Signal, tokio::signal::unix::Signal)>);
+pub(super) struct ForwardedSignals(Vec<(Signal, tokio::signal::unix::Signal)>);
 
-impl Forwarded {
+impl ForwardedSignals {
     /// Catches the signals from now on. Signals that are ignored at the start, as under nohup, stay ignored, also in
     /// the command.
-    pub(super) fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, CliError> {
         let ignored = ignored();
         let kinds = [
             (Signal::SIGINT, SignalKind::interrupt()),
@@ -37,7 +37,7 @@ impl Forwarded {
         caught
             .collect::<Result<_, Error>>()
             .map(Self)
-            .map_err(|error| Failure::local("catching signals", &error))
+            .map_err(|error| CliError::local("catching signals", &error))
     }
 
     /// The next signal.
@@ -81,10 +81,14 @@ fn is_typed(signal: Signal) -> bool {
 
 /// Runs `command` to its end. Returns its exit code, or 128 plus the number of the signal that ended it, as a shell
 /// does. Every `{}` in its words stands for `dir`.
-pub(super) async fn run(command: &[OsString], dir: &Path, signals: &mut Forwarded) -> Result<u8, Failure> {
+pub(super) async fn run(
+    command: &[OsString],
+    dir: &Path,
+    signals: &mut ForwardedSignals,
+) -> Result<u8, CliError> {
     let mut words = command.iter().map(|word| put_in(word, dir));
     let program = words.next().unwrap_or_default();
-    let failed = |error: Error| Failure::not_run(&program, &error);
+    let failed = |error: Error| CliError::not_run(&program, &error);
     let mut child = tokio::process::Command::new(&program)
         .args(words)
         .env(MOUNT_VARIABLE, dir)
@@ -130,19 +134,19 @@ fn put_in(word: &OsStr, dir: &Path) -> OsString {
 }
 
 /// A temporary directory for a mount, removed on drop.
-pub(super) struct Place {
+pub(super) struct TemporaryMountpoint {
     /// A new directory with access for this user alone.
     room: PathBuf,
     /// The mount point: the directory above, or one in it.
     dir: PathBuf,
 }
 
-impl Place {
+impl TemporaryMountpoint {
     /// A new and empty directory as the mount point.
-    pub(super) fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, CliError> {
         let base = std::env::temp_dir();
         let failed = |error: Error| {
-            Failure::local(format!("making a directory for the mount in {}", base.display()), &error)
+            CliError::local(format!("making a directory for the mount in {}", base.display()), &error)
         };
         let template = base.join("ocifs-XXXXXX");
         let made = nix::unistd::mkdtemp(OsStr::new(&template)).map_err(|errno| failed(errno.into()))?;
@@ -151,11 +155,11 @@ impl Place {
     }
 
     /// A new directory with the mount point in a subdirectory of this name, so that files can lie beside the mount.
-    pub(super) fn with(name: &str) -> Result<Self, Failure> {
+    pub(super) fn with(name: &str) -> Result<Self, CliError> {
         let mut place = Self::new()?;
         let dir = place.room.join(name);
         std::fs::create_dir(&dir)
-            .map_err(|error| Failure::local(format!("making the directory {}", dir.display()), &error))?;
+            .map_err(|error| CliError::local(format!("making the directory {}", dir.display()), &error))?;
         place.dir = dir;
         Ok(place)
     }
@@ -171,7 +175,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for TemporaryMountpoint {
     fn drop(&mut self) {
         let dirs = [&self.dir, &self.room];
         for dir in dirs {

@@ -10,32 +10,33 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, BlockCache};
 use crate::disk;
-use crate::export::{self, Depth};
+use crate::export::{self, ListDepth};
 use crate::image::{
-    self, AheadCost, Family, Image, Network, OpenOptions, Platforms, Prefetch, Recording, Referrers,
+    self, AheadCost, ImageSet, NetworkAccess, OpenImage, OpenOptions, PlatformScope, PrefetchMode,
+    ReadRecording, ReferrerScope,
 };
 use crate::layer::IndexPolicy;
-use crate::meter::Family as Counters;
-use crate::mount::{self, Access, MountFlags, MountOptions, Passthrough, Unmount};
+use crate::meter::MetricFamily as Counters;
+use crate::mount::{self, MountAccess, MountFlags, MountOptions, PassthroughMode, UnmountMode};
 use crate::oci::LayerSelection;
-use crate::registry::{Credential, Options, Registry};
-use crate::sandbox::{Applied, Report};
-use crate::source::{ForeignLayers, Location};
-use crate::view::{Links, Namespace, OverlayMarks, Scope};
+use crate::registry::{RegistryClient, RegistryOptions, UserCredential};
+use crate::sandbox::{AppliedPart, SandboxReport};
+use crate::source::{ForeignLayers, ImageLocation};
+use crate::view::{LinkPolicy, MountNamespace, OverlayMarks, ViewScope};
 
-use super::again::{Door, once_more};
+use super::again::{OutputGuard, once_more};
 use super::args::{
-    CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflict, PartOrder, PlatformChoice,
-    PrefetchUse, ServeArgs, UmountArgs,
+    CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflictArg, PartOrderArg,
+    PlatformChoice, PrefetchUse, ServeArgs, UmountArgs,
 };
-use super::daemon::Signals;
-use super::delayed::Delayed;
-use super::exit::Failure;
-use super::metrics::Endpoint;
-use super::service::{Service, Where};
-use super::table::Look;
+use super::daemon::DaemonSignals;
+use super::delayed::DelayedMount;
+use super::exit::CliError;
+use super::metrics::MetricsSocket;
+use super::service::{ManagedService, MountTarget};
+use super::table::TextStyle;
 use super::{
     background, daemon, inspect as report, lazy, listing, metrics, network, output, record, refresh, secret,
     threads,
@@ -45,7 +46,7 @@ use super::{
 pub(super) const LAST_TASKS: Duration = Duration::from_millis(500);
 
 /// Mounts, and stays until the mount is gone.
-pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failure> {
+pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliError> {
     let in_background = background::is_child();
     if in_background {
         background::detach()?;
@@ -53,10 +54,10 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
     background::unblock_signals()?;
     let is_root = nix::unistd::geteuid().is_root();
     if (args.serve.allow_suid || args.serve.allow_dev) && !is_root {
-        return Err(Failure::usage("mount options allow_suid and allow_dev are for root only"));
+        return Err(CliError::usage("mount options allow_suid and allow_dev are for root only"));
     }
     if args.serve.subdir.as_deref().is_some_and(climbs) {
-        return Err(Failure::usage("--subdir is a path inside the tree, without .."));
+        return Err(CliError::usage("--subdir is a path inside the tree, without .."));
     }
     // The background child was started as /proc/self/exe. Process lists show this name.
     nix::sys::prctl::set_name(c"ocifs").ok();
@@ -64,7 +65,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
     daemon::keep_clear(&args)?;
     prepare(&args.image)?;
     // Before the sandbox: this process may still unmount the mount of an earlier process.
-    let mut service = Service::new()?;
+    let mut service = ManagedService::new()?;
     let source = network::written(argv, &args.image.location);
     args.image.location = service.location(&args.image.location)?;
     let mut options = MountOptions {
@@ -89,7 +90,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
         None if args.serve.over_dead => mount::check_over_dead(&args.dir, args.serve.nonempty)?,
         None => mount::check(&args.dir, args.serve.nonempty)?,
     };
-    let endpoint = args.serve.daemon.metrics.as_ref().map(Endpoint::open).transpose()?;
+    let endpoint = args.serve.daemon.metrics.as_ref().map(MetricsSocket::open).transpose()?;
     // Before the first thread: a thread would keep rights that the process drops.
     let registry = registry(&args.image)?;
     let sandboxed = daemon::confine(&args, &dir, &options, endpoint.as_ref(), &registry)?;
@@ -98,17 +99,17 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
     let result = runtime.block_on(async {
         let scope = scope(&args.serve);
         let landmarks = match args.serve.prefetch {
-            PrefetchUse::Landmarks => Prefetch::Landmarks,
-            PrefetchUse::None | PrefetchUse::Trace | PrefetchUse::All => Prefetch::None,
+            PrefetchUse::Landmarks => PrefetchMode::Landmarks,
+            PrefetchUse::None | PrefetchUse::Trace | PrefetchUse::All => PrefetchMode::None,
         };
         // Signals are caught before there is a mount to leave behind.
-        let mut signals = Signals::new()?;
+        let mut signals = DaemonSignals::new()?;
         let delayed = match args.serve.delay_connect && service.left().is_none() {
-            true => Some(Delayed::attach(&args, &dir, &options, in_background, &service)?),
+            true => Some(DelayedMount::attach(&args, &dir, &options, in_background, &service)?),
             false => None,
         };
         let prepare = async {
-            let open = || open_with(&args.image, &registry, landmarks.clone(), Recording::Off);
+            let open = || open_with(&args.image, &registry, landmarks.clone(), ReadRecording::Off);
             let family = Arc::new(match &delayed {
                 Some(delayed) => delayed.until_open(open).await?,
                 None => open().await?,
@@ -126,9 +127,9 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
             }
             let prefetch = record::chosen(&family, args.serve.prefetch, args.serve.trace.as_deref()).await?;
             let pinned = family.pinned().to_owned();
-            let mut namespace = Namespace::open(family, &scope).await?;
+            let mut namespace = MountNamespace::open(family, &scope).await?;
             let record = service.record(&mut namespace, &pinned)?;
-            Ok::<_, Failure>((Arc::new(namespace), prefetch, record))
+            Ok::<_, CliError>((Arc::new(namespace), prefetch, record))
         };
         // Until the mount exists, any signal ends this process, and so does the end of the command that waits for it.
         let stopped = async {
@@ -139,8 +140,8 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
         };
         let prepared = tokio::select! {
             prepared = prepare => prepared.map(Some),
-            () = background::abandoned(), if in_background && delayed.is_none() => Err(Failure::interrupted()),
-            () = stopped => if delayed.is_some() { Ok(None) } else { Err(Failure::interrupted()) },
+            () = background::abandoned(), if in_background && delayed.is_none() => Err(CliError::interrupted()),
+            () = stopped => if delayed.is_some() { Ok(None) } else { Err(CliError::interrupted()) },
         };
         let (namespace, prefetch, record) = match (prepared, delayed.is_some()) {
             (Ok(Some(prepared)), _) => prepared,
@@ -164,19 +165,19 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
         // Mounting checks its own mount, and the runtime may have to answer.
         let mounting = tokio::task::spawn_blocking(move || {
             let place = match delayed {
-                Some(delayed) => Where::Attached(delayed.attached),
-                None => Where::At(&dir),
+                Some(delayed) => MountTarget::Attached(delayed.attached),
+                None => MountTarget::At(&dir),
             };
             // Open files of the replaced mount stay readable.
             if replaced.is_some()
-                && let Err(error) = mount::unmount(&dir, Unmount::Lazy)
+                && let Err(error) = mount::unmount(&dir, UnmountMode::Lazy)
             {
                 return (service, Err(error.into()));
             }
             let mounted = service.mount(namespace, place, &options, &handle);
             (service, mounted)
         });
-        let (service, mounted) = mounting.await.map_err(|error| Failure::local("mounting", &error))?;
+        let (service, mounted) = mounting.await.map_err(|error| CliError::local("mounting", &error))?;
         let mounted = mounted?;
         let message = format!("{pinned} mounted at {}", mounted.dir().display());
         output::warn(&family.warnings());
@@ -222,42 +223,42 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), Failur
 
 /// Whether files are passed through to the kernel. Not for a stackable mount with its cache on an overlay: a layer
 /// over the mount would exceed the kernel's stacking depth.
-fn passthrough(args: &MountArgs) -> Result<Passthrough, Failure> {
+fn passthrough(args: &MountArgs) -> Result<PassthroughMode, CliError> {
     let cache = args.image.cache.dir()?;
     let is_full = args.serve.stackable && mount::is_on_overlay(&cache);
     Ok(match daemon::passes_through(&args.serve) && !is_full {
-        true => Passthrough::Auto { cache },
-        false => Passthrough::Off,
+        true => PassthroughMode::Auto { cache },
+        false => PassthroughMode::Off,
     })
 }
 
 /// Reports to the caller that the mount exists.
-pub(super) fn say(message: &str, in_background: bool) -> Result<(), Failure> {
+pub(super) fn say(message: &str, in_background: bool) -> Result<(), CliError> {
     if in_background { background::ready(message) } else { tell(message) }
 }
 
 /// Which users have access to a mount.
-fn access(args: &ServeArgs) -> Result<Access, Failure> {
+fn access(args: &ServeArgs) -> Result<MountAccess, CliError> {
     match (args.allow_other, args.allow_root) {
-        (true, _) => Ok(Access::Everyone),
+        (true, _) => Ok(MountAccess::Everyone),
         // Root is the owner of the mount, so owner access is root access.
-        (false, true) if nix::unistd::geteuid().is_root() => Ok(Access::Owner),
+        (false, true) if nix::unistd::geteuid().is_root() => Ok(MountAccess::Owner),
         // The kernel has only allow_other, and answers from its caches for every user. Names, attributes and link
         // targets that the owner has looked up would be visible to all.
-        (false, true) => Err(Failure::usage(
+        (false, true) => Err(CliError::usage(
             "mount option allow_root is refused: the kernel would show names and attributes to every user; \
              allow_other with default_permissions lets all users in as the modes allow",
         )),
-        (false, false) => Ok(Access::Owner),
+        (false, false) => Ok(MountAccess::Owner),
     }
 }
 
 /// The part of the image that a mount shows.
-pub(super) fn scope(args: &ServeArgs) -> Scope {
-    Scope {
+pub(super) fn scope(args: &ServeArgs) -> ViewScope {
+    ViewScope {
         view: args.view.clone(),
         subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
-        links: if args.hide_symlinks { Links::Hidden } else { Links::Shown },
+        links: if args.hide_symlinks { LinkPolicy::Hidden } else { LinkPolicy::Shown },
         overlay_marks: if args.hide_overlay_xattrs || args.stackable {
             OverlayMarks::Hidden
         } else {
@@ -271,20 +272,24 @@ fn climbs(path: &OsStr) -> bool {
 }
 
 /// Labels of a mount, shown beside its counters.
-fn about(pinned: &str, dir: &Path, sandboxed: Option<&Report>) -> Vec<Counters> {
+fn about(pinned: &str, dir: &Path, sandboxed: Option<&SandboxReport>) -> Vec<Counters> {
     let labels = vec![
         ("reference", pinned.to_owned()),
         ("directory", dir.to_string_lossy().into_owned()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
-    let parts = sandboxed.map(Report::parts);
+    let parts = sandboxed.map(SandboxReport::parts);
     let parts: Vec<_> =
-        parts.iter().flatten().map(|(part, applied)| (*part, **applied == Applied::Whole)).collect();
+        parts.iter().flatten().map(|(part, applied)| (*part, **applied == AppliedPart::Whole)).collect();
     metrics::about(labels, &parts)
 }
 
 /// Waits for the end of the mount, or for a signal to end it.
-async fn stay(mounted: &mount::Mounted, mut signals: Signals, registry: &Registry) -> Result<(), Failure> {
+async fn stay(
+    mounted: &mount::ServedMount,
+    mut signals: DaemonSignals,
+    registry: &RegistryClient,
+) -> Result<(), CliError> {
     tokio::select! {
         ended = mounted.ended() => match ended {
             Ok(()) => {
@@ -294,7 +299,7 @@ async fn stay(mounted: &mount::Mounted, mut signals: Signals, registry: &Registr
             Err(reason) => {
                 // Leaves no dead mount behind; it may be gone already.
                 mounted.detach().ok();
-                Err(Failure::local("serving the mount", &std::io::Error::other(reason)))
+                Err(CliError::local("serving the mount", &std::io::Error::other(reason)))
             }
         },
         () = signals.until_stop(registry) => {
@@ -309,14 +314,14 @@ async fn stay(mounted: &mount::Mounted, mut signals: Signals, registry: &Registr
 }
 
 /// SIGINT and SIGTERM.
-pub(super) struct Stop {
+pub(super) struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
-impl Stop {
-    pub(super) fn new() -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| Failure::local("catching signals", &error);
+impl StopSignals {
+    pub(super) fn new() -> Result<Self, CliError> {
+        let failed = |error: std::io::Error| CliError::local("catching signals", &error);
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
             terminate: signal(SignalKind::terminate()).map_err(failed)?,
@@ -331,14 +336,14 @@ impl Stop {
     }
 }
 
-fn tell(message: &str) -> Result<(), Failure> {
+fn tell(message: &str) -> Result<(), CliError> {
     let mut out = output::stdout();
     output::printed(writeln!(out, "{message}").and_then(|()| out.flush()))
 }
 
 /// Unmounts directories.
-pub(super) fn umount(args: &UmountArgs) -> Result<(), Failure> {
-    let how = if args.lazy { Unmount::Lazy } else { Unmount::Now };
+pub(super) fn umount(args: &UmountArgs) -> Result<(), CliError> {
+    let how = if args.lazy { UnmountMode::Lazy } else { UnmountMode::Now };
     let mut result = Ok(());
     for dir in &args.dirs {
         // The first failure is reported; the other directories are unmounted all the same.
@@ -348,7 +353,7 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), Failure> {
 }
 
 /// Prints the content of a reference.
-pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
+pub(super) fn inspect(args: &InspectArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let (family, offered) = runtime.block_on(async {
         let family = open(&args.image).await?;
@@ -356,42 +361,43 @@ pub(super) fn inspect(args: &InspectArgs) -> Result<(), Failure> {
             Some(image) if image.has_archives() => image.offered_indexes().await,
             _ => Vec::new(),
         };
-        Ok::<_, Failure>((family, offered))
+        Ok::<_, CliError>((family, offered))
     })?;
     let mut out = output::plain_stdout();
-    let look = Look::of_stdout(!args.no_trunc);
+    let look = TextStyle::of_stdout(!args.no_trunc);
     output::printed(report::print(&family, &offered, args.format, look, &mut out).and_then(|()| out.flush()))
 }
 
 /// Lists names.
-pub(super) fn ls(args: &LsArgs) -> Result<(), Failure> {
+pub(super) fn ls(args: &LsArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let path = args.path.as_deref().map_or(&b""[..], OsStr::as_bytes);
-    let depth = if args.recursive { Depth::All } else { Depth::One };
+    let depth = if args.recursive { ListDepth::All } else { ListDepth::One };
     let mut out = output::stdout();
     let mut written = Ok(());
     runtime.block_on(async {
         let family = open(&args.image).await?;
-        let namespace = Namespace::open(Arc::new(family), &Scope::default()).await?;
-        let detail = if args.long { export::Detail::Attributes } else { export::Detail::Names };
+        let namespace = MountNamespace::open(Arc::new(family), &ViewScope::default()).await?;
+        let detail = if args.long { export::ListDetail::Attributes } else { export::ListDetail::Names };
         export::list(&namespace, path, depth, detail, |listed| {
             written = listing::line(&mut out, &listed, args.long);
             written.is_ok()
         })
         .await
-        .map_err(Failure::from)?;
+        .map_err(CliError::from)?;
         output::warn(&namespace.family().warnings());
-        Ok::<_, Failure>(())
+        Ok::<_, CliError>(())
     })?;
     output::printed(written.and_then(|()| out.flush()))
 }
 
 /// Writes files to standard output.
-pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
+pub(super) fn cat(args: &CatArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
-    let door = Door::default();
+    let door = OutputGuard::default();
     runtime.block_on(once_more(&door, async || {
-        let namespace = Namespace::open(Arc::new(open(&args.image).await?), &Scope::default()).await?;
+        let namespace =
+            MountNamespace::open(Arc::new(open(&args.image).await?), &ViewScope::default()).await?;
         // Not line buffered, and not locked: the writer moves between threads.
         let mut out = door.outgoing(std::fs::File::from(stdout_fd()?));
         for path in &args.paths {
@@ -401,22 +407,22 @@ pub(super) fn cat(args: &CatArgs) -> Result<(), Failure> {
     }))
 }
 
-pub(super) fn stdout_fd() -> Result<std::os::fd::OwnedFd, Failure> {
+pub(super) fn stdout_fd() -> Result<std::os::fd::OwnedFd, CliError> {
     use std::os::fd::AsFd as _;
     let duplicated = std::io::stdout().as_fd().try_clone_to_owned();
-    duplicated.map_err(|error| Failure::local("opening standard output", &error))
+    duplicated.map_err(|error| CliError::local("opening standard output", &error))
 }
 
 /// Starts the log and the runtime.
-pub(super) fn start(args: &ImageArgs) -> Result<Runtime, Failure> {
+pub(super) fn start(args: &ImageArgs) -> Result<Runtime, CliError> {
     prepare(args)?;
     threads::runtime()
 }
 
 /// Rejects options that contradict each other, before anything is done.
-fn consistent(args: &ImageArgs) -> Result<(), Failure> {
+fn consistent(args: &ImageArgs) -> Result<(), CliError> {
     if args.location.is_input() && args.cache.is_private() {
-        return Err(Failure::usage(
+        return Err(CliError::usage(
             "--no-cache and standard input contradict each other: an archive that comes once has to be kept while it is read",
         ));
     }
@@ -424,7 +430,7 @@ fn consistent(args: &ImageArgs) -> Result<(), Failure> {
 }
 
 /// Starts the log, and does everything else that comes before threads.
-fn prepare(args: &ImageArgs) -> Result<(), Failure> {
+fn prepare(args: &ImageArgs) -> Result<(), CliError> {
     consistent(args)?;
     output::start_log(args.log_file.as_deref())?;
     secret::guard_memory();
@@ -442,38 +448,38 @@ fn raise_file_limit() {
     }
 }
 
-pub(super) async fn open(args: &ImageArgs) -> Result<Family, Failure> {
-    open_with(args, &registry(args)?, Prefetch::None, Recording::Off).await
+pub(super) async fn open(args: &ImageArgs) -> Result<ImageSet, CliError> {
+    open_with(args, &registry(args)?, PrefetchMode::None, ReadRecording::Off).await
 }
 
 /// Rejects options that select layers, for commands that take all layers.
-pub(super) fn refuse_selection(args: &ImageArgs, why: &str) -> Result<(), Failure> {
+pub(super) fn refuse_selection(args: &ImageArgs, why: &str) -> Result<(), CliError> {
     if args.layer.is_empty() && args.media_type.is_empty() && args.title.is_empty() {
         return Ok(());
     }
-    Err(Failure::usage(format!("--layer, --media-type and --title choose what is shown: {why}")))
+    Err(CliError::usage(format!("--layer, --media-type and --title choose what is shown: {why}")))
 }
 
 /// The one image that the arguments name.
-pub(super) fn only(family: &Family) -> Result<&Arc<Image>, Failure> {
+pub(super) fn only(family: &ImageSet) -> Result<&Arc<OpenImage>, CliError> {
     family.main().ok_or_else(|| {
-        Failure::usage(format!("{}: name one platform of it with --platform", family.pinned()))
+        CliError::usage(format!("{}: name one platform of it with --platform", family.pinned()))
     })
 }
 
 /// The client with the credentials and limits that the arguments name.
-pub(super) fn registry(args: &ImageArgs) -> Result<Registry, Failure> {
+pub(super) fn registry(args: &ImageArgs) -> Result<RegistryClient, CliError> {
     registry_with(args, args.network.authfile.as_deref())
 }
 
 /// The client with another credential file.
-pub(super) fn registry_with(args: &ImageArgs, authfile: Option<&Path>) -> Result<Registry, Failure> {
+pub(super) fn registry_with(args: &ImageArgs, authfile: Option<&Path>) -> Result<RegistryClient, CliError> {
     let creds = args.creds.as_deref().map(|text| {
-        Credential::parse(text).ok_or_else(|| Failure::usage("--creds is not of the form USER:PASSWORD"))
+        UserCredential::parse(text).ok_or_else(|| CliError::usage("--creds is not of the form USER:PASSWORD"))
     });
     let read_budget = Duration::from_secs(args.timeout);
-    let usual = Options::default();
-    let options = Options {
+    let usual = RegistryOptions::default();
+    let options = RegistryOptions {
         creds: creds.transpose()?,
         anonymous: args.anonymous,
         read_budget,
@@ -487,32 +493,32 @@ pub(super) fn registry_with(args: &ImageArgs, authfile: Option<&Path>) -> Result
 
 pub(super) async fn open_with(
     args: &ImageArgs,
-    registry: &Registry,
-    prefetch: Prefetch,
-    recording: Recording,
-) -> Result<Family, Failure> {
+    registry: &RegistryClient,
+    prefetch: PrefetchMode,
+    recording: ReadRecording,
+) -> Result<ImageSet, CliError> {
     let platforms = match &args.platform[..] {
-        [] => Platforms::Host,
-        [PlatformChoice::One(platform)] => Platforms::One(platform.clone()),
-        [PlatformChoice::All] => Platforms::All,
-        [..] => return Err(Failure::usage("--platform can be given only once here")),
+        [] => PlatformScope::Host,
+        [PlatformChoice::One(platform)] => PlatformScope::One(platform.clone()),
+        [PlatformChoice::All] => PlatformScope::All,
+        [..] => return Err(CliError::usage("--platform can be given only once here")),
     };
     let options = OpenOptions { platforms, prefetch, recording, ..options(args, &args.location, registry)? };
-    let opened = Family::open(&options, registry, cache(args)?).await;
-    opened.map_err(|error| Failure::from(error).hinting(network::namesake(&args.location)))
+    let opened = ImageSet::open(&options, registry, cache(args)?).await;
+    opened.map_err(|error| CliError::from(error).hinting(network::namesake(&args.location)))
 }
 
 /// The cache that the arguments name.
-pub(super) fn cache(args: &ImageArgs) -> Result<Cache, Failure> {
-    Ok(Cache::open_limited(&args.cache.dir()?, args.cache_size.limit())?)
+pub(super) fn cache(args: &ImageArgs) -> Result<BlockCache, CliError> {
+    Ok(BlockCache::open_limited(&args.cache.dir()?, args.cache_size.limit())?)
 }
 
 /// The options for opening `location`, except the platforms.
 pub(super) fn options(
     args: &ImageArgs,
-    location: &Location,
-    registry: &Registry,
-) -> Result<OpenOptions, Failure> {
+    location: &ImageLocation,
+    registry: &RegistryClient,
+) -> Result<OpenOptions, CliError> {
     Ok(OpenOptions {
         select: args.select.clone(),
         layers: LayerSelection {
@@ -520,19 +526,19 @@ pub(super) fn options(
             media_types: args.media_type.clone(),
             titles: args.title.clone(),
         },
-        referrers: if args.referrers { Referrers::Shown } else { Referrers::Hidden },
+        referrers: if args.referrers { ReferrerScope::Shown } else { ReferrerScope::Hidden },
         on_conflict: match args.on_conflict {
-            OnConflict::Later => image::OnConflict::Later,
-            OnConflict::Error => image::OnConflict::Error,
+            OnConflictArg::Later => image::ConflictPolicy::Later,
+            OnConflictArg::Error => image::ConflictPolicy::Error,
         },
         layer_name: args.layer_name.clone(),
         content_stores: args.content.stores()?,
         foreign_layers: if args.foreign_layers { ForeignLayers::Fetched } else { ForeignLayers::Named },
-        network: if args.offline { Network::Offline } else { Network::Online },
+        network: if args.offline { NetworkAccess::Offline } else { NetworkAccess::Online },
         part_order: match args.part_order {
-            PartOrder::Epoch => disk::PartOrder::Epoch,
-            PartOrder::Natural => disk::PartOrder::Natural,
-            PartOrder::Manifest => disk::PartOrder::Manifest,
+            PartOrderArg::Epoch => disk::PartOrder::Epoch,
+            PartOrderArg::Natural => disk::PartOrder::Natural,
+            PartOrderArg::Manifest => disk::PartOrder::Manifest,
         },
         index: match args.index {
             IndexUse::Auto => IndexPolicy::Auto,

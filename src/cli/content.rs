@@ -7,7 +7,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::source;
 
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// An empty value means no store.
 fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
@@ -25,12 +25,12 @@ pub(super) struct ContentArgs {
 
 impl ContentArgs {
     /// The directories as absolute paths: a background mount changes its working directory.
-    pub(super) fn stores(&self) -> Result<Vec<PathBuf>, Failure> {
+    pub(super) fn stores(&self) -> Result<Vec<PathBuf>, CliError> {
         let Some(named) = &self.content_store else { return Ok(source::usual_stores()) };
         let given = named.iter().filter(|path| !path.as_os_str().is_empty());
         given
             .map(std::path::absolute)
             .collect::<Result<_, _>>()
-            .map_err(|error| Failure::local("finding the working directory", &error))
+            .map_err(|error| CliError::local("finding the working directory", &error))
     }
 }

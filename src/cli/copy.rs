@@ -8,16 +8,16 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::export;
-use crate::tree::Kind;
-use crate::view::{Namespace, Scope};
+use crate::tree::InodeKind;
+use crate::view::{MountNamespace, ViewScope};
 
-use super::again::{Door, once_more};
+use super::again::{OutputGuard, once_more};
 use super::args::ImageArgs;
-use super::commands::{Stop, open, start};
-use super::exit::Failure;
+use super::commands::{StopSignals, open, start};
+use super::exit::CliError;
 use super::export::told_incomplete;
 use super::preserve::PreserveArgs;
-use super::progress::{Progress, ProgressArgs};
+use super::progress::{ProgressArgs, ProgressLine};
 
 /// The arguments of `cp`.
 #[derive(Args, Debug)]
@@ -41,31 +41,31 @@ pub(super) struct CpArgs {
 }
 
 /// Runs the command.
-pub(super) fn cp(args: &CpArgs) -> Result<(), Failure> {
+pub(super) fn cp(args: &CpArgs) -> Result<(), CliError> {
     if args.dest.as_os_str() == "-" {
-        return Err(Failure::usage(
+        return Err(CliError::usage(
             "cp writes files; to standard output: ocifs cat REF PATH (a file of this name is ./-)",
         ));
     }
     let runtime = start(&args.image)?;
     runtime.block_on(async {
-        let mut stop = Stop::new()?;
-        let door = Door::default();
+        let mut stop = StopSignals::new()?;
+        let door = OutputGuard::default();
         tokio::select! {
             copied = once_more(&door, async || copy(args).await) => copied,
-            () = stop.wait() => Err(Failure::interrupted()),
+            () = stop.wait() => Err(CliError::interrupted()),
         }
     })
 }
 
-async fn copy(args: &CpArgs) -> Result<(), Failure> {
+async fn copy(args: &CpArgs) -> Result<(), CliError> {
     let path = args.path.as_bytes();
-    let namespace = Namespace::open(Arc::new(open(&args.image).await?), &Scope::default()).await?;
+    let namespace = MountNamespace::open(Arc::new(open(&args.image).await?), &ViewScope::default()).await?;
     let node = namespace.resolve(path).await?;
     namespace.settle(node).await?;
     let attributes = namespace.attributes(node);
-    if attributes.is_some_and(|attributes| matches!(attributes.kind, Kind::Directory)) {
-        let progress = Progress::start(&args.progress, None);
+    if attributes.is_some_and(|attributes| matches!(attributes.kind, InodeKind::Directory)) {
+        let progress = ProgressLine::start(&args.progress, None);
         let report = export::write_tree(&namespace, path, &args.dest, args.preserve.chosen(), &|bytes| {
             progress.advance(bytes)
         })
@@ -80,11 +80,11 @@ async fn copy(args: &CpArgs) -> Result<(), Failure> {
     if dest.is_dir() {
         let name = path.split(|byte| *byte == b'/').rfind(|name| !name.is_empty()).unwrap_or_default();
         if matches!(name, b"" | b"." | b"..") {
-            return Err(Failure::usage(format!("{} is a directory: give the file a name", dest.display())));
+            return Err(CliError::usage(format!("{} is a directory: give the file a name", dest.display())));
         }
         dest.push(OsString::from_vec(name.to_vec()));
     }
-    let progress = Progress::start(&args.progress, attributes.map(|attributes| attributes.size));
+    let progress = ProgressLine::start(&args.progress, attributes.map(|attributes| attributes.size));
     export::copy_file(&namespace, path, &dest, &|bytes| progress.advance(bytes)).await?;
     progress.finish(&dest.display().to_string());
     Ok(())

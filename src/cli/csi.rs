@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, ValueEnum};
 
-use super::args::{Cli, Command, MountArgs};
-use super::commands::{self, Stop};
-use super::exit::Failure;
-use super::metrics::{Address, Endpoint};
+use super::args::{Cli, CliCommand, MountArgs};
+use super::commands::{self, StopSignals};
+use super::exit::CliError;
+use super::metrics::{MetricsAddress, MetricsSocket};
 use super::socket;
 use super::{metrics, output, secret, threads};
-use crate::csi::{self, Clients, CsiError, Node, Settings, Unreachable};
+use crate::csi::{self, CsiError, NodeSettings, UnreachablePolicy, VolumeClients, VolumeNode};
 use crate::image::ImageError;
 use crate::registry::RegistryError;
 
@@ -66,7 +66,7 @@ pub(super) struct CsiArgs {
 
     /// Serve Prometheus counters at /metrics: HOST:PORT, or unix:PATH.
     #[arg(long, value_name = "ADDRESS")]
-    metrics: Option<Address>,
+    metrics: Option<MetricsAddress>,
 
     /// Write the log of the plugin to this file instead of standard error. OCIFS_LOG sets its level.
     #[arg(long, value_name = "FILE")]
@@ -103,18 +103,18 @@ impl FromStr for SocketPath {
 }
 
 /// Serves volumes until a signal comes. The mounts stay.
-pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
+pub(super) fn serve(args: CsiArgs) -> Result<(), CliError> {
     output::start_log(args.log_file.as_deref())?;
     secret::guard_memory();
     let absolute = |path: &Path| {
-        std::path::absolute(path).map_err(|error| Failure::local("finding the working directory", &error))
+        std::path::absolute(path).map_err(|error| CliError::local("finding the working directory", &error))
     };
     if args.node_id.is_empty() {
-        return Err(Failure::usage("--node-id is empty: name the node as the orchestrator does"));
+        return Err(CliError::usage("--node-id is empty: name the node as the orchestrator does"));
     }
     let mounting = check(&args.mount_options)?;
     let SocketPath(path) = &args.endpoint;
-    let settings = Settings {
+    let settings = NodeSettings {
         node_id: args.node_id,
         state_dir: absolute(&args.state_dir)?,
         pull_secrets: args.pull_secrets.as_deref().map(absolute).transpose()?,
@@ -123,17 +123,17 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
         mount_options: args.mount_options,
         clients: clients(mounting),
         unreachable: match args.when_unreachable {
-            WhenUnreachable::Refuse => Unreachable::Refuse,
-            WhenUnreachable::Show => Unreachable::Show,
+            WhenUnreachable::Refuse => UnreachablePolicy::Refuse,
+            WhenUnreachable::Show => UnreachablePolicy::Show,
         },
     };
-    let node = Arc::new(Node::open(settings)?);
+    let node = Arc::new(VolumeNode::open(settings)?);
     let (listener, file) = socket::listen(path)
-        .map_err(|error| Failure::local(format!("listening at {}", path.display()), &error))?;
-    let endpoint = args.metrics.as_ref().map(Endpoint::open).transpose()?;
+        .map_err(|error| CliError::local(format!("listening at {}", path.display()), &error))?;
+    let endpoint = args.metrics.as_ref().map(MetricsSocket::open).transpose()?;
     let runtime = threads::runtime()?;
     let served = runtime.block_on(async {
-        let mut stop = Stop::new()?;
+        let mut stop = StopSignals::new()?;
         let shown = endpoint.map(|endpoint| tokio::spawn(endpoint.serve(metrics::plugin())));
         tracing::info!(socket = %path.display(), node = node.id(), "serving volumes");
         let served = csi::serve(node, listener, async move { stop.wait().await }).await;
@@ -142,7 +142,7 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
             shown.abort();
             shown.await.ok();
         }
-        Ok::<_, Failure>(served?)
+        Ok::<_, CliError>(served?)
     });
     runtime.shutdown_timeout(commands::LAST_TASKS);
     drop(file);
@@ -150,22 +150,22 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), Failure> {
 }
 
 /// Registry clients with the options of the mounts.
-fn clients(mounting: MountArgs) -> Clients {
+fn clients(mounting: MountArgs) -> VolumeClients {
     let make = move |authfile: Option<&Path>| {
         commands::registry_with(&mounting.image, authfile).map_err(|failure| failure.to_string())
     };
-    let explain = |error: RegistryError| Failure::from(ImageError::Source(error.into())).explained();
-    Clients { make: Arc::new(make), explain }
+    let explain = |error: RegistryError| CliError::from(ImageError::Source(error.into())).explained();
+    VolumeClients { make: Arc::new(make), explain }
 }
 
 /// Parses the options as the first mount would.
-fn check(options: &[OsString]) -> Result<MountArgs, Failure> {
+fn check(options: &[OsString]) -> Result<MountArgs, CliError> {
     for option in options {
         let text = option.to_string_lossy();
         let name = text.split('=').next().unwrap_or_default();
         // -o would be rewritten before it is parsed; every option has a long form.
         if DECIDED.contains(&name) || !name.starts_with("--") && text.starts_with('-') {
-            return Err(Failure::usage(format!(
+            return Err(CliError::usage(format!(
                 "mount option {name} is not for volumes: it is decided by the plugin or by the volume, or needs its long form"
             )));
         }
@@ -174,10 +174,10 @@ fn check(options: &[OsString]) -> Result<MountArgs, Failure> {
     let words = words.chain(["--", "registry.invalid/a:b", "/"].map(OsString::from));
     let parsed = parser().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed.map(|cli| cli.command) {
-        Ok(Command::Mount(mounting)) => Ok(mounting),
-        Ok(_) => Err(Failure::usage("the words after -- are no options of mount")),
+        Ok(CliCommand::Mount(mounting)) => Ok(mounting),
+        Ok(_) => Err(CliError::usage("the words after -- are no options of mount")),
         Err(error) => {
-            Err(Failure::usage(format!("the options after --: {}", error.render().to_string().trim())))
+            Err(CliError::usage(format!("the options after --: {}", error.render().to_string().trim())))
         }
     }
 }
@@ -189,16 +189,16 @@ fn parser() -> clap::Command {
         .mut_subcommand("mount", |mount| mount.mut_arg("creds", |creds| creds.env(None::<&'static str>)))
 }
 
-impl From<CsiError> for Failure {
+impl From<CsiError> for CliError {
     fn from(error: CsiError) -> Self {
-        Failure::local("the plugin", &error)
+        CliError::local("the plugin", &error)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::Fault;
+    use crate::io::FaultClass;
 
     #[test]
     fn a_socket_is_written_in_every_way_that_orchestrators_have() {
@@ -244,22 +244,24 @@ mod tests {
     #[test]
     fn every_fault_of_a_mount_has_its_code() {
         let expected = |fault| match fault {
-            Fault::Usage => "InvalidArgument",
-            Fault::NotFound => "NotFound",
-            Fault::Denied => "Unauthenticated",
-            Fault::Unavailable | Fault::Misbehaved => "Unavailable",
-            Fault::Malformed | Fault::Unsupported | Fault::Mismatch | Fault::Io => "Internal",
+            FaultClass::Usage => "InvalidArgument",
+            FaultClass::NotFound => "NotFound",
+            FaultClass::Denied => "Unauthenticated",
+            FaultClass::Unavailable | FaultClass::Misbehaved => "Unavailable",
+            FaultClass::Malformed | FaultClass::Unsupported | FaultClass::Mismatch | FaultClass::Io => {
+                "Internal"
+            }
         };
         for fault in [
-            Fault::Usage,
-            Fault::NotFound,
-            Fault::Denied,
-            Fault::Unavailable,
-            Fault::Misbehaved,
-            Fault::Malformed,
-            Fault::Unsupported,
-            Fault::Mismatch,
-            Fault::Io,
+            FaultClass::Usage,
+            FaultClass::NotFound,
+            FaultClass::Denied,
+            FaultClass::Unavailable,
+            FaultClass::Misbehaved,
+            FaultClass::Malformed,
+            FaultClass::Unsupported,
+            FaultClass::Mismatch,
+            FaultClass::Io,
         ] {
             assert_eq!(csi::code_name(super::super::exit::code(fault)), expected(fault), "{fault:?}");
         }

@@ -9,16 +9,16 @@ use clap::{Args, ValueEnum};
 use nix::sys::signal::Signal as NixSignal;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cache::Cache;
+use crate::cache::BlockCache;
 use crate::mount::{self, MountOptions};
-use crate::registry::Registry;
-use crate::sandbox::{self, Applied, Policy, Report};
-use crate::source::Location;
+use crate::registry::RegistryClient;
+use crate::sandbox::{self, AppliedPart, SandboxPolicy, SandboxReport};
+use crate::source::ImageLocation;
 
 use super::args::{MountArgs, PassthroughWhen, ServeArgs};
-use super::commands::Stop;
-use super::exit::Failure;
-use super::metrics::{Address, Endpoint};
+use super::commands::StopSignals;
+use super::exit::CliError;
+use super::metrics::{MetricsAddress, MetricsSocket};
 use super::{child, network, output};
 
 /// How the process of a mount behaves.
@@ -30,7 +30,7 @@ pub(super) struct DaemonArgs {
 
     /// Serve Prometheus counters at /metrics: HOST:PORT, or unix:PATH for a socket of this user alone.
     #[arg(long, value_name = "ADDRESS")]
-    pub(super) metrics: Option<Address>,
+    pub(super) metrics: Option<MetricsAddress>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -86,21 +86,21 @@ pub(super) fn confine(
     args: &MountArgs,
     dir: &Path,
     options: &MountOptions,
-    endpoint: Option<&Endpoint>,
-    registry: &Registry,
-) -> Result<Option<Report>, Failure> {
+    endpoint: Option<&MetricsSocket>,
+    registry: &RegistryClient,
+) -> Result<Option<SandboxReport>, CliError> {
     if args.serve.daemon.sandbox == SandboxWhen::Off {
         return Ok(None);
     }
     // Creates the cache directory: a sandbox rule needs an existing path.
-    drop(Cache::open(&args.image.cache.dir()?)?);
+    drop(BlockCache::open(&args.image.cache.dir()?)?);
     mount::start_keeper(dir, options)?;
     let report = sandbox::enter(&policy(args, endpoint, registry)?);
     for (part, applied) in report.parts() {
         match applied {
-            Applied::Whole => tracing::debug!(part, "the sandbox holds"),
-            Applied::Part(what) => tracing::warn!(part, less = what, "the sandbox holds in part"),
-            Applied::No(why) => tracing::warn!(part, why, "the sandbox does not hold"),
+            AppliedPart::Whole => tracing::debug!(part, "the sandbox holds"),
+            AppliedPart::Part(what) => tracing::warn!(part, less = what, "the sandbox holds in part"),
+            AppliedPart::No(why) => tracing::warn!(part, why, "the sandbox does not hold"),
         }
     }
     Ok(Some(report))
@@ -116,12 +116,12 @@ pub(super) fn passes_through(args: &ServeArgs) -> bool {
 }
 
 /// Rejects paths of this process below its own mount point: its own request would go unanswered.
-pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
+pub(super) fn keep_clear(args: &MountArgs) -> Result<(), CliError> {
     // Faults of the mount point are reported by the mount itself.
     let Some(dir) = mount::resolved(&args.dir) else { return Ok(()) };
     let kind = match &args.image.location {
-        Location::Layout { .. } => "the layout",
-        Location::Registry(_) | Location::Archive { .. } => "the image",
+        ImageLocation::Layout { .. } => "the layout",
+        ImageLocation::Registry(_) | ImageLocation::Archive { .. } => "the image",
     };
     let own = [
         ("the cache", Some(args.image.cache.dir()?)),
@@ -135,7 +135,7 @@ pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
         let full = std::fs::canonicalize(&path).or_else(|_| std::path::absolute(&path));
         if full.is_ok_and(|full| full.starts_with(&dir)) {
             let (path, dir) = (path.display(), dir.display());
-            return Err(Failure::usage(format!(
+            return Err(CliError::usage(format!(
                 "{what}, {path}, is below the mount point {dir}, which would hide it"
             )));
         }
@@ -144,19 +144,23 @@ pub(super) fn keep_clear(args: &MountArgs) -> Result<(), Failure> {
 }
 
 /// The rights that serving needs.
-fn policy(args: &MountArgs, endpoint: Option<&Endpoint>, registry: &Registry) -> Result<Policy, Failure> {
-    Ok(Policy {
+fn policy(
+    args: &MountArgs,
+    endpoint: Option<&MetricsSocket>,
+    registry: &RegistryClient,
+) -> Result<SandboxPolicy, CliError> {
+    Ok(SandboxPolicy {
         read: readable(args, registry)?,
         write: vec![args.image.cache.reach()?],
-        sockets: endpoint.and_then(Endpoint::directory).into_iter().collect(),
+        sockets: endpoint.and_then(MetricsSocket::directory).into_iter().collect(),
         stay_admin: passes_through(&args.serve) && mount::may_pass_through(),
     })
 }
 
 /// The paths that serving reads, beside the cache.
-fn readable(args: &MountArgs, registry: &Registry) -> Result<Vec<PathBuf>, Failure> {
+fn readable(args: &MountArgs, registry: &RegistryClient) -> Result<Vec<PathBuf>, CliError> {
     let absolute = |path: &Path| {
-        std::path::absolute(path).map_err(|error| Failure::local("finding the working directory", &error))
+        std::path::absolute(path).map_err(|error| CliError::local("finding the working directory", &error))
     };
     let known = [CERTIFICATES, NAMES, KERNEL].concat();
     let mut paths: Vec<PathBuf> = known.iter().map(PathBuf::from).collect();
@@ -182,23 +186,23 @@ fn resolver() -> Option<PathBuf> {
 }
 
 /// The signals of a mount: those that end it, reload, and statistics.
-pub(super) struct Signals {
+pub(super) struct DaemonSignals {
     /// The signals that end the mount.
-    pub(super) stop: Stop,
+    pub(super) stop: StopSignals,
     reload: Signal,
     statistics: Signal,
     terminal: ControllingTerminal,
 }
 
-impl Signals {
+impl DaemonSignals {
     /// Catches the signals from now on.
-    pub(super) fn new() -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| Failure::local("catching signals", &error);
+    pub(super) fn new() -> Result<Self, CliError> {
+        let failed = |error: std::io::Error| CliError::local("catching signals", &error);
         // nohup(1) ignores SIGHUP for its command.
         let terminal = ControllingTerminal::of_process(child::is_ignored(NixSignal::SIGHUP));
         Ok(Self {
             terminal,
-            stop: Stop::new()?,
+            stop: StopSignals::new()?,
             reload: signal(SignalKind::hangup()).map_err(failed)?,
             statistics: signal(SignalKind::user_defined1()).map_err(failed)?,
         })
@@ -213,7 +217,7 @@ impl Signals {
     }
 
     /// Handles signals until one comes that ends the mount.
-    pub(super) async fn until_stop(&mut self, registry: &Registry) {
+    pub(super) async fn until_stop(&mut self, registry: &RegistryClient) {
         loop {
             tokio::select! {
                 () = self.stop.wait() => return,
@@ -266,7 +270,7 @@ mod tests {
     use nix::errno::Errno;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-    use super::super::args::{Cli, Command};
+    use super::super::args::{Cli, CliCommand};
     use super::super::commands;
     use super::*;
 
@@ -285,7 +289,7 @@ mod tests {
         let words =
             ["ocifs", "mount", "--authfile", &login, "--cache-dir", &cache, "--require-signature", &key];
         let words = words.into_iter().chain(["--hosts-dir", &hosts, "127.0.0.1:1/a:v1", &dir]);
-        let Command::Mount(args) = Cli::try_parse_from(words).unwrap().command else {
+        let CliCommand::Mount(args) = Cli::try_parse_from(words).unwrap().command else {
             panic!("another command");
         };
         let registry = commands::registry(&args.image).unwrap();
@@ -294,7 +298,7 @@ mod tests {
         // The sandbox is of a thread and of those that it starts.
         let inside = std::thread::spawn(move || {
             let report = sandbox::enter(&policy);
-            if report.parts().iter().any(|(_, applied)| matches!(applied, Applied::No(_))) {
+            if report.parts().iter().any(|(_, applied)| matches!(applied, AppliedPart::No(_))) {
                 assert!(std::env::var_os("CI").is_none(), "{report:?}");
                 return;
             }

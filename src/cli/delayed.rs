@@ -8,28 +8,28 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::image::Family;
-use crate::mount::{self, Attached, MountOptions};
+use crate::image::ImageSet;
+use crate::mount::{self, AttachedMount, MountOptions};
 
 use super::args::MountArgs;
 use super::commands::{say, scope};
-use super::exit::Failure;
-use super::service::Service;
+use super::exit::CliError;
+use super::service::ManagedService;
 
 /// A mount whose image is not open yet.
-pub(super) struct Delayed {
-    pub(super) attached: Attached,
+pub(super) struct DelayedMount {
+    pub(super) attached: AttachedMount,
 }
 
-impl Delayed {
+impl DelayedMount {
     /// Mounts, and reports the mount.
     pub(super) fn attach(
         args: &MountArgs,
         dir: &Path,
         options: &MountOptions,
         in_background: bool,
-        service: &Service,
-    ) -> Result<Self, Failure> {
+        service: &ManagedService,
+    ) -> Result<Self, CliError> {
         let attached = mount::attach(dir, options, scope(&args.serve), &Handle::current())?;
         let message =
             format!("{} mounted at {}, to be opened when it can", options.source, attached.dir().display());
@@ -42,10 +42,10 @@ impl Delayed {
     }
 
     /// Opens the image. Retries while the network or a registry is unavailable and the mount is in place.
-    pub(super) async fn until_open<F: Future<Output = Result<Family, Failure>>>(
+    pub(super) async fn until_open<F: Future<Output = Result<ImageSet, CliError>>>(
         &self,
         open: impl Fn() -> F,
-    ) -> Result<Family, Failure> {
+    ) -> Result<ImageSet, CliError> {
         /// Pause between two attempts, each of which has retries of its own.
         const PAUSE: Duration = Duration::from_secs(2);
         loop {
@@ -76,8 +76,8 @@ impl Delayed {
         }
     }
 
-    fn taken(&self) -> Failure {
-        Failure::from(mount::MountError::NotMounted { dir: self.attached.dir().to_owned() })
+    fn taken(&self) -> CliError {
+        CliError::from(mount::MountError::NotMounted { dir: self.attached.dir().to_owned() })
     }
 
     /// Unmounts, if the mount is still in place.

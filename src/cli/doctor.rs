@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use crate::cache::Cache;
-use crate::image::{Family, Image, Probe};
-use crate::mount::{self, Finding, Health};
-use crate::source::Location;
+use crate::cache::BlockCache;
+use crate::image::{BlobProbe, ImageSet, OpenImage};
+use crate::mount::{self, CheckedFact, FactHealth};
+use crate::source::ImageLocation;
 
-use super::args::{Format, ImageArgs};
+use super::args::{ImageArgs, OutputFormat};
 use super::commands::{open, start};
-use super::exit::{self, Failure};
+use super::exit::{self, CliError};
 use super::output::{self, human, safe};
 use super::table::takes_colours;
 
@@ -36,66 +36,68 @@ pub(super) struct DoctorArgs {
 
     /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    format: Format,
+    format: OutputFormat,
 }
 
 /// Checks the machine, the cache, and the registry of a reference.
-pub(super) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
+pub(super) fn doctor(args: &DoctorArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let mut findings = mount::checkup();
     findings.push(cache(&args.image));
-    if NOTHING.parse().is_ok_and(|nothing: Location| args.image.location != nothing) {
+    if NOTHING.parse().is_ok_and(|nothing: ImageLocation| args.image.location != nothing) {
         findings.extend(runtime.block_on(reference(&args.image)));
     }
     let mut out = output::plain_stdout();
     let written = match args.format {
-        Format::Json => json(&findings, &mut out),
-        Format::Text => text(&findings, takes_colours(&io::stdout()), &mut out),
+        OutputFormat::Json => json(&findings, &mut out),
+        OutputFormat::Text => text(&findings, takes_colours(&io::stdout()), &mut out),
     };
     output::printed(written.and_then(|()| out.flush()))?;
-    match findings.iter().any(|finding| finding.health == Health::Bad) {
-        true => Err(Failure::already_reported(exit::GENERIC)),
+    match findings.iter().any(|finding| finding.health == FactHealth::Bad) {
+        true => Err(CliError::already_reported(exit::GENERIC)),
         false => Ok(()),
     }
 }
 
-fn cache(args: &ImageArgs) -> Finding {
+fn cache(args: &ImageArgs) -> CheckedFact {
     let hint = "choose another directory with --cache-dir";
     let dir = match args.cache.dir() {
         Ok(dir) => dir,
-        Err(failure) => return Finding::bad("cache", failure.to_string(), hint),
+        Err(failure) => return CheckedFact::bad("cache", failure.to_string(), hint),
     };
-    let opened = Cache::open_limited(&dir, args.cache_size.limit()).map_err(Failure::from);
+    let opened = BlockCache::open_limited(&dir, args.cache_size.limit()).map_err(CliError::from);
     match opened.and_then(|_| {
-        nix::sys::statvfs::statvfs(&dir).map_err(|errno| Failure::local("looking at the cache", &errno))
+        nix::sys::statvfs::statvfs(&dir).map_err(|errno| CliError::local("looking at the cache", &errno))
     }) {
         Ok(disk) => {
             let free = disk.blocks_available().saturating_mul(disk.fragment_size());
             let told = format!("{} takes files, {} are free there", dir.display(), human(free));
             match free {
-                ..0x4000_0000 => Finding::limited(
+                ..0x4000_0000 => CheckedFact::limited(
                     "cache",
                     told,
                     "what is evicted is fetched again; make room, or choose another directory with --cache-dir",
                 ),
-                _ => Finding::good("cache", told),
+                _ => CheckedFact::good("cache", told),
             }
         }
-        Err(failure) => Finding::bad("cache", failure.to_string(), hint),
+        Err(failure) => CheckedFact::bad("cache", failure.to_string(), hint),
     }
 }
 
-async fn reference(args: &ImageArgs) -> Vec<Finding> {
+async fn reference(args: &ImageArgs) -> Vec<CheckedFact> {
     let begun = Instant::now();
     let family = match open(args).await {
         Ok(family) => family,
         Err(failure) => {
             let hint = failure.hint().unwrap_or("\"ocifs inspect\" says the same").to_owned();
-            return vec![Finding::bad("reference", failure.to_string(), hint)];
+            return vec![CheckedFact::bad("reference", failure.to_string(), hint)];
         }
     };
-    let mut findings =
-        vec![Finding::good("reference", format!("{} opens in {}", family.pinned(), millis(begun.elapsed())))];
+    let mut findings = vec![CheckedFact::good(
+        "reference",
+        format!("{} opens in {}", family.pinned(), millis(begun.elapsed())),
+    )];
     if let Some(image) = family.main() {
         findings.push(ranges(image).await);
         findings.push(laziness(image).await);
@@ -105,27 +107,27 @@ async fn reference(args: &ImageArgs) -> Vec<Finding> {
     findings
 }
 
-async fn ranges(image: &Image) -> Finding {
+async fn ranges(image: &OpenImage) -> CheckedFact {
     match image.probe().await {
-        Ok(None) => Finding::good("ranges", "there is no blob to ask for"),
-        Ok(Some(probe)) if probe.ranges => Finding::good(
+        Ok(None) => CheckedFact::good("ranges", "there is no blob to ask for"),
+        Ok(Some(probe)) if probe.ranges => CheckedFact::good(
             "ranges",
             format!(
                 "{} of the largest blob, {} of {}, come in {}, {} at once in {}",
-                human(Probe::LEN.min(probe.size)),
+                human(BlobProbe::LEN.min(probe.size)),
                 probe.blob,
                 human(probe.size),
                 millis(probe.first),
-                Probe::PARALLEL,
+                BlobProbe::PARALLEL,
                 millis(probe.parallel)
             ),
         ),
-        Ok(Some(_)) => Finding::limited(
+        Ok(Some(_)) => CheckedFact::limited(
             "ranges",
             "the registry answers a range with the whole blob",
             "every first read of a blob waits for all that comes before it; a mirror that knows ranges helps (docs/registries.md)",
         ),
-        Err(error) => Finding::bad(
+        Err(error) => CheckedFact::bad(
             "ranges",
             error.chain(),
             "the manifest can be had, and its blobs cannot: are both for this user?",
@@ -133,15 +135,15 @@ async fn ranges(image: &Image) -> Finding {
     }
 }
 
-async fn laziness(image: &Image) -> Finding {
+async fn laziness(image: &OpenImage) -> CheckedFact {
     let offered = if image.has_archives() { image.offered_indexes().await } else { Vec::new() };
     let count = image.manifest().layers.len();
     let slow: Vec<_> = (0..count).filter(|at| !image.access(*at, &offered).is_lazy()).collect();
     match slow.as_slice() {
-        [] => Finding::good("laziness", format!("all of {count} layers can be read by range")),
+        [] => CheckedFact::good("laziness", format!("all of {count} layers can be read by range")),
         slow => {
             let numbers: Vec<_> = slow.iter().map(ToString::to_string).collect();
-            Finding::limited(
+            CheckedFact::limited(
                 "laziness",
                 format!(
                     "layers {} of {count} are compressed and have no index: each is read once before its files can be",
@@ -153,9 +155,9 @@ async fn laziness(image: &Image) -> Finding {
     }
 }
 
-fn several(family: &Family) -> Finding {
+fn several(family: &ImageSet) -> CheckedFact {
     let count = family.members().len();
-    Finding::good("laziness", format!("there are {count} manifests, and none of them was chosen"))
+    CheckedFact::good("laziness", format!("there are {count} manifests, and none of them was chosen"))
 }
 
 fn millis(time: Duration) -> String {
@@ -164,7 +166,7 @@ fn millis(time: Duration) -> String {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report<'a> {
+struct DoctorReport<'a> {
     schema_version: u32,
     findings: Vec<FindingReport<'a>>,
 }
@@ -178,23 +180,23 @@ struct FindingReport<'a> {
     hint: Option<&'a str>,
 }
 
-fn json(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
+fn json(findings: &[CheckedFact], out: &mut dyn Write) -> io::Result<()> {
     let findings = findings.iter().map(|finding| FindingReport {
         subject: finding.subject,
         health: words(finding.health),
         told: &finding.told,
         hint: finding.hint.as_deref(),
     });
-    output::json(out, &Report { schema_version: 1, findings: findings.collect() })
+    output::json(out, &DoctorReport { schema_version: 1, findings: findings.collect() })
 }
 
-fn text(findings: &[Finding], colours: bool, out: &mut dyn Write) -> io::Result<()> {
+fn text(findings: &[CheckedFact], colours: bool, out: &mut dyn Write) -> io::Result<()> {
     for finding in findings {
         let word = words(finding.health);
         let colour = match finding.health {
-            Health::Good => "32",
-            Health::Limited => "33",
-            Health::Bad => "31",
+            FactHealth::Good => "32",
+            FactHealth::Limited => "33",
+            FactHealth::Bad => "31",
         };
         if colours {
             write!(out, "\x1b[{colour}m{word:<8}\x1b[0m")?
@@ -213,10 +215,10 @@ fn text(findings: &[Finding], colours: bool, out: &mut dyn Write) -> io::Result<
     Ok(())
 }
 
-fn words(health: Health) -> &'static str {
+fn words(health: FactHealth) -> &'static str {
     match health {
-        Health::Good => "good",
-        Health::Limited => "limited",
-        Health::Bad => "bad",
+        FactHealth::Good => "good",
+        FactHealth::Limited => "limited",
+        FactHealth::Bad => "bad",
     }
 }

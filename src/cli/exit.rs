@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use crate::cache::CacheError;
 use crate::export::{CatError, ExportError};
 use crate::image::ImageError;
-use crate::io::{Fault, ReadError, chain, message};
+use crate::io::{FaultClass, ReadError, chain, message};
 use crate::mount::MountError;
 use crate::oci::OciError;
 use crate::registry::{RegistryError, TlsTrouble};
@@ -32,37 +32,37 @@ const MOUNT: u8 = 8;
 
 /// The convention of exit codes that the caller expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Style {
+pub(super) enum ExitStyle {
     /// The codes of ocifs.
     Own,
     /// The codes of mount(8), for a mount helper.
     MountHelper,
 }
 
-impl Style {
+impl ExitStyle {
     /// The style by the name of the program.
     pub(super) fn of(program: Option<&OsString>) -> Self {
         let name = program.and_then(|program| Path::new(program).file_name()).and_then(|name| name.to_str());
         match name {
-            Some("mount.ocifs" | "mount.fuse.ocifs") => Style::MountHelper,
-            _ => Style::Own,
+            Some("mount.ocifs" | "mount.fuse.ocifs") => ExitStyle::MountHelper,
+            _ => ExitStyle::Own,
         }
     }
 
     /// The exit code in this style; mount(8) knows 1 (usage), 2 (system) and 32 (mount failed).
     pub(super) fn code(self, code: u8) -> ExitCode {
         ExitCode::from(match (self, code) {
-            (Style::Own, code) | (Style::MountHelper, code @ 0) => code,
-            (Style::MountHelper, USAGE) => 1,
-            (Style::MountHelper, GENERIC) => 2,
-            (Style::MountHelper, _) => 32,
+            (ExitStyle::Own, code) | (ExitStyle::MountHelper, code @ 0) => code,
+            (ExitStyle::MountHelper, USAGE) => 1,
+            (ExitStyle::MountHelper, GENERIC) => 2,
+            (ExitStyle::MountHelper, _) => 32,
         })
     }
 }
 
 /// Failure of a command: exit code, message and hint.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct CliError {
     code: u8,
     message: String,
     hint: Option<String>,
@@ -70,7 +70,7 @@ pub(super) struct Failure {
     silent: bool,
 }
 
-impl Failure {
+impl CliError {
     /// The command line is wrong.
     pub(super) fn usage(message: impl Into<String>) -> Self {
         Self { code: USAGE, message: message.into(), hint: None, silent: false }
@@ -136,7 +136,7 @@ impl Failure {
     }
 
     /// A failure with the exit code of `fault`.
-    pub(super) fn of(fault: Fault, message: String) -> Self {
+    pub(super) fn of(fault: FaultClass, message: String) -> Self {
         Self { code: code(fault), message, hint: None, silent: false }
     }
 
@@ -168,12 +168,12 @@ impl Failure {
         Self::new(error.fault(), error, hint_of_registry(error))
     }
 
-    fn new(fault: Fault, error: &dyn std::error::Error, hint: Option<String>) -> Self {
+    fn new(fault: FaultClass, error: &dyn std::error::Error, hint: Option<String>) -> Self {
         Self { code: code(fault), message: chain(error), hint, silent: false }
     }
 
     /// Prints the message and the hint. Returns the exit code.
-    pub(super) fn report(self, style: Style) -> ExitCode {
+    pub(super) fn report(self, style: ExitStyle) -> ExitCode {
         if !self.silent {
             let level = output::error_prefix();
             let mut text = format!("{level}ocifs: {}\n", message(&self.message));
@@ -187,26 +187,26 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
 /// The exit code of a fault.
-pub(super) fn code(fault: Fault) -> u8 {
+pub(super) fn code(fault: FaultClass) -> u8 {
     match fault {
-        Fault::Usage => USAGE,
-        Fault::NotFound => NOT_FOUND,
-        Fault::Denied => DENIED,
-        Fault::Unavailable | Fault::Misbehaved => NETWORK,
-        Fault::Malformed | Fault::Unsupported => CONTENT,
-        Fault::Mismatch => MISMATCH,
-        Fault::Io => GENERIC,
+        FaultClass::Usage => USAGE,
+        FaultClass::NotFound => NOT_FOUND,
+        FaultClass::Denied => DENIED,
+        FaultClass::Unavailable | FaultClass::Misbehaved => NETWORK,
+        FaultClass::Malformed | FaultClass::Unsupported => CONTENT,
+        FaultClass::Mismatch => MISMATCH,
+        FaultClass::Io => GENERIC,
     }
 }
 
-impl From<ImageError> for Failure {
+impl From<ImageError> for CliError {
     fn from(error: ImageError) -> Self {
         let hint = match (&error, error.fault()) {
             (ImageError::Choice { source: OciError::NoPlatform { .. }, .. }, _) => {
@@ -236,7 +236,7 @@ impl From<ImageError> for Failure {
                 registry_hint(error)
             }
             _ if hint_of_registry(&error).is_some() => hint_of_registry(&error),
-            (_, Fault::Mismatch) => Some(
+            (_, FaultClass::Mismatch) => Some(
                 "other bytes came than the manifest names; to fetch them again, remove the cache directory".to_owned(),
             ),
             (ImageError::Source(SourceError::Registry(RegistryError::Blocked { .. })), _) => {
@@ -252,7 +252,7 @@ impl From<ImageError> for Failure {
             (ImageError::Source(SourceError::Offline { .. }), _) => Some(
                 "mount it once without --offline; a tag can only be resolved online, so name the digest".to_owned(),
             ),
-            (_, Fault::Unavailable) => Some("check the host name and the network".to_owned()),
+            (_, FaultClass::Unavailable) => Some("check the host name and the network".to_owned()),
             _ => None,
         };
         let mut failure = Self::new(error.fault(), &error, hint);
@@ -314,7 +314,9 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
             "the registry wants fewer requests: wait, or log in where that raises the limit"
         }
         _ if error.is_failing() => "the registry fails, not the network: try again later",
-        _ if error.fault() == Fault::Denied && !matches!(error.last(), RegistryError::Blocked { .. }) => {
+        _ if error.fault() == FaultClass::Denied
+            && !matches!(error.last(), RegistryError::Blocked { .. }) =>
+        {
             "log in with \"docker login\" or \"podman login\", or pass --authfile; --anonymous reads public images in spite of a stale login; the reference may also not exist"
         }
         _ => return None,
@@ -322,25 +324,25 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
     Some(hint.to_owned())
 }
 
-impl From<ReadError> for Failure {
+impl From<ReadError> for CliError {
     fn from(error: ReadError) -> Self {
         Self::read(&error)
     }
 }
 
-impl From<CacheError> for Failure {
+impl From<CacheError> for CliError {
     fn from(error: CacheError) -> Self {
         ImageError::Cache(error).into()
     }
 }
 
-impl From<ViewError> for Failure {
+impl From<ViewError> for CliError {
     fn from(error: ViewError) -> Self {
         Self::new(error.fault(), &error, None)
     }
 }
 
-impl From<CatError> for Failure {
+impl From<CatError> for CliError {
     fn from(error: CatError) -> Self {
         match &error {
             CatError::Write { source, .. } if source.kind() == std::io::ErrorKind::BrokenPipe => {
@@ -351,13 +353,13 @@ impl From<CatError> for Failure {
     }
 }
 
-impl From<ExportError> for Failure {
+impl From<ExportError> for CliError {
     fn from(error: ExportError) -> Self {
         if error.is_closed_pipe() {
             return Self::closed_pipe();
         }
         let hint = match &error {
-            ExportError::Read(read) if read.fault() == Fault::Mismatch => Some(
+            ExportError::Read(read) if read.fault() == FaultClass::Mismatch => Some(
                 "other bytes came than the manifest names, and what was written of them is wrong".to_owned(),
             ),
             _ => None,
@@ -366,7 +368,7 @@ impl From<ExportError> for Failure {
     }
 }
 
-impl From<MountError> for Failure {
+impl From<MountError> for CliError {
     fn from(error: MountError) -> Self {
         let hint = match &error {
             MountError::Missing { dir } => pasted(dir).map(|dir| format!("create it: mkdir -p {dir}")),

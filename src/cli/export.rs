@@ -10,18 +10,18 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 
-use crate::export::{self, ExportError, Replacement};
-use crate::image::{Archive, ArchiveForm, ArchiveOptions, Selection};
-use crate::source::Location;
-use crate::view::{Namespace, Scope};
+use crate::export::{self, ExportError, ReplacementFile};
+use crate::image::{ArchiveForm, ArchiveOptions, ArchiveSelection, ArchiveView};
+use crate::source::ImageLocation;
+use crate::view::{MountNamespace, ViewScope};
 
-use super::again::{Door, Outgoing, once_more};
+use super::again::{OutputBuffer, OutputGuard, once_more};
 use super::args::{ImageArgs, PlatformChoice};
-use super::commands::{self, Stop, open, start, stdout_fd};
-use super::exit::Failure;
+use super::commands::{self, StopSignals, open, start, stdout_fd};
+use super::exit::CliError;
 use super::output::{self, printed, stdout};
 use super::preserve::{PreserveArgs, left_out};
-use super::progress::{Progress, ProgressArgs};
+use super::progress::{ProgressArgs, ProgressLine};
 
 /// The arguments of `export`.
 #[derive(Args, Debug)]
@@ -31,7 +31,7 @@ pub(super) struct ExportArgs {
 
     /// More references for the same archive or layout. Shared blobs are written once.
     #[arg(value_name = "REF")]
-    more: Vec<Location>,
+    more: Vec<ImageLocation>,
 
     /// Write to this file or directory; - is standard output.
     #[arg(short, long, value_name = "DEST", default_value = "-")]
@@ -90,30 +90,30 @@ enum ExportFormat {
 }
 
 /// Runs the command.
-pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
+pub(super) fn export(args: &ExportArgs) -> Result<(), CliError> {
     let is_stream = args.output.as_os_str() == "-";
     match args.format {
         ExportFormat::OciLayout | ExportFormat::Dir if is_stream => {
-            return Err(Failure::usage("a directory has to be named: --output DIR"));
+            return Err(CliError::usage("a directory has to be named: --output DIR"));
         }
         ExportFormat::Tar | ExportFormat::Dir | ExportFormat::Erofs if !args.more.is_empty() => {
-            return Err(Failure::usage("--format=tar, --format=dir and --format=erofs write one reference"));
+            return Err(CliError::usage("--format=tar, --format=dir and --format=erofs write one reference"));
         }
         ExportFormat::OciArchive | ExportFormat::DockerArchive | ExportFormat::Tar | ExportFormat::Erofs
             if is_stream && std::io::stdout().is_terminal() =>
         {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "an archive or a disk is nothing for a terminal: write it to a file with --output FILE",
             ));
         }
         _ => {}
     }
     if args.name.is_some() && !args.more.is_empty() {
-        return Err(Failure::usage("--name is for one reference"));
+        return Err(CliError::usage("--name is for one reference"));
     }
     refuse_what_means_nothing(args)?;
     let runtime = start(&args.image)?;
-    let door = Door::default();
+    let door = OutputGuard::default();
     runtime.block_on(async {
         let written = once_more(&door, async || write(args, &door).await);
         if is_stream {
@@ -121,19 +121,19 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
             // write.
             return written.await;
         }
-        let mut stop = Stop::new()?;
+        let mut stop = StopSignals::new()?;
         tokio::select! {
             written = written => written,
-            () = stop.wait() => Err(Failure::interrupted()),
+            () = stop.wait() => Err(CliError::interrupted()),
         }
     })
 }
 
 /// Rejects options without effect on the format, and a second reference that was meant as a file.
-fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
+fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), CliError> {
     let is_tree = matches!(args.format, ExportFormat::Tar | ExportFormat::Dir | ExportFormat::Erofs);
     if args.view.is_some() && !matches!(args.format, ExportFormat::Tar | ExportFormat::Dir) {
-        return Err(Failure::usage(
+        return Err(CliError::usage(
             "--view is for --format=tar and --format=dir; archives and layouts are whole, a disk is the merged tree",
         ));
     }
@@ -144,7 +144,7 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
         )?;
     }
     if args.preserve.is_given() && args.format != ExportFormat::Dir {
-        return Err(Failure::usage(
+        return Err(CliError::usage(
             "--preserve is for --format=dir; archives hold everything that is recorded",
         ));
     }
@@ -156,7 +156,7 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
         ("--name", args.name.is_some()),
     ];
     if let Some((option, _)) = of_archives.iter().find(|(_, given)| is_tree && *given) {
-        return Err(Failure::usage(format!(
+        return Err(CliError::usage(format!(
             "{option} is for archives and layouts, not for --format=tar, --format=dir and --format=erofs"
         )));
     }
@@ -164,7 +164,7 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
     for name in names {
         let looks_like_a_file = [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| name.ends_with(end));
         if looks_like_a_file || Path::new(name).exists() {
-            return Err(Failure::usage(format!(
+            return Err(CliError::usage(format!(
                 "{name} would be a second reference; to write there: -o {name}"
             )));
         }
@@ -172,7 +172,7 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn write(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
+async fn write(args: &ExportArgs, door: &OutputGuard) -> Result<(), CliError> {
     let form = match args.format {
         ExportFormat::Tar | ExportFormat::Dir => return write_tree(args, door).await,
         ExportFormat::Erofs => return write_disk(args, door).await,
@@ -185,8 +185,8 @@ async fn write(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     if !args.progress.quiet {
         told_left_out(&selections);
     }
-    let archive = Archive::of(&selections, form)?;
-    let progress = Progress::start(&args.progress, Some(archive.size()));
+    let archive = ArchiveView::of(&selections, form)?;
+    let progress = ProgressLine::start(&args.progress, Some(archive.size()));
     let advance = |bytes| progress.advance(bytes);
     if args.format == ExportFormat::OciLayout {
         export::write_layout(&archive, &args.output, &advance).await?;
@@ -195,9 +195,9 @@ async fn write(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
         let told = selections.iter().try_for_each(|selection| writeln!(out, "{}", selection.pinned()));
         return printed(told.and_then(|()| out.flush()));
     }
-    match Output::open(&args.output, door)? {
-        Output::Stream(mut out) => export::write_archive(&archive, &mut out, &advance).await?,
-        Output::File(file) => {
+    match ExportOutput::open(&args.output, door)? {
+        ExportOutput::Stream(mut out) => export::write_archive(&archive, &mut out, &advance).await?,
+        ExportOutput::File(file) => {
             let mut out = BufWriter::with_capacity(BUFFER, file.file());
             export::write_archive(&archive, &mut out, &advance).await?;
             drop(out);
@@ -208,12 +208,14 @@ async fn write(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
+async fn write_tree(args: &ExportArgs, door: &OutputGuard) -> Result<(), CliError> {
     let family = Arc::new(open(&args.image).await?);
-    let scope =
-        Scope { view: Some(args.view.clone().unwrap_or_else(|| "merged".into())), ..Scope::default() };
-    let namespace = Namespace::open(family, &scope).await?;
-    let progress = Progress::start(&args.progress, None);
+    let scope = ViewScope {
+        view: Some(args.view.clone().unwrap_or_else(|| "merged".into())),
+        ..ViewScope::default()
+    };
+    let namespace = MountNamespace::open(family, &scope).await?;
+    let progress = ProgressLine::start(&args.progress, None);
     let advance = |bytes| progress.advance(bytes);
     if args.format == ExportFormat::Dir {
         let report =
@@ -225,9 +227,9 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    match Output::open(&args.output, door)? {
-        Output::Stream(mut out) => export::write_tree_tar(&namespace, b"", &mut out, &advance).await?,
-        Output::File(file) => {
+    match ExportOutput::open(&args.output, door)? {
+        ExportOutput::Stream(mut out) => export::write_tree_tar(&namespace, b"", &mut out, &advance).await?,
+        ExportOutput::File(file) => {
             let mut out = BufWriter::with_capacity(BUFFER, file.file());
             export::write_tree_tar(&namespace, b"", &mut out, &advance).await?;
             drop(out);
@@ -242,11 +244,11 @@ async fn write_tree(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
 }
 
 /// Writes the disk of the merged tree. In a file its holes are holes.
-async fn write_disk(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
+async fn write_disk(args: &ExportArgs, door: &OutputGuard) -> Result<(), CliError> {
     const DISK: &[u8] = b"export/rootfs.erofs";
     let family = Arc::new(open(&args.image).await?);
-    let namespace = Namespace::open(family, &Scope::default()).await?;
-    let progress = Progress::start(&args.progress, None);
+    let namespace = MountNamespace::open(family, &ViewScope::default()).await?;
+    let progress = ProgressLine::start(&args.progress, None);
     let advance = |bytes| progress.advance(bytes);
     if args.output.as_os_str() == "-" {
         let mut out = door.outgoing(File::from(stdout_fd()?));
@@ -259,27 +261,29 @@ async fn write_disk(args: &ExportArgs, door: &Door) -> Result<(), Failure> {
 const BUFFER: usize = 1024 * 1024;
 
 /// The destination of an archive.
-enum Output<'a> {
-    Stream(Outgoing<'a>),
-    File(Replacement),
+enum ExportOutput<'a> {
+    Stream(OutputBuffer<'a>),
+    File(ReplacementFile),
 }
 
-impl<'a> Output<'a> {
-    fn open(path: &Path, door: &'a Door) -> Result<Self, Failure> {
+impl<'a> ExportOutput<'a> {
+    fn open(path: &Path, door: &'a OutputGuard) -> Result<Self, CliError> {
         if path.as_os_str() == "-" {
             // Not line buffered, and not locked: the writer moves between threads.
-            return Ok(Output::Stream(door.outgoing(File::from(stdout_fd()?))));
+            return Ok(ExportOutput::Stream(door.outgoing(File::from(stdout_fd()?))));
         }
-        Ok(Output::File(Replacement::begin(path).map_err(|error: ExportError| Failure::from(error))?))
+        Ok(ExportOutput::File(
+            ReplacementFile::begin(path).map_err(|error: ExportError| CliError::from(error))?,
+        ))
     }
 }
 
-fn archive_options(args: &ExportArgs) -> Result<ArchiveOptions, Failure> {
+fn archive_options(args: &ExportArgs) -> Result<ArchiveOptions, CliError> {
     let mut options = platforms(&args.image, args.all_platforms);
     if args.format == ExportFormat::DockerArchive
         && (is_all(&args.image, args.all_platforms) || args.image.platform.len() > 1)
     {
-        return Err(Failure::usage(
+        return Err(CliError::usage(
             "a Docker archive holds one platform of an image; --format=oci-archive holds several",
         ));
     }
@@ -319,22 +323,22 @@ pub(super) fn platforms(args: &ImageArgs, all: bool) -> ArchiveOptions {
 /// The selection of each reference, in the order of the references.
 pub(super) async fn select(
     args: &ImageArgs,
-    more: &[Location],
+    more: &[ImageLocation],
     options: &ArchiveOptions,
-) -> Result<Vec<Selection>, Failure> {
+) -> Result<Vec<ArchiveSelection>, CliError> {
     let registry = commands::registry(args)?;
     let cache = commands::cache(args)?;
     let mut selections = Vec::new();
     for location in std::iter::once(&args.location).chain(more) {
         let opened = commands::options(args, location, &registry)?;
-        selections.push(Selection::open(&opened, &registry, cache.clone(), options).await?);
+        selections.push(ArchiveSelection::open(&opened, &registry, cache.clone(), options).await?);
     }
     Ok(selections)
 }
 
 /// Reports content that was requested and left out.
-pub(super) fn told_left_out(selections: &[Selection]) {
-    for left in selections.iter().flat_map(Selection::left_out) {
+pub(super) fn told_left_out(selections: &[ArchiveSelection]) {
+    for left in selections.iter().flat_map(ArchiveSelection::left_out) {
         say(&format!("left out {}: {}", left.digest, left.reason));
     }
 }

@@ -6,19 +6,19 @@ use crate::oci::Digest;
 
 use super::args::IndexArgs;
 use super::commands::{only, open, start};
-use super::exit::Failure;
+use super::exit::CliError;
 use super::output::{self, human};
 
 /// Builds the index of every layer and stores it in the cache.
-pub(super) fn build(args: &IndexArgs) -> Result<(), Failure> {
+pub(super) fn build(args: &IndexArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let built = runtime
-        .block_on(async { Ok::<_, Failure>(only(&open(&args.image).await?)?.build_indexes().await?) })?;
+        .block_on(async { Ok::<_, CliError>(only(&open(&args.image).await?)?.build_indexes().await?) })?;
     tell(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))
 }
 
 /// Builds the index of every layer and publishes the indexes beside the image.
-pub(super) fn push(args: &IndexArgs) -> Result<(), Failure> {
+pub(super) fn push(args: &IndexArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let (built, published) = runtime.block_on(async {
         let family = open(&args.image).await?;
@@ -26,14 +26,14 @@ pub(super) fn push(args: &IndexArgs) -> Result<(), Failure> {
         image.check_publishable()?;
         let built = image.build_indexes().await?;
         let published = image.push_indexes(&built).await?;
-        Ok::<_, Failure>((built, published))
+        Ok::<_, CliError>((built, published))
     })?;
     tell(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))?;
     let mut out = output::stdout();
     output::printed(writeln!(out, "published {published}").and_then(|()| out.flush()))
 }
 
-fn tell<'a>(layers: impl Iterator<Item = (&'a Digest, u64, u64)>) -> Result<(), Failure> {
+fn tell<'a>(layers: impl Iterator<Item = (&'a Digest, u64, u64)>) -> Result<(), CliError> {
     let mut out = output::stdout();
     let mut written = Ok(());
     for (digest, index, stored) in layers {

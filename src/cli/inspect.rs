@@ -5,20 +5,20 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::artifact::FileBody;
-use crate::disk::{self, Body, Packing};
-use crate::image::{Family, Image, MemberStatus};
+use crate::disk::{self, DiskBody, DiskPacking};
+use crate::image::{ImageSet, MemberStatus, OpenImage};
 use crate::layer::IndexKind;
-use crate::oci::{Digest, Document, classify, classify_manifest, told_apart};
+use crate::oci::{Digest, ManifestDocument, classify, classify_manifest, told_apart};
 use crate::view;
 
-use super::args::Format;
+use super::args::OutputFormat;
 use super::output::{self, human};
 use super::status::percent;
-use super::table::{COLUMNS, Look, Tone, grouped, runs, short_type};
+use super::table::{COLUMNS, TextColor, TextStyle, grouped, runs, short_type};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+struct InspectReport {
     schema_version: u32,
     reference: String,
     digest: String,
@@ -99,23 +99,23 @@ struct DiskReport {
 
 /// Prints the report on `family`; `offered` are the indexes published beside its image. Reads no blob.
 pub(super) fn print(
-    family: &Family,
+    family: &ImageSet,
     offered: &[(Digest, IndexKind)],
-    format: Format,
-    look: Look,
+    format: OutputFormat,
+    look: TextStyle,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let report = report(family, offered);
     match format {
-        Format::Json => output::json(out, &report),
-        Format::Text => text(&report, look, out),
+        OutputFormat::Json => output::json(out, &report),
+        OutputFormat::Text => text(&report, look, out),
     }
 }
 
-fn report(family: &Family, offered: &[(Digest, IndexKind)]) -> Report {
+fn report(family: &ImageSet, offered: &[(Digest, IndexKind)]) -> InspectReport {
     let entries = match family.document() {
-        Document::Index(index) => &index.manifests[..],
-        Document::Manifest(_) => &[],
+        ManifestDocument::Index(index) => &index.manifests[..],
+        ManifestDocument::Manifest(_) => &[],
     };
     let platforms = entries.iter().filter_map(|entry| entry.platform.as_ref());
     let listed: Vec<_> = entries.iter().collect();
@@ -129,7 +129,7 @@ fn report(family: &Family, offered: &[(Digest, IndexKind)]) -> Report {
         shown: family.main().is_some_and(|image| *image.manifest_digest() == entry.digest),
     });
     let image = family.main();
-    Report {
+    InspectReport {
         schema_version: 1,
         reference: family.pinned().to_owned(),
         digest: family.digest().to_string(),
@@ -149,7 +149,7 @@ fn report(family: &Family, offered: &[(Digest, IndexKind)]) -> Report {
     }
 }
 
-fn layers(image: &Image, offered: &[(Digest, IndexKind)]) -> Vec<LayerReport> {
+fn layers(image: &OpenImage, offered: &[(Digest, IndexKind)]) -> Vec<LayerReport> {
     let status = image.status();
     let cached = |digest: &str| {
         status.blobs.iter().find(|blob| blob.digest.as_str() == digest).map_or(0, |blob| blob.cached)
@@ -167,7 +167,7 @@ fn layers(image: &Image, offered: &[(Digest, IndexKind)]) -> Vec<LayerReport> {
     layers.collect()
 }
 
-fn files(image: &Image) -> Vec<FileReport> {
+fn files(image: &OpenImage) -> Vec<FileReport> {
     let size_of = |layer: &usize| image.manifest().layers[*layer].size;
     let files = image.contents().files.iter().map(|file| {
         let (layers, size, form) = match &file.body {
@@ -191,22 +191,22 @@ fn files(image: &Image) -> Vec<FileReport> {
     files.collect()
 }
 
-fn disks(image: &Image) -> Vec<DiskReport> {
+fn disks(image: &OpenImage) -> Vec<DiskReport> {
     let disks = image.detection().disks.iter().zip(image.detection().raw_names()).map(|(plan, raw)| DiskReport {
         path: format!("disk/{}", plan.name),
         format: match plan.label {
-            disk::Format::Unlabelled => "format by its content".to_owned(),
+            disk::DiskFormat::Unlabelled => "format by its content".to_owned(),
             ref label => label.to_string(),
         },
         layers: plan.layers().collect(),
         size: plan.size,
         raw: raw.map(|name| format!("disk/{name}")),
         access: match &plan.body {
-            Body::Member { .. } => "a file of merged/, by range like those; there may be more of them",
-            Body::File { .. } => "by range, holes need none",
-            Body::Parts(parts) if parts.iter().all(|part| part.packing == Packing::Stored) => "by range",
-            Body::Parts(_) if plan.size.is_some() => "compressed: each part is unpacked when it is read",
-            Body::Parts(_) => {
+            DiskBody::Member { .. } => "a file of merged/, by range like those; there may be more of them",
+            DiskBody::File { .. } => "by range, holes need none",
+            DiskBody::Parts(parts) if parts.iter().all(|part| part.packing == DiskPacking::Stored) => "by range",
+            DiskBody::Parts(_) if plan.size.is_some() => "compressed: each part is unpacked when it is read",
+            DiskBody::Parts(_) => {
                 "compressed: its size is known once it was unpacked, unless the format records it; then by range as far as \
                  the format allows"
             }
@@ -215,7 +215,7 @@ fn disks(image: &Image) -> Vec<DiskReport> {
     disks.collect()
 }
 
-fn class(family: &Family) -> &'static str {
+fn class(family: &ImageSet) -> &'static str {
     let class = match family.main() {
         Some(image) => classify_manifest(image.manifest()),
         None => classify(family.document()),
@@ -223,8 +223,8 @@ fn class(family: &Family) -> &'static str {
     class.words()
 }
 
-fn text(report: &Report, look: Look, out: &mut dyn Write) -> io::Result<()> {
-    let field = |out: &mut dyn Write, name: &str, value: &str| look.field(out, name, Tone::Plain, value);
+fn text(report: &InspectReport, look: TextStyle, out: &mut dyn Write) -> io::Result<()> {
+    let field = |out: &mut dyn Write, name: &str, value: &str| look.field(out, name, TextColor::Plain, value);
     field(out, "reference", &look.reference(&report.reference))?;
     field(out, "class", report.class)?;
     if let Some(kind) = &report.kind {
@@ -275,13 +275,13 @@ fn text(report: &Report, look: Look, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     for warning in &report.warnings {
-        look.field(out, "warning", Tone::Doubtful, warning)?;
+        look.field(out, "warning", TextColor::Doubtful, warning)?;
     }
     Ok(())
 }
 
 /// Prints one line per layer, the sum, and how each layer is read.
-fn table(layers: &[LayerReport], look: Look, out: &mut dyn Write) -> io::Result<()> {
+fn table(layers: &[LayerReport], look: TextStyle, out: &mut dyn Write) -> io::Result<()> {
     if layers.is_empty() {
         return Ok(());
     }
@@ -291,10 +291,10 @@ fn table(layers: &[LayerReport], look: Look, out: &mut dyn Write) -> io::Result<
     let title = if layers.iter().any(|layer| layer.title.is_some()) { "TITLE" } else { "" };
     let head =
         format!("LAYER {:<digits$} {:>10} {:>7} {:<kind_width$} {title}", "DIGEST", "SIZE", "CACHED", "TYPE");
-    writeln!(out, "\n{}", look.toned(Tone::Heading, head.trim_end()))?;
+    writeln!(out, "\n{}", look.toned(TextColor::Heading, head.trim_end()))?;
     let share = |cached: u64, size: u64| {
         let share = percent(cached, size);
-        let tone = if share >= 100.0 { Tone::Good } else { Tone::Plain };
+        let tone = if share >= 100.0 { TextColor::Good } else { TextColor::Plain };
         look.toned(tone, &format!("{:>7}", format!("{share:.0} %")))
     };
     for layer in layers {
@@ -317,7 +317,7 @@ fn table(layers: &[LayerReport], look: Look, out: &mut dyn Write) -> io::Result<
     writeln!(out, "{:<5} {count:<digits$} {:>10} {}", "total", human(size), share(cached, size))?;
     out.write_all(b"\n")?;
     for (numbers, access) in grouped(layers.iter().map(|layer| (layer.layer, &layer.access[..]))) {
-        look.field(out, "reads", Tone::Plain, &format!("{}: {access}", runs(&numbers)))?;
+        look.field(out, "reads", TextColor::Plain, &format!("{}: {access}", runs(&numbers)))?;
     }
     Ok(())
 }

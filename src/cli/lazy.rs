@@ -1,11 +1,11 @@
 //! `--require-lazy`: rejects images in which reading one file would mean reading a whole layer.
 
-use crate::image::Family;
+use crate::image::ImageSet;
 
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// Fails when an archive that `view` or the whole tree shows is compressed and has no index.
-pub(super) async fn demand(family: &Family, view: Option<&str>) -> Result<(), Failure> {
+pub(super) async fn demand(family: &ImageSet, view: Option<&str>) -> Result<(), CliError> {
     if !view.is_none_or(|view| matches!(view, "merged" | "layers" | "files")) {
         return Ok(());
     }
@@ -19,7 +19,7 @@ pub(super) async fn demand(family: &Family, view: Option<&str>) -> Result<(), Fa
             .map(|(at, layer, access)| format!("\n  layer {at} {}: {access}", layer.digest))
             .collect();
         if !slow.is_empty() {
-            return Err(Failure::not_lazy(format!(
+            return Err(CliError::not_lazy(format!(
                 "{} cannot be read lazily as --require-lazy wants it:{}",
                 image.pinned(),
                 slow.concat()

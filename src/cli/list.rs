@@ -6,23 +6,23 @@ use std::os::unix::ffi::OsStrExt as _;
 use clap::Args;
 use serde::Serialize;
 
-use crate::mount::{self, State};
+use crate::mount::{self, MountState};
 
-use super::args::Format;
-use super::exit::Failure;
+use super::args::OutputFormat;
+use super::exit::CliError;
 use super::output;
 
 /// How to list mounts.
 #[derive(Args, Debug)]
-pub(super) struct ListArgs {
+pub(super) struct MountListArgs {
     /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    format: Format,
+    format: OutputFormat,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+struct ListReport {
     schema_version: u32,
     mounts: Vec<MountReport>,
 }
@@ -36,20 +36,20 @@ struct MountReport {
 }
 
 /// Lists all mounts.
-pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
+pub(super) fn list(args: &MountListArgs) -> Result<(), CliError> {
     let mounts = mount::list()?;
     let mut out = output::stdout();
     let written = match args.format {
-        Format::Json => {
+        OutputFormat::Json => {
             let mounts = mounts.iter().map(|mount| MountReport {
                 directory: mount.dir.to_string_lossy().into_owned(),
                 reference: mount.reference.clone(),
                 state: words(mount.state),
             });
-            let report = Report { schema_version: 1, mounts: mounts.collect() };
+            let report = ListReport { schema_version: 1, mounts: mounts.collect() };
             output::json(&mut out, &report)
         }
-        Format::Text => mounts.iter().try_for_each(|mount| {
+        OutputFormat::Text => mounts.iter().try_for_each(|mount| {
             write!(out, "{:<8} ", words(mount.state))?;
             output::safe(&mut out, mount.dir.as_os_str().as_bytes())?;
             out.write_all(b"  ")?;
@@ -60,11 +60,11 @@ pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
     output::printed(written.and_then(|()| out.flush()))
 }
 
-fn words(state: State) -> &'static str {
+fn words(state: MountState) -> &'static str {
     match state {
-        State::Served => "served",
-        State::Waiting => "waiting",
-        State::Dead => "dead",
-        State::Unknown => "unknown",
+        MountState::Served => "served",
+        MountState::Waiting => "waiting",
+        MountState::Dead => "dead",
+        MountState::Unknown => "unknown",
     }
 }

@@ -4,13 +4,13 @@
 
 use std::io::Write;
 
-use crate::export::Listed;
-use crate::tree::Kind;
+use crate::export::ListedName;
+use crate::tree::InodeKind;
 
 use super::output;
 
 /// Writes the line of a name, with its attributes when `long`.
-pub(super) fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io::Result<()> {
+pub(super) fn line(out: &mut dyn Write, listed: &ListedName, long: bool) -> std::io::Result<()> {
     if long {
         let attributes = &listed.attributes;
         // A time outside of chrono's range is shown as recorded, in seconds.
@@ -39,14 +39,14 @@ pub(super) fn line(out: &mut dyn Write, listed: &Listed, long: bool) -> std::io:
     out.write_all(b"\n")
 }
 
-fn type_letter(kind: Kind) -> char {
+fn type_letter(kind: InodeKind) -> char {
     match kind {
-        Kind::File => '-',
-        Kind::Directory | Kind::Graft(_) => 'd',
-        Kind::Symlink => 'l',
-        Kind::CharDevice => 'c',
-        Kind::BlockDevice => 'b',
-        Kind::Fifo => 'p',
+        InodeKind::File => '-',
+        InodeKind::Directory | InodeKind::Graft(_) => 'd',
+        InodeKind::Symlink => 'l',
+        InodeKind::CharDevice => 'c',
+        InodeKind::BlockDevice => 'b',
+        InodeKind::Fifo => 'p',
     }
 }
 

@@ -18,9 +18,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 
 use crate::io::printable;
-use crate::meter::{self, Family, Kind, Sample, Value};
+use crate::meter::{self, MetricFamily, MetricSample, MetricType, MetricValue};
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::socket::{self, SocketFile};
 
 /// Longest request that is read, in bytes.
@@ -32,14 +32,14 @@ const CONNECTIONS: usize = 8;
 
 /// The address of the endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Address {
+pub(super) enum MetricsAddress {
     /// A socket in the file system.
     Unix(PathBuf),
     /// HOST:PORT.
     Tcp(String),
 }
 
-impl FromStr for Address {
+impl FromStr for MetricsAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -60,33 +60,33 @@ impl FromStr for Address {
 }
 
 /// A listening socket that is not served yet. A socket in the file system is removed on drop.
-pub(super) struct Endpoint {
-    listener: Listener,
+pub(super) struct MetricsSocket {
+    listener: MetricsListener,
     file: Option<SocketFile>,
 }
 
-enum Listener {
+enum MetricsListener {
     Unix(UnixListener),
     Tcp(std::net::TcpListener),
 }
 
-impl Endpoint {
+impl MetricsSocket {
     /// Opens the socket. Called before any thread is started: the mode of a new socket comes from the umask of the
     /// process.
-    pub(super) fn open(address: &Address) -> Result<Self, Failure> {
+    pub(super) fn open(address: &MetricsAddress) -> Result<Self, CliError> {
         match address {
-            Address::Tcp(address) => {
-                let failed = |error: io::Error| Failure::local(format!("listening at {address}"), &error);
+            MetricsAddress::Tcp(address) => {
+                let failed = |error: io::Error| CliError::local(format!("listening at {address}"), &error);
                 let listener = std::net::TcpListener::bind(address).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
-                Ok(Self { listener: Listener::Tcp(listener), file: None })
+                Ok(Self { listener: MetricsListener::Tcp(listener), file: None })
             }
-            Address::Unix(path) => {
+            MetricsAddress::Unix(path) => {
                 let failed =
-                    |error: io::Error| Failure::local(format!("listening at {}", path.display()), &error);
+                    |error: io::Error| CliError::local(format!("listening at {}", path.display()), &error);
                 let (listener, file) = socket::listen(path).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
-                Ok(Self { listener: Listener::Unix(listener), file: Some(file) })
+                Ok(Self { listener: MetricsListener::Unix(listener), file: Some(file) })
             }
         }
     }
@@ -97,12 +97,12 @@ impl Endpoint {
     }
 
     /// Serves until the future is dropped. `about` is shown beside the counters.
-    pub(super) async fn serve(self, about: Vec<Family>) -> io::Result<()> {
-        let about: Arc<[Family]> = about.into();
+    pub(super) async fn serve(self, about: Vec<MetricFamily>) -> io::Result<()> {
+        let about: Arc<[MetricFamily]> = about.into();
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let Self { listener, file: _file } = self;
         match listener {
-            Listener::Unix(listener) => {
+            MetricsListener::Unix(listener) => {
                 let listener = Arc::new(tokio::net::UnixListener::from_std(listener)?);
                 let next = move || {
                     let listener = listener.clone();
@@ -110,7 +110,7 @@ impl Endpoint {
                 };
                 accept(places, about, next).await
             }
-            Listener::Tcp(listener) => {
+            MetricsListener::Tcp(listener) => {
                 let listener = Arc::new(tokio::net::TcpListener::from_std(listener)?);
                 let next = move || {
                     let listener = listener.clone();
@@ -124,7 +124,7 @@ impl Endpoint {
 
 async fn accept<S, F>(
     places: Arc<Semaphore>,
-    about: Arc<[Family]>,
+    about: Arc<[MetricFamily]>,
     next: impl Fn() -> F + Send,
 ) -> io::Result<()>
 where
@@ -153,7 +153,7 @@ where
 }
 
 /// Reads one request and answers it.
-async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, about: &[Family]) -> io::Result<()> {
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, about: &[MetricFamily]) -> io::Result<()> {
     let mut request = Vec::new();
     let mut limited = (&mut stream).take(MAX_REQUEST);
     while !request.windows(4).any(|four| four == b"\r\n\r\n") {
@@ -186,13 +186,13 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, about: &[Family
 }
 
 /// Metric families in the text format.
-fn text(families: &[Family]) -> String {
+fn text(families: &[MetricFamily]) -> String {
     let mut out = String::new();
     for family in families {
         let kind = match family.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
+            MetricType::Counter => "counter",
+            MetricType::Gauge => "gauge",
+            MetricType::Histogram => "histogram",
         };
         // Writing to a string cannot fail.
         writeln!(out, "# HELP {} {}", family.name, escaped(family.help, false)).ok();
@@ -204,7 +204,7 @@ fn text(families: &[Family]) -> String {
     out
 }
 
-fn labels(sample: &Sample) -> String {
+fn labels(sample: &MetricSample) -> String {
     if sample.labels.is_empty() {
         return String::new();
     }
@@ -219,10 +219,10 @@ fn escaped(text: &str, quotes: bool) -> String {
     if quotes { text.replace('"', "\\\"") } else { text }
 }
 
-fn number(value: Value) -> String {
+fn number(value: MetricValue) -> String {
     match value {
-        Value::Whole(number) => number.to_string(),
-        Value::Time(time) => time.as_secs_f64().to_string(),
+        MetricValue::Whole(number) => number.to_string(),
+        MetricValue::Time(time) => time.as_secs_f64().to_string(),
     }
 }
 
@@ -233,8 +233,8 @@ pub(super) fn json() -> String {
         for sample in &family.samples {
             let name = format!("{}{}{}", family.name, sample.suffix, labels(sample));
             let value = match sample.value {
-                Value::Whole(number) => number.into(),
-                Value::Time(time) => time.as_secs_f64().into(),
+                MetricValue::Whole(number) => number.into(),
+                MetricValue::Time(time) => time.as_secs_f64().into(),
             };
             numbers.insert(name, value);
         }
@@ -243,36 +243,39 @@ pub(super) fn json() -> String {
 }
 
 /// Constant facts of a mount: an info gauge with value 1, and one gauge per sandbox part (1: applied as a whole).
-pub(super) fn about(labels: Vec<(&'static str, String)>, sandbox: &[(&'static str, bool)]) -> Vec<Family> {
-    let part = |(part, holds): &(&'static str, bool)| Sample {
+pub(super) fn about(
+    labels: Vec<(&'static str, String)>,
+    sandbox: &[(&'static str, bool)],
+) -> Vec<MetricFamily> {
+    let part = |(part, holds): &(&'static str, bool)| MetricSample {
         suffix: "",
         labels: vec![("part", (*part).to_owned())],
-        value: Value::Whole(u64::from(*holds)),
+        value: MetricValue::Whole(u64::from(*holds)),
     };
     vec![
-        Family {
+        MetricFamily {
             name: "ocifs_mount_info",
             help: "What is mounted where, and by which version.",
-            kind: Kind::Gauge,
-            samples: vec![Sample { suffix: "", labels, value: Value::Whole(1) }],
+            kind: MetricType::Gauge,
+            samples: vec![MetricSample { suffix: "", labels, value: MetricValue::Whole(1) }],
         },
-        Family {
+        MetricFamily {
             name: "ocifs_sandbox_applied",
             help: "Whether a part of the sandbox holds as a whole.",
-            kind: Kind::Gauge,
+            kind: MetricType::Gauge,
             samples: sandbox.iter().map(part).collect(),
         },
     ]
 }
 
 /// Constant facts of a CSI plugin: an info gauge with value 1.
-pub(super) fn plugin() -> Vec<Family> {
+pub(super) fn plugin() -> Vec<MetricFamily> {
     let labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
-    vec![Family {
+    vec![MetricFamily {
         name: "ocifs_csi_info",
         help: "Which version serves volumes.",
-        kind: Kind::Gauge,
-        samples: vec![Sample { suffix: "", labels, value: Value::Whole(1) }],
+        kind: MetricType::Gauge,
+        samples: vec![MetricSample { suffix: "", labels, value: MetricValue::Whole(1) }],
     }]
 }
 
@@ -284,10 +287,10 @@ mod tests {
 
     #[test]
     fn addresses_are_sockets_or_hosts_with_ports() {
-        let parse = |text: &str| text.parse::<Address>();
-        assert_eq!(parse("unix:/run/x"), Ok(Address::Unix("/run/x".into())));
-        assert_eq!(parse("localhost:9100"), Ok(Address::Tcp("localhost:9100".into())));
-        assert_eq!(parse("[::1]:9100"), Ok(Address::Tcp("[::1]:9100".into())));
+        let parse = |text: &str| text.parse::<MetricsAddress>();
+        assert_eq!(parse("unix:/run/x"), Ok(MetricsAddress::Unix("/run/x".into())));
+        assert_eq!(parse("localhost:9100"), Ok(MetricsAddress::Tcp("localhost:9100".into())));
+        assert_eq!(parse("[::1]:9100"), Ok(MetricsAddress::Tcp("[::1]:9100".into())));
         for bad in ["", "unix:", "/run/x", "localhost", ":9100", "localhost:x", "localhost:70000"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
@@ -305,18 +308,18 @@ mod tests {
     fn a_socket_is_replaced_only_when_nobody_listens() {
         let room = tempfile::tempdir().unwrap();
         let path = room.path().join("metrics");
-        let address = Address::Unix(path.clone());
-        let first = Endpoint::open(&address).unwrap();
+        let address = MetricsAddress::Unix(path.clone());
+        let first = MetricsSocket::open(&address).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert!(Endpoint::open(&address).is_err());
+        assert!(MetricsSocket::open(&address).is_err());
         drop(first);
         assert!(!path.exists());
         // A process that died leaves its socket behind.
         drop(UnixListener::bind(&path).unwrap());
-        let second = Endpoint::open(&address).unwrap();
+        let second = MetricsSocket::open(&address).unwrap();
         drop(second);
         std::fs::write(&path, "mine").unwrap();
-        assert!(Endpoint::open(&address).is_err());
+        assert!(MetricsSocket::open(&address).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
     }
 }

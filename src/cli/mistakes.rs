@@ -7,13 +7,13 @@ use std::path::Path;
 use clap::CommandFactory as _;
 
 use crate::io::shell_word;
-use crate::source::Location;
+use crate::source::ImageLocation;
 
 use super::args::{Cli, MountArgs};
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// Rejects a mount whose directory was typed first.
-pub(super) fn in_order(args: &MountArgs) -> Result<(), Failure> {
+pub(super) fn in_order(args: &MountArgs) -> Result<(), CliError> {
     let Some(first) = args.image.location.path() else { return Ok(()) };
     // The mount point is checked last: a mount before its takeover does not answer yet. For a correct command line
     // the first argument decides.
@@ -31,27 +31,27 @@ pub(super) fn in_order(args: &MountArgs) -> Result<(), Failure> {
         first.display(),
         args.dir.display()
     );
-    Err(Failure::usage(message).hinting(hint))
+    Err(CliError::usage(message).hinting(hint))
 }
 
 /// Whether a word is a reference or a layout, and not a directory that could be a mount point.
 fn names_image(word: &Path) -> bool {
-    let Some(Ok(location)) = word.to_str().map(str::parse::<Location>) else { return false };
+    let Some(Ok(location)) = word.to_str().map(str::parse::<ImageLocation>) else { return false };
     match location.reference() {
         Some(_) => !word.is_dir(),
         None => is_layout(&location) && !word.is_dir(),
     }
 }
 
-fn is_layout(location: &Location) -> bool {
+fn is_layout(location: &ImageLocation) -> bool {
     location.path().is_some_and(|path| path.join("oci-layout").exists() || path.is_file())
 }
 
 /// Rejects an unknown mount option, by the name that was typed.
-pub(super) fn known_option(name: &str) -> Result<(), Failure> {
+pub(super) fn known_option(name: &str) -> Result<(), CliError> {
     let why = match name {
         "remount" => {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "a mount of ocifs cannot be remounted: unmount it, or replace it with --refresh",
             ));
         }
@@ -72,7 +72,7 @@ pub(super) fn known_option(name: &str) -> Result<(), Failure> {
     );
     match known {
         true => Ok(()),
-        false => Err(Failure::usage(format!("unknown mount option {name}{why}"))),
+        false => Err(CliError::usage(format!("unknown mount option {name}{why}"))),
     }
 }
 
@@ -85,12 +85,12 @@ pub(super) fn pasted(path: &Path) -> Option<String> {
 mod tests {
     use clap::Parser as _;
 
-    use super::super::args::Command;
+    use super::super::args::CliCommand;
     use super::*;
 
-    fn order(first: &Path, second: &str) -> Result<(), Failure> {
+    fn order(first: &Path, second: &str) -> Result<(), CliError> {
         let cli = Cli::try_parse_from(["ocifs", "mount", first.to_str().unwrap(), second]).unwrap();
-        let Command::Mount(args) = cli.command else { unreachable!("it is mount") };
+        let CliCommand::Mount(args) = cli.command else { unreachable!("it is mount") };
         in_order(&args)
     }
 

@@ -57,9 +57,9 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::mount;
 
-use args::{Cli, Command, IndexCommand};
+use args::{Cli, CliCommand, IndexCommand};
 use arrange::HelpLength;
-use exit::{Failure, Style};
+use exit::{CliError, ExitStyle};
 
 /// Runs the command line `argv`, the program's name first. Returns the exit code of the process.
 pub fn main(argv: Vec<OsString>) -> ExitCode {
@@ -67,10 +67,10 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         // The keeper reports only to the process that started it, which sees its end.
         return if mount::keep().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(exit::GENERIC) };
     }
-    let style = Style::of(argv.first());
+    let style = ExitStyle::of(argv.first());
     let argv = match options::rewrite(argv, style) {
-        Ok(options::Rewritten::Arguments(argv)) => argv,
-        Ok(options::Rewritten::Fake) => return ExitCode::SUCCESS,
+        Ok(options::RewrittenArgs::Arguments(argv)) => argv,
+        Ok(options::RewrittenArgs::Fake) => return ExitCode::SUCCESS,
         Err(failure) => return failure.report(style),
     };
     let argv = match verify::resolve(argv) {
@@ -84,7 +84,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
             if error.use_stderr() && !output::error_prefix().is_empty() {
                 let lines = error.render().to_string();
                 let lines: Vec<&str> = lines.lines().filter(|line| !line.trim().is_empty()).collect();
-                return Failure::usage(lines.join("; ")).report(style);
+                return CliError::usage(lines.join("; ")).report(style);
             }
             let printed = print_parsed(&error);
             let code = if error.use_stderr() { exit::USAGE } else { 0 };
@@ -124,45 +124,45 @@ fn print_parsed(error: &clap::Error) -> std::io::Result<()> {
     }
 }
 
-fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, Failure> {
-    if let Command::Mount(args) = &cli.command {
+fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, CliError> {
+    if let CliCommand::Mount(args) = &cli.command {
         mistakes::in_order(args)?;
     }
     match cli.command {
-        Command::Mount(args) if args.refresh && !background::is_child() && refresh::is_current(&args)? => {
+        CliCommand::Mount(args) if args.refresh && !background::is_child() && refresh::is_current(&args)? => {
             Ok(())
         }
-        Command::Mount(args) if !args.foreground && !background::is_child() => {
-            background::launch(&argv, secret::Input::of(&args.image.location))
+        CliCommand::Mount(args) if !args.foreground && !background::is_child() => {
+            background::launch(&argv, secret::SecretInput::of(&args.image.location))
         }
         // A foreground mount: the password in its arguments would be readable for its lifetime.
-        Command::Mount(args) if args.image.creds.is_some() => {
-            Err(secret::become_clean(&argv, secret::Input::of(&args.image.location)))
+        CliCommand::Mount(args) if args.image.creds.is_some() => {
+            Err(secret::become_clean(&argv, secret::SecretInput::of(&args.image.location)))
         }
-        Command::Mount(mut args) => {
+        CliCommand::Mount(mut args) => {
             args.image.creds = secret::take()?;
             commands::mount(args, &argv)
         }
-        Command::Umount(args) => commands::umount(&args),
-        Command::Inspect(args) => commands::inspect(&args),
-        Command::Ls(args) => commands::ls(&args),
-        Command::Cat(args) => commands::cat(&args),
-        Command::Cp(args) => copy::cp(&args),
-        Command::Export(args) => export::export(&args),
-        Command::Pull(args) => pull::pull(&args),
-        Command::Resolve(args) => resolve::resolve(&args),
-        Command::Index(IndexCommand::Build(args)) => index::build(&args),
-        Command::Index(IndexCommand::Push(args)) => index::push(&args),
-        Command::Verify(args) => verify::verify(&args),
-        Command::Cache(command) => cache::run(&command),
-        Command::Record(args) => record::record(&args),
-        Command::Doctor(args) => doctor::doctor(&args),
-        Command::List(args) => list::list(&args),
-        Command::Status(args) => status::status(&args),
-        Command::Run(args) => run::run(&args, &argv),
-        Command::Csi(args) => csi::serve(args),
-        Command::Completion(args) => pages::completion(&args),
-        Command::Man(args) => pages::man(&args),
+        CliCommand::Umount(args) => commands::umount(&args),
+        CliCommand::Inspect(args) => commands::inspect(&args),
+        CliCommand::Ls(args) => commands::ls(&args),
+        CliCommand::Cat(args) => commands::cat(&args),
+        CliCommand::Cp(args) => copy::cp(&args),
+        CliCommand::Export(args) => export::export(&args),
+        CliCommand::Pull(args) => pull::pull(&args),
+        CliCommand::Resolve(args) => resolve::resolve(&args),
+        CliCommand::Index(IndexCommand::Build(args)) => index::build(&args),
+        CliCommand::Index(IndexCommand::Push(args)) => index::push(&args),
+        CliCommand::Verify(args) => verify::verify(&args),
+        CliCommand::Cache(command) => cache::run(&command),
+        CliCommand::Record(args) => record::record(&args),
+        CliCommand::Doctor(args) => doctor::doctor(&args),
+        CliCommand::List(args) => list::list(&args),
+        CliCommand::Status(args) => status::status(&args),
+        CliCommand::Run(args) => run::run(&args, &argv),
+        CliCommand::Csi(args) => csi::serve(args),
+        CliCommand::Completion(args) => pages::completion(&args),
+        CliCommand::Man(args) => pages::man(&args),
     }
     .map(|()| ExitCode::SUCCESS)
 }

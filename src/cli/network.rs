@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::image::ImageError;
-use crate::registry::{Options, Places, Registry, RegistryError};
-use crate::source::{Location, Place};
+use crate::registry::{ConfigPaths, RegistryClient, RegistryError, RegistryOptions};
+use crate::source::{ArchiveLocation, ImageLocation};
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::mistakes::pasted;
 
 /// Logins, certificates and mirrors.
@@ -48,32 +48,37 @@ pub(super) struct NetworkArgs {
 impl NetworkArgs {
     /// The registry client, with `options` for everything without an argument. Paths become absolute: a background
     /// mount changes its working directory.
-    pub(super) fn client(&self, authfile: Option<&Path>, options: Options) -> Result<Registry, Failure> {
+    pub(super) fn client(
+        &self,
+        authfile: Option<&Path>,
+        options: RegistryOptions,
+    ) -> Result<RegistryClient, CliError> {
         let absolute = |path: Option<&Path>| {
             let made = path.filter(|path| !path.as_os_str().is_empty()).map(std::path::absolute);
-            made.transpose().map_err(|error| Failure::local("finding the working directory", &error))
+            made.transpose().map_err(|error| CliError::local("finding the working directory", &error))
         };
         let authfile = absolute(authfile)?;
         if let Some(named) = &authfile
             && let Err(error) = std::fs::File::open(named)
         {
-            return Err(Failure::usage(format!("credential file {}: {error}", named.display())));
+            return Err(CliError::usage(format!("credential file {}: {error}", named.display())));
         }
-        let options = Options {
+        let options = RegistryOptions {
             plain_http: self.plain_http,
             authfile,
             tls_verify: self.tls_verify,
             cert_dir: absolute(self.cert_dir.as_deref())?,
             ca_file: absolute(self.ca_file.as_deref())?,
-            places: Places { hosts: absolute(self.hosts_dir.as_deref())?, ..options.places },
+            places: ConfigPaths { hosts: absolute(self.hosts_dir.as_deref())?, ..options.places },
             ..options
         };
-        Registry::new(options).map_err(|error: RegistryError| Failure::local("starting the client", &error))
+        RegistryClient::new(options)
+            .map_err(|error: RegistryError| CliError::local("starting the client", &error))
     }
 }
 
 /// Hint for a reference whose name is also a path on this machine; `None` if there is no such path.
-pub(super) fn namesake(location: &Location) -> Option<String> {
+pub(super) fn namesake(location: &ImageLocation) -> Option<String> {
     let name = location.reference()?.short_name()?;
     let word = pasted(&Path::new(".").join(name))?;
     Path::new(name).exists().then(|| format!("a name is one in a registry; for the path {name} write {word}"))
@@ -81,24 +86,27 @@ pub(super) fn namesake(location: &Location) -> Option<String> {
 
 /// The location as typed, so that a line of fstab is recognised. A web address may be signed: it is shown without the
 /// signature.
-pub(super) fn written(argv: &[OsString], location: &Location) -> String {
-    let is_web = matches!(location, Location::Archive { at: Place::Web(_), .. });
+pub(super) fn written(argv: &[OsString], location: &ImageLocation) -> String {
+    let is_web = matches!(location, ImageLocation::Archive { at: ArchiveLocation::Web(_), .. });
     let mut words = argv.iter().skip(2).filter_map(|word| word.to_str()).filter(|_| !is_web);
-    let found = words.find(|word| word.parse::<Location>().is_ok_and(|parsed| parsed == *location));
+    let found = words.find(|word| word.parse::<ImageLocation>().is_ok_and(|parsed| parsed == *location));
     found.map_or_else(|| location.to_string(), str::to_owned)
 }
 
 /// The location with an absolute path or a full name. Aliases and short names are resolved as this machine configures
 /// them.
-pub(super) fn in_full(location: &Location, registry: &Registry) -> Result<Location, Failure> {
+pub(super) fn in_full(
+    location: &ImageLocation,
+    registry: &RegistryClient,
+) -> Result<ImageLocation, CliError> {
     let absolute = location
         .clone()
         .absolute()
-        .map_err(|error| Failure::local("finding the working directory", &error))?;
+        .map_err(|error| CliError::local("finding the working directory", &error))?;
     Ok(match absolute {
-        Location::Registry(short) => {
-            Location::Registry(registry.expand(&short).map_err(|error| ImageError::Source(error.into()))?)
-        }
+        ImageLocation::Registry(short) => ImageLocation::Registry(
+            registry.expand(&short).map_err(|error| ImageError::Source(error.into()))?,
+        ),
         other => other,
     })
 }

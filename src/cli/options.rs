@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use clap::CommandFactory as _;
 
 use super::args::Cli;
-use super::exit::{Failure, Style};
+use super::exit::{CliError, ExitStyle};
 use super::mistakes::known_option;
 
 /// Generic options that state a default, or that are meant for mount(8) and similar tools.
@@ -56,7 +56,7 @@ const FLAGS: &[&str] = &[
 ];
 
 /// The result of rewriting.
-pub(super) enum Rewritten {
+pub(super) enum RewrittenArgs {
     /// Ordinary arguments.
     Arguments(Vec<OsString>),
     /// mount(8) requested a dry run (`-f`).
@@ -64,30 +64,30 @@ pub(super) enum Rewritten {
 }
 
 /// Rewrites the bare form to `mount`, and `-o` lists to long options.
-pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Failure> {
+pub(super) fn rewrite(argv: Vec<OsString>, style: ExitStyle) -> Result<RewrittenArgs, CliError> {
     let mut argv = argv.into_iter();
     let program = argv.next().unwrap_or_else(|| "ocifs".into());
     let mut rest: Vec<OsString> = argv.collect();
     // Many programs have `version` as a command.
     if let [word] = &rest[..]
         && word == "version"
-        && style == Style::Own
+        && style == ExitStyle::Own
     {
-        return Ok(Rewritten::Arguments(vec![program, "--version".into()]));
+        return Ok(RewrittenArgs::Arguments(vec![program, "--version".into()]));
     }
     let is_word = |word: &OsStr| !word.as_encoded_bytes().starts_with(b"-");
     // A mistyped command is not taken for a reference, which has a slash, a colon or an at sign, or comes with mount
     // options.
     let names_image = |word: &OsStr| word.as_encoded_bytes().iter().any(|byte| b"/:@".contains(byte));
     let has_options = rest.iter().any(|word| word == "-o");
-    let bare = style == Style::MountHelper
+    let bare = style == ExitStyle::MountHelper
         || rest.len() >= 2
             && rest
                 .first()
                 .is_some_and(|word| is_word(word) && !is_command(word) && (has_options || names_image(word)));
-    if style == Style::MountHelper {
+    if style == ExitStyle::MountHelper {
         if rest.iter().any(|word| word == "-f") {
-            return Ok(Rewritten::Fake);
+            return Ok(RewrittenArgs::Fake);
         }
         // mount(8) passes -s (sloppy), -n (no mtab) and -v (verbose), in any combination, and may name the type.
         let flags = |word: &OsString| {
@@ -106,7 +106,7 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
     }
     if !bare && rest.first().is_none_or(|word| word != "mount" && word != "run") {
         out.extend(rest);
-        return Ok(Rewritten::Arguments(out));
+        return Ok(RewrittenArgs::Arguments(out));
     }
     let mut words = rest.into_iter();
     while let Some(word) = words.next() {
@@ -118,7 +118,7 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
             }
             Some("-o") => match words.next() {
                 Some(list) => list,
-                None => return Err(Failure::usage("option -o needs a list of mount options")),
+                None => return Err(CliError::usage("option -o needs a list of mount options")),
             },
             Some(word) if word.starts_with("-o") && !word.starts_with("-o=") => word[2..].into(),
             _ => {
@@ -126,12 +126,12 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
                 continue;
             }
         };
-        let Some(list) = list.to_str() else { return Err(Failure::usage("mount options are not UTF-8")) };
+        let Some(list) = list.to_str() else { return Err(CliError::usage("mount options are not UTF-8")) };
         for option in split(list) {
             // mount(8) adds rw unless ro is given, and mount.fuse3 adds suid and dev unless they are negated. The
             // user did not ask for these.
             let unasked = match option.as_str() {
-                "rw" => style == Style::MountHelper,
+                "rw" => style == ExitStyle::MountHelper,
                 "suid" | "dev" => bare,
                 _ => false,
             };
@@ -140,7 +140,7 @@ pub(super) fn rewrite(argv: Vec<OsString>, style: Style) -> Result<Rewritten, Fa
             }
         }
     }
-    Ok(Rewritten::Arguments(out))
+    Ok(RewrittenArgs::Arguments(out))
 }
 
 /// Whether a word is a command of ocifs, or its alias.
@@ -170,16 +170,16 @@ fn split(list: &str) -> Vec<String> {
 }
 
 /// A mount option as an argument; `None` for one without effect.
-fn translate(option: &str) -> Result<Option<OsString>, Failure> {
+fn translate(option: &str) -> Result<Option<OsString>, CliError> {
     let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
     match name {
         "rw" => {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "mount option rw: ocifs mounts are read-only; put an overlay on top to write",
             ));
         }
         "auto_unmount" => {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "mount option auto_unmount is not supported; ocifs unmounts when it ends",
             ));
         }
@@ -188,7 +188,7 @@ fn translate(option: &str) -> Result<Option<OsString>, Failure> {
             return Ok(None);
         }
         name if FLAGS.contains(&name) && value.is_some() => {
-            return Err(Failure::usage(format!("mount option {name} takes no value")));
+            return Err(CliError::usage(format!("mount option {name} takes no value")));
         }
         _ => {}
     }
@@ -203,10 +203,10 @@ mod tests {
 
     fn rewritten(line: &str) -> Result<String, String> {
         let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-        let style = Style::of(argv.first());
+        let style = ExitStyle::of(argv.first());
         match rewrite(argv, style).map_err(|failure| failure.to_string())? {
-            Rewritten::Fake => Ok("fake".into()),
-            Rewritten::Arguments(argv) => {
+            RewrittenArgs::Fake => Ok("fake".into()),
+            RewrittenArgs::Arguments(argv) => {
                 Ok(argv.iter().skip(1).map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "))
             }
         }

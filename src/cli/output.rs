@@ -16,7 +16,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::io::{message, printable, printable_bytes, printable_json, printable_name};
 
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// Size of the output buffer in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -92,10 +92,10 @@ impl<W: Write> Write for PrintableEvent<W> {
 }
 
 /// The result of printing: a closed pipe ends the command quietly.
-pub(super) fn printed(result: io::Result<()>) -> Result<(), Failure> {
+pub(super) fn printed(result: io::Result<()>) -> Result<(), CliError> {
     result.map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Failure::closed_pipe(),
-        _ => Failure::local("writing to standard output", &error),
+        io::ErrorKind::BrokenPipe => CliError::closed_pipe(),
+        _ => CliError::local("writing to standard output", &error),
     })
 }
 
@@ -108,11 +108,11 @@ pub(super) fn statistics() {
 }
 
 /// Starts the log: to `file`, or to standard error. `OCIFS_LOG` sets the filter; the default is warnings and errors.
-pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
-    let always = || Failure::usage("the log filter for statistics is none");
+pub(super) fn start_log(file: Option<&Path>) -> Result<(), CliError> {
+    let always = || CliError::usage("the log filter for statistics is none");
     let filter = match std::env::var("OCIFS_LOG") {
         Ok(text) => EnvFilter::try_new(&text)
-            .map_err(|error| Failure::usage(format!("OCIFS_LOG={text:?} is not a log filter: {error}")))?,
+            .map_err(|error| CliError::usage(format!("OCIFS_LOG={text:?} is not a log filter: {error}")))?,
         Err(_) => EnvFilter::new("warn"),
     };
     let filter = filter.add_directive(format!("{STATISTICS}=info").parse().map_err(|_| always())?);
@@ -122,12 +122,12 @@ pub(super) fn start_log(file: Option<&Path>) -> Result<(), Failure> {
     // A second start in one process keeps the first log.
     match file {
         None if is_journal() => {
-            builder.event_format(Journal).with_writer(PrintableLog(io::stderr)).try_init().ok()
+            builder.event_format(JournalFormat).with_writer(PrintableLog(io::stderr)).try_init().ok()
         }
         None => builder.with_writer(PrintableLog(io::stderr)).try_init().ok(),
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
-                Failure::local(format!("opening the log file {}", path.display()), &error)
+                CliError::local(format!("opening the log file {}", path.display()), &error)
             })?;
             builder.with_writer(PrintableLog(file)).try_init().ok()
         }
@@ -151,9 +151,9 @@ fn is_journal() -> bool {
 }
 
 /// Line format for the journal, which adds the time and takes the level from the number in front (sd-daemon(3)).
-struct Journal;
+struct JournalFormat;
 
-impl<S, N> FormatEvent<S, N> for Journal
+impl<S, N> FormatEvent<S, N> for JournalFormat
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
@@ -221,7 +221,7 @@ mod tests {
     fn lines_for_the_journal_have_their_level_and_no_time() {
         let room = tempfile::tempdir().unwrap();
         let file = Arc::new(std::fs::File::create(room.path().join("log")).unwrap());
-        let builder = tracing_subscriber::fmt().with_ansi(false).event_format(Journal);
+        let builder = tracing_subscriber::fmt().with_ansi(false).event_format(JournalFormat);
         tracing::subscriber::with_default(builder.with_writer(file).finish(), || {
             tracing::warn!(dir = "/mnt", "said");
             tracing::error!("failed");
@@ -249,7 +249,7 @@ mod tests {
     fn an_event_of_the_log_is_one_printable_line_of_bounded_length() {
         let room = tempfile::tempdir().unwrap();
         let file = Arc::new(std::fs::File::create(room.path().join("log")).unwrap());
-        let builder = tracing_subscriber::fmt().with_ansi(false).event_format(Journal);
+        let builder = tracing_subscriber::fmt().with_ansi(false).event_format(JournalFormat);
         tracing::subscriber::with_default(builder.with_writer(PrintableLog(file)).finish(), || {
             tracing::warn!(evil = %"a\nb\x1b[2J\u{202e}", "said");
             tracing::warn!("{}", "x".repeat(100_000));

@@ -13,7 +13,7 @@ use clap_mangen::Man;
 
 use super::args::Cli;
 use super::arrange::{HelpLength, VIEWS, arranged};
-use super::exit::Failure;
+use super::exit::CliError;
 use super::{manual, output};
 
 /// The title of the manual.
@@ -92,7 +92,7 @@ pub(super) struct ManArgs {
 }
 
 /// Writes a completion to standard output.
-pub(super) fn completion(args: &CompletionArgs) -> Result<(), Failure> {
+pub(super) fn completion(args: &CompletionArgs) -> Result<(), CliError> {
     let mut text = Vec::new();
     let mut command = completable(arranged(Cli::command(), HelpLength::Long));
     clap_complete::generate(args.shell, &mut command, "ocifs", &mut text);
@@ -136,18 +136,18 @@ fn more_for_bash(command: &Command) -> String {
 }
 
 /// Writes a manual page to standard output, or all of them to files.
-pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
+pub(super) fn man(args: &ManArgs) -> Result<(), CliError> {
     let whole = whole();
     if let Some(dir) = &args.all {
         all(&whole, &whole, dir)?;
         let mut text = Vec::new();
-        manual::mount_helper(&mut text).map_err(|error| Failure::local("writing the page", &error))?;
+        manual::mount_helper(&mut text).map_err(|error| CliError::local("writing the page", &error))?;
         let path = dir.join("mount.ocifs.8");
         let written = File::create(&path).and_then(|mut file| file.write_all(&text));
-        return written.map_err(|error| Failure::local(format!("writing {}", path.display()), &error));
+        return written.map_err(|error| CliError::local(format!("writing {}", path.display()), &error));
     }
     let mut text = Vec::new();
-    let failed = |error: io::Error| Failure::local("writing the page", &error);
+    let failed = |error: io::Error| CliError::local("writing the page", &error);
     if args.command == ["mount.ocifs"] {
         manual::mount_helper(&mut text).map_err(failed)?;
         return print(&text);
@@ -156,7 +156,7 @@ pub(super) fn man(args: &ManArgs) -> Result<(), Failure> {
     for word in &args.command {
         let found = chosen.find_subcommand(word).filter(|found| !found.is_hide_set());
         chosen = found
-            .ok_or_else(|| Failure::usage(format!("there is no command {:?}", args.command.join(" "))))?;
+            .ok_or_else(|| CliError::usage(format!("there is no command {:?}", args.command.join(" "))))?;
     }
     render(&whole, chosen, &mut text).map_err(failed)?;
     print(&text)
@@ -187,16 +187,16 @@ fn render(whole: &Command, command: &Command, out: &mut dyn Write) -> io::Result
     manual::sections(name, &related, out)
 }
 
-fn all(whole: &Command, command: &Command, dir: &Path) -> Result<(), Failure> {
+fn all(whole: &Command, command: &Command, dir: &Path) -> Result<(), CliError> {
     for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
         all(whole, below, dir)?;
     }
     let path = dir.join(page(command).get_filename());
     let written = File::create(&path).and_then(|mut file| render(whole, command, &mut file));
-    written.map_err(|error| Failure::local(format!("writing {}", path.display()), &error))
+    written.map_err(|error| CliError::local(format!("writing {}", path.display()), &error))
 }
 
-fn print(text: &[u8]) -> Result<(), Failure> {
+fn print(text: &[u8]) -> Result<(), CliError> {
     let mut out = output::plain_stdout();
     let written: io::Result<()> = out.write_all(text).and_then(|()| out.flush());
     output::printed(written)

@@ -2,19 +2,19 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::export::{Preserve, Withheld};
+use crate::export::{PreservedMetadata, WithheldCounts};
 
 /// Which of them are written.
 #[derive(Args, Debug)]
 pub(super) struct PreserveArgs {
     /// Write entries with power on this machine, which are left out of a directory otherwise. May be repeated, or a list with commas.
     #[arg(long, value_name = "WHAT", value_delimiter = ',', help_heading = "Output")]
-    preserve: Vec<Power>,
+    preserve: Vec<PreservedRight>,
 }
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Power {
+enum PreservedRight {
     /// Set-user-ID and set-group-ID bits of files.
     #[value(alias = "setuid", alias = "set-id", alias = "setid")]
     Suid,
@@ -39,21 +39,21 @@ impl PreserveArgs {
     }
 
     /// The entries to write.
-    pub(super) fn chosen(&self) -> Preserve {
-        let has = |powers: &[Power]| {
-            self.preserve.iter().any(|power| *power == Power::All || powers.contains(power))
+    pub(super) fn chosen(&self) -> PreservedMetadata {
+        let has = |powers: &[PreservedRight]| {
+            self.preserve.iter().any(|power| *power == PreservedRight::All || powers.contains(power))
         };
-        Preserve {
-            set_id: has(&[Power::Suid]),
-            devices: has(&[Power::Devices]),
-            trusted: has(&[Power::Trusted, Power::Xattrs]),
-            security: has(&[Power::Security, Power::Xattrs]),
+        PreservedMetadata {
+            set_id: has(&[PreservedRight::Suid]),
+            devices: has(&[PreservedRight::Devices]),
+            trusted: has(&[PreservedRight::Trusted, PreservedRight::Xattrs]),
+            security: has(&[PreservedRight::Security, PreservedRight::Xattrs]),
         }
     }
 }
 
 /// One line about entries that were left out; `None` if there were none.
-pub(super) fn left_out(withheld: &Withheld) -> Option<String> {
+pub(super) fn left_out(withheld: &WithheldCounts) -> Option<String> {
     let parts = [
         (withheld.set_id, "suid", "files lost their set-user-ID or set-group-ID bit"),
         (withheld.devices, "devices", "devices"),
@@ -75,16 +75,16 @@ mod tests {
 
     #[test]
     fn powers_are_named_one_by_one_or_all() {
-        let chosen = |preserve: &[Power]| PreserveArgs { preserve: preserve.to_vec() }.chosen();
-        assert_eq!(chosen(&[]), Preserve::default());
-        assert_eq!(chosen(&[Power::All]), Preserve::everything());
+        let chosen = |preserve: &[PreservedRight]| PreserveArgs { preserve: preserve.to_vec() }.chosen();
+        assert_eq!(chosen(&[]), PreservedMetadata::default());
+        assert_eq!(chosen(&[PreservedRight::All]), PreservedMetadata::everything());
         assert_eq!(
-            chosen(&[Power::Xattrs, Power::Devices]),
-            Preserve { set_id: false, ..Preserve::everything() }
+            chosen(&[PreservedRight::Xattrs, PreservedRight::Devices]),
+            PreservedMetadata { set_id: false, ..PreservedMetadata::everything() }
         );
-        let withheld = Withheld { set_id: 2, security: 1, ..Withheld::default() };
+        let withheld = WithheldCounts { set_id: 2, security: 1, ..WithheldCounts::default() };
         let line = left_out(&withheld).unwrap();
         assert!(line.contains("2 files") && line.ends_with("--preserve=suid,security writes them"), "{line}");
-        assert_eq!(left_out(&Withheld::default()), None);
+        assert_eq!(left_out(&WithheldCounts::default()), None);
     }
 }

@@ -35,7 +35,7 @@ pub(super) struct ProgressArgs {
 }
 
 /// A line on standard error that follows a count of bytes.
-pub(super) struct Progress {
+pub(super) struct ProgressLine {
     count: Arc<AtomicU64>,
     drawing: Option<(Sender<()>, JoinHandle<()>)>,
     begun: Instant,
@@ -43,7 +43,7 @@ pub(super) struct Progress {
     is_watched: bool,
 }
 
-impl Progress {
+impl ProgressLine {
     /// Starts to count; `total` is the number of bytes, if it is known.
     pub(super) fn start(args: &ProgressArgs, total: Option<u64>) -> Self {
         let count = Arc::new(AtomicU64::new(0));
@@ -88,7 +88,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.end();
     }

@@ -5,16 +5,16 @@ use std::io::{self, IsTerminal as _, Write as _};
 use clap::Args;
 use serde::Serialize;
 
-use crate::image::{ArchiveOptions, Pulled, Selection};
-use crate::source::Location;
+use crate::image::{ArchiveOptions, ArchiveSelection, PullSummary};
+use crate::source::ImageLocation;
 
-use super::again::{Door, once_more};
-use super::args::{Format, ImageArgs};
+use super::again::{OutputGuard, once_more};
+use super::args::{ImageArgs, OutputFormat};
 use super::commands::{self, start};
-use super::exit::Failure;
+use super::exit::CliError;
 use super::export::{platforms, select, told_left_out};
 use super::output::{self, human, printed, stdout};
-use super::progress::{Progress, ProgressArgs};
+use super::progress::{ProgressArgs, ProgressLine};
 
 /// The arguments of `pull`.
 #[derive(Args, Debug)]
@@ -24,7 +24,7 @@ pub(super) struct PullArgs {
 
     /// More references.
     #[arg(value_name = "REF")]
-    more: Vec<Location>,
+    more: Vec<ImageLocation>,
 
     /// Take every platform of an index, as --platform=all.
     #[arg(long)]
@@ -32,7 +32,7 @@ pub(super) struct PullArgs {
 
     /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    format: Format,
+    format: OutputFormat,
 
     #[command(flatten)]
     progress: ProgressArgs,
@@ -40,14 +40,14 @@ pub(super) struct PullArgs {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+struct PullReport {
     schema_version: u32,
-    images: Vec<Image>,
+    images: Vec<PulledImage>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Image {
+struct PulledImage {
     reference: String,
     digest: String,
     /// Number of blobs and documents; `present` of them were on this machine before.
@@ -58,40 +58,40 @@ struct Image {
 }
 
 /// Runs the command.
-pub(super) fn pull(args: &PullArgs) -> Result<(), Failure> {
+pub(super) fn pull(args: &PullArgs) -> Result<(), CliError> {
     commands::refuse_selection(&args.image, "everything is fetched")?;
     if args.image.cache.is_private() {
-        return Err(Failure::usage("with --no-cache nothing is left of what is pulled"));
+        return Err(CliError::usage("with --no-cache nothing is left of what is pulled"));
     }
     let mut options: ArchiveOptions = platforms(&args.image, args.all_platforms);
     if args.image.referrers {
         options = options.with_referrers();
     }
     let runtime = start(&args.image)?;
-    let images = runtime.block_on(once_more(&Door::default(), async || {
+    let images = runtime.block_on(once_more(&OutputGuard::default(), async || {
         let selections = select(&args.image, &args.more, &options).await?;
         if !args.progress.quiet {
             told_left_out(&selections);
         }
         // Also rejects references that fit one by one but not together: the last would evict the first.
-        Selection::check_room(&selections)?;
+        ArchiveSelection::check_room(&selections)?;
         let mut images = Vec::new();
         for selection in &selections {
-            let progress = Progress::start(&args.progress, Some(selection.size()));
-            let Pulled { blobs, present, size, fetched } =
+            let progress = ProgressLine::start(&args.progress, Some(selection.size()));
+            let PullSummary { blobs, present, size, fetched } =
                 selection.pull(&|bytes| progress.advance(bytes)).await?;
             progress.finish("read and compared");
             let (reference, digest) = (selection.pinned().to_owned(), selection.digest().to_string());
-            images.push(Image { reference, digest, blobs, present, size, fetched });
+            images.push(PulledImage { reference, digest, blobs, present, size, fetched });
         }
-        Ok::<_, Failure>(images)
+        Ok::<_, CliError>(images)
     }))?;
     let mut out = stdout();
     // A whole digest fills a line of 80 columns.
     let gap = if io::stdout().is_terminal() { "\n  " } else { "  " };
     let told = match args.format {
-        Format::Json => output::json(&mut out, &Report { schema_version: 1, images }),
-        Format::Text => images.iter().try_for_each(|image| {
+        OutputFormat::Json => output::json(&mut out, &PullReport { schema_version: 1, images }),
+        OutputFormat::Text => images.iter().try_for_each(|image| {
             write!(out, "{}{gap}", image.reference)?;
             match image.present == image.blobs {
                 true => writeln!(out, "already here: {} blobs, {}", image.blobs, human(image.size)),

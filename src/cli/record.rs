@@ -3,33 +3,33 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::image::{Family, Image, MAX_TRACE, Prefetch, Recording, Trace};
+use crate::image::{ImageSet, MAX_TRACE, OpenImage, PrefetchMode, ReadRecording, ReadTrace};
 use crate::mount::{self, MountOptions};
-use crate::view::{Namespace, Scope};
+use crate::view::{MountNamespace, ViewScope};
 
 use super::args::{PrefetchUse, RecordArgs};
-use super::child::{Forwarded, Place, run};
+use super::child::{ForwardedSignals, TemporaryMountpoint, run};
 use super::commands::{LAST_TASKS, only, open_with, registry, start};
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// The content that a mount prefetches. A missing trace is an error if it was requested.
 pub(super) async fn chosen(
-    family: &Family,
+    family: &ImageSet,
     wanted: PrefetchUse,
     file: Option<&Path>,
-) -> Result<Prefetch, Failure> {
+) -> Result<PrefetchMode, CliError> {
     if file.is_some() && wanted != PrefetchUse::Trace {
-        return Err(Failure::usage("--trace is for --prefetch=trace"));
+        return Err(CliError::usage("--trace is for --prefetch=trace"));
     }
     Ok(match wanted {
-        PrefetchUse::None => Prefetch::None,
-        PrefetchUse::Landmarks => Prefetch::Landmarks,
-        PrefetchUse::All => Prefetch::All,
-        PrefetchUse::Trace => Prefetch::Trace(match (file, only(family)?) {
+        PrefetchUse::None => PrefetchMode::None,
+        PrefetchUse::Landmarks => PrefetchMode::Landmarks,
+        PrefetchUse::All => PrefetchMode::All,
+        PrefetchUse::Trace => PrefetchMode::Trace(match (file, only(family)?) {
             (Some(path), image) => load(path, image)?,
             (None, image) => image.find_trace().await?.ok_or_else(|| {
                 let digest = image.manifest_digest();
-                Failure::usage(format!(
+                CliError::usage(format!(
                     "there is no trace of {digest}; make one with \"ocifs record\", or name a file with --trace"
                 ))
             })?,
@@ -37,15 +37,15 @@ pub(super) async fn chosen(
     })
 }
 
-fn load(path: &Path, image: &Image) -> Result<Trace, Failure> {
+fn load(path: &Path, image: &OpenImage) -> Result<ReadTrace, CliError> {
     use std::io::Read as _;
     let what = || format!("reading the trace {}", path.display());
-    let failed = |error: std::io::Error| Failure::local(what(), &error);
+    let failed = |error: std::io::Error| CliError::local(what(), &error);
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
     file.take(MAX_TRACE as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    let trace =
-        Trace::parse(&bytes).map_err(|error| Failure::read(&error.within(path.display().to_string())))?;
+    let trace = ReadTrace::parse(&bytes)
+        .map_err(|error| CliError::read(&error.within(path.display().to_string())))?;
     if trace.manifest != image.manifest_digest().as_str() {
         let (of, wanted) = (&trace.manifest, image.manifest_digest());
         tracing::warn!(%of, %wanted, "the trace is of another image: only blobs that both have are fetched");
@@ -54,42 +54,43 @@ fn load(path: &Path, image: &Image) -> Result<Trace, Failure> {
 }
 
 /// Runs a command on a mount and records its reads. The exit code is the command's.
-pub(super) fn record(args: &RecordArgs) -> Result<(), Failure> {
+pub(super) fn record(args: &RecordArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let result = runtime.block_on(async {
-        let family =
-            Arc::new(open_with(&args.image, &registry(&args.image)?, Prefetch::None, Recording::On).await?);
+        let family = Arc::new(
+            open_with(&args.image, &registry(&args.image)?, PrefetchMode::None, ReadRecording::On).await?,
+        );
         let image = only(&family)?;
         if args.push {
             image.check_publishable()?;
         }
-        let scope = Scope { view: args.view.clone(), ..Scope::default() };
-        let namespace = Arc::new(Namespace::open(family.clone(), &scope).await?);
+        let scope = ViewScope { view: args.view.clone(), ..ViewScope::default() };
+        let namespace = Arc::new(MountNamespace::open(family.clone(), &scope).await?);
         let options = MountOptions { source: image.pinned().to_owned(), ..MountOptions::default() };
-        let mut signals = Forwarded::new()?;
-        let place = Place::new()?;
+        let mut signals = ForwardedSignals::new()?;
+        let place = TemporaryMountpoint::new()?;
         let (handle, dir) = (tokio::runtime::Handle::current(), place.path().to_owned());
         let mounted = tokio::task::spawn_blocking(move || mount::mount(namespace, &dir, &options, &handle))
             .await
-            .map_err(|error| Failure::local("mounting", &error))??;
+            .map_err(|error| CliError::local("mounting", &error))??;
         let ran = run(&args.command, mounted.dir(), &mut signals).await;
         mounted.unmount().await?;
         let code = ran?;
         keep(image, args).await?;
-        Ok::<_, Failure>(code)
+        Ok::<_, CliError>(code)
     });
     runtime.shutdown_timeout(LAST_TASKS);
     match result? {
         0 => Ok(()),
-        code => Err(Failure::already_reported(code)),
+        code => Err(CliError::already_reported(code)),
     }
 }
 
-async fn keep(image: &Arc<Image>, args: &RecordArgs) -> Result<(), Failure> {
+async fn keep(image: &Arc<OpenImage>, args: &RecordArgs) -> Result<(), CliError> {
     let Some(trace) = image.trace() else { return Ok(()) };
     let json = trace.to_json();
     if let Some(path) = &args.output {
-        let failed = |error| Failure::local(format!("writing the trace {}", path.display()), &error);
+        let failed = |error| CliError::local(format!("writing the trace {}", path.display()), &error);
         std::fs::write(path, &json).map_err(failed)?;
     }
     image.keep_trace(&json)?;

@@ -7,15 +7,15 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use crate::image::{self, OpenOptions};
-use crate::mount::{self, State};
+use crate::mount::{self, MountState};
 
 use super::args::MountArgs;
 use super::commands::{cache, registry, scope, start};
-use super::exit::Failure;
+use super::exit::CliError;
 use super::{network, output};
 
 /// Whether the mount at the directory shows the content that the arguments name now; then there is nothing to do.
-pub(super) fn is_current(args: &MountArgs) -> Result<bool, Failure> {
+pub(super) fn is_current(args: &MountArgs) -> Result<bool, CliError> {
     let Some((dir, reference)) = standing(args)? else { return Ok(false) };
     let runtime = start(&args.image)?;
     let registry = registry(&args.image)?;
@@ -32,14 +32,16 @@ pub(super) fn is_current(args: &MountArgs) -> Result<bool, Failure> {
 
 /// The ocifs mount at the directory that answers, and its reference. `None` for a dead mount, which every mount
 /// replaces. A mount that does not answer is never replaced.
-pub(super) fn standing(args: &MountArgs) -> Result<Option<(PathBuf, String)>, Failure> {
+pub(super) fn standing(args: &MountArgs) -> Result<Option<(PathBuf, String)>, CliError> {
     let mounted = mount::list()?;
     let dir = mount::resolved(&args.dir).unwrap_or_else(|| args.dir.clone());
     let Some(found) = mounted.into_iter().rfind(|mount| mount.dir == dir) else { return Ok(None) };
     match found.state {
-        State::Served => Ok(Some((found.dir, found.reference))),
-        State::Dead => Ok(None),
+        MountState::Served => Ok(Some((found.dir, found.reference))),
+        MountState::Dead => Ok(None),
         // Its future content is unknown, and readers wait for it: it must not be unmounted.
-        State::Waiting | State::Unknown => Ok(mount::check(&args.dir, args.serve.nonempty).map(|_| None)?),
+        MountState::Waiting | MountState::Unknown => {
+            Ok(mount::check(&args.dir, args.serve.nonempty).map(|_| None)?)
+        }
     }
 }

@@ -5,11 +5,11 @@ use std::io::Write as _;
 use clap::Args;
 use serde::Serialize;
 
-use crate::image::{self, OpenOptions, Platforms};
+use crate::image::{self, OpenOptions, PlatformScope};
 
-use super::args::{Format, ImageArgs, PlatformChoice};
+use super::args::{ImageArgs, OutputFormat, PlatformChoice};
 use super::commands::{self, start};
-use super::exit::Failure;
+use super::exit::CliError;
 use super::output::{self, printed, stdout};
 
 /// The arguments of `resolve`.
@@ -20,12 +20,12 @@ pub(super) struct ResolveArgs {
 
     /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    format: Format,
+    format: OutputFormat,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report<'a> {
+struct ResolveReport<'a> {
     schema_version: u32,
     reference: &'a str,
     digest: &'a str,
@@ -36,13 +36,13 @@ struct Report<'a> {
 }
 
 /// Runs the command.
-pub(super) fn resolve(args: &ResolveArgs) -> Result<(), Failure> {
+pub(super) fn resolve(args: &ResolveArgs) -> Result<(), CliError> {
     commands::refuse_selection(&args.image, "a digest is that of the whole")?;
     let platforms = match &args.image.platform[..] {
-        [] => Platforms::Host,
-        [PlatformChoice::One(platform)] => Platforms::One(platform.clone()),
+        [] => PlatformScope::Host,
+        [PlatformChoice::One(platform)] => PlatformScope::One(platform.clone()),
         [..] => {
-            return Err(Failure::usage(
+            return Err(CliError::usage(
                 "one reference has one digest: name one platform, or none for the index",
             ));
         }
@@ -52,13 +52,13 @@ pub(super) fn resolve(args: &ResolveArgs) -> Result<(), Failure> {
         let registry = commands::registry(&args.image)?;
         let options =
             OpenOptions { platforms, ..commands::options(&args.image, &args.image.location, &registry)? };
-        Ok::<_, Failure>(image::resolve(&options, &registry, commands::cache(&args.image)?).await?)
+        Ok::<_, CliError>(image::resolve(&options, &registry, commands::cache(&args.image)?).await?)
     })?;
     let mut out = stdout();
     let told = match args.format {
-        Format::Text => writeln!(out, "{}", resolved.pinned),
-        Format::Json => {
-            let report = Report {
+        OutputFormat::Text => writeln!(out, "{}", resolved.pinned),
+        OutputFormat::Json => {
+            let report = ResolveReport {
                 schema_version: 1,
                 reference: &resolved.pinned,
                 digest: resolved.digest.as_str(),

@@ -11,12 +11,12 @@ use std::process::Child;
 use clap::Args;
 use nix::sys::signal::Signal;
 
-use crate::mount::{self, MountError, Overlay, Unmount};
+use crate::mount::{self, MountError, UnmountMode, WritableOverlay};
 
 use super::args::{ImageArgs, ServeArgs};
-use super::background::{self, Life};
-use super::child::{self, Forwarded, Place};
-use super::exit::Failure;
+use super::background::{self, MountLifetime};
+use super::child::{self, ForwardedSignals, TemporaryMountpoint};
+use super::exit::CliError;
 use super::{output, secret};
 
 /// The arguments of `run`.
@@ -38,9 +38,9 @@ pub(super) struct RunArgs {
 }
 
 /// Runs the command on the mount. The exit code is the command's.
-pub(super) fn run(args: &RunArgs, argv: &[OsString]) -> Result<(), Failure> {
+pub(super) fn run(args: &RunArgs, argv: &[OsString]) -> Result<(), CliError> {
     if secret::split(argv.get(1..).unwrap_or_default()).1.is_some() {
-        return Err(Failure::usage(
+        return Err(CliError::usage(
             "run takes no --creds: others could read it for as long as the command runs; use --authfile, or the variable OCIFS_CREDS",
         ));
     }
@@ -50,24 +50,27 @@ pub(super) fn run(args: &RunArgs, argv: &[OsString]) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::local("starting the event loop", &error))?;
+        .map_err(|error| CliError::local("starting the event loop", &error))?;
     match runtime.block_on(on_a_mount(args, argv))? {
         0 => Ok(()),
-        code => Err(Failure::already_reported(code)),
+        code => Err(CliError::already_reported(code)),
     }
 }
 
-async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, Failure> {
-    let place = Place::with("mnt")?;
+async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, CliError> {
+    let place = TemporaryMountpoint::with("mnt")?;
     let dir = place.path();
-    let mut signals = Forwarded::new()?;
-    let started =
-        background::start(&mount_instead(argv, dir), secret::Input::of(&args.image.location), Life::Bound)?;
+    let mut signals = ForwardedSignals::new()?;
+    let started = background::start(
+        &mount_instead(argv, dir),
+        secret::SecretInput::of(&args.image.location),
+        MountLifetime::Bound,
+    )?;
     let pid = started.id();
     let mut mounting = tokio::task::spawn_blocking(move || started.mounted());
-    let joined = |error| Failure::local("waiting for the mount", &error);
+    let joined = |error| CliError::local("waiting for the mount", &error);
     let mut server = tokio::select! {
-        mounted = &mut mounting => Server { child: mounted.map_err(joined)??.0, dir },
+        mounted = &mut mounting => ServingChild { child: mounted.map_err(joined)??.0, dir },
         caught = signals.next() => {
             signal(pid, Signal::SIGTERM);
             // The process may have mounted in the meantime; it unmounts before it ends.
@@ -80,13 +83,13 @@ async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, Failure> {
                 }
             };
             if let Ok((mut server, _)) = ended.map_err(joined)? {
-                server.wait().map_err(|error| Failure::local("waiting for the mount to end", &error))?;
+                server.wait().map_err(|error| CliError::local("waiting for the mount to end", &error))?;
             }
             return Ok(128 + caught as u8);
         }
     };
     let ran = if args.rw {
-        match Overlay::over(dir, place.room()) {
+        match WritableOverlay::over(dir, place.room()) {
             Ok(overlay) => child::run(&args.command, overlay.dir(), &mut signals).await,
             Err(error) => Err(error.into()),
         }
@@ -116,17 +119,17 @@ fn signal(pid: u32, signal: Signal) {
 }
 
 /// The process that serves the mount.
-struct Server<'a> {
+struct ServingChild<'a> {
     child: Child,
     dir: &'a Path,
 }
 
-impl Server<'_> {
+impl ServingChild<'_> {
     /// Ends the process, and makes sure that no mount is left.
-    fn end(&mut self) -> Result<(), Failure> {
+    fn end(&mut self) -> Result<(), CliError> {
         signal(self.child.id(), Signal::SIGTERM);
         let status =
-            self.child.wait().map_err(|error| Failure::local("waiting for the mount to end", &error))?;
+            self.child.wait().map_err(|error| CliError::local("waiting for the mount to end", &error))?;
         if !status.success() {
             tracing::warn!(%status, "the process that served the mount did not end well");
         }
@@ -134,7 +137,7 @@ impl Server<'_> {
         // retry.
         let mut last = Ok(());
         for _ in 0..20 {
-            match mount::unmount(self.dir, Unmount::Lazy) {
+            match mount::unmount(self.dir, UnmountMode::Lazy) {
                 Ok(()) | Err(MountError::NotMounted { .. }) => return Ok(()),
                 Err(error) => last = Err(error.into()),
             }
@@ -144,7 +147,7 @@ impl Server<'_> {
     }
 }
 
-impl Drop for Server<'_> {
+impl Drop for ServingChild<'_> {
     fn drop(&mut self) {
         // Only after an error: once `end` has waited, try_wait returns the exit status.
         if self.child.try_wait().is_ok_and(|status| status.is_none())

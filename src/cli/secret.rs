@@ -10,9 +10,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-use crate::source::Location;
+use crate::source::ImageLocation;
 
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// The variable that holds the password for a command.
 const VARIABLE: &str = "OCIFS_CREDS";
@@ -23,28 +23,28 @@ const LIMIT: u64 = 4096;
 
 /// The standard input of the long-running process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Input {
+pub(super) enum SecretInput {
     /// Empty, or the password.
     Ours,
     /// The archive to mount. A password cannot be passed then.
     Archive,
 }
 
-impl Input {
+impl SecretInput {
     /// The standard input of a mount of `location`.
-    pub(super) fn of(location: &Location) -> Self {
-        if location.is_input() { Input::Archive } else { Input::Ours }
+    pub(super) fn of(location: &ImageLocation) -> Self {
+        if location.is_input() { SecretInput::Archive } else { SecretInput::Ours }
     }
 }
 
 /// This program with these arguments (without its name) for a long-running process: the password is moved to standard
 /// input.
-pub(super) fn command(arguments: &[OsString], input: Input) -> Result<Command, Failure> {
+pub(super) fn command(arguments: &[OsString], input: SecretInput) -> Result<Command, CliError> {
     let (kept, given) = split(arguments);
     let given = given.map(OsStr::to_owned).or_else(|| std::env::var_os(VARIABLE));
     let mut command = Command::new("/proc/self/exe");
     command.arg0("ocifs").args(kept).env_remove(VARIABLE).env_remove(MARK).stdin(Stdio::null());
-    if input == Input::Archive {
+    if input == SecretInput::Archive {
         command.stdin(Stdio::inherit());
     } else if let Some(creds) = given {
         command.env(MARK, "1").stdin(filled(&creds)?);
@@ -53,19 +53,19 @@ pub(super) fn command(arguments: &[OsString], input: Input) -> Result<Command, F
 }
 
 /// Executes the same program without the password in arguments and environment. Returns only if that failed.
-pub(super) fn become_clean(argv: &[OsString], input: Input) -> Failure {
+pub(super) fn become_clean(argv: &[OsString], input: SecretInput) -> CliError {
     match command(argv.get(1..).unwrap_or_default(), input) {
-        Ok(mut command) => Failure::local("starting without the password in sight", &command.exec()),
+        Ok(mut command) => CliError::local("starting without the password in sight", &command.exec()),
         Err(failure) => failure,
     }
 }
 
 /// The password passed to this process; `None` without one. Standard input is empty afterwards.
-pub(super) fn take() -> Result<Option<String>, Failure> {
+pub(super) fn take() -> Result<Option<String>, CliError> {
     if std::env::var_os(MARK).is_none() {
         return Ok(None);
     }
-    let failed = |error: std::io::Error| Failure::local("reading the password", &error);
+    let failed = |error: std::io::Error| CliError::local("reading the password", &error);
     let mut creds = String::new();
     std::io::stdin().lock().take(LIMIT).read_to_string(&mut creds).map_err(failed)?;
     let null = OpenOptions::new().read(true).open("/dev/null").map_err(failed)?;
@@ -80,11 +80,11 @@ pub(super) fn guard_memory() {
     }
 }
 
-fn filled(creds: &OsStr) -> Result<Stdio, Failure> {
+fn filled(creds: &OsStr) -> Result<Stdio, CliError> {
     if creds.len() as u64 > LIMIT {
-        return Err(Failure::usage(format!("--creds is longer than {LIMIT} bytes")));
+        return Err(CliError::usage(format!("--creds is longer than {LIMIT} bytes")));
     }
-    let failed = |error: std::io::Error| Failure::local("handing the password over", &error);
+    let failed = |error: std::io::Error| CliError::local("handing the password over", &error);
     let (reader, mut writer) = std::io::pipe().map_err(failed)?;
     writer.write_all(creds.as_bytes()).map_err(failed)?;
     Ok(reader.into())

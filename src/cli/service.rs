@@ -12,11 +12,13 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 
-use crate::mount::{self, Attached, Keep, MountOptions, Mounted, Record, Survivor};
-use crate::source::{Location, Place};
-use crate::view::Namespace;
+use crate::mount::{
+    self, AttachedMount, HandoverJournal, MountOptions, MountPersistence, ServedMount, SurvivingMount,
+};
+use crate::source::{ArchiveLocation, ImageLocation};
+use crate::view::MountNamespace;
 
-use super::exit::Failure;
+use super::exit::CliError;
 use super::notify::NotifySocket;
 use super::{background, secret};
 
@@ -27,27 +29,27 @@ const NAME: &str = "ocifs";
 const MAX_KEPT: usize = 16;
 
 /// The connection to the service manager, and a mount that it returned.
-pub(super) struct Service {
+pub(super) struct ManagedService {
     /// `None` without a manager.
     manager: Option<NotifySocket>,
     /// The command line without secrets; a mount resumes only under the same one.
     asked: String,
     /// The mount of an earlier process; `None` without one.
-    survivor: Option<Survivor>,
+    survivor: Option<SurvivingMount>,
 }
 
 /// The target of a mount.
-pub(super) enum Where<'a> {
+pub(super) enum MountTarget<'a> {
     /// To be mounted at this directory.
     At(&'a std::path::Path),
     /// Mounted already, without an image.
-    Attached(Attached),
+    Attached(AttachedMount),
 }
 
-impl Service {
+impl ManagedService {
     /// Connects to the manager, if any, and accepts the descriptors that it returns. Only a foreground process
     /// belongs to a manager.
-    pub(super) fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, CliError> {
         let asked = asked(std::env::args_os().collect());
         let manager = match background::is_child() {
             true => None,
@@ -61,11 +63,11 @@ impl Service {
         }
         let mut service = Self { manager, asked, survivor: None };
         let kept =
-            handed_over().map_err(|error| Failure::local("taking what the service manager kept", &error))?;
+            handed_over().map_err(|error| CliError::local("taking what the service manager kept", &error))?;
         if kept.is_empty() {
             return Ok(service);
         }
-        match Survivor::find(kept) {
+        match SurvivingMount::find(kept) {
             Ok(survivor) if !survivor.is_in_place() => {
                 service.drop_survivor(survivor, "it was taken out of the tree meanwhile");
             }
@@ -82,27 +84,27 @@ impl Service {
     }
 
     /// Whether the mount outlives this process.
-    pub(super) fn keep(&self) -> Keep {
-        if self.manager.is_some() { Keep::ByManager } else { Keep::No }
+    pub(super) fn keep(&self) -> MountPersistence {
+        if self.manager.is_some() { MountPersistence::ByManager } else { MountPersistence::No }
     }
 
     /// The mount point of a surviving mount; `None` without one. A lookup of it would hang: no process answers.
     pub(super) fn left(&self) -> Option<&std::path::Path> {
-        self.survivor.as_ref().map(Survivor::dir)
+        self.survivor.as_ref().map(SurvivingMount::dir)
     }
 
     /// The location to mount: for a surviving mount the digest that the earlier process resolved.
-    pub(super) fn location(&self, asked: &Location) -> Result<Location, Failure> {
+    pub(super) fn location(&self, asked: &ImageLocation) -> Result<ImageLocation, CliError> {
         let Some(survivor) = &self.survivor else { return Ok(asked.clone()) };
         let pinned = survivor.record().pinned();
         tracing::info!(reference = pinned, dir = %survivor.dir().display(), "an earlier process left this mount");
-        let parsed = pinned.parse::<Location>();
+        let parsed = pinned.parse::<ImageLocation>();
         let parsed = parsed.map_err(|error| {
-            Failure::local(format!("the reference {pinned} of the mount's record"), &error)
+            CliError::local(format!("the reference {pinned} of the mount's record"), &error)
         })?;
         Ok(match (asked, parsed.digest()) {
             // The record lacks the signature that a web address may have.
-            (Location::Archive { at: Place::Web(_), .. }, Some(digest)) => asked.at(digest),
+            (ImageLocation::Archive { at: ArchiveLocation::Web(_), .. }, Some(digest)) => asked.at(digest),
             _ => parsed,
         })
     }
@@ -110,9 +112,9 @@ impl Service {
     /// The record of the mount; `None` without a manager. From now on it follows the nodes that `namespace` shows.
     pub(super) fn record(
         &mut self,
-        namespace: &mut Namespace,
+        namespace: &mut MountNamespace,
         pinned: &str,
-    ) -> Result<Option<Arc<Record>>, Failure> {
+    ) -> Result<Option<Arc<HandoverJournal>>, CliError> {
         if self.manager.is_none() {
             return Ok(None);
         }
@@ -126,20 +128,20 @@ impl Service {
                 Err(error) => self.drop_survivor(survivor, &error.chain()),
             }
         }
-        let record = Record::new(&self.asked, pinned);
-        let record = Arc::new(record.map_err(|error| Failure::local("beginning a record", &error))?);
-        namespace.watch(record.witness()).map_err(|error| Failure::read(&error))?;
+        let record = HandoverJournal::new(&self.asked, pinned);
+        let record = Arc::new(record.map_err(|error| CliError::local("beginning a record", &error))?);
+        namespace.watch(record.witness()).map_err(|error| CliError::read(&error))?;
         Ok(Some(record))
     }
 
     /// Takes over the mount of an earlier process, or mounts.
     pub(super) fn mount(
         &mut self,
-        namespace: Arc<Namespace>,
-        place: Where<'_>,
+        namespace: Arc<MountNamespace>,
+        place: MountTarget<'_>,
         options: &MountOptions,
         runtime: &Handle,
-    ) -> Result<Mounted, Failure> {
+    ) -> Result<ServedMount, CliError> {
         if let Some(survivor) = self.survivor.take() {
             match mount::take_over(namespace.clone(), &survivor, options, runtime) {
                 // The manager still has the descriptors that it returned.
@@ -148,8 +150,8 @@ impl Service {
             }
         }
         let mounted = match place {
-            Where::At(dir) => mount::mount(namespace, dir, options, runtime)?,
-            Where::Attached(attached) => attached.serve(namespace, options)?,
+            MountTarget::At(dir) => mount::mount(namespace, dir, options, runtime)?,
+            MountTarget::Attached(attached) => attached.serve(namespace, options)?,
         };
         if let Some(descriptors) = mounted.descriptors() {
             self.notify(&[NotifyState::FdStore, NotifyState::FdName(NAME)], &descriptors);
@@ -168,7 +170,7 @@ impl Service {
         self.forget();
     }
 
-    fn drop_survivor(&self, survivor: Survivor, reason: &str) {
+    fn drop_survivor(&self, survivor: SurvivingMount, reason: &str) {
         tracing::warn!(dir = %survivor.dir().display(), reason, "the mount of an earlier process ends");
         if let Err(error) = survivor.let_go() {
             tracing::warn!(%error, "it could not be taken out of the tree");

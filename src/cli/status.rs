@@ -8,14 +8,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::image::{BlobStatus, Status};
+use crate::image::{BlobStatus, ImageStatus};
 use crate::mount;
 
-use super::args::Format;
-use super::exit::Failure;
+use super::args::OutputFormat;
+use super::exit::CliError;
 use super::output::{self, human};
 use super::status_html;
-use super::table::{Look, Tone, grouped, runs};
+use super::table::{TextColor, TextStyle, grouped, runs};
 
 /// How to show a mount's status.
 #[derive(Args, Debug)]
@@ -26,7 +26,7 @@ pub(super) struct StatusArgs {
 
     /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    format: Format,
+    format: OutputFormat,
 
     /// Print an HTML report.
     #[arg(long, conflicts_with = "format")]
@@ -41,7 +41,7 @@ pub(super) struct StatusArgs {
 const CELLS: u64 = 34;
 
 /// Prints the status of a mount.
-pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
+pub(super) fn status(args: &StatusArgs) -> Result<(), CliError> {
     let status = mount::status(&args.dir)?;
     let mut out = output::plain_stdout();
     // The page is read elsewhere, where a relative path has no meaning.
@@ -49,14 +49,14 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
     let dir = dir.display().to_string();
     let written = match args.format {
         _ if args.html => status_html::write(&status, &dir, &mut out),
-        Format::Json => output::json(&mut out, &status),
-        Format::Text => text(&status, Look::of_stdout(!args.no_trunc), &mut out),
+        OutputFormat::Json => output::json(&mut out, &status),
+        OutputFormat::Text => text(&status, TextStyle::of_stdout(!args.no_trunc), &mut out),
     };
     output::printed(written.and_then(|()| out.flush()))
 }
 
 /// Sums over all blobs, in bytes.
-pub(super) struct Sums {
+pub(super) struct BlobTotals {
     /// Stored size.
     pub(super) size: u64,
     /// Cached bytes.
@@ -67,8 +67,8 @@ pub(super) struct Sums {
     pub(super) served: u64,
 }
 
-impl Sums {
-    pub(super) fn of(status: &Status) -> Self {
+impl BlobTotals {
+    pub(super) fn of(status: &ImageStatus) -> Self {
         let sum = |of: fn(&BlobStatus) -> u64| status.blobs.iter().map(of).fold(0, u64::saturating_add);
         Self {
             size: sum(|blob| blob.size),
@@ -84,17 +84,17 @@ pub(super) fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
-fn text(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
-    let field = |out: &mut dyn Write, name: &str, value: &str| look.field(out, name, Tone::Plain, value);
+fn text(status: &ImageStatus, look: TextStyle, out: &mut dyn Write) -> io::Result<()> {
+    let field = |out: &mut dyn Write, name: &str, value: &str| look.field(out, name, TextColor::Plain, value);
     field(out, "reference", &look.reference(&status.reference))?;
     if status.waiting {
         field(out, "waiting", "for its registry: no name in it is known yet")?;
-        return status.errors.iter().try_for_each(|error| look.field(out, "error", Tone::Bad, error));
+        return status.errors.iter().try_for_each(|error| look.field(out, "error", TextColor::Bad, error));
     }
     if let Some(key) = &status.signed_by {
         field(out, "signed by", &look.digest(key.as_str()))?;
     }
-    let sums = Sums::of(status);
+    let sums = BlobTotals::of(status);
     let part = |bytes: u64| format!("{} ({:.1} %)", human(bytes), percent(bytes, sums.size));
     field(out, "stored", &format!("{} in {} blobs", human(sums.size), status.blobs.len()))?;
     field(out, "cached", &part(sums.cached))?;
@@ -107,9 +107,9 @@ fn text(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
         field(out, "member", &format!("{}  {digest}  {}", member.directory, member.state))?;
     }
     for (name, tone, lines) in [
-        ("conflict", Tone::Doubtful, &status.conflicts),
-        ("warning", Tone::Doubtful, &status.warnings),
-        ("error", Tone::Bad, &status.errors),
+        ("conflict", TextColor::Doubtful, &status.conflicts),
+        ("warning", TextColor::Doubtful, &status.warnings),
+        ("error", TextColor::Bad, &status.errors),
     ] {
         for line in lines {
             look.field(out, name, tone, line)?;
@@ -119,14 +119,14 @@ fn text(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Prints one line per blob, and the sum.
-fn blobs(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
+fn blobs(status: &ImageStatus, look: TextStyle, out: &mut dyn Write) -> io::Result<()> {
     let digits = status.blobs.iter().map(|blob| look.digest(blob.digest.as_str()).len()).max();
     let Some(digits) = digits else { return Ok(()) };
     let head = format!("{:<digits$} {:>10} {:>7} {:<9} PARTS", "BLOB", "SIZE", "CACHED", "STATE");
-    writeln!(out, "\n{}", look.toned(Tone::Heading, &head))?;
+    writeln!(out, "\n{}", look.toned(TextColor::Heading, &head))?;
     let share = |cached: u64, size: u64| {
         let share = percent(cached, size);
-        let tone = if share >= 100.0 { Tone::Good } else { Tone::Plain };
+        let tone = if share >= 100.0 { TextColor::Good } else { TextColor::Plain };
         look.toned(tone, &format!("{:>7}", format!("{share:.0} %")))
     };
     let mut reasons = Vec::new();
@@ -139,27 +139,33 @@ fn blobs(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
         }
         let state = if is_word { &blob.state[..] } else { "see below" };
         let tone = match state {
-            "verified" => Tone::Good,
-            "poisoned" => Tone::Bad,
-            _ => Tone::Plain,
+            "verified" => TextColor::Good,
+            "poisoned" => TextColor::Bad,
+            _ => TextColor::Plain,
         };
         let state = look.toned(tone, &format!("{state:<9}"));
         let cached = share(blob.cached, blob.size);
         writeln!(out, "{digest:<digits$} {:>10} {cached} {state} [{}]", human(blob.size), bar(blob))?;
     }
-    let sums = Sums::of(status);
+    let sums = BlobTotals::of(status);
     let key = "# read  = cached  . not here";
     let cached = share(sums.cached, sums.size);
-    let total = look.toned(Tone::Heading, &format!("{:<digits$}", "total"));
-    writeln!(out, "{total} {:>10} {cached} {:<9} {}", human(sums.size), "", look.toned(Tone::Soft, key))?;
+    let total = look.toned(TextColor::Heading, &format!("{:<digits$}", "total"));
+    writeln!(
+        out,
+        "{total} {:>10} {cached} {:<9} {}",
+        human(sums.size),
+        "",
+        look.toned(TextColor::Soft, key)
+    )?;
     for (digest, reason) in reasons {
-        look.field(out, "blob", Tone::Plain, &format!("{digest}: {reason}"))?;
+        look.field(out, "blob", TextColor::Plain, &format!("{digest}: {reason}"))?;
     }
     Ok(())
 }
 
 /// Prints one line per layer, and the meaning of the states.
-fn layers(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
+fn layers(status: &ImageStatus, look: TextStyle, out: &mut dyn Write) -> io::Result<()> {
     if status.layers.is_empty() {
         return Ok(());
     }
@@ -167,12 +173,12 @@ fn layers(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
         "{:<5} {:<12} {:<9} {:<8} {:<10} {:>10}",
         "LAYER", "DIGEST", "STATE", "ENCODING", "INDEX", "DECODED"
     );
-    writeln!(out, "\n{}", look.toned(Tone::Heading, &head))?;
+    writeln!(out, "\n{}", look.toned(TextColor::Heading, &head))?;
     for layer in &status.layers {
         let tone = match &layer.mode[..] {
-            "failed" => Tone::Bad,
-            "indexed" => Tone::Good,
-            _ => Tone::Plain,
+            "failed" => TextColor::Bad,
+            "indexed" => TextColor::Good,
+            _ => TextColor::Plain,
         };
         let line = format!(
             "{:>5} {:<12} {} {:<8} {:<10} {:>10}",
@@ -188,11 +194,11 @@ fn layers(status: &Status, look: Look, out: &mut dyn Write) -> io::Result<()> {
     let decoded = status.layers.iter().filter_map(|layer| layer.stream_bytes).fold(0, u64::saturating_add);
     let count =
         format!("{} {}", status.layers.len(), if status.layers.len() == 1 { "layer" } else { "layers" });
-    let total = look.toned(Tone::Heading, "total");
+    let total = look.toned(TextColor::Heading, "total");
     writeln!(out, "{total} {count:<12} {:<9} {:<8} {:<10} {:>10}", "", "", "", human(decoded))?;
     out.write_all(b"\n")?;
     for (numbers, why) in grouped(status.layers.iter().map(|layer| (layer.layer, &layer.why[..]))) {
-        look.field(out, "layers", Tone::Plain, &format!("{}: {why}", runs(&numbers)))?;
+        look.field(out, "layers", TextColor::Plain, &format!("{}: {why}", runs(&numbers)))?;
     }
     Ok(())
 }

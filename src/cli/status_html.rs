@@ -4,11 +4,11 @@
 
 use std::io::{self, Write};
 
-use crate::image::{BlobStatus, Status};
+use crate::image::{BlobStatus, ImageStatus};
 use crate::io::is_unprintable;
 
 use super::output::human;
-use super::status::{Sums, percent};
+use super::status::{BlobTotals, percent};
 
 /// Width of the longest bar in SVG units.
 const WIDTH: f64 = 1000.0;
@@ -32,8 +32,8 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem } td, th { text
 ";
 
 /// Writes the page about the mount at `dir`.
-pub(super) fn write(status: &Status, dir: &str, out: &mut dyn Write) -> io::Result<()> {
-    let sums = Sums::of(status);
+pub(super) fn write(status: &ImageStatus, dir: &str, out: &mut dyn Write) -> io::Result<()> {
+    let sums = BlobTotals::of(status);
     let title = escaped(&status.reference);
     write!(
         out,

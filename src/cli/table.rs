@@ -16,7 +16,7 @@ const SHORT_DIGITS: usize = 12;
 
 /// Style of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Look {
+pub(super) struct TextStyle {
     /// Whether colours are written.
     colours: bool,
     /// Whether digests are shortened, and lines cut.
@@ -25,7 +25,7 @@ pub(super) struct Look {
 
 /// A meaning that has a colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tone {
+pub(super) enum TextColor {
     Plain,
     Heading,
     Good,
@@ -45,22 +45,22 @@ pub(super) fn is_dumb() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb")
 }
 
-impl Look {
+impl TextStyle {
     /// The style for standard output.
     pub(super) fn of_stdout(truncates: bool) -> Self {
         Self { colours: takes_colours(&io::stdout()), truncates }
     }
 
     /// Printable text in a colour.
-    pub(super) fn toned(self, tone: Tone, text: &str) -> String {
+    pub(super) fn toned(self, tone: TextColor, text: &str) -> String {
         let code = match tone {
             _ if !self.colours => None,
-            Tone::Plain => None,
-            Tone::Heading => Some("1"),
-            Tone::Good => Some("32"),
-            Tone::Doubtful => Some("33"),
-            Tone::Bad => Some("31"),
-            Tone::Soft => Some("2"),
+            TextColor::Plain => None,
+            TextColor::Heading => Some("1"),
+            TextColor::Good => Some("32"),
+            TextColor::Doubtful => Some("33"),
+            TextColor::Bad => Some("31"),
+            TextColor::Soft => Some("2"),
         };
         match code {
             Some(code) => format!("\x1b[{code}m{}\x1b[0m", printable(text)),
@@ -97,11 +97,17 @@ impl Look {
     }
 
     /// Prints a field: its name, and its value on as many lines as it takes.
-    pub(super) fn field(self, out: &mut dyn Write, name: &str, tone: Tone, value: &str) -> io::Result<()> {
+    pub(super) fn field(
+        self,
+        out: &mut dyn Write,
+        name: &str,
+        tone: TextColor,
+        value: &str,
+    ) -> io::Result<()> {
         let lines = wrapped(&printable(value), COLUMNS - FIELD_WIDTH - 1);
         for (at, line) in lines.iter().enumerate() {
             let name = if at == 0 { name } else { "" };
-            let name = self.toned(Tone::Heading, &format!("{name:<FIELD_WIDTH$}"));
+            let name = self.toned(TextColor::Heading, &format!("{name:<FIELD_WIDTH$}"));
             writeln!(out, "{name} {}", self.toned(tone, line))?;
         }
         Ok(())
@@ -178,14 +184,14 @@ mod tests {
 
     #[test]
     fn text_is_short_printable_and_without_colours_where_none_are_wanted() {
-        let plain = Look { colours: false, truncates: true };
-        let whole = Look { colours: true, truncates: false };
+        let plain = TextStyle { colours: false, truncates: true };
+        let whole = TextStyle { colours: true, truncates: false };
         let digest = format!("sha256:{}", "ab".repeat(32));
         assert_eq!((&plain.digest(&digest)[..], whole.digest(&digest)), ("abababababab", digest.clone()));
         assert_eq!(plain.reference(&format!("r.example/a:1@{digest}")), "r.example/a:1@sha256:abababababab");
         assert_eq!(plain.reference("r.example/a:1"), "r.example/a:1");
-        assert_eq!(plain.toned(Tone::Bad, "x\x1b[2J"), "x\\u{1b}[2J");
-        assert_eq!(whole.toned(Tone::Bad, "x\x1b[2J"), "\x1b[31mx\\u{1b}[2J\x1b[0m");
+        assert_eq!(plain.toned(TextColor::Bad, "x\x1b[2J"), "x\\u{1b}[2J");
+        assert_eq!(whole.toned(TextColor::Bad, "x\x1b[2J"), "\x1b[31mx\\u{1b}[2J\x1b[0m");
         assert_eq!((plain.cut("abcdef", 4), whole.cut("abcdef", 4)), ("abc…".into(), "abcdef".into()));
     }
 

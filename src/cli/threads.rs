@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::io::can_start_threads;
 use crate::layer;
 
-use super::exit::{self, Failure};
+use super::exit::{self, CliError};
 
 /// Blocking threads that are started at the beginning and stay.
 const BLOCKING: usize = 3;
@@ -31,7 +31,7 @@ const START: Duration = Duration::from_secs(5);
 const KEEP: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Starts the runtime.
-pub(super) fn runtime() -> Result<Runtime, Failure> {
+pub(super) fn runtime() -> Result<Runtime, CliError> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let needed = workers + BLOCKING;
     can_start_threads(needed + OTHERS).map_err(|error| refused(needed, &error))?;
@@ -60,25 +60,25 @@ pub(super) fn runtime() -> Result<Runtime, Failure> {
 
 /// Makes a write beyond `ulimit -f` an error of that write: SIGXFSZ would end the process. Child programs do not
 /// inherit a caught signal, unlike an ignored or blocked one.
-fn survive_file_limit(runtime: &Runtime) -> Result<(), Failure> {
+fn survive_file_limit(runtime: &Runtime) -> Result<(), CliError> {
     let _entered = runtime.enter();
     // The handler stays for the life of the process.
     let caught = signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGXFSZ as i32));
-    caught.map(drop).map_err(|error| Failure::local("catching signals", &error))
+    caught.map(drop).map_err(|error| CliError::local("catching signals", &error))
 }
 
 /// Starts the threads that decode layers, for the lifetime of the mount.
-pub(super) fn start_for_mount() -> Result<(), Failure> {
+pub(super) fn start_for_mount() -> Result<(), CliError> {
     layer::start_pass_threads()
-        .map_err(|error| Failure::local("starting the threads that decode layers", &error))
+        .map_err(|error| CliError::local("starting the threads that decode layers", &error))
 }
 
 fn refusal(needed: usize) -> String {
     format!("starting {needed} threads: the limit of processes (pids.max, ulimit -u) allows fewer")
 }
 
-fn refused(needed: usize, error: &dyn std::error::Error) -> Failure {
-    Failure::local(refusal(needed), error)
+fn refused(needed: usize, error: &dyn std::error::Error) -> CliError {
+    CliError::local(refusal(needed), error)
 }
 
 /// Starts the blocking threads. Returns whether all run: each waits until all are started.

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::cache::Verify;
+use crate::cache::VerifyMode;
 use crate::oci::{MAX_KEY_FILE, PublicKey};
 
-use super::exit::Failure;
+use super::exit::CliError;
 
 /// How much is believed.
 #[derive(Args, Debug)]
@@ -33,17 +33,17 @@ impl TrustArgs {
     }
 
     /// The accepted keys: one of them must have signed the image.
-    pub(super) fn keys(&self) -> Result<Vec<PublicKey>, Failure> {
+    pub(super) fn keys(&self) -> Result<Vec<PublicKey>, CliError> {
         self.require_signature.iter().map(|file| read_key(file)).collect()
     }
 }
 
-fn read_key(file: &Path) -> Result<PublicKey, Failure> {
-    let failed = |error: std::io::Error| Failure::local(format!("reading key {}", file.display()), &error);
+fn read_key(file: &Path) -> Result<PublicKey, CliError> {
+    let failed = |error: std::io::Error| CliError::local(format!("reading key {}", file.display()), &error);
     let mut bytes = Vec::new();
     // One byte more than allowed, so that the parser detects the excess.
     File::open(file).and_then(|open| open.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes)).map_err(failed)?;
-    PublicKey::parse(&file.display().to_string(), &bytes).map_err(|error| Failure::usage(error.to_string()))
+    PublicKey::parse(&file.display().to_string(), &bytes).map_err(|error| CliError::usage(error.to_string()))
 }
 
 /// What --verify can be.
@@ -57,12 +57,12 @@ pub(super) enum VerifyWhen {
     Toc,
 }
 
-impl From<VerifyWhen> for Verify {
+impl From<VerifyWhen> for VerifyMode {
     fn from(when: VerifyWhen) -> Self {
         match when {
-            VerifyWhen::Lazy => Verify::Lazy,
-            VerifyWhen::Strict => Verify::Strict,
-            VerifyWhen::Toc => Verify::Toc,
+            VerifyWhen::Lazy => VerifyMode::Lazy,
+            VerifyWhen::Strict => VerifyMode::Strict,
+            VerifyWhen::Toc => VerifyMode::Toc,
         }
     }
 }

@@ -9,37 +9,37 @@ use std::path::Path;
 use clap::Args;
 use serde::Serialize;
 
-use crate::image::{Check, Outcome};
-use crate::io::Fault;
+use crate::image::{CheckOutcome, VerifyCheck};
+use crate::io::FaultClass;
 use crate::mount;
 
-use super::args::{Format, ImageArgs};
+use super::args::{ImageArgs, OutputFormat};
 use super::commands::{open, start};
-use super::exit::Failure;
+use super::exit::CliError;
 use super::output::{self, printed, safe, stdout};
 
 /// The arguments of `verify`.
 #[derive(Args, Debug)]
-pub(super) struct VerifyArgs {
+pub(super) struct VerifyCommandArgs {
     #[command(flatten)]
     pub(super) image: ImageArgs,
 
     /// Form of the output.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(super) format: Format,
+    pub(super) format: OutputFormat,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report<'a> {
+struct VerifyReport<'a> {
     schema_version: u32,
     reference: &'a str,
-    checks: &'a [Check],
+    checks: &'a [VerifyCheck],
 }
 
 /// Replaces a directory in the arguments by the reference mounted at it, so that `ocifs verify DIR` verifies the
 /// content of DIR.
-pub(super) fn resolve(argv: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
+pub(super) fn resolve(argv: Vec<OsString>) -> Result<Vec<OsString>, CliError> {
     if argv.get(1).is_none_or(|command| command != "verify") {
         return Ok(argv);
     }
@@ -54,46 +54,46 @@ pub(super) fn resolve(argv: Vec<OsString>) -> Result<Vec<OsString>, Failure> {
 }
 
 /// Runs the command.
-pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+pub(super) fn verify(args: &VerifyCommandArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let (reference, checks) = runtime.block_on(async {
         let family = open(&args.image).await?;
         let (mut checks, mut broken) = (Vec::new(), Ok(()));
         family
             .verify(&mut |check| {
-                if args.format == Format::Text && broken.is_ok() {
+                if args.format == OutputFormat::Text && broken.is_ok() {
                     broken = line(&check);
                 }
                 checks.push(check);
             })
             .await;
         printed(broken)?;
-        Ok::<_, Failure>((family.pinned().to_owned(), checks))
+        Ok::<_, CliError>((family.pinned().to_owned(), checks))
     })?;
-    if args.format == Format::Json {
-        let report = Report { schema_version: 1, reference: &reference, checks: &checks };
+    if args.format == OutputFormat::Json {
+        let report = VerifyReport { schema_version: 1, reference: &reference, checks: &checks };
         let mut out = stdout();
         printed(output::json(&mut out, &report).and_then(|()| out.flush()))?;
     }
     // A mismatch counts more than unavailable content.
     let faults = || checks.iter().filter_map(|check| check.fault);
-    let worst = faults().find(|fault| *fault == Fault::Mismatch).or_else(|| faults().next());
+    let worst = faults().find(|fault| *fault == FaultClass::Mismatch).or_else(|| faults().next());
     let bad = checks.iter().filter(|check| check.fault.is_some()).count();
     match worst {
         None => Ok(()),
         Some(fault) => {
-            Err(Failure::of(fault, format!("{reference}: {bad} of {} comparisons failed", checks.len())))
+            Err(CliError::of(fault, format!("{reference}: {bad} of {} comparisons failed", checks.len())))
         }
     }
 }
 
 /// Prints one line at once: large images take their time.
-fn line(check: &Check) -> std::io::Result<()> {
+fn line(check: &VerifyCheck) -> std::io::Result<()> {
     let result = match check.result {
-        Outcome::Ok => "ok",
-        Outcome::Mismatch => "MISMATCH",
-        Outcome::Unreadable => "UNREADABLE",
-        Outcome::Skipped => "skipped",
+        CheckOutcome::Ok => "ok",
+        CheckOutcome::Mismatch => "MISMATCH",
+        CheckOutcome::Unreadable => "UNREADABLE",
+        CheckOutcome::Skipped => "skipped",
     };
     let mut out = stdout();
     write!(out, "{result:<10} {:<8} ", check.kind)?;

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
 
 use super::error::CsiError;
-use super::volume::Attributes;
+use super::volume::VolumeAttributes;
 
 /// Time limit for a mount to come up. kubelet gives up after two minutes.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -37,19 +37,19 @@ pub const PLUGIN_VARIABLES: [&str; 8] = [
 const OWNER: &str = "OCIFS_OWNER";
 
 /// Starts mount processes.
-pub(super) struct Starter {
+pub(super) struct MountStarter {
     /// The program: the plugin's own executable.
     pub(super) program: PathBuf,
     /// Options for every mount.
     pub(super) options: Vec<OsString>,
 }
 
-impl Starter {
+impl MountStarter {
     /// Mounts `reference` at `target`. Returns when the mount answers or has failed.
     pub(super) async fn mount(
         &self,
         reference: &str,
-        attributes: &Attributes,
+        attributes: &VolumeAttributes,
         authfile: Option<&Path>,
         target: &Path,
     ) -> Result<(), CsiError> {
@@ -89,7 +89,7 @@ impl Starter {
 fn arguments(
     options: &[OsString],
     reference: &str,
-    attributes: &Attributes,
+    attributes: &VolumeAttributes,
     authfile: Option<&Path>,
     target: &Path,
 ) -> Vec<OsString> {
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn attributes_are_words_after_their_option_and_names_stand_after_the_last() {
-        let attributes = Attributes {
+        let attributes = VolumeAttributes {
             reference: "r.example/a:v1".into(),
             view: Some("--rw".into()),
             subdir: Some("a b".into()),

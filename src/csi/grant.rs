@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::CsiError;
-use crate::oci::{Reference, Selector};
-use crate::registry::{Registry, RegistryError};
-use crate::source::Location;
+use crate::oci::{ManifestSelector, Reference};
+use crate::registry::{RegistryClient, RegistryError};
+use crate::source::ImageLocation;
 
 /// Time limit for the registry's answer. kubelet gives up after two minutes, and the mount still has to be made.
 const GRANT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The policy for a cached image whose registry does not answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unreachable {
+pub enum UnreachablePolicy {
     /// Refuse the volume: the right to see the image is unknown.
     Refuse,
     /// Show the image to every pod that names its digest.
@@ -26,18 +26,18 @@ pub enum Unreachable {
 }
 
 /// Makes the client of a volume with this credential file, as the volume's mount makes its own.
-pub type MakeClient = dyn Fn(Option<&Path>) -> Result<Registry, String> + Send + Sync;
+pub type MakeClient = dyn Fn(Option<&Path>) -> Result<RegistryClient, String> + Send + Sync;
 
 /// Makes the clients of volumes and words their errors.
 #[derive(Clone)]
-pub struct Clients {
+pub struct VolumeClients {
     /// Makes one client.
     pub make: Arc<MakeClient>,
     /// Maps an error to the exit code and the message of a mount that meets it.
     pub explain: fn(RegistryError) -> (u8, String),
 }
 
-impl fmt::Debug for Clients {
+impl fmt::Debug for VolumeClients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Clients(..)")
     }
@@ -45,16 +45,16 @@ impl fmt::Debug for Clients {
 
 /// The repository of a volume's reference, which was parsed when the request came.
 pub(super) fn named(reference: &str) -> Result<Reference, CsiError> {
-    match reference.parse::<Location>() {
-        Ok(Location::Registry(reference)) => Ok(reference),
+    match reference.parse::<ImageLocation>() {
+        Ok(ImageLocation::Registry(reference)) => Ok(reference),
         _ => Err(CsiError::Invalid(format!("{reference:?} is not in a registry"))),
     }
 }
 
 /// Asks the registry of a reference whether the holder of a credential file may see the image.
 pub(super) async fn ask(
-    clients: &Clients,
-    policy: Unreachable,
+    clients: &VolumeClients,
+    policy: UnreachablePolicy,
     reference: &str,
     authfile: Option<&Path>,
 ) -> Result<(), CsiError> {
@@ -66,7 +66,7 @@ pub(super) async fn ask(
         match (registry.head(&reference, &selector).await, &selector) {
             (Ok(_), _) => Ok(()),
             // The digest may be that of a blob.
-            (Err(error), Selector::Digest(digest)) if error.is_no_document() => {
+            (Err(error), ManifestSelector::Digest(digest)) if error.is_no_document() => {
                 registry.blob_size(&reference, digest).await.map(drop).map_err(|_| error)
             }
             (Err(error), _) => Err(error),
@@ -78,7 +78,7 @@ pub(super) async fn ask(
         Err(_) => None,
     };
     let is_unanswered = error.as_ref().is_none_or(RegistryError::is_unanswered);
-    if is_unanswered && policy == Unreachable::Show && reference.digest().is_some() {
+    if is_unanswered && policy == UnreachablePolicy::Show && reference.digest().is_some() {
         tracing::warn!(%reference, "its registry does not answer, the cache decides");
         return Ok(());
     }

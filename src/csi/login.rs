@@ -20,9 +20,9 @@ const FIELDS: [&str; 5] = ["auth", "username", "password", "identitytoken", "reg
 
 /// Logins, as the text of a credential file.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Login(String);
+pub(super) struct PullLogins(String);
 
-impl Login {
+impl PullLogins {
     /// The logins in the secrets of a request; `None` without secrets.
     pub(super) fn of_secrets(secrets: &HashMap<String, String>) -> Result<Option<Self>, CsiError> {
         let mut unknown: Vec<&str> = secrets.keys().map(String::as_str).filter(|key| *key != KEY).collect();
@@ -64,7 +64,7 @@ impl Login {
     }
 }
 
-impl fmt::Debug for Login {
+impl fmt::Debug for PullLogins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Login(..)")
     }
@@ -82,22 +82,22 @@ mod tests {
     fn logins_are_taken_and_programs_are_not() {
         let text = r#"{"auths": {"r.example": {"auth": "dTpw", "email": "x"}}, "credsStore": "evil",
             "credHelpers": {"r.example": "evil"}, "proxies": {}}"#;
-        let login = Login::of_secrets(&secrets(&[(KEY, text)])).unwrap().unwrap();
+        let login = PullLogins::of_secrets(&secrets(&[(KEY, text)])).unwrap().unwrap();
         assert_eq!(login.bytes(), br#"{"auths":{"r.example":{"auth":"dTpw"}}}"#);
         assert_eq!(format!("{login:?}"), "Login(..)");
-        assert_eq!(Login::of_secrets(&HashMap::new()).unwrap(), None);
+        assert_eq!(PullLogins::of_secrets(&HashMap::new()).unwrap(), None);
     }
 
     #[test]
     fn what_is_no_login_is_refused_without_a_word_of_it() {
         for text in ["5ecret", "{\"auths\": \"5ecret\"}", "{\"auths\": {\"r\": \"5ecret\"}}", "[\"5ecret\"]"]
         {
-            let error = Login::of_secrets(&secrets(&[(KEY, text)])).unwrap_err().to_string();
+            let error = PullLogins::of_secrets(&secrets(&[(KEY, text)])).unwrap_err().to_string();
             assert!(!error.contains("5ecret"), "{error}");
         }
-        let error = Login::of_secrets(&secrets(&[("password", "5ecret")])).unwrap_err().to_string();
+        let error = PullLogins::of_secrets(&secrets(&[("password", "5ecret")])).unwrap_err().to_string();
         assert!(error.contains("\"password\"") && !error.contains("5ecret"), "{error}");
         let long = format!("{{\"auths\": {{}}, \"x\": \"{}\"}}", "x".repeat(MAX_SECRET));
-        assert!(Login::of_secrets(&secrets(&[(KEY, &long)])).is_err());
+        assert!(PullLogins::of_secrets(&secrets(&[(KEY, &long)])).is_err());
     }
 }

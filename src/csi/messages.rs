@@ -12,7 +12,7 @@ use prost::Message;
 
 /// A message without fields: many requests, and some responses.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Empty {}
+pub struct EmptyMessage {}
 
 /// Name and version of the plugin.
 #[derive(Clone, PartialEq, Message)]
@@ -27,15 +27,15 @@ pub struct PluginInfo {
 
 /// Whether the plugin is ready.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Probed {
+pub struct ProbeResponse {
     /// A wrapped boolean; `None` means ready.
     #[prost(message, optional, tag = "1")]
-    pub ready: Option<Truth>,
+    pub ready: Option<BoolValue>,
 }
 
 /// `google.protobuf.BoolValue`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Truth {
+pub struct BoolValue {
     /// The value.
     #[prost(bool, tag = "1")]
     pub value: bool,
@@ -44,7 +44,7 @@ pub struct Truth {
 /// Make a volume available at a path. `Debug` omits the secrets.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
-pub struct PublishVolume {
+pub struct NodePublishVolumeRequest {
     /// The id of the volume in later calls.
     #[prost(string, tag = "1")]
     pub volume_id: String,
@@ -65,7 +65,7 @@ pub struct PublishVolume {
     pub volume_context: HashMap<String, String>,
 }
 
-impl fmt::Debug for PublishVolume {
+impl fmt::Debug for NodePublishVolumeRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PublishVolume")
             .field("volume_id", &self.volume_id)
@@ -80,24 +80,24 @@ impl fmt::Debug for PublishVolume {
 #[derive(Clone, PartialEq, Message)]
 pub struct VolumeCapability {
     /// Block device or directory.
-    #[prost(oneof = "Access", tags = "1, 2")]
-    pub access: Option<Access>,
+    #[prost(oneof = "AccessType", tags = "1, 2")]
+    pub access: Option<AccessType>,
 }
 
 /// The access type of a volume.
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub enum Access {
+pub enum AccessType {
     /// A block device.
     #[prost(message, tag = "1")]
-    Block(Empty),
+    Block(EmptyMessage),
     /// A directory.
     #[prost(message, tag = "2")]
-    Mount(MountVolume),
+    Mount(MountVolumeCapability),
 }
 
 /// A volume as a directory.
 #[derive(Clone, PartialEq, Message)]
-pub struct MountVolume {
+pub struct MountVolumeCapability {
     /// The requested type of file system; empty: any.
     #[prost(string, tag = "1")]
     pub fs_type: String,
@@ -152,14 +152,14 @@ pub struct VolumeUsage {
     #[prost(int64, tag = "3")]
     pub used: i64,
     /// The [`Unit`].
-    #[prost(enumeration = "Unit", tag = "4")]
+    #[prost(enumeration = "UsageUnit", tag = "4")]
     pub unit: i32,
 }
 
 /// The unit of a usage entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]
-pub enum Unit {
+pub enum UsageUnit {
     /// Unspecified.
     Unknown = 0,
     /// Bytes.
@@ -231,7 +231,7 @@ mod tests {
     fn a_request_is_read_as_the_protocol_numbers_it_and_shows_no_secret() {
         // Field 1 "v", field 4 "/t", field 6 true, field 7 {"k": "s3cret"}, field 9 (unknown) 1.
         let wire = b"\x0a\x01v\x22\x02/t\x30\x01\x3a\x0b\x0a\x01k\x12\x06s3cret\x48\x01";
-        let read = PublishVolume::decode(&wire[..]).unwrap();
+        let read = NodePublishVolumeRequest::decode(&wire[..]).unwrap();
         assert_eq!((read.volume_id.as_str(), read.target_path.as_str(), read.readonly), ("v", "/t", true));
         assert_eq!(read.secrets["k"], "s3cret");
         assert!(!format!("{read:?}").contains("s3cret"), "{read:?}");
@@ -241,9 +241,12 @@ mod tests {
     fn answers_are_written_as_the_protocol_numbers_them() {
         let info = PluginInfo { name: "a".into(), vendor_version: "b".into() };
         assert_eq!(info.encode_to_vec(), b"\x0a\x01a\x12\x01b");
-        assert_eq!(Probed { ready: Some(Truth { value: true }) }.encode_to_vec(), b"\x0a\x02\x08\x01");
+        assert_eq!(
+            ProbeResponse { ready: Some(BoolValue { value: true }) }.encode_to_vec(),
+            b"\x0a\x02\x08\x01"
+        );
         assert_eq!(NodeInfo { node_id: "n".into() }.encode_to_vec(), b"\x0a\x01n");
-        let usage = VolumeUsage { available: 1, total: 3, used: 2, unit: Unit::Inodes.into() };
+        let usage = VolumeUsage { available: 1, total: 3, used: 2, unit: UsageUnit::Inodes.into() };
         let condition = VolumeCondition { abnormal: true, message: "x".into() };
         let stats = VolumeStats { usage: vec![usage], condition: Some(condition) };
         assert_eq!(
@@ -258,7 +261,7 @@ mod tests {
     #[test]
     fn bytes_that_are_no_message_are_an_error() {
         for wire in [&b"\x0a\xff\xff\xff\xff\x0fv"[..], b"\x0a\x05v", b"\x00", b"\x0a\x01\xff"] {
-            assert!(PublishVolume::decode(wire).is_err(), "{wire:?}");
+            assert!(NodePublishVolumeRequest::decode(wire).is_err(), "{wire:?}");
         }
     }
 }

@@ -18,8 +18,8 @@ mod volume;
 
 pub use child::PLUGIN_VARIABLES;
 pub use error::{CsiError, code_name};
-pub use grant::{Clients, MakeClient, Unreachable};
-pub use node::{Node, Settings};
+pub use grant::{MakeClient, UnreachablePolicy, VolumeClients};
+pub use node::{NodeSettings, VolumeNode};
 pub use service::serve;
 
 /// The name of the driver, which a `CSIDriver` object and the pods use.

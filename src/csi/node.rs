@@ -16,16 +16,16 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
-use super::child::Starter;
+use super::child::MountStarter;
 use super::error::CsiError;
-use super::grant::{self, Clients, Unreachable};
+use super::grant::{self, UnreachablePolicy, VolumeClients};
 use super::login::KEY;
-use super::messages::{PublishVolume, Unit, VolumeCondition, VolumeStats, VolumeUsage};
-use super::places::{PER_NODE, Places};
-use super::state::{State, Volume};
-use super::volume::{self, Attributes, Wanted};
+use super::messages::{NodePublishVolumeRequest, UsageUnit, VolumeCondition, VolumeStats, VolumeUsage};
+use super::places::{PER_NODE, PlacePool};
+use super::state::{RecordStore, VolumeRecord};
+use super::volume::{self, RequestedVolume, VolumeAttributes};
 use crate::io::chain;
-use crate::mount::{self, Filling, MountError, Standing, Unmount};
+use crate::mount::{self, DirectoryMount, FilesystemUsage, MountError, UnmountMode};
 
 /// Time limit for a mount's process to answer a query.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -36,7 +36,7 @@ const MAX_STACKED: usize = 64;
 
 /// The settings of a plugin.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct NodeSettings {
     /// The orchestrator's name for this node.
     pub node_id: String,
     /// The directory of records and logins.
@@ -50,37 +50,38 @@ pub struct Settings {
     /// Options for every mount.
     pub mount_options: Vec<OsString>,
     /// Makes clients like those of the mounts.
-    pub clients: Clients,
+    pub clients: VolumeClients,
     /// The policy for cached images whose registry does not answer.
-    pub unreachable: Unreachable,
+    pub unreachable: UnreachablePolicy,
 }
 
 /// The volumes of this node.
-pub struct Node {
-    settings: Settings,
-    state: Arc<State>,
-    starter: Starter,
+pub struct VolumeNode {
+    settings: NodeSettings,
+    state: Arc<RecordStore>,
+    starter: MountStarter,
     /// One holder per target at a time.
     turns: Mutex<HashMap<PathBuf, Weak<Turn<()>>>>,
     /// Targets with a pending query. A process that does not answer is not queried again, because each query holds a
     /// thread.
     asked: Arc<Mutex<HashSet<PathBuf>>>,
-    places: Places,
+    places: PlacePool,
 }
 
-impl Node {
+impl VolumeNode {
     /// Opens the state directory. Mounts nothing.
-    pub fn open(settings: Settings) -> Result<Self, CsiError> {
-        let state = Arc::new(State::open(&settings.state_dir)?);
+    pub fn open(settings: NodeSettings) -> Result<Self, CsiError> {
+        let state = Arc::new(RecordStore::open(&settings.state_dir)?);
         state.forget_logins_but(&state.all()?)?;
-        let starter = Starter { program: settings.program.clone(), options: settings.mount_options.clone() };
+        let starter =
+            MountStarter { program: settings.program.clone(), options: settings.mount_options.clone() };
         Ok(Self {
             settings,
             state,
             starter,
             turns: Mutex::default(),
             asked: Arc::default(),
-            places: Places::default(),
+            places: PlacePool::default(),
         })
     }
 
@@ -100,8 +101,8 @@ impl Node {
     }
 
     /// Mounts a volume at its target. An existing mount of the same volume is success.
-    pub(super) async fn publish(&self, request: &PublishVolume) -> Result<(), CsiError> {
-        let Wanted { id, target, attributes, login, namespace } = volume::wanted(request)?;
+    pub(super) async fn publish(&self, request: &NodePublishVolumeRequest) -> Result<(), CsiError> {
+        let RequestedVolume { id, target, attributes, login, namespace } = volume::wanted(request)?;
         let _turn = self.turn(&target).await;
         let known = self.load(&target).await?;
         if let Some(known) = &known {
@@ -109,19 +110,20 @@ impl Node {
         }
         let authfile = self.authfile(&attributes)?;
         let mut standing = self.standing(&target).await?;
-        if let (Standing::Alive(there), None) = (&standing, &known) {
+        if let (DirectoryMount::Alive(there), None) = (&standing, &known) {
             // A crash left this mount without a record. Its content is unknown, so it is replaced.
             tracing::warn!(volume = id, there, target = %target.display(), "a mount without a record is taken away");
             self.look(&target, clear).await?;
             standing = self.standing(&target).await?;
         }
-        if let Standing::Foreign(fs_type) = &standing {
+        if let DirectoryMount::Foreign(fs_type) = &standing {
             return Err(foreign(&target, fs_type));
         }
         let has_login = login.is_some() || known.as_ref().is_some_and(|known| known.has_login);
-        let mut volume = known.unwrap_or_else(|| Volume::new(id, target.clone(), attributes, has_login));
+        let mut volume =
+            known.unwrap_or_else(|| VolumeRecord::new(id, target.clone(), attributes, has_login));
         volume.has_login = has_login;
-        if let (Standing::Alive(there), None) = (&standing, &volume.pinned) {
+        if let (DirectoryMount::Alive(there), None) = (&standing, &volume.pinned) {
             // The earlier plugin ended before it could record the digest.
             volume.pinned = Some(there.clone());
         }
@@ -134,9 +136,9 @@ impl Node {
         })
         .await?;
         match standing {
-            Standing::Alive(_) => return Ok(()),
-            Standing::Dead(_) | Standing::Foreign(_) => {}
-            Standing::Nothing => {
+            DirectoryMount::Alive(_) => return Ok(()),
+            DirectoryMount::Dead(_) | DirectoryMount::Foreign(_) => {}
+            DirectoryMount::Nothing => {
                 // Nothing is mounted, so no reader holds the old content: the tag is resolved anew.
                 volume.pinned = None;
                 if let Err(error) = self.prepare(&volume, authfile.as_deref()).await {
@@ -145,7 +147,7 @@ impl Node {
                 }
             }
         }
-        let was_dead = matches!(standing, Standing::Dead(_));
+        let was_dead = matches!(standing, DirectoryMount::Dead(_));
         let mounted = self.mount(volume, authfile, &namespace).await;
         if mounted.is_err() && !was_dead {
             self.withdraw(&target).await;
@@ -155,10 +157,10 @@ impl Node {
 
     /// Asks the registry whether this volume may be shown, and makes its directory. Only the target's turn is held
     /// meanwhile: the registry may not answer.
-    async fn prepare(&self, volume: &Volume, authfile: Option<&Path>) -> Result<(), CsiError> {
+    async fn prepare(&self, volume: &VolumeRecord, authfile: Option<&Path>) -> Result<(), CsiError> {
         let own = volume.has_login.then(|| self.state.login(&volume.target));
         let authfile = own.as_deref().or(authfile);
-        let Settings { clients, unreachable, .. } = &self.settings;
+        let NodeSettings { clients, unreachable, .. } = &self.settings;
         grant::ask(clients, *unreachable, &volume.attributes.reference, authfile).await?;
         let target = volume.target.clone();
         blocking(move || make_target(&target)).await
@@ -196,12 +198,12 @@ impl Node {
             return Err(CsiError::Absent(format!("volume {id} is not published at {}", target.display())));
         }
         match self.standing(&target).await? {
-            Standing::Alive(_) => {}
-            Standing::Dead(_) => {
+            DirectoryMount::Alive(_) => {}
+            DirectoryMount::Dead(_) => {
                 return Ok(broken("the process that served the volume is gone; it is mounted again"));
             }
-            Standing::Nothing => return Ok(broken("the volume was unmounted by somebody else")),
-            Standing::Foreign(fs_type) => return Err(foreign(&target, &fs_type)),
+            DirectoryMount::Nothing => return Ok(broken("the volume was unmounted by somebody else")),
+            DirectoryMount::Foreign(fs_type) => return Err(foreign(&target, &fs_type)),
         }
         let filling = self.look(&target, |target| Ok(mount::filling(target)?)).await?;
         Ok(healthy(filling))
@@ -213,7 +215,7 @@ impl Node {
         let state = self.state.clone();
         let known = blocking(move || state.all()).await?;
         tracing::info!(volumes = known.len(), "taking over what an earlier plugin left");
-        self.revive_all(known, Lost::Forget).await;
+        self.revive_all(known, LostVolume::Forget).await;
         Ok(())
     }
 
@@ -229,13 +231,13 @@ impl Node {
                     continue;
                 }
             };
-            self.revive_all(known, Lost::Leave).await;
+            self.revive_all(known, LostVolume::Leave).await;
         }
     }
 
     /// Mounts volumes again whose process is gone. Failures are logged, and tried again later.
-    async fn revive_all(&self, volumes: Vec<Volume>, lost: Lost) {
-        let each = |volume: Volume| async move {
+    async fn revive_all(&self, volumes: Vec<VolumeRecord>, lost: LostVolume) {
+        let each = |volume: VolumeRecord| async move {
             if let Err(error) = self.revive(&volume.target, lost).await {
                 let (reason, target) = (chain(&error), volume.target.display());
                 tracing::warn!(reason, volume = volume.volume_id, %target, "not mounted again yet");
@@ -244,19 +246,19 @@ impl Node {
         stream::iter(volumes).for_each_concurrent(PER_NODE, each).await;
     }
 
-    async fn revive(&self, target: &Path, lost: Lost) -> Result<(), CsiError> {
+    async fn revive(&self, target: &Path, lost: LostVolume) -> Result<(), CsiError> {
         let _turn = self.turn(target).await;
         // The volume may have been unpublished meanwhile.
         let Some(volume) = self.load(target).await? else { return Ok(()) };
         match self.standing(&volume.target).await? {
-            Standing::Alive(_) => Ok(()),
-            Standing::Foreign(fs_type) => Err(foreign(&volume.target, &fs_type)),
-            Standing::Nothing if lost == Lost::Leave => Ok(()),
-            Standing::Nothing => {
+            DirectoryMount::Alive(_) => Ok(()),
+            DirectoryMount::Foreign(fs_type) => Err(foreign(&volume.target, &fs_type)),
+            DirectoryMount::Nothing if lost == LostVolume::Leave => Ok(()),
+            DirectoryMount::Nothing => {
                 self.withdraw(&volume.target).await;
                 Ok(())
             }
-            Standing::Dead(_) => {
+            DirectoryMount::Dead(_) => {
                 tracing::warn!(volume = volume.volume_id, target = %volume.target.display(), "its process is gone: mounting it again");
                 let authfile = self.authfile(&volume.attributes)?;
                 // The pod is unknown after a crash: all such mounts of one registry share the empty namespace.
@@ -268,7 +270,7 @@ impl Node {
     /// Starts the mount process, and records the digest it resolved.
     async fn mount(
         &self,
-        mut volume: Volume,
+        mut volume: VolumeRecord,
         authfile: Option<PathBuf>,
         namespace: &str,
     ) -> Result<(), CsiError> {
@@ -281,14 +283,16 @@ impl Node {
             .mount(reference, &volume.attributes, own.or(authfile).as_deref(), &volume.target)
             .await;
         if let Err(error) = started {
-            if let (CsiError::Late(_), Standing::Alive(_)) = (&error, self.standing(&volume.target).await?) {
+            if let (CsiError::Late(_), DirectoryMount::Alive(_)) =
+                (&error, self.standing(&volume.target).await?)
+            {
                 // The mount came up just as the wait ended, and may not stay.
                 let target = volume.target.clone();
-                blocking(move || Ok(mount::unmount(&target, Unmount::Lazy)?)).await?;
+                blocking(move || Ok(mount::unmount(&target, UnmountMode::Lazy)?)).await?;
             }
             return Err(error);
         }
-        let Standing::Alive(pinned) = self.standing(&volume.target).await? else {
+        let DirectoryMount::Alive(pinned) = self.standing(&volume.target).await? else {
             return Err(CsiError::Internal(format!(
                 "the mount at {} ended as soon as it was there",
                 volume.target.display()
@@ -304,7 +308,7 @@ impl Node {
         let saved = blocking(move || state.save(&volume)).await;
         if saved.is_err() {
             // After a crash, another content than the present one would be mounted.
-            blocking(move || Ok(mount::unmount(&target, Unmount::Lazy)?)).await?;
+            blocking(move || Ok(mount::unmount(&target, UnmountMode::Lazy)?)).await?;
         }
         saved
     }
@@ -324,7 +328,7 @@ impl Node {
     }
 
     /// The credential file of volumes with these attributes that bring no login.
-    fn authfile(&self, attributes: &Attributes) -> Result<Option<PathBuf>, CsiError> {
+    fn authfile(&self, attributes: &VolumeAttributes) -> Result<Option<PathBuf>, CsiError> {
         let Some(name) = &attributes.pull_secret else { return Ok(self.settings.authfile.clone()) };
         let Some(dir) = &self.settings.pull_secrets else {
             return Err(CsiError::Invalid(
@@ -357,12 +361,12 @@ impl Node {
         turn.lock_owned().await
     }
 
-    async fn load(&self, target: &Path) -> Result<Option<Volume>, CsiError> {
+    async fn load(&self, target: &Path) -> Result<Option<VolumeRecord>, CsiError> {
         let (state, target) = (self.state.clone(), target.to_owned());
         blocking(move || state.load(&target)).await
     }
 
-    async fn standing(&self, target: &Path) -> Result<Standing, CsiError> {
+    async fn standing(&self, target: &Path) -> Result<DirectoryMount, CsiError> {
         self.look(target, |target| Ok(mount::standing(target)?)).await
     }
 
@@ -374,19 +378,19 @@ impl Node {
     ) -> Result<T, CsiError> {
         let silent =
             || CsiError::Late(format!("the process of the mount at {} does not answer", target.display()));
-        let asked = Asked::new(&self.asked, target).ok_or_else(silent)?;
+        let asked = TargetRequest::new(&self.asked, target).ok_or_else(silent)?;
         let looking = blocking(move || at(&asked.target));
         tokio::time::timeout(ANSWER, looking).await.unwrap_or_else(|_| Err(silent()))
     }
 }
 
 /// A pending query of a target.
-struct Asked {
+struct TargetRequest {
     all: Arc<Mutex<HashSet<PathBuf>>>,
     target: PathBuf,
 }
 
-impl Asked {
+impl TargetRequest {
     /// Registers a query; `None` while an earlier one is unanswered.
     fn new(all: &Arc<Mutex<HashSet<PathBuf>>>, target: &Path) -> Option<Self> {
         let is_first = all.lock().unwrap_or_else(PoisonError::into_inner).insert(target.to_owned());
@@ -394,7 +398,7 @@ impl Asked {
     }
 }
 
-impl Drop for Asked {
+impl Drop for TargetRequest {
     fn drop(&mut self) {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.target);
     }
@@ -402,7 +406,7 @@ impl Drop for Asked {
 
 /// The fate of the record of a volume that is not mounted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Lost {
+enum LostVolume {
     /// Remove it: kubelet publishes the volume again if it is still wanted.
     Forget,
     /// Leave it until kubelet's next call.
@@ -410,7 +414,7 @@ enum Lost {
 }
 
 /// Checks that a record matches the requested volume.
-fn agrees(known: &Volume, id: &str, attributes: &Attributes) -> Result<(), CsiError> {
+fn agrees(known: &VolumeRecord, id: &str, attributes: &VolumeAttributes) -> Result<(), CsiError> {
     let target = known.target.display();
     if known.volume_id != id {
         return Err(CsiError::Exists(format!("volume {} is published at {target} already", known.volume_id)));
@@ -460,11 +464,11 @@ fn clear(target: &Path) -> Result<(), CsiError> {
             Ok(None) | Err(MountError::NotMounted { .. }) => break,
             Err(error) => return Err(error.into()),
         }
-        match mount::unmount(target, Unmount::Now) {
+        match mount::unmount(target, UnmountMode::Now) {
             Ok(()) => {}
             Err(MountError::Busy { .. }) => {
                 tracing::warn!(target = %target.display(), "in use, unmounting lazily");
-                mount::unmount(target, Unmount::Lazy)?;
+                mount::unmount(target, UnmountMode::Lazy)?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -475,7 +479,7 @@ fn clear(target: &Path) -> Result<(), CsiError> {
 /// Unmounts every mount of ocifs at a target, and removes the directory.
 fn take_away(target: &Path) -> Result<(), CsiError> {
     clear(target)?;
-    if let Standing::Foreign(fs_type) = mount::standing(target)? {
+    if let DirectoryMount::Foreign(fs_type) = mount::standing(target)? {
         return Err(foreign(target, &fs_type));
     }
     remove_target(target)
@@ -488,8 +492,8 @@ fn broken(why: &str) -> VolumeStats {
     }
 }
 
-fn healthy(filling: Filling) -> VolumeStats {
-    let usage = |unit: Unit, (total, available): (u64, u64)| {
+fn healthy(filling: FilesystemUsage) -> VolumeStats {
+    let usage = |unit: UsageUnit, (total, available): (u64, u64)| {
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         VolumeUsage {
             available: number(available),
@@ -498,10 +502,10 @@ fn healthy(filling: Filling) -> VolumeStats {
             unit: unit.into(),
         }
     };
-    let mut all = vec![usage(Unit::Bytes, filling.bytes)];
+    let mut all = vec![usage(UsageUnit::Bytes, filling.bytes)];
     // A mount that has not counted its files reports zero.
     if filling.files.0 > 0 {
-        all.push(usage(Unit::Inodes, filling.files));
+        all.push(usage(UsageUnit::Inodes, filling.files));
     }
     VolumeStats {
         usage: all,
@@ -524,10 +528,10 @@ mod tests {
     #[test]
     fn a_process_that_does_not_answer_is_asked_once() {
         let all = Arc::default();
-        let first = Asked::new(&all, Path::new("/a")).unwrap();
-        assert!(Asked::new(&all, Path::new("/a")).is_none());
-        assert!(Asked::new(&all, Path::new("/b")).is_some());
+        let first = TargetRequest::new(&all, Path::new("/a")).unwrap();
+        assert!(TargetRequest::new(&all, Path::new("/a")).is_none());
+        assert!(TargetRequest::new(&all, Path::new("/b")).is_some());
         drop(first);
-        assert!(Asked::new(&all, Path::new("/a")).is_some());
+        assert!(TargetRequest::new(&all, Path::new("/a")).is_some());
     }
 }

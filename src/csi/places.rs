@@ -21,7 +21,7 @@ pub(super) const PER_NODE: usize = 64;
 type ShareKey = (String, Option<String>);
 
 /// The permits of a node.
-pub(super) struct Places {
+pub(super) struct PlacePool {
     /// By namespace, and by namespace with registry. Holds only shares in use or with waiters.
     shares: Mutex<HashMap<ShareKey, Weak<Semaphore>>>,
     node: Arc<Semaphore>,
@@ -34,13 +34,13 @@ pub(super) struct MountPlace {
     _shares: [Arc<Semaphore>; 2],
 }
 
-impl Default for Places {
+impl Default for PlacePool {
     fn default() -> Self {
         Self { shares: Mutex::default(), node: Arc::new(Semaphore::new(PER_NODE)) }
     }
 }
 
-impl Places {
+impl PlacePool {
     /// Waits for permits. The narrowest share comes first, so that a waiter holds no wider one.
     pub(super) async fn take(&self, namespace: &str, registry: &str) -> Result<MountPlace, CsiError> {
         let share = self.share((namespace.to_owned(), Some(registry.to_owned())), PER_SHARE);
@@ -75,7 +75,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_share_that_is_full_leaves_places_for_every_other_namespace_and_registry() {
-        let places = Places::default();
+        let places = PlacePool::default();
         let taken = |namespace: &str, registry: &str| {
             let (namespace, registry) = (namespace.to_owned(), registry.to_owned());
             places.take(&namespace, &registry).now_or_never().and_then(Result::ok)

@@ -22,10 +22,10 @@ use tonic_prost::ProstCodec;
 use super::NAME;
 use super::error::CsiError;
 use super::messages::{
-    Empty, GetVolumeStats, NodeCapabilities, NodeCapability, NodeInfo, NodeRpc, NodeRpcType, PluginInfo,
-    Probed, PublishVolume, Truth, UnpublishVolume,
+    BoolValue, EmptyMessage, GetVolumeStats, NodeCapabilities, NodeCapability, NodeInfo,
+    NodePublishVolumeRequest, NodeRpc, NodeRpcType, PluginInfo, ProbeResponse, UnpublishVolume,
 };
-use super::node::Node;
+use super::node::VolumeNode;
 use crate::meter;
 
 /// Pause after a connection could not be accepted, mostly because of too many open files.
@@ -38,7 +38,7 @@ const STREAMS: u32 = 256;
 /// Answers calls on `listener` until `stop` resolves; running calls then have `LAST_CALLS` to end. Volumes of an
 /// earlier plugin are recovered and watched meanwhile.
 pub async fn serve(
-    node: Arc<Node>,
+    node: Arc<VolumeNode>,
     listener: UnixListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), CsiError> {
@@ -86,43 +86,46 @@ pub async fn serve(
     served.map_err(|error| CsiError::Internal(format!("serving the socket: {}", crate::io::chain(&error))))
 }
 
-async fn answer(node: Arc<Node>, request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
+async fn answer(
+    node: Arc<VolumeNode>,
+    request: http::Request<Body>,
+) -> Result<http::Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
     Ok(match path.as_str() {
         "/csi.v1.Identity/GetPluginInfo" => {
-            unary("GetPluginInfo", request, |_: Empty| async {
+            unary("GetPluginInfo", request, |_: EmptyMessage| async {
                 Ok(PluginInfo { name: NAME.to_owned(), vendor_version: env!("CARGO_PKG_VERSION").to_owned() })
             })
             .await
         }
         // The plugin has no controller and no topology, so it has no plugin capabilities.
         "/csi.v1.Identity/GetPluginCapabilities" => {
-            unary("GetPluginCapabilities", request, |_: Empty| async { Ok(Empty {}) }).await
+            unary("GetPluginCapabilities", request, |_: EmptyMessage| async { Ok(EmptyMessage {}) }).await
         }
         "/csi.v1.Identity/Probe" => {
-            unary("Probe", request, move |_: Empty| async move {
-                node.probe().map(|()| Probed { ready: Some(Truth { value: true }) })
+            unary("Probe", request, move |_: EmptyMessage| async move {
+                node.probe().map(|()| ProbeResponse { ready: Some(BoolValue { value: true }) })
             })
             .await
         }
         "/csi.v1.Node/NodeGetInfo" => {
-            unary("NodeGetInfo", request, move |_: Empty| async move {
+            unary("NodeGetInfo", request, move |_: EmptyMessage| async move {
                 Ok(NodeInfo { node_id: node.id().to_owned() })
             })
             .await
         }
         "/csi.v1.Node/NodeGetCapabilities" => {
-            unary("NodeGetCapabilities", request, |_: Empty| async { Ok(capabilities()) }).await
+            unary("NodeGetCapabilities", request, |_: EmptyMessage| async { Ok(capabilities()) }).await
         }
         "/csi.v1.Node/NodePublishVolume" => {
-            unary("NodePublishVolume", request, move |asked: PublishVolume| async move {
-                node.publish(&asked).await.map(|()| Empty {})
+            unary("NodePublishVolume", request, move |asked: NodePublishVolumeRequest| async move {
+                node.publish(&asked).await.map(|()| EmptyMessage {})
             })
             .await
         }
         "/csi.v1.Node/NodeUnpublishVolume" => {
             unary("NodeUnpublishVolume", request, move |asked: UnpublishVolume| async move {
-                node.unpublish(&asked.volume_id, &asked.target_path).await.map(|()| Empty {})
+                node.unpublish(&asked.volume_id, &asked.target_path).await.map(|()| EmptyMessage {})
             })
             .await
         }

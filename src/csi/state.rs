@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::CsiError;
-use super::login::Login;
-use super::volume::Attributes;
+use super::login::PullLogins;
+use super::volume::VolumeAttributes;
 use crate::oci::Digest;
 
 /// The version of the record format. Records of other versions are not read.
@@ -27,11 +27,11 @@ const SUFFIX: &str = ".json";
 /// The volume that is, or is to be, mounted at a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Volume {
+pub(super) struct VolumeRecord {
     schema_version: u32,
     pub(super) volume_id: String,
     pub(super) target: PathBuf,
-    pub(super) attributes: Attributes,
+    pub(super) attributes: VolumeAttributes,
     /// The reference with the digest it had when it was mounted, so that a later mount shows the same content; `None`
     /// before the first mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,20 +40,25 @@ pub(super) struct Volume {
     pub(super) has_login: bool,
 }
 
-impl Volume {
-    pub(super) fn new(volume_id: String, target: PathBuf, attributes: Attributes, has_login: bool) -> Self {
+impl VolumeRecord {
+    pub(super) fn new(
+        volume_id: String,
+        target: PathBuf,
+        attributes: VolumeAttributes,
+        has_login: bool,
+    ) -> Self {
         Self { schema_version: SCHEMA, volume_id, target, attributes, pinned: None, has_login }
     }
 }
 
 /// The state directory.
-pub(super) struct State {
+pub(super) struct RecordStore {
     dir: PathBuf,
     /// Held while this process lives: two plugins would end each other's mounts.
     _lock: File,
 }
 
-impl State {
+impl RecordStore {
     /// Opens the directory, creating it if absent.
     pub(super) fn open(dir: &Path) -> Result<Self, CsiError> {
         for part in [dir.to_owned(), dir.join("volumes"), dir.join("logins")] {
@@ -95,7 +100,7 @@ impl State {
     }
 
     /// The record of a target; `None` if there is no record for exactly this target.
-    pub(super) fn load(&self, target: &Path) -> Result<Option<Volume>, CsiError> {
+    pub(super) fn load(&self, target: &Path) -> Result<Option<VolumeRecord>, CsiError> {
         let path = self.record(target);
         let read = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -105,7 +110,7 @@ impl State {
     }
 
     /// All records. An unreadable record is logged and left on disk. Records may be written meanwhile.
-    pub(super) fn all(&self) -> Result<Vec<Volume>, CsiError> {
+    pub(super) fn all(&self) -> Result<Vec<VolumeRecord>, CsiError> {
         let folder = self.dir.join("volumes");
         let mut found = Vec::new();
         for entry in fs::read_dir(&folder).map_err(CsiError::file("reading", &folder))? {
@@ -127,7 +132,7 @@ impl State {
     }
 
     /// Writes the record of a volume.
-    pub(super) fn save(&self, volume: &Volume) -> Result<(), CsiError> {
+    pub(super) fn save(&self, volume: &VolumeRecord) -> Result<(), CsiError> {
         let path = self.record(&volume.target);
         let text = serde_json::to_vec(volume)
             .map_err(|error| CsiError::Internal(format!("writing a record: {error}")))?;
@@ -141,7 +146,7 @@ impl State {
     }
 
     /// Writes the login of a target.
-    pub(super) fn save_login(&self, target: &Path, login: &Login) -> Result<(), CsiError> {
+    pub(super) fn save_login(&self, target: &Path, login: &PullLogins) -> Result<(), CsiError> {
         let path = self.login(target);
         if let Some(folder) = path.parent() {
             DirBuilder::new()
@@ -164,7 +169,7 @@ impl State {
     }
 
     /// Removes the logins of all other volumes.
-    pub(super) fn forget_logins_but(&self, volumes: &[Volume]) -> Result<(), CsiError> {
+    pub(super) fn forget_logins_but(&self, volumes: &[VolumeRecord]) -> Result<(), CsiError> {
         let kept: Vec<String> = volumes.iter().map(|volume| name(&volume.target)).collect();
         let folder = self.dir.join("logins");
         for entry in fs::read_dir(&folder).map_err(CsiError::file("reading", &folder))? {
@@ -191,10 +196,10 @@ fn is_record(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes())
 }
 
-fn read(file: File) -> io::Result<Volume> {
+fn read(file: File) -> io::Result<VolumeRecord> {
     let mut text = Vec::new();
     file.take(MAX_RECORD).read_to_end(&mut text)?;
-    let volume: Volume = serde_json::from_slice(&text)?;
+    let volume: VolumeRecord = serde_json::from_slice(&text)?;
     match volume.schema_version {
         SCHEMA => Ok(volume),
         other => Err(io::Error::other(format!("schemaVersion {other} is not known"))),
@@ -228,8 +233,8 @@ mod tests {
     use super::super::login::KEY;
     use super::*;
 
-    fn volume(target: &str) -> Volume {
-        let attributes = Attributes {
+    fn volume(target: &str) -> VolumeRecord {
+        let attributes = VolumeAttributes {
             reference: "r.example/a:v1".into(),
             view: Some("merged".into()),
             subdir: None,
@@ -237,18 +242,18 @@ mod tests {
             pull_secret: None,
             noexec: false,
         };
-        Volume::new("csi-1".into(), target.into(), attributes, true)
+        VolumeRecord::new("csi-1".into(), target.into(), attributes, true)
     }
 
-    fn login(password: &str) -> Login {
+    fn login(password: &str) -> PullLogins {
         let text = format!(r#"{{"auths": {{"r.example": {{"password": "{password}"}}}}}}"#);
-        Login::of_secrets(&HashMap::from([(KEY.to_owned(), text)])).unwrap().unwrap()
+        PullLogins::of_secrets(&HashMap::from([(KEY.to_owned(), text)])).unwrap().unwrap()
     }
 
     #[test]
     fn a_record_is_read_as_it_was_written_and_only_for_its_owner() {
         let room = tempfile::tempdir().unwrap();
-        let state = State::open(&room.path().join("state")).unwrap();
+        let state = RecordStore::open(&room.path().join("state")).unwrap();
         let volume = volume("/t/1");
         assert_eq!(state.load(&volume.target).unwrap(), None);
         state.save(&volume).unwrap();
@@ -268,7 +273,7 @@ mod tests {
     #[test]
     fn what_is_no_record_is_passed_over_and_half_a_record_goes_when_nobody_writes_it() {
         let room = tempfile::tempdir().unwrap();
-        let state = State::open(room.path()).unwrap();
+        let state = RecordStore::open(room.path()).unwrap();
         state.save(&volume("/t/1")).unwrap();
         let folder = room.path().join("volumes");
         for (name, text) in [("x.json", "{}"), ("y.json", "{"), ("half.new", "")] {
@@ -281,14 +286,14 @@ mod tests {
         // It may be one that is being written; after a crash it is not.
         assert!(folder.join("half.new").exists() && folder.join("y.json").exists());
         drop(state);
-        assert_eq!(State::open(room.path()).unwrap().all().unwrap(), [volume("/t/1")]);
+        assert_eq!(RecordStore::open(room.path()).unwrap().all().unwrap(), [volume("/t/1")]);
         assert!(!folder.join("half.new").exists() && folder.join("y.json").exists());
     }
 
     #[test]
     fn logins_without_a_volume_go() {
         let room = tempfile::tempdir().unwrap();
-        let state = State::open(room.path()).unwrap();
+        let state = RecordStore::open(room.path()).unwrap();
         for target in ["/t/1", "/t/2"] {
             state.save_login(Path::new(target), &login("p")).unwrap();
         }
@@ -299,9 +304,9 @@ mod tests {
     #[test]
     fn a_state_directory_has_one_plugin() {
         let room = tempfile::tempdir().unwrap();
-        let first = State::open(room.path()).unwrap();
-        assert!(matches!(State::open(room.path()), Err(CsiError::Unready(_))));
+        let first = RecordStore::open(room.path()).unwrap();
+        assert!(matches!(RecordStore::open(room.path()), Err(CsiError::Unready(_))));
         drop(first);
-        State::open(room.path()).unwrap();
+        RecordStore::open(room.path()).unwrap();
     }
 }

@@ -10,10 +10,10 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::CsiError;
-use super::login::Login;
-use super::messages::{Access, PublishVolume};
+use super::login::PullLogins;
+use super::messages::{AccessType, NodePublishVolumeRequest};
 use crate::oci::Platform;
-use crate::source::Location;
+use crate::source::ImageLocation;
 
 /// The prefix of the attributes that kubelet adds.
 const KUBELETS: &str = "csi.storage.k8s.io/";
@@ -35,7 +35,7 @@ const MAX_PATH: usize = 4096;
 /// The attributes that the pod author sets. Together with the target they identify the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Attributes {
+pub(super) struct VolumeAttributes {
     pub(super) reference: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) view: Option<String>,
@@ -50,18 +50,18 @@ pub(super) struct Attributes {
 }
 
 /// A checked publish request.
-pub(super) struct Wanted {
+pub(super) struct RequestedVolume {
     pub(super) id: String,
     pub(super) target: PathBuf,
-    pub(super) attributes: Attributes,
+    pub(super) attributes: VolumeAttributes,
     /// The logins in the request's secrets; `None` without secrets.
-    pub(super) login: Option<Login>,
+    pub(super) login: Option<PullLogins>,
     /// The namespace of the pod; empty if requests carry no pod information.
     pub(super) namespace: String,
 }
 
 /// Parses and checks a request.
-pub(super) fn wanted(request: &PublishVolume) -> Result<Wanted, CsiError> {
+pub(super) fn wanted(request: &NodePublishVolumeRequest) -> Result<RequestedVolume, CsiError> {
     let id = id(&request.volume_id)?;
     let target = target(&request.target_path)?;
     if !request.readonly {
@@ -72,14 +72,14 @@ pub(super) fn wanted(request: &PublishVolume) -> Result<Wanted, CsiError> {
     let noexec = usable(request)?;
     let mut attributes = attributes(&request.volume_context)?;
     attributes.noexec = noexec;
-    let login = Login::of_secrets(&request.secrets)?;
+    let login = PullLogins::of_secrets(&request.secrets)?;
     if login.is_some() && attributes.pull_secret.is_some() {
         return Err(CsiError::Invalid(
             "a volume has nodePublishSecretRef or the attribute pullSecret, and not both".into(),
         ));
     }
     let namespace = request.volume_context.get(NAMESPACE).cloned().unwrap_or_default();
-    Ok(Wanted { id, target, attributes, login, namespace })
+    Ok(RequestedVolume { id, target, attributes, login, namespace })
 }
 
 /// Checks a volume id: not empty, within bounds, no control characters.
@@ -112,14 +112,14 @@ fn plain(what: &str, text: &str, limit: usize) -> Result<String, CsiError> {
 }
 
 /// Whether the volume forbids execution (`noexec`). Unsupported capabilities are refused.
-fn usable(request: &PublishVolume) -> Result<bool, CsiError> {
+fn usable(request: &NodePublishVolumeRequest) -> Result<bool, CsiError> {
     let access = request.volume_capability.as_ref().and_then(|capability| capability.access.as_ref());
     let mount = match access {
         None => return Err(CsiError::Invalid("the volume capability is missing".into())),
-        Some(Access::Block(_)) => {
+        Some(AccessType::Block(_)) => {
             return Err(CsiError::Invalid("volumes are directories, not block devices".into()));
         }
-        Some(Access::Mount(mount)) => mount,
+        Some(AccessType::Mount(mount)) => mount,
     };
     if !TYPES.contains(&mount.fs_type.as_str()) {
         return Err(CsiError::Invalid(format!(
@@ -139,7 +139,7 @@ fn usable(request: &PublishVolume) -> Result<bool, CsiError> {
     Ok(noexec)
 }
 
-fn attributes(context: &HashMap<String, String>) -> Result<Attributes, CsiError> {
+fn attributes(context: &HashMap<String, String>) -> Result<VolumeAttributes, CsiError> {
     let mut unknown: Vec<&str> = context
         .keys()
         .map(String::as_str)
@@ -179,7 +179,7 @@ fn attributes(context: &HashMap<String, String>) -> Result<Attributes, CsiError>
     if let Some(name) = pull_secret.as_deref().filter(|name| !is_secret_name(name)) {
         return Err(CsiError::Invalid(format!("the attribute pullSecret: {name:?} is no name of a secret")));
     }
-    Ok(Attributes {
+    Ok(VolumeAttributes {
         reference: registry_reference(&reference)?,
         view: given("view")?,
         subdir,
@@ -192,8 +192,8 @@ fn attributes(context: &HashMap<String, String>) -> Result<Attributes, CsiError>
 /// Checks that a reference names a registry: files of the node are out of a pod's reach.
 fn registry_reference(text: &str) -> Result<String, CsiError> {
     let bad = |reason: String| CsiError::Invalid(format!("the attribute reference: {reason}"));
-    match text.parse::<Location>() {
-        Ok(Location::Registry(_)) => Ok(text.to_owned()),
+    match text.parse::<ImageLocation>() {
+        Ok(ImageLocation::Registry(_)) => Ok(text.to_owned()),
         Ok(_) => Err(bad(format!("{text:?} is not in a registry"))),
         Err(error) => Err(bad(error.to_string())),
     }
@@ -212,13 +212,13 @@ fn is_secret_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::messages::{Empty, MountVolume, VolumeCapability};
+    use super::super::messages::{EmptyMessage, MountVolumeCapability, VolumeCapability};
     use super::*;
 
-    fn request(context: &[(&str, &str)]) -> PublishVolume {
+    fn request(context: &[(&str, &str)]) -> NodePublishVolumeRequest {
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-        let access = Some(Access::Mount(MountVolume::default()));
-        PublishVolume {
+        let access = Some(AccessType::Mount(MountVolumeCapability::default()));
+        NodePublishVolumeRequest {
             volume_id: "csi-1".into(),
             target_path: "/var/lib/kubelet/pods/1/mount".into(),
             volume_capability: Some(VolumeCapability { access }),
@@ -228,7 +228,7 @@ mod tests {
         }
     }
 
-    fn refused(request: &PublishVolume) -> String {
+    fn refused(request: &NodePublishVolumeRequest) -> String {
         match wanted(request) {
             Err(CsiError::Invalid(reason)) => reason,
             Err(other) => panic!("{other:?}"),
@@ -265,10 +265,15 @@ mod tests {
     #[test]
     fn a_volume_that_could_be_written_to_is_refused() {
         let fine = request(&[("reference", "r.example/a")]);
-        assert!(refused(&PublishVolume { readonly: false, ..fine.clone() }).contains("readOnly: true"));
-        let with = |mount_flags: Vec<String>, fs_type: &str| PublishVolume {
+        assert!(
+            refused(&NodePublishVolumeRequest { readonly: false, ..fine.clone() }).contains("readOnly: true")
+        );
+        let with = |mount_flags: Vec<String>, fs_type: &str| NodePublishVolumeRequest {
             volume_capability: Some(VolumeCapability {
-                access: Some(Access::Mount(MountVolume { fs_type: fs_type.into(), mount_flags })),
+                access: Some(AccessType::Mount(MountVolumeCapability {
+                    fs_type: fs_type.into(),
+                    mount_flags,
+                })),
             }),
             ..fine.clone()
         };
@@ -279,8 +284,10 @@ mod tests {
             wanted(&with(vec!["ro".into(), "noexec".into()], "fuse.ocifs"))
                 .is_ok_and(|w| w.attributes.noexec)
         );
-        let block = Some(VolumeCapability { access: Some(Access::Block(Empty {})) });
-        assert!(refused(&PublishVolume { volume_capability: block, ..fine }).contains("block devices"));
+        let block = Some(VolumeCapability { access: Some(AccessType::Block(EmptyMessage {})) });
+        assert!(
+            refused(&NodePublishVolumeRequest { volume_capability: block, ..fine }).contains("block devices")
+        );
     }
 
     #[test]
@@ -296,8 +303,10 @@ mod tests {
             refused(&request(&[("reference", "r.example/a"), (key, value)]));
         }
         for target in ["", "/", "relative", "/a/../b", "/a\0b", "/a\nb"] {
-            let request =
-                PublishVolume { target_path: target.into(), ..request(&[("reference", "r.example/a")]) };
+            let request = NodePublishVolumeRequest {
+                target_path: target.into(),
+                ..request(&[("reference", "r.example/a")])
+            };
             refused(&request);
         }
     }

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 
 use crate::oci::{Digest, Manifest};
 
-use super::{MAX_PARTS, Packing, PartPlan};
+use super::{DiskPacking, MAX_PARTS, PartPlan};
 
 /// One layer and the claims about it.
 #[derive(Clone, Debug)]
-pub(super) struct Chunk {
+pub(super) struct DiskChunk {
     pub(super) layer: usize,
-    pub(super) packing: Packing,
+    pub(super) packing: DiskPacking,
     /// Its offset on the disk; `None` when not claimed.
     pub(super) offset: Option<u64>,
     /// Its number, from 0 or from 1; `None` when not claimed.
@@ -27,16 +27,16 @@ pub(super) struct Chunk {
 
 /// Claims about the whole disk.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Whole {
+pub(super) struct DiskClaims {
     /// The number of chunks; `None` when not claimed.
     pub(super) chunks: Option<u64>,
     /// Bytes of the disk; `None` when not claimed.
     pub(super) size: Option<u64>,
 }
 
-impl Chunk {
+impl DiskChunk {
     /// A chunk without claims.
-    pub(super) fn bare(layer: usize, packing: Packing) -> Self {
+    pub(super) fn bare(layer: usize, packing: DiskPacking) -> Self {
         Self { layer, packing, offset: None, number: None, size: None, content: None }
     }
 }
@@ -44,8 +44,8 @@ impl Chunk {
 /// The chunks in order, each with its size as far as that is known; or why they form no disk.
 pub(super) fn tile(
     manifest: &Manifest,
-    mut chunks: Vec<Chunk>,
-    whole: Whole,
+    mut chunks: Vec<DiskChunk>,
+    whole: DiskClaims,
 ) -> Result<Vec<PartPlan>, String> {
     if chunks.len() > MAX_PARTS {
         return Err(format!("{} parts are more than the limit of {MAX_PARTS}", chunks.len()));
@@ -54,7 +54,7 @@ pub(super) fn tile(
         return Err(format!("it has {} parts, and the manifest says that it has {claimed}", chunks.len()));
     }
     for chunk in &mut chunks {
-        if chunk.packing == Packing::Stored {
+        if chunk.packing == DiskPacking::Stored {
             let stored = manifest.layers.get(chunk.layer).map(|layer| layer.size);
             if let (Some(claimed), Some(stored)) = (chunk.size, stored)
                 && claimed != stored
@@ -79,7 +79,7 @@ pub(super) fn tile(
         let sum = sum.map_or_else(|| "more than 2^64".to_owned(), |sum| sum.to_string());
         return Err(format!("its parts have {sum} bytes together, and the manifest says {claimed}"));
     }
-    let part = |chunk: Chunk| PartPlan {
+    let part = |chunk: DiskChunk| PartPlan {
         layer: chunk.layer,
         packing: chunk.packing,
         size: chunk.size,
@@ -89,7 +89,7 @@ pub(super) fn tile(
 }
 
 /// Sorts by number, if every chunk has one and none is missing.
-fn by_number(chunks: &mut [Chunk], numbered: usize) -> Result<(), String> {
+fn by_number(chunks: &mut [DiskChunk], numbered: usize) -> Result<(), String> {
     if numbered < chunks.len() {
         return Err("some of its parts have a number and some have none".into());
     }
@@ -111,7 +111,7 @@ fn by_number(chunks: &mut [Chunk], numbered: usize) -> Result<(), String> {
 }
 
 /// Sorts by offset, and derives missing sizes from the offset of the next chunk.
-fn by_offset(chunks: &mut [Chunk], placed: usize, whole: Whole) -> Result<(), String> {
+fn by_offset(chunks: &mut [DiskChunk], placed: usize, whole: DiskClaims) -> Result<(), String> {
     if placed < chunks.len() {
         return Err("some of its parts have an offset and some have none".into());
     }
@@ -175,11 +175,11 @@ mod tests {
     use super::super::fixtures::artifact;
     use super::*;
 
-    fn at(layer: usize, offset: u64, size: Option<u64>) -> Chunk {
-        Chunk { offset: Some(offset), size, ..Chunk::bare(layer, Packing::Packed) }
+    fn at(layer: usize, offset: u64, size: Option<u64>) -> DiskChunk {
+        DiskChunk { offset: Some(offset), size, ..DiskChunk::bare(layer, DiskPacking::Packed) }
     }
 
-    fn sizes(chunks: Vec<Chunk>, whole: Whole) -> Result<Vec<(usize, Option<u64>)>, String> {
+    fn sizes(chunks: Vec<DiskChunk>, whole: DiskClaims) -> Result<Vec<(usize, Option<u64>)>, String> {
         let parts = tile(&artifact([]), chunks, whole)?;
         Ok(parts.iter().map(|part| (part.layer, part.size)).collect())
     }
@@ -187,32 +187,33 @@ mod tests {
     #[test]
     fn offsets_order_and_tell_sizes() {
         let chunks = vec![at(0, 20, None), at(1, 0, None), at(2, 5, Some(15))];
-        let found = sizes(chunks.clone(), Whole::default()).unwrap();
+        let found = sizes(chunks.clone(), DiskClaims::default()).unwrap();
         assert_eq!(found, [(1, Some(5)), (2, Some(15)), (0, None)]);
-        let whole = Whole { size: Some(21), ..Whole::default() };
+        let whole = DiskClaims { size: Some(21), ..DiskClaims::default() };
         assert_eq!(sizes(chunks, whole).unwrap()[2], (0, Some(1)));
     }
 
     #[test]
     fn offsets_that_do_not_tile_are_no_disk() {
-        let whole = Whole::default();
+        let whole = DiskClaims::default();
         let reason = |chunks, whole| sizes(chunks, whole).unwrap_err();
         assert!(reason(vec![at(0, 0, Some(5)), at(1, 6, None)], whole).contains("gap: the one at 0 has 5"));
         assert!(reason(vec![at(0, 0, Some(7)), at(1, 6, None)], whole).contains("overlap"));
         assert!(reason(vec![at(0, 1, None)], whole).contains("no part has its first 1 bytes"));
         assert!(reason(vec![at(0, 0, Some(3)), at(1, 0, Some(3))], whole).contains("overlap"));
-        let short = Whole { size: Some(4), ..whole };
+        let short = DiskClaims { size: Some(4), ..whole };
         assert!(reason(vec![at(0, 0, None), at(1, 6, None)], short).contains("begins at 6"));
-        let mixed = vec![at(0, 0, None), Chunk::bare(1, Packing::Packed)];
+        let mixed = vec![at(0, 0, None), DiskChunk::bare(1, DiskPacking::Packed)];
         assert!(reason(mixed, whole).contains("some have none"));
     }
 
     #[test]
     fn numbers_are_complete_from_zero_or_one() {
-        let chunk = |layer, number| Chunk { number: Some(number), ..Chunk::bare(layer, Packing::Packed) };
+        let chunk =
+            |layer, number| DiskChunk { number: Some(number), ..DiskChunk::bare(layer, DiskPacking::Packed) };
         let of = |numbers: &[u64]| {
             let chunks = numbers.iter().enumerate().map(|(layer, number)| chunk(layer, *number));
-            sizes(chunks.collect(), Whole::default())
+            sizes(chunks.collect(), DiskClaims::default())
         };
         let layers = |found: Vec<(usize, Option<u64>)>| found.iter().map(|part| part.0).collect::<Vec<_>>();
         assert_eq!(layers(of(&[10, 2, 1, 3, 4, 5, 6, 7, 8, 9]).unwrap()), [2, 1, 3, 4, 5, 6, 7, 8, 9, 0]);
@@ -226,20 +227,20 @@ mod tests {
     #[test]
     fn claims_of_the_whole_are_compared() {
         let one = || vec![at(0, 0, Some(4))];
-        let whole = |chunks, size| Whole { chunks, size };
+        let whole = |chunks, size| DiskClaims { chunks, size };
         assert!(sizes(one(), whole(Some(1), Some(4))).is_ok());
         assert!(sizes(one(), whole(Some(2), None)).unwrap_err().contains("says that it has 2"));
         assert!(sizes(one(), whole(None, Some(5))).is_err());
-        let bare = vec![Chunk { size: Some(4), ..Chunk::bare(0, Packing::Packed) }];
+        let bare = vec![DiskChunk { size: Some(4), ..DiskChunk::bare(0, DiskPacking::Packed) }];
         assert!(sizes(bare, whole(None, Some(5))).unwrap_err().contains("4 bytes together"));
     }
 
     #[test]
     fn a_stored_part_that_claims_another_size_is_no_disk() {
         let manifest = artifact(["a"]);
-        let claims = |size| vec![Chunk { size: Some(size), ..Chunk::bare(0, Packing::Stored) }];
-        assert!(tile(&manifest, claims(4), Whole::default()).is_ok());
-        assert!(tile(&manifest, claims(5), Whole::default()).unwrap_err().contains("claims 5"));
+        let claims = |size| vec![DiskChunk { size: Some(size), ..DiskChunk::bare(0, DiskPacking::Stored) }];
+        assert!(tile(&manifest, claims(4), DiskClaims::default()).is_ok());
+        assert!(tile(&manifest, claims(5), DiskClaims::default()).unwrap_err().contains("claims 5"));
     }
 
     #[test]
@@ -264,11 +265,11 @@ mod tests {
                 start += len;
             }
             chunks.rotate_left(shift % cuts.len());
-            let whole = Whole { chunks: Some(cuts.len() as u64), size: Some(start) };
+            let whole = DiskClaims { chunks: Some(cuts.len() as u64), size: Some(start) };
             let expected: Vec<_> = cuts.iter().enumerate().map(|(layer, len)| (layer, Some(*len))).collect();
             prop_assert_eq!(sizes(chunks.clone(), whole), Ok(expected));
             chunks.pop();
-            let whole = Whole { chunks: None, ..whole };
+            let whole = DiskClaims { chunks: None, ..whole };
             prop_assert!(sizes(chunks, whole).is_err());
         }
     }

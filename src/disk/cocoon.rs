@@ -3,26 +3,26 @@
 //! The media type marks a layer as (part of) a disk and names the format; the title names the disk and the part.
 //! Formats and names are not mixed, whereas epoch joins all layers of these types.
 
-use crate::oci::{Class, Manifest, MediaType, classify_manifest};
+use crate::oci::{ArtifactKind, Manifest, MediaType, classify_manifest};
 
-use super::detect::{Candidate, assemble};
-use super::name::Names;
-use super::title::Role;
-use super::{Body, Detection, DiskPlan, Format, Packing, PartOrder};
+use super::detect::{DiskCandidate, assemble};
+use super::name::UniqueNames;
+use super::title::PartEvidence;
+use super::{DiskBody, DiskDetection, DiskFormat, DiskPacking, DiskPlan, PartOrder};
 
 /// Prefix of the disk types, and the prefix of the first Windows images (epoch `manifest/media.go`).
 const PREFIXES: [&str; 2] =
     ["application/vnd.cocoonstack.disk.", "application/vnd.cocoonstack.windows.disk."];
 
 /// The format and role of one of the eight types. No other type is a disk, whatever its suffix.
-fn disk_type(media_type: &MediaType) -> Option<(Format, Role)> {
+fn disk_type(media_type: &MediaType) -> Option<(DiskFormat, PartEvidence)> {
     let essence = media_type.essence();
     let kind = PREFIXES.iter().find_map(|prefix| essence.strip_prefix(prefix))?;
     match kind {
-        "qcow2" => Some((Format::Qcow2, Role::Whole)),
-        "qcow2.part" => Some((Format::Qcow2, Role::Part)),
-        "raw" => Some((Format::Raw, Role::Whole)),
-        "raw.part" => Some((Format::Raw, Role::Part)),
+        "qcow2" => Some((DiskFormat::Qcow2, PartEvidence::Whole)),
+        "qcow2.part" => Some((DiskFormat::Qcow2, PartEvidence::Part)),
+        "raw" => Some((DiskFormat::Raw, PartEvidence::Whole)),
+        "raw.part" => Some((DiskFormat::Raw, PartEvidence::Part)),
         _ => None,
     }
 }
@@ -33,18 +33,21 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
 }
 
 /// The disks of a manifest that declares a cloud image.
-pub(super) fn cloud_image(manifest: &Manifest, order: PartOrder) -> Detection {
+pub(super) fn cloud_image(manifest: &Manifest, order: PartOrder) -> DiskDetection {
     if !has_disks(manifest) {
-        return Detection::problem("disk", "cloud image manifest has no disk layers");
+        return DiskDetection::problem("disk", "cloud image manifest has no disk layers");
     }
     disks(manifest, order)
 }
 
 /// The disks of a manifest with disk layers and no declared kind. Epoch refuses it. Its layers are enough to present
 /// the disks, unless the manifest declares another kind.
-pub(super) fn unclassified(manifest: &Manifest, order: PartOrder) -> Detection {
-    if classify_manifest(manifest) == Class::ContainerImage {
-        return Detection::problem("disk", "has disk layers, but is a container image and not a cloud image");
+pub(super) fn unclassified(manifest: &Manifest, order: PartOrder) -> DiskDetection {
+    if classify_manifest(manifest) == ArtifactKind::ContainerImage {
+        return DiskDetection::problem(
+            "disk",
+            "has disk layers, but is a container image and not a cloud image",
+        );
     }
     let mut found = disks(manifest, order);
     found.warnings.push("the artifact type is not that of a cloud image: taken by its layers".into());
@@ -54,18 +57,18 @@ pub(super) fn unclassified(manifest: &Manifest, order: PartOrder) -> Detection {
 /// The disks of a snapshot. Its layers hold only the data of their files, packed by a map in the config, so its disks
 /// are the files with their holes restored. Its overlay names a backing file: a base image on the machine of the
 /// snapshot.
-pub(super) fn snapshot(manifest: &Manifest) -> Detection {
-    let (mut found, mut names) = (Detection::default(), Names::default());
+pub(super) fn snapshot(manifest: &Manifest) -> DiskDetection {
+    let (mut found, mut names) = (DiskDetection::default(), UniqueNames::default());
     for (layer, descriptor) in manifest.layers.iter().enumerate() {
         let Some((label, _)) = disk_type(&descriptor.media_type) else { continue };
         let (name, warning) = names.name(descriptor.title().unwrap_or_default(), &label);
         found.warnings.extend(warning);
-        found.disks.push(DiskPlan { name, label, body: Body::File { layer }, size: None });
+        found.disks.push(DiskPlan { name, label, body: DiskBody::File { layer }, size: None });
     }
     found
 }
 
-fn disks(manifest: &Manifest, order: PartOrder) -> Detection {
+fn disks(manifest: &Manifest, order: PartOrder) -> DiskDetection {
     let candidates: Vec<_> = manifest
         .layers
         .iter()
@@ -73,7 +76,7 @@ fn disks(manifest: &Manifest, order: PartOrder) -> Detection {
         .filter_map(|(index, layer)| {
             let (label, role) = disk_type(&layer.media_type)?;
             let title = layer.title().unwrap_or_default();
-            Some(Candidate { index, title, label, role, packing: Packing::Stored })
+            Some(DiskCandidate { index, title, label, role, packing: DiskPacking::Stored })
         })
         .collect();
     assemble(manifest, &candidates, order)
@@ -148,7 +151,7 @@ mod tests {
         assert!(found.disks.is_empty());
         assert!(found.problems[0].reason.contains("not a cloud image"));
         image.layers.clear();
-        assert_eq!(detect(&image, PartOrder::Epoch), Detection::default());
+        assert_eq!(detect(&image, PartOrder::Epoch), DiskDetection::default());
     }
 
     #[test]
@@ -167,7 +170,7 @@ mod tests {
         assert!(found.problems.is_empty() && found.disks.len() == 1, "{found:?}");
         assert_eq!(
             (found.disks[0].name.as_str(), &found.disks[0].body),
-            ("overlay.qcow2", &Body::File { layer: 1 })
+            ("overlay.qcow2", &DiskBody::File { layer: 1 })
         );
         assert_eq!(found.clone().with_file_sizes(|layer| Some(layer as u64 + 4)).disks[0].size, Some(5));
         assert!(found.with_file_sizes(|_| None).disks.is_empty(), "without a file there is no disk");

@@ -7,7 +7,7 @@ use crate::oci::{LabelCompression, MediaType};
 
 /// A compression by its names.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Compression {
+pub(super) struct DiskCompression {
     /// The name in media types of image-spec.
     pub(super) name: &'static str,
     /// The extension in titles.
@@ -16,18 +16,18 @@ pub(super) struct Compression {
     pub(super) command: Option<&'static str>,
 }
 
-const COMPRESSIONS: [Compression; 7] = [
-    Compression { name: "gzip", extension: ".gz", command: Some("gzip -dc") },
-    Compression { name: "zstd", extension: ".zst", command: Some("zstd -dc") },
-    Compression { name: "xz", extension: ".xz", command: Some("xz -dc") },
-    Compression { name: "bzip2", extension: ".bz2", command: Some("bzip2 -dc") },
-    Compression { name: "lz4", extension: ".lz4", command: Some("lz4 -dc") },
-    Compression { name: "zip", extension: ".zip", command: None },
-    Compression { name: "7z", extension: ".7z", command: None },
+const COMPRESSIONS: [DiskCompression; 7] = [
+    DiskCompression { name: "gzip", extension: ".gz", command: Some("gzip -dc") },
+    DiskCompression { name: "zstd", extension: ".zst", command: Some("zstd -dc") },
+    DiskCompression { name: "xz", extension: ".xz", command: Some("xz -dc") },
+    DiskCompression { name: "bzip2", extension: ".bz2", command: Some("bzip2 -dc") },
+    DiskCompression { name: "lz4", extension: ".lz4", command: Some("lz4 -dc") },
+    DiskCompression { name: "zip", extension: ".zip", command: None },
+    DiskCompression { name: "7z", extension: ".7z", command: None },
 ];
 
 /// The compression by the extension of a title, and the title without it.
-pub(super) fn by_title(title: &str) -> Option<(&'static Compression, &str)> {
+pub(super) fn by_title(title: &str) -> Option<(&'static DiskCompression, &str)> {
     COMPRESSIONS.iter().find_map(|compression| {
         let end = title.len().checked_sub(compression.extension.len())?;
         let (inner, extension) = title.split_at_checked(end)?;
@@ -37,11 +37,11 @@ pub(super) fn by_title(title: &str) -> Option<(&'static Compression, &str)> {
 }
 
 /// The compression by the end of a media type: `…+zstd`, `….gz`.
-pub(super) fn by_type(media_type: &MediaType) -> Option<&'static Compression> {
+pub(super) fn by_type(media_type: &MediaType) -> Option<&'static DiskCompression> {
     let essence = media_type.essence();
     let (_, last) = essence.rsplit_once(['+', '.'])?;
     let extension = media_type.compression().map(LabelCompression::extension);
-    let is_it = |it: &&Compression| Some(it.extension) == extension || it.name == last;
+    let is_it = |it: &&DiskCompression| Some(it.extension) == extension || it.name == last;
     // A type that is only the name of a compression gives no information about a disk inside.
     COMPRESSIONS.iter().find(is_it)
 }
@@ -52,7 +52,7 @@ pub(super) fn inner(title: &str) -> &str {
 }
 
 /// `disk.img.gz.00`: the compression, the name of the disk, and the rest behind the extension.
-pub(super) fn cut_behind(title: &str) -> Option<(&'static Compression, &str, &str)> {
+pub(super) fn cut_behind(title: &str) -> Option<(&'static DiskCompression, &str, &str)> {
     let lower = title.to_ascii_lowercase();
     COMPRESSIONS.iter().find_map(|compression| {
         // Lower case in ASCII preserves byte offsets.

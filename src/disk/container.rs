@@ -7,11 +7,11 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::layer::{EntryKind, Need, TarLimits, TarWalker};
-use crate::oci::{Class, MAX_DOCUMENT, Manifest, classify_manifest};
+use crate::layer::{TarLimits, TarWalker, TocEntryKind, WalkerNeed};
+use crate::oci::{ArtifactKind, MAX_DOCUMENT, Manifest, classify_manifest};
 
-use super::name::Names;
-use super::{Body, Detection, DiskPlan, Format, compressed};
+use super::name::UniqueNames;
+use super::{DiskBody, DiskDetection, DiskFormat, DiskPlan, compressed};
 
 /// The directory of the disk, as importers look for it.
 const DIRECTORY: &[u8] = b"disk/";
@@ -31,26 +31,26 @@ const SECTOR: u64 = 512;
 
 /// A file that is a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct DiskMember {
     /// Its path in the merged tree: `disk/` and one component.
     pub path: String,
     /// Its bytes.
     pub size: u64,
     /// The format by its first bytes; `None` when they are missing or show no disk format.
-    pub format: Option<Format>,
+    pub format: Option<DiskFormat>,
 }
 
 /// The disks of these files, or why there are none.
-pub fn member_disks(members: &[Member]) -> Detection {
-    let (mut found, mut names) = (Detection::default(), Names::default());
+pub fn member_disks(members: &[DiskMember]) -> DiskDetection {
+    let (mut found, mut names) = (DiskDetection::default(), UniqueNames::default());
     for member in members {
         member.add_to(&mut found, &mut names);
     }
     found
 }
 
-impl Member {
-    fn add_to(&self, found: &mut Detection, names: &mut Names) {
+impl DiskMember {
+    fn add_to(&self, found: &mut DiskDetection, names: &mut UniqueNames) {
         let name = self.path.rsplit('/').next().unwrap_or_default();
         if let Some((compression, _)) = compressed::by_title(name) {
             let reason = format!(
@@ -64,18 +64,18 @@ impl Member {
         }
         // The content decides whether there is a raw form.
         let seen = self.format.clone();
-        let claimed = Format::by_extension(name).or(seen.clone()).unwrap_or(Format::Raw);
+        let claimed = DiskFormat::by_extension(name).or(seen.clone()).unwrap_or(DiskFormat::Raw);
         let (name, warning) = names.name(name, &claimed);
         let label = seen.unwrap_or(claimed);
         found.warnings.extend(warning);
-        let body = Body::Member { path: self.path.clone() };
+        let body = DiskBody::Member { path: self.path.clone() };
         found.disks.push(DiskPlan { name, label, body, size: Some(self.size) });
     }
 
     /// A file of the merged tree with its first bytes, as far as they are known.
     pub fn new(path: String, size: u64, head: &[u8]) -> Self {
-        let format = Some(Format::sniff(head, size));
-        let format = format.filter(|format| !matches!(format, Format::Raw | Format::Foreign(_)));
+        let format = Some(DiskFormat::sniff(head, size));
+        let format = format.filter(|format| !matches!(format, DiskFormat::Raw | DiskFormat::Foreign(_)));
         Self { path, size, format }
     }
 }
@@ -86,18 +86,18 @@ pub fn is_member(name: &[u8], size: u64) -> bool {
 }
 
 #[derive(Deserialize)]
-struct Config {
+struct ContainerDiskConfig {
     #[serde(default)]
-    config: Option<Execution>,
+    config: Option<ExecutionConfig>,
 }
 
 #[derive(Deserialize)]
-struct Execution {
+struct ExecutionConfig {
     #[serde(default, rename = "Labels")]
     labels: Value,
 }
 
-impl Execution {
+impl ExecutionConfig {
     /// A system that boots from its tree; importers refuse it.
     fn is_bootable(&self) -> bool {
         ["containers.bootc", "ostree.bootable"].iter().any(|label| self.labels.get(*label).is_some())
@@ -111,7 +111,7 @@ pub fn may_be_container_disk(manifest: &Manifest, config: Option<&[u8]>) -> bool
         return false;
     }
     let Some(config) = config.filter(|config| config.len() as u64 <= MAX_DOCUMENT) else { return false };
-    match serde_json::from_slice::<Config>(config) {
+    match serde_json::from_slice::<ContainerDiskConfig>(config) {
         Ok(config) => config.config.is_none_or(|config| !config.is_bootable()),
         Err(_) => false,
     }
@@ -119,7 +119,7 @@ pub fn may_be_container_disk(manifest: &Manifest, config: Option<&[u8]>) -> bool
 
 /// The index of the layer of a container image that is far larger than all others.
 pub fn container_disk_layer(manifest: &Manifest) -> Option<usize> {
-    if classify_manifest(manifest) != Class::ContainerImage {
+    if classify_manifest(manifest) != ArtifactKind::ContainerImage {
         return None;
     }
     let layers = manifest.layers.iter().enumerate();
@@ -131,23 +131,23 @@ pub fn container_disk_layer(manifest: &Manifest) -> Option<usize> {
 }
 
 /// The disks directly below `disk/` in an archive whose first bytes are `head`. Other entries are ignored.
-pub fn container_disks(head: &[u8]) -> Vec<Member> {
+pub fn container_disks(head: &[u8]) -> Vec<DiskMember> {
     disks_in(head).unwrap_or_default()
 }
 
-fn disks_in(head: &[u8]) -> Option<Vec<Member>> {
+fn disks_in(head: &[u8]) -> Option<Vec<DiskMember>> {
     // Only whole blocks, so that the walker ends between two of them.
     let head = head.get(..head.len() - head.len() % 512)?;
     let mut walker = TarWalker::new(LIMITS);
     walker.feed(0, head).ok()?;
     let end = match walker.need() {
-        Need::Bytes(range) => range.start,
-        Need::Done => head.len() as u64,
+        WalkerNeed::Bytes(range) => range.start,
+        WalkerNeed::Done => head.len() as u64,
     };
     let toc = walker.finish(end).ok()?;
-    let mut disks: Vec<Member> = Vec::new();
+    let mut disks: Vec<DiskMember> = Vec::new();
     for entry in toc.iter() {
-        let EntryKind::File(content) = &entry.kind else { continue };
+        let TocEntryKind::File(content) = &entry.kind else { continue };
         let path = plain_path(entry.path);
         let Some(name) = path.strip_prefix(DIRECTORY) else { continue };
         if !is_member(name, content.size) {
@@ -157,7 +157,7 @@ fn disks_in(head: &[u8]) -> Option<Vec<Member>> {
         let head = usize::try_from(content.offset).ok().and_then(|start| head.get(start..));
         // A later entry of the same path replaces the earlier one.
         disks.retain(|disk| disk.path != path);
-        disks.push(Member::new(path, content.size, head.unwrap_or_default()));
+        disks.push(DiskMember::new(path, content.size, head.unwrap_or_default()));
     }
     Some(disks)
 }
@@ -241,10 +241,10 @@ mod tests {
         };
         let mut qcow2 = vec![0; 1024];
         qcow2[..4].copy_from_slice(b"QFI\xfb");
-        assert_eq!(disk("disk/cirros.img", &qcow2), ("cirros.img".into(), Format::Qcow2));
-        assert_eq!(disk("disk/downloaded", &qcow2), ("downloaded.qcow2".into(), Format::Qcow2));
-        assert_eq!(disk("disk/a.qcow2", &[0; 1024]), ("a.qcow2".into(), Format::Qcow2));
-        assert_eq!(disk("disk/a.img", &[0; 1024]), ("a.img".into(), Format::Unlabelled));
+        assert_eq!(disk("disk/cirros.img", &qcow2), ("cirros.img".into(), DiskFormat::Qcow2));
+        assert_eq!(disk("disk/downloaded", &qcow2), ("downloaded.qcow2".into(), DiskFormat::Qcow2));
+        assert_eq!(disk("disk/a.qcow2", &[0; 1024]), ("a.qcow2".into(), DiskFormat::Qcow2));
+        assert_eq!(disk("disk/a.img", &[0; 1024]), ("a.img".into(), DiskFormat::Unlabelled));
     }
 
     #[test]
@@ -339,12 +339,12 @@ mod tests {
 
     #[test]
     fn a_member_is_a_disk_of_its_name() {
-        let of = |path: &str, size| member_disks(&[Member { path: path.into(), size, format: None }]);
+        let of = |path: &str, size| member_disks(&[DiskMember { path: path.into(), size, format: None }]);
         let found = of("disk/coreos.img", 9);
         assert_eq!((found.disks[0].name.as_str(), found.disks[0].size), ("coreos.img", Some(9)));
-        assert_eq!(found.disks[0].body, Body::Member { path: "disk/coreos.img".into() });
+        assert_eq!(found.disks[0].body, DiskBody::Member { path: "disk/coreos.img".into() });
         assert_eq!(of("disk/fedora", 9).disks[0].name, "fedora.raw");
-        assert_eq!(of("disk/a.qcow2", 9).disks[0].label, Format::Qcow2);
+        assert_eq!(of("disk/a.qcow2", 9).disks[0].label, DiskFormat::Qcow2);
         assert!(of("disk/a.img.gz", 9).problems[0].reason.contains("merged/disk/a.img.gz"));
         assert!(of("disk/a.img", u64::MAX).disks.is_empty());
         assert_eq!(of("disk/.hidden", 9).warnings.len(), 1);

@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::oci::{Class, Digest, Manifest, classify_manifest};
+use crate::oci::{ArtifactKind, Digest, Manifest, classify_manifest};
 
-use super::name::{Names, unused};
-use super::parts::{Part, sequence};
-use super::title::{Reading, Role, read};
-use super::{Format, cocoon, geranos, kubevirt, lume, machine, nosi, plain, tart, vetu, vmlab};
+use super::name::{UniqueNames, unused};
+use super::parts::{DiskPart, sequence};
+use super::title::{ParsedTitle, PartEvidence, read};
+use super::{DiskFormat, cocoon, geranos, kubevirt, lume, machine, nosi, plain, tart, vetu, vmlab};
 
 /// Maximum parts of one disk.
 pub const MAX_PARTS: usize = 4096;
@@ -31,11 +31,11 @@ pub enum PartOrder {
 
 /// The disks of a manifest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Detection {
+pub struct DiskDetection {
     /// The disks that can be presented.
     pub disks: Vec<DiskPlan>,
     /// Disks that cannot be presented, and why.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<DiskProblem>,
     /// Doubts about disks that are presented.
     pub warnings: Vec<String>,
 }
@@ -46,9 +46,9 @@ pub struct DiskPlan {
     /// A file name: one component, not hidden, with an extension, unique in its [`Detection`].
     pub name: String,
     /// The format that the manifest claims.
-    pub label: Format,
+    pub label: DiskFormat,
     /// The bytes of the disk.
-    pub body: Body,
+    pub body: DiskBody,
     /// Bytes of the disk if the manifest states them exactly; `None` until the parts are unpacked. Invariant: `size <
     /// 2^63`, the limit of file offsets.
     pub size: Option<u64>,
@@ -58,9 +58,9 @@ impl DiskPlan {
     /// The layers of the disk, in order.
     pub fn layers(&self) -> impl Iterator<Item = usize> {
         let (parts, file) = match &self.body {
-            Body::Parts(parts) => (&parts[..], None),
-            Body::File { layer } => (&[][..], Some(*layer)),
-            Body::Member { .. } => (&[][..], None),
+            DiskBody::Parts(parts) => (&parts[..], None),
+            DiskBody::File { layer } => (&[][..], Some(*layer)),
+            DiskBody::Member { .. } => (&[][..], None),
         };
         parts.iter().map(|part| part.layer).chain(file)
     }
@@ -68,7 +68,7 @@ impl DiskPlan {
 
 /// The source of a disk's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Body {
+pub enum DiskBody {
     /// Layers, each unpacked on its own, concatenated.
     Parts(Vec<PartPlan>),
     /// The file of a layer in `files/`, with its holes restored.
@@ -89,7 +89,7 @@ pub struct PartPlan {
     /// Index into the manifest's layers.
     pub layer: usize,
     /// The encoding of the disk's bytes in the layer.
-    pub packing: Packing,
+    pub packing: DiskPacking,
     /// Bytes of the disk in this part. For a packed part it is the manifest's claim: it gives the offset of the next
     /// part without unpacking, and another unpacked size is an error. For a stored part it is the size of the layer.
     /// `None` when not claimed.
@@ -100,7 +100,7 @@ pub struct PartPlan {
 
 /// The encoding of a disk's bytes in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packing {
+pub enum DiskPacking {
     /// Not encoded.
     Stored,
     /// Compressed by its label; the first bytes decide whether and how.
@@ -109,24 +109,24 @@ pub enum Packing {
 
 /// A disk that is absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct DiskProblem {
     /// The name, title or digest of the absent disk.
     pub subject: String,
     /// The reason.
     pub reason: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for DiskProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.subject, self.reason)
     }
 }
 
 /// Finds the disks of a manifest. Container images have none here: a disk inside their files is found in their tree.
-pub fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
+pub fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
     match classify_manifest(manifest) {
-        Class::Snapshot => cocoon::snapshot(manifest),
-        Class::CloudImage => cocoon::cloud_image(manifest, order),
+        ArtifactKind::Snapshot => cocoon::snapshot(manifest),
+        ArtifactKind::CloudImage => cocoon::cloud_image(manifest, order),
         _ if cocoon::has_disks(manifest) => cocoon::unclassified(manifest, order),
         // These are identified by the types of their layers; some have the config of a container image as a stub.
         _ if tart::has_disks(manifest) => tart::detect(manifest),
@@ -136,51 +136,51 @@ pub fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
         _ if vmlab::has_disks(manifest) => vmlab::detect(manifest),
         _ if kubevirt::has_disks(manifest) => kubevirt::detect(manifest, order),
         _ if nosi::has_disks(manifest) => nosi::detect(manifest, order),
-        _ if manifest.is_container_image() => Detection::default(),
+        _ if manifest.is_container_image() => DiskDetection::default(),
         _ if machine::has_disk(manifest) => machine::detect(manifest, order),
         _ => plain::detect(manifest, order),
     }
 }
 
 /// A layer that is a disk or a part of one.
-pub(super) struct Candidate<'a> {
+pub(super) struct DiskCandidate<'a> {
     pub(super) index: usize,
     /// The title without the extension of a compression.
     pub(super) title: &'a str,
-    pub(super) label: Format,
-    pub(super) role: Role,
-    pub(super) packing: Packing,
+    pub(super) label: DiskFormat,
+    pub(super) role: PartEvidence,
+    pub(super) packing: DiskPacking,
 }
 
 impl PartPlan {
     /// A part without claims.
-    pub(super) fn bare(manifest: &Manifest, layer: usize, packing: Packing) -> Self {
+    pub(super) fn bare(manifest: &Manifest, layer: usize, packing: DiskPacking) -> Self {
         let size = match packing {
-            Packing::Stored => manifest.layers.get(layer).map(|layer| layer.size),
-            Packing::Packed => None,
+            DiskPacking::Stored => manifest.layers.get(layer).map(|layer| layer.size),
+            DiskPacking::Packed => None,
         };
         Self { layer, packing, size, content: None }
     }
 }
 
-impl Detection {
+impl DiskDetection {
     /// A detection with one problem and no disk.
     pub(super) fn problem(subject: impl Into<String>, reason: impl Into<String>) -> Self {
-        let problem = Problem { subject: subject.into(), reason: reason.into() };
+        let problem = DiskProblem { subject: subject.into(), reason: reason.into() };
         Self { problems: vec![problem], ..Self::default() }
     }
 
     pub(super) fn report(&mut self, subject: &str, reason: impl Into<String>) {
         let subject = if subject.is_empty() { "disk" } else { subject };
-        self.problems.push(Problem { subject: subject.into(), reason: reason.into() });
+        self.problems.push(DiskProblem { subject: subject.into(), reason: reason.into() });
     }
 
     /// Adds the disk of these parts, or the problem with them.
     pub(super) fn add(
         &mut self,
         manifest: &Manifest,
-        names: &mut Names,
-        (stem, label): (&str, &Format),
+        names: &mut UniqueNames,
+        (stem, label): (&str, &DiskFormat),
         parts: Result<Vec<PartPlan>, String>,
     ) {
         let checked = parts.and_then(|parts| total(manifest, &parts).map(|size| (parts, size)));
@@ -188,7 +188,7 @@ impl Detection {
             Ok((parts, size)) => {
                 let (name, warning) = names.name(stem, label);
                 self.warnings.extend(warning);
-                self.disks.push(DiskPlan { name, label: label.clone(), body: Body::Parts(parts), size });
+                self.disks.push(DiskPlan { name, label: label.clone(), body: DiskBody::Parts(parts), size });
             }
             Err(reason) => self.report(stem, reason),
         }
@@ -198,7 +198,7 @@ impl Detection {
     #[must_use]
     pub fn with_file_sizes(mut self, size: impl Fn(usize) -> Option<u64>) -> Self {
         self.disks.retain_mut(|disk| {
-            let Body::File { layer } = disk.body else { return true };
+            let DiskBody::File { layer } = disk.body else { return true };
             disk.size = size(layer);
             disk.size.is_some()
         });
@@ -210,7 +210,7 @@ impl Detection {
         let mut taken: Vec<String> = self.disks.iter().map(|disk| disk.name.clone()).collect();
         let mut names = vec![None; self.disks.len()];
         // The raw form of a disk that may be raw yields its name to the raw form of a qcow2.
-        for label in [Format::Qcow2, Format::Unlabelled] {
+        for label in [DiskFormat::Qcow2, DiskFormat::Unlabelled] {
             for (plan, name) in self.disks.iter().zip(&mut names).filter(|(plan, _)| plan.label == label) {
                 *name = raw_name(plan, &taken);
                 taken.extend(name.clone());
@@ -223,7 +223,7 @@ impl Detection {
 /// The name of a disk's raw form: `x.raw` for `x.qcow2`, numbered when it is in `taken`. `None` for the labels of
 /// other formats.
 fn raw_name(plan: &DiskPlan, taken: &[String]) -> Option<String> {
-    if !matches!(plan.label, Format::Qcow2 | Format::Unlabelled) {
+    if !matches!(plan.label, DiskFormat::Qcow2 | DiskFormat::Unlabelled) {
         return None;
     }
     let stem = plan.name.rsplit_once('.').map_or(plan.name.as_str(), |(stem, _)| stem);
@@ -251,10 +251,14 @@ fn total(manifest: &Manifest, parts: &[PartPlan]) -> Result<Option<u64>, String>
 }
 
 /// Assembles candidates into disks: one for each stem and format.
-pub(super) fn assemble(manifest: &Manifest, candidates: &[Candidate<'_>], order: PartOrder) -> Detection {
-    let mut found = Detection::default();
-    let mut names = Names::default();
-    let untitled_parts = candidates.iter().any(|c| c.title.is_empty() && c.role == Role::Part);
+pub(super) fn assemble(
+    manifest: &Manifest,
+    candidates: &[DiskCandidate<'_>],
+    order: PartOrder,
+) -> DiskDetection {
+    let mut found = DiskDetection::default();
+    let mut names = UniqueNames::default();
+    let untitled_parts = candidates.iter().any(|c| c.title.is_empty() && c.role == PartEvidence::Part);
     for ((stem, label), group) in groups(candidates) {
         // Parts without a title may belong to any disk of their format.
         if untitled_parts && candidates.iter().any(|c| !c.title.is_empty() && c.label == *label) {
@@ -275,19 +279,19 @@ pub(super) fn assemble(manifest: &Manifest, candidates: &[Candidate<'_>], order:
     found
 }
 
-type Group<'a> = Vec<(&'a Candidate<'a>, Option<&'a str>)>;
+type PartGroup<'a> = Vec<(&'a DiskCandidate<'a>, Option<&'a str>)>;
 
 /// Candidates by stem and format, each with its number.
-fn groups<'a>(candidates: &'a [Candidate<'a>]) -> BTreeMap<(&'a str, &'a Format), Group<'a>> {
-    let readings: Vec<(&Candidate<'_>, Reading<'_>)> =
+fn groups<'a>(candidates: &'a [DiskCandidate<'a>]) -> BTreeMap<(&'a str, &'a DiskFormat), PartGroup<'a>> {
+    let readings: Vec<(&DiskCandidate<'_>, ParsedTitle<'_>)> =
         candidates.iter().map(|candidate| (candidate, read(candidate.title, candidate.role))).collect();
-    let mut company: BTreeMap<(&str, &Format), usize> = BTreeMap::new();
+    let mut company: BTreeMap<(&str, &DiskFormat), usize> = BTreeMap::new();
     for (candidate, reading) in &readings {
         if reading.number.is_some() {
             *company.entry((reading.stem, &candidate.label)).or_default() += 1;
         }
     }
-    let mut groups: BTreeMap<_, Group<'_>> = BTreeMap::new();
+    let mut groups: BTreeMap<_, PartGroup<'_>> = BTreeMap::new();
     for (candidate, reading) in readings {
         let alone = company.get(&(reading.stem, &candidate.label)).is_none_or(|count| *count < 2);
         let (stem, number) = match reading.number {
@@ -302,7 +306,7 @@ fn groups<'a>(candidates: &'a [Candidate<'a>]) -> BTreeMap<(&'a str, &'a Format)
 /// The parts of one disk in order, or why there is none.
 fn join(
     manifest: &Manifest,
-    group: &Group<'_>,
+    group: &PartGroup<'_>,
     order: PartOrder,
 ) -> Result<(Vec<PartPlan>, Option<String>), String> {
     if group.len() > MAX_PARTS {
@@ -311,7 +315,7 @@ fn join(
     let numbered: Vec<_> = group
         .iter()
         .filter_map(|(candidate, number)| {
-            number.map(|number| Part { index: candidate.index, title: candidate.title, number })
+            number.map(|number| DiskPart { index: candidate.index, title: candidate.title, number })
         })
         .collect();
     let (indices, warning) = if numbered.len() == group.len() {
@@ -321,24 +325,24 @@ fn join(
     } else {
         return Err("some of its layers are numbered parts and some are not".into());
     };
-    let packings: BTreeMap<usize, Packing> =
+    let packings: BTreeMap<usize, DiskPacking> =
         group.iter().map(|(candidate, _)| (candidate.index, candidate.packing)).collect();
     let part = |index: usize| {
-        PartPlan::bare(manifest, index, packings.get(&index).copied().unwrap_or(Packing::Stored))
+        PartPlan::bare(manifest, index, packings.get(&index).copied().unwrap_or(DiskPacking::Stored))
     };
     Ok((indices.into_iter().map(part).collect(), warning))
 }
 
 /// Orders layers with one title and no number. Parts are joined in manifest order, as a stable sort by title does.
 /// Several whole disks are one disk only if they are identical.
-fn unnumbered(manifest: &Manifest, group: &Group<'_>) -> Result<(Vec<usize>, Option<String>), String> {
+fn unnumbered(manifest: &Manifest, group: &PartGroup<'_>) -> Result<(Vec<usize>, Option<String>), String> {
     let (first, _) = group[0];
     let mut indices: Vec<_> = group.iter().map(|(candidate, _)| candidate.index).collect();
     indices.sort_unstable();
     if group.len() == 1 {
         return Ok((indices, None));
     }
-    if group.iter().all(|(c, _)| c.role == Role::Part && c.title == first.title) {
+    if group.iter().all(|(c, _)| c.role == PartEvidence::Part && c.title == first.title) {
         let warning = format!("its {} parts have no numbers: joined as the manifest lists them", group.len());
         return Ok((indices, Some(warning)));
     }
@@ -361,11 +365,11 @@ mod tests {
     use super::super::fixtures::*;
     use super::*;
 
-    fn names(found: &Detection) -> Vec<(&str, Vec<usize>)> {
+    fn names(found: &DiskDetection) -> Vec<(&str, Vec<usize>)> {
         found.disks.iter().map(|disk| (disk.name.as_str(), layers(disk))).collect()
     }
 
-    fn reasons(found: &Detection) -> String {
+    fn reasons(found: &DiskDetection) -> String {
         found.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     }
 

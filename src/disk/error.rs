@@ -1,6 +1,6 @@
 //! Errors of disks that must not be served.
 
-use crate::io::Fault;
+use crate::io::FaultClass;
 
 /// An invalid or refused disk.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -26,10 +26,10 @@ pub enum DiskError {
 
 impl DiskError {
     /// The fault class of this error.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
-            DiskError::Malformed { .. } => Fault::Malformed,
-            DiskError::Refused { .. } => Fault::Denied,
+            DiskError::Malformed { .. } => FaultClass::Malformed,
+            DiskError::Refused { .. } => FaultClass::Denied,
         }
     }
 }

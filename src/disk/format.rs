@@ -9,7 +9,7 @@ use super::vmdk;
 /// A disk format, detected or claimed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
-pub enum Format {
+pub enum DiskFormat {
     /// QEMU's copy-on-write format, version 2 or 3.
     Qcow2,
     /// A raw disk; as a detected format: no known signature.
@@ -25,7 +25,7 @@ pub enum Format {
     /// Unknown format: the name or type only claims a disk, as `.img` does.
     Unlabelled,
     /// Not a disk: mislabelled content, or a disk inside another container.
-    Foreign(Signature),
+    Foreign(ForeignSignature),
     /// Another disk format, by its QEMU name.
     Other(String),
 }
@@ -33,7 +33,7 @@ pub enum Format {
 /// Recognised formats that are not disks (the list of cocoon `images/cloudimg/inspect.go`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
-pub enum Signature {
+pub enum ForeignSignature {
     /// A web page: most often the error page of a proxy.
     Html,
     /// RFC 1952.
@@ -56,38 +56,38 @@ pub enum Signature {
 
 /// Extensions by format. None has two letters, which could be a suffix of `split`. The first of a format is appended
 /// to a name without an extension.
-const EXTENSIONS: [(&str, Format); 9] = [
-    ("qcow2", Format::Qcow2),
-    ("qcow", Format::Qcow2),
-    ("raw", Format::Raw),
-    ("img", Format::Unlabelled),
-    ("vmdk", Format::Vmdk),
-    ("vhd", Format::Vhd),
-    ("vpc", Format::Vhd),
-    ("vhdx", Format::Vhdx),
-    ("vdi", Format::Vdi),
+const EXTENSIONS: [(&str, DiskFormat); 9] = [
+    ("qcow2", DiskFormat::Qcow2),
+    ("qcow", DiskFormat::Qcow2),
+    ("raw", DiskFormat::Raw),
+    ("img", DiskFormat::Unlabelled),
+    ("vmdk", DiskFormat::Vmdk),
+    ("vhd", DiskFormat::Vhd),
+    ("vpc", DiskFormat::Vhd),
+    ("vhdx", DiskFormat::Vhdx),
+    ("vdi", DiskFormat::Vdi),
 ];
 
-const SIGNATURES: [(&[u8], Signature); 13] = [
-    (b"<!", Signature::Html),
-    (b"<?", Signature::Html),
-    (b"<h", Signature::Html),
-    (b"<H", Signature::Html),
-    (b"\x1f\x8b", Signature::Gzip),
-    (b"\xfd7zXZ\0", Signature::Xz),
-    (b"BZh", Signature::Bzip2),
-    (b"\x28\xb5\x2f\xfd", Signature::Zstd),
-    (b"PK", Signature::Zip),
-    (b"7z\xbc\xaf\x27\x1c", Signature::SevenZip),
+const SIGNATURES: [(&[u8], ForeignSignature); 13] = [
+    (b"<!", ForeignSignature::Html),
+    (b"<?", ForeignSignature::Html),
+    (b"<h", ForeignSignature::Html),
+    (b"<H", ForeignSignature::Html),
+    (b"\x1f\x8b", ForeignSignature::Gzip),
+    (b"\xfd7zXZ\0", ForeignSignature::Xz),
+    (b"BZh", ForeignSignature::Bzip2),
+    (b"\x28\xb5\x2f\xfd", ForeignSignature::Zstd),
+    (b"PK", ForeignSignature::Zip),
+    (b"7z\xbc\xaf\x27\x1c", ForeignSignature::SevenZip),
     // 0x184D2204, little endian (LZ4 frame format 1.6).
-    (b"\x04\x22\x4d\x18", Signature::Lz4),
-    (b"bv41", Signature::AppleLz4),
-    (b"bv4-", Signature::AppleLz4),
+    (b"\x04\x22\x4d\x18", ForeignSignature::Lz4),
+    (b"bv41", ForeignSignature::AppleLz4),
+    (b"bv4-", ForeignSignature::AppleLz4),
 ];
 
-impl Format {
+impl DiskFormat {
     /// The format that the extension of `name` claims.
-    pub(super) fn by_extension(name: &str) -> Option<Format> {
+    pub(super) fn by_extension(name: &str) -> Option<DiskFormat> {
         let (stem, extension) = name.rsplit_once('.')?;
         let extension = extension.to_ascii_lowercase();
         let known = EXTENSIONS.iter().find(|(known, _)| *known == extension)?;
@@ -100,32 +100,32 @@ impl Format {
     }
 
     /// The format by the first bytes of a file of `size` bytes.
-    pub(super) fn sniff(head: &[u8], size: u64) -> Format {
+    pub(super) fn sniff(head: &[u8], size: u64) -> DiskFormat {
         if head.starts_with(b"QFI\xfb") {
-            return Format::Qcow2;
+            return DiskFormat::Qcow2;
         }
         if head.starts_with(b"QED\0") {
-            return Format::Other("qed".into());
+            return DiskFormat::Other("qed".into());
         }
         // Apple's sparse images (ASIF), which tart's machines may have.
         if head.starts_with(b"shdw") {
-            return Format::Other("asif".into());
+            return DiskFormat::Other("asif".into());
         }
         if vmdk::probe(head) {
-            return Format::Vmdk;
+            return DiskFormat::Vmdk;
         }
         if head.starts_with(b"vhdxfile") {
-            return Format::Vhdx;
+            return DiskFormat::Vhdx;
         }
         if head.starts_with(b"conectix") || has_vhd_footer(head, size) {
-            return Format::Vhd;
+            return DiskFormat::Vhd;
         }
         if head.get(0x40..0x44) == Some(&0xbeda_107f_u32.to_le_bytes()) {
-            return Format::Vdi;
+            return DiskFormat::Vdi;
         }
         match SIGNATURES.iter().find(|(magic, _)| head.starts_with(magic)) {
-            Some((_, signature)) => Format::Foreign(*signature),
-            None => Format::Raw,
+            Some((_, signature)) => DiskFormat::Foreign(*signature),
+            None => DiskFormat::Raw,
         }
     }
 }
@@ -137,34 +137,34 @@ fn has_vhd_footer(head: &[u8], size: u64) -> bool {
         && head.len().checked_sub(512).is_some_and(|footer| head[footer..].starts_with(b"conectix"))
 }
 
-impl fmt::Display for Format {
+impl fmt::Display for DiskFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Format::Qcow2 => "qcow2",
-            Format::Raw => "raw",
-            Format::Vmdk => "vmdk",
-            Format::Vhd => "vhd",
-            Format::Vhdx => "vhdx",
-            Format::Vdi => "vdi",
-            Format::Unlabelled => "unlabelled",
-            Format::Foreign(signature) => return signature.fmt(f),
-            Format::Other(name) => name,
+            DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Raw => "raw",
+            DiskFormat::Vmdk => "vmdk",
+            DiskFormat::Vhd => "vhd",
+            DiskFormat::Vhdx => "vhdx",
+            DiskFormat::Vdi => "vdi",
+            DiskFormat::Unlabelled => "unlabelled",
+            DiskFormat::Foreign(signature) => return signature.fmt(f),
+            DiskFormat::Other(name) => name,
         })
     }
 }
 
-impl fmt::Display for Signature {
+impl fmt::Display for ForeignSignature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Signature::Html => "html",
-            Signature::Gzip => "gzip",
-            Signature::Xz => "xz",
-            Signature::Bzip2 => "bzip2",
-            Signature::Zstd => "zstd",
-            Signature::Zip => "zip",
-            Signature::SevenZip => "7z",
-            Signature::Lz4 => "lz4",
-            Signature::AppleLz4 => "apple lz4",
+            ForeignSignature::Html => "html",
+            ForeignSignature::Gzip => "gzip",
+            ForeignSignature::Xz => "xz",
+            ForeignSignature::Bzip2 => "bzip2",
+            ForeignSignature::Zstd => "zstd",
+            ForeignSignature::Zip => "zip",
+            ForeignSignature::SevenZip => "7z",
+            ForeignSignature::Lz4 => "lz4",
+            ForeignSignature::AppleLz4 => "apple lz4",
         })
     }
 }
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     fn sniff(head: &[u8]) -> String {
-        Format::sniff(head, head.len() as u64).to_string()
+        DiskFormat::sniff(head, head.len() as u64).to_string()
     }
 
     #[test]
@@ -207,13 +207,13 @@ mod tests {
         let mut disk = vec![0; 2048];
         disk[1536..1544].copy_from_slice(b"conectix");
         assert_eq!(sniff(&disk), "vhd");
-        assert_eq!(Format::sniff(&disk, 4096), Format::Raw);
+        assert_eq!(DiskFormat::sniff(&disk, 4096), DiskFormat::Raw);
     }
 
     #[test]
     fn an_extension_alone_is_no_name() {
-        assert_eq!(Format::by_extension("a.QCOW2"), Some(Format::Qcow2));
-        assert_eq!(Format::by_extension(".qcow2"), None);
-        assert_eq!(Format::by_extension("qcow2"), None);
+        assert_eq!(DiskFormat::by_extension("a.QCOW2"), Some(DiskFormat::Qcow2));
+        assert_eq!(DiskFormat::by_extension(".qcow2"), None);
+        assert_eq!(DiskFormat::by_extension("qcow2"), None);
     }
 }

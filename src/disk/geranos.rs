@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use crate::oci::{Descriptor, Manifest};
 
-use super::chunks::{Chunk, Whole, parse, shown, tile};
-use super::name::Names;
-use super::{Detection, Format, Packing, PartPlan};
+use super::chunks::{DiskChunk, DiskClaims, parse, shown, tile};
+use super::name::UniqueNames;
+use super::{DiskDetection, DiskFormat, DiskPacking, PartPlan};
 
 const SEGMENT: &str = "application/online.jarosik.tomasz.geranos.segment";
 const NAME: &str = "filename";
@@ -27,15 +27,15 @@ pub(super) fn has_segments(manifest: &Manifest) -> bool {
 }
 
 /// The files that are named as disks.
-pub(super) fn detect(manifest: &Manifest) -> Detection {
-    let mut disks: BTreeMap<&str, (Format, Vec<usize>)> = BTreeMap::new();
+pub(super) fn detect(manifest: &Manifest) -> DiskDetection {
+    let mut disks: BTreeMap<&str, (DiskFormat, Vec<usize>)> = BTreeMap::new();
     for (index, layer) in segments(manifest) {
         let Some(name) = layer.annotations.get(NAME) else { continue };
-        if let Some(label) = Format::by_extension(name) {
+        if let Some(label) = DiskFormat::by_extension(name) {
             disks.entry(name).or_insert((label, Vec::new())).1.push(index);
         }
     }
-    let (mut found, mut names) = (Detection::default(), Names::default());
+    let (mut found, mut names) = (DiskDetection::default(), UniqueNames::default());
     for (name, (label, indices)) in disks {
         found.add(manifest, &mut names, (name, &label), parts(manifest, &indices));
     }
@@ -51,10 +51,14 @@ fn parts(manifest: &Manifest, indices: &[usize]) -> Result<Vec<PartPlan>, String
             .ok_or_else(|| format!("the range {:?} of layer {index} is not FIRST-LAST", shown(range)))?;
         let size = last.checked_sub(first).and_then(|size| size.checked_add(1));
         let size = size.ok_or_else(|| format!("the range {range} of layer {index} ends before it begins"))?;
-        Ok(Chunk { offset: Some(first), size: Some(size), ..Chunk::bare(*index, Packing::Packed) })
+        Ok(DiskChunk {
+            offset: Some(first),
+            size: Some(size),
+            ..DiskChunk::bare(*index, DiskPacking::Packed)
+        })
     };
     let chunks = indices.iter().map(chunk).collect::<Result<_, String>>()?;
-    tile(manifest, chunks, Whole::default())
+    tile(manifest, chunks, DiskClaims::default())
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use crate::oci::{Digest, Manifest};
 
-use super::{Body, Detection, DiskPlan, Format, Inspection, Packing, PartPlan, Qcow2Header};
+use super::{
+    DiskBody, DiskDetection, DiskFormat, DiskInspection, DiskPacking, DiskPlan, PartPlan, Qcow2Header,
+};
 
 /// Maximum bytes of the inspection of one disk: the sum of the limits below, and of names and numbers.
 const ROOM: u64 = 8192;
@@ -22,7 +24,7 @@ const MAX_NOTES: usize = 8;
 const MAX_FORMAT: usize = 64;
 
 #[derive(Serialize)]
-struct Info<'a> {
+struct DiskInfoDocument<'a> {
     disks: Vec<DiskInfo<'a>>,
     problems: Vec<ProblemInfo<'a>>,
     warnings: &'a [String],
@@ -93,13 +95,21 @@ struct Qcow2Info {
 }
 
 /// The document, with a final line break. `inspections` go with `detection.disks`; missing ones are `null`.
-pub fn info_json(manifest: &Manifest, detection: &Detection, inspections: &[Option<Inspection>]) -> String {
+pub fn info_json(
+    manifest: &Manifest,
+    detection: &DiskDetection,
+    inspections: &[Option<DiskInspection>],
+) -> String {
     let disks = detection.disks.iter().zip(detection.raw_names()).enumerate().map(|(i, (plan, raw))| {
         let inspection = inspections.get(i).and_then(Option::as_ref);
         DiskInfo::new(manifest, plan, raw, inspection)
     });
     let problems = detection.problems.iter().map(|p| ProblemInfo { subject: &p.subject, reason: &p.reason });
-    let info = Info { disks: disks.collect(), problems: problems.collect(), warnings: &detection.warnings };
+    let info = DiskInfoDocument {
+        disks: disks.collect(),
+        problems: problems.collect(),
+        warnings: &detection.warnings,
+    };
     // Serializing strings and numbers to memory does not fail; an empty object would still be JSON.
     let mut text = serde_json::to_string_pretty(&info).unwrap_or_else(|_| "{}".into());
     text.push('\n');
@@ -107,7 +117,7 @@ pub fn info_json(manifest: &Manifest, detection: &Detection, inspections: &[Opti
 }
 
 /// The size of [`info_padded`], from the manifest alone.
-pub fn info_size(manifest: &Manifest, detection: &Detection) -> u64 {
+pub fn info_size(manifest: &Manifest, detection: &DiskDetection) -> u64 {
     let bare = info_json(manifest, detection, &[]).len() as u64;
     bare + ROOM * detection.disks.len() as u64
 }
@@ -115,8 +125,8 @@ pub fn info_size(manifest: &Manifest, detection: &Detection) -> u64 {
 /// [`info_json`] with spaces before its last line break, exactly [`info_size`] bytes.
 pub fn info_padded(
     manifest: &Manifest,
-    detection: &Detection,
-    inspections: &[Option<Inspection>],
+    detection: &DiskDetection,
+    inspections: &[Option<DiskInspection>],
 ) -> Vec<u8> {
     let bare = info_json(manifest, detection, &[]);
     let size = bare.len() + ROOM as usize * detection.disks.len();
@@ -137,12 +147,12 @@ impl<'a> DiskInfo<'a> {
         manifest: &'a Manifest,
         plan: &'a DiskPlan,
         raw: Option<String>,
-        inspection: Option<&Inspection>,
+        inspection: Option<&DiskInspection>,
     ) -> Self {
         let (parts, member) = match &plan.body {
-            Body::Parts(parts) => (&parts[..], None),
-            Body::Member { path } => (&[][..], Some(path.as_str())),
-            Body::File { .. } => (&[][..], None),
+            DiskBody::Parts(parts) => (&parts[..], None),
+            DiskBody::Member { path } => (&[][..], Some(path.as_str())),
+            DiskBody::File { .. } => (&[][..], None),
         };
         let mut offset = Some(0u64);
         let parts = parts.iter().filter_map(|part| {
@@ -166,8 +176,8 @@ impl<'a> PartInfo<'a> {
     fn new(manifest: &'a Manifest, part: &'a PartPlan, offset: Option<u64>) -> Option<Self> {
         let layer = manifest.layers.get(part.layer)?;
         let packing = match part.packing {
-            Packing::Stored => "stored",
-            Packing::Packed => "packed",
+            DiskPacking::Stored => "stored",
+            DiskPacking::Packed => "packed",
         };
         Some(Self {
             title: layer.title(),
@@ -182,8 +192,8 @@ impl<'a> PartInfo<'a> {
 }
 
 impl InspectionInfo {
-    fn new(inspection: &Inspection) -> Self {
-        let format: &Format = &inspection.format;
+    fn new(inspection: &DiskInspection) -> Self {
+        let format: &DiskFormat = &inspection.format;
         Self {
             size: inspection.size,
             encoding: inspection.encoding.as_deref().map(|name| fit(name, MAX_FORMAT)),
@@ -247,7 +257,7 @@ mod tests {
     use super::super::{PartOrder, detect, inspect};
     use super::*;
 
-    fn sample() -> (Manifest, Detection) {
+    fn sample() -> (Manifest, DiskDetection) {
         let manifest = cloud(["a.qcow2.01", "a.qcow2.00", "b.qcow2", "c.qcow2.01", "c.qcow2.03"]);
         let detection = detect(&manifest, PartOrder::Epoch);
         (manifest, detection)
@@ -255,8 +265,8 @@ mod tests {
 
     fn check_padded(
         manifest: &Manifest,
-        detection: &Detection,
-        inspections: &[Option<Inspection>],
+        detection: &DiskDetection,
+        inspections: &[Option<DiskInspection>],
     ) -> serde_json::Value {
         let bytes = info_padded(manifest, detection, inspections);
         assert_eq!(bytes.len() as u64, info_size(manifest, detection));
@@ -294,10 +304,10 @@ mod tests {
         );
         assert!(disk["parts"][1]["offset"].is_null() && disk["parts"][1]["disk_size"].is_null());
 
-        let Body::Parts(parts) = &mut detection.disks[0].body else { unreachable!("it has parts") };
+        let DiskBody::Parts(parts) = &mut detection.disks[0].body else { unreachable!("it has parts") };
         parts[0].size = Some(1000);
         parts[0].content = Some(manifest.layers[2].digest.clone());
-        let mut seen = inspect(&Qcow2::new(3).0, SIZE, &Format::Qcow2);
+        let mut seen = inspect(&Qcow2::new(3).0, SIZE, &DiskFormat::Qcow2);
         seen.encoding = Some("gzip".into());
         let info = check_padded(&manifest, &detection, &[Some(seen)]);
         let disk = &info["disks"][0];
@@ -315,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_disk_inside_of_an_image_names_its_path() {
-        let member = crate::disk::Member { path: "disk/a.img".into(), size: 9, format: None };
+        let member = crate::disk::DiskMember { path: "disk/a.img".into(), size: 9, format: None };
         let info = check_padded(&artifact([]), &crate::disk::member_disks(&[member]), &[]);
         assert_eq!(
             (&info["disks"][0]["member"], &info["disks"][0]["size"]),
@@ -327,7 +337,7 @@ mod tests {
     fn an_inspection_goes_to_its_disk() {
         let (manifest, detection) = sample();
         let head = Qcow2::new(3).backing(b"/etc/\"passwd\"").0;
-        let seen = inspect(&head, SIZE, &Format::Qcow2);
+        let seen = inspect(&head, SIZE, &DiskFormat::Qcow2);
         let info = check_padded(&manifest, &detection, &[None, Some(seen)]);
         assert!(info["disks"][0]["inspection"].is_null());
         let seen = &info["disks"][1]["inspection"];
@@ -339,7 +349,7 @@ mod tests {
     }
 
     /// The largest inspection there can be must be written in full: the fallback of `info_padded` would show `null`.
-    fn largest(filler: &str) -> Inspection {
+    fn largest(filler: &str) -> DiskInspection {
         let long = filler.repeat(4000);
         let header = Qcow2Header {
             version: u32::MAX,
@@ -354,8 +364,8 @@ mod tests {
             extended_l2: false,
             l1: crate::io::ByteRange::at(0x30000, 8),
         };
-        Inspection {
-            format: Format::Other(long.clone()),
+        DiskInspection {
+            format: DiskFormat::Other(long.clone()),
             qcow2: Some(header),
             refusal: Some(long.clone()),
             notes: vec![long.clone(); 20],
@@ -402,7 +412,7 @@ mod tests {
             let manifest = cloud([title.as_str()]);
             let detection = detect(&manifest, PartOrder::Epoch);
             let image = Qcow2::new(3).extension(0x4441_5441, &data).u32(60, field & 0xffff).backing(&backing);
-            let seen = inspect(&image.0, SIZE, &Format::Qcow2);
+            let seen = inspect(&image.0, SIZE, &DiskFormat::Qcow2);
             prop_assert!(seen.refusal.is_some());
             check_padded(&manifest, &detection, &[Some(seen)]);
         }

@@ -5,7 +5,7 @@
 //! whatever its label, because consumers that probe formats trust the content.
 
 use super::qcow2::{CORRUPT, DATA_FILE, DIRTY, KNOWN};
-use super::{DiskError, Format, Qcow2Header, vmdk};
+use super::{DiskError, DiskFormat, Qcow2Header, vmdk};
 
 /// Bytes of a disk that are inspected. Header, extensions and names of a qcow2 are in its first cluster, and 64 KiB
 /// is QEMU's cluster size.
@@ -13,9 +13,9 @@ pub const HEAD: u64 = 64 * 1024;
 
 /// The result of an inspection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inspection {
+pub struct DiskInspection {
     /// The format by content.
-    pub format: Format,
+    pub format: DiskFormat,
     /// The header of a valid qcow2; `None` for other disks.
     pub qcow2: Option<Qcow2Header>,
     /// Why the disk must not be served, for users; `None` when it may be.
@@ -31,7 +31,7 @@ pub struct Inspection {
     pub encoding: Option<String>,
 }
 
-impl Inspection {
+impl DiskInspection {
     /// Rejects the disk `name` if it is refused.
     pub fn allow(&self, name: &str) -> Result<(), DiskError> {
         match &self.refusal {
@@ -52,14 +52,14 @@ impl Inspection {
 
 /// Inspects a disk of `size` bytes. `head` is its first [`HEAD`] bytes, or all when it is smaller; `label` is the
 /// format that the manifest claims.
-pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
-    let format = Format::sniff(head, size);
+pub fn inspect(head: &[u8], size: u64, label: &DiskFormat) -> DiskInspection {
+    let format = DiskFormat::sniff(head, size);
     let label = match (label, &format) {
         // An unlabelled qcow2 is treated as one with its label.
-        (Format::Unlabelled, Format::Qcow2) => &Format::Qcow2,
+        (DiskFormat::Unlabelled, DiskFormat::Qcow2) => &DiskFormat::Qcow2,
         (label, _) => label,
     };
-    let mut seen = Inspection {
+    let mut seen = DiskInspection {
         format,
         qcow2: None,
         refusal: None,
@@ -69,20 +69,20 @@ pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
         encoding: None,
     };
     match seen.format.clone() {
-        Format::Qcow2 => inspect_qcow2(&mut seen, head, size, label),
-        Format::Vmdk => match vmdk::references(head) {
+        DiskFormat::Qcow2 => inspect_qcow2(&mut seen, head, size, label),
+        DiskFormat::Vmdk => match vmdk::references(head) {
             Ok(None) => {}
             Ok(Some(reason)) => seen.refusal = Some(format!("{reason}, which a hypervisor would open")),
             Err(error) => seen.refusal = Some(error.to_string()),
         },
-        Format::Vhd if head.get(60..64) == Some(&4u32.to_be_bytes()) => {
+        DiskFormat::Vhd if head.get(60..64) == Some(&4u32.to_be_bytes()) => {
             seen.refusal = Some("it is a differencing vhd, whose parent is another file".into());
         }
-        Format::Vdi if head.get(0x4c..0x50) == Some(&4u32.to_le_bytes()) => {
+        DiskFormat::Vdi if head.get(0x4c..0x50) == Some(&4u32.to_le_bytes()) => {
             seen.refusal = Some("it is a differencing vdi, whose parent is another file".into());
         }
-        Format::Vhdx => seen.notes.push("whether a vhdx has a parent does not stand at its start".into()),
-        Format::Other(name) if name == "qed" && names_qed_backing(head) => {
+        DiskFormat::Vhdx => seen.notes.push("whether a vhdx has a parent does not stand at its start".into()),
+        DiskFormat::Other(name) if name == "qed" && names_qed_backing(head) => {
             seen.refusal = Some("qed header names a backing file, which a hypervisor would open".into());
         }
         _ => {}
@@ -93,18 +93,18 @@ pub fn inspect(head: &[u8], size: u64, label: &Format) -> Inspection {
 }
 
 /// Why a disk has no raw form, by its label and its header.
-fn no_raw_form(seen: &Inspection, label: &Format) -> Option<String> {
+fn no_raw_form(seen: &DiskInspection, label: &DiskFormat) -> Option<String> {
     if let Some(refusal) = &seen.refusal {
         return Some(format!("the disk is not given out: {refusal}"));
     }
     let header = match &seen.qcow2 {
-        Some(header) if *label == Format::Qcow2 => header,
+        Some(header) if *label == DiskFormat::Qcow2 => header,
         _ => return Some("only a qcow2 under its own label or none has a raw form".into()),
     };
     header.raw_reason().err().map(|reason| format!("qcow2 has no raw form: {reason}"))
 }
 
-fn inspect_qcow2(seen: &mut Inspection, head: &[u8], size: u64, label: &Format) {
+fn inspect_qcow2(seen: &mut DiskInspection, head: &[u8], size: u64, label: &DiskFormat) {
     let header = match Qcow2Header::parse(head, size) {
         Ok(header) => header,
         Err(error) => {
@@ -138,7 +138,7 @@ fn inspect_qcow2(seen: &mut Inspection, head: &[u8], size: u64, label: &Format) 
         };
         let text = format!("qcow2 is encrypted ({method})");
         // With a raw label the bytes are served as they are: nothing is decrypted, and no file is named.
-        if *label == Format::Raw { seen.notes.push(text) } else { reasons.push(text) }
+        if *label == DiskFormat::Raw { seen.notes.push(text) } else { reasons.push(text) }
     }
     if !reasons.is_empty() {
         seen.refusal = Some(reasons.join("; "));
@@ -170,29 +170,29 @@ fn names_qed_backing(head: &[u8]) -> bool {
 }
 
 /// Compares the label with the content.
-fn compare_label(seen: &mut Inspection, size: u64, label: &Format) {
+fn compare_label(seen: &mut DiskInspection, size: u64, label: &DiskFormat) {
     if seen.format == *label {
         return;
     }
-    if *label == Format::Unlabelled {
-        if let Format::Foreign(_) = seen.format {
+    if *label == DiskFormat::Unlabelled {
+        if let DiskFormat::Foreign(_) = seen.format {
             seen.notes.push(format!("its content is {}", seen.format));
         }
         return;
     }
     let content = match &seen.format {
-        Format::Raw if size < 4 => format!("it has only {size} bytes"),
-        Format::Raw => "its content has no signature of that format".into(),
+        DiskFormat::Raw if size < 4 => format!("it has only {size} bytes"),
+        DiskFormat::Raw => "its content has no signature of that format".into(),
         other => format!("its content is {other}"),
     };
     let text = format!("labelled {label}, but {content}");
-    if *label == Format::Qcow2 {
+    if *label == DiskFormat::Qcow2 {
         // Joined to the earlier refusal, because both matter.
         seen.refusal = Some(match seen.refusal.take() {
             Some(earlier) => format!("{text}; {earlier}"),
             None => text,
         });
-    } else if seen.format == Format::Raw && *label == Format::Vhd {
+    } else if seen.format == DiskFormat::Raw && *label == DiskFormat::Vhd {
         seen.notes.push("labelled vhd without a header at its start: a fixed vhd, or raw".into());
     } else {
         seen.notes.push(text);
@@ -208,47 +208,47 @@ mod tests {
 
     #[test]
     fn a_plain_qcow2_is_allowed() {
-        let seen = inspect(&Qcow2::new(3).0, SIZE, &Format::Qcow2);
-        assert_eq!((&seen.format, &seen.refusal, seen.notes.len()), (&Format::Qcow2, &None, 0));
+        let seen = inspect(&Qcow2::new(3).0, SIZE, &DiskFormat::Qcow2);
+        assert_eq!((&seen.format, &seen.refusal, seen.notes.len()), (&DiskFormat::Qcow2, &None, 0));
         assert_eq!(seen.allow("a.qcow2"), Ok(()));
     }
 
     #[test]
     fn a_qcow2_that_names_a_file_is_refused_under_any_label() {
         let head = Qcow2::new(3).backing(b"/etc/passwd").0;
-        for label in [Format::Qcow2, Format::Raw, Format::Vmdk] {
+        for label in [DiskFormat::Qcow2, DiskFormat::Raw, DiskFormat::Vmdk] {
             let seen = inspect(&head, SIZE, &label);
             assert!(seen.refusal.as_ref().unwrap().contains("\"/etc/passwd\""), "{label}");
             let error = seen.allow("a.qcow2").unwrap_err();
             assert!(error.to_string().starts_with("disk a.qcow2 is refused: "));
-            assert_eq!(error.fault(), crate::io::Fault::Denied);
+            assert_eq!(error.fault(), crate::io::FaultClass::Denied);
         }
     }
 
     #[test]
     fn a_harmless_qcow2_under_a_raw_label_is_only_noted() {
-        let seen = inspect(&Qcow2::new(2).0, SIZE, &Format::Raw);
+        let seen = inspect(&Qcow2::new(2).0, SIZE, &DiskFormat::Raw);
         assert_eq!(seen.refusal, None);
         assert_eq!(seen.notes, ["labelled raw, but its content is qcow2"]);
     }
 
     #[test]
     fn the_content_decides_where_there_is_no_label() {
-        let seen = |image: &Qcow2| inspect(&image.0, SIZE, &Format::Unlabelled);
+        let seen = |image: &Qcow2| inspect(&image.0, SIZE, &DiskFormat::Unlabelled);
         let plain = seen(&Qcow2::new(3));
         assert_eq!((&plain.refusal, &plain.raw, plain.notes.len()), (&None, &None, 0));
         assert!(seen(&Qcow2::new(3).backing(b"/etc/passwd")).refusal.is_some());
         assert!(seen(&Qcow2::new(3).u32(32, 2)).refusal.unwrap().contains("encrypted"));
-        let raw = inspect(&[0; 512], 512, &Format::Unlabelled);
-        assert_eq!((&raw.format, &raw.refusal, raw.notes.len()), (&Format::Raw, &None, 0));
+        let raw = inspect(&[0; 512], 512, &DiskFormat::Unlabelled);
+        assert_eq!((&raw.format, &raw.refusal, raw.notes.len()), (&DiskFormat::Raw, &None, 0));
         assert!(raw.raw.is_some());
-        assert_eq!(inspect(b"<html>404", 9, &Format::Unlabelled).notes, ["its content is html"]);
+        assert_eq!(inspect(b"<html>404", 9, &DiskFormat::Unlabelled).notes, ["its content is html"]);
     }
 
     #[test]
     fn a_qcow2_that_cannot_be_checked_is_refused_under_a_raw_label() {
         let head = Qcow2::new(3).u32(20, 21).u64(40, 0).u64(8, 1 << 20).u32(16, 11).0;
-        let refusal = inspect(&head, SIZE, &Format::Raw).refusal.unwrap();
+        let refusal = inspect(&head, SIZE, &DiskFormat::Raw).refusal.unwrap();
         assert!(refusal.starts_with("qcow2 header is malformed: "), "{refusal}");
     }
 
@@ -256,10 +256,10 @@ mod tests {
     fn encryption_is_refused_as_qcow2_and_noted_as_raw() {
         let head = Qcow2::new(3).u32(32, 2).0;
         assert_eq!(
-            inspect(&head, SIZE, &Format::Qcow2).refusal.as_deref(),
+            inspect(&head, SIZE, &DiskFormat::Qcow2).refusal.as_deref(),
             Some("qcow2 is encrypted (luks)")
         );
-        assert_eq!(inspect(&head, SIZE, &Format::Raw).refusal, None);
+        assert_eq!(inspect(&head, SIZE, &DiskFormat::Raw).refusal, None);
     }
 
     #[test]
@@ -276,19 +276,19 @@ mod tests {
             (b"bv41", "apple lz4"),
             (b"vhdxfile", "vhdx"),
         ] {
-            let refusal = inspect(head, 99, &Format::Qcow2).refusal.unwrap();
+            let refusal = inspect(head, 99, &DiskFormat::Qcow2).refusal.unwrap();
             assert_eq!(refusal, format!("labelled qcow2, but its content is {name}"));
         }
-        let tiny = inspect(b"QFI", 3, &Format::Qcow2).refusal.unwrap();
+        let tiny = inspect(b"QFI", 3, &DiskFormat::Qcow2).refusal.unwrap();
         assert_eq!(tiny, "labelled qcow2, but it has only 3 bytes");
-        assert!(inspect(&[0; 512], 512, &Format::Qcow2).refusal.unwrap().contains("no signature"));
+        assert!(inspect(&[0; 512], 512, &DiskFormat::Qcow2).refusal.unwrap().contains("no signature"));
     }
 
     #[test]
     fn a_descriptor_in_a_raw_disk_is_refused() {
         let text = b"# Disk DescriptorFile\nversion=1\nRW 1 FLAT \"/etc/passwd\" 0\n";
-        assert!(inspect(text, 60, &Format::Raw).refusal.unwrap().contains("other files"));
-        assert!(inspect(b"QED\0", 4, &Format::Raw).refusal.unwrap().contains("backing file"));
+        assert!(inspect(text, 60, &DiskFormat::Raw).refusal.unwrap().contains("other files"));
+        assert!(inspect(b"QED\0", 4, &DiskFormat::Raw).refusal.unwrap().contains("backing file"));
     }
 
     #[test]
@@ -297,35 +297,35 @@ mod tests {
         vhd.resize(1024, 0);
         let mut vdi = vec![0; 512];
         vdi[0x40..0x44].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
-        assert_eq!(inspect(&vhd, 9999, &Format::Vhd).refusal, None);
-        assert_eq!(inspect(&vdi, 9999, &Format::Vdi).refusal, None);
+        assert_eq!(inspect(&vhd, 9999, &DiskFormat::Vhd).refusal, None);
+        assert_eq!(inspect(&vdi, 9999, &DiskFormat::Vdi).refusal, None);
         vhd[63] = 4;
         vdi[0x4c] = 4;
-        assert!(inspect(&vhd, 9999, &Format::Vhd).refusal.unwrap().contains("parent"));
-        assert!(inspect(&vdi, 9999, &Format::Raw).refusal.unwrap().contains("parent"));
+        assert!(inspect(&vhd, 9999, &DiskFormat::Vhd).refusal.unwrap().contains("parent"));
+        assert!(inspect(&vdi, 9999, &DiskFormat::Raw).refusal.unwrap().contains("parent"));
     }
 
     #[test]
     fn a_raw_form_is_there_or_has_a_reason() {
         let raw = |image: &Qcow2, label| inspect(&image.0, SIZE, &label).raw;
         for version in [2, 3] {
-            assert_eq!(raw(&Qcow2::new(version), Format::Qcow2), None);
+            assert_eq!(raw(&Qcow2::new(version), DiskFormat::Qcow2), None);
         }
         let reason = |image: &Qcow2, label| raw(image, label).unwrap_or_default();
-        assert!(reason(&Qcow2::new(3), Format::Raw).contains("only a qcow2 under its own label"));
-        assert!(reason(&Qcow2::new(3).backing(b"/x"), Format::Qcow2).contains("not given out"));
-        assert!(reason(&Qcow2::new(3).u64(72, 1 << 40), Format::Qcow2).contains("0x10000000000"));
-        assert!(reason(&Qcow2::new(3).u64(72, 8), Format::Qcow2).contains("contradicts"));
-        assert_eq!(raw(&Qcow2::new(3).u64(72, DIRTY), Format::Qcow2), None);
-        assert!(reason(&Qcow2::new(3).u64(72, CORRUPT), Format::Qcow2).contains("marked corrupt"));
-        assert!(reason(&Qcow2::new(3).u64(24, 0), Format::Qcow2).contains("virtual size is 0"));
-        assert!(inspect(&[0; 512], 512, &Format::Raw).raw.is_some());
+        assert!(reason(&Qcow2::new(3), DiskFormat::Raw).contains("only a qcow2 under its own label"));
+        assert!(reason(&Qcow2::new(3).backing(b"/x"), DiskFormat::Qcow2).contains("not given out"));
+        assert!(reason(&Qcow2::new(3).u64(72, 1 << 40), DiskFormat::Qcow2).contains("0x10000000000"));
+        assert!(reason(&Qcow2::new(3).u64(72, 8), DiskFormat::Qcow2).contains("contradicts"));
+        assert_eq!(raw(&Qcow2::new(3).u64(72, DIRTY), DiskFormat::Qcow2), None);
+        assert!(reason(&Qcow2::new(3).u64(72, CORRUPT), DiskFormat::Qcow2).contains("marked corrupt"));
+        assert!(reason(&Qcow2::new(3).u64(24, 0), DiskFormat::Qcow2).contains("virtual size is 0"));
+        assert!(inspect(&[0; 512], 512, &DiskFormat::Raw).raw.is_some());
     }
 
     #[test]
     fn features_are_noted() {
         let head = Qcow2::new(3).u64(72, 1 << 40 | CORRUPT | DIRTY).u32(60, 2).0;
-        let notes = inspect(&head, SIZE, &Format::Qcow2).notes.join("\n");
+        let notes = inspect(&head, SIZE, &DiskFormat::Qcow2).notes.join("\n");
         for word in ["dirty", "corrupt", "0x10000000000", "2 internal snapshots"] {
             assert!(notes.contains(word), "{word} in {notes}");
         }
@@ -340,7 +340,7 @@ mod tests {
             raw in any::<bool>(),
         ) {
             let head = [magic, &tail].concat();
-            inspect(&head, size, if raw { &Format::Raw } else { &Format::Qcow2 });
+            inspect(&head, size, if raw { &DiskFormat::Raw } else { &DiskFormat::Qcow2 });
         }
 
         /// Random bytes die at the first check; a valid header with a few wild fields comes further.
@@ -353,7 +353,7 @@ mod tests {
             for (at, value) in fields {
                 image = image.u32(8 + 4 * at, value);
             }
-            let seen = inspect(&image.0, SIZE, &Format::Qcow2);
+            let seen = inspect(&image.0, SIZE, &DiskFormat::Qcow2);
             prop_assert!(image.0[8..16] == [0; 8] || seen.refusal.is_some());
         }
     }

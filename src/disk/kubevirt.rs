@@ -6,20 +6,20 @@
 use crate::oci::{Manifest, MediaType};
 
 use super::compressed;
-use super::detect::{Candidate, assemble};
-use super::title::Role;
-use super::{Detection, Format, Packing, PartOrder};
+use super::detect::{DiskCandidate, assemble};
+use super::title::PartEvidence;
+use super::{DiskDetection, DiskFormat, DiskPacking, PartOrder};
 
 const PREFIX: &str = "application/vnd.kubevirt.disk.";
 const NAME: &str = "io.kubevirt.disk.name";
 
 /// The format in a media type, and the encoding of the disk.
-fn disk_type(media_type: &MediaType) -> Option<(Format, Packing)> {
+fn disk_type(media_type: &MediaType) -> Option<(DiskFormat, DiskPacking)> {
     let essence = media_type.essence();
     let kind = essence.strip_prefix(PREFIX)?;
     let (format, suffix) = kind.split_once('+').map_or((kind, None), |(format, by)| (format, Some(by)));
-    let label = Format::by_extension(&format!("x.{format}"))?;
-    Some((label, if suffix.is_some() { Packing::Packed } else { Packing::Stored }))
+    let label = DiskFormat::by_extension(&format!("x.{format}"))?;
+    Some((label, if suffix.is_some() { DiskPacking::Packed } else { DiskPacking::Stored }))
 }
 
 /// Whether any layer has such a type.
@@ -28,7 +28,7 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
 }
 
 /// The disks.
-pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
+pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
     let mut candidates = Vec::new();
     for (index, layer) in manifest.layers.iter().enumerate() {
         let Some((label, labelled)) = disk_type(&layer.media_type) else { continue };
@@ -36,9 +36,9 @@ pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
         let written = layer.title().unwrap_or_default();
         let titled = compressed::inner(written);
         // Either the title or the type may name a compression; uncompressed bytes are unpacked as themselves.
-        let packing = if titled == written { labelled } else { Packing::Packed };
+        let packing = if titled == written { labelled } else { DiskPacking::Packed };
         let title = named.map_or(titled, String::as_str);
-        candidates.push(Candidate { index, title, label, role: Role::Whole, packing });
+        candidates.push(DiskCandidate { index, title, label, role: PartEvidence::Whole, packing });
     }
     assemble(manifest, &candidates, order)
 }
@@ -69,11 +69,11 @@ mod tests {
         ]);
         let found = detect(&export, PartOrder::Epoch);
         let packing = found.disks.iter().map(|disk| match &disk.body {
-            super::super::Body::Parts(parts) => (disk.name.as_str(), parts[0].packing),
+            super::super::DiskBody::Parts(parts) => (disk.name.as_str(), parts[0].packing),
             _ => unreachable!("a layer is a part"),
         });
         let packing: Vec<_> = packing.collect();
-        assert_eq!(packing, [("a.raw", Packing::Packed), ("b.raw", Packing::Stored)]);
+        assert_eq!(packing, [("a.raw", DiskPacking::Packed), ("b.raw", DiskPacking::Stored)]);
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use crate::oci::{Descriptor, Manifest};
 
-use super::chunks::{Chunk, Whole, digest, number, parse, shown, tile};
-use super::name::Names;
-use super::{Detection, Format, Packing, PartPlan};
+use super::chunks::{DiskChunk, DiskClaims, digest, number, parse, shown, tile};
+use super::name::UniqueNames;
+use super::{DiskDetection, DiskFormat, DiskPacking, PartPlan};
 
 const DISK: &str = "application/vnd.trycua.lume.disk.v1";
 const LZ4: &str = "application/octet-stream+lz4";
@@ -26,7 +26,7 @@ const WHOLE_SIZE: &str = "org.trycua.lume.total-uncompressed-size";
 const NAME: &str = "disk.img";
 
 /// The form in which a layer is part of the disk.
-enum Form<'a> {
+enum PartForm<'a> {
     /// By its type; the rest is in annotations.
     Chunk,
     /// By parameters of its type.
@@ -35,16 +35,16 @@ enum Form<'a> {
     Lz4,
 }
 
-fn form(layer: &Descriptor) -> Option<Form<'_>> {
+fn form(layer: &Descriptor) -> Option<PartForm<'_>> {
     let essence = layer.media_type.essence();
     if essence == DISK {
-        return Some(Form::Chunk);
+        return Some(PartForm::Chunk);
     }
     if let Some(number) = parameter(layer, "part.number") {
-        return Some(Form::Split { number, total: parameter(layer, "part.total") });
+        return Some(PartForm::Split { number, total: parameter(layer, "part.total") });
     }
     let named = layer.title().is_some_and(|title| !title.is_empty() && !title.starts_with(NAME));
-    (essence == LZ4 && !named).then_some(Form::Lz4)
+    (essence == LZ4 && !named).then_some(PartForm::Lz4)
 }
 
 /// A parameter of the media type. Its name may contain a dot by RFC 2045.
@@ -61,9 +61,9 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
 }
 
 /// The disk.
-pub(super) fn detect(manifest: &Manifest) -> Detection {
-    let mut found = Detection::default();
-    found.add(manifest, &mut Names::default(), (NAME, &Format::Raw), parts(manifest));
+pub(super) fn detect(manifest: &Manifest) -> DiskDetection {
+    let mut found = DiskDetection::default();
+    found.add(manifest, &mut UniqueNames::default(), (NAME, &DiskFormat::Raw), parts(manifest));
     found
 }
 
@@ -72,13 +72,13 @@ fn parts(manifest: &Manifest) -> Result<Vec<PartPlan>, String> {
     for (index, layer) in manifest.layers.iter().enumerate() {
         let Some(form) = form(layer) else { continue };
         let notes = &layer.annotations;
-        let mut chunk = Chunk::bare(index, packing(layer));
+        let mut chunk = DiskChunk::bare(index, packing(layer));
         chunk.offset = number(notes, OFFSET)?;
         chunk.size = number(notes, SIZE)?;
         chunk.content = digest(notes, CONTENT)?;
         chunk.number = number(notes, NUMBER)?;
         let mut total = number(notes, TOTAL)?;
-        if let Form::Split { number, total: of } = form {
+        if let PartForm::Split { number, total: of } = form {
             let value =
                 |text: &str| parse(text).ok_or_else(|| format!("{:?} is no number of a part", shown(text)));
             chunk.number = Some(value(number)?);
@@ -91,23 +91,27 @@ fn parts(manifest: &Manifest) -> Result<Vec<PartPlan>, String> {
         return Err(format!("its parts do not agree on how many there are: {:?}", totals.keys().take(4)));
     }
     let chunks_claimed = totals.keys().next().copied();
-    tile(manifest, chunks, Whole { chunks: chunks_claimed, size: number(&manifest.annotations, WHOLE_SIZE)? })
+    tile(
+        manifest,
+        chunks,
+        DiskClaims { chunks: chunks_claimed, size: number(&manifest.annotations, WHOLE_SIZE)? },
+    )
 }
 
 /// Chunks are gzip files. Otherwise the label decides, except for the one that is known to be wrong.
-fn packing(layer: &Descriptor) -> Packing {
+fn packing(layer: &Descriptor) -> DiskPacking {
     let essence = layer.media_type.essence();
     match essence.rsplit_once('+') {
-        _ if essence == DISK => Packing::Packed,
-        Some((_, "lzfse")) | None => Packing::Stored,
-        Some(_) => Packing::Packed,
+        _ if essence == DISK => DiskPacking::Packed,
+        Some((_, "lzfse")) | None => DiskPacking::Stored,
+        Some(_) => DiskPacking::Packed,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::{layer, layers, manifest};
-    use super::super::{Body, DiskPlan, PartOrder, detect};
+    use super::super::{DiskBody, DiskPlan, PartOrder, detect};
     use super::*;
     use crate::oci::Digest;
 
@@ -147,8 +151,8 @@ mod tests {
     fn chunks_with_offsets_tile_the_disk() {
         let disk = only(&chunked(&[(1, 512, 512), (0, 0, 512), (2, 1024, 7)]));
         assert_eq!((layers(&disk), disk.size), (vec![1, 0, 2], Some(1031)));
-        let Body::Parts(parts) = disk.body else { unreachable!("lume has no members") };
-        assert_eq!((parts[2].packing, parts[2].size), (Packing::Packed, Some(7)));
+        let DiskBody::Parts(parts) = disk.body else { unreachable!("lume has no members") };
+        assert_eq!((parts[2].packing, parts[2].size), (DiskPacking::Packed, Some(7)));
         assert_eq!(parts[0].content, Some(Digest::sha256(&0u64.to_be_bytes())));
     }
 
@@ -192,6 +196,6 @@ mod tests {
         ));
         assert_eq!((layers(&disk), disk.size), (vec![0, 1], None));
         let other = manifest("", [(LZ4, "notes.txt.lz4")]);
-        assert_eq!(detect(&other, PartOrder::Epoch), Detection::default());
+        assert_eq!(detect(&other, PartOrder::Epoch), DiskDetection::default());
     }
 }

@@ -7,18 +7,22 @@
 
 use crate::oci::{Descriptor, Manifest};
 
-use super::detect::{Candidate, assemble};
-use super::title::Role;
-use super::{Detection, Format, Packing, PartOrder};
+use super::detect::{DiskCandidate, assemble};
+use super::title::PartEvidence;
+use super::{DiskDetection, DiskFormat, DiskPacking, PartOrder};
 
 const DISK_TYPE: &str = "disktype";
 
 /// The disk format of each hypervisor. The artifact for WSL is an archive.
-const FORMATS: [(&str, Format); 4] =
-    [("qemu", Format::Qcow2), ("applehv", Format::Raw), ("libkrun", Format::Raw), ("hyperv", Format::Vhdx)];
+const FORMATS: [(&str, DiskFormat); 4] = [
+    ("qemu", DiskFormat::Qcow2),
+    ("applehv", DiskFormat::Raw),
+    ("libkrun", DiskFormat::Raw),
+    ("hyperv", DiskFormat::Vhdx),
+];
 
 /// The only layer, if it has no title, and the format of its disk.
-fn disk(manifest: &Manifest) -> Option<(usize, Format)> {
+fn disk(manifest: &Manifest) -> Option<(usize, DiskFormat)> {
     let kind = manifest.annotations.get(DISK_TYPE)?;
     let (_, format) = FORMATS.iter().find(|(name, _)| name == kind)?;
     let is_empty = |layer: &Descriptor| layer.media_type.is_empty_descriptor();
@@ -34,13 +38,13 @@ pub(super) fn has_disk(manifest: &Manifest) -> bool {
 }
 
 /// The disk, marked as compressed; the first bytes of an uncompressed one would show it.
-pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
-    let candidate = disk(manifest).map(|(index, label)| Candidate {
+pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
+    let candidate = disk(manifest).map(|(index, label)| DiskCandidate {
         index,
         title: "",
         label,
-        role: Role::Whole,
-        packing: Packing::Packed,
+        role: PartEvidence::Whole,
+        packing: DiskPacking::Packed,
     });
     assemble(manifest, candidate.as_slice(), order)
 }

@@ -33,13 +33,15 @@ mod vmdk;
 mod vmlab;
 
 pub use container::{
-    Member, container_disk_layer, container_disks, is_member, may_be_container_disk, member_disks,
+    DiskMember, container_disk_layer, container_disks, is_member, may_be_container_disk, member_disks,
 };
-pub use detect::{Body, Detection, DiskPlan, MAX_PARTS, Packing, PartOrder, PartPlan, Problem, detect};
+pub use detect::{
+    DiskBody, DiskDetection, DiskPacking, DiskPlan, DiskProblem, MAX_PARTS, PartOrder, PartPlan, detect,
+};
 pub use error::DiskError;
-pub use format::{Format, Signature};
+pub use format::{DiskFormat, ForeignSignature};
 pub use info::{info_json, info_padded, info_size};
-pub use inspect::{HEAD, Inspection, inspect};
+pub use inspect::{DiskInspection, HEAD, inspect};
 pub use qcow2::{Qcow2Header, Qcow2Raw};
 
 #[cfg(test)]

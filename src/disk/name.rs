@@ -6,19 +6,19 @@ use std::collections::BTreeSet;
 
 use crate::oci::plain_path;
 
-use super::Format;
+use super::DiskFormat;
 
 /// The longest file name of Linux, in bytes.
 const NAME_MAX: usize = 255;
 
 /// Allocates unique names.
 #[derive(Default)]
-pub(super) struct Names(BTreeSet<String>);
+pub(super) struct UniqueNames(BTreeSet<String>);
 
-impl Names {
+impl UniqueNames {
     /// The name for a disk whose titles have this stem, without its directories. The warning states why another name
     /// is used.
-    pub(super) fn name(&mut self, stem: &str, format: &Format) -> (String, Option<String>) {
+    pub(super) fn name(&mut self, stem: &str, format: &DiskFormat) -> (String, Option<String>) {
         let plain = plain_path(stem);
         let stem = plain.as_deref().map_or(stem, |plain| plain.rsplit('/').next().unwrap_or(plain));
         let wanted = with_extension(stem, format);
@@ -58,10 +58,10 @@ pub(super) fn unused(name: &str, is_taken: impl Fn(&str) -> bool, count: usize) 
     (2..count + 2).map(numbered).find(|name| !is_taken(name)).unwrap_or_else(|| numbered(count + 2))
 }
 
-fn with_extension(stem: &str, format: &Format) -> String {
-    match Format::by_extension(stem) {
+fn with_extension(stem: &str, format: &DiskFormat) -> String {
+    match DiskFormat::by_extension(stem) {
         Some(claimed) if claimed == *format => stem.to_owned(),
-        Some(Format::Unlabelled) if *format == Format::Raw => stem.to_owned(),
+        Some(DiskFormat::Unlabelled) if *format == DiskFormat::Raw => stem.to_owned(),
         _ => format!("{stem}.{}", format.extension()),
     }
 }
@@ -79,46 +79,46 @@ fn is_plain(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn one(stem: &str, format: Format) -> (String, bool) {
-        let (name, warning) = Names::default().name(stem, &format);
+    fn one(stem: &str, format: DiskFormat) -> (String, bool) {
+        let (name, warning) = UniqueNames::default().name(stem, &format);
         (name, warning.is_some())
     }
 
     #[test]
     fn a_name_has_the_extension_of_its_format() {
-        assert_eq!(one("win.qcow2", Format::Qcow2), ("win.qcow2".into(), false));
-        assert_eq!(one("win", Format::Qcow2), ("win.qcow2".into(), false));
-        assert_eq!(one("win.img", Format::Raw), ("win.img".into(), false));
-        assert_eq!(one("win.img", Format::Qcow2), ("win.img.qcow2".into(), false));
-        assert_eq!(one("", Format::Qcow2), ("disk.qcow2".into(), false));
-        assert_eq!(one("", Format::Raw), ("disk.raw".into(), false));
+        assert_eq!(one("win.qcow2", DiskFormat::Qcow2), ("win.qcow2".into(), false));
+        assert_eq!(one("win", DiskFormat::Qcow2), ("win.qcow2".into(), false));
+        assert_eq!(one("win.img", DiskFormat::Raw), ("win.img".into(), false));
+        assert_eq!(one("win.img", DiskFormat::Qcow2), ("win.img.qcow2".into(), false));
+        assert_eq!(one("", DiskFormat::Qcow2), ("disk.qcow2".into(), false));
+        assert_eq!(one("", DiskFormat::Raw), ("disk.raw".into(), false));
     }
 
     #[test]
     fn the_last_component_of_a_path_is_the_name() {
         for title in ["/etc/disk.qcow2", "a//disk.qcow2", "./disk.qcow2", "a/disk.qcow2"] {
-            assert_eq!(one(title, Format::Qcow2), ("disk.qcow2".into(), false), "{title}");
+            assert_eq!(one(title, DiskFormat::Qcow2), ("disk.qcow2".into(), false), "{title}");
         }
     }
 
     #[test]
     fn an_unsafe_title_falls_back_with_a_warning() {
         for title in ["../disk.qcow2", "..", ".", "/", "a/.b", "a\0b", "a\nb", ".hidden"] {
-            assert_eq!(one(title, Format::Qcow2), ("disk.qcow2".into(), true), "{title:?}");
+            assert_eq!(one(title, DiskFormat::Qcow2), ("disk.qcow2".into(), true), "{title:?}");
         }
-        assert_eq!(one(&"x".repeat(249), Format::Qcow2).0.len(), 255);
-        assert_eq!(one(&"x".repeat(250), Format::Qcow2), ("disk.qcow2".into(), true));
+        assert_eq!(one(&"x".repeat(249), DiskFormat::Qcow2).0.len(), 255);
+        assert_eq!(one(&"x".repeat(250), DiskFormat::Qcow2), ("disk.qcow2".into(), true));
     }
 
     #[test]
     fn no_name_is_given_twice() {
-        let mut names = Names::default();
+        let mut names = UniqueNames::default();
         for name in ["disk.qcow2", "disk-2.qcow2", "disk-3.qcow2"] {
-            assert_eq!(names.name("../x", &Format::Qcow2).0, name);
+            assert_eq!(names.name("../x", &DiskFormat::Qcow2).0, name);
         }
         let long = "x".repeat(249);
-        assert_eq!(names.name(&long, &Format::Qcow2).0, format!("{long}.qcow2"));
-        let second = names.name(&long, &Format::Qcow2).0;
+        assert_eq!(names.name(&long, &DiskFormat::Qcow2).0, format!("{long}.qcow2"));
+        let second = names.name(&long, &DiskFormat::Qcow2).0;
         assert_eq!(second, format!("{}-2.qcow2", &long[..247]));
     }
 }

@@ -6,18 +6,18 @@
 use crate::oci::{Manifest, MediaType};
 
 use super::compressed;
-use super::detect::{Candidate, assemble};
-use super::title::Role;
-use super::{Detection, Format, Packing, PartOrder};
+use super::detect::{DiskCandidate, assemble};
+use super::title::PartEvidence;
+use super::{DiskDetection, DiskFormat, DiskPacking, PartOrder};
 
 const LAYER: &str = "application/vnd.nosi.disk-image.layer.v1";
 
 /// The encoding of a layer of the disk type; `None` for other types.
-fn packing(media_type: &MediaType) -> Option<Packing> {
+fn packing(media_type: &MediaType) -> Option<DiskPacking> {
     let essence = media_type.essence();
     match essence.strip_prefix(LAYER)? {
-        "" => Some(Packing::Stored),
-        suffix => suffix.starts_with('+').then_some(Packing::Packed),
+        "" => Some(DiskPacking::Stored),
+        suffix => suffix.starts_with('+').then_some(DiskPacking::Packed),
     }
 }
 
@@ -27,16 +27,16 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
 }
 
 /// The disk.
-pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
+pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
     let mut candidates = Vec::new();
     for (index, layer) in manifest.layers.iter().enumerate() {
         let Some(labelled) = packing(&layer.media_type) else { continue };
         let written = layer.title().unwrap_or_default();
         let title = compressed::inner(written);
-        let packing = if title == written { labelled } else { Packing::Packed };
-        let label = Format::by_extension(title).filter(|label| *label != Format::Unlabelled);
-        let label = label.unwrap_or(Format::Raw);
-        candidates.push(Candidate { index, title, label, role: Role::Whole, packing });
+        let packing = if title == written { labelled } else { DiskPacking::Packed };
+        let label = DiskFormat::by_extension(title).filter(|label| *label != DiskFormat::Unlabelled);
+        let label = label.unwrap_or(DiskFormat::Raw);
+        candidates.push(DiskCandidate { index, title, label, role: PartEvidence::Whole, packing });
     }
     assemble(manifest, &candidates, order)
 }
@@ -65,7 +65,7 @@ mod tests {
         let disk = &found.disks[0];
         assert_eq!(
             (disk.name.as_str(), &disk.label, disk.size),
-            ("nosi-debian-13-x86_64.img", &Format::Raw, None)
+            ("nosi-debian-13-x86_64.img", &DiskFormat::Raw, None)
         );
         assert_eq!(layers(disk), [0]);
     }
@@ -82,7 +82,7 @@ mod tests {
             let (kind, layer) =
                 (format!("application/vnd.nosi.{kind}"), format!("application/vnd.nosi.{layer}"));
             let found = detect(&manifest(&kind, [(layer.as_str(), title)]), PartOrder::Epoch);
-            assert_eq!(found, Detection::default(), "{kind} {title}");
+            assert_eq!(found, DiskDetection::default(), "{kind} {title}");
         }
     }
 }

@@ -7,7 +7,7 @@ use super::PartOrder;
 
 /// One part: its title, its number as written, and its index in the manifest.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Part<'a> {
+pub(super) struct DiskPart<'a> {
     pub(super) index: usize,
     pub(super) title: &'a str,
     pub(super) number: &'a str,
@@ -15,7 +15,7 @@ pub(super) struct Part<'a> {
 
 /// The numbering of the parts of one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Radix {
+enum NumberRadix {
     Decimal,
     Hexadecimal,
     Letters,
@@ -23,10 +23,10 @@ enum Radix {
 
 /// The parts in order, with an optional warning; or why there is no disk.
 pub(super) fn sequence(
-    mut parts: Vec<Part<'_>>,
+    mut parts: Vec<DiskPart<'_>>,
     order: PartOrder,
 ) -> Result<(Vec<usize>, Option<String>), String> {
-    let radix = Radix::of(&parts)?;
+    let radix = NumberRadix::of(&parts)?;
     // Stable sorts on manifest order: parts with equal keys stay in the author's order.
     parts.sort_by_key(|part| part.index);
     let listed = indices(&parts);
@@ -51,15 +51,15 @@ pub(super) fn sequence(
     Ok((order, warning))
 }
 
-fn indices(parts: &[Part<'_>]) -> Vec<usize> {
+fn indices(parts: &[DiskPart<'_>]) -> Vec<usize> {
     parts.iter().map(|part| part.index).collect()
 }
 
 /// Checks that the numbers of `parts`, sorted by them, are a complete sequence from its start.
-fn check(parts: &[Part<'_>], radix: Radix) -> Result<Option<String>, String> {
+fn check(parts: &[DiskPart<'_>], radix: NumberRadix) -> Result<Option<String>, String> {
     let Some(first) = parts.first() else { return Ok(None) };
     let start = radix.value(first.number);
-    if start > 1 || (start == 1 && radix == Radix::Letters) {
+    if start > 1 || (start == 1 && radix == NumberRadix::Letters) {
         return Err(format!("its first part is {:?}: the parts before it are missing", first.title));
     }
     for pair in parts.windows(2) {
@@ -76,15 +76,15 @@ fn check(parts: &[Part<'_>], radix: Radix) -> Result<Option<String>, String> {
         .then(|| format!("its parts count from {:?}: nothing proves that none is before it", first.title)))
 }
 
-impl Radix {
-    fn of(parts: &[Part<'_>]) -> Result<Self, String> {
+impl NumberRadix {
+    fn of(parts: &[DiskPart<'_>]) -> Result<Self, String> {
         let all = |test: fn(u8) -> bool| parts.iter().all(|part| part.number.bytes().all(test));
         if all(|byte| byte.is_ascii_digit()) {
-            Ok(Radix::Decimal)
+            Ok(NumberRadix::Decimal)
         } else if all(|byte| byte.is_ascii_lowercase()) {
-            Ok(Radix::Letters)
+            Ok(NumberRadix::Letters)
         } else if all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            Ok(Radix::Hexadecimal)
+            Ok(NumberRadix::Hexadecimal)
         } else {
             let titles: Vec<_> = parts.iter().take(4).map(|part| part.title).collect();
             Err(format!("its parts are numbered in different ways: {titles:?}"))
@@ -94,9 +94,9 @@ impl Radix {
     /// The digits, lowest first.
     fn digits(self) -> &'static [u8] {
         match self {
-            Radix::Decimal => b"0123456789",
-            Radix::Hexadecimal => b"0123456789abcdef",
-            Radix::Letters => b"abcdefghijklmnopqrstuvwxyz",
+            NumberRadix::Decimal => b"0123456789",
+            NumberRadix::Hexadecimal => b"0123456789abcdef",
+            NumberRadix::Letters => b"abcdefghijklmnopqrstuvwxyz",
         }
     }
 
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     fn order(titles: &[&str], order: PartOrder) -> Result<Vec<usize>, String> {
-        let parts = titles.iter().enumerate().map(|(index, title)| Part {
+        let parts = titles.iter().enumerate().map(|(index, title)| DiskPart {
             index,
             title,
             number: title.rsplit('.').next().unwrap(),
@@ -173,11 +173,11 @@ mod tests {
         let gap = [&gnu(90)[..], &["d.9001".into()]].concat();
         let gap: Vec<_> = gap.iter().map(String::as_str).collect();
         assert!(order(&gap, PartOrder::Epoch).unwrap_err().contains(r#""d.89" and "d.9001""#));
-        assert_eq!(Radix::Letters.widened("yz").as_deref(), Some("zaaa"));
-        assert_eq!(Radix::Hexadecimal.widened("ef").as_deref(), Some("f000"));
-        assert_eq!(Radix::Decimal.widened("9899").as_deref(), Some("990000"));
-        assert_eq!(Radix::Decimal.widened("88"), None);
-        assert_eq!(Radix::Decimal.widened("99"), None);
+        assert_eq!(NumberRadix::Letters.widened("yz").as_deref(), Some("zaaa"));
+        assert_eq!(NumberRadix::Hexadecimal.widened("ef").as_deref(), Some("f000"));
+        assert_eq!(NumberRadix::Decimal.widened("9899").as_deref(), Some("990000"));
+        assert_eq!(NumberRadix::Decimal.widened("88"), None);
+        assert_eq!(NumberRadix::Decimal.widened("99"), None);
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn counting_from_one_is_taken_with_a_warning() {
-        let part = |index, title, number| Part { index, title, number };
+        let part = |index, title, number| DiskPart { index, title, number };
         let parts = vec![part(0, "d.01", "01"), part(1, "d.02", "02")];
         let (order, warning) = sequence(parts, PartOrder::Epoch).unwrap();
         assert_eq!(order, [0, 1]);

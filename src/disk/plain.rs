@@ -10,11 +10,11 @@ use crate::artifact::UNPACK;
 use crate::io::shell_word;
 use crate::oci::{Descriptor, Manifest, MediaType, plain_path};
 
-use super::compressed::{self, Compression};
-use super::detect::{Candidate, assemble};
-use super::parts::{Part, sequence};
-use super::title::{Role, is_disk_name, read};
-use super::{Detection, Format, Packing, PartOrder};
+use super::compressed::{self, DiskCompression};
+use super::detect::{DiskCandidate, assemble};
+use super::parts::{DiskPart, sequence};
+use super::title::{PartEvidence, is_disk_name, read};
+use super::{DiskDetection, DiskFormat, DiskPacking, PartOrder};
 
 /// The longest command in a message, so that a user can read it.
 const MAX_COMMAND_BYTES: usize = 16 * 1024;
@@ -42,28 +42,28 @@ const SIDECARS: [&str; 9] = [".sha256", ".sha512", ".sig", ".asc", ".pem", ".cer
 
 /// Media types that name a format, without the suffix of a compression: those of freedesktop.org's shared-mime-info,
 /// and those of bootc's disks.
-const TYPES: [(&str, Format); 10] = [
-    ("application/x-qemu-disk", Format::Qcow2),
-    ("application/x-qemu-qcow2", Format::Qcow2),
-    ("application/x-qcow2", Format::Qcow2),
-    ("application/x-raw-disk-image", Format::Raw),
-    ("application/x-vmdk-disk", Format::Vmdk),
-    ("application/x-virtualbox-vmdk", Format::Vmdk),
-    ("application/x-vhd-disk", Format::Vhd),
-    ("application/x-virtualbox-vhd", Format::Vhd),
-    ("application/x-vhdx-disk", Format::Vhdx),
-    ("application/x-vdi-disk", Format::Vdi),
+const TYPES: [(&str, DiskFormat); 10] = [
+    ("application/x-qemu-disk", DiskFormat::Qcow2),
+    ("application/x-qemu-qcow2", DiskFormat::Qcow2),
+    ("application/x-qcow2", DiskFormat::Qcow2),
+    ("application/x-raw-disk-image", DiskFormat::Raw),
+    ("application/x-vmdk-disk", DiskFormat::Vmdk),
+    ("application/x-virtualbox-vmdk", DiskFormat::Vmdk),
+    ("application/x-vhd-disk", DiskFormat::Vhd),
+    ("application/x-virtualbox-vhd", DiskFormat::Vhd),
+    ("application/x-vhdx-disk", DiskFormat::Vhdx),
+    ("application/x-vdi-disk", DiskFormat::Vdi),
 ];
 
 /// The disks among the layers.
-pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
+pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
     // The empty config of image-spec 1.1 does not declare a kind.
     let kind = manifest.kind().filter(|kind| !kind.is_empty_descriptor());
     if kind.is_some_and(is_never) {
-        return Detection::default();
+        return DiskDetection::default();
     }
     let mut candidates = Vec::new();
-    let mut absent = Absent::default();
+    let mut absent = AbsentDisks::default();
     for (index, layer) in manifest.layers.iter().enumerate() {
         if is_never(&layer.media_type) || layer.annotations.contains_key(UNPACK) {
             continue;
@@ -79,9 +79,9 @@ pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
         };
         let Some(label) = label(title, layer) else { continue };
         match compression {
-            Some(Compression { command: None, name, .. }) => absent.archived.push((written, name)),
-            Some(_) => candidates.push(candidate(index, title, label, Packing::Packed)),
-            None => candidates.push(candidate(index, title, label, Packing::Stored)),
+            Some(DiskCompression { command: None, name, .. }) => absent.archived.push((written, name)),
+            Some(_) => candidates.push(candidate(index, title, label, DiskPacking::Packed)),
+            None => candidates.push(candidate(index, title, label, DiskPacking::Stored)),
         }
     }
     drop_words(&mut candidates);
@@ -90,8 +90,8 @@ pub(super) fn detect(manifest: &Manifest, order: PartOrder) -> Detection {
     found
 }
 
-fn candidate(index: usize, title: &str, label: Format, packing: Packing) -> Candidate<'_> {
-    Candidate { index, title, label, role: Role::Unlabelled, packing }
+fn candidate(index: usize, title: &str, label: DiskFormat, packing: DiskPacking) -> DiskCandidate<'_> {
+    DiskCandidate { index, title, label, role: PartEvidence::Unlabelled, packing }
 }
 
 fn is_never(media_type: &MediaType) -> bool {
@@ -106,30 +106,32 @@ fn is_sidecar(title: &str) -> bool {
 
 /// The format that title and type claim for the disk. In a title the extension counts. A type is more specific than
 /// `.img`, which is used for disks of any format.
-fn label(title: &str, layer: &Descriptor) -> Option<Format> {
+fn label(title: &str, layer: &Descriptor) -> Option<DiskFormat> {
     let titled = titled(title);
     let typed = typed(&layer.media_type);
     match (titled, typed) {
-        (Some(Format::Raw | Format::Unlabelled), Some(typed)) => Some(typed),
+        (Some(DiskFormat::Raw | DiskFormat::Unlabelled), Some(typed)) => Some(typed),
         (None, typed) => typed,
         (titled, _) => titled,
     }
 }
 
-fn typed(media_type: &MediaType) -> Option<Format> {
+fn typed(media_type: &MediaType) -> Option<DiskFormat> {
     let essence = media_type.essence();
     let base = essence.split('+').next().unwrap_or_default();
     let known = TYPES.iter().find(|(known, _)| *known == base).map(|(_, format)| format.clone());
     // Media types of models use the words of disk types with another meaning.
     let is_model = ["application/vnd.cncf.model.", "application/vnd.cnai.model."];
     let is_model = is_model.iter().any(|start| essence.starts_with(start));
-    known.or_else(|| Format::by_extension(&format!("x.{}", media_type.disk_format().filter(|_| !is_model)?)))
+    known.or_else(|| {
+        DiskFormat::by_extension(&format!("x.{}", media_type.disk_format().filter(|_| !is_model)?))
+    })
 }
 
 /// The format that the title claims. A part marked only by `.part` is more likely a broken download. Also, `.img` may
 /// be the initramfs of a kernel.
-fn titled(title: &str) -> Option<Format> {
-    let reading = read(title, Role::Unlabelled);
+fn titled(title: &str) -> Option<DiskFormat> {
+    let reading = read(title, PartEvidence::Unlabelled);
     if reading.number.is_none() && reading.stem.len() < title.len() {
         return None;
     }
@@ -137,20 +139,20 @@ fn titled(title: &str) -> Option<Format> {
     if ["initrd", "initramfs"].iter().any(|start| file.starts_with(start)) {
         return None;
     }
-    Format::by_extension(reading.stem)
+    DiskFormat::by_extension(reading.stem)
 }
 
 /// Disks that are not presented because of their packing.
 #[derive(Default)]
-struct Absent<'a> {
+struct AbsentDisks<'a> {
     /// Archived disks: the title and the kind of archive.
     archived: Vec<(&'a str, &'static str)>,
     /// Disks that were compressed and then split: the compression and the pieces.
-    cut: BTreeMap<&'a str, (&'static Compression, Vec<Piece<'a>>)>,
+    cut: BTreeMap<&'a str, (&'static DiskCompression, Vec<DiskPiece<'a>>)>,
 }
 
 /// A piece of a compressed disk.
-struct Piece<'a> {
+struct DiskPiece<'a> {
     /// Its index in the manifest.
     index: usize,
     title: &'a str,
@@ -160,10 +162,10 @@ struct Piece<'a> {
 
 /// The command that joins the files of `pieces` and unpacks them. `None` if a file name differs from its title or is
 /// not printable, if the order is in doubt, or if the command is too long to be read.
-fn joining(pieces: &[Piece<'_>], order: PartOrder, unpack: &str) -> Option<String> {
+fn joining(pieces: &[DiskPiece<'_>], order: PartOrder, unpack: &str) -> Option<String> {
     let plain = |title: &str| plain_path(title).is_ok_and(|plain| plain == title);
     let parts =
-        pieces.iter().map(|piece| Part { index: piece.index, title: piece.title, number: &piece.number });
+        pieces.iter().map(|piece| DiskPart { index: piece.index, title: piece.title, number: &piece.number });
     let titles: BTreeMap<usize, &str> = pieces.iter().map(|piece| (piece.index, piece.title)).collect();
     let mut command = "cat --".to_owned();
     for index in sequence(parts.collect(), order).ok()?.0 {
@@ -176,25 +178,25 @@ fn joining(pieces: &[Piece<'_>], order: PartOrder, unpack: &str) -> Option<Strin
     Some(format!("{command} | {unpack}"))
 }
 
-impl<'a> Absent<'a> {
+impl<'a> AbsentDisks<'a> {
     /// Takes a title that is a piece of a compressed disk.
     fn takes(&mut self, index: usize, title: &'a str) -> bool {
         let Some((compression, disk, tail)) = compressed::cut_behind(title) else { return false };
         // Read as if the disk had been split uncompressed: the rules for numbers are the same.
         let plain = format!("{disk}{tail}");
-        let reading = read(&plain, Role::Unlabelled);
+        let reading = read(&plain, PartEvidence::Unlabelled);
         let is_piece = reading.number.is_some() && reading.stem == disk && is_disk_name(disk);
         if is_piece {
             let extended = title.len() - tail.len();
             let whole = title.get(..extended).unwrap_or(disk);
             let number = reading.number.unwrap_or_default().to_owned();
             let (_, pieces) = self.cut.entry(whole).or_insert((compression, Vec::new()));
-            pieces.push(Piece { index, title, number });
+            pieces.push(DiskPiece { index, title, number });
         }
         is_piece
     }
 
-    fn report(self, order: PartOrder, found: &mut Detection) {
+    fn report(self, order: PartOrder, found: &mut DiskDetection) {
         for (title, name) in self.archived {
             found.report(
                 title,
@@ -221,10 +223,11 @@ impl<'a> Absent<'a> {
 }
 
 /// `disk.qcow2.ab` without `disk.qcow2.aa` does not come from `split`: two letters may be an extension.
-fn drop_words(candidates: &mut Vec<Candidate<'_>>) {
-    let letters =
-        |title| read(title, Role::Unlabelled).number.filter(|n| n.bytes().all(|b| b.is_ascii_lowercase()));
-    let stem = |title| read(title, Role::Unlabelled).stem;
+fn drop_words(candidates: &mut Vec<DiskCandidate<'_>>) {
+    let letters = |title| {
+        read(title, PartEvidence::Unlabelled).number.filter(|n| n.bytes().all(|b| b.is_ascii_lowercase()))
+    };
+    let stem = |title| read(title, PartEvidence::Unlabelled).stem;
     let started: Vec<&str> = candidates
         .iter()
         .filter(|c| letters(c.title).is_some_and(|number| number.bytes().all(|byte| byte == b'a')))
@@ -236,7 +239,7 @@ fn drop_words(candidates: &mut Vec<Candidate<'_>>) {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::*;
-    use super::super::{Body, DiskPlan, detect};
+    use super::super::{DiskBody, DiskPlan, detect};
     use super::*;
 
     fn names(manifest: &Manifest) -> Vec<(String, String, usize)> {
@@ -285,12 +288,12 @@ mod tests {
         assert_eq!(names(&artifact(titles)), []);
     }
 
-    fn rows(manifest: &Manifest) -> Vec<(String, String, Packing)> {
+    fn rows(manifest: &Manifest) -> Vec<(String, String, DiskPacking)> {
         let found = detect(manifest, PartOrder::Epoch);
         assert!(found.problems.is_empty() && found.warnings.is_empty(), "{found:?}");
         let row = |disk: &DiskPlan| {
-            let Body::Parts(parts) = &disk.body else { panic!("{disk:?}") };
-            assert_eq!(disk.size.is_none(), parts.iter().any(|part| part.packing == Packing::Packed));
+            let DiskBody::Parts(parts) = &disk.body else { panic!("{disk:?}") };
+            assert_eq!(disk.size.is_none(), parts.iter().any(|part| part.packing == DiskPacking::Packed));
             (disk.name.clone(), disk.label.to_string(), parts[0].packing)
         };
         found.disks.iter().map(row).collect()
@@ -305,7 +308,7 @@ mod tests {
             ("x.raw.bz2", "x.raw", "raw"),
             ("x.vmdk.lz4", "x.vmdk", "vmdk"),
         ] {
-            let expected = (name.to_owned(), label.to_owned(), Packing::Packed);
+            let expected = (name.to_owned(), label.to_owned(), DiskPacking::Packed);
             assert_eq!(rows(&artifact([title, "notes.gz", "a.tar.gz"])), [expected], "{title}");
         }
     }
@@ -317,21 +320,25 @@ mod tests {
         let row = |name: &str, label: &str, packing| vec![(name.to_owned(), label.to_owned(), packing)];
         let zstd = "application/x-qemu-qcow2+zstd";
         let bootc = "fedora-bootc-cloud-eln.qcow2";
-        assert_eq!(one(zstd, &format!("{bootc}.zst")), row(bootc, "qcow2", Packing::Packed));
-        assert_eq!(one(zstd, "a.qcow2"), row("a.qcow2", "qcow2", Packing::Packed));
-        assert_eq!(one(zstd, ""), row("disk.qcow2", "qcow2", Packing::Packed));
-        assert_eq!(one(zstd, "fedora.zst"), row("fedora.qcow2", "qcow2", Packing::Packed));
-        assert_eq!(one("application/x-qemu-disk", "a.img"), row("a.img.qcow2", "qcow2", Packing::Stored));
-        assert_eq!(one("application/vnd.x+gzip", "a.img"), row("a.img", "unlabelled", Packing::Packed));
+        assert_eq!(one(zstd, &format!("{bootc}.zst")), row(bootc, "qcow2", DiskPacking::Packed));
+        assert_eq!(one(zstd, "a.qcow2"), row("a.qcow2", "qcow2", DiskPacking::Packed));
+        assert_eq!(one(zstd, ""), row("disk.qcow2", "qcow2", DiskPacking::Packed));
+        assert_eq!(one(zstd, "fedora.zst"), row("fedora.qcow2", "qcow2", DiskPacking::Packed));
+        assert_eq!(one("application/x-qemu-disk", "a.img"), row("a.img.qcow2", "qcow2", DiskPacking::Stored));
+        assert_eq!(one("application/vnd.x+gzip", "a.img"), row("a.img", "unlabelled", DiskPacking::Packed));
         assert_eq!(one("application/vnd.x+gzip", "a"), []);
         for joint in ['.', '+'] {
             let kind = |word: &str| format!("application/vnd.lfedge.disk.layer.v1{joint}{word}");
             for word in ["qcow2", "raw", "vmdk", "vhdx"] {
                 let name = format!("disk-root-rootfs.{word}");
-                assert_eq!(one(&kind(word), "disk-root-rootfs"), row(&name, word, Packing::Stored), "{word}");
+                assert_eq!(
+                    one(&kind(word), "disk-root-rootfs"),
+                    row(&name, word, DiskPacking::Stored),
+                    "{word}"
+                );
             }
             let packed = kind("qcow2") + ".gz";
-            assert_eq!(one(&packed, "root"), row("root.qcow2", "qcow2", Packing::Packed));
+            assert_eq!(one(&packed, "root"), row("root.qcow2", "qcow2", DiskPacking::Packed));
         }
         assert_eq!(one("application/vnd.cncf.model.weight.v1.raw", "model.safetensors"), []);
     }
@@ -404,7 +411,7 @@ mod tests {
     fn sidecars_and_other_types_never_become_disks() {
         let titles = SIDECARS.map(|extension| format!("disk.img.gz{extension}"));
         let with = artifact(titles.iter().map(String::as_str).chain(["disk.img.gz"]));
-        assert_eq!(rows(&with), [("disk.img".into(), "unlabelled".into(), Packing::Packed)]);
+        assert_eq!(rows(&with), [("disk.img".into(), "unlabelled".into(), DiskPacking::Packed)]);
         let typed = SIDECARS.map(|extension| format!("disk{extension}"));
         let typed = typed.iter().map(|title| ("application/x-qemu-disk", title.as_str()));
         assert_eq!(rows(&manifest("", typed)), []);

@@ -6,9 +6,9 @@
 
 use crate::oci::Manifest;
 
-use super::chunks::{Chunk, Whole, digest, number, tile};
-use super::name::Names;
-use super::{Detection, Format, Packing, PartPlan};
+use super::chunks::{DiskChunk, DiskClaims, digest, number, tile};
+use super::name::UniqueNames;
+use super::{DiskDetection, DiskFormat, DiskPacking, PartPlan};
 
 const V1: &str = "application/vnd.cirruslabs.tart.disk.v1";
 const V2: &str = crate::artifact::TART_DISK;
@@ -30,14 +30,14 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
 }
 
 /// The disk.
-pub(super) fn detect(manifest: &Manifest) -> Detection {
+pub(super) fn detect(manifest: &Manifest) -> DiskDetection {
     if layers(manifest, V1).next().is_some() {
         let reason = "the layers of tart's disk.v1 are pieces of one compressed stream, which has to be unpacked from its \
                       start to be read; newer versions of tart do not read it either";
-        return Detection::problem(NAME, reason);
+        return DiskDetection::problem(NAME, reason);
     }
-    let mut found = Detection::default();
-    found.add(manifest, &mut Names::default(), (NAME, &Format::Raw), parts(manifest));
+    let mut found = DiskDetection::default();
+    found.add(manifest, &mut UniqueNames::default(), (NAME, &DiskFormat::Raw), parts(manifest));
     if let Some(disk) = found.disks.first().filter(|disk| disk.size.is_none()) {
         let name = &disk.name;
         found.warnings.push(format!("{name}: some layers do not say {SIZE}, which tart requires"));
@@ -49,17 +49,17 @@ fn parts(manifest: &Manifest) -> Result<Vec<PartPlan>, String> {
     let chunk = |index: usize| {
         let annotations = &manifest.layers[index].annotations;
         let (size, content) = (number(annotations, SIZE)?, digest(annotations, CONTENT)?);
-        Ok(Chunk { size, content, ..Chunk::bare(index, Packing::Packed) })
+        Ok(DiskChunk { size, content, ..DiskChunk::bare(index, DiskPacking::Packed) })
     };
     let chunks = layers(manifest, V2).map(chunk).collect::<Result<_, String>>()?;
-    let whole = Whole { chunks: None, size: number(&manifest.annotations, WHOLE_SIZE)? };
+    let whole = DiskClaims { chunks: None, size: number(&manifest.annotations, WHOLE_SIZE)? };
     tile(manifest, chunks, whole)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::{layer, manifest};
-    use super::super::{Body, PartOrder, detect};
+    use super::super::{DiskBody, PartOrder, detect};
     use super::*;
     use crate::oci::Digest;
 
@@ -84,11 +84,11 @@ mod tests {
         let found = detect(&tart(&[512 << 20, 512 << 20, 1000]), PartOrder::Epoch);
         assert!(found.problems.is_empty() && found.warnings.is_empty(), "{found:?}");
         let disk = &found.disks[0];
-        assert_eq!((disk.name.as_str(), &disk.label), ("disk.raw", &Format::Raw));
+        assert_eq!((disk.name.as_str(), &disk.label), ("disk.raw", &DiskFormat::Raw));
         assert_eq!(disk.size, Some((1 << 30) + 1000));
-        let Body::Parts(parts) = &disk.body else { panic!("{disk:?}") };
+        let DiskBody::Parts(parts) = &disk.body else { panic!("{disk:?}") };
         assert_eq!(disk.layers().collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!((parts[2].packing, parts[2].size), (Packing::Packed, Some(1000)));
+        assert_eq!((parts[2].packing, parts[2].size), (DiskPacking::Packed, Some(1000)));
         assert_eq!(parts[1].content, Some(Digest::sha256(&[1])));
     }
 

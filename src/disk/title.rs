@@ -3,11 +3,11 @@
 //! An ambiguous title is not decided alone: `ubuntu-22.04.qcow2.part` may be a whole disk or part 04 of `ubuntu-22`.
 //! Such a number is not `sure`, and counts only if another layer has the same stem.
 
-use super::Format;
+use super::DiskFormat;
 
 /// The evidence that a layer is a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum PartEvidence {
     /// Its media type marks a part.
     Part,
     /// Its media type marks a whole disk.
@@ -18,7 +18,7 @@ pub(super) enum Role {
 
 /// A parsed title.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reading<'a> {
+pub(super) struct ParsedTitle<'a> {
     /// The name of the disk, possibly without extension.
     pub(super) stem: &'a str,
     /// The number as written: decimal, hexadecimal, or letters as in `split`; `None` without one.
@@ -38,11 +38,11 @@ const SIDECARS: [&str; 14] =
     ["gz", "xz", "zst", "lz", "zip", "sig", "asc", "pem", "crt", "att", "txt", "log", "md", "sum"];
 
 /// Parses a title.
-pub(super) fn read(title: &str, role: Role) -> Reading<'_> {
+pub(super) fn read(title: &str, role: PartEvidence) -> ParsedTitle<'_> {
     let marked = title.strip_suffix(".part");
     let body = marked.unwrap_or(title);
-    let part = marked.is_some() || role == Role::Part;
-    let numbered = |stem, number, sure| Reading { stem, number: Some(number), sure, whole: body };
+    let part = marked.is_some() || role == PartEvidence::Part;
+    let numbered = |stem, number, sure| ParsedTitle { stem, number: Some(number), sure, whole: body };
     if let Some((stem, number)) = part_tail(body)
         && (part || is_disk_name(stem))
     {
@@ -71,12 +71,12 @@ pub(super) fn read(title: &str, role: Role) -> Reading<'_> {
             return numbered(stem, last, is_disk_name(stem));
         }
     }
-    Reading { stem: body, number: None, sure: true, whole: body }
+    ParsedTitle { stem: body, number: None, sure: true, whole: body }
 }
 
 /// Whether the name ends in the extension of a disk.
 pub(super) fn is_disk_name(name: &str) -> bool {
-    Format::by_extension(name).is_some()
+    DiskFormat::by_extension(name).is_some()
 }
 
 /// `disk.qcow2.part9`, `disk-part-09`, `disk_part.9`: the stem and the digits.
@@ -99,7 +99,7 @@ fn is_number(text: &str) -> bool {
     }
     let letters = text.bytes().all(|byte| byte.is_ascii_lowercase());
     let hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let extension = Format::by_extension(&format!("x.{text}")).is_some();
+    let extension = DiskFormat::by_extension(&format!("x.{text}")).is_some();
     text.len() >= 2 && (letters || hex) && !extension
 }
 
@@ -115,7 +115,7 @@ fn is_word(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn split(title: &str, role: Role) -> (&str, Option<&str>, bool) {
+    fn split(title: &str, role: PartEvidence) -> (&str, Option<&str>, bool) {
         let reading = read(title, role);
         (reading.stem, reading.number, reading.sure)
     }
@@ -134,12 +134,12 @@ mod tests {
             ("disk.img.zaaa", "disk.img", "zaaa"),
             ("disk.img.0a", "disk.img", "0a"),
         ] {
-            for role in [Role::Part, Role::Unlabelled] {
+            for role in [PartEvidence::Part, PartEvidence::Unlabelled] {
                 assert_eq!(split(title, role), (stem, Some(number), true), "{title}");
             }
         }
-        assert_eq!(split("disk.part1", Role::Part), ("disk", Some("1"), true));
-        assert_eq!(split("disk.part1.qcow2", Role::Part), ("disk", Some("1"), true));
+        assert_eq!(split("disk.part1", PartEvidence::Part), ("disk", Some("1"), true));
+        assert_eq!(split("disk.part1.qcow2", PartEvidence::Part), ("disk", Some("1"), true));
     }
 
     #[test]
@@ -154,24 +154,28 @@ mod tests {
             "notes.00",
             "my.disk.word",
         ] {
-            assert_eq!(read(title, Role::Unlabelled).number, None, "{title}");
-            assert_eq!(read("my.disk.word.part", Role::Part).number, None);
+            assert_eq!(read(title, PartEvidence::Unlabelled).number, None, "{title}");
+            assert_eq!(read("my.disk.word.part", PartEvidence::Part).number, None);
         }
         for number in ["gz", "abaa", "sig"] {
             let title = format!("disk.qcow2.{number}");
-            assert_eq!(read(&title, Role::Part).number, Some(number), "the type says that it is a part");
+            assert_eq!(
+                read(&title, PartEvidence::Part).number,
+                Some(number),
+                "the type says that it is a part"
+            );
         }
-        let reading = read("ubuntu-22.04.qcow2.part", Role::Part);
+        let reading = read("ubuntu-22.04.qcow2.part", PartEvidence::Part);
         assert_eq!((reading.number, reading.sure, reading.whole), (Some("04"), false, "ubuntu-22.04.qcow2"));
-        assert_eq!(split("x.00.part", Role::Part), ("x", Some("00"), false));
+        assert_eq!(split("x.00.part", PartEvidence::Part), ("x", Some("00"), false));
     }
 
     #[test]
     fn a_title_without_a_number_is_a_stem() {
-        assert_eq!(split("disk.qcow2.part", Role::Part), ("disk.qcow2", None, true));
-        assert_eq!(split("", Role::Part), ("", None, true));
-        assert_eq!(split(".part", Role::Part), ("", None, true));
-        assert_eq!(split(".00", Role::Part), (".00", None, true));
-        assert_eq!(read("d.qcow2.0000000000000000000", Role::Part).number, None);
+        assert_eq!(split("disk.qcow2.part", PartEvidence::Part), ("disk.qcow2", None, true));
+        assert_eq!(split("", PartEvidence::Part), ("", None, true));
+        assert_eq!(split(".part", PartEvidence::Part), ("", None, true));
+        assert_eq!(split(".00", PartEvidence::Part), (".00", None, true));
+        assert_eq!(read("d.qcow2.0000000000000000000", PartEvidence::Part).number, None);
     }
 }

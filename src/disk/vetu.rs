@@ -5,9 +5,9 @@
 
 use crate::oci::Manifest;
 
-use super::chunks::{Chunk, Whole, digest, number, tile};
-use super::name::Names;
-use super::{Detection, Format, Packing, PartPlan};
+use super::chunks::{DiskChunk, DiskClaims, digest, number, tile};
+use super::name::UniqueNames;
+use super::{DiskDetection, DiskFormat, DiskPacking, PartPlan};
 
 const DISK: &str = crate::artifact::VETU_DISK;
 const NAME: &str = "org.cirruslabs.vetu.name";
@@ -27,7 +27,7 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
 }
 
 /// The disks, in the order of their first layers.
-pub(super) fn detect(manifest: &Manifest) -> Detection {
+pub(super) fn detect(manifest: &Manifest) -> DiskDetection {
     let mut disks: Vec<(&str, Vec<usize>)> = Vec::new();
     let mut places = std::collections::BTreeMap::new();
     for (name, index) in layers(manifest) {
@@ -37,10 +37,10 @@ pub(super) fn detect(manifest: &Manifest) -> Detection {
             None => disks.push((name, vec![index])),
         }
     }
-    let (mut found, mut names) = (Detection::default(), Names::default());
+    let (mut found, mut names) = (DiskDetection::default(), UniqueNames::default());
     for (name, indices) in disks {
-        let label = Format::by_extension(name).filter(|label| *label != Format::Unlabelled);
-        let label = label.unwrap_or(Format::Raw);
+        let label = DiskFormat::by_extension(name).filter(|label| *label != DiskFormat::Unlabelled);
+        let label = label.unwrap_or(DiskFormat::Raw);
         found.add(manifest, &mut names, (name, &label), parts(manifest, &indices));
     }
     found
@@ -50,10 +50,10 @@ fn parts(manifest: &Manifest, indices: &[usize]) -> Result<Vec<PartPlan>, String
     let chunk = |index: &usize| {
         let annotations = &manifest.layers[*index].annotations;
         let (size, content) = (number(annotations, SIZE)?, digest(annotations, CONTENT)?);
-        Ok(Chunk { size, content, ..Chunk::bare(*index, Packing::Packed) })
+        Ok(DiskChunk { size, content, ..DiskChunk::bare(*index, DiskPacking::Packed) })
     };
     let chunks = indices.iter().map(chunk).collect::<Result<_, String>>()?;
-    tile(manifest, chunks, Whole::default())
+    tile(manifest, chunks, DiskClaims::default())
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 
 use crate::oci::Manifest;
 
-use super::chunks::{Chunk, Whole, number, tile};
-use super::name::Names;
-use super::{Detection, Format, Packing, PartPlan};
+use super::chunks::{DiskChunk, DiskClaims, number, tile};
+use super::name::UniqueNames;
+use super::{DiskDetection, DiskFormat, DiskPacking, PartPlan};
 
 const CHUNK: &str = "application/vnd.vmlab.template.chunk.v1";
 const COUNT: &str = "vnd.vmlab.template.chunk.count";
@@ -16,12 +16,12 @@ const WHOLE_SIZE: &str = "vnd.vmlab.template.total.size";
 const NUMBER: &str = "vnd.vmlab.template.chunk.index";
 const SIZE: &str = "vnd.vmlab.template.chunk.uncompressed.size";
 
-fn layers(manifest: &Manifest) -> impl Iterator<Item = (usize, Packing)> {
+fn layers(manifest: &Manifest) -> impl Iterator<Item = (usize, DiskPacking)> {
     manifest.layers.iter().enumerate().filter_map(|(index, layer)| {
         let essence = layer.media_type.essence();
         match essence.strip_prefix(CHUNK)? {
-            "" => Some((index, Packing::Stored)),
-            suffix => suffix.starts_with('+').then_some((index, Packing::Packed)),
+            "" => Some((index, DiskPacking::Stored)),
+            suffix => suffix.starts_with('+').then_some((index, DiskPacking::Packed)),
         }
     })
 }
@@ -32,20 +32,20 @@ pub(super) fn has_disks(manifest: &Manifest) -> bool {
 }
 
 /// The disk.
-pub(super) fn detect(manifest: &Manifest) -> Detection {
-    let mut found = Detection::default();
-    found.add(manifest, &mut Names::default(), ("disk.qcow2", &Format::Qcow2), parts(manifest));
+pub(super) fn detect(manifest: &Manifest) -> DiskDetection {
+    let mut found = DiskDetection::default();
+    found.add(manifest, &mut UniqueNames::default(), ("disk.qcow2", &DiskFormat::Qcow2), parts(manifest));
     found
 }
 
 fn parts(manifest: &Manifest) -> Result<Vec<PartPlan>, String> {
-    let chunk = |(index, packing): (usize, Packing)| {
+    let chunk = |(index, packing): (usize, DiskPacking)| {
         let annotations = &manifest.layers[index].annotations;
         let (number, size) = (number(annotations, NUMBER)?, number(annotations, SIZE)?);
-        Ok(Chunk { number, size, ..Chunk::bare(index, packing) })
+        Ok(DiskChunk { number, size, ..DiskChunk::bare(index, packing) })
     };
     let chunks = layers(manifest).map(chunk).collect::<Result<_, String>>()?;
-    let whole = Whole {
+    let whole = DiskClaims {
         chunks: number(&manifest.annotations, COUNT)?,
         size: number(&manifest.annotations, WHOLE_SIZE)?,
     };
@@ -78,7 +78,7 @@ mod tests {
         let disk = &found.disks[0];
         assert_eq!(
             (disk.name.as_str(), &disk.label, disk.size),
-            ("disk.qcow2", &Format::Qcow2, Some(3 << 29))
+            ("disk.qcow2", &DiskFormat::Qcow2, Some(3 << 29))
         );
         assert_eq!(layers(disk), [1, 0, 2]);
     }

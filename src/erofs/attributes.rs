@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::tree::{Ino, Tree};
+use crate::tree::{FrozenTree, InodeNumber};
 
 /// Bytes of the head of an inode's attributes.
 const HEAD_BYTES: usize = 12;
@@ -35,12 +35,12 @@ pub(super) struct AttributeArea {
     behind: Vec<Vec<u8>>,
     pub(super) shared: Vec<u8>,
     /// Attributes that the format cannot hold.
-    pub(super) omitted: Omitted,
+    pub(super) omitted: OmittedXattrs,
 }
 
 /// Attributes that the format cannot hold.
 #[derive(Debug, Default)]
-pub(super) struct Omitted {
+pub(super) struct OmittedXattrs {
     /// Their number; an attribute counts once for each distinct set that contains it.
     pub(super) count: usize,
     /// The first of them, each with the reason.
@@ -48,24 +48,24 @@ pub(super) struct Omitted {
 }
 
 /// An entry: number of the name's prefix, rest of the name, value.
-type Entry<'a> = (u8, &'a [u8], &'a [u8]);
+type XattrEntry<'a> = (u8, &'a [u8], &'a [u8]);
 
 impl AttributeArea {
     /// Encodes the attributes of all inodes of `tree`.
-    pub(super) fn of(tree: &Tree) -> Self {
+    pub(super) fn of(tree: &FrozenTree) -> Self {
         let mut area = Self::default();
         // For each set: one inode that has it, and the number of inodes that have it.
-        let mut sets: Vec<Option<(Ino, usize)>> = Vec::new();
-        for ino in 0..tree.len() as Ino {
+        let mut sets: Vec<Option<(InodeNumber, usize)>> = Vec::new();
+        for ino in 0..tree.len() as InodeNumber {
             let Some(at) = (tree.xattr_set(ino) as usize).checked_sub(1) else { continue };
             if at >= sets.len() {
                 sets.resize(at + 1, None);
             }
             sets[at].get_or_insert((ino, 0)).1 += 1;
         }
-        let held: Vec<Vec<Entry<'_>>> =
+        let held: Vec<Vec<XattrEntry<'_>>> =
             sets.iter().map(|set| set.map_or_else(Vec::new, |(ino, _)| area.held(tree, ino))).collect();
-        let mut uses: HashMap<Entry<'_>, usize> = HashMap::new();
+        let mut uses: HashMap<XattrEntry<'_>, usize> = HashMap::new();
         for (set, entries) in sets.iter().zip(&held) {
             let inodes = set.map_or(0, |(_, count)| count);
             entries.iter().for_each(|entry| *uses.entry(*entry).or_default() += inodes);
@@ -79,14 +79,14 @@ impl AttributeArea {
     }
 
     /// The bytes after an inode of `tree`: none, or a head and entries, a multiple of 4 bytes.
-    pub(super) fn behind_inode(&self, tree: &Tree, ino: Ino) -> &[u8] {
+    pub(super) fn behind_inode(&self, tree: &FrozenTree, ino: InodeNumber) -> &[u8] {
         let at = (tree.xattr_set(ino) as usize).checked_sub(1);
         at.and_then(|at| self.behind.get(at)).map_or(&[], Vec::as_slice)
     }
 
     /// The entries of an inode that the format can hold, each name once.
-    fn held<'a>(&mut self, tree: &'a Tree, ino: Ino) -> Vec<Entry<'a>> {
-        let mut held: Vec<Entry<'a>> = Vec::new();
+    fn held<'a>(&mut self, tree: &'a FrozenTree, ino: InodeNumber) -> Vec<XattrEntry<'a>> {
+        let mut held: Vec<XattrEntry<'a>> = Vec::new();
         for (name, value) in tree.xattrs(ino).filter(|(name, _)| !name.starts_with(OURS)) {
             match entry(name, value) {
                 Ok((index, rest, _)) if held.iter().any(|(i, r, _)| (*i, *r) == (index, rest)) => {}
@@ -100,9 +100,9 @@ impl AttributeArea {
     /// Encodes one set.
     fn behind<'a>(
         &mut self,
-        entries: &[Entry<'a>],
-        uses: &HashMap<Entry<'a>, usize>,
-        places: &mut HashMap<Entry<'a>, u32>,
+        entries: &[XattrEntry<'a>],
+        uses: &HashMap<XattrEntry<'a>, usize>,
+        places: &mut HashMap<XattrEntry<'a>, u32>,
     ) -> Vec<u8> {
         let (mut shared, mut inline) = (Vec::new(), Vec::new());
         for entry in entries {
@@ -143,7 +143,7 @@ impl AttributeArea {
 }
 
 /// Appends an entry, padded to a word.
-fn write(to: &mut Vec<u8>, (index, rest, value): &Entry<'_>) {
+fn write(to: &mut Vec<u8>, (index, rest, value): &XattrEntry<'_>) {
     // Both lengths are limited by `entry`.
     to.extend_from_slice(&[rest.len() as u8, *index]);
     to.extend_from_slice(&(value.len() as u16).to_le_bytes());
@@ -153,7 +153,7 @@ fn write(to: &mut Vec<u8>, (index, rest, value): &Entry<'_>) {
 }
 
 /// The entry of an attribute; the error is the reason why the format cannot hold it.
-fn entry<'a>(name: &'a [u8], value: &'a [u8]) -> Result<Entry<'a>, &'static str> {
+fn entry<'a>(name: &'a [u8], value: &'a [u8]) -> Result<XattrEntry<'a>, &'static str> {
     const PREFIXES: [(u8, &[u8]); 3] = [(1, b"user."), (4, b"trusted."), (6, b"security.")];
     if name.len() > MAX_NAME_BYTES {
         return Err("its name is longer than 255 bytes");

@@ -3,7 +3,7 @@
 //! Names are in byte order over the whole directory, `.` and `..` among them. Each block holds a run of entries of 12
 //! bytes, then their names. A lookup is a binary search over blocks and then over entries.
 
-use crate::tree::{Ino, Kind, Tree};
+use crate::tree::{FrozenTree, InodeKind, InodeNumber};
 
 use super::format::BLOCK_BYTES;
 
@@ -26,7 +26,7 @@ impl DirectorySize {
     }
 
     /// Computes the size of the directory `dir`.
-    pub(super) fn of(tree: &Tree, dir: Ino) -> Self {
+    pub(super) fn of(tree: &FrozenTree, dir: InodeNumber) -> Self {
         let mut size = Self { full: 0, tail: 0 };
         for (name, _) in names(tree, dir) {
             let entry = (ENTRY_BYTES + name.len()) as u64;
@@ -42,7 +42,11 @@ impl DirectorySize {
 
 /// The blocks of a directory; the last one is only as long as its content. `number` maps an inode to its number in
 /// the image.
-pub(super) fn blocks(tree: &Tree, dir: Ino, number: impl Fn(Ino) -> u64) -> Vec<Vec<u8>> {
+pub(super) fn blocks(
+    tree: &FrozenTree,
+    dir: InodeNumber,
+    number: impl Fn(InodeNumber) -> u64,
+) -> Vec<Vec<u8>> {
     let (mut blocks, mut run, mut used) = (Vec::new(), Vec::new(), 0);
     for (name, ino) in names(tree, dir) {
         let entry = ENTRY_BYTES + name.len();
@@ -58,7 +62,7 @@ pub(super) fn blocks(tree: &Tree, dir: Ino, number: impl Fn(Ino) -> u64) -> Vec<
     blocks
 }
 
-fn block(tree: &Tree, run: &[(&[u8], Ino)], number: &impl Fn(Ino) -> u64) -> Vec<u8> {
+fn block(tree: &FrozenTree, run: &[(&[u8], InodeNumber)], number: &impl Fn(InodeNumber) -> u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(BLOCK_BYTES as usize);
     // Fits: the entries take at most one block.
     let mut name_at = (run.len() * ENTRY_BYTES) as u16;
@@ -73,7 +77,7 @@ fn block(tree: &Tree, run: &[(&[u8], Ino)], number: &impl Fn(Ino) -> u64) -> Vec
 }
 
 /// The names of a directory in byte order, `.` and `..` among them.
-fn names(tree: &Tree, dir: Ino) -> impl Iterator<Item = (&[u8], Ino)> {
+fn names(tree: &FrozenTree, dir: InodeNumber) -> impl Iterator<Item = (&[u8], InodeNumber)> {
     let mut dots = [(&b"."[..], dir), (&b".."[..], tree.parent(dir))].into_iter().peekable();
     let mut named = tree.entries(dir, 0).peekable();
     std::iter::from_fn(move || match (dots.peek(), named.peek()) {
@@ -84,14 +88,14 @@ fn names(tree: &Tree, dir: Ino) -> impl Iterator<Item = (&[u8], Ino)> {
 }
 
 /// The file type of an entry, numbered as in `linux/fs_types.h`.
-fn file_type(tree: &Tree, ino: Ino) -> u8 {
+fn file_type(tree: &FrozenTree, ino: InodeNumber) -> u8 {
     match tree.attr(ino).map(|attr| attr.kind) {
-        Some(Kind::File) => 1,
-        Some(Kind::Directory | Kind::Graft(_)) => 2,
-        Some(Kind::CharDevice) => 3,
-        Some(Kind::BlockDevice) => 4,
-        Some(Kind::Fifo) => 5,
-        Some(Kind::Symlink) => 7,
+        Some(InodeKind::File) => 1,
+        Some(InodeKind::Directory | InodeKind::Graft(_)) => 2,
+        Some(InodeKind::CharDevice) => 3,
+        Some(InodeKind::BlockDevice) => 4,
+        Some(InodeKind::Fifo) => 5,
+        Some(InodeKind::Symlink) => 7,
         None => 0,
     }
 }

@@ -1,6 +1,6 @@
 //! Errors of building an EROFS image.
 
-use crate::io::Fault;
+use crate::io::FaultClass;
 
 /// A reason why a tree cannot become an EROFS image.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum ErofsError {
 
 impl ErofsError {
     /// The party at fault: always a limit of ocifs or of the format.
-    pub fn fault(&self) -> Fault {
-        Fault::Unsupported
+    pub fn fault(&self) -> FaultClass {
+        FaultClass::Unsupported
     }
 }

@@ -3,7 +3,7 @@
 //! Extents are in order of address, each beginning at a block. Addresses that no extent covers read as zeros.
 
 use crate::io::ByteRange;
-use crate::tree::Ino;
+use crate::tree::InodeNumber;
 
 use super::format::BLOCK_BYTES;
 
@@ -13,7 +13,7 @@ pub struct FileExtent {
     /// First byte in the image, at a block border.
     pub address: u64,
     /// The inode number in the tree.
-    pub ino: Ino,
+    pub ino: InodeNumber,
     /// First byte in the file.
     pub offset: u64,
     /// Bytes.
@@ -28,7 +28,7 @@ pub enum ImageSpan {
     /// Bytes of a file, from `offset` on.
     File {
         /// The inode number in the tree.
-        ino: Ino,
+        ino: InodeNumber,
         /// First byte in the file.
         offset: u64,
     },

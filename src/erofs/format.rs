@@ -2,7 +2,7 @@
 //!
 //! Every inode has the extended form: modification times differ from file to file, and compact inodes share one time.
 
-use crate::layer::{Device, Time};
+use crate::layer::{DeviceNumber, UnixTime};
 
 /// Bytes of a block. Every kernel since 5.4 mounts this size.
 pub(super) const BLOCK_BYTES: u64 = 4096;
@@ -53,7 +53,7 @@ pub(super) struct InodeRecord {
     pub(super) serial: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    pub(super) mtime: Time,
+    pub(super) mtime: UnixTime,
     pub(super) nlink: u32,
 }
 
@@ -133,7 +133,7 @@ fn volume_name(identity: &[u8; 32]) -> String {
 }
 
 /// Encodes a device number like the kernel's `new_encode_dev`: 12 bits of major, 20 bits of minor.
-pub(super) fn device_number(device: Device) -> u32 {
+pub(super) fn device_number(device: DeviceNumber) -> u32 {
     device.minor & 0xff | (device.major & 0xfff) << 8 | (device.minor & 0xfff00) << 12
 }
 
@@ -171,7 +171,7 @@ mod tests {
             serial: 1,
             uid: 70_000,
             gid: 2,
-            mtime: Time { secs: -1, nanos: 5 },
+            mtime: UnixTime { secs: -1, nanos: 5 },
             nlink: 3,
         };
         record.write(&mut bytes);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::io::ByteRange;
-use crate::tree::{Ino, Kind, Tree};
+use crate::tree::{FrozenTree, InodeKind, InodeNumber};
 
 use super::attributes::AttributeArea;
 use super::directory::{self, DirectorySize};
@@ -28,12 +28,12 @@ pub struct ErofsImage {
 
 impl ErofsImage {
     /// Computes the image of `tree`, which `digest` names. The same tree and digest give the same bytes.
-    pub fn of(tree: &Tree, digest: &str) -> Result<Self, ErofsError> {
+    pub fn of(tree: &FrozenTree, digest: &str) -> Result<Self, ErofsError> {
         let attributes = AttributeArea::of(tree);
         let mut places = MetadataPlaces::of(tree, &attributes)?;
         let (map, spans) = place_files(tree, &mut places)?;
         let mut metadata = vec![0; places.end as usize];
-        for ino in 0..tree.len() as Ino {
+        for ino in 0..tree.len() as InodeNumber {
             write_inode(&mut metadata, tree, &places, &attributes, ino);
         }
         write_chunks(&mut metadata, &places, &attributes, tree, &spans);
@@ -73,7 +73,7 @@ impl ErofsImage {
 }
 
 /// The identity of an image: a hash over digest, layout version and everything in the tree.
-fn identity(tree: &Tree, digest: &str) -> [u8; 32] {
+fn identity(tree: &FrozenTree, digest: &str) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(format!("ocifs erofs {LAYOUT_NUMBER}\n{digest}\n").as_bytes());
     hasher.update(&tree.fingerprint());
@@ -82,15 +82,18 @@ fn identity(tree: &Tree, digest: &str) -> [u8; 32] {
 
 /// Consecutive chunks of a sparse file, and the block of the first.
 struct ChunkSpan {
-    ino: Ino,
+    ino: InodeNumber,
     chunks: (u64, u64),
     block: u32,
 }
 
 /// Assigns addresses to the content of files, in order of layers and of offsets in their streams.
-fn place_files(tree: &Tree, places: &mut MetadataPlaces) -> Result<(ImageMap, Vec<ChunkSpan>), ErofsError> {
-    let files = (0..tree.len() as Ino).filter_map(|ino| Some((ino, tree.file(ino)?)));
-    let mut files: Vec<(u32, u64, Ino)> =
+fn place_files(
+    tree: &FrozenTree,
+    places: &mut MetadataPlaces,
+) -> Result<(ImageMap, Vec<ChunkSpan>), ErofsError> {
+    let files = (0..tree.len() as InodeNumber).filter_map(|ino| Some((ino, tree.file(ino)?)));
+    let mut files: Vec<(u32, u64, InodeNumber)> =
         files.filter(|(_, file)| file.size > 0).map(|(ino, file)| (file.origin, file.offset, ino)).collect();
     files.sort_unstable();
     let (mut map, mut spans) = (ImageMap::new(places.end), Vec::new());
@@ -123,25 +126,31 @@ fn place_files(tree: &Tree, places: &mut MetadataPlaces) -> Result<(ImageMap, Ve
     Ok((map, spans))
 }
 
-fn write_inode(to: &mut [u8], tree: &Tree, places: &MetadataPlaces, attributes: &AttributeArea, ino: Ino) {
+fn write_inode(
+    to: &mut [u8],
+    tree: &FrozenTree,
+    places: &MetadataPlaces,
+    attributes: &AttributeArea,
+    ino: InodeNumber,
+) {
     let (Some(attr), place) = (tree.attr(ino), places.inodes[ino as usize]) else { return };
     let xattrs = attributes.behind_inode(tree, ino);
     let head = INODE_BYTES + xattrs.len() as u64;
     let chunks = places.chunks(ino);
     let (kind, size, what) = match attr.kind {
-        Kind::File => (0o100_000, attr.size, chunks.map_or(place.block, |map| u32::from(map.bits))),
-        Kind::Directory | Kind::Graft(_) => {
+        InodeKind::File => (0o100_000, attr.size, chunks.map_or(place.block, |map| u32::from(map.bits))),
+        InodeKind::Directory | InodeKind::Graft(_) => {
             write_directory(to, tree, places, ino, head);
             (0o040_000, DirectorySize::of(tree, ino).bytes(), place.block)
         }
-        Kind::Symlink => {
+        InodeKind::Symlink => {
             let target = tree.link(ino).unwrap_or_default();
             put(to, tail_address(&place, head, 0), target);
             (0o120_000, attr.size, place.block)
         }
-        Kind::CharDevice => (0o020_000, 0, device_number(attr.rdev)),
-        Kind::BlockDevice => (0o060_000, 0, device_number(attr.rdev)),
-        Kind::Fifo => (0o010_000, 0, 0),
+        InodeKind::CharDevice => (0o020_000, 0, device_number(attr.rdev)),
+        InodeKind::BlockDevice => (0o060_000, 0, device_number(attr.rdev)),
+        InodeKind::Fifo => (0o010_000, 0, 0),
     };
     let layout = match place.tail {
         _ if chunks.is_some() => DataLayout::ChunkBased,
@@ -165,7 +174,7 @@ fn write_inode(to: &mut [u8], tree: &Tree, places: &MetadataPlaces, attributes: 
     put(to, place.address + INODE_BYTES, xattrs);
 }
 
-fn write_directory(to: &mut [u8], tree: &Tree, places: &MetadataPlaces, ino: Ino, head: u64) {
+fn write_directory(to: &mut [u8], tree: &FrozenTree, places: &MetadataPlaces, ino: InodeNumber, head: u64) {
     let place = places.inodes[ino as usize];
     let blocks = directory::blocks(tree, ino, |ino| places.number(ino));
     let last = blocks.len() - 1;
@@ -193,10 +202,10 @@ fn write_chunks(
     to: &mut [u8],
     places: &MetadataPlaces,
     attributes: &AttributeArea,
-    tree: &Tree,
+    tree: &FrozenTree,
     spans: &[ChunkSpan],
 ) {
-    let map_of = |ino: Ino| {
+    let map_of = |ino: InodeNumber| {
         let xattrs = attributes.behind_inode(tree, ino).len() as u64;
         places.inodes[ino as usize].address + INODE_BYTES + xattrs
     };

@@ -4,7 +4,7 @@
 //! close together. The last block of a directory and the target of a link follow their inode if they fit into its
 //! block; otherwise they follow all inodes.
 
-use crate::tree::{Ino, Kind, Tree};
+use crate::tree::{FrozenTree, InodeKind, InodeNumber};
 
 use super::attributes::AttributeArea;
 use super::directory::DirectorySize;
@@ -40,7 +40,7 @@ pub(super) struct MetadataPlaces {
     /// One entry for each inode of the tree.
     pub(super) inodes: Vec<InodePlace>,
     /// The sparse files. Invariant: in order of inode number.
-    pub(super) sparse: Vec<(Ino, ChunkMap)>,
+    pub(super) sparse: Vec<(InodeNumber, ChunkMap)>,
     /// Address of the shared attributes, at a block border.
     pub(super) shared: u64,
     /// End of the metadata, at a block border.
@@ -49,12 +49,12 @@ pub(super) struct MetadataPlaces {
 
 impl MetadataPlaces {
     /// Computes the layout for `tree`.
-    pub(super) fn of(tree: &Tree, attributes: &AttributeArea) -> Result<Self, ErofsError> {
+    pub(super) fn of(tree: &FrozenTree, attributes: &AttributeArea) -> Result<Self, ErofsError> {
         let mut places =
             Self { inodes: Vec::with_capacity(tree.len()), sparse: Vec::new(), shared: 0, end: FIRST_INODE };
         // Content that does not fit after its inode: the inode, and the number of blocks.
-        let mut apart: Vec<(Ino, u64)> = Vec::new();
-        for ino in 0..tree.len() as Ino {
+        let mut apart: Vec<(InodeNumber, u64)> = Vec::new();
+        for ino in 0..tree.len() as InodeNumber {
             let xattrs = attributes.behind_inode(tree, ino).len() as u64;
             let (blocks, tail) = places.content(tree, ino)?;
             let place = places.place(INODE_BYTES + xattrs, tail);
@@ -79,36 +79,36 @@ impl MetadataPlaces {
     }
 
     /// The number of an inode in the image.
-    pub(super) fn number(&self, ino: Ino) -> u64 {
+    pub(super) fn number(&self, ino: InodeNumber) -> u64 {
         self.inodes[ino as usize].address / INODE_UNIT
     }
 
     /// The chunk map of a sparse file; `None` for any other inode.
-    pub(super) fn chunks(&self, ino: Ino) -> Option<&ChunkMap> {
+    pub(super) fn chunks(&self, ino: InodeNumber) -> Option<&ChunkMap> {
         let at = self.sparse.binary_search_by_key(&ino, |(ino, _)| *ino).ok()?;
         Some(&self.sparse[at].1)
     }
 
     /// The part of an inode's content that is metadata: whole blocks, and the bytes after them.
-    fn content(&mut self, tree: &Tree, ino: Ino) -> Result<(u64, u64), ErofsError> {
+    fn content(&mut self, tree: &FrozenTree, ino: InodeNumber) -> Result<(u64, u64), ErofsError> {
         let Some(attr) = tree.attr(ino) else { return Ok((0, 0)) };
         match attr.kind {
-            Kind::Directory => {
+            InodeKind::Directory => {
                 let size = DirectorySize::of(tree, ino);
                 Ok((u64::from(size.full), size.tail))
             }
-            Kind::Symlink => Ok((0, attr.size)),
-            Kind::File if i64::try_from(attr.size).is_err() => {
+            InodeKind::Symlink => Ok((0, attr.size)),
+            InodeKind::File if i64::try_from(attr.size).is_err() => {
                 Err(ErofsError::FileTooLarge { ino, size: attr.size })
             }
-            Kind::File => {
+            InodeKind::File => {
                 if let Some(runs) = tree.file(ino).and_then(|file| file.runs) {
                     self.sparse.push((ino, ChunkMap::of(attr.size, runs)));
                 }
                 Ok((0, 0))
             }
-            Kind::Graft(_) => Err(ErofsError::OtherTree { ino }),
-            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => Ok((0, 0)),
+            InodeKind::Graft(_) => Err(ErofsError::OtherTree { ino }),
+            InodeKind::CharDevice | InodeKind::BlockDevice | InodeKind::Fifo => Ok((0, 0)),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Holes have no address, so a sparse file of terabytes takes address space for its data only. The chunk is the
 //! smallest that keeps the map short.
 
-use crate::layer::Run;
+use crate::layer::SparseRun;
 
 use super::format::{BLOCK_BITS, BLOCK_BYTES};
 
@@ -25,7 +25,7 @@ pub(super) struct ChunkMap {
 
 impl ChunkMap {
     /// Computes the map of a file of `size` bytes with data in `runs`.
-    pub(super) fn of(size: u64, runs: &[Run]) -> Self {
+    pub(super) fn of(size: u64, runs: &[SparseRun]) -> Self {
         let blocks = size.div_ceil(BLOCK_BYTES);
         let bits = (0..MAX_CHUNK_BITS).find(|bits| blocks.div_ceil(1 << bits) <= MAX_CHUNKS);
         let bits = bits.unwrap_or(MAX_CHUNK_BITS);
@@ -62,7 +62,7 @@ mod tests {
     const TIB: u64 = 1 << 40;
 
     fn map(size: u64, runs: &[(u64, u64)]) -> ChunkMap {
-        let runs: Vec<Run> = runs.iter().map(|&(offset, len)| Run { offset, len }).collect();
+        let runs: Vec<SparseRun> = runs.iter().map(|&(offset, len)| SparseRun { offset, len }).collect();
         ChunkMap::of(size, &runs)
     }
 

@@ -8,8 +8,8 @@ use std::io::Write;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use crate::image::{Archive, ArchiveMember};
-use crate::io::{BoxFuture, ByteRange, Fault, ReadError, Shared, TAR_END, read_vec, tar_padding};
+use crate::image::{ArchiveMember, ArchiveView};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, SharedReader, TAR_END, read_vec, tar_padding};
 use crate::oci::{Digest, Hasher};
 
 use super::ExportError;
@@ -21,14 +21,14 @@ pub(super) const CHUNK: u64 = 1024 * 1024;
 pub(super) const AHEAD: usize = 8;
 
 /// Progress callback: called with the number of bytes just written.
-pub type Advance<'a> = &'a (dyn Fn(u64) + Sync);
+pub type ExportProgress<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// A piece of the archive.
-enum Part<'a> {
+enum ArchiveRun<'a> {
     /// Bytes in memory.
     Here(Bytes),
     /// A range of a blob.
-    Of(&'a ArchiveMember, Shared, ByteRange),
+    Of(&'a ArchiveMember, SharedReader, ByteRange),
     /// The end of a blob.
     End(&'a ArchiveMember),
 }
@@ -36,22 +36,22 @@ enum Part<'a> {
 /// Writes `archive` to `out`. A blob that does not hash to its digest is an error, raised after its bytes are written
 /// and before the archive ends.
 pub async fn write_archive(
-    archive: &Archive,
+    archive: &ArchiveView,
     out: &mut (dyn Write + Send),
-    advance: Advance<'_>,
+    advance: ExportProgress<'_>,
 ) -> Result<(), ExportError> {
     let written = |source| ExportError::Write { what: "the archive".to_owned(), source };
-    let end = Part::Here(Bytes::from_static(&[0; TAR_END]));
+    let end = ArchiveRun::Here(Bytes::from_static(&[0; TAR_END]));
     let parts = archive.members().iter().flat_map(parts).chain([end]);
-    let reads = parts.map(|part| -> BoxFuture<'_, Result<(Part<'_>, Bytes), ReadError>> {
+    let reads = parts.map(|part| -> BoxFuture<'_, Result<(ArchiveRun<'_>, Bytes), ReadError>> {
         Box::pin(async move {
             let bytes = match &part {
-                Part::Here(bytes) => bytes.clone(),
-                Part::Of(member, bytes, range) => {
+                ArchiveRun::Here(bytes) => bytes.clone(),
+                ArchiveRun::Of(member, bytes, range) => {
                     let read = read_vec(&**bytes, *range).await;
                     read.map_err(|error| error.within(member.name.clone()))?.into()
                 }
-                Part::End(_) => Bytes::new(),
+                ArchiveRun::End(_) => Bytes::new(),
             };
             Ok((part, bytes))
         })
@@ -61,8 +61,8 @@ pub async fn write_archive(
     while let Some(read) = reads.next().await {
         let (part, bytes) = read?;
         match part {
-            Part::Here(_) => {}
-            Part::Of(member, ..) => {
+            ArchiveRun::Here(_) => {}
+            ArchiveRun::Of(member, ..) => {
                 if hash.is_none() {
                     hash = Some(hasher(member)?);
                 }
@@ -70,7 +70,7 @@ pub async fn write_archive(
                     hash.update(&bytes);
                 }
             }
-            Part::End(member) => {
+            ArchiveRun::End(member) => {
                 let hash = hash.take().map_or_else(|| hasher(member), Ok)?;
                 compare(member.digest.as_ref(), hash)?;
             }
@@ -81,30 +81,30 @@ pub async fn write_archive(
     out.flush().map_err(written)
 }
 
-fn parts(member: &ArchiveMember) -> impl Iterator<Item = Part<'_>> {
+fn parts(member: &ArchiveMember) -> impl Iterator<Item = ArchiveRun<'_>> {
     let size = member.size();
-    let head = Part::Here(member.header.clone());
+    let head = ArchiveRun::Here(member.header.clone());
     let ranges =
         (0..size).step_by(CHUNK as usize).map(move |start| ByteRange::new(start, (start + CHUNK).min(size)));
     let body = member
         .bytes
         .iter()
-        .flat_map(move |bytes| ranges.clone().map(move |range| Part::Of(member, bytes.clone(), range)));
-    let end = member.bytes.iter().map(move |_| Part::End(member));
+        .flat_map(move |bytes| ranges.clone().map(move |range| ArchiveRun::Of(member, bytes.clone(), range)));
+    let end = member.bytes.iter().map(move |_| ArchiveRun::End(member));
     let padding = tar_padding(size);
-    let padding = (padding > 0).then(|| Part::Here(Bytes::from(vec![0; padding])));
+    let padding = (padding > 0).then(|| ArchiveRun::Here(Bytes::from(vec![0; padding])));
     std::iter::once(head).chain(body).chain(end).chain(padding)
 }
 
 /// A hasher for the algorithm of a member's digest; SHA-256 for a member without digest.
 pub(super) fn hasher(member: &ArchiveMember) -> Result<Hasher, ReadError> {
     let algorithm = match &member.digest {
-        None => Some(crate::oci::Algorithm::Sha256),
+        None => Some(crate::oci::HashAlgorithm::Sha256),
         Some(digest) => digest.algorithm(),
     };
     algorithm.map(Hasher::new).ok_or_else(|| {
         let message = format!("{}: the algorithm of its digest cannot be checked", member.name);
-        ReadError::new(Fault::Unsupported, message)
+        ReadError::new(FaultClass::Unsupported, message)
     })
 }
 
@@ -114,7 +114,7 @@ pub(super) fn compare(expected: Option<&Digest>, hash: Hasher) -> Result<(), Rea
     match expected {
         Some(expected) if actual != *expected => {
             let message = format!("the blob {expected} hashes to {actual}");
-            Err(ReadError::new(Fault::Mismatch, message))
+            Err(ReadError::new(FaultClass::Mismatch, message))
         }
         _ => Ok(()),
     }

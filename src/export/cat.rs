@@ -4,9 +4,9 @@ use std::io::Write;
 
 use futures_util::StreamExt as _;
 
-use crate::io::{ByteRange, Fault, ReadError, read_vec};
-use crate::tree::Kind;
-use crate::view::{Namespace, ViewError};
+use crate::io::{ByteRange, FaultClass, ReadError, read_vec};
+use crate::tree::InodeKind;
+use crate::view::{MountNamespace, ViewError};
 
 /// Bytes per read.
 const CHUNK: u64 = 1024 * 1024;
@@ -33,20 +33,24 @@ pub enum CatError {
 
 impl CatError {
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             CatError::View(error) => error.fault(),
-            CatError::Write { .. } => Fault::Io,
+            CatError::Write { .. } => FaultClass::Io,
         }
     }
 }
 
 /// Writes the file at `path` below the root of `namespace` to `out`. Symbolic links are followed. A directory with
 /// one disk in it stands for that disk.
-pub async fn cat(namespace: &Namespace, path: &[u8], out: &mut (dyn Write + Send)) -> Result<(), CatError> {
+pub async fn cat(
+    namespace: &MountNamespace,
+    path: &[u8],
+    out: &mut (dyn Write + Send),
+) -> Result<(), CatError> {
     let name = || String::from_utf8_lossy(path).into_owned();
     let mut node = namespace.resolve(path).await?;
-    if matches!(namespace.attributes(node).map(|attributes| attributes.kind), Some(Kind::Directory)) {
+    if matches!(namespace.attributes(node).map(|attributes| attributes.kind), Some(InodeKind::Directory)) {
         namespace.build(node).await.map_err(ViewError::from)?;
         let disks = namespace.disks(node);
         match &disks[..] {
@@ -59,7 +63,7 @@ pub async fn cat(namespace: &Namespace, path: &[u8], out: &mut (dyn Write + Send
         }
     }
     match namespace.attributes(node).map(|attributes| attributes.kind) {
-        Some(Kind::File) => {}
+        Some(InodeKind::File) => {}
         _ => return Err(ViewError::Wrong { path: name(), wanted: "regular file" }.into()),
     }
     let read = |error: ReadError| ViewError::Read(error.within(name()));

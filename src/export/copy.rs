@@ -9,12 +9,12 @@ use std::path::Path;
 
 use futures_util::StreamExt as _;
 
-use crate::io::{BoxFuture, ByteRange, ReadError, Shared, read_vec};
-use crate::tree::Kind;
-use crate::view::{Namespace, NodeId, ViewError};
+use crate::io::{BoxFuture, ByteRange, ReadError, SharedReader, read_vec};
+use crate::tree::InodeKind;
+use crate::view::{MountNamespace, NodeId, ViewError};
 
-use super::archive::{AHEAD, Advance, CHUNK};
-use super::replace::Replacement;
+use super::archive::{AHEAD, CHUNK, ExportProgress};
+use super::replace::ReplacementFile;
 use super::tree_tar::opened;
 use super::{ExportError, compared};
 
@@ -22,7 +22,7 @@ use super::{ExportError, compared};
 const GRAIN: usize = 64 * 1024;
 
 /// The file that receives the bytes.
-pub(super) struct Target<'a> {
+pub(super) struct CopyTarget<'a> {
     pub(super) file: &'a File,
     pub(super) path: &'a Path,
 }
@@ -30,32 +30,32 @@ pub(super) struct Target<'a> {
 /// Writes the file at `path` of `namespace`, links followed, to the file `dest`, which is replaced once the copy is
 /// complete. By then, all blobs that were read in full were compared with their digests.
 pub async fn copy_file(
-    namespace: &Namespace,
+    namespace: &MountNamespace,
     path: &[u8],
     dest: &Path,
-    advance: Advance<'_>,
+    advance: ExportProgress<'_>,
 ) -> Result<(), ExportError> {
     let node = namespace.resolve(path).await?;
     copy_node(namespace, node, path, dest, advance).await
 }
 
 async fn copy_node(
-    namespace: &Namespace,
+    namespace: &MountNamespace,
     node: NodeId,
     path: &[u8],
     dest: &Path,
-    advance: Advance<'_>,
+    advance: ExportProgress<'_>,
 ) -> Result<(), ExportError> {
     let name = || String::from_utf8_lossy(path).into_owned();
     namespace.build(node).await.map_err(ViewError::from)?;
     let attributes = match namespace.attributes(node) {
-        Some(attributes) if matches!(attributes.kind, Kind::File) => attributes,
+        Some(attributes) if matches!(attributes.kind, InodeKind::File) => attributes,
         _ => return Err(ViewError::Wrong { path: name(), wanted: "regular file" }.into()),
     };
     let bytes = opened(namespace, node, path).await?;
-    let mut file = Replacement::begin(dest)?;
+    let mut file = ReplacementFile::begin(dest)?;
     if file.is_hidden() {
-        fill(&bytes, &Target { file: file.file(), path: dest }, AHEAD, advance).await?;
+        fill(&bytes, &CopyTarget { file: file.file(), path: dest }, AHEAD, advance).await?;
         // The mode of a new file: the recorded mode under the umask; execute bits follow the read bits.
         file.recorded(u32::from(attributes.mode));
     } else {
@@ -67,11 +67,11 @@ async fn copy_node(
 
 /// Writes all of `bytes` in order, to a destination that may be a pipe.
 async fn stream(
-    bytes: &Shared,
+    bytes: &SharedReader,
     name: &str,
     mut file: &File,
     dest: &Path,
-    advance: Advance<'_>,
+    advance: ExportProgress<'_>,
 ) -> Result<(), ExportError> {
     use std::io::Write as _;
     let size = bytes.size();
@@ -92,10 +92,10 @@ async fn stream(
 
 /// Fills an empty file with `bytes`, reading `ahead` ranges concurrently.
 pub(super) async fn fill(
-    bytes: &Shared,
-    target: &Target<'_>,
+    bytes: &SharedReader,
+    target: &CopyTarget<'_>,
     ahead: usize,
-    advance: Advance<'_>,
+    advance: ExportProgress<'_>,
 ) -> Result<(), ExportError> {
     let failed = |source| ExportError::File { path: target.path.to_owned(), source };
     let size = bytes.size();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::view::ViewError;
 
 /// A failed export.
@@ -43,12 +43,12 @@ pub enum ExportError {
 
 impl ExportError {
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             ExportError::View(error) => error.fault(),
             ExportError::Read(error) => error.fault(),
-            ExportError::Write { .. } | ExportError::File { .. } => Fault::Io,
-            ExportError::Place { .. } => Fault::Usage,
+            ExportError::Write { .. } | ExportError::File { .. } => FaultClass::Io,
+            ExportError::Place { .. } => FaultClass::Usage,
         }
     }
 

@@ -17,15 +17,15 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, mkdirat, openat, statat};
 use rustix::io::Errno;
 use serde_json::Value;
 
-use crate::image::{Archive, ArchiveMember};
-use crate::io::{BoxFuture, ByteRange, Fault, ReadError, read_all, read_vec};
-use crate::oci::{Document, MAX_DOCUMENT, REF_NAME};
+use crate::image::{ArchiveMember, ArchiveView};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, read_all, read_vec};
+use crate::oci::{MAX_DOCUMENT, ManifestDocument, REF_NAME};
 use crate::owner::is_trusted_user;
 
 use super::ExportError;
-use super::archive::{Advance, CHUNK, compare, hasher};
-use super::place::{Destination, LIST, failed, is_taken};
-use super::replace::Replacement;
+use super::archive::{CHUNK, ExportProgress, compare, hasher};
+use super::place::{ExportDestination, LIST, failed, is_taken};
+use super::replace::ReplacementFile;
 
 /// Blobs written concurrently.
 const PARALLEL: usize = 4;
@@ -48,11 +48,11 @@ pub struct LayoutReport {
 /// Writes `archive`, which has the form of a plain layout, to `directory`. The directory is absent, empty, or a
 /// layout, to which the images are added. An image of the same name is replaced.
 pub async fn write_layout(
-    archive: &Archive,
+    archive: &ArchiveView,
     directory: &Path,
-    advance: Advance<'_>,
+    advance: ExportProgress<'_>,
 ) -> Result<LayoutReport, ExportError> {
-    let destination = Destination::find(directory)?;
+    let destination = ExportDestination::find(directory)?;
     // Checked before any write: a directory with other content stays untouched.
     if destination.found()?.is_some() {
         present(&opened(&destination)?, directory)?;
@@ -65,12 +65,12 @@ pub async fn write_layout(
         let path = directory.join(&member.name);
         match (&member.bytes, &member.digest) {
             (None, _) => {
-                let below = made(&Destination::in_directory(parent, name, &path)?)?;
+                let below = made(&ExportDestination::in_directory(parent, name, &path)?)?;
                 held.insert(member.name.trim_end_matches('/').to_owned(), below);
             }
-            (Some(_), Some(_)) => blobs.push((member, Place::of(parent, name, path)?)),
+            (Some(_), Some(_)) => blobs.push((member, LayoutPath::of(parent, name, path)?)),
             (Some(bytes), None) => {
-                let place = Place::of(parent, name, path)?;
+                let place = LayoutPath::of(parent, name, path)?;
                 documents.push((member.name.as_str(), place, read_all(&**bytes).await?));
             }
         }
@@ -98,21 +98,21 @@ pub async fn write_layout(
 }
 
 /// A file of a layout: a held directory and a name.
-struct Place {
+struct LayoutPath {
     directory: OwnedFd,
     name: OsString,
     /// The full path, for messages.
     path: PathBuf,
 }
 
-impl Place {
+impl LayoutPath {
     fn of(parent: &OwnedFd, name: &OsStr, path: PathBuf) -> Result<Self, ExportError> {
         let directory = parent.try_clone().map_err(ExportError::file(&path))?;
         Ok(Self { directory, name: name.to_owned(), path })
     }
 
-    async fn begin(&self) -> Result<Replacement, ExportError> {
-        Replacement::begin_in_turn(&self.directory, &self.name, &self.path).await
+    async fn begin(&self) -> Result<ReplacementFile, ExportError> {
+        ReplacementFile::begin_in_turn(&self.directory, &self.name, &self.path).await
     }
 }
 
@@ -124,9 +124,9 @@ fn split(name: &str) -> (&str, &OsStr) {
 }
 
 async fn write_blobs(
-    blobs: &[(&ArchiveMember, Place)],
+    blobs: &[(&ArchiveMember, LayoutPath)],
     report: &mut LayoutReport,
-    advance: Advance<'_>,
+    advance: ExportProgress<'_>,
 ) -> Result<(), ExportError> {
     let writes = blobs.iter().map(|(member, place)| -> BoxFuture<'_, Result<bool, ExportError>> {
         Box::pin(blob(member, place, advance))
@@ -167,14 +167,14 @@ fn present(directory: &OwnedFd, path: &Path) -> Result<Option<Vec<u8>>, ExportEr
             file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(ExportError::file(&index))?
         }
     };
-    match Document::parse(&bytes, None) {
-        Ok(Document::Index(_)) => Ok(Some(bytes)),
+    match ManifestDocument::parse(&bytes, None) {
+        Ok(ManifestDocument::Index(_)) => Ok(Some(bytes)),
         _ => Err(ExportError::place(&index, "is no index that can be added to")),
     }
 }
 
 /// Opens a directory, creating it if absent. A link is refused.
-fn made(destination: &Destination) -> Result<OwnedFd, ExportError> {
+fn made(destination: &ExportDestination) -> Result<OwnedFd, ExportError> {
     if let Some(name) = destination.name() {
         match mkdirat(destination.directory(), name, Mode::from_raw_mode(0o777)) {
             Err(errno) if !is_taken(errno) => return Err(destination.failed()(errno)),
@@ -184,7 +184,7 @@ fn made(destination: &Destination) -> Result<OwnedFd, ExportError> {
     opened(destination)
 }
 
-fn opened(destination: &Destination) -> Result<OwnedFd, ExportError> {
+fn opened(destination: &ExportDestination) -> Result<OwnedFd, ExportError> {
     let name = destination.name().unwrap_or(OsStr::new("."));
     match openat(destination.directory(), name, LIST, Mode::empty()) {
         Err(Errno::NOTDIR | Errno::LOOP) => Err(ExportError::place(destination.path(), "is no directory")),
@@ -214,7 +214,11 @@ fn read_at(directory: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<File
 }
 
 /// Writes a blob unless it is present. Returns whether it was written.
-async fn blob(member: &ArchiveMember, place: &Place, advance: Advance<'_>) -> Result<bool, ExportError> {
+async fn blob(
+    member: &ArchiveMember,
+    place: &LayoutPath,
+    advance: ExportProgress<'_>,
+) -> Result<bool, ExportError> {
     let Some(bytes) = &member.bytes else { return Ok(false) };
     let size = bytes.size();
     if is_there(member, place)? {
@@ -241,7 +245,7 @@ async fn blob(member: &ArchiveMember, place: &Place, advance: Advance<'_>) -> Re
 }
 
 /// Whether the file at `place` has the bytes of a blob.
-fn is_there(member: &ArchiveMember, place: &Place) -> Result<bool, ExportError> {
+fn is_there(member: &ArchiveMember, place: &LayoutPath) -> Result<bool, ExportError> {
     let path = &place.path;
     match statat(&place.directory, &place.name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::RegularFile => {}
@@ -265,8 +269,9 @@ fn is_there(member: &ArchiveMember, place: &Place) -> Result<bool, ExportError> 
 
 /// The index with the entries of `added`, which replace entries of the same name. All other content is preserved.
 fn joined(before: &[u8], added: &[u8], path: &Path) -> Result<Vec<u8>, ExportError> {
-    let failed =
-        |error: serde_json::Error| ReadError::caused(Fault::Malformed, format!("{}", path.display()), error);
+    let failed = |error: serde_json::Error| {
+        ReadError::caused(FaultClass::Malformed, format!("{}", path.display()), error)
+    };
     let mut index: Value = serde_json::from_slice(before).map_err(failed)?;
     let added: Value = serde_json::from_slice(added).map_err(failed)?;
     let added = added.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -310,14 +315,14 @@ mod tests {
     #[test]
     fn a_directory_that_is_something_else_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let found = |path: &Path| Destination::find(path).unwrap();
+        let found = |path: &Path| ExportDestination::find(path).unwrap();
         let present = || super::present(&opened(&found(dir.path())).unwrap(), dir.path());
         assert_eq!(present().unwrap(), None);
         std::fs::write(dir.path().join("thesis.txt"), b"years").unwrap();
         assert!(present().unwrap_err().to_string().contains("neither empty nor"));
         let top = made(&found(dir.path())).unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("blobs")).unwrap();
-        let blobs = Destination::in_directory(&top, OsStr::new("blobs"), Path::new("blobs")).unwrap();
+        let blobs = ExportDestination::in_directory(&top, OsStr::new("blobs"), Path::new("blobs")).unwrap();
         assert!(made(&blobs).unwrap_err().to_string().contains("is no directory"));
     }
 }

@@ -61,22 +61,22 @@ mod tree_dir;
 mod tree_tar;
 mod walk;
 
-pub use archive::{Advance, write_archive};
+pub use archive::{ExportProgress, write_archive};
 pub use cat::{CatError, cat};
 pub use copy::copy_file;
 pub use error::ExportError;
 pub use layout::{LayoutReport, write_layout};
-pub use list::{Depth, Detail, Listed, list};
-pub use preserve::{Preserve, Withheld};
-pub use replace::Replacement;
+pub use list::{ListDepth, ListDetail, ListedName, list};
+pub use preserve::{PreservedMetadata, WithheldCounts};
+pub use replace::ReplacementFile;
 pub use tree_dir::{DirReport, write_tree};
 pub use tree_tar::write_tree_tar;
 
 use crate::io::ReadError;
-use crate::view::Namespace;
+use crate::view::MountNamespace;
 
 /// Waits until all blobs that were read in full were compared with their digests.
-async fn compared(namespace: &Namespace) -> Result<(), ReadError> {
+async fn compared(namespace: &MountNamespace) -> Result<(), ReadError> {
     for image in namespace.family().images() {
         image.compared().await?;
     }

@@ -28,7 +28,7 @@ pub(super) const LIST: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// The destination of a write.
-pub(super) struct Destination {
+pub(super) struct ExportDestination {
     /// The directory.
     directory: OwnedFd,
     /// The name in the directory, either absent or no link; `None` for the directory itself.
@@ -39,10 +39,10 @@ pub(super) struct Destination {
     path: PathBuf,
 }
 
-impl Destination {
+impl ExportDestination {
     /// Resolves the directory of `path`.
     pub(super) fn find(path: &Path) -> Result<Self, ExportError> {
-        let mut walk = Walk::new(path)?;
+        let mut walk = PathWalk::new(path)?;
         while let Some(step) = walk.todo.pop_front() {
             if let Some(name) = walk.step(step)? {
                 let is_linked = walk.links > 0 && walk.linked_last;
@@ -129,23 +129,23 @@ pub(super) fn is_planted(found: &Stat, directory: BorrowedFd<'_>) -> bool {
 }
 
 /// A walk down a path.
-struct Walk {
+struct PathWalk {
     directory: OwnedFd,
     /// The path of the directory, for messages.
     shown: PathBuf,
-    todo: VecDeque<Left>,
+    todo: VecDeque<PendingComponent>,
     links: usize,
     linked_last: bool,
 }
 
 /// A path component left to walk.
-enum Left {
+enum PendingComponent {
     Root,
     Up,
     Name(OsString),
 }
 
-impl Walk {
+impl PathWalk {
     fn new(path: &Path) -> Result<Self, ExportError> {
         let directory = open(".", LOOK, Mode::empty()).map_err(failed(Path::new(".")))?;
         let mut walk =
@@ -158,29 +158,29 @@ impl Walk {
     fn queue(&mut self, path: &Path) {
         for component in path.components().rev() {
             match component {
-                Component::RootDir => self.todo.push_front(Left::Root),
-                Component::ParentDir => self.todo.push_front(Left::Up),
-                Component::Normal(name) => self.todo.push_front(Left::Name(name.to_owned())),
+                Component::RootDir => self.todo.push_front(PendingComponent::Root),
+                Component::ParentDir => self.todo.push_front(PendingComponent::Up),
+                Component::Normal(name) => self.todo.push_front(PendingComponent::Name(name.to_owned())),
                 Component::CurDir | Component::Prefix(_) => {}
             }
         }
     }
 
     /// Takes one step. Returns the name if it is the last one.
-    fn step(&mut self, component: Left) -> Result<Option<OsString>, ExportError> {
+    fn step(&mut self, component: PendingComponent) -> Result<Option<OsString>, ExportError> {
         let name = match component {
-            Left::Root => {
+            PendingComponent::Root => {
                 self.directory = open("/", LOOK, Mode::empty()).map_err(failed(Path::new("/")))?;
                 self.shown = "/".into();
                 return Ok(None);
             }
-            Left::Up => {
+            PendingComponent::Up => {
                 self.directory =
                     openat(&self.directory, "..", LOOK, Mode::empty()).map_err(failed(&self.shown))?;
                 self.shown.push("..");
                 return Ok(None);
             }
-            Left::Name(name) => name,
+            PendingComponent::Name(name) => name,
         };
         let is_last = self.todo.is_empty();
         let here = self.shown.join(&name);
@@ -253,19 +253,19 @@ mod tests {
         for (path, name, linked) in
             [("a/x", "x", false), ("rel/x", "x", false), ("abs", "x", true), ("a/./../rel/x/", "x", false)]
         {
-            let found = Destination::find(&dir.path().join(path)).unwrap();
+            let found = ExportDestination::find(&dir.path().join(path)).unwrap();
             assert_eq!((found.name(), found.is_linked()), (Some(OsStr::new(name)), linked), "{path}");
             assert_eq!(fstat(found.directory()).unwrap().st_ino, inode(&dir.path().join("a")), "{path}");
             assert!(found.found().unwrap().is_none());
         }
-        assert_eq!(Destination::find(Path::new("/")).unwrap().name(), None);
-        assert_eq!(Destination::find(&dir.path().join("a/..")).unwrap().name(), None);
-        let error = |path: &str| Destination::find(&dir.path().join(path)).err().unwrap().to_string();
+        assert_eq!(ExportDestination::find(Path::new("/")).unwrap().name(), None);
+        assert_eq!(ExportDestination::find(&dir.path().join("a/..")).unwrap().name(), None);
+        let error = |path: &str| ExportDestination::find(&dir.path().join(path)).err().unwrap().to_string();
         assert!(error("none/x").ends_with("/none does not exist"));
         std::fs::write(dir.path().join("f"), b"").unwrap();
         assert!(error("f/x").contains("is no directory"));
         symlink("loop", dir.path().join("loop")).unwrap();
-        assert!(Destination::find(&dir.path().join("loop/x")).is_err());
+        assert!(ExportDestination::find(&dir.path().join("loop/x")).is_err());
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
         let (a, victim) = (dir.path().join("a"), dir.path().join("victim"));
         std::fs::create_dir(&a).unwrap();
         std::fs::create_dir(&victim).unwrap();
-        let found = Destination::find(&a.join("x")).unwrap();
+        let found = ExportDestination::find(&a.join("x")).unwrap();
         std::fs::rename(&a, dir.path().join("b")).unwrap();
         symlink(&victim, &a).unwrap();
         assert_eq!(fstat(found.directory()).unwrap().st_ino, inode(&dir.path().join("b")));
@@ -295,12 +295,12 @@ mod tests {
             symlink(dir.path().join("real"), &way).unwrap();
             symlink(dir.path().join("real/x"), &last).unwrap();
             for path in [way.join("x"), last.clone()] {
-                assert!(Destination::find(&path).is_ok());
+                assert!(ExportDestination::find(&path).is_ok());
             }
             lchown(&way, Some(12_345), Some(12_345)).unwrap();
             lchown(&last, Some(12_345), Some(12_345)).unwrap();
             for path in [way.join("x"), last] {
-                let error = Destination::find(&path).err().unwrap().to_string();
+                let error = ExportDestination::find(&path).err().unwrap().to_string();
                 assert!(error.contains("is a link of user 12345"), "{error}");
             }
         }

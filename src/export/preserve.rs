@@ -4,15 +4,15 @@
 //! and steer overlays and security modules. So they are written only on request. This file decides per name, and
 //! writes nothing.
 
-use crate::tree::Kind;
-use crate::view::Attributes;
+use crate::tree::InodeKind;
+use crate::view::NodeAttributes;
 
 /// Set-user-ID and set-group-ID.
 const SET_ID: u16 = 0o6000;
 
 /// Selects the privileged metadata to write. The default is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Preserve {
+pub struct PreservedMetadata {
     /// Set-user-ID and set-group-ID bits of files.
     pub set_id: bool,
     /// Character and block devices.
@@ -23,21 +23,21 @@ pub struct Preserve {
     pub security: bool,
 }
 
-impl Preserve {
+impl PreservedMetadata {
     /// Select everything.
     pub fn everything() -> Self {
         Self { set_id: true, devices: true, trusted: true, security: true }
     }
 
     /// The mode of an exported file, without set-ID bits unless selected.
-    pub(super) fn mode(self, attributes: &Attributes) -> u16 {
-        let has_power = matches!(attributes.kind, Kind::File) && !self.set_id;
+    pub(super) fn mode(self, attributes: &NodeAttributes) -> u16 {
+        let has_power = matches!(attributes.kind, InodeKind::File) && !self.set_id;
         if has_power { attributes.mode & !SET_ID } else { attributes.mode }
     }
 
     /// Whether files of this kind are created.
-    pub(super) fn makes(self, kind: Kind) -> bool {
-        self.devices || !matches!(kind, Kind::CharDevice | Kind::BlockDevice)
+    pub(super) fn makes(self, kind: InodeKind) -> bool {
+        self.devices || !matches!(kind, InodeKind::CharDevice | InodeKind::BlockDevice)
     }
 
     /// Whether an attribute of this name is set.
@@ -48,7 +48,7 @@ impl Preserve {
 
 /// Counts of the metadata left out because it was not selected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Withheld {
+pub struct WithheldCounts {
     /// Files that lost their set-user-ID or set-group-ID bit.
     pub set_id: u64,
     /// Devices.
@@ -59,7 +59,7 @@ pub struct Withheld {
     pub security: u64,
 }
 
-impl Withheld {
+impl WithheldCounts {
     pub(super) fn note_attribute(&mut self, name: &[u8]) {
         if name.starts_with(b"trusted.") { self.trusted += 1 } else { self.security += 1 }
     }

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::owner::is_trusted_user;
 
 use super::ExportError;
-use super::place::{Destination, LIST, failed, is_taken};
+use super::place::{ExportDestination, LIST, failed, is_taken};
 
 /// Names tried for the staging directory.
 const STAGING_TRIES: u32 = 64;
@@ -30,7 +30,7 @@ const REMOVAL_ROUNDS: usize = 8;
 /// The staging directory. Dropped before [`PrivateTree::keep`], it removes its own content, and nothing else.
 pub(super) struct PrivateTree {
     top: OwnedFd,
-    place: Place,
+    place: ContentTarget,
     /// The names created directly in `top`.
     names: Vec<Vec<u8>>,
     is_kept: bool,
@@ -38,7 +38,7 @@ pub(super) struct PrivateTree {
 }
 
 /// The final location of the content.
-enum Place {
+enum ContentTarget {
     /// `top` itself: the directory is new.
     New { parent: OwnedFd, name: OsString },
     /// The parent of `top`: an existing directory.
@@ -48,14 +48,14 @@ enum Place {
 impl PrivateTree {
     /// Creates the directory at `path`, or a staging directory in it if it exists and is empty.
     pub(super) fn make(path: &Path) -> Result<Self, ExportError> {
-        let destination = Destination::find(path)?;
+        let destination = ExportDestination::find(path)?;
         let is_trusted = destination.is_trusted()?;
         let directory = match destination.name().map(OsStr::to_owned) {
             None => openat(destination.directory(), ".", LIST, Mode::empty()).map_err(failed(path))?,
             Some(name) => match mkdirat(destination.directory(), &name, Mode::from_raw_mode(0o700)) {
                 Ok(()) => {
                     let top = enter_new(destination.directory(), &name, is_trusted, path)?;
-                    let place = Place::New { parent: destination.into_directory(), name };
+                    let place = ContentTarget::New { parent: destination.into_directory(), name };
                     return Ok(Self { top, place, names: Vec::new(), is_kept: false, path: path.to_owned() });
                 }
                 Err(errno) if is_taken(errno) => {
@@ -82,7 +82,7 @@ impl PrivateTree {
                 Err(errno) => return Err(failed(path)(errno)),
             }
             let top = enter_new(directory.as_fd(), &staging, is_trusted, path)?;
-            let place = Place::Inside { directory, staging };
+            let place = ContentTarget::Inside { directory, staging };
             return Ok(Self { top, place, names: Vec::new(), is_kept: false, path: path.to_owned() });
         }
         Err(ExportError::place(path, "is not empty"))
@@ -95,7 +95,7 @@ impl PrivateTree {
 
     /// Whether it is the final directory itself.
     pub(super) fn is_new(&self) -> bool {
-        matches!(self.place, Place::New { .. })
+        matches!(self.place, ContentTarget::New { .. })
     }
 
     /// Records a created name for removal. Names below another are removed with it.
@@ -107,7 +107,7 @@ impl PrivateTree {
 
     /// Moves a name of the top to its final location, unless it exists there.
     pub(super) fn publish(&mut self, name: &[u8]) -> Result<(), ExportError> {
-        let Place::Inside { directory, .. } = &self.place else { return Ok(()) };
+        let ContentTarget::Inside { directory, .. } = &self.place else { return Ok(()) };
         let shown = self.path.join(OsStr::from_bytes(name));
         match renameat_with(&self.top, name, directory, name, RenameFlags::NOREPLACE) {
             // The file system does not support RENAME_NOREPLACE.
@@ -132,7 +132,7 @@ impl PrivateTree {
     /// Keeps the content, and removes the empty staging directory.
     pub(super) fn keep(&mut self) {
         self.is_kept = true;
-        if let Place::Inside { directory, staging } = &self.place
+        if let ContentTarget::Inside { directory, staging } = &self.place
             && let Err(errno) = unlinkat(directory, staging, AtFlags::REMOVEDIR)
         {
             tracing::warn!(directory = %self.path.display(), staging = %staging.display(), %errno, "an empty directory stays");
@@ -144,8 +144,8 @@ impl PrivateTree {
             remove(self.top.as_fd(), name)?;
         }
         let (parent, name) = match &self.place {
-            Place::New { parent, name } => (parent, name),
-            Place::Inside { directory, staging } => (directory, staging),
+            ContentTarget::New { parent, name } => (parent, name),
+            ContentTarget::Inside { directory, staging } => (directory, staging),
         };
         // Another directory may have the name by now. A directory with files of other users is not empty, and stays.
         let (ours, found) = (fstat(&self.top)?, statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?);

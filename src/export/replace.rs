@@ -23,7 +23,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pid
 use crate::owner::FileOwner;
 
 use super::ExportError;
-use super::place::{Destination, is_planted};
+use super::place::{ExportDestination, is_planted};
 
 /// How often the hidden file is opened anew if another process removed or renamed it.
 const ROUNDS: usize = 8;
@@ -39,7 +39,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 const NAMING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A file that is being written.
-pub struct Replacement {
+pub struct ReplacementFile {
     file: File,
     /// The path as given, for messages.
     target: PathBuf,
@@ -52,7 +52,7 @@ pub struct Replacement {
 /// The holder of the turn to write a target.
 enum WriteTurn {
     /// This process.
-    Taken(Replacement),
+    Taken(ReplacementFile),
     /// Another process of this user, which writes.
     Writing,
     /// Another process, apparently of this user, which sets the mode and renames the file, or removes it.
@@ -66,15 +66,15 @@ struct HiddenPart {
     target: OsString,
 }
 
-impl Replacement {
+impl ReplacementFile {
     /// Begins to write the file at `path`. A device or pipe is written to directly, and so is an open descriptor, as
     /// `/dev/stdout` or `/dev/fd/5`. A link stays, and its target is replaced, unless another user may have planted
     /// the link.
     pub fn begin(path: &Path) -> Result<Self, ExportError> {
-        if let Some(descriptor) = Descriptor::at(path) {
+        if let Some(descriptor) = OpenDescriptor::at(path) {
             return Self::open(path, &descriptor);
         }
-        let destination = Destination::find(path)?;
+        let destination = ExportDestination::find(path)?;
         let found = destination.found()?;
         match (&found, destination.name()) {
             (_, None) => return Err(ExportError::place(path, "is a directory")),
@@ -111,7 +111,7 @@ impl Replacement {
 
     /// Begins to write to an open descriptor. Its file may have no name by now, or its name may belong to another
     /// file.
-    fn open(path: &Path, descriptor: &Descriptor) -> Result<Self, ExportError> {
+    fn open(path: &Path, descriptor: &OpenDescriptor) -> Result<Self, ExportError> {
         let file = match std::fs::metadata(path) {
             Ok(found) if found.is_dir() => return Err(ExportError::place(path, "is a directory")),
             // Opened anew, it would be written from its start, and longer old content would remain.
@@ -132,7 +132,7 @@ impl Replacement {
     ) -> Result<Self, ExportError> {
         let mut naming_since = None;
         loop {
-            let destination = Destination::in_directory(directory, name, path)?;
+            let destination = ExportDestination::in_directory(directory, name, path)?;
             let found = destination.found()?;
             if found.is_some_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory) {
                 return Err(ExportError::place(path, "is a directory"));
@@ -151,7 +151,7 @@ impl Replacement {
     }
 
     /// Takes the hidden file of a target, unless another process has it.
-    fn take(destination: Destination) -> Result<WriteTurn, ExportError> {
+    fn take(destination: ExportDestination) -> Result<WriteTurn, ExportError> {
         let target = destination.path().to_owned();
         let Some(name) = destination.name().map(OsStr::to_owned) else {
             return Err(ExportError::place(&target, "is no name of a file"));
@@ -253,7 +253,7 @@ impl Replacement {
     }
 }
 
-impl Drop for Replacement {
+impl Drop for ReplacementFile {
     fn drop(&mut self) {
         if let Some(part) = &self.part
             && let Err(errno) = unlinkat(&part.directory, &part.name, AtFlags::empty())
@@ -286,12 +286,12 @@ fn mask() -> u32 {
 }
 
 /// An open descriptor of a process.
-struct Descriptor {
+struct OpenDescriptor {
     process: Pid,
     number: i32,
 }
 
-impl Descriptor {
+impl OpenDescriptor {
     /// The descriptor that `path` names: `/dev/stdout`, `/dev/fd/5`, `/proc/7/fd/5`, or a link to one of these.
     fn at(path: &Path) -> Option<Self> {
         let mut path = path.to_owned();
@@ -347,12 +347,12 @@ mod tests {
     async fn a_file_that_is_about_to_get_its_name_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
-        let held = Replacement::begin(&path).unwrap();
+        let held = ReplacementFile::begin(&path).unwrap();
         // As its commit begins.
         fchmod(held.file(), Mode::from_raw_mode(0o644)).unwrap();
-        assert!(Replacement::begin(&path).is_err());
+        assert!(ReplacementFile::begin(&path).is_err());
         let directory = OwnedFd::from(File::open(dir.path()).unwrap());
-        let mut next = std::pin::pin!(Replacement::begin_in_turn(&directory, OsStr::new("x"), &path));
+        let mut next = std::pin::pin!(ReplacementFile::begin_in_turn(&directory, OsStr::new("x"), &path));
         assert!(tokio::time::timeout(PAUSE * 3, &mut next).await.is_err(), "it is not waited for");
         held.commit().unwrap();
         next.await.unwrap().commit().unwrap();
@@ -364,14 +364,14 @@ mod tests {
         let path = dir.path().join("x");
         let names = || std::fs::read_dir(dir.path()).unwrap().count();
         std::fs::write(&path, b"old").unwrap();
-        let begun = Replacement::begin(&path).unwrap();
+        let begun = ReplacementFile::begin(&path).unwrap();
         begun.write_at(b"new and longer", 0).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         drop(begun);
         assert_eq!((std::fs::read(&path).unwrap(), names()), (b"old".to_vec(), 1));
         // What a killed process left is written over.
         std::fs::write(dir.path().join(".x.ocifs-part"), [b'z'; 100]).unwrap();
-        let begun = Replacement::begin(&path).unwrap();
+        let begun = ReplacementFile::begin(&path).unwrap();
         begun.write_at(b"new", 0).unwrap();
         begun.commit().unwrap();
         assert_eq!((std::fs::read(&path).unwrap(), names()), (b"new".to_vec(), 1));
@@ -381,19 +381,19 @@ mod tests {
     fn two_do_not_write_one_file_at_a_time_and_no_link_is_followed_to_write_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
-        let first = Replacement::begin(&path).unwrap();
-        let second = Replacement::begin(&path);
+        let first = ReplacementFile::begin(&path).unwrap();
+        let second = ReplacementFile::begin(&path);
         assert!(second.err().unwrap().to_string().contains("another process"));
         drop(first);
         let victim = dir.path().join("victim");
         std::fs::write(&victim, b"mine").unwrap();
         std::os::unix::fs::symlink(&victim, dir.path().join(".x.ocifs-part")).unwrap();
-        let begun = Replacement::begin(&path).unwrap();
+        let begun = ReplacementFile::begin(&path).unwrap();
         begun.write_at(b"new", 0).unwrap();
         begun.commit().unwrap();
         assert!(!path.is_symlink());
         assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
-        assert!(Replacement::begin(dir.path()).err().unwrap().to_string().contains("is a directory"));
+        assert!(ReplacementFile::begin(dir.path()).err().unwrap().to_string().contains("is a directory"));
     }
 
     #[test]
@@ -402,13 +402,13 @@ mod tests {
         let (path, link) = (dir.path().join("x"), dir.path().join("link"));
         std::fs::write(&path, b"old").unwrap();
         std::os::unix::fs::symlink("x", &link).unwrap();
-        let begun = Replacement::begin(&link).unwrap();
+        let begun = ReplacementFile::begin(&link).unwrap();
         begun.write_at(b"new", 0).unwrap();
         begun.commit().unwrap();
         assert!(link.is_symlink());
         let dangling = dir.path().join("dangling");
         std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
-        assert!(Replacement::begin(&dangling).err().unwrap().to_string().contains("leads to no file"));
+        assert!(ReplacementFile::begin(&dangling).err().unwrap().to_string().contains("leads to no file"));
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
     }
 
@@ -428,7 +428,7 @@ mod tests {
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         for path in [&link, &pipe] {
             lchown(path, Some(12_345), Some(12_345)).unwrap();
-            let error = Replacement::begin(path).err().unwrap().to_string();
+            let error = ReplacementFile::begin(path).err().unwrap().to_string();
             assert!(error.contains("of user 12345"), "{error}");
         }
         assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
@@ -454,7 +454,7 @@ mod tests {
             plant();
             let planted = std::fs::metadata(&part).unwrap().ino();
             let spy = File::options().read(true).write(true).open(&part).unwrap();
-            let begun = Replacement::begin(&path).unwrap();
+            let begun = ReplacementFile::begin(&path).unwrap();
             let found = begun.file().metadata().unwrap();
             assert!(found.ino() != planted && found.mode() & 0o7777 == 0o600 && found.nlink() == 1);
             begun.write_at(b"new", 0).unwrap();
@@ -474,12 +474,12 @@ mod tests {
         let Ok(dir) = tempfile::tempdir_in("/dev/shm") else { return };
         let path = dir.path().join("x");
         std::fs::write(&path, b"old and longer").unwrap();
-        let begun = Replacement::begin(&path).unwrap();
+        let begun = ReplacementFile::begin(&path).unwrap();
         begun.write_at(b"new", 0).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"old and longer");
         begun.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        let null = Replacement::begin(Path::new("/dev/null")).unwrap();
+        let null = ReplacementFile::begin(Path::new("/dev/null")).unwrap();
         assert!(!null.is_hidden());
     }
 
@@ -499,12 +499,12 @@ mod tests {
             (PathBuf::from(format!("/proc/{}/fd/{number}", std::process::id())), "c "),
             (link, "d "),
         ] {
-            let begun = Replacement::begin(&name).unwrap();
+            let begun = ReplacementFile::begin(&name).unwrap();
             assert!(!begun.is_hidden());
             begun.file().write_all(part.as_bytes()).unwrap();
             begun.commit().unwrap();
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"head a b c d ");
-        assert!(Replacement::begin(Path::new("/dev/fd/4000000")).is_err());
+        assert!(ReplacementFile::begin(Path::new("/dev/fd/4000000")).is_err());
     }
 }

@@ -19,16 +19,16 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::io::BoxFuture;
-use crate::tree::Kind;
-use crate::view::{Attributes, Namespace, NodeId};
+use crate::tree::InodeKind;
+use crate::view::{MountNamespace, NodeAttributes, NodeId};
 
-use super::archive::{AHEAD, Advance};
-use super::copy::{Target, fill};
+use super::archive::{AHEAD, ExportProgress};
+use super::copy::{CopyTarget, fill};
 use super::place::LIST;
-use super::preserve::{Preserve, Withheld};
+use super::preserve::{PreservedMetadata, WithheldCounts};
 use super::private_tree::PrivateTree;
 use super::tree_tar::opened;
-use super::walk::{Step, Walk};
+use super::walk::{ExportWalk, WalkStep};
 use super::{ExportError, compared};
 
 /// The most directories held open: those used last.
@@ -45,7 +45,7 @@ pub struct DirReport {
     /// Whether owners were left out, because only root may set them.
     pub unowned: bool,
     /// Metadata left out because it was not selected.
-    pub withheld: Withheld,
+    pub withheld: WithheldCounts,
     /// The number of missing or incomplete names.
     pub incomplete: u64,
     /// The first of these names, each with its reason.
@@ -62,11 +62,11 @@ impl DirReport {
 }
 
 /// State of a running export.
-struct Writer<'a> {
-    namespace: &'a Namespace,
+struct DirectoryWriter<'a> {
+    namespace: &'a MountNamespace,
     directory: &'a Path,
     tree: PrivateTree,
-    preserve: Preserve,
+    preserve: PreservedMetadata,
     /// Directories by path, the last one opened last.
     held: VecDeque<(Vec<u8>, Arc<OwnedFd>)>,
     is_root: bool,
@@ -74,26 +74,26 @@ struct Writer<'a> {
 }
 
 /// A complete file, without owner, mode and time yet.
-struct Done {
+struct FinishedFile {
     file: File,
     node: NodeId,
     path: Vec<u8>,
-    attributes: Attributes,
+    attributes: NodeAttributes,
 }
 
 /// Writes the content of the directory at `path` of `namespace` to `directory`, which is absent or empty. On an
 /// error, or if the future is dropped, the files written are removed.
 pub async fn write_tree(
-    namespace: &Namespace,
+    namespace: &MountNamespace,
     path: &[u8],
     directory: &Path,
-    preserve: Preserve,
-    advance: Advance<'_>,
+    preserve: PreservedMetadata,
+    advance: ExportProgress<'_>,
 ) -> Result<DirReport, ExportError> {
     let start = namespace.resolve(path).await?;
     // Checked before any write: `start` has to be a directory.
-    let mut walk = Walk::below(namespace, start).await?;
-    let mut writer = Writer {
+    let mut walk = ExportWalk::below(namespace, start).await?;
+    let mut writer = DirectoryWriter {
         namespace,
         directory,
         tree: PrivateTree::make(directory)?,
@@ -102,12 +102,13 @@ pub async fn write_tree(
         is_root: nix::unistd::geteuid().is_root(),
         report: DirReport::default(),
     };
-    let mut files: FuturesUnordered<BoxFuture<'_, Result<Done, ExportError>>> = FuturesUnordered::new();
-    let mut directories: Vec<(Vec<u8>, NodeId, Attributes)> = Vec::new();
+    let mut files: FuturesUnordered<BoxFuture<'_, Result<FinishedFile, ExportError>>> =
+        FuturesUnordered::new();
+    let mut directories: Vec<(Vec<u8>, NodeId, NodeAttributes)> = Vec::new();
     let mut others: Vec<Vec<u8>> = Vec::new();
     while let Some(step) = walk.next().await? {
         writer.report.names += 1;
-        let is_directory = matches!(step.attributes.kind, Kind::Directory | Kind::Graft(_));
+        let is_directory = matches!(step.attributes.kind, InodeKind::Directory | InodeKind::Graft(_));
         match is_directory {
             true => directories.push((step.path.clone(), step.node, step.attributes)),
             false if !step.path.contains(&b'/') => others.push(step.path.clone()),
@@ -154,19 +155,19 @@ pub async fn write_tree(
 }
 
 async fn copy(
-    namespace: &Namespace,
+    namespace: &MountNamespace,
     directory: &Path,
     file: File,
-    step: Step,
-    advance: Advance<'_>,
-) -> Result<Done, ExportError> {
+    step: WalkStep,
+    advance: ExportProgress<'_>,
+) -> Result<FinishedFile, ExportError> {
     let bytes = opened(namespace, step.node, &step.path).await?;
     let name = directory.join(String::from_utf8_lossy(&step.path).as_ref());
-    fill(&bytes, &Target { file: &file, path: &name }, 1, advance).await?;
-    Ok(Done { file, node: step.node, path: step.path, attributes: step.attributes })
+    fill(&bytes, &CopyTarget { file: &file, path: &name }, 1, advance).await?;
+    Ok(FinishedFile { file, node: step.node, path: step.path, attributes: step.attributes })
 }
 
-impl Writer<'_> {
+impl DirectoryWriter<'_> {
     fn failed(&self, path: &[u8]) -> impl FnOnce(Errno) -> ExportError + use<> {
         let path = self.directory.join(String::from_utf8_lossy(path).as_ref());
         move |errno| ExportError::file(&path)(errno.into())
@@ -206,7 +207,7 @@ impl Writer<'_> {
     }
 
     /// Creates one name. Returns a file to fill.
-    fn make(&mut self, step: &Step) -> Result<Option<File>, ExportError> {
+    fn make(&mut self, step: &WalkStep) -> Result<Option<File>, ExportError> {
         let (parent, name) = parted(&step.path);
         let failed = self.failed(&step.path);
         let directory = self.directory(parent)?;
@@ -233,7 +234,7 @@ impl Writer<'_> {
             return Ok(None);
         }
         match step.attributes.kind {
-            Kind::Directory | Kind::Graft(_) => {
+            InodeKind::Directory | InodeKind::Graft(_) => {
                 // Closed to other users until it has its recorded mode.
                 mkdirat(&directory, name, Mode::from_raw_mode(0o700)).map_err(failed)?;
                 self.tree.remember(&step.path);
@@ -241,23 +242,23 @@ impl Writer<'_> {
                 let opened = openat(&directory, name, LIST, Mode::empty()).map_err(failed)?;
                 self.hold(&step.path, opened);
             }
-            Kind::File => {
+            InodeKind::File => {
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = openat(&directory, name, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
                 self.tree.remember(&step.path);
                 return Ok(Some(file.into()));
             }
-            Kind::Symlink => {
+            InodeKind::Symlink => {
                 let target = self.namespace.link(step.node).unwrap_or_default();
                 symlinkat(target, &directory, name).map_err(failed)?;
                 self.tree.remember(&step.path);
                 self.finish_special(step, &directory, name)?;
             }
-            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
+            InodeKind::CharDevice | InodeKind::BlockDevice | InodeKind::Fifo => {
                 let kind = match step.attributes.kind {
-                    Kind::CharDevice => FileType::CharacterDevice,
-                    Kind::BlockDevice => FileType::BlockDevice,
+                    InodeKind::CharDevice => FileType::CharacterDevice,
+                    InodeKind::BlockDevice => FileType::BlockDevice,
                     _ => FileType::Fifo,
                 };
                 let mode = Mode::from_raw_mode(u32::from(step.attributes.mode));
@@ -279,13 +280,18 @@ impl Writer<'_> {
     }
 
     /// Sets owner, time and attributes of a file that cannot be opened.
-    fn finish_special(&mut self, step: &Step, directory: &OwnedFd, name: &[u8]) -> Result<(), ExportError> {
+    fn finish_special(
+        &mut self,
+        step: &WalkStep,
+        directory: &OwnedFd,
+        name: &[u8],
+    ) -> Result<(), ExportError> {
         let attributes = &step.attributes;
         if self.is_root {
             let (uid, gid) = owner(attributes);
             let changed = chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
             changed.map_err(self.failed(&step.path))?;
-            if !matches!(attributes.kind, Kind::Symlink) {
+            if !matches!(attributes.kind, InodeKind::Symlink) {
                 // Only after the owner, because chown clears bits of the mode. The held file is no link.
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let held = openat(directory, name, flags, Mode::empty()).map_err(self.failed(&step.path))?;
@@ -316,7 +322,7 @@ impl Writer<'_> {
         set
     }
 
-    fn finish(&mut self, done: Done) -> Result<(), ExportError> {
+    fn finish(&mut self, done: FinishedFile) -> Result<(), ExportError> {
         self.finish_open(&done.file, &done.path, done.node, &done.attributes)
     }
 
@@ -327,7 +333,7 @@ impl Writer<'_> {
         file: &File,
         path: &[u8],
         node: NodeId,
-        attributes: &Attributes,
+        attributes: &NodeAttributes,
     ) -> Result<(), ExportError> {
         if self.is_root {
             let (uid, gid) = owner(attributes);
@@ -355,11 +361,11 @@ fn parted(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-fn owner(attributes: &Attributes) -> (Option<Uid>, Option<Gid>) {
+fn owner(attributes: &NodeAttributes) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))
 }
 
-fn times(attributes: &Attributes) -> Timestamps {
+fn times(attributes: &NodeAttributes) -> Timestamps {
     let time = Timespec { tv_sec: attributes.mtime.secs, tv_nsec: i64::from(attributes.mtime.nanos) };
     Timestamps { last_access: time, last_modification: time }
 }

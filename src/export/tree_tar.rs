@@ -10,35 +10,37 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 
-use crate::io::{BoxFuture, ByteRange, ReadError, Shared, TAR_END, TarEntry, TarKind, read_vec, tar_padding};
-use crate::tree::Kind;
-use crate::view::{Namespace, NodeId, ViewError};
+use crate::io::{
+    BoxFuture, ByteRange, ReadError, SharedReader, TAR_END, TarEntry, TarKind, read_vec, tar_padding,
+};
+use crate::tree::InodeKind;
+use crate::view::{MountNamespace, NodeId, ViewError};
 
-use super::archive::{AHEAD, Advance, CHUNK};
-use super::walk::{Step, Walk};
+use super::archive::{AHEAD, CHUNK, ExportProgress};
+use super::walk::{ExportWalk, WalkStep};
 use super::{ExportError, compared};
 
 /// A piece of the archive.
-enum Part {
+enum TarRun {
     Here(Bytes),
-    Of(String, Shared, ByteRange),
+    Of(String, SharedReader, ByteRange),
 }
 
 /// Writes the content of the directory at `path` of `namespace` to `out`.
 pub async fn write_tree_tar(
-    namespace: &Namespace,
+    namespace: &MountNamespace,
     path: &[u8],
     out: &mut (dyn Write + Send),
-    advance: Advance<'_>,
+    advance: ExportProgress<'_>,
 ) -> Result<(), ExportError> {
     let written = |source| ExportError::Write { what: "the archive".to_owned(), source };
     let start = namespace.resolve(path).await?;
-    let mut walk = Walk::below(namespace, start).await?;
-    let mut parts: VecDeque<Part> = VecDeque::new();
+    let mut walk = ExportWalk::below(namespace, start).await?;
+    let mut parts: VecDeque<TarRun> = VecDeque::new();
     if namespace.is_recorded(start)
         && let Some(attributes) = namespace.attributes(start)
     {
-        let root = Step { path: b".".to_vec(), node: start, attributes, before: None };
+        let root = WalkStep { path: b".".to_vec(), node: start, attributes, before: None };
         entry(namespace, &root, &mut parts).await?;
     }
     let mut reads: FuturesOrdered<BoxFuture<'_, Result<Bytes, ReadError>>> = FuturesOrdered::new();
@@ -51,7 +53,7 @@ pub async fn write_tree_tar(
                     Some(step) => entry(namespace, &step, &mut parts).await?,
                     None => {
                         is_over = true;
-                        parts.push_back(Part::Here(Bytes::from_static(&[0; TAR_END])));
+                        parts.push_back(TarRun::Here(Bytes::from_static(&[0; TAR_END])));
                     }
                 },
             }
@@ -65,10 +67,10 @@ pub async fn write_tree_tar(
     out.flush().map_err(written)
 }
 
-async fn read(part: Part) -> Result<Bytes, ReadError> {
+async fn read(part: TarRun) -> Result<Bytes, ReadError> {
     match part {
-        Part::Here(bytes) => Ok(bytes),
-        Part::Of(name, bytes, range) => {
+        TarRun::Here(bytes) => Ok(bytes),
+        TarRun::Of(name, bytes, range) => {
             let read = read_vec(&*bytes, range).await;
             Ok(read.map_err(|error| error.within(name))?.into())
         }
@@ -76,20 +78,24 @@ async fn read(part: Part) -> Result<Bytes, ReadError> {
 }
 
 /// Queues the pieces of one entry.
-async fn entry(namespace: &Namespace, step: &Step, parts: &mut VecDeque<Part>) -> Result<(), ExportError> {
+async fn entry(
+    namespace: &MountNamespace,
+    step: &WalkStep,
+    parts: &mut VecDeque<TarRun>,
+) -> Result<(), ExportError> {
     let attributes = &step.attributes;
     let mut name = step.path.clone();
     let kind = match (&step.before, attributes.kind) {
         (Some(before), _) => TarKind::HardLink(before),
-        (None, Kind::File) => TarKind::File(attributes.size),
-        (None, Kind::Directory | Kind::Graft(_)) => {
+        (None, InodeKind::File) => TarKind::File(attributes.size),
+        (None, InodeKind::Directory | InodeKind::Graft(_)) => {
             name.push(b'/');
             TarKind::Directory
         }
-        (None, Kind::Symlink) => TarKind::Symlink(namespace.link(step.node).unwrap_or_default()),
-        (None, Kind::CharDevice) => TarKind::CharDevice(attributes.rdev.major, attributes.rdev.minor),
-        (None, Kind::BlockDevice) => TarKind::BlockDevice(attributes.rdev.major, attributes.rdev.minor),
-        (None, Kind::Fifo) => TarKind::Fifo,
+        (None, InodeKind::Symlink) => TarKind::Symlink(namespace.link(step.node).unwrap_or_default()),
+        (None, InodeKind::CharDevice) => TarKind::CharDevice(attributes.rdev.major, attributes.rdev.minor),
+        (None, InodeKind::BlockDevice) => TarKind::BlockDevice(attributes.rdev.major, attributes.rdev.minor),
+        (None, InodeKind::Fifo) => TarKind::Fifo,
     };
     let xattrs = match step.before {
         Some(_) => Vec::new(),
@@ -102,21 +108,25 @@ async fn entry(namespace: &Namespace, step: &Step, parts: &mut VecDeque<Part>) -
         xattrs,
         ..TarEntry::new(&name, kind, attributes.mode)
     };
-    parts.push_back(Part::Here(entry.header().into()));
+    parts.push_back(TarRun::Here(entry.header().into()));
     if let TarKind::File(size) = kind {
         let bytes = opened(namespace, step.node, &step.path).await?;
         let name = String::from_utf8_lossy(&step.path);
         for start in (0..size).step_by(CHUNK as usize) {
             let range = ByteRange::new(start, (start + CHUNK).min(size));
-            parts.push_back(Part::Of(name.clone().into_owned(), bytes.clone(), range));
+            parts.push_back(TarRun::Of(name.clone().into_owned(), bytes.clone(), range));
         }
-        parts.push_back(Part::Here(Bytes::from(vec![0; tar_padding(size)])));
+        parts.push_back(TarRun::Here(Bytes::from(vec![0; tar_padding(size)])));
     }
     Ok(())
 }
 
 /// Opens a file.
-pub(super) async fn opened(namespace: &Namespace, node: NodeId, path: &[u8]) -> Result<Shared, ViewError> {
+pub(super) async fn opened(
+    namespace: &MountNamespace,
+    node: NodeId,
+    path: &[u8],
+) -> Result<SharedReader, ViewError> {
     let opened = namespace.open_file(node).await;
     Ok(opened.map_err(|error| error.within(String::from_utf8_lossy(path).into_owned()))?.bytes)
 }

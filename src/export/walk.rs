@@ -5,47 +5,47 @@
 
 use std::collections::HashMap;
 
-use crate::tree::Kind;
-use crate::view::{Attributes, Namespace, NodeId, ViewError};
+use crate::tree::InodeKind;
+use crate::view::{MountNamespace, NodeAttributes, NodeId, ViewError};
 
 /// One name of a tree.
-pub(super) struct Step {
+pub(super) struct WalkStep {
     /// The path below the start directory.
     pub(super) path: Vec<u8>,
     pub(super) node: NodeId,
-    pub(super) attributes: Attributes,
+    pub(super) attributes: NodeAttributes,
     /// The earlier path of the same file; `None` for its first name.
     pub(super) before: Option<Vec<u8>>,
 }
 
 /// A walk over a tree.
-pub(super) struct Walk<'a> {
-    namespace: &'a Namespace,
+pub(super) struct ExportWalk<'a> {
+    namespace: &'a MountNamespace,
     /// Pending names, last in first out.
     todo: Vec<(Vec<u8>, NodeId)>,
     /// The first path of each file with several hard links.
     linked: HashMap<NodeId, Vec<u8>>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> ExportWalk<'a> {
     /// A walk over the content of `directory`, without `directory` itself.
-    pub(super) async fn below(namespace: &'a Namespace, directory: NodeId) -> Result<Self, ViewError> {
+    pub(super) async fn below(namespace: &'a MountNamespace, directory: NodeId) -> Result<Self, ViewError> {
         let mut walk = Self { namespace, todo: Vec::new(), linked: HashMap::new() };
         walk.enter(b"", directory).await?;
         Ok(walk)
     }
 
     /// The next name; `None` at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Step>, ViewError> {
+    pub(super) async fn next(&mut self) -> Result<Option<WalkStep>, ViewError> {
         let Some((path, node)) = self.todo.pop() else { return Ok(None) };
         self.namespace.settle(node).await?;
         let missing = || ViewError::NotFound { path: String::from_utf8_lossy(&path).into_owned() };
         let mut attributes = self.namespace.attributes(node).ok_or_else(missing)?;
-        if matches!(attributes.kind, Kind::Directory) {
+        if matches!(attributes.kind, InodeKind::Directory) {
             self.enter(&path, node).await?;
             // Entering a directory makes its attributes known.
             attributes = self.namespace.attributes(node).unwrap_or(attributes);
-            return Ok(Some(Step { path, node, attributes, before: None }));
+            return Ok(Some(WalkStep { path, node, attributes, before: None }));
         }
         let before = match attributes.nlink > 1 {
             true => match self.linked.get(&node) {
@@ -57,7 +57,7 @@ impl<'a> Walk<'a> {
             },
             false => None,
         };
-        Ok(Some(Step { path, node, attributes, before }))
+        Ok(Some(WalkStep { path, node, attributes, before }))
     }
 
     async fn enter(&mut self, path: &[u8], directory: NodeId) -> Result<(), ViewError> {

@@ -12,11 +12,11 @@ use crate::io::{ByteRange, ReadError};
 use crate::layer::{IndexKind, LayerState};
 use crate::oci::{Descriptor, Digest};
 
-use super::Image;
+use super::OpenImage;
 
 /// The cost of reading a part of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum LayerLaziness {
     /// It cannot be read: the algorithm of its digest is unknown.
     Unserved(String),
     /// It is a file, and any part of it can be fetched as a range.
@@ -33,31 +33,43 @@ pub enum Access {
     Pass,
 }
 
-impl Access {
+impl LayerLaziness {
     /// Whether a part can be read without reading everything first.
     pub fn is_lazy(&self) -> bool {
-        !matches!(self, Access::Unserved(_) | Access::Failed(_) | Access::Encrypted | Access::Pass)
+        !matches!(
+            self,
+            LayerLaziness::Unserved(_)
+                | LayerLaziness::Failed(_)
+                | LayerLaziness::Encrypted
+                | LayerLaziness::Pass
+        )
     }
 }
 
-impl fmt::Display for Access {
+impl fmt::Display for LayerLaziness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Access::Unserved(algorithm) => write!(f, "not served: digest algorithm {algorithm} is unknown"),
-            Access::Range => f.write_str("by range"),
-            Access::Failed(error) => write!(f, "archive that cannot be read: {error}"),
-            Access::Encrypted => f.write_str("encrypted: as stored, and its files cannot be read"),
-            Access::Indexed(IndexKind::Local) => f.write_str("archive, indexed in the cache: by range"),
-            Access::Indexed(kind) => write!(f, "archive with a {kind} index: by range"),
-            Access::Headers => f.write_str("archive, by range after a walk over its headers"),
-            Access::Pass => f.write_str("archive, by range as stored; its files after one pass over it"),
+            LayerLaziness::Unserved(algorithm) => {
+                write!(f, "not served: digest algorithm {algorithm} is unknown")
+            }
+            LayerLaziness::Range => f.write_str("by range"),
+            LayerLaziness::Failed(error) => write!(f, "archive that cannot be read: {error}"),
+            LayerLaziness::Encrypted => f.write_str("encrypted: as stored, and its files cannot be read"),
+            LayerLaziness::Indexed(IndexKind::Local) => {
+                f.write_str("archive, indexed in the cache: by range")
+            }
+            LayerLaziness::Indexed(kind) => write!(f, "archive with a {kind} index: by range"),
+            LayerLaziness::Headers => f.write_str("archive, by range after a walk over its headers"),
+            LayerLaziness::Pass => {
+                f.write_str("archive, by range as stored; its files after one pass over it")
+            }
         }
     }
 }
 
 /// Measured behaviour of a blob's source.
 #[derive(Clone, Debug)]
-pub struct Probe {
+pub struct BlobProbe {
     /// The requested blob: the largest one.
     pub blob: Digest,
     /// Its size.
@@ -70,14 +82,14 @@ pub struct Probe {
     pub parallel: Duration,
 }
 
-impl Probe {
+impl BlobProbe {
     /// Number of concurrent range requests.
     pub const PARALLEL: usize = 4;
     /// Length of each range, in bytes.
     pub const LEN: u64 = 64 * 1024;
 }
 
-impl Image {
+impl OpenImage {
     /// The index of layer `at`, as far as documents and the cache show. `offered` lists the published indexes, see
     /// [`offered_indexes`](Self::offered_indexes).
     pub fn index_of(&self, at: usize, offered: &[(Digest, IndexKind)]) -> Option<IndexKind> {
@@ -89,20 +101,20 @@ impl Image {
     }
 
     /// How layer `at` can be read, as far as its label and the cache show.
-    pub fn access(&self, at: usize, offered: &[(Digest, IndexKind)]) -> Access {
+    pub fn access(&self, at: usize, offered: &[(Digest, IndexKind)]) -> LayerLaziness {
         let descriptor = &self.manifest().layers[at];
         if descriptor.digest.algorithm().is_none() {
-            return Access::Unserved(descriptor.digest.algorithm_name().to_owned());
+            return LayerLaziness::Unserved(descriptor.digest.algorithm_name().to_owned());
         }
         if descriptor.media_type.claims_encryption() {
-            return Access::Encrypted;
+            return LayerLaziness::Encrypted;
         }
-        let Some(layer) = self.archive(at) else { return Access::Range };
+        let Some(layer) = self.archive(at) else { return LayerLaziness::Range };
         match (layer.state(), self.index_of(at, offered)) {
-            (LayerState::Failed(error), _) => Access::Failed(error.chain()),
-            (_, Some(kind)) => Access::Indexed(kind),
-            (_, None) if descriptor.media_type.claims_uncompressed_tar() => Access::Headers,
-            (_, None) => Access::Pass,
+            (LayerState::Failed(error), _) => LayerLaziness::Failed(error.chain()),
+            (_, Some(kind)) => LayerLaziness::Indexed(kind),
+            (_, None) if descriptor.media_type.claims_uncompressed_tar() => LayerLaziness::Headers,
+            (_, None) => LayerLaziness::Pass,
         }
     }
 
@@ -112,26 +124,26 @@ impl Image {
     }
 
     /// Requests a few ranges of the largest blob, bypassing the cache; `None` if no blob has a remote source.
-    pub async fn probe(&self) -> Result<Option<Probe>, ReadError> {
+    pub async fn probe(&self) -> Result<Option<BlobProbe>, ReadError> {
         let elsewhere =
             self.manifest().blobs().filter(|blob| blob.data.is_none() && blob.digest.algorithm().is_some());
         let Some(largest) = elsewhere.max_by_key(|blob| blob.size).filter(|blob| blob.size > 0) else {
             return Ok(None);
         };
         let at = |part: usize| {
-            let start = (largest.size / (Probe::PARALLEL as u64 + 1)).saturating_mul(part as u64);
-            ByteRange::at(start, Probe::LEN).intersect(ByteRange::new(0, largest.size))
+            let start = (largest.size / (BlobProbe::PARALLEL as u64 + 1)).saturating_mul(part as u64);
+            ByteRange::at(start, BlobProbe::LEN).intersect(ByteRange::new(0, largest.size))
         };
         let begun = Instant::now();
         let ranges = self.take(largest, at(1)).await?;
         let first = begun.elapsed();
         let begun = Instant::now();
         if ranges {
-            let several = (1..=Probe::PARALLEL).map(|part| self.take(largest, at(part)));
+            let several = (1..=BlobProbe::PARALLEL).map(|part| self.take(largest, at(part)));
             futures_util::future::try_join_all(several).await?;
         }
         let (blob, size) = (largest.digest.clone(), largest.size);
-        Ok(Some(Probe { blob, size, ranges, first, parallel: begun.elapsed() }))
+        Ok(Some(BlobProbe { blob, size, ranges, first, parallel: begun.elapsed() }))
     }
 
     /// Fetches a range to its end, and reports whether the delivery was exactly that range.

@@ -9,14 +9,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use crate::cache::Cache;
+use crate::cache::BlockCache;
 use crate::io::{BoxFuture, ByteRange, MEMORY, MemoryShare, ReadError, read_all};
-use crate::layer::{IndexKind, IndexPolicy, Offer, Offers};
+use crate::layer::{IndexKind, IndexOffer, IndexPolicy, IndexProvider};
 use crate::oci::published::{self, INDEX_ARTIFACT, MAX_INDEX_BLOB, TRACE};
-use crate::oci::{self, Descriptor, Digest, Document, Manifest, SociIndex, SociVersion, Ztoc};
-use crate::source::Source;
+use crate::oci::{self, Descriptor, Digest, Manifest, ManifestDocument, SociIndex, SociVersion, Ztoc};
+use crate::source::ImageSource;
 
-use super::{Image, Trace};
+use super::{OpenImage, ReadTrace};
 
 /// Timeout of the listing: the first access to a layer waits for it, but does not need it.
 const LIST_TIMEOUT: Duration = Duration::from_millis(900);
@@ -24,25 +24,25 @@ const LIST_TIMEOUT: Duration = Duration::from_millis(900);
 const MAX_MANIFESTS: usize = 8;
 
 /// The published indexes of one image.
-pub(super) struct Beside {
-    source: Arc<dyn Source>,
-    cache: Cache,
+pub(super) struct PublishedIndexes {
+    source: Arc<dyn ImageSource>,
+    cache: BlockCache,
     subject: Digest,
     manifest: Manifest,
     policy: IndexPolicy,
-    listed: OnceCell<Vec<Listed>>,
+    listed: OnceCell<Vec<IndexListing>>,
 }
 
 /// A published index.
-struct Listed {
+struct IndexListing {
     layer: Digest,
     blob: Descriptor,
     kind: IndexKind,
     is_bound: bool,
 }
 
-impl Beside {
-    pub(super) fn new(image: &Image, policy: IndexPolicy) -> Self {
+impl PublishedIndexes {
+    pub(super) fn new(image: &OpenImage, policy: IndexPolicy) -> Self {
         Self {
             source: image.source.clone(),
             cache: image.cache.clone(),
@@ -53,7 +53,7 @@ impl Beside {
         }
     }
 
-    async fn list(&self) -> Vec<Listed> {
+    async fn list(&self) -> Vec<IndexListing> {
         let mut listed = Vec::new();
         match oci::soci_index_digest(&self.manifest) {
             Ok(None) => {}
@@ -74,7 +74,7 @@ impl Beside {
         let (published, soci) = tokio::join!(self.documents(INDEX_ARTIFACT), soci);
         for (number, manifest) in published.into_iter().enumerate() {
             match published::read_indexes(&manifest, &self.subject, &self.manifest.layers) {
-                Ok(indexes) => listed.extend(indexes.into_iter().map(|index| Listed {
+                Ok(indexes) => listed.extend(indexes.into_iter().map(|index| IndexListing {
                     layer: index.layer,
                     blob: index.blob,
                     kind: IndexKind::Pushed,
@@ -91,7 +91,7 @@ impl Beside {
     }
 
     /// The SOCI index of version 2 that the manifest names.
-    async fn soci_bound(&self, digest: Digest) -> Result<Vec<Listed>, String> {
+    async fn soci_bound(&self, digest: Digest) -> Result<Vec<IndexListing>, String> {
         let bytes = match self.cache.document(&digest) {
             Ok(Some(bytes)) => bytes,
             Ok(None) | Err(_) => {
@@ -106,13 +106,13 @@ impl Beside {
         self.soci(index)
     }
 
-    fn soci(&self, index: SociIndex) -> Result<Vec<Listed>, String> {
+    fn soci(&self, index: SociIndex) -> Result<Vec<IndexListing>, String> {
         if !index.is_about(&self.subject) {
             return Err(format!("it is not about {}", self.subject));
         }
         let is_bound = index.version == SociVersion::V2;
         let listed =
-            |ztoc: Ztoc| Listed { layer: ztoc.layer, blob: ztoc.blob, kind: IndexKind::Soci, is_bound };
+            |ztoc: Ztoc| IndexListing { layer: ztoc.layer, blob: ztoc.blob, kind: IndexKind::Soci, is_bound };
         Ok(index.ztocs.into_iter().map(listed).collect())
     }
 
@@ -121,7 +121,7 @@ impl Beside {
         documents(&*self.source, &self.subject, artifact_type).await
     }
 
-    async fn read(&self, listed: &Listed) -> Result<Offer, String> {
+    async fn read(&self, listed: &IndexListing) -> Result<IndexOffer, String> {
         /// An index has about 1 % of its layer's size, more if files are tiny. A larger one than this saves nothing.
         const FLOOR: u64 = 4 * 1024 * 1024;
         let layer = self.manifest.layers.iter().find(|layer| layer.digest == listed.layer);
@@ -132,16 +132,16 @@ impl Beside {
         }
         let bytes = blob(&self.cache, &*self.source, &listed.blob).await;
         let bytes = bytes.map_err(|error| error.chain())?;
-        Ok(Offer { kind: listed.kind, bytes, is_bound: listed.is_bound })
+        Ok(IndexOffer { kind: listed.kind, bytes, is_bound: listed.is_bound })
     }
 }
 
-impl Offers for Beside {
+impl IndexProvider for PublishedIndexes {
     fn offer<'a>(
         &'a self,
         digest: &'a Digest,
         number: usize,
-    ) -> BoxFuture<'a, Option<Result<Offer, String>>> {
+    ) -> BoxFuture<'a, Option<Result<IndexOffer, String>>> {
         Box::pin(async move {
             let listed = self.listed.get_or_init(|| self.list()).await;
             let one = listed.iter().filter(|one| one.layer == *digest).nth(number)?;
@@ -150,13 +150,13 @@ impl Offers for Beside {
     }
 }
 
-fn warn(kind: &str, why: &str) -> Vec<Listed> {
+fn warn(kind: &str, why: &str) -> Vec<IndexListing> {
     tracing::warn!(why, "{kind} index is not used");
     Vec::new()
 }
 
 /// Referrers of `subject` of one artifact type, the last listed first.
-async fn documents(source: &dyn Source, subject: &Digest, artifact_type: &str) -> Vec<Manifest> {
+async fn documents(source: &dyn ImageSource, subject: &Digest, artifact_type: &str) -> Vec<Manifest> {
     let asked = tokio::time::timeout(LIST_TIMEOUT, source.referrers(subject, Some(artifact_type)));
     let listed = match asked.await {
         Ok(Ok(listed)) => listed,
@@ -173,9 +173,9 @@ async fn documents(source: &dyn Source, subject: &Digest, artifact_type: &str) -
     let mut manifests = Vec::new();
     for descriptor in listed.iter().rev().take(MAX_MANIFESTS) {
         match source.document(descriptor).await {
-            Ok(root) => match Document::parse(&root.bytes, root.content_type.as_deref()) {
-                Ok(Document::Manifest(manifest)) => manifests.push(manifest),
-                Ok(Document::Index(_)) => {}
+            Ok(root) => match ManifestDocument::parse(&root.bytes, root.content_type.as_deref()) {
+                Ok(ManifestDocument::Manifest(manifest)) => manifests.push(manifest),
+                Ok(ManifestDocument::Index(_)) => {}
                 Err(error) => tracing::warn!(digest = %root.digest, %error, "not used"),
             },
             Err(error) => tracing::warn!(digest = %descriptor.digest, %error, "not used"),
@@ -185,7 +185,11 @@ async fn documents(source: &dyn Source, subject: &Digest, artifact_type: &str) -
 }
 
 /// The bytes of an index or a trace, which hold their share of memory for as long as they are there.
-async fn blob(cache: &Cache, source: &dyn Source, descriptor: &Descriptor) -> Result<Bytes, ReadError> {
+async fn blob(
+    cache: &BlockCache,
+    source: &dyn ImageSource,
+    descriptor: &Descriptor,
+) -> Result<Bytes, ReadError> {
     // Inline bytes came with a document, and are as small.
     if descriptor.size <= SMALL_BLOB_BYTES || descriptor.size > MAX_INDEX_BLOB || descriptor.data.is_some() {
         return small_blob(cache, source, descriptor, MAX_INDEX_BLOB).await;
@@ -222,25 +226,25 @@ impl AsRef<[u8]> for SharedBytes {
 
 /// Reads a blob of at most `limit` bytes through the cache, and compares it with its digest.
 pub(super) async fn small_blob(
-    cache: &Cache,
-    source: &dyn Source,
+    cache: &BlockCache,
+    source: &dyn ImageSource,
     descriptor: &Descriptor,
     limit: u64,
 ) -> Result<Bytes, ReadError> {
     if descriptor.size > limit {
         let message = format!("{} bytes are over the limit of {limit}", descriptor.size);
-        return Err(ReadError::new(crate::io::Fault::Unsupported, message));
+        return Err(ReadError::new(crate::io::FaultClass::Unsupported, message));
     }
     let bytes: Bytes = match &descriptor.data {
         Some(data) => data.clone().into(),
         None => read_all(&*cache.blob(&descriptor.digest, source.blob(descriptor))?).await?.into(),
     };
     let checked = descriptor.check("blob", &bytes);
-    checked.map_err(|error| ReadError::new(crate::io::Fault::Mismatch, error.to_string()))?;
+    checked.map_err(|error| ReadError::new(crate::io::FaultClass::Mismatch, error.to_string()))?;
     Ok(bytes)
 }
 
-impl Image {
+impl OpenImage {
     /// The published indexes of layers: the layer, and the kind of its index. Queries the repository, once.
     pub async fn offered_indexes(&self) -> Vec<(Digest, IndexKind)> {
         let Some(beside) = &self.beside else { return Vec::new() };
@@ -249,9 +253,9 @@ impl Image {
     }
 
     /// The recorded trace of this image: from this machine, else a published one.
-    pub async fn find_trace(&self) -> Result<Option<Trace>, ReadError> {
+    pub async fn find_trace(&self) -> Result<Option<ReadTrace>, ReadError> {
         if let Some(bytes) = self.cache.trace(&self.manifest_digest)? {
-            match Trace::parse(&bytes) {
+            match ReadTrace::parse(&bytes) {
                 Ok(trace) => return Ok(Some(trace)),
                 Err(error) => tracing::warn!(error = error.chain(), "the recorded trace is not used"),
             }
@@ -260,7 +264,7 @@ impl Image {
             let read = async {
                 let descriptor = published::read_trace(&manifest, &self.manifest_digest)
                     .map_err(|error| ReadError::new(error.fault(), error.to_string()))?;
-                Trace::parse(&blob(&self.cache, &*self.source, &descriptor).await?)
+                ReadTrace::parse(&blob(&self.cache, &*self.source, &descriptor).await?)
             };
             match read.await {
                 Ok(trace) => return Ok(Some(trace)),
@@ -279,21 +283,21 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::Fault;
+    use crate::io::FaultClass;
     use crate::source::offline;
 
     #[tokio::test]
     async fn an_index_that_memory_cannot_hold_is_not_asked_for() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
+        let cache = BlockCache::open(dir.path()).unwrap();
         let source = offline(&"registry.test/an/image:v1".parse().unwrap());
         let mut descriptor = Descriptor::of(published::LAYER_INDEX, b"an index");
         descriptor.size = 8 << 20;
         let error = blob(&cache, &*source, &descriptor).await.unwrap_err();
-        assert_ne!(error.fault(), Fault::Unsupported, "it is asked for: {}", error.chain());
+        assert_ne!(error.fault(), FaultClass::Unsupported, "it is asked for: {}", error.chain());
         descriptor.size = 100 << 20;
         let error = blob(&cache, &*source, &descriptor).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Unsupported, "{}", error.chain());
+        assert_eq!(error.fault(), FaultClass::Unsupported, "{}", error.chain());
         assert!(error.chain().contains("bytes of memory"), "{}", error.chain());
     }
 }

@@ -8,37 +8,42 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::artifact::{File, FileBody};
-use crate::disk::{self, Body, Detection, DiskPlan, Format, Inspection, Packing, PartPlan, Qcow2Raw};
-use crate::io::{BoxFuture, ByteRange, Concat, Deferred, Fault, ReadAt as _, ReadError, Shared, read_vec};
-use crate::layer::{self, Content, Hints, Layer};
+use crate::artifact::{ArtifactFile, FileBody};
+use crate::disk::{
+    self, DiskBody, DiskDetection, DiskFormat, DiskInspection, DiskPacking, DiskPlan, PartPlan, Qcow2Raw,
+};
+use crate::io::{
+    BoxFuture, ByteRange, ConcatReader, DeferredReader, FaultClass, ReadAt as _, ReadError, SharedReader,
+    read_vec,
+};
+use crate::layer::{self, FileContent, LayerOptions, StoredLayer};
 
 use crate::oci::Digest;
-use crate::tree::{FileRef, Tree};
+use crate::tree::{FileRef, FrozenTree};
 
-use super::Image;
+use super::OpenImage;
 
 /// State of one disk, computed on first use.
 #[derive(Default)]
-pub(super) struct Found {
-    bytes: OnceCell<Shared>,
-    inspection: OnceCell<Inspection>,
-    raw: OnceCell<Shared>,
+pub(super) struct OpenedDisk {
+    bytes: OnceCell<SharedReader>,
+    inspection: OnceCell<DiskInspection>,
+    raw: OnceCell<SharedReader>,
 }
 
-impl Image {
+impl OpenImage {
     /// The disks that the manifest declares, or those of a containerDisk found so far.
-    pub fn detection(&self) -> &Detection {
+    pub fn detection(&self) -> &DiskDetection {
         self.members.get().map_or(&self.detection, |(detection, _)| detection)
     }
 
-    fn found(&self) -> &[Found] {
+    fn found(&self) -> &[OpenedDisk] {
         self.members.get().map_or(&self.disks, |(_, disks)| disks)
     }
 
     /// Whether the disks are files of the image, so that only the whole tree shows all of them.
     pub fn is_container_disk(&self) -> bool {
-        self.detection.disks.iter().any(|plan| matches!(plan.body, Body::Member { .. }))
+        self.detection.disks.iter().any(|plan| matches!(plan.body, DiskBody::Member { .. }))
     }
 
     /// Adds the disks of a containerDisk that are beyond the first bytes of its layer. Later calls return at once.
@@ -48,14 +53,14 @@ impl Image {
         }
         let find = || async {
             let detection = disk::member_disks(&self.members_of(&*self.merged().await?).await?);
-            let disks = detection.disks.iter().map(|_| Found::default()).collect();
+            let disks = detection.disks.iter().map(|_| OpenedDisk::default()).collect();
             Ok((detection, disks))
         };
         self.members.get_or_try_init(find).await.map(drop)
     }
 
-    async fn members_of(&self, tree: &Tree) -> Result<Vec<disk::Member>, ReadError> {
-        let Some(directory) = tree.lookup(Tree::ROOT, b"disk") else { return Ok(Vec::new()) };
+    async fn members_of(&self, tree: &FrozenTree) -> Result<Vec<disk::DiskMember>, ReadError> {
+        let Some(directory) = tree.lookup(FrozenTree::ROOT, b"disk") else { return Ok(Vec::new()) };
         let mut members = Vec::new();
         for (name, node) in tree.entries(directory, 0) {
             let Some(file) = tree.file(node).filter(|file| disk::is_member(name, file.size)) else {
@@ -64,7 +69,7 @@ impl Image {
             let Ok(name) = std::str::from_utf8(name) else { continue };
             let bytes = self.file_at(&file)?;
             let head = read_vec(&*bytes, ByteRange::new(0, file.size.min(disk::HEAD))).await?;
-            members.push(disk::Member::new(format!("disk/{name}"), file.size, &head));
+            members.push(disk::DiskMember::new(format!("disk/{name}"), file.size, &head));
         }
         Ok(members)
     }
@@ -80,7 +85,7 @@ impl Image {
                 let members = disk::container_disks(&head);
                 if !members.is_empty() {
                     self.detection = disk::member_disks(&members);
-                    self.disks = self.detection.disks.iter().map(|_| Found::default()).collect();
+                    self.disks = self.detection.disks.iter().map(|_| OpenedDisk::default()).collect();
                 }
             }
             // The layer may be an unreadable archive; the process that accesses it gets the error.
@@ -88,8 +93,8 @@ impl Image {
         }
     }
 
-    fn plan(&self, at: usize) -> Result<(&DiskPlan, &Found), ReadError> {
-        let missing = || ReadError::new(Fault::NotFound, format!("there is no disk {at}"));
+    fn plan(&self, at: usize) -> Result<(&DiskPlan, &OpenedDisk), ReadError> {
+        let missing = || ReadError::new(FaultClass::NotFound, format!("there is no disk {at}"));
         self.detection().disks.get(at).zip(self.found().get(at)).ok_or_else(missing)
     }
 
@@ -100,51 +105,51 @@ impl Image {
     }
 
     /// The bytes of a disk; `None` before the disk is opened.
-    pub fn disk_ready(&self, at: usize) -> Option<Shared> {
+    pub fn disk_ready(&self, at: usize) -> Option<SharedReader> {
         self.found().get(at)?.bytes.get().cloned()
     }
 
     /// Opens a disk without inspecting it. Unpacks only as much as the size requires.
-    pub async fn disk(self: &Arc<Self>, at: usize) -> Result<Shared, ReadError> {
+    pub async fn disk(self: &Arc<Self>, at: usize) -> Result<SharedReader, ReadError> {
         let (plan, found) = self.plan(at)?;
         let bytes = found.bytes.get_or_try_init(|| async {
             match &plan.body {
-                Body::Parts(parts) => self.joined(parts).await,
-                Body::Member { path } => Ok(self.member(path, plan.size)),
-                Body::File { layer } => self.file_of(*layer),
+                DiskBody::Parts(parts) => self.joined(parts).await,
+                DiskBody::Member { path } => Ok(self.member(path, plan.size)),
+                DiskBody::File { layer } => self.file_of(*layer),
             }
         });
         Ok(bytes.await?.clone())
     }
 
     /// The file in `files/` that shows a layer.
-    fn file_of(self: &Arc<Self>, layer: usize) -> Result<Shared, ReadError> {
-        let of_layer = |file: &&File| matches!(file.body, FileBody::Layer(at) | FileBody::Sparse { layer: at, .. } if at == layer);
+    fn file_of(self: &Arc<Self>, layer: usize) -> Result<SharedReader, ReadError> {
+        let of_layer = |file: &&ArtifactFile| matches!(file.body, FileBody::Layer(at) | FileBody::Sparse { layer: at, .. } if at == layer);
         match self.contents.files.iter().position(|file| of_layer(&file)) {
             Some(at) if matches!(self.contents.files[at].body, FileBody::Sparse { .. }) => {
                 self.artifact_file(at)
             }
             Some(_) => self.blob(&self.manifest.layers[layer]),
-            None => Err(ReadError::new(Fault::NotFound, format!("layer {layer} is no file"))),
+            None => Err(ReadError::new(FaultClass::NotFound, format!("layer {layer} is no file"))),
         }
     }
 
-    async fn joined(self: &Arc<Self>, parts: &[PartPlan]) -> Result<Shared, ReadError> {
-        let mut joined = Concat::new();
+    async fn joined(self: &Arc<Self>, parts: &[PartPlan]) -> Result<SharedReader, ReadError> {
+        let mut joined = ConcatReader::new();
         for part in parts {
             joined.push(self.part(part).await?);
         }
         if joined.size() > i64::MAX as u64 {
             let message = "its parts have more than 2^63 - 1 bytes together";
-            return Err(ReadError::new(Fault::Unsupported, message));
+            return Err(ReadError::new(FaultClass::Unsupported, message));
         }
         Ok(Arc::new(joined))
     }
 
     /// One part of a disk, unpacked when it is read.
-    async fn part(self: &Arc<Self>, part: &PartPlan) -> Result<Shared, ReadError> {
+    async fn part(self: &Arc<Self>, part: &PartPlan) -> Result<SharedReader, ReadError> {
         let descriptor = &self.manifest.layers[part.layer];
-        if part.packing == Packing::Stored {
+        if part.packing == DiskPacking::Stored {
             return self.blob(descriptor);
         }
         let layer = self.packed(part.layer, part.content.as_ref())?;
@@ -164,37 +169,37 @@ impl Image {
         at: usize,
         size: u64,
         content: Option<&Digest>,
-    ) -> Result<Shared, ReadError> {
+    ) -> Result<SharedReader, ReadError> {
         let layer = self.packed(at, content)?;
         let open = Box::new(move || -> BoxFuture<'static, _> {
             let layer = layer.clone();
             Box::pin(async move { unpacked(&layer).await })
         });
-        Ok(Arc::new(Deferred::new(size, open)))
+        Ok(Arc::new(DeferredReader::new(size, open)))
     }
 
     /// The unpacker of a layer. The first call decides the digest that its content must have.
-    fn packed(&self, at: usize, content: Option<&Digest>) -> Result<Arc<Layer>, ReadError> {
+    fn packed(&self, at: usize, content: Option<&Digest>) -> Result<Arc<StoredLayer>, ReadError> {
         let descriptor = &self.manifest.layers[at];
         // The lock guards only the map; opening a blob touches two local files and no network.
         let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(layer) = packed.get(&at) {
             return Ok(layer.clone());
         }
-        let hints = Hints {
+        let hints = LayerOptions {
             policy: self.index_policy,
             annotations: descriptor.annotations.clone(),
             offers: None,
             verify: self.verify,
             content: content.cloned(),
         };
-        let layer = Arc::new(Layer::packed(self.cached(descriptor)?, self.cache.clone(), hints));
+        let layer = Arc::new(StoredLayer::packed(self.cached(descriptor)?, self.cache.clone(), hints));
         packed.insert(at, layer.clone());
         Ok(layer)
     }
 
     /// The opened parts of disks: number of the layer, and its unpacker.
-    pub(super) fn unpacking(&self) -> Vec<(usize, Arc<Layer>)> {
+    pub(super) fn unpacking(&self) -> Vec<(usize, Arc<StoredLayer>)> {
         let packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut packed: Vec<_> = packed.iter().map(|(at, layer)| (*at, layer.clone())).collect();
         packed.sort_unstable_by_key(|(at, _)| *at);
@@ -202,35 +207,35 @@ impl Image {
     }
 
     /// A file of the merged tree, looked up when it is read.
-    fn member(self: &Arc<Self>, path: &str, size: Option<u64>) -> Shared {
+    fn member(self: &Arc<Self>, path: &str, size: Option<u64>) -> SharedReader {
         let (image, path) = (Arc::downgrade(self), path.to_owned());
         let open = Box::new(move || -> BoxFuture<'static, _> {
             let (image, path) = (image.clone(), path.clone());
             Box::pin(async move {
-                let gone = || ReadError::new(Fault::Io, "the image was closed");
+                let gone = || ReadError::new(FaultClass::Io, "the image was closed");
                 image.upgrade().ok_or_else(gone)?.merged_file(&path).await
             })
         });
-        Arc::new(Deferred::new(size.unwrap_or_default(), open))
+        Arc::new(DeferredReader::new(size.unwrap_or_default(), open))
     }
 
-    async fn merged_file(&self, path: &str) -> Result<Shared, ReadError> {
+    async fn merged_file(&self, path: &str) -> Result<SharedReader, ReadError> {
         let tree = self.merged().await?;
-        let mut node = Tree::ROOT;
-        let missing = || ReadError::new(Fault::Malformed, format!("{path} is not in the merged tree"));
+        let mut node = FrozenTree::ROOT;
+        let missing = || ReadError::new(FaultClass::Malformed, format!("{path} is not in the merged tree"));
         for name in path.split('/') {
             node = tree.lookup(node, name.as_bytes()).ok_or_else(missing)?;
         }
         self.file_at(&tree.file(node).ok_or_else(missing)?)
     }
 
-    fn file_at(&self, file: &FileRef<'_>) -> Result<Shared, ReadError> {
+    fn file_at(&self, file: &FileRef<'_>) -> Result<SharedReader, ReadError> {
         let runs = file.runs.map(<[_]>::to_vec);
-        self.file(file.origin as usize, &Content { size: file.size, offset: file.offset, runs })
+        self.file(file.origin as usize, &FileContent { size: file.size, offset: file.offset, runs })
     }
 
     /// Inspects the first bytes of a disk; read once.
-    pub async fn inspect_disk(self: &Arc<Self>, at: usize) -> Result<&Inspection, ReadError> {
+    pub async fn inspect_disk(self: &Arc<Self>, at: usize) -> Result<&DiskInspection, ReadError> {
         let (plan, found) = self.plan(at)?;
         let inspection = found.inspection.get_or_try_init(|| async {
             let (head, size) = match self.peek(plan).await? {
@@ -252,9 +257,9 @@ impl Image {
 
     /// The compression of a disk's first part, if any.
     async fn compression(&self, plan: &DiskPlan) -> Result<Option<&'static str>, ReadError> {
-        let Body::Parts(parts) = &plan.body else { return Ok(None) };
+        let DiskBody::Parts(parts) = &plan.body else { return Ok(None) };
         match parts.first() {
-            Some(part) if part.packing == Packing::Packed => {
+            Some(part) if part.packing == DiskPacking::Packed => {
                 self.packed(part.layer, part.content.as_ref())?.compression().await
             }
             _ => Ok(None),
@@ -263,11 +268,11 @@ impl Image {
 
     /// The first bytes of a disk, fetching and unpacking no more than those; `None` if only the disk itself has them.
     async fn peek(&self, plan: &DiskPlan) -> Result<Option<Vec<u8>>, ReadError> {
-        let Body::Parts(parts) = &plan.body else { return Ok(None) };
+        let DiskBody::Parts(parts) = &plan.body else { return Ok(None) };
         let Some(first) = parts.first() else { return Ok(None) };
         let head = match first.packing {
-            Packing::Packed => self.packed(first.layer, first.content.as_ref())?.peek(disk::HEAD).await?,
-            Packing::Stored => {
+            DiskPacking::Packed => self.packed(first.layer, first.content.as_ref())?.peek(disk::HEAD).await?,
+            DiskPacking::Stored => {
                 let descriptor = &self.manifest.layers[first.layer];
                 if plan.size.is_none() || descriptor.data.is_some() {
                     return Ok(None);
@@ -283,26 +288,26 @@ impl Image {
     }
 
     /// The disk's inspection; `None` before it is done.
-    pub fn inspected(&self, at: usize) -> Option<&Inspection> {
+    pub fn inspected(&self, at: usize) -> Option<&DiskInspection> {
         self.found().get(at)?.inspection.get()
     }
 
     /// The raw form of a disk; an error if its inspection finds that it has none.
-    pub async fn raw_disk(self: &Arc<Self>, at: usize) -> Result<Shared, ReadError> {
+    pub async fn raw_disk(self: &Arc<Self>, at: usize) -> Result<SharedReader, ReadError> {
         let (plan, found) = self.plan(at)?;
         let raw = found.raw.get_or_try_init(|| async {
             let inspection = self.inspect_disk(at).await?;
             let refused = |reason: &str| {
-                ReadError::new(Fault::Denied, format!("disk {} has no raw form: {reason}", plan.name))
+                ReadError::new(FaultClass::Denied, format!("disk {} has no raw form: {reason}", plan.name))
             };
             if let Some(reason) = inspection.refusal.as_ref().or(inspection.raw.as_ref()) {
                 return Err(refused(reason));
             }
             let Some(header) = inspection.qcow2.clone() else { return Err(refused("it is no qcow2")) };
-            let raw: Shared = Arc::new(Qcow2Raw::open(self.disk(at).await?, &header)?);
+            let raw: SharedReader = Arc::new(Qcow2Raw::open(self.disk(at).await?, &header)?);
             // The content has the same author, and a program that probes formats would trust it as well.
             let head = read_vec(&*raw, ByteRange::new(0, raw.size().min(disk::HEAD))).await?;
-            match disk::inspect(&head, raw.size(), &Format::Raw).refusal {
+            match disk::inspect(&head, raw.size(), &DiskFormat::Raw).refusal {
                 Some(reason) => Err(refused(&format!("what it holds is not given out: {reason}"))),
                 None => Ok(raw),
             }
@@ -311,15 +316,15 @@ impl Image {
     }
 
     /// The raw form of a disk; `None` before it is opened.
-    pub fn raw_ready(&self, at: usize) -> Option<Shared> {
+    pub fn raw_ready(&self, at: usize) -> Option<SharedReader> {
         self.found().get(at)?.raw.get().cloned()
     }
 }
 
 /// The bytes that are packed in a layer.
-async fn unpacked(layer: &Layer) -> Result<Shared, ReadError> {
+async fn unpacked(layer: &StoredLayer) -> Result<SharedReader, ReadError> {
     layer.index().await?;
-    let stream = layer.stream().ok_or_else(|| ReadError::new(Fault::Io, "a layer without a stream"))?;
+    let stream = layer.stream().ok_or_else(|| ReadError::new(FaultClass::Io, "a layer without a stream"))?;
     // The whole stream as one file, with readahead for sequential readers.
-    layer::file(&stream, &Content { size: stream.size(), offset: 0, runs: None }, layer.fetcher())
+    layer::file(&stream, &FileContent { size: stream.size(), offset: 0, runs: None }, layer.fetcher())
 }

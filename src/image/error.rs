@@ -1,7 +1,7 @@
 //! Errors of opening a reference.
 
 use crate::cache::CacheError;
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::oci::{Digest, OciError};
 use crate::source::SourceError;
 
@@ -98,16 +98,16 @@ pub enum ImageError {
 
 impl ImageError {
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             ImageError::Source(error) => error.fault(),
             ImageError::Document { source, .. } | ImageError::Choice { source, .. } => source.fault(),
-            ImageError::Untrusted { .. } => Fault::Mismatch,
+            ImageError::Untrusted { .. } => FaultClass::Mismatch,
             ImageError::Unchecked { source, .. } => source.fault(),
-            ImageError::UnsignedReferrers { .. } => Fault::Usage,
-            ImageError::Nesting { .. } => Fault::Malformed,
+            ImageError::UnsignedReferrers { .. } => FaultClass::Usage,
+            ImageError::Nesting { .. } => FaultClass::Malformed,
             ImageError::TooMany { .. } | ImageError::NoParts { .. } | ImageError::NoArchive { .. } => {
-                Fault::Unsupported
+                FaultClass::Unsupported
             }
             ImageError::Cache(error) => error.fault(),
             ImageError::Read(error) => error.fault(),

@@ -9,28 +9,28 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::broadcast;
 
-use crate::oci::{Digest, Document};
-use crate::source::Root;
+use crate::oci::{Digest, ManifestDocument};
+use crate::source::RootDocument;
 
-use super::open::Opened;
-use super::{Image, MemberStatus, Status};
+use super::open::OpenContext;
+use super::{ImageStatus, MemberStatus, OpenImage};
 
 /// An opened reference.
-pub struct Family {
+pub struct ImageSet {
     pub(super) pinned: String,
     pub(super) digest: Digest,
-    pub(super) document: Document,
+    pub(super) document: ManifestDocument,
     pub(super) index: Option<Bytes>,
-    pub(super) main: Option<Arc<Image>>,
-    pub(super) members: Vec<Member>,
+    pub(super) main: Option<Arc<OpenImage>>,
+    pub(super) members: Vec<SetMember>,
     pub(super) warnings: Vec<String>,
     pub(super) signed_by: Option<Digest>,
     /// The document, and the options and source it was opened with; `None` if it must not be archived.
-    pub(super) root: Option<(Root, Opened)>,
+    pub(super) root: Option<(RootDocument, OpenContext)>,
 }
 
 /// A document that is shown in a directory of its own.
-pub struct Member {
+pub struct SetMember {
     /// Its directory, relative to the root: plain components.
     pub directory: Vec<String>,
     /// The digest of the document.
@@ -38,19 +38,19 @@ pub struct Member {
     /// Content of the document, if it is an index.
     pub index: Option<Bytes>,
     /// The image, if the document is a manifest.
-    pub image: Option<Arc<Image>>,
+    pub image: Option<Arc<OpenImage>>,
     /// Error, if it could not be opened and is therefore not shown.
     pub failure: Option<String>,
 }
 
-impl Member {
+impl SetMember {
     /// Whether it has any content to show.
     pub fn is_shown(&self) -> bool {
         self.image.is_some() || self.index.is_some()
     }
 }
 
-impl Family {
+impl ImageSet {
     /// The reference with the digest of the document it named when it was opened.
     pub fn pinned(&self) -> &str {
         &self.pinned
@@ -62,7 +62,7 @@ impl Family {
     }
 
     /// The document that the reference named, parsed.
-    pub fn document(&self) -> &Document {
+    pub fn document(&self) -> &ManifestDocument {
         &self.document
     }
 
@@ -72,23 +72,24 @@ impl Family {
     }
 
     /// The image at the root. It exists unless all platforms were requested and none is for this machine.
-    pub fn main(&self) -> Option<&Arc<Image>> {
+    pub fn main(&self) -> Option<&Arc<OpenImage>> {
         self.main.as_ref()
     }
 
     /// The documents shown next to it, always in the same order. A nested index comes before its entries.
-    pub fn members(&self) -> &[Member] {
+    pub fn members(&self) -> &[SetMember] {
         &self.members
     }
 
     /// All images, the root's first, and each once.
-    pub fn images(&self) -> impl Iterator<Item = &Arc<Image>> {
+    pub fn images(&self) -> impl Iterator<Item = &Arc<OpenImage>> {
         self.main.iter().chain(self.members.iter().filter_map(|member| self.beside(member)))
     }
 
     /// The image of a member, unless it is the one that the root shows.
-    fn beside<'a>(&self, member: &'a Member) -> Option<&'a Arc<Image>> {
-        let is_main = |image: &Arc<Image>| self.main.as_ref().is_some_and(|main| Arc::ptr_eq(main, image));
+    fn beside<'a>(&self, member: &'a SetMember) -> Option<&'a Arc<OpenImage>> {
+        let is_main =
+            |image: &Arc<OpenImage>| self.main.as_ref().is_some_and(|main| Arc::ptr_eq(main, image));
         member.image.as_ref().filter(|image| !is_main(image))
     }
 
@@ -96,8 +97,8 @@ impl Family {
     pub fn created(&self) -> i64 {
         match (&self.main, &self.document) {
             (Some(image), _) => image.created(),
-            (None, Document::Manifest(manifest)) => super::created(&manifest.annotations),
-            (None, Document::Index(index)) => super::created(&index.annotations),
+            (None, ManifestDocument::Manifest(manifest)) => super::created(&manifest.annotations),
+            (None, ManifestDocument::Index(index)) => super::created(&index.annotations),
         }
     }
 
@@ -135,10 +136,10 @@ impl Family {
     }
 
     /// Takes a snapshot of the whole. Reads nothing.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> ImageStatus {
         let mut status = match &self.main {
             Some(image) => image.status(),
-            None => Status::empty(self.pinned.clone(), self.document.kind()),
+            None => ImageStatus::empty(self.pinned.clone(), self.document.kind()),
         };
         status.reference = self.pinned.clone();
         status.warnings = self.warnings();

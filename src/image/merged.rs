@@ -8,19 +8,22 @@ use std::sync::{Arc, PoisonError};
 use futures_util::StreamExt as _;
 use tokio::sync::Mutex;
 
-use crate::artifact::{self, Union};
-use crate::io::{BoxFuture, Fault, ReadError, Shared, compute};
-use crate::layer::{Content, Entry, EntryKind, IndexKind, Layer, LayerIndex, Sniffed, Toc, has_root};
-use crate::tree::{self, Builder, Overlap, Tree};
+use crate::artifact::{self, UnionRules};
+use crate::io::{BoxFuture, FaultClass, ReadError, SharedReader, compute};
+use crate::layer::{
+    FileContent, IndexKind, LayerIndex, SniffResult, StoredLayer, TableOfContents, TocEntry, TocEntryKind,
+    has_root,
+};
+use crate::tree::{self, ArchiveOverlap, FrozenTree, TreeBuilder};
 
-use super::{Image, OnConflict};
+use super::{ConflictPolicy, OpenImage};
 
 /// Bytes of an archive to search for its first entry.
 const FIRST_BYTES: u64 = 64 * 1024;
 
 /// Paths where archives conflict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Conflicts {
+pub struct PathConflicts {
     /// Number of paths.
     pub count: u64,
     /// The first of the paths.
@@ -29,7 +32,7 @@ pub struct Conflicts {
     pub left_out: Vec<String>,
 }
 
-impl Conflicts {
+impl PathConflicts {
     /// The number of paths, for messages.
     pub(super) fn number(&self) -> String {
         match self.count {
@@ -48,15 +51,15 @@ const LISTED: usize = 1000;
 /// Limit of paths in an error.
 const SHOWN: usize = 10;
 
-impl Image {
+impl OpenImage {
     /// The union of all archive layers. `origin` of its files is the number of the layer in the manifest.
-    pub async fn merged(&self) -> Result<Arc<Tree>, ReadError> {
+    pub async fn merged(&self) -> Result<Arc<FrozenTree>, ReadError> {
         if let Some(error) = self.unmergeable.get() {
             return Err(error.clone());
         }
         let merged = self.merged.get_or_try_init(|| self.merge()).await;
         if let Err(error) = &merged
-            && matches!(error.fault(), Fault::Malformed | Fault::Unsupported | Fault::Mismatch)
+            && matches!(error.fault(), FaultClass::Malformed | FaultClass::Unsupported | FaultClass::Mismatch)
         {
             // The error is permanent, so later lookups return it at once.
             self.unmergeable.get_or_init(|| error.clone());
@@ -64,14 +67,14 @@ impl Image {
         merged.cloned()
     }
 
-    async fn merge(&self) -> Result<Arc<Tree>, ReadError> {
+    async fn merge(&self) -> Result<Arc<FrozenTree>, ReadError> {
         let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
         let union = self.contents.union;
         // Concurrently, but no more at once than cores: a pass has megabytes in flight.
         let one = |(at, layer)| -> BoxFuture<'_, Result<_, ReadError>> {
             Box::pin(async move { Ok((at, self.table_of_contents(at, layer, union).await?)) })
         };
-        if union == Union::Image
+        if union == UnionRules::Image
             && let Some(archive) =
                 self.contents.archives.iter().find(|archive| self.archive(archive.layer).is_none())
         {
@@ -81,11 +84,11 @@ impl Image {
                 archive.layer,
                 digest.algorithm_name()
             );
-            return Err(ReadError::new(Fault::Unsupported, message));
+            return Err(ReadError::new(FaultClass::Unsupported, message));
         }
         let pending: Vec<_> = self.archives().map(one).collect();
         let mut indexes = futures_util::stream::iter(pending).buffered(cores);
-        let (mut builder, mut conflicts) = (Builder::new(), Conflicts::default());
+        let (mut builder, mut conflicts) = (TreeBuilder::new(), PathConflicts::default());
         while let Some(next) = indexes.next().await {
             let (at, Some((toc, root))) = next? else { continue };
             // Large ones stay on disk until their turn; no turn waits for the network.
@@ -94,8 +97,8 @@ impl Image {
             let toc = self.complete_toc(at, toc, root);
             (builder, conflicts) = compute(move || {
                 let applied = match union {
-                    Union::Image => builder.apply(at as u32, &toc),
-                    Union::Plain => {
+                    UnionRules::Image => builder.apply(at as u32, &toc),
+                    UnionRules::Plain => {
                         builder.apply_plain(at as u32, &toc).map(|overlap| conflicts.add(&overlap))
                     }
                 };
@@ -113,11 +116,11 @@ impl Image {
     async fn table_of_contents(
         &self,
         at: usize,
-        layer: &Layer,
-        union: Union,
-    ) -> Result<Option<(Toc, Option<Entry>)>, ReadError> {
-        if union == Union::Plain
-            && let Sniffed::Other(name) = layer.sniff().await?
+        layer: &StoredLayer,
+        union: UnionRules,
+    ) -> Result<Option<(TableOfContents, Option<TocEntry>)>, ReadError> {
+        if union == UnionRules::Plain
+            && let SniffResult::Other(name) = layer.sniff().await?
         {
             let line = format!("layer {at}: it is labelled an archive, but is {name}: not in merged/");
             self.left_out.lock().unwrap_or_else(PoisonError::into_inner).push(line);
@@ -132,7 +135,7 @@ impl Image {
     }
 
     /// The recorded root directory of an archive, which an index from another tool may lack.
-    async fn own_root(&self, layer: &Layer, toc: &Toc) -> Option<Entry> {
+    async fn own_root(&self, layer: &StoredLayer, toc: &TableOfContents) -> Option<TocEntry> {
         if layer.known_index() == Some(IndexKind::Local) || !toc.is_spooled() && has_root(toc) {
             return None;
         }
@@ -143,7 +146,7 @@ impl Image {
     }
 
     /// All names in a layer, with the entry of its root directory if they lack it.
-    fn complete_toc(&self, at: usize, mut toc: Toc, root: Option<Entry>) -> Toc {
+    fn complete_toc(&self, at: usize, mut toc: TableOfContents, root: Option<TocEntry>) -> TableOfContents {
         if root.is_some() && !has_root(&toc) {
             toc.extend(root);
         }
@@ -161,14 +164,14 @@ impl Image {
         }
         let message =
             format!("layer {at} is encrypted ({}), and nothing here decrypts it", kind.as_written());
-        Err(ReadError::new(Fault::Unsupported, message))
+        Err(ReadError::new(FaultClass::Unsupported, message))
     }
 
     /// Adds the number and the label of a layer to an error.
     fn explained(&self, at: usize, error: ReadError) -> ReadError {
         let kind = &self.manifest.layers[at].media_type;
         match error.fault() {
-            Fault::Malformed if !kind.claims_tar() => {
+            FaultClass::Malformed if !kind.claims_tar() => {
                 error.within(format!("layer {at}, labelled {:?}, cannot be applied", kind.as_written()))
             }
             _ => error,
@@ -176,15 +179,15 @@ impl Image {
     }
 
     /// Applies the option for conflicts.
-    fn settle(&self, conflicts: Conflicts) -> Result<(), ReadError> {
-        if conflicts.count > 0 && self.on_conflict == OnConflict::Error {
+    fn settle(&self, conflicts: PathConflicts) -> Result<(), ReadError> {
+        if conflicts.count > 0 && self.on_conflict == ConflictPolicy::Error {
             let shown = conflicts.paths.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
             let message = format!(
                 "several archives have different things at {} ({shown}); choose archives with --layer, or take the later ones \
                  with --on-conflict=later",
                 conflicts.number()
             );
-            return Err(ReadError::new(Fault::Unsupported, message));
+            return Err(ReadError::new(FaultClass::Unsupported, message));
         }
         // Set by the first merge; every merge gives the same value.
         self.conflicts.get_or_init(|| conflicts);
@@ -192,12 +195,12 @@ impl Image {
     }
 
     /// The paths where archives conflict; `None` before they are merged.
-    pub fn conflicts(&self) -> Option<&Conflicts> {
+    pub fn conflicts(&self) -> Option<&PathConflicts> {
         self.conflicts.get()
     }
 
     /// The tree of one archive layer alone; whiteouts are shown as plain files.
-    pub async fn layer_tree(&self, at: usize) -> Result<Tree, ReadError> {
+    pub async fn layer_tree(&self, at: usize) -> Result<FrozenTree, ReadError> {
         let layer = self.archive_at(at)?;
         self.refuse_encrypted(at)?;
         let index = layer.index().await.map_err(|error| self.explained(at, error))?;
@@ -205,7 +208,7 @@ impl Image {
         let _turn = if index.toc.is_spooled() { Some(TURN.lock().await) } else { None };
         let toc = self.complete_toc(at, index.toc.whole().await?, root);
         compute(move || {
-            let mut builder = Builder::new();
+            let mut builder = TreeBuilder::new();
             let omitted = builder.apply_alone(at as u32, &toc).map_err(|error| {
                 ReadError::caused(error.fault(), format!("layer {at} cannot be shown"), error)
             })?;
@@ -219,7 +222,7 @@ impl Image {
     }
 
     /// The tree of an archive that is a directory in `files/`.
-    pub async fn directory(&self, plan: &artifact::Tree) -> Result<Tree, ReadError> {
+    pub async fn directory(&self, plan: &artifact::ArchiveDirectory) -> Result<FrozenTree, ReadError> {
         let at = plan.layer;
         let toc = self.archive_at(at)?.index().await?.toc;
         let _turn = if toc.is_spooled() { Some(TURN.lock().await) } else { None };
@@ -228,7 +231,7 @@ impl Image {
         let is_inside = !plan.lenient || tree::is_below(&toc, plan.below.as_bytes());
         let below = if is_inside { plan.below.clone() } else { String::new() };
         compute(move || {
-            let mut builder = Builder::new();
+            let mut builder = TreeBuilder::new();
             builder.apply_below(at as u32, &toc, below.as_bytes()).map_err(|error| {
                 ReadError::caused(error.fault(), format!("layer {at} cannot be shown as a directory"), error)
             })?;
@@ -238,12 +241,12 @@ impl Image {
     }
 
     /// Determines the shape of a directory in `files/` from the first bytes of its layer.
-    pub async fn tree_shape(&self, plan: &artifact::Tree) -> Result<TreeShape, ReadError> {
+    pub async fn tree_shape(&self, plan: &artifact::ArchiveDirectory) -> Result<TreeShape, ReadError> {
         if !plan.lenient {
             return Ok(TreeShape::Directory);
         }
         let layer = self.archive_at(plan.layer)?;
-        if let Sniffed::Other(_) = layer.sniff().await? {
+        if let SniffResult::Other(_) = layer.sniff().await? {
             return Ok(TreeShape::Stored);
         }
         let head = layer.peek(FIRST_BYTES).await?;
@@ -254,22 +257,22 @@ impl Image {
     }
 
     /// The only file of an archive.
-    pub(super) async fn lone_file(&self, at: usize) -> Result<Shared, ReadError> {
+    pub(super) async fn lone_file(&self, at: usize) -> Result<SharedReader, ReadError> {
         let toc = self.archive_at(at)?.index().await?.toc.whole().await?;
         let content = toc.iter().find_map(|entry| match entry.kind {
-            EntryKind::File(content) => {
+            TocEntryKind::File(content) => {
                 let runs = content.runs.map(Iterator::collect);
-                Some(Content { size: content.size, offset: content.offset, runs })
+                Some(FileContent { size: content.size, offset: content.offset, runs })
             }
             _ => None,
         });
-        let missing = || ReadError::new(Fault::Malformed, format!("layer {at} has no file"));
+        let missing = || ReadError::new(FaultClass::Malformed, format!("layer {at} has no file"));
         self.file(at, &content.ok_or_else(missing)?)
     }
 
-    fn archive_at(&self, at: usize) -> Result<&Layer, ReadError> {
+    fn archive_at(&self, at: usize) -> Result<&StoredLayer, ReadError> {
         self.archive(at).ok_or_else(|| {
-            ReadError::new(Fault::NotFound, format!("layer {at} is no archive that can be read"))
+            ReadError::new(FaultClass::NotFound, format!("layer {at} is no archive that can be read"))
         })
     }
 }
@@ -285,8 +288,8 @@ pub enum TreeShape {
     Stored,
 }
 
-impl Conflicts {
-    fn add(&mut self, overlap: &Overlap) {
+impl PathConflicts {
+    fn add(&mut self, overlap: &ArchiveOverlap) {
         let add = |to: &mut Vec<String>, paths: &[Vec<u8>]| {
             let room = LISTED.saturating_sub(to.len());
             to.extend(paths.iter().take(room).map(|path| String::from_utf8_lossy(path).into_owned()));

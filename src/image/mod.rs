@@ -34,43 +34,45 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
-pub use access::{Access, Probe};
+pub use access::{BlobProbe, LayerLaziness};
 pub use archive::{
-    Archive, ArchiveForm, ArchiveMember, ArchiveName, ArchiveOptions, LeftOut, Piece, Selection,
+    ArchiveForm, ArchiveMember, ArchiveName, ArchiveOptions, ArchiveSelection, ArchiveView, LeftOut,
+    SelectedContent,
 };
 pub use error::ImageError;
-pub use family::{Family, Member};
-pub use merged::{Conflicts, TreeShape};
+pub use family::{ImageSet, SetMember};
+pub use merged::{PathConflicts, TreeShape};
 pub use named::named;
-pub use open::{Network, OnConflict, OpenOptions, Platforms, Recording, Referrers};
-pub use prefetch::{AheadCost, Prefetch};
+pub use open::{ConflictPolicy, NetworkAccess, OpenOptions, PlatformScope, ReadRecording, ReferrerScope};
+pub use prefetch::{AheadCost, PrefetchMode};
 pub use publish::BuiltIndex;
-pub use pull::Pulled;
-pub use resolve::{Resolved, resolve};
+pub use pull::PullSummary;
+pub use resolve::{ResolvedReference, resolve};
 pub use roots::TreeRoot;
-pub use status::{BlobStatus, ExtentsStatus, LayerStatus, MemberStatus, Status};
-pub use trace::{MAX_TRACE, Trace, TraceRead};
-pub use verify::{Check, Outcome};
+pub use status::{BlobStatus, ExtentsStatus, ImageStatus, LayerStatus, MemberStatus};
+pub use trace::{MAX_TRACE, ReadTrace, TraceRead};
+pub use verify::{CheckOutcome, VerifyCheck};
 
-use crate::artifact::{self, Contents, FileBody};
-use crate::cache::{Cache, Cached, Verify};
-use crate::disk::Detection;
+use crate::artifact::{self, ArtifactContents, FileBody};
+use crate::cache::{BlockCache, CachedFile, VerifyMode};
+use crate::disk::DiskDetection;
 use crate::io::{
-    BoxFuture, ByteRange, Concat, Deferred, Fault, Memory, ReadAt as _, ReadError, Shared, Slice,
+    BoxFuture, ByteRange, ConcatReader, DeferredReader, FaultClass, MemoryReader, ReadAt as _, ReadError,
+    SharedReader, SliceReader,
 };
-use crate::layer::{self, Content, IndexPolicy, Layer};
+use crate::layer::{self, FileContent, IndexPolicy, StoredLayer};
 use crate::oci::{Descriptor, Digest, Manifest};
-use crate::source::Source;
-use crate::tree::Tree;
+use crate::source::ImageSource;
+use crate::tree::FrozenTree;
 
-use beside::Beside;
-use disks::Found;
-use publish::Publisher;
+use beside::PublishedIndexes;
+use disks::OpenedDisk;
+use publish::IndexPublisher;
 use roots::KnownRoots;
-use trace::{Observed, Recorder, Stored};
+use trace::{RecordingReader, StoredRanges, TraceRecorder};
 
 /// One image or artifact, at one digest, for the life of a mount.
-pub struct Image {
+pub struct OpenImage {
     pinned: String,
     /// `None` for the synthetic manifest of a bare blob.
     manifest_bytes: Option<Bytes>,
@@ -80,18 +82,18 @@ pub struct Image {
     selected: Vec<bool>,
     /// Problems while the image was opened.
     warnings: Vec<String>,
-    source: Arc<dyn Source>,
+    source: Arc<dyn ImageSource>,
     /// Published indexes of its layers; `None` if the policy does not use them.
-    beside: Option<Arc<Beside>>,
+    beside: Option<Arc<PublishedIndexes>>,
     /// Where artifacts about the image can be published; `None` outside of a registry.
-    publisher: Option<Publisher>,
-    cache: Cache,
+    publisher: Option<IndexPublisher>,
+    cache: BlockCache,
     /// Every opened blob, for the life of the image. Readers share it, and while its files are open no other process
     /// evicts it.
-    blobs: Mutex<HashMap<Digest, Arc<Cached>>>,
+    blobs: Mutex<HashMap<Digest, Arc<CachedFile>>>,
     /// One slot for each layer of the manifest; `None` for a layer that is not an archive by its label.
-    layers: Vec<Option<Layer>>,
-    merged: OnceCell<Arc<Tree>>,
+    layers: Vec<Option<StoredLayer>>,
+    merged: OnceCell<Arc<FrozenTree>>,
     /// The known root directories of trees.
     roots: Mutex<KnownRoots>,
     /// The turn to read the first blocks of layers: one search at a time.
@@ -100,36 +102,36 @@ pub struct Image {
     unmergeable: OnceLock<ReadError>,
     /// The last errors of readers, oldest first.
     errors: Mutex<VecDeque<String>>,
-    contents: Contents,
+    contents: ArtifactContents,
     /// Sizes of the archives in `files/` that contain one file, by the number of the file.
     lone_files: Mutex<HashMap<usize, u64>>,
-    detection: Detection,
+    detection: DiskDetection,
     /// State of each disk.
-    disks: Vec<Found>,
+    disks: Vec<OpenedDisk>,
     /// The disks of a containerDisk, set when the whole tree has been searched.
-    members: OnceCell<(Detection, Vec<Found>)>,
+    members: OnceCell<(DiskDetection, Vec<OpenedDisk>)>,
     /// Unpackers of parts of disks, by the number of the layer.
-    packed: Mutex<HashMap<usize, Arc<Layer>>>,
+    packed: Mutex<HashMap<usize, Arc<StoredLayer>>>,
     index_policy: IndexPolicy,
     /// When bytes are compared with their digests.
-    verify: Verify,
-    on_conflict: OnConflict,
+    verify: VerifyMode,
+    on_conflict: ConflictPolicy,
     /// The annotation that names the directories in `layers/`; `None` to use the digest.
     layer_name: Option<String>,
     /// Paths where archives conflict, set by the first merge.
-    conflicts: OnceLock<Conflicts>,
+    conflicts: OnceLock<PathConflicts>,
     /// Omitted content, with the reasons: layers that are not archives, attributes that a disk cannot hold.
     left_out: Mutex<Vec<String>>,
-    prefetch: Prefetch,
+    prefetch: PrefetchMode,
     /// The reason why a requested complete fetch is impossible.
     incomplete: OnceLock<String>,
     /// Records reads; `None` unless recording is on.
-    recorder: Option<Arc<Recorder>>,
+    recorder: Option<Arc<TraceRecorder>>,
     /// Background work that ends with the image.
     tasks: Mutex<JoinSet<()>>,
 }
 
-impl Image {
+impl OpenImage {
     /// The reference with a digest: that of the document it named when it was opened, or that of the manifest if that
     /// is another document.
     pub fn pinned(&self) -> &str {
@@ -173,9 +175,9 @@ impl Image {
     }
 
     /// A blob of the manifest as stored. Reads nothing.
-    pub fn blob(&self, descriptor: &Descriptor) -> Result<Shared, ReadError> {
+    pub fn blob(&self, descriptor: &Descriptor) -> Result<SharedReader, ReadError> {
         match &descriptor.data {
-            Some(data) => Ok(Arc::new(Memory::new(data.clone()))),
+            Some(data) => Ok(Arc::new(MemoryReader::new(data.clone()))),
             None => {
                 let blob = self.as_stored(self.cached(descriptor)?);
                 Ok(self.observed(blob, &descriptor.digest, || Arc::new(|range| vec![range])))
@@ -185,12 +187,20 @@ impl Image {
 
     /// Wraps `bytes` so that reads are recorded, if a trace is being recorded. `stored` maps a read to bytes of
     /// `blob`.
-    fn observed(&self, bytes: Shared, blob: &Digest, stored: impl FnOnce() -> Stored) -> Shared {
+    fn observed(
+        &self,
+        bytes: SharedReader,
+        blob: &Digest,
+        stored: impl FnOnce() -> StoredRanges,
+    ) -> SharedReader {
         match &self.recorder {
             None => bytes,
-            Some(recorder) => {
-                Arc::new(Observed { bytes, blob: blob.clone(), stored: stored(), recorder: recorder.clone() })
-            }
+            Some(recorder) => Arc::new(RecordingReader {
+                bytes,
+                blob: blob.clone(),
+                stored: stored(),
+                recorder: recorder.clone(),
+            }),
         }
     }
 
@@ -206,11 +216,11 @@ impl Image {
     }
 
     /// The trace so far; `None` unless the image was opened with recording on.
-    pub fn trace(&self) -> Option<Trace> {
+    pub fn trace(&self) -> Option<ReadTrace> {
         let recorder = self.recorder.as_ref()?;
         let size_of =
             |digest: &Digest| self.manifest.blobs().find(|blob| blob.digest == *digest).map(|blob| blob.size);
-        Some(Trace {
+        Some(ReadTrace {
             schema_version: 1,
             reference: self.pinned.clone(),
             manifest: self.manifest_digest.to_string(),
@@ -223,7 +233,7 @@ impl Image {
         &self.manifest_digest
     }
 
-    fn cached(&self, descriptor: &Descriptor) -> Result<Arc<Cached>, ReadError> {
+    fn cached(&self, descriptor: &Descriptor) -> Result<Arc<CachedFile>, ReadError> {
         // The lock guards only the map; opening a blob touches two local files and no network.
         let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(blob) = blobs.get(&descriptor.digest).filter(|blob| blob.size() == descriptor.size) {
@@ -235,7 +245,7 @@ impl Image {
     }
 
     /// The layers that form the merged tree, by their labels: number in the manifest, and layer. Lowest first.
-    pub fn archives(&self) -> impl Iterator<Item = (usize, &Layer)> {
+    pub fn archives(&self) -> impl Iterator<Item = (usize, &StoredLayer)> {
         self.contents
             .archives
             .iter()
@@ -252,18 +262,19 @@ impl Image {
     }
 
     /// Every layer that is an archive by its label, including those that are directories of their own.
-    pub fn every_archive(&self) -> impl Iterator<Item = (usize, &Layer)> {
+    pub fn every_archive(&self) -> impl Iterator<Item = (usize, &StoredLayer)> {
         self.layers.iter().enumerate().filter_map(|(at, layer)| Some((at, layer.as_ref()?)))
     }
 
     /// The layer with this number, if it is an archive by its label.
-    pub fn archive(&self, at: usize) -> Option<&Layer> {
+    pub fn archive(&self, at: usize) -> Option<&StoredLayer> {
         self.layers.get(at)?.as_ref()
     }
 
     /// The bytes of a file with location `content` in layer `origin`.
-    pub fn file(&self, origin: usize, content: &Content) -> Result<Shared, ReadError> {
-        let missing = || ReadError::new(Fault::Io, format!("layer {origin} was not opened before its files"));
+    pub fn file(&self, origin: usize, content: &FileContent) -> Result<SharedReader, ReadError> {
+        let missing =
+            || ReadError::new(FaultClass::Io, format!("layer {origin} was not opened before its files"));
         let layer = self.archive(origin).ok_or_else(missing)?;
         let stream = layer.stream().ok_or_else(missing)?;
         let digest = &self.manifest.layers[origin].digest;
@@ -272,7 +283,7 @@ impl Image {
     }
 
     /// The interpretation of the layers: archives of one tree, and files.
-    pub fn contents(&self) -> &Contents {
+    pub fn contents(&self) -> &ArtifactContents {
         &self.contents
     }
 
@@ -285,19 +296,19 @@ impl Image {
     }
 
     /// The bytes of a file of the artifact that is not one blob as stored.
-    pub fn artifact_file(self: &Arc<Self>, at: usize) -> Result<Shared, ReadError> {
+    pub fn artifact_file(self: &Arc<Self>, at: usize) -> Result<SharedReader, ReadError> {
         let layers = &self.manifest.layers;
         match self.contents.files.get(at).map(|file| &file.body) {
             Some(FileBody::Joined(segments)) => {
                 let parts = segments.iter().map(|segment| self.unpacked(segment.layer, segment.size, None));
-                Ok(Arc::new(Concat::of(parts.collect::<Result<Vec<_>, _>>()?)))
+                Ok(Arc::new(ConcatReader::of(parts.collect::<Result<Vec<_>, _>>()?)))
             }
             Some(FileBody::Sparse { layer, size, runs }) => {
                 let packed = self.blob(&layers[*layer])?;
-                let (mut file, mut stored) = (Concat::new(), 0);
+                let (mut file, mut stored) = (ConcatReader::new(), 0);
                 for (offset, len) in runs {
                     file.push_hole(offset.saturating_sub(file.size()));
-                    file.push(Arc::new(Slice::new(packed.clone(), ByteRange::at(stored, *len))?));
+                    file.push(Arc::new(SliceReader::new(packed.clone(), ByteRange::at(stored, *len))?));
                     stored += len;
                 }
                 file.push_hole(size.saturating_sub(file.size()));
@@ -310,13 +321,13 @@ impl Image {
                 let open = Box::new(move || -> BoxFuture<'static, _> {
                     let image = image.clone();
                     Box::pin(async move {
-                        let gone = || ReadError::new(Fault::Io, "the image was closed");
+                        let gone = || ReadError::new(FaultClass::Io, "the image was closed");
                         image.upgrade().ok_or_else(gone)?.lone_file(layer).await
                     })
                 });
-                Ok(Arc::new(Deferred::new(size, open)))
+                Ok(Arc::new(DeferredReader::new(size, open)))
             }
-            _ => Err(ReadError::new(Fault::NotFound, format!("there is no file {at}"))),
+            _ => Err(ReadError::new(FaultClass::NotFound, format!("there is no file {at}"))),
         }
     }
 

@@ -6,10 +6,10 @@
 use std::collections::HashSet;
 
 use crate::archive;
-use crate::cache::Cache;
-use crate::oci::{Digest, Document};
-use crate::registry::Registry;
-use crate::source::Location;
+use crate::cache::BlockCache;
+use crate::oci::{Digest, ManifestDocument};
+use crate::registry::RegistryClient;
+use crate::source::ImageLocation;
 
 use super::ImageError;
 use super::open::MAX_DOCUMENTS;
@@ -17,9 +17,9 @@ use super::open::MAX_DOCUMENTS;
 /// The digests of all documents and blobs that `location` names: the document itself, the cached manifests below it,
 /// and their configs and layers. Only a location without a digest costs a request.
 pub async fn named(
-    location: &Location,
-    registry: &Registry,
-    cache: &Cache,
+    location: &ImageLocation,
+    registry: &RegistryClient,
+    cache: &BlockCache,
 ) -> Result<HashSet<Digest>, ImageError> {
     let cache = &cache.for_origin(&location.place());
     let (root, bytes) = match location.digest() {
@@ -39,16 +39,18 @@ pub async fn named(
             None => cache.document(&digest)?,
         };
         // A blob that was requested by its digest is not a document, and names nothing else.
-        let Some(document) = bytes.and_then(|bytes| Document::parse(&bytes, None).ok()) else { continue };
+        let Some(document) = bytes.and_then(|bytes| ManifestDocument::parse(&bytes, None).ok()) else {
+            continue;
+        };
         read += 1;
         if read > MAX_DOCUMENTS {
             return Err(ImageError::TooMany { place: location.to_string(), limit: MAX_DOCUMENTS });
         }
         match document {
-            Document::Manifest(manifest) => {
+            ManifestDocument::Manifest(manifest) => {
                 names.extend(manifest.blobs().map(|blob| blob.digest.clone()));
             }
-            Document::Index(index) => {
+            ManifestDocument::Index(index) => {
                 for entry in index.manifests {
                     if names.insert(entry.digest.clone()) {
                         waiting.push(entry.digest);

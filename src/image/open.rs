@@ -11,21 +11,24 @@ use tokio::sync::OnceCell;
 
 use crate::archive;
 use crate::artifact::{self, FileBody};
-use crate::cache::{Cache, Verify};
+use crate::cache::{BlockCache, VerifyMode};
 use crate::disk::{self, PartOrder};
-use crate::io::{Fault, ReadError};
-use crate::layer::{Hints, IndexPolicy, Layer, Offers};
+use crate::io::{FaultClass, ReadError};
+use crate::layer::{IndexPolicy, IndexProvider, LayerOptions, StoredLayer};
 use crate::oci::{
-    Condition, Descriptor, Digest, Document, LayerSelection, MAX_DOCUMENT, Manifest, Platform, PublicKey,
+    Descriptor, Digest, EntryCondition, LayerSelection, MAX_DOCUMENT, Manifest, ManifestDocument, Platform,
+    PublicKey,
 };
-use crate::registry::Registry;
-use crate::source::{self, ForeignLayers, Location, Root, Source, SourceError, holding, naming};
+use crate::registry::RegistryClient;
+use crate::source::{
+    self, ForeignLayers, ImageLocation, ImageSource, RootDocument, SourceError, holding, naming,
+};
 
-use super::beside::{Beside, small_blob};
-use super::disks::Found;
-use super::publish::Publisher;
+use super::beside::{PublishedIndexes, small_blob};
+use super::disks::OpenedDisk;
+use super::publish::IndexPublisher;
 use super::signature_state::SignatureState;
-use super::{Family, Image, ImageError, Prefetch};
+use super::{ImageError, ImageSet, OpenImage, PrefetchMode};
 
 /// Limit of the documents read besides the one that the reference names; their total size is limited as well. Real
 /// indexes name some dozens of manifests, of some kilobytes.
@@ -34,7 +37,7 @@ const MAX_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Whether the source may be queried for content that is not cached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Network {
+pub enum NetworkAccess {
     /// Query the source.
     #[default]
     Online,
@@ -46,21 +49,21 @@ pub enum Network {
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Location of the image.
-    pub location: Location,
+    pub location: ImageLocation,
     /// The platforms to choose from an index.
-    pub platforms: Platforms,
+    pub platforms: PlatformScope,
     /// Conditions on the entries of an index, applied before platforms.
-    pub select: Vec<Condition>,
+    pub select: Vec<EntryCondition>,
     /// The layers to present; the manifest and the blobs stay complete.
     pub layers: LayerSelection,
     /// Treatment of paths where two archives contain different files.
-    pub on_conflict: OnConflict,
+    pub on_conflict: ConflictPolicy,
     /// The annotation of layers that names their directories in `layers/`; `None` to use their digests.
     pub layer_name: Option<String>,
     /// Whether referrers of the image are shown next to it.
-    pub referrers: Referrers,
+    pub referrers: ReferrerScope,
     /// Whether the source may be queried.
-    pub network: Network,
+    pub network: NetworkAccess,
     /// Directories with `blobs/sha256/HEX` to search for blobs before the network.
     pub content_stores: Vec<PathBuf>,
     /// Whether layers are fetched from the addresses that their descriptors name.
@@ -70,45 +73,45 @@ pub struct OpenOptions {
     /// Which indexes of layers are used.
     pub index: IndexPolicy,
     /// When bytes are compared with their digests.
-    pub verify: Verify,
+    pub verify: VerifyMode,
     /// Blobs of up to this many bytes are compared as a whole before their first byte is served, in every mode.
     pub small: u64,
     /// Keys of which one must have signed the image; empty: signatures are not checked.
     pub signed_by: Vec<PublicKey>,
     /// Content to fetch before it is requested.
-    pub prefetch: Prefetch,
+    pub prefetch: PrefetchMode,
     /// Whether reads are recorded.
-    pub recording: Recording,
+    pub recording: ReadRecording,
 }
 
 impl OpenOptions {
     /// All options other than the location have their defaults.
-    pub fn new(location: Location) -> Self {
+    pub fn new(location: ImageLocation) -> Self {
         Self {
             location,
-            platforms: Platforms::default(),
+            platforms: PlatformScope::default(),
             select: Vec::new(),
             layers: LayerSelection::default(),
-            on_conflict: OnConflict::default(),
+            on_conflict: ConflictPolicy::default(),
             layer_name: None,
-            referrers: Referrers::default(),
-            network: Network::default(),
+            referrers: ReferrerScope::default(),
+            network: NetworkAccess::default(),
             content_stores: Vec::new(),
             foreign_layers: ForeignLayers::default(),
             part_order: PartOrder::default(),
             index: IndexPolicy::default(),
-            verify: Verify::default(),
+            verify: VerifyMode::default(),
             small: crate::cache::SMALL,
             signed_by: Vec::new(),
-            prefetch: Prefetch::default(),
-            recording: Recording::default(),
+            prefetch: PrefetchMode::default(),
+            recording: ReadRecording::default(),
         }
     }
 }
 
 /// Treatment of paths where two archives contain different files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnConflict {
+pub enum ConflictPolicy {
     /// The later archive wins, and the path is listed in the status.
     #[default]
     Later,
@@ -118,7 +121,7 @@ pub enum OnConflict {
 
 /// The platforms of an index to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Platforms {
+pub enum PlatformScope {
     /// That of this machine.
     #[default]
     Host,
@@ -130,7 +133,7 @@ pub enum Platforms {
 
 /// Whether referrers of the image are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Referrers {
+pub enum ReferrerScope {
     /// Not shown.
     #[default]
     Hidden,
@@ -140,7 +143,7 @@ pub enum Referrers {
 
 /// Whether the reads of an image are recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Recording {
+pub enum ReadRecording {
     /// Not recorded.
     #[default]
     Off,
@@ -148,30 +151,30 @@ pub enum Recording {
     On,
 }
 
-impl Family {
+impl ImageSet {
     /// Opens a reference. Reads the manifest, and the indexes above it if there are any. Documents that are cached
     /// under the requested digest cost no request.
     pub async fn open(
         options: &OpenOptions,
-        registry: &Registry,
-        cache: Cache,
-    ) -> Result<Family, ImageError> {
-        Opener::new(options, registry, cache).family().await
+        registry: &RegistryClient,
+        cache: BlockCache,
+    ) -> Result<ImageSet, ImageError> {
+        ImageOpener::new(options, registry, cache).family().await
     }
 }
 
 /// The inputs of an opened reference, for reading more of it later.
-pub(super) struct Opened {
+pub(super) struct OpenContext {
     pub(super) options: OpenOptions,
-    registry: Registry,
-    source: Arc<dyn Source>,
-    cache: Cache,
+    registry: RegistryClient,
+    source: Arc<dyn ImageSource>,
+    cache: BlockCache,
 }
 
-impl Opened {
+impl OpenContext {
     /// An opener for the same source and cache.
-    pub(super) fn opener(&self) -> Opener<'_> {
-        Opener {
+    pub(super) fn opener(&self) -> ImageOpener<'_> {
+        ImageOpener {
             options: &self.options,
             registry: &self.registry,
             source: self.source.clone(),
@@ -183,33 +186,33 @@ impl Opened {
 }
 
 /// State of opening one reference.
-pub(super) struct Opener<'a> {
+pub(super) struct ImageOpener<'a> {
     pub(super) options: &'a OpenOptions,
-    registry: &'a Registry,
-    pub(super) source: Arc<dyn Source>,
-    pub(super) cache: Cache,
+    registry: &'a RegistryClient,
+    pub(super) source: Arc<dyn ImageSource>,
+    pub(super) cache: BlockCache,
     /// Number and total bytes of the documents read besides the first.
     documents: Mutex<(usize, u64)>,
     pub(super) trust: SignatureState,
 }
 
-impl<'a> Opener<'a> {
+impl<'a> ImageOpener<'a> {
     /// Creates the opener. Makes no request.
-    pub(super) fn new(options: &'a OpenOptions, registry: &'a Registry, cache: Cache) -> Self {
+    pub(super) fn new(options: &'a OpenOptions, registry: &'a RegistryClient, cache: BlockCache) -> Self {
         let location = &options.location;
         let source = match options.network {
             // A local location needs no network.
-            Network::Offline if !location.is_local() => source::offline(location),
-            Network::Online | Network::Offline => archive::open(location, registry, &cache),
+            NetworkAccess::Offline if !location.is_local() => source::offline(location),
+            NetworkAccess::Online | NetworkAccess::Offline => archive::open(location, registry, &cache),
         };
         let source = if location.is_local() { source } else { holding(source, &options.content_stores) };
         let foreign = match options.network {
-            Network::Online => options.foreign_layers,
-            Network::Offline => ForeignLayers::Named,
+            NetworkAccess::Online => options.foreign_layers,
+            NetworkAccess::Offline => ForeignLayers::Named,
         };
         let source = naming(source, registry, foreign);
         let cache = cache.for_origin(&location.place()).verifying(options.verify, options.small);
-        Opener {
+        ImageOpener {
             options,
             registry,
             source,
@@ -220,8 +223,8 @@ impl<'a> Opener<'a> {
     }
 }
 
-impl Opener<'_> {
-    async fn family(&self) -> Result<Family, ImageError> {
+impl ImageOpener<'_> {
+    async fn family(&self) -> Result<ImageSet, ImageError> {
         let location = &self.options.location;
         let root = match (self.root(location.digest()).await, location.digest()) {
             (Ok(root), _) => root,
@@ -234,8 +237,8 @@ impl Opener<'_> {
         let pinned = location.pinned(&root.digest);
         let document = parse(&root)?;
         self.demand(&root, &document).await?;
-        let index = matches!(document, Document::Index(_)).then(|| root.bytes.clone());
-        let mut family = Family {
+        let index = matches!(document, ManifestDocument::Index(_)).then(|| root.bytes.clone());
+        let mut family = ImageSet {
             pinned: pinned.clone(),
             digest: root.digest.clone(),
             document: document.clone(),
@@ -248,28 +251,28 @@ impl Opener<'_> {
         };
         let archived = root.clone();
         match (&document, &self.options.platforms) {
-            (Document::Manifest(manifest), _) => {
+            (ManifestDocument::Manifest(manifest), _) => {
                 let manifest = manifest.clone();
-                family.main = Some(Arc::new(self.image(root, manifest, pinned, Select::Layers).await?));
+                family.main = Some(Arc::new(self.image(root, manifest, pinned, LayerFilter::Layers).await?));
             }
-            (Document::Index(index), Platforms::All) => {
+            (ManifestDocument::Index(index), PlatformScope::All) => {
                 let found = self.search(index, None).await?;
                 self.all(&mut family, found).await?;
             }
-            (Document::Index(index), Platforms::Host) => {
+            (ManifestDocument::Index(index), PlatformScope::Host) => {
                 family.main = Some(Arc::new(self.one(index, None, pinned).await?));
             }
-            (Document::Index(index), Platforms::One(wanted)) => {
+            (ManifestDocument::Index(index), PlatformScope::One(wanted)) => {
                 family.main = Some(Arc::new(self.one(index, Some(wanted), pinned).await?));
             }
         }
-        if self.options.referrers == Referrers::Shown {
+        if self.options.referrers == ReferrerScope::Shown {
             self.referrers(&mut family).await?;
         }
         family.signed_by = self.signed_by();
         if !self.trust.lacks_index() {
-            let opened = Opened {
-                options: OpenOptions { prefetch: Prefetch::None, ..self.options.clone() },
+            let opened = OpenContext {
+                options: OpenOptions { prefetch: PrefetchMode::None, ..self.options.clone() },
                 registry: self.registry.clone(),
                 source: self.source.clone(),
                 cache: self.cache.clone(),
@@ -282,11 +285,11 @@ impl Opener<'_> {
     /// Builds the image of a manifest. The config is read only if it describes the layers.
     pub(super) async fn image(
         &self,
-        root: Root,
+        root: RootDocument,
         manifest: Manifest,
         pinned: String,
-        select: Select,
-    ) -> Result<Image, ImageError> {
+        select: LayerFilter,
+    ) -> Result<OpenImage, ImageError> {
         self.demand_image(&root).await?;
         let mut warnings = Vec::new();
         let config = match &manifest.config {
@@ -311,12 +314,12 @@ impl Opener<'_> {
     /// Builds the image of a manifest without reading any document; `root` is the manifest's own, if it has one.
     pub(super) fn assemble(
         &self,
-        root: Option<Root>,
+        root: Option<RootDocument>,
         manifest: Manifest,
         config: Option<&[u8]>,
         pinned: String,
-        select: Select,
-    ) -> Result<Image, ImageError> {
+        select: LayerFilter,
+    ) -> Result<OpenImage, ImageError> {
         let options = self.options;
         let index = match options.index {
             IndexPolicy::Auto | IndexPolicy::All if !options.signed_by.is_empty() => IndexPolicy::Bound,
@@ -332,11 +335,11 @@ impl Opener<'_> {
         };
         // Planning sees only the selected layers; their numbers stay.
         let masked = match select {
-            Select::Layers => options
+            LayerFilter::Layers => options
                 .layers
                 .mask(&manifest)
                 .map_err(|source| ImageError::Choice { place: pinned.clone(), source })?,
-            Select::Everything => manifest.clone(),
+            LayerFilter::Everything => manifest.clone(),
         };
         let contents = artifact::contents(&masked, config);
         let detection = disk::detect(&masked, options.part_order);
@@ -347,10 +350,10 @@ impl Opener<'_> {
                 _ => None,
             })
         });
-        let image = Image {
+        let image = OpenImage {
             contents,
             layers: Vec::new(),
-            disks: detection.disks.iter().map(|_| Found::default()).collect(),
+            disks: detection.disks.iter().map(|_| OpenedDisk::default()).collect(),
             members: OnceCell::new(),
             packed: Mutex::default(),
             index_policy: index,
@@ -371,10 +374,10 @@ impl Opener<'_> {
             source: self.source.clone(),
             beside: None,
             publisher: match &options.location {
-                Location::Registry(reference) => {
-                    Some(Publisher { registry: self.registry.clone(), reference: reference.clone() })
+                ImageLocation::Registry(reference) => {
+                    Some(IndexPublisher { registry: self.registry.clone(), reference: reference.clone() })
                 }
-                Location::Layout { .. } | Location::Archive { .. } => None,
+                ImageLocation::Layout { .. } | ImageLocation::Archive { .. } => None,
             },
             cache: self.cache.clone(),
             blobs: Mutex::default(),
@@ -385,8 +388,8 @@ impl Opener<'_> {
             errors: Mutex::default(),
             prefetch: options.prefetch.clone(),
             recorder: match options.recording {
-                Recording::Off => None,
-                Recording::On => Some(Arc::default()),
+                ReadRecording::Off => None,
+                ReadRecording::On => Some(Arc::default()),
             },
             tasks: Mutex::default(),
         };
@@ -395,22 +398,22 @@ impl Opener<'_> {
 
     /// The document that the location names, through the cache: a document with a digest is fetched once for each
     /// origin.
-    pub(super) async fn root(&self, digest: Option<&Digest>) -> Result<Root, ImageError> {
+    pub(super) async fn root(&self, digest: Option<&Digest>) -> Result<RootDocument, ImageError> {
         if let Some(digest) = digest
             && let Some(bytes) = self.cache.document(digest)?
         {
-            return Ok(Root { bytes, digest: digest.clone(), content_type: None });
+            return Ok(RootDocument { bytes, digest: digest.clone(), content_type: None });
         }
         Ok(self.keep(self.source.root().await?))
     }
 
     /// Another document, through the cache.
-    pub(super) async fn document(&self, descriptor: &Descriptor) -> Result<Root, ImageError> {
+    pub(super) async fn document(&self, descriptor: &Descriptor) -> Result<RootDocument, ImageError> {
         let root = match self.cache.document(&descriptor.digest)? {
             Some(bytes) => {
                 let content_type =
                     Some(descriptor.media_type.as_written().to_owned()).filter(|kind| !kind.is_empty());
-                Root { bytes, digest: descriptor.digest.clone(), content_type }
+                RootDocument { bytes, digest: descriptor.digest.clone(), content_type }
             }
             None => self.keep(self.source.document(descriptor).await?),
         };
@@ -425,7 +428,7 @@ impl Opener<'_> {
         Ok(root)
     }
 
-    fn keep(&self, root: Root) -> Root {
+    fn keep(&self, root: RootDocument) -> RootDocument {
         if let Err(error) = self.cache.put_document(&root.digest, &root.bytes) {
             // This mount has the document; the next one fetches it again.
             tracing::warn!(digest = %root.digest, %error, "document not kept");
@@ -436,7 +439,7 @@ impl Opener<'_> {
 
 /// The layers of a manifest to plan with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Select {
+pub(super) enum LayerFilter {
     /// Those that the options select.
     Layers,
     /// All layers.
@@ -447,16 +450,16 @@ pub(super) enum Select {
 fn is_absent(error: &ImageError) -> bool {
     match error {
         ImageError::Source(SourceError::Registry(error)) => error.is_no_document(),
-        ImageError::Source(error) => error.fault() == Fault::NotFound,
+        ImageError::Source(error) => error.fault() == FaultClass::NotFound,
         _ => false,
     }
 }
 
-impl Image {
+impl OpenImage {
     /// Opens the archive layers in the cache; reads nothing.
     fn with_layers(mut self, policy: IndexPolicy) -> Result<Self, ImageError> {
-        self.beside = policy.takes_foreign().then(|| Arc::new(Beside::new(&self, policy)));
-        let offers = self.beside.clone().map(|beside| -> Arc<dyn Offers> { beside });
+        self.beside = policy.takes_foreign().then(|| Arc::new(PublishedIndexes::new(&self, policy)));
+        let offers = self.beside.clone().map(|beside| -> Arc<dyn IndexProvider> { beside });
         let mut archives: HashMap<usize, Option<Digest>> =
             self.contents.archives.iter().map(|archive| (archive.layer, None)).collect();
         for file in &self.contents.files {
@@ -469,14 +472,14 @@ impl Image {
             if descriptor.digest.algorithm().is_none() {
                 return Ok(None);
             }
-            let hints = Hints {
+            let hints = LayerOptions {
                 policy,
                 annotations: descriptor.annotations.clone(),
                 offers: offers.clone(),
                 verify: self.verify,
                 content: content.clone(),
             };
-            Ok(Some(Layer::new(self.cached(descriptor)?, self.cache.clone(), hints)))
+            Ok(Some(StoredLayer::new(self.cached(descriptor)?, self.cache.clone(), hints)))
         });
         self.layers = layers.collect::<Result<_, ImageError>>()?;
         self.check_trust()?;
@@ -484,10 +487,7 @@ impl Image {
     }
 }
 
-pub(super) fn parse(root: &Root) -> Result<Document, ImageError> {
-    Document::parse(&root.bytes, root.content_type.as_deref()).map_err(|source| ImageError::Document {
-        what: "document",
-        digest: root.digest.clone(),
-        source,
-    })
+pub(super) fn parse(root: &RootDocument) -> Result<ManifestDocument, ImageError> {
+    ManifestDocument::parse(&root.bytes, root.content_type.as_deref())
+        .map_err(|source| ImageError::Document { what: "document", digest: root.digest.clone(), source })
 }

@@ -8,26 +8,26 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
-use crate::io::{BoxFuture, ByteRange, Fault, ReadError};
-use crate::layer::Layer;
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError};
+use crate::layer::StoredLayer;
 use crate::oci::Descriptor;
 
 use super::pull::too_large;
-use super::{Image, Trace};
+use super::{OpenImage, ReadTrace};
 
 /// Concurrent fetches: fewer than the request limit of a host, so that readers come first.
 const PARALLEL: usize = 4;
 
 /// The content to prefetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Prefetch {
+pub enum PrefetchMode {
     /// No content.
     None,
     /// The content that layer authors marked as needed first, when a layer is first accessed.
     #[default]
     Landmarks,
     /// The reads of a recorded trace.
-    Trace(Trace),
+    Trace(ReadTrace),
     /// All content.
     All,
 }
@@ -41,14 +41,14 @@ pub enum AheadCost {
     Any,
 }
 
-impl Image {
+impl OpenImage {
     /// Fetches the content that `prefetch` selects, and returns when it is cached. Landmarks are fetched when layers
     /// are accessed.
-    pub async fn prefetch(self: Arc<Self>, prefetch: Prefetch) {
+    pub async fn prefetch(self: Arc<Self>, prefetch: PrefetchMode) {
         let result = match prefetch {
-            Prefetch::None | Prefetch::Landmarks => Ok(()),
-            Prefetch::Trace(trace) => self.replay(&trace).await,
-            Prefetch::All => self.fetch_all().await,
+            PrefetchMode::None | PrefetchMode::Landmarks => Ok(()),
+            PrefetchMode::Trace(trace) => self.replay(&trace).await,
+            PrefetchMode::All => self.fetch_all().await,
         };
         match result {
             Ok(()) => tracing::debug!(reference = self.pinned(), "prefetch ended"),
@@ -70,7 +70,7 @@ impl Image {
         loop {
             match self.fetch_all().await {
                 Ok(()) => break,
-                Err(error) if matches!(error.fault(), Fault::Unavailable) => {
+                Err(error) if matches!(error.fault(), FaultClass::Unavailable) => {
                     tracing::warn!(reference = self.pinned(), error = error.chain(), "not complete yet");
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -114,7 +114,7 @@ impl Image {
         }
     }
 
-    async fn replay(&self, trace: &Trace) -> Result<(), ReadError> {
+    async fn replay(&self, trace: &ReadTrace) -> Result<(), ReadError> {
         let mut wanted: Vec<(&Descriptor, ByteRange)> = Vec::new();
         for read in &trace.reads {
             // Ranges of another version of the image, or past the end of a blob, are skipped.
@@ -158,8 +158,8 @@ impl Image {
 
     /// Starts fetching the content that the author of a layer marked, up to `end` of its stream. The task ends with
     /// the image.
-    pub(super) fn fetch_landmark(&self, at: usize, layer: &Layer, end: u64) {
-        if end == 0 || self.prefetch != Prefetch::Landmarks {
+    pub(super) fn fetch_landmark(&self, at: usize, layer: &StoredLayer, end: u64) {
+        if end == 0 || self.prefetch != PrefetchMode::Landmarks {
             return;
         }
         let fetching = layer.fetching(ByteRange::new(0, end));

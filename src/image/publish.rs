@@ -5,17 +5,17 @@
 
 use bytes::Bytes;
 
-use crate::io::{Fault, ReadError, compute};
-use crate::layer::{Encoding, LayerIndex};
-use crate::oci::published::{self, Publication};
-use crate::oci::{Descriptor, Digest, MANIFEST_TYPE, OciError, Reference, Selector};
-use crate::registry::{Registry, RegistryError};
+use crate::io::{FaultClass, ReadError, compute};
+use crate::layer::{LayerIndex, StreamEncoding};
+use crate::oci::published::{self, PublishedManifest};
+use crate::oci::{Descriptor, Digest, MANIFEST_TYPE, ManifestSelector, OciError, Reference};
+use crate::registry::{RegistryClient, RegistryError};
 
-use super::Image;
+use super::OpenImage;
 
 /// The repository where artifacts about an image are published.
-pub(super) struct Publisher {
-    pub(super) registry: Registry,
+pub(super) struct IndexPublisher {
+    pub(super) registry: RegistryClient,
     pub(super) reference: Reference,
 }
 
@@ -26,12 +26,12 @@ pub struct BuiltIndex {
     /// Stored bytes of the layer.
     pub stored: u64,
     /// Encoding of the layer.
-    pub encoding: Encoding,
+    pub encoding: StreamEncoding,
     /// Encoded index.
     pub bytes: Vec<u8>,
 }
 
-impl Image {
+impl OpenImage {
     /// Builds the index of every archive layer from its own bytes, unless it is cached, and returns all of them.
     pub async fn build_indexes(&self) -> Result<Vec<BuiltIndex>, ReadError> {
         let mut built: Vec<BuiltIndex> = Vec::new();
@@ -45,7 +45,7 @@ impl Image {
             let bytes = compute(move || {
                 index
                     .to_bytes()
-                    .map_err(|error| ReadError::new(Fault::Io, format!("writing the index: {error}")))
+                    .map_err(|error| ReadError::new(FaultClass::Io, format!("writing the index: {error}")))
             });
             let (digest, stored) = (descriptor.digest.clone(), descriptor.size);
             built.push(BuiltIndex { digest, stored, encoding, bytes: bytes.await? });
@@ -60,7 +60,7 @@ impl Image {
             layer.map(|layer| (layer.clone(), index.bytes.clone()))
         };
         // An index of an uncompressed archive would cost more than it saves: its headers can be read in place.
-        let worth_it = built.iter().filter(|index| index.encoding != Encoding::Plain);
+        let worth_it = built.iter().filter(|index| index.encoding != StreamEncoding::Plain);
         let publication = published::publish_indexes(&self.subject(), worth_it.filter_map(of).collect());
         self.publish(publication).await
     }
@@ -75,11 +75,11 @@ impl Image {
         self.publisher().map(|_| ())
     }
 
-    fn publisher(&self) -> Result<&Publisher, ReadError> {
+    fn publisher(&self) -> Result<&IndexPublisher, ReadError> {
         let publisher = self.publisher.as_ref().filter(|_| self.manifest_bytes().is_some());
         publisher.ok_or_else(|| {
             let message = format!("{}: only an image in a registry can be published beside", self.pinned());
-            ReadError::new(Fault::Usage, message)
+            ReadError::new(FaultClass::Usage, message)
         })
     }
 
@@ -89,16 +89,16 @@ impl Image {
         Descriptor::of(media_type, self.manifest_bytes().map_or(&[], |bytes| bytes))
     }
 
-    async fn publish(&self, publication: Result<Publication, OciError>) -> Result<Digest, ReadError> {
+    async fn publish(&self, publication: Result<PublishedManifest, OciError>) -> Result<Digest, ReadError> {
         let publication =
             publication.map_err(|error| ReadError::caused(error.fault(), "nothing to publish", error))?;
-        let Publisher { registry, reference } = self.publisher()?;
+        let IndexPublisher { registry, reference } = self.publisher()?;
         let failed = |error: RegistryError| ReadError::caused(error.fault(), "publishing", error);
         for (digest, bytes) in publication.blobs {
             registry.push_blob(reference, &digest, Bytes::from(bytes)).await.map_err(failed)?;
         }
         let manifest = publication.manifest;
-        let selector = Selector::Digest(manifest.digest.clone());
+        let selector = ManifestSelector::Digest(manifest.digest.clone());
         registry
             .push_manifest(reference, &selector, manifest.media_type, Bytes::from(manifest.bytes))
             .await

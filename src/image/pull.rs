@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 
-use crate::cache::{Cached, State};
-use crate::io::{BoxFuture, ByteRange, Fault, ReadAt as _, ReadError};
+use crate::cache::{CachedFile, VerificationState};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt as _, ReadError};
 use crate::oci::Digest;
 
-use super::Selection;
+use super::ArchiveSelection;
 
 /// Bytes of one request.
 const STEP: u64 = 8 * 1024 * 1024;
@@ -21,7 +21,7 @@ const PARALLEL: usize = 6;
 
 /// Result of a pull.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pulled {
+pub struct PullSummary {
     /// Number of blobs and documents.
     pub blobs: usize,
     /// Number of those that were on this machine before.
@@ -32,7 +32,7 @@ pub struct Pulled {
     pub fetched: u64,
 }
 
-impl Selection {
+impl ArchiveSelection {
     /// Size of the whole selection, in bytes.
     pub fn size(&self) -> u64 {
         self.pieces().iter().map(|piece| piece.descriptor.size).fold(0, u64::saturating_add)
@@ -48,7 +48,7 @@ impl Selection {
         let wanted = wanted.into_values().fold(0, u64::saturating_add);
         match all.first().and_then(Self::capacity) {
             Some(capacity) if wanted > capacity => {
-                Err(ReadError::new(Fault::Io, too_large(wanted, capacity)))
+                Err(ReadError::new(FaultClass::Io, too_large(wanted, capacity)))
             }
             _ => Ok(()),
         }
@@ -56,10 +56,11 @@ impl Selection {
 
     /// Fetches all content that is not cached, and verifies it. `advance` receives the number of bytes that were
     /// added.
-    pub async fn pull(&self, advance: &(dyn Fn(u64) + Sync)) -> Result<Pulled, ReadError> {
-        let mut pulled = Pulled { blobs: self.pieces().len(), size: self.size(), ..Pulled::default() };
+    pub async fn pull(&self, advance: &(dyn Fn(u64) + Sync)) -> Result<PullSummary, ReadError> {
+        let mut pulled =
+            PullSummary { blobs: self.pieces().len(), size: self.size(), ..PullSummary::default() };
         Self::check_room(std::slice::from_ref(self))?;
-        let mut opened: Vec<(Arc<Cached>, u64)> = Vec::new();
+        let mut opened: Vec<(Arc<CachedFile>, u64)> = Vec::new();
         for piece in self.pieces() {
             let Some(blob) = self.cached(piece)? else {
                 pulled.present += 1;
@@ -67,7 +68,7 @@ impl Selection {
                 continue;
             };
             let whole = ByteRange::new(0, blob.size());
-            if blob.present(whole) && blob.state() == State::Verified {
+            if blob.present(whole) && blob.state() == VerificationState::Verified {
                 pulled.present += 1;
                 advance(blob.size());
                 continue;
@@ -94,7 +95,7 @@ impl Selection {
             let is_kept = || match blob.present(whole) {
                 true => Ok(()),
                 false => Err(ReadError::new(
-                    Fault::Io,
+                    FaultClass::Io,
                     format!(
                         "the cache does not keep all of {}: is its disk or its limit too small?",
                         blob.digest()

@@ -13,9 +13,9 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::artifact::FileBody;
 use crate::io::BoxFuture;
-use crate::layer::Entry;
+use crate::layer::TocEntry;
 
-use super::Image;
+use super::OpenImage;
 
 /// Time that the first access to root directories waits for the first blocks of all layers.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub enum TreeRoot {
 #[derive(Debug, Default)]
 pub(super) struct KnownRoots {
     /// By number of the layer and path in its archive; `None` if the first block has no such entry.
-    known: HashMap<(usize, String), Option<Arc<Entry>>>,
+    known: HashMap<(usize, String), Option<Arc<TocEntry>>>,
     /// Time of the last search that did not receive all blocks.
     given_up: Option<Instant>,
 }
@@ -49,7 +49,7 @@ impl KnownRoots {
     }
 }
 
-impl Image {
+impl OpenImage {
     /// Whether [`tree_root`](Self::tree_root) has its answer: all first blocks were read, or the last search was
     /// incomplete and recent.
     pub fn knows_roots(&self) -> bool {
@@ -58,7 +58,7 @@ impl Image {
     }
 
     /// The recorded root of a tree, as far as it is known; `None` stands for the default.
-    pub fn tree_root(&self, of: TreeRoot) -> Option<Arc<Entry>> {
+    pub fn tree_root(&self, of: TreeRoot) -> Option<Arc<TocEntry>> {
         let key = |layer: usize, path: &str| (layer, path.to_owned());
         self.with_roots(|roots| match of {
             // The uppermost archive with an entry decides, if every archive above it is known.

@@ -11,14 +11,14 @@ use futures_util::StreamExt as _;
 
 use crate::io::{BoxFuture, chain};
 use crate::oci::{
-    self, Candidate, Descriptor, Digest, Document, EntryKind, Index, OciError, Platform, entry_kind,
-    referrer_directory,
+    self, Descriptor, Digest, EntryPurpose, ImageIndex, ManifestDocument, OciError, Platform,
+    PlatformCandidate, entry_kind, referrer_directory,
 };
-use crate::source::Root;
+use crate::source::RootDocument;
 
-use super::family::{Family, Member};
-use super::open::{MAX_DOCUMENTS, Opener, Select, parse};
-use super::{Image, ImageError};
+use super::family::{ImageSet, SetMember};
+use super::open::{ImageOpener, LayerFilter, MAX_DOCUMENTS, parse};
+use super::{ImageError, OpenImage};
 
 /// Nesting limit of indexes; real ones are one or two levels deep.
 pub(super) const MAX_NESTING: usize = 4;
@@ -27,45 +27,45 @@ pub(super) const MAX_NESTING: usize = 4;
 pub(super) const PARALLEL: usize = 8;
 
 /// An entry of an index, or of a nested index.
-pub(super) struct Found {
+pub(super) struct IndexEntry {
     directory: Vec<String>,
-    candidate: Candidate,
-    kind: EntryKind,
-    what: What,
+    candidate: PlatformCandidate,
+    kind: EntryPurpose,
+    what: EntryContent,
 }
 
-enum What {
+enum EntryContent {
     Manifest,
     Index(bytes::Bytes),
     Failed(String),
 }
 
 /// An index to be searched.
-struct Level {
+struct IndexLevel {
     directory: Vec<String>,
-    above: Option<Candidate>,
-    index: Index,
+    above: Option<PlatformCandidate>,
+    index: ImageIndex,
 }
 
-impl Opener<'_> {
+impl ImageOpener<'_> {
     /// The chosen manifest of `index`, through all levels.
     pub(super) async fn one(
         &self,
-        index: &Index,
+        index: &ImageIndex,
         wanted: Option<&Platform>,
         pinned: String,
-    ) -> Result<Image, ImageError> {
+    ) -> Result<OpenImage, ImageError> {
         let mut index = index.clone();
         let mut above = None;
         for _ in 0..MAX_NESTING {
             let chosen = self.chosen(&index, above.as_ref(), wanted, &pinned).await?;
             let root = self.document(&chosen.entry).await?;
             match parse(&root)? {
-                Document::Manifest(manifest) => {
-                    return self.image(root, manifest, pinned, Select::Layers).await;
+                ManifestDocument::Manifest(manifest) => {
+                    return self.image(root, manifest, pinned, LayerFilter::Layers).await;
                 }
                 // The entry does not declare it as an index.
-                Document::Index(inner) => (index, above) = (inner, Some(chosen)),
+                ManifestDocument::Index(inner) => (index, above) = (inner, Some(chosen)),
             }
         }
         Err(ImageError::Nesting { place: pinned, limit: MAX_NESTING })
@@ -74,24 +74,24 @@ impl Opener<'_> {
     /// The chosen entry of `index` or of a nested index. The document it names is not read.
     pub(super) async fn chosen(
         &self,
-        index: &Index,
-        above: Option<&Candidate>,
+        index: &ImageIndex,
+        above: Option<&PlatformCandidate>,
         wanted: Option<&Platform>,
         pinned: &str,
-    ) -> Result<Candidate, ImageError> {
+    ) -> Result<PlatformCandidate, ImageError> {
         let candidates = self.candidates(self.search(index, above).await?)?;
         let chosen = oci::choose(&candidates, &self.options.select, wanted);
         chosen.cloned().map_err(|source| ImageError::Choice { place: pinned.to_owned(), source })
     }
 
     /// The entries to choose from. An index that cannot be read is an error, since it may hide the right entry.
-    fn candidates(&self, found: Vec<Found>) -> Result<Vec<Candidate>, ImageError> {
+    fn candidates(&self, found: Vec<IndexEntry>) -> Result<Vec<PlatformCandidate>, ImageError> {
         let mut candidates = Vec::new();
         for found in found {
             match found.what {
-                What::Manifest => candidates.push(found.candidate),
-                What::Index(_) => {}
-                What::Failed(reason) => {
+                EntryContent::Manifest => candidates.push(found.candidate),
+                EntryContent::Index(_) => {}
+                EntryContent::Failed(reason) => {
                     let reason = format!("{}: {reason}", found.candidate.entry.digest);
                     let source = OciError::Malformed { what: "nested index", reason };
                     return Err(ImageError::Choice { place: self.options.location.to_string(), source });
@@ -104,16 +104,17 @@ impl Opener<'_> {
     /// The entries of `outer` and of nested indexes. `above` is the entry that names `outer`, if there is one.
     pub(super) async fn search(
         &self,
-        outer: &Index,
-        above: Option<&Candidate>,
-    ) -> Result<Vec<Found>, ImageError> {
-        let mut found: Vec<Found> = Vec::new();
-        let mut level = vec![Level { directory: Vec::new(), above: above.cloned(), index: outer.clone() }];
+        outer: &ImageIndex,
+        above: Option<&PlatformCandidate>,
+    ) -> Result<Vec<IndexEntry>, ImageError> {
+        let mut found: Vec<IndexEntry> = Vec::new();
+        let mut level =
+            vec![IndexLevel { directory: Vec::new(), above: above.cloned(), index: outer.clone() }];
         for depth in 1.. {
             let mut nested: Vec<usize> = Vec::new();
             for index in &level {
                 for entry in self.entries(index) {
-                    if entry.kind == EntryKind::Image && entry.candidate.entry.media_type.is_index() {
+                    if entry.kind == EntryPurpose::Image && entry.candidate.entry.media_type.is_index() {
                         nested.push(found.len());
                     }
                     found.push(entry);
@@ -129,7 +130,7 @@ impl Opener<'_> {
             if nested.len() > MAX_DOCUMENTS {
                 return Err(self.too_many());
             }
-            let asked: Vec<BoxFuture<'_, Result<Root, ImageError>>> = nested
+            let asked: Vec<BoxFuture<'_, Result<RootDocument, ImageError>>> = nested
                 .iter()
                 .map(|at| -> BoxFuture<'_, _> { Box::pin(self.document(&found[*at].candidate.entry)) })
                 .collect();
@@ -141,13 +142,13 @@ impl Opener<'_> {
                     root => root.and_then(|root| Ok((parse(&root)?, root.bytes))),
                 };
                 found[at].what = match root {
-                    Ok((Document::Index(index), bytes)) => {
+                    Ok((ManifestDocument::Index(index), bytes)) => {
                         let directory = found[at].directory.clone();
-                        level.push(Level { directory, above: Some(found[at].candidate.clone()), index });
-                        What::Index(bytes)
+                        level.push(IndexLevel { directory, above: Some(found[at].candidate.clone()), index });
+                        EntryContent::Index(bytes)
                     }
-                    Ok((Document::Manifest(_), _)) => What::Manifest,
-                    Err(error) => What::Failed(chain(&error)),
+                    Ok((ManifestDocument::Manifest(_), _)) => EntryContent::Manifest,
+                    Err(error) => EntryContent::Failed(chain(&error)),
                 };
             }
         }
@@ -155,36 +156,37 @@ impl Opener<'_> {
     }
 
     /// The entries of one index with their directories.
-    fn entries(&self, level: &Level) -> Vec<Found> {
+    fn entries(&self, level: &IndexLevel) -> Vec<IndexEntry> {
         let under = |name: &str, below: &str| {
             let names = level.directory.iter().cloned();
             names.chain([below.to_owned(), name.to_owned()]).collect::<Vec<_>>()
         };
-        let found = |entry: &Descriptor, kind, directory| Found {
+        let found = |entry: &Descriptor, kind, directory| IndexEntry {
             directory,
-            candidate: Candidate::of(entry, level.above.as_ref(), &self.options.select),
+            candidate: PlatformCandidate::of(entry, level.above.as_ref(), &self.options.select),
             kind,
-            what: What::Manifest,
+            what: EntryContent::Manifest,
         };
         let of =
-            |kind: EntryKind| level.index.manifests.iter().filter(move |entry| entry_kind(entry) == kind);
-        let images = oci::member_names(of(EntryKind::Image));
+            |kind: EntryPurpose| level.index.manifests.iter().filter(move |entry| entry_kind(entry) == kind);
+        let images = oci::member_names(of(EntryPurpose::Image));
         let images = images
             .into_iter()
-            .map(|named| found(named.entry, EntryKind::Image, under(&named.name, "platforms")));
+            .map(|named| found(named.entry, EntryPurpose::Image, under(&named.name, "platforms")));
         let mut seen = HashSet::new();
-        let attestations = of(EntryKind::Attestation).filter(|entry| seen.insert(entry.digest.short()));
-        let attestations = attestations
-            .map(|entry| found(entry, EntryKind::Attestation, under(entry.digest.short(), "attestations")));
+        let attestations = of(EntryPurpose::Attestation).filter(|entry| seen.insert(entry.digest.short()));
+        let attestations = attestations.map(|entry| {
+            found(entry, EntryPurpose::Attestation, under(entry.digest.short(), "attestations"))
+        });
         images.chain(attestations.collect::<Vec<_>>()).collect()
     }
 
     /// Opens all found entries, and shows the one for this machine at the root as well.
-    pub(super) async fn all(&self, family: &mut Family, found: Vec<Found>) -> Result<(), ImageError> {
+    pub(super) async fn all(&self, family: &mut ImageSet, found: Vec<IndexEntry>) -> Result<(), ImageError> {
         let place = family.pinned.clone();
-        let candidates: Vec<Candidate> = found
+        let candidates: Vec<PlatformCandidate> = found
             .iter()
-            .filter(|one| matches!(one.what, What::Manifest))
+            .filter(|one| matches!(one.what, EntryContent::Manifest))
             .map(|one| one.candidate.clone())
             .collect();
         let main = match oci::choose(&candidates, &self.options.select, None) {
@@ -197,14 +199,14 @@ impl Opener<'_> {
         };
         let directories: Vec<Vec<String>> = found
             .iter()
-            .filter(|one| !matches!(one.what, What::Index(_)) && self.is_wanted(one))
+            .filter(|one| !matches!(one.what, EntryContent::Index(_)) && self.is_wanted(one))
             .map(|one| one.directory.clone())
             .collect();
         // An index is shown only if one of its entries is.
         let mut shown = found;
         shown.retain(|one| match one.what {
-            What::Index(_) => directories.iter().any(|below| below.starts_with(&one.directory)),
-            What::Manifest | What::Failed(_) => self.is_wanted(one),
+            EntryContent::Index(_) => directories.iter().any(|below| below.starts_with(&one.directory)),
+            EntryContent::Manifest | EntryContent::Failed(_) => self.is_wanted(one),
         });
         if shown.len() > MAX_DOCUMENTS {
             return Err(self.too_many());
@@ -218,15 +220,15 @@ impl Opener<'_> {
     }
 
     /// Whether an entry is shown: attestations only without conditions.
-    fn is_wanted(&self, found: &Found) -> bool {
+    fn is_wanted(&self, found: &IndexEntry) -> bool {
         match found.kind {
-            EntryKind::Image => found.candidate.is_selected(),
-            EntryKind::Attestation | EntryKind::Soci => self.options.select.is_empty(),
+            EntryPurpose::Image => found.candidate.is_selected(),
+            EntryPurpose::Attestation | EntryPurpose::Soci => self.options.select.is_empty(),
         }
     }
 
     /// Opens the referrers of the root's image and of the index that the reference names.
-    pub(super) async fn referrers(&self, family: &mut Family) -> Result<(), ImageError> {
+    pub(super) async fn referrers(&self, family: &mut ImageSet) -> Result<(), ImageError> {
         let image = family.main.as_ref().map(|image| image.manifest_digest().clone());
         let mut subjects = vec![family.digest.clone()];
         subjects.extend(image.filter(|digest| *digest != family.digest));
@@ -251,7 +253,7 @@ impl Opener<'_> {
         if family.members.len() + found.len() > MAX_DOCUMENTS {
             return Err(self.too_many());
         }
-        let opened: Vec<BoxFuture<'_, Result<Vec<Member>, ImageError>>> = found
+        let opened: Vec<BoxFuture<'_, Result<Vec<SetMember>, ImageError>>> = found
             .iter()
             .map(|(directory, entry, subject)| -> BoxFuture<'_, _> {
                 Box::pin(self.referrer(directory.clone(), entry, subject))
@@ -274,8 +276,8 @@ impl Opener<'_> {
         directory: Vec<String>,
         entry: &Descriptor,
         subject: &Digest,
-    ) -> Result<Vec<Member>, ImageError> {
-        let failed = |failure: String| vec![Member::failed(directory.clone(), &entry.digest, failure)];
+    ) -> Result<Vec<SetMember>, ImageError> {
+        let failed = |failure: String| vec![SetMember::failed(directory.clone(), &entry.digest, failure)];
         let read = match self.document(entry).await {
             Err(error @ ImageError::TooMany { .. }) => return Err(error),
             read => read.and_then(|root| Ok((parse(&root)?, root))),
@@ -288,21 +290,21 @@ impl Opener<'_> {
             return Ok(failed(format!("it is listed as being about {subject}, and does not say so")));
         }
         match document {
-            Document::Manifest(manifest) => {
+            ManifestDocument::Manifest(manifest) => {
                 let pinned = self.options.location.pinned(&root.digest);
-                Ok(match self.image(root, manifest, pinned, Select::Everything).await {
-                    Ok(image) => vec![Member::image(directory, image)],
+                Ok(match self.image(root, manifest, pinned, LayerFilter::Everything).await {
+                    Ok(image) => vec![SetMember::image(directory, image)],
                     Err(error) => failed(chain(&error)),
                 })
             }
             // Its entries are not searched; only the document itself is shown.
-            Document::Index(_) => Ok(vec![Member::index(directory, root.digest, root.bytes)]),
+            ManifestDocument::Index(_) => Ok(vec![SetMember::index(directory, root.digest, root.bytes)]),
         }
     }
 
     /// Opens documents concurrently, in their order.
-    async fn open_members(&self, family: &mut Family, found: Vec<Found>) -> Result<(), ImageError> {
-        let opened: Vec<BoxFuture<'_, Result<Member, ImageError>>> =
+    async fn open_members(&self, family: &mut ImageSet, found: Vec<IndexEntry>) -> Result<(), ImageError> {
+        let opened: Vec<BoxFuture<'_, Result<SetMember, ImageError>>> =
             found.into_iter().map(|found| -> BoxFuture<'_, _> { Box::pin(self.member(found)) }).collect();
         let opened: Vec<_> = futures_util::stream::iter(opened).buffered(PARALLEL).collect().await;
         for member in opened {
@@ -311,34 +313,34 @@ impl Opener<'_> {
         Ok(())
     }
 
-    async fn member(&self, found: Found) -> Result<Member, ImageError> {
-        let Found { directory, candidate, kind, what } = found;
+    async fn member(&self, found: IndexEntry) -> Result<SetMember, ImageError> {
+        let IndexEntry { directory, candidate, kind, what } = found;
         let entry = candidate.entry;
         match what {
-            What::Failed(failure) => return Ok(Member::failed(directory, &entry.digest, failure)),
-            What::Index(bytes) => return Ok(Member::index(directory, entry.digest, bytes)),
-            What::Manifest => {}
+            EntryContent::Failed(failure) => return Ok(SetMember::failed(directory, &entry.digest, failure)),
+            EntryContent::Index(bytes) => return Ok(SetMember::index(directory, entry.digest, bytes)),
+            EntryContent::Manifest => {}
         }
         let select = match kind {
-            EntryKind::Image => Select::Layers,
-            EntryKind::Attestation | EntryKind::Soci => Select::Everything,
+            EntryPurpose::Image => LayerFilter::Layers,
+            EntryPurpose::Attestation | EntryPurpose::Soci => LayerFilter::Everything,
         };
         let opened = async {
             let root = self.document(&entry).await?;
             match parse(&root)? {
-                Document::Manifest(manifest) => {
+                ManifestDocument::Manifest(manifest) => {
                     let pinned = self.options.location.pinned(&root.digest);
-                    Ok(Member::image(directory.clone(), self.image(root, manifest, pinned, select).await?))
+                    Ok(SetMember::image(directory.clone(), self.image(root, manifest, pinned, select).await?))
                 }
-                Document::Index(_) => {
+                ManifestDocument::Index(_) => {
                     let failure = "it is an index, and its entry does not say so".to_owned();
-                    Ok(Member::failed(directory.clone(), &entry.digest, failure))
+                    Ok(SetMember::failed(directory.clone(), &entry.digest, failure))
                 }
             }
         };
         match opened.await {
             Err(error @ (ImageError::TooMany { .. } | ImageError::Cache(_))) => Err(error),
-            Err(error) => Ok(Member::failed(directory.clone(), &entry.digest, chain(&error))),
+            Err(error) => Ok(SetMember::failed(directory.clone(), &entry.digest, chain(&error))),
             Ok(member) => Ok(member),
         }
     }
@@ -348,8 +350,8 @@ impl Opener<'_> {
     }
 }
 
-impl Member {
-    fn image(directory: Vec<String>, image: Image) -> Self {
+impl SetMember {
+    fn image(directory: Vec<String>, image: OpenImage) -> Self {
         let digest = image.manifest_digest().clone();
         Self { directory, digest, index: None, image: Some(Arc::new(image)), failure: None }
     }

@@ -6,16 +6,16 @@
 
 use std::sync::PoisonError;
 
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::oci::{
-    BUNDLE, Digest, Document, MAX_SIGNATURES, MAX_SIGNED, Manifest, SIGNATURE_ARTIFACT, SIMPLE_SIGNING,
-    Signature, signature_tag,
+    BUNDLE, Digest, MAX_SIGNATURES, MAX_SIGNED, Manifest, ManifestDocument, PublishedSignature,
+    SIGNATURE_ARTIFACT, SIMPLE_SIGNING, signature_tag,
 };
-use crate::source::{Root, SourceError};
+use crate::source::{RootDocument, SourceError};
 
 use super::ImageError;
 use super::beside::small_blob;
-use super::open::{Opener, Platforms, Referrers};
+use super::open::{ImageOpener, PlatformScope, ReferrerScope};
 
 /// Limit of the cached signatures of one document.
 const MAX_KEPT: usize = 16;
@@ -23,8 +23,8 @@ const MAX_KEPT: usize = 16;
 const TOLD: usize = 4;
 
 /// State of one search for a signature.
-struct Search<'a> {
-    root: &'a Root,
+struct SignatureSearch<'a> {
+    root: &'a RootDocument,
     /// Signatures that may still be examined.
     left: usize,
     /// The reasons why the found signatures do not count.
@@ -32,14 +32,14 @@ struct Search<'a> {
 }
 
 /// The end of a search.
-enum End {
+enum SearchEnd {
     /// A good signature, and the index of its key.
-    Signed(Signature, usize),
+    Signed(PublishedSignature, usize),
     /// The source could not be queried, so there may be a signature.
     Failed(ReadError),
 }
 
-impl Opener<'_> {
+impl ImageOpener<'_> {
     /// The fingerprint of the key that signed the opened document.
     pub(super) fn signed_by(&self) -> Option<Digest> {
         self.trust.signed_by.get().cloned()
@@ -47,15 +47,19 @@ impl Opener<'_> {
 
     /// Checks the signature of the document that the reference names, if one is required. An index from which one
     /// manifest is chosen may be unsigned, if that manifest is signed.
-    pub(super) async fn demand(&self, root: &Root, document: &Document) -> Result<(), ImageError> {
+    pub(super) async fn demand(
+        &self,
+        root: &RootDocument,
+        document: &ManifestDocument,
+    ) -> Result<(), ImageError> {
         if self.options.signed_by.is_empty() {
             return Ok(());
         }
-        if self.options.referrers == Referrers::Shown {
+        if self.options.referrers == ReferrerScope::Shown {
             return Err(ImageError::UnsignedReferrers { place: self.options.location.to_string() });
         }
         let is_chosen_from =
-            matches!(document, Document::Index(_)) && self.options.platforms != Platforms::All;
+            matches!(document, ManifestDocument::Index(_)) && self.options.platforms != PlatformScope::All;
         match self.prove(root).await {
             Err(error) if is_chosen_from => {
                 *self.trust.index.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -66,7 +70,7 @@ impl Opener<'_> {
     }
 
     /// Checks the signature of an image's manifest, if one is required and the index above it has none.
-    pub(super) async fn demand_image(&self, root: &Root) -> Result<(), ImageError> {
+    pub(super) async fn demand_image(&self, root: &RootDocument) -> Result<(), ImageError> {
         if self.options.signed_by.is_empty() || self.trust.signed_by.get().is_some() {
             return Ok(());
         }
@@ -85,7 +89,7 @@ impl Opener<'_> {
 
     /// Requires a signature of the document that the reference names, which covers everything below it, but not its
     /// referrers.
-    pub(super) async fn demand_whole(&self, root: &Root, referrers: bool) -> Result<(), ImageError> {
+    pub(super) async fn demand_whole(&self, root: &RootDocument, referrers: bool) -> Result<(), ImageError> {
         if referrers {
             return Err(ImageError::UnsignedReferrers { place: self.options.location.to_string() });
         }
@@ -103,39 +107,49 @@ impl Opener<'_> {
         }
     }
 
-    async fn prove(&self, root: &Root) -> Result<(), ImageError> {
-        let kept =
-            self.cache.signatures(&root.digest)?.map(|bytes| Signature::unpack(&bytes)).unwrap_or_default();
+    async fn prove(&self, root: &RootDocument) -> Result<(), ImageError> {
+        let kept = self
+            .cache
+            .signatures(&root.digest)?
+            .map(|bytes| PublishedSignature::unpack(&bytes))
+            .unwrap_or_default();
         let keys = &self.options.signed_by;
         if let Some(key) = kept.iter().find_map(|one| one.check(&root.digest, &root.bytes, keys).ok()) {
             self.trusted(root, key);
             return Ok(());
         }
-        let mut search = Search { root, left: MAX_SIGNATURES, reasons: Vec::new() };
+        let mut search = SignatureSearch { root, left: MAX_SIGNATURES, reasons: Vec::new() };
         match self.search_signature(&mut search).await {
-            Err(End::Signed(signature, key)) => {
+            Err(SearchEnd::Signed(signature, key)) => {
                 self.trusted(root, key);
                 self.keep_signature(&root.digest, kept, signature);
                 Ok(())
             }
-            Err(End::Failed(source)) => Err(ImageError::Unchecked { digest: root.digest.clone(), source }),
+            Err(SearchEnd::Failed(source)) => {
+                Err(ImageError::Unchecked { digest: root.digest.clone(), source })
+            }
             Ok(()) => {
                 Err(ImageError::Untrusted { digest: root.digest.clone(), reason: told(search.reasons) })
             }
         }
     }
 
-    fn trusted(&self, root: &Root, key: usize) {
+    fn trusted(&self, root: &RootDocument, key: usize) {
         let key = self.options.signed_by[key].fingerprint();
         tracing::info!(digest = %root.digest, %key, "signed");
         // The first document that is proven is the one that the reference names, or the one chosen from it.
         self.trust.signed_by.get_or_init(|| key.clone());
     }
 
-    fn keep_signature(&self, digest: &Digest, mut kept: Vec<Signature>, signature: Signature) {
+    fn keep_signature(
+        &self,
+        digest: &Digest,
+        mut kept: Vec<PublishedSignature>,
+        signature: PublishedSignature,
+    ) {
         kept.truncate(MAX_KEPT - 1);
         kept.insert(0, signature);
-        if let Err(error) = self.cache.put_signatures(digest, &Signature::pack(&kept)) {
+        if let Err(error) = self.cache.put_signatures(digest, &PublishedSignature::pack(&kept)) {
             // The next mount searches for it again.
             tracing::warn!(%digest, %error, "signature not kept");
         }
@@ -143,16 +157,16 @@ impl Opener<'_> {
 
     /// Searches the tag and the referrers of the document. Ends early with a good signature. If one of the two cannot
     /// be queried, the search fails only if the other has no good signature.
-    async fn search_signature(&self, search: &mut Search<'_>) -> Result<(), End> {
+    async fn search_signature(&self, search: &mut SignatureSearch<'_>) -> Result<(), SearchEnd> {
         let tagged = self.search_tag(search).await;
-        if let Err(End::Signed(..)) = tagged {
+        if let Err(SearchEnd::Signed(..)) = tagged {
             return tagged;
         }
         self.search_referrers(search).await?;
         tagged
     }
 
-    async fn search_tag(&self, search: &mut Search<'_>) -> Result<(), End> {
+    async fn search_tag(&self, search: &mut SignatureSearch<'_>) -> Result<(), SearchEnd> {
         let Some(tag) = signature_tag(&search.root.digest) else { return Ok(()) };
         match self.source.tagged(&tag).await {
             Ok(Some(found)) => self.search_manifest(search, &found).await,
@@ -161,7 +175,7 @@ impl Opener<'_> {
         }
     }
 
-    async fn search_referrers(&self, search: &mut Search<'_>) -> Result<(), End> {
+    async fn search_referrers(&self, search: &mut SignatureSearch<'_>) -> Result<(), SearchEnd> {
         for kind in [SIGNATURE_ARTIFACT, BUNDLE] {
             let listed = match self.source.referrers(&search.root.digest, Some(kind)).await {
                 Ok(listed) => listed,
@@ -186,10 +200,14 @@ impl Opener<'_> {
 
     /// Examines the signatures in one manifest. Its `subject` does not matter: the signed payload names its own
     /// subject.
-    async fn search_manifest(&self, search: &mut Search<'_>, found: &Root) -> Result<(), End> {
-        let manifest: Manifest = match Document::parse(&found.bytes, found.content_type.as_deref()) {
-            Ok(Document::Manifest(manifest)) => manifest,
-            Ok(Document::Index(_)) => return search.missed(missing("a signature that is an index")),
+    async fn search_manifest(
+        &self,
+        search: &mut SignatureSearch<'_>,
+        found: &RootDocument,
+    ) -> Result<(), SearchEnd> {
+        let manifest: Manifest = match ManifestDocument::parse(&found.bytes, found.content_type.as_deref()) {
+            Ok(ManifestDocument::Manifest(manifest)) => manifest,
+            Ok(ManifestDocument::Index(_)) => return search.missed(missing("a signature that is an index")),
             Err(error) => return search.missed(missing(&format!("a signature: {error}"))),
         };
         for layer in manifest.layers.iter().rev() {
@@ -208,8 +226,8 @@ impl Opener<'_> {
                 }
             };
             let signatures = match is_bundle {
-                true => Signature::of_bundle(&bytes),
-                false => Signature::of_layer(layer, &bytes).map(|one| vec![one]),
+                true => PublishedSignature::of_bundle(&bytes),
+                false => PublishedSignature::of_layer(layer, &bytes).map(|one| vec![one]),
             };
             match signatures {
                 Ok(signatures) => self.check_signatures(search, signatures)?,
@@ -219,10 +237,14 @@ impl Opener<'_> {
         Ok(())
     }
 
-    fn check_signatures(&self, search: &mut Search<'_>, signatures: Vec<Signature>) -> Result<(), End> {
+    fn check_signatures(
+        &self,
+        search: &mut SignatureSearch<'_>,
+        signatures: Vec<PublishedSignature>,
+    ) -> Result<(), SearchEnd> {
         for signature in signatures {
             match signature.check(&search.root.digest, &search.root.bytes, &self.options.signed_by) {
-                Ok(key) => return Err(End::Signed(signature, key)),
+                Ok(key) => return Err(SearchEnd::Signed(signature, key)),
                 Err(reason) => search.reasons.push(reason),
             }
         }
@@ -230,7 +252,7 @@ impl Opener<'_> {
     }
 }
 
-impl Search<'_> {
+impl SignatureSearch<'_> {
     /// Whether one more signature may be examined.
     fn takes(&mut self) -> bool {
         if self.left == 0 {
@@ -247,9 +269,11 @@ impl Search<'_> {
 
     /// Records a signature that could not be read. A temporary failure of the source ends the search, because a
     /// stalled registry would delay every further request too.
-    fn missed(&mut self, error: ReadError) -> Result<(), End> {
+    fn missed(&mut self, error: ReadError) -> Result<(), SearchEnd> {
         match error.fault() {
-            Fault::Unavailable | Fault::Misbehaved | Fault::Denied | Fault::Io => Err(End::Failed(error)),
+            FaultClass::Unavailable | FaultClass::Misbehaved | FaultClass::Denied | FaultClass::Io => {
+                Err(SearchEnd::Failed(error))
+            }
             _ => {
                 self.reasons.push(error.chain());
                 Ok(())
@@ -263,7 +287,7 @@ fn failure(error: SourceError) -> ReadError {
 }
 
 fn missing(reason: &str) -> ReadError {
-    ReadError::new(Fault::Malformed, reason)
+    ReadError::new(FaultClass::Malformed, reason)
 }
 
 /// The reasons for an error, each once.

@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::disk::{self, Format};
-use crate::io::{ByteRange, Fault, ReadError, read_vec};
-use crate::layer::{self, Encoding, Sniffed};
-use crate::oci::{Descriptor, Digest, Document, Manifest, TITLE};
+use crate::disk::{self, DiskFormat};
+use crate::io::{ByteRange, FaultClass, ReadError, read_vec};
+use crate::layer::{self, SniffResult, StreamEncoding};
+use crate::oci::{Descriptor, Digest, Manifest, ManifestDocument, TITLE};
 
-use super::family::Family;
-use super::open::{Opener, Select};
-use super::{Image, ImageError};
+use super::family::ImageSet;
+use super::open::{ImageOpener, LayerFilter};
+use super::{ImageError, OpenImage};
 
 /// Decoded bytes to examine: a tar header, or the first sectors of a disk.
 const INSIDE: usize = 4096;
@@ -30,16 +30,20 @@ const OTHERS: [(&[u8], &str); 8] = [
     (b"hsqs", ".squashfs"),
 ];
 
-impl Opener<'_> {
+impl ImageOpener<'_> {
     /// Opens the blob `digest` alone. `absent` is the error for the missing manifest, returned if there is no blob
     /// either.
-    pub(super) async fn blob_alone(&self, digest: &Digest, absent: ImageError) -> Result<Family, ImageError> {
+    pub(super) async fn blob_alone(
+        &self,
+        digest: &Digest,
+        absent: ImageError,
+    ) -> Result<ImageSet, ImageError> {
         if digest.algorithm().is_none() {
             return Err(absent);
         }
         let size = match self.source.blob_size(digest).await {
             Ok(size) => size,
-            Err(error) if error.fault() == Fault::NotFound => {
+            Err(error) if error.fault() == FaultClass::NotFound => {
                 tracing::debug!(%digest, %error, "no blob of that digest either");
                 return Err(absent);
             }
@@ -60,11 +64,12 @@ impl Opener<'_> {
             annotations: BTreeMap::new(),
         };
         let pinned = self.options.location.pinned(digest);
-        let image: Image = self.assemble(None, manifest.clone(), None, pinned.clone(), Select::Layers)?;
-        Ok(Family {
+        let image: OpenImage =
+            self.assemble(None, manifest.clone(), None, pinned.clone(), LayerFilter::Layers)?;
+        Ok(ImageSet {
             pinned,
             digest: digest.clone(),
-            document: Document::Manifest(manifest),
+            document: ManifestDocument::Manifest(manifest),
             index: None,
             main: Some(Arc::new(image)),
             members: Vec::new(),
@@ -85,29 +90,31 @@ fn what(head: &[u8], size: u64) -> (String, String) {
     const OCTETS: &str = "application/octet-stream";
     let (extension, media_type) = match layer::sniff(head) {
         // Zeros only are the start of an empty disk as well as of an empty archive.
-        Sniffed::Stream(Encoding::Plain) if head.iter().any(|byte| *byte != 0) => {
+        SniffResult::Stream(StreamEncoding::Plain) if head.iter().any(|byte| *byte != 0) => {
             (".tar", "application/x-tar")
         }
-        Sniffed::Stream(encoding) if encoding != Encoding::Plain => {
+        SniffResult::Stream(encoding) if encoding != StreamEncoding::Plain => {
             let inside = layer::peek(encoding, head, INSIDE);
             // The extension of the compression alone.
             let suffix = encoding.extension().trim_start_matches("tar");
             let (form, tar) = match (disk_format(&inside, u64::MAX), layer::sniff(&inside)) {
-                (Some(Format::Qcow2), _) => (".qcow2", ""),
+                (Some(DiskFormat::Qcow2), _) => (".qcow2", ""),
                 (Some(_), _) => (".img", ""),
-                (None, Sniffed::Stream(Encoding::Plain)) if inside.iter().any(|byte| *byte != 0) => {
+                (None, SniffResult::Stream(StreamEncoding::Plain))
+                    if inside.iter().any(|byte| *byte != 0) =>
+                {
                     (".tar", "x-tar+")
                 }
                 (None, _) => ("", ""),
             };
             return (format!("{form}{suffix}"), format!("application/{tar}{encoding}"));
         }
-        Sniffed::Stream(_) | Sniffed::Other(_) => match disk_format(head, size) {
-            Some(Format::Qcow2) => (".qcow2", OCTETS),
-            Some(Format::Vmdk) => (".vmdk", OCTETS),
-            Some(Format::Vhd) => (".vhd", OCTETS),
-            Some(Format::Vhdx) => (".vhdx", OCTETS),
-            Some(Format::Vdi) => (".vdi", OCTETS),
+        SniffResult::Stream(_) | SniffResult::Other(_) => match disk_format(head, size) {
+            Some(DiskFormat::Qcow2) => (".qcow2", OCTETS),
+            Some(DiskFormat::Vmdk) => (".vmdk", OCTETS),
+            Some(DiskFormat::Vhd) => (".vhd", OCTETS),
+            Some(DiskFormat::Vhdx) => (".vhdx", OCTETS),
+            Some(DiskFormat::Vdi) => (".vdi", OCTETS),
             Some(_) => (".img", OCTETS),
             None if serde_json::from_slice::<serde::de::IgnoredAny>(head).is_ok()
                 && head.starts_with(b"{") =>
@@ -125,12 +132,12 @@ fn what(head: &[u8], size: u64) -> (String, String) {
 
 /// The format of a disk that starts with `head`; `None` if it is not a disk. Raw requires a boot sector signature or
 /// a partition table.
-fn disk_format(head: &[u8], size: u64) -> Option<Format> {
-    match disk::inspect(head, size, &Format::Raw).format {
-        Format::Foreign(_) | Format::Other(_) => None,
-        Format::Raw => {
+fn disk_format(head: &[u8], size: u64) -> Option<DiskFormat> {
+    match disk::inspect(head, size, &DiskFormat::Raw).format {
+        DiskFormat::Foreign(_) | DiskFormat::Other(_) => None,
+        DiskFormat::Raw => {
             let is_disk = head.get(510..512) == Some(b"\x55\xaa") || head.get(512..520) == Some(b"EFI PART");
-            is_disk.then_some(Format::Raw)
+            is_disk.then_some(DiskFormat::Raw)
         }
         format => Some(format),
     }

@@ -4,17 +4,17 @@ use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Extents, State};
-use crate::io::{ByteRange, ReadAt as _, Verified};
-use crate::layer::{Layer, LayerState};
+use crate::cache::{ByteExtents, VerificationState};
+use crate::io::{ByteRange, ReadAt as _, VerifiedLevel};
+use crate::layer::{LayerState, StoredLayer};
 use crate::oci::{Descriptor, Digest, MediaType};
 
-use super::Image;
+use super::OpenImage;
 
 /// A snapshot of the state of a mount.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Status {
+pub struct ImageStatus {
     /// Version of this format.
     pub schema_version: u32,
     /// The reference with its digest.
@@ -57,7 +57,7 @@ pub struct MemberStatus {
     pub state: String,
 }
 
-impl Status {
+impl ImageStatus {
     /// The status of a mount that could not resolve `reference` yet, with the error of the last attempt.
     pub fn waiting(reference: String, scope: String, error: Option<String>) -> Self {
         let errors = error.into_iter().collect();
@@ -120,8 +120,8 @@ pub struct ExtentsStatus {
     pub read: Vec<(u64, u64)>,
 }
 
-impl From<Extents> for ExtentsStatus {
-    fn from(extents: Extents) -> Self {
+impl From<ByteExtents> for ExtentsStatus {
+    fn from(extents: ByteExtents) -> Self {
         let pairs = |ranges: Vec<ByteRange>| ranges.iter().map(|range| (range.start, range.end)).collect();
         Self { unit: extents.unit, cached: pairs(extents.cached), read: pairs(extents.read) }
     }
@@ -154,16 +154,16 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-impl Image {
+impl OpenImage {
     /// Takes a snapshot. Reads nothing.
-    pub fn status(&self) -> Status {
-        Status {
+    pub fn status(&self) -> ImageStatus {
+        ImageStatus {
             blobs: self.manifest().blobs().map(|descriptor| self.blob_status(descriptor)).collect(),
             layers: self.layer_statuses(),
             conflicts: self.conflicts().map(|conflicts| conflicts.paths.clone()).unwrap_or_default(),
             warnings: self.warnings(),
             errors: self.errors(),
-            ..Status::empty(self.pinned().to_owned(), self.manifest().kind())
+            ..ImageStatus::empty(self.pinned().to_owned(), self.manifest().kind())
         }
     }
 
@@ -177,17 +177,19 @@ impl Image {
         let digest = |at: usize| &self.manifest().layers[at].digest;
         let mut layers: Vec<_> = self
             .every_archive()
-            .map(|(at, layer)| layer_status(at, digest(at), layer, Holds::Archive))
+            .map(|(at, layer)| layer_status(at, digest(at), layer, LayerHolds::Archive))
             .collect();
         let unpacking = self.unpacking();
-        layers.extend(unpacking.iter().map(|(at, layer)| layer_status(*at, digest(*at), layer, Holds::Disk)));
+        layers.extend(
+            unpacking.iter().map(|(at, layer)| layer_status(*at, digest(*at), layer, LayerHolds::Disk)),
+        );
         layers
     }
 
     fn blob_status(&self, descriptor: &Descriptor) -> BlobStatus {
         let mut extents = None;
         let (cached, served, fetched, verified, state) = if descriptor.data.is_some() {
-            (descriptor.size, 0, 0, Verified::Full, "embedded in the manifest".to_owned())
+            (descriptor.size, 0, 0, VerifiedLevel::Full, "embedded in the manifest".to_owned())
         } else {
             match self.cached(descriptor) {
                 Ok(blob) => {
@@ -195,7 +197,7 @@ impl Image {
                     let state = state(blob.state()).to_owned();
                     (blob.bytes_present(), blob.served(), blob.fetched(), blob.verified(), state)
                 }
-                Err(error) => (0, 0, 0, Verified::None, error.chain()),
+                Err(error) => (0, 0, 0, VerifiedLevel::None, error.chain()),
             }
         };
         BlobStatus {
@@ -236,7 +238,8 @@ impl Image {
             warnings.extend(layer.warnings().into_iter().map(|warning| format!("layer {at}: {warning}")));
         }
         let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut poisoned: Vec<_> = blobs.values().filter(|blob| blob.state() == State::Poisoned).collect();
+        let mut poisoned: Vec<_> =
+            blobs.values().filter(|blob| blob.state() == VerificationState::Poisoned).collect();
         poisoned.sort_unstable_by_key(|blob| blob.digest().as_str());
         warnings.extend(poisoned.iter().map(|blob| {
             format!("blob {}: other bytes came than its digest names, reading it is an error", blob.digest())
@@ -251,23 +254,23 @@ impl Image {
     }
 }
 
-fn state(state: State) -> &'static str {
+fn state(state: VerificationState) -> &'static str {
     match state {
-        State::Partial => "partial",
-        State::Complete => "complete",
-        State::Verified => "verified",
-        State::Poisoned => "poisoned",
+        VerificationState::Partial => "partial",
+        VerificationState::Complete => "complete",
+        VerificationState::Verified => "verified",
+        VerificationState::Poisoned => "poisoned",
     }
 }
 
 /// The content that is packed in a layer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Holds {
+enum LayerHolds {
     Archive,
     Disk,
 }
 
-fn layer_status(layer: usize, digest: &Digest, opened: &Layer, holds: Holds) -> LayerStatus {
+fn layer_status(layer: usize, digest: &Digest, opened: &StoredLayer, holds: LayerHolds) -> LayerStatus {
     let status = |mode: &str, why: String, encoding: Option<String>, stream_bytes| LayerStatus {
         layer,
         digest: digest.clone(),
@@ -284,8 +287,8 @@ fn layer_status(layer: usize, digest: &Digest, opened: &Layer, holds: Holds) -> 
     match opened.state() {
         LayerState::Untouched => {
             let why = match holds {
-                Holds::Archive => "its table of contents is read when its first name is needed",
-                Holds::Disk => "it is unpacked when its size or its bytes are needed",
+                LayerHolds::Archive => "its table of contents is read when its first name is needed",
+                LayerHolds::Disk => "it is unpacked when its size or its bytes are needed",
             };
             status("untouched", why.into(), None, None)
         }
@@ -296,13 +299,13 @@ fn layer_status(layer: usize, digest: &Digest, opened: &Layer, holds: Holds) -> 
         }
         LayerState::Indexed { encoding, stream_size, spans, .. } => {
             let why = match spans {
-                1 if encoding == crate::layer::Encoding::Plain => "stored uncompressed: a read fetches just its blocks".into(),
+                1 if encoding == crate::layer::StreamEncoding::Plain => "stored uncompressed: a read fetches just its blocks".into(),
                 1 => "one compressed unit: decoded once into the cache, and again from its start if that is lost".to_owned(),
                 spans => format!("{spans} places where decoding can start"),
             };
             let encoding = match holds {
-                Holds::Archive => Some(encoding.to_string()),
-                Holds::Disk => encoding.compression().map(str::to_owned),
+                LayerHolds::Archive => Some(encoding.to_string()),
+                LayerHolds::Disk => encoding.compression().map(str::to_owned),
             };
             status("indexed", why, encoding, Some(stream_size))
         }

@@ -10,7 +10,7 @@ pub(super) const MAX_SUMS: u64 = 1024 * 1024;
 
 /// One line of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct ChecksumLine {
     /// Path of the file, relative to the top of the artifact.
     pub(super) path: String,
     /// Expected digest.
@@ -27,7 +27,7 @@ pub(super) fn is_list(path: &str) -> bool {
 }
 
 /// The lines of the list at `path` with a file and a checksum; other lines (signatures, comments) are skipped.
-pub(super) fn parse(path: &str, bytes: &[u8]) -> Vec<Line> {
+pub(super) fn parse(path: &str, bytes: &[u8]) -> Vec<ChecksumLine> {
     let text = String::from_utf8_lossy(bytes);
     let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
     let alone = path.rsplit_once('.').map(|(stem, _)| stem.to_owned());
@@ -35,13 +35,13 @@ pub(super) fn parse(path: &str, bytes: &[u8]) -> Vec<Line> {
     for line in text.lines() {
         let line = line.trim_end_matches('\r');
         if let Some(digest) = digest(line.trim()) {
-            lines.extend(alone.clone().map(|path| Line { path, digest }));
+            lines.extend(alone.clone().map(|path| ChecksumLine { path, digest }));
             continue;
         }
         let found = tagged(line).or_else(|| plain(line));
         let Some((name, digest)) = found else { continue };
         if let Some(path) = below(directory, &name) {
-            lines.push(Line { path, digest });
+            lines.push(ChecksumLine { path, digest });
         }
     }
     lines

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel};
 use crate::oci::Digest;
 
 /// Unit of a trace, in bytes: the smallest fetch of the cache.
@@ -22,7 +22,7 @@ pub const MAX_TRACE: usize = 64 * 1024 * 1024;
 /// The recorded reads of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Trace {
+pub struct ReadTrace {
     /// Version of this format.
     pub schema_version: u32,
     /// The reference with its digest.
@@ -44,17 +44,17 @@ pub struct TraceRead {
     pub end: u64,
 }
 
-impl Trace {
+impl ReadTrace {
     /// Parses the JSON form.
     pub fn parse(bytes: &[u8]) -> Result<Self, ReadError> {
-        let malformed = |reason: String| ReadError::new(Fault::Malformed, format!("trace: {reason}"));
+        let malformed = |reason: String| ReadError::new(FaultClass::Malformed, format!("trace: {reason}"));
         if bytes.len() > MAX_TRACE {
             return Err(malformed(format!("{} bytes, over the limit of {MAX_TRACE}", bytes.len())));
         }
         let trace: Self = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
         if trace.schema_version != 1 {
             let message = format!("trace of version {}; this program reads version 1", trace.schema_version);
-            return Err(ReadError::new(Fault::Unsupported, message));
+            return Err(ReadError::new(FaultClass::Unsupported, message));
         }
         match trace.reads.iter().find(|read| read.start >= read.end) {
             Some(read) => Err(malformed(format!("range {}-{} of {}", read.start, read.end, read.blob))),
@@ -73,17 +73,17 @@ impl Trace {
 
 /// Records reads of all threads.
 #[derive(Debug, Default)]
-pub(super) struct Recorder(Mutex<Noted>);
+pub(super) struct TraceRecorder(Mutex<RecordedReads>);
 
 #[derive(Debug, Default)]
-struct Noted {
+struct RecordedReads {
     blobs: Vec<Digest>,
     seen: HashSet<(usize, u64)>,
     /// Index of the blob in `blobs`, number of the block.
     order: Vec<(usize, u64)>,
 }
 
-impl Recorder {
+impl TraceRecorder {
     fn note(&self, blob: &Digest, range: ByteRange) {
         let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let number = match noted.blobs.iter().position(|known| known == blob) {
@@ -118,17 +118,17 @@ impl Recorder {
 }
 
 /// Maps a read of a range to the stored bytes it needs.
-pub(super) type Stored = Arc<dyn Fn(ByteRange) -> Vec<ByteRange> + Send + Sync>;
+pub(super) type StoredRanges = Arc<dyn Fn(ByteRange) -> Vec<ByteRange> + Send + Sync>;
 
 /// Bytes whose reads are recorded.
-pub(super) struct Observed {
-    pub(super) bytes: Shared,
+pub(super) struct RecordingReader {
+    pub(super) bytes: SharedReader,
     pub(super) blob: Digest,
-    pub(super) stored: Stored,
-    pub(super) recorder: Arc<Recorder>,
+    pub(super) stored: StoredRanges,
+    pub(super) recorder: Arc<TraceRecorder>,
 }
 
-impl Observed {
+impl RecordingReader {
     fn note(&self, offset: u64, len: usize) {
         for stored in (self.stored)(ByteRange::at(offset, len as u64)) {
             self.recorder.note(&self.blob, stored);
@@ -136,7 +136,7 @@ impl Observed {
     }
 }
 
-impl ReadAt for Observed {
+impl ReadAt for RecordingReader {
     fn size(&self) -> u64 {
         self.bytes.size()
     }
@@ -159,7 +159,7 @@ impl ReadAt for Observed {
         self.bytes.next_hole(offset)
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         self.bytes.verified()
     }
 
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn neighbours_join_in_the_order_of_first_reading() {
-        let recorder = Recorder::default();
+        let recorder = TraceRecorder::default();
         let (a, b) = (digest(b"a"), digest(b"b"));
         recorder.note(&a, ByteRange::new(BLOCK + 5, BLOCK + 6));
         recorder.note(&a, ByteRange::new(BLOCK, 3 * BLOCK));
@@ -202,13 +202,13 @@ mod tests {
     fn a_trace_survives_its_json_and_nonsense_is_refused() {
         let reads = vec![TraceRead { blob: digest(b"x").to_string(), start: 0, end: 5 }];
         let trace =
-            Trace { schema_version: 1, reference: "r".into(), manifest: digest(b"m").to_string(), reads };
-        assert_eq!(Trace::parse(&trace.to_json()).unwrap(), trace);
-        let other = Trace { schema_version: 2, ..trace.clone() };
-        assert_eq!(Trace::parse(&other.to_json()).unwrap_err().fault(), Fault::Unsupported);
+            ReadTrace { schema_version: 1, reference: "r".into(), manifest: digest(b"m").to_string(), reads };
+        assert_eq!(ReadTrace::parse(&trace.to_json()).unwrap(), trace);
+        let other = ReadTrace { schema_version: 2, ..trace.clone() };
+        assert_eq!(ReadTrace::parse(&other.to_json()).unwrap_err().fault(), FaultClass::Unsupported);
         let mut empty = trace;
         empty.reads[0].end = 0;
-        assert_eq!(Trace::parse(&empty.to_json()).unwrap_err().fault(), Fault::Malformed);
-        assert_eq!(Trace::parse(b"{").unwrap_err().fault(), Fault::Malformed);
+        assert_eq!(ReadTrace::parse(&empty.to_json()).unwrap_err().fault(), FaultClass::Malformed);
+        assert_eq!(ReadTrace::parse(b"{").unwrap_err().fault(), FaultClass::Malformed);
     }
 }

@@ -6,16 +6,16 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::cache::{Cache, Cached, State, Verify};
-use crate::io::{BoxFuture, Fault, ReadAt, ReadError, Shared, Verified};
+use crate::cache::{BlockCache, CachedFile, VerificationState, VerifyMode};
+use crate::io::{BoxFuture, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel};
 use crate::layer;
 
-use super::{Image, ImageError};
+use super::{ImageError, OpenImage};
 
-impl Image {
+impl OpenImage {
     /// Fails if the requested mode is impossible for any shown layer.
     pub(super) fn check_trust(&self) -> Result<(), ImageError> {
-        if self.verify != Verify::Toc {
+        if self.verify != VerifyMode::Toc {
             return Ok(());
         }
         let layers = self.manifest.layers.iter().zip(&self.selected).enumerate();
@@ -34,26 +34,26 @@ impl Image {
     }
 
     /// The bytes of a blob as stored, for readers.
-    pub(super) fn as_stored(&self, blob: Arc<Cached>) -> Shared {
+    pub(super) fn as_stored(&self, blob: Arc<CachedFile>) -> SharedReader {
         stored(self.verify, &self.cache, blob)
     }
 }
 
 /// The bytes of a blob of `cache` as stored, for readers with this mode.
-pub(super) fn stored(verify: Verify, cache: &Cache, blob: Arc<Cached>) -> Shared {
+pub(super) fn stored(verify: VerifyMode, cache: &BlockCache, blob: Arc<CachedFile>) -> SharedReader {
     match verify {
-        Verify::Lazy | Verify::Strict => blob,
-        Verify::Toc if cache.is_whole_first(blob.size()) => blob,
-        Verify::Toc => Arc::new(Whole(blob)),
+        VerifyMode::Lazy | VerifyMode::Strict => blob,
+        VerifyMode::Toc if cache.is_whole_first(blob.size()) => blob,
+        VerifyMode::Toc => Arc::new(VerifiedFirst(blob)),
     }
 }
 
 /// A large blob as stored that is readable only after it was verified as a whole.
-struct Whole(Arc<Cached>);
+struct VerifiedFirst(Arc<CachedFile>);
 
-impl Whole {
+impl VerifiedFirst {
     fn refuse(&self) -> Result<(), ReadError> {
-        if matches!(self.0.state(), State::Verified | State::Poisoned) {
+        if matches!(self.0.state(), VerificationState::Verified | VerificationState::Poisoned) {
             // A poisoned blob reports its own error.
             return Ok(());
         }
@@ -61,11 +61,11 @@ impl Whole {
             "--verify=toc gives out parts that have digests of their own; {} as stored has none and was not compared as a whole",
             self.0.digest()
         );
-        Err(ReadError::new(Fault::Unsupported, message))
+        Err(ReadError::new(FaultClass::Unsupported, message))
     }
 }
 
-impl ReadAt for Whole {
+impl ReadAt for VerifiedFirst {
     fn size(&self) -> u64 {
         self.0.size()
     }
@@ -85,7 +85,7 @@ impl ReadAt for Whole {
         Ok(is_ready)
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         self.0.verified()
     }
 

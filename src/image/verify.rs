@@ -10,14 +10,14 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::artifact::FileBody;
-use crate::disk::Body;
-use crate::io::{ByteRange, Fault, ReadAt as _, ReadError, Shared, compute, read_vec};
-use crate::layer::{Hints, IndexPolicy, Layer};
-use crate::oci::{Algorithm, Descriptor, Digest, Hasher, ImageConfig, MAX_DOCUMENT};
+use crate::disk::DiskBody;
+use crate::io::{ByteRange, FaultClass, ReadAt as _, ReadError, SharedReader, compute, read_vec};
+use crate::layer::{IndexPolicy, LayerOptions, StoredLayer};
+use crate::oci::{Descriptor, Digest, HashAlgorithm, Hasher, ImageConfig, MAX_DOCUMENT};
 
 use super::beside::small_blob;
 use super::sums::{self, MAX_SUMS};
-use super::{Family, Image};
+use super::{ImageSet, OpenImage};
 
 /// Bytes hashed at once.
 const STEP: u64 = 4 * 1024 * 1024;
@@ -25,26 +25,26 @@ const STEP: u64 = 4 * 1024 * 1024;
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Check {
+pub struct VerifyCheck {
     /// `document`, `blob`, `content` (uncompressed), `parts` (an index that the layer carries), or `checksum` (of a
     /// list).
     pub kind: &'static str,
     /// Digest or path.
     pub subject: String,
     /// Result.
-    pub result: Outcome,
+    pub result: CheckOutcome,
     /// The difference, or the reason why it could not be compared; `None` if it matches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// The party at fault; `None` if it matches or was skipped.
     #[serde(skip)]
-    pub fault: Option<Fault>,
+    pub fault: Option<FaultClass>,
 }
 
 /// Result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub enum CheckOutcome {
     /// It matches.
     Ok,
     /// It does not match.
@@ -55,25 +55,30 @@ pub enum Outcome {
     Skipped,
 }
 
-impl Check {
+impl VerifyCheck {
     fn ok(kind: &'static str, subject: impl Into<String>) -> Self {
-        Self { kind, subject: subject.into(), result: Outcome::Ok, detail: None, fault: None }
+        Self { kind, subject: subject.into(), result: CheckOutcome::Ok, detail: None, fault: None }
     }
 
     fn differs(self, detail: String) -> Self {
-        Self { result: Outcome::Mismatch, detail: Some(detail), fault: Some(Fault::Mismatch), ..self }
+        Self {
+            result: CheckOutcome::Mismatch,
+            detail: Some(detail),
+            fault: Some(FaultClass::Mismatch),
+            ..self
+        }
     }
 
     fn skipped(self, detail: &str) -> Self {
-        Self { result: Outcome::Skipped, detail: Some(detail.into()), ..self }
+        Self { result: CheckOutcome::Skipped, detail: Some(detail.into()), ..self }
     }
 
     fn failed(self, error: &ReadError) -> Self {
-        if error.fault() == Fault::Mismatch {
+        if error.fault() == FaultClass::Mismatch {
             return self.differs(error.chain());
         }
         let (detail, fault) = (Some(error.chain()), Some(error.fault()));
-        Self { result: Outcome::Unreadable, detail, fault, ..self }
+        Self { result: CheckOutcome::Unreadable, detail, fault, ..self }
     }
 
     fn compared(self, expected: &Digest, actual: Option<&Digest>) -> Self {
@@ -85,9 +90,9 @@ impl Check {
     }
 }
 
-impl Family {
+impl ImageSet {
     /// Compares everything, and passes each result to the callback.
-    pub async fn verify(&self, tell: &mut (dyn FnMut(Check) + Send)) {
+    pub async fn verify(&self, tell: &mut (dyn FnMut(VerifyCheck) + Send)) {
         if let Some(bytes) = &self.index {
             tell(document(&self.digest, bytes));
         }
@@ -96,8 +101,8 @@ impl Family {
                 tell(document(&member.digest, bytes));
             }
             if let (Some(failure), None) = (&member.failure, &member.image) {
-                let error = ReadError::new(Fault::Unavailable, failure.clone());
-                tell(Check::ok("document", member.digest.as_str()).failed(&error));
+                let error = ReadError::new(FaultClass::Unavailable, failure.clone());
+                tell(VerifyCheck::ok("document", member.digest.as_str()).failed(&error));
             }
         }
         let mut seen = HashSet::new();
@@ -107,12 +112,16 @@ impl Family {
     }
 }
 
-fn document(digest: &Digest, bytes: &[u8]) -> Check {
-    Check::ok("document", digest.as_str()).compared(digest, digest.same_algorithm(bytes).as_ref())
+fn document(digest: &Digest, bytes: &[u8]) -> VerifyCheck {
+    VerifyCheck::ok("document", digest.as_str()).compared(digest, digest.same_algorithm(bytes).as_ref())
 }
 
-impl Image {
-    async fn verify(self: &Arc<Self>, seen: &mut HashSet<Digest>, tell: &mut (dyn FnMut(Check) + Send)) {
+impl OpenImage {
+    async fn verify(
+        self: &Arc<Self>,
+        seen: &mut HashSet<Digest>,
+        tell: &mut (dyn FnMut(VerifyCheck) + Send),
+    ) {
         if let Some(bytes) = &self.manifest_bytes {
             tell(document(&self.manifest_digest, bytes));
         }
@@ -122,7 +131,7 @@ impl Image {
                 continue;
             }
             let check = self.verify_blob(descriptor).await;
-            if check.result != Outcome::Ok {
+            if check.result != CheckOutcome::Ok {
                 broken.insert(descriptor.digest.clone());
             }
             tell(check);
@@ -152,20 +161,20 @@ impl Image {
             match layer.check_carried().await {
                 Ok(None) => {}
                 Ok(Some(verdict)) => {
-                    let check = Check::ok("parts", subject);
+                    let check = VerifyCheck::ok("parts", subject);
                     tell(match verdict {
                         Ok(()) => check,
                         Err(why) => check.differs(why),
                     });
                 }
-                Err(error) => tell(Check::ok("parts", subject).failed(&error)),
+                Err(error) => tell(VerifyCheck::ok("parts", subject).failed(&error)),
             }
         }
         self.verify_lists(tell).await;
     }
 
-    async fn verify_blob(&self, descriptor: &Descriptor) -> Check {
-        let check = Check::ok("blob", descriptor.digest.as_str());
+    async fn verify_blob(&self, descriptor: &Descriptor) -> VerifyCheck {
+        let check = VerifyCheck::ok("blob", descriptor.digest.as_str());
         if let Some(data) = &descriptor.data {
             let data: &[u8] = data.as_ref();
             return check.compared(&descriptor.digest, descriptor.digest.same_algorithm(data).as_ref());
@@ -177,7 +186,7 @@ impl Image {
             let blob = self.cached(descriptor)?;
             // Fetches ranges concurrently, where sequential reads would wait for each.
             blob.ensure(ByteRange::new(0, blob.size())).await?;
-            hash(&(blob as Shared), algorithm).await
+            hash(&(blob as SharedReader), algorithm).await
         };
         match hashed.await {
             Ok(actual) => check.compared(&descriptor.digest, Some(&actual)),
@@ -186,12 +195,12 @@ impl Image {
     }
 
     /// Expected digests of the layers' uncompressed bytes: from the config of a container image, and from artifacts.
-    async fn expected_contents(&self, tell: &mut (dyn FnMut(Check) + Send)) -> Vec<(usize, Digest)> {
+    async fn expected_contents(&self, tell: &mut (dyn FnMut(VerifyCheck) + Send)) -> Vec<(usize, Digest)> {
         let mut expected = Vec::new();
         if let Some(config) =
             self.manifest.config.as_ref().filter(|config| config.media_type.is_image_config())
         {
-            let check = Check::ok("content", format!("config {}", config.digest));
+            let check = VerifyCheck::ok("content", format!("config {}", config.digest));
             match small_blob(&self.cache, &*self.source, config, MAX_DOCUMENT).await {
                 Ok(bytes) => match ImageConfig::parse(&bytes) {
                     Ok(parsed) => {
@@ -218,37 +227,40 @@ impl Image {
             }
         }
         for plan in &self.detection().disks {
-            if let Body::Parts(parts) = &plan.body {
+            if let DiskBody::Parts(parts) = &plan.body {
                 expected.extend(parts.iter().filter_map(|part| Some((part.layer, part.content.clone()?))));
             }
         }
         expected
     }
 
-    fn content_check(&self, at: usize) -> Check {
-        Check::ok("content", format!("layer {at} ({})", self.manifest.layers[at].digest))
+    fn content_check(&self, at: usize) -> VerifyCheck {
+        VerifyCheck::ok("content", format!("layer {at} ({})", self.manifest.layers[at].digest))
     }
 
     /// Compares the stream that readers of the layer receive: the cached part, and the rest as it is decoded now.
-    async fn verify_content(&self, at: usize, expected: &Digest) -> Check {
+    async fn verify_content(&self, at: usize, expected: &Digest) -> VerifyCheck {
         let descriptor = &self.manifest.layers[at];
         let check = self.content_check(at);
         let Some(algorithm) = expected.algorithm() else { return check.compared(expected, None) };
         let hashed = async {
-            let hints = Hints {
+            let hints = LayerOptions {
                 policy: IndexPolicy::Local,
                 annotations: descriptor.annotations.clone(),
-                ..Hints::default()
+                ..LayerOptions::default()
             };
             let (blob, cache) = (self.cached(descriptor)?, self.cache.clone());
             let layer = match self.archive(at) {
-                Some(_) => Layer::new(blob, cache, hints),
-                None => Layer::packed(blob, cache, hints),
+                Some(_) => StoredLayer::new(blob, cache, hints),
+                None => StoredLayer::packed(blob, cache, hints),
             };
             layer.index().await?;
             let served = layer.as_served();
-            hash(&served.ok_or_else(|| ReadError::new(Fault::Io, "a layer without a stream"))?, algorithm)
-                .await
+            hash(
+                &served.ok_or_else(|| ReadError::new(FaultClass::Io, "a layer without a stream"))?,
+                algorithm,
+            )
+            .await
         };
         match hashed.await {
             Ok(actual) => check.compared(expected, Some(&actual)),
@@ -257,7 +269,7 @@ impl Image {
     }
 
     /// Compares files and disks with the checksum lists in `files/`.
-    async fn verify_lists(self: &Arc<Self>, tell: &mut (dyn FnMut(Check) + Send)) {
+    async fn verify_lists(self: &Arc<Self>, tell: &mut (dyn FnMut(VerifyCheck) + Send)) {
         // A list may name a file several times, and several lists may name the same file.
         let mut hashes: HashMap<(String, &'static str), Result<Digest, ReadError>> = HashMap::new();
         for at in 0..self.contents.files.len() {
@@ -265,7 +277,7 @@ impl Image {
             if !sums::is_list(&path) {
                 continue;
             }
-            let check = Check::ok("checksum", format!("files/{path}"));
+            let check = VerifyCheck::ok("checksum", format!("files/{path}"));
             let bytes = match self.list(at).await {
                 Ok(bytes) => bytes,
                 Err(error) => {
@@ -277,13 +289,13 @@ impl Image {
                 let named = self.named(&line.path);
                 if named.is_empty() {
                     tell(
-                        Check::ok("checksum", line.path.clone())
+                        VerifyCheck::ok("checksum", line.path.clone())
                             .skipped(&format!("{path} names it, and it is not here")),
                     );
                 }
                 let (algorithm, label) = match line.digest.algorithm() {
-                    Some(Algorithm::Sha512) => (Algorithm::Sha512, "sha512"),
-                    _ => (Algorithm::Sha256, "sha256"),
+                    Some(HashAlgorithm::Sha512) => (HashAlgorithm::Sha512, "sha512"),
+                    _ => (HashAlgorithm::Sha256, "sha256"),
                 };
                 for target in named {
                     let shown = target.shown(self);
@@ -297,7 +309,7 @@ impl Image {
                             hashed
                         }
                     };
-                    let check = Check::ok("checksum", format!("{shown} (by {path})"));
+                    let check = VerifyCheck::ok("checksum", format!("{shown} (by {path})"));
                     tell(match actual {
                         Ok(actual) => check.compared(&line.digest, Some(&actual)),
                         Err(error) => check.failed(&error),
@@ -308,49 +320,49 @@ impl Image {
     }
 
     async fn list(self: &Arc<Self>, at: usize) -> Result<Vec<u8>, ReadError> {
-        let bytes = Target::File(at).open(self).await?;
+        let bytes = ChecksumTarget::File(at).open(self).await?;
         if bytes.size() > MAX_SUMS {
             let message = format!("it has {} bytes, the limit is {MAX_SUMS}", bytes.size());
-            return Err(ReadError::new(Fault::Unsupported, message));
+            return Err(ReadError::new(FaultClass::Unsupported, message));
         }
         read_vec(&*bytes, ByteRange::new(0, bytes.size())).await
     }
 
     /// The file at that path, and the disk of that name unless it is the same file.
-    fn named(&self, path: &str) -> Vec<Target> {
+    fn named(&self, path: &str) -> Vec<ChecksumTarget> {
         let is_file = |body: &FileBody| !matches!(body, FileBody::Tree(_));
         let file = self.contents.files.iter().position(|file| file.path == path && is_file(&file.body));
         let name = path.rsplit('/').next().unwrap_or_default();
-        let is_it = |body: &Body| match (body, file.map(|at| &self.contents.files[at].body)) {
-            (Body::File { layer }, Some(FileBody::Layer(of) | FileBody::Sparse { layer: of, .. })) => {
+        let is_it = |body: &DiskBody| match (body, file.map(|at| &self.contents.files[at].body)) {
+            (DiskBody::File { layer }, Some(FileBody::Layer(of) | FileBody::Sparse { layer: of, .. })) => {
                 layer == of
             }
             _ => false,
         };
         let disk = self.detection().disks.iter().position(|plan| plan.name == name && !is_it(&plan.body));
-        file.map(Target::File).into_iter().chain(disk.map(Target::Disk)).collect()
+        file.map(ChecksumTarget::File).into_iter().chain(disk.map(ChecksumTarget::Disk)).collect()
     }
 }
 
 /// The file or disk that a line of a list names.
 #[derive(Clone, Copy)]
-enum Target {
+enum ChecksumTarget {
     File(usize),
     Disk(usize),
 }
 
-impl Target {
-    fn shown(self, image: &Image) -> String {
+impl ChecksumTarget {
+    fn shown(self, image: &OpenImage) -> String {
         match self {
-            Target::File(at) => format!("files/{}", image.contents.files[at].path),
-            Target::Disk(at) => format!("disk/{}", image.detection().disks[at].name),
+            ChecksumTarget::File(at) => format!("files/{}", image.contents.files[at].path),
+            ChecksumTarget::Disk(at) => format!("disk/{}", image.detection().disks[at].name),
         }
     }
 
-    async fn open(self, image: &Arc<Image>) -> Result<Shared, ReadError> {
+    async fn open(self, image: &Arc<OpenImage>) -> Result<SharedReader, ReadError> {
         let at = match self {
-            Target::Disk(at) => return image.disk(at).await,
-            Target::File(at) => at,
+            ChecksumTarget::Disk(at) => return image.disk(at).await,
+            ChecksumTarget::File(at) => at,
         };
         match (&image.contents.files[at].body, &image.manifest.config) {
             (FileBody::Layer(layer), _) => image.blob(&image.manifest.layers[*layer]),
@@ -361,7 +373,7 @@ impl Target {
 }
 
 /// The digest of all of `bytes`.
-async fn hash(bytes: &Shared, algorithm: Algorithm) -> Result<Digest, ReadError> {
+async fn hash(bytes: &SharedReader, algorithm: HashAlgorithm) -> Result<Digest, ReadError> {
     let mut hasher = Hasher::new(algorithm);
     let mut at = 0;
     while at < bytes.size() {

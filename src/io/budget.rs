@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{Fault, ReadError};
+use super::{FaultClass, ReadError};
 
 /// Bytes of all shares together. With the maximum of passes and reads, and the process itself, the total stays below
 /// 256 MiB. A tree of a million files and its table of contents take 165 MiB.
@@ -28,7 +28,7 @@ pub struct MemoryBudget {
     limit: u64,
     /// Time limit for a share.
     timeout: Duration,
-    used: Mutex<Used>,
+    used: Mutex<BudgetShare>,
     /// Wakes blocked threads when bytes are freed.
     freed: Condvar,
     /// Wakes waiting tasks when bytes are freed.
@@ -36,7 +36,7 @@ pub struct MemoryBudget {
 }
 
 /// Bytes in use.
-struct Used {
+struct BudgetShare {
     /// In temporary shares.
     passing: u64,
     /// In lasting shares.
@@ -63,7 +63,7 @@ pub struct OverBudget {
 impl OverBudget {
     /// Converts to the error of a read.
     pub(crate) fn into_read(self, what: &str) -> ReadError {
-        ReadError::new(Fault::Unsupported, format!("{what}: {self}"))
+        ReadError::new(FaultClass::Unsupported, format!("{what}: {self}"))
     }
 }
 
@@ -72,7 +72,7 @@ impl MemoryBudget {
         Self {
             limit,
             timeout,
-            used: Mutex::new(Used { passing: 0, lasting: 0 }),
+            used: Mutex::new(BudgetShare { passing: 0, lasting: 0 }),
             freed: Condvar::new(),
             freed_async: Notify::const_new(),
         }
@@ -119,7 +119,7 @@ impl MemoryBudget {
         Ok(share)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Used> {
+    fn lock(&self) -> MutexGuard<'_, BudgetShare> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,7 +191,7 @@ impl MemoryShare {
     }
 }
 
-impl Used {
+impl BudgetShare {
     fn of(&mut self, lasts: bool) -> &mut u64 {
         if lasts { &mut self.lasting } else { &mut self.passing }
     }

@@ -4,30 +4,30 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::read_at::check_bounds;
-use super::{BoxFuture, ByteRange, ReadAt, ReadError, Shared, Verified};
+use super::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader, VerifiedLevel};
 
 /// One run of the concatenation.
-struct Piece {
+struct ConcatPart {
     /// The end of the run in the concatenation. Invariant: strictly increasing over the pieces.
     end: u64,
     /// Its bytes, or `None` for a hole that reads as zeros. Invariant: `size()` equals the run's length.
-    bytes: Option<Shared>,
+    bytes: Option<SharedReader>,
 }
 
 /// The concatenation of parts: a split disk, or the data runs and holes of a sparse file.
 #[derive(Default)]
-pub struct Concat {
-    pieces: Vec<Piece>,
+pub struct ConcatReader {
+    pieces: Vec<ConcatPart>,
 }
 
-impl Concat {
+impl ConcatReader {
     /// An empty concatenation.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Concatenates the parts in this order.
-    pub fn of(parts: impl IntoIterator<Item = Shared>) -> Self {
+    pub fn of(parts: impl IntoIterator<Item = SharedReader>) -> Self {
         let mut concat = Self::new();
         for part in parts {
             concat.push(part);
@@ -36,7 +36,7 @@ impl Concat {
     }
 
     /// Appends `bytes`.
-    pub fn push(&mut self, bytes: Shared) {
+    pub fn push(&mut self, bytes: SharedReader) {
         self.append(bytes.size(), Some(bytes));
     }
 
@@ -45,10 +45,10 @@ impl Concat {
         self.append(len, None);
     }
 
-    fn append(&mut self, len: u64, bytes: Option<Shared>) {
+    fn append(&mut self, len: u64, bytes: Option<SharedReader>) {
         if len > 0 {
             let end = self.size().saturating_add(len);
-            self.pieces.push(Piece { end, bytes });
+            self.pieces.push(ConcatPart { end, bytes });
         }
     }
 
@@ -59,7 +59,7 @@ impl Concat {
     }
 
     /// Splits a read into one run per piece: the piece, the offset inside it, and its part of the buffer.
-    fn runs<'a>(&'a self, offset: u64, mut buf: &'a mut [u8]) -> Vec<(&'a Piece, u64, &'a mut [u8])> {
+    fn runs<'a>(&'a self, offset: u64, mut buf: &'a mut [u8]) -> Vec<(&'a ConcatPart, u64, &'a mut [u8])> {
         let (mut at, mut start) = self.find(offset);
         let mut offset = offset;
         let mut runs = Vec::new();
@@ -77,7 +77,7 @@ impl Concat {
     }
 }
 
-impl ReadAt for Concat {
+impl ReadAt for ConcatReader {
     fn size(&self) -> u64 {
         self.pieces.last().map_or(0, |piece| piece.end)
     }
@@ -148,21 +148,21 @@ impl ReadAt for Concat {
         })
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         let mut parts =
             self.pieces.iter().filter_map(|piece| piece.bytes.as_ref()).map(|bytes| bytes.verified());
-        let Some(first) = parts.next() else { return Verified::Full };
+        let Some(first) = parts.next() else { return VerifiedLevel::Full };
         parts.fold(first, |all, part| match all.min(part) {
-            Verified::Poisoned => Verified::Poisoned,
+            VerifiedLevel::Poisoned => VerifiedLevel::Poisoned,
             _ if all == part => all,
-            _ => Verified::Partial,
+            _ => VerifiedLevel::Partial,
         })
     }
 
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         match &self.pieces[..] {
             // By the invariant of `Piece` this is the whole content.
-            [Piece { bytes: Some(bytes), .. }] => bytes.backing(),
+            [ConcatPart { bytes: Some(bytes), .. }] => bytes.backing(),
             _ => None,
         }
     }
@@ -170,16 +170,16 @@ impl ReadAt for Concat {
 
 #[cfg(test)]
 mod tests {
-    use super::super::read_at::tests::Backed;
-    use super::super::{Memory, read_all, read_vec};
+    use super::super::read_at::tests::ZeroReader;
+    use super::super::{MemoryReader, read_all, read_vec};
     use super::*;
 
-    fn sample() -> Concat {
-        let mut concat = Concat::new();
-        concat.push(Arc::new(Memory::new(&b"abc"[..])));
+    fn sample() -> ConcatReader {
+        let mut concat = ConcatReader::new();
+        concat.push(Arc::new(MemoryReader::new(&b"abc"[..])));
         concat.push_hole(4);
-        concat.push(Arc::new(Memory::new(&b""[..])));
-        concat.push(Arc::new(Memory::new(&b"de"[..])));
+        concat.push(Arc::new(MemoryReader::new(&b""[..])));
+        concat.push(Arc::new(MemoryReader::new(&b"de"[..])));
         concat
     }
 
@@ -212,13 +212,13 @@ mod tests {
     }
     #[test]
     fn only_one_part_alone_has_the_file_of_its_source() {
-        let part: Shared = Arc::new(Backed::new(10));
-        let empty: Shared = Arc::new(Memory::new(&b""[..]));
-        let mut concat = Concat::of([empty, part.clone()]);
+        let part: SharedReader = Arc::new(ZeroReader::new(10));
+        let empty: SharedReader = Arc::new(MemoryReader::new(&b""[..]));
+        let mut concat = ConcatReader::of([empty, part.clone()]);
         assert!(Arc::ptr_eq(&concat.backing().unwrap(), &part.backing().unwrap()));
         concat.push_hole(1);
         assert!(concat.backing().is_none());
-        assert!(Concat::of([part.clone(), part]).backing().is_none());
-        assert!(Concat::new().backing().is_none());
+        assert!(ConcatReader::of([part.clone(), part]).backing().is_none());
+        assert!(ConcatReader::new().backing().is_none());
     }
 }

@@ -5,31 +5,31 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
-use super::{BoxFuture, Fault, ReadAt, ReadError, Shared, Verified};
+use super::{BoxFuture, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel};
 
 /// Opens the bytes; called again after an error.
-pub type Opener = Box<dyn Fn() -> BoxFuture<'static, Result<Shared, ReadError>> + Send + Sync>;
+pub type ReaderOpener = Box<dyn Fn() -> BoxFuture<'static, Result<SharedReader, ReadError>> + Send + Sync>;
 
 /// Bytes that are opened on the first read: a packed part of a disk behind parts that are not packed.
-pub struct Deferred {
+pub struct DeferredReader {
     size: u64,
-    open: Opener,
-    opened: OnceCell<Shared>,
+    open: ReaderOpener,
+    opened: OnceCell<SharedReader>,
 }
 
-impl Deferred {
+impl DeferredReader {
     /// Bytes from `open`, which must have `size` bytes; another size is an error of the claim.
-    pub fn new(size: u64, open: Opener) -> Self {
+    pub fn new(size: u64, open: ReaderOpener) -> Self {
         Self { size, open, opened: OnceCell::new() }
     }
 
-    async fn opened(&self) -> Result<&Shared, ReadError> {
+    async fn opened(&self) -> Result<&SharedReader, ReadError> {
         self.opened
             .get_or_try_init(|| async {
                 let bytes = (self.open)().await?;
                 if bytes.size() != self.size {
                     let message = format!("it has {} bytes and was to have {}", bytes.size(), self.size);
-                    return Err(ReadError::new(Fault::Malformed, message));
+                    return Err(ReadError::new(FaultClass::Malformed, message));
                 }
                 Ok(bytes)
             })
@@ -37,7 +37,7 @@ impl Deferred {
     }
 }
 
-impl ReadAt for Deferred {
+impl ReadAt for DeferredReader {
     fn size(&self) -> u64 {
         self.size
     }
@@ -66,8 +66,8 @@ impl ReadAt for Deferred {
         self.opened.get()?.learn_holes()
     }
 
-    fn verified(&self) -> Verified {
-        self.opened.get().map_or(Verified::None, |bytes| bytes.verified())
+    fn verified(&self) -> VerifiedLevel {
+        self.opened.get().map_or(VerifiedLevel::None, |bytes| bytes.verified())
     }
 
     fn backing(&self) -> Option<Arc<OwnedFd>> {
@@ -79,28 +79,28 @@ impl ReadAt for Deferred {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::super::{ByteRange, Memory, read_all, read_vec};
+    use super::super::{ByteRange, MemoryReader, read_all, read_vec};
     use super::*;
 
     /// Opens what `make` makes, counting how often it is asked.
     fn deferred(
         size: u64,
-        make: impl Fn(usize) -> Result<Shared, ReadError> + Send + Sync + 'static,
-    ) -> (Deferred, Arc<AtomicUsize>) {
+        make: impl Fn(usize) -> Result<SharedReader, ReadError> + Send + Sync + 'static,
+    ) -> (DeferredReader, Arc<AtomicUsize>) {
         let count = Arc::new(AtomicUsize::new(0));
         let opener = {
             let (count, make) = (count.clone(), Arc::new(make));
-            Box::new(move || -> BoxFuture<'static, Result<Shared, ReadError>> {
+            Box::new(move || -> BoxFuture<'static, Result<SharedReader, ReadError>> {
                 let made = make(count.fetch_add(1, Ordering::Relaxed));
                 Box::pin(async move { made })
             })
         };
-        (Deferred::new(size, opener), count)
+        (DeferredReader::new(size, opener), count)
     }
 
     #[tokio::test]
     async fn it_is_opened_once_and_only_when_it_is_read() {
-        let (bytes, count) = deferred(5, |_| Ok(Arc::new(Memory::new(&b"hello"[..]))));
+        let (bytes, count) = deferred(5, |_| Ok(Arc::new(MemoryReader::new(&b"hello"[..]))));
         assert_eq!((bytes.size(), bytes.next_hole(0), bytes.next_data(4)), (5, 5, Some(4)));
         assert!(!bytes.read_ready(0, &mut [0]).unwrap());
         assert_eq!(count.load(Ordering::Relaxed), 0);
@@ -112,14 +112,14 @@ mod tests {
 
     #[tokio::test]
     async fn another_size_than_was_claimed_is_an_error_and_other_errors_may_pass() {
-        let (bytes, _) = deferred(6, |_| Ok(Arc::new(Memory::new(&b"hello"[..]))));
+        let (bytes, _) = deferred(6, |_| Ok(Arc::new(MemoryReader::new(&b"hello"[..]))));
         let error = read_all(&bytes).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Malformed);
+        assert_eq!(error.fault(), FaultClass::Malformed);
         let (bytes, _) = deferred(5, |time| match time {
-            0 => Err(ReadError::new(Fault::Unavailable, "not now")),
-            _ => Ok(Arc::new(Memory::new(&b"hello"[..]))),
+            0 => Err(ReadError::new(FaultClass::Unavailable, "not now")),
+            _ => Ok(Arc::new(MemoryReader::new(&b"hello"[..]))),
         });
-        assert_eq!(read_all(&bytes).await.unwrap_err().fault(), Fault::Unavailable);
+        assert_eq!(read_all(&bytes).await.unwrap_err().fault(), FaultClass::Unavailable);
         assert_eq!(read_all(&bytes).await.unwrap(), b"hello");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// The fault class of an error: the party at fault, which decides errno and exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
+pub enum FaultClass {
     /// The requested object does not exist at the source.
     NotFound,
     /// The responsible party refused access.
@@ -33,20 +33,20 @@ pub enum Fault {
 /// Why a read failed. Cheap to clone, because one failed fetch answers all its waiting readers.
 #[derive(Clone, Debug)]
 pub struct ReadError {
-    fault: Fault,
+    fault: FaultClass,
     message: Arc<str>,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl ReadError {
     /// An error without a source. The style of `message`: subject first, lower case, no full stop.
-    pub fn new(fault: Fault, message: impl Into<String>) -> Self {
+    pub fn new(fault: FaultClass, message: impl Into<String>) -> Self {
         Self { fault, message: message.into().into(), source: None }
     }
 
     /// An error caused by `source`; `message` adds the subject of this level.
     pub fn caused(
-        fault: Fault,
+        fault: FaultClass,
         message: impl Into<String>,
         source: impl Error + Send + Sync + 'static,
     ) -> Self {
@@ -60,7 +60,7 @@ impl ReadError {
     }
 
     /// The fault class.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         self.fault
     }
 
@@ -103,11 +103,11 @@ mod tests {
 
     #[test]
     fn chain_names_every_level_once() {
-        let error = ReadError::new(Fault::Unavailable, "connection refused")
+        let error = ReadError::new(FaultClass::Unavailable, "connection refused")
             .within("range 0-9 of sha256:ab")
             .within("layer 3");
         assert_eq!(error.to_string(), "layer 3");
         assert_eq!(error.chain(), "layer 3: range 0-9 of sha256:ab: connection refused");
-        assert_eq!(error.fault(), Fault::Unavailable);
+        assert_eq!(error.fault(), FaultClass::Unavailable);
     }
 }

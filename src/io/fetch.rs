@@ -6,10 +6,10 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 
 use super::read_at::check_bounds;
-use super::{BoxFuture, BoxStream, ByteRange, Fault, LocalBytes, ReadAt, ReadError};
+use super::{BoxFuture, BoxStream, ByteRange, FaultClass, LocalBytes, ReadAt, ReadError};
 
 /// The result of one [`Fetch::fetch`].
-pub struct Delivery {
+pub struct RangeDelivery {
     /// The range of `body`. Invariant: it contains the requested range and lies inside `0..size`. It is wider when
     /// that is cheaper: a registry without ranges sends the whole blob, and a decoder starts at its span.
     pub range: ByteRange,
@@ -18,13 +18,13 @@ pub struct Delivery {
 }
 
 /// A producer of byte ranges without storage: a registry blob, a file of a layout, a decoder.
-pub trait Fetch: Send + Sync + 'static {
+pub trait RangeFetch: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self) -> u64;
 
     /// Starts producing at least `range` (not empty, inside `0..size`). The producer handles retries, resumption and
     /// deadlines; its error is final for this attempt.
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>>;
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>>;
 
     /// Whether [`local`](Self::local) may find a file.
     fn may_be_local(&self) -> bool {
@@ -40,20 +40,20 @@ pub trait Fetch: Send + Sync + 'static {
 
 /// A range of another producer, with offsets from 0.
 pub struct FetchPart {
-    whole: Arc<dyn Fetch>,
+    whole: Arc<dyn RangeFetch>,
     /// Invariant: `range.end <= whole.size()`.
     range: ByteRange,
 }
 
 impl FetchPart {
     /// Fails when `range` passes the end of `whole`.
-    pub fn new(whole: Arc<dyn Fetch>, range: ByteRange) -> Result<Self, ReadError> {
+    pub fn new(whole: Arc<dyn RangeFetch>, range: ByteRange) -> Result<Self, ReadError> {
         check_bounds(range, whole.size())?;
         Ok(Self { whole, range })
     }
 }
 
-impl Fetch for FetchPart {
+impl RangeFetch for FetchPart {
     fn size(&self) -> u64 {
         self.range.len()
     }
@@ -66,12 +66,12 @@ impl Fetch for FetchPart {
         Box::pin(async move { self.whole.local().await?.part(self.range) })
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let part = self.range;
             check_bounds(range, part.len())?;
             let want = ByteRange::new(part.start + range.start, part.start + range.end);
-            let Delivery { range: given, body } = self.whole.fetch(want).await?;
+            let RangeDelivery { range: given, body } = self.whole.fetch(want).await?;
             // Bytes outside belong to other parts.
             let ours = given.intersect(part);
             let body =
@@ -93,13 +93,13 @@ impl Fetch for FetchPart {
                     Ok(None)
                 });
             let range = ByteRange::new(ours.start - part.start, ours.end - part.start);
-            Ok(Delivery { range, body: body.boxed() })
+            Ok(RangeDelivery { range, body: body.boxed() })
         })
     }
 }
 
 /// [`ReadAt`] directly on a [`Fetch`], one fetch per read: for small documents and for tests of producers.
-pub struct FetchAll(pub Arc<dyn Fetch>);
+pub struct FetchAll(pub Arc<dyn RangeFetch>);
 
 impl ReadAt for FetchAll {
     fn size(&self) -> u64 {
@@ -118,7 +118,7 @@ impl ReadAt for FetchAll {
             while at < want.end {
                 let Some(chunk) = delivery.body.next().await else {
                     return Err(ReadError::new(
-                        Fault::Misbehaved,
+                        FaultClass::Misbehaved,
                         format!("delivery of {:?} ended at {at}", delivery.range),
                     ));
                 };
@@ -148,15 +148,17 @@ mod tests {
     /// Delivers everything, in pieces, whatever is asked for: as a server without ranges does.
     struct Everything(Vec<u8>, usize);
 
-    impl Fetch for Everything {
+    impl RangeFetch for Everything {
         fn size(&self) -> u64 {
             self.0.len() as u64
         }
 
-        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
             let pieces: Vec<_> = self.0.chunks(self.1).map(|piece| Ok(Bytes::from(piece.to_vec()))).collect();
             let range = ByteRange::new(0, self.size());
-            Box::pin(async move { Ok(Delivery { range, body: futures_util::stream::iter(pieces).boxed() }) })
+            Box::pin(
+                async move { Ok(RangeDelivery { range, body: futures_util::stream::iter(pieces).boxed() }) },
+            )
         }
     }
 
@@ -165,7 +167,7 @@ mod tests {
         let bytes: Vec<u8> = (0..100).collect();
         for piece in [1, 7, 30, 100] {
             for (start, end) in [(0, 100), (0, 1), (99, 100), (10, 47), (30, 60)] {
-                let whole: Arc<dyn Fetch> = Arc::new(Everything(bytes.clone(), piece));
+                let whole: Arc<dyn RangeFetch> = Arc::new(Everything(bytes.clone(), piece));
                 let part = FetchPart::new(whole, ByteRange::new(start, end)).unwrap();
                 let part = FetchAll(Arc::new(part));
                 assert_eq!(read_all(&part).await.unwrap(), bytes[start as usize..end as usize]);
@@ -174,7 +176,7 @@ mod tests {
                 assert!(read_vec(&part, ByteRange::new(last, last + 1)).await.is_err());
             }
         }
-        let whole: Arc<dyn Fetch> = Arc::new(Everything(bytes, 9));
+        let whole: Arc<dyn RangeFetch> = Arc::new(Everything(bytes, 9));
         assert!(FetchPart::new(whole, ByteRange::new(1, 101)).is_err());
     }
 }

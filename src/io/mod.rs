@@ -20,18 +20,18 @@ mod ustar;
 pub(crate) use budget::MEMORY;
 pub use budget::{MemoryShare, OverBudget};
 pub(crate) use compute::compute;
-pub use concat::Concat;
-pub use deferred::{Deferred, Opener};
-pub use error::{Fault, ReadError, chain};
-pub use fetch::{Delivery, Fetch, FetchAll, FetchPart};
+pub use concat::ConcatReader;
+pub use deferred::{DeferredReader, ReaderOpener};
+pub use error::{FaultClass, ReadError, chain};
+pub use fetch::{FetchAll, FetchPart, RangeDelivery, RangeFetch};
 pub use local::{FileBytes, LocalBytes};
 pub use printable::{
     is_unprintable, message, printable, printable_bytes, printable_json, printable_name, shell_word,
 };
 pub use range::ByteRange;
 pub(crate) use read_at::check_bounds;
-pub use read_at::{Empty, Memory, ReadAt, Shared, Verified, read_all, read_vec};
-pub use slice::Slice;
+pub use read_at::{EmptyReader, MemoryReader, ReadAt, SharedReader, VerifiedLevel, read_all, read_vec};
+pub use slice::SliceReader;
 pub(crate) use threads::can_start_threads;
 pub use ustar::{TAR_END, TarEntry, TarKind, tar_padding};
 

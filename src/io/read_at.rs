@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{BoxFuture, ByteRange, Fault, ReadError};
+use super::{BoxFuture, ByteRange, FaultClass, ReadError};
 
 /// How far bytes are verified against a digest from the manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Verified {
+pub enum VerifiedLevel {
     /// Compared, and different from the digest: a read is an error.
     Poisoned,
     /// Not compared; at best received over an authenticated connection.
@@ -21,13 +21,13 @@ pub enum Verified {
     Full,
 }
 
-impl fmt::Display for Verified {
+impl fmt::Display for VerifiedLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Verified::Poisoned => "poisoned",
-            Verified::None => "none",
-            Verified::Partial => "partial",
-            Verified::Full => "full",
+            VerifiedLevel::Poisoned => "poisoned",
+            VerifiedLevel::None => "none",
+            VerifiedLevel::Partial => "partial",
+            VerifiedLevel::Full => "full",
         })
     }
 }
@@ -64,8 +64,8 @@ pub trait ReadAt: Send + Sync + 'static {
     }
 
     /// How far these bytes are verified against a digest.
-    fn verified(&self) -> Verified {
-        Verified::None
+    fn verified(&self) -> VerifiedLevel {
+        VerifiedLevel::None
     }
 
     /// A local file with exactly these bytes, verified and immutable; a caller may read the file instead while it
@@ -76,7 +76,7 @@ pub trait ReadAt: Send + Sync + 'static {
 }
 
 /// Bytes shared by several readers.
-pub type Shared = Arc<dyn ReadAt>;
+pub type SharedReader = Arc<dyn ReadAt>;
 
 impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     fn size(&self) -> u64 {
@@ -97,7 +97,7 @@ impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
     fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
         (**self).learn_holes()
     }
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         (**self).verified()
     }
     fn backing(&self) -> Option<Arc<OwnedFd>> {
@@ -125,21 +125,21 @@ pub(crate) fn check_bounds(range: ByteRange, size: u64) -> Result<(), ReadError>
 }
 
 fn past_end(range: ByteRange, size: u64) -> ReadError {
-    ReadError::new(Fault::Usage, format!("range {range} passes the end at {size}"))
+    ReadError::new(FaultClass::Usage, format!("range {range} passes the end at {size}"))
 }
 
 /// Bytes in memory.
 #[derive(Clone, Debug)]
-pub struct Memory(Bytes);
+pub struct MemoryReader(Bytes);
 
-impl Memory {
+impl MemoryReader {
     /// Serves `bytes`.
     pub fn new(bytes: impl Into<Bytes>) -> Self {
         Self(bytes.into())
     }
 }
 
-impl ReadAt for Memory {
+impl ReadAt for MemoryReader {
     fn size(&self) -> u64 {
         self.0.len() as u64
     }
@@ -156,17 +156,17 @@ impl ReadAt for Memory {
         Ok(true)
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         // Memory holds documents that were hashed before they were parsed, or generated text.
-        Verified::Full
+        VerifiedLevel::Full
     }
 }
 
 /// An empty reader.
 #[derive(Clone, Copy, Debug)]
-pub struct Empty;
+pub struct EmptyReader;
 
-impl ReadAt for Empty {
+impl ReadAt for EmptyReader {
     fn size(&self) -> u64 {
         0
     }
@@ -176,8 +176,8 @@ impl ReadAt for Empty {
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         check_bounds(ByteRange::at(offset, buf.len() as u64), 0).map(|()| true)
     }
-    fn verified(&self) -> Verified {
-        Verified::Full
+    fn verified(&self) -> VerifiedLevel {
+        VerifiedLevel::Full
     }
 }
 
@@ -186,18 +186,18 @@ pub(super) mod tests {
     use super::*;
 
     /// Zeros with a backing file.
-    pub(in super::super) struct Backed {
+    pub(in super::super) struct ZeroReader {
         size: u64,
         file: Arc<OwnedFd>,
     }
 
-    impl Backed {
+    impl ZeroReader {
         pub(in super::super) fn new(size: u64) -> Self {
             Self { size, file: Arc::new(std::io::pipe().unwrap().0.into()) }
         }
     }
 
-    impl ReadAt for Backed {
+    impl ReadAt for ZeroReader {
         fn size(&self) -> u64 {
             self.size
         }

@@ -4,25 +4,25 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::read_at::check_bounds;
-use super::{BoxFuture, ByteRange, ReadAt, ReadError, Shared, Verified};
+use super::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader, VerifiedLevel};
 
 /// The bytes `range` of `inner`, with offsets from 0.
 #[derive(Clone)]
-pub struct Slice {
-    inner: Shared,
+pub struct SliceReader {
+    inner: SharedReader,
     /// Invariant: `range.end <= inner.size()`.
     range: ByteRange,
 }
 
-impl Slice {
+impl SliceReader {
     /// Fails when `range` passes the end of `inner`.
-    pub fn new(inner: Shared, range: ByteRange) -> Result<Self, ReadError> {
+    pub fn new(inner: SharedReader, range: ByteRange) -> Result<Self, ReadError> {
         check_bounds(range, inner.size())?;
         Ok(Self { inner, range })
     }
 }
 
-impl ReadAt for Slice {
+impl ReadAt for SliceReader {
     fn size(&self) -> u64 {
         self.range.len()
     }
@@ -52,7 +52,7 @@ impl ReadAt for Slice {
         self.inner.learn_holes()
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         self.inner.verified()
     }
 
@@ -64,16 +64,16 @@ impl ReadAt for Slice {
 
 #[cfg(test)]
 mod tests {
-    use super::super::read_at::tests::Backed;
+    use super::super::read_at::tests::ZeroReader;
     use super::*;
 
     #[test]
     fn only_a_slice_of_everything_has_the_file_of_its_source() {
-        let source: Shared = Arc::new(Backed::new(10));
-        let whole = Slice::new(source.clone(), ByteRange::new(0, 10)).unwrap();
+        let source: SharedReader = Arc::new(ZeroReader::new(10));
+        let whole = SliceReader::new(source.clone(), ByteRange::new(0, 10)).unwrap();
         assert!(Arc::ptr_eq(&whole.backing().unwrap(), &source.backing().unwrap()));
         for part in [ByteRange::new(0, 9), ByteRange::new(1, 10), ByteRange::new(3, 3)] {
-            assert!(Slice::new(source.clone(), part).unwrap().backing().is_none(), "{part:?}");
+            assert!(SliceReader::new(source.clone(), part).unwrap().backing().is_none(), "{part:?}");
         }
     }
 }

@@ -6,18 +6,18 @@
 
 use std::sync::Mutex;
 
-use crate::io::{ByteRange, Fault, ReadAt as _, ReadError, Shared, compute, read_vec};
-use crate::oci::{Algorithm, Digest, Hasher};
+use crate::io::{ByteRange, FaultClass, ReadAt as _, ReadError, SharedReader, compute, read_vec};
+use crate::oci::{Digest, HashAlgorithm, Hasher};
 
 use super::foreign::IndexKind;
 use super::index::LayerIndex;
-use super::sniff::Encoding;
-use super::stored::{Core, LayerState};
+use super::sniff::StreamEncoding;
+use super::stored::{LayerShared, LayerState};
 
 /// Stream bytes hashed at once.
 const STEP: u64 = 4 * 1024 * 1024;
 
-impl Core {
+impl LayerShared {
     /// Fails when the hash of the stream that `index` describes is not `expected`.
     pub(super) async fn compare_content(
         &self,
@@ -29,9 +29,9 @@ impl Core {
         let Some(algorithm) = expected.algorithm() else {
             let message =
                 format!("its content has digest {expected}, of an algorithm that cannot be checked");
-            return Err(ReadError::new(Fault::Unsupported, message));
+            return Err(ReadError::new(FaultClass::Unsupported, message));
         };
-        let is_stored = index.spans.encoding() == Encoding::Plain && !index.spans.is_made_up();
+        let is_stored = index.spans.encoding() == StreamEncoding::Plain && !index.spans.is_made_up();
         if is_stored && expected == self.blob.digest() {
             // The digest of the blob covers the same bytes.
             return Ok(());
@@ -57,12 +57,12 @@ impl Core {
         }
         let message =
             format!("its uncompressed content has digest {actual}, and the artifact says {expected}");
-        Err(ReadError::new(Fault::Mismatch, message))
+        Err(ReadError::new(FaultClass::Mismatch, message))
     }
 
     async fn hash(
         &self,
-        algorithm: Algorithm,
+        algorithm: HashAlgorithm,
         index: &LayerIndex,
         state: &Mutex<LayerState>,
     ) -> Result<Digest, ReadError> {
@@ -74,12 +74,12 @@ impl Core {
         self.hash_by(algorithm, &own).await
     }
 
-    async fn hash_by(&self, algorithm: Algorithm, index: &LayerIndex) -> Result<Digest, ReadError> {
+    async fn hash_by(&self, algorithm: HashAlgorithm, index: &LayerIndex) -> Result<Digest, ReadError> {
         let is_wanted = |found: &&Digest| found.algorithm() == Some(algorithm);
         if let Some(found) = self.hashed.get().filter(is_wanted) {
             return Ok(found.clone());
         }
-        let stream: Shared = self.uncached(index);
+        let stream: SharedReader = self.uncached(index);
         let mut hasher = Hasher::new(algorithm);
         let mut at = 0;
         while at < stream.size() {

@@ -6,11 +6,11 @@
 
 use std::borrow::Cow;
 
-use crate::io::{ByteRange, ReadAt as _, ReadError, Shared, read_vec};
+use crate::io::{ByteRange, ReadAt as _, ReadError, SharedReader, read_vec};
 
 use super::content;
 use super::foreign::{self, IndexKind};
-use super::toc::{Content, Entry, EntryKind, EntryRef, Time, Toc};
+use super::toc::{EntryRef, FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 
 /// Bytes compared at once.
 const STEP: u64 = 1024 * 1024;
@@ -32,9 +32,14 @@ pub(super) fn plain(path: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// The first difference of names and attributes; `None` for equal ones.
-pub(super) fn names_differ(kind: IndexKind, claimed: &Toc, own: &Toc) -> Option<String> {
-    let root =
-        |toc: &Toc| toc.iter().filter(|entry| plain(entry.path).is_empty()).last().map(|it| it.to_entry());
+pub(super) fn names_differ(
+    kind: IndexKind,
+    claimed: &TableOfContents,
+    own: &TableOfContents,
+) -> Option<String> {
+    let root = |toc: &TableOfContents| {
+        toc.iter().filter(|entry| plain(entry.path).is_empty()).last().map(|it| it.to_entry())
+    };
     if let (Some(theirs), Some(ours)) = (root(claimed), root(own))
         && let Some(what) = attributes_differ(&theirs, &ours)
     {
@@ -67,20 +72,20 @@ pub(super) fn names_differ(kind: IndexKind, claimed: &Toc, own: &Toc) -> Option<
     }
 }
 
-fn attributes_differ(theirs: &Entry, ours: &Entry) -> Option<&'static str> {
+fn attributes_differ(theirs: &TocEntry, ours: &TocEntry) -> Option<&'static str> {
     let same_kind = match (&theirs.kind, &ours.kind) {
-        (EntryKind::File(theirs), EntryKind::File(ours)) => theirs.size == ours.size,
-        (EntryKind::HardLink(theirs), EntryKind::HardLink(ours)) => plain(theirs) == plain(ours),
+        (TocEntryKind::File(theirs), TocEntryKind::File(ours)) => theirs.size == ours.size,
+        (TocEntryKind::HardLink(theirs), TocEntryKind::HardLink(ours)) => plain(theirs) == plain(ours),
         (theirs, ours) => theirs == ours,
     };
-    let sorted = |entry: &Entry| {
+    let sorted = |entry: &TocEntry| {
         let mut xattrs = entry.xattrs.clone();
         xattrs.sort();
         xattrs
     };
     let pairs = [
         ("the type, size or target", same_kind),
-        ("the mode", theirs.mode == ours.mode || matches!(ours.kind, EntryKind::Symlink(_))),
+        ("the mode", theirs.mode == ours.mode || matches!(ours.kind, TocEntryKind::Symlink(_))),
         ("the owner", (theirs.uid, theirs.gid) == (ours.uid, ours.gid)),
         ("the time", is_same_time(theirs.mtime, ours.mtime)),
         ("an extended attribute", sorted(theirs) == sorted(ours)),
@@ -89,18 +94,22 @@ fn attributes_differ(theirs: &Entry, ours: &Entry) -> Option<&'static str> {
 }
 
 /// Compares times by the second: the formats store no fractions, and writers of eStargz round to the nearest.
-fn is_same_time(theirs: Time, ours: Time) -> bool {
+fn is_same_time(theirs: UnixTime, ours: UnixTime) -> bool {
     let is_rounded = theirs.nanos == 0 && ours.nanos >= 500_000_000;
     theirs.secs == ours.secs || is_rounded && theirs.secs.checked_sub(1) == Some(ours.secs)
 }
 
 /// The files of both sides in order, as pairs of the same name.
-pub(super) fn files(kind: IndexKind, claimed: &Toc, own: &Toc) -> Vec<(Vec<u8>, Content, Content)> {
-    let of = |toc: &Toc| -> Vec<(Vec<u8>, Content)> {
+pub(super) fn files(
+    kind: IndexKind,
+    claimed: &TableOfContents,
+    own: &TableOfContents,
+) -> Vec<(Vec<u8>, FileContent, FileContent)> {
+    let of = |toc: &TableOfContents| -> Vec<(Vec<u8>, FileContent)> {
         toc.iter()
             .filter(|entry| !is_hidden(kind, &plain(entry.path)))
             .filter_map(|entry| match entry.to_entry().kind {
-                EntryKind::File(content) => Some((plain(entry.path).into_owned(), content)),
+                TocEntryKind::File(content) => Some((plain(entry.path).into_owned(), content)),
                 _ => None,
             })
             .collect()
@@ -111,9 +120,9 @@ pub(super) fn files(kind: IndexKind, claimed: &Toc, own: &Toc) -> Vec<(Vec<u8>, 
 
 /// The first file whose bytes differ. Reads every byte of every file from both streams, in order.
 pub(super) async fn content_differs(
-    claimed: &Shared,
-    own: &Shared,
-    files: Vec<(Vec<u8>, Content, Content)>,
+    claimed: &SharedReader,
+    own: &SharedReader,
+    files: Vec<(Vec<u8>, FileContent, FileContent)>,
 ) -> Result<Option<String>, ReadError> {
     for (name, theirs, ours) in files {
         let (theirs, ours) = (content::file(claimed, &theirs, None)?, content::file(own, &ours, None)?);
@@ -130,7 +139,7 @@ pub(super) async fn content_differs(
     Ok(None)
 }
 
-fn shown(entry: &Entry) -> String {
+fn shown(entry: &TocEntry) -> String {
     format!("{:?}", String::from_utf8_lossy(&entry.path))
 }
 
@@ -139,28 +148,28 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::io::Memory;
+    use crate::io::MemoryReader;
 
-    fn file(path: &str, offset: u64, size: u64) -> Entry {
-        Entry {
+    fn file(path: &str, offset: u64, size: u64) -> TocEntry {
+        TocEntry {
             path: path.into(),
-            kind: EntryKind::File(Content { size, offset, runs: None }),
+            kind: TocEntryKind::File(FileContent { size, offset, runs: None }),
             mode: 0o644,
             uid: 1,
             gid: 2,
-            mtime: Time { secs: 7, nanos: 9 },
+            mtime: UnixTime { secs: 7, nanos: 9 },
             xattrs: vec![(b"user.a".to_vec(), b"1".to_vec()), (b"user.b".to_vec(), b"2".to_vec())],
             header: 0,
         }
     }
 
-    fn toc(entries: Vec<Entry>) -> Toc {
+    fn toc(entries: Vec<TocEntry>) -> TableOfContents {
         entries.into_iter().collect()
     }
 
     #[test]
     fn spelling_and_order_of_attributes_make_no_difference() {
-        let root = Entry { kind: EntryKind::Directory, ..file("./", 0, 0) };
+        let root = TocEntry { kind: TocEntryKind::Directory, ..file("./", 0, 0) };
         let own = toc(vec![root, file("./a/b", 0, 3), file("stargz.index.json", 9, 9)]);
         let mut entry = file("a/b", 100, 3);
         entry.xattrs.reverse();
@@ -183,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_time_may_be_cut_or_rounded_to_seconds_and_nothing_else() {
-        let at = |secs, nanos| toc(vec![Entry { mtime: Time { secs, nanos }, ..file("f", 0, 3) }]);
+        let at = |secs, nanos| toc(vec![TocEntry { mtime: UnixTime { secs, nanos }, ..file("f", 0, 3) }]);
         let own = at(7, 500_000_000);
         for (secs, nanos, equal) in [(7, 0, true), (8, 0, true), (8, 1, false), (6, 0, false), (9, 0, false)]
         {
@@ -195,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_root_is_compared_where_both_sides_have_it() {
-        let root = |mode| Entry { kind: EntryKind::Directory, mode, ..file("./", 0, 0) };
+        let root = |mode| TocEntry { kind: TocEntryKind::Directory, mode, ..file("./", 0, 0) };
         let own = toc(vec![root(0o755)]);
         assert_eq!(names_differ(IndexKind::Soci, &toc(vec![]), &own), None);
         assert_eq!(names_differ(IndexKind::Soci, &own, &toc(vec![])), None);
@@ -205,10 +214,10 @@ mod tests {
     #[test]
     fn every_attribute_counts() {
         let own = toc(vec![file("f", 0, 3)]);
-        let changes: [fn(&mut Entry); 7] = [
+        let changes: [fn(&mut TocEntry); 7] = [
             |entry| entry.path = b"g".to_vec(),
-            |entry| entry.kind = EntryKind::File(Content { size: 4, ..Content::default() }),
-            |entry| entry.kind = EntryKind::Directory,
+            |entry| entry.kind = TocEntryKind::File(FileContent { size: 4, ..FileContent::default() }),
+            |entry| entry.kind = TocEntryKind::Directory,
             |entry| entry.mode = 0o4644,
             |entry| entry.gid = 0,
             |entry| entry.mtime.secs += 1,
@@ -230,9 +239,9 @@ mod tests {
         let mut tar = vec![0; 2048];
         tar[512..515].copy_from_slice(b"abc");
         tar[1024..1026].copy_from_slice(b"de");
-        let own: Shared = Arc::new(Memory::new(tar));
+        let own: SharedReader = Arc::new(MemoryReader::new(tar));
         for (bytes, equal) in [(&b"abcde"[..], true), (b"abcdx", false), (b"xbcde", false)] {
-            let theirs: Shared = Arc::new(Memory::new(bytes.to_vec()));
+            let theirs: SharedReader = Arc::new(MemoryReader::new(bytes.to_vec()));
             let files = files(IndexKind::Estargz, &their_toc, &own_toc);
             let differs = content_differs(&theirs, &own, files).await.unwrap();
             assert_eq!(differs.is_none(), equal, "{differs:?}");

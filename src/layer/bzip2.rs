@@ -7,7 +7,7 @@
 
 use bzip2::{Decompress, Status};
 
-use super::codec::{Place, Step};
+use super::codec::{DecodeStep, StepEnd};
 
 /// The first bytes of a stream; a digit from 1 to 9 follows.
 pub(super) const MAGIC: &[u8] = b"BZh";
@@ -23,7 +23,7 @@ const FEW_STREAMS: u64 = 1000;
 const STREAM_BYTES: u64 = 4096;
 
 /// The state of a bzip2 decoder.
-pub(super) struct Bzip2 {
+pub(super) struct Bzip2Decoder {
     /// The decoder of the current stream; `None` before its head is complete.
     stream: Option<Decompress>,
     /// Bytes of the current stream while it may be an empty one. Invariant: shorter than [`EMPTY_LEN`].
@@ -34,14 +34,14 @@ pub(super) struct Bzip2 {
     stored: u64,
 }
 
-impl Bzip2 {
+impl Bzip2Decoder {
     /// For the start of a stream.
     pub(super) fn new() -> Self {
         Self { stream: None, head: Vec::new(), streams: 0, stored: 0 }
     }
 
     /// One step, and its end.
-    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), String> {
+    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(DecodeStep, StepEnd), String> {
         let (gathered, stream) = match &mut self.stream {
             Some(stream) => (0, stream),
             none => {
@@ -56,11 +56,11 @@ impl Bzip2 {
                 if self.head.len() == EMPTY_LEN {
                     self.head.clear();
                     self.stored += gathered as u64;
-                    return Ok((Step { consumed: gathered, produced: 0 }, Place::Unit));
+                    return Ok((DecodeStep { consumed: gathered, produced: 0 }, StepEnd::Unit));
                 }
                 if gathered == input.len() {
                     self.stored += gathered as u64;
-                    return Ok((Step { consumed: gathered, produced: 0 }, Place::Inside));
+                    return Ok((DecodeStep { consumed: gathered, produced: 0 }, StepEnd::Inside));
                 }
                 self.streams += 1;
                 if self.streams > FEW_STREAMS + self.stored / STREAM_BYTES {
@@ -80,16 +80,16 @@ impl Bzip2 {
         let before = (stream.total_in(), stream.total_out());
         let status = stream.decompress(&input[gathered..], output).map_err(|error| error.to_string())?;
         // Both are at most the lengths of buffers.
-        let step = Step {
+        let step = DecodeStep {
             consumed: gathered + (stream.total_in() - before.0) as usize,
             produced: (stream.total_out() - before.1) as usize,
         };
         self.stored += step.consumed as u64;
         if status == Status::StreamEnd {
             self.stream = None;
-            return Ok((step, Place::Unit));
+            return Ok((step, StepEnd::Unit));
         }
-        Ok((step, Place::Inside))
+        Ok((step, StepEnd::Inside))
     }
 }
 
@@ -119,18 +119,18 @@ mod tests {
 
     /// What `stored` decodes to when it comes in pieces of `piece` bytes, whether it ended with a stream, and how many decoders
     /// were made.
-    fn decode(stored: &[u8], piece: usize) -> Result<(Vec<u8>, Place, u64), String> {
-        let (mut decoder, mut out, mut last) = (Bzip2::new(), Vec::new(), Place::Unit);
+    fn decode(stored: &[u8], piece: usize) -> Result<(Vec<u8>, StepEnd, u64), String> {
+        let (mut decoder, mut out, mut last) = (Bzip2Decoder::new(), Vec::new(), StepEnd::Unit);
         for mut input in stored.chunks(piece) {
             loop {
                 let mut buffer = [0; 100];
                 let (step, place) = decoder.step(input, &mut buffer)?;
                 out.extend_from_slice(&buffer[..step.produced]);
                 input = &input[step.consumed..];
-                if step != Step::default() {
+                if step != DecodeStep::default() {
                     last = place;
                 }
-                if input.is_empty() && step.produced == 0 || step == Step::default() {
+                if input.is_empty() && step.produced == 0 || step == DecodeStep::default() {
                     break;
                 }
             }
@@ -147,14 +147,14 @@ mod tests {
             let (out, last, streams) = decode(&stored, piece).unwrap();
             assert_eq!(
                 (out, last, streams),
-                ([&b"first"[..], &[7; 300]].concat(), Place::Unit, 2),
+                ([&b"first"[..], &[7; 300]].concat(), StepEnd::Unit, 2),
                 "{piece}"
             );
         }
         let (_, last, streams) = decode(&empty.repeat(100_000), 4096).unwrap();
-        assert_eq!((last, streams), (Place::Unit, 0));
+        assert_eq!((last, streams), (StepEnd::Unit, 0));
         let (_, last, _) = decode(&empty[..EMPTY_LEN - 1], 5).unwrap();
-        assert_eq!(last, Place::Inside);
+        assert_eq!(last, StepEnd::Inside);
         let mut broken = empty;
         broken[EMPTY_LEN - 1] = 1;
         assert!(decode(&broken, 5).is_err());

@@ -5,10 +5,10 @@
 //! reads of cache blocks without waste, because they start at multiples too. At most one checkpoint at a time is
 //! incomplete.
 
-use super::codec::{CodecError, Decoder, Stops};
+use super::codec::{CodecError, StopPolicy, UnitDecoder};
 use super::packed_window::WINDOW;
-use super::span::{MIN_SPAN, Resume, SpanStart};
-use super::window::{FOLLOWING, Following, pack};
+use super::span::{MIN_SPAN, ResumePoint, SpanStart};
+use super::window::{DecodeState, FOLLOWING, pack};
 
 /// Stream bytes between checkpoints. An index of this density takes 0.6 % of the stored bytes, and a random read
 /// costs a millisecond (measured on /usr of a distribution).
@@ -21,7 +21,7 @@ const ZONE: u64 = 128 * 1024;
 const APART: u64 = 8 * 1024;
 
 /// A checkpoint with the bytes needed to pack its window.
-pub(super) struct Found {
+pub(super) struct FoundCheckpoint {
     stored: u64,
     stream: u64,
     bits: u8,
@@ -30,48 +30,48 @@ pub(super) struct Found {
     following: Vec<u8>,
 }
 
-impl Found {
+impl FoundCheckpoint {
     /// Packs the window. This takes as long as decoding 100 KiB.
     pub(super) fn settle(self) -> SpanStart {
-        let following = Following { data: &self.following, bits: self.bits };
+        let following = DecodeState { data: &self.following, bits: self.bits };
         let window = pack(self.window, following);
         SpanStart {
             stored: self.stored,
             stream: self.stream,
-            resume: Resume::Block { bits: self.bits, window },
+            resume: ResumePoint::Block { bits: self.bits, window },
         }
     }
 }
 
 /// Plans the steps of a decoder, and selects checkpoints from its stops.
-pub(super) struct Finder {
+pub(super) struct CheckpointFinder {
     /// The multiple that the next checkpoint belongs to.
     next: u64,
     /// Stream offsets of the start of the last span, and of the current unit.
     last: u64,
     unit: u64,
     /// The last block so far at or before `next`.
-    candidate: Option<Found>,
+    candidate: Option<FoundCheckpoint>,
     /// The selected checkpoint, which still lacks some of the bytes that follow it.
-    chosen: Option<Found>,
+    chosen: Option<FoundCheckpoint>,
 }
 
-impl Finder {
+impl CheckpointFinder {
     /// At the start of the stream.
     pub(super) fn new() -> Self {
         Self { next: SPACING, last: 0, unit: 0, candidate: None, chosen: None }
     }
 
     /// The maximum stream bytes of the next step from `at`, and the stops of that step.
-    pub(super) fn plan(&self, at: u64) -> (u64, Stops) {
+    pub(super) fn plan(&self, at: u64) -> (u64, StopPolicy) {
         let zone = self.next - ZONE;
         if at < zone {
-            (zone - at, Stops::Units)
+            (zone - at, StopPolicy::Units)
         } else if at <= self.next {
             // One byte more than to the multiple: a block that starts at the multiple is found before that byte.
-            (self.next - at + 1, Stops::Blocks)
+            (self.next - at + 1, StopPolicy::Blocks)
         } else {
-            (u64::MAX, Stops::Blocks)
+            (u64::MAX, StopPolicy::Blocks)
         }
     }
 
@@ -79,10 +79,10 @@ impl Finder {
     /// once it has all its bytes. Offsets of checkpoints and of units that start a span increase.
     pub(super) fn note(
         &mut self,
-        decoder: &mut Decoder,
+        decoder: &mut UnitDecoder,
         taken: &[u8],
         at: u64,
-    ) -> Result<Option<Found>, CodecError> {
+    ) -> Result<Option<FoundCheckpoint>, CodecError> {
         for found in self.candidate.iter_mut().chain(&mut self.chosen) {
             let more = FOLLOWING.saturating_sub(found.following.len()).min(taken.len());
             found.following.extend_from_slice(&taken[..more]);
@@ -96,7 +96,7 @@ impl Finder {
             let shared = (bits > 0).then_some(byte);
             let (stored, window) = (decoder.offset(), decoder.window()?);
             let following = shared.into_iter().collect();
-            self.candidate = Some(Found { stored, stream: at, bits, window, following });
+            self.candidate = Some(FoundCheckpoint { stored, stream: at, bits, window, following });
         }
         if at > self.next
             && let Some(found) = self.candidate.take()
@@ -104,8 +104,9 @@ impl Finder {
             self.start(found.stream);
             self.chosen = Some(found);
         }
-        let whole =
-            |found: &mut Found| found.following.len() >= FOLLOWING || at >= found.stream + WINDOW as u64;
+        let whole = |found: &mut FoundCheckpoint| {
+            found.following.len() >= FOLLOWING || at >= found.stream + WINDOW as u64
+        };
         Ok(self.chosen.take_if(whole))
     }
 
@@ -119,7 +120,7 @@ impl Finder {
     }
 
     /// A unit ended at `at`. Nothing after `at` refers to bytes before it.
-    fn end_unit(&mut self, at: u64) -> Option<Found> {
+    fn end_unit(&mut self, at: u64) -> Option<FoundCheckpoint> {
         self.candidate = None;
         self.unit = at;
         if at >= self.last + MIN_SPAN {

@@ -6,47 +6,50 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::cache::Cache;
-use crate::cache::{Learnt, Verify};
-use crate::io::{Fault, MEMORY, ReadAt as _, ReadError, Shared, compute};
+use crate::cache::BlockCache;
+use crate::cache::{LayerMetadata, VerifyMode};
+use crate::io::{FaultClass, MEMORY, ReadAt as _, ReadError, SharedReader, compute};
 
 use super::audit;
-use super::foreign::{self, FindError, Foreign, ForeignLimits, IndexKind};
-use super::hints::{Hints, IndexPolicy, Offer};
+use super::foreign::{self, FindError, ForeignIndex, ForeignLimits, IndexKind};
+use super::hints::{IndexOffer, IndexPolicy, LayerOptions};
 use super::index::LayerIndex;
-use super::onward::Onward;
+use super::onward::SequentialReader;
 use super::pieces::decoded;
 use super::rooted;
 use super::skim;
-use super::sniff::Encoding;
-use super::stored::{Core, Layer, LayerState};
-use super::toc::Content;
+use super::sniff::StreamEncoding;
+use super::stored::{LayerShared, LayerState, StoredLayer};
+use super::toc::FileContent;
 
 /// The best usable claim about the layer.
-pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
+pub(super) async fn find(
+    core: &LayerShared,
+    hints: &LayerOptions,
+) -> Result<Option<ForeignIndex>, ReadError> {
     match hints.verify {
-        Verify::Lazy => {}
+        VerifyMode::Lazy => {}
         // Every byte is verified before the first is served, so the layer's own index is used.
-        Verify::Strict => return Ok(None),
-        Verify::Toc => return rooted(core, hints).await,
+        VerifyMode::Strict => return Ok(None),
+        VerifyMode::Toc => return rooted(core, hints).await,
     }
-    if core.form == Learnt::Stream {
+    if core.form == LayerMetadata::Stream {
         // All other claims describe an archive.
         return match core.encoding().await? {
-            Some(Encoding::Zstd) => skim::spans(core).await,
-            Some(Encoding::Xz) => skim::xz_spans(core).await,
+            Some(StreamEncoding::Zstd) => skim::spans(core).await,
+            Some(StreamEncoding::Xz) => skim::xz_spans(core).await,
             _ => Ok(None),
         };
     }
     let refuted = match kept(core, hints.policy).await? {
-        Kept::Index(kept) => return Ok(Some(kept)),
-        Kept::Refuted(id) => Some(id),
-        Kept::Nothing => None,
+        KeptVerdict::Index(kept) => return Ok(Some(kept)),
+        KeptVerdict::Refuted(id) => Some(id),
+        KeptVerdict::Nothing => None,
     };
     let encoding = core.encoding().await?;
-    let Some(encoding @ (Encoding::Gzip | Encoding::Zstd)) = encoding else { return Ok(None) };
+    let Some(encoding @ (StreamEncoding::Gzip | StreamEncoding::Zstd)) = encoding else { return Ok(None) };
     let is_announced = foreign::announced(&hints.annotations).is_some();
-    let is_new = |found: &Foreign| Some(found.id) != refuted;
+    let is_new = |found: &ForeignIndex| Some(found.id) != refuted;
     if is_announced && let Some(found) = carried(core, encoding, hints).await?.filter(is_new) {
         return Ok(Some(found));
     }
@@ -74,20 +77,22 @@ pub(super) async fn find(core: &Core, hints: &Hints) -> Result<Option<Foreign>, 
         return Ok(Some(found));
     }
     match encoding {
-        Encoding::Zstd => Ok(skim::find(core, core.blob.size()).await?.filter(is_new)),
+        StreamEncoding::Zstd => Ok(skim::find(core, core.blob.size()).await?.filter(is_new)),
         _ => Ok(None),
     }
 }
 
 /// The index that the manifest covers down to every part; `None` where the layer itself was compared as a whole.
-async fn rooted(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
+async fn rooted(core: &LayerShared, hints: &LayerOptions) -> Result<Option<ForeignIndex>, ReadError> {
     if core.is_proven_first() {
         return Ok(None);
     }
-    let named = core.form == Learnt::Archive && rooted::parts_named(&hints.annotations).is_some();
+    let named = core.form == LayerMetadata::Archive && rooted::parts_named(&hints.annotations).is_some();
     let encoding = if named { core.encoding().await? } else { None };
     let found = match encoding {
-        Some(encoding @ (Encoding::Gzip | Encoding::Zstd)) => carried(core, encoding, hints).await?,
+        Some(encoding @ (StreamEncoding::Gzip | StreamEncoding::Zstd)) => {
+            carried(core, encoding, hints).await?
+        }
         _ => None,
     };
     match found {
@@ -98,7 +103,11 @@ async fn rooted(core: &Core, hints: &Hints) -> Result<Option<Foreign>, ReadError
 }
 
 /// The index at the end of the layer.
-async fn carried(core: &Core, encoding: Encoding, hints: &Hints) -> Result<Option<Foreign>, ReadError> {
+async fn carried(
+    core: &LayerShared,
+    encoding: StreamEncoding,
+    hints: &LayerOptions,
+) -> Result<Option<ForeignIndex>, ReadError> {
     match foreign::find_foreign(&*core.blob, encoding, &hints.annotations, ForeignLimits::default()).await {
         Ok(found) => {
             for warning in found.iter().flat_map(|found| &found.warnings) {
@@ -115,12 +124,12 @@ async fn carried(core: &Core, encoding: Encoding, hints: &Hints) -> Result<Optio
 }
 
 /// Parses an offered index on a blocking thread: it may have millions of entries.
-async fn parse(core: &Core, offer: &Offer) -> Result<Result<Foreign, String>, ReadError> {
+async fn parse(core: &LayerShared, offer: &IndexOffer) -> Result<Result<ForeignIndex, String>, ReadError> {
     let (offer, size, cache) = (offer.clone(), core.blob.size(), core.cache().clone());
     compute(move || Ok(read(&offer, size, &cache))).await
 }
 
-fn read(offer: &Offer, stored_size: u64, cache: &Cache) -> Result<Foreign, String> {
+fn read(offer: &IndexOffer, stored_size: u64, cache: &BlockCache) -> Result<ForeignIndex, String> {
     match offer.kind {
         IndexKind::Soci => {
             let mut found =
@@ -136,7 +145,13 @@ fn read(offer: &Offer, stored_size: u64, cache: &Cache) -> Result<Foreign, Strin
             let index = LayerIndex::from_foreign_bytes(&offer.bytes, stored_size, cache)
                 .ok_or("it is of another version, damaged, or about another layer")?;
             let id = *blake3::hash(&offer.bytes).as_bytes();
-            Ok(Foreign { kind: IndexKind::Pushed, index, id, is_bound: offer.is_bound, warnings: Vec::new() })
+            Ok(ForeignIndex {
+                kind: IndexKind::Pushed,
+                index,
+                id,
+                is_bound: offer.is_bound,
+                warnings: Vec::new(),
+            })
         }
         IndexKind::Local
         | IndexKind::Estargz
@@ -147,9 +162,9 @@ fn read(offer: &Offer, stored_size: u64, cache: &Cache) -> Result<Foreign, Strin
 }
 
 /// The record of an earlier mount about claims.
-enum Kept {
+enum KeptVerdict {
     /// An offered index that the earlier mount used, and that the policy of this one accepts.
-    Index(Foreign),
+    Index(ForeignIndex),
     /// The index with this id is false.
     Refuted([u8; 32]),
     Nothing,
@@ -162,8 +177,8 @@ const FILE_BYTES: u64 = 160;
 const REFUTED: u8 = 0;
 
 /// Records that an index is false, for mounts that cannot cache the layer's own.
-pub(super) fn note_refuted(core: &Core, claim: &Foreign) {
-    if core.form == Learnt::Stream {
+pub(super) fn note_refuted(core: &LayerShared, claim: &ForeignIndex) {
+    if core.form == LayerMetadata::Stream {
         // The record would replace an index of the archive.
         return;
     }
@@ -173,16 +188,16 @@ pub(super) fn note_refuted(core: &Core, claim: &Foreign) {
     }
 }
 
-async fn kept(core: &Core, policy: IndexPolicy) -> Result<Kept, ReadError> {
+async fn kept(core: &LayerShared, policy: IndexPolicy) -> Result<KeptVerdict, ReadError> {
     let (cache, digest, size) = (core.cache().clone(), core.blob.digest().clone(), core.blob.size());
     compute(move || {
-        let Some(bytes) = cache.offer(&digest)? else { return Ok(Kept::Nothing) };
-        let Some((&byte, rest)) = bytes.split_first() else { return Ok(Kept::Nothing) };
+        let Some(bytes) = cache.offer(&digest)? else { return Ok(KeptVerdict::Nothing) };
+        let Some((&byte, rest)) = bytes.split_first() else { return Ok(KeptVerdict::Nothing) };
         if byte == REFUTED {
-            return Ok(rest.try_into().map_or(Kept::Nothing, Kept::Refuted));
+            return Ok(rest.try_into().map_or(KeptVerdict::Nothing, KeptVerdict::Refuted));
         }
         let Some(&(kind, is_bound, _)) = KEPT.iter().find(|(_, _, number)| *number == byte) else {
-            return Ok(Kept::Nothing);
+            return Ok(KeptVerdict::Nothing);
         };
         let mut memory = MEMORY.passing();
         // Itself, and what is made of it, which must not wait for it.
@@ -190,15 +205,15 @@ async fn kept(core: &Core, policy: IndexPolicy) -> Result<Kept, ReadError> {
         grown.map_err(|error| error.into_read("a kept index"))?;
         memory.pin();
         let bytes = bytes::Bytes::from(bytes).slice(1..);
-        let offer = Offer { kind, bytes, is_bound };
+        let offer = IndexOffer { kind, bytes, is_bound };
         let taken = takes(policy, &offer).then(|| read(&offer, size, &cache).ok()).flatten();
-        Ok(taken.map_or(Kept::Nothing, Kept::Index))
+        Ok(taken.map_or(KeptVerdict::Nothing, KeptVerdict::Index))
     })
     .await
 }
 
 /// Whether the policy of this mount accepts an index that an earlier mount accepted under its own.
-fn takes(policy: IndexPolicy, offer: &Offer) -> bool {
+fn takes(policy: IndexPolicy, offer: &IndexOffer) -> bool {
     match policy {
         IndexPolicy::All => true,
         IndexPolicy::Auto => offer.is_bound || offer.kind != IndexKind::Soci,
@@ -212,7 +227,7 @@ const KEPT: [(IndexKind, bool, u8); 3] =
     [(IndexKind::Soci, true, 1), (IndexKind::Pushed, false, 2), (IndexKind::Soci, false, 3)];
 
 /// Caches an offered index, so that the next mount does not request it.
-async fn keep(core: &Core, offer: &Offer) {
+async fn keep(core: &LayerShared, offer: &IndexOffer) {
     let is_it =
         |(kind, is_bound, _): &&(IndexKind, bool, u8)| (*kind, *is_bound) == (offer.kind, offer.is_bound);
     let Some(&(_, _, number)) = KEPT.iter().find(is_it) else { return };
@@ -227,7 +242,7 @@ async fn keep(core: &Core, offer: &Offer) {
 }
 
 /// The result of an audit.
-pub(super) enum Verdict {
+pub(super) enum ClaimVerdict {
     True,
     /// The first difference.
     False(String),
@@ -235,13 +250,15 @@ pub(super) enum Verdict {
 
 /// Compares a claim with the layer, whose stored bytes are complete and verified. The layer's own index is cached
 /// as a result, and the next mount uses it whatever the verdict is.
-pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadError> {
+pub(super) async fn audit(core: &LayerShared, claim: &ForeignIndex) -> Result<ClaimVerdict, ReadError> {
     let own = match core.audited_index().await {
         // A layer that is no archive has no names, so an index with names is false.
-        Err(error) if error.fault() == Fault::Malformed => return Ok(Verdict::False(error.chain())),
+        Err(error) if error.fault() == FaultClass::Malformed => {
+            return Ok(ClaimVerdict::False(error.chain()));
+        }
         own => own?,
     };
-    if core.form == Learnt::Stream {
+    if core.form == LayerMetadata::Stream {
         return audit_stream(core, claim, &own).await;
     }
     let (kind, theirs) = (claim.kind, claim.index.toc.clone().whole().await?);
@@ -256,63 +273,67 @@ pub(super) async fn audit(core: &Core, claim: &Foreign) -> Result<Verdict, ReadE
     })
     .await?;
     if let Some(why) = differs {
-        return Ok(Verdict::False(why));
+        return Ok(ClaimVerdict::False(why));
     }
     compared(core, claim, &own, files).await
 }
 
 /// Compares all bytes of a bare stream.
-async fn audit_stream(core: &Core, claim: &Foreign, own: &LayerIndex) -> Result<Verdict, ReadError> {
+async fn audit_stream(
+    core: &LayerShared,
+    claim: &ForeignIndex,
+    own: &LayerIndex,
+) -> Result<ClaimVerdict, ReadError> {
     let (theirs, ours) = (claim.index.spans.stream_size(), own.spans.stream_size());
     if theirs != ours {
-        return Ok(Verdict::False(format!("the stream has {ours} bytes, not {theirs}")));
+        return Ok(ClaimVerdict::False(format!("the stream has {ours} bytes, not {theirs}")));
     }
     if claim.index.spans == own.spans {
         // Both span maps are equal, so only bytes decoded before can differ.
         let fetch = decoded(core.blob.clone(), &claim.index);
         let other = core.claimed(claim, fetch).and_then(|cached| cached.first_other(&own.blocks));
         return Ok(match other {
-            Some(block) => Verdict::False(format!("block {block} of the stream was another")),
-            None => Verdict::True,
+            Some(block) => ClaimVerdict::False(format!("block {block} of the stream was another")),
+            None => ClaimVerdict::True,
         });
     }
-    let whole = Content { size: ours, offset: 0, runs: None };
+    let whole = FileContent { size: ours, offset: 0, runs: None };
     compared(core, claim, own, vec![(b"the stream".to_vec(), whole.clone(), whole)]).await
 }
 
 /// Compares the bytes of `files`: name, claimed location and actual location.
 async fn compared(
-    core: &Core,
-    claim: &Foreign,
+    core: &LayerShared,
+    claim: &ForeignIndex,
     own: &LayerIndex,
-    files: Vec<(Vec<u8>, Content, Content)>,
-) -> Result<Verdict, ReadError> {
+    files: Vec<(Vec<u8>, FileContent, FileContent)>,
+) -> Result<ClaimVerdict, ReadError> {
     let (claimed, truth) = (core.claim_as_served(claim), core.uncached(own));
     match audit::content_differs(&claimed, &truth, files).await {
-        Ok(None) => Ok(Verdict::True),
-        Ok(Some(why)) => Ok(Verdict::False(why)),
+        Ok(None) => Ok(ClaimVerdict::True),
+        Ok(Some(why)) => Ok(ClaimVerdict::False(why)),
         // An undecodable location refutes the claim.
-        Err(error) if matches!(error.fault(), Fault::Malformed | Fault::Mismatch) => {
-            Ok(Verdict::False(error.chain()))
+        Err(error) if matches!(error.fault(), FaultClass::Malformed | FaultClass::Mismatch) => {
+            Ok(ClaimVerdict::False(error.chain()))
         }
         Err(error) => Err(error),
     }
 }
 
-impl Layer {
+impl StoredLayer {
     /// Compares the index that the layer carries with the layer, whatever index is in use. `None` when the layer
     /// carries no index, `Err` with the first difference. Fetches all of the layer.
     pub async fn check_carried(&self) -> Result<Option<Result<(), String>>, ReadError> {
         let core = &self.core;
-        let Some(encoding @ (Encoding::Gzip | Encoding::Zstd)) = core.encoding().await? else {
+        let Some(encoding @ (StreamEncoding::Gzip | StreamEncoding::Zstd)) = core.encoding().await? else {
             return Ok(None);
         };
         let annotations = &self.hints.annotations;
         match foreign::find_foreign(&*core.blob, encoding, annotations, ForeignLimits::default()).await {
             Ok(None) => Ok(None),
             Ok(Some(found)) => match audit(core, &found).await? {
-                Verdict::True => Ok(Some(Ok(()))),
-                Verdict::False(why) => Ok(Some(Err(why))),
+                ClaimVerdict::True => Ok(Some(Ok(()))),
+                ClaimVerdict::False(why) => Ok(Some(Err(why))),
             },
             Err(FindError::Index(error)) => Ok(Some(Err(error.to_string()))),
             Err(FindError::Read(error)) => Err(error),
@@ -320,20 +341,20 @@ impl Layer {
     }
 }
 
-impl Core {
+impl LayerShared {
     /// The stream as `index` describes it, for sequential reading; not cached.
-    pub(super) fn uncached(&self, index: &LayerIndex) -> Shared {
-        if index.spans.encoding() == Encoding::Plain && !index.spans.is_made_up() {
+    pub(super) fn uncached(&self, index: &LayerIndex) -> SharedReader {
+        if index.spans.encoding() == StreamEncoding::Plain && !index.spans.is_made_up() {
             return self.blob.clone();
         }
-        Arc::new(Onward::new(decoded(self.blob.clone(), index)))
+        Arc::new(SequentialReader::new(decoded(self.blob.clone(), index)))
     }
 
     /// The stream as a claim describes it: cached bytes unchanged, because readers get those, and the rest decoded
     /// now. Caches nothing.
-    pub(super) fn claim_as_served(&self, claim: &Foreign) -> Shared {
+    pub(super) fn claim_as_served(&self, claim: &ForeignIndex) -> SharedReader {
         let rest = self.uncached(&claim.index);
-        if claim.index.spans.encoding() == Encoding::Plain && !claim.index.spans.is_made_up() {
+        if claim.index.spans.encoding() == StreamEncoding::Plain && !claim.index.spans.is_made_up() {
             return rest;
         }
         match self.claimed(claim, decoded(self.blob.clone(), &claim.index)) {

@@ -5,31 +5,31 @@
 
 use zstd::stream::raw::{DParameter, Decoder as Frames, InBuffer, Operation as _, OutBuffer};
 
-use super::bzip2::Bzip2;
-use super::inflate::{Inflate, Stop, Until};
-use super::lz4::Lz4;
-use super::sniff::Encoding;
-use super::span::{Piece, Resume};
-use super::xz::{Xz, XzError};
+use super::bzip2::Bzip2Decoder;
+use super::inflate::{InflateState, InflateStop, InflateUntil};
+use super::lz4::Lz4Decoder;
+use super::sniff::StreamEncoding;
+use super::span::{LayerPiece, ResumePoint};
+use super::xz::{XzDecoder, XzError};
 
 /// Bytes after the deflate data of a gzip member: its checksum and its length (RFC 1952).
 const TRAILER: u8 = 8;
 
 /// Maximum decoder windows: stored bytes may request more memory than a machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Windows {
+pub enum WindowLimits {
     /// At most 8 MiB, the default maximum of tools.
     Common,
     /// At most 128 MiB, the limit of `zstd -d --long=27`.
     Large,
 }
 
-impl Windows {
+impl WindowLimits {
     /// The maximum window in bytes, as a power of two.
     pub(super) const fn log(self) -> u32 {
         match self {
-            Windows::Common => 23,
-            Windows::Large => 27,
+            WindowLimits::Common => 23,
+            WindowLimits::Large => 27,
         }
     }
 }
@@ -80,7 +80,7 @@ pub enum CodecError {
 
 /// The result of one [`Decoder::step`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Step {
+pub struct DecodeStep {
     /// Stored bytes consumed from the input.
     pub consumed: usize,
     /// Stream bytes written to the output.
@@ -89,7 +89,7 @@ pub struct Step {
 
 /// Whether [`Decoder::step_to`] returns at the starts of deflate blocks too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stops {
+pub enum StopPolicy {
     /// At the ends of units only.
     Units,
     /// At the starts of deflate blocks too.
@@ -97,8 +97,8 @@ pub enum Stops {
 }
 
 /// Decodes stored bytes from the start of a unit, or from a checkpoint.
-pub struct Decoder {
-    units: Units,
+pub struct UnitDecoder {
+    units: UnitState,
     /// Blob offset of the next stored byte.
     offset: u64,
     /// Whether the next stored byte starts a unit.
@@ -109,7 +109,7 @@ pub struct Decoder {
 
 /// The position where a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum StepEnd {
     /// Decoding cannot resume at this position.
     Inside,
     /// At the start of a block that refers to nothing before it, with the block parameters of the unit.
@@ -118,18 +118,18 @@ pub(super) enum Place {
     Unit,
 }
 
-enum Units {
-    Gzip(Box<Members>),
+enum UnitState {
+    Gzip(Box<GzipMembers>),
     Zstd(Box<Frames<'static>>),
-    Xz(Box<Xz>),
-    Bzip2(Bzip2),
-    Lz4(Box<Lz4>),
+    Xz(Box<XzDecoder>),
+    Bzip2(Bzip2Decoder),
+    Lz4(Box<Lz4Decoder>),
 }
 
 /// The state of a gzip decoder.
-struct Members {
-    inflate: Inflate,
-    part: Part,
+struct GzipMembers {
+    inflate: InflateState,
+    part: GzipPart,
     /// `Some` if `inflate` stands at the start of a deflate block that is not the first of its member: the bits of
     /// the byte before that belong to the block.
     block: Option<u8>,
@@ -139,7 +139,7 @@ struct Members {
 
 /// The part of a gzip file that the next stored byte belongs to.
 #[derive(Clone, Copy)]
-enum Part {
+enum GzipPart {
     /// A member, wrapper and all.
     Member,
     /// A byte whose highest bits belong to the block where decoding starts.
@@ -153,59 +153,67 @@ enum Part {
     Padding,
 }
 
-impl Decoder {
+impl UnitDecoder {
     /// A decoder for the unit that starts at blob offset `offset`; `None` for bytes that are not encoded.
-    pub fn new(encoding: Encoding, offset: u64) -> Result<Option<Self>, CodecError> {
-        Self::within(Windows::Large, encoding, offset)
+    pub fn new(encoding: StreamEncoding, offset: u64) -> Result<Option<Self>, CodecError> {
+        Self::within(WindowLimits::Large, encoding, offset)
     }
 
     /// As [`new`](Self::new) with a choice of windows; larger ones are [`CodecError::Memory`].
-    pub fn within(windows: Windows, encoding: Encoding, offset: u64) -> Result<Option<Self>, CodecError> {
+    pub fn within(
+        windows: WindowLimits,
+        encoding: StreamEncoding,
+        offset: u64,
+    ) -> Result<Option<Self>, CodecError> {
         let start = |reason| CodecError::Start { offset, reason };
         let units = match encoding {
-            Encoding::Plain => return Ok(None),
-            Encoding::Gzip => Units::Gzip(Box::new(Members {
-                inflate: Inflate::member().map_err(start)?,
-                part: Part::Member,
+            StreamEncoding::Plain => return Ok(None),
+            StreamEncoding::Gzip => UnitState::Gzip(Box::new(GzipMembers {
+                inflate: InflateState::member().map_err(start)?,
+                part: GzipPart::Member,
                 block: None,
                 last: 0,
             })),
-            Encoding::Zstd => {
+            StreamEncoding::Zstd => {
                 let start = |error: std::io::Error| start(error.to_string());
                 let mut frames = Frames::new().map_err(start)?;
                 frames.set_parameter(DParameter::WindowLogMax(windows.log())).map_err(start)?;
-                Units::Zstd(Box::new(frames))
+                UnitState::Zstd(Box::new(frames))
             }
-            Encoding::Xz => Units::Xz(Box::new(Xz::new(windows))),
-            Encoding::Bzip2 => Units::Bzip2(Bzip2::new()),
-            Encoding::Lz4 => Units::Lz4(Box::new(Lz4::new(false))),
-            Encoding::AppleLz4 => Units::Lz4(Box::new(Lz4::new(true))),
+            StreamEncoding::Xz => UnitState::Xz(Box::new(XzDecoder::new(windows))),
+            StreamEncoding::Bzip2 => UnitState::Bzip2(Bzip2Decoder::new()),
+            StreamEncoding::Lz4 => UnitState::Lz4(Box::new(Lz4Decoder::new(false))),
+            StreamEncoding::AppleLz4 => UnitState::Lz4(Box::new(Lz4Decoder::new(true))),
         };
         Ok(Some(Self { units, offset, at_unit: true, at_inner: None }))
     }
 
     /// A decoder that starts where `piece` does; `None` for bytes that are not encoded.
-    pub fn resume(encoding: Encoding, piece: &Piece) -> Result<Option<Self>, CodecError> {
+    pub fn resume(encoding: StreamEncoding, piece: &LayerPiece) -> Result<Option<Self>, CodecError> {
         let offset = piece.stored.start;
         let start = |reason: &str| CodecError::Start { offset, reason: reason.into() };
         let (bits, window) = match (&piece.resume, encoding) {
-            (Resume::Unit, _) => return Self::new(encoding, offset),
-            (Resume::Block { bits: bits @ 0..=7, window }, Encoding::Gzip) => (*bits, window),
-            (Resume::Block { .. }, _) => return Err(start("no deflate block starts there")),
-            (Resume::Inner { shape }, encoding) => {
+            (ResumePoint::Unit, _) => return Self::new(encoding, offset),
+            (ResumePoint::Block { bits: bits @ 0..=7, window }, StreamEncoding::Gzip) => (*bits, window),
+            (ResumePoint::Block { .. }, _) => return Err(start("no deflate block starts there")),
+            (ResumePoint::Inner { shape }, encoding) => {
                 let units = match encoding {
-                    Encoding::Xz => Units::Xz(Box::new(Xz::at_block(*shape).map_err(|why| start(&why))?)),
-                    Encoding::Lz4 => Units::Lz4(Box::new(Lz4::at_block(*shape).map_err(|why| start(&why))?)),
+                    StreamEncoding::Xz => {
+                        UnitState::Xz(Box::new(XzDecoder::at_block(*shape).map_err(|why| start(&why))?))
+                    }
+                    StreamEncoding::Lz4 => {
+                        UnitState::Lz4(Box::new(Lz4Decoder::at_block(*shape).map_err(|why| start(&why))?))
+                    }
                     _ => return Err(start("no block starts there")),
                 };
                 return Ok(Some(Self { units, offset, at_unit: false, at_inner: None }));
             }
         };
         let window = window.unpack().ok_or_else(|| start("its window is damaged"))?;
-        let inflate = Inflate::block(&window).map_err(|reason| start(&reason))?;
-        let part = if bits > 0 { Part::Shared { bits } } else { Part::Rest };
-        let members = Members { inflate, part, block: None, last: 0 };
-        Ok(Some(Self { units: Units::Gzip(Box::new(members)), offset, at_unit: false, at_inner: None }))
+        let inflate = InflateState::block(&window).map_err(|reason| start(&reason))?;
+        let part = if bits > 0 { GzipPart::Shared { bits } } else { GzipPart::Rest };
+        let members = GzipMembers { inflate, part, block: None, last: 0 };
+        Ok(Some(Self { units: UnitState::Gzip(Box::new(members)), offset, at_unit: false, at_inner: None }))
     }
 
     /// Blob offset of the next stored byte that the decoder needs.
@@ -219,16 +227,16 @@ impl Decoder {
     }
 
     /// How decoding can resume at [`offset`](Self::offset); `None` where it cannot.
-    pub fn start(&self) -> Option<Resume> {
-        let inner = self.at_inner.map(|shape| Resume::Inner { shape });
-        self.at_unit.then_some(Resume::Unit).or(inner)
+    pub fn start(&self) -> Option<ResumePoint> {
+        let inner = self.at_inner.map(|shape| ResumePoint::Inner { shape });
+        self.at_unit.then_some(ResumePoint::Unit).or(inner)
     }
 
     /// At the start of a deflate block: the bits (0 to 7) of the stored byte before that belong to the block, and
     /// that byte. `None` if the step before ended elsewhere.
     pub fn at_block(&self) -> Option<(u8, u8)> {
         match &self.units {
-            Units::Gzip(members) => members.block.map(|bits| (bits, members.last)),
+            UnitState::Gzip(members) => members.block.map(|bits| (bits, members.last)),
             _ => None,
         }
     }
@@ -237,7 +245,7 @@ impl Decoder {
     pub fn window(&mut self) -> Result<Vec<u8>, CodecError> {
         let offset = self.offset;
         match &mut self.units {
-            Units::Gzip(members) => members.inflate.window().map_err(|reason| CodecError::Broken {
+            UnitState::Gzip(members) => members.inflate.window().map_err(|reason| CodecError::Broken {
                 format: "gzip",
                 offset,
                 reason,
@@ -248,44 +256,49 @@ impl Decoder {
 
     /// Decodes some of `input` into `output`, and stops at the end of every unit. With non-empty buffers, a step
     /// makes progress or fails, except that it may need more input.
-    pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, CodecError> {
-        self.step_to(input, output, Stops::Units)
+    pub fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<DecodeStep, CodecError> {
+        self.step_to(input, output, StopPolicy::Units)
     }
 
     /// As [`step`](Self::step), with a choice of stops.
-    pub fn step_to(&mut self, input: &[u8], output: &mut [u8], stops: Stops) -> Result<Step, CodecError> {
+    pub fn step_to(
+        &mut self,
+        input: &[u8],
+        output: &mut [u8],
+        stops: StopPolicy,
+    ) -> Result<DecodeStep, CodecError> {
         if input.is_empty() && self.at_unit {
-            return Ok(Step::default());
+            return Ok(DecodeStep::default());
         }
         let offset = self.offset;
         let broken = |format| move |reason| CodecError::Broken { format, offset, reason };
         let (step, place) = match &mut self.units {
-            Units::Gzip(members) => {
+            UnitState::Gzip(members) => {
                 if self.at_unit && offset > 0 && input[0] == 0 {
-                    members.part = Part::Padding;
+                    members.part = GzipPart::Padding;
                 }
                 let (step, ended) = members.step(input, output, stops, offset)?;
-                (step, if ended { Place::Unit } else { Place::Inside })
+                (step, if ended { StepEnd::Unit } else { StepEnd::Inside })
             }
-            Units::Zstd(frames) => {
+            UnitState::Zstd(frames) => {
                 let mut from = InBuffer::around(input);
                 let mut to = OutBuffer::around(output);
                 let hint = frames.run(&mut from, &mut to).map_err(|error| zstd_error(&error, offset))?;
-                let place = if hint == 0 { Place::Unit } else { Place::Inside };
-                (Step { consumed: from.pos(), produced: to.pos() }, place)
+                let place = if hint == 0 { StepEnd::Unit } else { StepEnd::Inside };
+                (DecodeStep { consumed: from.pos(), produced: to.pos() }, place)
             }
-            Units::Xz(xz) => xz.step(input, output).map_err(|error| match error {
+            UnitState::Xz(xz) => xz.step(input, output).map_err(|error| match error {
                 XzError::Memory => CodecError::Memory { format: "xz", offset },
                 XzError::Broken(reason) => CodecError::Broken { format: "xz", offset, reason },
             })?,
-            Units::Bzip2(streams) => streams.step(input, output).map_err(broken("bzip2"))?,
-            Units::Lz4(frames) => frames.step(input, output).map_err(broken("lz4"))?,
+            UnitState::Bzip2(streams) => streams.step(input, output).map_err(broken("bzip2"))?,
+            UnitState::Lz4(frames) => frames.step(input, output).map_err(broken("lz4"))?,
         };
         self.offset += step.consumed as u64;
-        self.at_unit = place == Place::Unit || self.at_unit && step == Step::default();
+        self.at_unit = place == StepEnd::Unit || self.at_unit && step == DecodeStep::default();
         self.at_inner = match place {
-            Place::Block(shape) => Some(shape),
-            Place::Inside | Place::Unit => None,
+            StepEnd::Block(shape) => Some(shape),
+            StepEnd::Inside | StepEnd::Unit => None,
         };
         Ok(step)
     }
@@ -296,11 +309,11 @@ impl Decoder {
             return Ok(());
         }
         let (format, unit) = match self.units {
-            Units::Gzip(_) => ("gzip", "member"),
-            Units::Zstd(_) => ("zstd", "frame"),
-            Units::Xz(_) => ("xz", "stream"),
-            Units::Bzip2(_) => ("bzip2", "stream"),
-            Units::Lz4(_) => ("lz4", "frame"),
+            UnitState::Gzip(_) => ("gzip", "member"),
+            UnitState::Zstd(_) => ("zstd", "frame"),
+            UnitState::Xz(_) => ("xz", "stream"),
+            UnitState::Bzip2(_) => ("bzip2", "stream"),
+            UnitState::Lz4(_) => ("lz4", "frame"),
         };
         Err(CodecError::Cut { format, offset: self.offset, unit })
     }
@@ -315,20 +328,20 @@ fn zstd_error(error: &std::io::Error, offset: u64) -> CodecError {
     CodecError::Broken { format: "zstd", offset, reason }
 }
 
-impl Members {
+impl GzipMembers {
     /// One step, and whether a unit ended at its end.
     fn step(
         &mut self,
         input: &[u8],
         output: &mut [u8],
-        stops: Stops,
+        stops: StopPolicy,
         offset: u64,
-    ) -> Result<(Step, bool), CodecError> {
+    ) -> Result<(DecodeStep, bool), CodecError> {
         let broken = |reason: String| CodecError::Broken { format: "gzip", offset, reason };
         self.block = None;
-        let taken = |consumed: usize| Step { consumed, produced: 0 };
+        let taken = |consumed: usize| DecodeStep { consumed, produced: 0 };
         match self.part {
-            Part::Padding => match input.iter().position(|&byte| byte != 0) {
+            GzipPart::Padding => match input.iter().position(|&byte| byte != 0) {
                 None => Ok((taken(input.len()), true)),
                 Some(at) => Err(CodecError::Broken {
                     format: "gzip",
@@ -336,45 +349,45 @@ impl Members {
                     reason: "garbage after the last member".into(),
                 }),
             },
-            Part::Shared { bits } => {
-                let Some(&byte) = input.first() else { return Ok((Step::default(), false)) };
+            GzipPart::Shared { bits } => {
+                let Some(&byte) = input.first() else { return Ok((DecodeStep::default(), false)) };
                 self.inflate.prime(bits, byte).map_err(broken)?;
                 self.last = byte;
-                self.part = Part::Rest;
+                self.part = GzipPart::Rest;
                 Ok((taken(1), false))
             }
-            Part::Trailer { left } => {
+            GzipPart::Trailer { left } => {
                 let skipped = input.len().min(left.into());
                 // At most the eight bytes of a trailer.
-                self.part = Part::Trailer { left: left - skipped as u8 };
+                self.part = GzipPart::Trailer { left: left - skipped as u8 };
                 if skipped < left.into() {
                     return Ok((taken(skipped), false));
                 }
                 self.inflate.restart().map_err(broken)?;
-                self.part = Part::Member;
+                self.part = GzipPart::Member;
                 Ok((taken(skipped), true))
             }
-            Part::Member | Part::Rest => {
+            GzipPart::Member | GzipPart::Rest => {
                 let until = match stops {
-                    Stops::Units => Until::Filled,
-                    Stops::Blocks => Until::Block,
+                    StopPolicy::Units => InflateUntil::Filled,
+                    StopPolicy::Blocks => InflateUntil::Block,
                 };
                 let done = self.inflate.run(input, output, until).map_err(broken)?;
                 if let Some(&last) = input[..done.consumed].last() {
                     self.last = last;
                 }
-                let step = Step { consumed: done.consumed, produced: done.produced };
+                let step = DecodeStep { consumed: done.consumed, produced: done.produced };
                 match (done.stop, self.part) {
-                    (Stop::Buffers, _) => Ok((step, false)),
-                    (Stop::Block(bits), _) => {
+                    (InflateStop::Buffers, _) => Ok((step, false)),
+                    (InflateStop::Block(bits), _) => {
                         self.block = Some(bits);
                         Ok((step, false))
                     }
-                    (Stop::End, Part::Rest) => {
-                        self.part = Part::Trailer { left: TRAILER };
+                    (InflateStop::End, GzipPart::Rest) => {
+                        self.part = GzipPart::Trailer { left: TRAILER };
                         Ok((step, false))
                     }
-                    (Stop::End, _) => {
+                    (InflateStop::End, _) => {
                         self.inflate.restart().map_err(broken)?;
                         Ok((step, true))
                     }
@@ -401,12 +414,12 @@ mod tests {
 
     /// Decodes with tiny buffers.
     fn decode(
-        encoding: Encoding,
+        encoding: StreamEncoding,
         stored: &[u8],
         inputs: usize,
         outputs: usize,
     ) -> Result<Decoded, CodecError> {
-        let mut decoder = Decoder::new(encoding, 0)?.unwrap();
+        let mut decoder = UnitDecoder::new(encoding, 0)?.unwrap();
         let (mut stream, mut ends, mut at) = (Vec::new(), Vec::new(), 0);
         let mut out = vec![0; outputs];
         loop {
@@ -414,10 +427,10 @@ mod tests {
             let step = decoder.step(input, &mut out)?;
             at += step.consumed;
             stream.extend_from_slice(&out[..step.produced]);
-            if decoder.at_unit() && step != Step::default() {
+            if decoder.at_unit() && step != DecodeStep::default() {
                 ends.push((decoder.offset(), stream.len() as u64));
             }
-            if step == Step::default() {
+            if step == DecodeStep::default() {
                 decoder.finish()?;
                 return Ok((stream, ends));
             }
@@ -430,7 +443,7 @@ mod tests {
         let whole = [first.clone(), second.clone()].concat();
         let gz = [gzip(&first), gzip(&second)];
         let zst = [zstd::bulk::compress(&first, 1).unwrap(), zstd::bulk::compress(&second, 1).unwrap()];
-        for (encoding, units) in [(Encoding::Gzip, gz), (Encoding::Zstd, zst)] {
+        for (encoding, units) in [(StreamEncoding::Gzip, gz), (StreamEncoding::Zstd, zst)] {
             let stored = units.concat();
             for (inputs, outputs) in [(1, 1000), (7, 13), (100_000, 1_000_000)] {
                 let (stream, ends) = decode(encoding, &stored, inputs, outputs).unwrap();
@@ -447,18 +460,18 @@ mod tests {
     #[test]
     fn cut_broken_and_trailing_bytes_are_errors() {
         let gz = gzip(&b"some text".repeat(100));
-        let cut = decode(Encoding::Gzip, &gz[..gz.len() - 1], 64, 64).unwrap_err();
+        let cut = decode(StreamEncoding::Gzip, &gz[..gz.len() - 1], 64, 64).unwrap_err();
         assert!(matches!(cut, CodecError::Cut { format: "gzip", unit: "member", .. }), "{cut}");
         let mut flipped = gz.clone();
         let crc = flipped.len() - 6;
         flipped[crc] ^= 1;
-        assert!(decode(Encoding::Gzip, &flipped, 64, 64).is_err());
+        assert!(decode(StreamEncoding::Gzip, &flipped, 64, 64).is_err());
         let padded = [&gz[..], &[0; 700]].concat();
-        assert_eq!(decode(Encoding::Gzip, &padded, 64, 64).unwrap().0, b"some text".repeat(100));
-        assert!(decode(Encoding::Gzip, &[&gz[..], b"garbage"].concat(), 64, 64).is_err());
-        assert!(decode(Encoding::Gzip, &[&gz[..], b"\0\0x"].concat(), 64, 64).is_err());
+        assert_eq!(decode(StreamEncoding::Gzip, &padded, 64, 64).unwrap().0, b"some text".repeat(100));
+        assert!(decode(StreamEncoding::Gzip, &[&gz[..], b"garbage"].concat(), 64, 64).is_err());
+        assert!(decode(StreamEncoding::Gzip, &[&gz[..], b"\0\0x"].concat(), 64, 64).is_err());
         let zst = zstd::bulk::compress(&b"some text".repeat(100), 1).unwrap();
-        assert!(decode(Encoding::Zstd, &zst[..zst.len() - 1], 64, 64).is_err());
-        assert!(decode(Encoding::Zstd, &[&zst[..], b"garbage"].concat(), 64, 64).is_err());
+        assert!(decode(StreamEncoding::Zstd, &zst[..zst.len() - 1], 64, 64).is_err());
+        assert!(decode(StreamEncoding::Zstd, &[&zst[..], b"garbage"].concat(), 64, 64).is_err());
     }
 }

@@ -6,9 +6,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::io::{BoxFuture, ByteRange, Concat, ReadAt, ReadError, Shared, Slice, Verified};
+use crate::io::{
+    BoxFuture, ByteRange, ConcatReader, ReadAt, ReadError, SharedReader, SliceReader, VerifiedLevel,
+};
 
-use super::toc::Content;
+use super::toc::FileContent;
 
 /// The first readahead step, in bytes of the file: no more than one large read of the kernel.
 const FIRST: u64 = 1024 * 1024;
@@ -20,25 +22,29 @@ const MOST: u64 = 16 * 1024 * 1024;
 const DISORDER: u64 = 1024 * 1024;
 
 /// Starts fetching the stored bytes of a range of the stream, without a reader waiting for them.
-pub type Fetcher = Arc<dyn Fn(ByteRange) + Send + Sync>;
+pub type StreamPrefetch = Arc<dyn Fn(ByteRange) + Send + Sync>;
 
 /// The bytes of the file that `content` locates in `stream`.
-pub fn file(stream: &Shared, content: &Content, fetcher: Option<Fetcher>) -> Result<Shared, ReadError> {
+pub fn file(
+    stream: &SharedReader,
+    content: &FileContent,
+    fetcher: Option<StreamPrefetch>,
+) -> Result<SharedReader, ReadError> {
     let Some(runs) = &content.runs else {
         let range = ByteRange::at(content.offset, content.size);
-        let bytes = Arc::new(Slice::new(stream.clone(), range)?);
+        let bytes = Arc::new(SliceReader::new(stream.clone(), range)?);
         return Ok(match fetcher {
             Some(fetcher) if content.size > FIRST / 4 => {
-                Arc::new(Sequential { bytes, range, fetcher, reader: Mutex::default() })
+                Arc::new(FileReader { bytes, range, fetcher, reader: Mutex::default() })
             }
             _ => bytes,
         });
     };
-    let mut sparse = Concat::new();
+    let mut sparse = ConcatReader::new();
     let mut stored = content.offset;
     for run in runs {
         sparse.push_hole(run.offset.saturating_sub(sparse.size()));
-        sparse.push(Arc::new(Slice::new(stream.clone(), ByteRange::at(stored, run.len))?));
+        sparse.push(Arc::new(SliceReader::new(stream.clone(), ByteRange::at(stored, run.len))?));
         stored += run.len;
     }
     sparse.push_hole(content.size.saturating_sub(sparse.size()));
@@ -46,25 +52,25 @@ pub fn file(stream: &Shared, content: &Content, fetcher: Option<Fetcher>) -> Res
 }
 
 /// A file with readahead for sequential readers.
-struct Sequential {
-    bytes: Shared,
+struct FileReader {
+    bytes: SharedReader,
     /// Range of the file in the stream.
     range: ByteRange,
-    fetcher: Fetcher,
+    fetcher: StreamPrefetch,
     /// Guards only its own state.
-    reader: Mutex<Reader>,
+    reader: Mutex<ReadPattern>,
 }
 
 /// The sequential reader of a file, seen only through the reads that had to wait.
 #[derive(Debug, Default)]
-struct Reader {
+struct ReadPattern {
     /// End of its reads, as an offset in the file.
     next: u64,
     /// End of the range requested so far.
     asked: u64,
 }
 
-impl Reader {
+impl ReadPattern {
     /// Records a read, and returns the part of a file of `size` bytes to fetch for the reads that will follow.
     fn note(&mut self, read: ByteRange, size: u64) -> Option<ByteRange> {
         let near = self.next.saturating_sub(DISORDER)..=self.next + DISORDER;
@@ -86,7 +92,7 @@ impl Reader {
     }
 }
 
-impl ReadAt for Sequential {
+impl ReadAt for FileReader {
     fn size(&self) -> u64 {
         self.range.len()
     }
@@ -112,7 +118,7 @@ impl ReadAt for Sequential {
         self.bytes.next_hole(offset)
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         self.bytes.verified()
     }
 
@@ -130,7 +136,7 @@ mod tests {
 
     /// What is asked for by reads of these ranges.
     fn asked(size: u64, reads: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
-        let mut reader = Reader::default();
+        let mut reader = ReadPattern::default();
         let notes =
             reads.into_iter().filter_map(|(start, end)| reader.note(ByteRange::new(start, end), size));
         notes.map(|range| (range.start, range.end)).collect()

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 
 /// Maximum concurrent passes with input over a network: they share the line, and each holds some 7 MiB.
 const MAX_FAR: usize = 6;
@@ -24,18 +24,18 @@ const THREADS: usize = 2;
 
 /// The source of the stored bytes of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Input {
+pub(super) enum PassInput {
     /// All of them are local.
     Here,
     /// Some of them come over a network.
     Far,
 }
 
-static HERE: LazyLock<Crew> = LazyLock::new(|| Crew::new(MAX_HERE));
+static HERE: LazyLock<ThreadCrew> = LazyLock::new(|| ThreadCrew::new(MAX_HERE));
 
-static FAR: LazyLock<Crew> = LazyLock::new(|| {
+static FAR: LazyLock<ThreadCrew> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
-    Crew::new((2 * cores).min(MAX_FAR))
+    ThreadCrew::new((2 * cores).min(MAX_FAR))
 });
 
 /// Starts the threads of one pass of each kind, so that a process limit reached later never blocks all readers.
@@ -45,37 +45,37 @@ pub fn start_pass_threads() -> std::io::Result<()> {
 }
 
 /// Waits for a slot for a pass. Fails when its threads cannot be started.
-pub(super) async fn place(input: Input) -> Result<Arc<PassPlace>, ReadError> {
+pub(super) async fn place(input: PassInput) -> Result<Arc<PassPlace>, ReadError> {
     match input {
-        Input::Here => HERE.place().await,
-        Input::Far => FAR.place().await,
+        PassInput::Here => HERE.place().await,
+        PassInput::Far => FAR.place().await,
     }
 }
 
 /// The threads of passes of one kind, and their slots.
-struct Crew {
-    jobs: Arc<Jobs>,
+struct ThreadCrew {
+    jobs: Arc<JobQueue>,
     /// Slots that have their threads and no pass.
     free: Arc<Semaphore>,
-    started: Mutex<Started>,
+    started: Mutex<StartedThreads>,
     /// The maximum number of slots.
     most: usize,
 }
 
 /// Slots and threads started so far. Invariant: `threads >= places * THREADS`.
 #[derive(Default)]
-struct Started {
+struct StartedThreads {
     places: usize,
     threads: usize,
 }
 
 /// A slot for one pass, which ends when both its jobs have ended.
 pub(super) struct PassPlace {
-    jobs: Arc<Jobs>,
+    jobs: Arc<JobQueue>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Crew {
+impl ThreadCrew {
     fn new(most: usize) -> Self {
         Self { jobs: Arc::default(), free: Arc::new(Semaphore::new(0)), started: Mutex::default(), most }
     }
@@ -85,7 +85,7 @@ impl Crew {
             self.grow(self.most - 1).or_else(|error| {
                 if lock(&self.started).places == 0 {
                     return Err(ReadError::caused(
-                        Fault::Io,
+                        FaultClass::Io,
                         "the threads of a pass cannot be started",
                         error,
                     ));
@@ -95,7 +95,8 @@ impl Crew {
             })?;
         }
         let permit = self.free.clone().acquire_owned().await;
-        let permit = permit.map_err(|error| ReadError::caused(Fault::Io, "waiting for a pass", error))?;
+        let permit =
+            permit.map_err(|error| ReadError::caused(FaultClass::Io, "waiting for a pass", error))?;
         Ok(Arc::new(PassPlace { jobs: self.jobs.clone(), _permit: permit }))
     }
 
@@ -134,17 +135,17 @@ impl PassPlace {
     }
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type PassJob = Box<dyn FnOnce() + Send>;
 
 /// Queued jobs; each has a thread to take it.
 #[derive(Default)]
-struct Jobs {
-    waiting: Mutex<VecDeque<Job>>,
+struct JobQueue {
+    waiting: Mutex<VecDeque<PassJob>>,
     pushed: Condvar,
 }
 
-impl Jobs {
-    fn push(&self, job: Job) {
+impl JobQueue {
+    fn push(&self, job: PassJob) {
         lock(&self.waiting).push_back(job);
         self.pushed.notify_one();
     }
@@ -181,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_place_is_free_when_both_its_jobs_have_ended_and_threads_outlive_a_panic() {
-        let crew = Crew::new(1);
+        let crew = ThreadCrew::new(1);
         let place = crew.place().await.unwrap();
         let (go, wait) = std::sync::mpsc::channel::<()>();
         let (one, other) = (place.run(|| panic!("on purpose")), place.run(move || wait.recv().is_ok()));
@@ -199,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn there_are_as_many_places_as_passes_and_no_more_than_the_most() {
-        let crew = Crew::new(2);
+        let crew = ThreadCrew::new(2);
         let (one, _other) = (crew.place().await.unwrap(), crew.place().await.unwrap());
         let third = crew.place();
         tokio::pin!(third);

@@ -4,16 +4,16 @@
 //! of the layer is read, and no index is made. If the entry lies further behind, the index provides it together
 //! with the names.
 
-use crate::cache::Verify;
+use crate::cache::VerifyMode;
 use crate::io::{ByteRange, ReadError, compute, read_vec};
 
 use super::audit::plain;
 use super::head;
 use super::served::refuse_poisoned;
-use super::sniff::{Sniffed, sniff};
-use super::stored::Layer;
+use super::sniff::{SniffResult, sniff};
+use super::stored::StoredLayer;
 use super::tar::{TarLimits, TarWalker};
-use super::toc::{Entry, EntryKind};
+use super::toc::{TocEntry, TocEntryKind};
 
 /// Stored bytes examined: a block of the cache.
 const STORED: u64 = 256 * 1024;
@@ -21,19 +21,19 @@ const STORED: u64 = 256 * 1024;
 /// Stream bytes examined: room for a header behind the longest records of extended attributes that tools write.
 const STREAM: usize = 256 * 1024;
 
-impl Layer {
+impl StoredLayer {
     /// The archive's entry for the directory at `path` (empty for the root), from the first block of the layer.
     /// `None` where the entry lies further behind or is missing, and where the layer is no archive. Also `None`
     /// where bytes may only be used once the whole layer is verified.
-    pub async fn directory_entry(&self, path: &[u8]) -> Result<Option<Entry>, ReadError> {
+    pub async fn directory_entry(&self, path: &[u8]) -> Result<Option<TocEntry>, ReadError> {
         let blob = &self.core.blob;
         refuse_poisoned(blob)?;
-        if self.hints.verify == Verify::Toc && !self.core.is_proven_first() {
+        if self.hints.verify == VerifyMode::Toc && !self.core.is_proven_first() {
             return Ok(None);
         }
         let looked_at = blob.looked_at();
         let stored = read_vec(&*looked_at, ByteRange::new(0, looked_at.size().min(STORED))).await?;
-        let Sniffed::Stream(encoding) = sniff(&stored) else { return Ok(None) };
+        let SniffResult::Stream(encoding) = sniff(&stored) else { return Ok(None) };
         let wanted = plain(path).into_owned();
         compute(move || {
             let stream = head::peek(encoding, &stored, STREAM);
@@ -43,7 +43,7 @@ impl Layer {
                 tracing::debug!(%error, "the first entries of an archive end early");
             }
             let is_wanted =
-                |entry: &Entry| entry.kind == EntryKind::Directory && *plain(&entry.path) == *wanted;
+                |entry: &TocEntry| entry.kind == TocEntryKind::Directory && *plain(&entry.path) == *wanted;
             Ok(walker.entries().iter().map(|entry| entry.to_entry()).filter(is_wanted).last())
         })
         .await
@@ -51,6 +51,6 @@ impl Layer {
 }
 
 /// Whether a table of contents has an entry for the root directory.
-pub fn has_root(toc: &super::Toc) -> bool {
-    toc.iter().any(|entry| entry.kind == EntryKind::Directory && plain(entry.path).is_empty())
+pub fn has_root(toc: &super::TableOfContents) -> bool {
+    toc.iter().any(|entry| entry.kind == TocEntryKind::Directory && plain(entry.path).is_empty())
 }

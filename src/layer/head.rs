@@ -3,12 +3,12 @@
 //! The head of a stream needs only the head of the stored bytes, and several formats record the decoded size at an
 //! end. The size is exact or absent: a size of only a part of the stored bytes is not used. Nothing is cached.
 
-use crate::io::{ByteRange, Fault, ReadAt, ReadError, compute, read_vec};
+use crate::io::{ByteRange, FaultClass, ReadAt, ReadError, compute, read_vec};
 
-use super::codec::Decoder;
+use super::codec::UnitDecoder;
 use super::foreign::{FindError, ForeignLimits, find_seek_table};
 use super::pass::PassError;
-use super::sniff::Encoding;
+use super::sniff::StreamEncoding;
 use super::{xz_index, zstd_frames};
 
 /// Stored bytes read at once: a block of the cache.
@@ -19,8 +19,8 @@ const SMALL: u64 = 1024 * 1024;
 
 /// The first bytes of the stream whose stored bytes start with `head`, at most `most`. The result is shorter if
 /// `head` is too short or broken; a reader of the whole stream gets the error.
-pub fn peek(encoding: Encoding, head: &[u8], most: usize) -> Vec<u8> {
-    let Ok(Some(mut decoder)) = Decoder::new(encoding, 0) else {
+pub fn peek(encoding: StreamEncoding, head: &[u8], most: usize) -> Vec<u8> {
+    let Ok(Some(mut decoder)) = UnitDecoder::new(encoding, 0) else {
         return head[..head.len().min(most)].to_vec();
     };
     let mut out = Vec::new();
@@ -33,11 +33,12 @@ pub fn peek(encoding: Encoding, head: &[u8], most: usize) -> Vec<u8> {
 /// The first `len` bytes of the stream that `blob` stores in `encoding`, or all of a shorter one.
 pub(super) async fn read<R: ReadAt + ?Sized>(
     blob: &R,
-    encoding: Encoding,
+    encoding: StreamEncoding,
     len: u64,
 ) -> Result<Vec<u8>, ReadError> {
     let size = blob.size();
-    let Some(mut decoder) = Decoder::new(encoding, 0).map_err(|error| PassError::from(error).into_read())?
+    let Some(mut decoder) =
+        UnitDecoder::new(encoding, 0).map_err(|error| PassError::from(error).into_read())?
     else {
         return read_vec(blob, ByteRange::new(0, size.min(len))).await;
     };
@@ -62,7 +63,7 @@ pub(super) async fn read<R: ReadAt + ?Sized>(
 }
 
 /// Appends the decoded bytes of `input` until `head` has `len` bytes.
-fn decode(decoder: &mut Decoder, input: &[u8], head: &mut Vec<u8>, len: u64) -> Result<(), PassError> {
+fn decode(decoder: &mut UnitDecoder, input: &[u8], head: &mut Vec<u8>, len: u64) -> Result<(), PassError> {
     let mut rest = input;
     let mut output = vec![0; READ as usize];
     loop {
@@ -84,15 +85,17 @@ fn decode(decoder: &mut Decoder, input: &[u8], head: &mut Vec<u8>, len: u64) -> 
 /// are local.
 pub(super) async fn size(
     blob: &dyn ReadAt,
-    encoding: Encoding,
+    encoding: StreamEncoding,
     is_here: bool,
 ) -> Result<Option<u64>, ReadError> {
     match encoding {
-        Encoding::Plain => Ok(Some(blob.size())),
+        StreamEncoding::Plain => Ok(Some(blob.size())),
         // gzip and LZ4 record the size of one member or frame, and gzip only its last 32 bits.
-        Encoding::Gzip | Encoding::Bzip2 | Encoding::Lz4 | Encoding::AppleLz4 => Ok(None),
-        Encoding::Xz => xz_index::stream_size(blob).await,
-        Encoding::Zstd => {
+        StreamEncoding::Gzip | StreamEncoding::Bzip2 | StreamEncoding::Lz4 | StreamEncoding::AppleLz4 => {
+            Ok(None)
+        }
+        StreamEncoding::Xz => xz_index::stream_size(blob).await,
+        StreamEncoding::Zstd => {
             match find_seek_table(blob, encoding, ForeignLimits::default()).await {
                 Ok(Some(spans)) => return Ok(Some(spans.stream_size())),
                 Ok(None) | Err(FindError::Index(_)) => {}
@@ -109,7 +112,7 @@ pub(super) async fn size(
 /// The error for a layer that is not an archive.
 pub(super) fn not_an_archive(name: &str) -> ReadError {
     let known = "plain, gzip, zstd, xz, bzip2 or lz4";
-    ReadError::new(Fault::Malformed, format!("its content is {name}, not a tar archive ({known})"))
+    ReadError::new(FaultClass::Malformed, format!("its content is {name}, not a tar archive ({known})"))
 }
 
 #[cfg(test)]
@@ -126,13 +129,13 @@ mod tests {
         let gzip = gzip.finish().unwrap();
         let zstd = zstd::bulk::compress(&plain, 3).unwrap();
         for (encoding, stored) in
-            [(Encoding::Gzip, &gzip), (Encoding::Zstd, &zstd), (Encoding::Plain, &plain)]
+            [(StreamEncoding::Gzip, &gzip), (StreamEncoding::Zstd, &zstd), (StreamEncoding::Plain, &plain)]
         {
             assert_eq!(peek(encoding, stored, 4096), &plain[..4096], "{encoding}");
             let cut = peek(encoding, &stored[..stored.len() / 2], plain.len());
             assert!(plain.starts_with(&cut), "{encoding}");
             assert!(peek(encoding, b"", 10).is_empty(), "{encoding}");
         }
-        assert!(peek(Encoding::Gzip, b"\x1f\x8bnonsense", 10).is_empty());
+        assert!(peek(StreamEncoding::Gzip, b"\x1f\x8bnonsense", 10).is_empty());
     }
 }

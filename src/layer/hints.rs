@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::cache::Verify;
+use crate::cache::VerifyMode;
 use crate::io::BoxFuture;
 use crate::oci::Digest;
 
@@ -40,7 +40,7 @@ impl IndexPolicy {
 
 /// An index of a layer that is stored beside the image.
 #[derive(Clone, Debug)]
-pub struct Offer {
+pub struct IndexOffer {
     /// The format: [`IndexKind::Soci`] or [`IndexKind::Pushed`].
     pub kind: IndexKind,
     /// Its bytes, verified against their digest.
@@ -50,25 +50,28 @@ pub struct Offer {
 }
 
 /// Source of indexes beside the image.
-pub trait Offers: Send + Sync + 'static {
+pub trait IndexProvider: Send + Sync + 'static {
     /// The index of the layer `digest` with this number, best first; `None` after the last, an error for an
     /// unavailable one. They are requested one by one, because the first is mostly accepted and each may be
     /// megabytes.
-    fn offer<'a>(&'a self, digest: &'a Digest, number: usize)
-    -> BoxFuture<'a, Option<Result<Offer, String>>>;
+    fn offer<'a>(
+        &'a self,
+        digest: &'a Digest,
+        number: usize,
+    ) -> BoxFuture<'a, Option<Result<IndexOffer, String>>>;
 }
 
 /// Knowledge about a layer besides its bytes.
 #[derive(Clone, Default)]
-pub struct Hints {
+pub struct LayerOptions {
     /// The allowed sources of indexes.
     pub policy: IndexPolicy,
     /// The annotations of the layer's descriptor.
     pub annotations: BTreeMap<String, String>,
     /// Source of indexes beside the image; `None` without one.
-    pub offers: Option<Arc<dyn Offers>>,
+    pub offers: Option<Arc<dyn IndexProvider>>,
     /// When bytes are verified.
-    pub verify: Verify,
+    pub verify: VerifyMode,
     /// Expected digest of the whole uncompressed stream; `None` where the artifact gives none.
     pub content: Option<Digest>,
 }

@@ -9,12 +9,12 @@ use postcard::de_flavors::io::io::IOReader;
 use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::cache::Cache;
+use crate::cache::BlockCache;
 use crate::io::ByteRange;
 
 use super::packed_window::spooling_windows;
 use super::span::SpanMap;
-use super::toc::{EntryKind, EntryRef, Reader, Toc, TocSeed};
+use super::toc::{EntryRef, TableOfContents, TocEntryKind, TocReader, TocSeed};
 
 /// Format version. It changes when stored bytes get another meaning. A new kind of encoding or start needs no new
 /// version, because an older program cannot decode an unknown kind, and treats the index as absent.
@@ -35,7 +35,7 @@ pub struct LayerIndex {
     /// The spans: where stream bytes are stored.
     pub spans: SpanMap,
     /// Table of contents of the archive.
-    pub toc: Toc,
+    pub toc: TableOfContents,
     /// blake3 of each [`SUM_BLOCK`] bytes of the stream, from a pass over verified stored bytes; empty without such
     /// a pass.
     pub blocks: Vec<[u8; 32]>,
@@ -62,13 +62,13 @@ impl LayerIndex {
     }
 
     /// As [`from_bytes`](Self::from_bytes), with a large table of contents on the disk of `cache`.
-    pub(super) fn from_kept_bytes(bytes: &[u8], stored_size: u64, cache: &Cache) -> Option<Self> {
+    pub(super) fn from_kept_bytes(bytes: &[u8], stored_size: u64, cache: &BlockCache) -> Option<Self> {
         Self::within(bytes, stored_size, MAX_INDEX, Some(cache))
     }
 
     /// Reads bytes that somebody else wrote: real indexes compress to a third, and a bomb must not take the memory. A large table of
     /// contents, and windows, go to the disk of `cache`.
-    pub fn from_foreign_bytes(bytes: &[u8], stored_size: u64, cache: &Cache) -> Option<Self> {
+    pub fn from_foreign_bytes(bytes: &[u8], stored_size: u64, cache: &BlockCache) -> Option<Self> {
         /// The most decoded bytes for one of the index, beside a floor for small ones.
         const RATIO: u64 = 32;
         const FLOOR: u64 = 4 * 1024 * 1024;
@@ -76,7 +76,7 @@ impl LayerIndex {
         Self::within(bytes, stored_size, limit.min(MAX_INDEX), Some(cache))
     }
 
-    fn within(bytes: &[u8], stored_size: u64, limit: u64, cache: Option<&Cache>) -> Option<Self> {
+    fn within(bytes: &[u8], stored_size: u64, limit: u64, cache: Option<&BlockCache>) -> Option<Self> {
         let (&VERSION, compressed) = bytes.split_first()? else { return None };
         let plain =
             BufReader::with_capacity(BUFFER, zstd::Decoder::with_buffer(compressed).ok()?.take(limit));
@@ -106,7 +106,7 @@ impl LayerIndex {
 
 fn is_inside(stream: ByteRange, entry: &EntryRef<'_>) -> bool {
     match &entry.kind {
-        EntryKind::File(content) => {
+        TocEntryKind::File(content) => {
             let end = content.offset.checked_add(content.stored());
             end.is_some_and(|end| stream.contains(ByteRange::new(content.offset, end)))
         }
@@ -116,7 +116,7 @@ fn is_inside(stream: ByteRange, entry: &EntryRef<'_>) -> bool {
 
 /// Deserializes an index. With a cache, its table of contents is never in memory as a whole.
 struct IndexSeed<'a> {
-    cache: Option<&'a Cache>,
+    cache: Option<&'a BlockCache>,
 }
 
 impl<'de> DeserializeSeed<'de> for IndexSeed<'_> {
@@ -140,7 +140,7 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
         let spans: SpanMap = fields.next_element()?.ok_or_else(missing(0))?;
         let stream = ByteRange::new(0, spans.stream_size());
         let check = |entry: &EntryRef<'_>| is_inside(stream, entry);
-        let toc = TocSeed(Reader::spooling(self.cache, &check));
+        let toc = TocSeed(TocReader::spooling(self.cache, &check));
         let toc = fields.next_element_seed(toc)?.ok_or_else(missing(1))?;
         let blocks = fields.next_element()?.ok_or_else(missing(2))?;
         let prefetch = fields.next_element()?.ok_or_else(missing(3))?;
@@ -150,17 +150,17 @@ impl<'de> Visitor<'de> for IndexSeed<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::toc::{Content, Entry, Time};
+    use super::super::toc::{FileContent, TocEntry, UnixTime};
     use super::*;
 
     fn index() -> LayerIndex {
-        let entry = Entry {
+        let entry = TocEntry {
             path: b"a/b".to_vec(),
-            kind: EntryKind::File(Content { size: 5, offset: 512, runs: None }),
+            kind: TocEntryKind::File(FileContent { size: 5, offset: 512, runs: None }),
             mode: 0o644,
             uid: 1,
             gid: 2,
-            mtime: Time { secs: -1, nanos: 5 },
+            mtime: UnixTime { secs: -1, nanos: 5 },
             xattrs: vec![(b"user.a".to_vec(), vec![0, 255])],
             header: 0,
         };
@@ -197,7 +197,7 @@ mod tests {
         let bytes = bomb.to_bytes().unwrap();
         assert!(bytes.len() < 100_000, "{} bytes", bytes.len());
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
+        let cache = BlockCache::open(dir.path()).unwrap();
         assert_eq!(LayerIndex::from_foreign_bytes(&bytes, 1 << 40, &cache), None);
         assert_eq!(
             LayerIndex::from_bytes(&bytes, 1 << 40),
@@ -219,9 +219,9 @@ mod tests {
             "another version"
         );
         let mut outside = index();
-        let kind = EntryKind::File(Content { size: 5, offset: 2046, runs: None });
+        let kind = TocEntryKind::File(FileContent { size: 5, offset: 2046, runs: None });
         outside.toc =
-            outside.toc.iter().map(|entry| Entry { kind: kind.clone(), ..entry.to_entry() }).collect();
+            outside.toc.iter().map(|entry| TocEntry { kind: kind.clone(), ..entry.to_entry() }).collect();
         assert_eq!(LayerIndex::from_bytes(&outside.to_bytes().unwrap(), 2048), None, "file past the end");
         let fewer = LayerIndex { blocks: vec![[7; 32]; 2], ..index() };
         assert_eq!(LayerIndex::from_bytes(&fewer.to_bytes().unwrap(), 2048), None, "a checksum for no block");
@@ -229,11 +229,13 @@ mod tests {
 
     #[test]
     fn starts_that_stand_still_are_refused_at_the_second() {
-        use super::super::sniff::Encoding;
-        use super::super::span::{Resume, SpanStart};
-        let start = |stored, stream| SpanStart { stored, stream, resume: Resume::Unit };
-        let with =
-            |starts| LayerIndex { spans: SpanMap::ordered(Encoding::Gzip, 2048, 2048, starts), ..index() };
+        use super::super::sniff::StreamEncoding;
+        use super::super::span::{ResumePoint, SpanStart};
+        let start = |stored, stream| SpanStart { stored, stream, resume: ResumePoint::Unit };
+        let with = |starts| LayerIndex {
+            spans: SpanMap::ordered(StreamEncoding::Gzip, 2048, 2048, starts),
+            ..index()
+        };
         let right = with(vec![start(0, 0), start(100, 1024)]);
         assert_eq!(LayerIndex::from_bytes(&right.to_bytes().unwrap(), 2048), Some(right));
         let still = with(vec![start(0, 0); 1_000_000]).to_bytes().unwrap();
@@ -246,14 +248,18 @@ mod tests {
 
     #[test]
     fn a_list_of_starts_ends_where_the_memory_does() {
-        use super::super::sniff::Encoding;
-        use super::super::span::{Resume, SpanStart};
+        use super::super::sniff::StreamEncoding;
+        use super::super::span::{ResumePoint, SpanStart};
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
+        let cache = BlockCache::open(dir.path()).unwrap();
         let read = |count: u64| {
-            let start = |at| SpanStart { stored: at, stream: at * 300_000, resume: Resume::Unit };
-            let spans =
-                SpanMap::ordered(Encoding::Gzip, count, count * 300_000, (0..count).map(start).collect());
+            let start = |at| SpanStart { stored: at, stream: at * 300_000, resume: ResumePoint::Unit };
+            let spans = SpanMap::ordered(
+                StreamEncoding::Gzip,
+                count,
+                count * 300_000,
+                (0..count).map(start).collect(),
+            );
             let bytes = LayerIndex { spans, blocks: Vec::new(), ..index() }.to_bytes().unwrap();
             (bytes.len(), LayerIndex::from_foreign_bytes(&bytes, count, &cache))
         };

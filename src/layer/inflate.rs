@@ -23,7 +23,7 @@ const RAW: c_int = -15;
 
 /// The limit of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Until {
+pub(super) enum InflateUntil {
     /// As far as the buffers allow.
     Filled,
     /// At most to the start of the next deflate block.
@@ -32,7 +32,7 @@ pub(super) enum Until {
 
 /// The reason why a call returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stop {
+pub(super) enum InflateStop {
     /// The input is used up, or the output is full.
     Buffers,
     /// At the start of a deflate block; this many bits (0 to 7) of the last consumed byte belong to it.
@@ -43,27 +43,27 @@ pub(super) enum Stop {
 
 /// The result of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Inflated {
+pub(super) struct InflateProgress {
     /// Bytes consumed from the input.
     pub consumed: usize,
     /// Bytes written to the output.
     pub produced: usize,
     /// The reason why the call returned.
-    pub stop: Stop,
+    pub stop: InflateStop,
 }
 
 /// One inflate state.
 ///
 /// Invariant: `stream` was initialised by `inflateInit2_` and not ended, and it does not move, as zlib demands.
-pub(super) struct Inflate {
+pub(super) struct InflateState {
     stream: Box<z_stream>,
 }
 
 // SAFETY: the state behind the pointers of `stream` is owned by it alone, and nothing in zlib-rs is bound to a
 // thread. The pointers to buffers are not used after the call that got them.
-unsafe impl Send for Inflate {}
+unsafe impl Send for InflateState {}
 
-impl Inflate {
+impl InflateState {
     /// For a gzip member from its first byte.
     pub(super) fn member() -> Result<Self, String> {
         Self::with(MEMBER)
@@ -121,7 +121,12 @@ impl Inflate {
     }
 
     /// Inflates some of `input` into `output`.
-    pub(super) fn run(&mut self, input: &[u8], output: &mut [u8], until: Until) -> Result<Inflated, String> {
+    pub(super) fn run(
+        &mut self,
+        input: &[u8],
+        output: &mut [u8],
+        until: InflateUntil,
+    ) -> Result<InflateProgress, String> {
         // Longer buffers are used in part, as the caller expects.
         let given = u32::try_from(input.len()).unwrap_or(u32::MAX);
         let room = u32::try_from(output.len()).unwrap_or(u32::MAX);
@@ -131,33 +136,33 @@ impl Inflate {
         stream.next_out = output.as_mut_ptr();
         stream.avail_out = room;
         let flush = match until {
-            Until::Filled => Z_NO_FLUSH,
-            Until::Block => Z_BLOCK,
+            InflateUntil::Filled => Z_NO_FLUSH,
+            InflateUntil::Block => Z_BLOCK,
         };
         // SAFETY: `stream` is initialised; `next_in` is readable for `avail_in` and `next_out` writable for
         // `avail_out`, which are at most the lengths of the two slices, and both outlive the call.
         let code = unsafe { inflate(stream, flush) };
         let stop = match code {
-            Z_STREAM_END => Stop::End,
+            Z_STREAM_END => InflateStop::End,
             // No progress was possible.
-            Z_BUF_ERROR => Stop::Buffers,
+            Z_BUF_ERROR => InflateStop::Buffers,
             _ => {
                 self.check(code)?;
                 self.place()
             }
         };
         let (consumed, produced) = (given - self.stream.avail_in, room - self.stream.avail_out);
-        Ok(Inflated { consumed: consumed as usize, produced: produced as usize, stop })
+        Ok(InflateProgress { consumed: consumed as usize, produced: produced as usize, stop })
     }
 
     /// Whether a deflate block starts at this point (`zlib.h`: 128 at the end of a block, 64 for the last, and the
     /// unused bits).
-    fn place(&self) -> Stop {
+    fn place(&self) -> InflateStop {
         let place = self.stream.data_type;
         let bits = place & 63;
         match place & 192 {
-            128 if bits < 8 => Stop::Block(bits as u8),
-            _ => Stop::Buffers,
+            128 if bits < 8 => InflateStop::Block(bits as u8),
+            _ => InflateStop::Buffers,
         }
     }
 
@@ -174,7 +179,7 @@ impl Inflate {
     }
 }
 
-impl Drop for Inflate {
+impl Drop for InflateState {
     fn drop(&mut self) {
         // SAFETY: `stream` is initialised and is not used again. An error could only mean that it was not
         // initialised.
@@ -208,17 +213,17 @@ mod tests {
     fn every_block_of_a_member_can_be_taken_up() {
         let plain = text(600_000);
         let stored = gzip(&plain);
-        let mut inflate = Inflate::member().unwrap();
+        let mut inflate = InflateState::member().unwrap();
         let (mut at, mut out, mut blocks) = (0, vec![0; plain.len()], Vec::new());
         let mut filled = 0;
         loop {
-            let step = inflate.run(&stored[at..], &mut out[filled..], Until::Block).unwrap();
+            let step = inflate.run(&stored[at..], &mut out[filled..], InflateUntil::Block).unwrap();
             at += step.consumed;
             filled += step.produced;
             match step.stop {
-                Stop::Block(bits) => blocks.push((at, filled, bits, inflate.window().unwrap())),
-                Stop::Buffers => assert!(step.consumed + step.produced > 0),
-                Stop::End => break,
+                InflateStop::Block(bits) => blocks.push((at, filled, bits, inflate.window().unwrap())),
+                InflateStop::Buffers => assert!(step.consumed + step.produced > 0),
+                InflateStop::End => break,
             }
         }
         assert_eq!(out, plain);
@@ -226,12 +231,12 @@ mod tests {
         assert!(blocks.iter().any(|block| block.2 > 0), "none starts within a byte");
         for (at, filled, bits, window) in blocks {
             assert_eq!(window, plain[filled.saturating_sub(WINDOW)..filled]);
-            let mut inflate = Inflate::block(&window).unwrap();
+            let mut inflate = InflateState::block(&window).unwrap();
             if bits > 0 {
                 inflate.prime(bits, stored[at - 1]).unwrap();
             }
             let mut rest = vec![0; plain.len() - filled];
-            let step = inflate.run(&stored[at..], &mut rest, Until::Filled).unwrap();
+            let step = inflate.run(&stored[at..], &mut rest, InflateUntil::Filled).unwrap();
             assert_eq!((step.produced, &rest[..]), (plain.len() - filled, &plain[filled..]));
         }
     }
@@ -240,11 +245,11 @@ mod tests {
     fn broken_data_says_what_is_wrong() {
         let mut stored = gzip(b"some text");
         stored[3] |= 0xe0;
-        let mut inflate = Inflate::member().unwrap();
-        let error = inflate.run(&stored, &mut [0; 64], Until::Filled).unwrap_err();
+        let mut inflate = InflateState::member().unwrap();
+        let error = inflate.run(&stored, &mut [0; 64], InflateUntil::Filled).unwrap_err();
         assert!(error.contains("header"), "{error}");
         inflate.restart().unwrap();
-        let step = inflate.run(&gzip(b"some text"), &mut [0; 64], Until::Filled).unwrap();
-        assert_eq!((step.produced, step.stop), (9, Stop::End));
+        let step = inflate.run(&gzip(b"some text"), &mut [0; 64], InflateUntil::Filled).unwrap();
+        assert_eq!((step.produced, step.stop), (9, InflateStop::End));
     }
 }

@@ -5,17 +5,17 @@
 
 use std::time::Duration;
 
-use crate::cache::{BuildLock, Cache, Learnt, State, StreamWriter};
-use crate::io::{Fault, ReadError, compute};
+use crate::cache::{BlockCache, BuildLock, LayerMetadata, StreamWriter, VerificationState};
+use crate::io::{FaultClass, ReadError, compute};
 use crate::oci::Digest;
 
 use super::index::LayerIndex;
-use super::stored::Core;
+use super::stored::LayerShared;
 
 /// Maximum wait for another process that decodes a layer, before this one decodes it too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-impl Core {
+impl LayerShared {
     /// Lock for decoding a layer: one process decodes, and the others find its index once they get the lock. A
     /// stopped holder, or a disk without locks, must not block the others: decoding twice costs only time.
     pub(super) async fn build_lock(&self) -> Result<Option<BuildLock>, ReadError> {
@@ -37,7 +37,7 @@ impl Core {
         stream: Option<StreamWriter>,
     ) -> Result<LayerIndex, ReadError> {
         self.blob.compared().await?;
-        let is_verified = self.blob.state() == State::Verified;
+        let is_verified = self.blob.state() == VerificationState::Verified;
         let (cache, digest, form) = (self.cache().clone(), self.blob.digest().clone(), self.form);
         // Encoded, written and synced on a blocking thread.
         let kept = tokio::task::spawn_blocking(move || {
@@ -59,7 +59,7 @@ impl Core {
             }
             index
         });
-        kept.await.map_err(|error| ReadError::caused(Fault::Io, "keeping the index", error))
+        kept.await.map_err(|error| ReadError::caused(FaultClass::Io, "keeping the index", error))
     }
 
     /// The cached index. Only a verified blob has one.
@@ -67,7 +67,7 @@ impl Core {
         let (cache, digest, size) = (self.cache().clone(), self.blob.digest().clone(), self.size());
         let form = self.form;
         let found = tokio::task::spawn_blocking(move || find(&cache, form, &digest, size)).await;
-        found.map_err(|error| ReadError::caused(Fault::Io, "reading the kept index", error))?
+        found.map_err(|error| ReadError::caused(FaultClass::Io, "reading the kept index", error))?
     }
 
     pub(super) fn find(&self) -> Result<Option<LayerIndex>, ReadError> {
@@ -78,7 +78,7 @@ impl Core {
     pub(super) async fn kept_content(&self) -> Result<Option<Digest>, ReadError> {
         let (cache, digest) = (self.cache().clone(), self.blob.digest().clone());
         compute(move || {
-            let text = cache.learnt(Learnt::Content, &digest)?;
+            let text = cache.learnt(LayerMetadata::Content, &digest)?;
             Ok(text.and_then(|text| String::from_utf8(text).ok()?.parse().ok()))
         })
         .await
@@ -87,12 +87,13 @@ impl Core {
     /// Stores the digest of the whole stream, so that the next mount need not hash it.
     pub(super) async fn keep_content(&self, content: &Digest) -> Result<(), ReadError> {
         self.blob.compared().await?;
-        if self.blob.state() != State::Verified {
+        if self.blob.state() != VerificationState::Verified {
             return Ok(());
         }
         let (cache, digest, content) = (self.cache().clone(), self.blob.digest().clone(), content.clone());
         compute(move || {
-            if let Err(error) = cache.put_learnt(Learnt::Content, &digest, content.as_str().as_bytes()) {
+            if let Err(error) = cache.put_learnt(LayerMetadata::Content, &digest, content.as_str().as_bytes())
+            {
                 // The next mount hashes again.
                 tracing::warn!(layer = %digest, %error, "the digest of its content is not kept");
             }
@@ -102,7 +103,12 @@ impl Core {
     }
 }
 
-fn find(cache: &Cache, form: Learnt, digest: &Digest, size: u64) -> Result<Option<LayerIndex>, ReadError> {
+fn find(
+    cache: &BlockCache,
+    form: LayerMetadata,
+    digest: &Digest,
+    size: u64,
+) -> Result<Option<LayerIndex>, ReadError> {
     let Some(bytes) = cache.learnt(form, digest)? else { return Ok(None) };
     let index = LayerIndex::from_kept_bytes(&bytes, size, cache);
     if index.is_none() {

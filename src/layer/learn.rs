@@ -1,55 +1,63 @@
 //! Selection of the pass over a layer by its encoding, and its memory and threads.
 
-use crate::cache::{Learnt, StreamWriter};
-use crate::io::{ByteRange, Fault, MEMORY, ReadError};
+use crate::cache::{LayerMetadata, StreamWriter};
+use crate::io::{ByteRange, FaultClass, MEMORY, ReadError};
 
-use super::codec::Windows;
-use super::crew::Input;
+use super::codec::WindowLimits;
+use super::crew::PassInput;
 use super::head;
 use super::index::LayerIndex;
-use super::pass::{self, Stopped};
-use super::sniff::{Encoding, Sniffed};
-use super::stored::Core;
+use super::pass::{self, PassStop};
+use super::sniff::{SniffResult, StreamEncoding};
+use super::stored::LayerShared;
 
-impl Core {
+impl LayerShared {
     /// The index from one pass over the stored bytes, and the stream that the pass wrote.
     pub(super) async fn pass(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
         match self.sniff(&*self.blob).await? {
-            Sniffed::Stream(Encoding::Plain) if self.form == Learnt::Stream => Ok((self.identity(), None)),
-            Sniffed::Other(_) if self.form == Learnt::Stream => Ok((self.identity(), None)),
-            Sniffed::Stream(Encoding::Plain) => Ok((pass::walk(self.blob.clone()).await?, None)),
-            Sniffed::Stream(encoding) => {
-                let passed = match self.forward(encoding, Windows::Common).await {
-                    Err(Stopped::LargeWindow) => {
+            SniffResult::Stream(StreamEncoding::Plain) if self.form == LayerMetadata::Stream => {
+                Ok((self.identity(), None))
+            }
+            SniffResult::Other(_) if self.form == LayerMetadata::Stream => Ok((self.identity(), None)),
+            SniffResult::Stream(StreamEncoding::Plain) => Ok((pass::walk(self.blob.clone()).await?, None)),
+            SniffResult::Stream(encoding) => {
+                let passed = match self.forward(encoding, WindowLimits::Common).await {
+                    Err(PassStop::LargeWindow) => {
                         // Fetched first: a pass must not hold memory while it waits for a network.
                         self.blob.ensure(ByteRange::new(0, self.size())).await?;
-                        let memory = MEMORY.take(1 << Windows::Large.log()).await;
+                        let memory = MEMORY.take(1 << WindowLimits::Large.log()).await;
                         let _memory = memory.map_err(|error| error.into_read("a window of 128 MiB"))?;
-                        self.forward(encoding, Windows::Large).await
+                        self.forward(encoding, WindowLimits::Large).await
                     }
                     done => done,
                 }
                 .map_err(|stopped| match stopped {
-                    Stopped::Failed(error) => error,
-                    Stopped::LargeWindow => ReadError::new(Fault::Unsupported, "its window is too large"),
+                    PassStop::Failed(error) => error,
+                    PassStop::LargeWindow => {
+                        ReadError::new(FaultClass::Unsupported, "its window is too large")
+                    }
                 })?;
                 if let Some(hashed) = passed.hashed {
                     self.hashed.set(hashed).ok();
                 }
                 Ok((passed.index, passed.kept))
             }
-            Sniffed::Other(name) => Err(head::not_an_archive(name)),
+            SniffResult::Other(name) => Err(head::not_an_archive(name)),
         }
     }
 
     /// One pass over the layer.
-    async fn forward(&self, encoding: Encoding, windows: Windows) -> Result<pass::Passed, Stopped> {
+    async fn forward(
+        &self,
+        encoding: StreamEncoding,
+        windows: WindowLimits,
+    ) -> Result<pass::PassResult, PassStop> {
         let is_here = self.blob.present(ByteRange::new(0, self.size()));
-        let plan = pass::Plan {
+        let plan = pass::IndexJob {
             encoding,
-            input: if is_here { Input::Here } else { Input::Far },
+            input: if is_here { PassInput::Here } else { PassInput::Far },
             windows,
-            is_archive: self.form == Learnt::Archive,
+            is_archive: self.form == LayerMetadata::Archive,
             cache: Some(self.cache.clone()),
             writer: Some(self.cache.stream_writer(self.blob.digest())),
             hasher: self.hasher.clone(),

@@ -7,7 +7,7 @@ use std::hash::Hasher as _;
 
 use twox_hash::XxHash32;
 
-use super::codec::{Place, Step};
+use super::codec::{DecodeStep, StepEnd};
 use crate::io::{MEMORY, MemoryShare};
 
 /// The first bytes of a frame.
@@ -31,7 +31,7 @@ const RATIO: usize = 255;
 
 /// Block parameters of a frame, encoded in the byte that a resume point between two blocks carries.
 #[derive(Clone, Copy, Default)]
-struct Shape {
+struct FrameShape {
     is_independent: bool,
     has_block_sums: bool,
     has_sum: bool,
@@ -39,7 +39,7 @@ struct Shape {
     size: u8,
 }
 
-impl Shape {
+impl FrameShape {
     fn to_byte(self) -> u8 {
         u8::from(self.has_block_sums) << 4 | u8::from(self.has_sum) << 3 | self.size
     }
@@ -61,7 +61,7 @@ impl Shape {
 
 /// The meaning of the gathered bytes.
 #[derive(Clone, Copy)]
-enum Part {
+enum FramePart {
     /// The first four bytes of a frame, or of an Apple block.
     Magic,
     /// The two bytes that determine the length of a frame header; then the header.
@@ -87,13 +87,13 @@ enum Part {
 }
 
 /// The state of an LZ4 decoder.
-pub(super) struct Lz4 {
+pub(super) struct Lz4Decoder {
     is_apple: bool,
-    part: Part,
+    part: FramePart,
     /// Gathered bytes, processed once there are `wanted`.
     some: Vec<u8>,
     wanted: usize,
-    shape: Shape,
+    shape: FrameShape,
     /// The decoded block, and the number of its bytes already copied out.
     block: Vec<u8>,
     out: usize,
@@ -108,15 +108,15 @@ pub(super) struct Lz4 {
     memory: MemoryShare,
 }
 
-impl Lz4 {
+impl Lz4Decoder {
     /// For the start of a frame, or of Apple's data.
     pub(super) fn new(is_apple: bool) -> Self {
         Self {
             is_apple,
-            part: Part::Magic,
+            part: FramePart::Magic,
             some: Vec::new(),
             wanted: 4,
-            shape: Shape::default(),
+            shape: FrameShape::default(),
             block: Vec::new(),
             out: 0,
             history: Vec::new(),
@@ -129,67 +129,67 @@ impl Lz4 {
 
     /// For the start of a block that refers to nothing before it, in a frame with the parameters `shape`.
     pub(super) fn at_block(shape: u8) -> Result<Self, String> {
-        let shape = Shape::from_byte(shape).ok_or("no frame has such blocks")?;
-        Ok(Self { shape, part: Part::BlockLen, ..Self::new(false) })
+        let shape = FrameShape::from_byte(shape).ok_or("no frame has such blocks")?;
+        Ok(Self { shape, part: FramePart::BlockLen, ..Self::new(false) })
     }
 
     /// One step, and its end.
-    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), String> {
+    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(DecodeStep, StepEnd), String> {
         if self.out < self.block.len() {
             return Ok(self.hand_out(output));
         }
         match &mut self.part {
-            Part::Skip { left } => {
+            FramePart::Skip { left } => {
                 let consumed = input.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= consumed as u64;
-                let place = if *left == 0 { self.begin() } else { Place::Inside };
-                return Ok((Step { consumed, produced: 0 }, place));
+                let place = if *left == 0 { self.begin() } else { StepEnd::Inside };
+                return Ok((DecodeStep { consumed, produced: 0 }, place));
             }
-            Part::AppleStored { left } => {
+            FramePart::AppleStored { left } => {
                 let most = input.len().min(output.len());
                 let len = most.min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= len as u64;
                 if *left == 0 {
-                    (self.part, self.wanted) = (Part::Magic, 4);
+                    (self.part, self.wanted) = (FramePart::Magic, 4);
                 }
                 output[..len].copy_from_slice(&input[..len]);
                 self.remember(&input[..len]);
-                return Ok((Step { consumed: len, produced: len }, Place::Inside));
+                return Ok((DecodeStep { consumed: len, produced: len }, StepEnd::Inside));
             }
             _ => {}
         }
         let consumed = input.len().min(self.wanted - self.some.len());
         self.some.extend_from_slice(&input[..consumed]);
-        let step = Step { consumed, produced: 0 };
+        let step = DecodeStep { consumed, produced: 0 };
         if self.some.len() < self.wanted {
-            return Ok((step, Place::Inside));
+            return Ok((step, StepEnd::Inside));
         }
         let some = std::mem::take(&mut self.some);
         let place = self.look(&some)?;
         // Reuses the buffer of the block for the next one.
         self.some = if self.some.is_empty() { some } else { std::mem::take(&mut self.some) };
-        if !matches!(self.part, Part::Header) {
+        if !matches!(self.part, FramePart::Header) {
             self.some.clear();
         }
         Ok((step, place))
     }
 
     /// Returns to the start of a frame.
-    fn begin(&mut self) -> Place {
-        (self.part, self.wanted) = (Part::Magic, 4);
-        Place::Unit
+    fn begin(&mut self) -> StepEnd {
+        (self.part, self.wanted) = (FramePart::Magic, 4);
+        StepEnd::Unit
     }
 
-    fn hand_out(&mut self, output: &mut [u8]) -> (Step, Place) {
+    fn hand_out(&mut self, output: &mut [u8]) -> (DecodeStep, StepEnd) {
         let len = output.len().min(self.block.len() - self.out);
         output[..len].copy_from_slice(&self.block[self.out..self.out + len]);
         self.out += len;
-        let step = Step { consumed: 0, produced: len };
+        let step = DecodeStep { consumed: 0, produced: len };
         if self.out < self.block.len() {
-            return (step, Place::Inside);
+            return (step, StepEnd::Inside);
         }
         let can_start = !self.is_apple && self.shape.is_independent;
-        (step, if can_start { Place::Block(self.shape.to_byte()) } else { Place::Inside })
+        (step, if can_start { StepEnd::Block(self.shape.to_byte()) } else { StepEnd::Inside })
     }
 
     /// Stores the bytes that later blocks may refer to.
@@ -200,12 +200,12 @@ impl Lz4 {
         self.history.extend_from_slice(new);
     }
 
-    fn look(&mut self, some: &[u8]) -> Result<Place, String> {
+    fn look(&mut self, some: &[u8]) -> Result<StepEnd, String> {
         match self.part {
-            Part::Magic if self.is_apple => {
+            FramePart::Magic if self.is_apple => {
                 (self.part, self.wanted) = match APPLE.iter().position(|magic| some == *magic) {
-                    Some(0) => (Part::AppleLens, 8),
-                    Some(1) => (Part::AppleStoredLen, 4),
+                    Some(0) => (FramePart::AppleLens, 8),
+                    Some(1) => (FramePart::AppleStoredLen, 4),
                     Some(_) => {
                         self.history.clear();
                         return Ok(self.begin());
@@ -213,47 +213,47 @@ impl Lz4 {
                     None => return Err("a block begins with unknown bytes".into()),
                 };
             }
-            Part::Magic => {
+            FramePart::Magic => {
                 (self.part, self.wanted) = match le32(some) {
-                    MAGIC => (Part::Descriptor, 2),
-                    magic if magic & 0xFFFF_FFF0 == SKIPPABLE => (Part::SkipLen, 4),
+                    MAGIC => (FramePart::Descriptor, 2),
+                    magic if magic & 0xFFFF_FFF0 == SKIPPABLE => (FramePart::SkipLen, 4),
                     _ => return Err("a frame begins with unknown bytes".into()),
                 };
             }
-            Part::Descriptor => {
+            FramePart::Descriptor => {
                 let has_size = some[0] & 8 != 0;
                 if some[0] & 1 != 0 {
                     return Err("a frame needs a dictionary".into());
                 }
-                self.part = Part::Header;
+                self.part = FramePart::Header;
                 self.wanted = 2 + if has_size { 8 } else { 0 } + 1;
                 self.some.extend_from_slice(some);
             }
-            Part::Header => self.header(some)?,
-            Part::SkipLen => {
+            FramePart::Header => self.header(some)?,
+            FramePart::SkipLen => {
                 let left = u64::from(le32(some));
                 if left == 0 {
                     return Ok(self.begin());
                 }
-                self.part = Part::Skip { left };
+                self.part = FramePart::Skip { left };
             }
-            Part::BlockLen => return self.block_len(le32(some)),
-            Part::Block { is_stored, len } => {
+            FramePart::BlockLen => return self.block_len(le32(some)),
+            FramePart::Block { is_stored, len } => {
                 let (data, sum) = some.split_at(len);
                 if self.shape.has_block_sums && XxHash32::oneshot(0, data) != le32(sum) {
                     return Err("a block does not match its checksum".into());
                 }
                 let most = self.shape.most().min(len.saturating_mul(RATIO));
                 self.decode(data, is_stored, most, None)?;
-                (self.part, self.wanted) = (Part::BlockLen, 4);
+                (self.part, self.wanted) = (FramePart::BlockLen, 4);
             }
-            Part::Sum => {
+            FramePart::Sum => {
                 if self.sum.take().is_some_and(|sum| sum.finish() as u32 != le32(some)) {
                     return Err("a frame does not match its checksum".into());
                 }
                 return Ok(self.begin());
             }
-            Part::AppleLens => {
+            FramePart::AppleLens => {
                 let (size, len) = (le32(&some[..4]) as usize, le32(&some[4..]) as usize);
                 if size > MAX_APPLE || len > MAX_APPLE {
                     return Err(format!("a block of {size} bytes is larger than {MAX_APPLE}"));
@@ -262,21 +262,21 @@ impl Lz4 {
                     return Err(format!("a block of {len} bytes cannot decode to {size}"));
                 }
                 self.charge(size + len)?;
-                (self.part, self.wanted, self.left) = (Part::AppleBlock, len, Some(size as u64));
+                (self.part, self.wanted, self.left) = (FramePart::AppleBlock, len, Some(size as u64));
             }
-            Part::AppleBlock => {
+            FramePart::AppleBlock => {
                 let size = self.left.take().unwrap_or_default() as usize;
                 self.decode(some, false, size, Some(size))?;
-                (self.part, self.wanted) = (Part::Magic, 4);
+                (self.part, self.wanted) = (FramePart::Magic, 4);
             }
-            Part::AppleStoredLen => {
+            FramePart::AppleStoredLen => {
                 let left = u64::from(le32(some));
                 (self.part, self.wanted) =
-                    if left == 0 { (Part::Magic, 4) } else { (Part::AppleStored { left }, 0) };
+                    if left == 0 { (FramePart::Magic, 4) } else { (FramePart::AppleStored { left }, 0) };
             }
-            Part::Skip { .. } | Part::AppleStored { .. } => {}
+            FramePart::Skip { .. } | FramePart::AppleStored { .. } => {}
         }
-        Ok(Place::Inside)
+        Ok(StepEnd::Inside)
     }
 
     /// Takes memory for a large block and its stored bytes. The buffers stay for the next one.
@@ -299,7 +299,7 @@ impl Lz4 {
         if flags >> 6 != 1 || flags & 2 != 0 || fields[1] & 0x8f != 0 || size < 4 {
             return Err("the header of a frame is broken".into());
         }
-        self.shape = Shape {
+        self.shape = FrameShape {
             is_independent: flags & 0x20 != 0,
             has_block_sums: flags & 0x10 != 0,
             has_sum: flags & 4 != 0,
@@ -308,28 +308,28 @@ impl Lz4 {
         self.left = fields.get(2..).and_then(<[u8]>::first_chunk).map(|size| u64::from_le_bytes(*size));
         self.sum = self.shape.has_sum.then(|| XxHash32::with_seed(0));
         self.history.clear();
-        (self.part, self.wanted) = (Part::BlockLen, 4);
+        (self.part, self.wanted) = (FramePart::BlockLen, 4);
         Ok(())
     }
 
-    fn block_len(&mut self, word: u32) -> Result<Place, String> {
+    fn block_len(&mut self, word: u32) -> Result<StepEnd, String> {
         let (is_stored, len) = (word >> 31 != 0, (word & 0x7fff_ffff) as usize);
         if word == 0 {
             if self.left.take().is_some_and(|left| left > 0) {
                 return Err("a frame has fewer bytes than it says".into());
             }
             if self.shape.has_sum {
-                (self.part, self.wanted) = (Part::Sum, 4);
-                return Ok(Place::Inside);
+                (self.part, self.wanted) = (FramePart::Sum, 4);
+                return Ok(StepEnd::Inside);
             }
             return Ok(self.begin());
         }
         if len > self.shape.most() || len == 0 {
             return Err(format!("a block of {len} bytes is larger than its frame allows"));
         }
-        self.part = Part::Block { is_stored, len };
+        self.part = FramePart::Block { is_stored, len };
         self.wanted = len + if self.shape.has_block_sums { 4 } else { 0 };
-        Ok(Place::Inside)
+        Ok(StepEnd::Inside)
     }
 
     /// Decodes a block of at most `most` bytes, or of `exact` bytes where the length is given.
@@ -381,12 +381,13 @@ mod tests {
     #[test]
     fn large_blocks_of_apple_share_the_memory_of_all_layers() {
         let head = [&b"bv41"[..], &(60_u32 << 20).to_le_bytes(), &(60_u32 << 20).to_le_bytes()].concat();
-        let begin = |lz4: &mut Lz4| lz4.step(&head[..4], &mut []).and_then(|_| lz4.step(&head[4..], &mut []));
-        let (mut one, mut other) = (Lz4::new(true), Lz4::new(true));
+        let begin =
+            |lz4: &mut Lz4Decoder| lz4.step(&head[..4], &mut []).and_then(|_| lz4.step(&head[4..], &mut []));
+        let (mut one, mut other) = (Lz4Decoder::new(true), Lz4Decoder::new(true));
         begin(&mut one).unwrap();
         let error = begin(&mut other).unwrap_err();
         assert!(error.contains("bytes of memory"), "{error}");
         drop(one);
-        begin(&mut Lz4::new(true)).unwrap();
+        begin(&mut Lz4Decoder::new(true)).unwrap();
     }
 }

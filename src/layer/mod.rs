@@ -38,25 +38,26 @@ mod xz;
 mod xz_index;
 mod zstd_frames;
 
-pub use codec::{CodecError, Decoder, Step, Stops, Windows};
+pub use codec::{CodecError, DecodeStep, StopPolicy, UnitDecoder, WindowLimits};
 pub use content::file;
 pub use crew::start_pass_threads;
 pub use first::has_root;
 pub use foreign::{
-    FindError, Foreign, ForeignError, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,
+    FindError, ForeignError, ForeignIndex, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,
     is_marker, parse_ztoc,
 };
 pub use head::peek;
-pub use hints::{Hints, IndexPolicy, Offer, Offers};
+pub use hints::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions};
 pub use index::{LayerIndex, SUM_BLOCK};
-pub use packed_window::{WINDOW, Window};
+pub use packed_window::{PackedWindow, WINDOW};
 pub use pass::{build_index, most_stream};
 pub use pieces::decoded;
 pub use rooted::parts_named;
-pub use sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
-pub use span::{Chunk, Piece, Resume, SpanMap, SpanStart, Sum, Sums};
-pub use stored::{Layer, LayerState};
-pub use tar::{Need, TarError, TarLimits, TarWalker};
+pub use sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
+pub use span::{ChunkDigest, LayerDigests, LayerPiece, ResumePoint, SpanMap, SpanStart, StoredChunk};
+pub use stored::{LayerState, StoredLayer};
+pub use tar::{TarError, TarLimits, TarWalker, WalkerNeed};
 pub use toc::{
-    Content, Device, Entry, EntryKind, EntryRef, Iter, Run, Runs, Time, Toc, Xattr, Xattrs, has_namespace,
+    DeviceNumber, EntryRef, FileContent, RunIter, SparseRun, TableOfContents, TocEntry, TocEntryKind,
+    TocIter, UnixTime, XattrIter, XattrPair, has_namespace,
 };

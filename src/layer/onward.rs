@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use crate::io::{BoxFuture, BoxStream, ByteRange, Fault, Fetch, ReadAt, ReadError};
+use crate::io::{BoxFuture, BoxStream, ByteRange, FaultClass, RangeFetch, ReadAt, ReadError};
 
 /// The stream of a [`Fetch`], for one reader.
-pub(super) struct Onward {
-    fetch: Arc<dyn Fetch>,
+pub(super) struct SequentialReader {
+    fetch: Arc<dyn RangeFetch>,
     /// The open delivery; `None` while a reader uses it, so a second reader starts its own.
-    open: Mutex<Option<Open>>,
+    open: Mutex<Option<OpenDelivery>>,
 }
 
 /// A delivery in progress.
-struct Open {
+struct OpenDelivery {
     /// Offset of `part`.
     at: u64,
     part: Bytes,
@@ -27,14 +27,14 @@ struct Open {
     body: BoxStream<'static, Result<Bytes, ReadError>>,
 }
 
-impl Onward {
-    pub(super) fn new(fetch: Arc<dyn Fetch>) -> Self {
+impl SequentialReader {
+    pub(super) fn new(fetch: Arc<dyn RangeFetch>) -> Self {
         Self { fetch, open: Mutex::default() }
     }
 
-    async fn begin(&self, range: ByteRange) -> Result<Open, ReadError> {
+    async fn begin(&self, range: ByteRange) -> Result<OpenDelivery, ReadError> {
         let delivery = self.fetch.fetch(range).await?;
-        Ok(Open {
+        Ok(OpenDelivery {
             at: delivery.range.start,
             part: Bytes::new(),
             end: delivery.range.end,
@@ -45,7 +45,7 @@ impl Onward {
     async fn read(&self, want: ByteRange, buf: &mut [u8]) -> Result<(), ReadError> {
         if want.end > self.fetch.size() {
             let message = format!("bytes {want} of a stream of {}", self.fetch.size());
-            return Err(ReadError::new(Fault::Usage, message));
+            return Err(ReadError::new(FaultClass::Usage, message));
         }
         let taken = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut open = taken.filter(|open| open.at <= want.start && want.start < open.end);
@@ -65,7 +65,7 @@ impl Onward {
             } else {
                 let Some(next) = here.body.next().await else {
                     let message = format!("a delivery up to {} ended at {}", here.end, part.end);
-                    return Err(ReadError::new(Fault::Misbehaved, message));
+                    return Err(ReadError::new(FaultClass::Misbehaved, message));
                 };
                 (here.at, here.part) = (part.end, next?);
             }
@@ -76,7 +76,7 @@ impl Onward {
     }
 }
 
-impl ReadAt for Onward {
+impl ReadAt for SequentialReader {
     fn size(&self) -> u64 {
         self.fetch.size()
     }
@@ -96,17 +96,17 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::io::{Delivery, read_vec};
+    use crate::io::{RangeDelivery, read_vec};
 
     /// Delivers whole kilobytes in parts of 100 bytes, and counts what it produces.
     struct Kilobytes(Vec<u8>, Arc<AtomicU64>);
 
-    impl Fetch for Kilobytes {
+    impl RangeFetch for Kilobytes {
         fn size(&self) -> u64 {
             self.0.len() as u64
         }
 
-        fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
             let range = range.align(10, self.size());
             let bytes = self.0[range.start as usize..range.end as usize].to_vec();
             let produced = self.1.clone();
@@ -115,7 +115,7 @@ mod tests {
                 produced.fetch_add(part.len() as u64, Ordering::Relaxed);
                 Ok(part)
             });
-            Box::pin(async move { Ok(Delivery { range, body: body.boxed() }) })
+            Box::pin(async move { Ok(RangeDelivery { range, body: body.boxed() }) })
         }
     }
 
@@ -123,7 +123,7 @@ mod tests {
     async fn who_reads_in_order_has_everything_produced_once_and_who_jumps_gets_the_right_bytes() {
         let bytes: Vec<u8> = (0..10_300_u32).map(|at| ((at * 7919) >> 5) as u8).collect();
         let produced = Arc::new(AtomicU64::new(0));
-        let stream = Onward::new(Arc::new(Kilobytes(bytes.clone(), produced.clone())));
+        let stream = SequentialReader::new(Arc::new(Kilobytes(bytes.clone(), produced.clone())));
         for start in (0..10_300).step_by(37) {
             let range = ByteRange::new(start, 10_300.min(start + 20));
             let read = read_vec(&stream, range).await.unwrap();
@@ -137,7 +137,7 @@ mod tests {
         }
         assert_eq!(
             read_vec(&stream, ByteRange::new(10_299, 10_301)).await.unwrap_err().fault(),
-            Fault::Usage
+            FaultClass::Usage
         );
     }
 }

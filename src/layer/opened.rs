@@ -6,46 +6,51 @@
 
 use std::sync::Arc;
 
-use crate::cache::{BlockSums, Cached};
-use crate::io::{Fetch, FetchAll, Shared};
+use crate::cache::{BlockSums, CachedFile};
+use crate::io::{FetchAll, RangeFetch, SharedReader};
 
-use super::foreign::Foreign;
+use super::foreign::ForeignIndex;
 use super::index::LayerIndex;
-use super::onward::Onward;
+use super::onward::SequentialReader;
 use super::pieces::{decoded, decoded_by};
-use super::served::{Claimed, Decoded, holes};
-use super::sniff::Encoding;
-use super::stored::{Claim, Core, Opened};
+use super::served::{UntrustedStream, VerifiedStream, holes};
+use super::sniff::StreamEncoding;
+use super::stored::{LayerShared, OpenStream, UntrustedClaim};
 
-impl Core {
+impl LayerShared {
     /// The stream by the layer's own index.
-    pub(super) fn open(self: &Arc<Self>, index: &LayerIndex) -> Opened {
+    pub(super) fn open(self: &Arc<Self>, index: &LayerIndex) -> OpenStream {
         let spans = index.spans.clone();
-        if spans.encoding() == Encoding::Plain {
-            return Opened { spans, stream: self.blob.clone(), served: self.blob.clone() };
+        if spans.encoding() == StreamEncoding::Plain {
+            return OpenStream { spans, stream: self.blob.clone(), served: self.blob.clone() };
         }
         let sums: BlockSums = index.blocks.as_slice().into();
         if sums.is_empty() {
-            let stream: Shared = Arc::new(FetchAll(decoded(self.blob.clone(), index)));
-            return Opened { spans, stream, served: self.uncached(index) };
+            let stream: SharedReader = Arc::new(FetchAll(decoded(self.blob.clone(), index)));
+            return OpenStream { spans, stream, served: self.uncached(index) };
         }
         let fetch = decoded_by(self.blob.clone(), spans.clone(), sums.clone());
-        let rest: Shared = Arc::new(Onward::new(fetch.clone()));
+        let rest: SharedReader = Arc::new(SequentialReader::new(fetch.clone()));
         match self.cache().stream(self.blob.digest(), sums, fetch.clone()) {
             Ok(stream) => {
                 let served = stream.as_served(rest);
-                let stream = Arc::new(Decoded { stream, blob: self.blob.clone(), holes: holes(index) });
-                Opened { spans, stream, served }
+                let stream =
+                    Arc::new(VerifiedStream { stream, blob: self.blob.clone(), holes: holes(index) });
+                OpenStream { spans, stream, served }
             }
             Err(error) => {
                 tracing::warn!(layer = %self.blob.digest(), %error, "decoded stream is not cached");
-                Opened { spans, stream: Arc::new(FetchAll(fetch)), served: rest }
+                OpenStream { spans, stream: Arc::new(FetchAll(fetch)), served: rest }
             }
         }
     }
 
     /// The cached part of the stream as a claim describes it; `None` where it cannot be cached.
-    pub(super) fn claimed(&self, claim: &Foreign, fetch: Arc<dyn Fetch>) -> Option<Arc<Cached>> {
+    pub(super) fn claimed(
+        &self,
+        claim: &ForeignIndex,
+        fetch: Arc<dyn RangeFetch>,
+    ) -> Option<Arc<CachedFile>> {
         let (digest, copy) = (self.blob.digest(), self.blob.copy_number()?);
         match self.cache().claimed_stream(digest, &claim.id, &copy, fetch) {
             Ok(stream) => Some(stream),
@@ -57,17 +62,24 @@ impl Core {
     }
 
     /// The stream by a foreign index.
-    pub(super) fn open_claim(self: &Arc<Self>, Claim { foreign: claim, is_rooted, .. }: &Claim) -> Opened {
+    pub(super) fn open_claim(
+        self: &Arc<Self>,
+        UntrustedClaim { foreign: claim, is_rooted, .. }: &UntrustedClaim,
+    ) -> OpenStream {
         let spans = claim.index.spans.clone();
         let fetch = decoded(self.blob.clone(), &claim.index);
-        let stream: Shared = match self.claimed(claim, fetch.clone()) {
+        let stream: SharedReader = match self.claimed(claim, fetch.clone()) {
             Some(stream) => stream,
             None => Arc::new(FetchAll(fetch)),
         };
-        let plain = spans.encoding() == Encoding::Plain && !spans.is_made_up();
+        let plain = spans.encoding() == StreamEncoding::Plain && !spans.is_made_up();
         let stream = if plain { self.blob.clone() } else { stream };
         let is_rooted = *is_rooted && spans.is_made_up();
         let served = self.claim_as_served(claim);
-        Opened { spans, stream: Arc::new(Claimed { stream, core: self.clone(), is_rooted }), served }
+        OpenStream {
+            spans,
+            stream: Arc::new(UntrustedStream { stream, core: self.clone(), is_rooted }),
+            served,
+        }
     }
 }

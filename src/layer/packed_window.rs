@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::cache::{Cache, SpooledBytes};
+use crate::cache::{BlockCache, SpooledBytes};
 
 /// Maximum window bytes that deflate refers to (RFC 1951).
 pub const WINDOW: usize = 32 * 1024;
@@ -23,15 +23,15 @@ const MAX_HELD_BYTES: usize = 1024 * 1024;
 /// The last stream bytes before a checkpoint, at most [`WINDOW`], compressed with zstd. Unreferenced bytes are
 /// zeroed.
 #[derive(Clone, Debug)]
-pub struct Window(Packed);
+pub struct PackedWindow(PackedBytes);
 
 #[derive(Clone, Debug)]
-enum Packed {
+enum PackedBytes {
     Held(Box<[u8]>),
     OnDisk { file: Arc<SpooledBytes>, at: u64, len: u32 },
 }
 
-impl Window {
+impl PackedWindow {
     /// Compresses `window`.
     pub fn pack(window: &[u8]) -> Self {
         debug_assert!(window.len() <= WINDOW, "deflate refers to {WINDOW} bytes");
@@ -40,7 +40,7 @@ impl Window {
         }
         // An encoder in memory fails only when its output buffer is too small, and this one grows.
         let packed = zstd::bulk::compress(window, 3).unwrap_or_default();
-        Self(Packed::Held(packed.into()))
+        Self(PackedBytes::Held(packed.into()))
     }
 
     /// The bytes, as many as were packed; `None` for an invalid or unreadable window.
@@ -55,15 +55,15 @@ impl Window {
     /// Bytes of memory used.
     pub(super) fn heap_bytes(&self) -> usize {
         match &self.0 {
-            Packed::Held(bytes) => bytes.len(),
-            Packed::OnDisk { .. } => 0,
+            PackedBytes::Held(bytes) => bytes.len(),
+            PackedBytes::OnDisk { .. } => 0,
         }
     }
 
     fn packed(&self) -> io::Result<Cow<'_, [u8]>> {
         match &self.0 {
-            Packed::Held(bytes) => Ok(Cow::Borrowed(bytes)),
-            Packed::OnDisk { file, at, len } => {
+            PackedBytes::Held(bytes) => Ok(Cow::Borrowed(bytes)),
+            PackedBytes::OnDisk { file, at, len } => {
                 let mut bytes = vec![0; *len as usize];
                 file.read_at(*at, &mut bytes)?;
                 Ok(Cow::Owned(bytes))
@@ -72,27 +72,27 @@ impl Window {
     }
 }
 
-impl Default for Window {
+impl Default for PackedWindow {
     fn default() -> Self {
-        Self(Packed::Held(Box::default()))
+        Self(PackedBytes::Held(Box::default()))
     }
 }
 
-impl PartialEq for Window {
+impl PartialEq for PackedWindow {
     fn eq(&self, other: &Self) -> bool {
         matches!((self.packed(), other.packed()), (Ok(one), Ok(other)) if one == other)
     }
 }
 
-impl Eq for Window {}
+impl Eq for PackedWindow {}
 
-impl Serialize for Window {
+impl Serialize for PackedWindow {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(&self.packed().map_err(serde::ser::Error::custom)?)
     }
 }
 
-impl<'de> Deserialize<'de> for Window {
+impl<'de> Deserialize<'de> for PackedWindow {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // As one byte string that is copied once: an index has megabytes of windows, and a reader waits.
         deserializer.deserialize_byte_buf(WindowVisitor)
@@ -102,17 +102,17 @@ impl<'de> Deserialize<'de> for Window {
 struct WindowVisitor;
 
 impl Visitor<'_> for WindowVisitor {
-    type Value = Window;
+    type Value = PackedWindow;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a packed window")
     }
 
-    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Window, E> {
+    fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<PackedWindow, E> {
         let spooled = READING.with_borrow_mut(|spool| spool.as_mut().map(|spool| spool.put(bytes)));
         match spooled {
             Some(window) => window.map_err(E::custom),
-            None => Ok(Window(Packed::Held(bytes.into()))),
+            None => Ok(PackedWindow(PackedBytes::Held(bytes.into()))),
         }
     }
 }
@@ -123,7 +123,7 @@ thread_local! {
 }
 
 /// Runs `read`, which reads an index. Windows over the memory limit are spooled to the disk of `cache`.
-pub(super) fn spooling_windows<T>(cache: Option<&Cache>, read: impl FnOnce() -> T) -> T {
+pub(super) fn spooling_windows<T>(cache: Option<&BlockCache>, read: impl FnOnce() -> T) -> T {
     READING.set(cache.map(|cache| WindowSpool::new(Some(cache.clone()))));
     let done = read();
     READING.set(None);
@@ -134,18 +134,18 @@ pub(super) fn spooling_windows<T>(cache: Option<&Cache>, read: impl FnOnce() -> 
 #[derive(Default)]
 pub(super) struct WindowSpool {
     /// The cache with the disk; `None` where all windows stay in memory.
-    cache: Option<Cache>,
+    cache: Option<BlockCache>,
     file: Option<Arc<SpooledBytes>>,
     held: usize,
 }
 
 impl WindowSpool {
-    pub(super) fn new(cache: Option<Cache>) -> Self {
+    pub(super) fn new(cache: Option<BlockCache>) -> Self {
         Self { cache, ..Self::default() }
     }
 
     /// Stores a packed window in memory or on disk.
-    fn put(&mut self, packed: &[u8]) -> io::Result<Window> {
+    fn put(&mut self, packed: &[u8]) -> io::Result<PackedWindow> {
         let file = match (&mut self.file, &self.cache) {
             (Some(file), _) => file,
             (none, Some(cache)) if self.held + packed.len() > MAX_HELD_BYTES => {
@@ -153,19 +153,19 @@ impl WindowSpool {
             }
             _ => {
                 self.held += packed.len();
-                return Ok(Window(Packed::Held(packed.into())));
+                return Ok(PackedWindow(PackedBytes::Held(packed.into())));
             }
         };
         // Far below 4 GiB: a window has 32 KiB before packing.
         let len = packed.len() as u32;
-        Ok(Window(Packed::OnDisk { file: file.clone(), at: file.append(packed)?, len }))
+        Ok(PackedWindow(PackedBytes::OnDisk { file: file.clone(), at: file.append(packed)?, len }))
     }
 
     /// Moves a window to the disk if the memory limit is reached.
-    pub(super) fn keep(&mut self, window: Window) -> io::Result<Window> {
+    pub(super) fn keep(&mut self, window: PackedWindow) -> io::Result<PackedWindow> {
         match &window.0 {
-            Packed::Held(packed) => self.put(packed),
-            Packed::OnDisk { .. } => Ok(window),
+            PackedBytes::Held(packed) => self.put(packed),
+            PackedBytes::OnDisk { .. } => Ok(window),
         }
     }
 }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn windows_on_disk_are_what_was_packed_and_take_no_memory() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
+        let cache = BlockCache::open(dir.path()).unwrap();
         let mut spool = WindowSpool::new(Some(cache.clone()));
         let plain: Vec<Vec<u8>> = (0..60_u32)
             .map(|seed| {
@@ -187,25 +187,27 @@ mod tests {
                 window
             })
             .collect();
-        let packed: Vec<Window> = plain.iter().map(|window| Window::pack(window)).collect();
-        let kept: Vec<Window> = packed.iter().map(|window| spool.keep(window.clone()).unwrap()).collect();
-        assert!(kept.iter().map(Window::heap_bytes).sum::<usize>() <= MAX_HELD_BYTES);
+        let packed: Vec<PackedWindow> = plain.iter().map(|window| PackedWindow::pack(window)).collect();
+        let kept: Vec<PackedWindow> =
+            packed.iter().map(|window| spool.keep(window.clone()).unwrap()).collect();
+        assert!(kept.iter().map(PackedWindow::heap_bytes).sum::<usize>() <= MAX_HELD_BYTES);
         assert!(kept.last().is_some_and(|window| window.heap_bytes() == 0));
         assert_eq!(kept, packed);
         let unpacked: Vec<Vec<u8>> = kept.iter().map(|window| window.unpack().unwrap()).collect();
         assert_eq!(unpacked, plain);
         // And when they are read.
         let bytes = postcard::to_stdvec(&kept).unwrap();
-        let read: Vec<Window> = spooling_windows(Some(&cache), || postcard::from_bytes(&bytes).unwrap());
-        assert!(read.iter().map(Window::heap_bytes).sum::<usize>() <= MAX_HELD_BYTES);
+        let read: Vec<PackedWindow> =
+            spooling_windows(Some(&cache), || postcard::from_bytes(&bytes).unwrap());
+        assert!(read.iter().map(PackedWindow::heap_bytes).sum::<usize>() <= MAX_HELD_BYTES);
         assert_eq!(read, packed);
     }
 
     #[test]
     fn what_cannot_be_a_window_is_none() {
         for window in [&b""[..], b"before", &[7; WINDOW]] {
-            assert_eq!(Window::pack(window).unpack().unwrap(), window);
+            assert_eq!(PackedWindow::pack(window).unpack().unwrap(), window);
         }
-        assert_eq!(Window(Packed::Held(vec![1, 2, 3].into())).unpack(), None);
+        assert_eq!(PackedWindow(PackedBytes::Held(vec![1, 2, 3].into())).unpack(), None);
     }
 }

@@ -17,18 +17,18 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::cache::{Cache, SpooledBytes, StreamWriter};
-use crate::io::{ByteRange, Fault, ReadAt, ReadError, read_vec};
+use crate::cache::{BlockCache, SpooledBytes, StreamWriter};
+use crate::io::{ByteRange, FaultClass, ReadAt, ReadError, read_vec};
 use crate::oci::{Digest, Hasher};
 
-use super::checkpoint::{Finder, Found};
-use super::codec::{CodecError, Decoder, Stops, Windows};
-use super::crew::{self, Input};
+use super::checkpoint::{CheckpointFinder, FoundCheckpoint};
+use super::codec::{CodecError, StopPolicy, UnitDecoder, WindowLimits};
+use super::crew::{self, PassInput};
 use super::index::{LayerIndex, SUM_BLOCK};
-use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
+use super::sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
 use super::span::{SpanMap, SpanRecorder, SpanStart};
-use super::tar::{Need, TarError, TarLimits, TarWalker};
-use super::toc::{SPOOLED_FROM, Toc};
+use super::tar::{TarError, TarLimits, TarWalker, WalkerNeed};
+use super::toc::{SPOOLED_FROM, TableOfContents};
 
 /// Stored bytes per read of a pass: enough that bytes cost more than requests, and few enough that the decoder
 /// starts early.
@@ -46,13 +46,15 @@ const BLOCKS: usize = 4;
 
 /// Maximum stream bytes that are decoded again for one block: some 10 ms of work. The pass writes blocks further
 /// from the start of their span into the cache.
-fn again(encoding: Encoding) -> u64 {
+fn again(encoding: StreamEncoding) -> u64 {
     match encoding {
-        Encoding::Plain | Encoding::Gzip | Encoding::Zstd | Encoding::Lz4 | Encoding::AppleLz4 => {
-            4 * 1024 * 1024
-        }
-        Encoding::Xz => 1024 * 1024,
-        Encoding::Bzip2 => 512 * 1024,
+        StreamEncoding::Plain
+        | StreamEncoding::Gzip
+        | StreamEncoding::Zstd
+        | StreamEncoding::Lz4
+        | StreamEncoding::AppleLz4 => 4 * 1024 * 1024,
+        StreamEncoding::Xz => 1024 * 1024,
+        StreamEncoding::Bzip2 => 512 * 1024,
     }
 }
 
@@ -96,15 +98,15 @@ pub(super) enum PassError {
 }
 
 impl PassError {
-    pub(super) fn fault(&self) -> Fault {
+    pub(super) fn fault(&self) -> FaultClass {
         match self {
-            PassError::Codec(CodecError::Memory { .. }) => Fault::Unsupported,
-            PassError::Codec(_) | PassError::Length { .. } => Fault::Malformed,
-            PassError::Bomb { .. } | PassError::Digest { .. } => Fault::Unsupported,
-            PassError::Mismatch { .. } => Fault::Mismatch,
+            PassError::Codec(CodecError::Memory { .. }) => FaultClass::Unsupported,
+            PassError::Codec(_) | PassError::Length { .. } => FaultClass::Malformed,
+            PassError::Bomb { .. } | PassError::Digest { .. } => FaultClass::Unsupported,
+            PassError::Mismatch { .. } => FaultClass::Mismatch,
             PassError::Tar(error) => error.fault(),
             PassError::Cache(error) => error.fault(),
-            PassError::Abandoned | PassError::Spool(_) => Fault::Io,
+            PassError::Abandoned | PassError::Spool(_) => FaultClass::Io,
         }
     }
 }
@@ -116,7 +118,7 @@ pub fn most_stream(stored: u64) -> u64 {
 
 /// Decoding limits of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limits {
+struct DecodeLimits {
     /// Stored bytes of the layer.
     stored: u64,
     /// Maximum stream bytes.
@@ -125,7 +127,7 @@ struct Limits {
     data: u64,
 }
 
-impl Limits {
+impl DecodeLimits {
     fn of(stored: u64) -> Self {
         let data = most_stream(stored);
         Self { stored, stream: data.max(SPARSE_FLOOR), data }
@@ -149,7 +151,7 @@ impl Limits {
 async fn feed<R: ReadAt + ?Sized>(
     blob: Arc<R>,
     stored: ByteRange,
-    from: Input,
+    from: PassInput,
     out: mpsc::Sender<Bytes>,
 ) -> Result<(), ReadError> {
     let starts = (stored.start..stored.end).step_by(CHUNK as usize);
@@ -158,8 +160,8 @@ async fn feed<R: ReadAt + ?Sized>(
         async move {
             // Held until the decoder has the chunk, because a chunk read ahead occupies memory.
             let place = match from {
-                Input::Far => READS.acquire().await.ok(),
-                Input::Here => None,
+                PassInput::Far => READS.acquire().await.ok(),
+                PassInput::Here => None,
             };
             let chunk = read_vec(&*blob, ByteRange::new(start, (start + CHUNK).min(stored.end))).await?;
             Ok::<_, ReadError>((chunk, place))
@@ -176,38 +178,38 @@ async fn feed<R: ReadAt + ?Sized>(
 }
 
 /// Messages of the decoding thread to the learning thread, in stream order.
-enum Event {
+enum DecodeEvent {
     /// The next block of the stream; only the last one is shorter than [`SUM_BLOCK`].
     Block(Vec<u8>),
     /// Decoding can start at this point without earlier bytes.
     Start(SpanStart),
     /// Decoding can start inside a unit.
-    Checkpoint(Found),
+    Checkpoint(FoundCheckpoint),
     /// The whole stream is decoded.
     End,
 }
 
 /// The decoding thread of a pass.
-struct Decoding {
-    decoder: Decoder,
+struct DecodeThread {
+    decoder: UnitDecoder,
     /// Stored bytes not yet received.
     missing: u64,
     /// The search for checkpoints; `None` in encodings without them.
-    finder: Option<Finder>,
-    limits: Limits,
+    finder: Option<CheckpointFinder>,
+    limits: DecodeLimits,
     /// Stream bytes so far.
     at: u64,
     /// Stream bytes so far in blocks of zeros.
     zeros: u64,
     progress: Arc<AtomicU64>,
-    events: SyncSender<Event>,
+    events: SyncSender<DecodeEvent>,
     /// Processed blocks, for reuse.
     empty: Receiver<Vec<u8>>,
     block: Vec<u8>,
     filled: usize,
 }
 
-impl Decoding {
+impl DecodeThread {
     fn run(mut self, mut input: mpsc::Receiver<Bytes>) -> Result<(), PassError> {
         while let Some(chunk) = input.blocking_recv() {
             self.missing = self.missing.saturating_sub(chunk.len() as u64);
@@ -225,13 +227,13 @@ impl Decoding {
         if self.filled > 0 {
             self.hand_on()?;
         }
-        self.tell(Event::End)
+        self.tell(DecodeEvent::End)
     }
 
     /// Decodes some of `input` and returns the rest; `None` when more input is needed.
     fn step<'a>(&mut self, input: &'a [u8]) -> Result<Option<&'a [u8]>, PassError> {
         let (most, stops) =
-            self.finder.as_ref().map_or((u64::MAX, Stops::Units), |finder| finder.plan(self.at));
+            self.finder.as_ref().map_or((u64::MAX, StopPolicy::Units), |finder| finder.plan(self.at));
         let room = (self.block.len() - self.filled).min(usize::try_from(most).unwrap_or(usize::MAX));
         let output = &mut self.block[self.filled..self.filled + room];
         let step = self.decoder.step_to(input, output, stops)?;
@@ -244,13 +246,13 @@ impl Decoding {
         if let Some(finder) = &mut self.finder
             && let Some(found) = finder.note(&mut self.decoder, taken, self.at)?
         {
-            self.tell(Event::Checkpoint(found))?;
+            self.tell(DecodeEvent::Checkpoint(found))?;
         }
         if !(taken.is_empty() && step.produced == 0)
             && let Some(resume) = self.decoder.start()
         {
             let start = SpanStart { stored: self.decoder.offset(), stream: self.at, resume };
-            self.tell(Event::Start(start))?;
+            self.tell(DecodeEvent::Start(start))?;
         }
         if self.filled == self.block.len() {
             self.hand_on()?;
@@ -268,20 +270,20 @@ impl Decoding {
         }
         self.limits.check(self.at, self.zeros)?;
         self.progress.store(self.at, Ordering::Relaxed);
-        self.tell(Event::Block(full))
+        self.tell(DecodeEvent::Block(full))
     }
 
-    fn tell(&self, event: Event) -> Result<(), PassError> {
+    fn tell(&self, event: DecodeEvent) -> Result<(), PassError> {
         self.events.send(event).map_err(|_| PassError::Abandoned)
     }
 }
 
 /// The learning thread of a pass: it processes the decoded blocks.
-struct Learner {
+struct StreamIndexer {
     /// The archive reader; `None` for a stream that is not read as an archive.
     walker: Option<TarWalker>,
     /// The cache for entries over the memory limit; `None` where all stay in memory.
-    cache: Option<Cache>,
+    cache: Option<BlockCache>,
     /// Entries spooled so far; `None` before the first.
     spooled: Option<SpooledBytes>,
     hasher: Option<Hasher>,
@@ -294,27 +296,27 @@ struct Learner {
     at: u64,
 }
 
-impl Learner {
+impl StreamIndexer {
     fn run(
         mut self,
         stored_size: u64,
-        events: Receiver<Event>,
+        events: Receiver<DecodeEvent>,
         empty: Sender<Vec<u8>>,
-    ) -> Result<Passed, PassError> {
+    ) -> Result<PassResult, PassError> {
         while let Ok(event) = events.recv() {
             match event {
-                Event::Block(block) => {
+                DecodeEvent::Block(block) => {
                     self.block(&block)?;
                     if block.len() as u64 == SUM_BLOCK && empty.send(block).is_err() {
                         // The decoding thread has finished and needs no more blocks.
                         continue;
                     }
                 }
-                Event::Start(start) => self.recorder.start(start),
-                Event::Checkpoint(found) => {
+                DecodeEvent::Start(start) => self.recorder.start(start),
+                DecodeEvent::Checkpoint(found) => {
                     self.recorder.checkpoint(found.settle()).map_err(PassError::Spool)?;
                 }
-                Event::End => return self.finish(stored_size),
+                DecodeEvent::End => return self.finish(stored_size),
             }
         }
         // The decoding thread ended early, and its error is reported.
@@ -365,8 +367,8 @@ impl Learner {
         Ok(())
     }
 
-    fn finish(self, stored_size: u64) -> Result<Passed, PassError> {
-        let toc = self.walker.map_or(Ok(Toc::default()), |walker| walker.finish(self.at))?;
+    fn finish(self, stored_size: u64) -> Result<PassResult, PassError> {
+        let toc = self.walker.map_or(Ok(TableOfContents::default()), |walker| walker.finish(self.at))?;
         let index = LayerIndex {
             spans: self.recorder.finish(stored_size, self.at),
             toc: match self.spooled {
@@ -376,12 +378,12 @@ impl Learner {
             blocks: self.sums,
             prefetch: 0,
         };
-        Ok(Passed { index, hashed: self.hasher.map(Hasher::finish), kept: self.writer })
+        Ok(PassResult { index, hashed: self.hasher.map(Hasher::finish), kept: self.writer })
     }
 }
 
 /// The result of a pass.
-pub(super) struct Passed {
+pub(super) struct PassResult {
     pub(super) index: LayerIndex,
     /// Digest of the whole stream; `None` without a hasher.
     pub(super) hashed: Option<Digest>,
@@ -390,17 +392,17 @@ pub(super) struct Passed {
 }
 
 /// The parameters of a forward pass.
-pub(super) struct Plan {
+pub(super) struct IndexJob {
     /// The encoding of the stored bytes.
-    pub(super) encoding: Encoding,
+    pub(super) encoding: StreamEncoding,
     /// The source of the stored bytes: local or over a network.
-    pub(super) input: Input,
+    pub(super) input: PassInput,
     /// The accepted windows.
-    pub(super) windows: Windows,
+    pub(super) windows: WindowLimits,
     /// Whether the stream is read as an archive.
     pub(super) is_archive: bool,
     /// The cache for entries over the memory limit; `None` where all stay in memory.
-    pub(super) cache: Option<Cache>,
+    pub(super) cache: Option<BlockCache>,
     /// Caches blocks that are expensive to decode again; `None` to cache none.
     pub(super) writer: Option<StreamWriter>,
     /// Hashes the stream; `None` for no hash.
@@ -410,37 +412,41 @@ pub(super) struct Plan {
 }
 
 /// The reason why a pass has no result.
-pub(super) enum Stopped {
+pub(super) enum PassStop {
     /// The layer cannot be read or decoded.
     Failed(ReadError),
     /// The layer needs [`Windows::Large`].
     LargeWindow,
 }
 
-impl From<ReadError> for Stopped {
+impl From<ReadError> for PassStop {
     fn from(error: ReadError) -> Self {
-        Stopped::Failed(error)
+        PassStop::Failed(error)
     }
 }
 
 /// The forward pass: decodes the whole layer once, and collects its spans, its checksums and its table of contents.
-pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Result<Passed, Stopped> {
-    let Plan { encoding, input: from, windows, is_archive, cache, writer, hasher, progress } = plan;
+pub(super) async fn forward<R: ReadAt + ?Sized>(
+    blob: Arc<R>,
+    plan: IndexJob,
+) -> Result<PassResult, PassStop> {
+    let IndexJob { encoding, input: from, windows, is_archive, cache, writer, hasher, progress } = plan;
     let place = crew::place(from).await?;
     let stored_size = blob.size();
-    let start = Decoder::within(windows, encoding, 0).map_err(|error| PassError::from(error).into_read())?;
+    let start =
+        UnitDecoder::within(windows, encoding, 0).map_err(|error| PassError::from(error).into_read())?;
     let Some(decoder) = start else {
         let message = "a layer that is not compressed needs no decoder";
-        return Err(ReadError::new(Fault::Usage, message).into());
+        return Err(ReadError::new(FaultClass::Usage, message).into());
     };
     let (sender, input) = mpsc::channel(WAITING);
     let (events, heard) = sync_channel(BLOCKS);
     let (emptied, empty) = channel();
-    let decoding = Decoding {
+    let decoding = DecodeThread {
         decoder,
         missing: stored_size,
-        finder: (encoding == Encoding::Gzip).then(Finder::new),
-        limits: Limits::of(stored_size),
+        finder: (encoding == StreamEncoding::Gzip).then(CheckpointFinder::new),
+        limits: DecodeLimits::of(stored_size),
         at: 0,
         zeros: 0,
         progress,
@@ -449,7 +455,7 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Res
         block: vec![0; SUM_BLOCK as usize],
         filled: 0,
     };
-    let learner = Learner {
+    let learner = StreamIndexer {
         walker: is_archive.then(|| TarWalker::new(TarLimits::default())),
         recorder: SpanRecorder::new(encoding).with_windows_in(cache.clone()),
         cache,
@@ -470,8 +476,8 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Res
     match (decoded, learnt) {
         // The error of the learning thread is the reason why its channel closed.
         (Ok(Err(PassError::Abandoned)), learnt) | (Ok(Ok(())), learnt) => Ok(answered(learnt)?),
-        (Ok(Err(PassError::Codec(CodecError::Memory { .. }))), _) if windows == Windows::Common => {
-            Err(Stopped::LargeWindow)
+        (Ok(Err(PassError::Codec(CodecError::Memory { .. }))), _) if windows == WindowLimits::Common => {
+            Err(PassStop::LargeWindow)
         }
         (decoded, _) => Err(match answered(decoded) {
             Err(error) => error.into(),
@@ -484,12 +490,12 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(blob: Arc<R>, plan: Plan) -> Res
 pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex, ReadError> {
     let head = ByteRange::new(0, blob.size().min(SNIFF_LEN as u64));
     match sniff(&read_vec(&*blob, head).await?) {
-        Sniffed::Stream(Encoding::Plain) => walk(blob).await,
-        Sniffed::Stream(encoding) => {
-            let plan = Plan {
+        SniffResult::Stream(StreamEncoding::Plain) => walk(blob).await,
+        SniffResult::Stream(encoding) => {
+            let plan = IndexJob {
                 encoding,
-                input: Input::Far,
-                windows: Windows::Large,
+                input: PassInput::Far,
+                windows: WindowLimits::Large,
                 is_archive: true,
                 cache: None,
                 writer: None,
@@ -498,11 +504,13 @@ pub async fn build_index<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex,
             };
             match forward(blob, plan).await {
                 Ok(passed) => Ok(passed.index),
-                Err(Stopped::Failed(error)) => Err(error),
-                Err(Stopped::LargeWindow) => Err(PassError::Abandoned.into_read()),
+                Err(PassStop::Failed(error)) => Err(error),
+                Err(PassStop::LargeWindow) => Err(PassError::Abandoned.into_read()),
             }
         }
-        Sniffed::Other(name) => Err(ReadError::new(Fault::Malformed, format!("its content is {name}"))),
+        SniffResult::Other(name) => {
+            Err(ReadError::new(FaultClass::Malformed, format!("its content is {name}")))
+        }
     }
 }
 
@@ -517,13 +525,13 @@ pub(super) async fn walk<R: ReadAt + ?Sized>(blob: Arc<R>) -> Result<LayerIndex,
 pub(super) async fn headers<R: ReadAt + ?Sized>(
     stream: &R,
     is_worth_it: impl Fn(u64, u64) -> bool,
-) -> Result<Option<Toc>, ReadError> {
+) -> Result<Option<TableOfContents>, ReadError> {
     /// The first read after a jump: one cache block.
     const LEAST: u64 = 256 * 1024;
     let size = stream.size();
     let mut walker = TarWalker::new(TarLimits::default());
     let (mut last_end, mut window, mut read) = (0, LEAST, 0);
-    while let Need::Bytes(need) = walker.need() {
+    while let WalkerNeed::Bytes(need) = walker.need() {
         if need.start >= size {
             break;
         }
@@ -557,7 +565,7 @@ pub(super) fn joined<T>(
 ) -> Result<T, ReadError> {
     match result {
         Ok(result) => result.map_err(PassError::into_read),
-        Err(error) => Err(ReadError::caused(Fault::Io, "decoding thread failed", error)),
+        Err(error) => Err(ReadError::caused(FaultClass::Io, "decoding thread failed", error)),
     }
 }
 
@@ -565,7 +573,7 @@ pub(super) fn joined<T>(
 fn answered<T>(answer: Result<Result<T, PassError>, oneshot::error::RecvError>) -> Result<T, ReadError> {
     match answer {
         Ok(result) => result.map_err(PassError::into_read),
-        Err(error) => Err(ReadError::caused(Fault::Io, "decoding thread failed", error)),
+        Err(error) => Err(ReadError::caused(FaultClass::Io, "decoding thread failed", error)),
     }
 }
 
@@ -576,10 +584,11 @@ mod tests {
     #[test]
     fn what_may_be_decoded_is_measured_by_what_is_stored_and_zeros_do_not_count() {
         const MIB: u64 = 1024 * 1024;
-        let said =
-            |limits: Limits, stream, zeros| limits.check(stream, zeros).map_err(|error| error.to_string());
+        let said = |limits: DecodeLimits, stream, zeros| {
+            limits.check(stream, zeros).map_err(|error| error.to_string())
+        };
         for (stored, most) in [(100, 64 * MIB), (MIB, 1100 * MIB), (100 * 1024 * MIB, 110_000 * 1024 * MIB)] {
-            let limits = Limits::of(stored);
+            let limits = DecodeLimits::of(stored);
             let refused = |limit: u64, besides: &str| {
                 Err(format!(
                     "it decodes to more than {limit} bytes{besides}, the limit for {stored} stored ones"
@@ -594,6 +603,6 @@ mod tests {
                 assert_eq!(said(limits, most + 9, 8), refused(most, " besides blocks of zeros"));
             }
         }
-        assert_eq!(Limits::of(u64::MAX).stream, u64::MAX);
+        assert_eq!(DecodeLimits::of(u64::MAX).stream, u64::MAX);
     }
 }

@@ -15,15 +15,16 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::cache::BlockSums;
 use crate::io::{
-    BoxFuture, BoxStream, ByteRange, Delivery, Fault, Fetch, MEMORY, MemoryShare, ReadAt, ReadError, read_vec,
+    BoxFuture, BoxStream, ByteRange, FaultClass, MEMORY, MemoryShare, RangeDelivery, RangeFetch, ReadAt,
+    ReadError, read_vec,
 };
 use crate::oci::Digest;
 
-use super::codec::{Decoder, Windows};
+use super::codec::{UnitDecoder, WindowLimits};
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::pass::{PassError, joined};
-use super::sniff::Encoding;
-use super::span::{Piece, SpanMap, Sum, Sums};
+use super::sniff::StreamEncoding;
+use super::span::{ChunkDigest, LayerDigests, LayerPiece, SpanMap};
 
 /// Stored bytes per read: one span mostly takes less.
 const READ: u64 = 1024 * 1024;
@@ -59,7 +60,7 @@ static TURNS: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(2 * std::thread::available_parallelism().map_or(2, NonZeroUsize::get)));
 
 /// A producer of the decoded stream of the layer stored in `blob`. Bytes that contradict `index` are an error.
-pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn Fetch> {
+pub fn decoded<R: ReadAt + ?Sized>(blob: Arc<R>, index: &LayerIndex) -> Arc<dyn RangeFetch> {
     decoded_by(blob, index.spans.clone(), index.blocks.as_slice().into())
 }
 
@@ -68,48 +69,53 @@ pub(super) fn decoded_by<R: ReadAt + ?Sized>(
     blob: Arc<R>,
     map: SpanMap,
     blocks: BlockSums,
-) -> Arc<dyn Fetch> {
-    Arc::new(Pieces(Arc::new(Source { blob, map, blocks, paused: Mutex::new(LruCache::new(PAUSED)) })))
+) -> Arc<dyn RangeFetch> {
+    Arc::new(SeekableDecoder(Arc::new(PieceSource {
+        blob,
+        map,
+        blocks,
+        paused: Mutex::new(LruCache::new(PAUSED)),
+    })))
 }
 
-struct Pieces<R: ?Sized>(Arc<Source<R>>);
+struct SeekableDecoder<R: ?Sized>(Arc<PieceSource<R>>);
 
-struct Source<R: ?Sized> {
+struct PieceSource<R: ?Sized> {
     map: SpanMap,
     /// blake3 of the blocks of the stream; empty if the index has none.
     blocks: BlockSums,
     /// Paused decoders by their stream offset. A decoder is removed while it works.
-    paused: Mutex<LruCache<u64, Decoder>>,
+    paused: Mutex<LruCache<u64, UnitDecoder>>,
     blob: Arc<R>,
 }
 
-impl<R: ReadAt + ?Sized> Fetch for Pieces<R> {
+impl<R: ReadAt + ?Sized> RangeFetch for SeekableDecoder<R> {
     fn size(&self) -> u64 {
         self.0.map.stream_size()
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
-            let (work, feed, range) = Source::plan(&self.0, range)?;
+            let (work, feed, range) = PieceSource::plan(&self.0, range)?;
             let (output, mut receiver) = mpsc::channel(WAITING);
-            tokio::spawn(Source::run(self.0.clone(), work, feed, output));
+            tokio::spawn(PieceSource::run(self.0.clone(), work, feed, output));
             let body = futures_util::stream::poll_fn(move |context| receiver.poll_recv(context));
-            Ok(Delivery { range, body: Box::pin(body) })
+            Ok(RangeDelivery { range, body: Box::pin(body) })
         })
     }
 }
 
 /// Stored bytes with the blob offset of the first, in decoding order.
-type Feed = BoxStream<'static, Result<(u64, Bytes), ReadError>>;
+type StoredFeed = BoxStream<'static, Result<(u64, Bytes), ReadError>>;
 
-impl<R: ReadAt + ?Sized> Source<R> {
+impl<R: ReadAt + ?Sized> PieceSource<R> {
     /// The decoding work for `asked`, the stored bytes for it, and the delivered range.
-    fn plan(self: &Arc<Self>, asked: ByteRange) -> Result<(Work, Feed, ByteRange), ReadError> {
+    fn plan(self: &Arc<Self>, asked: ByteRange) -> Result<(DecodeWork, StoredFeed, ByteRange), ReadError> {
         let want = asked.align(SUM_BLOCK.trailing_zeros(), self.map.stream_size());
-        let mut pieces: VecDeque<Piece> = self.map.cover(want).into();
+        let mut pieces: VecDeque<LayerPiece> = self.map.cover(want).into();
         let (Some(first), Some(last)) = (pieces.front(), pieces.back()) else {
             let message = format!("no piece of the layer covers {asked}");
-            return Err(ReadError::new(Fault::Malformed, message));
+            return Err(ReadError::new(FaultClass::Malformed, message));
         };
         let whole = ByteRange::new(first.stream.start, last.stream.end);
         if self.is_whole() {
@@ -117,13 +123,13 @@ impl<R: ReadAt + ?Sized> Source<R> {
             let deliver = match self.map.starts() {
                 [] => whole,
                 // Pieces of a stream in order end anywhere, and the cache stores its own blocks.
-                _ if matches!(self.map.sums(), Sums::Stream(_)) => whole,
+                _ if matches!(self.map.sums(), LayerDigests::Stream(_)) => whole,
                 _ => ByteRange::new(
                     whole.start.next_multiple_of(SUM_BLOCK).min(want.start),
                     (whole.end - whole.end % SUM_BLOCK).max(want.end),
                 ),
             };
-            return Ok((Work::new(pieces, None, whole.start, deliver), feed, deliver));
+            return Ok((DecodeWork::new(pieces, None, whole.start, deliver), feed, deliver));
         }
         let (at, decoder) = match self.take_paused(ByteRange::new(whole.start, want.start)) {
             Some((at, decoder)) => (at, Some(decoder)),
@@ -138,31 +144,33 @@ impl<R: ReadAt + ?Sized> Source<R> {
         }
         let likely = match self.map.sums() {
             // Whole spans have to be read to be compared.
-            Sums::Stored(_) => u64::MAX,
-            Sums::None | Sums::Stream(_) => self.likely_end(ByteRange::new(at, want.end), stored),
+            LayerDigests::Stored(_) => u64::MAX,
+            LayerDigests::None | LayerDigests::Stream(_) => {
+                self.likely_end(ByteRange::new(at, want.end), stored)
+            }
         };
-        Ok((Work::new(pieces, decoder, at, deliver), self.feed(vec![stored], likely), deliver))
+        Ok((DecodeWork::new(pieces, decoder, at, deliver), self.feed(vec![stored], likely), deliver))
     }
 
     /// Whether whole pieces are delivered. Chunks are small, and a digest of a range can only be compared with the
     /// whole range. A block of xz is decoded once, because its decoder is not paused.
     fn is_whole(&self) -> bool {
-        let blocks_of_xz = self.map.encoding() == Encoding::Xz && self.map.spans() > 1;
-        blocks_of_xz || self.map.is_made_up() || matches!(self.map.sums(), Sums::Stream(_))
+        let blocks_of_xz = self.map.encoding() == StreamEncoding::Xz && self.map.spans() > 1;
+        blocks_of_xz || self.map.is_made_up() || matches!(self.map.sums(), LayerDigests::Stream(_))
     }
 
     /// Removes the paused decoder closest to the end of `stream`, at most at it.
-    fn take_paused(&self, stream: ByteRange) -> Option<(u64, Decoder)> {
+    fn take_paused(&self, stream: ByteRange) -> Option<(u64, UnitDecoder)> {
         let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
         let between = |at: &u64| stream.start < *at && *at <= stream.end;
         let at = paused.iter().map(|(at, _)| *at).filter(between).max()?;
         paused.pop_entry(&at)
     }
 
-    fn pause(&self, at: u64, decoder: Decoder) {
+    fn pause(&self, at: u64, decoder: UnitDecoder) {
         // Nothing follows the end. A zstd decoder holds a window of up to 128 MiB, and its frames are resume points
         // of their own.
-        if at < self.map.stream_size() && self.map.encoding() == Encoding::Gzip {
+        if at < self.map.stream_size() && self.map.encoding() == StreamEncoding::Gzip {
             self.paused.lock().unwrap_or_else(PoisonError::into_inner).put(at, decoder);
         }
     }
@@ -192,10 +200,10 @@ impl<R: ReadAt + ?Sized> Source<R> {
     }
 
     /// Reads `runs`: bytes before `likely` ahead of their use, the rest on demand.
-    fn feed(self: &Arc<Self>, runs: Vec<ByteRange>, likely: u64) -> Feed {
+    fn feed(self: &Arc<Self>, runs: Vec<ByteRange>, likely: u64) -> StoredFeed {
         let (one, other) = (self.clone(), self.clone());
         let segments =
-            |run: ByteRange, step| Segments { source: self.clone(), at: run.start, end: run.end, step };
+            |run: ByteRange, step| StoredSegments { source: self.clone(), at: run.start, end: run.end, step };
         let soon: Vec<_> =
             runs.iter().map(|run| segments(ByteRange::new(run.start, run.end.min(likely)), READ)).collect();
         let late: Vec<_> =
@@ -208,8 +216,8 @@ impl<R: ReadAt + ?Sized> Source<R> {
         soon.chain(late).boxed()
     }
 
-    async fn read(self: Arc<Self>, segment: Segment) -> Result<(u64, Bytes), ReadError> {
-        let Segment { take, sum } = segment;
+    async fn read(self: Arc<Self>, segment: StoredSegment) -> Result<(u64, Bytes), ReadError> {
+        let StoredSegment { take, sum } = segment;
         let Some(sum) = sum else {
             return Ok((take.start, read_vec(&*self.blob, take).await?.into()));
         };
@@ -226,18 +234,20 @@ impl<R: ReadAt + ?Sized> Source<R> {
 
     /// The memory for the window of `work` and the stored bytes for it; `None` for a small window. A window uses no
     /// more memory than was written into it.
-    fn window_of(&self, work: &Work) -> Option<(u64, Vec<ByteRange>)> {
+    fn window_of(&self, work: &DecodeWork) -> Option<(u64, Vec<ByteRange>)> {
         /// Maximum stream bytes decoded from one start without reserving memory.
-        const COMMON: u64 = 1 << Windows::Common.log();
+        const COMMON: u64 = 1 << WindowLimits::Common.log();
         /// Maximum stream bytes of a delivery to the cache. Only a reader of the whole stream requests more, and it
         /// is alone.
         const MOST: u64 = 64 * 1024 * 1024;
-        if !matches!(self.map.encoding(), Encoding::Zstd | Encoding::Xz) || work.deliver.len() > MOST {
+        if !matches!(self.map.encoding(), StreamEncoding::Zstd | StreamEncoding::Xz)
+            || work.deliver.len() > MOST
+        {
             return None;
         }
         let decoded =
-            |piece: &Piece| piece.stream.end.min(work.deliver.end).saturating_sub(piece.stream.start);
-        let most = work.pieces.iter().map(decoded).max().unwrap_or(0).min(1 << Windows::Large.log());
+            |piece: &LayerPiece| piece.stream.end.min(work.deliver.end).saturating_sub(piece.stream.start);
+        let most = work.pieces.iter().map(decoded).max().unwrap_or(0).min(1 << WindowLimits::Large.log());
         (most > COMMON).then(|| (most, work.pieces.iter().map(|piece| piece.stored).collect()))
     }
 
@@ -259,8 +269,8 @@ impl<R: ReadAt + ?Sized> Source<R> {
     /// Decodes until all is delivered or the receiver is dropped.
     async fn run(
         self: Arc<Self>,
-        mut work: Work,
-        mut feed: Feed,
+        mut work: DecodeWork,
+        mut feed: StoredFeed,
         output: mpsc::Sender<Result<Bytes, ReadError>>,
     ) {
         let mut input = (0, Bytes::new());
@@ -298,14 +308,14 @@ impl<R: ReadAt + ?Sized> Source<R> {
                 }
             }
             if work.at >= work.deliver.end {
-                if let Some(Unpack::Decode(decoder)) = work.unpack
+                if let Some(UnpackMethod::Decode(decoder)) = work.unpack
                     && !self.is_whole()
                 {
                     self.pause(work.at, *decoder);
                 }
                 return;
             }
-            if wants == Wants::Input {
+            if wants == TurnEnd::Input {
                 input = match feed.next().await {
                     Some(Ok(next)) => next,
                     Some(Err(error)) => {
@@ -322,9 +332,9 @@ impl<R: ReadAt + ?Sized> Source<R> {
     }
 
     /// The next range from `at` to deliver as one, at most to `end`, and its expected digest, if any.
-    fn cut(&self, at: u64, end: u64) -> Result<(ByteRange, Option<Sum>), PassError> {
+    fn cut(&self, at: u64, end: u64) -> Result<(ByteRange, Option<ChunkDigest>), PassError> {
         let block = ByteRange::new(at, (at - at % SUM_BLOCK + SUM_BLOCK).min(end));
-        let Sums::Stream(sums) = self.map.sums() else { return Ok((block, None)) };
+        let LayerDigests::Stream(sums) = self.map.sums() else { return Ok((block, None)) };
         let next = sums.partition_point(|sum| sum.start <= at);
         if let Some(sum) = next.checked_sub(1).and_then(|last| sums.get(last))
             && sum.start == at
@@ -339,7 +349,7 @@ impl<R: ReadAt + ?Sized> Source<R> {
     }
 
     /// Compares the decoded bytes of `range` with every digest known for it.
-    fn check(&self, range: ByteRange, bytes: &[u8], sum: Option<&Sum>) -> Result<(), PassError> {
+    fn check(&self, range: ByteRange, bytes: &[u8], sum: Option<&ChunkDigest>) -> Result<(), PassError> {
         if let Some(sum) = sum {
             compare_sha256(format!("stream bytes {range}"), bytes, sum)?;
         }
@@ -368,7 +378,7 @@ fn within_limit(subject: &str, len: u64) -> Result<(), PassError> {
     Ok(())
 }
 
-fn compare_sha256(subject: String, bytes: &[u8], sum: &Sum) -> Result<(), PassError> {
+fn compare_sha256(subject: String, bytes: &[u8], sum: &ChunkDigest) -> Result<(), PassError> {
     use std::fmt::Write as _;
     let mut expected = String::new();
     for byte in sum.sha256 {
@@ -384,7 +394,7 @@ fn compare_sha256(subject: String, bytes: &[u8], sum: &Sum) -> Result<(), PassEr
 }
 
 /// The stored ranges of `pieces`; neighbours are merged.
-fn touching(pieces: &VecDeque<Piece>) -> Vec<ByteRange> {
+fn touching(pieces: &VecDeque<LayerPiece>) -> Vec<ByteRange> {
     let mut runs: Vec<ByteRange> = Vec::new();
     for piece in pieces {
         match runs.last_mut() {
@@ -396,32 +406,32 @@ fn touching(pieces: &VecDeque<Piece>) -> Vec<ByteRange> {
 }
 
 /// A read of stored bytes.
-struct Segment {
+struct StoredSegment {
     /// The bytes for the decoder.
     take: ByteRange,
     /// The range around them to compare first; `None` without a digest.
-    sum: Option<Sum>,
+    sum: Option<ChunkDigest>,
 }
 
 /// The reads for one run of stored bytes, in order.
-struct Segments<R: ?Sized> {
-    source: Arc<Source<R>>,
+struct StoredSegments<R: ?Sized> {
+    source: Arc<PieceSource<R>>,
     at: u64,
     end: u64,
     step: u64,
 }
 
-impl<R: ?Sized> Iterator for Segments<R> {
-    type Item = Segment;
+impl<R: ?Sized> Iterator for StoredSegments<R> {
+    type Item = StoredSegment;
 
-    fn next(&mut self) -> Option<Segment> {
+    fn next(&mut self) -> Option<StoredSegment> {
         if self.at >= self.end {
             return None;
         }
         // At multiples of the step, which are multiples of the cache's blocks.
         let mut until = (self.at - self.at % self.step).saturating_add(self.step).min(self.end);
         let mut within = None;
-        if let Sums::Stored(sums) = self.source.map.sums() {
+        if let LayerDigests::Stored(sums) = self.source.map.sums() {
             let next = sums.partition_point(|sum| sum.start <= self.at);
             match next.checked_sub(1).and_then(|last| sums.get(last)) {
                 Some(sum) if self.at < sum.end => {
@@ -433,35 +443,35 @@ impl<R: ?Sized> Iterator for Segments<R> {
         }
         let take = ByteRange::new(self.at, until);
         self.at = until;
-        Some(Segment { take, sum: within })
+        Some(StoredSegment { take, sum: within })
     }
 }
 
 /// Converts the stored bytes of a piece into stream bytes.
-enum Unpack {
+enum UnpackMethod {
     /// Identity; the offset of the next byte.
     Copy(u64),
-    Decode(Box<Decoder>),
+    Decode(Box<UnitDecoder>),
 }
 
-impl Unpack {
+impl UnpackMethod {
     fn offset(&self) -> u64 {
         match self {
-            Unpack::Copy(offset) => *offset,
-            Unpack::Decode(decoder) => decoder.offset(),
+            UnpackMethod::Copy(offset) => *offset,
+            UnpackMethod::Decode(decoder) => decoder.offset(),
         }
     }
 
     /// Bytes consumed and produced.
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(usize, usize), PassError> {
         match self {
-            Unpack::Copy(offset) => {
+            UnpackMethod::Copy(offset) => {
                 let len = input.len().min(output.len());
                 output[..len].copy_from_slice(&input[..len]);
                 *offset += len as u64;
                 Ok((len, len))
             }
-            Unpack::Decode(decoder) => {
+            UnpackMethod::Decode(decoder) => {
                 let step = decoder.step(input, output)?;
                 Ok((step.consumed, step.produced))
             }
@@ -471,7 +481,7 @@ impl Unpack {
 
 /// The reason why a turn ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wants {
+enum TurnEnd {
     /// All input is consumed.
     Input,
     /// The turn reached its limit or the end of the delivery.
@@ -479,42 +489,42 @@ enum Wants {
 }
 
 /// One delivery in progress.
-struct Work {
+struct DecodeWork {
     /// The piece being decoded, and those after it.
-    pieces: VecDeque<Piece>,
+    pieces: VecDeque<LayerPiece>,
     /// The decoder of the first piece; `None` before it has started.
-    unpack: Option<Unpack>,
+    unpack: Option<UnpackMethod>,
     /// The next stream byte.
     at: u64,
     /// The stream range to deliver of the decoded bytes.
     deliver: ByteRange,
     /// The buffer being filled: its range, its expected digest, its bytes, and the number of bytes filled.
-    cut: Option<(ByteRange, Option<Sum>, Vec<u8>, usize)>,
+    cut: Option<(ByteRange, Option<ChunkDigest>, Vec<u8>, usize)>,
     /// Steps without progress.
     idle: u32,
 }
 
-impl Work {
-    fn new(pieces: VecDeque<Piece>, decoder: Option<Decoder>, at: u64, deliver: ByteRange) -> Self {
-        let unpack = decoder.map(|decoder| Unpack::Decode(Box::new(decoder)));
+impl DecodeWork {
+    fn new(pieces: VecDeque<LayerPiece>, decoder: Option<UnitDecoder>, at: u64, deliver: ByteRange) -> Self {
+        let unpack = decoder.map(|decoder| UnpackMethod::Decode(Box::new(decoder)));
         Self { pieces, unpack, at, deliver, cut: None, idle: 0 }
     }
 
     /// Decodes `input` (with its blob offset) for one turn.
     fn turn<R: ReadAt + ?Sized>(
         &mut self,
-        source: &Source<R>,
+        source: &PieceSource<R>,
         input: &mut (u64, Bytes),
         ready: &mut Vec<Bytes>,
-    ) -> Result<Wants, PassError> {
+    ) -> Result<TurnEnd, PassError> {
         let start = self.at;
         while self.at < self.deliver.end && self.at - start < TURN {
             let Some(piece) = self.pieces.front() else { return Err(self.ended_short()) };
             let unpack = match &mut self.unpack {
                 Some(unpack) => unpack,
-                none => none.insert(match Decoder::resume(source.map.encoding(), piece)? {
-                    Some(decoder) => Unpack::Decode(Box::new(decoder)),
-                    None => Unpack::Copy(piece.stored.start),
+                none => none.insert(match UnitDecoder::resume(source.map.encoding(), piece)? {
+                    Some(decoder) => UnpackMethod::Decode(Box::new(decoder)),
+                    None => UnpackMethod::Copy(piece.stored.start),
                 }),
             };
             let (range, sum, buffer, filled) = match &mut self.cut {
@@ -559,13 +569,13 @@ impl Work {
             }
             match (consumed + produced, had_input) {
                 (0, false) if offset == piece.stored.end => return Err(self.ended_short()),
-                (0, false) => return Ok(Wants::Input),
+                (0, false) => return Ok(TurnEnd::Input),
                 (0, true) if self.idle == PATIENCE => return Err(self.ended_short()),
                 (0, true) => self.idle += 1,
                 _ => self.idle = 0,
             }
         }
-        Ok(Wants::Turn)
+        Ok(TurnEnd::Turn)
     }
 
     fn ended_short(&self) -> PassError {

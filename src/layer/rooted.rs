@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::io::{ByteRange, Fault, ReadError};
+use crate::io::{ByteRange, FaultClass, ReadError};
 
-use super::foreign::{self, Foreign, IndexKind};
+use super::foreign::{self, ForeignIndex, IndexKind};
 use super::index::LayerIndex;
-use super::span::Sums;
-use super::toc::EntryKind;
+use super::span::LayerDigests;
+use super::toc::TocEntryKind;
 
 /// The kind of parts index that a layer must carry; `None` unless the annotations of its descriptor name the
 /// index's digest.
@@ -19,7 +19,7 @@ pub fn parts_named(annotations: &BTreeMap<String, String>) -> Option<IndexKind> 
 }
 
 /// Whether a digest chain leads from the manifest to every byte of every file in `claim`.
-pub(super) fn is_rooted(claim: &Foreign) -> bool {
+pub(super) fn is_rooted(claim: &ForeignIndex) -> bool {
     claim.is_bound
         && matches!(claim.kind, IndexKind::Estargz | IndexKind::ZstdChunked)
         && covers_files(&claim.index)
@@ -29,8 +29,8 @@ pub(super) fn is_rooted(claim: &Foreign) -> bool {
 fn covers_files(index: &LayerIndex) -> bool {
     // Ascending and disjoint; readers rely on it too.
     let sums = match index.spans.sums() {
-        Sums::Stream(sums) => &sums[..],
-        Sums::None | Sums::Stored(_) => &[],
+        LayerDigests::Stream(sums) => &sums[..],
+        LayerDigests::None | LayerDigests::Stored(_) => &[],
     };
     let is_covered = |range: ByteRange| {
         let mut at = range.start;
@@ -44,7 +44,7 @@ fn covers_files(index: &LayerIndex) -> bool {
         true
     };
     index.toc.iter().all(|entry| match entry.kind {
-        EntryKind::File(content) => {
+        TocEntryKind::File(content) => {
             let stored = content.runs.map_or(content.size, |runs| runs.map(|run| run.len).sum());
             is_covered(ByteRange::at(content.offset, stored))
         }
@@ -55,5 +55,5 @@ fn covers_files(index: &LayerIndex) -> bool {
 /// The error for a layer without a digest for every part.
 pub(super) fn no_parts(why: &str) -> ReadError {
     let message = format!("--verify=toc asks for digests of its parts that the manifest vouches for: {why}");
-    ReadError::new(Fault::Unsupported, message)
+    ReadError::new(FaultClass::Unsupported, message)
 }

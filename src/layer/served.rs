@@ -2,25 +2,25 @@
 
 use std::sync::Arc;
 
-use crate::cache::{Cached, State};
-use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified};
+use crate::cache::{CachedFile, VerificationState};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel};
 
 use super::index::{LayerIndex, SUM_BLOCK};
-use super::stored::Core;
+use super::stored::LayerShared;
 
 /// Fails for a poisoned blob: bytes decoded from wrong bytes are wrong too.
-pub(super) fn refuse_poisoned(blob: &Cached) -> Result<(), ReadError> {
-    if blob.state() == State::Poisoned {
+pub(super) fn refuse_poisoned(blob: &CachedFile) -> Result<(), ReadError> {
+    if blob.state() == VerificationState::Poisoned {
         let message = format!("blob {} does not match its digest", blob.digest());
-        return Err(ReadError::new(Fault::Mismatch, message));
+        return Err(ReadError::new(FaultClass::Mismatch, message));
     }
     Ok(())
 }
 
 /// A decoded stream, verified as far as the stored bytes it is decoded from.
-pub(super) struct Decoded {
-    pub(super) stream: Arc<Cached>,
-    pub(super) blob: Arc<Cached>,
+pub(super) struct VerifiedStream {
+    pub(super) stream: Arc<CachedFile>,
+    pub(super) blob: Arc<CachedFile>,
     /// Ranges of zeros, by the checksums of the index.
     pub(super) holes: Vec<ByteRange>,
 }
@@ -45,7 +45,7 @@ pub(super) fn holes(index: &LayerIndex) -> Vec<ByteRange> {
     holes
 }
 
-impl ReadAt for Decoded {
+impl ReadAt for VerifiedStream {
     fn size(&self) -> u64 {
         self.stream.size()
     }
@@ -74,28 +74,28 @@ impl ReadAt for Decoded {
         self.holes.get(after).map_or(self.size(), |hole| hole.start.max(offset))
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         self.blob.verified()
     }
 }
 
 /// A stream as a foreign index describes it: served until the index is refuted, and verified only as far as it was
 /// compared.
-pub(super) struct Claimed {
-    pub(super) stream: Shared,
-    pub(super) core: Arc<Core>,
+pub(super) struct UntrustedStream {
+    pub(super) stream: SharedReader,
+    pub(super) core: Arc<LayerShared>,
     /// Whether every byte was compared with a digest that the manifest covers before it is returned.
     pub(super) is_rooted: bool,
 }
 
-impl Claimed {
+impl UntrustedStream {
     fn refuse(&self) -> Result<(), ReadError> {
         refuse_poisoned(&self.core.blob)?;
         self.core.refuted.get().map_or(Ok(()), |error| Err(error.clone()))
     }
 }
 
-impl ReadAt for Claimed {
+impl ReadAt for UntrustedStream {
     fn size(&self) -> u64 {
         self.stream.size()
     }
@@ -113,16 +113,16 @@ impl ReadAt for Claimed {
         self.stream.read_ready(offset, buf)
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         if self.core.refuted.get().is_some() {
-            return Verified::Poisoned;
+            return VerifiedLevel::Poisoned;
         }
         match (self.core.confirmed.get(), self.core.blob.verified()) {
             (Some(()), blob) => blob,
-            (None, Verified::Poisoned) => Verified::Poisoned,
+            (None, VerifiedLevel::Poisoned) => VerifiedLevel::Poisoned,
             // Every returned part was compared; unread parts were not.
-            (None, _) if self.is_rooted => Verified::Partial,
-            (None, _) => Verified::None,
+            (None, _) if self.is_rooted => VerifiedLevel::Partial,
+            (None, _) => VerifiedLevel::None,
         }
     }
 }

@@ -11,7 +11,7 @@ pub const SNIFF_LEN: usize = 512;
 
 /// The encoding of the stored stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Encoding {
+pub enum StreamEncoding {
     /// The stream itself.
     Plain,
     /// RFC 1952, any number of members.
@@ -28,53 +28,53 @@ pub enum Encoding {
     AppleLz4,
 }
 
-impl Encoding {
+impl StreamEncoding {
     /// The file extension of a tar archive in this encoding.
     pub fn extension(self) -> &'static str {
         match self {
-            Encoding::Plain => "tar",
-            Encoding::Gzip => "tar.gz",
-            Encoding::Zstd => "tar.zst",
-            Encoding::Xz => "tar.xz",
-            Encoding::Bzip2 => "tar.bz2",
-            Encoding::Lz4 => "tar.lz4",
-            Encoding::AppleLz4 => "tar.bv4",
+            StreamEncoding::Plain => "tar",
+            StreamEncoding::Gzip => "tar.gz",
+            StreamEncoding::Zstd => "tar.zst",
+            StreamEncoding::Xz => "tar.xz",
+            StreamEncoding::Bzip2 => "tar.bz2",
+            StreamEncoding::Lz4 => "tar.lz4",
+            StreamEncoding::AppleLz4 => "tar.bv4",
         }
     }
 
     /// The name of the compression; `None` for plain bytes.
     pub fn compression(self) -> Option<&'static str> {
         match self {
-            Encoding::Plain => None,
-            Encoding::Gzip => Some("gzip"),
-            Encoding::Zstd => Some("zstd"),
-            Encoding::Xz => Some("xz"),
-            Encoding::Bzip2 => Some("bzip2"),
-            Encoding::Lz4 => Some("lz4"),
-            Encoding::AppleLz4 => Some("lz4 (Apple)"),
+            StreamEncoding::Plain => None,
+            StreamEncoding::Gzip => Some("gzip"),
+            StreamEncoding::Zstd => Some("zstd"),
+            StreamEncoding::Xz => Some("xz"),
+            StreamEncoding::Bzip2 => Some("bzip2"),
+            StreamEncoding::Lz4 => Some("lz4"),
+            StreamEncoding::AppleLz4 => Some("lz4 (Apple)"),
         }
     }
 }
 
-impl fmt::Display for Encoding {
+impl fmt::Display for StreamEncoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Encoding::Plain => "tar",
-            Encoding::Gzip => "tar+gzip",
-            Encoding::Zstd => "tar+zstd",
-            Encoding::Xz => "tar+xz",
-            Encoding::Bzip2 => "tar+bzip2",
-            Encoding::Lz4 => "tar+lz4",
-            Encoding::AppleLz4 => "tar+lz4 (Apple)",
+            StreamEncoding::Plain => "tar",
+            StreamEncoding::Gzip => "tar+gzip",
+            StreamEncoding::Zstd => "tar+zstd",
+            StreamEncoding::Xz => "tar+xz",
+            StreamEncoding::Bzip2 => "tar+bzip2",
+            StreamEncoding::Lz4 => "tar+lz4",
+            StreamEncoding::AppleLz4 => "tar+lz4 (Apple)",
         })
     }
 }
 
 /// The result of [`sniff`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sniffed {
+pub enum SniffResult {
     /// A stream that ocifs can read.
-    Stream(Encoding),
+    Stream(StreamEncoding),
     /// Not a layer archive, or in an unsupported encoding; its name for messages.
     Other(&'static str),
 }
@@ -93,47 +93,47 @@ const OTHERS: &[(&[u8], &str)] = &[
 ];
 
 /// Detects the format from `head`, the first [`SNIFF_LEN`] stored bytes (fewer only if the blob is shorter).
-pub fn sniff(head: &[u8]) -> Sniffed {
+pub fn sniff(head: &[u8]) -> SniffResult {
     if head.starts_with(&[0x1f, 0x8b]) {
-        return Sniffed::Stream(Encoding::Gzip);
+        return SniffResult::Stream(StreamEncoding::Gzip);
     }
     if let Some(encoding) = frames(head) {
-        return Sniffed::Stream(encoding);
+        return SniffResult::Stream(encoding);
     }
     if head.starts_with(xz::MAGIC) {
-        return Sniffed::Stream(Encoding::Xz);
+        return SniffResult::Stream(StreamEncoding::Xz);
     }
     if head.starts_with(bzip2::MAGIC) && matches!(head.get(3), Some(b'1'..=b'9')) {
-        return Sniffed::Stream(Encoding::Bzip2);
+        return SniffResult::Stream(StreamEncoding::Bzip2);
     }
     if lz4::APPLE.iter().any(|magic| head.starts_with(*magic)) {
-        return Sniffed::Stream(Encoding::AppleLz4);
+        return SniffResult::Stream(StreamEncoding::AppleLz4);
     }
     if is_tar(head) {
-        return Sniffed::Stream(Encoding::Plain);
+        return SniffResult::Stream(StreamEncoding::Plain);
     }
     let name =
         OTHERS.iter().find(|(magic, _)| head.starts_with(magic)).map_or("no archive", |(_, name)| *name);
-    Sniffed::Other(name)
+    SniffResult::Other(name)
 }
 
 /// The encoding of bytes that start with a zstd frame or an LZ4 frame. Both may begin with skippable frames (RFC
 /// 8878, 3.1). Behind long ones zstd is assumed, whose tools write them.
-fn frames(head: &[u8]) -> Option<Encoding> {
+fn frames(head: &[u8]) -> Option<StreamEncoding> {
     let mut rest = head;
     let number = |bytes: &[u8]| bytes.first_chunk().map(|number| u32::from_le_bytes(*number));
     loop {
         match number(rest) {
-            Some(0xFD2F_B528) => return Some(Encoding::Zstd),
-            Some(lz4::MAGIC) => return Some(Encoding::Lz4),
+            Some(0xFD2F_B528) => return Some(StreamEncoding::Zstd),
+            Some(lz4::MAGIC) => return Some(StreamEncoding::Lz4),
             Some(magic) if magic & 0xFFFF_FFF0 == lz4::SKIPPABLE => {
                 let len = number(&rest[4..]).and_then(|len| usize::try_from(len).ok()?.checked_add(8));
                 match len.and_then(|len| rest.get(len..)) {
                     Some(behind) => rest = behind,
-                    None => return Some(Encoding::Zstd),
+                    None => return Some(StreamEncoding::Zstd),
                 }
             }
-            _ => return (rest.len() < head.len()).then_some(Encoding::Zstd),
+            _ => return (rest.len() < head.len()).then_some(StreamEncoding::Zstd),
         }
     }
 }
@@ -165,20 +165,20 @@ mod tests {
         tar.set_path("a").unwrap();
         tar.set_size(0);
         tar.set_cksum();
-        assert_eq!(sniff(tar.as_bytes()), Sniffed::Stream(Encoding::Plain));
-        assert_eq!(sniff(b"\x1f\x8b\x08"), Sniffed::Stream(Encoding::Gzip));
-        assert_eq!(sniff(&0xFD2F_B528u32.to_le_bytes()), Sniffed::Stream(Encoding::Zstd));
-        assert_eq!(sniff(&0x184D_2A5Eu32.to_le_bytes()), Sniffed::Stream(Encoding::Zstd));
-        assert_eq!(sniff(b""), Sniffed::Stream(Encoding::Plain));
-        assert_eq!(sniff(&[0; 512]), Sniffed::Stream(Encoding::Plain));
-        assert_eq!(sniff(b"BZh9"), Sniffed::Stream(Encoding::Bzip2));
-        assert_eq!(sniff(b"\xfd7zXZ\0"), Sniffed::Stream(Encoding::Xz));
-        assert_eq!(sniff(b"bv41"), Sniffed::Stream(Encoding::AppleLz4));
+        assert_eq!(sniff(tar.as_bytes()), SniffResult::Stream(StreamEncoding::Plain));
+        assert_eq!(sniff(b"\x1f\x8b\x08"), SniffResult::Stream(StreamEncoding::Gzip));
+        assert_eq!(sniff(&0xFD2F_B528u32.to_le_bytes()), SniffResult::Stream(StreamEncoding::Zstd));
+        assert_eq!(sniff(&0x184D_2A5Eu32.to_le_bytes()), SniffResult::Stream(StreamEncoding::Zstd));
+        assert_eq!(sniff(b""), SniffResult::Stream(StreamEncoding::Plain));
+        assert_eq!(sniff(&[0; 512]), SniffResult::Stream(StreamEncoding::Plain));
+        assert_eq!(sniff(b"BZh9"), SniffResult::Stream(StreamEncoding::Bzip2));
+        assert_eq!(sniff(b"\xfd7zXZ\0"), SniffResult::Stream(StreamEncoding::Xz));
+        assert_eq!(sniff(b"bv41"), SniffResult::Stream(StreamEncoding::AppleLz4));
         let lz4 = 0x184D_2204u32.to_le_bytes();
         let skippable = [&0x184D_2A50u32.to_le_bytes()[..], &[2, 0, 0, 0, 9, 9]].concat();
-        assert_eq!(sniff(&lz4), Sniffed::Stream(Encoding::Lz4));
-        assert_eq!(sniff(&[&skippable[..], &lz4].concat()), Sniffed::Stream(Encoding::Lz4));
-        assert_eq!(sniff(&skippable), Sniffed::Stream(Encoding::Zstd));
-        assert_eq!(sniff(&[7; 512]), Sniffed::Other("no archive"));
+        assert_eq!(sniff(&lz4), SniffResult::Stream(StreamEncoding::Lz4));
+        assert_eq!(sniff(&[&skippable[..], &lz4].concat()), SniffResult::Stream(StreamEncoding::Lz4));
+        assert_eq!(sniff(&skippable), SniffResult::Stream(StreamEncoding::Zstd));
+        assert_eq!(sniff(&[7; 512]), SniffResult::Other("no archive"));
     }
 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::cache::Cache;
+use crate::cache::BlockCache;
 use crate::io::{ByteRange, MEMORY, MemoryShare};
 
-use super::packed_window::{Window, WindowSpool};
-use super::sniff::Encoding;
+use super::packed_window::{PackedWindow, WindowSpool};
+use super::sniff::StreamEncoding;
 
 /// Minimum stream bytes of a span that starts with a unit, except the last. Smaller units (some tools write a gzip
 /// member per file) are joined: a span below a cache block saves nothing, because whole blocks are decoded.
@@ -27,14 +27,14 @@ pub struct SpanStart {
     /// Offset in the uncompressed stream.
     pub stream: u64,
     /// The decoder state needed.
-    pub resume: Resume,
+    pub resume: ResumePoint,
 }
 
 impl SpanStart {
     fn heap_bytes(&self) -> usize {
         let window = match &self.resume {
-            Resume::Block { window, .. } => window.heap_bytes(),
-            Resume::Unit | Resume::Inner { .. } => 0,
+            ResumePoint::Block { window, .. } => window.heap_bytes(),
+            ResumePoint::Unit | ResumePoint::Inner { .. } => 0,
         };
         size_of::<Self>() + window
     }
@@ -42,7 +42,7 @@ impl SpanStart {
 
 /// The decoder state needed to start in the middle of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Resume {
+pub enum ResumePoint {
     /// None: a gzip member or a zstd frame starts at this point.
     Unit,
     /// A deflate block starts at this point, in the middle of a gzip member.
@@ -50,7 +50,7 @@ pub enum Resume {
         /// Number of bits of the stored byte before that belong to the block: 0 to 7.
         bits: u8,
         /// The stream bytes before, as far as the block and its successors refer to them.
-        window: Window,
+        window: PackedWindow,
     },
     /// A block that refers to nothing before it starts at this point, in the middle of an xz stream or an LZ4
     /// frame.
@@ -62,13 +62,13 @@ pub enum Resume {
 
 /// A run of a layer that is decoded on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct LayerPiece {
     /// Its stored bytes, including the byte in which its first block starts.
     pub stored: ByteRange,
     /// Its stream bytes; in a made-up stream the first of the decoded bytes (see [`Chunk`]).
     pub stream: ByteRange,
     /// The decoder state at its start.
-    pub resume: Resume,
+    pub resume: ResumePoint,
 }
 
 /// A run of stored bytes whose neighbours in the stream may be stored anywhere, from an index that names files.
@@ -77,7 +77,7 @@ pub struct Piece {
 /// the content of a file, a unit can hold padding and headers of the archive, whose size no index gives. A decoder
 /// stops before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Chunk {
+pub struct StoredChunk {
     /// Offset of its first stored byte, where a unit starts.
     pub stored: u64,
     /// Offset after its last stored byte.
@@ -88,7 +88,7 @@ pub struct Chunk {
 
 /// Expected sha256 of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sum {
+pub struct ChunkDigest {
     /// Offset of the first byte.
     pub start: u64,
     /// Offset after the last byte.
@@ -99,48 +99,48 @@ pub struct Sum {
 
 /// The digests that an index gives for parts of a layer, ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Sums {
+pub enum LayerDigests {
     /// No digests.
     #[default]
     None,
     /// Of ranges of the stream. None crosses the end of a chunk.
-    Stream(#[serde(deserialize_with = "charged")] Vec<Sum>),
+    Stream(#[serde(deserialize_with = "charged")] Vec<ChunkDigest>),
     /// Of ranges of the stored bytes: one for each span.
-    Stored(#[serde(deserialize_with = "charged")] Vec<Sum>),
+    Stored(#[serde(deserialize_with = "charged")] Vec<ChunkDigest>),
 }
 
 /// Maps stream ranges to stored ranges.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanMap {
-    encoding: Encoding,
+    encoding: StreamEncoding,
     /// Stored bytes of the whole layer.
     stored_size: u64,
     /// Bytes of the whole stream.
     stream_size: u64,
     /// Shared, because every reader of a layer needs it, and its windows take megabytes.
-    shape: Arc<Shape>,
-    sums: Arc<Sums>,
+    shape: Arc<SpanShape>,
+    sums: Arc<LayerDigests>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Shape {
+enum SpanShape {
     /// Stored bytes are stream bytes.
     Identity,
     /// The stream is stored in order. Invariant: the first start is at (0, 0), and stream offsets increase.
     Ordered(#[serde(deserialize_with = "increasing")] Vec<SpanStart>),
     /// The stream is the chunks one after the other: made up by an index, not what decoding everything gives.
-    Chunks(#[serde(deserialize_with = "charged")] Vec<Chunk>),
+    Chunks(#[serde(deserialize_with = "charged")] Vec<StoredChunk>),
 }
 
 /// Deserializes starts, and fails at the first that does not increase. Equal starts compress to almost nothing, and
 /// an untrusted index of a few kilobytes must not become gigabytes before it is checked.
 fn increasing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SpanStart>, D::Error> {
-    deserializer.deserialize_seq(Increasing)
+    deserializer.deserialize_seq(IncreasingOffsets)
 }
 
-struct Increasing;
+struct IncreasingOffsets;
 
-impl<'de> Visitor<'de> for Increasing {
+impl<'de> Visitor<'de> for IncreasingOffsets {
     type Value = Vec<SpanStart>;
 
     fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -182,12 +182,12 @@ fn charge<T, E: serde::de::Error>(memory: &mut MemoryShare, items: &[T]) -> Resu
 
 /// Reads a list as far as there is memory for it.
 fn charged<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
-    deserializer.deserialize_seq(Charged(PhantomData))
+    deserializer.deserialize_seq(ChargedItems(PhantomData))
 }
 
-struct Charged<T>(PhantomData<T>);
+struct ChargedItems<T>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Charged<T> {
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ChargedItems<T> {
     type Value = Vec<T>;
 
     fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -208,44 +208,54 @@ impl SpanMap {
     /// Stored bytes are stream bytes.
     pub fn identity(size: u64) -> Self {
         Self {
-            encoding: Encoding::Plain,
+            encoding: StreamEncoding::Plain,
             stored_size: size,
             stream_size: size,
-            shape: Arc::new(Shape::Identity),
+            shape: Arc::new(SpanShape::Identity),
             sums: Arc::default(),
         }
     }
 
     /// A stream that is stored in order, with its resume points.
-    pub fn ordered(encoding: Encoding, stored_size: u64, stream_size: u64, starts: Vec<SpanStart>) -> Self {
+    pub fn ordered(
+        encoding: StreamEncoding,
+        stored_size: u64,
+        stream_size: u64,
+        starts: Vec<SpanStart>,
+    ) -> Self {
         Self {
             encoding,
             stored_size,
             stream_size,
-            shape: Arc::new(Shape::Ordered(starts)),
+            shape: Arc::new(SpanShape::Ordered(starts)),
             sums: Arc::default(),
         }
     }
 
     /// A stream of chunks that can be stored anywhere.
-    pub fn chunks(encoding: Encoding, stored_size: u64, stream_size: u64, chunks: Vec<Chunk>) -> Self {
+    pub fn chunks(
+        encoding: StreamEncoding,
+        stored_size: u64,
+        stream_size: u64,
+        chunks: Vec<StoredChunk>,
+    ) -> Self {
         Self {
             encoding,
             stored_size,
             stream_size,
-            shape: Arc::new(Shape::Chunks(chunks)),
+            shape: Arc::new(SpanShape::Chunks(chunks)),
             sums: Arc::default(),
         }
     }
 
     /// Adds the digests of parts.
     #[must_use]
-    pub fn with_sums(self, sums: Sums) -> Self {
+    pub fn with_sums(self, sums: LayerDigests) -> Self {
         Self { sums: Arc::new(sums), ..self }
     }
 
     /// The encoding of the spans.
-    pub fn encoding(&self) -> Encoding {
+    pub fn encoding(&self) -> StreamEncoding {
         self.encoding
     }
 
@@ -262,64 +272,66 @@ impl SpanMap {
     /// Bytes of memory used, without the allocator's overhead.
     pub fn heap_bytes(&self) -> u64 {
         let shape = match &*self.shape {
-            Shape::Identity => 0,
-            Shape::Ordered(starts) => starts.iter().map(SpanStart::heap_bytes).sum(),
-            Shape::Chunks(chunks) => size_of_val(&chunks[..]),
+            SpanShape::Identity => 0,
+            SpanShape::Ordered(starts) => starts.iter().map(SpanStart::heap_bytes).sum(),
+            SpanShape::Chunks(chunks) => size_of_val(&chunks[..]),
         };
         let sums = match &*self.sums {
-            Sums::None => 0,
-            Sums::Stream(sums) | Sums::Stored(sums) => size_of_val(&sums[..]),
+            LayerDigests::None => 0,
+            LayerDigests::Stream(sums) | LayerDigests::Stored(sums) => size_of_val(&sums[..]),
         };
         (shape + sums) as u64
     }
 
     /// The expected digests of parts of the layer.
-    pub fn sums(&self) -> &Sums {
+    pub fn sums(&self) -> &LayerDigests {
         &self.sums
     }
 
     /// Whether the stream is made up of chunks, so that its offsets have no meaning for another index of the layer.
     pub fn is_made_up(&self) -> bool {
-        matches!(*self.shape, Shape::Chunks(_))
+        matches!(*self.shape, SpanShape::Chunks(_))
     }
 
     /// The number of resume points.
     pub fn spans(&self) -> usize {
         match &*self.shape {
-            Shape::Identity => 1,
-            Shape::Ordered(starts) => starts.len().max(1),
-            Shape::Chunks(chunks) => chunks.len(),
+            SpanShape::Identity => 1,
+            SpanShape::Ordered(starts) => starts.len().max(1),
+            SpanShape::Chunks(chunks) => chunks.len(),
         }
     }
 
     /// The resume points of a stream that is stored in order; empty for others.
     pub fn starts(&self) -> &[SpanStart] {
         match &*self.shape {
-            Shape::Ordered(starts) => starts,
-            Shape::Identity | Shape::Chunks(_) => &[],
+            SpanShape::Ordered(starts) => starts,
+            SpanShape::Identity | SpanShape::Chunks(_) => &[],
         }
     }
 
     /// The pieces of whole spans that cover `range`, in stream order. Their stream ranges are adjacent, and contain
     /// `range` up to the end of the stream. A stream that is stored in order gives one piece.
-    pub fn cover(&self, range: ByteRange) -> Vec<Piece> {
+    pub fn cover(&self, range: ByteRange) -> Vec<LayerPiece> {
         match &*self.shape {
-            Shape::Identity => vec![Piece { stored: range, stream: range, resume: Resume::Unit }],
-            Shape::Ordered(starts) => vec![self.cover_ordered(starts, range)],
-            Shape::Chunks(chunks) => {
+            SpanShape::Identity => {
+                vec![LayerPiece { stored: range, stream: range, resume: ResumePoint::Unit }]
+            }
+            SpanShape::Ordered(starts) => vec![self.cover_ordered(starts, range)],
+            SpanShape::Chunks(chunks) => {
                 let first = chunks.partition_point(|chunk| chunk.stream <= range.start).saturating_sub(1);
                 let next = chunks.partition_point(|chunk| chunk.stream < range.end).max(first);
-                let piece = |at: usize| Piece {
+                let piece = |at: usize| LayerPiece {
                     stored: ByteRange::new(chunks[at].stored, chunks[at].stored_end),
                     stream: ByteRange::new(chunks[at].stream, self.chunk_end(chunks, at)),
-                    resume: Resume::Unit,
+                    resume: ResumePoint::Unit,
                 };
                 (first..next).map(piece).collect()
             }
         }
     }
 
-    fn cover_ordered(&self, starts: &[SpanStart], range: ByteRange) -> Piece {
+    fn cover_ordered(&self, starts: &[SpanStart], range: ByteRange) -> LayerPiece {
         // The first start is at stream offset 0, so at least one start is <= any offset.
         let first = starts.partition_point(|start| start.stream <= range.start).saturating_sub(1);
         let next = starts.partition_point(|start| start.stream < range.end).max(first + 1);
@@ -327,10 +339,10 @@ impl SpanMap {
             starts.get(next).map_or((self.stored_size, self.stream_size), |end| (end.stored, end.stream));
         let start = &starts[first];
         let shared = match start.resume {
-            Resume::Block { bits: 1.., .. } => 1,
-            Resume::Block { .. } | Resume::Unit | Resume::Inner { .. } => 0,
+            ResumePoint::Block { bits: 1.., .. } => 1,
+            ResumePoint::Block { .. } | ResumePoint::Unit | ResumePoint::Inner { .. } => 0,
         };
-        Piece {
+        LayerPiece {
             stored: ByteRange::new(start.stored - shared, stored_end),
             stream: ByteRange::new(start.stream, stream_end),
             resume: start.resume.clone(),
@@ -340,7 +352,7 @@ impl SpanMap {
     /// Estimated stored bytes for reading `range`: those of the pieces that cover it, the last one in proportion to
     /// its part of the range.
     pub fn likely_stored(&self, range: ByteRange) -> Vec<ByteRange> {
-        let Shape::Ordered(starts) = &*self.shape else {
+        let SpanShape::Ordered(starts) = &*self.shape else {
             return self.cover(range).into_iter().map(|piece| piece.stored).collect();
         };
         let stored = self.cover_ordered(starts, range).stored;
@@ -359,16 +371,20 @@ impl SpanMap {
         starts.get(at + 1).map_or((self.stored_size, self.stream_size), |end| (end.stored, end.stream))
     }
 
-    fn chunk_end(&self, chunks: &[Chunk], at: usize) -> u64 {
+    fn chunk_end(&self, chunks: &[StoredChunk], at: usize) -> u64 {
         chunks.get(at + 1).map_or(self.stream_size, |next| next.stream)
     }
 
     /// Whether the numbers are consistent. A reader of an untrusted map checks this first.
     pub fn is_sound(&self) -> bool {
         let shape = match &*self.shape {
-            Shape::Identity => self.encoding == Encoding::Plain && self.stored_size == self.stream_size,
-            Shape::Ordered(starts) => self.encoding != Encoding::Plain && self.starts_are_sound(starts),
-            Shape::Chunks(chunks) => self.chunks_are_sound(chunks),
+            SpanShape::Identity => {
+                self.encoding == StreamEncoding::Plain && self.stored_size == self.stream_size
+            }
+            SpanShape::Ordered(starts) => {
+                self.encoding != StreamEncoding::Plain && self.starts_are_sound(starts)
+            }
+            SpanShape::Chunks(chunks) => self.chunks_are_sound(chunks),
         };
         shape && self.sums_are_sound()
     }
@@ -377,13 +393,13 @@ impl SpanMap {
         let increasing =
             starts.windows(2).all(|pair| pair[0].stored < pair[1].stored && pair[0].stream < pair[1].stream);
         let possible = starts.iter().all(|start| match start.resume {
-            Resume::Unit => true,
-            Resume::Block { bits, .. } => {
-                self.encoding == Encoding::Gzip && bits < 8 && start.stored > u64::from(bits > 0)
+            ResumePoint::Unit => true,
+            ResumePoint::Block { bits, .. } => {
+                self.encoding == StreamEncoding::Gzip && bits < 8 && start.stored > u64::from(bits > 0)
             }
-            Resume::Inner { .. } => matches!(self.encoding, Encoding::Xz | Encoding::Lz4),
+            ResumePoint::Inner { .. } => matches!(self.encoding, StreamEncoding::Xz | StreamEncoding::Lz4),
         });
-        let origin = SpanStart { stored: 0, stream: 0, resume: Resume::Unit };
+        let origin = SpanStart { stored: 0, stream: 0, resume: ResumePoint::Unit };
         increasing
             && possible
             && starts.first() == Some(&origin)
@@ -392,8 +408,9 @@ impl SpanMap {
                 .is_some_and(|last| last.stored <= self.stored_size && last.stream <= self.stream_size)
     }
 
-    fn chunks_are_sound(&self, chunks: &[Chunk]) -> bool {
-        let inside = |chunk: &Chunk| chunk.stored < chunk.stored_end && chunk.stored_end <= self.stored_size;
+    fn chunks_are_sound(&self, chunks: &[StoredChunk]) -> bool {
+        let inside =
+            |chunk: &StoredChunk| chunk.stored < chunk.stored_end && chunk.stored_end <= self.stored_size;
         chunks.iter().all(inside)
             && chunks.windows(2).all(|pair| pair[0].stream < pair[1].stream)
             && chunks.first().map_or(self.stream_size == 0, |first| first.stream == 0)
@@ -402,9 +419,9 @@ impl SpanMap {
 
     fn sums_are_sound(&self) -> bool {
         let (sums, end) = match &*self.sums {
-            Sums::None => return true,
-            Sums::Stream(sums) => (sums, self.stream_size),
-            Sums::Stored(sums) => (sums, self.stored_size),
+            LayerDigests::None => return true,
+            LayerDigests::Stream(sums) => (sums, self.stream_size),
+            LayerDigests::Stored(sums) => (sums, self.stored_size),
         };
         sums.iter().all(|sum| sum.start < sum.end && sum.end <= end)
             && sums.windows(2).all(|pair| pair[0].start <= pair[1].start)
@@ -413,26 +430,26 @@ impl SpanMap {
 
 /// Collects the span map during a forward pass.
 pub struct SpanRecorder {
-    encoding: Encoding,
+    encoding: StreamEncoding,
     starts: Vec<SpanStart>,
     windows: WindowSpool,
 }
 
 impl SpanRecorder {
     /// An empty recorder.
-    pub fn new(encoding: Encoding) -> Self {
-        let starts = vec![SpanStart { stored: 0, stream: 0, resume: Resume::Unit }];
+    pub fn new(encoding: StreamEncoding) -> Self {
+        let starts = vec![SpanStart { stored: 0, stream: 0, resume: ResumePoint::Unit }];
         Self { encoding, starts, windows: WindowSpool::default() }
     }
 
     /// Adds the disk of `cache`, if any, for windows over the memory limit.
-    pub(super) fn with_windows_in(self, cache: Option<Cache>) -> Self {
+    pub(super) fn with_windows_in(self, cache: Option<BlockCache>) -> Self {
         Self { windows: WindowSpool::new(cache), ..self }
     }
 
     /// A unit ended, and the next starts at these offsets.
     pub fn unit(&mut self, stored: u64, stream: u64) {
-        self.start(SpanStart { stored, stream, resume: Resume::Unit });
+        self.start(SpanStart { stored, stream, resume: ResumePoint::Unit });
     }
 
     /// Records a resume point without a window.
@@ -446,7 +463,7 @@ impl SpanRecorder {
 
     /// Records a checkpoint inside a unit; its offsets are above those of the last start.
     pub fn checkpoint(&mut self, mut start: SpanStart) -> std::io::Result<()> {
-        if let Resume::Block { window, .. } = &mut start.resume {
+        if let ResumePoint::Block { window, .. } = &mut start.resume {
             *window = self.windows.keep(std::mem::take(window))?;
         }
         self.starts.push(start);
@@ -472,14 +489,14 @@ impl SpanRecorder {
 mod tests {
     use super::*;
 
-    fn piece(stored: (u64, u64), stream: (u64, u64), resume: Resume) -> Piece {
+    fn piece(stored: (u64, u64), stream: (u64, u64), resume: ResumePoint) -> LayerPiece {
         let range = |(start, end)| ByteRange::new(start, end);
-        Piece { stored: range(stored), stream: range(stream), resume }
+        LayerPiece { stored: range(stored), stream: range(stream), resume }
     }
 
     #[test]
     fn a_range_is_covered_by_the_fewest_whole_spans() {
-        let mut recorder = SpanRecorder::new(Encoding::Zstd);
+        let mut recorder = SpanRecorder::new(StreamEncoding::Zstd);
         recorder.unit(10, MIN_SPAN - 1); // too small: joined with the next
         recorder.unit(20, MIN_SPAN + 5);
         recorder.unit(30, 3 * MIN_SPAN);
@@ -488,7 +505,7 @@ mod tests {
         assert!(map.is_sound());
         assert_eq!(map.spans(), 3);
         let cover = |start, end| map.cover(ByteRange::new(start, end));
-        let unit = |stored, stream| vec![piece(stored, stream, Resume::Unit)];
+        let unit = |stored, stream| vec![piece(stored, stream, ResumePoint::Unit)];
         assert_eq!(cover(0, 1), unit((0, 20), (0, MIN_SPAN + 5)));
         assert_eq!(cover(MIN_SPAN + 4, MIN_SPAN + 6), unit((0, 30), (0, 3 * MIN_SPAN)));
         assert_eq!(cover(MIN_SPAN + 5, 3 * MIN_SPAN), unit((20, 30), (MIN_SPAN + 5, 3 * MIN_SPAN)));
@@ -497,24 +514,24 @@ mod tests {
 
     #[test]
     fn a_block_that_starts_within_a_byte_needs_that_byte() {
-        let block = |bits| Resume::Block { bits, window: Window::pack(b"before") };
+        let block = |bits| ResumePoint::Block { bits, window: PackedWindow::pack(b"before") };
         let starts = vec![
-            SpanStart { stored: 0, stream: 0, resume: Resume::Unit },
+            SpanStart { stored: 0, stream: 0, resume: ResumePoint::Unit },
             SpanStart { stored: 100, stream: 1000, resume: block(3) },
             SpanStart { stored: 200, stream: 2000, resume: block(0) },
         ];
-        let map = SpanMap::ordered(Encoding::Gzip, 300, 3000, starts);
+        let map = SpanMap::ordered(StreamEncoding::Gzip, 300, 3000, starts);
         assert!(map.is_sound());
-        assert_eq!(map.cover(ByteRange::new(999, 1000)), [piece((0, 100), (0, 1000), Resume::Unit)]);
+        assert_eq!(map.cover(ByteRange::new(999, 1000)), [piece((0, 100), (0, 1000), ResumePoint::Unit)]);
         assert_eq!(map.cover(ByteRange::new(1000, 1001)), [piece((99, 200), (1000, 2000), block(3))]);
         assert_eq!(map.cover(ByteRange::new(2000, 3000)), [piece((200, 300), (2000, 3000), block(0))]);
     }
 
     #[test]
     fn chunks_may_lie_anywhere() {
-        let chunk = |stored, stored_end, stream| Chunk { stored, stored_end, stream };
+        let chunk = |stored, stored_end, stream| StoredChunk { stored, stored_end, stream };
         let map = SpanMap::chunks(
-            Encoding::Gzip,
+            StreamEncoding::Gzip,
             100,
             60,
             vec![chunk(50, 70, 0), chunk(10, 20, 30), chunk(70, 100, 40)],
@@ -522,19 +539,20 @@ mod tests {
         assert!(map.is_sound());
         assert_eq!(
             map.cover(ByteRange::new(29, 31)),
-            [piece((50, 70), (0, 30), Resume::Unit), piece((10, 20), (30, 40), Resume::Unit),]
+            [piece((50, 70), (0, 30), ResumePoint::Unit), piece((10, 20), (30, 40), ResumePoint::Unit),]
         );
-        assert_eq!(map.cover(ByteRange::new(59, 60)), [piece((70, 100), (40, 60), Resume::Unit)]);
-        let overlapping = SpanMap::chunks(Encoding::Gzip, 100, 60, vec![chunk(0, 5, 0), chunk(5, 101, 30)]);
+        assert_eq!(map.cover(ByteRange::new(59, 60)), [piece((70, 100), (40, 60), ResumePoint::Unit)]);
+        let overlapping =
+            SpanMap::chunks(StreamEncoding::Gzip, 100, 60, vec![chunk(0, 5, 0), chunk(5, 101, 30)]);
         assert!(!overlapping.is_sound(), "past the end of the stored bytes");
     }
 
     #[test]
     fn a_map_that_cannot_be_true_is_not_sound() {
-        let map = SpanRecorder::new(Encoding::Gzip).finish(10, 100);
+        let map = SpanRecorder::new(StreamEncoding::Gzip).finish(10, 100);
         assert!(map.is_sound());
-        let unit = |stored, stream| SpanStart { stored, stream, resume: Resume::Unit };
-        let starts = |starts| SpanMap::ordered(Encoding::Gzip, 10, 100, starts);
+        let unit = |stored, stream| SpanStart { stored, stream, resume: ResumePoint::Unit };
+        let starts = |starts| SpanMap::ordered(StreamEncoding::Gzip, 10, 100, starts);
         assert!(!starts(vec![unit(0, 0), unit(11, 50)]).is_sound());
         assert!(!starts(vec![unit(0, 0), unit(5, 50), unit(5, 60)]).is_sound());
         assert!(!starts(vec![]).is_sound());

@@ -10,31 +10,33 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::OnceCell;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::cache::{Cache, Cached, Learnt, State, StreamWriter, Verify};
-use crate::io::{BoxFuture, ByteRange, Fault, MEMORY, MemoryShare, ReadAt, ReadError, Shared, read_vec};
+use crate::cache::{BlockCache, CachedFile, LayerMetadata, StreamWriter, VerificationState, VerifyMode};
+use crate::io::{
+    BoxFuture, ByteRange, FaultClass, MEMORY, MemoryShare, ReadAt, ReadError, SharedReader, read_vec,
+};
 use crate::oci::{Digest, Hasher};
 
-use super::claim::{self, Verdict};
-use super::content::Fetcher;
-use super::foreign::{self, Foreign, IndexKind};
+use super::claim::{self, ClaimVerdict};
+use super::content::StreamPrefetch;
+use super::foreign::{self, ForeignIndex, IndexKind};
 use super::head;
-use super::hints::{Hints, IndexPolicy};
+use super::hints::{IndexPolicy, LayerOptions};
 use super::index::LayerIndex;
 use super::rooted;
 use super::served::refuse_poisoned;
-use super::sniff::{Encoding, SNIFF_LEN, Sniffed, sniff};
+use super::sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
 use super::span::SpanMap;
-use super::toc::{Toc, has_namespace};
+use super::toc::{TableOfContents, has_namespace};
 
 /// A stored layer, readable as an archive or only as its uncompressed bytes.
-pub struct Layer {
-    pub(super) core: Arc<Core>,
-    pub(super) hints: Hints,
+pub struct StoredLayer {
+    pub(super) core: Arc<LayerShared>,
+    pub(super) hints: LayerOptions,
     /// The selected index; empty before the first request.
-    choice: OnceCell<Choice>,
-    opened: OnceLock<Opened>,
+    choice: OnceCell<IndexSource>,
+    opened: OnceLock<OpenStream>,
     state: Mutex<LayerState>,
-    audit: Mutex<Option<Audit>>,
+    audit: Mutex<Option<AuditTask>>,
     /// Set once the stream has the digest in the hints.
     agreed: OnceCell<()>,
     /// Number of hidden extended attributes, once the names are known.
@@ -42,11 +44,11 @@ pub struct Layer {
 }
 
 /// State that a layer shares with its background tasks.
-pub(super) struct Core {
-    pub(super) blob: Arc<Cached>,
-    pub(super) cache: Cache,
+pub(super) struct LayerShared {
+    pub(super) blob: Arc<CachedFile>,
+    pub(super) cache: BlockCache,
     /// The form of the index: that of an archive, or that of a bare stream.
-    pub(super) form: Learnt,
+    pub(super) form: LayerMetadata,
     /// The hasher for the pass that decodes the stream; `None` without an expected digest.
     pub(super) hasher: Option<Hasher>,
     /// The stream digest that the pass computed.
@@ -65,25 +67,25 @@ pub(super) struct Core {
 
 /// The index by which a layer is read.
 #[derive(Clone)]
-enum Choice {
+enum IndexSource {
     /// The layer's own index.
     Own,
     /// A foreign index.
-    Claim(Arc<Claim>),
+    Claim(Arc<UntrustedClaim>),
 }
 
 /// A foreign index in use.
-pub(super) struct Claim {
+pub(super) struct UntrustedClaim {
     /// The index, with a large table of contents on disk.
-    pub(super) foreign: Foreign,
+    pub(super) foreign: ForeignIndex,
     /// Whether the index has a digest for every part of the layer.
     pub(super) is_rooted: bool,
     /// Share of its spans in the memory budget of all layers.
     _memory: MemoryShare,
 }
 
-impl Claim {
-    fn new(mut foreign: Foreign, cache: &Cache) -> Result<Self, ReadError> {
+impl UntrustedClaim {
+    fn new(mut foreign: ForeignIndex, cache: &BlockCache) -> Result<Self, ReadError> {
         let is_rooted = rooted::is_rooted(&foreign);
         foreign.index.toc = foreign.index.toc.spooled(cache)?;
         let mut memory = MEMORY.lasting();
@@ -94,17 +96,17 @@ impl Claim {
 }
 
 /// The stream of a layer with a known index.
-pub(super) struct Opened {
+pub(super) struct OpenStream {
     pub(super) spans: SpanMap,
-    pub(super) stream: Shared,
+    pub(super) stream: SharedReader,
     /// The same for a reader that compares it and caches nothing.
-    pub(super) served: Shared,
+    pub(super) served: SharedReader,
 }
 
 /// The task that waits for the layer to be complete. It ends with the layer.
-struct Audit(JoinHandle<()>);
+struct AuditTask(JoinHandle<()>);
 
-impl Drop for Audit {
+impl Drop for AuditTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -122,7 +124,7 @@ pub enum LayerState {
         /// The kind of the index.
         kind: IndexKind,
         /// The encoding of the stored bytes.
-        encoding: Encoding,
+        encoding: StreamEncoding,
         /// Bytes of the uncompressed stream.
         stream_size: u64,
         /// The number of resume points.
@@ -132,21 +134,21 @@ pub enum LayerState {
     Failed(ReadError),
 }
 
-impl Layer {
+impl StoredLayer {
     /// The layer stored in `blob`, an archive. Reads nothing.
-    pub fn new(blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
-        Self::read_as(Learnt::Archive, blob, cache, hints)
+    pub fn new(blob: Arc<CachedFile>, cache: BlockCache, hints: LayerOptions) -> Self {
+        Self::read_as(LayerMetadata::Archive, blob, cache, hints)
     }
 
     /// The layer stored in `blob`, of any content, for its uncompressed bytes. Its table of contents is empty. An
     /// uncompressed blob is its own stream. Reads nothing.
-    pub fn packed(blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
-        Self::read_as(Learnt::Stream, blob, cache, hints)
+    pub fn packed(blob: Arc<CachedFile>, cache: BlockCache, hints: LayerOptions) -> Self {
+        Self::read_as(LayerMetadata::Stream, blob, cache, hints)
     }
 
-    fn read_as(form: Learnt, blob: Arc<Cached>, cache: Cache, hints: Hints) -> Self {
+    fn read_as(form: LayerMetadata, blob: Arc<CachedFile>, cache: BlockCache, hints: LayerOptions) -> Self {
         let algorithm = hints.content.as_ref().and_then(Digest::algorithm);
-        let core = Core {
+        let core = LayerShared {
             blob,
             cache,
             form,
@@ -171,7 +173,7 @@ impl Layer {
     }
 
     /// Counts the hidden extended attributes in its table of contents, once.
-    pub fn count_xattrs(&self, toc: &Toc) {
+    pub fn count_xattrs(&self, toc: &TableOfContents) {
         self.unshown_xattrs.get_or_init(|| unshown_xattrs(toc));
     }
 
@@ -208,7 +210,7 @@ impl Layer {
         if policy != IndexPolicy::Off && matches!(self.core.find(), Ok(Some(_))) {
             return Some(IndexKind::Local);
         }
-        let is_used = policy.takes_foreign() && self.core.form == Learnt::Archive;
+        let is_used = policy.takes_foreign() && self.core.form == LayerMetadata::Archive;
         foreign::announced(&self.hints.annotations).filter(|_| is_used)
     }
 
@@ -219,7 +221,7 @@ impl Layer {
     }
 
     /// The format of the stored bytes, by one small read.
-    pub async fn sniff(&self) -> Result<Sniffed, ReadError> {
+    pub async fn sniff(&self) -> Result<SniffResult, ReadError> {
         self.core.sniff(&*self.core.blob.looked_at()).await
     }
 
@@ -230,7 +232,7 @@ impl Layer {
         let peek = async {
             refuse_poisoned(&self.core.blob)?;
             let looked_at = self.core.blob.looked_at();
-            let encoding = self.core.look_at_encoding(&*looked_at).await?.unwrap_or(Encoding::Plain);
+            let encoding = self.core.look_at_encoding(&*looked_at).await?.unwrap_or(StreamEncoding::Plain);
             let head = head::read(&*looked_at, encoding, len).await?;
             refuse_poisoned(&self.core.blob)?;
             Ok(head)
@@ -241,7 +243,7 @@ impl Layer {
     /// The compression of its bytes, by the first of them; `None` for uncompressed bytes.
     pub async fn compression(&self) -> Result<Option<&'static str>, ReadError> {
         let encoding = self.core.look_at_encoding(&*self.core.blob.looked_at()).await;
-        Ok(encoding.map_err(|error| self.subject(error))?.and_then(Encoding::compression))
+        Ok(encoding.map_err(|error| self.subject(error))?.and_then(StreamEncoding::compression))
     }
 
     /// The size of the uncompressed stream, if it is known without decoding all of it. `None` means that only
@@ -258,7 +260,7 @@ impl Layer {
                 return Ok(Some(kept.spans.stream_size()));
             }
             let looked_at = self.core.blob.looked_at();
-            let encoding = self.core.look_at_encoding(&*looked_at).await?.unwrap_or(Encoding::Plain);
+            let encoding = self.core.look_at_encoding(&*looked_at).await?.unwrap_or(StreamEncoding::Plain);
             let is_here = self.core.blob.present(ByteRange::new(0, self.core.size()));
             head::size(&*looked_at, encoding, is_here).await
         };
@@ -293,7 +295,7 @@ impl Layer {
                 *self.lock() = match error.fault() {
                     // The next request reads other bytes.
                     _ if self.core.blob.is_rejected() => LayerState::Untouched,
-                    Fault::Malformed | Fault::Unsupported | Fault::Mismatch => {
+                    FaultClass::Malformed | FaultClass::Unsupported | FaultClass::Mismatch => {
                         LayerState::Failed(error.clone())
                     }
                     _ => LayerState::Untouched,
@@ -311,12 +313,12 @@ impl Layer {
 
     /// The uncompressed stream as readers get it now, for a reader that compares all of it and caches nothing.
     /// `None` without an index.
-    pub fn as_served(&self) -> Option<Shared> {
+    pub fn as_served(&self) -> Option<SharedReader> {
         self.opened.get().map(|opened| opened.served.clone())
     }
 
     /// The uncompressed stream; `None` before [`index`](Self::index) has succeeded.
-    pub fn stream(&self) -> Option<Shared> {
+    pub fn stream(&self) -> Option<SharedReader> {
         self.opened.get().map(|opened| opened.stream.clone())
     }
 
@@ -331,8 +333,8 @@ impl Layer {
     }
 
     /// A function that starts readahead of stored bytes; `None` when all of them are verified.
-    pub fn fetcher(&self) -> Option<Fetcher> {
-        if self.core.blob.state() == State::Verified {
+    pub fn fetcher(&self) -> Option<StreamPrefetch> {
+        if self.core.blob.state() == VerificationState::Verified {
             return None;
         }
         let (spans, core) = (self.opened.get()?.spans.clone(), Arc::downgrade(&self.core));
@@ -366,17 +368,19 @@ impl Layer {
                     found = self.core.kept().await?;
                 }
                 if found.is_some() || !self.hints.policy.takes_foreign() {
-                    return Ok(Choice::Own);
+                    return Ok(IndexSource::Own);
                 }
                 let claim = claim::find(&self.core, &self.hints).await?;
                 Ok::<_, ReadError>(match claim {
-                    Some(claim) => Choice::Claim(Arc::new(Claim::new(claim, self.core.cache())?)),
-                    None => Choice::Own,
+                    Some(claim) => {
+                        IndexSource::Claim(Arc::new(UntrustedClaim::new(claim, self.core.cache())?))
+                    }
+                    None => IndexSource::Own,
                 })
             })
             .await?;
         match choice {
-            Choice::Own => {
+            IndexSource::Own => {
                 let index = match found {
                     Some(index) => index,
                     None if self.hints.policy == IndexPolicy::Off && self.opened.get().is_none() => {
@@ -384,7 +388,9 @@ impl Layer {
                     }
                     None => self.core.own_index(&self.state).await?,
                 };
-                if self.hints.verify == Verify::Toc && index.blocks.is_empty() && !self.core.is_proven_first()
+                if self.hints.verify == VerifyMode::Toc
+                    && index.blocks.is_empty()
+                    && !self.core.is_proven_first()
                 {
                     return Err(rooted::no_parts("it was not compared as a whole either"));
                 }
@@ -392,7 +398,7 @@ impl Layer {
                 self.opened.get_or_init(|| self.core.open(&index));
                 Ok((index, IndexKind::Local))
             }
-            Choice::Claim(claim) => {
+            IndexSource::Claim(claim) => {
                 self.agree(&claim.foreign.index, claim.foreign.kind).await?;
                 // The stream of a claim is named after the copy.
                 self.core.blob.locate().await;
@@ -411,24 +417,24 @@ impl Layer {
     }
 
     /// Starts a task that waits until the stored bytes are verified, and then audits the claim.
-    fn start_audit(&self, claim: &Arc<Claim>) {
+    fn start_audit(&self, claim: &Arc<UntrustedClaim>) {
         let mut audit = lock(&self.audit);
         if audit.is_some() || self.core.confirmed.get().is_some() {
             return;
         }
         let (core, claim) = (Arc::downgrade(&self.core), claim.clone());
         let verified = self.core.blob.until_verified();
-        *audit = Some(Audit(tokio::spawn(async move {
-            if verified.await != Some(State::Verified) {
+        *audit = Some(AuditTask(tokio::spawn(async move {
+            if verified.await != Some(VerificationState::Verified) {
                 return;
             }
             let Some(core) = core.upgrade() else { return };
             let claim = &claim.foreign;
             match claim::audit(&core, claim).await {
-                Ok(Verdict::True) => {
+                Ok(ClaimVerdict::True) => {
                     core.confirmed.set(()).ok();
                 }
-                Ok(Verdict::False(why)) => core.refute(claim, &why),
+                Ok(ClaimVerdict::False(why)) => core.refute(claim, &why),
                 Err(error) => {
                     core.warn(format!("its {} index could not be checked: {}", claim.kind, error.chain()));
                 }
@@ -441,7 +447,7 @@ impl Layer {
     }
 }
 
-fn unshown_xattrs(toc: &Toc) -> u64 {
+fn unshown_xattrs(toc: &TableOfContents) -> u64 {
     let names = toc.iter().flat_map(|entry| entry.xattrs);
     names.filter(|(name, _)| !has_namespace(name)).count() as u64
 }
@@ -451,7 +457,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-impl Core {
+impl LayerShared {
     /// Fetches stored bytes in the background. The task ends with the layer.
     fn start_fetching(&self, stored: ByteRange) {
         let blob = self.blob.clone();
@@ -465,7 +471,7 @@ impl Core {
         });
     }
 
-    pub(super) fn cache(&self) -> &Cache {
+    pub(super) fn cache(&self) -> &BlockCache {
         &self.cache
     }
 
@@ -478,11 +484,11 @@ impl Core {
     }
 
     /// Stops serving bytes decoded by the claim, and records that no mount may use it again.
-    fn refute(&self, claim: &Foreign, why: &str) {
+    fn refute(&self, claim: &ForeignIndex, why: &str) {
         let message = format!("its {} index contradicts the layer: {why}", claim.kind);
         tracing::error!(layer = %self.blob.digest(), message, "every read through it fails from now on");
         self.warn(message.clone());
-        self.refuted.set(ReadError::new(Fault::Mismatch, message)).ok();
+        self.refuted.set(ReadError::new(FaultClass::Mismatch, message)).ok();
         claim::note_refuted(self, claim);
         self.cache.distrust(self.blob.digest());
     }
@@ -497,22 +503,22 @@ impl Core {
         self.blob.size()
     }
 
-    pub(super) async fn sniff(&self, bytes: &dyn ReadAt) -> Result<Sniffed, ReadError> {
+    pub(super) async fn sniff(&self, bytes: &dyn ReadAt) -> Result<SniffResult, ReadError> {
         let head = ByteRange::new(0, bytes.size().min(SNIFF_LEN as u64));
         Ok(sniff(&read_vec(bytes, head).await?))
     }
 
     /// The encoding of the stream; `None` where the bytes are no stream.
-    pub(super) async fn encoding(&self) -> Result<Option<Encoding>, ReadError> {
+    pub(super) async fn encoding(&self) -> Result<Option<StreamEncoding>, ReadError> {
         self.look_at_encoding(&*self.blob).await
     }
 
     /// As [`encoding`](Self::encoding), from these bytes of the blob.
-    async fn look_at_encoding(&self, bytes: &dyn ReadAt) -> Result<Option<Encoding>, ReadError> {
+    async fn look_at_encoding(&self, bytes: &dyn ReadAt) -> Result<Option<StreamEncoding>, ReadError> {
         Ok(match self.sniff(bytes).await? {
-            Sniffed::Stream(encoding) => Some(encoding),
-            Sniffed::Other(_) if self.form == Learnt::Stream => Some(Encoding::Plain),
-            Sniffed::Other(_) => None,
+            SniffResult::Stream(encoding) => Some(encoding),
+            SniffResult::Other(_) if self.form == LayerMetadata::Stream => Some(StreamEncoding::Plain),
+            SniffResult::Other(_) => None,
         })
     }
 
@@ -522,7 +528,7 @@ impl Core {
         if let Some(index) = self.kept().await? {
             return Ok(index);
         }
-        if self.form == Learnt::Stream && self.encoding().await? == Some(Encoding::Plain) {
+        if self.form == LayerMetadata::Stream && self.encoding().await? == Some(StreamEncoding::Plain) {
             return Ok(self.identity());
         }
         let _lock = self.build_lock().await?;
@@ -533,9 +539,12 @@ impl Core {
     }
 
     async fn rebuilt(&self, state: &Mutex<LayerState>) -> Result<LayerIndex, ReadError> {
-        let _running = Running::start(state);
+        let _running = PassGuard::start(state);
         let index = match self.build().await {
-            Err(error) if error.fault() == Fault::Malformed && self.blob.state() != State::Verified => {
+            Err(error)
+                if error.fault() == FaultClass::Malformed
+                    && self.blob.state() != VerificationState::Verified =>
+            {
                 // Only the digest shows whether the author or the source is at fault. Wrong bytes from the source
                 // must not stay in the cache.
                 self.blob.ensure(ByteRange::new(0, self.blob.size())).await?;
@@ -549,7 +558,7 @@ impl Core {
 
     async fn build(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
         let (mut index, stream) = self.pass().await?;
-        if self.form == Learnt::Archive
+        if self.form == LayerMetadata::Archive
             && !foreign::shows_markers(&*self.blob, index.spans.encoding(), &index.toc).await?
         {
             index.toc = foreign::without_markers(&index.toc.whole().await?).spooled(&self.cache)?;
@@ -560,21 +569,21 @@ impl Core {
     /// The index of an uncompressed stream.
     pub(super) fn identity(&self) -> LayerIndex {
         let spans = SpanMap::identity(self.size());
-        LayerIndex { spans, toc: Toc::default(), blocks: Vec::new(), prefetch: 0 }
+        LayerIndex { spans, toc: TableOfContents::default(), blocks: Vec::new(), prefetch: 0 }
     }
 }
 
 /// Marks a pass as running, until it is dropped with the future that drives the pass.
-struct Running<'a>(&'a Mutex<LayerState>);
+struct PassGuard<'a>(&'a Mutex<LayerState>);
 
-impl<'a> Running<'a> {
+impl<'a> PassGuard<'a> {
     fn start(state: &'a Mutex<LayerState>) -> Self {
         *lock(state) = LayerState::Streaming;
         Self(state)
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for PassGuard<'_> {
     fn drop(&mut self) {
         let mut state = lock(self.0);
         if matches!(*state, LayerState::Streaming) {

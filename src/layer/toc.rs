@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::cache::{Cache, SpooledBytes};
-use crate::io::{Fault, MEMORY, MemoryShare, ReadError, compute};
+use crate::cache::{BlockCache, SpooledBytes};
+use crate::io::{FaultClass, MEMORY, MemoryShare, ReadError, compute};
 
 pub(super) use packed::TocSeed;
-pub use packed::{Iter, Runs, Xattrs};
+pub use packed::{RunIter, TocIter, XattrIter};
 
 /// Bytes of records in memory above which all but the last are spooled to disk: some 16,000 entries.
 pub(super) const SPOOLED_FROM: usize = 1024 * 1024;
@@ -25,7 +25,7 @@ const LONGEST_RECORD: usize = 4 * 1024 * 1024;
 
 /// All entries of one archive, in archive order. Of entries with the same name, the last one counts.
 #[derive(Clone, Default)]
-pub struct Toc {
+pub struct TableOfContents {
     /// Records before `records`, on the disk of the cache; `None` when all are in memory.
     head: Option<Arc<SpooledBytes>>,
     /// The records of [`packed`]. Invariant: `len` valid records together with the head.
@@ -40,7 +40,7 @@ pub struct Toc {
     share: Option<Arc<MemoryShare>>,
 }
 
-impl PartialEq for Toc {
+impl PartialEq for TableOfContents {
     fn eq(&self, other: &Self) -> bool {
         let heads = match (&self.head, &other.head) {
             (None, None) => true,
@@ -51,11 +51,11 @@ impl PartialEq for Toc {
     }
 }
 
-impl Eq for Toc {}
+impl Eq for TableOfContents {}
 
-impl Toc {
+impl TableOfContents {
     /// Adds an entry after all others. Of entries with the same name, the last one counts.
-    pub fn push(&mut self, entry: Entry) {
+    pub fn push(&mut self, entry: TocEntry) {
         self.last = self.records.len();
         self.headers = [entry.header, self.headers[0]];
         packed::write(&mut self.records, &entry, self.headers[1]);
@@ -63,9 +63,9 @@ impl Toc {
     }
 
     /// The entries in archive order. All of them have to be in memory, see [`whole`](Self::whole).
-    pub fn iter(&self) -> Iter<'_> {
+    pub fn iter(&self) -> TocIter<'_> {
         assert!(self.head.is_none(), "the head of a table of contents is on disk");
-        Iter::new(&self.records, 0)
+        TocIter::new(&self.records, 0)
     }
 
     /// Whether a part of the table is on disk.
@@ -86,7 +86,7 @@ impl Toc {
             let mut records = Vec::with_capacity(len + self.records.len());
             records.resize(len, 0);
             let read = head.read_at(0, &mut records);
-            read.map_err(|error| ReadError::caused(Fault::Io, "reading a table of contents", error))?;
+            read.map_err(|error| ReadError::caused(FaultClass::Io, "reading a table of contents", error))?;
             records.extend_from_slice(&self.records);
             self.last += len;
             (self.records, self.share) = (records, Some(Arc::new(share)));
@@ -103,12 +103,12 @@ impl Toc {
     }
 
     /// The table with all but its last entry on the disk of `cache`, if it is large.
-    pub(super) fn spooled(mut self, cache: &Cache) -> Result<Self, ReadError> {
+    pub(super) fn spooled(mut self, cache: &BlockCache) -> Result<Self, ReadError> {
         if self.head.is_some() || self.records.len() <= SPOOLED_FROM {
             return Ok(self);
         }
         let head = cache.spooled()?;
-        let failed = |error| ReadError::caused(Fault::Io, "writing a table of contents", error);
+        let failed = |error| ReadError::caused(FaultClass::Io, "writing a table of contents", error);
         head.append(&self.take_head()).map_err(failed)?;
         self.records.shrink_to_fit();
         self.share = None;
@@ -123,7 +123,7 @@ impl Toc {
 
     /// The last entry.
     pub fn last(&self) -> Option<EntryRef<'_>> {
-        Iter::new(&self.records[self.last..], self.headers[1]).next()
+        TocIter::new(&self.records[self.last..], self.headers[1]).next()
     }
 
     /// The number of entries.
@@ -142,7 +142,7 @@ impl Toc {
     }
 }
 
-impl std::fmt::Debug for Toc {
+impl std::fmt::Debug for TableOfContents {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.head {
             None => formatter.debug_list().entries(self.iter()).finish(),
@@ -151,8 +151,8 @@ impl std::fmt::Debug for Toc {
     }
 }
 
-impl FromIterator<Entry> for Toc {
-    fn from_iter<I: IntoIterator<Item = Entry>>(entries: I) -> Self {
+impl FromIterator<TocEntry> for TableOfContents {
+    fn from_iter<I: IntoIterator<Item = TocEntry>>(entries: I) -> Self {
         let mut toc = Self::default();
         for entry in entries {
             toc.push(entry);
@@ -161,53 +161,53 @@ impl FromIterator<Entry> for Toc {
     }
 }
 
-impl Extend<Entry> for Toc {
-    fn extend<I: IntoIterator<Item = Entry>>(&mut self, entries: I) {
+impl Extend<TocEntry> for TableOfContents {
+    fn extend<I: IntoIterator<Item = TocEntry>>(&mut self, entries: I) {
         for entry in entries {
             self.push(entry);
         }
     }
 }
 
-impl<'a> IntoIterator for &'a Toc {
+impl<'a> IntoIterator for &'a TableOfContents {
     type Item = EntryRef<'a>;
-    type IntoIter = Iter<'a>;
+    type IntoIter = TocIter<'a>;
 
-    fn into_iter(self) -> Iter<'a> {
+    fn into_iter(self) -> TocIter<'a> {
         self.iter()
     }
 }
 
-impl Serialize for Toc {
+impl Serialize for TableOfContents {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         packed::serialize(self.head.as_deref(), &self.records, serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for Toc {
+impl<'de> Deserialize<'de> for TableOfContents {
     /// Reads every record once. An unreadable record is an error, whatever the bytes are.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        packed::deserialize(deserializer, Reader::default())
+        packed::deserialize(deserializer, TocReader::default())
     }
 }
 
 /// Builds a table of contents from pieces of its records, each of which is read once.
 #[derive(Default)]
-pub(super) struct Reader<'a> {
-    toc: Toc,
+pub(super) struct TocReader<'a> {
+    toc: TableOfContents,
     /// Offset of the first unread record.
     unread: usize,
     /// The cache to spool to; `None` where all records stay in memory.
-    spool: Option<&'a Cache>,
+    spool: Option<&'a BlockCache>,
     head: Option<SpooledBytes>,
     /// An additional check of every entry; `None` for none.
     check: Option<&'a dyn Fn(&EntryRef<'_>) -> bool>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> TocReader<'a> {
     /// A reader that spools records over the memory limit to the disk of `cache`, and refuses entries that fail
     /// `check`.
-    pub(super) fn spooling(cache: Option<&'a Cache>, check: &'a dyn Fn(&EntryRef<'_>) -> bool) -> Self {
+    pub(super) fn spooling(cache: Option<&'a BlockCache>, check: &'a dyn Fn(&EntryRef<'_>) -> bool) -> Self {
         Self { spool: cache, check: Some(check), ..Self::default() }
     }
 
@@ -237,7 +237,7 @@ impl<'a> Reader<'a> {
     /// Reads the complete records.
     fn look(&mut self) -> Result<(), String> {
         let toc = &mut self.toc;
-        let mut entries = Iter::new(&toc.records[self.unread..], toc.headers[0]);
+        let mut entries = TocIter::new(&toc.records[self.unread..], toc.headers[0]);
         let (mut len, mut last, mut headers) = (toc.len, toc.last, toc.headers);
         loop {
             let at = toc.records.len() - entries.rest();
@@ -258,7 +258,7 @@ impl<'a> Reader<'a> {
         format!("record {} is malformed", self.toc.len)
     }
 
-    fn finish(self) -> Result<Toc, String> {
+    fn finish(self) -> Result<TableOfContents, String> {
         if self.unread < self.toc.records.len() {
             return Err(self.malformed());
         }
@@ -271,11 +271,11 @@ impl<'a> Reader<'a> {
 
 /// One entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct TocEntry {
     /// The name as recorded (after pax and GNU long names), not cleaned. Never contains NUL.
     pub path: Vec<u8>,
     /// Type of the entry, with its type-specific data.
-    pub kind: EntryKind,
+    pub kind: TocEntryKind,
     /// Permission bits, 0 to 0o7777; the file type is in `kind`.
     pub mode: u16,
     /// Numeric owner.
@@ -283,9 +283,9 @@ pub struct Entry {
     /// Numeric group.
     pub gid: u32,
     /// Modification time; may be before 1970 and may have a fraction.
-    pub mtime: Time,
+    pub mtime: UnixTime,
     /// Extended attributes in recorded order, names and values verbatim.
-    pub xattrs: Vec<Xattr>,
+    pub xattrs: Vec<XattrPair>,
     /// Offset of the entry's own header in the uncompressed stream, for error messages.
     pub header: u64,
 }
@@ -296,7 +296,7 @@ pub struct EntryRef<'a> {
     /// The name as recorded (after pax and GNU long names), not cleaned. Never contains NUL.
     pub path: &'a [u8],
     /// Type of the entry, with its type-specific data.
-    pub kind: EntryKind<&'a [u8], Runs<'a>>,
+    pub kind: TocEntryKind<&'a [u8], RunIter<'a>>,
     /// Permission bits, 0 to 0o7777; the file type is in `kind`.
     pub mode: u16,
     /// Numeric owner.
@@ -304,35 +304,35 @@ pub struct EntryRef<'a> {
     /// Numeric group.
     pub gid: u32,
     /// Modification time; may be before 1970 and may have a fraction.
-    pub mtime: Time,
+    pub mtime: UnixTime,
     /// Extended attributes in recorded order, names and values verbatim.
-    pub xattrs: Xattrs<'a>,
+    pub xattrs: XattrIter<'a>,
     /// Offset of the entry's own header in the uncompressed stream, for error messages.
     pub header: u64,
 }
 
 impl EntryRef<'_> {
     /// An owned copy.
-    pub fn to_entry(&self) -> Entry {
+    pub fn to_entry(&self) -> TocEntry {
         let kind = match self.kind {
-            EntryKind::File(Content { size, offset, runs }) => {
-                EntryKind::File(Content { size, offset, runs: runs.map(Iterator::collect) })
+            TocEntryKind::File(FileContent { size, offset, runs }) => {
+                TocEntryKind::File(FileContent { size, offset, runs: runs.map(Iterator::collect) })
             }
-            EntryKind::Directory => EntryKind::Directory,
-            EntryKind::Symlink(target) => EntryKind::Symlink(target.to_vec()),
-            EntryKind::HardLink(target) => EntryKind::HardLink(target.to_vec()),
-            EntryKind::CharDevice(device) => EntryKind::CharDevice(device),
-            EntryKind::BlockDevice(device) => EntryKind::BlockDevice(device),
-            EntryKind::Fifo => EntryKind::Fifo,
+            TocEntryKind::Directory => TocEntryKind::Directory,
+            TocEntryKind::Symlink(target) => TocEntryKind::Symlink(target.to_vec()),
+            TocEntryKind::HardLink(target) => TocEntryKind::HardLink(target.to_vec()),
+            TocEntryKind::CharDevice(device) => TocEntryKind::CharDevice(device),
+            TocEntryKind::BlockDevice(device) => TocEntryKind::BlockDevice(device),
+            TocEntryKind::Fifo => TocEntryKind::Fifo,
         };
         let Self { path, mode, uid, gid, mtime, xattrs, header, .. } = *self;
         let xattrs = xattrs.map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
-        Entry { path: path.to_vec(), kind, mode, uid, gid, mtime, xattrs, header }
+        TocEntry { path: path.to_vec(), kind, mode, uid, gid, mtime, xattrs, header }
     }
 }
 
 /// An extended attribute: name, value.
-pub type Xattr = (Vec<u8>, Vec<u8>);
+pub type XattrPair = (Vec<u8>, Vec<u8>);
 
 /// Whether the name of an extended attribute is in a namespace of Linux. No program could read others, such as
 /// those without a namespace that archives from macOS record.
@@ -343,7 +343,7 @@ pub fn has_namespace(name: &[u8]) -> bool {
 
 /// A point in time as `secs + nanos / 1e9` since 1970. Invariant: `nanos < 1_000_000_000`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time {
+pub struct UnixTime {
     /// Whole seconds, rounded towards the past.
     pub secs: i64,
     /// Nanoseconds after `secs`.
@@ -352,9 +352,9 @@ pub struct Time {
 
 /// The type of an entry with its type-specific data. `T` holds a link target, `R` the runs of a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryKind<T = Vec<u8>, R = Vec<Run>> {
+pub enum TocEntryKind<T = Vec<u8>, R = Vec<SparseRun>> {
     /// A regular file.
-    File(Content<R>),
+    File(FileContent<R>),
     /// A directory.
     Directory,
     /// A symbolic link and its target, verbatim.
@@ -362,16 +362,16 @@ pub enum EntryKind<T = Vec<u8>, R = Vec<Run>> {
     /// Another name for the entry at this path.
     HardLink(T),
     /// A character device.
-    CharDevice(Device),
+    CharDevice(DeviceNumber),
     /// A block device.
-    BlockDevice(Device),
+    BlockDevice(DeviceNumber),
     /// A named pipe.
     Fifo,
 }
 
 /// A device number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Device {
+pub struct DeviceNumber {
     /// Driver number.
     pub major: u32,
     /// Unit number.
@@ -380,7 +380,7 @@ pub struct Device {
 
 /// The location of a regular file's bytes in the uncompressed stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Content<R = Vec<Run>> {
+pub struct FileContent<R = Vec<SparseRun>> {
     /// The size of the file, in bytes.
     pub size: u64,
     /// Stream offset of the first stored byte.
@@ -392,14 +392,14 @@ pub struct Content<R = Vec<Run>> {
 
 /// One run of data in a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct SparseRun {
     /// Offset in the file.
     pub offset: u64,
     /// Length in bytes.
     pub len: u64,
 }
 
-impl Content {
+impl FileContent {
     /// Number of bytes stored in the stream.
     pub fn stored(&self) -> u64 {
         self.runs
@@ -408,7 +408,7 @@ impl Content {
     }
 }
 
-impl Content<Runs<'_>> {
+impl FileContent<RunIter<'_>> {
     /// Number of bytes stored in the stream.
     pub fn stored(&self) -> u64 {
         self.runs.map_or(self.size, |runs| runs.fold(0, |sum, run| sum.saturating_add(run.len)))

@@ -4,11 +4,11 @@
 //! to a tenth of those. The rest of the window is zeroed and vanishes in compression. If the data cannot be parsed,
 //! the whole window is stored. Codes and lengths are parsed, but no output is produced.
 
-use super::packed_window::{WINDOW, Window};
+use super::packed_window::{PackedWindow, WINDOW};
 
 /// The stored bytes where decoding would start.
 #[derive(Clone, Copy, Debug)]
-pub struct Following<'a> {
+pub struct DecodeState<'a> {
     /// Stored bytes from the checkpoint on, including the byte before when `bits` is not zero.
     pub data: &'a [u8],
     /// Number of the highest bits of the first byte of `data` that belong to the data: 0 for all of them.
@@ -20,7 +20,7 @@ pub struct Following<'a> {
 pub const FOLLOWING: usize = 48 * 1024;
 
 /// Packs the bytes of `window` to which `following` refers; `window` are the stream bytes before it.
-pub fn pack(mut window: Vec<u8>, following: Following<'_>) -> Window {
+pub fn pack(mut window: Vec<u8>, following: DecodeState<'_>) -> PackedWindow {
     if let Some(used) = referred(window.len(), following) {
         let first = used.iter().position(|&used| used).unwrap_or(window.len());
         for (byte, used) in window.iter_mut().zip(&used) {
@@ -31,17 +31,17 @@ pub fn pack(mut window: Vec<u8>, following: Following<'_>) -> Window {
         // Distances count from the end, so unused bytes can be removed from the start.
         window.drain(..first);
     }
-    Window::pack(&window)
+    PackedWindow::pack(&window)
 }
 
 /// Marks the referenced ones of the `len` bytes before `following`; `None` if the data cannot be parsed.
-fn referred(len: usize, following: Following<'_>) -> Option<Vec<bool>> {
-    let mut bits = Bits { data: following.data, at: 0, held: 0, count: 0 };
+fn referred(len: usize, following: DecodeState<'_>) -> Option<Vec<bool>> {
+    let mut bits = BitReader { data: following.data, at: 0, held: 0, count: 0 };
     if following.bits > 0 {
         bits.take(8 - u32::from(following.bits.min(7)))?;
     }
-    let mut marks = Marks { used: vec![false; len], at: 0 };
-    let mut tables = Tables::default();
+    let mut marks = WindowMarks { used: vec![false; len], at: 0 };
+    let mut tables = BlockCodes::default();
     loop {
         let is_last = bits.take(1)? == 1;
         match bits.take(2)? {
@@ -70,12 +70,12 @@ fn referred(len: usize, following: Following<'_>) -> Option<Vec<bool>> {
 }
 
 /// The offset in the stream after the checkpoint, and marks of the referenced bytes before the checkpoint.
-struct Marks {
+struct WindowMarks {
     used: Vec<bool>,
     at: usize,
 }
 
-impl Marks {
+impl WindowMarks {
     fn copy(&mut self, len: usize, distance: usize) -> Option<()> {
         if let Some(before) = distance.checked_sub(self.at).filter(|&before| before > 0) {
             let start = self.used.len().checked_sub(before)?;
@@ -88,7 +88,7 @@ impl Marks {
 }
 
 /// Parses one block of codes, at most as far as it can refer to the window.
-fn block(bits: &mut Bits<'_>, tables: &Tables, marks: &mut Marks) -> Option<()> {
+fn block(bits: &mut BitReader<'_>, tables: &BlockCodes, marks: &mut WindowMarks) -> Option<()> {
     while marks.at < WINDOW {
         match tables.literals.decode(bits)? {
             0..=255 => marks.at += 1,
@@ -107,7 +107,7 @@ fn block(bits: &mut Bits<'_>, tables: &Tables, marks: &mut Marks) -> Option<()> 
 }
 
 /// The input as bits, lowest first.
-struct Bits<'a> {
+struct BitReader<'a> {
     data: &'a [u8],
     at: usize,
     /// Invariant: bits from `count` on are zero.
@@ -115,7 +115,7 @@ struct Bits<'a> {
     count: u32,
 }
 
-impl Bits<'_> {
+impl BitReader<'_> {
     fn fill(&mut self) {
         while self.count <= 56 {
             let Some(&byte) = self.data.get(self.at) else { return };
@@ -155,7 +155,7 @@ const LONGEST: usize = 15;
 const QUICK: u32 = 9;
 
 /// A canonical Huffman code.
-struct Code {
+struct HuffmanCode {
     /// Symbol and length by the next `QUICK` bits; length 0 for a longer code.
     quick: Vec<(u16, u8)>,
     /// Number of codes of each length.
@@ -164,13 +164,13 @@ struct Code {
     symbols: Vec<u16>,
 }
 
-impl Default for Code {
+impl Default for HuffmanCode {
     fn default() -> Self {
         Self { quick: vec![(0, 0); 1 << QUICK], counts: [0; LONGEST + 1], symbols: Vec::new() }
     }
 }
 
-impl Code {
+impl HuffmanCode {
     /// Sets the code from the lengths of its symbols in bits; `None` when there are more codes than fit.
     fn set(&mut self, lengths: &[u8]) -> Option<()> {
         self.counts = [0; LONGEST + 1];
@@ -206,7 +206,7 @@ impl Code {
         Some(())
     }
 
-    fn decode(&self, bits: &mut Bits<'_>) -> Option<u16> {
+    fn decode(&self, bits: &mut BitReader<'_>) -> Option<u16> {
         if bits.count < LONGEST as u32 {
             bits.fill();
         }
@@ -232,12 +232,12 @@ impl Code {
 
 /// The two codes of a block.
 #[derive(Default)]
-struct Tables {
-    literals: Code,
-    distances: Code,
+struct BlockCodes {
+    literals: HuffmanCode,
+    distances: HuffmanCode,
 }
 
-impl Tables {
+impl BlockCodes {
     /// Sets the fixed codes (RFC 1951, 3.2.6).
     fn fixed(&mut self) -> Option<()> {
         let mut lengths = [8; 288];
@@ -248,7 +248,7 @@ impl Tables {
     }
 
     /// Reads the dynamic codes (RFC 1951, 3.2.7).
-    fn read(&mut self, bits: &mut Bits<'_>) -> Option<()> {
+    fn read(&mut self, bits: &mut BitReader<'_>) -> Option<()> {
         const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
         let literals = bits.take(5)? as usize + 257;
         let distances = bits.take(5)? as usize + 1;
@@ -352,9 +352,9 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::codec::{Decoder, Step, Stops};
-    use super::super::sniff::Encoding;
-    use super::super::span::{Piece, Resume};
+    use super::super::codec::{DecodeStep, StopPolicy, UnitDecoder};
+    use super::super::sniff::StreamEncoding;
+    use super::super::span::{LayerPiece, ResumePoint};
     use super::*;
     use crate::io::ByteRange;
 
@@ -366,7 +366,7 @@ mod tests {
         let bits: Vec<u8> = code.bytes().map(|bit| bit - b'0').collect();
         let data: Vec<u8> =
             bits.chunks(8).map(|byte| byte.iter().enumerate().map(|(at, bit)| bit << at).sum()).collect();
-        let following = Following { data: &data, bits: 0 };
+        let following = DecodeState { data: &data, bits: 0 };
         assert_eq!(referred(8, following).unwrap(), [false, false, false, true, true, true, false, false]);
         assert_eq!(pack(b"abcdefgh".to_vec(), following).unpack().unwrap(), b"def\0\0");
         assert_eq!(referred(4, following), None, "it refers to more than there is");
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn what_is_not_understood_keeps_the_whole_window() {
         for data in [&[][..], &[0xff; 10], &[0x07], &[0x04, 0xff, 0xff]] {
-            let following = Following { data, bits: 0 };
+            let following = DecodeState { data, bits: 0 };
             assert_eq!(pack(b"window".to_vec(), following).unpack().unwrap(), b"window", "{data:?}");
         }
     }
@@ -407,34 +407,34 @@ mod tests {
                 stored.extend(encoder.finish().unwrap());
             }
             let whole = parts.concat();
-            let mut decoder = Decoder::new(Encoding::Gzip, 0).unwrap().unwrap();
+            let mut decoder = UnitDecoder::new(StreamEncoding::Gzip, 0).unwrap().unwrap();
             let (mut at, mut out) = (0, vec![0; whole.len() + 1]);
             let mut produced = 0;
             loop {
-                let step = decoder.step_to(&stored[at..], &mut out[produced..], Stops::Blocks).unwrap();
+                let step = decoder.step_to(&stored[at..], &mut out[produced..], StopPolicy::Blocks).unwrap();
                 at += step.consumed;
                 produced += step.produced;
                 if let Some((bits, byte)) = decoder.at_block() {
                     let from = at - usize::from(bits > 0);
                     prop_assert!(bits == 0 || stored[from] == byte);
-                    let following = Following { data: &stored[from..], bits };
+                    let following = DecodeState { data: &stored[from..], bits };
                     let window = decoder.window().unwrap();
                     prop_assert!(referred(window.len(), following).is_some(), "data that is not understood");
-                    let resume = Resume::Block { bits, window: pack(window, following) };
+                    let resume = ResumePoint::Block { bits, window: pack(window, following) };
                     let range = |start, end: usize| ByteRange::new(start as u64, end as u64);
-                    let piece = Piece {
+                    let piece = LayerPiece {
                         stored: range(from, stored.len()),
                         stream: range(produced, whole.len()),
                         resume,
                     };
-                    let mut again = Decoder::resume(Encoding::Gzip, &piece).unwrap().unwrap();
+                    let mut again = UnitDecoder::resume(StreamEncoding::Gzip, &piece).unwrap().unwrap();
                     let mut rest = vec![0; whole.len() - produced + 1];
                     let (mut taken, mut got) = (from, 0);
                     loop {
                         let step = again.step(&stored[taken..], &mut rest[got..]).unwrap();
                         taken += step.consumed;
                         got += step.produced;
-                        if step == Step::default() {
+                        if step == DecodeStep::default() {
                             break;
                         }
                     }
@@ -442,7 +442,7 @@ mod tests {
                     prop_assert_eq!(again.offset(), stored.len() as u64);
                     prop_assert!(rest[..got] == whole[produced..], "from a block at {}", produced);
                 }
-                if step == Step::default() {
+                if step == DecodeStep::default() {
                     break;
                 }
             }
@@ -451,7 +451,7 @@ mod tests {
 
         #[test]
         fn any_bytes_come_to_an_end(data in prop::collection::vec(any::<u8>(), 0..300), bits in 0u8..8, len in 0usize..WINDOW) {
-            referred(len, Following { data: &data, bits });
+            referred(len, DecodeState { data: &data, bits });
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use liblzma::stream::{Action, Error, Status, Stream};
 
-use super::codec::{Place, Step, Windows};
+use super::codec::{DecodeStep, StepEnd, WindowLimits};
 
 /// The first bytes of a stream.
 pub(super) const MAGIC: &[u8] = b"\xfd7zXZ\0";
@@ -24,12 +24,12 @@ const BESIDE_DICTIONARY: u64 = 1 << 20;
 const LZMA2: u64 = 0x21;
 
 /// The state of an xz decoder.
-pub(super) struct Xz {
+pub(super) struct XzDecoder {
     /// The decoder of the current block; `None` outside of a block.
     block: Option<Stream>,
-    part: Part,
+    part: XzPart,
     /// Maximum dictionary: `xz -6` uses 8 MiB, and `xz -9` 64 MiB.
-    windows: Windows,
+    windows: WindowLimits,
     /// The type of check of the blocks of this stream.
     check: u8,
     /// Gathered bytes, processed once the part is complete.
@@ -38,7 +38,7 @@ pub(super) struct Xz {
 
 /// The part of the container that the next stored byte belongs to.
 #[derive(Clone, Copy)]
-enum Part {
+enum XzPart {
     StreamHeader,
     /// A block header of `len` bytes, or the index indicator in its place.
     BlockHeader {
@@ -57,7 +57,7 @@ enum Part {
     Tail {
         left: u64,
     },
-    Index(Index),
+    Index(XzIndex),
     /// The checksum of the index.
     IndexSum {
         crc: u32,
@@ -71,7 +71,7 @@ enum Part {
 
 /// Progress in the index, the list of the sizes of all blocks.
 #[derive(Clone, Copy)]
-struct Index {
+struct XzIndex {
     /// Remaining numbers; `None` before their count is complete.
     left: Option<u64>,
     number: u64,
@@ -80,10 +80,10 @@ struct Index {
     crc: u32,
 }
 
-impl Xz {
+impl XzDecoder {
     /// For the start of a stream.
-    pub(super) fn new(windows: Windows) -> Self {
-        Self { block: None, part: Part::Padding { len: 0 }, windows, check: 0, some: Vec::new() }
+    pub(super) fn new(windows: WindowLimits) -> Self {
+        Self { block: None, part: XzPart::Padding { len: 0 }, windows, check: 0, some: Vec::new() }
     }
 
     /// For the start of a block in a stream with this type of check.
@@ -91,36 +91,38 @@ impl Xz {
         if check > 15 {
             return Err(format!("there is no check {check}"));
         }
-        Ok(Self { check, part: Part::BlockHeader { len: 1 }, ..Self::new(Windows::Large) })
+        Ok(Self { check, part: XzPart::BlockHeader { len: 1 }, ..Self::new(WindowLimits::Large) })
     }
 
     /// One step, and its end.
-    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), XzError> {
+    pub(super) fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<(DecodeStep, StepEnd), XzError> {
         match self.part {
-            Part::Control { .. } | Part::Chunk { .. } | Part::Tail { .. } => self.step_block(input, output),
-            Part::StreamHeader => self.gather(input, HEADER, |it, header| {
+            XzPart::Control { .. } | XzPart::Chunk { .. } | XzPart::Tail { .. } => {
+                self.step_block(input, output)
+            }
+            XzPart::StreamHeader => self.gather(input, HEADER, |it, header| {
                 it.check = check_of(header).ok_or("its stream header is broken")?;
-                it.part = Part::BlockHeader { len: 1 };
-                Ok(Place::Inside)
+                it.part = XzPart::BlockHeader { len: 1 };
+                Ok(StepEnd::Inside)
             }),
-            Part::BlockHeader { len } => self.gather(input, len, |it, header| it.block_header(header)),
-            Part::Index(index) => self.step_index(index, input),
-            Part::IndexSum { crc } => self.gather(input, 4, |it, sum| {
+            XzPart::BlockHeader { len } => self.gather(input, len, |it, header| it.block_header(header)),
+            XzPart::Index(index) => self.step_index(index, input),
+            XzPart::IndexSum { crc } => self.gather(input, 4, |it, sum| {
                 if *sum != crc.to_le_bytes() {
                     return Err("its index does not match its checksum".into());
                 }
-                it.part = Part::Footer;
-                Ok(Place::Inside)
+                it.part = XzPart::Footer;
+                Ok(StepEnd::Inside)
             }),
-            Part::Footer => self.gather(input, HEADER, |it, footer| {
+            XzPart::Footer => self.gather(input, HEADER, |it, footer| {
                 let crc = crc32(&footer[4..10]).to_le_bytes();
                 if !footer.ends_with(END_MAGIC) || footer[..4] != crc || footer[8..10] != [0, it.check] {
                     return Err("its stream footer is broken".into());
                 }
-                it.part = Part::Padding { len: 0 };
-                Ok(Place::Unit)
+                it.part = XzPart::Padding { len: 0 };
+                Ok(StepEnd::Unit)
             }),
-            Part::Padding { len } => {
+            XzPart::Padding { len } => {
                 let zeros = input.iter().take_while(|byte| **byte == 0).count();
                 let len = len + zeros as u64;
                 let is_whole = len.is_multiple_of(4);
@@ -128,15 +130,15 @@ impl Xz {
                     if !is_whole {
                         return Err("its padding is broken".into());
                     }
-                    self.part = Part::StreamHeader;
+                    self.part = XzPart::StreamHeader;
                 } else {
-                    self.part = Part::Padding { len };
+                    self.part = XzPart::Padding { len };
                 }
-                let place = if is_whole && zeros == input.len() { Place::Unit } else { Place::Inside };
+                let place = if is_whole && zeros == input.len() { StepEnd::Unit } else { StepEnd::Inside };
                 if zeros == 0 && !input.is_empty() {
                     return self.step(input, output);
                 }
-                Ok((Step { consumed: zeros, produced: 0 }, place))
+                Ok((DecodeStep { consumed: zeros, produced: 0 }, place))
             }
         }
     }
@@ -146,30 +148,30 @@ impl Xz {
         &mut self,
         input: &[u8],
         len: usize,
-        look: impl FnOnce(&mut Self, &[u8]) -> Result<Place, XzError>,
-    ) -> Result<(Step, Place), XzError> {
+        look: impl FnOnce(&mut Self, &[u8]) -> Result<StepEnd, XzError>,
+    ) -> Result<(DecodeStep, StepEnd), XzError> {
         let consumed = input.len().min(len - self.some.len());
         self.some.extend_from_slice(&input[..consumed]);
-        let step = Step { consumed, produced: 0 };
+        let step = DecodeStep { consumed, produced: 0 };
         if self.some.len() < len {
-            return Ok((step, Place::Inside));
+            return Ok((step, StepEnd::Inside));
         }
         let some = std::mem::take(&mut self.some);
         let place = look(self, &some)?;
         Ok((step, place))
     }
 
-    fn block_header(&mut self, header: &[u8]) -> Result<Place, XzError> {
+    fn block_header(&mut self, header: &[u8]) -> Result<StepEnd, XzError> {
         match *header {
             [0] => {
                 let crc = crc_step(CRC_START, 0);
-                self.part = Part::Index(Index { left: None, number: 0, shift: 0, passed: 1, crc });
-                return Ok(Place::Inside);
+                self.part = XzPart::Index(XzIndex { left: None, number: 0, shift: 0, passed: 1, crc });
+                return Ok(StepEnd::Inside);
             }
             [size] => {
                 self.some.push(size);
-                self.part = Part::BlockHeader { len: (usize::from(size) + 1) * 4 };
-                return Ok(Place::Inside);
+                self.part = XzPart::BlockHeader { len: (usize::from(size) + 1) * 4 };
+                return Ok(StepEnd::Inside);
             }
             _ => {}
         }
@@ -185,14 +187,14 @@ impl Xz {
             return Err("the header of a block is broken".into());
         }
         self.block = Some(block);
-        self.part = Part::Control { len: 1, passed: 0 };
-        Ok(Place::Inside)
+        self.part = XzPart::Control { len: 1, passed: 0 };
+        Ok(StepEnd::Inside)
     }
 
-    fn step_block(&mut self, input: &[u8], output: &mut [u8]) -> Result<(Step, Place), XzError> {
+    fn step_block(&mut self, input: &[u8], output: &mut [u8]) -> Result<(DecodeStep, StepEnd), XzError> {
         let most = match self.part {
-            Part::Control { len, .. } => (len - self.some.len()) as u64,
-            Part::Chunk { left, .. } | Part::Tail { left } => left,
+            XzPart::Control { len, .. } => (len - self.some.len()) as u64,
+            XzPart::Chunk { left, .. } | XzPart::Tail { left } => left,
             _ => 0,
         };
         let input = &input[..input.len().min(usize::try_from(most).unwrap_or(usize::MAX))];
@@ -203,7 +205,7 @@ impl Xz {
             Status::StreamEnd | Status::GetCheck => return Err("a block ends too early".into()),
         }
         // Both are at most the lengths of buffers.
-        let step = Step {
+        let step = DecodeStep {
             consumed: (block.total_in() - before.0) as usize,
             produced: (block.total_out() - before.1) as usize,
         };
@@ -212,52 +214,52 @@ impl Xz {
     }
 
     /// Follows the block bytes that the library consumed.
-    fn passed(&mut self, taken: &[u8]) -> Result<Place, XzError> {
+    fn passed(&mut self, taken: &[u8]) -> Result<StepEnd, XzError> {
         let count = taken.len() as u64;
         self.part = match self.part {
-            Part::Control { len, passed } => {
+            XzPart::Control { len, passed } => {
                 self.some.extend_from_slice(taken);
                 let passed = passed + count;
                 if self.some.len() < len || taken.is_empty() {
-                    Part::Control { len, passed }
+                    XzPart::Control { len, passed }
                 } else {
                     self.control(passed)
                 }
             }
-            Part::Chunk { left, passed } if left > count => {
-                Part::Chunk { left: left - count, passed: passed + count }
+            XzPart::Chunk { left, passed } if left > count => {
+                XzPart::Chunk { left: left - count, passed: passed + count }
             }
-            Part::Chunk { passed, .. } => Part::Control { len: 1, passed: passed + count },
-            Part::Tail { left } => Part::Tail { left: left - count },
+            XzPart::Chunk { passed, .. } => XzPart::Control { len: 1, passed: passed + count },
+            XzPart::Tail { left } => XzPart::Tail { left: left - count },
             other => other,
         };
-        if let Part::Tail { left: 0 } = self.part {
+        if let XzPart::Tail { left: 0 } = self.part {
             self.block = None;
-            self.part = Part::BlockHeader { len: 1 };
-            return Ok(Place::Block(self.check));
+            self.part = XzPart::BlockHeader { len: 1 };
+            return Ok(StepEnd::Block(self.check));
         }
-        Ok(Place::Inside)
+        Ok(StepEnd::Inside)
     }
 
     /// The part after a chunk header. The library has validated the header.
-    fn control(&mut self, passed: u64) -> Part {
+    fn control(&mut self, passed: u64) -> XzPart {
         let number = |at: usize| u64::from(u16::from_be_bytes([self.some[at], self.some[at + 1]]));
         let len = match (self.some[0], self.some.len()) {
             (0, _) => None,
             (1..=0x7f, 3) => Some(number(1) + 1),
-            (1..=0x7f, _) => return Part::Control { len: 3, passed },
+            (1..=0x7f, _) => return XzPart::Control { len: 3, passed },
             // The properties byte, if present, counts as data.
             (control, 5) => Some(number(3) + 1 + u64::from(control >= 0xc0)),
-            _ => return Part::Control { len: 5, passed },
+            _ => return XzPart::Control { len: 5, passed },
         };
         self.some.clear();
         match len {
-            Some(left) => Part::Chunk { left, passed },
-            None => Part::Tail { left: passed.next_multiple_of(4) - passed + check_len(self.check) },
+            Some(left) => XzPart::Chunk { left, passed },
+            None => XzPart::Tail { left: passed.next_multiple_of(4) - passed + check_len(self.check) },
         }
     }
 
-    fn step_index(&mut self, mut index: Index, input: &[u8]) -> Result<(Step, Place), XzError> {
+    fn step_index(&mut self, mut index: XzIndex, input: &[u8]) -> Result<(DecodeStep, StepEnd), XzError> {
         let mut consumed = 0;
         for &byte in input {
             if index.left == Some(0) && index.passed.is_multiple_of(4) {
@@ -285,11 +287,11 @@ impl Xz {
             }
         }
         self.part = if index.left == Some(0) && index.passed.is_multiple_of(4) {
-            Part::IndexSum { crc: !index.crc }
+            XzPart::IndexSum { crc: !index.crc }
         } else {
-            Part::Index(index)
+            XzPart::Index(index)
         };
-        Ok((Step { consumed, produced: 0 }, Place::Inside))
+        Ok((DecodeStep { consumed, produced: 0 }, StepEnd::Inside))
     }
 }
 

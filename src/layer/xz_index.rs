@@ -6,8 +6,8 @@
 use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
 
 use super::pass::most_stream;
-use super::sniff::Encoding;
-use super::span::{Resume, SpanMap, SpanRecorder, SpanStart};
+use super::sniff::StreamEncoding;
+use super::span::{ResumePoint, SpanMap, SpanRecorder, SpanStart};
 use super::xz::{END_MAGIC, HEADER, check_of, crc32, varint};
 
 /// Maximum index in bytes: a million blocks.
@@ -32,15 +32,15 @@ pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u
 /// pass.
 pub(super) async fn spans<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<SpanMap>, ReadError> {
     let Some(streams) = streams(blob).await? else { return Ok(None) };
-    let mut recorder = SpanRecorder::new(Encoding::Xz);
+    let mut recorder = SpanRecorder::new(StreamEncoding::Xz);
     let mut stream = 0u64;
-    for Listed { start, check, blocks, .. } in streams {
+    for ListedStream { start, check, blocks, .. } in streams {
         // The first block is decoded from the header of its stream.
         recorder.unit(start, stream);
         let mut stored = start + HEADER as u64;
         for (number, (unpadded, size)) in blocks.into_iter().enumerate() {
             if number > 0 {
-                recorder.start(SpanStart { stored, stream, resume: Resume::Inner { shape: check } });
+                recorder.start(SpanStart { stored, stream, resume: ResumePoint::Inner { shape: check } });
             }
             // The sums of the stored sizes were checked against the size of the blob.
             stored += unpadded.next_multiple_of(4);
@@ -54,7 +54,7 @@ pub(super) async fn spans<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<SpanMap
 }
 
 /// A stream of the blob, from its index.
-struct Listed {
+struct ListedStream {
     /// Offset of its header.
     start: u64,
     /// Decoded bytes of all its blocks.
@@ -66,7 +66,7 @@ struct Listed {
 }
 
 /// All streams of `blob` in order; `None` when they are not adjacent.
-async fn streams<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<Vec<Listed>>, ReadError> {
+async fn streams<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<Vec<ListedStream>>, ReadError> {
     let (mut end, mut found, mut blocks) = (blob.size(), Vec::new(), 0);
     while end > 0 {
         let Some(stream) = last_stream(blob, end).await? else { return Ok(None) };
@@ -82,7 +82,7 @@ async fn streams<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<Vec<Listed>>, Re
 }
 
 /// The stream that ends at `end`, including its padding.
-async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<Listed>, ReadError> {
+async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<ListedStream>, ReadError> {
     let tail = read_vec(blob, ByteRange::new(end.saturating_sub(TAIL), end)).await?;
     let padding = tail.iter().rev().take_while(|byte| **byte == 0).count();
     let (end, tail) = (end - padding as u64, &tail[..tail.len() - padding]);
@@ -101,7 +101,7 @@ async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<Li
     };
     let header = read_vec(blob, ByteRange::at(start, HEADER as u64)).await?;
     let check = check_of(&header).filter(|check| footer[8..10] == [0, *check]);
-    Ok(check.map(|check| Listed { start, size, check, blocks }))
+    Ok(check.map(|check| ListedStream { start, size, check, blocks }))
 }
 
 /// Stored bytes without padding and decoded bytes of each block in an index.

@@ -16,7 +16,7 @@ const READ: u64 = 256 * 1024;
 
 /// The total decoded size of all frames of `blob`; `None` when a frame does not record its size, or is broken.
 pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u64>, ReadError> {
-    let mut bytes = Window { blob, start: 0, bytes: Vec::new() };
+    let mut bytes = FrameWindow { blob, start: 0, bytes: Vec::new() };
     let (mut at, mut total) = (0u64, 0u64);
     while at < blob.size() {
         let Some((next, content)) = frame(&mut bytes, at).await? else { return Ok(None) };
@@ -28,7 +28,7 @@ pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u
 
 /// The end of the frame at `at`, and its decoded size.
 async fn frame<R: ReadAt + ?Sized>(
-    bytes: &mut Window<'_, R>,
+    bytes: &mut FrameWindow<'_, R>,
     at: u64,
 ) -> Result<Option<(u64, u64)>, ReadError> {
     let header = bytes.get(at, HEADER).await?;
@@ -82,13 +82,13 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 /// The stored bytes around the last header.
-struct Window<'a, R: ?Sized> {
+struct FrameWindow<'a, R: ?Sized> {
     blob: &'a R,
     start: u64,
     bytes: Vec<u8>,
 }
 
-impl<R: ReadAt + ?Sized> Window<'_, R> {
+impl<R: ReadAt + ?Sized> FrameWindow<'_, R> {
     /// `len` bytes at `at`, fewer at the end of the blob.
     async fn get(&mut self, at: u64, len: u64) -> Result<Vec<u8>, ReadError> {
         let want = ByteRange::at(at, len).intersect(ByteRange::new(0, self.blob.size()));
@@ -108,10 +108,10 @@ impl<R: ReadAt + ?Sized> Window<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::Memory;
+    use crate::io::MemoryReader;
 
     async fn size(stored: Vec<u8>) -> Option<u64> {
-        stream_size(&Memory::new(stored)).await.unwrap()
+        stream_size(&MemoryReader::new(stored)).await.unwrap()
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Errors of the library API.
 
 use crate::image::ImageError;
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::oci::OciError;
 use crate::view::ViewError;
 
@@ -35,13 +35,13 @@ impl Error {
     }
 
     /// The party at fault: the caller, the author of the bytes, the registry, the network, or this machine.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             Error::Name(error) => error.fault(),
             Error::Image(error) => error.fault(),
             Error::View(error) => error.fault(),
             Error::Read(error) => error.fault(),
-            Error::Directory { .. } => Fault::Io,
+            Error::Directory { .. } => FaultClass::Io,
         }
     }
 }

@@ -62,14 +62,14 @@ use std::sync::Arc;
 
 pub use error::Error;
 pub use options::Options;
-pub use tree::{Directory, Entry, File};
+pub use tree::{Directory, DirectoryEntry, File};
 
-use crate::cache::{Cache, default_directory};
-use crate::image::{Family, ImageError, OpenOptions};
+use crate::cache::{BlockCache, default_directory};
+use crate::image::{ImageError, ImageSet, OpenOptions};
 use crate::oci::Digest;
-use crate::registry::Registry;
-use crate::source::Location;
-use crate::view::{Namespace, Scope};
+use crate::registry::RegistryClient;
+use crate::source::ImageLocation;
+use crate::view::{MountNamespace, ViewScope};
 
 /// An opened image, index or artifact. Cheap to clone; usable from any number of tasks at once.
 ///
@@ -77,7 +77,7 @@ use crate::view::{Namespace, Scope};
 /// the directory that all commands and mounts of this user share, and verified against its digest.
 #[derive(Clone)]
 pub struct Image {
-    namespace: Arc<Namespace>,
+    namespace: Arc<MountNamespace>,
 }
 
 impl Image {
@@ -86,22 +86,22 @@ impl Image {
     /// # Errors
     /// If the reference is invalid, names nothing, or is unavailable; [`Error::fault`] gives the party at fault.
     pub async fn open(reference: &str, options: Options) -> Result<Self, Error> {
-        let (registry, cache) = (Registry::new(options.registry), options.cache);
+        let (registry, cache) = (RegistryClient::new(options.registry), options.cache);
         let registry = registry.map_err(|error| ImageError::Source(error.into()))?;
-        let location = reference.parse::<Location>()?.absolute().map_err(Error::directory)?;
+        let location = reference.parse::<ImageLocation>()?.absolute().map_err(Error::directory)?;
         let location = match location {
-            Location::Registry(short) => {
-                Location::Registry(registry.expand(&short).map_err(|error| ImageError::Source(error.into()))?)
-            }
+            ImageLocation::Registry(short) => ImageLocation::Registry(
+                registry.expand(&short).map_err(|error| ImageError::Source(error.into()))?,
+            ),
             other => other,
         };
         let dir = match cache {
             Some(dir) => dir,
             None => default_directory().map_err(Error::directory)?,
         };
-        let cache = Cache::open_limited(&dir, options.limit).map_err(ImageError::Cache)?;
-        let family = Family::open(&OpenOptions { location, ..options.open }, &registry, cache).await?;
-        Ok(Self { namespace: Arc::new(Namespace::open(Arc::new(family), &Scope::default()).await?) })
+        let cache = BlockCache::open_limited(&dir, options.limit).map_err(ImageError::Cache)?;
+        let family = ImageSet::open(&OpenOptions { location, ..options.open }, &registry, cache).await?;
+        Ok(Self { namespace: Arc::new(MountNamespace::open(Arc::new(family), &ViewScope::default()).await?) })
     }
 
     /// The reference with its digest.
@@ -160,12 +160,12 @@ impl Image {
     }
 
     /// The namespace of this image, for [`mount`](crate::mount::mount()).
-    pub fn namespace(&self) -> &Arc<Namespace> {
+    pub fn namespace(&self) -> &Arc<MountNamespace> {
         &self.namespace
     }
 
     /// The image set behind the reference, with its metadata.
-    pub fn family(&self) -> &Arc<Family> {
+    pub fn family(&self) -> &Arc<ImageSet> {
         self.namespace.family()
     }
 }

@@ -3,20 +3,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cache::{Limit, Verify};
-use crate::image::{Network, OpenOptions, Platforms};
-use crate::oci::{Condition, Glob, Platform, PublicKey};
-use crate::registry::{self, Credential};
-use crate::source::{LayoutChoice, Location};
+use crate::cache::{SizeLimit, VerifyMode};
+use crate::image::{NetworkAccess, OpenOptions, PlatformScope};
+use crate::oci::{EntryCondition, GlobPattern, Platform, PublicKey};
+use crate::registry::{self, UserCredential};
+use crate::source::{ImageLocation, LayoutChoice};
 
 /// Options for opening a reference. The defaults are those of the command line.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Options {
     pub(super) open: OpenOptions,
-    pub(super) registry: registry::Options,
+    pub(super) registry: registry::RegistryOptions,
     pub(super) cache: Option<PathBuf>,
-    pub(super) limit: Limit,
+    pub(super) limit: SizeLimit,
 }
 
 impl Default for Options {
@@ -29,29 +29,29 @@ impl Options {
     /// The defaults.
     pub fn new() -> Self {
         // A placeholder; `Image::open` sets the location.
-        let nowhere = Location::Layout { directory: PathBuf::new(), choice: LayoutChoice::Only };
+        let nowhere = ImageLocation::Layout { directory: PathBuf::new(), choice: LayoutChoice::Only };
         Self {
             open: OpenOptions::new(nowhere),
-            registry: registry::Options::default(),
+            registry: registry::RegistryOptions::default(),
             cache: None,
-            limit: Limit::default(),
+            limit: SizeLimit::default(),
         }
     }
 
     /// The platform to choose from an index.
     pub fn platform(mut self, platform: Platform) -> Self {
-        self.open.platforms = Platforms::One(platform);
+        self.open.platforms = PlatformScope::One(platform);
         self
     }
 
     /// Opens every manifest of an index, each in a directory of its own below `platforms/`.
     pub fn all_platforms(mut self) -> Self {
-        self.open.platforms = Platforms::All;
+        self.open.platforms = PlatformScope::All;
         self
     }
 
     /// Opens only the entries of an index that match; repeatable.
-    pub fn select(mut self, condition: Condition) -> Self {
+    pub fn select(mut self, condition: EntryCondition) -> Self {
         self.open.select.push(condition);
         self
     }
@@ -63,25 +63,25 @@ impl Options {
     }
 
     /// Opens only layers whose media type matches; repeatable.
-    pub fn layers_of_type(mut self, media_type: Glob) -> Self {
+    pub fn layers_of_type(mut self, media_type: GlobPattern) -> Self {
         self.open.layers.media_types.push(media_type);
         self
     }
 
     /// Opens only layers whose title matches; repeatable.
-    pub fn layers_titled(mut self, title: Glob) -> Self {
+    pub fn layers_titled(mut self, title: GlobPattern) -> Self {
         self.open.layers.titles.push(title);
         self
     }
 
     /// Uses no network: only a digest in the cache can be opened.
     pub fn offline(mut self) -> Self {
-        self.open.network = Network::Offline;
+        self.open.network = NetworkAccess::Offline;
         self
     }
 
     /// When bytes are verified against their digests.
-    pub fn verify(mut self, when: Verify) -> Self {
+    pub fn verify(mut self, when: VerifyMode) -> Self {
         self.open.verify = when;
         self
     }
@@ -99,7 +99,7 @@ impl Options {
     }
 
     /// The size limit of the cache.
-    pub fn cache_limit(mut self, limit: Limit) -> Self {
+    pub fn cache_limit(mut self, limit: SizeLimit) -> Self {
         self.limit = limit;
         self
     }
@@ -111,7 +111,7 @@ impl Options {
     }
 
     /// The credential to use.
-    pub fn credential(mut self, credential: Credential) -> Self {
+    pub fn credential(mut self, credential: UserCredential) -> Self {
         self.registry.creds = Some(credential);
         self
     }
@@ -141,7 +141,7 @@ impl Options {
     }
 
     /// Sets any other option of [`registry::Options`].
-    pub fn with_registry(mut self, change: impl FnOnce(&mut registry::Options)) -> Self {
+    pub fn with_registry(mut self, change: impl FnOnce(&mut registry::RegistryOptions)) -> Self {
         change(&mut self.registry);
         self
     }

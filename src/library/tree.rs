@@ -5,16 +5,16 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::io::{ByteRange, ReadAt as _, Shared, read_vec};
-use crate::tree::Kind;
-use crate::view::{Namespace, NodeId, ViewError};
+use crate::io::{ByteRange, ReadAt as _, SharedReader, read_vec};
+use crate::tree::InodeKind;
+use crate::view::{MountNamespace, NodeId, ViewError};
 
 use super::Error;
 
 /// A directory of an opened image.
 #[derive(Clone)]
 pub struct Directory {
-    namespace: Arc<Namespace>,
+    namespace: Arc<MountNamespace>,
     node: NodeId,
     /// The path below the root of the tree.
     path: Vec<u8>,
@@ -23,11 +23,11 @@ pub struct Directory {
 /// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Entry {
+pub struct DirectoryEntry {
     /// The name.
     pub name: OsString,
     /// The file type.
-    pub kind: Kind,
+    pub kind: InodeKind,
     /// Permission bits.
     pub mode: u16,
     /// Owner.
@@ -43,7 +43,7 @@ pub struct Entry {
 }
 
 impl Directory {
-    pub(super) fn new(namespace: Arc<Namespace>, node: NodeId, path: Vec<u8>) -> Self {
+    pub(super) fn new(namespace: Arc<MountNamespace>, node: NodeId, path: Vec<u8>) -> Self {
         Self { namespace, node, path }
     }
 
@@ -51,7 +51,7 @@ impl Directory {
     ///
     /// # Errors
     /// If the content of the directory is unavailable, as with an unreadable or unreachable archive.
-    pub async fn entries(&self) -> Result<Vec<Entry>, Error> {
+    pub async fn entries(&self) -> Result<Vec<DirectoryEntry>, Error> {
         self.namespace.build(self.node).await?;
         let mut nodes = Vec::new();
         self.namespace.entries(self.node, 0, |entry| {
@@ -63,7 +63,7 @@ impl Directory {
             // A refused disk is listed too.
             self.namespace.settle(node).await.ok();
             let Some(attributes) = self.namespace.attributes(node) else { continue };
-            entries.push(Entry {
+            entries.push(DirectoryEntry {
                 name: OsString::from_vec(name),
                 kind: attributes.kind,
                 mode: attributes.mode,
@@ -84,7 +84,7 @@ impl Directory {
     pub async fn directory(&self, path: impl AsRef<Path>) -> Result<Directory, Error> {
         let (node, path) = self.find(path.as_ref()).await?;
         match self.namespace.attributes(node).map(|attributes| attributes.kind) {
-            Some(Kind::Directory) => Ok(Self { namespace: self.namespace.clone(), node, path }),
+            Some(InodeKind::Directory) => Ok(Self { namespace: self.namespace.clone(), node, path }),
             _ => Err(wrong(&path, "directory")),
         }
     }
@@ -96,7 +96,7 @@ impl Directory {
     pub async fn open(&self, path: impl AsRef<Path>) -> Result<File, Error> {
         let (node, path) = self.find(path.as_ref()).await?;
         match self.namespace.attributes(node).map(|attributes| attributes.kind) {
-            Some(Kind::File) => Ok(File { bytes: self.namespace.open_file(node).await?.bytes }),
+            Some(InodeKind::File) => Ok(File { bytes: self.namespace.open_file(node).await?.bytes }),
             _ => Err(wrong(&path, "regular file")),
         }
     }
@@ -116,7 +116,7 @@ fn wrong(path: &[u8], wanted: &'static str) -> Error {
 /// A file with immutable content.
 #[derive(Clone)]
 pub struct File {
-    bytes: Shared,
+    bytes: SharedReader,
 }
 
 impl File {
@@ -144,7 +144,7 @@ impl File {
     }
 
     /// The content as the reader trait that is common in this crate.
-    pub fn bytes(&self) -> &Shared {
+    pub fn bytes(&self) -> &SharedReader {
         &self.bytes
     }
 }

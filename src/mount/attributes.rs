@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, Generation, INodeNo};
 
-use crate::layer::{Device, Time};
-use crate::tree::Kind;
-use crate::view::{Attributes, Freshness, Namespace, NodeId};
+use crate::layer::{DeviceNumber, UnixTime};
+use crate::tree::InodeKind;
+use crate::view::{AttributeLifetime, MountNamespace, NodeAttributes, NodeId};
 
 /// TTL of immutable answers. The kernel clamps it to the range of its clock.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -15,20 +15,20 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 const STAT_BLOCK: u64 = 512;
 
 /// The TTL of an answer with this freshness.
-pub(super) fn ttl(fresh: Freshness) -> Duration {
+pub(super) fn ttl(fresh: AttributeLifetime) -> Duration {
     match fresh {
-        Freshness::Forever => FOREVER,
-        Freshness::Now => Duration::ZERO,
+        AttributeLifetime::Forever => FOREVER,
+        AttributeLifetime::Now => Duration::ZERO,
     }
 }
 
 /// The inode number of `node`.
-pub(super) fn number(namespace: &Namespace, node: NodeId) -> INodeNo {
+pub(super) fn number(namespace: &MountNamespace, node: NodeId) -> INodeNo {
     INodeNo(namespace.number(node))
 }
 
 /// The node with this inode number.
-pub(super) fn node(namespace: &Namespace, number: INodeNo) -> NodeId {
+pub(super) fn node(namespace: &MountNamespace, number: INodeNo) -> NodeId {
     namespace.node(number.0)
 }
 
@@ -37,12 +37,12 @@ pub(super) const UNNUMBERED: Generation = Generation(0);
 
 /// The generation of an inode number. It makes an NFS or `open_by_handle_at(2)` handle stale once another image is
 /// mounted at the same place.
-pub(super) fn generation(namespace: &Namespace, number: INodeNo) -> Generation {
+pub(super) fn generation(namespace: &MountNamespace, number: INodeNo) -> Generation {
     if NodeId::is_fixed(number.0) { UNNUMBERED } else { Generation(namespace.generation()) }
 }
 
 /// The reply to `stat`.
-pub(super) fn file_attr(ino: INodeNo, attributes: &Attributes) -> FileAttr {
+pub(super) fn file_attr(ino: INodeNo, attributes: &NodeAttributes) -> FileAttr {
     let time = system_time(attributes.mtime);
     FileAttr {
         ino,
@@ -85,24 +85,24 @@ pub(super) fn negative() -> FileAttr {
 }
 
 /// The type for directory entries.
-pub(super) fn file_type(kind: Kind) -> FileType {
+pub(super) fn file_type(kind: InodeKind) -> FileType {
     match kind {
-        Kind::File => FileType::RegularFile,
-        Kind::Directory | Kind::Graft(_) => FileType::Directory,
-        Kind::Symlink => FileType::Symlink,
-        Kind::CharDevice => FileType::CharDevice,
-        Kind::BlockDevice => FileType::BlockDevice,
-        Kind::Fifo => FileType::NamedPipe,
+        InodeKind::File => FileType::RegularFile,
+        InodeKind::Directory | InodeKind::Graft(_) => FileType::Directory,
+        InodeKind::Symlink => FileType::Symlink,
+        InodeKind::CharDevice => FileType::CharDevice,
+        InodeKind::BlockDevice => FileType::BlockDevice,
+        InodeKind::Fifo => FileType::NamedPipe,
     }
 }
 
 /// `makedev` as the kernel's `new_encode_dev` does it: 12 bits of major, 20 bits of minor.
-fn device(device: Device) -> u32 {
+fn device(device: DeviceNumber) -> u32 {
     device.minor & 0xff | (device.major & 0xfff) << 8 | (device.minor & 0xfff00) << 12
 }
 
 /// Times before 1970 are supported; a time out of the clock's range becomes 1970, plus its nanoseconds.
-fn system_time(time: Time) -> SystemTime {
+fn system_time(time: UnixTime) -> SystemTime {
     let nanos = Duration::from_nanos(u64::from(time.nanos));
     let whole = Duration::from_secs(time.secs.unsigned_abs());
     let base = if time.secs >= 0 {
@@ -119,13 +119,13 @@ mod tests {
 
     #[test]
     fn times_before_1970_keep_their_fraction() {
-        let time = system_time(Time { secs: -2, nanos: 800_000_000 });
+        let time = system_time(UnixTime { secs: -2, nanos: 800_000_000 });
         assert_eq!(SystemTime::UNIX_EPOCH.duration_since(time).unwrap(), Duration::from_millis(1200));
     }
 
     #[test]
     fn device_numbers_are_encoded_as_the_kernel_decodes_them() {
-        assert_eq!(device(Device { major: 8, minor: 1 }), 0x801);
-        assert_eq!(device(Device { major: 1, minor: 0x12345 }), 0x45 | 1 << 8 | 0x12300 << 12);
+        assert_eq!(device(DeviceNumber { major: 8, minor: 1 }), 0x801);
+        assert_eq!(device(DeviceNumber { major: 1, minor: 0x12345 }), 0x45 | 1 << 8 | 0x12300 << 12);
     }
 }

@@ -30,9 +30,9 @@ const fn bit(signal: libc::c_int) -> u64 {
 
 /// The thread id in a FUSE request; 0 for a thread outside our pid namespace.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Caller(pub(super) u32);
+pub(super) struct CallerThread(pub(super) u32);
 
-impl Caller {
+impl CallerThread {
     /// Returns when a signal is about to end the thread; never returns for a thread without a readable status.
     pub(super) async fn given_up(self) {
         loop {
@@ -84,7 +84,7 @@ mod tests {
     #[tokio::test]
     async fn a_thread_that_lives_or_is_not_seen_is_not_given_up() {
         for number in [std::process::id(), 0, u32::MAX] {
-            let given_up = Caller(number).given_up();
+            let given_up = CallerThread(number).given_up();
             tokio::time::timeout(LOOK_INTERVAL * 3, given_up).await.expect_err("it lives");
         }
     }

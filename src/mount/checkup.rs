@@ -11,7 +11,7 @@ use super::mount_table::FS_TYPE;
 
 /// The health of a fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
+pub enum FactHealth {
     /// Works as intended.
     Good,
     /// Mounts work, with reduced function.
@@ -22,31 +22,31 @@ pub enum Health {
 
 /// One fact about the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct CheckedFact {
     /// The subject, in a word or two.
     pub subject: &'static str,
     /// Its health.
-    pub health: Health,
+    pub health: FactHealth,
     /// The fact itself.
     pub told: String,
     /// How to improve it; `None` for a good finding.
     pub hint: Option<String>,
 }
 
-impl Finding {
+impl CheckedFact {
     /// A finding without a problem.
     pub fn good(subject: &'static str, told: impl Into<String>) -> Self {
-        Self { subject, health: Health::Good, told: told.into(), hint: None }
+        Self { subject, health: FactHealth::Good, told: told.into(), hint: None }
     }
 
     /// A finding with reduced function.
     pub fn limited(subject: &'static str, told: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { subject, health: Health::Limited, told: told.into(), hint: Some(hint.into()) }
+        Self { subject, health: FactHealth::Limited, told: told.into(), hint: Some(hint.into()) }
     }
 
     /// A finding that makes mounts impossible.
     pub fn bad(subject: &'static str, told: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { subject, health: Health::Bad, told: told.into(), hint: Some(hint.into()) }
+        Self { subject, health: FactHealth::Bad, told: told.into(), hint: Some(hint.into()) }
     }
 }
 
@@ -58,12 +58,12 @@ const FEATURES: [(u32, u32, &str); 3] = [
 ];
 
 /// Runs all checks.
-pub fn checkup() -> Vec<Finding> {
+pub fn checkup() -> Vec<CheckedFact> {
     let is_root = nix::unistd::geteuid().is_root();
     let mut findings = vec![device(is_root)];
     let has_proc = fs::exists("/proc/self/mountinfo").unwrap_or(false);
     if !has_proc {
-        findings.push(Finding::bad("proc", "/proc is not mounted", "mount -t proc proc /proc"));
+        findings.push(CheckedFact::bad("proc", "/proc is not mounted", "mount -t proc proc /proc"));
     }
     if !is_root {
         findings.extend([helper(), others()]);
@@ -78,26 +78,26 @@ pub fn checkup() -> Vec<Finding> {
     findings
 }
 
-fn rights() -> Finding {
+fn rights() -> CheckedFact {
     let hint = "give the container the right and the device: --cap-add SYS_ADMIN --device /dev/fuse; \
                 \"ocifs ls\", \"ocifs cat\" and \"ocifs export\" need no mount";
     match kernel::mount_right() {
-        Ok(MountRight::Machine) => Finding::good(
+        Ok(MountRight::Machine) => CheckedFact::good(
             "rights",
             "root of the machine; with --passthrough=on the kernel reads cached files itself",
         ),
-        Ok(MountRight::Namespace) => Finding::limited(
+        Ok(MountRight::Namespace) => CheckedFact::limited(
             "rights",
             "root of a user namespace",
             "mounts work here, and the kernel reads no cached file itself",
         ),
-        Ok(MountRight::Helper) if helper().health == Health::Good => {
-            Finding::limited("rights", "root without CAP_SYS_ADMIN: fusermount3 has to mount", hint)
+        Ok(MountRight::Helper) if helper().health == FactHealth::Good => {
+            CheckedFact::limited("rights", "root without CAP_SYS_ADMIN: fusermount3 has to mount", hint)
         }
         Ok(MountRight::Helper | MountRight::Absent) => {
-            Finding::bad("rights", "root without CAP_SYS_ADMIN cannot mount", hint)
+            CheckedFact::bad("rights", "root without CAP_SYS_ADMIN cannot mount", hint)
         }
-        Err(error) => Finding::limited("rights", format!("cannot be told: {error}"), hint),
+        Err(error) => CheckedFact::limited("rights", format!("cannot be told: {error}"), hint),
     }
 }
 
@@ -110,7 +110,7 @@ const UPDATEDB_UNITS: [&str; 2] = [
 ];
 
 /// Checks whether updatedb walks mounts, which would fetch every image in full. `None` without updatedb.
-fn updatedb(root: &Path) -> Option<Finding> {
+fn updatedb(root: &Path) -> Option<CheckedFact> {
     let settings = fs::read_to_string(root.join(UPDATEDB)).ok()?;
     let names_us = |text: &str| {
         text.lines().filter(|line| !line.trim_start().starts_with('#')).any(|line| line.contains(FS_TYPE))
@@ -119,9 +119,9 @@ fn updatedb(root: &Path) -> Option<Finding> {
         .iter()
         .any(|unit| fs::read_to_string(root.join(unit)).is_ok_and(|text| names_us(&text)));
     Some(match (names_us(&settings), by_service) {
-        (true, _) => Finding::good("updatedb", "it leaves mounts of ocifs out"),
-        (false, true) => Finding::good("updatedb", "its service leaves mounts of ocifs out"),
-        (false, false) => Finding::limited(
+        (true, _) => CheckedFact::good("updatedb", "it leaves mounts of ocifs out"),
+        (false, true) => CheckedFact::good("updatedb", "its service leaves mounts of ocifs out"),
+        (false, false) => CheckedFact::limited(
             "updatedb",
             "it walks mounts of ocifs every night, which fetches all of every image",
             format!("add {FS_TYPE} to PRUNEFS in /{UPDATEDB}"),
@@ -129,15 +129,15 @@ fn updatedb(root: &Path) -> Option<Finding> {
     })
 }
 
-fn device(is_root: bool) -> Finding {
+fn device(is_root: bool) -> CheckedFact {
     match fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Finding::good("fuse", "/dev/fuse opens"),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !is_root => Finding::bad(
+        Ok(_) => CheckedFact::good("fuse", "/dev/fuse opens"),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !is_root => CheckedFact::bad(
             "fuse",
             "/dev/fuse is not for this user",
             "chmod 666 /dev/fuse, as udev has it, or mount as root; \"ocifs ls\" and \"ocifs cat\" need no mount",
         ),
-        Err(error) => Finding::bad(
+        Err(error) => CheckedFact::bad(
             "fuse",
             format!("/dev/fuse does not open: {error}"),
             "modprobe fuse; a container needs --device /dev/fuse --cap-add SYS_ADMIN; \"ocifs ls\" and \"ocifs cat\" need no mount",
@@ -145,20 +145,22 @@ fn device(is_root: bool) -> Finding {
     }
 }
 
-fn helper() -> Finding {
+fn helper() -> CheckedFact {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found: Option<PathBuf> =
         std::env::split_paths(&path).map(|dir| dir.join("fusermount3")).find(|file| file.exists());
     match found {
-        None => {
-            Finding::bad("fusermount3", "not found in PATH", "install the package fuse3, or mount as root")
-        }
+        None => CheckedFact::bad(
+            "fusermount3",
+            "not found in PATH",
+            "install the package fuse3, or mount as root",
+        ),
         Some(file) => {
             let is_setuid = fs::metadata(&file).is_ok_and(|meta| meta.permissions().mode() & 0o4000 != 0);
             if is_setuid {
-                Finding::good("fusermount3", format!("{} mounts for ordinary users", file.display()))
+                CheckedFact::good("fusermount3", format!("{} mounts for ordinary users", file.display()))
             } else {
-                Finding::bad(
+                CheckedFact::bad(
                     "fusermount3",
                     format!("{} is not set-user-id", file.display()),
                     format!("chmod u+s {}, or mount as root", file.display()),
@@ -168,13 +170,13 @@ fn helper() -> Finding {
     }
 }
 
-fn others() -> Finding {
+fn others() -> CheckedFact {
     let allowed = fs::read_to_string("/etc/fuse.conf")
         .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"));
     if allowed {
-        Finding::good("allow_other", "/etc/fuse.conf lets users show their mounts to others")
+        CheckedFact::good("allow_other", "/etc/fuse.conf lets users show their mounts to others")
     } else {
-        Finding::limited(
+        CheckedFact::limited(
             "allow_other",
             "nobody but this user can look into this user's mounts",
             "add the line user_allow_other to /etc/fuse.conf for -o allow_other",
@@ -182,12 +184,12 @@ fn others() -> Finding {
     }
 }
 
-fn release() -> Finding {
+fn release() -> CheckedFact {
     let text = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .unwrap_or_default();
     let Some(version) = version(&text) else {
-        return Finding::limited("kernel", format!("release {text:?}"), "its version is not understood");
+        return CheckedFact::limited("kernel", format!("release {text:?}"), "its version is not understood");
     };
     let missing: Vec<_> = FEATURES
         .iter()
@@ -195,9 +197,9 @@ fn release() -> Finding {
         .map(|(major, minor, what)| format!("{what} ({major}.{minor})"))
         .collect();
     if missing.is_empty() {
-        Finding::good("kernel", text)
+        CheckedFact::good("kernel", text)
     } else {
-        Finding::limited("kernel", text, format!("a newer one has {}", missing.join("; ")))
+        CheckedFact::limited("kernel", text, format!("a newer one has {}", missing.join("; ")))
     }
 }
 
@@ -206,17 +208,17 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn landlock() -> Finding {
+fn landlock() -> CheckedFact {
     match fs::read_to_string("/sys/kernel/security/lsm") {
         Ok(modules) if modules.trim().split(',').any(|module| module == "landlock") => {
-            Finding::good("landlock", "a mount is kept away from files that it does not need")
+            CheckedFact::good("landlock", "a mount is kept away from files that it does not need")
         }
-        Ok(_) => Finding::limited(
+        Ok(_) => CheckedFact::limited(
             "landlock",
             "not active in this kernel",
             "add landlock to the parameter lsm= of the kernel; mounts work, with a weaker sandbox",
         ),
-        Err(_) => Finding::limited(
+        Err(_) => CheckedFact::limited(
             "landlock",
             "cannot be told: /sys/kernel/security is not mounted here",
             "a mount logs what its sandbox holds, with OCIFS_LOG=ocifs=debug",
@@ -224,19 +226,19 @@ fn landlock() -> Finding {
     }
 }
 
-fn files() -> Finding {
+fn files() -> CheckedFact {
     /// An image of many layers has four files open for each layer.
     const ENOUGH: u64 = 4096;
     use nix::sys::resource::{Resource, getrlimit};
     match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((_, hard)) if hard < ENOUGH => Finding::limited(
+        Ok((_, hard)) if hard < ENOUGH => CheckedFact::limited(
             "open files",
             format!("at most {hard}"),
             format!("ulimit -Hn {ENOUGH}, or LimitNOFILE= of a service, for images of many layers"),
         ),
-        Ok((_, hard)) => Finding::good("open files", format!("at most {hard}")),
+        Ok((_, hard)) => CheckedFact::good("open files", format!("at most {hard}")),
         Err(errno) => {
-            Finding::limited("open files", format!("no limit can be read: {errno}"), "see getrlimit(2)")
+            CheckedFact::limited("open files", format!("no limit can be read: {errno}"), "see getrlimit(2)")
         }
     }
 }
@@ -262,20 +264,20 @@ mod tests {
         fs::create_dir(room.path().join("etc")).unwrap();
         let settings = room.path().join(UPDATEDB);
         fs::write(&settings, "# fuse.ocifs\nPRUNEFS=\"NFS fuse.sshfs\"\n").unwrap();
-        assert_eq!(health(), Some(Health::Limited));
+        assert_eq!(health(), Some(FactHealth::Limited));
         let unit = room.path().join(UPDATEDB_UNITS[0]);
         fs::create_dir_all(unit.parent().unwrap()).unwrap();
         fs::write(&unit, "ExecStart=/usr/sbin/updatedb --add-prunefs fuse.ocifs\n").unwrap();
-        assert_eq!(health(), Some(Health::Good));
+        assert_eq!(health(), Some(FactHealth::Good));
         fs::remove_file(&unit).unwrap();
         fs::write(&settings, "PRUNEFS=\"NFS fuse.ocifs\"\n").unwrap();
-        assert_eq!(health(), Some(Health::Good));
+        assert_eq!(health(), Some(FactHealth::Good));
     }
 
     #[test]
     fn every_finding_that_is_not_good_says_what_to_do() {
         for finding in checkup() {
-            assert_eq!(finding.hint.is_some(), finding.health != Health::Good, "{finding:?}");
+            assert_eq!(finding.hint.is_some(), finding.health != FactHealth::Good, "{finding:?}");
         }
     }
 }

@@ -11,15 +11,20 @@ use tokio::runtime::Handle;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::oci::Digest;
-use crate::view::Namespace;
+use crate::view::MountNamespace;
 
 use super::attributes::number;
 
 /// The end of a session: `None` while it runs, then its result.
-pub(super) type Ended = tokio::sync::watch::Receiver<Option<Result<(), String>>>;
+pub(super) type SessionEnd = tokio::sync::watch::Receiver<Option<Result<(), String>>>;
 
 /// Invalidates pages of poisoned blobs until the mount has ended.
-pub(super) fn listen(namespace: &Arc<Namespace>, notifier: Notifier, mut ended: Ended, runtime: &Handle) {
+pub(super) fn listen(
+    namespace: &Arc<MountNamespace>,
+    notifier: Notifier,
+    mut ended: SessionEnd,
+    runtime: &Handle,
+) {
     let Some(mut news) = namespace.family().distrusted() else { return };
     let (namespace, notifier) = (Arc::downgrade(namespace), Arc::new(notifier));
     runtime.spawn(async move {
@@ -43,7 +48,7 @@ pub(super) fn listen(namespace: &Arc<Namespace>, notifier: Notifier, mut ended: 
 
 /// Runs on a thread of its own that is never joined. The kernel completes an invalidation only when no page of the
 /// file is being read, and such a read may be waiting for a reply of this process.
-fn take_back(namespace: &Weak<Namespace>, notifier: &Arc<Notifier>, blobs: Vec<Digest>) {
+fn take_back(namespace: &Weak<MountNamespace>, notifier: &Arc<Notifier>, blobs: Vec<Digest>) {
     let (namespace, notifier) = (namespace.clone(), notifier.clone());
     let work = move || {
         let Some(namespace) = namespace.upgrade() else { return };

@@ -3,53 +3,53 @@
 
 use fuser::Errno;
 
-use crate::io::Fault;
+use crate::io::FaultClass;
 
-use super::passthrough::Refusal;
+use super::passthrough::RefusalReach;
 
 /// The errno of a failed lookup or open.
-pub(super) fn of_open(fault: Fault) -> Errno {
+pub(super) fn of_open(fault: FaultClass) -> Errno {
     match fault {
         // A disk that ocifs refuses to show, or a source that permanently refuses the caller.
-        Fault::Denied => Errno::EPERM,
-        Fault::Unsupported => Errno::EOPNOTSUPP,
-        Fault::Usage => Errno::EINVAL,
+        FaultClass::Denied => Errno::EPERM,
+        FaultClass::Unsupported => Errno::EOPNOTSUPP,
+        FaultClass::Usage => Errno::EINVAL,
         // A name that exists must not look absent.
-        Fault::NotFound
-        | Fault::Unavailable
-        | Fault::Misbehaved
-        | Fault::Malformed
-        | Fault::Mismatch
-        | Fault::Io => Errno::EIO,
+        FaultClass::NotFound
+        | FaultClass::Unavailable
+        | FaultClass::Misbehaved
+        | FaultClass::Malformed
+        | FaultClass::Mismatch
+        | FaultClass::Io => Errno::EIO,
     }
 }
 
 /// The errno of a failure inside an existing directory or file. An unavailable part is an input/output error,
 /// whichever side is at fault, and a name that exists must not look absent.
-pub(super) fn of_read(fault: Fault) -> Errno {
+pub(super) fn of_read(fault: FaultClass) -> Errno {
     match fault {
-        Fault::Usage => Errno::EINVAL,
-        Fault::NotFound
-        | Fault::Denied
-        | Fault::Unsupported
-        | Fault::Unavailable
-        | Fault::Misbehaved
-        | Fault::Malformed
-        | Fault::Mismatch
-        | Fault::Io => Errno::EIO,
+        FaultClass::Usage => Errno::EINVAL,
+        FaultClass::NotFound
+        | FaultClass::Denied
+        | FaultClass::Unsupported
+        | FaultClass::Unavailable
+        | FaultClass::Misbehaved
+        | FaultClass::Malformed
+        | FaultClass::Mismatch
+        | FaultClass::Io => Errno::EIO,
     }
 }
 
 /// Decides from the kernel's refusal of one backing file whether it would accept others.
-pub(super) fn refusal_of_backing(error: &std::io::Error) -> Refusal {
+pub(super) fn refusal_of_backing(error: &std::io::Error) -> RefusalReach {
     // EPERM: this process lacks CAP_SYS_ADMIN. The others: a kernel without the call, or without passthrough on this
     // mount.
     const NEVER: [i32; 4] = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::ENOTTY];
     if error.raw_os_error().is_some_and(|errno| NEVER.contains(&errno)) {
-        Refusal::EveryFile
+        RefusalReach::EveryFile
     } else {
         // ELOOP: the file lies on a filesystem that is stacked too high. EINVAL: it is not a regular file.
-        Refusal::ThisFile
+        RefusalReach::ThisFile
     }
 }
 
@@ -81,11 +81,11 @@ mod tests {
     fn a_missing_right_ends_passthrough_and_an_unfit_file_only_its_own() {
         let refusal = |errno| refusal_of_backing(&std::io::Error::from_raw_os_error(errno));
         for errno in [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::ENOTTY] {
-            assert_eq!(refusal(errno), Refusal::EveryFile, "{errno}");
+            assert_eq!(refusal(errno), RefusalReach::EveryFile, "{errno}");
         }
         for errno in [libc::ELOOP, libc::EINVAL, libc::ENOMEM, libc::EBADF] {
-            assert_eq!(refusal(errno), Refusal::ThisFile, "{errno}");
+            assert_eq!(refusal(errno), RefusalReach::ThisFile, "{errno}");
         }
-        assert_eq!(refusal_of_backing(&std::io::Error::other("no number")), Refusal::ThisFile);
+        assert_eq!(refusal_of_backing(&std::io::Error::other("no number")), RefusalReach::ThisFile);
     }
 }

@@ -173,7 +173,7 @@ pub enum MountError {
 
 /// How to unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmount {
+pub enum UnmountMode {
     /// Fail if the mount is in use.
     Now,
     /// Detach from the tree now; the file system ends with its last user.

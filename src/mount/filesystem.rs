@@ -15,18 +15,18 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use crate::io::{ByteRange, Fault, ReadAt as _, ReadError, Shared, printable_name};
+use crate::io::{ByteRange, FaultClass, ReadAt as _, ReadError, SharedReader, printable_name};
 use crate::meter;
-use crate::view::{Attributes, Freshness, Namespace, NodeId, Opened};
+use crate::view::{AttributeLifetime, MountNamespace, NodeAttributes, NodeId, OpenNode};
 
 use super::attributes::{UNNUMBERED, file_attr, file_type, generation, negative, node, number, ttl};
-use super::caller::Caller;
+use super::caller::CallerThread;
 use super::errno;
 use super::failed_reads::FailedReads;
-use super::handles::Handles;
-use super::passthrough::Served;
-use super::recent::Recent;
-use super::spare::Spare;
+use super::handles::FileHandles;
+use super::passthrough::ReadServer;
+use super::recent::OpenFileCache;
+use super::spare::BufferPool;
 
 /// A read as the kernel requests it, and its start.
 struct ReadRequest {
@@ -42,12 +42,12 @@ pub(super) struct ShownTree {
 }
 
 struct SharedState {
-    namespace: Arc<Namespace>,
-    handles: Arc<Handles>,
+    namespace: Arc<MountNamespace>,
+    handles: Arc<FileHandles>,
     /// Replaces handles where the kernel need not send an open; `None` where it does.
-    recent: Option<Recent>,
+    recent: Option<OpenFileCache>,
     runtime: Handle,
-    spare: Spare,
+    spare: BufferPool,
     failed_reads: FailedReads,
 }
 
@@ -58,13 +58,13 @@ thread_local! {
 
 impl ShownTree {
     /// `handles` are the open handles of the mount.
-    pub(super) fn new(namespace: Arc<Namespace>, runtime: Handle, handles: Arc<Handles>) -> Self {
-        let recent = namespace.opens_freely().then(Recent::default);
-        let (spare, failed_reads) = (Spare::default(), FailedReads::default());
+    pub(super) fn new(namespace: Arc<MountNamespace>, runtime: Handle, handles: Arc<FileHandles>) -> Self {
+        let recent = namespace.opens_freely().then(OpenFileCache::default);
+        let (spare, failed_reads) = (BufferPool::default(), FailedReads::default());
         Self { shared: Arc::new(SharedState { namespace, handles, recent, runtime, spare, failed_reads }) }
     }
 
-    fn namespace(&self) -> &Namespace {
+    fn namespace(&self) -> &MountNamespace {
         &self.shared.namespace
     }
 
@@ -76,7 +76,7 @@ impl ShownTree {
     /// then still runs to its end, because other readers may wait for its result.
     fn later<T: Send + 'static>(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         work: impl Future<Output = T> + Send + 'static,
         answer: impl FnOnce(T) + Send + 'static,
     ) {
@@ -95,7 +95,7 @@ impl ShownTree {
     /// Calls `answer` once the subtree of `node` is built: now, or on the runtime after building it.
     fn when_built(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         node: NodeId,
         what: &'static str,
         answer: impl FnOnce(&Self, Result<(), Errno>) + Send + 'static,
@@ -118,7 +118,7 @@ impl ShownTree {
     /// needed only for a number from an earlier process, or from a file handle.
     fn when_known(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         node: NodeId,
         what: &'static str,
         answer: impl FnOnce(&Self, Result<(), Errno>) + Send + 'static,
@@ -132,7 +132,7 @@ impl ShownTree {
     /// The same, once the attributes recorded for a root directory are read.
     fn when_rooted(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         node: NodeId,
         what: &'static str,
         answer: impl FnOnce(&Self, Result<(), Errno>) + Send + 'static,
@@ -152,7 +152,7 @@ impl ShownTree {
         what: &'static str,
         node: NodeId,
         error: &ReadError,
-        choose: fn(Fault) -> Errno,
+        choose: fn(FaultClass) -> Errno,
     ) -> Errno {
         let chain = error.chain();
         let path = match self.namespace().path_of(node) {
@@ -168,10 +168,10 @@ impl ShownTree {
     /// Calls `answer` with the attributes of `node`: now, or on the runtime once its size is resolved.
     fn when_settled(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         node: NodeId,
         what: &'static str,
-        answer: impl FnOnce(Result<Attributes, Errno>) + Send + 'static,
+        answer: impl FnOnce(Result<NodeAttributes, Errno>) + Send + 'static,
     ) {
         let attributes = move |this: &Self| this.namespace().attributes(node).ok_or(errno::NO_SUCH_NAME);
         if self.namespace().is_settled(node) {
@@ -185,42 +185,47 @@ impl ShownTree {
         });
     }
 
-    fn reply_entry(&self, caller: Caller, parent: NodeId, name: &[u8], reply: ReplyEntry) {
+    fn reply_entry(&self, caller: CallerThread, parent: NodeId, name: &[u8], reply: ReplyEntry) {
         match self.namespace().lookup(parent, name) {
             Some(node) => self.reply_node(caller, node, reply),
-            None => reply.entry(&ttl(Freshness::Forever), &negative(), UNNUMBERED),
+            None => reply.entry(&ttl(AttributeLifetime::Forever), &negative(), UNNUMBERED),
         }
     }
 
-    fn reply_node(&self, caller: Caller, node: NodeId, reply: ReplyEntry) {
+    fn reply_node(&self, caller: CallerThread, node: NodeId, reply: ReplyEntry) {
         let ino = number(self.namespace(), node);
         let generation = generation(self.namespace(), ino);
         self.when_settled(caller, node, "lookup", move |attributes| match attributes {
             Ok(attributes) => {
                 let attr = file_attr(ino, &attributes);
-                reply.entry_with_ttls(&ttl(Freshness::Forever), &ttl(attributes.fresh), &attr, generation);
+                reply.entry_with_ttls(
+                    &ttl(AttributeLifetime::Forever),
+                    &ttl(attributes.fresh),
+                    &attr,
+                    generation,
+                );
             }
             Err(errno) => reply.error(errno),
         });
     }
 
-    fn reply_open(&self, ino: INodeNo, opened: Opened, reply: ReplyOpen) {
+    fn reply_open(&self, ino: INodeNo, opened: OpenNode, reply: ReplyOpen) {
         let handles = &self.shared.handles;
         match opened.fresh {
-            Freshness::Forever => {
+            AttributeLifetime::Forever => {
                 let (handle, served) =
                     handles.insert_counted(ino.0, opened.bytes, |file| reply.open_backing(file));
                 match served {
-                    Served::Cached => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+                    ReadServer::Cached => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
                     // Pages of this file in the page cache came through this process; from now on they only take
                     // memory.
-                    Served::Through(backing) => {
+                    ReadServer::Through(backing) => {
                         reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &backing.id);
                     }
                 }
             }
             // The size may differ from the one in an earlier reply to stat.
-            Freshness::Now => {
+            AttributeLifetime::Now => {
                 let handle = handles.insert_direct(opened.bytes);
                 reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
             }
@@ -231,11 +236,11 @@ impl ShownTree {
     /// now, or on the runtime when an earlier process opened the file and it has to be reopened.
     fn with_bytes(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         ino: INodeNo,
         fh: FileHandle,
         what: &'static str,
-        answer: impl FnOnce(&Self, Result<Shared, Errno>) + Send + 'static,
+        answer: impl FnOnce(&Self, Result<SharedReader, Errno>) + Send + 'static,
     ) {
         let node = self.node(ino);
         if let Some(bytes) = self.bytes_at_hand(ino, fh) {
@@ -260,7 +265,7 @@ impl ShownTree {
     }
 
     /// The bytes of a file, if no waiting is needed.
-    fn bytes_at_hand(&self, ino: INodeNo, fh: FileHandle) -> Option<Result<Shared, Errno>> {
+    fn bytes_at_hand(&self, ino: INodeNo, fh: FileHandle) -> Option<Result<SharedReader, Errno>> {
         let handles = &self.shared.handles;
         let Some(recent) = &self.shared.recent else {
             let bytes = handles.get(fh.0).ok_or(errno::NO_SUCH_HANDLE);
@@ -284,9 +289,9 @@ impl ShownTree {
     /// Replies to a read of an open file.
     fn reply_read(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         node: NodeId,
-        bytes: Shared,
+        bytes: SharedReader,
         ReadRequest { offset, size, begun }: ReadRequest,
         reply: ReplyData,
     ) {
@@ -319,7 +324,7 @@ impl ShownTree {
                             Err(error) => {
                                 note_read(begun, None);
                                 let errno = this.failed("read", node, &error, errno::of_read);
-                                if error.fault() == Fault::Unavailable {
+                                if error.fault() == FaultClass::Unavailable {
                                     let range = ByteRange::new(offset, offset + len as u64);
                                     this.shared.failed_reads.note(
                                         this.namespace().number(node),
@@ -341,9 +346,9 @@ impl ShownTree {
     /// Replies with the position of data or a hole in an open file.
     fn reply_lseek(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         node: NodeId,
-        bytes: Shared,
+        bytes: SharedReader,
         (offset, whence): (i64, i32),
         reply: ReplyLseek,
     ) {
@@ -375,7 +380,7 @@ impl ShownTree {
         &self,
         directory: NodeId,
         offset: u64,
-        mut add: impl FnMut(INodeNo, u64, &[u8], &Attributes) -> bool,
+        mut add: impl FnMut(INodeNo, u64, &[u8], &NodeAttributes) -> bool,
     ) {
         let namespace = self.namespace();
         for (at, name, node) in [(0, &b"."[..], directory), (1, &b".."[..], namespace.parent(directory))] {
@@ -398,7 +403,7 @@ impl ShownTree {
 impl ShownTree {
     /// The names `.` and `..` resolve to the node and its parent: the owner of a file handle may ask for a node that
     /// the kernel has forgotten.
-    pub(super) fn lookup(&self, caller: Caller, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    pub(super) fn lookup(&self, caller: CallerThread, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (parent, name) = (self.node(parent), name.as_bytes().to_vec());
         self.when_built(caller, parent, "lookup", move |this, built| match (built, &name[..]) {
             (Err(errno), _) => reply.error(errno),
@@ -411,7 +416,7 @@ impl ShownTree {
         });
     }
 
-    pub(super) fn getattr(&self, caller: Caller, ino: INodeNo, reply: ReplyAttr) {
+    pub(super) fn getattr(&self, caller: CallerThread, ino: INodeNo, reply: ReplyAttr) {
         let node = self.node(ino);
         self.when_known(caller, node, "getattr", move |this, known| match known {
             Ok(()) => this.when_settled(caller, node, "getattr", move |attributes| match attributes {
@@ -422,7 +427,7 @@ impl ShownTree {
         });
     }
 
-    pub(super) fn readlink(&self, caller: Caller, ino: INodeNo, reply: ReplyData) {
+    pub(super) fn readlink(&self, caller: CallerThread, ino: INodeNo, reply: ReplyData) {
         let node = self.node(ino);
         self.when_known(caller, node, "readlink", move |this, known| {
             match known.map(|()| this.namespace().link(node)) {
@@ -433,7 +438,7 @@ impl ShownTree {
         });
     }
 
-    pub(super) fn open(&self, caller: Caller, ino: INodeNo, reply: ReplyOpen) {
+    pub(super) fn open(&self, caller: CallerThread, ino: INodeNo, reply: ReplyOpen) {
         if self.shared.recent.is_some() {
             // Saves two requests per file, most of the time that a read of a small file takes.
             return reply.error(errno::NEVER_ASK);
@@ -455,7 +460,7 @@ impl ShownTree {
 
     pub(super) fn read(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -478,7 +483,7 @@ impl ShownTree {
         self.shared.handles.remove(fh.0);
     }
 
-    pub(super) fn readdir(&self, caller: Caller, ino: INodeNo, offset: u64, mut reply: ReplyDirectory) {
+    pub(super) fn readdir(&self, caller: CallerThread, ino: INodeNo, offset: u64, mut reply: ReplyDirectory) {
         let directory = self.node(ino);
         self.when_built(caller, directory, "readdir", move |this, built| match built {
             Ok(()) => {
@@ -493,7 +498,7 @@ impl ShownTree {
 
     pub(super) fn readdirplus(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         ino: INodeNo,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
@@ -524,7 +529,14 @@ impl ShownTree {
         reply.statfs(bytes.div_ceil(BLOCK), 0, 0, 0, 0, BLOCK as u32, 255, BLOCK as u32);
     }
 
-    pub(super) fn getxattr(&self, caller: Caller, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    pub(super) fn getxattr(
+        &self,
+        caller: CallerThread,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         let (node, name) = (self.node(ino), name.as_bytes().to_vec());
         self.when_rooted(caller, node, "getxattr", move |this, known| {
             match known.map(|()| this.namespace().xattr(node, &name)) {
@@ -535,7 +547,7 @@ impl ShownTree {
         });
     }
 
-    pub(super) fn listxattr(&self, caller: Caller, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    pub(super) fn listxattr(&self, caller: CallerThread, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let node = self.node(ino);
         self.when_rooted(caller, node, "listxattr", move |this, known| {
             if let Err(errno) = known {
@@ -552,7 +564,7 @@ impl ShownTree {
 
     pub(super) fn lseek(
         &self,
-        caller: Caller,
+        caller: CallerThread,
         ino: INodeNo,
         fh: FileHandle,
         place: (i64, i32),
@@ -578,7 +590,7 @@ fn note_read(begun: Instant, given: Option<usize>) {
 }
 
 /// Replies with the next data or hole at or after an offset inside the file.
-fn seek(bytes: &Shared, offset: u64, whence: i32, reply: ReplyLseek) {
+fn seek(bytes: &SharedReader, offset: u64, whence: i32, reply: ReplyLseek) {
     let found = match whence {
         libc::SEEK_DATA => bytes.next_data(offset),
         _ => Some(bytes.next_hole(offset)),

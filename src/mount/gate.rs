@@ -16,13 +16,13 @@ use fuser::{
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::view::Namespace;
+use crate::view::MountNamespace;
 
-use super::caller::Caller;
+use super::caller::CallerThread;
 use super::errno;
 use super::filesystem::ShownTree;
-use super::handles::Handles;
-use super::waiting::{self, Waiting};
+use super::handles::FileHandles;
+use super::waiting::{self, PendingMount};
 
 /// Background requests (readahead) that the kernel may have under way. Its default of 12 starves a cold sequential
 /// reader.
@@ -30,38 +30,47 @@ const MAX_BACKGROUND: u16 = 64;
 
 /// The filesystem of one mount. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Ocifs {
-    gate: Arc<Gate>,
+pub(super) struct OcifsFilesystem {
+    gate: Arc<ContentGate>,
 }
 
-struct Gate {
+struct ContentGate {
     /// The content; unset until the image is resolved.
     shown: OnceLock<ShownTree>,
     /// Answers requests until then.
-    waiting: Arc<Waiting>,
+    waiting: Arc<PendingMount>,
     /// Wakes the waiting requests.
     open: watch::Sender<()>,
-    handles: Arc<Handles>,
+    handles: Arc<FileHandles>,
     runtime: Handle,
     /// Filesystem levels below passed-through files, this mount included; `None` without passthrough.
     stack_depth: Option<u32>,
 }
 
-impl Ocifs {
+impl OcifsFilesystem {
     /// `earlier`: number of processes that served the mount before, whose handles the kernel may still use.
     pub(super) fn new(
-        waiting: Arc<Waiting>,
+        waiting: Arc<PendingMount>,
         runtime: Handle,
         stack_depth: Option<u32>,
         earlier: u64,
     ) -> Self {
-        let (handles, open) = (Arc::new(Handles::after(earlier)), watch::Sender::new(()));
-        Self { gate: Arc::new(Gate { shown: OnceLock::new(), waiting, open, handles, runtime, stack_depth }) }
+        let (handles, open) = (Arc::new(FileHandles::after(earlier)), watch::Sender::new(()));
+        Self {
+            gate: Arc::new(ContentGate {
+                shown: OnceLock::new(),
+                waiting,
+                open,
+                handles,
+                runtime,
+                stack_depth,
+            }),
+        }
     }
 
     /// Serves `namespace` from now on, to waiting requests too.
-    pub(super) fn show(&self, namespace: Arc<Namespace>) {
-        let Gate { shown, open, handles, runtime, .. } = &*self.gate;
+    pub(super) fn show(&self, namespace: Arc<MountNamespace>) {
+        let ContentGate { shown, open, handles, runtime, .. } = &*self.gate;
         shown.get_or_init(|| ShownTree::new(namespace, runtime.clone(), handles.clone()));
         open.send_replace(());
     }
@@ -72,7 +81,7 @@ impl Ocifs {
     }
 
     /// Calls `answer` with the content: now, or once the image is resolved, unless the caller is killed before that.
-    fn with(&self, caller: Caller, answer: impl FnOnce(&ShownTree) + Send + 'static) {
+    fn with(&self, caller: CallerThread, answer: impl FnOnce(&ShownTree) + Send + 'static) {
         if let Some(shown) = self.shown() {
             return answer(shown);
         }
@@ -92,16 +101,16 @@ impl Ocifs {
     }
 
     /// The placeholder that answers until the image is resolved; `None` afterwards.
-    fn waiting(&self) -> Option<&Waiting> {
+    fn waiting(&self) -> Option<&PendingMount> {
         self.shown().is_none().then_some(&*self.gate.waiting)
     }
 }
 
-fn caller(request: &Request) -> Caller {
-    Caller(request.pid())
+fn caller(request: &Request) -> CallerThread {
+    CallerThread(request.pid())
 }
 
-impl Filesystem for Ocifs {
+impl Filesystem for OcifsFilesystem {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         for wanted in [
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -280,7 +289,7 @@ impl Filesystem for Ocifs {
     }
 }
 
-impl std::fmt::Debug for Ocifs {
+impl std::fmt::Debug for OcifsFilesystem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Ocifs({})", self.gate.waiting.reference())
     }

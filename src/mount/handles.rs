@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use fuser::BackingId;
 
-use crate::io::{ReadAt as _, Shared};
+use crate::io::{ReadAt as _, SharedReader};
 use crate::meter;
 
 use super::errno;
-use super::passthrough::{Modes, Refusal, Served};
+use super::passthrough::{InodeModes, ReadServer, RefusalReach};
 
 /// Handles that one process can allocate. The next process allocates from the range behind, so that a handle is
 /// unique over a takeover.
@@ -19,39 +19,39 @@ const PER_PROCESS: u64 = 1 << 48;
 
 /// Open files. A handle is never reused, not even by a process that takes the mount over.
 #[derive(Default)]
-pub(super) struct Handles {
+pub(super) struct FileHandles {
     next: AtomicU64,
     /// Guards only the map; held for one insert, get or remove.
-    open: RwLock<HashMap<u64, OpenFile>>,
+    open: RwLock<HashMap<u64, HandleFile>>,
     /// Guards the invariant of [`Modes`]. Held over the call that registers a backing file with the kernel, so that
     /// two opens of an inode agree on one file. That call allocates a descriptor and a number, and waits for neither
     /// the disk nor this process.
-    modes: Mutex<Modes<Arc<Backing>>>,
+    modes: Mutex<InodeModes<Arc<BackingFile>>>,
 }
 
-struct OpenFile {
-    bytes: Shared,
+struct HandleFile {
+    bytes: SharedReader,
     /// The inode whose mode counts this handle; `None` for direct I/O.
     counted: Option<u64>,
 }
 
 /// A cache file that the kernel reads by itself.
-pub(super) struct Backing {
+pub(super) struct BackingFile {
     pub(super) id: BackingId,
     /// Holding the content and its file protects both from eviction.
-    _content: Shared,
+    _content: SharedReader,
     _file: Arc<OwnedFd>,
 }
 
-impl Handles {
+impl FileHandles {
     /// Enables passthrough of complete files.
     pub(super) fn offer_files(&self) {
         self.modes().offer_files();
     }
 
     /// Opens `bytes` for direct I/O, outside the page cache and any mode.
-    pub(super) fn insert_direct(&self, bytes: Shared) -> u64 {
-        self.insert(OpenFile { bytes, counted: None })
+    pub(super) fn insert_direct(&self, bytes: SharedReader) -> u64 {
+        self.insert(HandleFile { bytes, counted: None })
     }
 
     /// Opens `bytes` as a handle of `inode`, and returns whether the kernel serves it. The kernel does if there is a
@@ -59,29 +59,31 @@ impl Handles {
     pub(super) fn insert_counted(
         &self,
         inode: u64,
-        bytes: Shared,
+        bytes: SharedReader,
         register: impl FnOnce(&OwnedFd) -> std::io::Result<BackingId>,
-    ) -> (u64, Served<Arc<Backing>>) {
+    ) -> (u64, ReadServer<Arc<BackingFile>>) {
         // Finding the file may access the disk, so it happens without the lock of other opens.
         let file = if self.modes().wants_file(inode) { bytes.backing() } else { None };
         let register = file.map(|file| {
             let content = Arc::clone(&bytes);
             move || match register(&file) {
-                Ok(id) => Ok(Arc::new(Backing { id, _content: content, _file: file })),
+                Ok(id) => Ok(Arc::new(BackingFile { id, _content: content, _file: file })),
                 Err(error) => {
                     let refusal = errno::refusal_of_backing(&error);
                     match refusal {
-                        Refusal::EveryFile => {
+                        RefusalReach::EveryFile => {
                             tracing::debug!(%error, "no file of this mount is passed through")
                         }
-                        Refusal::ThisFile => tracing::debug!(%error, inode, "a file is not passed through"),
+                        RefusalReach::ThisFile => {
+                            tracing::debug!(%error, inode, "a file is not passed through")
+                        }
                     }
                     Err(refusal)
                 }
             }
         });
         let served = self.modes().open(inode, register);
-        (self.insert(OpenFile { bytes, counted: Some(inode) }), served)
+        (self.insert(HandleFile { bytes, counted: Some(inode) }), served)
     }
 
     /// The handle table of a process that came after `earlier` others.
@@ -95,13 +97,13 @@ impl Handles {
     }
 
     /// Opens `bytes` under a handle of an earlier process, unless another request did so first.
-    pub(super) fn adopt(&self, handle: u64, bytes: Shared) -> Shared {
+    pub(super) fn adopt(&self, handle: u64, bytes: SharedReader) -> SharedReader {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&open.entry(handle).or_insert(OpenFile { bytes, counted: None }).bytes)
+        Arc::clone(&open.entry(handle).or_insert(HandleFile { bytes, counted: None }).bytes)
     }
 
     /// The open file.
-    pub(super) fn get(&self, handle: u64) -> Option<Shared> {
+    pub(super) fn get(&self, handle: u64) -> Option<SharedReader> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         open.get(&handle).map(|file| Arc::clone(&file.bytes))
     }
@@ -119,14 +121,14 @@ impl Handles {
         }
     }
 
-    fn insert(&self, file: OpenFile) -> u64 {
+    fn insert(&self, file: HandleFile) -> u64 {
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, file);
         meter::OPEN_FILES.up();
         handle
     }
 
-    fn modes(&self) -> MutexGuard<'_, Modes<Arc<Backing>>> {
+    fn modes(&self) -> MutexGuard<'_, InodeModes<Arc<BackingFile>>> {
         self.modes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -24,10 +24,10 @@ use nix::unistd::Pid;
 use rustix::net::sockopt::Timeout;
 use serde::{Deserialize, Serialize};
 
-use super::error::{MountError, Unmount};
+use super::error::{MountError, UnmountMode};
 use super::kernel;
 use super::mount_table;
-use super::options::{Access, MountFlags, MountOptions};
+use super::options::{MountAccess, MountFlags, MountOptions};
 use crate::registry;
 
 /// Set in the environment of the keeper, which recognises its role by it.
@@ -44,9 +44,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const QUESTIONS: usize = 8;
 
 /// The keeper of this process, once started. Per process, as the rights are.
-static KEEPER: OnceLock<Keeper> = OnceLock::new();
+static KEEPER: OnceLock<MountMonitor> = OnceLock::new();
 
-struct Keeper {
+struct MountMonitor {
     dir: PathBuf,
     /// Held from a request to its answer.
     socket: Mutex<OwnedFd>,
@@ -54,14 +54,14 @@ struct Keeper {
 
 /// Parameters of all requests: the first message.
 #[derive(Serialize, Deserialize)]
-struct Terms {
+struct MonitorTerms {
     dir: Vec<u8>,
-    access: Access,
+    access: MountAccess,
     flags: MountFlags,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Order {
+enum MonitorRequest {
     Mount {
         source: String,
     },
@@ -79,7 +79,7 @@ enum Order {
 
 /// The result of a request. The answer to a mount carries the descriptor.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Answer {
+enum MonitorAnswer {
     Done,
     NoDevice(i32),
     NoHelper,
@@ -109,62 +109,65 @@ pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError
         .stderr(Stdio::null())
         .spawn()
         .map_err(failed)?;
-    let terms =
-        Terms { dir: dir.as_os_str().as_bytes().to_vec(), access: options.access, flags: options.flags };
+    let terms = MonitorTerms {
+        dir: dir.as_os_str().as_bytes().to_vec(),
+        access: options.access,
+        flags: options.flags,
+    };
     send(&ours, &terms, None).map_err(failed)?;
-    let keeper = KEEPER.get_or_init(|| Keeper { dir, socket: Mutex::new(ours) });
-    registry::work_elsewhere(|socket| keeper_of_process(&Order::Question, Some(socket)));
+    let keeper = KEEPER.get_or_init(|| MountMonitor { dir, socket: Mutex::new(ours) });
+    registry::work_elsewhere(|socket| keeper_of_process(&MonitorRequest::Question, Some(socket)));
     tracing::debug!(dir = %keeper.dir.display(), "the keeper has started");
     Ok(())
 }
 
 /// Sends a request that is not about one directory.
-fn keeper_of_process(order: &Order, with: Option<OwnedFd>) -> io::Result<()> {
+fn keeper_of_process(order: &MonitorRequest, with: Option<OwnedFd>) -> io::Result<()> {
     let keeper = KEEPER.get().ok_or(io::ErrorKind::NotConnected)?;
     match keeper.ask(order, with)?.0 {
-        Answer::Done => Ok(()),
+        MonitorAnswer::Done => Ok(()),
         other => Err(other.into_io()),
     }
 }
 
 /// The keeper of this process, if it is responsible for `dir`.
-pub(super) fn of(dir: &Path) -> Option<Kept> {
-    KEEPER.get().filter(|keeper| keeper.dir == dir).map(Kept)
+pub(super) fn of(dir: &Path) -> Option<HeldDirectory> {
+    KEEPER.get().filter(|keeper| keeper.dir == dir).map(HeldDirectory)
 }
 
 /// A directory that the keeper may mount at.
-pub(super) struct Kept(&'static Keeper);
+pub(super) struct HeldDirectory(&'static MountMonitor);
 
-impl Kept {
+impl HeldDirectory {
     /// Mounts there and returns the descriptor.
     pub(super) fn mount(&self, source: &str) -> Result<OwnedFd, MountError> {
         let dir = &self.0.dir;
         let failed = |source| MountError::Mount { dir: dir.clone(), source };
         let (answer, device) =
-            self.0.ask(&Order::Mount { source: source.to_owned() }, None).map_err(failed)?;
+            self.0.ask(&MonitorRequest::Mount { source: source.to_owned() }, None).map_err(failed)?;
         match (answer, device) {
-            (Answer::Done, Some(device)) => Ok(device),
-            (Answer::Done, None) => {
+            (MonitorAnswer::Done, Some(device)) => Ok(device),
+            (MonitorAnswer::Done, None) => {
                 // The mount succeeded, and this process has no free number for its descriptor.
-                if let Some(Err(error)) = self.unmount(Unmount::Lazy) {
+                if let Some(Err(error)) = self.unmount(UnmountMode::Lazy) {
                     tracing::warn!(%error, "the mount stays, and nothing serves it");
                 }
                 Err(failed(Errno::EMFILE.into()))
             }
-            (Answer::NoDevice(code), _) => {
+            (MonitorAnswer::NoDevice(code), _) => {
                 Err(MountError::NoDevice { source: io::Error::from_raw_os_error(code) })
             }
-            (Answer::NoHelper, _) => Err(MountError::NoHelper),
-            (Answer::NoRight, _) => Err(MountError::NoRight { dir: dir.clone() }),
-            (Answer::Helper(said), _) => Err(MountError::Helper { dir: dir.clone(), said }),
+            (MonitorAnswer::NoHelper, _) => Err(MountError::NoHelper),
+            (MonitorAnswer::NoRight, _) => Err(MountError::NoRight { dir: dir.clone() }),
+            (MonitorAnswer::Helper(said), _) => Err(MountError::Helper { dir: dir.clone(), said }),
             (other, _) => Err(failed(other.into_io())),
         }
     }
 
     /// Unmounts the directory; `None` when the keeper is gone.
-    pub(super) fn unmount(&self, how: Unmount) -> Option<Result<(), MountError>> {
+    pub(super) fn unmount(&self, how: UnmountMode) -> Option<Result<(), MountError>> {
         let dir = self.0.dir.clone();
-        let answer = match self.0.ask(&Order::Unmount { lazily: how == Unmount::Lazy }, None) {
+        let answer = match self.0.ask(&MonitorRequest::Unmount { lazily: how == UnmountMode::Lazy }, None) {
             Ok((answer, _)) => answer,
             Err(error) => {
                 tracing::warn!(%error, "the keeper of the mount is gone");
@@ -172,11 +175,11 @@ impl Kept {
             }
         };
         Some(match answer {
-            Answer::Done => Ok(()),
-            Answer::Busy => Err(MountError::Busy { dir }),
-            Answer::NotOurs => Err(MountError::NotMounted { dir }),
-            Answer::NoHelper => Err(MountError::NoHelper),
-            Answer::Helper(said) => Err(MountError::Helper { dir, said }),
+            MonitorAnswer::Done => Ok(()),
+            MonitorAnswer::Busy => Err(MountError::Busy { dir }),
+            MonitorAnswer::NotOurs => Err(MountError::NotMounted { dir }),
+            MonitorAnswer::NoHelper => Err(MountError::NoHelper),
+            MonitorAnswer::Helper(said) => Err(MountError::Helper { dir, said }),
             other => Err(MountError::Unmount { dir, source: other.into_io() }),
         })
     }
@@ -185,11 +188,15 @@ impl Kept {
 /// Raises the readahead of the mount with this device number; `None` without a keeper.
 pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> Option<io::Result<()>> {
     KEEPER.get()?;
-    Some(keeper_of_process(&Order::Readahead { major, minor, kib }, None))
+    Some(keeper_of_process(&MonitorRequest::Readahead { major, minor, kib }, None))
 }
 
-impl Keeper {
-    fn ask(&self, order: &Order, with: Option<OwnedFd>) -> io::Result<(Answer, Option<OwnedFd>)> {
+impl MountMonitor {
+    fn ask(
+        &self,
+        order: &MonitorRequest,
+        with: Option<OwnedFd>,
+    ) -> io::Result<(MonitorAnswer, Option<OwnedFd>)> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         send(&socket, order, with)?;
         let mut message = vec![0; MAX_MESSAGE];
@@ -201,10 +208,10 @@ impl Keeper {
     }
 }
 
-impl Answer {
+impl MonitorAnswer {
     fn into_io(self) -> io::Error {
         match self {
-            Answer::NoDevice(code) | Answer::Failed(code) => io::Error::from_raw_os_error(code),
+            MonitorAnswer::NoDevice(code) | MonitorAnswer::Failed(code) => io::Error::from_raw_os_error(code),
             other => io::Error::other(format!("the keeper answered {other:?}")),
         }
     }
@@ -212,19 +219,19 @@ impl Answer {
     fn of(error: &MountError) -> Self {
         let code = |source: &io::Error| source.raw_os_error().unwrap_or(libc::EIO);
         match error {
-            MountError::NoDevice { source } => Answer::NoDevice(code(source)),
-            MountError::NoHelper => Answer::NoHelper,
-            MountError::NoRight { .. } => Answer::NoRight,
+            MountError::NoDevice { source } => MonitorAnswer::NoDevice(code(source)),
+            MountError::NoHelper => MonitorAnswer::NoHelper,
+            MountError::NoRight { .. } => MonitorAnswer::NoRight,
             MountError::Helper { said, .. } => {
                 // The helper's output is a line; a message has room for more than one.
-                Answer::Helper(said.chars().take(MAX_MESSAGE / 8).collect())
+                MonitorAnswer::Helper(said.chars().take(MAX_MESSAGE / 8).collect())
             }
-            MountError::Busy { .. } => Answer::Busy,
-            MountError::NotMounted { .. } => Answer::NotOurs,
+            MountError::Busy { .. } => MonitorAnswer::Busy,
+            MountError::NotMounted { .. } => MonitorAnswer::NotOurs,
             MountError::Mount { source, .. } | MountError::Unmount { source, .. } => {
-                Answer::Failed(code(source))
+                MonitorAnswer::Failed(code(source))
             }
-            _ => Answer::Failed(libc::EIO),
+            _ => MonitorAnswer::Failed(libc::EIO),
         }
     }
 }
@@ -256,7 +263,7 @@ pub fn keep() -> io::Result<()> {
     let mut message = vec![0; MAX_MESSAGE];
     // The terms are read once, before any request.
     let len = recv(socket.as_raw_fd(), &mut message, MsgFlags::empty())?;
-    let terms: Terms = parse(&message[..len])?;
+    let terms: MonitorTerms = parse(&message[..len])?;
     let dir = PathBuf::from(std::ffi::OsString::from_vec(terms.dir));
     let mut questions = Vec::new();
     let served_by = nix::unistd::getppid();
@@ -277,7 +284,7 @@ pub fn keep() -> io::Result<()> {
             return Ok(());
         }
         let (answer, device) = match (parse(&message[..len])?, with) {
-            (Order::Mount { source }, _) => {
+            (MonitorRequest::Mount { source }, _) => {
                 let options =
                     MountOptions { access: terms.access, flags: terms.flags, source, ..Default::default() };
                 match kernel::mount(&dir, &options) {
@@ -285,24 +292,26 @@ pub fn keep() -> io::Result<()> {
                         // Only now: an automounter lets its own process group alone mount there. The call fails for a
                         // group leader, which is harmless.
                         nix::unistd::setsid().ok();
-                        (Answer::Done, Some(device))
+                        (MonitorAnswer::Done, Some(device))
                     }
-                    Err(error) => (Answer::of(&error), None),
+                    Err(error) => (MonitorAnswer::of(&error), None),
                 }
             }
-            (Order::Unmount { lazily }, _) => {
-                let how = if lazily { Unmount::Lazy } else { Unmount::Now };
+            (MonitorRequest::Unmount { lazily }, _) => {
+                let how = if lazily { UnmountMode::Lazy } else { UnmountMode::Now };
                 // Unmounts only a mount of ours, whatever the request.
                 (
                     mount_table::ours(&dir)
                         .and_then(|dir| kernel::unmount(&dir, how))
-                        .map_or_else(|error| Answer::of(&error), |()| Answer::Done),
+                        .map_or_else(|error| MonitorAnswer::of(&error), |()| MonitorAnswer::Done),
                     None,
                 )
             }
-            (Order::Readahead { major, minor, kib }, _) => (readahead(&dir, major, minor, kib), None),
-            (Order::Question, Some(socket)) => (answer(&mut questions, socket), None),
-            (Order::Question, None) => (Answer::Failed(libc::EBADF), None),
+            (MonitorRequest::Readahead { major, minor, kib }, _) => {
+                (readahead(&dir, major, minor, kib), None)
+            }
+            (MonitorRequest::Question, Some(socket)) => (answer(&mut questions, socket), None),
+            (MonitorRequest::Question, None) => (MonitorAnswer::Failed(libc::EBADF), None),
         };
         send(&socket, &answer, device)?;
     }
@@ -331,22 +340,22 @@ fn remove_place(dir: &Path) {
 }
 
 /// Raises the readahead, if the number is that of the mount at `dir`.
-fn readahead(dir: &Path, major: u32, minor: u32, kib: u32) -> Answer {
+fn readahead(dir: &Path, major: u32, minor: u32, kib: u32) -> MonitorAnswer {
     match mount_table::find(dir) {
         Ok(Some(entry)) if (entry.major, entry.minor) == (major, minor) => {}
-        _ => return Answer::NotOurs,
+        _ => return MonitorAnswer::NotOurs,
     }
     match kernel::raise_readahead(major, minor, kib) {
-        Ok(()) => Answer::Done,
-        Err(error) => Answer::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
+        Ok(()) => MonitorAnswer::Done,
+        Err(error) => MonitorAnswer::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
     }
 }
 
 /// Serves one request of the registry client on a thread of its own, so that an unmount need not wait for it.
-fn answer(questions: &mut Vec<std::thread::JoinHandle<()>>, socket: OwnedFd) -> Answer {
+fn answer(questions: &mut Vec<std::thread::JoinHandle<()>>, socket: OwnedFd) -> MonitorAnswer {
     questions.retain(|question| !question.is_finished());
     if questions.len() >= QUESTIONS {
-        return Answer::Failed(Errno::EAGAIN as i32);
+        return MonitorAnswer::Failed(Errno::EAGAIN as i32);
     }
     let started = std::thread::Builder::new().name("question".into()).spawn(move || {
         // The client sees an error as the end of its socket; the keeper has no log.
@@ -355,8 +364,8 @@ fn answer(questions: &mut Vec<std::thread::JoinHandle<()>>, socket: OwnedFd) -> 
     match started {
         Ok(question) => {
             questions.push(question);
-            Answer::Done
+            MonitorAnswer::Done
         }
-        Err(error) => Answer::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
+        Err(error) => MonitorAnswer::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
     }
 }

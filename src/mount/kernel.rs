@@ -20,8 +20,8 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use super::error::{MountError, Unmount};
-use super::options::{Access, MountOptions, Passthrough};
+use super::error::{MountError, UnmountMode};
+use super::options::{MountAccess, MountOptions, PassthroughMode};
 
 /// Mounts a new FUSE connection at `dir`, always read-only, and returns its descriptor.
 pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
@@ -63,7 +63,7 @@ fn mount_directly(dir: &Path, options: &MountOptions, device: &File) -> Result<(
     if options.checks_modes() {
         data.push_str(",default_permissions");
     }
-    if options.access != Access::Owner {
+    if options.access != MountAccess::Owner {
         data.push_str(",allow_other");
     }
     nix::mount::mount(
@@ -90,7 +90,7 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
     if options.checks_modes() {
         wanted.push_str(",default_permissions");
     }
-    if options.access != Access::Owner {
+    if options.access != MountAccess::Owner {
         wanted.push_str(",allow_other");
     }
     let failed = |source| MountError::Mount { dir: dir.to_owned(), source };
@@ -119,7 +119,7 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
         Ok((_, Some(device))) if status.success() => Ok(device),
         Ok((1.., None)) if status.success() => {
             // The mount succeeded, and this process has no free number for its descriptor.
-            if let Err(error) = unmount(dir, Unmount::Lazy) {
+            if let Err(error) = unmount(dir, UnmountMode::Lazy) {
                 tracing::warn!(%error, "the mount stays, and nothing serves it");
             }
             Err(failed(Errno::EMFILE.into()))
@@ -162,10 +162,10 @@ pub(super) fn send(socket: impl AsFd, message: &[u8], fd: Option<BorrowedFd<'_>>
 }
 
 /// Unmounts `dir`.
-pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
+pub(super) fn unmount(dir: &Path, how: UnmountMode) -> Result<(), MountError> {
     let when = match how {
-        Unmount::Now => MntFlags::empty(),
-        Unmount::Lazy => MntFlags::MNT_DETACH,
+        UnmountMode::Now => MntFlags::empty(),
+        UnmountMode::Lazy => MntFlags::MNT_DETACH,
     };
     let flags = when | MntFlags::UMOUNT_NOFOLLOW;
     let errno = match nix::mount::umount2(dir, flags) {
@@ -179,7 +179,7 @@ pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
     }
     let mut helper = Command::new("fusermount3");
     helper.arg("-u");
-    if how == Unmount::Lazy {
+    if how == UnmountMode::Lazy {
         helper.arg("-z");
     }
     let output =
@@ -202,8 +202,8 @@ pub(super) fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
 ///
 /// The kernel allows two levels in all. One leaves room for an overlay on top of the mount. A cache that lies on an
 /// overlay needs both, and then nothing can be stacked on the mount.
-pub(super) fn stack_depth(passthrough: &Passthrough) -> Option<u32> {
-    let Passthrough::Auto { cache } = passthrough else { return None };
+pub(super) fn stack_depth(passthrough: &PassthroughMode) -> Option<u32> {
+    let PassthroughMode::Auto { cache } = passthrough else { return None };
     match mount_right() {
         Ok(MountRight::Machine) => {}
         Ok(_) => {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::statfs::statfs;
 
-use crate::image::Status;
+use crate::image::ImageStatus;
 use crate::view::{STATUS, unpack_status};
 
 use super::error::MountError;
@@ -19,18 +19,18 @@ use super::stale;
 
 /// One ocifs mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedMount {
     /// The mount point.
     pub dir: PathBuf,
     /// The reference with its digest, or the reference as written when the mount does not answer.
     pub reference: String,
     /// Whether it is served.
-    pub state: State,
+    pub state: MountState,
 }
 
 /// Whether a mount is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum MountState {
     /// The mount answers.
     Served,
     /// The mount answers, and waits for its registry.
@@ -46,17 +46,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// All ocifs mounts that this process sees, in mount order. A mount that does not answer delays no other: its query
 /// waits on a thread of its own, which ends with the answer or with the process.
-pub fn list() -> Result<Vec<Listed>, MountError> {
+pub fn list() -> Result<Vec<ListedMount>, MountError> {
     let table = mount_table::table()?;
     let ours = table.iter().enumerate().filter(|(_, entry)| entry.fs_type == FS_TYPE);
     let mut listed = Vec::new();
     let (answer, answers) = mpsc::channel();
     for (at, entry) in ours {
         let number = listed.len();
-        listed.push(Listed {
+        listed.push(ListedMount {
             dir: entry.dir.clone(),
             reference: entry.source.clone(),
-            state: State::Unknown,
+            state: MountState::Unknown,
         });
         // Of several mounts at one directory only the last is visible.
         if table[at + 1..].iter().any(|other| other.dir == entry.dir) {
@@ -67,8 +67,8 @@ pub fn list() -> Result<Vec<Listed>, MountError> {
             // The send fails when the caller has stopped waiting.
             let state = state(&dir);
             answer.send((number, state, None)).ok();
-            if state == State::Served {
-                let state = if mount_table::is_waiting(&dir) { State::Waiting } else { state };
+            if state == MountState::Served {
+                let state = if mount_table::is_waiting(&dir) { MountState::Waiting } else { state };
                 answer.send((number, state, mount_table::pinned_at(&dir))).ok();
             }
         });
@@ -88,16 +88,16 @@ pub fn list() -> Result<Vec<Listed>, MountError> {
     Ok(listed)
 }
 
-fn state(dir: &Path) -> State {
+fn state(dir: &Path) -> MountState {
     match statfs(dir) {
-        Ok(_) => State::Served,
-        Err(_) if stale::is_dead(dir) => State::Dead,
-        Err(_) => State::Unknown,
+        Ok(_) => MountState::Served,
+        Err(_) if stale::is_dead(dir) => MountState::Dead,
+        Err(_) => MountState::Unknown,
     }
 }
 
 /// The status of the mount at `dir`, from an extended attribute of its root.
-pub fn status(dir: &Path) -> Result<Status, MountError> {
+pub fn status(dir: &Path) -> Result<ImageStatus, MountError> {
     let owned = dir.to_owned();
     let failed = |source| MountError::Status { dir: owned.clone(), source };
     let (answer, answers) = mpsc::channel();
@@ -113,7 +113,7 @@ pub fn status(dir: &Path) -> Result<Status, MountError> {
         .unwrap_or_else(|_| Err(failed(io::Error::new(io::ErrorKind::TimedOut, silence))))
 }
 
-fn ask_status(dir: &Path) -> Result<Status, MountError> {
+fn ask_status(dir: &Path) -> Result<ImageStatus, MountError> {
     let not_ours = || MountError::NotMounted { dir: dir.to_owned() };
     let entry = mount_table::find(&mount_table::name_of(dir)?)?.filter(|entry| entry.fs_type == FS_TYPE);
     let entry = entry.ok_or_else(not_ours)?;

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::is_unprintable;
 
-use super::record::Record;
+use super::record::HandoverJournal;
 
 /// Users that may access the mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Access {
+pub enum MountAccess {
     /// The user that mounted it.
     #[default]
     Owner,
@@ -38,7 +38,7 @@ pub struct MountFlags {
 
 /// Whether the kernel may read whole cached files by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Passthrough {
+pub enum PassthroughMode {
     /// Every read goes through this process.
     #[default]
     Off,
@@ -51,7 +51,7 @@ pub enum Passthrough {
 
 /// Whether a mount outlives its process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keep {
+pub enum MountPersistence {
     /// The mount ends with the process.
     #[default]
     No,
@@ -63,17 +63,17 @@ pub enum Keep {
 #[derive(Clone, Debug, Default)]
 pub struct MountOptions {
     /// Users that may access the mount.
-    pub access: Access,
+    pub access: MountAccess,
     /// Flags that the kernel enforces.
     pub flags: MountFlags,
     /// The source in `findmnt`: the reference as written, by which mount(8) recognises a line of fstab.
     pub source: String,
     /// Whether the kernel may read complete cached files by itself.
-    pub passthrough: Passthrough,
+    pub passthrough: PassthroughMode,
     /// Whether the mount outlives this process.
-    pub keep: Keep,
+    pub keep: MountPersistence,
     /// Journal for a process that may take the mount over; `None` when there is none.
-    pub record: Option<Arc<Record>>,
+    pub record: Option<Arc<HandoverJournal>>,
 }
 
 impl MountOptions {
@@ -86,6 +86,6 @@ impl MountOptions {
 
     /// The kernel checks modes whenever other users have access.
     pub(super) fn checks_modes(&self) -> bool {
-        self.flags.default_permissions || self.access == Access::Everyone
+        self.flags.default_permissions || self.access == MountAccess::Everyone
     }
 }

@@ -16,21 +16,21 @@ use super::errno;
 use super::error::MountError;
 
 /// A writable overlay over the mount. Dropping it unmounts it and deletes its content.
-pub struct Overlay {
+pub struct WritableOverlay {
     /// The upper layer.
-    _upper: Upper,
+    _upper: OverlayUpper,
     /// The root of the overlay.
-    root: Made,
+    root: TemporaryDirectory,
 }
 
 /// The directory of the upper layer.
-struct Upper {
-    dir: Made,
+struct OverlayUpper {
+    dir: TemporaryDirectory,
     /// Whether a tmpfs is mounted there.
     in_memory: bool,
 }
 
-impl Overlay {
+impl WritableOverlay {
     /// Creates an overlay over `lower`, with its directories in `room`, which has no `rw` and no `root`. From then on
     /// this thread has a mount namespace of its own, so it has to start the processes that use the overlay. Unmounts
     /// outside still propagate into the namespace.
@@ -40,8 +40,9 @@ impl Overlay {
             false => MountError::Overlay { source: errno.into() },
         })?;
         let failed = |source: io::Error| MountError::Overlay { source };
-        let mut upper = Upper { dir: Made::new(room, "rw").map_err(failed)?, in_memory: false };
-        let root = Made::new(room, "root").map_err(failed)?;
+        let mut upper =
+            OverlayUpper { dir: TemporaryDirectory::new(room, "rw").map_err(failed)?, in_memory: false };
+        let root = TemporaryDirectory::new(room, "root").map_err(failed)?;
         upper.prepare(lower).map_err(failed)?;
         if let Err(errno) = lay(lower, &upper.dir.0, &root.0) {
             // An overlay cannot be the upper layer of another; the temporary directory of a container often lies on
@@ -60,7 +61,7 @@ impl Overlay {
     }
 }
 
-impl Drop for Overlay {
+impl Drop for WritableOverlay {
     fn drop(&mut self) {
         detach(&self.root.0);
     }
@@ -73,7 +74,7 @@ fn detach(dir: &Path) {
     }
 }
 
-impl Upper {
+impl OverlayUpper {
     /// Creates the directories of an upper layer. Its root gets owner and mode of the lower root.
     fn prepare(&self, lower: &Path) -> io::Result<()> {
         let like = fs::metadata(lower)?;
@@ -108,7 +109,7 @@ impl Upper {
     }
 }
 
-impl Drop for Upper {
+impl Drop for OverlayUpper {
     fn drop(&mut self) {
         if self.in_memory {
             // Also when mounting the overlay failed in the end.
@@ -150,9 +151,9 @@ fn escaped(path: &Path) -> Vec<u8> {
 }
 
 /// A directory, removed on drop.
-struct Made(PathBuf);
+struct TemporaryDirectory(PathBuf);
 
-impl Made {
+impl TemporaryDirectory {
     fn new(room: &Path, name: &str) -> io::Result<Self> {
         let dir = room.join(name);
         fs::create_dir(&dir)?;
@@ -160,7 +161,7 @@ impl Made {
     }
 }
 
-impl Drop for Made {
+impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.0) {
             tracing::warn!(%error, dir = %self.0.display(), "cannot remove a directory");

@@ -17,30 +17,30 @@ use std::collections::{HashMap, HashSet};
 /// | passed through, m | the same file, m + 1 | the same file, m + 1 | m - 1; closed at 0, and the file is dropped |
 ///
 /// Content that becomes complete while handles are cached stays cached until all of them are closed.
-pub(super) struct Modes<B> {
+pub(super) struct InodeModes<B> {
     /// Invariant: every handle that was decided on and is not closed is counted in the mode of its inode; no count is
     /// 0.
-    open: HashMap<u64, Mode<B>>,
+    open: HashMap<u64, InodeMode<B>>,
     /// Inodes whose file the kernel refused: one attempt each.
     refused: HashSet<u64>,
-    files: Files,
+    files: OfferPolicy,
 }
 
-enum Mode<B> {
+enum InodeMode<B> {
     Cached { handles: u64 },
     Through { handles: u64, backing: B },
 }
 
 /// Whether files are offered to the kernel at all.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Files {
+enum OfferPolicy {
     Offered,
     Withheld,
 }
 
 /// The server of the reads of a new handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Served<B> {
+pub(super) enum ReadServer<B> {
     /// This process; the kernel caches pages.
     Cached,
     /// The kernel, from this file.
@@ -49,29 +49,31 @@ pub(super) enum Served<B> {
 
 /// The scope of the kernel's refusal of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum RefusalReach {
     /// Every file: the kernel must not or cannot pass files through.
     EveryFile,
     /// This file alone is unsuitable.
     ThisFile,
 }
 
-impl<B> Default for Modes<B> {
+impl<B> Default for InodeModes<B> {
     /// Passes nothing through until [`offer_files`](Modes::offer_files).
     fn default() -> Self {
-        Self { open: HashMap::new(), refused: HashSet::new(), files: Files::Withheld }
+        Self { open: HashMap::new(), refused: HashSet::new(), files: OfferPolicy::Withheld }
     }
 }
 
-impl<B: Clone> Modes<B> {
+impl<B: Clone> InodeModes<B> {
     /// Enables passthrough.
     pub(super) fn offer_files(&mut self) {
-        self.files = Files::Offered;
+        self.files = OfferPolicy::Offered;
     }
 
     /// Whether a file for `inode` would be offered to the kernel if the inode is opened now.
     pub(super) fn wants_file(&self, inode: u64) -> bool {
-        self.files == Files::Offered && !self.open.contains_key(&inode) && !self.refused.contains(&inode)
+        self.files == OfferPolicy::Offered
+            && !self.open.contains_key(&inode)
+            && !self.refused.contains(&inode)
     }
 
     /// Counts a new handle of `inode` and returns its server. `register` makes the inode's file known to the kernel.
@@ -79,35 +81,35 @@ impl<B: Clone> Modes<B> {
     pub(super) fn open(
         &mut self,
         inode: u64,
-        register: Option<impl FnOnce() -> Result<B, Refusal>>,
-    ) -> Served<B> {
+        register: Option<impl FnOnce() -> Result<B, RefusalReach>>,
+    ) -> ReadServer<B> {
         match self.open.get_mut(&inode) {
-            Some(Mode::Cached { handles }) => {
+            Some(InodeMode::Cached { handles }) => {
                 *handles += 1;
-                return Served::Cached;
+                return ReadServer::Cached;
             }
-            Some(Mode::Through { handles, backing }) => {
+            Some(InodeMode::Through { handles, backing }) => {
                 *handles += 1;
-                return Served::Through(backing.clone());
+                return ReadServer::Through(backing.clone());
             }
             None => {}
         }
         let mode = match register.filter(|_| self.wants_file(inode)).map(|register| register()) {
-            Some(Ok(backing)) => Mode::Through { handles: 1, backing },
+            Some(Ok(backing)) => InodeMode::Through { handles: 1, backing },
             Some(Err(refusal)) => {
                 match refusal {
-                    Refusal::EveryFile => self.files = Files::Withheld,
-                    Refusal::ThisFile => {
+                    RefusalReach::EveryFile => self.files = OfferPolicy::Withheld,
+                    RefusalReach::ThisFile => {
                         self.refused.insert(inode);
                     }
                 }
-                Mode::Cached { handles: 1 }
+                InodeMode::Cached { handles: 1 }
             }
-            None => Mode::Cached { handles: 1 },
+            None => InodeMode::Cached { handles: 1 },
         };
         let served = match &mode {
-            Mode::Cached { .. } => Served::Cached,
-            Mode::Through { backing, .. } => Served::Through(backing.clone()),
+            InodeMode::Cached { .. } => ReadServer::Cached,
+            InodeMode::Through { backing, .. } => ReadServer::Through(backing.clone()),
         };
         self.open.insert(inode, mode);
         served
@@ -117,7 +119,7 @@ impl<B: Clone> Modes<B> {
     /// the lock.
     pub(super) fn close(&mut self, inode: u64) -> Option<B> {
         let left = match self.open.get_mut(&inode)? {
-            Mode::Cached { handles } | Mode::Through { handles, .. } => {
+            InodeMode::Cached { handles } | InodeMode::Through { handles, .. } => {
                 *handles -= 1;
                 *handles
             }
@@ -126,8 +128,8 @@ impl<B: Clone> Modes<B> {
             return None;
         }
         match self.open.remove(&inode)? {
-            Mode::Cached { .. } => None,
-            Mode::Through { backing, .. } => Some(backing),
+            InodeMode::Cached { .. } => None,
+            InodeMode::Through { backing, .. } => Some(backing),
         }
     }
 }
@@ -225,7 +227,7 @@ mod tests {
         fn no_order_of_opens_replies_and_releases_shows_the_kernel_a_mixture(
             events in proptest::collection::vec(event(), 1..120)
         ) {
-            let mut modes: Modes<Backing> = Modes::default();
+            let mut modes: InodeModes<Backing> = InodeModes::default();
             modes.offer_files();
             let mut model = Model::default();
             for event in events {
@@ -234,8 +236,8 @@ mod tests {
                         let open: Vec<_> = model.handles.iter().filter(|it| it.inode == inode).cloned().collect();
                         let number = model.files.len() as u32;
                         let refusal = match (model.all_refused, model.refused.contains(&inode)) {
-                            (true, _) => Some(Refusal::EveryFile),
-                            (false, true) => Some(Refusal::ThisFile),
+                            (true, _) => Some(RefusalReach::EveryFile),
+                            (false, true) => Some(RefusalReach::ThisFile),
                             (false, false) => None,
                         };
                         let mut made = None;
@@ -257,8 +259,8 @@ mod tests {
                             model.files.insert(number, made);
                         }
                         let file = match served {
-                            Served::Cached => None,
-                            Served::Through(backing) => Some(*backing),
+                            ReadServer::Cached => None,
+                            ReadServer::Through(backing) => Some(*backing),
                         };
                         prop_assert_eq!(file, expected);
                         model.handles.push(Seen { inode, file, stage: Stage::Decided });
@@ -299,45 +301,45 @@ mod tests {
         }
     }
 
-    fn gives(file: u32) -> Option<impl FnOnce() -> Result<u32, Refusal>> {
+    fn gives(file: u32) -> Option<impl FnOnce() -> Result<u32, RefusalReach>> {
         Some(move || Ok(file))
     }
 
-    fn refuses(refusal: Refusal) -> Option<impl FnOnce() -> Result<u32, Refusal>> {
+    fn refuses(refusal: RefusalReach) -> Option<impl FnOnce() -> Result<u32, RefusalReach>> {
         Some(move || Err(refusal))
     }
 
     #[test]
     fn nothing_is_offered_until_the_kernel_agreed() {
-        let mut modes = Modes::default();
+        let mut modes = InodeModes::default();
         assert!(!modes.wants_file(1));
-        assert_eq!(modes.open(1, gives(7)), Served::Cached);
+        assert_eq!(modes.open(1, gives(7)), ReadServer::Cached);
     }
 
     #[test]
     fn content_that_completes_under_a_cached_handle_waits_for_its_close() {
-        let mut modes = Modes::default();
+        let mut modes = InodeModes::default();
         modes.offer_files();
-        assert_eq!(modes.open(1, None::<fn() -> Result<u32, Refusal>>), Served::Cached);
+        assert_eq!(modes.open(1, None::<fn() -> Result<u32, RefusalReach>>), ReadServer::Cached);
         assert!(!modes.wants_file(1));
-        assert_eq!(modes.open(1, gives(7)), Served::Cached);
+        assert_eq!(modes.open(1, gives(7)), ReadServer::Cached);
         assert_eq!((modes.close(1), modes.close(1)), (None, None));
-        assert_eq!(modes.open(1, gives(8)), Served::Through(8));
-        assert_eq!(modes.open(1, gives(9)), Served::Through(8));
+        assert_eq!(modes.open(1, gives(8)), ReadServer::Through(8));
+        assert_eq!(modes.open(1, gives(9)), ReadServer::Through(8));
         assert_eq!((modes.close(1), modes.close(1)), (None, Some(8)));
         assert_eq!(modes.close(1), None);
     }
 
     #[test]
     fn a_refused_file_is_served_and_not_offered_again_and_others_still_are() {
-        let mut modes = Modes::default();
+        let mut modes = InodeModes::default();
         modes.offer_files();
-        assert_eq!(modes.open(1, refuses(Refusal::ThisFile)), Served::Cached);
+        assert_eq!(modes.open(1, refuses(RefusalReach::ThisFile)), ReadServer::Cached);
         modes.close(1);
         assert!(!modes.wants_file(1) && modes.wants_file(2));
-        assert_eq!(modes.open(1, gives(7)), Served::Cached);
-        assert_eq!(modes.open(2, refuses(Refusal::EveryFile)), Served::Cached);
+        assert_eq!(modes.open(1, gives(7)), ReadServer::Cached);
+        assert_eq!(modes.open(2, refuses(RefusalReach::EveryFile)), ReadServer::Cached);
         assert!(!modes.wants_file(3));
-        assert_eq!(modes.open(3, gives(7)), Served::Cached);
+        assert_eq!(modes.open(3, gives(7)), ReadServer::Cached);
     }
 }

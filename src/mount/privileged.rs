@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use super::error::{MountError, Unmount};
+use super::error::{MountError, UnmountMode};
 use super::options::MountOptions;
 use super::{keeper, kernel, mount_table};
 
@@ -16,7 +16,7 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, Mount
 }
 
 /// Unmounts `dir`.
-pub(super) fn detach(dir: &Path, how: Unmount) -> Result<(), MountError> {
+pub(super) fn detach(dir: &Path, how: UnmountMode) -> Result<(), MountError> {
     match keeper::of(dir).and_then(|kept| kept.unmount(how)) {
         Some(unmounted) => unmounted,
         None => kernel::unmount(dir, how),
@@ -30,6 +30,6 @@ pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> std::io::Resu
 }
 
 /// Unmounts `dir` if it is a mount of ours.
-pub fn unmount(dir: &Path, how: Unmount) -> Result<(), MountError> {
+pub fn unmount(dir: &Path, how: UnmountMode) -> Result<(), MountError> {
     detach(&mount_table::ours(dir)?, how)
 }

@@ -8,28 +8,28 @@ use std::sync::{Mutex, PoisonError};
 
 use lru::LruCache;
 
-use crate::io::Shared;
+use crate::io::SharedReader;
 
 /// Files in the cache. An entry is a few words; reopening a file takes some hundred nanoseconds.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// Files by inode number.
-pub(super) struct Recent(Mutex<LruCache<u64, Shared>>);
+pub(super) struct OpenFileCache(Mutex<LruCache<u64, SharedReader>>);
 
-impl Default for Recent {
+impl Default for OpenFileCache {
     fn default() -> Self {
         Self(Mutex::new(LruCache::new(KEPT)))
     }
 }
 
-impl Recent {
+impl OpenFileCache {
     /// The file, if it was read recently.
-    pub(super) fn get(&self, inode: u64) -> Option<Shared> {
+    pub(super) fn get(&self, inode: u64) -> Option<SharedReader> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).cloned()
     }
 
     /// Inserts the file.
-    pub(super) fn put(&self, inode: u64, bytes: Shared) {
+    pub(super) fn put(&self, inode: u64, bytes: SharedReader) {
         // The evicted file is dropped outside the lock: it may be the last user of a cached blob, which closes files.
         let dropped = self.0.lock().unwrap_or_else(PoisonError::into_inner).push(inode, bytes);
         drop(dropped);

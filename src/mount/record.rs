@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::io::{Fault, ReadError};
-use crate::view::Witness;
+use crate::io::{FaultClass, ReadError};
+use crate::view::InodeCheck;
 
 /// The version of the journal format.
 const FORMAT: u32 = 2;
@@ -32,7 +32,7 @@ const HASH_DIGITS: usize = 16;
 
 /// One line.
 #[derive(Debug, Serialize, Deserialize)]
-enum Line {
+enum JournalLine {
     /// The first line: the reference in the caller's words, and the pinned reference that it resolved to.
     Begun { format: u32, asked: String, pinned: String },
     /// The mount point, with the device number from the kernel.
@@ -45,7 +45,7 @@ enum Line {
 
 /// A mount point and its device number.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct HandoverPlace {
     pub(super) dir: PathBuf,
     pub(super) major: u32,
     pub(super) minor: u32,
@@ -53,32 +53,32 @@ pub(super) struct Place {
 
 /// The journal of one mount.
 #[derive(Debug)]
-pub struct Record {
+pub struct HandoverJournal {
     file: File,
     asked: String,
     pinned: String,
     /// Guards the end of the file, and that `known` covers each line in it.
-    known: Mutex<Known>,
+    known: Mutex<KnownState>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownState {
     len: u64,
     /// The hash of the last line.
     hash: Vec<u8>,
-    place: Option<Place>,
+    place: Option<HandoverPlace>,
     processes: u64,
     subtrees: HashMap<u32, [u8; 32]>,
 }
 
-impl Record {
+impl HandoverJournal {
     /// Starts the journal of a mount of `asked`, resolved to `pinned`.
     pub fn new(asked: &str, pinned: &str) -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("ocifs", MemfdFlags::CLOEXEC)?);
         let (asked, pinned) = (asked.to_owned(), pinned.to_owned());
         let record = Self { file, asked, pinned, known: Mutex::default() };
         let Self { asked, pinned, .. } = &record;
-        let line = Line::Begun { format: FORMAT, asked: asked.clone(), pinned: pinned.clone() };
+        let line = JournalLine::Begun { format: FORMAT, asked: asked.clone(), pinned: pinned.clone() };
         record.append(&mut record.known(), &line)?;
         Ok(record)
     }
@@ -96,7 +96,7 @@ impl Record {
         // The process ended while it wrote the bytes behind the last whole line.
         text.truncate(text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
         file.set_len(text.len() as u64)?;
-        let mut known = Known { len: text.len() as u64, ..Known::default() };
+        let mut known = KnownState { len: text.len() as u64, ..KnownState::default() };
         let mut lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| {
             let (hash, json) =
                 line.split_at_checked(HASH_DIGITS).ok_or_else(|| bad("the record is damaged"))?;
@@ -104,10 +104,10 @@ impl Record {
                 true => known.hash = hash.to_owned(),
                 false => return Err(bad("the record is damaged")),
             }
-            Ok(serde_json::from_slice::<Line>(json)?)
+            Ok(serde_json::from_slice::<JournalLine>(json)?)
         });
         let first = lines.next().ok_or_else(|| bad("the record is empty"))??;
-        let Line::Begun { format: FORMAT, asked, pinned } = first else {
+        let JournalLine::Begun { format: FORMAT, asked, pinned } = first else {
             return Err(bad("the record has another form"));
         };
         let rest = lines.collect::<io::Result<Vec<_>>>()?;
@@ -126,7 +126,7 @@ impl Record {
     }
 
     /// Where it is mounted; `None` before the mount.
-    pub(super) fn place(&self) -> Option<Place> {
+    pub(super) fn place(&self) -> Option<HandoverPlace> {
         self.known().place.clone()
     }
 
@@ -138,33 +138,39 @@ impl Record {
     /// Records the mount point.
     pub(super) fn mounted(&self, dir: &Path, major: u32, minor: u32) -> io::Result<()> {
         let dir = dir.as_os_str().as_bytes().to_vec();
-        self.append(&mut self.known(), &Line::Mounted { dir, major, minor })
+        self.append(&mut self.known(), &JournalLine::Mounted { dir, major, minor })
     }
 
     /// Records that another process serves it from now on.
     pub(super) fn taken_over(&self) -> io::Result<()> {
-        self.append(&mut self.known(), &Line::TakenOver)
+        self.append(&mut self.known(), &JournalLine::TakenOver)
     }
 
     /// Records every subtree, and rejects one that differs from its record.
-    pub fn witness(self: &Arc<Self>) -> Witness {
+    pub fn witness(self: &Arc<Self>) -> InodeCheck {
         let record = Arc::clone(self);
         Box::new(move |number, fingerprint| {
             let mut known = record.known();
             match known.subtrees.get(&number) {
                 Some(before) if *before == fingerprint => Ok(()),
                 Some(_) => Err(ReadError::new(
-                    Fault::Mismatch,
+                    FaultClass::Mismatch,
                     "the numbers that the kernel was told by an earlier process would mean other files",
                 )),
-                None => record.append(&mut known, &Line::Subtree { number, fingerprint }).map_err(|error| {
-                    ReadError::caused(Fault::Io, "what the numbers of a mount mean cannot be noted", error)
-                }),
+                None => record.append(&mut known, &JournalLine::Subtree { number, fingerprint }).map_err(
+                    |error| {
+                        ReadError::caused(
+                            FaultClass::Io,
+                            "what the numbers of a mount mean cannot be noted",
+                            error,
+                        )
+                    },
+                ),
             }
         })
     }
 
-    fn append(&self, known: &mut Known, line: &Line) -> io::Result<()> {
+    fn append(&self, known: &mut KnownState, line: &JournalLine) -> io::Result<()> {
         let json = serde_json::to_vec(line)?;
         let hash = hash_of(&known.hash, &json);
         let text = [&hash[..], &json, b"\n"].concat();
@@ -175,7 +181,7 @@ impl Record {
         Ok(())
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, KnownState> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -187,22 +193,22 @@ fn hash_of(before: &[u8], json: &[u8]) -> Vec<u8> {
     hasher.finalize().to_hex().as_bytes()[..HASH_DIGITS].to_vec()
 }
 
-impl AsFd for Record {
+impl AsFd for HandoverJournal {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 }
 
-impl Known {
-    fn learn(&mut self, line: &Line) {
+impl KnownState {
+    fn learn(&mut self, line: &JournalLine) {
         match line {
-            Line::Begun { .. } => {}
-            Line::Mounted { dir, major, minor } => {
+            JournalLine::Begun { .. } => {}
+            JournalLine::Mounted { dir, major, minor } => {
                 let dir = PathBuf::from(std::ffi::OsString::from_vec(dir.clone()));
-                self.place = Some(Place { dir, major: *major, minor: *minor });
+                self.place = Some(HandoverPlace { dir, major: *major, minor: *minor });
             }
-            Line::TakenOver => self.processes += 1,
-            Line::Subtree { number, fingerprint } => {
+            JournalLine::TakenOver => self.processes += 1,
+            JournalLine::Subtree { number, fingerprint } => {
                 self.subtrees.insert(*number, *fingerprint);
             }
         }
@@ -213,19 +219,19 @@ impl Known {
 mod tests {
     use super::*;
 
-    fn again(record: &Record) -> Record {
-        Record::read(record.as_fd().try_clone_to_owned().unwrap()).unwrap()
+    fn again(record: &HandoverJournal) -> HandoverJournal {
+        HandoverJournal::read(record.as_fd().try_clone_to_owned().unwrap()).unwrap()
     }
 
     #[test]
     fn the_next_process_knows_what_the_last_one_noted() {
-        let record = Arc::new(Record::new("ocifs mount x", "x@sha256:1").unwrap());
+        let record = Arc::new(HandoverJournal::new("ocifs mount x", "x@sha256:1").unwrap());
         assert_eq!((record.place(), record.earlier()), (None, 0));
         record.mounted(Path::new("/a b"), 0, 57).unwrap();
         record.witness()(7, [1; 32]).unwrap();
         let next = Arc::new(again(&record));
         assert_eq!((next.asked(), next.pinned()), ("ocifs mount x", "x@sha256:1"));
-        assert_eq!(next.place(), Some(Place { dir: "/a b".into(), major: 0, minor: 57 }));
+        assert_eq!(next.place(), Some(HandoverPlace { dir: "/a b".into(), major: 0, minor: 57 }));
         next.taken_over().unwrap();
         assert!(next.witness()(7, [1; 32]).is_ok());
         assert!(next.witness()(7, [2; 32]).is_err());
@@ -237,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_line_that_was_not_finished_is_as_if_it_was_not_begun() {
-        let record = Arc::new(Record::new("a", "b").unwrap());
+        let record = Arc::new(HandoverJournal::new("a", "b").unwrap());
         record.witness()(1, [1; 32]).unwrap();
         let len = record.known().len;
         record.file.write_all_at(b"{\"Subtree\":{\"num", len).unwrap();
@@ -250,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_bit_that_flipped_anywhere_and_a_line_that_is_missing_are_noticed() {
-        let record = Arc::new(Record::new("a", "b").unwrap());
+        let record = Arc::new(HandoverJournal::new("a", "b").unwrap());
         record.mounted(Path::new("/m"), 0, 1).unwrap();
         record.witness()(1, [1; 32]).unwrap();
         let mut text = vec![0; record.known().len as usize];
@@ -258,7 +264,7 @@ mod tests {
         let read = |text: &[u8]| {
             let file = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC).unwrap();
             rustix::io::write(&file, text).unwrap();
-            Record::read(file)
+            HandoverJournal::read(file)
         };
         assert!(read(&text).is_ok());
         // The end of the last line is what tells that it is whole.
@@ -285,7 +291,7 @@ mod tests {
         ] {
             let file = rustix::fs::memfd_create("x", MemfdFlags::CLOEXEC).unwrap();
             rustix::io::write(&file, &text).unwrap();
-            assert!(Record::read(file).is_err(), "{text:?}");
+            assert!(HandoverJournal::read(file).is_err(), "{text:?}");
         }
     }
 }

@@ -12,17 +12,17 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::io::can_start_threads;
-use crate::view::{Namespace, Scope};
+use crate::view::{MountNamespace, ViewScope};
 
 use super::distrust;
-use super::distrust::Ended;
-use super::error::{MountError, Unmount};
-use super::gate::Ocifs;
+use super::distrust::SessionEnd;
+use super::error::{MountError, UnmountMode};
+use super::gate::OcifsFilesystem;
 use super::mount_table::MountTable;
-use super::options::{Access, Keep, MountOptions};
-use super::record::{Place, Record};
+use super::options::{MountAccess, MountOptions, MountPersistence};
+use super::record::{HandoverJournal, HandoverPlace};
 use super::stale;
-use super::waiting::Waiting;
+use super::waiting::PendingMount;
 use super::{kernel, mountpoint, privileged};
 
 /// Readahead of the mount in KiB, as root. At the kernel's default of 128 a sequential reader sends eight times the
@@ -42,36 +42,36 @@ const FIRST_ANSWER: Duration = Duration::from_secs(10);
 const START_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A mounted namespace. Dropping it unmounts it, unless another process may take it over.
-pub struct Mounted {
-    placed: Placed,
-    ended: Ended,
+pub struct ServedMount {
+    placed: PlacedMount,
+    ended: SessionEnd,
     /// Descriptor and journal for another process; `None` if the mount ends with this one.
-    kept: Option<(OwnedFd, Arc<Record>)>,
+    kept: Option<(OwnedFd, Arc<HandoverJournal>)>,
 }
 
 /// Mounts `namespace` at `dir`. When this returns, the mount answers.
 pub fn mount(
-    namespace: Arc<Namespace>,
+    namespace: Arc<MountNamespace>,
     dir: &Path,
     options: &MountOptions,
     runtime: &Handle,
-) -> Result<Mounted, MountError> {
-    attach(dir, options, Scope::default(), runtime)?.serve(namespace, options)
+) -> Result<ServedMount, MountError> {
+    attach(dir, options, ViewScope::default(), runtime)?.serve(namespace, options)
 }
 
 /// A mount in the tree. Dropping it unmounts it after any failure, without allocating a descriptor.
-struct Placed {
+struct PlacedMount {
     dir: PathBuf,
     /// The device number of the file system, which distinguishes it from another one at the same directory.
     number: (u32, u32),
     table: MountTable,
     /// The end of its session; `None` before there is one.
-    ended: Option<Ended>,
+    ended: Option<SessionEnd>,
     /// Whether the mount outlives this value.
     stays: bool,
 }
 
-impl Placed {
+impl PlacedMount {
     /// Whether the mount is still on top at its directory. The kernel reuses the number of a mount that is gone. Once
     /// the kernel has ended the session, only a dead mount of that number is this one.
     fn is_in_place(&self) -> Result<bool, MountError> {
@@ -88,17 +88,17 @@ impl Placed {
         Ok(found.is_some_and(|entry| (entry.major, entry.minor) == self.number))
     }
 
-    fn unmount(&self, how: Unmount) -> Result<(), MountError> {
+    fn unmount(&self, how: UnmountMode) -> Result<(), MountError> {
         privileged::detach(&self.dir, how)
     }
 }
 
-impl Drop for Placed {
+impl Drop for PlacedMount {
     fn drop(&mut self) {
         if self.stays || !self.is_in_place().unwrap_or(false) {
             return;
         }
-        if let Err(error) = self.unmount(Unmount::Lazy) {
+        if let Err(error) = self.unmount(UnmountMode::Lazy) {
             tracing::warn!(dir = %self.dir.display(), %error, "the mount stays, and nothing serves it");
         }
     }
@@ -106,29 +106,29 @@ impl Drop for Placed {
 
 /// A mount that is in the tree and answers, before its image is resolved; a lookup of a name waits. Dropping it
 /// unmounts it.
-pub struct Attached {
-    placed: Placed,
-    filesystem: Ocifs,
-    waiting: Arc<Waiting>,
-    connection: Connection,
+pub struct AttachedMount {
+    placed: PlacedMount,
+    filesystem: OcifsFilesystem,
+    waiting: Arc<PendingMount>,
+    connection: SessionHandle,
     runtime: Handle,
 }
 
 /// The session of a mount, as seen from outside its threads.
-struct Connection {
+struct SessionHandle {
     /// A second descriptor, if the mount is to survive this process; else `None`.
     device: Option<OwnedFd>,
     notifier: Notifier,
-    ended: Ended,
+    ended: SessionEnd,
 }
 
 /// Mounts at `dir` before the content of `scope` is known.
 pub fn attach(
     dir: &Path,
     options: &MountOptions,
-    scope: Scope,
+    scope: ViewScope,
     runtime: &Handle,
-) -> Result<Attached, MountError> {
+) -> Result<AttachedMount, MountError> {
     let dir = mountpoint::take(dir, options.flags)?;
     // Opened before the mount: without a free descriptor the mount could not be found again.
     let table = MountTable::open()?;
@@ -137,19 +137,19 @@ pub fn attach(
     let number = match entry {
         Ok(entry) => (entry.major, entry.minor),
         Err(error) => {
-            privileged::detach(&dir, Unmount::Lazy).ok();
+            privileged::detach(&dir, UnmountMode::Lazy).ok();
             return Err(error);
         }
     };
-    let mut placed = Placed { dir, number, table, ended: None, stays: false };
-    let waiting = Arc::new(Waiting::new(options.source.clone(), scope));
+    let mut placed = PlacedMount { dir, number, table, ended: None, stays: false };
+    let waiting = Arc::new(PendingMount::new(options.source.clone(), scope));
     let (filesystem, connection) = start(&waiting, device, options, runtime)
         .map_err(|source| MountError::Mount { dir: placed.dir.clone(), source })?;
     placed.ended = Some(connection.ended.clone());
-    Ok(Attached { placed, filesystem, waiting, connection, runtime: runtime.clone() })
+    Ok(AttachedMount { placed, filesystem, waiting, connection, runtime: runtime.clone() })
 }
 
-impl Attached {
+impl AttachedMount {
     /// The absolute mount point.
     pub fn dir(&self) -> &Path {
         &self.placed.dir
@@ -168,18 +168,22 @@ impl Attached {
     /// Unmounts it, unless it is gone. Waiting requests get an error.
     pub fn detach(mut self) -> Result<(), MountError> {
         self.placed.stays = true;
-        if self.is_in_place() { self.placed.unmount(Unmount::Lazy) } else { Ok(()) }
+        if self.is_in_place() { self.placed.unmount(UnmountMode::Lazy) } else { Ok(()) }
     }
 
     /// Answers the waiting requests, and every later one.
-    pub fn serve(self, namespace: Arc<Namespace>, options: &MountOptions) -> Result<Mounted, MountError> {
+    pub fn serve(
+        self,
+        namespace: Arc<MountNamespace>,
+        options: &MountOptions,
+    ) -> Result<ServedMount, MountError> {
         let Self { placed, filesystem, connection, runtime, .. } = self;
         let dir = placed.dir.clone();
         if !placed.is_in_place()? {
             return Err(MountError::NotMounted { dir });
         }
         let failed = |source| MountError::Mount { dir: dir.clone(), source };
-        let Connection { device, notifier, ended } = connection;
+        let SessionHandle { device, notifier, ended } = connection;
         let kept = device.zip(options.record.clone());
         filesystem.show(namespace.clone());
         distrust::listen(&namespace, notifier, ended.clone(), &runtime);
@@ -195,7 +199,7 @@ impl Attached {
             Ok(()) => tracing::debug!(kib = READAHEAD_KIB, "readahead raised"),
             Err(error) => tracing::debug!(%error, "readahead stays at the kernel's default"),
         }
-        Ok(Mounted::of(placed, ended, kept))
+        Ok(ServedMount::of(placed, ended, kept))
     }
 }
 
@@ -216,21 +220,21 @@ fn look(dir: &Path) -> Result<(), MountError> {
 
 /// Answers the kernel's first request here, and every other on threads of its own.
 fn start(
-    waiting: &Arc<Waiting>,
+    waiting: &Arc<PendingMount>,
     device: OwnedFd,
     options: &MountOptions,
     runtime: &Handle,
-) -> std::io::Result<(Ocifs, Connection)> {
+) -> std::io::Result<(OcifsFilesystem, SessionHandle)> {
     // Disables passthrough for a mount that survives. The next process could not know which files the kernel reads by
     // itself, and the kernel refuses to open a file in two modes at once.
-    let is_kept = options.keep == Keep::ByManager;
+    let is_kept = options.keep == MountPersistence::ByManager;
     let depth = if is_kept { None } else { kernel::stack_depth(&options.passthrough) };
     let second = is_kept.then(|| device.try_clone()).transpose()?;
     let (acl, config) = settings(options);
-    let filesystem = Ocifs::new(waiting.clone(), runtime.clone(), depth, 0);
+    let filesystem = OcifsFilesystem::new(waiting.clone(), runtime.clone(), depth, 0);
     let session = Session::from_fd(filesystem.clone(), device, acl, config)?;
     let notifier = session.notifier();
-    Ok((filesystem, Connection { device: second, notifier, ended: serve(session)? }))
+    Ok((filesystem, SessionHandle { device: second, notifier, ended: serve(session)? }))
 }
 
 /// Access control and number of threads of a session.
@@ -238,8 +242,8 @@ pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
     let mut config = Config::default();
     config.n_threads = Some(threads());
     let acl = match options.access {
-        Access::Owner => SessionACL::Owner,
-        Access::Everyone => SessionACL::All,
+        MountAccess::Owner => SessionACL::Owner,
+        MountAccess::Everyone => SessionACL::All,
     };
     (acl, config)
 }
@@ -252,7 +256,7 @@ fn threads() -> usize {
 
 /// Serves requests until the session ends. When this returns, all its threads run: `fuser` ends a session that gets
 /// too few, and until then some of them answer.
-pub(super) fn serve(session: Session<Ocifs>) -> std::io::Result<Ended> {
+pub(super) fn serve(session: Session<OcifsFilesystem>) -> std::io::Result<SessionEnd> {
     // A session that cannot start all its threads would end while some of them answer, or while none does.
     can_start_threads(threads() + 1)?;
     let (sender, ended) = watch::channel(None);
@@ -295,20 +299,20 @@ async fn is_dead(dir: PathBuf) -> bool {
     matches!(tokio::time::timeout(LAST_REQUESTS * 4, asked).await, Ok(Ok(true)))
 }
 
-impl Mounted {
+impl ServedMount {
     /// A mount of an earlier process, served by this one.
     pub(super) fn new(
-        place: &Place,
-        ended: Ended,
-        kept: Option<(OwnedFd, Arc<Record>)>,
+        place: &HandoverPlace,
+        ended: SessionEnd,
+        kept: Option<(OwnedFd, Arc<HandoverJournal>)>,
     ) -> Result<Self, MountError> {
         let number = (place.major, place.minor);
         let (dir, table) = (place.dir.clone(), MountTable::open()?);
-        let placed = Placed { dir, number, table, ended: Some(ended.clone()), stays: false };
+        let placed = PlacedMount { dir, number, table, ended: Some(ended.clone()), stays: false };
         Ok(Self::of(placed, ended, kept))
     }
 
-    fn of(mut placed: Placed, ended: Ended, kept: Option<(OwnedFd, Arc<Record>)>) -> Self {
+    fn of(mut placed: PlacedMount, ended: SessionEnd, kept: Option<(OwnedFd, Arc<HandoverJournal>)>) -> Self {
         placed.stays = kept.is_some();
         Self { placed, ended, kept }
     }
@@ -343,7 +347,7 @@ impl Mounted {
 
     /// Detaches the mount from the tree, if it is still on top at its directory; does not wait for requests.
     pub fn detach(&self) -> Result<(), MountError> {
-        if self.placed.is_in_place()? { self.placed.unmount(Unmount::Lazy) } else { Ok(()) }
+        if self.placed.is_in_place()? { self.placed.unmount(UnmountMode::Lazy) } else { Ok(()) }
     }
 
     /// Unmounts, if the mount is still on top at its directory, and waits for its last requests. A mount in use is
@@ -351,10 +355,10 @@ impl Mounted {
     pub async fn unmount(&self) -> Result<(), MountError> {
         let dir = self.dir().display();
         if self.placed.is_in_place()? {
-            match self.placed.unmount(Unmount::Now) {
+            match self.placed.unmount(UnmountMode::Now) {
                 Err(MountError::Busy { .. }) => {
                     tracing::warn!(%dir, "in use, unmounting lazily");
-                    self.placed.unmount(Unmount::Lazy)?;
+                    self.placed.unmount(UnmountMode::Lazy)?;
                 }
                 result => result?,
             }

@@ -9,12 +9,12 @@ use std::sync::{Mutex, PoisonError};
 const KEPT: usize = 8;
 
 #[derive(Default)]
-pub(super) struct Spare {
+pub(super) struct BufferPool {
     /// Invariant: at most [`KEPT`] buffers.
     buffers: Mutex<Vec<Vec<u8>>>,
 }
 
-impl Spare {
+impl BufferPool {
     /// A buffer of at least `len` bytes, with arbitrary content.
     pub(super) fn take(&self, len: usize) -> Vec<u8> {
         let kept = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn buffers_are_long_enough_and_few() {
-        let spare = Spare::default();
+        let spare = BufferPool::default();
         spare.give(vec![1; 10]);
         assert!(spare.take(20).len() >= 20);
         for _ in 0..KEPT + 3 {

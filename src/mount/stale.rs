@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::statfs;
 
-use super::error::{MountError, Unmount};
+use super::error::{MountError, UnmountMode};
 use super::mount_table::{self, FS_TYPE};
 use super::{errno, privileged};
 
@@ -20,7 +20,7 @@ const MAX_STACKED: usize = 64;
 
 /// The state of a directory as a mount point.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum DirectoryMount {
     /// No mount.
     Nothing,
     /// A served mount of ours, with its reference.
@@ -32,25 +32,25 @@ pub enum Standing {
 }
 
 /// The state of `dir`. Queries the server of the mount, so it can block. A missing directory counts as no mount.
-pub fn standing(dir: &Path) -> Result<Standing, MountError> {
+pub fn standing(dir: &Path) -> Result<DirectoryMount, MountError> {
     let dead = is_dead(dir);
     let name = match mount_table::absolute(dir) {
         Ok(name) => name,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Standing::Nothing),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(DirectoryMount::Nothing),
         Err(_) => name_of(dir)?,
     };
     Ok(match mount_table::find(&name)? {
         None if dead => return Err(MountError::BelowStale { dir: name }),
-        None => Standing::Nothing,
-        Some(entry) if entry.fs_type != FS_TYPE => Standing::Foreign(entry.fs_type),
-        Some(entry) if dead => Standing::Dead(entry.source),
-        Some(entry) => Standing::Alive(mount_table::pinned_at(&name).unwrap_or(entry.source)),
+        None => DirectoryMount::Nothing,
+        Some(entry) if entry.fs_type != FS_TYPE => DirectoryMount::Foreign(entry.fs_type),
+        Some(entry) if dead => DirectoryMount::Dead(entry.source),
+        Some(entry) => DirectoryMount::Alive(mount_table::pinned_at(&name).unwrap_or(entry.source)),
     })
 }
 
 /// Usage of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Filling {
+pub struct FilesystemUsage {
     /// Bytes: total and free.
     pub bytes: (u64, u64),
     /// Files: total and free.
@@ -58,11 +58,11 @@ pub struct Filling {
 }
 
 /// Usage of the file system at `dir`. Queries its server, so it can block.
-pub fn filling(dir: &Path) -> Result<Filling, MountError> {
+pub fn filling(dir: &Path) -> Result<FilesystemUsage, MountError> {
     let told =
         statfs(dir).map_err(|errno| MountError::Mount { dir: dir.to_owned(), source: errno.into() })?;
     let block = u64::try_from(told.block_size()).unwrap_or(0);
-    Ok(Filling {
+    Ok(FilesystemUsage {
         bytes: (told.blocks().saturating_mul(block), told.blocks_available().saturating_mul(block)),
         files: (told.files(), told.files_free()),
     })
@@ -85,7 +85,7 @@ pub(super) fn clear_above(dir: &Path) -> Result<Option<PathBuf>, MountError> {
             return Ok(Some(name));
         }
         tracing::warn!(dir = %name.display(), "a mount whose daemon is gone is taken away from above another");
-        privileged::detach(&name, Unmount::Lazy)?;
+        privileged::detach(&name, UnmountMode::Lazy)?;
     }
     Ok(None)
 }
@@ -108,7 +108,7 @@ pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
         // Another process may be repairing the same directory, and the mount there may be alive by now.
         if is_dead(&name) && mount_table::find(&name)?.as_ref() == Some(&dead) {
             tracing::warn!(dir = %name.display(), source = dead.source, "a mount whose daemon is gone is taken away");
-            privileged::detach(&name, Unmount::Lazy)?;
+            privileged::detach(&name, UnmountMode::Lazy)?;
         }
     }
     Ok(name)

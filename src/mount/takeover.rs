@@ -18,17 +18,17 @@ use nix::sys::resource::{Resource, getrlimit};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::runtime::Handle;
 
-use crate::view::{Namespace, Scope};
+use crate::view::{MountNamespace, ViewScope};
 
 use super::distrust;
-use super::error::{MountError, Unmount};
-use super::gate::Ocifs;
+use super::error::{MountError, UnmountMode};
+use super::gate::OcifsFilesystem;
 use super::mount_table::{self, FS_TYPE};
 use super::options::MountOptions;
 use super::privileged;
-use super::record::{Place, Record};
-use super::session::{self, Mounted};
-use super::waiting::Waiting;
+use super::record::{HandoverJournal, HandoverPlace};
+use super::session::{self, ServedMount};
+use super::waiting::PendingMount;
 
 /// `FUSE_INIT` of `linux/fuse.h`.
 const INIT: u32 = 26;
@@ -45,13 +45,13 @@ const HIGH: u64 = 16_384;
 
 /// The remains of a mount whose daemon is gone.
 #[derive(Debug)]
-pub struct Survivor {
+pub struct SurvivingMount {
     device: OwnedFd,
-    record: Arc<Record>,
-    place: Place,
+    record: Arc<HandoverJournal>,
+    place: HandoverPlace,
 }
 
-impl Survivor {
+impl SurvivingMount {
     /// Finds the descriptor of a mount and its journal among `kept`. The error states why the mount cannot be
     /// resumed.
     pub fn find(kept: Vec<OwnedFd>) -> io::Result<Self> {
@@ -69,7 +69,7 @@ impl Survivor {
         let device = device.ok_or_else(|| missing("the descriptor of the mount was not kept"))?;
         let believed = record
             .ok_or_else(|| missing("the record of the mount was not kept"))
-            .and_then(Record::read)
+            .and_then(HandoverJournal::read)
             .and_then(|record| match record.place() {
                 Some(place) => Ok((record, place)),
                 None => Err(missing("the record does not say where the mount is")),
@@ -84,7 +84,7 @@ impl Survivor {
     }
 
     /// The journal of the mount.
-    pub fn record(&self) -> &Arc<Record> {
+    pub fn record(&self) -> &Arc<HandoverJournal> {
         &self.record
     }
 
@@ -102,7 +102,7 @@ impl Survivor {
     /// Detaches the mount from the tree. Open files in it fail once its last descriptor is closed.
     pub fn let_go(self) -> Result<(), MountError> {
         match self.is_in_place() {
-            true => privileged::detach(&self.place.dir, Unmount::Lazy),
+            true => privileged::detach(&self.place.dir, UnmountMode::Lazy),
             false => Ok(()),
         }
     }
@@ -119,7 +119,7 @@ fn give_up(device: &OwnedFd) {
     for entry in entries.iter().filter(|entry| entry.fs_type == FS_TYPE && entry.minor == minor) {
         // Only the topmost mount can be named.
         let is_on_top = mount_table::find(&entry.dir).is_ok_and(|top| top.as_ref() == Some(entry));
-        if is_on_top && let Err(error) = privileged::detach(&entry.dir, Unmount::Lazy) {
+        if is_on_top && let Err(error) = privileged::detach(&entry.dir, UnmountMode::Lazy) {
             tracing::warn!(%error, "a mount that nobody can serve stays");
         }
     }
@@ -128,16 +128,16 @@ fn give_up(device: &OwnedFd) {
 /// Resumes the mount of `survivor` with `namespace`, which the survivor's journal has checked. The options are those
 /// of the mount.
 pub fn take_over(
-    namespace: Arc<Namespace>,
-    survivor: &Survivor,
+    namespace: Arc<MountNamespace>,
+    survivor: &SurvivingMount,
     options: &MountOptions,
     runtime: &Handle,
-) -> Result<Mounted, MountError> {
-    let Survivor { device, record, place } = survivor;
+) -> Result<ServedMount, MountError> {
+    let SurvivingMount { device, record, place } = survivor;
     let failed = |source| MountError::TakeOver { dir: place.dir.clone(), source };
     record.taken_over().map_err(failed)?;
-    let waiting = Arc::new(Waiting::new(record.pinned().to_owned(), Scope::default()));
-    let filesystem = Ocifs::new(waiting, runtime.clone(), None, record.earlier());
+    let waiting = Arc::new(PendingMount::new(record.pinned().to_owned(), ViewScope::default()));
+    let filesystem = OcifsFilesystem::new(waiting, runtime.clone(), None, record.earlier());
     filesystem.show(namespace.clone());
     let (acl, config) = session::settings(options);
     let session = on_descriptor(filesystem, device, acl, config).map_err(failed)?;
@@ -148,16 +148,16 @@ pub fn take_over(
     distrust::listen(&namespace, notifier, ended.clone(), runtime);
     // Makes no access to the mount: a process that waits for its own answer cannot be killed, and delays the next
     // process.
-    Mounted::new(place, ended, Some((device.try_clone().map_err(failed)?, record.clone())))
+    ServedMount::new(place, ended, Some((device.try_clone().map_err(failed)?, record.clone())))
 }
 
 /// A session that reads from `device`, on which the first request was answered long ago.
 fn on_descriptor(
-    filesystem: Ocifs,
+    filesystem: OcifsFilesystem,
     device: &OwnedFd,
     acl: SessionACL,
     config: Config,
-) -> io::Result<Session<Ocifs>> {
+) -> io::Result<Session<OcifsFilesystem>> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -213,17 +213,21 @@ mod tests {
 
     #[test]
     fn what_was_kept_is_told_apart_by_what_it_is() {
-        let record = || Record::new("a", "b").unwrap();
+        let record = || HandoverJournal::new("a", "b").unwrap();
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
-        let memory = |record: &Record| std::os::fd::AsFd::as_fd(record).try_clone_to_owned().unwrap();
+        let memory =
+            |record: &HandoverJournal| std::os::fd::AsFd::as_fd(record).try_clone_to_owned().unwrap();
         let placed = record();
         placed.mounted(Path::new("/nowhere"), 0, 1).unwrap();
-        let found = Survivor::find(vec![memory(&placed), null()]).unwrap();
+        let found = SurvivingMount::find(vec![memory(&placed), null()]).unwrap();
         assert_eq!(found.dir(), Path::new("/nowhere"));
         assert!(!found.is_in_place());
-        assert!(Survivor::find(vec![null()]).is_err());
-        assert!(Survivor::find(vec![memory(&placed)]).is_err());
-        assert!(Survivor::find(vec![null(), memory(&record())]).is_err(), "it does not say where it is");
-        assert!(Survivor::find(Vec::new()).is_err());
+        assert!(SurvivingMount::find(vec![null()]).is_err());
+        assert!(SurvivingMount::find(vec![memory(&placed)]).is_err());
+        assert!(
+            SurvivingMount::find(vec![null(), memory(&record())]).is_err(),
+            "it does not say where it is"
+        );
+        assert!(SurvivingMount::find(Vec::new()).is_err());
     }
 }

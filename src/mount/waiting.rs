@@ -11,8 +11,8 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr,
 };
 
-use crate::image::Status;
-use crate::view::{self, NodeId, Scope};
+use crate::image::ImageStatus;
+use crate::view::{self, NodeId, ViewScope};
 
 use super::attributes::{UNNUMBERED, negative};
 use super::errno;
@@ -32,18 +32,18 @@ const STATUS_NAME: &[u8] = b"status.json";
 
 /// A mount that waits for its content.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct PendingMount {
     /// The requested reference.
     reference: String,
     /// The part of the image that is mounted.
-    scope: Scope,
+    scope: ViewScope,
     /// The error of the last attempt; `None` before one failed.
     error: Mutex<Option<String>>,
 }
 
-impl Waiting {
+impl PendingMount {
     /// A mount of `reference`, or of the part of it that `scope` names.
-    pub(super) fn new(reference: String, scope: Scope) -> Self {
+    pub(super) fn new(reference: String, scope: ViewScope) -> Self {
         Self { reference, scope, error: Mutex::default() }
     }
 
@@ -56,9 +56,9 @@ impl Waiting {
         &self.reference
     }
 
-    fn status(&self) -> Status {
+    fn status(&self) -> ImageStatus {
         let error = self.error.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Status::waiting(self.reference.clone(), self.scope.to_string(), error)
+        ImageStatus::waiting(self.reference.clone(), self.scope.to_string(), error)
     }
 
     fn text(&self) -> Vec<u8> {

@@ -20,7 +20,7 @@ pub const EMPTY: &[u8] = b"{}";
 
 /// Content of an artifact manifest.
 #[derive(Clone, Debug)]
-pub struct Artifact {
+pub struct ArtifactManifest {
     /// Artifact type.
     pub artifact_type: MediaType,
     /// Blobs, in order.
@@ -33,7 +33,7 @@ pub struct Artifact {
 
 /// A serialized document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenDocument {
     /// Media type.
     pub media_type: &'static str,
     /// Serialized bytes.
@@ -44,7 +44,7 @@ pub struct Written {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Json<'a> {
+struct ArtifactJson<'a> {
     schema_version: u8,
     media_type: &'a str,
     artifact_type: &'a MediaType,
@@ -56,9 +56,9 @@ struct Json<'a> {
     annotations: &'a BTreeMap<String, String>,
 }
 
-impl Artifact {
+impl ArtifactManifest {
     /// Serializes the manifest; fails if it exceeds the limits of readers.
-    pub fn write(&self) -> Result<Written, OciError> {
+    pub fn write(&self) -> Result<WrittenDocument, OciError> {
         let malformed = |reason: String| OciError::Malformed { what: "manifest", reason };
         if self.layers.len() > MAX_LAYERS {
             let reason = format!("{} layers are more than the limit of {MAX_LAYERS}", self.layers.len());
@@ -67,7 +67,7 @@ impl Artifact {
         let config = Descriptor { data: Some(EMPTY.to_vec()), ..Descriptor::of(EMPTY_TYPE, EMPTY) };
         // "layers ... MUST have at least one entry"; without content that is the empty one (image-spec manifest.md).
         let nothing = [config.clone()];
-        let json = Json {
+        let json = ArtifactJson {
             schema_version: 2,
             media_type: MANIFEST_TYPE,
             artifact_type: &self.artifact_type,
@@ -81,20 +81,20 @@ impl Artifact {
             let reason = format!("{} bytes are more than the limit of {MAX_DOCUMENT}", bytes.len());
             return Err(malformed(reason));
         }
-        Ok(Written { media_type: MANIFEST_TYPE, digest: Digest::sha256(&bytes), bytes })
+        Ok(WrittenDocument { media_type: MANIFEST_TYPE, digest: Digest::sha256(&bytes), bytes })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Document;
+    use super::super::ManifestDocument;
     use super::*;
 
-    fn artifact() -> Artifact {
+    fn artifact() -> ArtifactManifest {
         let mut layer = Descriptor::of("text/plain", b"hello");
         layer.annotations.insert("b".into(), "2".into());
         layer.annotations.insert("a".into(), "1".into());
-        Artifact {
+        ArtifactManifest {
             artifact_type: "application/x.test".into(),
             layers: vec![layer],
             subject: Some(Descriptor::of(MANIFEST_TYPE, b"{ }")),
@@ -119,7 +119,9 @@ mod tests {
     fn what_is_written_is_what_is_read() {
         let artifact = artifact();
         let written = artifact.write().unwrap();
-        let Document::Manifest(read) = Document::parse(&written.bytes, Some(MANIFEST_TYPE)).unwrap() else {
+        let ManifestDocument::Manifest(read) =
+            ManifestDocument::parse(&written.bytes, Some(MANIFEST_TYPE)).unwrap()
+        else {
             panic!()
         };
         assert_eq!(read.kind(), Some(&artifact.artifact_type));
@@ -129,8 +131,10 @@ mod tests {
 
     #[test]
     fn an_artifact_without_content_names_the_empty_blob() {
-        let written = Artifact { layers: Vec::new(), ..artifact() }.write().unwrap();
-        let Document::Manifest(read) = Document::parse(&written.bytes, None).unwrap() else { panic!() };
+        let written = ArtifactManifest { layers: Vec::new(), ..artifact() }.write().unwrap();
+        let ManifestDocument::Manifest(read) = ManifestDocument::parse(&written.bytes, None).unwrap() else {
+            panic!()
+        };
         assert_eq!(read.layers.len(), 1);
         assert!(read.layers[0].media_type.is_empty_descriptor());
     }
@@ -138,9 +142,9 @@ mod tests {
     #[test]
     fn no_manifest_is_written_that_no_reader_takes() {
         let layer = Descriptor::of("text/plain", b"hello");
-        let most = Artifact { layers: vec![layer.clone(); MAX_LAYERS], ..artifact() };
+        let most = ArtifactManifest { layers: vec![layer.clone(); MAX_LAYERS], ..artifact() };
         assert!(most.write().is_ok());
-        let more = Artifact { layers: vec![layer; MAX_LAYERS + 1], ..artifact() };
+        let more = ArtifactManifest { layers: vec![layer; MAX_LAYERS + 1], ..artifact() };
         assert!(more.write().unwrap_err().to_string().contains("4097 layers"));
         let mut long = artifact();
         long.annotations.insert("a".into(), "x".repeat(MAX_DOCUMENT as usize));

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Descriptor, Digest, Glob, MediaType, OciError, Platform, REF_NAME, SOCI_V2, TITLE};
+use super::{Descriptor, Digest, GlobPattern, MediaType, OciError, Platform, REF_NAME, SOCI_V2, TITLE};
 
 /// Short names for conditions, of the annotations that distinguish entries of one platform.
 const SHORT: [(&str, &str); 3] = [("disktype", "disktype"), ("ref.name", REF_NAME), ("title", TITLE)];
@@ -23,12 +23,12 @@ const TOLD: usize = 4;
 
 /// A condition on the entries of an index: `KEY=GLOB`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
+pub struct EntryCondition {
     key: String,
-    glob: Glob,
+    glob: GlobPattern,
 }
 
-impl Condition {
+impl EntryCondition {
     /// Whether `entry` meets the condition. An entry without the property does not.
     pub fn is_met(&self, entry: &Descriptor) -> bool {
         let annotation = |key: &str| entry.annotations.get(key).map(String::as_str);
@@ -46,7 +46,7 @@ impl Condition {
     }
 }
 
-impl FromStr for Condition {
+impl FromStr for EntryCondition {
     type Err = OciError;
 
     fn from_str(text: &str) -> Result<Self, OciError> {
@@ -59,7 +59,7 @@ impl FromStr for Condition {
     }
 }
 
-impl fmt::Display for Condition {
+impl fmt::Display for EntryCondition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}={}", self.key, self.glob.as_str())
     }
@@ -94,7 +94,7 @@ pub fn told_apart(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
 
 /// Purpose of an entry of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EntryKind {
+pub enum EntryPurpose {
     /// An image or artifact, or an index of them.
     Image,
     /// BuildKit's attestation of the build of another entry.
@@ -104,21 +104,21 @@ pub enum EntryKind {
 }
 
 /// Determines the purpose of `entry`.
-pub fn entry_kind(entry: &Descriptor) -> EntryKind {
+pub fn entry_kind(entry: &Descriptor) -> EntryPurpose {
     if entry.artifact_type == Some(MediaType::from(SOCI_V2)) {
-        EntryKind::Soci
+        EntryPurpose::Soci
     } else if entry.platform.as_ref().is_some_and(Platform::is_unknown)
         || entry.annotations.get(REFERENCE_TYPE).is_some_and(|kind| kind == "attestation-manifest")
     {
-        EntryKind::Attestation
+        EntryPurpose::Attestation
     } else {
-        EntryKind::Image
+        EntryPurpose::Image
     }
 }
 
 /// An entry of an index or of a nested index, as a candidate.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub struct PlatformCandidate {
     /// The entry.
     pub entry: Descriptor,
     /// The entry's own platform, else that of the nearest index above it that has one; `None` if none has.
@@ -127,10 +127,10 @@ pub struct Candidate {
     met: Vec<bool>,
 }
 
-impl Candidate {
+impl PlatformCandidate {
     /// The candidate for `entry`. `above` is the candidate of the index that contains it, `None` for the outermost
     /// index.
-    pub fn of(entry: &Descriptor, above: Option<&Candidate>, conditions: &[Condition]) -> Self {
+    pub fn of(entry: &Descriptor, above: Option<&PlatformCandidate>, conditions: &[EntryCondition]) -> Self {
         let met = conditions.iter().enumerate().map(|(at, condition)| {
             condition.is_met(entry) || above.is_some_and(|above| above.met.get(at) == Some(&true))
         });
@@ -148,21 +148,21 @@ impl Candidate {
 /// this machine. If no platform fits, the only candidate without a platform wins. With conditions and no `wanted`, a
 /// single remaining candidate wins whatever its platform. No candidate, or several equally good ones, are an error.
 pub fn choose<'a>(
-    candidates: &'a [Candidate],
-    conditions: &[Condition],
+    candidates: &'a [PlatformCandidate],
+    conditions: &[EntryCondition],
     wanted: Option<&Platform>,
-) -> Result<&'a Candidate, OciError> {
+) -> Result<&'a PlatformCandidate, OciError> {
     let mut seen: HashSet<&Digest> = HashSet::new();
-    let all: Vec<&Candidate> =
-        candidates.iter().filter(|one| entry_kind(&one.entry) == EntryKind::Image).collect();
-    let mut left: Vec<&Candidate> = all.iter().copied().filter(|one| one.is_selected()).collect();
+    let all: Vec<&PlatformCandidate> =
+        candidates.iter().filter(|one| entry_kind(&one.entry) == EntryPurpose::Image).collect();
+    let mut left: Vec<&PlatformCandidate> = all.iter().copied().filter(|one| one.is_selected()).collect();
     if left.is_empty() && !conditions.is_empty() {
         let wanted = conditions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         return Err(OciError::NoEntry { wanted, available: list(&all) });
     }
     let host = Platform::host();
     let platform = wanted.unwrap_or(&host);
-    let distance = |one: &Candidate| one.platform.as_ref()?.distance(platform);
+    let distance = |one: &PlatformCandidate| one.platform.as_ref()?.distance(platform);
     // A document that is listed twice counts once, with its best entry.
     left.sort_by_key(|one| distance(one).unwrap_or(u32::MAX));
     left.retain(|one| seen.insert(&one.entry.digest));
@@ -170,7 +170,7 @@ pub fn choose<'a>(
         return Ok(only);
     }
     let least = left.iter().filter_map(|one| distance(one)).min();
-    let best: Vec<&Candidate> = match least {
+    let best: Vec<&PlatformCandidate> = match least {
         Some(least) => left.iter().copied().filter(|one| distance(one) == Some(least)).collect(),
         None => left.iter().copied().filter(|one| one.platform.is_none()).collect(),
     };
@@ -182,12 +182,12 @@ pub fn choose<'a>(
 }
 
 /// Formats candidates for an error: distinguishing properties and digest of each.
-fn list(candidates: &[&Candidate]) -> String {
+fn list(candidates: &[&PlatformCandidate]) -> String {
     if candidates.is_empty() {
         return "nothing".into();
     }
     let entries: Vec<&Descriptor> = candidates.iter().map(|one| &one.entry).collect();
-    let line = |(one, told): (&&Candidate, Vec<(String, String)>)| {
+    let line = |(one, told): (&&PlatformCandidate, Vec<(String, String)>)| {
         let platform = one.platform.as_ref().map_or_else(|| "no platform".to_owned(), ToString::to_string);
         let told: String =
             told.iter().map(|(key, value)| format!(" {}={value:?}", key.escape_debug())).collect();
@@ -221,9 +221,9 @@ mod tests {
     }
 
     fn select(entries: &[Descriptor], conditions: &[&str], wanted: &str) -> Result<Descriptor, OciError> {
-        let conditions: Vec<Condition> = conditions.iter().map(|text| text.parse().unwrap()).collect();
+        let conditions: Vec<EntryCondition> = conditions.iter().map(|text| text.parse().unwrap()).collect();
         let candidates: Vec<_> =
-            entries.iter().map(|entry| Candidate::of(entry, None, &conditions)).collect();
+            entries.iter().map(|entry| PlatformCandidate::of(entry, None, &conditions)).collect();
         let wanted: Option<Platform> = (!wanted.is_empty()).then(|| wanted.parse().unwrap());
         choose(&candidates, &conditions, wanted.as_ref()).map(|one| one.entry.clone())
     }
@@ -346,21 +346,21 @@ mod tests {
 
     #[test]
     fn what_an_index_is_said_to_be_holds_for_what_is_in_it() {
-        let conditions: Vec<Condition> =
+        let conditions: Vec<EntryCondition> =
             vec!["disktype=qemu".parse().unwrap(), "mediaType=*manifest*".parse().unwrap()];
-        let outer = Candidate::of(&marked("linux/arm64", "disktype", "qemu"), None, &conditions);
-        let inner = Candidate::of(&entry(""), Some(&outer), &conditions);
+        let outer = PlatformCandidate::of(&marked("linux/arm64", "disktype", "qemu"), None, &conditions);
+        let inner = PlatformCandidate::of(&entry(""), Some(&outer), &conditions);
         assert!(inner.is_selected());
         assert_eq!(inner.platform, Some("linux/arm64".parse().unwrap()));
-        assert!(!Candidate::of(&entry(""), None, &conditions).is_selected());
+        assert!(!PlatformCandidate::of(&entry(""), None, &conditions).is_selected());
     }
 
     #[test]
     fn a_condition_is_a_key_and_a_pattern() {
         for bad in ["", "a", "=a", "a=["] {
-            assert!(bad.parse::<Condition>().is_err(), "{bad}");
+            assert!(bad.parse::<EntryCondition>().is_err(), "{bad}");
         }
-        let condition: Condition = "a=b=*".parse().unwrap();
+        let condition: EntryCondition = "a=b=*".parse().unwrap();
         assert_eq!(condition.to_string(), "a=b=*");
         assert!(condition.is_met(&marked("", "a", "b=c")));
     }

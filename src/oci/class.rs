@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::{Descriptor, Document, Manifest, MediaType, is_tar_name};
+use super::{Descriptor, Manifest, ManifestDocument, MediaType, is_tar_name};
 
 /// `artifactType` of a bootable disk. The second is that of the first published Windows images.
 const CLOUD_IMAGE: [&str; 2] =
@@ -20,30 +20,30 @@ const ORAS_UNPACK: &str = "io.deis.oras.content.unpack";
 
 /// Media types by publishing tool, as `artifactType`, of the config or of layers: a prefix if it ends with a dot,
 /// else the whole type.
-const FAMILIES: [(&str, Class); 23] = [
-    ("application/vnd.nosi.disk-image.", Class::NosiDisk),
-    ("application/vnd.nosi.wsl-rootfs.", Class::NosiRootfs),
-    ("application/vnd.nosi.lxc-rootfs.", Class::NosiRootfs),
-    ("application/vnd.nosi.netboot-bundle.", Class::NosiNetboot),
-    ("application/vnd.kubevirt.", Class::VmExport),
-    ("application/vnd.cirruslabs.tart.", Class::Tart),
-    ("application/vnd.cirruslabs.vetu.", Class::Vetu),
-    ("application/vnd.trycua.lume.", Class::Lume),
-    ("application/online.jarosik.tomasz.geranos.", Class::Geranos),
-    ("application/vnd.cncf.flux.", Class::Flux),
-    ("application/vnd.timoni.", Class::Timoni),
-    ("application/vnd.cncf.helm.", Class::Helm),
-    ("application/vnd.cncf.model.", Class::ModelPack),
-    ("application/vnd.cnai.model.", Class::ModelPack),
-    ("application/vnd.docker.ai.", Class::DockerModel),
-    ("application/vnd.kitops.modelkit.", Class::KitOps),
-    ("application/vnd.ollama.", Class::Ollama),
-    ("application/vnd.cncf.openpolicyagent.", Class::Policy),
-    ("application/vnd.wasm.", Class::Wasm),
-    ("application/wasm", Class::Wasm),
-    ("application/vnd.sylabs.sif.", Class::Sif),
-    ("application/octet-stream+lz4", Class::Lume),
-    ("application/octet-stream+lzfse", Class::Lume),
+const FAMILIES: [(&str, ArtifactKind); 23] = [
+    ("application/vnd.nosi.disk-image.", ArtifactKind::NosiDisk),
+    ("application/vnd.nosi.wsl-rootfs.", ArtifactKind::NosiRootfs),
+    ("application/vnd.nosi.lxc-rootfs.", ArtifactKind::NosiRootfs),
+    ("application/vnd.nosi.netboot-bundle.", ArtifactKind::NosiNetboot),
+    ("application/vnd.kubevirt.", ArtifactKind::VmExport),
+    ("application/vnd.cirruslabs.tart.", ArtifactKind::Tart),
+    ("application/vnd.cirruslabs.vetu.", ArtifactKind::Vetu),
+    ("application/vnd.trycua.lume.", ArtifactKind::Lume),
+    ("application/online.jarosik.tomasz.geranos.", ArtifactKind::Geranos),
+    ("application/vnd.cncf.flux.", ArtifactKind::Flux),
+    ("application/vnd.timoni.", ArtifactKind::Timoni),
+    ("application/vnd.cncf.helm.", ArtifactKind::Helm),
+    ("application/vnd.cncf.model.", ArtifactKind::ModelPack),
+    ("application/vnd.cnai.model.", ArtifactKind::ModelPack),
+    ("application/vnd.docker.ai.", ArtifactKind::DockerModel),
+    ("application/vnd.kitops.modelkit.", ArtifactKind::KitOps),
+    ("application/vnd.ollama.", ArtifactKind::Ollama),
+    ("application/vnd.cncf.openpolicyagent.", ArtifactKind::Policy),
+    ("application/vnd.wasm.", ArtifactKind::Wasm),
+    ("application/wasm", ArtifactKind::Wasm),
+    ("application/vnd.sylabs.sif.", ArtifactKind::Sif),
+    ("application/octet-stream+lz4", ArtifactKind::Lume),
+    ("application/octet-stream+lzfse", ArtifactKind::Lume),
 ];
 
 /// Prefixes of the media types of statements about another artifact. Other artifacts may have such layers too.
@@ -63,7 +63,7 @@ const STATEMENTS: [&str; 11] = [
 
 /// Type of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum ArtifactKind {
     /// A bootable disk in one or several layers.
     CloudImage,
     /// A machine snapshot: one layer per file, packed sparsely.
@@ -120,42 +120,42 @@ pub enum Class {
     Unknown,
 }
 
-impl Class {
+impl ArtifactKind {
     /// Name for users.
     pub fn words(self) -> &'static str {
         match self {
-            Class::CloudImage => "cloud image",
-            Class::Snapshot => "machine snapshot",
-            Class::ContainerImage => "container image",
-            Class::Index => "index",
-            Class::NosiDisk => "nosi disk image",
-            Class::NosiRootfs => "nosi root filesystem",
-            Class::NosiNetboot => "nosi netboot bundle",
-            Class::MachineOs => "podman machine disk",
-            Class::VmExport => "KubeVirt virtual machine",
-            Class::Tart => "tart virtual machine",
-            Class::Vetu => "vetu virtual machine",
-            Class::Lume => "lume virtual machine",
-            Class::Geranos => "geranos virtual machine",
-            Class::Flux => "Flux source",
-            Class::Timoni => "Timoni module",
-            Class::Helm => "Helm chart",
-            Class::Bottle => "Homebrew bottle",
-            Class::ModelPack => "ModelPack model",
-            Class::DockerModel => "Docker model",
-            Class::KitOps => "KitOps ModelKit",
-            Class::Ollama => "Ollama model",
-            Class::Policy => "policy bundle",
-            Class::Wasm => "WebAssembly module",
-            Class::Sif => "Singularity image",
-            Class::Statement => "signature, attestation or SBOM",
-            Class::Empty => "artifact without content",
-            Class::Unknown => "artifact",
+            ArtifactKind::CloudImage => "cloud image",
+            ArtifactKind::Snapshot => "machine snapshot",
+            ArtifactKind::ContainerImage => "container image",
+            ArtifactKind::Index => "index",
+            ArtifactKind::NosiDisk => "nosi disk image",
+            ArtifactKind::NosiRootfs => "nosi root filesystem",
+            ArtifactKind::NosiNetboot => "nosi netboot bundle",
+            ArtifactKind::MachineOs => "podman machine disk",
+            ArtifactKind::VmExport => "KubeVirt virtual machine",
+            ArtifactKind::Tart => "tart virtual machine",
+            ArtifactKind::Vetu => "vetu virtual machine",
+            ArtifactKind::Lume => "lume virtual machine",
+            ArtifactKind::Geranos => "geranos virtual machine",
+            ArtifactKind::Flux => "Flux source",
+            ArtifactKind::Timoni => "Timoni module",
+            ArtifactKind::Helm => "Helm chart",
+            ArtifactKind::Bottle => "Homebrew bottle",
+            ArtifactKind::ModelPack => "ModelPack model",
+            ArtifactKind::DockerModel => "Docker model",
+            ArtifactKind::KitOps => "KitOps ModelKit",
+            ArtifactKind::Ollama => "Ollama model",
+            ArtifactKind::Policy => "policy bundle",
+            ArtifactKind::Wasm => "WebAssembly module",
+            ArtifactKind::Sif => "Singularity image",
+            ArtifactKind::Statement => "signature, attestation or SBOM",
+            ArtifactKind::Empty => "artifact without content",
+            ArtifactKind::Unknown => "artifact",
         }
     }
 }
 
-impl fmt::Display for Class {
+impl fmt::Display for ArtifactKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.words())
     }
@@ -164,17 +164,17 @@ impl fmt::Display for Class {
 /// Classifies by `artifactType`, then by the type of the config, then by being an index: the first match decides
 /// (epoch `manifest/types.go`, `classifyFields`). An index without `mediaType`, which image-spec 1.1 allows, is still
 /// an index.
-pub fn classify(document: &Document) -> Class {
+pub fn classify(document: &ManifestDocument) -> ArtifactKind {
     match document {
-        Document::Manifest(manifest) => classify_manifest(manifest),
-        Document::Index(index) => {
-            index.artifact_type.as_ref().and_then(cocoon_artifact).unwrap_or(Class::Index)
+        ManifestDocument::Manifest(manifest) => classify_manifest(manifest),
+        ManifestDocument::Index(index) => {
+            index.artifact_type.as_ref().and_then(cocoon_artifact).unwrap_or(ArtifactKind::Index)
         }
     }
 }
 
 /// Like [`classify`], for a manifest. If neither type is known, the layers decide.
-pub fn classify_manifest(manifest: &Manifest) -> Class {
+pub fn classify_manifest(manifest: &Manifest) -> ArtifactKind {
     if let Some(kind) = &manifest.artifact_type
         && let Some(class) = cocoon_artifact(kind).or_else(|| family(kind)).or_else(|| statement(kind))
     {
@@ -182,13 +182,13 @@ pub fn classify_manifest(manifest: &Manifest) -> Class {
     }
     let config = manifest.config.as_ref().map(|config| &config.media_type);
     if config.is_some_and(MediaType::is_image_config) {
-        let files = || pushed_as_files(manifest).then_some(Class::Unknown);
-        return behind_image_config(manifest).or_else(files).unwrap_or(Class::ContainerImage);
+        let files = || pushed_as_files(manifest).then_some(ArtifactKind::Unknown);
+        return behind_image_config(manifest).or_else(files).unwrap_or(ArtifactKind::ContainerImage);
     }
     if has_image_layers(manifest, config) {
-        return Class::ContainerImage;
+        return ArtifactKind::ContainerImage;
     }
-    config.and_then(family).or_else(|| by_layers(manifest)).unwrap_or(Class::Unknown)
+    config.and_then(family).or_else(|| by_layers(manifest)).unwrap_or(ArtifactKind::Unknown)
 }
 
 /// Whether the layers are those of a container image although the config's label is lost. Registries and Docker 1.10
@@ -225,33 +225,41 @@ fn pushed_as_files(manifest: &Manifest) -> bool {
 }
 
 /// Epoch's types, which only the whole `artifactType` identifies.
-fn cocoon_artifact(kind: &MediaType) -> Option<Class> {
+fn cocoon_artifact(kind: &MediaType) -> Option<ArtifactKind> {
     let essence = kind.essence();
     if CLOUD_IMAGE.contains(&essence.as_str()) {
-        return Some(Class::CloudImage);
+        return Some(ArtifactKind::CloudImage);
     }
-    (essence == SNAPSHOT).then_some(Class::Snapshot)
+    (essence == SNAPSHOT).then_some(ArtifactKind::Snapshot)
 }
 
-fn family(kind: &MediaType) -> Option<Class> {
+fn family(kind: &MediaType) -> Option<ArtifactKind> {
     let essence = kind.essence();
     let is_of = |start: &str| essence == start || (start.ends_with('.') && essence.starts_with(start));
     FAMILIES.iter().find(|(start, _)| is_of(start)).map(|(_, class)| *class)
 }
 
-fn statement(kind: &MediaType) -> Option<Class> {
+fn statement(kind: &MediaType) -> Option<ArtifactKind> {
     let essence = kind.essence();
-    STATEMENTS.iter().any(|start| essence.starts_with(start)).then_some(Class::Statement)
+    STATEMENTS.iter().any(|start| essence.starts_with(start)).then_some(ArtifactKind::Statement)
 }
 
 /// The type of an artifact that has the config of a container image without being one.
-fn behind_image_config(manifest: &Manifest) -> Option<Class> {
+fn behind_image_config(manifest: &Manifest) -> Option<ArtifactKind> {
     let disguised = |layer: &Descriptor| {
-        let stubs = [Class::Tart, Class::Vetu, Class::Lume, Class::Geranos, Class::Ollama];
+        let stubs = [
+            ArtifactKind::Tart,
+            ArtifactKind::Vetu,
+            ArtifactKind::Lume,
+            ArtifactKind::Geranos,
+            ArtifactKind::Ollama,
+        ];
         family(&layer.media_type).filter(|class| stubs.contains(class))
     };
     let class = manifest.layers.iter().find_map(disguised);
-    class.or_else(|| is_bottle(manifest).then_some(Class::Bottle)).or_else(|| only_statements(manifest))
+    class
+        .or_else(|| is_bottle(manifest).then_some(ArtifactKind::Bottle))
+        .or_else(|| only_statements(manifest))
 }
 
 /// Whether the artifact is a bottle: by its annotations or by its file name.
@@ -262,23 +270,25 @@ fn is_bottle(manifest: &Manifest) -> bool {
     annotated || (title.contains(".bottle.") && title.ends_with(".tar.gz"))
 }
 
-fn only_statements(manifest: &Manifest) -> Option<Class> {
+fn only_statements(manifest: &Manifest) -> Option<ArtifactKind> {
     let mut layers = manifest.layers.iter().peekable();
     layers.peek()?;
-    layers.all(|layer| statement(&layer.media_type).is_some()).then_some(Class::Statement)
+    layers.all(|layer| statement(&layer.media_type).is_some()).then_some(ArtifactKind::Statement)
 }
 
-fn by_layers(manifest: &Manifest) -> Option<Class> {
+fn by_layers(manifest: &Manifest) -> Option<ArtifactKind> {
     if !manifest.layers.is_empty()
         && manifest.layers.iter().all(|layer| layer.media_type.is_empty_descriptor())
     {
-        return Some(Class::Empty);
+        return Some(ArtifactKind::Empty);
     }
     // Such a layer is the artifact if it is alone; next to others it is one of the artifact's files.
-    let alone = |class: &Class| !matches!(class, Class::Wasm | Class::Sif) || manifest.layers.len() == 1;
+    let alone = |class: &ArtifactKind| {
+        !matches!(class, ArtifactKind::Wasm | ArtifactKind::Sif) || manifest.layers.len() == 1
+    };
     let class = manifest.layers.iter().find_map(|layer| family(&layer.media_type).filter(alone));
     class
-        .or_else(|| is_machine_os(manifest).then_some(Class::MachineOs))
+        .or_else(|| is_machine_os(manifest).then_some(ArtifactKind::MachineOs))
         .or_else(|| only_statements(manifest))
 }
 
@@ -296,8 +306,10 @@ mod tests {
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    fn class(json: &str) -> Class {
-        classify(&Document::parse(json.replace("HEX", &format!("sha256:{HEX}")).as_bytes(), None).unwrap())
+    fn class(json: &str) -> ArtifactKind {
+        classify(
+            &ManifestDocument::parse(json.replace("HEX", &format!("sha256:{HEX}")).as_bytes(), None).unwrap(),
+        )
     }
 
     fn manifest(artifact_type: &str, config: &str) -> String {
@@ -314,25 +326,28 @@ mod tests {
 
     #[test]
     fn the_eight_kinds_that_epoch_tells_apart_are_told_apart() {
-        assert_eq!(class(&manifest(CLOUD_IMAGE[0], EMPTY)), Class::CloudImage);
-        assert_eq!(class(&manifest(CLOUD_IMAGE[1], EMPTY)), Class::CloudImage);
+        assert_eq!(class(&manifest(CLOUD_IMAGE[0], EMPTY)), ArtifactKind::CloudImage);
+        assert_eq!(class(&manifest(CLOUD_IMAGE[1], EMPTY)), ArtifactKind::CloudImage);
         let snapshot_config = "application/vnd.cocoonstack.snapshot.config.v1+json";
-        assert_eq!(class(&manifest(SNAPSHOT, snapshot_config)), Class::Snapshot);
+        assert_eq!(class(&manifest(SNAPSHOT, snapshot_config)), ArtifactKind::Snapshot);
         let oci = "application/vnd.oci.image.config.v1+json";
-        assert_eq!(class(&manifest("", oci)), Class::ContainerImage);
+        assert_eq!(class(&manifest("", oci)), ArtifactKind::ContainerImage);
         let docker = "application/vnd.docker.container.image.v1+json";
-        assert_eq!(class(&manifest("", docker)), Class::ContainerImage);
+        assert_eq!(class(&manifest("", docker)), ArtifactKind::ContainerImage);
         let index = |kind: &str| format!(r#"{{"schemaVersion":2,"mediaType":"{kind}","manifests":[]}}"#);
-        assert_eq!(class(&index("application/vnd.oci.image.index.v1+json")), Class::Index);
-        assert_eq!(class(&index("application/vnd.docker.distribution.manifest.list.v2+json")), Class::Index);
-        assert_eq!(class(r#"{"schemaVersion":2,"layers":[]}"#), Class::Unknown);
+        assert_eq!(class(&index("application/vnd.oci.image.index.v1+json")), ArtifactKind::Index);
+        assert_eq!(
+            class(&index("application/vnd.docker.distribution.manifest.list.v2+json")),
+            ArtifactKind::Index
+        );
+        assert_eq!(class(r#"{"schemaVersion":2,"layers":[]}"#), ArtifactKind::Unknown);
     }
 
     #[test]
     fn the_artifact_type_wins_over_an_image_config() {
         let oci = "application/vnd.oci.image.config.v1+json";
-        assert_eq!(class(&manifest(CLOUD_IMAGE[0], oci)), Class::CloudImage);
-        assert_eq!(class(&manifest("application/vnd.example.thing", oci)), Class::ContainerImage);
+        assert_eq!(class(&manifest(CLOUD_IMAGE[0], oci)), ArtifactKind::CloudImage);
+        assert_eq!(class(&manifest("application/vnd.example.thing", oci)), ArtifactKind::ContainerImage);
     }
 
     #[test]
@@ -359,24 +374,35 @@ mod tests {
         let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
         for config in ["application/octet-stream", "application/json", "text/html; charset=utf-8", ""] {
             for kind in [docker, oci] {
-                assert_eq!(with(kind, config, &[(diff, ""), (diff, "")]), Class::ContainerImage, "{config}");
                 assert_eq!(
-                    with(kind, config, &[(layer, ""), (layer, "")]),
-                    Class::ContainerImage,
+                    with(kind, config, &[(diff, ""), (diff, "")]),
+                    ArtifactKind::ContainerImage,
                     "{config}"
                 );
-                assert_eq!(with(kind, config, &[(layer, "a.tar.gz")]), Class::Unknown, "{config}");
-                assert_eq!(with(kind, config, &[("text/plain", "")]), Class::Unknown, "{config}");
+                assert_eq!(
+                    with(kind, config, &[(layer, ""), (layer, "")]),
+                    ArtifactKind::ContainerImage,
+                    "{config}"
+                );
+                assert_eq!(with(kind, config, &[(layer, "a.tar.gz")]), ArtifactKind::Unknown, "{config}");
+                assert_eq!(with(kind, config, &[("text/plain", "")]), ArtifactKind::Unknown, "{config}");
             }
-            assert_eq!(with(docker, config, &[(layer, ""), ("", "")]), Class::ContainerImage, "{config}");
-            assert_eq!(with(docker, config, &[]), Class::Unknown, "{config}");
+            assert_eq!(
+                with(docker, config, &[(layer, ""), ("", "")]),
+                ArtifactKind::ContainerImage,
+                "{config}"
+            );
+            assert_eq!(with(docker, config, &[]), ArtifactKind::Unknown, "{config}");
         }
         assert_eq!(
             with(docker, "application/vnd.docker.plugin.v1+json", &[(diff, "")]),
-            Class::ContainerImage
+            ArtifactKind::ContainerImage
         );
-        assert_eq!(with(oci, "application/vnd.unknown.config.v1+json", &[(layer, "")]), Class::Unknown);
-        assert_eq!(with(oci, EMPTY, &[(layer, "")]), Class::Unknown);
+        assert_eq!(
+            with(oci, "application/vnd.unknown.config.v1+json", &[(layer, "")]),
+            ArtifactKind::Unknown
+        );
+        assert_eq!(with(oci, EMPTY, &[(layer, "")]), ArtifactKind::Unknown);
     }
 
     #[test]
@@ -396,15 +422,15 @@ mod tests {
         let unpack = format!(r#"{},"{ORAS_UNPACK}":"true""#, title("charts"));
         let thing = "application/vnd.example.thing";
         for (expected, kind, layers) in [
-            (Class::Unknown, thing, vec![layer(tar, &title("README.txt"))]),
-            (Class::Unknown, thing, vec![layer(gzip, &title("a.tar.gz")), layer(gzip, "")]),
-            (Class::ContainerImage, thing, vec![layer(gzip, "")]),
-            (Class::Unknown, "", vec![layer(tar, &title("README.txt"))]),
-            (Class::Unknown, "", vec![layer("application/octet-stream", &title("disk.raw"))]),
-            (Class::Unknown, "", vec![layer(gzip, &unpack)]),
-            (Class::ContainerImage, "", vec![layer(tar, &title("rootfs.tar"))]),
-            (Class::ContainerImage, "", vec![layer(gzip, &title("rootfs"))]),
-            (Class::ContainerImage, "", vec![layer(tar, &title("README.txt")), layer(gzip, "")]),
+            (ArtifactKind::Unknown, thing, vec![layer(tar, &title("README.txt"))]),
+            (ArtifactKind::Unknown, thing, vec![layer(gzip, &title("a.tar.gz")), layer(gzip, "")]),
+            (ArtifactKind::ContainerImage, thing, vec![layer(gzip, "")]),
+            (ArtifactKind::Unknown, "", vec![layer(tar, &title("README.txt"))]),
+            (ArtifactKind::Unknown, "", vec![layer("application/octet-stream", &title("disk.raw"))]),
+            (ArtifactKind::Unknown, "", vec![layer(gzip, &unpack)]),
+            (ArtifactKind::ContainerImage, "", vec![layer(tar, &title("rootfs.tar"))]),
+            (ArtifactKind::ContainerImage, "", vec![layer(gzip, &title("rootfs"))]),
+            (ArtifactKind::ContainerImage, "", vec![layer(tar, &title("README.txt")), layer(gzip, "")]),
         ] {
             assert_eq!(with(kind, &layers), expected, "{kind} {layers:?}");
         }
@@ -412,13 +438,16 @@ mod tests {
 
     #[test]
     fn a_cocoon_config_without_an_artifact_type_stays_unknown() {
-        assert_eq!(class(&manifest("", CLOUD_IMAGE[0])), Class::Unknown);
-        assert_eq!(class(&manifest("", SNAPSHOT)), Class::Unknown);
-        assert_eq!(class(&manifest("application/vnd.cocoonstack.os-image.v2+json", EMPTY)), Class::Unknown);
+        assert_eq!(class(&manifest("", CLOUD_IMAGE[0])), ArtifactKind::Unknown);
+        assert_eq!(class(&manifest("", SNAPSHOT)), ArtifactKind::Unknown);
+        assert_eq!(
+            class(&manifest("application/vnd.cocoonstack.os-image.v2+json", EMPTY)),
+            ArtifactKind::Unknown
+        );
     }
 
     #[test]
     fn an_index_without_a_media_type_is_an_index() {
-        assert_eq!(class(r#"{"schemaVersion":2,"manifests":[]}"#), Class::Index);
+        assert_eq!(class(r#"{"schemaVersion":2,"manifests":[]}"#), ArtifactKind::Index);
     }
 }

@@ -16,7 +16,7 @@ pub struct ImageConfig {
 }
 
 #[derive(Deserialize)]
-struct Raw {
+struct RawConfig {
     #[serde(flatten)]
     platform: Platform,
     #[serde(default)]
@@ -34,7 +34,7 @@ struct RawRootfs {
 impl ImageConfig {
     /// Parses a config blob whose media type is that of a container image.
     pub fn parse(bytes: &[u8]) -> Result<Self, OciError> {
-        let raw: Raw = serde_json::from_slice(bytes)
+        let raw: RawConfig = serde_json::from_slice(bytes)
             .map_err(|error| OciError::Malformed { what: "config", reason: error.to_string() })?;
         let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
         let diff_ids = diff_ids.iter().map(|id| id.parse()).collect::<Result<_, OciError>>()?;

@@ -9,7 +9,7 @@ use super::OciError;
 
 /// Hash functions for which ocifs serves content. Others are valid in a manifest and are listed, but not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Algorithm {
+pub enum HashAlgorithm {
     /// SHA-256, 64 hex digits.
     Sha256,
     /// SHA-512, 128 hex digits.
@@ -29,7 +29,7 @@ pub struct Digest {
 impl Digest {
     /// The sha256 of `bytes`.
     pub fn sha256(bytes: &[u8]) -> Self {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut hasher = Hasher::new(HashAlgorithm::Sha256);
         hasher.update(bytes);
         hasher.finish()
     }
@@ -42,10 +42,10 @@ impl Digest {
     }
 
     /// The algorithm; `None` if ocifs does not serve its content.
-    pub fn algorithm(&self) -> Option<Algorithm> {
+    pub fn algorithm(&self) -> Option<HashAlgorithm> {
         match self.algorithm_name() {
-            "sha256" => Some(Algorithm::Sha256),
-            "sha512" => Some(Algorithm::Sha512),
+            "sha256" => Some(HashAlgorithm::Sha256),
+            "sha512" => Some(HashAlgorithm::Sha512),
             _ => None,
         }
     }
@@ -128,16 +128,16 @@ impl fmt::Debug for Digest {
 /// Incremental hashing.
 #[derive(Clone)]
 pub struct Hasher {
-    algorithm: Algorithm,
+    algorithm: HashAlgorithm,
     state: ring::digest::Context,
 }
 
 impl Hasher {
     /// A hasher without input.
-    pub fn new(algorithm: Algorithm) -> Self {
+    pub fn new(algorithm: HashAlgorithm) -> Self {
         let state = ring::digest::Context::new(match algorithm {
-            Algorithm::Sha256 => &ring::digest::SHA256,
-            Algorithm::Sha512 => &ring::digest::SHA512,
+            HashAlgorithm::Sha256 => &ring::digest::SHA256,
+            HashAlgorithm::Sha512 => &ring::digest::SHA512,
         });
         Self { algorithm, state }
     }
@@ -150,8 +150,8 @@ impl Hasher {
     /// The digest of all appended bytes.
     pub fn finish(self) -> Digest {
         let name = match self.algorithm {
-            Algorithm::Sha256 => "sha256",
-            Algorithm::Sha512 => "sha512",
+            HashAlgorithm::Sha256 => "sha256",
+            HashAlgorithm::Sha512 => "sha512",
         };
         Self::digest(name, self.state.finish().as_ref())
     }
@@ -191,8 +191,8 @@ mod tests {
         let bytes: Vec<u8> = (0..10_000u32).map(|at| ((at * at) >> 3) as u8).collect();
         let hex = |hash: &[u8]| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         for (algorithm, expected) in [
-            (Algorithm::Sha256, hex(&sha2::Sha256::digest(&bytes))),
-            (Algorithm::Sha512, hex(&sha2::Sha512::digest(&bytes))),
+            (HashAlgorithm::Sha256, hex(&sha2::Sha256::digest(&bytes))),
+            (HashAlgorithm::Sha512, hex(&sha2::Sha512::digest(&bytes))),
         ] {
             let mut hasher = Hasher::new(algorithm);
             bytes.chunks(777).for_each(|chunk| hasher.update(chunk));

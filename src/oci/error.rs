@@ -1,7 +1,7 @@
 //! Errors of names and documents.
 
 use super::Digest;
-use crate::io::Fault;
+use crate::io::FaultClass;
 
 /// A name or document that violates the specifications, or a selection that does not match.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -103,19 +103,19 @@ pub enum OciError {
 
 impl OciError {
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             OciError::Reference { .. }
             | OciError::Platform { .. }
             | OciError::Pattern { .. }
-            | OciError::Key { .. } => Fault::Usage,
-            OciError::Digest { .. } | OciError::Malformed { .. } => Fault::Malformed,
-            OciError::Unsupported { .. } => Fault::Unsupported,
-            OciError::Mismatch { .. } => Fault::Mismatch,
+            | OciError::Key { .. } => FaultClass::Usage,
+            OciError::Digest { .. } | OciError::Malformed { .. } => FaultClass::Malformed,
+            OciError::Unsupported { .. } => FaultClass::Unsupported,
+            OciError::Mismatch { .. } => FaultClass::Mismatch,
             OciError::NoPlatform { .. } | OciError::NoLayer { .. } | OciError::NoEntry { .. } => {
-                Fault::NotFound
+                FaultClass::NotFound
             }
-            OciError::Ambiguous { .. } => Fault::Usage,
+            OciError::Ambiguous { .. } => FaultClass::Usage,
         }
     }
 }

@@ -20,11 +20,11 @@ pub const MAX_LAYERS: usize = 4096;
     clippy::large_enum_variant,
     reason = "there are one or two of them in a process, and never in a list"
 )]
-pub enum Document {
+pub enum ManifestDocument {
     /// One image or artifact.
     Manifest(Manifest),
     /// A list of manifests to choose from.
-    Index(Index),
+    Index(ImageIndex),
 }
 
 /// One image or artifact.
@@ -46,7 +46,7 @@ pub struct Manifest {
 
 /// A list of manifests to choose from.
 #[derive(Clone, Debug)]
-pub struct Index {
+pub struct ImageIndex {
     /// Media type of the document, or else of its transport.
     pub media_type: MediaType,
     /// `artifactType`; `None` if absent.
@@ -61,7 +61,7 @@ pub struct Index {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
+struct RawManifest {
     schema_version: Option<i64>,
     #[serde(default)]
     media_type: MediaType,
@@ -78,7 +78,7 @@ struct Raw {
     fs_layers: Option<serde_json::Value>,
 }
 
-impl Document {
+impl ManifestDocument {
     /// Parses `bytes`. `content_type` is the type from the transport, if there is one. It decides for documents
     /// without a type of their own, and a contradiction between the two is refused (distribution-spec, "Pulling
     /// manifests").
@@ -90,7 +90,7 @@ impl Document {
                 bytes.len()
             )));
         }
-        let raw: Raw = serde_json::from_slice(bytes)
+        let raw: RawManifest = serde_json::from_slice(bytes)
             .map_err(|error| malformed(format!("not a JSON manifest: {error}")))?;
         let transport = content_type.map(MediaType::from).unwrap_or_default();
         if raw.fs_layers.is_some() || raw.media_type.is_schema1() || raw.schema_version == Some(1) {
@@ -136,7 +136,13 @@ impl Document {
                     )));
                 }
                 let manifests = descriptors(entries, "index", "manifests")?;
-                Ok(Document::Index(Index { media_type, artifact_type, manifests, subject, annotations }))
+                Ok(ManifestDocument::Index(ImageIndex {
+                    media_type,
+                    artifact_type,
+                    manifests,
+                    subject,
+                    annotations,
+                }))
             }
             (layers, None) => {
                 if layers.is_none() && raw.config.is_none() {
@@ -155,7 +161,7 @@ impl Document {
                         layers.len()
                     )));
                 }
-                Ok(Document::Manifest(Manifest {
+                Ok(ManifestDocument::Manifest(Manifest {
                     media_type,
                     artifact_type,
                     config: raw.config.map(|config| config.check("manifest", "config")).transpose()?,
@@ -168,28 +174,28 @@ impl Document {
     }
 }
 
-impl Document {
+impl ManifestDocument {
     /// Media type of the document, or else of its transport.
     pub fn media_type(&self) -> &MediaType {
         match self {
-            Document::Manifest(manifest) => &manifest.media_type,
-            Document::Index(index) => &index.media_type,
+            ManifestDocument::Manifest(manifest) => &manifest.media_type,
+            ManifestDocument::Index(index) => &index.media_type,
         }
     }
 
     /// Artifact type; for an index without an `artifactType`, its media type.
     pub fn kind(&self) -> Option<&MediaType> {
         match self {
-            Document::Manifest(manifest) => manifest.kind(),
-            Document::Index(index) => index.artifact_type.as_ref().or(Some(&index.media_type)),
+            ManifestDocument::Manifest(manifest) => manifest.kind(),
+            ManifestDocument::Index(index) => index.artifact_type.as_ref().or(Some(&index.media_type)),
         }
     }
 
     /// The manifest that this document refers to; `None` if it stands alone.
     pub fn subject(&self) -> Option<&Descriptor> {
         match self {
-            Document::Manifest(manifest) => manifest.subject.as_ref(),
-            Document::Index(index) => index.subject.as_ref(),
+            ManifestDocument::Manifest(manifest) => manifest.subject.as_ref(),
+            ManifestDocument::Index(index) => index.subject.as_ref(),
         }
     }
 }
@@ -228,7 +234,7 @@ mod tests {
     }
 
     fn reason(json: &str, content_type: Option<&str>) -> String {
-        Document::parse(json.as_bytes(), content_type).unwrap_err().to_string()
+        ManifestDocument::parse(json.as_bytes(), content_type).unwrap_err().to_string()
     }
 
     #[test]
@@ -244,7 +250,7 @@ mod tests {
             blob()
         );
         assert!(reason(&json, Some("application/vnd.oci.image.index.v1+json")).contains("served as"));
-        assert!(Document::parse(json.as_bytes(), Some("application/json")).is_ok());
+        assert!(ManifestDocument::parse(json.as_bytes(), Some("application/json")).is_ok());
     }
 
     #[test]
@@ -261,15 +267,18 @@ mod tests {
         let json = format!(r#"{{"config":{0},"layers":[]}}"#, blob());
         let mut bytes = json.into_bytes();
         bytes.resize(MAX_DOCUMENT as usize, b' ');
-        assert!(Document::parse(&bytes, None).is_ok());
+        assert!(ManifestDocument::parse(&bytes, None).is_ok());
         bytes.push(b' ');
-        assert!(Document::parse(&bytes, None).unwrap_err().to_string().contains("limit"));
+        assert!(ManifestDocument::parse(&bytes, None).unwrap_err().to_string().contains("limit"));
     }
 
     #[test]
     fn embedded_data_must_match_its_digest() {
         let json = r#"{"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"data":"e30="},"layers":[]}"#;
-        let Document::Manifest(manifest) = Document::parse(json.as_bytes(), None).unwrap() else { panic!() };
+        let ManifestDocument::Manifest(manifest) = ManifestDocument::parse(json.as_bytes(), None).unwrap()
+        else {
+            panic!()
+        };
         assert_eq!(manifest.config.unwrap().data.as_deref(), Some(&b"{}"[..]));
         assert!(reason(&json.replace("e30=", "e2s="), None).contains("config: embedded data of"));
     }

@@ -14,7 +14,7 @@ const PART_MAX: usize = 80;
 
 /// An entry and its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named<'a> {
+pub struct NamedEntry<'a> {
     /// One plain component of a path.
     pub name: String,
     /// The entry.
@@ -31,7 +31,7 @@ const TELLING: [fn(&Descriptor) -> Option<&str>; 4] = [
 
 /// Names the entries of one index, in their order: `<os>-<arch>[-<variant>]`, followed by the properties that
 /// distinguish entries of one name. A document that is listed twice under one name appears once.
-pub fn member_names<'a>(entries: impl IntoIterator<Item = &'a Descriptor>) -> Vec<Named<'a>> {
+pub fn member_names<'a>(entries: impl IntoIterator<Item = &'a Descriptor>) -> Vec<NamedEntry<'a>> {
     let entries: Vec<&Descriptor> = entries.into_iter().collect();
     let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (at, entry) in entries.iter().enumerate() {
@@ -55,7 +55,7 @@ pub fn member_names<'a>(entries: impl IntoIterator<Item = &'a Descriptor>) -> Ve
                 continue;
             }
         }
-        named.push(Named { name, entry });
+        named.push(NamedEntry { name, entry });
     }
     named
 }

@@ -27,28 +27,30 @@ mod signature;
 mod soci;
 mod title;
 
-pub use artifact::{Artifact, EMPTY, INDEX_TYPE, MANIFEST_TYPE, Written};
-pub use choice::{Candidate, Condition, EntryKind, choose, entry_kind, told_apart, told_by};
-pub use class::{Class, classify, classify_manifest};
+pub use artifact::{ArtifactManifest, EMPTY, INDEX_TYPE, MANIFEST_TYPE, WrittenDocument};
+pub use choice::{EntryCondition, EntryPurpose, PlatformCandidate, choose, entry_kind, told_apart, told_by};
+pub use class::{ArtifactKind, classify, classify_manifest};
 pub use config::ImageConfig;
 pub use descriptor::{Descriptor, REF_NAME, TITLE};
-pub use digest::{Algorithm, Digest, Hasher};
+pub use digest::{Digest, HashAlgorithm, Hasher};
 pub use error::OciError;
 pub use host::canonical_host;
-pub use manifest::{Document, Index, MAX_DOCUMENT, MAX_LAYERS, Manifest};
+pub use manifest::{ImageIndex, MAX_DOCUMENT, MAX_LAYERS, Manifest, ManifestDocument};
 pub use media_type::{LabelCompression, MediaType};
-pub use member::{Named, member_names, referrer_directory};
+pub use member::{NamedEntry, member_names, referrer_directory};
 pub use platform::Platform;
 pub use public_key::{MAX_KEY_FILE, PublicKey};
-pub use reference::{Reference, Selector};
+pub use reference::{ManifestSelector, Reference};
 pub(crate) use referrers::is_of_kind;
 pub use referrers::{fallback_tag, listed, referrer_of, with_referrer};
-pub use select::{Glob, LayerSelection};
+pub use select::{GlobPattern, LayerSelection};
 pub use signature::{
-    BUNDLE, MAX_SIGNATURES, MAX_SIGNED, SIGNATURE, SIGNATURE_ARTIFACT, SIMPLE_SIGNING, Signature,
+    BUNDLE, MAX_SIGNATURES, MAX_SIGNED, PublishedSignature, SIGNATURE, SIGNATURE_ARTIFACT, SIMPLE_SIGNING,
     signature_tag,
 };
 pub use soci::{
     IMAGE_MANIFEST_DIGEST, INDEX_DIGEST, SOCI_V1, SOCI_V2, SociIndex, SociVersion, Ztoc, soci_index_digest,
 };
-pub use title::{FileName, FileNames, Wanted, extension, fallback_name, file_names, is_tar_name, plain_path};
+pub use title::{
+    FileName, FileNames, RequestedFile, extension, fallback_name, file_names, is_tar_name, plain_path,
+};

@@ -33,7 +33,7 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// The type of a key, which determines its signature algorithms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum KeyAlgorithm {
     P256,
     P384,
     Rsa,
@@ -43,7 +43,7 @@ enum Kind {
 /// A public key for checking signatures.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey {
-    kind: Kind,
+    kind: KeyAlgorithm,
     /// In ring's format: a point, the 32 bytes, or a PKCS #1 RSAPublicKey.
     bytes: Vec<u8>,
     /// SHA-256 of the whole SubjectPublicKeyInfo, which other tools use as well.
@@ -77,22 +77,22 @@ impl PublicKey {
         let bytes = info.subject_public_key.as_bytes().ok_or_else(|| bad("its key is not whole bytes"))?;
         let curve = || info.algorithm.parameters_oid().ok();
         let kind = match info.algorithm.oid {
-            EC if curve() == Some(P256) => Kind::P256,
-            EC if curve() == Some(P384) => Kind::P384,
-            EDWARDS => Kind::Ed25519,
-            RSA => Kind::Rsa,
+            EC if curve() == Some(P256) => KeyAlgorithm::P256,
+            EC if curve() == Some(P384) => KeyAlgorithm::P384,
+            EDWARDS => KeyAlgorithm::Ed25519,
+            RSA => KeyAlgorithm::Rsa,
             _ => return Err(bad("it is not an ECDSA key on P-256 or P-384, an Ed25519 or an RSA key")),
         };
         let is_sound = match kind {
             // The first byte 4 marks an uncompressed point (SEC 1 section 2.3.3).
-            Kind::P256 => bytes.len() == 65 && bytes[0] == 4,
-            Kind::P384 => bytes.len() == 97 && bytes[0] == 4,
-            Kind::Ed25519 => bytes.len() == 32,
-            Kind::Rsa => rsa_bits(bytes).is_some_and(|bits| RSA_BITS.contains(&bits)),
+            KeyAlgorithm::P256 => bytes.len() == 65 && bytes[0] == 4,
+            KeyAlgorithm::P384 => bytes.len() == 97 && bytes[0] == 4,
+            KeyAlgorithm::Ed25519 => bytes.len() == 32,
+            KeyAlgorithm::Rsa => rsa_bits(bytes).is_some_and(|bits| RSA_BITS.contains(&bits)),
         };
         if !is_sound {
             return Err(bad(match kind {
-                Kind::Rsa => "RSA keys have 2048 to 8192 bits here",
+                KeyAlgorithm::Rsa => "RSA keys have 2048 to 8192 bits here",
                 _ => "its key has another length, or is a compressed point",
             }));
         }
@@ -103,10 +103,10 @@ impl PublicKey {
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         // Cosign's signatures use SHA-256 for every curve; newer tools use the hash that matches the curve.
         let algorithms: &[&'static dyn VerificationAlgorithm] = match self.kind {
-            Kind::P256 => &[&ECDSA_P256_SHA256_ASN1],
-            Kind::P384 => &[&ECDSA_P384_SHA256_ASN1, &ECDSA_P384_SHA384_ASN1],
-            Kind::Rsa => &[&RSA_PKCS1_2048_8192_SHA256],
-            Kind::Ed25519 => &[&ED25519],
+            KeyAlgorithm::P256 => &[&ECDSA_P256_SHA256_ASN1],
+            KeyAlgorithm::P384 => &[&ECDSA_P384_SHA256_ASN1, &ECDSA_P384_SHA384_ASN1],
+            KeyAlgorithm::Rsa => &[&RSA_PKCS1_2048_8192_SHA256],
+            KeyAlgorithm::Ed25519 => &[&ED25519],
         };
         algorithms.iter().any(|algorithm| {
             UnparsedPublicKey::new(*algorithm, &self.bytes).verify(message, signature).is_ok()

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Artifact, Descriptor, Digest, MAX_DOCUMENT, Manifest, MediaType, OciError, Written};
+use super::{
+    ArtifactManifest, Descriptor, Digest, MAX_DOCUMENT, Manifest, MediaType, OciError, WrittenDocument,
+};
 
 /// Artifact type of a manifest with indexes of layers.
 pub const INDEX_ARTIFACT: &str = "application/vnd.ocifs.index.v1";
@@ -23,9 +25,9 @@ pub const MAX_INDEX_BLOB: u64 = 256 * 1024 * 1024;
 
 /// A manifest to push, after the blobs that it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Publication {
+pub struct PublishedManifest {
     /// The manifest.
-    pub manifest: Written,
+    pub manifest: WrittenDocument,
     /// Its blobs, the config included, each once.
     pub blobs: Vec<(Digest, Vec<u8>)>,
 }
@@ -44,7 +46,7 @@ pub struct PublishedIndex {
 pub fn publish_indexes(
     subject: &Descriptor,
     indexes: Vec<(Descriptor, Vec<u8>)>,
-) -> Result<Publication, OciError> {
+) -> Result<PublishedManifest, OciError> {
     if indexes.is_empty() {
         return Err(broken("there is no index to publish".into()));
     }
@@ -81,7 +83,7 @@ pub fn read_indexes(
 }
 
 /// Builds the manifest that publishes a trace of at most [`MAX_DOCUMENT`] bytes.
-pub fn publish_trace(subject: &Descriptor, trace: Vec<u8>) -> Result<Publication, OciError> {
+pub fn publish_trace(subject: &Descriptor, trace: Vec<u8>) -> Result<PublishedManifest, OciError> {
     let blob = Descriptor::of(TRACE, &trace);
     check_size(&blob, MAX_DOCUMENT)?;
     publish(TRACE, subject, vec![blob.clone()], vec![(blob.digest, trace)])
@@ -103,8 +105,8 @@ fn publish(
     subject: &Descriptor,
     layers: Vec<Descriptor>,
     mut blobs: Vec<(Digest, Vec<u8>)>,
-) -> Result<Publication, OciError> {
-    let artifact = Artifact {
+) -> Result<PublishedManifest, OciError> {
+    let artifact = ArtifactManifest {
         artifact_type: artifact_type.into(),
         layers,
         subject: Some(subject.bare()),
@@ -115,7 +117,7 @@ fn publish(
     // Different layers may have equal indexes.
     let mut seen = BTreeSet::new();
     blobs.retain(|(digest, _)| seen.insert(digest.clone()));
-    Ok(Publication { manifest, blobs })
+    Ok(PublishedManifest { manifest, blobs })
 }
 
 fn broken(reason: String) -> OciError {
@@ -184,7 +186,7 @@ fn all_different(indexes: &[PublishedIndex]) -> Result<(), OciError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Document, MANIFEST_TYPE};
+    use super::super::{MANIFEST_TYPE, ManifestDocument};
     use super::*;
 
     fn image() -> (Descriptor, Vec<Descriptor>) {
@@ -192,7 +194,7 @@ mod tests {
         (subject, vec![Descriptor::of("a/tar", b"one layer"), Descriptor::of("a/tar", b"another")])
     }
 
-    fn published() -> Publication {
+    fn published() -> PublishedManifest {
         let (subject, layers) = image();
         let mut listed = subject;
         listed.annotations.insert("noise".into(), "of a list".into());
@@ -201,7 +203,9 @@ mod tests {
     }
 
     fn parse(bytes: &[u8]) -> Manifest {
-        let Document::Manifest(manifest) = Document::parse(bytes, None).unwrap() else { panic!() };
+        let ManifestDocument::Manifest(manifest) = ManifestDocument::parse(bytes, None).unwrap() else {
+            panic!()
+        };
         manifest
     }
 

@@ -8,7 +8,7 @@ use super::{Digest, OciError};
 
 /// Selects a manifest of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Selector {
+pub enum ManifestSelector {
     /// The current target of a tag.
     Tag(String),
     /// Exactly this document (or, for tools that address blobs this way, this blob).
@@ -81,11 +81,11 @@ impl Reference {
     }
 
     /// The deciding part: the digest if there is one, else the tag.
-    pub fn selector(&self) -> Selector {
+    pub fn selector(&self) -> ManifestSelector {
         match (&self.digest, &self.tag) {
-            (Some(digest), _) => Selector::Digest(digest.clone()),
-            (None, Some(tag)) => Selector::Tag(tag.clone()),
-            (None, None) => Selector::Tag("latest".into()),
+            (Some(digest), _) => ManifestSelector::Digest(digest.clone()),
+            (None, Some(tag)) => ManifestSelector::Tag(tag.clone()),
+            (None, None) => ManifestSelector::Tag("latest".into()),
         }
     }
 
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(shown(&format!("ghcr.io/a/b@sha256:{HEX}")), format!("ghcr.io/a/b@sha256:{HEX}"));
         let both: Reference = format!("ghcr.io/a/b:v1@sha256:{HEX}").parse().unwrap();
         assert_eq!((both.tag(), both.digest().map(Digest::encoded)), (Some("v1"), Some(HEX)));
-        assert!(matches!(both.selector(), Selector::Digest(_)));
+        assert!(matches!(both.selector(), ManifestSelector::Digest(_)));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! A list is untrusted, since any account with push access can write it. The reader of a listed manifest compares its
 //! `subject`. Rules: distribution-spec 1.1, "Listing Referrers" and "Referrers Tag Schema".
 
-use super::{Descriptor, Digest, Document, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, MediaType, OciError};
+use super::{
+    Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, ManifestDocument, MediaType, OciError,
+};
 
 /// Limits of the algorithm and of the encoded part in a fallback tag, in characters.
 const TAG_PARTS: (usize, usize) = (32, 64);
@@ -20,9 +22,9 @@ pub fn fallback_tag(subject: &Digest) -> String {
 
 /// The entries of a referrer list, which is an index.
 pub fn listed(bytes: &[u8], content_type: Option<&str>) -> Result<Vec<Descriptor>, OciError> {
-    match Document::parse(bytes, content_type)? {
-        Document::Index(index) => Ok(index.manifests),
-        Document::Manifest(_) => Err(OciError::Malformed {
+    match ManifestDocument::parse(bytes, content_type)? {
+        ManifestDocument::Index(index) => Ok(index.manifests),
+        ManifestDocument::Manifest(_) => Err(OciError::Malformed {
             what: "list of referrers",
             reason: "it is a manifest, not an index".into(),
         }),
@@ -31,10 +33,10 @@ pub fn listed(bytes: &[u8], content_type: Option<&str>) -> Result<Vec<Descriptor
 
 /// The list entry for the document in `bytes`, as the specification requires: with the artifact type and the
 /// annotations of the document.
-pub fn referrer_of(document: &Document, media_type: &str, bytes: &[u8]) -> Descriptor {
+pub fn referrer_of(document: &ManifestDocument, media_type: &str, bytes: &[u8]) -> Descriptor {
     let (kind, annotations) = match document {
-        Document::Manifest(manifest) => (manifest.kind(), &manifest.annotations),
-        Document::Index(index) => (index.artifact_type.as_ref(), &index.annotations),
+        ManifestDocument::Manifest(manifest) => (manifest.kind(), &manifest.annotations),
+        ManifestDocument::Index(index) => (index.artifact_type.as_ref(), &index.annotations),
     };
     Descriptor {
         artifact_type: kind.filter(|kind| !kind.is_empty()).cloned(),
@@ -81,7 +83,7 @@ pub(crate) fn is_of_kind(entry: &Descriptor, wanted: Option<&str>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Artifact, MANIFEST_TYPE};
+    use super::super::{ArtifactManifest, MANIFEST_TYPE};
     use super::*;
 
     #[test]
@@ -96,14 +98,14 @@ mod tests {
     }
 
     fn entry() -> Descriptor {
-        let artifact = Artifact {
+        let artifact = ArtifactManifest {
             artifact_type: "application/x.kind".into(),
             layers: Vec::new(),
             subject: None,
             annotations: [("a".to_owned(), "b".to_owned())].into(),
         };
         let written = artifact.write().unwrap();
-        let document = Document::parse(&written.bytes, None).unwrap();
+        let document = ManifestDocument::parse(&written.bytes, None).unwrap();
         referrer_of(&document, MANIFEST_TYPE, &written.bytes)
     }
 
@@ -114,7 +116,7 @@ mod tests {
         assert_eq!(entry.annotations["a"], "b");
         // Historic artifacts say their kind by the type of the config.
         let json = br#"{"config":{"mediaType":"application/x.old","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#;
-        let old = referrer_of(&Document::parse(json, None).unwrap(), MANIFEST_TYPE, json);
+        let old = referrer_of(&ManifestDocument::parse(json, None).unwrap(), MANIFEST_TYPE, json);
         assert_eq!(old.artifact_type, Some("application/x.old".into()));
     }
 

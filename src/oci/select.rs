@@ -7,12 +7,12 @@ use super::{Descriptor, EMPTY, Manifest, OciError};
 
 /// A pattern like in `fnmatch`, ignoring case: `*` also matches `/`.
 #[derive(Clone, Debug)]
-pub struct Glob {
+pub struct GlobPattern {
     written: String,
     matcher: GlobMatcher,
 }
 
-impl Glob {
+impl GlobPattern {
     /// Whether the whole of `text` matches.
     pub fn matches(&self, text: &str) -> bool {
         self.matcher.is_match(text)
@@ -24,15 +24,15 @@ impl Glob {
     }
 }
 
-impl PartialEq for Glob {
+impl PartialEq for GlobPattern {
     fn eq(&self, other: &Self) -> bool {
         self.written == other.written
     }
 }
 
-impl Eq for Glob {}
+impl Eq for GlobPattern {}
 
-impl std::str::FromStr for Glob {
+impl std::str::FromStr for GlobPattern {
     type Err = OciError;
 
     fn from_str(text: &str) -> Result<Self, OciError> {
@@ -51,9 +51,9 @@ pub struct LayerSelection {
     /// Numbers in the manifest.
     pub numbers: Vec<usize>,
     /// Patterns of media types as written.
-    pub media_types: Vec<Glob>,
+    pub media_types: Vec<GlobPattern>,
     /// Patterns of titles.
-    pub titles: Vec<Glob>,
+    pub titles: Vec<GlobPattern>,
 }
 
 impl LayerSelection {
@@ -65,7 +65,7 @@ impl LayerSelection {
     /// Whether the layer with this number is selected.
     pub fn wants(&self, number: usize, layer: &Descriptor) -> bool {
         let title = layer.title();
-        let any = |globs: &[Glob], text: Option<&str>| {
+        let any = |globs: &[GlobPattern], text: Option<&str>| {
             globs.is_empty() || text.is_some_and(|text| globs.iter().any(|glob| glob.matches(text)))
         };
         (self.numbers.is_empty() || self.numbers.contains(&number))
@@ -102,7 +102,7 @@ impl LayerSelection {
 mod tests {
     use super::*;
 
-    fn glob(text: &str) -> Glob {
+    fn glob(text: &str) -> GlobPattern {
         text.parse().unwrap()
     }
 
@@ -112,7 +112,7 @@ mod tests {
         assert!(glob("application/*+gzip").matches("application/vnd.x.tar+gzip"));
         assert!(!glob("*.img").matches("a.img.gz"));
         assert!(glob("part?.[a-c]").matches("part1.b"));
-        let error = "[".parse::<Glob>().unwrap_err().to_string();
+        let error = "[".parse::<GlobPattern>().unwrap_err().to_string();
         assert!(error.contains("\"[\""), "{error}");
     }
 

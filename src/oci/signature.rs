@@ -46,14 +46,14 @@ pub fn signature_tag(digest: &Digest) -> Option<String> {
 
 /// A published signature, not verified yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Signature {
-    over: Over,
+pub struct PublishedSignature {
+    over: SignedBytes,
     signature: Vec<u8>,
 }
 
 /// The signed bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Over {
+enum SignedBytes {
     /// A simple signing payload.
     Payload(Vec<u8>),
     /// A statement in an envelope.
@@ -63,41 +63,41 @@ enum Over {
 }
 
 #[derive(Deserialize)]
-struct Payload {
-    critical: Critical,
+struct CosignPayload {
+    critical: CosignCritical,
 }
 
 #[derive(Deserialize)]
-struct Critical {
-    image: Image,
+struct CosignCritical {
+    image: CosignImage,
     #[serde(rename = "type")]
     kind: String,
 }
 
 #[derive(Deserialize)]
-struct Image {
+struct CosignImage {
     #[serde(rename = "docker-manifest-digest")]
     digest: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Statement {
+struct InTotoStatement {
     predicate_type: String,
-    subject: Vec<Subject>,
+    subject: Vec<StatementSubject>,
 }
 
 #[derive(Deserialize)]
-struct Subject {
+struct StatementSubject {
     digest: std::collections::BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Bundle {
+struct SigstoreBundle {
     media_type: String,
     message_signature: Option<MessageSignature>,
-    dsse_envelope: Option<Envelope>,
+    dsse_envelope: Option<DsseEnvelope>,
 }
 
 #[derive(Deserialize)]
@@ -107,7 +107,7 @@ struct MessageSignature {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Envelope {
+struct DsseEnvelope {
     payload: String,
     payload_type: String,
     signatures: Vec<EnvelopeSignature>,
@@ -118,16 +118,16 @@ struct EnvelopeSignature {
     sig: String,
 }
 
-impl Signature {
+impl PublishedSignature {
     /// The signature of a layer with content `payload`; the error is the reason why there is none.
     pub fn of_layer(layer: &Descriptor, payload: &[u8]) -> Result<Self, String> {
         let text = layer.annotations.get(SIGNATURE).ok_or("a payload without a signature")?;
-        Ok(Self { over: Over::Payload(limited(payload)?.to_vec()), signature: decoded(text)? })
+        Ok(Self { over: SignedBytes::Payload(limited(payload)?.to_vec()), signature: decoded(text)? })
     }
 
     /// The signatures of a bundle; the error is the reason why there are none.
     pub fn of_bundle(bytes: &[u8]) -> Result<Vec<Self>, String> {
-        let bundle: Bundle = json("a bundle", limited(bytes)?)?;
+        let bundle: SigstoreBundle = json("a bundle", limited(bytes)?)?;
         if bundle.media_type != BUNDLE {
             return Err(format!(
                 "a bundle of the kind {}, which is not supported",
@@ -136,7 +136,7 @@ impl Signature {
         }
         match (bundle.message_signature, bundle.dsse_envelope) {
             (Some(message), None) => {
-                Ok(vec![Self { over: Over::Document, signature: decoded(&message.signature)? }])
+                Ok(vec![Self { over: SignedBytes::Document, signature: decoded(&message.signature)? }])
             }
             (None, Some(envelope)) => {
                 if envelope.payload_type != STATEMENT {
@@ -145,7 +145,10 @@ impl Signature {
                 let payload =
                     STANDARD.decode(&envelope.payload).map_err(|_| "an envelope that is not base64")?;
                 let one = |signature: &EnvelopeSignature| {
-                    Ok(Self { over: Over::Statement(payload.clone()), signature: decoded(&signature.sig)? })
+                    Ok(Self {
+                        over: SignedBytes::Statement(payload.clone()),
+                        signature: decoded(&signature.sig)?,
+                    })
                 };
                 // A statement is signed by one or two keys; each copy has the payload.
                 envelope.signatures.iter().take(4).map(one).collect()
@@ -159,18 +162,18 @@ impl Signature {
     pub fn check(&self, digest: &Digest, document: &[u8], keys: &[PublicKey]) -> Result<usize, String> {
         let envelope;
         let message = match &self.over {
-            Over::Payload(payload) => payload,
-            Over::Statement(statement) => {
+            SignedBytes::Payload(payload) => payload,
+            SignedBytes::Statement(statement) => {
                 envelope = pre_authentication(STATEMENT, statement);
                 &envelope
             }
-            Over::Document => document,
+            SignedBytes::Document => document,
         };
         let made_with = |key: &PublicKey| key.verifies(message, &self.signature);
         let key = keys.iter().position(made_with).ok_or("a signature that was not made with the key")?;
         match &self.over {
-            Over::Payload(payload) => {
-                let payload: Payload = json("a signed payload", payload)?;
+            SignedBytes::Payload(payload) => {
+                let payload: CosignPayload = json("a signed payload", payload)?;
                 let (kind, about) = (payload.critical.kind, payload.critical.image.digest);
                 if kind != PAYLOAD_TYPE {
                     return Err(format!("a signature of something else: {}", quoted(&kind)));
@@ -179,22 +182,22 @@ impl Signature {
                     return Err(format!("a signature of another image: {}", quoted(&about)));
                 }
             }
-            Over::Statement(statement) => {
-                let statement: Statement = json("a signed statement", statement)?;
+            SignedBytes::Statement(statement) => {
+                let statement: InTotoStatement = json("a signed statement", statement)?;
                 if statement.predicate_type != PREDICATE {
                     return Err(format!(
                         "a statement that is no signature: {}",
                         quoted(&statement.predicate_type)
                     ));
                 }
-                let is_about = |subject: &Subject| {
+                let is_about = |subject: &StatementSubject| {
                     subject.digest.get(digest.algorithm_name()).is_some_and(|hex| hex == digest.encoded())
                 };
                 if !statement.subject.iter().any(is_about) {
                     return Err("a signature of another image".into());
                 }
             }
-            Over::Document => {}
+            SignedBytes::Document => {}
         }
         Ok(key)
     }
@@ -294,13 +297,14 @@ mod tests {
             let key = |made: &Made| PublicKey::parse("k", made.public().as_bytes()).unwrap();
             let (good, wrong) = (key(&made), key(&other));
             let payload = payload(digest.as_str(), PAYLOAD_TYPE);
-            let signature = Signature::of_layer(&layer(&made.sign(&payload)), &payload).unwrap();
+            let signature = PublishedSignature::of_layer(&layer(&made.sign(&payload)), &payload).unwrap();
             assert_eq!(signature.check(&digest, DOCUMENT, &[wrong.clone(), good.clone()]), Ok(1), "{kind}");
             assert!(signature.check(&digest, DOCUMENT, &[wrong]).unwrap_err().contains("not made with"));
             assert!(signature.check(&digest, DOCUMENT, &[]).is_err());
             let elsewhere = signature.check(&Digest::sha256(b"other"), b"other", &[good]).unwrap_err();
             assert!(elsewhere.contains("another image"), "{elsewhere}");
-            let kept = Signature::unpack(&Signature::pack(std::slice::from_ref(&signature)));
+            let kept =
+                PublishedSignature::unpack(&PublishedSignature::pack(std::slice::from_ref(&signature)));
             assert_eq!(kept, [signature]);
         }
     }
@@ -311,7 +315,7 @@ mod tests {
         let keys = [PublicKey::parse("k", made.public().as_bytes()).unwrap()];
         let digest = Digest::sha256(DOCUMENT);
         let refused = |signed: &[u8], shown: &[u8], words: &str| {
-            let signature = Signature::of_layer(&layer(&made.sign(signed)), shown).unwrap();
+            let signature = PublishedSignature::of_layer(&layer(&made.sign(signed)), shown).unwrap();
             let reason = signature.check(&digest, DOCUMENT, &keys).unwrap_err();
             assert!(reason.contains(words), "{reason}");
         };
@@ -335,19 +339,19 @@ mod tests {
     #[test]
     fn what_a_layer_says_is_limited() {
         let none = Descriptor::of(SIMPLE_SIGNING, b"");
-        assert!(Signature::of_layer(&none, b"{}").unwrap_err().contains("without a signature"));
+        assert!(PublishedSignature::of_layer(&none, b"{}").unwrap_err().contains("without a signature"));
         let mut odd = none.clone();
         odd.annotations.insert(SIGNATURE.into(), "not base64!".into());
-        assert!(Signature::of_layer(&odd, b"{}").unwrap_err().contains("base64"));
+        assert!(PublishedSignature::of_layer(&odd, b"{}").unwrap_err().contains("base64"));
         odd.annotations.insert(SIGNATURE.into(), "A".repeat(MAX_SIGNATURE));
-        assert!(Signature::of_layer(&odd, b"{}").is_ok());
+        assert!(PublishedSignature::of_layer(&odd, b"{}").is_ok());
         odd.annotations.insert(SIGNATURE.into(), "A".repeat(MAX_SIGNATURE + 4));
-        assert!(Signature::of_layer(&odd, b"{}").unwrap_err().contains("limit is 4096"));
+        assert!(PublishedSignature::of_layer(&odd, b"{}").unwrap_err().contains("limit is 4096"));
         let most = vec![b' '; MAX_SIGNED as usize];
-        assert!(Signature::of_layer(&layer(b"s"), &most).is_ok());
+        assert!(PublishedSignature::of_layer(&layer(b"s"), &most).is_ok());
         let more = vec![b' '; MAX_SIGNED as usize + 1];
-        assert!(Signature::of_layer(&layer(b"s"), &more).unwrap_err().contains("limit is 262144"));
-        assert!(Signature::of_bundle(&more).unwrap_err().contains("limit is 262144"));
+        assert!(PublishedSignature::of_layer(&layer(b"s"), &more).unwrap_err().contains("limit is 262144"));
+        assert!(PublishedSignature::of_bundle(&more).unwrap_err().contains("limit is 262144"));
     }
 
     #[test]
@@ -355,7 +359,7 @@ mod tests {
         let Some(made) = Made::key("p256") else { return };
         let keys = [PublicKey::parse("k", made.public().as_bytes()).unwrap()];
         let digest = Digest::sha256(DOCUMENT);
-        let check = |bundle: &[u8]| match Signature::of_bundle(bundle)?.first() {
+        let check = |bundle: &[u8]| match PublishedSignature::of_bundle(bundle)?.first() {
             Some(signature) => signature.check(&digest, DOCUMENT, &keys),
             None => Err("nothing".into()),
         };
@@ -393,7 +397,7 @@ mod tests {
 
     #[test]
     fn what_was_kept_and_is_damaged_is_no_signature() {
-        assert!(Signature::unpack(b"").is_empty());
-        assert!(Signature::unpack(&[0xff; 40]).is_empty());
+        assert!(PublishedSignature::unpack(b"").is_empty());
+        assert!(PublishedSignature::unpack(&[0xff; 40]).is_empty());
     }
 }

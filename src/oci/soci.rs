@@ -10,7 +10,7 @@
 //! access can add one at any time, and the snapshotter ignores them by default since 0.10
 //! (`docs/soci-index-manifest-v2.md`).
 
-use super::{Descriptor, Digest, Document, Manifest, MediaType, OciError};
+use super::{Descriptor, Digest, Manifest, ManifestDocument, MediaType, OciError};
 
 /// Artifact type of an index of version 1.
 pub const SOCI_V1: &str = "application/vnd.amazon.soci.index.v1+json";
@@ -67,9 +67,9 @@ pub struct Ztoc {
 impl SociIndex {
     /// Parses the bytes of an index manifest.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, OciError> {
-        match Document::parse(bytes, content_type)? {
-            Document::Manifest(manifest) => Self::of(&manifest),
-            Document::Index(_) => Err(malformed("it is an OCI index".into())),
+        match ManifestDocument::parse(bytes, content_type)? {
+            ManifestDocument::Manifest(manifest) => Self::of(&manifest),
+            ManifestDocument::Index(_) => Err(malformed("it is an OCI index".into())),
         }
     }
 
@@ -240,7 +240,9 @@ mod tests {
     fn an_image_names_its_index() {
         let image = |annotation: &str| {
             let json = format!(r#"{{"layers":[],"annotations":{{{annotation}}}}}"#);
-            let Document::Manifest(manifest) = Document::parse(json.as_bytes(), None).unwrap() else {
+            let ManifestDocument::Manifest(manifest) =
+                ManifestDocument::parse(json.as_bytes(), None).unwrap()
+            else {
                 panic!()
             };
             soci_index_digest(&manifest)

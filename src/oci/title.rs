@@ -18,7 +18,7 @@ const SHOWN: usize = 200;
 
 /// A request for a file name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct RequestedFile {
     /// Description for reports: `layer 3`.
     pub subject: String,
     /// Origin of the name, for reports: `title`.
@@ -53,7 +53,7 @@ pub struct FileName {
     pub fallback: bool,
 }
 
-impl Wanted {
+impl RequestedFile {
     /// A layer by its title; `number` is its index in the manifest.
     pub fn layer(number: usize, layer: &Descriptor) -> Self {
         Self {
@@ -70,8 +70,8 @@ impl Wanted {
 /// Assigns names to the requests. Equal names with equal identity are one file. Equal names with different identity
 /// get the suffix `~NN`, `NN` being the number. A name that is not a relative path, or that would turn a file into a
 /// directory, is replaced by the fallback.
-pub fn file_names(wanted: impl IntoIterator<Item = Wanted>) -> FileNames {
-    let mut names = Namer::default();
+pub fn file_names(wanted: impl IntoIterator<Item = RequestedFile>) -> FileNames {
+    let mut names = FileNamer::default();
     for (item, wanted) in wanted.into_iter().enumerate() {
         match &wanted.name {
             Some(name) => names.add_named(item, &wanted, name),
@@ -163,7 +163,7 @@ pub fn is_tar_name(name: &str) -> bool {
 }
 
 #[derive(Default)]
-struct Namer {
+struct FileNamer {
     result: FileNames,
     /// Paths of files in the form of [`key`]: a path is directly followed by those below it, so one lookup finds any.
     files: BTreeSet<String>,
@@ -171,8 +171,8 @@ struct Namer {
     seen: BTreeMap<(String, Digest), String>,
 }
 
-impl Namer {
-    fn add_named(&mut self, item: usize, wanted: &Wanted, name: &str) {
+impl FileNamer {
+    fn add_named(&mut self, item: usize, wanted: &RequestedFile, name: &str) {
         let shown: String = name.chars().take(SHOWN).collect();
         let what = format!("{}: {} {shown:?}", wanted.subject, wanted.source);
         let plain = match plain_path(name) {
@@ -210,7 +210,7 @@ impl Namer {
     }
 
     /// Assigns the fallback name, with a suffix if another request has it.
-    fn add_fallback(&mut self, item: usize, wanted: &Wanted) -> String {
+    fn add_fallback(&mut self, item: usize, wanted: &RequestedFile) -> String {
         let mut name = wanted.fallback.clone();
         for attempt in 0.. {
             if self.is_free(&name) {
@@ -325,7 +325,7 @@ mod tests {
     }
 
     fn names(layers: &[Descriptor]) -> FileNames {
-        file_names(layers.iter().enumerate().map(|(number, layer)| Wanted::layer(number, layer)))
+        file_names(layers.iter().enumerate().map(|(number, layer)| RequestedFile::layer(number, layer)))
     }
 
     fn named(layers: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
@@ -435,8 +435,8 @@ mod tests {
 
     #[test]
     fn what_has_no_identity_is_never_taken_for_another() {
-        let one = Wanted { identity: None, ..Wanted::layer(0, &layer(Some("x"), "a")) };
-        let names = file_names([one.clone(), Wanted { number: 1, ..one }]);
+        let one = RequestedFile { identity: None, ..RequestedFile::layer(0, &layer(Some("x"), "a")) };
+        let names = file_names([one.clone(), RequestedFile { number: 1, ..one }]);
         assert_eq!(names.files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["x", "x~01"]);
     }
 

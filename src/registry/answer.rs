@@ -13,7 +13,7 @@ use super::RegistryError;
 use super::auth::{NO_CREDENTIAL, with_login};
 use super::redact::{host_of, sanitised};
 use super::retry::retry_after;
-use super::send::Reply;
+use super::send::RegistryResponse;
 use super::trouble::broken;
 use crate::io::ByteRange;
 use crate::meter;
@@ -98,7 +98,7 @@ fn number(text: &str) -> Option<u64> {
 
 /// The requirement on the end of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(super) enum BodyEnding {
     /// The body ends where its length or framing announces it.
     Announced,
     /// The body may end anywhere, because its digest is compared.
@@ -107,7 +107,7 @@ pub(super) enum Ending {
 
 /// Reads the body of a response.
 #[derive(Clone, Copy)]
-pub(super) struct Body<'a> {
+pub(super) struct BodyReader<'a> {
     /// The host, for errors.
     pub(super) host: &'a str,
     /// The subject of the request, for errors.
@@ -116,7 +116,7 @@ pub(super) struct Body<'a> {
     pub(super) stall: Duration,
 }
 
-impl Body<'_> {
+impl BodyReader<'_> {
     /// The next chunk; `None` at the end.
     pub(super) async fn chunk(self, response: &mut Response) -> Result<Option<Bytes>, RegistryError> {
         match tokio::time::timeout(self.stall, response.chunk()).await {
@@ -138,7 +138,7 @@ impl Body<'_> {
         self,
         mut response: Response,
         limit: u64,
-        ending: Ending,
+        ending: BodyEnding,
     ) -> Result<Bytes, RegistryError> {
         let too_large = |size: String| RegistryError::TooLarge {
             host: self.host.to_owned(),
@@ -154,7 +154,7 @@ impl Body<'_> {
             let chunk = match self.chunk(&mut response).await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
-                Err(error) if ending == Ending::Any && error.is_unannounced_end() => break,
+                Err(error) if ending == BodyEnding::Any && error.is_unannounced_end() => break,
                 Err(error) => return Err(error),
             };
             if (bytes.len() + chunk.len()) as u64 > limit {
@@ -182,7 +182,7 @@ impl Body<'_> {
         if html {
             return ": a web page, is this an OCI registry?".into();
         }
-        let text = match serde_json::from_slice::<Refusal>(&body) {
+        let text = match serde_json::from_slice::<ErrorEnvelope>(&body) {
             Ok(refusal) => refusal.text(),
             Err(_) => sanitised(&String::from_utf8_lossy(&body)),
         };
@@ -210,9 +210,9 @@ impl Body<'_> {
 
 /// The error document of the distribution-spec ("Error Codes"), or the fields that token servers send instead.
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorEnvelope {
     #[serde(default)]
-    errors: Vec<Reason>,
+    errors: Vec<ErrorDetail>,
     #[serde(default)]
     error: Option<String>,
     #[serde(default)]
@@ -222,14 +222,14 @@ struct Refusal {
 }
 
 #[derive(Deserialize)]
-struct Reason {
+struct ErrorDetail {
     #[serde(default)]
     code: String,
     #[serde(default)]
     message: String,
 }
 
-impl Refusal {
+impl ErrorEnvelope {
     fn text(&self) -> String {
         let errors = self.errors.iter().flat_map(|reason| [&reason.code, &reason.message]);
         let others = [&self.error, &self.error_description, &self.details].into_iter().flatten();
@@ -240,11 +240,11 @@ impl Refusal {
 }
 
 /// The error for a response with an unsuccessful status.
-pub(super) async fn refusal(reply: Reply, what: &str, stall: Duration) -> RegistryError {
+pub(super) async fn refusal(reply: RegistryResponse, what: &str, stall: Duration) -> RegistryError {
     let host = host_of(&reply.url);
     let status = reply.response.status().as_u16();
     let wait = header(&reply.response, "retry-after").and_then(|value| retry_after(value, SystemTime::now()));
-    let body = Body { host: &host, what, stall };
+    let body = BodyReader { host: &host, what, stall };
     let (reply_scheme, login) = (reply.url.scheme().to_owned(), reply.login.clone());
     // The storage behind a registry quotes signed requests in its errors.
     let mut message = if reply.at_home {
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_refusal_speaks_in_the_words_of_its_sender() {
-        let text = |json| serde_json::from_str::<Refusal>(json).unwrap().text();
+        let text = |json| serde_json::from_str::<ErrorEnvelope>(json).unwrap().text();
         assert_eq!(
             text(r#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no\u001b such", "detail": {}}]}"#),
             "MANIFEST_UNKNOWN no such"

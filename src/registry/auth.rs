@@ -19,14 +19,14 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
 use super::RegistryError;
-use super::answer::{self, Body, Ending};
-use super::challenge::{Challenge, challenge};
-use super::credentials::{Credential, Credentials, Login};
-use super::endpoint::{Endpoint, Role};
-use super::reach::Guide;
-use super::redact::{Secret, ShownUrl, host_of};
+use super::answer::{self, BodyEnding, BodyReader};
+use super::challenge::{AuthChallenge, challenge};
+use super::credentials::{CredentialStore, HostLogin, UserCredential};
+use super::endpoint::{EndpointRole, RegistryEndpoint};
+use super::reach::RedirectGuide;
+use super::redact::{RedactedSecret, ShownUrl, host_of};
 use super::retry::retry_after;
-use super::send::{Clients, Form};
+use super::send::{HttpClients, TokenForm};
 use crate::io::BoxFuture;
 
 /// The largest token response that is read, in bytes: the limit of containers/image.
@@ -41,16 +41,16 @@ const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The repository of a request and the access it needs.
 #[derive(Clone, Debug)]
-pub(super) struct Scope {
+pub(super) struct TokenScope {
     /// The address: credentials go to its scheme, host and port only.
-    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) endpoint: Arc<RegistryEndpoint>,
     /// The access that a token must allow.
-    pub(super) access: Access,
+    pub(super) access: RepositoryAction,
 }
 
 /// The kind of access to a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Access {
+pub(super) enum RepositoryAction {
     /// Reading.
     Pull,
     /// Reading and writing.
@@ -59,9 +59,9 @@ pub(super) enum Access {
 
 /// The value of an `Authorization` header.
 #[derive(Clone, Debug)]
-pub(super) struct Authorization {
+pub(super) struct AuthorizationHeader {
     /// The value of the header.
-    pub(super) header: Secret,
+    pub(super) header: RedactedSecret,
     /// Distinguishes this login from its successors.
     serial: u64,
     /// The place of the credential; `None` for an anonymous token.
@@ -71,7 +71,7 @@ pub(super) struct Authorization {
     expires: Instant,
 }
 
-impl Authorization {
+impl AuthorizationHeader {
     /// Whether age may explain a 403: some registries answer 403 when a login has expired or was replaced.
     pub(super) fn may_be_outdated(&self) -> bool {
         let age = self.issued.elapsed();
@@ -81,29 +81,29 @@ impl Authorization {
 
 /// Identifies a login.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+struct LoginKey {
     /// Scheme, host and port of the registry.
     origin: String,
     /// The repository: credentials may differ by repository.
     repository: String,
-    challenge: Challenge,
+    challenge: AuthChallenge,
 }
 
-type Flight = Shared<BoxFuture<'static, Result<Authorization, RegistryError>>>;
+type SharedLogin = Shared<BoxFuture<'static, Result<AuthorizationHeader, RegistryError>>>;
 
 /// All logins of this process.
-pub(super) struct Auth {
-    credentials: Arc<Credentials>,
-    clients: Arc<Clients>,
+pub(super) struct LoginCache {
+    credentials: Arc<CredentialStore>,
+    clients: Arc<HttpClients>,
     serial: AtomicU64,
     /// The last challenge of each (origin, repository), for reading and for writing.
-    challenges: Mutex<HashMap<(String, String, Access), Challenge>>,
+    challenges: Mutex<HashMap<(String, String, RepositoryAction), AuthChallenge>>,
     /// Single-flight table of logins: at most one pending flight per key.
-    flights: Mutex<HashMap<Key, Flight>>,
+    flights: Mutex<HashMap<LoginKey, SharedLogin>>,
 }
 
-impl Auth {
-    pub(super) fn new(credentials: Credentials, clients: Arc<Clients>) -> Self {
+impl LoginCache {
+    pub(super) fn new(credentials: CredentialStore, clients: Arc<HttpClients>) -> Self {
         Self {
             credentials: Arc::new(credentials),
             clients,
@@ -116,9 +116,9 @@ impl Auth {
     /// The header for a request to `url`; `None` if its registry has sent no challenge yet.
     pub(super) async fn known(
         &self,
-        scope: &Scope,
+        scope: &TokenScope,
         url: &Url,
-    ) -> Result<Option<Authorization>, RegistryError> {
+    ) -> Result<Option<AuthorizationHeader>, RegistryError> {
         let repository = scope.endpoint.repository.clone();
         let place = (origin(url), repository, scope.access);
         let Some(challenge) = lock(&self.challenges).get(&place).cloned() else { return Ok(None) };
@@ -129,15 +129,15 @@ impl Auth {
     /// login to try.
     pub(super) async fn answer(
         &self,
-        scope: &Scope,
+        scope: &TokenScope,
         url: &Url,
         headers: &HeaderMap,
-        sent: Option<&Authorization>,
-    ) -> Result<Option<Authorization>, RegistryError> {
+        sent: Option<&AuthorizationHeader>,
+    ) -> Result<Option<AuthorizationHeader>, RegistryError> {
         let repository = &scope.endpoint.repository;
         let default_scope = format!("repository:{repository}:pull");
         let place = (origin(url), repository.clone(), scope.access);
-        let guide = Guide { home: url, named: &scope.endpoint.named };
+        let guide = RedirectGuide { home: url, named: &scope.endpoint.named };
         let asked = challenge(guide, headers, &default_scope).map_err(|reason| RegistryError::Misled {
             host: host_of(url),
             what: format!("a request for {repository}"),
@@ -147,10 +147,10 @@ impl Auth {
             return Ok(None);
         };
         let challenge = match scope.access {
-            Access::Pull => challenge,
+            RepositoryAction::Pull => challenge,
             // A push first checks whether the content exists, and the challenge of that read asks for a read token.
             // The same token has to allow the writes.
-            Access::Push => challenge.for_writing(repository),
+            RepositoryAction::Push => challenge.for_writing(repository),
         };
         lock(&self.challenges).insert(place, challenge.clone());
         self.fly(scope, url, challenge, sent).await.map(Some)
@@ -169,9 +169,15 @@ impl Auth {
 
     /// Joins the flight for a challenge. Starts a new one if there is none, or if the last one failed, has expired or
     /// is the `refused` one.
-    fn fly(&self, scope: &Scope, url: &Url, challenge: Challenge, refused: Option<&Authorization>) -> Flight {
+    fn fly(
+        &self,
+        scope: &TokenScope,
+        url: &Url,
+        challenge: AuthChallenge,
+        refused: Option<&AuthorizationHeader>,
+    ) -> SharedLogin {
         let repository = scope.endpoint.repository.clone();
-        let key = Key { origin: origin(url), repository, challenge };
+        let key = LoginKey { origin: origin(url), repository, challenge };
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&key) {
             let usable = match flight.peek() {
@@ -204,22 +210,22 @@ impl Auth {
 
 /// The inputs of one login. It owns them, because it may outlive the request that started it.
 struct LoginFlight {
-    credentials: Arc<Credentials>,
-    clients: Arc<Clients>,
+    credentials: Arc<CredentialStore>,
+    clients: Arc<HttpClients>,
     at_home: bool,
-    scope: Scope,
+    scope: TokenScope,
     url: Url,
-    challenge: Challenge,
+    challenge: AuthChallenge,
     serial: u64,
 }
 
 impl LoginFlight {
-    async fn run(self) -> Result<Authorization, RegistryError> {
+    async fn run(self) -> Result<AuthorizationHeader, RegistryError> {
         let found = if self.at_home {
             let endpoint = &self.scope.endpoint;
             let credentials = match endpoint.role {
-                Role::Primary => Cow::Borrowed(&*self.credentials),
-                Role::Mirror => Cow::Owned(self.credentials.for_others()),
+                EndpointRole::Primary => Cow::Borrowed(&*self.credentials),
+                EndpointRole::Mirror => Cow::Owned(self.credentials.for_others()),
             };
             credentials.find_with_place(&endpoint.registry, &endpoint.repository).await?
         } else {
@@ -228,16 +234,24 @@ impl LoginFlight {
         let (login, place) = found.unzip();
         let (issued, place): (_, Option<Arc<str>>) = (Instant::now(), place.map(Into::into));
         let (header, lifetime) = match (&self.challenge, login) {
-            (_, Some(Login::Token(token))) => (bearer(token.expose()), MAX_LIFETIME),
-            (Challenge::Basic, Some(Login::Password(credential))) => (basic(&credential), MAX_LIFETIME),
-            (Challenge::Basic, _) => return Err(self.nothing_to_say()),
-            (Challenge::Bearer { realm, service, scope }, login) => {
+            (_, Some(HostLogin::Token(token))) => (bearer(token.expose()), MAX_LIFETIME),
+            (AuthChallenge::Basic, Some(HostLogin::Password(credential))) => {
+                (basic(&credential), MAX_LIFETIME)
+            }
+            (AuthChallenge::Basic, _) => return Err(self.nothing_to_say()),
+            (AuthChallenge::Bearer { realm, service, scope }, login) => {
                 let token =
                     self.request_token(realm, service.as_deref(), scope, login, place.as_deref()).await?;
                 (bearer(&token.value), token.lifetime)
             }
         };
-        Ok(Authorization { header, serial: self.serial, login: place, issued, expires: issued + lifetime })
+        Ok(AuthorizationHeader {
+            header,
+            serial: self.serial,
+            login: place,
+            issued,
+            expires: issued + lifetime,
+        })
     }
 
     async fn request_token(
@@ -245,25 +259,25 @@ impl LoginFlight {
         realm: &Url,
         service: Option<&str>,
         scope: &str,
-        login: Option<Login>,
+        login: Option<HostLogin>,
         place: Option<&str>,
-    ) -> Result<Token, RegistryError> {
+    ) -> Result<BearerToken, RegistryError> {
         let mut pairs: Vec<(&str, &str)> = service.map(|service| ("service", service)).into_iter().collect();
         let (form, header) = match &login {
             // OAuth2, RFC 6749 section 6: the only way to use an identity token (distribution's oauth specification).
-            Some(Login::Identity(token)) => {
+            Some(HostLogin::Identity(token)) => {
                 pairs.extend([
                     ("grant_type", "refresh_token"),
                     ("client_id", "ocifs"),
                     ("scope", scope),
                     ("refresh_token", token.expose()),
                 ]);
-                (Form::Post, None)
+                (TokenForm::Post, None)
             }
-            Some(Login::Password(credential)) => (Form::Get, Some(basic(credential))),
-            _ => (Form::Get, None),
+            Some(HostLogin::Password(credential)) => (TokenForm::Get, Some(basic(credential))),
+            _ => (TokenForm::Get, None),
         };
-        if form == Form::Get {
+        if form == TokenForm::Get {
             // One parameter for each scope (distribution's token specification).
             pairs.extend(scope.split(' ').filter(|scope| !scope.is_empty()).map(|scope| ("scope", scope)));
         }
@@ -275,7 +289,7 @@ impl LoginFlight {
         let status = response.status().as_u16();
         let wait = answer::header(&response, "retry-after")
             .and_then(|value| retry_after(value, std::time::SystemTime::now()));
-        let body = Body { host: &host, what: &what, stall: self.clients.stall() };
+        let body = BodyReader { host: &host, what: &what, stall: self.clients.stall() };
         if status != 200 {
             // A host behind a redirect may quote signed requests.
             let mut message = if origin(response.url()) == origin(realm) {
@@ -293,7 +307,7 @@ impl LoginFlight {
             }
             return Err(RegistryError::Status { host, what, status, message, retry_after: wait });
         }
-        let bytes = body.limited(response, MAX_TOKEN, Ending::Announced).await?;
+        let bytes = body.limited(response, MAX_TOKEN, BodyEnding::Announced).await?;
         let token: Option<TokenAnswer> = serde_json::from_slice(&bytes).ok();
         token.and_then(TokenAnswer::token).ok_or(RegistryError::NoToken { host, what })
     }
@@ -328,17 +342,18 @@ struct TokenAnswer {
     expires_in: Option<serde_json::Value>,
 }
 
-struct Token {
+struct BearerToken {
     value: String,
     lifetime: Duration,
 }
 
 impl TokenAnswer {
-    fn token(self) -> Option<Token> {
+    fn token(self) -> Option<BearerToken> {
         let value = self.token.filter(|token| !token.is_empty()).or(self.access_token)?;
         // A header cannot hold other characters (RFC 6750 section 2.1 allows fewer still).
         let printable = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
-        printable.then(|| Token { value, lifetime: lifetime(self.expires_in.as_ref().and_then(seconds)) })
+        printable
+            .then(|| BearerToken { value, lifetime: lifetime(self.expires_in.as_ref().and_then(seconds)) })
     }
 }
 
@@ -359,13 +374,13 @@ fn lifetime(expires_in: Option<u64>) -> Duration {
     (said - said / 10).max(MIN_LIFETIME)
 }
 
-fn basic(credential: &Credential) -> Secret {
+fn basic(credential: &UserCredential) -> RedactedSecret {
     let plain = format!("{}:{}", credential.user, credential.secret.expose());
-    Secret::new(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(plain)))
+    RedactedSecret::new(format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(plain)))
 }
 
-fn bearer(token: &str) -> Secret {
-    Secret::new(format!("Bearer {token}"))
+fn bearer(token: &str) -> RedactedSecret {
+    RedactedSecret::new(format!("Bearer {token}"))
 }
 
 /// Scheme, host and port.

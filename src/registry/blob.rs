@@ -14,16 +14,16 @@ use futures_util::StreamExt as _;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::answer::{self, Body, refusal};
-use super::auth::Access;
-use super::client::Inner;
-use super::endpoint::Endpoint;
-use super::part::{Cover, Part, cover, is_refused_range};
+use super::answer::{self, BodyReader, refusal};
+use super::auth::RepositoryAction;
+use super::client::ClientShared;
+use super::endpoint::RegistryEndpoint;
+use super::part::{AnswerCoverage, AnswerPart, cover, is_refused_range};
 use super::redact::host_of;
-use super::retry::{Patience, Persistence};
-use super::send::{self, Act, Question, Reply};
-use super::walk::{Host, LEFT_ALONE, Walk, lock};
-use crate::io::{BoxFuture, ByteRange, Delivery, Fetch, ReadError};
+use super::retry::{RetryBudget, RetryPolicy};
+use super::send::{self, RegistryRequest, RegistryResponse, RequestMethod};
+use super::walk::{HostState, LEFT_ALONE, MirrorFailover, lock};
+use crate::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError};
 use crate::oci::{Descriptor, Digest, OciError, Reference};
 
 /// The time a redirect target is reused. Signed URLs live for 300 s at ghcr and longer elsewhere.
@@ -37,39 +37,39 @@ const MAX_SHORT_STEPS: u32 = 16;
 const PIECE: u64 = 4 * 1024 * 1024;
 
 /// A blob of a registry, without any request yet.
-pub(super) struct LazyBlob(pub(super) Arc<Blob>);
+pub(super) struct LazyBlob(pub(super) Arc<RemoteBlob>);
 
-impl Fetch for LazyBlob {
+impl RangeFetch for LazyBlob {
     fn size(&self) -> u64 {
         self.0.size
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         let blob = self.0.clone();
         Box::pin(async move {
             let subject = blob.subject.clone();
             let reading = blob.read(range).await.map_err(|error| error.of_read(subject))?;
-            Ok(Delivery { range: reading.range, body: reading.stream() })
+            Ok(RangeDelivery { range: reading.range, body: reading.stream() })
         })
     }
 }
 
 /// The identity and the origin of the bytes.
-enum Home {
+enum BlobOrigin {
     /// A blob of a repository.
     Repository { reference: Reference, digest: Digest },
     /// A file at an address of its own, with its validators at the first request.
-    File { endpoint: Arc<Endpoint>, seen: Seen },
+    File { endpoint: Arc<RegistryEndpoint>, seen: HttpValidators },
 }
 
 /// HTTP validators: `ETag` and `Last-Modified`, which change with the file (RFC 9110 section 8.8).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct HttpValidators {
     tag: Option<String>,
     modified: Option<String>,
 }
 
-impl Seen {
+impl HttpValidators {
     /// The validators of a response.
     pub(super) fn of(response: &Response) -> Self {
         let text = |name| answer::header(response, name).map(str::to_owned);
@@ -87,9 +87,9 @@ impl Seen {
 }
 
 /// A blob and its known state.
-pub(super) struct Blob {
-    inner: Arc<Inner>,
-    home: Home,
+pub(super) struct RemoteBlob {
+    inner: Arc<ClientShared>,
+    home: BlobOrigin,
     /// The digest or the address, for messages.
     name: String,
     /// Kind and name, for the errors of reads.
@@ -98,7 +98,7 @@ pub(super) struct Blob {
     /// Whether `text/html` is an expected media type; otherwise HTML is a login page of a proxy.
     is_html: bool,
     /// The target of the last redirect.
-    target: Mutex<Option<Target>>,
+    target: Mutex<Option<RedirectTarget>>,
     /// Scheme, host and port of hosts without the right blob, and when to forget that.
     lacking: Mutex<HashMap<String, Instant>>,
     /// The origin of the last response.
@@ -106,7 +106,7 @@ pub(super) struct Blob {
 }
 
 /// The target of a redirect. The URL may be signed.
-struct Target {
+struct RedirectTarget {
     url: Url,
     /// The scheme, host and port that sent the redirect.
     from: String,
@@ -115,30 +115,30 @@ struct Target {
     generation: u64,
 }
 
-impl Blob {
-    pub(super) fn new(inner: Arc<Inner>, reference: &Reference, descriptor: &Descriptor) -> Self {
+impl RemoteBlob {
+    pub(super) fn new(inner: Arc<ClientShared>, reference: &Reference, descriptor: &Descriptor) -> Self {
         let digest = descriptor.digest.clone();
         let subject = format!("blob {digest} of {}/{}", reference.registry(), reference.repository());
         let name = digest.to_string();
         let is_html = descriptor.media_type.essence() == "text/html";
-        let home = Home::Repository { reference: reference.clone(), digest };
+        let home = BlobOrigin::Repository { reference: reference.clone(), digest };
         Self { is_html, ..Self::bare(inner, home, name, subject, descriptor.size) }
     }
 
     /// A file of `size` bytes at the address of `endpoint`.
     pub(super) fn of_file(
-        inner: Arc<Inner>,
-        endpoint: Arc<Endpoint>,
-        seen: Seen,
+        inner: Arc<ClientShared>,
+        endpoint: Arc<RegistryEndpoint>,
+        seen: HttpValidators,
         name: String,
         size: u64,
     ) -> Self {
         let subject = format!("file {name}");
         // HTML is accepted: the validators show that all responses are of one version.
-        Self { is_html: true, ..Self::bare(inner, Home::File { endpoint, seen }, name, subject, size) }
+        Self { is_html: true, ..Self::bare(inner, BlobOrigin::File { endpoint, seen }, name, subject, size) }
     }
 
-    fn bare(inner: Arc<Inner>, home: Home, name: String, subject: String, size: u64) -> Self {
+    fn bare(inner: Arc<ClientShared>, home: BlobOrigin, name: String, subject: String, size: u64) -> Self {
         Self {
             inner,
             home,
@@ -181,10 +181,10 @@ impl Blob {
     }
 
     /// The endpoints that may have the bytes.
-    fn endpoints(&self) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+    fn endpoints(&self) -> Result<Vec<Arc<RegistryEndpoint>>, RegistryError> {
         match &self.home {
-            Home::File { endpoint, .. } => Ok(vec![endpoint.clone()]),
-            Home::Repository { reference, digest } if digest.algorithm().is_none() => {
+            BlobOrigin::File { endpoint, .. } => Ok(vec![endpoint.clone()]),
+            BlobOrigin::Repository { reference, digest } if digest.algorithm().is_none() => {
                 Err(RegistryError::Document {
                     host: format!("{}/{}", reference.registry(), reference.repository()),
                     what: format!("blob {digest}"),
@@ -194,20 +194,20 @@ impl Blob {
                     },
                 })
             }
-            Home::Repository { reference, .. } => Ok(self.inner.route(reference)?.for_digests()),
+            BlobOrigin::Repository { reference, .. } => Ok(self.inner.route(reference)?.for_digests()),
         }
     }
 
     /// The URL of the bytes at `endpoint`.
-    fn address(&self, endpoint: &Endpoint, what: &str) -> Result<Url, RegistryError> {
+    fn address(&self, endpoint: &RegistryEndpoint, what: &str) -> Result<Url, RegistryError> {
         match &self.home {
-            Home::File { .. } => Ok(endpoint.root.clone()),
-            Home::Repository { digest, .. } => endpoint.url(&format!("blobs/{digest}"), what),
+            BlobOrigin::File { .. } => Ok(endpoint.root.clone()),
+            BlobOrigin::Repository { digest, .. } => endpoint.url(&format!("blobs/{digest}"), what),
         }
     }
 
     /// Requests `range` and waits for the head of an acceptable response.
-    async fn read(self: Arc<Self>, range: ByteRange) -> Result<Reading, RegistryError> {
+    async fn read(self: Arc<Self>, range: ByteRange) -> Result<RangeStream, RegistryError> {
         let whole = ByteRange::new(0, self.size);
         if range.is_empty() || !whole.contains(range) {
             return Err(RegistryError::Range {
@@ -217,20 +217,20 @@ impl Blob {
             });
         }
         let endpoints = self.endpoints()?;
-        let patience = Patience::new(self.inner.read_budget, Persistence::Stubborn);
-        let lacking = |endpoint: &Endpoint| {
+        let patience = RetryBudget::new(self.inner.read_budget, RetryPolicy::Stubborn);
+        let lacking = |endpoint: &RegistryEndpoint| {
             lock(&self.lacking).get(&endpoint.origin()).is_some_and(|until| *until > Instant::now())
         };
-        let mut walk =
-            Walk::new(&self.inner.hosts, endpoints, patience, &self.range_name(range))?.without(lacking);
+        let mut walk = MirrorFailover::new(&self.inner.hosts, endpoints, patience, &self.range_name(range))?
+            .without(lacking);
         let range = if walk.host().has_pieces() { aligned(range, self.size) } else { range };
         let part = self.open(range, &mut walk).await?;
         let range = if part.is_whole { whole } else { range };
-        Ok(Reading { blob: self, range, at: range.start, part: Some(part), short: 0, walk })
+        Ok(RangeStream { blob: self, range, at: range.start, part: Some(part), short: 0, walk })
     }
 
     /// Requests `range`, with retries and failover within the retry budget.
-    async fn open(&self, range: ByteRange, walk: &mut Walk) -> Result<Part, RegistryError> {
+    async fn open(&self, range: ByteRange, walk: &mut MirrorFailover) -> Result<AnswerPart, RegistryError> {
         let what = self.range_name(range);
         loop {
             let endpoint = walk.next(&what).await?;
@@ -256,11 +256,11 @@ impl Blob {
     /// follows.
     async fn try_open(
         &self,
-        endpoint: &Arc<Endpoint>,
-        host: &Host,
+        endpoint: &Arc<RegistryEndpoint>,
+        host: &HostState,
         range: ByteRange,
         what: &str,
-    ) -> Result<Part, RegistryError> {
+    ) -> Result<AnswerPart, RegistryError> {
         let is_whole = range == ByteRange::new(0, self.size) || host.refuses_ranges();
         let asked = (!is_whole).then_some(range);
         let part = self.ask(endpoint, host, asked, what).await?;
@@ -285,14 +285,14 @@ impl Blob {
     /// Requests a range, or the whole; `None` if the whole has to be requested instead.
     async fn ask(
         &self,
-        endpoint: &Arc<Endpoint>,
-        host: &Host,
+        endpoint: &Arc<RegistryEndpoint>,
+        host: &HostState,
         range: Option<ByteRange>,
         what: &str,
-    ) -> Result<Option<Part>, RegistryError> {
-        let scope = endpoint.scope(Access::Pull);
+    ) -> Result<Option<AnswerPart>, RegistryError> {
+        let scope = endpoint.scope(RepositoryAction::Pull);
         let home = self.address(endpoint, what)?;
-        let question = Question { scope: &scope, act: Act::Get, accept: "*/*", range, what };
+        let question = RegistryRequest { scope: &scope, act: RequestMethod::Get, accept: "*/*", range, what };
         let (clients, auth) = (&self.inner.clients, &self.inner.auth);
         let generation = self.inner.generation.load(Ordering::Relaxed);
         if let Some(target) = self.target(endpoint, generation) {
@@ -303,14 +303,14 @@ impl Blob {
             }
             self.forget_target();
             let host = host_of(&reply.url);
-            Body { host: &host, what, stall: clients.stall() }.discard(reply.response).await;
+            BodyReader { host: &host, what, stall: clients.stall() }.discard(reply.response).await;
         }
         let reply = send::ask(clients, auth, &question, &home).await?;
         let target = reply.redirected.then(|| reply.url.clone());
         let part = self.judge(host, reply, range, what).await?;
         if let (Some(url), Some(_)) = (target, &part) {
             let (from, until) = (endpoint.origin(), Instant::now() + TARGET_LIFETIME);
-            *lock(&self.target) = Some(Target { url, from, until, generation });
+            *lock(&self.target) = Some(RedirectTarget { url, from, until, generation });
         }
         Ok(part)
     }
@@ -318,11 +318,11 @@ impl Blob {
     /// Judges a response by its head; `None` if the whole has to be requested instead.
     async fn judge(
         &self,
-        asked: &Host,
-        reply: Reply,
+        asked: &HostState,
+        reply: RegistryResponse,
         range: Option<ByteRange>,
         what: &str,
-    ) -> Result<Option<Part>, RegistryError> {
+    ) -> Result<Option<AnswerPart>, RegistryError> {
         let host = host_of(&reply.url);
         let stall = self.inner.clients.stall();
         let status = reply.response.status().as_u16();
@@ -341,7 +341,7 @@ impl Blob {
                 return Err(RegistryError::SizeConflict { host, what, expected, actual });
             }
             _ if range.is_some() && is_refused_range(status) => {
-                Body { host: &host, what, stall }.discard(reply.response).await;
+                BodyReader { host: &host, what, stall }.discard(reply.response).await;
                 return Ok(None);
             }
             _ => return Err(refusal(reply, what, stall).await),
@@ -349,9 +349,9 @@ impl Blob {
         let covers = self.check_form(&reply.response).and_then(|()| cover(&reply.response, range, self.size));
         let whole = ByteRange::new(0, self.size);
         let (covers, is_whole) = match covers {
-            Ok(Cover::Range(covers)) => (covers, false),
-            Ok(Cover::Whole) => (whole, true),
-            Ok(Cover::Unprovable) => return Ok(None),
+            Ok(AnswerCoverage::Range(covers)) => (covers, false),
+            Ok(AnswerCoverage::Whole) => (whole, true),
+            Ok(AnswerCoverage::Unprovable) => return Ok(None),
             Err(reason) => {
                 let reason = format!("status {status} and {reason}");
                 return Err(RegistryError::Protocol { host, what: what.to_owned(), reason });
@@ -361,12 +361,12 @@ impl Blob {
             asked.note_ignored_range();
         }
         let (what, at, end) = (what.to_owned(), covers.start, covers.end);
-        Ok(Some(Part { response: reply.response, host, what, at, end, length: covers.len(), is_whole }))
+        Ok(Some(AnswerPart { response: reply.response, host, what, at, end, length: covers.len(), is_whole }))
     }
 
     /// Whether a response shows that a file has changed since the first request, so that none of it can be used.
     fn has_changed(&self, response: &Response) -> bool {
-        let Home::File { seen, .. } = &self.home else { return false };
+        let BlobOrigin::File { seen, .. } = &self.home else { return false };
         let header = |name| answer::header(response, name);
         let size = match response.status().as_u16() {
             200 if header("content-range").is_none() => {
@@ -376,7 +376,7 @@ impl Blob {
             416 => header("content-range").and_then(answer::unsatisfied_total),
             _ => return false,
         };
-        size.is_some_and(|size: u64| size != self.size) || seen.differs(&Seen::of(response))
+        size.is_some_and(|size: u64| size != self.size) || seen.differs(&HttpValidators::of(response))
     }
 
     /// Checks that the body can be a blob: no encoding, no web page.
@@ -392,7 +392,7 @@ impl Blob {
     }
 
     /// The remembered redirect target of `endpoint`.
-    fn target(&self, endpoint: &Endpoint, generation: u64) -> Option<Url> {
+    fn target(&self, endpoint: &RegistryEndpoint, generation: u64) -> Option<Url> {
         let target = lock(&self.target);
         let target = target.as_ref()?;
         let counts = target.until > Instant::now()
@@ -413,20 +413,20 @@ fn aligned(range: ByteRange, size: u64) -> ByteRange {
 }
 
 /// A read of a range, in progress.
-struct Reading {
-    blob: Arc<Blob>,
+struct RangeStream {
+    blob: Arc<RemoteBlob>,
     range: ByteRange,
     /// The next byte to deliver. Invariant: inside `range` or at its end.
     at: u64,
     /// The current response; `None` before the next request.
-    part: Option<Part>,
+    part: Option<AnswerPart>,
     /// The number of short responses.
     short: u32,
     /// The failover state, with a permit of the current host.
-    walk: Walk,
+    walk: MirrorFailover,
 }
 
-impl Reading {
+impl RangeStream {
     /// The next bytes of the range; `None` at its end. The retry budget restarts with every call that delivered
     /// bytes.
     async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
@@ -490,7 +490,7 @@ impl Reading {
 
     /// A stream that ends after its first error.
     fn stream(self) -> crate::io::BoxStream<'static, Result<Bytes, ReadError>> {
-        futures_util::stream::try_unfold(self, async |mut reading: Reading| match reading.next().await {
+        futures_util::stream::try_unfold(self, async |mut reading: RangeStream| match reading.next().await {
             Ok(Some(chunk)) => Ok(Some((chunk, reading))),
             Ok(None) => Ok(None),
             Err(error) => Err(error.of_read(reading.blob.subject.clone())),

@@ -41,17 +41,17 @@ pub(super) struct GivenCertificate<'a> {
 impl<'a> GivenCertificate<'a> {
     /// Parses the DER of a certificate; `None` if it is malformed.
     pub(super) fn parse(der: &'a [u8]) -> Option<Self> {
-        let mut certificate = Elements(Elements(der).expect(SEQUENCE)?);
-        let mut fields = Elements(certificate.expect(SEQUENCE)?);
+        let mut certificate = DerElements(DerElements(der).expect(SEQUENCE)?);
+        let mut fields = DerElements(certificate.expect(SEQUENCE)?);
         fields.optional(VERSION);
         fields.next()?; // serialNumber
         fields.expect(SEQUENCE)?; // signature
         fields.expect(SEQUENCE)?; // issuer
-        let mut validity = Elements(fields.expect(SEQUENCE)?);
+        let mut validity = DerElements(fields.expect(SEQUENCE)?);
         let validity = (seconds(validity.next()?)?, seconds(validity.next()?)?);
         let subject = fields.expect(SEQUENCE)?;
         let before = fields.0;
-        let mut info = Elements(fields.expect(SEQUENCE)?);
+        let mut info = DerElements(fields.expect(SEQUENCE)?);
         let key_info = &before[..before.len() - fields.0.len()];
         let key_algorithm = info.expect(SEQUENCE)?;
         // The first byte counts the unused bits, and keys are whole bytes.
@@ -76,7 +76,7 @@ impl<'a> GivenCertificate<'a> {
         let address = host.parse::<IpAddr>().ok();
         match self.alternative_names {
             Some(names) => {
-                let mut names = Elements(names);
+                let mut names = DerElements(names);
                 std::iter::from_fn(|| names.next()).any(|name| match (name.tag, address) {
                     (IP_ADDRESS, Some(IpAddr::V4(address))) => name.content == address.octets(),
                     (IP_ADDRESS, Some(IpAddr::V6(address))) => name.content == address.octets(),
@@ -85,11 +85,11 @@ impl<'a> GivenCertificate<'a> {
                 })
             }
             None => {
-                let mut sets = Elements(self.subject);
+                let mut sets = DerElements(self.subject);
                 std::iter::from_fn(|| sets.next())
                     .filter(|set| set.tag == SET)
                     .filter_map(|set| {
-                        let mut pair = Elements(Elements(set.content).expect(SEQUENCE)?);
+                        let mut pair = DerElements(DerElements(set.content).expect(SEQUENCE)?);
                         (pair.next()?.content == COMMON_NAME).then(|| pair.next())?
                     })
                     .any(|name| match address {
@@ -115,20 +115,20 @@ fn is_matched(pattern: &[u8], host: &str) -> bool {
 
 /// The content of subjectAltName among extensions; the outer `None` means malformed extensions.
 fn names_of(extensions: &[u8]) -> Option<Option<&[u8]>> {
-    let mut extensions = Elements(Elements(extensions).expect(SEQUENCE)?);
+    let mut extensions = DerElements(DerElements(extensions).expect(SEQUENCE)?);
     while let Some(extension) = extensions.next() {
-        let mut fields = Elements(extension.content);
+        let mut fields = DerElements(extension.content);
         if fields.next()?.content == ALTERNATIVE_NAMES {
             // An optional BOOLEAN precedes the value, which is the last field.
             let value = std::iter::from_fn(|| fields.next()).last()?;
-            return Some(Some(Elements(value.content).expect(SEQUENCE)?));
+            return Some(Some(DerElements(value.content).expect(SEQUENCE)?));
         }
     }
     Some(None)
 }
 
 /// A time as seconds since 1970, from `YYMMDDHHMMSSZ` (years from 1950) or the form with a four-digit year.
-fn seconds(time: Element<'_>) -> Option<i64> {
+fn seconds(time: DerElement<'_>) -> Option<i64> {
     let text = std::str::from_utf8(time.content).ok()?.strip_suffix('Z')?;
     let (year, rest) = match time.tag {
         UTC_TIME => (text.get(..2)?, text.get(2..)?),
@@ -148,17 +148,17 @@ fn seconds(time: Element<'_>) -> Option<i64> {
 
 /// One element of DER.
 #[derive(Clone, Copy)]
-struct Element<'a> {
+struct DerElement<'a> {
     tag: u8,
     content: &'a [u8],
 }
 
 /// A sequence of elements.
-struct Elements<'a>(&'a [u8]);
+struct DerElements<'a>(&'a [u8]);
 
-impl<'a> Elements<'a> {
+impl<'a> DerElements<'a> {
     /// The next element; `None` at the end, and for malformed DER.
-    fn next(&mut self) -> Option<Element<'a>> {
+    fn next(&mut self) -> Option<DerElement<'a>> {
         let (&tag, rest) = self.0.split_first()?;
         let (&first, rest) = rest.split_first()?;
         let (length, rest) = match first {
@@ -171,7 +171,7 @@ impl<'a> Elements<'a> {
         };
         let (content, rest) = rest.split_at_checked(length)?;
         self.0 = rest;
-        Some(Element { tag, content })
+        Some(DerElement { tag, content })
     }
 
     /// The content of the next element, if it has this tag.

@@ -7,11 +7,11 @@
 use reqwest::Url;
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
-use super::reach::Guide;
+use super::reach::RedirectGuide;
 
 /// An authentication scheme that a registry asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Challenge {
+pub(super) enum AuthChallenge {
     /// User and password with every request.
     Basic,
     /// A token from the realm.
@@ -25,11 +25,11 @@ pub(super) enum Challenge {
     },
 }
 
-impl Challenge {
+impl AuthChallenge {
     /// The same challenge for a token that may also write to `repository`. A scope is `type:name:actions`, the
     /// actions joined by commas (distribution's token specification).
     pub(super) fn for_writing(self, repository: &str) -> Self {
-        let Challenge::Bearer { realm, service, scope } = self else { return self };
+        let AuthChallenge::Bearer { realm, service, scope } = self else { return self };
         let prefix = format!("repository:{repository}:");
         let mut found = false;
         let mut words: Vec<String> = Vec::new();
@@ -43,22 +43,22 @@ impl Challenge {
         if !found {
             words.push(format!("{prefix}pull,push"));
         }
-        Challenge::Bearer { realm, service, scope: words.join(" ") }
+        AuthChallenge::Bearer { realm, service, scope: words.join(" ") }
     }
 }
 
 /// Selects a challenge of a 401: Bearer before Basic, because a stolen token is worth less than a password. `None`
 /// means no known scheme; an error names the reason why no Bearer challenge can be met.
 pub(super) fn challenge(
-    guide: Guide<'_>,
+    guide: RedirectGuide<'_>,
     headers: &HeaderMap,
     default_scope: &str,
-) -> Result<Option<Challenge>, String> {
+) -> Result<Option<AuthChallenge>, String> {
     let (mut basic, mut unusable) = (None, None);
     for value in headers.get_all(WWW_AUTHENTICATE) {
         for offer in offers(&String::from_utf8_lossy(value.as_bytes())) {
             match offer.scheme.to_ascii_lowercase().as_str() {
-                "basic" => basic = Some(Challenge::Basic),
+                "basic" => basic = Some(AuthChallenge::Basic),
                 "bearer" => match bearer(guide, &offer, default_scope) {
                     Ok(bearer) => return Ok(Some(bearer)),
                     Err(reason) => unusable = Some(reason),
@@ -73,22 +73,26 @@ pub(super) fn challenge(
     }
 }
 
-fn bearer(guide: Guide<'_>, offer: &Offer, default_scope: &str) -> Result<Challenge, String> {
+fn bearer(
+    guide: RedirectGuide<'_>,
+    offer: &OfferedChallenge,
+    default_scope: &str,
+) -> Result<AuthChallenge, String> {
     let realm = offer.parameter("realm").ok_or("a bearer challenge without realm")?;
     let realm: Url = realm.parse().map_err(|_| "a token realm that is not a URL".to_owned())?;
     guide.check_realm(&realm)?;
     let scope = offer.parameter("scope").unwrap_or(default_scope).to_owned();
-    Ok(Challenge::Bearer { realm, service: offer.parameter("service").map(str::to_owned), scope })
+    Ok(AuthChallenge::Bearer { realm, service: offer.parameter("service").map(str::to_owned), scope })
 }
 
 /// One challenge as written.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Offer {
+struct OfferedChallenge {
     scheme: String,
     parameters: Vec<(String, String)>,
 }
 
-impl Offer {
+impl OfferedChallenge {
     /// The first parameter of this name; `None` if it is absent or empty.
     fn parameter(&self, name: &str) -> Option<&str> {
         let (_, value) = self.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
@@ -98,8 +102,8 @@ impl Offer {
 
 /// The challenges of one header field: schemes, each with a token68 or with parameters. Malformed elements between
 /// commas are skipped, and an unquoted value extends to the next comma.
-fn offers(text: &str) -> Vec<Offer> {
-    let mut found: Vec<Offer> = Vec::new();
+fn offers(text: &str) -> Vec<OfferedChallenge> {
+    let mut found: Vec<OfferedChallenge> = Vec::new();
     for element in elements(text) {
         let (word, rest) = split_word(element);
         let after = rest.trim_start();
@@ -112,7 +116,7 @@ fn offers(text: &str) -> Vec<Offer> {
             }
         };
         if begins && !word.is_empty() {
-            found.push(Offer { scheme: word.to_owned(), parameters: Vec::new() });
+            found.push(OfferedChallenge { scheme: word.to_owned(), parameters: Vec::new() });
         }
         if let (Some((name, value)), Some(offer)) =
             (pair.filter(|(name, _)| !name.is_empty()), found.last_mut())
@@ -169,11 +173,11 @@ mod tests {
 
     use super::*;
 
-    fn of(registry: &str, header: &str) -> Result<Option<Challenge>, String> {
+    fn of(registry: &str, header: &str) -> Result<Option<AuthChallenge>, String> {
         let mut headers = HeaderMap::new();
         headers.append(WWW_AUTHENTICATE, header.parse().unwrap());
         let (home, named) = (registry.parse().unwrap(), HashSet::new());
-        challenge(Guide { home: &home, named: &named }, &headers, "repository:a/b:pull")
+        challenge(RedirectGuide { home: &home, named: &named }, &headers, "repository:a/b:pull")
     }
 
     #[test]
@@ -182,7 +186,7 @@ mod tests {
             "https://r.example/",
             &format!("Bearer realm=\"https://t.example/token\"{parameters}"),
         ) {
-            Ok(Some(Challenge::Bearer { service, scope, .. })) => (service, scope),
+            Ok(Some(AuthChallenge::Bearer { service, scope, .. })) => (service, scope),
             other => panic!("{other:?}"),
         };
         assert_eq!(
@@ -196,9 +200,9 @@ mod tests {
     fn a_challenge_to_read_becomes_one_to_write_and_keeps_the_rest() {
         let widened = |scope: &str| {
             let realm = "https://t.example/".parse().unwrap();
-            let read = Challenge::Bearer { realm, service: Some("s".into()), scope: scope.into() };
+            let read = AuthChallenge::Bearer { realm, service: Some("s".into()), scope: scope.into() };
             match read.for_writing("a/b") {
-                Challenge::Bearer { service, scope, .. } if service.as_deref() == Some("s") => scope,
+                AuthChallenge::Bearer { service, scope, .. } if service.as_deref() == Some("s") => scope,
                 other => panic!("{other:?}"),
             }
         };
@@ -208,15 +212,15 @@ mod tests {
         }
         assert_eq!(widened(""), "repository:a/b:pull,push");
         assert_eq!(widened("repository:a/bc:pull"), "repository:a/bc:pull repository:a/b:pull,push");
-        assert_eq!(Challenge::Basic.for_writing("a/b"), Challenge::Basic);
+        assert_eq!(AuthChallenge::Basic.for_writing("a/b"), AuthChallenge::Basic);
     }
 
     #[test]
     fn bearer_is_preferred_to_basic() {
         let both =
             of("https://r.example/", "Basic realm=\"r\", Bearer realm=\"https://t.example/\"").unwrap();
-        assert!(matches!(both, Some(Challenge::Bearer { .. })));
-        assert_eq!(of("https://r.example/", "Basic realm=\"r\"").unwrap(), Some(Challenge::Basic));
+        assert!(matches!(both, Some(AuthChallenge::Bearer { .. })));
+        assert_eq!(of("https://r.example/", "Basic realm=\"r\"").unwrap(), Some(AuthChallenge::Basic));
         assert_eq!(of("https://r.example/", "Negotiate").unwrap(), None);
     }
 
@@ -226,7 +230,7 @@ mod tests {
         let is_bearer = |header: &str| {
             let found = of("https://r.example/", header);
             assert!(
-                matches!(&found, Ok(Some(Challenge::Bearer { service, .. })) if service.as_deref() == Some("s, t")),
+                matches!(&found, Ok(Some(AuthChallenge::Bearer { service, .. })) if service.as_deref() == Some("s, t")),
                 "{header}: {found:?}"
             );
         };
@@ -245,10 +249,10 @@ mod tests {
         }
         is_bearer(&BEARER.replace('=', " = "));
         is_bearer(&BEARER.replace("Bearer", "bEARER"));
-        assert_eq!(of("https://r.example/", "Basic realm=Registry Realm"), Ok(Some(Challenge::Basic)));
+        assert_eq!(of("https://r.example/", "Basic realm=Registry Realm"), Ok(Some(AuthChallenge::Basic)));
         // A realm that may not be asked leaves what else is offered.
         let refused = "Bearer realm=\"http://t.example/\"";
         assert!(of("https://r.example/", refused).is_err());
-        assert_eq!(of("https://r.example/", &format!("{refused}, Basic")), Ok(Some(Challenge::Basic)));
+        assert_eq!(of("https://r.example/", &format!("{refused}, Basic")), Ok(Some(AuthChallenge::Basic)));
     }
 }

@@ -13,20 +13,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Url;
 
-use super::answer::{self, Body, Ending};
-use super::auth::{Access, Auth, Scope};
-use super::blob::{Blob, LazyBlob};
-use super::config::{Config, Given, Places};
-use super::credentials::{Credential, Credentials};
-use super::endpoint::Route;
+use super::answer::{self, BodyEnding, BodyReader};
+use super::auth::{LoginCache, RepositoryAction, TokenScope};
+use super::blob::{LazyBlob, RemoteBlob};
+use super::config::{ConfigPaths, ConnectionArgs, RegistryConfig};
+use super::credentials::{CredentialStore, UserCredential};
+use super::endpoint::RepositoryRoute;
 use super::part::is_refused_range;
 use super::redact::{host_of, sanitised};
-use super::retry::{Patience, Persistence};
-use super::send::{self, Act, Clients, Question};
-use super::walk::{Hosts, Walk, lock};
+use super::retry::{RetryBudget, RetryPolicy};
+use super::send::{self, HttpClients, RegistryRequest, RequestMethod};
+use super::walk::{HostStates, MirrorFailover, lock};
 use super::{RegistryError, answer::refusal};
-use crate::io::{ByteRange, Fetch};
-use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, OciError, Reference, Selector};
+use crate::io::{ByteRange, RangeFetch};
+use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, ManifestSelector, OciError, Reference};
 
 /// The most fetches of a document whose bytes do not hash to its digest: a bit may have flipped in transit.
 const MISMATCH_TRIES: u32 = 3;
@@ -39,13 +39,13 @@ pub(super) const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, 
 
 /// Options of a registry client.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct RegistryOptions {
     /// Use HTTP for every host, not only for loopback addresses.
     pub plain_http: bool,
     /// The only credential file; `None` searches the usual places.
     pub authfile: Option<PathBuf>,
     /// The credential to use; no credential file is read. `None` searches for one.
-    pub creds: Option<Credential>,
+    pub creds: Option<UserCredential>,
     /// Use no credentials.
     pub anonymous: bool,
     /// `Some(true)` requires a valid certificate of every registry, also of those configured otherwise, and HTTPS for
@@ -56,7 +56,7 @@ pub struct Options {
     /// A file with additional trusted authorities.
     pub ca_file: Option<PathBuf>,
     /// The paths of this machine's configuration.
-    pub places: Places,
+    pub places: ConfigPaths,
     /// Time limit for one request with all retries. For a stream the time restarts whenever bytes arrive.
     pub read_budget: Duration,
     /// Time limit for establishing a connection.
@@ -67,7 +67,7 @@ pub struct Options {
     pub user_agent: String,
 }
 
-impl Default for Options {
+impl Default for RegistryOptions {
     fn default() -> Self {
         Self {
             plain_http: false,
@@ -77,7 +77,7 @@ impl Default for Options {
             tls_verify: None,
             cert_dir: None,
             ca_file: None,
-            places: Places::of_environment(),
+            places: ConfigPaths::of_environment(),
             read_budget: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(10),
@@ -88,7 +88,7 @@ impl Default for Options {
 
 /// A document as received, hashed.
 #[derive(Clone, Debug)]
-pub struct Fetched {
+pub struct FetchedDocument {
     /// The bytes as received.
     pub bytes: Bytes,
     /// The digest of the bytes: the requested one, or sha256.
@@ -99,7 +99,7 @@ pub struct Fetched {
 
 /// The answer to a HEAD request for a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Headed {
+pub struct HeadedDocument {
     /// The digest: the requested one, or the one that the registry declares.
     pub digest: Digest,
     /// The size in bytes; `None` if the registry does not declare it.
@@ -110,40 +110,40 @@ pub struct Headed {
 
 /// Client for all registries: one for a process. Clones share all state.
 #[derive(Clone)]
-pub struct Registry {
-    pub(super) inner: Arc<Inner>,
+pub struct RegistryClient {
+    pub(super) inner: Arc<ClientShared>,
 }
 
 /// The state shared by all requests.
-pub(super) struct Inner {
-    pub(super) clients: Arc<Clients>,
-    pub(super) auth: Auth,
-    pub(super) hosts: Hosts,
+pub(super) struct ClientShared {
+    pub(super) clients: Arc<HttpClients>,
+    pub(super) auth: LoginCache,
+    pub(super) hosts: HostStates,
     pub(super) read_budget: Duration,
     /// Incremented when all remembered state is dropped.
     pub(super) generation: AtomicU64,
-    pub(super) places: Places,
-    pub(super) given: Given,
-    routes: Mutex<Routes>,
+    pub(super) places: ConfigPaths,
+    pub(super) given: ConnectionArgs,
+    routes: Mutex<RouteTable>,
 }
 
-impl Registry {
+impl RegistryClient {
     /// Creates a client. Reads the environment for the paths of credentials, and sends nothing.
-    pub fn new(options: Options) -> Result<Self, RegistryError> {
-        let credentials = Credentials {
+    pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
+        let credentials = CredentialStore {
             anonymous: options.anonymous,
             given: options.creds.clone(),
-            ..Credentials::of_environment(options.authfile.clone())
+            ..CredentialStore::of_environment(options.authfile.clone())
         };
-        let clients = Arc::new(Clients::new(&options));
+        let clients = Arc::new(HttpClients::new(&options));
         Ok(Self {
-            inner: Arc::new(Inner {
-                auth: Auth::new(credentials, clients.clone()),
+            inner: Arc::new(ClientShared {
+                auth: LoginCache::new(credentials, clients.clone()),
                 clients,
                 read_budget: options.read_budget,
-                hosts: Hosts::default(),
+                hosts: HostStates::default(),
                 generation: AtomicU64::new(0),
-                given: Given {
+                given: ConnectionArgs {
                     plain_http: options.plain_http,
                     tls_verify: options.tls_verify,
                     cert_dir: options.cert_dir,
@@ -159,13 +159,13 @@ impl Registry {
     #[must_use]
     pub fn without_logins(&self) -> Self {
         let inner = &self.inner;
-        let credentials = Credentials { anonymous: true, ..Credentials::of_environment(None) };
+        let credentials = CredentialStore { anonymous: true, ..CredentialStore::of_environment(None) };
         Self {
-            inner: Arc::new(Inner {
-                auth: Auth::new(credentials, inner.clients.clone()),
+            inner: Arc::new(ClientShared {
+                auth: LoginCache::new(credentials, inner.clients.clone()),
                 clients: inner.clients.clone(),
                 read_budget: inner.read_budget,
-                hosts: Hosts::default(),
+                hosts: HostStates::default(),
                 generation: AtomicU64::new(0),
                 given: inner.given.clone(),
                 places: inner.places.clone(),
@@ -180,8 +180,8 @@ impl Registry {
     pub async fn manifest(
         &self,
         reference: &Reference,
-        selector: &Selector,
-    ) -> Result<Fetched, RegistryError> {
+        selector: &ManifestSelector,
+    ) -> Result<FetchedDocument, RegistryError> {
         let what = format!("manifest {} of {}", name_of(selector), reference.repository());
         let walk = self.inner.walk_for(reference, selector, &what)?;
         self.inner.manifest(walk, selector, &what).await
@@ -189,15 +189,24 @@ impl Registry {
 
     /// Digest, size and type of the document that `selector` names in the repository of `reference`, by one HEAD,
     /// which Docker Hub does not count as a pull. If the answer is unusable, the document itself is fetched.
-    pub async fn head(&self, reference: &Reference, selector: &Selector) -> Result<Headed, RegistryError> {
+    pub async fn head(
+        &self,
+        reference: &Reference,
+        selector: &ManifestSelector,
+    ) -> Result<HeadedDocument, RegistryError> {
         let what = format!("manifest {} of {}", name_of(selector), reference.repository());
         let mut walk = self.inner.walk_for(reference, selector, &what)?;
         loop {
             let endpoint = walk.next(&what).await?;
             let url = endpoint.url(&format!("manifests/{}", name_of(selector)), &what)?;
-            let scope = endpoint.scope(Access::Pull);
-            let question =
-                Question { scope: &scope, act: Act::Head, accept: MANIFESTS, range: None, what: &what };
+            let scope = endpoint.scope(RepositoryAction::Pull);
+            let question = RegistryRequest {
+                scope: &scope,
+                act: RequestMethod::Head,
+                accept: MANIFESTS,
+                range: None,
+                what: &what,
+            };
             match walk.bounded(&what, self.inner.try_head(&question, &url, selector)).await {
                 Ok(Some(headed)) => return Ok(headed),
                 Err(error) if error.is_unanswered() => walk.failed(error).await?,
@@ -207,7 +216,7 @@ impl Registry {
         // Releases the host's permit, which the GET needs first.
         drop(walk);
         let fetched = self.manifest(reference, selector).await?;
-        Ok(Headed {
+        Ok(HeadedDocument {
             digest: fetched.digest,
             size: Some(fetched.bytes.len() as u64),
             media_type: fetched.content_type,
@@ -224,19 +233,19 @@ impl Registry {
     }
 
     /// A blob by range. Sends no request.
-    pub fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+    pub fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
         Arc::new(LazyBlob(self.open(reference, descriptor)))
     }
 
     /// The size in bytes of the blob `digest` in the repository of `reference`, for a blob without descriptor.
     pub async fn blob_size(&self, reference: &Reference, digest: &Digest) -> Result<u64, RegistryError> {
         let what = format!("size of blob {digest} of {}", reference.repository());
-        let selector = Selector::Digest(digest.clone());
+        let selector = ManifestSelector::Digest(digest.clone());
         let mut walk = self.inner.walk_for(reference, &selector, &what)?;
         loop {
             let endpoint = walk.next(&what).await?;
             let url = endpoint.url(&format!("blobs/{digest}"), &what)?;
-            let scope = endpoint.scope(Access::Pull);
+            let scope = endpoint.scope(RepositoryAction::Pull);
             match walk.bounded(&what, self.inner.try_size(&scope, &url, &what)).await {
                 Ok(size) => return Ok(size),
                 Err(error) => walk.failed(error).await?,
@@ -305,7 +314,7 @@ impl Registry {
         self.inner.hosts.forget();
         self.inner.clients.forget();
         self.inner.generation.fetch_add(1, Ordering::Relaxed);
-        let config = Config::load(&self.inner.places, self.inner.given.clone())?;
+        let config = RegistryConfig::load(&self.inner.places, self.inner.given.clone())?;
         let used: Vec<Reference> =
             lock(&self.inner.routes).known.values().map(|(reference, _)| reference.clone()).collect();
         let mut known = HashMap::new();
@@ -317,37 +326,37 @@ impl Registry {
                 Err(error) => return Err(error),
             };
         }
-        *lock(&self.inner.routes) = Routes { config: Some(Arc::new(config)), known };
+        *lock(&self.inner.routes) = RouteTable { config: Some(Arc::new(config)), known };
         Ok(())
     }
 
-    fn open(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<Blob> {
-        Arc::new(Blob::new(self.inner.clone(), reference, descriptor))
+    fn open(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<RemoteBlob> {
+        Arc::new(RemoteBlob::new(self.inner.clone(), reference, descriptor))
     }
 }
 
 /// A selector as a path component.
-fn name_of(selector: &Selector) -> &str {
+fn name_of(selector: &ManifestSelector) -> &str {
     match selector {
-        Selector::Tag(tag) => tag,
-        Selector::Digest(digest) => digest.as_str(),
+        ManifestSelector::Tag(tag) => tag,
+        ManifestSelector::Digest(digest) => digest.as_str(),
     }
 }
 
-impl Inner {
+impl ClientShared {
     /// The configuration, loaded on first use. The files are few and small.
-    pub(super) fn config(&self) -> Result<Arc<Config>, RegistryError> {
+    pub(super) fn config(&self) -> Result<Arc<RegistryConfig>, RegistryError> {
         let mut routes = lock(&self.routes);
         if let Some(config) = &routes.config {
             return Ok(config.clone());
         }
-        let config = Arc::new(Config::load(&self.places, self.given.clone())?);
+        let config = Arc::new(RegistryConfig::load(&self.places, self.given.clone())?);
         routes.config = Some(config.clone());
         Ok(config)
     }
 
     /// The endpoints for the repository of `reference`.
-    pub(super) fn route(&self, reference: &Reference) -> Result<Arc<Route>, RegistryError> {
+    pub(super) fn route(&self, reference: &Reference) -> Result<Arc<RepositoryRoute>, RegistryError> {
         let key = key_of(reference);
         if let Some((_, route)) = lock(&self.routes).known.get(&key) {
             return Ok(route.clone());
@@ -361,29 +370,40 @@ impl Inner {
     pub(super) fn walk_for(
         &self,
         reference: &Reference,
-        selector: &Selector,
+        selector: &ManifestSelector,
         what: &str,
-    ) -> Result<Walk, RegistryError> {
+    ) -> Result<MirrorFailover, RegistryError> {
         let route = self.route(reference)?;
         let endpoints = match selector {
-            Selector::Tag(_) => route.for_tags(),
-            Selector::Digest(_) => route.for_digests(),
+            ManifestSelector::Tag(_) => route.for_tags(),
+            ManifestSelector::Digest(_) => route.for_digests(),
         };
-        Walk::new(&self.hosts, endpoints, Patience::new(self.read_budget, Persistence::Brief), what)
+        MirrorFailover::new(
+            &self.hosts,
+            endpoints,
+            RetryBudget::new(self.read_budget, RetryPolicy::Brief),
+            what,
+        )
     }
 
     /// The manifest from the first host that has it.
     pub(super) async fn manifest(
         &self,
-        mut walk: Walk,
-        selector: &Selector,
+        mut walk: MirrorFailover,
+        selector: &ManifestSelector,
         what: &str,
-    ) -> Result<Fetched, RegistryError> {
+    ) -> Result<FetchedDocument, RegistryError> {
         loop {
             let endpoint = walk.next(what).await?;
             let url = endpoint.url(&format!("manifests/{}", name_of(selector)), what)?;
-            let scope = endpoint.scope(Access::Pull);
-            let question = Question { scope: &scope, act: Act::Get, accept: MANIFESTS, range: None, what };
+            let scope = endpoint.scope(RepositoryAction::Pull);
+            let question = RegistryRequest {
+                scope: &scope,
+                act: RequestMethod::Get,
+                accept: MANIFESTS,
+                range: None,
+                what,
+            };
             match walk.bounded(what, self.try_manifest(&question, &url, selector)).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => walk.failed(error).await?,
@@ -395,10 +415,10 @@ impl Inner {
     /// digest.
     async fn try_head(
         &self,
-        question: &Question<'_>,
+        question: &RegistryRequest<'_>,
         url: &Url,
-        selector: &Selector,
-    ) -> Result<Option<Headed>, RegistryError> {
+        selector: &ManifestSelector,
+    ) -> Result<Option<HeadedDocument>, RegistryError> {
         let reply = send::ask(&self.clients, &self.auth, question, url).await?;
         let header = |name| answer::header(&reply.response, name).map(str::trim);
         let named = header("docker-content-digest").and_then(|named| named.parse::<Digest>().ok());
@@ -407,22 +427,24 @@ impl Inner {
             return Ok(None);
         }
         let digest = match (selector, named) {
-            (Selector::Digest(asked), Some(named)) if named != *asked => return Ok(None),
-            (Selector::Digest(asked), _) => asked.clone(),
-            (Selector::Tag(_), Some(named)) if named.algorithm().is_some() => named,
-            (Selector::Tag(_), _) => return Ok(None),
+            (ManifestSelector::Digest(asked), Some(named)) if named != *asked => return Ok(None),
+            (ManifestSelector::Digest(asked), _) => asked.clone(),
+            (ManifestSelector::Tag(_), Some(named)) if named.algorithm().is_some() => named,
+            (ManifestSelector::Tag(_), _) => return Ok(None),
         };
         let size = header("content-length").and_then(|length| length.parse().ok());
-        Ok(Some(Headed { digest, size, media_type: header("content-type").map(str::to_owned) }))
+        Ok(Some(HeadedDocument { digest, size, media_type: header("content-type").map(str::to_owned) }))
     }
 
     /// By HEAD. Storage that signs URLs for GET alone refuses HEAD. Then by the total of a one-byte range, or by the
     /// length of a response whose body is not read.
-    async fn try_size(&self, scope: &Scope, url: &Url, what: &str) -> Result<u64, RegistryError> {
+    async fn try_size(&self, scope: &TokenScope, url: &Url, what: &str) -> Result<u64, RegistryError> {
         let first = Some(ByteRange::new(0, 1));
         let mut refused = None;
-        for (act, range) in [(Act::Head, None), (Act::Get, first), (Act::Get, None)] {
-            let question = Question { scope, act, accept: "*/*", range, what };
+        for (act, range) in
+            [(RequestMethod::Head, None), (RequestMethod::Get, first), (RequestMethod::Get, None)]
+        {
+            let question = RegistryRequest { scope, act, accept: "*/*", range, what };
             let reply = send::ask(&self.clients, &self.auth, &question, url).await?;
             let header = |name| answer::header(&reply.response, name).map(str::trim);
             let status = reply.response.status().as_u16();
@@ -456,10 +478,10 @@ impl Inner {
 
     async fn try_manifest(
         &self,
-        question: &Question<'_>,
+        question: &RegistryRequest<'_>,
         url: &Url,
-        selector: &Selector,
-    ) -> Result<Fetched, RegistryError> {
+        selector: &ManifestSelector,
+    ) -> Result<FetchedDocument, RegistryError> {
         let what = question.what;
         let stall = self.clients.stall();
         let reply = send::ask(&self.clients, &self.auth, question, url).await?;
@@ -481,11 +503,11 @@ impl Inner {
         }
         let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);
         let promised = answer::header(&reply.response, "docker-content-digest").map(str::to_owned);
-        let body = Body { host: &host, what, stall };
+        let body = BodyReader { host: &host, what, stall };
         // With a digest to compare, the end of the connection does not matter.
         let ending = match (selector, &promised) {
-            (Selector::Tag(_), None) => Ending::Announced,
-            _ => Ending::Any,
+            (ManifestSelector::Tag(_), None) => BodyEnding::Announced,
+            _ => BodyEnding::Any,
         };
         let bytes = body.limited(reply.response, MAX_DOCUMENT, ending).await?;
         if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
@@ -504,13 +526,13 @@ impl Inner {
                 return Err(RegistryError::Mismatch { host, what, expected: promised, actual });
             }
         }
-        Ok(Fetched { bytes, digest, content_type })
+        Ok(FetchedDocument { bytes, digest, content_type })
     }
 }
 
 /// The digest of a manifest's bytes, checked against the requested one.
-fn named(selector: &Selector, bytes: &[u8], host: &str, what: &str) -> Result<Digest, RegistryError> {
-    let Selector::Digest(expected) = selector else { return Ok(Digest::sha256(bytes)) };
+fn named(selector: &ManifestSelector, bytes: &[u8], host: &str, what: &str) -> Result<Digest, RegistryError> {
+    let ManifestSelector::Digest(expected) = selector else { return Ok(Digest::sha256(bytes)) };
     let (host, what) = (host.to_owned(), what.to_owned());
     match expected.same_algorithm(bytes) {
         Some(actual) if actual == *expected => Ok(actual),
@@ -528,10 +550,10 @@ fn named(selector: &Selector, bytes: &[u8], host: &str, what: &str) -> Result<Di
 
 /// Routes by repository, as configured at their first use.
 #[derive(Default)]
-struct Routes {
-    config: Option<Arc<Config>>,
+struct RouteTable {
+    config: Option<Arc<RegistryConfig>>,
     /// By registry and repository, with one reference of the repository.
-    known: HashMap<(String, String), (Reference, Arc<Route>)>,
+    known: HashMap<(String, String), (Reference, Arc<RepositoryRoute>)>,
 }
 
 fn key_of(reference: &Reference) -> (String, String) {
@@ -543,8 +565,9 @@ mod tests {
     use super::*;
 
     fn url(reference: &str, plain_http: bool) -> String {
-        let options = Options { plain_http, places: Places::default(), ..Options::default() };
-        let route = Registry::new(options).unwrap().inner.route(&reference.parse().unwrap()).unwrap();
+        let options =
+            RegistryOptions { plain_http, places: ConfigPaths::default(), ..RegistryOptions::default() };
+        let route = RegistryClient::new(options).unwrap().inner.route(&reference.parse().unwrap()).unwrap();
         assert_eq!(route.endpoints.len(), 1);
         route.endpoints[0].url("manifests/x", "x").unwrap().to_string()
     }

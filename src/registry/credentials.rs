@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use serde::Deserialize;
 
-use super::redact::Secret;
+use super::redact::RedactedSecret;
 use super::{RegistryError, helper};
 use crate::oci::canonical_host;
 
@@ -24,60 +24,60 @@ const TOKEN_USER: &str = "<token>";
 
 /// A user name and a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credential {
+pub struct UserCredential {
     /// The user name.
     pub user: String,
     /// The password.
-    pub secret: Secret,
+    pub secret: RedactedSecret,
 }
 
-impl Credential {
+impl UserCredential {
     /// Parses `user:password`; `None` without a colon. Only the first colon separates (RFC 7617 section 2).
     pub fn parse(text: &str) -> Option<Self> {
         let (user, password) = text.split_once(':')?;
-        Some(Self { user: user.to_owned(), secret: Secret::new(password) })
+        Some(Self { user: user.to_owned(), secret: RedactedSecret::new(password) })
     }
 }
 
 /// The login for a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Login {
+pub(super) enum HostLogin {
     /// For Basic, or for the token server.
-    Password(Credential),
+    Password(UserCredential),
     /// For the token server's refresh grant.
-    Identity(Secret),
+    Identity(RedactedSecret),
     /// A bearer token that needs no token server.
-    Token(Secret),
+    Token(RedactedSecret),
 }
 
-impl From<Credential> for Login {
-    fn from(credential: Credential) -> Self {
+impl From<UserCredential> for HostLogin {
+    fn from(credential: UserCredential) -> Self {
         if credential.user == TOKEN_USER {
-            Login::Identity(credential.secret)
+            HostLogin::Identity(credential.secret)
         } else {
-            Login::Password(credential)
+            HostLogin::Password(credential)
         }
     }
 }
 
 /// The places of credentials.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Credentials {
+pub(super) struct CredentialStore {
     /// Search no place.
     pub(super) anonymous: bool,
     /// From the command line: replaces all places.
-    pub(super) given: Option<Credential>,
+    pub(super) given: Option<UserCredential>,
     /// The only file; `None` searches the others.
     pub(super) authfile: Option<PathBuf>,
     /// The content of `DOCKER_AUTH_CONFIG`.
-    pub(super) inline: Option<Secret>,
+    pub(super) inline: Option<RedactedSecret>,
     /// Files in search order.
     pub(super) files: Vec<PathBuf>,
     /// `~/.dockercfg`, whose whole document has the form of `auths` elsewhere.
     pub(super) legacy: Option<PathBuf>,
 }
 
-impl Credentials {
+impl CredentialStore {
     /// The places for the environment of this process.
     pub(super) fn of_environment(authfile: Option<PathBuf>) -> Self {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -92,7 +92,7 @@ impl Credentials {
         let docker = path("DOCKER_CONFIG").or_else(|| in_home(".docker"));
         Self {
             authfile: authfile.or_else(|| path("REGISTRY_AUTH_FILE")),
-            inline: variable("DOCKER_AUTH_CONFIG").map(|value| Secret::new(value.to_string_lossy())),
+            inline: variable("DOCKER_AUTH_CONFIG").map(|value| RedactedSecret::new(value.to_string_lossy())),
             files: [
                 Some(runtime.join("auth.json")),
                 config.map(|config| config.join("containers/auth.json")),
@@ -121,7 +121,7 @@ impl Credentials {
     }
 
     #[cfg(test)]
-    async fn find(&self, registry: &str, repository: &str) -> Result<Option<Login>, RegistryError> {
+    async fn find(&self, registry: &str, repository: &str) -> Result<Option<HostLogin>, RegistryError> {
         Ok(self.find_with_place(registry, repository).await?.map(|(login, _)| login))
     }
 
@@ -130,7 +130,7 @@ impl Credentials {
         &self,
         registry: &str,
         repository: &str,
-    ) -> Result<Option<(Login, String)>, RegistryError> {
+    ) -> Result<Option<(HostLogin, String)>, RegistryError> {
         if self.anonymous {
             return Ok(None);
         }
@@ -142,11 +142,11 @@ impl Credentials {
             let place = authfile.display().to_string();
             let text =
                 read(authfile, &place).await?.ok_or_else(|| broken(&place, "there is no such file"))?;
-            return Config::parse(&place, &text)?.find(&place, &keys).await;
+            return AuthFile::parse(&place, &text)?.find(&place, &keys).await;
         }
         if let Some(inline) = &self.inline {
             let place = "DOCKER_AUTH_CONFIG";
-            let found = Config::parse(place, inline.expose())?.find(place, &keys).await?;
+            let found = AuthFile::parse(place, inline.expose())?.find(place, &keys).await?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -155,9 +155,9 @@ impl Credentials {
             let place = file.display().to_string();
             let Some(text) = read(file, &place).await? else { continue };
             let config = if Some(file) == self.legacy.as_ref() {
-                Config { auths: parse(&place, &text)?, ..Config::default() }
+                AuthFile { auths: parse(&place, &text)?, ..AuthFile::default() }
             } else {
-                Config::parse(&place, &text)?
+                AuthFile::parse(&place, &text)?
             };
             let found = config.find(&place, &keys).await?;
             if found.is_some() {
@@ -198,9 +198,9 @@ async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError>
 
 /// The common fields of `auth.json` and `config.json`.
 #[derive(Default, Deserialize)]
-struct Config {
+struct AuthFile {
     #[serde(default)]
-    auths: Option<BTreeMap<String, Entry>>,
+    auths: Option<BTreeMap<String, AuthEntry>>,
     #[serde(default, rename = "credhelpers")]
     helpers: Option<BTreeMap<String, String>>,
     #[serde(default, rename = "credsstore")]
@@ -210,7 +210,7 @@ struct Config {
 /// One entry of `auths`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Entry {
+struct AuthEntry {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
@@ -218,7 +218,7 @@ struct Entry {
     registrytoken: Option<String>,
 }
 
-impl Config {
+impl AuthFile {
     fn parse(place: &str, text: &str) -> Result<Self, RegistryError> {
         if text.trim().is_empty() {
             return Ok(Self::default());
@@ -235,12 +235,12 @@ impl Config {
     /// Searches the helper of the host, then the helper for all hosts, then the entry with the longest key, and
     /// returns the name of the place too. Entries come last, because with a helper for all hosts they are empty
     /// marks, or stale ones older than the helper. Its error counts only if no entry has a login.
-    async fn find(&self, place: &str, keys: &[String]) -> Result<Option<(Login, String)>, RegistryError> {
+    async fn find(&self, place: &str, keys: &[String]) -> Result<Option<(HostLogin, String)>, RegistryError> {
         // `keys` is not empty, and its last element is the host alone.
         let host = keys.last().map_or("", String::as_str);
         let server = if host == "docker.io" { HUB_KEY } else { host };
-        let of_helper = |name: &str, found: Option<Credential>| {
-            found.map(|found| (Login::from(found), format!("docker-credential-{name}, named in {place}")))
+        let of_helper = |name: &str, found: Option<UserCredential>| {
+            found.map(|found| (HostLogin::from(found), format!("docker-credential-{name}, named in {place}")))
         };
         if let Some((_, name)) = self.helpers.as_ref().and_then(|helpers| lookup(helpers, host)) {
             let found = of_helper(name, helper::ask(name, server, place).await?);
@@ -279,14 +279,14 @@ fn lower(value: &mut serde_json::Value) {
     }
 }
 
-impl Entry {
-    fn login(&self) -> Result<Option<Login>, &'static str> {
+impl AuthEntry {
+    fn login(&self) -> Result<Option<HostLogin>, &'static str> {
         let text = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
         if let Some(token) = text(&self.registrytoken) {
-            return Ok(Some(Login::Token(Secret::new(token))));
+            return Ok(Some(HostLogin::Token(RedactedSecret::new(token))));
         }
         if let Some(token) = text(&self.identitytoken) {
-            return Ok(Some(Login::Identity(Secret::new(token))));
+            return Ok(Some(HostLogin::Identity(RedactedSecret::new(token))));
         }
         if let Some(auth) = text(&self.auth) {
             // base64(1) breaks lines, and Go's decoder ignores the breaks.
@@ -297,12 +297,12 @@ impl Entry {
             let plain = String::from_utf8(bytes).map_err(|_| "auth is not text")?;
             // Old versions of docker padded with zeros.
             let credential =
-                Credential::parse(plain.trim_end_matches('\0')).ok_or("auth is not user:password")?;
+                UserCredential::parse(plain.trim_end_matches('\0')).ok_or("auth is not user:password")?;
             return Ok(Some(credential.into()));
         }
         Ok(text(&self.username)
             .zip(text(&self.password))
-            .map(|(user, password)| Credential { user, secret: Secret::new(password) }.into()))
+            .map(|(user, password)| UserCredential { user, secret: RedactedSecret::new(password) }.into()))
     }
 }
 
@@ -356,10 +356,10 @@ fn broken(place: &str, reason: impl std::fmt::Display) -> RegistryError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::Fault;
+    use crate::io::FaultClass;
 
-    fn basic(user: &str, password: &str) -> Login {
-        Login::Password(Credential { user: user.into(), secret: Secret::new(password) })
+    fn basic(user: &str, password: &str) -> HostLogin {
+        HostLogin::Password(UserCredential { user: user.into(), secret: RedactedSecret::new(password) })
     }
 
     fn auth(text: &str) -> String {
@@ -367,16 +367,16 @@ mod tests {
     }
 
     /// A home with these files.
-    fn home(files: &[(&str, String)]) -> (tempfile::TempDir, Credentials) {
+    fn home(files: &[(&str, String)]) -> (tempfile::TempDir, CredentialStore) {
         let home = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(home.path().join(name), text).unwrap();
         }
         let file = |name: &str| home.path().join(name);
-        let credentials = Credentials {
+        let credentials = CredentialStore {
             files: vec![file("run.json"), file("config.json"), file("docker.json")],
             legacy: Some(file("dockercfg")),
-            ..Credentials::default()
+            ..CredentialStore::default()
         };
         (home, credentials)
     }
@@ -440,7 +440,7 @@ mod tests {
         assert_eq!(credentials.find("r.example", "x").await.unwrap(), Some(basic("c", "3")));
         assert_eq!(credentials.find("old.example", "x").await.unwrap(), Some(basic("d", "4")));
         assert_eq!(credentials.find("none.example", "x").await.unwrap(), None);
-        credentials.inline = Some(Secret::new(one("r.example", "inline:0")));
+        credentials.inline = Some(RedactedSecret::new(one("r.example", "inline:0")));
         assert_eq!(credentials.find("r.example", "x").await.unwrap(), Some(basic("inline", "0")));
         assert_eq!(credentials.find("old.example", "x").await.unwrap(), Some(basic("d", "4")));
     }
@@ -454,9 +454,9 @@ mod tests {
         assert_eq!(credentials.find("x.example", "x").await.unwrap(), Some(basic("b", "2")));
         credentials.authfile = Some(home.path().join("missing.json"));
         let error = credentials.find("r.example", "x").await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Usage);
+        assert_eq!(error.fault(), FaultClass::Usage);
         assert!(error.to_string().contains("missing.json"), "{error}");
-        credentials.given = Some(Credential::parse("g:pw:with:colons").unwrap());
+        credentials.given = Some(UserCredential::parse("g:pw:with:colons").unwrap());
         assert_eq!(credentials.find("r.example", "x").await.unwrap(), Some(basic("g", "pw:with:colons")));
         credentials.anonymous = true;
         assert_eq!(credentials.find("r.example", "x").await.unwrap(), None);
@@ -470,8 +470,8 @@ mod tests {
             "plain.example": {"username": "u", "password": "p"}}}"#;
         let (_home, credentials) = home(&[("docker.json", text.into())]);
         let find = async |host| credentials.find(host, "x").await.unwrap();
-        assert_eq!(find("identity.example").await, Some(Login::Identity(Secret::new("refresh"))));
-        assert_eq!(find("token.example").await, Some(Login::Token(Secret::new("bearer"))));
+        assert_eq!(find("identity.example").await, Some(HostLogin::Identity(RedactedSecret::new("refresh"))));
+        assert_eq!(find("token.example").await, Some(HostLogin::Token(RedactedSecret::new("bearer"))));
         assert_eq!(find("plain.example").await, Some(basic("u", "p")));
     }
 
@@ -486,7 +486,7 @@ mod tests {
             let (_home, credentials) = home(&[("docker.json", text.clone())]);
             let found = credentials.find_with_place("r.example", "x").await.unwrap();
             assert!(
-                matches!(found, Some((Login::Password(_), place)) if place.ends_with("docker.json")),
+                matches!(found, Some((HostLogin::Password(_), place)) if place.ends_with("docker.json")),
                 "{text}"
             );
         }
@@ -502,7 +502,7 @@ mod tests {
         ] {
             let (_home, credentials) = home(&[("docker.json", text.into())]);
             let error = credentials.find("r.example", "x").await.unwrap_err();
-            assert_eq!(error.fault(), Fault::Usage);
+            assert_eq!(error.fault(), FaultClass::Usage);
             let shown = format!("{error} {error:?}");
             assert!(shown.contains("docker.json") && !shown.contains("5ecret"), "{shown}");
         }

@@ -14,15 +14,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::Credential;
+use super::UserCredential;
 use super::helper;
-use super::redact::Secret;
+use super::redact::RedactedSecret;
 
 /// Passes one end of a socket to the privileged process.
-type Start = fn(OwnedFd) -> std::io::Result<()>;
+type RpcStart = fn(OwnedFd) -> std::io::Result<()>;
 
 /// Set once, when this process drops its privileges.
-static ELSEWHERE: OnceLock<Start> = OnceLock::new();
+static ELSEWHERE: OnceLock<RpcStart> = OnceLock::new();
 
 /// Time limit for a response: that of a helper, and the round trip.
 const LIMIT: Duration = helper::LIMIT.saturating_add(Duration::from_secs(5));
@@ -34,13 +34,13 @@ const MAX_ANSWER: u64 = 6 * helper::MAX_ANSWER;
 const MAX_ADDRESSES: usize = 64;
 
 #[derive(Serialize, Deserialize)]
-enum Question {
+enum RpcQuestion {
     Credential { helper: String, server: String },
     Addresses { host: String },
 }
 
 #[derive(Serialize, Deserialize)]
-enum Told {
+enum RpcAnswer {
     Credential { user: String, secret: String },
     Nothing,
     Addresses(Vec<IpAddr>),
@@ -49,7 +49,7 @@ enum Told {
 
 /// Sends helper runs and DNS lookups from now on to the process that `start` passes a socket to. That process answers
 /// with [`serve_elsewhere`].
-pub fn work_elsewhere(start: Start) {
+pub fn work_elsewhere(start: RpcStart) {
     // A second call would set the same function.
     ELSEWHERE.set(start).ok();
 }
@@ -58,51 +58,53 @@ pub fn work_elsewhere(start: Start) {
 pub fn serve_elsewhere(mut socket: UnixStream) -> std::io::Result<()> {
     let mut question = Vec::new();
     (&socket).take(MAX_QUESTION).read_to_end(&mut question)?;
-    let told = match serde_json::from_slice::<Question>(&question) {
-        Ok(Question::Credential { helper, server }) => {
+    let told = match serde_json::from_slice::<RpcQuestion>(&question) {
+        Ok(RpcQuestion::Credential { helper, server }) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             match runtime.block_on(helper::run_here(&helper, &server)) {
                 Ok(Some(found)) => {
-                    Told::Credential { user: found.user, secret: found.secret.expose().to_owned() }
+                    RpcAnswer::Credential { user: found.user, secret: found.secret.expose().to_owned() }
                 }
-                Ok(None) => Told::Nothing,
-                Err(reason) => Told::Failed(reason),
+                Ok(None) => RpcAnswer::Nothing,
+                Err(reason) => RpcAnswer::Failed(reason),
             }
         }
-        Ok(Question::Addresses { host }) => match (host.as_str(), 0).to_socket_addrs() {
-            Ok(found) => Told::Addresses(found.map(|found| found.ip()).take(MAX_ADDRESSES).collect()),
-            Err(error) => Told::Failed(error.to_string()),
+        Ok(RpcQuestion::Addresses { host }) => match (host.as_str(), 0).to_socket_addrs() {
+            Ok(found) => RpcAnswer::Addresses(found.map(|found| found.ip()).take(MAX_ADDRESSES).collect()),
+            Err(error) => RpcAnswer::Failed(error.to_string()),
         },
-        Err(error) => Told::Failed(error.to_string()),
+        Err(error) => RpcAnswer::Failed(error.to_string()),
     };
     socket.write_all(&serde_json::to_vec(&told)?)
 }
 
 /// The credential of the helper `name` for `server`; `None` if this process runs helpers itself.
-pub(super) async fn credential(name: &str, server: &str) -> Option<Result<Option<Credential>, String>> {
+pub(super) async fn credential(name: &str, server: &str) -> Option<Result<Option<UserCredential>, String>> {
     let start = ELSEWHERE.get()?;
-    let asked = Question::Credential { helper: name.to_owned(), server: server.to_owned() };
+    let asked = RpcQuestion::Credential { helper: name.to_owned(), server: server.to_owned() };
     Some(match ask(*start, &asked).await {
-        Ok(Told::Credential { user, secret }) => Ok(Some(Credential { user, secret: Secret::new(secret) })),
-        Ok(Told::Nothing) => Ok(None),
-        Ok(Told::Failed(reason)) | Err(reason) => Err(reason),
-        Ok(Told::Addresses(_)) => Err(NO_ANSWER.into()),
+        Ok(RpcAnswer::Credential { user, secret }) => {
+            Ok(Some(UserCredential { user, secret: RedactedSecret::new(secret) }))
+        }
+        Ok(RpcAnswer::Nothing) => Ok(None),
+        Ok(RpcAnswer::Failed(reason)) | Err(reason) => Err(reason),
+        Ok(RpcAnswer::Addresses(_)) => Err(NO_ANSWER.into()),
     })
 }
 
 /// The addresses of `host`; `None` if this process resolves names itself.
 pub(super) async fn addresses(host: &str) -> Option<Result<Vec<IpAddr>, String>> {
     let start = ELSEWHERE.get()?;
-    Some(match ask(*start, &Question::Addresses { host: host.to_owned() }).await {
-        Ok(Told::Addresses(found)) => Ok(found),
-        Ok(Told::Failed(reason)) | Err(reason) => Err(reason),
-        Ok(Told::Credential { .. } | Told::Nothing) => Err(NO_ANSWER.into()),
+    Some(match ask(*start, &RpcQuestion::Addresses { host: host.to_owned() }).await {
+        Ok(RpcAnswer::Addresses(found)) => Ok(found),
+        Ok(RpcAnswer::Failed(reason)) | Err(reason) => Err(reason),
+        Ok(RpcAnswer::Credential { .. } | RpcAnswer::Nothing) => Err(NO_ANSWER.into()),
     })
 }
 
 const NO_ANSWER: &str = "the process that keeps the mount gave no answer";
 
-async fn ask(start: Start, question: &Question) -> Result<Told, String> {
+async fn ask(start: RpcStart, question: &RpcQuestion) -> Result<RpcAnswer, String> {
     let exchange = async {
         let (ours, theirs) = UnixStream::pair()?;
         // The other process may be busy unmounting, which takes a moment.
@@ -132,19 +134,19 @@ mod tests {
             std::thread::spawn(move || serve_elsewhere(socket.into()).ok());
             Ok(())
         }
-        let addresses = async |host: &str| match ask(start, &Question::Addresses { host: host.into() }).await
-        {
-            Ok(Told::Addresses(found)) => Ok(found),
-            Ok(Told::Failed(reason)) | Err(reason) => Err(reason),
-            Ok(_) => Err("another answer".into()),
-        };
+        let addresses =
+            async |host: &str| match ask(start, &RpcQuestion::Addresses { host: host.into() }).await {
+                Ok(RpcAnswer::Addresses(found)) => Ok(found),
+                Ok(RpcAnswer::Failed(reason)) | Err(reason) => Err(reason),
+                Ok(_) => Err("another answer".into()),
+            };
         assert_eq!(addresses("127.0.0.7").await, Ok(vec!["127.0.0.7".parse().unwrap()]));
         assert!(addresses("no such name").await.is_err());
     }
 
     #[tokio::test]
     async fn a_process_that_says_nothing_is_an_error_and_no_panic() {
-        let question = Question::Addresses { host: "x".into() };
+        let question = RpcQuestion::Addresses { host: "x".into() };
         fn hangs_up(socket: OwnedFd) -> std::io::Result<()> {
             drop(socket);
             Ok(())

@@ -12,13 +12,13 @@ use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 use super::RegistryError;
-use super::auth::{Access, Scope, origin};
-use super::reach::Guide;
+use super::auth::{RepositoryAction, TokenScope, origin};
+use super::reach::RedirectGuide;
 use super::redact::{host_of, sanitised};
 
 /// The verification of a server's certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) enum Verify {
+pub(super) enum TlsVerify {
     /// The certificate must be valid for the name, with a trusted signer.
     #[default]
     Certificate,
@@ -28,18 +28,18 @@ pub(super) enum Verify {
 
 /// The TLS settings for connections to one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Tls {
+pub(super) struct TlsConfig {
     /// Files with authorities that are trusted in addition to the system's.
     pub(super) authorities: Vec<PathBuf>,
     /// Client certificates: a certificate file, and a key file (`None` if the key is in the same file).
     pub(super) pairs: Vec<(PathBuf, Option<PathBuf>)>,
     /// The verification of the server's certificate.
-    pub(super) verify: Verify,
+    pub(super) verify: TlsVerify,
 }
 
 /// The role of an endpoint in a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum EndpointRole {
     /// The registry itself, at its configured location.
     Primary,
     /// A mirror.
@@ -48,20 +48,20 @@ pub(super) enum Role {
 
 /// The kinds of requests that an endpoint is configured for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Serves {
+pub(super) struct EndpointScope {
     /// Resolving tags.
     pub(super) tags: bool,
     /// Fetching content by digest.
     pub(super) digests: bool,
 }
 
-impl Serves {
+impl EndpointScope {
     pub(super) const ALL: Self = Self { tags: true, digests: true };
 }
 
 /// One address of one repository.
 #[derive(Debug)]
-pub(super) struct Endpoint {
+pub(super) struct RegistryEndpoint {
     /// The host as the user names it: the key of its credentials.
     pub(super) registry: String,
     /// The repository's name at this host.
@@ -71,20 +71,20 @@ pub(super) struct Endpoint {
     /// The `ns` parameter: the registry that a proxy has to fetch from; `None` sends none.
     pub(super) namespace: Option<String>,
     /// For connections to this scheme, host and port.
-    pub(super) tls: Tls,
+    pub(super) tls: TlsConfig,
     /// Sent to this scheme, host and port only.
     pub(super) headers: HeaderMap,
     /// The role in the route.
-    pub(super) role: Role,
+    pub(super) role: EndpointRole,
     /// The kinds of requests it is configured for.
-    pub(super) serves: Serves,
+    pub(super) serves: EndpointScope,
     /// `--tls-verify=false`: accept any certificate of any host.
     pub(super) trusts_everybody: bool,
     /// Hosts named in the configuration, without ports: redirects may lead there, also into a private network.
     pub(super) named: Arc<HashSet<String>>,
 }
 
-impl Endpoint {
+impl RegistryEndpoint {
     /// Scheme, host and port.
     pub(super) fn origin(&self) -> String {
         origin(&self.root)
@@ -99,21 +99,21 @@ impl Endpoint {
     /// are trusted for other hosts too, because an organisation that signs for its registry signs for the storage
     /// behind it. Other hosts do not get the client certificate, and need a valid certificate unless the user accepts
     /// any.
-    pub(super) fn tls_for(&self, url: &Url) -> Tls {
+    pub(super) fn tls_for(&self, url: &Url) -> TlsConfig {
         if origin(url) == self.origin() {
             return self.tls.clone();
         }
         let same_host = url.host() == self.root.host();
-        Tls {
+        TlsConfig {
             authorities: self.tls.authorities.clone(),
             pairs: Vec::new(),
-            verify: if same_host || self.trusts_everybody { self.tls.verify } else { Verify::Certificate },
+            verify: if same_host || self.trusts_everybody { self.tls.verify } else { TlsVerify::Certificate },
         }
     }
 
     /// The policy for addresses chosen by this endpoint.
-    pub(super) fn guide(&self) -> Guide<'_> {
-        Guide { home: &self.root, named: &self.named }
+    pub(super) fn guide(&self) -> RedirectGuide<'_> {
+        RedirectGuide { home: &self.root, named: &self.named }
     }
 
     /// The target of a redirect or upload location from `from`; an error if the policy forbids it.
@@ -125,7 +125,7 @@ impl Endpoint {
         match (from.scheme(), next.scheme()) {
             (_, "https") | ("http", "http") => {}
             // If certificates are not verified, plain HTTP is no worse.
-            ("https", "http") if self.tls.verify == Verify::Nothing => {}
+            ("https", "http") if self.tls.verify == TlsVerify::Nothing => {}
             ("https", "http") => return Err(format!("a redirect from https to http at {}", host_of(&next))),
             _ => return Err("a redirect to something that is not http".into()),
         }
@@ -151,44 +151,44 @@ impl Endpoint {
     }
 
     /// The scope of a request to this endpoint.
-    pub(super) fn scope(self: &Arc<Self>, access: Access) -> Scope {
-        Scope { endpoint: self.clone(), access }
+    pub(super) fn scope(self: &Arc<Self>, access: RepositoryAction) -> TokenScope {
+        TokenScope { endpoint: self.clone(), access }
     }
 }
 
 /// All endpoints of one repository, in the order of failover.
 #[derive(Debug)]
-pub(super) struct Route {
+pub(super) struct RepositoryRoute {
     /// Invariant: not empty, and the last one is the primary.
-    pub(super) endpoints: Vec<Arc<Endpoint>>,
+    pub(super) endpoints: Vec<Arc<RegistryEndpoint>>,
 }
 
-impl Route {
+impl RepositoryRoute {
     /// The endpoints that may resolve tags; possibly none.
-    pub(super) fn for_tags(&self) -> Vec<Arc<Endpoint>> {
+    pub(super) fn for_tags(&self) -> Vec<Arc<RegistryEndpoint>> {
         self.endpoints.iter().filter(|endpoint| endpoint.serves.tags).cloned().collect()
     }
 
     /// The endpoints that may serve digests; possibly none.
-    pub(super) fn for_digests(&self) -> Vec<Arc<Endpoint>> {
+    pub(super) fn for_digests(&self) -> Vec<Arc<RegistryEndpoint>> {
         self.endpoints.iter().filter(|endpoint| endpoint.serves.digests).cloned().collect()
     }
 
     /// The endpoints of the registry itself: HTTPS and HTTP if certificates are not verified, otherwise one.
-    pub(super) fn primaries(&self) -> Vec<Arc<Endpoint>> {
-        self.endpoints.iter().filter(|endpoint| endpoint.role == Role::Primary).cloned().collect()
+    pub(super) fn primaries(&self) -> Vec<Arc<RegistryEndpoint>> {
+        self.endpoints.iter().filter(|endpoint| endpoint.role == EndpointRole::Primary).cloned().collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::Places;
-    use crate::registry::config::Config;
+    use crate::registry::ConfigPaths;
+    use crate::registry::config::RegistryConfig;
 
-    fn endpoint(registry: &str, tls_verify: Option<bool>) -> Arc<Endpoint> {
-        let given = crate::registry::config::Given { tls_verify, ..Default::default() };
-        let config = Config::load(&Places::default(), given).unwrap();
+    fn endpoint(registry: &str, tls_verify: Option<bool>) -> Arc<RegistryEndpoint> {
+        let given = crate::registry::config::ConnectionArgs { tls_verify, ..Default::default() };
+        let config = RegistryConfig::load(&ConfigPaths::default(), given).unwrap();
         config.route(&format!("{registry}/a").parse().unwrap()).unwrap().endpoints[0].clone()
     }
 

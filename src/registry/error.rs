@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::tls_trouble::TlsTrouble;
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::oci::{Digest, OciError};
 
 /// A failed request to a registry, or a failure before it.
@@ -298,20 +298,20 @@ pub enum RegistryError {
 
 impl RegistryError {
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
-            RegistryError::NotFound { .. } => Fault::NotFound,
+            RegistryError::NotFound { .. } => FaultClass::NotFound,
             // The administrator of the machine refuses, as a registry might: the command itself is right.
             RegistryError::Denied { .. }
             | RegistryError::TokenDenied { .. }
-            | RegistryError::Blocked { .. } => Fault::Denied,
+            | RegistryError::Blocked { .. } => FaultClass::Denied,
             RegistryError::Status { status, .. } if is_passing(*status) || *status >= 500 => {
-                Fault::Unavailable
+                FaultClass::Unavailable
             }
             RegistryError::Unreachable { .. }
             | RegistryError::Stalled { .. }
             | RegistryError::Proxy { .. }
-            | RegistryError::Busy { .. } => Fault::Unavailable,
+            | RegistryError::Busy { .. } => FaultClass::Unavailable,
             RegistryError::Exhausted { source, .. } => source.fault(),
             RegistryError::Status { .. }
             | RegistryError::Insecure { .. }
@@ -321,15 +321,15 @@ impl RegistryError {
             | RegistryError::Misled { .. }
             | RegistryError::SpeaksTls { .. }
             | RegistryError::Redirects { .. }
-            | RegistryError::SizeConflict { .. } => Fault::Misbehaved,
-            RegistryError::TooLarge { .. } => Fault::Unsupported,
-            RegistryError::Mismatch { .. } | RegistryError::Changed { .. } => Fault::Mismatch,
+            | RegistryError::SizeConflict { .. } => FaultClass::Misbehaved,
+            RegistryError::TooLarge { .. } => FaultClass::Unsupported,
+            RegistryError::Mismatch { .. } | RegistryError::Changed { .. } => FaultClass::Mismatch,
             RegistryError::Document { source, .. } => source.fault(),
             RegistryError::Credentials { .. }
             | RegistryError::Config { .. }
             | RegistryError::Address { .. }
-            | RegistryError::Range { .. } => Fault::Usage,
-            RegistryError::Helper { .. } | RegistryError::Setup { .. } => Fault::Io,
+            | RegistryError::Range { .. } => FaultClass::Usage,
+            RegistryError::Helper { .. } | RegistryError::Setup { .. } => FaultClass::Io,
         }
     }
 
@@ -398,7 +398,7 @@ impl RegistryError {
 
     /// Whether the host answers, and its service fails.
     pub fn is_failing(&self) -> bool {
-        matches!(self.last(), RegistryError::Status { .. }) && self.fault() == Fault::Unavailable
+        matches!(self.last(), RegistryError::Status { .. }) && self.fault() == FaultClass::Unavailable
     }
 
     /// Whether the registry limits the rate of requests (429).
@@ -464,7 +464,7 @@ mod tests {
             elapsed: Duration::from_millis(1500),
             source: Box::new(last),
         };
-        assert_eq!(error.fault(), Fault::Unavailable);
+        assert_eq!(error.fault(), FaultClass::Unavailable);
         assert_eq!(
             error.of_read("blob sha256:ab of r.example/a").chain(),
             "blob sha256:ab of r.example/a: gave up after 5 tries in 1500 ms: \

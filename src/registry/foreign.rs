@@ -9,8 +9,8 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 
 use super::answer;
-use super::challenge::{Challenge, challenge};
-use super::reach::Guide;
+use super::challenge::{AuthChallenge, challenge};
+use super::reach::RedirectGuide;
 use crate::io::ByteRange;
 
 /// The token server for a `WWW-Authenticate` of this value, for a registry at this address. An error names the reason
@@ -20,10 +20,10 @@ pub fn token_realm(registry: &str, value: &[u8]) -> Result<Option<String>, Strin
     let mut headers = HeaderMap::new();
     let value = HeaderValue::from_bytes(value).map_err(|error| error.to_string())?;
     headers.insert(WWW_AUTHENTICATE, value);
-    let guide = Guide { home: &registry, named: &HashSet::new() };
+    let guide = RedirectGuide { home: &registry, named: &HashSet::new() };
     Ok(challenge(guide, &headers, "repository:a/b:pull")?.and_then(|found| match found.for_writing("a/b") {
-        Challenge::Bearer { realm, .. } => Some(realm.to_string()),
-        Challenge::Basic => None,
+        AuthChallenge::Bearer { realm, .. } => Some(realm.to_string()),
+        AuthChallenge::Basic => None,
     }))
 }
 

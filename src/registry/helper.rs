@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
-use super::redact::{Secret, sanitised};
-use super::{Credential, RegistryError, elsewhere};
+use super::redact::{RedactedSecret, sanitised};
+use super::{RegistryError, UserCredential, elsewhere};
 
 /// Time limit for a helper; some of them ask a cloud service.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
@@ -27,7 +27,11 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const NOTHING: &str = "credentials not found";
 
 /// The credential of `docker-credential-NAME` for `server`; `place` is the file that names the helper.
-pub(super) async fn ask(name: &str, server: &str, place: &str) -> Result<Option<Credential>, RegistryError> {
+pub(super) async fn ask(
+    name: &str,
+    server: &str,
+    place: &str,
+) -> Result<Option<UserCredential>, RegistryError> {
     let answer = match elsewhere::credential(name, server).await {
         Some(answer) => answer,
         None => run_here(name, server).await,
@@ -36,7 +40,7 @@ pub(super) async fn ask(name: &str, server: &str, place: &str) -> Result<Option<
 }
 
 /// Runs the helper as a child of this process.
-pub(super) async fn run_here(name: &str, server: &str) -> Result<Option<Credential>, String> {
+pub(super) async fn run_here(name: &str, server: &str) -> Result<Option<UserCredential>, String> {
     // A name with a slash would run a program outside of the search path.
     if name.contains(['/', '\0']) {
         return Err("not the name of a helper".into());
@@ -48,12 +52,12 @@ fn failure(program: &str, place: &str, reason: &str) -> RegistryError {
     RegistryError::Helper { program: sanitised(program), place: place.to_owned(), reason: sanitised(reason) }
 }
 
-async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Option<Credential>, String> {
-    let Outcome { success, answer, complaint } = match tokio::time::timeout(limit, run(program, server)).await
-    {
-        Ok(result) => result.map_err(|error| error.to_string())?,
-        Err(_) => return Err(format!("no answer in {} ms", limit.as_millis())),
-    };
+async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Option<UserCredential>, String> {
+    let HelperOutcome { success, answer, complaint } =
+        match tokio::time::timeout(limit, run(program, server)).await {
+            Ok(result) => result.map_err(|error| error.to_string())?,
+            Err(_) => return Err(format!("no answer in {} ms", limit.as_millis())),
+        };
     if answer.len() as u64 > MAX_ANSWER {
         return Err(format!("its answer is longer than {MAX_ANSWER} bytes"));
     }
@@ -72,7 +76,7 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
         let complaint = sanitised(&String::from_utf8_lossy(&complaint));
         tracing::info!(program, complaint, "the credential helper says");
     }
-    Ok((!secret.is_empty()).then(|| Credential { user, secret: Secret::new(secret) }))
+    Ok((!secret.is_empty()).then(|| UserCredential { user, secret: RedactedSecret::new(secret) }))
 }
 
 /// Variables that carry the role of an ocifs process, or secrets. A helper must not inherit them, because it may call
@@ -98,7 +102,7 @@ fn parse(answer: &[u8]) -> Option<(String, String)> {
 }
 
 /// The result of a helper's run.
-struct Outcome {
+struct HelperOutcome {
     success: bool,
     /// Standard output, at most one byte more than the limit.
     answer: Vec<u8>,
@@ -117,7 +121,7 @@ async fn beginning(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
 }
 
 /// Runs the program to its end.
-async fn run(program: &str, server: &str) -> std::io::Result<Outcome> {
+async fn run(program: &str, server: &str) -> std::io::Result<HelperOutcome> {
     let mut command = Command::new(program);
     PRIVATE_VARIABLES.iter().for_each(|variable| {
         command.env_remove(variable);
@@ -143,7 +147,7 @@ async fn run(program: &str, server: &str) -> std::io::Result<Outcome> {
     }
     if answer.len() as u64 > MAX_ANSWER {
         child.kill().await?;
-        return Ok(Outcome { success: false, answer, complaint: Vec::new() });
+        return Ok(HelperOutcome { success: false, answer, complaint: Vec::new() });
     }
     let success = child.wait().await?.success();
     // A child of the helper may hold standard error open.
@@ -151,7 +155,7 @@ async fn run(program: &str, server: &str) -> std::io::Result<Outcome> {
         Some(complaint) => tokio::time::timeout(LAST_WORDS, complaint).await.ok().and_then(Result::ok),
         None => None,
     };
-    Ok(Outcome { success, answer, complaint: complaint.unwrap_or_default() })
+    Ok(HelperOutcome { success, answer, complaint: complaint.unwrap_or_default() })
 }
 
 #[cfg(test)]
@@ -159,7 +163,7 @@ mod tests {
     use super::*;
 
     /// Runs a helper with this body.
-    async fn with_script(body: &str) -> Result<Option<Credential>, RegistryError> {
+    async fn with_script(body: &str) -> Result<Option<UserCredential>, RegistryError> {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("docker-credential-test");

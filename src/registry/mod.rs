@@ -36,12 +36,12 @@ mod trouble;
 mod walk;
 mod web;
 
-pub use client::{Fetched, Headed, Options, Registry};
-pub use config::Places;
-pub use credentials::Credential;
+pub use client::{FetchedDocument, HeadedDocument, RegistryClient, RegistryOptions};
+pub use config::ConfigPaths;
+pub use credentials::UserCredential;
 pub use elsewhere::{serve_elsewhere, work_elsewhere};
 pub use error::RegistryError;
-pub use push::Pushed;
-pub use redact::{Secret, ShownUrl};
+pub use push::PushOutcome;
+pub use redact::{RedactedSecret, ShownUrl};
 pub use tls_trouble::TlsTrouble;
 pub use web::{WebAddress, WebFile};

@@ -12,13 +12,13 @@ use super::reach::{AddressClass, PrivateAddress, class_of};
 use super::{elsewhere, proxies};
 
 /// Resolves with getaddrinfo(3).
-pub(super) struct Names {
+pub(super) struct DnsResolver {
     /// The host of the registry that chose the names; `None` for names of the user. Such names may resolve to private
     /// addresses only of the class of the registry's own.
     pub(super) guide: Option<String>,
 }
 
-impl Resolve for Names {
+impl Resolve for DnsResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let guide = self.guide.clone();
         Box::pin(async move {

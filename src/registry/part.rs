@@ -10,13 +10,13 @@ use bytes::Bytes;
 use reqwest::Response;
 
 use super::RegistryError;
-use super::answer::{self, Body};
+use super::answer::{self, BodyReader};
 use super::redact::sanitised;
 use crate::io::ByteRange;
 
 /// The content of a response, judged by its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cover {
+pub(super) enum AnswerCoverage {
     /// These bytes: the requested ones, more around them, or the first of them.
     Range(ByteRange),
     /// The whole blob, whatever was requested.
@@ -33,7 +33,11 @@ pub(super) fn is_refused_range(status: u16) -> bool {
 
 /// The bytes in a successful response to a request for `asked`, or for the whole blob of `size` bytes. An error names
 /// the contradicting header.
-pub(super) fn cover(response: &Response, asked: Option<ByteRange>, size: u64) -> Result<Cover, String> {
+pub(super) fn cover(
+    response: &Response,
+    asked: Option<ByteRange>,
+    size: u64,
+) -> Result<AnswerCoverage, String> {
     let header = |name| answer::header(response, name);
     let length: Option<u64> = match header("content-length") {
         Some(text) => {
@@ -51,7 +55,7 @@ fn of_headers(
     length: Option<u64>,
     asked: Option<ByteRange>,
     size: u64,
-) -> Result<Cover, String> {
+) -> Result<AnswerCoverage, String> {
     let whole = ByteRange::new(0, size);
     let wanted = asked.unwrap_or(whole);
     let described = written.and_then(|written| described(written, wanted, size));
@@ -59,15 +63,15 @@ fn of_headers(
         Some(length) if length != range.len() => {
             Err(format!("content length {length} for {} bytes", range.len()))
         }
-        _ => Ok(if range == whole { Cover::Whole } else { Cover::Range(range) }),
+        _ => Ok(if range == whole { AnswerCoverage::Whole } else { AnswerCoverage::Range(range) }),
     };
     match (status, written, described) {
         (206, None, _) => Err("no content range".into()),
         (206, Some(written), None) => Err(format!("content range {:?} of {size} bytes", sanitised(written))),
         (_, Some(_), Some(range)) => fits(range),
         // Proxies turn a 206 into a 200, with or without its length. A response to a request without range is whole.
-        (_, Some(_), None) if asked.is_some() => Ok(Cover::Unprovable),
-        (_, None, _) if asked.is_some() && length != Some(size) => Ok(Cover::Unprovable),
+        (_, Some(_), None) if asked.is_some() => Ok(AnswerCoverage::Unprovable),
+        (_, None, _) if asked.is_some() && length != Some(size) => Ok(AnswerCoverage::Unprovable),
         _ => fits(whole),
     }
 }
@@ -81,7 +85,7 @@ fn described(written: &str, wanted: ByteRange, size: u64) -> Option<ByteRange> {
 }
 
 /// The body of one response.
-pub(super) struct Part {
+pub(super) struct AnswerPart {
     pub(super) response: Response,
     pub(super) host: String,
     pub(super) what: String,
@@ -95,11 +99,11 @@ pub(super) struct Part {
     pub(super) is_whole: bool,
 }
 
-impl Part {
+impl AnswerPart {
     /// The next chunk and its offset in the blob. The last chunk is delivered only after the end of the body: a body
     /// that is too long is as wrong as one that is too short.
     pub(super) async fn next(&mut self, stall: Duration) -> Result<(u64, Bytes), RegistryError> {
-        let body = Body { host: &self.host, what: &self.what, stall };
+        let body = BodyReader { host: &self.host, what: &self.what, stall };
         let wrong = |reason: String| RegistryError::Protocol {
             host: self.host.clone(),
             what: self.what.clone(),
@@ -142,22 +146,22 @@ mod tests {
     #[test]
     fn an_answer_is_taken_for_what_can_be_proven_of_it() {
         let asked = Some(range(10, 20));
-        let exact = Ok(Cover::Range(range(10, 20)));
+        let exact = Ok(AnswerCoverage::Range(range(10, 20)));
         for (status, written, length, expected) in [
             (206, Some("bytes 10-19/100"), Some(10), exact.clone()),
             (206, Some("bytes 10-19/100"), None, exact.clone()),
             (206, Some("bytes 10-19/*"), None, exact.clone()),
             (206, Some("Bytes 10-19/100"), None, exact.clone()),
-            (206, Some("bytes 10-14/100"), Some(5), Ok(Cover::Range(range(10, 15)))),
-            (206, Some("bytes 0-63/100"), Some(64), Ok(Cover::Range(range(0, 64)))),
-            (206, Some("bytes 0-99/100"), None, Ok(Cover::Whole)),
+            (206, Some("bytes 10-14/100"), Some(5), Ok(AnswerCoverage::Range(range(10, 15)))),
+            (206, Some("bytes 0-63/100"), Some(64), Ok(AnswerCoverage::Range(range(0, 64)))),
+            (206, Some("bytes 0-99/100"), None, Ok(AnswerCoverage::Whole)),
             (200, Some("bytes 10-19/100"), Some(10), exact.clone()),
             (200, Some("bytes 10-19/100"), None, exact),
-            (200, Some("bytes 0-99/100"), Some(100), Ok(Cover::Whole)),
-            (200, None, Some(100), Ok(Cover::Whole)),
-            (200, None, None, Ok(Cover::Unprovable)),
-            (200, None, Some(10), Ok(Cover::Unprovable)),
-            (200, Some("bytes 11-20/100"), Some(10), Ok(Cover::Unprovable)),
+            (200, Some("bytes 0-99/100"), Some(100), Ok(AnswerCoverage::Whole)),
+            (200, None, Some(100), Ok(AnswerCoverage::Whole)),
+            (200, None, None, Ok(AnswerCoverage::Unprovable)),
+            (200, None, Some(10), Ok(AnswerCoverage::Unprovable)),
+            (200, Some("bytes 11-20/100"), Some(10), Ok(AnswerCoverage::Unprovable)),
         ] {
             assert_eq!(
                 of_headers(status, written, length, asked, 100),
@@ -179,8 +183,11 @@ mod tests {
                 "{status} {written:?} {length:?}"
             );
         }
-        assert_eq!(of_headers(200, None, None, None, 100), Ok(Cover::Whole));
-        assert_eq!(of_headers(206, Some("bytes 0-9/100"), None, None, 100), Ok(Cover::Range(range(0, 10))));
+        assert_eq!(of_headers(200, None, None, None, 100), Ok(AnswerCoverage::Whole));
+        assert_eq!(
+            of_headers(206, Some("bytes 0-9/100"), None, None, 100),
+            Ok(AnswerCoverage::Range(range(0, 10)))
+        );
         assert!(of_headers(200, None, Some(99), None, 100).is_err());
     }
 }

@@ -10,15 +10,15 @@ use bytes::Bytes;
 use reqwest::Url;
 
 use super::RegistryError;
-use super::answer::{self, Body, refusal};
-use super::auth::{Access, Scope};
-use super::client::{Inner, MANIFESTS, Registry};
-use super::endpoint::Endpoint;
+use super::answer::{self, BodyReader, refusal};
+use super::auth::{RepositoryAction, TokenScope};
+use super::client::{ClientShared, MANIFESTS, RegistryClient};
+use super::endpoint::RegistryEndpoint;
 use super::redact::{host_of, sanitised};
-use super::retry::{Patience, Persistence};
-use super::send::{self, Act, Question, Reply};
-use super::walk::{Host, Walk};
-use crate::oci::{Descriptor, Digest, Document, INDEX_TYPE, OciError, Reference, Selector};
+use super::retry::{RetryBudget, RetryPolicy};
+use super::send::{self, RegistryRequest, RegistryResponse, RequestMethod};
+use super::walk::{HostState, MirrorFailover};
+use crate::oci::{Descriptor, Digest, INDEX_TYPE, ManifestDocument, ManifestSelector, OciError, Reference};
 use crate::oci::{fallback_tag, referrer_of, with_referrer};
 
 /// The media type of an uploaded blob (distribution-spec, "POST then PUT").
@@ -28,7 +28,7 @@ const LIST_TRIES: u32 = 4;
 
 /// The result of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushed {
+pub enum PushOutcome {
     /// The content was uploaded.
     Stored,
     /// The registry had the content, and nothing was sent.
@@ -36,43 +36,43 @@ pub enum Pushed {
 }
 
 /// The state of one push: host, scope and retry budget.
-struct Push<'a> {
-    inner: &'a Inner,
-    host: &'a Host,
-    scope: &'a Scope,
+struct PushSession<'a> {
+    inner: &'a ClientShared,
+    host: &'a HostState,
+    scope: &'a TokenScope,
     what: &'a str,
-    patience: Patience,
+    patience: RetryBudget,
 }
 
-impl Registry {
+impl RegistryClient {
     /// Stores a blob in the repository of `reference`, unless it is present.
     pub async fn push_blob(
         &self,
         reference: &Reference,
         digest: &Digest,
         bytes: Bytes,
-    ) -> Result<Pushed, RegistryError> {
+    ) -> Result<PushOutcome, RegistryError> {
         let what = format!("upload of {digest} to {}", reference.repository());
         check_own(reference, &what, digest, &bytes)?;
         let endpoint = self.inner.primary(reference, &what).await?;
-        let scope = endpoint.scope(Access::Push);
+        let scope = endpoint.scope(RepositoryAction::Push);
         let blob = endpoint.url(&format!("blobs/{digest}"), &what)?;
         let uploads = endpoint.url("blobs/uploads/", &what)?;
         let host = self.inner.hosts.of(&endpoint);
         let patience =
-            Patience::new(self.inner.read_budget + send::upload_time(bytes.len()), Persistence::Brief);
+            RetryBudget::new(self.inner.read_budget + send::upload_time(bytes.len()), RetryPolicy::Brief);
         let _permit = host.enter(&what, patience.left()).await?;
-        let mut push = Push { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
+        let mut push = PushSession { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
         let mut tried = false;
         loop {
             // Checked again after a failed upload, which may have arrived.
             if push.has_blob(&blob, bytes.len() as u64).await? {
-                return Ok(if tried { Pushed::Stored } else { Pushed::WasThere });
+                return Ok(if tried { PushOutcome::Stored } else { PushOutcome::WasThere });
             }
             let place = push.begin(&uploads, reference).await?;
             tried = true;
             match push.finish(place, digest, &bytes).await {
-                Ok(()) => return Ok(Pushed::Stored),
+                Ok(()) => return Ok(PushOutcome::Stored),
                 Err(error) => host.pause(&mut push.patience, error).await?,
             }
         }
@@ -86,13 +86,13 @@ impl Registry {
     pub async fn push_manifest(
         &self,
         reference: &Reference,
-        selector: &Selector,
+        selector: &ManifestSelector,
         media_type: &str,
         bytes: Bytes,
-    ) -> Result<Pushed, RegistryError> {
+    ) -> Result<PushOutcome, RegistryError> {
         let name = match selector {
-            Selector::Tag(tag) => tag.as_str(),
-            Selector::Digest(digest) => digest.as_str(),
+            ManifestSelector::Tag(tag) => tag.as_str(),
+            ManifestSelector::Digest(digest) => digest.as_str(),
         };
         let what = format!("upload of manifest {name} to {}", reference.repository());
         let refused = |source: OciError| RegistryError::Document {
@@ -100,33 +100,33 @@ impl Registry {
             what: what.clone(),
             source,
         };
-        let document = Document::parse(&bytes, Some(media_type)).map_err(refused)?;
+        let document = ManifestDocument::parse(&bytes, Some(media_type)).map_err(refused)?;
         let digest = match selector {
-            Selector::Tag(_) => Digest::sha256(&bytes),
-            Selector::Digest(digest) => {
+            ManifestSelector::Tag(_) => Digest::sha256(&bytes),
+            ManifestSelector::Digest(digest) => {
                 check_own(reference, &what, digest, &bytes)?;
                 digest.clone()
             }
         };
         let endpoint = self.inner.primary(reference, &what).await?;
-        let scope = endpoint.scope(Access::Push);
+        let scope = endpoint.scope(RepositoryAction::Push);
         let url = endpoint.url(&format!("manifests/{name}"), &what)?;
         let host = self.inner.hosts.of(&endpoint);
         let patience =
-            Patience::new(self.inner.read_budget + send::upload_time(bytes.len()), Persistence::Brief);
+            RetryBudget::new(self.inner.read_budget + send::upload_time(bytes.len()), RetryPolicy::Brief);
         let permit = host.enter(&what, patience.left()).await?;
-        let mut push = Push { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
+        let mut push = PushSession { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
         if document.subject().is_none() && push.has_manifest(&url, selector, &digest).await? {
-            return Ok(Pushed::WasThere);
+            return Ok(PushOutcome::WasThere);
         }
         let listed = push.put_manifest(&url, media_type, &bytes, &digest).await?;
         drop(permit);
-        let Some(subject) = document.subject() else { return Ok(Pushed::Stored) };
+        let Some(subject) = document.subject() else { return Ok(PushOutcome::Stored) };
         if listed.is_none_or(|listed| listed != subject.digest.as_str()) {
             let entry = referrer_of(&document, media_type, &bytes);
             self.list_by_tag(reference, &subject.digest, &entry).await?;
         }
-        Ok(Pushed::Stored)
+        Ok(PushOutcome::Stored)
     }
 
     /// Adds `entry` to the list under the fallback tag of `subject`. A registry offers no atomic update, so the list
@@ -139,14 +139,14 @@ impl Registry {
         entry: &Descriptor,
     ) -> Result<(), RegistryError> {
         let tag = fallback_tag(subject);
-        let selector = Selector::Tag(tag.clone());
+        let selector = ManifestSelector::Tag(tag.clone());
         let what = format!("list of referrers {tag} of {}", reference.repository());
         let mut writes = 0;
         loop {
             // From the registry itself: a mirror may not have the latest list.
             let endpoint = self.inner.primary(reference, &what).await?;
-            let patience = Patience::new(self.inner.read_budget, Persistence::Brief);
-            let walk = Walk::new(&self.inner.hosts, vec![endpoint], patience, &what)?;
+            let patience = RetryBudget::new(self.inner.read_budget, RetryPolicy::Brief);
+            let walk = MirrorFailover::new(&self.inner.hosts, vec![endpoint], patience, &what)?;
             let present = match self.inner.manifest(walk, &selector, &what).await {
                 Ok(fetched) => Some(fetched),
                 Err(error) if matches!(error.last(), RegistryError::NotFound { .. }) => None,
@@ -173,20 +173,30 @@ impl Registry {
     }
 }
 
-impl Inner {
+impl ClientShared {
     /// The endpoint for writes: the registry itself. If HTTPS and HTTP are both possible, a HEAD request decides.
-    async fn primary(&self, reference: &Reference, what: &str) -> Result<Arc<Endpoint>, RegistryError> {
+    async fn primary(
+        &self,
+        reference: &Reference,
+        what: &str,
+    ) -> Result<Arc<RegistryEndpoint>, RegistryError> {
         let mut ways = self.route(reference)?.primaries();
         if let (1, Some(only)) = (ways.len(), ways.pop()) {
             return Ok(only);
         }
-        let patience = Patience::new(self.read_budget, Persistence::Brief);
-        let mut walk = Walk::new(&self.hosts, self.route(reference)?.primaries(), patience, what)?;
+        let patience = RetryBudget::new(self.read_budget, RetryPolicy::Brief);
+        let mut walk = MirrorFailover::new(&self.hosts, self.route(reference)?.primaries(), patience, what)?;
         loop {
             let endpoint = walk.next(what).await?;
             let url = endpoint.url("manifests/latest", what)?;
-            let scope = endpoint.scope(Access::Pull);
-            let question = Question { scope: &scope, act: Act::Head, accept: MANIFESTS, range: None, what };
+            let scope = endpoint.scope(RepositoryAction::Pull);
+            let question = RegistryRequest {
+                scope: &scope,
+                act: RequestMethod::Head,
+                accept: MANIFESTS,
+                range: None,
+                what,
+            };
             match walk.bounded(what, send::ask(&self.clients, &self.auth, &question, &url)).await {
                 // Any response will do.
                 Ok(_) | Err(RegistryError::Denied { .. } | RegistryError::TokenDenied { .. }) => {
@@ -198,7 +208,7 @@ impl Inner {
     }
 }
 
-impl Push<'_> {
+impl PushSession<'_> {
     /// One request with retries within the budget, for requests that are safe to repeat.
     async fn insist<T>(
         &mut self,
@@ -213,10 +223,10 @@ impl Push<'_> {
     }
 
     /// The response to a HEAD; `None` if the content is absent or the response proves nothing.
-    async fn head(&mut self, url: &Url, accept: &str) -> Result<Option<Reply>, RegistryError> {
+    async fn head(&mut self, url: &Url, accept: &str) -> Result<Option<RegistryResponse>, RegistryError> {
         let (inner, scope, what) = (self.inner, self.scope, self.what);
         self.insist(async || {
-            let question = Question { scope, act: Act::Head, accept, range: None, what };
+            let question = RegistryRequest { scope, act: RequestMethod::Head, accept, range: None, what };
             let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
             match reply.response.status().as_u16() {
                 200 => Ok(Some(reply)),
@@ -239,14 +249,14 @@ impl Push<'_> {
     async fn has_manifest(
         &mut self,
         url: &Url,
-        selector: &Selector,
+        selector: &ManifestSelector,
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
         let Some(reply) = self.head(url, MANIFESTS).await? else { return Ok(false) };
         let named = answer::header(&reply.response, "docker-content-digest");
         Ok(match selector {
-            Selector::Digest(_) => named.is_none_or(|named| named == digest.as_str()),
-            Selector::Tag(_) => named == Some(digest.as_str()),
+            ManifestSelector::Digest(_) => named.is_none_or(|named| named == digest.as_str()),
+            ManifestSelector::Tag(_) => named == Some(digest.as_str()),
         })
     }
 
@@ -265,7 +275,7 @@ impl Push<'_> {
 
     async fn try_begin(&self, uploads: &Url, reference: &Reference) -> Result<Url, RegistryError> {
         let (inner, scope, what) = (self.inner, self.scope, self.what);
-        let question = Question { scope, act: Act::Begin, accept: "*/*", range: None, what };
+        let question = RegistryRequest { scope, act: RequestMethod::Begin, accept: "*/*", range: None, what };
         let reply = send::ask(&inner.clients, &inner.auth, &question, uploads).await?;
         let stall = inner.clients.stall();
         match reply.response.status().as_u16() {
@@ -284,7 +294,7 @@ impl Push<'_> {
             what: what.to_owned(),
             reason: format!("status 202 and {reason}"),
         })?;
-        Body { host: &host, what, stall }.discard(reply.response).await;
+        BodyReader { host: &host, what, stall }.discard(reply.response).await;
         Ok(place)
     }
 
@@ -292,7 +302,7 @@ impl Push<'_> {
     async fn finish(&self, mut place: Url, digest: &Digest, bytes: &Bytes) -> Result<(), RegistryError> {
         // The location may have a query of its own, which must be returned unchanged.
         place.query_pairs_mut().append_pair("digest", digest.as_str());
-        let act = Act::Put { media_type: OCTETS, bytes };
+        let act = RequestMethod::Put { media_type: OCTETS, bytes };
         self.host.bounded(self.what, self.patience.left(), self.put(&place, act, digest)).await.map(drop)
     }
 
@@ -304,7 +314,7 @@ impl Push<'_> {
         digest: &Digest,
     ) -> Result<Option<String>, RegistryError> {
         loop {
-            let act = Act::Put { media_type, bytes };
+            let act = RequestMethod::Put { media_type, bytes };
             match self.host.bounded(self.what, self.patience.left(), self.put(url, act, digest)).await {
                 Ok(subject) => return Ok(subject),
                 Err(error) => self.host.pause(&mut self.patience, error).await?,
@@ -313,9 +323,14 @@ impl Push<'_> {
     }
 
     /// Stores content. Returns the subject that the registry has recorded.
-    async fn put(&self, url: &Url, act: Act<'_>, digest: &Digest) -> Result<Option<String>, RegistryError> {
+    async fn put(
+        &self,
+        url: &Url,
+        act: RequestMethod<'_>,
+        digest: &Digest,
+    ) -> Result<Option<String>, RegistryError> {
         let (inner, scope, what) = (self.inner, self.scope, self.what);
-        let question = Question { scope, act, accept: "*/*", range: None, what };
+        let question = RegistryRequest { scope, act, accept: "*/*", range: None, what };
         let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
         let stall = inner.clients.stall();
         // 201 by the specification; some registries answer 200, 204, or 202 (Quay) for stored content.
@@ -336,7 +351,7 @@ impl Push<'_> {
             });
         }
         let subject = answer::header(&reply.response, "oci-subject").map(sanitised);
-        Body { host: &host, what, stall }.discard(reply.response).await;
+        BodyReader { host: &host, what, stall }.discard(reply.response).await;
         Ok(subject)
     }
 }

@@ -110,14 +110,14 @@ fn class(url: &Url) -> Option<AddressClass> {
 
 /// A registry that chooses addresses.
 #[derive(Clone, Copy)]
-pub(super) struct Guide<'a> {
+pub(super) struct RedirectGuide<'a> {
     /// The registry's own address.
     pub(super) home: &'a Url,
     /// Hosts named in this machine's configuration, without ports.
     pub(super) named: &'a HashSet<String>,
 }
 
-impl Guide<'_> {
+impl RedirectGuide<'_> {
     /// Checks that the registry may lead to the host of `to`, as far as possible before a name is resolved.
     pub(super) fn check_host(self, to: &Url) -> Result<(), String> {
         if !to.username().is_empty() || to.password().is_some() {
@@ -168,12 +168,12 @@ mod tests {
 
     fn check(home: &str, to: &str) -> Result<(), String> {
         let named = HashSet::from(["10.7.7.7".to_owned()]);
-        Guide { home: &home.parse().unwrap(), named: &named }.check_host(&to.parse().unwrap())
+        RedirectGuide { home: &home.parse().unwrap(), named: &named }.check_host(&to.parse().unwrap())
     }
 
     fn realm(home: &str, to: &str) -> Result<(), String> {
         let named = HashSet::new();
-        Guide { home: &home.parse().unwrap(), named: &named }.check_realm(&to.parse().unwrap())
+        RedirectGuide { home: &home.parse().unwrap(), named: &named }.check_realm(&to.parse().unwrap())
     }
 
     #[test]

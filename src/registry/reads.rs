@@ -6,14 +6,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Registry;
+use super::RegistryClient;
 use crate::oci::Reference;
 
 /// Directories that hold secrets of other programs, too.
 const SHARED: [&str; 11] =
     ["/", "/etc", "/home", "/opt", "/root", "/run", "/srv", "/tmp", "/usr", "/var", "/var/tmp"];
 
-impl Registry {
+impl RegistryClient {
     /// Files, and directories with all their content, that may be read for requests to `reference`. They need not
     /// exist.
     pub fn reads(&self, reference: Option<&Reference>) -> Vec<PathBuf> {

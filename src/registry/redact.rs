@@ -16,9 +16,9 @@ const MAX_FOREIGN: usize = 300;
 
 /// A password, a token, or a header made of one.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Secret(Box<str>);
+pub struct RedactedSecret(Box<str>);
 
-impl Secret {
+impl RedactedSecret {
     /// Wraps `text`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into().into())
@@ -35,13 +35,13 @@ impl Secret {
     }
 }
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for RedactedSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(REDACTED)
     }
 }
 
-impl fmt::Display for Secret {
+impl fmt::Display for RedactedSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(REDACTED)
     }
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_shown_by_no_format() {
-        let secret = Secret::new("hunter2");
+        let secret = RedactedSecret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?} {:#?}", Some(&secret)).matches("hunter2").count(), 0);
         assert_eq!(secret.expose(), "hunter2");
     }

@@ -11,29 +11,29 @@ use std::sync::Arc;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::answer::{self, Body, Ending, refusal};
-use super::auth::{Access, origin};
-use super::client::{Inner, Registry};
-use super::endpoint::Endpoint;
+use super::answer::{self, BodyEnding, BodyReader, refusal};
+use super::auth::{RepositoryAction, origin};
+use super::client::{ClientShared, RegistryClient};
+use super::endpoint::RegistryEndpoint;
 use super::redact::host_of;
-use super::retry::{Patience, Persistence};
-use super::send::{self, Act, Question};
-use super::walk::Walk;
+use super::retry::{RetryBudget, RetryPolicy};
+use super::send::{self, RegistryRequest, RequestMethod};
+use super::walk::MirrorFailover;
 use crate::oci::{
-    Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, Reference, Selector, fallback_tag, is_of_kind,
-    listed,
+    Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, ManifestSelector, Reference, fallback_tag,
+    is_of_kind, listed,
 };
 
 /// The most pages of one list. Even at ten entries a page, a registry can list as many as a document may hold.
 const MAX_PAGES: usize = 512;
 
 /// A page of a list.
-struct Page {
+struct ReferrersPage {
     entries: Vec<Descriptor>,
     next: Option<Url>,
 }
 
-impl Registry {
+impl RegistryClient {
     /// The manifests with `subject` in the repository of `reference`, of one kind or all, without duplicates. An
     /// empty list is no error, also from a registry without support for referrers.
     ///
@@ -54,7 +54,7 @@ impl Registry {
             if at < last && self.inner.hosts.of(&endpoint).is_failing() {
                 continue;
             }
-            let place = Place { endpoint, is_last: at == last && !told, what: &what };
+            let place = ReferrersHost { endpoint, is_last: at == last && !told, what: &what };
             match self.inner.referrers_at(&place, reference, subject, artifact_type).await {
                 Ok(mut entries) => {
                     let mut seen = HashSet::new();
@@ -81,26 +81,26 @@ impl Registry {
 }
 
 /// One host for a list request.
-struct Place<'a> {
-    endpoint: Arc<Endpoint>,
+struct ReferrersHost<'a> {
+    endpoint: Arc<RegistryEndpoint>,
     /// Whether no other host can be asked.
     is_last: bool,
     /// The name of the list, for errors.
     what: &'a str,
 }
 
-impl Inner {
+impl ClientShared {
     /// A failover over a single host.
-    fn walk_to(&self, place: &Place<'_>) -> Result<Walk, RegistryError> {
-        let patience = Patience::new(self.read_budget, Persistence::Brief);
-        let walk = Walk::new(&self.hosts, vec![place.endpoint.clone()], patience, place.what)?;
+    fn walk_to(&self, place: &ReferrersHost<'_>) -> Result<MirrorFailover, RegistryError> {
+        let patience = RetryBudget::new(self.read_budget, RetryPolicy::Brief);
+        let walk = MirrorFailover::new(&self.hosts, vec![place.endpoint.clone()], patience, place.what)?;
         Ok(if place.is_last { walk } else { walk.once() })
     }
 
     /// The list of one host, by the API or the fallback tag.
     async fn referrers_at(
         &self,
-        place: &Place<'_>,
+        place: &ReferrersHost<'_>,
         reference: &Reference,
         subject: &Digest,
         artifact_type: Option<&str>,
@@ -122,17 +122,18 @@ impl Inner {
     /// All pages of the API's list; `None` if the registry has no such API.
     async fn asked_referrers(
         &self,
-        place: &Place<'_>,
+        place: &ReferrersHost<'_>,
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
         let what = place.what;
-        let scope = place.endpoint.scope(Access::Pull);
+        let scope = place.endpoint.scope(RepositoryAction::Pull);
         let mut url = place.endpoint.url(&format!("referrers/{subject}"), what)?;
         if let Some(kind) = artifact_type {
             url.query_pairs_mut().append_pair("artifactType", kind);
         }
-        let question = Question { scope: &scope, act: Act::Get, accept: INDEX_TYPE, range: None, what };
+        let question =
+            RegistryRequest { scope: &scope, act: RequestMethod::Get, accept: INDEX_TYPE, range: None, what };
         let mut walk = self.walk_to(place)?;
         let (mut entries, mut asked) = (Vec::new(), HashSet::new());
         loop {
@@ -171,13 +172,13 @@ impl Inner {
     /// The entries under the fallback tag; an empty list without such a tag.
     async fn tagged_referrers(
         &self,
-        place: &Place<'_>,
+        place: &ReferrersHost<'_>,
         reference: &Reference,
         subject: &Digest,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         let tag = fallback_tag(subject);
         let what = format!("list of referrers {tag} of {}", reference.repository());
-        match self.manifest(self.walk_to(place)?, &Selector::Tag(tag), &what).await {
+        match self.manifest(self.walk_to(place)?, &ManifestSelector::Tag(tag), &what).await {
             Ok(fetched) => listed(&fetched.bytes, fetched.content_type.as_deref()).map_err(|source| {
                 RegistryError::Document { host: reference.registry().to_owned(), what, source }
             }),
@@ -197,8 +198,12 @@ fn lacks_referrers(error: &RegistryError) -> bool {
     }
 }
 
-impl Inner {
-    async fn try_page(&self, question: &Question<'_>, url: &Url) -> Result<Page, RegistryError> {
+impl ClientShared {
+    async fn try_page(
+        &self,
+        question: &RegistryRequest<'_>,
+        url: &Url,
+    ) -> Result<ReferrersPage, RegistryError> {
         let what = question.what;
         let stall = self.clients.stall();
         let reply = send::ask(&self.clients, &self.auth, question, url).await?;
@@ -225,15 +230,15 @@ impl Inner {
             tracing::debug!(host, what, "registry does not filter referrers");
         }
         let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);
-        let bytes = Body { host: &host, what, stall }
-            .limited(reply.response, MAX_DOCUMENT, Ending::Announced)
+        let bytes = BodyReader { host: &host, what, stall }
+            .limited(reply.response, MAX_DOCUMENT, BodyEnding::Announced)
             .await?;
         let entries = listed(&bytes, content_type.as_deref()).map_err(|source| RegistryError::Document {
             host: host.clone(),
             what: what.to_owned(),
             source,
         })?;
-        Ok(Page { entries, next })
+        Ok(ReferrersPage { entries, next })
     }
 }
 

@@ -20,7 +20,7 @@ const REFUSED: Duration = Duration::from_secs(10);
 
 /// The behaviour on a failing connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Persistence {
+pub(super) enum RetryPolicy {
     /// A user waits for the command: a dead host is reported after the usual number of attempts.
     Brief,
     /// A read in a mount: a dead host may come back.
@@ -29,19 +29,19 @@ pub(super) enum Persistence {
 
 /// The remaining retry budget of one request. Monotonic, so clock jumps do not matter.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct RetryBudget {
     started: Instant,
     budget: Duration,
-    persistence: Persistence,
+    persistence: RetryPolicy,
     /// The number of failed attempts.
     failed: u32,
     /// The failed attempts that count; those with a `Retry-After` of 1 s or more do not.
     counted: u32,
 }
 
-impl Patience {
+impl RetryBudget {
     /// A budget of `budget` from now on.
-    pub(super) fn new(budget: Duration, persistence: Persistence) -> Self {
+    pub(super) fn new(budget: Duration, persistence: RetryPolicy) -> Self {
         Self { started: Instant::now(), budget, persistence, failed: 0, counted: 0 }
     }
 
@@ -62,7 +62,7 @@ impl Patience {
         if named.is_none_or(|wait| wait < Duration::from_secs(1)) {
             self.counted += 1;
         }
-        let refused = error.is_connecting() && self.persistence == Persistence::Stubborn;
+        let refused = error.is_connecting() && self.persistence == RetryPolicy::Stubborn;
         let enough =
             if refused { self.started.elapsed() >= REFUSED.min(self.budget) } else { self.counted >= TRIES };
         let wait = named.unwrap_or_default() + jittered(bound(self.failed), random());
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn five_tries_and_no_more() {
-        let mut patience = Patience::new(Duration::from_secs(60), Persistence::Stubborn);
+        let mut patience = RetryBudget::new(Duration::from_secs(60), RetryPolicy::Stubborn);
         for _ in 0..4 {
             assert!(patience.after(status(503, None)).is_ok());
         }
@@ -160,13 +160,13 @@ mod tests {
 
     #[test]
     fn a_final_answer_is_given_as_it_is() {
-        let mut patience = Patience::new(Duration::from_secs(60), Persistence::Brief);
+        let mut patience = RetryBudget::new(Duration::from_secs(60), RetryPolicy::Brief);
         assert!(matches!(patience.after(status(418, None)), Err(RegistryError::Status { status: 418, .. })));
     }
 
     #[test]
     fn a_named_wait_is_kept_and_one_past_the_budget_is_not_waited_for() {
-        let mut patience = Patience::new(Duration::from_secs(60), Persistence::Brief);
+        let mut patience = RetryBudget::new(Duration::from_secs(60), RetryPolicy::Brief);
         let wait = patience.after(status(429, Some(Duration::from_secs(7)))).unwrap();
         assert!(wait >= Duration::from_secs(7));
         assert!(patience.after(status(429, Some(Duration::from_secs(61)))).is_err());

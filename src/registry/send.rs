@@ -15,16 +15,16 @@ use reqwest::header::{
 };
 use reqwest::{Client, RequestBuilder, Response, Url};
 
-use super::answer::Body;
-use super::auth::{Auth, Scope, origin};
-use super::endpoint::{Endpoint, Role, Tls, Verify};
-use super::names::Names;
+use super::answer::BodyReader;
+use super::auth::{LoginCache, TokenScope, origin};
+use super::endpoint::{EndpointRole, RegistryEndpoint, TlsConfig, TlsVerify};
+use super::names::DnsResolver;
 use super::reach::is_loopback;
-use super::redact::{Secret, ShownUrl, host_of, sanitised};
+use super::redact::{RedactedSecret, ShownUrl, host_of, sanitised};
 use super::tls::{HttpVersions, client_config};
 use super::trouble::{self, broken};
 use super::walk::lock;
-use super::{Options, RegistryError, proxies};
+use super::{RegistryError, RegistryOptions, proxies};
 use crate::io::ByteRange;
 use crate::meter;
 
@@ -41,14 +41,14 @@ const MIRROR_CONNECT: Duration = Duration::from_secs(3);
 const MAX_WARNINGS: usize = 64;
 
 /// HTTP clients by their settings. Each has its own connections.
-pub(super) struct Clients {
+pub(super) struct HttpClients {
     user_agent: String,
     connect_timeout: Duration,
     stall: Duration,
     /// Time limit for the head of a response.
     first_byte: Duration,
     /// Created on first use.
-    made: Mutex<HashMap<Kind, Client>>,
+    made: Mutex<HashMap<ClientKind, Client>>,
     /// Origins (scheme, host and port) that require HTTP/1.1.
     old: Mutex<HashSet<String>>,
     /// Warnings already logged.
@@ -57,9 +57,9 @@ pub(super) struct Clients {
 
 /// The settings of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Kind {
+struct ClientKind {
     /// The TLS settings; `None` for plain HTTP, which works on a machine without certificates.
-    tls: Option<Tls>,
+    tls: Option<TlsConfig>,
     /// For loopback addresses, which need no proxy.
     local: bool,
     connect_timeout: Duration,
@@ -71,15 +71,15 @@ struct Kind {
 
 /// The form of parameters for a token server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum TokenForm {
     /// In the query.
     Get,
     /// In the body, out of the logs of servers on the way.
     Post,
 }
 
-impl Clients {
-    pub(super) fn new(options: &Options) -> Self {
+impl HttpClients {
+    pub(super) fn new(options: &RegistryOptions) -> Self {
         // reqwest is built without a provider of its own; ring needs no C toolchain. A second installation is refused
         // and changes nothing.
         if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -112,10 +112,10 @@ impl Clients {
 
     /// The client for a request to `url`: the endpoint's own address, or one it sent us to. Certificate files are
     /// read on first use; they are few and small.
-    fn of(&self, endpoint: &Endpoint, url: &Url) -> Result<Client, RegistryError> {
+    fn of(&self, endpoint: &RegistryEndpoint, url: &Url) -> Result<Client, RegistryError> {
         let connect_timeout = match endpoint.role {
-            Role::Primary => self.connect_timeout,
-            Role::Mirror => self.connect_timeout.min(MIRROR_CONNECT),
+            EndpointRole::Primary => self.connect_timeout,
+            EndpointRole::Mirror => self.connect_timeout.min(MIRROR_CONNECT),
         };
         let tls = (url.scheme() == "https").then(|| endpoint.tls_for(url));
         let is_led = url.host() != endpoint.root.host()
@@ -123,14 +123,14 @@ impl Clients {
         let guide = is_led.then(|| endpoint.root.host_str().unwrap_or_default().to_owned());
         let is_old = lock(&self.old).contains(&origin(url));
         let versions = if is_old { HttpVersions::One } else { HttpVersions::All };
-        let kind = Kind { tls, local: is_loopback(url), connect_timeout, guide, versions };
+        let kind = ClientKind { tls, local: is_loopback(url), connect_timeout, guide, versions };
         let mut made = lock(&self.made);
         if let Some(client) = made.get(&kind) {
             return Ok(client.clone());
         }
         let mut builder = Client::builder()
             .user_agent(&self.user_agent)
-            .dns_resolver(Arc::new(Names { guide: kind.guide.clone() }))
+            .dns_resolver(Arc::new(DnsResolver { guide: kind.guide.clone() }))
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .connect_timeout(connect_timeout)
@@ -187,7 +187,7 @@ impl Clients {
 
     /// Whether a loopback address expects HTTPS, although plain HTTP was configured.
     async fn speaks_tls(&self, url: &Url) -> bool {
-        let careless = Tls { verify: Verify::Nothing, ..Tls::default() };
+        let careless = TlsConfig { verify: TlsVerify::Nothing, ..TlsConfig::default() };
         let Ok(config) = client_config(&careless, HttpVersions::One) else { return false };
         let client = Client::builder().no_proxy().tls_backend_preconfigured(config).build();
         match client {
@@ -225,18 +225,18 @@ impl Clients {
     /// scheme, host and port stay the same. A form is not sent to another origin.
     pub(super) async fn token(
         &self,
-        endpoint: &Endpoint,
+        endpoint: &RegistryEndpoint,
         realm: &Url,
-        form: Form,
+        form: TokenForm,
         pairs: &[(&str, &str)],
-        authorization: Option<&Secret>,
+        authorization: Option<&RedactedSecret>,
         what: &str,
     ) -> Result<Response, RegistryError> {
         let mut url = realm.clone();
         let mut body = None;
         match form {
-            Form::Get => drop(url.query_pairs_mut().extend_pairs(pairs)),
-            Form::Post => {
+            TokenForm::Get => drop(url.query_pairs_mut().extend_pairs(pairs)),
+            TokenForm::Post => {
                 // The query of a scratch URL is the form encoding.
                 let mut scratch = realm.clone();
                 scratch.set_query(None);
@@ -274,7 +274,7 @@ impl Clients {
             if body.is_some() && (origin(&next) != home || !matches!(status, 307 | 308)) {
                 return Err(misled(format!("status {status}, which does not take a form along")));
             }
-            Body { host: &host, what, stall: self.stall }.discard(response).await;
+            BodyReader { host: &host, what, stall: self.stall }.discard(response).await;
             url = next;
         }
         Err(RegistryError::Redirects { host: host_of(&url), what: what.to_owned(), most: MAX_REDIRECTS })
@@ -283,7 +283,7 @@ impl Clients {
 
 /// The method of a request.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Act<'a> {
+pub(super) enum RequestMethod<'a> {
     /// Read.
     Get,
     /// Check for existence.
@@ -299,40 +299,40 @@ pub(super) enum Act<'a> {
     },
 }
 
-impl Act<'_> {
+impl RequestMethod<'_> {
     /// The time limit for the upload, in addition to that of a read.
     fn upload(self) -> Duration {
         match self {
-            Act::Get | Act::Head | Act::Begin => Duration::ZERO,
-            Act::Put { bytes, .. } => upload_time(bytes.len()),
+            RequestMethod::Get | RequestMethod::Head | RequestMethod::Begin => Duration::ZERO,
+            RequestMethod::Put { bytes, .. } => upload_time(bytes.len()),
         }
     }
 
     /// Whether a redirect to a GET preserves the meaning of the request (RFC 9110 section 15.4).
     fn is_safe(self) -> bool {
         match self {
-            Act::Get | Act::Head => true,
-            Act::Begin | Act::Put { .. } => false,
+            RequestMethod::Get | RequestMethod::Head => true,
+            RequestMethod::Begin | RequestMethod::Put { .. } => false,
         }
     }
 
     /// The method's name, for logs.
     fn name(self) -> &'static str {
         match self {
-            Act::Get => "GET",
-            Act::Head => "HEAD",
-            Act::Begin => "POST",
-            Act::Put { .. } => "PUT",
+            RequestMethod::Get => "GET",
+            RequestMethod::Head => "HEAD",
+            RequestMethod::Begin => "POST",
+            RequestMethod::Put { .. } => "PUT",
         }
     }
 
     fn request(self, client: &Client, url: Url) -> RequestBuilder {
         match self {
-            Act::Get => client.get(url),
-            Act::Head => client.head(url),
+            RequestMethod::Get => client.get(url),
+            RequestMethod::Head => client.head(url),
             // The distribution-spec requires a Content-Length of 0 ("POST then PUT"), which hyper omits by default.
-            Act::Begin => client.post(url).header(CONTENT_LENGTH, 0),
-            Act::Put { media_type, bytes } => {
+            RequestMethod::Begin => client.post(url).header(CONTENT_LENGTH, 0),
+            RequestMethod::Put { media_type, bytes } => {
                 let request = client.put(url).header(CONTENT_TYPE, media_type);
                 request.header(CONTENT_LENGTH, bytes.len()).body(bytes.clone())
             }
@@ -346,11 +346,11 @@ pub(super) fn upload_time(bytes: usize) -> Duration {
 }
 
 /// A request to a registry.
-pub(super) struct Question<'a> {
+pub(super) struct RegistryRequest<'a> {
     /// Endpoint and access.
-    pub(super) scope: &'a Scope,
+    pub(super) scope: &'a TokenScope,
     /// The method.
-    pub(super) act: Act<'a>,
+    pub(super) act: RequestMethod<'a>,
     /// The accepted media types.
     pub(super) accept: &'a str,
     /// The requested bytes; `None`: all.
@@ -360,7 +360,7 @@ pub(super) struct Question<'a> {
 }
 
 /// A response that is neither a redirect nor a challenge that could be answered.
-pub(super) struct Reply {
+pub(super) struct RegistryResponse {
     /// The response, its body unread.
     pub(super) response: Response,
     /// The final URL.
@@ -375,12 +375,12 @@ pub(super) struct Reply {
 
 /// Sends `question` to `start`, follows redirects, and logs in once for each host that sends a challenge.
 pub(super) async fn ask(
-    clients: &Clients,
-    auth: &Auth,
-    question: &Question<'_>,
+    clients: &HttpClients,
+    auth: &LoginCache,
+    question: &RegistryRequest<'_>,
     start: &Url,
-) -> Result<Reply, RegistryError> {
-    let Question { scope, what, .. } = *question;
+) -> Result<RegistryResponse, RegistryError> {
+    let RegistryRequest { scope, what, .. } = *question;
     let home = scope.endpoint.origin();
     let (mut url, mut redirects) = (start.clone(), 0);
     let mut authorization = auth.known(scope, &url).await?;
@@ -405,7 +405,7 @@ pub(super) async fn ask(
         let response = clients.send(request, &url, what, waited).await?;
         let status = response.status().as_u16();
         tracing::debug!(url = %ShownUrl(&url), act = question.act.name(), range = question.range.map(tracing::field::debug), status, "request");
-        let body = Body { host: &host, what, stall: clients.stall() };
+        let body = BodyReader { host: &host, what, stall: clients.stall() };
         let at_home = origin(&url) == home;
         let misled =
             |reason: String| RegistryError::Misled { host: host.clone(), what: what.to_owned(), reason };
@@ -443,7 +443,7 @@ pub(super) async fn ask(
             }
         }
         let login = authorization.and_then(|known| known.login);
-        return Ok(Reply { response, url, at_home, redirected: redirects > 0, login });
+        return Ok(RegistryResponse { response, url, at_home, redirected: redirects > 0, login });
     }
 }
 
@@ -461,7 +461,7 @@ fn configured(headers: &HeaderMap, logged_in: bool) -> HeaderMap {
 }
 
 /// A header that the logs of the HTTP crates do not show.
-fn sensitive(secret: &Secret, url: &Url, what: &str) -> Result<HeaderValue, RegistryError> {
+fn sensitive(secret: &RedactedSecret, url: &Url, what: &str) -> Result<HeaderValue, RegistryError> {
     let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| RegistryError::Credentials {
         place: format!("the login for {}", host_of(url)),
         reason: format!("it makes no header for {what}"),
@@ -476,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_warning_is_shown_once_for_each_registry() {
-        let clients = Clients::new(&Options::default());
+        let clients = HttpClients::new(&RegistryOptions::default());
         let of = |host: &str, values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
@@ -499,7 +499,9 @@ mod tests {
     fn a_longer_patience_waits_longer_for_a_first_byte() {
         let first_byte = |seconds| {
             let read_budget = Duration::from_secs(seconds);
-            Clients::new(&Options { read_budget, ..Options::default() }).first_byte.as_secs()
+            HttpClients::new(&RegistryOptions { read_budget, ..RegistryOptions::default() })
+                .first_byte
+                .as_secs()
         };
         assert_eq!([first_byte(60), first_byte(90), first_byte(300)], [30, 45, 150]);
     }

@@ -19,7 +19,7 @@ use rustls::{
 
 use super::RegistryError;
 use super::certificate::GivenCertificate;
-use super::endpoint::{Tls, Verify};
+use super::endpoint::{TlsConfig, TlsVerify};
 
 /// The largest certificate file that is read, in bytes.
 const MAX_CERTIFICATES: u64 = 4 * 1024 * 1024;
@@ -34,12 +34,12 @@ pub(super) enum HttpVersions {
 }
 
 /// The rustls configuration for `tls`. Reads its files.
-pub(super) fn client_config(tls: &Tls, versions: HttpVersions) -> Result<ClientConfig, RegistryError> {
+pub(super) fn client_config(tls: &TlsConfig, versions: HttpVersions) -> Result<ClientConfig, RegistryError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let failed = |error: Error| unusable(Path::new("the certificates of the system"), error);
     let verifier: Arc<dyn ServerCertVerifier> = match tls.verify {
-        Verify::Nothing => Arc::new(Anything(provider.signature_verification_algorithms)),
-        Verify::Certificate => {
+        TlsVerify::Nothing => Arc::new(TrustAnything(provider.signature_verification_algorithms)),
+        TlsVerify::Certificate => {
             let mut given = Vec::new();
             for file in &tls.authorities {
                 let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content(file)?).collect();
@@ -190,9 +190,9 @@ impl ServerCertVerifier for GivenFirst {
 
 /// Verifier that accepts every certificate: the user turned verification off.
 #[derive(Debug)]
-struct Anything(WebPkiSupportedAlgorithms);
+struct TrustAnything(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anything {
+impl ServerCertVerifier for TrustAnything {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -301,7 +301,7 @@ mod tests {
 
     /// A handshake in memory with a server that shows `own` and its key: how many certificates it was shown.
     fn shaken(
-        tls: &Tls,
+        tls: &TlsConfig,
         own: &Path,
         version: &'static rustls::SupportedProtocolVersion,
     ) -> Result<usize, Error> {
@@ -334,7 +334,7 @@ mod tests {
             return;
         };
         let path = |name: &str| -> PathBuf { folder.path().join(name) };
-        let trusting = |name: &str| Tls { authorities: vec![path(name)], ..Tls::default() };
+        let trusting = |name: &str| TlsConfig { authorities: vec![path(name)], ..TlsConfig::default() };
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
             for own in ["authority.crt", "bare.crt"] {
                 assert_eq!(shaken(&trusting(own), &path(own), version), Ok(0), "{own} {version:?}");
@@ -350,8 +350,10 @@ mod tests {
             std::fs::copy(path("other.key"), path("stolen.key")).unwrap();
             assert!(shaken(&trusting("authority.crt"), &path("stolen.crt"), version).is_err());
             // What we show is for the server to judge, of whatever version it is.
-            let showing =
-                Tls { pairs: vec![(path("bare.crt"), Some(path("bare.key")))], ..trusting("authority.crt") };
+            let showing = TlsConfig {
+                pairs: vec![(path("bare.crt"), Some(path("bare.key")))],
+                ..trusting("authority.crt")
+            };
             assert_eq!(shaken(&showing, &path("authority.crt"), version), Ok(1));
         }
     }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::RegistryError;
-use super::endpoint::{Endpoint, Role};
+use super::endpoint::{EndpointRole, RegistryEndpoint};
 use super::redact::host_of;
-use super::retry::Patience;
+use super::retry::RetryBudget;
 use crate::io::chain;
 use crate::meter;
 
@@ -28,14 +28,15 @@ pub(super) const LEFT_ALONE: Duration = Duration::from_secs(60);
 
 /// All hosts since the start, by origin.
 #[derive(Default)]
-pub(super) struct Hosts(Mutex<HashMap<String, Arc<Host>>>);
+pub(super) struct HostStates(Mutex<HashMap<String, Arc<HostState>>>);
 
-impl Hosts {
+impl HostStates {
     /// The state of an endpoint's host.
-    pub(super) fn of(&self, endpoint: &Endpoint) -> Arc<Host> {
+    pub(super) fn of(&self, endpoint: &RegistryEndpoint) -> Arc<HostState> {
         let mut hosts = lock(&self.0);
-        let host =
-            hosts.entry(endpoint.origin()).or_insert_with(|| Arc::new(Host::new(host_of(&endpoint.root))));
+        let host = hosts
+            .entry(endpoint.origin())
+            .or_insert_with(|| Arc::new(HostState::new(host_of(&endpoint.root))));
         host.clone()
     }
 
@@ -48,7 +49,7 @@ impl Hosts {
 }
 
 /// The state of one scheme, host and port.
-pub(super) struct Host {
+pub(super) struct HostState {
     name: String,
     /// Permits for concurrent requests; one is held while a body streams.
     places: Arc<Semaphore>,
@@ -64,7 +65,7 @@ pub(super) struct Host {
     failing: Mutex<Option<Instant>>,
 }
 
-impl Host {
+impl HostState {
     fn new(name: String) -> Self {
         Self {
             name,
@@ -115,7 +116,7 @@ impl Host {
     /// Waits before the next attempt, or gives up. A wait that the host asked for applies to all requests to it.
     pub(super) async fn pause(
         &self,
-        patience: &mut Patience,
+        patience: &mut RetryBudget,
         error: RegistryError,
     ) -> Result<(), RegistryError> {
         let named = error.retry_after();
@@ -167,17 +168,17 @@ impl Host {
 
     /// Records a failure if another host can be asked. A registry that is down may return at any time, so it gets no
     /// backoff; only a lack of TLS is remembered.
-    fn note_failed(&self, role: Role, error: &RegistryError) {
+    fn note_failed(&self, role: EndpointRole, error: &RegistryError) {
         let lasts = match role {
-            Role::Mirror => error.is_about_the_host(),
-            Role::Primary => matches!(error, RegistryError::Insecure { .. }),
+            EndpointRole::Mirror => error.is_about_the_host(),
+            EndpointRole::Primary => matches!(error, RegistryError::Insecure { .. }),
         };
         if !lasts {
             tracing::debug!(host = self.name, %error, "asking the next host");
             return;
         }
         let alone = error.retry_after().unwrap_or_default().clamp(LEFT_ALONE, 60 * LEFT_ALONE);
-        if role == Role::Primary {
+        if role == EndpointRole::Primary {
             // The user declared the registry insecure, so plain HTTP is allowed.
             tracing::debug!(host = self.name, error = chain(error), "spoken to otherwise");
         } else if !self.is_failing() {
@@ -207,34 +208,34 @@ impl Host {
 }
 
 /// One host of a failover.
-struct Stop {
-    endpoint: Arc<Endpoint>,
-    host: Arc<Host>,
+struct FailoverStop {
+    endpoint: Arc<RegistryEndpoint>,
+    host: Arc<HostState>,
 }
 
 /// Failover over the hosts that may have some content.
-pub(super) struct Walk {
+pub(super) struct MirrorFailover {
     /// Invariant: not empty.
-    stops: Vec<Stop>,
+    stops: Vec<FailoverStop>,
     /// The current stop. Invariant: inside `stops`.
     at: usize,
     /// Whether to start again after the last stop has failed.
     insists: bool,
-    patience: Patience,
+    patience: RetryBudget,
     /// The permit of the current host.
-    held: Option<(Arc<Host>, OwnedSemaphorePermit)>,
+    held: Option<(Arc<HostState>, OwnedSemaphorePermit)>,
 }
 
-impl Walk {
+impl MirrorFailover {
     /// Starts a failover over `endpoints`. Without any, the error names `what`.
     pub(super) fn new(
-        hosts: &Hosts,
-        endpoints: Vec<Arc<Endpoint>>,
-        patience: Patience,
+        hosts: &HostStates,
+        endpoints: Vec<Arc<RegistryEndpoint>>,
+        patience: RetryBudget,
         what: &str,
     ) -> Result<Self, RegistryError> {
-        let stop = |endpoint: Arc<Endpoint>| Stop { host: hosts.of(&endpoint), endpoint };
-        let stops: Vec<Stop> = endpoints.into_iter().map(stop).collect();
+        let stop = |endpoint: Arc<RegistryEndpoint>| FailoverStop { host: hosts.of(&endpoint), endpoint };
+        let stops: Vec<FailoverStop> = endpoints.into_iter().map(stop).collect();
         if stops.is_empty() {
             return Err(RegistryError::Config {
                 place: format!("for {what}"),
@@ -251,7 +252,7 @@ impl Walk {
     }
 
     /// Removes the `unwanted` stops, except the last one.
-    pub(super) fn without(mut self, unwanted: impl Fn(&Endpoint) -> bool) -> Self {
+    pub(super) fn without(mut self, unwanted: impl Fn(&RegistryEndpoint) -> bool) -> Self {
         let last = self.stops.len() - 1;
         let mut at = 0;
         self.stops.retain(|stop| {
@@ -262,7 +263,7 @@ impl Walk {
     }
 
     /// The next host to ask, with a permit.
-    pub(super) async fn next(&mut self, what: &str) -> Result<Arc<Endpoint>, RegistryError> {
+    pub(super) async fn next(&mut self, what: &str) -> Result<Arc<RegistryEndpoint>, RegistryError> {
         loop {
             while self.at + 1 < self.stops.len() && self.stops[self.at].host.is_failing() {
                 self.at += 1;
@@ -300,7 +301,7 @@ impl Walk {
         let mut next = self.at + 1;
         // The other scheme is only tried if no connection was established or TLS failed: any answer settles it.
         if !error.is_connecting() && !matches!(error, RegistryError::Insecure { .. }) {
-            let same = |other: &Stop| other.endpoint.is_other_way_of(&stop.endpoint);
+            let same = |other: &FailoverStop| other.endpoint.is_other_way_of(&stop.endpoint);
             next += self.stops[next..].iter().take_while(|other| same(other)).count();
         }
         if next < self.stops.len() || !self.insists {
@@ -319,7 +320,7 @@ impl Walk {
     }
 
     /// The current host.
-    pub(super) fn host(&self) -> &Host {
+    pub(super) fn host(&self) -> &HostState {
         &self.stops[self.at].host
     }
 

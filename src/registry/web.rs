@@ -12,17 +12,17 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use reqwest::{Response, Url};
 
-use super::answer::{self, Body, refusal};
-use super::auth::Access;
-use super::blob::{Blob, LazyBlob, Seen};
-use super::endpoint::Endpoint;
+use super::answer::{self, BodyReader, refusal};
+use super::auth::RepositoryAction;
+use super::blob::{HttpValidators, LazyBlob, RemoteBlob};
+use super::endpoint::RegistryEndpoint;
 use super::part::is_refused_range;
 use super::redact::{REDACTED, ShownUrl, host_of, sanitised};
-use super::retry::{Patience, Persistence};
-use super::send::{self, Act, Question, Reply};
-use super::walk::Walk;
-use super::{Registry, RegistryError};
-use crate::io::{BoxStream, ByteRange, Fetch, ReadError};
+use super::retry::{RetryBudget, RetryPolicy};
+use super::send::{self, RegistryRequest, RegistryResponse, RequestMethod};
+use super::walk::MirrorFailover;
+use super::{RegistryClient, RegistryError};
+use crate::io::{BoxStream, ByteRange, RangeFetch, ReadError};
 use crate::oci::OciError;
 
 /// The HTTP or HTTPS address of a file. `Display` and `Debug` omit the query, which may be signed.
@@ -69,32 +69,32 @@ impl fmt::Debug for WebAddress {
 /// A file, by the abilities of its server.
 pub enum WebFile {
     /// By range. A change of the file is a read error.
-    Ranges(Arc<dyn Fetch>),
+    Ranges(Arc<dyn RangeFetch>),
     /// As a whole, once: the server has no ranges.
     Whole(BoxStream<'static, Result<Bytes, ReadError>>),
 }
 
-impl Registry {
+impl RegistryClient {
     /// The file at an address. A server that asks for a login gets the credential of its host, as a registry does.
     pub async fn file(&self, address: &WebAddress) -> Result<WebFile, RegistryError> {
         let endpoint = Arc::new(self.inner.config()?.file(&address.0)?);
         let name = address.to_string();
         let what = format!("file {name}");
-        let patience = Patience::new(self.inner.read_budget, Persistence::Brief);
-        let mut walk = Walk::new(&self.inner.hosts, vec![endpoint.clone()], patience, &what)?;
+        let patience = RetryBudget::new(self.inner.read_budget, RetryPolicy::Brief);
+        let mut walk = MirrorFailover::new(&self.inner.hosts, vec![endpoint.clone()], patience, &what)?;
         loop {
             walk.next(&what).await?;
             let looked = walk.bounded(&what, self.look(&endpoint, &what)).await;
             match looked {
-                Ok(Look::Ranged { size, seen }) => {
-                    let blob = Blob::of_file(self.inner.clone(), endpoint, seen, name, size);
+                Ok(FirstAnswer::Ranged { size, seen }) => {
+                    let blob = RemoteBlob::of_file(self.inner.clone(), endpoint, seen, name, size);
                     return Ok(WebFile::Ranges(Arc::new(LazyBlob(Arc::new(blob)))));
                 }
-                Ok(Look::Whole(response)) => {
+                Ok(FirstAnswer::Whole(response)) => {
                     tracing::warn!(file = name, "the server has no ranges, the file is fetched whole");
                     let stall = self.inner.clients.stall();
                     let promised = response.content_length();
-                    let arriving = Arriving { response, what, stall, walk, came: 0, promised };
+                    let arriving = WholeDownload { response, what, stall, walk, came: 0, promised };
                     return Ok(WebFile::Whole(whole(arriving)));
                 }
                 Err(error) => walk.failed(error).await?,
@@ -103,7 +103,7 @@ impl Registry {
     }
 
     /// Requests the first byte; if the server has no use for ranges, the whole.
-    async fn look(&self, endpoint: &Arc<Endpoint>, what: &str) -> Result<Look, RegistryError> {
+    async fn look(&self, endpoint: &Arc<RegistryEndpoint>, what: &str) -> Result<FirstAnswer, RegistryError> {
         match self.look_at(endpoint, Some(ByteRange::new(0, 1)), what).await? {
             Some(look) => Ok(look),
             None => {
@@ -117,18 +117,18 @@ impl Registry {
 
     async fn look_at(
         &self,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Arc<RegistryEndpoint>,
         range: Option<ByteRange>,
         what: &str,
-    ) -> Result<Option<Look>, RegistryError> {
-        let scope = endpoint.scope(Access::Pull);
-        let question = Question { scope: &scope, act: Act::Get, accept: "*/*", range, what };
+    ) -> Result<Option<FirstAnswer>, RegistryError> {
+        let scope = endpoint.scope(RepositoryAction::Pull);
+        let question = RegistryRequest { scope: &scope, act: RequestMethod::Get, accept: "*/*", range, what };
         let reply = send::ask(&self.inner.clients, &self.inner.auth, &question, &endpoint.root).await?;
         let stall = self.inner.clients.stall();
         let host = host_of(&reply.url);
         let wrong =
             |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
-        let Reply { response, .. } = &reply;
+        let RegistryResponse { response, .. } = &reply;
         match response.status().as_u16() {
             status @ (200 | 206) => {
                 if let Some(encoding) = answer::encoding(response) {
@@ -139,11 +139,11 @@ impl Registry {
                     return Ok(None);
                 }
                 if status == 200 {
-                    return Ok(Some(Look::Whole(reply.response)));
+                    return Ok(Some(FirstAnswer::Whole(reply.response)));
                 }
             }
             status if range.is_some() && is_refused_range(status) => {
-                Body { host: &host, what, stall }.discard(reply.response).await;
+                BodyReader { host: &host, what, stall }.discard(reply.response).await;
                 return Ok(None);
             }
             _ => return Err(refusal(reply, what, stall).await),
@@ -155,36 +155,36 @@ impl Registry {
             Some((ByteRange { start: 0, .. }, None)) => return Ok(None),
             _ => return Err(wrong(format!("status 206 and content range {:?}", sanitised(written)))),
         };
-        let seen = Seen::of(response);
-        Body { host: &host, what, stall }.discard(reply.response).await;
-        Ok(Some(Look::Ranged { size, seen }))
+        let seen = HttpValidators::of(response);
+        BodyReader { host: &host, what, stall }.discard(reply.response).await;
+        Ok(Some(FirstAnswer::Ranged { size, seen }))
     }
 }
 
 /// The result of the first request.
-enum Look {
+enum FirstAnswer {
     /// The first byte: the server supports ranges; size and version.
-    Ranged { size: u64, seen: Seen },
+    Ranged { size: u64, seen: HttpValidators },
     /// The whole file.
     Whole(Response),
 }
 
 /// A whole file, in transfer.
-struct Arriving {
+struct WholeDownload {
     response: Response,
     what: String,
     stall: std::time::Duration,
     /// Holds a permit of the host.
-    walk: Walk,
+    walk: MirrorFailover,
     came: u64,
     promised: Option<u64>,
 }
 
-fn whole(arriving: Arriving) -> BoxStream<'static, Result<Bytes, ReadError>> {
-    futures_util::stream::try_unfold(arriving, async |mut arriving: Arriving| {
+fn whole(arriving: WholeDownload) -> BoxStream<'static, Result<Bytes, ReadError>> {
+    futures_util::stream::try_unfold(arriving, async |mut arriving: WholeDownload| {
         arriving.walk.refresh();
         let host = host_of(arriving.response.url());
-        let body = Body { host: &host, what: &arriving.what, stall: arriving.stall };
+        let body = BodyReader { host: &host, what: &arriving.what, stall: arriving.stall };
         let chunk = body.chunk(&mut arriving.response).await;
         let subject = arriving.what.clone();
         match chunk.map_err(|error| error.of_read(subject.clone()))? {

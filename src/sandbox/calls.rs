@@ -15,7 +15,7 @@ use seccompiler::{
     SeccompRule, TargetArch, sock_filter,
 };
 
-use super::Applied;
+use super::AppliedPart;
 
 /// Calls that fail with EPERM whatever their arguments.
 const REFUSED: &[c_long] = &[
@@ -166,15 +166,15 @@ const FAMILIES: [libc::c_int; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETL
 const DATAGRAMS: [libc::c_int; 2] = [libc::SOCK_DGRAM, libc::SOCK_RAW];
 
 /// Installs the filters.
-pub(super) fn refuse() -> Applied {
+pub(super) fn refuse() -> AppliedPart {
     let applied = programs().and_then(|programs| {
         programs
             .iter()
             .try_for_each(|program| seccompiler::apply_filter(program).map_err(|error| error.to_string()))
     });
     match applied {
-        Ok(()) => Applied::Whole,
-        Err(error) => Applied::No(error),
+        Ok(()) => AppliedPart::Whole,
+        Err(error) => AppliedPart::No(error),
     }
 }
 

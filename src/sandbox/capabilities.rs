@@ -10,19 +10,19 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat};
 
-use super::{Applied, Policy};
+use super::{AppliedPart, SandboxPolicy};
 
 /// Drops every capability that `policy` does not need.
-pub(super) fn drop_all_but(policy: &Policy) -> Applied {
+pub(super) fn drop_all_but(policy: &SandboxPolicy) -> AppliedPart {
     match reduce(policy) {
-        Ok(kept) if kept.is_empty() => Applied::Whole,
-        Ok(kept) => Applied::Part(format!("kept {}", kept.join(", "))),
-        Err(error) => Applied::No(error.to_string()),
+        Ok(kept) if kept.is_empty() => AppliedPart::Whole,
+        Ok(kept) => AppliedPart::Part(format!("kept {}", kept.join(", "))),
+        Err(error) => AppliedPart::No(error.to_string()),
     }
 }
 
 /// Returns the names of capabilities that are still held without having been requested.
-fn reduce(policy: &Policy) -> Result<Vec<String>, caps::errors::CapsError> {
+fn reduce(policy: &SandboxPolicy) -> Result<Vec<String>, caps::errors::CapsError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     if permitted.is_empty() {
         return Ok(Vec::new());
@@ -57,7 +57,7 @@ fn reduce(policy: &Policy) -> Result<Vec<String>, caps::errors::CapsError> {
 }
 
 /// The current access of this process to the policy's paths, one answer for each.
-fn reachable(policy: &Policy) -> Vec<bool> {
+fn reachable(policy: &SandboxPolicy) -> Vec<bool> {
     let ask = |path: &Path, wanted: AccessFlags| {
         // A path that does not exist counts as accessible.
         !matches!(

@@ -11,23 +11,23 @@ use landlock::{
     RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
 
-use super::{Applied, Policy};
+use super::{AppliedPart, SandboxPolicy};
 
 /// The newest Landlock version with rights that are denied. Older kernels deny the rights that they know.
 const VERSION: ABI = ABI::V6;
 
 /// Denies access to every file outside `policy`.
-pub(super) fn restrict(policy: &Policy) -> Applied {
+pub(super) fn restrict(policy: &SandboxPolicy) -> AppliedPart {
     let ruleset = Ruleset::default();
     // The library treats every error as an old kernel; errno still holds the kernel's answer to its query.
     let answered = std::io::Error::last_os_error();
     match apply(ruleset, policy) {
-        Ok(RestrictionStatus { ruleset: RulesetStatus::FullyEnforced, .. }) => Applied::Whole,
+        Ok(RestrictionStatus { ruleset: RulesetStatus::FullyEnforced, .. }) => AppliedPart::Whole,
         Ok(RestrictionStatus { ruleset: RulesetStatus::PartiallyEnforced, .. }) => {
-            Applied::Part("this kernel's Landlock is older than what is asked of it".into())
+            AppliedPart::Part("this kernel's Landlock is older than what is asked of it".into())
         }
-        Ok(RestrictionStatus { landlock, .. }) => Applied::No(absence(landlock, &answered)),
-        Err(error) => Applied::No(error.to_string()),
+        Ok(RestrictionStatus { landlock, .. }) => AppliedPart::No(absence(landlock, &answered)),
+        Err(error) => AppliedPart::No(error.to_string()),
     }
 }
 
@@ -44,7 +44,7 @@ fn absence(status: LandlockStatus, answered: &std::io::Error) -> String {
     }
 }
 
-fn apply(ruleset: Ruleset, policy: &Policy) -> Result<RestrictionStatus, RulesetError> {
+fn apply(ruleset: Ruleset, policy: &SandboxPolicy) -> Result<RestrictionStatus, RulesetError> {
     let all = AccessFs::from_all(VERSION);
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
     let mut rules = ruleset.handle_access(all)?.scope(Scope::from_all(VERSION))?.create()?;

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// Access that must remain.
 #[derive(Clone, Debug, Default)]
-pub struct Policy {
+pub struct SandboxPolicy {
     /// Files, and directories with their content, that are read. Missing ones are skipped.
     pub read: Vec<PathBuf>,
     /// Directories in which files are created, written and removed.
@@ -25,7 +25,7 @@ pub struct Policy {
 
 /// The result of one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Applied {
+pub enum AppliedPart {
     /// Fully applied.
     Whole,
     /// Applied, with this exception.
@@ -36,20 +36,20 @@ pub enum Applied {
 
 /// The results of all parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct SandboxReport {
     /// Dropped capabilities of root.
-    pub capabilities: Applied,
+    pub capabilities: AppliedPart,
     /// Executed programs gain no rights beyond those of this process.
-    pub no_new_privileges: Applied,
+    pub no_new_privileges: AppliedPart,
     /// File access (Landlock).
-    pub files: Applied,
+    pub files: AppliedPart,
     /// System calls (seccomp).
-    pub calls: Applied,
+    pub calls: AppliedPart,
 }
 
-impl Report {
+impl SandboxReport {
     /// The parts by name.
-    pub fn parts(&self) -> [(&'static str, &Applied); 4] {
+    pub fn parts(&self) -> [(&'static str, &AppliedPart); 4] {
         [
             ("capabilities", &self.capabilities),
             ("no_new_privileges", &self.no_new_privileges),
@@ -60,17 +60,17 @@ impl Report {
 }
 
 /// Drops all rights outside `policy`, in this thread and in all that it starts.
-pub fn enter(policy: &Policy) -> Report {
+pub fn enter(policy: &SandboxPolicy) -> SandboxReport {
     // The order matters. Before no_new_privs is set, only root may restrict files and calls. The last step denies the
     // calls that the others use.
     let capabilities = capabilities::drop_all_but(policy);
     let no_new_privileges = match nix::sys::prctl::set_no_new_privs() {
-        Ok(()) => Applied::Whole,
-        Err(errno) => Applied::No(errno.to_string()),
+        Ok(()) => AppliedPart::Whole,
+        Err(errno) => AppliedPart::No(errno.to_string()),
     };
     let files = files::restrict(policy);
     let calls = calls::refuse();
-    Report { capabilities, no_new_privileges, files, calls }
+    SandboxReport { capabilities, no_new_privileges, files, calls }
 }
 
 #[cfg(test)]
@@ -83,13 +83,13 @@ mod tests {
     use super::*;
 
     /// The sandbox is of a thread, so that a test can have one for itself.
-    fn inside(policy: Policy, test: impl FnOnce(Report) + Send + 'static) {
+    fn inside(policy: SandboxPolicy, test: impl FnOnce(SandboxReport) + Send + 'static) {
         let inside = std::thread::spawn(move || test(enter(&policy)));
         inside.join().unwrap();
     }
 
-    fn complete(report: &Report) -> bool {
-        let complete = report.parts().iter().all(|(_, applied)| **applied == Applied::Whole);
+    fn complete(report: &SandboxReport) -> bool {
+        let complete = report.parts().iter().all(|(_, applied)| **applied == AppliedPart::Whole);
         // An old kernel is no fault of the program; a machine of tests has a new one.
         assert!(complete || std::env::var_os("CI").is_none(), "{report:?}");
         complete
@@ -103,7 +103,7 @@ mod tests {
             fs::write(room.path().join(name).join("file"), name).unwrap();
         }
         let at = |name: &str| room.path().join(name);
-        let policy = Policy {
+        let policy = SandboxPolicy {
             read: vec![at("readable"), at("missing")],
             write: vec![at("inside")],
             sockets: vec![at("sockets")],
@@ -158,7 +158,7 @@ mod tests {
         let name = SocketAddr::from_abstract_name(format!("ocifs-sandbox-{}", std::process::id())).unwrap();
         let _hears = UnixListener::bind_addr(&name).unwrap();
         // In the directory that it may write to: as far as Landlock goes, all of it is allowed.
-        let policy = Policy { write: vec![room.path().to_owned()], ..Policy::default() };
+        let policy = SandboxPolicy { write: vec![room.path().to_owned()], ..SandboxPolicy::default() };
         inside(policy, move |report| {
             if !complete(&report) {
                 return;
@@ -191,7 +191,7 @@ mod tests {
         use nix::errno::Errno;
         use nix::sys::signal::{Signal, kill};
         use nix::unistd::{Pid, getpid, getppid};
-        inside(Policy::default(), |report| {
+        inside(SandboxPolicy::default(), |report| {
             if !complete(&report) {
                 return;
             }
@@ -216,10 +216,11 @@ mod tests {
         }
         let room = tempfile::tempdir().unwrap();
         for stay_admin in [false, true] {
-            let policy = Policy { write: vec![room.path().to_owned()], stay_admin, ..Policy::default() };
+            let policy =
+                SandboxPolicy { write: vec![room.path().to_owned()], stay_admin, ..SandboxPolicy::default() };
             let had = caps::has_cap(None, caps::CapSet::Permitted, caps::Capability::CAP_SYS_ADMIN).unwrap();
             inside(policy, move |report| {
-                assert_eq!(report.capabilities, Applied::Whole);
+                assert_eq!(report.capabilities, AppliedPart::Whole);
                 for set in [caps::CapSet::Effective, caps::CapSet::Permitted, caps::CapSet::Inheritable] {
                     let left = caps::read(None, set).unwrap();
                     let admin = stay_admin && had && !matches!(set, caps::CapSet::Inheritable);
@@ -243,9 +244,9 @@ mod tests {
         std::os::unix::fs::chown(&theirs, Some(12345), Some(12345)).unwrap();
         fs::set_permissions(&theirs, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let cache = theirs.join("cache");
-        inside(Policy { write: vec![cache.clone()], ..Policy::default() }, move |report| {
+        inside(SandboxPolicy { write: vec![cache.clone()], ..SandboxPolicy::default() }, move |report| {
             assert!(
-                matches!(&report.capabilities, Applied::Part(what) if what.contains("CAP_DAC_OVERRIDE")),
+                matches!(&report.capabilities, AppliedPart::Part(what) if what.contains("CAP_DAC_OVERRIDE")),
                 "{report:?}"
             );
             fs::write(cache.join("file"), "x").unwrap();

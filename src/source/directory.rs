@@ -12,26 +12,26 @@ use bytes::Bytes;
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat, openat2};
 use rustix::io::Errno;
 
-use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, LocalBytes, ReadError};
+use crate::io::{BoxFuture, ByteRange, FaultClass, LocalBytes, RangeDelivery, RangeFetch, ReadError};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT};
 use crate::owner::is_trusted_user;
 
 use super::SourceError;
 use super::file::{HeldFile, LocalFile, open_file, regular};
-use super::layout::{Files, Listed, listed_in};
+use super::layout::{LayoutFiles, LayoutImage, listed_in};
 
 /// One layout directory.
-pub(super) struct Directory {
+pub(super) struct LayoutDirectory {
     path: PathBuf,
 }
 
-impl Directory {
+impl LayoutDirectory {
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
     /// The images listed in the layout's index.
-    fn read_index(path: &Path) -> Result<Vec<Listed>, SourceError> {
+    fn read_index(path: &Path) -> Result<Vec<LayoutImage>, SourceError> {
         let place = path.display().to_string();
         let not_a_layout = |reason: String| SourceError::NotALayout { place: place.clone(), reason };
         let required = |name: &str| match read_document(path, Path::new(name)) {
@@ -99,12 +99,12 @@ pub(super) fn open_inside(directory: &Path, below: &Path) -> std::io::Result<Fil
     regular(File::from(opened))
 }
 
-impl Files for Directory {
+impl LayoutFiles for LayoutDirectory {
     fn place(&self) -> String {
         self.path.display().to_string()
     }
 
-    fn images(&self) -> BoxFuture<'_, Result<Vec<Listed>, SourceError>> {
+    fn images(&self) -> BoxFuture<'_, Result<Vec<LayoutImage>, SourceError>> {
         let path = self.path.clone();
         Box::pin(self.aside(move || Self::read_index(&path)))
     }
@@ -124,7 +124,7 @@ impl Files for Directory {
         Box::pin(self.aside(move || read_document(&path, &below).map(Bytes::from)))
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
         let (directory, below) = (self.path.clone(), blob_path(&descriptor.digest));
         Arc::new(LayoutBlob { directory, below, size: descriptor.size, held: Mutex::default() })
     }
@@ -162,14 +162,14 @@ impl LayoutBlob {
         if file.size() != self.size {
             let (path, size) = (path.display(), file.size());
             let message = format!("{path} has {size} bytes, its descriptor says {}", self.size);
-            return Err(ReadError::new(Fault::Mismatch, message));
+            return Err(ReadError::new(FaultClass::Mismatch, message));
         }
         *held = HeldFile::of(&file);
         Ok(file)
     }
 }
 
-impl Fetch for LayoutBlob {
+impl RangeFetch for LayoutBlob {
     fn size(&self) -> u64 {
         self.size
     }
@@ -183,7 +183,7 @@ impl Fetch for LayoutBlob {
         Box::pin(async move { self.open().ok()?.local().await })
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move { self.open()?.fetch(range).await })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 use crate::oci::OciError;
 use crate::registry::RegistryError;
 
@@ -67,7 +67,7 @@ pub enum SourceError {
         /// The defect.
         reason: String,
         /// The class of the error.
-        fault: Fault,
+        fault: FaultClass,
     },
     /// The bytes of an archive that could not be read.
     #[error(transparent)]
@@ -84,20 +84,20 @@ pub enum SourceError {
 
 impl SourceError {
     /// The class of the error.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             SourceError::Registry(error) => error.fault(),
             SourceError::Document { source, .. } => source.fault(),
-            SourceError::Offline { .. } => Fault::Unavailable,
-            SourceError::NotALayout { .. } => Fault::Malformed,
-            SourceError::NotInLayout { .. } | SourceError::NotADocument { .. } => Fault::NotFound,
-            SourceError::Ambiguous { .. } => Fault::Usage,
+            SourceError::Offline { .. } => FaultClass::Unavailable,
+            SourceError::NotALayout { .. } => FaultClass::Malformed,
+            SourceError::NotInLayout { .. } | SourceError::NotADocument { .. } => FaultClass::NotFound,
+            SourceError::Ambiguous { .. } => FaultClass::Usage,
             SourceError::Archive { fault, .. } => *fault,
             SourceError::Read(error) => error.fault(),
             SourceError::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::NotFound => Fault::NotFound,
-                std::io::ErrorKind::PermissionDenied => Fault::Denied,
-                _ => Fault::Io,
+                std::io::ErrorKind::NotFound => FaultClass::NotFound,
+                std::io::ErrorKind::PermissionDenied => FaultClass::Denied,
+                _ => FaultClass::Io,
             },
         }
     }

@@ -13,7 +13,9 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use rustix::fs::OFlags;
 
-use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, FileBytes, LocalBytes, ReadError};
+use crate::io::{
+    BoxFuture, ByteRange, FaultClass, FileBytes, LocalBytes, RangeDelivery, RangeFetch, ReadError,
+};
 use crate::owner::is_trusted_user;
 
 /// Bytes per read of a file.
@@ -37,19 +39,19 @@ pub(super) fn regular(file: File) -> std::io::Result<File> {
 
 /// An open file, with its version at opening. Clones share it.
 #[derive(Clone)]
-pub struct LocalFile(Arc<Opened>);
+pub struct LocalFile(Arc<OpenedFile>);
 
-struct Opened {
+struct OpenedFile {
     file: File,
     path: PathBuf,
-    version: Version,
+    version: FileVersion,
     /// Time of the last change of content or attributes, which no process can set.
     changed: (i64, i64),
 }
 
 /// A file for as long as a reader holds it.
 #[derive(Clone, Default)]
-pub(super) struct HeldFile(Weak<Opened>);
+pub(super) struct HeldFile(Weak<OpenedFile>);
 
 impl HeldFile {
     pub(super) fn of(file: &LocalFile) -> Self {
@@ -63,12 +65,12 @@ impl HeldFile {
 
 /// The attributes that change when a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
+struct FileVersion {
     size: u64,
     modified: (i64, i64),
 }
 
-impl Version {
+impl FileVersion {
     fn of(found: &Metadata) -> Self {
         Self { size: found.len(), modified: (found.mtime(), found.mtime_nsec()) }
     }
@@ -84,7 +86,7 @@ impl LocalFile {
     pub(super) fn opened(file: std::io::Result<File>, path: &Path) -> Result<Self, ReadError> {
         let opened = file.and_then(|file| {
             let found = file.metadata()?;
-            Ok(Opened::new(file, path, &found))
+            Ok(OpenedFile::new(file, path, &found))
         });
         opened.map(|opened| Self(Arc::new(opened))).map_err(|error| unreadable(path, error))
     }
@@ -92,7 +94,7 @@ impl LocalFile {
     /// A file that is already open, which messages name by `path`.
     pub fn of(file: File, path: &Path) -> Result<Self, ReadError> {
         let found = file.metadata().map_err(|error| unreadable(path, error))?;
-        Ok(Self(Arc::new(Opened::new(file, path, &found))))
+        Ok(Self(Arc::new(OpenedFile::new(file, path, &found))))
     }
 
     /// Whether the file has not changed since opening.
@@ -101,19 +103,19 @@ impl LocalFile {
     }
 }
 
-impl Opened {
+impl OpenedFile {
     fn new(file: File, path: &Path, found: &Metadata) -> Self {
         let changed = (found.ctime(), found.ctime_nsec());
-        Self { file, path: path.to_owned(), version: Version::of(found), changed }
+        Self { file, path: path.to_owned(), version: FileVersion::of(found), changed }
     }
 
     fn check(&self) -> Result<(), ReadError> {
         let found = self.file.metadata().map_err(|error| unreadable(&self.path, error))?;
-        if Version::of(&found) == self.version {
+        if FileVersion::of(&found) == self.version {
             return Ok(());
         }
         let message = format!("{} was changed after it was opened", self.path.display());
-        Err(ReadError::new(Fault::Mismatch, message))
+        Err(ReadError::new(FaultClass::Mismatch, message))
     }
 
     fn read(&self, at: u64, len: usize) -> Result<Vec<u8>, ReadError> {
@@ -122,21 +124,21 @@ impl Opened {
         // Checked afterwards: bytes read before a change are valid. A truncated file fails this check first.
         self.check()?;
         read.map(|()| buf).map_err(|error| {
-            ReadError::caused(Fault::Io, format!("reading {} at {at}", self.path.display()), error)
+            ReadError::caused(FaultClass::Io, format!("reading {} at {at}", self.path.display()), error)
         })
     }
 }
 
 fn unreadable(path: &Path, error: std::io::Error) -> ReadError {
     let fault = match error.kind() {
-        std::io::ErrorKind::NotFound => Fault::NotFound,
-        std::io::ErrorKind::PermissionDenied => Fault::Denied,
-        _ => Fault::Io,
+        std::io::ErrorKind::NotFound => FaultClass::NotFound,
+        std::io::ErrorKind::PermissionDenied => FaultClass::Denied,
+        _ => FaultClass::Io,
     };
     ReadError::caused(fault, format!("reading {}", path.display()), error)
 }
 
-impl FileBytes for Opened {
+impl FileBytes for OpenedFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
         self.file.read_exact_at(buf, offset)
     }
@@ -144,7 +146,7 @@ impl FileBytes for Opened {
     fn is_unchanged(&self) -> bool {
         // A new link changes the time, too: then blocks are compared, which costs time and no reader.
         let is_same = |found: Metadata| {
-            Version::of(&found) == self.version && (found.ctime(), found.ctime_nsec()) == self.changed
+            FileVersion::of(&found) == self.version && (found.ctime(), found.ctime_nsec()) == self.changed
         };
         self.file.metadata().is_ok_and(is_same)
     }
@@ -155,7 +157,7 @@ impl FileBytes for Opened {
 
     fn version(&self) -> [u64; 7] {
         let (device, inode) = self.file.metadata().map_or((0, 0), |found| (found.dev(), found.ino()));
-        let Version { size, modified } = self.version;
+        let FileVersion { size, modified } = self.version;
         let times = [modified.0, modified.1, self.changed.0, self.changed.1].map(i64::cast_unsigned);
         [device, inode, size, times[0], times[1], times[2], times[3]]
     }
@@ -169,7 +171,7 @@ impl FileBytes for Opened {
     }
 }
 
-impl Fetch for LocalFile {
+impl RangeFetch for LocalFile {
     fn size(&self) -> u64 {
         self.0.version.size
     }
@@ -182,7 +184,7 @@ impl Fetch for LocalFile {
         Box::pin(std::future::ready(Some(LocalBytes::of(self.0.clone()))))
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         let opened = self.0.clone();
         Box::pin(async move {
             opened.check()?;
@@ -195,12 +197,12 @@ impl Fetch for LocalFile {
                     let len = (range.end - at).min(CHUNK);
                     let read = tokio::task::spawn_blocking(move || opened.read(at, len as usize));
                     let joined = read.await.map_err(|error| {
-                        ReadError::caused(Fault::Io, "reading a file", std::io::Error::from(error))
+                        ReadError::caused(FaultClass::Io, "reading a file", std::io::Error::from(error))
                     })?;
                     Ok(Some((Bytes::from(joined?), at + len)))
                 }
             });
-            Ok(Delivery { range, body: Box::pin(body) })
+            Ok(RangeDelivery { range, body: Box::pin(body) })
         })
     }
 }
@@ -232,10 +234,10 @@ mod tests {
         opened.set_modified(later).unwrap();
         assert!(!file.is_unchanged());
         let error = read_vec(&bytes, ByteRange::new(0, 5)).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Mismatch);
+        assert_eq!(error.fault(), FaultClass::Mismatch);
         assert!(error.chain().contains("changed"), "{}", error.chain());
         opened.set_len(2).unwrap();
-        assert_eq!(read_vec(&bytes, ByteRange::new(0, 5)).await.unwrap_err().fault(), Fault::Mismatch);
+        assert_eq!(read_vec(&bytes, ByteRange::new(0, 5)).await.unwrap_err().fault(), FaultClass::Mismatch);
     }
 
     #[test]
@@ -244,6 +246,9 @@ mod tests {
         let pipe = dir.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(LocalFile::open(&pipe).is_err());
-        assert_eq!(LocalFile::open(&dir.path().join("none")).map(drop).unwrap_err().fault(), Fault::NotFound);
+        assert_eq!(
+            LocalFile::open(&dir.path().join("none")).map(drop).unwrap_err().fault(),
+            FaultClass::NotFound
+        );
     }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use tokio::sync::OnceCell;
 
-use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, LocalBytes, ReadError};
+use crate::io::{BoxFuture, ByteRange, FaultClass, LocalBytes, RangeDelivery, RangeFetch, ReadError};
 use crate::oci::{Descriptor, Digest};
-use crate::registry::{Registry, WebAddress, WebFile};
+use crate::registry::{RegistryClient, WebAddress, WebFile};
 
-use super::{Root, Source, SourceError};
+use super::{ImageSource, RootDocument, SourceError};
 
 /// Maximum addresses of a layer that are tried, and named in an error.
 const MAX_TRIED: usize = 4;
@@ -27,31 +27,38 @@ pub enum ForeignLayers {
 }
 
 /// Wraps `source`: the addresses of missing blobs are named, or fetched from.
-pub fn naming(source: Arc<dyn Source>, registry: &Registry, foreign: ForeignLayers) -> Arc<dyn Source> {
+pub fn naming(
+    source: Arc<dyn ImageSource>,
+    registry: &RegistryClient,
+    foreign: ForeignLayers,
+) -> Arc<dyn ImageSource> {
     let registry = (foreign == ForeignLayers::Fetched).then(|| registry.without_logins());
     Arc::new(NamingSource { source, registry })
 }
 
 struct NamingSource {
-    source: Arc<dyn Source>,
+    source: Arc<dyn ImageSource>,
     /// The client that fetches from the addresses; `None` if they are only named.
-    registry: Option<Registry>,
+    registry: Option<RegistryClient>,
 }
 
-impl Source for NamingSource {
-    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+impl ImageSource for NamingSource {
+    fn root(&self) -> BoxFuture<'_, Result<RootDocument, SourceError>> {
         self.source.root()
     }
 
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+    fn document<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+    ) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
         self.source.document(descriptor)
     }
 
-    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
         self.source.named(digest)
     }
 
-    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<RootDocument>, SourceError>> {
         self.source.tagged(tag)
     }
 
@@ -67,7 +74,7 @@ impl Source for NamingSource {
         self.source.blob_size(digest)
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
         let source = self.source.blob(descriptor);
         if descriptor.urls.is_empty() && !descriptor.media_type.is_nondistributable() {
             return source;
@@ -86,15 +93,15 @@ impl Source for NamingSource {
 struct ForeignBlob {
     digest: Digest,
     urls: Vec<String>,
-    source: Arc<dyn Fetch>,
-    registry: Option<Registry>,
+    source: Arc<dyn RangeFetch>,
+    registry: Option<RegistryClient>,
     /// The file at one of the addresses; empty before the first search.
     elsewhere: OnceCell<ForeignFile>,
 }
 
 /// The file at an address.
 enum ForeignFile {
-    Ranges(Arc<dyn Fetch>),
+    Ranges(Arc<dyn RangeFetch>),
     /// A server without ranges: each read fetches all of the file.
     Whole(WebAddress),
 }
@@ -119,8 +126,8 @@ impl ForeignBlob {
     }
 
     /// Tries the addresses in order.
-    async fn find(&self, registry: &Registry) -> Result<ForeignFile, ReadError> {
-        let mut last = ReadError::new(Fault::NotFound, "no address of it is one with https");
+    async fn find(&self, registry: &RegistryClient) -> Result<ForeignFile, ReadError> {
+        let mut last = ReadError::new(FaultClass::NotFound, "no address of it is one with https");
         for url in self.urls.iter().filter(|url| url.starts_with("https://")) {
             let Ok(address) = url.parse::<WebAddress>() else { continue };
             match registry.file(&address).await {
@@ -131,7 +138,7 @@ impl ForeignBlob {
                 Ok(WebFile::Ranges(file)) => {
                     let (actual, size) = (file.size(), self.source.size());
                     let message = format!("{address} has {actual} bytes, the descriptor says {size}");
-                    last = ReadError::new(Fault::Mismatch, message);
+                    last = ReadError::new(FaultClass::Mismatch, message);
                 }
                 Ok(WebFile::Whole(_)) => return Ok(ForeignFile::Whole(address)),
                 Err(error) => last = error.of_read(format!("foreign layer at {address}")),
@@ -140,7 +147,11 @@ impl ForeignBlob {
         Err(last)
     }
 
-    async fn fetch_elsewhere(&self, registry: &Registry, range: ByteRange) -> Result<Delivery, ReadError> {
+    async fn fetch_elsewhere(
+        &self,
+        registry: &RegistryClient,
+        range: ByteRange,
+    ) -> Result<RangeDelivery, ReadError> {
         match self.elsewhere.get_or_try_init(|| self.find(registry)).await? {
             ForeignFile::Ranges(file) => file.fetch(range).await,
             ForeignFile::Whole(address) => {
@@ -148,7 +159,7 @@ impl ForeignBlob {
                 match file.map_err(|error| error.of_read(format!("foreign layer at {address}")))? {
                     WebFile::Ranges(file) => file.fetch(range).await,
                     WebFile::Whole(body) => {
-                        Ok(Delivery { range: ByteRange::new(0, self.source.size()), body })
+                        Ok(RangeDelivery { range: ByteRange::new(0, self.source.size()), body })
                     }
                 }
             }
@@ -164,7 +175,7 @@ fn shown(url: &str) -> String {
     }
 }
 
-impl Fetch for ForeignBlob {
+impl RangeFetch for ForeignBlob {
     fn size(&self) -> u64 {
         self.source.size()
     }
@@ -177,10 +188,10 @@ impl Fetch for ForeignBlob {
         self.source.local()
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let error = match self.source.fetch(range).await {
-                Err(error) if error.fault() == Fault::NotFound => error,
+                Err(error) if error.fault() == FaultClass::NotFound => error,
                 fetched => return fetched,
             };
             match &self.registry {
@@ -195,23 +206,23 @@ impl Fetch for ForeignBlob {
 
 #[cfg(test)]
 mod tests {
-    use crate::registry::Options;
+    use crate::registry::RegistryOptions;
 
     use super::*;
 
     struct Absent;
 
-    impl Fetch for Absent {
+    impl RangeFetch for Absent {
         fn size(&self) -> u64 {
             5
         }
 
-        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
-            Box::pin(std::future::ready(Err(ReadError::new(Fault::NotFound, "no such file"))))
+        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
+            Box::pin(std::future::ready(Err(ReadError::new(FaultClass::NotFound, "no such file"))))
         }
     }
 
-    fn blob(urls: &[&str], registry: Option<Registry>) -> ForeignBlob {
+    fn blob(urls: &[&str], registry: Option<RegistryClient>) -> ForeignBlob {
         ForeignBlob {
             digest: Digest::sha256(b"x"),
             urls: urls.iter().map(|&url| url.to_owned()).collect(),
@@ -227,14 +238,14 @@ mod tests {
         let secret = "https://h.example/layer?sig=secret";
         let error = read(blob(&[secret, "\u{1b}[31m"], None)).await;
         let said = error.chain();
-        assert_eq!(error.fault(), Fault::NotFound);
+        assert_eq!(error.fault(), FaultClass::NotFound);
         for part in ["non-distributable", "https://h.example/layer", "--foreign-layers", "no such file"] {
             assert!(said.contains(part), "{said}");
         }
         assert!(!said.contains("secret") && !said.contains('\u{1b}'), "{said}");
         let said = read(blob(&["http://127.0.0.1:1/layer"], None)).await.chain();
         assert!(said.contains("http://127.0.0.1:1/layer") && !said.contains("--foreign-layers"), "{said}");
-        let registry = Registry::new(Options::default()).unwrap();
+        let registry = RegistryClient::new(RegistryOptions::default()).unwrap();
         let said =
             read(blob(&["http://127.0.0.1:1/layer", "file:///etc/passwd"], Some(registry))).await.chain();
         assert!(said.contains("no address of it is one with https"), "{said}");

@@ -12,12 +12,14 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::OnceCell;
 
-use crate::io::{BoxFuture, BoxStream, ByteRange, Delivery, Fetch, FetchPart, LocalBytes, ReadError};
+use crate::io::{
+    BoxFuture, BoxStream, ByteRange, FetchPart, LocalBytes, RangeDelivery, RangeFetch, ReadError,
+};
 use crate::oci::{Descriptor, Digest, Hasher};
 
 use super::directory::{blob_path, open_inside};
 use super::file::LocalFile;
-use super::{Root, Source, SourceError};
+use super::{ImageSource, RootDocument, SourceError};
 
 /// Default directory of containerd's blobs.
 const CONTAINERD: &str = "/var/lib/containerd/io.containerd.content.v1.content";
@@ -29,30 +31,33 @@ pub fn usual_stores() -> Vec<PathBuf> {
 }
 
 /// Wraps `source`: blobs are read from the content stores in `stores` where they exist.
-pub fn holding(source: Arc<dyn Source>, stores: &[PathBuf]) -> Arc<dyn Source> {
-    if stores.is_empty() { source } else { Arc::new(Holding { source, stores: stores.into() }) }
+pub fn holding(source: Arc<dyn ImageSource>, stores: &[PathBuf]) -> Arc<dyn ImageSource> {
+    if stores.is_empty() { source } else { Arc::new(ContentStoreSource { source, stores: stores.into() }) }
 }
 
-struct Holding {
-    source: Arc<dyn Source>,
+struct ContentStoreSource {
+    source: Arc<dyn ImageSource>,
     stores: Arc<[PathBuf]>,
 }
 
-impl Source for Holding {
+impl ImageSource for ContentStoreSource {
     // A document is never taken from a store: it decides on further reads, and the source decides on access to it.
-    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+    fn root(&self) -> BoxFuture<'_, Result<RootDocument, SourceError>> {
         self.source.root()
     }
 
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+    fn document<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+    ) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
         self.source.document(descriptor)
     }
 
-    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
         self.source.named(digest)
     }
 
-    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<RootDocument>, SourceError>> {
         self.source.tagged(tag)
     }
 
@@ -68,7 +73,7 @@ impl Source for Holding {
         self.source.blob_size(digest)
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
         Arc::new(HeldBlob {
             digest: descriptor.digest.clone(),
             size: descriptor.size,
@@ -89,7 +94,7 @@ struct HeldBlob {
     found: OnceCell<Option<LocalFile>>,
     /// Whether the file was changed since it was compared.
     changed: AtomicBool,
-    source: Arc<dyn Fetch>,
+    source: Arc<dyn RangeFetch>,
 }
 
 impl HeldBlob {
@@ -152,7 +157,7 @@ impl HeldBlob {
     }
 
     /// Fetches from the source instead, after an error of the file.
-    async fn instead(&self, error: &ReadError, range: ByteRange) -> Result<Delivery, ReadError> {
+    async fn instead(&self, error: &ReadError, range: ByteRange) -> Result<RangeDelivery, ReadError> {
         passed_over(error);
         self.source.fetch(range).await
     }
@@ -166,16 +171,16 @@ fn passed_over(error: &ReadError) {
 }
 
 /// A delivery from a file that may fail midway.
-struct Delivering {
+struct FileDelivery {
     body: BoxStream<'static, Result<Bytes, ReadError>>,
     /// The next byte. Invariant: `at <= end`.
     at: u64,
     end: u64,
     /// The source of the rest when the file fails; `None` once that happened.
-    instead: Option<Arc<dyn Fetch>>,
+    instead: Option<Arc<dyn RangeFetch>>,
 }
 
-impl Delivering {
+impl FileDelivery {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, ReadError> {
         loop {
             match (self.body.next().await, self.instead.take()) {
@@ -196,7 +201,7 @@ impl Delivering {
     }
 }
 
-impl Fetch for HeldBlob {
+impl RangeFetch for HeldBlob {
     fn size(&self) -> u64 {
         self.size
     }
@@ -214,7 +219,7 @@ impl Fetch for HeldBlob {
         })
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let Some(file) = self.held().await else { return self.source.fetch(range).await };
             let body = match file.fetch(range).await {
@@ -222,16 +227,16 @@ impl Fetch for HeldBlob {
                 Err(error) => return self.instead(&error, range).await,
             };
             let state =
-                Delivering { body, at: range.start, end: range.end, instead: Some(self.source.clone()) };
-            let body = futures_util::stream::try_unfold(state, Delivering::next);
-            Ok(Delivery { range, body: body.boxed() })
+                FileDelivery { body, at: range.start, end: range.end, instead: Some(self.source.clone()) };
+            let body = futures_util::stream::try_unfold(state, FileDelivery::next);
+            Ok(RangeDelivery { range, body: body.boxed() })
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::io::{Fault, FetchAll, read_all};
+    use crate::io::{FaultClass, FetchAll, read_all};
 
     use super::*;
 
@@ -241,19 +246,21 @@ mod tests {
         good: usize,
     }
 
-    impl Fetch for Failing {
+    impl RangeFetch for Failing {
         fn size(&self) -> u64 {
             self.bytes.len() as u64
         }
 
-        fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
             let asked = &self.bytes[range.start as usize..range.end as usize];
             let mut pieces: Vec<_> =
                 asked.iter().take(self.good).map(|byte| Ok(Bytes::from(vec![*byte]))).collect();
             if pieces.len() < asked.len() {
-                pieces.push(Err(ReadError::new(Fault::Io, "it fails")));
+                pieces.push(Err(ReadError::new(FaultClass::Io, "it fails")));
             }
-            Box::pin(async move { Ok(Delivery { range, body: futures_util::stream::iter(pieces).boxed() }) })
+            Box::pin(
+                async move { Ok(RangeDelivery { range, body: futures_util::stream::iter(pieces).boxed() }) },
+            )
         }
     }
 
@@ -262,11 +269,11 @@ mod tests {
         let bytes: Vec<u8> = (0..50).collect();
         for (good, works) in [(50, true), (0, false)] {
             for from_file in 0..50 {
-                let source: Arc<dyn Fetch> = Arc::new(Failing { bytes: bytes.clone(), good });
+                let source: Arc<dyn RangeFetch> = Arc::new(Failing { bytes: bytes.clone(), good });
                 let file = Failing { bytes: bytes.clone(), good: from_file };
                 let body = file.fetch(ByteRange::new(3, 50)).await.unwrap().body;
-                let state = Delivering { body, at: 3, end: 50, instead: Some(source) };
-                let mut body = futures_util::stream::try_unfold(state, Delivering::next).boxed();
+                let state = FileDelivery { body, at: 3, end: 50, instead: Some(source) };
+                let mut body = futures_util::stream::try_unfold(state, FileDelivery::next).boxed();
                 let mut came = Vec::new();
                 let mut failed = false;
                 while let Some(chunk) = body.next().await {

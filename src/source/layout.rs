@@ -10,12 +10,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::io::{BoxFuture, Fetch};
+use crate::io::{BoxFuture, RangeFetch};
 use crate::oci::{
-    Descriptor, Digest, Document, MAX_DOCUMENT, OciError, fallback_tag, is_of_kind, listed, referrer_of,
+    Descriptor, Digest, MAX_DOCUMENT, ManifestDocument, OciError, fallback_tag, is_of_kind, listed,
+    referrer_of,
 };
 
-use super::{LayoutChoice, Root, Source, SourceError};
+use super::{ImageSource, LayoutChoice, RootDocument, SourceError};
 
 /// The annotations that name an image of a layout: OCI's tag, and containerd's full name.
 const NAMES: [&str; 2] = [crate::oci::REF_NAME, "io.containerd.image.name"];
@@ -25,12 +26,12 @@ const NAMES: [&str; 2] = [crate::oci::REF_NAME, "io.containerd.image.name"];
 const MAX_SEARCHED: u64 = 64 * 1024 * 1024;
 
 /// A list of images and a set of blobs.
-pub trait Files: Send + Sync + 'static {
+pub trait LayoutFiles: Send + Sync + 'static {
     /// Name of the directory or archive, for messages.
     fn place(&self) -> String;
 
     /// The images, in the order of the list.
-    fn images(&self) -> BoxFuture<'_, Result<Vec<Listed>, SourceError>>;
+    fn images(&self) -> BoxFuture<'_, Result<Vec<LayoutImage>, SourceError>>;
 
     /// Whether the user's `tag` means the image with this name in the list.
     fn is_called(&self, name: &str, tag: &str) -> bool {
@@ -44,12 +45,12 @@ pub trait Files: Send + Sync + 'static {
     fn document<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, SourceError>>;
 
     /// A lazy blob; reads nothing.
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch>;
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch>;
 }
 
 /// An image in the list of a layout.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct LayoutImage {
     /// Its document.
     pub descriptor: Descriptor,
     /// Its names, possibly none.
@@ -57,25 +58,25 @@ pub struct Listed {
 }
 
 #[derive(Deserialize)]
-struct Marker {
+struct LayoutMarker {
     #[serde(rename = "imageLayoutVersion")]
     version: String,
 }
 
 /// The images of a layout at `place`, from its two files `oci-layout` and `index.json`.
-pub fn listed_in(place: &str, marker: &[u8], index: &[u8]) -> Result<Vec<Listed>, SourceError> {
+pub fn listed_in(place: &str, marker: &[u8], index: &[u8]) -> Result<Vec<LayoutImage>, SourceError> {
     let not_a_layout = |reason: String| SourceError::NotALayout { place: place.to_owned(), reason };
-    let marker: Marker =
+    let marker: LayoutMarker =
         serde_json::from_slice(marker).map_err(|error| not_a_layout(format!("file oci-layout: {error}")))?;
     if !marker.version.starts_with("1.") {
         return Err(not_a_layout(format!("its version is {}, not 1.x", marker.version)));
     }
-    let index = Document::parse(index, Some("application/vnd.oci.image.index.v1+json"))
+    let index = ManifestDocument::parse(index, Some("application/vnd.oci.image.index.v1+json"))
         .map_err(|error| not_a_layout(format!("file index.json: {error}")))?;
-    let Document::Index(index) = index else {
+    let ManifestDocument::Index(index) = index else {
         return Err(not_a_layout("file index.json is no index".into()));
     };
-    let listed = |descriptor: Descriptor| Listed {
+    let listed = |descriptor: Descriptor| LayoutImage {
         names: NAMES.iter().filter_map(|name| descriptor.annotations.get(*name)).cloned().collect(),
         descriptor,
     };
@@ -83,12 +84,12 @@ pub fn listed_in(place: &str, marker: &[u8], index: &[u8]) -> Result<Vec<Listed>
 }
 
 /// A layout, and the choice of one of its images.
-pub struct Layout<F> {
+pub struct LayoutSource<F> {
     files: F,
     choice: LayoutChoice,
 }
 
-impl<F: Files> Layout<F> {
+impl<F: LayoutFiles> LayoutSource<F> {
     /// The image of `files` that `choice` names. Reads nothing.
     pub fn new(files: F, choice: LayoutChoice) -> Self {
         Self { files, choice }
@@ -103,7 +104,7 @@ impl<F: Files> Layout<F> {
     async fn choose(&self) -> Result<Descriptor, SourceError> {
         let images = self.files.images().await?;
         let available = || {
-            let first = |image: &Listed| image.names.first().cloned();
+            let first = |image: &LayoutImage| image.names.first().cloned();
             let list: Vec<_> = images
                 .iter()
                 .map(|image| first(image).unwrap_or_else(|| format!("@{}", image.descriptor.digest)))
@@ -118,7 +119,7 @@ impl<F: Files> Layout<F> {
         let found = match &self.choice {
             LayoutChoice::Tag(tag) => {
                 let is_meant =
-                    |image: &&Listed| image.names.iter().any(|name| self.files.is_called(name, tag));
+                    |image: &&LayoutImage| image.names.iter().any(|name| self.files.is_called(name, tag));
                 images.iter().find(is_meant).ok_or_else(|| missing(tag.clone()))?
             }
             LayoutChoice::Number(number) => {
@@ -196,7 +197,9 @@ impl<F: Files> Layout<F> {
                 continue;
             }
             let Some(root) = read(entry).await? else { continue };
-            let Ok(document) = Document::parse(&root.bytes, root.content_type.as_deref()) else { continue };
+            let Ok(document) = ManifestDocument::parse(&root.bytes, root.content_type.as_deref()) else {
+                continue;
+            };
             if document.subject().is_some_and(|about| about.digest == *subject) {
                 let media_type = document.media_type().as_written();
                 let referrer = referrer_of(&document, media_type, &root.bytes);
@@ -207,7 +210,7 @@ impl<F: Files> Layout<F> {
         Ok(found)
     }
 
-    async fn read(&self, descriptor: &Descriptor) -> Result<Root, SourceError> {
+    async fn read(&self, descriptor: &Descriptor) -> Result<RootDocument, SourceError> {
         if descriptor.size > MAX_DOCUMENT {
             let reason = format!("{} bytes are more than the limit of {MAX_DOCUMENT}", descriptor.size);
             let source = OciError::Malformed { what: "document", reason };
@@ -219,19 +222,19 @@ impl<F: Files> Layout<F> {
             .map_err(|source| SourceError::Document { place: self.name_of(&descriptor.digest), source })?;
         let content_type =
             Some(descriptor.media_type.as_written().to_owned()).filter(|kind| !kind.is_empty());
-        Ok(Root { bytes, digest: descriptor.digest.clone(), content_type })
+        Ok(RootDocument { bytes, digest: descriptor.digest.clone(), content_type })
     }
 }
 
-impl<F: Files> Source for Layout<F> {
-    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+impl<F: LayoutFiles> ImageSource for LayoutSource<F> {
+    fn root(&self) -> BoxFuture<'_, Result<RootDocument, SourceError>> {
         Box::pin(async move {
             let chosen = self.choose().await?;
             let is_listed = !chosen.media_type.is_empty();
             match (self.read(&chosen).await, &self.choice) {
                 // A digest without a document in the list can be that of a blob.
                 (read, LayoutChoice::Digest(digest)) if !is_listed => match read {
-                    Ok(root) if Document::parse(&root.bytes, None).is_ok() => Ok(root),
+                    Ok(root) if ManifestDocument::parse(&root.bytes, None).is_ok() => Ok(root),
                     Err(error @ (SourceError::Io { .. } | SourceError::Read(_))) => Err(error),
                     Ok(_) | Err(_) => Err(SourceError::NotADocument { place: self.name_of(digest) }),
                 },
@@ -240,15 +243,18 @@ impl<F: Files> Source for Layout<F> {
         })
     }
 
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+    fn document<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+    ) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
         Box::pin(self.read(descriptor))
     }
 
-    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
         Box::pin(async move { self.read(&self.by_digest(digest).await?).await })
     }
 
-    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<RootDocument>, SourceError>> {
         Box::pin(async move {
             let images = self.files.images().await?;
             match images.iter().find(|image| image.names.iter().any(|name| name == tag)) {
@@ -270,7 +276,7 @@ impl<F: Files> Source for Layout<F> {
         self.files.size(digest)
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
         self.files.blob(descriptor)
     }
 }

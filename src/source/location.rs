@@ -12,7 +12,7 @@ use crate::registry::WebAddress;
 
 /// The location of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Location {
+pub enum ImageLocation {
     /// `[docker://|oras://]HOST/REPOSITORY[:TAG][@DIGEST]`.
     Registry(Reference),
     /// `oci:DIR[:TAG|@DIGEST]`: a directory in the OCI image layout.
@@ -26,9 +26,9 @@ pub enum Location {
     /// directory in the OCI image layout.
     Archive {
         /// The location of the archive.
-        at: Place,
+        at: ArchiveLocation,
         /// The expected form.
-        form: Form,
+        form: ExpectedForm,
         /// The choice of an image.
         choice: LayoutChoice,
     },
@@ -36,7 +36,7 @@ pub enum Location {
 
 /// The location of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ArchiveLocation {
     /// A local file.
     File(PathBuf),
     /// The standard input of this process: `-`, alone or instead of a file.
@@ -47,7 +47,7 @@ pub enum Place {
 
 /// The expected form of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum ExpectedForm {
     /// An OCI layout or the output of `docker save`, detected by content.
     Any,
     /// `oci-archive:FILE[:TAG|:@NUMBER|@DIGEST]`: an OCI layout.
@@ -92,15 +92,15 @@ impl LayoutChoice {
     }
 }
 
-impl Location {
+impl ImageLocation {
     /// The location with absolute paths, for a process that changes its working directory.
     pub fn absolute(self) -> std::io::Result<Self> {
         Ok(match self {
-            Location::Layout { directory, choice } => {
-                Location::Layout { directory: std::path::absolute(directory)?, choice }
+            ImageLocation::Layout { directory, choice } => {
+                ImageLocation::Layout { directory: std::path::absolute(directory)?, choice }
             }
-            Location::Archive { at: Place::File(path), form, choice } => {
-                Location::Archive { at: Place::File(std::path::absolute(path)?), form, choice }
+            ImageLocation::Archive { at: ArchiveLocation::File(path), form, choice } => {
+                ImageLocation::Archive { at: ArchiveLocation::File(std::path::absolute(path)?), form, choice }
             }
             other => other,
         })
@@ -111,21 +111,21 @@ impl Location {
     pub fn at(&self, digest: &Digest) -> Self {
         let choice = LayoutChoice::Digest(digest.clone());
         match self.clone() {
-            Location::Registry(reference) => Location::Registry(reference.at(digest.clone())),
-            Location::Layout { directory, .. } => Location::Layout { directory, choice },
-            Location::Archive { at, form, .. } => Location::Archive { at, form, choice },
+            ImageLocation::Registry(reference) => ImageLocation::Registry(reference.at(digest.clone())),
+            ImageLocation::Layout { directory, .. } => ImageLocation::Layout { directory, choice },
+            ImageLocation::Archive { at, form, .. } => ImageLocation::Archive { at, form, choice },
         }
     }
 
     /// The location with its resolved digest, for messages and for `findmnt`.
     pub fn pinned(&self, digest: &Digest) -> String {
         match self {
-            Location::Registry(_) | Location::Layout { choice: LayoutChoice::Digest(_), .. } => {
+            ImageLocation::Registry(_) | ImageLocation::Layout { choice: LayoutChoice::Digest(_), .. } => {
                 self.at(digest).to_string()
             }
             // The chosen tag stays in the text where it can be parsed again.
-            Location::Layout { choice: LayoutChoice::Tag(_), .. } => format!("{self}@{digest}"),
-            Location::Layout { .. } | Location::Archive { .. } => self.at(digest).to_string(),
+            ImageLocation::Layout { choice: LayoutChoice::Tag(_), .. } => format!("{self}@{digest}"),
+            ImageLocation::Layout { .. } | ImageLocation::Archive { .. } => self.at(digest).to_string(),
         }
     }
 
@@ -134,17 +134,19 @@ impl Location {
         let without = |location: &Self| location.to_string();
         let choice = LayoutChoice::Only;
         match self.clone() {
-            Location::Registry(reference) => format!("{}/{}", reference.registry(), reference.repository()),
-            Location::Layout { directory, .. } => without(&Location::Layout { directory, choice }),
-            Location::Archive { at, form, .. } => without(&Location::Archive { at, form, choice }),
+            ImageLocation::Registry(reference) => {
+                format!("{}/{}", reference.registry(), reference.repository())
+            }
+            ImageLocation::Layout { directory, .. } => without(&ImageLocation::Layout { directory, choice }),
+            ImageLocation::Archive { at, form, .. } => without(&ImageLocation::Archive { at, form, choice }),
         }
     }
 
     /// The digest, if the user gave one, so that nothing has to be resolved; else `None`.
     pub fn digest(&self) -> Option<&Digest> {
         match self {
-            Location::Registry(reference) => reference.digest(),
-            Location::Layout { choice, .. } | Location::Archive { choice, .. } => match choice {
+            ImageLocation::Registry(reference) => reference.digest(),
+            ImageLocation::Layout { choice, .. } | ImageLocation::Archive { choice, .. } => match choice {
                 LayoutChoice::Digest(digest) => Some(digest),
                 LayoutChoice::Only | LayoutChoice::Tag(_) | LayoutChoice::Number(_) => None,
             },
@@ -154,35 +156,36 @@ impl Location {
     /// The local file or directory, if any.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Location::Layout { directory, .. } => Some(directory),
-            Location::Archive { at: Place::File(path), .. } => Some(path),
-            Location::Registry(_) | Location::Archive { .. } => None,
+            ImageLocation::Layout { directory, .. } => Some(directory),
+            ImageLocation::Archive { at: ArchiveLocation::File(path), .. } => Some(path),
+            ImageLocation::Registry(_) | ImageLocation::Archive { .. } => None,
         }
     }
 
     /// The registry reference, if any.
     pub fn reference(&self) -> Option<&Reference> {
         match self {
-            Location::Registry(reference) => Some(reference),
-            Location::Layout { .. } | Location::Archive { .. } => None,
+            ImageLocation::Registry(reference) => Some(reference),
+            ImageLocation::Layout { .. } | ImageLocation::Archive { .. } => None,
         }
     }
 
     /// Whether the location is read without a network.
     pub fn is_local(&self) -> bool {
         match self {
-            Location::Layout { .. } | Location::Archive { at: Place::File(_) | Place::Input, .. } => true,
-            Location::Registry(_) | Location::Archive { at: Place::Web(_), .. } => false,
+            ImageLocation::Layout { .. }
+            | ImageLocation::Archive { at: ArchiveLocation::File(_) | ArchiveLocation::Input, .. } => true,
+            ImageLocation::Registry(_) | ImageLocation::Archive { at: ArchiveLocation::Web(_), .. } => false,
         }
     }
 
     /// Whether the location is the standard input, which can be read only once.
     pub fn is_input(&self) -> bool {
-        matches!(self, Location::Archive { at: Place::Input, .. })
+        matches!(self, ImageLocation::Archive { at: ArchiveLocation::Input, .. })
     }
 }
 
-impl FromStr for Location {
+impl FromStr for ImageLocation {
     type Err = OciError;
 
     fn from_str(text: &str) -> Result<Self, OciError> {
@@ -191,7 +194,9 @@ impl FromStr for Location {
         if let Some(rest) = text.strip_prefix("oci:").filter(|rest| !rest.starts_with("//")) {
             return layout(rest, bad);
         }
-        for (transport, form) in [("oci-archive:", Form::Oci), ("docker-archive:", Form::Docker)] {
+        for (transport, form) in
+            [("oci-archive:", ExpectedForm::Oci), ("docker-archive:", ExpectedForm::Docker)]
+        {
             if let Some(rest) = text.strip_prefix(transport) {
                 return archive(rest, form, bad);
             }
@@ -217,7 +222,11 @@ impl FromStr for Location {
                 ),
                 _ => (text, LayoutChoice::Only),
             };
-            return Ok(Location::Archive { at: Place::Web(url.parse()?), form: Form::Any, choice });
+            return Ok(ImageLocation::Archive {
+                at: ArchiveLocation::Web(url.parse()?),
+                form: ExpectedForm::Any,
+                choice,
+            });
         }
         if let Some(rest) = text.strip_prefix('-') {
             let choice = match (pinned(rest)?, rest.split_once(':')) {
@@ -226,23 +235,31 @@ impl FromStr for Location {
                 _ if rest.is_empty() => LayoutChoice::Only,
                 _ => return Err(bad("the standard input is -, -:TAG or -@DIGEST")),
             };
-            return Ok(Location::Archive { at: Place::Input, form: Form::Any, choice });
+            return Ok(ImageLocation::Archive {
+                at: ArchiveLocation::Input,
+                form: ExpectedForm::Any,
+                choice,
+            });
         }
         if is_path(text) {
             let (path, digest) = pinned(text)?;
             let choice = digest.map_or(LayoutChoice::Only, LayoutChoice::Digest);
             let path = at_home(path).ok_or_else(|| bad("there is no HOME to find it in"))?;
-            return Ok(Location::Archive { at: Place::File(path), form: Form::Any, choice });
+            return Ok(ImageLocation::Archive {
+                at: ArchiveLocation::File(path),
+                form: ExpectedForm::Any,
+                choice,
+            });
         }
         if text.starts_with(['.', '~']) {
             return Err(bad("it looks like a path; write ./ in front of one"));
         }
-        Ok(Location::Registry(text.parse()?))
+        Ok(ImageLocation::Registry(text.parse()?))
     }
 }
 
 /// Parses the text after `oci:`.
-fn layout(rest: &str, bad: impl Fn(&str) -> OciError) -> Result<Location, OciError> {
+fn layout(rest: &str, bad: impl Fn(&str) -> OciError) -> Result<ImageLocation, OciError> {
     let (directory, choice) = match rest.rsplit_once('@') {
         // An @ after the colon belongs to a number.
         Some((directory, digest)) if !directory.ends_with(':') => {
@@ -258,11 +275,15 @@ fn layout(rest: &str, bad: impl Fn(&str) -> OciError) -> Result<Location, OciErr
     if directory.is_empty() {
         return Err(bad("there is no directory after oci:"));
     }
-    Ok(Location::Layout { directory: directory.into(), choice })
+    Ok(ImageLocation::Layout { directory: directory.into(), choice })
 }
 
 /// Parses the text after `oci-archive:` or `docker-archive:`. The file ends at the first colon, as in other tools.
-fn archive(rest: &str, form: Form, bad: impl Fn(&str) -> OciError) -> Result<Location, OciError> {
+fn archive(
+    rest: &str,
+    form: ExpectedForm,
+    bad: impl Fn(&str) -> OciError,
+) -> Result<ImageLocation, OciError> {
     let (rest, digest) = pinned(rest)?;
     let (file, named) = rest.split_once(':').map_or((rest, None), |(file, named)| (file, Some(named)));
     let choice = match (digest, named) {
@@ -274,8 +295,8 @@ fn archive(rest: &str, form: Form, bad: impl Fn(&str) -> OciError) -> Result<Loc
         return Err(bad("there is no file after the transport"));
     }
     // A file of that name is written `./-`.
-    let at = if file == "-" { Place::Input } else { Place::File(file.into()) };
-    Ok(Location::Archive { at, form, choice })
+    let at = if file == "-" { ArchiveLocation::Input } else { ArchiveLocation::File(file.into()) };
+    Ok(ImageLocation::Archive { at, form, choice })
 }
 
 /// The text before a final `@DIGEST`, and the digest; `None` without one.
@@ -309,23 +330,23 @@ fn strip_tag(directory: &str) -> &str {
     }
 }
 
-impl fmt::Display for Location {
+impl fmt::Display for ImageLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Location::Registry(reference) => reference.fmt(f),
-            Location::Layout { directory, choice } => {
+            ImageLocation::Registry(reference) => reference.fmt(f),
+            ImageLocation::Layout { directory, choice } => {
                 write!(f, "oci:{}{}", directory.display(), choice.written(':'))
             }
-            Location::Archive { at, form, choice } => {
+            ImageLocation::Archive { at, form, choice } => {
                 f.write_str(match form {
-                    Form::Any => "",
-                    Form::Oci => "oci-archive:",
-                    Form::Docker => "docker-archive:",
+                    ExpectedForm::Any => "",
+                    ExpectedForm::Oci => "oci-archive:",
+                    ExpectedForm::Docker => "docker-archive:",
                 })?;
                 match at {
-                    Place::File(path) => write!(f, "{}{}", path.display(), choice.written(':')),
-                    Place::Input => write!(f, "-{}", choice.written(':')),
-                    Place::Web(address) => write!(f, "{address}{}", choice.written('#')),
+                    ArchiveLocation::File(path) => write!(f, "{}{}", path.display(), choice.written(':')),
+                    ArchiveLocation::Input => write!(f, "-{}", choice.written(':')),
+                    ArchiveLocation::Web(address) => write!(f, "{address}{}", choice.written('#')),
                 }
             }
         }
@@ -338,16 +359,16 @@ mod tests {
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    fn layout(directory: &str, choice: LayoutChoice) -> Location {
-        Location::Layout { directory: directory.into(), choice }
+    fn layout(directory: &str, choice: LayoutChoice) -> ImageLocation {
+        ImageLocation::Layout { directory: directory.into(), choice }
     }
 
-    fn file(path: &str, form: Form, choice: LayoutChoice) -> Location {
-        Location::Archive { at: Place::File(path.into()), form, choice }
+    fn file(path: &str, form: ExpectedForm, choice: LayoutChoice) -> ImageLocation {
+        ImageLocation::Archive { at: ArchiveLocation::File(path.into()), form, choice }
     }
 
-    fn any(at: Place, choice: LayoutChoice) -> Location {
-        Location::Archive { at, form: Form::Any, choice }
+    fn any(at: ArchiveLocation, choice: LayoutChoice) -> ImageLocation {
+        ImageLocation::Archive { at, form: ExpectedForm::Any, choice }
     }
 
     #[test]
@@ -355,62 +376,69 @@ mod tests {
         use LayoutChoice::{Number, Only};
         let tag = |tag: &str| LayoutChoice::Tag(tag.into());
         let digest: Digest = DIGEST.parse().unwrap();
-        let web = |url: &str| Place::Web(url.parse().unwrap());
+        let web = |url: &str| ArchiveLocation::Web(url.parse().unwrap());
         let at = |text: &str| format!("{text}@{DIGEST}");
         let home = std::env::var("HOME").unwrap_or_default();
         let in_home = format!("{home}/i.tar");
         let exact = || LayoutChoice::Digest(digest.clone());
-        let mut rows: Vec<(String, Location)> = vec![
+        let mut rows: Vec<(String, ImageLocation)> = vec![
             ("oci:/a/b".into(), layout("/a/b", Only)),
             ("oci:b:v1".into(), layout("b", tag("v1"))),
             ("oci:b:@2".into(), layout("b", Number(2))),
             (at("oci:/a"), layout("/a", exact())),
             (at("oci:/a:v1"), layout("/a", exact())),
             (at("oci:/a:@1"), layout("/a", exact())),
-            ("oci-archive:a.tar".into(), file("a.tar", Form::Oci, Only)),
-            ("oci-archive:/x/a.tar:v1".into(), file("/x/a.tar", Form::Oci, tag("v1"))),
+            ("oci-archive:a.tar".into(), file("a.tar", ExpectedForm::Oci, Only)),
+            ("oci-archive:/x/a.tar:v1".into(), file("/x/a.tar", ExpectedForm::Oci, tag("v1"))),
             (
                 "oci-archive:a.tar:docker.io/library/a:v1".into(),
-                file("a.tar", Form::Oci, tag("docker.io/library/a:v1")),
+                file("a.tar", ExpectedForm::Oci, tag("docker.io/library/a:v1")),
             ),
-            (at("oci-archive:a.tar"), file("a.tar", Form::Oci, exact())),
-            (at("oci-archive:a.tar:v1"), file("a.tar", Form::Oci, exact())),
-            ("docker-archive:/x/a.tar".into(), file("/x/a.tar", Form::Docker, Only)),
-            ("docker-archive:a.tar:alpine:3".into(), file("a.tar", Form::Docker, tag("alpine:3"))),
-            ("docker-archive:a.tar:h:5000/a/b:3".into(), file("a.tar", Form::Docker, tag("h:5000/a/b:3"))),
-            ("docker-archive:a.tar:@1".into(), file("a.tar", Form::Docker, Number(1))),
-            (at("docker-archive:a.tar"), file("a.tar", Form::Docker, exact())),
-            ("-".into(), any(Place::Input, Only)),
-            ("-:v1".into(), any(Place::Input, tag("v1"))),
-            ("-:@1".into(), any(Place::Input, Number(1))),
-            (at("-"), any(Place::Input, exact())),
+            (at("oci-archive:a.tar"), file("a.tar", ExpectedForm::Oci, exact())),
+            (at("oci-archive:a.tar:v1"), file("a.tar", ExpectedForm::Oci, exact())),
+            ("docker-archive:/x/a.tar".into(), file("/x/a.tar", ExpectedForm::Docker, Only)),
+            ("docker-archive:a.tar:alpine:3".into(), file("a.tar", ExpectedForm::Docker, tag("alpine:3"))),
+            (
+                "docker-archive:a.tar:h:5000/a/b:3".into(),
+                file("a.tar", ExpectedForm::Docker, tag("h:5000/a/b:3")),
+            ),
+            ("docker-archive:a.tar:@1".into(), file("a.tar", ExpectedForm::Docker, Number(1))),
+            (at("docker-archive:a.tar"), file("a.tar", ExpectedForm::Docker, exact())),
+            ("-".into(), any(ArchiveLocation::Input, Only)),
+            ("-:v1".into(), any(ArchiveLocation::Input, tag("v1"))),
+            ("-:@1".into(), any(ArchiveLocation::Input, Number(1))),
+            (at("-"), any(ArchiveLocation::Input, exact())),
             (
                 "oci-archive:-:v1".into(),
-                Location::Archive { at: Place::Input, form: Form::Oci, choice: tag("v1") },
+                ImageLocation::Archive {
+                    at: ArchiveLocation::Input,
+                    form: ExpectedForm::Oci,
+                    choice: tag("v1"),
+                },
             ),
-            ("docker-archive:./-".into(), file("./-", Form::Docker, Only)),
+            ("docker-archive:./-".into(), file("./-", ExpectedForm::Docker, Only)),
             ("http://h/a.tar".into(), any(web("http://h/a.tar"), Only)),
             ("https://h:8443/a.tar?x=1".into(), any(web("https://h:8443/a.tar?x=1"), Only)),
             ("https://h/a.tar#v1".into(), any(web("https://h/a.tar"), tag("v1"))),
             ("https://h/a.tar#@1".into(), any(web("https://h/a.tar"), Number(1))),
             (at("https://h/a.tar"), any(web("https://h/a.tar"), exact())),
-            ("./a.tar".into(), file("./a.tar", Form::Any, Only)),
-            ("../a.tar".into(), file("../a.tar", Form::Any, Only)),
-            ("/x/a:b@c.tar".into(), file("/x/a:b@c.tar", Form::Any, Only)),
-            ("~/i.tar".into(), file(&in_home, Form::Any, Only)),
-            (".".into(), file(".", Form::Any, Only)),
-            ("..".into(), file("..", Form::Any, Only)),
-            (at("/x/a.tar"), file("/x/a.tar", Form::Any, exact())),
-            (at("."), file(".", Form::Any, exact())),
+            ("./a.tar".into(), file("./a.tar", ExpectedForm::Any, Only)),
+            ("../a.tar".into(), file("../a.tar", ExpectedForm::Any, Only)),
+            ("/x/a:b@c.tar".into(), file("/x/a:b@c.tar", ExpectedForm::Any, Only)),
+            ("~/i.tar".into(), file(&in_home, ExpectedForm::Any, Only)),
+            (".".into(), file(".", ExpectedForm::Any, Only)),
+            ("..".into(), file("..", ExpectedForm::Any, Only)),
+            (at("/x/a.tar"), file("/x/a.tar", ExpectedForm::Any, exact())),
+            (at("."), file(".", ExpectedForm::Any, exact())),
         ];
         if home.is_empty() {
             rows.retain(|(text, _)| !text.starts_with('~'));
         }
         for (text, location) in rows {
-            assert_eq!(text.parse::<Location>().unwrap(), location, "{text}");
+            assert_eq!(text.parse::<ImageLocation>().unwrap(), location, "{text}");
         }
         for text in ["nginx", "image.tar", "a/b", "oci://ghcr.io/a/b:v1", "localhost:5000/x", "docker://a"] {
-            assert!(matches!(text.parse(), Ok(Location::Registry(_))), "{text}");
+            assert!(matches!(text.parse(), Ok(ImageLocation::Registry(_))), "{text}");
         }
     }
 
@@ -419,7 +447,7 @@ mod tests {
         for text in
             ["h.example/a:v1".to_owned(), format!("h.example/a@{DIGEST}"), format!("h.example/a:v1@{DIGEST}")]
         {
-            let location: Location = text.parse().unwrap();
+            let location: ImageLocation = text.parse().unwrap();
             assert_eq!(location.to_string(), text, "as it was written");
             assert_eq!(location.digest().is_some(), text.contains('@'), "{text}");
             assert_eq!(location.place(), "h.example/a");
@@ -441,8 +469,8 @@ mod tests {
             "docker-archive:-:alpine:3",
             "h.example/a:v1",
         ] {
-            let location: Location = text.parse().unwrap();
-            let again: Location = location.pinned(&digest).parse().unwrap();
+            let location: ImageLocation = text.parse().unwrap();
+            let again: ImageLocation = location.pinned(&digest).parse().unwrap();
             assert_eq!((again.digest(), again.place()), (Some(&digest), location.place()), "{text}");
             assert_eq!(location.at(&digest), again, "{text}");
         }
@@ -466,7 +494,7 @@ mod tests {
             ("https://user:word@h/x", "names a user"),
             ("https://h/x#", "empty"),
         ] {
-            let error = text.parse::<Location>().unwrap_err().to_string();
+            let error = text.parse::<ImageLocation>().unwrap_err().to_string();
             assert!(error.contains(hint), "{text}: {error}");
             assert!(!error.contains("word"), "{error}");
         }

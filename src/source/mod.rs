@@ -19,22 +19,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use directory::Directory;
+use directory::LayoutDirectory;
 
 pub use error::SourceError;
 pub use file::LocalFile;
 pub use foreign::{ForeignLayers, naming};
 pub use held::{holding, usual_stores};
-pub use layout::{Files, Layout, Listed, listed_in};
-pub use location::{Form, LayoutChoice, Location, Place};
+pub use layout::{LayoutFiles, LayoutImage, LayoutSource, listed_in};
+pub use location::{ArchiveLocation, ExpectedForm, ImageLocation, LayoutChoice};
 
-use crate::io::{BoxFuture, Fetch};
+use crate::io::{BoxFuture, RangeFetch};
 use crate::oci::{Descriptor, Digest};
-use crate::registry::Registry;
+use crate::registry::RegistryClient;
 
 /// The document that a location names.
 #[derive(Clone, Debug)]
-pub struct Root {
+pub struct RootDocument {
     /// Exactly the hashed bytes.
     pub bytes: Bytes,
     /// The digest of the bytes.
@@ -44,19 +44,20 @@ pub struct Root {
 }
 
 /// A place with one image or artifact, or a choice of them.
-pub trait Source: Send + Sync + 'static {
+pub trait ImageSource: Send + Sync + 'static {
     /// The document that the location names now. Each call resolves a tag once.
-    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>>;
+    fn root(&self) -> BoxFuture<'_, Result<RootDocument, SourceError>>;
 
     /// A manifest or index by descriptor, verified against its size and digest.
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>>;
+    fn document<'a>(&'a self, descriptor: &'a Descriptor)
+    -> BoxFuture<'a, Result<RootDocument, SourceError>>;
 
     /// A manifest or index by digest alone, for a caller without its size. The bytes are verified against `digest`.
-    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>>;
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<RootDocument, SourceError>>;
 
     /// The document under a tag of the same place, for content stored under a tag of its own; `None` when there is
     /// no such tag.
-    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>>;
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<RootDocument>, SourceError>>;
 
     /// The manifests of the place that name `subject` as their subject, of one artifact type or all, each once. The
     /// list may be empty.
@@ -73,28 +74,30 @@ pub trait Source: Send + Sync + 'static {
     fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>>;
 
     /// A lazy blob; reads nothing.
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch>;
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch>;
 }
 
 /// A source without content: only cached content is readable.
-pub fn offline(location: &Location) -> Arc<dyn Source> {
+pub fn offline(location: &ImageLocation) -> Arc<dyn ImageSource> {
     Arc::new(offline::OfflineSource::new(location.to_string()))
 }
 
 /// Opens the source that `location` names; `None` for an archive. Makes no request.
-pub fn open(location: &Location, registry: &Registry) -> Option<Arc<dyn Source>> {
-    let layout = |path: &PathBuf, choice: &LayoutChoice| -> Option<Arc<dyn Source>> {
-        Some(Arc::new(Layout::new(Directory::new(path.clone()), choice.clone())))
+pub fn open(location: &ImageLocation, registry: &RegistryClient) -> Option<Arc<dyn ImageSource>> {
+    let layout = |path: &PathBuf, choice: &LayoutChoice| -> Option<Arc<dyn ImageSource>> {
+        Some(Arc::new(LayoutSource::new(LayoutDirectory::new(path.clone()), choice.clone())))
     };
     match location {
-        Location::Registry(reference) => {
+        ImageLocation::Registry(reference) => {
             Some(Arc::new(registry::RegistrySource::new(reference.clone(), registry.clone())))
         }
-        Location::Layout { directory, choice } => layout(directory, choice),
+        ImageLocation::Layout { directory, choice } => layout(directory, choice),
         // A plain path: a directory is a layout, and a file an archive.
-        Location::Archive { at: Place::File(path), form: Form::Any, choice } if path.is_dir() => {
+        ImageLocation::Archive { at: ArchiveLocation::File(path), form: ExpectedForm::Any, choice }
+            if path.is_dir() =>
+        {
             layout(path, choice)
         }
-        Location::Archive { .. } => None,
+        ImageLocation::Archive { .. } => None,
     }
 }

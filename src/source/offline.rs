@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::io::{BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadError};
+use crate::io::{BoxFuture, ByteRange, FaultClass, RangeDelivery, RangeFetch, ReadError};
 use crate::oci::{Descriptor, Digest};
 
-use super::{Root, Source, SourceError};
+use super::{ImageSource, RootDocument, SourceError};
 
 /// A source that refuses every request.
 pub(super) struct OfflineSource {
@@ -18,20 +18,23 @@ impl OfflineSource {
     }
 }
 
-impl Source for OfflineSource {
-    fn root(&self) -> BoxFuture<'_, Result<Root, SourceError>> {
+impl ImageSource for OfflineSource {
+    fn root(&self) -> BoxFuture<'_, Result<RootDocument, SourceError>> {
         Box::pin(async move { Err(SourceError::Offline { what: self.location.clone() }) })
     }
 
-    fn document<'a>(&'a self, descriptor: &'a Descriptor) -> BoxFuture<'a, Result<Root, SourceError>> {
+    fn document<'a>(
+        &'a self,
+        descriptor: &'a Descriptor,
+    ) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
         Box::pin(async move { Err(SourceError::Offline { what: descriptor.digest.to_string() }) })
     }
 
-    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<Root, SourceError>> {
+    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
         Box::pin(async move { Err(SourceError::Offline { what: digest.to_string() }) })
     }
 
-    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<Root>, SourceError>> {
+    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<RootDocument>, SourceError>> {
         Box::pin(async move { Err(SourceError::Offline { what: format!("tag {tag} of {}", self.location) }) })
     }
 
@@ -48,24 +51,24 @@ impl Source for OfflineSource {
         Box::pin(async move { Err(SourceError::Offline { what: format!("size of {digest}") }) })
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn Fetch> {
-        Arc::new(Nothing { digest: descriptor.digest.clone(), size: descriptor.size })
+    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
+        Arc::new(OfflineBlob { digest: descriptor.digest.clone(), size: descriptor.size })
     }
 }
 
 /// A blob that can only be read from the cache.
-struct Nothing {
+struct OfflineBlob {
     digest: Digest,
     size: u64,
 }
 
-impl Fetch for Nothing {
+impl RangeFetch for OfflineBlob {
     fn size(&self) -> u64 {
         self.size
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         let error = SourceError::Offline { what: format!("range {range} of {}", self.digest) };
-        Box::pin(async move { Err(ReadError::new(Fault::Unavailable, error.to_string())) })
+        Box::pin(async move { Err(ReadError::new(FaultClass::Unavailable, error.to_string())) })
     }
 }

@@ -7,11 +7,11 @@
 //! its list.
 
 use crate::io::{MEMORY, MemoryShare};
-use crate::layer::{Content, Run, Runs, Time, Xattrs};
+use crate::layer::{FileContent, RunIter, SparseRun, UnixTime, XattrIter};
 
-use super::error::{Problem, TreeError, shown};
-use super::frozen::{Node, NodeBody};
-use super::names::{END, Id, Names, Was};
+use super::error::{EntryProblem, TreeError, shown};
+use super::frozen::{InodeNode, NodeBody};
+use super::names::{END, InodeId, NameTable, PreviousEntry};
 use super::path;
 use super::xattrs::{SetId, XattrSets};
 
@@ -29,19 +29,19 @@ const XATTRS_BYTES: u64 = 96;
 const MEMORY_STEP: u64 = 256 * 1024;
 
 /// The root's number in the arena.
-pub(super) const ROOT: Id = 0;
+pub(super) const ROOT: InodeId = 0;
 
 /// A tree that is being built.
 #[derive(Debug)]
-pub struct Builder {
+pub struct TreeBuilder {
     /// Invariant: `nodes[0]` is the root, a directory.
-    pub(super) nodes: Vec<Node>,
-    pub(super) names: Names,
+    pub(super) nodes: Vec<InodeNode>,
+    pub(super) names: NameTable,
     /// The targets of all symbolic links.
     pub(super) links: Vec<u8>,
     pub(super) xattrs: XattrSets,
     /// Data runs of the sparse files, in order of their numbers.
-    pub(super) runs: Vec<(Id, Box<[Run]>)>,
+    pub(super) runs: Vec<(InodeId, Box<[SparseRun]>)>,
     /// Number of names ever attached. Invariant: `attached <= limit`.
     attached: u32,
     limit: u32,
@@ -52,15 +52,15 @@ pub struct Builder {
     /// Bytes in use.
     used: u64,
     /// Where the paths of a layer start: the root, except while an archive is unpacked beside the tree.
-    pub(super) base: Id,
+    pub(super) base: InodeId,
     /// A detached directory with aufs bookkeeping, which hard links may refer to. `None` if there is no bookkeeping.
-    pub(super) aside: Option<Id>,
+    pub(super) aside: Option<InodeId>,
 }
 
 /// Attributes that every inode has.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Meta {
-    pub(super) mtime: Time,
+pub(super) struct InodeMeta {
+    pub(super) mtime: UnixTime,
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) xattrs: SetId,
@@ -82,7 +82,7 @@ pub struct NewNode {
     /// Numeric group.
     pub gid: u32,
     /// Modification time.
-    pub mtime: Time,
+    pub mtime: UnixTime,
 }
 
 /// The type of a synthetic entry.
@@ -103,7 +103,7 @@ pub enum NewKind {
     Graft(u32),
 }
 
-impl Builder {
+impl TreeBuilder {
     /// An empty tree: the root is a directory 0755, owner and group 0, mtime 0.
     pub fn new() -> Self {
         Self::with_limit(MAX_NAMES)
@@ -113,7 +113,7 @@ impl Builder {
     pub(super) fn with_limit(limit: u32) -> Self {
         Self {
             nodes: vec![implied(0o755).node(DIRECTORY)],
-            names: Names::default(),
+            names: NameTable::default(),
             links: Vec::new(),
             xattrs: XattrSets::default(),
             runs: Vec::new(),
@@ -133,10 +133,10 @@ impl Builder {
         self.try_insert(path, node).map_err(|problem| TreeError::Insert { path: shown(path), problem })
     }
 
-    fn try_insert(&mut self, path: &[u8], node: NewNode) -> Result<(), Problem> {
+    fn try_insert(&mut self, path: &[u8], node: NewNode) -> Result<(), EntryProblem> {
         let names: Vec<&[u8]> = path.split(|&byte| byte == b'/').collect();
         if names.iter().any(|name| matches!(*name, b"" | b"." | b"..") || name.contains(&0)) {
-            return Err(Problem::BadName);
+            return Err(EntryProblem::BadName);
         }
         path::check(&names)?;
         // Checked before the first change, so that a refused insertion leaves no parents behind.
@@ -144,7 +144,7 @@ impl Builder {
         let mut missing = 0;
         for (depth, name) in names.iter().enumerate() {
             if !self.is_directory(dir) {
-                return Err(Problem::BelowNonDirectory);
+                return Err(EntryProblem::BelowNonDirectory);
             }
             let Some(child) = self.child(dir, name) else {
                 missing = names.len() - depth;
@@ -153,7 +153,7 @@ impl Builder {
             dir = child;
         }
         if missing == 0 {
-            return Err(Problem::Exists);
+            return Err(EntryProblem::Exists);
         }
         let (parents, last) = (&names[names.len() - missing..names.len() - 1], names[names.len() - 1]);
         for name in parents {
@@ -166,21 +166,21 @@ impl Builder {
             NewKind::File { origin, size } => NodeBody::File { sparse: false, origin, offset: 0, size },
             NewKind::Graft(tree) => NodeBody::Graft(tree),
         };
-        self.attach_new(dir, last, body, Meta { mtime, uid, gid, xattrs: 0, mode })?;
+        self.attach_new(dir, last, body, InodeMeta { mtime, uid, gid, xattrs: 0, mode })?;
         Ok(())
     }
 
     /// The body of an inode.
-    pub(super) fn body(&self, id: Id) -> NodeBody {
+    pub(super) fn body(&self, id: InodeId) -> NodeBody {
         self.nodes[id as usize].body
     }
 
-    pub(super) fn is_directory(&self, id: Id) -> bool {
+    pub(super) fn is_directory(&self, id: InodeId) -> bool {
         matches!(self.body(id), NodeBody::Directory { .. })
     }
 
     /// The inode of a name in a directory.
-    pub(super) fn child(&self, dir: Id, name: &[u8]) -> Option<Id> {
+    pub(super) fn child(&self, dir: InodeId, name: &[u8]) -> Option<InodeId> {
         self.names.get(dir, name)
     }
 
@@ -191,7 +191,7 @@ impl Builder {
     }
 
     /// The first name of a directory, for [`Names::listed`]; [`END`] for any other type.
-    pub(super) fn first(&self, id: Id) -> u32 {
+    pub(super) fn first(&self, id: InodeId) -> u32 {
         match self.body(id) {
             NodeBody::Directory { first, .. } => first,
             _ => END,
@@ -199,20 +199,20 @@ impl Builder {
     }
 
     /// A new directory without a name.
-    pub(super) fn detached(&mut self) -> Id {
+    pub(super) fn detached(&mut self) -> InodeId {
         // Fits: one for each layer, and inodes with names are limited far below 2^32.
-        let id = self.nodes.len() as Id;
+        let id = self.nodes.len() as InodeId;
         self.nodes.push(implied(0o755).node(DIRECTORY));
         id
     }
 
     /// Removes a name and everything below it from a directory, if it exists.
-    pub(super) fn detach(&mut self, dir: Id, name: &[u8]) {
+    pub(super) fn detach(&mut self, dir: InodeId, name: &[u8]) {
         self.names.remove(dir, name);
     }
 
     /// Removes all names from a directory.
-    pub(super) fn clear(&mut self, dir: Id) {
+    pub(super) fn clear(&mut self, dir: InodeId) {
         if let NodeBody::Directory { first, .. } = &mut self.nodes[dir as usize].body {
             self.names.clear(first);
         }
@@ -221,26 +221,26 @@ impl Builder {
     /// Adds a new inode under a name, replacing the inode that has it.
     pub(super) fn attach_new(
         &mut self,
-        dir: Id,
+        dir: InodeId,
         name: &[u8],
         body: NodeBody,
-        meta: Meta,
-    ) -> Result<Id, Problem> {
+        meta: InodeMeta,
+    ) -> Result<InodeId, EntryProblem> {
         // Fits: at most one inode for each name ever attached, and those are limited by a u32.
-        let id = self.nodes.len() as Id;
+        let id = self.nodes.len() as InodeId;
         self.attach(dir, name, id)?;
         self.nodes.push(meta.node(body));
         Ok(id)
     }
 
     /// Adds one more name to an existing inode, replacing the inode that has it.
-    pub(super) fn attach(&mut self, dir: Id, name: &[u8], id: Id) -> Result<(), Problem> {
+    pub(super) fn attach(&mut self, dir: InodeId, name: &[u8], id: InodeId) -> Result<(), EntryProblem> {
         if self.attached == self.limit {
-            return Err(Problem::TooManyNames { limit: self.limit });
+            return Err(EntryProblem::TooManyNames { limit: self.limit });
         }
         self.charge(NODE_BYTES + name.len() as u64)?;
         if let NodeBody::Directory { first, .. } = &mut self.nodes[dir as usize].body {
-            if self.names.set(dir, first, name, id)? == Was::Taken {
+            if self.names.set(dir, first, name, id)? == PreviousEntry::Taken {
                 self.replaced += 1;
             }
             self.attached += 1;
@@ -249,7 +249,7 @@ impl Builder {
     }
 
     /// Reserves memory for bytes that the tree is about to use.
-    fn charge(&mut self, bytes: u64) -> Result<(), Problem> {
+    fn charge(&mut self, bytes: u64) -> Result<(), EntryProblem> {
         self.used += bytes;
         let missing = self.used.saturating_sub(self.memory.bytes());
         if missing > 0 {
@@ -259,25 +259,25 @@ impl Builder {
     }
 
     /// The attributes of an inode.
-    pub(super) fn meta(&self, id: Id) -> Meta {
-        let Node { secs, nanos, uid, gid, xattrs, mode, .. } = self.nodes[id as usize];
-        Meta { mtime: Time { secs, nanos }, uid, gid, xattrs, mode }
+    pub(super) fn meta(&self, id: InodeId) -> InodeMeta {
+        let InodeNode { secs, nanos, uid, gid, xattrs, mode, .. } = self.nodes[id as usize];
+        InodeMeta { mtime: UnixTime { secs, nanos }, uid, gid, xattrs, mode }
     }
 
     /// Replaces the attributes of an inode.
-    pub(super) fn set_meta(&mut self, id: Id, meta: Meta) {
+    pub(super) fn set_meta(&mut self, id: InodeId, meta: InodeMeta) {
         let node = &mut self.nodes[id as usize];
         *node = meta.node(node.body);
     }
 
     /// The body of a symbolic link.
-    pub(super) fn symlink(&mut self, target: &[u8]) -> Result<NodeBody, Problem> {
+    pub(super) fn symlink(&mut self, target: &[u8]) -> Result<NodeBody, EntryProblem> {
         // `freeze` addresses targets, and the text of names, with 32 bits.
         let end = self.links.len() + target.len();
         let (Ok(start), Ok(len), Ok(_)) =
             (u32::try_from(self.links.len()), u32::try_from(target.len()), u32::try_from(end))
         else {
-            return Err(Problem::TooManyBytes);
+            return Err(EntryProblem::TooManyBytes);
         };
         self.charge(target.len() as u64)?;
         self.links.extend_from_slice(target);
@@ -287,16 +287,16 @@ impl Builder {
     /// Adds a regular file of a layer under a name, replacing the inode that has it.
     pub(super) fn attach_file(
         &mut self,
-        dir: Id,
+        dir: InodeId,
         name: &[u8],
-        (origin, content): (u32, Content<Runs<'_>>),
-        meta: Meta,
-    ) -> Result<(), Problem> {
-        let Content { size, offset, runs } = content;
+        (origin, content): (u32, FileContent<RunIter<'_>>),
+        meta: InodeMeta,
+    ) -> Result<(), EntryProblem> {
+        let FileContent { size, offset, runs } = content;
         let body = NodeBody::File { sparse: runs.is_some(), origin, offset, size };
         let id = self.attach_new(dir, name, body, meta)?;
         if let Some(runs) = runs {
-            let runs: Box<[Run]> = runs.collect();
+            let runs: Box<[SparseRun]> = runs.collect();
             self.charge(size_of_val(&*runs) as u64 + 32)?;
             self.runs.push((id, runs));
         }
@@ -304,7 +304,7 @@ impl Builder {
     }
 
     /// The number of a set of extended attributes; a new set is stored.
-    pub(super) fn intern(&mut self, set: Xattrs<'_>) -> Result<SetId, Problem> {
+    pub(super) fn intern(&mut self, set: XattrIter<'_>) -> Result<SetId, EntryProblem> {
         if !self.xattrs.has(set) {
             self.charge(XATTRS_BYTES + set.as_packed().len() as u64)?;
         }
@@ -312,21 +312,21 @@ impl Builder {
     }
 }
 
-impl Meta {
+impl InodeMeta {
     /// A node with these attributes.
-    fn node(self, body: NodeBody) -> Node {
-        let Self { mtime: Time { secs, nanos }, uid, gid, xattrs, mode } = self;
-        Node { body, secs, nanos, uid, gid, nlink: 0, xattrs, mode }
+    fn node(self, body: NodeBody) -> InodeNode {
+        let Self { mtime: UnixTime { secs, nanos }, uid, gid, xattrs, mode } = self;
+        InodeNode { body, secs, nanos, uid, gid, nlink: 0, xattrs, mode }
     }
 }
 
-impl Default for Builder {
+impl Default for TreeBuilder {
     fn default() -> Self {
         Self::new()
     }
 }
 
 /// Attributes of a directory that no archive recorded.
-pub(super) fn implied(mode: u16) -> Meta {
-    Meta { mode, ..Meta::default() }
+pub(super) fn implied(mode: u16) -> InodeMeta {
+    InodeMeta { mode, ..InodeMeta::default() }
 }

@@ -2,7 +2,7 @@
 //!
 //! Every name in a message is escaped and truncated: it comes from an untrusted archive.
 
-use crate::io::{Fault, OverBudget};
+use crate::io::{FaultClass, OverBudget};
 
 use super::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
 
@@ -23,7 +23,7 @@ pub enum TreeError {
         /// The entry's name as recorded, quoted and escaped.
         entry: String,
         /// The problem of this entry.
-        problem: Problem,
+        problem: EntryProblem,
     },
     /// A synthetic entry that cannot be inserted.
     #[error("path {path} cannot be inserted: {problem}")]
@@ -31,7 +31,7 @@ pub enum TreeError {
         /// Quoted and escaped.
         path: String,
         /// The problem of this entry.
-        problem: Problem,
+        problem: EntryProblem,
     },
     /// A path that names nothing.
     #[error("path {path} does not exist")]
@@ -56,7 +56,7 @@ pub enum TreeError {
 /// A problem of one entry.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Problem {
+pub enum EntryProblem {
     /// A component over the limit.
     #[error("a component of {len} bytes, the limit is {MAX_NAME}")]
     NameTooLong {
@@ -120,35 +120,35 @@ pub enum Problem {
 
 impl TreeError {
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             TreeError::Entry { problem, .. } => problem.fault(),
             TreeError::Insert { problem, .. } => match problem.fault() {
-                Fault::Unsupported => Fault::Unsupported,
-                _ => Fault::Usage,
+                FaultClass::Unsupported => FaultClass::Unsupported,
+                _ => FaultClass::Usage,
             },
-            TreeError::NotFound { .. } | TreeError::NotADirectory { .. } => Fault::NotFound,
-            TreeError::TooManyLinks { .. } => Fault::Malformed,
+            TreeError::NotFound { .. } | TreeError::NotADirectory { .. } => FaultClass::NotFound,
+            TreeError::TooManyLinks { .. } => FaultClass::Malformed,
         }
     }
 }
 
-impl Problem {
+impl EntryProblem {
     /// The party at fault when an archive has this problem.
-    fn fault(&self) -> Fault {
+    fn fault(&self) -> FaultClass {
         match self {
-            Problem::NameTooLong { .. }
-            | Problem::PathTooLong { .. }
-            | Problem::WhiteoutOfNothing
-            | Problem::RootNotADirectory
-            | Problem::BelowNonDirectory
-            | Problem::LinkToNothing { .. }
-            | Problem::LinkToDirectory { .. }
-            | Problem::Outside { .. }
-            | Problem::BadName
-            | Problem::Exists => Fault::Malformed,
-            Problem::TooManyNames { .. } | Problem::TooManyBytes | Problem::OverBudget(_) => {
-                Fault::Unsupported
+            EntryProblem::NameTooLong { .. }
+            | EntryProblem::PathTooLong { .. }
+            | EntryProblem::WhiteoutOfNothing
+            | EntryProblem::RootNotADirectory
+            | EntryProblem::BelowNonDirectory
+            | EntryProblem::LinkToNothing { .. }
+            | EntryProblem::LinkToDirectory { .. }
+            | EntryProblem::Outside { .. }
+            | EntryProblem::BadName
+            | EntryProblem::Exists => FaultClass::Malformed,
+            EntryProblem::TooManyNames { .. } | EntryProblem::TooManyBytes | EntryProblem::OverBudget(_) => {
+                FaultClass::Unsupported
             }
         }
     }
@@ -178,12 +178,12 @@ mod tests {
             layer: 3,
             header: 73728,
             entry: shown(b"etc/.wh."),
-            problem: Problem::WhiteoutOfNothing,
+            problem: EntryProblem::WhiteoutOfNothing,
         };
         assert_eq!(
             error.to_string(),
             "layer 3: entry \"etc/.wh.\" at stream offset 73728: a whiteout that names no file"
         );
-        assert_eq!(error.fault(), Fault::Malformed);
+        assert_eq!(error.fault(), FaultClass::Malformed);
     }
 }

@@ -3,12 +3,12 @@
 //! A process that holds inode numbers of a tree may use them after the tree was rebuilt. The hash covers everything
 //! that an inode number stands for, so equal fingerprints mean that every number means the same.
 
-use super::frozen::{NodeBody, Tree};
+use super::frozen::{FrozenTree, NodeBody};
 
 /// Feeds numbers to the hash in one fixed form.
-struct Feed(blake3::Hasher);
+struct FingerprintFeed(blake3::Hasher);
 
-impl Feed {
+impl FingerprintFeed {
     fn bytes(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
@@ -22,10 +22,10 @@ impl Feed {
     }
 }
 
-impl Tree {
+impl FrozenTree {
     /// Hash over all inodes, names and content locations, in order of inode number.
     pub fn fingerprint(&self) -> [u8; 32] {
-        let mut feed = Feed(blake3::Hasher::new());
+        let mut feed = FingerprintFeed(blake3::Hasher::new());
         feed.u64(self.nodes.len() as u64);
         for node in &self.nodes {
             let (kind, a, b, c) = match node.body {
@@ -73,14 +73,14 @@ impl Tree {
 
 #[cfg(test)]
 mod tests {
-    use crate::layer::Time;
-    use crate::tree::{Builder, NewKind, NewNode, Tree};
+    use crate::layer::UnixTime;
+    use crate::tree::{FrozenTree, NewKind, NewNode, TreeBuilder};
 
-    fn tree(entries: &[(&str, u32, u64)]) -> Tree {
-        let mut builder = Builder::new();
+    fn tree(entries: &[(&str, u32, u64)]) -> FrozenTree {
+        let mut builder = TreeBuilder::new();
         for (path, origin, size) in entries {
             let kind = NewKind::File { origin: *origin, size: *size };
-            let node = NewNode { kind, mode: 0o444, uid: 0, gid: 0, mtime: Time { secs: 1, nanos: 2 } };
+            let node = NewNode { kind, mode: 0o444, uid: 0, gid: 0, mtime: UnixTime { secs: 1, nanos: 2 } };
             builder.insert(path.as_bytes(), node).unwrap();
         }
         builder.freeze()

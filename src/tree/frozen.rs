@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::io::MemoryShare;
-use crate::layer::{Device, Run, Time};
+use crate::layer::{DeviceNumber, SparseRun, UnixTime};
 
 use super::error::{TreeError, shown};
 use super::limits::MAX_LINKS;
@@ -15,21 +15,21 @@ use super::path;
 use super::xattrs::{self, SetId};
 
 /// The number of an inode in one tree. The same layers give the same numbers.
-pub type Ino = u32;
+pub type InodeNumber = u32;
 
 /// An immutable tree.
 #[derive(Debug)]
-pub struct Tree {
+pub struct FrozenTree {
     /// Invariant: `nodes[0]` is the root, a directory.
-    pub(super) nodes: Box<[Node]>,
+    pub(super) nodes: Box<[InodeNode]>,
     /// The names of each directory, contiguous and in order. Invariant: one entry more than there are names, and name
     /// `i` is `names[dirents[i].name .. dirents[i + 1].name]`.
-    pub(super) dirents: Box<[Dirent]>,
+    pub(super) dirents: Box<[DirectoryName]>,
     pub(super) names: Box<[u8]>,
     /// The targets of all symbolic links.
     pub(super) links: Box<[u8]>,
     /// The data runs of the sparse files. Invariant: in order of inode number.
-    pub(super) runs: Box<[(Ino, Box<[Run]>)]>,
+    pub(super) runs: Box<[(InodeNumber, Box<[SparseRun]>)]>,
     /// Distinct sets of extended attributes, packed.
     pub(super) xattrs: Box<[Arc<[u8]>]>,
     /// Reservation in the memory budget that all trees share.
@@ -38,7 +38,7 @@ pub struct Tree {
 
 /// One inode. `mtime` is flattened to save its padding.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct InodeNode {
     pub(super) body: NodeBody,
     pub(super) secs: i64,
     pub(super) nanos: u32,
@@ -53,26 +53,26 @@ pub(super) struct Node {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NodeBody {
     File { sparse: bool, origin: u32, offset: u64, size: u64 },
-    Directory { parent: Ino, first: u32, count: u32 },
+    Directory { parent: InodeNumber, first: u32, count: u32 },
     Symlink { start: u32, len: u32 },
-    CharDevice(Device),
-    BlockDevice(Device),
+    CharDevice(DeviceNumber),
+    BlockDevice(DeviceNumber),
     Fifo,
     Graft(u32),
 }
 
 /// One name: the start of its bytes, and its inode.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Dirent {
+pub(super) struct DirectoryName {
     pub(super) name: u32,
-    pub(super) ino: Ino,
+    pub(super) ino: InodeNumber,
 }
 
 /// The attributes of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attr {
+pub struct InodeAttr {
     /// Type.
-    pub kind: Kind,
+    pub kind: InodeKind,
     /// Permission bits; 0777 for every symbolic link.
     pub mode: u16,
     /// Numeric owner.
@@ -82,16 +82,16 @@ pub struct Attr {
     /// Size in bytes of a file or of a link's target; 0 for any other type.
     pub size: u64,
     /// Modification time.
-    pub mtime: Time,
+    pub mtime: UnixTime,
     /// Number of names; for a directory 2 and its subdirectories.
     pub nlink: u32,
     /// Device number; 0:0 for an inode that is not a device.
-    pub rdev: Device,
+    pub rdev: DeviceNumber,
 }
 
 /// The type of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum InodeKind {
     /// A regular file.
     File,
     /// A directory.
@@ -118,12 +118,12 @@ pub struct FileRef<'a> {
     /// Bytes that readers see.
     pub size: u64,
     /// Data runs of a sparse file; `None` for any other file.
-    pub runs: Option<&'a [Run]>,
+    pub runs: Option<&'a [SparseRun]>,
 }
 
 /// Which symbolic links of a path to follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Follow {
+pub enum FollowLinks {
     /// All links.
     All,
     /// All links, except one at the end of the path.
@@ -132,38 +132,38 @@ pub enum Follow {
 
 /// The result of resolving a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolved {
+pub struct ResolvedPath {
     /// The inode.
-    pub ino: Ino,
+    pub ino: InodeNumber,
     /// When `ino` is a graft, the path to walk from that tree's root, links not yet followed; otherwise empty.
     pub rest: Vec<u8>,
 }
 
-impl Tree {
+impl FrozenTree {
     /// The inode number of the root.
-    pub const ROOT: Ino = 0;
+    pub const ROOT: InodeNumber = 0;
 
     /// The attributes of an inode; `None` for a number this tree does not have.
-    pub fn attr(&self, ino: Ino) -> Option<Attr> {
+    pub fn attr(&self, ino: InodeNumber) -> Option<InodeAttr> {
         let node = self.node(ino)?;
-        let none = Device::default();
+        let none = DeviceNumber::default();
         let (kind, size, rdev) = match node.body {
-            NodeBody::File { size, .. } => (Kind::File, size, none),
-            NodeBody::Directory { .. } => (Kind::Directory, 0, none),
-            NodeBody::Symlink { len, .. } => (Kind::Symlink, u64::from(len), none),
-            NodeBody::CharDevice(device) => (Kind::CharDevice, 0, device),
-            NodeBody::BlockDevice(device) => (Kind::BlockDevice, 0, device),
-            NodeBody::Fifo => (Kind::Fifo, 0, none),
-            NodeBody::Graft(tree) => (Kind::Graft(tree), 0, none),
+            NodeBody::File { size, .. } => (InodeKind::File, size, none),
+            NodeBody::Directory { .. } => (InodeKind::Directory, 0, none),
+            NodeBody::Symlink { len, .. } => (InodeKind::Symlink, u64::from(len), none),
+            NodeBody::CharDevice(device) => (InodeKind::CharDevice, 0, device),
+            NodeBody::BlockDevice(device) => (InodeKind::BlockDevice, 0, device),
+            NodeBody::Fifo => (InodeKind::Fifo, 0, none),
+            NodeBody::Graft(tree) => (InodeKind::Graft(tree), 0, none),
         };
         // Linux knows no other mode for a link, whatever an archive records.
-        let mode = if kind == Kind::Symlink { 0o777 } else { node.mode };
-        let mtime = Time { secs: node.secs, nanos: node.nanos };
-        Some(Attr { kind, mode, uid: node.uid, gid: node.gid, size, mtime, nlink: node.nlink, rdev })
+        let mode = if kind == InodeKind::Symlink { 0o777 } else { node.mode };
+        let mtime = UnixTime { secs: node.secs, nanos: node.nanos };
+        Some(InodeAttr { kind, mode, uid: node.uid, gid: node.gid, size, mtime, nlink: node.nlink, rdev })
     }
 
     /// The inode of a name in a directory.
-    pub fn lookup(&self, dir: Ino, name: &[u8]) -> Option<Ino> {
+    pub fn lookup(&self, dir: InodeNumber, name: &[u8]) -> Option<InodeNumber> {
         let (mut low, mut high) = self.listing(dir);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -177,19 +177,19 @@ impl Tree {
     }
 
     /// The names of a directory in byte order, after the first `skip`; none for any other type.
-    pub fn entries(&self, dir: Ino, skip: usize) -> impl Iterator<Item = (&[u8], Ino)> {
+    pub fn entries(&self, dir: InodeNumber, skip: usize) -> impl Iterator<Item = (&[u8], InodeNumber)> {
         let (first, end) = self.listing(dir);
         (first.saturating_add(skip).min(end)..end).map(|index| (self.name(index), self.dirents[index].ino))
     }
 
     /// Number of names in a directory.
-    pub fn entry_count(&self, dir: Ino) -> usize {
+    pub fn entry_count(&self, dir: InodeNumber) -> usize {
         let (first, end) = self.listing(dir);
         end - first
     }
 
     /// The parent of a directory; the root for the root, and for any other type.
-    pub fn parent(&self, dir: Ino) -> Ino {
+    pub fn parent(&self, dir: InodeNumber) -> InodeNumber {
         match self.node(dir).map(|node| node.body) {
             Some(NodeBody::Directory { parent, .. }) => parent,
             _ => Self::ROOT,
@@ -197,7 +197,7 @@ impl Tree {
     }
 
     /// The target of a symbolic link, verbatim.
-    pub fn link(&self, ino: Ino) -> Option<&[u8]> {
+    pub fn link(&self, ino: InodeNumber) -> Option<&[u8]> {
         match self.node(ino)?.body {
             NodeBody::Symlink { start, len } => Some(&self.links[start as usize..][..len as usize]),
             _ => None,
@@ -205,7 +205,7 @@ impl Tree {
     }
 
     /// Location of the content of a regular file; `None` for any other type.
-    pub fn file(&self, ino: Ino) -> Option<FileRef<'_>> {
+    pub fn file(&self, ino: InodeNumber) -> Option<FileRef<'_>> {
         let NodeBody::File { sparse, origin, offset, size } = self.node(ino)?.body else { return None };
         let runs = if sparse {
             let index = self.runs.binary_search_by_key(&ino, |(ino, _)| *ino).ok();
@@ -217,19 +217,19 @@ impl Tree {
     }
 
     /// The extended attributes of an inode, in recorded order.
-    pub fn xattrs(&self, ino: Ino) -> impl Iterator<Item = (&[u8], &[u8])> {
+    pub fn xattrs(&self, ino: InodeNumber) -> impl Iterator<Item = (&[u8], &[u8])> {
         let set = self.node(ino).map_or(0, |node| node.xattrs);
         xattrs::get(&self.xattrs, set)
     }
 
     /// The number of an inode's set of extended attributes. Equal numbers mean equal attributes; 0 means none.
-    pub fn xattr_set(&self, ino: Ino) -> u32 {
+    pub fn xattr_set(&self, ino: InodeNumber) -> u32 {
         self.node(ino).map_or(0, |node| node.xattrs)
     }
 
     /// Resolves a path from the root. Symbolic links are followed inside the tree, `..` stops at its root, and a
     /// graft ends the walk.
-    pub fn resolve(&self, path: &[u8], follow: Follow) -> Result<Resolved, TreeError> {
+    pub fn resolve(&self, path: &[u8], follow: FollowLinks) -> Result<ResolvedPath, TreeError> {
         let mut ahead: Vec<&[u8]> = path::components(path).rev().collect();
         let mut here = Self::ROOT;
         let mut links = 0;
@@ -239,7 +239,7 @@ impl Tree {
                 Some(NodeBody::Graft(_)) => {
                     ahead.push(name);
                     ahead.reverse();
-                    return Ok(Resolved { ino: here, rest: ahead.join(&b'/') });
+                    return Ok(ResolvedPath { ino: here, rest: ahead.join(&b'/') });
                 }
                 _ => return Err(TreeError::NotADirectory { path: shown(path) }),
             }
@@ -249,7 +249,7 @@ impl Tree {
             }
             let child = self.lookup(here, name).ok_or_else(|| TreeError::NotFound { path: shown(path) })?;
             match self.link(child) {
-                Some(target) if !ahead.is_empty() || follow == Follow::All => {
+                Some(target) if !ahead.is_empty() || follow == FollowLinks::All => {
                     links += 1;
                     if links > MAX_LINKS {
                         return Err(TreeError::TooManyLinks { path: shown(path) });
@@ -265,7 +265,7 @@ impl Tree {
                 _ => here = child,
             }
         }
-        Ok(Resolved { ino: here, rest: Vec::new() })
+        Ok(ResolvedPath { ino: here, rest: Vec::new() })
     }
 
     /// Number of inodes, the root included.
@@ -280,13 +280,13 @@ impl Tree {
 
     /// Memory that the tree holds, in bytes, without the overhead of the allocator.
     pub fn heap_bytes(&self) -> usize {
-        let runs: usize = self.runs.iter().map(|(_, runs)| size_of_val::<[Run]>(runs)).sum();
+        let runs: usize = self.runs.iter().map(|(_, runs)| size_of_val::<[SparseRun]>(runs)).sum();
         let xattrs: usize = self.xattrs.iter().map(|set| set.len()).sum();
-        size_of_val::<[Node]>(&self.nodes)
-            + size_of_val::<[Dirent]>(&self.dirents)
+        size_of_val::<[InodeNode]>(&self.nodes)
+            + size_of_val::<[DirectoryName]>(&self.dirents)
             + self.names.len()
             + self.links.len()
-            + size_of_val::<[(Ino, Box<[Run]>)]>(&self.runs)
+            + size_of_val::<[(InodeNumber, Box<[SparseRun]>)]>(&self.runs)
             + runs
             + size_of_val::<[Arc<[u8]>]>(&self.xattrs)
             + xattrs
@@ -294,17 +294,21 @@ impl Tree {
 
     /// Every name below the root with its inode, depth first in name order. Paths have no leading slash, and the root
     /// itself is not included. An inode with several names appears once for each.
-    pub fn walk(&self) -> Walk<'_> {
+    pub fn walk(&self) -> TreeWalk<'_> {
         let (first, end) = self.listing(Self::ROOT);
-        Walk { tree: self, open: vec![Open { next: first, end, path_len: 0 }], path: Vec::new() }
+        TreeWalk {
+            tree: self,
+            open: vec![ListedDirectory { next: first, end, path_len: 0 }],
+            path: Vec::new(),
+        }
     }
 
-    fn node(&self, ino: Ino) -> Option<&Node> {
+    fn node(&self, ino: InodeNumber) -> Option<&InodeNode> {
         self.nodes.get(ino as usize)
     }
 
     /// The range of a directory in `dirents`.
-    fn listing(&self, dir: Ino) -> (usize, usize) {
+    fn listing(&self, dir: InodeNumber) -> (usize, usize) {
         match self.node(dir).map(|node| node.body) {
             Some(NodeBody::Directory { first, count, .. }) => {
                 (first as usize, first as usize + count as usize)
@@ -320,23 +324,23 @@ impl Tree {
 
 /// The iterator of [`Tree::walk`].
 #[derive(Debug)]
-pub struct Walk<'a> {
-    tree: &'a Tree,
-    open: Vec<Open>,
+pub struct TreeWalk<'a> {
+    tree: &'a FrozenTree,
+    open: Vec<ListedDirectory>,
     path: Vec<u8>,
 }
 
 /// A directory that is being listed.
 #[derive(Debug)]
-struct Open {
+struct ListedDirectory {
     next: usize,
     end: usize,
     /// Bytes of the directory's own path.
     path_len: usize,
 }
 
-impl Iterator for Walk<'_> {
-    type Item = (Vec<u8>, Ino);
+impl Iterator for TreeWalk<'_> {
+    type Item = (Vec<u8>, InodeNumber);
 
     fn next(&mut self) -> Option<Self::Item> {
         while let Some(top) = self.open.last_mut() {
@@ -354,7 +358,7 @@ impl Iterator for Walk<'_> {
             let ino = self.tree.dirents[index].ino;
             let (first, end) = self.tree.listing(ino);
             if first < end {
-                self.open.push(Open { next: first, end, path_len: self.path.len() });
+                self.open.push(ListedDirectory { next: first, end, path_len: self.path.len() });
             }
             return Some((self.path.clone(), ino));
         }

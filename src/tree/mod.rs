@@ -20,7 +20,9 @@ mod xattrs;
 #[cfg(test)]
 mod tests;
 
-pub use builder::{Builder, NewKind, NewNode};
-pub use error::{Problem, TreeError};
-pub use frozen::{Attr, FileRef, Follow, Ino, Kind, Resolved, Tree, Walk};
-pub use plain::{Overlap, first_file, is_below, is_name_of};
+pub use builder::{NewKind, NewNode, TreeBuilder};
+pub use error::{EntryProblem, TreeError};
+pub use frozen::{
+    FileRef, FollowLinks, FrozenTree, InodeAttr, InodeKind, InodeNumber, ResolvedPath, TreeWalk,
+};
+pub use plain::{ArchiveOverlap, first_file, is_below, is_name_of};

@@ -3,7 +3,7 @@
 //! This module is lexical only. A recorded name is cleaned before any other use, so `..` cannot lead out of the root.
 //! Cleaning matches `filepath.Join("/", name)` in the appliers written in Go.
 
-use super::error::Problem;
+use super::error::EntryProblem;
 use super::limits::{MAX_NAME, MAX_PATH};
 
 /// Prefix of a whiteout (image-spec, layer.md, "Whiteouts").
@@ -15,7 +15,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// The meaning of an entry's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark<'a> {
+pub(super) enum WhiteoutMark<'a> {
     /// A plain entry.
     Plain,
     /// Hide this name in the entry's directory.
@@ -52,30 +52,30 @@ pub(super) fn within<'p, 'n>(cleaned: &'p [&'n [u8]], below: &[&[u8]]) -> Option
 }
 
 /// Checks a cleaned path against the limits.
-pub(super) fn check(cleaned: &[&[u8]]) -> Result<(), Problem> {
+pub(super) fn check(cleaned: &[&[u8]]) -> Result<(), EntryProblem> {
     if let Some(name) = cleaned.iter().find(|name| name.len() > MAX_NAME) {
-        return Err(Problem::NameTooLong { len: name.len() });
+        return Err(EntryProblem::NameTooLong { len: name.len() });
     }
     let len = cleaned.iter().map(|name| name.len() + 1).sum::<usize>().saturating_sub(1);
-    if len > MAX_PATH { Err(Problem::PathTooLong { len }) } else { Ok(()) }
+    if len > MAX_PATH { Err(EntryProblem::PathTooLong { len }) } else { Ok(()) }
 }
 
 /// Determines the mark of a cleaned path; a whiteout that names no file is an error.
-pub(super) fn mark<'a>(cleaned: &[&'a [u8]]) -> Result<Mark<'a>, Problem> {
-    let Some((&last, parents)) = cleaned.split_last() else { return Ok(Mark::Plain) };
+pub(super) fn mark<'a>(cleaned: &[&'a [u8]]) -> Result<WhiteoutMark<'a>, EntryProblem> {
+    let Some((&last, parents)) = cleaned.split_last() else { return Ok(WhiteoutMark::Plain) };
     if parents.iter().any(|name| name.starts_with(AUFS)) {
-        return Ok(Mark::Leftover);
+        return Ok(WhiteoutMark::Leftover);
     }
     if last == OPAQUE {
-        return Ok(Mark::Opaque);
+        return Ok(WhiteoutMark::Opaque);
     }
     if last.starts_with(AUFS) {
-        return Ok(Mark::Leftover);
+        return Ok(WhiteoutMark::Leftover);
     }
     match last.strip_prefix(WHITEOUT) {
-        None => Ok(Mark::Plain),
-        Some(b"" | b"." | b"..") => Err(Problem::WhiteoutOfNothing),
-        Some(hidden) => Ok(Mark::Whiteout(hidden)),
+        None => Ok(WhiteoutMark::Plain),
+        Some(b"" | b"." | b"..") => Err(EntryProblem::WhiteoutOfNothing),
+        Some(hidden) => Ok(WhiteoutMark::Whiteout(hidden)),
     }
 }
 
@@ -99,39 +99,39 @@ mod tests {
     fn limits_hold_at_the_limit_and_fail_one_past_it() {
         let name = [b'n'; 256];
         assert_eq!(check(&[&name[..255]]), Ok(()));
-        assert_eq!(check(&[&name]), Err(Problem::NameTooLong { len: 256 }));
+        assert_eq!(check(&[&name]), Err(EntryProblem::NameTooLong { len: 256 }));
         // 16 components of 255 bytes and 16 slashes are 4096 bytes.
         let mut long = vec![&name[..255]; 16];
         assert_eq!(check(&long), Ok(()));
         long[0] = &name[..254];
         long.push(b"ab");
-        assert_eq!(check(&long), Err(Problem::PathTooLong { len: 4097 }));
+        assert_eq!(check(&long), Err(EntryProblem::PathTooLong { len: 4097 }));
         long[16] = b"a";
         assert_eq!(check(&long), Ok(()));
     }
 
     #[test]
     fn only_the_last_component_is_a_whiteout() {
-        assert_eq!(mark(&clean(b"a/.wh.b")), Ok(Mark::Whiteout(b"b")));
-        assert_eq!(mark(&clean(b".wh..hidden")), Ok(Mark::Whiteout(b".hidden")));
-        assert_eq!(mark(&clean(b".wh....")), Ok(Mark::Whiteout(b"...")));
-        assert_eq!(mark(&clean(b".wh.a/b")), Ok(Mark::Plain));
-        assert_eq!(mark(&clean(b"a/.wh..wh..opq")), Ok(Mark::Opaque));
-        assert_eq!(mark(&clean(b".wh")), Ok(Mark::Plain));
-        assert_eq!(mark(&clean(b"/")), Ok(Mark::Plain));
+        assert_eq!(mark(&clean(b"a/.wh.b")), Ok(WhiteoutMark::Whiteout(b"b")));
+        assert_eq!(mark(&clean(b".wh..hidden")), Ok(WhiteoutMark::Whiteout(b".hidden")));
+        assert_eq!(mark(&clean(b".wh....")), Ok(WhiteoutMark::Whiteout(b"...")));
+        assert_eq!(mark(&clean(b".wh.a/b")), Ok(WhiteoutMark::Plain));
+        assert_eq!(mark(&clean(b"a/.wh..wh..opq")), Ok(WhiteoutMark::Opaque));
+        assert_eq!(mark(&clean(b".wh")), Ok(WhiteoutMark::Plain));
+        assert_eq!(mark(&clean(b"/")), Ok(WhiteoutMark::Plain));
     }
 
     #[test]
     fn whiteouts_of_nothing_dot_and_dot_dot_are_errors() {
         for name in [".wh.", ".wh..", ".wh...", "a/b/.wh.", "a/.wh...", ".wh./"] {
-            assert_eq!(mark(&clean(name.as_bytes())), Err(Problem::WhiteoutOfNothing), "{name}");
+            assert_eq!(mark(&clean(name.as_bytes())), Err(EntryProblem::WhiteoutOfNothing), "{name}");
         }
     }
 
     #[test]
     fn bookkeeping_of_aufs_is_known_with_everything_below_it() {
         for name in [".wh..wh.plnk", ".wh..wh.aufs", "a/.wh..wh.orph/b/c", ".wh..wh.", ".wh..wh.plnk/.wh."] {
-            assert_eq!(mark(&clean(name.as_bytes())), Ok(Mark::Leftover), "{name}");
+            assert_eq!(mark(&clean(name.as_bytes())), Ok(WhiteoutMark::Leftover), "{name}");
         }
     }
 }

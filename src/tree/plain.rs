@@ -4,20 +4,20 @@
 //! tree, as if it were alone. So it follows no link of another archive, and none of its hard links reaches one. Then
 //! the two trees are merged, and paths that the later archive replaces are reported.
 
-use crate::layer::{EntryKind, Need, TarLimits, TarWalker, Toc};
+use crate::layer::{TableOfContents, TarLimits, TarWalker, TocEntryKind, WalkerNeed};
 
-use super::builder::{Builder, ROOT};
-use super::error::{Problem, TreeError, shown};
-use super::names::Id;
+use super::builder::{ROOT, TreeBuilder};
+use super::error::{EntryProblem, TreeError, shown};
+use super::names::InodeId;
 use super::path;
-use super::union::{Placing, Whiteouts, at, check};
+use super::union::{LayerApply, WhiteoutCheck, at, check};
 
 /// Limit of the paths that an [`Overlap`] lists.
 const MAX_LISTED: usize = 100;
 
 /// Conflicts between archives that should not overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Overlap {
+pub struct ArchiveOverlap {
     /// Paths where the later archive replaced content of an earlier one: the first hundred found.
     pub replaced: Vec<Vec<u8>>,
     /// Number of all replaced paths.
@@ -27,9 +27,9 @@ pub struct Overlap {
 }
 
 /// Whether all entries of an archive lie in one of its directories, so that [`Builder::apply_below`] accepts it.
-pub fn is_below(toc: &Toc, below: &[u8]) -> bool {
+pub fn is_below(toc: &TableOfContents, below: &[u8]) -> bool {
     let below = path::clean(below);
-    toc.iter().all(|entry| fits(entry.path, entry.kind == EntryKind::Directory, &below))
+    toc.iter().all(|entry| fits(entry.path, entry.kind == TocEntryKind::Directory, &below))
 }
 
 /// Path and size of the first entry of an archive that starts with `head`; `None` if that is not a regular file.
@@ -40,13 +40,13 @@ pub fn first_file(head: &[u8]) -> Option<(Vec<u8>, u64)> {
     let mut walker = TarWalker::new(limits);
     walker.feed(0, head).ok()?;
     let end = match walker.need() {
-        Need::Bytes(range) => range.start,
-        Need::Done => head.len() as u64,
+        WalkerNeed::Bytes(range) => range.start,
+        WalkerNeed::Done => head.len() as u64,
     };
     let toc = walker.finish(end).ok()?;
     let first = toc.iter().next()?;
     match first.kind {
-        EntryKind::File(content) => Some((first.path.to_vec(), content.size)),
+        TocEntryKind::File(content) => Some((first.path.to_vec(), content.size)),
         _ => None,
     }
 }
@@ -67,22 +67,25 @@ fn fits(recorded: &[u8], is_directory: bool, below: &[&[u8]]) -> bool {
     }
 }
 
-impl Builder {
+impl TreeBuilder {
     /// Merges an archive into the tree. Directories merge and take the attributes that the later archive records.
     /// Anything else of the later archive replaces the path and everything below. `origin` is stored with the content
     /// of its files.
     ///
     /// After an error the tree is unusable. Errors that depend on names alone are found before any change.
-    pub fn apply_plain(&mut self, origin: u32, toc: &Toc) -> Result<Overlap, TreeError> {
-        let mut placing = Placing::new(origin, &[]);
+    pub fn apply_plain(&mut self, origin: u32, toc: &TableOfContents) -> Result<ArchiveOverlap, TreeError> {
+        let mut placing = LayerApply::new(origin, &[]);
         if self.nodes.len() == 1 {
-            return Ok(Overlap { left_out: self.unpack(&mut placing, toc)?, ..Overlap::default() });
+            return Ok(ArchiveOverlap {
+                left_out: self.unpack(&mut placing, toc)?,
+                ..ArchiveOverlap::default()
+            });
         }
         placing.recorded = Some(Vec::new());
         self.base = self.detached();
         let left_out = self.unpack(&mut placing, toc);
         let beside = std::mem::replace(&mut self.base, ROOT);
-        let mut overlap = Overlap { left_out: left_out?, ..Overlap::default() };
+        let mut overlap = ArchiveOverlap { left_out: left_out?, ..ArchiveOverlap::default() };
         let mut recorded = placing.recorded.unwrap_or_default();
         recorded.sort_unstable();
         self.lay_over(beside, &recorded, &mut overlap)
@@ -93,11 +96,11 @@ impl Builder {
     /// Moves the content of `beside` into the tree.
     fn lay_over(
         &mut self,
-        beside: Id,
-        recorded: &[Id],
-        overlap: &mut Overlap,
-    ) -> Result<(), (Vec<u8>, Problem)> {
-        let inherit = |tree: &mut Self, from: Id, to: Id| {
+        beside: InodeId,
+        recorded: &[InodeId],
+        overlap: &mut ArchiveOverlap,
+    ) -> Result<(), (Vec<u8>, EntryProblem)> {
+        let inherit = |tree: &mut Self, from: InodeId, to: InodeId| {
             if recorded.binary_search(&from).is_ok() {
                 let meta = tree.meta(from);
                 tree.set_meta(to, meta);
@@ -141,20 +144,20 @@ impl Builder {
     /// hard links lose the directory's path. An entry outside of it is an error, except for the directories above it.
     ///
     /// After an error the tree is unusable. Errors that depend on names alone are found before any change.
-    pub fn apply_below(&mut self, origin: u32, toc: &Toc, below: &[u8]) -> Result<(), TreeError> {
+    pub fn apply_below(&mut self, origin: u32, toc: &TableOfContents, below: &[u8]) -> Result<(), TreeError> {
         let below = path::clean(below);
         for entry in toc.iter() {
-            check(&entry, Whiteouts::Keep).map_err(|problem| at(origin, &entry, problem))?;
-            if !fits(entry.path, entry.kind == EntryKind::Directory, &below) {
+            check(&entry, WhiteoutCheck::Keep).map_err(|problem| at(origin, &entry, problem))?;
+            if !fits(entry.path, entry.kind == TocEntryKind::Directory, &below) {
                 let problem = if path::clean(entry.path) == below {
-                    Problem::RootNotADirectory
+                    EntryProblem::RootNotADirectory
                 } else {
-                    Problem::Outside { what: "it".to_owned(), below: shown(&below.join(&b'/')) }
+                    EntryProblem::Outside { what: "it".to_owned(), below: shown(&below.join(&b'/')) }
                 };
                 return Err(at(origin, &entry, problem));
             }
         }
-        let mut placing = Placing::new(origin, &below);
+        let mut placing = LayerApply::new(origin, &below);
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
             if let Some(rest) = path::within(&cleaned, &below) {

@@ -1,47 +1,50 @@
 //! The rules of the union one by one, and the answers of a frozen tree. The model in `tests/model` covers how the rules
 //! meet each other; here each is told alone.
 
-use crate::io::Fault;
-use crate::layer::{Content, Device, Entry, EntryKind, Run, Time, Toc};
+use crate::io::FaultClass;
+use crate::layer::{DeviceNumber, FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 
-use super::{Builder, Follow, Kind, NewKind, NewNode, Overlap, Problem, Tree, TreeError, is_below};
+use super::{
+    ArchiveOverlap, EntryProblem, FollowLinks, FrozenTree, InodeKind, NewKind, NewNode, TreeBuilder,
+    TreeError, is_below,
+};
 
-fn entry(path: impl AsRef<[u8]>, kind: EntryKind) -> Entry {
-    let mode = if kind == EntryKind::Directory { 0o700 } else { 0o600 };
-    let (path, mtime) = (path.as_ref().to_vec(), Time { secs: 7, nanos: 0 });
-    Entry { path, kind, mode, uid: 1, gid: 2, mtime, xattrs: Vec::new(), header: 512 }
+fn entry(path: impl AsRef<[u8]>, kind: TocEntryKind) -> TocEntry {
+    let mode = if kind == TocEntryKind::Directory { 0o700 } else { 0o600 };
+    let (path, mtime) = (path.as_ref().to_vec(), UnixTime { secs: 7, nanos: 0 });
+    TocEntry { path, kind, mode, uid: 1, gid: 2, mtime, xattrs: Vec::new(), header: 512 }
 }
 
 /// A file whose size tells it from others.
-fn file(path: impl AsRef<[u8]>, size: u64) -> Entry {
-    entry(path, EntryKind::File(Content { size, offset: 1024, runs: None }))
+fn file(path: impl AsRef<[u8]>, size: u64) -> TocEntry {
+    entry(path, TocEntryKind::File(FileContent { size, offset: 1024, runs: None }))
 }
 
-fn dir(path: impl AsRef<[u8]>) -> Entry {
-    entry(path, EntryKind::Directory)
+fn dir(path: impl AsRef<[u8]>) -> TocEntry {
+    entry(path, TocEntryKind::Directory)
 }
 
-fn link(path: &str, target: impl AsRef<[u8]>) -> Entry {
-    entry(path, EntryKind::Symlink(target.as_ref().to_vec()))
+fn link(path: &str, target: impl AsRef<[u8]>) -> TocEntry {
+    entry(path, TocEntryKind::Symlink(target.as_ref().to_vec()))
 }
 
-fn hard(path: &str, target: &str) -> Entry {
-    entry(path, EntryKind::HardLink(target.into()))
+fn hard(path: &str, target: &str) -> TocEntry {
+    entry(path, TocEntryKind::HardLink(target.into()))
 }
 
-fn hide(path: &str) -> Entry {
+fn hide(path: &str) -> TocEntry {
     file(path, 0)
 }
 
-fn build(layers: &[&[Entry]]) -> Result<Tree, TreeError> {
-    let mut builder = Builder::new();
+fn build(layers: &[&[TocEntry]]) -> Result<FrozenTree, TreeError> {
+    let mut builder = TreeBuilder::new();
     for (origin, entries) in layers.iter().enumerate() {
         builder.apply(origin as u32, &entries.iter().cloned().collect())?;
     }
     Ok(builder.freeze())
 }
 
-fn problem(layers: &[&[Entry]]) -> Problem {
+fn problem(layers: &[&[TocEntry]]) -> EntryProblem {
     match build(layers).map(|tree| names(&tree)) {
         Err(TreeError::Entry { problem, .. }) => problem,
         other => panic!("not rejected: {other:?}"),
@@ -49,26 +52,26 @@ fn problem(layers: &[&[Entry]]) -> Problem {
 }
 
 /// All paths, directories with a slash at the end, links with their target, files with their size.
-fn names(tree: &Tree) -> Vec<String> {
+fn names(tree: &FrozenTree) -> Vec<String> {
     let name = |(path, ino): (Vec<u8>, u32)| {
         let path = String::from_utf8_lossy(&path).into_owned();
         let attr = tree.attr(ino).unwrap();
         match attr.kind {
-            Kind::Directory => format!("{path}/"),
-            Kind::Symlink => format!("{path}->{}", String::from_utf8_lossy(tree.link(ino).unwrap())),
-            Kind::File => format!("{path}={}", attr.size),
+            InodeKind::Directory => format!("{path}/"),
+            InodeKind::Symlink => format!("{path}->{}", String::from_utf8_lossy(tree.link(ino).unwrap())),
+            InodeKind::File => format!("{path}={}", attr.size),
             kind => format!("{path} {kind:?}"),
         }
     };
     tree.walk().map(name).collect()
 }
 
-fn union(layers: &[&[Entry]]) -> Vec<String> {
+fn union(layers: &[&[TocEntry]]) -> Vec<String> {
     names(&build(layers).unwrap())
 }
 
-fn at(tree: &Tree, path: &str) -> u32 {
-    tree.resolve(path.as_bytes(), Follow::Parents).unwrap().ino
+fn at(tree: &FrozenTree, path: &str) -> u32 {
+    tree.resolve(path.as_bytes(), FollowLinks::Parents).unwrap().ino
 }
 
 // Whiteouts.
@@ -106,15 +109,16 @@ fn a_whiteout_of_nothing_there_creates_nothing() {
 #[test]
 fn a_whiteout_that_names_nothing_is_rejected_before_anything_is_touched() {
     for name in [".wh.", ".wh..", ".wh...", "d/.wh.", "d/.wh..", "d/.wh..."] {
-        let mut builder = Builder::new();
-        builder.apply(0, &Toc::from_iter([file("a", 1)])).unwrap();
-        let error =
-            builder.apply(1, &Toc::from_iter([file("new", 1), hide(".wh.a"), hide(name)])).unwrap_err();
+        let mut builder = TreeBuilder::new();
+        builder.apply(0, &TableOfContents::from_iter([file("a", 1)])).unwrap();
+        let error = builder
+            .apply(1, &TableOfContents::from_iter([file("new", 1), hide(".wh.a"), hide(name)]))
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("layer 1: entry {name:?} at stream offset 512: a whiteout that names no file")
         );
-        assert_eq!(error.fault(), Fault::Malformed);
+        assert_eq!(error.fault(), FaultClass::Malformed);
         assert_eq!(names(&builder.freeze()), ["a=1"]);
     }
 }
@@ -188,7 +192,7 @@ fn a_child_of_a_dangling_link_makes_the_directory_the_link_names() {
     let tree = build(&[&[link("x", "/a/b"), file("x/c/f", 1)]]).unwrap();
     assert_eq!(names(&tree), ["a/", "a/b/", "a/b/c/", "a/b/c/f=1", "x->/a/b"]);
     let attr = tree.attr(at(&tree, "a/b")).unwrap();
-    assert_eq!((attr.mode, attr.uid, attr.gid, attr.mtime), (0o755, 0, 0, Time::default()));
+    assert_eq!((attr.mode, attr.uid, attr.gid, attr.mtime), (0o755, 0, 0, UnixTime::default()));
 }
 
 #[test]
@@ -196,7 +200,7 @@ fn missing_parents_are_made_0755_and_owned_by_root() {
     let tree = build(&[&[file("a/b/f", 1)]]).unwrap();
     for path in ["a", "a/b"] {
         let attr = tree.attr(at(&tree, path)).unwrap();
-        assert_eq!((attr.kind, attr.mode, attr.uid, attr.gid), (Kind::Directory, 0o755, 0, 0));
+        assert_eq!((attr.kind, attr.mode, attr.uid, attr.gid), (InodeKind::Directory, 0o755, 0, 0));
     }
 }
 
@@ -205,60 +209,66 @@ fn an_entry_for_the_root_sets_its_attributes_and_must_be_a_directory() {
     for root in ["", "/", ".", "./", "..", "a/.."] {
         let tree = build(&[&[file("f", 1)], &[dir(root)]]).unwrap();
         assert_eq!(names(&tree), ["f=1"]);
-        let attr = tree.attr(Tree::ROOT).unwrap();
+        let attr = tree.attr(FrozenTree::ROOT).unwrap();
         assert_eq!((attr.mode, attr.uid, attr.gid, attr.mtime.secs), (0o700, 1, 2, 7));
-        for wrong in [file(root, 1), link(root, "/etc"), hard(root, "f"), entry(root, EntryKind::Fifo)] {
-            assert_eq!(problem(&[&[file("f", 1)], &[wrong]]), Problem::RootNotADirectory, "{root:?}");
+        for wrong in [file(root, 1), link(root, "/etc"), hard(root, "f"), entry(root, TocEntryKind::Fifo)] {
+            assert_eq!(problem(&[&[file("f", 1)], &[wrong]]), EntryProblem::RootNotADirectory, "{root:?}");
         }
     }
 }
 
 #[test]
 fn an_entry_below_something_that_is_no_directory_is_rejected() {
-    for lower in [file("x", 1), link("x", "f"), entry("x", EntryKind::Fifo)] {
+    for lower in [file("x", 1), link("x", "f"), entry("x", TocEntryKind::Fifo)] {
         let lower = [file("f", 1), lower];
-        assert_eq!(problem(&[&lower, &[file("x/y", 1)]]), Problem::BelowNonDirectory);
-        assert_eq!(problem(&[&lower, &[dir("x/y/z")]]), Problem::BelowNonDirectory);
+        assert_eq!(problem(&[&lower, &[file("x/y", 1)]]), EntryProblem::BelowNonDirectory);
+        assert_eq!(problem(&[&lower, &[dir("x/y/z")]]), EntryProblem::BelowNonDirectory);
     }
 }
 
 #[test]
 fn forty_links_are_followed_and_the_forty_first_is_not() {
-    let chain = |links: usize| -> Vec<Entry> {
+    let chain = |links: usize| -> Vec<TocEntry> {
         let step = |n| link(&format!("l{n}"), format!("l{}", n + 1));
-        let mut entries: Vec<Entry> = (0..links - 1).map(step).collect();
+        let mut entries: Vec<TocEntry> = (0..links - 1).map(step).collect();
         entries.push(link(&format!("l{}", links - 1), "d"));
         entries.extend([dir("d"), file("l0/f", 1)]);
         entries
     };
     let tree = build(&[&chain(40)]).unwrap();
-    assert_eq!(tree.resolve(b"l0/f", Follow::Parents), tree.resolve(b"d/f", Follow::Parents));
-    assert_eq!(problem(&[&chain(41)]), Problem::BelowNonDirectory);
-    assert_eq!(problem(&[&[link("a", "b"), link("b", "a"), file("a/f", 1)]]), Problem::BelowNonDirectory);
+    assert_eq!(tree.resolve(b"l0/f", FollowLinks::Parents), tree.resolve(b"d/f", FollowLinks::Parents));
+    assert_eq!(problem(&[&chain(41)]), EntryProblem::BelowNonDirectory);
+    assert_eq!(
+        problem(&[&[link("a", "b"), link("b", "a"), file("a/f", 1)]]),
+        EntryProblem::BelowNonDirectory
+    );
 }
 
 #[test]
 fn names_and_paths_over_the_limit_are_rejected_also_where_links_lead() {
     let long = "n".repeat(255);
     assert_eq!(union(&[&[file(&long, 1)]]).len(), 1);
-    assert_eq!(problem(&[&[file("n".repeat(256), 1)]]), Problem::NameTooLong { len: 256 });
+    assert_eq!(problem(&[&[file("n".repeat(256), 1)]]), EntryProblem::NameTooLong { len: 256 });
     let path = format!("{}{}", "d/".repeat(1920), "n".repeat(255));
     assert_eq!(path.len(), 4095);
     assert_eq!(union(&[&[file(format!("x/../{path}"), 1)]]).len(), 1921);
     assert_eq!(union(&[&[file(format!("{path}/"), 1)]]).len(), 1921);
-    assert_eq!(problem(&[&[file(format!("{path}/n"), 1)]]), Problem::PathTooLong { len: 4097 });
+    assert_eq!(problem(&[&[file(format!("{path}/n"), 1)]]), EntryProblem::PathTooLong { len: 4097 });
     let deep = link("l", "d/".repeat(2047));
     assert_eq!(union(&[&[deep.clone(), file("l/n", 1)]]).len(), 2049);
-    assert_eq!(problem(&[&[deep, file("l/nnn", 1)]]), Problem::PathTooLong { len: 4097 });
-    assert_eq!(problem(&[&[link("l", "n".repeat(256)), file("l/f", 1)]]), Problem::NameTooLong { len: 256 });
-    assert_eq!(problem(&[&[link("l", "/".repeat(4097)), file("l/f", 1)]]), Problem::BelowNonDirectory);
+    assert_eq!(problem(&[&[deep, file("l/nnn", 1)]]), EntryProblem::PathTooLong { len: 4097 });
+    assert_eq!(
+        problem(&[&[link("l", "n".repeat(256)), file("l/f", 1)]]),
+        EntryProblem::NameTooLong { len: 256 }
+    );
+    assert_eq!(problem(&[&[link("l", "/".repeat(4097)), file("l/f", 1)]]), EntryProblem::BelowNonDirectory);
 }
 
 #[test]
 fn names_are_bytes() {
     let tree = build(&[&[file(b"hi\x80\xffbye", 1)]]).unwrap();
     assert_eq!(tree.walk().next().unwrap().0, b"hi\x80\xffbye");
-    assert!(tree.lookup(Tree::ROOT, b"hi\x80\xffbye").is_some());
+    assert!(tree.lookup(FrozenTree::ROOT, b"hi\x80\xffbye").is_some());
 }
 
 // One thing over another.
@@ -280,11 +290,11 @@ fn a_directory_over_a_directory_replaces_attributes_and_xattrs_and_keeps_childre
     let mut lower = dir("d");
     lower.xattrs = vec![(b"user.a".to_vec(), b"1".to_vec())];
     let mut upper = dir("d");
-    (upper.mode, upper.uid, upper.mtime) = (0o711, 9, Time { secs: -1, nanos: 5 });
+    (upper.mode, upper.uid, upper.mtime) = (0o711, 9, UnixTime { secs: -1, nanos: 5 });
     let tree = build(&[&[lower, file("d/f", 1)], &[upper]]).unwrap();
     assert_eq!(names(&tree), ["d/", "d/f=1"]);
     let attr = tree.attr(at(&tree, "d")).unwrap();
-    assert_eq!((attr.mode, attr.uid, attr.mtime), (0o711, 9, Time { secs: -1, nanos: 5 }));
+    assert_eq!((attr.mode, attr.uid, attr.mtime), (0o711, 9, UnixTime { secs: -1, nanos: 5 }));
     assert_eq!(tree.xattrs(at(&tree, "d")).count(), 0);
 }
 
@@ -299,12 +309,12 @@ fn the_same_name_twice_in_one_layer_is_the_last_one() {
 #[test]
 fn a_hard_link_shares_the_inode_and_gives_it_its_own_metadata() {
     let mut second = hard("b", "/../a");
-    (second.mode, second.uid, second.gid, second.mtime) = (0o4755, 8, 9, Time { secs: 3, nanos: 4 });
+    (second.mode, second.uid, second.gid, second.mtime) = (0o4755, 8, 9, UnixTime { secs: 3, nanos: 4 });
     let tree = build(&[&[file("a", 1)], &[second]]).unwrap();
     assert_eq!(at(&tree, "a"), at(&tree, "b"));
     let attr = tree.attr(at(&tree, "a")).unwrap();
     assert_eq!((attr.mode, attr.uid, attr.gid, attr.nlink), (0o4755, 8, 9, 2));
-    assert_eq!(attr.mtime, Time { secs: 3, nanos: 4 });
+    assert_eq!(attr.mtime, UnixTime { secs: 3, nanos: 4 });
     assert_eq!(tree.file(at(&tree, "b")).unwrap().origin, 0);
 }
 
@@ -322,15 +332,18 @@ fn a_hard_link_replaces_xattrs_only_when_it_records_some() {
 
 #[test]
 fn a_hard_link_to_what_is_not_there_yet_or_to_a_directory_is_rejected() {
-    let nothing = Problem::LinkToNothing { target: "\"a\"".into() };
-    let missing = Problem::LinkToNothing { target: "\"c\"".into() };
+    let nothing = EntryProblem::LinkToNothing { target: "\"a\"".into() };
+    let missing = EntryProblem::LinkToNothing { target: "\"c\"".into() };
     assert_eq!(problem(&[&[hard("b", "a"), file("a", 1)]]), nothing);
     assert_eq!(
         problem(&[&[file("a", 1)], &[dir("a"), file("a", 2), hide(".wh.c"), hard("b", "c")]]),
         missing
     );
-    assert_eq!(problem(&[&[dir("a"), hard("b", "a")]]), Problem::LinkToDirectory { target: "\"a\"".into() });
-    assert_eq!(problem(&[&[hard("b", "..")]]), Problem::LinkToDirectory { target: "\"..\"".into() });
+    assert_eq!(
+        problem(&[&[dir("a"), hard("b", "a")]]),
+        EntryProblem::LinkToDirectory { target: "\"a\"".into() }
+    );
+    assert_eq!(problem(&[&[hard("b", "..")]]), EntryProblem::LinkToDirectory { target: "\"..\"".into() });
 }
 
 #[test]
@@ -384,8 +397,11 @@ fn a_hard_link_means_what_its_layer_hides_in_either_order() {
         ["d/", "d/f=1", "f=3", "g=3"]
     );
     let replaced = problem(&[&lower, &[hide(".wh.f"), file("d", 3), hard("g", "d/f")]]);
-    assert_eq!(replaced, Problem::LinkToNothing { target: "\"d/f\"".into() }, "replaced, not hidden");
-    assert!(matches!(problem(&[&lower, &[hide(".wh.d"), hard("g", "d")]]), Problem::LinkToDirectory { .. }));
+    assert_eq!(replaced, EntryProblem::LinkToNothing { target: "\"d/f\"".into() }, "replaced, not hidden");
+    assert!(matches!(
+        problem(&[&lower, &[hide(".wh.d"), hard("g", "d")]]),
+        EntryProblem::LinkToDirectory { .. }
+    ));
 }
 
 #[test]
@@ -398,7 +414,7 @@ fn links_into_the_bookkeeping_of_aufs_are_files_and_the_bookkeeping_is_not_shown
     assert_eq!(at(&tree, "usr/a"), at(&tree, "usr/b"));
     assert_eq!(union(&[&plnk, &links]), ["usr/", "usr/a=7", "usr/b=7"], "in a layer above");
     let nothing = problem(&[&[&plnk[..], &[hard("a", ".wh..wh.plnk/3.4")]].concat()]);
-    assert_eq!(nothing, Problem::LinkToNothing { target: "\".wh..wh.plnk/3.4\"".into() });
+    assert_eq!(nothing, EntryProblem::LinkToNothing { target: "\".wh..wh.plnk/3.4\"".into() });
     // What aufs left may be odd, as long as nothing means it.
     let odd = [dir(".wh..wh.plnk"), hard(".wh..wh.plnk/1.2", "nothing"), file("f", 1)];
     assert_eq!(union(&[&odd]), ["f=1"]);
@@ -410,25 +426,25 @@ fn links_into_the_bookkeeping_of_aufs_are_files_and_the_bookkeeping_is_not_shown
 
 #[test]
 fn a_char_device_0_0_is_a_device_and_hides_nothing() {
-    let device = entry("f", EntryKind::CharDevice(Device::default()));
+    let device = entry("f", TocEntryKind::CharDevice(DeviceNumber::default()));
     let tree = build(&[&[file("f", 1), file("g", 1)], &[device]]).unwrap();
     assert_eq!(names(&tree), ["f CharDevice", "g=1"]);
-    let device = entry("d", EntryKind::BlockDevice(Device { major: 259, minor: 70000 }));
+    let device = entry("d", TocEntryKind::BlockDevice(DeviceNumber { major: 259, minor: 70000 }));
     let tree = build(&[&[device]]).unwrap();
-    assert_eq!(tree.attr(at(&tree, "d")).unwrap().rdev, Device { major: 259, minor: 70000 });
+    assert_eq!(tree.attr(at(&tree, "d")).unwrap().rdev, DeviceNumber { major: 259, minor: 70000 });
 }
 
 #[test]
 fn sparse_runs_and_times_before_1970_are_kept() {
-    let runs = vec![Run { offset: 10, len: 5 }, Run { offset: 1 << 40, len: 1 }];
-    let content = Content { size: 1 << 41, offset: 99, runs: Some(runs.clone()) };
-    let mut sparse = entry("s", EntryKind::File(content));
-    sparse.mtime = Time { secs: -5, nanos: 999_999_999 };
+    let runs = vec![SparseRun { offset: 10, len: 5 }, SparseRun { offset: 1 << 40, len: 1 }];
+    let content = FileContent { size: 1 << 41, offset: 99, runs: Some(runs.clone()) };
+    let mut sparse = entry("s", TocEntryKind::File(content));
+    sparse.mtime = UnixTime { secs: -5, nanos: 999_999_999 };
     let tree = build(&[&[file("f", 3)], &[sparse]]).unwrap();
     let found = tree.file(at(&tree, "s")).unwrap();
     assert_eq!((found.origin, found.offset, found.size), (1, 99, 1 << 41));
     assert_eq!(found.runs, Some(runs.as_slice()));
-    assert_eq!(tree.attr(at(&tree, "s")).unwrap().mtime, Time { secs: -5, nanos: 999_999_999 });
+    assert_eq!(tree.attr(at(&tree, "s")).unwrap().mtime, UnixTime { secs: -5, nanos: 999_999_999 });
     assert_eq!(tree.file(at(&tree, "f")).unwrap().runs, None);
 }
 
@@ -436,8 +452,8 @@ fn sparse_runs_and_times_before_1970_are_kept() {
 fn every_recorded_xattr_is_visible_verbatim_and_equal_sets_are_kept_once() {
     let set =
         vec![(b"user.\xff".to_vec(), vec![0; 100_000]), (b"security.selinux".to_vec(), b"x\0".to_vec())];
-    let entries: Vec<Entry> =
-        (0..50).map(|n| Entry { xattrs: set.clone(), ..file(format!("f{n}"), 1) }).collect();
+    let entries: Vec<TocEntry> =
+        (0..50).map(|n| TocEntry { xattrs: set.clone(), ..file(format!("f{n}"), 1) }).collect();
     let tree = build(&[&entries]).unwrap();
     let found: Vec<_> = tree.xattrs(at(&tree, "f31")).map(|(n, v)| (n.to_vec(), v.to_vec())).collect();
     assert_eq!(found, set);
@@ -446,10 +462,10 @@ fn every_recorded_xattr_is_visible_verbatim_and_equal_sets_are_kept_once() {
 
 #[test]
 fn a_tree_over_its_limit_of_names_is_refused_as_unsupported() {
-    let toc: Toc = (0..4).map(|n| file(format!("{n}"), 1)).collect();
-    assert!(Builder::with_limit(4).apply(0, &toc).is_ok());
-    let error = Builder::with_limit(3).apply(0, &toc).unwrap_err();
-    assert_eq!(error.fault(), Fault::Unsupported);
+    let toc: TableOfContents = (0..4).map(|n| file(format!("{n}"), 1)).collect();
+    assert!(TreeBuilder::with_limit(4).apply(0, &toc).is_ok());
+    let error = TreeBuilder::with_limit(3).apply(0, &toc).unwrap_err();
+    assert_eq!(error.fault(), FaultClass::Unsupported);
     assert!(error.to_string().ends_with("the tree would have more than 3 names"), "{error}");
 }
 
@@ -480,7 +496,7 @@ fn a_layer_alone_shows_its_whiteouts_as_files_and_reports_links_to_below() {
         file("f", 2),
         hard("g", "f"),
     ];
-    let mut builder = Builder::new();
+    let mut builder = TreeBuilder::new();
     let left_out = builder.apply_alone(0, &entries.into_iter().collect()).unwrap();
     assert_eq!(left_out, [b"n/up"]);
     assert_eq!(
@@ -492,7 +508,7 @@ fn a_layer_alone_shows_its_whiteouts_as_files_and_reports_links_to_below() {
 #[test]
 fn a_layer_alone_still_rejects_what_no_archive_can_mean() {
     for entries in [vec![file("f", 1), file("f/g", 1)], vec![file("/", 1)], vec![dir("d"), hard("h", "d")]] {
-        let error = Builder::new().apply_alone(4, &entries.into_iter().collect()).unwrap_err();
+        let error = TreeBuilder::new().apply_alone(4, &entries.into_iter().collect()).unwrap_err();
         assert!(error.to_string().starts_with("layer 4: entry"), "{error}");
     }
 }
@@ -502,8 +518,8 @@ fn a_layer_alone_still_rejects_what_no_archive_can_mean() {
 // Archives that are no layers.
 
 /// The union of archives that were made apart, and at which paths they were not.
-fn plain(archives: &[&[Entry]]) -> (Tree, Vec<String>) {
-    let mut builder = Builder::new();
+fn plain(archives: &[&[TocEntry]]) -> (FrozenTree, Vec<String>) {
+    let mut builder = TreeBuilder::new();
     let mut paths = Vec::new();
     for (origin, entries) in archives.iter().enumerate() {
         let overlap = builder.apply_plain(origin as u32, &entries.iter().cloned().collect()).unwrap();
@@ -543,13 +559,13 @@ fn the_later_plain_archive_wins_and_every_replaced_path_is_told() {
 
 #[test]
 fn attributes_of_a_directory_are_those_that_the_last_plain_archive_records() {
-    let mode = |entry: Entry, mode| Entry { mode, ..entry };
+    let mode = |entry: TocEntry, mode| TocEntry { mode, ..entry };
     let first = [mode(dir("d"), 0o711), mode(dir("."), 0o750), mode(dir("e"), 0o711)];
     let (tree, _) = plain(&[&first, &[file("d/f", 1), mode(dir("e"), 0o722)], &[file("d/g", 1)]]);
     let modes = ["", "d", "e"].map(|path| tree.attr(at(&tree, path)).unwrap().mode);
     assert_eq!(modes, [0o750, 0o711, 0o722], "a directory that is only implied says nothing");
     let (tree, _) = plain(&[&first, &[mode(dir("./"), 0o777)]]);
-    assert_eq!(tree.attr(Tree::ROOT).unwrap().mode, 0o777);
+    assert_eq!(tree.attr(FrozenTree::ROOT).unwrap().mode, 0o777);
 }
 
 #[test]
@@ -564,42 +580,42 @@ fn links_of_a_plain_archive_stay_inside_of_it() {
     ]);
     assert_eq!(told, ["-stolen", "-dir/later"]);
     assert_eq!(at(&tree, "y"), at(&tree, "z"));
-    assert_eq!(tree.resolve(b"stolen", Follow::All).map(|found| found.ino).ok(), None);
+    assert_eq!(tree.resolve(b"stolen", FollowLinks::All).map(|found| found.ino).ok(), None);
     let (tree, _) = plain(&[&first, &[file("x", 1), hard("z", "x")]]);
     assert_eq!((tree.attr(at(&tree, "z")).unwrap().size, tree.attr(at(&tree, "z")).unwrap().nlink), (1, 2));
 }
 
 #[test]
 fn replaced_paths_are_counted_and_only_a_hundred_listed() {
-    let many: Vec<Entry> = (0..1000).map(|number| file(format!("d/{number}"), 1)).collect();
-    let toc: Toc = many.iter().cloned().collect();
-    let mut builder = Builder::new();
-    assert_eq!(builder.apply_plain(0, &toc).unwrap(), Overlap::default());
+    let many: Vec<TocEntry> = (0..1000).map(|number| file(format!("d/{number}"), 1)).collect();
+    let toc: TableOfContents = many.iter().cloned().collect();
+    let mut builder = TreeBuilder::new();
+    assert_eq!(builder.apply_plain(0, &toc).unwrap(), ArchiveOverlap::default());
     let overlap = builder.apply_plain(1, &toc).unwrap();
     assert_eq!((overlap.count, overlap.replaced.len()), (1000, 100));
 }
 
 #[test]
 fn plain_archives_over_the_limit_or_malformed_are_refused() {
-    let toc: Toc = [file("a", 1), file("b", 1)].into_iter().collect();
-    let mut builder = Builder::with_limit(5);
+    let toc: TableOfContents = [file("a", 1), file("b", 1)].into_iter().collect();
+    let mut builder = TreeBuilder::with_limit(5);
     builder.apply_plain(0, &toc).unwrap();
-    assert_eq!(builder.apply_plain(1, &toc).unwrap_err().fault(), Fault::Unsupported);
-    let below: Toc = [file("a", 1), file("a/b", 1)].into_iter().collect();
-    let mut builder = Builder::new();
+    assert_eq!(builder.apply_plain(1, &toc).unwrap_err().fault(), FaultClass::Unsupported);
+    let below: TableOfContents = [file("a", 1), file("a/b", 1)].into_iter().collect();
+    let mut builder = TreeBuilder::new();
     builder.apply_plain(0, &toc).unwrap();
-    assert_eq!(builder.apply_plain(1, &below).unwrap_err().fault(), Fault::Malformed);
+    assert_eq!(builder.apply_plain(1, &below).unwrap_err().fault(), FaultClass::Malformed);
 }
 
-fn below(directory: &str, entries: &[Entry]) -> Result<Tree, TreeError> {
-    let toc: Toc = entries.iter().cloned().collect();
-    let mut builder = Builder::new();
+fn below(directory: &str, entries: &[TocEntry]) -> Result<FrozenTree, TreeError> {
+    let toc: TableOfContents = entries.iter().cloned().collect();
+    let mut builder = TreeBuilder::new();
     let applied = builder.apply_below(0, &toc, directory.as_bytes());
     let outside = matches!(
         &applied,
-        Err(TreeError::Entry { problem: Problem::Outside { .. } | Problem::RootNotADirectory, .. })
+        Err(TreeError::Entry { problem: EntryProblem::Outside { .. } | EntryProblem::RootNotADirectory, .. })
     );
-    if !entries.iter().any(|entry| matches!(entry.kind, EntryKind::HardLink(_))) {
+    if !entries.iter().any(|entry| matches!(entry.kind, TocEntryKind::HardLink(_))) {
         assert_eq!(is_below(&toc, directory.as_bytes()), !outside);
     }
     applied.map(|()| builder.freeze())
@@ -611,7 +627,11 @@ fn an_archive_of_a_directory_is_shown_as_that_directory() {
         [dir("a/b/"), file("a/b/f", 1), hard("./a/b/d/h", "a/b/f"), link("/a/b/l", "f"), hide("a//b/.wh.f")];
     let tree = below("a/b", &entries).unwrap();
     assert_eq!(names(&tree), [".wh.f=0", "d/", "d/h=1", "f=1", "l->f"]);
-    assert_eq!(tree.attr(Tree::ROOT).unwrap().mode, 0o700, "the entry of the directory is that of the root");
+    assert_eq!(
+        tree.attr(FrozenTree::ROOT).unwrap().mode,
+        0o700,
+        "the entry of the directory is that of the root"
+    );
     assert_eq!(at(&tree, "d/h"), at(&tree, "f"));
     assert_eq!(names(&below("a/b", &[dir("./"), dir("a"), file("a/x/../b/f", 1)]).unwrap()), ["f=1"]);
     assert_eq!(names(&below("", &[dir("./"), file("f", 1)]).unwrap()), ["f=1"], "all of it");
@@ -631,7 +651,7 @@ fn an_entry_outside_of_the_directory_is_named() {
         (hard("a/b/h", "a/f"), "\"a/f\""),
     ] {
         let error = below("a/b", &[file("a/b/f", 1), outside]).unwrap_err();
-        assert_eq!(error.fault(), Fault::Malformed);
+        assert_eq!(error.fault(), FaultClass::Malformed);
         let text = error.to_string();
         assert!(text.contains(shown) && text.contains("outside of \"a/b\""), "{text}");
     }
@@ -642,22 +662,25 @@ fn an_entry_outside_of_the_directory_is_named() {
 }
 
 fn node(kind: NewKind) -> NewNode {
-    NewNode { kind, mode: 0o444, uid: 0, gid: 0, mtime: Time::default() }
+    NewNode { kind, mode: 0o444, uid: 0, gid: 0, mtime: UnixTime::default() }
 }
 
 #[test]
 fn inserting_makes_parents_0555_and_refuses_a_name_twice() {
-    let mut builder = Builder::new();
+    let mut builder = TreeBuilder::new();
     builder.insert(b"layers/00/x", node(NewKind::File { origin: 3, size: 9 })).unwrap();
     builder.insert(b"layers/00.tar", node(NewKind::Symlink(b"../x".to_vec()))).unwrap();
     for path in [&b"layers"[..], b"layers/00", b"layers/00/x", b"layers/00.tar"] {
         let error = builder.insert(path, node(NewKind::Directory)).unwrap_err();
-        assert!(matches!(error, TreeError::Insert { problem: Problem::Exists, .. }), "{error}");
-        assert_eq!(error.fault(), Fault::Usage);
+        assert!(matches!(error, TreeError::Insert { problem: EntryProblem::Exists, .. }), "{error}");
+        assert_eq!(error.fault(), FaultClass::Usage);
     }
     for path in [&b"layers/00/x/y"[..], b"layers/00.tar/y"] {
         let error = builder.insert(path, node(NewKind::Directory)).unwrap_err();
-        assert!(matches!(error, TreeError::Insert { problem: Problem::BelowNonDirectory, .. }), "{error}");
+        assert!(
+            matches!(error, TreeError::Insert { problem: EntryProblem::BelowNonDirectory, .. }),
+            "{error}"
+        );
     }
     let tree = builder.freeze();
     assert_eq!(names(&tree), ["layers/", "layers/00/", "layers/00/x=9", "layers/00.tar->../x"]);
@@ -670,9 +693,9 @@ fn inserting_refuses_names_that_are_none() {
     let long = [b'n'; 256];
     for path in [&b""[..], b".", b"..", b"/a", b"a/", b"a//b", b"a/../b", b"a/./b", b"a\0b", b"a/b\0", &long]
     {
-        let mut builder = Builder::new();
+        let mut builder = TreeBuilder::new();
         let error = builder.insert(path, node(NewKind::Directory)).unwrap_err();
-        assert_eq!(error.fault(), Fault::Usage, "{path:?}");
+        assert_eq!(error.fault(), FaultClass::Usage, "{path:?}");
         assert_eq!(builder.freeze().len(), 1, "{path:?} left something behind");
     }
 }
@@ -682,18 +705,18 @@ fn inserting_refuses_names_that_are_none() {
 #[test]
 fn children_are_in_order_of_their_bytes_and_listings_start_anywhere() {
     let tree = build(&[&[file("b", 1), file("a-", 1), dir("a"), file("B", 1), file(b"\xff", 1)]]).unwrap();
-    let list = |skip| tree.entries(Tree::ROOT, skip).map(|(name, _)| name.to_vec()).collect::<Vec<_>>();
+    let list = |skip| tree.entries(FrozenTree::ROOT, skip).map(|(name, _)| name.to_vec()).collect::<Vec<_>>();
     let all = [&b"B"[..], b"a", b"a-", b"b", b"\xff"];
     for skip in 0..=5 {
         assert_eq!(list(skip), all[skip..]);
     }
     assert_eq!(list(6), [b""; 0]);
     assert_eq!(list(usize::MAX), [b""; 0]);
-    assert_eq!(tree.entry_count(Tree::ROOT), 5);
-    for (name, ino) in tree.entries(Tree::ROOT, 0) {
-        assert_eq!(tree.lookup(Tree::ROOT, name), Some(ino));
+    assert_eq!(tree.entry_count(FrozenTree::ROOT), 5);
+    for (name, ino) in tree.entries(FrozenTree::ROOT, 0) {
+        assert_eq!(tree.lookup(FrozenTree::ROOT, name), Some(ino));
     }
-    assert_eq!(tree.lookup(Tree::ROOT, b"aa"), None);
+    assert_eq!(tree.lookup(FrozenTree::ROOT, b"aa"), None);
     assert_eq!(tree.lookup(at(&tree, "b"), b"x"), None);
     assert_eq!(tree.entries(at(&tree, "b"), 0).count(), 0);
 }
@@ -705,7 +728,7 @@ fn a_number_out_of_range_has_no_answer() {
         assert_eq!(tree.attr(ino), None);
         assert_eq!(tree.lookup(ino, b"f"), None);
         assert_eq!(tree.entries(ino, 0).count(), 0);
-        assert_eq!(tree.parent(ino), Tree::ROOT);
+        assert_eq!(tree.parent(ino), FrozenTree::ROOT);
         assert_eq!((tree.link(ino), tree.file(ino)), (None, None));
         assert_eq!(tree.xattrs(ino).count(), 0);
     }
@@ -720,11 +743,11 @@ fn a_directory_counts_its_subdirectories_as_links() {
 
 #[test]
 fn equal_layers_give_equal_numbers() {
-    let layers: [&[Entry]; 2] =
+    let layers: [&[TocEntry]; 2] =
         [&[file("z/f", 1), file("a", 1), dir("m")], &[hide(".wh.a"), hard("q", "z/f")]];
-    let numbers = |tree: Tree| tree.walk().collect::<Vec<_>>();
+    let numbers = |tree: FrozenTree| tree.walk().collect::<Vec<_>>();
     assert_eq!(numbers(build(&layers).unwrap()), numbers(build(&layers).unwrap()));
-    assert_eq!(build(&layers).unwrap().resolve(b"/", Follow::All).unwrap().ino, Tree::ROOT);
+    assert_eq!(build(&layers).unwrap().resolve(b"/", FollowLinks::All).unwrap().ino, FrozenTree::ROOT);
 }
 
 #[test]
@@ -740,10 +763,10 @@ fn resolving_follows_links_inside_the_tree_and_clamps() {
     let tree = build(&[&layer]).unwrap();
     let f = at(&tree, "d/e/f");
     for path in ["/d/e/f", "abs/f", "d/up/abs/f", "../d/./e//f", "d/e/../../last", "d/up/../last"] {
-        assert_eq!(tree.resolve(path.as_bytes(), Follow::All).unwrap().ino, f, "{path}");
+        assert_eq!(tree.resolve(path.as_bytes(), FollowLinks::All).unwrap().ino, f, "{path}");
     }
-    assert_eq!(tree.attr(at(&tree, "last")).unwrap().kind, Kind::Symlink);
-    let error = |path: &str| tree.resolve(path.as_bytes(), Follow::All).unwrap_err();
+    assert_eq!(tree.attr(at(&tree, "last")).unwrap().kind, InodeKind::Symlink);
+    let error = |path: &str| tree.resolve(path.as_bytes(), FollowLinks::All).unwrap_err();
     assert_eq!(error("dead"), TreeError::NotFound { path: "\"dead\"".into() });
     assert_eq!(error("d/x"), TreeError::NotFound { path: "\"d/x\"".into() });
     assert_eq!(error("last/x"), TreeError::NotADirectory { path: "\"last/x\"".into() });
@@ -753,16 +776,16 @@ fn resolving_follows_links_inside_the_tree_and_clamps() {
 
 #[test]
 fn resolving_ends_at_a_graft_with_the_rest_of_the_path() {
-    let mut builder = Builder::new();
+    let mut builder = TreeBuilder::new();
     builder.insert(b"platforms/arm64", node(NewKind::Graft(7))).unwrap();
     builder.insert(b"now", node(NewKind::Symlink(b"platforms/arm64/merged".to_vec()))).unwrap();
     let tree = builder.freeze();
     let graft = at(&tree, "platforms/arm64");
-    assert_eq!(tree.attr(graft).unwrap().kind, Kind::Graft(7));
+    assert_eq!(tree.attr(graft).unwrap().kind, InodeKind::Graft(7));
     assert_eq!(tree.attr(at(&tree, "platforms")).unwrap().nlink, 3);
-    let resolved = tree.resolve(b"now/etc/../f", Follow::All).unwrap();
+    let resolved = tree.resolve(b"now/etc/../f", FollowLinks::All).unwrap();
     assert_eq!((resolved.ino, resolved.rest.as_slice()), (graft, &b"merged/etc/../f"[..]));
-    assert_eq!(tree.resolve(b"platforms/arm64", Follow::All).unwrap().rest, b"");
+    assert_eq!(tree.resolve(b"platforms/arm64", FollowLinks::All).unwrap().rest, b"");
 }
 
 #[test]

@@ -9,26 +9,26 @@
 use std::cell::LazyCell;
 use std::collections::{HashMap, HashSet};
 
-use crate::layer::{EntryKind, EntryRef, Toc};
+use crate::layer::{EntryRef, TableOfContents, TocEntryKind};
 
-use super::builder::{Builder, DIRECTORY, Meta, implied};
-use super::error::{Problem, TreeError, shown};
+use super::builder::{DIRECTORY, InodeMeta, TreeBuilder, implied};
+use super::error::{EntryProblem, TreeError, shown};
 use super::frozen::NodeBody;
 use super::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
-use super::names::Id;
-use super::path::{self, Mark};
+use super::names::InodeId;
+use super::path::{self, WhiteoutMark};
 
-impl Builder {
+impl TreeBuilder {
     /// Applies one layer on top by the rules of the union. `origin` is stored with the content of its files.
     ///
     /// After an error the tree is unusable. Errors that depend on names alone are found before any change.
-    pub fn apply(&mut self, origin: u32, toc: &Toc) -> Result<(), TreeError> {
+    pub fn apply(&mut self, origin: u32, toc: &TableOfContents) -> Result<(), TreeError> {
         let mut hides = false;
         for entry in toc.iter() {
-            let mark = check(&entry, Whiteouts::Apply).map_err(|problem| at(origin, &entry, problem))?;
-            hides |= matches!(mark, Mark::Whiteout(_) | Mark::Opaque);
+            let mark = check(&entry, WhiteoutCheck::Apply).map_err(|problem| at(origin, &entry, problem))?;
+            hides |= matches!(mark, WhiteoutMark::Whiteout(_) | WhiteoutMark::Opaque);
         }
-        let mut placing = Placing::new(origin, &[]);
+        let mut placing = LayerApply::new(origin, &[]);
         if hides {
             placing.lower = self.lower_targets(toc);
             self.hide(toc);
@@ -39,9 +39,9 @@ impl Builder {
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
             let placed = match path::mark(&cleaned) {
-                Ok(Mark::Plain) => self.place(&mut placing, &entry, &cleaned),
-                Ok(Mark::Leftover) => self.set_aside(origin, &entry, &cleaned),
-                Ok(Mark::Whiteout(_) | Mark::Opaque) | Err(_) => Ok(()),
+                Ok(WhiteoutMark::Plain) => self.place(&mut placing, &entry, &cleaned),
+                Ok(WhiteoutMark::Leftover) => self.set_aside(origin, &entry, &cleaned),
+                Ok(WhiteoutMark::Whiteout(_) | WhiteoutMark::Opaque) | Err(_) => Ok(()),
             };
             placed.map_err(|problem| at(origin, &entry, problem))?;
         }
@@ -50,9 +50,9 @@ impl Builder {
 
     /// Resolves the hard links of a layer in the layers below, before any path is hidden: a layer may give a file a
     /// second name and delete the first, in either order.
-    fn lower_targets<'a>(&self, toc: &'a Toc) -> HashMap<&'a [u8], Id> {
+    fn lower_targets<'a>(&self, toc: &'a TableOfContents) -> HashMap<&'a [u8], InodeId> {
         let targets = toc.iter().filter_map(|entry| match entry.kind {
-            EntryKind::HardLink(target) => Some(target),
+            TocEntryKind::HardLink(target) => Some(target),
             _ => None,
         });
         targets
@@ -62,14 +62,19 @@ impl Builder {
 
     /// Stores an aufs bookkeeping entry in a detached directory, for hard links to it: Docker stored a file of
     /// several names in `.wh..wh.plnk` (moby go-archive `UnpackLayer`).
-    fn set_aside(&mut self, origin: u32, entry: &EntryRef<'_>, cleaned: &[&[u8]]) -> Result<(), Problem> {
+    fn set_aside(
+        &mut self,
+        origin: u32,
+        entry: &EntryRef<'_>,
+        cleaned: &[&[u8]],
+    ) -> Result<(), EntryProblem> {
         let aside = self.aside.unwrap_or_else(|| self.detached());
         self.aside = Some(aside);
         let base = std::mem::replace(&mut self.base, aside);
-        let placed = self.place(&mut Placing::new(origin, &[]), entry, cleaned);
+        let placed = self.place(&mut LayerApply::new(origin, &[]), entry, cleaned);
         self.base = base;
         match placed {
-            Err(problem @ (Problem::TooManyNames { .. } | Problem::TooManyBytes)) => Err(problem),
+            Err(problem @ (EntryProblem::TooManyNames { .. } | EntryProblem::TooManyBytes)) => Err(problem),
             // Any other problem surfaces when a hard link needs the entry.
             Ok(()) | Err(_) => Ok(()),
         }
@@ -79,25 +84,25 @@ impl Builder {
     ///
     /// Returns the cleaned paths of the hard links whose target does not exist when their entry comes. Their file is
     /// in a layer below, so they are omitted.
-    pub fn apply_alone(&mut self, origin: u32, toc: &Toc) -> Result<Vec<Vec<u8>>, TreeError> {
-        self.unpack(&mut Placing::new(origin, &[]), toc)
+    pub fn apply_alone(&mut self, origin: u32, toc: &TableOfContents) -> Result<Vec<Vec<u8>>, TreeError> {
+        self.unpack(&mut LayerApply::new(origin, &[]), toc)
     }
 
     /// Implements [`Builder::apply_alone`] for the options in `placing`.
     pub(super) fn unpack<'a>(
         &mut self,
-        placing: &mut Placing<'a>,
-        toc: &'a Toc,
+        placing: &mut LayerApply<'a>,
+        toc: &'a TableOfContents,
     ) -> Result<Vec<Vec<u8>>, TreeError> {
         let origin = placing.origin;
         for entry in toc.iter() {
-            check(&entry, Whiteouts::Keep).map_err(|problem| at(origin, &entry, problem))?;
+            check(&entry, WhiteoutCheck::Keep).map_err(|problem| at(origin, &entry, problem))?;
         }
         let mut left_out = Vec::new();
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
             match self.place(placing, &entry, &cleaned) {
-                Err(Problem::LinkToNothing { .. }) => left_out.push(cleaned.join(&b'/')),
+                Err(EntryProblem::LinkToNothing { .. }) => left_out.push(cleaned.join(&b'/')),
                 placed => placed.map_err(|problem| at(origin, &entry, problem))?,
             }
         }
@@ -106,25 +111,25 @@ impl Builder {
 
     /// Removes the paths that the whiteouts and opaque markers of a layer name, resolved in the tree below that
     /// layer.
-    fn hide(&mut self, toc: &Toc) {
+    fn hide(&mut self, toc: &TableOfContents) {
         // Evaluated only if a symbolic link is on the way, which is rare.
-        let own: Own<'_> = LazyCell::new(Box::new(|| {
+        let own: LayerDirectories<'_> = LazyCell::new(Box::new(|| {
             toc.iter()
-                .filter(|entry| entry.kind == EntryKind::Directory)
+                .filter(|entry| entry.kind == TocEntryKind::Directory)
                 .map(|entry| path::clean(entry.path).join(&b'/'))
                 .collect()
         }));
-        let mut names: Vec<(Id, &[u8])> = Vec::new();
-        let mut opaque: Vec<Id> = Vec::new();
+        let mut names: Vec<(InodeId, &[u8])> = Vec::new();
+        let mut opaque: Vec<InodeId> = Vec::new();
         for entry in toc.iter() {
             let cleaned = path::clean(entry.path);
             let parents = &cleaned[..cleaned.len().saturating_sub(1)];
             // Every name has passed all checks at this point.
             match path::mark(&cleaned) {
-                Ok(Mark::Whiteout(name)) => {
+                Ok(WhiteoutMark::Whiteout(name)) => {
                     names.extend(self.lower_directory(parents, &own).map(|dir| (dir, name)));
                 }
-                Ok(Mark::Opaque) => opaque.extend(self.lower_directory(parents, &own)),
+                Ok(WhiteoutMark::Opaque) => opaque.extend(self.lower_directory(parents, &own)),
                 _ => {}
             }
         }
@@ -138,7 +143,7 @@ impl Builder {
 
     /// The directory that contains a whiteout, in the layers below. `None` if there is none, or if the layer replaces
     /// a symbolic link on the way by its own directory: then nothing below is visible through the link.
-    fn lower_directory(&self, parents: &[&[u8]], own: &Own<'_>) -> Option<Id> {
+    fn lower_directory(&self, parents: &[&[u8]], own: &LayerDirectories<'_>) -> Option<InodeId> {
         let replaced = |depth: usize| own.contains(&parents[..=depth].join(&b'/'));
         let walked = self.walk(parents, replaced).ok()?;
         walked.pending.is_empty().then(|| walked.directory())
@@ -147,10 +152,10 @@ impl Builder {
     /// Adds one entry at the path that its name leads to.
     pub(super) fn place<'a>(
         &mut self,
-        placing: &mut Placing<'a>,
+        placing: &mut LayerApply<'a>,
         entry: &EntryRef<'a>,
         cleaned: &[&[u8]],
-    ) -> Result<(), Problem> {
+    ) -> Result<(), EntryProblem> {
         let Some((&name, parents)) = cleaned.split_last() else {
             // `check` has refused every other type.
             let meta = self.recorded(entry)?;
@@ -160,19 +165,19 @@ impl Builder {
         };
         // Before the parents are created: an omitted link must leave no trace.
         let linked = match entry.kind {
-            EntryKind::HardLink(target) => Some(self.link_target(target, placing)?),
+            TocEntryKind::HardLink(target) => Some(self.link_target(target, placing)?),
             _ => None,
         };
         let dir = self.directory_for(entry.path, parents, name, &mut placing.near)?;
         let meta = self.recorded(entry)?;
         let body = match entry.kind {
-            EntryKind::HardLink(_) => {
+            TocEntryKind::HardLink(_) => {
                 let Some(id) = linked else { return Ok(()) };
                 self.attach(dir, name, id)?;
                 self.set_link_meta(id, meta);
                 return Ok(());
             }
-            EntryKind::Directory => {
+            TocEntryKind::Directory => {
                 let there = self.child(dir, name).filter(|&id| self.is_directory(id));
                 let id = match there {
                     Some(id) => {
@@ -184,11 +189,13 @@ impl Builder {
                 placing.record(id);
                 return Ok(());
             }
-            EntryKind::File(content) => return self.attach_file(dir, name, (placing.origin, content), meta),
-            EntryKind::Symlink(target) => self.symlink(target)?,
-            EntryKind::CharDevice(device) => NodeBody::CharDevice(device),
-            EntryKind::BlockDevice(device) => NodeBody::BlockDevice(device),
-            EntryKind::Fifo => NodeBody::Fifo,
+            TocEntryKind::File(content) => {
+                return self.attach_file(dir, name, (placing.origin, content), meta);
+            }
+            TocEntryKind::Symlink(target) => self.symlink(target)?,
+            TocEntryKind::CharDevice(device) => NodeBody::CharDevice(device),
+            TocEntryKind::BlockDevice(device) => NodeBody::BlockDevice(device),
+            TocEntryKind::Fifo => NodeBody::Fifo,
         };
         self.attach_new(dir, name, body, meta)?;
         Ok(())
@@ -196,34 +203,34 @@ impl Builder {
 
     /// The inode of a hard link's target: in the tree, in the aufs bookkeeping, or among the files that this layer
     /// hides.
-    fn link_target(&self, target: &[u8], placing: &Placing<'_>) -> Result<Id, Problem> {
+    fn link_target(&self, target: &[u8], placing: &LayerApply<'_>) -> Result<InodeId, EntryProblem> {
         let (cleaned, below) = (path::clean(target), placing.below);
         let cleaned = path::within(&cleaned, below)
-            .ok_or_else(|| Problem::Outside { what: shown(target), below: shown(&below.join(&b'/')) })?;
+            .ok_or_else(|| EntryProblem::Outside { what: shown(target), below: shown(&below.join(&b'/')) })?;
         if cleaned.is_empty() {
-            return Err(Problem::LinkToDirectory { target: shown(target) });
+            return Err(EntryProblem::LinkToDirectory { target: shown(target) });
         }
         let found = self
             .target_in(self.base, cleaned)
             .or_else(|| self.aside_target(cleaned))
             .or_else(|| placing.lower.get(target).copied());
-        let id = found.ok_or_else(|| Problem::LinkToNothing { target: shown(target) })?;
+        let id = found.ok_or_else(|| EntryProblem::LinkToNothing { target: shown(target) })?;
         match self.body(id) {
             NodeBody::Directory { .. } | NodeBody::Graft(_) => {
-                Err(Problem::LinkToDirectory { target: shown(target) })
+                Err(EntryProblem::LinkToDirectory { target: shown(target) })
             }
             _ => Ok(id),
         }
     }
 
     /// The inode of a path in the aufs bookkeeping. Parent directories that were created for it match no other path.
-    fn aside_target(&self, cleaned: &[&[u8]]) -> Option<Id> {
-        let aside = self.aside.filter(|_| path::mark(cleaned) == Ok(Mark::Leftover))?;
+    fn aside_target(&self, cleaned: &[&[u8]]) -> Option<InodeId> {
+        let aside = self.aside.filter(|_| path::mark(cleaned) == Ok(WhiteoutMark::Leftover))?;
         self.target_in(aside, cleaned)
     }
 
     /// The inode at a cleaned path below `base`. Links among its parents are followed; the last component is not.
-    fn target_in(&self, base: Id, cleaned: &[&[u8]]) -> Option<Id> {
+    fn target_in(&self, base: InodeId, cleaned: &[&[u8]]) -> Option<InodeId> {
         let (name, parents) = cleaned.split_last()?;
         let walked =
             self.walk_from(base, parents, |_| false).ok().filter(|walked| walked.pending.is_empty())?;
@@ -236,8 +243,8 @@ impl Builder {
         recorded: &'a [u8],
         parents: &[&[u8]],
         name: &[u8],
-        near: &mut Option<Near<'a>>,
-    ) -> Result<Id, Problem> {
+        near: &mut Option<LastDirectory<'a>>,
+    ) -> Result<InodeId, EntryProblem> {
         let recorded = recorded.strip_suffix(b"/").unwrap_or(recorded);
         // If only the name follows a slash, the text before it always stands for `parents`.
         let above = recorded.strip_suffix(name).filter(|above| above.is_empty() || above.ends_with(b"/"));
@@ -249,26 +256,26 @@ impl Builder {
             return Ok(near.dir);
         }
         let (dir, len) = self.make_directory(parents, name)?;
-        *near = above.map(|above| Near { above, dir, len, replaced: self.replaced });
+        *near = above.map(|above| LastDirectory { above, dir, len, replaced: self.replaced });
         Ok(dir)
     }
 
     /// The directory at `parents` and the length of its path in bytes. Missing directories on the way are created.
-    fn make_directory(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<(Id, usize), Problem> {
+    fn make_directory(&mut self, parents: &[&[u8]], name: &[u8]) -> Result<(InodeId, usize), EntryProblem> {
         let walked = self.walk(parents, |_| false)?;
         if walked.blocked {
-            return Err(Problem::BelowNonDirectory);
+            return Err(EntryProblem::BelowNonDirectory);
         }
         // Links can lead deeper than the recorded name shows; an applier would hit the kernel's limit at this point.
         let above = walked.len();
         let len = above + name.len();
         if len > MAX_PATH {
-            return Err(Problem::PathTooLong { len });
+            return Err(EntryProblem::PathTooLong { len });
         }
         let mut dir = walked.directory();
         let missing: Vec<Box<[u8]>> = walked.pending.iter().map(|&name| name.into()).collect();
         if let Some(name) = missing.iter().find(|name| name.len() > MAX_NAME) {
-            return Err(Problem::NameTooLong { len: name.len() });
+            return Err(EntryProblem::NameTooLong { len: name.len() });
         }
         for name in missing {
             dir = self.attach_new(dir, &name, DIRECTORY, implied(0o755))?;
@@ -278,18 +285,22 @@ impl Builder {
 
     /// Walks cleaned components from the root. `stop(i)` is called when component `i` is a symbolic link; if true,
     /// the walk fails instead of following it.
-    fn walk<'a>(&'a self, cleaned: &[&'a [u8]], stop: impl Fn(usize) -> bool) -> Result<Walked<'a>, Problem> {
+    fn walk<'a>(
+        &'a self,
+        cleaned: &[&'a [u8]],
+        stop: impl Fn(usize) -> bool,
+    ) -> Result<WalkEnd<'a>, EntryProblem> {
         self.walk_from(self.base, cleaned, stop)
     }
 
     /// Like `walk`, from the directory `base`.
     fn walk_from<'a>(
         &'a self,
-        base: Id,
+        base: InodeId,
         cleaned: &[&'a [u8]],
         stop: impl Fn(usize) -> bool,
-    ) -> Result<Walked<'a>, Problem> {
-        let mut walked = Walked { base, dirs: Vec::new(), pending: Vec::new(), blocked: false };
+    ) -> Result<WalkEnd<'a>, EntryProblem> {
+        let mut walked = WalkEnd { base, dirs: Vec::new(), pending: Vec::new(), blocked: false };
         // Remaining components, last first; components of link targets have no index in `cleaned`.
         let mut ahead: Vec<(&[u8], Option<usize>)> =
             cleaned.iter().enumerate().rev().map(|(place, &name)| (name, Some(place))).collect();
@@ -311,7 +322,7 @@ impl Builder {
                     links += 1;
                     // No kernel has a link longer than a path.
                     if links > MAX_LINKS || target.len() > MAX_PATH || place.is_some_and(&stop) {
-                        return Err(Problem::BelowNonDirectory);
+                        return Err(EntryProblem::BelowNonDirectory);
                     }
                     if target.starts_with(b"/") {
                         walked.dirs.clear();
@@ -328,42 +339,42 @@ impl Builder {
     }
 
     /// The attributes that an entry records.
-    fn recorded(&mut self, entry: &EntryRef<'_>) -> Result<Meta, Problem> {
+    fn recorded(&mut self, entry: &EntryRef<'_>) -> Result<InodeMeta, EntryProblem> {
         let xattrs = self.intern(entry.xattrs)?;
-        Ok(Meta { mtime: entry.mtime, uid: entry.uid, gid: entry.gid, xattrs, mode: entry.mode })
+        Ok(InodeMeta { mtime: entry.mtime, uid: entry.uid, gid: entry.gid, xattrs, mode: entry.mode })
     }
 
     /// Applies the attributes of a hard link entry to the shared inode. An entry without extended attributes removes
     /// none: GNU tar writes them with the first name only.
-    fn set_link_meta(&mut self, id: Id, meta: Meta) {
+    fn set_link_meta(&mut self, id: InodeId, meta: InodeMeta) {
         let old = self.meta(id);
         let xattrs = if meta.xattrs == 0 { old.xattrs } else { meta.xattrs };
-        self.set_meta(id, Meta { xattrs, ..meta });
+        self.set_meta(id, InodeMeta { xattrs, ..meta });
     }
 }
 
 /// Cleaned paths of the directories in a layer, computed on first use.
-type Own<'a> = LazyCell<HashSet<Vec<u8>>, Box<dyn FnOnce() -> HashSet<Vec<u8>> + 'a>>;
+type LayerDirectories<'a> = LazyCell<HashSet<Vec<u8>>, Box<dyn FnOnce() -> HashSet<Vec<u8>> + 'a>>;
 
 /// State for adding the entries of one layer.
-pub(super) struct Placing<'a> {
+pub(super) struct LayerApply<'a> {
     /// Number that is stored with the content of files.
     pub(super) origin: u32,
     /// The directory of the archive that becomes the root; targets of hard links are resolved in it.
     below: &'a [&'a [u8]],
-    near: Option<Near<'a>>,
+    near: Option<LastDirectory<'a>>,
     /// The directories that have entries of their own; `None` if the caller does not need them.
-    pub(super) recorded: Option<Vec<Id>>,
+    pub(super) recorded: Option<Vec<InodeId>>,
     /// Hard link targets that this layer hides, with their inodes in the layers below.
-    lower: HashMap<&'a [u8], Id>,
+    lower: HashMap<&'a [u8], InodeId>,
 }
 
-impl<'a> Placing<'a> {
+impl<'a> LayerApply<'a> {
     pub(super) fn new(origin: u32, below: &'a [&'a [u8]]) -> Self {
         Self { origin, below, near: None, recorded: None, lower: HashMap::new() }
     }
 
-    fn record(&mut self, id: Id) {
+    fn record(&mut self, id: InodeId) {
         if let Some(recorded) = &mut self.recorded {
             recorded.push(id);
         }
@@ -371,10 +382,10 @@ impl<'a> Placing<'a> {
 }
 
 /// The parent directory of the previous entry: archives list directories one after the other.
-struct Near<'a> {
+struct LastDirectory<'a> {
     /// Its path as recorded.
     above: &'a [u8],
-    dir: Id,
+    dir: InodeId,
     /// Length of its path in bytes, each component with a slash after it.
     len: usize,
     /// [`Builder::replaced`] when it was found: the same path can lead to another directory only after a name was
@@ -383,20 +394,20 @@ struct Near<'a> {
 }
 
 /// The end of a walk.
-struct Walked<'a> {
+struct WalkEnd<'a> {
     /// The directory where the walk started.
-    base: Id,
+    base: InodeId,
     /// Directories below the root, each with the length of its name.
-    dirs: Vec<(Id, usize)>,
+    dirs: Vec<(InodeId, usize)>,
     /// Components after `dirs` that are not directories at the moment.
     pending: Vec<&'a [u8]>,
     /// Whether the first of `pending` exists as something other than a directory; false when `pending` is empty.
     blocked: bool,
 }
 
-impl Walked<'_> {
+impl WalkEnd<'_> {
     /// The last directory that exists.
-    fn directory(&self) -> Id {
+    fn directory(&self) -> InodeId {
         self.dirs.last().map_or(self.base, |&(id, _)| id)
     }
 
@@ -416,24 +427,27 @@ impl Walked<'_> {
 
 /// Treatment of names that start with `.wh.` in `check`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whiteouts {
+pub(super) enum WhiteoutCheck {
     Apply,
     Keep,
 }
 
 /// Checks an entry for all problems that do not depend on the tree.
-pub(super) fn check<'a>(entry: &EntryRef<'a>, whiteouts: Whiteouts) -> Result<Mark<'a>, Problem> {
+pub(super) fn check<'a>(
+    entry: &EntryRef<'a>,
+    whiteouts: WhiteoutCheck,
+) -> Result<WhiteoutMark<'a>, EntryProblem> {
     let cleaned = path::clean(entry.path);
     path::check(&cleaned)?;
-    if cleaned.is_empty() && entry.kind != EntryKind::Directory {
-        return Err(Problem::RootNotADirectory);
+    if cleaned.is_empty() && entry.kind != TocEntryKind::Directory {
+        return Err(EntryProblem::RootNotADirectory);
     }
     match whiteouts {
-        Whiteouts::Apply => path::mark(&cleaned),
-        Whiteouts::Keep => Ok(Mark::Plain),
+        WhiteoutCheck::Apply => path::mark(&cleaned),
+        WhiteoutCheck::Keep => Ok(WhiteoutMark::Plain),
     }
 }
 
-pub(super) fn at(layer: u32, entry: &EntryRef<'_>, problem: Problem) -> TreeError {
+pub(super) fn at(layer: u32, entry: &EntryRef<'_>, problem: EntryProblem) -> TreeError {
     TreeError::Entry { layer, header: entry.header, entry: shown(entry.path), problem }
 }

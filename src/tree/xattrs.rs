@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::layer::Xattrs;
+use crate::layer::XattrIter;
 
 /// The number of a set of extended attributes.
 pub(super) type SetId = u32;
@@ -21,12 +21,12 @@ pub(super) struct XattrSets {
 
 impl XattrSets {
     /// Whether the set has a number.
-    pub(super) fn has(&self, set: Xattrs<'_>) -> bool {
+    pub(super) fn has(&self, set: XattrIter<'_>) -> bool {
         set.is_empty() || self.numbers.contains_key(set.as_packed())
     }
 
     /// The number of a set; a new set is stored.
-    pub(super) fn intern(&mut self, set: Xattrs<'_>) -> SetId {
+    pub(super) fn intern(&mut self, set: XattrIter<'_>) -> SetId {
         if set.is_empty() {
             return 0;
         }
@@ -49,9 +49,9 @@ impl XattrSets {
 }
 
 /// The set with number `id` among `sets`.
-pub(super) fn get(sets: &[Arc<[u8]>], id: SetId) -> Xattrs<'_> {
+pub(super) fn get(sets: &[Arc<[u8]>], id: SetId) -> XattrIter<'_> {
     let set = (id as usize).checked_sub(1).and_then(|index| sets.get(index));
-    Xattrs::from_packed(set.map_or(&[], |set| set))
+    XattrIter::from_packed(set.map_or(&[], |set| set))
 }
 
 #[cfg(test)]
@@ -67,10 +67,10 @@ mod tests {
     fn equal_sets_share_a_number_and_the_empty_one_is_zero() {
         let mut sets = XattrSets::default();
         let (two, one) = (set(b"a1b2"), set(b"a1"));
-        assert_eq!(sets.intern(Xattrs::from_packed(&[])), 0);
-        let id = sets.intern(Xattrs::from_packed(&two));
-        assert_eq!(sets.intern(Xattrs::from_packed(&two)), id);
-        assert_ne!(sets.intern(Xattrs::from_packed(&one)), id);
+        assert_eq!(sets.intern(XattrIter::from_packed(&[])), 0);
+        let id = sets.intern(XattrIter::from_packed(&two));
+        assert_eq!(sets.intern(XattrIter::from_packed(&two)), id);
+        assert_ne!(sets.intern(XattrIter::from_packed(&one)), id);
         let sets = sets.into_sets();
         assert_eq!(get(&sets, id).collect::<Vec<_>>(), [(&b"a"[..], &b"1"[..]), (b"b", b"2")]);
         assert_eq!(get(&sets, 0).next(), None);

@@ -3,26 +3,30 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::image::Image;
+use crate::image::OpenImage;
 use crate::io::{BoxFuture, ReadError};
 
-use super::View;
-use super::subtree::{Listing, Made, Subtree};
+use super::TopView;
+use super::subtree::{SubtreeBuilder, SyntheticFile, ViewSubtree};
 
-pub(super) struct Blobs;
+pub(super) struct BlobsView;
 
-impl View for Blobs {
+impl TopView for BlobsView {
     fn name(&self) -> &'static str {
         "blobs"
     }
 
-    fn exists(&self, image: &Image) -> bool {
+    fn exists(&self, image: &OpenImage) -> bool {
         image.manifest().blobs().next().is_some()
     }
 
-    fn build<'a>(&'a self, image: &'a Arc<Image>, _first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+    fn build<'a>(
+        &'a self,
+        image: &'a Arc<OpenImage>,
+        _first: u32,
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>> {
         Box::pin(async move {
-            let mut listing = Listing::new(image.created());
+            let mut listing = SubtreeBuilder::new(image.created());
             let mut seen = HashSet::new();
             for descriptor in image.manifest().blobs() {
                 if seen.insert(&descriptor.digest) {
@@ -31,7 +35,7 @@ impl View for Blobs {
                     listing.file(
                         path.as_bytes(),
                         descriptor.size,
-                        Made::Blob(Box::new(descriptor.clone())),
+                        SyntheticFile::Blob(Box::new(descriptor.clone())),
                     )?;
                 }
             }
@@ -39,7 +43,7 @@ impl View for Blobs {
         })
     }
 
-    fn is_free(&self, _image: &Image) -> bool {
+    fn is_free(&self, _image: &OpenImage) -> bool {
         true
     }
 }

@@ -1,6 +1,6 @@
 //! Errors of resolving a path or a scope in a mount.
 
-use crate::io::{Fault, ReadError};
+use crate::io::{FaultClass, ReadError};
 
 /// A reason why a path or a scope cannot be resolved.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -63,12 +63,12 @@ pub enum ViewError {
 
 impl ViewError {
     /// The party at fault.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
             ViewError::NoView { .. } | ViewError::NoImage { .. } | ViewError::NotFound { .. } => {
-                Fault::NotFound
+                FaultClass::NotFound
             }
-            ViewError::Wrong { .. } | ViewError::Several { .. } | ViewError::Loop { .. } => Fault::Usage,
+            ViewError::Wrong { .. } | ViewError::Several { .. } | ViewError::Loop { .. } => FaultClass::Usage,
             ViewError::Read(error) => error.fault(),
         }
     }

@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use crate::image::{Archive, ArchiveForm, Family, Image};
-use crate::io::{Fault, ReadError, chain};
+use crate::image::{ArchiveForm, ArchiveView, ImageSet, OpenImage};
+use crate::io::{FaultClass, ReadError, chain};
 
-use super::View as _;
-use super::merged::Merged;
-use super::rootfs::Rootfs;
-use super::subtree::{Listing, Made, Subtree};
+use super::TopView as _;
+use super::merged::MergedView;
+use super::rootfs::RootfsDisk;
+use super::subtree::{SubtreeBuilder, SyntheticFile, ViewSubtree};
 
 /// The name of the directory.
 pub(super) const NAME: &str = "export";
@@ -26,11 +26,11 @@ pub(super) const DISK_PATH: &str = "export/rootfs.erofs";
 
 /// Content of the directory.
 #[derive(Clone)]
-pub(super) struct Exports {
+pub(super) struct ExportDirectory {
     /// Whether it contains the archive of the whole reference.
     pub(super) archive: WholeArchive,
     /// The image whose merged tree it contains as a disk; `None` if it contains no disk.
-    pub(super) disk_of: Option<Arc<Image>>,
+    pub(super) disk_of: Option<Arc<OpenImage>>,
 }
 
 /// Whether a directory contains the archive of the whole reference.
@@ -40,34 +40,38 @@ pub(super) enum WholeArchive {
     Absent,
 }
 
-impl Exports {
+impl ExportDirectory {
     /// Content of the directory of `image`; `None` if there would be none.
-    pub(super) fn of(archive: WholeArchive, image: Option<&Arc<Image>>) -> Option<Self> {
-        let disk_of = image.filter(|image| Merged.exists(image)).cloned();
+    pub(super) fn of(archive: WholeArchive, image: Option<&Arc<OpenImage>>) -> Option<Self> {
+        let disk_of = image.filter(|image| MergedView.exists(image)).cloned();
         (archive == WholeArchive::Shown || disk_of.is_some()).then_some(Self { archive, disk_of })
     }
 }
 
 /// Builds the directory; all its entries get `created` as their time.
-pub(super) async fn listing(family: &Family, exports: &Exports, created: i64) -> Result<Subtree, ReadError> {
-    let mut listing = Listing::new(created);
+pub(super) async fn listing(
+    family: &ImageSet,
+    exports: &ExportDirectory,
+    created: i64,
+) -> Result<ViewSubtree, ReadError> {
+    let mut listing = SubtreeBuilder::new(created);
     if exports.archive == WholeArchive::Shown {
         let selection = family.select_shown().await.map_err(|error| {
             // The archive exists in any case, so a failure to build it is neither "not found" nor "denied".
             let fault = match error.fault() {
-                Fault::NotFound | Fault::Denied | Fault::Usage => Fault::Unavailable,
+                FaultClass::NotFound | FaultClass::Denied | FaultClass::Usage => FaultClass::Unavailable,
                 other => other,
             };
             ReadError::new(fault, format!("{NAME}: {}", chain(&error)))
         })?;
-        let archive = Archive::of(&[selection], ArchiveForm::Oci)?;
+        let archive = ArchiveView::of(&[selection], ArchiveForm::Oci)?;
         let (size, bytes) = (archive.size(), archive.bytes());
-        listing.file(ARCHIVE, size, Made::Archive(Arc::new(archive), bytes))?;
+        listing.file(ARCHIVE, size, SyntheticFile::Archive(Arc::new(archive), bytes))?;
     }
     if let Some(image) = &exports.disk_of {
-        let disk = Rootfs::new(image.clone());
+        let disk = RootfsDisk::new(image.clone());
         // The size requires the tables of contents, so it is computed on the first request for it.
-        listing.file(DISK, 0, Made::Rootfs(Arc::new(disk)))?;
+        listing.file(DISK, 0, SyntheticFile::Rootfs(Arc::new(disk)))?;
     }
     Ok(listing.finish())
 }

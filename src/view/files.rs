@@ -2,36 +2,40 @@
 
 use std::sync::Arc;
 
-use crate::artifact::{self, File, FileBody};
-use crate::image::{Image, TreeRoot, TreeShape};
-use crate::io::{BoxFuture, Fault, ReadError};
+use crate::artifact::{self, ArtifactFile, FileBody};
+use crate::image::{OpenImage, TreeRoot, TreeShape};
+use crate::io::{BoxFuture, FaultClass, ReadError};
 
-use super::View;
-use super::subtree::{Listing, Made, Origins, Subtree};
+use super::TopView;
+use super::subtree::{OriginMeaning, SubtreeBuilder, SyntheticFile, ViewSubtree};
 
 /// The path of a directory whose content is directly in `files/`.
 const TOP: &str = ".";
 
-pub(super) struct Files;
+pub(super) struct FilesView;
 
-impl View for Files {
+impl TopView for FilesView {
     fn name(&self) -> &'static str {
         "files"
     }
 
-    fn exists(&self, image: &Image) -> bool {
+    fn exists(&self, image: &OpenImage) -> bool {
         !image.contents().files.is_empty()
     }
 
-    fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+    fn build<'a>(
+        &'a self,
+        image: &'a Arc<OpenImage>,
+        first: u32,
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>> {
         Box::pin(async move {
             let files = &image.contents().files;
-            if let [File { path, body: FileBody::Tree(tree), .. }] = &files[..]
+            if let [ArtifactFile { path, body: FileBody::Tree(tree), .. }] = &files[..]
                 && path == TOP
             {
-                return Ok(Subtree {
+                return Ok(ViewSubtree {
                     tree: Arc::new(image.directory(tree).await?),
-                    origins: Origins::Layers,
+                    origins: OriginMeaning::Layers,
                 });
             }
             let mut shapes = Vec::new();
@@ -41,32 +45,32 @@ impl View for Files {
                     None => None,
                 });
             }
-            let mut listing = Listing::new(image.created());
+            let mut listing = SubtreeBuilder::new(image.created());
             let layers = &image.manifest().layers;
             let mut directories = first..;
             for (at, (file, shape)) in files.iter().zip(shapes).enumerate() {
                 let (size, made) = match &file.body {
                     FileBody::Layer(layer) => {
-                        (layers[*layer].size, Made::Blob(Box::new(layers[*layer].clone())))
+                        (layers[*layer].size, SyntheticFile::Blob(Box::new(layers[*layer].clone())))
                     }
                     FileBody::Config => match &image.manifest().config {
-                        Some(config) => (config.size, Made::Blob(Box::new(config.clone()))),
+                        Some(config) => (config.size, SyntheticFile::Blob(Box::new(config.clone()))),
                         None => continue,
                     },
-                    FileBody::Sparse { size, .. } => (*size, Made::File(at)),
+                    FileBody::Sparse { size, .. } => (*size, SyntheticFile::File(at)),
                     FileBody::Joined(segments) => {
-                        (segments.iter().map(|segment| segment.size).sum(), Made::File(at))
+                        (segments.iter().map(|segment| segment.size).sum(), SyntheticFile::File(at))
                     }
                     FileBody::Tree(tree) => {
                         let subtree = directories.next();
                         match shape {
                             Some(TreeShape::File(size)) => {
                                 image.set_lone_file(at, size);
-                                (size, Made::File(at))
+                                (size, SyntheticFile::File(at))
                             }
                             Some(TreeShape::Stored) => {
                                 let layer = &layers[tree.layer];
-                                (layer.size, Made::Blob(Box::new(layer.clone())))
+                                (layer.size, SyntheticFile::Blob(Box::new(layer.clone())))
                             }
                             _ if file.path == TOP => {
                                 listing.tree(&image.directory(tree).await?)?;
@@ -89,20 +93,20 @@ impl View for Files {
         })
     }
 
-    fn inner(&self, image: &Image) -> Vec<usize> {
+    fn inner(&self, image: &OpenImage) -> Vec<usize> {
         let files = image.contents().files.iter().enumerate();
         files.filter(|(_, file)| directory(file).is_some()).map(|(at, _)| at).collect()
     }
 
     fn build_inner<'a>(
         &'a self,
-        image: &'a Arc<Image>,
+        image: &'a Arc<OpenImage>,
         at: usize,
-    ) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>> {
         Box::pin(async move {
-            let missing = || ReadError::new(Fault::NotFound, format!("file {at} is no directory"));
+            let missing = || ReadError::new(FaultClass::NotFound, format!("file {at} is no directory"));
             let tree = image.contents().files.get(at).and_then(directory).ok_or_else(missing)?;
-            Ok(Subtree { tree: Arc::new(image.directory(tree).await?), origins: Origins::Layers })
+            Ok(ViewSubtree { tree: Arc::new(image.directory(tree).await?), origins: OriginMeaning::Layers })
         })
     }
 
@@ -110,7 +114,7 @@ impl View for Files {
         Some(TreeRoot::Directory(at))
     }
 
-    fn is_free(&self, image: &Image) -> bool {
+    fn is_free(&self, image: &OpenImage) -> bool {
         let mut trees = image.contents().files.iter().filter_map(|file| Some((file, directory(file)?)));
         !trees.any(|(file, tree)| tree.lenient || file.path == TOP)
     }
@@ -118,16 +122,21 @@ impl View for Files {
 
 /// Determines the shape of a directory. If its layer is permanently unreadable it stays a directory, which reports
 /// the error.
-async fn shape(image: &Image, tree: &artifact::Tree) -> Result<TreeShape, ReadError> {
+async fn shape(image: &OpenImage, tree: &artifact::ArchiveDirectory) -> Result<TreeShape, ReadError> {
     match image.tree_shape(tree).await {
-        Err(error) if matches!(error.fault(), Fault::Malformed | Fault::Unsupported | Fault::NotFound) => {
+        Err(error)
+            if matches!(
+                error.fault(),
+                FaultClass::Malformed | FaultClass::Unsupported | FaultClass::NotFound
+            ) =>
+        {
             Ok(TreeShape::Directory)
         }
         shape => shape,
     }
 }
 
-fn directory(file: &File) -> Option<&artifact::Tree> {
+fn directory(file: &ArtifactFile) -> Option<&artifact::ArchiveDirectory> {
     match &file.body {
         FileBody::Tree(tree) => Some(tree),
         _ => None,

@@ -6,21 +6,21 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
-use crate::image::{Image, TreeRoot};
-use crate::io::{BoxFuture, Fault, ReadError};
-use crate::layer::{LayerState, Sniffed};
+use crate::image::{OpenImage, TreeRoot};
+use crate::io::{BoxFuture, FaultClass, ReadError};
+use crate::layer::{LayerState, SniffResult};
 
-use super::View;
-use super::subtree::{Listing, Origins, Subtree};
+use super::TopView;
+use super::subtree::{OriginMeaning, SubtreeBuilder, ViewSubtree};
 
-pub(super) struct Layers;
+pub(super) struct LayersView;
 
 /// Time to wait for the other layers after the source failed to deliver the head of one.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// File extensions of all archives, from their content, sniffed concurrently. An archive that cannot be sniffed keeps
 /// the extension of its label and does not block the others. An unresponsive source delays the listing only once.
-async fn extensions(image: &Image) -> Vec<String> {
+async fn extensions(image: &OpenImage) -> Vec<String> {
     let archives: Vec<_> = image.every_archive().collect();
     let mut extensions: Vec<String> = archives
         .iter()
@@ -32,7 +32,7 @@ async fn extensions(image: &Image) -> Vec<String> {
         .map(|(nth, (_, layer))| -> BoxFuture<'_, _> {
             Box::pin(async move {
                 let sniffed = match layer.state() {
-                    LayerState::Indexed { encoding, .. } => Ok(Sniffed::Stream(encoding)),
+                    LayerState::Indexed { encoding, .. } => Ok(SniffResult::Stream(encoding)),
                     _ => layer.sniff().await,
                 };
                 (nth, sniffed)
@@ -47,11 +47,11 @@ async fn extensions(image: &Image) -> Vec<String> {
         };
         match next {
             None => return extensions,
-            Some((nth, Ok(Sniffed::Stream(encoding)))) => {
+            Some((nth, Ok(SniffResult::Stream(encoding)))) => {
                 extensions[nth] = format!(".{}", encoding.extension())
             }
-            Some((nth, Ok(Sniffed::Other(_)))) => extensions[nth] = ".bin".to_owned(),
-            Some((_, Err(error))) if error.fault() == Fault::Unavailable => {
+            Some((nth, Ok(SniffResult::Other(_)))) => extensions[nth] = ".bin".to_owned(),
+            Some((_, Err(error))) if error.fault() == FaultClass::Unavailable => {
                 deadline.get_or_insert_with(|| tokio::time::Instant::now() + GRACE);
             }
             Some((_, Err(_))) => {}
@@ -59,12 +59,12 @@ async fn extensions(image: &Image) -> Vec<String> {
     }
 }
 
-impl View for Layers {
+impl TopView for LayersView {
     fn name(&self) -> &'static str {
         "layers"
     }
 
-    fn exists(&self, image: &Image) -> bool {
+    fn exists(&self, image: &OpenImage) -> bool {
         image.every_archive().next().is_some()
     }
 
@@ -72,9 +72,13 @@ impl View for Layers {
         true
     }
 
-    fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+    fn build<'a>(
+        &'a self,
+        image: &'a Arc<OpenImage>,
+        first: u32,
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>> {
         Box::pin(async move {
-            let mut listing = Listing::new(image.created());
+            let mut listing = SubtreeBuilder::new(image.created());
             let extensions = extensions(image).await;
             for ((nth, (at, _)), extension) in image.every_archive().enumerate().zip(extensions) {
                 let digest = &image.manifest().layers[at].digest;
@@ -90,7 +94,7 @@ impl View for Layers {
         })
     }
 
-    fn inner(&self, image: &Image) -> Vec<usize> {
+    fn inner(&self, image: &OpenImage) -> Vec<usize> {
         image.every_archive().map(|(at, _)| at).collect()
     }
 
@@ -100,11 +104,11 @@ impl View for Layers {
 
     fn build_inner<'a>(
         &'a self,
-        image: &'a Arc<Image>,
+        image: &'a Arc<OpenImage>,
         layer: usize,
-    ) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>> {
         Box::pin(async move {
-            Ok(Subtree { tree: Arc::new(image.layer_tree(layer).await?), origins: Origins::Layers })
+            Ok(ViewSubtree { tree: Arc::new(image.layer_tree(layer).await?), origins: OriginMeaning::Layers })
         })
     }
 }

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use crate::image::{Image, TreeRoot};
+use crate::image::{OpenImage, TreeRoot};
 use crate::io::{BoxFuture, ReadError};
 
-use super::View;
-use super::subtree::{Origins, Subtree};
+use super::TopView;
+use super::subtree::{OriginMeaning, ViewSubtree};
 
-pub(super) struct Merged;
+pub(super) struct MergedView;
 
-impl View for Merged {
+impl TopView for MergedView {
     fn name(&self) -> &'static str {
         "merged"
     }
 
-    fn exists(&self, image: &Image) -> bool {
+    fn exists(&self, image: &OpenImage) -> bool {
         !image.contents().archives.is_empty() || image.contents().is_empty_tree
     }
 
@@ -27,7 +27,13 @@ impl View for Merged {
         true
     }
 
-    fn build<'a>(&'a self, image: &'a Arc<Image>, _first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
-        Box::pin(async move { Ok(Subtree { tree: image.merged().await?, origins: Origins::Layers }) })
+    fn build<'a>(
+        &'a self,
+        image: &'a Arc<OpenImage>,
+        _first: u32,
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>> {
+        Box::pin(
+            async move { Ok(ViewSubtree { tree: image.merged().await?, origins: OriginMeaning::Layers }) },
+        )
     }
 }

@@ -25,38 +25,43 @@ mod witness;
 
 pub use error::ViewError;
 pub use namespace::{
-    Attributes, Entry, Freshness, Links, Namespace, NodeId, Opened, OverlayMarks, Scope, Witness,
+    AttributeLifetime, InodeCheck, LinkPolicy, MountNamespace, NamespaceEntry, NodeAttributes, NodeId,
+    OpenNode, OverlayMarks, ViewScope,
 };
 pub use status::{STATUS, packed as packed_status, text as status_text, unpack_status};
 
 use std::sync::Arc;
 
-use crate::image::{Image, TreeRoot};
+use crate::image::{OpenImage, TreeRoot};
 use crate::io::{BoxFuture, ReadError};
 
-use subtree::Subtree;
+use subtree::ViewSubtree;
 
 /// One top-level directory.
-trait View: Sync {
+trait TopView: Sync {
     fn name(&self) -> &'static str;
 
     /// Whether the view has content. Decided from the manifest alone.
-    fn exists(&self, image: &Image) -> bool;
+    fn exists(&self, image: &OpenImage) -> bool;
 
     /// Builds the view's tree. `first` is the number of its first inner subtree.
-    fn build<'a>(&'a self, image: &'a Arc<Image>, first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>>;
+    fn build<'a>(
+        &'a self,
+        image: &'a Arc<OpenImage>,
+        first: u32,
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>>;
 
     /// The subtrees grafted into the view's tree, each built on first access: a layer number for every one.
-    fn inner(&self, _image: &Image) -> Vec<usize> {
+    fn inner(&self, _image: &OpenImage) -> Vec<usize> {
         Vec::new()
     }
 
     /// Builds the subtree of layer `layer`, one of [`inner`](Self::inner).
     fn build_inner<'a>(
         &'a self,
-        image: &'a Arc<Image>,
+        image: &'a Arc<OpenImage>,
         _layer: usize,
-    ) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>> {
         self.build(image, 0)
     }
 
@@ -76,22 +81,28 @@ trait View: Sync {
     }
 
     /// Whether the view is built without any blob bytes, so that attributes are final from the start.
-    fn is_free(&self, _image: &Image) -> bool {
+    fn is_free(&self, _image: &OpenImage) -> bool {
         false
     }
 }
 
 /// The top-level directories in a mount of `image`.
-pub fn directories(image: &Image) -> Vec<&'static str> {
+pub fn directories(image: &OpenImage) -> Vec<&'static str> {
     let names = VIEWS.iter().filter(|view| view.exists(image)).map(|view| view.name());
     names.filter(|name| !name.starts_with('.')).collect()
 }
 
 /// The path of the merged tree as a disk in a mount of `image`; `None` if it has no merged tree.
-pub fn rootfs(image: &Image) -> Option<&'static str> {
-    merged::Merged.exists(image).then_some(export::DISK_PATH)
+pub fn rootfs(image: &OpenImage) -> Option<&'static str> {
+    merged::MergedView.exists(image).then_some(export::DISK_PATH)
 }
 
 /// The views in order of their subtree numbers. The order is part of every inode number, so new views go to the end.
-static VIEWS: &[&dyn View] =
-    &[&blobs::Blobs, &layers::Layers, &merged::Merged, &files::Files, &disk::Disk, &status::StatusView];
+static VIEWS: &[&dyn TopView] = &[
+    &blobs::BlobsView,
+    &layers::LayersView,
+    &merged::MergedView,
+    &files::FilesView,
+    &disk::DiskView,
+    &status::StatusView,
+];

@@ -7,18 +7,18 @@
 
 use std::sync::Arc;
 
-use crate::image::{Family, Image, Status, TreeRoot};
-use crate::io::{Fault, ReadError, Shared};
-use crate::layer::{Device, Time, has_namespace};
+use crate::image::{ImageSet, ImageStatus, OpenImage, TreeRoot};
+use crate::io::{FaultClass, ReadError, SharedReader};
+use crate::layer::{DeviceNumber, UnixTime, has_namespace};
 use crate::oci::Digest;
-use crate::tree::{Attr, Ino, Kind, Tree};
+use crate::tree::{FrozenTree, InodeAttr, InodeKind, InodeNumber};
 
-use super::slots::{self, Role, Slot};
-use super::subtree::{Made, Origins, Subtree};
+use super::slots::{self, SubtreeRole, SubtreeSlot};
+use super::subtree::{OriginMeaning, SyntheticFile, ViewSubtree};
 use super::{ViewError, export, status, top};
 
 /// Receives the number of a subtree and its fingerprint; an error refuses the subtree.
-pub type Witness = Box<dyn Fn(u32, [u8; 32]) -> Result<(), ReadError> + Send + Sync>;
+pub type InodeCheck = Box<dyn Fn(u32, [u8; 32]) -> Result<(), ReadError> + Send + Sync>;
 
 /// Prefix of the extended attributes of ocifs.
 const OURS: &[u8] = b"user.ocifs.";
@@ -31,12 +31,12 @@ pub struct NodeId {
 }
 
 impl NodeId {
-    const TOP: NodeId = NodeId { slot: 0, ino: Tree::ROOT };
+    const TOP: NodeId = NodeId { slot: 0, ino: FrozenTree::ROOT };
 }
 
 /// How long an answer is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
+pub enum AttributeLifetime {
     /// Forever: the content is behind a digest.
     Forever,
     /// At this moment only; it may change later.
@@ -45,9 +45,9 @@ pub enum Freshness {
 
 /// The result of `stat` for a node.
 #[derive(Clone, Copy, Debug)]
-pub struct Attributes {
+pub struct NodeAttributes {
     /// Type. A [`Kind::Graft`] never appears in it: it is replaced by the directory it stands for.
-    pub kind: Kind,
+    pub kind: InodeKind,
     /// Permission bits.
     pub mode: u16,
     /// Owner.
@@ -59,17 +59,17 @@ pub struct Attributes {
     /// Bytes that are data, not holes.
     pub data: u64,
     /// Modification time.
-    pub mtime: Time,
+    pub mtime: UnixTime,
     /// Number of names.
     pub nlink: u32,
     /// Device number.
-    pub rdev: Device,
+    pub rdev: DeviceNumber,
     /// Whether the attributes may be cached.
-    pub fresh: Freshness,
+    pub fresh: AttributeLifetime,
 }
 
 /// One name in a directory.
-pub struct Entry<'a> {
+pub struct NamespaceEntry<'a> {
     /// Position in the directory.
     pub at: usize,
     /// The name's bytes.
@@ -77,36 +77,36 @@ pub struct Entry<'a> {
     /// The node of this name.
     pub node: NodeId,
     /// The result of `stat` for the node.
-    pub attributes: Attributes,
+    pub attributes: NodeAttributes,
 }
 
 /// An open file.
 #[derive(Clone)]
-pub struct Opened {
+pub struct OpenNode {
     /// Content.
-    pub bytes: Shared,
+    pub bytes: SharedReader,
     /// Whether the content may be cached.
-    pub fresh: Freshness,
+    pub fresh: AttributeLifetime,
 }
 
 /// The part of the mount that is shown as its root.
 #[derive(Clone, Debug, Default)]
-pub struct Scope {
+pub struct ViewScope {
     /// A single view; `None` for all of them.
     pub view: Option<String>,
     /// A directory below the view, or below the top; `None` for its root.
     pub subdir: Option<Vec<u8>>,
     /// Whether symbolic links of archives are shown.
-    pub links: Links,
+    pub links: LinkPolicy,
     /// Whether attributes that overlayfs interprets are shown.
     pub overlay_marks: OverlayMarks,
 }
 
-impl std::fmt::Display for Scope {
+impl std::fmt::Display for ViewScope {
     /// In words of the command line, empty for the whole mount: `merged usr/bin hide-symlinks`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let subdir = self.subdir.as_deref().map(lossy);
-        let links = (self.links == Links::Hidden).then(|| "hide-symlinks".to_owned());
+        let links = (self.links == LinkPolicy::Hidden).then(|| "hide-symlinks".to_owned());
         let marks = (self.overlay_marks == OverlayMarks::Hidden).then(|| "hide-overlay-xattrs".to_owned());
         let words: Vec<String> =
             self.view.clone().into_iter().chain(subdir).chain(links).chain(marks).collect();
@@ -116,7 +116,7 @@ impl std::fmt::Display for Scope {
 
 /// Whether symbolic links of archives are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Links {
+pub enum LinkPolicy {
     /// As recorded.
     #[default]
     Shown,
@@ -136,21 +136,21 @@ pub enum OverlayMarks {
 }
 
 /// The names of one mount.
-pub struct Namespace {
-    family: Arc<Family>,
-    pub(super) slots: Vec<Slot>,
+pub struct MountNamespace {
+    family: Arc<ImageSet>,
+    pub(super) slots: Vec<SubtreeSlot>,
     root: NodeId,
-    links: Links,
+    links: LinkPolicy,
     overlay_marks: OverlayMarks,
     /// The scope in words of the command line.
     scope: String,
-    pub(super) witness: Option<Witness>,
+    pub(super) witness: Option<InodeCheck>,
 }
 
-impl Namespace {
+impl MountNamespace {
     /// Joins all images of `family`, with `scope` as the root. Without a directory in
     /// `scope`, it reads at most the first blocks of layers, for the attributes of the root.
-    pub async fn open(family: Arc<Family>, scope: &Scope) -> Result<Self, ViewError> {
+    pub async fn open(family: Arc<ImageSet>, scope: &ViewScope) -> Result<Self, ViewError> {
         let slots = slots::of(&family)?;
         let mut namespace = Self {
             family,
@@ -163,12 +163,14 @@ impl Namespace {
         };
         for slot in &namespace.slots {
             let is_free = match slot.role {
-                Role::Top(_) | Role::Status => true,
-                Role::View { view, .. } => slot.image.as_ref().is_some_and(|image| view.is_free(image)),
-                Role::Inner { .. } | Role::Export(_) => false,
+                SubtreeRole::Top(_) | SubtreeRole::Status => true,
+                SubtreeRole::View { view, .. } => {
+                    slot.image.as_ref().is_some_and(|image| view.is_free(image))
+                }
+                SubtreeRole::Inner { .. } | SubtreeRole::Export(_) => false,
             };
             if is_free {
-                namespace.build(NodeId { slot: slot.number, ino: Tree::ROOT }).await?;
+                namespace.build(NodeId { slot: slot.number, ino: FrozenTree::ROOT }).await?;
             }
         }
         if let Some(view) = &scope.view {
@@ -176,8 +178,10 @@ impl Namespace {
         }
         if let Some(subdir) = &scope.subdir {
             let node = namespace.resolve(subdir).await?;
-            if !matches!(namespace.attributes(node).map(|attributes| attributes.kind), Some(Kind::Directory))
-            {
+            if !matches!(
+                namespace.attributes(node).map(|attributes| attributes.kind),
+                Some(InodeKind::Directory)
+            ) {
                 return Err(ViewError::Wrong { path: lossy(subdir), wanted: "directory" });
             }
             namespace.root = node;
@@ -193,11 +197,11 @@ impl Namespace {
     fn view(&self, name: &str) -> Result<NodeId, ViewError> {
         let (reference, view) = (self.family.pinned().to_owned(), name.to_owned());
         let listed = match self.slots.first().map(|slot| &slot.role) {
-            Some(Role::Top(top)) => &top.views[..],
+            Some(SubtreeRole::Top(top)) => &top.views[..],
             _ => &[],
         };
         if let Some((_, slot)) = listed.iter().find(|(listed, _)| *listed == name) {
-            return Ok(NodeId { slot: *slot, ino: Tree::ROOT });
+            return Ok(NodeId { slot: *slot, ino: FrozenTree::ROOT });
         }
         if self.family.main().is_none() {
             let shown = self.family.members().iter().find(|member| member.image.is_some());
@@ -212,12 +216,12 @@ impl Namespace {
     }
 
     /// The images of the mount.
-    pub fn family(&self) -> &Arc<Family> {
+    pub fn family(&self) -> &Arc<ImageSet> {
         &self.family
     }
 
     /// The image that a node belongs to; `None` for a node of no image or of several.
-    pub(super) fn image(&self, node: NodeId) -> Option<&Arc<Image>> {
+    pub(super) fn image(&self, node: NodeId) -> Option<&Arc<OpenImage>> {
         self.slot(node.slot)?.image.as_ref()
     }
 
@@ -237,8 +241,8 @@ impl Namespace {
     /// next, or is better read from a cache file.
     pub fn opens_freely(&self) -> bool {
         match self.slot(self.root.slot).map(|slot| &slot.role) {
-            Some(Role::View { view, .. } | Role::Inner { view, .. }) => view.opens_freely(),
-            Some(Role::Top(_) | Role::Status | Role::Export(_)) | None => false,
+            Some(SubtreeRole::View { view, .. } | SubtreeRole::Inner { view, .. }) => view.opens_freely(),
+            Some(SubtreeRole::Top(_) | SubtreeRole::Status | SubtreeRole::Export(_)) | None => false,
         }
     }
 
@@ -254,11 +258,11 @@ impl Namespace {
             let created = slot.image.as_ref().map_or_else(|| self.family.created(), |image| image.created());
             let image = || slot.image.as_ref().ok_or_else(|| unreachable_slot(slot.number));
             let built = match &slot.role {
-                Role::Top(names) => top::build(slot.image.as_deref(), names, created),
-                Role::Status => status::listing(created),
-                Role::Export(exports) => export::listing(&self.family, exports, created).await,
-                Role::View { view, first } => view.build(image()?, *first).await,
-                Role::Inner { view, layer } => view.build_inner(image()?, *layer).await,
+                SubtreeRole::Top(names) => top::build(slot.image.as_deref(), names, created),
+                SubtreeRole::Status => status::listing(created),
+                SubtreeRole::Export(exports) => export::listing(&self.family, exports, created).await,
+                SubtreeRole::View { view, first } => view.build(image()?, *first).await,
+                SubtreeRole::Inner { view, layer } => view.build_inner(image()?, *layer).await,
             };
             let built = built.map(Arc::new)?;
             self.show(slot, &built)?;
@@ -268,24 +272,24 @@ impl Namespace {
     }
 
     /// The result of `stat`. `None` for a node that does not exist.
-    pub fn attributes(&self, node: NodeId) -> Option<Attributes> {
+    pub fn attributes(&self, node: NodeId) -> Option<NodeAttributes> {
         let slot = self.slot(node.slot)?;
         let Some(subtree) = slot.built.get() else {
             // A directory whose subtree is not built yet.
-            return (node.ino == Tree::ROOT).then(|| match slot.tree_root() {
+            return (node.ino == FrozenTree::ROOT).then(|| match slot.tree_root() {
                 Some(of) => self.recorded_root(slot, of),
                 None => self.made_directory(slot),
             });
         };
         let attr = subtree.tree.attr(node.ino)?;
-        if let Kind::Graft(number) = attr.kind {
-            return self.attributes(NodeId { slot: number, ino: Tree::ROOT });
+        if let InodeKind::Graft(number) = attr.kind {
+            return self.attributes(NodeId { slot: number, ino: FrozenTree::ROOT });
         }
         let mut attributes = forever(attr);
-        if node.ino == Tree::ROOT && matches!(subtree.origins, Origins::Made(_)) {
+        if node.ino == FrozenTree::ROOT && matches!(subtree.origins, OriginMeaning::Made(_)) {
             // The root of a synthetic tree is like the directories in it.
-            attributes = Attributes {
-                fresh: Freshness::Forever,
+            attributes = NodeAttributes {
+                fresh: AttributeLifetime::Forever,
                 nlink: attributes.nlink,
                 ..self.made_directory(slot)
             };
@@ -294,7 +298,7 @@ impl Namespace {
             if let Some(runs) = file.runs {
                 attributes.data = runs.iter().map(|run| run.len).sum();
             }
-            if let Origins::Made(made) = &subtree.origins
+            if let OriginMeaning::Made(made) = &subtree.origins
                 && let Some(made) = made.get(file.origin as usize)
             {
                 self.settle_attributes(node, made, &mut attributes);
@@ -304,7 +308,7 @@ impl Namespace {
     }
 
     /// Attributes of a tree's root directory before the tree is built.
-    fn recorded_root(&self, slot: &Slot, of: TreeRoot) -> Attributes {
+    fn recorded_root(&self, slot: &SubtreeSlot, of: TreeRoot) -> NodeAttributes {
         if slot.root.get().is_none()
             && let Some(entry) = slot.image.as_ref().and_then(|image| image.tree_root(of))
         {
@@ -312,18 +316,22 @@ impl Namespace {
         }
         let made = self.made_directory(slot);
         match slot.root.get() {
-            Some(entry) => {
-                Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, ..made }
-            }
+            Some(entry) => NodeAttributes {
+                mode: entry.mode,
+                uid: entry.uid,
+                gid: entry.gid,
+                mtime: entry.mtime,
+                ..made
+            },
             // The default of a tree whose archives have no entry for the root.
-            None => Attributes { mode: 0o755, mtime: Time::default(), ..made },
+            None => NodeAttributes { mode: 0o755, mtime: UnixTime::default(), ..made },
         }
     }
 
     /// Whether the attributes of a tree's root directory are known, or cannot be known before its names.
     pub fn is_rooted(&self, node: NodeId) -> bool {
         match self.slot(node.slot) {
-            Some(slot) if node.ino == Tree::ROOT && !slot.built.initialized() => {
+            Some(slot) if node.ino == FrozenTree::ROOT && !slot.built.initialized() => {
                 slot.tree_root().is_none() || slot.image.as_ref().is_none_or(|image| image.knows_roots())
             }
             Some(_) | None => true,
@@ -332,23 +340,23 @@ impl Namespace {
 
     /// Whether a node is in a tree of archives, with the attributes recorded in them.
     pub fn is_recorded(&self, node: NodeId) -> bool {
-        self.built(node).is_some_and(|subtree| matches!(subtree.origins, Origins::Layers))
+        self.built(node).is_some_and(|subtree| matches!(subtree.origins, OriginMeaning::Layers))
     }
 
     /// Attributes of a synthetic directory; also of a directory whose subtree is not built yet.
-    fn made_directory(&self, slot: &Slot) -> Attributes {
+    fn made_directory(&self, slot: &SubtreeSlot) -> NodeAttributes {
         let created = slot.image.as_ref().map_or_else(|| self.family.created(), |image| image.created());
-        Attributes {
-            kind: Kind::Directory,
+        NodeAttributes {
+            kind: InodeKind::Directory,
             mode: 0o555,
             uid: 0,
             gid: 0,
             size: 0,
             data: 0,
-            mtime: Time { secs: created, nanos: 0 },
+            mtime: UnixTime { secs: created, nanos: 0 },
             nlink: 2,
-            rdev: Device::default(),
-            fresh: Freshness::Now,
+            rdev: DeviceNumber::default(),
+            fresh: AttributeLifetime::Now,
         }
     }
 
@@ -362,24 +370,24 @@ impl Namespace {
 
     /// Calls `each` with the entries of a built directory in a fixed order, starting at number `skip`, until it
     /// returns `false`.
-    pub fn entries(&self, directory: NodeId, skip: usize, mut each: impl FnMut(Entry<'_>) -> bool) {
+    pub fn entries(&self, directory: NodeId, skip: usize, mut each: impl FnMut(NamespaceEntry<'_>) -> bool) {
         let Some(subtree) = self.built(directory) else { return };
         for (at, (name, ino)) in (skip..).zip(subtree.tree.entries(directory.ino, skip)) {
             let node = across(&subtree.tree, NodeId { slot: directory.slot, ino });
             let Some(attributes) = self.attributes(node).filter(|_| !self.hides(subtree, ino)) else {
                 continue;
             };
-            if !each(Entry { at, name, node, attributes }) {
+            if !each(NamespaceEntry { at, name, node, attributes }) {
                 return;
             }
         }
     }
 
     /// Whether a name is omitted because of the options.
-    fn hides(&self, subtree: &Subtree, ino: Ino) -> bool {
-        self.links == Links::Hidden
-            && matches!(subtree.origins, Origins::Layers)
-            && matches!(subtree.tree.attr(ino).map(|attr| attr.kind), Some(Kind::Symlink))
+    fn hides(&self, subtree: &ViewSubtree, ino: InodeNumber) -> bool {
+        self.links == LinkPolicy::Hidden
+            && matches!(subtree.origins, OriginMeaning::Layers)
+            && matches!(subtree.tree.attr(ino).map(|attr| attr.kind), Some(InodeKind::Symlink))
     }
 
     /// The parent of a directory; the root is its own parent.
@@ -387,19 +395,20 @@ impl Namespace {
         if directory == self.root {
             return directory;
         }
-        if directory.ino == Tree::ROOT {
+        if directory.ino == FrozenTree::ROOT {
             return self.slot(directory.slot).map_or(NodeId::TOP, |slot| self.above(slot));
         }
-        let ino = self.built(directory).map_or(Tree::ROOT, |subtree| subtree.tree.parent(directory.ino));
+        let ino =
+            self.built(directory).map_or(FrozenTree::ROOT, |subtree| subtree.tree.parent(directory.ino));
         NodeId { slot: directory.slot, ino }
     }
 
     /// The directory that a subtree is grafted into.
-    fn above(&self, slot: &Slot) -> NodeId {
-        let root = NodeId { slot: slot.parent, ino: Tree::ROOT };
+    fn above(&self, slot: &SubtreeSlot) -> NodeId {
+        let root = NodeId { slot: slot.parent, ino: FrozenTree::ROOT };
         // A node of the subtree is known only after the subtree above it was built.
         let Some(subtree) = self.built(root) else { return root };
-        let ino = slot.above.get_or_init(|| graft_of(&subtree.tree, slot.number).unwrap_or(Tree::ROOT));
+        let ino = slot.above.get_or_init(|| graft_of(&subtree.tree, slot.number).unwrap_or(FrozenTree::ROOT));
         NodeId { slot: slot.parent, ino: *ino }
     }
 
@@ -410,7 +419,8 @@ impl Namespace {
 
     /// The recorded extended attributes, in order.
     pub fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let slot = self.slot(node.slot).filter(|slot| node.ino == Tree::ROOT && !slot.built.initialized());
+        let slot =
+            self.slot(node.slot).filter(|slot| node.ino == FrozenTree::ROOT && !slot.built.initialized());
         let before = slot.and_then(|slot| slot.root.get()).into_iter().flat_map(|entry| entry.xattrs.iter());
         let before = before.map(|(name, value)| (&name[..], &value[..]));
         let built = self.built(node).into_iter().flat_map(move |subtree| subtree.tree.xattrs(node.ino));
@@ -430,7 +440,7 @@ impl Namespace {
         match name {
             b"user.ocifs.digest" => {
                 let digest = match (self.made(node), self.origin(node)) {
-                    (Some(Made::Blob(descriptor)), _) => &descriptor.digest,
+                    (Some(SyntheticFile::Blob(descriptor)), _) => &descriptor.digest,
                     (_, Some(origin)) => origin,
                     // The root has the digest that the mount printed.
                     _ => match self.slot(node.slot).filter(|slot| slot.number >= slots::PER_IMAGE) {
@@ -442,7 +452,7 @@ impl Namespace {
             }
             b"user.ocifs.reference" if node == self.root => Some(self.family.pinned().as_bytes().to_vec()),
             super::STATUS if node == self.root => {
-                status::packed(&Status { scope: self.scope.clone(), ..self.family.status() })
+                status::packed(&ImageStatus { scope: self.scope.clone(), ..self.family.status() })
             }
             b"user.ocifs.verified" => Some(self.verified(node)?.to_string().into_bytes()),
             _ => self.xattrs(node).find(|(recorded, _)| *recorded == name).map(|(_, value)| value.to_vec()),
@@ -482,7 +492,7 @@ impl Namespace {
             }
             if target.starts_with(b"/") {
                 while stack.len() > 1
-                    && stack.last().is_some_and(|node| node.slot == here.slot && node.ino != Tree::ROOT)
+                    && stack.last().is_some_and(|node| node.slot == here.slot && node.ino != FrozenTree::ROOT)
                 {
                     stack.pop();
                 }
@@ -492,12 +502,12 @@ impl Namespace {
         Ok(stack.last().copied().unwrap_or(self.root))
     }
 
-    pub(super) fn made(&self, node: NodeId) -> Option<&Made> {
+    pub(super) fn made(&self, node: NodeId) -> Option<&SyntheticFile> {
         let subtree = self.built(node)?;
         let file = subtree.tree.file(node.ino)?;
         match &subtree.origins {
-            Origins::Made(made) => made.get(file.origin as usize),
-            Origins::Layers => None,
+            OriginMeaning::Made(made) => made.get(file.origin as usize),
+            OriginMeaning::Layers => None,
         }
     }
 
@@ -506,31 +516,31 @@ impl Namespace {
         let subtree = self.built(node)?;
         let layer = subtree.tree.file(node.ino)?.origin as usize;
         let layer = self.image(node)?.manifest().layers.get(layer)?;
-        matches!(subtree.origins, Origins::Layers).then_some(&layer.digest)
+        matches!(subtree.origins, OriginMeaning::Layers).then_some(&layer.digest)
     }
 
-    pub(super) fn built(&self, node: NodeId) -> Option<&Subtree> {
+    pub(super) fn built(&self, node: NodeId) -> Option<&ViewSubtree> {
         self.slot(node.slot)?.built.get().map(Arc::as_ref)
     }
 
-    pub(super) fn slots(&self) -> &[Slot] {
+    pub(super) fn slots(&self) -> &[SubtreeSlot] {
         &self.slots
     }
 
-    pub(super) fn slot(&self, number: u32) -> Option<&Slot> {
+    pub(super) fn slot(&self, number: u32) -> Option<&SubtreeSlot> {
         let at = self.slots.binary_search_by_key(&number, |slot| slot.number).ok()?;
         Some(&self.slots[at])
     }
 }
 
 /// The directory of `tree` into which the subtree with this number is grafted.
-fn graft_of(tree: &Tree, number: u32) -> Option<Ino> {
-    let mut todo = vec![Tree::ROOT];
+fn graft_of(tree: &FrozenTree, number: u32) -> Option<InodeNumber> {
+    let mut todo = vec![FrozenTree::ROOT];
     while let Some(directory) = todo.pop() {
         for (_, ino) in tree.entries(directory, 0) {
             match tree.attr(ino).map(|attr| attr.kind) {
-                Some(Kind::Graft(graft)) if graft == number => return Some(directory),
-                Some(Kind::Directory) => todo.push(ino),
+                Some(InodeKind::Graft(graft)) if graft == number => return Some(directory),
+                Some(InodeKind::Directory) => todo.push(ino),
                 _ => {}
             }
         }
@@ -539,15 +549,15 @@ fn graft_of(tree: &Tree, number: u32) -> Option<Ino> {
 }
 
 /// The node itself, or for a graft the root of the other subtree.
-fn across(tree: &Tree, node: NodeId) -> NodeId {
+fn across(tree: &FrozenTree, node: NodeId) -> NodeId {
     match tree.attr(node.ino).map(|attr| attr.kind) {
-        Some(Kind::Graft(number)) => NodeId { slot: number, ino: Tree::ROOT },
+        Some(InodeKind::Graft(number)) => NodeId { slot: number, ino: FrozenTree::ROOT },
         _ => node,
     }
 }
 
-fn forever(attr: Attr) -> Attributes {
-    Attributes {
+fn forever(attr: InodeAttr) -> NodeAttributes {
+    NodeAttributes {
         kind: attr.kind,
         mode: attr.mode,
         uid: attr.uid,
@@ -557,7 +567,7 @@ fn forever(attr: Attr) -> Attributes {
         mtime: attr.mtime,
         nlink: attr.nlink,
         rdev: attr.rdev,
-        fresh: Freshness::Forever,
+        fresh: AttributeLifetime::Forever,
     }
 }
 
@@ -571,5 +581,5 @@ fn lossy(path: &[u8]) -> String {
 }
 
 fn unreachable_slot(number: u32) -> ReadError {
-    ReadError::new(Fault::Usage, format!("there is no subtree {number}"))
+    ReadError::new(FaultClass::Usage, format!("there is no subtree {number}"))
 }

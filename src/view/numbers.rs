@@ -5,9 +5,9 @@
 //! 32-bit inode numbers can read every file. Both parts are the same for every mount of the same digest with the same
 //! options.
 
-use crate::tree::Tree;
+use crate::tree::FrozenTree;
 
-use super::namespace::{Namespace, NodeId};
+use super::namespace::{MountNamespace, NodeId};
 use super::slots;
 
 /// The number of the root (`FUSE_ROOT_ID`).
@@ -25,7 +25,7 @@ const FIRST_WIDE: u64 = 1 << 32;
 
 impl NodeId {
     /// The directory `.ocifs` of a mount that shows all views.
-    pub const STATUS_DIRECTORY: u64 = FIRST_FIXED + Tree::ROOT as u64;
+    pub const STATUS_DIRECTORY: u64 = FIRST_FIXED + FrozenTree::ROOT as u64;
 
     /// Whether this number has the same meaning in every mount.
     pub fn is_fixed(number: u64) -> bool {
@@ -33,7 +33,7 @@ impl NodeId {
     }
 }
 
-impl Namespace {
+impl MountNamespace {
     /// The number of a node: below 2^32 if the inode in its subtree leaves room, and never 0.
     pub fn number(&self, node: NodeId) -> u64 {
         if node == self.root() {

@@ -3,14 +3,14 @@
 //! This module builds nothing and does not wait. Trees do not record the names above a file, so they are searched, up
 //! to a limit.
 
-use crate::tree::{Kind, Tree};
+use crate::tree::{FrozenTree, InodeKind};
 
-use super::namespace::{Namespace, NodeId};
+use super::namespace::{MountNamespace, NodeId};
 
 /// Limit of names to search: a few milliseconds. A node beyond it has no path in messages.
 const MAX_SEARCHED_NAMES: usize = 200_000;
 
-impl Namespace {
+impl MountNamespace {
     /// The first path of a node below the root of the mount; `None` if the search does not find it within the limit.
     pub fn path_of(&self, node: NodeId) -> Option<Vec<u8>> {
         if node == self.root() {
@@ -31,10 +31,10 @@ impl Namespace {
                 left = left.checked_sub(1)?;
                 let kind = subtree.tree.attr(ino).map(|attr| attr.kind);
                 let found = match kind {
-                    Some(Kind::Graft(number)) => NodeId { slot: number, ino: Tree::ROOT },
+                    Some(InodeKind::Graft(number)) => NodeId { slot: number, ino: FrozenTree::ROOT },
                     _ => NodeId { slot: directory.slot, ino },
                 };
-                let is_directory = matches!(kind, Some(Kind::Directory | Kind::Graft(_)));
+                let is_directory = matches!(kind, Some(InodeKind::Directory | InodeKind::Graft(_)));
                 if found != node && !(is_directory && slots.contains(&found.slot)) {
                     continue;
                 }

@@ -13,30 +13,32 @@ use lru::LruCache;
 use tokio::sync::OnceCell;
 
 use crate::erofs::{ErofsImage, ImageSpan};
-use crate::image::Image;
-use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified, check_bounds, compute};
-use crate::layer::Content;
+use crate::image::OpenImage;
+use crate::io::{
+    BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel, check_bounds, compute,
+};
+use crate::layer::FileContent;
 use crate::oci::Digest;
-use crate::tree::{Ino, Tree};
+use crate::tree::{FrozenTree, InodeNumber};
 
 /// Files that stay open for an image: a multiple of those that one large read can touch.
 const OPEN_FILES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// A disk that is computed on first use.
-pub(super) struct Rootfs {
-    image: Arc<Image>,
+pub(super) struct RootfsDisk {
+    image: Arc<OpenImage>,
     made: OnceCell<Arc<RootfsBytes>>,
 }
 
-impl Rootfs {
+impl RootfsDisk {
     /// The disk of `image`, not computed yet.
-    pub(super) fn new(image: Arc<Image>) -> Self {
+    pub(super) fn new(image: Arc<OpenImage>) -> Self {
         Self { image, made: OnceCell::new() }
     }
 
     /// The disk; `None` before it is computed.
-    pub(super) fn ready(&self) -> Option<Shared> {
-        self.made.get().map(|made| made.clone() as Shared)
+    pub(super) fn ready(&self) -> Option<SharedReader> {
+        self.made.get().map(|made| made.clone() as SharedReader)
     }
 
     /// Size and bytes of data, without holes; `None` before the disk is computed.
@@ -45,9 +47,9 @@ impl Rootfs {
     }
 
     /// The disk, computed on the first call.
-    pub(super) async fn open(&self) -> Result<Shared, ReadError> {
+    pub(super) async fn open(&self) -> Result<SharedReader, ReadError> {
         let made = self.made.get_or_try_init(|| self.compute()).await?;
-        Ok(made.clone() as Shared)
+        Ok(made.clone() as SharedReader)
     }
 
     /// Whether the disk contains bytes of `blob`; false before it is computed.
@@ -76,19 +78,19 @@ impl Rootfs {
 
 /// The bytes of a computed disk.
 struct RootfsBytes {
-    image: Arc<Image>,
-    tree: Arc<Tree>,
+    image: Arc<OpenImage>,
+    tree: Arc<FrozenTree>,
     disk: ErofsImage,
     /// Bytes outside of holes.
     data: u64,
     /// The layers that the files come from.
     origins: BTreeSet<usize>,
     /// Recently read files. The lock guards nothing else.
-    files: Mutex<LruCache<Ino, Shared>>,
+    files: Mutex<LruCache<InodeNumber, SharedReader>>,
 }
 
 impl RootfsBytes {
-    fn new(image: Arc<Image>, tree: Arc<Tree>, disk: ErofsImage) -> Self {
+    fn new(image: Arc<OpenImage>, tree: Arc<FrozenTree>, disk: ErofsImage) -> Self {
         let map = disk.map();
         let starts = std::iter::successors(map.next_data(0), |from| map.next_data(map.next_hole(*from)));
         let data = starts.map(|from| map.next_hole(from) - from).sum();
@@ -98,14 +100,15 @@ impl RootfsBytes {
     }
 
     /// The content of a file. Does not wait.
-    fn file(&self, ino: Ino) -> Result<Shared, ReadError> {
+    fn file(&self, ino: InodeNumber) -> Result<SharedReader, ReadError> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = files.get(&ino) {
             return Ok(bytes.clone());
         }
-        let missing = || ReadError::new(Fault::Io, format!("inode {ino} is no file"));
+        let missing = || ReadError::new(FaultClass::Io, format!("inode {ino} is no file"));
         let file = self.tree.file(ino).ok_or_else(missing)?;
-        let content = Content { size: file.size, offset: file.offset, runs: file.runs.map(<[_]>::to_vec) };
+        let content =
+            FileContent { size: file.size, offset: file.offset, runs: file.runs.map(<[_]>::to_vec) };
         let bytes = self.image.file(file.origin as usize, &content)?;
         files.put(ino, bytes.clone());
         Ok(bytes)
@@ -177,14 +180,14 @@ impl ReadAt for RootfsBytes {
         self.disk.map().next_hole(offset)
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         let layers = self.origins.iter().filter_map(|at| self.image.archive(*at)?.stream());
         let mut layers = layers.map(|stream| stream.verified());
-        let Some(first) = layers.next() else { return Verified::Full };
+        let Some(first) = layers.next() else { return VerifiedLevel::Full };
         layers.fold(first, |all, layer| match all.min(layer) {
-            Verified::Poisoned => Verified::Poisoned,
+            VerifiedLevel::Poisoned => VerifiedLevel::Poisoned,
             _ if all == layer => all,
-            _ => Verified::Partial,
+            _ => VerifiedLevel::Partial,
         })
     }
 }

@@ -4,12 +4,12 @@
 //! failed verification names a blob, but caches of file content have to be invalidated by file.
 
 use crate::oci::Digest;
-use crate::tree::Ino;
+use crate::tree::InodeNumber;
 
-use super::namespace::{Namespace, NodeId};
-use super::subtree::{Made, Origins};
+use super::namespace::{MountNamespace, NodeId};
+use super::subtree::{OriginMeaning, SyntheticFile};
 
-impl Namespace {
+impl MountNamespace {
     /// The files that contain bytes of `blob`, including those for which this cannot be excluded.
     pub fn shown_of(&self, blob: &Digest) -> Vec<NodeId> {
         let mut nodes = Vec::new();
@@ -20,23 +20,27 @@ impl Namespace {
                 continue;
             }
             let shows = |origin: u32| match &subtree.origins {
-                Origins::Layers => {
+                OriginMeaning::Layers => {
                     let layer = manifest.and_then(|manifest| manifest.layers.get(origin as usize));
                     layer.is_some_and(|layer| layer.digest == *blob)
                 }
-                Origins::Made(made) => match made.get(origin as usize) {
-                    Some(Made::Blob(descriptor)) => descriptor.digest == *blob,
+                OriginMeaning::Made(made) => match made.get(origin as usize) {
+                    Some(SyntheticFile::Blob(descriptor)) => descriptor.digest == *blob,
                     // A few files only, each made from several blobs.
                     Some(
-                        Made::Disk(_) | Made::Raw(_) | Made::File(_) | Made::Inside(..) | Made::DiskInfo,
+                        SyntheticFile::Disk(_)
+                        | SyntheticFile::Raw(_)
+                        | SyntheticFile::File(_)
+                        | SyntheticFile::Inside(..)
+                        | SyntheticFile::DiskInfo,
                     ) => true,
-                    Some(Made::Archive(archive, _)) => archive.holds(blob),
-                    Some(Made::Rootfs(disk)) => disk.shows(blob),
-                    Some(Made::Bytes(_) | Made::Status) | None => false,
+                    Some(SyntheticFile::Archive(archive, _)) => archive.holds(blob),
+                    Some(SyntheticFile::Rootfs(disk)) => disk.shows(blob),
+                    Some(SyntheticFile::Bytes(_) | SyntheticFile::Status) | None => false,
                 },
             };
             // The tree's inode numbers run from 0 to its length.
-            for ino in 0..subtree.tree.len() as Ino {
+            for ino in 0..subtree.tree.len() as InodeNumber {
                 if subtree.tree.file(ino).is_some_and(|file| shows(file.origin)) {
                     nodes.push(NodeId { slot: slot.number, ino });
                 }

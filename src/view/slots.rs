@@ -9,15 +9,15 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::OnceCell;
 
-use crate::image::{Family, Image, Member, TreeRoot};
-use crate::io::{Fault, ReadError};
-use crate::layer::Entry;
+use crate::image::{ImageSet, OpenImage, SetMember, TreeRoot};
+use crate::io::{FaultClass, ReadError};
+use crate::layer::TocEntry;
 use crate::oci::Digest;
-use crate::tree::Ino;
+use crate::tree::InodeNumber;
 
-use super::export::{self, Exports, WholeArchive};
-use super::subtree::Subtree;
-use super::{VIEWS, View};
+use super::export::{self, ExportDirectory, WholeArchive};
+use super::subtree::ViewSubtree;
+use super::{TopView, VIEWS};
 
 /// Number of an image's first inner subtree. Views are numbered from 1; this leaves room for 62 of them and the
 /// export.
@@ -33,39 +33,39 @@ const EXPORT: u32 = FIRST_INNER - 1;
 pub(super) const STATUS: u32 = VIEWS.len() as u32;
 
 /// One subtree.
-pub(super) struct Slot {
+pub(super) struct SubtreeSlot {
     pub(super) number: u32,
     /// The subtree that it is grafted into.
     pub(super) parent: u32,
     /// The directory of the parent that it is grafted into; set on first use.
-    pub(super) above: OnceLock<Ino>,
+    pub(super) above: OnceLock<InodeNumber>,
     /// The image it belongs to; `None` for an index alone, its status, and the export, which shows several images.
-    pub(super) image: Option<Arc<Image>>,
-    pub(super) role: Role,
+    pub(super) image: Option<Arc<OpenImage>>,
+    pub(super) role: SubtreeRole,
     /// The recorded attributes of its root directory, if they are known before the rest.
-    pub(super) root: OnceLock<Arc<Entry>>,
+    pub(super) root: OnceLock<Arc<TocEntry>>,
     /// The subtree; set when it is first needed.
-    pub(super) built: OnceCell<Arc<Subtree>>,
+    pub(super) built: OnceCell<Arc<ViewSubtree>>,
 }
 
 /// The content of a subtree.
 #[derive(Clone)]
-pub(super) enum Role {
+pub(super) enum SubtreeRole {
     /// The names at the top of a tree.
-    Top(Top),
+    Top(TopNames),
     /// The status of a mount whose root shows no image.
     Status,
     /// The export directory: the archive of everything that the reference names, and the disk of an image.
-    Export(Exports),
+    Export(ExportDirectory),
     /// A view; `first` is the number of its first inner subtree.
-    View { view: &'static dyn View, first: u32 },
+    View { view: &'static dyn TopView, first: u32 },
     /// A subtree of a view.
-    Inner { view: &'static dyn View, layer: usize },
+    Inner { view: &'static dyn TopView, layer: usize },
 }
 
 /// The names at the top of one tree.
 #[derive(Clone, Default)]
-pub(super) struct Top {
+pub(super) struct TopNames {
     /// The bytes of the index, if the tree is that of an index.
     pub(super) index: Option<bytes::Bytes>,
     /// Names and numbers of the views.
@@ -74,8 +74,8 @@ pub(super) struct Top {
     pub(super) members: Vec<(String, u32)>,
 }
 
-impl Slot {
-    fn new(number: u32, parent: u32, image: Option<&Arc<Image>>, role: Role) -> Self {
+impl SubtreeSlot {
+    fn new(number: u32, parent: u32, image: Option<&Arc<OpenImage>>, role: SubtreeRole) -> Self {
         let image = image.cloned();
         Self {
             number,
@@ -89,19 +89,19 @@ impl Slot {
     }
 }
 
-impl Slot {
+impl SubtreeSlot {
     /// The tree whose root directory this subtree shows, if that has attributes of its own.
     pub(super) fn tree_root(&self) -> Option<TreeRoot> {
         match &self.role {
-            Role::View { view, .. } => view.root(),
-            Role::Inner { view, layer } => view.inner_root(*layer),
-            Role::Top(_) | Role::Status | Role::Export(_) => None,
+            SubtreeRole::View { view, .. } => view.root(),
+            SubtreeRole::Inner { view, layer } => view.inner_root(*layer),
+            SubtreeRole::Top(_) | SubtreeRole::Status | SubtreeRole::Export(_) => None,
         }
     }
 }
 
 /// All subtrees of `family`, by number.
-pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
+pub(super) fn of(family: &ImageSet) -> Result<Vec<SubtreeSlot>, ReadError> {
     let mut slots = Vec::new();
     let mut grafts: HashMap<u32, Vec<(String, u32)>> = HashMap::new();
     let mut tops: HashMap<&[String], u32> = HashMap::from([(&[][..], 0)]);
@@ -117,7 +117,7 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
         let parent = tops.get(&directory[..depth]).copied().unwrap_or_default();
         grafts.entry(parent).or_default().push((directory[depth..].join("/"), base));
         tops.insert(directory, base);
-        let Member { index, image, .. } = member;
+        let SetMember { index, image, .. } = member;
         one(&mut slots, base, parent, image.as_ref(), index.clone(), WholeArchive::Absent)?;
     }
     let mut root = Vec::new();
@@ -125,12 +125,12 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
     one(&mut root, 0, 0, family.main(), family.index_bytes().cloned(), archive)?;
     if family.main().is_none() {
         // In order of numbers: after the top.
-        root.insert(1, Slot::new(STATUS, 0, None, Role::Status));
+        root.insert(1, SubtreeSlot::new(STATUS, 0, None, SubtreeRole::Status));
     }
     // The root's numbers are the lowest, and members are already in order.
     root.append(&mut slots);
     for slot in &mut root {
-        if let Role::Top(top) = &mut slot.role {
+        if let SubtreeRole::Top(top) = &mut slot.role {
             top.members = grafts.remove(&slot.number).unwrap_or_default();
             if slot.number == 0 && slot.image.is_none() {
                 top.views.push((VIEWS[STATUS as usize - 1].name(), STATUS));
@@ -141,21 +141,21 @@ pub(super) fn of(family: &Family) -> Result<Vec<Slot>, ReadError> {
 }
 
 /// The digest of the member that subtree `number` belongs to.
-pub(super) fn digest(family: &Family, number: u32) -> Option<&Digest> {
+pub(super) fn digest(family: &ImageSet, number: u32) -> Option<&Digest> {
     let at = (number / PER_IMAGE).checked_sub(1)?;
     family.members().get(at as usize).map(|member| &member.digest)
 }
 
 /// Adds the subtrees of one tree in order of their numbers, which start at `base`.
 fn one(
-    slots: &mut Vec<Slot>,
+    slots: &mut Vec<SubtreeSlot>,
     base: u32,
     parent: u32,
-    image: Option<&Arc<Image>>,
+    image: Option<&Arc<OpenImage>>,
     index: Option<bytes::Bytes>,
     archive: WholeArchive,
 ) -> Result<(), ReadError> {
-    let mut top = Top { index, ..Top::default() };
+    let mut top = TopNames { index, ..TopNames::default() };
     let (mut views, mut inner) = (Vec::new(), Vec::new());
     let mut next = base + FIRST_INNER;
     for (number, &view) in (base + 1..).zip(VIEWS) {
@@ -163,25 +163,25 @@ fn one(
         top.views.push((view.name(), number));
         let first = next;
         for layer in view.inner(image) {
-            inner.push(Slot::new(next, number, Some(image), Role::Inner { view, layer }));
+            inner.push(SubtreeSlot::new(next, number, Some(image), SubtreeRole::Inner { view, layer }));
             next += 1;
             if next - base == PER_IMAGE {
                 return Err(too_many());
             }
         }
-        views.push(Slot::new(number, base, Some(image), Role::View { view, first }));
+        views.push(SubtreeSlot::new(number, base, Some(image), SubtreeRole::View { view, first }));
     }
-    if let Some(exports) = Exports::of(archive, image) {
+    if let Some(exports) = ExportDirectory::of(archive, image) {
         top.views.push((export::NAME, base + EXPORT));
         // The export shows more than one image, so it belongs to none.
-        views.push(Slot::new(base + EXPORT, base, None, Role::Export(exports)));
+        views.push(SubtreeSlot::new(base + EXPORT, base, None, SubtreeRole::Export(exports)));
     }
-    slots.push(Slot::new(base, parent, image, Role::Top(top)));
+    slots.push(SubtreeSlot::new(base, parent, image, SubtreeRole::Top(top)));
     slots.append(&mut views);
     slots.append(&mut inner);
     Ok(())
 }
 
 fn too_many() -> ReadError {
-    ReadError::new(Fault::Unsupported, "there are more directories than a mount can number")
+    ReadError::new(FaultClass::Unsupported, "there are more directories than a mount can number")
 }

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use crate::image::{Image, Status};
+use crate::image::{ImageStatus, OpenImage};
 use crate::io::{BoxFuture, ReadError, printable_json};
 
-use super::View;
-use super::subtree::{Listing, Made, Subtree};
+use super::TopView;
+use super::subtree::{SubtreeBuilder, SyntheticFile, ViewSubtree};
 
 /// Extended attribute of a mount's root with the mount's status: the JSON of [`Status`], compressed with zstd because
 /// the kernel limits a value to 64 KiB (xattr(7)). If it is still too long, the ranges of blobs are omitted.
@@ -20,8 +20,8 @@ const MAX_VALUE: usize = 64 * 1024;
 const MAX_STATUS: u64 = 64 * 1024 * 1024;
 
 /// Encodes the status as a value of [`STATUS`]; `None` if it is too long even without the ranges of blobs.
-pub fn packed(status: &Status) -> Option<Vec<u8>> {
-    let pack = |status: &Status| {
+pub fn packed(status: &ImageStatus) -> Option<Vec<u8>> {
+    let pack = |status: &ImageStatus| {
         let text = serde_json::to_vec(status).ok()?;
         zstd::bulk::compress(&text, 3).ok().filter(|packed| packed.len() <= MAX_VALUE)
     };
@@ -33,40 +33,44 @@ pub fn packed(status: &Status) -> Option<Vec<u8>> {
 }
 
 /// Decodes a value of [`STATUS`].
-pub fn unpack_status(value: &[u8]) -> std::io::Result<Status> {
+pub fn unpack_status(value: &[u8]) -> std::io::Result<ImageStatus> {
     let text = zstd::stream::read::Decoder::new(value)?;
     serde_json::from_reader(std::io::Read::take(text, MAX_STATUS)).map_err(std::io::Error::other)
 }
 
 pub(super) struct StatusView;
 
-impl View for StatusView {
+impl TopView for StatusView {
     fn name(&self) -> &'static str {
         ".ocifs"
     }
 
-    fn exists(&self, _image: &Image) -> bool {
+    fn exists(&self, _image: &OpenImage) -> bool {
         true
     }
 
-    fn build<'a>(&'a self, image: &'a Arc<Image>, _first: u32) -> BoxFuture<'a, Result<Subtree, ReadError>> {
+    fn build<'a>(
+        &'a self,
+        image: &'a Arc<OpenImage>,
+        _first: u32,
+    ) -> BoxFuture<'a, Result<ViewSubtree, ReadError>> {
         Box::pin(async move { listing(image.created()) })
     }
 
-    fn is_free(&self, _image: &Image) -> bool {
+    fn is_free(&self, _image: &OpenImage) -> bool {
         true
     }
 }
 
 /// Builds the directory; all its entries get `created` as their time.
-pub(super) fn listing(created: i64) -> Result<Subtree, ReadError> {
-    let mut listing = Listing::new(created);
-    listing.file(b"status.json", 0, Made::Status)?;
+pub(super) fn listing(created: i64) -> Result<ViewSubtree, ReadError> {
+    let mut listing = SubtreeBuilder::new(created);
+    listing.file(b"status.json", 0, SyntheticFile::Status)?;
     Ok(listing.finish())
 }
 
 /// The content of the file.
-pub fn text(status: &Status) -> Vec<u8> {
+pub fn text(status: &ImageStatus) -> Vec<u8> {
     let text = serde_json::to_string_pretty(status).unwrap_or_default();
     format!("{}\n", printable_json(text)).into_bytes()
 }
@@ -77,8 +81,8 @@ mod tests {
 
     use super::*;
 
-    fn status(blobs: u64, ranges: u64) -> Status {
-        let mut status: Status = serde_json::from_str(
+    fn status(blobs: u64, ranges: u64) -> ImageStatus {
+        let mut status: ImageStatus = serde_json::from_str(
             r#"{"schemaVersion":1,"reference":"r","kind":"k","blobs":[],"layers":[],"conflicts":[],"warnings":[],"errors":[]}"#,
         )
         .unwrap();

@@ -2,28 +2,28 @@
 
 use std::sync::Arc;
 
-use crate::image::Archive;
-use crate::io::{ReadError, Shared};
-use crate::layer::{Content, Time};
+use crate::image::ArchiveView;
+use crate::io::{ReadError, SharedReader};
+use crate::layer::{FileContent, UnixTime};
 use crate::oci::Descriptor;
-use crate::tree::{Builder, Kind, NewKind, NewNode, Tree, TreeError};
+use crate::tree::{FrozenTree, InodeKind, NewKind, NewNode, TreeBuilder, TreeError};
 
-use super::rootfs::Rootfs;
+use super::rootfs::RootfsDisk;
 
 /// The meaning of a file's `origin` in the tree.
 #[derive(Clone)]
-pub(super) enum Origins {
+pub(super) enum OriginMeaning {
     /// `origin` is the number of an archive layer; the file has its offset in the layer's stream.
     Layers,
     /// `origin` is an index into this list of whole files.
-    Made(Vec<Made>),
+    Made(Vec<SyntheticFile>),
 }
 
 /// A file that is not inside a layer.
 #[derive(Clone)]
-pub(super) enum Made {
+pub(super) enum SyntheticFile {
     /// Bytes in memory.
-    Bytes(Shared),
+    Bytes(SharedReader),
     /// A blob of the manifest.
     Blob(Box<Descriptor>),
     /// The disk with this number, unless it is refused.
@@ -31,40 +31,40 @@ pub(super) enum Made {
     /// The raw form of the disk with this number.
     Raw(usize),
     /// A file inside the archive layer with this number.
-    Inside(usize, Content),
+    Inside(usize, FileContent),
     /// The artifact's file with this number, which is not one blob as stored.
     File(usize),
     /// The report on the disks, `info.json`.
     DiskInfo,
     /// Everything that the reference names, as one archive.
-    Archive(Arc<Archive>, Shared),
+    Archive(Arc<ArchiveView>, SharedReader),
     /// A tree as a disk.
-    Rootfs(Arc<Rootfs>),
+    Rootfs(Arc<RootfsDisk>),
     /// The status of the mount; size and content change.
     Status,
 }
 
 /// A tree, and the content of its files.
-pub(super) struct Subtree {
-    pub(super) tree: Arc<Tree>,
-    pub(super) origins: Origins,
+pub(super) struct ViewSubtree {
+    pub(super) tree: Arc<FrozenTree>,
+    pub(super) origins: OriginMeaning,
 }
 
 /// Builds the subtree of a view whose files are not inside a layer.
-pub(super) struct Listing {
-    builder: Builder,
-    files: Vec<Made>,
-    mtime: Time,
+pub(super) struct SubtreeBuilder {
+    builder: TreeBuilder,
+    files: Vec<SyntheticFile>,
+    mtime: UnixTime,
 }
 
-impl Listing {
+impl SubtreeBuilder {
     /// An empty directory; all its entries get `mtime` as their time, in seconds since the epoch.
     pub(super) fn new(mtime: i64) -> Self {
-        Self { builder: Builder::new(), files: Vec::new(), mtime: Time { secs: mtime, nanos: 0 } }
+        Self { builder: TreeBuilder::new(), files: Vec::new(), mtime: UnixTime { secs: mtime, nanos: 0 } }
     }
 
     /// Adds a file of `size` bytes.
-    pub(super) fn file(&mut self, path: &[u8], size: u64, made: Made) -> Result<(), ReadError> {
+    pub(super) fn file(&mut self, path: &[u8], size: u64, made: SyntheticFile) -> Result<(), ReadError> {
         self.file_with(path, size, 0o444, None, made)
     }
 
@@ -75,10 +75,10 @@ impl Listing {
         size: u64,
         mode: u16,
         mtime: Option<i64>,
-        made: Made,
+        made: SyntheticFile,
     ) -> Result<(), ReadError> {
         let origin = self.files.len() as u32;
-        let mtime = mtime.map_or(self.mtime, |secs| Time { secs, nanos: 0 });
+        let mtime = mtime.map_or(self.mtime, |secs| UnixTime { secs, nanos: 0 });
         self.insert_at(path, NewKind::File { origin, size }, mode, mtime)?;
         self.files.push(made);
         Ok(())
@@ -95,24 +95,24 @@ impl Listing {
     }
 
     /// Adds all entries of an archive's tree. Existing entries stay.
-    pub(super) fn tree(&mut self, tree: &Tree) -> Result<(), ReadError> {
-        let mut above = vec![(Tree::ROOT, Vec::new())];
+    pub(super) fn tree(&mut self, tree: &FrozenTree) -> Result<(), ReadError> {
+        let mut above = vec![(FrozenTree::ROOT, Vec::new())];
         while let Some((directory, prefix)) = above.pop() {
             for (name, node) in tree.entries(directory, 0) {
                 let Some(attr) = tree.attr(node) else { continue };
                 let path = if prefix.is_empty() { name.to_vec() } else { [&prefix[..], b"/", name].concat() };
                 let mut made = None;
                 let kind = match attr.kind {
-                    Kind::Directory => {
+                    InodeKind::Directory => {
                         above.push((node, path.clone()));
                         NewKind::Directory
                     }
-                    Kind::Symlink => NewKind::Symlink(tree.link(node).unwrap_or_default().to_vec()),
+                    InodeKind::Symlink => NewKind::Symlink(tree.link(node).unwrap_or_default().to_vec()),
                     _ => {
                         let Some(file) = tree.file(node) else { continue };
                         let runs = file.runs.map(<[_]>::to_vec);
-                        let content = Content { size: file.size, offset: file.offset, runs };
-                        made = Some(Made::Inside(file.origin as usize, content));
+                        let content = FileContent { size: file.size, offset: file.offset, runs };
+                        made = Some(SyntheticFile::Inside(file.origin as usize, content));
                         NewKind::File { origin: self.files.len() as u32, size: file.size }
                     }
                 };
@@ -133,7 +133,7 @@ impl Listing {
         self.insert_at(path, kind, mode, self.mtime)
     }
 
-    fn insert_at(&mut self, path: &[u8], kind: NewKind, mode: u16, mtime: Time) -> Result<(), ReadError> {
+    fn insert_at(&mut self, path: &[u8], kind: NewKind, mode: u16, mtime: UnixTime) -> Result<(), ReadError> {
         let node = NewNode { kind, mode, uid: 0, gid: 0, mtime };
         self.builder.insert(path, node).map_err(|error: TreeError| {
             let path = String::from_utf8_lossy(path).into_owned();
@@ -141,7 +141,7 @@ impl Listing {
         })
     }
 
-    pub(super) fn finish(self) -> Subtree {
-        Subtree { tree: Arc::new(self.builder.freeze()), origins: Origins::Made(self.files) }
+    pub(super) fn finish(self) -> ViewSubtree {
+        ViewSubtree { tree: Arc::new(self.builder.freeze()), origins: OriginMeaning::Made(self.files) }
     }
 }

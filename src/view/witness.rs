@@ -7,16 +7,16 @@
 use std::sync::Arc;
 
 use crate::io::ReadError;
-use crate::tree::Tree;
+use crate::tree::FrozenTree;
 
-use super::namespace::{Namespace, NodeId, Witness};
-use super::slots::{Role, Slot};
-use super::subtree::Subtree;
+use super::namespace::{InodeCheck, MountNamespace, NodeId};
+use super::slots::{SubtreeRole, SubtreeSlot};
+use super::subtree::ViewSubtree;
 
-impl Namespace {
+impl MountNamespace {
     /// Passes every subtree to `witness`: built ones now, the others when they are built. After an error there is no
     /// witness.
-    pub fn watch(&mut self, witness: Witness) -> Result<(), ReadError> {
+    pub fn watch(&mut self, witness: InodeCheck) -> Result<(), ReadError> {
         self.witness = Some(witness);
         let shown = self.slots.iter().try_for_each(|slot| match slot.built.get() {
             Some(subtree) => self.show(slot, subtree),
@@ -37,13 +37,13 @@ impl Namespace {
             above.push(slot.parent);
         }
         for slot in above.into_iter().rev() {
-            self.build(NodeId { slot, ino: Tree::ROOT }).await?;
+            self.build(NodeId { slot, ino: FrozenTree::ROOT }).await?;
         }
         Ok(())
     }
 
     /// Passes a subtree to the witness, if there is one.
-    pub(super) fn show(&self, slot: &Slot, subtree: &Arc<Subtree>) -> Result<(), ReadError> {
+    pub(super) fn show(&self, slot: &SubtreeSlot, subtree: &Arc<ViewSubtree>) -> Result<(), ReadError> {
         let Some(witness) = &self.witness else { return Ok(()) };
         let mut hasher = blake3::Hasher::new();
         hasher.update(&subtree.tree.fingerprint());
@@ -51,11 +51,11 @@ impl Namespace {
         let whose = slot.image.as_ref().map_or_else(|| self.family().pinned(), |image| image.pinned());
         let whose = whose.rsplit_once('@').map_or(whose, |(_, digest)| digest);
         let role = match &slot.role {
-            Role::Top(_) => "top".to_owned(),
-            Role::Status => "status".to_owned(),
-            Role::Export(_) => "archive".to_owned(),
-            Role::View { view, .. } => format!("view {}", view.name()),
-            Role::Inner { view, layer } => format!("{} {layer}", view.name()),
+            SubtreeRole::Top(_) => "top".to_owned(),
+            SubtreeRole::Status => "status".to_owned(),
+            SubtreeRole::Export(_) => "archive".to_owned(),
+            SubtreeRole::View { view, .. } => format!("view {}", view.name()),
+            SubtreeRole::Inner { view, layer } => format!("{} {layer}", view.name()),
         };
         let layout = self.layout_of(slot.number);
         hasher.update(format!("\n{whose}\n{role}\n{}\n{layout:?}", slot.parent).as_bytes());

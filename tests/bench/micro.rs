@@ -12,12 +12,13 @@ use std::sync::Arc;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use ocifs::io::{Concat, FetchAll, Memory, ReadAt as _, Shared};
+use ocifs::io::{ConcatReader, FetchAll, MemoryReader, ReadAt as _, SharedReader};
 use ocifs::layer::{
-    Content, Decoder, Encoding, Entry, EntryKind, LayerIndex, Step, Time, Toc, build_index, decoded,
+    DecodeStep, FileContent, LayerIndex, StreamEncoding, TableOfContents, TocEntry, TocEntryKind,
+    UnitDecoder, UnixTime, build_index, decoded,
 };
-use ocifs::oci::{Digest, Document};
-use ocifs::tree::{Builder, Tree};
+use ocifs::oci::{Digest, ManifestDocument};
+use ocifs::tree::{FrozenTree, TreeBuilder};
 
 fn main() {
     divan::main();
@@ -40,16 +41,18 @@ fn digest_from_text(bencher: Bencher) {
 #[divan::bench(args = [7, 127, 4000])]
 fn manifest_from_bytes(bencher: Bencher, layers: usize) {
     let text = manifest(layers);
-    Document::parse(text.as_bytes(), None).unwrap();
-    bencher.counter(ItemsCount::new(layers)).bench(|| Document::parse(black_box(text.as_bytes()), None));
+    ManifestDocument::parse(text.as_bytes(), None).unwrap();
+    bencher
+        .counter(ItemsCount::new(layers))
+        .bench(|| ManifestDocument::parse(black_box(text.as_bytes()), None));
 }
 
 /// A 4 KiB read somewhere in a disk that is split into so many parts, all of them at hand.
 #[divan::bench(args = [1, 100, 4000])]
 fn read_from_concatenated_parts(bencher: Bencher, parts: usize) {
     const PART: usize = 64 * 1024;
-    let part: Shared = Arc::new(Memory::new(vec![7; PART]));
-    let disk = Concat::of(std::iter::repeat_n(part, parts));
+    let part: SharedReader = Arc::new(MemoryReader::new(vec![7; PART]));
+    let disk = ConcatReader::of(std::iter::repeat_n(part, parts));
     let mut buf = [0; 4096];
     let mut offset = 0;
     bencher.counter(BytesCount::new(buf.len())).bench_local(|| {
@@ -76,7 +79,7 @@ fn toc_from_entries(bencher: Bencher, entries: u64) {
 #[divan::bench(args = ["usr/share/d042/package-04242", "usr/share/d042"])]
 fn lookup(bencher: Bencher, dir: &str) {
     let tree = united(&toc(1_000_000));
-    let dir = dir.split('/').fold(Tree::ROOT, |dir, name| tree.lookup(dir, name.as_bytes()).unwrap());
+    let dir = dir.split('/').fold(FrozenTree::ROOT, |dir, name| tree.lookup(dir, name.as_bytes()).unwrap());
     let name = tree.entries(dir, tree.entry_count(dir) / 2).next().unwrap().0;
     bencher.bench(|| tree.lookup(black_box(dir), black_box(name)).unwrap());
 }
@@ -85,21 +88,21 @@ fn lookup(bencher: Bencher, dir: &str) {
 #[divan::bench]
 fn readdir(bencher: Bencher) {
     let tree = united(&toc(1_000_000));
-    let dir = tree.resolve(b"usr/share/d042", ocifs::tree::Follow::All).unwrap().ino;
+    let dir = tree.resolve(b"usr/share/d042", ocifs::tree::FollowLinks::All).unwrap().ino;
     bencher.counter(ItemsCount::new(tree.entry_count(dir))).bench(|| {
         tree.entries(black_box(dir), 0).filter(|&(_, ino)| tree.attr(ino).unwrap().nlink > 0).count()
     });
 }
 
 /// A layer shaped as root filesystems are: ten names in a directory, depth five.
-fn toc(entries: u64) -> Toc {
-    let entry = |path: String, kind, number| Entry {
+fn toc(entries: u64) -> TableOfContents {
+    let entry = |path: String, kind, number| TocEntry {
         path: path.into_bytes(),
         kind,
         mode: 0o644,
         uid: 0,
         gid: 0,
-        mtime: Time { secs: 1_700_000_000, nanos: 0 },
+        mtime: UnixTime { secs: 1_700_000_000, nanos: 0 },
         xattrs: Vec::new(),
         header: number * 1024,
     };
@@ -107,16 +110,16 @@ fn toc(entries: u64) -> Toc {
         .map(|number| {
             let dir = format!("usr/share/d{:03}/package-{:05}", number / 1000, number / 10);
             if number % 10 == 0 {
-                return entry(dir, EntryKind::Directory, number);
+                return entry(dir, TocEntryKind::Directory, number);
             }
-            let content = Content { size: 100, offset: number * 1024 + 512, runs: None };
-            entry(format!("{dir}/module-{number:07}.py"), EntryKind::File(content), number)
+            let content = FileContent { size: 100, offset: number * 1024 + 512, runs: None };
+            entry(format!("{dir}/module-{number:07}.py"), TocEntryKind::File(content), number)
         })
         .collect()
 }
 
-fn united(toc: &Toc) -> Tree {
-    let mut builder = Builder::new();
+fn united(toc: &TableOfContents) -> FrozenTree {
+    let mut builder = TreeBuilder::new();
     builder.apply(0, toc).unwrap();
     builder.freeze()
 }
@@ -126,12 +129,12 @@ fn united(toc: &Toc) -> Tree {
 fn gzip_decoded_plainly(bencher: Bencher) {
     let (stored, size) = layer();
     bencher.counter(BytesCount::new(size)).bench(|| {
-        let mut decoder = Decoder::new(Encoding::Gzip, 0).unwrap().unwrap();
+        let mut decoder = UnitDecoder::new(StreamEncoding::Gzip, 0).unwrap().unwrap();
         let (mut rest, mut out) = (&stored[..], vec![0; 256 * 1024]);
         loop {
             let step = decoder.step(rest, &mut out).unwrap();
             rest = &rest[step.consumed..];
-            if step == Step::default() {
+            if step == DecodeStep::default() {
                 break;
             }
         }
@@ -142,7 +145,7 @@ fn gzip_decoded_plainly(bencher: Bencher) {
 #[divan::bench]
 fn gzip_decoded_with_checkpoints(bencher: Bencher) {
     let (stored, size) = layer();
-    let blob: Shared = Arc::new(Memory::new(stored));
+    let blob: SharedReader = Arc::new(MemoryReader::new(stored));
     let runtime = runtime();
     bencher.counter(BytesCount::new(size)).bench(|| runtime.block_on(build_index(blob.clone())).unwrap());
 }
@@ -151,7 +154,7 @@ fn gzip_decoded_with_checkpoints(bencher: Bencher) {
 #[divan::bench]
 fn gzip_read_at_random(bencher: Bencher) {
     let (stored, size) = layer();
-    let blob: Shared = Arc::new(Memory::new(stored));
+    let blob: SharedReader = Arc::new(MemoryReader::new(stored));
     let runtime = runtime();
     let stream = FetchAll(decoded(blob.clone(), &runtime.block_on(build_index(blob)).unwrap()));
     let mut buf = vec![0; 64 * 1024];
@@ -164,7 +167,7 @@ fn gzip_read_at_random(bencher: Bencher) {
 
 #[divan::bench]
 fn index_to_bytes(bencher: Bencher) {
-    let index = runtime().block_on(build_index(Arc::new(Memory::new(layer().0)))).unwrap();
+    let index = runtime().block_on(build_index(Arc::new(MemoryReader::new(layer().0)))).unwrap();
     bencher.bench(|| black_box(&index).to_bytes());
 }
 
@@ -172,7 +175,8 @@ fn index_to_bytes(bencher: Bencher) {
 fn index_from_bytes(bencher: Bencher) {
     let stored = layer().0;
     let size = stored.len() as u64;
-    let bytes = runtime().block_on(build_index(Arc::new(Memory::new(stored)))).unwrap().to_bytes().unwrap();
+    let bytes =
+        runtime().block_on(build_index(Arc::new(MemoryReader::new(stored)))).unwrap().to_bytes().unwrap();
     bencher.bench(|| LayerIndex::from_bytes(black_box(&bytes), size).unwrap());
 }
 

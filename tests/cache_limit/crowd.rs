@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use ocifs::cache::{Found, Prune, State};
-use ocifs::io::{Concat, ReadAt as _, Shared};
-use ocifs::layer::{Hints, Layer};
+use ocifs::cache::{PrunePolicy, ScannedFile, VerificationState};
+use ocifs::io::{ConcatReader, ReadAt as _, SharedReader};
+use ocifs::layer::{LayerOptions, StoredLayer};
 
 use super::*;
 
@@ -114,13 +114,13 @@ fn shelf() -> Vec<ShelfItem> {
 /// An item that a process holds open.
 #[derive(Clone)]
 struct OpenItem {
-    bytes: Shared,
-    blobs: Vec<Arc<Cached>>,
-    _layer: Option<Arc<Layer>>,
+    bytes: SharedReader,
+    blobs: Vec<Arc<CachedFile>>,
+    _layer: Option<Arc<StoredLayer>>,
 }
 
 /// `None` where its files are in the hands of a process that was stopped, or of one that removes them.
-async fn open(cache: &Cache, item: &ShelfItem) -> Option<OpenItem> {
+async fn open(cache: &BlockCache, item: &ShelfItem) -> Option<OpenItem> {
     let mut blobs = Vec::new();
     for (name, stored) in &item.stored {
         let source = Source::new(stored, None);
@@ -137,11 +137,11 @@ async fn open(cache: &Cache, item: &ShelfItem) -> Option<OpenItem> {
     match item.form {
         Form::Blob | Form::Stream => Some(OpenItem { bytes: blobs.first()?.clone(), blobs, _layer: None }),
         Form::Parts => {
-            let joined = Concat::of(blobs.iter().map(|part| Arc::clone(part) as Shared));
+            let joined = ConcatReader::of(blobs.iter().map(|part| Arc::clone(part) as SharedReader));
             Some(OpenItem { bytes: Arc::new(joined), blobs, _layer: None })
         }
         Form::Packed => {
-            let layer = Layer::packed(blobs.first()?.clone(), cache.clone(), Hints::default());
+            let layer = StoredLayer::packed(blobs.first()?.clone(), cache.clone(), LayerOptions::default());
             if let Err(error) = layer.index().await {
                 panic!("a layer cannot be decoded: {}", error.chain());
             }
@@ -159,7 +159,7 @@ async fn member() {
     let end = Instant::now() + Duration::from_millis(parts[2].parse().unwrap());
     let mut dice = SeededDice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let shelf = shelf();
-    let mut cache = Cache::open_limited(&dir, Limit::Bytes(LIMIT)).unwrap();
+    let mut cache = BlockCache::open_limited(&dir, SizeLimit::Bytes(LIMIT)).unwrap();
     let mut held: Vec<Option<OpenItem>> = shelf.iter().map(|_| None).collect();
     let mut reads = 0;
     while Instant::now() < end {
@@ -195,7 +195,7 @@ async fn member() {
             900..950 => held[at] = None,
             950..970 => {
                 let keep = Some(dice.roll(2 * LIMIT));
-                cache.inventory().prune(Prune { older_than: None, keep }, |_, _| {}).unwrap();
+                cache.inventory().prune(PrunePolicy { older_than: None, keep }, |_, _| {}).unwrap();
             }
             970..980 => {
                 cache.inventory().collect(|_, _, _| {}).unwrap();
@@ -203,7 +203,7 @@ async fn member() {
             980..990 => scrub(&cache),
             990..994 => {
                 held.iter_mut().for_each(|one| *one = None);
-                cache = Cache::open_limited(&dir, Limit::Bytes(LIMIT)).unwrap();
+                cache = BlockCache::open_limited(&dir, SizeLimit::Bytes(LIMIT)).unwrap();
             }
             994..996 => {
                 // The next one finds no account, and counts.
@@ -215,19 +215,19 @@ async fn member() {
                 for (one, state) in
                     opened.flat_map(|(one, opened)| opened.blobs.iter().map(move |blob| (one, blob.state())))
                 {
-                    assert!(one.lies || state != State::Poisoned, "right content is poisoned");
-                    assert!(!one.lies || state != State::Verified, "wrong content is verified");
+                    assert!(one.lies || state != VerificationState::Poisoned, "right content is poisoned");
+                    assert!(!one.lies || state != VerificationState::Verified, "wrong content is verified");
                 }
             }
         }
     }
 }
 
-fn scrub(cache: &Cache) {
+fn scrub(cache: &BlockCache) {
     let inventory = cache.inventory();
     let used = inventory.used().unwrap();
     let walked = inventory.walk(|found| {
-        if let Found::Content(entry) = found {
+        if let ScannedFile::Content(entry) = found {
             // What a killed process was writing is found damaged, rightly.
             inventory.scrub(&entry, &used)?;
         }
@@ -248,7 +248,7 @@ fn member_of(dir: &Path, seed: u64, time: Duration) -> Reaped {
 }
 
 /// What the account says and what the files take, when the two can be compared.
-fn account(cache: &Cache, root: &Path) -> Option<(u64, u64)> {
+fn account(cache: &BlockCache, root: &Path) -> Option<(u64, u64)> {
     let before = cache.used()?;
     let here = occupied(root);
     Some((cache.used()?.max(before), here))
@@ -264,7 +264,7 @@ fn run(dir: &Path, seed: u64, processes: u64, time: Duration) -> u64 {
     };
     let mut members: Vec<Reaped> = (0..processes).map(|_| come()).collect();
     let mut dice = SeededDice(seed | 1);
-    let watched = Cache::open(dir).unwrap();
+    let watched = BlockCache::open(dir).unwrap();
     let (mut low, mut most) = (0, (0, 0));
     let between = |dice: &mut SeededDice| Duration::from_millis(300 + dice.roll(600)).max(time / 100);
     let mut kill = Instant::now() + Duration::from_millis(700);
@@ -304,7 +304,7 @@ fn run(dir: &Path, seed: u64, processes: u64, time: Duration) -> u64 {
 /// When all is at rest and counted, the account is what the files take.
 fn rests(dir: &Path) {
     fs::write(dir.join("v1/account"), b"lost").unwrap();
-    let cache = Cache::open_limited(dir, Limit::Bytes(64 * MIB)).unwrap();
+    let cache = BlockCache::open_limited(dir, SizeLimit::Bytes(64 * MIB)).unwrap();
     let patience = Instant::now() + Duration::from_secs(20);
     while cache.used().is_none() {
         assert!(Instant::now() < patience, "the files are not counted");

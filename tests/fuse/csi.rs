@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 use nix::sys::signal::Signal;
 use nix::sys::statfs::statfs;
 use ocifs::csi::messages::{
-    Access, Empty, GetVolumeStats, MountVolume, NodeCapabilities, NodeInfo, PluginInfo, Probed,
-    PublishVolume, UnpublishVolume, VolumeCapability, VolumeStats,
+    AccessType, EmptyMessage, GetVolumeStats, MountVolumeCapability, NodeCapabilities, NodeInfo,
+    NodePublishVolumeRequest, PluginInfo, ProbeResponse, UnpublishVolume, VolumeCapability, VolumeStats,
 };
 use prost::Message;
 use tonic::transport::{Channel, Endpoint};
@@ -77,7 +77,7 @@ impl Cluster {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("plugin.log")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.plugin = Some(child);
-        let answers = || self.ask::<_, Probed>("/csi.v1.Identity/Probe", Empty {}).is_ok();
+        let answers = || self.ask::<_, ProbeResponse>("/csi.v1.Identity/Probe", EmptyMessage {}).is_ok();
         assert!(becomes_true(SOON, answers), "{}", self.log());
     }
 
@@ -116,23 +116,25 @@ impl Cluster {
         self.site.scratch().subdir(format!("pods/{pod}")).join("mount")
     }
 
-    fn request(&self, pod: &str, attributes: &[(&str, &str)]) -> PublishVolume {
+    fn request(&self, pod: &str, attributes: &[(&str, &str)]) -> NodePublishVolumeRequest {
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let mut volume_context: HashMap<String, String> = attributes.iter().map(owned).collect();
         volume_context.insert("csi.storage.k8s.io/ephemeral".into(), "true".into());
         volume_context.insert("csi.storage.k8s.io/pod.name".into(), pod.into());
-        PublishVolume {
+        NodePublishVolumeRequest {
             volume_id: format!("csi-{pod}"),
             target_path: self.target(pod).to_str().unwrap().to_owned(),
-            volume_capability: Some(VolumeCapability { access: Some(Access::Mount(MountVolume::default())) }),
+            volume_capability: Some(VolumeCapability {
+                access: Some(AccessType::Mount(MountVolumeCapability::default())),
+            }),
             readonly: true,
             secrets: HashMap::new(),
             volume_context,
         }
     }
 
-    fn publish(&self, request: &PublishVolume) -> Result<(), Status> {
-        self.ask::<_, Empty>("/csi.v1.Node/NodePublishVolume", request.clone()).map(drop)
+    fn publish(&self, request: &NodePublishVolumeRequest) -> Result<(), Status> {
+        self.ask::<_, EmptyMessage>("/csi.v1.Node/NodePublishVolume", request.clone()).map(drop)
     }
 
     #[track_caller]
@@ -143,7 +145,7 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn refused(&self, request: &PublishVolume, code: Code, words: &[&str]) {
+    fn refused(&self, request: &NodePublishVolumeRequest, code: Code, words: &[&str]) {
         let status = self.publish(request).unwrap_err();
         assert_eq!(status.code(), code, "{status:?}");
         for word in words {
@@ -153,7 +155,10 @@ impl Cluster {
 
     /// A publish whose mount waits for the registry, which granted it and does not answer any more, and what becomes of it.
     #[track_caller]
-    fn waiting(&self, request: &PublishVolume) -> tokio::task::JoinHandle<Result<Empty, Status>> {
+    fn waiting(
+        &self,
+        request: &NodePublishVolumeRequest,
+    ) -> tokio::task::JoinHandle<Result<EmptyMessage, Status>> {
         self.registry.set(Fault::SilentTo("GET"));
         let asked = ask(self.channel(), "/csi.v1.Node/NodePublishVolume", request.clone());
         let asked = self.runtime.spawn(asked);
@@ -164,7 +169,7 @@ impl Cluster {
     }
 
     /// Lets the registry answer again, also those that wait.
-    fn answered(&self, asked: tokio::task::JoinHandle<Result<Empty, Status>>) -> Result<(), Status> {
+    fn answered(&self, asked: tokio::task::JoinHandle<Result<EmptyMessage, Status>>) -> Result<(), Status> {
         self.registry.clear();
         self.registry.go_down();
         self.registry.come_up();
@@ -176,7 +181,7 @@ impl Cluster {
             volume_id: format!("csi-{pod}"),
             target_path: self.target(pod).to_str().unwrap().to_owned(),
         };
-        self.ask::<_, Empty>("/csi.v1.Node/NodeUnpublishVolume", request).map(drop)
+        self.ask::<_, EmptyMessage>("/csi.v1.Node/NodeUnpublishVolume", request).map(drop)
     }
 
     fn stats(&self, pod: &str) -> Result<VolumeStats, Status> {
@@ -262,12 +267,12 @@ fn kubelet_publishes_a_volume_looks_at_it_and_takes_it_away() {
     }
     let cluster = Cluster::new(&[]);
     let reference = push_files(&cluster.registry, &[Piece::new("small", "text/plain", *b"hello\n")]);
-    let info: PluginInfo = cluster.ask("/csi.v1.Identity/GetPluginInfo", Empty {}).unwrap();
+    let info: PluginInfo = cluster.ask("/csi.v1.Identity/GetPluginInfo", EmptyMessage {}).unwrap();
     assert_eq!((info.name.as_str(), info.vendor_version.as_str()), ("csi.ocifs", env!("CARGO_PKG_VERSION")));
-    cluster.ask::<_, Empty>("/csi.v1.Identity/GetPluginCapabilities", Empty {}).unwrap();
-    let node: NodeInfo = cluster.ask("/csi.v1.Node/NodeGetInfo", Empty {}).unwrap();
+    cluster.ask::<_, EmptyMessage>("/csi.v1.Identity/GetPluginCapabilities", EmptyMessage {}).unwrap();
+    let node: NodeInfo = cluster.ask("/csi.v1.Node/NodeGetInfo", EmptyMessage {}).unwrap();
     assert_eq!(node.node_id, "node-1");
-    let can: NodeCapabilities = cluster.ask("/csi.v1.Node/NodeGetCapabilities", Empty {}).unwrap();
+    let can: NodeCapabilities = cluster.ask("/csi.v1.Node/NodeGetCapabilities", EmptyMessage {}).unwrap();
     let can: Vec<i32> = can.capabilities.iter().map(|one| one.rpc.unwrap().r#type).collect();
     assert_eq!(can, [2, 4]);
     assert_eq!(fs::metadata(cluster.path("csi.sock")).unwrap().mode() & 0o777, 0o600);
@@ -287,7 +292,8 @@ fn kubelet_publishes_a_volume_looks_at_it_and_takes_it_away() {
     // The same volume with something else in it, and another volume at the same place.
     let other = [("reference", reference.as_str()), ("view", "blobs")];
     cluster.refused(&cluster.request("a", &other), Code::AlreadyExists, &["csi-a", "other attributes"]);
-    let stranger = PublishVolume { volume_id: "csi-b".into(), ..cluster.request("a", &attributes) };
+    let stranger =
+        NodePublishVolumeRequest { volume_id: "csi-b".into(), ..cluster.request("a", &attributes) };
     cluster.refused(&stranger, Code::AlreadyExists, &["csi-a"]);
 
     let stats = cluster.stats("a").unwrap();
@@ -301,7 +307,7 @@ fn kubelet_publishes_a_volume_looks_at_it_and_takes_it_away() {
 
     // Somebody else's volume at this target is not taken away, and says nothing.
     let wrong = UnpublishVolume { volume_id: "csi-b".into(), target_path: stranger.target_path };
-    cluster.ask::<_, Empty>("/csi.v1.Node/NodeUnpublishVolume", wrong).unwrap();
+    cluster.ask::<_, EmptyMessage>("/csi.v1.Node/NodeUnpublishVolume", wrong).unwrap();
     assert!(alive(&target));
     cluster.gone("a");
     assert_eq!(cluster.records(), Vec::<PathBuf>::new());
@@ -323,9 +329,9 @@ fn what_a_pod_asks_for_wrongly_is_answered_with_its_code() {
         (with(&[]), "reference is missing"),
         (with(&[("reference", "oci:/etc:x")]), "registry"),
         (with(&[("reference", &reference), ("pullSecret", "x")]), "--pull-secrets"),
-        (PublishVolume { readonly: false, ..fine.clone() }, "readOnly: true"),
-        (PublishVolume { volume_id: String::new(), ..fine.clone() }, "volume id"),
-        (PublishVolume { target_path: "a/b".into(), ..fine.clone() }, "target path"),
+        (NodePublishVolumeRequest { readonly: false, ..fine.clone() }, "readOnly: true"),
+        (NodePublishVolumeRequest { volume_id: String::new(), ..fine.clone() }, "volume id"),
+        (NodePublishVolumeRequest { target_path: "a/b".into(), ..fine.clone() }, "target path"),
     ];
     for (request, word) in &invalid {
         cluster.refused(request, Code::InvalidArgument, &[word]);
@@ -345,7 +351,7 @@ fn what_a_pod_asks_for_wrongly_is_answered_with_its_code() {
 
     for path in ["/csi.v1.Node/NodeStageVolume", "/csi.v1.Controller/CreateVolume", "/x.y/Z"] {
         assert_eq!(
-            cluster.ask::<_, Empty>(path, Empty {}).unwrap_err().code(),
+            cluster.ask::<_, EmptyMessage>(path, EmptyMessage {}).unwrap_err().code(),
             Code::Unimplemented,
             "{path}"
         );
@@ -566,7 +572,7 @@ fn publishes_of_one_target_at_once_make_one_mount() {
     let reference = push_files(&cluster.registry, &[Piece::new("f", "text/plain", *b"data\n")]);
     let request = cluster.request("a", &[("reference", &reference)]);
     let channel = cluster.channel();
-    let call = || ask::<_, Empty>(channel.clone(), "/csi.v1.Node/NodePublishVolume", request.clone());
+    let call = || ask::<_, EmptyMessage>(channel.clone(), "/csi.v1.Node/NodePublishVolume", request.clone());
     let answers = cluster.runtime.block_on(async { tokio::join!(call(), call(), call(), call()) });
     assert!(answers.0.is_ok() && answers.1.is_ok() && answers.2.is_ok() && answers.3.is_ok(), "{answers:?}");
     let target = cluster.target("a");
@@ -574,7 +580,7 @@ fn publishes_of_one_target_at_once_make_one_mount() {
     assert_eq!(daemons(&target).len(), 1);
     // Who asks and goes away leaves nothing half done: asking again finds it.
     let request = cluster.request("b", &[("reference", &reference)]);
-    let call = ask::<_, Empty>(channel.clone(), "/csi.v1.Node/NodePublishVolume", request.clone());
+    let call = ask::<_, EmptyMessage>(channel.clone(), "/csi.v1.Node/NodePublishVolume", request.clone());
     cluster.runtime.block_on(async { tokio::time::timeout(Duration::from_millis(20), call).await.ok() });
     cluster.publish(&request).unwrap();
     assert_eq!(daemons(&cluster.target("b")).len(), 1);
@@ -719,7 +725,7 @@ fn volumes_whose_registry_is_silent_hold_no_place_of_others() {
     let waiting: Vec<_> = (0..WAITING)
         .map(|number| {
             let request = cluster.request(&format!("w{number}"), &[("reference", &pit), ("view", "files")]);
-            let asked = ask::<_, Empty>(cluster.channel(), "/csi.v1.Node/NodePublishVolume", request);
+            let asked = ask::<_, EmptyMessage>(cluster.channel(), "/csi.v1.Node/NodePublishVolume", request);
             cluster.runtime.spawn(asked)
         })
         .collect();
@@ -748,7 +754,7 @@ fn a_plugin_that_cannot_work_says_so_at_once() {
     ocifs(&[&own, &fresh, "--", "--creds=a:b"]).refused(&[2], &["--creds"]);
     ocifs(&["--endpoint=tcp://1.2.3.4:1", &fresh]).refused(&[2], &["unix:///PATH"]);
     // The one that works was not disturbed, and ends when it is told to.
-    cluster.ask::<_, Probed>("/csi.v1.Identity/Probe", Empty {}).unwrap();
+    cluster.ask::<_, ProbeResponse>("/csi.v1.Identity/Probe", EmptyMessage {}).unwrap();
     let plugin = cluster.plugin.as_ref().unwrap().id();
     signal(plugin, Signal::SIGTERM);
     assert!(becomes_true(SOON, || !cluster.path("csi.sock").exists()));

@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use ocifs::cache::Cache;
-use ocifs::export::Replacement;
-use ocifs::image::{Archive, ArchiveForm, ArchiveOptions, OpenOptions, Selection};
+use ocifs::cache::BlockCache;
+use ocifs::export::ReplacementFile;
+use ocifs::image::{ArchiveForm, ArchiveOptions, ArchiveSelection, ArchiveView, OpenOptions};
 use ocifs::io::{ByteRange, read_vec};
 use ocifs::oci::{Digest, Platform};
-use ocifs::registry::{Options, Registry};
+use ocifs::registry::{RegistryClient, RegistryOptions};
 use serde_json::{Value, json};
 
 use crate::artifact::{Blob, Bundle, Packed, Shape};
@@ -187,11 +187,11 @@ async fn the_headers_and_documents_of_an_archive_are_read_without_a_byte_of_a_bl
     let (index, ours, _) = pair(120);
     let Some(stage) = Stage::strict(&index) else { return };
     let options = OpenOptions::new(stage.reference(":v1").parse().unwrap());
-    let registry = Registry::new(Options::default()).unwrap();
-    let cache = Cache::open(&stage.site.cache()).unwrap();
+    let registry = RegistryClient::new(RegistryOptions::default()).unwrap();
+    let cache = BlockCache::open(&stage.site.cache()).unwrap();
     stage.reset();
-    let selection = Selection::open(&options, &registry, cache, &ArchiveOptions::new()).await.unwrap();
-    let archive = Archive::of(&[selection], ArchiveForm::Oci).unwrap();
+    let selection = ArchiveSelection::open(&options, &registry, cache, &ArchiveOptions::new()).await.unwrap();
+    let archive = ArchiveView::of(&[selection], ArchiveForm::Oci).unwrap();
     let bytes = archive.bytes();
     assert_eq!(bytes.size(), archive.size());
     let mut at = 0;
@@ -545,7 +545,7 @@ fn several_that_write_to_one_layout_wait_for_each_other_and_lose_nothing() {
     assert!(export("one").wait().unwrap().success());
     // Whoever has its turn adds an entry, while another waits that has written all the rest.
     let path = dir.join("index.json");
-    let turn = Replacement::begin(&path).unwrap();
+    let turn = ReplacementFile::begin(&path).unwrap();
     let mut index: Value = serde_json::from_slice(&read(&path)).unwrap();
     let blob = dir.join(blob_name(&packed.blobs[1].digest()));
     fs::remove_file(&blob).unwrap();

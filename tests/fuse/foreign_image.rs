@@ -256,7 +256,7 @@ pub(crate) fn push_soci_v1(registry: &FaultRegistry, image: &Image, made: &Made,
 /// What a pass over the layer gives.
 pub(crate) fn own_index(stored: &[u8]) -> LayerIndex {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let blob = std::sync::Arc::new(ocifs::io::Memory::new(stored.to_vec()));
+    let blob = std::sync::Arc::new(ocifs::io::MemoryReader::new(stored.to_vec()));
     runtime.block_on(ocifs::layer::build_index(blob)).unwrap()
 }
 

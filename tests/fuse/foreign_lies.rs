@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use ocifs::layer::{EntryKind, LayerIndex};
+use ocifs::layer::{LayerIndex, TocEntryKind};
 use serde_json::{Value, json};
 
 use crate::chunked::{self, Estargz, Made};
@@ -128,12 +128,12 @@ fn a_published_index_that_lies_is_found_out() {
     let mut index: LayerIndex = own_index(&made.bytes);
     let mut entries: Vec<_> = index.toc.iter().map(|entry| entry.to_entry()).collect();
     let offset = |at: usize| match &entries[at].kind {
-        EntryKind::File(content) => content.offset,
+        TocEntryKind::File(content) => content.offset,
         other => panic!("{other:?}"),
     };
     // The root and a directory come first.
     let other = offset(2 + 21);
-    if let EntryKind::File(content) = &mut entries[2 + 20].kind {
+    if let TocEntryKind::File(content) = &mut entries[2 + 20].kind {
         content.offset = other;
     }
     index.toc = entries.into_iter().collect();

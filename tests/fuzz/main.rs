@@ -43,7 +43,7 @@ fn tar_walker_whole_and_in_pieces_agree() {
         assert!(cost.bytes <= bytes.len() as u64, "no byte is read twice");
         if let Ok(toc) = whole {
             for entry in &toc {
-                if let ocifs::layer::EntryKind::File(content) = &entry.kind {
+                if let ocifs::layer::TocEntryKind::File(content) = &entry.kind {
                     let end = content.offset + content.stored();
                     assert!(end <= bytes.len() as u64, "content outside of the stream");
                 }
@@ -67,7 +67,9 @@ fn documents_and_names_never_panic() {
     ]
     .map(String::into_bytes);
     target("documents", &seeds, |bytes| {
-        if let Ok(ocifs::oci::Document::Manifest(manifest)) = ocifs::oci::Document::parse(bytes, None) {
+        if let Ok(ocifs::oci::ManifestDocument::Manifest(manifest)) =
+            ocifs::oci::ManifestDocument::parse(bytes, None)
+        {
             for config in [None, Some(bytes)] {
                 let contents = ocifs::artifact::contents(&manifest, config);
                 assert!(contents.files.iter().all(
@@ -86,14 +88,14 @@ fn documents_and_names_never_panic() {
             assert_eq!(again.short_name(), None, "{text}");
             assert_eq!(again.to_string(), reference.to_string(), "{text}");
         }
-        text.parse::<ocifs::source::Location>().ok();
+        text.parse::<ocifs::source::ImageLocation>().ok();
     });
 }
 
 /// Whatever an archive of images holds, it is opened or refused, and what it lists lies inside of it.
 #[test]
 fn archives_of_images_end_on_any_input() {
-    use ocifs::source::Location;
+    use ocifs::source::ImageLocation;
     let layer = ustar(&[("f", b"content")]);
     let config = format!(r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#, ocifs::oci::Digest::sha256(&layer));
     let list = br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["l/layer.tar"]}]"#;
@@ -107,17 +109,17 @@ fn archives_of_images_end_on_any_input() {
     let packed = zstd::encode_all(&saved[..], 1).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.tar");
-    let cache = ocifs::cache::Cache::open(&dir.path().join("cache")).unwrap();
-    let registry = ocifs::registry::Registry::new(ocifs::registry::Options::default()).unwrap();
-    let location: Location = path.display().to_string().parse().unwrap();
+    let cache = ocifs::cache::BlockCache::open(&dir.path().join("cache")).unwrap();
+    let registry = ocifs::registry::RegistryClient::new(ocifs::registry::RegistryOptions::default()).unwrap();
+    let location: ImageLocation = path.display().to_string().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let open = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         let source = ocifs::archive::open(&location, &registry, &cache);
         runtime.block_on(async {
             let root = source.root().await.map_err(|error| error.to_string())?;
-            let parsed = ocifs::oci::Document::parse(&root.bytes, root.content_type.as_deref());
-            let Ok(ocifs::oci::Document::Manifest(manifest)) = parsed else { return Ok(0) };
+            let parsed = ocifs::oci::ManifestDocument::parse(&root.bytes, root.content_type.as_deref());
+            let Ok(ocifs::oci::ManifestDocument::Manifest(manifest)) = parsed else { return Ok(0) };
             for blob in manifest.blobs().filter(|blob| blob.size <= 1 << 20) {
                 ocifs::io::read_all(&ocifs::io::FetchAll(source.blob(blob))).await.ok();
             }
@@ -145,7 +147,7 @@ fn ustar(files: &[(&str, &[u8])]) -> Vec<u8> {
 /// Whatever a manifest claims of disks, detection ends, and what it finds keeps its promises.
 #[test]
 fn detection_of_disks_never_panics() {
-    use ocifs::disk::{Body, Packing, PartOrder};
+    use ocifs::disk::{DiskBody, DiskPacking, PartOrder};
     const SHA: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     let layer = |kind: &str, notes: &str| {
         format!(r#"{{"mediaType":"{kind}","digest":"{SHA}","size":7,"annotations":{{{notes}}}}}"#)
@@ -171,7 +173,9 @@ fn detection_of_disks_never_panics() {
     .map(|layers| format!(r#"{{"schemaVersion":2,"annotations":{{"disktype":"qemu"}},"layers":[{}]}}"#, layers.join(",")))
     .map(String::into_bytes);
     target("disks", &seeds, |bytes| {
-        let Ok(ocifs::oci::Document::Manifest(manifest)) = ocifs::oci::Document::parse(bytes, None) else {
+        let Ok(ocifs::oci::ManifestDocument::Manifest(manifest)) =
+            ocifs::oci::ManifestDocument::parse(bytes, None)
+        else {
             return;
         };
         for order in [PartOrder::Epoch, PartOrder::Natural, PartOrder::Manifest] {
@@ -184,12 +188,12 @@ fn detection_of_disks_never_panics() {
                 names.iter().all(|name| name.len() <= 255 && !name.contains('/') && !name.starts_with('.'))
             );
             for disk in &found.disks {
-                let Body::Parts(parts) = &disk.body else { panic!("no manifest has members") };
+                let DiskBody::Parts(parts) = &disk.body else { panic!("no manifest has members") };
                 assert!(!parts.is_empty() && parts.iter().all(|part| part.layer < manifest.layers.len()));
                 let sizes: Option<Vec<u64>> = parts.iter().map(|part| part.size).collect();
                 assert_eq!(disk.size, sizes.map(|sizes| sizes.iter().sum()));
                 assert!(disk.size.is_none_or(|size| size <= i64::MAX as u64));
-                for part in parts.iter().filter(|part| part.packing == Packing::Stored) {
+                for part in parts.iter().filter(|part| part.packing == DiskPacking::Stored) {
                     assert_eq!(part.size, Some(manifest.layers[part.layer].size));
                 }
             }
@@ -212,7 +216,7 @@ fn detection_of_disks_never_panics() {
 /// A decoder gives what the original was, or an error; never more than its output may be, and never without end.
 #[test]
 fn decoders_end_on_any_input() {
-    use ocifs::layer::{Decoder, Encoding};
+    use ocifs::layer::{StreamEncoding, UnitDecoder};
     use std::io::Write as _;
     let plain = b"some text that compresses ".repeat(40);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -235,12 +239,21 @@ fn decoders_end_on_any_input() {
     let two = one.iter().map(|seed| seed.repeat(2));
     let seeds: Vec<Vec<u8>> = one.iter().cloned().chain(two).collect();
     for seed in &seeds {
-        assert!(matches!(ocifs::layer::sniff(seed), ocifs::layer::Sniffed::Stream(_)), "a seed is no stream");
+        assert!(
+            matches!(ocifs::layer::sniff(seed), ocifs::layer::SniffResult::Stream(_)),
+            "a seed is no stream"
+        );
     }
     target("decoders", &seeds, |bytes| {
-        let all = [Encoding::Gzip, Encoding::Zstd, Encoding::Xz, Encoding::Bzip2, Encoding::Lz4];
-        for encoding in all.into_iter().chain([Encoding::AppleLz4]) {
-            let Ok(Some(mut decoder)) = Decoder::new(encoding, 0) else { continue };
+        let all = [
+            StreamEncoding::Gzip,
+            StreamEncoding::Zstd,
+            StreamEncoding::Xz,
+            StreamEncoding::Bzip2,
+            StreamEncoding::Lz4,
+        ];
+        for encoding in all.into_iter().chain([StreamEncoding::AppleLz4]) {
+            let Ok(Some(mut decoder)) = UnitDecoder::new(encoding, 0) else { continue };
             let (mut rest, mut out, mut produced) = (bytes, [0; 4096], 0);
             while let Ok(step) = decoder.step(rest, &mut out) {
                 rest = &rest[step.consumed..];
@@ -260,20 +273,20 @@ fn decoders_end_on_any_input() {
 #[test]
 fn resumed_decoders_end_on_any_input() {
     use ocifs::io::ByteRange;
-    use ocifs::layer::{Decoder, Encoding, Piece, Resume, Stops, Window};
+    use ocifs::layer::{LayerPiece, PackedWindow, ResumePoint, StopPolicy, StreamEncoding, UnitDecoder};
     let mut seeds = Vec::new();
     let plain = text(60_000);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     std::io::Write::write_all(&mut encoder, &plain).unwrap();
     let stored = encoder.finish().unwrap();
-    let mut decoder = Decoder::new(Encoding::Gzip, 0).unwrap().unwrap();
+    let mut decoder = UnitDecoder::new(StreamEncoding::Gzip, 0).unwrap().unwrap();
     let (mut at, mut out) = (0, vec![0; 1 << 16]);
     while seeds.len() < 6 {
-        let step = decoder.step_to(&stored[at..], &mut out, Stops::Blocks).unwrap();
+        let step = decoder.step_to(&stored[at..], &mut out, StopPolicy::Blocks).unwrap();
         at += step.consumed;
         if let Some((bits, byte)) = decoder.at_block() {
             let mut seed = vec![bits];
-            let window = Window::pack(&decoder.window().unwrap());
+            let window = PackedWindow::pack(&decoder.window().unwrap());
             let packed = postcard::to_stdvec(&window).unwrap();
             seed.extend((packed.len() as u16).to_le_bytes());
             seed.extend(packed);
@@ -289,15 +302,15 @@ fn resumed_decoders_end_on_any_input() {
     target("resumed", &seeds, |bytes| {
         let [bits, low, high, rest @ ..] = bytes else { return };
         let (packed, stored) = rest.split_at(rest.len().min(usize::from(u16::from_le_bytes([*low, *high]))));
-        let Ok(window) = postcard::from_bytes::<Window>(packed) else { return };
-        let piece = Piece {
+        let Ok(window) = postcard::from_bytes::<PackedWindow>(packed) else { return };
+        let piece = LayerPiece {
             stored: ByteRange::at(0, stored.len() as u64),
             stream: ByteRange::at(0, 1 << 20),
-            resume: Resume::Block { bits: *bits, window },
+            resume: ResumePoint::Block { bits: *bits, window },
         };
-        let inner = Piece { resume: Resume::Inner { shape: *bits }, ..piece.clone() };
-        for encoding in [Encoding::Xz, Encoding::Lz4] {
-            let Ok(Some(mut decoder)) = Decoder::resume(encoding, &inner) else { continue };
+        let inner = LayerPiece { resume: ResumePoint::Inner { shape: *bits }, ..piece.clone() };
+        for encoding in [StreamEncoding::Xz, StreamEncoding::Lz4] {
+            let Ok(Some(mut decoder)) = UnitDecoder::resume(encoding, &inner) else { continue };
             let (mut rest, mut out) = (stored, [0; 4096]);
             while let Ok(step) = decoder.step(rest, &mut out) {
                 rest = &rest[step.consumed..];
@@ -306,10 +319,10 @@ fn resumed_decoders_end_on_any_input() {
                 }
             }
         }
-        for encoding in [Encoding::Gzip, Encoding::Zstd] {
-            let Ok(Some(mut decoder)) = Decoder::resume(encoding, &piece) else { continue };
+        for encoding in [StreamEncoding::Gzip, StreamEncoding::Zstd] {
+            let Ok(Some(mut decoder)) = UnitDecoder::resume(encoding, &piece) else { continue };
             let (mut rest, mut out, mut produced) = (stored, [0; 4096], 0);
-            while let Ok(step) = decoder.step_to(rest, &mut out, Stops::Blocks) {
+            while let Ok(step) = decoder.step_to(rest, &mut out, StopPolicy::Blocks) {
                 rest = &rest[step.consumed..];
                 produced += step.produced;
                 if step.consumed + step.produced == 0 {
@@ -325,7 +338,7 @@ fn resumed_decoders_end_on_any_input() {
 /// A pass over anything ends with an index that is kept and comes back the same, or with an error.
 #[test]
 fn passes_over_any_gzip_end() {
-    use ocifs::io::{FetchAll, Memory, Shared, read_vec};
+    use ocifs::io::{FetchAll, MemoryReader, SharedReader, read_vec};
     use ocifs::layer::{LayerIndex, build_index, decoded};
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
     let mut tar = tar::Builder::new(Vec::new());
@@ -343,7 +356,7 @@ fn passes_over_any_gzip_end() {
         })
         .collect();
     target("passes", &seeds, |bytes| {
-        let blob: Shared = std::sync::Arc::new(Memory::new(bytes.to_vec()));
+        let blob: SharedReader = std::sync::Arc::new(MemoryReader::new(bytes.to_vec()));
         let Ok(index) = runtime.block_on(build_index(blob.clone())) else { return };
         let kept = LayerIndex::from_bytes(&index.to_bytes().unwrap(), bytes.len() as u64);
         assert_eq!(kept.as_ref(), Some(&index));
@@ -368,7 +381,7 @@ fn kept_indexes_and_disk_heads_never_panic() {
         if let Some(found) = ocifs::layer::LayerIndex::from_bytes(bytes, 1 << 20) {
             assert!(found.spans.is_sound());
         }
-        for label in [ocifs::disk::Format::Raw, ocifs::disk::Format::Qcow2] {
+        for label in [ocifs::disk::DiskFormat::Raw, ocifs::disk::DiskFormat::Qcow2] {
             ocifs::disk::inspect(bytes, bytes.len() as u64, &label);
         }
     });
@@ -412,7 +425,7 @@ fn ztocs_never_panic() {
             let spans = &foreign.index.spans;
             assert!(spans.is_sound() && spans.stored_size() == size);
             for entry in foreign.index.toc.iter() {
-                if let ocifs::layer::EntryKind::File(content) = &entry.kind {
+                if let ocifs::layer::TocEntryKind::File(content) = &entry.kind {
                     assert!(
                         content.offset + content.stored() <= spans.stream_size(),
                         "content outside of the stream"
@@ -427,7 +440,7 @@ fn ztocs_never_panic() {
 #[test]
 fn layers_with_indexes_never_panic() {
     use chunked::{Checksums, Estargz, Footer, Writer};
-    use ocifs::layer::Encoding;
+    use ocifs::layer::StreamEncoding;
     let tar = &tar_seeds()[0];
     let estargz = |footer| Estargz { chunk: 512, member: 700, footer, ..Estargz::default() }.make(tar).bytes;
     let seeds = [
@@ -440,7 +453,7 @@ fn layers_with_indexes_never_panic() {
     ];
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let check = |bytes: &[u8]| {
-        [Encoding::Gzip, Encoding::Zstd]
+        [StreamEncoding::Gzip, StreamEncoding::Zstd]
             .map(|encoding| check_carried(&runtime, encoding, bytes, &chunked::Annotations::new()))
     };
     assert!(seeds.iter().all(|seed| check(seed).contains(&true)), "seeds have an index");
@@ -453,7 +466,7 @@ fn layers_with_indexes_never_panic() {
 #[test]
 fn documents_of_chunks_never_panic() {
     use chunked::{Footer, Writer};
-    use ocifs::layer::Encoding;
+    use ocifs::layer::StreamEncoding;
     let chunk = |offset: u64, kind: &str| {
         serde_json::json!({ "name": "a", "type": kind, "size": 900, "offset": offset,
         "chunkSize": 300, "chunkOffset": if kind == "reg" { 0 } else { offset }, "innerOffset": 0, "digest":
@@ -472,7 +485,7 @@ fn documents_of_chunks_never_panic() {
     let check = |json: &[u8]| {
         let gzip = chunked::estargz_with(content.clone(), json, Footer::Current);
         let zstd = chunked::zstd_chunked_with(content.clone(), json, Writer::Storage);
-        [(Encoding::Gzip, gzip), (Encoding::Zstd, zstd)]
+        [(StreamEncoding::Gzip, gzip), (StreamEncoding::Zstd, zstd)]
             .map(|(encoding, made)| check_carried(&runtime, encoding, &made.bytes, &made.annotations))
     };
     assert_eq!(check(&seeds[0]), [true; 2], "the seed is a document");
@@ -484,12 +497,12 @@ fn documents_of_chunks_never_panic() {
 /// Asks a layer for its index, checks what it says, and says whether there is one.
 fn check_carried(
     runtime: &tokio::runtime::Runtime,
-    encoding: ocifs::layer::Encoding,
+    encoding: ocifs::layer::StreamEncoding,
     bytes: &[u8],
     annotations: &chunked::Annotations,
 ) -> bool {
-    use ocifs::layer::{ForeignLimits, LayerIndex, Sums, find_foreign, find_seek_table};
-    let (blob, size) = (ocifs::io::Memory::new(bytes.to_vec()), bytes.len() as u64);
+    use ocifs::layer::{ForeignLimits, LayerDigests, LayerIndex, find_foreign, find_seek_table};
+    let (blob, size) = (ocifs::io::MemoryReader::new(bytes.to_vec()), bytes.len() as u64);
     let limits = ForeignLimits { smallest: 0, ..ForeignLimits::default() };
     let found = runtime.block_on(find_foreign(&blob, encoding, annotations, limits));
     if let Ok(Some(found)) = &found {
@@ -503,7 +516,7 @@ fn check_carried(
             (stored, stream) = (piece.stored.end, piece.stream.end);
         }
         assert!(stored <= size && stream == spans.stream_size());
-        if let Sums::Stream(sums) = spans.sums() {
+        if let LayerDigests::Stream(sums) = spans.sums() {
             assert!(sums.windows(2).all(|pair| pair[0].end <= pair[1].start), "digests of different bytes");
         }
     }
@@ -575,14 +588,14 @@ fn content_ranges_are_exact_or_nothing() {
 /// Whatever is written over a cache file's records, what is read is right.
 #[test]
 fn sidecars_that_are_written_over_never_give_wrong_bytes() {
-    use ocifs::cache::Cache;
+    use ocifs::cache::BlockCache;
     use std::sync::Arc;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let content = text(600_000);
     let digest = ocifs::oci::Digest::sha256(&content);
     let dir = tempfile::tempdir().unwrap();
     let read = || {
-        let cache = Cache::open(dir.path()).unwrap();
+        let cache = BlockCache::open(dir.path()).unwrap();
         let blob = cache.blob(&digest, Arc::new(Whole(content.clone().into()))).unwrap();
         let range = ocifs::io::ByteRange::new(1000, 500_000);
         runtime.block_on(ocifs::io::read_vec(&*blob, range)).unwrap()
@@ -600,7 +613,7 @@ fn sidecars_that_are_written_over_never_give_wrong_bytes() {
 /// A blob in memory, as somebody who can be asked for it.
 struct Whole(bytes::Bytes);
 
-impl ocifs::io::Fetch for Whole {
+impl ocifs::io::RangeFetch for Whole {
     fn size(&self) -> u64 {
         self.0.len() as u64
     }
@@ -608,10 +621,10 @@ impl ocifs::io::Fetch for Whole {
     fn fetch(
         &self,
         range: ocifs::io::ByteRange,
-    ) -> ocifs::io::BoxFuture<'_, Result<ocifs::io::Delivery, ocifs::io::ReadError>> {
+    ) -> ocifs::io::BoxFuture<'_, Result<ocifs::io::RangeDelivery, ocifs::io::ReadError>> {
         let bytes = self.0.slice(range.start as usize..range.end as usize);
         let body = futures_util::stream::once(async move { Ok(bytes) });
-        Box::pin(async move { Ok(ocifs::io::Delivery { range, body: Box::pin(body) }) })
+        Box::pin(async move { Ok(ocifs::io::RangeDelivery { range, body: Box::pin(body) }) })
     }
 }
 
@@ -621,7 +634,7 @@ impl ocifs::io::Fetch for Whole {
 fn signatures_count_for_what_they_name_alone() {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
-    use ocifs::oci::{BUNDLE, Descriptor, Digest, PublicKey, SIGNATURE, SIMPLE_SIGNING, Signature};
+    use ocifs::oci::{BUNDLE, Descriptor, Digest, PublicKey, PublishedSignature, SIGNATURE, SIMPLE_SIGNING};
     use ring::signature::{Ed25519KeyPair, KeyPair as _};
     let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
     // A SubjectPublicKeyInfo of RFC 8410.
@@ -646,13 +659,13 @@ fn signatures_count_for_what_they_name_alone() {
     let simple = |payload: &[u8]| {
         let mut layer = Descriptor::of(SIMPLE_SIGNING, payload);
         layer.annotations.insert(SIGNATURE.into(), sign(payload));
-        Signature::of_layer(&layer, payload)
+        PublishedSignature::of_layer(&layer, payload)
     };
     let (payload, statement) = (payload.to_string().into_bytes(), statement.to_string().into_bytes());
     assert_eq!(simple(&payload).unwrap().check(&digest, b"{}", &keys), Ok(0));
     let bundle = enveloped(&statement);
-    assert_eq!(Signature::of_bundle(&bundle).unwrap()[0].check(&digest, b"{}", &keys), Ok(0));
-    let kept = Signature::pack(&Signature::of_bundle(&bundle).unwrap());
+    assert_eq!(PublishedSignature::of_bundle(&bundle).unwrap()[0].check(&digest, b"{}", &keys), Ok(0));
+    let kept = PublishedSignature::pack(&PublishedSignature::of_bundle(&bundle).unwrap());
     let by_document =
         serde_json::json!({"mediaType": BUNDLE, "messageSignature": {"signature": sign(b"{}")}});
     let seeds = [payload, statement, bundle, kept, pem.into_bytes(), by_document.to_string().into_bytes()];
@@ -666,13 +679,16 @@ fn signatures_count_for_what_they_name_alone() {
             let Ok(said) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
             assert!(named(&said, "/critical/image/docker-manifest-digest", digest.as_str()), "{said}");
         }
-        for signature in Signature::of_bundle(&enveloped(bytes)).into_iter().flatten() {
+        for signature in PublishedSignature::of_bundle(&enveloped(bytes)).into_iter().flatten() {
             if signature.check(&digest, b"{}", &keys).is_ok() {
                 let Ok(said) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
                 assert!(said.to_string().contains(digest.encoded()), "{said}");
             }
         }
-        let found = Signature::of_bundle(bytes).into_iter().flatten().chain(Signature::unpack(bytes));
+        let found = PublishedSignature::of_bundle(bytes)
+            .into_iter()
+            .flatten()
+            .chain(PublishedSignature::unpack(bytes));
         for signature in found.take(64) {
             // What is not signed with the key counts for nothing, whatever it is.
             assert!(signature.check(&Digest::sha256(b"[]"), b"[]", &keys).is_err());

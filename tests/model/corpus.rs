@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use ocifs::layer::{Content, Device, Entry, EntryKind, Time, Toc};
-use ocifs::tree::{Builder, Kind, Tree};
+use ocifs::layer::{DeviceNumber, FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
+use ocifs::tree::{FrozenTree, InodeKind, TreeBuilder};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -99,8 +99,8 @@ fn corpus() -> Option<PathBuf> {
     None
 }
 
-fn apply(layers: &[Vec<u8>]) -> Result<Tree, String> {
-    let mut builder = Builder::new();
+fn apply(layers: &[Vec<u8>]) -> Result<FrozenTree, String> {
+    let mut builder = TreeBuilder::new();
     for (origin, layer) in layers.iter().enumerate() {
         let toc = toc(layer).map_err(|error| format!("the tar crate: {error}"))?;
         builder.apply(origin as u32, &toc).map_err(|error| error.to_string())?;
@@ -108,8 +108,8 @@ fn apply(layers: &[Vec<u8>]) -> Result<Tree, String> {
     Ok(builder.freeze())
 }
 
-fn toc(archive: &[u8]) -> std::io::Result<Toc> {
-    let mut toc = Toc::default();
+fn toc(archive: &[u8]) -> std::io::Result<TableOfContents> {
+    let mut toc = TableOfContents::default();
     for entry in tar::Archive::new(archive).entries()? {
         let mut entry = entry?;
         let mut xattrs = Vec::new();
@@ -128,25 +128,27 @@ fn toc(archive: &[u8]) -> std::io::Result<Toc> {
         }
         let header = entry.header();
         let link = || entry.link_name_bytes().map(|name| name.into_owned()).unwrap_or_default();
-        let device = || -> std::io::Result<Device> {
-            Ok(Device {
+        let device = || -> std::io::Result<DeviceNumber> {
+            Ok(DeviceNumber {
                 major: header.device_major()?.unwrap_or(0),
                 minor: header.device_minor()?.unwrap_or(0),
             })
         };
         let kind = match header.entry_type().as_byte() {
             b'g' => continue,
-            b'5' => EntryKind::Directory,
+            b'5' => TocEntryKind::Directory,
             // A V7 archive marks a directory with nothing but the slash.
-            b'0' | 0 if entry.path_bytes().ends_with(b"/") => EntryKind::Directory,
-            b'0' | 0 => {
-                EntryKind::File(Content { size: entry.size(), offset: entry.raw_file_position(), runs: None })
-            }
-            b'1' => EntryKind::HardLink(link()),
-            b'2' => EntryKind::Symlink(link()),
-            b'3' => EntryKind::CharDevice(device()?),
-            b'4' => EntryKind::BlockDevice(device()?),
-            b'6' => EntryKind::Fifo,
+            b'0' | 0 if entry.path_bytes().ends_with(b"/") => TocEntryKind::Directory,
+            b'0' | 0 => TocEntryKind::File(FileContent {
+                size: entry.size(),
+                offset: entry.raw_file_position(),
+                runs: None,
+            }),
+            b'1' => TocEntryKind::HardLink(link()),
+            b'2' => TocEntryKind::Symlink(link()),
+            b'3' => TocEntryKind::CharDevice(device()?),
+            b'4' => TocEntryKind::BlockDevice(device()?),
+            b'6' => TocEntryKind::Fifo,
             flag => return Err(std::io::Error::other(format!("typeflag {flag:#x}"))),
         };
         let record = |name: &str| {
@@ -156,13 +158,13 @@ fn toc(archive: &[u8]) -> std::io::Result<Toc> {
             record(name).map_or_else(|| numeric(field), |value| value.parse().map_err(std::io::Error::other))
         };
         let mtime = record("mtime").map(|value| value.parse::<f64>().unwrap().floor() as i64);
-        toc.push(Entry {
+        toc.push(TocEntry {
             path: entry.path_bytes().into_owned(),
             kind,
             mode: (numeric(&header.as_old().mode)? & 0o7777) as u16,
             uid: number("uid", &header.as_old().uid)? as u32,
             gid: number("gid", &header.as_old().gid)? as u32,
-            mtime: Time {
+            mtime: UnixTime {
                 secs: mtime.map_or_else(|| header.mtime().map(|mtime| mtime as i64), Ok)?,
                 nanos: 0,
             },
@@ -185,7 +187,7 @@ fn numeric(field: &[u8]) -> std::io::Result<u64> {
     if digits.is_empty() { Ok(0) } else { u64::from_str_radix(digits, 8).map_err(std::io::Error::other) }
 }
 
-fn differences(tree: &Tree, layers: &[Vec<u8>], expect: &Value) -> Vec<String> {
+fn differences(tree: &FrozenTree, layers: &[Vec<u8>], expect: &Value) -> Vec<String> {
     let mut wanted: BTreeMap<&str, &Value> =
         expect["tree"].as_object().unwrap().iter().map(|(path, node)| (path.as_str(), node)).collect();
     let mut differences = Vec::new();
@@ -215,16 +217,16 @@ fn differences(tree: &Tree, layers: &[Vec<u8>], expect: &Value) -> Vec<String> {
 }
 
 /// The node as `expect.json` tells it; what `wanted` does not compare is left out.
-fn describe(tree: &Tree, ino: u32, layers: &[Vec<u8>], wanted: &Value) -> Value {
+fn describe(tree: &FrozenTree, ino: u32, layers: &[Vec<u8>], wanted: &Value) -> Value {
     let attr = tree.attr(ino).unwrap();
     let kind = match attr.kind {
-        Kind::File => "100",
-        Kind::Directory => "040",
-        Kind::Symlink => "120",
-        Kind::CharDevice => "020",
-        Kind::BlockDevice => "060",
-        Kind::Fifo => "010",
-        Kind::Graft(_) => panic!("a layer has no grafts"),
+        InodeKind::File => "100",
+        InodeKind::Directory => "040",
+        InodeKind::Symlink => "120",
+        InodeKind::CharDevice => "020",
+        InodeKind::BlockDevice => "060",
+        InodeKind::Fifo => "010",
+        InodeKind::Graft(_) => panic!("a layer has no grafts"),
     };
     // Set-id and sticky bits share the octal digit before the permissions with nothing of the type.
     let mut node = serde_json::json!({
@@ -248,7 +250,7 @@ fn describe(tree: &Tree, ino: u32, layers: &[Vec<u8>], wanted: &Value) -> Value 
     if let Some(link) = tree.link(ino) {
         node["link"] = String::from_utf8_lossy(link).into();
     }
-    if matches!(attr.kind, Kind::CharDevice | Kind::BlockDevice) {
+    if matches!(attr.kind, InodeKind::CharDevice | InodeKind::BlockDevice) {
         // As `stat` shows it, for numbers below 256.
         node["rdev"] = (attr.rdev.major << 8 | attr.rdev.minor).into();
     }

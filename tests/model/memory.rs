@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ocifs::layer::{Content, Entry, EntryKind, Time, Toc};
-use ocifs::tree::{Builder, Tree};
+use ocifs::layer::{FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
+use ocifs::tree::{FrozenTree, TreeBuilder};
 
 const MIB: usize = 1 << 20;
 
@@ -36,11 +36,14 @@ fn a_tree_of_a_million_names_takes_under_100_mib_and_seconds() {
 fn a_directory_of_200_000_names_in_reverse_order_is_not_quadratic() {
     let _alone = alone();
     let started = Instant::now();
-    let toc = (0..200_000).rev().map(|number| file(format!("flat/{number:08}"), number)).collect::<Toc>();
-    let mut builder = Builder::new();
+    let toc = (0..200_000)
+        .rev()
+        .map(|number| file(format!("flat/{number:08}"), number))
+        .collect::<TableOfContents>();
+    let mut builder = TreeBuilder::new();
     builder.apply(0, &toc).unwrap();
     let tree = builder.freeze();
-    assert_eq!(tree.entry_count(tree.lookup(Tree::ROOT, b"flat").unwrap()), 200_000);
+    assert_eq!(tree.entry_count(tree.lookup(FrozenTree::ROOT, b"flat").unwrap()), 200_000);
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
@@ -48,9 +51,10 @@ fn a_directory_of_200_000_names_in_reverse_order_is_not_quadratic() {
 fn an_archive_of_half_a_million_names_over_another_is_not_quadratic() {
     let _alone = alone();
     let started = Instant::now();
-    let toc =
-        (0..500_000).map(|number| file(format!("d{}/{number:08}", number / 100), number)).collect::<Toc>();
-    let mut builder = Builder::new();
+    let toc = (0..500_000)
+        .map(|number| file(format!("d{}/{number:08}", number / 100), number))
+        .collect::<TableOfContents>();
+    let mut builder = TreeBuilder::new();
     builder.apply_plain(0, &toc).unwrap();
     let overlap = builder.apply_plain(1, &toc).unwrap();
     assert_eq!((overlap.count, overlap.replaced.len()), (500_000, 100));
@@ -60,17 +64,17 @@ fn an_archive_of_half_a_million_names_over_another_is_not_quadratic() {
 }
 
 /// A tree shaped as root filesystems are: some ten names in a directory, names of some twelve bytes, depth about six.
-fn tree(names: u64) -> Tree {
-    let mut toc = Toc::default();
+fn tree(names: u64) -> FrozenTree {
+    let mut toc = TableOfContents::default();
     for number in 0..names {
         let dir = format!("usr/share/d{:03}/package-{:05}", number / 1000, number / 10);
         if number % 10 == 0 {
-            toc.push(Entry { kind: EntryKind::Directory, ..file(dir, 0) });
+            toc.push(TocEntry { kind: TocEntryKind::Directory, ..file(dir, 0) });
         } else {
             toc.push(file(format!("{dir}/module-{number:07}.py"), number));
         }
     }
-    let mut builder = Builder::new();
+    let mut builder = TreeBuilder::new();
     builder.apply(0, &toc).unwrap();
     drop(toc);
     let tree = builder.freeze();
@@ -78,14 +82,14 @@ fn tree(names: u64) -> Tree {
     tree
 }
 
-fn file(path: String, number: u64) -> Entry {
-    Entry {
+fn file(path: String, number: u64) -> TocEntry {
+    TocEntry {
         path: path.into_bytes(),
-        kind: EntryKind::File(Content { size: number, offset: number * 1024, runs: None }),
+        kind: TocEntryKind::File(FileContent { size: number, offset: number * 1024, runs: None }),
         mode: 0o644,
         uid: 0,
         gid: 0,
-        mtime: Time { secs: 1_700_000_000, nanos: 0 },
+        mtime: UnixTime { secs: 1_700_000_000, nanos: 0 },
         xattrs: Vec::new(),
         header: number * 1024,
     }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ocifs::layer::{Device, Entry, EntryKind, Time, Toc, Xattr};
+use ocifs::layer::{DeviceNumber, TableOfContents, TocEntry, TocEntryKind, UnixTime, XattrPair};
 
 pub(crate) type Path = Vec<Vec<u8>>;
 
@@ -17,8 +17,8 @@ pub(crate) enum What {
     File { origin: u32, offset: u64, size: u64 },
     Directory,
     Symlink(Vec<u8>),
-    CharDevice(Device),
-    BlockDevice(Device),
+    CharDevice(DeviceNumber),
+    BlockDevice(DeviceNumber),
     Fifo,
 }
 
@@ -28,8 +28,8 @@ pub(crate) struct Inode {
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) mtime: Time,
-    pub(crate) xattrs: Vec<Xattr>,
+    pub(crate) mtime: UnixTime,
+    pub(crate) xattrs: Vec<XattrPair>,
 }
 
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ impl Model {
         model
     }
 
-    pub(crate) fn apply(&mut self, origin: u32, toc: &Toc) -> Result<(), Rejected> {
+    pub(crate) fn apply(&mut self, origin: u32, toc: &TableOfContents) -> Result<(), Rejected> {
         for entry in toc.iter() {
             let path = clean(entry.path);
             let last = path.last().map(Vec::as_slice);
@@ -53,7 +53,7 @@ impl Model {
             if malformed && !leftover(&path) {
                 return Err(Rejected);
             }
-            if path.is_empty() && entry.kind != EntryKind::Directory {
+            if path.is_empty() && entry.kind != TocEntryKind::Directory {
                 return Err(Rejected);
             }
         }
@@ -66,7 +66,7 @@ impl Model {
         };
         let mut hidden = BTreeMap::new();
         for entry in toc.iter() {
-            if let EntryKind::HardLink(target) = &entry.to_entry().kind
+            if let TocEntryKind::HardLink(target) = &entry.to_entry().kind
                 && number_in(self, target).is_none()
                 && let Some(number) = number_in(&below, target)
             {
@@ -84,11 +84,15 @@ impl Model {
     }
 
     /// Archive semantics only: no name is special. Returns the links without target.
-    pub(crate) fn apply_alone(&mut self, origin: u32, toc: &Toc) -> Result<BTreeSet<Path>, Rejected> {
+    pub(crate) fn apply_alone(
+        &mut self,
+        origin: u32,
+        toc: &TableOfContents,
+    ) -> Result<BTreeSet<Path>, Rejected> {
         let mut left_out = BTreeSet::new();
         for entry in toc.iter() {
             let path = clean(entry.path);
-            if let EntryKind::HardLink(target) = &entry.kind {
+            if let TocEntryKind::HardLink(target) = &entry.kind {
                 let there =
                     self.place_of(&clean(target)).is_some_and(|place| self.names.contains_key(&place));
                 if !there && !path.is_empty() {
@@ -96,7 +100,7 @@ impl Model {
                     continue;
                 }
             }
-            if path.is_empty() && entry.kind != EntryKind::Directory {
+            if path.is_empty() && entry.kind != TocEntryKind::Directory {
                 return Err(Rejected);
             }
             self.unpack(origin, &entry.to_entry(), path, &BTreeMap::new())?;
@@ -109,7 +113,7 @@ impl Model {
     pub(crate) fn apply_plain(
         &mut self,
         origin: u32,
-        toc: &Toc,
+        toc: &TableOfContents,
     ) -> Result<(BTreeSet<Path>, BTreeSet<Path>), Rejected> {
         let mut alone = Model::new();
         let left_out = alone.apply_alone(origin, toc)?;
@@ -138,10 +142,10 @@ impl Model {
         Ok((replaced, left_out))
     }
 
-    fn hide(&mut self, toc: &Toc) {
+    fn hide(&mut self, toc: &TableOfContents) {
         let own: BTreeSet<Path> = toc
             .iter()
-            .filter(|entry| entry.kind == EntryKind::Directory)
+            .filter(|entry| entry.kind == TocEntryKind::Directory)
             .map(|entry| clean(entry.path))
             .collect();
         let mut gone = BTreeSet::new();
@@ -193,7 +197,7 @@ impl Model {
     fn unpack(
         &mut self,
         origin: u32,
-        entry: &Entry,
+        entry: &TocEntry,
         path: Path,
         hidden: &BTreeMap<Vec<u8>, usize>,
     ) -> Result<(), Rejected> {
@@ -209,7 +213,7 @@ impl Model {
             self.inodes[self.names[&Path::new()]] = inode;
             return Ok(());
         };
-        if let EntryKind::HardLink(target) = &entry.kind {
+        if let TocEntryKind::HardLink(target) = &entry.kind {
             let there = self.place_of(&clean(target)).and_then(|place| self.names.get(&place));
             let number = *there.or_else(|| hidden.get(target)).ok_or(Rejected)?;
             let shared = self.inodes[number].clone();
@@ -229,13 +233,13 @@ impl Model {
         let mut place = self.make(parent)?;
         place.push(name.clone());
         inode.what = match &entry.kind {
-            EntryKind::File(content) => What::File { origin, offset: content.offset, size: content.size },
-            EntryKind::Directory => What::Directory,
-            EntryKind::Symlink(target) => What::Symlink(target.clone()),
-            EntryKind::CharDevice(device) => What::CharDevice(*device),
-            EntryKind::BlockDevice(device) => What::BlockDevice(*device),
-            EntryKind::Fifo => What::Fifo,
-            EntryKind::HardLink(_) => unreachable!("handled above"),
+            TocEntryKind::File(content) => What::File { origin, offset: content.offset, size: content.size },
+            TocEntryKind::Directory => What::Directory,
+            TocEntryKind::Symlink(target) => What::Symlink(target.clone()),
+            TocEntryKind::CharDevice(device) => What::CharDevice(*device),
+            TocEntryKind::BlockDevice(device) => What::BlockDevice(*device),
+            TocEntryKind::Fifo => What::Fifo,
+            TocEntryKind::HardLink(_) => unreachable!("handled above"),
         };
         if inode.what == What::Directory && self.what(&place) == Some(&What::Directory) {
             self.inodes[self.names[&place]] = inode;
@@ -331,7 +335,7 @@ impl Model {
 }
 
 fn directory() -> Inode {
-    let mtime = Time::default();
+    let mtime = UnixTime::default();
     Inode { what: What::Directory, mode: 0o755, uid: 0, gid: 0, mtime, xattrs: Vec::new() }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 
-use ocifs::layer::{Content, Device, Entry, EntryKind, Time, Toc};
-use ocifs::tree::{Builder, Follow, Kind, Overlap, Tree};
+use ocifs::layer::{DeviceNumber, FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
+use ocifs::tree::{ArchiveOverlap, FollowLinks, FrozenTree, InodeKind, TreeBuilder};
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::Config;
@@ -24,10 +24,10 @@ proptest! {
 
     #[test]
     fn a_union_is_what_the_model_unpacks(layers in prop::collection::vec(layer(), 1..5)) {
-        let mut accepted: Vec<Toc> = Vec::new();
+        let mut accepted: Vec<TableOfContents> = Vec::new();
         let mut model = Model::new();
         for layer in &layers {
-            accepted.push(Toc::default());
+            accepted.push(TableOfContents::default());
             let origin = accepted.len() as u32 - 1;
             let below = model.clone();
             // An entry that makes the layer malformed is refused by both, and left out from then on: otherwise
@@ -52,15 +52,15 @@ proptest! {
 
     #[test]
     fn a_layer_alone_is_what_the_model_unpacks(layer in layer()) {
-        let mut toc = Toc::default();
+        let mut toc = TableOfContents::default();
         let mut model = Model::new();
-        let mut tree = Builder::new().freeze();
+        let mut tree = TreeBuilder::new().freeze();
         for entry in &layer {
             let kept = toc.clone();
             toc.push(entry.to_entry());
             let mut next = Model::new();
             let expected = next.apply_alone(0, &toc);
-            let mut builder = Builder::new();
+            let mut builder = TreeBuilder::new();
             let actual = builder.apply_alone(0, &toc);
             prop_assert_eq!(expected.is_ok(), actual.is_ok(), "{:?} / {:?}", expected, actual);
             if let (Ok(expected), Ok(actual)) = (expected, actual) {
@@ -77,10 +77,10 @@ proptest! {
 
     #[test]
     fn archives_laid_over_each_other_are_what_the_model_lays(layers in prop::collection::vec(layer(), 1..4)) {
-        let mut accepted: Vec<Toc> = Vec::new();
+        let mut accepted: Vec<TableOfContents> = Vec::new();
         let mut model = Model::new();
         for layer in &layers {
-            accepted.push(Toc::default());
+            accepted.push(TableOfContents::default());
             let origin = accepted.len() as u32 - 1;
             let below = model.clone();
             for entry in layer {
@@ -109,17 +109,17 @@ proptest! {
 }
 
 /// The archives over each other, and what the last of them took.
-fn lay(archives: &[Toc]) -> Result<(Builder, Overlap), ocifs::tree::TreeError> {
-    let mut builder = Builder::new();
-    let mut last = Overlap::default();
+fn lay(archives: &[TableOfContents]) -> Result<(TreeBuilder, ArchiveOverlap), ocifs::tree::TreeError> {
+    let mut builder = TreeBuilder::new();
+    let mut last = ArchiveOverlap::default();
     for (origin, toc) in archives.iter().enumerate() {
         last = builder.apply_plain(origin as u32, toc)?;
     }
     Ok((builder, last))
 }
 
-fn unite(layers: &[Toc]) -> Result<Builder, ocifs::tree::TreeError> {
-    let mut builder = Builder::new();
+fn unite(layers: &[TableOfContents]) -> Result<TreeBuilder, ocifs::tree::TreeError> {
+    let mut builder = TreeBuilder::new();
     for (origin, toc) in layers.iter().enumerate() {
         builder.apply(origin as u32, toc)?;
     }
@@ -127,8 +127,8 @@ fn unite(layers: &[Toc]) -> Result<Builder, ocifs::tree::TreeError> {
 }
 
 /// Panics unless the tree is the model's in every answer it gives.
-fn same(model: &Model, tree: &Tree) {
-    let mut paths: BTreeMap<Vec<Vec<u8>>, u32> = BTreeMap::from([(Vec::new(), Tree::ROOT)]);
+fn same(model: &Model, tree: &FrozenTree) {
+    let mut paths: BTreeMap<Vec<Vec<u8>>, u32> = BTreeMap::from([(Vec::new(), FrozenTree::ROOT)]);
     for (path, ino) in tree.walk() {
         paths.insert(path.split(|&byte| byte == b'/').map(<[u8]>::to_vec).collect(), ino);
     }
@@ -142,7 +142,7 @@ fn same(model: &Model, tree: &Tree) {
         assert_eq!(*numbers.entry(ino).or_insert(number), number, "hard links of {shown}");
         let attr = tree.attr(ino).unwrap();
         let mut mode = inode.mode;
-        let mut rdev = Device::default();
+        let mut rdev = DeviceNumber::default();
         let (kind, size) = match &inode.what {
             What::File { origin, offset, size } => {
                 let file = tree.file(ino).unwrap();
@@ -151,27 +151,27 @@ fn same(model: &Model, tree: &Tree) {
                     (*origin, *offset, *size),
                     "content of {shown}"
                 );
-                (Kind::File, *size)
+                (InodeKind::File, *size)
             }
             What::Directory => {
                 let above = &path[..path.len().saturating_sub(1)];
                 assert_eq!(tree.parent(ino), paths[above], "parent of {shown}");
-                (Kind::Directory, 0)
+                (InodeKind::Directory, 0)
             }
             What::Symlink(target) => {
                 assert_eq!(tree.link(ino), Some(target.as_slice()));
                 mode = 0o777;
-                (Kind::Symlink, target.len() as u64)
+                (InodeKind::Symlink, target.len() as u64)
             }
             What::CharDevice(device) => {
                 rdev = *device;
-                (Kind::CharDevice, 0)
+                (InodeKind::CharDevice, 0)
             }
             What::BlockDevice(device) => {
                 rdev = *device;
-                (Kind::BlockDevice, 0)
+                (InodeKind::BlockDevice, 0)
             }
-            What::Fifo => (Kind::Fifo, 0),
+            What::Fifo => (InodeKind::Fifo, 0),
         };
         assert_eq!((attr.kind, attr.size, attr.rdev), (kind, size, rdev), "{shown}");
         assert_eq!(
@@ -182,7 +182,7 @@ fn same(model: &Model, tree: &Tree) {
         assert_eq!(attr.nlink, model.nlink(path), "nlink of {shown}");
         let xattrs: Vec<_> = tree.xattrs(ino).map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
         assert_eq!(xattrs, inode.xattrs, "xattrs of {shown}");
-        assert_eq!(tree.resolve(&path.join(&b'/'), Follow::Parents).unwrap().ino, ino, "{shown}");
+        assert_eq!(tree.resolve(&path.join(&b'/'), FollowLinks::Parents).unwrap().ino, ino, "{shown}");
         if let Some((name, above)) = path.split_last() {
             assert_eq!(tree.lookup(paths[above], name), Some(ino), "{shown}");
         }
@@ -193,7 +193,7 @@ fn same(model: &Model, tree: &Tree) {
     assert_eq!(numbers.len(), distinct.len(), "hard link groups");
 }
 
-fn layer() -> impl Strategy<Value = Toc> {
+fn layer() -> impl Strategy<Value = TableOfContents> {
     prop::collection::vec(entry(), 1..9).prop_map(|mut entries| {
         // What tells one entry from another: every attribute differs.
         for (number, entry) in (1..).zip(&mut entries) {
@@ -201,8 +201,8 @@ fn layer() -> impl Strategy<Value = Toc> {
             entry.uid = number;
             entry.gid = number + 100;
             entry.mode = 0o600 + number as u16;
-            entry.mtime = Time { secs: i64::from(number) - 4, nanos: number };
-            if let EntryKind::File(content) = &mut entry.kind {
+            entry.mtime = UnixTime { secs: i64::from(number) - 4, nanos: number };
+            if let TocEntryKind::File(content) = &mut entry.kind {
                 content.size = u64::from(number);
                 content.offset = entry.header + 512;
             }
@@ -211,32 +211,32 @@ fn layer() -> impl Strategy<Value = Toc> {
     })
 }
 
-fn entry() -> impl Strategy<Value = Entry> {
+fn entry() -> impl Strategy<Value = TocEntry> {
     let xattrs = prop_oneof![
         4 => Just(Vec::new()),
         1 => select(vec!["1", "2"]).prop_map(|value| vec![(b"user.a".to_vec(), value.as_bytes().to_vec())]),
     ];
-    (name(), kind(), xattrs).prop_map(|(path, kind, xattrs)| Entry {
+    (name(), kind(), xattrs).prop_map(|(path, kind, xattrs)| TocEntry {
         path,
         kind,
         mode: 0,
         uid: 0,
         gid: 0,
-        mtime: Time::default(),
+        mtime: UnixTime::default(),
         xattrs,
         header: 0,
     })
 }
 
-fn kind() -> impl Strategy<Value = EntryKind> {
+fn kind() -> impl Strategy<Value = TocEntryKind> {
     prop_oneof![
-        6 => Just(EntryKind::File(Content::default())),
-        6 => Just(EntryKind::Directory),
-        6 => path().prop_map(EntryKind::Symlink),
-        6 => path().prop_map(EntryKind::HardLink),
-        1 => Just(EntryKind::CharDevice(Device { major: 0, minor: 0 })),
-        1 => Just(EntryKind::BlockDevice(Device { major: 8, minor: 1 })),
-        1 => Just(EntryKind::Fifo),
+        6 => Just(TocEntryKind::File(FileContent::default())),
+        6 => Just(TocEntryKind::Directory),
+        6 => path().prop_map(TocEntryKind::Symlink),
+        6 => path().prop_map(TocEntryKind::HardLink),
+        1 => Just(TocEntryKind::CharDevice(DeviceNumber { major: 0, minor: 0 })),
+        1 => Just(TocEntryKind::BlockDevice(DeviceNumber { major: 8, minor: 1 })),
+        1 => Just(TocEntryKind::Fifo),
     ]
 }
 

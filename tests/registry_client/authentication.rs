@@ -18,7 +18,7 @@ async fn a_wrong_password_is_denied_after_one_try_and_shown_nowhere() {
     let scene = scene_of(1000, with_password());
     scene.server.set(Bad::RequireBasic { user: "user".into(), pass: "other".into() });
     let error = scene.read(0, 1000).await.unwrap_err();
-    assert_eq!((error.fault(), statuses(&scene.server.requests())), (Fault::Denied, vec![401, 401]));
+    assert_eq!((error.fault(), statuses(&scene.server.requests())), (FaultClass::Denied, vec![401, 401]));
     let shown = everything(&error);
     assert!(!shown.contains("5ecret") && !shown.contains("Basic "), "{shown}");
     assert!(!format!("{:?}", with_password()).contains("5ecret"));
@@ -30,7 +30,7 @@ async fn without_a_credential_the_refusal_says_so() {
     scene.server.set(Bad::RequireBasic { user: "user".into(), pass: "x".into() });
     let error = scene.read(0, 1000).await.unwrap_err();
     assert!(error.chain().contains("no credential was found"), "{}", error.chain());
-    assert_eq!((error.fault(), scene.server.requests().len()), (Fault::Denied, 1));
+    assert_eq!((error.fault(), scene.server.requests().len()), (FaultClass::Denied, 1));
 }
 
 fn bearer(server: &FaultRegistry, token_lifetime: Duration) {
@@ -70,25 +70,26 @@ async fn a_token_that_never_works_is_denied_after_two() {
     let scene = scene(1000);
     bearer(&scene.server, Duration::ZERO);
     let error = scene.read(0, 1000).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Denied, "{}", error.chain());
+    assert_eq!(error.fault(), FaultClass::Denied, "{}", error.chain());
     assert_eq!(statuses(&scene.server.requests()), [401, 200, 401]);
 }
 
 #[tokio::test]
 async fn what_the_token_server_says_is_told() {
     let cases = [
-        (Bad::TokenServerDown, Fault::Unavailable, "status 503: down for the night"),
-        (Bad::TokenServerHtml, Fault::Misbehaved, "holds no token"),
+        (Bad::TokenServerDown, FaultClass::Unavailable, "status 503: down for the night"),
+        (Bad::TokenServerHtml, FaultClass::Misbehaved, "holds no token"),
         // Followed, and without the password.
-        (Bad::TokenServerRedirects, Fault::Denied, "status 403"),
+        (Bad::TokenServerRedirects, FaultClass::Denied, "status 403"),
         (
             Bad::RequireBasic { user: "user".into(), pass: "other".into() },
-            Fault::Denied,
+            FaultClass::Denied,
             "status 401: incorrect username or password",
         ),
     ];
     for (fault, expected, words) in cases {
-        let scene = scene_of(1000, Options { read_budget: Duration::from_secs(3), ..with_password() });
+        let scene =
+            scene_of(1000, RegistryOptions { read_budget: Duration::from_secs(3), ..with_password() });
         bearer(&scene.server, Duration::from_secs(300));
         scene.server.set(fault.clone());
         let error = scene.registry.manifest(&reference(&scene.server), &tag("v1")).await.unwrap_err();
@@ -114,18 +115,18 @@ async fn a_token_server_that_recovers_is_asked_again() {
 
 #[tokio::test]
 async fn a_realm_in_a_private_network_gets_no_password() {
-    let scene = scene_of(1000, Options { read_budget: Duration::from_secs(2), ..with_password() });
+    let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_secs(2), ..with_password() });
     bearer(&scene.server, Duration::from_secs(300));
     scene.server.set(Bad::Realm("http://169.254.169.254/token".into()));
     let error = scene.read(0, 1000).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Misbehaved);
+    assert_eq!(error.fault(), FaultClass::Misbehaved);
     assert!(error.chain().contains("private network"), "{}", error.chain());
 }
 
 #[tokio::test]
 async fn an_identity_token_is_exchanged_in_a_body() {
-    let creds = Credential { user: "<token>".into(), secret: Secret::new("5ecret/+ &=refresh") };
-    let scene = scene_of(1000, Options { anonymous: false, creds: Some(creds), ..options() });
+    let creds = UserCredential { user: "<token>".into(), secret: RedactedSecret::new("5ecret/+ &=refresh") };
+    let scene = scene_of(1000, RegistryOptions { anonymous: false, creds: Some(creds), ..options() });
     bearer(&scene.server, Duration::from_secs(300));
     scene.server.set(Bad::RequireBasic { user: "any".into(), pass: "5ecret/+ &=refresh".into() });
     scene.expect(0, 1000).await;
@@ -138,7 +139,8 @@ async fn an_identity_token_is_exchanged_in_a_body() {
 async fn a_file_given_by_name_holds_the_credential() {
     let folder = tempfile::tempdir().unwrap();
     let authfile = folder.path().join("auth.json");
-    let scene = scene_of(1000, Options { anonymous: false, authfile: Some(authfile.clone()), ..options() });
+    let scene =
+        scene_of(1000, RegistryOptions { anonymous: false, authfile: Some(authfile.clone()), ..options() });
     scene.server.set(Bad::RequireBasic { user: "user".into(), pass: "one".into() });
     let write = |auth: &str| {
         let host = scene.server.host();

@@ -76,7 +76,7 @@ async fn the_size_of_a_blob_is_found_where_head_does_not_work() {
     }
     let server = FaultRegistry::start();
     let error = client().blob_size(&reference(&server), &Digest::sha256(b"nowhere")).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::NotFound, "{error}");
+    assert_eq!(error.fault(), FaultClass::NotFound, "{error}");
 }
 
 #[tokio::test]
@@ -94,7 +94,7 @@ async fn a_digest_costs_one_head_and_no_get() {
     assert_eq!(client().head(&reference(&server), &tag("v1")).await.unwrap().digest, digest);
     assert_eq!(methods(), ["HEAD", "GET"]);
     let error = client().head(&reference(&server), &tag("nothing")).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::NotFound, "{error}");
+    assert_eq!(error.fault(), FaultClass::NotFound, "{error}");
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn a_manifest_that_was_accepted_with_202_is_stored() {
     server.set(Bad::StatusOf { method: "PUT", code: 202, times: 1 });
     let body = format!(r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","layers":[]}}"#);
     let pushed = client().push_manifest(&reference(&server), &tag("v1"), MANIFEST, body.into()).await;
-    assert_eq!(pushed.unwrap(), Pushed::Stored);
+    assert_eq!(pushed.unwrap(), PushOutcome::Stored);
 }
 
 #[tokio::test]

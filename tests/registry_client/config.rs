@@ -21,11 +21,11 @@ async fn a_blocked_registry_is_not_asked_and_the_file_is_named() {
     let text = "\n[[registry]]\nprefix = \"PRIMARY/team\"\nblocked = true\n";
     let scene = mirrored_with(text, options());
     let error = scene.resolve(&tag("v1")).await.unwrap_err();
-    assert_eq!((error.fault(), scene.primary.requests().len()), (Fault::Denied, 0));
+    assert_eq!((error.fault(), scene.primary.requests().len()), (FaultClass::Denied, 0));
     let shown = error.to_string();
     assert!(shown.contains("team/app") && shown.contains("registries.conf line 2"), "{shown}");
     let error = scene.blob().fetch(ByteRange::new(0, 1)).await.err().unwrap();
-    assert_eq!((error.fault(), scene.primary.requests().len()), (Fault::Denied, 0));
+    assert_eq!((error.fault(), scene.primary.requests().len()), (FaultClass::Denied, 0));
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn a_broken_file_is_named_with_its_line() {
     ] {
         let scene = mirrored_with(text, options());
         let error = scene.resolve(&tag("v1")).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Usage, "{error}");
+        assert_eq!(error.fault(), FaultClass::Usage, "{error}");
         assert!(error.to_string().contains(line), "{error}");
     }
 }
@@ -123,8 +123,8 @@ async fn hosts_of_containerd_get_the_name_of_the_registry_and_their_headers_and_
         root.0
     );
     std::fs::write(own.join("hosts.toml"), text).unwrap();
-    let places = Places { hosts: Some(dir.path().into()), ..Places::default() };
-    let registry = Registry::new(Options { places, ..options() }).unwrap();
+    let places = ConfigPaths { hosts: Some(dir.path().into()), ..ConfigPaths::default() };
+    let registry = RegistryClient::new(RegistryOptions { places, ..options() }).unwrap();
     let reference = reference(&primary);
     assert_eq!(registry.manifest(&reference, &tag("v1")).await.unwrap().digest, digest);
     let heads = |of: &(String, Arc<Mutex<Vec<String>>>)| of.1.lock().unwrap().clone();
@@ -133,7 +133,7 @@ async fn hosts_of_containerd_get_the_name_of_the_registry_and_their_headers_and_
     let host = primary.host().replace(':', "%3A");
     assert!(head.starts_with(&format!("GET /proxy/v2/all/team/app/manifests/v1?ns={host} ")), "{head}");
     assert!(head.to_ascii_lowercase().contains("x-team: blue"), "{head}");
-    registry.manifest(&reference, &Selector::Digest(digest.clone())).await.unwrap();
+    registry.manifest(&reference, &ManifestSelector::Digest(digest.clone())).await.unwrap();
     let [head] = &heads(&bytes)[..] else { panic!("{:?}", heads(&bytes)) };
     assert!(head.starts_with(&format!("GET /v2/team/app/manifests/{digest}?ns={host} ")), "{head}");
     assert!(!head.to_ascii_lowercase().contains("x-team"), "{head}");

@@ -16,7 +16,7 @@ async fn a_body_that_always_breaks_at_once_is_given_up() {
     let scene = scene(10_000);
     scene.server.set(Bad::TruncateAfter { bytes: 0, times: u32::MAX });
     let error = scene.read(0, 10_000).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Unavailable, "{}", error.chain());
+    assert_eq!(error.fault(), FaultClass::Unavailable, "{}", error.chain());
     assert!(scene.server.blob_requests().len() <= 6, "{}", scene.server.blob_requests().len());
 }
 
@@ -33,18 +33,18 @@ async fn a_body_that_goes_silent_is_resumed_on_a_new_connection() {
 #[tokio::test]
 async fn a_silent_registry_costs_the_budget_and_no_more() {
     for fault in [Bad::Silent, Bad::StallAfter(0)] {
-        let scene = scene_of(1000, Options { read_budget: Duration::from_millis(1500), ..options() });
+        let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_millis(1500), ..options() });
         scene.server.set(fault.clone());
         let started = Instant::now();
         let error = scene.read(0, 1000).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Unavailable, "{fault:?}: {}", error.chain());
+        assert_eq!(error.fault(), FaultClass::Unavailable, "{fault:?}: {}", error.chain());
         assert!(started.elapsed() < SOON, "{fault:?}: {:?}", started.elapsed());
     }
 }
 
 #[tokio::test]
 async fn a_slow_body_may_take_longer_than_the_budget() {
-    let scene = scene_of(20_000, Options { read_budget: Duration::from_millis(400), ..options() });
+    let scene = scene_of(20_000, RegistryOptions { read_budget: Duration::from_millis(400), ..options() });
     scene.server.set(Bad::SlowBytesPerSecond(20_000));
     let started = Instant::now();
     scene.expect(0, 20_000).await;
@@ -93,7 +93,7 @@ async fn a_wait_past_the_budget_is_not_begun() {
     let started = Instant::now();
     let error = scene.read(0, 1000).await.unwrap_err();
     assert!(started.elapsed() < SOON);
-    assert_eq!((error.fault(), scene.server.requests().len()), (Fault::Unavailable, 1));
+    assert_eq!((error.fault(), scene.server.requests().len()), (FaultClass::Unavailable, 1));
 }
 
 #[tokio::test]
@@ -113,15 +113,15 @@ async fn a_named_wait_holds_for_every_request_to_the_host() {
 
 #[tokio::test]
 async fn a_dead_registry_is_reported_in_seconds() {
-    let scene = scene_of(1000, Options { read_budget: Duration::from_secs(2), ..options() });
+    let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_secs(2), ..options() });
     scene.server.go_down();
     let started = Instant::now();
     let error = scene.registry.manifest(&reference(&scene.server), &tag("v1")).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Unavailable);
+    assert_eq!(error.fault(), FaultClass::Unavailable);
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
     let started = Instant::now();
     let error = scene.read(0, 1000).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Unavailable, "{}", error.chain());
+    assert_eq!(error.fault(), FaultClass::Unavailable, "{}", error.chain());
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
 }
 

@@ -7,7 +7,7 @@ async fn a_manifest_comes_by_tag_and_by_digest_in_one_request_each() {
     let server = FaultRegistry::start();
     let digest = server.push_manifest("team/app", "v1", MANIFEST, b"{\"schemaVersion\":2}");
     let registry = client();
-    for selector in [tag("v1"), Selector::Digest(digest.clone())] {
+    for selector in [tag("v1"), ManifestSelector::Digest(digest.clone())] {
         let fetched = registry.manifest(&reference(&server), &selector).await.unwrap();
         assert_eq!(&fetched.bytes[..], b"{\"schemaVersion\":2}");
         assert_eq!((fetched.digest, fetched.content_type.as_deref()), (digest.clone(), Some(MANIFEST)));
@@ -20,9 +20,9 @@ async fn a_manifest_that_does_not_hash_to_its_name_is_a_mismatch() {
     let server = FaultRegistry::start();
     let asked = Digest::sha256(b"something else");
     server.push_manifest_as("team/app", asked.as_str(), MANIFEST, b"{}");
-    let error = client().manifest(&reference(&server), &Selector::Digest(asked)).await.unwrap_err();
+    let error = client().manifest(&reference(&server), &ManifestSelector::Digest(asked)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Mismatch { .. }), "{error:?}");
-    assert_eq!((error.fault(), server.requests().len()), (Fault::Mismatch, 1));
+    assert_eq!((error.fault(), server.requests().len()), (FaultClass::Mismatch, 1));
 }
 
 #[tokio::test]
@@ -34,9 +34,9 @@ async fn a_digest_header_must_agree_with_the_bytes() {
         (Digest::sha256(b"{}").to_string(), None),
         (format!("sha512:{of_sha512}"), None),
         ("blake3:abcdef".to_owned(), None),
-        (Digest::sha256(b"{ }").to_string(), Some(Fault::Mismatch)),
-        (format!("sha512:{}", of_sha512.replace('2', "3")), Some(Fault::Mismatch)),
-        ("nonsense".to_owned(), Some(Fault::Misbehaved)),
+        (Digest::sha256(b"{ }").to_string(), Some(FaultClass::Mismatch)),
+        (format!("sha512:{}", of_sha512.replace('2', "3")), Some(FaultClass::Mismatch)),
+        ("nonsense".to_owned(), Some(FaultClass::Misbehaved)),
     ];
     for (header, expected) in cases {
         server.clear();
@@ -79,7 +79,7 @@ async fn a_huge_manifest_is_not_read_to_its_end() {
             server.set(Bad::Chunked);
         }
         let error = client().manifest(&reference(&server), &tag("v1")).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Unsupported);
+        assert_eq!(error.fault(), FaultClass::Unsupported);
         // The limit and what fits into the buffers of two sockets.
         let sent = server.requests()[0].bytes_sent;
         assert!(sent < 32 * 1024 * 1024, "{sent} bytes were sent");
@@ -98,7 +98,7 @@ async fn an_unknown_manifest_is_not_found_in_the_registrys_own_words() {
             server.host()
         )
     );
-    assert_eq!((error.fault(), server.requests().len()), (Fault::NotFound, 1));
+    assert_eq!((error.fault(), server.requests().len()), (FaultClass::NotFound, 1));
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn what_is_not_a_registry_is_told_so() {
     server.set(Bad::Html);
     let error = client().manifest(&reference(&server), &tag("v1")).await.unwrap_err();
     assert!(error.to_string().contains("does not seem to be an OCI registry"), "{error}");
-    assert_eq!((error.fault(), server.requests().len()), (Fault::Misbehaved, 2));
+    assert_eq!((error.fault(), server.requests().len()), (FaultClass::Misbehaved, 2));
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn a_document_is_checked_against_its_descriptor() {
     server.reset_counts();
     server.push_blob_as(&digest, &b"{\"os\":\"other\"}"[..]);
     let error = registry.document(&reference(&server), &descriptor(&digest, 14)).await.unwrap_err();
-    assert_eq!((error.fault(), server.requests().len()), (Fault::Mismatch, 3));
+    assert_eq!((error.fault(), server.requests().len()), (FaultClass::Mismatch, 3));
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn a_document_that_needs_no_request_makes_none() {
     let empty = descriptor(&Digest::sha256(b""), 0);
     assert_eq!(registry.document(&reference, &empty).await.unwrap().len(), 0);
     let huge = descriptor(&digest, MAX_DOCUMENT + 1);
-    assert_eq!(registry.document(&reference, &huge).await.unwrap_err().fault(), Fault::Unsupported);
+    assert_eq!(registry.document(&reference, &huge).await.unwrap_err().fault(), FaultClass::Unsupported);
     assert_eq!(server.requests().len(), 0);
 }
 

@@ -289,7 +289,7 @@ fn world(
     place: Place,
     kind: Kind,
     content: &Arc<Content>,
-) -> (Vec<Desk>, Registry, tempfile::TempDir) {
+) -> (Vec<Desk>, RegistryClient, tempfile::TempDir) {
     let is_of_kind = move |path: &str| match kind {
         Kind::Range | Kind::Blob => path.contains("/blobs/"),
         Kind::Manifest => path.contains("/manifests/"),
@@ -362,8 +362,8 @@ fn world(
             desks.push(tokens);
         }
     }
-    let places = Places { user: Some(home.path().into()), ..Places::default() };
-    (desks, Registry::new(Options { places, ..options() }).unwrap(), home)
+    let places = ConfigPaths { user: Some(home.path().into()), ..ConfigPaths::default() };
+    (desks, RegistryClient::new(RegistryOptions { places, ..options() }).unwrap(), home)
 }
 
 async fn tried(form: Form, place: Place, kind: Kind, content: &Arc<Content>) -> Outcome {
@@ -380,7 +380,7 @@ async fn tried(form: Form, place: Place, kind: Kind, content: &Arc<Content>) -> 
         Kind::Range => read(ByteRange::new(1000, 9000)).await,
         Kind::Blob => read(ByteRange::new(0, 20_000)).await,
         Kind::Manifest => {
-            let selector = Selector::Digest(Digest::sha256(&content.manifest));
+            let selector = ManifestSelector::Digest(Digest::sha256(&content.manifest));
             let fetched = registry.manifest(&reference, &selector).await;
             fetched
                 .map(|fetched| assert_eq!(fetched.bytes, content.manifest))
@@ -461,8 +461,8 @@ async fn a_scan_through_a_cache_of_pieces_costs_its_origin_each_piece_once() {
         mirror.host
     );
     std::fs::write(home.path().join("registries.conf"), text).unwrap();
-    let places = Places { user: Some(home.path().into()), ..Places::default() };
-    let registry = Registry::new(Options { places, ..options() }).unwrap();
+    let places = ConfigPaths { user: Some(home.path().into()), ..ConfigPaths::default() };
+    let registry = RegistryClient::new(RegistryOptions { places, ..options() }).unwrap();
     let digest = Digest::sha256(&bytes);
     let blob = registry.blob(&"127.0.0.1:9/a/b:t".parse().unwrap(), &descriptor(&digest, bytes.len() as u64));
     let mut at = 0;

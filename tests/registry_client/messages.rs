@@ -193,10 +193,10 @@ async fn credentials_are_read_anew_whenever_a_registry_refuses_the_ones_in_use()
     });
     let home = tempfile::tempdir().unwrap();
     let authfile = Some(login(home.path(), desk.host(), "u:old").into());
-    let registry = Registry::new(Options { anonymous: false, authfile, ..options() }).unwrap();
+    let registry = RegistryClient::new(RegistryOptions { anonymous: false, authfile, ..options() }).unwrap();
     let reference: Reference = format!("{}/a/b:v1", desk.host()).parse().unwrap();
     let error = registry.manifest(&reference, &tag("v1")).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Denied, "{error}");
+    assert_eq!(error.fault(), FaultClass::Denied, "{error}");
     login(home.path(), desk.host(), "u:new");
     // A login is not doubted in its first moments: a registry that refuses it for good is asked once.
     let asked = desk.asked();

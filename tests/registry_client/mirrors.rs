@@ -6,7 +6,7 @@ use super::*;
 pub(super) struct Mirrored {
     pub(super) primary: FaultRegistry,
     pub(super) mirror: FaultRegistry,
-    pub(super) registry: Registry,
+    pub(super) registry: RegistryClient,
     pub(super) bytes: Vec<u8>,
     pub(super) digest: Digest,
     pub(super) manifest: Digest,
@@ -19,18 +19,18 @@ fn document(marker: &str) -> Vec<u8> {
 }
 
 /// A client that reads `text` as its registries.conf, PRIMARY and MIRROR standing for the hosts.
-pub(super) fn mirrored_with(text: &str, options: Options) -> Mirrored {
+pub(super) fn mirrored_with(text: &str, options: RegistryOptions) -> Mirrored {
     let (primary, mirror) = (FaultRegistry::start(), FaultRegistry::start());
     let home = tempfile::tempdir().unwrap();
     let text = text.replace("PRIMARY", &primary.host()).replace("MIRROR", &mirror.host());
     std::fs::write(home.path().join("registries.conf"), text).unwrap();
-    let places = Places { user: Some(home.path().into()), ..Places::default() };
+    let places = ConfigPaths { user: Some(home.path().into()), ..ConfigPaths::default() };
     let bytes = noise(10_000);
     let digest = primary.push_blob(bytes.clone());
     mirror.push_blob(bytes.clone());
     let manifest = primary.push_manifest("team/app", "v1", MANIFEST, &document("x"));
     mirror.push_manifest("team/app", "v1", MANIFEST, &document("x"));
-    let registry = Registry::new(Options { places, ..options }).unwrap();
+    let registry = RegistryClient::new(RegistryOptions { places, ..options }).unwrap();
     Mirrored { primary, mirror, registry, bytes, digest, manifest, home }
 }
 
@@ -46,17 +46,17 @@ fn mirrored() -> Mirrored {
 }
 
 impl Mirrored {
-    pub(super) fn blob(&self) -> Arc<dyn Fetch> {
+    pub(super) fn blob(&self) -> Arc<dyn RangeFetch> {
         self.registry.blob(&reference(&self.primary), &descriptor(&self.digest, self.bytes.len() as u64))
     }
 
-    async fn expect(&self, blob: &Arc<dyn Fetch>, start: u64, end: u64) {
+    async fn expect(&self, blob: &Arc<dyn RangeFetch>, start: u64, end: u64) {
         let read = read_vec(&FetchAll(blob.clone()), ByteRange::new(start, end)).await;
         let read = read.unwrap_or_else(|error| panic!("{}", error.chain()));
         assert!(read == self.bytes[start as usize..end as usize], "wrong bytes in {start}..{end}");
     }
 
-    pub(super) async fn resolve(&self, selector: &Selector) -> Result<Digest, RegistryError> {
+    pub(super) async fn resolve(&self, selector: &ManifestSelector) -> Result<Digest, RegistryError> {
         Ok(self.registry.manifest(&reference(&self.primary), selector).await?.digest)
     }
 
@@ -125,7 +125,7 @@ async fn bytes_of_a_mirror_that_are_not_those_of_the_digest_are_fetched_from_the
     let scene = mirrored();
     let forged = document("forged");
     scene.mirror.push_manifest_as("team/app", scene.manifest.as_str(), MANIFEST, &forged);
-    let by_digest = Selector::Digest(scene.manifest.clone());
+    let by_digest = ManifestSelector::Digest(scene.manifest.clone());
     assert_eq!(scene.resolve(&by_digest).await.unwrap(), scene.manifest);
     assert_eq!(scene.asked(), (1, 1));
 
@@ -145,7 +145,7 @@ async fn a_mirror_for_digests_says_nothing_about_tags() {
         let scene = mirrored_with(&text, options());
         scene.resolve(&tag("v1")).await.unwrap();
         assert_eq!(scene.asked(), (1, 0));
-        scene.resolve(&Selector::Digest(scene.manifest.clone())).await.unwrap();
+        scene.resolve(&ManifestSelector::Digest(scene.manifest.clone())).await.unwrap();
         scene.expect(&scene.blob(), 0, 10).await;
         assert_eq!(scene.asked(), (1, 2));
     }
@@ -156,7 +156,7 @@ async fn a_mirror_for_tags_gives_no_bytes() {
     let scene = mirrored_with(&format!("{ONE_MIRROR}pull-from-mirror = \"tag-only\"\n"), options());
     scene.resolve(&tag("v1")).await.unwrap();
     assert_eq!(scene.asked(), (0, 1));
-    scene.resolve(&Selector::Digest(scene.manifest.clone())).await.unwrap();
+    scene.resolve(&ManifestSelector::Digest(scene.manifest.clone())).await.unwrap();
     scene.expect(&scene.blob(), 0, 10).await;
     assert_eq!(scene.asked(), (2, 1));
 }
@@ -170,7 +170,7 @@ async fn mirrors_are_asked_in_their_order_and_the_registry_last() {
     assert_eq!(scene.resolve(&tag("only-here")).await.unwrap(), other);
     assert_eq!((scene.asked(), second.requests().len()), ((1, 1), 1));
     let missing = scene.resolve(&tag("nowhere")).await.unwrap_err();
-    assert_eq!((missing.fault(), scene.asked(), second.requests().len()), (Fault::NotFound, (2, 2), 2));
+    assert_eq!((missing.fault(), scene.asked(), second.requests().len()), (FaultClass::NotFound, (2, 2), 2));
     assert!(missing.to_string().contains(&scene.primary.host()), "{missing}");
 }
 
@@ -187,16 +187,16 @@ async fn a_password_that_was_given_for_the_registry_is_not_for_its_mirror() {
 
 #[tokio::test]
 async fn each_host_gets_its_own_credential() {
-    let scene = mirrored_with(ONE_MIRROR, Options { anonymous: false, ..options() });
+    let scene = mirrored_with(ONE_MIRROR, RegistryOptions { anonymous: false, ..options() });
     let authfile = scene.home.path().join("auth.json");
     let (mirror, primary) = (scene.mirror.host(), scene.primary.host());
     let text = format!(
         r#"{{"auths":{{"{mirror}":{{"username":"m","password":"1"}},"{primary}":{{"username":"p","password":"2"}}}}}}"#
     );
     std::fs::write(&authfile, text).unwrap();
-    let places = Places { user: Some(scene.home.path().into()), ..Places::default() };
-    let options = Options { anonymous: false, authfile: Some(authfile), places, ..options() };
-    let registry = Registry::new(options).unwrap();
+    let places = ConfigPaths { user: Some(scene.home.path().into()), ..ConfigPaths::default() };
+    let options = RegistryOptions { anonymous: false, authfile: Some(authfile), places, ..options() };
+    let registry = RegistryClient::new(options).unwrap();
     scene.mirror.set(Bad::RequireBasic { user: "m".into(), pass: "1".into() });
     scene.primary.set(Bad::RequireBasic { user: "p".into(), pass: "2".into() });
     registry.manifest(&reference(&scene.primary), &tag("v1")).await.unwrap();

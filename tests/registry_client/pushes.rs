@@ -15,8 +15,12 @@ async fn stored(server: &FaultRegistry, digest: &Digest, size: usize) -> Vec<u8>
     client().document(&reference(server), &descriptor(digest, size as u64)).await.unwrap().to_vec()
 }
 
-async fn push(server: &FaultRegistry, options: Options, bytes: &[u8]) -> Result<Pushed, RegistryError> {
-    let registry = Registry::new(options).unwrap();
+async fn push(
+    server: &FaultRegistry,
+    options: RegistryOptions,
+    bytes: &[u8],
+) -> Result<PushOutcome, RegistryError> {
+    let registry = RegistryClient::new(options).unwrap();
     registry.push_blob(&reference(server), &Digest::sha256(bytes), bytes.to_vec().into()).await
 }
 
@@ -28,13 +32,13 @@ async fn a_blob_is_sent_once_to_wherever_the_registry_says() {
             server.set(Bad::UploadAt(place));
         }
         let bytes = noise(300_000);
-        assert_eq!(push(&server, options(), &bytes).await.unwrap(), Pushed::Stored);
+        assert_eq!(push(&server, options(), &bytes).await.unwrap(), PushOutcome::Stored);
         assert_eq!(steps(&server), ["HEAD 404", "POST 202", "PUT 201"], "{place:?}");
         let requests = server.requests();
         assert_eq!(requests[2].cdn, place == Some(Place::SecondHost));
         assert_eq!(requests[0].path, format!("/v2/team/app/blobs/{}", Digest::sha256(&bytes)));
         // The second time nothing is sent.
-        assert_eq!(push(&server, options(), &bytes).await.unwrap(), Pushed::WasThere);
+        assert_eq!(push(&server, options(), &bytes).await.unwrap(), PushOutcome::WasThere);
         assert_eq!(steps(&server)[3..], ["HEAD 200"]);
         assert!(stored(&server, &Digest::sha256(&bytes), bytes.len()).await == bytes);
     }
@@ -43,8 +47,8 @@ async fn a_blob_is_sent_once_to_wherever_the_registry_says() {
 #[tokio::test]
 async fn an_empty_blob_can_be_pushed() {
     let server = FaultRegistry::start();
-    assert_eq!(push(&server, options(), b"").await.unwrap(), Pushed::Stored);
-    assert_eq!(push(&server, options(), b"").await.unwrap(), Pushed::WasThere);
+    assert_eq!(push(&server, options(), b"").await.unwrap(), PushOutcome::Stored);
+    assert_eq!(push(&server, options(), b"").await.unwrap(), PushOutcome::WasThere);
 }
 
 #[tokio::test]
@@ -87,7 +91,7 @@ async fn a_token_that_does_not_let_write_is_renewed_once_and_then_denied() {
     server.set_for(Bad::StatusOf { method: "POST", code: 401, times: 5 }, 5);
     server.set(Bad::RequireBearer { token_lifetime: Duration::from_secs(300) });
     let error = push(&server, options(), b"content").await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Denied, "{}", everything(&error));
+    assert_eq!(error.fault(), FaultClass::Denied, "{}", everything(&error));
     assert_eq!(steps(&server), ["HEAD 401", "GET 200", "HEAD 404", "POST 401", "GET 200", "POST 401"]);
 }
 
@@ -99,7 +103,7 @@ async fn a_refusal_names_the_upload_and_is_not_repeated() {
         let server = FaultRegistry::start();
         server.set(Bad::StatusOf { method, code, times: 1 });
         let error = push(&server, options(), b"content").await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Denied, "{method} {code}: {error}");
+        assert_eq!(error.fault(), FaultClass::Denied, "{method} {code}: {error}");
         let shown = error.to_string();
         assert!(shown.contains("refused upload of sha256:"), "{shown}");
         assert!(shown.contains(&format!("to team/app with status {code}")), "{shown}");
@@ -112,7 +116,7 @@ async fn a_refusal_names_the_upload_and_is_not_repeated() {
     let server = FaultRegistry::start();
     server.set(Bad::StatusOf { method: "POST", code: 404, times: 1 });
     let error = push(&server, options(), b"content").await.unwrap_err();
-    assert_eq!(error.fault(), Fault::NotFound);
+    assert_eq!(error.fault(), FaultClass::NotFound);
     assert!(error.to_string().contains("has no repository team/app to push to"), "{error}");
 }
 
@@ -120,15 +124,15 @@ async fn a_refusal_names_the_upload_and_is_not_repeated() {
 async fn an_upload_that_breaks_is_begun_anew_and_one_that_arrived_is_not() {
     let server = FaultRegistry::start();
     server.set(Bad::StatusOf { method: "PUT", code: 502, times: 2 });
-    assert_eq!(push(&server, options(), b"content").await.unwrap(), Pushed::Stored);
+    assert_eq!(push(&server, options(), b"content").await.unwrap(), PushOutcome::Stored);
     let once = ["HEAD 404", "POST 202", "PUT 502"];
     assert_eq!(steps(&server), [&once[..], &once[..], &["HEAD 404", "POST 202", "PUT 201"]].concat());
 
     // The answer got lost, not the blob.
     server.reset_counts();
     server.set_for(Bad::SilentAfterPut, 1);
-    let quick = Options { connect_timeout: Duration::from_secs(2), ..options() };
-    assert_eq!(push(&server, quick, b"other content").await.unwrap(), Pushed::Stored);
+    let quick = RegistryOptions { connect_timeout: Duration::from_secs(2), ..options() };
+    assert_eq!(push(&server, quick, b"other content").await.unwrap(), PushOutcome::Stored);
     assert_eq!(server.requests().iter().filter(|request| request.method == "POST").count(), 1);
 }
 
@@ -137,12 +141,12 @@ async fn a_beginning_is_repeated_only_when_it_was_certainly_not_heard() {
     for (code, times) in [(503, 2), (429, 2)] {
         let server = FaultRegistry::start();
         server.set(Bad::StatusOf { method: "POST", code, times });
-        assert_eq!(push(&server, options(), b"content").await.unwrap(), Pushed::Stored, "{code}");
+        assert_eq!(push(&server, options(), b"content").await.unwrap(), PushOutcome::Stored, "{code}");
     }
     let server = FaultRegistry::start();
     server.set(Bad::StatusOf { method: "POST", code: 502, times: 1 });
     let error = push(&server, options(), b"content").await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Unavailable, "{error}");
+    assert_eq!(error.fault(), FaultClass::Unavailable, "{error}");
     assert_eq!(steps(&server), ["HEAD 404", "POST 502"]);
 }
 
@@ -158,7 +162,7 @@ async fn a_place_that_cannot_be_trusted_gets_no_upload() {
         server.set(Bad::UploadLocation(location.into()));
         let error = push(&server, options(), b"content").await.unwrap_err();
         let shown = everything(&error);
-        assert_eq!(error.fault(), Fault::Misbehaved, "{shown}");
+        assert_eq!(error.fault(), FaultClass::Misbehaved, "{shown}");
         assert!(shown.contains(words) && !shown.contains("5ecret"), "{shown}");
         assert_eq!(steps(&server).len(), 2, "{:?}", steps(&server));
     }
@@ -177,17 +181,17 @@ async fn bytes_are_pushed_under_their_own_digest_only() {
     let registry = client();
     let other = Digest::sha256(b"other");
     let error = registry.push_blob(&reference(&server), &other, b"content"[..].into()).await.unwrap_err();
-    assert_eq!((error.fault(), server.requests().len()), (Fault::Mismatch, 0));
-    let by_digest = Selector::Digest(other);
+    assert_eq!((error.fault(), server.requests().len()), (FaultClass::Mismatch, 0));
+    let by_digest = ManifestSelector::Digest(other);
     let document = br#"{"layers":[]}"#;
     let error = registry
         .push_manifest(&reference(&server), &by_digest, MANIFEST, document[..].into())
         .await
         .unwrap_err();
-    assert_eq!((error.fault(), server.requests().len()), (Fault::Mismatch, 0));
+    assert_eq!((error.fault(), server.requests().len()), (FaultClass::Mismatch, 0));
     // And a registry that stores something else is found out.
     server.set(Bad::StoredDigestHeader(Digest::sha256(b"else").to_string()));
-    assert_eq!(push(&server, options(), b"content").await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(push(&server, options(), b"content").await.unwrap_err().fault(), FaultClass::Mismatch);
 }
 
 #[tokio::test]
@@ -195,8 +199,8 @@ async fn a_manifest_goes_by_tag_and_by_digest_unless_it_is_there() {
     let server = FaultRegistry::start();
     let (registry, reference) = (client(), reference(&server));
     let (one, two) = (br#"{"layers":[]}"#, br#"{ "layers":[]}"#);
-    for selector in [Selector::Digest(Digest::sha256(one)), tag("v1")] {
-        for expected in [Pushed::Stored, Pushed::WasThere] {
+    for selector in [ManifestSelector::Digest(Digest::sha256(one)), tag("v1")] {
+        for expected in [PushOutcome::Stored, PushOutcome::WasThere] {
             let pushed = registry.push_manifest(&reference, &selector, MANIFEST, one[..].into()).await;
             assert_eq!(pushed.unwrap(), expected, "{selector:?}");
         }
@@ -204,7 +208,7 @@ async fn a_manifest_goes_by_tag_and_by_digest_unless_it_is_there() {
     assert_eq!(steps(&server), ["HEAD 404", "PUT 201", "HEAD 200", "HEAD 404", "PUT 201", "HEAD 200"]);
     // A tag that points at something else is moved.
     let moved = registry.push_manifest(&reference, &tag("v1"), MANIFEST, two[..].into()).await;
-    assert_eq!(moved.unwrap(), Pushed::Stored);
+    assert_eq!(moved.unwrap(), PushOutcome::Stored);
     let read = registry.manifest(&reference, &tag("v1")).await.unwrap();
     assert_eq!((&read.bytes[..], read.content_type.as_deref()), (&two[..], Some(MANIFEST)));
     // A manifest is sent again when the first time failed.
@@ -215,7 +219,7 @@ async fn a_manifest_goes_by_tag_and_by_digest_unless_it_is_there() {
     // What is no manifest is not sent.
     server.reset_counts();
     let error = registry.push_manifest(&reference, &tag("v3"), MANIFEST, b"[]"[..].into()).await.unwrap_err();
-    assert_eq!((error.fault(), server.requests().len()), (Fault::Malformed, 0));
+    assert_eq!((error.fault(), server.requests().len()), (FaultClass::Malformed, 0));
 }
 
 /// A server with a subject, and the bytes of `count` referrers of it.
@@ -230,8 +234,8 @@ fn with_subject(count: usize) -> (FaultRegistry, Descriptor, Vec<Vec<u8>>) {
     (server, subject, referrers)
 }
 
-async fn push_referrer(server: &FaultRegistry, bytes: &[u8]) -> Result<Pushed, RegistryError> {
-    let selector = Selector::Digest(Digest::sha256(bytes));
+async fn push_referrer(server: &FaultRegistry, bytes: &[u8]) -> Result<PushOutcome, RegistryError> {
+    let selector = ManifestSelector::Digest(Digest::sha256(bytes));
     client().push_manifest(&reference(server), &selector, MANIFEST, bytes.to_vec().into()).await
 }
 
@@ -249,7 +253,7 @@ async fn a_registry_that_lists_referrers_itself_gets_no_list() {
 async fn where_a_registry_lists_none_the_list_under_the_tag_grows() {
     let (server, subject, referrers) = with_subject(2);
     for (at, bytes) in referrers.iter().enumerate() {
-        assert_eq!(push_referrer(&server, bytes).await.unwrap(), Pushed::Stored);
+        assert_eq!(push_referrer(&server, bytes).await.unwrap(), PushOutcome::Stored);
         let found = client().referrers(&reference(&server), &subject.digest, Some(KIND)).await.unwrap();
         assert_eq!(found.len(), at + 1);
         let entry = &found[at];
@@ -260,7 +264,7 @@ async fn where_a_registry_lists_none_the_list_under_the_tag_grows() {
     server.reset_counts();
     push_referrer(&server, &referrers[1]).await.unwrap();
     assert_eq!(steps(&server), ["PUT 201", "GET 200"]);
-    let tag = Selector::Tag(ocifs::oci::fallback_tag(&subject.digest));
+    let tag = ManifestSelector::Tag(ocifs::oci::fallback_tag(&subject.digest));
     let list = client().manifest(&reference(&server), &tag).await.unwrap();
     assert_eq!(list.content_type.as_deref(), Some(INDEX));
 }
@@ -271,7 +275,7 @@ async fn what_stands_under_the_tag_and_is_no_list_is_left_alone() {
     let tag = ocifs::oci::fallback_tag(&subject.digest);
     server.push_manifest_as("team/app", &tag, MANIFEST, br#"{"layers":[]}"#);
     let error = push_referrer(&server, &referrers[0]).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Malformed, "{}", everything(&error));
+    assert_eq!(error.fault(), FaultClass::Malformed, "{}", everything(&error));
     assert_eq!(steps(&server), ["PUT 201", "GET 200"]);
 }
 
@@ -287,7 +291,7 @@ async fn a_list_that_others_undo_is_written_again_and_not_for_ever() {
     server.set(Bad::TagsSnapBack);
     let error = push_referrer(&server, &referrers[1]).await.unwrap_err();
     assert!(error.to_string().contains("though it was written 4 times"), "{error}");
-    assert_eq!(error.fault(), Fault::Misbehaved);
+    assert_eq!(error.fault(), FaultClass::Misbehaved);
     let found = client().referrers(&reference(&server), &subject.digest, None).await.unwrap();
     assert_eq!(found.len(), 1, "what was there stays");
 }
@@ -296,5 +300,5 @@ async fn a_list_that_others_undo_is_written_again_and_not_for_ever() {
 async fn a_refused_list_is_an_error_and_not_a_referrer_that_nobody_finds() {
     let (server, _, referrers) = with_subject(1);
     server.set_for(Bad::StatusOf { method: "GET", code: 403, times: 1 }, 1);
-    assert_eq!(push_referrer(&server, &referrers[0]).await.unwrap_err().fault(), Fault::Denied);
+    assert_eq!(push_referrer(&server, &referrers[0]).await.unwrap_err().fault(), FaultClass::Denied);
 }

@@ -24,11 +24,11 @@ async fn nothing_is_asked_for_a_range_that_is_no_range_of_the_blob() {
     let scene = scene(100);
     for range in [ByteRange::new(50, 50), ByteRange::new(50, 101), ByteRange::new(200, 300)] {
         let error = scene.blob.fetch(range).await.err().unwrap();
-        assert_eq!(error.fault(), Fault::Usage, "{range}");
+        assert_eq!(error.fault(), FaultClass::Usage, "{range}");
     }
     let blake3: Digest = "blake3:abcdef".parse().unwrap();
     let blob = scene.registry.blob(&reference(&scene.server), &descriptor(&blake3, 100));
-    assert_eq!(blob.fetch(ByteRange::new(0, 10)).await.err().unwrap().fault(), Fault::Unsupported);
+    assert_eq!(blob.fetch(ByteRange::new(0, 10)).await.err().unwrap().fault(), FaultClass::Unsupported);
     assert_eq!(scene.server.requests().len(), 0);
 }
 
@@ -88,7 +88,7 @@ async fn an_answer_that_is_not_exactly_the_range_is_never_delivered_and_asked_ag
             scene.server.set(fault.clone());
         }
         let error = scene.read(2000, 7000).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Misbehaved, "{faults:?}: {}", error.chain());
+        assert_eq!(error.fault(), FaultClass::Misbehaved, "{faults:?}: {}", error.chain());
         assert!(error.chain().contains(&scene.server.host()), "{}", error.chain());
         assert!(error.chain().contains("range "), "{}", error.chain());
     }
@@ -116,9 +116,9 @@ async fn a_blob_shorter_than_its_descriptor_is_an_error_with_both_sizes() {
     let blob = client().blob(&reference(&server), &descriptor(&digest, 5000));
     let error = blob.fetch(ByteRange::new(3000, 4000)).await.err().unwrap();
     assert!(error.chain().contains("has 1000 bytes, the descriptor says 5000"), "{}", error.chain());
-    assert_eq!((error.fault(), statuses(&server.requests())), (Fault::Misbehaved, vec![416]));
+    assert_eq!((error.fault(), statuses(&server.requests())), (FaultClass::Misbehaved, vec![416]));
     // A range that begins inside is answered, and refused for its total.
-    assert_eq!(blob.fetch(ByteRange::new(500, 600)).await.err().unwrap().fault(), Fault::Misbehaved);
+    assert_eq!(blob.fetch(ByteRange::new(500, 600)).await.err().unwrap().fault(), FaultClass::Misbehaved);
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn an_unknown_blob_is_not_found_at_once() {
     let server = FaultRegistry::start();
     let blob = client().blob(&reference(&server), &descriptor(&Digest::sha256(b"nowhere"), 10));
     let error = blob.fetch(ByteRange::new(0, 10)).await.err().unwrap();
-    assert_eq!((error.fault(), server.requests().len()), (Fault::NotFound, 1));
+    assert_eq!((error.fault(), server.requests().len()), (FaultClass::NotFound, 1));
 }
 
 #[tokio::test]
@@ -141,13 +141,13 @@ async fn eight_requests_to_a_host_are_under_way_at_most() {
 
 #[tokio::test]
 async fn a_dropped_delivery_gives_its_place_back() {
-    let scene = scene_of(1000, Options { read_budget: Duration::from_secs(2), ..options() });
+    let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_secs(2), ..options() });
     let mut held = Vec::new();
     for _ in 0..8 {
         held.push(scene.blob.fetch(ByteRange::new(0, 1000)).await.unwrap());
     }
     let error = scene.blob.fetch(ByteRange::new(0, 1)).await.err().unwrap();
-    assert_eq!(error.fault(), Fault::Unavailable);
+    assert_eq!(error.fault(), FaultClass::Unavailable);
     assert!(error.chain().contains("no free connection"), "{}", error.chain());
     // A read that was given up does not keep a place either.
     let given_up = tokio::time::timeout(Duration::from_millis(50), scene.read(0, 1)).await;

@@ -39,10 +39,10 @@ async fn a_body_broken_after_its_url_expired_is_resumed_at_the_registry() {
 
 #[tokio::test]
 async fn redirects_end_after_five() {
-    let scene = scene_of(1000, Options { read_budget: Duration::from_secs(3), ..options() });
+    let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_secs(3), ..options() });
     scene.server.set(Bad::RedirectLoop);
     let error = scene.read(0, 1000).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Misbehaved);
+    assert_eq!(error.fault(), FaultClass::Misbehaved);
     assert!(error.chain().contains("more than 5 redirects"), "{}", error.chain());
     // Walking the same chain again would not make it shorter.
     assert_eq!(scene.server.blob_requests().len(), 6);
@@ -50,7 +50,7 @@ async fn redirects_end_after_five() {
 
 #[tokio::test]
 async fn a_signed_url_is_in_no_error() {
-    let scene = scene_of(1000, Options { read_budget: Duration::from_secs(1), ..options() });
+    let scene = scene_of(1000, RegistryOptions { read_budget: Duration::from_secs(1), ..options() });
     scene
         .server
         .set(Bad::RedirectTo(format!("http://{}/cdn/blobs/x?sig=5ecret-signature", scene.server.cdn_host())));
@@ -61,6 +61,6 @@ async fn a_signed_url_is_in_no_error() {
     scene.server.clear();
     scene.server.set(Bad::RedirectTo("http://127.0.0.1:1/x?sig=5ecret-signature".into()));
     let error = scene.read(0, 1000).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Unavailable, "{}", error.chain());
+    assert_eq!(error.fault(), FaultClass::Unavailable, "{}", error.chain());
     assert!(!everything(&error).contains("5ecret"), "{}", everything(&error));
 }

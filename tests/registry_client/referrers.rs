@@ -99,7 +99,7 @@ async fn a_list_that_leads_in_circles_ends() {
     scene.server.set(Bad::ReferrersApi { page: 10 });
     scene.server.set(Bad::ReferrersLoop);
     let error = scene.ask(None).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Misbehaved, "{error}");
+    assert_eq!(error.fault(), FaultClass::Misbehaved, "{error}");
     assert!(error.to_string().contains("a list that does not end after"), "{error}");
     assert!(scene.server.requests().len() <= 3);
 
@@ -109,7 +109,7 @@ async fn a_list_that_leads_in_circles_ends() {
     scene.server.set(Bad::ReferrersEndless);
     let error = scene.ask(None).await.unwrap_err();
     assert!(error.to_string().contains("does not end after 512 pages"), "{error}");
-    assert_eq!((error.fault(), scene.server.requests().len()), (Fault::Misbehaved, 512));
+    assert_eq!((error.fault(), scene.server.requests().len()), (FaultClass::Misbehaved, 512));
 }
 
 #[tokio::test]
@@ -117,9 +117,10 @@ async fn a_page_at_another_host_is_not_asked_for() {
     let scene = listed();
     scene.server.set(Bad::ReferrersApi { page: 10 });
     scene.server.set(Bad::ReferrersElsewhere);
-    let quick = Registry::new(Options { read_budget: Duration::from_secs(5), ..options() }).unwrap();
+    let quick =
+        RegistryClient::new(RegistryOptions { read_budget: Duration::from_secs(5), ..options() }).unwrap();
     let error = quick.referrers(&reference(&scene.server), &scene.subject.digest, None).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Misbehaved);
+    assert_eq!(error.fault(), FaultClass::Misbehaved);
     let shown = everything(&error);
     assert!(shown.contains(&format!("a next page at {}", scene.server.cdn_host())), "{shown}");
     assert!(scene.server.requests().iter().all(|request| !request.cdn));
@@ -151,7 +152,8 @@ async fn an_old_registry_lists_under_a_tag() {
 
 #[tokio::test]
 async fn a_refusal_is_not_an_empty_list() {
-    for (code, fault) in [(401, Fault::Denied), (403, Fault::Denied), (410, Fault::Misbehaved)] {
+    for (code, fault) in [(401, FaultClass::Denied), (403, FaultClass::Denied), (410, FaultClass::Misbehaved)]
+    {
         let scene = listed();
         scene.tag_list(INDEX, br#"{"schemaVersion":2,"manifests":[]}"#);
         scene.server.set(Bad::Status { code, times: 1, retry_after: None });
@@ -179,7 +181,7 @@ async fn a_list_with_a_hole_is_an_error_and_not_another_list() {
     scene.server.set(Bad::ReferrersApi { page: 2 });
     scene.server.set(Bad::ReferrersHole);
     let error = scene.ask(None).await.unwrap_err();
-    assert_eq!((error.fault(), statuses(&scene.server.requests())), (Fault::NotFound, vec![200, 404]));
+    assert_eq!((error.fault(), statuses(&scene.server.requests())), (FaultClass::NotFound, vec![200, 404]));
 }
 
 #[tokio::test]
@@ -188,7 +190,7 @@ async fn a_list_that_is_none_is_an_error() {
     scene.tag_list(MANIFEST, br#"{"schemaVersion":2,"layers":[]}"#);
     let error = scene.ask(None).await.unwrap_err();
     assert!(everything(&error).contains("it is a manifest, not an index"), "{}", everything(&error));
-    assert_eq!(error.fault(), Fault::Malformed);
+    assert_eq!(error.fault(), FaultClass::Malformed);
 }
 
 #[tokio::test]
@@ -202,5 +204,5 @@ async fn a_list_at_the_limit_is_read_and_one_past_it_is_not() {
     scene.tag_list(INDEX, &list(MAX_DOCUMENT as usize));
     assert_eq!(scene.digests(None).await, []);
     scene.tag_list(INDEX, &list(MAX_DOCUMENT as usize + 1));
-    assert_eq!(scene.ask(None).await.unwrap_err().fault(), Fault::Unsupported);
+    assert_eq!(scene.ask(None).await.unwrap_err().fault(), FaultClass::Unsupported);
 }

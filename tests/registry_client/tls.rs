@@ -96,12 +96,12 @@ impl Doors {
     }
 
     /// Reads a manifest and a range through a door.
-    async fn read(&self, host: &str, options: Options) -> Result<(), RegistryError> {
+    async fn read(&self, host: &str, options: RegistryOptions) -> Result<(), RegistryError> {
         let document = br#"{"schemaVersion":2,"layers":[]}"#;
         self.registry.push_manifest("team/app", "v1", MANIFEST, document);
         let bytes = noise(5000);
         let digest = self.registry.push_blob(bytes.clone());
-        let registry = Registry::new(options).unwrap();
+        let registry = RegistryClient::new(options).unwrap();
         let reference: Reference = format!("{host}/team/app:v1").parse().unwrap();
         registry.manifest(&reference, &tag("v1")).await?;
         let blob = registry.blob(&reference, &descriptor(&digest, 5000));
@@ -117,10 +117,10 @@ async fn an_authority_that_is_named_is_trusted_and_http2_is_spoken() {
     }
     let doors = doors();
     let host = format!("localhost:{}", doors.tls);
-    let strict = Options { tls_verify: Some(true), ..options() };
+    let strict = RegistryOptions { tls_verify: Some(true), ..options() };
     let error = doors.read(&host, strict).await.unwrap_err();
     assert!(matches!(error, RegistryError::Insecure { .. }), "{error:?}");
-    let named = Options { ca_file: Some(doors.path("ca.crt")), ..options() };
+    let named = RegistryOptions { ca_file: Some(doors.path("ca.crt")), ..options() };
     doors.read(&host, named).await.unwrap();
     doors.logs(&format!("{} HTTP/2.0 20", doors.tls), 2);
 }
@@ -136,8 +136,8 @@ async fn certs_d_says_who_is_trusted_and_who_we_are() {
     std::fs::create_dir_all(&own).unwrap();
     std::fs::copy(doors.path("ca.crt"), own.join("ca.crt")).unwrap();
     let with_places = || {
-        let places = Places { user: Some(doors.dir.path().into()), ..Places::default() };
-        Options { places, ..options() }
+        let places = ConfigPaths { user: Some(doors.dir.path().into()), ..ConfigPaths::default() };
+        RegistryOptions { places, ..options() }
     };
     let error = doors.read(&host, with_places()).await.unwrap_err();
     assert!(matches!(error, RegistryError::Status { status: 400, .. }), "{error:?}");
@@ -147,7 +147,7 @@ async fn certs_d_says_who_is_trusted_and_who_we_are() {
     std::fs::copy(doors.path("client.key"), own.join("client.key")).unwrap();
     doors.read(&host, with_places()).await.unwrap();
     // The same, named on the command line.
-    let named = Options { cert_dir: Some(own.clone()), ..options() };
+    let named = RegistryOptions { cert_dir: Some(own.clone()), ..options() };
     doors.read(&host, named).await.unwrap();
     // hosts.toml names them itself.
     let hosts = doors.path("hosts");
@@ -156,8 +156,8 @@ async fn certs_d_says_who_is_trusted_and_who_we_are() {
         "server = \"https://{host}\"\nca = \"../../ca.crt\"\nclient = [[\"../../client.cert\", \"../../client.key\"]]\n"
     );
     std::fs::write(hosts.join("_default/hosts.toml"), text).unwrap();
-    let places = Places { hosts: Some(hosts), ..Places::default() };
-    doors.read("registry.invalid", Options { places, ..options() }).await.unwrap();
+    let places = ConfigPaths { hosts: Some(hosts), ..ConfigPaths::default() };
+    doors.read("registry.invalid", RegistryOptions { places, ..options() }).await.unwrap();
 }
 
 #[tokio::test]
@@ -167,7 +167,8 @@ async fn without_verification_any_certificate_will_do_and_so_will_none() {
     }
     let doors = doors();
     std::fs::create_dir(doors.path("empty")).unwrap();
-    let open = || Options { tls_verify: Some(false), cert_dir: Some(doors.path("empty")), ..options() };
+    let open =
+        || RegistryOptions { tls_verify: Some(false), cert_dir: Some(doors.path("empty")), ..options() };
     doors.read(&format!("localhost:{}", doors.tls), open()).await.unwrap();
     doors.read(&format!("localhost:{}", doors.plain), open()).await.unwrap();
     doors.logs(&format!("{} HTTP/1.1 20", doors.plain), 2);

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
-use ocifs::layer::{Entry, EntryKind, TarLimits, TarWalker};
+use ocifs::layer::{TarLimits, TarWalker, TocEntry, TocEntryKind};
 use ocifs::oci::Digest;
 use serde_json::{Value, json};
 
@@ -217,7 +217,7 @@ impl Units {
 }
 
 /// An entry, the bytes before its content, and its content.
-type Part<'a> = (Entry, &'a [u8], &'a [u8]);
+type Part<'a> = (TocEntry, &'a [u8], &'a [u8]);
 
 /// The entries of `tar`, each with the bytes between the content before it and its own, and its content; then the rest.
 fn parts(tar: &[u8]) -> (Vec<Part<'_>>, &[u8]) {
@@ -227,7 +227,7 @@ fn parts(tar: &[u8]) -> (Vec<Part<'_>>, &[u8]) {
     let (mut parts, mut at) = (Vec::new(), 0);
     for entry in toc.iter().map(|entry| entry.to_entry()) {
         let (start, end) = match &entry.kind {
-            EntryKind::File(content) if content.size > 0 => {
+            TocEntryKind::File(content) if content.size > 0 => {
                 assert!(content.runs.is_none(), "a sparse file of tar is no case of these formats");
                 (content.offset as usize, (content.offset + content.size) as usize)
             }
@@ -309,12 +309,12 @@ fn storage_layout(tar: &[u8], chunk: usize, units: &mut Units, entries: &mut Vec
     units.add(rest);
 }
 
-fn name(entry: &Entry) -> String {
+fn name(entry: &TocEntry) -> String {
     String::from_utf8_lossy(&entry.path).into_owned()
 }
 
 /// What both formats say of any entry.
-fn metadata(entry: &Entry) -> Value {
+fn metadata(entry: &TocEntry) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut value = json!({ "name": name(entry), "mode": entry.mode, "uid": entry.uid, "gid": entry.gid });
     // As the writer of eStargz does it: to the nearest second.
@@ -322,21 +322,21 @@ fn metadata(entry: &Entry) -> Value {
     let time = chrono::DateTime::from_timestamp(rounded, 0).unwrap();
     value["modtime"] = json!(time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true));
     let kind = match &entry.kind {
-        EntryKind::File(content) => {
+        TocEntryKind::File(content) => {
             value["size"] = json!(content.size);
             "reg"
         }
-        EntryKind::Directory => "dir",
-        EntryKind::Symlink(target) | EntryKind::HardLink(target) => {
+        TocEntryKind::Directory => "dir",
+        TocEntryKind::Symlink(target) | TocEntryKind::HardLink(target) => {
             value["linkName"] = json!(text(target));
-            if matches!(entry.kind, EntryKind::Symlink(_)) { "symlink" } else { "hardlink" }
+            if matches!(entry.kind, TocEntryKind::Symlink(_)) { "symlink" } else { "hardlink" }
         }
-        EntryKind::CharDevice(device) | EntryKind::BlockDevice(device) => {
+        TocEntryKind::CharDevice(device) | TocEntryKind::BlockDevice(device) => {
             value["devMajor"] = json!(device.major);
             value["devMinor"] = json!(device.minor);
-            if matches!(entry.kind, EntryKind::CharDevice(_)) { "char" } else { "block" }
+            if matches!(entry.kind, TocEntryKind::CharDevice(_)) { "char" } else { "block" }
         }
-        EntryKind::Fifo => "fifo",
+        TocEntryKind::Fifo => "fifo",
     };
     value["type"] = json!(kind);
     for (name, bytes) in &entry.xattrs {

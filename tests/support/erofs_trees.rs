@@ -7,8 +7,8 @@ use std::io;
 
 use ocifs::erofs::{ErofsImage, ImageSpan};
 use ocifs::io::ByteRange;
-use ocifs::layer::{Content, Device, Entry, EntryKind, Run, Time, Toc};
-use ocifs::tree::{Builder, Ino, Kind, Tree};
+use ocifs::layer::{DeviceNumber, FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, UnixTime};
+use ocifs::tree::{FrozenTree, InodeKind, InodeNumber, TreeBuilder};
 use sha2::{Digest as _, Sha256};
 
 use crate::compare;
@@ -18,18 +18,18 @@ use crate::real_registry::hex;
 
 /// A tree, and its image.
 pub(crate) struct Made {
-    pub(crate) tree: Tree,
+    pub(crate) tree: FrozenTree,
     pub(crate) image: ErofsImage,
 }
 
 impl Made {
-    pub(crate) fn of(tree: Tree) -> Self {
+    pub(crate) fn of(tree: FrozenTree) -> Self {
         let image = ErofsImage::of(&tree, "sha256:made").expect("the tree has an image");
         Self { tree, image }
     }
 
     /// The content of a file at `offset`.
-    fn file(&self, ino: Ino, offset: u64, to: &mut [u8]) {
+    fn file(&self, ino: InodeNumber, offset: u64, to: &mut [u8]) {
         let file = self.tree.file(ino).expect("a file");
         let Some(runs) = file.runs else {
             return stream(file.origin, file.offset + offset, to);
@@ -50,21 +50,21 @@ impl Made {
     pub(crate) fn expected(&self) -> compare::Tree {
         let mut expected: compare::Tree =
             self.tree.walk().map(|(path, ino)| (path, self.entry(ino))).collect();
-        expected.insert(Vec::new(), self.entry(Tree::ROOT));
+        expected.insert(Vec::new(), self.entry(FrozenTree::ROOT));
         expected
     }
 
-    fn entry(&self, ino: Ino) -> compare::Entry {
+    fn entry(&self, ino: InodeNumber) -> compare::Entry {
         let attr = self.tree.attr(ino).expect("an inode");
         let kind = match attr.kind {
-            Kind::File => 0o100_000,
-            Kind::Directory | Kind::Graft(_) => 0o040_000,
-            Kind::Symlink => 0o120_000,
-            Kind::CharDevice => 0o020_000,
-            Kind::BlockDevice => 0o060_000,
-            Kind::Fifo => 0o010_000,
+            InodeKind::File => 0o100_000,
+            InodeKind::Directory | InodeKind::Graft(_) => 0o040_000,
+            InodeKind::Symlink => 0o120_000,
+            InodeKind::CharDevice => 0o020_000,
+            InodeKind::BlockDevice => 0o060_000,
+            InodeKind::Fifo => 0o010_000,
         };
-        let sha256 = (attr.kind == Kind::File && attr.size <= compare::HASH_LIMIT).then(|| {
+        let sha256 = (attr.kind == InodeKind::File && attr.size <= compare::HASH_LIMIT).then(|| {
             let (mut hasher, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
             for at in (0..attr.size).step_by(1 << 20) {
                 let len = (attr.size - at).min(1 << 20) as usize;
@@ -74,7 +74,7 @@ impl Made {
             hex(&hasher.finalize())
         });
         let (major, minor) = (u64::from(attr.rdev.major), u64::from(attr.rdev.minor));
-        let is_device = matches!(attr.kind, Kind::CharDevice | Kind::BlockDevice);
+        let is_device = matches!(attr.kind, InodeKind::CharDevice | InodeKind::BlockDevice);
         let mut xattrs = BTreeMap::new();
         for (name, value) in self.tree.xattrs(ino) {
             if holds(name, value) {
@@ -85,7 +85,7 @@ impl Made {
             mode: kind | u32::from(attr.mode),
             uid: attr.uid,
             gid: attr.gid,
-            size: if attr.kind == Kind::File { attr.size } else { 0 },
+            size: if attr.kind == InodeKind::File { attr.size } else { 0 },
             mtime: (attr.mtime.secs, i64::from(attr.mtime.nanos)),
             rdev: if is_device { major << 8 | minor & 0xff | (minor & !0xff) << 12 } else { 0 },
             link: self.tree.link(ino).map(<[u8]>::to_vec),
@@ -133,8 +133,8 @@ fn stream(origin: u32, at: u64, to: &mut [u8]) {
 }
 
 /// A tree of up to three layers with everything that a layer can hold.
-pub(crate) fn random_tree(random: &mut Random) -> Tree {
-    let mut builder = Builder::new();
+pub(crate) fn random_tree(random: &mut Random) -> FrozenTree {
+    let mut builder = TreeBuilder::new();
     let layers = 1 + random.below(3) as u32;
     for origin in 0..layers {
         let toc = random_layer(random);
@@ -146,43 +146,43 @@ pub(crate) fn random_tree(random: &mut Random) -> Tree {
     builder.freeze()
 }
 
-fn random_layer(random: &mut Random) -> Toc {
-    let mut toc = Toc::default();
+fn random_layer(random: &mut Random) -> TableOfContents {
+    let mut toc = TableOfContents::default();
     let crowd = random.below(40) == 0;
     let count = if crowd { 400 + random.below(800) } else { random.below(60) };
     let (mut files, mut offset) = (Vec::new(), 512);
     for nth in 0..count {
         let path = random_path(random, if crowd { Some(nth) } else { None });
         let kind = match random.below(20) {
-            0..4 => EntryKind::Directory,
-            4..7 => EntryKind::Symlink(random_bytes(random, &[1, 20, 300, 2000, 4000, 4095])),
-            7 => EntryKind::CharDevice(device(random)),
-            8 => EntryKind::BlockDevice(device(random)),
-            9 => EntryKind::Fifo,
-            10 if !files.is_empty() => EntryKind::HardLink(random.pick::<Vec<u8>>(&files).clone()),
-            11..13 => EntryKind::File(sparse(random, offset)),
+            0..4 => TocEntryKind::Directory,
+            4..7 => TocEntryKind::Symlink(random_bytes(random, &[1, 20, 300, 2000, 4000, 4095])),
+            7 => TocEntryKind::CharDevice(device(random)),
+            8 => TocEntryKind::BlockDevice(device(random)),
+            9 => TocEntryKind::Fifo,
+            10 if !files.is_empty() => TocEntryKind::HardLink(random.pick::<Vec<u8>>(&files).clone()),
+            11..13 => TocEntryKind::File(sparse(random, offset)),
             _ => {
                 let size = *random.pick(&[0, 1, 100, 4095, 4096, 4097, 20_000, 300_000]);
-                EntryKind::File(Content { size, offset, runs: None })
+                TocEntryKind::File(FileContent { size, offset, runs: None })
             }
         };
-        if let EntryKind::File(content) = &kind {
+        if let TocEntryKind::File(content) = &kind {
             offset += content.stored() + random.below(2000);
             files.push(path.clone());
         }
         let mut xattrs = random_xattrs(random);
-        if !matches!(kind, EntryKind::File(_) | EntryKind::Directory) {
+        if !matches!(kind, TocEntryKind::File(_) | TocEntryKind::Directory) {
             // Linux lists such an attribute of anything else, and gives it to no reader.
             xattrs.retain(|(name, _)| !name.starts_with(b"user."));
         }
         let secs = *random.pick(&[0, 1, -1, 1_700_000_000, -62_135_596_800, 253_402_300_799, 1 << 40]);
-        toc.push(Entry {
+        toc.push(TocEntry {
             path,
             kind,
             mode: random.below(0o10_000) as u16,
             uid: *random.pick(&[0, 1000, 65_535, 65_536, u32::MAX - 1]),
             gid: *random.pick(&[0, 100, 70_000]),
-            mtime: Time { secs, nanos: random.below(1_000_000_000) as u32 },
+            mtime: UnixTime { secs, nanos: random.below(1_000_000_000) as u32 },
             xattrs,
             header: 0,
         });
@@ -215,8 +215,8 @@ fn random_path(random: &mut Random, crowd: Option<u64>) -> Vec<u8> {
     names.join(&b'/')
 }
 
-fn device(random: &mut Random) -> Device {
-    Device { major: random.below(4096) as u32, minor: random.below(1 << 20) as u32 }
+fn device(random: &mut Random) -> DeviceNumber {
+    DeviceNumber { major: random.below(4096) as u32, minor: random.below(1 << 20) as u32 }
 }
 
 fn random_bytes(random: &mut Random, lens: &[usize]) -> Vec<u8> {
@@ -224,16 +224,16 @@ fn random_bytes(random: &mut Random, lens: &[usize]) -> Vec<u8> {
     (0..len).map(|_| 1 + random.below(255) as u8).collect()
 }
 
-fn sparse(random: &mut Random, offset: u64) -> Content {
+fn sparse(random: &mut Random, offset: u64) -> FileContent {
     let (mut runs, mut end) = (Vec::new(), 0);
     let step = *random.pick(&[100, 5000, 100_000, 1_000_000]);
     for _ in 0..random.below(6) {
         let from = end + random.below(step);
         let len = random.below(9000);
-        runs.push(Run { offset: from, len });
+        runs.push(SparseRun { offset: from, len });
         end = from + len;
     }
-    Content { size: end + random.below(step), offset, runs: Some(runs) }
+    FileContent { size: end + random.below(step), offset, runs: Some(runs) }
 }
 
 fn random_xattrs(random: &mut Random) -> Vec<(Vec<u8>, Vec<u8>)> {

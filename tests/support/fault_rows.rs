@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use ocifs::io::Fault as Whose;
+use ocifs::io::FaultClass as Whose;
 
 use crate::fault_registry::{Fault, FaultRegistry};
 

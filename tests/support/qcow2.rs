@@ -4,8 +4,8 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
-use ocifs::disk::{Format, HEAD, Qcow2Raw, inspect};
-use ocifs::io::{ByteRange, Fault, Memory, ReadAt as _, Shared, read_vec};
+use ocifs::disk::{DiskFormat, HEAD, Qcow2Raw, inspect};
+use ocifs::io::{ByteRange, FaultClass, MemoryReader, ReadAt as _, SharedReader, read_vec};
 
 /// What an image is like.
 #[derive(Clone, Copy, Debug)]
@@ -105,15 +105,15 @@ fn deflate(plain: &[u8]) -> Vec<u8> {
 }
 
 /// The raw disk of this image, or why there is none.
-pub fn raw(image: &[u8], file: Shared) -> Result<Qcow2Raw, String> {
+pub fn raw(image: &[u8], file: SharedReader) -> Result<Qcow2Raw, String> {
     let head = &image[..image.len().min(HEAD as usize)];
-    let seen = inspect(head, image.len() as u64, &Format::Qcow2);
+    let seen = inspect(head, image.len() as u64, &DiskFormat::Qcow2);
     Ok(Qcow2Raw::open(file, seen.raw_header()?).unwrap())
 }
 
 /// The raw disk of this image, read from memory.
 pub fn raw_in_memory(image: &[u8]) -> Result<Qcow2Raw, String> {
-    raw(image, Arc::new(Memory::new(image.to_vec())))
+    raw(image, Arc::new(MemoryReader::new(image.to_vec())))
 }
 
 /// Reads everything in pieces, by both ways, and the map; only malformed bytes may be the reason of an error.
@@ -130,7 +130,7 @@ pub async fn survives(image: &[u8]) {
             (Ok(bytes), Ok(true)) => assert!(*bytes == buf),
             (Ok(_), Ok(false)) => {}
             (Err(error), again) => {
-                assert_eq!(error.fault(), Fault::Malformed, "{}", error.chain());
+                assert_eq!(error.fault(), FaultClass::Malformed, "{}", error.chain());
                 assert!(again.map_or(true, |ready| !ready));
             }
             (Ok(_), Err(error)) => panic!("read, and then not: {}", error.chain()),

@@ -9,7 +9,7 @@
     reason = "a broken promise should fail the test"
 )]
 
-use ocifs::io::{ByteRange, Fault, ReadAt, read_all, read_vec};
+use ocifs::io::{ByteRange, FaultClass, ReadAt, read_all, read_vec};
 
 /// Fails, naming `name`, when `bytes` are not exactly `expected` through any door of the trait.
 pub async fn check(name: &str, bytes: &dyn ReadAt, expected: &[u8]) {
@@ -52,10 +52,10 @@ pub async fn check(name: &str, bytes: &dyn ReadAt, expected: &[u8]) {
             continue;
         }
         let error = read_vec(bytes, range).await.expect_err(name);
-        assert_eq!(error.fault(), Fault::Usage, "{name}: {range} passes the end");
+        assert_eq!(error.fault(), FaultClass::Usage, "{name}: {range} passes the end");
         let mut buf = vec![0; length as usize];
         let error = bytes.read_at(start, &mut buf).await.expect_err(name);
-        assert_eq!(error.fault(), Fault::Usage, "{name}: {range} passes the end");
+        assert_eq!(error.fault(), FaultClass::Usage, "{name}: {range} passes the end");
     }
 
     let mut at = 0;

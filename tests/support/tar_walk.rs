@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use ocifs::io::ByteRange;
-use ocifs::layer::{Need, TarError, TarLimits, TarWalker, Toc};
+use ocifs::layer::{TableOfContents, TarError, TarLimits, TarWalker, WalkerNeed};
 
 /// How many reads and bytes a walk with random access took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,12 +16,12 @@ pub(crate) struct Cost {
 }
 
 /// All bytes at once.
-pub(crate) fn whole(bytes: &[u8]) -> Result<Toc, TarError> {
+pub(crate) fn whole(bytes: &[u8]) -> Result<TableOfContents, TarError> {
     chunked(bytes, usize::MAX)
 }
 
 /// One piece of `chunk` bytes after the other, bodies included.
-pub(crate) fn chunked(bytes: &[u8], chunk: usize) -> Result<Toc, TarError> {
+pub(crate) fn chunked(bytes: &[u8], chunk: usize) -> Result<TableOfContents, TarError> {
     let mut walker = TarWalker::new(TarLimits::default());
     let mut offset = 0;
     for piece in bytes.chunks(chunk) {
@@ -32,11 +32,11 @@ pub(crate) fn chunked(bytes: &[u8], chunk: usize) -> Result<Toc, TarError> {
 }
 
 /// Only what is needed, and `ahead` more bytes with every read.
-pub(crate) fn ranged(bytes: &[u8], ahead: u64) -> (Result<Toc, TarError>, Cost) {
+pub(crate) fn ranged(bytes: &[u8], ahead: u64) -> (Result<TableOfContents, TarError>, Cost) {
     let size = bytes.len() as u64;
     let mut walker = TarWalker::new(TarLimits::default());
     let mut cost = Cost::default();
-    while let Need::Bytes(need) = walker.need() {
+    while let WalkerNeed::Bytes(need) = walker.need() {
         if need.start >= size {
             break;
         }

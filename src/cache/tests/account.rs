@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use super::super::account::{Account, Tally};
+use super::super::account::{Usage, UsageFile};
 use super::super::census;
 use super::*;
-use crate::cache::Limit;
+use crate::cache::SizeLimit;
 
 const MIB: u64 = 1 << 20;
 
@@ -21,11 +21,11 @@ fn du(path: &Path) -> u64 {
     found.blocks() * 512 + below
 }
 
-fn limited(place: &Place, limit: u64) -> Cache {
-    Cache::open_limited(place.dir.path(), Limit::Bytes(limit)).unwrap()
+fn limited(place: &Place, limit: u64) -> BlockCache {
+    BlockCache::open_limited(place.dir.path(), SizeLimit::Bytes(limit)).unwrap()
 }
 
-fn fits(place: &Place, cache: &Cache) {
+fn fits(place: &Place, cache: &BlockCache) {
     let (used, here) = (cache.used().unwrap(), du(&place.dir.path().join("v1")));
     assert!(used >= here, "the account says {used}, the files take {here}");
     assert!(used <= here + BLOCK, "the account says {used}, the files take {here}");
@@ -59,7 +59,7 @@ async fn what_a_poisoned_blob_took_is_given_back() {
     let content = noise(8 * MIB, 231);
     let cached = cache.blob(&Digest::sha256(b"something else"), Source::new(&content)).unwrap();
     assert!(cached.ensure(ByteRange::new(0, content.len() as u64)).await.is_err());
-    assert_eq!(cached.state(), State::Poisoned);
+    assert_eq!(cached.state(), VerificationState::Poisoned);
     assert!(cache.used().unwrap() < MIB);
     fits(&place, &cache);
 }
@@ -67,12 +67,12 @@ async fn what_a_poisoned_blob_took_is_given_back() {
 #[test]
 fn a_count_beside_a_removal_never_makes_the_account_too_low() {
     let dir = tempfile::tempdir().unwrap();
-    let account = Account::new(dir.path());
-    let tally = Tally { used: 30_000, counted: 7, ..Tally::default() };
+    let account = UsageFile::new(dir.path());
+    let tally = Usage { used: 30_000, counted: 7, ..Usage::default() };
     account.change(|_| (Some(tally), ())).unwrap();
     // A prune removes a file of 20000 bytes; before it says so a count ends, which did not find the file any more.
     let mark = account.mark();
-    account.change(|_| (Some(Tally { used: 10_000, counted: 8, ..tally }), ())).unwrap();
+    account.change(|_| (Some(Usage { used: 10_000, counted: 8, ..tally }), ())).unwrap();
     account.give_back(20_000, mark);
     assert_eq!(account.change(|known| (None, known)).unwrap().unwrap().used, 10_000);
 }
@@ -91,7 +91,7 @@ async fn prunes_beside_counts_leave_no_account_that_is_too_low() {
         let pruned = place
             .cache()
             .inventory()
-            .prune(crate::cache::Prune { older_than: None, keep: Some(0) }, |_, _| {});
+            .prune(crate::cache::PrunePolicy { older_than: None, keep: Some(0) }, |_, _| {});
         assert!(pruned.unwrap().removed > 0);
         for _ in 0..200 {
             let root = place.dir.path().join("v1");
@@ -104,7 +104,7 @@ async fn prunes_beside_counts_leave_no_account_that_is_too_low() {
     }
 }
 
-async fn filled_in(cache: &Cache, content: &[u8]) {
+async fn filled_in(cache: &BlockCache, content: &[u8]) {
     let cached = cache.blob(&Digest::sha256(content), Source::new(content)).unwrap();
     // Refused while the account is not known, which is no matter here.
     cached.ensure(ByteRange::new(0, content.len() as u64)).await.unwrap();

@@ -76,12 +76,12 @@ impl Line {
 /// What the cache holds, so that the counts live on the shared one.
 struct Fetched(Arc<Line>);
 
-impl Fetch for Fetched {
+impl RangeFetch for Fetched {
     fn size(&self) -> u64 {
         self.0.content.len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         let line = self.0.clone();
         Box::pin(async move {
             line.asked.lock().unwrap().push(range);
@@ -105,17 +105,17 @@ impl Fetch for Fetched {
                 let _counted = &counted;
                 chunk
             });
-            Ok(Delivery { range, body: body.boxed() })
+            Ok(RangeDelivery { range, body: body.boxed() })
         })
     }
 }
 
-fn blob(cache: &Cache, line: &Arc<Line>) -> Arc<Cached> {
+fn blob(cache: &BlockCache, line: &Arc<Line>) -> Arc<CachedFile> {
     cache.blob(&Digest::sha256(&line.content), Arc::new(Fetched(line.clone()))).unwrap()
 }
 
 /// Reads as a mount does: on the thread itself when it can.
-async fn read(cached: &Cached, content: &[u8], start: u64, len: u64) {
+async fn read(cached: &CachedFile, content: &[u8], start: u64, len: u64) {
     let mut buf = vec![0xa5; len as usize];
     if !cached.read_ready(start, &mut buf).unwrap() {
         tokio::time::timeout(PATIENCE, cached.read_at(start, &mut buf)).await.unwrap().unwrap();
@@ -290,12 +290,12 @@ struct Stopping {
     on: Arc<tokio::sync::Semaphore>,
 }
 
-impl Fetch for Stopping {
+impl RangeFetch for Stopping {
     fn size(&self) -> u64 {
         self.content.len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         let head = self.content.slice(range.start as usize..range.end as usize);
         let on = self.on.clone();
         Box::pin(async move {
@@ -306,7 +306,7 @@ impl Fetch for Stopping {
                 on.acquire().await.unwrap().forget();
                 Ok(tail)
             });
-            Ok(Delivery { range, body: first.chain(second).boxed() })
+            Ok(RangeDelivery { range, body: first.chain(second).boxed() })
         })
     }
 }

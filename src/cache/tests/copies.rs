@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::cache::{Inventory, Limit, SMALL, Verify};
+use crate::cache::{CacheInventory, SMALL, SizeLimit, VerifyMode};
 
 const MIB: u64 = 1 << 20;
 
@@ -28,17 +28,17 @@ impl Turncoat {
     }
 }
 
-impl Fetch for Turncoat {
+impl RangeFetch for Turncoat {
     fn size(&self) -> u64 {
         self.first.size()
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         if self.has_turned.load(Ordering::SeqCst) { self.then.fetch(range) } else { self.first.fetch(range) }
     }
 }
 
-async fn read(cached: &Arc<Cached>, start: u64, len: u64) -> Result<Vec<u8>, ReadError> {
+async fn read(cached: &Arc<CachedFile>, start: u64, len: u64) -> Result<Vec<u8>, ReadError> {
     read_vec(&**cached, ByteRange::at(start, len)).await
 }
 
@@ -47,7 +47,7 @@ async fn a_block_that_went_cannot_come_back_different() {
     let (first, then) = (noise(16 * MIB, 500), noise(16 * MIB, 501));
     for digest in [Digest::sha256(&first), Digest::sha256(&then)] {
         let place = Place::new();
-        let cache = Cache::open_limited(place.dir.path(), Limit::Bytes(4 * MIB)).unwrap();
+        let cache = BlockCache::open_limited(place.dir.path(), SizeLimit::Bytes(4 * MIB)).unwrap();
         let source = Turncoat::new(&first, &then);
         let cached = cache.blob(&digest, source.clone()).unwrap();
         assert!(read(&cached, 0, 4096).await.unwrap() == first[..4096]);
@@ -56,8 +56,8 @@ async fn a_block_that_went_cannot_come_back_different() {
         }
         assert!(!cached.present(ByteRange::new(0, 4096)), "it went");
         source.turn();
-        assert_eq!(read(&cached, 0, 4096).await.unwrap_err().fault(), Fault::Mismatch);
-        assert_eq!(cached.state(), State::Poisoned);
+        assert_eq!(read(&cached, 0, 4096).await.unwrap_err().fault(), FaultClass::Mismatch);
+        assert_eq!(cached.state(), VerificationState::Poisoned);
     }
 }
 
@@ -65,12 +65,14 @@ async fn a_block_that_went_cannot_come_back_different() {
 async fn a_block_that_was_never_stored_cannot_come_again_different() {
     let (first, then) = (noise(12 * MIB, 510), noise(12 * MIB, 511));
     let place = Place::new();
-    let cache = Cache::open_limited(place.dir.path(), Limit::Bytes(4 * MIB)).unwrap();
+    let cache = BlockCache::open_limited(place.dir.path(), SizeLimit::Bytes(4 * MIB)).unwrap();
     // Handed out to nobody in particular, all of the cache is kept.
     let other = noise(8 * MIB, 512);
     let held = cache.blob(&Digest::sha256(&other), Source::new(&other)).unwrap();
-    let elsewhere =
-        Cache::open(place.dir.path()).unwrap().blob(&Digest::sha256(&other), Source::new(&other)).unwrap();
+    let elsewhere = BlockCache::open(place.dir.path())
+        .unwrap()
+        .blob(&Digest::sha256(&other), Source::new(&other))
+        .unwrap();
     read_all(&*held).await.unwrap();
     let digest = Digest::sha256(&then);
     let source = Turncoat::new(&first, &then);
@@ -81,10 +83,10 @@ async fn a_block_that_was_never_stored_cannot_come_again_different() {
     source.turn();
     drop((held, elsewhere));
     // Nor in another process, which has room.
-    let there = Cache::open(place.dir.path()).unwrap().blob(&digest, source.clone()).unwrap();
+    let there = BlockCache::open(place.dir.path()).unwrap().blob(&digest, source.clone()).unwrap();
     for cached in [there, cached] {
-        assert_eq!(read(&cached, 5 * BLOCK, 100).await.unwrap_err().fault(), Fault::Mismatch);
-        assert_eq!(cached.state(), State::Poisoned);
+        assert_eq!(read(&cached, 5 * BLOCK, 100).await.unwrap_err().fault(), FaultClass::Mismatch);
+        assert_eq!(cached.state(), VerificationState::Poisoned);
     }
 }
 
@@ -95,7 +97,7 @@ async fn what_was_found_wrong_begins_anew_with_all_that_was_made_of_it() {
     let digest = Digest::sha256(&right);
     let cache = || place.cache().for_origin("registry.test/a");
     let streams = [noise(SIZE, 522), noise(SIZE, 523)];
-    let made = |cache: &Cache, copy: &[u8; 16]| {
+    let made = |cache: &BlockCache, copy: &[u8; 16]| {
         let stream = cache.stream(&digest, sums(&streams[0]), Source::new(&streams[0])).unwrap();
         let claim = cache.claimed_stream(&digest, &[7; 32], copy, Source::new(&streams[1])).unwrap();
         cache.put_offer(&digest, b"offer").unwrap();
@@ -121,15 +123,15 @@ async fn what_was_found_wrong_begins_anew_with_all_that_was_made_of_it() {
     let there = place.cache().for_origin("registry.test/b");
     let honest = there.blob(&digest, Source::new(&right)).unwrap();
     let theirs = made(&there, &honest.copy_number().unwrap());
-    assert_eq!(read_all(&*bad).await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(read_all(&*bad).await.unwrap_err().fault(), FaultClass::Mismatch);
     assert_eq!(files().len(), 5, "those of the other place: {:?}", files());
     drop(theirs);
     // A new process reads it anew; the one that may have handed out wrong bytes does not.
     let good = cache().blob(&digest, Source::new(&right)).unwrap();
     assert_ne!(good.copy_number().unwrap(), number);
     assert_eq!(read_all(&*good).await.unwrap(), right);
-    assert_eq!(bad.state(), State::Poisoned);
-    assert_eq!(read_all(&*bad).await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(bad.state(), VerificationState::Poisoned);
+    assert_eq!(read_all(&*bad).await.unwrap_err().fault(), FaultClass::Mismatch);
     assert_eq!(read_all(&*honest).await.unwrap(), right);
 }
 
@@ -138,14 +140,14 @@ async fn wrong_bytes_that_were_given_to_no_reader_are_fetched_again_by_the_next(
     let place = Place::new();
     let (right, wrong) = (noise(SIZE, 525), noise(SIZE, 526));
     let source = Turncoat::new(&wrong, &right);
-    let cache = place.cache().verifying(Verify::Lazy, SMALL);
+    let cache = place.cache().verifying(VerifyMode::Lazy, SMALL);
     let cached = cache.blob(&Digest::sha256(&right), source.clone()).unwrap();
-    assert_eq!(read(&cached, 0, 10).await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(read(&cached, 0, 10).await.unwrap_err().fault(), FaultClass::Mismatch);
     assert!(cached.is_rejected() && cached.bytes_present() == 0);
-    assert_eq!(cached.state(), State::Poisoned);
+    assert_eq!(cached.state(), VerificationState::Poisoned);
     source.turn();
     assert!(read(&cached, 0, 10).await.unwrap() == right[..10]);
-    assert_eq!(cached.state(), State::Verified);
+    assert_eq!(cached.state(), VerificationState::Verified);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +157,7 @@ async fn what_is_served_is_what_lies_on_disk_and_the_rest_is_not_kept() {
     let digest = Digest::sha256(b"layer");
     let claim = place.cache().claimed_stream(&digest, &[7; 32], &[1; 16], Source::new(&wrong)).unwrap();
     read(&claim, 3 * BLOCK, 10).await.unwrap();
-    let served = claim.as_served(Arc::new(crate::io::Memory::new(right.clone())));
+    let served = claim.as_served(Arc::new(crate::io::MemoryReader::new(right.clone())));
     let mut expected = right.clone();
     let block = 3 * BLOCK as usize..4 * BLOCK as usize;
     expected[block.clone()].copy_from_slice(&wrong[block]);
@@ -177,7 +179,7 @@ async fn what_was_decoded_from_a_copy_that_is_gone_is_collected() {
         cache.claimed_stream(&digest, &[7; 32], &blob.copy_number().unwrap(), Source::new(&content)).unwrap();
     read(&claim, 0, 10).await.unwrap();
     drop((blob, claim));
-    let inventory = Inventory::open(place.dir.path()).unwrap().unwrap();
+    let inventory = CacheInventory::open(place.dir.path()).unwrap().unwrap();
     assert_eq!(inventory.collect(|_, _, _| {}).unwrap().removed, 0);
     let blob = place.dir.path().join("v1/blobs/sha256");
     for entry in std::fs::read_dir(blob).unwrap() {

@@ -22,9 +22,9 @@ async fn heals(seed: u64, refetched: u64, damage: impl Fn(&Place, &Digest)) {
     assert_eq!(source.delivered(), refetched);
     assert_eq!(read_all(&*cached).await.unwrap(), content);
     assert_eq!(source.delivered(), refetched);
-    assert_eq!(cached.state(), State::Verified);
+    assert_eq!(cached.state(), VerificationState::Verified);
     drop(cached);
-    wait_for_disk(&place, &digest, SIZE, State::Verified).await;
+    wait_for_disk(&place, &digest, SIZE, VerificationState::Verified).await;
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_lost_record_of_verified_content_leaves_the_data_alone() {
     let cached = place.cache().blob(&digest, source.clone()).unwrap();
     assert_eq!(read_all(&*cached).await.unwrap(), content);
     assert_eq!(source.delivered(), BLOCK);
-    assert_eq!(cached.state(), State::Verified);
+    assert_eq!(cached.state(), VerificationState::Verified);
     // The kernel may be reading the file for others.
     assert_eq!(written(&place), before, "the data was written again");
 }
@@ -155,8 +155,8 @@ async fn a_verified_block_is_not_replaced_by_other_bytes() {
     overwrite(&place.data(&digest), 0, &[0; 8]);
     let source = Source::new(&noise(SIZE, 33));
     let cached = place.cache().blob(&digest, source).unwrap();
-    assert_eq!(read_vec(&*cached, ByteRange::new(0, 9)).await.unwrap_err().fault(), Fault::Mismatch);
-    assert_eq!(cached.state(), State::Verified);
+    assert_eq!(read_vec(&*cached, ByteRange::new(0, 9)).await.unwrap_err().fault(), FaultClass::Mismatch);
+    assert_eq!(cached.state(), VerificationState::Verified);
     let tail = read_vec(&*cached, ByteRange::new(BLOCK, SIZE)).await.unwrap();
     assert_eq!(tail, content[BLOCK as usize..]);
 }
@@ -175,27 +175,27 @@ async fn the_read_that_completes_a_wrong_blob_fails_and_so_does_every_read_after
             read_vec(&*other, range).await.unwrap();
         }
         let last = read_vec(&*cached, ByteRange::at(order[2] * BLOCK, 10)).await;
-        assert_eq!(last.unwrap_err().fault(), Fault::Mismatch);
+        assert_eq!(last.unwrap_err().fault(), FaultClass::Mismatch);
         for reader in [cached, other] {
-            assert_eq!(reader.state(), State::Poisoned);
+            assert_eq!(reader.state(), VerificationState::Poisoned);
             let mut buf = [0; 10];
-            assert_eq!(reader.read_ready(0, &mut buf).unwrap_err().fault(), Fault::Mismatch);
-            assert_eq!(reader.read_at(0, &mut buf).await.unwrap_err().fault(), Fault::Mismatch);
-            assert_eq!(reader.ensure(ByteRange::new(0, 10)).await.unwrap_err().fault(), Fault::Mismatch);
+            assert_eq!(reader.read_ready(0, &mut buf).unwrap_err().fault(), FaultClass::Mismatch);
+            assert_eq!(reader.read_at(0, &mut buf).await.unwrap_err().fault(), FaultClass::Mismatch);
+            assert_eq!(reader.ensure(ByteRange::new(0, 10)).await.unwrap_err().fault(), FaultClass::Mismatch);
             assert!(!reader.present(ByteRange::new(0, 10)));
             assert_eq!(reader.bytes_present(), 0);
         }
         assert_eq!(fs::metadata(place.data(&digest)).unwrap().len(), 0);
         // Who opens it next begins anew.
         let third = place.cache().blob(&digest, Source::new(&content)).unwrap();
-        assert_eq!(third.state(), State::Partial);
+        assert_eq!(third.state(), VerificationState::Partial);
         assert!(read_vec(&*third, ByteRange::new(0, 10)).await.unwrap() == content[..10]);
     }
 }
 
 #[tokio::test]
 async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_served() {
-    for (right, state) in [(true, State::Verified), (false, State::Poisoned)] {
+    for (right, state) in [(true, VerificationState::Verified), (false, VerificationState::Poisoned)] {
         let place = Place::new();
         let content = noise(3 * BLOCK, 35);
         let digest = if right { Digest::sha256(&content) } else { Digest::sha256(b"other") };
@@ -203,7 +203,8 @@ async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_ser
             // What a process leaves that dies between its last block and the comparison.
             let map = place.map(&digest);
             place.cache();
-            let pair = pair::Pair::open(&place.data(&digest), &map, sidecar::Kind::Blob, &digest).unwrap();
+            let pair = pair::BlockFile::open(&place.data(&digest), &map, sidecar::ContentKind::Blob, &digest)
+                .unwrap();
             pair.sidecar.settle_size(&digest, 3 * BLOCK).unwrap();
             for (block, bytes) in content.chunks(BLOCK as usize).enumerate() {
                 assert!(pair.store(block as u64, bytes, &blake3::hash(bytes).into()).is_ok());
@@ -212,7 +213,7 @@ async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_ser
         let source = Source::new(&content);
         let cached = place.cache().blob(&digest, source.clone()).unwrap();
         assert!(cached.present(ByteRange::new(0, 3 * BLOCK)));
-        assert_ne!(cached.state(), State::Verified);
+        assert_ne!(cached.state(), VerificationState::Verified);
         let mut buf = [0; 10];
         assert!(!cached.read_ready(0, &mut buf).unwrap());
         assert_eq!(cached.read_at(0, &mut buf).await.is_ok(), right);
@@ -228,14 +229,18 @@ async fn a_forward_pass_that_hashed_other_bytes_poisons_unless_they_were_verifie
     let wrong = Digest::sha256(b"wrong");
     let digest = Digest::sha256(&content);
     let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
-    assert_eq!(cached.mark_verified_by(&digest).unwrap(), State::Partial, "not all of it is here");
+    assert_eq!(
+        cached.mark_verified_by(&digest).unwrap(),
+        VerificationState::Partial,
+        "not all of it is here"
+    );
     read_all(&*cached).await.unwrap();
-    assert_eq!(cached.mark_verified_by(&digest).unwrap(), State::Verified);
+    assert_eq!(cached.mark_verified_by(&digest).unwrap(), VerificationState::Verified);
     assert!(cached.mark_verified_by(&wrong).is_err());
-    assert_eq!(cached.state(), State::Verified);
+    assert_eq!(cached.state(), VerificationState::Verified);
     let other = Digest::sha256(b"another");
     let cached = place.cache().blob(&other, Source::new(&content)).unwrap();
     read_vec(&*cached, ByteRange::new(0, 1)).await.unwrap();
-    assert_eq!(cached.mark_verified_by(&wrong).unwrap_err().fault(), Fault::Mismatch);
-    assert_eq!(cached.state(), State::Poisoned);
+    assert_eq!(cached.mark_verified_by(&wrong).unwrap_err().fault(), FaultClass::Mismatch);
+    assert_eq!(cached.state(), VerificationState::Poisoned);
 }

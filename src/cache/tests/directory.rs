@@ -12,7 +12,7 @@ fn documents_are_hashed_on_the_way_in_and_on_the_way_out() {
     let cache = place.cache();
     let digest = Digest::sha256(b"{}");
     assert!(cache.document(&digest).unwrap().is_none());
-    assert_eq!(cache.put_document(&digest, b"[]").unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(cache.put_document(&digest, b"[]").unwrap_err().fault(), FaultClass::Mismatch);
     cache.put_document(&digest, b"{}").unwrap();
     assert_eq!(cache.document(&digest).unwrap().unwrap(), "{}");
     let path = place.file("documents", &digest);
@@ -34,29 +34,29 @@ fn a_damaged_index_is_absent() {
     let digest = Digest::sha256(b"a layer");
     let path = place.file("indexes", &digest);
     let index = noise(1000, 42);
-    assert!(cache.learnt(Learnt::Archive, &digest).unwrap().is_none());
-    cache.put_learnt(Learnt::Archive, &digest, b"older").unwrap();
-    cache.put_learnt(Learnt::Archive, &digest, &index).unwrap();
-    assert_eq!(cache.learnt(Learnt::Archive, &digest).unwrap().unwrap(), index);
+    assert!(cache.learnt(LayerMetadata::Archive, &digest).unwrap().is_none());
+    cache.put_learnt(LayerMetadata::Archive, &digest, b"older").unwrap();
+    cache.put_learnt(LayerMetadata::Archive, &digest, &index).unwrap();
+    assert_eq!(cache.learnt(LayerMetadata::Archive, &digest).unwrap().unwrap(), index);
     for damage in [0, 999, 1000, 1008, 1016, 1063] {
-        cache.put_learnt(Learnt::Archive, &digest, &index).unwrap();
+        cache.put_learnt(LayerMetadata::Archive, &digest, &index).unwrap();
         let mut bytes = fs::read(&path).unwrap();
         bytes[damage] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert!(cache.learnt(Learnt::Archive, &digest).unwrap().is_none(), "byte {damage}");
+        assert!(cache.learnt(LayerMetadata::Archive, &digest).unwrap().is_none(), "byte {damage}");
     }
     for len in [0, 63, 64, 1063] {
-        cache.put_learnt(Learnt::Archive, &digest, &index).unwrap();
+        cache.put_learnt(LayerMetadata::Archive, &digest, &index).unwrap();
         OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
-        assert!(cache.learnt(Learnt::Archive, &digest).unwrap().is_none(), "cut to {len}");
+        assert!(cache.learnt(LayerMetadata::Archive, &digest).unwrap().is_none(), "cut to {len}");
     }
     // The index of one layer is not that of another.
-    cache.put_learnt(Learnt::Archive, &digest, &index).unwrap();
+    cache.put_learnt(LayerMetadata::Archive, &digest, &index).unwrap();
     let other = Digest::sha256(b"another layer");
     fs::rename(&path, place.file("indexes", &other)).unwrap();
-    assert!(cache.learnt(Learnt::Archive, &other).unwrap().is_none());
-    cache.put_learnt(Learnt::Archive, &digest, b"").unwrap();
-    assert_eq!(cache.learnt(Learnt::Archive, &digest).unwrap().unwrap(), b"");
+    assert!(cache.learnt(LayerMetadata::Archive, &other).unwrap().is_none());
+    cache.put_learnt(LayerMetadata::Archive, &digest, b"").unwrap();
+    assert_eq!(cache.learnt(LayerMetadata::Archive, &digest).unwrap().unwrap(), b"");
     // What was offered belongs to who offered it, and can be forgotten twice.
     cache.put_offer(&digest, b"offered").unwrap();
     assert!(cache.for_origin("elsewhere").offer(&digest).unwrap().is_none());
@@ -75,23 +75,23 @@ fn a_directory_that_others_may_write_is_refused() {
     let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     for bad in [0o770, 0o702, 0o777] {
         mode(&root, bad);
-        let error = Cache::open(place.dir.path()).err().unwrap();
-        assert_eq!(error.fault(), Fault::Usage);
+        let error = BlockCache::open(place.dir.path()).err().unwrap();
+        assert_eq!(error.fault(), FaultClass::Usage);
         assert!(error.to_string().contains(&format!("{bad:04o}")), "{error}");
     }
     mode(&root, 0o755);
     place.cache();
     assert_eq!(fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
     mode(place.dir.path(), 0o777);
-    assert_eq!(Cache::open(place.dir.path()).err().unwrap().fault(), Fault::Usage);
+    assert_eq!(BlockCache::open(place.dir.path()).err().unwrap().fault(), FaultClass::Usage);
     mode(place.dir.path(), 0o1777);
     place.cache();
     fs::remove_dir_all(&root).unwrap();
     std::os::unix::fs::symlink("/tmp", &root).unwrap();
-    assert!(matches!(Cache::open(place.dir.path()), Err(CacheError::NotADirectory { .. })));
+    assert!(matches!(BlockCache::open(place.dir.path()), Err(CacheError::NotADirectory { .. })));
     let file = place.dir.path().join("file");
     fs::write(&file, "").unwrap();
-    assert!(Cache::open(&file).is_err());
+    assert!(BlockCache::open(&file).is_err());
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_directory_of_another_user_is_refused() {
     let root = place.dir.path().join("v1");
     for path in [root.as_path(), place.dir.path()] {
         std::os::unix::fs::chown(path, Some(12345), None).unwrap();
-        let error = Cache::open(place.dir.path()).err().unwrap();
+        let error = BlockCache::open(place.dir.path()).err().unwrap();
         assert!(matches!(error, CacheError::NotOurs { owner: 12345, user: 0, .. }), "{error}");
         std::os::unix::fs::chown(path, Some(0), None).unwrap();
     }
@@ -137,7 +137,7 @@ fn a_sidecar_of_another_version_is_refused_and_left_alone() {
     bytes[160..192].copy_from_slice(sum.as_bytes());
     fs::write(place.map(&digest), &bytes).unwrap();
     let error = cache.blob(&digest, Source::new(b"x")).err().unwrap();
-    assert_eq!(error.fault(), Fault::Unsupported);
+    assert_eq!(error.fault(), FaultClass::Unsupported);
     assert_eq!(fs::read(place.map(&digest)).unwrap(), bytes);
 }
 
@@ -169,7 +169,7 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     let (one, two) = (noise(2 * BLOCK + 9, 61), noise(3 * BLOCK + 5, 62));
     let (here, there) = (place.cache().for_origin("ghcr.io/a"), place.cache().for_origin("ghcr.io/b"));
     let (ids, copies) = ([[1; 32], [2; 32]], [[3; 16], [4; 16]]);
-    let open = |cache: &Cache, id, content: &[u8]| {
+    let open = |cache: &BlockCache, id, content: &[u8]| {
         cache.claimed_stream(&digest, id, &copies[0], Source::new(content))
     };
 
@@ -178,12 +178,12 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     let second = open(&here, &ids[1], &two).unwrap();
     for (cached, content) in [(&stream, &right), (&first, &one), (&second, &two)] {
         assert_eq!(read_all(&**cached).await.unwrap(), *content);
-        assert_eq!(cached.state(), State::Complete);
+        assert_eq!(cached.state(), VerificationState::Complete);
     }
     assert!(Arc::ptr_eq(&first, &open(&here, &ids[0], &one).unwrap()), "one value while it lives");
     assert!(first.backing().is_none() && stream.backing().is_none());
-    first.set_verified(Verified::Partial);
-    assert_eq!(first.verified(), Verified::Partial);
+    first.set_verified(VerifiedLevel::Partial);
+    assert_eq!(first.verified(), VerifiedLevel::Partial);
 
     // Another place with the same index fetches for itself.
     let source = Source::new(&two);
@@ -192,7 +192,7 @@ async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_la
     assert_eq!(source.delivered(), two.len() as u64);
 
     // The stream belongs to its place until there is an index of the layer.
-    here.put_learnt(Learnt::Archive, &digest, b"index").unwrap();
+    here.put_learnt(LayerMetadata::Archive, &digest, b"index").unwrap();
     let shared = there.stream(&digest, sums(&right), Source::new(&right)).unwrap();
     assert_eq!(read_all(&*shared).await.unwrap(), right);
     let mut names: Vec<_> = ["streams", "claims"]

@@ -53,20 +53,20 @@ impl HereSource {
     }
 }
 
-impl Fetch for HereSource {
+impl RangeFetch for HereSource {
     fn size(&self) -> u64 {
         self.bytes.size()
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let mut bytes = vec![0; range.len() as usize];
             self.bytes.read_exact_at(&mut bytes, range.start).unwrap();
             if !self.bytes.is_unchanged() {
-                return Err(ReadError::new(Fault::Mismatch, "it was changed"));
+                return Err(ReadError::new(FaultClass::Mismatch, "it was changed"));
             }
             let body = futures_util::stream::iter([Ok(Bytes::from(bytes))]).boxed();
-            Ok(Delivery { range, body })
+            Ok(RangeDelivery { range, body })
         })
     }
 
@@ -93,13 +93,13 @@ async fn a_local_blob_is_read_compared_and_handed_to_the_kernel_and_not_copied()
     let digest = Digest::sha256(&content);
     let path = home.path().join("blob");
     std::fs::write(&path, &content).unwrap();
-    let cache = place.cache().verifying(Verify::Lazy, SMALL);
+    let cache = place.cache().verifying(VerifyMode::Lazy, SMALL);
     let open = || cache.blob(&digest, HereSource::new(&path, ByteRange::new(0, SIZE))).unwrap();
     let cached = open();
-    assert!(cached.backing().is_none() && cached.state() == State::Partial);
+    assert!(cached.backing().is_none() && cached.state() == VerificationState::Partial);
     check_random_ranges(&*cached, &content).await;
     cached.ensure(ByteRange::new(0, SIZE)).await.unwrap();
-    assert_eq!((cached.state(), cached.verified()), (State::Verified, Verified::Full));
+    assert_eq!((cached.state(), cached.verified()), (VerificationState::Verified, VerifiedLevel::Full));
     assert!(cached.backing().is_some());
     assert!(!place.data(&digest).exists() && !place.map(&digest).exists());
     assert_eq!(std::fs::read_dir(place.dir.path().join("v1/blobs/sha256")).unwrap().count(), 0);
@@ -117,7 +117,7 @@ async fn a_local_blob_is_read_compared_and_handed_to_the_kernel_and_not_copied()
     let cached = cache.blob(&Digest::sha256(part), HereSource::new(&path, range)).unwrap();
     check_random_ranges(&*cached, part).await;
     cached.ensure(ByteRange::new(0, range.len())).await.unwrap();
-    assert!(cached.state() == State::Verified && cached.backing().is_none());
+    assert!(cached.state() == VerificationState::Verified && cached.backing().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,7 +131,7 @@ async fn a_wrong_local_blob_is_poisoned_and_its_file_stays_as_it_is() {
         .blob(&Digest::sha256(b"other"), HereSource::new(&path, ByteRange::new(0, SIZE)))
         .unwrap();
     let error = cached.ensure(ByteRange::new(0, SIZE)).await.unwrap_err();
-    assert_eq!((error.fault(), cached.state()), (Fault::Mismatch, State::Poisoned));
+    assert_eq!((error.fault(), cached.state()), (FaultClass::Mismatch, VerificationState::Poisoned));
     assert_eq!(std::fs::read(&path).unwrap(), content);
 }
 
@@ -150,9 +150,9 @@ async fn of_a_local_file_that_changes_only_compared_bytes_are_read() {
         read(block).await.unwrap();
     }
     change(&path, 50, b"wrong");
-    assert_eq!(read(0).await.unwrap_err().fault(), Fault::Mismatch, "read before, and another now");
+    assert_eq!(read(0).await.unwrap_err().fault(), FaultClass::Mismatch, "read before, and another now");
     assert_eq!(read(1).await.unwrap(), &content[BLOCK as usize..][..100], "read before, and the same now");
-    assert_eq!(read(SIZE / BLOCK - 1).await.unwrap_err().fault(), Fault::Mismatch, "never compared");
+    assert_eq!(read(SIZE / BLOCK - 1).await.unwrap_err().fault(), FaultClass::Mismatch, "never compared");
     let mut buf = [0; 100];
     assert!(!cached.read_ready(0, &mut buf).unwrap_or(false));
     assert!(cached.backing().is_none());

@@ -24,7 +24,8 @@ use futures_util::StreamExt as _;
 use super::sidecar::BLOCK;
 use super::*;
 use crate::io::{
-    BoxFuture, ByteRange, Delivery, Fault, Fetch, ReadAt, ReadError, Verified, read_all, read_vec,
+    BoxFuture, ByteRange, FaultClass, RangeDelivery, RangeFetch, ReadAt, ReadError, VerifiedLevel, read_all,
+    read_vec,
 };
 use crate::oci::Digest;
 
@@ -88,12 +89,12 @@ impl Source {
     }
 }
 
-impl Fetch for Source {
+impl RangeFetch for Source {
     fn size(&self) -> u64 {
         self.content.len() as u64
     }
 
-    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+    fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         assert!(!range.is_empty() && range.end <= self.size(), "{range:?} was asked");
         assert!(range.len() <= 8 << 20, "{range:?} was asked");
         self.asked.lock().unwrap().push(range);
@@ -101,7 +102,7 @@ impl Fetch for Source {
         Box::pin(async move {
             tokio::time::sleep(self.delay).await;
             let size = self.size();
-            let refused = || ReadError::new(Fault::Unavailable, "the line is dead");
+            let refused = || ReadError::new(FaultClass::Unavailable, "the line is dead");
             let (range, body) = match answer {
                 Answer::Exact | Answer::Break(_) => (range, range),
                 Answer::Whole => (ByteRange::new(0, size), ByteRange::new(0, size)),
@@ -130,7 +131,7 @@ impl Fetch for Source {
                 tokio::time::sleep(delay).await;
                 chunk
             });
-            Ok(Delivery { range, body: body.boxed() })
+            Ok(RangeDelivery { range, body: body.boxed() })
         })
     }
 }
@@ -157,8 +158,8 @@ impl Place {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    fn cache(&self) -> Cache {
-        Cache::open(self.dir.path()).unwrap()
+    fn cache(&self) -> BlockCache {
+        BlockCache::open(self.dir.path()).unwrap()
     }
 
     fn file(&self, kind: &str, digest: &Digest) -> PathBuf {
@@ -190,7 +191,7 @@ fn sums(content: &[u8]) -> BlockSums {
 }
 
 /// The state is on disk a sync later than the answer.
-async fn wait_for_disk(place: &Place, digest: &Digest, size: u64, state: State) {
+async fn wait_for_disk(place: &Place, digest: &Digest, size: u64, state: VerificationState) {
     for _ in 0..200 {
         let other = place.cache().blob(digest, Source::new(&vec![0; size as usize])).unwrap();
         if other.state() == state {
@@ -206,7 +207,7 @@ async fn filled(place: &Place, content: &[u8]) -> Digest {
     let cached = place.cache().blob(&digest, Source::new(content)).unwrap();
     assert_eq!(read_all(&*cached).await.unwrap(), content);
     drop(cached);
-    wait_for_disk(place, &digest, content.len() as u64, State::Verified).await;
+    wait_for_disk(place, &digest, content.len() as u64, VerificationState::Verified).await;
     digest
 }
 
@@ -232,8 +233,8 @@ async fn check_random_ranges(bytes: &dyn ReadAt, content: &[u8]) {
     }
     for range in [ByteRange::new(size, size + 1), ByteRange::new(0, size + 1)] {
         let mut buf = vec![0; range.len() as usize];
-        assert_eq!(bytes.read_at(range.start, &mut buf).await.unwrap_err().fault(), Fault::Usage);
-        assert_eq!(bytes.read_ready(range.start, &mut buf).unwrap_err().fault(), Fault::Usage);
+        assert_eq!(bytes.read_at(range.start, &mut buf).await.unwrap_err().fault(), FaultClass::Usage);
+        assert_eq!(bytes.read_ready(range.start, &mut buf).unwrap_err().fault(), FaultClass::Usage);
     }
     assert_eq!(read_vec(bytes, ByteRange::at(size, 0)).await.unwrap(), b"");
 }
@@ -248,15 +249,15 @@ async fn every_range_reads_as_the_original() {
         check_random_ranges(&*cached, &content).await;
         assert_eq!(source.delivered(), size, "every byte was fetched once");
         assert_eq!(cached.fetched(), size);
-        assert_eq!(cached.state(), State::Verified);
+        assert_eq!(cached.state(), VerificationState::Verified);
         assert_eq!(cached.bytes_present(), size);
         let stream =
             place.cache().stream(&Digest::sha256(&content), sums(&content), Source::new(&content)).unwrap();
         check_random_ranges(&*stream, &content).await;
-        assert_eq!(stream.state(), State::Complete);
-        assert_eq!(stream.verified(), Verified::None);
-        stream.set_verified(Verified::Full);
-        assert_eq!(stream.verified(), Verified::Full);
+        assert_eq!(stream.state(), VerificationState::Complete);
+        assert_eq!(stream.verified(), VerifiedLevel::None);
+        stream.set_verified(VerifiedLevel::Full);
+        assert_eq!(stream.verified(), VerifiedLevel::Full);
     }
 }
 
@@ -308,14 +309,14 @@ async fn neighbouring_misses_are_one_fetch_of_whole_blocks() {
     assert!(cached.present(ByteRange::new(4 * BLOCK, 5 * BLOCK)));
     assert!(!cached.present(ByteRange::new(4 * BLOCK, 5 * BLOCK + 1)));
     assert_eq!(cached.bytes_present(), BLOCK);
-    assert_eq!(cached.verified(), Verified::None);
+    assert_eq!(cached.verified(), VerifiedLevel::None);
     read_vec(&*cached, ByteRange::new(2 * BLOCK + 9, SIZE)).await.unwrap();
     let around = [ByteRange::new(2 * BLOCK, 4 * BLOCK), ByteRange::new(4 * BLOCK, 5 * BLOCK)];
     assert_eq!(source.asked()[..2], around);
     assert_eq!(source.asked()[2..], [ByteRange::new(5 * BLOCK, SIZE)]);
     cached.ensure(ByteRange::new(0, SIZE)).await.unwrap();
     assert_eq!(source.delivered(), SIZE);
-    assert_eq!(cached.verified(), Verified::Full);
+    assert_eq!(cached.verified(), VerifiedLevel::Full);
 }
 
 #[tokio::test]
@@ -349,7 +350,7 @@ async fn a_wider_delivery_answers_readers_of_blocks_that_nobody_asked_it_for() {
     assert_eq!(source.asked().len(), 1, "the second reader waits for the delivery that is under way");
     assert_eq!(read_all(&*cached).await.unwrap(), content);
     assert_eq!(source.asked().len(), 1);
-    assert_eq!(cached.state(), State::Verified);
+    assert_eq!(cached.state(), VerificationState::Verified);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -366,7 +367,7 @@ async fn all_readers_of_a_failed_fetch_get_its_error_and_the_next_read_tries_aga
     }
     while let Some(error) = readers.join_next().await {
         let error = error.unwrap();
-        assert_eq!(error.fault(), Fault::Unavailable);
+        assert_eq!(error.fault(), FaultClass::Unavailable);
         assert!(error.chain().ends_with("the line is dead"), "{}", error.chain());
     }
     assert_eq!(source.asked().len(), 1);
@@ -380,7 +381,7 @@ async fn a_delivery_that_breaks_keeps_its_whole_blocks() {
     let content = noise(SIZE, 7);
     let source = Source::answering(&content, Answer::Break(3 * BLOCK + 77));
     let cached = place.cache().blob(&Digest::sha256(&content), source.clone()).unwrap();
-    assert_eq!(read_all(&*cached).await.unwrap_err().fault(), Fault::Unavailable);
+    assert_eq!(read_all(&*cached).await.unwrap_err().fault(), FaultClass::Unavailable);
     assert_eq!(cached.bytes_present(), 3 * BLOCK);
     source.answer(Answer::Exact);
     assert_eq!(read_all(&*cached).await.unwrap(), content);
@@ -394,11 +395,11 @@ async fn a_short_long_or_displaced_delivery_is_the_sources_fault_and_its_end_is_
         let content = noise(2 * BLOCK + 10, 8);
         let source = Source::answering(&content, answer);
         let cached = place.cache().blob(&Digest::sha256(&content), source.clone()).unwrap();
-        assert_eq!(read_all(&*cached).await.unwrap_err().fault(), Fault::Misbehaved);
+        assert_eq!(read_all(&*cached).await.unwrap_err().fault(), FaultClass::Misbehaved);
         assert!(!cached.present(ByteRange::new(2 * BLOCK, 2 * BLOCK + 10)));
         source.answer(Answer::Exact);
         assert_eq!(read_all(&*cached).await.unwrap(), content);
-        assert_eq!(cached.state(), State::Verified);
+        assert_eq!(cached.state(), VerificationState::Verified);
     }
 }
 
@@ -421,7 +422,7 @@ async fn what_was_verified_is_served_without_a_source() {
     let digest = filled(&place, &content).await;
     let source = Source::answering(&content, Answer::Refuse);
     let cached = place.cache().blob(&digest, source.clone()).unwrap();
-    assert_eq!(cached.verified(), Verified::Full);
+    assert_eq!(cached.verified(), VerifiedLevel::Full);
     let mut buf = vec![0; 1 << 20];
     assert!(cached.read_ready(BLOCK / 2, &mut buf).unwrap(), "a FUSE read needs no waiting");
     assert_eq!(buf, content[BLOCK as usize / 2..][..1 << 20]);
@@ -434,11 +435,11 @@ async fn what_was_verified_is_served_without_a_source() {
 async fn nothing_is_what_the_digest_of_nothing_names() {
     let place = Place::new();
     let good = place.cache().blob(&Digest::sha256(b""), Source::new(b"")).unwrap();
-    assert_eq!((good.state(), good.verified()), (State::Verified, Verified::Full));
+    assert_eq!((good.state(), good.verified()), (VerificationState::Verified, VerifiedLevel::Full));
     assert_eq!(read_all(&*good).await.unwrap(), b"");
     let bad = place.cache().blob(&Digest::sha256(b"x"), Source::new(b"")).unwrap();
-    assert_eq!(bad.state(), State::Poisoned);
-    assert_eq!(read_all(&*bad).await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(bad.state(), VerificationState::Poisoned);
+    assert_eq!(read_all(&*bad).await.unwrap_err().fault(), FaultClass::Mismatch);
 }
 
 #[tokio::test]
@@ -449,7 +450,7 @@ async fn two_sizes_of_one_digest_are_a_mismatch() {
     let _held = cache.blob(&digest, Source::new(b"12")).unwrap();
     for cache in [cache, place.cache()] {
         let error = cache.blob(&digest, Source::new(b"123")).err().unwrap();
-        assert_eq!(error.fault(), Fault::Mismatch);
+        assert_eq!(error.fault(), FaultClass::Mismatch);
         assert!(error.to_string().ends_with("has 3 bytes here, but the cache knows it with 2"), "{error}");
     }
 }
@@ -467,30 +468,30 @@ fn the_same_content_is_the_same_value_while_it_lives() {
 #[test]
 fn an_algorithm_that_cannot_be_checked_and_a_size_that_cannot_be_stored_are_refused() {
     struct Huge(u64);
-    impl Fetch for Huge {
+    impl RangeFetch for Huge {
         fn size(&self) -> u64 {
             self.0
         }
-        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<Delivery, ReadError>> {
+        fn fetch(&self, _: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
             panic!("not asked for");
         }
     }
     let cache = Place::new().cache();
     let listed: Digest = "blake3:00aa".parse().unwrap();
-    assert_eq!(cache.blob(&listed, Source::new(b"1")).err().unwrap().fault(), Fault::Unsupported);
-    assert_eq!(cache.document(&listed).unwrap_err().fault(), Fault::Unsupported);
+    assert_eq!(cache.blob(&listed, Source::new(b"1")).err().unwrap().fault(), FaultClass::Unsupported);
+    assert_eq!(cache.document(&listed).unwrap_err().fault(), FaultClass::Unsupported);
     let place = Place::new();
     let cache = place.cache();
     let digest = Digest::sha256(b"x");
     let error = cache.blob(&digest, Arc::new(Huge(sidecar::MAX_SIZE + 1))).err().unwrap();
-    assert_eq!(error.fault(), Fault::Unsupported);
+    assert_eq!(error.fault(), FaultClass::Unsupported);
     let largest = cache.blob(&digest, Arc::new(Huge(sidecar::MAX_SIZE))).unwrap();
     assert!(!largest.present(ByteRange::new(sidecar::MAX_SIZE - 1, sidecar::MAX_SIZE)));
     assert_eq!(largest.bytes_present(), 0);
 }
 
 /// Writes the blocks of `content` down, but for those of `skipped`, as the stream that has the checksums of `content`.
-fn write_stream(cache: &Cache, digest: &Digest, content: &[u8], skipped: &[u64]) -> StreamWriter {
+fn write_stream(cache: &BlockCache, digest: &Digest, content: &[u8], skipped: &[u64]) -> StreamWriter {
     let mut writer = cache.stream_writer(digest);
     for (number, block) in (0..).zip(content.chunks(BLOCK as usize)) {
         if skipped.contains(&number) {
@@ -520,7 +521,7 @@ async fn a_written_stream_is_read_without_a_source_but_for_what_was_skipped() {
             let left_out: u64 =
                 skipped.iter().map(|block| size.saturating_sub(block * BLOCK).min(BLOCK)).sum();
             assert_eq!(source.delivered(), left_out);
-            assert_eq!(stream.state(), State::Complete);
+            assert_eq!(stream.state(), VerificationState::Complete);
         }
     }
 }
@@ -572,7 +573,7 @@ async fn a_block_of_a_stream_counts_by_the_checksum_that_was_asked_for_and_not_b
     // What its source decodes wrongly is an error, and is not kept.
     let other = noise(SIZE, 44);
     let stream = place.cache().stream(&digest, sums(&other), Source::new(&right)).unwrap();
-    assert_eq!(read_all(&*stream).await.unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(read_all(&*stream).await.unwrap_err().fault(), FaultClass::Mismatch);
     assert_eq!(stream.bytes_present(), 0);
 }
 

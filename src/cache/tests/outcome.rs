@@ -11,9 +11,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 async fn who_waits_for_the_comparison_hears_what_came_out() {
     let place = Place::new();
     let content = noise(SIZE, 70);
-    for (digest, state) in
-        [(Digest::sha256(&content), State::Verified), (Digest::sha256(b"other"), State::Poisoned)]
-    {
+    for (digest, state) in [
+        (Digest::sha256(&content), VerificationState::Verified),
+        (Digest::sha256(b"other"), VerificationState::Poisoned),
+    ] {
         let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
         let waiting = tokio::spawn(cached.until_verified());
         read_vec(&*cached, ByteRange::new(0, SIZE - 2 * BLOCK)).await.unwrap();
@@ -49,15 +50,18 @@ async fn what_was_verified_before_needs_no_waiting() {
     let digest = filled(&place, &content).await;
     let cached = place.cache().blob(&digest, Source::answering(&content, Answer::Refuse)).unwrap();
     let heard = tokio::time::timeout(PATIENCE, cached.until_verified()).await.unwrap();
-    assert_eq!(heard, Some(State::Verified));
+    assert_eq!(heard, Some(VerificationState::Verified));
     // What another process finds out counts from the next look.
     let other = noise(SIZE, 73);
     let digest = Digest::sha256(&other);
     let cached = place.cache().blob(&digest, Source::new(&other)).unwrap();
     let waiting = tokio::spawn(cached.until_verified());
     filled(&place, &other).await;
-    assert_eq!(cached.state(), State::Verified);
-    assert_eq!(tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap(), Some(State::Verified));
+    assert_eq!(cached.state(), VerificationState::Verified);
+    assert_eq!(
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap(),
+        Some(VerificationState::Verified)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +115,7 @@ async fn a_file_with_a_hole_or_of_another_length_backs_nothing() {
             _ => file.set_len(SIZE + 1).unwrap(),
         }
         let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
-        assert_eq!(cached.state(), State::Verified);
+        assert_eq!(cached.state(), VerificationState::Verified);
         assert!(cached.backing().is_none(), "{damage}");
         assert_eq!(read_all(&*cached).await.unwrap(), content, "{damage}");
         if damage != "long" {

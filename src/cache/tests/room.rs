@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
-use crate::cache::Limit;
+use crate::cache::SizeLimit;
 
 const MIB: u64 = 1 << 20;
 
 impl Place {
-    fn limited(&self, limit: u64) -> Cache {
-        Cache::open_limited(self.dir.path(), Limit::Bytes(limit)).unwrap()
+    fn limited(&self, limit: u64) -> BlockCache {
+        BlockCache::open_limited(self.dir.path(), SizeLimit::Bytes(limit)).unwrap()
     }
 
     /// What the files take of the disk.
@@ -30,7 +30,7 @@ fn occupied(dir: &Path) -> u64 {
     total
 }
 
-async fn read_through(cache: &Cache, content: &[u8]) -> Arc<Cached> {
+async fn read_through(cache: &BlockCache, content: &[u8]) -> Arc<CachedFile> {
     let cached = cache.blob(&Digest::sha256(content), Source::new(content)).unwrap();
     for start in (0..content.len() as u64).step_by(MIB as usize) {
         let range = ByteRange::new(start, (start + MIB).min(content.len() as u64));
@@ -70,18 +70,18 @@ async fn blocks_of_open_content_go_when_nothing_else_can_and_verified_content_st
     let cache = place.limited(6 * MIB);
     let (small, large) = (noise(3 * MIB + 77, 210), noise(20 * MIB + 5, 211));
     let first = read_through(&cache, &small).await;
-    wait_for_disk(&place, first.digest(), small.len() as u64, State::Verified).await;
+    wait_for_disk(&place, first.digest(), small.len() as u64, VerificationState::Verified).await;
     let second = read_through(&cache, &large).await;
     assert!(place.occupied() <= 6 * MIB + BLOCK, "{}", place.occupied());
     assert!(first.bytes_present() < small.len() as u64, "older blocks make room");
     assert!(second.bytes_present() >= 3 * MIB, "{}", second.bytes_present());
-    assert_eq!(first.state(), State::Verified);
+    assert_eq!(first.state(), VerificationState::Verified);
     assert!(first.backing().is_none(), "it has holes");
     // All of it was hashed in order before it was evicted.
-    assert_eq!(second.state(), State::Verified);
+    assert_eq!(second.state(), VerificationState::Verified);
     // What was evicted is fetched, and must be what it was.
     assert_eq!(read_all(&*first).await.unwrap(), small);
-    assert_eq!(first.state(), State::Verified);
+    assert_eq!(first.state(), VerificationState::Verified);
     check_random_ranges(&*second, &large).await;
     assert!(place.occupied() <= 6 * MIB + BLOCK, "{}", place.occupied());
 }
@@ -94,14 +94,14 @@ async fn what_comes_back_for_an_evicted_block_of_verified_content_must_be_the_sa
     let source = Source::new(&content);
     let cached = cache.blob(&Digest::sha256(&content), source).unwrap();
     assert_eq!(read_all(&*cached).await.unwrap(), content);
-    wait_for_disk(&place, cached.digest(), content.len() as u64, State::Verified).await;
+    wait_for_disk(&place, cached.digest(), content.len() as u64, VerificationState::Verified).await;
     read_through(&cache, &other).await;
     assert_eq!(cached.bytes_present(), 0);
     drop(cached);
     let lie = noise(3 * MIB, 222);
     let cached = cache.blob(&Digest::sha256(&content), Source::new(&lie)).unwrap();
     let error = read_all(&*cached).await.unwrap_err();
-    assert_eq!(error.fault(), Fault::Mismatch);
+    assert_eq!(error.fault(), FaultClass::Mismatch);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,7 +110,7 @@ async fn a_file_that_is_handed_out_stays_whole_and_goes_when_it_was_given_back()
     let cache = place.limited(6 * MIB);
     let (content, other) = (noise(3 * MIB, 230), noise(20 * MIB, 231));
     let cached = read_through(&cache, &content).await;
-    wait_for_disk(&place, cached.digest(), content.len() as u64, State::Verified).await;
+    wait_for_disk(&place, cached.digest(), content.len() as u64, VerificationState::Verified).await;
     let patience = Instant::now() + Duration::from_secs(20);
     let file = loop {
         if let Some(file) = cached.backing() {
@@ -253,7 +253,7 @@ async fn decoded_streams_give_their_blocks_too() {
         }
         assert!(place.occupied() <= 5 * MIB + BLOCK, "{}", place.occupied());
     }
-    assert_eq!(stream.state(), State::Partial);
+    assert_eq!(stream.state(), VerificationState::Partial);
     assert!(stream.bytes_present() > 2 * MIB);
     assert!(cache.used().unwrap() + BLOCK >= place.occupied());
 }

@@ -11,11 +11,15 @@ const LARGE: u64 = 66 << 20;
 async fn all_but(place: &Place, content: &[u8], missing: Option<u64>) -> Digest {
     let digest = Digest::sha256(content);
     // As a stream's owner writes it: nothing is compared with the digest.
-    let files = super::super::files::Files::of(place.data(&digest));
+    let files = super::super::files::BlockPaths::of(place.data(&digest));
     drop(place.cache());
-    let pair =
-        super::super::pair::Pair::open(&files.data, &files.map, super::super::sidecar::Kind::Blob, &digest)
-            .unwrap();
+    let pair = super::super::pair::BlockFile::open(
+        &files.data,
+        &files.map,
+        super::super::sidecar::ContentKind::Blob,
+        &digest,
+    )
+    .unwrap();
     pair.sidecar.settle_size(&digest, content.len() as u64).unwrap();
     for (block, bytes) in (0..).zip(content.chunks(BLOCK as usize)) {
         if Some(block) != missing {
@@ -35,9 +39,9 @@ async fn the_last_block_is_served_before_the_rest_is_hashed() {
     let range = ByteRange::at(9 * BLOCK, 100);
     let read = tokio::time::timeout(Duration::from_secs(20), read_vec(&*cached, range)).await;
     assert_eq!(read.unwrap().unwrap(), content[9 * BLOCK as usize..][..100]);
-    assert_ne!(cached.state(), State::Verified);
+    assert_ne!(cached.state(), VerificationState::Verified);
     drop(hashing);
-    assert_eq!(cached.until_verified().await, Some(State::Verified));
+    assert_eq!(cached.until_verified().await, Some(VerificationState::Verified));
 }
 
 /// Reads the block that completes wrong content, by its fetch and from disk, while another thread holds the hash; then lets go.
@@ -70,8 +74,8 @@ async fn completes_wrongly(size: u64, seed: u64) {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!by_fetch.is_finished() && !from_disk.is_finished(), "answered before the digest was known");
     drop(hashing);
-    assert_eq!(by_fetch.await.unwrap().unwrap_err().fault(), Fault::Mismatch);
-    assert_eq!(from_disk.await.unwrap().unwrap_err().fault(), Fault::Mismatch);
+    assert_eq!(by_fetch.await.unwrap().unwrap_err().fault(), FaultClass::Mismatch);
+    assert_eq!(from_disk.await.unwrap().unwrap_err().fault(), FaultClass::Mismatch);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,7 +99,7 @@ async fn content_that_was_completed_and_not_compared_is_served_while_it_is_hashe
         tokio::time::timeout(Duration::from_secs(20), read_vec(&*cached, ByteRange::new(5, 900))).await;
     assert_eq!(read.unwrap().unwrap(), content[5..900]);
     drop(hashing);
-    assert_eq!(cached.until_verified().await, Some(State::Verified));
+    assert_eq!(cached.until_verified().await, Some(VerificationState::Verified));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

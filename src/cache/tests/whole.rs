@@ -1,18 +1,18 @@
 //! Blobs of which nothing is given out before the whole was compared.
 
 use super::*;
-use crate::cache::{SMALL, Verify};
+use crate::cache::{SMALL, VerifyMode};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn not_even_the_right_bytes_of_a_small_blob_are_given_out_when_its_end_is_wrong() {
-    for verify in [Verify::Lazy, Verify::Strict, Verify::Toc] {
+    for verify in [VerifyMode::Lazy, VerifyMode::Strict, VerifyMode::Toc] {
         let place = Place::new();
         let content = noise(SIZE, 80);
         let digest = Digest::sha256(b"other");
         let cached = place.cache().verifying(verify, SMALL).blob(&digest, Source::new(&content)).unwrap();
         let error = read_vec(&*cached, ByteRange::new(0, 10)).await.unwrap_err();
-        assert_eq!(error.fault(), Fault::Mismatch, "{verify:?}: {error}");
-        assert_eq!(cached.verified(), Verified::Poisoned);
+        assert_eq!(error.fault(), FaultClass::Mismatch, "{verify:?}: {error}");
+        assert_eq!(cached.verified(), VerifiedLevel::Poisoned);
         // Who asked for no mode gets blocks as they come.
         let other = Place::new();
         let cached = other.cache().blob(&digest, Source::new(&content)).unwrap();
@@ -23,10 +23,10 @@ async fn not_even_the_right_bytes_of_a_small_blob_are_given_out_when_its_end_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn one_byte_more_than_small_comes_block_by_block_unless_all_is_to_be_proven() {
     for (size, verify, whole) in [
-        (SMALL, Verify::Lazy, true),
-        (SMALL + 1, Verify::Lazy, false),
-        (SMALL + 1, Verify::Toc, false),
-        (SMALL + 1, Verify::Strict, true),
+        (SMALL, VerifyMode::Lazy, true),
+        (SMALL + 1, VerifyMode::Lazy, false),
+        (SMALL + 1, VerifyMode::Toc, false),
+        (SMALL + 1, VerifyMode::Strict, true),
     ] {
         let place = Place::new();
         let content = noise(size, 81);
@@ -35,7 +35,7 @@ async fn one_byte_more_than_small_comes_block_by_block_unless_all_is_to_be_prove
             place.cache().verifying(verify, SMALL).blob(&Digest::sha256(&content), source.clone()).unwrap();
         assert!(read_vec(&*cached, ByteRange::new(100, 200)).await.unwrap() == content[100..200]);
         assert_eq!(source.delivered() == size, whole, "{size} {verify:?}: {}", source.delivered());
-        assert_eq!(cached.state() == State::Verified, whole, "{size} {verify:?}");
+        assert_eq!(cached.state() == VerificationState::Verified, whole, "{size} {verify:?}");
         let mut buf = [0; 10];
         assert!(cached.read_ready(100, &mut buf).unwrap());
     }
@@ -43,7 +43,7 @@ async fn one_byte_more_than_small_comes_block_by_block_unless_all_is_to_be_prove
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_looks_at_a_head_fetches_a_block_and_where_all_is_to_be_proven_everything() {
-    for (verify, whole) in [(Verify::Lazy, false), (Verify::Strict, true)] {
+    for (verify, whole) in [(VerifyMode::Lazy, false), (VerifyMode::Strict, true)] {
         let place = Place::new();
         let content = noise(SIZE, 82);
         let source = Source::new(&content);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use flate2::{Decompress, FlushDecompress};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
 
-use crate::io::{Fault, ReadError, compute};
+use crate::io::{FaultClass, ReadError, compute};
 
 /// The largest window of a zstd frame, as a power of two: the one that the format asks every decoder to support. A
 /// frame of one cluster needs no more than the cluster's 2 MiB.
@@ -19,7 +19,7 @@ const LARGE: usize = 16 * 1024;
 
 /// The compression of clusters, the same for the whole image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Compression {
+pub(super) enum ClusterCompression {
     /// Raw deflate, without the wrapper of zlib.
     Deflate,
     /// One zstd frame, or several.
@@ -28,7 +28,7 @@ pub(super) enum Compression {
 
 /// Decompresses `stored` to `size` bytes, on a blocking thread if that is large.
 pub(super) async fn decode_async(
-    compression: Compression,
+    compression: ClusterCompression,
     stored: Bytes,
     size: usize,
 ) -> Result<Bytes, ReadError> {
@@ -39,16 +39,20 @@ pub(super) async fn decode_async(
 }
 
 /// Decompresses `stored` to `size` bytes.
-pub(super) fn decode(compression: Compression, stored: &[u8], size: usize) -> Result<Bytes, ReadError> {
+pub(super) fn decode(
+    compression: ClusterCompression,
+    stored: &[u8],
+    size: usize,
+) -> Result<Bytes, ReadError> {
     let mut plain = vec![0; size];
     let filled = match compression {
-        Compression::Deflate => inflate(stored, &mut plain),
-        Compression::Zstd => unzstd(stored, &mut plain),
+        ClusterCompression::Deflate => inflate(stored, &mut plain),
+        ClusterCompression::Zstd => unzstd(stored, &mut plain),
     };
     match filled {
         Some(()) => Ok(plain.into()),
         None => Err(ReadError::new(
-            Fault::Malformed,
+            FaultClass::Malformed,
             format!("compressed cluster of at most {} bytes cannot be decompressed", stored.len()),
         )),
     }
@@ -95,8 +99,11 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn both(plain: &[u8]) -> [(Compression, Vec<u8>); 2] {
-        [(Compression::Deflate, deflate(plain)), (Compression::Zstd, zstd::bulk::compress(plain, 3).unwrap())]
+    fn both(plain: &[u8]) -> [(ClusterCompression, Vec<u8>); 2] {
+        [
+            (ClusterCompression::Deflate, deflate(plain)),
+            (ClusterCompression::Zstd, zstd::bulk::compress(plain, 3).unwrap()),
+        ]
     }
 
     #[tokio::test]
@@ -129,13 +136,16 @@ mod tests {
         let whole = plain(65536);
         let stored: Vec<u8> =
             whole.chunks(20_000).flat_map(|part| zstd::bulk::compress(part, 1).unwrap()).collect();
-        assert_eq!(decode(Compression::Zstd, &stored, 65536).unwrap(), whole);
+        assert_eq!(decode(ClusterCompression::Zstd, &stored, 65536).unwrap(), whole);
     }
 
     #[test]
     fn a_zstd_frame_with_a_huge_window_is_refused() {
         // Magic, a frame header without a content size, and a window of 2^31 bytes.
         let stored = [&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3][..], &[0; 64]].concat();
-        assert_eq!(decode(Compression::Zstd, &stored, 512).unwrap_err().fault(), Fault::Malformed);
+        assert_eq!(
+            decode(ClusterCompression::Zstd, &stored, 512).unwrap_err().fault(),
+            FaultClass::Malformed
+        );
     }
 }

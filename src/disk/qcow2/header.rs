@@ -58,7 +58,7 @@ pub struct Qcow2Header {
 impl Qcow2Header {
     /// Parses the header of an image of `size` bytes whose first bytes are `head`.
     pub(in crate::disk) fn parse(head: &[u8], size: u64) -> Result<Self, DiskError> {
-        let head = Head(head);
+        let head = CheckedHeader(head);
         if head.bytes(0, 4)? != b"QFI\xfb" {
             return Err(malformed("it does not start with QFI".into()));
         }
@@ -151,9 +151,9 @@ fn malformed(reason: String) -> DiskError {
 }
 
 /// The first bytes; every access is bounds-checked.
-struct Head<'a>(&'a [u8]);
+struct CheckedHeader<'a>(&'a [u8]);
 
-impl<'a> Head<'a> {
+impl<'a> CheckedHeader<'a> {
     fn bytes(&self, at: u64, len: u64) -> Result<&'a [u8], DiskError> {
         let bytes = at.checked_add(len).and_then(|end| {
             let range = usize::try_from(at).ok()?..usize::try_from(end).ok()?;

@@ -11,12 +11,12 @@ use lru::LruCache;
 use tokio::sync::OnceCell;
 
 /// The slot of one piece; empty until it is produced.
-pub(super) type Cell = Arc<OnceCell<Bytes>>;
+pub(super) type CacheCell = Arc<OnceCell<Bytes>>;
 
 /// The most recently used pieces, by key.
-pub(super) struct Kept(Mutex<LruCache<u64, Cell>>);
+pub(super) struct TableCache(Mutex<LruCache<u64, CacheCell>>);
 
-impl Kept {
+impl TableCache {
     /// A cache for as many pieces of `each` bytes as fit into `bytes`, and at least `least`.
     pub(super) fn new(bytes: usize, each: usize, least: NonZeroUsize) -> Self {
         let count = NonZeroUsize::new(bytes / each.max(1)).map_or(least, |count| count.max(least));
@@ -24,8 +24,8 @@ impl Kept {
     }
 
     /// The cell of the piece `key`.
-    pub(super) fn cell(&self, key: u64) -> Cell {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(key, Cell::default).clone()
+    pub(super) fn cell(&self, key: u64) -> CacheCell {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(key, CacheCell::default).clone()
     }
 }
 
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_piece_is_forgotten_first() {
-        let kept = Kept::new(3, 1, TWO);
+        let kept = TableCache::new(3, 1, TWO);
         for key in [1, 2, 3, 1, 4] {
             kept.cell(key).set(Bytes::new()).ok();
         }
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn pieces_larger_than_the_limit_are_kept_by_the_least_number() {
-        let kept = Kept::new(1, 2 << 20, TWO);
+        let kept = TableCache::new(1, 2 << 20, TWO);
         for key in [1, 2] {
             kept.cell(key).set(Bytes::new()).ok();
         }

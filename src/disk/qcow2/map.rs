@@ -5,8 +5,8 @@
 
 use futures_util::{StreamExt as _, stream};
 
-use super::tables::{Geometry, Place, number};
-use crate::io::{ByteRange, ReadError, Shared, compute, read_vec};
+use super::tables::{ClusterLocation, TableGeometry, number};
+use crate::io::{ByteRange, ReadError, SharedReader, compute, read_vec};
 
 /// Bytes of L2 tables that are read at most: with clusters of 64 KiB those of 512 GiB of data. In a sound image no
 /// two entries name one table, so the size of the file is a limit, too.
@@ -22,16 +22,16 @@ const LARGE: u64 = 64 * 1024;
 
 /// The allocated runs of a disk.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Map {
+pub(super) struct AllocationMap {
     /// Invariant: ascending, not empty, and not touching.
     runs: Vec<ByteRange>,
     /// The allocated bytes that were found. Invariant: at most those of the runs.
     bytes: u64,
 }
 
-impl Map {
+impl AllocationMap {
     /// Reads the tables of an image. Fails only on a read error, not on invalid entries.
-    pub(super) async fn read(file: &Shared, geometry: Geometry) -> Result<Self, ReadError> {
+    pub(super) async fn read(file: &SharedReader, geometry: TableGeometry) -> Result<Self, ReadError> {
         let mut map = Self::default();
         let mut budget = MAX_TABLES.min(file.size());
         for first in (0..geometry.tables()).step_by(L1_ENTRIES as usize) {
@@ -104,13 +104,13 @@ fn push(runs: &mut Vec<ByteRange>, run: ByteRange, most: usize) {
 }
 
 /// The runs of `covered` that its L2 table marks as allocated.
-fn allocated(geometry: &Geometry, covered: ByteRange, table: &[u8]) -> Vec<ByteRange> {
+fn allocated(geometry: &TableGeometry, covered: ByteRange, table: &[u8]) -> Vec<ByteRange> {
     let mut runs = Vec::new();
     let mut at = covered.start;
     while at < covered.end {
         let entry = geometry.read_entry(table, geometry.l2_entry(0, at));
         let (data, end) = match geometry.place(entry, at) {
-            Ok((place, end)) => (place != Place::Zeros, end),
+            Ok((place, end)) => (place != ClusterLocation::Zeros, end),
             Err(_) => (true, (at + geometry.cluster()).min(covered.end)),
         };
         if data {

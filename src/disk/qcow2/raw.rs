@@ -11,11 +11,13 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::OnceCell;
 
 use super::Qcow2Header;
-use super::cluster::{Compression, decode, decode_async};
-use super::kept::{Cell, Kept};
-use super::map::Map;
-use super::tables::{Geometry, Packed, Place, number};
-use crate::io::{BoxFuture, ByteRange, Fault, ReadAt, ReadError, Shared, Verified, check_bounds};
+use super::cluster::{ClusterCompression, decode, decode_async};
+use super::kept::{CacheCell, TableCache};
+use super::map::AllocationMap;
+use super::tables::{ClusterLocation, CompressedCluster, TableGeometry, number};
+use crate::io::{
+    BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel, check_bounds,
+};
 
 /// Bytes of tables per read: an image with large clusters has larger tables than a reader needs.
 const PAGE: u64 = 64 * 1024;
@@ -39,7 +41,7 @@ const INLINE: u64 = 128 * 1024;
 
 /// Whether a reader may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
+enum ReadMode {
     /// Waits for all data that it needs.
     Waiting,
     /// Stops at data that is not in memory.
@@ -47,14 +49,14 @@ enum Pace {
 }
 
 /// Why a read stopped.
-enum Stop {
+enum WalkStop {
     /// It would have to wait, and must not.
     Waiting,
     /// It failed.
     Failed(ReadError),
 }
 
-impl From<ReadError> for Stop {
+impl From<ReadError> for WalkStop {
     fn from(error: ReadError) -> Self {
         Self::Failed(error)
     }
@@ -62,14 +64,14 @@ impl From<ReadError> for Stop {
 
 /// A part of a read that is filled at once.
 #[derive(Debug, PartialEq, Eq)]
-enum Run {
+enum FillRun {
     Zeros,
     /// At this offset of the file.
     Stored(u64),
     /// In these clusters, `skip` bytes behind the start of the first. Their streams are adjacent in the file.
     Packed {
         skip: u64,
-        clusters: Vec<Packed>,
+        clusters: Vec<CompressedCluster>,
     },
 }
 
@@ -77,33 +79,33 @@ enum Run {
 ///
 /// Until [`prepare_map`](Qcow2Raw::prepare_map) has returned, every byte counts as data.
 pub struct Qcow2Raw {
-    file: Shared,
-    geometry: Geometry,
-    compression: Compression,
+    file: SharedReader,
+    geometry: TableGeometry,
+    compression: ClusterCompression,
     /// Pages of the file with tables, by offset.
-    pages: Kept,
+    pages: TableCache,
     /// Decompressed clusters, by their entries.
-    plain: Kept,
-    map: OnceCell<Map>,
+    plain: TableCache,
+    map: OnceCell<AllocationMap>,
 }
 
 impl Qcow2Raw {
     /// The disk of the image `file` with this header. Reads nothing.
-    pub fn open(file: Shared, header: &Qcow2Header) -> Result<Self, ReadError> {
-        let geometry = Geometry::new(header, file.size()).map_err(|reason| {
-            ReadError::new(Fault::Unsupported, format!("qcow2 has no raw view: {reason}"))
+    pub fn open(file: SharedReader, header: &Qcow2Header) -> Result<Self, ReadError> {
+        let geometry = TableGeometry::new(header, file.size()).map_err(|reason| {
+            ReadError::new(FaultClass::Unsupported, format!("qcow2 has no raw view: {reason}"))
         })?;
         let compression = match header.compression_type {
-            0 => Compression::Deflate,
-            _ => Compression::Zstd,
+            0 => ClusterCompression::Deflate,
+            _ => ClusterCompression::Zstd,
         };
         let cluster = geometry.cluster();
         Ok(Self {
             file,
             geometry,
             compression,
-            pages: Kept::new(TABLES, cluster.min(PAGE) as usize, LEAST_PAGES),
-            plain: Kept::new(PLAIN, cluster as usize, LEAST_PLAIN),
+            pages: TableCache::new(TABLES, cluster.min(PAGE) as usize, LEAST_PAGES),
+            plain: TableCache::new(PLAIN, cluster as usize, LEAST_PLAIN),
             map: OnceCell::new(),
         })
     }
@@ -111,30 +113,30 @@ impl Qcow2Raw {
     /// Reads all tables, after which holes and [`data_bytes`](Qcow2Raw::data_bytes) are known. Done once for all
     /// callers. An error ends only this call, and the next one tries again.
     pub async fn prepare_map(&self) -> Result<(), ReadError> {
-        let map = self.map.get_or_try_init(|| Map::read(&self.file, self.geometry)).await;
+        let map = self.map.get_or_try_init(|| AllocationMap::read(&self.file, self.geometry)).await;
         map.map(|_| ()).map_err(|error| error.within("qcow2 tables"))
     }
 
     /// The bytes of the disk that are allocated in the image; `None` before [`prepare_map`](Qcow2Raw::prepare_map).
     pub fn data_bytes(&self) -> Option<u64> {
-        self.map.get().map(Map::bytes)
+        self.map.get().map(AllocationMap::bytes)
     }
 
     /// Fills `buf` from `offset` on, at `pace`. Invariant of the callers: the range is inside the disk.
-    async fn fill(&self, offset: u64, buf: &mut [u8], pace: Pace) -> Result<(), Stop> {
+    async fn fill(&self, offset: u64, buf: &mut [u8], pace: ReadMode) -> Result<(), WalkStop> {
         let mut offset = offset;
         for window in buf.chunks_mut(WINDOW) {
             let runs = self.plan(ByteRange::at(offset, window.len() as u64), pace).await?;
             offset += window.len() as u64;
             let mut rest = window;
-            let mut fills: Vec<BoxFuture<'_, Result<(), Stop>>> = Vec::new();
+            let mut fills: Vec<BoxFuture<'_, Result<(), WalkStop>>> = Vec::new();
             for (run, len) in runs {
                 let (part, behind) = rest.split_at_mut(len as usize);
                 rest = behind;
                 match run {
-                    Run::Zeros => part.fill(0),
-                    Run::Stored(at) => fills.push(Box::pin(self.fill_stored(at, part, pace))),
-                    Run::Packed { skip, clusters } => {
+                    FillRun::Zeros => part.fill(0),
+                    FillRun::Stored(at) => fills.push(Box::pin(self.fill_stored(at, part, pace))),
+                    FillRun::Packed { skip, clusters } => {
                         fills.push(Box::pin(self.fill_packed(skip, clusters, part, pace)));
                     }
                 }
@@ -145,13 +147,13 @@ impl Qcow2Raw {
     }
 
     /// The runs of `range`, in order, with their lengths, which add up to that of `range`.
-    async fn plan(&self, range: ByteRange, pace: Pace) -> Result<Vec<(Run, u64)>, Stop> {
-        let mut runs: Vec<(Run, u64)> = Vec::new();
+    async fn plan(&self, range: ByteRange, pace: ReadMode) -> Result<Vec<(FillRun, u64)>, WalkStop> {
+        let mut runs: Vec<(FillRun, u64)> = Vec::new();
         let mut at = range.start;
         while at < range.end {
             let (place, end) = self.place(at, pace).await.map_err(|stop| match stop {
-                Stop::Failed(error) => Stop::Failed(error.within(format!("qcow2 byte {at}"))),
-                Stop::Waiting => Stop::Waiting,
+                WalkStop::Failed(error) => WalkStop::Failed(error.within(format!("qcow2 byte {at}"))),
+                WalkStop::Waiting => WalkStop::Waiting,
             })?;
             let len = end.min(range.end) - at;
             if let Some((run, before)) = runs.last_mut()
@@ -166,22 +168,22 @@ impl Qcow2Raw {
         Ok(runs)
     }
 
-    fn run(&self, place: Place, offset: u64) -> Run {
+    fn run(&self, place: ClusterLocation, offset: u64) -> FillRun {
         match place {
-            Place::Zeros => Run::Zeros,
-            Place::Stored(at) => Run::Stored(at),
-            Place::Packed(packed) => {
-                Run::Packed { skip: offset & (self.geometry.cluster() - 1), clusters: vec![packed] }
+            ClusterLocation::Zeros => FillRun::Zeros,
+            ClusterLocation::Stored(at) => FillRun::Stored(at),
+            ClusterLocation::Packed(packed) => {
+                FillRun::Packed { skip: offset & (self.geometry.cluster() - 1), clusters: vec![packed] }
             }
         }
     }
 
     /// The location of the byte at `offset`, and the offset up to which that mapping holds.
-    async fn place(&self, offset: u64, pace: Pace) -> Result<(Place, u64), Stop> {
+    async fn place(&self, offset: u64, pace: ReadMode) -> Result<(ClusterLocation, u64), WalkStop> {
         let geometry = &self.geometry;
         let (page, at) = self.page(geometry.l1_entry(offset), pace).await?;
         let Some(table) = geometry.table(number(&page[at as usize..]))? else {
-            return Ok((Place::Zeros, geometry.covered(offset).end));
+            return Ok((ClusterLocation::Zeros, geometry.covered(offset).end));
         };
         let (page, at) = self.page(geometry.l2_entry(table, offset), pace).await?;
         Ok(geometry.place(geometry.read_entry(&page, at), offset)?)
@@ -189,15 +191,15 @@ impl Qcow2Raw {
 
     /// The page of the file with the entry at `position`, and the entry's offset in the page. Tables start at
     /// clusters and pages are no larger, so no entry spans two pages.
-    async fn page(&self, position: u64, pace: Pace) -> Result<(Bytes, u64), Stop> {
+    async fn page(&self, position: u64, pace: ReadMode) -> Result<(Bytes, u64), WalkStop> {
         let size = self.geometry.cluster().min(PAGE);
         let at = position & (size - 1);
         let range = ByteRange::at(position - at, size).intersect(ByteRange::new(0, self.file.size()));
         let cell = self.pages.cell(range.start);
         let page = match (cell.get(), pace) {
             (Some(page), _) => page.clone(),
-            (None, Pace::Ready) => keep(&cell, self.read(range, pace).await?),
-            (None, Pace::Waiting) => {
+            (None, ReadMode::Ready) => keep(&cell, self.read(range, pace).await?),
+            (None, ReadMode::Waiting) => {
                 cell.get_or_try_init(|| async { self.read(range, pace).await }).await?.clone()
             }
         };
@@ -205,23 +207,23 @@ impl Qcow2Raw {
     }
 
     /// Bytes of the file. Invariant of the callers: `range` is inside the file, and not longer than a few clusters.
-    async fn read(&self, range: ByteRange, pace: Pace) -> Result<Bytes, Stop> {
+    async fn read(&self, range: ByteRange, pace: ReadMode) -> Result<Bytes, WalkStop> {
         let mut bytes = vec![0; range.len() as usize];
         self.read_into(range.start, &mut bytes, pace).await?;
         Ok(bytes.into())
     }
 
-    async fn read_into(&self, at: u64, buf: &mut [u8], pace: Pace) -> Result<(), Stop> {
+    async fn read_into(&self, at: u64, buf: &mut [u8], pace: ReadMode) -> Result<(), WalkStop> {
         match pace {
-            Pace::Waiting => Ok(self.file.read_at(at, buf).await?),
-            Pace::Ready if self.file.read_ready(at, buf)? => Ok(()),
-            Pace::Ready => Err(Stop::Waiting),
+            ReadMode::Waiting => Ok(self.file.read_at(at, buf).await?),
+            ReadMode::Ready if self.file.read_ready(at, buf)? => Ok(()),
+            ReadMode::Ready => Err(WalkStop::Waiting),
         }
     }
 
     /// Fills `buf` from the file. A file may end inside its last cluster, whose rest is zeros because it was not
     /// written.
-    async fn fill_stored(&self, at: u64, buf: &mut [u8], pace: Pace) -> Result<(), Stop> {
+    async fn fill_stored(&self, at: u64, buf: &mut [u8], pace: ReadMode) -> Result<(), WalkStop> {
         let inside = self.file.size().saturating_sub(at).min(buf.len() as u64);
         let (stored, behind) = buf.split_at_mut(inside as usize);
         behind.fill(0);
@@ -232,11 +234,11 @@ impl Qcow2Raw {
     async fn fill_packed(
         &self,
         skip: u64,
-        clusters: Vec<Packed>,
+        clusters: Vec<CompressedCluster>,
         buf: &mut [u8],
-        pace: Pace,
-    ) -> Result<(), Stop> {
-        let cells: Vec<Cell> = clusters.iter().map(|packed| self.plain.cell(packed.key)).collect();
+        pace: ReadMode,
+    ) -> Result<(), WalkStop> {
+        let cells: Vec<CacheCell> = clusters.iter().map(|packed| self.plain.cell(packed.key)).collect();
         let missing: Vec<ByteRange> = clusters
             .iter()
             .zip(&cells)
@@ -244,8 +246,8 @@ impl Qcow2Raw {
             .map(|(packed, _)| packed.stored)
             .collect();
         let cluster = self.geometry.cluster();
-        if pace == Pace::Ready && missing.len() as u64 * cluster > INLINE {
-            return Err(Stop::Waiting);
+        if pace == ReadMode::Ready && missing.len() as u64 * cluster > INLINE {
+            return Err(WalkStop::Waiting);
         }
         // One read for all clusters that must be decompressed: their streams are adjacent.
         let start = missing.first().map_or(0, |stored| stored.start);
@@ -262,8 +264,8 @@ impl Qcow2Raw {
             };
             let plain = match (cell.get(), pace) {
                 (Some(plain), _) => plain.clone(),
-                (None, Pace::Ready) => keep(cell, decode(self.compression, &own(), cluster as usize)?),
-                (None, Pace::Waiting) => {
+                (None, ReadMode::Ready) => keep(cell, decode(self.compression, &own(), cluster as usize)?),
+                (None, ReadMode::Waiting) => {
                     let decode = || decode_async(self.compression, own(), cluster as usize);
                     cell.get_or_try_init(decode).await?.clone()
                 }
@@ -278,17 +280,17 @@ impl Qcow2Raw {
 }
 
 /// Stores the result of a reader that does not wait in its cell, unless another reader was faster.
-fn keep(cell: &Cell, bytes: Bytes) -> Bytes {
+fn keep(cell: &CacheCell, bytes: Bytes) -> Bytes {
     cell.set(bytes.clone()).ok();
     bytes
 }
 
 /// Whether `place` continues the `len` bytes of `run`; if so, `place` becomes a part of the run.
-fn joins(run: &mut Run, len: u64, place: Place) -> bool {
+fn joins(run: &mut FillRun, len: u64, place: ClusterLocation) -> bool {
     match (run, place) {
-        (Run::Zeros, Place::Zeros) => true,
-        (Run::Stored(at), Place::Stored(next)) => *at + len == next,
-        (Run::Packed { clusters, .. }, Place::Packed(next)) => {
+        (FillRun::Zeros, ClusterLocation::Zeros) => true,
+        (FillRun::Stored(at), ClusterLocation::Stored(next)) => *at + len == next,
+        (FillRun::Packed { clusters, .. }, ClusterLocation::Packed(next)) => {
             let (Some(first), Some(last)) = (clusters.first(), clusters.last()) else { return false };
             let follows = (last.stored.start..=last.stored.end).contains(&next.stored.start);
             let fits = next.stored.end.saturating_sub(first.stored.start) <= JOINED;
@@ -309,10 +311,12 @@ impl ReadAt for Qcow2Raw {
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {
             check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
-            match self.fill(offset, buf, Pace::Waiting).await {
+            match self.fill(offset, buf, ReadMode::Waiting).await {
                 Ok(()) => Ok(()),
-                Err(Stop::Failed(error)) => Err(error),
-                Err(Stop::Waiting) => Err(ReadError::new(Fault::Io, "a reader that waits did not wait")),
+                Err(WalkStop::Failed(error)) => Err(error),
+                Err(WalkStop::Waiting) => {
+                    Err(ReadError::new(FaultClass::Io, "a reader that waits did not wait"))
+                }
             }
         })
     }
@@ -320,10 +324,10 @@ impl ReadAt for Qcow2Raw {
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         check_bounds(ByteRange::at(offset, buf.len() as u64), self.size())?;
         // At this pace the future does not wait, so one poll completes it.
-        match self.fill(offset, buf, Pace::Ready).now_or_never() {
+        match self.fill(offset, buf, ReadMode::Ready).now_or_never() {
             Some(Ok(())) => Ok(true),
-            Some(Err(Stop::Failed(error))) => Err(error),
-            Some(Err(Stop::Waiting)) | None => Ok(false),
+            Some(Err(WalkStop::Failed(error))) => Err(error),
+            Some(Err(WalkStop::Waiting)) | None => Ok(false),
         }
     }
 
@@ -343,7 +347,7 @@ impl ReadAt for Qcow2Raw {
         (!is_known).then(|| -> BoxFuture<'_, _> { Box::pin(self.prepare_map()) })
     }
 
-    fn verified(&self) -> Verified {
+    fn verified(&self) -> VerifiedLevel {
         self.file.verified()
     }
 }

@@ -5,7 +5,7 @@
 //! it maps. The rules are those of QEMU `docs/interop/qcow2.txt`.
 
 use super::Qcow2Header;
-use crate::io::{ByteRange, Fault, ReadError};
+use crate::io::{ByteRange, FaultClass, ReadError};
 
 /// Bits 9 to 55 of an entry: an offset in the file.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -22,18 +22,18 @@ const SECTOR: u64 = 512;
 
 /// The location of a range of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ClusterLocation {
     /// Not stored: zeros.
     Zeros,
     /// In the file, from this offset on. Bytes past the end of the file are zeros.
     Stored(u64),
     /// In a compressed cluster.
-    Packed(Packed),
+    Packed(CompressedCluster),
 }
 
 /// A compressed cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Packed {
+pub(super) struct CompressedCluster {
     /// The bits of its entry that identify it.
     pub(super) key: u64,
     /// An upper bound of its stream in the file. Invariant: inside the file, and not empty.
@@ -42,11 +42,11 @@ pub(super) struct Packed {
 
 /// An L2 entry. The second number holds the subcluster bits; 0 without subclusters.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry(u64, u64);
+pub(super) struct L2Entry(u64, u64);
 
 /// The parameters that map an offset of the disk to the position of an entry.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Geometry {
+pub(super) struct TableGeometry {
     /// Bytes of the disk. Invariant: `1..=i64::MAX`, so that no offset of the disk plus a cluster overflows.
     pub(super) size: u64,
     /// Bytes of the file.
@@ -59,7 +59,7 @@ pub(super) struct Geometry {
     version: u32,
 }
 
-impl Geometry {
+impl TableGeometry {
     /// The geometry of an image of `file` bytes, or why the image is invalid.
     pub(super) fn new(header: &Qcow2Header, file: u64) -> Result<Self, String> {
         header.raw_reason()?;
@@ -147,18 +147,18 @@ impl Geometry {
     }
 
     /// The L2 entry at `position` of these bytes. Invariant of the callers: the entry is completely inside.
-    pub(super) fn read_entry(&self, bytes: &[u8], position: u64) -> Entry {
+    pub(super) fn read_entry(&self, bytes: &[u8], position: u64) -> L2Entry {
         let at = position as usize;
-        Entry(number(&bytes[at..]), if self.extended { number(&bytes[at + 8..]) } else { 0 })
+        L2Entry(number(&bytes[at..]), if self.extended { number(&bytes[at + 8..]) } else { 0 })
     }
 
     /// The location of the byte at `offset` of the disk, and the offset up to which that mapping holds.
-    pub(super) fn place(&self, entry: Entry, offset: u64) -> Result<(Place, u64), ReadError> {
-        let Entry(entry, subclusters) = entry;
+    pub(super) fn place(&self, entry: L2Entry, offset: u64) -> Result<(ClusterLocation, u64), ReadError> {
+        let L2Entry(entry, subclusters) = entry;
         let inside = offset & (self.cluster() - 1);
         let end = (offset - inside + self.cluster()).min(self.size);
         if entry & COMPRESSED != 0 {
-            return Ok((Place::Packed(self.packed(entry)?), end));
+            return Ok((ClusterLocation::Packed(self.packed(entry)?), end));
         }
         let version_3 = if self.version >= 3 && !self.extended { ZERO } else { 0 };
         if entry & !(OFFSET | COPIED | version_3) != 0 {
@@ -180,7 +180,7 @@ impl Geometry {
             (at != 0 && entry & ZERO == 0, end)
         };
         if !allocated {
-            return Ok((Place::Zeros, end));
+            return Ok((ClusterLocation::Zeros, end));
         }
         if !at.is_multiple_of(self.cluster()) {
             return Err(malformed(format!("cluster at {at} is not at the start of a cluster")));
@@ -188,11 +188,11 @@ impl Geometry {
         if at >= self.file {
             return Err(malformed(format!("cluster at {at} is past the end at {}", self.file)));
         }
-        Ok((Place::Stored(at + inside), end))
+        Ok((ClusterLocation::Stored(at + inside), end))
     }
 
     /// Decodes the entry of a compressed cluster: an offset, and how many sectors after the first it touches.
-    fn packed(&self, entry: u64) -> Result<Packed, ReadError> {
+    fn packed(&self, entry: u64) -> Result<CompressedCluster, ReadError> {
         let key = entry & !(COPIED | COMPRESSED);
         let offset_bits = 62 - (self.bits - 8);
         let (start, more) = (key & ((1 << offset_bits) - 1), key >> offset_bits);
@@ -201,12 +201,12 @@ impl Geometry {
         }
         // The last sector of the file may be short. No overflow: an offset of 61 bits, and fewer sectors than 2^13.
         let end = (start & !(SECTOR - 1)) + (more + 1) * SECTOR;
-        Ok(Packed { key, stored: ByteRange::new(start, end.min(self.file)) })
+        Ok(CompressedCluster { key, stored: ByteRange::new(start, end.min(self.file)) })
     }
 }
 
 fn malformed(message: String) -> ReadError {
-    ReadError::new(Fault::Malformed, message)
+    ReadError::new(FaultClass::Malformed, message)
 }
 
 /// The first 8 bytes as a big-endian number. Invariant of the callers: there are at least 8.

@@ -9,30 +9,30 @@ use crate::io::ReadError;
 use crate::oci::Digest;
 
 use super::json;
-use super::select::{Runnable, Selection};
+use super::select::{ArchiveSelection, RunnableManifest};
 
 /// An image and all its names.
-pub(super) struct Tagged<'a> {
-    image: &'a Runnable,
+pub(super) struct TaggedImage<'a> {
+    image: &'a RunnableManifest,
     names: Vec<String>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
+struct ManifestEntry {
     config: String,
     repo_tags: Option<Vec<String>>,
     layers: Option<Vec<String>>,
 }
 
 /// The image of each selection that has one. An image of several selections appears once, with all of its names.
-pub(super) fn tagged(selections: &[Selection]) -> Vec<Tagged<'_>> {
-    let mut images: Vec<Tagged<'_>> = Vec::new();
+pub(super) fn tagged(selections: &[ArchiveSelection]) -> Vec<TaggedImage<'_>> {
+    let mut images: Vec<TaggedImage<'_>> = Vec::new();
     for selection in selections {
         let Some(image) = selection.docker() else { continue };
         let at = images.iter().position(|other| other.image.manifest == image.manifest);
         let at = at.unwrap_or_else(|| {
-            images.push(Tagged { image, names: Vec::new() });
+            images.push(TaggedImage { image, names: Vec::new() });
             images.len() - 1
         });
         let names = &mut images[at].names;
@@ -51,16 +51,16 @@ pub(super) fn tagged(selections: &[Selection]) -> Vec<Tagged<'_>> {
 
 /// The content of the file; absent values are `null`, like in Go's output.
 pub(super) fn manifest(
-    images: &[Tagged<'_>],
+    images: &[TaggedImage<'_>],
     config: impl Fn(&Digest) -> String,
     layer: impl Fn(&Digest) -> String,
 ) -> Result<Vec<u8>, ReadError> {
     fn some(list: Vec<String>) -> Option<Vec<String>> {
         (!list.is_empty()).then_some(list)
     }
-    let entries: Vec<Entry> = images
+    let entries: Vec<ManifestEntry> = images
         .iter()
-        .map(|tagged| Entry {
+        .map(|tagged| ManifestEntry {
             config: config(&tagged.image.config),
             repo_tags: some(tagged.names.clone()),
             layers: some(tagged.image.layers.iter().map(&layer).collect()),

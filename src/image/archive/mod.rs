@@ -16,12 +16,14 @@ use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 
 pub use names::ArchiveName;
-pub use select::{ArchiveOptions, LeftOut, Piece, Selection};
+pub use select::{ArchiveOptions, ArchiveSelection, LeftOut, SelectedContent};
 
-use crate::io::{Concat, Fault, Memory, ReadError, Shared, TAR_END, TarEntry, TarKind, tar_padding};
+use crate::io::{
+    ConcatReader, FaultClass, MemoryReader, ReadError, SharedReader, TAR_END, TarEntry, TarKind, tar_padding,
+};
 use crate::oci::{Descriptor, Digest};
 
-use docker::Tagged;
+use docker::TaggedImage;
 
 /// Content of `oci-layout`, which marks a directory or an archive as an OCI image layout (image-spec
 /// image-layout.md).
@@ -39,7 +41,7 @@ pub enum ArchiveForm {
 }
 
 /// A computed archive with random access.
-pub struct Archive {
+pub struct ArchiveView {
     members: Vec<ArchiveMember>,
     blobs: HashSet<Digest>,
     size: u64,
@@ -56,7 +58,7 @@ pub struct ArchiveMember {
     /// Header, as encoded in the archive.
     pub header: Bytes,
     /// Content; `None` for a directory.
-    pub bytes: Option<Shared>,
+    pub bytes: Option<SharedReader>,
 }
 
 impl ArchiveMember {
@@ -67,18 +69,18 @@ impl ArchiveMember {
 }
 
 /// An entry before its position is known.
-struct Record {
+struct UnplacedFile {
     mode: u16,
     digest: Option<Digest>,
-    bytes: Option<Shared>,
+    bytes: Option<SharedReader>,
 }
 
-impl Record {
+impl UnplacedFile {
     fn text(mode: u16, bytes: Vec<u8>) -> Self {
-        Self { mode, digest: None, bytes: Some(Arc::new(Memory::new(bytes))) }
+        Self { mode, digest: None, bytes: Some(Arc::new(MemoryReader::new(bytes))) }
     }
 
-    fn blob(piece: &Piece, selection: &Selection) -> Self {
+    fn blob(piece: &SelectedContent, selection: &ArchiveSelection) -> Self {
         Self {
             mode: 0o444,
             digest: Some(piece.descriptor.digest.clone()),
@@ -89,20 +91,20 @@ impl Record {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Index<'a> {
+struct ArchiveIndex<'a> {
     schema_version: u8,
     manifests: &'a [Descriptor],
 }
 
-impl Archive {
+impl ArchiveView {
     /// Computes the archive of all selections, each blob once. Reads nothing.
-    pub fn of(selections: &[Selection], form: ArchiveForm) -> Result<Self, ReadError> {
+    pub fn of(selections: &[ArchiveSelection], form: ArchiveForm) -> Result<Self, ReadError> {
         let records = match form {
             ArchiveForm::Docker => docker_records(selections)?,
             ArchiveForm::Oci | ArchiveForm::OciAlone => oci_records(selections, form)?,
         };
         let mut archive = Self { members: Vec::new(), blobs: HashSet::new(), size: TAR_END as u64 };
-        for (name, Record { mode, digest, bytes }) in records {
+        for (name, UnplacedFile { mode, digest, bytes }) in records {
             let kind = bytes.as_ref().map_or(TarKind::Directory, |bytes| TarKind::File(bytes.size()));
             let header: Bytes = TarEntry::new(name.as_bytes(), kind, mode).header().into();
             let member = ArchiveMember { name, mode, digest, header, bytes };
@@ -111,7 +113,10 @@ impl Archive {
             let size =
                 size.and_then(|size| archive.size.checked_add(size)).filter(|size| *size <= i64::MAX as u64);
             archive.size = size.ok_or_else(|| {
-                ReadError::new(Fault::Malformed, format!("{}: the sizes of the blobs cannot be", member.name))
+                ReadError::new(
+                    FaultClass::Malformed,
+                    format!("{}: the sizes of the blobs cannot be", member.name),
+                )
             })?;
             archive.blobs.extend(member.digest.clone());
             archive.members.push(member);
@@ -135,56 +140,59 @@ impl Archive {
     }
 
     /// The bytes of the archive. A blob is opened when it is first read.
-    pub fn bytes(&self) -> Shared {
-        let mut joined = Concat::new();
+    pub fn bytes(&self) -> SharedReader {
+        let mut joined = ConcatReader::new();
         let mut computed = BytesMut::new();
         for member in &self.members {
             computed.extend_from_slice(&member.header);
             if let Some(bytes) = member.bytes.clone().filter(|bytes| bytes.size() > 0) {
-                joined.push(Arc::new(Memory::new(computed.split().freeze())));
+                joined.push(Arc::new(MemoryReader::new(computed.split().freeze())));
                 let padding = tar_padding(bytes.size());
                 joined.push(bytes);
                 computed.resize(padding, 0);
             }
         }
         computed.resize(computed.len() + TAR_END, 0);
-        joined.push(Arc::new(Memory::new(computed.freeze())));
+        joined.push(Arc::new(MemoryReader::new(computed.freeze())));
         Arc::new(joined)
     }
 }
 
-fn oci_records(selections: &[Selection], form: ArchiveForm) -> Result<BTreeMap<String, Record>, ReadError> {
+fn oci_records(
+    selections: &[ArchiveSelection],
+    form: ArchiveForm,
+) -> Result<BTreeMap<String, UnplacedFile>, ReadError> {
     let mut records = BTreeMap::new();
     let mut algorithms = BTreeSet::new();
     for selection in selections {
         for piece in selection.pieces() {
             let digest = &piece.descriptor.digest;
             algorithms.insert(digest.algorithm_name().to_owned());
-            records.entry(blob_path(digest)).or_insert_with(|| Record::blob(piece, selection));
+            records.entry(blob_path(digest)).or_insert_with(|| UnplacedFile::blob(piece, selection));
         }
     }
     let directories = algorithms.iter().map(|name| format!("blobs/{name}/"));
     for name in directories.chain((!algorithms.is_empty()).then(|| "blobs/".to_owned())) {
-        records.insert(name, Record { mode: 0o755, digest: None, bytes: None });
+        records.insert(name, UnplacedFile { mode: 0o755, digest: None, bytes: None });
     }
     let mut entries: Vec<Descriptor> = Vec::new();
-    for entry in selections.iter().flat_map(Selection::entries) {
+    for entry in selections.iter().flat_map(ArchiveSelection::entries) {
         if !entries.contains(&entry) {
             entries.push(entry);
         }
     }
-    let index = json(&Index { schema_version: 2, manifests: &entries })?;
-    records.insert("oci-layout".to_owned(), Record::text(0o444, LAYOUT.to_vec()));
-    records.insert("index.json".to_owned(), Record::text(0o644, index));
+    let index = json(&ArchiveIndex { schema_version: 2, manifests: &entries })?;
+    records.insert("oci-layout".to_owned(), UnplacedFile::text(0o444, LAYOUT.to_vec()));
+    records.insert("index.json".to_owned(), UnplacedFile::text(0o644, index));
     let images = docker::tagged(selections);
     if form == ArchiveForm::Oci && !images.is_empty() {
         let text = docker::manifest(&images, blob_path, blob_path)?;
-        records.insert("manifest.json".to_owned(), Record::text(0o644, text));
+        records.insert("manifest.json".to_owned(), UnplacedFile::text(0o644, text));
     }
     Ok(records)
 }
 
-fn docker_records(selections: &[Selection]) -> Result<BTreeMap<String, Record>, ReadError> {
+fn docker_records(selections: &[ArchiveSelection]) -> Result<BTreeMap<String, UnplacedFile>, ReadError> {
     let config_path = |digest: &Digest| format!("{}.json", digest.encoded());
     let layer_path = |digest: &Digest| format!("{}.tar", digest.encoded());
     let mut records = BTreeMap::new();
@@ -194,11 +202,11 @@ fn docker_records(selections: &[Selection]) -> Result<BTreeMap<String, Record>, 
                 "{} is no container image, and a Docker archive holds nothing else; --format=oci-archive does",
                 selection.pinned()
             );
-            ReadError::new(Fault::Unsupported, message)
+            ReadError::new(FaultClass::Unsupported, message)
         })?;
         for piece in selection.pieces() {
             let digest = &piece.descriptor.digest;
-            let record = || Record::blob(piece, selection);
+            let record = || UnplacedFile::blob(piece, selection);
             if *digest == image.config {
                 records.entry(config_path(digest)).or_insert_with(record);
             } else if image.layers.contains(digest) {
@@ -206,9 +214,9 @@ fn docker_records(selections: &[Selection]) -> Result<BTreeMap<String, Record>, 
             }
         }
     }
-    let images: Vec<Tagged<'_>> = docker::tagged(selections);
+    let images: Vec<TaggedImage<'_>> = docker::tagged(selections);
     let text = docker::manifest(&images, config_path, layer_path)?;
-    records.insert("manifest.json".to_owned(), Record::text(0o644, text));
+    records.insert("manifest.json".to_owned(), UnplacedFile::text(0o644, text));
     Ok(records)
 }
 
@@ -219,5 +227,5 @@ fn blob_path(digest: &Digest) -> String {
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, ReadError> {
     serde_json::to_vec(value)
-        .map_err(|error| ReadError::caused(Fault::Malformed, "writing a document of the archive", error))
+        .map_err(|error| ReadError::caused(FaultClass::Malformed, "writing a document of the archive", error))
 }

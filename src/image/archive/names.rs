@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::oci::{Digest, OciError, REF_NAME, Reference};
-use crate::source::{LayoutChoice, Location};
+use crate::source::{ImageLocation, LayoutChoice};
 
 /// The annotation in which containerd finds the name of an image.
 const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -24,21 +24,22 @@ pub struct ArchiveName {
 
 impl ArchiveName {
     /// The name under which an image at `location` with this digest was requested.
-    pub(super) fn of(location: &Location, digest: &Digest) -> Self {
+    pub(super) fn of(location: &ImageLocation, digest: &Digest) -> Self {
         match location {
-            Location::Registry(reference) if reference.tag().is_some() => Self::of_reference(reference),
-            Location::Registry(reference) => {
+            ImageLocation::Registry(reference) if reference.tag().is_some() => Self::of_reference(reference),
+            ImageLocation::Registry(reference) => {
                 Self { full: Some(format!("{}@{digest}", repository(reference))), ..Self::default() }
             }
-            Location::Layout { choice: LayoutChoice::Tag(tag), .. }
-            | Location::Archive { choice: LayoutChoice::Tag(tag), .. } => match tag.parse::<Reference>() {
+            ImageLocation::Layout { choice: LayoutChoice::Tag(tag), .. }
+            | ImageLocation::Archive { choice: LayoutChoice::Tag(tag), .. } => match tag.parse::<Reference>()
+            {
                 // A layout may have a full name in place of a tag; archives of `docker save` have a name and a tag.
                 Ok(reference) if tag.contains(['/', ':']) => {
                     Self { tag: Some(tag.clone()), ..Self::of_reference(&reference) }
                 }
                 _ => Self { tag: Some(tag.clone()), ..Self::default() },
             },
-            Location::Layout { .. } | Location::Archive { .. } => Self::default(),
+            ImageLocation::Layout { .. } | ImageLocation::Archive { .. } => Self::default(),
         }
     }
 

@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::cache::{Cache, Cached, Verify};
-use crate::io::{BoxFuture, Deferred, Memory, ReadError, Shared};
+use crate::cache::{BlockCache, CachedFile, VerifyMode};
+use crate::io::{BoxFuture, DeferredReader, MemoryReader, ReadError, SharedReader};
 use crate::oci::{Descriptor, Digest, Platform};
-use crate::registry::Registry;
-use crate::source::Source;
+use crate::registry::RegistryClient;
+use crate::source::ImageSource;
 
-use super::super::open::{OpenOptions, Opener, Platforms, Referrers};
+use super::super::open::{ImageOpener, OpenOptions, PlatformScope, ReferrerScope};
 use super::super::trust::stored;
-use super::super::{Family, ImageError};
+use super::super::{ImageError, ImageSet};
 use super::names::ArchiveName;
 
 /// Options of a selection. The default matches an export of containerd: of an index, the manifests for this machine
@@ -82,18 +82,18 @@ impl ArchiveOptions {
 
     /// The selection that a mount with these options shows.
     pub(super) fn shown(options: &OpenOptions) -> Self {
-        let selected = Self { referrers: options.referrers == Referrers::Shown, ..Self::default() };
+        let selected = Self { referrers: options.referrers == ReferrerScope::Shown, ..Self::default() };
         match &options.platforms {
-            Platforms::Host => selected,
-            Platforms::One(platform) => selected.platform(platform.clone()),
-            Platforms::All => selected.all_platforms(),
+            PlatformScope::Host => selected,
+            PlatformScope::One(platform) => selected.platform(platform.clone()),
+            PlatformScope::All => selected.all_platforms(),
         }
     }
 }
 
 /// A selected document or blob.
 #[derive(Clone, Debug)]
-pub struct Piece {
+pub struct SelectedContent {
     /// Digest, size and media type.
     pub descriptor: Descriptor,
     /// Content, if it is in memory already; `None` if it must be read.
@@ -111,7 +111,7 @@ pub struct LeftOut {
 
 /// A manifest that Docker may be able to run.
 #[derive(Clone, Debug)]
-pub(super) struct Runnable {
+pub(super) struct RunnableManifest {
     pub(super) manifest: Digest,
     pub(super) config: Digest,
     pub(super) layers: Vec<Digest>,
@@ -120,30 +120,30 @@ pub(super) struct Runnable {
 }
 
 /// The selected content of one reference.
-pub struct Selection {
+pub struct ArchiveSelection {
     pub(super) pinned: String,
     pub(super) name: ArchiveName,
     /// The document that the reference names.
     pub(super) root: Descriptor,
-    pub(super) pieces: Vec<Piece>,
-    pub(super) docker: Option<Runnable>,
+    pub(super) pieces: Vec<SelectedContent>,
+    pub(super) docker: Option<RunnableManifest>,
     pub(super) referrers: Vec<Descriptor>,
     pub(super) left_out: Vec<LeftOut>,
-    pub(super) source: Arc<dyn Source>,
-    pub(super) cache: Cache,
-    pub(super) verify: Verify,
+    pub(super) source: Arc<dyn ImageSource>,
+    pub(super) cache: BlockCache,
+    pub(super) verify: VerifyMode,
 }
 
-impl Selection {
+impl ArchiveSelection {
     /// Computes the selection of `selected` for a reference. From `options` it uses the location, the network,
     /// verification, signatures, and the conditions on entries of an index. Platforms come from `selected`.
     pub async fn open(
         options: &OpenOptions,
-        registry: &Registry,
-        cache: Cache,
+        registry: &RegistryClient,
+        cache: BlockCache,
         selected: &ArchiveOptions,
     ) -> Result<Self, ImageError> {
-        let opener = Opener::new(options, registry, cache);
+        let opener = ImageOpener::new(options, registry, cache);
         let root = opener.root(options.location.digest()).await?;
         opener.select(root, selected).await?.renamed(selected)
     }
@@ -172,7 +172,7 @@ impl Selection {
     }
 
     /// The selected documents and blobs, each digest once.
-    pub fn pieces(&self) -> &[Piece] {
+    pub fn pieces(&self) -> &[SelectedContent] {
         &self.pieces
     }
 
@@ -182,12 +182,12 @@ impl Selection {
     }
 
     /// The manifest for Docker's `manifest.json`, if any.
-    pub(super) fn docker(&self) -> Option<&Runnable> {
+    pub(super) fn docker(&self) -> Option<&RunnableManifest> {
         self.docker.as_ref()
     }
 
     /// Like `docker`, but only if it is a container image.
-    pub(super) fn runnable(&self) -> Option<&Runnable> {
+    pub(super) fn runnable(&self) -> Option<&RunnableManifest> {
         self.docker.as_ref().filter(|image| image.is_image)
     }
 
@@ -198,18 +198,18 @@ impl Selection {
     }
 
     /// The bytes of a piece. A blob is opened when it is first read.
-    pub fn bytes(&self, piece: &Piece) -> Shared {
+    pub fn bytes(&self, piece: &SelectedContent) -> SharedReader {
         if let Some(here) = &piece.here {
-            return Arc::new(Memory::new(here.clone()));
+            return Arc::new(MemoryReader::new(here.clone()));
         }
         let (source, cache, verify) = (self.source.clone(), self.cache.clone(), self.verify);
         let descriptor = piece.descriptor.clone();
-        let open = move || -> BoxFuture<'static, Result<Shared, ReadError>> {
+        let open = move || -> BoxFuture<'static, Result<SharedReader, ReadError>> {
             let opened = cache.blob(&descriptor.digest, source.blob(&descriptor));
             let opened = opened.map(|blob| stored(verify, &cache, blob)).map_err(ReadError::from);
             Box::pin(std::future::ready(opened))
         };
-        Arc::new(Deferred::new(piece.descriptor.size, Box::new(open)))
+        Arc::new(DeferredReader::new(piece.descriptor.size, Box::new(open)))
     }
 
     /// Limit of the cache's content, in bytes; `None` without a limit.
@@ -218,7 +218,10 @@ impl Selection {
     }
 
     /// A piece in the cache; `None` if there is nothing to fetch.
-    pub(in crate::image) fn cached(&self, piece: &Piece) -> Result<Option<Arc<Cached>>, ReadError> {
+    pub(in crate::image) fn cached(
+        &self,
+        piece: &SelectedContent,
+    ) -> Result<Option<Arc<CachedFile>>, ReadError> {
         if piece.here.is_some() || piece.descriptor.size == 0 {
             return Ok(None);
         }
@@ -227,9 +230,9 @@ impl Selection {
     }
 }
 
-impl Family {
+impl ImageSet {
     /// The selection of `selected` for the opened reference. Reads the documents that opening did not need.
-    pub async fn select(&self, selected: &ArchiveOptions) -> Result<Selection, ImageError> {
+    pub async fn select(&self, selected: &ArchiveOptions) -> Result<ArchiveSelection, ImageError> {
         let Some((root, opened)) = &self.root else {
             return Err(ImageError::NoArchive { place: self.pinned.clone() });
         };
@@ -237,7 +240,7 @@ impl Family {
     }
 
     /// The selection that a mount with the options of `open` shows.
-    pub async fn select_shown(&self) -> Result<Selection, ImageError> {
+    pub async fn select_shown(&self) -> Result<ArchiveSelection, ImageError> {
         match &self.root {
             Some((_, opened)) => self.select(&ArchiveOptions::shown(&opened.options)).await,
             None => Err(ImageError::NoArchive { place: self.pinned.clone() }),

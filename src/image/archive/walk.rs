@@ -9,47 +9,47 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use crate::io::{BoxFuture, ByteRange, Fault};
+use crate::io::{BoxFuture, ByteRange, FaultClass};
 use crate::oci::{
-    self, Candidate, Descriptor, Digest, Document, EntryKind, INDEX_TYPE, Index, MANIFEST_TYPE, Manifest,
-    Platform, entry_kind, referrer_of,
+    self, Descriptor, Digest, EntryPurpose, INDEX_TYPE, ImageIndex, MANIFEST_TYPE, Manifest,
+    ManifestDocument, Platform, PlatformCandidate, entry_kind, referrer_of,
 };
-use crate::source::{Root, SourceError};
+use crate::source::{RootDocument, SourceError};
 
 use super::super::ImageError;
-use super::super::open::{Network, Opener, parse};
+use super::super::open::{ImageOpener, NetworkAccess, parse};
 use super::super::several::{MAX_NESTING, PARALLEL};
 use super::names::ArchiveName;
-use super::select::{ArchiveOptions, LeftOut, Piece, Runnable, Selection};
+use super::select::{ArchiveOptions, ArchiveSelection, LeftOut, RunnableManifest, SelectedContent};
 
 /// The annotation of an entry that refers to another one; containerd does not take such an entry for an image.
 const SUBJECT: &str = "io.containerd.manifest.subject";
 
 /// A manifest that was found.
-struct Found {
-    candidate: Option<Candidate>,
-    image: Option<Runnable>,
+struct FoundManifest {
+    candidate: Option<PlatformCandidate>,
+    image: Option<RunnableManifest>,
 }
 
 /// State of the walk.
-struct Walk<'a> {
-    opener: &'a Opener<'a>,
+struct ManifestWalk<'a> {
+    opener: &'a ImageOpener<'a>,
     selected: &'a ArchiveOptions,
-    pieces: Vec<Piece>,
+    pieces: Vec<SelectedContent>,
     seen: HashSet<Digest>,
-    found: Vec<Found>,
+    found: Vec<FoundManifest>,
     /// Manifests and indexes that may have referrers.
     subjects: Vec<Digest>,
     left_out: Vec<LeftOut>,
 }
 
-impl Opener<'_> {
+impl ImageOpener<'_> {
     /// Computes the selection of `selected` for the document that the reference names.
     pub(super) async fn select(
         &self,
-        root: Root,
+        root: RootDocument,
         selected: &ArchiveOptions,
-    ) -> Result<Selection, ImageError> {
+    ) -> Result<ArchiveSelection, ImageError> {
         let location = &self.options.location;
         let document = parse(&root)?;
         if !self.options.signed_by.is_empty() {
@@ -57,7 +57,7 @@ impl Opener<'_> {
             self.demand_whole(&root, selected.referrers).await?;
         }
         let pinned = location.pinned(&root.digest);
-        let mut walk = Walk {
+        let mut walk = ManifestWalk {
             opener: self,
             selected,
             pieces: Vec::new(),
@@ -68,13 +68,13 @@ impl Opener<'_> {
         };
         let entry = walk.document(&root, &document);
         match &document {
-            Document::Manifest(manifest) => walk.manifest(None, &root.digest, manifest).await?,
-            Document::Index(index) => walk.index(index, &pinned).await?,
+            ManifestDocument::Manifest(manifest) => walk.manifest(None, &root.digest, manifest).await?,
+            ManifestDocument::Index(index) => walk.index(index, &pinned).await?,
         }
         let docker = walk.docker();
         let referrers = if selected.referrers { walk.referrers().await? } else { Vec::new() };
-        let Walk { pieces, left_out, .. } = walk;
-        Ok(Selection {
+        let ManifestWalk { pieces, left_out, .. } = walk;
+        Ok(ArchiveSelection {
             name: ArchiveName::of(location, &root.digest),
             pinned,
             root: entry,
@@ -89,14 +89,14 @@ impl Opener<'_> {
     }
 }
 
-impl Walk<'_> {
+impl ManifestWalk<'_> {
     /// Adds a document, and returns its descriptor.
-    fn document(&mut self, root: &Root, document: &Document) -> Descriptor {
+    fn document(&mut self, root: &RootDocument, document: &ManifestDocument) -> Descriptor {
         let written = document.media_type();
         let media_type = match document {
             _ if !written.is_empty() => written.clone(),
-            Document::Manifest(_) => MANIFEST_TYPE.into(),
-            Document::Index(_) => INDEX_TYPE.into(),
+            ManifestDocument::Manifest(_) => MANIFEST_TYPE.into(),
+            ManifestDocument::Index(_) => INDEX_TYPE.into(),
         };
         let size = root.bytes.len() as u64;
         let descriptor =
@@ -109,24 +109,24 @@ impl Walk<'_> {
     fn add(&mut self, descriptor: &Descriptor, here: Option<Bytes>) {
         if self.seen.insert(descriptor.digest.clone()) {
             let here = here.or_else(|| descriptor.data.clone().map(Bytes::from));
-            self.pieces.push(Piece { descriptor: descriptor.clone(), here });
+            self.pieces.push(SelectedContent { descriptor: descriptor.clone(), here });
         }
     }
 
     /// Adds the config and the layers of a manifest.
     async fn manifest(
         &mut self,
-        candidate: Option<Candidate>,
+        candidate: Option<PlatformCandidate>,
         digest: &Digest,
         manifest: &Manifest,
     ) -> Result<(), ImageError> {
-        let image = manifest.config.as_ref().map(|config| Runnable {
+        let image = manifest.config.as_ref().map(|config| RunnableManifest {
             manifest: digest.clone(),
             config: config.digest.clone(),
             layers: manifest.layers.iter().map(|layer| layer.digest.clone()).collect(),
             is_image: config.media_type.is_image_config(),
         });
-        self.found.push(Found { candidate, image });
+        self.found.push(FoundManifest { candidate, image });
         let mut blobs: Vec<&Descriptor> = Vec::new();
         for blob in manifest.blobs() {
             if self.selected.skip_nondistributable && blob.media_type.is_nondistributable() {
@@ -169,31 +169,31 @@ impl Walk<'_> {
     }
 
     async fn is_there(&self, blob: &Descriptor) -> Result<bool, ImageError> {
-        let Opener { source, cache, options, .. } = self.opener;
+        let ImageOpener { source, cache, options, .. } = self.opener;
         let fetch = source.blob(blob);
         let may_be_local = fetch.may_be_local();
         if cache.blob(&blob.digest, fetch)?.present(ByteRange::new(0, blob.size)) {
             return Ok(true);
         }
-        if options.network == Network::Offline && !may_be_local {
+        if options.network == NetworkAccess::Offline && !may_be_local {
             return Ok(false);
         }
         match source.blob_size(&blob.digest).await {
             Ok(_) => Ok(true),
-            Err(error) if error.fault() == Fault::NotFound => Ok(false),
+            Err(error) if error.fault() == FaultClass::NotFound => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Adds the selected entries of an index and of nested indexes.
-    async fn index(&mut self, outer: &Index, pinned: &str) -> Result<(), ImageError> {
-        let mut level: Vec<(Option<Candidate>, Index)> = vec![(None, outer.clone())];
-        let mut others: Vec<Candidate> = Vec::new();
+    async fn index(&mut self, outer: &ImageIndex, pinned: &str) -> Result<(), ImageError> {
+        let mut level: Vec<(Option<PlatformCandidate>, ImageIndex)> = vec![(None, outer.clone())];
+        let mut others: Vec<PlatformCandidate> = Vec::new();
         for depth in 0.. {
-            let mut wanted: Vec<Candidate> = Vec::new();
+            let mut wanted: Vec<PlatformCandidate> = Vec::new();
             for (above, index) in &level {
                 for entry in &index.manifests {
-                    let candidate = Candidate::of(entry, above.as_ref(), &self.opener.options.select);
+                    let candidate = PlatformCandidate::of(entry, above.as_ref(), &self.opener.options.select);
                     if self.fits(&candidate) {
                         wanted.push(candidate);
                     } else if !entry.media_type.is_index() {
@@ -216,14 +216,17 @@ impl Walk<'_> {
     }
 
     /// Reads and adds documents, and returns the indexes among them.
-    async fn fetch(&mut self, wanted: Vec<Candidate>) -> Result<Vec<(Option<Candidate>, Index)>, ImageError> {
+    async fn fetch(
+        &mut self,
+        wanted: Vec<PlatformCandidate>,
+    ) -> Result<Vec<(Option<PlatformCandidate>, ImageIndex)>, ImageError> {
         let mut digests = HashSet::new();
-        let wanted: Vec<Candidate> = wanted
+        let wanted: Vec<PlatformCandidate> = wanted
             .into_iter()
             .filter(|one| !self.seen.contains(&one.entry.digest) && digests.insert(one.entry.digest.clone()))
             .collect();
         let opener = self.opener;
-        let asked: Vec<BoxFuture<'_, Result<Root, ImageError>>> =
+        let asked: Vec<BoxFuture<'_, Result<RootDocument, ImageError>>> =
             wanted.iter().map(|one| -> BoxFuture<'_, _> { Box::pin(opener.document(&one.entry)) }).collect();
         let roots: Vec<_> = futures_util::stream::iter(asked).buffered(PARALLEL).collect().await;
         let mut indexes = Vec::new();
@@ -239,33 +242,37 @@ impl Walk<'_> {
             let document = parse(&root)?;
             self.document(&root, &document);
             match document {
-                Document::Manifest(manifest) => {
+                ManifestDocument::Manifest(manifest) => {
                     self.manifest(Some(candidate), &root.digest, &manifest).await?;
                 }
-                Document::Index(index) => indexes.push((Some(candidate), index)),
+                ManifestDocument::Index(index) => indexes.push((Some(candidate), index)),
             }
         }
         Ok(indexes)
     }
 
     /// Whether an entry is selected. Like in containerd, an entry without a platform always is.
-    fn fits(&self, candidate: &Candidate) -> bool {
+    fn fits(&self, candidate: &PlatformCandidate) -> bool {
         let (selected, select) = (self.selected, &self.opener.options.select);
         if !candidate.is_selected() && !candidate.entry.media_type.is_index() {
             return false;
         }
         if selected.all_platforms {
-            return select.is_empty() || entry_kind(&candidate.entry) == EntryKind::Image;
+            return select.is_empty() || entry_kind(&candidate.entry) == EntryPurpose::Image;
         }
         match &candidate.platform {
-            None => entry_kind(&candidate.entry) == EntryKind::Image,
+            None => entry_kind(&candidate.entry) == EntryPurpose::Image,
             Some(platform) if selected.platforms.is_empty() => platform.is(&Platform::host()),
             Some(platform) => selected.platforms.iter().any(|wanted| platform.is(wanted)),
         }
     }
 
     /// Entries for requested platforms without an exact match: the ones that a mount would choose.
-    fn nearest(&self, others: Vec<Candidate>, pinned: &str) -> Result<Vec<Candidate>, ImageError> {
+    fn nearest(
+        &self,
+        others: Vec<PlatformCandidate>,
+        pinned: &str,
+    ) -> Result<Vec<PlatformCandidate>, ImageError> {
         if self.selected.all_platforms || self.found.iter().any(|found| found.is_for(None)) {
             return Ok(Vec::new());
         }
@@ -274,7 +281,7 @@ impl Walk<'_> {
             platforms => platforms.iter().map(Some).collect(),
         };
         let host = Platform::host();
-        let mut chosen: Vec<Candidate> = Vec::new();
+        let mut chosen: Vec<PlatformCandidate> = Vec::new();
         for wanted in asked {
             let is_found = self.found.iter().any(|found| found.is_for(Some(wanted.unwrap_or(&host))));
             if !is_found && self.left_out.is_empty() {
@@ -287,7 +294,7 @@ impl Walk<'_> {
     }
 
     /// The image for Docker's `manifest.json`: that of the first requested platform.
-    fn docker(&self) -> Option<Runnable> {
+    fn docker(&self) -> Option<RunnableManifest> {
         let host = [Platform::host()];
         let wanted = match &self.selected.platforms[..] {
             [] => &host[..],
@@ -320,7 +327,7 @@ impl Walk<'_> {
                 entry.digest = root.digest.clone();
                 entry.annotations.insert(SUBJECT.to_owned(), subject.to_string());
                 entries.push(entry);
-                if let Document::Manifest(manifest) = &document {
+                if let ManifestDocument::Manifest(manifest) = &document {
                     let blobs: Vec<_> = manifest.blobs().cloned().collect();
                     for blob in blobs {
                         self.add(&blob, None);
@@ -332,7 +339,7 @@ impl Walk<'_> {
     }
 }
 
-impl Found {
+impl FoundManifest {
     fn platform(&self) -> Option<&Platform> {
         self.candidate.as_ref()?.platform.as_ref()
     }
@@ -347,11 +354,11 @@ impl Found {
     }
 
     fn is_image(&self) -> bool {
-        self.candidate.as_ref().is_none_or(|candidate| entry_kind(&candidate.entry) == EntryKind::Image)
+        self.candidate.as_ref().is_none_or(|candidate| entry_kind(&candidate.entry) == EntryPurpose::Image)
     }
 }
 
 /// Whether a document does not exist, or is not cached while offline.
 fn is_missing(error: &ImageError) -> bool {
-    matches!(error, ImageError::Source(SourceError::Offline { .. })) || error.fault() == Fault::NotFound
+    matches!(error, ImageError::Source(SourceError::Offline { .. })) || error.fault() == FaultClass::NotFound
 }

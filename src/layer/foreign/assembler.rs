@@ -13,15 +13,15 @@ use base64::Engine as _;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::io::{MEMORY, MemoryShare};
-use crate::oci::{Algorithm, Digest, OciError};
+use crate::oci::{Digest, HashAlgorithm, OciError};
 
 use super::super::index::LayerIndex;
 use super::super::pass::most_stream;
 use super::super::pieces::MAX_SUM;
-use super::super::sniff::Encoding;
-use super::super::span::{Chunk, SpanMap, Sum, Sums};
+use super::super::sniff::StreamEncoding;
+use super::super::span::{ChunkDigest, LayerDigests, SpanMap, StoredChunk};
 use super::super::tar::xattr_limits;
-use super::super::toc::{Content, Device, Entry, EntryKind, Run, Time, Xattr};
+use super::super::toc::{DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair};
 use super::document::RawEntry;
 use super::{ForeignError, ForeignLimits, broken};
 
@@ -43,10 +43,10 @@ const SMALL_BYTES: u64 = 2 * 1024 * 1024;
 static LARGE: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
 /// The lock for a large document.
-pub(super) type Turn = OwnedMutexGuard<()>;
+pub(super) type DocumentTurn = OwnedMutexGuard<()>;
 
 /// Waits for the lock for a large document.
-pub(super) async fn turn() -> Turn {
+pub(super) async fn turn() -> DocumentTurn {
     LARGE.clone().lock_owned().await
 }
 
@@ -65,7 +65,7 @@ pub fn is_table(path: &[u8]) -> bool {
 
 /// A chunk of stored content that an entry names.
 #[derive(Clone, Copy, Debug)]
-struct Payload {
+struct EntryPayload {
     /// Stored offset of its unit.
     stored: u64,
     /// Stored end of its unit; 0 if the document gives none.
@@ -83,13 +83,13 @@ struct Payload {
 
 /// The file whose chunks are being read.
 #[derive(Debug)]
-struct OpenFile {
+struct ChunkedFile {
     name: String,
     size: u64,
     /// Bytes that the chunks cover so far.
     covered: u64,
     /// Runs of data so far; used only for a file with holes.
-    runs: Vec<Run>,
+    runs: Vec<SparseRun>,
     has_holes: bool,
     /// Its index in the table of contents; `None` for markers.
     entry: Option<u32>,
@@ -104,14 +104,14 @@ struct OpenFile {
 
 /// Builds an index from entries.
 #[derive(Debug)]
-pub(super) struct Assembler {
+pub(super) struct IndexAssembler {
     format: &'static str,
     /// Becomes a [`Toc`] once the contents have their offsets.
-    entries: Vec<Entry>,
-    payloads: Vec<Payload>,
+    entries: Vec<TocEntry>,
+    payloads: Vec<EntryPayload>,
     /// Expected sha256 of each payload, by its number.
     digests: Vec<Option<[u8; 32]>>,
-    open: Option<OpenFile>,
+    open: Option<ChunkedFile>,
     /// Number of the prefetch landmark's payload.
     landmark: Option<u32>,
     /// Entries so far.
@@ -121,13 +121,13 @@ pub(super) struct Assembler {
     /// Estimated bytes of memory used.
     used: u64,
     /// The lock for a large document; `None` for a small one.
-    turn: Option<Turn>,
+    turn: Option<DocumentTurn>,
     failure: Option<ForeignError>,
 }
 
-impl Assembler {
+impl IndexAssembler {
     /// An empty assembler. A large document may already hold its lock.
-    pub(super) fn new(format: &'static str, turn: Option<Turn>) -> Self {
+    pub(super) fn new(format: &'static str, turn: Option<DocumentTurn>) -> Self {
         Self {
             format,
             entries: Vec::new(),
@@ -204,20 +204,20 @@ impl Assembler {
             link => check_text(link).map(|()| link.as_bytes().to_vec()),
         };
         let kind = match raw.kind.as_str() {
-            "reg" => EntryKind::File(Content::default()),
-            "dir" => EntryKind::Directory,
-            "symlink" => EntryKind::Symlink(target()?),
-            "hardlink" => EntryKind::HardLink(target()?),
-            "char" => EntryKind::CharDevice(device(raw)?),
-            "block" => EntryKind::BlockDevice(device(raw)?),
-            "fifo" => EntryKind::Fifo,
+            "reg" => TocEntryKind::File(FileContent::default()),
+            "dir" => TocEntryKind::Directory,
+            "symlink" => TocEntryKind::Symlink(target()?),
+            "hardlink" => TocEntryKind::HardLink(target()?),
+            "char" => TocEntryKind::CharDevice(device(raw)?),
+            "block" => TocEntryKind::BlockDevice(device(raw)?),
+            "fifo" => TocEntryKind::Fifo,
             other => return Err(format!("its type is {other:?}")),
         };
-        let is_file = matches!(kind, EntryKind::File(_));
+        let is_file = matches!(kind, TocEntryKind::File(_));
         let is_marker = is_marker(raw.name.as_bytes());
         let entry = if is_marker { None } else { Some(index_of(self.entries.len())?) };
         if !is_marker {
-            self.entries.push(Entry {
+            self.entries.push(TocEntry {
                 path: raw.name.as_bytes().to_vec(),
                 kind,
                 // Some writers include the type bits in the mode.
@@ -234,7 +234,7 @@ impl Assembler {
             return Ok(());
         }
         let size = offset("size", raw.size)?;
-        self.open = Some(OpenFile {
+        self.open = Some(ChunkedFile {
             name: raw.name.clone(),
             size,
             covered: 0,
@@ -299,7 +299,7 @@ impl Assembler {
         }
         match file.runs.last_mut() {
             Some(run) if run.offset + run.len == at => run.len += len,
-            _ => file.runs.push(Run { offset: at, len }),
+            _ => file.runs.push(SparseRun { offset: at, len }),
         }
         let number = index_of(self.payloads.len())?;
         if file.is_landmark {
@@ -307,7 +307,7 @@ impl Assembler {
         }
         let stored_end = if file.covered == file.size { file.stored_end } else { 0 };
         let (part, entry) = (file.parts, file.entry);
-        self.payloads.push(Payload { stored, stored_end, inner, len, number, part, entry });
+        self.payloads.push(EntryPayload { stored, stored_end, inner, len, number, part, entry });
         self.digests.push(sum);
         file.parts += 1;
         Ok(())
@@ -322,7 +322,7 @@ impl Assembler {
         }
         if let Some(entry) = file.entry.and_then(|at| self.entries.get_mut(at as usize)) {
             let runs = file.has_holes.then_some(file.runs);
-            entry.kind = EntryKind::File(Content { size: file.size, offset: 0, runs });
+            entry.kind = TocEntryKind::File(FileContent { size: file.size, offset: 0, runs });
         }
         Ok(())
     }
@@ -330,7 +330,7 @@ impl Assembler {
     /// The index of a layer of `stored_size` bytes whose content ends at `data_end`, and warnings about it.
     pub(super) fn finish(
         mut self,
-        encoding: Encoding,
+        encoding: StreamEncoding,
         stored_size: u64,
         data_end: u64,
     ) -> Result<(LayerIndex, Vec<String>), ForeignError> {
@@ -338,7 +338,7 @@ impl Assembler {
         let mut payloads = std::mem::take(&mut self.payloads);
         payloads.sort_unstable_by_key(|payload| (payload.stored, payload.inner, payload.number));
         let (format, limit) = (self.format, most_stream(stored_size));
-        let mut layout = Layout { data_end, limit, ..Layout::default() };
+        let mut layout = StreamLayout { data_end, limit, ..StreamLayout::default() };
         let mut units = payloads.chunk_by(|a, b| a.stored == b.stored).peekable();
         while let Some(unit) = units.next() {
             let next = units.peek().map(|unit| unit[0].stored);
@@ -358,7 +358,7 @@ impl Assembler {
                     layout.prefetch = start;
                 }
                 if let Some(sha256) = self.digests.get(payload.number as usize).copied().flatten() {
-                    layout.sums.push(Sum { start, end: start + payload.len, sha256 });
+                    layout.sums.push(ChunkDigest { start, end: start + payload.len, sha256 });
                 }
             }
         }
@@ -368,7 +368,7 @@ impl Assembler {
             warnings.push(format!("{without} of {} chunks have no sha256 digest", payloads.len()));
         }
         let spans = SpanMap::chunks(encoding, stored_size, layout.stream, layout.chunks)
-            .with_sums(Sums::Stream(layout.sums));
+            .with_sums(LayerDigests::Stream(layout.sums));
         let index = LayerIndex {
             spans,
             toc: self.entries.into_iter().collect(),
@@ -385,7 +385,7 @@ impl Assembler {
     /// Sets the stream offset of the content of the file at `entry`.
     fn place(&mut self, entry: Option<u32>, start: u64) {
         if let Some(entry) = entry.and_then(|at| self.entries.get_mut(at as usize))
-            && let EntryKind::File(content) = &mut entry.kind
+            && let TocEntryKind::File(content) = &mut entry.kind
         {
             content.offset = start;
         }
@@ -394,23 +394,23 @@ impl Assembler {
 
 /// The made-up stream so far.
 #[derive(Debug, Default)]
-struct Layout {
+struct StreamLayout {
     /// End of the content of the layer, in stored bytes.
     data_end: u64,
     /// Maximum bytes of the stream.
     limit: u64,
-    chunks: Vec<Chunk>,
-    sums: Vec<Sum>,
+    chunks: Vec<StoredChunk>,
+    sums: Vec<ChunkDigest>,
     stream: u64,
     prefetch: u64,
     /// The number of the last payload, and its end in the stream.
     last: Option<(u32, u64)>,
 }
 
-impl Layout {
+impl StreamLayout {
     /// Adds a unit with `payloads` (at least one) in ascending order; the next unit starts at `next`. Returns the
     /// stream offset of the unit.
-    fn unit(&mut self, payloads: &[Payload], next: Option<u64>) -> Result<u64, String> {
+    fn unit(&mut self, payloads: &[EntryPayload], next: Option<u64>) -> Result<u64, String> {
         let (stored, base, mut len) = (payloads[0].stored, self.stream, 0u64);
         for payload in payloads {
             if payload.inner < len {
@@ -431,7 +431,7 @@ impl Layout {
             .checked_add(len)
             .filter(|&end| end <= self.limit)
             .ok_or_else(|| format!("it and all before it decode to more than {} bytes", self.limit))?;
-        self.chunks.push(Chunk { stored, stored_end, stream: base });
+        self.chunks.push(StoredChunk { stored, stored_end, stream: base });
         Ok(base)
     }
 }
@@ -476,22 +476,22 @@ fn number(what: &str, value: i64) -> Result<u32, String> {
     u32::try_from(value).map_err(|_| format!("{what} {value} is not in 0 to {}", u32::MAX))
 }
 
-fn device(raw: &RawEntry) -> Result<Device, String> {
-    Ok(Device { major: number("devMajor", raw.dev_major)?, minor: number("devMinor", raw.dev_minor)? })
+fn device(raw: &RawEntry) -> Result<DeviceNumber, String> {
+    Ok(DeviceNumber { major: number("devMajor", raw.dev_major)?, minor: number("devMinor", raw.dev_minor)? })
 }
 
 /// Parses RFC 3339. No text, and the zero of Go's `time.Time`, which is no date of a file, both mean 1970.
-fn time(text: Option<&str>) -> Result<Time, String> {
+fn time(text: Option<&str>) -> Result<UnixTime, String> {
     let Some(text) = text.filter(|text| !text.is_empty() && *text != "0001-01-01T00:00:00Z") else {
-        return Ok(Time::default());
+        return Ok(UnixTime::default());
     };
     let time =
         chrono::DateTime::parse_from_rfc3339(text).map_err(|error| format!("modtime {text:?}: {error}"))?;
     // A leap second has more nanoseconds than a second.
-    Ok(Time { secs: time.timestamp(), nanos: time.timestamp_subsec_nanos().min(999_999_999) })
+    Ok(UnixTime { secs: time.timestamp(), nanos: time.timestamp_subsec_nanos().min(999_999_999) })
 }
 
-fn xattrs(raw: &RawEntry) -> Result<Vec<Xattr>, String> {
+fn xattrs(raw: &RawEntry) -> Result<Vec<XattrPair>, String> {
     let pairs = raw.xattrs.as_ref().map_or(&[][..], |pairs| &pairs.0);
     let names = pairs.iter().map(|(name, _)| name.len() + 1).sum::<usize>();
     // Four characters encode three bytes.
@@ -515,7 +515,7 @@ fn xattrs(raw: &RawEntry) -> Result<Vec<Xattr>, String> {
 fn digest(text: Option<&str>) -> Result<Option<[u8; 32]>, String> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let digest: Digest = text.parse().map_err(|error: OciError| error.to_string())?;
-    if digest.algorithm() != Some(Algorithm::Sha256) {
+    if digest.algorithm() != Some(HashAlgorithm::Sha256) {
         return Ok(None);
     }
     let mut bytes = [0; 32];

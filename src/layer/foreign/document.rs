@@ -11,9 +11,9 @@ use std::rc::Rc;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::oci::{Algorithm, Digest, Hasher};
+use crate::oci::{Digest, HashAlgorithm, Hasher};
 
-use super::assembler::Assembler;
+use super::assembler::IndexAssembler;
 use super::{ForeignError, ForeignLimits, broken};
 
 /// Bytes decoded ahead of the parser.
@@ -34,7 +34,7 @@ pub(super) struct RawEntry {
     pub(super) gid: i64,
     pub(super) dev_major: i64,
     pub(super) dev_minor: i64,
-    pub(super) xattrs: Option<Pairs>,
+    pub(super) xattrs: Option<TextPairs>,
     pub(super) digest: Option<String>,
     pub(super) offset: i64,
     pub(super) end_offset: i64,
@@ -47,22 +47,22 @@ pub(super) struct RawEntry {
 
 /// An object whose values are text, in document order.
 #[derive(Debug, Default)]
-pub(super) struct Pairs(pub(super) Vec<(String, Option<String>)>);
+pub(super) struct TextPairs(pub(super) Vec<(String, Option<String>)>);
 
-impl<'de> Deserialize<'de> for Pairs {
+impl<'de> Deserialize<'de> for TextPairs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct InOrder;
         impl<'de> Visitor<'de> for InOrder {
-            type Value = Pairs;
+            type Value = TextPairs;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of texts")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TextPairs, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(pair) = map.next_entry()? {
                     pairs.push(pair);
                 }
-                Ok(Pairs(pairs))
+                Ok(TextPairs(pairs))
             }
         }
         deserializer.deserialize_map(InOrder)
@@ -71,7 +71,7 @@ impl<'de> Deserialize<'de> for Pairs {
 
 /// The hashes of the bytes of a document.
 #[derive(Debug)]
-pub(super) struct Hashes {
+pub(super) struct DocumentDigests {
     pub(super) sha256: Digest,
     pub(super) blake3: [u8; 32],
 }
@@ -83,24 +83,24 @@ pub(super) fn read(
     size: u64,
     expected: Option<&Digest>,
     limits: &ForeignLimits,
-    assembler: &mut Assembler,
-) -> Result<Hashes, ForeignError> {
+    assembler: &mut IndexAssembler,
+) -> Result<DocumentDigests, ForeignError> {
     let format = assembler.format();
     ForeignLimits::check(format, size, limits.decoded, "a table of contents")?;
     let pending = Rc::new(Cell::new(0));
-    let bounded = Bounded {
+    let bounded = BoundedHasher {
         inner: decoded.take(size),
         read: 0,
         pending: pending.clone(),
         limit: limits.entry,
         over: Rc::new(Cell::new(false)),
-        sha256: Hasher::new(Algorithm::Sha256),
+        sha256: Hasher::new(HashAlgorithm::Sha256),
         blake3: blake3::Hasher::new(),
     };
     let over = bounded.over.clone();
     let mut reader = BufReader::with_capacity(BUFFER, bounded);
     let mut parser = serde_json::Deserializer::from_reader(&mut reader);
-    let parsed = Document { assembler, pending: &pending, limits }
+    let parsed = TocDocument { assembler, pending: &pending, limits }
         .deserialize(&mut parser)
         .and_then(|()| parser.end())
         .map_err(|error| error.to_string());
@@ -112,7 +112,7 @@ pub(super) fn read(
     let mut rest = reader.into_inner();
     rest.limit = u64::MAX;
     let drained = io::copy(&mut rest, &mut io::sink());
-    let hashes = Hashes { sha256: rest.sha256.finish(), blake3: *rest.blake3.finalize().as_bytes() };
+    let hashes = DocumentDigests { sha256: rest.sha256.finish(), blake3: *rest.blake3.finalize().as_bytes() };
     if let Err(error) = drained {
         return Err(broken(format, format!("its table of contents cannot be decoded: {error}")));
     }
@@ -143,7 +143,7 @@ pub(super) fn check_digest(
 }
 
 /// Counts and hashes the bytes read.
-struct Bounded<R> {
+struct BoundedHasher<R> {
     inner: R,
     read: u64,
     /// Bytes since the last complete entry.
@@ -155,7 +155,7 @@ struct Bounded<R> {
     blake3: blake3::Hasher,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for BoundedHasher<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         // The parser reads on only after it has consumed all bytes so far, so the pending bytes belong to one
         // entry.
@@ -174,20 +174,20 @@ impl<R: Read> Read for Bounded<R> {
 }
 
 /// The whole document: `version` and `entries`.
-struct Document<'a> {
-    assembler: &'a mut Assembler,
+struct TocDocument<'a> {
+    assembler: &'a mut IndexAssembler,
     pending: &'a Cell<u64>,
     limits: &'a ForeignLimits,
 }
 
-impl<'de> DeserializeSeed<'de> for Document<'_> {
+impl<'de> DeserializeSeed<'de> for TocDocument<'_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Document<'_> {
+impl<'de> Visitor<'de> for TocDocument<'_> {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with version and entries")
@@ -199,7 +199,7 @@ impl<'de> Visitor<'de> for Document<'_> {
             match key.as_str() {
                 "version" if version.is_none() => version = Some(map.next_value::<i64>()?),
                 "entries" if !entries => {
-                    let seed = Entries {
+                    let seed = TocEntries {
                         assembler: &mut *self.assembler,
                         pending: self.pending,
                         limits: self.limits,
@@ -223,20 +223,20 @@ impl<'de> Visitor<'de> for Document<'_> {
 }
 
 /// The list of entries; `null` is an empty one, as Go writes it.
-struct Entries<'a> {
-    assembler: &'a mut Assembler,
+struct TocEntries<'a> {
+    assembler: &'a mut IndexAssembler,
     pending: &'a Cell<u64>,
     limits: &'a ForeignLimits,
 }
 
-impl<'de> DeserializeSeed<'de> for Entries<'_> {
+impl<'de> DeserializeSeed<'de> for TocEntries<'_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Entries<'_> {
+impl<'de> Visitor<'de> for TocEntries<'_> {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list of entries")

@@ -13,12 +13,12 @@ use flate2::read::GzDecoder;
 use crate::io::ByteRange;
 use crate::oci::Digest;
 
-use super::super::sniff::Encoding;
-use super::super::tar::{Need, TarLimits, TarWalker};
-use super::super::toc::EntryKind;
-use super::assembler::{Assembler, TOC_NAME, Turn};
+use super::super::sniff::StreamEncoding;
+use super::super::tar::{TarLimits, TarWalker, WalkerNeed};
+use super::super::toc::TocEntryKind;
+use super::assembler::{DocumentTurn, IndexAssembler, TOC_NAME};
 use super::document;
-use super::{Foreign, ForeignError, ForeignLimits, IndexKind, broken};
+use super::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 
 /// The name of the format in errors.
 pub(super) const FORMAT: &str = "eStargz";
@@ -77,23 +77,23 @@ pub(super) fn parse(
     size: u64,
     expected: Option<&Digest>,
     limits: &ForeignLimits,
-    turn: Option<Turn>,
-) -> Result<Foreign, ForeignError> {
+    turn: Option<DocumentTurn>,
+) -> Result<ForeignIndex, ForeignError> {
     let mut member = GzDecoder::new(&stored[..]);
     let len = content_len(&mut member)?;
-    let mut assembler = Assembler::new(FORMAT, turn);
+    let mut assembler = IndexAssembler::new(FORMAT, turn);
     let hashes = document::read(&mut member, len, expected, limits, &mut assembler)?;
     // The rest of the archive is short; the checksum of the member comes after it.
     io::copy(&mut member.take(1 << 20), &mut io::sink())
         .map_err(|error| broken(FORMAT, format!("its table of contents cannot be decoded: {error}")))?;
     // Frees the stored bytes before the index is made: both are large for a layer of a million files.
     drop(stored);
-    let (index, mut warnings) = assembler.finish(Encoding::Gzip, size, range.start)?;
+    let (index, mut warnings) = assembler.finish(StreamEncoding::Gzip, size, range.start)?;
     if expected.is_none() {
         warnings.push("the manifest does not name its digest".into());
     }
     let (id, is_bound) = (hashes.blake3, expected.is_some());
-    Ok(Foreign { kind: IndexKind::Estargz, index, id, is_bound, warnings })
+    Ok(ForeignIndex { kind: IndexKind::Estargz, index, id, is_bound, warnings })
 }
 
 /// Reads the headers of the archive, and returns the number of content bytes that follow.
@@ -105,14 +105,14 @@ fn content_len(member: &mut GzDecoder<&[u8]>) -> Result<u64, ForeignError> {
     for at in (0..HEADERS).map(|block| block * 512) {
         member.read_exact(&mut block).map_err(|error| not_readable(error.to_string()))?;
         walker.feed(at, &block).map_err(|error| not_readable(error.to_string()))?;
-        let Need::Bytes(next) = walker.need() else { break };
+        let WalkerNeed::Bytes(next) = walker.need() else { break };
         if next.start <= at + 512 {
             continue;
         }
         // The walker has skipped the content of its only entry.
         let toc = walker.finish(next.start).map_err(|error| not_readable(error.to_string()))?;
         let entry = toc.last().filter(|entry| entry.path == TOC_NAME);
-        let Some(EntryKind::File(content)) = entry.map(|entry| entry.kind) else { break };
+        let Some(TocEntryKind::File(content)) = entry.map(|entry| entry.kind) else { break };
         return match content.runs {
             None if content.offset == at + 512 => Ok(content.size),
             _ => Err(not_readable("its content is sparse".into())),

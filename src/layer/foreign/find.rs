@@ -5,15 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::io::{ByteRange, Fault, MEMORY, MemoryShare, ReadAt, ReadError, read_vec};
+use crate::io::{ByteRange, FaultClass, MEMORY, MemoryShare, ReadAt, ReadError, read_vec};
 use crate::oci::{Digest, OciError};
 
-use super::super::sniff::Encoding;
+use super::super::sniff::StreamEncoding;
 use super::super::span::SpanMap;
-use super::super::toc::Toc;
-use super::assembler::{Turn, turn};
+use super::super::toc::TableOfContents;
+use super::assembler::{DocumentTurn, turn};
 use super::{
-    FindError, Foreign, ForeignError, ForeignLimits, broken, estargz, is_marker, is_table, seekable,
+    FindError, ForeignError, ForeignIndex, ForeignLimits, broken, estargz, is_marker, is_table, seekable,
     zstd_chunked,
 };
 
@@ -27,13 +27,13 @@ const TAIL: u64 = 64 * 1024;
 /// descriptor. `None` without an index; [`FindError::Index`] for an unusable one.
 pub async fn find_foreign(
     blob: &dyn ReadAt,
-    encoding: Encoding,
+    encoding: StreamEncoding,
     annotations: &BTreeMap<String, String>,
     limits: ForeignLimits,
-) -> Result<Option<Foreign>, FindError> {
+) -> Result<Option<ForeignIndex>, FindError> {
     match encoding {
-        Encoding::Gzip => find_estargz(blob, annotations, limits).await,
-        Encoding::Zstd => find_zstd_chunked(blob, annotations, limits).await,
+        StreamEncoding::Gzip => find_estargz(blob, annotations, limits).await,
+        StreamEncoding::Zstd => find_zstd_chunked(blob, annotations, limits).await,
         _ => Ok(None),
     }
 }
@@ -41,14 +41,14 @@ pub async fn find_foreign(
 /// The spans from the seek table at the end of a zstd layer; `None` without such a table.
 pub async fn find_seek_table(
     blob: &dyn ReadAt,
-    encoding: Encoding,
+    encoding: StreamEncoding,
     limits: ForeignLimits,
 ) -> Result<Option<SpanMap>, FindError> {
     let size = blob.size();
-    if encoding != Encoding::Zstd || size < limits.smallest {
+    if encoding != StreamEncoding::Zstd || size < limits.smallest {
         return Ok(None);
     }
-    let tail = Tail::read(blob).await?;
+    let tail = BlobTail::read(blob).await?;
     let Some(range) = seekable::locate(&tail.bytes, size, &limits)? else { return Ok(None) };
     let table = tail.range(blob, range).await?;
     blocking(move || seekable::parse(&table, size)).await.map(Some)
@@ -59,19 +59,19 @@ pub async fn find_seek_table(
 /// depends on the index.
 pub(in super::super) async fn shows_markers(
     blob: &dyn ReadAt,
-    encoding: Encoding,
-    toc: &Toc,
+    encoding: StreamEncoding,
+    toc: &TableOfContents,
 ) -> Result<bool, ReadError> {
     let size = blob.size();
     let end = async |len: u64| read_vec(blob, ByteRange::new(size.saturating_sub(len), size)).await;
     Ok(match encoding {
         // Some writers leave the end mark in the archive, and then the table of contents lies behind it and is no
         // entry.
-        Encoding::Gzip => {
+        StreamEncoding::Gzip => {
             !toc.last().is_some_and(|last| is_table(last.path))
                 && matches!(estargz::locate(&end(estargz::LARGEST_FOOTER).await?, size), Ok(None))
         }
-        Encoding::Zstd => {
+        StreamEncoding::Zstd => {
             matches!(zstd_chunked::locate(&end(zstd_chunked::LARGEST_FOOTER).await?, size), Ok(None))
         }
         _ => true,
@@ -79,7 +79,7 @@ pub(in super::super) async fn shows_markers(
 }
 
 /// `toc` without the entries that only serve an index.
-pub(in super::super) fn without_markers(toc: &Toc) -> Toc {
+pub(in super::super) fn without_markers(toc: &TableOfContents) -> TableOfContents {
     toc.iter().filter(|entry| !is_marker(entry.path)).map(|entry| entry.to_entry()).collect()
 }
 
@@ -87,13 +87,13 @@ async fn find_estargz(
     blob: &dyn ReadAt,
     annotations: &BTreeMap<String, String>,
     limits: ForeignLimits,
-) -> Result<Option<Foreign>, FindError> {
+) -> Result<Option<ForeignIndex>, FindError> {
     let (format, size) = (estargz::FORMAT, blob.size());
     let expected = toc_digest(annotations, format)?;
     if expected.is_none() && size < limits.smallest {
         return Ok(None);
     }
-    let tail = Tail::read(blob).await?;
+    let tail = BlobTail::read(blob).await?;
     let Some(range) = estargz::locate(&tail.bytes, size)? else {
         return match expected {
             Some(digest) => {
@@ -118,9 +118,9 @@ async fn find_zstd_chunked(
     blob: &dyn ReadAt,
     annotations: &BTreeMap<String, String>,
     limits: ForeignLimits,
-) -> Result<Option<Foreign>, FindError> {
+) -> Result<Option<ForeignIndex>, FindError> {
     let (format, size) = (zstd_chunked::FORMAT, blob.size());
-    let annotated = zstd_chunked::Annotated::read(annotations, size)?;
+    let annotated = zstd_chunked::TocAnnotations::read(annotations, size)?;
     let decoded = toc_digest(annotations, format)?;
     let is_promised = annotated.checksum.is_some() || decoded.is_some();
     if annotated.place.is_none() && !is_promised && size < limits.smallest {
@@ -130,7 +130,7 @@ async fn find_zstd_chunked(
         // The range is known: the footer is not worth a request.
         Some(place) => (place, None),
         None => {
-            let tail = Tail::read(blob).await?;
+            let tail = BlobTail::read(blob).await?;
             match zstd_chunked::locate(&tail.bytes, size)? {
                 Some(place) => (place, Some(tail)),
                 None if is_promised => {
@@ -151,7 +151,7 @@ async fn find_zstd_chunked(
     let parse = move || {
         let (_memory, turn) = memory.unzip();
         let expected =
-            zstd_chunked::Expected { stored: annotated.checksum.as_ref(), decoded: decoded.as_ref() };
+            zstd_chunked::ExpectedDigests { stored: annotated.checksum.as_ref(), decoded: decoded.as_ref() };
         zstd_chunked::parse(stored, place, size, expected, &limits, turn)
     };
     blocking(parse).await.map(Some)
@@ -163,7 +163,7 @@ async fn memory_for(
     blob: &dyn ReadAt,
     range: ByteRange,
     format: &'static str,
-) -> Result<Option<(MemoryShare, Turn)>, FindError> {
+) -> Result<Option<(MemoryShare, DocumentTurn)>, FindError> {
     if range.len() <= SMALL {
         return Ok(None);
     }
@@ -197,18 +197,18 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, FindError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
-        Err(error) => Err(ReadError::caused(Fault::Io, "reading the index of a layer", error).into()),
+        Err(error) => Err(ReadError::caused(FaultClass::Io, "reading the index of a layer", error).into()),
     }
 }
 
 /// The last bytes of a blob.
-struct Tail {
+struct BlobTail {
     /// Offset of the first byte.
     start: u64,
     bytes: Vec<u8>,
 }
 
-impl Tail {
+impl BlobTail {
     async fn read(blob: &dyn ReadAt) -> Result<Self, ReadError> {
         let range = ByteRange::new(blob.size().saturating_sub(TAIL), blob.size());
         Ok(Self { start: range.start, bytes: read_vec(blob, range).await? })

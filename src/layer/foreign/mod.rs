@@ -75,7 +75,7 @@ pub fn names_digest(annotations: &BTreeMap<String, String>) -> bool {
 
 /// A foreign index: claims about a layer.
 #[derive(Clone, Debug)]
-pub struct Foreign {
+pub struct ForeignIndex {
     /// The format of the index.
     pub kind: IndexKind,
     /// Table of contents and spans. Parts without a digest are checked when the layer is complete.

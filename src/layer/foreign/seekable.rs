@@ -6,7 +6,7 @@
 use crate::io::ByteRange;
 
 use super::super::pass::most_stream;
-use super::super::sniff::Encoding;
+use super::super::sniff::StreamEncoding;
 use super::super::span::{SpanMap, SpanRecorder};
 use super::{ForeignError, ForeignLimits, broken};
 
@@ -76,7 +76,7 @@ pub(super) fn parse(table: &[u8], size: u64) -> Result<SpanMap, ForeignError> {
         return Err(cut());
     }
     let limit = most_stream(size);
-    let mut recorder = SpanRecorder::new(Encoding::Zstd);
+    let mut recorder = SpanRecorder::new(StreamEncoding::Zstd);
     let (mut stored, mut stream) = (0u64, 0u64);
     for entry in entries.chunks_exact(entry) {
         // Neither sum can overflow: there are fewer than 2^32 numbers below 2^32.

@@ -13,10 +13,10 @@ use std::io::{self, Read as _};
 use crate::io::ByteRange;
 use crate::oci::{Digest, OciError};
 
-use super::super::sniff::Encoding;
-use super::assembler::{Assembler, Turn};
+use super::super::sniff::StreamEncoding;
+use super::assembler::{DocumentTurn, IndexAssembler};
 use super::document::{self, check_digest};
-use super::{Foreign, ForeignError, ForeignLimits, IndexKind, broken};
+use super::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 
 /// The name of the format in errors.
 pub(super) const FORMAT: &str = "zstd:chunked";
@@ -45,14 +45,14 @@ const WINDOW_LOG: u32 = 27;
 
 /// Location of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct TocLocation {
     /// Its range of stored bytes.
     pub(super) stored: ByteRange,
     /// Bytes of the document after decompression.
     pub(super) decoded: u64,
 }
 
-impl Place {
+impl TocLocation {
     fn new(numbers: [u64; 4], size: u64) -> Result<Self, ForeignError> {
         let [start, len, decoded, kind] = numbers;
         if kind != MANIFEST_TYPE {
@@ -69,13 +69,13 @@ impl Place {
 
 /// The document's location and checksum from the annotations of the layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Annotated {
-    pub(super) place: Option<Place>,
+pub(super) struct TocAnnotations {
+    pub(super) place: Option<TocLocation>,
     /// The digest of its stored bytes; `None` without the annotation.
     pub(super) checksum: Option<Digest>,
 }
 
-impl Annotated {
+impl TocAnnotations {
     /// Reads the annotations of a layer of `size` bytes.
     pub(super) fn read(annotations: &BTreeMap<String, String>, size: u64) -> Result<Self, ForeignError> {
         let get = |name: &str| PREFIXES.iter().find_map(|prefix| annotations.get(&format!("{prefix}{name}")));
@@ -84,7 +84,7 @@ impl Annotated {
             let numbers: Option<[u64; 4]> = numbers.and_then(|numbers| numbers.try_into().ok());
             let numbers =
                 numbers.ok_or_else(|| broken(FORMAT, format!("annotation manifest-position is {text:?}")))?;
-            Place::new(numbers, size)
+            TocLocation::new(numbers, size)
         });
         let checksum = get("manifest-checksum").map(|text| {
             text.parse()
@@ -95,7 +95,7 @@ impl Annotated {
 }
 
 /// The document's location from the footer in the last bytes of a layer of `size` bytes. `None` without a footer.
-pub(super) fn locate(tail: &[u8], size: u64) -> Result<Option<Place>, ForeignError> {
+pub(super) fn locate(tail: &[u8], size: u64) -> Result<Option<TocLocation>, ForeignError> {
     if !MAGICS.iter().any(|magic| tail.ends_with(*magic)) {
         return Ok(None);
     }
@@ -107,7 +107,7 @@ pub(super) fn locate(tail: &[u8], size: u64) -> Result<Option<Place>, ForeignErr
             for (number, bytes) in numbers.iter_mut().zip(footer.chunks_exact(8)) {
                 *number = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
             }
-            return Place::new(numbers, size - len as u64 - SKIPPABLE_HEADER).map(Some);
+            return TocLocation::new(numbers, size - len as u64 - SKIPPABLE_HEADER).map(Some);
         }
     }
     Err(broken(FORMAT, "its footer is of no known size"))
@@ -115,7 +115,7 @@ pub(super) fn locate(tail: &[u8], size: u64) -> Result<Option<Place>, ForeignErr
 
 /// The digests in the manifest of the image.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Expected<'a> {
+pub(super) struct ExpectedDigests<'a> {
     /// Digest of the stored document.
     pub(super) stored: Option<&'a Digest>,
     /// Digest of the decoded document, as in eStargz.
@@ -125,12 +125,12 @@ pub(super) struct Expected<'a> {
 /// Parses the stored bytes at `place` of a layer of `size` bytes.
 pub(super) fn parse(
     stored: Vec<u8>,
-    place: Place,
+    place: TocLocation,
     size: u64,
-    expected: Expected<'_>,
+    expected: ExpectedDigests<'_>,
     limits: &ForeignLimits,
-    turn: Option<Turn>,
-) -> Result<Foreign, ForeignError> {
+    turn: Option<DocumentTurn>,
+) -> Result<ForeignIndex, ForeignError> {
     if let Some(digest) = expected.stored {
         let actual = digest.same_algorithm(&stored);
         let actual =
@@ -140,7 +140,7 @@ pub(super) fn parse(
     let undecodable = |error: io::Error| broken(FORMAT, format!("its manifest cannot be decoded: {error}"));
     let mut decoder = zstd::stream::read::Decoder::with_buffer(&stored[..]).map_err(undecodable)?;
     decoder.window_log_max(WINDOW_LOG).map_err(undecodable)?;
-    let mut assembler = Assembler::new(FORMAT, turn);
+    let mut assembler = IndexAssembler::new(FORMAT, turn);
     let hashes = document::read(&mut decoder, place.decoded, expected.decoded, limits, &mut assembler)?;
     if decoder.read(&mut [0]).map_err(undecodable)? > 0 {
         return Err(broken(FORMAT, format!("its manifest has more than {} bytes", place.decoded)));
@@ -148,10 +148,10 @@ pub(super) fn parse(
     drop(decoder);
     drop(stored);
     let data_end = place.stored.start - SKIPPABLE_HEADER;
-    let (index, mut warnings) = assembler.finish(Encoding::Zstd, size, data_end)?;
+    let (index, mut warnings) = assembler.finish(StreamEncoding::Zstd, size, data_end)?;
     let is_bound = expected.stored.or(expected.decoded).is_some();
     if !is_bound {
         warnings.push("the manifest of the image does not name its digest".into());
     }
-    Ok(Foreign { kind: IndexKind::ZstdChunked, index, id: hashes.blake3, is_bound, warnings })
+    Ok(ForeignIndex { kind: IndexKind::ZstdChunked, index, id: hashes.blake3, is_bound, warnings })
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::io::Fault;
+use crate::io::FaultClass;
 
 /// A rejected archive. The position is that of the header in the uncompressed stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum TarError {
     #[error("{at}: {problem}")]
     Malformed {
         /// The position of the header.
-        at: Place,
+        at: HeaderPlace,
         /// The defect.
         problem: Cow<'static, str>,
     },
@@ -20,7 +20,7 @@ pub enum TarError {
     #[error("{at}: {problem}")]
     Unsupported {
         /// The position of the header.
-        at: Place,
+        at: HeaderPlace,
         /// The refused content.
         problem: Cow<'static, str>,
     },
@@ -36,18 +36,18 @@ pub enum TarError {
 
 impl TarError {
     /// The class of the error.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> FaultClass {
         match self {
-            Self::Malformed { .. } => Fault::Malformed,
-            Self::Unsupported { .. } => Fault::Unsupported,
-            Self::Gap { .. } => Fault::Usage,
+            Self::Malformed { .. } => FaultClass::Malformed,
+            Self::Unsupported { .. } => FaultClass::Unsupported,
+            Self::Gap { .. } => FaultClass::Usage,
         }
     }
 }
 
 /// A header in the stream, and the name of its entry where that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct HeaderPlace {
     /// Stream offset of the header.
     pub header: u64,
     /// The entry's name, fit for a message; empty when unknown.
@@ -57,7 +57,7 @@ pub struct Place {
 /// Maximum characters of a name in a message.
 const SHOWN: usize = 100;
 
-impl Place {
+impl HeaderPlace {
     /// The header at `header`, of the entry `name` (empty when unknown).
     pub(super) fn new(header: u64, name: &[u8]) -> Self {
         // Names are untrusted bytes: terminal control characters must not get into a log line. UTF-8 takes at most
@@ -72,7 +72,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for HeaderPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tar header at stream offset {}", self.header)?;
         if self.entry.is_empty() { Ok(()) } else { write!(f, " (entry \"{}\")", self.entry) }
@@ -81,12 +81,12 @@ impl fmt::Display for Place {
 
 /// A defect without its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Problem {
+pub(super) enum TarProblem {
     Malformed(Cow<'static, str>),
     Unsupported(Cow<'static, str>),
 }
 
-impl Problem {
+impl TarProblem {
     pub(super) fn malformed(text: impl Into<Cow<'static, str>>) -> Self {
         Self::Malformed(text.into())
     }
@@ -97,7 +97,7 @@ impl Problem {
 
     /// The error for the header at `header` of the entry `name`.
     pub(super) fn at(self, header: u64, name: &[u8]) -> TarError {
-        let at = Place::new(header, name);
+        let at = HeaderPlace::new(header, name);
         match self {
             Self::Malformed(problem) => TarError::Malformed { at, problem },
             Self::Unsupported(problem) => TarError::Unsupported { at, problem },

@@ -4,14 +4,14 @@
 //! checksum conventions, and the name prefix that old Go versions wrote into GNU headers. Other blocks are not
 //! considered.
 
-use super::error::Problem;
+use super::error::TarProblem;
 
 /// Unit of the format: headers and padding are multiples of it, in bytes.
 pub(super) const BLOCK: usize = 512;
 
 /// The fields of a header. The meaning of the numbers is not checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Header {
+pub(super) struct TarHeader {
     pub(super) name: Vec<u8>,
     pub(super) link: Vec<u8>,
     pub(super) mode: i64,
@@ -26,7 +26,7 @@ pub(super) struct Header {
 
 /// The dialect, which determines the optional fields.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Dialect {
+enum TarDialect {
     /// The original: no magic, no prefix, no device numbers.
     V7,
     /// POSIX ustar and pax: a prefix of 155 bytes.
@@ -37,14 +37,14 @@ enum Dialect {
     Gnu,
 }
 
-impl Header {
+impl TarHeader {
     /// Reads a block that is not all zeros.
-    pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Self, Problem> {
+    pub(super) fn parse(block: &[u8; BLOCK]) -> Result<Self, TarProblem> {
         let stated =
-            octal(&block[148..156]).map_err(|_| Problem::malformed("checksum field is not octal"))?;
+            octal(&block[148..156]).map_err(|_| TarProblem::malformed("checksum field is not octal"))?;
         let (unsigned, signed) = checksums(block);
         if stated != unsigned && stated != signed {
-            return Err(Problem::malformed(format!("checksum is {unsigned}, the header says {stated}")));
+            return Err(TarProblem::malformed(format!("checksum is {unsigned}, the header says {stated}")));
         }
         let mut header = Self {
             name: until_nul(&block[..100]).to_vec(),
@@ -59,19 +59,19 @@ impl Header {
             minor: 0,
         };
         let dialect = dialect(block);
-        if dialect != Dialect::V7 {
+        if dialect != TarDialect::V7 {
             header.major = number("device major", &block[329..337])?;
             header.minor = number("device minor", &block[337..345])?;
         }
         let prefix = match dialect {
-            Dialect::V7 => &[],
-            Dialect::Ustar => until_nul(&block[345..500]),
-            Dialect::Star => {
+            TarDialect::V7 => &[],
+            TarDialect::Ustar => until_nul(&block[345..500]),
+            TarDialect::Star => {
                 number("access time", &block[476..488])?;
                 number("change time", &block[488..500])?;
                 until_nul(&block[345..476])
             }
-            Dialect::Gnu => misplaced_prefix(block),
+            TarDialect::Gnu => misplaced_prefix(block),
         };
         if !prefix.is_empty() {
             header.name = [prefix, b"/", &header.name].concat();
@@ -91,12 +91,12 @@ pub(super) fn until_nul(field: &[u8]) -> &[u8] {
     &field[..end]
 }
 
-fn dialect(block: &[u8; BLOCK]) -> Dialect {
+fn dialect(block: &[u8; BLOCK]) -> TarDialect {
     match &block[257..265] {
-        [b'u', b's', b't', b'a', b'r', 0, ..] if &block[508..] == b"tar\0" => Dialect::Star,
-        [b'u', b's', b't', b'a', b'r', 0, ..] => Dialect::Ustar,
-        b"ustar  \0" => Dialect::Gnu,
-        _ => Dialect::V7,
+        [b'u', b's', b't', b'a', b'r', 0, ..] if &block[508..] == b"tar\0" => TarDialect::Star,
+        [b'u', b's', b't', b'a', b'r', 0, ..] => TarDialect::Ustar,
+        b"ustar  \0" => TarDialect::Gnu,
+        _ => TarDialect::V7,
     }
 }
 
@@ -127,11 +127,11 @@ fn checksums(block: &[u8; BLOCK]) -> (i64, i64) {
 }
 
 /// A field in octal or, with the first bit set, in big-endian two's complement ("base-256").
-fn number(name: &'static str, field: &[u8]) -> Result<i64, Problem> {
+fn number(name: &'static str, field: &[u8]) -> Result<i64, TarProblem> {
     if field[0] & 0x80 == 0 {
-        return octal(field).map_err(|_| Problem::malformed(format!("{name} field is not octal")));
+        return octal(field).map_err(|_| TarProblem::malformed(format!("{name} field is not octal")));
     }
-    base_256(field).ok_or_else(|| Problem::malformed(format!("{name} field is over 63 bits")))
+    base_256(field).ok_or_else(|| TarProblem::malformed(format!("{name} field is over 63 bits")))
 }
 
 fn base_256(field: &[u8]) -> Option<i64> {
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!((unsigned, signed), (0xe4 + 8 * 32 + 0x30, 0xe4 - 256 + 8 * 32 + 0x30));
         for (sum, accepted) in [(unsigned, true), (signed, true), (unsigned + 1, false), (0, false)] {
             block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-            assert_eq!(Header::parse(&block).is_ok(), accepted, "{sum}");
+            assert_eq!(TarHeader::parse(&block).is_ok(), accepted, "{sum}");
         }
     }
 }

@@ -21,11 +21,11 @@ mod walker;
 
 pub use error::TarError;
 pub use limits::TarLimits;
-pub use walker::{Need, TarWalker};
+pub use walker::{TarWalker, WalkerNeed};
 
 pub(super) use entry::xattr_limits;
 
 /// Checks that the names in a foreign entry satisfy the limits of the walker.
-pub(super) fn check_names(entry: &super::Entry, limits: &TarLimits) -> Result<(), TarError> {
+pub(super) fn check_names(entry: &super::TocEntry, limits: &TarLimits) -> Result<(), TarError> {
     entry::check_names(entry, limits).map_err(|problem| problem.at(entry.header, &entry.path))
 }

@@ -5,20 +5,20 @@
 
 use std::collections::HashMap;
 
-use super::super::{Time, Xattr};
-use super::error::Problem;
+use super::super::{UnixTime, XattrPair};
+use super::error::TarProblem;
 
 /// The supported records of one extended header; all others are only checked for syntax.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Records {
-    values: Vec<(Key, Vec<u8>)>,
+pub(super) struct PaxRecords {
+    values: Vec<(PaxKey, Vec<u8>)>,
     /// `SCHILY.xattr.*`, without that prefix.
-    pub(super) xattrs: Vec<Xattr>,
+    pub(super) xattrs: Vec<XattrPair>,
 }
 
 /// The supported keywords.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum PaxKey {
     Path,
     Linkpath,
     Size,
@@ -44,7 +44,7 @@ const XATTR: &[u8] = b"SCHILY.xattr.";
 const SPARSE_OFFSET: &[u8] = b"GNU.sparse.offset";
 const SPARSE_BYTES: &[u8] = b"GNU.sparse.numbytes";
 
-impl Key {
+impl PaxKey {
     fn parse(keyword: &[u8]) -> Option<Self> {
         Some(match keyword {
             b"path" => Self::Path,
@@ -87,25 +87,25 @@ impl Key {
     }
 }
 
-impl Records {
+impl PaxRecords {
     /// Reads the content of an extended header.
-    pub(super) fn parse(mut rest: &[u8]) -> Result<Self, Problem> {
+    pub(super) fn parse(mut rest: &[u8]) -> Result<Self, TarProblem> {
         let mut records = Self::default();
         // Index of each extended attribute: the last value of a repeated keyword counts, as in every reader.
         let mut places: HashMap<&[u8], usize> = HashMap::new();
         let mut map: Vec<&[u8]> = Vec::new();
         while !rest.is_empty() {
-            let Record { keyword, value, rest: after } = record(rest)?;
+            let PaxRecord { keyword, value, rest: after } = record(rest)?;
             rest = after;
             if keyword == SPARSE_OFFSET || keyword == SPARSE_BYTES {
                 let expected = if map.len().is_multiple_of(2) { SPARSE_OFFSET } else { SPARSE_BYTES };
                 if keyword != expected || value.contains(&b',') {
-                    return Err(Problem::malformed("pax records of a sparse map are out of order"));
+                    return Err(TarProblem::malformed("pax records of a sparse map are out of order"));
                 }
                 map.push(value);
                 continue;
             }
-            if let Some(key) = Key::parse(keyword) {
+            if let Some(key) = PaxKey::parse(keyword) {
                 records.values.retain(|(known, _)| *known != key);
                 records.values.push((key, value.to_vec()));
             } else if let Some(name) = keyword.strip_prefix(XATTR) {
@@ -119,25 +119,25 @@ impl Records {
             }
         }
         if !map.is_empty() {
-            records.values.retain(|(key, _)| *key != Key::SparseMap);
-            records.values.push((Key::SparseMap, map.join(&b","[..])));
+            records.values.retain(|(key, _)| *key != PaxKey::SparseMap);
+            records.values.push((PaxKey::SparseMap, map.join(&b","[..])));
         }
         Ok(records)
     }
 
     /// The value of `key`. In POSIX an empty value means that the header block's own field counts.
-    pub(super) fn get(&self, key: Key) -> Option<&[u8]> {
+    pub(super) fn get(&self, key: PaxKey) -> Option<&[u8]> {
         let (_, value) = self.values.iter().find(|(found, _)| *found == key)?;
         (!value.is_empty()).then_some(value)
     }
 
     /// The number in `key`: decimal, with an optional sign.
-    pub(super) fn number(&self, key: Key) -> Result<Option<i64>, Problem> {
+    pub(super) fn number(&self, key: PaxKey) -> Result<Option<i64>, TarProblem> {
         self.get(key).map(|value| decimal(value).ok_or_else(|| bad_value(key, value))).transpose()
     }
 
     /// The time in `key`.
-    pub(super) fn time(&self, key: Key) -> Result<Option<Time>, Problem> {
+    pub(super) fn time(&self, key: PaxKey) -> Result<Option<UnixTime>, TarProblem> {
         self.get(key).map(|value| time(value).ok_or_else(|| bad_value(key, value))).transpose()
     }
 }
@@ -147,9 +147,9 @@ pub(super) fn decimal(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn bad_value(key: Key, value: &[u8]) -> Problem {
+fn bad_value(key: PaxKey, value: &[u8]) -> TarProblem {
     let value = shown(value);
-    Problem::malformed(format!("pax record {} has the value \"{}\"", key.keyword(), value.escape_debug()))
+    TarProblem::malformed(format!("pax record {} has the value \"{}\"", key.keyword(), value.escape_debug()))
 }
 
 /// A foreign text, shortened for a message.
@@ -158,7 +158,7 @@ fn shown(text: &[u8]) -> String {
 }
 
 /// Parses `seconds[.fraction]`. The sign applies to both, and digits past the nanoseconds are cut off.
-fn time(text: &[u8]) -> Option<Time> {
+fn time(text: &[u8]) -> Option<UnixTime> {
     let dot = text.iter().position(|&byte| byte == b'.');
     let (seconds, fraction) = dot.map_or((text, &[][..]), |dot| (&text[..dot], &text[dot + 1..]));
     let secs = decimal(seconds)?;
@@ -168,21 +168,21 @@ fn time(text: &[u8]) -> Option<Time> {
     let digit = |at: usize| fraction.get(at).map_or(0, |digit| u32::from(digit - b'0'));
     let nanos = (0..9).fold(0, |nanos, at| nanos * 10 + digit(at));
     if nanos > 0 && seconds.starts_with(b"-") {
-        return Some(Time { secs: secs.checked_sub(1)?, nanos: 1_000_000_000 - nanos });
+        return Some(UnixTime { secs: secs.checked_sub(1)?, nanos: 1_000_000_000 - nanos });
     }
-    Some(Time { secs, nanos })
+    Some(UnixTime { secs, nanos })
 }
 
 /// A record, and the bytes after it.
-struct Record<'a> {
+struct PaxRecord<'a> {
     keyword: &'a [u8],
     value: &'a [u8],
     rest: &'a [u8],
 }
 
 /// The first record of `bytes`.
-fn record(bytes: &[u8]) -> Result<Record<'_>, Problem> {
-    let bad = |what| Problem::malformed(format!("pax record {what}"));
+fn record(bytes: &[u8]) -> Result<PaxRecord<'_>, TarProblem> {
+    let bad = |what| TarProblem::malformed(format!("pax record {what}"));
     let blank = bytes.iter().position(|&byte| byte == b' ').ok_or_else(|| bad("has no length"))?;
     let len = decimal(&bytes[..blank]).ok_or_else(|| bad("has no length"))?;
     let len = usize::try_from(len).ok().filter(|&len| len >= 5 && len > blank + 1);
@@ -203,7 +203,7 @@ fn record(bytes: &[u8]) -> Result<Record<'_>, Problem> {
     if if text { value.contains(&0) } else { keyword.contains(&0) } {
         return Err(bad("holds a NUL"));
     }
-    Ok(Record { keyword, value, rest })
+    Ok(PaxRecord { keyword, value, rest })
 }
 
 #[cfg(test)]
@@ -223,7 +223,7 @@ mod tests {
             b"6 k==\n5 q=\n",
         ];
         for text in good {
-            assert!(Records::parse(text).is_ok(), "{}", text.escape_ascii());
+            assert!(PaxRecords::parse(text).is_ok(), "{}", text.escape_ascii());
         }
         let bad: &[&[u8]] = &[
             b"\0",
@@ -244,18 +244,18 @@ mod tests {
             b"0000005 k=v\n",
         ];
         for text in bad {
-            assert!(Records::parse(text).is_err(), "{}", text.escape_ascii());
+            assert!(PaxRecords::parse(text).is_err(), "{}", text.escape_ascii());
         }
     }
 
     #[test]
     fn the_last_of_a_repeated_keyword_counts() {
-        let records = Records::parse(
+        let records = PaxRecords::parse(
             b"10 size=1\n10 size=2\n9 path=a\n22 SCHILY.xattr.u.a=1\n22 SCHILY.xattr.u.b=1\n22 SCHILY.xattr.u.a=2\n8 path=\n",
         )
         .unwrap();
-        assert_eq!(records.number(Key::Size), Ok(Some(2)));
-        assert_eq!(records.get(Key::Path), None, "an empty value takes an earlier one away");
+        assert_eq!(records.number(PaxKey::Size), Ok(Some(2)));
+        assert_eq!(records.get(PaxKey::Path), None, "an empty value takes an earlier one away");
         assert_eq!(records.xattrs, [(b"u.a".to_vec(), b"2".to_vec()), (b"u.b".to_vec(), b"1".to_vec())]);
     }
 
@@ -282,7 +282,7 @@ mod tests {
             ("", None),
         ];
         for (text, expected) in cases {
-            let expected = expected.map(|(secs, nanos)| Time { secs, nanos });
+            let expected = expected.map(|(secs, nanos)| UnixTime { secs, nanos });
             assert_eq!(time(text.as_bytes()), expected, "{text}");
         }
     }

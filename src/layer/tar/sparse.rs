@@ -4,28 +4,28 @@
 //! its own length, whatever the size of the file. The formats are those of GNU tar (tar.info, "Sparse Formats"),
 //! read as in Go's `archive/tar`.
 
-use super::super::Run;
-use super::error::Problem;
+use super::super::SparseRun;
+use super::error::TarProblem;
 use super::header::BLOCK;
-use super::pax::{Key, Records, decimal};
+use super::pax::{PaxKey, PaxRecords, decimal};
 
 /// The location of the map of a sparse file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum SparseForm {
     /// In the extended header: formats 0.0 and 0.1.
     InHeader,
     /// In front of the content: format 1.0.
     InContent,
 }
 
-impl Form {
+impl SparseForm {
     /// The format that the records announce. An unknown version gives an ordinary file, as in Go.
-    pub(super) fn of(records: &Records) -> Option<Self> {
-        let version = (records.get(Key::SparseMajor), records.get(Key::SparseMinor));
+    pub(super) fn of(records: &PaxRecords) -> Option<Self> {
+        let version = (records.get(PaxKey::SparseMajor), records.get(PaxKey::SparseMinor));
         match version {
             (Some(b"0"), Some(b"0" | b"1")) => Some(Self::InHeader),
             (Some(b"1"), Some(b"0")) => Some(Self::InContent),
-            (None, None) if records.get(Key::SparseMap).is_some() => Some(Self::InHeader),
+            (None, None) if records.get(PaxKey::SparseMap).is_some() => Some(Self::InHeader),
             _ => None,
         }
     }
@@ -35,11 +35,11 @@ impl Form {
 pub(super) type RawRun = (i64, i64);
 
 /// The map of formats 0.0 and 0.1.
-pub(super) fn map_in_header(records: &Records) -> Result<Vec<RawRun>, Problem> {
-    let bad = || Problem::malformed("pax sparse map does not match its number of runs");
-    let count = records.number(Key::SparseBlocks)?.ok_or_else(bad)?;
+pub(super) fn map_in_header(records: &PaxRecords) -> Result<Vec<RawRun>, TarProblem> {
+    let bad = || TarProblem::malformed("pax sparse map does not match its number of runs");
+    let count = records.number(PaxKey::SparseBlocks)?.ok_or_else(bad)?;
     let mut numbers = Vec::new();
-    if let Some(map) = records.get(Key::SparseMap) {
+    if let Some(map) = records.get(PaxKey::SparseMap) {
         for number in map.split(|&byte| byte == b',') {
             numbers.push(decimal(number).ok_or_else(bad_number)?);
         }
@@ -51,8 +51,8 @@ pub(super) fn map_in_header(records: &Records) -> Result<Vec<RawRun>, Problem> {
     Ok(pairs.iter().map(|&[offset, len]| (offset, len)).collect())
 }
 
-fn bad_number() -> Problem {
-    Problem::malformed("pax sparse map holds something that is not a number")
+fn bad_number() -> TarProblem {
+    TarProblem::malformed("pax sparse map holds something that is not a number")
 }
 
 /// Collects the map of format 1.0: lines of decimal numbers, the first of them the number of runs, in whole blocks.
@@ -66,10 +66,14 @@ pub(super) struct MapReader {
 
 impl MapReader {
     /// Adds the next block of the content. Returns the runs after the last block of the map.
-    pub(super) fn push(&mut self, block: &[u8; BLOCK], limit: u64) -> Result<Option<Vec<RawRun>>, Problem> {
+    pub(super) fn push(
+        &mut self,
+        block: &[u8; BLOCK],
+        limit: u64,
+    ) -> Result<Option<Vec<RawRun>>, TarProblem> {
         self.text.extend_from_slice(block);
         if self.text.len() as u64 > limit {
-            return Err(Problem::unsupported(format!("sparse map is over the limit of {limit} bytes")));
+            return Err(TarProblem::unsupported(format!("sparse map is over the limit of {limit} bytes")));
         }
         self.lines += block.iter().filter(|&&byte| byte == b'\n').count() as u64;
         let expected = match self.expected {
@@ -88,7 +92,7 @@ impl MapReader {
         }
         let mut numbers = self.text.split(|&byte| byte == b'\n').skip(1);
         let mut next = || numbers.next().and_then(decimal).ok_or_else(bad_number);
-        let runs = (0..expected / 2).map(|_| Ok((next()?, next()?))).collect::<Result<_, Problem>>()?;
+        let runs = (0..expected / 2).map(|_| Ok((next()?, next()?))).collect::<Result<_, TarProblem>>()?;
         Ok(Some(runs))
     }
 
@@ -100,30 +104,30 @@ impl MapReader {
 }
 
 /// The checked runs of a file of `size` bytes, of which `stored` are in the stream. Empty runs are removed.
-pub(super) fn check(runs: Vec<RawRun>, size: i64, stored: u64) -> Result<(u64, Vec<Run>), Problem> {
+pub(super) fn check(runs: Vec<RawRun>, size: i64, stored: u64) -> Result<(u64, Vec<SparseRun>), TarProblem> {
     let Ok(size) = u64::try_from(size) else {
-        return Err(Problem::malformed(format!("sparse file has the size {size}")));
+        return Err(TarProblem::malformed(format!("sparse file has the size {size}")));
     };
     let (mut end, mut sum) = (0, 0);
     let mut checked = Vec::with_capacity(runs.len());
     for (offset, len) in runs {
         let (Ok(offset), Ok(len)) = (u64::try_from(offset), u64::try_from(len)) else {
-            return Err(Problem::malformed("sparse map holds a negative number"));
+            return Err(TarProblem::malformed("sparse map holds a negative number"));
         };
         // Both are below 2^63: the sum fits.
         if offset < end || offset + len > size {
-            return Err(Problem::malformed(format!(
+            return Err(TarProblem::malformed(format!(
                 "run of {len} bytes at {offset} of the sparse map overlaps another or is outside of the {size} bytes"
             )));
         }
         end = offset + len;
         sum += len;
         if len > 0 {
-            checked.push(Run { offset, len });
+            checked.push(SparseRun { offset, len });
         }
     }
     if sum != stored {
-        return Err(Problem::malformed(format!("sparse map refers to {sum} bytes, {stored} are stored")));
+        return Err(TarProblem::malformed(format!("sparse map refers to {sum} bytes, {stored} are stored")));
     }
     Ok((size, checked))
 }
@@ -143,7 +147,7 @@ mod tests {
     }
 
     /// The runs of a 1.0 map and how many blocks it took.
-    fn read(text: &[u8], limit: u64) -> Result<Option<(usize, Vec<RawRun>)>, Problem> {
+    fn read(text: &[u8], limit: u64) -> Result<Option<(usize, Vec<RawRun>)>, TarProblem> {
         let mut reader = MapReader::default();
         for (at, block) in blocks(text).iter().enumerate() {
             if let Some(runs) = reader.push(block, limit)? {
@@ -159,16 +163,16 @@ mod tests {
         assert_eq!(read(b"1\n0\n5\n9\n", 512).unwrap(), Some((1, vec![(0, 5)])));
         let long = format!("{:0600}\n7\n8\n", 1);
         assert_eq!(read(long.as_bytes(), 1024).unwrap(), Some((2, vec![(7, 8)])));
-        assert!(matches!(read(long.as_bytes(), 1023), Err(Problem::Unsupported(_))));
+        assert!(matches!(read(long.as_bytes(), 1023), Err(TarProblem::Unsupported(_))));
         assert_eq!(read(b"9223372036854775807\n", 512).unwrap(), None);
         for bad in [&b"-1\n"[..], b"x\n", b"\n", b"1\n0\nx\n", b"1\n\n1\n", b"9223372036854775808\n"] {
-            assert!(matches!(read(bad, 512), Err(Problem::Malformed(_))), "{}", bad.escape_ascii());
+            assert!(matches!(read(bad, 512), Err(TarProblem::Malformed(_))), "{}", bad.escape_ascii());
         }
     }
 
     #[test]
     fn runs_are_in_order_inside_the_file_and_all_of_what_is_stored() {
-        let run = |offset, len| Run { offset, len };
+        let run = |offset, len| SparseRun { offset, len };
         assert_eq!(check(vec![(0, 2), (2, 0), (5, 5)], 10, 7), Ok((10, vec![run(0, 2), run(5, 5)])));
         assert_eq!(check(vec![(10, 0)], 10, 0), Ok((10, vec![])));
         let max = i64::MAX;

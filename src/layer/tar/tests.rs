@@ -3,10 +3,10 @@
 
 mod damage;
 
-use super::super::{Content, Device, Entry, EntryKind, Run, Time, Toc};
+use super::super::{DeviceNumber, FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 use super::header::BLOCK;
-use super::{Need, TarError, TarLimits, TarWalker};
-use crate::io::Fault;
+use super::{TarError, TarLimits, TarWalker, WalkerNeed};
+use crate::io::FaultClass;
 
 const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
 
@@ -54,22 +54,22 @@ fn pax(flag: u8, records: &[(&str, &str)]) -> Vec<u8> {
     entry(flag, "PaxHeaders/x", text.as_bytes())
 }
 
-fn walk_with(limits: TarLimits, bytes: &[u8]) -> Result<Toc, TarError> {
+fn walk_with(limits: TarLimits, bytes: &[u8]) -> Result<TableOfContents, TarError> {
     let mut walker = TarWalker::new(limits);
     walker.feed(0, bytes)?;
     walker.finish(bytes.len() as u64)
 }
 
-fn nth(toc: &Toc, number: usize) -> Entry {
+fn nth(toc: &TableOfContents, number: usize) -> TocEntry {
     toc.iter().nth(number).unwrap().to_entry()
 }
 
-fn walk(parts: &[&[u8]]) -> Result<Toc, TarError> {
+fn walk(parts: &[&[u8]]) -> Result<TableOfContents, TarError> {
     walk_with(TarLimits::default(), &parts.concat())
 }
 
 /// The only entry of an archive.
-fn one(parts: &[&[u8]]) -> Entry {
+fn one(parts: &[&[u8]]) -> TocEntry {
     let toc = walk(parts).unwrap();
     assert_eq!(toc.len(), 1);
     toc.last().unwrap().to_entry()
@@ -79,14 +79,14 @@ fn message(parts: &[&[u8]]) -> String {
     walk(parts).unwrap_err().to_string()
 }
 
-fn file(size: u64, offset: u64) -> EntryKind {
-    EntryKind::File(Content { size, offset, runs: None })
+fn file(size: u64, offset: u64) -> TocEntryKind {
+    TocEntryKind::File(FileContent { size, offset, runs: None })
 }
 
 #[test]
 fn streams_without_headers_are_empty_archives() {
     for len in [0, BLOCK, 2 * BLOCK, 20 * BLOCK] {
-        assert_eq!(walk(&[&vec![0; len]]), Ok(Toc::default()), "{len} zeros");
+        assert_eq!(walk(&[&vec![0; len]]), Ok(TableOfContents::default()), "{len} zeros");
     }
     assert!(walk(&[&[0; 100]]).is_err());
     assert!(walk(&[&[0; BLOCK + 1]]).is_err(), "half of the second end block");
@@ -103,13 +103,13 @@ fn nothing_counts_after_the_end_mark_and_half_a_mark_ends_nothing() {
 #[test]
 fn a_plain_entry_has_the_fields_of_its_header() {
     let bytes = entry(b'0', "dir/a", b"hello");
-    let expected = Entry {
+    let expected = TocEntry {
         path: b"dir/a".to_vec(),
         kind: file(5, 512),
         mode: 0o644,
         uid: 1,
         gid: 2,
-        mtime: Time { secs: 3, nanos: 0 },
+        mtime: UnixTime { secs: 3, nanos: 0 },
         xattrs: vec![],
         header: 0,
     };
@@ -148,7 +148,7 @@ fn types_without_a_place_in_a_layer_are_refused_by_name() {
     for (flag, text) in cases {
         let error = walk(&[&entry(flag, "a", b""), &END]).unwrap_err();
         assert_eq!(error.to_string(), format!("tar header at stream offset 0 (entry \"a\"): {text}"));
-        assert_eq!(error.fault(), Fault::Unsupported);
+        assert_eq!(error.fault(), FaultClass::Unsupported);
     }
 }
 
@@ -159,14 +159,14 @@ fn every_type_that_exists_in_a_layer_is_recognised() {
     let (major, minor) = (8, 3);
     let cases = [
         (b'\0', "a", file(0, 512)),
-        (b'\0', "a/", EntryKind::Directory),
+        (b'\0', "a/", TocEntryKind::Directory),
         (b'0', "a/", file(0, 512)),
-        (b'1', "a", EntryKind::HardLink(target())),
-        (b'2', "a", EntryKind::Symlink(target())),
-        (b'3', "a", EntryKind::CharDevice(Device { major, minor })),
-        (b'4', "a", EntryKind::BlockDevice(Device { major, minor })),
-        (b'5', "a", EntryKind::Directory),
-        (b'6', "a", EntryKind::Fifo),
+        (b'1', "a", TocEntryKind::HardLink(target())),
+        (b'2', "a", TocEntryKind::Symlink(target())),
+        (b'3', "a", TocEntryKind::CharDevice(DeviceNumber { major, minor })),
+        (b'4', "a", TocEntryKind::BlockDevice(DeviceNumber { major, minor })),
+        (b'5', "a", TocEntryKind::Directory),
+        (b'6', "a", TocEntryKind::Fifo),
     ];
     for (flag, name, kind) in cases {
         assert_eq!(one(&[&header(flag, name, 0, device), &END]).kind, kind);
@@ -212,7 +212,7 @@ fn numbers_in_the_header_are_checked() {
     assert!(under.ends_with(&format!("gid -2147483649 {range}")), "{under}");
     let negative = message(&[&header(b'0', "a", 0, base_256(124, 12, -1))]);
     assert!(negative.ends_with("size is -1"), "{negative}");
-    let past = Time { secs: -86_400, nanos: 0 };
+    let past = UnixTime { secs: -86_400, nanos: 0 };
     assert_eq!(one(&[&header(b'0', "a", 0, base_256(136, 12, -86_400))]).mtime, past);
 }
 
@@ -238,7 +238,7 @@ fn pax_records_override_the_header_and_the_size_moves_the_next_entry() {
     assert_eq!(first.path, "long/näme".as_bytes());
     assert_eq!(first.kind, file(513, start + 512));
     assert_eq!((first.uid, first.gid, first.header), (u32::MAX - 1, 70_000, start));
-    assert_eq!(first.mtime, Time { secs: -2, nanos: 750_000_000 });
+    assert_eq!(first.mtime, UnixTime { secs: -2, nanos: 750_000_000 });
     let xattrs = [(b"user.a".to_vec(), b"one=two\0three".to_vec()), (b"user.b".to_vec(), vec![])];
     assert_eq!(first.xattrs, xattrs);
     assert_eq!(nth(&toc, 1).kind, file(0, start + 512 + 1024 + 512));
@@ -275,7 +275,7 @@ fn later_extended_headers_replace_earlier_ones() {
     assert_eq!(one(&[&one_name, &two_name, &a]).path, b"two");
     assert_eq!(one(&[&two_name, &second, &a]).path, b"two", "a GNU name wins over pax");
     let link = entry(b'K', "x", b"there\0");
-    assert_eq!(one(&[&link, &entry(b'2', "a", b"")]).kind, EntryKind::Symlink(b"there".to_vec()));
+    assert_eq!(one(&[&link, &entry(b'2', "a", b"")]).kind, TocEntryKind::Symlink(b"there".to_vec()));
     assert_eq!(one(&[&entry(b'L', "x", b""), &a]).path, b"a", "an empty long name is none");
 }
 
@@ -290,8 +290,8 @@ fn a_global_header_has_no_effect_and_spends_what_was_pending() {
 
 #[test]
 fn headers_that_no_entry_follows_are_nothing() {
-    assert_eq!(walk(&[&pax(b'x', &[("path", "b")])]), Ok(Toc::default()));
-    assert_eq!(walk(&[&entry(b'L', "x", b"long"), &END]), Ok(Toc::default()));
+    assert_eq!(walk(&[&pax(b'x', &[("path", "b")])]), Ok(TableOfContents::default()));
+    assert_eq!(walk(&[&entry(b'L', "x", b"long"), &END]), Ok(TableOfContents::default()));
 }
 
 #[test]
@@ -325,9 +325,9 @@ fn links_need_a_target() {
     }
 }
 
-fn sparse(size: u64, offset: u64, runs: &[(u64, u64)]) -> EntryKind {
-    let runs = runs.iter().map(|&(offset, len)| Run { offset, len }).collect();
-    EntryKind::File(Content { size, offset, runs: Some(runs) })
+fn sparse(size: u64, offset: u64, runs: &[(u64, u64)]) -> TocEntryKind {
+    let runs = runs.iter().map(|&(offset, len)| SparseRun { offset, len }).collect();
+    TocEntryKind::File(FileContent { size, offset, runs: Some(runs) })
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn a_sparse_map_in_the_content_counts_against_the_limits() {
     assert_eq!(nth(&with(1024, 17).unwrap(), 0).kind, sparse(100, 2560, &[(7, 3)]));
     let error = with(1023, 17).unwrap_err().to_string();
     assert!(error.ends_with("(entry \"a\"): sparse map is over the limit of 1023 bytes"), "{error}");
-    assert_eq!(with(1024, 16).unwrap_err().fault(), Fault::Unsupported);
+    assert_eq!(with(1024, 16).unwrap_err().fault(), FaultClass::Unsupported);
 }
 
 #[test]
@@ -442,7 +442,7 @@ fn extended_headers_without_an_entry_end() {
     for one in [&x, &g, &long] {
         assert!(walk(&[&one.repeat(64), &a, &one.repeat(64), &a]).is_ok());
         let error = walk(&[&one.repeat(65), &a]).unwrap_err();
-        assert_eq!(error.fault(), Fault::Unsupported, "{error}");
+        assert_eq!(error.fault(), FaultClass::Unsupported, "{error}");
         assert!(error.to_string().contains("64 extended headers"), "{error}");
     }
 }
@@ -480,7 +480,7 @@ fn limits_hold_at_the_limit_and_one_past_it() {
     let archive = [entry(b'0', "a", b""), entry(b'0', "b", b""), END.to_vec()].concat();
     assert!(walk_with(TarLimits { entries: 2, ..base }, &archive).is_ok());
     let error = walk_with(TarLimits { entries: 1, ..base }, &archive).unwrap_err();
-    assert_eq!(error.fault(), Fault::Unsupported);
+    assert_eq!(error.fault(), FaultClass::Unsupported);
     assert!(error.to_string().ends_with("archive has more than the limit of 1 entries"), "{error}");
     assert!(walk_with(TarLimits { metadata: 2, ..base }, &archive).is_ok());
     assert!(walk_with(TarLimits { metadata: 1, ..base }, &archive).is_err());
@@ -531,7 +531,7 @@ fn needs_jump_over_contents_and_cost_one_block_per_header() {
     let archive = [entry(b'0', "a", &big), entry(b'0', "b", &big), END.to_vec()].concat();
     let mut walker = TarWalker::new(TarLimits::default());
     let mut needs = Vec::new();
-    while let Need::Bytes(need) = walker.need() {
+    while let WalkerNeed::Bytes(need) = walker.need() {
         needs.push(need.start);
         walker.feed(need.start, &archive[need.start as usize..need.end as usize]).unwrap();
     }
@@ -547,12 +547,12 @@ fn bytes_that_skip_the_need_are_refused_and_earlier_ones_are_welcome() {
     walker.feed(0, &archive[..300]).unwrap();
     let error = walker.feed(301, &archive[301..]).unwrap_err();
     assert_eq!(error, TarError::Gap { need: 300, given: 301 });
-    assert_eq!(error.fault(), Fault::Usage);
+    assert_eq!(error.fault(), FaultClass::Usage);
 
     let mut walker = TarWalker::new(TarLimits::default());
     walker.feed(0, &archive[..700]).unwrap();
     walker.feed(0, &archive).unwrap();
-    assert_eq!(walker.need(), Need::Done);
+    assert_eq!(walker.need(), WalkerNeed::Done);
     let walker = TarWalker::new(TarLimits::default());
     assert_eq!(walker.finish(2048), Err(TarError::Gap { need: 0, given: 2048 }));
 }
@@ -562,7 +562,7 @@ fn an_error_stays() {
     let bad = entry(b'7', "a", b"");
     let mut walker = TarWalker::new(TarLimits::default());
     let error = walker.feed(0, &bad).unwrap_err();
-    assert_eq!(walker.need(), Need::Done);
+    assert_eq!(walker.need(), WalkerNeed::Done);
     assert_eq!(walker.feed(512, &END), Err(error.clone()));
     assert_eq!(walker.finish(1536), Err(error));
 }

@@ -17,7 +17,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cache::SpooledBytes;
 
-use super::{Content, Device, Entry, EntryKind, EntryRef, Reader, Run, Time, Toc};
+use super::{
+    DeviceNumber, EntryRef, FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, TocReader,
+    UnixTime,
+};
 
 /// Bytes of records in one piece of the serialized form, so that no process has to hold all of it twice.
 const PIECE: usize = 32 * 1024;
@@ -34,16 +37,16 @@ const FIFO: u64 = 6;
 const SPARSE: u64 = 7;
 
 /// Appends the record of `entry`; the entry before has its header at `before`.
-pub(super) fn write(out: &mut Vec<u8>, entry: &Entry, before: u64) {
+pub(super) fn write(out: &mut Vec<u8>, entry: &TocEntry, before: u64) {
     let kind = match &entry.kind {
-        EntryKind::File(Content { runs: None, .. }) => FILE,
-        EntryKind::File(Content { runs: Some(_), .. }) => SPARSE,
-        EntryKind::Directory => DIRECTORY,
-        EntryKind::Symlink(_) => SYMLINK,
-        EntryKind::HardLink(_) => HARD_LINK,
-        EntryKind::CharDevice(_) => CHAR_DEVICE,
-        EntryKind::BlockDevice(_) => BLOCK_DEVICE,
-        EntryKind::Fifo => FIFO,
+        TocEntryKind::File(FileContent { runs: None, .. }) => FILE,
+        TocEntryKind::File(FileContent { runs: Some(_), .. }) => SPARSE,
+        TocEntryKind::Directory => DIRECTORY,
+        TocEntryKind::Symlink(_) => SYMLINK,
+        TocEntryKind::HardLink(_) => HARD_LINK,
+        TocEntryKind::CharDevice(_) => CHAR_DEVICE,
+        TocEntryKind::BlockDevice(_) => BLOCK_DEVICE,
+        TocEntryKind::Fifo => FIFO,
     };
     put_bytes(out, &entry.path);
     put(out, u64::from(entry.mode) << KIND_BITS | kind);
@@ -60,7 +63,7 @@ pub(super) fn write(out: &mut Vec<u8>, entry: &Entry, before: u64) {
         put_bytes(out, value);
     }
     match &entry.kind {
-        EntryKind::File(content) => {
+        TocEntryKind::File(content) => {
             put(out, content.size);
             put(out, content.offset.wrapping_sub(entry.header));
             if let Some(runs) = &content.runs {
@@ -76,12 +79,12 @@ pub(super) fn write(out: &mut Vec<u8>, entry: &Entry, before: u64) {
                 }
             }
         }
-        EntryKind::Symlink(target) | EntryKind::HardLink(target) => put_bytes(out, target),
-        EntryKind::CharDevice(device) | EntryKind::BlockDevice(device) => {
+        TocEntryKind::Symlink(target) | TocEntryKind::HardLink(target) => put_bytes(out, target),
+        TocEntryKind::CharDevice(device) | TocEntryKind::BlockDevice(device) => {
             put(out, u64::from(device.major));
             put(out, u64::from(device.minor));
         }
-        EntryKind::Directory | EntryKind::Fifo => {}
+        TocEntryKind::Directory | TocEntryKind::Fifo => {}
     }
 }
 
@@ -105,9 +108,9 @@ fn width(number: u64) -> usize {
 
 /// The unread bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Cursor<'a>(&'a [u8]);
+struct PackedCursor<'a>(&'a [u8]);
 
-impl<'a> Cursor<'a> {
+impl<'a> PackedCursor<'a> {
     /// Reads a number, which must have its shortest form, so that equal tables have equal bytes.
     fn number(&mut self) -> Option<u64> {
         let mut number = 0;
@@ -143,48 +146,48 @@ impl<'a> Cursor<'a> {
         let (uid, gid) = (self.small()?, self.small()?);
         let secs = self.number()?;
         let mtime =
-            Time { secs: (secs >> 1).cast_signed() ^ -(secs & 1).cast_signed(), nanos: self.small()? };
+            UnixTime { secs: (secs >> 1).cast_signed() ^ -(secs & 1).cast_signed(), nanos: self.small()? };
         let header = before.wrapping_add(self.number()?);
-        let xattrs = Xattrs { rest: self.bytes()? };
+        let xattrs = XattrIter { rest: self.bytes()? };
         let kind = match kind_and_mode & ((1 << KIND_BITS) - 1) {
-            FILE => EntryKind::File(Content { runs: None, ..self.content(header)? }),
+            FILE => TocEntryKind::File(FileContent { runs: None, ..self.content(header)? }),
             SPARSE => {
                 let content = self.content(header)?;
-                let runs = Runs { rest: self.bytes()?, end: 0 };
-                EntryKind::File(Content { runs: Some(runs), ..content })
+                let runs = RunIter { rest: self.bytes()?, end: 0 };
+                TocEntryKind::File(FileContent { runs: Some(runs), ..content })
             }
-            DIRECTORY => EntryKind::Directory,
-            SYMLINK => EntryKind::Symlink(self.bytes()?),
-            HARD_LINK => EntryKind::HardLink(self.bytes()?),
-            CHAR_DEVICE => EntryKind::CharDevice(self.device()?),
-            BLOCK_DEVICE => EntryKind::BlockDevice(self.device()?),
-            FIFO => EntryKind::Fifo,
+            DIRECTORY => TocEntryKind::Directory,
+            SYMLINK => TocEntryKind::Symlink(self.bytes()?),
+            HARD_LINK => TocEntryKind::HardLink(self.bytes()?),
+            CHAR_DEVICE => TocEntryKind::CharDevice(self.device()?),
+            BLOCK_DEVICE => TocEntryKind::BlockDevice(self.device()?),
+            FIFO => TocEntryKind::Fifo,
             _ => return None,
         };
         let mode = u16::try_from(kind_and_mode >> KIND_BITS).ok()?;
         Some(EntryRef { path, kind, mode, uid, gid, mtime, xattrs, header })
     }
 
-    fn content(&mut self, header: u64) -> Option<Content<Runs<'a>>> {
-        Some(Content { size: self.number()?, offset: header.wrapping_add(self.number()?), runs: None })
+    fn content(&mut self, header: u64) -> Option<FileContent<RunIter<'a>>> {
+        Some(FileContent { size: self.number()?, offset: header.wrapping_add(self.number()?), runs: None })
     }
 
-    fn device(&mut self) -> Option<Device> {
-        Some(Device { major: self.small()?, minor: self.small()? })
+    fn device(&mut self) -> Option<DeviceNumber> {
+        Some(DeviceNumber { major: self.small()?, minor: self.small()? })
     }
 }
 
 /// The entries of a table of contents, in archive order.
 #[derive(Clone)]
-pub struct Iter<'a> {
-    rest: Cursor<'a>,
+pub struct TocIter<'a> {
+    rest: PackedCursor<'a>,
     /// Offset of the header of the entry before.
     before: u64,
 }
 
-impl<'a> Iter<'a> {
+impl<'a> TocIter<'a> {
     pub(super) fn new(records: &'a [u8], before: u64) -> Self {
-        Self { rest: Cursor(records), before }
+        Self { rest: PackedCursor(records), before }
     }
 
     /// Bytes of the remaining records.
@@ -193,7 +196,7 @@ impl<'a> Iter<'a> {
     }
 }
 
-impl<'a> Iterator for Iter<'a> {
+impl<'a> Iterator for TocIter<'a> {
     type Item = EntryRef<'a>;
 
     fn next(&mut self) -> Option<EntryRef<'a>> {
@@ -206,11 +209,11 @@ impl<'a> Iterator for Iter<'a> {
 
 /// The extended attributes of an entry, name and value, in recorded order.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Xattrs<'a> {
+pub struct XattrIter<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Xattrs<'a> {
+impl<'a> XattrIter<'a> {
     /// The attributes in packed form, for storage. Equal attributes have equal bytes.
     pub fn as_packed(&self) -> &'a [u8] {
         self.rest
@@ -227,18 +230,18 @@ impl<'a> Xattrs<'a> {
     }
 }
 
-impl<'a> Iterator for Xattrs<'a> {
+impl<'a> Iterator for XattrIter<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut rest = Cursor(self.rest);
+        let mut rest = PackedCursor(self.rest);
         let xattr = (rest.bytes()?, rest.bytes()?);
         self.rest = rest.0;
         Some(xattr)
     }
 }
 
-impl fmt::Debug for Xattrs<'_> {
+impl fmt::Debug for XattrIter<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_list().entries(*self).finish()
     }
@@ -246,25 +249,25 @@ impl fmt::Debug for Xattrs<'_> {
 
 /// The runs of a sparse file, in recorded order.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Runs<'a> {
+pub struct RunIter<'a> {
     rest: &'a [u8],
     /// End of the run before, as an offset in the file.
     end: u64,
 }
 
-impl Iterator for Runs<'_> {
-    type Item = Run;
+impl Iterator for RunIter<'_> {
+    type Item = SparseRun;
 
-    fn next(&mut self) -> Option<Run> {
-        let mut rest = Cursor(self.rest);
+    fn next(&mut self) -> Option<SparseRun> {
+        let mut rest = PackedCursor(self.rest);
         let (gap, len) = (rest.number()?, rest.number()?);
         let offset = self.end.wrapping_add(gap);
         (self.rest, self.end) = (rest.0, offset.wrapping_add(len));
-        Some(Run { offset, len })
+        Some(SparseRun { offset, len })
     }
 }
 
-impl fmt::Debug for Runs<'_> {
+impl fmt::Debug for RunIter<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_list().entries(*self).finish()
     }
@@ -275,7 +278,7 @@ pub(super) fn is_sound(entry: &EntryRef<'_>) -> bool {
     let mut xattrs = entry.xattrs;
     while xattrs.next().is_some() {}
     let content = match entry.kind {
-        EntryKind::File(Content { size, runs: Some(mut runs), .. }) => {
+        TocEntryKind::File(FileContent { size, runs: Some(mut runs), .. }) => {
             let mut end = 0;
             // Ascending and inside the file, so that no sum exceeds 2^64.
             let inside = runs.by_ref().all(|run| {
@@ -286,13 +289,13 @@ pub(super) fn is_sound(entry: &EntryRef<'_>) -> bool {
             });
             inside && runs.rest.is_empty()
         }
-        EntryKind::File(Content { runs: None, .. })
-        | EntryKind::Directory
-        | EntryKind::Symlink(_)
-        | EntryKind::HardLink(_)
-        | EntryKind::CharDevice(_)
-        | EntryKind::BlockDevice(_)
-        | EntryKind::Fifo => true,
+        TocEntryKind::File(FileContent { runs: None, .. })
+        | TocEntryKind::Directory
+        | TocEntryKind::Symlink(_)
+        | TocEntryKind::HardLink(_)
+        | TocEntryKind::CharDevice(_)
+        | TocEntryKind::BlockDevice(_)
+        | TocEntryKind::Fifo => true,
     };
     content
         && xattrs.is_empty()
@@ -302,15 +305,15 @@ pub(super) fn is_sound(entry: &EntryRef<'_>) -> bool {
 }
 
 /// One piece of the records.
-struct Piece<B>(B);
+struct PackedPiece<B>(B);
 
-impl Serialize for Piece<&[u8]> {
+impl Serialize for PackedPiece<&[u8]> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Piece<Vec<u8>> {
+impl<'de> Deserialize<'de> for PackedPiece<Vec<u8>> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_byte_buf(PieceVisitor)
     }
@@ -319,7 +322,7 @@ impl<'de> Deserialize<'de> for Piece<Vec<u8>> {
 struct PieceVisitor;
 
 impl Visitor<'_> for PieceVisitor {
-    type Value = Piece<Vec<u8>>;
+    type Value = PackedPiece<Vec<u8>>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "at most {PIECE} bytes of records")
@@ -329,7 +332,7 @@ impl Visitor<'_> for PieceVisitor {
         if bytes.len() > PIECE {
             return Err(E::invalid_length(bytes.len(), &self));
         }
-        Ok(Piece(bytes.to_vec()))
+        Ok(PackedPiece(bytes.to_vec()))
     }
 }
 
@@ -349,14 +352,14 @@ pub(super) fn serialize<S: Serializer>(
         let rest = ((len - start) as usize).min(PIECE) - from_head;
         if from_head == 0 {
             let at = (start - before) as usize;
-            seq.serialize_element(&Piece(&records[at..at + rest]))?;
+            seq.serialize_element(&PackedPiece(&records[at..at + rest]))?;
             continue;
         }
         if let Some(head) = head {
             head.read_at(start, &mut piece[..from_head]).map_err(serde::ser::Error::custom)?;
         }
         piece[from_head..from_head + rest].copy_from_slice(&records[..rest]);
-        seq.serialize_element(&Piece(&piece[..from_head + rest]))?;
+        seq.serialize_element(&PackedPiece(&piece[..from_head + rest]))?;
     }
     seq.end()
 }
@@ -364,31 +367,31 @@ pub(super) fn serialize<S: Serializer>(
 /// Reads the result of `serialize` with `reader`.
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     deserializer: D,
-    reader: Reader<'_>,
-) -> Result<Toc, D::Error> {
+    reader: TocReader<'_>,
+) -> Result<TableOfContents, D::Error> {
     deserializer.deserialize_seq(reader)
 }
 
 /// Deserializes a table of contents with `reader`.
-pub(in super::super) struct TocSeed<'a>(pub(in super::super) Reader<'a>);
+pub(in super::super) struct TocSeed<'a>(pub(in super::super) TocReader<'a>);
 
 impl<'de> DeserializeSeed<'de> for TocSeed<'_> {
-    type Value = Toc;
+    type Value = TableOfContents;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Toc, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<TableOfContents, D::Error> {
         deserialize(deserializer, self.0)
     }
 }
 
-impl<'de> Visitor<'de> for Reader<'_> {
-    type Value = Toc;
+impl<'de> Visitor<'de> for TocReader<'_> {
+    type Value = TableOfContents;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("pieces of records")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut pieces: A) -> Result<Toc, A::Error> {
-        while let Some(Piece(piece)) = pieces.next_element::<Piece<Vec<u8>>>()? {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut pieces: A) -> Result<TableOfContents, A::Error> {
+        while let Some(PackedPiece(piece)) = pieces.next_element::<PackedPiece<Vec<u8>>>()? {
             self.piece(&piece).map_err(A::Error::custom)?;
         }
         self.finish().map_err(A::Error::custom)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::{broken, canonical};
 use crate::registry::RegistryError;
-use crate::registry::endpoint::{Tls, Verify};
+use crate::registry::endpoint::{TlsConfig, TlsVerify};
 
 /// The most files of one kind: a host's directory holds a handful.
 const MAX_FILES: usize = 256;
@@ -39,7 +39,7 @@ pub(super) fn named(root: &Path, names: &[&str], is_it: impl Fn(&str) -> bool) -
 }
 
 /// The certificates in a directory, in name order.
-pub(super) fn of_directory(dir: &Path) -> Result<Tls, RegistryError> {
+pub(super) fn of_directory(dir: &Path) -> Result<TlsConfig, RegistryError> {
     let entries = std::fs::read_dir(dir).map_err(|error| broken(dir, error))?;
     let mut files = Vec::new();
     for entry in entries {
@@ -64,5 +64,5 @@ pub(super) fn of_directory(dir: &Path) -> Result<Tls, RegistryError> {
     if let Some(key) = keys.iter().find(|key| !files.contains(&key.with_extension("cert"))) {
         return Err(broken(key, "its certificate is missing, which ends in .cert"));
     }
-    Ok(Tls { authorities, pairs, verify: Verify::Certificate })
+    Ok(TlsConfig { authorities, pairs, verify: TlsVerify::Certificate })
 }

@@ -15,7 +15,7 @@ use super::file::{at, parse, read};
 use super::{canonical, certs};
 use crate::oci::Reference;
 use crate::registry::RegistryError;
-use crate::registry::endpoint::{Serves, Tls, Verify};
+use crate::registry::endpoint::{EndpointScope, TlsConfig, TlsVerify};
 
 /// The most hosts in one file.
 const MAX_HOSTS: usize = 64;
@@ -34,8 +34,8 @@ pub(super) struct HostsFile {
 pub(super) struct HostEntry {
     /// The root of its API, usually ending in `/v2`; `None` for the registry's own address.
     pub(super) url: Option<Url>,
-    pub(super) serves: Serves,
-    pub(super) tls: Tls,
+    pub(super) serves: EndpointScope,
+    pub(super) tls: TlsConfig,
     /// Sent with every request to the host.
     pub(super) headers: HeaderMap,
 }
@@ -45,17 +45,17 @@ pub(super) struct HostEntry {
 struct WrittenFile {
     server: Option<Spanned<String>>,
     #[serde(default)]
-    host: BTreeMap<Spanned<String>, Written>,
+    host: BTreeMap<Spanned<String>, HostsToml>,
     #[serde(flatten)]
-    own: Written,
+    own: HostsToml,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Written {
+struct HostsToml {
     capabilities: Option<Vec<String>>,
     ca: Option<OneOrMany>,
-    client: Option<Pairs>,
+    client: Option<CertificatePairs>,
     skip_verify: bool,
     /// Untyped, because a type error would quote it.
     header: Option<toml::Value>,
@@ -71,7 +71,7 @@ enum OneOrMany {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Pairs {
+enum CertificatePairs {
     /// One file with certificate and key.
     One(String),
     Many(Vec<OneOrMany>),
@@ -91,7 +91,7 @@ pub(super) fn find(root: &Path, reference: &Reference) -> Result<Option<HostsFil
         Some(text) => of_text(&path, &text).map(Some),
         None => {
             let tls = certs::of_directory(&dir)?;
-            let server = HostEntry { url: None, serves: Serves::ALL, tls, headers: HeaderMap::new() };
+            let server = HostEntry { url: None, serves: EndpointScope::ALL, tls, headers: HeaderMap::new() };
             Ok(Some(HostsFile { hosts: Vec::new(), server }))
         }
     }
@@ -127,14 +127,14 @@ pub(super) fn of_text(path: &Path, text: &str) -> Result<HostsFile, RegistryErro
     Ok(HostsFile { hosts: hosts.into_iter().map(|(_, host)| host).collect(), server })
 }
 
-impl Written {
+impl HostsToml {
     fn checked(self, name: Option<&str>, dir: &Path) -> Result<HostEntry, String> {
         let url = name.map(|name| address(name, self.override_path)).transpose()?;
         let serves = match &self.capabilities {
-            None => Serves::ALL,
-            Some(listed) if listed.is_empty() => Serves::ALL,
+            None => EndpointScope::ALL,
+            Some(listed) if listed.is_empty() => EndpointScope::ALL,
             Some(listed) => {
-                let mut serves = Serves { tags: false, digests: false };
+                let mut serves = EndpointScope { tags: false, digests: false };
                 for capability in listed {
                     match capability.to_ascii_lowercase().as_str() {
                         "pull" => serves.digests = true,
@@ -155,14 +155,14 @@ impl Written {
         };
         let pairs = match self.client {
             None => Vec::new(),
-            Some(Pairs::One(name)) => vec![(file(name), None)],
-            Some(Pairs::Many(pairs)) => {
+            Some(CertificatePairs::One(name)) => vec![(file(name), None)],
+            Some(CertificatePairs::Many(pairs)) => {
                 pairs.into_iter().map(|pair| pair.pair(dir)).collect::<Result<_, _>>()?
             }
         };
-        let verify = if self.skip_verify { Verify::Nothing } else { Verify::Certificate };
+        let verify = if self.skip_verify { TlsVerify::Nothing } else { TlsVerify::Certificate };
         let headers = self.header.as_ref().map(headers).transpose()?.unwrap_or_default();
-        Ok(HostEntry { url, serves, tls: Tls { authorities, pairs, verify }, headers })
+        Ok(HostEntry { url, serves, tls: TlsConfig { authorities, pairs, verify }, headers })
     }
 }
 

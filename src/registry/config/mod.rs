@@ -17,17 +17,17 @@ use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 use super::RegistryError;
-use super::endpoint::{Endpoint, Role, Route, Serves, Tls, Verify};
+use super::endpoint::{EndpointRole, EndpointScope, RegistryEndpoint, RepositoryRoute, TlsConfig, TlsVerify};
 use super::reach::is_loopback;
 use super::redact::{host_of, sanitised};
 use crate::oci::{OciError, Reference, canonical_host};
 
 use hosts::HostsFile;
-use registries::{Entry, Registries};
+use registries::{PrefixEntry, RegistriesConf};
 
 /// The paths of this machine's configuration. A missing path is an error only if the user named it.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
+pub struct ConfigPaths {
     /// The `registries.conf` that replaces those of the user and the system.
     pub registries: Option<PathBuf>,
     /// The directory with the user's own `registries.conf`, `registries.conf.d` and `certs.d`.
@@ -40,7 +40,7 @@ pub struct Places {
     pub hosts: Option<PathBuf>,
 }
 
-impl Places {
+impl ConfigPaths {
     /// The default paths, with the environment of this process.
     pub fn of_environment() -> Self {
         let path = |name: &str| {
@@ -61,14 +61,14 @@ impl Places {
 
 /// Connection options of the command line.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Given {
+pub(super) struct ConnectionArgs {
     pub(super) plain_http: bool,
     pub(super) tls_verify: Option<bool>,
     pub(super) cert_dir: Option<PathBuf>,
     pub(super) ca_file: Option<PathBuf>,
 }
 
-impl Given {
+impl ConnectionArgs {
     fn trusts_everybody(&self) -> bool {
         self.tls_verify == Some(false)
     }
@@ -81,9 +81,9 @@ impl Given {
 
 /// The configuration as loaded.
 #[derive(Debug)]
-pub(super) struct Config {
-    given: Given,
-    registries: Registries,
+pub(super) struct RegistryConfig {
+    given: ConnectionArgs,
+    registries: RegistriesConf,
     /// Directories with `HOST:PORT/` in them; the first that has a host decides.
     certs: Vec<PathBuf>,
     hosts: Option<PathBuf>,
@@ -91,16 +91,16 @@ pub(super) struct Config {
     named: Arc<HashSet<String>>,
 }
 
-impl Config {
+impl RegistryConfig {
     /// Loads the files. The directories of hosts are read when a host is first used.
-    pub(super) fn load(places: &Places, given: Given) -> Result<Self, RegistryError> {
+    pub(super) fn load(places: &ConfigPaths, given: ConnectionArgs) -> Result<Self, RegistryError> {
         let hosts = places.hosts.clone();
         if let Some(dir) = hosts.as_ref().filter(|dir| !dir.is_dir()) {
             return Err(broken(dir, "it is not a directory"));
         }
         let in_it = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("certs.d"));
         let certs = [&places.user, &places.system, &places.docker];
-        let registries = Registries::load(places)?;
+        let registries = RegistriesConf::load(places)?;
         let named = registries.named_places().filter_map(|place| {
             let authority = place.split('/').next().unwrap_or_default();
             let url = format!("http://{authority}/").parse::<Url>().ok()?;
@@ -121,7 +121,7 @@ impl Config {
     }
 
     /// The endpoints for the repository of `reference`.
-    pub(super) fn route(&self, reference: &Reference) -> Result<Route, RegistryError> {
+    pub(super) fn route(&self, reference: &Reference) -> Result<RepositoryRoute, RegistryError> {
         self.check_blocked(reference.registry(), reference.repository())?;
         let endpoints = match &self.hosts {
             Some(dir) => match hosts::find(dir, reference)? {
@@ -130,7 +130,7 @@ impl Config {
             },
             None => self.by_registries(reference)?,
         };
-        Ok(Route { endpoints: endpoints.into_iter().map(Arc::new).collect() })
+        Ok(RepositoryRoute { endpoints: endpoints.into_iter().map(Arc::new).collect() })
     }
 
     fn check_blocked(&self, host: &str, repository: &str) -> Result<(), RegistryError> {
@@ -143,25 +143,35 @@ impl Config {
         }
     }
 
-    fn by_registries(&self, reference: &Reference) -> Result<Vec<Endpoint>, RegistryError> {
+    fn by_registries(&self, reference: &Reference) -> Result<Vec<RegistryEndpoint>, RegistryError> {
         let Some(entry) = self.registries.entry(reference) else {
-            return self.ways(reference, Role::Primary, Serves::ALL, &Tls::default());
+            return self.ways(reference, EndpointRole::Primary, EndpointScope::ALL, &TlsConfig::default());
         };
         let tls = |insecure| {
-            let verify = if insecure { Verify::Nothing } else { Verify::Certificate };
-            Tls { verify, ..Tls::default() }
+            let verify = if insecure { TlsVerify::Nothing } else { TlsVerify::Certificate };
+            TlsConfig { verify, ..TlsConfig::default() }
         };
         let rewritten = |location: &str| rewritten(entry, location, reference);
         let mut endpoints = Vec::new();
         for mirror in &entry.mirrors {
             let there = rewritten(&mirror.location)?;
-            endpoints.extend(self.ways(&there, Role::Mirror, mirror.serves, &tls(mirror.insecure))?);
+            endpoints.extend(self.ways(
+                &there,
+                EndpointRole::Mirror,
+                mirror.serves,
+                &tls(mirror.insecure),
+            )?);
         }
         let there = match &entry.location {
             Some(location) => rewritten(location)?,
             None => reference.clone(),
         };
-        endpoints.extend(self.ways(&there, Role::Primary, Serves::ALL, &tls(entry.insecure))?);
+        endpoints.extend(self.ways(
+            &there,
+            EndpointRole::Primary,
+            EndpointScope::ALL,
+            &tls(entry.insecure),
+        )?);
         Ok(endpoints)
     }
 
@@ -169,51 +179,55 @@ impl Config {
     fn ways(
         &self,
         there: &Reference,
-        role: Role,
-        serves: Serves,
-        configured: &Tls,
-    ) -> Result<Vec<Endpoint>, RegistryError> {
+        role: EndpointRole,
+        serves: EndpointScope,
+        configured: &TlsConfig,
+    ) -> Result<Vec<RegistryEndpoint>, RegistryError> {
         let (tls, has_certs) = self.tls(there.registry(), role, configured)?;
-        let endpoint = |scheme: &str, tls: &Tls| {
+        let endpoint = |scheme: &str, tls: &TlsConfig| {
             let text = format!("{scheme}://{}/v2/{}/", there.host(), there.repository());
             self.endpoint(&text, there, role, serves, tls)
         };
-        let plain = endpoint("http", &Tls::default())?;
+        let plain = endpoint("http", &TlsConfig::default())?;
         let local = is_loopback(&plain.root);
         if self.given.plain_http || (local && !has_certs && !self.given.wants_tls()) {
             return Ok(vec![plain]);
         }
         let secure = endpoint("https", &tls)?;
         Ok(match tls.verify {
-            Verify::Certificate => vec![secure],
-            Verify::Nothing => vec![secure, plain],
+            TlsVerify::Certificate => vec![secure],
+            TlsVerify::Nothing => vec![secure, plain],
         })
     }
 
     /// The endpoint of the file at `url`: the URL itself, with the certificates for its host.
-    pub(super) fn file(&self, url: &Url) -> Result<Endpoint, RegistryError> {
+    pub(super) fn file(&self, url: &Url) -> Result<RegistryEndpoint, RegistryError> {
         let registry = canonical(&host_of(url));
         let repository = url.path().trim_start_matches('/').to_owned();
         self.check_blocked(&registry, &repository)?;
-        let (tls, _) = self.tls(&registry, Role::Primary, &Tls::default())?;
-        Ok(Endpoint {
+        let (tls, _) = self.tls(&registry, EndpointRole::Primary, &TlsConfig::default())?;
+        Ok(RegistryEndpoint {
             registry,
             repository,
             root: url.clone(),
             namespace: None,
             tls,
             headers: HeaderMap::new(),
-            role: Role::Primary,
-            serves: Serves::ALL,
+            role: EndpointRole::Primary,
+            serves: EndpointScope::ALL,
             trusts_everybody: self.given.trusts_everybody(),
             named: self.named.clone(),
         })
     }
 
-    fn by_hosts(&self, file: &HostsFile, reference: &Reference) -> Result<Vec<Endpoint>, RegistryError> {
+    fn by_hosts(
+        &self,
+        file: &HostsFile,
+        reference: &Reference,
+    ) -> Result<Vec<RegistryEndpoint>, RegistryError> {
         let mut endpoints = Vec::new();
-        let mirrors = file.hosts.iter().map(|host| (host, Role::Mirror));
-        for (host, role) in mirrors.chain([(&file.server, Role::Primary)]) {
+        let mirrors = file.hosts.iter().map(|host| (host, EndpointRole::Mirror));
+        for (host, role) in mirrors.chain([(&file.server, EndpointRole::Primary)]) {
             let Some(url) = &host.url else {
                 // The registry's own address, with the settings of the file.
                 for mut way in self.ways(reference, role, host.serves, &host.tls)? {
@@ -240,10 +254,10 @@ impl Config {
         &self,
         root: &str,
         there: &Reference,
-        role: Role,
-        serves: Serves,
-        tls: &Tls,
-    ) -> Result<Endpoint, RegistryError> {
+        role: EndpointRole,
+        serves: EndpointScope,
+        tls: &TlsConfig,
+    ) -> Result<RegistryEndpoint, RegistryError> {
         let bad = |reason: String| RegistryError::Address {
             host: sanitised(there.registry()),
             what: format!("repository {}", there.repository()),
@@ -253,7 +267,7 @@ impl Config {
         if !root.username().is_empty() || root.password().is_some() || root.query().is_some() {
             return Err(bad("it has a user or a query".into()));
         }
-        Ok(Endpoint {
+        Ok(RegistryEndpoint {
             registry: there.registry().to_owned(),
             repository: there.repository().to_owned(),
             root,
@@ -268,24 +282,29 @@ impl Config {
     }
 
     /// The configured TLS settings with the certificates for a host added, and whether there are any certificates.
-    fn tls(&self, host: &str, role: Role, configured: &Tls) -> Result<(Tls, bool), RegistryError> {
+    fn tls(
+        &self,
+        host: &str,
+        role: EndpointRole,
+        configured: &TlsConfig,
+    ) -> Result<(TlsConfig, bool), RegistryError> {
         let dir = match &self.given.cert_dir {
             Some(dir) => Some(dir.clone()),
             None => certs::directory_of(&self.certs, host),
         };
         let mut found = dir.as_deref().map(certs::of_directory).transpose()?.unwrap_or_default();
-        if role == Role::Mirror && self.given.cert_dir.is_some() {
+        if role == EndpointRole::Mirror && self.given.cert_dir.is_some() {
             // The client certificate is for the registry that the user named, not for its mirrors.
             found.pairs.clear();
         }
         let mut tls = configured.clone();
-        let has_certs = dir.is_some() || tls != Tls { verify: tls.verify, ..Tls::default() };
+        let has_certs = dir.is_some() || tls != TlsConfig { verify: tls.verify, ..TlsConfig::default() };
         tls.authorities.extend(found.authorities);
         tls.authorities.extend(self.given.ca_file.clone());
         tls.pairs.extend(found.pairs);
         tls.verify = match self.given.tls_verify {
-            Some(false) => Verify::Nothing,
-            Some(true) => Verify::Certificate,
+            Some(false) => TlsVerify::Nothing,
+            Some(true) => TlsVerify::Certificate,
             None => tls.verify,
         };
         Ok((tls, has_certs))
@@ -293,7 +312,7 @@ impl Config {
 }
 
 /// The name of `reference` at `location`, which replaces the entry's prefix.
-fn rewritten(entry: &Entry, location: &str, reference: &Reference) -> Result<Reference, RegistryError> {
+fn rewritten(entry: &PrefixEntry, location: &str, reference: &Reference) -> Result<Reference, RegistryError> {
     let rest = entry.rest(reference).unwrap_or_default();
     let name = format!("{location}{rest}");
     let (host, repository) = name.split_once('/').unwrap_or((&name, ""));

@@ -12,27 +12,27 @@ use toml::Spanned;
 
 use super::canonical;
 use super::file::{at, parse, place, read};
-use super::{Places, broken};
+use super::{ConfigPaths, broken};
 use crate::oci::Reference;
 use crate::registry::RegistryError;
-use crate::registry::endpoint::Serves;
+use crate::registry::endpoint::EndpointScope;
 
 /// The most drop-in files in a directory.
 const MAX_FILES: usize = 1024;
 
 /// All files, merged.
 #[derive(Debug, Default)]
-pub(super) struct Registries {
-    entries: Vec<Entry>,
+pub(super) struct RegistriesConf {
+    entries: Vec<PrefixEntry>,
     /// Short names to full names; an empty full name removes an alias.
-    aliases: BTreeMap<String, Alias>,
+    aliases: BTreeMap<String, ShortNameAlias>,
     /// Registries searched for short names; `None` if no file sets them.
     search: Option<Vec<String>>,
 }
 
 /// The settings for the names with one prefix.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct PrefixEntry {
     /// `host[:port][/path]`, or `*.domain`.
     prefix: String,
     /// The replacement of the prefix at the registry itself; `None` keeps the name.
@@ -40,22 +40,22 @@ pub(super) struct Entry {
     pub(super) insecure: bool,
     pub(super) blocked: bool,
     /// In the order of failover.
-    pub(super) mirrors: Vec<Mirror>,
+    pub(super) mirrors: Vec<MirrorEntry>,
     /// File and line, for messages.
     pub(super) place: String,
 }
 
 /// A mirror.
 #[derive(Debug)]
-pub(super) struct Mirror {
+pub(super) struct MirrorEntry {
     /// The replacement of the prefix at the mirror.
     pub(super) location: String,
     pub(super) insecure: bool,
-    pub(super) serves: Serves,
+    pub(super) serves: EndpointScope,
 }
 
 #[derive(Debug)]
-struct Alias {
+struct ShortNameAlias {
     name: String,
     place: String,
 }
@@ -63,7 +63,7 @@ struct Alias {
 /// The form of one file.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
-struct Written {
+struct RegistriesToml {
     unqualified_search_registries: Option<Vec<String>>,
     registry: Vec<Spanned<WrittenEntry>>,
     aliases: BTreeMap<String, Spanned<String>>,
@@ -90,10 +90,10 @@ struct WrittenMirror {
     pull_from_mirror: Option<String>,
 }
 
-impl Registries {
+impl RegistriesConf {
     /// Reads `registries.conf` and its drop-ins. If the user has a `registries.conf`, the system's files are not
     /// read.
-    pub(super) fn load(places: &Places) -> Result<Self, RegistryError> {
+    pub(super) fn load(places: &ConfigPaths) -> Result<Self, RegistryError> {
         let main = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("registries.conf"));
         let drop_ins = |dir: &Option<PathBuf>| dir.as_ref().map(|dir| dir.join("registries.conf.d"));
         let mut all = Self::default();
@@ -120,12 +120,12 @@ impl Registries {
 
     /// Merges a file over the present entries.
     pub(super) fn add(&mut self, path: &Path, text: &str) -> Result<(), RegistryError> {
-        let written: Written = parse(path, text)?;
+        let written: RegistriesToml = parse(path, text)?;
         if written.registries.is_some() {
             tracing::warn!(file = %path.display(), "version 1 of registries.conf is not read, its [registries] count for nothing");
         }
         // Within a file the first entry of a prefix applies, across files the last.
-        let mut fresh: Vec<Entry> = Vec::new();
+        let mut fresh: Vec<PrefixEntry> = Vec::new();
         for entry in written.registry {
             let offset = entry.span().start;
             let entry = entry
@@ -147,7 +147,7 @@ impl Registries {
         self.entries.extend(fresh);
         for (short, name) in written.aliases {
             let place = place(path, text, name.span().start);
-            self.aliases.insert(short, Alias { name: name.into_inner(), place });
+            self.aliases.insert(short, ShortNameAlias { name: name.into_inner(), place });
         }
         if written.unqualified_search_registries.is_some() {
             self.search = written.unqualified_search_registries;
@@ -156,13 +156,13 @@ impl Registries {
     }
 
     /// The entry for a reference: the one with the longest prefix.
-    pub(super) fn entry(&self, reference: &Reference) -> Option<&Entry> {
+    pub(super) fn entry(&self, reference: &Reference) -> Option<&PrefixEntry> {
         self.entry_of(reference.registry(), reference.repository())
     }
 
     /// The entry that blocks a repository. A port that a scheme implies may be left out. So a host is blocked with
     /// and without it, unless the other spelling has an entry of its own. A domain is blocked with all ports.
-    pub(super) fn blocking(&self, host: &str, repository: &str) -> Option<&Entry> {
+    pub(super) fn blocking(&self, host: &str, repository: &str) -> Option<&PrefixEntry> {
         let own = self.entry_of(host, repository);
         if let Some(own) = own.filter(|own| own.blocked || !own.is_domain()) {
             return own.blocked.then_some(own);
@@ -176,7 +176,7 @@ impl Registries {
         found.find(|entry| entry.blocked)
     }
 
-    fn entry_of(&self, host: &str, repository: &str) -> Option<&Entry> {
+    fn entry_of(&self, host: &str, repository: &str) -> Option<&PrefixEntry> {
         let matching = self.entries.iter().filter(|entry| entry.rest_of(host, repository).is_some());
         // A `*.domain` entry yields to any entry with a full host name.
         matching.max_by_key(|entry| (!entry.is_domain(), entry.prefix.len()))
@@ -217,7 +217,7 @@ impl Registries {
 }
 
 impl WrittenEntry {
-    fn checked(self, place: String) -> Result<Entry, String> {
+    fn checked(self, place: String) -> Result<PrefixEntry, String> {
         let location = self.location.map(|location| checked_location(&location)).transpose()?;
         let prefix = match (self.prefix.filter(|prefix| !prefix.is_empty()), &location) {
             (Some(prefix), _) => checked_location(&prefix)?,
@@ -230,10 +230,10 @@ impl WrittenEntry {
                 Some(_) if self.mirror_by_digest_only => {
                     return Err("mirror-by-digest-only and pull-from-mirror exclude each other".into());
                 }
-                None if self.mirror_by_digest_only => Serves { tags: false, digests: true },
-                None | Some("" | "all") => Serves::ALL,
-                Some("digest-only") => Serves { tags: false, digests: true },
-                Some("tag-only") => Serves { tags: true, digests: false },
+                None if self.mirror_by_digest_only => EndpointScope { tags: false, digests: true },
+                None | Some("" | "all") => EndpointScope::ALL,
+                Some("digest-only") => EndpointScope { tags: false, digests: true },
+                Some("tag-only") => EndpointScope { tags: true, digests: false },
                 Some(other) => {
                     return Err(format!("pull-from-mirror {other:?} is not all, digest-only or tag-only"));
                 }
@@ -242,12 +242,12 @@ impl WrittenEntry {
             if location.starts_with("*.") {
                 return Err("a mirror is a place, not *.domain".into());
             }
-            mirrors.push(Mirror { location, insecure: mirror.insecure, serves });
+            mirrors.push(MirrorEntry { location, insecure: mirror.insecure, serves });
         }
         if location.as_ref().is_some_and(|location| location.starts_with("*.")) {
             return Err("a location is a place, not *.domain".into());
         }
-        Ok(Entry { prefix, location, insecure: self.insecure, blocked: self.blocked, mirrors, place })
+        Ok(PrefixEntry { prefix, location, insecure: self.insecure, blocked: self.blocked, mirrors, place })
     }
 }
 
@@ -272,7 +272,7 @@ fn checked_location(text: &str) -> Result<String, String> {
     })
 }
 
-impl Entry {
+impl PrefixEntry {
     /// The part of a name after the prefix; `None` if the prefix does not match. Only whole components match, so
     /// `example.com/ab` does not begin with `example.com/a`.
     pub(super) fn rest(&self, reference: &Reference) -> Option<String> {

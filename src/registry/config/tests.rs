@@ -3,7 +3,7 @@
 use super::*;
 
 /// A home with these files, as the user's and as the system's.
-fn home(files: &[(&str, &str)]) -> (tempfile::TempDir, Places) {
+fn home(files: &[(&str, &str)]) -> (tempfile::TempDir, ConfigPaths) {
     let home = tempfile::tempdir().unwrap();
     for (name, text) in files {
         let path = home.path().join(name);
@@ -11,22 +11,26 @@ fn home(files: &[(&str, &str)]) -> (tempfile::TempDir, Places) {
         std::fs::write(path, text).unwrap();
     }
     let dir = |name: &str| Some(home.path().join(name));
-    let places =
-        Places { user: dir("user"), system: dir("system"), docker: dir("docker"), ..Places::default() };
+    let places = ConfigPaths {
+        user: dir("user"),
+        system: dir("system"),
+        docker: dir("docker"),
+        ..ConfigPaths::default()
+    };
     (home, places)
 }
 
-fn route(places: &Places, reference: &str) -> Route {
-    let config = Config::load(places, Given::default()).unwrap();
+fn route(places: &ConfigPaths, reference: &str) -> RepositoryRoute {
+    let config = RegistryConfig::load(places, ConnectionArgs::default()).unwrap();
     config.route(&reference.parse().unwrap()).unwrap()
 }
 
 /// The addresses, those of mirrors with a mark.
-fn addresses(places: &Places, reference: &str) -> Vec<String> {
+fn addresses(places: &ConfigPaths, reference: &str) -> Vec<String> {
     let route = route(places, reference);
-    let shown = |endpoint: &Arc<Endpoint>| match endpoint.role {
-        Role::Primary => endpoint.root.to_string(),
-        Role::Mirror => format!("mirror {}", endpoint.root),
+    let shown = |endpoint: &Arc<RegistryEndpoint>| match endpoint.role {
+        EndpointRole::Primary => endpoint.root.to_string(),
+        EndpointRole::Mirror => format!("mirror {}", endpoint.root),
     };
     route.endpoints.iter().map(shown).collect()
 }
@@ -85,7 +89,7 @@ fn a_blocked_host_is_blocked_in_every_spelling() {
         blocked = true
     "#;
     let (_home, places) = home(&[("user/registries.conf", text)]);
-    let config = Config::load(&places, Given::default()).unwrap();
+    let config = RegistryConfig::load(&places, ConnectionArgs::default()).unwrap();
     let is_blocked = |reference: &str| {
         matches!(config.route(&reference.parse().unwrap()), Err(RegistryError::Blocked { .. }))
     };
@@ -145,7 +149,7 @@ fn a_registry_that_need_not_be_secure_is_spoken_to_both_ways_and_this_machine_by
     );
     let verify: Vec<_> =
         route(&places, "r.example/a").endpoints.iter().map(|endpoint| endpoint.tls.verify).collect();
-    assert_eq!(verify[1..3], [Verify::Certificate, Verify::Nothing]);
+    assert_eq!(verify[1..3], [TlsVerify::Certificate, TlsVerify::Nothing]);
 }
 
 #[test]
@@ -175,7 +179,7 @@ fn files_are_laid_over_each_other_in_their_order_and_the_users_own_replaces_the_
     );
     let (home, mut places) = home(&files);
     places.registries = Some(home.path().join("nowhere.conf"));
-    let error = Config::load(&places, Given::default()).unwrap_err();
+    let error = RegistryConfig::load(&places, ConnectionArgs::default()).unwrap_err();
     assert!(error.to_string().contains("nowhere.conf"), "{error}");
 }
 
@@ -183,7 +187,7 @@ fn files_are_laid_over_each_other_in_their_order_and_the_users_own_replaces_the_
 fn short_names_are_those_of_the_machine() {
     let expand = |text: &str, short: &str| {
         let (_home, places) = home(&[("system/registries.conf", text)]);
-        let config = Config::load(&places, Given::default()).unwrap();
+        let config = RegistryConfig::load(&places, ConnectionArgs::default()).unwrap();
         config.expand(&short.parse().unwrap()).map(|reference| reference.to_string())
     };
     let aliases = "[aliases]\n\"app\" = \"r.example/team/app\"\n\"bad\" = \"app\"\n";
@@ -220,7 +224,7 @@ fn the_first_directory_of_a_host_has_its_certificates() {
         [at("docker/certs.d/r.example/ca.crt")]
     );
     assert_eq!(addresses(&places, "localhost:5000/a"), ["https://localhost:5000/v2/a/"]);
-    let config = Config::load(&places, Given::default()).unwrap();
+    let config = RegistryConfig::load(&places, ConnectionArgs::default()).unwrap();
     let error = config.route(&"lonely.example/a".parse().unwrap()).unwrap_err();
     assert!(error.to_string().contains("me.key"), "{error}");
 }
@@ -237,7 +241,7 @@ fn our_certificate_is_shown_to_nobody_else_and_a_strangers_counts() {
     let at = |url: &str| endpoint.tls_for(&url.parse().unwrap());
     assert_eq!((at("https://r.example:5000/x").pairs.len(), at("https://r.example/x").pairs.len()), (1, 0));
     let other = at("https://cdn.example/x");
-    assert_eq!((other.pairs.len(), other.authorities.len(), other.verify), (0, 1, Verify::Certificate));
+    assert_eq!((other.pairs.len(), other.authorities.len(), other.verify), (0, 1, TlsVerify::Certificate));
 }
 
 #[test]
@@ -307,6 +311,6 @@ proptest::proptest! {
     #[test]
     fn no_text_makes_a_parser_panic(text in "([\\[\\]\"={}.,a-c \n#']|host|registry|\\[\\[registry\\]\\]\n|prefix|location|mirror|header|client|ca|server|aliases|true|é){0,40}") {
         hosts::of_text(Path::new("hosts.toml"), &text).ok();
-        Registries::default().add(Path::new("registries.conf"), &text).ok();
+        RegistriesConf::default().add(Path::new("registries.conf"), &text).ok();
     }
 }

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use ocifs::oci::{Descriptor, Digest, Document};
+use ocifs::oci::{Descriptor, Digest, ManifestDocument};
 use serde_json::{Value, json};
 
 use super::http::{Answer, Head, unescape};
@@ -107,7 +107,7 @@ impl State {
 
     pub(super) fn put_manifest(&mut self, head: &Head, repo: &str, name: &str) -> Answer {
         let media_type = head.header("content-type").unwrap_or_default().to_owned();
-        let document = match Document::parse(&head.body, Some(&media_type)) {
+        let document = match ManifestDocument::parse(&head.body, Some(&media_type)) {
             Ok(document) => document,
             Err(error) => return Answer::error(400, "MANIFEST_INVALID", &error.to_string()),
         };
@@ -115,7 +115,7 @@ impl State {
         if name.contains(':') && name != digest {
             return Answer::error(400, "DIGEST_INVALID", "other bytes than promised");
         }
-        if let Document::Manifest(manifest) = &document
+        if let ManifestDocument::Manifest(manifest) = &document
             && let Some(missing) =
                 manifest.blobs().find(|blob| !self.blobs.contains_key(blob.digest.as_str()))
         {
@@ -168,8 +168,8 @@ impl State {
         let filters = self.peek(|fault| matches!(fault, Fault::ReferrersUnfiltered)).is_none();
         let mut all: Vec<(String, Value)> = Vec::new();
         for ((of, name), (media_type, bytes)) in &self.manifests {
-            let Ok(document) = Document::parse(bytes, Some(media_type)) else { continue };
-            let Document::Manifest(manifest) = &document else { continue };
+            let Ok(document) = ManifestDocument::parse(bytes, Some(media_type)) else { continue };
+            let ManifestDocument::Manifest(manifest) = &document else { continue };
             let about = manifest.subject.as_ref().is_some_and(|it| it.digest.as_str() == subject);
             let kind = manifest.kind().map(|kind| kind.as_written().to_owned());
             if of != repo
@@ -214,7 +214,7 @@ impl State {
 impl FaultRegistry {
     /// A manifest of this kind about `subject`, with an annotation that makes it one of its own. It is not stored.
     pub fn referrer(subject: &Descriptor, kind: &str, mark: &str) -> Vec<u8> {
-        let artifact = ocifs::oci::Artifact {
+        let artifact = ocifs::oci::ArtifactManifest {
             artifact_type: kind.into(),
             layers: Vec::new(),
             subject: Some(subject.clone()),

@@ -12,13 +12,13 @@
 //! `gzip_zinfo.go`). A byte that two spans share is in both. The gzip header is in none, because the first point
 //! lies after it.
 
-use super::super::super::packed_window::{WINDOW, Window};
-use super::super::super::sniff::Encoding;
-use super::super::super::span::{Resume, SpanMap, SpanStart, Sum, Sums};
+use super::super::super::packed_window::{PackedWindow, WINDOW};
+use super::super::super::sniff::StreamEncoding;
+use super::super::super::span::{ChunkDigest, LayerDigests, ResumePoint, SpanMap, SpanStart};
 use super::super::ForeignError;
-use super::flatbuffer::Table;
+use super::flatbuffer::FlatTable;
 use super::{broken, too_large};
-use crate::oci::{Algorithm, Digest};
+use crate::oci::{Digest, HashAlgorithm};
 
 /// Bytes of a packed point.
 const POINT: usize = 8 + 8 + 1 + WINDOW;
@@ -56,7 +56,11 @@ mod slot {
 }
 
 /// The spans of a layer of `stored_size` bytes that hold a stream of `stream_size`.
-pub(super) fn spans(info: &Table<'_>, stored_size: u64, stream_size: u64) -> Result<SpanMap, ForeignError> {
+pub(super) fn spans(
+    info: &FlatTable<'_>,
+    stored_size: u64,
+    stream_size: u64,
+) -> Result<SpanMap, ForeignError> {
     let blob = info.bytes(slot::CHECKPOINTS).map_err(broken)?;
     let last = info.i32(slot::MAX_SPAN_ID).map_err(broken)?;
     let algorithm = info.i8(slot::ALGORITHM, GZIP).map_err(broken)?;
@@ -86,21 +90,21 @@ pub(super) fn spans(info: &Table<'_>, stored_size: u64, stream_size: u64) -> Res
             let shown = text[..text.len().min(80)].escape_ascii();
             broken(format!("span {at} has \"{shown}\" for a sha256 digest"))
         })?;
-        Ok(Sum { start, end, sha256 })
+        Ok(ChunkDigest { start, end, sha256 })
     });
-    Ok(map.with_sums(Sums::Stored(sums.collect::<Result<_, ForeignError>>()?)))
+    Ok(map.with_sums(LayerDigests::Stored(sums.collect::<Result<_, ForeignError>>()?)))
 }
 
 /// The spans, and the stored bytes that the digest of each covers.
-type Spans = (SpanMap, Vec<(u64, u64)>);
+type SociSpans = (SpanMap, Vec<(u64, u64)>);
 
-fn gzip(blob: &[u8], stored_size: u64, stream_size: u64) -> Result<Spans, ForeignError> {
+fn gzip(blob: &[u8], stored_size: u64, stream_size: u64) -> Result<SociSpans, ForeignError> {
     let limit = stored_size.saturating_mul(DEFLATE_RATIO);
     if stream_size > limit {
         return Err(too_large(format!("a stream of {stream_size} bytes from {stored_size}"), limit));
     }
     let points = points(blob)?;
-    let mut starts = vec![SpanStart { stored: 0, stream: 0, resume: Resume::Unit }];
+    let mut starts = vec![SpanStart { stored: 0, stream: 0, resume: ResumePoint::Unit }];
     for (at, pair) in points.windows(2).enumerate() {
         let ([before, point], at) = (pair, at + 1) else { continue };
         if point.stored <= before.stored || point.stream <= before.stream {
@@ -131,27 +135,27 @@ fn gzip(blob: &[u8], stored_size: u64, stream_size: u64) -> Result<Spans, Foreig
         )));
     }
     let ends = points.iter().skip(1).map(|point| point.stored).chain([stored_size]);
-    let bounds = points.iter().map(Point::first_byte).zip(ends).collect();
-    Ok((SpanMap::ordered(Encoding::Gzip, stored_size, stream_size, starts), bounds))
+    let bounds = points.iter().map(PackedCheckpoint::first_byte).zip(ends).collect();
+    Ok((SpanMap::ordered(StreamEncoding::Gzip, stored_size, stream_size, starts), bounds))
 }
 
 /// A packed point.
-struct Point<'a> {
+struct PackedCheckpoint<'a> {
     stored: u64,
     stream: u64,
     bits: u8,
     window: &'a [u8],
 }
 
-impl Point<'_> {
+impl PackedCheckpoint<'_> {
     fn first_byte(&self) -> u64 {
         // The first point has no bits and every other one is past it, so this does not underflow.
         self.stored - u64::from(self.bits > 0)
     }
 
-    fn resume(&self) -> Resume {
+    fn resume(&self) -> ResumePoint {
         let known = usize::try_from(self.stream).map_or(WINDOW, |stream| stream.min(WINDOW));
-        Resume::Block { bits: self.bits, window: Window::pack(&self.window[WINDOW - known..]) }
+        ResumePoint::Block { bits: self.bits, window: PackedWindow::pack(&self.window[WINDOW - known..]) }
     }
 
     /// Whether the bytes between the end of the archive and this point can be padding, as far as the window reaches
@@ -164,7 +168,7 @@ impl Point<'_> {
 }
 
 /// The points of `blob`: at least one, and the first at the start of the first member's data.
-fn points(blob: &[u8]) -> Result<Vec<Point<'_>>, ForeignError> {
+fn points(blob: &[u8]) -> Result<Vec<PackedCheckpoint<'_>>, ForeignError> {
     let bad = |count: i32| broken(format!("{} bytes of checkpoints for {count} spans", blob.len()));
     let Some((head, packed)) = blob.split_at_checked(HEAD) else { return Err(bad(0)) };
     let count = i32::from_le_bytes([head[0], head[1], head[2], head[3]]);
@@ -172,7 +176,7 @@ fn points(blob: &[u8]) -> Result<Vec<Point<'_>>, ForeignError> {
     let mut points = Vec::new();
     let stored = packed.len() / POINT;
     if stored + 1 == spans {
-        points.push(Point { stored: GZIP_HEADER, stream: 0, bits: 0, window: &[0; WINDOW] });
+        points.push(PackedCheckpoint { stored: GZIP_HEADER, stream: 0, bits: 0, window: &[0; WINDOW] });
     } else if stored != spans {
         return Err(bad(count));
     }
@@ -186,10 +190,15 @@ fn points(blob: &[u8]) -> Result<Vec<Point<'_>>, ForeignError> {
             let number = i64::from_le_bytes(bytes);
             u64::try_from(number).map_err(|_| broken(format!("checkpoint {at} has the offset {number}")))
         };
-        points.push(Point { stored: number(0)?, stream: number(8)?, bits: point[16], window: &point[17..] });
+        points.push(PackedCheckpoint {
+            stored: number(0)?,
+            stream: number(8)?,
+            bits: point[16],
+            window: &point[17..],
+        });
     }
     match points.first() {
-        Some(Point { stored: GZIP_HEADER.., stream: 0, bits: 0, .. }) => Ok(points),
+        Some(PackedCheckpoint { stored: GZIP_HEADER.., stream: 0, bits: 0, .. }) => Ok(points),
         first => {
             let (stored, stream, bits) =
                 first.map_or((0, 0, 0), |first| (first.stored, first.stream, first.bits));
@@ -206,7 +215,7 @@ fn uncompressed(
     digests: usize,
     stored_size: u64,
     stream_size: u64,
-) -> Result<Spans, ForeignError> {
+) -> Result<SociSpans, ForeignError> {
     let Ok(&[v0, v1, v2, v3, ref rest @ ..]) = <&[u8; TAR_HEAD]>::try_from(blob) else {
         return Err(broken(format!("{} bytes describe an uncompressed layer, not {TAR_HEAD}", blob.len())));
     };
@@ -239,7 +248,7 @@ fn uncompressed(
 
 fn sha256(text: &[u8]) -> Option<[u8; 32]> {
     let digest: Digest = std::str::from_utf8(text).ok()?.parse().ok()?;
-    if digest.algorithm() != Some(Algorithm::Sha256) {
+    if digest.algorithm() != Some(HashAlgorithm::Sha256) {
         return None;
     }
     let hex = digest.encoded().as_bytes();

@@ -3,10 +3,12 @@
 //! The tool omits the map of a sparse file, and a time that is no date. Such a zTOC is refused, because a pass over
 //! the layer would give a different tree. Entries have archive order, and their offsets must ascend.
 
-use super::super::super::toc::{Content, Device, Entry, EntryKind, Time, Toc, Xattr};
+use super::super::super::toc::{
+    DeviceNumber, FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime, XattrPair,
+};
 use super::super::super::{TarLimits, tar};
 use super::super::ForeignError;
-use super::flatbuffer::{Table, Vector};
+use super::flatbuffer::{FlatTable, FlatVector};
 use super::{broken, too_large};
 
 /// The unit of a tar archive, in bytes.
@@ -42,19 +44,19 @@ mod slot {
 }
 
 /// The entries of `metadata`, in a stream of `stream_size` bytes.
-pub(super) fn toc(metadata: Vector<'_>, stream_size: u64) -> Result<Toc, ForeignError> {
+pub(super) fn toc(metadata: FlatVector<'_>, stream_size: u64) -> Result<TableOfContents, ForeignError> {
     let limits = TarLimits::default();
     if metadata.len() as u64 > limits.entries {
         return Err(too_large(format!("{} entries", metadata.len()), limits.entries));
     }
-    let mut budget = Budget { spent: 0, limit: limits.metadata };
-    let mut toc = Toc::default();
+    let mut budget = EntryBudget { spent: 0, limit: limits.metadata };
+    let mut toc = TableOfContents::default();
     // The lowest possible offset of the next header.
     let mut free = 0;
     for (at, table) in metadata.tables().enumerate() {
         let reading = |reason: String| broken(format!("entry {at}: {reason}"));
         let table = table.map_err(reading)?;
-        let raw = Raw::read(&table).map_err(reading)?;
+        let raw = RawTocFields::read(&table).map_err(reading)?;
         budget.spend(raw.path.len() + raw.link.len())?;
         let (records, name) = (raw.records, raw.path[..raw.path.len().min(100)].escape_ascii());
         let named = |reason: String| broken(format!("entry {at}, {name}: {reason}"));
@@ -68,7 +70,7 @@ pub(super) fn toc(metadata: Vector<'_>, stream_size: u64) -> Result<Toc, Foreign
         }
         // The header is below 2^63, so this does not overflow.
         let body = entry.header + BLOCK;
-        let len = if let EntryKind::File(content) = &entry.kind { content.size } else { 0 };
+        let len = if let TocEntryKind::File(content) = &entry.kind { content.size } else { 0 };
         let end = body.checked_add(len).filter(|&end| end <= stream_size);
         let end = end.ok_or_else(|| {
             named(format!("{len} bytes at {body} end past the {stream_size} of the stream"))
@@ -80,12 +82,12 @@ pub(super) fn toc(metadata: Vector<'_>, stream_size: u64) -> Result<Toc, Foreign
 }
 
 /// Memory budget of all entries together, in bytes.
-struct Budget {
+struct EntryBudget {
     spent: u64,
     limit: u64,
 }
 
-impl Budget {
+impl EntryBudget {
     fn spend(&mut self, text: usize) -> Result<(), ForeignError> {
         // No overflow: at most 2^40 elements of 2^30 bytes, and the first over the limit ends the loop.
         self.spent += FIXED_COST + text as u64;
@@ -97,7 +99,7 @@ impl Budget {
 }
 
 /// The raw fields of an entry.
-struct Raw<'a> {
+struct RawTocFields<'a> {
     path: &'a [u8],
     kind: &'a [u8],
     offset: i64,
@@ -109,11 +111,11 @@ struct Raw<'a> {
     mod_time: &'a [u8],
     major: i64,
     minor: i64,
-    records: Vector<'a>,
+    records: FlatVector<'a>,
 }
 
-impl<'a> Raw<'a> {
-    fn read(table: &Table<'a>) -> Result<Self, String> {
+impl<'a> RawTocFields<'a> {
+    fn read(table: &FlatTable<'a>) -> Result<Self, String> {
         Ok(Self {
             path: table.bytes(slot::NAME)?,
             kind: table.bytes(slot::TYPE)?,
@@ -130,12 +132,12 @@ impl<'a> Raw<'a> {
         })
     }
 
-    fn entry(self, xattrs: Vec<Xattr>, limits: &TarLimits) -> Result<Entry, String> {
+    fn entry(self, xattrs: Vec<XattrPair>, limits: &TarLimits) -> Result<TocEntry, String> {
         // The offset is the tool's position after the header, so the header is the block before.
         let offset = u64::try_from(self.offset).ok().filter(|offset| offset.is_multiple_of(BLOCK));
         let header = offset.and_then(|offset| offset.checked_sub(BLOCK));
         let header = header.ok_or_else(|| format!("content cannot start at {}", self.offset))?;
-        let entry = Entry {
+        let entry = TocEntry {
             path: self.path.to_vec(),
             kind: self.kind(header + BLOCK)?,
             mode: (self.mode & 0o7777) as u16,
@@ -149,24 +151,24 @@ impl<'a> Raw<'a> {
         Ok(entry)
     }
 
-    fn kind(&self, offset: u64) -> Result<EntryKind, String> {
-        let device = || -> Result<Device, String> {
+    fn kind(&self, offset: u64) -> Result<TocEntryKind, String> {
+        let device = || -> Result<DeviceNumber, String> {
             let part = |name: &str, value: i64| {
                 u32::try_from(value).map_err(|_| format!("device {name} number is {value}"))
             };
-            Ok(Device { major: part("major", self.major)?, minor: part("minor", self.minor)? })
+            Ok(DeviceNumber { major: part("major", self.major)?, minor: part("minor", self.minor)? })
         };
         Ok(match self.kind {
             b"reg" => {
                 let size = u64::try_from(self.size).map_err(|_| format!("size is {}", self.size))?;
-                EntryKind::File(Content { size, offset, runs: None })
+                TocEntryKind::File(FileContent { size, offset, runs: None })
             }
-            b"dir" => EntryKind::Directory,
-            b"symlink" => EntryKind::Symlink(self.link.to_vec()),
-            b"hardlink" => EntryKind::HardLink(self.link.to_vec()),
-            b"char" => EntryKind::CharDevice(device()?),
-            b"block" => EntryKind::BlockDevice(device()?),
-            b"fifo" => EntryKind::Fifo,
+            b"dir" => TocEntryKind::Directory,
+            b"symlink" => TocEntryKind::Symlink(self.link.to_vec()),
+            b"hardlink" => TocEntryKind::HardLink(self.link.to_vec()),
+            b"char" => TocEntryKind::CharDevice(device()?),
+            b"block" => TocEntryKind::BlockDevice(device()?),
+            b"fifo" => TocEntryKind::Fifo,
             other => {
                 let shown = other[..other.len().min(20)].escape_ascii();
                 return Err(format!("type is \"{shown}\""));
@@ -177,10 +179,10 @@ impl<'a> Raw<'a> {
 
 /// The extended attributes among the pax records. The tool sorts records by key.
 fn xattrs(
-    records: Vector<'_>,
-    budget: &mut Budget,
+    records: FlatVector<'_>,
+    budget: &mut EntryBudget,
     named: &impl Fn(String) -> ForeignError,
-) -> Result<Vec<Xattr>, ForeignError> {
+) -> Result<Vec<XattrPair>, ForeignError> {
     let mut xattrs = Vec::new();
     for record in records.tables() {
         let record = record.map_err(named)?;
@@ -205,7 +207,7 @@ fn xattrs(
 
 /// Parses a time as Go writes it: RFC 3339 in the time zone of the tool. The tool leaves an unrepresentable time
 /// empty.
-fn time(text: &[u8]) -> Result<Time, String> {
+fn time(text: &[u8]) -> Result<UnixTime, String> {
     let bad = || format!("time \"{}\" is not of RFC 3339", text[..text.len().min(40)].escape_ascii());
     let parsed =
         std::str::from_utf8(text).ok().and_then(|text| chrono::DateTime::parse_from_rfc3339(text).ok());
@@ -215,5 +217,5 @@ fn time(text: &[u8]) -> Result<Time, String> {
     if nanos >= 1_000_000_000 {
         return Err(bad());
     }
-    Ok(Time { secs: parsed.timestamp(), nanos })
+    Ok(UnixTime { secs: parsed.timestamp(), nanos })
 }

@@ -6,7 +6,7 @@
 
 /// A table of a flatbuffer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Table<'a> {
+pub(super) struct FlatTable<'a> {
     bytes: &'a [u8],
     /// Offset of its start. Invariant: `at + len <= bytes.len()`.
     at: usize,
@@ -18,14 +18,14 @@ pub(super) struct Table<'a> {
 
 /// A vector of references to tables or strings.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Vector<'a> {
+pub(super) struct FlatVector<'a> {
     bytes: &'a [u8],
     /// Offset of the first element. Invariant: `start + 4 * len <= bytes.len()`.
     start: usize,
     len: usize,
 }
 
-impl<'a> Table<'a> {
+impl<'a> FlatTable<'a> {
     /// The root table of the buffer.
     pub(super) fn root(bytes: &'a [u8]) -> Result<Self, String> {
         Self::at(bytes, follow(bytes, 0)?)
@@ -97,31 +97,31 @@ impl<'a> Table<'a> {
     }
 
     /// A table in a field; `None` when absent.
-    pub(super) fn table(&self, slot: usize) -> Result<Option<Table<'a>>, String> {
+    pub(super) fn table(&self, slot: usize) -> Result<Option<FlatTable<'a>>, String> {
         let at = self.field(slot, 4)?;
-        at.map(|at| Table::at(self.bytes, follow(self.bytes, at)?)).transpose()
+        at.map(|at| FlatTable::at(self.bytes, follow(self.bytes, at)?)).transpose()
     }
 
     /// A vector of tables or strings; empty when absent.
-    pub(super) fn vector(&self, slot: usize) -> Result<Vector<'a>, String> {
+    pub(super) fn vector(&self, slot: usize) -> Result<FlatVector<'a>, String> {
         let Some(at) = self.field(slot, 4)? else {
-            return Ok(Vector { bytes: self.bytes, start: 0, len: 0 });
+            return Ok(FlatVector { bytes: self.bytes, start: 0, len: 0 });
         };
         let at = follow(self.bytes, at)?;
         let (start, len) = counted(self.bytes, at, 4)?;
-        Ok(Vector { bytes: self.bytes, start, len })
+        Ok(FlatVector { bytes: self.bytes, start, len })
     }
 }
 
-impl<'a> Vector<'a> {
+impl<'a> FlatVector<'a> {
     /// The number of elements.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// The elements, as tables.
-    pub(super) fn tables(self) -> impl Iterator<Item = Result<Table<'a>, String>> {
-        self.targets().map(move |at| Table::at(self.bytes, at?))
+    pub(super) fn tables(self) -> impl Iterator<Item = Result<FlatTable<'a>, String>> {
+        self.targets().map(move |at| FlatTable::at(self.bytes, at?))
     }
 
     /// The elements, as strings.

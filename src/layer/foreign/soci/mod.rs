@@ -10,9 +10,9 @@ mod entries;
 mod flatbuffer;
 
 use super::super::index::LayerIndex;
-use super::{Foreign, ForeignError, IndexKind};
+use super::{ForeignError, ForeignIndex, IndexKind};
 
-use flatbuffer::Table;
+use flatbuffer::FlatTable;
 
 /// Maximum size of a zTOC, in bytes: 5 million entries, or the checkpoints of a layer of 128 GiB.
 pub const MAX_ZTOC: u64 = 1 << 30;
@@ -38,11 +38,11 @@ mod slot {
 /// An archive with more padding has a longer stream; no entry lies past the end mark.
 ///
 /// Bytes after the flatbuffer (the tool appends lists of files to prefetch) are ignored.
-pub fn parse_ztoc(bytes: &[u8], stored_size: u64) -> Result<Foreign, ForeignError> {
+pub fn parse_ztoc(bytes: &[u8], stored_size: u64) -> Result<ForeignIndex, ForeignError> {
     if bytes.len() as u64 > MAX_ZTOC {
         return Err(too_large(format!("{} bytes", bytes.len()), MAX_ZTOC));
     }
-    let root = Table::root(bytes).map_err(broken)?;
+    let root = FlatTable::root(bytes).map_err(broken)?;
     let version = root.bytes(slot::VERSION).map_err(broken)?;
     if version != VERSION {
         let shown = version[..version.len().min(20)].escape_ascii();
@@ -67,7 +67,7 @@ pub fn parse_ztoc(bytes: &[u8], stored_size: u64) -> Result<Foreign, ForeignErro
     if !(index.spans.is_sound() && index.is_inside()) {
         return Err(broken("spans or files contradict each other".into()));
     }
-    Ok(Foreign {
+    Ok(ForeignIndex {
         kind: IndexKind::Soci,
         index,
         id: *blake3::hash(bytes).as_bytes(),

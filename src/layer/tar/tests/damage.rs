@@ -3,9 +3,9 @@
 
 use proptest::prelude::*;
 
-use super::super::super::Toc;
+use super::super::super::TableOfContents;
 use super::{BLOCK, END, entry, pax, walk};
-use crate::layer::{Need, TarError, TarLimits, TarWalker};
+use crate::layer::{TarError, TarLimits, TarWalker, WalkerNeed};
 
 /// An archive with every kind of header in it.
 fn everything() -> Vec<u8> {
@@ -40,7 +40,7 @@ fn everything() -> Vec<u8> {
 }
 
 /// Feeds in pieces of `chunk` bytes, checking the bounds of what is held after each.
-fn bounded(limits: TarLimits, bytes: &[u8], chunk: usize) -> Result<Toc, TarError> {
+fn bounded(limits: TarLimits, bytes: &[u8], chunk: usize) -> Result<TableOfContents, TarError> {
     let mut walker = TarWalker::new(limits);
     let mut offset = 0;
     for piece in bytes.chunks(chunk) {
@@ -95,7 +95,7 @@ proptest! {
         let mut walker = TarWalker::new(limits);
         let size = bytes.len() as u64;
         let mut reads = 0;
-        while let Need::Bytes(need) = walker.need() {
+        while let WalkerNeed::Bytes(need) = walker.need() {
             if need.start >= size || walker.feed(need.start, &bytes[need.start as usize..need.end.min(size) as usize]).is_err() {
                 break;
             }

@@ -1,35 +1,44 @@
 //! That records give back what was put in, and that no bytes make them panic.
 
-use super::super::Toc;
+use super::super::TableOfContents;
 use super::*;
 
-fn entry(path: &str, kind: EntryKind) -> Entry {
-    let mtime = Time { secs: -1, nanos: 999_999_999 };
-    Entry { path: path.into(), kind, mode: 0o7777, uid: 0, gid: u32::MAX, mtime, xattrs: vec![], header: 0 }
+fn entry(path: &str, kind: TocEntryKind) -> TocEntry {
+    let mtime = UnixTime { secs: -1, nanos: 999_999_999 };
+    TocEntry {
+        path: path.into(),
+        kind,
+        mode: 0o7777,
+        uid: 0,
+        gid: u32::MAX,
+        mtime,
+        xattrs: vec![],
+        header: 0,
+    }
 }
 
-fn sparse(size: u64, runs: &[(u64, u64)]) -> EntryKind {
-    let runs = runs.iter().map(|&(offset, len)| Run { offset, len }).collect();
-    EntryKind::File(Content { size, offset: 1024, runs: Some(runs) })
+fn sparse(size: u64, runs: &[(u64, u64)]) -> TocEntryKind {
+    let runs = runs.iter().map(|&(offset, len)| SparseRun { offset, len }).collect();
+    TocEntryKind::File(FileContent { size, offset: 1024, runs: Some(runs) })
 }
 
 /// One entry of every kind, with the extremes of every number.
-fn every() -> Vec<Entry> {
-    let device = Device { major: u32::MAX, minor: 0 };
+fn every() -> Vec<TocEntry> {
+    let device = DeviceNumber { major: u32::MAX, minor: 0 };
     let mut entries = vec![
-        entry("", EntryKind::Directory),
-        entry("f", EntryKind::File(Content { size: u64::MAX, offset: 0, runs: None })),
-        entry(&"long/".repeat(800), EntryKind::Symlink(vec![0xff; 4096])),
-        entry("h", EntryKind::HardLink(b"f".to_vec())),
-        entry("c", EntryKind::CharDevice(device)),
-        entry("b", EntryKind::BlockDevice(Device { major: 0, minor: 300 })),
-        entry("p", EntryKind::Fifo),
+        entry("", TocEntryKind::Directory),
+        entry("f", TocEntryKind::File(FileContent { size: u64::MAX, offset: 0, runs: None })),
+        entry(&"long/".repeat(800), TocEntryKind::Symlink(vec![0xff; 4096])),
+        entry("h", TocEntryKind::HardLink(b"f".to_vec())),
+        entry("c", TocEntryKind::CharDevice(device)),
+        entry("b", TocEntryKind::BlockDevice(DeviceNumber { major: 0, minor: 300 })),
+        entry("p", TocEntryKind::Fifo),
         entry("hole", sparse(9, &[])),
         entry("s", sparse(u64::MAX, &[(0, 1), (1, 127), (1 << 40, 128), (u64::MAX, 0)])),
     ];
     entries[1].xattrs = vec![(b"user.a".to_vec(), vec![]), (b"user.b".to_vec(), vec![0; 300])];
-    entries[3].mtime = Time { secs: i64::MIN, nanos: 0 };
-    entries[4].mtime = Time { secs: i64::MAX, nanos: 1 };
+    entries[3].mtime = UnixTime { secs: i64::MIN, nanos: 0 };
+    entries[4].mtime = UnixTime { secs: i64::MAX, nanos: 1 };
     // Nothing says that headers come in order.
     for (number, entry) in entries.iter_mut().enumerate() {
         entry.header = [512, u64::MAX, 0, 1 << 40][number % 4];
@@ -37,14 +46,14 @@ fn every() -> Vec<Entry> {
     entries
 }
 
-fn toc(records: &[u8]) -> Result<Toc, postcard::Error> {
+fn toc(records: &[u8]) -> Result<TableOfContents, postcard::Error> {
     postcard::from_bytes(&postcard::to_stdvec(&records.chunks(PIECE).collect::<Vec<_>>()).unwrap())
 }
 
 #[test]
 fn entries_come_back_as_they_were_put_in() {
     let entries = every();
-    let mut toc = Toc::default();
+    let mut toc = TableOfContents::default();
     assert_eq!(toc.last(), None);
     for entry in &entries {
         toc.push(entry.clone());
@@ -57,9 +66,9 @@ fn entries_come_back_as_they_were_put_in() {
 #[test]
 fn a_table_survives_being_kept_in_pieces() {
     for copies in [0, 1, 30] {
-        let mut kept: Toc = std::iter::repeat_n(every(), copies).flatten().collect();
+        let mut kept: TableOfContents = std::iter::repeat_n(every(), copies).flatten().collect();
         let bytes = postcard::to_stdvec(&kept).unwrap();
-        let mut read: Toc = postcard::from_bytes(&bytes).unwrap();
+        let mut read: TableOfContents = postcard::from_bytes(&bytes).unwrap();
         assert_eq!(read, kept);
         // Whatever comes next continues where the last one stopped.
         for toc in [&mut kept, &mut read] {
@@ -72,23 +81,23 @@ fn a_table_survives_being_kept_in_pieces() {
 
 #[test]
 fn an_entry_costs_its_path_and_some_twenty_bytes() {
-    let file = |number: u64| Entry {
-        mtime: Time { secs: 1_700_000_000, nanos: 0 },
+    let file = |number: u64| TocEntry {
+        mtime: UnixTime { secs: 1_700_000_000, nanos: 0 },
         mode: 0o644,
         gid: 0,
         header: number * 1024,
         ..entry(
             &format!("dir/{number:06}"),
-            EntryKind::File(Content { size: 9, offset: number * 1024 + 512, runs: None }),
+            TocEntryKind::File(FileContent { size: 9, offset: number * 1024 + 512, runs: None }),
         )
     };
-    let toc: Toc = (100_000..200_000).map(file).collect();
+    let toc: TableOfContents = (100_000..200_000).map(file).collect();
     assert!(toc.heap_bytes() <= 100_000 * (10 + 20), "{}", toc.heap_bytes());
 }
 
 #[test]
 fn records_that_are_cut_or_changed_are_refused_or_read_to_their_end() {
-    let records = every().into_iter().collect::<Toc>().records;
+    let records = every().into_iter().collect::<TableOfContents>().records;
     assert_eq!(toc(&records).unwrap().len(), every().len());
     let mut refused = 0;
     for at in 0..records.len() {
@@ -101,7 +110,7 @@ fn records_that_are_cut_or_changed_are_refused_or_read_to_their_end() {
             match toc(&changed) {
                 Ok(toc) => {
                     assert_eq!(toc.iter().count(), toc.len());
-                    assert_eq!(toc.iter().map(|entry| entry.to_entry()).collect::<Toc>(), toc);
+                    assert_eq!(toc.iter().map(|entry| entry.to_entry()).collect::<TableOfContents>(), toc);
                 }
                 Err(_) => refused += 1,
             }
@@ -113,8 +122,8 @@ fn records_that_are_cut_or_changed_are_refused_or_read_to_their_end() {
 
 #[test]
 fn what_no_entry_can_hold_is_refused() {
-    let table = |entry: Entry| {
-        let records = std::iter::once(entry).collect::<Toc>().records;
+    let table = |entry: TocEntry| {
+        let records = std::iter::once(entry).collect::<TableOfContents>().records;
         toc(&records).is_ok()
     };
     assert!(table(entry("a", sparse(9, &[(0, 4), (4, 5)]))));
@@ -122,10 +131,10 @@ fn what_no_entry_can_hold_is_refused() {
     assert!(!table(entry("a", sparse(9, &[(4, 2), (0, 2)]))), "runs out of order");
     assert!(!table(entry("a", sparse(9, &[(5, 5)]))), "a run past the end");
     assert!(!table(entry("a", sparse(9, &[(u64::MAX, 5)]))), "a run past 2^64");
-    assert!(!table(entry("a\0b", EntryKind::Fifo)), "a NUL");
-    assert!(!table(Entry { mode: 0o10000, ..entry("a", EntryKind::Fifo) }), "a mode of five digits");
-    let mtime = Time { secs: 0, nanos: 1_000_000_000 };
-    assert!(!table(Entry { mtime, ..entry("a", EntryKind::Fifo) }), "a whole second of nanoseconds");
+    assert!(!table(entry("a\0b", TocEntryKind::Fifo)), "a NUL");
+    assert!(!table(TocEntry { mode: 0o10000, ..entry("a", TocEntryKind::Fifo) }), "a mode of five digits");
+    let mtime = UnixTime { secs: 0, nanos: 1_000_000_000 };
+    assert!(!table(TocEntry { mtime, ..entry("a", TocEntryKind::Fifo) }), "a whole second of nanoseconds");
 }
 
 #[test]
@@ -134,31 +143,31 @@ fn numbers_have_one_form() {
         let mut bytes = Vec::new();
         put(&mut bytes, number);
         assert_eq!(bytes.len(), width(number));
-        assert_eq!(Cursor(&bytes).number(), Some(number));
-        assert_eq!(Cursor(&bytes[..bytes.len() - 1]).number(), None);
+        assert_eq!(PackedCursor(&bytes).number(), Some(number));
+        assert_eq!(PackedCursor(&bytes[..bytes.len() - 1]).number(), None);
     }
     for bad in
         [&[0x80, 0][..], &[0xff; 10], &[0x80; 11], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]]
     {
-        assert_eq!(Cursor(bad).number(), None, "{bad:?}");
+        assert_eq!(PackedCursor(bad).number(), None, "{bad:?}");
     }
 }
 
 #[tokio::test]
 async fn a_table_whose_head_is_on_disk_is_the_same_table() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = crate::cache::Cache::open(dir.path()).unwrap();
-    let entry = |number: u64| Entry {
+    let cache = crate::cache::BlockCache::open(dir.path()).unwrap();
+    let entry = |number: u64| TocEntry {
         path: format!("usr/share/{number:0200}").into_bytes(),
-        kind: EntryKind::File(Content { size: number, offset: number * 1024 + 512, runs: None }),
+        kind: TocEntryKind::File(FileContent { size: number, offset: number * 1024 + 512, runs: None }),
         mode: 0o644,
         uid: 0,
         gid: 0,
-        mtime: Time::default(),
+        mtime: UnixTime::default(),
         xattrs: vec![],
         header: number * 1024,
     };
-    let table: Toc = (0..12_000).map(entry).collect();
+    let table: TableOfContents = (0..12_000).map(entry).collect();
     let spooled = table.clone().spooled(&cache).unwrap();
     assert!(spooled.is_spooled() && spooled.heap_bytes() < 1000);
     assert_eq!((spooled.len(), spooled.last().map(|last| last.to_entry())), (12_000, Some(entry(11_999))));
@@ -166,7 +175,7 @@ async fn a_table_whose_head_is_on_disk_is_the_same_table() {
     let bytes = postcard::to_stdvec(&table).unwrap();
     assert_eq!(postcard::to_stdvec(&spooled).unwrap(), bytes);
     let any = |_: &EntryRef<'_>| true;
-    let seed = TocSeed(Reader::spooling(Some(&cache), &any));
+    let seed = TocSeed(TocReader::spooling(Some(&cache), &any));
     let read = seed.deserialize(&mut postcard::Deserializer::from_bytes(&bytes)).unwrap();
     assert!(read.is_spooled() && read.heap_bytes() < 2 * super::super::SPOOLED_FROM);
     assert_eq!(postcard::to_stdvec(&read).unwrap(), bytes);
@@ -179,6 +188,6 @@ async fn a_table_whose_head_is_on_disk_is_the_same_table() {
     }
     // What the check does not like is refused.
     let small = |entry: &EntryRef<'_>| entry.header < 1024 * 11_000;
-    let seed = TocSeed(Reader::spooling(Some(&cache), &small));
+    let seed = TocSeed(TocReader::spooling(Some(&cache), &small));
     assert!(seed.deserialize(&mut postcard::Deserializer::from_bytes(&bytes)).is_err());
 }
