@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use fault_registry::{Fault, FaultRegistry, Weather};
 use fault_rows::Setup;
-use ocifs::cache::{BlockCache, SMALL};
+use ocifs::cache::{BlockCache, VERIFY_FIRST_BYTES};
 use ocifs::image::{ImageSet, OpenOptions};
 use ocifs::io::{ByteRange, read_vec};
 use ocifs::registry::{RegistryClient, RegistryOptions};
@@ -194,7 +194,7 @@ fn world(runtime: &tokio::runtime::Handle, seed: u64, reads: u64) -> Sums {
     content.push(&registry);
     Setup::Signed.apply(&registry);
     // Bits are flipped only where blobs are compared as a whole first: elsewhere the digest comes too late for the first reader.
-    let small = if seed.is_multiple_of(2) { SMALL } else { 0 };
+    let small = if seed.is_multiple_of(2) { VERIFY_FIRST_BYTES } else { 0 };
     let mut faults = faults();
     if small > 0 {
         faults.push(Fault::FlipBitAt(100 + 1000 * seed));

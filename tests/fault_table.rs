@@ -40,7 +40,7 @@ use encode::Encoding;
 use fault_registry::{Fault as RegistryFault, FaultRegistry};
 use fault_rows::{Happens, Row, Setup, Then, rows};
 use layout::{CONFIG, Layer, MANIFEST};
-use ocifs::cache::{BlockCache, SMALL};
+use ocifs::cache::{BlockCache, VERIFY_FIRST_BYTES};
 use ocifs::image::{ImageSet, OpenOptions};
 use ocifs::io::{ByteRange, FaultClass, ReadAt as _, read_vec};
 use ocifs::registry::{RegistryClient, RegistryOptions};
@@ -78,7 +78,7 @@ struct Run {
 impl Run {
     /// Bytes up to which a blob is compared as a whole first.
     fn small(self) -> u64 {
-        if self.seed + 1 == WHOLE { SMALL } else { 0 }
+        if self.seed + 1 == WHOLE { VERIFY_FIRST_BYTES } else { 0 }
     }
 }
 
@@ -279,7 +279,7 @@ fn every_fault_of_the_network_ends_as_the_table_says() {
     for setup in Setup::ALL {
         for view in 0..VIEWS.len() {
             for before in [Before::Cold, Before::Warm] {
-                for small in [0, SMALL] {
+                for small in [0, VERIFY_FIRST_BYTES] {
                     let requests = runtime.block_on(measure(&contents[0], setup, view, before, small));
                     usual.insert((setup, view, before, small), requests);
                 }

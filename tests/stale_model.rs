@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use ocifs::cache::{BlockCache, CacheInventory, CachedFile, SMALL, SizeLimit, VerifyMode};
+use ocifs::cache::{BlockCache, CacheInventory, CachedFile, SizeLimit, VERIFY_FIRST_BYTES, VerifyMode};
 use ocifs::io::{
     BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadAt as _, ReadError, SharedReader, VerifiedLevel,
     read_vec,
@@ -187,7 +187,8 @@ impl World {
 
     fn blob(&self, process: usize, repository: usize, verify: VerifyMode) -> Arc<CachedFile> {
         let remote = self.repositories[repository].clone();
-        let cache = self.processes[process].cache.for_origin(&remote.name).verifying(verify, SMALL);
+        let cache =
+            self.processes[process].cache.for_origin(&remote.name).verifying(verify, VERIFY_FIRST_BYTES);
         cache.blob(&self.case.digest, Arc::new(Remote(remote))).unwrap()
     }
 
@@ -213,7 +214,7 @@ impl World {
         let cache = self.processes[process].cache.for_origin(&self.repositories[repository].name);
         let layer = StoredLayer::packed(
             blob.clone(),
-            cache.verifying(verify, SMALL),
+            cache.verifying(verify, VERIFY_FIRST_BYTES),
             LayerOptions { verify, policy, ..LayerOptions::default() },
         );
         layer.index().await?;

@@ -19,7 +19,7 @@ use crate::layer::{CodecError, SNIFF_LEN, UnitDecoder, most_stream};
 use crate::source::{LocalFile, SourceError};
 
 /// Decoded bytes per write.
-const OUTPUT: usize = 256 * 1024;
+const SPOOL_WRITE_BYTES: usize = 256 * 1024;
 
 /// Writes the stream `body`, of the archive called `place`, to an anonymous file.
 pub(super) async fn spool(
@@ -61,7 +61,7 @@ impl SpoolWriter {
     fn take(&mut self, mut input: &[u8]) -> Result<(), ReadError> {
         self.taken += input.len() as u64;
         let Some(decoder) = &mut self.decoder else { return self.write(input) };
-        let mut output = vec![0; OUTPUT];
+        let mut output = vec![0; SPOOL_WRITE_BYTES];
         let mut made = Vec::new();
         loop {
             let step = decoder.step(input, &mut output).map_err(|error| broken(&self.place, error))?;
@@ -77,7 +77,7 @@ impl SpoolWriter {
                 return Err(ReadError::new(FaultClass::Unsupported, message));
             }
             let is_over = input.is_empty() && step.produced < output.len();
-            if is_over || made.len() >= OUTPUT {
+            if is_over || made.len() >= SPOOL_WRITE_BYTES {
                 write(&mut self.file, &self.place, &made)?;
                 made.clear();
             }

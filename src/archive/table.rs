@@ -13,7 +13,7 @@ use crate::layer::{TableOfContents, TarLimits, TarWalker, TocEntryKind, WalkerNe
 use crate::source::SourceError;
 
 /// Minimum bytes read at each header, so that small adjacent files need one read.
-const WINDOW: u64 = 32 * 1024;
+const HEADER_READ_BYTES: u64 = 32 * 1024;
 /// Maximum members of an archive; one of the largest images has some hundreds.
 const MAX_MEMBERS: u64 = 100_000;
 /// Maximum bytes of all names together.
@@ -55,7 +55,7 @@ impl MemberIndex {
             if need.start >= size {
                 break;
             }
-            let want = ByteRange::new(need.start, need.end.max(need.start + WINDOW).min(size));
+            let want = ByteRange::new(need.start, need.end.max(need.start + HEADER_READ_BYTES).min(size));
             walker.feed(want.start, &read_vec(&bytes, want).await?).map_err(wrong)?;
             if want.end == size {
                 break;

@@ -17,7 +17,7 @@ use crate::registry::{RegistryClient, WebFile};
 use crate::source::{ArchiveLocation, LocalFile, SourceError};
 
 /// Bytes per read from a stream.
-const CHUNK: usize = 1024 * 1024;
+const STREAM_READ_BYTES: usize = 1024 * 1024;
 
 /// Opens the archive at `at`, called `place` in messages.
 pub(super) async fn open(
@@ -64,7 +64,7 @@ fn input() -> BoxStream<'static, Result<Bytes, ReadError>> {
     Box::pin(futures_util::stream::try_unfold((), |()| async {
         let chunk = compute(|| {
             let mut chunk = Vec::new();
-            let read = std::io::stdin().lock().take(CHUNK as u64).read_to_end(&mut chunk);
+            let read = std::io::stdin().lock().take(STREAM_READ_BYTES as u64).read_to_end(&mut chunk);
             read.map_err(|error| ReadError::caused(FaultClass::Io, "reading standard input", error))?;
             Ok(chunk)
         })

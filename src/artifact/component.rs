@@ -1,7 +1,7 @@
 //! Sanitizes untrusted text for directory names.
 
 /// The longest name, in bytes, which leaves room for a number in front.
-const MOST: usize = 200;
+const MAX_COMPONENT_BYTES: usize = 200;
 
 /// `text` as one component of a path: `/` becomes `_`, and control characters and leading dots are dropped. `None` if
 /// nothing is left.
@@ -12,7 +12,7 @@ pub fn component(text: &str) -> Option<String> {
         c => Some(c),
     };
     let mut name: String = text.chars().filter_map(plain).collect();
-    while name.len() > MOST {
+    while name.len() > MAX_COMPONENT_BYTES {
         name.pop();
     }
     let name = name.trim_start_matches('.');
@@ -31,6 +31,6 @@ mod tests {
         for nothing in ["", ".", "..", "\n\0"] {
             assert_eq!(component(nothing), None, "{nothing:?}");
         }
-        assert_eq!(component(&"ä".repeat(300)).unwrap().len(), MOST);
+        assert_eq!(component(&"ä".repeat(300)).unwrap().len(), MAX_COMPONENT_BYTES);
     }
 }

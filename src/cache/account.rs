@@ -25,7 +25,7 @@ const LOCK_AT: u64 = 1 << 62;
 /// Tries without a pause: the lock is held for two system calls.
 const SPINS: u32 = 200;
 /// After this long the holder of the lock counts as stuck, and nothing is stored.
-const PATIENCE: Duration = Duration::from_secs(2);
+const USAGE_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Content of the account file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,7 +126,7 @@ fn take_turn(file: &File) -> io::Result<()> {
         }
         std::thread::yield_now();
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + USAGE_LOCK_TIMEOUT;
     let mut backoff = LockBackoff::new();
     while !try_lock_byte(file, LOCK_AT)? {
         if Instant::now() > deadline {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::sidecar::{BLOCK, BLOCK_SHIFT, ContentKind};
+use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind};
 use crate::io::ByteRange;
 
 const KIB: u64 = 1 << 10;
@@ -20,18 +20,22 @@ const READERS: usize = 8;
 /// Fetches ahead of the readers of one content: with [`LONGEST`] they are the widest window.
 const RANGES: usize = 4;
 /// Longest readahead fetch. At 8 MiB a round trip of 100 ms costs less than the bytes do on a gigabit link.
-const LONGEST: u64 = 8 * MIB;
+const MAX_READAHEAD_BYTES: u64 = 8 * MIB;
 /// Two files of an archive are separated by a header and padding, and often by a few small files that are not read.
-const GAP: u64 = 64 * KIB;
+const SEQUENTIAL_GAP_BYTES: u64 = 64 * KIB;
 /// The kernel's own readahead sends several requests in any order; one this far back still belongs to its reader.
 const BACK: u64 = MIB;
 /// Readahead fetches that run at once over all content of a cache. Two fewer than the requests that a host gets, so
 /// that a small read does not queue behind a scan.
-const FETCHES: usize = 6;
+const READAHEAD_CONCURRENCY: usize = 6;
 
 /// Window of a reader by the bytes that it has read in order, as (least bytes read, window).
-const STEPS: [(u64, u64); 4] =
-    [(8 * MIB, RANGES as u64 * LONGEST), (2 * MIB, LONGEST), (512 * KIB, MIB), (0, BLOCK)];
+const STEPS: [(u64, u64); 4] = [
+    (8 * MIB, RANGES as u64 * MAX_READAHEAD_BYTES),
+    (2 * MIB, MAX_READAHEAD_BYTES),
+    (512 * KIB, MIB),
+    (0, BLOCK_BYTES),
+];
 
 /// Readahead state of one content.
 pub(super) struct Readahead {
@@ -72,12 +76,12 @@ impl Readahead {
     /// Limits every window to `reach` bytes: a cache smaller than the windows of its readers would evict fetched
     /// blocks before they are read.
     pub(super) fn within(reach: u64) -> Self {
-        Self { reach: reach & !(BLOCK - 1), readers: Vec::new(), clock: 0, going: 0 }
+        Self { reach: reach & !(BLOCK_BYTES - 1), readers: Vec::new(), clock: 0, going: 0 }
     }
 
     /// From now on, the same.
     pub(super) fn limit(&mut self, reach: u64) {
-        self.reach = reach & !(BLOCK - 1);
+        self.reach = reach & !(BLOCK_BYTES - 1);
     }
 
     /// Takes note of a read of content of `size` bytes, and says which runs of blocks to fetch ahead of it. Each of them counts
@@ -151,10 +155,10 @@ impl SequentialRun {
     fn is_continued_by(&self, read: ByteRange) -> bool {
         let (gap, back) = match self.pace {
             // This may be one random access: only the same bytes, or those that follow, continue it.
-            ReadaheadPace::Single if read.end <= self.next => (GAP, self.next - self.start),
-            ReadaheadPace::Single => (GAP, 0),
+            ReadaheadPace::Single if read.end <= self.next => (SEQUENTIAL_GAP_BYTES, self.next - self.start),
+            ReadaheadPace::Single => (SEQUENTIAL_GAP_BYTES, 0),
             // A block that the reader skips was fetched ahead of it all the same.
-            ReadaheadPace::Sequential => (BLOCK, BACK),
+            ReadaheadPace::Sequential => (BLOCK_BYTES, BACK),
         };
         read.start >= self.next.saturating_sub(back) && read.start <= self.next.saturating_add(gap)
     }
@@ -170,13 +174,13 @@ impl SequentialRun {
     /// Distance ahead of the reader in which blocks are wanted, in bytes.
     fn window(&self) -> u64 {
         let run = self.next - self.start;
-        let window = STEPS.iter().find(|(least, _)| run >= *least).map_or(BLOCK, |step| step.1);
+        let window = STEPS.iter().find(|(least, _)| run >= *least).map_or(BLOCK_BYTES, |step| step.1);
         if self.start == 0 {
             return window;
         }
         // A reader that begins in the middle reads one file of many, whose end is unknown at this level. The bytes
         // fetched past that end stay a small part of the bytes read, and none for a small file.
-        window.min((run / 4) & !(BLOCK - 1))
+        window.min((run / 4) & !(BLOCK_BYTES - 1))
     }
 
     /// The next run of blocks to fetch ahead; `None` while the window has no room for a whole run.
@@ -184,11 +188,11 @@ impl SequentialRun {
         if self.pace == ReadaheadPace::Single {
             return None;
         }
-        let (window, blocks) = (self.window().min(reach), size.div_ceil(BLOCK));
-        let here = self.next.div_ceil(BLOCK);
+        let (window, blocks) = (self.window().min(reach), size.div_ceil(BLOCK_BYTES));
+        let here = self.next.div_ceil(BLOCK_BYTES);
         let from = (self.asked >> BLOCK_SHIFT).max(here);
         // Half a window each: the second half is on its way while the first one is read.
-        let length = (window / 2).clamp(BLOCK, LONGEST) >> BLOCK_SHIFT;
+        let length = (window / 2).clamp(BLOCK_BYTES, MAX_READAHEAD_BYTES) >> BLOCK_SHIFT;
         let limit = (here + (window >> BLOCK_SHIFT)).min(blocks);
         let end = (from + length).min(limit);
         if end <= from || (end - from < length && end < blocks) {
@@ -210,7 +214,10 @@ pub(super) struct FetchPermits {
 impl FetchPermits {
     pub(super) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { fetches: Arc::new(Semaphore::new(FETCHES)), decodes: Arc::new(Semaphore::new(cores)) }
+        Self {
+            fetches: Arc::new(Semaphore::new(READAHEAD_CONCURRENCY)),
+            decodes: Arc::new(Semaphore::new(cores)),
+        }
     }
 
     /// Semaphore for content of this kind; one permit is one fetch.
@@ -234,9 +241,9 @@ mod tests {
         for start in (range.start..range.end).step_by(step as usize) {
             let read = ByteRange::new(start, (start + step).min(range.end));
             for run in ahead.note(read, SIZE) {
-                let reach = run.end * BLOCK - read.end;
-                assert!(reach <= 32 * MIB + BLOCK, "{reach} bytes ahead at {start}");
-                assert!((run.end - run.start) * BLOCK <= LONGEST);
+                let reach = run.end * BLOCK_BYTES - read.end;
+                assert!(reach <= 32 * MIB + BLOCK_BYTES, "{reach} bytes ahead at {start}");
+                assert!((run.end - run.start) * BLOCK_BYTES <= MAX_READAHEAD_BYTES);
                 ahead.ended();
                 runs.push(run);
             }
@@ -249,7 +256,7 @@ mod tests {
         let runs = scan(&mut Readahead::default(), ByteRange::new(0, 64 * MIB), 128 * KIB);
         assert_eq!(runs[0], 1..2);
         assert!(runs.windows(2).all(|pair| pair[0].end == pair[1].start), "{runs:?}");
-        assert!(runs.last().unwrap().end > 88 * MIB / BLOCK, "{runs:?}");
+        assert!(runs.last().unwrap().end > 88 * MIB / BLOCK_BYTES, "{runs:?}");
         assert!(runs.len() <= 24, "{runs:?}");
     }
 
@@ -258,8 +265,8 @@ mod tests {
         for length in [MIB, 6 * MIB, 40 * MIB, 200 * MIB] {
             let range = ByteRange::at(300 * MIB + 512, length);
             let runs = scan(&mut Readahead::default(), range, 100_000);
-            let reach = runs.last().unwrap().end * BLOCK - range.end;
-            assert!(reach <= (length / 4).min(32 * MIB) + 3 * BLOCK, "{reach} past {length}");
+            let reach = runs.last().unwrap().end * BLOCK_BYTES - range.end;
+            assert!(reach <= (length / 4).min(32 * MIB) + 3 * BLOCK_BYTES, "{reach} past {length}");
             assert!(reach >= (length / 8).min(24 * MIB), "{reach} past {length}");
         }
     }
@@ -272,8 +279,8 @@ mod tests {
             for (reader, reach) in reach.iter_mut().enumerate() {
                 let start = reader as u64 * 300 * MIB;
                 for run in ahead.note(ByteRange::at(start + step * 128 * KIB, 128 * KIB), SIZE) {
-                    assert!(run.start * BLOCK >= start && run.end * BLOCK <= start + 48 * MIB);
-                    *reach = run.end * BLOCK - start;
+                    assert!(run.start * BLOCK_BYTES >= start && run.end * BLOCK_BYTES <= start + 48 * MIB);
+                    *reach = run.end * BLOCK_BYTES - start;
                     ahead.ended();
                 }
             }
@@ -288,8 +295,8 @@ mod tests {
         for pair in 0..64 {
             for start in [pair * 256 * KIB + 128 * KIB, pair * 256 * KIB] {
                 for run in ahead.note(ByteRange::at(start, 128 * KIB), SIZE) {
-                    assert!(run.start * BLOCK >= end, "asked twice");
-                    end = run.end * BLOCK;
+                    assert!(run.start * BLOCK_BYTES >= end, "asked twice");
+                    end = run.end * BLOCK_BYTES;
                     ahead.ended();
                 }
             }
@@ -302,8 +309,8 @@ mod tests {
     fn a_small_cache_is_never_overrun() {
         let mut ahead = Readahead::within(MIB + 1);
         let widest = scan(&mut ahead, ByteRange::new(0, 64 * MIB), 128 * KIB).into_iter();
-        assert_eq!(widest.map(|run| (run.end - run.start) * BLOCK).max(), Some(MIB / 2));
-        let mut ahead = Readahead::within(BLOCK - 1);
+        assert_eq!(widest.map(|run| (run.end - run.start) * BLOCK_BYTES).max(), Some(MIB / 2));
+        let mut ahead = Readahead::within(BLOCK_BYTES - 1);
         assert!(scan(&mut ahead, ByteRange::new(0, 64 * MIB), 128 * KIB).is_empty());
     }
 
@@ -339,6 +346,6 @@ mod tests {
             }
             asked.extend(ahead.note(ByteRange::at(start, MIB), size));
         }
-        assert_eq!(asked.last().unwrap().end, size.div_ceil(BLOCK));
+        assert_eq!(asked.last().unwrap().end, size.div_ceil(BLOCK_BYTES));
     }
 }

@@ -24,7 +24,7 @@ use super::outcome::{SOON, StoredBlock};
 use super::proof::IncrementalDigest;
 use super::reject::RejectHistory;
 use super::seat::BlockSeat;
-use super::sidecar::{BLOCK, BLOCK_SHIFT, BlockChecksum, ContentKind, VerificationState};
+use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, BlockChecksum, ContentKind, VerificationState};
 use super::verify::VerifyPolicy;
 use super::wait::blocking;
 use super::whole::MemoryCache;
@@ -34,13 +34,13 @@ use crate::meter;
 use crate::oci::{Digest, HashAlgorithm};
 
 /// Fetches of one read that run at the same time.
-const PARALLEL: usize = 4;
+const FETCH_CONCURRENCY_PER_READ: usize = 4;
 /// Blocks that [`ReadAt::read_ready`] may hash at once: a FUSE read is at most 1 MiB, which touches five.
 const READY_CHECKS: usize = 5;
 /// Blocks that [`Cached::ensure`] has in flight: four fetches of 4 MiB.
 const ENSURE_WINDOW: u64 = 64;
 /// Longest delay of the last-use record on disk while content is being read.
-const TOUCH: Duration = Duration::from_secs(60);
+const LAST_USE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Cached content: a stored blob, or the decoded stream of one.
 pub struct CachedFile {
@@ -331,7 +331,7 @@ impl CachedFile {
         self.read_ahead(range);
         for wait in waits {
             let (block, bytes) = wait.outcome().await?;
-            let here = ByteRange::at(block * BLOCK, bytes.len() as u64);
+            let here = ByteRange::at(block * BLOCK_BYTES, bytes.len() as u64);
             let part = here.intersect(range);
             // Both differences lie inside a buffer and a block, which are in memory.
             let target = (part.start - range.start) as usize..(part.end - range.start) as usize;
@@ -351,7 +351,7 @@ impl CachedFile {
         }
         let (waits, runs) = lock(&self.inner.flights).join(missing);
         if !runs.is_empty() {
-            let permits = Arc::new(Semaphore::new(PARALLEL));
+            let permits = Arc::new(Semaphore::new(FETCH_CONCURRENCY_PER_READ));
             let runtime = self.runtime.get_or_init(Handle::current);
             let mut tasks = lock(&self.tasks);
             while tasks.try_join_next().is_some() {}
@@ -564,7 +564,7 @@ impl ContentState {
     pub(super) fn note_served(&self, range: ByteRange) {
         self.served.fetch_add(range.len(), Ordering::Relaxed);
         self.read.note(range, self.size);
-        let fresh = |touched: &Instant| touched.elapsed() < TOUCH;
+        let fresh = |touched: &Instant| touched.elapsed() < LAST_USE_INTERVAL;
         if fresh(&self.touched.read().unwrap_or_else(PoisonError::into_inner)) {
             return;
         }

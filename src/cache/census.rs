@@ -15,7 +15,7 @@ use super::inventory::ItemKind;
 use super::remove::occupied;
 
 /// Number of names held, which bounds memory for a directory of any size; once they are used up, a new count follows.
-const KEPT: usize = 4096;
+const MAX_SCANNED_NAMES: usize = 4096;
 
 /// Something that can be removed as a whole.
 pub(super) struct Victim {
@@ -50,7 +50,7 @@ struct OldestFiles(BinaryHeap<(SystemTime, PathBuf)>);
 impl OldestFiles {
     fn add(&mut self, used: SystemTime, path: PathBuf) {
         self.0.push((used, path));
-        if self.0.len() > KEPT {
+        if self.0.len() > MAX_SCANNED_NAMES {
             self.0.pop();
         }
     }

@@ -19,9 +19,9 @@ const TRAILER: usize = 64;
 const MAGIC: &[u8; 8] = b"ocifsidx";
 const VERSION: u32 = 1;
 /// Files take whole pages of the disk.
-const PAGE: u64 = 4096;
+const PAGE_BYTES: u64 = 4096;
 /// An index is about 1 % of its layer; this bounds the memory for a file of a damaged directory.
-const MAX_INDEX: u64 = 1 << 30;
+const MAX_INDEX_BYTES: u64 = 1 << 30;
 
 /// Index files of a layer whose stored blob was verified, each in a file of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl BlockCache {
 
     fn seal(&self, path: &Path, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         let size = bytes.len() as u64;
-        let limit = MAX_INDEX - TRAILER as u64;
+        let limit = MAX_INDEX_BYTES - TRAILER as u64;
         if size > limit {
             return Err(CacheError::Oversized { digest: digest.clone(), size, limit });
         }
@@ -141,7 +141,7 @@ impl BlockCache {
 
     /// The bytes before the trailer of a sealed file; `None` when absent or damaged.
     fn sealed(&self, path: &Path, digest: &Digest) -> Result<Option<Vec<u8>>, CacheError> {
-        let Some(mut bytes) = self.with_descriptors(|| read(path, MAX_INDEX))? else { return Ok(None) };
+        let Some(mut bytes) = self.with_descriptors(|| read(path, MAX_INDEX_BYTES))? else { return Ok(None) };
         let len = bytes.len().saturating_sub(TRAILER);
         if bytes.len() >= TRAILER && bytes[len..] == trailer(digest, &bytes[..len]) {
             bytes.truncate(len);
@@ -165,7 +165,7 @@ impl BlockCache {
     fn replace(&self, path: &Path, parts: &[&[u8]]) -> Result<(), CacheError> {
         let room = self.room();
         let len: usize = parts.iter().map(|part| part.len()).sum();
-        let cost = (len as u64).next_multiple_of(PAGE);
+        let cost = (len as u64).next_multiple_of(PAGE_BYTES);
         let Some(mark) = room.reserve(cost, WritePriority::Small) else {
             return Err(CacheError::NoRoom { path: path.to_owned() });
         };

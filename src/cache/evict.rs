@@ -14,11 +14,11 @@ use nix::unistd::{Whence, lseek};
 
 use super::lock;
 use super::pair::BlockFile;
-use super::sidecar::{BLOCK, BlockRecord, VerificationState, VisitNext};
+use super::sidecar::{BLOCK_BYTES, BlockRecord, VerificationState, VisitNext};
 
-const PAGE: u64 = 4096;
+const EVICTION_PAGE_BYTES: u64 = 4096;
 /// Bytes that are evicted before other processes get a chance to open the content: some milliseconds of work.
-const TURN: u64 = 16 << 20;
+const EVICTION_TURN_BYTES: u64 = 16 << 20;
 
 impl BlockFile {
     /// Evicts blocks until `want` bytes are free, and returns the bytes freed. With `spare_recent`, blocks that were
@@ -32,7 +32,7 @@ impl BlockFile {
         let mut freed = 0;
         // In turns: another process that opens the content meanwhile waits for the end of one turn.
         while freed < want && self.sidecar.try_alone() {
-            let turn = self.evict_alone((want - freed).min(TURN), spare_recent);
+            let turn = self.evict_alone((want - freed).min(EVICTION_TURN_BYTES), spare_recent);
             self.sidecar.share();
             freed += turn;
             if turn == 0 {
@@ -90,7 +90,10 @@ impl BlockFile {
         if self.sidecar.status().is_some_and(|status| status.state == VerificationState::Complete) {
             self.sidecar.advance(VerificationState::Partial).map_err(io::Error::other)?;
         }
-        let (start, end) = (block * BLOCK, block * BLOCK + u64::from(record.len).next_multiple_of(PAGE));
+        let (start, end) = (
+            block * BLOCK_BYTES,
+            block * BLOCK_BYTES + u64::from(record.len).next_multiple_of(EVICTION_PAGE_BYTES),
+        );
         let occupied = self.data_in(start, end);
         self.change_trust(|trust| trust.forget(block));
         self.sidecar.mark_evicted(block, record)?;
@@ -131,10 +134,10 @@ mod tests {
 
     use super::super::files::BlockPaths;
     use super::super::pair::BlockFile;
-    use super::super::sidecar::{BLOCK, ContentKind};
+    use super::super::sidecar::{BLOCK_BYTES, ContentKind};
     use crate::oci::Digest;
 
-    static BYTES: [u8; BLOCK as usize] = [7; BLOCK as usize];
+    static BYTES: [u8; BLOCK_BYTES as usize] = [7; BLOCK_BYTES as usize];
 
     /// As another process: the locks belong to the open file.
     fn open(files: &BlockPaths) -> BlockFile {
@@ -151,7 +154,7 @@ mod tests {
     }
 
     fn reads_right(pair: &BlockFile) -> bool {
-        let mut out = [1; BLOCK as usize];
+        let mut out = [1; BLOCK_BYTES as usize];
         pair.is_trusted(0) && pair.read_trusted(0, &mut out) && out == BYTES
     }
 
@@ -160,13 +163,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (files, one) = filled(dir.path());
         let other = open(&files);
-        assert!(other.load(0, BLOCK as u32).is_some());
+        assert!(other.load(0, BLOCK_BYTES as u32).is_some());
         // The first tries to become alone, fails, and is interrupted before it does anything else.
         assert!(!one.sidecar.try_alone());
-        assert_eq!(other.evict(BLOCK, false), 0);
+        assert_eq!(other.evict(BLOCK_BYTES, false), 0);
         assert!(reads_right(&one) && reads_right(&other));
         drop(one);
-        assert_eq!(other.evict(BLOCK, false), BLOCK);
+        assert_eq!(other.evict(BLOCK_BYTES, false), BLOCK_BYTES);
         assert!(!other.is_trusted(0));
     }
 
@@ -192,15 +195,15 @@ mod tests {
         use std::os::unix::fs::FileExt as _;
         let dir = tempfile::tempdir().unwrap();
         let (files, one) = filled(dir.path());
-        assert_eq!(one.evict(BLOCK, false), BLOCK);
+        assert_eq!(one.evict(BLOCK_BYTES, false), BLOCK_BYTES);
         let map = std::fs::OpenOptions::new().write(true).open(&files.map).unwrap();
         map.write_all_at(&1_700_000_000u64.to_le_bytes(), 1024).unwrap();
-        assert_eq!(one.evict(BLOCK, false), 0);
+        assert_eq!(one.evict(BLOCK_BYTES, false), 0);
         one.sidecar.touch().unwrap();
         assert!(one.sidecar.is_of_older() && one.sidecar.last_used().unwrap() > 1_700_000_000);
         // One that comes in the middle of an eviction finds its block, or a record that is not there.
         let record = one.sidecar.record(1).unwrap();
         assert!(one.evict_block(1, record).is_err());
-        assert!(one.load(1, BLOCK as u32).is_some());
+        assert!(one.load(1, BLOCK_BYTES as u32).is_some());
     }
 }

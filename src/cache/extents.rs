@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::blob::CachedFile;
-use super::sidecar::{BLOCK, VisitNext};
+use super::sidecar::{BLOCK_BYTES, VisitNext};
 use crate::io::ByteRange;
 
 /// Upper bound of the number of units of one content.
@@ -59,7 +59,7 @@ impl CachedFile {
         let mut cached = MergedBlocks::new(unit, inner.size);
         if let Some(pair) = inner.pair() {
             let read = pair.sidecar.each_present(0..u64::MAX, |block, _| {
-                cached.add(block.saturating_mul(BLOCK));
+                cached.add(block.saturating_mul(BLOCK_BYTES));
                 VisitNext::More
             });
             if let Err(error) = read {
@@ -76,7 +76,7 @@ impl CachedFile {
 
 /// The smallest unit that divides content of `size` bytes into at most [`MOST_UNITS`] parts.
 fn unit(size: u64) -> u64 {
-    let mut unit = BLOCK;
+    let mut unit = BLOCK_BYTES;
     while size.div_ceil(unit) > MOST_UNITS {
         unit <<= 1;
     }
@@ -116,34 +116,39 @@ mod tests {
 
     #[test]
     fn content_of_any_size_is_told_in_few_units() {
-        assert_eq!(unit(0), BLOCK);
-        assert_eq!(unit(MOST_UNITS * BLOCK), BLOCK);
-        assert_eq!(unit(MOST_UNITS * BLOCK + 1), 2 * BLOCK);
+        assert_eq!(unit(0), BLOCK_BYTES);
+        assert_eq!(unit(MOST_UNITS * BLOCK_BYTES), BLOCK_BYTES);
+        assert_eq!(unit(MOST_UNITS * BLOCK_BYTES + 1), 2 * BLOCK_BYTES);
         for size in [1 << 40, u64::MAX / 2] {
-            assert!(size.div_ceil(unit(size)) <= MOST_UNITS && unit(size).is_multiple_of(BLOCK));
+            assert!(size.div_ceil(unit(size)) <= MOST_UNITS && unit(size).is_multiple_of(BLOCK_BYTES));
         }
     }
 
     #[test]
     fn units_that_follow_each_other_are_one_range_and_the_last_ends_with_the_content() {
-        let size = 10 * BLOCK + 5;
+        let size = 10 * BLOCK_BYTES + 5;
         let touched = ReadBitmap::default();
-        for (start, end) in [(0, 1), (BLOCK - 1, BLOCK + 1), (5 * BLOCK, 5 * BLOCK), (10 * BLOCK, size)] {
+        for (start, end) in [
+            (0, 1),
+            (BLOCK_BYTES - 1, BLOCK_BYTES + 1),
+            (5 * BLOCK_BYTES, 5 * BLOCK_BYTES),
+            (10 * BLOCK_BYTES, size),
+        ] {
             touched.note(ByteRange::new(start, end), size);
         }
         let joined = |unit| {
             let mut joined = MergedBlocks::new(unit, size);
-            touched.units().for_each(|at| joined.add(at * BLOCK));
+            touched.units().for_each(|at| joined.add(at * BLOCK_BYTES));
             joined.ranges
         };
         let range = |start, end| ByteRange::new(start, end);
-        assert_eq!(joined(BLOCK), [range(0, 2 * BLOCK), range(10 * BLOCK, size)]);
-        assert_eq!(joined(4 * BLOCK), [range(0, 4 * BLOCK), range(8 * BLOCK, size)]);
+        assert_eq!(joined(BLOCK_BYTES), [range(0, 2 * BLOCK_BYTES), range(10 * BLOCK_BYTES, size)]);
+        assert_eq!(joined(4 * BLOCK_BYTES), [range(0, 4 * BLOCK_BYTES), range(8 * BLOCK_BYTES, size)]);
     }
 
     #[test]
     fn reads_of_content_of_any_claimed_size_are_noted_in_as_little_memory() {
-        for size in [1, BLOCK, 1 << 40, 1 << 60, u64::MAX] {
+        for size in [1, BLOCK_BYTES, 1 << 40, 1 << 60, u64::MAX] {
             let touched = ReadBitmap::default();
             touched.note(ByteRange::new(0, 1), size);
             touched.note(ByteRange::new(size - 1, size), size);
@@ -156,8 +161,8 @@ mod tests {
 
     #[test]
     fn a_record_past_the_end_is_no_part() {
-        let mut joined = MergedBlocks::new(BLOCK, BLOCK);
-        joined.add(BLOCK);
+        let mut joined = MergedBlocks::new(BLOCK_BYTES, BLOCK_BYTES);
+        joined.add(BLOCK_BYTES);
         joined.add(u64::MAX);
         assert!(joined.ranges.is_empty());
     }

@@ -18,7 +18,7 @@ use super::blob::ContentState;
 use super::lock;
 use super::lock::LockBackoff;
 use super::pair::BlockFile;
-use super::sidecar::{BLOCK, BLOCK_SHIFT};
+use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
 use super::wait::blocking;
 use crate::io::{ByteRange, FaultClass, ReadError};
 
@@ -26,7 +26,7 @@ use crate::io::{ByteRange, FaultClass, ReadError};
 const RUN: u64 = 16;
 /// After this long another process's claim on a block counts as stuck, and the block is fetched without storing it.
 /// Half of the 60 s that a read has in all.
-const PATIENCE: Duration = Duration::from_secs(30);
+const BLOCK_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 type FetchOutcome = Result<Bytes, ReadError>;
 
@@ -276,7 +276,7 @@ impl Drop for ReadaheadGuard {
 /// Fetches the blocks of `run`: first those that no other process is fetching, the others once their locks are
 /// released.
 async fn fetch_run(inner: &Arc<ContentState>, owner: &FetchOwner, run: FetchRun) {
-    let patience = Instant::now() + PATIENCE;
+    let patience = Instant::now() + BLOCK_LOCK_TIMEOUT;
     let mut backoff = LockBackoff::new();
     let mut open: Vec<u64> = run.blocks.collect();
     loop {
@@ -366,8 +366,8 @@ async fn pour(
     blocks: &Range<u64>,
     locks: &mut HashMap<u64, Option<BlockLock>>,
 ) -> Result<(), ReadError> {
-    let want =
-        ByteRange::new(blocks.start * BLOCK, blocks.end * BLOCK).intersect(ByteRange::new(0, inner.size));
+    let want = ByteRange::new(blocks.start * BLOCK_BYTES, blocks.end * BLOCK_BYTES)
+        .intersect(ByteRange::new(0, inner.size));
     let mut delivery = inner.fetch.fetch(want).await?;
     let range = delivery.range;
     let misbehaved = |what: String| ReadError::new(FaultClass::Misbehaved, what);
@@ -468,8 +468,8 @@ impl Drop for WideDelivery {
 
 /// The blocks that `range` covers from their first to their last byte.
 fn whole_blocks(range: ByteRange, size: u64) -> Range<u64> {
-    let start = range.start.div_ceil(BLOCK);
-    let end = if range.end == size { size.div_ceil(BLOCK) } else { range.end >> BLOCK_SHIFT };
+    let start = range.start.div_ceil(BLOCK_BYTES);
+    let end = if range.end == size { size.div_ceil(BLOCK_BYTES) } else { range.end >> BLOCK_SHIFT };
     start..end.max(start)
 }
 
@@ -497,7 +497,7 @@ impl BlockCutter {
     /// completes it and it does not end the delivery.
     fn cut(&mut self, chunk: &mut Bytes) -> Option<(u64, Bytes)> {
         let block = self.at >> BLOCK_SHIFT;
-        let end = ((block + 1) * BLOCK).min(self.size);
+        let end = ((block + 1) * BLOCK_BYTES).min(self.size);
         // Not longer than the chunk, which is in memory.
         let take = (end - self.at).min(chunk.len() as u64) as usize;
         let head = chunk.split_to(take);
@@ -506,7 +506,7 @@ impl BlockCutter {
             return None;
         }
         if self.partial.capacity() == 0 {
-            self.partial.reserve(BLOCK as usize);
+            self.partial.reserve(BLOCK_BYTES as usize);
         }
         self.partial.extend_from_slice(&head);
         (self.at == end && self.at < self.range.end).then(|| (block, self.partial.split().freeze()))
@@ -538,22 +538,22 @@ mod tests {
         }
         out.extend(cutter.finish().unwrap());
         for (block, bytes) in &out {
-            let start = (block * BLOCK) as usize;
-            assert_eq!(bytes[..], content[start..(start + BLOCK as usize).min(content.len())]);
+            let start = (block * BLOCK_BYTES) as usize;
+            assert_eq!(bytes[..], content[start..(start + BLOCK_BYTES as usize).min(content.len())]);
         }
         out.into_iter().map(|(block, bytes)| (block, bytes.to_vec())).collect()
     }
 
     #[test]
     fn only_whole_blocks_are_cut_out_of_a_delivery() {
-        let size = 3 * BLOCK + 100;
+        let size = 3 * BLOCK_BYTES + 100;
         let blocks = |range, chunk| cut_all(range, size, chunk).iter().map(|one| one.0).collect::<Vec<_>>();
         for chunk in [1 << 20, 1 << 16, 100_003, 262_144] {
             assert_eq!(blocks(ByteRange::new(0, size), chunk), [0, 1, 2, 3]);
             assert_eq!(blocks(ByteRange::new(1, size), chunk), [1, 2, 3]);
             assert_eq!(blocks(ByteRange::new(0, size - 1), chunk), [0, 1, 2]);
-            assert_eq!(blocks(ByteRange::new(BLOCK - 1, 2 * BLOCK + 1), chunk), [1]);
-            assert_eq!(blocks(ByteRange::new(5, BLOCK - 5), chunk), [0u64; 0]);
+            assert_eq!(blocks(ByteRange::new(BLOCK_BYTES - 1, 2 * BLOCK_BYTES + 1), chunk), [1]);
+            assert_eq!(blocks(ByteRange::new(5, BLOCK_BYTES - 5), chunk), [0u64; 0]);
         }
     }
 

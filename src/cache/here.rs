@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::blob::CachedFile;
-use super::sidecar::{BLOCK, BLOCK_SHIFT};
+use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
 use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader};
 
 /// See [`Cached::as_served`].
@@ -53,7 +53,7 @@ impl ReadAt for AsServed {
                 false => range.blocks(BLOCK_SHIFT).collect(),
             };
             for block in missing {
-                let part = ByteRange::at(block * BLOCK, BLOCK).intersect(range);
+                let part = ByteRange::at(block * BLOCK_BYTES, BLOCK_BYTES).intersect(range);
                 // Differences inside of the buffer, which is in memory.
                 let target = (part.start - range.start) as usize..(part.end - range.start) as usize;
                 self.rest.read_at(part.start, &mut buf[target]).await?;

@@ -11,7 +11,7 @@ const FLOOR_PERCENT: u64 = 5;
 /// Default limit, in percent of the bytes in the cache and the free bytes of its disk.
 const DEFAULT_PERCENT: u64 = 80;
 /// Smallest limit, in bytes: a smaller cache would not hold the blocks of one read and its readahead.
-const LEAST: u64 = 4 << 20;
+const MIN_CACHE_BYTES: u64 = 4 << 20;
 
 /// The most that a cache directory may take of its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -66,7 +66,7 @@ impl FromStr for SizeLimit {
             _ => (bare, 0),
         };
         let bytes = number(digits).and_then(|number| number.checked_mul(1 << shift)).ok_or_else(form)?;
-        if bytes < LEAST {
+        if bytes < MIN_CACHE_BYTES {
             return Err(LimitError::Small(text.to_owned()));
         }
         Ok(SizeLimit::Bytes(bytes))

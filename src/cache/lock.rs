@@ -15,20 +15,21 @@ use nix::libc;
 use super::CacheError;
 
 /// First and longest pause between two tries: unnoticed beside a fetch, and long enough to cost no CPU.
-pub(super) const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+pub(super) const LOCK_RETRY_DELAYS: (Duration, Duration) =
+    (Duration::from_millis(2), Duration::from_millis(50));
 
 /// Growing pauses, from the first to the longest.
 pub(super) struct LockBackoff(Duration);
 
 impl LockBackoff {
     pub(super) fn new() -> Self {
-        Self(PAUSES.0)
+        Self(LOCK_RETRY_DELAYS.0)
     }
 
     /// The next pause.
     pub(super) fn next(&mut self) -> Duration {
         let pause = self.0;
-        self.0 = (pause * 2).min(PAUSES.1);
+        self.0 = (pause * 2).min(LOCK_RETRY_DELAYS.1);
         pause
     }
 }

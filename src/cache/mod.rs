@@ -57,7 +57,7 @@ pub use inventory::{
 };
 pub use limit::{LimitError, SizeLimit};
 pub use lock::BuildLock;
-pub use place::{VARIABLE, default_directory, directory};
+pub use place::{CACHE_DIR_VARIABLE, default_directory, directory};
 pub use private::PrivateDir;
 pub use scrub::{ContentDamage, ScrubReport};
 pub use sidecar::VerificationState;
@@ -66,7 +66,7 @@ pub use store::BlockCache;
 pub use stream_writer::StreamWriter;
 pub use sweep::{GarbageReason, GcReport, PrunePolicy};
 pub use verify::VerifyMode;
-pub use whole::SMALL;
+pub use whole::VERIFY_FIRST_BYTES;
 
 /// The blake3 of each block of 256 KiB of a decoded stream, in order; the last block may be shorter.
 pub type BlockSums = std::sync::Arc<[[u8; 32]]>;

@@ -24,8 +24,8 @@ use super::promotion::promote;
 use super::remove::{is_same, occupied};
 use super::room::{CacheQuota, WritePriority};
 use super::sidecar::{
-    BLOCK, BLOCK_SHIFT, BlockChecksum, BlockRecord, ContentKind, SidecarFile, VerificationState, VisitNext,
-    open_for_writing,
+    BLOCK_BYTES, BLOCK_SHIFT, BlockChecksum, BlockRecord, ContentKind, SidecarFile, VerificationState,
+    VisitNext, open_for_writing,
 };
 use super::trust::VerifiedBlocks;
 use super::{BlockSums, CacheError, lock};
@@ -280,7 +280,7 @@ impl BlockFile {
     /// Fills `out` from `offset`. `false` when a touched block is not trusted, when the file lacks the bytes, or when
     /// a block was evicted meanwhile.
     pub(super) fn read_trusted(&self, offset: u64, out: &mut [u8]) -> bool {
-        let blocks = offset >> BLOCK_SHIFT..(offset + out.len() as u64).div_ceil(BLOCK);
+        let blocks = offset >> BLOCK_SHIFT..(offset + out.len() as u64).div_ceil(BLOCK_BYTES);
         let before = self.trust(|trust| {
             let all = blocks.clone().all(|block| trust.proven.contains(block));
             all.then(|| (trust.evictions, blocks.clone().all(|block| trust.recent.contains(block))))
@@ -315,7 +315,7 @@ impl BlockFile {
         let evictions = self.trust(|trust| trust.evictions);
         let sum = self.sum(block, len)?;
         let mut bytes = vec![0; len as usize];
-        let read = self.data.read_exact_at(&mut bytes, block * BLOCK);
+        let read = self.data.read_exact_at(&mut bytes, block * BLOCK_BYTES);
         if read.is_ok() && *blake3::hash(&bytes).as_bytes() == sum {
             self.note_use();
             self.change_trust(|trust| {
@@ -405,7 +405,7 @@ impl BlockFile {
 
     /// Disk bytes that the data file takes in the range of the block's first `len` bytes.
     fn there(&self, block: u64, len: usize) -> u64 {
-        let start = block * BLOCK;
+        let start = block * BLOCK_BYTES;
         self.data_in(start, start + (len as u64).next_multiple_of(PAGE as u64))
     }
 
@@ -426,7 +426,7 @@ impl BlockFile {
             (_, Some(known)) if known.sum != *sum || known.len != len => return Err(StoreError::Contradicts),
             (Some(VerificationState::Verified), None) => {
                 // Only the record was lost. The data stays as it is: the kernel may be reading it (passthrough).
-                if self.data.holds(block * BLOCK, bytes) {
+                if self.data.holds(block * BLOCK_BYTES, bytes) {
                     self.sidecar.put_record(block, len, sum).map_err(StoreError::Disk)?;
                     self.set_trusted(block);
                     return Ok(StoreOutcome::There);
@@ -442,7 +442,7 @@ impl BlockFile {
                 _,
             ) => {}
         }
-        self.data.write(self.kind, block * BLOCK, bytes).map_err(StoreError::Disk)?;
+        self.data.write(self.kind, block * BLOCK_BYTES, bytes).map_err(StoreError::Disk)?;
         self.sidecar.put_record(block, len, sum).map_err(StoreError::Disk)?;
         self.set_trusted(block);
         Ok(StoreOutcome::Written)

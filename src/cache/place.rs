@@ -4,12 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Environment variable that names the cache directory for all programs of a user.
-pub const VARIABLE: &str = "OCIFS_CACHE_DIR";
+pub const CACHE_DIR_VARIABLE: &str = "OCIFS_CACHE_DIR";
 
 /// `$OCIFS_CACHE_DIR`, else `$XDG_CACHE_HOME/ocifs`, else `~/.cache/ocifs`; `/var/cache/ocifs` for a system service,
 /// which has no home.
 pub fn default_directory() -> io::Result<PathBuf> {
-    let named = std::env::var_os(VARIABLE).map(PathBuf::from);
+    let named = std::env::var_os(CACHE_DIR_VARIABLE).map(PathBuf::from);
     directory(named.as_deref())
 }
 

@@ -3,7 +3,7 @@
 use crate::io::ByteRange;
 
 use super::blob::ContentState;
-use super::sidecar::{BLOCK, BLOCK_SHIFT};
+use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
 use super::wait::waiting;
 
 impl ContentState {
@@ -22,7 +22,7 @@ impl ContentState {
         let mut missing = Vec::new();
         for block in blocks {
             let len = self.proof.len(block);
-            let here = ByteRange::at(block * BLOCK, u64::from(len));
+            let here = ByteRange::at(block * BLOCK_BYTES, u64::from(len));
             let part = here.intersect(range);
             // Differences inside a buffer and a block, which are in memory.
             let target = &mut buf[(part.start - range.start) as usize..(part.end - range.start) as usize];

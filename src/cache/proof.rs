@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock;
 use super::pair::BlockFile;
-use super::sidecar::{BLOCK, BlockChecksum, VerificationState};
+use super::sidecar::{BLOCK_BYTES, BlockChecksum, VerificationState};
 use crate::oci::{Digest, HashAlgorithm, Hasher};
 
 /// Blocks from disk that the frontier hashes for each stored block. More than one, so that it catches up with a
@@ -72,13 +72,13 @@ impl IncrementalDigest {
 
     /// How many blocks there are.
     pub(super) fn blocks(&self) -> u64 {
-        self.size.div_ceil(BLOCK)
+        self.size.div_ceil(BLOCK_BYTES)
     }
 
     /// Length of `block` in bytes.
     pub(super) fn len(&self, block: u64) -> u32 {
         // The minimum with a block's size fits u32.
-        self.size.saturating_sub(block * BLOCK).min(BLOCK) as u32
+        self.size.saturating_sub(block * BLOCK_BYTES).min(BLOCK_BYTES) as u32
     }
 
     /// Whether every block has a record. Looks at each record once over the life of the process. For a block that was
@@ -108,7 +108,7 @@ impl IncrementalDigest {
 
     /// How many bytes are left to hash before the digest is known, whichever thread hashes them.
     pub(super) fn lag(&self) -> u64 {
-        self.blocks().saturating_sub(self.hashed.load(Ordering::Acquire)) * BLOCK
+        self.blocks().saturating_sub(self.hashed.load(Ordering::Acquire)) * BLOCK_BYTES
     }
 
     /// Acts as another hashing thread for as long as this is held.

@@ -19,9 +19,9 @@ use super::{SizeLimit, lock};
 use crate::meter;
 
 /// Bytes evicted at a time, so that not every block pays for the search.
-const BATCH: u64 = 1 << 20;
+const EVICTION_BATCH_BYTES: u64 = 1 << 20;
 /// Tries of a caller while other writers take the room that it made.
-const ROUNDS: u32 = 16;
+const MAX_ADMISSION_ATTEMPTS: u32 = 16;
 /// Age at which the files are counted anew, which removes the leftovers of killed processes from the account.
 const COUNT_AGE: Duration = Duration::from_secs(3600);
 /// The same age while there is no room and nothing to evict.
@@ -29,7 +29,7 @@ const TIGHT_COUNT_AGE: Duration = Duration::from_secs(60);
 /// Longest wait of a reader's block for a count that could find something to evict.
 const COUNT_PATIENCE: Duration = Duration::from_millis(200);
 /// Delay between reading the account and a count that replaces it: the bytes added before are on disk by then.
-const SETTLE: Duration = Duration::from_secs(1);
+const RECOUNT_SETTLE_TIME: Duration = Duration::from_secs(1);
 /// Delay of the next count after one during which files were written or removed.
 const COUNT_AGAIN: Duration = Duration::from_secs(10);
 /// Number of such counts while the directory is never at rest.
@@ -39,7 +39,7 @@ const LIST_AGE: Duration = Duration::from_secs(5);
 /// Counts take at most one part in this many of the time.
 const COUNT_SHARE: u32 = 20;
 /// Time without readahead after a refusal.
-const TIGHT: Duration = Duration::from_secs(1);
+const PRESSURE_DURATION: Duration = Duration::from_secs(1);
 
 /// Purpose of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +208,7 @@ impl CacheQuota {
     /// Adds `bytes`, which are about to be written, to the account, and evicts for them if necessary. `None`: do not
     /// write them. Written bytes have to be [confirmed](Self::confirm), others [given back](Self::give_back).
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64, need: WritePriority) -> Option<CountMark> {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ADMISSION_ATTEMPTS {
             match self.try_reserve(bytes) {
                 QuotaAnswer::Granted(mark) => {
                     self.tight.store(0, Ordering::Relaxed);
@@ -309,7 +309,7 @@ impl CacheQuota {
     }
 
     fn refuse(&self) {
-        let until = self.elapsed() + TIGHT.as_millis() as u64;
+        let until = self.elapsed() + PRESSURE_DURATION.as_millis() as u64;
         self.tight.store(until, Ordering::Relaxed);
     }
 
@@ -327,7 +327,7 @@ impl CacheQuota {
             // Another thread made room while we waited for our turn.
             return meanwhile;
         }
-        let want = excess.max(BATCH);
+        let want = excess.max(EVICTION_BATCH_BYTES);
         // Whole contents that no process has open. One that was closed since the last count is not in the list.
         let stale = || if self.closed.load(Ordering::Relaxed) { Duration::ZERO } else { LIST_AGE };
         let mut freed = self.evict_listed(want, |census| &mut census.contents, stale);
@@ -458,7 +458,7 @@ impl CacheQuota {
     fn count(self: &Arc<Self>, purpose: ScanPurpose) -> bool {
         let before = self.account.change(|known| (None, known)).ok().flatten();
         if purpose == ScanPurpose::Account && before.is_some() {
-            std::thread::sleep(SETTLE);
+            std::thread::sleep(RECOUNT_SETTLE_TIME);
         }
         self.closed.store(false, Ordering::Relaxed);
         let began = Instant::now();
@@ -501,7 +501,7 @@ impl CacheQuota {
 
     /// Evicts the excess over the limit, which may be lower than that of earlier writers.
     fn trim(self: &Arc<Self>) {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ADMISSION_ATTEMPTS {
             match self.try_reserve(0) {
                 QuotaAnswer::Over(excess) if self.evict(excess, WritePriority::Small) > 0 => {}
                 QuotaAnswer::Granted(_) | QuotaAnswer::Unknown | QuotaAnswer::Over(_) => return,

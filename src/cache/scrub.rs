@@ -11,13 +11,13 @@ use super::CacheError;
 use super::documents::is_sealed;
 use super::inventory::{CacheInventory, ContentName, ItemKind, OpenContents, open_file, stat};
 use super::remove::{RemoveOutcome, remove};
-use super::sidecar::{BLOCK, BlockRecord, ContentKind, SidecarFile, SidecarStatus, VerificationState};
+use super::sidecar::{BLOCK_BYTES, BlockRecord, ContentKind, SidecarFile, SidecarStatus, VerificationState};
 use super::sweep::unlink;
 use crate::oci::Hasher;
 
 /// Damaged blocks that are dropped at a time. Checking them once more takes a fraction of a second, in which no
 /// process can open the content.
-const AT_ONCE: usize = 64;
+const DAMAGED_BLOCK_BATCH: usize = 64;
 
 /// Kind of damage to content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ fn scrub_pair(entry: &ContentName, kind: ContentKind) -> Result<ScrubReport, Cac
     }
     match whole {
         Some(hasher)
-            if status.size.is_some_and(|size| size.div_ceil(BLOCK) == next)
+            if status.size.is_some_and(|size| size.div_ceil(BLOCK_BYTES) == next)
                 && hasher.clone().finish() != entry.digest =>
         {
             give_up(sidecar, bytes, ContentDamage::Digest)
@@ -160,7 +160,7 @@ impl ContentScrub<'_> {
         if !is_sound && !is_gone() {
             self.damaged += 1;
             self.pending.push(block);
-            if self.pending.len() == AT_ONCE {
+            if self.pending.len() == DAMAGED_BLOCK_BATCH {
                 return self.give_up();
             }
         }
@@ -181,10 +181,10 @@ impl ContentScrub<'_> {
 
     /// The block; `None` unless its length and checksum match its record.
     fn read(&self, block: u64, record: &BlockRecord) -> Option<Vec<u8>> {
-        let start = block.checked_mul(BLOCK)?;
+        let start = block.checked_mul(BLOCK_BYTES)?;
         let expected = match self.status.size {
-            Some(size) => size.checked_sub(start)?.min(BLOCK),
-            None => BLOCK.min(u64::from(record.len)),
+            Some(size) => size.checked_sub(start)?.min(BLOCK_BYTES),
+            None => BLOCK_BYTES.min(u64::from(record.len)),
         };
         if expected == 0 || u64::from(record.len) != expected {
             return None;

@@ -21,7 +21,7 @@ use crate::oci::Digest;
 /// A block is 256 KiB: 64 bytes of sidecar each are 0.024 %, and one is read in the time of a round trip.
 pub(super) const BLOCK_SHIFT: u32 = 18;
 /// Bytes of a block, except of the last one.
-pub(super) const BLOCK: u64 = 1 << BLOCK_SHIFT;
+pub(super) const BLOCK_BYTES: u64 = 1 << BLOCK_SHIFT;
 /// Offsets stay below `LOCKS`, so that the offset of every record, lock and byte of data fits `off_t`.
 pub(super) const MAX_SIZE: u64 = 1 << 61;
 
@@ -406,9 +406,9 @@ impl SidecarFile {
         mut visit: impl FnMut(u64, BlockRecord) -> VisitNext,
     ) -> io::Result<()> {
         /// Records read at a time: 64 KiB.
-        const BATCH: usize = 1024;
+        const RECORD_BATCH: usize = 1024;
         let end = self.file.metadata()?.len();
-        let mut batch = vec![0; BATCH * RECORD];
+        let mut batch = vec![0; RECORD_BATCH * RECORD];
         let mut at = HEADER + blocks.start.min(end) * RECORD as u64;
         while at < end {
             let Some((start, len)) = self.next_records(at, &mut batch)? else { break };

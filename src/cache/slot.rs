@@ -12,11 +12,11 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::pair::BlockFile;
 use super::room::{CacheQuota, WritePriority};
-use super::sidecar::BLOCK;
+use super::sidecar::BLOCK_BYTES;
 use super::{CacheError, lock};
 
 /// Time for which reads go on without the files after a failed open.
-const PAUSE: Duration = Duration::from_secs(1);
+const OPEN_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Descriptors that stay free for connections, FUSE and other files: this many, or half of a small limit.
 const SPARE: u64 = 256;
 /// Descriptors of an open content: the data and the sidecar, and the data once more while it is handed out.
@@ -98,7 +98,7 @@ impl PairSlot {
         match self.fill() {
             Ok(pair) => Some(pair),
             Err(error) => {
-                *opening = Some(Instant::now() + PAUSE);
+                *opening = Some(Instant::now() + OPEN_RETRY_DELAY);
                 let error = crate::io::ReadError::from(error).chain();
                 tracing::debug!(error, "files of the cache cannot be opened again, reads go on without");
                 None
@@ -121,7 +121,9 @@ impl PairSlot {
         self.room.spare_descriptors();
         let opened = match (self.open)() {
             // A new sidecar needs less than a block.
-            Err(CacheError::Full { .. }) if self.room.relieve(BLOCK, WritePriority::Block) => (self.open)(),
+            Err(CacheError::Full { .. }) if self.room.relieve(BLOCK_BYTES, WritePriority::Block) => {
+                (self.open)()
+            }
             // Connections take descriptors, too.
             Err(CacheError::Descriptors { .. }) if self.room.close_idle() > 0 => (self.open)(),
             opened => opened,

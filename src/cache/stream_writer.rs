@@ -9,7 +9,7 @@ use std::io;
 use super::files::BlockPaths;
 use super::pair::{BlockFile, StoreError};
 use super::promotion::publish;
-use super::sidecar::{BLOCK, ContentKind, MAX_SIZE};
+use super::sidecar::{BLOCK_BYTES, ContentKind, MAX_SIZE};
 use super::{BlockCache, CacheError};
 use crate::oci::Digest;
 
@@ -38,10 +38,10 @@ impl StreamWriter {
     /// Stores the next block: 256 KiB, or a shorter last one; `sum` is its blake3. After an error the caller should
     /// drop the writer.
     pub fn keep(&mut self, bytes: &[u8], sum: &[u8; 32]) -> Result<(), CacheError> {
-        debug_assert!(bytes.len() as u64 <= BLOCK, "a block is at most that long");
+        debug_assert!(bytes.len() as u64 <= BLOCK_BYTES, "a block is at most that long");
         let block = self.block;
         self.block += 1;
-        let size = (block * BLOCK).saturating_add(bytes.len() as u64);
+        let size = (block * BLOCK_BYTES).saturating_add(bytes.len() as u64);
         if size > MAX_SIZE {
             return Err(CacheError::Oversized { digest: self.digest.clone(), size, limit: MAX_SIZE });
         }

@@ -20,13 +20,13 @@ use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError};
 use crate::oci::Digest;
 
 /// Bytes up to which a blob is compared as a whole in every mode: on a gigabit link it takes a tenth of a second.
-pub const SMALL: u64 = 8 * 1024 * 1024;
+pub const VERIFY_FIRST_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Number of small blobs held in memory where the disk stores none: 64 MiB at most.
 const SHELF: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 /// Number of tries to fetch blocks again that were damaged on disk, for one read.
-const ROUNDS: usize = 3;
+const MAX_REFETCH_ROUNDS: usize = 3;
 
 /// Verified small blobs that could not be stored on disk.
 pub(super) struct MemoryCache(std::sync::Mutex<LruCache<Digest, Bytes>>);
@@ -62,7 +62,7 @@ impl CachedFile {
 
     /// Reads from content that was compared as a whole, and compares it first if necessary.
     pub(super) async fn read_whole_first(&self, range: ByteRange, buf: &mut [u8]) -> Result<(), ReadError> {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_REFETCH_ROUNDS {
             if self.inner.state() != VerificationState::Verified {
                 self.ensure(ByteRange::new(0, self.size())).await?;
             }
@@ -87,7 +87,7 @@ impl CachedFile {
     /// All bytes, compared, where the disk does not store them.
     async fn in_memory(&self) -> Result<Bytes, ReadError> {
         let inner = &self.inner;
-        if inner.size > SMALL {
+        if inner.size > VERIFY_FIRST_BYTES {
             let message = format!(
                 "{} has {} bytes, and the cache does not keep all of them: they cannot be compared before the first is given out",
                 inner.digest, inner.size

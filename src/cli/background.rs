@@ -18,14 +18,14 @@ use super::exit::CliError;
 use super::secret;
 
 /// Set in the child, to the PID of the process that started it.
-const MARK: &str = "OCIFS_BACKGROUND";
+const BACKGROUND_VARIABLE: &str = "OCIFS_BACKGROUND";
 /// PID of the process that this one ends with. Set in a bound child; a caller sets it for a command that is to end
 /// with the caller until it has mounted.
-const OWNER: &str = "OCIFS_OWNER";
+const OWNER_VARIABLE: &str = "OCIFS_OWNER";
 
 /// Whether this process is the background child.
 pub(super) fn is_child() -> bool {
-    std::env::var_os(MARK).is_some()
+    std::env::var_os(BACKGROUND_VARIABLE).is_some()
 }
 
 /// Starts the child and waits until it has mounted or failed. The exit code is the child's.
@@ -63,11 +63,16 @@ pub(super) fn start(
 ) -> Result<BackgroundChild, CliError> {
     let mut command = secret::command(argv.get(1..).unwrap_or_default(), input)?;
     match life {
-        MountLifetime::Own => command.env_remove(OWNER).env_remove(TEMPORARY),
-        MountLifetime::Bound => command.env(OWNER, std::process::id().to_string()).env(TEMPORARY, "1"),
+        MountLifetime::Own => command.env_remove(OWNER_VARIABLE).env_remove(TEMPORARY),
+        MountLifetime::Bound => {
+            command.env(OWNER_VARIABLE, std::process::id().to_string()).env(TEMPORARY, "1")
+        }
     };
-    let child =
-        command.env(MARK, std::process::id().to_string()).envs(arenas()).stdout(Stdio::piped()).spawn();
+    let child = command
+        .env(BACKGROUND_VARIABLE, std::process::id().to_string())
+        .envs(arenas())
+        .stdout(Stdio::piped())
+        .spawn();
     child.map(BackgroundChild).map_err(|error| failed(&error))
 }
 
@@ -159,7 +164,7 @@ fn leave_session() -> Result<(), CliError> {
 
 /// Requests SIGTERM for the end of the owner, if this process has one.
 fn follow_owner() -> Result<(), CliError> {
-    let Some(owner) = std::env::var_os(OWNER) else { return Ok(()) };
+    let Some(owner) = std::env::var_os(OWNER_VARIABLE) else { return Ok(()) };
     let failed = |errno: nix::Error| CliError::local("following the process that wants the mount", &errno);
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(failed)?;
     // The owner may have ended before the request.
@@ -172,11 +177,11 @@ fn follow_owner() -> Result<(), CliError> {
 /// In the child: returns when the command that started it has ended.
 pub(super) async fn abandoned() {
     /// Poll interval: the longest time that the child outlives the command.
-    const LOOK: Duration = Duration::from_millis(200);
+    const PARENT_POLL_INTERVAL: Duration = Duration::from_millis(200);
     // The PID from the variable: the command may have ended before a first getppid().
-    let started_by = std::env::var_os(MARK);
+    let started_by = std::env::var_os(BACKGROUND_VARIABLE);
     while started_by.as_deref() == Some(OsStr::new(&nix::unistd::getppid().to_string())) {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(PARENT_POLL_INTERVAL).await;
     }
 }
 

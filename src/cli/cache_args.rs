@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
-use crate::cache::{self, PrivateDir, VARIABLE};
+use crate::cache::{self, CACHE_DIR_VARIABLE, PrivateDir};
 use crate::oci::Digest;
 use crate::source::ImageLocation;
 
@@ -24,7 +24,7 @@ fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
 #[derive(Args, Debug)]
 pub(super) struct CacheArgs {
     /// Use this cache directory. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
-    #[arg(long, value_name = "DIR", env = VARIABLE, value_parser = maybe_empty())]
+    #[arg(long, value_name = "DIR", env = CACHE_DIR_VARIABLE, value_parser = maybe_empty())]
     cache_dir: Option<PathBuf>,
 
     /// Keep nothing: use a private cache below the cache directory, and remove it when the command or the mount ends.
@@ -43,7 +43,7 @@ impl CacheArgs {
             return directory(self.cache_dir.as_deref());
         }
         // The variable sets the default for this machine, and does not contradict --no-cache.
-        let from_variable = std::env::var_os(VARIABLE).map(PathBuf::from);
+        let from_variable = std::env::var_os(CACHE_DIR_VARIABLE).map(PathBuf::from);
         if self.cache_dir.is_some() && self.cache_dir != from_variable {
             return Err(CliError::usage("--no-cache and --cache-dir contradict each other"));
         }
@@ -97,7 +97,7 @@ pub(super) enum CacheCommand {
 #[derive(Args, Debug)]
 pub(super) struct ManagedCache {
     /// Use this cache directory. Default: $XDG_CACHE_HOME/ocifs, or ~/.cache/ocifs.
-    #[arg(long, value_name = "DIR", env = VARIABLE, value_parser = maybe_empty())]
+    #[arg(long, value_name = "DIR", env = CACHE_DIR_VARIABLE, value_parser = maybe_empty())]
     cache_dir: Option<PathBuf>,
 }
 

@@ -547,7 +547,7 @@ pub(super) fn options(
             IndexUse::Off => IndexPolicy::Off,
         },
         verify: args.trust.verify.into(),
-        small: cache::SMALL,
+        small: cache::VERIFY_FIRST_BYTES,
         signed_by: args.trust.keys()?,
         ..OpenOptions::new(network::in_full(location, registry)?)
     })

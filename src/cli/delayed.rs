@@ -47,7 +47,7 @@ impl DelayedMount {
         open: impl Fn() -> F,
     ) -> Result<ImageSet, CliError> {
         /// Pause between two attempts, each of which has retries of its own.
-        const PAUSE: Duration = Duration::from_secs(2);
+        const CONNECT_RETRY_DELAY: Duration = Duration::from_secs(2);
         loop {
             let opened = tokio::select! {
                 opened = open() => opened,
@@ -57,7 +57,7 @@ impl DelayedMount {
                 Err(failure) if failure.is_passing() => {
                     tracing::warn!(%failure, "it cannot be opened yet");
                     self.attached.note_error(failure.to_string());
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(CONNECT_RETRY_DELAY).await;
                     if !self.attached.is_in_place() {
                         return Err(self.taken());
                     }
@@ -70,9 +70,9 @@ impl DelayedMount {
     /// Waits until the mount is no longer in place.
     async fn gone(&self) {
         /// Poll interval: the kernel reports an unmount only to a process that reads requests.
-        const LOOK: Duration = Duration::from_millis(500);
+        const MOUNT_POLL_INTERVAL: Duration = Duration::from_millis(500);
         while self.attached.is_in_place() {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(MOUNT_POLL_INTERVAL).await;
         }
     }
 

@@ -20,13 +20,13 @@ use super::output::{self, human, safe};
 use super::table::takes_colours;
 
 /// Stands for the absent reference. No host has such a name.
-const NOTHING: &str = "nothing.invalid/nothing:none";
+const PLACEHOLDER_REFERENCE: &str = "nothing.invalid/nothing:none";
 
 /// The arguments of `doctor`.
 #[derive(Args, Debug)]
 #[command(mut_arg("location", |arg| {
     arg.required(false)
-        .default_value(NOTHING)
+        .default_value(PLACEHOLDER_REFERENCE)
         .hide_default_value(true)
         .help("Check this reference too: its registry, and how lazily it is read")
 }))]
@@ -44,7 +44,7 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let mut findings = mount::checkup();
     findings.push(cache(&args.image));
-    if NOTHING.parse().is_ok_and(|nothing: ImageLocation| args.image.location != nothing) {
+    if PLACEHOLDER_REFERENCE.parse().is_ok_and(|nothing: ImageLocation| args.image.location != nothing) {
         findings.extend(runtime.block_on(reference(&args.image)));
     }
     let mut out = output::plain_stdout();
@@ -114,11 +114,11 @@ async fn ranges(image: &OpenImage) -> CheckedFact {
             "ranges",
             format!(
                 "{} of the largest blob, {} of {}, come in {}, {} at once in {}",
-                human(BlobProbe::LEN.min(probe.size)),
+                human(BlobProbe::PROBE_BYTES.min(probe.size)),
                 probe.blob,
                 human(probe.size),
                 millis(probe.first),
-                BlobProbe::PARALLEL,
+                BlobProbe::PROBE_CONCURRENCY,
                 millis(probe.parallel)
             ),
         ),

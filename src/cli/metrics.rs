@@ -24,9 +24,9 @@ use super::exit::CliError;
 use super::socket::{self, SocketFile};
 
 /// Longest request that is read, in bytes.
-const MAX_REQUEST: u64 = 8 * 1024;
+const MAX_REQUEST_BYTES: u64 = 8 * 1024;
 /// Time limit of a connection, from accept to close.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Concurrent connections; further ones wait.
 const CONNECTIONS: usize = 8;
 
@@ -132,7 +132,7 @@ where
     F: Future<Output = io::Result<S>> + Send,
 {
     /// Pause after a failed accept, mostly for too many open files.
-    const PAUSE: Duration = Duration::from_secs(1);
+    const ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
     loop {
         let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
         match next().await {
@@ -140,13 +140,13 @@ where
                 let about = about.clone();
                 tokio::spawn(async move {
                     // A client that hangs up early needs no answer.
-                    tokio::time::timeout(PATIENCE, answer(stream, &about)).await.ok();
+                    tokio::time::timeout(CONNECTION_TIMEOUT, answer(stream, &about)).await.ok();
                     drop(place);
                 });
             }
             Err(error) => {
                 tracing::debug!(%error, "a connection to the counters was not taken");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
@@ -155,7 +155,7 @@ where
 /// Reads one request and answers it.
 async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, about: &[MetricFamily]) -> io::Result<()> {
     let mut request = Vec::new();
-    let mut limited = (&mut stream).take(MAX_REQUEST);
+    let mut limited = (&mut stream).take(MAX_REQUEST_BYTES);
     while !request.windows(4).any(|four| four == b"\r\n\r\n") {
         if limited.read_buf(&mut request).await? == 0 {
             break;

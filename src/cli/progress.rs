@@ -18,7 +18,7 @@ use super::output::human;
 use super::table::is_dumb;
 
 /// Interval between two drawings.
-const EVERY: Duration = Duration::from_millis(250);
+const REDRAW_INTERVAL: Duration = Duration::from_millis(250);
 /// Clears a line of a terminal.
 const CLEAR: &str = "\r\x1b[K";
 
@@ -55,7 +55,7 @@ impl ProgressLine {
             let (over, ended) = channel();
             let count = count.clone();
             let drawer = std::thread::spawn(move || {
-                while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+                while ended.recv_timeout(REDRAW_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                     draw(&format!("{CLEAR}{}", line(count.load(Ordering::Relaxed), total, begun.elapsed())));
                 }
                 draw(CLEAR);

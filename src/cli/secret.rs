@@ -15,11 +15,11 @@ use crate::source::ImageLocation;
 use super::exit::CliError;
 
 /// The variable that holds the password for a command.
-const VARIABLE: &str = "OCIFS_CREDS";
+const CREDENTIALS_VARIABLE: &str = "OCIFS_CREDS";
 /// Set for a process that has the password as its standard input.
-const MARK: &str = "OCIFS_CREDS_STDIN";
+const STDIN_CREDENTIALS_VARIABLE: &str = "OCIFS_CREDS_STDIN";
 /// Most bytes of user and password. A pipe holds as much without a reader (pipe(7)), so that writing does not block.
-const LIMIT: u64 = 4096;
+const MAX_CREDENTIAL_BYTES: u64 = 4096;
 
 /// The standard input of the long-running process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +41,18 @@ impl SecretInput {
 /// input.
 pub(super) fn command(arguments: &[OsString], input: SecretInput) -> Result<Command, CliError> {
     let (kept, given) = split(arguments);
-    let given = given.map(OsStr::to_owned).or_else(|| std::env::var_os(VARIABLE));
+    let given = given.map(OsStr::to_owned).or_else(|| std::env::var_os(CREDENTIALS_VARIABLE));
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("ocifs").args(kept).env_remove(VARIABLE).env_remove(MARK).stdin(Stdio::null());
+    command
+        .arg0("ocifs")
+        .args(kept)
+        .env_remove(CREDENTIALS_VARIABLE)
+        .env_remove(STDIN_CREDENTIALS_VARIABLE)
+        .stdin(Stdio::null());
     if input == SecretInput::Archive {
         command.stdin(Stdio::inherit());
     } else if let Some(creds) = given {
-        command.env(MARK, "1").stdin(filled(&creds)?);
+        command.env(STDIN_CREDENTIALS_VARIABLE, "1").stdin(filled(&creds)?);
     }
     Ok(command)
 }
@@ -62,12 +67,12 @@ pub(super) fn become_clean(argv: &[OsString], input: SecretInput) -> CliError {
 
 /// The password passed to this process; `None` without one. Standard input is empty afterwards.
 pub(super) fn take() -> Result<Option<String>, CliError> {
-    if std::env::var_os(MARK).is_none() {
+    if std::env::var_os(STDIN_CREDENTIALS_VARIABLE).is_none() {
         return Ok(None);
     }
     let failed = |error: std::io::Error| CliError::local("reading the password", &error);
     let mut creds = String::new();
-    std::io::stdin().lock().take(LIMIT).read_to_string(&mut creds).map_err(failed)?;
+    std::io::stdin().lock().take(MAX_CREDENTIAL_BYTES).read_to_string(&mut creds).map_err(failed)?;
     let null = OpenOptions::new().read(true).open("/dev/null").map_err(failed)?;
     nix::unistd::dup2_stdin(&null).map_err(|errno| failed(errno.into()))?;
     Ok(Some(creds))
@@ -81,8 +86,8 @@ pub(super) fn guard_memory() {
 }
 
 fn filled(creds: &OsStr) -> Result<Stdio, CliError> {
-    if creds.len() as u64 > LIMIT {
-        return Err(CliError::usage(format!("--creds is longer than {LIMIT} bytes")));
+    if creds.len() as u64 > MAX_CREDENTIAL_BYTES {
+        return Err(CliError::usage(format!("--creds is longer than {MAX_CREDENTIAL_BYTES} bytes")));
     }
     let failed = |error: std::io::Error| CliError::local("handing the password over", &error);
     let (reader, mut writer) = std::io::pipe().map_err(failed)?;
@@ -122,8 +127,8 @@ mod tests {
 
     #[test]
     fn a_password_that_a_pipe_does_not_hold_is_refused() {
-        assert!(filled(OsStr::new(&"x".repeat(LIMIT as usize))).is_ok());
-        let failure = filled(OsStr::new(&"x".repeat(LIMIT as usize + 1))).unwrap_err();
+        assert!(filled(OsStr::new(&"x".repeat(MAX_CREDENTIAL_BYTES as usize))).is_ok());
+        let failure = filled(OsStr::new(&"x".repeat(MAX_CREDENTIAL_BYTES as usize + 1))).unwrap_err();
         assert!(failure.to_string().contains("4096 bytes"));
     }
 

@@ -26,7 +26,7 @@ use super::{background, secret};
 const NAME: &str = "ocifs";
 
 /// Most descriptors that are accepted: more than ours, in case a manager returns the same ones twice.
-const MAX_KEPT: usize = 16;
+const MAX_STORED_DESCRIPTORS: usize = 16;
 
 /// The connection to the service manager, and a mount that it returned.
 pub(super) struct ManagedService {
@@ -202,7 +202,8 @@ fn asked(argv: Vec<OsString>) -> String {
 /// Our descriptors in the manager's store, by sd_listen_fds(3).
 fn handed_over() -> std::io::Result<Vec<OwnedFd>> {
     let mut kept = Vec::new();
-    let named: Vec<(RawFd, String)> = sd_notify::listen_fds_with_names()?.take(MAX_KEPT).collect();
+    let named: Vec<(RawFd, String)> =
+        sd_notify::listen_fds_with_names()?.take(MAX_STORED_DESCRIPTORS).collect();
     if named.is_empty() {
         return Ok(kept);
     }

@@ -22,19 +22,19 @@ const BLOCKING: usize = 3;
 const MAX_BLOCKING: usize = 64;
 
 /// Temporary threads beside the runtime, included in the test of the limit.
-const OTHERS: usize = 2;
+const SPARE_THREADS: usize = 2;
 
 /// Time limit for the start of the blocking threads.
-const START: Duration = Duration::from_secs(5);
+const THREAD_START_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an idle thread stays: a limit may forbid its replacement.
-const KEEP: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const IDLE_THREAD_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Starts the runtime.
 pub(super) fn runtime() -> Result<Runtime, CliError> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let needed = workers + BLOCKING;
-    can_start_threads(needed + OTHERS).map_err(|error| refused(needed, &error))?;
+    can_start_threads(needed + SPARE_THREADS).map_err(|error| refused(needed, &error))?;
     // The runtime panics when a worker cannot be started, and hangs when it unwinds.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |_| {
@@ -46,7 +46,7 @@ pub(super) fn runtime() -> Result<Runtime, CliError> {
         .enable_all()
         .worker_threads(workers)
         .max_blocking_threads(MAX_BLOCKING)
-        .thread_keep_alive(KEEP)
+        .thread_keep_alive(IDLE_THREAD_LIFETIME)
         .thread_name("ocifs")
         .build();
     std::panic::set_hook(hook);
@@ -99,6 +99,6 @@ fn start_blocking(runtime: &Runtime) -> bool {
 /// Whether all threads started in time.
 fn wait((count, all): &(Mutex<usize>, Condvar)) -> bool {
     let count = count.lock().unwrap_or_else(PoisonError::into_inner);
-    let waited = all.wait_timeout_while(count, START, |count| *count < BLOCKING);
+    let waited = all.wait_timeout_while(count, THREAD_START_TIMEOUT, |count| *count < BLOCKING);
     waited.is_ok_and(|(_, waited)| !waited.timed_out())
 }

@@ -16,9 +16,9 @@ use super::error::CsiError;
 use super::volume::VolumeAttributes;
 
 /// Time limit for a mount to come up. kubelet gives up after two minutes.
-const PATIENCE: Duration = Duration::from_secs(100);
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(100);
 /// Time limit for the rest of stderr once the process has ended.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const STDERR_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest message that is forwarded, in bytes.
 const MAX_SAID: u64 = 8 * 1024;
 /// Variables of the plugin alone, removed from the environment of mounts.
@@ -34,7 +34,7 @@ pub const PLUGIN_VARIABLES: [&str; 8] = [
 ];
 
 /// Names the plugin's process id to the mount process, which ends with the plugin unless it has mounted by then.
-const OWNER: &str = "OCIFS_OWNER";
+const OWNER_VARIABLE: &str = "OCIFS_OWNER";
 
 /// Starts mount processes.
 pub(super) struct MountStarter {
@@ -58,25 +58,25 @@ impl MountStarter {
         for name in PLUGIN_VARIABLES {
             command.env_remove(name);
         }
-        command.env(OWNER, std::process::id().to_string());
+        command.env(OWNER_VARIABLE, std::process::id().to_string());
         // A process group of its own: Ctrl-C at the plugin's terminal must not end the mounts.
         command.process_group(0).kill_on_drop(true).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(CsiError::file("starting", &self.program))?;
         let said = tokio::spawn(words(child.stderr.take()));
-        let Ok(ended) = tokio::time::timeout(PATIENCE, child.wait()).await else {
+        let Ok(ended) = tokio::time::timeout(MOUNT_TIMEOUT, child.wait()).await else {
             // The background process ends with its parent.
             child.kill().await.map_err(CsiError::file("ending", &self.program))?;
             return Err(CsiError::Late(format!(
                 "{reference} was not mounted within {} seconds; is its registry slow?",
-                PATIENCE.as_secs()
+                MOUNT_TIMEOUT.as_secs()
             )));
         };
         let status = ended.map_err(CsiError::file("waiting for", &self.program))?;
         if status.success() {
             return Ok(());
         }
-        let said = tokio::time::timeout(LAST_WORDS, said).await;
+        let said = tokio::time::timeout(STDERR_TIMEOUT, said).await;
         let said = said.ok().and_then(Result::ok).unwrap_or_default();
         let said = match message(&said) {
             said if said.is_empty() => format!("mounting {reference} ended with {status}"),

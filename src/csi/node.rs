@@ -28,9 +28,9 @@ use crate::io::chain;
 use crate::mount::{self, DirectoryMount, FilesystemUsage, MountError, UnmountMode};
 
 /// Time limit for a mount's process to answer a query.
-const ANSWER: Duration = Duration::from_secs(30);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval between checks that every mount is alive.
-const LOOK: Duration = Duration::from_secs(10);
+const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
 /// The most mounts unmounted from one directory: one live mount, and dead ones below it.
 const MAX_STACKED: usize = 64;
 
@@ -222,7 +222,7 @@ impl VolumeNode {
     /// Mounts volumes again whose process is gone, until the future is dropped.
     pub async fn watch(&self) {
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(HEALTH_INTERVAL).await;
             let state = self.state.clone();
             let known = match blocking(move || state.all()).await {
                 Ok(known) => known,
@@ -380,7 +380,7 @@ impl VolumeNode {
             || CsiError::Late(format!("the process of the mount at {} does not answer", target.display()));
         let asked = TargetRequest::new(&self.asked, target).ok_or_else(silent)?;
         let looking = blocking(move || at(&asked.target));
-        tokio::time::timeout(ANSWER, looking).await.unwrap_or_else(|_| Err(silent()))
+        tokio::time::timeout(STATUS_TIMEOUT, looking).await.unwrap_or_else(|_| Err(silent()))
     }
 }
 

@@ -29,7 +29,7 @@ use super::node::VolumeNode;
 use crate::meter;
 
 /// Pause after a connection could not be accepted, mostly because of too many open files.
-const PAUSE: Duration = Duration::from_secs(1);
+const CSI_ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Time limit for running calls once the plugin is to end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
 /// Concurrent calls on one connection.
@@ -51,7 +51,7 @@ pub async fn serve(
                 Ok((stream, _)) => return Some((Ok::<_, io::Error>(stream), listener)),
                 Err(error) => {
                     tracing::warn!(%error, "a connection was not taken");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(CSI_ACCEPT_RETRY_DELAY).await;
                 }
             }
         }

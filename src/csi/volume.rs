@@ -22,7 +22,7 @@ const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 /// The namespace of the pod.
 const NAMESPACE: &str = "csi.storage.k8s.io/pod.namespace";
 /// The supported attributes, for error messages.
-const KNOWN: &str = "reference, view, subdir, platform, pullSecret";
+const KNOWN_ATTRIBUTES: &str = "reference, view, subdir, platform, pullSecret";
 /// Mount options that are always in effect, or that only make the mount stricter.
 const HARMLESS: [&str; 6] = ["ro", "nosuid", "nodev", "noatime", "nodiratime", "relatime"];
 /// The file system types of ocifs.
@@ -143,12 +143,12 @@ fn attributes(context: &HashMap<String, String>) -> Result<VolumeAttributes, Csi
     let mut unknown: Vec<&str> = context
         .keys()
         .map(String::as_str)
-        .filter(|key| !key.starts_with(KUBELETS) && !KNOWN.split(", ").any(|known| known == *key))
+        .filter(|key| !key.starts_with(KUBELETS) && !KNOWN_ATTRIBUTES.split(", ").any(|known| known == *key))
         .collect();
     if !unknown.is_empty() {
         unknown.sort_unstable();
         return Err(CsiError::Invalid(format!(
-            "volume attributes that are not known: {}; there are {KNOWN}",
+            "volume attributes that are not known: {}; there are {KNOWN_ATTRIBUTES}",
             unknown.iter().map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ")
         )));
     }

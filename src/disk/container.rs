@@ -21,7 +21,7 @@ const LIMITS: TarLimits =
     TarLimits { entries: 256, path: 4096, component: 255, pax: 64 << 10, metadata: 1 << 20 };
 
 /// Minimum stored bytes of a layer that is inspected: nothing that boots is smaller.
-const LEAST: u64 = 64 * 1024;
+const MIN_DISK_LAYER_BYTES: u64 = 64 * 1024;
 
 /// Minimum ratio of the disk's layer to all other layers together.
 const DOMINANCE: u64 = 8;
@@ -127,7 +127,7 @@ pub fn container_disk_layer(manifest: &Manifest) -> Option<usize> {
     let all = layers.clone().fold(0u64, |all, (_, layer)| all.saturating_add(layer.size));
     let (index, layer) = layers.max_by_key(|(_, layer)| layer.size)?;
     let dominates = (all - layer.size).saturating_mul(DOMINANCE) <= layer.size;
-    (dominates && layer.media_type.claims_tar() && layer.size >= LEAST).then_some(index)
+    (dominates && layer.media_type.claims_tar() && layer.size >= MIN_DISK_LAYER_BYTES).then_some(index)
 }
 
 /// The disks directly below `disk/` in an archive whose first bytes are `head`. Other entries are ignored.

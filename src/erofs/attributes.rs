@@ -25,7 +25,7 @@ const LONG_VALUE_BYTES: usize = 512;
 /// Omitted attributes that are listed by name; further ones are only counted.
 const MAX_NAMED: usize = 16;
 /// Prefix of the attributes of ocifs itself, which no layer can set.
-const OURS: &[u8] = b"user.ocifs.";
+const OWN_PREFIX: &[u8] = b"user.ocifs.";
 
 /// The encoded attributes of a tree.
 #[derive(Debug, Default)]
@@ -87,7 +87,7 @@ impl AttributeArea {
     /// The entries of an inode that the format can hold, each name once.
     fn held<'a>(&mut self, tree: &'a FrozenTree, ino: InodeNumber) -> Vec<XattrEntry<'a>> {
         let mut held: Vec<XattrEntry<'a>> = Vec::new();
-        for (name, value) in tree.xattrs(ino).filter(|(name, _)| !name.starts_with(OURS)) {
+        for (name, value) in tree.xattrs(ino).filter(|(name, _)| !name.starts_with(OWN_PREFIX)) {
             match entry(name, value) {
                 Ok((index, rest, _)) if held.iter().any(|(i, r, _)| (*i, *r) == (index, rest)) => {}
                 Ok(entry) => held.push(entry),

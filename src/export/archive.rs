@@ -15,10 +15,10 @@ use crate::oci::{Digest, Hasher};
 use super::ExportError;
 
 /// Bytes per read.
-pub(super) const CHUNK: u64 = 1024 * 1024;
+pub(super) const ARCHIVE_READ_BYTES: u64 = 1024 * 1024;
 
 /// Concurrent reads ahead of the writer.
-pub(super) const AHEAD: usize = 8;
+pub(super) const READAHEAD_DEPTH: usize = 8;
 
 /// Progress callback: called with the number of bytes just written.
 pub type ExportProgress<'a> = &'a (dyn Fn(u64) + Sync);
@@ -56,7 +56,7 @@ pub async fn write_archive(
             Ok((part, bytes))
         })
     });
-    let mut reads = futures_util::stream::iter(reads).buffered(AHEAD);
+    let mut reads = futures_util::stream::iter(reads).buffered(READAHEAD_DEPTH);
     let mut hash = None;
     while let Some(read) = reads.next().await {
         let (part, bytes) = read?;
@@ -84,8 +84,9 @@ pub async fn write_archive(
 fn parts(member: &ArchiveMember) -> impl Iterator<Item = ArchiveRun<'_>> {
     let size = member.size();
     let head = ArchiveRun::Here(member.header.clone());
-    let ranges =
-        (0..size).step_by(CHUNK as usize).map(move |start| ByteRange::new(start, (start + CHUNK).min(size)));
+    let ranges = (0..size)
+        .step_by(ARCHIVE_READ_BYTES as usize)
+        .map(move |start| ByteRange::new(start, (start + ARCHIVE_READ_BYTES).min(size)));
     let body = member
         .bytes
         .iter()

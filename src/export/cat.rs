@@ -9,10 +9,10 @@ use crate::tree::InodeKind;
 use crate::view::{MountNamespace, ViewError};
 
 /// Bytes per read.
-const CHUNK: u64 = 1024 * 1024;
+const CAT_READ_BYTES: u64 = 1024 * 1024;
 
 /// Concurrent reads ahead of the writer.
-const AHEAD: usize = 4;
+const CAT_READAHEAD_DEPTH: usize = 4;
 
 /// A failure of [`cat`].
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +69,11 @@ pub async fn cat(
     let read = |error: ReadError| ViewError::Read(error.within(name()));
     let bytes = namespace.open_file(node).await.map_err(read)?.bytes;
     let size = bytes.size();
-    let chunks = (0..size).step_by(CHUNK as usize).map(|start| {
+    let chunks = (0..size).step_by(CAT_READ_BYTES as usize).map(|start| {
         let bytes = bytes.clone();
-        async move { read_vec(&*bytes, ByteRange::new(start, (start + CHUNK).min(size))).await }
+        async move { read_vec(&*bytes, ByteRange::new(start, (start + CAT_READ_BYTES).min(size))).await }
     });
-    let mut chunks = futures_util::stream::iter(chunks).buffered(AHEAD);
+    let mut chunks = futures_util::stream::iter(chunks).buffered(CAT_READAHEAD_DEPTH);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(read)?;
         out.write_all(&chunk).map_err(|source| CatError::Write { path: name(), source })?;

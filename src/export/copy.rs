@@ -13,7 +13,7 @@ use crate::io::{BoxFuture, ByteRange, ReadError, SharedReader, read_vec};
 use crate::tree::InodeKind;
 use crate::view::{MountNamespace, NodeId, ViewError};
 
-use super::archive::{AHEAD, CHUNK, ExportProgress};
+use super::archive::{ARCHIVE_READ_BYTES, ExportProgress, READAHEAD_DEPTH};
 use super::replace::ReplacementFile;
 use super::tree_tar::opened;
 use super::{ExportError, compared};
@@ -55,7 +55,7 @@ async fn copy_node(
     let bytes = opened(namespace, node, path).await?;
     let mut file = ReplacementFile::begin(dest)?;
     if file.is_hidden() {
-        fill(&bytes, &CopyTarget { file: file.file(), path: dest }, AHEAD, advance).await?;
+        fill(&bytes, &CopyTarget { file: file.file(), path: dest }, READAHEAD_DEPTH, advance).await?;
         // The mode of a new file: the recorded mode under the umask; execute bits follow the read bits.
         file.recorded(u32::from(attributes.mode));
     } else {
@@ -75,13 +75,14 @@ async fn stream(
 ) -> Result<(), ExportError> {
     use std::io::Write as _;
     let size = bytes.size();
-    let chunks =
-        (0..size).step_by(CHUNK as usize).map(|start| -> BoxFuture<'_, Result<Vec<u8>, ReadError>> {
-            Box::pin(
-                async move { read_vec(&**bytes, ByteRange::new(start, (start + CHUNK).min(size))).await },
-            )
-        });
-    let mut chunks = futures_util::stream::iter(chunks).buffered(AHEAD);
+    let chunks = (0..size).step_by(ARCHIVE_READ_BYTES as usize).map(
+        |start| -> BoxFuture<'_, Result<Vec<u8>, ReadError>> {
+            Box::pin(async move {
+                read_vec(&**bytes, ByteRange::new(start, (start + ARCHIVE_READ_BYTES).min(size))).await
+            })
+        },
+    );
+    let mut chunks = futures_util::stream::iter(chunks).buffered(READAHEAD_DEPTH);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| error.within(name))?;
         file.write_all(&chunk).map_err(ExportError::file(dest))?;
@@ -108,7 +109,8 @@ pub(super) async fn fill(
     let ranges = std::iter::from_fn(|| {
         let start = bytes.next_data(from)?;
         advance(start - from);
-        let end = bytes.next_hole(start).min(start.saturating_add(CHUNK)).min(size).max(start + 1);
+        let end =
+            bytes.next_hole(start).min(start.saturating_add(ARCHIVE_READ_BYTES)).min(size).max(start + 1);
         from = end;
         Some(ByteRange::new(start, end))
     });

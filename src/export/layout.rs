@@ -23,12 +23,12 @@ use crate::oci::{MAX_DOCUMENT, ManifestDocument, REF_NAME};
 use crate::owner::is_trusted_user;
 
 use super::ExportError;
-use super::archive::{CHUNK, ExportProgress, compare, hasher};
+use super::archive::{ARCHIVE_READ_BYTES, ExportProgress, compare, hasher};
 use super::place::{ExportDestination, LIST, failed, is_taken};
 use super::replace::ReplacementFile;
 
 /// Blobs written concurrently.
-const PARALLEL: usize = 4;
+const BLOB_CONCURRENCY: usize = 4;
 
 /// The annotation that containerd reads an image's name from.
 const IMAGE_NAME: &str = "io.containerd.image.name";
@@ -131,7 +131,7 @@ async fn write_blobs(
     let writes = blobs.iter().map(|(member, place)| -> BoxFuture<'_, Result<bool, ExportError>> {
         Box::pin(blob(member, place, advance))
     });
-    let mut writes = futures_util::stream::iter(writes).buffer_unordered(PARALLEL);
+    let mut writes = futures_util::stream::iter(writes).buffer_unordered(BLOB_CONCURRENCY);
     while let Some(written) = writes.next().await {
         match written? {
             true => report.written += 1,
@@ -232,8 +232,8 @@ async fn blob(
         return Ok(false);
     }
     let mut hash = hasher(member)?;
-    for start in (0..size).step_by(CHUNK as usize) {
-        let range = ByteRange::new(start, (start + CHUNK).min(size));
+    for start in (0..size).step_by(ARCHIVE_READ_BYTES as usize) {
+        let range = ByteRange::new(start, (start + ARCHIVE_READ_BYTES).min(size));
         let chunk = read_vec(&**bytes, range).await.map_err(|error| error.within(member.name.clone()))?;
         hash.update(&chunk);
         file.write_at(&chunk, start)?;
@@ -256,7 +256,7 @@ fn is_there(member: &ArchiveMember, place: &LayoutPath) -> Result<bool, ExportEr
         return Ok(false);
     }
     let mut hash = hasher(member)?;
-    let mut chunk = vec![0; CHUNK as usize];
+    let mut chunk = vec![0; ARCHIVE_READ_BYTES as usize];
     loop {
         let len = file.read(&mut chunk).map_err(ExportError::file(path))?;
         if len == 0 {

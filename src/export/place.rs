@@ -21,7 +21,7 @@ use super::ExportError;
 const MAX_LINKS: usize = 40;
 
 /// Opens a directory for lookups only.
-const LOOK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const OPEN_PATH_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Opens a directory for listing, refusing a link.
 pub(super) const LIST: OFlags =
@@ -147,7 +147,7 @@ enum PendingComponent {
 
 impl PathWalk {
     fn new(path: &Path) -> Result<Self, ExportError> {
-        let directory = open(".", LOOK, Mode::empty()).map_err(failed(Path::new(".")))?;
+        let directory = open(".", OPEN_PATH_FLAGS, Mode::empty()).map_err(failed(Path::new(".")))?;
         let mut walk =
             Self { directory, shown: PathBuf::new(), todo: VecDeque::new(), links: 0, linked_last: false };
         walk.queue(path);
@@ -170,13 +170,13 @@ impl PathWalk {
     fn step(&mut self, component: PendingComponent) -> Result<Option<OsString>, ExportError> {
         let name = match component {
             PendingComponent::Root => {
-                self.directory = open("/", LOOK, Mode::empty()).map_err(failed(Path::new("/")))?;
+                self.directory = open("/", OPEN_PATH_FLAGS, Mode::empty()).map_err(failed(Path::new("/")))?;
                 self.shown = "/".into();
                 return Ok(None);
             }
             PendingComponent::Up => {
-                self.directory =
-                    openat(&self.directory, "..", LOOK, Mode::empty()).map_err(failed(&self.shown))?;
+                self.directory = openat(&self.directory, "..", OPEN_PATH_FLAGS, Mode::empty())
+                    .map_err(failed(&self.shown))?;
                 self.shown.push("..");
                 return Ok(None);
             }
@@ -207,7 +207,8 @@ impl PathWalk {
         let is_last = self.todo.is_empty();
         if is_procfs(&self.directory) {
             // A magic link: only the kernel knows its target, and its text is no path.
-            self.directory = openat(&self.directory, name, LOOK, Mode::empty()).map_err(failed(here))?;
+            self.directory =
+                openat(&self.directory, name, OPEN_PATH_FLAGS, Mode::empty()).map_err(failed(here))?;
             self.shown = here.to_owned();
             return Ok(());
         }

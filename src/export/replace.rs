@@ -26,13 +26,13 @@ use super::ExportError;
 use super::place::{ExportDestination, is_planted};
 
 /// How often the hidden file is opened anew if another process removed or renamed it.
-const ROUNDS: usize = 8;
+const MAX_REOPEN_ATTEMPTS: usize = 8;
 
 /// The most links followed, as by the kernel.
 const LINKS: usize = 40;
 
 /// Interval between checks for the turn while another process writes the same file.
-const PAUSE: Duration = Duration::from_millis(20);
+const WRITER_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Time limit for another writer to rename its complete file. Another user can hold the lock of a readable file for
 /// ever, so the wait has to end.
@@ -146,7 +146,7 @@ impl ReplacementFile {
                     }
                 }
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(WRITER_POLL_INTERVAL).await;
         }
     }
 
@@ -162,7 +162,7 @@ impl ReplacementFile {
         let shown = target.with_file_name(&hidden);
         let failed = |errno: Errno| ExportError::file(&shown)(errno.into());
         let directory = destination.directory();
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_REOPEN_ATTEMPTS {
             let plain = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
             let private = Mode::from_raw_mode(0o600);
             let made = openat(directory, &hidden, plain | OFlags::CREATE | OFlags::EXCL, private);
@@ -353,7 +353,10 @@ mod tests {
         assert!(ReplacementFile::begin(&path).is_err());
         let directory = OwnedFd::from(File::open(dir.path()).unwrap());
         let mut next = std::pin::pin!(ReplacementFile::begin_in_turn(&directory, OsStr::new("x"), &path));
-        assert!(tokio::time::timeout(PAUSE * 3, &mut next).await.is_err(), "it is not waited for");
+        assert!(
+            tokio::time::timeout(WRITER_POLL_INTERVAL * 3, &mut next).await.is_err(),
+            "it is not waited for"
+        );
         held.commit().unwrap();
         next.await.unwrap().commit().unwrap();
     }

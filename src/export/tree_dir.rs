@@ -22,7 +22,7 @@ use crate::io::BoxFuture;
 use crate::tree::InodeKind;
 use crate::view::{MountNamespace, NodeAttributes, NodeId};
 
-use super::archive::{AHEAD, ExportProgress};
+use super::archive::{ExportProgress, READAHEAD_DEPTH};
 use super::copy::{CopyTarget, fill};
 use super::place::LIST;
 use super::preserve::{PreservedMetadata, WithheldCounts};
@@ -35,7 +35,7 @@ use super::{ExportError, compared};
 const MAX_HELD: usize = 32;
 
 /// The most names listed with their reasons in a report.
-const TOLD: usize = 16;
+const MAX_LISTED_NAMES: usize = 16;
 
 /// The result of a tree export, with the deviations from the recorded tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct DirReport {
 impl DirReport {
     fn note(&mut self, path: &[u8], what: &str, errno: Errno) {
         self.incomplete += 1;
-        if self.told.len() < TOLD {
+        if self.told.len() < MAX_LISTED_NAMES {
             self.told.push((String::from_utf8_lossy(path).into_owned(), format!("{what}: {errno}")));
         }
     }
@@ -117,7 +117,7 @@ pub async fn write_tree(
         if let Some(file) = writer.make(&step)? {
             files.push(Box::pin(copy(namespace, directory, file, step, advance)));
         }
-        while files.len() >= AHEAD
+        while files.len() >= READAHEAD_DEPTH
             && let Some(done) = files.next().await
         {
             writer.finish(done?)?;

@@ -16,7 +16,7 @@ use crate::io::{
 use crate::tree::InodeKind;
 use crate::view::{MountNamespace, NodeId, ViewError};
 
-use super::archive::{AHEAD, CHUNK, ExportProgress};
+use super::archive::{ARCHIVE_READ_BYTES, ExportProgress, READAHEAD_DEPTH};
 use super::walk::{ExportWalk, WalkStep};
 use super::{ExportError, compared};
 
@@ -46,7 +46,7 @@ pub async fn write_tree_tar(
     let mut reads: FuturesOrdered<BoxFuture<'_, Result<Bytes, ReadError>>> = FuturesOrdered::new();
     let mut is_over = false;
     loop {
-        while reads.len() < AHEAD && !(is_over && parts.is_empty()) {
+        while reads.len() < READAHEAD_DEPTH && !(is_over && parts.is_empty()) {
             match parts.pop_front() {
                 Some(part) => reads.push_back(Box::pin(read(part))),
                 None => match walk.next().await? {
@@ -112,8 +112,8 @@ async fn entry(
     if let TarKind::File(size) = kind {
         let bytes = opened(namespace, step.node, &step.path).await?;
         let name = String::from_utf8_lossy(&step.path);
-        for start in (0..size).step_by(CHUNK as usize) {
-            let range = ByteRange::new(start, (start + CHUNK).min(size));
+        for start in (0..size).step_by(ARCHIVE_READ_BYTES as usize) {
+            let range = ByteRange::new(start, (start + ARCHIVE_READ_BYTES).min(size));
             parts.push_back(TarRun::Of(name.clone().into_owned(), bytes.clone(), range));
         }
         parts.push_back(TarRun::Here(Bytes::from(vec![0; tar_padding(size)])));

@@ -84,9 +84,9 @@ pub struct BlobProbe {
 
 impl BlobProbe {
     /// Number of concurrent range requests.
-    pub const PARALLEL: usize = 4;
+    pub const PROBE_CONCURRENCY: usize = 4;
     /// Length of each range, in bytes.
-    pub const LEN: u64 = 64 * 1024;
+    pub const PROBE_BYTES: u64 = 64 * 1024;
 }
 
 impl OpenImage {
@@ -131,15 +131,16 @@ impl OpenImage {
             return Ok(None);
         };
         let at = |part: usize| {
-            let start = (largest.size / (BlobProbe::PARALLEL as u64 + 1)).saturating_mul(part as u64);
-            ByteRange::at(start, BlobProbe::LEN).intersect(ByteRange::new(0, largest.size))
+            let start =
+                (largest.size / (BlobProbe::PROBE_CONCURRENCY as u64 + 1)).saturating_mul(part as u64);
+            ByteRange::at(start, BlobProbe::PROBE_BYTES).intersect(ByteRange::new(0, largest.size))
         };
         let begun = Instant::now();
         let ranges = self.take(largest, at(1)).await?;
         let first = begun.elapsed();
         let begun = Instant::now();
         if ranges {
-            let several = (1..=BlobProbe::PARALLEL).map(|part| self.take(largest, at(part)));
+            let several = (1..=BlobProbe::PROBE_CONCURRENCY).map(|part| self.take(largest, at(part)));
             futures_util::future::try_join_all(several).await?;
         }
         let (blob, size) = (largest.digest.clone(), largest.size);

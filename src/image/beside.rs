@@ -123,9 +123,9 @@ impl PublishedIndexes {
 
     async fn read(&self, listed: &IndexListing) -> Result<IndexOffer, String> {
         /// An index has about 1 % of its layer's size, more if files are tiny. A larger one than this saves nothing.
-        const FLOOR: u64 = 4 * 1024 * 1024;
+        const MIN_INDEX_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
         let layer = self.manifest.layers.iter().find(|layer| layer.digest == listed.layer);
-        let limit = layer.map_or(0, |layer| layer.size / 2) + FLOOR;
+        let limit = layer.map_or(0, |layer| layer.size / 2) + MIN_INDEX_LIMIT_BYTES;
         if listed.blob.size > limit {
             let (digest, size) = (&listed.blob.digest, listed.blob.size);
             return Err(format!("{} index {digest} has {size} bytes, the limit is {limit}", listed.kind));

@@ -46,10 +46,10 @@ impl PathConflicts {
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Limit of listed paths; a million of them are a mistake that ten show as well.
-const LISTED: usize = 1000;
+const MAX_LISTED_PATHS: usize = 1000;
 
 /// Limit of paths in an error.
-const SHOWN: usize = 10;
+const MAX_SHOWN_PATHS: usize = 10;
 
 impl OpenImage {
     /// The union of all archive layers. `origin` of its files is the number of the layer in the manifest.
@@ -181,7 +181,13 @@ impl OpenImage {
     /// Applies the option for conflicts.
     fn settle(&self, conflicts: PathConflicts) -> Result<(), ReadError> {
         if conflicts.count > 0 && self.on_conflict == ConflictPolicy::Error {
-            let shown = conflicts.paths.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let shown = conflicts
+                .paths
+                .iter()
+                .take(MAX_SHOWN_PATHS)
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
             let message = format!(
                 "several archives have different things at {} ({shown}); choose archives with --layer, or take the later ones \
                  with --on-conflict=later",
@@ -291,7 +297,7 @@ pub enum TreeShape {
 impl PathConflicts {
     fn add(&mut self, overlap: &ArchiveOverlap) {
         let add = |to: &mut Vec<String>, paths: &[Vec<u8>]| {
-            let room = LISTED.saturating_sub(to.len());
+            let room = MAX_LISTED_PATHS.saturating_sub(to.len());
             to.extend(paths.iter().take(room).map(|path| String::from_utf8_lossy(path).into_owned()));
         };
         self.count += overlap.count as u64;

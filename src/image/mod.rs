@@ -157,9 +157,9 @@ impl OpenImage {
     /// Records an error that a reader received, for the status.
     pub fn note_error(&self, error: String) {
         /// Limit of recorded errors.
-        const KEPT: usize = 32;
+        const NODE_CACHE_CAPACITY: usize = 32;
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        if errors.len() == KEPT {
+        if errors.len() == NODE_CACHE_CAPACITY {
             errors.pop_front();
         }
         errors.push_back(error);

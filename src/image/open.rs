@@ -101,7 +101,7 @@ impl OpenOptions {
             part_order: PartOrder::default(),
             index: IndexPolicy::default(),
             verify: VerifyMode::default(),
-            small: crate::cache::SMALL,
+            small: crate::cache::VERIFY_FIRST_BYTES,
             signed_by: Vec::new(),
             prefetch: PrefetchMode::default(),
             recording: ReadRecording::default(),

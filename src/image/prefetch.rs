@@ -16,7 +16,7 @@ use super::pull::too_large;
 use super::{OpenImage, ReadTrace};
 
 /// Concurrent fetches: fewer than the request limit of a host, so that readers come first.
-const PARALLEL: usize = 4;
+const PREFETCH_CONCURRENCY: usize = 4;
 
 /// The content to prefetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,13 +66,13 @@ impl OpenImage {
             self.note_incomplete(too_large(wanted, capacity));
         }
         /// Pause between two attempts: an outage that outlasts the retries of a read takes more than seconds.
-        const PAUSE: Duration = Duration::from_secs(15);
+        const PREFETCH_RETRY_DELAY: Duration = Duration::from_secs(15);
         loop {
             match self.fetch_all().await {
                 Ok(()) => break,
                 Err(error) if matches!(error.fault(), FaultClass::Unavailable) => {
                     tracing::warn!(reference = self.pinned(), error = error.chain(), "not complete yet");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(PREFETCH_RETRY_DELAY).await;
                 }
                 Err(error) => {
                     self.note_incomplete(error.chain());
@@ -147,7 +147,7 @@ impl OpenImage {
                 Box::pin(async move { self.cached(descriptor)?.ensure(range).await })
             })
             .collect();
-        let mut fetches = futures_util::stream::iter(fetches).buffered(PARALLEL);
+        let mut fetches = futures_util::stream::iter(fetches).buffered(PREFETCH_CONCURRENCY);
         let mut result = Ok(());
         // A failed blob does not stop the others.
         while let Some(fetched) = fetches.next().await {

@@ -15,9 +15,9 @@ use crate::oci::Digest;
 use super::ArchiveSelection;
 
 /// Bytes of one request.
-const STEP: u64 = 8 * 1024 * 1024;
+const PULL_RANGE_BYTES: u64 = 8 * 1024 * 1024;
 /// Concurrent requests, for one blob or several.
-const PARALLEL: usize = 6;
+const PULL_CONCURRENCY: usize = 6;
 
 /// Result of a pull.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,13 +79,13 @@ impl ArchiveSelection {
         let ranges = opened.iter().flat_map(|(blob, _)| {
             let size = blob.size();
             (0..size)
-                .step_by(STEP as usize)
-                .map(move |start| (blob, ByteRange::new(start, (start + STEP).min(size))))
+                .step_by(PULL_RANGE_BYTES as usize)
+                .map(move |start| (blob, ByteRange::new(start, (start + PULL_RANGE_BYTES).min(size))))
         });
         let fetches = ranges.map(|(blob, range)| -> BoxFuture<'_, Result<u64, ReadError>> {
             Box::pin(async move { blob.ensure(range).await.map(|()| range.len()) })
         });
-        let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(PARALLEL);
+        let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(PULL_CONCURRENCY);
         while let Some(done) = fetches.next().await {
             advance(done?);
         }

@@ -18,10 +18,10 @@ use crate::layer::TocEntry;
 use super::OpenImage;
 
 /// Time that the first access to root directories waits for the first blocks of all layers.
-const PATIENCE: Duration = Duration::from_secs(1);
+const ROOTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for which the default is used after blocks did not arrive, before they are requested again.
-const PAUSE: Duration = Duration::from_secs(10);
+const ROOTS_RETRY_DELAY: Duration = Duration::from_secs(10);
 
 /// A tree that has a root directory with attributes of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) struct KnownRoots {
 
 impl KnownRoots {
     fn rests(&self) -> bool {
-        self.given_up.is_some_and(|since| since.elapsed() < PAUSE)
+        self.given_up.is_some_and(|since| since.elapsed() < ROOTS_RETRY_DELAY)
     }
 }
 
@@ -106,7 +106,7 @@ impl OpenImage {
                 })
             })
             .collect();
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + ROOTS_TIMEOUT;
         let mut is_complete = true;
         loop {
             let Ok(next) = tokio::time::timeout_at(deadline, looks.next()).await else {

@@ -18,9 +18,9 @@ use super::beside::small_blob;
 use super::open::{ImageOpener, PlatformScope, ReferrerScope};
 
 /// Limit of the cached signatures of one document.
-const MAX_KEPT: usize = 16;
+const MAX_STORED_SIGNATURES: usize = 16;
 /// Limit of the reasons in an error.
-const TOLD: usize = 4;
+const MAX_LISTED_REASONS: usize = 4;
 
 /// State of one search for a signature.
 struct SignatureSearch<'a> {
@@ -147,7 +147,7 @@ impl ImageOpener<'_> {
         mut kept: Vec<PublishedSignature>,
         signature: PublishedSignature,
     ) {
-        kept.truncate(MAX_KEPT - 1);
+        kept.truncate(MAX_STORED_SIGNATURES - 1);
         kept.insert(0, signature);
         if let Err(error) = self.cache.put_signatures(digest, &PublishedSignature::pack(&kept)) {
             // The next mount searches for it again.
@@ -298,8 +298,8 @@ fn told(mut reasons: Vec<String>) -> String {
     let count = reasons.len();
     let mut seen = std::collections::HashSet::new();
     reasons.retain(|reason| seen.insert(reason.clone()));
-    let more = if reasons.len() > TOLD { ", and more" } else { "" };
-    reasons.truncate(TOLD);
+    let more = if reasons.len() > MAX_LISTED_REASONS { ", and more" } else { "" };
+    reasons.truncate(MAX_LISTED_REASONS);
     let found = if count == 1 { String::new() } else { format!("of {count} found, none counts: ") };
     format!("{found}{}{more}", reasons.join("; "))
 }

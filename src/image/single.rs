@@ -19,7 +19,7 @@ use super::{ImageError, OpenImage};
 const INSIDE: usize = 4096;
 
 /// Magic numbers of files that are neither disks nor archives, and their extensions.
-const OTHERS: [(&[u8], &str); 8] = [
+const FILE_SIGNATURES: [(&[u8], &str); 8] = [
     (b"BZh", ".bz2"),
     (b"\xfd7zXZ\0", ".xz"),
     (b"\x04\x22\x4d\x18", ".lz4"),
@@ -122,7 +122,7 @@ fn what(head: &[u8], size: u64) -> (String, String) {
                 (".json", "application/json")
             }
             None => {
-                let other = OTHERS.iter().find(|(magic, _)| head.starts_with(magic));
+                let other = FILE_SIGNATURES.iter().find(|(magic, _)| head.starts_with(magic));
                 (other.map_or("", |(_, extension)| extension), OCTETS)
             }
         },

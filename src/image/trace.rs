@@ -14,7 +14,7 @@ use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReade
 use crate::oci::Digest;
 
 /// Unit of a trace, in bytes: the smallest fetch of the cache.
-const BLOCK: u64 = 256 * 1024;
+const TRACE_BLOCK_BYTES: u64 = 256 * 1024;
 
 /// Limit of a trace, in bytes: half a million reads.
 pub const MAX_TRACE: usize = 64 * 1024 * 1024;
@@ -93,7 +93,7 @@ impl TraceRecorder {
                 noted.blobs.len() - 1
             }
         };
-        for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
+        for block in range.start / TRACE_BLOCK_BYTES..range.end.div_ceil(TRACE_BLOCK_BYTES) {
             if noted.seen.insert((number, block)) {
                 noted.order.push((number, block));
             }
@@ -107,7 +107,7 @@ impl TraceRecorder {
         for &(number, block) in &noted.order {
             let blob = &noted.blobs[number];
             let Some(size) = size_of(blob) else { continue };
-            let (start, end) = (block * BLOCK, ((block + 1) * BLOCK).min(size));
+            let (start, end) = (block * TRACE_BLOCK_BYTES, ((block + 1) * TRACE_BLOCK_BYTES).min(size));
             match reads.last_mut() {
                 Some(last) if last.blob == blob.as_str() && last.end == start => last.end = end,
                 _ => reads.push(TraceRead { blob: blob.to_string(), start, end }),
@@ -181,19 +181,19 @@ mod tests {
     fn neighbours_join_in_the_order_of_first_reading() {
         let recorder = TraceRecorder::default();
         let (a, b) = (digest(b"a"), digest(b"b"));
-        recorder.note(&a, ByteRange::new(BLOCK + 5, BLOCK + 6));
-        recorder.note(&a, ByteRange::new(BLOCK, 3 * BLOCK));
+        recorder.note(&a, ByteRange::new(TRACE_BLOCK_BYTES + 5, TRACE_BLOCK_BYTES + 6));
+        recorder.note(&a, ByteRange::new(TRACE_BLOCK_BYTES, 3 * TRACE_BLOCK_BYTES));
         recorder.note(&b, ByteRange::new(0, 1));
-        recorder.note(&a, ByteRange::new(0, 4 * BLOCK));
-        let reads = recorder.reads(|_| Some(3 * BLOCK + 10));
+        recorder.note(&a, ByteRange::new(0, 4 * TRACE_BLOCK_BYTES));
+        let reads = recorder.reads(|_| Some(3 * TRACE_BLOCK_BYTES + 10));
         let read = |blob: &Digest, start, end| TraceRead { blob: blob.to_string(), start, end };
         assert_eq!(
             reads,
             [
-                read(&a, BLOCK, 3 * BLOCK),
-                read(&b, 0, BLOCK),
-                read(&a, 0, BLOCK),
-                read(&a, 3 * BLOCK, 3 * BLOCK + 10),
+                read(&a, TRACE_BLOCK_BYTES, 3 * TRACE_BLOCK_BYTES),
+                read(&b, 0, TRACE_BLOCK_BYTES),
+                read(&a, 0, TRACE_BLOCK_BYTES),
+                read(&a, 3 * TRACE_BLOCK_BYTES, 3 * TRACE_BLOCK_BYTES + 10),
             ]
         );
     }

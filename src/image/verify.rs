@@ -20,7 +20,7 @@ use super::sums::{self, MAX_SUMS};
 use super::{ImageSet, OpenImage};
 
 /// Bytes hashed at once.
-const STEP: u64 = 4 * 1024 * 1024;
+const VERIFY_READ_BYTES: u64 = 4 * 1024 * 1024;
 
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
@@ -377,7 +377,7 @@ async fn hash(bytes: &SharedReader, algorithm: HashAlgorithm) -> Result<Digest, 
     let mut hasher = Hasher::new(algorithm);
     let mut at = 0;
     while at < bytes.size() {
-        let range = ByteRange::new(at, bytes.size().min(at.saturating_add(STEP)));
+        let range = ByteRange::new(at, bytes.size().min(at.saturating_add(VERIFY_READ_BYTES)));
         let step = read_vec(&**bytes, range).await?;
         hasher = compute(move || {
             hasher.update(&step);

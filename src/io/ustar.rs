@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 
 /// Block size of an archive.
-const BLOCK: usize = 512;
+const TAR_BLOCK_BYTES: usize = 512;
 
 /// Bytes of zeros at the end of an archive.
-pub const TAR_END: usize = 2 * BLOCK;
+pub const TAR_END: usize = 2 * TAR_BLOCK_BYTES;
 
 /// Fields of a header: offset and length.
 const NAME: (usize, usize) = (0, 100);
@@ -81,7 +81,7 @@ impl<'a> TarEntry<'a> {
             TarKind::Directory => (b'5', &b""[..], 0),
             TarKind::Fifo => (b'6', &b""[..], 0),
         };
-        let mut block = [0; BLOCK];
+        let mut block = [0; TAR_BLOCK_BYTES];
         let mut records: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         match split(self.name) {
             Some((prefix, name)) => {
@@ -146,7 +146,7 @@ impl<'a> TarEntry<'a> {
             body.extend_from_slice(value);
             body.push(b'\n');
         }
-        let mut block = [0; BLOCK];
+        let mut block = [0; TAR_BLOCK_BYTES];
         let cut = self.name.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
         let (directory, name) = self.name.split_at(cut);
         let mut name = ascii(&[directory, b"PaxHeaders.0/", name].concat());
@@ -170,7 +170,7 @@ impl<'a> TarEntry<'a> {
 
 /// Bytes of zeros behind a content of `size` bytes.
 pub fn tar_padding(size: u64) -> usize {
-    let block = BLOCK as u64;
+    let block = TAR_BLOCK_BYTES as u64;
     ((block - size % block) % block) as usize
 }
 
@@ -195,13 +195,13 @@ fn ascii(name: &[u8]) -> Vec<u8> {
 }
 
 /// Writes as much of `bytes` as fits.
-fn text(block: &mut [u8; BLOCK], (at, len): (usize, usize), bytes: &[u8]) {
+fn text(block: &mut [u8; TAR_BLOCK_BYTES], (at, len): (usize, usize), bytes: &[u8]) {
     let len = len.min(bytes.len());
     block[at..at + len].copy_from_slice(&bytes[..len]);
 }
 
 /// Writes a number and returns whether it fits; otherwise writes 0.
-fn number(block: &mut [u8; BLOCK], (at, len): (usize, usize), value: u64) -> bool {
+fn number(block: &mut [u8; TAR_BLOCK_BYTES], (at, len): (usize, usize), value: u64) -> bool {
     let digits = len - 1;
     let fits = value < 1 << (3 * digits);
     let value = if fits { value } else { 0 };
@@ -210,7 +210,7 @@ fn number(block: &mut [u8; BLOCK], (at, len): (usize, usize), value: u64) -> boo
 }
 
 /// Writes the type, the magic and the checksum.
-fn seal(block: &mut [u8; BLOCK], flag: u8) {
+fn seal(block: &mut [u8; TAR_BLOCK_BYTES], flag: u8) {
     block[TYPE] = flag;
     text(block, MAGIC, b"ustar\x0000");
     text(block, CHECKSUM, b"        ");

@@ -15,7 +15,7 @@ use super::sniff::StreamEncoding;
 use super::stored::{LayerShared, LayerState};
 
 /// Stream bytes hashed at once.
-const STEP: u64 = 4 * 1024 * 1024;
+const DIGEST_READ_BYTES: u64 = 4 * 1024 * 1024;
 
 impl LayerShared {
     /// Fails when the hash of the stream that `index` describes is not `expected`.
@@ -83,7 +83,7 @@ impl LayerShared {
         let mut hasher = Hasher::new(algorithm);
         let mut at = 0;
         while at < stream.size() {
-            let range = ByteRange::new(at, stream.size().min(at.saturating_add(STEP)));
+            let range = ByteRange::new(at, stream.size().min(at.saturating_add(DIGEST_READ_BYTES)));
             let bytes = read_vec(&*stream, range).await?;
             hasher = compute(move || {
                 hasher.update(&bytes);

@@ -13,7 +13,7 @@ use super::foreign::{self, IndexKind};
 use super::toc::{EntryRef, FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 
 /// Bytes compared at once.
-const STEP: u64 = 1024 * 1024;
+const AUDIT_READ_BYTES: u64 = 1024 * 1024;
 
 /// Whether the archive has this entry only for its index.
 fn is_hidden(kind: IndexKind, path: &[u8]) -> bool {
@@ -128,7 +128,7 @@ pub(super) async fn content_differs(
         let (theirs, ours) = (content::file(claimed, &theirs, None)?, content::file(own, &ours, None)?);
         let mut at = 0;
         while at < ours.size() {
-            let range = ByteRange::new(at, ours.size().min(at + STEP));
+            let range = ByteRange::new(at, ours.size().min(at + AUDIT_READ_BYTES));
             if read_vec(&*theirs, range).await? != read_vec(&*ours, range).await? {
                 let name = String::from_utf8_lossy(&name);
                 return Ok(Some(format!("bytes {range} of {name:?} are others")));

@@ -13,10 +13,10 @@ use crate::io::{
 use super::toc::FileContent;
 
 /// The first readahead step, in bytes of the file: no more than one large read of the kernel.
-const FIRST: u64 = 1024 * 1024;
+const INITIAL_READAHEAD_BYTES: u64 = 1024 * 1024;
 
 /// The maximum readahead, in bytes of the file.
-const MOST: u64 = 16 * 1024 * 1024;
+const MAX_FILE_READAHEAD_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Maximum disorder of one sequential reader, in bytes: the kernel reads ahead with several requests.
 const DISORDER: u64 = 1024 * 1024;
@@ -34,7 +34,7 @@ pub fn file(
         let range = ByteRange::at(content.offset, content.size);
         let bytes = Arc::new(SliceReader::new(stream.clone(), range)?);
         return Ok(match fetcher {
-            Some(fetcher) if content.size > FIRST / 4 => {
+            Some(fetcher) if content.size > INITIAL_READAHEAD_BYTES / 4 => {
                 Arc::new(FileReader { bytes, range, fetcher, reader: Mutex::default() })
             }
             _ => bytes,
@@ -80,7 +80,7 @@ impl ReadPattern {
             return None;
         }
         self.next = self.next.max(read.end);
-        let window = (self.next * 2).clamp(FIRST, MOST);
+        let window = (self.next * 2).clamp(INITIAL_READAHEAD_BYTES, MAX_FILE_READAHEAD_BYTES);
         let end = size.min(self.next + window);
         let start = self.asked.max(read.start);
         // Small steps would cause small requests.

@@ -20,7 +20,7 @@ const MAX_FAR: usize = 6;
 const MAX_HERE: usize = 2;
 
 /// Threads of one pass: one decodes, the other processes the decoded bytes.
-const THREADS: usize = 2;
+const THREADS_PER_PASS: usize = 2;
 
 /// The source of the stored bytes of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl ThreadCrew {
         if started.places > places {
             return Ok(());
         }
-        while started.threads < (started.places + 1) * THREADS {
+        while started.threads < (started.places + 1) * THREADS_PER_PASS {
             let jobs = self.jobs.clone();
             std::thread::Builder::new().name("pass".into()).spawn(move || jobs.work())?;
             started.threads += 1;
@@ -195,7 +195,7 @@ mod tests {
             let place = crew.place().await.unwrap();
             assert_eq!(place.run(|| 7).await.unwrap(), 7);
         }
-        assert_eq!(lock(&crew.started).threads, THREADS);
+        assert_eq!(lock(&crew.started).threads, THREADS_PER_PASS);
     }
 
     #[tokio::test]

@@ -12,10 +12,10 @@ use super::sniff::StreamEncoding;
 use super::{xz_index, zstd_frames};
 
 /// Stored bytes read at once: a block of the cache.
-const READ: u64 = 256 * 1024;
+const PEEK_READ_BYTES: u64 = 256 * 1024;
 
 /// Stored bytes up to which all headers of zstd frames are read, even if they have to be fetched: one fetch.
-const SMALL: u64 = 1024 * 1024;
+const MAX_FRAME_WALK_BYTES: u64 = 1024 * 1024;
 
 /// The first bytes of the stream whose stored bytes start with `head`, at most `most`. The result is shorter if
 /// `head` is too short or broken; a reader of the whole stream gets the error.
@@ -44,7 +44,7 @@ pub(super) async fn read<R: ReadAt + ?Sized>(
     };
     let (mut head, mut at) = (Vec::new(), 0);
     while (head.len() as u64) < len {
-        let stored = ByteRange::new(at, size.min(at + READ));
+        let stored = ByteRange::new(at, size.min(at + PEEK_READ_BYTES));
         let input = read_vec(blob, stored).await?;
         (head, decoder) = compute(move || {
             decode(&mut decoder, &input, &mut head, len).map_err(PassError::into_read)?;
@@ -65,7 +65,7 @@ pub(super) async fn read<R: ReadAt + ?Sized>(
 /// Appends the decoded bytes of `input` until `head` has `len` bytes.
 fn decode(decoder: &mut UnitDecoder, input: &[u8], head: &mut Vec<u8>, len: u64) -> Result<(), PassError> {
     let mut rest = input;
-    let mut output = vec![0; READ as usize];
+    let mut output = vec![0; PEEK_READ_BYTES as usize];
     loop {
         let left = len - head.len() as u64;
         let room = output.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -101,7 +101,7 @@ pub(super) async fn size(
                 Ok(None) | Err(FindError::Index(_)) => {}
                 Err(FindError::Read(error)) => return Err(error),
             }
-            if !is_here && blob.size() > SMALL {
+            if !is_here && blob.size() > MAX_FRAME_WALK_BYTES {
                 return Ok(None);
             }
             zstd_frames::stream_size(blob).await

@@ -21,7 +21,7 @@ use super::toc::{EntryRef, TableOfContents, TocEntryKind, TocReader, TocSeed};
 const VERSION: u8 = 2;
 
 /// Maximum size of an index, in bytes before compression: 5 million entries of some 200 bytes.
-const MAX_INDEX: u64 = 1 << 30;
+const MAX_DECODED_INDEX_BYTES: u64 = 1 << 30;
 
 /// Bytes of an index that are encoded or decoded at once, which bounds the longest byte string in the encoding.
 const BUFFER: usize = 64 * 1024;
@@ -58,22 +58,23 @@ impl LayerIndex {
 
     /// Parses cached bytes for a layer of `stored_size` stored bytes. `None` means: build the index again.
     pub fn from_bytes(bytes: &[u8], stored_size: u64) -> Option<Self> {
-        Self::within(bytes, stored_size, MAX_INDEX, None)
+        Self::within(bytes, stored_size, MAX_DECODED_INDEX_BYTES, None)
     }
 
     /// As [`from_bytes`](Self::from_bytes), with a large table of contents on the disk of `cache`.
     pub(super) fn from_kept_bytes(bytes: &[u8], stored_size: u64, cache: &BlockCache) -> Option<Self> {
-        Self::within(bytes, stored_size, MAX_INDEX, Some(cache))
+        Self::within(bytes, stored_size, MAX_DECODED_INDEX_BYTES, Some(cache))
     }
 
     /// Reads bytes that somebody else wrote: real indexes compress to a third, and a bomb must not take the memory. A large table of
     /// contents, and windows, go to the disk of `cache`.
     pub fn from_foreign_bytes(bytes: &[u8], stored_size: u64, cache: &BlockCache) -> Option<Self> {
         /// The most decoded bytes for one of the index, beside a floor for small ones.
-        const RATIO: u64 = 32;
-        const FLOOR: u64 = 4 * 1024 * 1024;
-        let limit = (bytes.len() as u64).saturating_mul(RATIO).saturating_add(FLOOR);
-        Self::within(bytes, stored_size, limit.min(MAX_INDEX), Some(cache))
+        const MAX_EXPANSION: u64 = 32;
+        const MIN_DECODED_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+        let limit =
+            (bytes.len() as u64).saturating_mul(MAX_EXPANSION).saturating_add(MIN_DECODED_LIMIT_BYTES);
+        Self::within(bytes, stored_size, limit.min(MAX_DECODED_INDEX_BYTES), Some(cache))
     }
 
     fn within(bytes: &[u8], stored_size: u64, limit: u64, cache: Option<&BlockCache>) -> Option<Self> {

@@ -13,13 +13,13 @@ use super::index::LayerIndex;
 use super::stored::LayerShared;
 
 /// Maximum wait for another process that decodes a layer, before this one decodes it too.
-const PATIENCE: Duration = Duration::from_secs(60);
+const FOREIGN_PASS_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl LayerShared {
     /// Lock for decoding a layer: one process decodes, and the others find its index once they get the lock. A
     /// stopped holder, or a disk without locks, must not block the others: decoding twice costs only time.
     pub(super) async fn build_lock(&self) -> Result<Option<BuildLock>, ReadError> {
-        match tokio::time::timeout(PATIENCE, self.cache().build_lock(self.blob.digest())).await {
+        match tokio::time::timeout(FOREIGN_PASS_TIMEOUT, self.cache().build_lock(self.blob.digest())).await {
             Ok(Ok(lock)) => Ok(Some(lock)),
             Ok(Err(error)) if error.is_disk() => Ok(None),
             Ok(Err(error)) => Err(error.into()),

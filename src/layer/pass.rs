@@ -32,14 +32,14 @@ use super::toc::{SPOOLED_FROM, TableOfContents};
 
 /// Stored bytes per read of a pass: enough that bytes cost more than requests, and few enough that the decoder
 /// starts early.
-const CHUNK: u64 = 2 * 1024 * 1024;
+const INDEXER_READ_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Reads in flight ahead of the decoder. With [`CHUNK`] this covers 8 MiB, the bytes that 100 ms of latency delay
 /// on a 640 Mbit/s link.
-const AHEAD: usize = 4;
+const INDEXER_READAHEAD_DEPTH: usize = 4;
 
 /// Chunks queued between the reads and the decoder: the reads are already ahead.
-const WAITING: usize = 1;
+const CHUNK_QUEUE_LENGTH: usize = 1;
 
 /// Blocks queued between the two threads; as many more are being filled and processed.
 const BLOCKS: usize = 4;
@@ -154,7 +154,7 @@ async fn feed<R: ReadAt + ?Sized>(
     from: PassInput,
     out: mpsc::Sender<Bytes>,
 ) -> Result<(), ReadError> {
-    let starts = (stored.start..stored.end).step_by(CHUNK as usize);
+    let starts = (stored.start..stored.end).step_by(INDEXER_READ_BYTES as usize);
     let reads = futures_util::stream::iter(starts).map(|start| {
         let blob = blob.clone();
         async move {
@@ -163,11 +163,12 @@ async fn feed<R: ReadAt + ?Sized>(
                 PassInput::Far => READS.acquire().await.ok(),
                 PassInput::Here => None,
             };
-            let chunk = read_vec(&*blob, ByteRange::new(start, (start + CHUNK).min(stored.end))).await?;
+            let chunk =
+                read_vec(&*blob, ByteRange::new(start, (start + INDEXER_READ_BYTES).min(stored.end))).await?;
             Ok::<_, ReadError>((chunk, place))
         }
     });
-    let mut reads = std::pin::pin!(reads.buffered(AHEAD));
+    let mut reads = std::pin::pin!(reads.buffered(INDEXER_READAHEAD_DEPTH));
     while let Some(read) = reads.next().await {
         let (chunk, _place) = read?;
         if out.send(chunk.into()).await.is_err() {
@@ -439,7 +440,7 @@ pub(super) async fn forward<R: ReadAt + ?Sized>(
         let message = "a layer that is not compressed needs no decoder";
         return Err(ReadError::new(FaultClass::Usage, message).into());
     };
-    let (sender, input) = mpsc::channel(WAITING);
+    let (sender, input) = mpsc::channel(CHUNK_QUEUE_LENGTH);
     let (events, heard) = sync_channel(BLOCKS);
     let (emptied, empty) = channel();
     let decoding = DecodeThread {
@@ -527,10 +528,10 @@ pub(super) async fn headers<R: ReadAt + ?Sized>(
     is_worth_it: impl Fn(u64, u64) -> bool,
 ) -> Result<Option<TableOfContents>, ReadError> {
     /// The first read after a jump: one cache block.
-    const LEAST: u64 = 256 * 1024;
+    const MIN_READ_BYTES: u64 = 256 * 1024;
     let size = stream.size();
     let mut walker = TarWalker::new(TarLimits::default());
-    let (mut last_end, mut window, mut read) = (0, LEAST, 0);
+    let (mut last_end, mut window, mut read) = (0, MIN_READ_BYTES, 0);
     while let WalkerNeed::Bytes(need) = walker.need() {
         if need.start >= size {
             break;
@@ -539,9 +540,13 @@ pub(super) async fn headers<R: ReadAt + ?Sized>(
             return Ok(None);
         }
         // Adjacent headers are read in growing steps; a jump over a body resets the step.
-        window = if need.start <= last_end + LEAST { (window * 2).min(CHUNK) } else { LEAST };
+        window = if need.start <= last_end + MIN_READ_BYTES {
+            (window * 2).min(INDEXER_READ_BYTES)
+        } else {
+            MIN_READ_BYTES
+        };
         let start = need.start.min(size);
-        let want = ByteRange::new(start, need.end.max((start + window) & !(LEAST - 1)).min(size));
+        let want = ByteRange::new(start, need.end.max((start + window) & !(MIN_READ_BYTES - 1)).min(size));
         let bytes = read_vec(stream, want).await?;
         walker.feed(want.start, &bytes).map_err(|error| PassError::from(error).into_read())?;
         read += want.len();

@@ -27,23 +27,23 @@ use super::sniff::StreamEncoding;
 use super::span::{ChunkDigest, LayerDigests, LayerPiece, SpanMap};
 
 /// Stored bytes per read: one span mostly takes less.
-const READ: u64 = 1024 * 1024;
+const SPAN_READ_BYTES: u64 = 1024 * 1024;
 
 /// Reads in flight ahead of the decoder.
-const AHEAD: usize = 4;
+const SEEK_READAHEAD_DEPTH: usize = 4;
 
 /// Stored bytes per read where the further need is unknown: a block of the cache.
-const MORE: u64 = 256 * 1024;
+const UNKNOWN_NEED_BYTES: u64 = 256 * 1024;
 
 /// Maximum gap between two pieces that is read with them rather than skipped: the headers of an archive, which lie
 /// in the same blocks of the cache.
-const GAP: u64 = 16 * 1024;
+const JOIN_GAP_BYTES: u64 = 16 * 1024;
 
 /// Maximum stream bytes per turn on a blocking thread, unless one digest covers more.
-const TURN: u64 = 1024 * 1024;
+const MAX_TURN_BYTES: u64 = 1024 * 1024;
 
 /// Buffers queued for the reader.
-const WAITING: usize = 4;
+const DELIVERY_QUEUE_LENGTH: usize = 4;
 
 /// Paused decoders: one for each file of a layer that is read sequentially at the same time. Each takes 50 KiB.
 const PAUSED: NonZeroUsize = NonZeroUsize::new(4).unwrap();
@@ -52,7 +52,7 @@ const PAUSED: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 pub(super) const MAX_SUM: u64 = 64 * 1024 * 1024;
 
 /// Steps without progress before a decoder counts as stuck.
-const PATIENCE: u32 = 32;
+const MAX_IDLE_STEPS: u32 = 32;
 
 /// Maximum concurrent turns, over all layers of the process: more would not be faster. A turn never waits for
 /// stored bytes.
@@ -97,7 +97,7 @@ impl<R: ReadAt + ?Sized> RangeFetch for SeekableDecoder<R> {
     fn fetch(&self, range: ByteRange) -> BoxFuture<'_, Result<RangeDelivery, ReadError>> {
         Box::pin(async move {
             let (work, feed, range) = PieceSource::plan(&self.0, range)?;
-            let (output, mut receiver) = mpsc::channel(WAITING);
+            let (output, mut receiver) = mpsc::channel(DELIVERY_QUEUE_LENGTH);
             tokio::spawn(PieceSource::run(self.0.clone(), work, feed, output));
             let body = futures_util::stream::poll_fn(move |context| receiver.poll_recv(context));
             Ok(RangeDelivery { range, body: Box::pin(body) })
@@ -196,7 +196,7 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         let part = (stream.end - from.0).min(until.0 - from.0);
         let guess = share(part, until.0 - from.0, until.1.saturating_sub(from.1));
         let end = from.1.saturating_add(guess + guess / 8);
-        end.checked_next_multiple_of(MORE).map_or(stored.end, |end| end.min(stored.end))
+        end.checked_next_multiple_of(UNKNOWN_NEED_BYTES).map_or(stored.end, |end| end.min(stored.end))
     }
 
     /// Reads `runs`: bytes before `likely` ahead of their use, the rest on demand.
@@ -204,13 +204,17 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
         let (one, other) = (self.clone(), self.clone());
         let segments =
             |run: ByteRange, step| StoredSegments { source: self.clone(), at: run.start, end: run.end, step };
-        let soon: Vec<_> =
-            runs.iter().map(|run| segments(ByteRange::new(run.start, run.end.min(likely)), READ)).collect();
-        let late: Vec<_> =
-            runs.iter().map(|run| segments(ByteRange::new(run.start.max(likely), run.end), MORE)).collect();
+        let soon: Vec<_> = runs
+            .iter()
+            .map(|run| segments(ByteRange::new(run.start, run.end.min(likely)), SPAN_READ_BYTES))
+            .collect();
+        let late: Vec<_> = runs
+            .iter()
+            .map(|run| segments(ByteRange::new(run.start.max(likely), run.end), UNKNOWN_NEED_BYTES))
+            .collect();
         let soon = futures_util::stream::iter(soon.into_iter().flatten())
             .map(move |segment| one.clone().read(segment))
-            .buffered(AHEAD);
+            .buffered(SEEK_READAHEAD_DEPTH);
         let late = futures_util::stream::iter(late.into_iter().flatten())
             .then(move |segment| other.clone().read(segment));
         soon.chain(late).boxed()
@@ -258,8 +262,8 @@ impl<R: ReadAt + ?Sized> PieceSource<R> {
     ) -> Result<Option<MemoryShare>, ReadError> {
         let Some((bytes, runs)) = window else { return Ok(None) };
         for run in runs {
-            for start in (run.start..run.end).step_by(READ as usize) {
-                read_vec(&*self.blob, ByteRange::new(start, run.end.min(start + READ))).await?;
+            for start in (run.start..run.end).step_by(SPAN_READ_BYTES as usize) {
+                read_vec(&*self.blob, ByteRange::new(start, run.end.min(start + SPAN_READ_BYTES))).await?;
             }
         }
         let share = MEMORY.take(bytes).await;
@@ -398,7 +402,9 @@ fn touching(pieces: &VecDeque<LayerPiece>) -> Vec<ByteRange> {
     let mut runs: Vec<ByteRange> = Vec::new();
     for piece in pieces {
         match runs.last_mut() {
-            Some(run) if (run.end..run.end + GAP).contains(&piece.stored.start) => run.end = piece.stored.end,
+            Some(run) if (run.end..run.end + JOIN_GAP_BYTES).contains(&piece.stored.start) => {
+                run.end = piece.stored.end
+            }
             _ => runs.push(piece.stored),
         }
     }
@@ -518,7 +524,7 @@ impl DecodeWork {
         ready: &mut Vec<Bytes>,
     ) -> Result<TurnEnd, PassError> {
         let start = self.at;
-        while self.at < self.deliver.end && self.at - start < TURN {
+        while self.at < self.deliver.end && self.at - start < MAX_TURN_BYTES {
             let Some(piece) = self.pieces.front() else { return Err(self.ended_short()) };
             let unpack = match &mut self.unpack {
                 Some(unpack) => unpack,
@@ -570,7 +576,7 @@ impl DecodeWork {
             match (consumed + produced, had_input) {
                 (0, false) if offset == piece.stored.end => return Err(self.ended_short()),
                 (0, false) => return Ok(TurnEnd::Input),
-                (0, true) if self.idle == PATIENCE => return Err(self.ended_short()),
+                (0, true) if self.idle == MAX_IDLE_STEPS => return Err(self.ended_short()),
                 (0, true) => self.idle += 1,
                 _ => self.idle = 0,
             }

@@ -80,7 +80,7 @@ pub enum SniffResult {
 }
 
 /// Signatures of contents that are recognised only for messages.
-const OTHERS: &[(&[u8], &str)] = &[
+const FOREIGN_SIGNATURES: &[(&[u8], &str)] = &[
     (b"PK\x03\x04", "a zip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"QFI\xfb", "a qcow2 disk"),
@@ -112,8 +112,10 @@ pub fn sniff(head: &[u8]) -> SniffResult {
     if is_tar(head) {
         return SniffResult::Stream(StreamEncoding::Plain);
     }
-    let name =
-        OTHERS.iter().find(|(magic, _)| head.starts_with(magic)).map_or("no archive", |(_, name)| *name);
+    let name = FOREIGN_SIGNATURES
+        .iter()
+        .find(|(magic, _)| head.starts_with(magic))
+        .map_or("no archive", |(_, name)| *name);
     SniffResult::Other(name)
 }
 

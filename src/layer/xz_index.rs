@@ -11,7 +11,7 @@ use super::span::{ResumePoint, SpanMap, SpanRecorder, SpanStart};
 use super::xz::{END_MAGIC, HEADER, check_of, crc32, varint};
 
 /// Maximum index in bytes: a million blocks.
-const MAX_INDEX: u64 = 16 * 1024 * 1024;
+const MAX_XZ_INDEX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Maximum streams; each costs a read.
 const MAX_STREAMS: usize = 1024;
@@ -20,7 +20,7 @@ const MAX_STREAMS: usize = 1024;
 const MAX_BLOCKS: usize = 4_000_000;
 
 /// Bytes read at the end, which mostly contain the whole index of the last stream.
-const TAIL: u64 = 64 * 1024;
+const INDEX_READ_BYTES: u64 = 64 * 1024;
 
 /// The decoded size of all streams of `blob`; `None` if their indexes do not give it.
 pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u64>, ReadError> {
@@ -83,7 +83,7 @@ async fn streams<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<Vec<ListedStream
 
 /// The stream that ends at `end`, including its padding.
 async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<ListedStream>, ReadError> {
-    let tail = read_vec(blob, ByteRange::new(end.saturating_sub(TAIL), end)).await?;
+    let tail = read_vec(blob, ByteRange::new(end.saturating_sub(INDEX_READ_BYTES), end)).await?;
     let padding = tail.iter().rev().take_while(|byte| **byte == 0).count();
     let (end, tail) = (end - padding as u64, &tail[..tail.len() - padding]);
     let Some(footer) = tail.last_chunk::<HEADER>() else { return Ok(None) };
@@ -92,7 +92,9 @@ async fn last_stream<R: ReadAt + ?Sized>(blob: &R, end: u64) -> Result<Option<Li
         return Ok(None);
     }
     let len = (u64::from(u32::from_le_bytes([footer[4], footer[5], footer[6], footer[7]])) + 1) * 4;
-    let Some(at) = end.checked_sub(HEADER as u64 + len).filter(|_| len <= MAX_INDEX) else { return Ok(None) };
+    let Some(at) = end.checked_sub(HEADER as u64 + len).filter(|_| len <= MAX_XZ_INDEX_BYTES) else {
+        return Ok(None);
+    };
     let index = read_vec(blob, ByteRange::at(at, len)).await?;
     let Some(blocks) = blocks(&index) else { return Ok(None) };
     let Some((stored, size)) = sums(&blocks) else { return Ok(None) };

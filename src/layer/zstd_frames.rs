@@ -12,7 +12,7 @@ const SKIPPABLE: u32 = 0x184D_2A50;
 const HEADER: u64 = 18;
 
 /// Stored bytes read at once.
-const READ: u64 = 256 * 1024;
+const FRAME_READ_BYTES: u64 = 256 * 1024;
 
 /// The total decoded size of all frames of `blob`; `None` when a frame does not record its size, or is broken.
 pub(super) async fn stream_size<R: ReadAt + ?Sized>(blob: &R) -> Result<Option<u64>, ReadError> {
@@ -96,7 +96,10 @@ impl<R: ReadAt + ?Sized> FrameWindow<'_, R> {
             return Ok(Vec::new());
         }
         if !ByteRange::at(self.start, self.bytes.len() as u64).contains(want) {
-            let end = (at / READ + 1).saturating_mul(READ).max(want.end).min(self.blob.size());
+            let end = (at / FRAME_READ_BYTES + 1)
+                .saturating_mul(FRAME_READ_BYTES)
+                .max(want.end)
+                .min(self.blob.size());
             self.bytes = read_vec(self.blob, ByteRange::new(at, end)).await?;
             self.start = at;
         }

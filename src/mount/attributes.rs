@@ -9,7 +9,7 @@ use crate::tree::InodeKind;
 use crate::view::{AttributeLifetime, MountNamespace, NodeAttributes, NodeId};
 
 /// TTL of immutable answers. The kernel clamps it to the range of its clock.
-const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+const UNCHANGING_TTL: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Blocks of `st_blocks`, in bytes.
 const STAT_BLOCK: u64 = 512;
@@ -17,7 +17,7 @@ const STAT_BLOCK: u64 = 512;
 /// The TTL of an answer with this freshness.
 pub(super) fn ttl(fresh: AttributeLifetime) -> Duration {
     match fresh {
-        AttributeLifetime::Forever => FOREVER,
+        AttributeLifetime::Forever => UNCHANGING_TTL,
         AttributeLifetime::Now => Duration::ZERO,
     }
 }

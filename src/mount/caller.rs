@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 /// How long a killed process may wait for its end.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const CALLER_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// SIGKILL. The kernel also sets it for every thread of a process that another signal ends.
 const KILL: u64 = bit(libc::SIGKILL);
@@ -36,7 +36,7 @@ impl CallerThread {
     /// Returns when a signal is about to end the thread; never returns for a thread without a readable status.
     pub(super) async fn given_up(self) {
         loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(CALLER_POLL_INTERVAL).await;
             match std::fs::read_to_string(format!("/proc/{}/status", self.0)) {
                 Ok(status) if is_dying(&status) => return,
                 Ok(_) => {}
@@ -85,7 +85,7 @@ mod tests {
     async fn a_thread_that_lives_or_is_not_seen_is_not_given_up() {
         for number in [std::process::id(), 0, u32::MAX] {
             let given_up = CallerThread(number).given_up();
-            tokio::time::timeout(LOOK_INTERVAL * 3, given_up).await.expect_err("it lives");
+            tokio::time::timeout(CALLER_POLL_INTERVAL * 3, given_up).await.expect_err("it lives");
         }
     }
 }

@@ -162,7 +162,7 @@ impl Filesystem for OcifsFilesystem {
         if let Some(waiting) = self.waiting()
             && let Some(attributes) = waiting.attributes(ino)
         {
-            return reply.attr(&waiting::TTL, &attributes);
+            return reply.attr(&waiting::PENDING_TTL, &attributes);
         }
         self.with(caller, move |shown| shown.getattr(caller, ino, reply));
     }

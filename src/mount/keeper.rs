@@ -31,7 +31,7 @@ use super::options::{MountAccess, MountFlags, MountOptions};
 use crate::registry;
 
 /// Set in the environment of the keeper, which recognises its role by it.
-const MARK: &str = "OCIFS_KEEPER";
+const MONITOR_VARIABLE: &str = "OCIFS_KEEPER";
 /// The name of its process.
 const KEEPER_NAME: &str = "ocifs-keeper";
 /// Set for the keeper of a temporary mount: at its end it removes the directory and the parent directory.
@@ -39,7 +39,7 @@ pub const TEMPORARY: &str = "OCIFS_TEMPORARY";
 /// The longest message: a path and a reference, each limited to a page by the kernel.
 const MAX_MESSAGE: usize = 16 * 1024;
 /// How long the serving process may be stopped before it is continued.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+const DAEMON_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Requests of the registry client that are served at once.
 const QUESTIONS: usize = 8;
 
@@ -99,7 +99,7 @@ pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError
         .map_err(|errno| failed(errno.into()))?;
     Command::new("/proc/self/exe")
         .arg0(KEEPER_NAME)
-        .env(MARK, "1")
+        .env(MONITOR_VARIABLE, "1")
         // Credential helpers inherit the user's environment, without the variables that are ours.
         .env_remove("OCIFS_CREDS")
         .env_remove("NOTIFY_SOCKET")
@@ -248,7 +248,8 @@ fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<T> {
 /// Whether this process was started as a keeper.
 pub fn is_keeper() -> bool {
     // The variable alone may come from a caller.
-    std::env::var_os(MARK).is_some() && std::env::args_os().next().is_some_and(|name| name == KEEPER_NAME)
+    std::env::var_os(MONITOR_VARIABLE).is_some()
+        && std::env::args_os().next().is_some_and(|name| name == KEEPER_NAME)
 }
 
 /// Runs the keeper until the parent process is gone.
@@ -267,7 +268,7 @@ pub fn keep() -> io::Result<()> {
     let dir = PathBuf::from(std::ffi::OsString::from_vec(terms.dir));
     let mut questions = Vec::new();
     let served_by = nix::unistd::getppid();
-    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(LOOK_INTERVAL))?;
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(DAEMON_POLL_INTERVAL))?;
     loop {
         let (len, with) = match kernel::receive(&socket, &mut message) {
             Ok(received) => received,

@@ -42,7 +42,7 @@ pub enum MountState {
 }
 
 /// How long a mount may take to answer. A served mount answers from memory.
-const PATIENCE: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// All ocifs mounts that this process sees, in mount order. A mount that does not answer delays no other: its query
 /// waits on a thread of its own, which ends with the answer or with the process.
@@ -77,7 +77,7 @@ pub fn list() -> Result<Vec<ListedMount>, MountError> {
         }
     }
     drop(answer);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
     let left = || deadline.saturating_duration_since(Instant::now());
     while let Ok((number, state, reference)) = answers.recv_timeout(left()) {
         listed[number].state = state;
@@ -109,7 +109,7 @@ pub fn status(dir: &Path) -> Result<ImageStatus, MountError> {
         .map_err(&failed)?;
     let silence = "it does not answer: it waits for its registry, or its process hangs";
     answers
-        .recv_timeout(PATIENCE * 5)
+        .recv_timeout(ANSWER_TIMEOUT * 5)
         .unwrap_or_else(|_| Err(failed(io::Error::new(io::ErrorKind::TimedOut, silence))))
 }
 

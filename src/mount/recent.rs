@@ -11,14 +11,14 @@ use lru::LruCache;
 use crate::io::SharedReader;
 
 /// Files in the cache. An entry is a few words; reopening a file takes some hundred nanoseconds.
-const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+const OPEN_FILE_CAPACITY: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// Files by inode number.
 pub(super) struct OpenFileCache(Mutex<LruCache<u64, SharedReader>>);
 
 impl Default for OpenFileCache {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(KEPT)))
+        Self(Mutex::new(LruCache::new(OPEN_FILE_CAPACITY)))
     }
 }
 

@@ -30,7 +30,7 @@ use super::{kernel, mountpoint, privileged};
 const READAHEAD_KIB: u32 = 1024;
 
 /// Threads that read requests: enough that a slow answer from memory does not delay the others.
-const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
+const REQUEST_THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// How long the kernel may take to report that a lazily unmounted filesystem has no users.
 const LAST_REQUESTS: Duration = Duration::from_millis(500);
@@ -251,7 +251,7 @@ pub(super) fn settings(options: &MountOptions) -> (SessionACL, Config) {
 /// Threads that read requests.
 fn threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    cores.clamp(*THREADS.start(), *THREADS.end())
+    cores.clamp(*REQUEST_THREADS.start(), *REQUEST_THREADS.end())
 }
 
 /// Serves requests until the session ends. When this returns, all its threads run: `fuser` ends a session that gets

@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 /// Idle buffers in the pool. A READ is at most 1 MiB, so this is at most 8 MiB.
-const KEPT: usize = 8;
+const BUFFER_CAPACITY: usize = 8;
 
 #[derive(Default)]
 pub(super) struct BufferPool {
@@ -27,7 +27,7 @@ impl BufferPool {
     /// Returns `buffer` to the pool, if there is room.
     pub(super) fn give(&self, buffer: Vec<u8>) {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffers.len() < KEPT {
+        if buffers.len() < BUFFER_CAPACITY {
             buffers.push(buffer);
         }
     }
@@ -42,10 +42,10 @@ mod tests {
         let spare = BufferPool::default();
         spare.give(vec![1; 10]);
         assert!(spare.take(20).len() >= 20);
-        for _ in 0..KEPT + 3 {
+        for _ in 0..BUFFER_CAPACITY + 3 {
             spare.give(vec![1; 30]);
         }
-        assert_eq!(spare.buffers.lock().unwrap().len(), KEPT);
+        assert_eq!(spare.buffers.lock().unwrap().len(), BUFFER_CAPACITY);
         assert_eq!(spare.take(20).len(), 30);
     }
 }

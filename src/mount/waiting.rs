@@ -20,7 +20,7 @@ use super::filesystem::reply_xattr;
 use super::mount_table::{REFERENCE, WAITING};
 
 /// TTL of all replies.
-pub(super) const TTL: Duration = Duration::ZERO;
+pub(super) const PENDING_TTL: Duration = Duration::ZERO;
 /// The handle of the status file until the content is known. No process allocates that many handles.
 pub(super) const HANDLE: FileHandle = FileHandle(u64::MAX);
 
@@ -101,13 +101,13 @@ impl PendingMount {
             (INodeNo::ROOT, DIRECTORY_NAME) if self.is_whole() => DIRECTORY,
             (DIRECTORY, STATUS_NAME) if self.is_whole() => STATUS,
             (DIRECTORY, _) if self.is_whole() => {
-                reply.entry(&TTL, &negative(), UNNUMBERED);
+                reply.entry(&PENDING_TTL, &negative(), UNNUMBERED);
                 return None;
             }
             _ => return Some(reply),
         };
         match self.attributes(found) {
-            Some(attributes) => reply.entry(&TTL, &attributes, UNNUMBERED),
+            Some(attributes) => reply.entry(&PENDING_TTL, &attributes, UNNUMBERED),
             None => reply.error(errno::NO_SUCH_NAME),
         }
         None
@@ -133,7 +133,7 @@ impl PendingMount {
     pub(super) fn list_plus(&self, offset: u64, mut reply: ReplyDirectoryPlus) {
         for (at, (ino, name)) in (1..).zip(entries()).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
             if let Some(attributes) = self.attributes(ino)
-                && reply.add(ino, at, name, &TTL, &attributes, UNNUMBERED)
+                && reply.add(ino, at, name, &PENDING_TTL, &attributes, UNNUMBERED)
             {
                 break;
             }

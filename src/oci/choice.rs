@@ -16,10 +16,10 @@ const SHORT: [(&str, &str); 3] = [("disktype", "disktype"), ("ref.name", REF_NAM
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 
 /// Limit of the candidates in an error.
-const LISTED: usize = 32;
+const MAX_LISTED_CANDIDATES: usize = 32;
 
 /// Limit of the further annotations that distinguish entries.
-const TOLD: usize = 4;
+const MAX_LISTED_ANNOTATIONS: usize = 4;
 
 /// A condition on the entries of an index: `KEY=GLOB`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub fn told_apart(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
         let first = values.next();
         !short(key) && values.any(|value| Some(value) != first)
     };
-    let keys: Vec<&str> = keys.into_iter().filter(differs).take(TOLD).collect();
+    let keys: Vec<&str> = keys.into_iter().filter(differs).take(MAX_LISTED_ANNOTATIONS).collect();
     let told = |entry: &&Descriptor| {
         let annotations = keys.iter().filter_map(|key| Some((*key, entry.annotations.get(*key)?.as_str())));
         told_by(entry).chain(annotations).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
@@ -193,9 +193,10 @@ fn list(candidates: &[&PlatformCandidate]) -> String {
             told.iter().map(|(key, value)| format!(" {}={value:?}", key.escape_debug())).collect();
         format!("{platform}{told} ({})", one.entry.digest)
     };
-    let mut lines: Vec<String> = candidates.iter().zip(told_apart(&entries)).take(LISTED).map(line).collect();
-    if candidates.len() > LISTED {
-        lines.push(format!("{} more", candidates.len() - LISTED));
+    let mut lines: Vec<String> =
+        candidates.iter().zip(told_apart(&entries)).take(MAX_LISTED_CANDIDATES).map(line).collect();
+    if candidates.len() > MAX_LISTED_CANDIDATES {
+        lines.push(format!("{} more", candidates.len() - MAX_LISTED_CANDIDATES));
     }
     lines.join(", ")
 }

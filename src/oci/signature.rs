@@ -244,8 +244,8 @@ fn decoded(text: &str) -> Result<Vec<u8>, String> {
 
 /// Quotes untrusted text for a message: truncated, and without terminal control characters.
 fn quoted(text: &str) -> String {
-    const SHOWN: usize = 100;
-    format!("{:?}", text.chars().take(SHOWN).collect::<String>())
+    const MAX_SHOWN_SIGNATURE_CHARS: usize = 100;
+    format!("{:?}", text.chars().take(MAX_SHOWN_SIGNATURE_CHARS).collect::<String>())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ const NAME_MAX: usize = 255;
 /// Limit of a presented path, in bytes.
 const PATH_MAX: usize = 4096;
 /// Characters of a title that a report shows.
-const SHOWN: usize = 200;
+const MAX_SHOWN_TITLE_CHARS: usize = 200;
 
 /// A request for a file name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +173,7 @@ struct FileNamer {
 
 impl FileNamer {
     fn add_named(&mut self, item: usize, wanted: &RequestedFile, name: &str) {
-        let shown: String = name.chars().take(SHOWN).collect();
+        let shown: String = name.chars().take(MAX_SHOWN_TITLE_CHARS).collect();
         let what = format!("{}: {} {shown:?}", wanted.subject, wanted.source);
         let plain = match plain_path(name) {
             Ok(plain) => plain,

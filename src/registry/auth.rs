@@ -35,7 +35,7 @@ const MAX_TOKEN: u64 = 1024 * 1024;
 /// s).
 const MIN_LIFETIME: Duration = Duration::from_secs(60);
 /// A login younger than this was read just now: a retry would be refused again.
-const FRESH: Duration = Duration::from_secs(1);
+const LOGIN_FRESH_TIME: Duration = Duration::from_secs(1);
 /// The longest lifetime that is accepted, so that no arithmetic overflows.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -75,7 +75,7 @@ impl AuthorizationHeader {
     /// Whether age may explain a 403: some registries answer 403 when a login has expired or was replaced.
     pub(super) fn may_be_outdated(&self) -> bool {
         let age = self.issued.elapsed();
-        age >= MIN_LIFETIME || (self.login.is_some() && age >= FRESH)
+        age >= MIN_LIFETIME || (self.login.is_some() && age >= LOGIN_FRESH_TIME)
     }
 }
 

@@ -22,7 +22,7 @@ use super::part::{AnswerCoverage, AnswerPart, cover, is_refused_range};
 use super::redact::host_of;
 use super::retry::{RetryBudget, RetryPolicy};
 use super::send::{self, RegistryRequest, RegistryResponse, RequestMethod};
-use super::walk::{HostState, LEFT_ALONE, MirrorFailover, lock};
+use super::walk::{HOST_BACKOFF, HostState, MirrorFailover, lock};
 use crate::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError};
 use crate::oci::{Descriptor, Digest, OciError, Reference};
 
@@ -34,7 +34,7 @@ const MIN_STEP: u64 = 64 * 1024;
 /// The most short responses in one read.
 const MAX_SHORT_STEPS: u32 = 16;
 /// The piece size of caches that share pieces (Dragonfly), in bytes: a range across two pieces costs both.
-const PIECE: u64 = 4 * 1024 * 1024;
+const SHARED_PIECE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A blob of a registry, without any request yet.
 pub(super) struct LazyBlob(pub(super) Arc<RemoteBlob>);
@@ -173,7 +173,7 @@ impl RemoteBlob {
     }
 
     fn note_lacking(&self, origin: String) {
-        lock(&self.lacking).insert(origin, Instant::now() + LEFT_ALONE);
+        lock(&self.lacking).insert(origin, Instant::now() + HOST_BACKOFF);
     }
 
     fn range_name(&self, range: ByteRange) -> String {
@@ -408,8 +408,8 @@ impl RemoteBlob {
 
 /// Extends a range to whole pieces.
 fn aligned(range: ByteRange, size: u64) -> ByteRange {
-    let end = range.end.checked_next_multiple_of(PIECE).unwrap_or(size);
-    ByteRange::new(range.start - range.start % PIECE, end.min(size))
+    let end = range.end.checked_next_multiple_of(SHARED_PIECE_BYTES).unwrap_or(size);
+    ByteRange::new(range.start - range.start % SHARED_PIECE_BYTES, end.min(size))
 }
 
 /// A read of a range, in progress.

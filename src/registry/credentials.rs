@@ -16,7 +16,7 @@ use super::{RegistryError, helper};
 use crate::oci::canonical_host;
 
 /// The largest credential file that is read, in bytes.
-const MAX_FILE: u64 = 1024 * 1024;
+const MAX_CREDENTIAL_FILE_BYTES: u64 = 1024 * 1024;
 /// Docker's key for the credential of Docker Hub, in files and for helpers.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 /// The user name that marks the secret as an identity token (docker-credential-helpers README).
@@ -183,8 +183,8 @@ async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError>
         }
         Err(error) => return Err(broken(place, error)),
     };
-    if length > MAX_FILE {
-        return Err(broken(place, format!("{length} bytes, the limit is {MAX_FILE}")));
+    if length > MAX_CREDENTIAL_FILE_BYTES {
+        return Err(broken(place, format!("{length} bytes, the limit is {MAX_CREDENTIAL_FILE_BYTES}")));
     }
     match tokio::fs::read_to_string(file).await {
         Ok(text) => Ok(Some(text)),

@@ -25,11 +25,11 @@ type RpcStart = fn(OwnedFd) -> std::io::Result<()>;
 static ELSEWHERE: OnceLock<RpcStart> = OnceLock::new();
 
 /// Time limit for a response: that of a helper, and the round trip.
-const LIMIT: Duration = helper::LIMIT.saturating_add(Duration::from_secs(5));
+const PRIVILEGED_TIMEOUT: Duration = helper::HELPER_TIMEOUT.saturating_add(Duration::from_secs(5));
 /// The longest request, in bytes.
 const MAX_QUESTION: u64 = 64 * 1024;
 /// The longest response, in bytes: JSON may take six bytes for one byte of a helper's output.
-const MAX_ANSWER: u64 = 6 * helper::MAX_ANSWER;
+const MAX_ANSWER_BYTES: u64 = 6 * helper::MAX_HELPER_ANSWER_BYTES;
 /// The most addresses returned for one name.
 const MAX_ADDRESSES: usize = 64;
 
@@ -114,12 +114,12 @@ async fn ask(start: RpcStart, question: &RpcQuestion) -> Result<RpcAnswer, Strin
         ours.write_all(&serde_json::to_vec(question)?).await?;
         ours.shutdown().await?;
         let mut answer = Vec::new();
-        ours.take(MAX_ANSWER).read_to_end(&mut answer).await?;
+        ours.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await?;
         Ok::<_, std::io::Error>(answer)
     };
-    let answer = match tokio::time::timeout(LIMIT, exchange).await {
+    let answer = match tokio::time::timeout(PRIVILEGED_TIMEOUT, exchange).await {
         Ok(answer) => answer.map_err(|error| error.to_string())?,
-        Err(_) => return Err(format!("no answer in {} ms", LIMIT.as_millis())),
+        Err(_) => return Err(format!("no answer in {} ms", PRIVILEGED_TIMEOUT.as_millis())),
     };
     serde_json::from_slice(&answer).map_err(|_| NO_ANSWER.to_owned())
 }

@@ -16,15 +16,15 @@ use super::redact::{RedactedSecret, sanitised};
 use super::{RegistryError, UserCredential, elsewhere};
 
 /// Time limit for a helper; some of them ask a cloud service.
-pub(super) const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest answer, in bytes.
-pub(super) const MAX_ANSWER: u64 = 64 * 1024;
+pub(super) const MAX_HELPER_ANSWER_BYTES: u64 = 64 * 1024;
 /// The most of a helper's standard error that is used, in bytes.
 const MAX_COMPLAINT: usize = 4 * 1024;
 /// Time limit for standard error to close once the helper has ended.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const HELPER_STDERR_TIMEOUT: Duration = Duration::from_millis(500);
 /// The message of helpers without a credential (docker-credential-helpers, credentials/error.go).
-const NOTHING: &str = "credentials not found";
+const NOT_FOUND_MESSAGE: &str = "credentials not found";
 
 /// The credential of `docker-credential-NAME` for `server`; `place` is the file that names the helper.
 pub(super) async fn ask(
@@ -45,7 +45,7 @@ pub(super) async fn run_here(name: &str, server: &str) -> Result<Option<UserCred
     if name.contains(['/', '\0']) {
         return Err("not the name of a helper".into());
     }
-    ask_program(&format!("docker-credential-{name}"), server, LIMIT).await
+    ask_program(&format!("docker-credential-{name}"), server, HELPER_TIMEOUT).await
 }
 
 fn failure(program: &str, place: &str, reason: &str) -> RegistryError {
@@ -58,15 +58,15 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
             Ok(result) => result.map_err(|error| error.to_string())?,
             Err(_) => return Err(format!("no answer in {} ms", limit.as_millis())),
         };
-    if answer.len() as u64 > MAX_ANSWER {
-        return Err(format!("its answer is longer than {MAX_ANSWER} bytes"));
+    if answer.len() as u64 > MAX_HELPER_ANSWER_BYTES {
+        return Err(format!("its answer is longer than {MAX_HELPER_ANSWER_BYTES} bytes"));
     }
     if !success {
         // On failure stdout holds the message, not the secret; many helpers explain the failure on standard error.
         let words = [answer, complaint].map(|words| String::from_utf8_lossy(&words).trim().to_owned());
         let message = words.iter().filter(|words| !words.is_empty()).cloned().collect::<Vec<_>>().join("; ");
         return match message {
-            message if message.contains(NOTHING) => Ok(None),
+            message if message.contains(NOT_FOUND_MESSAGE) => Ok(None),
             message if message.is_empty() => Err("it failed without a word".into()),
             message => Err(message),
         };
@@ -143,16 +143,18 @@ async fn run(program: &str, server: &str) -> std::io::Result<HelperOutcome> {
     }
     let mut answer = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        stdout.take(MAX_ANSWER + 1).read_to_end(&mut answer).await?;
+        stdout.take(MAX_HELPER_ANSWER_BYTES + 1).read_to_end(&mut answer).await?;
     }
-    if answer.len() as u64 > MAX_ANSWER {
+    if answer.len() as u64 > MAX_HELPER_ANSWER_BYTES {
         child.kill().await?;
         return Ok(HelperOutcome { success: false, answer, complaint: Vec::new() });
     }
     let success = child.wait().await?.success();
     // A child of the helper may hold standard error open.
     let complaint = match complaint {
-        Some(complaint) => tokio::time::timeout(LAST_WORDS, complaint).await.ok().and_then(Result::ok),
+        Some(complaint) => {
+            tokio::time::timeout(HELPER_STDERR_TIMEOUT, complaint).await.ok().and_then(Result::ok)
+        }
         None => None,
     };
     Ok(HelperOutcome { success, answer, complaint: complaint.unwrap_or_default() })

@@ -16,7 +16,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_millis(1600);
 /// The time to retry refused connections if the caller can wait. A restarting registry is back by then. A dead one is
 /// reported within 30 s, although the kernel asks twice for a page it could not read.
-const REFUSED: Duration = Duration::from_secs(10);
+const REFUSED_RETRY_TIME: Duration = Duration::from_secs(10);
 
 /// The behaviour on a failing connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +63,11 @@ impl RetryBudget {
             self.counted += 1;
         }
         let refused = error.is_connecting() && self.persistence == RetryPolicy::Stubborn;
-        let enough =
-            if refused { self.started.elapsed() >= REFUSED.min(self.budget) } else { self.counted >= TRIES };
+        let enough = if refused {
+            self.started.elapsed() >= REFUSED_RETRY_TIME.min(self.budget)
+        } else {
+            self.counted >= TRIES
+        };
         let wait = named.unwrap_or_default() + jittered(bound(self.failed), random());
         if error.is_passing() && !enough && wait < self.left() {
             return Ok(wait);

@@ -19,12 +19,12 @@ use crate::io::chain;
 use crate::meter;
 
 /// Concurrent requests to one host.
-const PER_HOST: usize = 8;
+const HOST_CONCURRENCY: usize = 8;
 /// How long a host counts as ignoring ranges. Caches that fetch on demand do so only the first time (distribution
 /// issue 4667).
 const IGNORES_RANGES: Duration = Duration::from_secs(600);
 /// The backoff of a failed mirror, and of a mirror without a blob for that blob.
-pub(super) const LEFT_ALONE: Duration = Duration::from_secs(60);
+pub(super) const HOST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// All hosts since the start, by origin.
 #[derive(Default)]
@@ -69,7 +69,7 @@ impl HostState {
     fn new(name: String) -> Self {
         Self {
             name,
-            places: Arc::new(Semaphore::new(PER_HOST)),
+            places: Arc::new(Semaphore::new(HOST_CONCURRENCY)),
             paused: Mutex::default(),
             no_ranges: Mutex::default(),
             refuses: Mutex::default(),
@@ -177,7 +177,7 @@ impl HostState {
             tracing::debug!(host = self.name, %error, "asking the next host");
             return;
         }
-        let alone = error.retry_after().unwrap_or_default().clamp(LEFT_ALONE, 60 * LEFT_ALONE);
+        let alone = error.retry_after().unwrap_or_default().clamp(HOST_BACKOFF, 60 * HOST_BACKOFF);
         if role == EndpointRole::Primary {
             // The user declared the registry insecure, so plain HTTP is allowed.
             tracing::debug!(host = self.name, error = chain(error), "spoken to otherwise");

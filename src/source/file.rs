@@ -19,7 +19,7 @@ use crate::io::{
 use crate::owner::is_trusted_user;
 
 /// Bytes per read of a file.
-const CHUNK: u64 = 1024 * 1024;
+const FILE_READ_BYTES: u64 = 1024 * 1024;
 
 /// Mode bits of a file that its group or all users may write.
 const WRITTEN_BY_OTHERS: u32 = 0o022;
@@ -194,7 +194,7 @@ impl RangeFetch for LocalFile {
                     if at >= range.end {
                         return Ok(None);
                     }
-                    let len = (range.end - at).min(CHUNK);
+                    let len = (range.end - at).min(FILE_READ_BYTES);
                     let read = tokio::task::spawn_blocking(move || opened.read(at, len as usize));
                     let joined = read.await.map_err(|error| {
                         ReadError::caused(FaultClass::Io, "reading a file", std::io::Error::from(error))

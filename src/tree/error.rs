@@ -7,7 +7,7 @@ use crate::io::{FaultClass, OverBudget};
 use super::limits::{MAX_LINKS, MAX_NAME, MAX_PATH};
 
 /// Bytes of a name that a message shows.
-const SHOWN: usize = 200;
+const MAX_SHOWN_NAME_BYTES: usize = 200;
 
 /// An error of building or walking a tree.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -156,8 +156,8 @@ impl EntryProblem {
 
 /// Formats a name for a message: quoted, escaped, and at most [`SHOWN`] bytes of it.
 pub(super) fn shown(name: &[u8]) -> String {
-    let head = &name[..name.len().min(SHOWN)];
-    let more = if name.len() > SHOWN { "..." } else { "" };
+    let head = &name[..name.len().min(MAX_SHOWN_NAME_BYTES)];
+    let more = if name.len() > MAX_SHOWN_NAME_BYTES { "..." } else { "" };
     format!("{:?}{more}", String::from_utf8_lossy(head))
 }
 

@@ -16,7 +16,7 @@ pub(super) const END: u32 = u32::MAX;
 /// In `next`: the name is in no list.
 const UNLISTED: u32 = u32::MAX - 1;
 /// In `child`: the name was removed.
-const NOTHING: InodeId = InodeId::MAX;
+const REMOVED_CHILD: InodeId = InodeId::MAX;
 /// Slots of the smallest table.
 const LEAST: usize = 64;
 
@@ -63,7 +63,7 @@ impl NameTable {
     /// The inode of a name.
     pub(super) fn get(&self, dir: InodeId, name: &[u8]) -> Option<InodeId> {
         let index = self.find(self.hash(dir, name), dir, name).ok()?;
-        Some(self.names[index as usize].child).filter(|&child| child != NOTHING)
+        Some(self.names[index as usize].child).filter(|&child| child != REMOVED_CHILD)
     }
 
     /// Maps a name to an inode, replacing the one it has. The list of the directory starts at `head`.
@@ -80,7 +80,7 @@ impl NameTable {
             Err(slot) => self.add(hash, slot, dir, name)?,
         };
         let entry = &mut self.names[index as usize];
-        let was = if entry.child == NOTHING { PreviousEntry::Free } else { PreviousEntry::Taken };
+        let was = if entry.child == REMOVED_CHILD { PreviousEntry::Free } else { PreviousEntry::Taken };
         entry.child = child;
         if entry.next == UNLISTED {
             entry.next = *head;
@@ -92,7 +92,7 @@ impl NameTable {
     /// Removes a name from its directory, if it exists.
     pub(super) fn remove(&mut self, dir: InodeId, name: &[u8]) {
         if let Ok(index) = self.find(self.hash(dir, name), dir, name) {
-            self.names[index as usize].child = NOTHING;
+            self.names[index as usize].child = REMOVED_CHILD;
         }
     }
 
@@ -100,7 +100,7 @@ impl NameTable {
     pub(super) fn clear(&mut self, head: &mut u32) {
         let mut next = std::mem::replace(head, END);
         while let Some(name) = self.names.get_mut(next as usize) {
-            name.child = NOTHING;
+            name.child = REMOVED_CHILD;
             // Unlisted, or every later `clear` would walk them again.
             next = std::mem::replace(&mut name.next, UNLISTED);
         }
@@ -110,7 +110,11 @@ impl NameTable {
     /// a list, or a position that an earlier call returned.
     pub(super) fn listed(&self, at: u32) -> Option<(&[u8], Option<InodeId>, u32)> {
         let name = self.names.get(at as usize)?;
-        Some((text(&self.text, name.text), Some(name.child).filter(|&child| child != NOTHING), name.next))
+        Some((
+            text(&self.text, name.text),
+            Some(name.child).filter(|&child| child != REMOVED_CHILD),
+            name.next,
+        ))
     }
 
     /// The lists alone, when the tree is complete.
@@ -145,7 +149,7 @@ impl NameTable {
         let index = self.names.len() as u32;
         self.text.push(len);
         self.text.extend_from_slice(name);
-        self.names.push(NameEntry { dir, text, child: NOTHING, next: UNLISTED });
+        self.names.push(NameEntry { dir, text, child: REMOVED_CHILD, next: UNLISTED });
         let taken = HashSlot { hash, name: index + 1 };
         if self.names.len() > self.slots.len() / 8 * 7 {
             self.grow();
@@ -189,7 +193,7 @@ impl NameLists {
         into.clear();
         let mut next = head;
         while let Some(name) = self.names.get(next as usize) {
-            if name.child != NOTHING {
+            if name.child != REMOVED_CHILD {
                 into.push((name.text, name.child));
             }
             next = name.next;

@@ -16,7 +16,7 @@ use super::subtree::{OriginMeaning, SubtreeBuilder, ViewSubtree};
 pub(super) struct LayersView;
 
 /// Time to wait for the other layers after the source failed to deliver the head of one.
-const GRACE: Duration = Duration::from_secs(1);
+const FAILED_SOURCE_GRACE: Duration = Duration::from_secs(1);
 
 /// File extensions of all archives, from their content, sniffed concurrently. An archive that cannot be sniffed keeps
 /// the extension of its label and does not block the others. An unresponsive source delays the listing only once.
@@ -52,7 +52,7 @@ async fn extensions(image: &OpenImage) -> Vec<String> {
             }
             Some((nth, Ok(SniffResult::Other(_)))) => extensions[nth] = ".bin".to_owned(),
             Some((_, Err(error))) if error.fault() == FaultClass::Unavailable => {
-                deadline.get_or_insert_with(|| tokio::time::Instant::now() + GRACE);
+                deadline.get_or_insert_with(|| tokio::time::Instant::now() + FAILED_SOURCE_GRACE);
             }
             Some((_, Err(_))) => {}
         }

@@ -21,7 +21,7 @@ use super::{ViewError, export, status, top};
 pub type InodeCheck = Box<dyn Fn(u32, [u8; 32]) -> Result<(), ReadError> + Send + Sync>;
 
 /// Prefix of the extended attributes of ocifs.
-const OURS: &[u8] = b"user.ocifs.";
+const OWN_XATTR_PREFIX: &[u8] = b"user.ocifs.";
 
 /// A node of the mount: a subtree and an inode in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -429,7 +429,9 @@ impl MountNamespace {
             self.overlay_marks == OverlayMarks::Hidden
                 && (name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay."))
         };
-        recorded.filter(move |(name, _)| !name.starts_with(OURS) && has_namespace(name) && !is_hidden(name))
+        recorded.filter(move |(name, _)| {
+            !name.starts_with(OWN_XATTR_PREFIX) && has_namespace(name) && !is_hidden(name)
+        })
     }
 
     /// One extended attribute: a recorded one, or one of ocifs: `user.ocifs.digest`, `user.ocifs.verified`, and on

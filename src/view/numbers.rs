@@ -15,7 +15,7 @@ const ROOT: u64 = 1;
 /// First number of the status nodes. They are the same in every mount, also before the mounted image is known.
 const FIRST_FIXED: u64 = 2;
 /// First number of all other nodes.
-const FIRST: u64 = 16;
+const FIRST_FREE_NUMBER: u64 = 16;
 /// Minimum bits for the position of a subtree, enough for 64 of them. So an image has the same numbers alone and next
 /// to others, and 2^26 inodes of each subtree have numbers below 2^32.
 const MIN_SLOT_BITS: u32 = 6;
@@ -29,7 +29,7 @@ impl NodeId {
 
     /// Whether this number has the same meaning in every mount.
     pub fn is_fixed(number: u64) -> bool {
-        number < FIRST
+        number < FIRST_FREE_NUMBER
     }
 }
 
@@ -39,11 +39,12 @@ impl MountNamespace {
         if node == self.root() {
             return ROOT;
         }
-        if node.slot == slots::STATUS && u64::from(node.ino) < FIRST - FIRST_FIXED {
+        if node.slot == slots::STATUS && u64::from(node.ino) < FIRST_FREE_NUMBER - FIRST_FIXED {
             return FIRST_FIXED + u64::from(node.ino);
         }
-        let compact =
-            self.position(node.slot).map(|at| (u64::from(node.ino) << self.slot_bits() | at) + FIRST);
+        let compact = self
+            .position(node.slot)
+            .map(|at| (u64::from(node.ino) << self.slot_bits() | at) + FIRST_FREE_NUMBER);
         let wide = || (u64::from(node.slot) + 1) << 32 | u64::from(node.ino);
         compact.filter(|number| *number < FIRST_WIDE).unwrap_or_else(wide)
     }
@@ -54,9 +55,11 @@ impl MountNamespace {
         match number {
             ..ROOT => missing,
             ROOT => self.root(),
-            FIRST_FIXED..FIRST => NodeId { slot: slots::STATUS, ino: (number - FIRST_FIXED) as u32 },
-            FIRST..FIRST_WIDE => {
-                let compact = number - FIRST;
+            FIRST_FIXED..FIRST_FREE_NUMBER => {
+                NodeId { slot: slots::STATUS, ino: (number - FIRST_FIXED) as u32 }
+            }
+            FIRST_FREE_NUMBER..FIRST_WIDE => {
+                let compact = number - FIRST_FREE_NUMBER;
                 let bits = self.slot_bits();
                 let slot =
                     usize::try_from(compact & ((1 << bits) - 1)).ok().and_then(|at| self.slots().get(at));

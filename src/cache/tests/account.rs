@@ -28,7 +28,7 @@ fn limited(place: &Place, limit: u64) -> BlockCache {
 fn fits(place: &Place, cache: &BlockCache) {
     let (used, here) = (cache.used().unwrap(), du(&place.dir.path().join("v1")));
     assert!(used >= here, "the account says {used}, the files take {here}");
-    assert!(used <= here + BLOCK, "the account says {used}, the files take {here}");
+    assert!(used <= here + BLOCK_BYTES, "the account says {used}, the files take {here}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -165,8 +165,8 @@ async fn reads_at_random_fetch_just_their_blocks() {
         read(&cached, &content, start, 4096).await;
     }
     line.rest().await;
-    assert_eq!(line.bytes(), touched.len() as u64 * BLOCK);
-    assert!(line.asked().iter().all(|range| range.len() <= 2 * BLOCK));
+    assert_eq!(line.bytes(), touched.len() as u64 * BLOCK_BYTES);
+    assert!(line.asked().iter().all(|range| range.len() <= 2 * BLOCK_BYTES));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -198,7 +198,7 @@ async fn a_reader_that_stops_leaves_at_most_its_window_behind() {
     let content = noise(80 * MIB, 24);
     // Read in order from there on, so much, and at most so much past that.
     for (start, len, window) in [
-        (0, 256 << 10, BLOCK),
+        (0, 256 << 10, BLOCK_BYTES),
         (0, MIB, MIB),
         (0, 4 * MIB, 8 * MIB),
         (0, 16 * MIB, 32 * MIB),
@@ -213,14 +213,17 @@ async fn a_reader_that_stops_leaves_at_most_its_window_behind() {
         }
         line.rest().await;
         let fetched = line.bytes();
-        assert!(fetched >= len && fetched <= len + window + 2 * BLOCK, "{fetched} for {len} from {start}");
+        assert!(
+            fetched >= len && fetched <= len + window + 2 * BLOCK_BYTES,
+            "{fetched} for {len} from {start}"
+        );
         assert_eq!(cached.bytes_present(), fetched, "what was fetched ahead is kept");
         // And nothing more comes of reading the same again.
         for step in (start..start + len).step_by(128 << 10) {
             read(&cached, &content, step, 128 << 10).await;
         }
         line.rest().await;
-        assert!(line.bytes() <= len + window + 2 * BLOCK, "{} for {len} again", line.bytes());
+        assert!(line.bytes() <= len + window + 2 * BLOCK_BYTES, "{} for {len} again", line.bytes());
     }
 }
 
@@ -314,13 +317,13 @@ impl RangeFetch for Stopping {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wanted_block_is_answered_before_the_rest_of_its_run() {
     let place = Place::new();
-    let content = noise(8 * BLOCK, 50);
+    let content = noise(8 * BLOCK_BYTES, 50);
     let on = Arc::new(tokio::sync::Semaphore::new(0));
     let source = Stopping { content: Bytes::copy_from_slice(&content), on: on.clone() };
     let cached = place.cache().blob(&Digest::sha256(&content), Arc::new(source)).unwrap();
     let run = tokio::spawn({
         let cached = cached.clone();
-        async move { read_vec(&*cached, ByteRange::new(0, 8 * BLOCK)).await.unwrap() }
+        async move { read_vec(&*cached, ByteRange::new(0, 8 * BLOCK_BYTES)).await.unwrap() }
     });
     while lock(&cached.inner.flights).is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -341,9 +344,9 @@ async fn dropping_the_content_ends_what_is_fetched_ahead() {
         read(&cached, &content, step * MIB, MIB).await;
     }
     line.rest().await;
-    line.gate.store(BLOCK, Ordering::SeqCst);
+    line.gate.store(BLOCK_BYTES, Ordering::SeqCst);
     for step in 9..20 {
-        read(&cached, &content, step * MIB, BLOCK).await;
+        read(&cached, &content, step * MIB, BLOCK_BYTES).await;
     }
     drop(cached);
     line.rest().await;

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::cache::{CacheInventory, SMALL, SizeLimit, VerifyMode};
+use crate::cache::{CacheInventory, SizeLimit, VERIFY_FIRST_BYTES, VerifyMode};
 
 const MIB: u64 = 1 << 20;
 
@@ -77,15 +77,15 @@ async fn a_block_that_was_never_stored_cannot_come_again_different() {
     let digest = Digest::sha256(&then);
     let source = Turncoat::new(&first, &then);
     let cached = cache.blob(&digest, source.clone()).unwrap();
-    let bytes = read(&cached, 5 * BLOCK, 100).await.unwrap();
-    assert!(bytes == first[5 * BLOCK as usize..][..100]);
-    assert!(!cached.present(ByteRange::at(5 * BLOCK, 100)), "there was no room");
+    let bytes = read(&cached, 5 * BLOCK_BYTES, 100).await.unwrap();
+    assert!(bytes == first[5 * BLOCK_BYTES as usize..][..100]);
+    assert!(!cached.present(ByteRange::at(5 * BLOCK_BYTES, 100)), "there was no room");
     source.turn();
     drop((held, elsewhere));
     // Nor in another process, which has room.
     let there = BlockCache::open(place.dir.path()).unwrap().blob(&digest, source.clone()).unwrap();
     for cached in [there, cached] {
-        assert_eq!(read(&cached, 5 * BLOCK, 100).await.unwrap_err().fault(), FaultClass::Mismatch);
+        assert_eq!(read(&cached, 5 * BLOCK_BYTES, 100).await.unwrap_err().fault(), FaultClass::Mismatch);
         assert_eq!(cached.state(), VerificationState::Poisoned);
     }
 }
@@ -140,7 +140,7 @@ async fn wrong_bytes_that_were_given_to_no_reader_are_fetched_again_by_the_next(
     let place = Place::new();
     let (right, wrong) = (noise(SIZE, 525), noise(SIZE, 526));
     let source = Turncoat::new(&wrong, &right);
-    let cache = place.cache().verifying(VerifyMode::Lazy, SMALL);
+    let cache = place.cache().verifying(VerifyMode::Lazy, VERIFY_FIRST_BYTES);
     let cached = cache.blob(&Digest::sha256(&right), source.clone()).unwrap();
     assert_eq!(read(&cached, 0, 10).await.unwrap_err().fault(), FaultClass::Mismatch);
     assert!(cached.is_rejected() && cached.bytes_present() == 0);
@@ -156,13 +156,13 @@ async fn what_is_served_is_what_lies_on_disk_and_the_rest_is_not_kept() {
     let (right, wrong) = (noise(SIZE, 530), noise(SIZE, 531));
     let digest = Digest::sha256(b"layer");
     let claim = place.cache().claimed_stream(&digest, &[7; 32], &[1; 16], Source::new(&wrong)).unwrap();
-    read(&claim, 3 * BLOCK, 10).await.unwrap();
+    read(&claim, 3 * BLOCK_BYTES, 10).await.unwrap();
     let served = claim.as_served(Arc::new(crate::io::MemoryReader::new(right.clone())));
     let mut expected = right.clone();
-    let block = 3 * BLOCK as usize..4 * BLOCK as usize;
+    let block = 3 * BLOCK_BYTES as usize..4 * BLOCK_BYTES as usize;
     expected[block.clone()].copy_from_slice(&wrong[block]);
     assert_eq!(read_all(&*served).await.unwrap(), expected);
-    assert_eq!(claim.bytes_present(), BLOCK);
+    assert_eq!(claim.bytes_present(), BLOCK_BYTES);
     assert_eq!(claim.first_other(&sums(&right)), Some(3));
     assert_eq!(claim.first_other(&sums(&wrong)), None);
 }

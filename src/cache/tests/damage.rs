@@ -29,16 +29,21 @@ async fn heals(seed: u64, refetched: u64, damage: impl Fn(&Place, &Digest)) {
 
 #[tokio::test]
 async fn a_rotten_block_is_fetched_again() {
-    heals(11, BLOCK, |place, digest| {
-        overwrite(&place.data(digest), 2 * BLOCK + 99, &[0; 3]);
+    heals(11, BLOCK_BYTES, |place, digest| {
+        overwrite(&place.data(digest), 2 * BLOCK_BYTES + 99, &[0; 3]);
     })
     .await;
 }
 
 #[tokio::test]
 async fn a_truncated_data_file_is_fetched_again_from_there() {
-    heals(12, SIZE - 4 * BLOCK, |place, digest| {
-        OpenOptions::new().write(true).open(place.data(digest)).unwrap().set_len(4 * BLOCK + 5).unwrap();
+    heals(12, SIZE - 4 * BLOCK_BYTES, |place, digest| {
+        OpenOptions::new()
+            .write(true)
+            .open(place.data(digest))
+            .unwrap()
+            .set_len(4 * BLOCK_BYTES + 5)
+            .unwrap();
     })
     .await;
 }
@@ -69,10 +74,10 @@ async fn zeros_of_a_stream_take_no_disk_and_are_zeros_again_after_damage() {
     use std::os::unix::fs::MetadataExt as _;
     const ZEROS: u64 = 6;
     let place = Place::new();
-    let mut content = noise(8 * BLOCK + 100, 71);
+    let mut content = noise(8 * BLOCK_BYTES + 100, 71);
     // Whole blocks, a part of one with its end, and the short one at the end of the stream.
-    content[BLOCK as usize..((1 + ZEROS) * BLOCK) as usize].fill(0);
-    content[(8 * BLOCK - 9000) as usize..].fill(0);
+    content[BLOCK_BYTES as usize..((1 + ZEROS) * BLOCK_BYTES) as usize].fill(0);
+    content[(8 * BLOCK_BYTES - 9000) as usize..].fill(0);
     let digest = Digest::sha256(b"a layer");
     let data = || place.stream_file(&digest, &content);
     let read = async |refetched: u64| {
@@ -84,15 +89,18 @@ async fn zeros_of_a_stream_take_no_disk_and_are_zeros_again_after_damage() {
     let is_sparse = || {
         assert!(fs::read(data()).unwrap() == content);
         let taken = fs::metadata(data()).unwrap().blocks() * 512;
-        assert!(taken <= 2 * BLOCK, "{taken} bytes on the disk, of which {ZEROS} blocks should not be there");
+        assert!(
+            taken <= 2 * BLOCK_BYTES,
+            "{taken} bytes on the disk, of which {ZEROS} blocks should not be there"
+        );
     };
     read(content.len() as u64).await;
     is_sparse();
     // In the middle of a hole, in the last page of one, and in the last bytes of the stream.
-    for at in [2 * BLOCK + 5000, 4 * BLOCK - 3, 8 * BLOCK - 3, 8 * BLOCK + 97] {
+    for at in [2 * BLOCK_BYTES + 5000, 4 * BLOCK_BYTES - 3, 8 * BLOCK_BYTES - 3, 8 * BLOCK_BYTES + 97] {
         overwrite(&data(), at, &[7; 3]);
     }
-    read(3 * BLOCK + 100).await;
+    read(3 * BLOCK_BYTES + 100).await;
     is_sparse();
     read(0).await;
 }
@@ -108,7 +116,7 @@ async fn a_lost_record_of_verified_content_leaves_the_data_alone() {
     let source = Source::new(&content);
     let cached = place.cache().blob(&digest, source.clone()).unwrap();
     assert_eq!(read_all(&*cached).await.unwrap(), content);
-    assert_eq!(source.delivered(), BLOCK);
+    assert_eq!(source.delivered(), BLOCK_BYTES);
     assert_eq!(cached.state(), VerificationState::Verified);
     // The kernel may be reading the file for others.
     assert_eq!(written(&place), before, "the data was written again");
@@ -117,7 +125,7 @@ async fn a_lost_record_of_verified_content_leaves_the_data_alone() {
 #[tokio::test]
 async fn a_flipped_bit_in_any_field_of_a_record_costs_one_block() {
     for field in [0, 5, 9, 20, 50] {
-        heals(18 + field, BLOCK, |place, digest| {
+        heals(18 + field, BLOCK_BYTES, |place, digest| {
             let at = 4096 + 64 * 3 + field;
             let file = OpenOptions::new().read(true).write(true).open(place.map(digest)).unwrap();
             let mut byte = [0];
@@ -157,24 +165,24 @@ async fn a_verified_block_is_not_replaced_by_other_bytes() {
     let cached = place.cache().blob(&digest, source).unwrap();
     assert_eq!(read_vec(&*cached, ByteRange::new(0, 9)).await.unwrap_err().fault(), FaultClass::Mismatch);
     assert_eq!(cached.state(), VerificationState::Verified);
-    let tail = read_vec(&*cached, ByteRange::new(BLOCK, SIZE)).await.unwrap();
-    assert_eq!(tail, content[BLOCK as usize..]);
+    let tail = read_vec(&*cached, ByteRange::new(BLOCK_BYTES, SIZE)).await.unwrap();
+    assert_eq!(tail, content[BLOCK_BYTES as usize..]);
 }
 
 #[tokio::test]
 async fn the_read_that_completes_a_wrong_blob_fails_and_so_does_every_read_after_it() {
     for order in [[0, 1, 2], [2, 1, 0]] {
         let place = Place::new();
-        let content = noise(3 * BLOCK, 34);
+        let content = noise(3 * BLOCK_BYTES, 34);
         let digest = Digest::sha256(b"something else");
         let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
         let other = place.cache().blob(&digest, Source::new(&content)).unwrap();
         for block in &order[..2] {
-            let range = ByteRange::at(block * BLOCK, 10);
+            let range = ByteRange::at(block * BLOCK_BYTES, 10);
             read_vec(&*cached, range).await.unwrap();
             read_vec(&*other, range).await.unwrap();
         }
-        let last = read_vec(&*cached, ByteRange::at(order[2] * BLOCK, 10)).await;
+        let last = read_vec(&*cached, ByteRange::at(order[2] * BLOCK_BYTES, 10)).await;
         assert_eq!(last.unwrap_err().fault(), FaultClass::Mismatch);
         for reader in [cached, other] {
             assert_eq!(reader.state(), VerificationState::Poisoned);
@@ -197,7 +205,7 @@ async fn the_read_that_completes_a_wrong_blob_fails_and_so_does_every_read_after
 async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_served() {
     for (right, state) in [(true, VerificationState::Verified), (false, VerificationState::Poisoned)] {
         let place = Place::new();
-        let content = noise(3 * BLOCK, 35);
+        let content = noise(3 * BLOCK_BYTES, 35);
         let digest = if right { Digest::sha256(&content) } else { Digest::sha256(b"other") };
         {
             // What a process leaves that dies between its last block and the comparison.
@@ -205,14 +213,14 @@ async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_ser
             place.cache();
             let pair = pair::BlockFile::open(&place.data(&digest), &map, sidecar::ContentKind::Blob, &digest)
                 .unwrap();
-            pair.sidecar.settle_size(&digest, 3 * BLOCK).unwrap();
-            for (block, bytes) in content.chunks(BLOCK as usize).enumerate() {
+            pair.sidecar.settle_size(&digest, 3 * BLOCK_BYTES).unwrap();
+            for (block, bytes) in content.chunks(BLOCK_BYTES as usize).enumerate() {
                 assert!(pair.store(block as u64, bytes, &blake3::hash(bytes).into()).is_ok());
             }
         }
         let source = Source::new(&content);
         let cached = place.cache().blob(&digest, source.clone()).unwrap();
-        assert!(cached.present(ByteRange::new(0, 3 * BLOCK)));
+        assert!(cached.present(ByteRange::new(0, 3 * BLOCK_BYTES)));
         assert_ne!(cached.state(), VerificationState::Verified);
         let mut buf = [0; 10];
         assert!(!cached.read_ready(0, &mut buf).unwrap());
@@ -225,7 +233,7 @@ async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_ser
 #[tokio::test]
 async fn a_forward_pass_that_hashed_other_bytes_poisons_unless_they_were_verified() {
     let place = Place::new();
-    let content = noise(3 * BLOCK, 36);
+    let content = noise(3 * BLOCK_BYTES, 36);
     let wrong = Digest::sha256(b"wrong");
     let digest = Digest::sha256(&content);
     let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();

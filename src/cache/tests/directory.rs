@@ -165,8 +165,8 @@ fn files_are_private_and_the_layout_is_the_documented_one() {
 async fn a_claimed_stream_has_files_of_its_own_and_is_never_the_stream_of_the_layer() {
     let place = Place::new();
     let digest = Digest::sha256(b"layer");
-    let right = noise(3 * BLOCK + 5, 60);
-    let (one, two) = (noise(2 * BLOCK + 9, 61), noise(3 * BLOCK + 5, 62));
+    let right = noise(3 * BLOCK_BYTES + 5, 60);
+    let (one, two) = (noise(2 * BLOCK_BYTES + 9, 61), noise(3 * BLOCK_BYTES + 5, 62));
     let (here, there) = (place.cache().for_origin("ghcr.io/a"), place.cache().for_origin("ghcr.io/b"));
     let (ids, copies) = ([[1; 32], [2; 32]], [[3; 16], [4; 16]]);
     let open = |cache: &BlockCache, id, content: &[u8]| {

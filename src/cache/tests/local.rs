@@ -93,7 +93,7 @@ async fn a_local_blob_is_read_compared_and_handed_to_the_kernel_and_not_copied()
     let digest = Digest::sha256(&content);
     let path = home.path().join("blob");
     std::fs::write(&path, &content).unwrap();
-    let cache = place.cache().verifying(VerifyMode::Lazy, SMALL);
+    let cache = place.cache().verifying(VerifyMode::Lazy, VERIFY_FIRST_BYTES);
     let open = || cache.blob(&digest, HereSource::new(&path, ByteRange::new(0, SIZE))).unwrap();
     let cached = open();
     assert!(cached.backing().is_none() && cached.state() == VerificationState::Partial);
@@ -112,8 +112,8 @@ async fn a_local_blob_is_read_compared_and_handed_to_the_kernel_and_not_copied()
     assert_eq!(again.copy_number(), Some(number), "the same file is the same copy");
 
     // A part of a file is read the same way, and is no file of its own.
-    let range = ByteRange::new(1000, 1000 + 2 * BLOCK);
-    let part = &content[1000..][..2 * BLOCK as usize];
+    let range = ByteRange::new(1000, 1000 + 2 * BLOCK_BYTES);
+    let part = &content[1000..][..2 * BLOCK_BYTES as usize];
     let cached = cache.blob(&Digest::sha256(part), HereSource::new(&path, range)).unwrap();
     check_random_ranges(&*cached, part).await;
     cached.ensure(ByteRange::new(0, range.len())).await.unwrap();
@@ -145,14 +145,22 @@ async fn of_a_local_file_that_changes_only_compared_bytes_are_read() {
         .cache()
         .blob(&Digest::sha256(&content), HereSource::new(&path, ByteRange::new(0, SIZE)))
         .unwrap();
-    let read = async |block: u64| read_vec(&*cached, ByteRange::at(block * BLOCK, 100)).await;
+    let read = async |block: u64| read_vec(&*cached, ByteRange::at(block * BLOCK_BYTES, 100)).await;
     for block in [0, 1] {
         read(block).await.unwrap();
     }
     change(&path, 50, b"wrong");
     assert_eq!(read(0).await.unwrap_err().fault(), FaultClass::Mismatch, "read before, and another now");
-    assert_eq!(read(1).await.unwrap(), &content[BLOCK as usize..][..100], "read before, and the same now");
-    assert_eq!(read(SIZE / BLOCK - 1).await.unwrap_err().fault(), FaultClass::Mismatch, "never compared");
+    assert_eq!(
+        read(1).await.unwrap(),
+        &content[BLOCK_BYTES as usize..][..100],
+        "read before, and the same now"
+    );
+    assert_eq!(
+        read(SIZE / BLOCK_BYTES - 1).await.unwrap_err().fault(),
+        FaultClass::Mismatch,
+        "never compared"
+    );
     let mut buf = [0; 100];
     assert!(!cached.read_ready(0, &mut buf).unwrap_or(false));
     assert!(cached.backing().is_none());

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use super::sidecar::BLOCK;
+use super::sidecar::BLOCK_BYTES;
 use super::*;
 use crate::io::{
     BoxFuture, ByteRange, FaultClass, RangeDelivery, RangeFetch, ReadAt, ReadError, VerifiedLevel, read_all,
@@ -29,7 +29,7 @@ use crate::io::{
 };
 use crate::oci::Digest;
 
-const SIZE: u64 = 9 * BLOCK + 12_345;
+const SIZE: u64 = 9 * BLOCK_BYTES + 12_345;
 
 /// How a source answers.
 #[derive(Clone, Copy, PartialEq)]
@@ -187,7 +187,7 @@ impl Place {
 
 /// The checksums of the blocks of `content`.
 fn sums(content: &[u8]) -> BlockSums {
-    content.chunks(BLOCK as usize).map(|block| *blake3::hash(block).as_bytes()).collect()
+    content.chunks(BLOCK_BYTES as usize).map(|block| *blake3::hash(block).as_bytes()).collect()
 }
 
 /// The state is on disk a sync later than the answer.
@@ -221,8 +221,8 @@ async fn check_random_ranges(bytes: &dyn ReadAt, content: &[u8]) {
         (state >> 33) % limit.max(1)
     };
     for round in 0..120u64 {
-        let start = if round % 3 == 0 { next(size / BLOCK) * BLOCK } else { next(size + 1) };
-        let len = [next(10), next(5000), next(BLOCK * 3), size][round as usize % 4].min(size - start);
+        let start = if round % 3 == 0 { next(size / BLOCK_BYTES) * BLOCK_BYTES } else { next(size + 1) };
+        let len = [next(10), next(5000), next(BLOCK_BYTES * 3), size][round as usize % 4].min(size - start);
         let range = ByteRange::at(start, len);
         let want = &content[range.start as usize..range.end as usize];
         assert_eq!(read_vec(bytes, range).await.unwrap(), want, "{range:?}");
@@ -241,7 +241,7 @@ async fn check_random_ranges(bytes: &dyn ReadAt, content: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_range_reads_as_the_original() {
-    for size in [1, BLOCK - 1, BLOCK, BLOCK + 1, SIZE] {
+    for size in [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, SIZE] {
         let place = Place::new();
         let content = noise(size, size);
         let source = Source::new(&content);
@@ -291,7 +291,7 @@ async fn two_open_directories_fetch_each_block_once() {
     let digest = Digest::sha256(&content);
     let one = place.cache().blob(&digest, source.clone()).unwrap();
     let two = place.cache().blob(&digest, source.clone()).unwrap();
-    let late = ByteRange::new(3 * BLOCK + 5, SIZE);
+    let late = ByteRange::new(3 * BLOCK_BYTES + 5, SIZE);
     let (one, two) = tokio::join!(read_all(&*one), read_vec(&*two, late));
     assert_eq!(one.unwrap(), content);
     assert_eq!(two.unwrap(), content[late.start as usize..]);
@@ -304,16 +304,17 @@ async fn neighbouring_misses_are_one_fetch_of_whole_blocks() {
     let content = noise(SIZE, 3);
     let source = Source::new(&content);
     let cached = place.cache().blob(&Digest::sha256(&content), source.clone()).unwrap();
-    read_vec(&*cached, ByteRange::new(4 * BLOCK + 1, 4 * BLOCK + 2)).await.unwrap();
-    assert_eq!(source.asked(), [ByteRange::new(4 * BLOCK, 5 * BLOCK)]);
-    assert!(cached.present(ByteRange::new(4 * BLOCK, 5 * BLOCK)));
-    assert!(!cached.present(ByteRange::new(4 * BLOCK, 5 * BLOCK + 1)));
-    assert_eq!(cached.bytes_present(), BLOCK);
+    read_vec(&*cached, ByteRange::new(4 * BLOCK_BYTES + 1, 4 * BLOCK_BYTES + 2)).await.unwrap();
+    assert_eq!(source.asked(), [ByteRange::new(4 * BLOCK_BYTES, 5 * BLOCK_BYTES)]);
+    assert!(cached.present(ByteRange::new(4 * BLOCK_BYTES, 5 * BLOCK_BYTES)));
+    assert!(!cached.present(ByteRange::new(4 * BLOCK_BYTES, 5 * BLOCK_BYTES + 1)));
+    assert_eq!(cached.bytes_present(), BLOCK_BYTES);
     assert_eq!(cached.verified(), VerifiedLevel::None);
-    read_vec(&*cached, ByteRange::new(2 * BLOCK + 9, SIZE)).await.unwrap();
-    let around = [ByteRange::new(2 * BLOCK, 4 * BLOCK), ByteRange::new(4 * BLOCK, 5 * BLOCK)];
+    read_vec(&*cached, ByteRange::new(2 * BLOCK_BYTES + 9, SIZE)).await.unwrap();
+    let around =
+        [ByteRange::new(2 * BLOCK_BYTES, 4 * BLOCK_BYTES), ByteRange::new(4 * BLOCK_BYTES, 5 * BLOCK_BYTES)];
     assert_eq!(source.asked()[..2], around);
-    assert_eq!(source.asked()[2..], [ByteRange::new(5 * BLOCK, SIZE)]);
+    assert_eq!(source.asked()[2..], [ByteRange::new(5 * BLOCK_BYTES, SIZE)]);
     cached.ensure(ByteRange::new(0, SIZE)).await.unwrap();
     assert_eq!(source.delivered(), SIZE);
     assert_eq!(cached.verified(), VerifiedLevel::Full);
@@ -379,24 +380,24 @@ async fn all_readers_of_a_failed_fetch_get_its_error_and_the_next_read_tries_aga
 async fn a_delivery_that_breaks_keeps_its_whole_blocks() {
     let place = Place::new();
     let content = noise(SIZE, 7);
-    let source = Source::answering(&content, Answer::Break(3 * BLOCK + 77));
+    let source = Source::answering(&content, Answer::Break(3 * BLOCK_BYTES + 77));
     let cached = place.cache().blob(&Digest::sha256(&content), source.clone()).unwrap();
     assert_eq!(read_all(&*cached).await.unwrap_err().fault(), FaultClass::Unavailable);
-    assert_eq!(cached.bytes_present(), 3 * BLOCK);
+    assert_eq!(cached.bytes_present(), 3 * BLOCK_BYTES);
     source.answer(Answer::Exact);
     assert_eq!(read_all(&*cached).await.unwrap(), content);
-    assert_eq!(source.asked()[1..], [ByteRange::new(3 * BLOCK, SIZE)]);
+    assert_eq!(source.asked()[1..], [ByteRange::new(3 * BLOCK_BYTES, SIZE)]);
 }
 
 #[tokio::test]
 async fn a_short_long_or_displaced_delivery_is_the_sources_fault_and_its_end_is_not_stored() {
     for answer in [Answer::Short, Answer::Long, Answer::Elsewhere] {
         let place = Place::new();
-        let content = noise(2 * BLOCK + 10, 8);
+        let content = noise(2 * BLOCK_BYTES + 10, 8);
         let source = Source::answering(&content, answer);
         let cached = place.cache().blob(&Digest::sha256(&content), source.clone()).unwrap();
         assert_eq!(read_all(&*cached).await.unwrap_err().fault(), FaultClass::Misbehaved);
-        assert!(!cached.present(ByteRange::new(2 * BLOCK, 2 * BLOCK + 10)));
+        assert!(!cached.present(ByteRange::new(2 * BLOCK_BYTES, 2 * BLOCK_BYTES + 10)));
         source.answer(Answer::Exact);
         assert_eq!(read_all(&*cached).await.unwrap(), content);
         assert_eq!(cached.state(), VerificationState::Verified);
@@ -406,7 +407,7 @@ async fn a_short_long_or_displaced_delivery_is_the_sources_fault_and_its_end_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_goes_away_does_not_stop_the_fetch() {
     let place = Place::new();
-    let content = noise(2 * BLOCK, 9);
+    let content = noise(2 * BLOCK_BYTES, 9);
     let source = Source::slow(&content, Duration::from_millis(50));
     let cached = place.cache().blob(&Digest::sha256(&content), source.clone()).unwrap();
     let read = read_all(&*cached);
@@ -424,8 +425,8 @@ async fn what_was_verified_is_served_without_a_source() {
     let cached = place.cache().blob(&digest, source.clone()).unwrap();
     assert_eq!(cached.verified(), VerifiedLevel::Full);
     let mut buf = vec![0; 1 << 20];
-    assert!(cached.read_ready(BLOCK / 2, &mut buf).unwrap(), "a FUSE read needs no waiting");
-    assert_eq!(buf, content[BLOCK as usize / 2..][..1 << 20]);
+    assert!(cached.read_ready(BLOCK_BYTES / 2, &mut buf).unwrap(), "a FUSE read needs no waiting");
+    assert_eq!(buf, content[BLOCK_BYTES as usize / 2..][..1 << 20]);
     assert_eq!(read_all(&*cached).await.unwrap(), content);
     assert_eq!(cached.served(), SIZE + (1 << 20));
     assert!(source.asked().is_empty());
@@ -493,7 +494,7 @@ fn an_algorithm_that_cannot_be_checked_and_a_size_that_cannot_be_stored_are_refu
 /// Writes the blocks of `content` down, but for those of `skipped`, as the stream that has the checksums of `content`.
 fn write_stream(cache: &BlockCache, digest: &Digest, content: &[u8], skipped: &[u64]) -> StreamWriter {
     let mut writer = cache.stream_writer(digest);
-    for (number, block) in (0..).zip(content.chunks(BLOCK as usize)) {
+    for (number, block) in (0..).zip(content.chunks(BLOCK_BYTES as usize)) {
         if skipped.contains(&number) {
             writer.skip();
         } else {
@@ -505,7 +506,7 @@ fn write_stream(cache: &BlockCache, digest: &Digest, content: &[u8], skipped: &[
 
 #[tokio::test]
 async fn a_written_stream_is_read_without_a_source_but_for_what_was_skipped() {
-    for size in [0, 5, BLOCK, SIZE] {
+    for size in [0, 5, BLOCK_BYTES, SIZE] {
         for skipped in [&[][..], &[1, 3]] {
             let place = Place::new();
             let content = noise(size, 40);
@@ -519,7 +520,7 @@ async fn a_written_stream_is_read_without_a_source_but_for_what_was_skipped() {
             let stream = place.cache().stream(&digest, sums(&content), source.clone()).unwrap();
             assert_eq!(read_all(&*stream).await.unwrap(), content);
             let left_out: u64 =
-                skipped.iter().map(|block| size.saturating_sub(block * BLOCK).min(BLOCK)).sum();
+                skipped.iter().map(|block| size.saturating_sub(block * BLOCK_BYTES).min(BLOCK_BYTES)).sum();
             assert_eq!(source.delivered(), left_out);
             assert_eq!(stream.state(), VerificationState::Complete);
         }
@@ -531,7 +532,7 @@ async fn what_a_pass_wrote_that_ended_early_is_no_part_of_any_stream() {
     let place = Place::new();
     let content = noise(SIZE, 41);
     let digest = Digest::sha256(b"a layer");
-    drop(write_stream(&place.cache(), &digest, &content[..4 * BLOCK as usize], &[]));
+    drop(write_stream(&place.cache(), &digest, &content[..4 * BLOCK_BYTES as usize], &[]));
     assert_eq!(place.temporaries(), 0);
     let source = Source::new(&content);
     let stream = place.cache().stream(&digest, sums(&content), source.clone()).unwrap();
@@ -544,7 +545,7 @@ async fn streams_that_differ_in_one_block_share_none() {
     let place = Place::new();
     let (right, digest) = (noise(SIZE, 42), Digest::sha256(b"a layer"));
     let mut wrong = right.clone();
-    wrong[5 * BLOCK as usize] ^= 1;
+    wrong[5 * BLOCK_BYTES as usize] ^= 1;
     let cache = place.cache().for_origin("ghcr.io/a");
     write_stream(&cache, &digest, &wrong, &[]).publish(&sums(&wrong), SIZE).unwrap();
     let read = async |content: &[u8], source: Arc<Source>| {
@@ -562,13 +563,13 @@ async fn a_block_of_a_stream_counts_by_the_checksum_that_was_asked_for_and_not_b
     let place = Place::new();
     let (right, digest) = (noise(SIZE, 43), Digest::sha256(b"a layer"));
     let mut wrong = right.clone();
-    wrong[5 * BLOCK as usize] ^= 1;
+    wrong[5 * BLOCK_BYTES as usize] ^= 1;
     // A stream whose name says one thing, and whose records prove another.
     write_stream(&place.cache(), &digest, &wrong, &[]).publish(&sums(&right), SIZE).unwrap();
     let source = Source::new(&right);
     let stream = place.cache().stream(&digest, sums(&right), source.clone()).unwrap();
     assert_eq!(read_all(&*stream).await.unwrap(), right);
-    assert_eq!(source.asked(), [ByteRange::at(5 * BLOCK, BLOCK)]);
+    assert_eq!(source.asked(), [ByteRange::at(5 * BLOCK_BYTES, BLOCK_BYTES)]);
     drop(stream);
     // What its source decodes wrongly is an error, and is not kept.
     let other = noise(SIZE, 44);

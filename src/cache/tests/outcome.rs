@@ -17,7 +17,7 @@ async fn who_waits_for_the_comparison_hears_what_came_out() {
     ] {
         let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
         let waiting = tokio::spawn(cached.until_verified());
-        read_vec(&*cached, ByteRange::new(0, SIZE - 2 * BLOCK)).await.unwrap();
+        read_vec(&*cached, ByteRange::new(0, SIZE - 2 * BLOCK_BYTES)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!waiting.is_finished(), "not all of it was compared");
         // A wait that is given up takes nothing with it.
@@ -71,7 +71,7 @@ async fn the_file_of_a_whole_verified_blob_holds_its_bytes_and_takes_none() {
     let digest = Digest::sha256(&content);
     let cached = place.cache().for_origin("here").blob(&digest, Source::new(&content)).unwrap();
     assert!(cached.backing().is_none());
-    read_vec(&*cached, ByteRange::new(BLOCK, SIZE)).await.unwrap();
+    read_vec(&*cached, ByteRange::new(BLOCK_BYTES, SIZE)).await.unwrap();
     assert!(cached.backing().is_none(), "its first block is a hole");
     read_all(&*cached).await.unwrap();
     let patience = Instant::now() + PATIENCE;
@@ -108,7 +108,7 @@ async fn a_file_with_a_hole_or_of_another_length_backs_nothing() {
         let file = OpenOptions::new().write(true).open(place.data(&digest)).unwrap();
         match damage {
             "hole" => {
-                fs::write(place.data(&digest), &content[..BLOCK as usize]).unwrap();
+                fs::write(place.data(&digest), &content[..BLOCK_BYTES as usize]).unwrap();
                 file.set_len(SIZE).unwrap();
             }
             "short" => file.set_len(SIZE - 1).unwrap(),

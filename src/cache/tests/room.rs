@@ -72,7 +72,7 @@ async fn blocks_of_open_content_go_when_nothing_else_can_and_verified_content_st
     let first = read_through(&cache, &small).await;
     wait_for_disk(&place, first.digest(), small.len() as u64, VerificationState::Verified).await;
     let second = read_through(&cache, &large).await;
-    assert!(place.occupied() <= 6 * MIB + BLOCK, "{}", place.occupied());
+    assert!(place.occupied() <= 6 * MIB + BLOCK_BYTES, "{}", place.occupied());
     assert!(first.bytes_present() < small.len() as u64, "older blocks make room");
     assert!(second.bytes_present() >= 3 * MIB, "{}", second.bytes_present());
     assert_eq!(first.state(), VerificationState::Verified);
@@ -83,7 +83,7 @@ async fn blocks_of_open_content_go_when_nothing_else_can_and_verified_content_st
     assert_eq!(read_all(&*first).await.unwrap(), small);
     assert_eq!(first.state(), VerificationState::Verified);
     check_random_ranges(&*second, &large).await;
-    assert!(place.occupied() <= 6 * MIB + BLOCK, "{}", place.occupied());
+    assert!(place.occupied() <= 6 * MIB + BLOCK_BYTES, "{}", place.occupied());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,7 +120,7 @@ async fn a_file_that_is_handed_out_stays_whole_and_goes_when_it_was_given_back()
         tokio::time::sleep(Duration::from_millis(5)).await;
     };
     let scanned = read_through(&cache, &other).await;
-    assert!(place.occupied() <= 6 * MIB + BLOCK, "{}", place.occupied());
+    assert!(place.occupied() <= 6 * MIB + BLOCK_BYTES, "{}", place.occupied());
     assert_eq!(cached.bytes_present(), content.len() as u64);
     let mut seen = vec![0; content.len()];
     use std::os::unix::fs::FileExt as _;
@@ -142,8 +142,8 @@ async fn content_that_another_process_has_open_loses_nothing_and_reads_go_on_wit
     let other = noise(8 * MIB, 241);
     let scanned = read_through(&here, &other).await;
     assert_eq!(ours.bytes_present(), content.len() as u64);
-    assert!(scanned.bytes_present() < MIB + BLOCK);
-    assert!(place.occupied() <= 6 * MIB + BLOCK, "{}", place.occupied());
+    assert!(scanned.bytes_present() < MIB + BLOCK_BYTES);
+    assert!(place.occupied() <= 6 * MIB + BLOCK_BYTES, "{}", place.occupied());
     drop(theirs);
     let scanned = read_through(&here, &other).await;
     assert!(scanned.bytes_present() > 3 * MIB, "{}", scanned.bytes_present());
@@ -175,7 +175,7 @@ async fn readers_and_evictions_at_the_same_time_never_make_a_zero() {
         reader.await.unwrap();
     }
     assert!(cache.evicted() > 8 * MIB, "{}", cache.evicted());
-    assert!(place.occupied() <= 4 * MIB + BLOCK, "{}", place.occupied());
+    assert!(place.occupied() <= 4 * MIB + BLOCK_BYTES, "{}", place.occupied());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +198,7 @@ async fn an_account_that_is_lost_is_counted_again_and_nothing_is_stored_before()
             }
             assert!(Instant::now() < patience, "{damage}");
         };
-        assert!(used >= 3 * MIB && used <= place.occupied() + BLOCK, "{damage}: {used}");
+        assert!(used >= 3 * MIB && used <= place.occupied() + BLOCK_BYTES, "{damage}: {used}");
     }
 }
 
@@ -231,7 +231,7 @@ async fn a_small_file_finds_room_where_blocks_are() {
     for seed in 0..20u64 {
         let document = noise(400_000, 300 + seed);
         cache.put_document(&Digest::sha256(&document), &document).unwrap();
-        assert!(place.occupied() <= 4 * MIB + BLOCK, "{}", place.occupied());
+        assert!(place.occupied() <= 4 * MIB + BLOCK_BYTES, "{}", place.occupied());
     }
     assert!(held.bytes_present() < 4 * MIB);
 }
@@ -251,9 +251,9 @@ async fn decoded_streams_give_their_blocks_too() {
             let bytes = read_vec(&*stream, range).await.unwrap();
             assert!(bytes == content[range.start as usize..range.end as usize]);
         }
-        assert!(place.occupied() <= 5 * MIB + BLOCK, "{}", place.occupied());
+        assert!(place.occupied() <= 5 * MIB + BLOCK_BYTES, "{}", place.occupied());
     }
     assert_eq!(stream.state(), VerificationState::Partial);
     assert!(stream.bytes_present() > 2 * MIB);
-    assert!(cache.used().unwrap() + BLOCK >= place.occupied());
+    assert!(cache.used().unwrap() + BLOCK_BYTES >= place.occupied());
 }

@@ -21,7 +21,7 @@ async fn all_but(place: &Place, content: &[u8], missing: Option<u64>) -> Digest 
     )
     .unwrap();
     pair.sidecar.settle_size(&digest, content.len() as u64).unwrap();
-    for (block, bytes) in (0..).zip(content.chunks(BLOCK as usize)) {
+    for (block, bytes) in (0..).zip(content.chunks(BLOCK_BYTES as usize)) {
         if Some(block) != missing {
             assert!(pair.store(block, bytes, blake3::hash(bytes).as_bytes()).is_ok());
         }
@@ -36,9 +36,9 @@ async fn the_last_block_is_served_before_the_rest_is_hashed() {
     let digest = all_but(&place, &content, Some(9)).await;
     let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
     let hashing = cached.inner.proof.hold();
-    let range = ByteRange::at(9 * BLOCK, 100);
+    let range = ByteRange::at(9 * BLOCK_BYTES, 100);
     let read = tokio::time::timeout(Duration::from_secs(20), read_vec(&*cached, range)).await;
-    assert_eq!(read.unwrap().unwrap(), content[9 * BLOCK as usize..][..100]);
+    assert_eq!(read.unwrap().unwrap(), content[9 * BLOCK_BYTES as usize..][..100]);
     assert_ne!(cached.state(), VerificationState::Verified);
     drop(hashing);
     assert_eq!(cached.until_verified().await, Some(VerificationState::Verified));
@@ -48,8 +48,8 @@ async fn the_last_block_is_served_before_the_rest_is_hashed() {
 async fn completes_wrongly(size: u64, seed: u64) {
     let place = Place::new();
     let mut content = noise(size, seed);
-    let last = (size - 1) / BLOCK * BLOCK;
-    let digest = all_but(&place, &content, Some(last / BLOCK)).await;
+    let last = (size - 1) / BLOCK_BYTES * BLOCK_BYTES;
+    let digest = all_but(&place, &content, Some(last / BLOCK_BYTES)).await;
     *content.last_mut().unwrap() ^= 1;
     let cached = place.cache().blob(&digest, Source::new(&content)).unwrap();
     // All that is here is hashed.

@@ -1,7 +1,7 @@
 //! Blobs of which nothing is given out before the whole was compared.
 
 use super::*;
-use crate::cache::{SMALL, VerifyMode};
+use crate::cache::{VERIFY_FIRST_BYTES, VerifyMode};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn not_even_the_right_bytes_of_a_small_blob_are_given_out_when_its_end_is_wrong() {
@@ -9,7 +9,8 @@ async fn not_even_the_right_bytes_of_a_small_blob_are_given_out_when_its_end_is_
         let place = Place::new();
         let content = noise(SIZE, 80);
         let digest = Digest::sha256(b"other");
-        let cached = place.cache().verifying(verify, SMALL).blob(&digest, Source::new(&content)).unwrap();
+        let cached =
+            place.cache().verifying(verify, VERIFY_FIRST_BYTES).blob(&digest, Source::new(&content)).unwrap();
         let error = read_vec(&*cached, ByteRange::new(0, 10)).await.unwrap_err();
         assert_eq!(error.fault(), FaultClass::Mismatch, "{verify:?}: {error}");
         assert_eq!(cached.verified(), VerifiedLevel::Poisoned);
@@ -23,16 +24,19 @@ async fn not_even_the_right_bytes_of_a_small_blob_are_given_out_when_its_end_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn one_byte_more_than_small_comes_block_by_block_unless_all_is_to_be_proven() {
     for (size, verify, whole) in [
-        (SMALL, VerifyMode::Lazy, true),
-        (SMALL + 1, VerifyMode::Lazy, false),
-        (SMALL + 1, VerifyMode::Toc, false),
-        (SMALL + 1, VerifyMode::Strict, true),
+        (VERIFY_FIRST_BYTES, VerifyMode::Lazy, true),
+        (VERIFY_FIRST_BYTES + 1, VerifyMode::Lazy, false),
+        (VERIFY_FIRST_BYTES + 1, VerifyMode::Toc, false),
+        (VERIFY_FIRST_BYTES + 1, VerifyMode::Strict, true),
     ] {
         let place = Place::new();
         let content = noise(size, 81);
         let source = Source::new(&content);
-        let cached =
-            place.cache().verifying(verify, SMALL).blob(&Digest::sha256(&content), source.clone()).unwrap();
+        let cached = place
+            .cache()
+            .verifying(verify, VERIFY_FIRST_BYTES)
+            .blob(&Digest::sha256(&content), source.clone())
+            .unwrap();
         assert!(read_vec(&*cached, ByteRange::new(100, 200)).await.unwrap() == content[100..200]);
         assert_eq!(source.delivered() == size, whole, "{size} {verify:?}: {}", source.delivered());
         assert_eq!(cached.state() == VerificationState::Verified, whole, "{size} {verify:?}");
@@ -47,10 +51,13 @@ async fn who_looks_at_a_head_fetches_a_block_and_where_all_is_to_be_proven_every
         let place = Place::new();
         let content = noise(SIZE, 82);
         let source = Source::new(&content);
-        let cached =
-            place.cache().verifying(verify, SMALL).blob(&Digest::sha256(&content), source.clone()).unwrap();
+        let cached = place
+            .cache()
+            .verifying(verify, VERIFY_FIRST_BYTES)
+            .blob(&Digest::sha256(&content), source.clone())
+            .unwrap();
         assert!(read_vec(&*cached.looked_at(), ByteRange::new(0, 10)).await.unwrap() == content[..10]);
-        assert_eq!(source.delivered(), if whole { SIZE } else { BLOCK }, "{verify:?}");
+        assert_eq!(source.delivered(), if whole { SIZE } else { BLOCK_BYTES }, "{verify:?}");
     }
 }
 

@@ -15,7 +15,7 @@ use crate::io::{FaultClass, ReadError, compute};
 const WINDOW_LOG: u32 = 23;
 
 /// A larger cluster is decompressed on a blocking thread: inflating this size takes some 50 microseconds.
-const LARGE: usize = 16 * 1024;
+const BLOCKING_CLUSTER_BYTES: usize = 16 * 1024;
 
 /// The compression of clusters, the same for the whole image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) async fn decode_async(
     stored: Bytes,
     size: usize,
 ) -> Result<Bytes, ReadError> {
-    if size <= LARGE {
+    if size <= BLOCKING_CLUSTER_BYTES {
         return decode(compression, &stored, size);
     }
     compute(move || decode(compression, &stored, size)).await

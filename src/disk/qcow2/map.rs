@@ -16,9 +16,9 @@ const MAX_RUNS: usize = 1 << 19;
 /// L1 entries per read.
 const L1_ENTRIES: u64 = 8192;
 /// L2 tables that are read concurrently: they are scattered over the file, and each costs a round trip.
-const AT_ONCE: usize = 8;
+const TABLE_CONCURRENCY: usize = 8;
 /// A larger table is scanned on a blocking thread.
-const LARGE: u64 = 64 * 1024;
+const BLOCKING_TABLE_BYTES: u64 = 64 * 1024;
 
 /// The allocated runs of a disk.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -53,12 +53,12 @@ impl AllocationMap {
                 .map(|(covered, table)| async move {
                     let Some(table) = table else { return Ok(vec![covered]) };
                     let bytes = read_vec(file, ByteRange::at(table, geometry.cluster())).await?;
-                    if geometry.cluster() <= LARGE {
+                    if geometry.cluster() <= BLOCKING_TABLE_BYTES {
                         return Ok(allocated(&geometry, covered, &bytes));
                     }
                     compute(move || Ok(allocated(&geometry, covered, &bytes))).await
                 })
-                .buffered(AT_ONCE);
+                .buffered(TABLE_CONCURRENCY);
             while let Some(runs) = found.next().await {
                 runs?.into_iter().for_each(|run| map.add(run));
             }

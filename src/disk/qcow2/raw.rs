@@ -20,7 +20,7 @@ use crate::io::{
 };
 
 /// Bytes of tables per read: an image with large clusters has larger tables than a reader needs.
-const PAGE: u64 = 64 * 1024;
+const TABLE_PAGE_BYTES: u64 = 64 * 1024;
 /// Bytes of tables in the cache: with clusters of 64 KiB those of 32 GiB.
 const TABLES: usize = 4 << 20;
 /// Minimum number of cached pages: a lookup needs one of the L1 table and one of an L2 table, for each of some
@@ -31,11 +31,11 @@ const PLAIN: usize = 8 << 20;
 /// Minimum number of cached decompressed clusters.
 const LEAST_PLAIN: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// Bytes that are planned at once, which bounds the list of runs for a large read of small clusters.
-const WINDOW: usize = 4 << 20;
+const PLAN_WINDOW_BYTES: usize = 4 << 20;
 /// Compressed bytes per read.
 const JOINED: u64 = 1 << 20;
 /// Runs of a window that are read concurrently.
-const AT_ONCE: usize = 4;
+const RUN_CONCURRENCY: usize = 4;
 /// Bytes that are decompressed on the thread of a reader that does not wait: some 300 microseconds.
 const INLINE: u64 = 128 * 1024;
 
@@ -104,7 +104,7 @@ impl Qcow2Raw {
             file,
             geometry,
             compression,
-            pages: TableCache::new(TABLES, cluster.min(PAGE) as usize, LEAST_PAGES),
+            pages: TableCache::new(TABLES, cluster.min(TABLE_PAGE_BYTES) as usize, LEAST_PAGES),
             plain: TableCache::new(PLAIN, cluster as usize, LEAST_PLAIN),
             map: OnceCell::new(),
         })
@@ -125,7 +125,7 @@ impl Qcow2Raw {
     /// Fills `buf` from `offset` on, at `pace`. Invariant of the callers: the range is inside the disk.
     async fn fill(&self, offset: u64, buf: &mut [u8], pace: ReadMode) -> Result<(), WalkStop> {
         let mut offset = offset;
-        for window in buf.chunks_mut(WINDOW) {
+        for window in buf.chunks_mut(PLAN_WINDOW_BYTES) {
             let runs = self.plan(ByteRange::at(offset, window.len() as u64), pace).await?;
             offset += window.len() as u64;
             let mut rest = window;
@@ -141,7 +141,7 @@ impl Qcow2Raw {
                     }
                 }
             }
-            stream::iter(fills).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+            stream::iter(fills).buffer_unordered(RUN_CONCURRENCY).try_collect::<()>().await?;
         }
         Ok(())
     }
@@ -192,7 +192,7 @@ impl Qcow2Raw {
     /// The page of the file with the entry at `position`, and the entry's offset in the page. Tables start at
     /// clusters and pages are no larger, so no entry spans two pages.
     async fn page(&self, position: u64, pace: ReadMode) -> Result<(Bytes, u64), WalkStop> {
-        let size = self.geometry.cluster().min(PAGE);
+        let size = self.geometry.cluster().min(TABLE_PAGE_BYTES);
         let at = position & (size - 1);
         let range = ByteRange::at(position - at, size).intersect(ByteRange::new(0, self.file.size()));
         let cell = self.pages.cell(range.start);

@@ -18,7 +18,7 @@ use crate::source::{RootDocument, SourceError};
 
 use super::super::ImageError;
 use super::super::open::{ImageOpener, NetworkAccess, parse};
-use super::super::several::{MAX_NESTING, PARALLEL};
+use super::super::several::{DOCUMENT_CONCURRENCY, MAX_NESTING};
 use super::names::ArchiveName;
 use super::select::{ArchiveOptions, ArchiveSelection, LeftOut, RunnableManifest, SelectedContent};
 
@@ -159,7 +159,8 @@ impl ManifestWalk<'_> {
             .collect();
         let asked: Vec<BoxFuture<'_, Result<bool, ImageError>>> =
             wanted.iter().map(|blob| -> BoxFuture<'_, _> { Box::pin(self.is_there(blob)) }).collect();
-        let answers: Vec<_> = futures_util::stream::iter(asked).buffered(PARALLEL).collect().await;
+        let answers: Vec<_> =
+            futures_util::stream::iter(asked).buffered(DOCUMENT_CONCURRENCY).collect().await;
         for (blob, answer) in wanted.into_iter().zip(answers) {
             if !answer? {
                 return Ok(Some(blob.digest.clone()));
@@ -228,7 +229,7 @@ impl ManifestWalk<'_> {
         let opener = self.opener;
         let asked: Vec<BoxFuture<'_, Result<RootDocument, ImageError>>> =
             wanted.iter().map(|one| -> BoxFuture<'_, _> { Box::pin(opener.document(&one.entry)) }).collect();
-        let roots: Vec<_> = futures_util::stream::iter(asked).buffered(PARALLEL).collect().await;
+        let roots: Vec<_> = futures_util::stream::iter(asked).buffered(DOCUMENT_CONCURRENCY).collect().await;
         let mut indexes = Vec::new();
         for (candidate, root) in wanted.into_iter().zip(roots) {
             let root = match root {

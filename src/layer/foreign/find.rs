@@ -18,10 +18,10 @@ use super::{
 };
 
 /// Maximum stored bytes of a table of contents that is read without reserving memory.
-const SMALL: u64 = 2 * 1024 * 1024;
+const FREE_TOC_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Bytes of the end that are searched for footers. They also contain a small table of contents.
-const TAIL: u64 = 64 * 1024;
+const FOOTER_READ_BYTES: u64 = 64 * 1024;
 
 /// The index that the layer `blob` carries, a table of contents with spans; `annotations` are those of its
 /// descriptor. `None` without an index; [`FindError::Index`] for an unusable one.
@@ -164,11 +164,11 @@ async fn memory_for(
     range: ByteRange,
     format: &'static str,
 ) -> Result<Option<(MemoryShare, DocumentTurn)>, FindError> {
-    if range.len() <= SMALL {
+    if range.len() <= FREE_TOC_BYTES {
         return Ok(None);
     }
-    for start in (range.start..range.end).step_by(SMALL as usize) {
-        read_vec(blob, ByteRange::new(start, range.end.min(start + SMALL))).await?;
+    for start in (range.start..range.end).step_by(FREE_TOC_BYTES as usize) {
+        read_vec(blob, ByteRange::new(start, range.end.min(start + FREE_TOC_BYTES))).await?;
     }
     let turn = turn().await;
     let share = MEMORY.take(range.len()).await.map_err(|error| ForeignError::TooLarge {
@@ -210,7 +210,7 @@ struct BlobTail {
 
 impl BlobTail {
     async fn read(blob: &dyn ReadAt) -> Result<Self, ReadError> {
-        let range = ByteRange::new(blob.size().saturating_sub(TAIL), blob.size());
+        let range = ByteRange::new(blob.size().saturating_sub(FOOTER_READ_BYTES), blob.size());
         Ok(Self { start: range.start, bytes: read_vec(blob, range).await? })
     }
 

@@ -55,17 +55,17 @@ pub struct HeaderPlace {
 }
 
 /// Maximum characters of a name in a message.
-const SHOWN: usize = 100;
+const MAX_SHOWN_CHARS: usize = 100;
 
 impl HeaderPlace {
     /// The header at `header`, of the entry `name` (empty when unknown).
     pub(super) fn new(header: u64, name: &[u8]) -> Self {
         // Names are untrusted bytes: terminal control characters must not get into a log line. UTF-8 takes at most
         // four bytes a character.
-        let head = &name[..name.len().min(4 * SHOWN)];
+        let head = &name[..name.len().min(4 * MAX_SHOWN_CHARS)];
         let lossy = String::from_utf8_lossy(head);
-        let mut entry: String = lossy.chars().take(SHOWN).flat_map(char::escape_debug).collect();
-        if head.len() < name.len() || lossy.chars().nth(SHOWN).is_some() {
+        let mut entry: String = lossy.chars().take(MAX_SHOWN_CHARS).flat_map(char::escape_debug).collect();
+        if head.len() < name.len() || lossy.chars().nth(MAX_SHOWN_CHARS).is_some() {
             entry.push_str("...");
         }
         Self { header, entry }

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Bytes of records in one piece of the serialized form, so that no process has to hold all of it twice.
-const PIECE: usize = 32 * 1024;
+const TOC_PIECE_BYTES: usize = 32 * 1024;
 
 /// Bits of the kind, below the mode.
 const KIND_BITS: u32 = 3;
@@ -325,11 +325,11 @@ impl Visitor<'_> for PieceVisitor {
     type Value = PackedPiece<Vec<u8>>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "at most {PIECE} bytes of records")
+        write!(formatter, "at most {TOC_PIECE_BYTES} bytes of records")
     }
 
     fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
-        if bytes.len() > PIECE {
+        if bytes.len() > TOC_PIECE_BYTES {
             return Err(E::invalid_length(bytes.len(), &self));
         }
         Ok(PackedPiece(bytes.to_vec()))
@@ -344,12 +344,12 @@ pub(super) fn serialize<S: Serializer>(
 ) -> Result<S::Ok, S::Error> {
     let before = head.map_or(0, SpooledBytes::len);
     let len = before + records.len() as u64;
-    let mut seq = serializer.serialize_seq(Some(len.div_ceil(PIECE as u64) as usize))?;
-    let mut piece = vec![0; PIECE];
-    for start in (0..len).step_by(PIECE) {
+    let mut seq = serializer.serialize_seq(Some(len.div_ceil(TOC_PIECE_BYTES as u64) as usize))?;
+    let mut piece = vec![0; TOC_PIECE_BYTES];
+    for start in (0..len).step_by(TOC_PIECE_BYTES) {
         // Both parts are at most a piece long.
-        let from_head = before.saturating_sub(start).min(PIECE as u64) as usize;
-        let rest = ((len - start) as usize).min(PIECE) - from_head;
+        let from_head = before.saturating_sub(start).min(TOC_PIECE_BYTES as u64) as usize;
+        let rest = ((len - start) as usize).min(TOC_PIECE_BYTES) - from_head;
         if from_head == 0 {
             let at = (start - before) as usize;
             seq.serialize_element(&PackedPiece(&records[at..at + rest]))?;

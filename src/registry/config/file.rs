@@ -12,7 +12,7 @@ use super::broken;
 use crate::registry::RegistryError;
 
 /// The largest file that is read, in bytes.
-const MAX_FILE: u64 = 1024 * 1024;
+const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
 
 /// The text of a file; `None` if it does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<String>, RegistryError> {
@@ -24,9 +24,9 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, RegistryError> {
         Err(error) => return Err(broken(path, error)),
     };
     let mut text = String::new();
-    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| broken(path, error))?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(broken(path, format!("it has more than {MAX_FILE} bytes")));
+    file.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text).map_err(|error| broken(path, error))?;
+    if text.len() as u64 > MAX_CONFIG_BYTES {
+        return Err(broken(path, format!("it has more than {MAX_CONFIG_BYTES} bytes")));
     }
     Ok(Some(text))
 }

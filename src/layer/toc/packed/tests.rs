@@ -47,7 +47,7 @@ fn every() -> Vec<TocEntry> {
 }
 
 fn toc(records: &[u8]) -> Result<TableOfContents, postcard::Error> {
-    postcard::from_bytes(&postcard::to_stdvec(&records.chunks(PIECE).collect::<Vec<_>>()).unwrap())
+    postcard::from_bytes(&postcard::to_stdvec(&records.chunks(TOC_PIECE_BYTES).collect::<Vec<_>>()).unwrap())
 }
 
 #[test]
