@@ -6,7 +6,7 @@
 //! (`tests/layering.rs` enforces it, `docs/architecture.md` explains it).
 
 pub mod io;
-pub mod meter;
+pub mod metrics;
 pub mod oci;
 pub mod owner;
 pub mod sandbox;
@@ -19,7 +19,7 @@ pub mod source;
 pub mod artifact;
 pub mod layer;
 
-pub mod archive;
+pub mod archive_source;
 pub mod disk;
 pub mod tree;
 

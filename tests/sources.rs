@@ -31,7 +31,7 @@ use std::sync::Arc;
 use encode::Encoding;
 use fault_registry::FaultRegistry;
 use layout::{CONFIG, Layer, Layout, MANIFEST};
-use ocifs::archive;
+use ocifs::archive_source;
 use ocifs::cache::BlockCache;
 use ocifs::image::{ImageSet, NetworkAccess, OpenOptions};
 use ocifs::io::{FaultClass, FetchAll, ReadAt as _};
@@ -141,7 +141,7 @@ impl Places {
 
     fn source(&self, text: &str) -> Arc<dyn ImageSource> {
         let cache = BlockCache::open(&self.directory.path().join("disk")).unwrap();
-        archive::open(&text.parse::<ImageLocation>().unwrap(), &client(), &cache)
+        archive_source::open(&text.parse::<ImageLocation>().unwrap(), &client(), &cache)
     }
 
     fn sources(&self) -> Vec<(String, Arc<dyn ImageSource>)> {

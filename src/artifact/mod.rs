@@ -3,9 +3,9 @@
 //! Reads no blob: labels decide names and kinds, and the reader of a layer finds its actual format. A manifest, for
 //! some kinds with its config, becomes one [`Contents`] with all information for `files/`, `layers/` and `merged/`.
 
-mod component;
 mod contents;
 mod names;
+mod path_component;
 mod plan;
 mod segments;
 mod snapshot;
@@ -13,10 +13,10 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use component::component;
 pub use contents::{
     ArchiveDirectory, ArchiveLayer, ArtifactContents, ArtifactFile, FileBody, FileSegment, UnionRules,
 };
+pub use path_component::component;
 pub use plan::{TART_DISK, UNPACK, VETU_DISK, contents, needs_config};
 
 /// A name for a report: quoted, escaped, and shortened for a terminal.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::files::BlockPaths;
 use super::inventory::ItemKind;
+use super::quota::CacheQuota;
 use super::remove::{RemoveOutcome, occupied, remove};
-use super::room::CacheQuota;
 use crate::oci::Digest;
 
 /// Derived files of one origin.

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::quota::WritePriority;
 use super::remove::occupied;
-use super::room::WritePriority;
 use super::{BlockCache, CacheError};
 use crate::oci::{Digest, MAX_DOCUMENT};
 

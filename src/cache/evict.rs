@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering;
 
 use nix::unistd::{Whence, lseek};
 
+use super::block_file::BlockFile;
 use super::lock;
-use super::pair::BlockFile;
 use super::sidecar::{BLOCK_BYTES, BlockRecord, VerificationState, VisitNext};
 
 const EVICTION_PAGE_BYTES: u64 = 4096;
@@ -132,8 +132,8 @@ impl BlockFile {
 mod tests {
     use std::path::Path;
 
+    use super::super::block_file::BlockFile;
     use super::super::files::BlockPaths;
-    use super::super::pair::BlockFile;
     use super::super::sidecar::{BLOCK_BYTES, ContentKind};
     use crate::oci::Digest;
 

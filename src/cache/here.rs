@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::blob::CachedFile;
+use super::cached::CachedFile;
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
 use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader};
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::block_file::BlockFile;
 use super::files::BlockPaths;
-use super::pair::BlockFile;
 use super::seat::BlockSeat;
 use super::sidecar::ContentKind;
 use super::slot::PairSlot;

@@ -5,35 +5,34 @@
 //! come from a [`Fetch`](crate::io::Fetch), and their meaning is unknown at this level. docs/cache-format.md defines
 //! the byte layout, the locks, and when bytes are trusted.
 
-mod account;
-mod ahead;
-mod blob;
+mod blob_hasher;
 mod block_data;
-mod census;
+mod block_file;
+mod cached;
 mod copy_number;
+mod default_dir;
 mod derived;
 mod documents;
+mod ephemeral;
 mod error;
 mod evict;
-mod extents;
+mod eviction_scan;
 mod files;
-mod flight;
+mod gc;
 mod here;
+mod inflight;
 mod inventory;
 mod limit;
 mod local_seat;
 mod lock;
-mod outcome;
-mod pair;
-mod place;
 mod presence;
 mod present_read;
-mod private;
 mod promotion;
-mod proof;
+mod quota;
+mod read_bitmap;
+mod readahead;
 mod reject;
 mod remove;
-mod room;
 mod scrub;
 mod seat;
 mod share;
@@ -42,31 +41,32 @@ mod slot;
 mod spool;
 mod store;
 mod stream_writer;
-mod sweep;
 mod trust;
-mod verify;
+mod usage;
+mod verification;
+mod verify_first;
+mod verify_policy;
 mod wait;
-mod whole;
 
-pub use blob::CachedFile;
+pub use cached::CachedFile;
+pub use default_dir::{CACHE_DIR_VARIABLE, default_directory, directory};
 pub use documents::LayerMetadata;
+pub use ephemeral::PrivateDir;
 pub use error::CacheError;
-pub use extents::ByteExtents;
+pub use gc::{GarbageReason, GcReport, PrunePolicy};
 pub use inventory::{
     AuxiliaryFile, CacheInventory, ContentItem, ContentName, ItemKind, OpenContents, ScannedFile,
 };
 pub use limit::{LimitError, SizeLimit};
 pub use lock::BuildLock;
-pub use place::{CACHE_DIR_VARIABLE, default_directory, directory};
-pub use private::PrivateDir;
+pub use read_bitmap::ByteExtents;
 pub use scrub::{ContentDamage, ScrubReport};
 pub use sidecar::VerificationState;
 pub use spool::SpooledBytes;
 pub use store::BlockCache;
 pub use stream_writer::StreamWriter;
-pub use sweep::{GarbageReason, GcReport, PrunePolicy};
-pub use verify::VerifyMode;
-pub use whole::VERIFY_FIRST_BYTES;
+pub use verify_first::VERIFY_FIRST_BYTES;
+pub use verify_policy::VerifyMode;
 
 /// The blake3 of each block of 256 KiB of a decoded stream, in order; the last block may be shorter.
 pub type BlockSums = std::sync::Arc<[[u8; 32]]>;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::blob::ContentState;
+use super::block_file::BlockFile;
+use super::cached::ContentState;
 use super::lock;
-use super::pair::BlockFile;
 use super::seat::ChosenSeat;
 use super::wait::waiting;
 

@@ -2,7 +2,7 @@
 
 use crate::io::ByteRange;
 
-use super::blob::ContentState;
+use super::cached::ContentState;
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
 use super::wait::waiting;
 

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use super::CacheError;
 use super::files::BlockPaths;
+use super::quota::CacheQuota;
 use super::remove::{hold_alone, is_same, occupied};
-use super::room::CacheQuota;
 
 /// Renames `from` to `to`, and returns the disk space of replaced files to `room`. The data first: a sidecar under
 /// its final name vouches for the data beside it. Content at `to` that another process uses stays: its lock is on its

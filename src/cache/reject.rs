@@ -6,9 +6,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::blob::{CachedFile, ContentState};
+use super::block_file::BlockFile;
+use super::cached::{CachedFile, ContentState};
 use super::lock;
-use super::pair::BlockFile;
 use crate::oci::Digest;
 
 /// Pause before the third fetch of bytes that were wrong twice; it doubles with each fetch. The second fetch has no

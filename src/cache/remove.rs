@@ -115,7 +115,7 @@ fn unlink(path: &Path) -> Result<(), CacheError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pair::BlockFile;
+    use super::super::block_file::BlockFile;
     use super::super::sidecar::ContentKind;
     use super::*;
     use crate::oci::Digest;

@@ -9,10 +9,10 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use super::CacheError;
 use super::documents::is_sealed;
+use super::gc::unlink;
 use super::inventory::{CacheInventory, ContentName, ItemKind, OpenContents, open_file, stat};
 use super::remove::{RemoveOutcome, remove};
 use super::sidecar::{BLOCK_BYTES, BlockRecord, ContentKind, SidecarFile, SidecarStatus, VerificationState};
-use super::sweep::unlink;
 use crate::oci::Hasher;
 
 /// Damaged blocks that are dropped at a time. Checking them once more takes a fraction of a second, in which no

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::pair::BlockFile;
-use super::room::{CacheQuota, WritePriority};
+use super::block_file::BlockFile;
+use super::quota::{CacheQuota, WritePriority};
 use super::sidecar::BLOCK_BYTES;
 use super::{CacheError, lock};
 

@@ -14,20 +14,20 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use super::ahead::FetchPermits;
-use super::blob::ContentConfig;
+use super::block_file::BlockFile;
+use super::cached::ContentConfig;
 use super::derived::DerivedFiles;
 use super::files::BlockPaths;
 use super::inventory::{ALGORITHMS, ItemKind};
-use super::pair::BlockFile;
+use super::quota::CacheQuota;
+use super::readahead::FetchPermits;
 use super::remove::occupied;
-use super::room::CacheQuota;
 use super::seat::BlockSeat;
 use super::sidecar::{ContentKind, MAX_SIZE, VerificationState};
 use super::slot::PairSlot;
-use super::verify::{VerifyMode, VerifyPolicy};
+use super::verify_first::MemoryCache;
+use super::verify_policy::{VerifyMode, VerifyPolicy};
 use super::wait::waiting;
-use super::whole::MemoryCache;
 use super::{BlockSums, BuildLock, CacheError, CachedFile, SizeLimit, StreamWriter, lock};
 use crate::io::RangeFetch;
 use crate::oci::{Digest, HashAlgorithm};

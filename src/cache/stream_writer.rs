@@ -6,8 +6,8 @@
 
 use std::io;
 
+use super::block_file::{BlockFile, StoreError};
 use super::files::BlockPaths;
-use super::pair::{BlockFile, StoreError};
 use super::promotion::publish;
 use super::sidecar::{BLOCK_BYTES, ContentKind, MAX_SIZE};
 use super::{BlockCache, CacheError};

@@ -11,21 +11,21 @@ use crate::oci::{EntryCondition, GlobPattern, OciError, Platform};
 use crate::source::ImageLocation;
 
 use super::cache_args::{CacheArgs, CacheCommand};
-use super::content::ContentArgs;
-use super::copy::CpArgs;
+use super::content_store_args::ContentArgs;
+use super::cp::CpArgs;
 use super::csi::CsiArgs;
 use super::daemon::DaemonArgs;
 use super::doctor::DoctorArgs;
 use super::export::ExportArgs;
 use super::list::MountListArgs;
+use super::man::{CompletionArgs, ManArgs};
 use super::network::NetworkArgs;
-use super::pages::{CompletionArgs, ManArgs};
 use super::pull::PullArgs;
 use super::resolve::ResolveArgs;
 use super::run::RunArgs;
 use super::status::StatusArgs;
-use super::trust::TrustArgs;
 use super::verify::VerifyCommandArgs;
+use super::verify_args::TrustArgs;
 
 /// Mount any OCI registry reference as a read-only tree; bytes are fetched when they are first read.
 #[derive(Parser, Debug)]

@@ -18,7 +18,7 @@ use crate::image::{
     ReadRecording, ReferrerScope,
 };
 use crate::layer::IndexPolicy;
-use crate::meter::MetricFamily as Counters;
+use crate::metrics::MetricFamily as Counters;
 use crate::mount::{self, MountAccess, MountFlags, MountOptions, PassthroughMode, UnmountMode};
 use crate::oci::LayerSelection;
 use crate::registry::{RegistryClient, RegistryOptions, UserCredential};
@@ -32,14 +32,14 @@ use super::args::{
     PlatformChoice, PrefetchUse, ServeArgs, UmountArgs,
 };
 use super::daemon::DaemonSignals;
-use super::delayed::DelayedMount;
+use super::delay_connect::DelayedMount;
 use super::exit::CliError;
-use super::metrics::MetricsSocket;
+use super::metrics_server::MetricsSocket;
 use super::service::{ManagedService, MountTarget};
 use super::table::TextStyle;
 use super::{
-    background, daemon, inspect as report, lazy, listing, metrics, network, output, record, refresh, secret,
-    threads,
+    background, daemon, inspect as report, listing, metrics_server, network, output, record, refresh,
+    require_lazy, secret, threads,
 };
 
 /// How long tasks may take to end after the mount: an unmount in an outage must not hang on the network.
@@ -115,7 +115,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
                 None => open().await?,
             });
             if args.serve.require_lazy {
-                lazy::demand(&family, scope.view.as_deref()).await?;
+                require_lazy::demand(&family, scope.view.as_deref()).await?;
             }
             if let Some(image) = family.main()
                 && scope.view.as_deref().is_none_or(|view| view == "merged")
@@ -281,7 +281,7 @@ fn about(pinned: &str, dir: &Path, sandboxed: Option<&SandboxReport>) -> Vec<Cou
     let parts = sandboxed.map(SandboxReport::parts);
     let parts: Vec<_> =
         parts.iter().flatten().map(|(part, applied)| (*part, **applied == AppliedPart::Whole)).collect();
-    metrics::about(labels, &parts)
+    metrics_server::about(labels, &parts)
 }
 
 /// Waits for the end of the mount, or for a signal to end it.

@@ -13,9 +13,9 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, ValueEnum};
 use super::args::{Cli, CliCommand, MountArgs};
 use super::commands::{self, StopSignals};
 use super::exit::CliError;
-use super::metrics::{MetricsAddress, MetricsSocket};
+use super::metrics_server::{MetricsAddress, MetricsSocket};
 use super::socket;
-use super::{metrics, output, secret, threads};
+use super::{metrics_server, output, secret, threads};
 use crate::csi::{self, CsiError, NodeSettings, UnreachablePolicy, VolumeClients, VolumeNode};
 use crate::image::ImageError;
 use crate::registry::RegistryError;
@@ -134,7 +134,7 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), CliError> {
     let runtime = threads::runtime()?;
     let served = runtime.block_on(async {
         let mut stop = StopSignals::new()?;
-        let shown = endpoint.map(|endpoint| tokio::spawn(endpoint.serve(metrics::plugin())));
+        let shown = endpoint.map(|endpoint| tokio::spawn(endpoint.serve(metrics_server::plugin())));
         tracing::info!(socket = %path.display(), node = node.id(), "serving volumes");
         let served = csi::serve(node, listener, async move { stop.wait().await }).await;
         if let Some(shown) = shown {

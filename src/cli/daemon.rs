@@ -18,8 +18,8 @@ use crate::source::ImageLocation;
 use super::args::{MountArgs, PassthroughWhen, ServeArgs};
 use super::commands::StopSignals;
 use super::exit::CliError;
-use super::metrics::{MetricsAddress, MetricsSocket};
-use super::{child, network, output};
+use super::metrics_server::{MetricsAddress, MetricsSocket};
+use super::{network, output, run_child};
 
 /// How the process of a mount behaves.
 #[derive(Args, Debug)]
@@ -199,7 +199,7 @@ impl DaemonSignals {
     pub(super) fn new() -> Result<Self, CliError> {
         let failed = |error: std::io::Error| CliError::local("catching signals", &error);
         // nohup(1) ignores SIGHUP for its command.
-        let terminal = ControllingTerminal::of_process(child::is_ignored(NixSignal::SIGHUP));
+        let terminal = ControllingTerminal::of_process(run_child::is_ignored(NixSignal::SIGHUP));
         Ok(Self {
             terminal,
             stop: StopSignals::new()?,

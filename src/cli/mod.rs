@@ -9,36 +9,36 @@ mod background;
 mod cache;
 mod cache_args;
 mod cache_size;
-mod child;
 mod commands;
-mod content;
-mod copy;
+mod content_store_args;
+mod cp;
 mod csi;
 mod daemon;
-mod delayed;
+mod delay_connect;
 mod doctor;
 mod exit;
 mod export;
 mod index;
 mod inspect;
-mod lazy;
 mod list;
 mod listing;
+mod man;
 mod manual;
-mod metrics;
+mod metrics_server;
 mod mistakes;
 mod network;
 mod notify;
 mod options;
 mod output;
-mod pages;
 mod preserve;
 mod progress;
 mod pull;
 mod record;
 mod refresh;
+mod require_lazy;
 mod resolve;
 mod run;
+mod run_child;
 mod secret;
 mod service;
 mod socket;
@@ -46,8 +46,8 @@ mod status;
 mod status_html;
 mod table;
 mod threads;
-mod trust;
 mod verify;
+mod verify_args;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -147,7 +147,7 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, CliError> {
         CliCommand::Inspect(args) => commands::inspect(&args),
         CliCommand::Ls(args) => commands::ls(&args),
         CliCommand::Cat(args) => commands::cat(&args),
-        CliCommand::Cp(args) => copy::cp(&args),
+        CliCommand::Cp(args) => cp::cp(&args),
         CliCommand::Export(args) => export::export(&args),
         CliCommand::Pull(args) => pull::pull(&args),
         CliCommand::Resolve(args) => resolve::resolve(&args),
@@ -161,8 +161,8 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, CliError> {
         CliCommand::Status(args) => status::status(&args),
         CliCommand::Run(args) => run::run(&args, &argv),
         CliCommand::Csi(args) => csi::serve(args),
-        CliCommand::Completion(args) => pages::completion(&args),
-        CliCommand::Man(args) => pages::man(&args),
+        CliCommand::Completion(args) => man::completion(&args),
+        CliCommand::Man(args) => man::man(&args),
     }
     .map(|()| ExitCode::SUCCESS)
 }

@@ -104,7 +104,7 @@ const STATISTICS: &str = "ocifs::statistics";
 
 /// Writes all counters to the log, in one line.
 pub(super) fn statistics() {
-    tracing::info!(target: STATISTICS, "{}", super::metrics::json());
+    tracing::info!(target: STATISTICS, "{}", super::metrics_server::json());
 }
 
 /// Starts the log: to `file`, or to standard error. `OCIFS_LOG` sets the filter; the default is warnings and errors.

@@ -8,9 +8,9 @@ use crate::mount::{self, MountOptions};
 use crate::view::{MountNamespace, ViewScope};
 
 use super::args::{PrefetchUse, RecordArgs};
-use super::child::{ForwardedSignals, TemporaryMountpoint, run};
 use super::commands::{LAST_TASKS, only, open_with, registry, start};
 use super::exit::CliError;
+use super::run_child::{ForwardedSignals, TemporaryMountpoint, run};
 
 /// The content that a mount prefetches. A missing trace is an error if it was requested.
 pub(super) async fn chosen(

@@ -15,8 +15,8 @@ use crate::mount::{self, MountError, UnmountMode, WritableOverlay};
 
 use super::args::{ImageArgs, ServeArgs};
 use super::background::{self, MountLifetime};
-use super::child::{self, ForwardedSignals, TemporaryMountpoint};
 use super::exit::CliError;
+use super::run_child::{self, ForwardedSignals, TemporaryMountpoint};
 use super::{output, secret};
 
 /// The arguments of `run`.
@@ -90,11 +90,11 @@ async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, CliError> {
     };
     let ran = if args.rw {
         match WritableOverlay::over(dir, place.room()) {
-            Ok(overlay) => child::run(&args.command, overlay.dir(), &mut signals).await,
+            Ok(overlay) => run_child::run(&args.command, overlay.dir(), &mut signals).await,
             Err(error) => Err(error.into()),
         }
     } else {
-        child::run(&args.command, dir, &mut signals).await
+        run_child::run(&args.command, dir, &mut signals).await
     };
     server.end()?;
     ran

@@ -7,11 +7,11 @@
 mod child;
 mod error;
 mod grant;
-mod login;
 /// The messages of the protocol.
 pub mod messages;
 mod node;
 mod places;
+mod pull_secret;
 mod service;
 mod state;
 mod volume;

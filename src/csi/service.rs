@@ -26,7 +26,7 @@ use super::messages::{
     NodePublishVolumeRequest, NodeRpc, NodeRpcType, PluginInfo, ProbeResponse, UnpublishVolume,
 };
 use super::node::VolumeNode;
-use crate::meter;
+use crate::metrics;
 
 /// Pause after a connection could not be accepted, mostly because of too many open files.
 const CSI_ACCEPT_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -136,7 +136,7 @@ async fn answer(
             .await
         }
         other => {
-            meter::CALLS.note("other", name(Code::Unimplemented));
+            metrics::CALLS.note("other", name(Code::Unimplemented));
             Status::unimplemented(format!(
                 "{other} is not implemented: this plugin mounts inline volumes on a node"
             ))
@@ -174,13 +174,13 @@ where
             let took = began.elapsed().as_millis();
             match answered {
                 Ok(answer) => {
-                    meter::CALLS.note(method, name(Code::Ok));
+                    metrics::CALLS.note(method, name(Code::Ok));
                     tracing::debug!(method, took, "answered");
                     Ok(Response::new(answer))
                 }
                 Err(error) => {
                     let status = Status::from(error);
-                    meter::CALLS.note(method, name(status.code()));
+                    metrics::CALLS.note(method, name(status.code()));
                     tracing::warn!(
                         method,
                         took,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::CsiError;
-use super::login::PullLogins;
+use super::pull_secret::PullLogins;
 use super::volume::VolumeAttributes;
 use crate::oci::Digest;
 
@@ -230,7 +230,7 @@ mod tests {
     use std::collections::HashMap;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::super::login::KEY;
+    use super::super::pull_secret::KEY;
     use super::*;
 
     fn volume(target: &str) -> VolumeRecord {

@@ -10,8 +10,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::CsiError;
-use super::login::PullLogins;
 use super::messages::{AccessType, NodePublishVolumeRequest};
+use super::pull_secret::PullLogins;
 use crate::oci::Platform;
 use crate::source::ImageLocation;
 

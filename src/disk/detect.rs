@@ -10,7 +10,7 @@ use crate::oci::{ArtifactKind, Digest, Manifest, classify_manifest};
 use super::name::{UniqueNames, unused};
 use super::parts::{DiskPart, sequence};
 use super::title::{ParsedTitle, PartEvidence, read};
-use super::{DiskFormat, cocoon, geranos, kubevirt, lume, machine, nosi, plain, tart, vetu, vmlab};
+use super::{DiskFormat, by_title, cocoon, geranos, kubevirt, lume, nosi, podman_machine, tart, vetu, vmlab};
 
 /// Maximum parts of one disk.
 pub const MAX_PARTS: usize = 4096;
@@ -137,8 +137,8 @@ pub fn detect(manifest: &Manifest, order: PartOrder) -> DiskDetection {
         _ if kubevirt::has_disks(manifest) => kubevirt::detect(manifest, order),
         _ if nosi::has_disks(manifest) => nosi::detect(manifest, order),
         _ if manifest.is_container_image() => DiskDetection::default(),
-        _ if machine::has_disk(manifest) => machine::detect(manifest, order),
-        _ => plain::detect(manifest, order),
+        _ if podman_machine::has_disk(manifest) => podman_machine::detect(manifest, order),
+        _ => by_title::detect(manifest, order),
     }
 }
 

@@ -8,10 +8,11 @@
 //!
 //! A packaging is one file and one arm of [`detect`].
 
+mod by_title;
 mod chunks;
 mod cocoon;
 mod compressed;
-mod container;
+mod container_disk;
 mod detect;
 mod error;
 mod format;
@@ -20,11 +21,10 @@ mod info;
 mod inspect;
 mod kubevirt;
 mod lume;
-mod machine;
 mod name;
 mod nosi;
 mod parts;
-mod plain;
+mod podman_machine;
 mod qcow2;
 mod tart;
 mod title;
@@ -32,7 +32,7 @@ mod vetu;
 mod vmdk;
 mod vmlab;
 
-pub use container::{
+pub use container_disk::{
     DiskMember, container_disk_layer, container_disks, is_member, may_be_container_disk, member_disks,
 };
 pub use detect::{

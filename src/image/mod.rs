@@ -3,29 +3,29 @@
 //! Only this module combines the lower modules. Opening reads the index and the manifest, and no blob except those
 //! that `open.rs` names. Everything else is computed on first use and then cached.
 
-mod access;
-mod archive;
-mod beside;
+mod archive_writer;
+mod bare_blob;
+mod checksum_files;
 mod disks;
 mod error;
-mod family;
+mod image_set;
+mod index_walk;
+mod laziness;
 mod merged;
-mod named;
 mod open;
 mod prefetch;
 mod publish;
+mod published_indexes;
 mod pull;
+mod reachable;
 mod resolve;
 mod roots;
-mod several;
+mod signature_policy;
 mod signature_state;
-mod signed;
-mod single;
 mod status;
-mod sums;
 mod trace;
-mod trust;
 mod verify;
+mod verify_policy;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -34,19 +34,19 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
-pub use access::{BlobProbe, LayerLaziness};
-pub use archive::{
+pub use archive_writer::{
     ArchiveForm, ArchiveMember, ArchiveName, ArchiveOptions, ArchiveSelection, ArchiveView, LeftOut,
     SelectedContent,
 };
 pub use error::ImageError;
-pub use family::{ImageSet, SetMember};
+pub use image_set::{ImageSet, SetMember};
+pub use laziness::{BlobProbe, LayerLaziness};
 pub use merged::{PathConflicts, TreeShape};
-pub use named::named;
 pub use open::{ConflictPolicy, NetworkAccess, OpenOptions, PlatformScope, ReadRecording, ReferrerScope};
 pub use prefetch::{AheadCost, PrefetchMode};
 pub use publish::BuiltIndex;
 pub use pull::PullSummary;
+pub use reachable::named;
 pub use resolve::{ResolvedReference, resolve};
 pub use roots::TreeRoot;
 pub use status::{BlobStatus, ExtentsStatus, ImageStatus, LayerStatus, MemberStatus};
@@ -65,9 +65,9 @@ use crate::oci::{Descriptor, Digest, Manifest};
 use crate::source::ImageSource;
 use crate::tree::FrozenTree;
 
-use beside::PublishedIndexes;
 use disks::OpenedDisk;
 use publish::IndexPublisher;
+use published_indexes::PublishedIndexes;
 use roots::KnownRoots;
 use trace::{RecordingReader, StoredRanges, TraceRecorder};
 

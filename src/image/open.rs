@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::archive;
+use crate::archive_source;
 use crate::artifact::{self, FileBody};
 use crate::cache::{BlockCache, VerifyMode};
 use crate::disk::{self, PartOrder};
@@ -24,9 +24,9 @@ use crate::source::{
     self, ForeignLayers, ImageLocation, ImageSource, RootDocument, SourceError, holding, naming,
 };
 
-use super::beside::{PublishedIndexes, small_blob};
 use super::disks::OpenedDisk;
 use super::publish::IndexPublisher;
+use super::published_indexes::{PublishedIndexes, small_blob};
 use super::signature_state::SignatureState;
 use super::{ImageError, ImageSet, OpenImage, PrefetchMode};
 
@@ -203,7 +203,9 @@ impl<'a> ImageOpener<'a> {
         let source = match options.network {
             // A local location needs no network.
             NetworkAccess::Offline if !location.is_local() => source::offline(location),
-            NetworkAccess::Online | NetworkAccess::Offline => archive::open(location, registry, &cache),
+            NetworkAccess::Online | NetworkAccess::Offline => {
+                archive_source::open(location, registry, &cache)
+            }
         };
         let source = if location.is_local() { source } else { holding(source, &options.content_stores) };
         let foreign = match options.network {

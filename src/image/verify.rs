@@ -15,8 +15,8 @@ use crate::io::{ByteRange, FaultClass, ReadAt as _, ReadError, SharedReader, com
 use crate::layer::{IndexPolicy, LayerOptions, StoredLayer};
 use crate::oci::{Descriptor, Digest, HashAlgorithm, Hasher, ImageConfig, MAX_DOCUMENT};
 
-use super::beside::small_blob;
-use super::sums::{self, MAX_SUMS};
+use super::checksum_files::{self, MAX_SUMS};
+use super::published_indexes::small_blob;
 use super::{ImageSet, OpenImage};
 
 /// Bytes hashed at once.
@@ -274,7 +274,7 @@ impl OpenImage {
         let mut hashes: HashMap<(String, &'static str), Result<Digest, ReadError>> = HashMap::new();
         for at in 0..self.contents.files.len() {
             let path = self.contents.files[at].path.clone();
-            if !sums::is_list(&path) {
+            if !checksum_files::is_list(&path) {
                 continue;
             }
             let check = VerifyCheck::ok("checksum", format!("files/{path}"));
@@ -285,7 +285,7 @@ impl OpenImage {
                     continue;
                 }
             };
-            for line in sums::parse(&path, &bytes) {
+            for line in checksum_files::parse(&path, &bytes) {
                 let named = self.named(&line.path);
                 if named.is_empty() {
                     tell(

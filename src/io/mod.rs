@@ -3,8 +3,8 @@
 //! Independent of registries, caches and formats. A registry blob, a cached block file, a decoded layer, a file
 //! inside a layer and a reassembled disk are all [`ReadAt`], so the modules above compose them freely.
 
+mod blocking;
 mod budget;
-mod compute;
 mod concat;
 mod deferred;
 mod error;
@@ -14,12 +14,12 @@ mod printable;
 mod range;
 mod read_at;
 mod slice;
+mod tar_header;
 mod threads;
-mod ustar;
 
+pub(crate) use blocking::compute;
 pub(crate) use budget::MEMORY;
 pub use budget::{MemoryShare, OverBudget};
-pub(crate) use compute::compute;
 pub use concat::ConcatReader;
 pub use deferred::{DeferredReader, ReaderOpener};
 pub use error::{FaultClass, ReadError, chain};
@@ -32,8 +32,8 @@ pub use range::ByteRange;
 pub(crate) use read_at::check_bounds;
 pub use read_at::{EmptyReader, MemoryReader, ReadAt, SharedReader, VerifiedLevel, read_all, read_vec};
 pub use slice::SliceReader;
+pub use tar_header::{TAR_END, TarEntry, TarKind, tar_padding};
 pub(crate) use threads::can_start_threads;
-pub use ustar::{TAR_END, TarEntry, TarKind, tar_padding};
 
 /// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

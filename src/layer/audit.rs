@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use crate::io::{ByteRange, ReadAt as _, ReadError, SharedReader, read_vec};
 
-use super::content;
+use super::file_reader;
 use super::foreign::{self, IndexKind};
 use super::toc::{EntryRef, FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime};
 
@@ -125,7 +125,8 @@ pub(super) async fn content_differs(
     files: Vec<(Vec<u8>, FileContent, FileContent)>,
 ) -> Result<Option<String>, ReadError> {
     for (name, theirs, ours) in files {
-        let (theirs, ours) = (content::file(claimed, &theirs, None)?, content::file(own, &ours, None)?);
+        let (theirs, ours) =
+            (file_reader::file(claimed, &theirs, None)?, file_reader::file(own, &ours, None)?);
         let mut at = 0;
         while at < ours.size() {
             let range = ByteRange::new(at, ours.size().min(at + AUDIT_READ_BYTES));

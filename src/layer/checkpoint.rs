@@ -8,7 +8,7 @@
 use super::codec::{CodecError, StopPolicy, UnitDecoder};
 use super::packed_window::WINDOW;
 use super::span::{MIN_SPAN, ResumePoint, SpanStart};
-use super::window::{DecodeState, FOLLOWING, pack};
+use super::window_pruning::{DecodeState, FOLLOWING, pack};
 
 /// Stream bytes between checkpoints. An index of this density takes 0.6 % of the stored bytes, and a random read
 /// costs a millisecond (measured on /usr of a distribution).

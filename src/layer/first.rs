@@ -8,10 +8,10 @@ use crate::cache::VerifyMode;
 use crate::io::{ByteRange, ReadError, compute, read_vec};
 
 use super::audit::plain;
-use super::head;
-use super::served::refuse_poisoned;
+use super::guarded_stream::refuse_poisoned;
+use super::peek;
 use super::sniff::{SniffResult, sniff};
-use super::stored::StoredLayer;
+use super::stored_layer::StoredLayer;
 use super::tar::{TarLimits, TarWalker};
 use super::toc::{TocEntry, TocEntryKind};
 
@@ -36,7 +36,7 @@ impl StoredLayer {
         let SniffResult::Stream(encoding) = sniff(&stored) else { return Ok(None) };
         let wanted = plain(path).into_owned();
         compute(move || {
-            let stream = head::peek(encoding, &stored, STREAM);
+            let stream = peek::peek(encoding, &stored, STREAM);
             let mut walker = TarWalker::new(TarLimits::default());
             if let Err(error) = walker.feed(0, &stream) {
                 // The pass reports this error; entries before it are valid.

@@ -5,11 +5,11 @@ use crate::io::{ByteRange, FaultClass, MEMORY, ReadError};
 
 use super::codec::WindowLimits;
 use super::crew::PassInput;
-use super::head;
 use super::index::LayerIndex;
-use super::pass::{self, PassStop};
+use super::indexer::{self, PassStop};
+use super::peek;
 use super::sniff::{SniffResult, StreamEncoding};
-use super::stored::LayerShared;
+use super::stored_layer::LayerShared;
 
 impl LayerShared {
     /// The index from one pass over the stored bytes, and the stream that the pass wrote.
@@ -19,7 +19,7 @@ impl LayerShared {
                 Ok((self.identity(), None))
             }
             SniffResult::Other(_) if self.form == LayerMetadata::Stream => Ok((self.identity(), None)),
-            SniffResult::Stream(StreamEncoding::Plain) => Ok((pass::walk(self.blob.clone()).await?, None)),
+            SniffResult::Stream(StreamEncoding::Plain) => Ok((indexer::walk(self.blob.clone()).await?, None)),
             SniffResult::Stream(encoding) => {
                 let passed = match self.forward(encoding, WindowLimits::Common).await {
                     Err(PassStop::LargeWindow) => {
@@ -42,7 +42,7 @@ impl LayerShared {
                 }
                 Ok((passed.index, passed.kept))
             }
-            SniffResult::Other(name) => Err(head::not_an_archive(name)),
+            SniffResult::Other(name) => Err(peek::not_an_archive(name)),
         }
     }
 
@@ -51,9 +51,9 @@ impl LayerShared {
         &self,
         encoding: StreamEncoding,
         windows: WindowLimits,
-    ) -> Result<pass::PassResult, PassStop> {
+    ) -> Result<indexer::PassResult, PassStop> {
         let is_here = self.blob.present(ByteRange::new(0, self.size()));
-        let plan = pass::IndexJob {
+        let plan = indexer::IndexJob {
             encoding,
             input: if is_here { PassInput::Here } else { PassInput::Far },
             windows,
@@ -63,6 +63,6 @@ impl LayerShared {
             hasher: self.hasher.clone(),
             progress: self.progress.clone(),
         };
-        pass::forward(self.blob.clone(), plan).await
+        indexer::forward(self.blob.clone(), plan).await
     }
 }

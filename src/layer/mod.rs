@@ -3,59 +3,59 @@
 //! Detection reduces a format to an [`Encoding`]. The parsers take bytes and return values. `cache/` below fetches
 //! and stores bytes; `tree/` above interprets the entries as a file tree.
 
-mod agreed;
 mod audit;
 mod bzip2;
 mod checkpoint;
-mod claim;
+mod chunk_verification;
 mod codec;
-mod content;
+mod content_digest;
 mod crew;
+mod file_reader;
 mod first;
 mod foreign;
-mod head;
-mod hints;
+mod guarded_stream;
 mod index;
+mod index_store;
+mod indexer;
 mod inflate;
-mod kept;
+mod layer_options;
 mod learn;
 mod lz4;
-mod onward;
 mod opened;
 mod packed_window;
-mod pass;
-mod pieces;
-mod rooted;
-mod served;
-mod skim;
+mod peek;
+mod seek_table_walk;
+mod seekable;
+mod sequential;
 mod sniff;
 mod span;
-mod stored;
+mod stored_layer;
 mod tar;
 mod toc;
-mod window;
+mod untrusted_index;
+mod window_pruning;
 mod xz;
 mod xz_index;
 mod zstd_frames;
 
+pub use chunk_verification::parts_named;
 pub use codec::{CodecError, DecodeStep, StopPolicy, UnitDecoder, WindowLimits};
-pub use content::file;
 pub use crew::start_pass_threads;
+pub use file_reader::file;
 pub use first::has_root;
 pub use foreign::{
     FindError, ForeignError, ForeignIndex, ForeignLimits, IndexKind, MAX_ZTOC, find_foreign, find_seek_table,
     is_marker, parse_ztoc,
 };
-pub use head::peek;
-pub use hints::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions};
 pub use index::{LayerIndex, SUM_BLOCK};
+pub use indexer::{build_index, most_stream};
+pub use layer_options::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions};
 pub use packed_window::{PackedWindow, WINDOW};
-pub use pass::{build_index, most_stream};
-pub use pieces::decoded;
-pub use rooted::parts_named;
+pub use peek::peek;
+pub use seekable::decoded;
 pub use sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
 pub use span::{ChunkDigest, LayerDigests, LayerPiece, ResumePoint, SpanMap, SpanStart, StoredChunk};
-pub use stored::{LayerState, StoredLayer};
+pub use stored_layer::{LayerState, StoredLayer};
 pub use tar::{TarError, TarLimits, TarWalker, WalkerNeed};
 pub use toc::{
     DeviceNumber, EntryRef, FileContent, RunIter, SparseRun, TableOfContents, TocEntry, TocEntryKind,

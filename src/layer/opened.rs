@@ -10,12 +10,12 @@ use crate::cache::{BlockSums, CachedFile};
 use crate::io::{FetchAll, RangeFetch, SharedReader};
 
 use super::foreign::ForeignIndex;
+use super::guarded_stream::{UntrustedStream, VerifiedStream, holes};
 use super::index::LayerIndex;
-use super::onward::SequentialReader;
-use super::pieces::{decoded, decoded_by};
-use super::served::{UntrustedStream, VerifiedStream, holes};
+use super::seekable::{decoded, decoded_by};
+use super::sequential::SequentialReader;
 use super::sniff::StreamEncoding;
-use super::stored::{LayerShared, OpenStream, UntrustedClaim};
+use super::stored_layer::{LayerShared, OpenStream, UntrustedClaim};
 
 impl LayerShared {
     /// The stream by the layer's own index.

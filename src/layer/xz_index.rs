@@ -5,7 +5,7 @@
 
 use crate::io::{ByteRange, ReadAt, ReadError, read_vec};
 
-use super::pass::most_stream;
+use super::indexer::most_stream;
 use super::sniff::StreamEncoding;
 use super::span::{ResumePoint, SpanMap, SpanRecorder, SpanStart};
 use super::xz::{END_MAGIC, HEADER, check_of, crc32, varint};

@@ -16,17 +16,17 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::io::{ByteRange, FaultClass, ReadAt as _, ReadError, SharedReader, printable_name};
-use crate::meter;
+use crate::metrics;
 use crate::view::{AttributeLifetime, MountNamespace, NodeAttributes, NodeId, OpenNode};
 
 use super::attributes::{UNNUMBERED, file_attr, file_type, generation, negative, node, number, ttl};
+use super::buffer_pool::BufferPool;
 use super::caller::CallerThread;
 use super::errno;
 use super::failed_reads::FailedReads;
 use super::handles::FileHandles;
+use super::open_file_cache::OpenFileCache;
 use super::passthrough::ReadServer;
-use super::recent::OpenFileCache;
-use super::spare::BufferPool;
 
 /// A read as the kernel requests it, and its start.
 struct ReadRequest {
@@ -582,10 +582,10 @@ impl ShownTree {
 ///
 /// Called before the reply, so that a process that has its bytes finds them counted.
 fn note_read(begun: Instant, given: Option<usize>) {
-    meter::READS.note(begun.elapsed());
+    metrics::READS.note(begun.elapsed());
     match given {
-        Some(len) => meter::BYTES_SERVED.add(len as u64),
-        None => meter::READ_ERRORS.add(1),
+        Some(len) => metrics::BYTES_SERVED.add(len as u64),
+        None => metrics::READ_ERRORS.add(1),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use fuser::BackingId;
 
 use crate::io::{ReadAt as _, SharedReader};
-use crate::meter;
+use crate::metrics;
 
 use super::errno;
 use super::passthrough::{InodeModes, ReadServer, RefusalReach};
@@ -112,7 +112,7 @@ impl FileHandles {
     pub(super) fn remove(&self, handle: u64) {
         let closed = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&handle);
         if closed.is_some() {
-            meter::OPEN_FILES.down();
+            metrics::OPEN_FILES.down();
         }
         if let Some(inode) = closed.as_ref().and_then(|file| file.counted) {
             let freed = self.modes().close(inode);
@@ -124,7 +124,7 @@ impl FileHandles {
     fn insert(&self, file: HandleFile) -> u64 {
         let handle = self.next.fetch_add(1, Ordering::Relaxed);
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(handle, file);
-        meter::OPEN_FILES.up();
+        metrics::OPEN_FILES.up();
         handle
     }
 

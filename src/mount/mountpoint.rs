@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use super::error::{LOOK_TIMEOUT, MountError};
 use super::mount_table::{FS_TYPE, MountEntry, absolute, find, name_of, pinned_at};
 use super::options::MountFlags;
-use super::{errno, keeper, stale};
+use super::{dead_mount, errno, monitor};
 
 /// The type of an automounter's trigger, where a mount appears on first access (autofs(5)).
 const AUTOFS: &str = "autofs";
@@ -43,7 +43,7 @@ pub(super) fn in_time<T: Send + 'static>(
 }
 
 fn check_now(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
-    let dir = &stale::repair(dir)?;
+    let dir = &dead_mount::repair(dir)?;
     let owned = dir.to_owned();
     let failed = |source: io::Error| match source.kind() {
         _ if errno::is_dead_mount(&source) => MountError::BelowStale { dir: owned.clone() },
@@ -74,7 +74,7 @@ pub fn resolved(dir: &Path) -> Option<PathBuf> {
 /// As [`check`], for a mount over a dead mount of ours, if there is one. A container that was started with the dead
 /// mount then sees the new one through mount propagation.
 pub fn check_over_dead(dir: &Path, allow_content: bool) -> Result<PathBuf, MountError> {
-    match in_time(dir, stale::clear_above)? {
+    match in_time(dir, dead_mount::clear_above)? {
         Some(dir) => Ok(dir),
         None => check(dir, allow_content),
     }
@@ -84,12 +84,12 @@ pub fn check_over_dead(dir: &Path, allow_content: bool) -> Result<PathBuf, Mount
 /// itself may not access it any more.
 pub(super) fn take(dir: &Path, flags: MountFlags) -> Result<PathBuf, MountError> {
     if flags.over_dead
-        && let Some(dir) = stale::clear_above(dir)?
+        && let Some(dir) = dead_mount::clear_above(dir)?
     {
         return Ok(dir);
     }
     match absolute(dir) {
-        Ok(dir) if keeper::of(&dir).is_some() => refuse_mounted(&dir).map(|()| dir),
+        Ok(dir) if monitor::of(&dir).is_some() => refuse_mounted(&dir).map(|()| dir),
         _ => check(dir, flags.nonempty),
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::is_unprintable;
 
-use super::record::HandoverJournal;
+use super::handover::HandoverJournal;
 
 /// Users that may access the mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

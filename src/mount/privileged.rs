@@ -5,11 +5,11 @@ use std::path::Path;
 
 use super::error::{MountError, UnmountMode};
 use super::options::MountOptions;
-use super::{keeper, kernel, mount_table};
+use super::{kernel, monitor, mount_table};
 
 /// Mounts a new FUSE connection at `dir`, always read-only, and returns its descriptor.
 pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
-    match keeper::of(dir) {
+    match monitor::of(dir) {
         Some(kept) => kept.mount(&options.source),
         None => kernel::mount(dir, options),
     }
@@ -17,7 +17,7 @@ pub(super) fn mount(dir: &Path, options: &MountOptions) -> Result<OwnedFd, Mount
 
 /// Unmounts `dir`.
 pub(super) fn detach(dir: &Path, how: UnmountMode) -> Result<(), MountError> {
-    match keeper::of(dir).and_then(|kept| kept.unmount(how)) {
+    match monitor::of(dir).and_then(|kept| kept.unmount(how)) {
         Some(unmounted) => unmounted,
         None => kernel::unmount(dir, how),
     }
@@ -26,7 +26,7 @@ pub(super) fn detach(dir: &Path, how: UnmountMode) -> Result<(), MountError> {
 /// Raises the readahead of the mount with this device number, in KiB. Root only; without it a READ has at most 128
 /// KiB.
 pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> std::io::Result<()> {
-    keeper::raise_readahead(major, minor, kib).unwrap_or_else(|| kernel::raise_readahead(major, minor, kib))
+    monitor::raise_readahead(major, minor, kib).unwrap_or_else(|| kernel::raise_readahead(major, minor, kib))
 }
 
 /// Unmounts `dir` if it is a mount of ours.

@@ -14,14 +14,14 @@ use tokio::sync::watch;
 use crate::io::can_start_threads;
 use crate::view::{MountNamespace, ViewScope};
 
-use super::distrust;
-use super::distrust::SessionEnd;
+use super::dead_mount;
 use super::error::{MountError, UnmountMode};
 use super::gate::OcifsFilesystem;
+use super::handover::{HandoverJournal, HandoverPlace};
+use super::invalidate;
+use super::invalidate::SessionEnd;
 use super::mount_table::MountTable;
 use super::options::{MountAccess, MountOptions, MountPersistence};
-use super::record::{HandoverJournal, HandoverPlace};
-use super::stale;
 use super::waiting::PendingMount;
 use super::{kernel, mountpoint, privileged};
 
@@ -79,7 +79,7 @@ impl PlacedMount {
             return Ok(false);
         }
         let is_over = self.ended.as_ref().is_some_and(|ended| matches!(*ended.borrow(), Some(Ok(()))));
-        Ok(!is_over || mountpoint::in_time(&self.dir, |dir| Ok(stale::is_dead(dir))).unwrap_or(false))
+        Ok(!is_over || mountpoint::in_time(&self.dir, |dir| Ok(dead_mount::is_dead(dir))).unwrap_or(false))
     }
 
     /// Whether the topmost mount at its directory has its number.
@@ -186,7 +186,7 @@ impl AttachedMount {
         let SessionHandle { device, notifier, ended } = connection;
         let kept = device.zip(options.record.clone());
         filesystem.show(namespace.clone());
-        distrust::listen(&namespace, notifier, ended.clone(), &runtime);
+        invalidate::listen(&namespace, notifier, ended.clone(), &runtime);
         look(&dir)?;
         if !placed.is_in_place()? {
             return Err(MountError::NotMounted { dir });
@@ -295,7 +295,7 @@ fn last_threads() -> HashSet<OsString> {
 
 /// Whether the mount at `dir` is dead. A mount that does not answer in time counts as served.
 async fn is_dead(dir: PathBuf) -> bool {
-    let asked = tokio::task::spawn_blocking(move || stale::is_dead(&dir));
+    let asked = tokio::task::spawn_blocking(move || dead_mount::is_dead(&dir));
     matches!(tokio::time::timeout(LAST_REQUESTS * 4, asked).await, Ok(Ok(true)))
 }
 

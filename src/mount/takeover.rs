@@ -20,13 +20,13 @@ use tokio::runtime::Handle;
 
 use crate::view::{MountNamespace, ViewScope};
 
-use super::distrust;
 use super::error::{MountError, UnmountMode};
 use super::gate::OcifsFilesystem;
+use super::handover::{HandoverJournal, HandoverPlace};
+use super::invalidate;
 use super::mount_table::{self, FS_TYPE};
 use super::options::MountOptions;
 use super::privileged;
-use super::record::{HandoverJournal, HandoverPlace};
 use super::session::{self, ServedMount};
 use super::waiting::PendingMount;
 
@@ -145,7 +145,7 @@ pub fn take_over(
     resend(device).map_err(failed)?;
     let notifier = session.notifier();
     let ended = session::serve(session).map_err(failed)?;
-    distrust::listen(&namespace, notifier, ended.clone(), runtime);
+    invalidate::listen(&namespace, notifier, ended.clone(), runtime);
     // Makes no access to the mount: a process that waits for its own answer cannot be killed, and delays the next
     // process.
     ServedMount::new(place, ended, Some((device.try_clone().map_err(failed)?, record.clone())))

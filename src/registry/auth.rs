@@ -19,14 +19,14 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
 use super::RegistryError;
-use super::answer::{self, BodyEnding, BodyReader};
 use super::challenge::{AuthChallenge, challenge};
 use super::credentials::{CredentialStore, HostLogin, UserCredential};
 use super::endpoint::{EndpointRole, RegistryEndpoint};
 use super::reach::RedirectGuide;
 use super::redact::{RedactedSecret, ShownUrl, host_of};
+use super::request::{HttpClients, TokenForm};
+use super::response::{self, BodyEnding, BodyReader};
 use super::retry::retry_after;
-use super::send::{HttpClients, TokenForm};
 use crate::io::BoxFuture;
 
 /// The largest token response that is read, in bytes: the limit of containers/image.
@@ -287,7 +287,7 @@ impl LoginFlight {
         let response =
             self.clients.token(&self.scope.endpoint, realm, form, &pairs, header.as_ref(), &what).await?;
         let status = response.status().as_u16();
-        let wait = answer::header(&response, "retry-after")
+        let wait = response::header(&response, "retry-after")
             .and_then(|value| retry_after(value, std::time::SystemTime::now()));
         let body = BodyReader { host: &host, what: &what, stall: self.clients.stall() };
         if status != 200 {

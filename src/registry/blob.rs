@@ -14,15 +14,15 @@ use futures_util::StreamExt as _;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::answer::{self, BodyReader, refusal};
 use super::auth::RepositoryAction;
 use super::client::ClientShared;
 use super::endpoint::RegistryEndpoint;
+use super::failover::{HOST_BACKOFF, HostState, MirrorFailover, lock};
 use super::part::{AnswerCoverage, AnswerPart, cover, is_refused_range};
 use super::redact::host_of;
+use super::request::{self, RegistryRequest, RegistryResponse, RequestMethod};
+use super::response::{self, BodyReader, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
-use super::send::{self, RegistryRequest, RegistryResponse, RequestMethod};
-use super::walk::{HOST_BACKOFF, HostState, MirrorFailover, lock};
 use crate::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError};
 use crate::oci::{Descriptor, Digest, OciError, Reference};
 
@@ -72,7 +72,7 @@ pub(super) struct HttpValidators {
 impl HttpValidators {
     /// The validators of a response.
     pub(super) fn of(response: &Response) -> Self {
-        let text = |name| answer::header(response, name).map(str::to_owned);
+        let text = |name| response::header(response, name).map(str::to_owned);
         Self { tag: text("etag"), modified: text("last-modified") }
     }
 
@@ -296,7 +296,7 @@ impl RemoteBlob {
         let (clients, auth) = (&self.inner.clients, &self.inner.auth);
         let generation = self.inner.generation.load(Ordering::Relaxed);
         if let Some(target) = self.target(endpoint, generation) {
-            let reply = send::ask(clients, auth, &question, &target).await?;
+            let reply = request::ask(clients, auth, &question, &target).await?;
             // The status for an expired signed URL depends on the storage.
             if !matches!(reply.response.status().as_u16(), 400 | 401 | 403 | 404 | 410) {
                 return self.judge(host, reply, range, what).await;
@@ -305,7 +305,7 @@ impl RemoteBlob {
             let host = host_of(&reply.url);
             BodyReader { host: &host, what, stall: clients.stall() }.discard(reply.response).await;
         }
-        let reply = send::ask(clients, auth, &question, &home).await?;
+        let reply = request::ask(clients, auth, &question, &home).await?;
         let target = reply.redirected.then(|| reply.url.clone());
         let part = self.judge(host, reply, range, what).await?;
         if let (Some(url), Some(_)) = (target, &part) {
@@ -329,10 +329,11 @@ impl RemoteBlob {
         if self.has_changed(&reply.response) {
             return Err(RegistryError::Changed { host, what: self.name.clone() });
         }
-        if answer::has_pieces(&reply.response) {
+        if response::has_pieces(&reply.response) {
             asked.note_pieces();
         }
-        let total = || answer::header(&reply.response, "content-range").and_then(answer::unsatisfied_total);
+        let total =
+            || response::header(&reply.response, "content-range").and_then(response::unsatisfied_total);
         match status {
             200 | 206 => {}
             416 if total().is_some_and(|total| total != self.size) || range.is_none() => {
@@ -367,13 +368,13 @@ impl RemoteBlob {
     /// Whether a response shows that a file has changed since the first request, so that none of it can be used.
     fn has_changed(&self, response: &Response) -> bool {
         let BlobOrigin::File { seen, .. } = &self.home else { return false };
-        let header = |name| answer::header(response, name);
+        let header = |name| response::header(response, name);
         let size = match response.status().as_u16() {
             200 if header("content-range").is_none() => {
                 header("content-length").and_then(|length| length.trim().parse().ok())
             }
-            206 => header("content-range").and_then(answer::content_range).and_then(|(_, size)| size),
-            416 => header("content-range").and_then(answer::unsatisfied_total),
+            206 => header("content-range").and_then(response::content_range).and_then(|(_, size)| size),
+            416 => header("content-range").and_then(response::unsatisfied_total),
             _ => return false,
         };
         size.is_some_and(|size: u64| size != self.size) || seen.differs(&HttpValidators::of(response))
@@ -381,10 +382,10 @@ impl RemoteBlob {
 
     /// Checks that the body can be a blob: no encoding, no web page.
     fn check_form(&self, response: &Response) -> Result<(), String> {
-        if let Some(encoding) = answer::encoding(response) {
+        if let Some(encoding) = response::encoding(response) {
             return Err(format!("content encoding {encoding}"));
         }
-        let is_page = answer::media_type(response).is_some_and(|kind| kind == "text/html");
+        let is_page = response::media_type(response).is_some_and(|kind| kind == "text/html");
         if is_page && response.status().as_u16() == 200 && !self.is_html {
             return Err("a web page".into());
         }

@@ -13,18 +13,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Url;
 
-use super::answer::{self, BodyEnding, BodyReader};
 use super::auth::{LoginCache, RepositoryAction, TokenScope};
 use super::blob::{LazyBlob, RemoteBlob};
 use super::config::{ConfigPaths, ConnectionArgs, RegistryConfig};
 use super::credentials::{CredentialStore, UserCredential};
 use super::endpoint::RepositoryRoute;
+use super::failover::{HostStates, MirrorFailover, lock};
 use super::part::is_refused_range;
 use super::redact::{host_of, sanitised};
+use super::request::{self, HttpClients, RegistryRequest, RequestMethod};
+use super::response::{self, BodyEnding, BodyReader};
 use super::retry::{RetryBudget, RetryPolicy};
-use super::send::{self, HttpClients, RegistryRequest, RequestMethod};
-use super::walk::{HostStates, MirrorFailover, lock};
-use super::{RegistryError, answer::refusal};
+use super::{RegistryError, response::refusal};
 use crate::io::{ByteRange, RangeFetch};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, ManifestSelector, OciError, Reference};
 
@@ -419,10 +419,10 @@ impl ClientShared {
         url: &Url,
         selector: &ManifestSelector,
     ) -> Result<Option<HeadedDocument>, RegistryError> {
-        let reply = send::ask(&self.clients, &self.auth, question, url).await?;
-        let header = |name| answer::header(&reply.response, name).map(str::trim);
+        let reply = request::ask(&self.clients, &self.auth, question, url).await?;
+        let header = |name| response::header(&reply.response, name).map(str::trim);
         let named = header("docker-content-digest").and_then(|named| named.parse::<Digest>().ok());
-        let is_document = answer::media_type(&reply.response).is_none_or(|kind| kind != "text/html");
+        let is_document = response::media_type(&reply.response).is_none_or(|kind| kind != "text/html");
         if reply.response.status().as_u16() != 200 || !is_document {
             return Ok(None);
         }
@@ -445,11 +445,11 @@ impl ClientShared {
             [(RequestMethod::Head, None), (RequestMethod::Get, first), (RequestMethod::Get, None)]
         {
             let question = RegistryRequest { scope, act, accept: "*/*", range, what };
-            let reply = send::ask(&self.clients, &self.auth, &question, url).await?;
-            let header = |name| answer::header(&reply.response, name).map(str::trim);
+            let reply = request::ask(&self.clients, &self.auth, &question, url).await?;
+            let header = |name| response::header(&reply.response, name).map(str::trim);
             let status = reply.response.status().as_u16();
             let size = match (status, header("content-range")) {
-                (200 | 206, Some(range)) => answer::content_range(range).and_then(|(_, total)| total),
+                (200 | 206, Some(range)) => response::content_range(range).and_then(|(_, total)| total),
                 (200, None) => header("content-length").and_then(|length| length.parse().ok()),
                 _ => None,
             };
@@ -484,8 +484,8 @@ impl ClientShared {
     ) -> Result<FetchedDocument, RegistryError> {
         let what = question.what;
         let stall = self.clients.stall();
-        let reply = send::ask(&self.clients, &self.auth, question, url).await?;
-        if !answer::is_whole(&reply.response) {
+        let reply = request::ask(&self.clients, &self.auth, question, url).await?;
+        if !response::is_whole(&reply.response) {
             return Err(refusal(reply, what, stall).await);
         }
         let host = host_of(&reply.url);
@@ -494,15 +494,15 @@ impl ClientShared {
             what: what.to_owned(),
             reason: reason.to_owned(),
         };
-        if answer::media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
+        if response::media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
             return Err(not_registry("a web page"));
         }
-        if let Some(encoding) = answer::encoding(&reply.response) {
+        if let Some(encoding) = response::encoding(&reply.response) {
             let reason = format!("content encoding {encoding}");
             return Err(RegistryError::Protocol { host, what: what.to_owned(), reason });
         }
-        let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);
-        let promised = answer::header(&reply.response, "docker-content-digest").map(str::to_owned);
+        let content_type = response::header(&reply.response, "content-type").map(str::to_owned);
+        let promised = response::header(&reply.response, "docker-content-digest").map(str::to_owned);
         let body = BodyReader { host: &host, what, stall };
         // With a digest to compare, the end of the connection does not matter.
         let ending = match (selector, &promised) {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use super::redact::{RedactedSecret, sanitised};
-use super::{RegistryError, UserCredential, elsewhere};
+use super::{RegistryError, UserCredential, privileged_rpc};
 
 /// Time limit for a helper; some of them ask a cloud service.
 pub(super) const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub(super) async fn ask(
     server: &str,
     place: &str,
 ) -> Result<Option<UserCredential>, RegistryError> {
-    let answer = match elsewhere::credential(name, server).await {
+    let answer = match privileged_rpc::credential(name, server).await {
         Some(answer) => answer,
         None => run_here(name, server).await,
     };

@@ -6,41 +6,41 @@
 //! status, and is retried. This module knows no layers and no cache, and is the only one that knows HTTP.
 //! Rules come from the OCI distribution-spec 1.1 and RFC 9110.
 
-mod answer;
 mod auth;
 mod blob;
 mod certificate;
 mod challenge;
 mod client;
 mod config;
+mod config_paths;
 mod credentials;
-mod elsewhere;
+mod dns;
 mod endpoint;
 mod error;
+mod failover;
 #[doc(hidden)]
-pub mod foreign;
+pub mod fuzzing;
 mod helper;
-mod names;
 mod part;
+mod privileged_rpc;
 mod proxies;
 mod push;
 mod reach;
-mod reads;
 mod redact;
 mod referrers;
+mod request;
+mod response;
 mod retry;
-mod send;
 mod tls;
 mod tls_trouble;
 mod trouble;
-mod walk;
 mod web;
 
 pub use client::{FetchedDocument, HeadedDocument, RegistryClient, RegistryOptions};
 pub use config::ConfigPaths;
 pub use credentials::UserCredential;
-pub use elsewhere::{serve_elsewhere, work_elsewhere};
 pub use error::RegistryError;
+pub use privileged_rpc::{serve_elsewhere, work_elsewhere};
 pub use push::PushOutcome;
 pub use redact::{RedactedSecret, ShownUrl};
 pub use tls_trouble::TlsTrouble;

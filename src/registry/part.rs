@@ -10,8 +10,8 @@ use bytes::Bytes;
 use reqwest::Response;
 
 use super::RegistryError;
-use super::answer::{self, BodyReader};
 use super::redact::sanitised;
+use super::response::{self, BodyReader};
 use crate::io::ByteRange;
 
 /// The content of a response, judged by its head.
@@ -38,7 +38,7 @@ pub(super) fn cover(
     asked: Option<ByteRange>,
     size: u64,
 ) -> Result<AnswerCoverage, String> {
-    let header = |name| answer::header(response, name);
+    let header = |name| response::header(response, name);
     let length: Option<u64> = match header("content-length") {
         Some(text) => {
             let parsed = text.trim().parse().ok();
@@ -78,7 +78,7 @@ fn of_headers(
 
 /// The range of a `Content-Range`, if it fits a blob of `size` bytes and covers `wanted` or its beginning.
 fn described(written: &str, wanted: ByteRange, size: u64) -> Option<ByteRange> {
-    let (range, total) = answer::content_range(written)?;
+    let (range, total) = response::content_range(written)?;
     let is_of_blob = total.is_none_or(|total| total == size) && range.end <= size;
     let is_beginning = range.start == wanted.start && range.end <= wanted.end;
     (is_of_blob && (is_beginning || range.contains(wanted))).then_some(range)

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use reqwest::Url;
 
 use super::RegistryError;
-use super::answer::{self, BodyReader, refusal};
 use super::auth::{RepositoryAction, TokenScope};
 use super::client::{ClientShared, MANIFESTS, RegistryClient};
 use super::endpoint::RegistryEndpoint;
+use super::failover::{HostState, MirrorFailover};
 use super::redact::{host_of, sanitised};
+use super::request::{self, RegistryRequest, RegistryResponse, RequestMethod};
+use super::response::{self, BodyReader, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
-use super::send::{self, RegistryRequest, RegistryResponse, RequestMethod};
-use super::walk::{HostState, MirrorFailover};
 use crate::oci::{Descriptor, Digest, INDEX_TYPE, ManifestDocument, ManifestSelector, OciError, Reference};
 use crate::oci::{fallback_tag, referrer_of, with_referrer};
 
@@ -60,7 +60,7 @@ impl RegistryClient {
         let uploads = endpoint.url("blobs/uploads/", &what)?;
         let host = self.inner.hosts.of(&endpoint);
         let patience =
-            RetryBudget::new(self.inner.read_budget + send::upload_time(bytes.len()), RetryPolicy::Brief);
+            RetryBudget::new(self.inner.read_budget + request::upload_time(bytes.len()), RetryPolicy::Brief);
         let _permit = host.enter(&what, patience.left()).await?;
         let mut push = PushSession { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
         let mut tried = false;
@@ -113,7 +113,7 @@ impl RegistryClient {
         let url = endpoint.url(&format!("manifests/{name}"), &what)?;
         let host = self.inner.hosts.of(&endpoint);
         let patience =
-            RetryBudget::new(self.inner.read_budget + send::upload_time(bytes.len()), RetryPolicy::Brief);
+            RetryBudget::new(self.inner.read_budget + request::upload_time(bytes.len()), RetryPolicy::Brief);
         let permit = host.enter(&what, patience.left()).await?;
         let mut push = PushSession { inner: &self.inner, host: &host, scope: &scope, what: &what, patience };
         if document.subject().is_none() && push.has_manifest(&url, selector, &digest).await? {
@@ -197,7 +197,7 @@ impl ClientShared {
                 range: None,
                 what,
             };
-            match walk.bounded(what, send::ask(&self.clients, &self.auth, &question, &url)).await {
+            match walk.bounded(what, request::ask(&self.clients, &self.auth, &question, &url)).await {
                 // Any response will do.
                 Ok(_) | Err(RegistryError::Denied { .. } | RegistryError::TokenDenied { .. }) => {
                     return Ok(endpoint);
@@ -227,7 +227,7 @@ impl PushSession<'_> {
         let (inner, scope, what) = (self.inner, self.scope, self.what);
         self.insist(async || {
             let question = RegistryRequest { scope, act: RequestMethod::Head, accept, range: None, what };
-            let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
+            let reply = request::ask(&inner.clients, &inner.auth, &question, url).await?;
             match reply.response.status().as_u16() {
                 200 => Ok(Some(reply)),
                 // Storage that signs URLs for one method refuses HEAD; sending present content does no harm.
@@ -241,7 +241,7 @@ impl PushSession<'_> {
 
     async fn has_blob(&mut self, url: &Url, size: u64) -> Result<bool, RegistryError> {
         let Some(reply) = self.head(url, "*/*").await? else { return Ok(false) };
-        let length = answer::header(&reply.response, "content-length");
+        let length = response::header(&reply.response, "content-length");
         Ok(length.is_none_or(|length| length.trim() == size.to_string()))
     }
 
@@ -253,7 +253,7 @@ impl PushSession<'_> {
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
         let Some(reply) = self.head(url, MANIFESTS).await? else { return Ok(false) };
-        let named = answer::header(&reply.response, "docker-content-digest");
+        let named = response::header(&reply.response, "docker-content-digest");
         Ok(match selector {
             ManifestSelector::Digest(_) => named.is_none_or(|named| named == digest.as_str()),
             ManifestSelector::Tag(_) => named == Some(digest.as_str()),
@@ -276,7 +276,7 @@ impl PushSession<'_> {
     async fn try_begin(&self, uploads: &Url, reference: &Reference) -> Result<Url, RegistryError> {
         let (inner, scope, what) = (self.inner, self.scope, self.what);
         let question = RegistryRequest { scope, act: RequestMethod::Begin, accept: "*/*", range: None, what };
-        let reply = send::ask(&inner.clients, &inner.auth, &question, uploads).await?;
+        let reply = request::ask(&inner.clients, &inner.auth, &question, uploads).await?;
         let stall = inner.clients.stall();
         match reply.response.status().as_u16() {
             202 => {}
@@ -331,14 +331,14 @@ impl PushSession<'_> {
     ) -> Result<Option<String>, RegistryError> {
         let (inner, scope, what) = (self.inner, self.scope, self.what);
         let question = RegistryRequest { scope, act, accept: "*/*", range: None, what };
-        let reply = send::ask(&inner.clients, &inner.auth, &question, url).await?;
+        let reply = request::ask(&inner.clients, &inner.auth, &question, url).await?;
         let stall = inner.clients.stall();
         // 201 by the specification; some registries answer 200, 204, or 202 (Quay) for stored content.
         if !matches!(reply.response.status().as_u16(), 200 | 201 | 202 | 204) {
             return Err(of_push(refusal(reply, what, stall).await));
         }
         let host = host_of(&reply.url);
-        let named = answer::header(&reply.response, "docker-content-digest");
+        let named = response::header(&reply.response, "docker-content-digest");
         if let Some(actual) = named.and_then(|named| named.parse::<Digest>().ok())
             && actual.algorithm_name() == digest.algorithm_name()
             && actual != *digest
@@ -350,7 +350,7 @@ impl PushSession<'_> {
                 actual,
             });
         }
-        let subject = answer::header(&reply.response, "oci-subject").map(sanitised);
+        let subject = response::header(&reply.response, "oci-subject").map(sanitised);
         BodyReader { host: &host, what, stall }.discard(reply.response).await;
         Ok(subject)
     }

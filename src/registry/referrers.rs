@@ -11,14 +11,14 @@ use std::sync::Arc;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::answer::{self, BodyEnding, BodyReader, refusal};
 use super::auth::{RepositoryAction, origin};
 use super::client::{ClientShared, RegistryClient};
 use super::endpoint::RegistryEndpoint;
+use super::failover::MirrorFailover;
 use super::redact::host_of;
+use super::request::{self, RegistryRequest, RequestMethod};
+use super::response::{self, BodyEnding, BodyReader, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
-use super::send::{self, RegistryRequest, RequestMethod};
-use super::walk::MirrorFailover;
 use crate::oci::{
     Descriptor, Digest, INDEX_TYPE, MAX_DOCUMENT, MAX_LAYERS, ManifestSelector, Reference, fallback_tag,
     is_of_kind, listed,
@@ -206,18 +206,18 @@ impl ClientShared {
     ) -> Result<ReferrersPage, RegistryError> {
         let what = question.what;
         let stall = self.clients.stall();
-        let reply = send::ask(&self.clients, &self.auth, question, url).await?;
-        if !answer::is_whole(&reply.response) {
+        let reply = request::ask(&self.clients, &self.auth, question, url).await?;
+        if !response::is_whole(&reply.response) {
             return Err(refusal(reply, what, stall).await);
         }
         let host = host_of(&reply.url);
-        if answer::media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
+        if response::media_type(&reply.response).is_some_and(|kind| kind == "text/html") {
             let (what, reason) = (what.to_owned(), "a web page".to_owned());
             return Err(RegistryError::NotRegistry { host, what, reason });
         }
         let protocol =
             |reason: String| RegistryError::Protocol { host: host.clone(), what: what.to_owned(), reason };
-        if let Some(encoding) = answer::encoding(&reply.response) {
+        if let Some(encoding) = response::encoding(&reply.response) {
             return Err(protocol(format!("content encoding {encoding}")));
         }
         let next = next_page(&reply.response, &reply.url).map_err(|reason| RegistryError::Misled {
@@ -226,10 +226,10 @@ impl ClientShared {
             reason,
         })?;
         let filters = url.query_pairs().any(|(name, _)| name == "artifactType");
-        if filters && answer::header(&reply.response, "oci-filters-applied").is_none() {
+        if filters && response::header(&reply.response, "oci-filters-applied").is_none() {
             tracing::debug!(host, what, "registry does not filter referrers");
         }
-        let content_type = answer::header(&reply.response, "content-type").map(str::to_owned);
+        let content_type = response::header(&reply.response, "content-type").map(str::to_owned);
         let bytes = BodyReader { host: &host, what, stall }
             .limited(reply.response, MAX_DOCUMENT, BodyEnding::Announced)
             .await?;

@@ -12,15 +12,15 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use reqwest::{Response, Url};
 
-use super::answer::{self, BodyReader, refusal};
 use super::auth::RepositoryAction;
 use super::blob::{HttpValidators, LazyBlob, RemoteBlob};
 use super::endpoint::RegistryEndpoint;
+use super::failover::MirrorFailover;
 use super::part::is_refused_range;
 use super::redact::{REDACTED, ShownUrl, host_of, sanitised};
+use super::request::{self, RegistryRequest, RegistryResponse, RequestMethod};
+use super::response::{self, BodyReader, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
-use super::send::{self, RegistryRequest, RegistryResponse, RequestMethod};
-use super::walk::MirrorFailover;
 use super::{RegistryClient, RegistryError};
 use crate::io::{BoxStream, ByteRange, RangeFetch, ReadError};
 use crate::oci::OciError;
@@ -123,7 +123,7 @@ impl RegistryClient {
     ) -> Result<Option<FirstAnswer>, RegistryError> {
         let scope = endpoint.scope(RepositoryAction::Pull);
         let question = RegistryRequest { scope: &scope, act: RequestMethod::Get, accept: "*/*", range, what };
-        let reply = send::ask(&self.inner.clients, &self.inner.auth, &question, &endpoint.root).await?;
+        let reply = request::ask(&self.inner.clients, &self.inner.auth, &question, &endpoint.root).await?;
         let stall = self.inner.clients.stall();
         let host = host_of(&reply.url);
         let wrong =
@@ -131,7 +131,7 @@ impl RegistryClient {
         let RegistryResponse { response, .. } = &reply;
         match response.status().as_u16() {
             status @ (200 | 206) => {
-                if let Some(encoding) = answer::encoding(response) {
+                if let Some(encoding) = response::encoding(response) {
                     return Err(wrong(format!("content encoding {encoding}")));
                 }
                 // A slice of the file that a proxy returns as a 200 is not the file.
@@ -148,8 +148,8 @@ impl RegistryClient {
             }
             _ => return Err(refusal(reply, what, stall).await),
         }
-        let written = answer::header(response, "content-range").unwrap_or_default();
-        let size = match answer::content_range(written) {
+        let written = response::header(response, "content-range").unwrap_or_default();
+        let size = match response::content_range(written) {
             Some((ByteRange { start: 0, .. }, Some(size))) => size,
             // Only the whole shows the size of the file.
             Some((ByteRange { start: 0, .. }, None)) => return Ok(None),

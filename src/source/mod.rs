@@ -4,11 +4,11 @@
 //! a file in this folder, and an arm in the parser of [`Location`] and in [`open`]. Archives are a source too, but
 //! need the archive reader, and are opened in `archive/`.
 
+mod content_store;
 mod directory;
 mod error;
 mod file;
 mod foreign;
-mod held;
 mod layout;
 mod location;
 mod offline;
@@ -21,10 +21,10 @@ use bytes::Bytes;
 
 use directory::LayoutDirectory;
 
+pub use content_store::{holding, usual_stores};
 pub use error::SourceError;
 pub use file::LocalFile;
 pub use foreign::{ForeignLayers, naming};
-pub use held::{holding, usual_stores};
 pub use layout::{LayoutFiles, LayoutImage, LayoutSource, listed_in};
 pub use location::{ArchiveLocation, ExpectedForm, ImageLocation, LayoutChoice};
 

@@ -4,24 +4,24 @@
 //! tree of nodes, and answers every request of a file system or an export. It does not depend on FUSE. To add a view,
 //! add a file to this directory and a line to `VIEWS`.
 
+mod affected_files;
 mod blobs;
 mod disk;
 mod error;
 mod export;
 mod files;
+mod inode_stability;
 mod layers;
 mod merged;
 mod namespace;
 mod numbers;
 mod open;
 mod path_of;
+mod root;
 mod rootfs;
-mod shown;
-mod slots;
 mod status;
 mod subtree;
-mod top;
-mod witness;
+mod subtree_ids;
 
 pub use error::ViewError;
 pub use namespace::{

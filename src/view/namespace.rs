@@ -13,9 +13,9 @@ use crate::layer::{DeviceNumber, UnixTime, has_namespace};
 use crate::oci::Digest;
 use crate::tree::{FrozenTree, InodeAttr, InodeKind, InodeNumber};
 
-use super::slots::{self, SubtreeRole, SubtreeSlot};
 use super::subtree::{OriginMeaning, SyntheticFile, ViewSubtree};
-use super::{ViewError, export, status, top};
+use super::subtree_ids::{self, SubtreeRole, SubtreeSlot};
+use super::{ViewError, export, root, status};
 
 /// Receives the number of a subtree and its fingerprint; an error refuses the subtree.
 pub type InodeCheck = Box<dyn Fn(u32, [u8; 32]) -> Result<(), ReadError> + Send + Sync>;
@@ -151,7 +151,7 @@ impl MountNamespace {
     /// Joins all images of `family`, with `scope` as the root. Without a directory in
     /// `scope`, it reads at most the first blocks of layers, for the attributes of the root.
     pub async fn open(family: Arc<ImageSet>, scope: &ViewScope) -> Result<Self, ViewError> {
-        let slots = slots::of(&family)?;
+        let slots = subtree_ids::of(&family)?;
         let mut namespace = Self {
             family,
             slots,
@@ -258,7 +258,7 @@ impl MountNamespace {
             let created = slot.image.as_ref().map_or_else(|| self.family.created(), |image| image.created());
             let image = || slot.image.as_ref().ok_or_else(|| unreachable_slot(slot.number));
             let built = match &slot.role {
-                SubtreeRole::Top(names) => top::build(slot.image.as_deref(), names, created),
+                SubtreeRole::Top(names) => root::build(slot.image.as_deref(), names, created),
                 SubtreeRole::Status => status::listing(created),
                 SubtreeRole::Export(exports) => export::listing(&self.family, exports, created).await,
                 SubtreeRole::View { view, first } => view.build(image()?, *first).await,
@@ -445,8 +445,8 @@ impl MountNamespace {
                     (Some(SyntheticFile::Blob(descriptor)), _) => &descriptor.digest,
                     (_, Some(origin)) => origin,
                     // The root has the digest that the mount printed.
-                    _ => match self.slot(node.slot).filter(|slot| slot.number >= slots::PER_IMAGE) {
-                        Some(slot) => slots::digest(&self.family, slot.number)?,
+                    _ => match self.slot(node.slot).filter(|slot| slot.number >= subtree_ids::PER_IMAGE) {
+                        Some(slot) => subtree_ids::digest(&self.family, slot.number)?,
                         None => self.family.digest(),
                     },
                 };

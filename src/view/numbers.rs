@@ -8,7 +8,7 @@
 use crate::tree::FrozenTree;
 
 use super::namespace::{MountNamespace, NodeId};
-use super::slots;
+use super::subtree_ids;
 
 /// The number of the root (`FUSE_ROOT_ID`).
 const ROOT: u64 = 1;
@@ -39,7 +39,7 @@ impl MountNamespace {
         if node == self.root() {
             return ROOT;
         }
-        if node.slot == slots::STATUS && u64::from(node.ino) < FIRST_FREE_NUMBER - FIRST_FIXED {
+        if node.slot == subtree_ids::STATUS && u64::from(node.ino) < FIRST_FREE_NUMBER - FIRST_FIXED {
             return FIRST_FIXED + u64::from(node.ino);
         }
         let compact = self
@@ -56,7 +56,7 @@ impl MountNamespace {
             ..ROOT => missing,
             ROOT => self.root(),
             FIRST_FIXED..FIRST_FREE_NUMBER => {
-                NodeId { slot: slots::STATUS, ino: (number - FIRST_FIXED) as u32 }
+                NodeId { slot: subtree_ids::STATUS, ino: (number - FIRST_FIXED) as u32 }
             }
             FIRST_FREE_NUMBER..FIRST_WIDE => {
                 let compact = number - FIRST_FREE_NUMBER;

@@ -12,7 +12,7 @@ use crate::layer::FileContent;
 
 use super::namespace::{AttributeLifetime, MountNamespace, NodeAttributes, NodeId, OpenNode};
 use super::subtree::{OriginMeaning, SyntheticFile};
-use super::{slots, status};
+use super::{status, subtree_ids};
 
 impl MountNamespace {
     /// Opens a file of a built subtree without waiting; `None` if [`open_file`](Self::open_file) is needed.
@@ -159,7 +159,7 @@ impl MountNamespace {
     }
 
     fn status(&self, node: NodeId) -> OpenNode {
-        let status = match self.image(node).filter(|_| node.slot >= slots::PER_IMAGE) {
+        let status = match self.image(node).filter(|_| node.slot >= subtree_ids::PER_IMAGE) {
             Some(image) => image.status(),
             None => self.family().status(),
         };

@@ -115,7 +115,7 @@ fn archives_of_images_end_on_any_input() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let open = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
-        let source = ocifs::archive::open(&location, &registry, &cache);
+        let source = ocifs::archive_source::open(&location, &registry, &cache);
         runtime.block_on(async {
             let root = source.root().await.map_err(|error| error.to_string())?;
             let parsed = ocifs::oci::ManifestDocument::parse(&root.bytes, root.content_type.as_deref());
@@ -541,7 +541,7 @@ fn challenges_never_lead_a_password_astray() {
     .map(|text| text.as_bytes().to_vec());
     target("challenges", &seeds, |bytes| {
         for registry in ["https://registry.example/v2/", "http://127.0.0.1:5000/v2/"] {
-            let Ok(Some(realm)) = ocifs::registry::foreign::token_realm(registry, bytes) else { continue };
+            let Ok(Some(realm)) = ocifs::registry::fuzzing::token_realm(registry, bytes) else { continue };
             let is_local = registry.starts_with("http:") && realm.starts_with("http://");
             assert!(realm.starts_with("https://") || is_local, "{registry} leads to {realm}");
             let authority = realm.split('/').nth(2).unwrap();
@@ -574,7 +574,7 @@ fn content_ranges_are_exact_or_nothing() {
     .map(|text| text.as_bytes().to_vec());
     target("content-ranges", &seeds, |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return };
-        if let Some((range, total)) = ocifs::registry::foreign::content_range(text) {
+        if let Some((range, total)) = ocifs::registry::fuzzing::content_range(text) {
             assert!(range.start < range.end && total.is_none_or(|total| range.end <= total));
             let (unit, numbers) = text.trim().split_once(' ').unwrap();
             assert!(unit.eq_ignore_ascii_case("bytes"));

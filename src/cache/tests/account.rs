@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use super::super::account::{Usage, UsageFile};
-use super::super::census;
+use super::super::eviction_scan;
+use super::super::usage::{Usage, UsageFile};
 use super::*;
 use crate::cache::SizeLimit;
 
@@ -96,7 +96,7 @@ async fn prunes_beside_counts_leave_no_account_that_is_too_low() {
         for _ in 0..200 {
             let root = place.dir.path().join("v1");
             if let Some(used) = counting.used() {
-                let here = census::count(&root).used;
+                let here = eviction_scan::count(&root).used;
                 assert!(used >= here, "round {round}: the account says {used}, the files take {here}");
             }
             std::thread::sleep(Duration::from_millis(2));

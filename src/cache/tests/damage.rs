@@ -211,8 +211,9 @@ async fn a_blob_that_was_completed_but_not_compared_is_compared_before_it_is_ser
             // What a process leaves that dies between its last block and the comparison.
             let map = place.map(&digest);
             place.cache();
-            let pair = pair::BlockFile::open(&place.data(&digest), &map, sidecar::ContentKind::Blob, &digest)
-                .unwrap();
+            let pair =
+                block_file::BlockFile::open(&place.data(&digest), &map, sidecar::ContentKind::Blob, &digest)
+                    .unwrap();
             pair.sidecar.settle_size(&digest, 3 * BLOCK_BYTES).unwrap();
             for (block, bytes) in content.chunks(BLOCK_BYTES as usize).enumerate() {
                 assert!(pair.store(block as u64, bytes, &blake3::hash(bytes).into()).is_ok());

@@ -13,7 +13,7 @@ async fn all_but(place: &Place, content: &[u8], missing: Option<u64>) -> Digest 
     // As a stream's owner writes it: nothing is compared with the digest.
     let files = super::super::files::BlockPaths::of(place.data(&digest));
     drop(place.cache());
-    let pair = super::super::pair::BlockFile::open(
+    let pair = super::super::block_file::BlockFile::open(
         &files.data,
         &files.map,
         super::super::sidecar::ContentKind::Blob,

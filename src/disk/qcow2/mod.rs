@@ -6,9 +6,9 @@
 
 mod cluster;
 mod header;
-mod kept;
 mod map;
 mod raw;
+mod table_cache;
 mod tables;
 
 pub use header::Qcow2Header;

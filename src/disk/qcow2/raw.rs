@@ -12,8 +12,8 @@ use tokio::sync::OnceCell;
 
 use super::Qcow2Header;
 use super::cluster::{ClusterCompression, decode, decode_async};
-use super::kept::{CacheCell, TableCache};
 use super::map::AllocationMap;
+use super::table_cache::{CacheCell, TableCache};
 use super::tables::{ClusterLocation, CompressedCluster, TableGeometry, number};
 use crate::io::{
     BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel, check_bounds,

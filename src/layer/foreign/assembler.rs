@@ -16,13 +16,13 @@ use crate::io::{MEMORY, MemoryShare};
 use crate::oci::{Digest, HashAlgorithm, OciError};
 
 use super::super::index::LayerIndex;
-use super::super::pass::most_stream;
-use super::super::pieces::MAX_SUM;
+use super::super::indexer::most_stream;
+use super::super::seekable::MAX_SUM;
 use super::super::sniff::StreamEncoding;
 use super::super::span::{ChunkDigest, LayerDigests, SpanMap, StoredChunk};
 use super::super::tar::xattr_limits;
 use super::super::toc::{DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair};
-use super::document::RawEntry;
+use super::toc_json::RawEntry;
 use super::{ForeignError, ForeignLimits, broken};
 
 /// The name of the table of contents in an eStargz archive.

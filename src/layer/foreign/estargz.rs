@@ -17,7 +17,7 @@ use super::super::sniff::StreamEncoding;
 use super::super::tar::{TarLimits, TarWalker, WalkerNeed};
 use super::super::toc::TocEntryKind;
 use super::assembler::{DocumentTurn, IndexAssembler, TOC_NAME};
-use super::document;
+use super::toc_json;
 use super::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 
 /// The name of the format in errors.
@@ -82,7 +82,7 @@ pub(super) fn parse(
     let mut member = GzDecoder::new(&stored[..]);
     let len = content_len(&mut member)?;
     let mut assembler = IndexAssembler::new(FORMAT, turn);
-    let hashes = document::read(&mut member, len, expected, limits, &mut assembler)?;
+    let hashes = toc_json::read(&mut member, len, expected, limits, &mut assembler)?;
     // The rest of the archive is short; the checksum of the member comes after it.
     io::copy(&mut member.take(1 << 20), &mut io::sink())
         .map_err(|error| broken(FORMAT, format!("its table of contents cannot be decoded: {error}")))?;

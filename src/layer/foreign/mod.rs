@@ -5,11 +5,11 @@
 //! is an error, and the layer is read as if it had no index.
 
 mod assembler;
-mod document;
+mod detect;
 mod estargz;
-mod find;
-mod seekable;
+mod seek_table;
 mod soci;
+mod toc_json;
 mod zstd_chunked;
 
 use std::collections::BTreeMap;
@@ -20,8 +20,8 @@ use crate::io::ReadError;
 use super::index::LayerIndex;
 
 pub use assembler::{is_marker, is_table};
-pub use find::{find_foreign, find_seek_table};
-pub(super) use find::{shows_markers, without_markers};
+pub use detect::{find_foreign, find_seek_table};
+pub(super) use detect::{shows_markers, without_markers};
 pub use soci::{MAX_ZTOC, parse_ztoc};
 
 /// The kind of index by which a layer is read.

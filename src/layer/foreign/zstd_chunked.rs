@@ -15,7 +15,7 @@ use crate::oci::{Digest, OciError};
 
 use super::super::sniff::StreamEncoding;
 use super::assembler::{DocumentTurn, IndexAssembler};
-use super::document::{self, check_digest};
+use super::toc_json::{self, check_digest};
 use super::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 
 /// The name of the format in errors.
@@ -141,7 +141,7 @@ pub(super) fn parse(
     let mut decoder = zstd::stream::read::Decoder::with_buffer(&stored[..]).map_err(undecodable)?;
     decoder.window_log_max(WINDOW_LOG).map_err(undecodable)?;
     let mut assembler = IndexAssembler::new(FORMAT, turn);
-    let hashes = document::read(&mut decoder, place.decoded, expected.decoded, limits, &mut assembler)?;
+    let hashes = toc_json::read(&mut decoder, place.decoded, expected.decoded, limits, &mut assembler)?;
     if decoder.read(&mut [0]).map_err(undecodable)? > 0 {
         return Err(broken(FORMAT, format!("its manifest has more than {} bytes", place.decoded)));
     }

@@ -1,0 +1,162 @@
+//! Whole-first reads: a blob is compared with its digest before any of it is handed out.
+//!
+//! A reader first waits until the whole blob is present and verified, and then reads from disk alone. Where the disk
+//! stores nothing, a small blob is verified in memory. A large one is an error there, because it cannot be verified
+//! and read again.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use lru::LruCache;
+
+use super::cached::{CachedFile, ContentState};
+use super::lock;
+use super::sidecar::{ContentKind, VerificationState};
+use super::verify_policy::{VerifyMode, VerifyPolicy};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError};
+use crate::oci::Digest;
+
+/// Bytes up to which a blob is compared as a whole in every mode: on a gigabit link it takes a tenth of a second.
+pub const VERIFY_FIRST_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Number of small blobs held in memory where the disk stores none: 64 MiB at most.
+const SHELF: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+/// Number of tries to fetch blocks again that were damaged on disk, for one read.
+const MAX_REFETCH_ROUNDS: usize = 3;
+
+/// Verified small blobs that could not be stored on disk.
+pub(super) struct MemoryCache(std::sync::Mutex<LruCache<Digest, Bytes>>);
+
+impl Default for MemoryCache {
+    fn default() -> Self {
+        Self(std::sync::Mutex::new(LruCache::new(SHELF)))
+    }
+}
+
+impl MemoryCache {
+    fn get(&self, digest: &Digest) -> Option<Bytes> {
+        lock(&self.0).get(digest).cloned()
+    }
+
+    fn put(&self, digest: &Digest, bytes: Bytes) {
+        lock(&self.0).put(digest.clone(), bytes);
+    }
+}
+
+impl ContentState {
+    /// Whether the whole is compared before any of it is handed out.
+    pub(super) fn is_whole_first(&self) -> bool {
+        self.kind == ContentKind::Blob && self.verify.is_some_and(|when| when.is_whole_first(self.size))
+    }
+}
+
+impl CachedFile {
+    /// Whether the whole is compared with its digest before any of it is handed out, or was compared already.
+    pub fn is_proven_first(&self) -> bool {
+        self.inner.is_whole_first() || self.state() == VerificationState::Verified
+    }
+
+    /// Reads from content that was compared as a whole, and compares it first if necessary.
+    pub(super) async fn read_whole_first(&self, range: ByteRange, buf: &mut [u8]) -> Result<(), ReadError> {
+        for _ in 0..MAX_REFETCH_ROUNDS {
+            if self.inner.state() != VerificationState::Verified {
+                self.ensure(ByteRange::new(0, self.size())).await?;
+            }
+            if self.inner.state() != VerificationState::Verified {
+                break;
+            }
+            let missing = self.inner.read_or_hash(range, buf);
+            // Checked last: a block whose record was lost makes the content partial again when it is stored anew.
+            if missing.is_empty() && self.inner.state() == VerificationState::Verified {
+                self.inner.note_served(range);
+                return Ok(());
+            }
+            self.ensure(range).await?;
+        }
+        let whole = self.in_memory().await?;
+        // Its length was compared with the size of the content, and the range lies inside of that.
+        buf.copy_from_slice(&whole[range.start as usize..range.end as usize]);
+        self.inner.note_served(range);
+        Ok(())
+    }
+
+    /// All bytes, compared, where the disk does not store them.
+    async fn in_memory(&self) -> Result<Bytes, ReadError> {
+        let inner = &self.inner;
+        if inner.size > VERIFY_FIRST_BYTES {
+            let message = format!(
+                "{} has {} bytes, and the cache does not keep all of them: they cannot be compared before the first is given out",
+                inner.digest, inner.size
+            );
+            return Err(ReadError::new(FaultClass::Io, message));
+        }
+        // One fetch for all waiters.
+        let _filling = inner.filling.lock().await;
+        if let Some(whole) = inner.shelf.get(&inner.digest) {
+            return Ok(whole);
+        }
+        let range = ByteRange::new(0, inner.size);
+        let mut delivery = inner.fetch.fetch(range).await?;
+        let misbehaved =
+            |what: &str| ReadError::new(FaultClass::Misbehaved, format!("{}: {what}", inner.digest));
+        if delivery.range != range {
+            return Err(misbehaved("other bytes were delivered than were asked for"));
+        }
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = delivery.body.next().await {
+            let chunk = chunk?;
+            inner.note_fetched(chunk.len() as u64);
+            if whole.len() as u64 + chunk.len() as u64 > inner.size {
+                return Err(misbehaved("the delivery goes on after its end"));
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        if whole.len() as u64 != inner.size {
+            return Err(misbehaved("the delivery ended early"));
+        }
+        match inner.digest.same_algorithm(&whole) {
+            Some(actual) if actual == inner.digest => {}
+            Some(actual) => inner.poison(&actual),
+            None => return Err(misbehaved("its digest cannot be checked")),
+        }
+        inner.refuse_poisoned()?;
+        let whole = whole.freeze();
+        inner.shelf.put(&inner.digest, whole.clone());
+        Ok(whole)
+    }
+
+    /// For format detection only: skips the whole-blob check of a small blob, so these bytes must not be served. In
+    /// strict mode the check is not skipped.
+    pub fn looked_at(self: &Arc<Self>) -> Arc<dyn ReadAt> {
+        Arc::new(LookedAt(Arc::clone(self)))
+    }
+}
+
+struct LookedAt(Arc<CachedFile>);
+
+impl ReadAt for LookedAt {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            match self.0.inner.verify {
+                Some(VerifyPolicy { verify: VerifyMode::Strict, .. }) => self.0.read_at(offset, buf).await,
+                _ => {
+                    self.0.try_again();
+                    self.0.inner.is_looked_at.store(true, Ordering::Release);
+                    self.0.read_as_it_comes(offset, buf).await
+                }
+            }
+        })
+    }
+
+    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        self.0.read_ready(offset, buf)
+    }
+}

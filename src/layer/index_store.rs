@@ -1,0 +1,118 @@
+//! Cached layer index and stream digest, for the next mount.
+//!
+//! They are stored only for a verified blob, because they outlive its bytes. The archive of a blob and its bare
+//! stream have separate indexes, because only the archive's has names.
+
+use std::time::Duration;
+
+use crate::cache::{BlockCache, BuildLock, LayerMetadata, StreamWriter, VerificationState};
+use crate::io::{FaultClass, ReadError, compute};
+use crate::oci::Digest;
+
+use super::index::LayerIndex;
+use super::stored_layer::LayerShared;
+
+/// Maximum wait for another process that decodes a layer, before this one decodes it too.
+const FOREIGN_PASS_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl LayerShared {
+    /// Lock for decoding a layer: one process decodes, and the others find its index once they get the lock. A
+    /// stopped holder, or a disk without locks, must not block the others: decoding twice costs only time.
+    pub(super) async fn build_lock(&self) -> Result<Option<BuildLock>, ReadError> {
+        match tokio::time::timeout(FOREIGN_PASS_TIMEOUT, self.cache().build_lock(self.blob.digest())).await {
+            Ok(Ok(lock)) => Ok(Some(lock)),
+            Ok(Err(error)) if error.is_disk() => Ok(None),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => {
+                tracing::warn!(layer = %self.blob.digest(), "another process decodes it for long, decoding it here too");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Stores the index for other mounts, and publishes the stream that the pass wrote.
+    pub(super) async fn keep(
+        &self,
+        index: LayerIndex,
+        stream: Option<StreamWriter>,
+    ) -> Result<LayerIndex, ReadError> {
+        self.blob.compared().await?;
+        let is_verified = self.blob.state() == VerificationState::Verified;
+        let (cache, digest, form) = (self.cache().clone(), self.blob.digest().clone(), self.form);
+        // Encoded, written and synced on a blocking thread.
+        let kept = tokio::task::spawn_blocking(move || {
+            if is_verified {
+                let kept = index.to_bytes().and_then(|bytes| {
+                    cache.put_learnt(form, &digest, &bytes).map_err(|error| error.to_string())
+                });
+                if let Err(error) = kept {
+                    // The index still serves this mount; the next one builds it again.
+                    tracing::warn!(layer = %digest, error, "index not kept");
+                }
+            }
+            // After the index, because the stream belongs to the index.
+            let published =
+                stream.map(|stream| stream.publish(&index.blocks, index.spans.stream_size())).transpose();
+            if let Err(error) = published {
+                // Reads decode the missing bytes.
+                tracing::warn!(layer = %digest, %error, "decoded stream not kept");
+            }
+            index
+        });
+        kept.await.map_err(|error| ReadError::caused(FaultClass::Io, "keeping the index", error))
+    }
+
+    /// The cached index. Only a verified blob has one.
+    pub(super) async fn kept(&self) -> Result<Option<LayerIndex>, ReadError> {
+        let (cache, digest, size) = (self.cache().clone(), self.blob.digest().clone(), self.size());
+        let form = self.form;
+        let found = tokio::task::spawn_blocking(move || find(&cache, form, &digest, size)).await;
+        found.map_err(|error| ReadError::caused(FaultClass::Io, "reading the kept index", error))?
+    }
+
+    pub(super) fn find(&self) -> Result<Option<LayerIndex>, ReadError> {
+        find(self.cache(), self.form, self.blob.digest(), self.size())
+    }
+
+    /// The stream digest that an earlier mount computed.
+    pub(super) async fn kept_content(&self) -> Result<Option<Digest>, ReadError> {
+        let (cache, digest) = (self.cache().clone(), self.blob.digest().clone());
+        compute(move || {
+            let text = cache.learnt(LayerMetadata::Content, &digest)?;
+            Ok(text.and_then(|text| String::from_utf8(text).ok()?.parse().ok()))
+        })
+        .await
+    }
+
+    /// Stores the digest of the whole stream, so that the next mount need not hash it.
+    pub(super) async fn keep_content(&self, content: &Digest) -> Result<(), ReadError> {
+        self.blob.compared().await?;
+        if self.blob.state() != VerificationState::Verified {
+            return Ok(());
+        }
+        let (cache, digest, content) = (self.cache().clone(), self.blob.digest().clone(), content.clone());
+        compute(move || {
+            if let Err(error) = cache.put_learnt(LayerMetadata::Content, &digest, content.as_str().as_bytes())
+            {
+                // The next mount hashes again.
+                tracing::warn!(layer = %digest, %error, "the digest of its content is not kept");
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn find(
+    cache: &BlockCache,
+    form: LayerMetadata,
+    digest: &Digest,
+    size: u64,
+) -> Result<Option<LayerIndex>, ReadError> {
+    let Some(bytes) = cache.learnt(form, digest)? else { return Ok(None) };
+    let index = LayerIndex::from_kept_bytes(&bytes, size, cache);
+    if index.is_none() {
+        tracing::warn!(layer = %digest, "kept index is not usable, building it again");
+    }
+    Ok(index)
+}

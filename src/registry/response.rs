@@ -1,0 +1,327 @@
+//! HTTP responses: bodies with a size limit and a stall timeout, `Content-Range`, and the text of refusals.
+//!
+//! A response is untrusted until it has been checked, so every body has a limit in bytes and in time. Text of a
+//! response is made printable before it goes into an error.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use reqwest::Response;
+use serde::Deserialize;
+
+use super::RegistryError;
+use super::auth::{NO_CREDENTIAL, with_login};
+use super::redact::{host_of, sanitised};
+use super::request::RegistryResponse;
+use super::retry::retry_after;
+use super::trouble::broken;
+use crate::io::ByteRange;
+use crate::metrics;
+
+/// The words of nginx and of Go's servers for HTTP on an HTTPS port.
+const WANTS_HTTPS: [&str; 2] = ["sent to HTTPS port", "HTTP request to an HTTPS server"];
+/// The most of an error's body that is read, in bytes.
+const MAX_ERROR: u64 = 64 * 1024;
+
+/// A header's text; `None` if it is absent or not ASCII text.
+pub(super) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+/// The media type of a response, without parameters, in lower case.
+pub(super) fn media_type(response: &Response) -> Option<String> {
+    let written = header(response, "content-type")?;
+    Some(written.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
+/// The content encodings of a response other than `identity`: such bytes are not the requested ones. `aws-chunked` is
+/// the framing of an upload, which S3-compatible storage stores as a label; nothing is encoded by it.
+pub(super) fn encoding(response: &Response) -> Option<String> {
+    let written: Vec<String> = response
+        .headers()
+        .get_all("content-encoding")
+        .iter()
+        .map(|value| sanitised(&String::from_utf8_lossy(value.as_bytes())))
+        .collect();
+    encoding_of(&written.join(","))
+}
+
+fn encoding_of(written: &str) -> Option<String> {
+    let is_coding =
+        |coding: &&str| !["", "identity", "aws-chunked"].iter().any(|none| coding.eq_ignore_ascii_case(none));
+    let codings: Vec<&str> = written.split(',').map(str::trim).filter(is_coding).collect();
+    (!codings.is_empty()).then(|| codings.join(", "))
+}
+
+/// Whether a response comes from a cache that fetches and shares pieces of a blob, by the headers of Dragonfly's
+/// client.
+pub(super) fn has_pieces(response: &Response) -> bool {
+    response.headers().keys().any(|name| name.as_str().starts_with("x-dragonfly-"))
+}
+
+/// Parses `Content-Range: bytes a-b/total` (RFC 9110 section 14.4). The total is `None` if the server does not know
+/// it. Any other form is refused.
+pub(super) fn content_range(value: &str) -> Option<(ByteRange, Option<u64>)> {
+    let (range, total) = of_bytes(value)?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (number(first)?, number(last)?);
+    let total = if total == "*" { None } else { Some(number(total)?) };
+    let is_range = first <= last && last < total.unwrap_or(u64::MAX);
+    is_range.then(|| (ByteRange::new(first, last + 1), total))
+}
+
+/// Whether a response to a request without range is complete: 200, or a 206 whose `Content-Range` covers the total.
+pub(super) fn is_whole(response: &Response) -> bool {
+    let range = || header(response, "content-range").and_then(content_range);
+    match response.status().as_u16() {
+        200 => true,
+        206 => range().is_some_and(|(range, total)| range.start == 0 && Some(range.end) == total),
+        _ => false,
+    }
+}
+
+/// The total in the `Content-Range: bytes */total` of a 416.
+pub(super) fn unsatisfied_total(value: &str) -> Option<u64> {
+    number(of_bytes(value)?.strip_prefix("*/")?)
+}
+
+/// The text after the unit, whose case is ignored (RFC 9110 section 14.1).
+fn of_bytes(value: &str) -> Option<&str> {
+    let (unit, rest) = value.trim().split_once(' ')?;
+    unit.eq_ignore_ascii_case("bytes").then(|| rest.trim_start())
+}
+
+/// Parses digits only: `parse` alone would accept a plus sign.
+fn number(text: &str) -> Option<u64> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// The requirement on the end of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyEnding {
+    /// The body ends where its length or framing announces it.
+    Announced,
+    /// The body may end anywhere, because its digest is compared.
+    Any,
+}
+
+/// Reads the body of a response.
+#[derive(Clone, Copy)]
+pub(super) struct BodyReader<'a> {
+    /// The host, for errors.
+    pub(super) host: &'a str,
+    /// The subject of the request, for errors.
+    pub(super) what: &'a str,
+    /// The stall timeout: the longest time without a byte.
+    pub(super) stall: Duration,
+}
+
+impl BodyReader<'_> {
+    /// The next chunk; `None` at the end.
+    pub(super) async fn chunk(self, response: &mut Response) -> Result<Option<Bytes>, RegistryError> {
+        match tokio::time::timeout(self.stall, response.chunk()).await {
+            Ok(Ok(chunk)) => {
+                metrics::BYTES_FETCHED.add(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                Ok(chunk)
+            }
+            Ok(Err(error)) => Err(broken(self.host, self.what, error)),
+            Err(_) => Err(RegistryError::Stalled {
+                host: self.host.to_owned(),
+                what: self.what.to_owned(),
+                waited: self.stall,
+            }),
+        }
+    }
+
+    /// The complete body. Refused as soon as it is known to exceed `limit` bytes.
+    pub(super) async fn limited(
+        self,
+        mut response: Response,
+        limit: u64,
+        ending: BodyEnding,
+    ) -> Result<Bytes, RegistryError> {
+        let too_large = |size: String| RegistryError::TooLarge {
+            host: self.host.to_owned(),
+            what: self.what.to_owned(),
+            size,
+            limit,
+        };
+        if let Some(length) = response.content_length().filter(|length| *length > limit) {
+            return Err(too_large(length.to_string()));
+        }
+        let mut bytes = BytesMut::new();
+        loop {
+            let chunk = match self.chunk(&mut response).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) if ending == BodyEnding::Any && error.is_unannounced_end() => break,
+                Err(error) => return Err(error),
+            };
+            if (bytes.len() + chunk.len()) as u64 > limit {
+                return Err(too_large("more".into()));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// The text of a refusal with `: ` in front, or an empty string. Read errors are ignored: the refusal itself is
+    /// the error to report.
+    pub(super) async fn message(self, response: Response) -> String {
+        let html = media_type(&response).is_some_and(|kind| kind == "text/html");
+        let status = response.status().as_u16();
+        let body = self.beginning(response).await;
+        let page = String::from_utf8_lossy(&body);
+        if let Some(words) = WANTS_HTTPS.iter().find(|words| page.contains(**words)) {
+            return format!(": {words}");
+        }
+        // A proxy in front of a registry shows an HTML page while the registry is down.
+        if html && status >= 500 {
+            return ": a web page".into();
+        }
+        if html {
+            return ": a web page, is this an OCI registry?".into();
+        }
+        let text = match serde_json::from_slice::<ErrorEnvelope>(&body) {
+            Ok(refusal) => refusal.text(),
+            Err(_) => sanitised(&String::from_utf8_lossy(&body)),
+        };
+        if text.is_empty() { text } else { format!(": {text}") }
+    }
+
+    /// Reads a short body to its end and drops it, so that the connection can be reused.
+    pub(super) async fn discard(self, response: Response) {
+        drop(self.beginning(response).await);
+    }
+
+    /// The body as far as it arrives, up to `MAX_ERROR` bytes.
+    async fn beginning(self, mut response: Response) -> Vec<u8> {
+        let mut body = Vec::new();
+        while let Ok(Some(chunk)) = self.chunk(&mut response).await {
+            let room = (MAX_ERROR as usize).saturating_sub(body.len());
+            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            if chunk.len() >= room {
+                break;
+            }
+        }
+        body
+    }
+}
+
+/// The error document of the distribution-spec ("Error Codes"), or the fields that token servers send instead.
+#[derive(Deserialize)]
+struct ErrorEnvelope {
+    #[serde(default)]
+    errors: Vec<ErrorDetail>,
+    #[serde(default)]
+    error: Option<String>,
+    #[serde(default)]
+    error_description: Option<String>,
+    #[serde(default)]
+    details: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ErrorDetail {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl ErrorEnvelope {
+    fn text(&self) -> String {
+        let errors = self.errors.iter().flat_map(|reason| [&reason.code, &reason.message]);
+        let others = [&self.error, &self.error_description, &self.details].into_iter().flatten();
+        let parts: Vec<&str> =
+            errors.chain(others).map(String::as_str).filter(|part| !part.is_empty()).collect();
+        sanitised(&parts.join(" "))
+    }
+}
+
+/// The error for a response with an unsuccessful status.
+pub(super) async fn refusal(reply: RegistryResponse, what: &str, stall: Duration) -> RegistryError {
+    let host = host_of(&reply.url);
+    let status = reply.response.status().as_u16();
+    let wait = header(&reply.response, "retry-after").and_then(|value| retry_after(value, SystemTime::now()));
+    let body = BodyReader { host: &host, what, stall };
+    let (reply_scheme, login) = (reply.url.scheme().to_owned(), reply.login.clone());
+    // The storage behind a registry quotes signed requests in its errors.
+    let mut message = if reply.at_home {
+        body.message(reply.response).await
+    } else {
+        body.discard(reply.response).await;
+        String::new()
+    };
+    let what = what.to_owned();
+    let is_secure = WANTS_HTTPS.iter().any(|words| message.contains(words));
+    if status == 400 && reply_scheme == "http" && is_secure {
+        return RegistryError::SpeaksTls { host };
+    }
+    if let Some(wait) = wait {
+        message.push_str(&format!(" (it wants to be asked again in {} s)", wait.as_secs()));
+    }
+    match status {
+        404 => RegistryError::NotFound { host, what, message },
+        401 | 403 => {
+            if reply.at_home {
+                message.push_str(&login.map_or_else(|| NO_CREDENTIAL.to_owned(), |login| with_login(&login)));
+            }
+            RegistryError::Denied { host, what, status, message }
+        }
+        _ => RegistryError::Status { host, what, status, message, retry_after: wait },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_exact_content_range_is_read() {
+        assert_eq!(content_range("bytes 0-9/100"), Some((ByteRange::new(0, 10), Some(100))));
+        assert_eq!(content_range("Bytes 99-99/100"), Some((ByteRange::new(99, 100), Some(100))));
+        assert_eq!(content_range("bytes 0-9/*"), Some((ByteRange::new(0, 10), None)));
+        assert_eq!(content_range("bytes 0-18446744073709551615/*"), None);
+        for bad in [
+            "",
+            "bytes 0-9",
+            "bytes 0-9/**",
+            "bytes 9-0/100",
+            "bytes 0-100/100",
+            "bytes +0-9/100",
+            "bytes */100",
+            "items 0-9/100",
+            "bytes 0-9/100, 20-29/100",
+            "bytes -9/100",
+        ] {
+            assert_eq!(content_range(bad), None, "{bad}");
+        }
+        assert_eq!(unsatisfied_total("bytes */47"), Some(47));
+        assert_eq!(unsatisfied_total("bytes */*"), None);
+    }
+
+    #[test]
+    fn the_label_of_an_upload_is_no_encoding() {
+        for none in ["", "identity", "aws-chunked", "AWS-CHUNKED", "aws-chunked,identity", " , "] {
+            assert_eq!(encoding_of(none), None, "{none}");
+        }
+        for (some, expected) in [("gzip", "gzip"), ("aws-chunked, gzip", "gzip"), ("br,gzip", "br, gzip")] {
+            assert_eq!(encoding_of(some).as_deref(), Some(expected), "{some}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_speaks_in_the_words_of_its_sender() {
+        let text = |json| serde_json::from_str::<ErrorEnvelope>(json).unwrap().text();
+        assert_eq!(
+            text(r#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no\u001b such", "detail": {}}]}"#),
+            "MANIFEST_UNKNOWN no such"
+        );
+        assert_eq!(
+            text(r#"{"details": "incorrect username or password"}"#),
+            "incorrect username or password"
+        );
+        assert_eq!(text("{}"), "");
+    }
+}
