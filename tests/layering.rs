@@ -18,7 +18,7 @@ use rust_source::{Token, macros, paths, split_tests, tokens};
 const RANKS: [(&str, u8); 21] = [
     ("oci", 0),
     ("io", 0),
-    ("meter", 0),
+    ("metrics", 0),
     ("owner", 0),
     ("sandbox", 0),
     ("registry", 1),
@@ -26,7 +26,7 @@ const RANKS: [(&str, u8); 21] = [
     ("cache", 2),
     ("artifact", 3),
     ("layer", 3),
-    ("archive", 4),
+    ("archive_source", 4),
     ("tree", 4),
     ("disk", 4),
     ("erofs", 5),

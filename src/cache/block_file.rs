@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
 
 use super::block_data::{BlockData, PAGE, is_zero};
 use super::copy_number::CopyNumber;
@@ -45,14 +44,14 @@ const PROMOTION_TIME: Duration = Duration::from_millis(5);
 
 pub(super) struct BlockFile {
     /// Names of the files before and after promotion; `None` for content that is not promoted.
-    promotion: Option<(BlockPaths, BlockPaths)>,
+    pub(super) promotion: Option<(BlockPaths, BlockPaths)>,
     /// Expected checksum of each block, where the names of the files are derived from them; `None` where only records
     /// vouch for blocks.
     expected: Option<BlockSums>,
     pub(super) data: BlockData,
     /// The name that the data file had when it was opened.
-    data_path: PathBuf,
-    kind: ContentKind,
+    pub(super) data_path: PathBuf,
+    pub(super) kind: ContentKind,
     /// Whether this process found the bytes equal to the digest. The disk records that only after a sync, which takes
     /// longer.
     proven: AtomicBool,
@@ -61,7 +60,7 @@ pub(super) struct BlockFile {
     /// Guards: one thread at a time writes or evicts the data and the record of a block.
     stripes: [Mutex<()>; STRIPES],
     /// Reserves space before every write; `None` where usage is not accounted.
-    room: Option<Arc<CacheQuota>>,
+    pub(super) room: Option<Arc<CacheQuota>>,
     /// Time of the last use, in ticks of the room.
     last_use: AtomicU64,
     /// The data file, while a reader uses it directly. Guards: nothing is evicted while it is handed out.
@@ -446,53 +445,6 @@ impl BlockFile {
         self.sidecar.put_record(block, len, sum).map_err(StoreError::Disk)?;
         self.set_trusted(block);
         Ok(StoreOutcome::Written)
-    }
-
-    /// The data file of a blob that is verified and whole on disk, for whoever reads it by himself: nothing is evicted from it
-    /// while he holds it.
-    pub(super) fn hand_out(&self, size: u64) -> Option<Arc<OwnedFd>> {
-        let mut backing = lock(&self.backing);
-        if let Some(known) = backing.upgrade() {
-            return Some(known);
-        }
-        // A file that is handed out stays open: when descriptors run out, it is read through this process instead.
-        if self.room.as_ref().is_some_and(|room| !room.spare_descriptors()) {
-            return None;
-        }
-        // On disk, and not only in the memory of this process: until then another process may still poison it.
-        let verified =
-            self.sidecar.status().is_some_and(|status| status.state == VerificationState::Verified);
-        let file = Arc::new(self.whole_file(size).filter(|_| verified)?);
-        *backing = Arc::downgrade(&file);
-        Some(file)
-    }
-
-    /// The data file, when it has `size` bytes and no hole. `None` also where the file system cannot report holes,
-    /// and where it stores zeros as holes.
-    fn whole_file(&self, size: u64) -> Option<OwnedFd> {
-        if self.kind != ContentKind::Blob {
-            return None;
-        }
-        let data = match &self.data {
-            BlockData::Own(data) => data,
-            BlockData::Local(bytes) => return bytes.whole_file().filter(|_| bytes.size() == size),
-        };
-        let ours = data.metadata().ok()?;
-        let names = [Some(&self.data_path), self.promotion.as_ref().map(|(_, to)| &to.data)];
-        // Opened read-only, because another process gets it. A name may lead to another file by now.
-        let file = names.into_iter().flatten().find_map(|name| {
-            let file = File::open(name).ok()?;
-            let theirs = file.metadata().ok()?;
-            ((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino())).then_some(file)
-        })?;
-        // The first hole is the implicit one at the end of every file. Offsets of a file fit off_t.
-        let hole = lseek(&file, 0, Whence::SeekHole).ok().and_then(|hole| u64::try_from(hole).ok());
-        (size > 0 && ours.len() == size && hole == Some(size)).then(|| OwnedFd::from(file))
-    }
-
-    /// Whether a reader has the data file as a descriptor of its own.
-    pub(super) fn is_handed_out(&self) -> bool {
-        lock(&self.backing).strong_count() > 0
     }
 
     /// Whether this process found the bytes equal to the digest.

@@ -25,6 +25,7 @@ mod inventory;
 mod limit;
 mod local_seat;
 mod lock;
+mod passthrough_file;
 mod presence;
 mod present_read;
 mod promotion;

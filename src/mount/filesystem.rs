@@ -27,6 +27,7 @@ use super::failed_reads::FailedReads;
 use super::handles::FileHandles;
 use super::open_file_cache::OpenFileCache;
 use super::passthrough::ReadServer;
+use super::replies::{reply_xattr, seek};
 
 /// A read as the kernel requests it, and its start.
 struct ReadRequest {
@@ -586,26 +587,5 @@ fn note_read(begun: Instant, given: Option<usize>) {
     match given {
         Some(len) => metrics::BYTES_SERVED.add(len as u64),
         None => metrics::READ_ERRORS.add(1),
-    }
-}
-
-/// Replies with the next data or hole at or after an offset inside the file.
-fn seek(bytes: &SharedReader, offset: u64, whence: i32, reply: ReplyLseek) {
-    let found = match whence {
-        libc::SEEK_DATA => bytes.next_data(offset),
-        _ => Some(bytes.next_hole(offset)),
-    };
-    match found.and_then(|found| i64::try_from(found).ok()) {
-        Some(found) => reply.offset(found),
-        None => reply.error(errno::PAST_END),
-    }
-}
-
-/// The two-step protocol of xattr(7): size 0 asks for the size.
-pub(super) fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
-    match (size, value.len()) {
-        (0, len) => reply.size(len as u32),
-        (size, len) if len > size as usize => reply.error(errno::XATTR_TOO_BIG),
-        _ => reply.data(value),
     }
 }

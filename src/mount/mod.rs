@@ -27,6 +27,7 @@ mod options;
 mod overlay;
 mod passthrough;
 mod privileged;
+mod replies;
 mod session;
 mod takeover;
 mod waiting;

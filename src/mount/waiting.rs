@@ -16,8 +16,8 @@ use crate::view::{self, NodeId, ViewScope};
 
 use super::attributes::{UNNUMBERED, negative};
 use super::errno;
-use super::filesystem::reply_xattr;
 use super::mount_table::{REFERENCE, WAITING};
+use super::replies::reply_xattr;
 
 /// TTL of all replies.
 pub(super) const PENDING_TTL: Duration = Duration::ZERO;
