@@ -1,7 +1,7 @@
 //! Roles of a manifest's layers: files with names, directories, archives to merge.
 //!
 //! Reads no blob: labels decide names and kinds, and the reader of a layer finds its actual format. A manifest, for
-//! some kinds with its config, becomes one [`Contents`] with all information for `files/`, `layers/` and `merged/`.
+//! some kinds with its config, becomes one [`ArtifactContents`] with all information for `files/`, `layers/` and `merged/`.
 
 mod contents;
 mod names;

@@ -289,8 +289,8 @@ impl CachedFile {
         Ok(inner.state())
     }
 
-    /// Waits until the whole content was compared with its digest, and returns [`State::Verified`] or
-    /// [`State::Poisoned`]. `None` when the content was dropped before; waiting does not prevent that. The result of
+    /// Waits until the whole content was compared with its digest, and returns [`VerificationState::Verified`] or
+    /// [`VerificationState::Poisoned`]. `None` when the content was dropped before; waiting does not prevent that. The result of
     /// another process counts from the next read in this one. A decoded stream is never compared.
     pub fn until_verified(&self) -> impl Future<Output = Option<VerificationState>> + Send + use<> {
         // Looks at the disk, where another process may have written the result.
@@ -448,7 +448,7 @@ impl ReadAt for CachedFile {
         }
     }
 
-    /// The data file of a verified blob with all blocks on disk. It stays valid while both this [`Cached`] and the
+    /// The data file of a verified blob with all blocks on disk. It stays valid while both this [`CachedFile`] and the
     /// descriptor are held. The lock of the first keeps evictors of other processes away, the second those of this
     /// process.
     fn backing(&self) -> Option<Arc<OwnedFd>> {

@@ -2,7 +2,7 @@
 //!
 //! Each block is fetched once and checked when it is read back; a lost or damaged one is fetched again. The data is
 //! written first, then a record with its checksum, and only a block whose data hashes to its record counts. Bytes
-//! come from a [`Fetch`](crate::io::Fetch), and their meaning is unknown at this level. docs/cache-format.md defines
+//! come from a [`Fetch`](crate::io::RangeFetch), and their meaning is unknown at this level. docs/cache-format.md defines
 //! the byte layout, the locks, and when bytes are trusted.
 
 mod blob_hasher;

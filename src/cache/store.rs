@@ -131,7 +131,7 @@ impl BlockCache {
         Self { origin: name[..16].into(), ..self.clone() }
     }
 
-    /// The same cache with a verification mode. Blobs of at most `small` bytes, usually [`SMALL`](super::SMALL), are
+    /// The same cache with a verification mode. Blobs of at most `small` bytes, usually [`SMALL`](super::VERIFY_FIRST_BYTES), are
     /// compared as a whole before their first byte in every mode. Without a mode, callers take blocks as they come.
     #[must_use]
     pub fn verifying(&self, verify: VerifyMode, small: u64) -> Self {
@@ -207,7 +207,7 @@ impl BlockCache {
     }
 
     /// The decoded stream of the layer whose stored blob is `digest`, as described by an index made elsewhere. `id`
-    /// is the blake3 of that index, and `copy` the [number](Cached::copy_number) of the copy of the blob that it is
+    /// is the blake3 of that index, and `copy` the [number](CachedFile::copy_number) of the copy of the blob that it is
     /// decoded from. Until the layer was decoded as a whole, such an index is only a claim. Its stream has files of
     /// its own, is visible to this origin alone, and does not become the stream of the layer. The index vouches for
     /// no checksums of it, so it does not outlive the copy that it was decoded from.

@@ -151,7 +151,7 @@ pub struct VolumeUsage {
     /// Used amount.
     #[prost(int64, tag = "3")]
     pub used: i64,
-    /// The [`Unit`].
+    /// The [`UsageUnit`].
     #[prost(enumeration = "UsageUnit", tag = "4")]
     pub unit: i32,
 }

@@ -43,7 +43,7 @@ pub struct DiskDetection {
 /// One disk and its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskPlan {
-    /// A file name: one component, not hidden, with an extension, unique in its [`Detection`].
+    /// A file name: one component, not hidden, with an extension, unique in its [`DiskDetection`].
     pub name: String,
     /// The format that the manifest claims.
     pub label: DiskFormat,

@@ -2,7 +2,7 @@
 //! hypervisor may open them.
 //!
 //! This module reads no blob, follows no name in a disk header, and does not guess. An uncertain disk becomes a
-//! [`Problem`], because a disk with wrong bytes is worse than none. [`detect`] converts a manifest to plans (names,
+//! [`DiskProblem`], because a disk with wrong bytes is worse than none. [`detect`] converts a manifest to plans (names,
 //! parts, sizes), and [`inspect`] converts the first bytes of an assembled disk to a verdict. Both go into
 //! `disk/info.json`, whose size is known before any blob byte.
 //!

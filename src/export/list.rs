@@ -31,7 +31,7 @@ pub enum ListDetail {
     Attributes,
 }
 
-/// Calls `each` for every name in the directory at `path`, and with [`Depth::All`] for all descendants, depth first
+/// Calls `each` for every name in the directory at `path`, and with [`ListDepth::All`] for all descendants, depth first
 /// in name order, until it returns `false`. A path that is no directory is its own only entry.
 pub async fn list(
     namespace: &MountNamespace,

@@ -5,7 +5,7 @@ use crate::io::{FaultClass, ReadError};
 use crate::oci::{Digest, OciError};
 use crate::source::SourceError;
 
-/// A reason why a reference could not be opened as an [`Image`](super::Image).
+/// A reason why a reference could not be opened as an [`OpenImage`](super::OpenImage).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {

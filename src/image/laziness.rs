@@ -78,7 +78,7 @@ pub struct BlobProbe {
     pub ranges: bool,
     /// Duration of the first range request.
     pub first: Duration,
-    /// Duration of [`PARALLEL`](Self::PARALLEL) concurrent range requests.
+    /// Duration of [`PROBE_CONCURRENCY`](Self::PROBE_CONCURRENCY) concurrent range requests.
     pub parallel: Duration,
 }
 

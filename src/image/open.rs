@@ -147,7 +147,7 @@ pub enum ReadRecording {
     /// Not recorded.
     #[default]
     Off,
-    /// Recorded; [`Image::trace`] returns them.
+    /// Recorded; [`OpenImage::trace`] returns them.
     On,
 }
 

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use super::read_at::check_bounds;
 use super::{BoxFuture, BoxStream, ByteRange, FaultClass, LocalBytes, ReadAt, ReadError};
 
-/// The result of one [`Fetch::fetch`].
+/// The result of one [`RangeFetch::fetch`].
 pub struct RangeDelivery {
     /// The range of `body`. Invariant: it contains the requested range and lies inside `0..size`. It is wider when
     /// that is cheaper: a registry without ranges sends the whole blob, and a decoder starts at its span.
@@ -98,7 +98,7 @@ impl RangeFetch for FetchPart {
     }
 }
 
-/// [`ReadAt`] directly on a [`Fetch`], one fetch per read: for small documents and for tests of producers.
+/// [`ReadAt`] directly on a [`RangeFetch`], one fetch per read: for small documents and for tests of producers.
 pub struct FetchAll(pub Arc<dyn RangeFetch>);
 
 impl ReadAt for FetchAll {

@@ -35,7 +35,7 @@ impl fmt::Display for VerifiedLevel {
 /// Random access to immutable bytes.
 ///
 /// Offsets and sizes are in bytes. The caller clips to [`size`](ReadAt::size). An implementation fills the whole
-/// buffer or fails, without short reads; a range past the end is a [`Fault::Usage`] error.
+/// buffer or fails, without short reads; a range past the end is a [`FaultClass::Usage`] error.
 pub trait ReadAt: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self) -> u64;

@@ -78,7 +78,7 @@ pub enum CodecError {
     },
 }
 
-/// The result of one [`Decoder::step`].
+/// The result of one [`UnitDecoder::step`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DecodeStep {
     /// Stored bytes consumed from the input.
@@ -87,7 +87,7 @@ pub struct DecodeStep {
     pub produced: usize,
 }
 
-/// Whether [`Decoder::step_to`] returns at the starts of deflate blocks too.
+/// Whether [`UnitDecoder::step_to`] returns at the starts of deflate blocks too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopPolicy {
     /// At the ends of units only.

@@ -1,6 +1,6 @@
 //! Layers: a blob becomes an index (table of contents and span map), and an uncompressed stream that is read by it.
 //!
-//! Detection reduces a format to an [`Encoding`]. The parsers take bytes and return values. `cache/` below fetches
+//! Detection reduces a format to an [`StreamEncoding`]. The parsers take bytes and return values. `cache/` below fetches
 //! and stores bytes; `tree/` above interprets the entries as a file tree.
 
 mod audit;

@@ -65,7 +65,7 @@ pub enum ResumePoint {
 pub struct LayerPiece {
     /// Its stored bytes, including the byte in which its first block starts.
     pub stored: ByteRange,
-    /// Its stream bytes; in a made-up stream the first of the decoded bytes (see [`Chunk`]).
+    /// Its stream bytes; in a made-up stream the first of the decoded bytes (see [`StoredChunk`]).
     pub stream: ByteRange,
     /// The decoder state at its start.
     pub resume: ResumePoint,

@@ -290,7 +290,7 @@ pub struct TocEntry {
     pub header: u64,
 }
 
-/// An [`Entry`] in place in its [`Toc`].
+/// An [`TocEntry`] in place in its [`TableOfContents`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryRef<'a> {
     /// The name as recorded (after pax and GNU long names), not cleaned. Never contains NUL.

@@ -140,7 +140,7 @@ impl Options {
         self
     }
 
-    /// Sets any other option of [`registry::Options`].
+    /// Sets any other option of [`registry::RegistryOptions`].
     pub fn with_registry(mut self, change: impl FnOnce(&mut registry::RegistryOptions)) -> Self {
         change(&mut self.registry);
         self

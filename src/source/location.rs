@@ -22,7 +22,7 @@ pub enum ImageLocation {
         /// The choice of an image.
         choice: LayoutChoice,
     },
-    /// A tar archive of images. A plain path becomes [`Place::File`] with [`Form::Any`], and may also be a
+    /// A tar archive of images. A plain path becomes [`ArchiveLocation::File`] with [`ExpectedForm::Any`], and may also be a
     /// directory in the OCI image layout.
     Archive {
         /// The location of the archive.

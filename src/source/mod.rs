@@ -1,7 +1,7 @@
 //! Sources of images: manifests and blobs, independent of their storage.
 //!
 //! A source knows no layers and stores nothing. The caller verifies blobs against their digests. A new source needs
-//! a file in this folder, and an arm in the parser of [`Location`] and in [`open`]. Archives are a source too, but
+//! a file in this folder, and an arm in the parser of [`ImageLocation`] and in [`open`]. Archives are a source too, but
 //! need the archive reader, and are opened in `archive/`.
 
 mod content_store;

@@ -70,7 +70,7 @@ pub(super) struct InodeMeta {
 /// An empty directory.
 pub(super) const DIRECTORY: NodeBody = NodeBody::Directory { parent: ROOT, first: END, count: 0 };
 
-/// A synthetic entry, for [`Builder::insert`].
+/// A synthetic entry, for [`TreeBuilder::insert`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewNode {
     /// Type and type-specific content.

@@ -16,7 +16,7 @@ pub enum TreeError {
     /// An entry of a layer that no rule can place.
     #[error("layer {layer}: entry {entry} at stream offset {header}: {problem}")]
     Entry {
-        /// The origin given to [`super::Builder::apply`].
+        /// The origin given to [`super::TreeBuilder::apply`].
         layer: u32,
         /// Offset of the entry's header in the uncompressed stream.
         header: u64,

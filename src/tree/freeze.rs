@@ -19,7 +19,7 @@ const UNSEEN: InodeNumber = InodeNumber::MAX;
 
 impl TreeBuilder {
     /// Makes the tree immutable and compact. Children are in order of their name's bytes, the root's number is
-    /// [`Tree::ROOT`], and equal input gives equal numbers.
+    /// [`FrozenTree::ROOT`], and equal input gives equal numbers.
     pub fn freeze(self) -> FrozenTree {
         let TreeBuilder { nodes, names, links, runs, xattrs, mut memory, .. } = self;
         let mut frozen = TreeFreezer {

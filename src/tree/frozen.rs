@@ -322,7 +322,7 @@ impl FrozenTree {
     }
 }
 
-/// The iterator of [`Tree::walk`].
+/// The iterator of [`FrozenTree::walk`].
 #[derive(Debug)]
 pub struct TreeWalk<'a> {
     tree: &'a FrozenTree,

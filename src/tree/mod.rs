@@ -1,8 +1,8 @@
 //! Immutable file trees in memory: one for each layer, and the union of many.
 //!
 //! This module does no I/O and does not wait. Links, whiteouts and `..` come from untrusted archives, so they are
-//! resolved inside the tree only. A [`Builder`] is a mutable arena that applies tables of contents one after the
-//! other, by the rules of the image specification or those of plain archives. `freeze` turns it into a [`Tree`]: flat
+//! resolved inside the tree only. A [`TreeBuilder`] is a mutable arena that applies tables of contents one after the
+//! other, by the rules of the image specification or those of plain archives. `freeze` turns it into a [`FrozenTree`]: flat
 //! arrays that answer the requests of a mount without allocating.
 
 mod builder;

@@ -26,7 +26,7 @@ pub struct ArchiveOverlap {
     pub left_out: Vec<Vec<u8>>,
 }
 
-/// Whether all entries of an archive lie in one of its directories, so that [`Builder::apply_below`] accepts it.
+/// Whether all entries of an archive lie in one of its directories, so that [`TreeBuilder::apply_below`] accepts it.
 pub fn is_below(toc: &TableOfContents, below: &[u8]) -> bool {
     let below = path::clean(below);
     toc.iter().all(|entry| fits(entry.path, entry.kind == TocEntryKind::Directory, &below))

@@ -1,6 +1,6 @@
 //! Views: the names in a mount, and the content behind each.
 //!
-//! A view is a top-level name and a subtree that is built on first access. [`Namespace`] joins the subtrees into one
+//! A view is a top-level name and a subtree that is built on first access. [`MountNamespace`] joins the subtrees into one
 //! tree of nodes, and answers every request of a file system or an export. It does not depend on FUSE. To add a view,
 //! add a file to this directory and a line to `VIEWS`.
 

@@ -46,7 +46,7 @@ pub enum AttributeLifetime {
 /// The result of `stat` for a node.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeAttributes {
-    /// Type. A [`Kind::Graft`] never appears in it: it is replaced by the directory it stands for.
+    /// Type. A [`InodeKind::Graft`] never appears in it: it is replaced by the directory it stands for.
     pub kind: InodeKind,
     /// Permission bits.
     pub mode: u16,

@@ -11,7 +11,7 @@ use crate::io::{BoxFuture, ReadError, printable_json};
 use super::TopView;
 use super::subtree::{SubtreeBuilder, SyntheticFile, ViewSubtree};
 
-/// Extended attribute of a mount's root with the mount's status: the JSON of [`Status`], compressed with zstd because
+/// Extended attribute of a mount's root with the mount's status: the JSON of [`ImageStatus`], compressed with zstd because
 /// the kernel limits a value to 64 KiB (xattr(7)). If it is still too long, the ranges of blobs are omitted.
 pub const STATUS: &[u8] = b"user.ocifs.status";
 /// Limit of an extended attribute's value, in bytes.

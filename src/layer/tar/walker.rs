@@ -27,7 +27,7 @@ pub enum WalkerNeed {
     Done,
 }
 
-/// Walks the headers of one archive. Pure: bytes in, [`Toc`] out.
+/// Walks the headers of one archive. Pure: bytes in, [`TableOfContents`] out.
 #[derive(Debug)]
 pub struct TarWalker {
     limits: TarLimits,
