@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::BlockPaths;
-use super::inventory::ItemKind;
+use super::layout::ItemKind;
 use super::quota::CacheQuota;
 use super::remove::{RemoveOutcome, occupied, remove};
 use crate::oci::Digest;

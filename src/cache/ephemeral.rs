@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::CacheError;
+use super::layout::{VERSION_DIR, check_owned, check_parent, make_dir};
 use super::remove::occupied;
-use super::store::{VERSION_DIR, check_owned, check_parent, make_dir};
 
 /// Directory in `v1`: on the same disk as the cache, and under its owner and mode.
 pub(super) const DIRECTORY: &str = "private";

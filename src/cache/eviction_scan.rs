@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::files::BlockPaths;
-use super::inventory::ItemKind;
+use super::layout::ItemKind;
 use super::remove::occupied;
 
 /// Number of names held, which bounds memory for a directory of any size; once they are used up, a new count follows.

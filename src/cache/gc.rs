@@ -15,8 +15,9 @@ use std::time::{Duration, SystemTime};
 use super::derived::{forget, forget_decoded};
 use super::files::BlockPaths;
 use super::inventory::{
-    AuxiliaryFile, CacheInventory, ContentItem, ContentName, ItemKind, OpenContents, ScannedFile, stat,
+    AuxiliaryFile, CacheInventory, ContentItem, ContentName, OpenContents, ScannedFile, stat,
 };
+use super::layout::ItemKind;
 use super::remove::{RemoveOutcome, occupied, remove, remove_if};
 use super::sidecar::{ContentKind, SidecarFile, VerificationState};
 use super::store::TMP_AGE;

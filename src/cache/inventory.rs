@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 
 use super::files::BlockPaths;
+use super::layout::{ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent};
 use super::remove::occupied;
-use super::sidecar::{ContentKind, SidecarFile, VerificationState};
-use super::store::{VERSION_DIR, check_owned, check_parent};
+use super::sidecar::{SidecarFile, VerificationState};
 use super::{BlockCache, CacheError};
 use crate::oci::{Digest, MAX_DOCUMENT, ManifestDocument};
 
@@ -25,87 +25,9 @@ const PLACE: usize = 16;
 const CLAIM: usize = 32;
 /// Digits of the checksums that name a stream.
 const STREAM: usize = 32;
-pub(super) const ALGORITHMS: [&str; 2] = ["sha256", "sha512"];
 const MAP: &str = "map";
 /// Name extensions of the files beside an index.
 const BESIDE_INDEX: [&str; 2] = ["stream", "content"];
-
-/// Type of a content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ItemKind {
-    /// A stored blob, whole or partial.
-    Blob,
-    /// The decoded stream of a layer.
-    Stream,
-    /// The decoded stream of a layer, as described by an index made elsewhere.
-    Claim,
-    /// A manifest, index or config.
-    Document,
-    /// An index that a pass over a layer made.
-    Index,
-    /// An index made elsewhere.
-    Offer,
-    /// The recorded reads of an image.
-    Trace,
-    /// The valid signatures of an image.
-    Signatures,
-}
-
-impl ItemKind {
-    /// All kinds, in the order in which they are listed.
-    pub const ALL: [ItemKind; 8] = [
-        ItemKind::Blob,
-        ItemKind::Stream,
-        ItemKind::Claim,
-        ItemKind::Document,
-        ItemKind::Index,
-        ItemKind::Offer,
-        ItemKind::Trace,
-        ItemKind::Signatures,
-    ];
-
-    /// In one word, for people and programs.
-    pub fn name(self) -> &'static str {
-        match self {
-            ItemKind::Blob => "blob",
-            ItemKind::Stream => "stream",
-            ItemKind::Claim => "claim",
-            ItemKind::Document => "document",
-            ItemKind::Index => "index",
-            ItemKind::Offer => "offer",
-            ItemKind::Trace => "trace",
-            ItemKind::Signatures => "signatures",
-        }
-    }
-
-    /// Its directory in `v1`.
-    pub(super) fn directory(self) -> &'static str {
-        match self {
-            ItemKind::Blob => "blobs",
-            ItemKind::Stream => "streams",
-            ItemKind::Claim => "claims",
-            ItemKind::Document => "documents",
-            ItemKind::Index => "indexes",
-            ItemKind::Offer => "offers",
-            ItemKind::Trace => "traces",
-            ItemKind::Signatures => "signatures",
-        }
-    }
-
-    /// The kind in the sidecar; `None` for a type without one.
-    pub(super) fn paired(self) -> Option<ContentKind> {
-        match self {
-            ItemKind::Blob => Some(ContentKind::Blob),
-            ItemKind::Stream => Some(ContentKind::Stream),
-            ItemKind::Claim => Some(ContentKind::Claim),
-            ItemKind::Document
-            | ItemKind::Index
-            | ItemKind::Offer
-            | ItemKind::Trace
-            | ItemKind::Signatures => None,
-        }
-    }
-}
 
 /// The name of one content, from the directory alone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

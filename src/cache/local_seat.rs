@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::block_file::BlockFile;
 use super::files::BlockPaths;
+use super::layout::{directory, exists};
 use super::seat::BlockSeat;
 use super::sidecar::ContentKind;
 use super::slot::PairSlot;
-use super::store::{directory, exists};
 use super::wait::waiting;
 use super::{BlockCache, CacheError};
 use crate::oci::Digest;

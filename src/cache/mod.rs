@@ -22,6 +22,7 @@ mod gc;
 mod here;
 mod inflight;
 mod inventory;
+mod layout;
 mod limit;
 mod local_seat;
 mod lock;
@@ -55,9 +56,8 @@ pub use documents::LayerMetadata;
 pub use ephemeral::PrivateDir;
 pub use error::CacheError;
 pub use gc::{GarbageReason, GcReport, PrunePolicy};
-pub use inventory::{
-    AuxiliaryFile, CacheInventory, ContentItem, ContentName, ItemKind, OpenContents, ScannedFile,
-};
+pub use inventory::{AuxiliaryFile, CacheInventory, ContentItem, ContentName, OpenContents, ScannedFile};
+pub use layout::ItemKind;
 pub use limit::{LimitError, SizeLimit};
 pub use lock::BuildLock;
 pub use read_bitmap::ByteExtents;

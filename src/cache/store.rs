@@ -4,9 +4,9 @@
 //! in `<cache-dir>/v1` are touched, and only validated digests become names in it.
 
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -18,7 +18,9 @@ use super::block_file::BlockFile;
 use super::cached::ContentConfig;
 use super::derived::DerivedFiles;
 use super::files::BlockPaths;
-use super::inventory::{ALGORITHMS, ItemKind};
+use super::layout::{
+    ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent, directory, exists, make_dir,
+};
 use super::quota::CacheQuota;
 use super::readahead::FetchPermits;
 use super::remove::occupied;
@@ -28,16 +30,10 @@ use super::slot::PairSlot;
 use super::verify_first::MemoryCache;
 use super::verify_policy::{VerifyMode, VerifyPolicy};
 use super::wait::waiting;
-use super::{BlockSums, BuildLock, CacheError, CachedFile, SizeLimit, StreamWriter, lock};
+use super::{BlockSums, BuildLock, CacheError, CachedFile, SizeLimit, lock};
 use crate::io::RangeFetch;
 use crate::oci::{Digest, HashAlgorithm};
-use crate::owner::{is_trusted_user, untrusted_above};
 
-/// The version of docs/cache-format.md.
-pub(super) const VERSION_DIR: &str = "v1";
-/// Group and others may write.
-const FOREIGN_WRITE: u32 = 0o022;
-const STICKY: u32 = 0o1000;
 /// Hex digits of an index that name the files of its claim: 128 bits, so that two indexes with one name cannot be
 /// found.
 const CLAIM_NAME: usize = 32;
@@ -249,12 +245,6 @@ impl BlockCache {
                 return Ok(lock);
             }
         }
-    }
-
-    /// A writer for the decoded stream of the layer whose stored blob is `digest`, from its first byte. It starts
-    /// empty.
-    pub fn stream_writer(&self, digest: &Digest) -> StreamWriter {
-        StreamWriter::new(self.clone(), digest.clone())
     }
 
     /// The one living content of that kind, digest and end of its name, or a new one on the files that `open` finds.
@@ -498,21 +488,9 @@ fn named(data: &Path, end: &str) -> BlockPaths {
     BlockPaths::of(name.into())
 }
 
-pub(super) fn exists(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok()
-}
-
 /// The algorithm of a digest whose content can be checked.
 fn served(digest: &Digest) -> Result<HashAlgorithm, CacheError> {
     digest.algorithm().ok_or_else(|| CacheError::Algorithm { digest: digest.clone() })
-}
-
-pub(super) fn directory(kind: ContentKind) -> &'static str {
-    match kind {
-        ContentKind::Blob => "blobs",
-        ContentKind::Stream => "streams",
-        ContentKind::Claim => "claims",
-    }
 }
 
 fn make_tree(root: &Path) -> Result<(), CacheError> {
@@ -523,62 +501,6 @@ fn make_tree(root: &Path) -> Result<(), CacheError> {
         for algorithm in ALGORITHMS {
             make_dir(&root.join(kind).join(algorithm))?;
         }
-    }
-    Ok(())
-}
-
-pub(super) fn make_dir(path: &Path) -> Result<(), CacheError> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(CacheError::NotADirectory { path: path.to_owned() })
-        }
-        Err(error) => Err(CacheError::io("create", path, error)),
-    }
-}
-
-/// Checks the parent: a process that may write it could replace our `v1`, unless the sticky bit forbids it.
-pub(super) fn check_parent(path: &Path) -> Result<(), CacheError> {
-    let found = fs::metadata(path).map_err(|error| CacheError::io("stat", path, error))?;
-    let user = nix::unistd::geteuid().as_raw();
-    let mode = found.permissions().mode() & 0o7777;
-    if found.uid() != user && found.uid() != 0 {
-        return Err(CacheError::NotOurs { path: path.to_owned(), owner: found.uid(), user });
-    }
-    if mode & FOREIGN_WRITE != 0 && mode & STICKY == 0 {
-        return Err(CacheError::Mode { path: path.to_owned(), mode });
-    }
-    let above = untrusted_above(path).map_err(|error| CacheError::io("stat", path, error))?;
-    match above {
-        None => Ok(()),
-        Some((above, owner)) => {
-            let changed_by = match is_trusted_user(owner.uid) {
-                true => "others".to_owned(),
-                false => format!("user {}", owner.uid),
-            };
-            Err(CacheError::Above { path: path.to_owned(), above, changed_by })
-        }
-    }
-}
-
-pub(super) fn check_owned(path: &Path) -> Result<(), CacheError> {
-    // Not following a link: it could point to another user's directory tomorrow.
-    let found = fs::symlink_metadata(path).map_err(|error| CacheError::io("stat", path, error))?;
-    let user = nix::unistd::geteuid().as_raw();
-    let mode = found.permissions().mode() & 0o7777;
-    if !found.is_dir() {
-        return Err(CacheError::NotADirectory { path: path.to_owned() });
-    }
-    if found.uid() != user {
-        return Err(CacheError::NotOurs { path: path.to_owned(), owner: found.uid(), user });
-    }
-    if mode & FOREIGN_WRITE != 0 {
-        return Err(CacheError::Mode { path: path.to_owned(), mode });
-    }
-    if mode & 0o077 != 0 {
-        // No other user could write, but private images were readable.
-        fs::set_permissions(path, Permissions::from_mode(0o700))
-            .map_err(|error| CacheError::io("change the mode of", path, error))?;
     }
     Ok(())
 }

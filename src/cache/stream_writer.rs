@@ -30,6 +30,14 @@ struct StreamDraft {
     pair: BlockFile,
 }
 
+impl BlockCache {
+    /// A writer for the decoded stream of the layer whose stored blob is `digest`, from its first byte. It starts
+    /// empty.
+    pub fn stream_writer(&self, digest: &Digest) -> StreamWriter {
+        StreamWriter::new(self.clone(), digest.clone())
+    }
+}
+
 impl StreamWriter {
     pub(super) fn new(cache: BlockCache, digest: Digest) -> Self {
         Self { cache, digest, block: 0, draft: None }
