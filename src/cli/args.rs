@@ -1,87 +1,20 @@
-//! Command-line arguments: the root parser, and the options shared by the subcommands.
+//! Command-line arguments shared by the subcommands: the image, the registry, and the serving of a mount.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 
-use super::cache_size::CacheSizeArgs;
 use crate::oci::{EntryCondition, GlobPattern, OciError, Platform};
 use crate::source::ImageLocation;
 
-use super::cache_args::{CacheArgs, CacheCommand};
+use super::cache_args::CacheArgs;
+use super::cache_size::CacheSizeArgs;
 use super::content_store_args::ContentArgs;
-use super::cp::CpArgs;
-use super::csi::CsiArgs;
-use super::daemon::DaemonArgs;
-use super::doctor::DoctorArgs;
-use super::export::ExportArgs;
-use super::list::MountListArgs;
-use super::man::{CompletionArgs, ManArgs};
+use super::daemon_args::DaemonArgs;
 use super::network::NetworkArgs;
-use super::pull::PullArgs;
-use super::resolve::ResolveArgs;
-use super::run::RunArgs;
-use super::status::StatusArgs;
-use super::verify::VerifyCommandArgs;
 use super::verify_args::TrustArgs;
-
-/// Mount any OCI registry reference as a read-only tree; bytes are fetched when they are first read.
-#[derive(Parser, Debug)]
-#[command(name = "ocifs", version, max_term_width = 100)]
-pub(super) struct Cli {
-    #[command(subcommand)]
-    pub(super) command: CliCommand,
-}
-
-#[derive(Subcommand, Debug)]
-pub(super) enum CliCommand {
-    /// Mount a reference at a directory.
-    Mount(MountArgs),
-    /// Unmount.
-    #[command(alias = "unmount")]
-    Umount(UmountArgs),
-    /// Show the content of a reference and how lazily each part is read, without fetching a layer.
-    Inspect(InspectArgs),
-    /// List names in a reference, without mounting it.
-    Ls(LsArgs),
-    /// Write a file of a reference to standard output, without mounting it.
-    Cat(CatArgs),
-    /// Copy a file or a directory of a reference to this machine, without mounting it.
-    Cp(CpArgs),
-    /// Write whole references as archives, as OCI layouts, or as files.
-    Export(ExportArgs),
-    /// Fetch whole references into the cache, and verify their digests.
-    Pull(PullArgs),
-    /// Print the digest that a reference names now.
-    Resolve(ResolveArgs),
-    /// Build or publish the indexes of a reference's layers.
-    #[command(subcommand)]
-    Index(IndexCommand),
-    /// Compare all content of a reference, or of a mount, with its digests and checksums.
-    Verify(VerifyCommandArgs),
-    /// Run a command on a mount, and record what it reads: for mount --prefetch=trace.
-    Record(RecordArgs),
-    /// Run a command on a mount of a reference that lasts as long as the command.
-    Run(RunArgs),
-    /// Check whether this machine can mount, and what a registry supports.
-    Doctor(DoctorArgs),
-    /// List the mounts of this machine.
-    #[command(alias = "ps")]
-    List(MountListArgs),
-    /// Show what a mount has fetched and served, and what the cache holds.
-    Status(StatusArgs),
-    /// List, measure, verify and clean the cache.
-    #[command(subcommand)]
-    Cache(CacheCommand),
-    /// Serve volumes to the pods of a Kubernetes node (CSI plugin).
-    Csi(CsiArgs),
-    /// Print the completion of a shell.
-    Completion(CompletionArgs),
-    /// Print a manual page for man(1).
-    Man(ManArgs),
-}
 
 /// The reference, and how to reach it.
 #[derive(Args, Debug)]
@@ -235,42 +168,6 @@ pub(super) enum PrefetchUse {
     All,
 }
 
-#[derive(Subcommand, Debug)]
-pub(super) enum IndexCommand {
-    /// Read every layer once and keep its index: later mounts need no pass over it.
-    Build(IndexArgs),
-    /// Publish the indexes beside the image for other machines, and build those that are missing.
-    Push(IndexArgs),
-}
-
-#[derive(Args, Debug)]
-pub(super) struct IndexArgs {
-    #[command(flatten)]
-    pub(super) image: ImageArgs,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct RecordArgs {
-    #[command(flatten)]
-    pub(super) image: ImageArgs,
-
-    /// Mount only one of the views as the root: merged, files, disk, layers, blobs or export.
-    #[arg(long, value_name = "VIEW")]
-    pub(super) view: Option<String>,
-
-    /// Write the trace to this file too. The cache keeps it in any case.
-    #[arg(short, long, value_name = "FILE")]
-    pub(super) output: Option<PathBuf>,
-
-    /// Publish the trace beside the image, for other machines.
-    #[arg(long)]
-    pub(super) push: bool,
-
-    /// Command and its arguments. {} and the variable OCIFS_MOUNT stand for the mount.
-    #[arg(value_name = "CMD", required = true, last = true)]
-    pub(super) command: Vec<OsString>,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum PassthroughWhen {
     /// Only when it costs no right: with --sandbox=off.
@@ -385,65 +282,4 @@ pub(super) struct ServeArgs {
     /// Mount over a dead mount and leave it below, for processes that hold a copy of it.
     #[arg(long, hide = true)]
     pub(super) over_dead: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct UmountArgs {
-    /// Mount point.
-    #[arg(value_name = "DIR", required = true)]
-    pub(super) dirs: Vec<PathBuf>,
-
-    /// Detach the mount even while it is in use.
-    #[arg(short, long)]
-    pub(super) lazy: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum OutputFormat {
-    /// Text for reading.
-    Text,
-    /// JSON with a schemaVersion.
-    Json,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct InspectArgs {
-    #[command(flatten)]
-    pub(super) image: ImageArgs,
-
-    /// Form of the output.
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(super) format: OutputFormat,
-
-    /// Show whole digests, types and titles.
-    #[arg(long)]
-    pub(super) no_trunc: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct LsArgs {
-    #[command(flatten)]
-    pub(super) image: ImageArgs,
-
-    /// Path in the mount. Default: the top.
-    #[arg(value_name = "PATH")]
-    pub(super) path: Option<OsString>,
-
-    /// Show type, mode, owner, size, time and link target.
-    #[arg(short, long)]
-    pub(super) long: bool,
-
-    /// List all names below the path.
-    #[arg(short = 'R', long)]
-    pub(super) recursive: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct CatArgs {
-    #[command(flatten)]
-    pub(super) image: ImageArgs,
-
-    /// Path of a file in the mount: merged/etc/os-release, disk/NAME.qcow2, blobs/sha256/...; disk alone names the only disk.
-    #[arg(value_name = "PATH", required = true)]
-    pub(super) paths: Vec<OsString>,
 }

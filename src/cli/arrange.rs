@@ -222,7 +222,7 @@ impl HelpOf for Arg {
 mod tests {
     use clap::CommandFactory as _;
 
-    use super::super::args::Cli;
+    use super::super::parser::Cli;
     use super::*;
 
     fn each(command: &mut Command, check: &mut impl FnMut(&str, String)) {

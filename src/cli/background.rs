@@ -15,7 +15,7 @@ use nix::sys::signal::SigSet;
 use crate::mount::TEMPORARY;
 
 use super::exit::CliError;
-use super::secret;
+use super::{output, secret};
 
 /// Set in the child, to the PID of the process that started it.
 const BACKGROUND_VARIABLE: &str = "OCIFS_BACKGROUND";
@@ -201,4 +201,14 @@ pub(super) fn ready(message: &str) -> Result<(), CliError> {
         .map_err(failed)?;
     let moved = nix::unistd::dup2_stdout(&null).and_then(|()| nix::unistd::dup2_stderr(&null));
     moved.map_err(|errno| failed(errno.into()))
+}
+
+/// Reports to the caller that the mount exists.
+pub(super) fn say(message: &str, in_background: bool) -> Result<(), CliError> {
+    if in_background { ready(message) } else { tell(message) }
+}
+
+fn tell(message: &str) -> Result<(), CliError> {
+    let mut out = output::stdout();
+    output::printed(writeln!(out, "{message}").and_then(|()| out.flush()))
 }

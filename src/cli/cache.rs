@@ -14,13 +14,13 @@ use crate::image;
 use crate::oci::Digest;
 use crate::registry::RegistryOptions;
 
-use super::args::OutputFormat;
 use super::cache_args::{
     CacheCommand, CacheListArgs, CacheSubject, CacheVerifyArgs, CollectArgs, PruneArgs, RemoveArgs,
 };
 use super::exit::CliError;
 use super::network;
 use super::output::{self, human};
+use super::output_format::OutputFormat;
 
 /// The schema version of the JSON output.
 const SCHEMA_VERSION: u32 = 1;

@@ -11,9 +11,9 @@ use crate::cache::{self, CACHE_DIR_VARIABLE, PrivateDir};
 use crate::oci::Digest;
 use crate::source::ImageLocation;
 
-use super::args::OutputFormat;
 use super::exit::CliError;
 use super::network::NetworkArgs;
+use super::output_format::OutputFormat;
 
 /// A path; an empty one, as of an emptied variable, counts as absent.
 fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {

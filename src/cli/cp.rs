@@ -13,11 +13,11 @@ use crate::view::{MountNamespace, ViewScope};
 
 use super::again::{OutputGuard, once_more};
 use super::args::ImageArgs;
-use super::commands::{StopSignals, open, start};
 use super::exit::CliError;
 use super::export::told_incomplete;
 use super::preserve::PreserveArgs;
 use super::progress::{ProgressArgs, ProgressLine};
+use super::setup::{StopSignals, open, start};
 
 /// The arguments of `cp`.
 #[derive(Args, Debug)]

@@ -4,21 +4,22 @@
 //! them at the start, so that a mistake is reported before the first pod.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::Arc;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, ValueEnum};
+use clap::{CommandFactory as _, FromArgMatches as _};
 
-use super::args::{Cli, CliCommand, MountArgs};
-use super::commands::{self, StopSignals};
-use super::exit::CliError;
-use super::metrics_server::{MetricsAddress, MetricsSocket};
-use super::socket;
-use super::{metrics_server, output, secret, threads};
 use crate::csi::{self, CsiError, NodeSettings, UnreachablePolicy, VolumeClients, VolumeNode};
 use crate::image::ImageError;
 use crate::registry::RegistryError;
+
+use super::args::MountArgs;
+use super::csi_args::{CsiArgs, SocketPath, WhenUnreachable};
+use super::exit::CliError;
+use super::metrics_server::MetricsSocket;
+use super::parser::{Cli, CliCommand};
+use super::setup::{self, StopSignals};
+use super::{metrics_server, output, secret, socket, threads};
 
 /// Mount options that a volume or the plugin sets.
 const DECIDED: [&str; 12] = [
@@ -35,72 +36,6 @@ const DECIDED: [&str; 12] = [
     "--no-cache",
     "--over-dead",
 ];
-
-#[derive(Args, Debug)]
-pub(super) struct CsiArgs {
-    /// Listen for kubelet on this socket: unix:///PATH.
-    #[arg(long, value_name = "SOCKET", env = "CSI_ENDPOINT")]
-    endpoint: SocketPath,
-
-    /// Name of this node in the cluster.
-    #[arg(long, value_name = "NAME", env = "OCIFS_NODE_ID")]
-    node_id: String,
-
-    /// Keep the table of mounts and the credentials of volumes in this directory: readable by root alone, and emptied when the
-    /// machine restarts.
-    #[arg(long, value_name = "DIR", default_value = "/run/ocifs-csi")]
-    state_dir: PathBuf,
-
-    /// Offer the secrets in this directory to volumes that name one with pullSecret: DIR/NAME/.dockerconfigjson. Every pod of the
-    /// cluster can use them.
-    #[arg(long, value_name = "DIR")]
-    pull_secrets: Option<PathBuf>,
-
-    /// Read credentials of volumes without a pull secret from this file, in the form of docker and podman.
-    #[arg(long, value_name = "FILE")]
-    authfile: Option<PathBuf>,
-
-    /// Choose what a new volume gets of a cached image whose registry does not answer.
-    #[arg(long, value_name = "POLICY", default_value = "refuse")]
-    when_unreachable: WhenUnreachable,
-
-    /// Serve Prometheus counters at /metrics: HOST:PORT, or unix:PATH.
-    #[arg(long, value_name = "ADDRESS")]
-    metrics: Option<MetricsAddress>,
-
-    /// Write the log of the plugin to this file instead of standard error. OCIFS_LOG sets its level.
-    #[arg(long, value_name = "FILE")]
-    log_file: Option<PathBuf>,
-
-    /// Options that every mount gets, as "ocifs mount" takes them: --cache-dir, --cache-size, --hosts-dir, --verify, ...
-    #[arg(value_name = "OPTION", last = true)]
-    mount_options: Vec<OsString>,
-}
-
-/// The treatment of an image in the cache whose registry is silent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum WhenUnreachable {
-    /// Let new volumes wait for the registry.
-    Refuse,
-    /// Show the image to every pod that names its digest.
-    Show,
-}
-
-/// A socket in the notation of orchestrators.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct SocketPath(PathBuf);
-
-impl FromStr for SocketPath {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
-        match path.starts_with('/') {
-            true => Ok(Self(path.into())),
-            false => Err("not of the form unix:///PATH".into()),
-        }
-    }
-}
 
 /// Serves volumes until a signal comes. The mounts stay.
 pub(super) fn serve(args: CsiArgs) -> Result<(), CliError> {
@@ -144,7 +79,7 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), CliError> {
         }
         Ok::<_, CliError>(served?)
     });
-    runtime.shutdown_timeout(commands::LAST_TASKS);
+    runtime.shutdown_timeout(setup::LAST_TASKS);
     drop(file);
     served
 }
@@ -152,7 +87,7 @@ pub(super) fn serve(args: CsiArgs) -> Result<(), CliError> {
 /// Registry clients with the options of the mounts.
 fn clients(mounting: MountArgs) -> VolumeClients {
     let make = move |authfile: Option<&Path>| {
-        commands::registry_with(&mounting.image, authfile).map_err(|failure| failure.to_string())
+        setup::registry_with(&mounting.image, authfile).map_err(|failure| failure.to_string())
     };
     let explain = |error: RegistryError| CliError::from(ImageError::Source(error.into())).explained();
     VolumeClients { make: Arc::new(make), explain }
@@ -199,16 +134,6 @@ impl From<CsiError> for CliError {
 mod tests {
     use super::*;
     use crate::io::FaultClass;
-
-    #[test]
-    fn a_socket_is_written_in_every_way_that_orchestrators_have() {
-        for text in ["unix:///csi/csi.sock", "unix:/csi/csi.sock", "/csi/csi.sock"] {
-            assert_eq!(text.parse(), Ok(SocketPath("/csi/csi.sock".into())));
-        }
-        for text in ["", "tcp://1.2.3.4:1", "unix://", "csi.sock"] {
-            assert!(text.parse::<SocketPath>().is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn options_of_mounts_are_tried_before_the_first_pod() {

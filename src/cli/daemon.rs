@@ -5,7 +5,6 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
 use nix::sys::signal::Signal as NixSignal;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -16,30 +15,11 @@ use crate::sandbox::{self, AppliedPart, SandboxPolicy, SandboxReport};
 use crate::source::ImageLocation;
 
 use super::args::{MountArgs, PassthroughWhen, ServeArgs};
-use super::commands::StopSignals;
+use super::daemon_args::SandboxWhen;
 use super::exit::CliError;
-use super::metrics_server::{MetricsAddress, MetricsSocket};
-use super::{network, output, run_child};
-
-/// How the process of a mount behaves.
-#[derive(Args, Debug)]
-pub(super) struct DaemonArgs {
-    /// Drop what serving does not need: capabilities, new privileges, files, system calls.
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    pub(super) sandbox: SandboxWhen,
-
-    /// Serve Prometheus counters at /metrics: HOST:PORT, or unix:PATH for a socket of this user alone.
-    #[arg(long, value_name = "ADDRESS")]
-    pub(super) metrics: Option<MetricsAddress>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum SandboxWhen {
-    /// As far as the kernel supports it.
-    Auto,
-    /// Keep all rights.
-    Off,
-}
+use super::metrics_server::MetricsSocket;
+use super::setup::StopSignals;
+use super::{metrics_server, network, output, run_child};
 
 /// Directories and files of certificates, as distributions have them; private keys of this machine lie beside them.
 const CERTIFICATES: &[&str] = &[
@@ -228,7 +208,7 @@ impl DaemonSignals {
                     Ok(()) => tracing::info!("credentials and the configuration are read anew"),
                     Err(error) => tracing::warn!(%error, "the configuration stays as it was"),
                 } },
-                _ = self.statistics.recv() => output::statistics(),
+                _ = self.statistics.recv() => output::statistics(&metrics_server::json()),
             }
         }
     }
@@ -270,8 +250,8 @@ mod tests {
     use nix::errno::Errno;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-    use super::super::args::{Cli, CliCommand};
-    use super::super::commands;
+    use super::super::parser::{Cli, CliCommand};
+    use super::super::setup;
     use super::*;
 
     #[test]
@@ -292,7 +272,7 @@ mod tests {
         let CliCommand::Mount(args) = Cli::try_parse_from(words).unwrap().command else {
             panic!("another command");
         };
-        let registry = commands::registry(&args.image).unwrap();
+        let registry = setup::registry(&args.image).unwrap();
         let policy = policy(&args, None, &registry).unwrap();
         let (cache, beside) = (PathBuf::from(&cache), at("beside"));
         // The sandbox is of a thread and of those that it starts.

@@ -12,9 +12,10 @@ use crate::image::ImageSet;
 use crate::mount::{self, AttachedMount, MountOptions};
 
 use super::args::MountArgs;
-use super::commands::{say, scope};
+use super::background::say;
 use super::exit::CliError;
 use super::service::ManagedService;
+use super::setup::scope;
 
 /// A mount whose image is not open yet.
 pub(super) struct DelayedMount {

@@ -13,10 +13,11 @@ use crate::image::{BlobProbe, ImageSet, OpenImage};
 use crate::mount::{self, CheckedFact, FactHealth};
 use crate::source::ImageLocation;
 
-use super::args::{ImageArgs, OutputFormat};
-use super::commands::{open, start};
+use super::args::ImageArgs;
 use super::exit::{self, CliError};
 use super::output::{self, human, safe};
+use super::output_format::OutputFormat;
+use super::setup::{open, start};
 use super::table::takes_colours;
 
 /// Stands for the absent reference. No host has such a name.

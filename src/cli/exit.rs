@@ -9,15 +9,14 @@ use std::process::ExitCode;
 use crate::cache::CacheError;
 use crate::export::{CatError, ExportError};
 use crate::image::ImageError;
-use crate::io::{FaultClass, ReadError, chain, message};
+use crate::io::{FaultClass, ReadError, chain, message, shell_word};
 use crate::mount::MountError;
 use crate::oci::OciError;
 use crate::registry::{RegistryError, TlsTrouble};
 use crate::source::SourceError;
 use crate::view::ViewError;
 
-use super::mistakes::pasted;
-use super::output;
+use super::journal;
 
 /// An error of this machine.
 pub(super) const GENERIC: u8 = 1;
@@ -175,7 +174,7 @@ impl CliError {
     /// Prints the message and the hint. Returns the exit code.
     pub(super) fn report(self, style: ExitStyle) -> ExitCode {
         if !self.silent {
-            let level = output::error_prefix();
+            let level = journal::error_prefix();
             let mut text = format!("{level}ocifs: {}\n", message(&self.message));
             if let Some(hint) = &self.hint {
                 text.push_str(&format!("{level}hint: {}\n", message(hint)));
@@ -191,6 +190,11 @@ impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+/// A path for a hint; `None` where it is not safe to paste.
+pub(super) fn pasted(path: &Path) -> Option<String> {
+    shell_word(path.as_os_str().as_encoded_bytes())
 }
 
 /// The exit code of a fault.

@@ -17,11 +17,11 @@ use crate::view::{MountNamespace, ViewScope};
 
 use super::again::{OutputBuffer, OutputGuard, once_more};
 use super::args::{ImageArgs, PlatformChoice};
-use super::commands::{self, StopSignals, open, start, stdout_fd};
 use super::exit::CliError;
-use super::output::{self, printed, stdout};
+use super::output::{self, printed, stdout, stdout_fd};
 use super::preserve::{PreserveArgs, left_out};
 use super::progress::{ProgressArgs, ProgressLine};
+use super::setup::{self, StopSignals, open, start};
 
 /// The arguments of `export`.
 #[derive(Args, Debug)]
@@ -138,7 +138,7 @@ fn refuse_what_means_nothing(args: &ExportArgs) -> Result<(), CliError> {
         ));
     }
     if !is_tree {
-        commands::refuse_selection(
+        setup::refuse_selection(
             &args.image,
             "an archive or a layout is whole; --format=tar, --format=dir and --format=erofs take them",
         )?;
@@ -326,11 +326,11 @@ pub(super) async fn select(
     more: &[ImageLocation],
     options: &ArchiveOptions,
 ) -> Result<Vec<ArchiveSelection>, CliError> {
-    let registry = commands::registry(args)?;
-    let cache = commands::cache(args)?;
+    let registry = setup::registry(args)?;
+    let cache = setup::cache(args)?;
     let mut selections = Vec::new();
     for location in std::iter::once(&args.location).chain(more) {
-        let opened = commands::options(args, location, &registry)?;
+        let opened = setup::options(args, location, &registry)?;
         selections.push(ArchiveSelection::open(&opened, &registry, cache.clone(), options).await?);
     }
     Ok(selections)

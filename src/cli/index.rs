@@ -2,12 +2,28 @@
 
 use std::io::Write as _;
 
+use clap::{Args, Subcommand};
+
 use crate::oci::Digest;
 
-use super::args::IndexArgs;
-use super::commands::{only, open, start};
+use super::args::ImageArgs;
 use super::exit::CliError;
 use super::output::{self, human};
+use super::setup::{only, open, start};
+
+#[derive(Subcommand, Debug)]
+pub(super) enum IndexCommand {
+    /// Read every layer once and keep its index: later mounts need no pass over it.
+    Build(IndexArgs),
+    /// Publish the indexes beside the image for other machines, and build those that are missing.
+    Push(IndexArgs),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct IndexArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+}
 
 /// Builds the index of every layer and stores it in the cache.
 pub(super) fn build(args: &IndexArgs) -> Result<(), CliError> {

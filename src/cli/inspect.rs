@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use clap::Args;
 use serde::Serialize;
 
 use crate::artifact::FileBody;
@@ -11,10 +12,43 @@ use crate::layer::IndexKind;
 use crate::oci::{Digest, ManifestDocument, classify, classify_manifest, told_apart};
 use crate::view;
 
-use super::args::OutputFormat;
+use super::args::ImageArgs;
+use super::blob_totals::percent;
+use super::exit::CliError;
 use super::output::{self, human};
-use super::status::percent;
+use super::output_format::OutputFormat;
+use super::setup::{open, start};
 use super::table::{COLUMNS, TextColor, TextStyle, grouped, runs, short_type};
+
+#[derive(Args, Debug)]
+pub(super) struct InspectArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// Form of the output.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(super) format: OutputFormat,
+
+    /// Show whole digests, types and titles.
+    #[arg(long)]
+    pub(super) no_trunc: bool,
+}
+
+/// Prints the content of a reference.
+pub(super) fn inspect(args: &InspectArgs) -> Result<(), CliError> {
+    let runtime = start(&args.image)?;
+    let (family, offered) = runtime.block_on(async {
+        let family = open(&args.image).await?;
+        let offered = match family.main() {
+            Some(image) if image.has_archives() => image.offered_indexes().await,
+            _ => Vec::new(),
+        };
+        Ok::<_, CliError>((family, offered))
+    })?;
+    let mut out = output::plain_stdout();
+    let look = TextStyle::of_stdout(!args.no_trunc);
+    output::printed(print(&family, &offered, args.format, look, &mut out).and_then(|()| out.flush()))
+}
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -98,7 +132,7 @@ struct DiskReport {
 }
 
 /// Prints the report on `family`; `offered` are the indexes published beside its image. Reads no blob.
-pub(super) fn print(
+fn print(
     family: &ImageSet,
     offered: &[(Digest, IndexKind)],
     format: OutputFormat,

@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use crate::mount::{self, MountState};
 
-use super::args::OutputFormat;
 use super::exit::CliError;
 use super::output;
+use super::output_format::OutputFormat;
 
 /// How to list mounts.
 #[derive(Args, Debug)]

@@ -4,16 +4,17 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Command, CommandFactory as _};
+use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::args::Cli;
 use super::arrange::{HelpLength, VIEWS, arranged};
 use super::exit::CliError;
+use super::man_args::{CompletionArgs, ManArgs};
+use super::parser::Cli;
 use super::{manual, output};
 
 /// The title of the manual.
@@ -72,24 +73,6 @@ _ocifs_names() {
 
 complete -F _ocifs_names -o nosort -o bashdefault ocifs 2>/dev/null || complete -F _ocifs_names ocifs
 "#;
-
-#[derive(Args, Debug)]
-pub(super) struct CompletionArgs {
-    /// Shell of the completion.
-    #[arg(value_name = "SHELL")]
-    shell: Shell,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct ManArgs {
-    /// Command in as many words as it has: mount, or cache verify. Default: ocifs itself.
-    #[arg(value_name = "COMMAND")]
-    command: Vec<String>,
-
-    /// Write the pages of all commands into this directory.
-    #[arg(long, value_name = "DIR", conflicts_with = "command")]
-    all: Option<PathBuf>,
-}
 
 /// Writes a completion to standard output.
 pub(super) fn completion(args: &CompletionArgs) -> Result<(), CliError> {

@@ -174,7 +174,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use clap::Parser as _;
 
-    use super::super::args::Cli;
+    use super::super::parser::Cli;
     use super::*;
 
     #[test]

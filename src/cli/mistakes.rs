@@ -9,8 +9,9 @@ use clap::CommandFactory as _;
 use crate::io::shell_word;
 use crate::source::ImageLocation;
 
-use super::args::{Cli, MountArgs};
+use super::args::MountArgs;
 use super::exit::CliError;
+use super::parser::Cli;
 
 /// Rejects a mount whose directory was typed first.
 pub(super) fn in_order(args: &MountArgs) -> Result<(), CliError> {
@@ -76,16 +77,11 @@ pub(super) fn known_option(name: &str) -> Result<(), CliError> {
     }
 }
 
-/// A path for a hint; `None` where it is not safe to paste.
-pub(super) fn pasted(path: &Path) -> Option<String> {
-    shell_word(path.as_os_str().as_encoded_bytes())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
 
-    use super::super::args::CliCommand;
+    use super::super::parser::CliCommand;
     use super::*;
 
     fn order(first: &Path, second: &str) -> Result<(), CliError> {

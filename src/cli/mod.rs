@@ -6,30 +6,39 @@ mod again;
 mod args;
 mod arrange;
 mod background;
+mod blob_totals;
 mod cache;
 mod cache_args;
 mod cache_size;
-mod commands;
+mod cat;
 mod content_store_args;
 mod cp;
 mod csi;
+mod csi_args;
 mod daemon;
+mod daemon_args;
 mod delay_connect;
 mod doctor;
 mod exit;
 mod export;
 mod index;
 mod inspect;
+mod journal;
 mod list;
 mod listing;
+mod ls;
 mod man;
+mod man_args;
 mod manual;
 mod metrics_server;
 mod mistakes;
+mod mount;
 mod network;
 mod notify;
 mod options;
 mod output;
+mod output_format;
+mod parser;
 mod preserve;
 mod progress;
 mod pull;
@@ -41,11 +50,13 @@ mod run;
 mod run_child;
 mod secret;
 mod service;
+mod setup;
 mod socket;
 mod status;
 mod status_html;
 mod table;
 mod threads;
+mod umount;
 mod verify;
 mod verify_args;
 
@@ -55,17 +66,16 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 
-use crate::mount;
-
-use args::{Cli, CliCommand, IndexCommand};
 use arrange::HelpLength;
 use exit::{CliError, ExitStyle};
+use index::IndexCommand;
+use parser::{Cli, CliCommand};
 
 /// Runs the command line `argv`, the program's name first. Returns the exit code of the process.
 pub fn main(argv: Vec<OsString>) -> ExitCode {
-    if mount::is_keeper() {
+    if crate::mount::is_keeper() {
         // The keeper reports only to the process that started it, which sees its end.
-        return if mount::keep().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(exit::GENERIC) };
+        return if crate::mount::keep().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(exit::GENERIC) };
     }
     let style = ExitStyle::of(argv.first());
     let argv = match options::rewrite(argv, style) {
@@ -81,7 +91,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // clap prints help and versions to standard output, usage errors to standard error.
-            if error.use_stderr() && !output::error_prefix().is_empty() {
+            if error.use_stderr() && !journal::error_prefix().is_empty() {
                 let lines = error.render().to_string();
                 let lines: Vec<&str> = lines.lines().filter(|line| !line.trim().is_empty()).collect();
                 return CliError::usage(lines.join("; ")).report(style);
@@ -141,12 +151,12 @@ fn run(cli: Cli, argv: Vec<OsString>) -> Result<ExitCode, CliError> {
         }
         CliCommand::Mount(mut args) => {
             args.image.creds = secret::take()?;
-            commands::mount(args, &argv)
+            mount::mount(args, &argv)
         }
-        CliCommand::Umount(args) => commands::umount(&args),
-        CliCommand::Inspect(args) => commands::inspect(&args),
-        CliCommand::Ls(args) => commands::ls(&args),
-        CliCommand::Cat(args) => commands::cat(&args),
+        CliCommand::Umount(args) => umount::umount(&args),
+        CliCommand::Inspect(args) => inspect::inspect(&args),
+        CliCommand::Ls(args) => ls::ls(&args),
+        CliCommand::Cat(args) => cat::cat(&args),
         CliCommand::Cp(args) => cp::cp(&args),
         CliCommand::Export(args) => export::export(&args),
         CliCommand::Pull(args) => pull::pull(&args),

@@ -11,8 +11,7 @@ use crate::image::ImageError;
 use crate::registry::{ConfigPaths, RegistryClient, RegistryError, RegistryOptions};
 use crate::source::{ArchiveLocation, ImageLocation};
 
-use super::exit::CliError;
-use super::mistakes::pasted;
+use super::exit::{CliError, pasted};
 
 /// Logins, certificates and mirrors.
 #[derive(Args, Debug)]

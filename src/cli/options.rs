@@ -6,9 +6,9 @@ use std::ffi::{OsStr, OsString};
 
 use clap::CommandFactory as _;
 
-use super::args::Cli;
 use super::exit::{CliError, ExitStyle};
 use super::mistakes::known_option;
+use super::parser::Cli;
 
 /// Generic options that state a default, or that are meant for mount(8) and similar tools.
 const IGNORED: &[&str] = &[

@@ -8,15 +8,13 @@ use std::io::{self, BufWriter, StdoutLock, Write};
 use std::path::Path;
 
 use serde::Serialize;
-use tracing::Level;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::io::{message, printable, printable_bytes, printable_json, printable_name};
 
 use super::exit::CliError;
+use super::journal::{JournalFormat, is_journal};
 
 /// Size of the output buffer in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -29,6 +27,13 @@ pub(super) fn stdout() -> BufWriter<PrintableWriter<StdoutLock<'static>>> {
 /// Standard output for text with colours, or of ocifs alone. Untrusted text in it must be made printable before.
 pub(super) fn plain_stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock())
+}
+
+/// A duplicate of the descriptor of standard output, for a writer that moves between threads.
+pub(super) fn stdout_fd() -> Result<std::os::fd::OwnedFd, CliError> {
+    use std::os::fd::AsFd as _;
+    let duplicated = std::io::stdout().as_fd().try_clone_to_owned();
+    duplicated.map_err(|error| CliError::local("opening standard output", &error))
 }
 
 /// A writer of printable lines.
@@ -102,9 +107,9 @@ pub(super) fn printed(result: io::Result<()>) -> Result<(), CliError> {
 /// Log target of the statistics, which are logged regardless of the filter.
 const STATISTICS: &str = "ocifs::statistics";
 
-/// Writes all counters to the log, in one line.
-pub(super) fn statistics() {
-    tracing::info!(target: STATISTICS, "{}", super::metrics_server::json());
+/// Writes all counters to the log, in one line; `json` has them.
+pub(super) fn statistics(json: &str) {
+    tracing::info!(target: STATISTICS, "{json}");
 }
 
 /// Starts the log: to `file`, or to standard error. `OCIFS_LOG` sets the filter; the default is warnings and errors.
@@ -133,48 +138,6 @@ pub(super) fn start_log(file: Option<&Path>) -> Result<(), CliError> {
         }
     };
     Ok(())
-}
-
-/// Prefix of the line that reports why a command failed: in the journal the level of an error (sd-daemon(3)), else
-/// empty.
-pub(super) fn error_prefix() -> &'static str {
-    if is_journal() { "<3>" } else { "" }
-}
-
-/// Whether standard error goes to the journal. By systemd.exec(5) the environment names device and inode of the
-/// stream.
-fn is_journal() -> bool {
-    use std::os::fd::AsFd as _;
-    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
-    let ours = nix::sys::stat::fstat(io::stderr().as_fd());
-    ours.is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino))
-}
-
-/// Line format for the journal, which adds the time and takes the level from the number in front (sd-daemon(3)).
-struct JournalFormat;
-
-impl<S, N> FormatEvent<S, N> for JournalFormat
-where
-    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &tracing::Event<'_>,
-    ) -> std::fmt::Result {
-        let metadata = event.metadata();
-        let level = match *metadata.level() {
-            Level::ERROR => 3,
-            Level::WARN => 4,
-            Level::INFO => 6,
-            Level::DEBUG | Level::TRACE => 7,
-        };
-        write!(writer, "<{level}>{}: ", metadata.target())?;
-        context.field_format().format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
-    }
 }
 
 /// A size for people: whole bytes below 1 KiB, then one decimal place.

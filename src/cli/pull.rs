@@ -9,12 +9,13 @@ use crate::image::{ArchiveOptions, ArchiveSelection, PullSummary};
 use crate::source::ImageLocation;
 
 use super::again::{OutputGuard, once_more};
-use super::args::{ImageArgs, OutputFormat};
-use super::commands::{self, start};
+use super::args::ImageArgs;
 use super::exit::CliError;
 use super::export::{platforms, select, told_left_out};
 use super::output::{self, human, printed, stdout};
+use super::output_format::OutputFormat;
 use super::progress::{ProgressArgs, ProgressLine};
+use super::setup::{self, start};
 
 /// The arguments of `pull`.
 #[derive(Args, Debug)]
@@ -59,7 +60,7 @@ struct PulledImage {
 
 /// Runs the command.
 pub(super) fn pull(args: &PullArgs) -> Result<(), CliError> {
-    commands::refuse_selection(&args.image, "everything is fetched")?;
+    setup::refuse_selection(&args.image, "everything is fetched")?;
     if args.image.cache.is_private() {
         return Err(CliError::usage("with --no-cache nothing is left of what is pulled"));
     }

@@ -1,16 +1,41 @@
 //! `ocifs record`, and the choice of prefetched content.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use clap::Args;
 
 use crate::image::{ImageSet, MAX_TRACE, OpenImage, PrefetchMode, ReadRecording, ReadTrace};
 use crate::mount::{self, MountOptions};
 use crate::view::{MountNamespace, ViewScope};
 
-use super::args::{PrefetchUse, RecordArgs};
-use super::commands::{LAST_TASKS, only, open_with, registry, start};
+use super::args::{ImageArgs, PrefetchUse};
 use super::exit::CliError;
 use super::run_child::{ForwardedSignals, TemporaryMountpoint, run};
+use super::setup::{LAST_TASKS, only, open_with, registry, start};
+
+#[derive(Args, Debug)]
+pub(super) struct RecordArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+
+    /// Mount only one of the views as the root: merged, files, disk, layers, blobs or export.
+    #[arg(long, value_name = "VIEW")]
+    pub(super) view: Option<String>,
+
+    /// Write the trace to this file too. The cache keeps it in any case.
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Publish the trace beside the image, for other machines.
+    #[arg(long)]
+    pub(super) push: bool,
+
+    /// Command and its arguments. {} and the variable OCIFS_MOUNT stand for the mount.
+    #[arg(value_name = "CMD", required = true, last = true)]
+    pub(super) command: Vec<OsString>,
+}
 
 /// The content that a mount prefetches. A missing trace is an error if it was requested.
 pub(super) async fn chosen(

@@ -10,8 +10,8 @@ use crate::image::{self, OpenOptions};
 use crate::mount::{self, MountState};
 
 use super::args::MountArgs;
-use super::commands::{cache, registry, scope, start};
 use super::exit::CliError;
+use super::setup::{cache, registry, scope, start};
 use super::{network, output};
 
 /// Whether the mount at the directory shows the content that the arguments name now; then there is nothing to do.

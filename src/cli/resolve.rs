@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use crate::image::{self, OpenOptions, PlatformScope};
 
-use super::args::{ImageArgs, OutputFormat, PlatformChoice};
-use super::commands::{self, start};
+use super::args::{ImageArgs, PlatformChoice};
 use super::exit::CliError;
 use super::output::{self, printed, stdout};
+use super::output_format::OutputFormat;
+use super::setup::{self, start};
 
 /// The arguments of `resolve`.
 #[derive(Args, Debug)]
@@ -37,7 +38,7 @@ struct ResolveReport<'a> {
 
 /// Runs the command.
 pub(super) fn resolve(args: &ResolveArgs) -> Result<(), CliError> {
-    commands::refuse_selection(&args.image, "a digest is that of the whole")?;
+    setup::refuse_selection(&args.image, "a digest is that of the whole")?;
     let platforms = match &args.image.platform[..] {
         [] => PlatformScope::Host,
         [PlatformChoice::One(platform)] => PlatformScope::One(platform.clone()),
@@ -49,10 +50,10 @@ pub(super) fn resolve(args: &ResolveArgs) -> Result<(), CliError> {
     };
     let runtime = start(&args.image)?;
     let resolved = runtime.block_on(async {
-        let registry = commands::registry(&args.image)?;
+        let registry = setup::registry(&args.image)?;
         let options =
-            OpenOptions { platforms, ..commands::options(&args.image, &args.image.location, &registry)? };
-        Ok::<_, CliError>(image::resolve(&options, &registry, commands::cache(&args.image)?).await?)
+            OpenOptions { platforms, ..setup::options(&args.image, &args.image.location, &registry)? };
+        Ok::<_, CliError>(image::resolve(&options, &registry, setup::cache(&args.image)?).await?)
     })?;
     let mut out = stdout();
     let told = match args.format {

@@ -11,9 +11,10 @@ use clap::Args;
 use crate::image::{BlobStatus, ImageStatus};
 use crate::mount;
 
-use super::args::OutputFormat;
+use super::blob_totals::{BlobTotals, percent};
 use super::exit::CliError;
 use super::output::{self, human};
+use super::output_format::OutputFormat;
 use super::status_html;
 use super::table::{TextColor, TextStyle, grouped, runs};
 
@@ -53,35 +54,6 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), CliError> {
         OutputFormat::Text => text(&status, TextStyle::of_stdout(!args.no_trunc), &mut out),
     };
     output::printed(written.and_then(|()| out.flush()))
-}
-
-/// Sums over all blobs, in bytes.
-pub(super) struct BlobTotals {
-    /// Stored size.
-    pub(super) size: u64,
-    /// Cached bytes.
-    pub(super) cached: u64,
-    /// Bytes that this mount fetched.
-    pub(super) fetched: u64,
-    /// Bytes of blobs served to programs, with repeats.
-    pub(super) served: u64,
-}
-
-impl BlobTotals {
-    pub(super) fn of(status: &ImageStatus) -> Self {
-        let sum = |of: fn(&BlobStatus) -> u64| status.blobs.iter().map(of).fold(0, u64::saturating_add);
-        Self {
-            size: sum(|blob| blob.size),
-            cached: sum(|blob| blob.cached),
-            fetched: sum(|blob| blob.fetched),
-            served: sum(|blob| blob.served),
-        }
-    }
-}
-
-/// `part` in percent of `whole`; 100 if `whole` is 0.
-pub(super) fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
 fn text(status: &ImageStatus, look: TextStyle, out: &mut dyn Write) -> io::Result<()> {

@@ -7,8 +7,8 @@ use std::io::{self, Write};
 use crate::image::{BlobStatus, ImageStatus};
 use crate::io::is_unprintable;
 
+use super::blob_totals::{BlobTotals, percent};
 use super::output::human;
-use super::status::{BlobTotals, percent};
 
 /// Width of the longest bar in SVG units.
 const WIDTH: f64 = 1000.0;

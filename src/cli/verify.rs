@@ -13,10 +13,11 @@ use crate::image::{CheckOutcome, VerifyCheck};
 use crate::io::FaultClass;
 use crate::mount;
 
-use super::args::{ImageArgs, OutputFormat};
-use super::commands::{open, start};
+use super::args::ImageArgs;
 use super::exit::CliError;
 use super::output::{self, printed, safe, stdout};
+use super::output_format::OutputFormat;
+use super::setup::{open, start};
 
 /// The arguments of `verify`.
 #[derive(Args, Debug)]

@@ -1,49 +1,25 @@
-//! Command functions: mount, umount, inspect, ls and cat, and the setup shared by all commands.
+//! `ocifs mount`: opens the image, mounts it, and serves until the mount is gone.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
-
-use crate::cache::{self, BlockCache};
-use crate::disk;
-use crate::export::{self, ListDepth};
-use crate::image::{
-    self, AheadCost, ImageSet, NetworkAccess, OpenImage, OpenOptions, PlatformScope, PrefetchMode,
-    ReadRecording, ReferrerScope,
-};
-use crate::layer::IndexPolicy;
-use crate::metrics::MetricFamily as Counters;
+use crate::image::{AheadCost, PrefetchMode, ReadRecording};
+use crate::metrics::MetricFamily;
 use crate::mount::{self, MountAccess, MountFlags, MountOptions, PassthroughMode, UnmountMode};
-use crate::oci::LayerSelection;
-use crate::registry::{RegistryClient, RegistryOptions, UserCredential};
+use crate::registry::RegistryClient;
 use crate::sandbox::{AppliedPart, SandboxReport};
-use crate::source::{ForeignLayers, ImageLocation};
-use crate::view::{LinkPolicy, MountNamespace, OverlayMarks, ViewScope};
+use crate::view::MountNamespace;
 
-use super::again::{OutputGuard, once_more};
-use super::args::{
-    CatArgs, ImageArgs, IndexUse, InspectArgs, LsArgs, MountArgs, OnConflictArg, PartOrderArg,
-    PlatformChoice, PrefetchUse, ServeArgs, UmountArgs,
-};
+use super::args::{MountArgs, PrefetchUse, ServeArgs};
+use super::background::say;
 use super::daemon::DaemonSignals;
 use super::delay_connect::DelayedMount;
 use super::exit::CliError;
 use super::metrics_server::MetricsSocket;
 use super::service::{ManagedService, MountTarget};
-use super::table::TextStyle;
-use super::{
-    background, daemon, inspect as report, listing, metrics_server, network, output, record, refresh,
-    require_lazy, secret, threads,
-};
-
-/// How long tasks may take to end after the mount: an unmount in an outage must not hang on the network.
-pub(super) const LAST_TASKS: Duration = Duration::from_millis(500);
+use super::setup::{LAST_TASKS, consistent, open_with, prepare, registry, scope};
+use super::{background, daemon, metrics_server, network, output, record, refresh, require_lazy, threads};
 
 /// Mounts, and stays until the mount is gone.
 pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliError> {
@@ -232,11 +208,6 @@ fn passthrough(args: &MountArgs) -> Result<PassthroughMode, CliError> {
     })
 }
 
-/// Reports to the caller that the mount exists.
-pub(super) fn say(message: &str, in_background: bool) -> Result<(), CliError> {
-    if in_background { background::ready(message) } else { tell(message) }
-}
-
 /// Which users have access to a mount.
 fn access(args: &ServeArgs) -> Result<MountAccess, CliError> {
     match (args.allow_other, args.allow_root) {
@@ -253,26 +224,12 @@ fn access(args: &ServeArgs) -> Result<MountAccess, CliError> {
     }
 }
 
-/// The part of the image that a mount shows.
-pub(super) fn scope(args: &ServeArgs) -> ViewScope {
-    ViewScope {
-        view: args.view.clone(),
-        subdir: args.subdir.as_ref().map(|path| path.as_bytes().to_vec()),
-        links: if args.hide_symlinks { LinkPolicy::Hidden } else { LinkPolicy::Shown },
-        overlay_marks: if args.hide_overlay_xattrs || args.stackable {
-            OverlayMarks::Hidden
-        } else {
-            OverlayMarks::Shown
-        },
-    }
-}
-
 fn climbs(path: &OsStr) -> bool {
     Path::new(path).components().any(|part| part == std::path::Component::ParentDir)
 }
 
 /// Labels of a mount, shown beside its counters.
-fn about(pinned: &str, dir: &Path, sandboxed: Option<&SandboxReport>) -> Vec<Counters> {
+fn about(pinned: &str, dir: &Path, sandboxed: Option<&SandboxReport>) -> Vec<MetricFamily> {
     let labels = vec![
         ("reference", pinned.to_owned()),
         ("directory", dir.to_string_lossy().into_owned()),
@@ -311,244 +268,4 @@ async fn stay(
             }
         }
     }
-}
-
-/// SIGINT and SIGTERM.
-pub(super) struct StopSignals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl StopSignals {
-    pub(super) fn new() -> Result<Self, CliError> {
-        let failed = |error: std::io::Error| CliError::local("catching signals", &error);
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-        })
-    }
-
-    pub(super) async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-fn tell(message: &str) -> Result<(), CliError> {
-    let mut out = output::stdout();
-    output::printed(writeln!(out, "{message}").and_then(|()| out.flush()))
-}
-
-/// Unmounts directories.
-pub(super) fn umount(args: &UmountArgs) -> Result<(), CliError> {
-    let how = if args.lazy { UnmountMode::Lazy } else { UnmountMode::Now };
-    let mut result = Ok(());
-    for dir in &args.dirs {
-        // The first failure is reported; the other directories are unmounted all the same.
-        result = result.and(mount::unmount(dir, how));
-    }
-    Ok(result?)
-}
-
-/// Prints the content of a reference.
-pub(super) fn inspect(args: &InspectArgs) -> Result<(), CliError> {
-    let runtime = start(&args.image)?;
-    let (family, offered) = runtime.block_on(async {
-        let family = open(&args.image).await?;
-        let offered = match family.main() {
-            Some(image) if image.has_archives() => image.offered_indexes().await,
-            _ => Vec::new(),
-        };
-        Ok::<_, CliError>((family, offered))
-    })?;
-    let mut out = output::plain_stdout();
-    let look = TextStyle::of_stdout(!args.no_trunc);
-    output::printed(report::print(&family, &offered, args.format, look, &mut out).and_then(|()| out.flush()))
-}
-
-/// Lists names.
-pub(super) fn ls(args: &LsArgs) -> Result<(), CliError> {
-    let runtime = start(&args.image)?;
-    let path = args.path.as_deref().map_or(&b""[..], OsStr::as_bytes);
-    let depth = if args.recursive { ListDepth::All } else { ListDepth::One };
-    let mut out = output::stdout();
-    let mut written = Ok(());
-    runtime.block_on(async {
-        let family = open(&args.image).await?;
-        let namespace = MountNamespace::open(Arc::new(family), &ViewScope::default()).await?;
-        let detail = if args.long { export::ListDetail::Attributes } else { export::ListDetail::Names };
-        export::list(&namespace, path, depth, detail, |listed| {
-            written = listing::line(&mut out, &listed, args.long);
-            written.is_ok()
-        })
-        .await
-        .map_err(CliError::from)?;
-        output::warn(&namespace.family().warnings());
-        Ok::<_, CliError>(())
-    })?;
-    output::printed(written.and_then(|()| out.flush()))
-}
-
-/// Writes files to standard output.
-pub(super) fn cat(args: &CatArgs) -> Result<(), CliError> {
-    let runtime = start(&args.image)?;
-    let door = OutputGuard::default();
-    runtime.block_on(once_more(&door, async || {
-        let namespace =
-            MountNamespace::open(Arc::new(open(&args.image).await?), &ViewScope::default()).await?;
-        // Not line buffered, and not locked: the writer moves between threads.
-        let mut out = door.outgoing(std::fs::File::from(stdout_fd()?));
-        for path in &args.paths {
-            export::cat(&namespace, path.as_bytes(), &mut out).await?;
-        }
-        Ok(())
-    }))
-}
-
-pub(super) fn stdout_fd() -> Result<std::os::fd::OwnedFd, CliError> {
-    use std::os::fd::AsFd as _;
-    let duplicated = std::io::stdout().as_fd().try_clone_to_owned();
-    duplicated.map_err(|error| CliError::local("opening standard output", &error))
-}
-
-/// Starts the log and the runtime.
-pub(super) fn start(args: &ImageArgs) -> Result<Runtime, CliError> {
-    prepare(args)?;
-    threads::runtime()
-}
-
-/// Rejects options that contradict each other, before anything is done.
-fn consistent(args: &ImageArgs) -> Result<(), CliError> {
-    if args.location.is_input() && args.cache.is_private() {
-        return Err(CliError::usage(
-            "--no-cache and standard input contradict each other: an archive that comes once has to be kept while it is read",
-        ));
-    }
-    Ok(())
-}
-
-/// Starts the log, and does everything else that comes before threads.
-fn prepare(args: &ImageArgs) -> Result<(), CliError> {
-    consistent(args)?;
-    output::start_log(args.log_file.as_deref())?;
-    secret::guard_memory();
-    raise_file_limit();
-    Ok(())
-}
-
-/// Raises the soft limit of open files to the hard limit: an image needs four open files per layer.
-fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::debug!(%error, "the limit of open files stays");
-    }
-}
-
-pub(super) async fn open(args: &ImageArgs) -> Result<ImageSet, CliError> {
-    open_with(args, &registry(args)?, PrefetchMode::None, ReadRecording::Off).await
-}
-
-/// Rejects options that select layers, for commands that take all layers.
-pub(super) fn refuse_selection(args: &ImageArgs, why: &str) -> Result<(), CliError> {
-    if args.layer.is_empty() && args.media_type.is_empty() && args.title.is_empty() {
-        return Ok(());
-    }
-    Err(CliError::usage(format!("--layer, --media-type and --title choose what is shown: {why}")))
-}
-
-/// The one image that the arguments name.
-pub(super) fn only(family: &ImageSet) -> Result<&Arc<OpenImage>, CliError> {
-    family.main().ok_or_else(|| {
-        CliError::usage(format!("{}: name one platform of it with --platform", family.pinned()))
-    })
-}
-
-/// The client with the credentials and limits that the arguments name.
-pub(super) fn registry(args: &ImageArgs) -> Result<RegistryClient, CliError> {
-    registry_with(args, args.network.authfile.as_deref())
-}
-
-/// The client with another credential file.
-pub(super) fn registry_with(args: &ImageArgs, authfile: Option<&Path>) -> Result<RegistryClient, CliError> {
-    let creds = args.creds.as_deref().map(|text| {
-        UserCredential::parse(text).ok_or_else(|| CliError::usage("--creds is not of the form USER:PASSWORD"))
-    });
-    let read_budget = Duration::from_secs(args.timeout);
-    let usual = RegistryOptions::default();
-    let options = RegistryOptions {
-        creds: creds.transpose()?,
-        anonymous: args.anonymous,
-        read_budget,
-        // At most a quarter of the read budget, so that time remains for another attempt.
-        connect_timeout: usual.connect_timeout.min(read_budget / 4),
-        stall_timeout: usual.stall_timeout.min(read_budget / 4),
-        ..usual
-    };
-    args.network.client(authfile, options)
-}
-
-pub(super) async fn open_with(
-    args: &ImageArgs,
-    registry: &RegistryClient,
-    prefetch: PrefetchMode,
-    recording: ReadRecording,
-) -> Result<ImageSet, CliError> {
-    let platforms = match &args.platform[..] {
-        [] => PlatformScope::Host,
-        [PlatformChoice::One(platform)] => PlatformScope::One(platform.clone()),
-        [PlatformChoice::All] => PlatformScope::All,
-        [..] => return Err(CliError::usage("--platform can be given only once here")),
-    };
-    let options = OpenOptions { platforms, prefetch, recording, ..options(args, &args.location, registry)? };
-    let opened = ImageSet::open(&options, registry, cache(args)?).await;
-    opened.map_err(|error| CliError::from(error).hinting(network::namesake(&args.location)))
-}
-
-/// The cache that the arguments name.
-pub(super) fn cache(args: &ImageArgs) -> Result<BlockCache, CliError> {
-    Ok(BlockCache::open_limited(&args.cache.dir()?, args.cache_size.limit())?)
-}
-
-/// The options for opening `location`, except the platforms.
-pub(super) fn options(
-    args: &ImageArgs,
-    location: &ImageLocation,
-    registry: &RegistryClient,
-) -> Result<OpenOptions, CliError> {
-    Ok(OpenOptions {
-        select: args.select.clone(),
-        layers: LayerSelection {
-            numbers: args.layer.clone(),
-            media_types: args.media_type.clone(),
-            titles: args.title.clone(),
-        },
-        referrers: if args.referrers { ReferrerScope::Shown } else { ReferrerScope::Hidden },
-        on_conflict: match args.on_conflict {
-            OnConflictArg::Later => image::ConflictPolicy::Later,
-            OnConflictArg::Error => image::ConflictPolicy::Error,
-        },
-        layer_name: args.layer_name.clone(),
-        content_stores: args.content.stores()?,
-        foreign_layers: if args.foreign_layers { ForeignLayers::Fetched } else { ForeignLayers::Named },
-        network: if args.offline { NetworkAccess::Offline } else { NetworkAccess::Online },
-        part_order: match args.part_order {
-            PartOrderArg::Epoch => disk::PartOrder::Epoch,
-            PartOrderArg::Natural => disk::PartOrder::Natural,
-            PartOrderArg::Manifest => disk::PartOrder::Manifest,
-        },
-        index: match args.index {
-            IndexUse::Auto => IndexPolicy::Auto,
-            IndexUse::All => IndexPolicy::All,
-            IndexUse::Local => IndexPolicy::Local,
-            IndexUse::Off => IndexPolicy::Off,
-        },
-        verify: args.trust.verify.into(),
-        small: cache::VERIFY_FIRST_BYTES,
-        signed_by: args.trust.keys()?,
-        ..OpenOptions::new(network::in_full(location, registry)?)
-    })
 }
