@@ -21,11 +21,11 @@ use serde::Deserialize;
 use super::RegistryError;
 use super::challenge::{AuthChallenge, challenge};
 use super::credentials::{CredentialStore, HostLogin, UserCredential};
-use super::endpoint::{EndpointRole, RegistryEndpoint};
+use super::endpoint::{EndpointRole, RepositoryAction, TokenScope};
 use super::reach::RedirectGuide;
-use super::redact::{RedactedSecret, ShownUrl, host_of};
+use super::redact::{RedactedSecret, ShownUrl, host_of, origin};
 use super::request::{HttpClients, TokenForm};
-use super::response::{self, BodyEnding, BodyReader};
+use super::response::{self, BodyEnding, BodyReader, NO_CREDENTIAL, with_login};
 use super::retry::retry_after;
 use crate::io::BoxFuture;
 
@@ -38,24 +38,6 @@ const MIN_LIFETIME: Duration = Duration::from_secs(60);
 const LOGIN_FRESH_TIME: Duration = Duration::from_secs(1);
 /// The longest lifetime that is accepted, so that no arithmetic overflows.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-
-/// The repository of a request and the access it needs.
-#[derive(Clone, Debug)]
-pub(super) struct TokenScope {
-    /// The address: credentials go to its scheme, host and port only.
-    pub(super) endpoint: Arc<RegistryEndpoint>,
-    /// The access that a token must allow.
-    pub(super) access: RepositoryAction,
-}
-
-/// The kind of access to a repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum RepositoryAction {
-    /// Reading.
-    Pull,
-    /// Reading and writing.
-    Push,
-}
 
 /// The value of an `Authorization` header.
 #[derive(Clone, Debug)]
@@ -322,14 +304,6 @@ impl LoginFlight {
     }
 }
 
-/// Appended to a refusal if no credential was found.
-pub(super) const NO_CREDENTIAL: &str = " (no credential was found for it)";
-
-/// Appended to the refusal of a login.
-pub(super) fn with_login(place: &str) -> String {
-    format!(" (with the credential of {place})")
-}
-
 /// The response of a token server. Distribution defines `token`, OAuth2 `access_token`; both may be present.
 #[derive(Deserialize)]
 struct TokenAnswer {
@@ -381,11 +355,6 @@ fn basic(credential: &UserCredential) -> RedactedSecret {
 
 fn bearer(token: &str) -> RedactedSecret {
     RedactedSecret::new(format!("Bearer {token}"))
-}
-
-/// Scheme, host and port.
-pub(super) fn origin(url: &Url) -> String {
-    format!("{}://{}", url.scheme(), host_of(url))
 }
 
 /// The maps stay valid when a thread panics between two operations.

@@ -14,14 +14,13 @@ use futures_util::StreamExt as _;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::auth::RepositoryAction;
 use super::client::ClientShared;
-use super::endpoint::RegistryEndpoint;
+use super::endpoint::{RegistryEndpoint, RepositoryAction};
 use super::failover::{HOST_BACKOFF, HostState, MirrorFailover, lock};
 use super::part::{AnswerCoverage, AnswerPart, cover, is_refused_range};
 use super::redact::host_of;
-use super::request::{self, RegistryRequest, RegistryResponse, RequestMethod};
-use super::response::{self, BodyReader, refusal};
+use super::request::{self, RegistryRequest, RequestMethod};
+use super::response::{self, BodyReader, RegistryResponse, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
 use crate::io::{BoxFuture, ByteRange, RangeDelivery, RangeFetch, ReadError};
 use crate::oci::{Descriptor, Digest, OciError, Reference};

@@ -13,11 +13,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Url;
 
-use super::auth::{LoginCache, RepositoryAction, TokenScope};
+use super::auth::LoginCache;
 use super::blob::{LazyBlob, RemoteBlob};
 use super::config::{ConfigPaths, ConnectionArgs, RegistryConfig};
 use super::credentials::{CredentialStore, UserCredential};
-use super::endpoint::RepositoryRoute;
+use super::endpoint::{RepositoryAction, RepositoryRoute, TokenScope};
 use super::failover::{HostStates, MirrorFailover, lock};
 use super::part::is_refused_range;
 use super::redact::{host_of, sanitised};

@@ -12,9 +12,8 @@ use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 use super::RegistryError;
-use super::auth::{RepositoryAction, TokenScope, origin};
 use super::reach::RedirectGuide;
-use super::redact::{host_of, sanitised};
+use super::redact::{host_of, origin, sanitised};
 
 /// The verification of a server's certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -154,6 +153,24 @@ impl RegistryEndpoint {
     pub(super) fn scope(self: &Arc<Self>, access: RepositoryAction) -> TokenScope {
         TokenScope { endpoint: self.clone(), access }
     }
+}
+
+/// The repository of a request and the access it needs.
+#[derive(Clone, Debug)]
+pub(super) struct TokenScope {
+    /// The address: credentials go to its scheme, host and port only.
+    pub(super) endpoint: Arc<RegistryEndpoint>,
+    /// The access that a token must allow.
+    pub(super) access: RepositoryAction,
+}
+
+/// The kind of access to a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum RepositoryAction {
+    /// Reading.
+    Pull,
+    /// Reading and writing.
+    Push,
 }
 
 /// All endpoints of one repository, in the order of failover.

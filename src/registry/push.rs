@@ -10,13 +10,12 @@ use bytes::Bytes;
 use reqwest::Url;
 
 use super::RegistryError;
-use super::auth::{RepositoryAction, TokenScope};
 use super::client::{ClientShared, MANIFESTS, RegistryClient};
-use super::endpoint::RegistryEndpoint;
+use super::endpoint::{RegistryEndpoint, RepositoryAction, TokenScope};
 use super::failover::{HostState, MirrorFailover};
 use super::redact::{host_of, sanitised};
-use super::request::{self, RegistryRequest, RegistryResponse, RequestMethod};
-use super::response::{self, BodyReader, refusal};
+use super::request::{self, RegistryRequest, RequestMethod};
+use super::response::{self, BodyReader, RegistryResponse, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
 use crate::oci::{Descriptor, Digest, INDEX_TYPE, ManifestDocument, ManifestSelector, OciError, Reference};
 use crate::oci::{fallback_tag, referrer_of, with_referrer};

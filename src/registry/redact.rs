@@ -75,6 +75,11 @@ pub(super) fn host_of(url: &Url) -> String {
     }
 }
 
+/// Scheme, host and port.
+pub(super) fn origin(url: &Url) -> String {
+    format!("{}://{}", url.scheme(), host_of(url))
+}
+
 /// Foreign text, sanitised for one line of a log: no control characters (nor those that change the writing
 /// direction), whitespace joined, and truncated.
 pub(super) fn sanitised(text: &str) -> String {

@@ -11,11 +11,10 @@ use std::sync::Arc;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::auth::{RepositoryAction, origin};
 use super::client::{ClientShared, RegistryClient};
-use super::endpoint::RegistryEndpoint;
+use super::endpoint::{RegistryEndpoint, RepositoryAction};
 use super::failover::MirrorFailover;
-use super::redact::host_of;
+use super::redact::{host_of, origin};
 use super::request::{self, RegistryRequest, RequestMethod};
 use super::response::{self, BodyEnding, BodyReader, refusal};
 use super::retry::{RetryBudget, RetryPolicy};

@@ -15,13 +15,13 @@ use reqwest::header::{
 };
 use reqwest::{Client, RequestBuilder, Response, Url};
 
-use super::auth::{LoginCache, TokenScope, origin};
+use super::auth::LoginCache;
 use super::dns::DnsResolver;
-use super::endpoint::{EndpointRole, RegistryEndpoint, TlsConfig, TlsVerify};
+use super::endpoint::{EndpointRole, RegistryEndpoint, TlsConfig, TlsVerify, TokenScope};
 use super::failover::lock;
 use super::reach::is_loopback;
-use super::redact::{RedactedSecret, ShownUrl, host_of, sanitised};
-use super::response::BodyReader;
+use super::redact::{RedactedSecret, ShownUrl, host_of, origin, sanitised};
+use super::response::{BodyReader, RegistryResponse};
 use super::tls::{HttpVersions, client_config};
 use super::trouble::{self, broken};
 use super::{RegistryError, RegistryOptions, proxies};
@@ -357,20 +357,6 @@ pub(super) struct RegistryRequest<'a> {
     pub(super) range: Option<ByteRange>,
     /// The subject, for errors.
     pub(super) what: &'a str,
-}
-
-/// A response that is neither a redirect nor a challenge that could be answered.
-pub(super) struct RegistryResponse {
-    /// The response, its body unread.
-    pub(super) response: Response,
-    /// The final URL.
-    pub(super) url: Url,
-    /// Whether that is the registry itself.
-    pub(super) at_home: bool,
-    /// Whether a redirect led there.
-    pub(super) redirected: bool,
-    /// The place of the credential in use; `None` for an anonymous request.
-    pub(super) login: Option<Arc<str>>,
 }
 
 /// Sends `question` to `start`, follows redirects, and logs in once for each host that sends a challenge.

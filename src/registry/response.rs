@@ -3,16 +3,15 @@
 //! A response is untrusted until it has been checked, so every body has a limit in bytes and in time. Text of a
 //! response is made printable before it goes into an error.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::Response;
+use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use super::RegistryError;
-use super::auth::{NO_CREDENTIAL, with_login};
 use super::redact::{host_of, sanitised};
-use super::request::RegistryResponse;
 use super::retry::retry_after;
 use super::trouble::broken;
 use crate::io::ByteRange;
@@ -237,6 +236,28 @@ impl ErrorEnvelope {
             errors.chain(others).map(String::as_str).filter(|part| !part.is_empty()).collect();
         sanitised(&parts.join(" "))
     }
+}
+
+/// A response that is neither a redirect nor a challenge that could be answered.
+pub(super) struct RegistryResponse {
+    /// The response, its body unread.
+    pub(super) response: Response,
+    /// The final URL.
+    pub(super) url: Url,
+    /// Whether that is the registry itself.
+    pub(super) at_home: bool,
+    /// Whether a redirect led there.
+    pub(super) redirected: bool,
+    /// The place of the credential in use; `None` for an anonymous request.
+    pub(super) login: Option<Arc<str>>,
+}
+
+/// Appended to a refusal if no credential was found.
+pub(super) const NO_CREDENTIAL: &str = " (no credential was found for it)";
+
+/// Appended to the refusal of a login.
+pub(super) fn with_login(place: &str) -> String {
+    format!(" (with the credential of {place})")
 }
 
 /// The error for a response with an unsuccessful status.

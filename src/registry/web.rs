@@ -12,14 +12,13 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use reqwest::{Response, Url};
 
-use super::auth::RepositoryAction;
 use super::blob::{HttpValidators, LazyBlob, RemoteBlob};
-use super::endpoint::RegistryEndpoint;
+use super::endpoint::{RegistryEndpoint, RepositoryAction};
 use super::failover::MirrorFailover;
 use super::part::is_refused_range;
 use super::redact::{REDACTED, ShownUrl, host_of, sanitised};
-use super::request::{self, RegistryRequest, RegistryResponse, RequestMethod};
-use super::response::{self, BodyReader, refusal};
+use super::request::{self, RegistryRequest, RequestMethod};
+use super::response::{self, BodyReader, RegistryResponse, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
 use super::{RegistryClient, RegistryError};
 use crate::io::{BoxStream, ByteRange, RangeFetch, ReadError};
