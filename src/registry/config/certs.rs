@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{broken, canonical};
+use super::file::{broken, canonical};
 use crate::registry::RegistryError;
 use crate::registry::endpoint::{TlsConfig, TlsVerify};
 

@@ -1,4 +1,4 @@
-//! Reading configuration files: a size limit, and errors with line numbers.
+//! Reading configuration files: a size limit, errors with line numbers, and the spelling of hosts.
 //!
 //! Parsers report offsets, and users look for lines. Errors do not quote the file, which may hold headers with
 //! credentials.
@@ -8,8 +8,9 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use super::broken;
+use crate::oci::canonical_host;
 use crate::registry::RegistryError;
+use crate::registry::redact::host_of;
 
 /// The largest file that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1024 * 1024;
@@ -51,4 +52,16 @@ pub(super) fn place(path: &Path, text: &str, offset: usize) -> String {
     let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
     format!("{} line {line}", path.display())
+}
+
+/// An error about a whole file or directory.
+pub(super) fn broken(path: &Path, reason: impl std::fmt::Display) -> RegistryError {
+    RegistryError::Config { place: path.display().to_string(), reason: reason.to_string() }
+}
+
+/// The canonical spelling of a host in a file, also of an internationalised one. Other text is returned unchanged.
+pub(super) fn canonical(host: &str) -> String {
+    canonical_host(host)
+        .or_else(|| canonical_host(&host_of(&format!("http://{host}/").parse().ok()?)))
+        .unwrap_or_else(|| host.to_owned())
 }

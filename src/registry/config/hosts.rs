@@ -11,8 +11,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::file::{at, parse, read};
-use super::{canonical, certs};
+use super::certs;
+use super::file::{at, canonical, parse, read};
 use crate::oci::Reference;
 use crate::registry::RegistryError;
 use crate::registry::endpoint::{EndpointScope, TlsConfig, TlsVerify};

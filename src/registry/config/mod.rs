@@ -7,10 +7,11 @@
 mod certs;
 mod file;
 mod hosts;
+mod paths;
 mod registries;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use reqwest::Url;
@@ -20,44 +21,12 @@ use super::RegistryError;
 use super::endpoint::{EndpointRole, EndpointScope, RegistryEndpoint, RepositoryRoute, TlsConfig, TlsVerify};
 use super::reach::is_loopback;
 use super::redact::{host_of, sanitised};
-use crate::oci::{OciError, Reference, canonical_host};
+use crate::oci::{OciError, Reference};
 
+use file::{broken, canonical};
 use hosts::HostsFile;
+pub use paths::ConfigPaths;
 use registries::{PrefixEntry, RegistriesConf};
-
-/// The paths of this machine's configuration. A missing path is an error only if the user named it.
-#[derive(Clone, Debug, Default)]
-pub struct ConfigPaths {
-    /// The `registries.conf` that replaces those of the user and the system.
-    pub registries: Option<PathBuf>,
-    /// The directory with the user's own `registries.conf`, `registries.conf.d` and `certs.d`.
-    pub user: Option<PathBuf>,
-    /// The directory with those of the system.
-    pub system: Option<PathBuf>,
-    /// The directory with docker's `certs.d`.
-    pub docker: Option<PathBuf>,
-    /// A directory with `HOST/hosts.toml`.
-    pub hosts: Option<PathBuf>,
-}
-
-impl ConfigPaths {
-    /// The default paths, with the environment of this process.
-    pub fn of_environment() -> Self {
-        let path = |name: &str| {
-            let path = std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)?;
-            // Absolute, so that a change of the working directory does not matter.
-            Some(std::path::absolute(&path).unwrap_or(path))
-        };
-        let home = path("HOME").map(|home| home.join(".config"));
-        Self {
-            registries: path("CONTAINERS_REGISTRIES_CONF"),
-            user: path("XDG_CONFIG_HOME").or(home).map(|config| config.join("containers")),
-            system: Some("/etc/containers".into()),
-            docker: Some("/etc/docker".into()),
-            hosts: None,
-        }
-    }
-}
 
 /// Connection options of the command line.
 #[derive(Clone, Debug, Default)]
@@ -320,18 +289,6 @@ fn rewritten(entry: &PrefixEntry, location: &str, reference: &Reference) -> Resu
         place: entry.place.clone(),
         reason: format!("location {location:?} makes no name of {reference}: {error}"),
     })
-}
-
-/// The canonical spelling of a host in a file, also of an internationalised one. Other text is returned unchanged.
-pub(super) fn canonical(host: &str) -> String {
-    canonical_host(host)
-        .or_else(|| canonical_host(&host_of(&format!("http://{host}/").parse().ok()?)))
-        .unwrap_or_else(|| host.to_owned())
-}
-
-/// An error about a whole file or directory.
-fn broken(path: &Path, reason: impl std::fmt::Display) -> RegistryError {
-    RegistryError::Config { place: path.display().to_string(), reason: reason.to_string() }
 }
 
 #[cfg(test)]

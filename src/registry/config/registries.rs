@@ -10,9 +10,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use toml::Spanned;
 
-use super::canonical;
-use super::file::{at, parse, place, read};
-use super::{ConfigPaths, broken};
+use super::file::{at, broken, canonical, parse, place, read};
+use super::paths::ConfigPaths;
 use crate::oci::Reference;
 use crate::registry::RegistryError;
 use crate::registry::endpoint::EndpointScope;

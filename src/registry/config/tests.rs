@@ -1,5 +1,7 @@
 //! Which entry counts, and where it leads.
 
+use std::path::Path;
+
 use super::*;
 
 /// A home with these files, as the user's and as the system's.
