@@ -20,13 +20,14 @@ use serde::Deserialize;
 
 use super::RegistryError;
 use super::challenge::{AuthChallenge, challenge};
-use super::credentials::{CredentialStore, HostLogin, UserCredential};
+use super::credentials::{CredentialStore, HostLogin};
 use super::endpoint::{EndpointRole, RepositoryAction, TokenScope};
+use super::http_client::{HttpClients, TokenForm};
 use super::reach::RedirectGuide;
 use super::redact::{RedactedSecret, ShownUrl, host_of, origin};
-use super::request::{HttpClients, TokenForm};
 use super::response::{self, BodyEnding, BodyReader, NO_CREDENTIAL, with_login};
 use super::retry::retry_after;
+use super::user_credential::UserCredential;
 use crate::io::BoxFuture;
 
 /// The largest token response that is read, in bytes: the limit of containers/image.

@@ -14,7 +14,7 @@ use futures_util::StreamExt as _;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::client::ClientShared;
+use super::client_shared::ClientShared;
 use super::endpoint::{RegistryEndpoint, RepositoryAction};
 use super::failover::{HOST_BACKOFF, HostState, MirrorFailover, lock};
 use super::part::{AnswerCoverage, AnswerPart, cover, is_refused_range};

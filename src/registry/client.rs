@@ -1,30 +1,24 @@
-//! Registry client: options, manifests, small documents, and lazy blobs.
+//! Registry client: manifests, small documents, and lazy blobs.
 //!
-//! Holds the state that all requests of a process share: logins, connections, the configuration, and the known
-//! failures and limits of hosts. Documents are small, fetched as a whole, and hashed before they are returned. `blob`
-//! reads bytes by range.
+//! Documents are small, fetched as a whole, and hashed before they are returned. `blob` reads bytes by range,
+//! `client_shared` holds the state of all requests.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use reqwest::Url;
 
-use super::auth::LoginCache;
+use super::RegistryError;
 use super::blob::{LazyBlob, RemoteBlob};
-use super::config::{ConfigPaths, ConnectionArgs, RegistryConfig};
-use super::credentials::{CredentialStore, UserCredential};
-use super::endpoint::{RepositoryAction, RepositoryRoute, TokenScope};
-use super::failover::{HostStates, MirrorFailover, lock};
+use super::client_shared::ClientShared;
+use super::endpoint::{RepositoryAction, TokenScope};
+use super::failover::MirrorFailover;
+use super::options::RegistryOptions;
 use super::part::is_refused_range;
 use super::redact::{host_of, sanitised};
-use super::request::{self, HttpClients, RegistryRequest, RequestMethod};
-use super::response::{self, BodyEnding, BodyReader};
+use super::request::{self, RegistryRequest, RequestMethod};
+use super::response::{self, BodyEnding, BodyReader, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
-use super::{RegistryError, response::refusal};
 use crate::io::{ByteRange, RangeFetch};
 use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, ManifestSelector, OciError, Reference};
 
@@ -36,55 +30,6 @@ pub(super) const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, 
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.artifact.manifest.v1+json";
-
-/// Options of a registry client.
-#[derive(Clone, Debug)]
-pub struct RegistryOptions {
-    /// Use HTTP for every host, not only for loopback addresses.
-    pub plain_http: bool,
-    /// The only credential file; `None` searches the usual places.
-    pub authfile: Option<PathBuf>,
-    /// The credential to use; no credential file is read. `None` searches for one.
-    pub creds: Option<UserCredential>,
-    /// Use no credentials.
-    pub anonymous: bool,
-    /// `Some(true)` requires a valid certificate of every registry, also of those configured otherwise, and HTTPS for
-    /// loopback addresses too. `Some(false)` accepts any certificate. `None` follows the configuration.
-    pub tls_verify: Option<bool>,
-    /// The directory with certificates for the registry, instead of the directories configured for hosts.
-    pub cert_dir: Option<PathBuf>,
-    /// A file with additional trusted authorities.
-    pub ca_file: Option<PathBuf>,
-    /// The paths of this machine's configuration.
-    pub places: ConfigPaths,
-    /// Time limit for one request with all retries. For a stream the time restarts whenever bytes arrive.
-    pub read_budget: Duration,
-    /// Time limit for establishing a connection.
-    pub connect_timeout: Duration,
-    /// The longest time without a byte on a connection.
-    pub stall_timeout: Duration,
-    /// The `User-Agent` header.
-    pub user_agent: String,
-}
-
-impl Default for RegistryOptions {
-    fn default() -> Self {
-        Self {
-            plain_http: false,
-            authfile: None,
-            creds: None,
-            anonymous: false,
-            tls_verify: None,
-            cert_dir: None,
-            ca_file: None,
-            places: ConfigPaths::of_environment(),
-            read_budget: Duration::from_secs(60),
-            connect_timeout: Duration::from_secs(10),
-            stall_timeout: Duration::from_secs(10),
-            user_agent: concat!("ocifs/", env!("CARGO_PKG_VERSION")).to_owned(),
-        }
-    }
-}
 
 /// A document as received, hashed.
 #[derive(Clone, Debug)]
@@ -114,64 +59,16 @@ pub struct RegistryClient {
     pub(super) inner: Arc<ClientShared>,
 }
 
-/// The state shared by all requests.
-pub(super) struct ClientShared {
-    pub(super) clients: Arc<HttpClients>,
-    pub(super) auth: LoginCache,
-    pub(super) hosts: HostStates,
-    pub(super) read_budget: Duration,
-    /// Incremented when all remembered state is dropped.
-    pub(super) generation: AtomicU64,
-    pub(super) places: ConfigPaths,
-    pub(super) given: ConnectionArgs,
-    routes: Mutex<RouteTable>,
-}
-
 impl RegistryClient {
     /// Creates a client. Reads the environment for the paths of credentials, and sends nothing.
     pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
-        let credentials = CredentialStore {
-            anonymous: options.anonymous,
-            given: options.creds.clone(),
-            ..CredentialStore::of_environment(options.authfile.clone())
-        };
-        let clients = Arc::new(HttpClients::new(&options));
-        Ok(Self {
-            inner: Arc::new(ClientShared {
-                auth: LoginCache::new(credentials, clients.clone()),
-                clients,
-                read_budget: options.read_budget,
-                hosts: HostStates::default(),
-                generation: AtomicU64::new(0),
-                given: ConnectionArgs {
-                    plain_http: options.plain_http,
-                    tls_verify: options.tls_verify,
-                    cert_dir: options.cert_dir,
-                    ca_file: options.ca_file,
-                },
-                places: options.places,
-                routes: Mutex::default(),
-            }),
-        })
+        Ok(Self { inner: Arc::new(ClientShared::new(options)) })
     }
 
     /// The same client without any login.
     #[must_use]
     pub fn without_logins(&self) -> Self {
-        let inner = &self.inner;
-        let credentials = CredentialStore { anonymous: true, ..CredentialStore::of_environment(None) };
-        Self {
-            inner: Arc::new(ClientShared {
-                auth: LoginCache::new(credentials, inner.clients.clone()),
-                clients: inner.clients.clone(),
-                read_budget: inner.read_budget,
-                hosts: HostStates::default(),
-                generation: AtomicU64::new(0),
-                given: inner.given.clone(),
-                places: inner.places.clone(),
-                routes: Mutex::default(),
-            }),
-        }
+        Self { inner: Arc::new(self.inner.without_logins()) }
     }
 
     /// The manifest or index that `selector` names in the repository of `reference`, at most [`MAX_DOCUMENT`] bytes.
@@ -310,24 +207,7 @@ impl RegistryClient {
     /// configuration, which is reloaded at once. Called on SIGHUP, after a change of any of these; running requests
     /// continue unchanged. If the configuration cannot be read any more, the earlier one stays in effect.
     pub fn forget_logins(&self) -> Result<(), RegistryError> {
-        self.inner.auth.forget();
-        self.inner.hosts.forget();
-        self.inner.clients.forget();
-        self.inner.generation.fetch_add(1, Ordering::Relaxed);
-        let config = RegistryConfig::load(&self.inner.places, self.inner.given.clone())?;
-        let used: Vec<Reference> =
-            lock(&self.inner.routes).known.values().map(|(reference, _)| reference.clone()).collect();
-        let mut known = HashMap::new();
-        for reference in used {
-            match config.route(&reference) {
-                Ok(route) => known.insert(key_of(&reference), (reference, Arc::new(route))),
-                // The new configuration blocks the repository.
-                Err(RegistryError::Blocked { .. }) => None,
-                Err(error) => return Err(error),
-            };
-        }
-        *lock(&self.inner.routes) = RouteTable { config: Some(Arc::new(config)), known };
-        Ok(())
+        self.inner.forget_logins()
     }
 
     fn open(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<RemoteBlob> {
@@ -344,28 +224,6 @@ fn name_of(selector: &ManifestSelector) -> &str {
 }
 
 impl ClientShared {
-    /// The configuration, loaded on first use. The files are few and small.
-    pub(super) fn config(&self) -> Result<Arc<RegistryConfig>, RegistryError> {
-        let mut routes = lock(&self.routes);
-        if let Some(config) = &routes.config {
-            return Ok(config.clone());
-        }
-        let config = Arc::new(RegistryConfig::load(&self.places, self.given.clone())?);
-        routes.config = Some(config.clone());
-        Ok(config)
-    }
-
-    /// The endpoints for the repository of `reference`.
-    pub(super) fn route(&self, reference: &Reference) -> Result<Arc<RepositoryRoute>, RegistryError> {
-        let key = key_of(reference);
-        if let Some((_, route)) = lock(&self.routes).known.get(&key) {
-            return Ok(route.clone());
-        }
-        let route = Arc::new(self.config()?.route(reference)?);
-        lock(&self.routes).known.insert(key, (reference.clone(), route.clone()));
-        Ok(route)
-    }
-
     /// A failover over the hosts that may have `selector`.
     pub(super) fn walk_for(
         &self,
@@ -548,21 +406,10 @@ fn named(selector: &ManifestSelector, bytes: &[u8], host: &str, what: &str) -> R
     }
 }
 
-/// Routes by repository, as configured at their first use.
-#[derive(Default)]
-struct RouteTable {
-    config: Option<Arc<RegistryConfig>>,
-    /// By registry and repository, with one reference of the repository.
-    known: HashMap<(String, String), (Reference, Arc<RepositoryRoute>)>,
-}
-
-fn key_of(reference: &Reference) -> (String, String) {
-    (reference.registry().to_owned(), reference.repository().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::ConfigPaths;
 
     fn url(reference: &str, plain_http: bool) -> String {
         let options =

@@ -12,7 +12,8 @@ use base64::Engine as _;
 use serde::Deserialize;
 
 use super::redact::RedactedSecret;
-use super::{RegistryError, helper};
+use super::user_credential::UserCredential;
+use super::{RegistryError, helper, privileged_rpc};
 use crate::oci::canonical_host;
 
 /// The largest credential file that is read, in bytes.
@@ -21,23 +22,6 @@ const MAX_CREDENTIAL_FILE_BYTES: u64 = 1024 * 1024;
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 /// The user name that marks the secret as an identity token (docker-credential-helpers README).
 const TOKEN_USER: &str = "<token>";
-
-/// A user name and a password.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UserCredential {
-    /// The user name.
-    pub user: String,
-    /// The password.
-    pub secret: RedactedSecret,
-}
-
-impl UserCredential {
-    /// Parses `user:password`; `None` without a colon. Only the first colon separates (RFC 7617 section 2).
-    pub fn parse(text: &str) -> Option<Self> {
-        let (user, password) = text.split_once(':')?;
-        Some(Self { user: user.to_owned(), secret: RedactedSecret::new(password) })
-    }
-}
 
 /// The login for a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -243,14 +227,14 @@ impl AuthFile {
             found.map(|found| (HostLogin::from(found), format!("docker-credential-{name}, named in {place}")))
         };
         if let Some((_, name)) = self.helpers.as_ref().and_then(|helpers| lookup(helpers, host)) {
-            let found = of_helper(name, helper::ask(name, server, place).await?);
+            let found = of_helper(name, ask_helper(name, server, place).await?);
             if found.is_some() {
                 return Ok(found);
             }
         }
         let mut failed = None;
         if let Some(name) = self.store.as_deref().filter(|store| !store.is_empty()) {
-            match helper::ask(name, server, place).await {
+            match ask_helper(name, server, place).await {
                 Ok(None) => {}
                 Ok(found) => return Ok(of_helper(name, found)),
                 Err(error) => failed = Some(error),
@@ -351,6 +335,16 @@ fn parse<T: serde::de::DeserializeOwned>(place: &str, text: &str) -> Result<T, R
 
 fn broken(place: &str, reason: impl std::fmt::Display) -> RegistryError {
     RegistryError::Credentials { place: place.to_owned(), reason: reason.to_string() }
+}
+
+/// The credential of `docker-credential-NAME` for `server`; `place` is the file that names the helper.
+/// A process that may not start programs sends the request to the privileged process.
+async fn ask_helper(name: &str, server: &str, place: &str) -> Result<Option<UserCredential>, RegistryError> {
+    let answer = match privileged_rpc::credential(name, server).await {
+        Some(answer) => answer,
+        None => helper::run_here(name, server).await,
+    };
+    answer.map_err(|reason| helper::failure(&format!("docker-credential-{name}"), place, &reason))
 }
 
 #[cfg(test)]
@@ -506,5 +500,17 @@ mod tests {
             let shown = format!("{error} {error:?}");
             assert!(shown.contains("docker.json") && !shown.contains("5ecret"), "{shown}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_is_not_there_is_named_with_its_file() {
+        let error = ask_helper("ocifs-no-such", "r.example", "/etc/x.json").await.unwrap_err().to_string();
+        assert!(
+            error.contains("docker-credential-ocifs-no-such") && error.contains("/etc/x.json"),
+            "{error}"
+        );
+        assert!(
+            ask_helper("../sh", "r.example", "x").await.unwrap_err().to_string().contains("not the name")
+        );
     }
 }

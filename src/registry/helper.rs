@@ -1,8 +1,7 @@
 //! Credential helpers: programs named `docker-credential-NAME` that store credentials outside of files.
 //!
 //! A helper is an external program in the path of a read. So it has a time limit and a bounded answer, and it is
-//! killed if the future is dropped. A process that may not start programs sends the request to the privileged
-//! process.
+//! killed if the future is dropped.
 //! Protocol: docker-credential-helpers README (`get`, the server on stdin, JSON on stdout).
 
 use std::process::Stdio;
@@ -12,8 +11,9 @@ use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
+use super::RegistryError;
 use super::redact::{RedactedSecret, sanitised};
-use super::{RegistryError, UserCredential, privileged_rpc};
+use super::user_credential::UserCredential;
 
 /// Time limit for a helper; some of them ask a cloud service.
 pub(super) const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -26,19 +26,6 @@ const HELPER_STDERR_TIMEOUT: Duration = Duration::from_millis(500);
 /// The message of helpers without a credential (docker-credential-helpers, credentials/error.go).
 const NOT_FOUND_MESSAGE: &str = "credentials not found";
 
-/// The credential of `docker-credential-NAME` for `server`; `place` is the file that names the helper.
-pub(super) async fn ask(
-    name: &str,
-    server: &str,
-    place: &str,
-) -> Result<Option<UserCredential>, RegistryError> {
-    let answer = match privileged_rpc::credential(name, server).await {
-        Some(answer) => answer,
-        None => run_here(name, server).await,
-    };
-    answer.map_err(|reason| failure(&format!("docker-credential-{name}"), place, &reason))
-}
-
 /// Runs the helper as a child of this process.
 pub(super) async fn run_here(name: &str, server: &str) -> Result<Option<UserCredential>, String> {
     // A name with a slash would run a program outside of the search path.
@@ -48,7 +35,8 @@ pub(super) async fn run_here(name: &str, server: &str) -> Result<Option<UserCred
     ask_program(&format!("docker-credential-{name}"), server, HELPER_TIMEOUT).await
 }
 
-fn failure(program: &str, place: &str, reason: &str) -> RegistryError {
+/// The error of a helper; `place` is the file that names it.
+pub(super) fn failure(program: &str, place: &str, reason: &str) -> RegistryError {
     RegistryError::Helper { program: sanitised(program), place: place.to_owned(), reason: sanitised(reason) }
 }
 
@@ -225,15 +213,5 @@ mod tests {
             let error = with_script(body).await.unwrap_err().to_string();
             assert!(error.contains(reason) && error.contains("config.json"), "{body}: {error}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_helper_that_is_not_there_is_named_with_its_file() {
-        let error = ask("ocifs-no-such", "r.example", "/etc/x.json").await.unwrap_err().to_string();
-        assert!(
-            error.contains("docker-credential-ocifs-no-such") && error.contains("/etc/x.json"),
-            "{error}"
-        );
-        assert!(ask("../sh", "r.example", "x").await.unwrap_err().to_string().contains("not the name"));
     }
 }

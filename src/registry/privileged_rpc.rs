@@ -14,9 +14,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::UserCredential;
 use super::helper;
 use super::redact::RedactedSecret;
+use super::user_credential::UserCredential;
 
 /// Passes one end of a socket to the privileged process.
 type RpcStart = fn(OwnedFd) -> std::io::Result<()>;

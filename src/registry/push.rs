@@ -10,7 +10,8 @@ use bytes::Bytes;
 use reqwest::Url;
 
 use super::RegistryError;
-use super::client::{ClientShared, MANIFESTS, RegistryClient};
+use super::client::{MANIFESTS, RegistryClient};
+use super::client_shared::ClientShared;
 use super::endpoint::{RegistryEndpoint, RepositoryAction, TokenScope};
 use super::failover::{HostState, MirrorFailover};
 use super::redact::{host_of, sanitised};

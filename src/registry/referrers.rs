@@ -11,7 +11,8 @@ use std::sync::Arc;
 use reqwest::{Response, Url};
 
 use super::RegistryError;
-use super::client::{ClientShared, RegistryClient};
+use super::client::RegistryClient;
+use super::client_shared::ClientShared;
 use super::endpoint::{RegistryEndpoint, RepositoryAction};
 use super::failover::MirrorFailover;
 use super::redact::{host_of, origin};

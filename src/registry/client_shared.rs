@@ -1,0 +1,130 @@
+//! State shared by all requests of a client: logins, connections, configuration, routes, and hosts.
+//!
+//! A route is kept as configured at its first use, so that a repository does not change its hosts while it is mounted.
+//! Everything that is remembered can be dropped at once. Nothing is sent here.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::RegistryError;
+use super::auth::LoginCache;
+use super::config::{ConfigPaths, ConnectionArgs, RegistryConfig};
+use super::credentials::CredentialStore;
+use super::endpoint::RepositoryRoute;
+use super::failover::{HostStates, lock};
+use super::http_client::HttpClients;
+use super::options::RegistryOptions;
+use crate::oci::Reference;
+
+/// The state shared by all requests.
+pub(super) struct ClientShared {
+    pub(super) clients: Arc<HttpClients>,
+    pub(super) auth: LoginCache,
+    pub(super) hosts: HostStates,
+    pub(super) read_budget: Duration,
+    /// Incremented when all remembered state is dropped.
+    pub(super) generation: AtomicU64,
+    pub(super) places: ConfigPaths,
+    pub(super) given: ConnectionArgs,
+    routes: Mutex<RouteTable>,
+}
+
+impl ClientShared {
+    /// The state of a new client. Reads the environment for the paths of credentials, and sends nothing.
+    pub(super) fn new(options: RegistryOptions) -> Self {
+        let credentials = CredentialStore {
+            anonymous: options.anonymous,
+            given: options.creds.clone(),
+            ..CredentialStore::of_environment(options.authfile.clone())
+        };
+        let clients = Arc::new(HttpClients::new(&options));
+        Self {
+            auth: LoginCache::new(credentials, clients.clone()),
+            clients,
+            read_budget: options.read_budget,
+            hosts: HostStates::default(),
+            generation: AtomicU64::new(0),
+            given: ConnectionArgs {
+                plain_http: options.plain_http,
+                tls_verify: options.tls_verify,
+                cert_dir: options.cert_dir,
+                ca_file: options.ca_file,
+            },
+            places: options.places,
+            routes: Mutex::default(),
+        }
+    }
+
+    /// The same connections and configuration, without any login.
+    pub(super) fn without_logins(&self) -> Self {
+        let credentials = CredentialStore { anonymous: true, ..CredentialStore::of_environment(None) };
+        Self {
+            auth: LoginCache::new(credentials, self.clients.clone()),
+            clients: self.clients.clone(),
+            read_budget: self.read_budget,
+            hosts: HostStates::default(),
+            generation: AtomicU64::new(0),
+            given: self.given.clone(),
+            places: self.places.clone(),
+            routes: Mutex::default(),
+        }
+    }
+
+    /// The configuration, loaded on first use. The files are few and small.
+    pub(super) fn config(&self) -> Result<Arc<RegistryConfig>, RegistryError> {
+        let mut routes = lock(&self.routes);
+        if let Some(config) = &routes.config {
+            return Ok(config.clone());
+        }
+        let config = Arc::new(RegistryConfig::load(&self.places, self.given.clone())?);
+        routes.config = Some(config.clone());
+        Ok(config)
+    }
+
+    /// The endpoints for the repository of `reference`.
+    pub(super) fn route(&self, reference: &Reference) -> Result<Arc<RepositoryRoute>, RegistryError> {
+        let key = key_of(reference);
+        if let Some((_, route)) = lock(&self.routes).known.get(&key) {
+            return Ok(route.clone());
+        }
+        let route = Arc::new(self.config()?.route(reference)?);
+        lock(&self.routes).known.insert(key, (reference.clone(), route.clone()));
+        Ok(route)
+    }
+
+    /// Drops remembered state, and loads the configuration again. Running requests continue unchanged.
+    pub(super) fn forget_logins(&self) -> Result<(), RegistryError> {
+        self.auth.forget();
+        self.hosts.forget();
+        self.clients.forget();
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        let config = RegistryConfig::load(&self.places, self.given.clone())?;
+        let used: Vec<Reference> =
+            lock(&self.routes).known.values().map(|(reference, _)| reference.clone()).collect();
+        let mut known = HashMap::new();
+        for reference in used {
+            match config.route(&reference) {
+                Ok(route) => known.insert(key_of(&reference), (reference, Arc::new(route))),
+                // The new configuration blocks the repository.
+                Err(RegistryError::Blocked { .. }) => None,
+                Err(error) => return Err(error),
+            };
+        }
+        *lock(&self.routes) = RouteTable { config: Some(Arc::new(config)), known };
+        Ok(())
+    }
+}
+
+/// Routes by repository, as configured at their first use.
+#[derive(Default)]
+struct RouteTable {
+    config: Option<Arc<RegistryConfig>>,
+    /// By registry and repository, with one reference of the repository.
+    known: HashMap<(String, String), (Reference, Arc<RepositoryRoute>)>,
+}
+
+fn key_of(reference: &Reference) -> (String, String) {
+    (reference.registry().to_owned(), reference.repository().to_owned())
+}
