@@ -11,7 +11,6 @@ use std::path::Path;
 
 use super::CacheError;
 use super::files::BlockPaths;
-use super::sidecar::SidecarFile;
 
 /// The unit of `st_blocks`, for every block size of the file system.
 const STAT_BLOCK: u64 = 512;
@@ -52,14 +51,11 @@ pub(super) fn remove_if(
     unlink_pair(files, &found).map(RemoveOutcome::Gone)
 }
 
-impl SidecarFile {
-    /// Removes both names of the content, unless they lead to another one by now.
-    pub(super) fn without_name(&self, files: &BlockPaths) -> Result<u64, CacheError> {
-        self.with_status_lock(|| {
-            let found = self.file.metadata().map_err(|error| CacheError::io("stat", &files.map, error))?;
-            if is_same(&found, &files.map) { unlink_pair(files, &found) } else { Ok(0) }
-        })
-    }
+/// Removes both names of the content whose open sidecar is `sidecar`, unless they lead to another one by now. The
+/// disk bytes freed. The caller holds the status lock.
+pub(super) fn remove_open(sidecar: &File, files: &BlockPaths) -> Result<u64, CacheError> {
+    let found = sidecar.metadata().map_err(|error| CacheError::io("stat", &files.map, error))?;
+    if is_same(&found, &files.map) { unlink_pair(files, &found) } else { Ok(0) }
 }
 
 fn unlink_pair(files: &BlockPaths, sidecar: &fs::Metadata) -> Result<u64, CacheError> {

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 
 use super::error::CacheResult;
+use super::files::BlockPaths;
 use super::lock::{LockBackoff, try_lock_byte, try_share_byte, unlock_byte};
+use super::remove::{occupied, remove_open};
 use super::{CacheError, lock};
 use crate::oci::Digest;
 
@@ -451,7 +453,12 @@ impl SidecarFile {
 
     /// Disk bytes that it takes.
     pub(super) fn on_disk(&self) -> u64 {
-        self.file.metadata().map_or(0, |found| super::remove::occupied(&found))
+        self.file.metadata().map_or(0, |found| occupied(&found))
+    }
+
+    /// Removes both names of the content, unless they lead to another one by now. The disk bytes freed.
+    pub(super) fn without_name(&self, files: &BlockPaths) -> Result<u64, CacheError> {
+        self.with_status_lock(|| remove_open(&self.file, files))
     }
 
     /// Drops the records of all blocks.
