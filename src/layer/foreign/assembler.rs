@@ -22,8 +22,8 @@ use super::super::sniff::StreamEncoding;
 use super::super::span::{ChunkDigest, LayerDigests, SpanMap, StoredChunk};
 use super::super::tar::xattr_limits;
 use super::super::toc::{DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair};
-use super::toc_json::RawEntry;
-use super::{ForeignError, ForeignLimits, broken};
+use super::foreign_index::{ForeignError, ForeignLimits, broken};
+use super::raw_entry::RawEntry;
 
 /// The name of the table of contents in an eStargz archive.
 pub(super) const TOC_NAME: &[u8] = b"stargz.index.json";
@@ -106,7 +106,7 @@ struct ChunkedFile {
 #[derive(Debug)]
 pub(super) struct IndexAssembler {
     format: &'static str,
-    /// Becomes a [`Toc`] once the contents have their offsets.
+    /// Becomes a table of contents once the contents have their offsets.
     entries: Vec<TocEntry>,
     payloads: Vec<EntryPayload>,
     /// Expected sha256 of each payload, by its number.

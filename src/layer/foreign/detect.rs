@@ -11,17 +11,30 @@ use crate::oci::{Digest, OciError};
 use super::super::sniff::StreamEncoding;
 use super::super::span::SpanMap;
 use super::super::toc::TableOfContents;
-use super::assembler::{DocumentTurn, turn};
-use super::{
-    FindError, ForeignError, ForeignIndex, ForeignLimits, broken, estargz, is_marker, is_table, seek_table,
-    zstd_chunked,
-};
+use super::assembler::{DocumentTurn, is_marker, is_table, turn};
+use super::foreign_index::{FindError, ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
+use super::{estargz, seek_table, zstd_chunked};
 
 /// Maximum stored bytes of a table of contents that is read without reserving memory.
 const FREE_TOC_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Bytes of the end that are searched for footers. They also contain a small table of contents.
 const FOOTER_READ_BYTES: u64 = 64 * 1024;
+
+/// The kind of index that the annotations of a layer's descriptor announce; `None` for none.
+pub fn announced(annotations: &BTreeMap<String, String>) -> Option<IndexKind> {
+    let has = |prefix: &str| annotations.keys().any(|key| key.starts_with(prefix));
+    if zstd_chunked::PREFIXES.iter().any(|prefix| has(prefix)) {
+        return Some(IndexKind::ZstdChunked);
+    }
+    annotations.contains_key(estargz::DIGEST_ANNOTATION).then_some(IndexKind::Estargz)
+}
+
+/// Whether the annotations name the digest of the index that they announce.
+pub fn names_digest(annotations: &BTreeMap<String, String>) -> bool {
+    let checksum = |prefix: &&str| annotations.contains_key(&format!("{prefix}manifest-checksum"));
+    annotations.contains_key(estargz::DIGEST_ANNOTATION) || zstd_chunked::PREFIXES.iter().any(checksum)
+}
 
 /// The index that the layer `blob` carries, a table of contents with spans; `annotations` are those of its
 /// descriptor. `None` without an index; [`FindError::Index`] for an unusable one.

@@ -17,8 +17,8 @@ use super::super::sniff::StreamEncoding;
 use super::super::tar::{TarLimits, TarWalker, WalkerNeed};
 use super::super::toc::TocEntryKind;
 use super::assembler::{DocumentTurn, IndexAssembler, TOC_NAME};
+use super::foreign_index::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 use super::toc_json;
-use super::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 
 /// The name of the format in errors.
 pub(super) const FORMAT: &str = "eStargz";

@@ -8,7 +8,7 @@ use crate::io::ByteRange;
 use super::super::indexer::most_stream;
 use super::super::sniff::StreamEncoding;
 use super::super::span::{SpanMap, SpanRecorder};
-use super::{ForeignError, ForeignLimits, broken};
+use super::foreign_index::{ForeignError, ForeignLimits, broken};
 
 /// The name of the format in errors.
 pub(super) const FORMAT: &str = "zstd seekable";

@@ -15,8 +15,8 @@ use crate::oci::{Digest, OciError};
 
 use super::super::sniff::StreamEncoding;
 use super::assembler::{DocumentTurn, IndexAssembler};
+use super::foreign_index::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 use super::toc_json::{self, check_digest};
-use super::{ForeignError, ForeignIndex, ForeignLimits, IndexKind, broken};
 
 /// The name of the format in errors.
 pub(super) const FORMAT: &str = "zstd:chunked";

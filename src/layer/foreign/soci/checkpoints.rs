@@ -15,7 +15,7 @@
 use super::super::super::packed_window::{PackedWindow, WINDOW};
 use super::super::super::sniff::StreamEncoding;
 use super::super::super::span::{ChunkDigest, LayerDigests, ResumePoint, SpanMap, SpanStart};
-use super::super::ForeignError;
+use super::super::foreign_index::ForeignError;
 use super::flatbuffer::FlatTable;
 use super::{broken, too_large};
 use crate::oci::{Digest, HashAlgorithm};

@@ -7,7 +7,7 @@ use super::super::super::toc::{
     DeviceNumber, FileContent, TableOfContents, TocEntry, TocEntryKind, UnixTime, XattrPair,
 };
 use super::super::super::{TarLimits, tar};
-use super::super::ForeignError;
+use super::super::foreign_index::ForeignError;
 use super::flatbuffer::{FlatTable, FlatVector};
 use super::{broken, too_large};
 

@@ -10,7 +10,7 @@ mod entries;
 mod flatbuffer;
 
 use super::super::index::LayerIndex;
-use super::{ForeignError, ForeignIndex, IndexKind};
+use super::foreign_index::{ForeignError, ForeignIndex, IndexKind};
 
 use flatbuffer::FlatTable;
 
