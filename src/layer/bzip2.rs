@@ -7,7 +7,7 @@
 
 use bzip2::{Decompress, Status};
 
-use super::codec::{DecodeStep, StepEnd};
+use super::decode_step::{DecodeStep, StepEnd};
 
 /// The first bytes of a stream; a digit from 1 to 9 follows.
 pub(super) const MAGIC: &[u8] = b"BZh";

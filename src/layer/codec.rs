@@ -6,6 +6,7 @@
 use zstd::stream::raw::{DParameter, Decoder as Frames, InBuffer, Operation as _, OutBuffer};
 
 use super::bzip2::Bzip2Decoder;
+use super::decode_step::{DecodeStep, StepEnd, WindowLimits};
 use super::inflate::{InflateState, InflateStop, InflateUntil};
 use super::lz4::Lz4Decoder;
 use super::sniff::StreamEncoding;
@@ -14,25 +15,6 @@ use super::xz::{XzDecoder, XzError};
 
 /// Bytes after the deflate data of a gzip member: its checksum and its length (RFC 1952).
 const TRAILER: u8 = 8;
-
-/// Maximum decoder windows: stored bytes may request more memory than a machine has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WindowLimits {
-    /// At most 8 MiB, the default maximum of tools.
-    Common,
-    /// At most 128 MiB, the limit of `zstd -d --long=27`.
-    Large,
-}
-
-impl WindowLimits {
-    /// The maximum window in bytes, as a power of two.
-    pub(super) const fn log(self) -> u32 {
-        match self {
-            WindowLimits::Common => 23,
-            WindowLimits::Large => 27,
-        }
-    }
-}
 
 /// The reason why stored bytes could not be decoded.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -78,15 +60,6 @@ pub enum CodecError {
     },
 }
 
-/// The result of one [`UnitDecoder::step`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecodeStep {
-    /// Stored bytes consumed from the input.
-    pub consumed: usize,
-    /// Stream bytes written to the output.
-    pub produced: usize,
-}
-
 /// Whether [`UnitDecoder::step_to`] returns at the starts of deflate blocks too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopPolicy {
@@ -105,17 +78,6 @@ pub struct UnitDecoder {
     at_unit: bool,
     /// The block parameters of the unit, if the next stored byte starts a block that refers to nothing before it.
     at_inner: Option<u8>,
-}
-
-/// The position where a step ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StepEnd {
-    /// Decoding cannot resume at this position.
-    Inside,
-    /// At the start of a block that refers to nothing before it, with the block parameters of the unit.
-    Block(u8),
-    /// At the end of a unit.
-    Unit,
 }
 
 enum UnitState {

@@ -22,8 +22,9 @@ use crate::io::{ByteRange, FaultClass, ReadAt, ReadError, read_vec};
 use crate::oci::{Digest, Hasher};
 
 use super::checkpoint::{CheckpointFinder, FoundCheckpoint};
-use super::codec::{CodecError, StopPolicy, UnitDecoder, WindowLimits};
+use super::codec::{CodecError, StopPolicy, UnitDecoder};
 use super::crew::{self, PassInput};
+use super::decode_step::WindowLimits;
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
 use super::span::{SpanMap, SpanRecorder, SpanStart};

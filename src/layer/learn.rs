@@ -3,8 +3,8 @@
 use crate::cache::{LayerMetadata, StreamWriter};
 use crate::io::{ByteRange, FaultClass, MEMORY, ReadError};
 
-use super::codec::WindowLimits;
 use super::crew::PassInput;
+use super::decode_step::WindowLimits;
 use super::index::LayerIndex;
 use super::indexer::{self, PassStop};
 use super::peek;

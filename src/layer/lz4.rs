@@ -7,7 +7,7 @@ use std::hash::Hasher as _;
 
 use twox_hash::XxHash32;
 
-use super::codec::{DecodeStep, StepEnd};
+use super::decode_step::{DecodeStep, StepEnd};
 use crate::io::{MEMORY, MemoryShare};
 
 /// The first bytes of a frame.

@@ -1,6 +1,6 @@
 //! Layers: a blob becomes an index (table of contents and span map), and an uncompressed stream that is read by it.
 //!
-//! Detection reduces a format to an [`StreamEncoding`]. The parsers take bytes and return values. `cache/` below fetches
+//! Detection reduces a format to a [`StreamEncoding`]. The parsers take bytes and return values. `cache/` below fetches
 //! and stores bytes; `tree/` above interprets the entries as a file tree.
 
 mod audit;
@@ -10,6 +10,7 @@ mod chunk_verification;
 mod codec;
 mod content_digest;
 mod crew;
+mod decode_step;
 mod file_reader;
 mod first;
 mod foreign;
@@ -39,8 +40,9 @@ mod xz_index;
 mod zstd_frames;
 
 pub use chunk_verification::parts_named;
-pub use codec::{CodecError, DecodeStep, StopPolicy, UnitDecoder, WindowLimits};
+pub use codec::{CodecError, StopPolicy, UnitDecoder};
 pub use crew::start_pass_threads;
+pub use decode_step::{DecodeStep, WindowLimits};
 pub use file_reader::file;
 pub use first::has_root;
 pub use foreign::{

@@ -20,7 +20,8 @@ use crate::io::{
 };
 use crate::oci::Digest;
 
-use super::codec::{UnitDecoder, WindowLimits};
+use super::codec::UnitDecoder;
+use super::decode_step::WindowLimits;
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::indexer::{PassError, joined};
 use super::sniff::StreamEncoding;

@@ -352,7 +352,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::codec::{DecodeStep, StopPolicy, UnitDecoder};
+    use super::super::codec::{StopPolicy, UnitDecoder};
+    use super::super::decode_step::DecodeStep;
     use super::super::sniff::StreamEncoding;
     use super::super::span::{LayerPiece, ResumePoint};
     use super::*;

@@ -6,7 +6,7 @@
 
 use liblzma::stream::{Action, Error, Status, Stream};
 
-use super::codec::{DecodeStep, StepEnd, WindowLimits};
+use super::decode_step::{DecodeStep, StepEnd, WindowLimits};
 
 /// The first bytes of a stream.
 pub(super) const MAGIC: &[u8] = b"\xfd7zXZ\0";
