@@ -4,17 +4,22 @@
 //! millions of entries. So they are packed into one byte string, some twenty bytes and the path for each, and read
 //! in place.
 
+mod entry;
 mod packed;
 
 use std::sync::Arc;
 
+use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cache::{BlockCache, SpooledBytes};
 use crate::io::{FaultClass, MEMORY, MemoryShare, ReadError, compute};
 
-pub(super) use packed::TocSeed;
-pub use packed::{RunIter, TocIter, XattrIter};
+pub use entry::{
+    DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime, XattrPair, has_namespace,
+};
+use packed::PackedPiece;
+pub use packed::{EntryRef, RunIter, TocIter, XattrIter};
 
 /// Bytes of records in memory above which all but the last are spooled to disk: some 16,000 entries.
 pub(super) const SPOOLED_FROM: usize = 1024 * 1024;
@@ -187,7 +192,7 @@ impl Serialize for TableOfContents {
 impl<'de> Deserialize<'de> for TableOfContents {
     /// Reads every record once. An unreadable record is an error, whatever the bytes are.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        packed::deserialize(deserializer, TocReader::default())
+        deserializer.deserialize_seq(TocReader::default())
     }
 }
 
@@ -269,148 +274,28 @@ impl<'a> TocReader<'a> {
     }
 }
 
-/// One entry of an archive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TocEntry {
-    /// The name as recorded (after pax and GNU long names), not cleaned. Never contains NUL.
-    pub path: Vec<u8>,
-    /// Type of the entry, with its type-specific data.
-    pub kind: TocEntryKind,
-    /// Permission bits, 0 to 0o7777; the file type is in `kind`.
-    pub mode: u16,
-    /// Numeric owner.
-    pub uid: u32,
-    /// Numeric group.
-    pub gid: u32,
-    /// Modification time; may be before 1970 and may have a fraction.
-    pub mtime: UnixTime,
-    /// Extended attributes in recorded order, names and values verbatim.
-    pub xattrs: Vec<XattrPair>,
-    /// Offset of the entry's own header in the uncompressed stream, for error messages.
-    pub header: u64,
-}
+/// Deserializes a table of contents with `reader`.
+pub(super) struct TocSeed<'a>(pub(super) TocReader<'a>);
 
-/// An [`TocEntry`] in place in its [`TableOfContents`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryRef<'a> {
-    /// The name as recorded (after pax and GNU long names), not cleaned. Never contains NUL.
-    pub path: &'a [u8],
-    /// Type of the entry, with its type-specific data.
-    pub kind: TocEntryKind<&'a [u8], RunIter<'a>>,
-    /// Permission bits, 0 to 0o7777; the file type is in `kind`.
-    pub mode: u16,
-    /// Numeric owner.
-    pub uid: u32,
-    /// Numeric group.
-    pub gid: u32,
-    /// Modification time; may be before 1970 and may have a fraction.
-    pub mtime: UnixTime,
-    /// Extended attributes in recorded order, names and values verbatim.
-    pub xattrs: XattrIter<'a>,
-    /// Offset of the entry's own header in the uncompressed stream, for error messages.
-    pub header: u64,
-}
+impl<'de> DeserializeSeed<'de> for TocSeed<'_> {
+    type Value = TableOfContents;
 
-impl EntryRef<'_> {
-    /// An owned copy.
-    pub fn to_entry(&self) -> TocEntry {
-        let kind = match self.kind {
-            TocEntryKind::File(FileContent { size, offset, runs }) => {
-                TocEntryKind::File(FileContent { size, offset, runs: runs.map(Iterator::collect) })
-            }
-            TocEntryKind::Directory => TocEntryKind::Directory,
-            TocEntryKind::Symlink(target) => TocEntryKind::Symlink(target.to_vec()),
-            TocEntryKind::HardLink(target) => TocEntryKind::HardLink(target.to_vec()),
-            TocEntryKind::CharDevice(device) => TocEntryKind::CharDevice(device),
-            TocEntryKind::BlockDevice(device) => TocEntryKind::BlockDevice(device),
-            TocEntryKind::Fifo => TocEntryKind::Fifo,
-        };
-        let Self { path, mode, uid, gid, mtime, xattrs, header, .. } = *self;
-        let xattrs = xattrs.map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
-        TocEntry { path: path.to_vec(), kind, mode, uid, gid, mtime, xattrs, header }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<TableOfContents, D::Error> {
+        deserializer.deserialize_seq(self.0)
     }
 }
 
-/// An extended attribute: name, value.
-pub type XattrPair = (Vec<u8>, Vec<u8>);
+impl<'de> Visitor<'de> for TocReader<'_> {
+    type Value = TableOfContents;
 
-/// Whether the name of an extended attribute is in a namespace of Linux. No program could read others, such as
-/// those without a namespace that archives from macOS record.
-pub fn has_namespace(name: &[u8]) -> bool {
-    const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
-    NAMESPACES.iter().any(|namespace| name.len() > namespace.len() && name.starts_with(namespace))
-}
-
-/// A point in time as `secs + nanos / 1e9` since 1970. Invariant: `nanos < 1_000_000_000`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct UnixTime {
-    /// Whole seconds, rounded towards the past.
-    pub secs: i64,
-    /// Nanoseconds after `secs`.
-    pub nanos: u32,
-}
-
-/// The type of an entry with its type-specific data. `T` holds a link target, `R` the runs of a sparse file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TocEntryKind<T = Vec<u8>, R = Vec<SparseRun>> {
-    /// A regular file.
-    File(FileContent<R>),
-    /// A directory.
-    Directory,
-    /// A symbolic link and its target, verbatim.
-    Symlink(T),
-    /// Another name for the entry at this path.
-    HardLink(T),
-    /// A character device.
-    CharDevice(DeviceNumber),
-    /// A block device.
-    BlockDevice(DeviceNumber),
-    /// A named pipe.
-    Fifo,
-}
-
-/// A device number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceNumber {
-    /// Driver number.
-    pub major: u32,
-    /// Unit number.
-    pub minor: u32,
-}
-
-/// The location of a regular file's bytes in the uncompressed stream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FileContent<R = Vec<SparseRun>> {
-    /// The size of the file, in bytes.
-    pub size: u64,
-    /// Stream offset of the first stored byte.
-    pub offset: u64,
-    /// The runs of data of a sparse file, ascending and disjoint. The stored bytes are these runs without gaps; all
-    /// other bytes of the file are zeros. `None` when all of `size` is stored.
-    pub runs: Option<R>,
-}
-
-/// One run of data in a sparse file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SparseRun {
-    /// Offset in the file.
-    pub offset: u64,
-    /// Length in bytes.
-    pub len: u64,
-}
-
-impl FileContent {
-    /// Number of bytes stored in the stream.
-    pub fn stored(&self) -> u64 {
-        self.runs
-            .as_ref()
-            .map_or(self.size, |runs| runs.iter().fold(0, |sum, run| sum.saturating_add(run.len)))
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("pieces of records")
     }
-}
 
-impl FileContent<RunIter<'_>> {
-    /// Number of bytes stored in the stream.
-    pub fn stored(&self) -> u64 {
-        self.runs.map_or(self.size, |runs| runs.fold(0, |sum, run| sum.saturating_add(run.len)))
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut pieces: A) -> Result<TableOfContents, A::Error> {
+        while let Some(PackedPiece(piece)) = pieces.next_element::<PackedPiece<Vec<u8>>>()? {
+            self.piece(&piece).map_err(A::Error::custom)?;
+        }
+        self.finish().map_err(A::Error::custom)
     }
 }

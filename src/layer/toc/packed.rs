@@ -11,16 +11,13 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Error, SeqAccess, Visitor};
+use serde::de::{Error, Visitor};
 use serde::ser::SerializeSeq as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cache::SpooledBytes;
 
-use super::{
-    DeviceNumber, EntryRef, FileContent, SparseRun, TableOfContents, TocEntry, TocEntryKind, TocReader,
-    UnixTime,
-};
+use super::entry::{DeviceNumber, FileContent, SparseRun, TocEntry, TocEntryKind, UnixTime};
 
 /// Bytes of records in one piece of the serialized form, so that no process has to hold all of it twice.
 const TOC_PIECE_BYTES: usize = 32 * 1024;
@@ -177,6 +174,54 @@ impl<'a> PackedCursor<'a> {
     }
 }
 
+/// A [`TocEntry`] in place in its table of contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryRef<'a> {
+    /// The name as recorded (after pax and GNU long names), not cleaned. Never contains NUL.
+    pub path: &'a [u8],
+    /// Type of the entry, with its type-specific data.
+    pub kind: TocEntryKind<&'a [u8], RunIter<'a>>,
+    /// Permission bits, 0 to 0o7777; the file type is in `kind`.
+    pub mode: u16,
+    /// Numeric owner.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+    /// Modification time; may be before 1970 and may have a fraction.
+    pub mtime: UnixTime,
+    /// Extended attributes in recorded order, names and values verbatim.
+    pub xattrs: XattrIter<'a>,
+    /// Offset of the entry's own header in the uncompressed stream, for error messages.
+    pub header: u64,
+}
+
+impl EntryRef<'_> {
+    /// An owned copy.
+    pub fn to_entry(&self) -> TocEntry {
+        let kind = match self.kind {
+            TocEntryKind::File(FileContent { size, offset, runs }) => {
+                TocEntryKind::File(FileContent { size, offset, runs: runs.map(Iterator::collect) })
+            }
+            TocEntryKind::Directory => TocEntryKind::Directory,
+            TocEntryKind::Symlink(target) => TocEntryKind::Symlink(target.to_vec()),
+            TocEntryKind::HardLink(target) => TocEntryKind::HardLink(target.to_vec()),
+            TocEntryKind::CharDevice(device) => TocEntryKind::CharDevice(device),
+            TocEntryKind::BlockDevice(device) => TocEntryKind::BlockDevice(device),
+            TocEntryKind::Fifo => TocEntryKind::Fifo,
+        };
+        let Self { path, mode, uid, gid, mtime, xattrs, header, .. } = *self;
+        let xattrs = xattrs.map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+        TocEntry { path: path.to_vec(), kind, mode, uid, gid, mtime, xattrs, header }
+    }
+}
+
+impl FileContent<RunIter<'_>> {
+    /// Number of bytes stored in the stream.
+    pub fn stored(&self) -> u64 {
+        self.runs.map_or(self.size, |runs| runs.fold(0, |sum, run| sum.saturating_add(run.len)))
+    }
+}
+
 /// The entries of a table of contents, in archive order.
 #[derive(Clone)]
 pub struct TocIter<'a> {
@@ -273,7 +318,7 @@ impl fmt::Debug for RunIter<'_> {
     }
 }
 
-/// Whether an entry read from foreign bytes satisfies the invariants of [`Entry`].
+/// Whether an entry read from foreign bytes satisfies the invariants of [`TocEntry`].
 pub(super) fn is_sound(entry: &EntryRef<'_>) -> bool {
     let mut xattrs = entry.xattrs;
     while xattrs.next().is_some() {}
@@ -305,7 +350,7 @@ pub(super) fn is_sound(entry: &EntryRef<'_>) -> bool {
 }
 
 /// One piece of the records.
-struct PackedPiece<B>(B);
+pub(super) struct PackedPiece<B>(pub(super) B);
 
 impl Serialize for PackedPiece<&[u8]> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -362,40 +407,6 @@ pub(super) fn serialize<S: Serializer>(
         seq.serialize_element(&PackedPiece(&piece[..from_head + rest]))?;
     }
     seq.end()
-}
-
-/// Reads the result of `serialize` with `reader`.
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    reader: TocReader<'_>,
-) -> Result<TableOfContents, D::Error> {
-    deserializer.deserialize_seq(reader)
-}
-
-/// Deserializes a table of contents with `reader`.
-pub(in super::super) struct TocSeed<'a>(pub(in super::super) TocReader<'a>);
-
-impl<'de> DeserializeSeed<'de> for TocSeed<'_> {
-    type Value = TableOfContents;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<TableOfContents, D::Error> {
-        deserialize(deserializer, self.0)
-    }
-}
-
-impl<'de> Visitor<'de> for TocReader<'_> {
-    type Value = TableOfContents;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("pieces of records")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut pieces: A) -> Result<TableOfContents, A::Error> {
-        while let Some(PackedPiece(piece)) = pieces.next_element::<PackedPiece<Vec<u8>>>()? {
-            self.piece(&piece).map_err(A::Error::custom)?;
-        }
-        self.finish().map_err(A::Error::custom)
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! That records give back what was put in, and that no bytes make them panic.
 
-use super::super::TableOfContents;
+use serde::de::DeserializeSeed as _;
+
+use super::super::{TableOfContents, TocReader, TocSeed};
 use super::*;
 
 fn entry(path: &str, kind: TocEntryKind) -> TocEntry {
