@@ -11,8 +11,9 @@ use crate::oci::{Digest, HashAlgorithm, Hasher};
 
 use super::foreign::IndexKind;
 use super::index::LayerIndex;
+use super::layer_shared::LayerShared;
+use super::layer_state::LayerState;
 use super::sniff::StreamEncoding;
-use super::stored_layer::{LayerShared, LayerState};
 
 /// Stream bytes hashed at once.
 const DIGEST_READ_BYTES: u64 = 4 * 1024 * 1024;

@@ -6,7 +6,7 @@ use crate::cache::{CachedFile, VerificationState};
 use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel};
 
 use super::index::{LayerIndex, SUM_BLOCK};
-use super::stored_layer::LayerShared;
+use super::layer_shared::LayerShared;
 
 /// Fails for a poisoned blob: bytes decoded from wrong bytes are wrong too.
 pub(super) fn refuse_poisoned(blob: &CachedFile) -> Result<(), ReadError> {

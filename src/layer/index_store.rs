@@ -10,7 +10,7 @@ use crate::io::{FaultClass, ReadError, compute};
 use crate::oci::Digest;
 
 use super::index::LayerIndex;
-use super::stored_layer::LayerShared;
+use super::layer_shared::LayerShared;
 
 /// Maximum wait for another process that decodes a layer, before this one decodes it too.
 const FOREIGN_PASS_TIMEOUT: Duration = Duration::from_secs(60);

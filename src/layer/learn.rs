@@ -1,19 +1,69 @@
-//! Selection of the pass over a layer by its encoding, and its memory and threads.
+//! Own index of a layer: cached, or built by the pass that its encoding selects, with its memory and threads.
 
-use crate::cache::{LayerMetadata, StreamWriter};
+use std::sync::Mutex;
+
+use crate::cache::{LayerMetadata, StreamWriter, VerificationState};
 use crate::io::{ByteRange, FaultClass, MEMORY, ReadError};
 
 use super::crew::PassInput;
 use super::decode_step::WindowLimits;
+use super::foreign;
+use super::guarded_stream::refuse_poisoned;
 use super::index::LayerIndex;
 use super::indexer::{self, PassStop};
+use super::layer_shared::LayerShared;
+use super::layer_state::{LayerState, PassGuard};
 use super::peek;
 use super::sniff::{SniffResult, StreamEncoding};
-use super::stored_layer::LayerShared;
 
 impl LayerShared {
+    /// The layer's own index: cached, or built now.
+    pub(super) async fn own_index(&self, state: &Mutex<LayerState>) -> Result<LayerIndex, ReadError> {
+        refuse_poisoned(&self.blob)?;
+        if let Some(index) = self.kept().await? {
+            return Ok(index);
+        }
+        if self.form == LayerMetadata::Stream && self.encoding().await? == Some(StreamEncoding::Plain) {
+            return Ok(self.identity());
+        }
+        let _lock = self.build_lock().await?;
+        if let Some(index) = self.kept().await? {
+            return Ok(index);
+        }
+        self.rebuilt(state).await
+    }
+
+    /// The index from one pass now, cached for the next mount.
+    pub(super) async fn rebuilt(&self, state: &Mutex<LayerState>) -> Result<LayerIndex, ReadError> {
+        let _running = PassGuard::start(state);
+        let index = match self.build().await {
+            Err(error)
+                if error.fault() == FaultClass::Malformed
+                    && self.blob.state() != VerificationState::Verified =>
+            {
+                // Only the digest shows whether the author or the source is at fault. Wrong bytes from the source
+                // must not stay in the cache.
+                self.blob.ensure(ByteRange::new(0, self.size())).await?;
+                return Err(error);
+            }
+            built => built?,
+        };
+        let (index, stream) = index;
+        self.keep(index, stream).await
+    }
+
+    async fn build(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
+        let (mut index, stream) = self.pass().await?;
+        if self.form == LayerMetadata::Archive
+            && !foreign::shows_markers(&*self.blob, index.spans.encoding(), &index.toc).await?
+        {
+            index.toc = foreign::without_markers(&index.toc.whole().await?).spooled(&self.cache)?;
+        }
+        Ok((index, stream))
+    }
+
     /// The index from one pass over the stored bytes, and the stream that the pass wrote.
-    pub(super) async fn pass(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
+    async fn pass(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
         match self.sniff(&*self.blob).await? {
             SniffResult::Stream(StreamEncoding::Plain) if self.form == LayerMetadata::Stream => {
                 Ok((self.identity(), None))

@@ -20,6 +20,8 @@ mod index_store;
 mod indexer;
 mod inflate;
 mod layer_options;
+mod layer_shared;
+mod layer_state;
 mod learn;
 mod lz4;
 mod opened;
@@ -52,12 +54,13 @@ pub use foreign::{
 pub use index::{LayerIndex, SUM_BLOCK};
 pub use indexer::{build_index, most_stream};
 pub use layer_options::{IndexOffer, IndexPolicy, IndexProvider, LayerOptions};
+pub use layer_state::LayerState;
 pub use packed_window::{PackedWindow, WINDOW};
 pub use peek::peek;
 pub use seekable::decoded;
 pub use sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
 pub use span::{ChunkDigest, LayerDigests, LayerPiece, ResumePoint, SpanMap, SpanStart, StoredChunk};
-pub use stored_layer::{LayerState, StoredLayer};
+pub use stored_layer::StoredLayer;
 pub use tar::{TarError, TarLimits, TarWalker, WalkerNeed};
 pub use toc::{
     DeviceNumber, EntryRef, FileContent, RunIter, SparseRun, TableOfContents, TocEntry, TocEntryKind,

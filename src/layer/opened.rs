@@ -6,16 +6,48 @@
 
 use std::sync::Arc;
 
-use crate::cache::{BlockSums, CachedFile};
-use crate::io::{FetchAll, RangeFetch, SharedReader};
+use crate::cache::{BlockCache, BlockSums, CachedFile};
+use crate::io::{FetchAll, MEMORY, MemoryShare, RangeFetch, ReadError, SharedReader};
 
+use super::chunk_verification;
 use super::foreign::ForeignIndex;
 use super::guarded_stream::{UntrustedStream, VerifiedStream, holes};
 use super::index::LayerIndex;
+use super::layer_shared::LayerShared;
 use super::seekable::{decoded, decoded_by};
 use super::sequential::SequentialReader;
 use super::sniff::StreamEncoding;
-use super::stored_layer::{LayerShared, OpenStream, UntrustedClaim};
+use super::span::SpanMap;
+
+/// A foreign index in use.
+pub(super) struct UntrustedClaim {
+    /// The index, with a large table of contents on disk.
+    pub(super) foreign: ForeignIndex,
+    /// Whether the index has a digest for every part of the layer.
+    pub(super) is_rooted: bool,
+    /// Share of its spans in the memory budget of all layers.
+    _memory: MemoryShare,
+}
+
+impl UntrustedClaim {
+    /// Spools a large table of contents to the disk of `cache`.
+    pub(super) fn new(mut foreign: ForeignIndex, cache: &BlockCache) -> Result<Self, ReadError> {
+        let is_rooted = chunk_verification::is_rooted(&foreign);
+        foreign.index.toc = foreign.index.toc.spooled(cache)?;
+        let mut memory = MEMORY.lasting();
+        let grown = memory.grow(foreign.index.spans.heap_bytes());
+        grown.map_err(|error| error.into_read(&format!("the {} index", foreign.kind)))?;
+        Ok(Self { foreign, is_rooted, _memory: memory })
+    }
+}
+
+/// The stream of a layer with a known index.
+pub(super) struct OpenStream {
+    pub(super) spans: SpanMap,
+    pub(super) stream: SharedReader,
+    /// The same for a reader that compares it and caches nothing.
+    pub(super) served: SharedReader,
+}
 
 impl LayerShared {
     /// The stream by the layer's own index.

@@ -9,10 +9,10 @@ use crate::io::{FaultClass, FetchAll, ReadError};
 use super::foreign::{self, FindError, ForeignIndex, ForeignLimits, IndexKind};
 use super::index::LayerIndex;
 use super::indexer;
+use super::layer_shared::LayerShared;
 use super::seekable::decoded;
 use super::sniff::StreamEncoding;
 use super::span::SpanMap;
-use super::stored_layer::LayerShared;
 use super::toc::TableOfContents;
 use super::xz_index;
 

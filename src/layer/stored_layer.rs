@@ -4,27 +4,27 @@
 //! index. A local index is trusted. A foreign index is a claim, which is compared with the stored bytes once they
 //! are complete and verified.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::OnceCell;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
-use crate::cache::{BlockCache, CachedFile, LayerMetadata, StreamWriter, VerificationState, VerifyMode};
-use crate::io::{
-    BoxFuture, ByteRange, FaultClass, MEMORY, MemoryShare, ReadAt, ReadError, SharedReader, read_vec,
-};
+use crate::cache::{BlockCache, CachedFile, LayerMetadata, VerificationState, VerifyMode};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError, SharedReader};
 use crate::oci::{Digest, Hasher};
 
 use super::chunk_verification;
 use super::file_reader::StreamPrefetch;
-use super::foreign::{self, ForeignIndex, IndexKind};
+use super::foreign::{self, FindError, ForeignLimits, IndexKind};
 use super::guarded_stream::refuse_poisoned;
 use super::index::LayerIndex;
 use super::layer_options::{IndexPolicy, LayerOptions};
+use super::layer_shared::LayerShared;
+use super::layer_state::{LayerState, lock};
+use super::opened::{OpenStream, UntrustedClaim};
 use super::peek;
-use super::sniff::{SNIFF_LEN, SniffResult, StreamEncoding, sniff};
-use super::span::SpanMap;
+use super::sniff::{SniffResult, StreamEncoding};
 use super::toc::{TableOfContents, has_namespace};
 use super::untrusted_index::{self, ClaimVerdict};
 
@@ -43,28 +43,6 @@ pub struct StoredLayer {
     unshown_xattrs: OnceLock<u64>,
 }
 
-/// State that a layer shares with its background tasks.
-pub(super) struct LayerShared {
-    pub(super) blob: Arc<CachedFile>,
-    pub(super) cache: BlockCache,
-    /// The form of the index: that of an archive, or that of a bare stream.
-    pub(super) form: LayerMetadata,
-    /// The hasher for the pass that decodes the stream; `None` without an expected digest.
-    pub(super) hasher: Option<Hasher>,
-    /// The stream digest that the pass computed.
-    pub(super) hashed: OnceLock<Digest>,
-    /// Stream bytes that the running pass has decoded.
-    pub(super) progress: Arc<AtomicU64>,
-    /// Problems that did not prevent reading the layer.
-    warnings: Mutex<Vec<String>>,
-    /// The reason why the claim is refuted.
-    pub(super) refuted: OnceLock<ReadError>,
-    /// Set once the claim was compared with the layer and is true.
-    pub(super) confirmed: OnceLock<()>,
-    /// Readahead tasks. Dropping the set aborts them.
-    tasks: Mutex<JoinSet<()>>,
-}
-
 /// The index by which a layer is read.
 #[derive(Clone)]
 enum IndexSource {
@@ -74,35 +52,6 @@ enum IndexSource {
     Claim(Arc<UntrustedClaim>),
 }
 
-/// A foreign index in use.
-pub(super) struct UntrustedClaim {
-    /// The index, with a large table of contents on disk.
-    pub(super) foreign: ForeignIndex,
-    /// Whether the index has a digest for every part of the layer.
-    pub(super) is_rooted: bool,
-    /// Share of its spans in the memory budget of all layers.
-    _memory: MemoryShare,
-}
-
-impl UntrustedClaim {
-    fn new(mut foreign: ForeignIndex, cache: &BlockCache) -> Result<Self, ReadError> {
-        let is_rooted = chunk_verification::is_rooted(&foreign);
-        foreign.index.toc = foreign.index.toc.spooled(cache)?;
-        let mut memory = MEMORY.lasting();
-        let grown = memory.grow(foreign.index.spans.heap_bytes());
-        grown.map_err(|error| error.into_read(&format!("the {} index", foreign.kind)))?;
-        Ok(Self { foreign, is_rooted, _memory: memory })
-    }
-}
-
-/// The stream of a layer with a known index.
-pub(super) struct OpenStream {
-    pub(super) spans: SpanMap,
-    pub(super) stream: SharedReader,
-    /// The same for a reader that compares it and caches nothing.
-    pub(super) served: SharedReader,
-}
-
 /// The task that waits for the layer to be complete. It ends with the layer.
 struct AuditTask(JoinHandle<()>);
 
@@ -110,28 +59,6 @@ impl Drop for AuditTask {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Progress of a layer towards random access.
-#[derive(Clone, Debug)]
-pub enum LayerState {
-    /// No index yet, and no pass is running.
-    Untouched,
-    /// A pass over the stored bytes is running.
-    Streaming,
-    /// The layer has its index.
-    Indexed {
-        /// The kind of the index.
-        kind: IndexKind,
-        /// The encoding of the stored bytes.
-        encoding: StreamEncoding,
-        /// Bytes of the uncompressed stream.
-        stream_size: u64,
-        /// The number of resume points.
-        spans: usize,
-    },
-    /// A permanent error, returned by every later request.
-    Failed(ReadError),
 }
 
 impl StoredLayer {
@@ -148,18 +75,7 @@ impl StoredLayer {
 
     fn read_as(form: LayerMetadata, blob: Arc<CachedFile>, cache: BlockCache, hints: LayerOptions) -> Self {
         let algorithm = hints.content.as_ref().and_then(Digest::algorithm);
-        let core = LayerShared {
-            blob,
-            cache,
-            form,
-            hasher: algorithm.map(Hasher::new),
-            hashed: OnceLock::new(),
-            progress: Arc::default(),
-            warnings: Mutex::default(),
-            refuted: OnceLock::new(),
-            confirmed: OnceLock::new(),
-            tasks: Mutex::default(),
-        };
+        let core = LayerShared::new(form, blob, cache, algorithm.map(Hasher::new));
         Self {
             core: Arc::new(core),
             hints,
@@ -193,7 +109,7 @@ impl StoredLayer {
 
     /// Problems that did not prevent reading the layer: unused indexes, with the reasons.
     pub fn warnings(&self) -> Vec<String> {
-        lock(&self.core.warnings).clone()
+        self.core.warnings()
     }
 
     /// Stream bytes decoded by the running pass.
@@ -357,6 +273,25 @@ impl StoredLayer {
         })
     }
 
+    /// Compares the index that the layer carries with the layer, whatever index is in use. `None` when the layer
+    /// carries no index, `Err` with the first difference. Fetches all of the layer.
+    pub async fn check_carried(&self) -> Result<Option<Result<(), String>>, ReadError> {
+        let core = &self.core;
+        let Some(encoding @ (StreamEncoding::Gzip | StreamEncoding::Zstd)) = core.encoding().await? else {
+            return Ok(None);
+        };
+        let annotations = &self.hints.annotations;
+        match foreign::find_foreign(&*core.blob, encoding, annotations, ForeignLimits::default()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(found)) => match untrusted_index::audit(core, &found).await? {
+                ClaimVerdict::True => Ok(Some(Ok(()))),
+                ClaimVerdict::False(why) => Ok(Some(Err(why))),
+            },
+            Err(FindError::Index(error)) => Ok(Some(Err(error.to_string()))),
+            Err(FindError::Read(error)) => Err(error),
+        }
+    }
+
     async fn find_or_build(&self) -> Result<(LayerIndex, IndexKind), ReadError> {
         // A cached index came from verified bytes, so a poisoned blob does not invalidate it.
         refuse_poisoned(&self.core.blob)?;
@@ -450,144 +385,4 @@ impl StoredLayer {
 fn unshown_xattrs(toc: &TableOfContents) -> u64 {
     let names = toc.iter().flat_map(|entry| entry.xattrs);
     names.filter(|(name, _)| !has_namespace(name)).count() as u64
-}
-
-/// Locks a mutex whose value is replaced as a whole, so that a panic cannot leave it half written.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-impl LayerShared {
-    /// Fetches stored bytes in the background. The task ends with the layer.
-    fn start_fetching(&self, stored: ByteRange) {
-        let blob = self.blob.clone();
-        let mut tasks = lock(&self.tasks);
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
-            if let Err(error) = blob.ensure(stored).await {
-                // The reader of these bytes gets the error.
-                tracing::debug!(layer = %blob.digest(), error = error.chain(), "not fetched ahead");
-            }
-        });
-    }
-
-    pub(super) fn cache(&self) -> &BlockCache {
-        &self.cache
-    }
-
-    pub(super) fn warn(&self, warning: String) {
-        tracing::warn!(layer = %self.blob.digest(), warning);
-        let mut warnings = lock(&self.warnings);
-        if !warnings.contains(&warning) {
-            warnings.push(warning);
-        }
-    }
-
-    /// Stops serving bytes decoded by the claim, and records that no mount may use it again.
-    fn refute(&self, claim: &ForeignIndex, why: &str) {
-        let message = format!("its {} index contradicts the layer: {why}", claim.kind);
-        tracing::error!(layer = %self.blob.digest(), message, "every read through it fails from now on");
-        self.warn(message.clone());
-        self.refuted.set(ReadError::new(FaultClass::Mismatch, message)).ok();
-        untrusted_index::note_refuted(self, claim);
-        self.cache.distrust(self.blob.digest());
-    }
-
-    /// Whether all stored bytes are verified before any of them are served.
-    pub(super) fn is_proven_first(&self) -> bool {
-        self.blob.is_proven_first()
-    }
-
-    /// Stored bytes.
-    pub(super) fn size(&self) -> u64 {
-        self.blob.size()
-    }
-
-    pub(super) async fn sniff(&self, bytes: &dyn ReadAt) -> Result<SniffResult, ReadError> {
-        let head = ByteRange::new(0, bytes.size().min(SNIFF_LEN as u64));
-        Ok(sniff(&read_vec(bytes, head).await?))
-    }
-
-    /// The encoding of the stream; `None` where the bytes are no stream.
-    pub(super) async fn encoding(&self) -> Result<Option<StreamEncoding>, ReadError> {
-        self.look_at_encoding(&*self.blob).await
-    }
-
-    /// As [`encoding`](Self::encoding), from these bytes of the blob.
-    async fn look_at_encoding(&self, bytes: &dyn ReadAt) -> Result<Option<StreamEncoding>, ReadError> {
-        Ok(match self.sniff(bytes).await? {
-            SniffResult::Stream(encoding) => Some(encoding),
-            SniffResult::Other(_) if self.form == LayerMetadata::Stream => Some(StreamEncoding::Plain),
-            SniffResult::Other(_) => None,
-        })
-    }
-
-    /// The layer's own index: cached, or built now.
-    pub(super) async fn own_index(&self, state: &Mutex<LayerState>) -> Result<LayerIndex, ReadError> {
-        refuse_poisoned(&self.blob)?;
-        if let Some(index) = self.kept().await? {
-            return Ok(index);
-        }
-        if self.form == LayerMetadata::Stream && self.encoding().await? == Some(StreamEncoding::Plain) {
-            return Ok(self.identity());
-        }
-        let _lock = self.build_lock().await?;
-        if let Some(index) = self.kept().await? {
-            return Ok(index);
-        }
-        self.rebuilt(state).await
-    }
-
-    async fn rebuilt(&self, state: &Mutex<LayerState>) -> Result<LayerIndex, ReadError> {
-        let _running = PassGuard::start(state);
-        let index = match self.build().await {
-            Err(error)
-                if error.fault() == FaultClass::Malformed
-                    && self.blob.state() != VerificationState::Verified =>
-            {
-                // Only the digest shows whether the author or the source is at fault. Wrong bytes from the source
-                // must not stay in the cache.
-                self.blob.ensure(ByteRange::new(0, self.blob.size())).await?;
-                return Err(error);
-            }
-            built => built?,
-        };
-        let (index, stream) = index;
-        self.keep(index, stream).await
-    }
-
-    async fn build(&self) -> Result<(LayerIndex, Option<StreamWriter>), ReadError> {
-        let (mut index, stream) = self.pass().await?;
-        if self.form == LayerMetadata::Archive
-            && !foreign::shows_markers(&*self.blob, index.spans.encoding(), &index.toc).await?
-        {
-            index.toc = foreign::without_markers(&index.toc.whole().await?).spooled(&self.cache)?;
-        }
-        Ok((index, stream))
-    }
-
-    /// The index of an uncompressed stream.
-    pub(super) fn identity(&self) -> LayerIndex {
-        let spans = SpanMap::identity(self.size());
-        LayerIndex { spans, toc: TableOfContents::default(), blocks: Vec::new(), prefetch: 0 }
-    }
-}
-
-/// Marks a pass as running, until it is dropped with the future that drives the pass.
-struct PassGuard<'a>(&'a Mutex<LayerState>);
-
-impl<'a> PassGuard<'a> {
-    fn start(state: &'a Mutex<LayerState>) -> Self {
-        *lock(state) = LayerState::Streaming;
-        Self(state)
-    }
-}
-
-impl Drop for PassGuard<'_> {
-    fn drop(&mut self) {
-        let mut state = lock(self.0);
-        if matches!(*state, LayerState::Streaming) {
-            *state = LayerState::Untouched;
-        }
-    }
 }

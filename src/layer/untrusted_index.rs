@@ -15,11 +15,12 @@ use super::chunk_verification;
 use super::foreign::{self, FindError, ForeignIndex, ForeignLimits, IndexKind};
 use super::index::LayerIndex;
 use super::layer_options::{IndexOffer, IndexPolicy, LayerOptions};
+use super::layer_shared::LayerShared;
+use super::layer_state::LayerState;
 use super::seek_table_walk;
 use super::seekable::decoded;
 use super::sequential::SequentialReader;
 use super::sniff::StreamEncoding;
-use super::stored_layer::{LayerShared, LayerState, StoredLayer};
 use super::toc::FileContent;
 
 /// The best usable claim about the layer.
@@ -178,7 +179,7 @@ const FILE_BYTES: u64 = 160;
 const REFUTED: u8 = 0;
 
 /// Records that an index is false, for mounts that cannot cache the layer's own.
-pub(super) fn note_refuted(core: &LayerShared, claim: &ForeignIndex) {
+fn note_refuted(core: &LayerShared, claim: &ForeignIndex) {
     if core.form == LayerMetadata::Stream {
         // The record would replace an index of the archive.
         return;
@@ -321,28 +322,17 @@ async fn compared(
     }
 }
 
-impl StoredLayer {
-    /// Compares the index that the layer carries with the layer, whatever index is in use. `None` when the layer
-    /// carries no index, `Err` with the first difference. Fetches all of the layer.
-    pub async fn check_carried(&self) -> Result<Option<Result<(), String>>, ReadError> {
-        let core = &self.core;
-        let Some(encoding @ (StreamEncoding::Gzip | StreamEncoding::Zstd)) = core.encoding().await? else {
-            return Ok(None);
-        };
-        let annotations = &self.hints.annotations;
-        match foreign::find_foreign(&*core.blob, encoding, annotations, ForeignLimits::default()).await {
-            Ok(None) => Ok(None),
-            Ok(Some(found)) => match audit(core, &found).await? {
-                ClaimVerdict::True => Ok(Some(Ok(()))),
-                ClaimVerdict::False(why) => Ok(Some(Err(why))),
-            },
-            Err(FindError::Index(error)) => Ok(Some(Err(error.to_string()))),
-            Err(FindError::Read(error)) => Err(error),
-        }
-    }
-}
-
 impl LayerShared {
+    /// Stops serving bytes decoded by the claim, and records that no mount may use it again.
+    pub(super) fn refute(&self, claim: &ForeignIndex, why: &str) {
+        let message = format!("its {} index contradicts the layer: {why}", claim.kind);
+        tracing::error!(layer = %self.blob.digest(), message, "every read through it fails from now on");
+        self.warn(message.clone());
+        self.refuted.set(ReadError::new(FaultClass::Mismatch, message)).ok();
+        note_refuted(self, claim);
+        self.cache.distrust(self.blob.digest());
+    }
+
     /// The stream as `index` describes it, for sequential reading; not cached.
     pub(super) fn uncached(&self, index: &LayerIndex) -> SharedReader {
         if index.spans.encoding() == StreamEncoding::Plain && !index.spans.is_made_up() {
