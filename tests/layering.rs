@@ -5,7 +5,7 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot read the tree has nothing better to do")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -77,6 +77,36 @@ const MAX_LINES: usize = 600;
 /// The one file that may hold `unsafe` code: the interface of zlib takes pointers.
 const UNSAFE: &str = "layer/inflate.rs";
 
+/// Type names of one word: words of specifications, terms of the field, and names that users of the library import.
+const ONE_WORD: [&str; 20] = [
+    "Cli",
+    "Counter",
+    "Descriptor",
+    "Digest",
+    "Directory",
+    "Error",
+    "File",
+    "Gauge",
+    "Hasher",
+    "Histogram",
+    "Image",
+    "Manifest",
+    "Options",
+    "Platform",
+    "Readahead",
+    "Reference",
+    "Superblock",
+    "Usage",
+    "Victim",
+    "Ztoc",
+];
+
+/// Folders that still have a circle of files. The list only shrinks.
+const ALLOWED: [&str; 4] = ["cache", "disk", "image", "oci"];
+
+/// Re-exports that a name is followed over, one in each folder above its file.
+const MAX_REEXPORTS: usize = 4;
+
 /// What may lie at the top of the repository. `target` is where cargo builds.
 const TOP_LEVEL: [&str; 18] = [
     ".ci",
@@ -104,7 +134,7 @@ fn every_file_keeps_the_rules() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let files = read_tree(&root);
     assert!(files.len() > RANKS.len(), "only {} files were found under {}", files.len(), root.display());
-    let complaints = check(&files);
+    let complaints = [check(&files), check_types(&files), check_circles(&files, &ALLOWED)].concat();
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
@@ -317,6 +347,106 @@ fn target(path: &rust_source::Path, modules: &[&str]) -> Option<String> {
     }
 }
 
+/// Every type has a name of its own, of two words at least.
+fn check_types(files: &[File]) -> Vec<String> {
+    let (tests, mut homes, mut complaints) = (test_files(files), BTreeMap::new(), Vec::new());
+    for file in files.iter().filter(|file| !tests.contains(&file.path)) {
+        let product = split_tests(&tokens(&file.text)).0;
+        for (name, line) in types(&product) {
+            let place = format!("src/{}:{line}", file.path);
+            let words = name.chars().filter(char::is_ascii_uppercase).count();
+            if words < 2 && !ONE_WORD.contains(&name.as_str()) {
+                complaints.push(format!("{place}: {name} has one word: say which {name}"));
+            }
+            if let Some(first) = homes.insert(name.clone(), place.clone()) {
+                complaints.push(format!("{place}: {name} is the name of the type at {first}, too"));
+            }
+        }
+    }
+    complaints
+}
+
+/// The types that `product` defines, with their lines. Associated types are not among them.
+fn types(product: &[Token]) -> Vec<(String, usize)> {
+    let (mut depth, mut found) = (0, Vec::new());
+    for two in product.windows(2) {
+        match two[0].text.as_str() {
+            "{" => depth += 1,
+            "}" => depth -= 1,
+            "struct" | "enum" | "trait" | "union" => found.push(&two[1]),
+            "type" if depth == 0 => found.push(&two[1]),
+            _ => {}
+        }
+    }
+    let is_name = |token: &&Token| token.text.starts_with(|c: char| c.is_ascii_uppercase());
+    found.into_iter().filter(is_name).map(|token| (token.text.clone(), token.line)).collect()
+}
+
+/// The product paths of a file, and whether it is a `mod.rs`.
+type FilePaths = (Vec<rust_source::Path>, bool);
+
+/// No two files of one folder of `src/` lead to each other, except in the folders `allowed`. A `mod.rs` is no file
+/// of a circle, and an import of a name that it re-exports leads to the file of that name.
+fn check_circles(files: &[File], allowed: &[&str]) -> Vec<String> {
+    let tests = test_files(files);
+    let is_product = |file: &&File| !tests.contains(&file.path) && file.path.contains('/');
+    let read = |file: &File| {
+        let paths = paths(&split_tests(&tokens(&file.text)).0);
+        (file.modules().join("/"), (paths, file.path.ends_with("/mod.rs")))
+    };
+    let modules: BTreeMap<String, FilePaths> = files.iter().filter(is_product).map(read).collect();
+    let mut graph: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (file, (paths, _)) in modules.iter().filter(|(_, (_, is_folder))| !is_folder) {
+        // A single word names an item of the file itself, or is the `super` of `pub(super)`.
+        let is_long = |path: &&rust_source::Path| path.segments.iter().any(|word| word != "super");
+        let written = paths.iter().filter(|path| path.segments.len() > 1).filter(is_long);
+        let targets = written.filter_map(|path| named_file(path, file, &modules, MAX_REEXPORTS));
+        let is_near = |to: &&str| to != file && to.split('/').next() == file.split('/').next();
+        graph.insert(file, targets.filter(is_near).filter(|to| !modules[*to].1).collect());
+    }
+    let mut circles: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for file in graph.keys() {
+        let (mut seen, mut next) = (BTreeSet::new(), vec![*file]);
+        while let Some(file) = next.pop() {
+            next.extend(graph[file].iter().filter(|to| seen.insert(**to)));
+        }
+        if seen.contains(file) {
+            circles.entry(file.split('/').next().unwrap_or(file)).or_default().push(file);
+        }
+    }
+    let new = circles.iter().filter(|(folder, _)| !allowed.contains(folder));
+    let new = new.map(|(folder, files)| format!("src/{folder}/: a circle in {}", files.join(", ")));
+    let gone = allowed.iter().filter(|folder| !circles.contains_key(*folder));
+    new.chain(gone.map(|folder| format!("ALLOWED: {folder}/ has no circle of files any more"))).collect()
+}
+
+/// The file that `path` leads to from the module `here`, over at most `hops` re-exports; `None` for a path out of
+/// the crate.
+fn named_file<'a>(
+    path: &rust_source::Path,
+    here: &str,
+    modules: &'a BTreeMap<String, FilePaths>,
+    hops: usize,
+) -> Option<&'a str> {
+    let prefixes = path.segments.iter().take_while(|word| matches!(word.as_str(), "self" | "super"));
+    let (skipped, ups) = (prefixes.clone().count(), prefixes.filter(|word| *word == "super").count());
+    let (base, rest) = match path.segments[0].as_str() {
+        "crate" | "ocifs" => (0, &path.segments[1..]),
+        _ => ((here.split('/').count() + path.nesting).checked_sub(ups)?, &path.segments[skipped..]),
+    };
+    // An inline module has no file of its own.
+    let full: Vec<&str> = here.split('/').take(base).chain(rest.iter().map(String::as_str)).collect();
+    let whole = |len: usize| modules.get_key_value(&full[..len].join("/")).map(|found| (found, len));
+    let ((found, (exports, is_folder)), len) = (1..=full.len()).rev().find_map(whole)?;
+    let name = full.get(len).filter(|_| *is_folder && hops > 0);
+    let mut homes = exports
+        .iter()
+        .filter(|path| path.segments.len() > 1)
+        .filter(|path| name.is_some_and(|name| path.segments.last().is_some_and(|last| last == name)));
+    let home = homes.find_map(|path| named_file(path, found, modules, hops - 1).filter(|home| home != found));
+    Some(home.unwrap_or(found))
+}
+
 /// The names that do not belong at the top.
 fn strangers(names: impl Iterator<Item = String>) -> Vec<String> {
     let mut strangers: Vec<String> = names.filter(|name| !TOP_LEVEL.contains(&name.as_str())).collect();
@@ -459,7 +589,7 @@ mod samples {
 
     #[test]
     fn a_file_that_only_tests_compile_may_name_what_it_needs() {
-        let file = |path: &str, body: &str| File { path: path.into(), text: format!("//! Sample.\n{body}") };
+        let file = sample;
         let body = "use crate::mount::Session;";
         assert_eq!(
             check(&[file("cache/mod.rs", "#[cfg(test)]\nmod suite;"), file("cache/suite.rs", body)]),
@@ -535,6 +665,48 @@ mod samples {
         let tests = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", lines(MAX_LINES));
         accepted("io/mod.rs", &format!("{}{tests}", lines(MAX_LINES - 1)));
         refused("io/mod.rs", &format!("{}{tests}", lines(MAX_LINES)), "601 lines of product code");
+    }
+
+    fn sample(path: &str, body: &str) -> File {
+        File { path: path.into(), text: format!("//! Sample.\n{body}") }
+    }
+
+    #[test]
+    fn a_type_has_two_words_and_its_name_alone() {
+        let complaints =
+            |one: &str, two: &str| check_types(&[sample("io/a.rs", one), sample("io/b.rs", two)]);
+        for body in ["struct Thing;", "pub enum Thing {}", "trait Thing {}", "type Thing = u8;"] {
+            let found = complaints(body, "");
+            assert!(found.len() == 1 && found[0].contains("Thing has one word"), "{body}: {found:?}");
+        }
+        let found = complaints("struct BlockFile;", "mod inner { enum BlockFile {} }");
+        assert!(found.len() == 1 && found[0].contains("BlockFile is the name of"), "{found:?}");
+        let fine = "struct Digest; impl Iterator for BlockFile { type Thing = u8; }\n// struct Thing;";
+        let tests = "#[cfg(test)]\nmod tests { struct Thing; struct Digest; }";
+        assert_eq!(complaints(fine, tests), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_circle_of_files_is_refused_however_it_is_written() {
+        let top = "mod a;\nmod b;\npub use a::{BlockFile, other as more};\nfn f() { BlockFile::BlockFile() }";
+        let circles = |a: &str, b: &str, allowed: &[&str]| {
+            check_circles(&[sample("io/mod.rs", top), sample("io/a.rs", a), sample("io/b.rs", b)], allowed)
+        };
+        for b in ["use super::a;", "use super::{a, c};", "fn f() { crate::io::a::g(); }"].into_iter().chain([
+            "use super::BlockFile;",
+            "use crate::io::{BlockFile as B};",
+            "mod c { use super::super::a; }",
+        ]) {
+            let found = circles("use super::b::f;", b, &[]);
+            assert!(found.len() == 1 && found[0].contains("a circle in io/a, io/b"), "{b}: {found:?}");
+            assert_eq!(circles("use super::b::f;", b, &["io"]), Vec::<String>::new());
+            assert_eq!(circles("", b, &[]), Vec::<String>::new());
+            assert_eq!(circles("#[cfg(test)]\nuse super::b::f;", b, &[]), Vec::<String>::new());
+        }
+        let stale = circles("", "use super::a;", &["io"]);
+        assert!(stale.len() == 1 && stale[0].contains("io/ has no circle"), "{stale:?}");
+        let below = [sample("io/a.rs", "mod c;\nuse c::f;"), sample("io/a/c.rs", "use super::{BlockFile};")];
+        assert_eq!(check_circles(&below, &[]).len(), 1);
     }
 
     #[test]
