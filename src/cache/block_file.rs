@@ -62,7 +62,7 @@ pub(super) struct BlockFile {
     /// Reserves space before every write; `None` where usage is not accounted.
     pub(super) room: Option<Arc<CacheQuota>>,
     /// Time of the last use, in ticks of the room.
-    last_use: AtomicU64,
+    pub(super) last_use: AtomicU64,
     /// The data file, while a reader uses it directly. Guards: nothing is evicted while it is handed out.
     pub(super) backing: Mutex<Weak<OwnedFd>>,
     /// The block at which the next search for blocks to evict begins.
@@ -184,11 +184,6 @@ impl BlockFile {
         self.last_use = AtomicU64::new(room.tick());
         self.room = Some(Arc::clone(room));
         self
-    }
-
-    /// Time of the last use: the greater, the later.
-    pub(super) fn last_use(&self) -> u64 {
-        self.last_use.load(Ordering::Relaxed)
     }
 
     /// Whether blocks were refused in the last second: then only blocks that a reader waits for should be fetched.

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use nix::unistd::{Whence, lseek};
 
 use super::block_file::BlockFile;
+use super::evictable::EvictableFile;
 use super::lock;
 use super::sidecar::{BLOCK_BYTES, BlockRecord, VerificationState, VisitNext};
 
@@ -20,10 +21,12 @@ const EVICTION_PAGE_BYTES: u64 = 4096;
 /// Bytes that are evicted before other processes get a chance to open the content: some milliseconds of work.
 const EVICTION_TURN_BYTES: u64 = 16 << 20;
 
-impl BlockFile {
-    /// Evicts blocks until `want` bytes are free, and returns the bytes freed. With `spare_recent`, blocks that were
-    /// read since the last look stay, but count as not read from now on.
-    pub(super) fn evict(&self, want: u64, spare_recent: bool) -> u64 {
+impl EvictableFile for BlockFile {
+    fn last_use(&self) -> u64 {
+        self.last_use.load(Ordering::Relaxed)
+    }
+
+    fn evict(&self, want: u64, spare_recent: bool) -> u64 {
         // Held to the end: the file is handed out under this lock.
         let backing = lock(&self.backing);
         if backing.strong_count() > 0 {
@@ -41,7 +44,9 @@ impl BlockFile {
         }
         freed
     }
+}
 
+impl BlockFile {
     fn evict_alone(&self, want: u64, spare_recent: bool) -> u64 {
         let hand = self.hand.load(Ordering::Relaxed);
         let mut freed = 0;
@@ -133,6 +138,7 @@ mod tests {
     use std::path::Path;
 
     use super::super::block_file::BlockFile;
+    use super::super::evictable::EvictableFile as _;
     use super::super::files::BlockPaths;
     use super::super::sidecar::{BLOCK_BYTES, ContentKind};
     use crate::oci::Digest;

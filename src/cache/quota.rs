@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::descriptors::{is_out_of_files, most_open};
+use super::evictable::EvictableSlot;
 use super::eviction_scan::{self, EvictionScan, Victim, VictimKind};
 use super::limit::DiskSpace;
 use super::remove::{RemoveOutcome, occupied, remove_if};
-use super::slot::{PairSlot, is_out_of_files, most_open};
 use super::usage::{CountMark, Usage, UsageFile};
 use super::{SizeLimit, lock};
 use crate::metrics;
@@ -56,7 +57,7 @@ pub(super) struct CacheQuota {
     limit: SizeLimit,
     account: UsageFile,
     /// The contents of this process, whether their files are open or not.
-    slots: Mutex<Vec<Weak<PairSlot>>>,
+    slots: Mutex<Vec<Weak<dyn EvictableSlot>>>,
     /// Number of open pairs of files.
     open: AtomicUsize,
     /// Upper bound of `open`.
@@ -127,10 +128,11 @@ impl CacheQuota {
     }
 
     /// Registers content: from now on its blocks can be evicted, and its files closed.
-    pub(super) fn register(&self, slot: &Arc<PairSlot>) {
+    pub(super) fn register<S: EvictableSlot + 'static>(&self, slot: &Arc<S>) {
+        let slot: Weak<S> = Arc::downgrade(slot);
         let mut slots = lock(&self.slots);
         slots.retain(|slot| slot.strong_count() > 0);
-        slots.push(Arc::downgrade(slot));
+        slots.push(slot);
     }
 
     /// Records that a pair of files was opened.
@@ -158,9 +160,9 @@ impl CacheQuota {
     }
 
     /// Contents with open files, least recently used first.
-    fn open_slots(&self) -> Vec<(u64, Arc<PairSlot>)> {
+    fn open_slots(&self) -> Vec<(u64, Arc<dyn EvictableSlot>)> {
         let slots: Vec<_> = lock(&self.slots).iter().filter_map(Weak::upgrade).collect();
-        let used = |slot: Arc<PairSlot>| Some((slot.opened()?.last_use(), slot));
+        let used = |slot: Arc<dyn EvictableSlot>| Some((slot.open_file()?.last_use(), slot));
         let mut open: Vec<_> = slots.into_iter().filter_map(used).collect();
         open.sort_by_key(|(used, _)| *used);
         open
@@ -367,7 +369,7 @@ impl CacheQuota {
     /// Evicts blocks of contents that this process alone has open, least recently used content first. The first round
     /// spares blocks that were read since the last search.
     fn evict_blocks(&self, want: u64) -> u64 {
-        let open: Vec<_> = self.open_slots().into_iter().filter_map(|(_, slot)| slot.opened()).collect();
+        let open: Vec<_> = self.open_slots().into_iter().filter_map(|(_, slot)| slot.open_file()).collect();
         let mut freed = 0;
         for spare_recent in [true, false] {
             for pair in &open {

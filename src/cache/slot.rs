@@ -8,33 +8,14 @@ use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit};
-
 use super::block_file::BlockFile;
+use super::evictable::{EvictableFile, EvictableSlot};
 use super::quota::{CacheQuota, WritePriority};
 use super::sidecar::BLOCK_BYTES;
 use super::{CacheError, lock};
 
 /// Time for which reads go on without the files after a failed open.
 const OPEN_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// Descriptors that stay free for connections, FUSE and other files: this many, or half of a small limit.
-const SPARE: u64 = 256;
-/// Descriptors of an open content: the data and the sidecar, and the data once more while it is handed out.
-const EACH: u64 = 3;
-
-/// Number of contents that a process may have open at once, by its limit of descriptors.
-pub(super) fn most_open() -> usize {
-    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    let most = (soft - SPARE.min(soft / 2)) / EACH;
-    usize::try_from(most).unwrap_or(usize::MAX).max(1)
-}
-
-/// Whether an error means that the process, or the machine, has no descriptor left.
-pub(super) fn is_out_of_files(error: &io::Error) -> bool {
-    use nix::errno::Errno;
-    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE))
-}
-
 type SlotOpener = Box<dyn Fn() -> Result<BlockFile, CacheError> + Send + Sync>;
 
 /// The open files of one content, if they are open.
@@ -106,17 +87,6 @@ impl PairSlot {
         }
     }
 
-    /// Closes the files unless they are in use, by a thread or by a reader that has a descriptor of its own.
-    pub(super) fn close_idle(&self) -> bool {
-        let mut slot = self.pair.write().unwrap_or_else(PoisonError::into_inner);
-        // The pair is not cloned while the slot is locked, so one owner means that it is this slot.
-        let idle = slot.as_ref().is_some_and(|pair| Arc::strong_count(pair) == 1 && !pair.is_handed_out());
-        if idle {
-            *slot = None;
-        }
-        idle
-    }
-
     fn fill(&self) -> Result<Arc<BlockFile>, CacheError> {
         self.room.spare_descriptors();
         let opened = match (self.open)() {
@@ -135,5 +105,21 @@ impl PairSlot {
         }
         *self.pair.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pair));
         Ok(pair)
+    }
+}
+
+impl EvictableSlot for PairSlot {
+    fn open_file(&self) -> Option<Arc<dyn EvictableFile>> {
+        Some(self.opened()?)
+    }
+
+    fn close_idle(&self) -> bool {
+        let mut slot = self.pair.write().unwrap_or_else(PoisonError::into_inner);
+        // The pair is not cloned while the slot is locked, so one owner means that it is this slot.
+        let idle = slot.as_ref().is_some_and(|pair| Arc::strong_count(pair) == 1 && !pair.is_handed_out());
+        if idle {
+            *slot = None;
+        }
+        idle
     }
 }
