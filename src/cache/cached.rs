@@ -4,34 +4,24 @@
 //! read. A read takes the present blocks from disk and joins or starts a flight for each missing one. It looks at the
 //! state last, because poisoning writes the state before it truncates the data.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock};
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{OnceCell, Semaphore, broadcast, watch};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::blob_hasher::IncrementalDigest;
+use super::content_state::{ContentConfig, ContentState};
 use super::copy_number::CopyNumber;
-use super::derived::DerivedFiles;
-use super::inflight::{BlockWait, InflightBlocks, ReadaheadGuard, fetch_ahead, fetch_demanded};
-use super::read_bitmap::ReadBitmap;
-use super::readahead::{FetchPermits, Readahead};
-use super::reject::RejectHistory;
-use super::seat::BlockSeat;
-use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, BlockChecksum, ContentKind, VerificationState};
-use super::verification::{SOON, StoredBlock};
-use super::verify_first::MemoryCache;
-use super::verify_policy::VerifyPolicy;
+use super::fetch::{ReadaheadGuard, fetch_ahead, fetch_demanded};
+use super::inflight::BlockWait;
+use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind, VerificationState};
+use super::verification::SOON;
 use super::wait::blocking;
 use super::{CacheError, lock};
-use crate::io::{BoxFuture, ByteRange, FaultClass, RangeFetch, ReadAt, ReadError, VerifiedLevel};
-use crate::metrics;
-use crate::oci::{Digest, HashAlgorithm};
+use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, VerifiedLevel};
+use crate::oci::Digest;
 
 /// Fetches of one read that run at the same time.
 const FETCH_CONCURRENCY_PER_READ: usize = 4;
@@ -39,8 +29,6 @@ const FETCH_CONCURRENCY_PER_READ: usize = 4;
 const READY_CHECKS: usize = 5;
 /// Blocks that [`Cached::ensure`] has in flight: four fetches of 4 MiB.
 const ENSURE_WINDOW: u64 = 64;
-/// Longest delay of the last-use record on disk while content is being read.
-const LAST_USE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Cached content: a stored blob, or the decoded stream of one.
 pub struct CachedFile {
@@ -52,123 +40,9 @@ pub struct CachedFile {
     runtime: OnceLock<Handle>,
 }
 
-/// The parts of a [`Cached`].
-pub(super) struct ContentConfig {
-    pub(super) digest: Digest,
-    pub(super) algorithm: HashAlgorithm,
-    pub(super) kind: ContentKind,
-    pub(super) fetch: Arc<dyn RangeFetch>,
-    pub(super) seat: BlockSeat,
-    pub(super) derived: DerivedFiles,
-    pub(super) places: Arc<FetchPermits>,
-    pub(super) verify: Option<VerifyPolicy>,
-    pub(super) shelf: Arc<MemoryCache>,
-    pub(super) distrusted: broadcast::Sender<Digest>,
-}
-
-/// State that the fetches share with the readers.
-pub(super) struct ContentState {
-    pub(super) digest: Digest,
-    pub(super) kind: ContentKind,
-    pub(super) size: u64,
-    pub(super) fetch: Arc<dyn RangeFetch>,
-    /// Nothing when the disk let no file be made: then everything is fetched for its readers only.
-    pub(super) seat: BlockSeat,
-    pub(super) flights: Mutex<InflightBlocks>,
-    pub(super) proof: IncrementalDigest,
-    pub(super) ahead: Mutex<Readahead>,
-    places: Arc<FetchPermits>,
-    /// When a blob is compared with its digest; `None` where the caller takes blocks as they come.
-    pub(super) verify: Option<VerifyPolicy>,
-    /// Checksums of blocks that were handed out and are not on disk.
-    pub(super) noted: Mutex<HashMap<u64, BlockChecksum>>,
-    /// Set while the latest bytes were wrong and none of them was handed out.
-    pub(super) rejected: AtomicBool,
-    pub(super) rejections: Mutex<RejectHistory>,
-    /// Set once a caller peeked at bytes to detect the blob's format before the comparison.
-    pub(super) is_looked_at: AtomicBool,
-    /// Files derived from this blob.
-    pub(super) derived: DerivedFiles,
-    /// Small blobs that could not be stored on disk.
-    pub(super) shelf: Arc<MemoryCache>,
-    /// Guard: one fetch of a small blob into memory at a time.
-    pub(super) filling: tokio::sync::Mutex<()>,
-    /// Announces blobs that must no longer be trusted, by their digests.
-    pub(super) distrusted: broadcast::Sender<Digest>,
-    /// Whether all blocks are known to be on disk: then no reader needs to be followed.
-    pub(super) whole: AtomicBool,
-    /// Notifies its subscribers of the result of the comparison with the digest.
-    pub(super) verdict: watch::Sender<Option<VerificationState>>,
-    /// Set after `verdict`, so that a look costs no lock.
-    pub(super) told: AtomicBool,
-    /// Set once the bytes were compared with the digest and found different.
-    pub(super) poisoned: AtomicBool,
-    /// Empty while content is complete on disk and not yet compared with its digest.
-    pub(super) settled: OnceCell<()>,
-    /// Set while the comparison runs beside the readers.
-    pub(super) settling: AtomicBool,
-    /// Blocks that are being stored, up to the comparison that follows from the last one. Until then a reader of such a block may
-    /// see bytes of a blob that is wrong.
-    pub(super) storing: AtomicUsize,
-    /// What the owner of a decoded stream says about it, as [`Verified`].
-    vouched: AtomicU8,
-    warned: AtomicBool,
-    pub(super) fetched: AtomicU64,
-    served: AtomicU64,
-    /// Ranges that readers got, for display.
-    pub(super) read: ReadBitmap,
-    touched: RwLock<Instant>,
-}
-
 impl CachedFile {
     pub(super) fn new(content: ContentConfig) -> Self {
-        let ContentConfig {
-            digest,
-            algorithm,
-            kind,
-            fetch,
-            seat,
-            derived,
-            places,
-            verify,
-            shelf,
-            distrusted,
-        } = content;
-        let size = fetch.size();
-        let reach = seat.get().and_then(|slot| slot.opened()).map_or(u64::MAX, |pair| pair.reach());
-        let inner = ContentState {
-            digest,
-            kind,
-            size,
-            fetch,
-            seat,
-            flights: Mutex::default(),
-            proof: IncrementalDigest::new(algorithm, size),
-            ahead: Mutex::new(Readahead::within(reach)),
-            places,
-            verify,
-            noted: Mutex::default(),
-            rejected: AtomicBool::new(false),
-            rejections: Mutex::default(),
-            is_looked_at: AtomicBool::new(false),
-            derived,
-            shelf,
-            filling: tokio::sync::Mutex::default(),
-            distrusted,
-            whole: AtomicBool::new(false),
-            verdict: watch::Sender::new(None),
-            told: AtomicBool::new(false),
-            poisoned: AtomicBool::new(false),
-            settled: OnceCell::new(),
-            settling: AtomicBool::new(false),
-            storing: AtomicUsize::new(0),
-            vouched: AtomicU8::new(0),
-            warned: AtomicBool::new(false),
-            fetched: AtomicU64::new(0),
-            served: AtomicU64::new(0),
-            read: ReadBitmap::default(),
-            touched: RwLock::new(Instant::now()),
-        };
+        let inner = ContentState::new(content);
         inner.settle_at_open();
         Self { inner: Arc::new(inner), tasks: Mutex::default(), runtime: OnceLock::new() }
     }
@@ -305,6 +179,19 @@ impl CachedFile {
         self.inner.vouched.store(verified as u8, Ordering::Relaxed);
     }
 
+    /// Whether the latest bytes were wrong and were dropped. Reads begin anew.
+    pub fn is_rejected(&self) -> bool {
+        self.inner.rejected.load(Ordering::Acquire)
+    }
+
+    /// Lets the next reader fetch rejected content again. A registry that keeps sending wrong bytes gets requests
+    /// less and less often: in between, readers get the error.
+    pub fn try_again(&self) {
+        if self.is_rejected() && lock(&self.inner.rejections).allows_fetch() {
+            self.inner.rejected.store(false, Ordering::Release);
+        }
+    }
+
     async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
         if self.inner.is_whole_first() {
             let range = ByteRange::at(offset, buf.len() as u64);
@@ -342,6 +229,46 @@ impl CachedFile {
         self.decided().await?;
         self.inner.note_served(range);
         Ok(())
+    }
+
+    /// Compares content that another process completed but did not compare, before any of it is served. Where that
+    /// takes long, and blocks are served before all are present, the comparison runs beside the reader.
+    pub(super) async fn settle_for_reader(&self) -> Result<(), ReadError> {
+        let inner = &self.inner;
+        inner.choose_seat().await;
+        if inner.settled.initialized() || inner.is_whole_first() || inner.proof.lag() <= SOON {
+            return inner.settle().await;
+        }
+        if !inner.settling.swap(true, Ordering::AcqRel) {
+            let settling = Arc::clone(inner);
+            lock(&self.tasks).spawn(async move {
+                // The next read looks at the result.
+                if let Err(error) = settling.settle().await {
+                    tracing::debug!(digest = %settling.digest, error = error.chain(), "compared beside a reader");
+                }
+            });
+        }
+        inner.refuse_poisoned()
+    }
+
+    /// Waits until a blob whose last block is stored was compared with its digest. A reader that got a block from disk waits as
+    /// long as the reader whose fetch brought it.
+    pub(super) async fn decided(&self) -> Result<(), ReadError> {
+        if !self.inner.is_undecided()? {
+            return Ok(());
+        }
+        let inner = Arc::clone(&self.inner);
+        let comparing = blocking(&self.inner.digest, move || {
+            let pair = inner.pair()?;
+            (inner.proof.all_recorded(&pair) && inner.conclude(&pair)).then_some((inner, pair))
+        });
+        if let Some((inner, pair)) = comparing.await?
+            && inner.storing.load(Ordering::Acquire) == 0
+        {
+            // Writing it down waits for the disk, and the reader does not.
+            tokio::task::spawn_blocking(move || inner.proof.persist(&pair));
+        }
+        self.inner.refuse_poisoned()
     }
 
     /// Joins the flights of `missing` blocks and starts the others; the waits come in the same order.
@@ -454,125 +381,5 @@ impl ReadAt for CachedFile {
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         let inner = &self.inner;
         inner.pair().filter(|_| inner.kind == ContentKind::Blob)?.hand_out(inner.size)
-    }
-}
-
-impl ContentState {
-    fn check_bounds(&self, range: ByteRange) -> Result<(), ReadError> {
-        if range.end > self.size {
-            let message = format!("range {range} of {} passes the end at {}", self.digest, self.size);
-            return Err(ReadError::new(FaultClass::Usage, message));
-        }
-        Ok(())
-    }
-
-    /// Counts a read of `range` that found `missing` blocks absent.
-    fn note_lookup(&self, range: ByteRange, missing: usize) {
-        let lookups = match self.kind {
-            ContentKind::Blob => &metrics::BLOBS,
-            ContentKind::Stream | ContentKind::Claim => &metrics::STREAMS,
-        };
-        let wanted = range.blocks(BLOCK_SHIFT);
-        lookups.note(wanted.end - wanted.start, missing as u64);
-    }
-
-    /// The right to fetch ahead of readers of this kind of content.
-    pub(super) fn places(&self) -> &Arc<Semaphore> {
-        self.places.of(self.kind)
-    }
-
-    /// Stores a block that arrived (if `right` allows), answers its waiters, and settles the consequences. Runs on a
-    /// blocking thread, because a write can wait for the disk without a bound.
-    pub(super) fn accept<R>(&self, block: u64, bytes: &Bytes, right: Option<R>) {
-        let storing = StoredBlock::begin(&self.storing);
-        let mut outcome = self.refuse_poisoned();
-        let mut kept = None;
-        let pair = self.pair();
-        let is_stored = pair.is_some() && right.is_some();
-        let sum = (is_stored || self.kind == ContentKind::Blob).then(|| blake3::hash(bytes).into());
-        if let (Some(sum), ContentKind::Blob) = (&sum, self.kind) {
-            outcome = outcome.and_then(|()| self.compare_earlier(block, sum));
-        }
-        if let (Some(pair), Some(sum)) = (pair, sum)
-            && right.is_some()
-            && outcome.is_ok()
-        {
-            match pair.store(block, bytes, &sum) {
-                Ok(()) => {
-                    // A verified block whose record was lost made the content partial again.
-                    if pair.sidecar.status().is_none_or(|status| status.state != VerificationState::Verified)
-                    {
-                        pair.set_proven(VerificationState::Partial);
-                    }
-                    kept = Some((pair, sum));
-                }
-                Err(super::block_file::StoreError::Poisoned) => outcome = self.refuse_poisoned(),
-                Err(super::block_file::StoreError::Contradicts) => outcome = Err(self.contradicted(block)),
-                Err(super::block_file::StoreError::NoRoom) => {
-                    tracing::debug!(block, digest = %self.digest, "the cache has no room for a block")
-                }
-                Err(super::block_file::StoreError::Disk(error)) => self.warn_once(&error),
-            }
-        }
-        if let (Some(sum), ContentKind::Blob, None, Ok(())) = (sum, self.kind, &kept, &outcome) {
-            self.note(block, sum);
-        }
-        // Before the answer: the next read in this process may claim the block again.
-        drop(right);
-        let mut concluded = false;
-        // The last block does not wait until a large rest is hashed.
-        let late = self.kind == ContentKind::Blob && self.proof.lag() > SOON;
-        if late {
-            lock(&self.flights).land(block, outcome.clone().map(|()| bytes.clone()));
-        }
-        let complete = kept.as_ref().map(|(pair, _)| pair).filter(|pair| self.proof.all_recorded(pair));
-        if let Some(pair) = complete {
-            self.whole.store(true, Ordering::Relaxed);
-            match self.kind {
-                ContentKind::Stream | ContentKind::Claim => self.advance(pair, VerificationState::Complete),
-                ContentKind::Blob if self.state() == VerificationState::Verified => {}
-                ContentKind::Blob => {
-                    self.advance(pair, VerificationState::Complete);
-                    concluded = self.conclude(pair);
-                    outcome = outcome.and_then(|()| self.refuse_poisoned());
-                }
-            }
-        }
-        if !late {
-            lock(&self.flights).land(block, outcome.map(|()| bytes.clone()));
-        }
-        drop(storing);
-        match (&kept, complete) {
-            (Some((pair, _)), Some(_)) if concluded => self.proof.persist(pair),
-            (Some((pair, sum)), None) if self.kind == ContentKind::Blob => {
-                self.proof.follow(pair, block, bytes, sum)
-            }
-            _ => {}
-        }
-    }
-
-    fn warn_once(&self, error: &std::io::Error) {
-        if !self.warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!(digest = %self.digest, %error, "cannot store blocks; reads go on without");
-        }
-    }
-
-    pub(super) fn note_fetched(&self, len: u64) {
-        self.fetched.fetch_add(len, Ordering::Relaxed);
-    }
-
-    pub(super) fn note_served(&self, range: ByteRange) {
-        self.served.fetch_add(range.len(), Ordering::Relaxed);
-        self.read.note(range, self.size);
-        let fresh = |touched: &Instant| touched.elapsed() < LAST_USE_INTERVAL;
-        if fresh(&self.touched.read().unwrap_or_else(PoisonError::into_inner)) {
-            return;
-        }
-        *self.touched.write().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        if let Some(pair) = self.opened()
-            && let Err(error) = pair.sidecar.touch()
-        {
-            tracing::debug!(%error, "cannot note the last use");
-        }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::block_file::BlockFile;
-use super::cached::ContentState;
+use super::content_state::ContentState;
 use super::lock;
 use super::seat::ChosenSeat;
 use super::wait::waiting;

@@ -2,7 +2,7 @@
 
 use crate::io::ByteRange;
 
-use super::cached::ContentState;
+use super::content_state::ContentState;
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
 use super::wait::waiting;
 

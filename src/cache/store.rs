@@ -15,19 +15,19 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 
 use super::block_file::BlockFile;
-use super::cached::ContentConfig;
+use super::content_state::ContentConfig;
 use super::derived::DerivedFiles;
 use super::files::BlockPaths;
 use super::layout::{
     ALGORITHMS, ItemKind, VERSION_DIR, check_owned, check_parent, directory, exists, make_dir,
 };
+use super::memory_cache::MemoryCache;
 use super::quota::CacheQuota;
 use super::readahead::FetchPermits;
 use super::remove::occupied;
 use super::seat::BlockSeat;
 use super::sidecar::{ContentKind, MAX_SIZE, VerificationState};
 use super::slot::PairSlot;
-use super::verify_first::MemoryCache;
 use super::verify_policy::{VerifyMode, VerifyPolicy};
 use super::wait::waiting;
 use super::{BlockSums, BuildLock, CacheError, CachedFile, SizeLimit, lock};

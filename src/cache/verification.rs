@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::blob_hasher::DigestVerdict;
 use super::block_file::BlockFile;
-use super::cached::{CachedFile, ContentState};
+use super::content_state::ContentState;
 use super::lock;
 use super::sidecar::{BlockChecksum, ContentKind, VerificationState};
 use super::wait::blocking;
@@ -17,48 +17,6 @@ use crate::oci::Digest;
 
 /// Bytes that are hashed while a reader waits: less than a tenth of a second of one core.
 pub(super) const SOON: u64 = 64 << 20;
-
-impl CachedFile {
-    /// Compares content that another process completed but did not compare, before any of it is served. Where that
-    /// takes long, and blocks are served before all are present, the comparison runs beside the reader.
-    pub(super) async fn settle_for_reader(&self) -> Result<(), ReadError> {
-        let inner = &self.inner;
-        inner.choose_seat().await;
-        if inner.settled.initialized() || inner.is_whole_first() || inner.proof.lag() <= SOON {
-            return inner.settle().await;
-        }
-        if !inner.settling.swap(true, Ordering::AcqRel) {
-            let settling = Arc::clone(inner);
-            lock(&self.tasks).spawn(async move {
-                // The next read looks at the result.
-                if let Err(error) = settling.settle().await {
-                    tracing::debug!(digest = %settling.digest, error = error.chain(), "compared beside a reader");
-                }
-            });
-        }
-        inner.refuse_poisoned()
-    }
-
-    /// Waits until a blob whose last block is stored was compared with its digest. A reader that got a block from disk waits as
-    /// long as the reader whose fetch brought it.
-    pub(super) async fn decided(&self) -> Result<(), ReadError> {
-        if !self.inner.is_undecided()? {
-            return Ok(());
-        }
-        let inner = Arc::clone(&self.inner);
-        let comparing = blocking(&self.inner.digest, move || {
-            let pair = inner.pair()?;
-            (inner.proof.all_recorded(&pair) && inner.conclude(&pair)).then_some((inner, pair))
-        });
-        if let Some((inner, pair)) = comparing.await?
-            && inner.storing.load(Ordering::Acquire) == 0
-        {
-            // Writing it down waits for the disk, and the reader does not.
-            tokio::task::spawn_blocking(move || inner.proof.persist(&pair));
-        }
-        self.inner.refuse_poisoned()
-    }
-}
 
 impl ContentState {
     /// Whether all blocks of a blob are stored, it was not compared with its digest, and little is left to hash.

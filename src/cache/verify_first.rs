@@ -4,48 +4,23 @@
 //! stores nothing, a small blob is verified in memory. A large one is an error there, because it cannot be verified
 //! and read again.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use lru::LruCache;
 
-use super::cached::{CachedFile, ContentState};
-use super::lock;
+use super::cached::CachedFile;
+use super::content_state::ContentState;
 use super::sidecar::{ContentKind, VerificationState};
 use super::verify_policy::{VerifyMode, VerifyPolicy};
 use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError};
-use crate::oci::Digest;
 
 /// Bytes up to which a blob is compared as a whole in every mode: on a gigabit link it takes a tenth of a second.
 pub const VERIFY_FIRST_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Number of small blobs held in memory where the disk stores none: 64 MiB at most.
-const SHELF: NonZeroUsize = NonZeroUsize::new(8).unwrap();
-
 /// Number of tries to fetch blocks again that were damaged on disk, for one read.
 const MAX_REFETCH_ROUNDS: usize = 3;
-
-/// Verified small blobs that could not be stored on disk.
-pub(super) struct MemoryCache(std::sync::Mutex<LruCache<Digest, Bytes>>);
-
-impl Default for MemoryCache {
-    fn default() -> Self {
-        Self(std::sync::Mutex::new(LruCache::new(SHELF)))
-    }
-}
-
-impl MemoryCache {
-    fn get(&self, digest: &Digest) -> Option<Bytes> {
-        lock(&self.0).get(digest).cloned()
-    }
-
-    fn put(&self, digest: &Digest, bytes: Bytes) {
-        lock(&self.0).put(digest.clone(), bytes);
-    }
-}
 
 impl ContentState {
     /// Whether the whole is compared before any of it is handed out.
