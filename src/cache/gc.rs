@@ -278,7 +278,9 @@ impl CacheInventory {
                 })?;
                 Ok(Some((GarbageReason::Poisoned, removed)))
             }
-            _ if self.is_orphaned(entry)? => Ok(Some((GarbageReason::Orphaned, remove(&files)?))),
+            _ if self.is_orphaned(entry)? => {
+                Ok(Some((GarbageReason::Orphaned, counted(account, || remove(&files))?)))
+            }
             _ => Ok(None),
         }
     }

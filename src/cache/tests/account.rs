@@ -64,6 +64,23 @@ async fn what_a_poisoned_blob_took_is_given_back() {
     fits(&place, &cache);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_orphaned_stream_took_is_given_back() {
+    let place = Place::new();
+    let cache = limited(&place, 40 * MIB);
+    let content = noise(3 * MIB, 232);
+    let of_origin = cache.for_origin("ghcr.io/a");
+    let stream = of_origin.stream(&Digest::sha256(b"layer"), sums(&content), Source::new(&content)).unwrap();
+    stream.ensure(ByteRange::new(0, content.len() as u64)).await.unwrap();
+    drop(stream);
+    assert!(cache.used().unwrap() > 3 * MIB);
+    let mut reasons = Vec::new();
+    let swept = place.cache().inventory().collect(|_, reason, _| reasons.push(reason)).unwrap();
+    assert_eq!((swept.removed, reasons), (1, vec![crate::cache::GarbageReason::Orphaned]));
+    assert!(cache.used().unwrap() < MIB);
+    fits(&place, &cache);
+}
+
 #[test]
 fn a_count_beside_a_removal_never_makes_the_account_too_low() {
     let dir = tempfile::tempdir().unwrap();
