@@ -342,11 +342,11 @@ fn seconds(written: &serde_json::Value) -> Option<u64> {
     number.is_finite().then_some(number.max(0.0) as u64)
 }
 
-/// The time a token is used: a tenth less than its stated lifetime, so that it does not expire in flight, but at
-/// least `MIN_LIFETIME`.
+/// The time a token is used: a tenth less than its lifetime, so that it does not expire in flight. A missing or shorter
+/// lifetime counts as `MIN_LIFETIME`.
 fn lifetime(expires_in: Option<u64>) -> Duration {
-    let said = Duration::from_secs(expires_in.unwrap_or_default()).min(MAX_LIFETIME);
-    (said - said / 10).max(MIN_LIFETIME)
+    let stated = Duration::from_secs(expires_in.unwrap_or_default()).clamp(MIN_LIFETIME, MAX_LIFETIME);
+    stated - stated / 10
 }
 
 fn basic(credential: &UserCredential) -> RedactedSecret {
@@ -368,10 +368,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_used_a_tenth_shorter_than_it_says_and_at_least_a_minute() {
+    fn a_token_is_used_a_tenth_shorter_than_its_lifetime_which_is_a_minute_at_least() {
         assert_eq!(lifetime(Some(300)), Duration::from_secs(270));
-        assert_eq!(lifetime(Some(1)), MIN_LIFETIME);
-        assert_eq!(lifetime(None), MIN_LIFETIME);
+        // Also the shortest one that the specification allows is left before it expires.
+        for shortest in [Some(60), Some(1), Some(0), None] {
+            assert_eq!(lifetime(shortest), Duration::from_secs(54), "{shortest:?}");
+        }
         for (written, expected) in
             [("300", Some(300)), ("\"300\"", Some(300)), ("300.0", Some(300)), ("-1", Some(0)), ("[]", None)]
         {
