@@ -433,11 +433,11 @@ fn the_pages_about_faults_have_the_same_rows_and_name_tests_that_exist() {
 #[test]
 fn waits_and_deadlines_are_not_measured_by_the_wall_clock() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for file in ["client", "send", "blob", "push", "referrers", "retry"] {
+    for file in ["client", "request", "blob", "push", "referrers", "retry"] {
         let source = std::fs::read_to_string(root.join(format!("registry/{file}.rs"))).unwrap();
         assert!(!source.contains("SystemTime::now"), "{file}");
     }
-    for file in ["flight", "ahead", "blob", "lock"] {
+    for file in ["inflight", "readahead", "cached", "lock"] {
         let source = std::fs::read_to_string(root.join(format!("cache/{file}.rs"))).unwrap();
         assert!(!source.contains("SystemTime"), "{file}");
     }
