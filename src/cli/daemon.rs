@@ -74,7 +74,7 @@ pub(super) fn confine(
     }
     // Creates the cache directory: a sandbox rule needs an existing path.
     drop(BlockCache::open(&args.image.cache.dir()?)?);
-    mount::start_keeper(dir, options)?;
+    mount::start_monitor(dir, options)?;
     let report = sandbox::enter(&policy(args, endpoint, registry)?);
     for (part, applied) in report.parts() {
         match applied {
@@ -159,7 +159,7 @@ fn readable(args: &MountArgs, registry: &RegistryClient) -> Result<Vec<PathBuf>,
 
 /// The directory in which resolv.conf is replaced, if it is not /etc. A change of network brings a new file under the
 /// old name, which a rule for the old file does not cover. /etc is left out because of the secrets in it; where the
-/// file is replaced there, the keeper resolves names from then on.
+/// file is replaced there, the monitor resolves names from then on.
 fn resolver() -> Option<PathBuf> {
     let real = std::fs::canonicalize("/etc/resolv.conf").ok()?;
     real.parent().filter(|dir| *dir != Path::new("/etc") && dir.parent().is_some()).map(Path::to_owned)

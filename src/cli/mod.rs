@@ -73,8 +73,8 @@ use parser::{Cli, CliCommand};
 
 /// Runs the command line `argv`, the program's name first. Returns the exit code of the process.
 pub fn main(argv: Vec<OsString>) -> ExitCode {
-    if crate::mount::is_keeper() {
-        // The keeper reports only to the process that started it, which sees its end.
+    if crate::mount::is_monitor() {
+        // The monitor reports only to the process that started it, which sees its end.
         return if crate::mount::keep().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(exit::GENERIC) };
     }
     let style = ExitStyle::of(argv.first());

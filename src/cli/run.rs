@@ -77,7 +77,7 @@ async fn on_a_mount(args: &RunArgs, argv: &[OsString]) -> Result<u8, CliError> {
             let ended = tokio::select! {
                 mounted = &mut mounting => mounted,
                 _ = signals.next() => {
-                    // A second signal kills at once. The keeper sees the end, unmounts and removes the directories.
+                    // A second signal kills at once. The monitor sees the end, unmounts and removes the directories.
                     signal(pid, Signal::SIGKILL);
                     mounting.await
                 }

@@ -118,7 +118,7 @@ pub enum MountError {
     },
     /// The process that holds the mount rights cannot be started.
     #[error("cannot start the process that mounts and unmounts")]
-    Keeper {
+    Monitor {
         /// The system's error.
         source: io::Error,
     },

@@ -38,7 +38,7 @@ pub use error::{MountError, UnmountMode};
 pub use handover::HandoverJournal;
 pub use kernel::{is_on_overlay, may_pass_through};
 pub use list::{ListedMount, MountState, list, status};
-pub use monitor::{TEMPORARY, is_keeper, keep, start_keeper};
+pub use monitor::{TEMPORARY, is_monitor, keep, start_monitor};
 pub use mountpoint::{check, check_over_dead, reference_at, resolved};
 pub use options::{MountAccess, MountFlags, MountOptions, MountPersistence, PassthroughMode};
 pub use overlay::WritableOverlay;

@@ -30,11 +30,11 @@ use super::mount_table;
 use super::options::{MountAccess, MountFlags, MountOptions};
 use crate::registry;
 
-/// Set in the environment of the keeper, which recognises its role by it.
-const MONITOR_VARIABLE: &str = "OCIFS_KEEPER";
+/// Set in the environment of the monitor, which recognises its role by it.
+const MONITOR_VARIABLE: &str = "OCIFS_MONITOR";
 /// The name of its process.
-const KEEPER_NAME: &str = "ocifs-keeper";
-/// Set for the keeper of a temporary mount: at its end it removes the directory and the parent directory.
+const MONITOR_NAME: &str = "ocifs-monitor";
+/// Set for the monitor of a temporary mount: at its end it removes the directory and the parent directory.
 pub const TEMPORARY: &str = "OCIFS_TEMPORARY";
 /// The longest message: a path and a reference, each limited to a page by the kernel.
 const MAX_MESSAGE: usize = 16 * 1024;
@@ -43,8 +43,8 @@ const DAEMON_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Requests of the registry client that are served at once.
 const QUESTIONS: usize = 8;
 
-/// The keeper of this process, once started. Per process, as the rights are.
-static KEEPER: OnceLock<MountMonitor> = OnceLock::new();
+/// The monitor of this process, once started. Per process, as the rights are.
+static MONITOR: OnceLock<MountMonitor> = OnceLock::new();
 
 struct MountMonitor {
     dir: PathBuf,
@@ -90,15 +90,15 @@ enum MonitorAnswer {
     Failed(i32),
 }
 
-/// Starts the keeper for a mount at `dir`, an absolute name. From then on this process needs no right to mount or
+/// Starts the monitor for a mount at `dir`, an absolute name. From then on this process needs no right to mount or
 /// unmount there.
-pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError> {
-    let failed = |source| MountError::Keeper { source };
+pub fn start_monitor(dir: &Path, options: &MountOptions) -> Result<(), MountError> {
+    let failed = |source| MountError::Monitor { source };
     let dir = dir.to_owned();
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| failed(errno.into()))?;
     Command::new("/proc/self/exe")
-        .arg0(KEEPER_NAME)
+        .arg0(MONITOR_NAME)
         .env(MONITOR_VARIABLE, "1")
         // Credential helpers inherit the user's environment, without the variables that are ours.
         .env_remove("OCIFS_CREDS")
@@ -115,27 +115,27 @@ pub fn start_keeper(dir: &Path, options: &MountOptions) -> Result<(), MountError
         flags: options.flags,
     };
     send(&ours, &terms, None).map_err(failed)?;
-    let keeper = KEEPER.get_or_init(|| MountMonitor { dir, socket: Mutex::new(ours) });
-    registry::work_elsewhere(|socket| keeper_of_process(&MonitorRequest::Question, Some(socket)));
-    tracing::debug!(dir = %keeper.dir.display(), "the keeper has started");
+    let monitor = MONITOR.get_or_init(|| MountMonitor { dir, socket: Mutex::new(ours) });
+    registry::work_elsewhere(|socket| monitor_of_process(&MonitorRequest::Question, Some(socket)));
+    tracing::debug!(dir = %monitor.dir.display(), "the monitor has started");
     Ok(())
 }
 
 /// Sends a request that is not about one directory.
-fn keeper_of_process(order: &MonitorRequest, with: Option<OwnedFd>) -> io::Result<()> {
-    let keeper = KEEPER.get().ok_or(io::ErrorKind::NotConnected)?;
-    match keeper.ask(order, with)?.0 {
+fn monitor_of_process(order: &MonitorRequest, with: Option<OwnedFd>) -> io::Result<()> {
+    let monitor = MONITOR.get().ok_or(io::ErrorKind::NotConnected)?;
+    match monitor.ask(order, with)?.0 {
         MonitorAnswer::Done => Ok(()),
         other => Err(other.into_io()),
     }
 }
 
-/// The keeper of this process, if it is responsible for `dir`.
+/// The monitor of this process, if it is responsible for `dir`.
 pub(super) fn of(dir: &Path) -> Option<HeldDirectory> {
-    KEEPER.get().filter(|keeper| keeper.dir == dir).map(HeldDirectory)
+    MONITOR.get().filter(|monitor| monitor.dir == dir).map(HeldDirectory)
 }
 
-/// A directory that the keeper may mount at.
+/// A directory that the monitor may mount at.
 pub(super) struct HeldDirectory(&'static MountMonitor);
 
 impl HeldDirectory {
@@ -164,13 +164,13 @@ impl HeldDirectory {
         }
     }
 
-    /// Unmounts the directory; `None` when the keeper is gone.
+    /// Unmounts the directory; `None` when the monitor is gone.
     pub(super) fn unmount(&self, how: UnmountMode) -> Option<Result<(), MountError>> {
         let dir = self.0.dir.clone();
         let answer = match self.0.ask(&MonitorRequest::Unmount { lazily: how == UnmountMode::Lazy }, None) {
             Ok((answer, _)) => answer,
             Err(error) => {
-                tracing::warn!(%error, "the keeper of the mount is gone");
+                tracing::warn!(%error, "the monitor of the mount is gone");
                 return None;
             }
         };
@@ -185,10 +185,10 @@ impl HeldDirectory {
     }
 }
 
-/// Raises the readahead of the mount with this device number; `None` without a keeper.
+/// Raises the readahead of the mount with this device number; `None` without a monitor.
 pub(super) fn raise_readahead(major: u32, minor: u32, kib: u32) -> Option<io::Result<()>> {
-    KEEPER.get()?;
-    Some(keeper_of_process(&MonitorRequest::Readahead { major, minor, kib }, None))
+    MONITOR.get()?;
+    Some(monitor_of_process(&MonitorRequest::Readahead { major, minor, kib }, None))
 }
 
 impl MountMonitor {
@@ -212,7 +212,7 @@ impl MonitorAnswer {
     fn into_io(self) -> io::Error {
         match self {
             MonitorAnswer::NoDevice(code) | MonitorAnswer::Failed(code) => io::Error::from_raw_os_error(code),
-            other => io::Error::other(format!("the keeper answered {other:?}")),
+            other => io::Error::other(format!("the monitor answered {other:?}")),
         }
     }
 
@@ -245,16 +245,16 @@ fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> io::Result<T> {
     postcard::from_bytes(bytes).map_err(io::Error::other)
 }
 
-/// Whether this process was started as a keeper.
-pub fn is_keeper() -> bool {
+/// Whether this process was started as a monitor.
+pub fn is_monitor() -> bool {
     // The variable alone may come from a caller.
     std::env::var_os(MONITOR_VARIABLE).is_some()
-        && std::env::args_os().next().is_some_and(|name| name == KEEPER_NAME)
+        && std::env::args_os().next().is_some_and(|name| name == MONITOR_NAME)
 }
 
-/// Runs the keeper until the parent process is gone.
+/// Runs the monitor until the parent process is gone.
 pub fn keep() -> io::Result<()> {
-    nix::sys::prctl::set_name(c"ocifs-keeper")?;
+    nix::sys::prctl::set_name(c"ocifs-monitor")?;
     // Credentials pass through this process.
     nix::sys::prctl::set_dumpable(false)?;
     // Signals to the process group are for the serving process, which then requests the unmount.
@@ -359,7 +359,7 @@ fn answer(questions: &mut Vec<std::thread::JoinHandle<()>>, socket: OwnedFd) -> 
         return MonitorAnswer::Failed(Errno::EAGAIN as i32);
     }
     let started = std::thread::Builder::new().name("question".into()).spawn(move || {
-        // The client sees an error as the end of its socket; the keeper has no log.
+        // The client sees an error as the end of its socket; the monitor has no log.
         registry::serve_elsewhere(socket.into()).ok();
     });
     match started {

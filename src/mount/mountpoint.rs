@@ -80,7 +80,7 @@ pub fn check_over_dead(dir: &Path, allow_content: bool) -> Result<PathBuf, Mount
     }
 }
 
-/// The absolute name of `dir` just before the mount. The directory of a keeper was checked before; this process
+/// The absolute name of `dir` just before the mount. The directory of a monitor was checked before; this process
 /// itself may not access it any more.
 pub(super) fn take(dir: &Path, flags: MountFlags) -> Result<PathBuf, MountError> {
     if flags.over_dead

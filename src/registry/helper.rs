@@ -70,7 +70,7 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
 /// Variables that carry the role of an ocifs process, or secrets. A helper must not inherit them, because it may call
 /// ocifs itself.
 const PRIVATE_VARIABLES: [&str; 6] = [
-    "OCIFS_KEEPER",
+    "OCIFS_MONITOR",
     "OCIFS_BACKGROUND",
     "OCIFS_OWNER",
     "OCIFS_TEMPORARY",

@@ -197,7 +197,7 @@ fn a_mount_that_ends_late_leaves_the_next_one_of_its_number_alone() {
     let reference = layout.reference("v1");
     // Mounts of other tests may take the number that is free.
     for _ in 0..50 {
-        // Without a keeper a process that was stopped stays so.
+        // Without a monitor a process that was stopped stays so.
         let old = site.mount(&reference, &["--sandbox=off"]);
         let number = |dir: &Path| fs::metadata(dir).unwrap().dev();
         let first = number(old.dir());

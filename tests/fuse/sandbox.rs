@@ -17,7 +17,7 @@ use crate::process::{Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
 use crate::servers::{HERE, Server};
-use crate::site::{Mount, Site, binary, daemons, keeper, unmounts};
+use crate::site::{Mount, Site, binary, daemons, monitor, unmounts};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
 /// More than enough for anything that is waited for.
@@ -91,12 +91,12 @@ fn the_process_of_a_mount_has_no_rights_left_in_any_thread() {
         }
     }
     // What it gave up somebody else has, who serves nothing.
-    let kept = keeper(mount.pid()).expect("there is a keeper");
+    let kept = monitor(mount.pid()).expect("there is a monitor");
     assert_eq!(field(&proc_of(kept), "Threads"), "1");
     let log = fs::read_to_string(log).unwrap();
     assert!(!log.contains("sandbox"), "this machine has all of it: {log}");
     mount.unmount();
-    assert!(becomes_true(PATIENCE, || !is_alive(kept)), "the keeper outlived the mount");
+    assert!(becomes_true(PATIENCE, || !is_alive(kept)), "the monitor outlived the mount");
 }
 
 /// What an intruder in the serving process would try, on x86-64: a name, the call, and its arguments (`calls_inside.py`). `SOCKET`,
@@ -214,7 +214,7 @@ fn calls_inside(mount: &Mount, calls: &str) -> Option<String> {
 }
 
 #[test]
-fn a_mount_without_a_sandbox_keeps_its_rights_and_has_no_keeper() {
+fn a_mount_without_a_sandbox_keeps_its_rights_and_has_no_monitor() {
     if !able(&NEEDS) {
         return;
     }
@@ -224,7 +224,7 @@ fn a_mount_without_a_sandbox_keeps_its_rights_and_has_no_keeper() {
     reads_all(mount.dir(), &content);
     let process = proc_of(mount.pid());
     assert_eq!((field(&process, "NoNewPrivs"), field(&process, "Seccomp")), ("0".into(), "0".into()));
-    assert_eq!(keeper(mount.pid()), None);
+    assert_eq!(monitor(mount.pid()), None);
     mount.unmount();
 }
 
@@ -302,7 +302,7 @@ fn a_login_that_is_replaced_is_read_again_when_it_is_refused_and_on_sighup() {
 }
 
 #[test]
-fn a_credential_helper_is_run_by_the_keeper() {
+fn a_credential_helper_is_run_by_the_monitor() {
     if !able(&NEEDS) {
         return;
     }
@@ -327,11 +327,11 @@ fn a_credential_helper_is_run_by_the_keeper() {
     let dir = site.mount_point("mnt");
     let mut command = site.command();
     let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
-    // A variable that a caller left makes no keeper of the command.
-    command.env("PATH", path).env("OCIFS_KEEPER", "1").args(["mount", "--authfile"]).arg(&authfile);
+    // A variable that a caller left makes no monitor of the command.
+    command.env("PATH", path).env("OCIFS_MONITOR", "1").args(["mount", "--authfile"]).arg(&authfile);
     let mount = Mount::up(command.arg(content.reference(&registry)).arg(&dir), dir);
     // A stop breaks off a wait at a socket with a timeout, as the end of a child can.
-    let kept = keeper(mount.pid()).expect("there is a keeper");
+    let kept = monitor(mount.pid()).expect("there is a monitor");
     signal(kept, Signal::SIGSTOP);
     assert!(becomes_true(PATIENCE, || field(&proc_of(kept), "State").starts_with('T')));
     signal(kept, Signal::SIGCONT);
@@ -339,10 +339,13 @@ fn a_credential_helper_is_run_by_the_keeper() {
     ask_for(&registry, "two");
     reads_all(mount.dir(), &content);
     let parents = fs::read_to_string(parents).unwrap();
-    assert!(parents.starts_with("ocifs-keeper") && parents.matches("ocifs-keeper").count() > 1, "{parents}");
+    assert!(
+        parents.starts_with("ocifs-monitor") && parents.matches("ocifs-monitor").count() > 1,
+        "{parents}"
+    );
     assert!(!parents.contains("mount"), "{parents}");
     let variables = fs::read_to_string(variables).unwrap();
-    assert!(variables.contains("PATH=") && !variables.contains("OCIFS_KEEPER"), "{variables}");
+    assert!(variables.contains("PATH=") && !variables.contains("OCIFS_MONITOR"), "{variables}");
     mount.unmount();
 }
 
@@ -358,7 +361,7 @@ const ENDS: [&[&str]; 6] = [
 
 #[track_caller]
 fn ends_cleanly(mut child: Child, dir: &Path, how: &[&str]) {
-    let kept = keeper(child.id());
+    let kept = monitor(child.id());
     match how {
         ["SIGTERM"] => signal(child.id(), Signal::SIGTERM),
         ["SIGINT"] => signal(child.id(), Signal::SIGINT),
@@ -377,7 +380,7 @@ fn ends_cleanly(mut child: Child, dir: &Path, how: &[&str]) {
     assert_eq!(status.and_then(|status| status.code()), Some(0), "{how:?}");
     assert!(mounted_at(dir).is_none(), "{how:?} left a mount");
     assert!(daemons(dir).is_empty(), "{how:?} left a process");
-    assert!(kept.is_none_or(|kept| becomes_true(PATIENCE, || !is_alive(kept))), "{how:?} left the keeper");
+    assert!(kept.is_none_or(|kept| becomes_true(PATIENCE, || !is_alive(kept))), "{how:?} left the monitor");
 }
 
 #[test]
@@ -427,14 +430,14 @@ fn a_mount_ends_while_a_read_waits_for_a_registry_that_says_nothing() {
 }
 
 #[test]
-fn a_mount_whose_keeper_is_gone_serves_on_and_can_be_ended_from_outside() {
+fn a_mount_whose_monitor_is_gone_serves_on_and_can_be_ended_from_outside() {
     if !able(&NEEDS) {
         return;
     }
     let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(7));
     content.push(&registry);
     let mount = site.mount(&content.reference(&registry), &[]);
-    let kept = keeper(mount.pid()).expect("there is a keeper");
+    let kept = monitor(mount.pid()).expect("there is a monitor");
     signal(kept, Signal::SIGKILL);
     assert!(becomes_true(PATIENCE, || !is_alive(kept)));
     reads_all(mount.dir(), &content);
@@ -486,14 +489,14 @@ of() { for p in /proc/[0-9]*; do if tr '\0' ' ' < "$p/cmdline" 2> /dev/null | gr
 cat "$2/$4" | sha256sum
 daemon=$(of "^ocifs mount .* $2 $")
 grep -E '^(NoNewPrivs|Seccomp|CapEff):' "$daemon/status"
-for p in $(of ^ocifs-keeper); do
-  if grep -q "^PPid:.${daemon#/proc/}$" "$p/status"; then keeper=$p; fi
+for p in $(of ^ocifs-monitor); do
+  if grep -q "^PPid:.${daemon#/proc/}$" "$p/status"; then monitor=$p; fi
 done
-test -e "$keeper/status"
+test -e "$monitor/status"
 END "$2"
 ! grep " $2 " /proc/self/mountinfo
 for wait in $(seq 300); do
-  if [ ! -e "$daemon" ] && [ ! -e "$keeper" ]; then exit 0; fi
+  if [ ! -e "$daemon" ] && [ ! -e "$monitor" ]; then exit 0; fi
   sleep 0.1
 done
 echo "processes are left" >&2; exit 1

@@ -16,7 +16,7 @@ use crate::fault_registry::{Fault, FaultRegistry};
 use crate::layout::{Layer, Layout};
 use crate::process::{Finished, Need, able, becomes_true, run, run_within, signal};
 use crate::real_registry::{PASSWORD, RealRegistry, USER};
-use crate::site::{Mount, Site, keeper};
+use crate::site::{Mount, Site, monitor};
 use crate::tarball::{Tarball, noise};
 
 const NEEDS: [Need<'_>; 2] = [Need::Root, Need::Fuse];
@@ -132,7 +132,7 @@ impl Hunt {
         let told = || fs::read_to_string(&log).unwrap().matches("ocifs::statistics").count();
         assert!(becomes_true(Duration::from_secs(30), || told() > before), "no statistics");
         self.process(mount.pid());
-        self.process(keeper(mount.pid()).expect("there is a keeper"));
+        self.process(monitor(mount.pid()).expect("there is a monitor"));
         mount.unmount();
         self.logged(&log);
         self.clean_tree(&self.site.cache());

@@ -73,7 +73,7 @@ fn a_mount_that_does_not_answer_is_listed_and_holds_up_nobody() {
     }
     let (site, registry, content) = (Site::new(), FaultRegistry::start(), Content::new(33));
     content.push(&registry);
-    // With a keeper it would be continued at once.
+    // With a monitor it would be continued at once.
     let mount = site.mount(&content.reference(&registry), &["--sandbox=off"]);
     signal(mount.pid(), Signal::SIGSTOP);
     let listed = json(&site, &["list", "--format=json"]);

@@ -192,7 +192,7 @@ fn what_is_mounted_over_a_mount_that_does_not_answer_is_told_so_and_leaves_no_pr
     }
     mount.unmount_from_outside();
 
-    // Without a keeper a process that was stopped stays so.
+    // Without a monitor a process that was stopped stays so.
     let mount = site.mount(&reference, &["--sandbox=off"]);
     signal(mount.pid(), Signal::SIGSTOP);
     for more in [&[][..], &["--refresh"]] {
@@ -207,7 +207,7 @@ fn what_is_mounted_over_a_mount_that_does_not_answer_is_told_so_and_leaves_no_pr
 }
 
 #[test]
-fn the_keeper_continues_a_process_that_was_stopped() {
+fn the_monitor_continues_a_process_that_was_stopped() {
     if !able(&NEEDS) {
         return;
     }

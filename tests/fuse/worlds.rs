@@ -15,7 +15,7 @@ use crate::fault_registry::{Fault, FaultRegistry};
 use crate::process::{Need, able, becomes_true, run, signal};
 use crate::scratch::mounted_at;
 use crate::served::Content;
-use crate::site::{Mount, Site, daemons, keeper};
+use crate::site::{Mount, Site, daemons, monitor};
 use crate::wedge::{FOREVER, PROMPT, ended, prompt, silent, state_of, waits};
 
 /// A world in which a mount is in trouble, and how it comes about.
@@ -47,7 +47,7 @@ fn no_bad_world_holds_up_what_needs_no_registry() {
         "dead registry",
         "stopped process",
         "killed process",
-        "killed keeper",
+        "killed monitor",
         "no descriptors",
         "no threads",
         "full disk",
@@ -133,8 +133,8 @@ fn begin(site: &Site, name: &'static str) -> World {
         "dead registry" => registry.go_down(),
         "stopped process" => signal(pid, Signal::SIGSTOP),
         "killed process" => signal(pid, Signal::SIGKILL),
-        "killed keeper" => {
-            signal(keeper(pid).expect("there is a keeper"), Signal::SIGKILL);
+        "killed monitor" => {
+            signal(monitor(pid).expect("there is a monitor"), Signal::SIGKILL);
             registry.set(Fault::Silent);
         }
         "no descriptors" => limit("--nofile=8:8"),

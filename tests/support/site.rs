@@ -258,11 +258,11 @@ pub(crate) fn daemons(dir: &Path) -> Vec<u32> {
 }
 
 /// The process that mounts and unmounts for the process `pid`, which has given up the right to.
-pub(crate) fn keeper(pid: u32) -> Option<u32> {
+pub(crate) fn monitor(pid: u32) -> Option<u32> {
     let parent = format!("\nPPid:\t{pid}\n");
     let of = |entry: fs::DirEntry| {
         let found = entry.file_name().to_str()?.parse().ok()?;
-        let ours = fs::read(entry.path().join("cmdline")).ok()?.starts_with(b"ocifs-keeper\0");
+        let ours = fs::read(entry.path().join("cmdline")).ok()?.starts_with(b"ocifs-monitor\0");
         (ours && fs::read_to_string(entry.path().join("status")).ok()?.contains(&parent)).then_some(found)
     };
     fs::read_dir("/proc").expect("proc is mounted").flatten().find_map(of)
