@@ -188,7 +188,7 @@ impl RangeFetch for ArchiveBlob {
     }
 
     fn may_be_local(&self) -> bool {
-        // What the cache has of an archive on the web is read without opening the archive.
+        // Cached blobs of an archive on the web are read without opening the archive.
         !matches!(self.archive.at, ArchiveLocation::Web(_))
     }
 

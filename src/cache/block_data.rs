@@ -32,7 +32,7 @@ impl BlockData {
         }
     }
 
-    /// Whether what was just read is of the file that was opened.
+    /// Whether the file is still the one that was opened, so that bytes just read belong to it.
     pub(super) fn is_unchanged(&self) -> bool {
         match self {
             // Only caches write to it, and note that.
@@ -49,8 +49,8 @@ impl BlockData {
         }
     }
 
-    /// Writes the data of a block at `start`. In a decoded stream pages of zeros become holes; a blob has none, because its file may
-    /// be handed to the kernel, which is told so.
+    /// Writes the data of a block at `start`. In a decoded stream pages of zeros become holes; a blob has none, because its
+    /// file may be passed through to the kernel as whole.
     pub(super) fn write(&self, kind: ContentKind, start: u64, bytes: &[u8]) -> io::Result<()> {
         let Some(file) = self.own() else { return Ok(()) };
         if kind == ContentKind::Blob || !bytes.chunks(PAGE).any(is_zero) {
@@ -62,7 +62,7 @@ impl BlockData {
         let (body, end) = bytes.split_at(last);
         file.write_all_at(end, start + last as u64)?;
         let taken = if is_zero(end) { bytes.len() } else { last };
-        // What lies there may be damaged, or left of a write that was cut off: only what was taken away reads as zeros.
+        // Old bytes may be damaged, or left over from an interrupted write: only a punched hole reads as zeros.
         if !self.punch(start, taken as u64) {
             return file.write_all_at(bytes, start);
         }

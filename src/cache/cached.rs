@@ -75,8 +75,8 @@ impl CachedFile {
         self.inner.pair()?.copy_number()
     }
 
-    /// Finds out where the blocks are read: in the cache, or where the source has them on this machine. Reads do that, too; what is
-    /// asked of the copy before is not known.
+    /// Chooses where blocks are read: in the cache, or in a local file of the source. The first read does so too; before
+    /// it, the copy number is unknown.
     pub async fn locate(&self) {
         self.inner.choose_seat().await;
     }

@@ -84,8 +84,8 @@ impl Readahead {
         self.reach = reach & !(BLOCK_BYTES - 1);
     }
 
-    /// Takes note of a read of content of `size` bytes, and says which runs of blocks to fetch ahead of it. Each of them counts
-    /// as going until [`Ahead::ended`].
+    /// Records a read of content of `size` bytes, and returns the runs of blocks to fetch ahead of it. Each counts as
+    /// running until its end is recorded.
     pub(super) fn note(&mut self, read: ByteRange, size: u64) -> Vec<Range<u64>> {
         if read.is_empty() {
             return Vec::new();

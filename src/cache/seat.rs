@@ -1,8 +1,7 @@
 //! The place of the blocks of one content: files of the cache, or a file that was on this machine before.
 //!
-//! Opens nothing by itself. The idea: the choice falls when the content is first read, because only then may its source look.
-//! What lies here already is not copied: its checksums are kept for as long as the process needs them, and everything else is as
-//! for a copy.
+//! The choice is made at the first read, because only then may the source access its file. Local content is not copied:
+//! its block checksums live as long as the process, and everything else is as for a cached copy.
 
 use std::sync::Arc;
 

@@ -333,7 +333,7 @@ impl BlockCache {
         })
     }
 
-    /// Who is asked before anything is written here.
+    /// The quota that admits every write to this directory.
     pub(super) fn room(&self) -> &Arc<CacheQuota> {
         &self.shared.room
     }

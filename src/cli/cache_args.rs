@@ -87,7 +87,7 @@ pub(super) enum CacheCommand {
     Rm(RemoveArgs),
     /// Remove the least recently used content, unless a mount uses it.
     Prune(PruneArgs),
-    /// Verify all content, and drop what is damaged; the next read fetches it again.
+    /// Verify all content, and drop damaged blocks; the next read fetches them again.
     Verify(CacheVerifyArgs),
     /// Remove content that nothing needs.
     Gc(CollectArgs),

@@ -32,7 +32,7 @@ pub(super) struct CsiArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) authfile: Option<PathBuf>,
 
-    /// Choose what a new volume gets of a cached image whose registry does not answer.
+    /// Set the policy for new volumes of a cached image whose registry does not answer.
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
     pub(super) when_unreachable: WhenUnreachable,
 

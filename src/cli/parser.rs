@@ -58,16 +58,16 @@ pub(super) enum CliCommand {
     Index(IndexCommand),
     /// Compare all content of a reference, or of a mount, with its digests and checksums.
     Verify(VerifyCommandArgs),
-    /// Run a command on a mount, and record what it reads: for mount --prefetch=trace.
+    /// Run a command on a mount, and record its reads: for mount --prefetch=trace.
     Record(RecordArgs),
     /// Run a command on a mount of a reference that lasts as long as the command.
     Run(RunArgs),
-    /// Check whether this machine can mount, and what a registry supports.
+    /// Check whether this machine can mount, and which features a registry supports.
     Doctor(DoctorArgs),
     /// List the mounts of this machine.
     #[command(alias = "ps")]
     List(MountListArgs),
-    /// Show what a mount has fetched and served, and what the cache holds.
+    /// Show the bytes that a mount fetched and served, and its part of the cache.
     Status(StatusArgs),
     /// List, measure, verify and clean the cache.
     #[command(subcommand)]

@@ -201,7 +201,7 @@ async fn blob(
     let stored = cache.blob(&descriptor.digest, source.blob(descriptor))?;
     stored.ensure(ByteRange::new(0, descriptor.size)).await?;
     let share = MEMORY.take(needed).await.map_err(over)?;
-    // What is made of it must not wait for it.
+    // The parsed form takes memory too, and must not wait for this share.
     share.pin();
     let bytes = small_blob(cache, source, descriptor, MAX_INDEX_BLOB).await?;
     Ok(Bytes::from_owner(SharedBytes { bytes, _share: share }))

@@ -31,8 +31,8 @@ pub trait RangeFetch: Send + Sync + 'static {
         false
     }
 
-    /// The same bytes where they lie in a file of this machine, so that no copy is needed. What is fetched while that file is
-    /// held comes from it.
+    /// The same bytes as a local file, so that no copy is needed; `None` if there is none. Fetches read that file while it
+    /// is held.
     fn local(&self) -> BoxFuture<'_, Option<LocalBytes>> {
         Box::pin(std::future::ready(None))
     }

@@ -1,7 +1,7 @@
 //! Bytes that lie in a file of this machine already, and need no copy.
 //!
-//! Nothing here opens a file or names one. The idea: a producer hands over the open file that holds its bytes; a cache keeps
-//! checksums instead of a copy, and the file shows whether it is still what it was when it was opened.
+//! A producer hands over the open file that holds its bytes. A cache keeps checksums instead of a copy, and compares the
+//! size and times of the file with those at its opening.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl LocalBytes {
         self.file.read_exact_at(buf, self.range.start + offset)
     }
 
-    /// Whether the file is what it was when it was opened.
+    /// Whether the size and times of the file equal those at its opening.
     pub fn is_unchanged(&self) -> bool {
         self.file.is_unchanged()
     }

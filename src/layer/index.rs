@@ -66,8 +66,8 @@ impl LayerIndex {
         Self::within(bytes, stored_size, MAX_DECODED_INDEX_BYTES, Some(cache))
     }
 
-    /// Reads bytes that somebody else wrote: real indexes compress to a third, and a bomb must not take the memory. A large table of
-    /// contents, and windows, go to the disk of `cache`.
+    /// Reads an untrusted index. Real ones compress to a third, and a bomb must not exhaust memory. A large table of
+    /// contents and windows go to the disk of `cache`.
     pub fn from_foreign_bytes(bytes: &[u8], stored_size: u64, cache: &BlockCache) -> Option<Self> {
         /// The most decoded bytes for one of the index, beside a floor for small ones.
         const MAX_EXPANSION: u64 = 32;

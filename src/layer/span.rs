@@ -167,8 +167,8 @@ impl<'de> Visitor<'de> for IncreasingOffsets {
 /// Items that are read before memory for more of them is asked for.
 const CHARGED_ITEMS: usize = 4096;
 
-/// Takes memory for the items that come next, when `items` used up what was taken. A few bytes of an index are one item, and its
-/// number is of the author's choice.
+/// Reserves memory for the next items once `items` used up the reserve. An item takes few bytes of an index, and the
+/// image author chooses their number.
 fn charge<T, E: serde::de::Error>(memory: &mut MemoryShare, items: &[T]) -> Result<(), E> {
     if items.is_empty() || !items.len().is_multiple_of(CHARGED_ITEMS) {
         return Ok(());

@@ -202,7 +202,7 @@ async fn kept(core: &LayerShared, policy: IndexPolicy) -> Result<KeptVerdict, Re
             return Ok(KeptVerdict::Nothing);
         };
         let mut memory = MEMORY.passing();
-        // Itself, and what is made of it, which must not wait for it.
+        // For the bytes and their parsed form, which must not wait for this share.
         let grown = memory.grow(2 * bytes.len() as u64);
         grown.map_err(|error| error.into_read("a kept index"))?;
         memory.pin();

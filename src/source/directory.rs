@@ -1,8 +1,7 @@
 //! OCI image layout in a directory.
 //!
-//! The only file names built here come from validated digests. The idea: files are opened when they are read, so that a layout
-//! with many blobs takes no descriptors, and one that is replaced by its tool is found as it is then. A file that a reader holds
-//! is read as it was opened.
+//! File names are built from validated digests only. Files are opened when they are read: a layout of many blobs takes
+//! no descriptors, and a replaced file is found. A file that a reader holds is read as it was opened.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -24,7 +24,7 @@ const FILE_READ_BYTES: u64 = 1024 * 1024;
 /// Mode bits of a file that its group or all users may write.
 const WRITTEN_BY_OTHERS: u32 = 0o022;
 
-/// Opens a regular file. A pipe or a device in a layout, which may be somebody else's archive, must not hold us up.
+/// Opens a regular file. A pipe or a device in an untrusted layout must not block the process.
 pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
     regular(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
 }

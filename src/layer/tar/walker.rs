@@ -18,7 +18,7 @@ use crate::io::ByteRange;
 /// busy and has no entry that a limit counts.
 const MAX_EXTENSIONS: usize = 64;
 
-/// What the walker needs next.
+/// The next need of the walker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkerNeed {
     /// At least these bytes of the stream. The caller may add bytes behind them, or supply them in several calls.
