@@ -115,8 +115,10 @@ fn a_proxy_that_drops_connections_and_loses_its_registry_costs_time_and_no_byte(
     registry.push_manifest(repository, "v1", media_type, manifest);
     let proxy = Server::haproxy(
         &registry.host(),
-        " acl blob path_sub /blobs/\n http-request reject if blob { rand(4) eq 0 }\n http-request deny \
-         deny_status 503 if blob { rand(6) eq 0 }",
+        // By number and not at random: a request that is tried again meets another number.
+        " acl blob path_sub /blobs/\n http-request set-var(proc.n) var(proc.n,0),add(1) if blob\n http-request \
+         reject if blob { var(proc.n),mod(4) -m int eq 0 }\n http-request deny deny_status 503 if blob \
+         { var(proc.n),mod(6) -m int eq 1 }",
     );
     let reference = content.reference_at(&proxy.host);
     reads_all(&content, &site.mount(&reference, &["--timeout", "60"]));
