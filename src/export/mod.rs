@@ -6,19 +6,19 @@
 //! Export an image of one platform as an archive that containerd, Docker and skopeo load:
 //!
 //! ```no_run
-//! use ocifs::cache::Cache;
-//! use ocifs::export::{Replacement, write_archive};
-//! use ocifs::image::{Archive, ArchiveForm, ArchiveOptions, OpenOptions, Selection};
-//! use ocifs::registry::{Options, Registry};
+//! use ocifs::cache::BlockCache;
+//! use ocifs::export::{ReplacementFile, write_archive};
+//! use ocifs::image::{ArchiveForm, ArchiveOptions, ArchiveSelection, ArchiveView, OpenOptions};
+//! use ocifs::registry::{RegistryClient, RegistryOptions};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let registry = Registry::new(Options::default())?;
-//! let cache = Cache::open("/var/cache/ocifs".as_ref())?;
+//! let registry = RegistryClient::new(RegistryOptions::default())?;
+//! let cache = BlockCache::open("/var/cache/ocifs".as_ref())?;
 //! let options = OpenOptions::new("docker.io/library/nginx:1.27".parse()?);
 //! let selected = ArchiveOptions::new().platform("linux/arm64".parse()?).skip_nondistributable();
-//! let selection = Selection::open(&options, &registry, cache, &selected).await?;
-//! let archive = Archive::of(&[selection], ArchiveForm::Oci)?;
-//! let file = Replacement::begin("nginx.tar".as_ref())?;
+//! let selection = ArchiveSelection::open(&options, &registry, cache, &selected).await?;
+//! let archive = ArchiveView::of(&[selection], ArchiveForm::Oci)?;
+//! let file = ReplacementFile::begin("nginx.tar".as_ref())?;
 //! write_archive(&archive, &mut file.file(), &|_bytes| {}).await?;
 //! file.commit()?;
 //! # Ok(())
@@ -30,18 +30,18 @@
 //! ```no_run
 //! use std::sync::Arc;
 //!
-//! use ocifs::cache::Cache;
+//! use ocifs::cache::BlockCache;
 //! use ocifs::export::copy_file;
-//! use ocifs::image::{Family, OpenOptions};
-//! use ocifs::registry::{Options, Registry};
-//! use ocifs::view::{Namespace, Scope};
+//! use ocifs::image::{ImageSet, OpenOptions};
+//! use ocifs::registry::{RegistryClient, RegistryOptions};
+//! use ocifs::view::{MountNamespace, ViewScope};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let registry = Registry::new(Options::default())?;
-//! let cache = Cache::open("/var/cache/ocifs".as_ref())?;
+//! let registry = RegistryClient::new(RegistryOptions::default())?;
+//! let cache = BlockCache::open("/var/cache/ocifs".as_ref())?;
 //! let options = OpenOptions::new("ghcr.io/example/vm:1".parse()?);
-//! let family = Arc::new(Family::open(&options, &registry, cache).await?);
-//! let namespace = Namespace::open(family, &Scope::default()).await?;
+//! let family = Arc::new(ImageSet::open(&options, &registry, cache).await?);
+//! let namespace = MountNamespace::open(family, &ViewScope::default()).await?;
 //! copy_file(&namespace, b"disk/vm.qcow2", "vm.qcow2".as_ref(), &|_bytes| {}).await?;
 //! # Ok(())
 //! # }
