@@ -82,8 +82,19 @@ impl Server {
         server
     }
 
-    /// The statuses that nginx answered requests for blobs with so far.
-    pub(crate) fn blob_statuses(&self) -> Vec<u16> {
+    /// The statuses of nginx's answers to requests for blobs, when `complete` holds for them. nginx writes the line of
+    /// a request when it is done with it, which can be after the client has read all of the answer.
+    pub(crate) fn blob_statuses_once(&self, complete: impl Fn(&[u16]) -> bool) -> Vec<u16> {
+        let mut statuses = Vec::new();
+        let logged = becomes_true(Duration::from_secs(30), || {
+            statuses = self.blob_statuses();
+            complete(&statuses)
+        });
+        assert!(logged, "{statuses:?}");
+        statuses
+    }
+
+    fn blob_statuses(&self) -> Vec<u16> {
         let log = fs::read_to_string(self.files.join("access")).unwrap_or_default();
         let blobs = log.lines().filter(|line| line.contains("/blobs/") || line.contains("/signed/"));
         blobs.filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
