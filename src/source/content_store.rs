@@ -17,9 +17,10 @@ use crate::io::{
 };
 use crate::oci::{Descriptor, Digest, Hasher};
 
+use super::ImageSource;
 use super::directory::{blob_path, open_inside};
 use super::file::LocalFile;
-use super::{ImageSource, RootDocument, SourceError};
+use super::wrapped::{BlobWrapper, WrappedSource};
 
 /// Default directory of containerd's blobs.
 const CONTAINERD: &str = "/var/lib/containerd/io.containerd.content.v1.content";
@@ -32,55 +33,24 @@ pub fn usual_stores() -> Vec<PathBuf> {
 
 /// Wraps `source`: blobs are read from the content stores in `stores` where they exist.
 pub fn holding(source: Arc<dyn ImageSource>, stores: &[PathBuf]) -> Arc<dyn ImageSource> {
-    if stores.is_empty() { source } else { Arc::new(ContentStoreSource { source, stores: stores.into() }) }
+    if stores.is_empty() {
+        return source;
+    }
+    Arc::new(WrappedSource { source, wrapper: ContentStores(stores.into()) })
 }
 
-struct ContentStoreSource {
-    source: Arc<dyn ImageSource>,
-    stores: Arc<[PathBuf]>,
-}
+/// The content stores in which blobs are looked up.
+struct ContentStores(Arc<[PathBuf]>);
 
-impl ImageSource for ContentStoreSource {
-    // A document is never taken from a store: it decides on further reads, and the source decides on access to it.
-    fn root(&self) -> BoxFuture<'_, Result<RootDocument, SourceError>> {
-        self.source.root()
-    }
-
-    fn document<'a>(
-        &'a self,
-        descriptor: &'a Descriptor,
-    ) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
-        self.source.document(descriptor)
-    }
-
-    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
-        self.source.named(digest)
-    }
-
-    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<RootDocument>, SourceError>> {
-        self.source.tagged(tag)
-    }
-
-    fn referrers<'a>(
-        &'a self,
-        subject: &'a Digest,
-        artifact_type: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
-        self.source.referrers(subject, artifact_type)
-    }
-
-    fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
-        self.source.blob_size(digest)
-    }
-
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
+impl BlobWrapper for ContentStores {
+    fn wrap(&self, descriptor: &Descriptor, blob: Arc<dyn RangeFetch>) -> Arc<dyn RangeFetch> {
         Arc::new(HeldBlob {
             digest: descriptor.digest.clone(),
             size: descriptor.size,
-            stores: self.stores.clone(),
+            stores: self.0.clone(),
             found: OnceCell::new(),
             changed: AtomicBool::new(false),
-            source: self.source.blob(descriptor),
+            source: blob,
         })
     }
 }

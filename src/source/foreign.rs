@@ -11,7 +11,8 @@ use crate::io::{BoxFuture, ByteRange, FaultClass, LocalBytes, RangeDelivery, Ran
 use crate::oci::{Descriptor, Digest};
 use crate::registry::{RegistryClient, WebAddress, WebFile};
 
-use super::{ImageSource, RootDocument, SourceError};
+use super::ImageSource;
+use super::wrapped::{BlobWrapper, WrappedSource};
 
 /// Maximum addresses of a layer that are tried, and named in an error.
 const MAX_TRIED: usize = 4;
@@ -33,56 +34,24 @@ pub fn naming(
     foreign: ForeignLayers,
 ) -> Arc<dyn ImageSource> {
     let registry = (foreign == ForeignLayers::Fetched).then(|| registry.without_logins());
-    Arc::new(NamingSource { source, registry })
+    Arc::new(WrappedSource { source, wrapper: LayerAddresses { registry } })
 }
 
-struct NamingSource {
-    source: Arc<dyn ImageSource>,
+/// The addresses of layers that a source lacks.
+struct LayerAddresses {
     /// The client that fetches from the addresses; `None` if they are only named.
     registry: Option<RegistryClient>,
 }
 
-impl ImageSource for NamingSource {
-    fn root(&self) -> BoxFuture<'_, Result<RootDocument, SourceError>> {
-        self.source.root()
-    }
-
-    fn document<'a>(
-        &'a self,
-        descriptor: &'a Descriptor,
-    ) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
-        self.source.document(descriptor)
-    }
-
-    fn named<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<RootDocument, SourceError>> {
-        self.source.named(digest)
-    }
-
-    fn tagged<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Option<RootDocument>, SourceError>> {
-        self.source.tagged(tag)
-    }
-
-    fn referrers<'a>(
-        &'a self,
-        subject: &'a Digest,
-        artifact_type: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<Vec<Descriptor>, SourceError>> {
-        self.source.referrers(subject, artifact_type)
-    }
-
-    fn blob_size<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, Result<u64, SourceError>> {
-        self.source.blob_size(digest)
-    }
-
-    fn blob(&self, descriptor: &Descriptor) -> Arc<dyn RangeFetch> {
-        let source = self.source.blob(descriptor);
+impl BlobWrapper for LayerAddresses {
+    fn wrap(&self, descriptor: &Descriptor, blob: Arc<dyn RangeFetch>) -> Arc<dyn RangeFetch> {
         if descriptor.urls.is_empty() && !descriptor.media_type.is_nondistributable() {
-            return source;
+            return blob;
         }
         Arc::new(ForeignBlob {
             digest: descriptor.digest.clone(),
             urls: descriptor.urls.iter().take(MAX_TRIED).cloned().collect(),
-            source,
+            source: blob,
             registry: self.registry.clone(),
             elsewhere: OnceCell::new(),
         })

@@ -13,6 +13,7 @@ mod layout;
 mod location;
 mod offline;
 mod registry;
+mod wrapped;
 
 use std::path::PathBuf;
 use std::sync::Arc;
