@@ -7,12 +7,15 @@
 #[path = "support/qcow2.rs"]
 mod qcow2;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use ocifs::disk::Qcow2Raw;
-use ocifs::io::{BoxFuture, ByteRange, FaultClass, MemoryReader, ReadAt, ReadError, read_all, read_vec};
+use ocifs::io::{
+    BoxFuture, ByteRange, FaultClass, MemoryReader, ReadAt, ReadError, VerifiedLevel, read_all, read_vec,
+};
 use proptest::prelude::*;
 use qcow2::{KINDS, Kind, L1, L2, put, raw, raw_in_memory, survives};
 use tempfile::TempDir;
@@ -49,6 +52,21 @@ impl ReadAt for Observed {
     }
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         if self.ready { self.bytes.read_ready(offset, buf) } else { Ok(false) }
+    }
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        (offset < self.size()).then_some(offset)
+    }
+    fn next_hole(&self, _: u64) -> u64 {
+        self.size()
+    }
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        None
+    }
+    fn verified(&self) -> VerifiedLevel {
+        VerifiedLevel::None
+    }
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        None
     }
 }
 

@@ -21,10 +21,11 @@ mod real_registry;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::sync::Mutex;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
 
 use chunked::{Annotations, Checksums, Estargz, Footer, Made, Writer};
-use ocifs::io::{BoxFuture, ByteRange, FaultClass, MemoryReader, ReadAt, ReadError};
+use ocifs::io::{BoxFuture, ByteRange, FaultClass, MemoryReader, ReadAt, ReadError, VerifiedLevel};
 use ocifs::layer::{
     FileContent, FindError, ForeignError, ForeignIndex, ForeignLimits, IndexKind, LayerDigests, LayerIndex,
     ResumePoint, SpanMap, StreamEncoding, TableOfContents, TarLimits, TarWalker, TocEntryKind, find_foreign,
@@ -585,6 +586,21 @@ fn an_error_of_the_source_is_no_verdict_on_the_index() {
         fn read_ready(&self, _: u64, _: &mut [u8]) -> Result<bool, ReadError> {
             Ok(false)
         }
+        fn next_data(&self, offset: u64) -> Option<u64> {
+            (offset < self.size()).then_some(offset)
+        }
+        fn next_hole(&self, _: u64) -> u64 {
+            self.size()
+        }
+        fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+            None
+        }
+        fn verified(&self) -> VerifiedLevel {
+            VerifiedLevel::None
+        }
+        fn backing(&self) -> Option<Arc<OwnedFd>> {
+            None
+        }
     }
     for encoding in [StreamEncoding::Gzip, StreamEncoding::Zstd] {
         let found = run(find_foreign(&Failing, encoding, &Annotations::new(), LIMITS()));
@@ -615,6 +631,21 @@ impl ReadAt for Counted {
     }
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         self.inner.read_ready(offset, buf)
+    }
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        (offset < self.size()).then_some(offset)
+    }
+    fn next_hole(&self, _: u64) -> u64 {
+        self.size()
+    }
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        None
+    }
+    fn verified(&self) -> VerifiedLevel {
+        VerifiedLevel::None
+    }
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        None
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::io::Write as _;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +12,8 @@ use flate2::write::GzEncoder;
 use flate2::{Compression, Crc, FlushCompress};
 use futures_util::StreamExt as _;
 use ocifs::io::{
-    BoxFuture, ByteRange, FaultClass, FetchAll, MemoryReader, ReadAt, ReadError, SharedReader, read_vec,
+    BoxFuture, ByteRange, FaultClass, FetchAll, MemoryReader, ReadAt, ReadError, SharedReader, VerifiedLevel,
+    read_vec,
 };
 use ocifs::layer::{ChunkDigest, LayerDigests, LayerIndex, build_index, decoded};
 
@@ -335,5 +337,20 @@ impl ReadAt for Counting {
 
     fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         Ok(buf.is_empty())
+    }
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        (offset < self.size()).then_some(offset)
+    }
+    fn next_hole(&self, _: u64) -> u64 {
+        self.size()
+    }
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
+        None
+    }
+    fn verified(&self) -> VerifiedLevel {
+        VerifiedLevel::None
+    }
+    fn backing(&self) -> Option<Arc<OwnedFd>> {
+        None
     }
 }

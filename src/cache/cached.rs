@@ -20,7 +20,7 @@ use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT, ContentKind, VerificationState};
 use super::verification::SOON;
 use super::wait::blocking;
 use super::{CacheError, lock};
-use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, VerifiedLevel};
+use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, VerifiedLevel, plain_reads};
 use crate::oci::Digest;
 
 /// Fetches of one read that run at the same time.
@@ -359,6 +359,8 @@ impl ReadAt for CachedFile {
         }
         Ok(ready)
     }
+
+    plain_reads!(holes, learn_holes);
 
     fn verified(&self) -> VerifiedLevel {
         match self.inner.kind {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::cached::CachedFile;
 use super::sidecar::{BLOCK_BYTES, BLOCK_SHIFT};
-use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader};
+use crate::io::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader, forward_reads, plain_reads};
 
 /// See [`Cached::as_served`].
 struct AsServed {
@@ -40,10 +40,6 @@ impl CachedFile {
 }
 
 impl ReadAt for AsServed {
-    fn size(&self) -> u64 {
-        self.rest.size()
-    }
-
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {
             let range = ByteRange::at(offset, buf.len() as u64);
@@ -65,4 +61,8 @@ impl ReadAt for AsServed {
     fn read_ready(&self, _: u64, _: &mut [u8]) -> Result<bool, ReadError> {
         Ok(false)
     }
+
+    forward_reads!(rest: size);
+    // The comparison reads every byte, holes too.
+    plain_reads!(holes, learn_holes, verified, backing);
 }

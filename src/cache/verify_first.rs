@@ -14,7 +14,7 @@ use super::cached::CachedFile;
 use super::content_state::ContentState;
 use super::sidecar::{ContentKind, VerificationState};
 use super::verify_policy::{VerifyMode, VerifyPolicy};
-use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError};
+use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, forward_reads, plain_reads};
 
 /// Bytes up to which a blob is compared as a whole in every mode: on a gigabit link it takes a tenth of a second.
 pub const VERIFY_FIRST_BYTES: u64 = 8 * 1024 * 1024;
@@ -114,10 +114,6 @@ impl CachedFile {
 struct LookedAt(Arc<CachedFile>);
 
 impl ReadAt for LookedAt {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {
             match self.0.inner.verify {
@@ -131,7 +127,8 @@ impl ReadAt for LookedAt {
         })
     }
 
-    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
-        self.0.read_ready(offset, buf)
-    }
+    forward_reads!(0: size, read_ready, next_data, next_hole, learn_holes);
+
+    // Bytes for detection are never served.
+    plain_reads!(verified, backing);
 }

@@ -5,12 +5,13 @@
 //! records the blocks of each read.
 
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel};
+use crate::io::{
+    BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, forward_reads, plain_reads,
+};
 use crate::oci::Digest;
 
 /// Unit of a trace, in bytes: the smallest fetch of the cache.
@@ -137,10 +138,6 @@ impl RecordingReader {
 }
 
 impl ReadAt for RecordingReader {
-    fn size(&self) -> u64 {
-        self.bytes.size()
-    }
-
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         self.note(offset, buf.len());
         self.bytes.read_at(offset, buf)
@@ -151,22 +148,10 @@ impl ReadAt for RecordingReader {
         self.bytes.read_ready(offset, buf)
     }
 
-    fn next_data(&self, offset: u64) -> Option<u64> {
-        self.bytes.next_data(offset)
-    }
+    forward_reads!(bytes: size, next_data, next_hole, learn_holes, verified);
 
-    fn next_hole(&self, offset: u64) -> u64 {
-        self.bytes.next_hole(offset)
-    }
-
-    fn verified(&self) -> VerifiedLevel {
-        self.bytes.verified()
-    }
-
-    /// `None`: the kernel's own reads of a file could not be recorded.
-    fn backing(&self) -> Option<Arc<OwnedFd>> {
-        None
-    }
+    // The kernel's own reads of a file could not be recorded.
+    plain_reads!(backing);
 }
 
 #[cfg(test)]

@@ -3,11 +3,10 @@
 //! The check reads nothing, and fails before any content is shown. In mode `toc` parts are verified one by one. A
 //! large blob as stored has no such parts, so it is served only after it was verified as a whole.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::cache::{BlockCache, CachedFile, VerificationState, VerifyMode};
-use crate::io::{BoxFuture, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel};
+use crate::io::{BoxFuture, FaultClass, ReadAt, ReadError, SharedReader, forward_reads};
 use crate::layer;
 
 use super::{ImageError, OpenImage};
@@ -66,10 +65,6 @@ impl VerifiedFirst {
 }
 
 impl ReadAt for VerifiedFirst {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {
             self.refuse()?;
@@ -85,11 +80,5 @@ impl ReadAt for VerifiedFirst {
         Ok(is_ready)
     }
 
-    fn verified(&self) -> VerifiedLevel {
-        self.0.verified()
-    }
-
-    fn backing(&self) -> Option<Arc<OwnedFd>> {
-        self.0.backing()
-    }
+    forward_reads!(0: size, next_data, next_hole, learn_holes, verified, backing);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use super::read_at::check_bounds;
+use super::read_at::{check_bounds, plain_reads};
 use super::{BoxFuture, BoxStream, ByteRange, FaultClass, LocalBytes, ReadAt, ReadError};
 
 /// The result of one [`RangeFetch::fetch`].
@@ -138,6 +138,8 @@ impl ReadAt for FetchAll {
     fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         Ok(buf.is_empty())
     }
+
+    plain_reads!(holes, learn_holes, verified, backing);
 }
 
 #[cfg(test)]

@@ -29,8 +29,8 @@ pub use printable::{
     is_unprintable, message, printable, printable_bytes, printable_json, printable_name, shell_word,
 };
 pub use range::ByteRange;
-pub(crate) use read_at::check_bounds;
 pub use read_at::{EmptyReader, MemoryReader, ReadAt, SharedReader, VerifiedLevel, read_all, read_vec};
+pub(crate) use read_at::{check_bounds, forward_reads, plain_reads};
 pub use slice::SliceReader;
 pub use tar_header::{TAR_END, TarEntry, TarKind, tar_padding};
 pub(crate) use threads::can_start_threads;

@@ -36,6 +36,8 @@ impl fmt::Display for VerifiedLevel {
 ///
 /// Offsets and sizes are in bytes. The caller clips to [`size`](ReadAt::size). An implementation fills the whole
 /// buffer or fails, without short reads; a range past the end is a [`FaultClass::Usage`] error.
+///
+/// No method has a default, so the compiler names each wrapper that forgets one.
 pub trait ReadAt: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self) -> u64;
@@ -48,32 +50,101 @@ pub trait ReadAt: Send + Sync + 'static {
     fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError>;
 
     /// The first byte at or after `offset` outside known holes; `None` when only holes follow.
-    fn next_data(&self, offset: u64) -> Option<u64> {
-        (offset < self.size()).then_some(offset)
-    }
+    fn next_data(&self, offset: u64) -> Option<u64>;
 
     /// The first byte at or after `offset` in a known hole; the end of the bytes counts as one.
-    fn next_hole(&self, _offset: u64) -> u64 {
-        self.size()
-    }
+    fn next_hole(&self, offset: u64) -> u64;
 
     /// Finds the holes, if that needs reading; until the future completes, holes may count as data. `None` when there
     /// is nothing more to find.
-    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
-        None
-    }
+    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>>;
 
     /// How far these bytes are verified against a digest.
-    fn verified(&self) -> VerifiedLevel {
-        VerifiedLevel::None
-    }
+    fn verified(&self) -> VerifiedLevel;
 
     /// A local file with exactly these bytes, verified and immutable; a caller may read the file instead while it
     /// holds the result. `None` without such a file.
-    fn backing(&self) -> Option<Arc<OwnedFd>> {
-        None
-    }
+    fn backing(&self) -> Option<Arc<OwnedFd>>;
 }
+
+/// Methods of [`ReadAt`] that a wrapper leaves to the reader in one of its fields: `forward_reads!(field: size, …)`.
+macro_rules! forward_reads {
+    ($field:tt: $($method:ident),+) => { $(forward_reads! { @one $field $method })+ };
+    (@one $field:tt size) => {
+        fn size(&self) -> u64 {
+            $crate::io::ReadAt::size(&*self.$field)
+        }
+    };
+    (@one $field:tt read_at) => {
+        fn read_at<'a>(
+            &'a self,
+            offset: u64,
+            buf: &'a mut [u8],
+        ) -> $crate::io::BoxFuture<'a, Result<(), $crate::io::ReadError>> {
+            $crate::io::ReadAt::read_at(&*self.$field, offset, buf)
+        }
+    };
+    (@one $field:tt read_ready) => {
+        fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, $crate::io::ReadError> {
+            $crate::io::ReadAt::read_ready(&*self.$field, offset, buf)
+        }
+    };
+    (@one $field:tt next_data) => {
+        fn next_data(&self, offset: u64) -> Option<u64> {
+            $crate::io::ReadAt::next_data(&*self.$field, offset)
+        }
+    };
+    (@one $field:tt next_hole) => {
+        fn next_hole(&self, offset: u64) -> u64 {
+            $crate::io::ReadAt::next_hole(&*self.$field, offset)
+        }
+    };
+    (@one $field:tt learn_holes) => {
+        fn learn_holes(&self) -> Option<$crate::io::BoxFuture<'_, Result<(), $crate::io::ReadError>>> {
+            $crate::io::ReadAt::learn_holes(&*self.$field)
+        }
+    };
+    (@one $field:tt verified) => {
+        fn verified(&self) -> $crate::io::VerifiedLevel {
+            $crate::io::ReadAt::verified(&*self.$field)
+        }
+    };
+    (@one $field:tt backing) => {
+        fn backing(&self) -> Option<std::sync::Arc<std::os::fd::OwnedFd>> {
+            $crate::io::ReadAt::backing(&*self.$field)
+        }
+    };
+}
+
+/// Methods of [`ReadAt`] of a reader without the feature: `plain_reads!(holes, learn_holes, verified, backing)`.
+macro_rules! plain_reads {
+    ($($feature:ident),+) => { $(plain_reads! { @one $feature })+ };
+    (@one holes) => {
+        fn next_data(&self, offset: u64) -> Option<u64> {
+            (offset < $crate::io::ReadAt::size(self)).then_some(offset)
+        }
+        fn next_hole(&self, _offset: u64) -> u64 {
+            $crate::io::ReadAt::size(self)
+        }
+    };
+    (@one learn_holes) => {
+        fn learn_holes(&self) -> Option<$crate::io::BoxFuture<'_, Result<(), $crate::io::ReadError>>> {
+            None
+        }
+    };
+    (@one verified) => {
+        fn verified(&self) -> $crate::io::VerifiedLevel {
+            $crate::io::VerifiedLevel::None
+        }
+    };
+    (@one backing) => {
+        fn backing(&self) -> Option<std::sync::Arc<std::os::fd::OwnedFd>> {
+            None
+        }
+    };
+}
+
+pub(crate) use {forward_reads, plain_reads};
 
 /// Bytes shared by several readers.
 pub type SharedReader = Arc<dyn ReadAt>;
@@ -160,6 +231,8 @@ impl ReadAt for MemoryReader {
         // Memory holds documents that were hashed before they were parsed, or generated text.
         VerifiedLevel::Full
     }
+
+    plain_reads!(holes, learn_holes, backing);
 }
 
 /// An empty reader.
@@ -179,6 +252,7 @@ impl ReadAt for EmptyReader {
     fn verified(&self) -> VerifiedLevel {
         VerifiedLevel::Full
     }
+    plain_reads!(holes, learn_holes, backing);
 }
 
 #[cfg(test)]
@@ -212,5 +286,6 @@ pub(super) mod tests {
         fn backing(&self) -> Option<Arc<OwnedFd>> {
             Some(self.file.clone())
         }
+        plain_reads!(holes, learn_holes, verified);
     }
 }

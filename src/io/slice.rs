@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::read_at::check_bounds;
-use super::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader, VerifiedLevel};
+use super::read_at::{check_bounds, forward_reads};
+use super::{BoxFuture, ByteRange, ReadAt, ReadError, SharedReader};
 
 /// The bytes `range` of `inner`, with offsets from 0.
 #[derive(Clone)]
@@ -48,13 +48,7 @@ impl ReadAt for SliceReader {
         self.inner.next_hole(self.range.start.saturating_add(offset)).min(self.range.end) - self.range.start
     }
 
-    fn learn_holes(&self) -> Option<BoxFuture<'_, Result<(), ReadError>>> {
-        self.inner.learn_holes()
-    }
-
-    fn verified(&self) -> VerifiedLevel {
-        self.inner.verified()
-    }
+    forward_reads!(inner: learn_holes, verified);
 
     fn backing(&self) -> Option<Arc<OwnedFd>> {
         // Only the whole of a file has a backing file.

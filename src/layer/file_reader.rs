@@ -3,11 +3,10 @@
 //! File-level readahead. Only this layer knows the end of a file. A file that is read from its start has the stored
 //! bytes of its rest fetched, in growing steps and never past its end. No bytes are stored.
 
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::io::{
-    BoxFuture, ByteRange, ConcatReader, ReadAt, ReadError, SharedReader, SliceReader, VerifiedLevel,
+    BoxFuture, ByteRange, ConcatReader, ReadAt, ReadError, SharedReader, SliceReader, forward_reads,
 };
 
 use super::toc::FileContent;
@@ -93,10 +92,6 @@ impl ReadPattern {
 }
 
 impl ReadAt for FileReader {
-    fn size(&self) -> u64 {
-        self.range.len()
-    }
-
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         let read = ByteRange::at(offset, buf.len() as u64);
         let wanted = self.reader.lock().unwrap_or_else(PoisonError::into_inner).note(read, self.size());
@@ -106,25 +101,7 @@ impl ReadAt for FileReader {
         self.bytes.read_at(offset, buf)
     }
 
-    fn read_ready(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
-        self.bytes.read_ready(offset, buf)
-    }
-
-    fn next_data(&self, offset: u64) -> Option<u64> {
-        self.bytes.next_data(offset)
-    }
-
-    fn next_hole(&self, offset: u64) -> u64 {
-        self.bytes.next_hole(offset)
-    }
-
-    fn verified(&self) -> VerifiedLevel {
-        self.bytes.verified()
-    }
-
-    fn backing(&self) -> Option<Arc<OwnedFd>> {
-        self.bytes.backing()
-    }
+    forward_reads!(bytes: size, read_ready, next_data, next_hole, learn_holes, verified, backing);
 }
 
 #[cfg(test)]

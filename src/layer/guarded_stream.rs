@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use crate::cache::{CachedFile, VerificationState};
-use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel};
+use crate::io::{
+    BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel, forward_reads,
+    plain_reads,
+};
 
 use super::index::{LayerIndex, SUM_BLOCK};
 use super::layer_shared::LayerShared;
@@ -46,10 +49,6 @@ pub(super) fn holes(index: &LayerIndex) -> Vec<ByteRange> {
 }
 
 impl ReadAt for VerifiedStream {
-    fn size(&self) -> u64 {
-        self.stream.size()
-    }
-
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {
             refuse_poisoned(&self.blob)?;
@@ -74,9 +73,9 @@ impl ReadAt for VerifiedStream {
         self.holes.get(after).map_or(self.size(), |hole| hole.start.max(offset))
     }
 
-    fn verified(&self) -> VerifiedLevel {
-        self.blob.verified()
-    }
+    forward_reads!(stream: size, learn_holes);
+    forward_reads!(blob: verified);
+    plain_reads!(backing);
 }
 
 /// A stream as a foreign index describes it: served until the index is refuted, and verified only as far as it was
@@ -96,10 +95,6 @@ impl UntrustedStream {
 }
 
 impl ReadAt for UntrustedStream {
-    fn size(&self) -> u64 {
-        self.stream.size()
-    }
-
     fn read_at<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {
             self.refuse()?;
@@ -113,6 +108,8 @@ impl ReadAt for UntrustedStream {
         self.stream.read_ready(offset, buf)
     }
 
+    forward_reads!(stream: size, next_data, next_hole, learn_holes);
+
     fn verified(&self) -> VerifiedLevel {
         if self.core.refuted.get().is_some() {
             return VerifiedLevel::Poisoned;
@@ -125,4 +122,7 @@ impl ReadAt for UntrustedStream {
             (None, _) => VerifiedLevel::None,
         }
     }
+
+    // A file handed to the kernel could not be refused later.
+    plain_reads!(backing);
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use crate::io::{BoxFuture, BoxStream, ByteRange, FaultClass, RangeFetch, ReadAt, ReadError};
+use crate::io::{BoxFuture, BoxStream, ByteRange, FaultClass, RangeFetch, ReadAt, ReadError, plain_reads};
 
 /// The stream of a [`Fetch`], for one reader.
 pub(super) struct SequentialReader {
@@ -89,6 +89,8 @@ impl ReadAt for SequentialReader {
     fn read_ready(&self, _offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         Ok(buf.is_empty())
     }
+
+    plain_reads!(holes, learn_holes, verified, backing);
 }
 
 #[cfg(test)]

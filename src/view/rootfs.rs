@@ -16,6 +16,7 @@ use crate::erofs::{ErofsImage, ImageSpan};
 use crate::image::OpenImage;
 use crate::io::{
     BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel, check_bounds, compute,
+    plain_reads,
 };
 use crate::layer::FileContent;
 use crate::oci::Digest;
@@ -179,6 +180,8 @@ impl ReadAt for RootfsBytes {
     fn next_hole(&self, offset: u64) -> u64 {
         self.disk.map().next_hole(offset)
     }
+
+    plain_reads!(learn_holes, backing);
 
     fn verified(&self) -> VerifiedLevel {
         let layers = self.origins.iter().filter_map(|at| self.image.archive(*at)?.stream());

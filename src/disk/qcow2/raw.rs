@@ -16,7 +16,8 @@ use super::map::AllocationMap;
 use super::table_cache::{CacheCell, TableCache};
 use super::tables::{ClusterLocation, CompressedCluster, TableGeometry, number};
 use crate::io::{
-    BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, VerifiedLevel, check_bounds,
+    BoxFuture, ByteRange, FaultClass, ReadAt, ReadError, SharedReader, check_bounds, forward_reads,
+    plain_reads,
 };
 
 /// Bytes of tables per read: an image with large clusters has larger tables than a reader needs.
@@ -347,7 +348,7 @@ impl ReadAt for Qcow2Raw {
         (!is_known).then(|| -> BoxFuture<'_, _> { Box::pin(self.prepare_map()) })
     }
 
-    fn verified(&self) -> VerifiedLevel {
-        self.file.verified()
-    }
+    forward_reads!(file: verified);
+
+    plain_reads!(backing);
 }
