@@ -178,7 +178,7 @@ impl IncrementalDigest {
         }
         if let Err(error) = kept {
             // The next process has to hash the content again.
-            tracing::warn!(error, map = %pair.sidecar.path().display(), "cannot keep that a blob was verified");
+            tracing::warn!(error, map = %pair.sidecar.path().display(), "cannot record that a blob is verified");
         }
     }
 }

@@ -170,7 +170,7 @@ impl ContentState {
 
     pub(super) fn warn_once(&self, error: &std::io::Error) {
         if !self.warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!(digest = %self.digest, %error, "cannot store blocks; reads go on without");
+            tracing::warn!(digest = %self.digest, %error, "cannot store blocks; reads continue uncached");
         }
     }
 
@@ -189,7 +189,7 @@ impl ContentState {
         if let Some(pair) = self.opened()
             && let Err(error) = pair.sidecar.touch()
         {
-            tracing::debug!(%error, "cannot note the last use");
+            tracing::debug!(%error, "cannot record the last use");
         }
     }
 }

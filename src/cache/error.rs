@@ -71,7 +71,7 @@ pub enum CacheError {
         source: io::Error,
     },
     /// The cache must not grow, and nothing in it can be removed.
-    #[error("no room for {}: the cache has reached its limit and nothing in it can be removed now", path.display())]
+    #[error("no room for {}: the cache is at its limit and nothing in it can be evicted", path.display())]
     NoRoom {
         /// The file to be written.
         path: PathBuf,
@@ -123,7 +123,7 @@ pub enum CacheError {
         shift: u8,
     },
     /// Two descriptors disagree about the size of the same content.
-    #[error("{digest} has {given} bytes here, but the cache knows it with {cached}")]
+    #[error("{digest} has {given} bytes, the cache has recorded {cached}")]
     SizeConflict {
         /// The content.
         digest: Digest,
@@ -141,7 +141,7 @@ pub enum CacheError {
         actual: Digest,
     },
     /// Another process holds a lock that is only ever held for an instant.
-    #[error("{} is locked by a process that does not let go", path.display())]
+    #[error("{} is locked by a process that does not release it", path.display())]
     Busy {
         /// The locked file.
         path: PathBuf,

@@ -110,7 +110,7 @@ impl BlockFile {
         }
         self.lowest_evicted.fetch_min(block, Ordering::AcqRel);
         if !self.data.punch(start, end - start) {
-            return Err(io::Error::other("the file system makes no holes"));
+            return Err(io::Error::other("the file system cannot punch holes"));
         }
         Ok(occupied)
     }

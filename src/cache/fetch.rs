@@ -207,7 +207,7 @@ async fn pour(
     let range = delivery.range;
     let misbehaved = |what: String| ReadError::new(FaultClass::Misbehaved, what);
     if !range.contains(want) || range.end > inner.size {
-        return Err(misbehaved(format!("range {want} was asked for, range {range} is delivered")));
+        return Err(misbehaved(format!("range {want} was requested, range {range} was delivered")));
     }
     let mut wide = WideDelivery::announce(inner, whole_blocks(range, inner.size), blocks);
     let mut cutter = BlockCutter::new(range, inner.size);

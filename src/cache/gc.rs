@@ -70,13 +70,13 @@ impl GarbageReason {
     /// In a few words, for people.
     pub fn name(self) -> &'static str {
         match self {
-            GarbageReason::Stale => "left by a writer that died",
-            GarbageReason::Superseded => "everybody's is here",
-            GarbageReason::Unlocked => "a lock that nobody holds",
-            GarbageReason::Half => "half of a pair of files",
+            GarbageReason::Stale => "left by a crashed writer",
+            GarbageReason::Superseded => "shared copy exists",
+            GarbageReason::Unlocked => "lock without a holder",
+            GarbageReason::Half => "data or sidecar is missing",
             GarbageReason::Poisoned => "poisoned",
-            GarbageReason::Orphaned => "its blob is gone",
-            GarbageReason::Left => "left by a process that was killed",
+            GarbageReason::Orphaned => "its blob is not cached",
+            GarbageReason::Left => "left by a killed process",
         }
     }
 }

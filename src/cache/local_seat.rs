@@ -42,7 +42,7 @@ impl BlockCache {
             };
             seated.unwrap_or_else(|error| {
                 let error = crate::io::ReadError::from(error).chain();
-                tracing::warn!(%digest, error, "cannot be cached, reads go on without");
+                tracing::warn!(%digest, error, "cannot cache a blob; reads continue uncached");
                 None
             })
         }))

@@ -257,7 +257,7 @@ impl CacheQuota {
         let disk = match disk {
             Ok(disk) => disk,
             Err(error) => {
-                tracing::debug!(%error, "cannot ask how full the disk of the cache is");
+                tracing::debug!(%error, "cannot read the free space of the cache's disk");
                 return QuotaAnswer::Unknown;
             }
         };
@@ -274,7 +274,7 @@ impl CacheQuota {
             },
         });
         added.unwrap_or_else(|error| {
-            tracing::debug!(%error, "cannot note what is written to the cache");
+            tracing::debug!(%error, "cannot record bytes written to the cache");
             match self.limit {
                 // Eviction does not free descriptors.
                 _ if is_out_of_files(&error) => QuotaAnswer::Unknown,
@@ -296,7 +296,7 @@ impl CacheQuota {
             (known.map(more), ())
         };
         if let Err(error) = self.account.change(add) {
-            tracing::debug!(%error, "cannot note what is written to the cache");
+            tracing::debug!(%error, "cannot record bytes written to the cache");
         }
     }
 
@@ -496,7 +496,7 @@ impl CacheQuota {
             }
         };
         self.account.change(replace).unwrap_or_else(|error| {
-            tracing::debug!(%error, "cannot note how large the cache is");
+            tracing::debug!(%error, "cannot record the size of the cache");
             true
         })
     }

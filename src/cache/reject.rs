@@ -25,7 +25,7 @@ impl ContentState {
         tracing::error!(
             expected = %self.digest,
             %actual,
-            "the bytes of a blob do not match its digest: none was given out, and the next read fetches them again"
+            "blob does not match its digest; no byte was served, the next read fetches it again"
         );
         true
     }
@@ -46,7 +46,7 @@ impl BlockFile {
             room.give_back(before.saturating_sub(self.on_disk()), mark);
         }
         if let Err(error) = &forgotten {
-            tracing::warn!(%error, map = %self.sidecar.path().display(), "wrong bytes cannot be taken away");
+            tracing::warn!(%error, map = %self.sidecar.path().display(), "cannot remove wrong bytes");
         }
         forgotten.is_ok()
     }

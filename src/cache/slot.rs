@@ -81,7 +81,7 @@ impl PairSlot {
             Err(error) => {
                 *opening = Some(Instant::now() + OPEN_RETRY_DELAY);
                 let error = crate::io::ReadError::from(error).chain();
-                tracing::debug!(error, "files of the cache cannot be opened again, reads go on without");
+                tracing::debug!(error, "cannot reopen files of the cache; reads continue uncached");
                 None
             }
         }

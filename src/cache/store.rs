@@ -100,7 +100,7 @@ impl BlockCache {
             if !(error.is_disk() && root.is_dir()) {
                 return Err(error);
             }
-            tracing::warn!(%error, path = %root.display(), "the cache cannot grow; reads go on without it");
+            tracing::warn!(%error, path = %root.display(), "the cache cannot grow; reads continue uncached");
         }
         check_owned(&root)?;
         let room = CacheQuota::new(&root, limit, is_new);
@@ -326,7 +326,7 @@ impl BlockCache {
             Ok(slot) => Ok(Some(slot)),
             Err(error) if error.is_disk() => {
                 let error = crate::io::ReadError::from(error).chain();
-                tracing::warn!(%digest, error, "cannot be cached, reads go on without");
+                tracing::warn!(%digest, error, "cannot cache a blob; reads continue uncached");
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -458,7 +458,7 @@ impl BlockCache {
         {
             Ok(()) => {}
             Err(error) if error.is_disk() => {
-                tracing::warn!(%error, "the cache cannot grow; reads go on without it");
+                tracing::warn!(%error, "the cache cannot grow; reads continue uncached");
                 return Ok(());
             }
             Err(error) => return Err(error),

@@ -114,7 +114,7 @@ impl UsageFile {
         };
         if let Err(error) = self.change(subtract) {
             // The account stays too high until the next count.
-            tracing::debug!(%error, path = %self.path.display(), "cannot note what was removed from the cache");
+            tracing::debug!(%error, path = %self.path.display(), "cannot record bytes removed from the cache");
         }
     }
 }
@@ -132,7 +132,7 @@ fn take_turn(file: &File) -> io::Result<()> {
         if Instant::now() > deadline {
             return Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
-                "the account of the cache is locked by a process that does not let go",
+                "the account of the cache is locked by a process that does not release it",
             ));
         }
         std::thread::sleep(backoff.next());

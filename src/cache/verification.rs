@@ -61,7 +61,7 @@ impl ContentState {
         if let Some(pair) = self.pair()
             && let Err(error) = pair.sidecar.touch()
         {
-            tracing::debug!(%error, "cannot note the last use");
+            tracing::debug!(%error, "cannot record the last use");
         }
     }
 
@@ -153,7 +153,7 @@ impl ContentState {
             tracing::error!(
                 expected = %self.digest,
                 %actual,
-                "the bytes of a blob do not match its digest: every read of it fails from now on"
+                "blob does not match its digest; further reads of it fail"
             );
         });
     }
@@ -190,13 +190,13 @@ impl ContentState {
                     tracing::error!(
                         %digest,
                         block,
-                        "a block of a blob came twice with different bytes: every read of it fails from now on"
+                        "block was received twice with different bytes; further reads of its blob fail"
                     );
                 });
-                format!("block {block} of {digest} came twice with different bytes")
+                format!("block {block} of {digest} was received twice with different bytes")
             }
             (ContentKind::Stream | ContentKind::Claim, _) => {
-                format!("block {block} of the decoded stream of {digest} is not what it was before")
+                format!("block {block} of the decoded stream of {digest} differs from its first decoding")
             }
         };
         ReadError::new(FaultClass::Mismatch, message)
@@ -209,7 +209,7 @@ impl ContentState {
         }
         self.give_up(|| {
             let error = error.chain();
-            tracing::error!(digest = %self.digest, error, "a blob was delivered wrongly: every read of it fails from now on");
+            tracing::error!(digest = %self.digest, error, "blob was delivered wrongly; further reads of it fail");
         });
     }
 
@@ -224,7 +224,7 @@ impl ContentState {
             && let Err(error) = pair.poison()
         {
             let error = ReadError::from(error).chain();
-            tracing::warn!(digest = %self.digest, error, "cannot write down that a blob is poisoned");
+            tracing::warn!(digest = %self.digest, error, "cannot record that a blob is poisoned");
         }
     }
 

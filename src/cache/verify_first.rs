@@ -64,7 +64,7 @@ impl CachedFile {
         let inner = &self.inner;
         if inner.size > VERIFY_FIRST_BYTES {
             let message = format!(
-                "{} has {} bytes, and the cache does not keep all of them: they cannot be compared before the first is given out",
+                "{} has {} bytes, and the cache cannot hold all of them: they cannot be verified before the first is served",
                 inner.digest, inner.size
             );
             return Err(ReadError::new(FaultClass::Io, message));
@@ -79,7 +79,7 @@ impl CachedFile {
         let misbehaved =
             |what: &str| ReadError::new(FaultClass::Misbehaved, format!("{}: {what}", inner.digest));
         if delivery.range != range {
-            return Err(misbehaved("other bytes were delivered than were asked for"));
+            return Err(misbehaved("the delivered range is not the requested one"));
         }
         let mut whole = BytesMut::new();
         while let Some(chunk) = delivery.body.next().await {

@@ -43,7 +43,7 @@ pub(super) fn names_differ(
     if let (Some(theirs), Some(ours)) = (root(claimed), root(own))
         && let Some(what) = attributes_differ(&theirs, &ours)
     {
-        return Some(format!("{what} of the root directory is another"));
+        return Some(format!("{what} of the root directory differs"));
     }
     // Some archives list the root itself, and few indexes do.
     let listed = |entry: &EntryRef<'_>| {
@@ -59,7 +59,7 @@ pub(super) fn names_differ(
             (None, None) => return None,
             (Some(theirs), Some(ours)) => (theirs, ours),
             (Some(theirs), None) => {
-                return Some(format!("it lists {}, which is not there", shown(&theirs)));
+                return Some(format!("it lists {}, which the layer lacks", shown(&theirs)));
             }
             (None, Some(ours)) => return Some(format!("it does not list {}", shown(&ours))),
         };
@@ -67,7 +67,7 @@ pub(super) fn names_differ(
             return Some(format!("it lists {} where the layer has {}", shown(&theirs), shown(&ours)));
         }
         if let Some(what) = attributes_differ(&theirs, &ours) {
-            return Some(format!("{what} of {} is another", shown(&ours)));
+            return Some(format!("{what} of {} differs", shown(&ours)));
         }
     }
 }
@@ -132,7 +132,7 @@ pub(super) async fn content_differs(
             let range = ByteRange::new(at, ours.size().min(at + AUDIT_READ_BYTES));
             if read_vec(&*theirs, range).await? != read_vec(&*ours, range).await? {
                 let name = String::from_utf8_lossy(&name);
-                return Ok(Some(format!("bytes {range} of {name:?} are others")));
+                return Ok(Some(format!("bytes {range} of {name:?} differ")));
             }
             at = range.end;
         }

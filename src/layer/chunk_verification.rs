@@ -54,6 +54,6 @@ fn covers_files(index: &LayerIndex) -> bool {
 
 /// The error for a layer without a digest for every part.
 pub(super) fn no_parts(why: &str) -> ReadError {
-    let message = format!("--verify=toc asks for digests of its parts that the manifest vouches for: {why}");
+    let message = format!("--verify=toc requires digests of its parts that the manifest covers: {why}");
     ReadError::new(FaultClass::Unsupported, message)
 }

@@ -40,7 +40,7 @@ pub enum CodecError {
     },
     /// Decoding needs a window over the limit.
     #[error(
-        "{format} data at blob offset {offset} takes more memory to decode than ocifs gives it (a window of 128 MiB)"
+        "{format} data at blob offset {offset} needs more memory to decode than the limit (a window of 128 MiB)"
     )]
     Memory {
         /// `zstd` or `xz`.

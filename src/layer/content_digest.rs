@@ -56,8 +56,7 @@ impl LayerShared {
         if actual == *expected {
             return Ok(());
         }
-        let message =
-            format!("its uncompressed content has digest {actual}, and the artifact says {expected}");
+        let message = format!("its uncompressed content has digest {actual}, the artifact states {expected}");
         Err(ReadError::new(FaultClass::Mismatch, message))
     }
 

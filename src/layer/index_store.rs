@@ -24,7 +24,7 @@ impl LayerShared {
             Ok(Err(error)) if error.is_disk() => Ok(None),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => {
-                tracing::warn!(layer = %self.blob.digest(), "another process decodes it for long, decoding it here too");
+                tracing::warn!(layer = %self.blob.digest(), "another process decodes the layer for too long; decoding it in this one too");
                 Ok(None)
             }
         }
@@ -47,7 +47,7 @@ impl LayerShared {
                 });
                 if let Err(error) = kept {
                     // The index still serves this mount; the next one builds it again.
-                    tracing::warn!(layer = %digest, error, "index not kept");
+                    tracing::warn!(layer = %digest, error, "cannot store the index");
                 }
             }
             // After the index, because the stream belongs to the index.
@@ -55,11 +55,11 @@ impl LayerShared {
                 stream.map(|stream| stream.publish(&index.blocks, index.spans.stream_size())).transpose();
             if let Err(error) = published {
                 // Reads decode the missing bytes.
-                tracing::warn!(layer = %digest, %error, "decoded stream not kept");
+                tracing::warn!(layer = %digest, %error, "cannot store the decoded stream");
             }
             index
         });
-        kept.await.map_err(|error| ReadError::caused(FaultClass::Io, "keeping the index", error))
+        kept.await.map_err(|error| ReadError::caused(FaultClass::Io, "storing the index", error))
     }
 
     /// The cached index. Only a verified blob has one.
@@ -67,7 +67,7 @@ impl LayerShared {
         let (cache, digest, size) = (self.cache().clone(), self.blob.digest().clone(), self.size());
         let form = self.form;
         let found = tokio::task::spawn_blocking(move || find(&cache, form, &digest, size)).await;
-        found.map_err(|error| ReadError::caused(FaultClass::Io, "reading the kept index", error))?
+        found.map_err(|error| ReadError::caused(FaultClass::Io, "reading the stored index", error))?
     }
 
     pub(super) fn find(&self) -> Result<Option<LayerIndex>, ReadError> {
@@ -95,7 +95,7 @@ impl LayerShared {
             if let Err(error) = cache.put_learnt(LayerMetadata::Content, &digest, content.as_str().as_bytes())
             {
                 // The next mount hashes again.
-                tracing::warn!(layer = %digest, %error, "the digest of its content is not kept");
+                tracing::warn!(layer = %digest, %error, "cannot store the digest of its content");
             }
             Ok(())
         })
@@ -112,7 +112,7 @@ fn find(
     let Some(bytes) = cache.learnt(form, digest)? else { return Ok(None) };
     let index = LayerIndex::from_kept_bytes(&bytes, size, cache);
     if index.is_none() {
-        tracing::warn!(layer = %digest, "kept index is not usable, building it again");
+        tracing::warn!(layer = %digest, "stored index is unusable; building it again");
     }
     Ok(index)
 }

@@ -83,13 +83,13 @@ pub(super) enum PassError {
     Tar(#[from] TarError),
     #[error(transparent)]
     Cache(#[from] crate::cache::CacheError),
-    #[error("what was learnt of it cannot be put on disk: {0}")]
+    #[error("its index cannot be written to disk: {0}")]
     Spool(std::io::Error),
     #[error("it decodes to more than {limit} bytes{besides}, the limit for {stored} stored ones")]
     Bomb { limit: u64, besides: &'static str, stored: u64 },
-    #[error("decoding gave {actual} bytes where the index says {expected}")]
+    #[error("it decodes to {actual} bytes, the index states {expected}")]
     Length { expected: u64, actual: u64 },
-    #[error("{subject} have digest {actual}, not {expected} as the index says")]
+    #[error("{subject} have digest {actual}, the index states {expected}")]
     Mismatch { subject: String, expected: String, actual: String },
     #[error("{subject} are {len} bytes under one digest, more than {limit}")]
     Digest { subject: String, len: u64, limit: u64 },
@@ -361,7 +361,7 @@ impl StreamIndexer {
             Ok(()) => {}
             Err(error) if error.is_disk() => {
                 // The names are unaffected, and reads decode the missing bytes.
-                tracing::warn!(%error, "the decoded stream is not kept");
+                tracing::warn!(%error, "cannot store the decoded stream");
                 self.writer = None;
             }
             Err(error) => return Err(error.into()),

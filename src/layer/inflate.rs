@@ -90,7 +90,7 @@ impl InflateState {
         let code = unsafe { inflateInit2_(&mut *stream, wrapper, zlibVersion(), size) };
         if code != Z_OK {
             // Without a state, `inflateEnd` must not be called, so no `Inflate` is made.
-            return Err(format!("inflate cannot start: zlib says {code}"));
+            return Err(format!("inflate cannot start: zlib returned {code}"));
         }
         Ok(Self { stream })
     }
@@ -171,7 +171,7 @@ impl InflateState {
             return Ok(());
         }
         if self.stream.msg.is_null() {
-            return Err(format!("zlib says {code}"));
+            return Err(format!("zlib returned {code}"));
         }
         // SAFETY: where it is not null, `msg` points to a constant of zlib-rs that ends with a zero byte.
         let message = unsafe { CStr::from_ptr(self.stream.msg) };

@@ -316,7 +316,7 @@ impl Lz4Decoder {
         let (is_stored, len) = (word >> 31 != 0, (word & 0x7fff_ffff) as usize);
         if word == 0 {
             if self.left.take().is_some_and(|left| left > 0) {
-                return Err("a frame has fewer bytes than it says".into());
+                return Err("a frame has fewer bytes than its header states".into());
             }
             if self.shape.has_sum {
                 (self.part, self.wanted) = (FramePart::Sum, 4);
@@ -351,7 +351,7 @@ impl Lz4Decoder {
             block.truncate(len);
         }
         if exact.is_some_and(|exact| exact != block.len()) {
-            return Err("a block decodes to another size than it says".into());
+            return Err("a block decodes to another size than its header states".into());
         }
         if let Some(sum) = &mut self.sum {
             sum.write(&block);
@@ -359,7 +359,9 @@ impl Lz4Decoder {
         if exact.is_none()
             && let Some(left) = &mut self.left
         {
-            *left = left.checked_sub(block.len() as u64).ok_or("a frame has more bytes than it says")?;
+            *left = left
+                .checked_sub(block.len() as u64)
+                .ok_or("a frame has more bytes than its header states")?;
         }
         if self.is_apple || !self.shape.is_independent {
             self.remember(&block);

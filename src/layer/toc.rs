@@ -225,8 +225,9 @@ impl<'a> TocReader<'a> {
         if let Some(cache) = self.spool
             && self.unread > SPOOLED_FROM
         {
-            let failed =
-                |error: &dyn std::error::Error| format!("a table of contents is not put on disk: {error}");
+            let failed = |error: &dyn std::error::Error| {
+                format!("a table of contents cannot be written to disk: {error}")
+            };
             let (unread, last) = (self.unread, self.toc.last);
             let head = self.toc.take_head();
             self.unread = unread - last;

@@ -68,7 +68,7 @@ pub(super) async fn find(
                     return Ok(Some(found));
                 }
                 (Ok(found), _) => {
-                    core.warn(format!("{} index is not used: it was found untrue before", found.kind))
+                    core.warn(format!("{} index is not used: it was refuted before", found.kind))
                 }
                 (Err(why), _) => core.warn(format!("{why}; the layer is read without it")),
             }
@@ -159,7 +159,7 @@ fn read(offer: &IndexOffer, stored_size: u64, cache: &BlockCache) -> Result<Fore
         | IndexKind::Estargz
         | IndexKind::ZstdChunked
         | IndexKind::ZstdSeekable
-        | IndexKind::XzBlocks => Err("this kind lies in the layer, not beside it".into()),
+        | IndexKind::XzBlocks => Err("this kind is stored in the layer".into()),
     }
 }
 
@@ -186,7 +186,7 @@ fn note_refuted(core: &LayerShared, claim: &ForeignIndex) {
     }
     let note = [&[REFUTED], &claim.id[..]].concat();
     if let Err(error) = core.cache().put_offer(core.blob.digest(), &note) {
-        tracing::debug!(%error, "cannot note that an index is not true");
+        tracing::debug!(%error, "cannot record that an index is refuted");
     }
 }
 
@@ -239,7 +239,7 @@ async fn keep(core: &LayerShared, offer: &IndexOffer) {
         Ok(cache.put_offer(&digest, &bytes)?)
     });
     if let Err(error) = kept.await {
-        tracing::warn!(layer = %core.blob.digest(), error = error.chain(), "index not kept");
+        tracing::warn!(layer = %core.blob.digest(), error = error.chain(), "cannot store the index");
     }
 }
 
@@ -295,7 +295,7 @@ async fn audit_stream(
         let fetch = decoded(core.blob.clone(), &claim.index);
         let other = core.claimed(claim, fetch).and_then(|cached| cached.first_other(&own.blocks));
         return Ok(match other {
-            Some(block) => ClaimVerdict::False(format!("block {block} of the stream was another")),
+            Some(block) => ClaimVerdict::False(format!("block {block} of the stream differs")),
             None => ClaimVerdict::True,
         });
     }
@@ -326,7 +326,7 @@ impl LayerShared {
     /// Stops serving bytes decoded by the claim, and records that no mount may use it again.
     pub(super) fn refute(&self, claim: &ForeignIndex, why: &str) {
         let message = format!("its {} index contradicts the layer: {why}", claim.kind);
-        tracing::error!(layer = %self.blob.digest(), message, "every read through it fails from now on");
+        tracing::error!(layer = %self.blob.digest(), message, "further reads through it fail");
         self.warn(message.clone());
         self.refuted.set(ReadError::new(FaultClass::Mismatch, message)).ok();
         note_refuted(self, claim);

@@ -191,7 +191,7 @@ fn broken_indexes(registry: &FaultRegistry) -> Vec<(&'static str, Image)> {
     };
     vec![
         ("not sha256", push(registry, &with_digest(b"another"), None)),
-        ("there is no footer", push(registry, &cut, None)),
+        ("the footer is missing", push(registry, &cut, None)),
         ("overlaps", push(registry, &overlapping, None)),
         ("layer of", push_soci(registry, &plain, &ztoc(&other))),
         ("another version", pushed(|bytes| bytes[0] ^= 1, 1)),

@@ -452,7 +452,7 @@ async fn two_sizes_of_one_digest_are_a_mismatch() {
     for cache in [cache, place.cache()] {
         let error = cache.blob(&digest, Source::new(b"123")).err().unwrap();
         assert_eq!(error.fault(), FaultClass::Mismatch);
-        assert!(error.to_string().ends_with("has 3 bytes here, but the cache knows it with 2"), "{error}");
+        assert!(error.to_string().ends_with("has 3 bytes, the cache has recorded 2"), "{error}");
     }
 }
 

@@ -191,7 +191,7 @@ impl IndexAssembler {
             self.turn = Some(LARGE.clone().blocking_lock_owned());
         }
         self.memory.grow(missing.next_multiple_of(MEMORY_STEP)).map_err(|error| {
-            let what = format!("entries from {} on for which there is no memory ({error})", self.count);
+            let what = format!("entries from {} on that memory cannot hold ({error})", self.count);
             ForeignError::TooLarge { format: self.format, what, limit: self.used }
         })
     }
@@ -287,7 +287,7 @@ impl IndexAssembler {
         let (stored, inner) = (offset("offset", raw.offset)?, offset("innerOffset", raw.inner_offset)?);
         if stored == 0 && inner == 0 {
             // A layer starts with the header of its first entry.
-            return Err("nothing says where its content is stored".into());
+            return Err("the offset of its content is missing".into());
         }
         let is_whole = len == file.size;
         let sum = match digest(raw.chunk_digest.as_deref())? {

@@ -111,7 +111,7 @@ async fn find_estargz(
         return match expected {
             Some(digest) => {
                 let reason =
-                    format!("the manifest names the table of contents {digest}, and there is no footer");
+                    format!("the manifest names the table of contents {digest}, and the footer is missing");
                 Err(broken(format, reason).into())
             }
             None => Ok(None),
@@ -148,7 +148,7 @@ async fn find_zstd_chunked(
                 Some(place) => (place, Some(tail)),
                 None if is_promised => {
                     return Err(
-                        broken(format, "the manifest names its digest, and there is no footer").into()
+                        broken(format, "the manifest names its digest, and the footer is missing").into()
                     );
                 }
                 None => return Ok(None),

@@ -57,7 +57,7 @@ pub(super) fn locate(tail: &[u8], size: u64) -> Result<Option<ByteRange>, Foreig
     let start = u64::from_str_radix(&text, 16).ok().filter(|_| is_hex);
     match start {
         Some(start) if start < end => Ok(Some(ByteRange::new(start, end))),
-        _ => Err(broken(FORMAT, format!("its footer says {text:?} for an offset below {end}"))),
+        _ => Err(broken(FORMAT, format!("its footer has {text:?}, not an offset below {end}"))),
     }
 }
 

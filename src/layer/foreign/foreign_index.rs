@@ -68,7 +68,7 @@ pub enum ForeignError {
         reason: String,
     },
     /// The digest of the bytes is not the expected one.
-    #[error("{format} index has digest {actual}, not {expected} as the manifest says")]
+    #[error("{format} index has digest {actual}, the manifest states {expected}")]
     Digest {
         /// The name of the format.
         format: &'static str,

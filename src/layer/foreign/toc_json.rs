@@ -157,7 +157,7 @@ impl<'de> Visitor<'de> for TocDocument<'_> {
                     map.next_value_seed(seed)?;
                     entries = true;
                 }
-                "version" | "entries" => return Err(A::Error::custom(format!("{key} is there twice"))),
+                "version" | "entries" => return Err(A::Error::custom(format!("{key} occurs twice"))),
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }

@@ -44,7 +44,9 @@ impl TarHeader {
             octal(&block[148..156]).map_err(|_| TarProblem::malformed("checksum field is not octal"))?;
         let (unsigned, signed) = checksums(block);
         if stated != unsigned && stated != signed {
-            return Err(TarProblem::malformed(format!("checksum is {unsigned}, the header says {stated}")));
+            return Err(TarProblem::malformed(format!(
+                "header has a checksum of {stated}, computed {unsigned}"
+            )));
         }
         let mut header = Self {
             name: until_nul(&block[..100]).to_vec(),

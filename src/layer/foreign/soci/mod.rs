@@ -57,7 +57,7 @@ pub fn parse_ztoc(bytes: &[u8], stored_size: u64) -> Result<ForeignIndex, Foreig
     let uncompressed = root.i64(slot::UNCOMPRESSED_SIZE).map_err(broken)?;
     let stream_size = u64::try_from(uncompressed)
         .map_err(|_| broken(format!("the stream's size is negative: {uncompressed}")))?;
-    let missing = |what: &str| broken(format!("there is no {what}"));
+    let missing = |what: &str| broken(format!("{what} is missing"));
     let compression = root.table(slot::COMPRESSION).map_err(broken)?;
     let compression = compression.ok_or_else(|| missing("compression information"))?;
     let spans = checkpoints::spans(&compression, stored_size, stream_size)?;
