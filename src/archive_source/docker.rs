@@ -85,7 +85,7 @@ pub(super) async fn images(
 ) -> Result<DockerImages, SourceError> {
     let list = json(archive, table, LIST).await?.1;
     let saved: Vec<SavedImage> = serde_json::from_slice(&list)
-        .map_err(|error| table.refused(format!("its {LIST} is not what docker writes: {error}")))?;
+        .map_err(|error| table.refused(format!("its {LIST} is malformed: {error}")))?;
     if saved.len() > MAX_IMAGES {
         return Err(table.unsupported(format!("it has more than {MAX_IMAGES} images")));
     }

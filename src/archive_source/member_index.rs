@@ -88,9 +88,10 @@ impl MemberIndex {
                 TocEntryKind::File(content) => {
                     let range = ByteRange::at(content.offset, content.size);
                     if range.end > size || range.len() != content.size {
-                        return Err(
-                            table.refused(format!("the member \"{}\" ends behind the archive", shown()))
-                        );
+                        return Err(table.refused(format!(
+                            "the member \"{}\" ends after the end of the archive",
+                            shown()
+                        )));
                     }
                     IndexedMember::File(range)
                 }
@@ -109,7 +110,7 @@ impl MemberIndex {
                 Slot::Occupied(slot)
                     if *slot.get() == IndexedMember::Other && member == IndexedMember::Other => {}
                 Slot::Occupied(_) => {
-                    return Err(table.refused(format!("there are two members \"{}\"", shown())));
+                    return Err(table.refused(format!("the member \"{}\" occurs twice", shown())));
                 }
             }
         }
@@ -247,7 +248,7 @@ mod tests {
         said.resize(1024, 0);
         let sparse = [said, member("s", &[&b"1\n0\n5\n"[..], &[0; 506], b"bytes"].concat())].concat();
         let rows: Vec<(Vec<Vec<u8>>, &str)> = vec![
-            (vec![member("a", b"1"), member("./a", b"2")], "two members"),
+            (vec![member("a", b"1"), member("./a", b"2")], "occurs twice"),
             (vec![member("../a", b"1")], "outside"),
             (vec![member("/a", b"1")], "outside"),
             (vec![member("x/../../a", b"1")], "outside"),

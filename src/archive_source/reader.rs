@@ -107,7 +107,7 @@ impl ArchiveOpener {
     fn missing(&self, digest: &Digest) -> SourceError {
         SourceError::Archive {
             place: self.place.clone(),
-            reason: format!("there is no blob {digest} in it"),
+            reason: format!("the blob {digest} is missing"),
             fault: FaultClass::NotFound,
         }
     }
@@ -205,7 +205,7 @@ impl RangeFetch for ArchiveBlob {
             let found = self.find().await?;
             if found.size() != self.size {
                 let message = format!(
-                    "{} of {} has {} bytes, its descriptor says {}",
+                    "{} of {} has {} bytes, its descriptor states {}",
                     self.digest,
                     self.archive.place,
                     found.size(),

@@ -43,7 +43,7 @@ pub(super) async fn spool(
         next = body.next().await;
     }
     let file = compute(move || spool.end()).await?;
-    tracing::debug!(place, bytes = file.size(), "an archive was put on the disk");
+    tracing::debug!(place, bytes = file.size(), "archive spooled to disk");
     Ok(Arc::new(file))
 }
 
@@ -101,7 +101,7 @@ impl SpoolWriter {
 
 fn write(file: &mut File, place: &str, bytes: &[u8]) -> Result<(), ReadError> {
     file.write_all(bytes).map_err(|error| {
-        ReadError::caused(FaultClass::Io, format!("putting {place} on the disk of the cache"), error)
+        ReadError::caused(FaultClass::Io, format!("spooling {place} to the disk of the cache"), error)
     })
 }
 

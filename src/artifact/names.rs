@@ -166,6 +166,6 @@ pub(super) fn metadata(layer: &Descriptor) -> Result<ModelMetadata, String> {
     let mode = raw.mode.map(|mode| (mode & 0o7777) as u16).filter(|mode| *mode != 0);
     let Some(text) = raw.mtime else { return Ok(ModelMetadata { mode, mtime: None }) };
     let time = chrono::DateTime::parse_from_rfc3339(&text)
-        .map_err(|error| format!("its modification time {} is none: {error}", shown(&text)))?;
+        .map_err(|error| format!("its modification time {} is invalid: {error}", shown(&text)))?;
     Ok(ModelMetadata { mode, mtime: Some(time.timestamp()) })
 }

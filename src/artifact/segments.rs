@@ -60,14 +60,14 @@ fn join(pieces: &[(usize, &str)]) -> Result<Vec<FileSegment>, String> {
         let place =
             parse(range).and_then(|(first, last)| Some((first, last.checked_sub(first)?.checked_add(1)?)));
         let (start, size) =
-            place.ok_or_else(|| format!("layer {number}: the range {} is none", shown(range)))?;
+            place.ok_or_else(|| format!("layer {number}: the range {} is invalid", shown(range)))?;
         placed.push((start, size, number));
     }
     placed.sort_unstable();
     let mut end = 0_u64;
     for &(start, size, number) in &placed {
         if start != end {
-            return Err(format!("layer {number} starts at {start}, and what is before it ends at {end}"));
+            return Err(format!("layer {number} starts at {start}, the one before it ends at {end}"));
         }
         end = end.checked_add(size).filter(|end| *end < 1 << 63).ok_or("they are larger than any file")?;
     }

@@ -61,10 +61,10 @@ impl SnapshotFiles {
     /// The storage of the file `name` in a layer of `size` bytes; or why it is unknown.
     pub(super) fn take(&mut self, name: &str, size: u64) -> Result<StorageForm, String> {
         let Some(value) = self.files.remove(name) else {
-            return Err("the config does not say how it is packed".into());
+            return Err("the config names no packing".into());
         };
         let recorded: RecordedFile = serde_json::from_value(value)
-            .map_err(|error| format!("what the config says about it is not understood: {error}"))?;
+            .map_err(|error| format!("its entry in the config is not understood: {error}"))?;
         let mode = Some((recorded.mode & 0o7777) as u16).filter(|mode| *mode != 0);
         let map = match recorded.sparse_map {
             None | Some(Value::Null) => return Ok(StorageForm { mode, sparse: None }),

@@ -230,7 +230,7 @@ fn a_snapshot_without_a_usable_config_shows_nothing_under_the_name_of_a_file() {
     for config in ["{}", r#"{"files": null}"#, r#"{"files": {"other": {}}}"#] {
         let found = contents(&image, Some(config.as_bytes()));
         assert_eq!(shape(&found), shape_without);
-        assert!(found.reports[0].contains("does not say how it is packed"), "{:?}", found.reports);
+        assert!(found.reports[0].contains("names no packing"), "{:?}", found.reports);
     }
 }
 
@@ -336,15 +336,15 @@ fn segments_are_joined_where_their_ranges_tile() {
 #[test]
 fn segments_that_do_not_tile_stay_pieces() {
     for (first, second, reason) in [
-        ("0-9", "9-18", "starts at 9, and what is before it ends at 10"),
-        ("0-9", "11-20", "starts at 11, and what is before it ends at 10"),
-        ("0-9", "0-9", "starts at 0, and what is before it ends at 10"),
-        ("1-10", "11-20", "starts at 1, and what is before it ends at 0"),
-        ("0-9", "19-10", "is none"),
-        ("0-18446744073709551615", "0-0", "is none"),
-        ("0-9", "ten", "is none"),
-        ("0-9", "99999999999999999999-5", "is none"),
-        ("0-9", "-", "is none"),
+        ("0-9", "9-18", "starts at 9, the one before it ends at 10"),
+        ("0-9", "11-20", "starts at 11, the one before it ends at 10"),
+        ("0-9", "0-9", "starts at 0, the one before it ends at 10"),
+        ("1-10", "11-20", "starts at 1, the one before it ends at 0"),
+        ("0-9", "19-10", "is invalid"),
+        ("0-18446744073709551615", "0-0", "is invalid"),
+        ("0-9", "ten", "is invalid"),
+        ("0-9", "99999999999999999999-5", "is invalid"),
+        ("0-9", "-", "is invalid"),
     ] {
         let layers = [segment("d", first, 10), segment("d", second, 10)];
         let image = manifest("", EMPTY, &layers);

@@ -51,7 +51,7 @@ pub(super) fn tile(
         return Err(format!("{} parts are more than the limit of {MAX_PARTS}", chunks.len()));
     }
     if let Some(claimed) = whole.chunks.filter(|claimed| *claimed != chunks.len() as u64) {
-        return Err(format!("it has {} parts, and the manifest says that it has {claimed}", chunks.len()));
+        return Err(format!("it has {} parts, the manifest states {claimed}", chunks.len()));
     }
     for chunk in &mut chunks {
         if chunk.packing == DiskPacking::Stored {
@@ -77,7 +77,7 @@ pub(super) fn tile(
     let known = chunks.iter().all(|chunk| chunk.size.is_some());
     if let Some(claimed) = whole.size.filter(|claimed| known && sum != Some(*claimed)) {
         let sum = sum.map_or_else(|| "more than 2^64".to_owned(), |sum| sum.to_string());
-        return Err(format!("its parts have {sum} bytes together, and the manifest says {claimed}"));
+        return Err(format!("its parts have {sum} bytes together, the manifest states {claimed}"));
     }
     let part = |chunk: DiskChunk| PartPlan {
         layer: chunk.layer,
@@ -125,9 +125,9 @@ fn by_offset(chunks: &mut [DiskChunk], placed: usize, whole: DiskClaims) -> Resu
     for (chunk, end) in chunks.iter_mut().zip(ends) {
         let Some(end) = end else { continue };
         let start = chunk.offset.unwrap_or_default();
-        let room = end.checked_sub(start).ok_or_else(|| {
-            format!("a part begins at {start}, and the manifest says that the disk has {end} bytes")
-        })?;
+        let room = end
+            .checked_sub(start)
+            .ok_or_else(|| format!("a part begins at {start}, the manifest states a disk of {end} bytes"))?;
         match chunk.size {
             Some(size) if size > room => {
                 return Err(format!(
@@ -229,7 +229,7 @@ mod tests {
         let one = || vec![at(0, 0, Some(4))];
         let whole = |chunks, size| DiskClaims { chunks, size };
         assert!(sizes(one(), whole(Some(1), Some(4))).is_ok());
-        assert!(sizes(one(), whole(Some(2), None)).unwrap_err().contains("says that it has 2"));
+        assert!(sizes(one(), whole(Some(2), None)).unwrap_err().contains("manifest states 2"));
         assert!(sizes(one(), whole(None, Some(5))).is_err());
         let bare = vec![DiskChunk { size: Some(4), ..DiskChunk::bare(0, DiskPacking::Packed) }];
         assert!(sizes(bare, whole(None, Some(5))).unwrap_err().contains("4 bytes together"));

@@ -81,7 +81,7 @@ pub fn inspect(head: &[u8], size: u64, label: &DiskFormat) -> DiskInspection {
         DiskFormat::Vdi if head.get(0x4c..0x50) == Some(&4u32.to_le_bytes()) => {
             seen.refusal = Some("it is a differencing vdi, whose parent is another file".into());
         }
-        DiskFormat::Vhdx => seen.notes.push("whether a vhdx has a parent does not stand at its start".into()),
+        DiskFormat::Vhdx => seen.notes.push("the start of a vhdx does not record a parent".into()),
         DiskFormat::Other(name) if name == "qed" && names_qed_backing(head) => {
             seen.refusal = Some("qed header names a backing file, which a hypervisor would open".into());
         }
@@ -95,7 +95,7 @@ pub fn inspect(head: &[u8], size: u64, label: &DiskFormat) -> DiskInspection {
 /// Why a disk has no raw form, by its label and its header.
 fn no_raw_form(seen: &DiskInspection, label: &DiskFormat) -> Option<String> {
     if let Some(refusal) = &seen.refusal {
-        return Some(format!("the disk is not given out: {refusal}"));
+        return Some(format!("the disk is refused: {refusal}"));
     }
     let header = match &seen.qcow2 {
         Some(header) if *label == DiskFormat::Qcow2 => header,
@@ -126,7 +126,7 @@ fn inspect_qcow2(seen: &mut DiskInspection, head: &[u8], size: u64, label: &Disk
             String::from_utf8_lossy(name)
         )),
         None if header.incompatible & DATA_FILE != 0 => {
-            reasons.push("qcow2 header says that the data is in an external file".into());
+            reasons.push("qcow2 header refers to an external data file".into());
         }
         None => {}
     }
@@ -313,7 +313,7 @@ mod tests {
         }
         let reason = |image: &Qcow2, label| raw(image, label).unwrap_or_default();
         assert!(reason(&Qcow2::new(3), DiskFormat::Raw).contains("only a qcow2 under its own label"));
-        assert!(reason(&Qcow2::new(3).backing(b"/x"), DiskFormat::Qcow2).contains("not given out"));
+        assert!(reason(&Qcow2::new(3).backing(b"/x"), DiskFormat::Qcow2).contains("is refused"));
         assert!(reason(&Qcow2::new(3).u64(72, 1 << 40), DiskFormat::Qcow2).contains("0x10000000000"));
         assert!(reason(&Qcow2::new(3).u64(72, 8), DiskFormat::Qcow2).contains("contradicts"));
         assert_eq!(raw(&Qcow2::new(3).u64(72, DIRTY), DiskFormat::Qcow2), None);

@@ -88,7 +88,7 @@ fn parts(manifest: &Manifest) -> Result<Vec<PartPlan>, String> {
         chunks.push(chunk);
     }
     if totals.len() > 1 {
-        return Err(format!("its parts do not agree on how many there are: {:?}", totals.keys().take(4)));
+        return Err(format!("its parts state different counts: {:?}", totals.keys().take(4)));
     }
     let chunks_claimed = totals.keys().next().copied();
     tile(
@@ -162,7 +162,7 @@ mod tests {
         assert!(problem(&chunked(&[(0, 0, 512), (1, 511, 512)])).contains("overlap"));
         let mut lost = chunked(&[(0, 0, 512), (1, 512, 512), (2, 1024, 7)]);
         lost.layers.remove(1);
-        assert!(problem(&lost).contains("says that it has 3"));
+        assert!(problem(&lost).contains("manifest states 3"));
         for layer in &mut lost.layers {
             layer.annotations.remove(TOTAL);
         }
@@ -180,12 +180,12 @@ mod tests {
             let disk = only(&split);
             assert_eq!((layers(&disk), disk.size), (vec![1, 2, 0], Some(12)), "stored as they are");
             split.layers.remove(1);
-            assert!(problem(&split).contains("says that it has 3"));
+            assert!(problem(&split).contains("manifest states 3"));
         }
         let odd = [("application/octet-stream;part.number=one", "a")];
         assert!(problem(&manifest("", odd)).contains("no number of a part"));
         let kinds = ["x/y;part.number=1;part.total=2", "x/y;part.number=2;part.total=3"];
-        assert!(problem(&manifest("", kinds.map(|kind| (kind, "")))).contains("do not agree"));
+        assert!(problem(&manifest("", kinds.map(|kind| (kind, "")))).contains("state different counts"));
     }
 
     #[test]

@@ -72,8 +72,7 @@ fn check(parts: &[DiskPart<'_>], radix: NumberRadix) -> Result<Option<String>, S
             return Err(format!("a part is missing between {:?} and {:?}", pair[0].title, pair[1].title));
         }
     }
-    Ok((start == 1)
-        .then(|| format!("its parts count from {:?}: nothing proves that none is before it", first.title)))
+    Ok((start == 1).then(|| format!("its parts start at {:?}: a part before it may be missing", first.title)))
 }
 
 impl NumberRadix {
@@ -205,6 +204,6 @@ mod tests {
         let parts = vec![part(0, "d.01", "01"), part(1, "d.02", "02")];
         let (order, warning) = sequence(parts, PartOrder::Epoch).unwrap();
         assert_eq!(order, [0, 1]);
-        assert!(warning.unwrap().contains("count from"));
+        assert!(warning.unwrap().contains("start at"));
     }
 }

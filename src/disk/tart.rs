@@ -40,7 +40,7 @@ pub(super) fn detect(manifest: &Manifest) -> DiskDetection {
     found.add(manifest, &mut UniqueNames::default(), (NAME, &DiskFormat::Raw), parts(manifest));
     if let Some(disk) = found.disks.first().filter(|disk| disk.size.is_none()) {
         let name = &disk.name;
-        found.warnings.push(format!("{name}: some layers do not say {SIZE}, which tart requires"));
+        found.warnings.push(format!("{name}: some layers lack {SIZE}, which tart requires"));
     }
     found
 }

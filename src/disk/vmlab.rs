@@ -88,6 +88,6 @@ mod tests {
         let mut template = template(&["0", "1", "2"]);
         template.layers.pop();
         let found = detect(&template, PartOrder::Epoch);
-        assert!(found.disks.is_empty() && found.problems[0].reason.contains("says that it has 3"));
+        assert!(found.disks.is_empty() && found.problems[0].reason.contains("manifest states 3"));
     }
 }

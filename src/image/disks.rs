@@ -89,12 +89,12 @@ impl OpenImage {
                 }
             }
             // The layer may be an unreadable archive; the process that accesses it gets the error.
-            Err(error) => tracing::debug!(layer = at, error = error.chain(), "not looked for a disk"),
+            Err(error) => tracing::debug!(layer = at, error = error.chain(), "disk detection skipped"),
         }
     }
 
     fn plan(&self, at: usize) -> Result<(&DiskPlan, &OpenedDisk), ReadError> {
-        let missing = || ReadError::new(FaultClass::NotFound, format!("there is no disk {at}"));
+        let missing = || ReadError::new(FaultClass::NotFound, format!("disk {at} does not exist"));
         self.detection().disks.get(at).zip(self.found().get(at)).ok_or_else(missing)
     }
 
@@ -308,7 +308,7 @@ impl OpenImage {
             // The content has the same author, and a program that probes formats would trust it as well.
             let head = read_vec(&*raw, ByteRange::new(0, raw.size().min(disk::HEAD))).await?;
             match disk::inspect(&head, raw.size(), &DiskFormat::Raw).refusal {
-                Some(reason) => Err(refused(&format!("what it holds is not given out: {reason}"))),
+                Some(reason) => Err(refused(&format!("its content is refused: {reason}"))),
                 None => Ok(raw),
             }
         });

@@ -39,7 +39,7 @@ pub enum ImageError {
         limit: usize,
     },
     /// More documents than a mount can show.
-    #[error("{place}: there are more than {limit} manifests and indexes, or they are too large together")]
+    #[error("{place}: more than {limit} manifests and indexes, or too many bytes of them")]
     TooMany {
         /// The reference.
         place: String,
@@ -64,7 +64,7 @@ pub enum ImageError {
     },
     /// Referrers of an image are not covered by its signature.
     #[error(
-        "{place}: what refers to an image is not signed with it, and cannot be shown where a signature is required"
+        "{place}: the signature of an image does not cover its referrers, which cannot be shown with --require-signature"
     )]
     UnsignedReferrers {
         /// The reference.
@@ -78,7 +78,7 @@ pub enum ImageError {
     },
     /// `--verify=toc` for a layer whose parts have no digests.
     #[error(
-        "{place}: --verify=toc cannot be had: the manifest names no digests of the parts of layer {layer} ({digest})"
+        "{place}: --verify=toc is impossible: the manifest names no digests of the parts of layer {layer} ({digest})"
     )]
     NoParts {
         /// The pinned reference.

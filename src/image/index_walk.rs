@@ -289,7 +289,7 @@ impl ImageOpener<'_> {
             Err(error) => return Ok(failed(chain(&error))),
         };
         if document.subject().is_none_or(|about| about.digest != *subject) {
-            return Ok(failed(format!("it is listed as being about {subject}, and does not say so")));
+            return Ok(failed(format!("it is listed as a referrer of {subject}, which is not its subject")));
         }
         match document {
             ManifestDocument::Manifest(manifest) => {
@@ -336,7 +336,7 @@ impl ImageOpener<'_> {
                     Ok(SetMember::image(directory.clone(), self.image(root, manifest, pinned, select).await?))
                 }
                 ManifestDocument::Index(_) => {
-                    let failure = "it is an index, and its entry does not say so".to_owned();
+                    let failure = "it is an index, and its entry has another media type".to_owned();
                     Ok(SetMember::failed(directory.clone(), &entry.digest, failure))
                 }
             }

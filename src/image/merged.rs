@@ -163,7 +163,7 @@ impl OpenImage {
             return Ok(());
         }
         let message =
-            format!("layer {at} is encrypted ({}), and nothing here decrypts it", kind.as_written());
+            format!("layer {at} is encrypted ({}), and ocifs has no keys for it", kind.as_written());
         Err(ReadError::new(FaultClass::Unsupported, message))
     }
 
@@ -189,7 +189,7 @@ impl OpenImage {
                 .collect::<Vec<_>>()
                 .join(", ");
             let message = format!(
-                "several archives have different things at {} ({shown}); choose archives with --layer, or take the later ones \
+                "several archives have different files at {} ({shown}); choose archives with --layer, or take the later ones \
                  with --on-conflict=later",
                 conflicts.number()
             );

@@ -327,7 +327,7 @@ impl OpenImage {
                 });
                 Ok(Arc::new(DeferredReader::new(size, open)))
             }
-            _ => Err(ReadError::new(FaultClass::NotFound, format!("there is no file {at}"))),
+            _ => Err(ReadError::new(FaultClass::NotFound, format!("file {at} does not exist"))),
         }
     }
 

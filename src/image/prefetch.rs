@@ -89,7 +89,7 @@ impl OpenImage {
         if missing > 0 {
             self.note_incomplete(format!("the cache has no room for {missing} bytes"));
         } else {
-            tracing::info!(reference = self.pinned(), "everything is here");
+            tracing::info!(reference = self.pinned(), "everything is cached");
         }
     }
 

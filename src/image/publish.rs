@@ -78,7 +78,8 @@ impl OpenImage {
     fn publisher(&self) -> Result<&IndexPublisher, ReadError> {
         let publisher = self.publisher.as_ref().filter(|_| self.manifest_bytes().is_some());
         publisher.ok_or_else(|| {
-            let message = format!("{}: only an image in a registry can be published beside", self.pinned());
+            let message =
+                format!("{}: an index can only be published for an image in a registry", self.pinned());
             ReadError::new(FaultClass::Usage, message)
         })
     }

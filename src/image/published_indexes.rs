@@ -161,12 +161,12 @@ async fn documents(source: &dyn ImageSource, subject: &Digest, artifact_type: &s
     let listed = match asked.await {
         Ok(Ok(listed)) => listed,
         Ok(Err(error)) => {
-            tracing::debug!(%subject, %error, "no list of what lies beside the image");
+            tracing::debug!(%subject, %error, "cannot list the referrers of the image");
             return Vec::new();
         }
         Err(_) => {
             let waited_ms = LIST_TIMEOUT.as_millis();
-            tracing::warn!(%subject, artifact_type, waited_ms, "no list of what lies beside the image in time");
+            tracing::warn!(%subject, artifact_type, waited_ms, "cannot list the referrers of the image in time");
             return Vec::new();
         }
     };
@@ -195,7 +195,7 @@ async fn blob(
         return small_blob(cache, source, descriptor, MAX_INDEX_BLOB).await;
     }
     let needed = PARSED_FACTOR * descriptor.size;
-    let over = |error: crate::io::OverBudget| error.into_read("what lies beside an image");
+    let over = |error: crate::io::OverBudget| error.into_read("referrers of an image");
     // Nothing is fetched that cannot be held, and nothing is held while it is fetched.
     MEMORY.refuse_larger(needed).map_err(over)?;
     let stored = cache.blob(&descriptor.digest, source.blob(descriptor))?;

@@ -119,7 +119,7 @@ impl OpenImage {
                     self.with_roots(|roots| roots.known.insert(key, entry.map(Arc::new)));
                 }
                 Err(error) => {
-                    tracing::debug!(layer = key.0, error = error.chain(), "first block not looked at");
+                    tracing::debug!(layer = key.0, error = error.chain(), "cannot inspect the first block");
                     is_complete = false;
                 }
             }

@@ -259,7 +259,7 @@ impl SignatureSearch<'_> {
             // First in the list, because the error shows only some reasons.
             self.reasons.insert(
                 0,
-                format!("there are more than {MAX_SIGNATURES} signatures, and none of the last ones counts"),
+                format!("more than {MAX_SIGNATURES} signatures, and none of the last ones is valid"),
             );
             return false;
         }
@@ -293,13 +293,13 @@ fn missing(reason: &str) -> ReadError {
 /// The reasons for an error, each once.
 fn told(mut reasons: Vec<String>) -> String {
     if reasons.is_empty() {
-        return "there is no signature".to_owned();
+        return "no signature found".to_owned();
     }
     let count = reasons.len();
     let mut seen = std::collections::HashSet::new();
     reasons.retain(|reason| seen.insert(reason.clone()));
     let more = if reasons.len() > MAX_LISTED_REASONS { ", and more" } else { "" };
     reasons.truncate(MAX_LISTED_REASONS);
-    let found = if count == 1 { String::new() } else { format!("of {count} found, none counts: ") };
+    let found = if count == 1 { String::new() } else { format!("of {count} found, none is valid: ") };
     format!("{found}{}{more}", reasons.join("; "))
 }

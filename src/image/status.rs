@@ -226,11 +226,11 @@ impl OpenImage {
             if conflicts.count > 0 {
                 let number = conflicts.number();
                 warnings.push(format!(
-                    "several archives have different things at {number}, and the later is shown"
+                    "several archives have different files at {number}, and the later is shown"
                 ));
             }
             warnings.extend(
-                left_out.iter().map(|path| format!("{path}: a hard link to nothing is not in merged/")),
+                left_out.iter().map(|path| format!("{path}: a hard link without a target is not in merged/")),
             );
         }
         let unpacking = self.unpacking();
@@ -242,7 +242,7 @@ impl OpenImage {
             blobs.values().filter(|blob| blob.state() == VerificationState::Poisoned).collect();
         poisoned.sort_unstable_by_key(|blob| blob.digest().as_str());
         warnings.extend(poisoned.iter().map(|blob| {
-            format!("blob {}: other bytes came than its digest names, reading it is an error", blob.digest())
+            format!("blob {}: its bytes differ from its digest, reads of it fail", blob.digest())
         }));
         drop(blobs);
         for at in 0..self.detection().disks.len() {
@@ -294,7 +294,7 @@ fn layer_status(layer: usize, digest: &Digest, opened: &StoredLayer, holds: Laye
         }
         LayerState::Streaming => {
             let why =
-                "one pass over its stored bytes is running; what is not known yet waits for its end".into();
+                "one pass over its stored bytes is running; lookups of unknown names wait for its end".into();
             status("streaming", why, None, Some(opened.decoded()))
         }
         LayerState::Indexed { encoding, stream_size, spans, .. } => {

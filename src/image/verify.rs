@@ -290,7 +290,7 @@ impl OpenImage {
                 if named.is_empty() {
                     tell(
                         VerifyCheck::ok("checksum", line.path.clone())
-                            .skipped(&format!("{path} names it, and it is not here")),
+                            .skipped(&format!("{path} names it, and it is missing")),
                     );
                 }
                 let (algorithm, label) = match line.digest.algorithm() {

@@ -57,7 +57,7 @@ impl VerifiedFirst {
             return Ok(());
         }
         let message = format!(
-            "--verify=toc gives out parts that have digests of their own; {} as stored has none and was not compared as a whole",
+            "--verify=toc serves parts that have digests of their own; {} as stored has none and was not compared as a whole",
             self.0.digest()
         );
         Err(ReadError::new(FaultClass::Unsupported, message))

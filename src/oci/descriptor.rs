@@ -78,7 +78,7 @@ impl Descriptor {
         if bytes.len() as u64 != self.size {
             return Err(OciError::Malformed {
                 what: "document",
-                reason: format!("{} has {} bytes, its descriptor says {}", what(), bytes.len(), self.size),
+                reason: format!("{} has {} bytes, its descriptor states {}", what(), bytes.len(), self.size),
             });
         }
         match self.digest.same_algorithm(bytes) {

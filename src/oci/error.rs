@@ -70,13 +70,13 @@ pub enum OciError {
         reason: String,
     },
     /// No layer matches the selection.
-    #[error("no layer is selected; there is {available}")]
+    #[error("no layer is selected; available: {available}")]
     NoLayer {
         /// Number, media type and title of each layer.
         available: String,
     },
     /// No entry of an index meets the conditions.
-    #[error("no manifest meets {wanted}; there is {available}")]
+    #[error("no manifest meets {wanted}; available: {available}")]
     NoEntry {
         /// The conditions.
         wanted: String,
@@ -92,7 +92,7 @@ pub enum OciError {
         candidates: String,
     },
     /// No manifest of an index fits the platform.
-    #[error("no manifest for platform {wanted}; there is {available}")]
+    #[error("no manifest for platform {wanted}; available: {available}")]
     NoPlatform {
         /// The requested platform.
         wanted: String,

@@ -188,7 +188,7 @@ impl FileNamer {
         let name = plain.as_str();
         let key = wanted.identity.clone().map(|identity| (name.to_owned(), identity));
         if let Some(path) = key.as_ref().and_then(|key| self.seen.get(key)) {
-            let line = format!("{what} is there already with the same digest: {path:?}");
+            let line = format!("{what} exists already with the same digest: {path:?}");
             return self.report(line);
         }
         let path = if self.conflicts(name) {
@@ -199,7 +199,7 @@ impl FileNamer {
             let other = format!("{name}~{:02}", wanted.number);
             let usable = check(&other).is_ok() && self.is_free(&other);
             let path = if usable { self.take(other, item, false) } else { self.add_fallback(item, wanted) };
-            self.report(format!("{what} is there already with another digest: named {path:?}"));
+            self.report(format!("{what} exists already with another digest: named {path:?}"));
             path
         } else {
             self.take(name.to_owned(), item, false)

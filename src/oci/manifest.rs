@@ -104,7 +104,7 @@ impl ManifestDocument {
         let known = |kind: &MediaType| kind.is_index() || kind.is_manifest();
         if known(&raw.media_type) && known(&transport) && raw.media_type != transport {
             return Err(malformed(format!(
-                "it says it is {} but was served as {}",
+                "its mediaType is {}, but it was served as {}",
                 raw.media_type.as_written(),
                 transport.as_written()
             )));
@@ -125,7 +125,7 @@ impl ManifestDocument {
                 }
                 if media_type.is_manifest() {
                     return Err(malformed(format!(
-                        "it has manifests but says it is {}",
+                        "it has manifests, but its mediaType is {}",
                         media_type.as_written()
                     )));
                 }
@@ -150,7 +150,7 @@ impl ManifestDocument {
                 }
                 if media_type.is_index() {
                     return Err(malformed(format!(
-                        "it has layers but says it is {}",
+                        "it has layers, but its mediaType is {}",
                         media_type.as_written()
                     )));
                 }

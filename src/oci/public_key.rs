@@ -92,7 +92,7 @@ impl PublicKey {
         };
         if !is_sound {
             return Err(bad(match kind {
-                KeyAlgorithm::Rsa => "RSA keys have 2048 to 8192 bits here",
+                KeyAlgorithm::Rsa => "its RSA key is not of 2048 to 8192 bits",
                 _ => "its key has another length, or is a compressed point",
             }));
         }

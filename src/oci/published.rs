@@ -48,7 +48,7 @@ pub fn publish_indexes(
     indexes: Vec<(Descriptor, Vec<u8>)>,
 ) -> Result<PublishedManifest, OciError> {
     if indexes.is_empty() {
-        return Err(broken("there is no index to publish".into()));
+        return Err(broken("no index to publish".into()));
     }
     let mut layers = Vec::new();
     let mut blobs = Vec::new();
@@ -127,12 +127,12 @@ fn broken(reason: String) -> OciError {
 fn check_kind(manifest: &Manifest, artifact_type: &str, subject: &Digest) -> Result<(), OciError> {
     if manifest.kind() != Some(&MediaType::from(artifact_type)) {
         let kind = manifest.kind().map_or("nothing", MediaType::as_written);
-        return Err(broken(format!("it says it is {kind}, not {artifact_type}")));
+        return Err(broken(format!("its type is {kind}, not {artifact_type}")));
     }
     match &manifest.subject {
         Some(about) if about.digest == *subject => Ok(()),
-        Some(about) => Err(broken(format!("it is about {}, not about {subject}", about.digest))),
-        None => Err(broken(format!("it is about nothing, not about {subject}"))),
+        Some(about) => Err(broken(format!("its subject is {}, not {subject}", about.digest))),
+        None => Err(broken(format!("it has no subject, expected {subject}"))),
     }
 }
 
@@ -179,7 +179,7 @@ fn checked_index(blob: &Descriptor, layers: &[Descriptor]) -> Result<PublishedIn
 fn all_different(indexes: &[PublishedIndex]) -> Result<(), OciError> {
     let mut seen = BTreeSet::new();
     match indexes.iter().find(|index| !seen.insert(&index.layer)) {
-        Some(twice) => Err(broken(format!("there are two indexes for {}", twice.layer))),
+        Some(twice) => Err(broken(format!("two indexes are for {}", twice.layer))),
         None => Ok(()),
     }
 }
@@ -239,8 +239,8 @@ mod tests {
         let good = parse(&published().manifest.bytes);
         type Spoil = fn(&mut Manifest);
         let cases: [(Spoil, &str); 10] = [
-            (|it| it.artifact_type = Some(TRACE.into()), "it says it is"),
-            (|it| it.subject = None, "about nothing"),
+            (|it| it.artifact_type = Some(TRACE.into()), "its type is"),
+            (|it| it.subject = None, "it has no subject"),
             (|it| it.subject.as_mut().unwrap().digest = Digest::sha256(b"x"), "not about sha256:"),
             (|it| it.layers[1].media_type = "a/b".into(), "is a/b, not"),
             (|it| it.layers[1].size = MAX_INDEX_BLOB + 1, "the limit is"),
@@ -251,7 +251,7 @@ mod tests {
                 "is not of the form",
             ),
             (|it| drop(it.layers[1].annotations.insert(LAYER_SIZE.into(), "+7".into())), "the layer has 7"),
-            (|it| it.layers[1] = it.layers[0].clone(), "two indexes for"),
+            (|it| it.layers[1] = it.layers[0].clone(), "two indexes are for"),
         ];
         for (spoil, words) in cases {
             let mut manifest = good.clone();

@@ -313,7 +313,7 @@ mod tests {
             assert_eq!(select(&entries, &[condition], "linux/amd64"), Ok(entries[1].clone()));
         }
         let none = select(&entries, &["disktype=wsl"], "linux/amd64").unwrap_err().to_string();
-        assert!(none.starts_with("no manifest meets disktype=wsl; there is linux/x86_64"), "{none}");
+        assert!(none.starts_with("no manifest meets disktype=wsl; available: linux/x86_64"), "{none}");
         // Two conditions are both met by one entry, and a property that is missing is not met.
         assert_eq!(
             select(&entries, &["disktype=*p*", "mediaType=*manifest*"], "linux/amd64")

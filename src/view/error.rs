@@ -43,7 +43,7 @@ pub enum ViewError {
         wanted: &'static str,
     },
     /// A directory of several disks where one disk is required.
-    #[error("{path}: there is more than one disk, name one of {names}")]
+    #[error("{path}: several disks; name one of {names}")]
     Several {
         /// The requested path.
         path: String,

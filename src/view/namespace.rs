@@ -583,5 +583,5 @@ fn lossy(path: &[u8]) -> String {
 }
 
 fn unreachable_slot(number: u32) -> ReadError {
-    ReadError::new(FaultClass::Usage, format!("there is no subtree {number}"))
+    ReadError::new(FaultClass::Usage, format!("subtree {number} does not exist"))
 }

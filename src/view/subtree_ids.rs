@@ -183,5 +183,5 @@ fn one(
 }
 
 fn too_many() -> ReadError {
-    ReadError::new(FaultClass::Unsupported, "there are more directories than a mount can number")
+    ReadError::new(FaultClass::Unsupported, "more directories than a mount can number")
 }

@@ -505,7 +505,7 @@ fn what_refers_to_an_image_is_shown_by_the_list_of_the_fallback_tag() {
     let reference = registry.reference(&format!("{REPO}@{}", digest(&image)));
     let mount = site.mount(&reference, &["--referrers"]);
     check_referrers(&mount, &referrers);
-    assert!(mount.status().contains("does not say so"), "{}", mount.status());
+    assert!(mount.status().contains("which is not its subject"), "{}", mount.status());
     assert_eq!(names(&mount.join("merged")), ["signed"]);
     mount.unmount();
     let mount = site.mount(&reference, &[]);

@@ -146,7 +146,7 @@ fn an_image_signed_by_tag_is_mounted_with_any_kind_of_key() {
             &place.reference(),
             &file,
             UNTRUSTED,
-            &[&place.manifest, "there is no signature", "hint:"],
+            &[&place.manifest, "no signature found", "hint:"],
         );
         place.tag(
             &place.manifest,
@@ -172,7 +172,7 @@ fn a_signature_that_proves_nothing_about_the_image_is_refused() {
     refused(&[place.payload(&other, &place.manifest)], "not made with the key");
     refused(&[place.payload(&made, &replayed)], "another image");
     refused(&[place.payload_of(&made, b"something", &simple(&place.manifest))], "not made with the key");
-    refused(&[], "there is no signature");
+    refused(&[], "no signature found");
     let mut unsigned = place.payload(&made, &place.manifest);
     unsigned["annotations"] = json!({});
     refused(&[unsigned], "without a signature");
@@ -315,7 +315,7 @@ fn keys_that_cannot_be_read_are_errors_and_one_of_several_is_enough() {
     );
     place.refuses(&place.reference(), &place.site.scratch().file("empty", ""), USAGE, &["not PEM"]);
     let required = ["--require-signature", file.to_str().unwrap(), "--referrers"];
-    place.site.mount_refused(&place.reference(), &required, USAGE, &["refers"]);
+    place.site.mount_refused(&place.reference(), &required, USAGE, &["referrers"]);
     // The same holds for every command that reads.
     for command in [["cat", "merged/f"], ["ls", "merged"]] {
         let (name, path) = (command[0], command[1]);
@@ -386,7 +386,7 @@ fn a_layout_has_its_signatures_beside_the_image() {
     let mut layout = Layout::create(site.scratch().join("layout"));
     let layer = crate::layout::Layer::of(&Tarball::new().file("f", b"x").bytes(), Encoding::Plain);
     let digest = layout.image("v1", &[layer]);
-    site.mount_refused(&layout.reference("v1"), &required, UNTRUSTED, &["there is no signature"]);
+    site.mount_refused(&layout.reference("v1"), &required, UNTRUSTED, &["no signature found"]);
     let mut payload = layout.blob(PAYLOAD, &simple(&digest));
     payload["annotations"] =
         json!({"dev.cosignproject.cosign/signature": STANDARD.encode(made.sign(&simple(&digest)))});

@@ -205,13 +205,13 @@ fn toc_is_refused_where_the_manifest_names_no_digests_of_parts() {
     let (site, registry) = (Site::new(), FaultRegistry::start());
     let tar = Tarball::new().file("f", &noise(SMALL + MIB, 8)).bytes();
     let image = push_image(&registry, &[Layer::of(&tar, Encoding::Gzip)]);
-    site.mount_refused(&image, &["--verify=toc"], &[6], &["--verify=toc cannot be had", "layer 0", "strict"]);
-    site.ocifs(&["ls", &image, "merged", "--verify=toc"]).refused(&[6], &["--verify=toc cannot be had"]);
+    site.mount_refused(&image, &["--verify=toc"], &[6], &["--verify=toc is impossible", "layer 0", "strict"]);
+    site.ocifs(&["ls", &image, "merged", "--verify=toc"]).refused(&[6], &["--verify=toc is impossible"]);
     let file = push_files(&registry, &[Piece::new("large", "application/x.a", noise(SMALL + 1, 9))]);
-    site.mount_refused(&file, &["--verify=toc"], &[6], &["--verify=toc cannot be had"]);
+    site.mount_refused(&file, &["--verify=toc"], &[6], &["--verify=toc is impossible"]);
     // Indexes that others made and the manifest does not name are no such chain.
     let soci = Index::SociV2.push(&registry);
-    site.mount_refused(&soci.reference, &["--verify=toc"], &[6], &["--verify=toc cannot be had"]);
+    site.mount_refused(&soci.reference, &["--verify=toc"], &[6], &["--verify=toc is impossible"]);
 }
 
 #[test]

@@ -139,8 +139,7 @@ impl ManifestWalk<'_> {
         if self.selected.skip_missing
             && let Some(missing) = self.missing(&blobs).await?
         {
-            let reason =
-                format!("the manifest {digest} is there without its blobs, of which {missing} is missing");
+            let reason = format!("the manifest {digest} is present without its blob {missing}");
             self.left_out.push(LeftOut { digest: digest.clone(), reason });
             return Ok(());
         }
@@ -319,7 +318,7 @@ impl ManifestWalk<'_> {
                 let root = self.opener.document(&listed).await?;
                 let document = parse(&root)?;
                 if document.subject().is_none_or(|about| about.digest != subject) {
-                    let reason = format!("it is listed as being about {subject}, and does not say so");
+                    let reason = format!("it is listed as a referrer of {subject}, which is not its subject");
                     self.left_out.push(LeftOut { digest: root.digest, reason });
                     continue;
                 }
