@@ -286,7 +286,7 @@ impl LoginFlight {
                 return Err(RegistryError::TokenDenied { host, scope: scope.to_owned(), status, message });
             }
             if let Some(wait) = wait {
-                message.push_str(&format!(" (it wants to be asked again in {} s)", wait.as_secs()));
+                message.push_str(&format!(" (retry after {} s)", wait.as_secs()));
             }
             return Err(RegistryError::Status { host, what, status, message, retry_after: wait });
         }

@@ -369,7 +369,7 @@ impl ClientShared {
         };
         let bytes = body.limited(reply.response, MAX_DOCUMENT, ending).await?;
         if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-            return Err(not_registry("something that is no JSON document"));
+            return Err(not_registry("a body that is no JSON document"));
         }
         let digest = named(selector, &bytes, &host, what)?;
         if let Some(promised) = promised.filter(|promised| !promised.is_empty()) {

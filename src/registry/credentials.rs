@@ -125,7 +125,7 @@ impl CredentialStore {
         if let Some(authfile) = &self.authfile {
             let place = authfile.display().to_string();
             let text =
-                read(authfile, &place).await?.ok_or_else(|| broken(&place, "there is no such file"))?;
+                read(authfile, &place).await?.ok_or_else(|| broken(&place, "the file does not exist"))?;
             return AuthFile::parse(&place, &text)?.find(&place, &keys).await;
         }
         if let Some(inline) = &self.inline {
@@ -162,7 +162,7 @@ async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError>
             return Ok(None);
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            tracing::warn!(file = place, "credentials are not readable, going on without them");
+            tracing::warn!(file = place, "cannot read credentials; continuing without them");
             return Ok(None);
         }
         Err(error) => return Err(broken(place, error)),
@@ -173,7 +173,7 @@ async fn read(file: &Path, place: &str) -> Result<Option<String>, RegistryError>
     match tokio::fs::read_to_string(file).await {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            tracing::warn!(file = place, "credentials are not readable, going on without them");
+            tracing::warn!(file = place, "cannot read credentials; continuing without them");
             Ok(None)
         }
         Err(error) => Err(broken(place, error)),

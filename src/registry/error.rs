@@ -123,7 +123,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// A token server answers, and gives no token.
-    #[error("token server {host} answered {what} with something that holds no token")]
+    #[error("token server {host} answered {what} without a token")]
     NoToken {
         /// Host of the token realm.
         host: String,
@@ -141,13 +141,13 @@ pub enum RegistryError {
         reason: String,
     },
     /// The host expects HTTPS, and the request was HTTP.
-    #[error("{host} speaks https, and was spoken to by http")]
+    #[error("{host} expects https and got an http request")]
     SpeaksTls {
         /// The host.
         host: String,
     },
     /// A proxy refused the connection.
-    #[error("proxy {proxy} gave no tunnel to {host}: {reason}")]
+    #[error("proxy {proxy} refused a tunnel to {host}: {reason}")]
     Proxy {
         /// The destination host.
         host: String,
@@ -180,7 +180,7 @@ pub enum RegistryError {
     },
     /// The registry reports a blob shorter than its descriptor (416, RFC 9110 section 15.5.17).
     #[error(
-        "registry {host} answered {what} with status 416: it has {actual} bytes, the descriptor says {expected}"
+        "registry {host} answered {what} with status 416: it has {actual} bytes, the descriptor states {expected}"
     )]
     SizeConflict {
         /// The host that answered.
@@ -193,7 +193,7 @@ pub enum RegistryError {
         actual: String,
     },
     /// A web file has changed since the first request.
-    #[error("{host} has another version of {what} now than when it was first read")]
+    #[error("{host} has another version of {what} than at its first read")]
     Changed {
         /// The host.
         host: String,
@@ -269,7 +269,7 @@ pub enum RegistryError {
         place: String,
     },
     /// A name that forms no URL.
-    #[error("{what} of {host} makes no address: {reason}")]
+    #[error("{what} of {host} has no valid address: {reason}")]
     Address {
         /// The host as written.
         host: String,

@@ -180,15 +180,10 @@ impl HostState {
         let alone = error.retry_after().unwrap_or_default().clamp(HOST_BACKOFF, 60 * HOST_BACKOFF);
         if role == EndpointRole::Primary {
             // The user declared the registry insecure, so plain HTTP is allowed.
-            tracing::debug!(host = self.name, error = chain(error), "spoken to otherwise");
+            tracing::debug!(host = self.name, error = chain(error), "falling back to another protocol");
         } else if !self.is_failing() {
             let error = chain(error);
-            tracing::warn!(
-                host = self.name,
-                error,
-                seconds = alone.as_secs(),
-                "host failed and is left alone"
-            );
+            tracing::warn!(host = self.name, error, seconds = alone.as_secs(), "host failed; backing off");
         }
         *lock(&self.failing) = Some(Instant::now() + alone);
     }

@@ -55,14 +55,14 @@ async fn ask_program(program: &str, server: &str, limit: Duration) -> Result<Opt
         let message = words.iter().filter(|words| !words.is_empty()).cloned().collect::<Vec<_>>().join("; ");
         return match message {
             message if message.contains(NOT_FOUND_MESSAGE) => Ok(None),
-            message if message.is_empty() => Err("it failed without a word".into()),
+            message if message.is_empty() => Err("it failed without a message".into()),
             message => Err(message),
         };
     }
     let (user, secret) = parse(&answer).ok_or("its answer is not a credential")?;
     if !complaint.is_empty() {
         let complaint = sanitised(&String::from_utf8_lossy(&complaint));
-        tracing::info!(program, complaint, "the credential helper says");
+        tracing::info!(program, complaint, "message of the credential helper");
     }
     Ok((!secret.is_empty()).then(|| UserCredential { user, secret: RedactedSecret::new(secret) }))
 }
@@ -205,7 +205,7 @@ mod tests {
             ("echo locked; exit 1", "locked"),
             ("echo run aws sso login >&2; exit 1", "aws sso login"),
             ("head -c 100000 /dev/zero >&2; echo locked; exit 1", "locked"),
-            ("exit 1", "without a word"),
+            ("exit 1", "without a message"),
             ("sleep 20", "no answer in 1500 ms"),
             ("echo not json", "not a credential"),
             ("head -c 100000 /dev/zero", "longer than"),

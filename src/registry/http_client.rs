@@ -190,7 +190,7 @@ impl HttpClients {
     /// Logs the warnings of a registry (distribution-spec, "Warnings"): `299 - "text"`, each once.
     fn note_warnings(&self, host: &str, headers: &HeaderMap) {
         for warning in self.new_warnings(host, headers) {
-            tracing::warn!(registry = host, warning, "the registry warns");
+            tracing::warn!(registry = host, warning, "warning from the registry");
         }
     }
 

@@ -102,7 +102,7 @@ pub(super) async fn addresses(host: &str) -> Option<Result<Vec<IpAddr>, String>>
     })
 }
 
-const NO_ANSWER: &str = "the process that keeps the mount gave no answer";
+const NO_ANSWER: &str = "the monitor of the mount did not answer";
 
 async fn ask(start: RpcStart, question: &RpcQuestion) -> Result<RpcAnswer, String> {
     let exchange = async {

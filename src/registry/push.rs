@@ -287,7 +287,7 @@ impl PushSession<'_> {
             _ => return Err(of_push(refusal(reply, what, stall).await)),
         }
         let host = host_of(&reply.url);
-        let location = reply.response.headers().get("location").ok_or("no place for it".to_owned());
+        let location = reply.response.headers().get("location").ok_or("no upload location".to_owned());
         let place = location.and_then(|location| scope.endpoint.follow(&reply.url, location.as_bytes()));
         let place = place.map_err(|reason| RegistryError::Misled {
             host: host.clone(),

@@ -280,7 +280,7 @@ pub(super) async fn refusal(reply: RegistryResponse, what: &str, stall: Duration
         return RegistryError::SpeaksTls { host };
     }
     if let Some(wait) = wait {
-        message.push_str(&format!(" (it wants to be asked again in {} s)", wait.as_secs()));
+        message.push_str(&format!(" (retry after {} s)", wait.as_secs()));
     }
     match status {
         404 => RegistryError::NotFound { host, what, message },

@@ -85,7 +85,7 @@ impl HeldBlob {
                     return Some(file);
                 }
                 Ok(Some(actual)) => {
-                    tracing::warn!(path = %path.display(), %actual, "a blob of a content store is not what it is called, and is not used");
+                    tracing::warn!(path = %path.display(), %actual, "a blob of a content store does not match its digest, and is not used");
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -136,7 +136,7 @@ impl HeldBlob {
 fn passed_over(error: &ReadError) {
     tracing::warn!(
         error = error.chain(),
-        "a blob of a content store cannot be read any more, and is passed over"
+        "a blob of a content store cannot be read any more, and is skipped"
     );
 }
 

@@ -35,7 +35,7 @@ impl LayoutDirectory {
         let not_a_layout = |reason: String| SourceError::NotALayout { place: place.clone(), reason };
         let required = |name: &str| match read_document(path, Path::new(name)) {
             Err(SourceError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Err(not_a_layout(format!("there is no file {name}")))
+                Err(not_a_layout(format!("the file {name} is missing")))
             }
             read => read,
         };
@@ -160,7 +160,7 @@ impl LayoutBlob {
         let file = LocalFile::opened(open_inside(&self.directory, &self.below), &path)?;
         if file.size() != self.size {
             let (path, size) = (path.display(), file.size());
-            let message = format!("{path} has {size} bytes, its descriptor says {}", self.size);
+            let message = format!("{path} has {size} bytes, its descriptor states {}", self.size);
             return Err(ReadError::new(FaultClass::Mismatch, message));
         }
         *held = HeldFile::of(&file);

@@ -28,7 +28,7 @@ pub enum SourceError {
         place: String,
     },
     /// A request that only the network can answer.
-    #[error("{what} is not in the cache, and the network is not asked when offline")]
+    #[error("{what} is not in the cache, and no request is made offline")]
     Offline {
         /// The reference or digest.
         what: String,
@@ -42,7 +42,7 @@ pub enum SourceError {
         reason: String,
     },
     /// A layout without the requested image.
-    #[error("{place} has no image {wanted}; there is {available}")]
+    #[error("{place} has no image {wanted}; available: {available}")]
     NotInLayout {
         /// The directory or archive.
         place: String,

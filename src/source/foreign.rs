@@ -106,7 +106,7 @@ impl ForeignBlob {
                 }
                 Ok(WebFile::Ranges(file)) => {
                     let (actual, size) = (file.size(), self.source.size());
-                    let message = format!("{address} has {actual} bytes, the descriptor says {size}");
+                    let message = format!("{address} has {actual} bytes, the descriptor states {size}");
                     last = ReadError::new(FaultClass::Mismatch, message);
                 }
                 Ok(WebFile::Whole(_)) => return Ok(ForeignFile::Whole(address)),

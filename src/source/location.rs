@@ -74,7 +74,7 @@ impl LayoutChoice {
     fn named(text: &str) -> Result<Self, &'static str> {
         match text.strip_prefix('@') {
             Some(number) => {
-                number.parse().map(LayoutChoice::Number).map_err(|_| "what follows :@ is not a number")
+                number.parse().map(LayoutChoice::Number).map_err(|_| "the text after :@ is not a number")
             }
             None if text.is_empty() => Err("the tag after ':' is empty"),
             None => Ok(LayoutChoice::Tag(text.to_owned())),
@@ -244,7 +244,7 @@ impl FromStr for ImageLocation {
         if is_path(text) {
             let (path, digest) = pinned(text)?;
             let choice = digest.map_or(LayoutChoice::Only, LayoutChoice::Digest);
-            let path = at_home(path).ok_or_else(|| bad("there is no HOME to find it in"))?;
+            let path = at_home(path).ok_or_else(|| bad("HOME is not set"))?;
             return Ok(ImageLocation::Archive {
                 at: ArchiveLocation::File(path),
                 form: ExpectedForm::Any,
@@ -273,7 +273,7 @@ fn layout(rest: &str, bad: impl Fn(&str) -> OciError) -> Result<ImageLocation, O
         },
     };
     if directory.is_empty() {
-        return Err(bad("there is no directory after oci:"));
+        return Err(bad("the directory after oci: is missing"));
     }
     Ok(ImageLocation::Layout { directory: directory.into(), choice })
 }
@@ -292,7 +292,7 @@ fn archive(
         (None, None) => LayoutChoice::Only,
     };
     if file.is_empty() {
-        return Err(bad("there is no file after the transport"));
+        return Err(bad("the file after the transport is missing"));
     }
     // A file of that name is written `./-`.
     let at = if file == "-" { ArchiveLocation::Input } else { ArchiveLocation::File(file.into()) };
@@ -481,10 +481,10 @@ mod tests {
         for (text, hint) in [
             (".x", "./"),
             ("~x", "./"),
-            ("oci:", "no directory"),
+            ("oci:", "the directory"),
             ("oci:x:", "empty"),
             ("oci:x:@y", "not a number"),
-            ("oci-archive:", "no file"),
+            ("oci-archive:", "the file"),
             ("docker-archive:x.tar:", "empty"),
             ("dir:x", "not supported"),
             ("oci:x@sha256:1", "digest"),

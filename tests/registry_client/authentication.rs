@@ -78,7 +78,7 @@ async fn a_token_that_never_works_is_denied_after_two() {
 async fn what_the_token_server_says_is_told() {
     let cases = [
         (Bad::TokenServerDown, FaultClass::Unavailable, "status 503: down for the night"),
-        (Bad::TokenServerHtml, FaultClass::Misbehaved, "holds no token"),
+        (Bad::TokenServerHtml, FaultClass::Misbehaved, "without a token"),
         // Followed, and without the password.
         (Bad::TokenServerRedirects, FaultClass::Denied, "status 403"),
         (

@@ -74,7 +74,7 @@ fn said(words: &[&str]) -> Finished {
 #[test]
 fn a_registry_that_fails_or_wants_fewer_requests_is_named_and_not_the_network() {
     for (status, wait, tries, words) in [
-        (429, Some("3600"), 1, &["status 429", "3600 s", "hint: the registry wants fewer requests"][..]),
+        (429, Some("3600"), 1, &["status 429", "3600 s", "hint: the registry limits requests"][..]),
         (500, None, 5, &["status 500", "hint: the registry fails, not the network"]),
         (503, None, 5, &["status 503", "hint: the registry fails, not the network"]),
     ] {
@@ -235,7 +235,7 @@ fn a_file_that_was_replaced_at_its_address_is_called_that() {
 #[test]
 fn a_token_server_that_gives_no_token_is_no_reason_to_doubt_the_registry() {
     for (body, code, words) in [
-        (r#"{"error": "no"}"#, 5, "holds no token"),
+        (r#"{"error": "no"}"#, 5, "without a token"),
         (r#"{"token": "t", "expires_in": "300"}"#, 0, ""),
         (r#"{"token": "t", "expires_in": 300.0}"#, 0, ""),
         (r#"{"token": "t", "expires_in": -1}"#, 0, ""),

@@ -115,7 +115,7 @@ async fn a_blob_shorter_than_its_descriptor_is_an_error_with_both_sizes() {
     let digest = server.push_blob(noise(1000));
     let blob = client().blob(&reference(&server), &descriptor(&digest, 5000));
     let error = blob.fetch(ByteRange::new(3000, 4000)).await.err().unwrap();
-    assert!(error.chain().contains("has 1000 bytes, the descriptor says 5000"), "{}", error.chain());
+    assert!(error.chain().contains("has 1000 bytes, the descriptor states 5000"), "{}", error.chain());
     assert_eq!((error.fault(), statuses(&server.requests())), (FaultClass::Misbehaved, vec![416]));
     // A range that begins inside is answered, and refused for its total.
     assert_eq!(blob.fetch(ByteRange::new(500, 600)).await.err().unwrap().fault(), FaultClass::Misbehaved);

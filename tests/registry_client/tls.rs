@@ -278,7 +278,7 @@ fn a_registry_of_https_on_this_machine_is_not_asked_again_by_http() {
     let doors = doors();
     let home = tempfile::tempdir().unwrap();
     run(&mut inspect(&format!("localhost:{}/team/app:v1", doors.tls), home.path(), &[], &[]))
-        .refused(&[5], &["speaks https", "--tls-verify=true"]);
+        .refused(&[5], &["expects https", "--tls-verify=true"]);
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl RegistriesConf {
         let mut all = Self::default();
         let mut dirs = vec![drop_ins(&places.system), drop_ins(&places.user)];
         if let Some(named) = &places.registries {
-            let text = read(named)?.ok_or_else(|| broken(named, "there is no such file"))?;
+            let text = read(named)?.ok_or_else(|| broken(named, "the file does not exist"))?;
             all.add(named, &text)?;
         } else if let Some((user, text)) = present(main(&places.user))? {
             all.add(&user, &text)?;
@@ -121,7 +121,7 @@ impl RegistriesConf {
     pub(super) fn add(&mut self, path: &Path, text: &str) -> Result<(), RegistryError> {
         let written: RegistriesToml = parse(path, text)?;
         if written.registries.is_some() {
-            tracing::warn!(file = %path.display(), "version 1 of registries.conf is not read, its [registries] count for nothing");
+            tracing::warn!(file = %path.display(), "version 1 of registries.conf is not supported; its [registries] are ignored");
         }
         // Within a file the first entry of a prefix applies, across files the last.
         let mut fresh: Vec<PrefixEntry> = Vec::new();
@@ -136,7 +136,7 @@ impl RegistriesConf {
             {
                 tracing::warn!(
                     place = entry.place,
-                    "a prefix with a tag or digest is not supported and counts for nothing"
+                    "a prefix with a tag or digest is not supported; ignored"
                 );
             } else if fresh.iter().all(|other| other.prefix != entry.prefix) {
                 fresh.push(entry);
