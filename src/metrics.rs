@@ -242,7 +242,7 @@ pub fn families() -> Vec<MetricFamily> {
             .into(),
     };
     let mut families = vec![
-        counter("ocifs_bytes_served_total", "Bytes of files that readers were given.", &BYTES_SERVED),
+        counter("ocifs_bytes_served_total", "Bytes of files served to readers.", &BYTES_SERVED),
         counter(
             "ocifs_bytes_fetched_total",
             "Bytes of bodies that registries and storage sent.",
@@ -254,14 +254,10 @@ pub fn families() -> Vec<MetricFamily> {
         lookups("ocifs_cache_misses_total", "Blocks that a read had to wait for.", |lookups| &lookups.misses),
         counter(
             "ocifs_cache_evictions_total",
-            "Blobs and parts of blobs that made room for others.",
+            "Blobs and parts of blobs evicted from the cache.",
             &EVICTIONS,
         ),
-        counter(
-            "ocifs_cache_evicted_bytes_total",
-            "Room that was made in the cache for others.",
-            &EVICTED_BYTES,
-        ),
+        counter("ocifs_cache_evicted_bytes_total", "Bytes evicted from the cache.", &EVICTED_BYTES),
         counter("ocifs_read_errors_total", "Reads that ended in an error.", &READ_ERRORS),
         MetricFamily::single(
             "ocifs_open_files",

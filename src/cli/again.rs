@@ -19,7 +19,7 @@ pub(super) async fn once_more<T>(
 ) -> Result<T, CliError> {
     match work().await {
         Err(failure) if failure.is_mismatch() && !door.is_used() => {
-            tracing::warn!(error = %failure, "wrong bytes came and are fetched once more");
+            tracing::warn!(error = %failure, "wrong bytes received; fetching them again");
             work().await
         }
         done => done,

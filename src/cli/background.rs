@@ -38,7 +38,9 @@ pub(super) fn launch(argv: &[OsString], input: secret::SecretInput) -> Result<()
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
         // This process has no log; standard error may be closed too.
-        std::io::stderr().write_all(format!("ocifs: mounted, but cannot say so: {error}\n").as_bytes()).ok();
+        std::io::stderr()
+            .write_all(format!("ocifs: mounted, but cannot report it: {error}\n").as_bytes())
+            .ok();
     }
     Ok(())
 }
@@ -165,7 +167,7 @@ fn leave_session() -> Result<(), CliError> {
 /// Requests SIGTERM for the end of the owner, if this process has one.
 fn follow_owner() -> Result<(), CliError> {
     let Some(owner) = std::env::var_os(OWNER_VARIABLE) else { return Ok(()) };
-    let failed = |errno: nix::Error| CliError::local("following the process that wants the mount", &errno);
+    let failed = |errno: nix::Error| CliError::local("watching the process that requested the mount", &errno);
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(failed)?;
     // The owner may have ended before the request.
     match owner.to_str() == Some(&nix::unistd::getppid().to_string()) {
@@ -188,7 +190,7 @@ pub(super) async fn abandoned() {
 /// In the child: reports that the mount answers, and gives up the caller's output and directory.
 pub(super) fn ready(message: &str) -> Result<(), CliError> {
     leave_session()?;
-    let failed = |error: std::io::Error| CliError::local("telling that the mount is there", &error);
+    let failed = |error: std::io::Error| CliError::local("reporting the mount as ready", &error);
     // Nothing that can fail comes after the report: otherwise the command would report a mount that then ends.
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
     // The command ends when the outputs close; the caller may then check which directories are in use.

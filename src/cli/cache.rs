@@ -104,7 +104,7 @@ impl UnknownFiles {
 }
 
 fn tell_unknown(path: &std::path::Path) {
-    let mut text = b"ocifs: not a file of ocifs, left alone: ".to_vec();
+    let mut text = b"ocifs: skipped, not a file of ocifs: ".to_vec();
     // Writing to memory cannot fail, and standard error may be closed.
     output::safe(&mut text, path.as_os_str().as_encoded_bytes()).ok();
     text.push(b'\n');
@@ -278,14 +278,14 @@ fn told(entry: &ContentName, what: &str) {
 
 fn total(swept: &GcReport) -> Result<(), CliError> {
     let mut out = output::stdout();
-    let printed = writeln!(out, "{} removed, {} given back", swept.removed, human(swept.bytes));
+    let printed = writeln!(out, "{} removed, {} freed", swept.removed, human(swept.bytes));
     output::printed(printed.and_then(|()| out.flush()))
 }
 
 fn remove(args: &RemoveArgs) -> Result<(), CliError> {
     let dir = args.kept.dir()?;
     let Some(inventory) = CacheInventory::open(&dir)? else {
-        return Err(CliError::absent(format!("nothing is kept in {}", dir.display())));
+        return Err(CliError::absent(format!("the cache {} is empty", dir.display())));
     };
     let mut wanted: HashSet<Digest> = HashSet::new();
     let mut locations = Vec::new();
@@ -314,7 +314,7 @@ fn remove(args: &RemoveArgs) -> Result<(), CliError> {
         |entry, bytes| told(entry, if bytes.is_some() { "removed" } else { "in use:" }),
     )?;
     if swept.removed == 0 && swept.in_use == 0 {
-        return Err(CliError::absent("nothing of that is kept here"));
+        return Err(CliError::absent("no cached content matches"));
     }
     total(&swept)?;
     if swept.in_use > 0 {
@@ -337,7 +337,7 @@ fn prune(args: &PruneArgs) -> Result<(), CliError> {
 fn verify(args: &CacheVerifyArgs) -> Result<(), CliError> {
     let dir = args.kept.dir()?;
     let Some(inventory) = CacheInventory::open(&dir)? else {
-        return Err(CliError::absent(format!("nothing is kept in {}", dir.display())));
+        return Err(CliError::absent(format!("the cache {} is empty", dir.display())));
     };
     let wanted: HashSet<&Digest> = args.digests.iter().collect();
     let used = inventory.used()?;
@@ -360,14 +360,14 @@ fn verify(args: &CacheVerifyArgs) -> Result<(), CliError> {
         Ok::<_, CacheError>(ControlFlow::<()>::Continue(()))
     })?;
     if count == 0 && !wanted.is_empty() {
-        return Err(CliError::absent("nothing of that is kept here"));
+        return Err(CliError::absent("no cached content matches"));
     }
     let mut out = output::stdout();
     let printed = writeln!(out, "{count} verified, {} read, {damaged} damaged", human(bytes));
     output::printed(printed.and_then(|()| out.flush()))?;
     if damaged > 0 {
         return Err(CliError::mismatch(format!(
-            "{damaged} contents were damaged; what was dropped is fetched again when it is read"
+            "{damaged} contents were damaged; dropped blocks are fetched again on the next read"
         )));
     }
     Ok(())
@@ -379,8 +379,8 @@ fn describe(damage: ContentDamage) -> String {
         ContentDamage::Blocks(blocks) => format!("{blocks} blocks"),
         ContentDamage::Sidecar => "its checksums".to_owned(),
         ContentDamage::Data => "no data".to_owned(),
-        ContentDamage::Digest => "not what its digest names".to_owned(),
-        ContentDamage::File => "it does not match its checksum".to_owned(),
+        ContentDamage::Digest => "digest mismatch".to_owned(),
+        ContentDamage::File => "checksum mismatch".to_owned(),
     }
 }
 

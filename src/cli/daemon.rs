@@ -205,8 +205,8 @@ impl DaemonSignals {
                     tracing::info!("the terminal of the mount is gone");
                     return;
                 } else { match registry.forget_logins() {
-                    Ok(()) => tracing::info!("credentials and the configuration are read anew"),
-                    Err(error) => tracing::warn!(%error, "the configuration stays as it was"),
+                    Ok(()) => tracing::info!("credentials and configuration reloaded"),
+                    Err(error) => tracing::warn!(%error, "cannot reload the configuration; the old one stays"),
                 } },
                 _ = self.statistics.recv() => output::statistics(&metrics_server::json()),
             }

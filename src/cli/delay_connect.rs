@@ -32,8 +32,11 @@ impl DelayedMount {
         service: &ManagedService,
     ) -> Result<Self, CliError> {
         let attached = mount::attach(dir, options, scope(&args.serve), &Handle::current())?;
-        let message =
-            format!("{} mounted at {}, to be opened when it can", options.source, attached.dir().display());
+        let message = format!(
+            "{} mounted at {}, to be opened when its registry answers",
+            options.source,
+            attached.dir().display()
+        );
         if let Err(failure) = say(&message, in_background) {
             attached.detach()?;
             return Err(failure);
@@ -56,7 +59,7 @@ impl DelayedMount {
             };
             match opened {
                 Err(failure) if failure.is_passing() => {
-                    tracing::warn!(%failure, "it cannot be opened yet");
+                    tracing::warn!(%failure, "cannot open the image yet; retrying");
                     self.attached.note_error(failure.to_string());
                     tokio::time::sleep(CONNECT_RETRY_DELAY).await;
                     if !self.attached.is_in_place() {
@@ -84,7 +87,7 @@ impl DelayedMount {
     /// Unmounts, if the mount is still in place.
     pub(super) fn detach(self) {
         if let Err(error) = self.attached.detach() {
-            tracing::warn!(%error, "the mount could not be taken away");
+            tracing::warn!(%error, "cannot unmount");
         }
     }
 }

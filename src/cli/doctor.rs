@@ -77,7 +77,7 @@ fn cache(args: &ImageArgs) -> CheckedFact {
                 ..0x4000_0000 => CheckedFact::limited(
                     "cache",
                     told,
-                    "what is evicted is fetched again; make room, or choose another directory with --cache-dir",
+                    "evicted content is fetched again; free space, or choose another directory with --cache-dir",
                 ),
                 _ => CheckedFact::good("cache", told),
             }
@@ -91,7 +91,7 @@ async fn reference(args: &ImageArgs) -> Vec<CheckedFact> {
     let family = match open(args).await {
         Ok(family) => family,
         Err(failure) => {
-            let hint = failure.hint().unwrap_or("\"ocifs inspect\" says the same").to_owned();
+            let hint = failure.hint().unwrap_or("\"ocifs inspect\" fails likewise").to_owned();
             return vec![CheckedFact::bad("reference", failure.to_string(), hint)];
         }
     };
@@ -110,7 +110,7 @@ async fn reference(args: &ImageArgs) -> Vec<CheckedFact> {
 
 async fn ranges(image: &OpenImage) -> CheckedFact {
     match image.probe().await {
-        Ok(None) => CheckedFact::good("ranges", "there is no blob to ask for"),
+        Ok(None) => CheckedFact::good("ranges", "no blob to request"),
         Ok(Some(probe)) if probe.ranges => CheckedFact::good(
             "ranges",
             format!(
@@ -126,12 +126,12 @@ async fn ranges(image: &OpenImage) -> CheckedFact {
         Ok(Some(_)) => CheckedFact::limited(
             "ranges",
             "the registry answers a range with the whole blob",
-            "every first read of a blob waits for all that comes before it; a mirror that knows ranges helps (docs/registries.md)",
+            "the first read of a blob waits for every byte before it; a mirror that serves ranges helps (docs/registries.md)",
         ),
         Err(error) => CheckedFact::bad(
             "ranges",
             error.chain(),
-            "the manifest can be had, and its blobs cannot: are both for this user?",
+            "the manifest is readable and its blobs are not: may this user read both?",
         ),
     }
 }
@@ -150,7 +150,7 @@ async fn laziness(image: &OpenImage) -> CheckedFact {
                     "layers {} of {count} are compressed and have no index: each is read once before its files can be",
                     numbers.join(", ")
                 ),
-                "\"ocifs index build\" makes the index here, \"ocifs index push\" for other machines; --prefetch=all does not wait for the first reader",
+                "\"ocifs index build\" builds the index on this machine, \"ocifs index push\" publishes it for others; --prefetch=all does not wait for the first reader",
             )
         }
     }
@@ -158,7 +158,7 @@ async fn laziness(image: &OpenImage) -> CheckedFact {
 
 fn several(family: &ImageSet) -> CheckedFact {
     let count = family.members().len();
-    CheckedFact::good("laziness", format!("there are {count} manifests, and none of them was chosen"))
+    CheckedFact::good("laziness", format!("the index has {count} manifests and none is chosen"))
 }
 
 fn millis(time: Duration) -> String {

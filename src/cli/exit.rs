@@ -87,8 +87,7 @@ impl CliError {
 
     /// A layer would have to be read as a whole, and `--require-lazy` excludes that.
     pub(super) fn not_lazy(message: impl Into<String>) -> Self {
-        let hint =
-            "\"ocifs index build REF\" makes the index on this machine, \"ocifs index push REF\" for others";
+        let hint = "\"ocifs index build REF\" builds the index on this machine, \"ocifs index push REF\" publishes it for others";
         Self { code: CONTENT, message: message.into(), hint: Some(hint.to_owned()), silent: false }
     }
 
@@ -231,7 +230,7 @@ impl From<ImageError> for CliError {
             ),
             (ImageError::Cache(_), _) => Some("choose another directory with --cache-dir".to_owned()),
             (ImageError::Untrusted { .. }, _) => Some(
-                "is the right key given, and was this digest signed? \"cosign verify --key KEY REF\" tells more".to_owned(),
+                "is the right key given, and was this digest signed? \"cosign verify --key KEY REF\" shows details".to_owned(),
             ),
             (ImageError::UnsignedReferrers { .. }, _) => {
                 Some("leave out --referrers, or mount them without --require-signature".to_owned())
@@ -241,13 +240,13 @@ impl From<ImageError> for CliError {
             }
             _ if hint_of_registry(&error).is_some() => hint_of_registry(&error),
             (_, FaultClass::Mismatch) => Some(
-                "other bytes came than the manifest names; to fetch them again, remove the cache directory".to_owned(),
+                "the received bytes differ from the manifest's digest; to fetch them again, remove the cache directory".to_owned(),
             ),
             (ImageError::Source(SourceError::Registry(RegistryError::Blocked { .. })), _) => {
-                Some("whoever administrates this machine does not want it to be used; take blocked = true away there".to_owned())
+                Some("the administrator of this machine blocks it; remove blocked = true from that file".to_owned())
             }
             (ImageError::Source(SourceError::Registry(RegistryError::Config { .. })), _) => {
-                Some("docs/registries.md says what these files may hold".to_owned())
+                Some("docs/registries.md describes these files".to_owned())
             }
             (ImageError::Source(SourceError::Ambiguous { .. }), _) => Some(
                 "oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:NAME:TAG and URL#TAG name one; @sha256:... behind anything does, too"
@@ -283,10 +282,10 @@ fn hint_of_registry(error: &(dyn std::error::Error + 'static)) -> Option<String>
 fn registry_hint(error: &RegistryError) -> Option<String> {
     let hint = match (error.last(), error.tls_trouble()) {
         (_, Some(TlsTrouble::Expired)) => {
-            "renew the registry's certificate, or set this machine's clock; --tls-verify=false lets it do"
+            "renew the registry's certificate, or set this machine's clock; --tls-verify=false accepts it"
         }
         (_, Some(TlsTrouble::OtherName)) => {
-            "use a name that its certificate is for; --tls-verify=false lets it do for this one"
+            "use a name that its certificate is for; --tls-verify=false accepts it for this one"
         }
         (_, Some(TlsTrouble::ClientCertificate)) => {
             "put the client certificate and its key (NAME.cert, NAME.key) into certs.d/HOST, or name their directory with --cert-dir"
@@ -295,10 +294,10 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
             "the host speaks http on this port: pass --plain-http, or name its port for https"
         }
         (_, Some(TlsTrouble::Other)) => {
-            "name who signed its certificate with --ca-file, or put it into certs.d; for http there is --plain-http"
+            "name its certificate authority with --ca-file, or put it into certs.d; for http, pass --plain-http"
         }
         (RegistryError::SpeaksTls { .. }, _) => {
-            "loopback registries are spoken to by http: pass --tls-verify=true, or --ca-file FILE with who signed its certificate"
+            "loopback registries are reached by http: pass --tls-verify=true, or --ca-file FILE with its certificate authority"
         }
         (RegistryError::Proxy { .. }, _) => {
             "the proxy refuses, not the registry: NO_PROXY names hosts that are reached without it"
@@ -309,13 +308,13 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
             "is this a registry? its address is the part before the first slash"
         }
         (RegistryError::Misled { reason, .. }, _) if reason.contains("from https to http") => {
-            "insecure = true in registries.conf, or --tls-verify=false, lets a registry lead from https to http"
+            "insecure = true in registries.conf, or --tls-verify=false, allows redirects from https to http"
         }
         (RegistryError::Misled { reason, .. }, _) if reason.contains("private network") => {
-            "name the host in registries.conf, as the location of a [[registry]], where registries may lead there"
+            "name the host in registries.conf, as the location of a [[registry]], to allow redirects to it"
         }
         _ if error.is_too_often() => {
-            "the registry wants fewer requests: wait, or log in where that raises the limit"
+            "the registry limits requests: wait, or log in where that raises the limit"
         }
         _ if error.is_failing() => "the registry fails, not the network: try again later",
         _ if error.fault() == FaultClass::Denied
@@ -364,7 +363,8 @@ impl From<ExportError> for CliError {
         }
         let hint = match &error {
             ExportError::Read(read) if read.fault() == FaultClass::Mismatch => Some(
-                "other bytes came than the manifest names, and what was written of them is wrong".to_owned(),
+                "the received bytes differ from the manifest's digest, and the written output is wrong"
+                    .to_owned(),
             ),
             _ => None,
         };
@@ -376,14 +376,14 @@ impl From<MountError> for CliError {
     fn from(error: MountError) -> Self {
         let hint = match &error {
             MountError::Missing { dir } => pasted(dir).map(|dir| format!("create it: mkdir -p {dir}")),
-            MountError::NotEmpty { .. } => Some("choose an empty directory, or hide what is there with -o nonempty".to_owned()),
+            MountError::NotEmpty { .. } => Some("choose an empty directory, or hide its content with -o nonempty".to_owned()),
             MountError::AlreadyMounted { dir, fs_type, .. } if fs_type == "fuse.ocifs" => pasted(dir)
                 .map(|dir| format!("unmount it first, ocifs umount {dir}, or replace it with --refresh")),
             MountError::AlreadyMounted { .. } => Some("choose a directory that nothing is mounted at".to_owned()),
             MountError::Stale { dir, .. } => pasted(dir).map(|dir| format!("unmount it first: umount -l {dir}")),
-            MountError::BelowStale { .. } => Some("\"findmnt\" shows what is mounted above it".to_owned()),
+            MountError::BelowStale { .. } => Some("\"findmnt\" shows the mounts above it".to_owned()),
             MountError::NotOurs { .. } => Some("choose a directory of your own".to_owned()),
-            MountError::NotMounted { .. } => Some("\"ocifs list\" lists the mounts there are".to_owned()),
+            MountError::NotMounted { .. } => Some("\"ocifs list\" lists all mounts".to_owned()),
             MountError::Busy { .. } => Some("end the programs that use it, or pass -l to unmount lazily".to_owned()),
             MountError::NoDevice { .. } => Some(
                 "load the module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN); \
@@ -391,7 +391,7 @@ impl From<MountError> for CliError {
                     .to_owned(),
             ),
             MountError::Unmount { source, .. } if source.kind() == std::io::ErrorKind::InvalidInput => {
-                Some("a user namespace has the mounts of its parent locked: unmount it there".to_owned())
+                Some("a user namespace has the mounts of its parent locked: unmount it in the parent".to_owned())
             }
             MountError::NoNamespace => Some("as an ordinary user, be root of a namespace: unshare -rm ocifs run --rw ...".to_owned()),
             MountError::NoRight { .. } => Some(
@@ -400,9 +400,9 @@ impl From<MountError> for CliError {
                     .to_owned(),
             ),
             MountError::Unanswered { dir, there: Some(_) } => {
-                Some(format!("take it away first: ocifs umount -l {}", dir.display()))
+                Some(format!("unmount it first: ocifs umount -l {}", dir.display()))
             }
-            MountError::Unanswered { there: None, .. } => Some("\"findmnt\" shows what is mounted on the way to it".to_owned()),
+            MountError::Unanswered { there: None, .. } => Some("\"findmnt\" shows the mounts along its path".to_owned()),
             MountError::NoHelper => Some("install the package fuse3, or mount as root".to_owned()),
             MountError::Helper { said, .. } if said.contains("user_allow_other") => {
                 Some("add the line user_allow_other to /etc/fuse.conf".to_owned())

@@ -103,7 +103,7 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), CliError> {
             if is_stream && std::io::stdout().is_terminal() =>
         {
             return Err(CliError::usage(
-                "an archive or a disk is nothing for a terminal: write it to a file with --output FILE",
+                "refusing to write an archive or a disk to a terminal: name a file with --output FILE",
             ));
         }
         _ => {}

@@ -216,7 +216,7 @@ fn files(image: &OpenImage) -> Vec<FileReport> {
                 "joined",
             ),
             FileBody::Tree(tree) if tree.lenient => {
-                (vec![tree.layer], None, "unpacked: its first bytes say which of the two")
+                (vec![tree.layer], None, "unpacked: its first bytes decide")
             }
             FileBody::Tree(tree) => (vec![tree.layer], None, "unpacked as a directory"),
         };
@@ -236,7 +236,7 @@ fn disks(image: &OpenImage) -> Vec<DiskReport> {
         size: plan.size,
         raw: raw.map(|name| format!("disk/{name}")),
         access: match &plan.body {
-            DiskBody::Member { .. } => "a file of merged/, by range like those; there may be more of them",
+            DiskBody::Member { .. } => "a file of merged/, by range like those, perhaps one of several",
             DiskBody::File { .. } => "by range, holes need none",
             DiskBody::Parts(parts) if parts.iter().all(|part| part.packing == DiskPacking::Stored) => "by range",
             DiskBody::Parts(_) if plan.size.is_some() => "compressed: each part is unpacked when it is read",
@@ -292,7 +292,7 @@ fn text(report: &InspectReport, look: TextStyle, out: &mut dyn Write) -> io::Res
     table(&report.layers, look, out)?;
     for file in &report.files {
         let kind =
-            if file.form.contains("which of the two") { "a directory or a file" } else { "a directory" };
+            if file.form.contains("its first bytes decide") { "a directory or a file" } else { "a directory" };
         let size = file.size.map_or_else(|| kind.to_owned(), human);
         field(out, "file", &format!("{}  {size}  {}", file.path, file.form))?;
     }

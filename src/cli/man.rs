@@ -138,8 +138,8 @@ pub(super) fn man(args: &ManArgs) -> Result<(), CliError> {
     let mut chosen = &whole;
     for word in &args.command {
         let found = chosen.find_subcommand(word).filter(|found| !found.is_hide_set());
-        chosen = found
-            .ok_or_else(|| CliError::usage(format!("there is no command {:?}", args.command.join(" "))))?;
+        chosen =
+            found.ok_or_else(|| CliError::usage(format!("unknown command {:?}", args.command.join(" "))))?;
     }
     render(&whole, chosen, &mut text).map_err(failed)?;
     print(&text)

@@ -11,7 +11,7 @@ const EXIT_STATUS: &[(&str, &str)] = &[
     ("2", "The command line is wrong."),
     ("3", "The reference, the platform or the path does not exist."),
     ("4", "The registry or this machine refused access."),
-    ("5", "The registry or the network is not there, or answers against the protocol."),
+    ("5", "The registry or the network is unreachable, or violates the protocol."),
     ("6", "The content is malformed, or not supported."),
     ("7", "The content does not match its digest or its signature."),
     ("8", "The mount failed."),
@@ -28,7 +28,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("OCIFS_LOG", "Filter of the log: warn, debug, ocifs=trace."),
     ("REGISTRY_AUTH_FILE, DOCKER_CONFIG", "Credential files, as podman and docker use them."),
     ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "Proxies for requests to registries."),
-    ("XDG_CACHE_HOME, HOME", "Place of the cache when no directory is named."),
+    ("XDG_CACHE_HOME, HOME", "Parent of the default cache directory."),
     ("NO_COLOR, TERM", "No colours where NO_COLOR is set, or TERM is dumb."),
 ];
 
@@ -125,12 +125,12 @@ pub(super) fn mount_helper(out: &mut dyn Write) -> io::Result<()> {
         (
             "DESCRIPTION",
             "mount.ocifs is ocifs under another name. mount(8) calls it for the type ocifs, from a command line or from fstab(5). \
-             REF is a reference of a registry, or oci:DIR. The helper stays in the background for as long as the mount is there.",
+             REF is a reference of a registry, or oci:DIR. The helper stays in the background for the lifetime of the mount.",
         ),
         (
             "OPTIONS",
             "Every long option of ocifs-mount(1) without its dashes, with _ or - between words: view=merged, cache_dir=/var/cache/ocifs, \
-             delay_connect. Beside them ro, nosuid, nodev, noexec, allow_suid, allow_dev, allow_other, default_permissions and nonempty. \
+             delay_connect. Also ro, nosuid, nodev, noexec, allow_suid, allow_dev, allow_other, default_permissions and nonempty. \
              Options for mount(8) itself, as _netdev, nofail and x-..., are accepted. rw, remount and auto_unmount are refused. \
              A comma in a value has a backslash before it.",
         ),

@@ -145,7 +145,7 @@ where
                 });
             }
             Err(error) => {
-                tracing::debug!(%error, "a connection to the counters was not taken");
+                tracing::debug!(%error, "cannot accept a connection to the counters");
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
@@ -255,7 +255,7 @@ pub(super) fn about(
     vec![
         MetricFamily {
             name: "ocifs_mount_info",
-            help: "What is mounted where, and by which version.",
+            help: "Reference, mount point and version of a mount.",
             kind: MetricType::Gauge,
             samples: vec![MetricSample { suffix: "", labels, value: MetricValue::Whole(1) }],
         },
@@ -273,7 +273,7 @@ pub(super) fn plugin() -> Vec<MetricFamily> {
     let labels = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     vec![MetricFamily {
         name: "ocifs_csi_info",
-        help: "Which version serves volumes.",
+        help: "Version that serves volumes.",
         kind: MetricType::Gauge,
         samples: vec![MetricSample { suffix: "", labels, value: MetricValue::Whole(1) }],
     }]

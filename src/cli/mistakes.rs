@@ -28,7 +28,7 @@ pub(super) fn in_order(args: &MountArgs) -> Result<(), CliError> {
         _ => None,
     };
     let message = format!(
-        "the reference comes first, and the directory second: {} is a directory, and {} is none",
+        "the reference comes first, and the directory second: {} is a directory, and {} is not",
         first.display(),
         args.dir.display()
     );

@@ -129,7 +129,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
                 service.ended();
                 return stopped.map(drop).inspect_err(|failure| {
                     // In the background the failure has no other output than the log.
-                    tracing::error!(%failure, "what was mounted cannot be opened");
+                    tracing::error!(%failure, "cannot open the mounted image");
                 });
             }
         };
@@ -182,7 +182,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
         let stayed = stay(&mounted, signals, &registry).await;
         if let Err(failure) = &stayed {
             // In the background the failure has no other output than the log.
-            tracing::error!(%failure, "the mount did not end well");
+            tracing::error!(%failure, "the mount ended with an error");
         }
         prefetch.abort();
         if let Some(shown) = shown {
@@ -250,7 +250,7 @@ async fn stay(
     tokio::select! {
         ended = mounted.ended() => match ended {
             Ok(()) => {
-                tracing::info!("unmounted by somebody else");
+                tracing::info!("unmounted by another process");
                 Ok(())
             }
             Err(reason) => {

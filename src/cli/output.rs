@@ -114,7 +114,7 @@ pub(super) fn statistics(json: &str) {
 
 /// Starts the log: to `file`, or to standard error. `OCIFS_LOG` sets the filter; the default is warnings and errors.
 pub(super) fn start_log(file: Option<&Path>) -> Result<(), CliError> {
-    let always = || CliError::usage("the log filter for statistics is none");
+    let always = || CliError::usage("the log filter for statistics is invalid");
     let filter = match std::env::var("OCIFS_LOG") {
         Ok(text) => EnvFilter::try_new(&text)
             .map_err(|error| CliError::usage(format!("OCIFS_LOG={text:?} is not a log filter: {error}")))?,

@@ -62,7 +62,7 @@ struct PulledImage {
 pub(super) fn pull(args: &PullArgs) -> Result<(), CliError> {
     setup::refuse_selection(&args.image, "everything is fetched")?;
     if args.image.cache.is_private() {
-        return Err(CliError::usage("with --no-cache nothing is left of what is pulled"));
+        return Err(CliError::usage("--no-cache discards the pulled content"));
     }
     let mut options: ArchiveOptions = platforms(&args.image, args.all_platforms);
     if args.image.referrers {
@@ -95,10 +95,10 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), CliError> {
         OutputFormat::Text => images.iter().try_for_each(|image| {
             write!(out, "{}{gap}", image.reference)?;
             match image.present == image.blobs {
-                true => writeln!(out, "already here: {} blobs, {}", image.blobs, human(image.size)),
+                true => writeln!(out, "already cached: {} blobs, {}", image.blobs, human(image.size)),
                 false => writeln!(
                     out,
-                    "{} blobs, {}: fetched {}, {} already here",
+                    "{} blobs, {}: fetched {}, {} already cached",
                     image.blobs,
                     human(image.size),
                     human(image.fetched),

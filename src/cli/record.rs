@@ -55,7 +55,7 @@ pub(super) async fn chosen(
             (None, image) => image.find_trace().await?.ok_or_else(|| {
                 let digest = image.manifest_digest();
                 CliError::usage(format!(
-                    "there is no trace of {digest}; make one with \"ocifs record\", or name a file with --trace"
+                    "no trace of {digest}; record one with \"ocifs record\", or name a file with --trace"
                 ))
             })?,
         }),

@@ -20,7 +20,7 @@ pub(super) async fn demand(family: &ImageSet, view: Option<&str>) -> Result<(), 
             .collect();
         if !slow.is_empty() {
             return Err(CliError::not_lazy(format!(
-                "{} cannot be read lazily as --require-lazy wants it:{}",
+                "{} cannot be read lazily, as --require-lazy requires:{}",
                 image.pinned(),
                 slow.concat()
             )));

@@ -131,7 +131,7 @@ impl ServingChild<'_> {
         let status =
             self.child.wait().map_err(|error| CliError::local("waiting for the mount to end", &error))?;
         if !status.success() {
-            tracing::warn!(%status, "the process that served the mount did not end well");
+            tracing::warn!(%status, "the process that served the mount ended with an error");
         }
         // The mount goes away meanwhile: from this mount namespace after the others, and then its directory. So
         // retry.
@@ -153,7 +153,7 @@ impl Drop for ServingChild<'_> {
         if self.child.try_wait().is_ok_and(|status| status.is_none())
             && let Err(error) = self.end()
         {
-            tracing::warn!(%error, "the mount may be left");
+            tracing::warn!(%error, "cannot unmount; the mount may remain");
         }
     }
 }

@@ -62,8 +62,9 @@ impl ManagedService {
             return Ok(Self { manager, asked, survivor: None });
         }
         let mut service = Self { manager, asked, survivor: None };
-        let kept =
-            handed_over().map_err(|error| CliError::local("taking what the service manager kept", &error))?;
+        let kept = handed_over().map_err(|error| {
+            CliError::local("taking the descriptors that the service manager stored", &error)
+        })?;
         if kept.is_empty() {
             return Ok(service);
         }
@@ -72,11 +73,11 @@ impl ManagedService {
                 service.drop_survivor(survivor, "it was taken out of the tree meanwhile");
             }
             Ok(survivor) if survivor.record().asked() != service.asked => {
-                service.drop_survivor(survivor, "something else is asked for now");
+                service.drop_survivor(survivor, "the reference or the options changed");
             }
             Ok(survivor) => service.survivor = Some(survivor),
             Err(error) => {
-                tracing::error!(%error, "what the service manager kept is of no use: the mount of an earlier process ends");
+                tracing::error!(%error, "stored descriptors are unusable; the mount of an earlier process ends");
                 service.forget();
             }
         }

@@ -99,7 +99,7 @@ pub(super) async fn open_with(
         [] => PlatformScope::Host,
         [PlatformChoice::One(platform)] => PlatformScope::One(platform.clone()),
         [PlatformChoice::All] => PlatformScope::All,
-        [..] => return Err(CliError::usage("--platform can be given only once here")),
+        [..] => return Err(CliError::usage("--platform can be given only once")),
     };
     let options = OpenOptions { platforms, prefetch, recording, ..options(args, &args.location, registry)? };
     let opened = ImageSet::open(&options, registry, cache(args)?).await;
@@ -187,7 +187,7 @@ pub(super) fn refuse_selection(args: &ImageArgs, why: &str) -> Result<(), CliErr
     if args.layer.is_empty() && args.media_type.is_empty() && args.title.is_empty() {
         return Ok(());
     }
-    Err(CliError::usage(format!("--layer, --media-type and --title choose what is shown: {why}")))
+    Err(CliError::usage(format!("--layer, --media-type and --title select layers: {why}")))
 }
 
 /// The part of the image that a mount shows.

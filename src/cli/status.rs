@@ -120,7 +120,7 @@ fn blobs(status: &ImageStatus, look: TextStyle, out: &mut dyn Write) -> io::Resu
         writeln!(out, "{digest:<digits$} {:>10} {cached} {state} [{}]", human(blob.size), bar(blob))?;
     }
     let sums = BlobTotals::of(status);
-    let key = "# read  = cached  . not here";
+    let key = "# read  = cached  . not cached";
     let cached = share(sums.cached, sums.size);
     let total = look.toned(TextColor::Heading, &format!("{:<digits$}", "total"));
     writeln!(

@@ -55,7 +55,7 @@ pub(super) fn write(status: &ImageStatus, dir: &str, out: &mut dyn Write) -> io:
         writeln!(out, "<div><dt>{name}</dt><dd>{value}</dd></div>")?;
     }
     out.write_all(b"</dl>\n<h2>Blobs</h2>\n<p class=\"key soft\">")?;
-    for (colour, name) in [("read", "read"), ("cached", "cached"), ("none", "not here")] {
+    for (colour, name) in [("read", "read"), ("cached", "cached"), ("none", "not cached")] {
         write!(out, "<span style=\"background: var(--{colour})\"></span>{name}")?;
     }
     out.write_all(b"</p>\n")?;
@@ -64,9 +64,7 @@ pub(super) fn write(status: &ImageStatus, dir: &str, out: &mut dyn Write) -> io:
         figure(blob, largest, out)?;
     }
     if !status.layers.is_empty() {
-        out.write_all(
-            b"<h2>Layers</h2>\n<table>\n<tr><th>layer<th>encoding<th>state<th>index<th>what that means\n",
-        )?;
+        out.write_all(b"<h2>Layers</h2>\n<table>\n<tr><th>layer<th>encoding<th>state<th>index<th>meaning\n")?;
         for layer in &status.layers {
             let cell = |text: Option<&str>| text.map_or_else(|| "&ndash;".to_owned(), escaped);
             let class = if layer.mode == "failed" { " class=\"bad\"" } else { "" };
@@ -81,8 +79,7 @@ pub(super) fn write(status: &ImageStatus, dir: &str, out: &mut dyn Write) -> io:
             )?;
         }
         out.write_all(
-            b"</table>\n<p class=\"soft\">An index says where each file of a layer is, and at which places its decoding can start: with many \
-              places a read decodes little. <em>local</em> was made on this machine.</p>\n",
+            b"</table>\n<p class=\"soft\">An index lists the offset of each file of a layer, and the places where decoding can start: with many places a read decodes little. <em>local</em> was built on this machine.</p>\n",
         )?;
     }
     for (name, lines) in

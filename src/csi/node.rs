@@ -112,7 +112,7 @@ impl VolumeNode {
         let mut standing = self.standing(&target).await?;
         if let (DirectoryMount::Alive(there), None) = (&standing, &known) {
             // A crash left this mount without a record. Its content is unknown, so it is replaced.
-            tracing::warn!(volume = id, there, target = %target.display(), "a mount without a record is taken away");
+            tracing::warn!(volume = id, there, target = %target.display(), "unmounting a mount without a record");
             self.look(&target, clear).await?;
             standing = self.standing(&target).await?;
         }
@@ -176,7 +176,7 @@ impl VolumeNode {
                 volume = id,
                 there = other.volume_id,
                 target = %target.display(),
-                "asked to take away a volume from a target where another one is, which stays"
+                "unpublish names another volume than its target has; that one stays"
             );
             return Ok(());
         }
@@ -202,7 +202,7 @@ impl VolumeNode {
             DirectoryMount::Dead(_) => {
                 return Ok(broken("the process that served the volume is gone; it is mounted again"));
             }
-            DirectoryMount::Nothing => return Ok(broken("the volume was unmounted by somebody else")),
+            DirectoryMount::Nothing => return Ok(broken("the volume was unmounted by another process")),
             DirectoryMount::Foreign(fs_type) => return Err(foreign(&target, &fs_type)),
         }
         let filling = self.look(&target, |target| Ok(mount::filling(target)?)).await?;
@@ -214,7 +214,7 @@ impl VolumeNode {
     pub async fn recover(&self) -> Result<(), CsiError> {
         let state = self.state.clone();
         let known = blocking(move || state.all()).await?;
-        tracing::info!(volumes = known.len(), "taking over what an earlier plugin left");
+        tracing::info!(volumes = known.len(), "taking over the mounts of an earlier plugin");
         self.revive_all(known, LostVolume::Forget).await;
         Ok(())
     }
@@ -294,7 +294,7 @@ impl VolumeNode {
         }
         let DirectoryMount::Alive(pinned) = self.standing(&volume.target).await? else {
             return Err(CsiError::Internal(format!(
-                "the mount at {} ended as soon as it was there",
+                "the mount at {} ended right after its start",
                 volume.target.display()
             )));
         };
@@ -323,7 +323,7 @@ impl VolumeNode {
             state.forget(at).and(removed)
         });
         if let Err(error) = undone.await {
-            tracing::warn!(reason = chain(&error), target = %target.display(), "something is left");
+            tracing::warn!(reason = chain(&error), target = %target.display(), "cannot clean up the target");
         }
     }
 
@@ -429,7 +429,7 @@ fn agrees(known: &VolumeRecord, id: &str, attributes: &VolumeAttributes) -> Resu
 }
 
 fn foreign(target: &Path, fs_type: &str) -> CsiError {
-    CsiError::Exists(format!("there is a mount of another program ({fs_type}) at {}", target.display()))
+    CsiError::Exists(format!("another program ({fs_type}) is mounted at {}", target.display()))
 }
 
 /// Makes the directory of a volume. kubelet has made its parent.

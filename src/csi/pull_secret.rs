@@ -29,7 +29,7 @@ impl PullLogins {
         if !unknown.is_empty() {
             unknown.sort_unstable();
             return Err(CsiError::Invalid(format!(
-                "the secret has keys that are not known: {}; it has to be of the type kubernetes.io/dockerconfigjson, with {KEY}",
+                "the secret has unknown keys: {}; it has to be of the type kubernetes.io/dockerconfigjson, with {KEY}",
                 unknown.iter().map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ")
             )));
         }

@@ -50,7 +50,7 @@ pub async fn serve(
             match listener.accept().await {
                 Ok((stream, _)) => return Some((Ok::<_, io::Error>(stream), listener)),
                 Err(error) => {
-                    tracing::warn!(%error, "a connection was not taken");
+                    tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(CSI_ACCEPT_RETRY_DELAY).await;
                 }
             }
@@ -62,7 +62,7 @@ pub async fn serve(
             if let Err(error) = node.recover().await {
                 tracing::error!(
                     reason = crate::io::chain(&error),
-                    "what an earlier plugin left is not taken over"
+                    "cannot take over the mounts of an earlier plugin"
                 );
             }
             node.watch().await;

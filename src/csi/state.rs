@@ -121,11 +121,11 @@ impl RecordStore {
             match File::open(&path).and_then(read) {
                 Ok(volume) if self.record(&volume.target) == path => found.push(volume),
                 Ok(_) => {
-                    tracing::warn!(path = %path.display(), "a record is not passed: its name is not that of its target")
+                    tracing::warn!(path = %path.display(), "record skipped: its name is not that of its target")
                 }
                 // The volume was unpublished after the listing.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => tracing::warn!(%error, path = %path.display(), "a record cannot be read"),
+                Err(error) => tracing::warn!(%error, path = %path.display(), "cannot read a record"),
             }
         }
         Ok(found)

@@ -148,7 +148,7 @@ fn attributes(context: &HashMap<String, String>) -> Result<VolumeAttributes, Csi
     if !unknown.is_empty() {
         unknown.sort_unstable();
         return Err(CsiError::Invalid(format!(
-            "volume attributes that are not known: {}; there are {KNOWN_ATTRIBUTES}",
+            "unknown volume attributes: {}; the known ones are {KNOWN_ATTRIBUTES}",
             unknown.iter().map(|key| format!("{key:?}")).collect::<Vec<_>>().join(", ")
         )));
     }
@@ -161,9 +161,8 @@ fn attributes(context: &HashMap<String, String>) -> Result<VolumeAttributes, Csi
         let value = context.get(name).filter(|value| !value.is_empty());
         value.map(|value| plain(&format!("the attribute {name}"), value, MAX_PATH)).transpose()
     };
-    let reference = given("reference")?.ok_or_else(|| {
-        CsiError::Invalid("the attribute reference is missing: what is to be mounted".into())
-    })?;
+    let reference = given("reference")?
+        .ok_or_else(|| CsiError::Invalid("the attribute reference is missing: it names the image".into()))?;
     let platform = given("platform")?;
     if let Some(platform) = platform.as_deref().filter(|platform| *platform != "all") {
         platform

@@ -161,7 +161,7 @@ impl Drop for PrivateTree {
         if !self.is_kept
             && let Err(errno) = self.clear()
         {
-            tracing::warn!(directory = %self.path.display(), %errno, "what was written before the error stays");
+            tracing::warn!(directory = %self.path.display(), %errno, "files written before the error stay");
         }
     }
 }

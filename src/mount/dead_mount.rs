@@ -84,7 +84,7 @@ pub(super) fn clear_above(dir: &Path) -> Result<Option<PathBuf>, MountError> {
         if there.len() == 1 {
             return Ok(Some(name));
         }
-        tracing::warn!(dir = %name.display(), "a mount whose daemon is gone is taken away from above another");
+        tracing::warn!(dir = %name.display(), "unmounting a dead mount above another mount");
         privileged::detach(&name, UnmountMode::Lazy)?;
     }
     Ok(None)
@@ -107,7 +107,7 @@ pub(super) fn repair(dir: &Path) -> Result<PathBuf, MountError> {
         }
         // Another process may be repairing the same directory, and the mount there may be alive by now.
         if is_dead(&name) && mount_table::find(&name)?.as_ref() == Some(&dead) {
-            tracing::warn!(dir = %name.display(), source = dead.source, "a mount whose daemon is gone is taken away");
+            tracing::warn!(dir = %name.display(), source = dead.source, "unmounting a dead mount");
             privileged::detach(&name, UnmountMode::Lazy)?;
         }
     }

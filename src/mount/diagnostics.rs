@@ -54,7 +54,7 @@ impl CheckedFact {
 const FEATURES: [(u32, u32, &str); 3] = [
     (5, 13, "Landlock, which keeps a mount away from files"),
     (6, 9, "FUSE passthrough, by which the kernel reads cached files itself"),
-    (6, 16, "taking a served mount over after a crash with everything that waits"),
+    (6, 16, "takeover of a served mount after a crash, with its waiting requests"),
 ];
 
 /// Runs all checks.
@@ -89,7 +89,7 @@ fn rights() -> CheckedFact {
         Ok(MountRight::Namespace) => CheckedFact::limited(
             "rights",
             "root of a user namespace",
-            "mounts work here, and the kernel reads no cached file itself",
+            "mounts work, without passthrough of cached files",
         ),
         Ok(MountRight::Helper) if helper().health == FactHealth::Good => {
             CheckedFact::limited("rights", "root without CAP_SYS_ADMIN: fusermount3 has to mount", hint)
@@ -97,7 +97,7 @@ fn rights() -> CheckedFact {
         Ok(MountRight::Helper | MountRight::Absent) => {
             CheckedFact::bad("rights", "root without CAP_SYS_ADMIN cannot mount", hint)
         }
-        Err(error) => CheckedFact::limited("rights", format!("cannot be told: {error}"), hint),
+        Err(error) => CheckedFact::limited("rights", format!("unknown: {error}"), hint),
     }
 }
 
@@ -178,7 +178,7 @@ fn others() -> CheckedFact {
     } else {
         CheckedFact::limited(
             "allow_other",
-            "nobody but this user can look into this user's mounts",
+            "only this user can look into this user's mounts",
             "add the line user_allow_other to /etc/fuse.conf for -o allow_other",
         )
     }
@@ -220,7 +220,7 @@ fn landlock() -> CheckedFact {
         ),
         Err(_) => CheckedFact::limited(
             "landlock",
-            "cannot be told: /sys/kernel/security is not mounted here",
+            "unknown: /sys/kernel/security is not mounted",
             "a mount logs what its sandbox holds, with OCIFS_LOG=ocifs=debug",
         ),
     }

@@ -88,7 +88,7 @@ pub enum MountError {
         dir: PathBuf,
     },
     /// The status of a mount cannot be read.
-    #[error("asking the mount at {} how it is", dir.display())]
+    #[error("querying the state of the mount at {}", dir.display())]
     Status {
         /// The mount point.
         dir: PathBuf,
@@ -123,7 +123,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// Root lacks the right, and so does the setuid helper.
-    #[error("mounting at {} takes CAP_SYS_ADMIN, and root has not got it here", dir.display())]
+    #[error("mounting at {} requires CAP_SYS_ADMIN, which root lacks", dir.display())]
     NoRight {
         /// The mount point.
         dir: PathBuf,

@@ -155,15 +155,11 @@ impl HandoverJournal {
                 Some(before) if *before == fingerprint => Ok(()),
                 Some(_) => Err(ReadError::new(
                     FaultClass::Mismatch,
-                    "the numbers that the kernel was told by an earlier process would mean other files",
+                    "inode numbers that the kernel has from an earlier process would mean other files",
                 )),
                 None => record.append(&mut known, &JournalLine::Subtree { number, fingerprint }).map_err(
                     |error| {
-                        ReadError::caused(
-                            FaultClass::Io,
-                            "what the numbers of a mount mean cannot be noted",
-                            error,
-                        )
+                        ReadError::caused(FaultClass::Io, "cannot record the inode numbers of a mount", error)
                     },
                 ),
             }

@@ -57,17 +57,17 @@ fn take_back(namespace: &Weak<MountNamespace>, notifier: &Arc<Notifier>, blobs: 
             tracing::error!(
                 digest = %blob,
                 files = nodes.len(),
-                "wrong bytes may have been read: what the kernel keeps of these files is taken back"
+                "wrong bytes may have been read; invalidating the kernel's pages of these files"
             );
             for node in nodes {
                 let inode = number(&namespace, node);
                 if let Err(error) = notifier.inval_inode(inode, 0, 0) {
-                    tracing::warn!(inode = inode.0, %error, "the kernel keeps pages of a file");
+                    tracing::warn!(inode = inode.0, %error, "cannot invalidate the kernel's pages of a file");
                 }
             }
         }
     };
     if let Err(error) = std::thread::Builder::new().name("distrust".into()).spawn(work) {
-        tracing::error!(%error, "no thread to tell the kernel that it keeps wrong bytes");
+        tracing::error!(%error, "no thread to invalidate the kernel's pages");
     }
 }

@@ -120,7 +120,7 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
         Ok((1.., None)) if status.success() => {
             // The mount succeeded, and this process has no free number for its descriptor.
             if let Err(error) = unmount(dir, UnmountMode::Lazy) {
-                tracing::warn!(%error, "the mount stays, and nothing serves it");
+                tracing::warn!(%error, "cannot unmount; the mount stays without a server");
             }
             Err(failed(Errno::EMFILE.into()))
         }
@@ -211,7 +211,7 @@ pub(super) fn stack_depth(passthrough: &PassthroughMode) -> Option<u32> {
             return None;
         }
         Err(error) => {
-            tracing::debug!(%error, "no passthrough: cannot tell which capabilities this process has");
+            tracing::debug!(%error, "no passthrough: cannot read the capabilities of this process");
             return None;
         }
     }
@@ -222,7 +222,7 @@ pub(super) fn stack_depth(passthrough: &PassthroughMode) -> Option<u32> {
         }
         Ok(_) => Some(1),
         Err(error) => {
-            tracing::debug!(%error, cache = %cache.display(), "no passthrough: the cache cannot be looked at");
+            tracing::debug!(%error, cache = %cache.display(), "no passthrough: cannot inspect the cache directory");
             None
         }
     }

@@ -73,7 +73,7 @@ pub fn list() -> Result<Vec<ListedMount>, MountError> {
             }
         });
         if let Err(error) = asked {
-            tracing::debug!(%error, "a mount is not asked how it is");
+            tracing::debug!(%error, "cannot query the state of a mount");
         }
     }
     drop(answer);

@@ -150,7 +150,7 @@ impl HeldDirectory {
             (MonitorAnswer::Done, None) => {
                 // The mount succeeded, and this process has no free number for its descriptor.
                 if let Some(Err(error)) = self.unmount(UnmountMode::Lazy) {
-                    tracing::warn!(%error, "the mount stays, and nothing serves it");
+                    tracing::warn!(%error, "cannot unmount; the mount stays without a server");
                 }
                 Err(failed(Errno::EMFILE.into()))
             }

@@ -47,7 +47,7 @@ impl WritableOverlay {
         if let Err(errno) = lay(lower, &upper.dir.0, &root.0) {
             // An overlay cannot be the upper layer of another; the temporary directory of a container often lies on
             // one.
-            tracing::debug!(%errno, "the directory cannot hold a layer, memory does");
+            tracing::debug!(%errno, "the directory cannot hold a writable layer; using memory");
             upper.move_to_memory().map_err(failed)?;
             upper.prepare(lower).map_err(failed)?;
             lay(lower, &upper.dir.0, &root.0).map_err(|errno| failed(errno.into()))?;
@@ -70,7 +70,7 @@ impl Drop for WritableOverlay {
 /// Detaches a mount from the tree. Processes of the command that still use it delay its end.
 fn detach(dir: &Path) {
     if let Err(error) = nix::mount::umount2(dir, MntFlags::MNT_DETACH) {
-        tracing::warn!(%error, dir = %dir.display(), "cannot take the writable layer away");
+        tracing::warn!(%error, dir = %dir.display(), "cannot unmount the writable layer");
     }
 }
 
@@ -115,7 +115,7 @@ impl Drop for OverlayUpper {
             // Also when mounting the overlay failed in the end.
             detach(&self.dir.0);
         } else if let Err(error) = self.clear() {
-            tracing::warn!(%error, dir = %self.dir.0.display(), "what the command wrote is left");
+            tracing::warn!(%error, dir = %self.dir.0.display(), "cannot remove the files that the command wrote");
         }
     }
 }

@@ -99,7 +99,7 @@ impl Drop for PlacedMount {
             return;
         }
         if let Err(error) = self.unmount(UnmountMode::Lazy) {
-            tracing::warn!(dir = %self.dir.display(), %error, "the mount stays, and nothing serves it");
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot unmount; the mount stays without a server");
         }
     }
 }
@@ -333,13 +333,13 @@ impl ServedMount {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
             Ok(result) => result.clone().unwrap_or(Ok(()))?,
-            Err(_) => return Err("the session thread ended without a word".into()),
+            Err(_) => return Err("the session thread ended without a result".into()),
         }
         // An unmount removes it from the tree first.
         match self.placed.is_number_in_place() {
             // The next mount may have the same number, and is served.
             Ok(true) if is_dead(self.placed.dir.clone()).await => {
-                Err("the connection was ended, and the mount is still there".into())
+                Err("the connection was closed; the mount stays".into())
             }
             _ => Ok(()),
         }

@@ -72,7 +72,7 @@ impl SurvivingMount {
             .and_then(HandoverJournal::read)
             .and_then(|record| match record.place() {
                 Some(place) => Ok((record, place)),
-                None => Err(missing("the record does not say where the mount is")),
+                None => Err(missing("the record names no mount point")),
             });
         match believed {
             Ok((record, place)) => Ok(Self { device, record: Arc::new(record), place }),
@@ -120,7 +120,7 @@ fn give_up(device: &OwnedFd) {
         // Only the topmost mount can be named.
         let is_on_top = mount_table::find(&entry.dir).is_ok_and(|top| top.as_ref() == Some(entry));
         if is_on_top && let Err(error) = privileged::detach(&entry.dir, UnmountMode::Lazy) {
-            tracing::warn!(%error, "a mount that nobody can serve stays");
+            tracing::warn!(%error, "cannot unmount; the mount stays without a server");
         }
     }
 }

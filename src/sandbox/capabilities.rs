@@ -38,7 +38,7 @@ fn reduce(policy: &SandboxPolicy) -> Result<Vec<String>, caps::errors::CapsError
     let modes = Capability::CAP_DAC_OVERRIDE;
     if permitted.contains(&modes) && reachable(policy) != before {
         kept.insert(modes);
-        unasked.push(format!("{modes}, because what is needed belongs to another user"));
+        unasked.push(format!("{modes}, because files that it needs belong to another user"));
     }
     if caps::has_cap(None, CapSet::Permitted, Capability::CAP_SETPCAP)? {
         // A capability outside the bounding set cannot be regained by executing a program. Removing one from the set

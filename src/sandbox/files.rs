@@ -24,7 +24,7 @@ pub(super) fn restrict(policy: &SandboxPolicy) -> AppliedPart {
     match apply(ruleset, policy) {
         Ok(RestrictionStatus { ruleset: RulesetStatus::FullyEnforced, .. }) => AppliedPart::Whole,
         Ok(RestrictionStatus { ruleset: RulesetStatus::PartiallyEnforced, .. }) => {
-            AppliedPart::Part("this kernel's Landlock is older than what is asked of it".into())
+            AppliedPart::Part("this kernel's Landlock lacks a part of the rules".into())
         }
         Ok(RestrictionStatus { landlock, .. }) => AppliedPart::No(absence(landlock, &answered)),
         Err(error) => AppliedPart::No(error.to_string()),

@@ -749,7 +749,7 @@ fn a_plugin_that_cannot_work_says_so_at_once() {
     let fresh = format!("--state-dir={}", cluster.path("fresh").display());
     let ocifs = |words: &[&str]| cluster.site.ocifs(&[&["csi", "--node-id=n"], words].concat());
     ocifs(&[&own, &state]).refused(&[1], &["another ocifs csi", "--state-dir"]);
-    ocifs(&[&socket, &fresh]).refused(&[1], &["csi.sock", "another process listens there"]);
+    ocifs(&[&socket, &fresh]).refused(&[1], &["csi.sock", "another process listens on it"]);
     ocifs(&[&own, &fresh, "--", "--cache-dri=/c"]).refused(&[2], &["--cache-dri"]);
     ocifs(&[&own, &fresh, "--", "--creds=a:b"]).refused(&[2], &["--creds"]);
     ocifs(&["--endpoint=tcp://1.2.3.4:1", &fresh]).refused(&[2], &["unix:///PATH"]);

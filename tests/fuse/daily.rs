@@ -230,7 +230,7 @@ fn a_mount_may_be_there_before_its_registry_is() {
     content.push(&registry);
     registry.go_down();
     let mount = site.mount(&content.reference(&registry), &["-o", "delay_connect,timeout=1"]);
-    assert!(mount.said().contains("to be opened when it can"), "{}", mount.said());
+    assert!(mount.said().contains("to be opened when its registry answers"), "{}", mount.said());
     let path = mount.join(&content.file(1).path);
     let reader = std::thread::spawn(move || fs::read(path));
     std::thread::sleep(Duration::from_millis(500));

@@ -187,7 +187,7 @@ fn the_only_disk_is_written_by_the_name_of_its_directory_and_one_of_several_is_n
     let both = Shape::artifact("application/vnd.kubevirt.virtualmachine.v1").layer(&one).layer(&two).pack();
     stage.push("both", &both);
     let refused = stage.site.ocifs(&["cat", &stage.reference(":both"), "disk"]);
-    refused.refused(&[2], &["more than one disk", "one.raw", "two.raw"]);
+    refused.refused(&[2], &["several disks", "one.raw", "two.raw"]);
     stage.site.ocifs(&["cat", &stage.reference(":both"), "blobs"]).refused(&[2], &["not a regular file"]);
 }
 
@@ -298,7 +298,7 @@ fn pulling_fills_the_cache_once_and_then_nobody_is_asked() {
     let image = &json["images"][0];
     assert_eq!((&image["present"], &image["fetched"]), (&image["blobs"], &0.into()), "{json}");
     let text = stage.site.ocifs(&["pull", &pinned]).ok().text();
-    assert!(text.contains("already here"), "{text}");
+    assert!(text.contains("already cached"), "{text}");
     assert_eq!(stage.fault().requests().len(), 0);
     stage.fault().go_down();
     assert!(stage.site.ocifs(&["cat", "--offline", &pinned, "disk"]).ok().stdout == blob.bytes);

@@ -281,7 +281,7 @@ fn a_login_that_is_replaced_is_read_again_when_it_is_refused_and_on_sighup() {
     // A login that is still good is not looked at again, unless somebody says so.
     let hup = |times: usize| {
         signal(mount.pid(), Signal::SIGHUP);
-        let told = || fs::read_to_string(&log).unwrap().matches("read anew").count();
+        let told = || fs::read_to_string(&log).unwrap().matches("configuration reloaded").count();
         assert!(becomes_true(PATIENCE, || told() == times), "SIGHUP was not answered");
     };
     replace(&authfile, &login(&registry, "three"));
@@ -297,7 +297,7 @@ fn a_login_that_is_replaced_is_read_again_when_it_is_refused_and_on_sighup() {
     hup(2);
     reads(disk, 600_000).expect_err("there is no login that may be read");
     let said = fs::read_to_string(&log).unwrap();
-    assert!(said.contains("not readable"), "{said}");
+    assert!(said.contains("cannot read credentials"), "{said}");
     mount.unmount();
 }
 
@@ -545,7 +545,7 @@ cp /etc/hosts /etc/hosts.new; mv /etc/hosts.new /etc/hosts
 for p in /proc/[0-9]*; do
   if tr '\0' ' ' < "$p/cmdline" 2> /dev/null | grep -q "^ocifs mount .* $2 $"; then kill -HUP "${p#/proc/}"; fi
 done
-for wait in $(seq 300); do if grep -q "read anew" "$4/log"; then break; fi; sleep 0.1; done
+for wait in $(seq 300); do if grep -q "configuration reloaded" "$4/log"; then break; fi; sleep 0.1; done
 sha256sum < "$2/$5"
 umount "$2"
 "#;

@@ -459,7 +459,7 @@ fn another_reference_is_mounted_anew_and_not_served_to_who_has_the_old_one_open(
     let other =
         push_image(&registry, &[Layer::of(&Tarball::new().file("f", b"other").bytes(), Encoding::Gzip)]);
     manager.start(&site, &[&other, dir.to_str().unwrap()]);
-    assert!(manager.logged().contains("something else is asked for"), "{}", manager.logged());
+    assert!(manager.logged().contains("the reference or the options changed"), "{}", manager.logged());
     assert_eq!(fs::read(dir.join("merged/f")).unwrap(), b"other");
     is_over(&held);
     manager.stop(&dir);
@@ -687,7 +687,7 @@ fn a_connection_that_somebody_ended_is_not_served_but_made_anew() {
     }));
     manager.receive();
     assert!(status.is_some_and(|status| !status.success()), "{status:?}");
-    assert!(manager.logged().contains("the connection was ended"), "{}", manager.logged());
+    assert!(manager.logged().contains("the connection was closed"), "{}", manager.logged());
     assert_eq!((manager.kept.len(), mounted_at(&dir).is_none()), (0, true));
     manager.start(&site, &arguments);
     is_over(&held);

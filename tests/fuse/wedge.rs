@@ -549,7 +549,7 @@ fn callers_in_other_namespaces_see_the_mount_and_are_told_where_it_can_be_unmoun
         within(namespaces, &["doctor"]).ok();
     }
     // In a user namespace the mounts of its parent are locked; in a copy of the table only the copy goes.
-    within(&["-r", "-m"], &["umount", &dir]).refused(&[8], &["locked: unmount it there"]);
+    within(&["-r", "-m"], &["umount", &dir]).refused(&[8], &["locked: unmount it in the parent"]);
     within(&["-m"], &["umount", &dir]).ok();
     assert!(mounted_at(mount.dir()).is_some());
     within(&["-p", "-f"], &["umount", &dir]).ok();
