@@ -243,10 +243,11 @@ mod tests {
         cut.extend(header("b", tar::EntryType::Regular, 1 << 40, "").as_bytes());
         // A file of 1 MiB of which five bytes are stored, as GNU tar writes it with --sparse --format=posix.
         let records = "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n21 GNU.sparse.name=s\n31 GNU.sparse.realsize=1048576\n";
-        let mut said = header("x", tar::EntryType::XHeader, records.len() as u64, "").as_bytes().to_vec();
-        said.extend_from_slice(records.as_bytes());
-        said.resize(1024, 0);
-        let sparse = [said, member("s", &[&b"1\n0\n5\n"[..], &[0; 506], b"bytes"].concat())].concat();
+        let mut extension =
+            header("x", tar::EntryType::XHeader, records.len() as u64, "").as_bytes().to_vec();
+        extension.extend_from_slice(records.as_bytes());
+        extension.resize(1024, 0);
+        let sparse = [extension, member("s", &[&b"1\n0\n5\n"[..], &[0; 506], b"bytes"].concat())].concat();
         let rows: Vec<(Vec<Vec<u8>>, &str)> = vec![
             (vec![member("a", b"1"), member("./a", b"2")], "occurs twice"),
             (vec![member("../a", b"1")], "outside"),

@@ -32,9 +32,9 @@ pub(super) fn is_child() -> bool {
 pub(super) fn launch(argv: &[OsString], input: secret::SecretInput) -> Result<(), CliError> {
     // Until it has mounted, the child ends with this process; afterwards it is independent.
     follow_owner()?;
-    let (_, said) = start(argv, input, MountLifetime::Own)?.mounted()?;
+    let (_, output) = start(argv, input, MountLifetime::Own)?.mounted()?;
     // The mount exists, whether or not its line can be printed.
-    if let Err(error) = std::io::stdout().write_all(&said)
+    if let Err(error) = std::io::stdout().write_all(&output)
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
         // This process has no log; standard error may be closed too.
@@ -96,12 +96,12 @@ impl BackgroundChild {
 
     /// Waits until the child has mounted. Returns it with the line that it reported.
     pub(super) fn mounted(mut self) -> Result<(Child, Vec<u8>), CliError> {
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         if let Some(stdout) = &mut self.0.stdout {
-            stdout.read_to_end(&mut said).map_err(|error| failed(&error))?;
+            stdout.read_to_end(&mut output).map_err(|error| failed(&error))?;
         }
-        if said.ends_with(b"\n") {
-            return Ok((self.0, said));
+        if output.ends_with(b"\n") {
+            return Ok((self.0, output));
         }
         // The child closed its output without a line: it failed, and has reported the reason on the shared standard
         // error.
@@ -207,10 +207,10 @@ pub(super) fn ready(message: &str) -> Result<(), CliError> {
 
 /// Reports to the caller that the mount exists.
 pub(super) fn say(message: &str, in_background: bool) -> Result<(), CliError> {
-    if in_background { ready(message) } else { tell(message) }
+    if in_background { ready(message) } else { print_line(message) }
 }
 
-fn tell(message: &str) -> Result<(), CliError> {
+fn print_line(message: &str) -> Result<(), CliError> {
     let mut out = output::stdout();
     output::printed(writeln!(out, "{message}").and_then(|()| out.flush()))
 }

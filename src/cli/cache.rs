@@ -96,14 +96,14 @@ impl UnknownFiles {
     fn note(&mut self, path: &std::path::Path, format: OutputFormat) {
         self.count += 1;
         match format {
-            OutputFormat::Text => tell_unknown(path),
+            OutputFormat::Text => report_unknown(path),
             OutputFormat::Json if self.paths.len() < UNKNOWN => self.paths.push(path.display().to_string()),
             OutputFormat::Json => {}
         }
     }
 }
 
-fn tell_unknown(path: &std::path::Path) {
+fn report_unknown(path: &std::path::Path) {
     let mut text = b"ocifs: skipped, not a file of ocifs: ".to_vec();
     // Writing to memory cannot fail, and standard error may be closed.
     output::safe(&mut text, path.as_os_str().as_encoded_bytes()).ok();
@@ -268,7 +268,7 @@ fn usage(args: &CacheListArgs) -> Result<(), CliError> {
 }
 
 /// Prints a line about content that was removed, is in use or is damaged.
-fn told(entry: &ContentName, what: &str) {
+fn print_entry(entry: &ContentName, what: &str) {
     let mut line = Vec::new();
     // Writing to memory cannot fail; a closed standard output is ignored.
     write!(line, "{what} {} {}", entry.kind.name(), entry.digest).and_then(|()| tail(&mut line, entry)).ok();
@@ -311,7 +311,7 @@ fn remove(args: &RemoveArgs) -> Result<(), CliError> {
     }
     let swept = inventory.remove(
         |entry| wanted.contains(&entry.digest),
-        |entry, bytes| told(entry, if bytes.is_some() { "removed" } else { "in use:" }),
+        |entry, bytes| print_entry(entry, if bytes.is_some() { "removed" } else { "in use:" }),
     )?;
     if swept.removed == 0 && swept.in_use == 0 {
         return Err(CliError::absent("no cached content matches"));
@@ -328,7 +328,7 @@ fn prune(args: &PruneArgs) -> Result<(), CliError> {
         None => GcReport::default(),
         Some(inventory) => {
             let limits = PrunePolicy { older_than: args.older_than, keep: args.keep };
-            inventory.prune(limits, |entry, _| told(entry, "removed"))?
+            inventory.prune(limits, |entry, _| print_entry(entry, "removed"))?
         }
     };
     total(&swept)
@@ -351,10 +351,10 @@ fn verify(args: &CacheVerifyArgs) -> Result<(), CliError> {
                 if let Some(damage) = scrubbed.damage {
                     damaged += 1;
                     let fate = if scrubbed.dropped { "dropped" } else { "in use, stays" };
-                    told(&entry, &format!("damaged ({}; {fate}):", describe(damage)));
+                    print_entry(&entry, &format!("damaged ({}; {fate}):", describe(damage)));
                 }
             }
-            ScannedFile::Unknown(path) if wanted.is_empty() => tell_unknown(&path),
+            ScannedFile::Unknown(path) if wanted.is_empty() => report_unknown(&path),
             ScannedFile::Content(_) | ScannedFile::Unknown(_) | ScannedFile::Other(_) => {}
         }
         Ok::<_, CacheError>(ControlFlow::<()>::Continue(()))
@@ -390,7 +390,7 @@ fn collect(args: &CollectArgs) -> Result<(), CliError> {
     };
     inventory.walk(|found| {
         if let ScannedFile::Unknown(path) = found {
-            tell_unknown(&path);
+            report_unknown(&path);
         }
         Ok::<_, CacheError>(ControlFlow::<()>::Continue(()))
     })?;

@@ -14,7 +14,7 @@ use crate::view::{MountNamespace, ViewScope};
 use super::again::{OutputGuard, once_more};
 use super::args::ImageArgs;
 use super::exit::CliError;
-use super::export::told_incomplete;
+use super::export::report_incomplete;
 use super::preserve::PreserveArgs;
 use super::progress::{ProgressArgs, ProgressLine};
 use super::setup::{StopSignals, open, start};
@@ -72,7 +72,7 @@ async fn copy(args: &CpArgs) -> Result<(), CliError> {
         .await?;
         progress.finish(&format!("{}: {} names", args.dest.display(), report.names));
         if !args.progress.quiet {
-            told_incomplete(&report);
+            report_incomplete(&report);
         }
         return Ok(());
     }

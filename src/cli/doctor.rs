@@ -72,14 +72,14 @@ fn cache(args: &ImageArgs) -> CheckedFact {
     }) {
         Ok(disk) => {
             let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-            let told = format!("{} takes files, {} are free there", dir.display(), human(free));
+            let detail = format!("{} takes files, {} are free there", dir.display(), human(free));
             match free {
                 ..0x4000_0000 => CheckedFact::limited(
                     "cache",
-                    told,
+                    detail,
                     "evicted content is fetched again; free space, or choose another directory with --cache-dir",
                 ),
-                _ => CheckedFact::good("cache", told),
+                _ => CheckedFact::good("cache", detail),
             }
         }
         Err(failure) => CheckedFact::bad("cache", failure.to_string(), hint),
@@ -185,7 +185,7 @@ fn json(findings: &[CheckedFact], out: &mut dyn Write) -> io::Result<()> {
     let findings = findings.iter().map(|finding| FindingReport {
         subject: finding.subject,
         health: words(finding.health),
-        told: &finding.told,
+        told: &finding.detail,
         hint: finding.hint.as_deref(),
     });
     output::json(out, &DoctorReport { schema_version: 1, findings: findings.collect() })
@@ -205,7 +205,7 @@ fn text(findings: &[CheckedFact], colours: bool, out: &mut dyn Write) -> io::Res
             write!(out, "{word:<8}")?
         }
         write!(out, "{:<13}", finding.subject)?;
-        safe(out, finding.told.as_bytes())?;
+        safe(out, finding.detail.as_bytes())?;
         out.write_all(b"\n")?;
         if let Some(hint) = &finding.hint {
             write!(out, "{:21}", "")?;

@@ -404,7 +404,7 @@ impl From<MountError> for CliError {
             }
             MountError::Unanswered { there: None, .. } => Some("\"findmnt\" shows the mounts along its path".to_owned()),
             MountError::NoHelper => Some("install the package fuse3, or mount as root".to_owned()),
-            MountError::Helper { said, .. } if said.contains("user_allow_other") => {
+            MountError::Helper { output, .. } if output.contains("user_allow_other") => {
                 Some("add the line user_allow_other to /etc/fuse.conf".to_owned())
             }
             _ => None,

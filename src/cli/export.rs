@@ -183,7 +183,7 @@ async fn write(args: &ExportArgs, door: &OutputGuard) -> Result<(), CliError> {
     let options = archive_options(args)?;
     let selections = select(&args.image, &args.more, &options).await?;
     if !args.progress.quiet {
-        told_left_out(&selections);
+        report_left_out(&selections);
     }
     let archive = ArchiveView::of(&selections, form)?;
     let progress = ProgressLine::start(&args.progress, Some(archive.size()));
@@ -192,8 +192,8 @@ async fn write(args: &ExportArgs, door: &OutputGuard) -> Result<(), CliError> {
         export::write_layout(&archive, &args.output, &advance).await?;
         progress.finish(&args.output.display().to_string());
         let mut out = stdout();
-        let told = selections.iter().try_for_each(|selection| writeln!(out, "{}", selection.pinned()));
-        return printed(told.and_then(|()| out.flush()));
+        let written = selections.iter().try_for_each(|selection| writeln!(out, "{}", selection.pinned()));
+        return printed(written.and_then(|()| out.flush()));
     }
     match ExportOutput::open(&args.output, door)? {
         ExportOutput::Stream(mut out) => export::write_archive(&archive, &mut out, &advance).await?,
@@ -222,7 +222,7 @@ async fn write_tree(args: &ExportArgs, door: &OutputGuard) -> Result<(), CliErro
             export::write_tree(&namespace, b"", &args.output, args.preserve.chosen(), &advance).await?;
         progress.finish(&format!("{}: {} names", args.output.display(), report.names));
         if !args.progress.quiet {
-            told_incomplete(&report);
+            report_incomplete(&report);
             output::warn(&namespace.family().warnings());
         }
         return Ok(());
@@ -337,24 +337,24 @@ pub(super) async fn select(
 }
 
 /// Reports content that was requested and left out.
-pub(super) fn told_left_out(selections: &[ArchiveSelection]) {
+pub(super) fn report_left_out(selections: &[ArchiveSelection]) {
     for left in selections.iter().flat_map(ArchiveSelection::left_out) {
         say(&format!("left out {}: {}", left.digest, left.reason));
     }
 }
 
 /// Reports differences of a written tree from the recorded one.
-pub(super) fn told_incomplete(report: &export::DirReport) {
+pub(super) fn report_incomplete(report: &export::DirReport) {
     if report.unowned {
         say("the files are yours: only root may give them to the owners that are recorded");
     }
     if let Some(line) = left_out(&report.withheld) {
         say(&line);
     }
-    for (path, reason) in &report.told {
+    for (path, reason) in &report.listed {
         say(&format!("{path}: {reason}"));
     }
-    let rest = report.incomplete.saturating_sub(report.told.len() as u64);
+    let rest = report.incomplete.saturating_sub(report.listed.len() as u64);
     if rest > 0 {
         say(&format!("{rest} more names are missing or incomplete"));
     }

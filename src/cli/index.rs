@@ -30,7 +30,7 @@ pub(super) fn build(args: &IndexArgs) -> Result<(), CliError> {
     let runtime = start(&args.image)?;
     let built = runtime
         .block_on(async { Ok::<_, CliError>(only(&open(&args.image).await?)?.build_indexes().await?) })?;
-    tell(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))
+    print_layers(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))
 }
 
 /// Builds the index of every layer and publishes the indexes beside the image.
@@ -44,12 +44,12 @@ pub(super) fn push(args: &IndexArgs) -> Result<(), CliError> {
         let published = image.push_indexes(&built).await?;
         Ok::<_, CliError>((built, published))
     })?;
-    tell(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))?;
+    print_layers(built.iter().map(|layer| (&layer.digest, layer.bytes.len() as u64, layer.stored)))?;
     let mut out = output::stdout();
     output::printed(writeln!(out, "published {published}").and_then(|()| out.flush()))
 }
 
-fn tell<'a>(layers: impl Iterator<Item = (&'a Digest, u64, u64)>) -> Result<(), CliError> {
+fn print_layers<'a>(layers: impl Iterator<Item = (&'a Digest, u64, u64)>) -> Result<(), CliError> {
     let mut out = output::stdout();
     let mut written = Ok(());
     for (digest, index, stored) in layers {

@@ -9,7 +9,7 @@ use crate::artifact::FileBody;
 use crate::disk::{self, DiskBody, DiskPacking};
 use crate::image::{ImageSet, MemberStatus, OpenImage};
 use crate::layer::IndexKind;
-use crate::oci::{Digest, ManifestDocument, classify, classify_manifest, told_apart};
+use crate::oci::{Digest, ManifestDocument, classify, classify_manifest, differing_properties};
 use crate::view;
 
 use super::args::ImageArgs;
@@ -153,13 +153,13 @@ fn report(family: &ImageSet, offered: &[(Digest, IndexKind)]) -> InspectReport {
     };
     let platforms = entries.iter().filter_map(|entry| entry.platform.as_ref());
     let listed: Vec<_> = entries.iter().collect();
-    let told = told_apart(&listed);
-    let manifests = entries.iter().zip(told).map(|(entry, told)| EntryReport {
+    let properties = differing_properties(&listed);
+    let manifests = entries.iter().zip(properties).map(|(entry, properties)| EntryReport {
         digest: entry.digest.to_string(),
         platform: entry.platform.as_ref().map(ToString::to_string),
         media_type: entry.media_type.as_written().to_owned(),
         artifact_type: entry.artifact_type.as_ref().map(|kind| kind.as_written().to_owned()),
-        told_by: told.iter().map(|(key, value)| format!("{key}={value}")).collect(),
+        told_by: properties.iter().map(|(key, value)| format!("{key}={value}")).collect(),
         shown: family.main().is_some_and(|image| *image.manifest_digest() == entry.digest),
     });
     let image = family.main();
@@ -291,8 +291,11 @@ fn text(report: &InspectReport, look: TextStyle, out: &mut dyn Write) -> io::Res
     }
     table(&report.layers, look, out)?;
     for file in &report.files {
-        let kind =
-            if file.form.contains("its first bytes decide") { "a directory or a file" } else { "a directory" };
+        let kind = if file.form.contains("its first bytes decide") {
+            "a directory or a file"
+        } else {
+            "a directory"
+        };
         let size = file.size.map_or_else(|| kind.to_owned(), human);
         field(out, "file", &format!("{}  {size}  {}", file.path, file.form))?;
     }

@@ -135,7 +135,7 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
         };
         let family = namespace.family().clone();
         let pinned = family.pinned().to_owned();
-        let is_told = delayed.is_some();
+        let is_announced = delayed.is_some();
         options.record = record;
         let handle = tokio::runtime::Handle::current();
         // Mounting checks its own mount, and the runtime may have to answer.
@@ -157,13 +157,13 @@ pub(super) fn mount(mut args: MountArgs, argv: &[OsString]) -> Result<(), CliErr
         let mounted = mounted?;
         let message = format!("{pinned} mounted at {}", mounted.dir().display());
         output::warn(&family.warnings());
-        let told = if is_told { Ok(()) } else { say(&message, in_background) };
-        if told.is_err() {
+        let announced = if is_announced { Ok(()) } else { say(&message, in_background) };
+        if announced.is_err() {
             // The caller is gone.
             let unmounted = mounted.unmount().await;
             service.ended();
             unmounted?;
-            return told;
+            return announced;
         }
         service.ready(&message);
         tracing::info!(reference = pinned, dir = %mounted.dir().display(), "mounted");

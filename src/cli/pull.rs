@@ -11,7 +11,7 @@ use crate::source::ImageLocation;
 use super::again::{OutputGuard, once_more};
 use super::args::ImageArgs;
 use super::exit::CliError;
-use super::export::{platforms, select, told_left_out};
+use super::export::{platforms, report_left_out, select};
 use super::output::{self, human, printed, stdout};
 use super::output_format::OutputFormat;
 use super::progress::{ProgressArgs, ProgressLine};
@@ -72,7 +72,7 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), CliError> {
     let images = runtime.block_on(once_more(&OutputGuard::default(), async || {
         let selections = select(&args.image, &args.more, &options).await?;
         if !args.progress.quiet {
-            told_left_out(&selections);
+            report_left_out(&selections);
         }
         // Also rejects references that fit one by one but not together: the last would evict the first.
         ArchiveSelection::check_room(&selections)?;
@@ -90,7 +90,7 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), CliError> {
     let mut out = stdout();
     // A whole digest fills a line of 80 columns.
     let gap = if io::stdout().is_terminal() { "\n  " } else { "  " };
-    let told = match args.format {
+    let printed_rows = match args.format {
         OutputFormat::Json => output::json(&mut out, &PullReport { schema_version: 1, images }),
         OutputFormat::Text => images.iter().try_for_each(|image| {
             write!(out, "{}{gap}", image.reference)?;
@@ -107,5 +107,5 @@ pub(super) fn pull(args: &PullArgs) -> Result<(), CliError> {
             }
         }),
     };
-    printed(told.and_then(|()| out.flush()))
+    printed(printed_rows.and_then(|()| out.flush()))
 }

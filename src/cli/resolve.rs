@@ -56,7 +56,7 @@ pub(super) fn resolve(args: &ResolveArgs) -> Result<(), CliError> {
         Ok::<_, CliError>(image::resolve(&options, &registry, setup::cache(&args.image)?).await?)
     })?;
     let mut out = stdout();
-    let told = match args.format {
+    let written = match args.format {
         OutputFormat::Text => writeln!(out, "{}", resolved.pinned),
         OutputFormat::Json => {
             let report = ResolveReport {
@@ -69,5 +69,5 @@ pub(super) fn resolve(args: &ResolveArgs) -> Result<(), CliError> {
             output::json(&mut out, &report)
         }
     };
-    printed(told.and_then(|()| out.flush()))
+    printed(written.and_then(|()| out.flush()))
 }

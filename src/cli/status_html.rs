@@ -99,7 +99,7 @@ pub(super) fn write(status: &ImageStatus, dir: &str, out: &mut dyn Write) -> io:
 }
 
 fn figure(blob: &BlobStatus, largest: u64, out: &mut dyn Write) -> io::Result<()> {
-    let told = format!(
+    let caption = format!(
         "{} of {} cached ({:.0} %), {} fetched and {} read by this mount",
         human(blob.cached),
         human(blob.size),
@@ -117,7 +117,7 @@ fn figure(blob: &BlobStatus, largest: u64, out: &mut dyn Write) -> io::Result<()
     let width = (WIDTH * blob.size as f64 / largest.max(1) as f64).max(WIDTH / 50.0);
     write!(
         out,
-        "<svg viewBox=\"0 0 {WIDTH} 18\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{told}\"><title>{told}</title>\
+        "<svg viewBox=\"0 0 {WIDTH} 18\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{caption}\"><title>{caption}</title>\
          <rect class=\"none\" width=\"{width:.1}\" height=\"18\"/>"
     )?;
     if let Some(extents) = &blob.extents {
@@ -138,7 +138,7 @@ fn figure(blob: &BlobStatus, largest: u64, out: &mut dyn Write) -> io::Result<()
         true => String::new(),
         false => format!(", verified: {}", escaped(&blob.verified)),
     };
-    writeln!(out, "</svg><p class=\"soft\">{told}; {state}{verified}</p></figure>")
+    writeln!(out, "</svg><p class=\"soft\">{caption}; {state}{verified}</p></figure>")
 }
 
 /// Text without markup. Characters that act on a terminal or reverse text are escaped visibly.
@@ -164,15 +164,15 @@ mod tests {
 
     #[test]
     fn nothing_that_an_image_says_becomes_a_part_of_the_page() {
-        let said = "<script>'\"&\u{1b}[31m\u{202e}x";
-        assert_eq!(escaped(said), "&lt;script&gt;&#39;&quot;&amp;\\u{1b}[31m\\u{202e}x");
-        let json = serde_json::json!({"schemaVersion": 1, "reference": said, "kind": said, "layers": [{"layer": 0,
-            "digest": format!("sha256:{}", "0".repeat(64)), "mode": said, "why": said, "index": said, "encoding": said,
-            "streamBytes": null}], "conflicts": [said], "warnings": [said], "errors": [said], "blobs": [{
-            "digest": format!("sha256:{}", "0".repeat(64)), "mediaType": said, "size": 10, "cached": 1, "served": 1,
-            "fetched": 1, "verified": said, "state": said, "extents": {"unit": 1, "cached": [[0, 1]], "read": [[0, 1]]}}]});
+        let hostile = "<script>'\"&\u{1b}[31m\u{202e}x";
+        assert_eq!(escaped(hostile), "&lt;script&gt;&#39;&quot;&amp;\\u{1b}[31m\\u{202e}x");
+        let json = serde_json::json!({"schemaVersion": 1, "reference": hostile, "kind": hostile, "layers": [{"layer": 0,
+            "digest": format!("sha256:{}", "0".repeat(64)), "mode": hostile, "why": hostile, "index": hostile, "encoding": hostile,
+            "streamBytes": null}], "conflicts": [hostile], "warnings": [hostile], "errors": [hostile], "blobs": [{
+            "digest": format!("sha256:{}", "0".repeat(64)), "mediaType": hostile, "size": 10, "cached": 1, "served": 1,
+            "fetched": 1, "verified": hostile, "state": hostile, "extents": {"unit": 1, "cached": [[0, 1]], "read": [[0, 1]]}}]});
         let mut page = Vec::new();
-        write(&serde_json::from_value(json).unwrap(), said, &mut page).unwrap();
+        write(&serde_json::from_value(json).unwrap(), hostile, &mut page).unwrap();
         let page = String::from_utf8(page).unwrap();
         assert_eq!(page.matches("&lt;script&gt;").count(), 13);
         assert!(!page.contains("<script") && !page.contains('\u{1b}') && !page.contains('\u{202e}'));

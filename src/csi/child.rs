@@ -20,7 +20,7 @@ const MOUNT_TIMEOUT: Duration = Duration::from_secs(100);
 /// Time limit for the rest of stderr once the process has ended.
 const STDERR_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest message that is forwarded, in bytes.
-const MAX_SAID: u64 = 8 * 1024;
+const MAX_STDERR_BYTES: u64 = 8 * 1024;
 /// Variables of the plugin alone, removed from the environment of mounts.
 pub const PLUGIN_VARIABLES: [&str; 8] = [
     "OCIFS_CREDS",
@@ -63,7 +63,7 @@ impl MountStarter {
         command.process_group(0).kill_on_drop(true).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(CsiError::file("starting", &self.program))?;
-        let said = tokio::spawn(words(child.stderr.take()));
+        let output = tokio::spawn(words(child.stderr.take()));
         let Ok(ended) = tokio::time::timeout(MOUNT_TIMEOUT, child.wait()).await else {
             // The background process ends with its parent.
             child.kill().await.map_err(CsiError::file("ending", &self.program))?;
@@ -76,13 +76,13 @@ impl MountStarter {
         if status.success() {
             return Ok(());
         }
-        let said = tokio::time::timeout(STDERR_TIMEOUT, said).await;
-        let said = said.ok().and_then(Result::ok).unwrap_or_default();
-        let said = match message(&said) {
-            said if said.is_empty() => format!("mounting {reference} ended with {status}"),
-            said => said,
+        let output = tokio::time::timeout(STDERR_TIMEOUT, output).await;
+        let output = output.ok().and_then(Result::ok).unwrap_or_default();
+        let message = match message(&output) {
+            message if message.is_empty() => format!("mounting {reference} ended with {status}"),
+            message => message,
         };
-        Err(CsiError::Mount { exit: status.code(), said })
+        Err(CsiError::Mount { exit: status.code(), message })
     }
 }
 
@@ -117,18 +117,18 @@ fn arguments(
 }
 
 async fn words(from: Option<impl AsyncRead + Unpin>) -> String {
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     if let Some(from) = from {
         // After a read error, the bytes read so far are the message.
-        from.take(MAX_SAID).read_to_end(&mut said).await.ok();
+        from.take(MAX_STDERR_BYTES).read_to_end(&mut output).await.ok();
     }
-    String::from_utf8_lossy(&said).into_owned()
+    String::from_utf8_lossy(&output).into_owned()
 }
 
 /// The message and the hint of a failed command, as one line. Log lines before them are left out.
-fn message(said: &str) -> String {
+fn message(output: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
-    for line in said.lines().map(str::trim) {
+    for line in output.lines().map(str::trim) {
         match line.strip_prefix("ocifs: ") {
             Some(message) => parts = vec![message],
             None if !parts.is_empty() && !line.is_empty() => parts.push(line),
@@ -136,7 +136,7 @@ fn message(said: &str) -> String {
         }
     }
     if parts.is_empty() {
-        parts = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        parts = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     }
     parts.join("; ")
 }
@@ -181,8 +181,8 @@ mod tests {
 
     #[test]
     fn what_a_command_said_is_one_line_without_its_log() {
-        let said = "2026 WARN ocifs: x\nocifs: r.example/a: not found\nhint: look again\n";
-        assert_eq!(message(said), "r.example/a: not found; hint: look again");
+        let output = "2026 WARN ocifs: x\nocifs: r.example/a: not found\nhint: look again\n";
+        assert_eq!(message(output), "r.example/a: not found; hint: look again");
         assert_eq!(message("error: bad\n\nusage: x\n"), "error: bad; usage: x");
         assert_eq!(message(""), "");
     }

@@ -31,12 +31,12 @@ pub enum CsiError {
     #[error("{0}")]
     Late(String),
     /// The mount process failed.
-    #[error("{said}")]
+    #[error("{message}")]
     Mount {
         /// Its exit code; `None` if a signal ended it.
         exit: Option<i32>,
         /// Its message.
-        said: String,
+        message: String,
     },
     /// An operation on a file or directory of this machine failed.
     #[error("{what} {}", path.display())]

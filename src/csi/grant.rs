@@ -84,8 +84,8 @@ pub(super) async fn ask(
     }
     match error {
         Some(error) => {
-            let (exit, said) = (clients.explain)(error);
-            Err(CsiError::Mount { exit: Some(exit.into()), said: format!("{reference}: {said}") })
+            let (exit, message) = (clients.explain)(error);
+            Err(CsiError::Mount { exit: Some(exit.into()), message: format!("{reference}: {message}") })
         }
         None => Err(CsiError::Late(format!(
             "{reference}: its registry did not answer in {} s",

@@ -69,18 +69,18 @@ pub async fn serve(
         }
     });
     let calls = tower::service_fn(move |request| answer(node.clone(), request));
-    let (tell, told) = oneshot::channel::<()>();
+    let (shutdown, stopped) = oneshot::channel::<()>();
     let stop = async {
         stop.await;
         // The receiver is gone when the server ended by itself.
-        tell.send(()).ok();
+        shutdown.send(()).ok();
     };
     let server =
         Server::builder().max_concurrent_streams(STREAMS).serve_with_incoming_shutdown(calls, incoming, stop);
     let served = tokio::select! {
         served = server => served,
         // A client with an open connection must not hold up the plugin.
-        _ = async { told.await.ok(); tokio::time::sleep(LAST_CALLS).await } => Ok(()),
+        _ = async { stopped.await.ok(); tokio::time::sleep(LAST_CALLS).await } => Ok(()),
     };
     looking_after.abort();
     served.map_err(|error| CsiError::Internal(format!("serving the socket: {}", crate::io::chain(&error))))

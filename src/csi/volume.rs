@@ -257,8 +257,8 @@ mod tests {
 
     #[test]
     fn attributes_that_are_not_known_are_named() {
-        let said = refused(&request(&[("reference", "r.example/a"), ("refrence", "x"), ("--creds", "x")]));
-        assert!(said.contains("\"--creds\", \"refrence\"") && said.contains("pullSecret"), "{said}");
+        let message = refused(&request(&[("reference", "r.example/a"), ("refrence", "x"), ("--creds", "x")]));
+        assert!(message.contains("\"--creds\", \"refrence\"") && message.contains("pullSecret"), "{message}");
     }
 
     #[test]
@@ -292,8 +292,8 @@ mod tests {
     #[test]
     fn nothing_of_the_node_can_be_named() {
         for reference in ["oci:/etc:x", "/etc/passwd", "./a", "oci-archive:/a.tar", "-", "--help", ""] {
-            let said = refused(&request(&[("reference", reference)]));
-            assert!(said.contains("reference"), "{reference}: {said}");
+            let message = refused(&request(&[("reference", reference)]));
+            assert!(message.contains("reference"), "{reference}: {message}");
         }
         for name in ["../x", "a/b", "..", ".", "A", "-a", "a.", &"a".repeat(254)] {
             refused(&request(&[("reference", "r.example/a"), ("pullSecret", name)]));

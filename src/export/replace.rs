@@ -280,8 +280,8 @@ fn clear(directory: BorrowedFd<'_>, part: &OsStr, shown: &Path) -> Result<(), Ex
 /// The umask. Only `/proc/self/status` shows it without changing it; if that cannot be read, only the owner gets
 /// permissions.
 fn mask() -> u32 {
-    let told = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = told.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o077)
 }
 

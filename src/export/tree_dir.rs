@@ -49,14 +49,14 @@ pub struct DirReport {
     /// The number of missing or incomplete names.
     pub incomplete: u64,
     /// The first of these names, each with its reason.
-    pub told: Vec<(String, String)>,
+    pub listed: Vec<(String, String)>,
 }
 
 impl DirReport {
     fn note(&mut self, path: &[u8], what: &str, errno: Errno) {
         self.incomplete += 1;
-        if self.told.len() < MAX_LISTED_NAMES {
-            self.told.push((String::from_utf8_lossy(path).into_owned(), format!("{what}: {errno}")));
+        if self.listed.len() < MAX_LISTED_NAMES {
+            self.listed.push((String::from_utf8_lossy(path).into_owned(), format!("{what}: {errno}")));
         }
     }
 }

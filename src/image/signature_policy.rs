@@ -129,7 +129,7 @@ impl ImageOpener<'_> {
                 Err(ImageError::Unchecked { digest: root.digest.clone(), source })
             }
             Ok(()) => {
-                Err(ImageError::Untrusted { digest: root.digest.clone(), reason: told(search.reasons) })
+                Err(ImageError::Untrusted { digest: root.digest.clone(), reason: summary(search.reasons) })
             }
         }
     }
@@ -291,7 +291,7 @@ fn missing(reason: &str) -> ReadError {
 }
 
 /// The reasons for an error, each once.
-fn told(mut reasons: Vec<String>) -> String {
+fn summary(mut reasons: Vec<String>) -> String {
     if reasons.is_empty() {
         return "no signature found".to_owned();
     }

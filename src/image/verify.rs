@@ -92,22 +92,22 @@ impl VerifyCheck {
 
 impl ImageSet {
     /// Compares everything, and passes each result to the callback.
-    pub async fn verify(&self, tell: &mut (dyn FnMut(VerifyCheck) + Send)) {
+    pub async fn verify(&self, report: &mut (dyn FnMut(VerifyCheck) + Send)) {
         if let Some(bytes) = &self.index {
-            tell(document(&self.digest, bytes));
+            report(document(&self.digest, bytes));
         }
         for member in &self.members {
             if let Some(bytes) = &member.index {
-                tell(document(&member.digest, bytes));
+                report(document(&member.digest, bytes));
             }
             if let (Some(failure), None) = (&member.failure, &member.image) {
                 let error = ReadError::new(FaultClass::Unavailable, failure.clone());
-                tell(VerifyCheck::ok("document", member.digest.as_str()).failed(&error));
+                report(VerifyCheck::ok("document", member.digest.as_str()).failed(&error));
             }
         }
         let mut seen = HashSet::new();
         for image in self.images() {
-            image.verify(&mut seen, tell).await;
+            image.verify(&mut seen, report).await;
         }
     }
 }
@@ -120,10 +120,10 @@ impl OpenImage {
     async fn verify(
         self: &Arc<Self>,
         seen: &mut HashSet<Digest>,
-        tell: &mut (dyn FnMut(VerifyCheck) + Send),
+        report: &mut (dyn FnMut(VerifyCheck) + Send),
     ) {
         if let Some(bytes) = &self.manifest_bytes {
-            tell(document(&self.manifest_digest, bytes));
+            report(document(&self.manifest_digest, bytes));
         }
         let mut broken = HashSet::new();
         for descriptor in self.manifest.blobs() {
@@ -134,14 +134,14 @@ impl OpenImage {
             if check.result != CheckOutcome::Ok {
                 broken.insert(descriptor.digest.clone());
             }
-            tell(check);
+            report(check);
         }
         // Content derived from wrong stored bytes is wrong as well.
         let is_whole = |at: usize| !broken.contains(&self.manifest.layers[at].digest);
         let mut done = HashSet::new();
-        for (at, expected) in self.expected_contents(tell).await {
+        for (at, expected) in self.expected_contents(report).await {
             if is_whole(at) && done.insert((at, expected.clone())) {
-                tell(self.verify_content(at, &expected).await);
+                report(self.verify_content(at, &expected).await);
             }
         }
         let compared: HashSet<usize> = done.into_iter().map(|(at, _)| at).collect();
@@ -154,7 +154,7 @@ impl OpenImage {
                 true => "no document names the digest of its uncompressed bytes",
                 false => "its stored bytes are not those of its digest",
             };
-            tell(self.content_check(at).skipped(reason));
+            report(self.content_check(at).skipped(reason));
         }
         for (at, layer) in self.every_archive().filter(|(at, _)| is_whole(*at)) {
             let subject = format!("layer {at} ({})", self.manifest.layers[at].digest);
@@ -162,15 +162,15 @@ impl OpenImage {
                 Ok(None) => {}
                 Ok(Some(verdict)) => {
                     let check = VerifyCheck::ok("parts", subject);
-                    tell(match verdict {
+                    report(match verdict {
                         Ok(()) => check,
                         Err(why) => check.differs(why),
                     });
                 }
-                Err(error) => tell(VerifyCheck::ok("parts", subject).failed(&error)),
+                Err(error) => report(VerifyCheck::ok("parts", subject).failed(&error)),
             }
         }
-        self.verify_lists(tell).await;
+        self.verify_lists(report).await;
     }
 
     async fn verify_blob(&self, descriptor: &Descriptor) -> VerifyCheck {
@@ -195,7 +195,7 @@ impl OpenImage {
     }
 
     /// Expected digests of the layers' uncompressed bytes: from the config of a container image, and from artifacts.
-    async fn expected_contents(&self, tell: &mut (dyn FnMut(VerifyCheck) + Send)) -> Vec<(usize, Digest)> {
+    async fn expected_contents(&self, report: &mut (dyn FnMut(VerifyCheck) + Send)) -> Vec<(usize, Digest)> {
         let mut expected = Vec::new();
         if let Some(config) =
             self.manifest.config.as_ref().filter(|config| config.media_type.is_image_config())
@@ -208,15 +208,15 @@ impl OpenImage {
                         if ids == layers {
                             expected.extend(parsed.diff_ids.into_iter().enumerate());
                         } else if ids > 0 {
-                            tell(check.differs(format!(
+                            report(check.differs(format!(
                                 "it names the content of {ids} layers, the manifest has {layers}"
                             )));
                         }
                     }
                     // An artifact may have an empty config of that type.
-                    Err(error) => tell(check.skipped(&error.to_string())),
+                    Err(error) => report(check.skipped(&error.to_string())),
                 },
-                Err(error) => tell(check.failed(&error)),
+                Err(error) => report(check.failed(&error)),
             }
         }
         for file in &self.contents.files {
@@ -269,7 +269,7 @@ impl OpenImage {
     }
 
     /// Compares files and disks with the checksum lists in `files/`.
-    async fn verify_lists(self: &Arc<Self>, tell: &mut (dyn FnMut(VerifyCheck) + Send)) {
+    async fn verify_lists(self: &Arc<Self>, report: &mut (dyn FnMut(VerifyCheck) + Send)) {
         // A list may name a file several times, and several lists may name the same file.
         let mut hashes: HashMap<(String, &'static str), Result<Digest, ReadError>> = HashMap::new();
         for at in 0..self.contents.files.len() {
@@ -281,14 +281,14 @@ impl OpenImage {
             let bytes = match self.list(at).await {
                 Ok(bytes) => bytes,
                 Err(error) => {
-                    tell(check.failed(&error));
+                    report(check.failed(&error));
                     continue;
                 }
             };
             for line in checksum_files::parse(&path, &bytes) {
                 let named = self.named(&line.path);
                 if named.is_empty() {
-                    tell(
+                    report(
                         VerifyCheck::ok("checksum", line.path.clone())
                             .skipped(&format!("{path} names it, and it is missing")),
                     );
@@ -310,7 +310,7 @@ impl OpenImage {
                         }
                     };
                     let check = VerifyCheck::ok("checksum", format!("{shown} (by {path})"));
-                    tell(match actual {
+                    report(match actual {
                         Ok(actual) => check.compared(&line.digest, Some(&actual)),
                         Err(error) => check.failed(&error),
                     });

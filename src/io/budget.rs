@@ -174,7 +174,7 @@ impl MemoryShare {
             used.lasting += self.bytes;
         }
         drop(used);
-        self.budget.tell();
+        self.budget.notify();
     }
 
     /// Frees all but `bytes`.
@@ -182,7 +182,7 @@ impl MemoryShare {
         let back = self.bytes.saturating_sub(bytes);
         self.bytes -= back;
         *self.budget.lock().of(self.lasts.load(Ordering::Relaxed)) -= back;
-        self.budget.tell();
+        self.budget.notify();
     }
 
     /// Bytes of this share.
@@ -198,7 +198,7 @@ impl BudgetShare {
 }
 
 impl MemoryBudget {
-    fn tell(&self) {
+    fn notify(&self) {
         self.freed.notify_all();
         self.freed_async.notify_waiters();
     }

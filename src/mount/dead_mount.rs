@@ -59,12 +59,12 @@ pub struct FilesystemUsage {
 
 /// Usage of the file system at `dir`. Queries its server, so it can block.
 pub fn filling(dir: &Path) -> Result<FilesystemUsage, MountError> {
-    let told =
+    let stats =
         statfs(dir).map_err(|errno| MountError::Mount { dir: dir.to_owned(), source: errno.into() })?;
-    let block = u64::try_from(told.block_size()).unwrap_or(0);
+    let block = u64::try_from(stats.block_size()).unwrap_or(0);
     Ok(FilesystemUsage {
-        bytes: (told.blocks().saturating_mul(block), told.blocks_available().saturating_mul(block)),
-        files: (told.files(), told.files_free()),
+        bytes: (stats.blocks().saturating_mul(block), stats.blocks_available().saturating_mul(block)),
+        files: (stats.files(), stats.files_free()),
     })
 }
 

@@ -28,25 +28,25 @@ pub struct CheckedFact {
     /// Its health.
     pub health: FactHealth,
     /// The fact itself.
-    pub told: String,
+    pub detail: String,
     /// How to improve it; `None` for a good finding.
     pub hint: Option<String>,
 }
 
 impl CheckedFact {
     /// A finding without a problem.
-    pub fn good(subject: &'static str, told: impl Into<String>) -> Self {
-        Self { subject, health: FactHealth::Good, told: told.into(), hint: None }
+    pub fn good(subject: &'static str, detail: impl Into<String>) -> Self {
+        Self { subject, health: FactHealth::Good, detail: detail.into(), hint: None }
     }
 
     /// A finding with reduced function.
-    pub fn limited(subject: &'static str, told: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { subject, health: FactHealth::Limited, told: told.into(), hint: Some(hint.into()) }
+    pub fn limited(subject: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { subject, health: FactHealth::Limited, detail: detail.into(), hint: Some(hint.into()) }
     }
 
     /// A finding that makes mounts impossible.
-    pub fn bad(subject: &'static str, told: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { subject, health: FactHealth::Bad, told: told.into(), hint: Some(hint.into()) }
+    pub fn bad(subject: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { subject, health: FactHealth::Bad, detail: detail.into(), hint: Some(hint.into()) }
     }
 }
 

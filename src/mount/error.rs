@@ -132,12 +132,12 @@ pub enum MountError {
     #[error("fusermount3 is not installed, and without it only root can mount and unmount")]
     NoHelper,
     /// The setuid helper refused.
-    #[error("fusermount3 refused {}: {said}", dir.display())]
+    #[error("fusermount3 refused {}: {output}", dir.display())]
     Helper {
         /// The mount point.
         dir: PathBuf,
         /// Its error output.
-        said: String,
+        output: String,
     },
     /// The kernel refused to mount.
     #[error("mounting at {}", dir.display())]

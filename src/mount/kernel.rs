@@ -110,9 +110,9 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
             _ => failed(source),
         })?;
     let received = receive(&ours, &mut [0]);
-    let mut said = String::new();
+    let mut output = String::new();
     if let Some(stderr) = &mut helper.stderr {
-        stderr.take(4096).read_to_string(&mut said).map_err(failed)?;
+        stderr.take(4096).read_to_string(&mut output).map_err(failed)?;
     }
     let status = helper.wait().map_err(failed)?;
     match received {
@@ -124,7 +124,7 @@ fn mount_by_helper(dir: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
             }
             Err(failed(Errno::EMFILE.into()))
         }
-        Ok(_) => Err(MountError::Helper { dir: dir.to_owned(), said: said.trim().to_owned() }),
+        Ok(_) => Err(MountError::Helper { dir: dir.to_owned(), output: output.trim().to_owned() }),
         Err(source) => Err(failed(source)),
     }
 }
@@ -190,11 +190,11 @@ pub(super) fn unmount(dir: &Path, how: UnmountMode) -> Result<(), MountError> {
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if said.contains("busy") {
+    let output = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.contains("busy") {
         return Err(MountError::Busy { dir: dir.to_owned() });
     }
-    Err(MountError::Helper { dir: dir.to_owned(), said })
+    Err(MountError::Helper { dir: dir.to_owned(), output })
 }
 
 /// Filesystem levels below passed-through files, this mount included, as the kernel counts them; `None` without

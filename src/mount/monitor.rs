@@ -159,7 +159,7 @@ impl HeldDirectory {
             }
             (MonitorAnswer::NoHelper, _) => Err(MountError::NoHelper),
             (MonitorAnswer::NoRight, _) => Err(MountError::NoRight { dir: dir.clone() }),
-            (MonitorAnswer::Helper(said), _) => Err(MountError::Helper { dir: dir.clone(), said }),
+            (MonitorAnswer::Helper(output), _) => Err(MountError::Helper { dir: dir.clone(), output }),
             (other, _) => Err(failed(other.into_io())),
         }
     }
@@ -179,7 +179,7 @@ impl HeldDirectory {
             MonitorAnswer::Busy => Err(MountError::Busy { dir }),
             MonitorAnswer::NotOurs => Err(MountError::NotMounted { dir }),
             MonitorAnswer::NoHelper => Err(MountError::NoHelper),
-            MonitorAnswer::Helper(said) => Err(MountError::Helper { dir, said }),
+            MonitorAnswer::Helper(output) => Err(MountError::Helper { dir, output }),
             other => Err(MountError::Unmount { dir, source: other.into_io() }),
         })
     }
@@ -222,9 +222,9 @@ impl MonitorAnswer {
             MountError::NoDevice { source } => MonitorAnswer::NoDevice(code(source)),
             MountError::NoHelper => MonitorAnswer::NoHelper,
             MountError::NoRight { .. } => MonitorAnswer::NoRight,
-            MountError::Helper { said, .. } => {
+            MountError::Helper { output, .. } => {
                 // The helper's output is a line; a message has room for more than one.
-                MonitorAnswer::Helper(said.chars().take(MAX_MESSAGE / 8).collect())
+                MonitorAnswer::Helper(output.chars().take(MAX_MESSAGE / 8).collect())
             }
             MountError::Busy { .. } => MonitorAnswer::Busy,
             MountError::NotMounted { .. } => MonitorAnswer::NotOurs,

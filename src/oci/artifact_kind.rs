@@ -212,7 +212,7 @@ fn has_image_layers(manifest: &Manifest, config: Option<&MediaType>) -> bool {
 /// Whether files were pushed with the config of a container image (`oras push --artifact-platform`, `--config`): all
 /// layers have a title, and the manifest or one layer shows that they are not a root file system.
 fn pushed_as_files(manifest: &Manifest) -> bool {
-    let says_file = |layer: &Descriptor| {
+    let is_file = |layer: &Descriptor| {
         let Some(title) = layer.title() else { return false };
         let is_untyped = layer.media_type.essence() == ORAS_FILE && !is_tar_name(title);
         layer.annotations.contains_key(ORAS_UNPACK) || is_untyped || !layer.media_type.claims_tar()
@@ -221,7 +221,7 @@ fn pushed_as_files(manifest: &Manifest) -> bool {
     if manifest.artifact_type.is_some() {
         return layers.iter().any(|layer| layer.title().is_some());
     }
-    !layers.is_empty() && layers.iter().all(|layer| layer.title().is_some()) && layers.iter().any(says_file)
+    !layers.is_empty() && layers.iter().all(|layer| layer.title().is_some()) && layers.iter().any(is_file)
 }
 
 /// Epoch's types, which only the whole `artifactType` identifies.

@@ -22,7 +22,7 @@ pub struct NamedEntry<'a> {
 }
 
 /// Properties that distinguish entries of one platform, in order of preference.
-const TELLING: [fn(&Descriptor) -> Option<&str>; 4] = [
+const DISTINGUISHING: [fn(&Descriptor) -> Option<&str>; 4] = [
     |entry| annotation(entry, "disktype"),
     |entry| annotation(entry, REF_NAME),
     |entry| annotation(entry, TITLE),
@@ -39,7 +39,7 @@ pub fn member_names<'a>(entries: impl IntoIterator<Item = &'a Descriptor>) -> Ve
     }
     let mut names = vec![String::new(); entries.len()];
     for (base, group) in groups {
-        tell_apart(&entries, &base, group, 0, &mut names);
+        distinguish(&entries, &base, group, 0, &mut names);
     }
     let mut taken: HashSet<String> = HashSet::new();
     let mut seen: HashSet<(String, &Digest)> = HashSet::new();
@@ -61,7 +61,7 @@ pub fn member_names<'a>(entries: impl IntoIterator<Item = &'a Descriptor>) -> Ve
 }
 
 /// Names the entries of `group`, which would otherwise all be named `base`.
-fn tell_apart(entries: &[&Descriptor], base: &str, group: Vec<usize>, from: usize, names: &mut [String]) {
+fn distinguish(entries: &[&Descriptor], base: &str, group: Vec<usize>, from: usize, names: &mut [String]) {
     let is_one = group.iter().all(|at| entries[*at].digest == entries[group[0]].digest);
     if is_one && !base.is_empty() {
         for at in group {
@@ -69,7 +69,7 @@ fn tell_apart(entries: &[&Descriptor], base: &str, group: Vec<usize>, from: usiz
         }
         return;
     }
-    let Some(telling) = TELLING.get(from) else {
+    let Some(property) = DISTINGUISHING.get(from) else {
         for at in group {
             names[at] = joined(base, entries[at].digest.short());
         }
@@ -77,14 +77,14 @@ fn tell_apart(entries: &[&Descriptor], base: &str, group: Vec<usize>, from: usiz
     };
     let mut parts: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for at in group {
-        let part = telling(entries[at]).and_then(component).unwrap_or_default();
+        let part = property(entries[at]).and_then(component).unwrap_or_default();
         parts.entry(part).or_default().push(at);
     }
     // A value that all entries share does not distinguish them; but entries without a platform need some name.
-    let tells = parts.len() > 1 || base.is_empty();
+    let is_distinct = parts.len() > 1 || base.is_empty();
     for (part, group) in parts {
-        let base = if tells { joined(base, &part) } else { base.to_owned() };
-        tell_apart(entries, &base, group, from + 1, names);
+        let base = if is_distinct { joined(base, &part) } else { base.to_owned() };
+        distinguish(entries, &base, group, from + 1, names);
     }
 }
 

@@ -389,8 +389,8 @@ mod tests {
             ("text/plain", None, None, None),
         ] {
             let kind = MediaType::from(label);
-            let said = (kind.compression(), kind.disk_format(), kind.file_system());
-            assert_eq!(said, (compression, disk, system), "{label}");
+            let classified = (kind.compression(), kind.disk_format(), kind.file_system());
+            assert_eq!(classified, (compression, disk, system), "{label}");
         }
     }
 }

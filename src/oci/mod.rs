@@ -47,7 +47,8 @@ pub(crate) use referrers::is_of_kind;
 pub use referrers::{fallback_tag, listed, referrer_of, with_referrer};
 pub use select::{GlobPattern, LayerSelection};
 pub use selection::{
-    EntryCondition, EntryPurpose, PlatformCandidate, choose, entry_kind, told_apart, told_by,
+    EntryCondition, EntryPurpose, PlatformCandidate, choose, differing_properties, distinguishing_properties,
+    entry_kind,
 };
 pub use signature::{
     BUNDLE, MAX_SIGNATURES, MAX_SIGNED, PublishedSignature, SIGNATURE, SIGNATURE_ARTIFACT, SIMPLE_SIGNING,

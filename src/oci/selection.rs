@@ -66,7 +66,7 @@ impl fmt::Display for EntryCondition {
 }
 
 /// The properties that distinguish an entry from others of its platform: short names, and values as written.
-pub fn told_by(entry: &Descriptor) -> impl Iterator<Item = (&str, &str)> {
+pub fn distinguishing_properties(entry: &Descriptor) -> impl Iterator<Item = (&str, &str)> {
     let annotations =
         SHORT.iter().filter_map(|(short, long)| Some((*short, entry.annotations.get(*long)?.as_str())));
     let kind = entry.artifact_type.iter().map(|kind| ("artifactType", kind.as_written()));
@@ -74,8 +74,8 @@ pub fn told_by(entry: &Descriptor) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// The properties that distinguish each of `entries` from the others, in the form of `--select`: those of
-/// [`told_by`], and the annotations in which they differ.
-pub fn told_apart(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
+/// [`distinguishing_properties`], and the annotations in which they differ.
+pub fn differing_properties(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
     let short = |long: &str| SHORT.iter().any(|(_, known)| *known == long);
     let keys: BTreeSet<&str> =
         entries.iter().flat_map(|entry| entry.annotations.keys()).map(String::as_str).collect();
@@ -85,11 +85,14 @@ pub fn told_apart(entries: &[&Descriptor]) -> Vec<Vec<(String, String)>> {
         !short(key) && values.any(|value| Some(value) != first)
     };
     let keys: Vec<&str> = keys.into_iter().filter(differs).take(MAX_LISTED_ANNOTATIONS).collect();
-    let told = |entry: &&Descriptor| {
+    let properties = |entry: &&Descriptor| {
         let annotations = keys.iter().filter_map(|key| Some((*key, entry.annotations.get(*key)?.as_str())));
-        told_by(entry).chain(annotations).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+        distinguishing_properties(entry)
+            .chain(annotations)
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
     };
-    entries.iter().map(told).collect()
+    entries.iter().map(properties).collect()
 }
 
 /// Purpose of an entry of an index.
@@ -187,14 +190,14 @@ fn list(candidates: &[&PlatformCandidate]) -> String {
         return "nothing".into();
     }
     let entries: Vec<&Descriptor> = candidates.iter().map(|one| &one.entry).collect();
-    let line = |(one, told): (&&PlatformCandidate, Vec<(String, String)>)| {
+    let line = |(one, properties): (&&PlatformCandidate, Vec<(String, String)>)| {
         let platform = one.platform.as_ref().map_or_else(|| "no platform".to_owned(), ToString::to_string);
-        let told: String =
-            told.iter().map(|(key, value)| format!(" {}={value:?}", key.escape_debug())).collect();
-        format!("{platform}{told} ({})", one.entry.digest)
+        let properties: String =
+            properties.iter().map(|(key, value)| format!(" {}={value:?}", key.escape_debug())).collect();
+        format!("{platform}{properties} ({})", one.entry.digest)
     };
     let mut lines: Vec<String> =
-        candidates.iter().zip(told_apart(&entries)).take(MAX_LISTED_CANDIDATES).map(line).collect();
+        candidates.iter().zip(differing_properties(&entries)).take(MAX_LISTED_CANDIDATES).map(line).collect();
     if candidates.len() > MAX_LISTED_CANDIDATES {
         lines.push(format!("{} more", candidates.len() - MAX_LISTED_CANDIDATES));
     }

@@ -212,7 +212,7 @@ mod tests {
     fn an_index_that_does_not_say_what_it_is_about_is_refused() {
         let one = ztoc("one", "lower");
         let lower = digest("lower");
-        for (json, says) in [
+        for (json, reason_text) in [
             (
                 index("application/vnd.oci.image.config.v1+json", "", &[]),
                 "artifact type is \"application/vnd.oci.image.config",
@@ -231,7 +231,7 @@ mod tests {
             (index(SOCI_V2, "", &[one.replace("\"size\":9", "\"size\":0")]), "is empty"),
             (index(SOCI_V2, "", &[one, ztoc("two", "lower")]), "are both about"),
         ] {
-            assert!(reason(&json).contains(says), "{} does not say {says:?}", reason(&json));
+            assert!(reason(&json).contains(reason_text), "{} does not say {reason_text:?}", reason(&json));
         }
         assert!(reason(r#"{"manifests":[]}"#).ends_with("it is an OCI index"));
     }

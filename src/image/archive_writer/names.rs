@@ -88,7 +88,7 @@ mod tests {
         ArchiveName::of(&location.parse().unwrap(), &Digest::sha256(b""))
     }
 
-    fn told(name: &ArchiveName) -> [&str; 3] {
+    fn forms(name: &ArchiveName) -> [&str; 3] {
         [&name.full, &name.tag, &name.familiar].map(|part| part.as_deref().unwrap_or("-"))
     }
 
@@ -102,18 +102,18 @@ mod tests {
             ("oci:/layout:v1", "-", "v1", "-"),
             ("oci:/layout", "-", "-", "-"),
         ] {
-            assert_eq!(told(&name(location)), [full, tag, familiar], "{location}");
+            assert_eq!(forms(&name(location)), [full, tag, familiar], "{location}");
         }
         let pinned = name(&format!("ghcr.io/a/b@{digest}"));
-        assert_eq!(told(&pinned), [&format!("ghcr.io/a/b@{digest}"), "-", "-"]);
+        assert_eq!(forms(&pinned), [&format!("ghcr.io/a/b@{digest}"), "-", "-"]);
         let both = name(&format!("ghcr.io/a/b:v1@{digest}"));
-        assert_eq!(told(&both), ["ghcr.io/a/b:v1", "v1", "ghcr.io/a/b:v1"]);
+        assert_eq!(forms(&both), ["ghcr.io/a/b:v1", "v1", "ghcr.io/a/b:v1"]);
     }
 
     #[test]
     fn a_given_name_has_a_tag_and_is_told_in_full() {
         let given = ArchiveName::given("tool:2").unwrap();
-        assert_eq!(told(&given), ["docker.io/library/tool:2", "2", "tool:2"]);
+        assert_eq!(forms(&given), ["docker.io/library/tool:2", "2", "tool:2"]);
         let annotations = given.annotations();
         assert_eq!(annotations["io.containerd.image.name"], "docker.io/library/tool:2");
         assert_eq!(annotations["org.opencontainers.image.ref.name"], "2");
