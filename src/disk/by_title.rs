@@ -10,8 +10,8 @@ use crate::artifact::UNPACK;
 use crate::io::shell_word;
 use crate::oci::{Descriptor, Manifest, MediaType, plain_path};
 
+use super::assemble::{DiskCandidate, assemble};
 use super::compressed::{self, DiskCompression};
-use super::detect::{DiskCandidate, assemble};
 use super::parts::{DiskPart, sequence};
 use super::title::{PartEvidence, is_disk_name, read};
 use super::{DiskDetection, DiskFormat, DiskPacking, PartOrder};

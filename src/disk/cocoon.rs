@@ -5,7 +5,7 @@
 
 use crate::oci::{ArtifactKind, Manifest, MediaType, classify_manifest};
 
-use super::detect::{DiskCandidate, assemble};
+use super::assemble::{DiskCandidate, assemble};
 use super::name::UniqueNames;
 use super::title::PartEvidence;
 use super::{DiskBody, DiskDetection, DiskFormat, DiskPacking, DiskPlan, PartOrder};

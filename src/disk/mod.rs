@@ -8,6 +8,7 @@
 //!
 //! A packaging is one file and one arm of [`detect`].
 
+mod assemble;
 mod by_title;
 mod chunks;
 mod cocoon;
@@ -24,6 +25,7 @@ mod lume;
 mod name;
 mod nosi;
 mod parts;
+mod plan;
 mod podman_machine;
 mod qcow2;
 mod tart;
@@ -35,13 +37,12 @@ mod vmlab;
 pub use container_disk::{
     DiskMember, container_disk_layer, container_disks, is_member, may_be_container_disk, member_disks,
 };
-pub use detect::{
-    DiskBody, DiskDetection, DiskPacking, DiskPlan, DiskProblem, MAX_PARTS, PartOrder, PartPlan, detect,
-};
+pub use detect::detect;
 pub use error::DiskError;
 pub use format::{DiskFormat, ForeignSignature};
 pub use info::{info_json, info_padded, info_size};
 pub use inspect::{DiskInspection, HEAD, inspect};
+pub use plan::{DiskBody, DiskDetection, DiskPacking, DiskPlan, DiskProblem, MAX_PARTS, PartOrder, PartPlan};
 pub use qcow2::{Qcow2Header, Qcow2Raw};
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 
 use crate::oci::{Manifest, MediaType};
 
+use super::assemble::{DiskCandidate, assemble};
 use super::compressed;
-use super::detect::{DiskCandidate, assemble};
 use super::title::PartEvidence;
 use super::{DiskDetection, DiskFormat, DiskPacking, PartOrder};
 

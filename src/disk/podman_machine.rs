@@ -7,7 +7,7 @@
 
 use crate::oci::{Descriptor, Manifest};
 
-use super::detect::{DiskCandidate, assemble};
+use super::assemble::{DiskCandidate, assemble};
 use super::title::PartEvidence;
 use super::{DiskDetection, DiskFormat, DiskPacking, PartOrder};
 
