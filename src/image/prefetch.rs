@@ -12,7 +12,6 @@ use crate::io::{BoxFuture, ByteRange, FaultClass, ReadError};
 use crate::layer::StoredLayer;
 use crate::oci::Descriptor;
 
-use super::pull::too_large;
 use super::{OpenImage, ReadTrace};
 
 /// Concurrent fetches: fewer than the request limit of a host, so that readers come first.
@@ -169,4 +168,11 @@ impl OpenImage {
             }
         });
     }
+}
+
+/// The error for content that does not fit into the cache.
+pub(super) fn too_large(wanted: u64, capacity: u64) -> String {
+    format!(
+        "{wanted} bytes are wanted, and the cache holds at most {capacity}: its limit or its disk is too small"
+    )
 }

@@ -13,6 +13,7 @@ use crate::io::{BoxFuture, ByteRange, FaultClass, ReadAt as _, ReadError};
 use crate::oci::Digest;
 
 use super::ArchiveSelection;
+use super::prefetch::too_large;
 
 /// Bytes of one request.
 const PULL_RANGE_BYTES: u64 = 8 * 1024 * 1024;
@@ -109,11 +110,4 @@ impl ArchiveSelection {
         }
         Ok(pulled)
     }
-}
-
-/// The error for content that does not fit into the cache.
-pub(super) fn too_large(wanted: u64, capacity: u64) -> String {
-    format!(
-        "{wanted} bytes are wanted, and the cache holds at most {capacity}: its limit or its disk is too small"
-    )
 }
