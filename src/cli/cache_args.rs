@@ -175,7 +175,7 @@ impl std::str::FromStr for CacheSubject {
         // Digests first: one could also be parsed as the tag of a repository called sha256.
         match text.parse::<Digest>() {
             Ok(digest) => Ok(CacheSubject::Digest(digest)),
-            Err(error) if text.starts_with("sha256:") || text.starts_with("sha512:") => Err(error),
+            Err(error) if text.starts_with("sha256:") || text.starts_with("sha512:") => Err(error.into()),
             Err(_) => text.parse().map(CacheSubject::Location),
         }
     }

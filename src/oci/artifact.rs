@@ -7,14 +7,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::media_type::EMPTY_TYPE;
 use super::{Descriptor, Digest, MAX_DOCUMENT, MAX_LAYERS, MediaType, OciError};
 
 /// Media type of an image or artifact manifest.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Media type of an index.
 pub const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
-/// Media type of the empty blob (image-spec manifest.md, "Guidance for an Empty Descriptor").
-pub(super) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 /// Content of the empty blob. It has to be in the repository before a manifest that names it.
 pub const EMPTY: &[u8] = b"{}";
 

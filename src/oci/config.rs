@@ -37,7 +37,8 @@ impl ImageConfig {
         let raw: RawConfig = serde_json::from_slice(bytes)
             .map_err(|error| OciError::Malformed { what: "config", reason: error.to_string() })?;
         let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
-        let diff_ids = diff_ids.iter().map(|id| id.parse()).collect::<Result<_, OciError>>()?;
+        let diff_ids =
+            diff_ids.iter().map(|id| Ok(id.parse::<Digest>()?)).collect::<Result<_, OciError>>()?;
         Ok(Self { platform: raw.platform, diff_ids, created: raw.created })
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Digest, MediaType, OciError, Platform};
+use super::{Digest, InvalidDigest, MediaType, OciError, Platform};
 
 /// Annotation with the file name of a blob.
 pub const TITLE: &str = "org.opencontainers.image.title";
@@ -156,7 +156,8 @@ impl RawDescriptor {
     pub(super) fn check(self, what: &'static str, place: &str) -> Result<Descriptor, OciError> {
         use base64::Engine as _;
         let malformed = |reason: String| OciError::Malformed { what, reason: format!("{place}: {reason}") };
-        let digest: Digest = self.digest.parse().map_err(|error: OciError| malformed(error.to_string()))?;
+        let digest: Digest =
+            self.digest.parse().map_err(|error: InvalidDigest| malformed(error.to_string()))?;
         let size =
             u64::try_from(self.size).map_err(|_| malformed(format!("size {} is negative", self.size)))?;
         let mut descriptor = Descriptor {

@@ -5,8 +5,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::OciError;
-
 /// Hash functions for which ocifs serves content. Others are valid in a manifest and are listed, but not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum HashAlgorithm {
@@ -72,11 +70,19 @@ impl Digest {
     }
 }
 
-impl FromStr for Digest {
-    type Err = OciError;
+/// A digest that violates the grammar, from the user or a document.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("digest {digest:?} is not of the form algorithm:hex")]
+pub struct InvalidDigest {
+    /// The digest, as found; its first 200 characters.
+    pub digest: String,
+}
 
-    fn from_str(text: &str) -> Result<Self, OciError> {
-        let bad = || OciError::Digest { digest: text.chars().take(200).collect() };
+impl FromStr for Digest {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        let bad = || InvalidDigest { digest: text.chars().take(200).collect() };
         let (algorithm, encoded) = text.split_once(':').ok_or_else(bad)?;
         let lower_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         let valid = match algorithm {
@@ -101,8 +107,8 @@ impl FromStr for Digest {
 }
 
 impl TryFrom<String> for Digest {
-    type Error = OciError;
-    fn try_from(text: String) -> Result<Self, OciError> {
+    type Error = InvalidDigest;
+    fn try_from(text: String) -> Result<Self, InvalidDigest> {
         text.parse()
     }
 }

@@ -1,6 +1,6 @@
 //! Errors of names and documents.
 
-use super::Digest;
+use super::{Digest, InvalidDigest};
 use crate::io::FaultClass;
 
 /// A name or document that violates the specifications, or a selection that does not match.
@@ -22,11 +22,8 @@ pub enum OciError {
         platform: String,
     },
     /// An invalid digest, from the user or a document.
-    #[error("digest {digest:?} is not of the form algorithm:hex")]
-    Digest {
-        /// The digest, as found.
-        digest: String,
-    },
+    #[error(transparent)]
+    Digest(#[from] InvalidDigest),
     /// An invalid manifest, index or config.
     #[error("{what} is malformed: {reason}")]
     Malformed {
@@ -109,7 +106,7 @@ impl OciError {
             | OciError::Platform { .. }
             | OciError::Pattern { .. }
             | OciError::Key { .. } => FaultClass::Usage,
-            OciError::Digest { .. } | OciError::Malformed { .. } => FaultClass::Malformed,
+            OciError::Digest(_) | OciError::Malformed { .. } => FaultClass::Malformed,
             OciError::Unsupported { .. } => FaultClass::Unsupported,
             OciError::Mismatch { .. } => FaultClass::Mismatch,
             OciError::NoPlatform { .. } | OciError::NoLayer { .. } | OciError::NoEntry { .. } => {

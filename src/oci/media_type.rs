@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Media type of the empty blob (image-spec manifest.md, "Guidance for an Empty Descriptor").
+pub(super) const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
+
 /// Compression that a blob's label names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabelCompression {
@@ -180,7 +183,7 @@ impl MediaType {
 
     /// Whether this is the empty descriptor of image-spec 1.1.
     pub fn is_empty_descriptor(&self) -> bool {
-        self.essence() == super::artifact::EMPTY_TYPE
+        self.essence() == EMPTY_TYPE
     }
 
     /// Whether the licence of a layer forbids distribution: a nondistributable OCI layer, or a foreign Docker layer.

@@ -31,7 +31,7 @@ pub use artifact::{ArtifactManifest, EMPTY, INDEX_TYPE, MANIFEST_TYPE, WrittenDo
 pub use artifact_kind::{ArtifactKind, classify, classify_manifest};
 pub use config::ImageConfig;
 pub use descriptor::{Descriptor, REF_NAME, TITLE};
-pub use digest::{Digest, HashAlgorithm, Hasher};
+pub use digest::{Digest, HashAlgorithm, Hasher, InvalidDigest};
 pub use directory_names::{NamedEntry, member_names, referrer_directory};
 pub use error::OciError;
 pub use file_names::{

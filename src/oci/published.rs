@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    ArtifactManifest, Descriptor, Digest, MAX_DOCUMENT, Manifest, MediaType, OciError, WrittenDocument,
+    ArtifactManifest, Descriptor, Digest, InvalidDigest, MAX_DOCUMENT, Manifest, MediaType, OciError,
+    WrittenDocument,
 };
 
 /// Artifact type of a manifest with indexes of layers.
@@ -160,7 +161,7 @@ fn checked_index(blob: &Descriptor, layers: &[Descriptor]) -> Result<PublishedIn
     };
     let digest: Digest = annotation(LAYER_DIGEST)?
         .parse()
-        .map_err(|error: OciError| broken(format!("annotation {LAYER_DIGEST}: {error}")))?;
+        .map_err(|error: InvalidDigest| broken(format!("annotation {LAYER_DIGEST}: {error}")))?;
     let size = annotation(LAYER_SIZE)?;
     let layer = layers.iter().find(|layer| layer.digest == digest);
     let layer =

@@ -2,7 +2,7 @@
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::artifact::EMPTY_TYPE;
+use super::media_type::EMPTY_TYPE;
 use super::{Descriptor, EMPTY, Manifest, OciError};
 
 /// A pattern like in `fnmatch`, ignoring case: `*` also matches `/`.

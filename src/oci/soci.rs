@@ -10,7 +10,7 @@
 //! access can add one at any time, and the snapshotter ignores them by default since 0.10
 //! (`docs/soci-index-manifest-v2.md`).
 
-use super::{Descriptor, Digest, Manifest, ManifestDocument, MediaType, OciError};
+use super::{Descriptor, Digest, InvalidDigest, Manifest, ManifestDocument, MediaType, OciError};
 
 /// Artifact type of an index of version 1.
 pub const SOCI_V1: &str = "application/vnd.amazon.soci.index.v1+json";
@@ -130,7 +130,8 @@ impl Ztoc {
         if blob.size == 0 {
             return Err(format!("{} is empty", blob.digest));
         }
-        let layer: Digest = annotation(LAYER_DIGEST)?.parse().map_err(|error: OciError| error.to_string())?;
+        let layer: Digest =
+            annotation(LAYER_DIGEST)?.parse().map_err(|error: InvalidDigest| error.to_string())?;
         let layer_media_type = MediaType::from(annotation(LAYER_MEDIA_TYPE)?.as_str());
         if !layer_media_type.claims_tar() {
             let found = layer_media_type.as_written().escape_debug();
@@ -142,7 +143,7 @@ impl Ztoc {
 
 /// The digest of the SOCI index that an image's manifest names; `None` if it names none.
 pub fn soci_index_digest(image: &Manifest) -> Result<Option<Digest>, OciError> {
-    image.annotations.get(INDEX_DIGEST).map(|digest| digest.parse()).transpose()
+    Ok(image.annotations.get(INDEX_DIGEST).map(|digest| digest.parse()).transpose()?)
 }
 
 fn malformed(reason: String) -> OciError {

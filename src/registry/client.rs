@@ -20,7 +20,7 @@ use super::request::{self, RegistryRequest, RequestMethod};
 use super::response::{self, BodyEnding, BodyReader, refusal};
 use super::retry::{RetryBudget, RetryPolicy};
 use crate::io::{ByteRange, RangeFetch};
-use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, ManifestSelector, OciError, Reference};
+use crate::oci::{Descriptor, Digest, InvalidDigest, MAX_DOCUMENT, ManifestSelector, OciError, Reference};
 
 /// The most fetches of a document whose bytes do not hash to its digest: a bit may have flipped in transit.
 const MISMATCH_TRIES: u32 = 3;
@@ -373,11 +373,12 @@ impl ClientShared {
         }
         let digest = named(selector, &bytes, &host, what)?;
         if let Some(promised) = promised.filter(|promised| !promised.is_empty()) {
-            let promised: Digest = promised.parse().map_err(|source: OciError| RegistryError::Protocol {
-                host: host.clone(),
-                what: what.to_owned(),
-                reason: sanitised(&format!("a Docker-Content-Digest header that is none: {source}")),
-            })?;
+            let promised: Digest =
+                promised.parse().map_err(|source: InvalidDigest| RegistryError::Protocol {
+                    host: host.clone(),
+                    what: what.to_owned(),
+                    reason: sanitised(&format!("a Docker-Content-Digest header that is none: {source}")),
+                })?;
             // The algorithm of the header may be unsupported; then the selector's digest has to suffice.
             if let Some(actual) = promised.same_algorithm(&bytes).filter(|actual| *actual != promised) {
                 let what = format!("{what} by its Docker-Content-Digest header");

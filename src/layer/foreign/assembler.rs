@@ -13,7 +13,7 @@ use base64::Engine as _;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::io::{MEMORY, MemoryShare};
-use crate::oci::{Digest, HashAlgorithm, OciError};
+use crate::oci::{Digest, HashAlgorithm, InvalidDigest};
 
 use super::super::index::LayerIndex;
 use super::super::indexer::most_stream;
@@ -514,7 +514,7 @@ fn xattrs(raw: &RawEntry) -> Result<Vec<XattrPair>, String> {
 /// The bytes of a sha256 digest; `None` without a digest, and for another algorithm.
 fn digest(text: Option<&str>) -> Result<Option<[u8; 32]>, String> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-    let digest: Digest = text.parse().map_err(|error: OciError| error.to_string())?;
+    let digest: Digest = text.parse().map_err(|error: InvalidDigest| error.to_string())?;
     if digest.algorithm() != Some(HashAlgorithm::Sha256) {
         return Ok(None);
     }

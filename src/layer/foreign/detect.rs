@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::io::{ByteRange, FaultClass, MEMORY, MemoryShare, ReadAt, ReadError, read_vec};
-use crate::oci::{Digest, OciError};
+use crate::oci::{Digest, InvalidDigest};
 
 use super::super::sniff::StreamEncoding;
 use super::super::span::SpanMap;
@@ -200,7 +200,7 @@ fn toc_digest(
     format: &'static str,
 ) -> Result<Option<Digest>, ForeignError> {
     let Some(text) = annotations.get(estargz::DIGEST_ANNOTATION) else { return Ok(None) };
-    let digest: Result<Digest, OciError> = text.parse();
+    let digest: Result<Digest, InvalidDigest> = text.parse();
     digest.map(Some).map_err(|error| broken(format, format!("annotation toc.digest: {error}")))
 }
 

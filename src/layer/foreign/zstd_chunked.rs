@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 
 use crate::io::ByteRange;
-use crate::oci::{Digest, OciError};
+use crate::oci::{Digest, InvalidDigest};
 
 use super::super::sniff::StreamEncoding;
 use super::assembler::{DocumentTurn, IndexAssembler};
@@ -87,8 +87,9 @@ impl TocAnnotations {
             TocLocation::new(numbers, size)
         });
         let checksum = get("manifest-checksum").map(|text| {
-            text.parse()
-                .map_err(|error: OciError| broken(FORMAT, format!("annotation manifest-checksum: {error}")))
+            text.parse().map_err(|error: InvalidDigest| {
+                broken(FORMAT, format!("annotation manifest-checksum: {error}"))
+            })
         });
         Ok(Self { place: place.transpose()?, checksum: checksum.transpose()? })
     }
