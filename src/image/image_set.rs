@@ -9,11 +9,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::broadcast;
 
+use crate::cache::BlockCache;
 use crate::oci::{Digest, ManifestDocument};
-use crate::source::RootDocument;
+use crate::registry::RegistryClient;
+use crate::source::{ImageSource, RootDocument};
 
-use super::open::OpenContext;
-use super::{ImageStatus, MemberStatus, OpenImage};
+use super::{ImageStatus, MemberStatus, OpenImage, OpenOptions};
 
 /// An opened reference.
 pub struct ImageSet {
@@ -27,6 +28,14 @@ pub struct ImageSet {
     pub(super) signed_by: Option<Digest>,
     /// The document, and the options and source it was opened with; `None` if it must not be archived.
     pub(super) root: Option<(RootDocument, OpenContext)>,
+}
+
+/// The inputs of an opened reference, for reading more of it later.
+pub(super) struct OpenContext {
+    pub(super) options: OpenOptions,
+    pub(super) registry: RegistryClient,
+    pub(super) source: Arc<dyn ImageSource>,
+    pub(super) cache: BlockCache,
 }
 
 /// A document that is shown in a directory of its own.

@@ -4,152 +4,36 @@
 //! and the head of a layer that may be a containerDisk. Choosing among several manifests is in `several.rs`.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::OnceCell;
 
 use crate::archive_source;
 use crate::artifact::{self, FileBody};
-use crate::cache::{BlockCache, VerifyMode};
-use crate::disk::{self, PartOrder};
+use crate::cache::BlockCache;
+use crate::disk;
 use crate::io::{FaultClass, ReadError};
 use crate::layer::{IndexPolicy, IndexProvider, LayerOptions, StoredLayer};
-use crate::oci::{
-    Descriptor, Digest, EntryCondition, LayerSelection, MAX_DOCUMENT, Manifest, ManifestDocument, Platform,
-    PublicKey,
-};
+use crate::oci::{Descriptor, Digest, MAX_DOCUMENT, Manifest, ManifestDocument};
 use crate::registry::RegistryClient;
 use crate::source::{
     self, ForeignLayers, ImageLocation, ImageSource, RootDocument, SourceError, holding, naming,
 };
 
 use super::disks::OpenedDisk;
+use super::image_set::OpenContext;
 use super::publish::IndexPublisher;
 use super::published_indexes::{PublishedIndexes, small_blob};
 use super::signature_state::SignatureState;
-use super::{ImageError, ImageSet, OpenImage, PrefetchMode};
+use super::{
+    ImageError, ImageSet, NetworkAccess, OpenImage, OpenOptions, PlatformScope, PrefetchMode, ReadRecording,
+    ReferrerScope,
+};
 
 /// Limit of the documents read besides the one that the reference names; their total size is limited as well. Real
 /// indexes name some dozens of manifests, of some kilobytes.
 pub(super) const MAX_DOCUMENTS: usize = 1024;
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
-
-/// Whether the source may be queried for content that is not cached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NetworkAccess {
-    /// Query the source.
-    #[default]
-    Online,
-    /// Query nothing: only a digest whose documents are cached can be opened, and only cached bytes can be read.
-    Offline,
-}
-
-/// The image to open, and how.
-#[derive(Clone, Debug)]
-pub struct OpenOptions {
-    /// Location of the image.
-    pub location: ImageLocation,
-    /// The platforms to choose from an index.
-    pub platforms: PlatformScope,
-    /// Conditions on the entries of an index, applied before platforms.
-    pub select: Vec<EntryCondition>,
-    /// The layers to present; the manifest and the blobs stay complete.
-    pub layers: LayerSelection,
-    /// Treatment of paths where two archives contain different files.
-    pub on_conflict: ConflictPolicy,
-    /// The annotation of layers that names their directories in `layers/`; `None` to use their digests.
-    pub layer_name: Option<String>,
-    /// Whether referrers of the image are shown next to it.
-    pub referrers: ReferrerScope,
-    /// Whether the source may be queried.
-    pub network: NetworkAccess,
-    /// Directories with `blobs/sha256/HEX` to search for blobs before the network.
-    pub content_stores: Vec<PathBuf>,
-    /// Whether layers are fetched from the addresses that their descriptors name.
-    pub foreign_layers: ForeignLayers,
-    /// Order of the parts of a split disk.
-    pub part_order: PartOrder,
-    /// Which indexes of layers are used.
-    pub index: IndexPolicy,
-    /// When bytes are compared with their digests.
-    pub verify: VerifyMode,
-    /// Blobs of up to this many bytes are compared as a whole before their first byte is served, in every mode.
-    pub small: u64,
-    /// Keys of which one must have signed the image; empty: signatures are not checked.
-    pub signed_by: Vec<PublicKey>,
-    /// Content to fetch before it is requested.
-    pub prefetch: PrefetchMode,
-    /// Whether reads are recorded.
-    pub recording: ReadRecording,
-}
-
-impl OpenOptions {
-    /// All options other than the location have their defaults.
-    pub fn new(location: ImageLocation) -> Self {
-        Self {
-            location,
-            platforms: PlatformScope::default(),
-            select: Vec::new(),
-            layers: LayerSelection::default(),
-            on_conflict: ConflictPolicy::default(),
-            layer_name: None,
-            referrers: ReferrerScope::default(),
-            network: NetworkAccess::default(),
-            content_stores: Vec::new(),
-            foreign_layers: ForeignLayers::default(),
-            part_order: PartOrder::default(),
-            index: IndexPolicy::default(),
-            verify: VerifyMode::default(),
-            small: crate::cache::VERIFY_FIRST_BYTES,
-            signed_by: Vec::new(),
-            prefetch: PrefetchMode::default(),
-            recording: ReadRecording::default(),
-        }
-    }
-}
-
-/// Treatment of paths where two archives contain different files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ConflictPolicy {
-    /// The later archive wins, and the path is listed in the status.
-    #[default]
-    Later,
-    /// The merged tree is refused, with an error that lists the paths.
-    Error,
-}
-
-/// The platforms of an index to show.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum PlatformScope {
-    /// That of this machine.
-    #[default]
-    Host,
-    /// The given one.
-    One(Platform),
-    /// All of them, each in a directory of its own, and that of this machine also at the root.
-    All,
-}
-
-/// Whether referrers of the image are shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReferrerScope {
-    /// Not shown.
-    #[default]
-    Hidden,
-    /// Shown, each in a directory of its own.
-    Shown,
-}
-
-/// Whether the reads of an image are recorded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReadRecording {
-    /// Not recorded.
-    #[default]
-    Off,
-    /// Recorded; [`OpenImage::trace`] returns them.
-    On,
-}
 
 impl ImageSet {
     /// Opens a reference. Reads the manifest, and the indexes above it if there are any. Documents that are cached
@@ -161,14 +45,6 @@ impl ImageSet {
     ) -> Result<ImageSet, ImageError> {
         ImageOpener::new(options, registry, cache).family().await
     }
-}
-
-/// The inputs of an opened reference, for reading more of it later.
-pub(super) struct OpenContext {
-    pub(super) options: OpenOptions,
-    registry: RegistryClient,
-    source: Arc<dyn ImageSource>,
-    cache: BlockCache,
 }
 
 impl OpenContext {

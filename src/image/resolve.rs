@@ -8,8 +8,8 @@ use crate::oci::{Digest, ManifestDocument, MediaType};
 use crate::registry::RegistryClient;
 use crate::source::SourceError;
 
-use super::ImageError;
-use super::open::{ImageOpener, NetworkAccess, OpenOptions, PlatformScope, parse};
+use super::open::{ImageOpener, parse};
+use super::{ImageError, NetworkAccess, OpenOptions, PlatformScope};
 
 /// A resolved reference.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use crate::oci::{
 };
 use crate::source::{RootDocument, SourceError};
 
-use super::ImageError;
-use super::open::{ImageOpener, PlatformScope, ReferrerScope};
+use super::open::ImageOpener;
 use super::published_indexes::small_blob;
+use super::{ImageError, PlatformScope, ReferrerScope};
 
 /// Limit of the cached signatures of one document.
 const MAX_STORED_SIGNATURES: usize = 16;

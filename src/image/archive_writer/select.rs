@@ -13,9 +13,9 @@ use crate::oci::{Descriptor, Digest, Platform};
 use crate::registry::RegistryClient;
 use crate::source::ImageSource;
 
-use super::super::open::{ImageOpener, OpenOptions, PlatformScope, ReferrerScope};
+use super::super::open::ImageOpener;
 use super::super::verify_policy::stored;
-use super::super::{ImageError, ImageSet};
+use super::super::{ImageError, ImageSet, OpenOptions, PlatformScope, ReferrerScope};
 use super::names::ArchiveName;
 
 /// Options of a selection. The default matches an export of containerd: of an index, the manifests for this machine

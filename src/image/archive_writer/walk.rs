@@ -16,9 +16,9 @@ use crate::oci::{
 };
 use crate::source::{RootDocument, SourceError};
 
-use super::super::ImageError;
 use super::super::index_walk::{DOCUMENT_CONCURRENCY, MAX_NESTING};
-use super::super::open::{ImageOpener, NetworkAccess, parse};
+use super::super::open::{ImageOpener, parse};
+use super::super::{ImageError, NetworkAccess};
 use super::names::ArchiveName;
 use super::select::{ArchiveOptions, ArchiveSelection, LeftOut, RunnableManifest, SelectedContent};
 
