@@ -101,9 +101,6 @@ const ONE_WORD: [&str; 20] = [
     "Ztoc",
 ];
 
-/// Folders that still have a circle of files. The list only shrinks.
-const ALLOWED: [&str; 0] = [];
-
 /// Re-exports that a name is followed over, one in each folder above its file.
 const MAX_REEXPORTS: usize = 4;
 
@@ -134,7 +131,7 @@ fn every_file_keeps_the_rules() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let files = read_tree(&root);
     assert!(files.len() > RANKS.len(), "only {} files were found under {}", files.len(), root.display());
-    let complaints = [check(&files), check_types(&files), check_circles(&files, &ALLOWED)].concat();
+    let complaints = [check(&files), check_types(&files), check_circles(&files)].concat();
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
@@ -385,9 +382,9 @@ fn types(product: &[Token]) -> Vec<(String, usize)> {
 /// The product paths of a file, and whether it is a `mod.rs`.
 type FilePaths = (Vec<rust_source::Path>, bool);
 
-/// No two files of one folder of `src/` lead to each other, except in the folders `allowed`. A `mod.rs` is no file
+/// No two files of one folder of `src/` lead to each other. A `mod.rs` is no file
 /// of a circle, and an import of a name that it re-exports leads to the file of that name.
-fn check_circles(files: &[File], allowed: &[&str]) -> Vec<String> {
+fn check_circles(files: &[File]) -> Vec<String> {
     let tests = test_files(files);
     let is_product = |file: &&File| !tests.contains(&file.path) && file.path.contains('/');
     let read = |file: &File| {
@@ -414,10 +411,9 @@ fn check_circles(files: &[File], allowed: &[&str]) -> Vec<String> {
             circles.entry(file.split('/').next().unwrap_or(file)).or_default().push(file);
         }
     }
-    let new = circles.iter().filter(|(folder, _)| !allowed.contains(folder));
-    let new = new.map(|(folder, files)| format!("src/{folder}/: a circle in {}", files.join(", ")));
-    let gone = allowed.iter().filter(|folder| !circles.contains_key(*folder));
-    new.chain(gone.map(|folder| format!("ALLOWED: {folder}/ has no circle of files any more"))).collect()
+    let complaint =
+        |(folder, files): (&&str, &Vec<&str>)| format!("src/{folder}/: a circle in {}", files.join(", "));
+    circles.iter().map(complaint).collect()
 }
 
 /// The file that `path` leads to from the module `here`, over at most `hops` re-exports; `None` for a path out of
@@ -689,24 +685,21 @@ mod samples {
     #[test]
     fn a_circle_of_files_is_refused_however_it_is_written() {
         let top = "mod a;\nmod b;\npub use a::{BlockFile, other as more};\nfn f() { BlockFile::BlockFile() }";
-        let circles = |a: &str, b: &str, allowed: &[&str]| {
-            check_circles(&[sample("io/mod.rs", top), sample("io/a.rs", a), sample("io/b.rs", b)], allowed)
+        let circles = |a: &str, b: &str| {
+            check_circles(&[sample("io/mod.rs", top), sample("io/a.rs", a), sample("io/b.rs", b)])
         };
         for b in ["use super::a;", "use super::{a, c};", "fn f() { crate::io::a::g(); }"].into_iter().chain([
             "use super::BlockFile;",
             "use crate::io::{BlockFile as B};",
             "mod c { use super::super::a; }",
         ]) {
-            let found = circles("use super::b::f;", b, &[]);
+            let found = circles("use super::b::f;", b);
             assert!(found.len() == 1 && found[0].contains("a circle in io/a, io/b"), "{b}: {found:?}");
-            assert_eq!(circles("use super::b::f;", b, &["io"]), Vec::<String>::new());
-            assert_eq!(circles("", b, &[]), Vec::<String>::new());
-            assert_eq!(circles("#[cfg(test)]\nuse super::b::f;", b, &[]), Vec::<String>::new());
+            assert_eq!(circles("", b), Vec::<String>::new());
+            assert_eq!(circles("#[cfg(test)]\nuse super::b::f;", b), Vec::<String>::new());
         }
-        let stale = circles("", "use super::a;", &["io"]);
-        assert!(stale.len() == 1 && stale[0].contains("io/ has no circle"), "{stale:?}");
         let below = [sample("io/a.rs", "mod c;\nuse c::f;"), sample("io/a/c.rs", "use super::{BlockFile};")];
-        assert_eq!(check_circles(&below, &[]).len(), 1);
+        assert_eq!(check_circles(&below).len(), 1);
     }
 
     #[test]
