@@ -273,7 +273,7 @@ for _ in range(600):
 for _ in range(600):
     os.kill(child, signal.SIGHUP)
     time.sleep(.05)
-    if sys.argv[2] == 'nohup' or 'read anew' in open(sys.argv[2]).read(): break
+    if sys.argv[2] == 'nohup' or 'configuration reloaded' in open(sys.argv[2]).read(): break
 assert mounted()
 os.close(master)
 for _ in range(40 if sys.argv[2] == 'nohup' else 600):
