@@ -330,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_took_exactly_a_bound_is_within_it() {
+    fn duration_equal_to_a_bucket_bound_is_within_it() {
         let histogram = Histogram::new();
         for (micros, bucket) in [(0, 0), (100, 0), (101, 1), (60_000_000, 12), (60_000_001, 13)] {
             histogram.note(Duration::from_micros(micros));

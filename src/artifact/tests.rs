@@ -89,7 +89,7 @@ fn short(manifest: &Manifest, number: usize, extension: &str) -> String {
 }
 
 #[test]
-fn a_container_image_is_archives_and_what_is_titled_is_a_file_too() {
+fn container_image_layers_are_archives_and_titled_ones_also_files() {
     let layers = [
         layer(TAR_GZIP, &[]),
         layer("application/vnd.docker.image.rootfs.diff.tar.gzip", &[]),
@@ -137,7 +137,7 @@ fn layers_that_are_file_systems_are_files_with_their_extension_and_the_reason() 
 }
 
 #[test]
-fn an_image_without_layers_is_an_empty_tree_and_an_encrypted_layer_says_so() {
+fn image_without_layers_is_an_empty_tree_and_encryption_is_reported() {
     assert!(contents(&manifest("", IMAGE, &[]), None).is_empty_tree);
     assert!(!contents(&manifest("", EMPTY, &[]), None).is_empty_tree);
     let encrypted = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
@@ -245,7 +245,7 @@ fn a_map_is_used_for_one_layer_only() {
 }
 
 #[test]
-fn what_nosi_publishes_is_files_and_a_root_filesystem_an_archive_too() {
+fn nosi_artifacts_are_files_and_their_root_filesystem_also_an_archive() {
     let with_sums = |kind: &str, name: &str| {
         let sums = format!("{name}.sha256");
         [
@@ -469,7 +469,7 @@ fn a_source_of_flux_is_one_archive() {
 }
 
 #[test]
-fn a_module_of_timoni_is_archives_that_say_what_they_are() {
+fn timoni_module_is_archives_named_by_their_content_type() {
     let content =
         |kind: &str| layer("application/vnd.timoni.content.v1.tar+gzip", &[("sh.timoni.content.type", kind)]);
     let config = "application/vnd.timoni.config.v1+json";
@@ -673,7 +673,7 @@ fn a_layer_that_may_lie_about_being_an_archive_is_one_by_its_label() {
 }
 
 #[test]
-fn the_artifact_type_says_more_than_the_config_and_that_more_than_the_layers() {
+fn artifact_type_outranks_config_type_which_outranks_layer_types() {
     let helm = "application/vnd.cncf.helm.config.v1+json";
     let flux = layer("application/vnd.cncf.flux.content.v1.tar+gzip", &[]);
     let class =

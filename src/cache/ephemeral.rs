@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_private_directory_goes_with_its_owner_and_a_left_one_is_removed_by_who_tidies_up() {
+    fn private_directory_ends_with_its_owner_and_gc_removes_orphans() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         let cache = dir.path().join("cache");

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evictor_that_fails_keeps_other_evictors_from_what_it_trusts() {
+    fn failed_evictor_keeps_its_trusted_blocks_from_other_evictors() {
         let dir = tempfile::tempdir().unwrap();
         let (files, one) = filled(dir.path());
         let other = open(&files);

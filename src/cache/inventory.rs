@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_says_what_a_file_is_or_nothing() {
+    fn cache_file_names_parse_to_their_kind_or_to_none() {
         let place = "0123456789abcdef";
         let claim = "00112233445566778899aabbccddeeff";
         let some = |text: &str| Some(text.to_owned());

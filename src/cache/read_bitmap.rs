@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_of_any_size_is_told_in_few_units() {
+    fn read_bitmap_covers_content_of_any_size_in_few_units() {
         assert_eq!(unit(0), BLOCK_BYTES);
         assert_eq!(unit(MOST_UNITS * BLOCK_BYTES), BLOCK_BYTES);
         assert_eq!(unit(MOST_UNITS * BLOCK_BYTES + 1), 2 * BLOCK_BYTES);

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_of_who_reads_from_the_start_grows_to_thirty_two_mebibytes() {
+    fn readahead_window_from_the_start_grows_to_32_mib() {
         let runs = scan(&mut Readahead::default(), ByteRange::new(0, 64 * MIB), 128 * KIB);
         assert_eq!(runs[0], 1..2);
         assert!(runs.windows(2).all(|pair| pair[0].end == pair[1].start), "{runs:?}");
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn who_began_in_the_middle_is_served_a_quarter_ahead() {
+    fn readahead_from_the_middle_is_a_quarter_of_the_bytes_read() {
         for length in [MIB, 6 * MIB, 40 * MIB, 200 * MIB] {
             let range = ByteRange::at(300 * MIB + 512, length);
             let runs = scan(&mut Readahead::default(), range, 100_000);
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn readers_side_by_side_are_told_apart() {
+    fn concurrent_sequential_readers_have_separate_windows() {
         let mut ahead = Readahead::default();
         let mut reach = [0; 3];
         for step in 0..100 {

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn content_goes_when_nobody_has_it_open_and_stays_otherwise() {
+    fn content_is_removed_when_closed_and_kept_while_open() {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
         assert_eq!(remove(&files).unwrap(), RemoveOutcome::Absent);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waited_for_a_sidecar_that_is_being_removed_begins_a_new_one() {
+    fn opener_waiting_for_a_removed_sidecar_creates_a_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path());
         let digest = Digest::sha256(b"x");

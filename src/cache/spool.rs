@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spool_has_no_name_that_anybody_would_have_to_remove() {
+    fn spool_file_has_no_name_to_clean_up() {
         let dir = tempfile::tempdir().unwrap();
         let cache = BlockCache::open(dir.path()).unwrap();
         let mut file = cache.spool().unwrap();

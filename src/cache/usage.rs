@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_by_another_and_damage_is_not_known() {
+    fn usage_file_is_shared_and_a_damaged_one_is_unknown() {
         let dir = tempfile::tempdir().unwrap();
         let (one, other) = (UsageFile::new(dir.path()), UsageFile::new(dir.path()));
         let look = |account: &UsageFile| account.change(|known| (None, known)).unwrap();

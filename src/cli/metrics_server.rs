@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_replaced_only_when_nobody_listens() {
+    fn metrics_socket_is_replaced_only_without_a_listener() {
         let room = tempfile::tempdir().unwrap();
         let path = room.path().join("metrics");
         let address = MetricsAddress::Unix(path.clone());

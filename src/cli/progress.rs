@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_tells_how_far_it_is_and_never_more_than_all() {
+    fn progress_line_shows_the_fraction_and_at_most_all() {
         let second = Duration::from_secs(1);
         let half = line(50 << 20, Some(100 << 20), second);
         assert_eq!(half, " 50 %  50.0 MiB of 100.0 MiB  50.0 MiB/s  1 s left");

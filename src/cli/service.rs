@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_is_told_without_the_password_and_without_doubt() {
+    fn service_request_words_are_quoted_and_omit_the_password() {
         let words = |words: &[&str]| asked(words.iter().map(OsString::from).collect());
         assert_eq!(words(&["ocifs", "mount", "--creds", "u:p", "a", "b"]), "\"mount\" \"a\" \"b\"");
         assert_eq!(words(&["/bin/ocifs", "mount", "--creds=u:p", "a", "b"]), "\"mount\" \"a\" \"b\"");

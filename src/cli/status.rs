@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_shows_what_was_read_over_what_is_cached() {
+    fn status_bar_draws_read_blocks_over_cached_ones() {
         let extents = ExtentsStatus { unit: 1, cached: vec![(0, 200)], read: vec![(0, 1), (150, 160)] };
         let bar = super::bar(&blob(400, Some(extents)));
         assert_eq!(bar, "#===========##===................."); // 34 cells of 11 or 12 bytes

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_an_image_says_becomes_a_part_of_the_page() {
+    fn status_page_escapes_every_string_of_an_image() {
         let hostile = "<script>'\"&\u{1b}[31m\u{202e}x";
         assert_eq!(escaped(hostile), "&lt;script&gt;&#39;&quot;&amp;\\u{1b}[31m\\u{202e}x");
         let json = serde_json::json!({"schemaVersion": 1, "reference": hostile, "kind": hostile, "layers": [{"layer": 0,

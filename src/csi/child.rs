@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_command_said_is_one_line_without_its_log() {
+    fn command_error_is_one_line_without_its_log() {
         let output = "2026 WARN ocifs: x\nocifs: r.example/a: not found\nhint: look again\n";
         assert_eq!(message(output), "r.example/a: not found; hint: look again");
         assert_eq!(message("error: bad\n\nusage: x\n"), "error: bad; usage: x");

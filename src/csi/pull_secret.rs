@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_login_is_refused_without_a_word_of_it() {
+    fn malformed_pull_secret_is_refused_and_never_quoted() {
         for text in ["5ecret", "{\"auths\": \"5ecret\"}", "{\"auths\": {\"r\": \"5ecret\"}}", "[\"5ecret\"]"]
         {
             let error = PullLogins::of_secrets(&secrets(&[(KEY, text)])).unwrap_err().to_string();

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_is_passed_over_and_half_a_record_goes_when_nobody_writes_it() {
+    fn foreign_records_are_skipped_and_unowned_halves_removed() {
         let room = tempfile::tempdir().unwrap();
         let state = RecordStore::open(room.path()).unwrap();
         state.save(&volume("/t/1")).unwrap();

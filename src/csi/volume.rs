@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_kubelet_sends_for_an_inline_volume_is_understood() {
+    fn request_of_kubelet_for_an_inline_volume_is_parsed() {
         let read = wanted(&request(&[
             ("reference", "registry.example/team/app:v1"),
             ("view", "merged"),

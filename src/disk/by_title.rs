@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_unpacks_at_its_start_is_no_disk() {
+    fn initramfs_is_no_disk() {
         assert_eq!(rows(&artifact(["initrd.img", "boot/initramfs.img", "initrd.img.gz", "vmlinuz"])), []);
     }
 

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_order_and_tell_sizes() {
+    fn chunk_offsets_give_order_and_sizes() {
         let chunks = vec![at(0, 20, None), at(1, 0, None), at(2, 5, Some(15))];
         let found = sizes(chunks.clone(), DiskClaims::default()).unwrap();
         assert_eq!(found, [(1, Some(5)), (2, Some(15)), (0, None)]);
@@ -257,7 +257,7 @@ mod tests {
     proptest! {
         /// What tiles is what was cut, in whatever order it comes; and with all sizes known no chunk can be left out.
         #[test]
-        fn what_is_tiled_covers_the_disk_once(cuts in prop::collection::vec(1u64..9, 2..12), shift in 0usize..12) {
+        fn tiled_chunks_cover_the_disk_once(cuts in prop::collection::vec(1u64..9, 2..12), shift in 0usize..12) {
             let mut start = 0;
             let mut chunks = Vec::new();
             for (layer, len) in cuts.iter().enumerate() {

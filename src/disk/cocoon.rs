@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cloud_image_without_disk_layers_says_so() {
+    fn cloud_image_without_disk_layers_is_reported() {
         let found =
             detect(&manifest(CLOUD, [("text/plain", "SHA256SUMS"), (BYTES, "a.qcow2")]), PartOrder::Epoch);
         assert!(found.disks.is_empty());

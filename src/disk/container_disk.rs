@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_what_its_first_bytes_say_whatever_it_is_called() {
+    fn container_disk_format_comes_from_its_first_bytes() {
         let disk = |name: &str, content: &[u8]| {
             let plan = member_disks(&container_disks(&entry(name, b'0', content))).disks.remove(0);
             (plan.name, plan.label)
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_beside_a_disk_does_not_hide_it_and_two_disks_are_two() {
+    fn container_disk_beside_other_files_is_found_and_two_are_two() {
         let (disk, small) = (vec![7; 1300], entry("etc/passwd", b'0', b"x"));
         let (a, b) = (entry("disk/a.img", b'0', &disk), entry("disk/b.qcow2", b'0', &disk));
         let a_alone = [("disk/a.img".to_owned(), 1300)];

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_disk_is_recognised_by_its_first_bytes() {
+    fn archives_and_programs_are_no_disks_by_their_first_bytes() {
         for (head, name) in [
             (&b"<!DOCTYPE html>"[..], "html"),
             (b"<?xml version", "html"),

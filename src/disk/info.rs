@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_names_disks_parts_offsets_and_what_is_absent() {
+    fn disk_info_lists_disks_parts_offsets_and_absent_fields() {
         let (manifest, detection) = sample();
         let info = check_padded(&manifest, &detection, &[]);
         let disk = &info["disks"][0];
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_of_a_packed_disk_is_null_until_it_is_unpacked() {
+    fn unknown_fields_of_a_packed_disk_are_null_until_unpacked() {
         let manifest = artifact(["d.qcow2.00.gz", "d.qcow2.01.gz", "e.raw"]);
         let mut detection = detect(&manifest, PartOrder::Epoch);
         let info = check_padded(&manifest, &detection, &[]);
@@ -403,7 +403,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_header_says_the_size_holds_and_the_text_is_json(
+        fn disk_info_of_hostile_headers_is_bounded_json(
             backing in prop::collection::vec(any::<u8>(), 0..1023),
             data in prop::collection::vec(any::<u8>(), 0..400),
             title in ".{0,40}",

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_place_of_a_qcow2_is_named() {
+    fn content_other_than_the_labelled_qcow2_is_named() {
         for (head, name) in [
             (&b"<html>404"[..], "html"),
             (b"\x1f\x8b\x08\0", "gzip"),

@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_title_says_that_a_disk_is_compressed_where_its_type_does_not() {
+    fn disk_title_gives_the_compression_that_its_type_lacks() {
         let export = export(&[
             ("application/vnd.kubevirt.disk.raw", "a.raw.zst", ""),
             ("application/vnd.kubevirt.disk.raw", "b.raw", ""),

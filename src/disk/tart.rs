@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_without_a_size_is_read_all_the_same_and_said() {
+    fn chunk_without_a_size_is_read_and_reported() {
         let mut bare = tart(&[5, 6]);
         bare.layers[1].annotations.clear();
         let found = detect(&bare, PartOrder::Epoch);

@@ -64,7 +64,7 @@ mod tests {
     use crate::oci::Digest;
 
     #[test]
-    fn disks_are_told_apart_by_name() {
+    fn vetu_disks_are_separated_by_name() {
         let kernel = ("application/vnd.cirruslabs.vetu.kernel.v1", "");
         let mut vetu = manifest("", [kernel, ("application/vnd.cirruslabs.vetu.initramfs.v1", "")]);
         vetu.config = Some(layer("application/vnd.oci.image.config.v1+json", None, 2, "stub"));

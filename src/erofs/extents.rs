@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_cover_a_range_without_gaps_and_name_what_is_there() {
+    fn extent_spans_cover_a_range_without_gaps() {
         let map = map();
         assert_eq!(map.size(), 24_576);
         let spans: Vec<_> = map.spans(ByteRange::new(8000, 16_000)).collect();

@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inode_says_how_many_words_of_attributes_follow() {
+    fn inode_records_the_number_of_attribute_words() {
         let mut bytes = [0; 64];
         let record = InodeRecord {
             layout: DataLayout::FlatInline,

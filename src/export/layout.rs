@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_index_gets_entries_by_their_names_and_keeps_what_it_has() {
+    fn layout_index_replaces_entries_by_name_and_keeps_others() {
         let entry = |name: &str, digest: &str| serde_json::json!({"digest": digest, "size": 1, "annotations": {"org.opencontainers.image.ref.name": name}});
         let before = serde_json::json!({
             "schemaVersion": 2, "x": [1], "manifests": [entry("a", "1"), entry("b", "2"), {"digest": "3"}]

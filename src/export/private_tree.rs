@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_that_is_given_up_takes_only_what_was_made_there() {
+    fn aborted_tree_removes_only_its_own_files() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["new", "empty"] {
             let directory = dir.path().join(name);
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_the_place_of_the_tree_is_neither_written_to_nor_removed() {
+    fn replacement_of_the_tree_is_neither_written_nor_removed() {
         let dir = tempfile::tempdir().unwrap();
         let (out, victim) = (dir.path().join("out"), dir.path().join("victim"));
         std::fs::create_dir_all(victim.join("d/keys")).unwrap();

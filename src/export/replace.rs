@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hidden_file_that_another_may_have_open_is_not_taken_over_and_nobody_reads_a_part() {
+    fn hidden_file_open_elsewhere_is_not_reused_nor_partially_read() {
         let dir = tempfile::tempdir().unwrap();
         let (path, part) = (dir.path().join("x"), dir.path().join(".x.ocifs-part"));
         let victim = dir.path().join("victim");
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_already_is_written_to_where_it_stands() {
+    fn open_file_is_written_at_its_current_offset() {
         use std::io::Write as _;
         use std::os::fd::AsRawFd as _;
         let dir = tempfile::tempdir().unwrap();

@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_held_for_a_while_is_waited_for_and_what_lasts_is_an_error() {
+    async fn budget_waits_for_short_holders_and_fails_on_lasting_ones() {
         static BUDGET: MemoryBudget = MemoryBudget::new(100, SHARE_TIMEOUT);
         let held = BUDGET.take(60).await.unwrap();
         let waiting = tokio::spawn(BUDGET.take(60));

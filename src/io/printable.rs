@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_for_a_shell_is_what_a_shell_reads() {
+    fn shell_quoting_round_trips_through_sh() {
         for path in ["/a/b-c_d.e", "/x/a b", "it's", "$HOME;`rm`\"*\\", "", "-rf", "~/x", "ü"] {
             let word = shell_word(path.as_bytes()).unwrap();
             let script = format!("printf %s {word}");

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ustar_cannot_say_is_said_by_pax_and_read_back() {
+    fn fields_beyond_ustar_round_trip_through_pax() {
         let long = [&b"a/"[..], &[b'b'; 200]].concat();
         let deep = [&[b'd'; 120][..], b"/", &[b'e'; 90]].concat();
         let directory = [&[b'd'; 100][..], b"/"].concat();
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn gnu_tar_reads_what_is_written() {
+    fn gnu_tar_reads_written_headers() {
         let mut archive = Vec::new();
         let body = [b'y'; 700];
         let name = [&b"dir/"[..], &[b'n'; 180]].concat();

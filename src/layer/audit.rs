@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_serves_an_index_is_no_difference_where_the_index_is() {
+    fn entries_that_hold_an_index_are_no_difference() {
         let own = toc(vec![file(".no.prefetch.landmark", 0, 1), file("f", 512, 3)]);
         let claimed = toc(vec![file("f", 0, 3)]);
         for (kind, equal) in

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_small_streams_as_cost_what_they_weigh_are_decoded_and_no_more() {
+    fn small_bzip2_streams_are_limited_by_their_stored_size() {
         let one = packed(b"x");
         let few = FEW_STREAMS + FEW_STREAMS * one.len() as u64 / STREAM_BYTES;
         let (out, _, streams) = decode(&one.repeat(few as usize), 4096).unwrap();

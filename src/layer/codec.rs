@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn units_decode_as_one_stream_and_tell_where_they_end() {
+    fn units_decode_as_one_stream_with_their_ends() {
         let (first, second) = (vec![7; 100_000], b"second".repeat(1000));
         let whole = [first.clone(), second.clone()].concat();
         let gz = [gzip(&first), gzip(&second)];

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_index_that_decodes_to_much_is_taken_from_nobody_else() {
+    fn small_foreign_index_that_decodes_to_too_much_is_refused() {
         let bomb =
             LayerIndex { spans: SpanMap::identity(1 << 40), blocks: vec![[0; 32]; 1 << 22], ..index() };
         let bytes = bomb.to_bytes().unwrap();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_true_is_absent() {
+    fn contradictory_index_is_absent() {
         let bytes = index().to_bytes().unwrap();
         assert_eq!(LayerIndex::from_bytes(&bytes, 2047), None, "another layer's size");
         assert_eq!(LayerIndex::from_bytes(&bytes[..bytes.len() - 1], 2048), None, "cut");

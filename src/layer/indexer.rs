@@ -588,7 +588,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_be_decoded_is_measured_by_what_is_stored_and_zeros_do_not_count() {
+    fn decoded_limit_scales_with_stored_bytes_and_excludes_zeros() {
         const MIB: u64 = 1024 * 1024;
         let said = |limits: DecodeLimits, stream, zeros| {
             limits.check(stream, zeros).map_err(|error| error.to_string())

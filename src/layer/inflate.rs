@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_data_says_what_is_wrong() {
+    fn broken_data_is_reported_with_the_reason() {
         let mut stored = gzip(b"some text");
         stored[3] |= 0xe0;
         let mut inflate = InflateState::member().unwrap();

@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_on_disk_are_what_was_packed_and_take_no_memory() {
+    fn windows_on_disk_equal_packed_ones_and_use_no_memory() {
         let dir = tempfile::tempdir().unwrap();
         let cache = BlockCache::open(dir.path()).unwrap();
         let mut spool = WindowSpool::new(Some(cache.clone()));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_window_is_none() {
+    fn malformed_window_is_refused() {
         for window in [&b""[..], b"before", &[7; WINDOW]] {
             assert_eq!(PackedWindow::pack(window).unpack().unwrap(), window);
         }

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_bytes_are_told_by_the_first_stored_ones() {
+    fn peek_decodes_the_first_bytes_from_the_first_stored_ones() {
         let plain: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&plain).unwrap();

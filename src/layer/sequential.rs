@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_reads_in_order_has_everything_produced_once_and_who_jumps_gets_the_right_bytes() {
+    async fn sequential_reader_decodes_once_and_a_jump_gets_right_bytes() {
         let bytes: Vec<u8> = (0..10_300_u32).map(|at| ((at * 7919) >> 5) as u8).collect();
         let produced = Arc::new(AtomicU64::new(0));
         let stream = SequentialReader::new(Arc::new(Kilobytes(bytes.clone(), produced.clone())));

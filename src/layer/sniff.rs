@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_is_told_by_its_first_bytes() {
+    fn content_is_recognised_by_its_first_bytes() {
         let mut tar = tar::Header::new_old();
         tar.set_path("a").unwrap();
         tar.set_size(0);

@@ -360,7 +360,7 @@ mod tests {
     use crate::io::ByteRange;
 
     #[test]
-    fn only_what_is_referred_to_is_kept() {
+    fn only_referenced_window_bytes_are_kept() {
         // A fixed block: a match of length 3 at distance 5, then the end of the block.
         // Symbol 257 is 0000001, distance symbol 4 is 00100 with one extra bit 0, the end is 0000000.
         let code = "1".to_owned() + "10" + "0000001" + "00100" + "0" + "0000000";
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_keeps_the_whole_window() {
+    fn unparsed_block_keeps_the_whole_window() {
         for data in [&[][..], &[0xff; 10], &[0x07], &[0x04, 0xff, 0xff]] {
             let following = DecodeState { data, bits: 0 };
             assert_eq!(pack(b"window".to_vec(), following).unpack().unwrap(), b"window", "{data:?}");

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn every_finding_that_is_not_good_says_what_to_do() {
+    fn every_finding_with_a_problem_has_a_hint() {
         for finding in checkup() {
             assert_eq!(finding.hint.is_some(), finding.health != FactHealth::Good, "{finding:?}");
         }

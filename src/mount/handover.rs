@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_process_knows_what_the_last_one_noted() {
+    fn next_process_reads_the_journal_of_the_last_one() {
         let record = Arc::new(HandoverJournal::new("ocifs mount x", "x@sha256:1").unwrap());
         assert_eq!((record.place(), record.earlier()), (None, 0));
         record.mounted(Path::new("/a b"), 0, 57).unwrap();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_is_refused() {
+    fn malformed_handover_record_is_refused() {
         let whole = |json: &str| [&hash_of(b"", json.as_bytes())[..], json.as_bytes(), b"\n"].concat();
         for text in [
             b"".to_vec(),

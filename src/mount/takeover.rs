@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_kept_is_told_apart_by_what_it_is() {
+    fn stored_descriptors_are_classified_by_their_kind() {
         let record = || HandoverJournal::new("a", "b").unwrap();
         let null = || OwnedFd::from(File::open("/dev/null").unwrap());
         let memory =

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_is_read() {
+    fn written_artifact_manifest_is_read_back_equal() {
         let artifact = artifact();
         let written = artifact.write().unwrap();
         let ManifestDocument::Manifest(read) =

@@ -325,7 +325,7 @@ mod tests {
     const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
     #[test]
-    fn the_eight_kinds_that_epoch_tells_apart_are_told_apart() {
+    fn the_eight_kinds_of_epoch_are_distinguished() {
         assert_eq!(class(&manifest(CLOUD_IMAGE[0], EMPTY)), ArtifactKind::CloudImage);
         assert_eq!(class(&manifest(CLOUD_IMAGE[1], EMPTY)), ArtifactKind::CloudImage);
         let snapshot_config = "application/vnd.cocoonstack.snapshot.config.v1+json";

@@ -153,14 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn disks_of_one_platform_are_told_apart_by_their_kind_and_the_one_without_keeps_its_name() {
+    fn disks_of_one_platform_are_named_by_their_kind() {
         let disk = |kind| entry("linux/x86_64", &[("disktype", kind)]);
         let entries = [entry("linux/amd64", &[]), disk("qemu"), disk("hyperv")];
         assert_eq!(names(&entries), ["linux-amd64", "linux-amd64-qemu", "linux-amd64-hyperv"]);
     }
 
     #[test]
-    fn bottles_are_told_apart_by_their_names() {
+    fn bottles_are_named_by_their_titles() {
         let bottle = |name| entry("darwin/arm64", &[(REF_NAME, name)]);
         let entries = [
             bottle("1.0.arm64_sonoma"),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_annotation_leaves_together_the_next_tells_apart() {
+    fn entries_equal_in_one_annotation_are_named_by_the_next() {
         let both = |kind, title| entry("linux/amd64", &[("disktype", kind), (TITLE, title)]);
         let entries = [both("a", "x"), both("a", "y"), both("b", "x")];
         assert_eq!(names(&entries), ["linux-amd64-a-x", "linux-amd64-a-y", "linux-amd64-b"]);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_tells_apart_has_its_digest() {
+    fn indistinguishable_entries_are_named_by_digest() {
         let entries = [entry("linux/amd64", &[("x", "1")]), entry("linux/amd64", &[("x", "2")])];
         let expected = entries.each_ref().map(|entry| format!("linux-amd64-{}", entry.digest.short()));
         assert_eq!(names(&entries), expected);

@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_title_that_somebody_else_was_given_is_not_taken_twice() {
+    fn title_in_use_by_another_blob_is_not_assigned_twice() {
         let (paths, _) = named(&[("x~02", "a"), ("x", "b"), ("x", "c")]);
         assert_eq!(paths[..2], ["x~02", "x"]);
         assert!(paths[2].starts_with("02-"));
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn names_between_a_directory_and_what_is_in_it_do_not_hide_a_conflict() {
+    fn names_sorted_between_a_directory_and_its_content_hide_no_conflict() {
         // '-' and '.' sort before '/'.
         let (paths, _) = named(&[("a", "a"), ("a-b", "b"), ("a.b", "c"), ("a/c", "d")]);
         assert_eq!(paths[..3], ["a", "a-b", "a.b"]);
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_identity_is_never_taken_for_another() {
+    fn files_without_identity_are_never_collapsed() {
         let one = RequestedFile { identity: None, ..RequestedFile::layer(0, &layer(Some("x"), "a")) };
         let names = file_names([one.clone(), RequestedFile { number: 1, ..one }]);
         assert_eq!(names.files.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), ["x", "x~01"]);

@@ -145,7 +145,7 @@ mod tests {
     use crate::oci::key_fixtures::{Made, openssl};
 
     #[test]
-    fn keys_of_every_kind_verify_what_openssl_signed_and_nothing_else() {
+    fn keys_of_every_kind_verify_openssl_signatures_and_no_others() {
         for kind in ["p256", "p384", "rsa2048", "ed25519"] {
             let Some(made) = Made::key(kind) else { return };
             let key = PublicKey::parse("k", made.public().as_bytes()).unwrap();
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused_with_the_reason() {
+    fn malformed_key_is_refused_with_the_reason() {
         let Some(made) = Made::key("p256") else { return };
         let good = made.public();
         let refused = |file: &[u8], words: &str| {

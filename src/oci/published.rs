@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_published_is_what_is_read_back() {
+    fn published_index_is_read_back_equal() {
         let (subject, layers) = image();
         let publication = published();
         let manifest = parse(&publication.manifest.bytes);

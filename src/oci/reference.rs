@@ -275,7 +275,7 @@ mod tests {
 
         /// The oracle is another client's parser: distribution's own grammar as a regular expression.
         #[test]
-        fn references_mean_what_other_clients_take_them_for(
+        fn references_parse_as_in_other_clients(
             text in "((a\\.b|localhost|A|x_y|index\\.docker\\.io|docker\\.io)(:[0-9]{1,5})?/)?[a-bA.:/_@-]{1,12}(:[a-bA._-]{0,4})?(@sha256:[0-9a-f]{62,66})?"
         ) {
             let (ours, theirs) = (text.parse::<Reference>(), text.parse::<oci_client::Reference>());
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_reference_says_why() {
+    fn malformed_reference_is_refused_with_the_reason() {
         for bad in [
             "",
             "UPPER/Case",

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_tells_kind_and_annotations() {
+    fn referrer_entry_has_kind_and_annotations() {
         let entry = entry();
         assert_eq!(entry.artifact_type, Some("application/x.kind".into()));
         assert_eq!(entry.annotations["a"], "b");
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_not_written_over() {
+    fn fallback_tag_without_a_list_is_not_overwritten() {
         let manifest = br#"{"layers":[]}"#;
         assert!(with_referrer(Some((manifest, None)), &entry()).is_err());
         assert!(listed(b"[]", None).is_err());

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_without_a_platform_are_told_apart_by_the_annotations_in_which_they_differ() {
+    fn entries_without_a_platform_are_distinguished_by_differing_annotations() {
         let kind = "io.cnab.manifest.type";
         let mut entries = vec![marked("", kind, "config"), marked("", kind, "invocation")];
         entries.iter_mut().for_each(|entry| {
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_are_an_error_until_a_condition_tells_them_apart() {
+    fn equal_entries_are_an_error_until_a_condition_selects_one() {
         let entries = ["qemu", "applehv", "hyperv"].map(|kind| marked("linux/x86_64", "disktype", kind));
         let error = select(&entries, &[], "linux/amd64").unwrap_err().to_string();
         assert!(error.contains("disktype=\"qemu\"") && error.contains(entries[2].digest.as_str()), "{error}");
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_conditions_leave_alone_needs_no_platform_unless_one_is_asked_for() {
+    fn single_match_of_conditions_needs_no_platform_unless_requested() {
         let entries = [marked("darwin/arm64", "title", "a"), marked("darwin/amd64", "title", "b")];
         let by = "title=a";
         let long = "org.opencontainers.image.title=a";
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_index_is_said_to_be_holds_for_what_is_in_it() {
+    fn index_artifact_type_applies_to_its_entries() {
         let conditions: Vec<EntryCondition> =
             vec!["disktype=qemu".parse().unwrap(), "mediaType=*manifest*".parse().unwrap()];
         let outer = PlatformCandidate::of(&marked("linux/arm64", "disktype", "qemu"), None, &conditions);

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn signed_bytes_that_say_something_else_do_not_count() {
+    fn signed_payload_of_another_statement_is_refused() {
         let Some(made) = Made::key("p256") else { return };
         let keys = [PublicKey::parse("k", made.public().as_bytes()).unwrap()];
         let digest = Digest::sha256(DOCUMENT);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_layer_says_is_limited() {
+    fn signature_fields_of_a_layer_are_limited() {
         let none = Descriptor::of(SIMPLE_SIGNING, b"");
         assert!(PublishedSignature::of_layer(&none, b"{}").unwrap_err().contains("without a signature"));
         let mut odd = none.clone();
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_and_is_damaged_is_no_signature() {
+    fn damaged_cached_signature_is_refused() {
         assert!(PublishedSignature::unpack(b"").is_empty());
         assert!(PublishedSignature::unpack(&[0xff; 40]).is_empty());
     }

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_says_which_ztoc_is_about_which_layer() {
+    fn soci_index_maps_ztocs_to_layers() {
         let json = index(SOCI_V2, "", &[ztoc("one", "lower"), ztoc("two", "upper"), ztoc("one", "lower")]);
         let found = SociIndex::parse(json.as_bytes(), None).unwrap();
         assert_eq!((found.version, found.ztocs.len()), (SociVersion::V2, 2), "a repeated layer counts once");
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_does_not_say_what_it_is_about_is_refused() {
+    fn soci_index_without_its_subjects_is_refused() {
         let one = ztoc("one", "lower");
         let lower = digest("lower");
         for (json, reason_text) in [

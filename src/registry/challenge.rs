@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_hides_nothing_beside_it() {
+    fn unreadable_challenge_hides_no_other_challenge() {
         const BEARER: &str = "Bearer realm=\"https://t.example/\",service=\"s, t\"";
         let is_bearer = |header: &str| {
             let found = of("https://r.example/", header);

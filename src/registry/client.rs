@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_is_for_this_machine_unless_told_otherwise() {
+    fn plain_http_is_for_loopback_unless_configured() {
         assert_eq!(url("localhost:5000/a", false), "http://localhost:5000/v2/a/manifests/x");
         assert_eq!(url("127.1.2.3:5000/a", false), "http://127.1.2.3:5000/v2/a/manifests/x");
         assert_eq!(url("ghcr.io/a/b", false), "https://ghcr.io/v2/a/b/manifests/x");

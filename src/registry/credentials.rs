@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_are_told_from_passwords() {
+    async fn identity_tokens_are_distinguished_from_passwords() {
         let text = r#"{"auths": {
             "identity.example": {"auth": "dTpw", "identitytoken": "refresh"},
             "token.example": {"registrytoken": "bearer"},

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_taken_for_what_can_be_proven_of_it() {
+    fn response_is_accepted_only_for_the_range_it_proves() {
         let asked = Some(range(10, 20));
         let exact = Ok(AnswerCoverage::Range(range(10, 20)));
         for (status, written, length, expected) in [

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_says_nothing_is_an_error_and_no_panic() {
+    async fn silent_rpc_peer_is_an_error_and_no_panic() {
         let question = RpcQuestion::Addresses { host: "x".into() };
         fn hangs_up(socket: OwnedFd) -> std::io::Result<()> {
             drop(socket);

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_leads_into_a_private_network_only_where_it_lives_itself_or_the_user_said_so() {
+    fn redirects_into_private_networks_need_a_private_registry_or_configuration() {
         for private in [
             "10.0.0.1",
             "172.16.3.4",

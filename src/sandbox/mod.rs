@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_the_rights_of_root_can_reach_stays_in_reach_and_is_said() {
+    fn paths_that_need_root_stay_reachable_and_are_reported() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }

@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_name_an_image_is_told_by_its_text_alone() {
+    fn every_form_of_image_name_is_recognised_by_its_text_alone() {
         use LayoutChoice::{Number, Only};
         let tag = |tag: &str| LayoutChoice::Tag(tag.into());
         let digest: Digest = DIGEST.parse().unwrap();
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_mount_prints_names_the_same_place_at_the_digest() {
+    fn printed_location_names_the_same_source_at_the_digest() {
         let digest: Digest = DIGEST.parse().unwrap();
         for text in [
             "oci:/a:v1",
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_location_says_what_to_write() {
+    fn malformed_location_is_refused_with_a_correction() {
         for (text, hint) in [
             (".x", "./"),
             ("~x", "./"),

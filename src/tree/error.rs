@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_error_says_layer_offset_and_name() {
+    fn entry_error_has_layer_offset_and_name() {
         let error = TreeError::Entry {
             layer: 3,
             header: 73728,

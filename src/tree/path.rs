@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cleaning_clamps_at_the_root_and_drops_what_says_nothing() {
+    fn cleaning_clamps_at_the_root_and_drops_empty_components() {
         for root in ["", "/", ".", "./", "..", "/../..", "a/..", "a/../../"] {
             assert_eq!(clean(root.as_bytes()), Vec::<&[u8]>::new(), "{root}");
         }

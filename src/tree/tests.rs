@@ -89,7 +89,7 @@ fn a_whiteout_hides_the_lower_file_but_not_its_own_layers_before_or_after_it() {
 }
 
 #[test]
-fn an_opaque_marker_hides_what_is_below_wherever_it_stands_and_keeps_the_directory() {
+fn opaque_marker_hides_lower_entries_and_keeps_the_directory() {
     let lower = [dir("d"), file("d/low", 1), file("e", 1)];
     let tree = build(&[&lower, &[file("d/up", 2), hide("d/.wh..wh..opq")]]).unwrap();
     assert_eq!(names(&tree), ["d/", "d/up=2", "e=1"]);
@@ -274,7 +274,7 @@ fn names_are_bytes() {
 // One thing over another.
 
 #[test]
-fn another_type_replaces_what_was_there_with_everything_below_it() {
+fn entry_of_another_type_replaces_the_old_one_with_its_subtree() {
     let filled = [file("d/f", 1)];
     assert_eq!(union(&[&filled, &[file("d", 2)]]), ["d=2"]);
     assert_eq!(union(&[&filled, &[link("d", "x")]]), ["d->x"]);
@@ -331,7 +331,7 @@ fn a_hard_link_replaces_xattrs_only_when_it_records_some() {
 }
 
 #[test]
-fn a_hard_link_to_what_is_not_there_yet_or_to_a_directory_is_rejected() {
+fn hard_link_to_a_later_entry_or_a_directory_is_rejected() {
     let nothing = EntryProblem::LinkToNothing { target: "\"a\"".into() };
     let missing = EntryProblem::LinkToNothing { target: "\"c\"".into() };
     assert_eq!(problem(&[&[hard("b", "a"), file("a", 1)]]), nothing);
@@ -379,7 +379,7 @@ fn a_hard_link_whose_sibling_is_hidden_or_replaced_keeps_its_content() {
 // What entries carry.
 
 #[test]
-fn a_hard_link_means_what_its_layer_hides_in_either_order() {
+fn hard_link_reaches_a_file_whited_out_in_its_own_layer() {
     let lower = [dir("d"), file("d/f", 1), file("f", 2)];
     for upper in [[hard("g", "f"), hide(".wh.f")], [hide(".wh.f"), hard("g", "f")]] {
         let tree = build(&[&lower, &upper]).unwrap();
@@ -506,7 +506,7 @@ fn a_layer_alone_shows_its_whiteouts_as_files_and_reports_links_to_below() {
 }
 
 #[test]
-fn a_layer_alone_still_rejects_what_no_archive_can_mean() {
+fn single_layer_rejects_contradictory_archives() {
     for entries in [vec![file("f", 1), file("f/g", 1)], vec![file("/", 1)], vec![dir("d"), hard("h", "d")]] {
         let error = TreeBuilder::new().apply_alone(4, &entries.into_iter().collect()).unwrap_err();
         assert!(error.to_string().starts_with("layer 4: entry"), "{error}");
@@ -541,7 +541,7 @@ fn plain_archives_merge_and_whiteouts_mean_nothing() {
 }
 
 #[test]
-fn the_later_plain_archive_wins_and_every_replaced_path_is_told() {
+fn later_plain_archive_wins_and_replaced_paths_are_reported() {
     let first =
         [file("f", 1), link("l", "f"), file("kind/below", 1), file("to", 1), dir("same"), file("d/f", 1)];
     let second =

@@ -32,7 +32,7 @@ fn fits(place: &Place, cache: &BlockCache) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_written_evicted_and_written_again_is_counted_as_what_it_takes() {
+async fn rewritten_blocks_are_counted_at_their_allocated_size() {
     let place = Place::new();
     let cache = limited(&place, 8 * MIB);
     fits(&place, &cache);
@@ -53,7 +53,7 @@ async fn what_is_written_evicted_and_written_again_is_counted_as_what_it_takes()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_poisoned_blob_took_is_given_back() {
+async fn poisoned_blob_releases_its_quota() {
     let place = Place::new();
     let cache = limited(&place, 40 * MIB);
     let content = noise(8 * MIB, 231);
@@ -65,7 +65,7 @@ async fn what_a_poisoned_blob_took_is_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_orphaned_stream_took_is_given_back() {
+async fn orphaned_stream_releases_its_quota() {
     let place = Place::new();
     let cache = limited(&place, 40 * MIB);
     let content = noise(3 * MIB, 232);

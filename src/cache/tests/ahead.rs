@@ -335,7 +335,7 @@ async fn a_wanted_block_is_answered_before_the_rest_of_its_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dropping_the_content_ends_what_is_fetched_ahead() {
+async fn dropping_the_content_cancels_its_readahead() {
     let place = Place::new();
     let content = noise(64 * MIB, 51);
     let line = Line::new(&content, Duration::ZERO);

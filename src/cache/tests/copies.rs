@@ -91,7 +91,7 @@ async fn a_block_that_was_never_stored_cannot_come_again_different() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_found_wrong_begins_anew_with_all_that_was_made_of_it() {
+async fn poisoned_blob_restarts_with_all_derived_content() {
     let place = Place::new();
     let (right, wrong) = (noise(SIZE, 520), noise(SIZE, 521));
     let digest = Digest::sha256(&right);
@@ -151,7 +151,7 @@ async fn wrong_bytes_that_were_given_to_no_reader_are_fetched_again_by_the_next(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_served_is_what_lies_on_disk_and_the_rest_is_not_kept() {
+async fn served_stream_returns_cached_blocks_and_stores_no_others() {
     let place = Place::new();
     let (right, wrong) = (noise(SIZE, 530), noise(SIZE, 531));
     let digest = Digest::sha256(b"layer");
@@ -168,7 +168,7 @@ async fn what_is_served_is_what_lies_on_disk_and_the_rest_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_decoded_from_a_copy_that_is_gone_is_collected() {
+async fn stream_decoded_from_a_removed_copy_is_collected() {
     let place = Place::new();
     let content = noise(SIZE, 540);
     let digest = Digest::sha256(&content);

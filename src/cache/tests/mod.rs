@@ -333,7 +333,7 @@ async fn a_large_read_is_split_into_fetches_of_four_mebibytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wider_delivery_answers_readers_of_blocks_that_nobody_asked_it_for() {
+async fn wider_delivery_answers_readers_of_unrequested_blocks() {
     let place = Place::new();
     let content = noise(SIZE, 5);
     // It begins after 200 ms, and brings the last block 680 ms later.
@@ -417,7 +417,7 @@ async fn a_reader_that_goes_away_does_not_stop_the_fetch() {
 }
 
 #[tokio::test]
-async fn what_was_verified_is_served_without_a_source() {
+async fn verified_content_is_served_without_a_source() {
     let place = Place::new();
     let content = noise(SIZE, 10);
     let digest = filled(&place, &content).await;
@@ -433,7 +433,7 @@ async fn what_was_verified_is_served_without_a_source() {
 }
 
 #[tokio::test]
-async fn nothing_is_what_the_digest_of_nothing_names() {
+async fn empty_content_matches_the_digest_of_nothing() {
     let place = Place::new();
     let good = place.cache().blob(&Digest::sha256(b""), Source::new(b"")).unwrap();
     assert_eq!((good.state(), good.verified()), (VerificationState::Verified, VerifiedLevel::Full));
@@ -505,7 +505,7 @@ fn write_stream(cache: &BlockCache, digest: &Digest, content: &[u8], skipped: &[
 }
 
 #[tokio::test]
-async fn a_written_stream_is_read_without_a_source_but_for_what_was_skipped() {
+async fn written_stream_needs_a_source_for_skipped_blocks_alone() {
     for size in [0, 5, BLOCK_BYTES, SIZE] {
         for skipped in [&[][..], &[1, 3]] {
             let place = Place::new();
@@ -528,7 +528,7 @@ async fn a_written_stream_is_read_without_a_source_but_for_what_was_skipped() {
 }
 
 #[tokio::test]
-async fn what_a_pass_wrote_that_ended_early_is_no_part_of_any_stream() {
+async fn blocks_of_an_aborted_pass_are_part_of_no_stream() {
     let place = Place::new();
     let content = noise(SIZE, 41);
     let digest = Digest::sha256(b"a layer");

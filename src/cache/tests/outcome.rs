@@ -8,7 +8,7 @@ use super::*;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_for_the_comparison_hears_what_came_out() {
+async fn waiters_for_verification_get_its_result() {
     let place = Place::new();
     let content = noise(SIZE, 70);
     for (digest, state) in [
@@ -44,7 +44,7 @@ async fn waiting_for_the_comparison_keeps_nothing_alive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_verified_before_needs_no_waiting() {
+async fn verified_content_needs_no_wait() {
     let place = Place::new();
     let content = noise(SIZE, 72);
     let digest = filled(&place, &content).await;

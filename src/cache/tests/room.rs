@@ -41,7 +41,7 @@ async fn read_through(cache: &BlockCache, content: &[u8]) -> Arc<CachedFile> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_that_nobody_has_open_goes_first_and_the_oldest_of_it() {
+async fn quota_evicts_closed_content_first_oldest_before_newer() {
     let place = Place::new();
     let contents: Vec<Vec<u8>> = (0..4).map(|seed| noise(2 * MIB, 200 + seed)).collect();
     let names: Vec<Digest> = contents.iter().map(|content| Digest::sha256(content)).collect();
@@ -87,7 +87,7 @@ async fn blocks_of_open_content_go_when_nothing_else_can_and_verified_content_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_back_for_an_evicted_block_of_verified_content_must_be_the_same() {
+async fn refetched_block_of_verified_content_must_match() {
     let place = Place::new();
     let cache = place.limited(6 * MIB);
     let (content, other) = (noise(3 * MIB, 220), noise(20 * MIB, 221));
@@ -203,7 +203,7 @@ async fn an_account_that_is_lost_is_counted_again_and_nothing_is_stored_before()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_much_for_a_lower_limit_goes_by_itself_and_small_files_last() {
+async fn lowered_limit_evicts_the_excess_and_small_files_last() {
     let place = Place::new();
     let mut documents = Vec::new();
     for seed in 0..6 {

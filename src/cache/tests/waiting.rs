@@ -122,7 +122,7 @@ async fn content_that_cannot_be_opened_yet_holds_up_no_other_content() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_task_goes_on_while_another_one_hashes_what_it_reads() {
+async fn reading_task_continues_while_another_hashes_its_blocks() {
     let place = Place::new();
     let content = noise(LARGE, 264);
     let digest = all_but(&place, &content, None).await;

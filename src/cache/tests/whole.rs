@@ -4,7 +4,7 @@ use super::*;
 use crate::cache::{VERIFY_FIRST_BYTES, VerifyMode};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn not_even_the_right_bytes_of_a_small_blob_are_given_out_when_its_end_is_wrong() {
+async fn small_blob_with_a_wrong_end_serves_no_byte() {
     for verify in [VerifyMode::Lazy, VerifyMode::Strict, VerifyMode::Toc] {
         let place = Place::new();
         let content = noise(SIZE, 80);
@@ -46,7 +46,7 @@ async fn one_byte_more_than_small_comes_block_by_block_unless_all_is_to_be_prove
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_looks_at_a_head_fetches_a_block_and_where_all_is_to_be_proven_everything() {
+async fn peek_fetches_one_block_and_under_strict_the_whole_blob() {
     for (verify, whole) in [(VerifyMode::Lazy, false), (VerifyMode::Strict, true)] {
         let place = Place::new();
         let content = noise(SIZE, 82);
@@ -62,7 +62,7 @@ async fn who_looks_at_a_head_fetches_a_block_and_where_all_is_to_be_proven_every
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_listens_hears_of_a_blob_that_is_not_its_digest() {
+async fn listener_is_notified_of_a_blob_that_mismatches_its_digest() {
     let place = Place::new();
     let (cache, digest) = (place.cache(), Digest::sha256(b"other"));
     let mut news = cache.distrusted();

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_outside_of_what_was_read_are_malformed() {
+    fn header_offsets_outside_of_the_bytes_read_are_malformed() {
         assert!(reason(&Qcow2::new(3).u64(8, 1 << 40).u32(16, 5)).contains("not in the first cluster"));
         assert!(reason(&Qcow2::new(3).u64(8, u64::MAX).u32(16, 5)).contains("not in the first cluster"));
         let large_clusters = Qcow2::new(3).u32(20, 21).u64(40, 0).u64(8, 1 << 20).u32(16, 5);

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_given_name_has_a_tag_and_is_told_in_full() {
+    fn given_name_has_a_tag_and_is_expanded() {
         let given = ArchiveName::given("tool:2").unwrap();
         assert_eq!(forms(&given), ["docker.io/library/tool:2", "2", "tool:2"]);
         let annotations = given.annotations();

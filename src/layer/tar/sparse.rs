@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_in_order_inside_the_file_and_all_of_what_is_stored() {
+    fn sparse_runs_are_ordered_bounded_and_use_all_stored_bytes() {
         let run = |offset, len| SparseRun { offset, len };
         assert_eq!(check(vec![(0, 2), (2, 0), (5, 5)], 10, 7), Ok((10, vec![run(0, 2), run(5, 5)])));
         assert_eq!(check(vec![(10, 0)], 10, 0), Ok((10, vec![])));

@@ -174,7 +174,7 @@ fn every_type_that_exists_in_a_layer_is_recognised() {
 }
 
 #[test]
-fn only_regular_files_have_content_whatever_the_size_says() {
+fn only_regular_files_have_content_regardless_of_the_size_field() {
     let b = entry(b'0', "b", b"x");
     for flag in b'1'..=b'6' {
         let toc = walk(&[&header(flag, "a", 1 << 30, |_| {}), &b, &END]).unwrap();
@@ -280,7 +280,7 @@ fn later_extended_headers_replace_earlier_ones() {
 }
 
 #[test]
-fn a_global_header_has_no_effect_and_spends_what_was_pending() {
+fn global_header_has_no_effect_and_drops_pending_extensions() {
     let a = entry(b'0', "a", b"");
     let global = pax(b'g', &[("path", "g"), ("size", "9"), ("uid", "9"), ("mtime", "rubbish")]);
     assert_eq!(one(&[&global, &a]).path, b"a");

@@ -232,7 +232,7 @@ fn the_first_directory_of_a_host_has_its_certificates() {
 }
 
 #[test]
-fn our_certificate_is_shown_to_nobody_else_and_a_strangers_counts() {
+fn client_certificate_stays_with_its_host_and_extra_authorities_apply() {
     let (_home, places) = home(&[
         ("system/registries.conf", "[[registry]]\nlocation = \"r.example:5000\"\ninsecure = true\n"),
         ("system/certs.d/r.example:5000/ca.crt", ""),

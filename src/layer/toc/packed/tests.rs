@@ -123,7 +123,7 @@ fn records_that_are_cut_or_changed_are_refused_or_read_to_their_end() {
 }
 
 #[test]
-fn what_no_entry_can_hold_is_refused() {
+fn entries_beyond_the_packed_limits_are_refused() {
     let table = |entry: TocEntry| {
         let records = std::iter::once(entry).collect::<TableOfContents>().records;
         toc(&records).is_ok()
