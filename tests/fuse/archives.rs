@@ -67,7 +67,7 @@ const REDIRECTED: &str = r#"file=$1; shift; exec "$@" < "$file""#;
 const PIPED: &str = r#"file=$1; shift; cat "$file" | "$@""#;
 
 #[test]
-fn archives_that_skopeo_writes_show_what_the_registry_shows() {
+fn archives_of_skopeo_mount_like_their_registry_image() {
     if !able(&NEEDS) {
         return;
     }
@@ -153,7 +153,7 @@ fn an_archive_on_standard_input_is_mounted_in_the_background_and_leaves_nothing(
 }
 
 #[test]
-fn what_cannot_be_mounted_is_refused_with_the_exit_code_of_who_is_wrong() {
+fn unmountable_archives_are_refused_with_the_exit_code_of_the_fault() {
     if !able(&[Need::Root, Need::Fuse]) {
         return;
     }
@@ -232,7 +232,7 @@ fn an_archive_that_is_written_into_while_it_is_mounted_gives_errors_and_no_other
 }
 
 #[test]
-fn what_was_read_of_an_archive_on_the_web_is_mounted_again_without_it() {
+fn cached_web_archive_mounts_again_without_its_server() {
     if !able(&[Need::Root, Need::Fuse]) {
         return;
     }

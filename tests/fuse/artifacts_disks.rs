@@ -138,7 +138,7 @@ fn seek(file: &File, offset: i64, whence: i32) -> i64 {
 }
 
 #[test]
-fn a_snapshot_whose_overlay_wants_a_file_of_the_host_says_so() {
+fn snapshot_overlay_with_a_host_backing_file_is_reported() {
     if !able(&[Need::Tool("qemu-img")]) {
         return;
     }

@@ -32,7 +32,7 @@ fn warnings(mount: &Mount) -> String {
 }
 
 #[test]
-fn a_disk_that_names_a_file_of_the_host_is_not_given_out() {
+fn disk_that_names_a_host_file_is_refused() {
     if !able(&[Need::Tool("qemu-img")]) {
         return;
     }
@@ -63,7 +63,7 @@ fn patched(image: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_qcow2_that_claims_what_cannot_be_has_no_raw_form_or_errors() {
+fn contradictory_qcow2_has_no_raw_form_or_fails_reads() {
     if !able(&[Need::Tool("qemu-img")]) {
         return;
     }
@@ -102,7 +102,7 @@ fn a_qcow2_that_claims_what_cannot_be_has_no_raw_form_or_errors() {
 }
 
 #[test]
-fn a_disk_that_cannot_be_read_keeps_nobody_from_the_others() {
+fn unreadable_disk_leaves_other_disks_readable() {
     if !able(&[Need::Tool("qemu-img")]) {
         return;
     }
@@ -244,7 +244,7 @@ fn bombs() -> [(&'static str, &'static str, Vec<u8>); 2] {
 }
 
 #[test]
-fn a_bomb_takes_no_room_and_what_is_read_of_it_is_true() {
+fn decompression_bomb_uses_little_cache_and_reads_right() {
     for (title, kind, stored) in bombs() {
         let layer = Blob::new(kind, stored).titled(title);
         let Some(stage) = Stage::strict(&Shape::artifact("application/x.disk").layer(&layer).pack()) else {
@@ -293,7 +293,7 @@ fn a_label_that_lies_is_overruled_by_the_bytes() {
 }
 
 #[test]
-fn what_a_tool_would_take_for_a_disk_and_is_none_is_named() {
+fn mislabelled_disk_content_is_named() {
     let kinds: [(&str, &[u8], &[&str]); 5] = [
         ("html", b"<html><body>404</body></html>", &["html"]),
         ("zip", b"PK\x03\x04rest of a zip", &["zip"]),
@@ -347,7 +347,7 @@ fn parts_that_are_missing_or_of_two_disks_make_no_wrong_disk() {
 }
 
 #[test]
-fn a_chunk_that_is_not_what_the_manifest_says_is_an_error_and_no_bytes() {
+fn chunk_that_contradicts_the_manifest_is_an_error_without_bytes() {
     let raw = raw_disk(32);
     let stub =
         br#"{"architecture":"arm64","os":"darwin","config":{},"rootfs":{"type":"layers","diff_ids":[]}}"#;

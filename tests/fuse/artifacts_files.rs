@@ -130,7 +130,7 @@ fn a_directory_of_oras_is_that_directory() {
 }
 
 #[test]
-fn a_directory_of_oras_that_is_not_what_it_says_shows_nothing_wrong() {
+fn lying_oras_directory_shows_no_wrong_byte() {
     let outside = directory("site", &[("site/a", b"a"), ("elsewhere/b", b"b")]);
     let mut forged = directory("site", &[("site/a", b"forged")]);
     forged = forged.note("io.deis.oras.content.digest", &digest_of(b"another archive"));
@@ -146,7 +146,7 @@ fn a_directory_of_oras_that_is_not_what_it_says_shows_nothing_wrong() {
 }
 
 #[test]
-fn what_an_oras_directory_hashes_to_is_compared_once_and_another_digest_is_an_error_with_the_reason() {
+fn oras_directory_is_verified_once_and_a_mismatch_is_reported() {
     let big = noise(3 << 20, 21);
     let entries: Entries<'_> = &[("site/", b""), ("site/big", &big)];
     let (right, wrong) = (digest_of(&tar(entries)), digest_of(b"another archive"));

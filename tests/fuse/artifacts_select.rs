@@ -68,7 +68,7 @@ fn layers_are_selected_by_media_type_and_by_title() {
 }
 
 #[test]
-fn a_selection_that_meets_nothing_names_what_there_is() {
+fn selection_without_a_match_lists_the_candidates() {
     let (packed, _) = parts();
     let Some(stage) = Stage::strict(&packed) else { return };
     let reference = stage.reference(":v1");
@@ -112,7 +112,7 @@ fn overlapping_archives_are_an_error_where_that_is_asked_for() {
 }
 
 #[test]
-fn mount_options_say_what_is_a_conflict_and_how_layers_are_called() {
+fn mount_options_set_conflict_policy_and_layer_names() {
     let (packed, _) = parts();
     let Some(stage) = Stage::strict(&packed) else { return };
     let list = format!("on_conflict=error,layer_name={KEY}");
@@ -156,7 +156,7 @@ fn layers_are_called_by_an_annotation_of_choice() {
 }
 
 #[test]
-fn an_entry_of_an_index_is_selected_by_what_is_written_on_it() {
+fn index_entry_is_selected_by_its_annotations() {
     let (one, _) = small_image("linux", "amd64", "one");
     let (two, _) = small_image("linux", "amd64", "two");
     let thing = Shape::artifact("application/vnd.example.thing")
@@ -205,7 +205,7 @@ fn an_entry_of_an_index_is_selected_by_what_is_written_on_it() {
 }
 
 #[test]
-fn what_is_selected_is_one_request_and_one_manifest() {
+fn selection_costs_one_request_and_one_manifest() {
     let (packed, layers) = parts();
     for stage in Stage::both(&packed) {
         stage.costs(&[&layers[3]], || {
@@ -217,7 +217,7 @@ fn what_is_selected_is_one_request_and_one_manifest() {
 }
 
 #[test]
-fn inspect_says_what_there_is_and_how_it_will_be_shown() {
+fn inspect_lists_content_and_its_presentation() {
     let (packed, layers) = parts();
     let Some(stage) = Stage::strict(&packed) else { return };
     let reference = stage.reference(":v1");
@@ -234,7 +234,7 @@ fn inspect_says_what_there_is_and_how_it_will_be_shown() {
 }
 
 #[test]
-fn inspect_says_where_a_disk_is_and_asks_for_no_index_where_no_archive_is() {
+fn inspect_locates_disks_and_requests_no_index_without_archives() {
     let disk = Blob::new("application/x-qemu-disk", vec![0; 4096]).titled("a.qcow2");
     let packed = Shape::artifact("application/vnd.example.parts").layers(&[disk]).pack();
     let Some(stage) = Stage::strict(&packed) else { return };

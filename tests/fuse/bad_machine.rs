@@ -83,7 +83,7 @@ fn in_a_namespace(public: &Scratch, prepare: &str, as_nobody: bool) -> Finished 
 }
 
 #[test]
-fn a_machine_without_fuse_is_told_so() {
+fn machine_without_fuse_is_reported() {
     if !able(&NEEDS) {
         return;
     }
@@ -93,7 +93,7 @@ fn a_machine_without_fuse_is_told_so() {
 }
 
 #[test]
-fn an_ordinary_user_without_fusermount3_is_told_so() {
+fn ordinary_user_without_fusermount3_is_an_error_with_a_hint() {
     if !able(&[Need::Root, Need::Fuse, Need::Tool("setpriv"), Need::Tool("fusermount3")]) {
         return;
     }

@@ -26,7 +26,7 @@ fn pushed(registry: &RealRegistry) {
 }
 
 #[test]
-fn what_the_registry_does_not_have_is_not_found() {
+fn reference_absent_from_the_registry_is_not_found() {
     if !able(&NEEDS) {
         return;
     }
@@ -47,7 +47,7 @@ fn what_the_registry_does_not_have_is_not_found() {
 }
 
 #[test]
-fn what_a_layout_does_not_have_is_not_found() {
+fn reference_absent_from_a_layout_is_not_found() {
     if !able(&NEEDS) {
         return;
     }
@@ -63,7 +63,7 @@ fn what_a_layout_does_not_have_is_not_found() {
 }
 
 #[test]
-fn who_may_not_read_is_told_so_and_who_may_mounts() {
+fn denied_user_gets_an_access_error_and_an_allowed_one_mounts() {
     if !able(&[Need::Root, Need::Fuse, Need::Tool("docker-registry"), Need::Tool("skopeo")]) {
         return;
     }

@@ -66,7 +66,7 @@ fn age(path: &Path) {
 }
 
 #[test]
-fn the_list_tells_what_is_kept_how_large_it_is_and_what_is_in_use() {
+fn cache_list_shows_content_size_and_use() {
     if !able(&NEEDS) {
         return;
     }
@@ -100,7 +100,7 @@ fn the_list_tells_what_is_kept_how_large_it_is_and_what_is_in_use() {
 }
 
 #[test]
-fn what_a_mount_uses_is_not_removed_and_the_rest_is() {
+fn cache_rm_keeps_content_in_use_and_removes_the_rest() {
     if !able(&NEEDS) {
         return;
     }
@@ -147,7 +147,7 @@ fn a_reference_is_forgotten_by_its_tag_and_others_stay() {
 }
 
 #[test]
-fn prune_goes_by_age_and_size_and_wants_to_be_told_which() {
+fn prune_requires_an_age_or_a_size() {
     if !able(&NEEDS) {
         return;
     }
@@ -176,7 +176,7 @@ fn prune_goes_by_age_and_size_and_wants_to_be_told_which() {
 }
 
 #[test]
-fn damage_is_found_told_and_gone_afterwards() {
+fn cache_verify_reports_damage_and_removes_it() {
     if !able(&NEEDS) {
         return;
     }
@@ -214,7 +214,7 @@ fn damage_is_found_told_and_gone_afterwards() {
 }
 
 #[test]
-fn what_nothing_needs_is_collected_and_strangers_are_named_and_left() {
+fn gc_collects_unreferenced_files_and_reports_foreign_ones() {
     if !able(&NEEDS) {
         return;
     }

@@ -50,7 +50,7 @@ fn cat_to_a_closed_pipe_ends_quietly() {
 }
 
 #[test]
-fn ls_names_what_a_mount_would_show() {
+fn ls_lists_the_names_of_a_mount() {
     let site = Site::new();
     let reference = image(&site, b"ID=debian\n");
     let top = site.ocifs(&["ls", &reference]).ok().text();

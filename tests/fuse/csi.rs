@@ -316,7 +316,7 @@ fn kubelet_publishes_a_volume_looks_at_it_and_takes_it_away() {
 }
 
 #[test]
-fn what_a_pod_asks_for_wrongly_is_answered_with_its_code() {
+fn invalid_volume_requests_fail_with_their_grpc_code() {
     if !able(&NEEDS) {
         return;
     }
@@ -437,7 +437,7 @@ fn a_publish_that_its_plugin_crashes_in_ends_with_it_and_can_be_repeated() {
 }
 
 #[test]
-fn a_mount_without_a_record_gives_way_to_what_is_asked_for() {
+fn mount_without_a_record_is_replaced_by_the_requested_one() {
     if !able(&NEEDS) {
         return;
     }
@@ -456,7 +456,7 @@ fn a_mount_without_a_record_gives_way_to_what_is_asked_for() {
 }
 
 #[test]
-fn a_record_is_forgotten_only_when_nothing_is_mounted_that_it_tells_of() {
+fn record_is_forgotten_only_after_its_unmount() {
     if !able(&NEEDS) {
         return;
     }
@@ -589,7 +589,7 @@ fn publishes_of_one_target_at_once_make_one_mount() {
 }
 
 #[test]
-fn secrets_of_a_volume_reach_the_registry_and_nobody_else() {
+fn secrets_of_a_volume_reach_the_registry_alone() {
     if !able(&NEEDS) {
         return;
     }
@@ -738,7 +738,7 @@ fn volumes_whose_registry_is_silent_hold_no_place_of_others() {
 }
 
 #[test]
-fn a_plugin_that_cannot_work_says_so_at_once() {
+fn plugin_that_cannot_work_fails_at_start() {
     if !able(&NEEDS) {
         return;
     }

@@ -72,7 +72,7 @@ fn the_doctor_finds_a_machine_that_can_mount_and_a_registry_that_can_do_all() {
 }
 
 #[test]
-fn the_doctor_names_what_is_wrong_and_what_to_do() {
+fn doctor_reports_problems_with_hints() {
     if !able(&NEEDS) {
         return;
     }
@@ -274,7 +274,7 @@ fn a_mount_may_be_there_before_its_registry_is() {
 }
 
 #[test]
-fn the_cache_is_where_the_option_says_else_the_variable_else_the_home() {
+fn cache_directory_is_option_then_variable_then_home() {
     if !able(&NEEDS) {
         return;
     }

@@ -20,7 +20,7 @@ pub(crate) const NEEDS: [Need<'_>; 6] = [
 ];
 
 #[test]
-fn a_pushed_debian_root_is_what_umoci_unpacks() {
+fn pushed_debian_root_equals_the_tree_of_umoci() {
     if !able(&NEEDS) {
         return;
     }
@@ -32,7 +32,7 @@ fn a_pushed_debian_root_is_what_umoci_unpacks() {
 }
 
 #[test]
-fn a_debian_root_from_a_layout_is_what_umoci_unpacks() {
+fn debian_root_from_a_layout_equals_the_tree_of_umoci() {
     if !able(&NEEDS) {
         return;
     }
@@ -127,7 +127,7 @@ fn a_second_mount_fetches_no_blob() {
 const UNDER_WAY: u64 = 8 * (4 << 20);
 
 #[test]
-fn a_kill_in_the_middle_of_a_cold_read_loses_only_what_was_under_way() {
+fn kill_during_a_cold_read_loses_only_blocks_in_flight() {
     if !able(&NEEDS) {
         return;
     }

@@ -145,7 +145,7 @@ fn a_qcow2_in_one_piece_is_a_disk_too() {
 }
 
 #[test]
-fn a_missing_part_makes_no_disk_and_says_so() {
+fn missing_part_makes_no_disk_and_is_reported() {
     if !able(&NEEDS) {
         return;
     }
@@ -161,7 +161,7 @@ fn a_missing_part_makes_no_disk_and_says_so() {
 }
 
 #[test]
-fn a_disk_that_would_open_host_files_is_refused_and_says_why() {
+fn disk_that_would_open_host_files_is_refused_with_the_reason() {
     if !able(&NEEDS) {
         return;
     }

@@ -347,7 +347,7 @@ fn wrapped(page: &str) -> String {
 }
 
 #[test]
-fn the_reference_of_options_is_what_help_says() {
+fn commands_document_equals_the_help_texts() {
     let mut commands = Vec::new();
     help(&[], &mut commands);
     let page = reference(&commands);

@@ -45,7 +45,7 @@ fn unpacked(site: &Site, layout: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn layers_in_xz_bzip2_and_lz4_merge_to_what_umoci_unpacks_of_the_same_archives() {
+fn xz_bzip2_and_lz4_layers_merge_like_their_archives_in_umoci() {
     if !able(&NEEDS) {
         return;
     }

@@ -142,7 +142,7 @@ fn the_archive_in_a_mount_is_the_one_that_export_writes_and_skopeo_takes_it_as_b
 }
 
 #[test]
-fn containerd_takes_what_is_exported_and_exports_the_same_bytes() {
+fn containerd_imports_exports_and_writes_the_same_bytes() {
     let needs =
         [Need::Root, Need::Fuse, Need::Tool("containerd"), Need::Tool("ctr"), Need::Tool("docker-registry")];
     if !able(&needs) {
@@ -213,7 +213,7 @@ async fn the_headers_and_documents_of_an_archive_are_read_without_a_byte_of_a_bl
 }
 
 #[test]
-fn several_references_are_one_archive_and_what_they_share_is_in_it_once() {
+fn archive_of_several_references_holds_shared_blobs_once() {
     let (host, _) = architectures();
     let shared = layer(130, 40_000);
     let one = image(&host, std::slice::from_ref(&shared));
@@ -249,7 +249,7 @@ fn several_references_are_one_archive_and_what_they_share_is_in_it_once() {
 }
 
 #[test]
-fn platforms_are_chosen_strictly_the_index_stays_and_what_is_not_there_is_an_error() {
+fn export_keeps_the_index_and_fails_on_a_missing_platform() {
     let (index, ours, theirs) = pair(140);
     let Some(stage) = Stage::strict(&index) else { return };
     let (host, other) = architectures();
@@ -300,7 +300,7 @@ fn platforms_are_chosen_strictly_the_index_stays_and_what_is_not_there_is_an_err
 }
 
 #[test]
-fn what_may_not_be_handed_on_is_left_out_on_demand_and_referrers_come_on_demand() {
+fn export_options_omit_nondistributable_layers_and_add_referrers() {
     let (host, _) = architectures();
     let (mut foreign, id) = layer(150, 5000);
     foreign.media_type = FOREIGN.to_owned();
@@ -383,7 +383,7 @@ fn wrong_bytes_end_an_export_with_an_error_and_leave_no_file_and_a_closed_pipe_e
 }
 
 #[test]
-fn an_export_that_is_interrupted_takes_what_is_unfinished_along() {
+fn interrupted_export_removes_its_unfinished_files() {
     let (host, _) = architectures();
     let packed = image(&host, &[layer(190, 9 << 20)]);
     let Some(stage) = Stage::strict(&packed) else { return };
@@ -495,7 +495,7 @@ fn the_archive_of_a_mount_follows_its_options_and_an_artifact_has_one_too() {
 }
 
 #[test]
-fn a_link_in_a_layout_is_replaced_and_what_it_leads_to_stays() {
+fn link_in_a_layout_is_replaced_and_its_target_kept() {
     let (host, _) = architectures();
     let packed = image(&host, &[layer(200, 3000)]);
     let Some(stage) = Stage::strict(&packed) else { return };

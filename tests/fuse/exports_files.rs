@@ -192,7 +192,7 @@ fn the_only_disk_is_written_by_the_name_of_its_directory_and_one_of_several_is_n
 }
 
 #[test]
-fn a_file_is_copied_whole_with_its_holes_and_takes_the_place_of_what_was_unfinished() {
+fn cp_copies_files_with_holes_and_replaces_unfinished_ones() {
     let site = Site::new();
     let mut layout = Layout::create(site.scratch().join("source"));
     let mut sparse = vec![0; 12 << 20];
@@ -286,7 +286,7 @@ fn a_reference_is_resolved_by_one_request_and_a_digest_by_none() {
 }
 
 #[test]
-fn pulling_fills_the_cache_once_and_then_nobody_is_asked() {
+fn pull_fills_the_cache_once_and_then_sends_no_request() {
     let (packed, blob) = disk(33, 20 << 20);
     let Some(stage) = Stage::strict(&packed) else { return };
     let pinned = stage.reference(&format!("@{}", packed.digest()));

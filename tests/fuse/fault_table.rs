@@ -74,7 +74,7 @@ fn happen(content: &Content, row: &Row, view: usize) -> Result<(), String> {
 }
 
 #[test]
-fn every_fault_of_the_network_ends_for_a_program_as_the_table_says() {
+fn every_network_fault_ends_for_a_program_as_in_the_table() {
     if !able(&NEEDS) {
         return;
     }

@@ -83,7 +83,7 @@ fn the_holes_of_a_sparse_file_are_holes() {
 }
 
 #[test]
-fn every_file_tells_its_digest_and_how_far_it_is_verified() {
+fn every_file_has_digest_and_verification_attributes() {
     if !able(&NEEDS) {
         return;
     }

@@ -83,7 +83,7 @@ fn a_true_index_is_confirmed_and_the_own_one_that_follows_shows_the_same() {
 }
 
 #[test]
-fn what_an_author_marked_is_fetched_with_landmarks_and_not_without() {
+fn prefetch_landmarks_fetches_the_files_that_authors_marked() {
     if !able(&NEEDS) {
         return;
     }
@@ -112,7 +112,7 @@ fn what_an_author_marked_is_fetched_with_landmarks_and_not_without() {
 }
 
 #[test]
-fn a_soci_index_that_anybody_can_push_is_used_when_that_is_asked_for_and_only_then() {
+fn pushed_soci_index_is_used_only_on_request() {
     if !able(&NEEDS) {
         return;
     }
@@ -130,7 +130,7 @@ fn a_soci_index_that_anybody_can_push_is_used_when_that_is_asked_for_and_only_th
 }
 
 #[test]
-fn who_wants_no_index_of_others_asks_for_none() {
+fn index_options_local_and_off_request_no_foreign_index() {
     if !able(&NEEDS) {
         return;
     }

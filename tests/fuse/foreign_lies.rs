@@ -158,7 +158,7 @@ fn a_ztoc_that_lies_is_found_out() {
 }
 
 #[test]
-fn an_index_of_what_is_no_archive_is_a_lie() {
+fn index_of_a_layer_without_an_archive_is_refuted() {
     if !able(&NEEDS) {
         return;
     }

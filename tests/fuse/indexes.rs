@@ -142,7 +142,7 @@ fn an_index_that_was_pushed_spares_another_machine_the_pass() {
 }
 
 #[test]
-fn a_trace_fetches_what_was_read_and_nothing_else() {
+fn trace_prefetches_recorded_ranges_alone() {
     if !able(&NEEDS) {
         return;
     }

@@ -120,7 +120,7 @@ fn a_background_mount_lets_go_of_the_callers_terminal_and_directory() {
 }
 
 #[test]
-fn umount_refuses_what_is_not_ours() {
+fn umount_refuses_mounts_of_other_programs() {
     if !able(&NEEDS) {
         return;
     }

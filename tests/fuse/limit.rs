@@ -47,7 +47,7 @@ fn read_without_pages(file: &File, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_scan_under_a_small_limit_leaves_alone_what_the_kernel_reads_by_itself() {
+fn scan_under_a_small_limit_keeps_files_passed_through() {
     if !able(&NEEDS) {
         return;
     }

@@ -103,7 +103,7 @@ fn read_all(dir: &std::path::Path, content: &Content) -> u64 {
 }
 
 #[test]
-fn counters_at_a_socket_grow_with_what_is_read() {
+fn counters_at_a_socket_grow_with_reads() {
     if !able(&NEEDS) {
         return;
     }

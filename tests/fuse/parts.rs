@@ -223,7 +223,7 @@ fn layouts_written_here_are_accepted_by_skopeo_and_umoci() {
 }
 
 #[test]
-fn the_debian_image_has_what_its_tests_are_about() {
+fn debian_image_has_the_features_under_test() {
     if !able(&crate::debian_image::NEEDS) {
         return;
     }
@@ -244,7 +244,7 @@ fn the_debian_image_has_what_its_tests_are_about() {
 }
 
 #[test]
-fn a_scratch_directory_unmounts_what_a_failed_test_left() {
+fn scratch_directory_unmounts_leftovers_of_a_failed_test() {
     if !able(&[Need::Root]) {
         return;
     }

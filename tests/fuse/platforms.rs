@@ -233,7 +233,7 @@ fn an_index_of_other_machines_has_a_root_without_an_image() {
 }
 
 #[test]
-fn disks_of_one_platform_are_told_apart_and_none_is_chosen_silently() {
+fn disks_of_one_platform_are_listed_and_never_chosen_silently() {
     if !able(&NEEDS) {
         return;
     }
@@ -268,7 +268,7 @@ fn disks_of_one_platform_are_told_apart_and_none_is_chosen_silently() {
 }
 
 #[test]
-fn bottles_of_one_platform_are_told_apart_by_their_names() {
+fn bottles_of_one_platform_have_separate_names() {
     if !able(&NEEDS) {
         return;
     }
@@ -371,7 +371,7 @@ fn a_member_that_cannot_be_opened_is_a_warning_and_the_others_are_there() {
 }
 
 #[test]
-fn more_members_than_a_mount_shows_are_an_error_that_says_what_to_do() {
+fn too_many_members_are_an_error_with_a_hint() {
     if !able(&NEEDS) {
         return;
     }
@@ -431,7 +431,7 @@ fn only_the_layers_that_are_selected_are_presented_and_fetched() {
 }
 
 #[test]
-fn a_digest_that_is_a_blobs_shows_the_blob_as_what_it_is() {
+fn blob_digest_as_reference_shows_the_blob_by_its_content() {
     if !able(&NEEDS) {
         return;
     }
@@ -490,7 +490,7 @@ fn check_referrers(mount: &Mount, referrers: &[Value; 2]) {
 }
 
 #[test]
-fn what_refers_to_an_image_is_shown_by_the_list_of_the_fallback_tag() {
+fn referrers_are_shown_from_the_fallback_tag() {
     if !able(&NEEDS) {
         return;
     }
@@ -514,7 +514,7 @@ fn what_refers_to_an_image_is_shown_by_the_list_of_the_fallback_tag() {
 }
 
 #[test]
-fn what_refers_to_an_image_is_shown_by_the_api() {
+fn referrers_are_shown_from_the_api() {
     if !able(&NEEDS) {
         return;
     }

@@ -92,7 +92,7 @@ fn every_corpus_case_is_the_same_on_the_disk_as_in_the_merged_tree() {
 }
 
 #[test]
-fn a_corpus_case_that_cannot_be_merged_has_no_disk_and_says_why() {
+fn unmergeable_corpus_case_has_no_disk_and_a_reason() {
     if !able(&[NEEDS[0], NEEDS[1], Need::Path(&corpus::directory())]) {
         return;
     }
@@ -183,7 +183,7 @@ fn the_disk_is_the_same_bytes_from_every_cache_and_as_an_export() {
 }
 
 #[test]
-fn listing_the_disk_fetches_nothing_and_a_file_on_it_what_it_fetches_in_the_merged_tree() {
+fn listing_the_erofs_disk_fetches_nothing_and_files_as_in_merged() {
     if !able(&WITH_REGISTRY) {
         return;
     }

@@ -27,7 +27,7 @@ fn layer_directory(mount: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_root_has_at_the_first_look_what_its_archive_records_and_else_the_default() {
+fn root_attributes_are_those_of_its_archive_or_default() {
     if !able(&NEEDS) {
         return;
     }

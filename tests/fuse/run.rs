@@ -91,7 +91,7 @@ fn a_command_reads_the_mount_and_its_exit_code_is_ours() {
 }
 
 #[test]
-fn a_command_that_cannot_be_run_is_what_shells_make_of_it() {
+fn run_of_an_impossible_command_exits_as_in_shells() {
     if !able(&NEEDS) {
         return;
     }
@@ -171,7 +171,7 @@ fn no_mount_is_left_whatever_is_killed() {
 }
 
 #[test]
-fn what_a_command_leaves_running_does_not_keep_the_mount() {
+fn background_processes_of_run_do_not_keep_its_mount() {
     if !able(&NEEDS) {
         return;
     }
@@ -183,7 +183,7 @@ fn what_a_command_leaves_running_does_not_keep_the_mount() {
 }
 
 #[test]
-fn with_rw_the_command_writes_where_nobody_else_sees_it() {
+fn rw_writes_of_a_command_are_private() {
     if !able(&NEEDS) {
         return;
     }
@@ -219,7 +219,7 @@ fn with_rw_the_command_writes_where_nobody_else_sees_it() {
 }
 
 #[test]
-fn an_ordinary_user_runs_a_command_too_and_is_told_what_rw_needs() {
+fn ordinary_user_can_run_and_gets_a_hint_for_rw() {
     let needs =
         [Need::Root, Need::Fuse, Need::Tool("setpriv"), Need::Tool("fusermount3"), Need::Tool("unshare")];
     if !able(&needs) {

@@ -384,7 +384,7 @@ fn ends_cleanly(mut child: Child, dir: &Path, how: &[&str]) {
 }
 
 #[test]
-fn every_way_to_end_a_mount_ends_it_also_when_the_kernel_has_forgotten_what_it_knew() {
+fn every_way_to_unmount_works_after_dentries_were_dropped() {
     if !able(&[Need::Root, Need::Fuse, Need::Tool("fusermount3")]) {
         return;
     }
@@ -407,7 +407,7 @@ fn every_way_to_end_a_mount_ends_it_also_when_the_kernel_has_forgotten_what_it_k
 }
 
 #[test]
-fn a_mount_ends_while_a_read_waits_for_a_registry_that_says_nothing() {
+fn mount_ends_while_a_read_waits_for_a_silent_registry() {
     if !able(&NEEDS) {
         return;
     }

@@ -135,7 +135,7 @@ fn a_moment_without_threads_fails_readers_or_delays_them_and_no_longer() {
 }
 
 #[test]
-fn a_start_with_too_few_threads_ends_with_an_error_that_says_so_and_never_hangs() {
+fn start_with_too_few_threads_fails_and_never_hangs() {
     if !able(&NEEDS) {
         return;
     }

@@ -67,7 +67,7 @@ fn mounts_are_listed_with_their_digests_and_the_dead_as_dead() {
 }
 
 #[test]
-fn a_mount_that_does_not_answer_is_listed_and_holds_up_nobody() {
+fn hung_mount_is_listed_and_delays_no_command() {
     if !able(&NEEDS) {
         return;
     }
@@ -89,7 +89,7 @@ fn a_mount_that_does_not_answer_is_listed_and_holds_up_nobody() {
 }
 
 #[test]
-fn a_mount_of_one_view_says_how_it_is_as_that_of_everything_does() {
+fn status_of_a_single_view_equals_that_of_a_whole_mount() {
     if !able(&NEEDS) {
         return;
     }

@@ -432,7 +432,7 @@ fn is_over(held: &File) {
 }
 
 #[test]
-fn what_was_unmounted_meanwhile_is_mounted_anew() {
+fn mount_removed_between_crash_and_restart_is_mounted_again() {
     if !able(&NEEDS) {
         return;
     }
@@ -449,7 +449,7 @@ fn what_was_unmounted_meanwhile_is_mounted_anew() {
 }
 
 #[test]
-fn another_reference_is_mounted_anew_and_not_served_to_who_has_the_old_one_open() {
+fn restart_with_another_reference_mounts_anew_and_ends_old_handles() {
     if !able(&NEEDS) {
         return;
     }
@@ -668,7 +668,7 @@ fn while_the_registry_is_away_a_mount_waits_and_does_not_end() {
 }
 
 #[test]
-fn a_connection_that_somebody_ended_is_not_served_but_made_anew() {
+fn aborted_connection_is_remounted_and_not_taken_over() {
     if !able(&NEEDS) {
         return;
     }

@@ -64,7 +64,7 @@ fn a_line_in_fstab_mounts_and_umount_takes_it_away() {
 }
 
 #[test]
-fn mount_tells_with_its_own_exit_codes_what_went_wrong() {
+fn mount_helper_exits_with_the_codes_of_mount() {
     if !able(&[Need::Root, Need::Fuse, Need::Tool("unshare")]) {
         return;
     }

@@ -102,7 +102,7 @@ fn automounts_of_fstab_and_of_units_are_made_at_the_first_look_and_go_when_idle(
 }
 
 #[test]
-fn the_unit_keeps_its_sandbox_outlives_many_crashes_and_says_why_it_failed() {
+fn unit_keeps_its_sandbox_survives_crashes_and_logs_failures() {
     if !able(&NEEDS) {
         return;
     }
@@ -170,7 +170,7 @@ U
 }
 
 #[test]
-fn a_package_tells_the_manager_of_its_unit_and_leaves_no_instance() {
+fn package_registers_its_unit_and_leaves_no_instance() {
     if !able(&NEEDS) {
         return;
     }

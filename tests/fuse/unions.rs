@@ -23,7 +23,7 @@ const NEEDS: [Need<'_>; 5] =
 const IMAGES: u64 = 40;
 
 #[test]
-fn random_images_are_what_umoci_and_containerd_unpack_wherever_they_agree() {
+fn random_images_equal_umoci_and_containerd_where_both_agree() {
     if !able(&NEEDS) {
         return;
     }

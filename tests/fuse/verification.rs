@@ -102,7 +102,7 @@ fn eight_mebibytes_are_small_and_one_byte_more_is_not() {
 }
 
 #[test]
-fn strict_gives_out_nothing_of_a_blob_that_is_wrong_anywhere_and_lazy_what_came_before() {
+fn strict_serves_nothing_of_a_wrong_blob_and_lazy_earlier_ranges() {
     if !able(&NEEDS) {
         return;
     }

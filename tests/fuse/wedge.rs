@@ -122,7 +122,7 @@ fn connections(address: &str) -> usize {
 }
 
 #[test]
-fn a_mount_that_waits_for_its_registry_answers_what_needs_none() {
+fn waiting_mount_answers_calls_that_need_no_registry() {
     if !able(&NEEDS) {
         return;
     }
@@ -177,7 +177,7 @@ pub(crate) fn waits(pid: u32) -> bool {
 }
 
 #[test]
-fn what_is_mounted_over_a_mount_that_does_not_answer_is_told_so_and_leaves_no_process() {
+fn mount_over_a_hung_mount_fails_and_leaves_no_process() {
     if !able(&NEEDS) {
         return;
     }
@@ -256,7 +256,7 @@ os.close(w); os.read(r, 1); os._exit(code)";
 }
 
 #[test]
-fn a_mount_in_the_foreground_ends_with_its_terminal_unless_it_is_told_otherwise() {
+fn foreground_mount_ends_with_its_terminal_unless_under_nohup() {
     if !able(&[Need::Root, Need::Fuse, Need::Tool("python3"), Need::Tool("nohup")]) {
         return;
     }
@@ -315,7 +315,7 @@ const READERS: [&[&str]; 6] = [
 ];
 
 #[test]
-fn a_reader_that_is_killed_ends_while_the_registry_says_nothing() {
+fn killed_reader_ends_while_the_registry_is_silent() {
     if !able(&NEEDS) {
         return;
     }
@@ -400,7 +400,7 @@ fn run_with_a_writable_layer_works_where_the_cache_lies_on_an_overlay() {
 }
 
 #[test]
-fn root_without_the_right_to_mount_is_told_which_one_it_lacks() {
+fn root_without_cap_sys_admin_gets_an_error_that_names_it() {
     if !able(&[Need::Root, Need::Fuse, Need::Tool("setpriv"), Need::Tool("unshare")]) {
         return;
     }
@@ -443,7 +443,7 @@ fn root_without_the_right_to_mount_is_told_which_one_it_lacks() {
 }
 
 #[test]
-fn numbers_of_files_fit_in_32_bits_and_outlive_what_the_kernel_knows_of_them() {
+fn inode_numbers_fit_in_32_bits_and_outlive_kernel_forgets() {
     use std::os::unix::fs::MetadataExt as _;
     if !able(&[Need::Root, Need::Fuse, Need::Tool("python3")]) {
         return;
@@ -524,7 +524,7 @@ fn a_read_that_fails_has_waited_once() {
 }
 
 #[test]
-fn callers_in_other_namespaces_see_the_mount_and_are_told_where_it_can_be_unmounted() {
+fn umount_from_another_namespace_fails_with_a_hint() {
     if !able(&[Need::Root, Need::Fuse, Need::Tool("unshare")]) {
         return;
     }

@@ -36,7 +36,7 @@ const TRIED: [&str; 9] =
     ["df", "ls -l ..", "stat", "reader", "list", "status", "umount", "umount -l", "ls left"];
 
 #[test]
-fn no_bad_world_holds_up_what_needs_no_registry() {
+fn no_bad_world_delays_calls_that_need_no_registry() {
     if !able(&[Need::Root, Need::Fuse, Need::Tool("prlimit")]) {
         return;
     }
