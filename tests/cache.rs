@@ -415,7 +415,7 @@ fn rand_name() -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_only_disk_serves_what_it_has() {
+async fn read_only_disk_serves_its_cached_blocks() {
     let Some(disk) = Tmpfs::new("size=8m,mode=0700") else { return };
     let dir = disk.at.path().join("cache");
     let content = noise(4 * BLOCK, 10);

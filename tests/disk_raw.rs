@@ -264,7 +264,7 @@ fn every_cluster_size_version_and_compression_reads_as_qemu_reads_it() {
 }
 
 #[test]
-fn what_was_written_zeroed_and_discarded_later_reads_as_qemu_reads_it() {
+fn rewritten_zeroed_and_discarded_clusters_read_as_in_qemu() {
     let Some(qemu) = Qemu::new() else { return };
     qemu.source();
     for options in [
@@ -478,7 +478,7 @@ fn an_entry_that_lies_is_an_error_of_its_cluster_only() {
 }
 
 #[test]
-fn a_table_that_is_not_there_is_an_error_of_what_it_stands_for() {
+fn invalid_table_entry_fails_reads_of_its_clusters() {
     for kind in KINDS {
         let (image, _) = kind.make();
         let cluster = kind.cluster() as u64;
@@ -538,7 +538,7 @@ fn a_table_that_is_named_a_million_times_is_looked_at_once() {
 }
 
 #[test]
-fn why_there_is_no_raw_disk_is_said() {
+fn refused_raw_disk_is_reported_with_its_reason() {
     let (image, _) = KINDS[1].make();
     let reason = |at: usize, value: u64, len: usize| {
         let mut image = image.clone();

@@ -118,7 +118,7 @@ fn attributes_that_the_format_cannot_hold_are_left_out_and_named() {
 }
 
 #[test]
-fn erofs_utils_and_the_kernel_read_what_the_reader_reads() {
+fn erofs_utils_and_the_kernel_agree_with_the_independent_reader() {
     let room = tempfile::tempdir().unwrap();
     let (file, dir) = (room.path().join("image.erofs"), room.path().join("mnt"));
     std::fs::create_dir(&dir).unwrap();

@@ -269,7 +269,7 @@ async fn happen(
 }
 
 #[test]
-fn every_fault_of_the_network_ends_as_the_table_says() {
+fn every_network_fault_ends_as_in_the_table() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let contents: Vec<Content> = (1..=WHOLE).map(Content::new).collect();
     let rows_of: Vec<Vec<Row>> = (1..=WHOLE)

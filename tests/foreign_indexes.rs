@@ -38,7 +38,7 @@ use serde_json::{Value, json};
 const LIMITS: fn() -> ForeignLimits = || ForeignLimits { smallest: 0, ..ForeignLimits::default() };
 
 #[test]
-fn estargz_says_what_its_archive_says() {
+fn estargz_index_equals_its_archive() {
     let tar = sample(Some(".prefetch.landmark"));
     for chunk in [4 << 20, 3000, 512] {
         for member in [0, 2000, 100_000] {
@@ -55,7 +55,7 @@ fn estargz_says_what_its_archive_says() {
 }
 
 #[test]
-fn zstd_chunked_says_what_its_archive_says() {
+fn zstd_chunked_index_equals_its_archive() {
     let tar = sample(None);
     for writer in [Writer::Storage, Writer::Stargz] {
         for chunk in [4 << 20, 4096, 1024] {
@@ -81,7 +81,7 @@ fn zstd_chunked_says_what_its_archive_says() {
 
 /// `skopeo` writes zstd:chunked with the code of containers/storage.
 #[test]
-fn zstd_chunked_of_the_real_tool_says_what_its_archive_says() {
+fn zstd_chunked_index_of_the_real_tool_equals_its_archive() {
     let tar = plain_sample();
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
@@ -160,7 +160,7 @@ fn every_chunk_has_a_digest_that_its_bytes_have() {
 }
 
 #[test]
-fn landmarks_are_hidden_and_say_what_comes_first() {
+fn landmarks_are_hidden_and_mark_prefetched_files() {
     let marked = Estargz::default().make(&sample(Some(".prefetch.landmark")));
     let index = find(&marked, StreamEncoding::Gzip).unwrap().unwrap().index;
     assert!(index.toc.iter().all(|entry| !is_marker(entry.path)));

@@ -556,7 +556,7 @@ mod samples {
     }
 
     #[test]
-    fn tests_may_name_what_they_need() {
+    fn layering_allows_any_import_in_tests() {
         for body in [
             "#[cfg(test)]\nmod tests { use crate::mount::Session; fn f() { println!(\"{}\", libc::EIO); } }",
             "#[cfg(test)]\n#[expect(dead_code)]\nfn f(x: [u8; 3]) { crate::mount::run(); }",
@@ -584,7 +584,7 @@ mod samples {
     }
 
     #[test]
-    fn a_file_that_only_tests_compile_may_name_what_it_needs() {
+    fn layering_allows_any_import_in_test_only_files() {
         let file = sample;
         let body = "use crate::mount::Session;";
         assert_eq!(

@@ -60,7 +60,7 @@ async fn a_program_opens_a_reference_looks_at_names_and_reads_bytes() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_and_who_is_wrong_is_told() {
+async fn library_errors_have_their_fault_class() {
     let room = tempfile::tempdir().unwrap();
     let mut layout = Layout::create(room.path().join("layout"));
     layout.image("v1", &[Layer::of(&Tarball::new().file("f", b"x").bytes(), Encoding::Plain)]);

@@ -92,7 +92,7 @@ fn the_demo_layout_is_whole_and_valid() {
 }
 
 #[test]
-fn the_unit_of_a_service_is_what_systemd_understands() {
+fn service_unit_passes_systemd_analyze() {
     let Ok(version) = Command::new("systemd-analyze").arg("--version").output() else {
         assert!(std::env::var_os("CI").is_none(), "systemd-analyze is not installed");
         writeln!(std::io::stderr(), "skipped: needs systemd-analyze").unwrap();
@@ -113,7 +113,7 @@ fn the_unit_of_a_service_is_what_systemd_understands() {
 }
 
 #[test]
-fn the_examples_of_units_are_what_systemd_understands() {
+fn example_units_pass_systemd_analyze() {
     if !has("systemd-analyze") {
         return;
     }
@@ -125,7 +125,7 @@ fn the_examples_of_units_are_what_systemd_understands() {
 }
 
 #[test]
-fn the_unit_keeps_the_mount_where_everybody_sees_it() {
+fn unit_leaves_the_mount_visible_to_all_processes() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/ocifs@.service");
     let text = fs::read_to_string(unit).unwrap();
     let set = |name: &str| {
@@ -179,7 +179,7 @@ fn strings(yaml: &Yaml) -> Vec<&str> {
 }
 
 #[test]
-fn what_kubernetes_is_told_agrees_with_the_plugin_and_with_itself() {
+fn kubernetes_manifests_agree_with_the_plugin() {
     let [driver] = &documents("packaging/kubernetes/csidriver.yaml")[..] else { panic!("one document") };
     let name = ocifs::csi::NAME;
     assert_eq!(driver["metadata"]["name"].as_str(), Some(name));
@@ -287,7 +287,7 @@ fn has(program: &str) -> bool {
 }
 
 #[test]
-fn every_manual_page_is_what_man_understands() {
+fn every_manual_page_renders_without_warnings() {
     if !has("man") {
         return;
     }
@@ -320,7 +320,7 @@ fn every_manual_page_is_what_man_understands() {
 }
 
 #[test]
-fn completions_are_what_their_shells_understand() {
+fn completions_load_in_their_shells() {
     let folder = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {
         let text = ocifs(&["completion", shell]);
@@ -342,7 +342,7 @@ fn completions_are_what_their_shells_understand() {
 }
 
 #[test]
-fn what_a_package_holds_is_there_and_is_the_same_in_every_kind() {
+fn package_files_exist_and_agree_between_formats() {
     let manifest: toml::Table = text_of("Cargo.toml").parse().unwrap();
     let metadata = &manifest["package"]["metadata"];
     let deb = metadata["deb"]["assets"].as_array().unwrap();

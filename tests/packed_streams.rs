@@ -221,7 +221,7 @@ fn an_archive_and_its_bare_stream_do_not_take_each_others_index() {
 }
 
 #[test]
-fn a_stream_that_is_not_what_the_artifact_says_is_refused_for_ever() {
+fn stream_that_contradicts_its_artifact_is_refused_for_ever() {
     let plain = disk();
     let (right, wrong) = (Digest::sha256(&plain), Digest::sha256(b"something else"));
     let hints = |content: &Digest| LayerOptions { content: Some(content.clone()), ..LayerOptions::default() };
@@ -307,7 +307,7 @@ fn zeros_are_holes_that_take_no_disk_and_are_known_without_decoding() {
 }
 
 #[test]
-fn what_decodes_to_more_than_any_disk_is_refused() {
+fn stream_that_decodes_beyond_any_disk_is_refused() {
     for program in ["zstd -q -c -19", "bzip2 -c", "xz -c -1"] {
         let stored = pipe("sh", &["-c", &format!("head -c 200M /dev/zero | tr '\\0' x | {program}")], b"");
         let lab = Lab::new(&stored);

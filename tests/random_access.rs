@@ -144,7 +144,7 @@ fn a_read_fetches_and_decodes_no_more_than_it_needs() {
 }
 
 #[test]
-fn what_an_index_contradicts_is_not_delivered() {
+fn bytes_that_contradict_the_index_are_not_delivered() {
     let plain = archive(3 * MIB, 7);
     let stored = gzip(&plain, 6);
     let index = index_of(&stored);

@@ -229,7 +229,7 @@ fn the_ztoc_of_another_layer_is_refused() {
 type Damage<'a> = (&'static str, Box<dyn Fn(&mut Ztoc) + 'a>);
 
 #[test]
-fn what_contradicts_itself_is_refused() {
+fn contradictory_ztoc_is_refused() {
     let stream = archive();
     let gzip = gzip(&stream, None);
     let good = Ztoc::of_gzip(&gzip, SPAN, Members::All);

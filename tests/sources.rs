@@ -243,7 +243,7 @@ async fn check_file(namespace: &MountNamespace, path: &str, expected: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_read_through_an_image_is_exact_random_access_from_every_source() {
+async fn image_reads_are_exact_random_access_from_every_source() {
     let (first, second) = (noise(900_000, 3), noise(300_001, 4));
     let parts = [noise(300_000, 5), noise(1, 6), noise(270_000, 7)];
     let mut blobs: Vec<(&str, Vec<u8>, serde_json::Value)> = Vec::new();
@@ -313,7 +313,7 @@ async fn namespace(location: &str, cache: &std::path::Path) -> MountNamespace {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_place_claims_of_a_digest_is_not_what_another_place_gets() {
+async fn unverified_bytes_of_one_repository_never_reach_another() {
     let good = noise(1 << 20, 10);
     let manifest =
         image(&[("application/octet-stream", &good, json!({"org.opencontainers.image.title": "f"}))]);
@@ -346,7 +346,7 @@ async fn what_one_place_claims_of_a_digest_is_not_what_another_place_gets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_cannot_say_of_itself_that_it_is_verified() {
+async fn layer_cannot_declare_itself_verified() {
     let tar = Tarball::new()
         .pax([("SCHILY.xattr.user.ocifs.verified", &b"full"[..]), ("SCHILY.xattr.user.mine", b"kept")])
         .file("f", &noise(8 << 20, 11))
@@ -360,7 +360,7 @@ async fn a_layer_cannot_say_of_itself_that_it_is_verified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_learnt_from_wrong_bytes_does_not_outlive_them() {
+async fn indexes_of_wrong_bytes_are_removed_with_them() {
     let body = noise(8 << 20, 12);
     let good = Tarball::new().file("good", &body).bytes();
     let wrong = Tarball::new().file("evil", &body).bytes();
@@ -465,7 +465,7 @@ async fn every_source_finds_the_same_referrers_and_documents_by_digest() {
 }
 
 #[tokio::test]
-async fn offline_nothing_is_known_of_referrers_and_that_is_said() {
+async fn offline_referrers_are_unknown_and_reported() {
     let source = source::offline(&"example.org/a/b:v1".parse().unwrap());
     let digest = ocifs::oci::Digest::sha256(b"x");
     let error = source.referrers(&digest, None).await.unwrap_err();
@@ -559,7 +559,7 @@ fn saved(images: &[Saved]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_docker_saves_is_the_image_that_was_pushed_and_always_the_same_manifest() {
+async fn docker_save_gives_the_pushed_image_and_a_stable_manifest() {
     let (first, second) = (noise(700_000, 30), noise(5000, 31));
     let base = Tarball::new().file("a", &first).bytes();
     let upper = Tarball::new().file("b", &second).bytes();
@@ -665,7 +665,7 @@ async fn an_archive_of_both_forms_is_an_oci_layout_unless_it_is_called_otherwise
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_archive_that_lies_or_holds_no_image_is_an_error_that_says_so() {
+async fn lying_or_empty_archive_is_an_error_with_the_reason() {
     let tar = Tarball::new().file("a", b"x").bytes();
     let other = Tarball::new().file("evil", b"y").bytes();
     let dir = tempfile::tempdir().unwrap();
@@ -816,7 +816,7 @@ async fn a_blob_that_a_content_store_has_is_not_fetched_and_a_wrong_one_is_never
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_read_of_an_archive_on_the_web_is_there_without_it_by_its_digest() {
+async fn cached_web_archive_opens_by_digest_without_its_server() {
     let content = noise(100_000, 60);
     let manifest =
         image(&[("application/octet-stream", &content, json!({"org.opencontainers.image.title": "f"}))]);

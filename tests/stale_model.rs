@@ -370,7 +370,7 @@ fn seeds() -> Range<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_was_learnt_from_a_lie_outlives_it() {
+async fn no_index_of_a_lie_outlives_it() {
     for seed in seeds() {
         let mut random = Random(0x5eed_0000 + seed);
         let mut cases = cases();

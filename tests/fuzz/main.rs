@@ -631,7 +631,7 @@ impl ocifs::io::RangeFetch for Whole {
 /// Whatever a signature says, also one that was made with the key, it counts for the digest that it names and no other; and keys
 /// are read or refused.
 #[test]
-fn signatures_count_for_what_they_name_alone() {
+fn signatures_are_valid_for_their_named_digest_alone() {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use ocifs::oci::{BUNDLE, Descriptor, Digest, PublicKey, PublishedSignature, SIGNATURE, SIMPLE_SIGNING};

@@ -23,7 +23,7 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn a_union_is_what_the_model_unpacks(layers in prop::collection::vec(layer(), 1..5)) {
+    fn union_equals_the_model(layers in prop::collection::vec(layer(), 1..5)) {
         let mut accepted: Vec<TableOfContents> = Vec::new();
         let mut model = Model::new();
         for layer in &layers {
@@ -51,7 +51,7 @@ proptest! {
     }
 
     #[test]
-    fn a_layer_alone_is_what_the_model_unpacks(layer in layer()) {
+    fn single_layer_equals_the_model(layer in layer()) {
         let mut toc = TableOfContents::default();
         let mut model = Model::new();
         let mut tree = TreeBuilder::new().freeze();
@@ -76,7 +76,7 @@ proptest! {
     }
 
     #[test]
-    fn archives_laid_over_each_other_are_what_the_model_lays(layers in prop::collection::vec(layer(), 1..4)) {
+    fn overlaid_archives_equal_the_model(layers in prop::collection::vec(layer(), 1..4)) {
         let mut accepted: Vec<TableOfContents> = Vec::new();
         let mut model = Model::new();
         for layer in &layers {

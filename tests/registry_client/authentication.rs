@@ -25,7 +25,7 @@ async fn a_wrong_password_is_denied_after_one_try_and_shown_nowhere() {
 }
 
 #[tokio::test]
-async fn without_a_credential_the_refusal_says_so() {
+async fn refusal_without_a_credential_is_reported_as_such() {
     let scene = scene(1000);
     scene.server.set(Bad::RequireBasic { user: "user".into(), pass: "x".into() });
     let error = scene.read(0, 1000).await.unwrap_err();
@@ -75,7 +75,7 @@ async fn a_token_that_never_works_is_denied_after_two() {
 }
 
 #[tokio::test]
-async fn what_the_token_server_says_is_told() {
+async fn message_of_the_token_server_is_reported() {
     let cases = [
         (Bad::TokenServerDown, FaultClass::Unavailable, "status 503: down for the night"),
         (Bad::TokenServerHtml, FaultClass::Misbehaved, "without a token"),

@@ -31,7 +31,7 @@ async fn a_partial_answer_is_joined_with_the_rest_and_one_byte_at_a_time_is_not_
 }
 
 #[tokio::test]
-async fn a_200_with_a_slice_is_the_range_only_where_it_says_so() {
+async fn status_200_with_a_slice_needs_a_content_range() {
     let scene = scene(100_000);
     scene.server.set(Bad::OkWithRange);
     scene.expect(1000, 5000).await;
@@ -107,7 +107,7 @@ async fn a_manifest_that_was_accepted_with_202_is_stored() {
 }
 
 #[tokio::test]
-async fn every_status_of_those_who_stand_before_a_registry_passes() {
+async fn every_transient_status_of_a_proxy_is_retried() {
     for code in [425, 500, 507, 509, 520, 521, 522, 523, 524, 527, 529, 530] {
         let scene = scene(1000);
         scene.server.set_for(Bad::Status { code, times: 1, retry_after: None }, 1);

@@ -7,7 +7,7 @@ use super::mirrors::{ONE_MIRROR, mirrored_with};
 use super::*;
 
 #[tokio::test]
-async fn a_repository_is_read_where_its_location_says() {
+async fn repository_is_read_at_its_configured_location() {
     let text = "[[registry]]\nprefix = \"registry.invalid/team\"\nlocation = \"PRIMARY/hub/team\"\n";
     let scene = mirrored_with(text, options());
     let document = br#"{"schemaVersion":2,"layers":[]}"#;
@@ -48,7 +48,7 @@ async fn a_broken_file_is_named_with_its_line() {
 }
 
 #[tokio::test]
-async fn what_is_forgotten_is_read_again_and_a_file_that_broke_changes_nothing() {
+async fn reload_rereads_configuration_and_ignores_broken_files() {
     let scene = mirrored_with("", with_password());
     scene.primary.set(Bad::RequireBasic { user: "user".into(), pass: PASSWORD.into() });
     let blob = scene.blob();

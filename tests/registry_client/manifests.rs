@@ -102,7 +102,7 @@ async fn an_unknown_manifest_is_not_found_in_the_registrys_own_words() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_registry_is_told_so() {
+async fn server_that_is_no_registry_is_reported() {
     let server = FaultRegistry::start();
     server.push_manifest("team/app", "text", &format!("{MANIFEST}; charset=utf-8"), b"hello");
     let error = client().manifest(&reference(&server), &tag("text")).await.unwrap_err();

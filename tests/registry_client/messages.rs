@@ -363,7 +363,7 @@ make other DNS:elsewhere.test 20991231000000Z
 "#;
 
 #[test]
-fn a_certificate_that_will_not_do_is_told_by_its_reason_with_a_hint_that_fits() {
+fn refused_certificate_is_reported_with_reason_and_hint() {
     if !able(&[Need::Tool("python3"), Need::Tool("openssl")]) {
         return;
     }

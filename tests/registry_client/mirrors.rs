@@ -137,7 +137,7 @@ async fn bytes_of_a_mirror_that_are_not_those_of_the_digest_are_fetched_from_the
 }
 
 #[tokio::test]
-async fn a_mirror_for_digests_says_nothing_about_tags() {
+async fn digest_only_mirror_is_not_used_for_tags() {
     for text in [
         ONE_MIRROR.replace("PRIMARY\"", "PRIMARY\"\nmirror-by-digest-only = true"),
         format!("{ONE_MIRROR}pull-from-mirror = \"digest-only\"\n"),
@@ -207,7 +207,7 @@ async fn each_host_gets_its_own_credential() {
 }
 
 #[tokio::test]
-async fn what_refers_to_an_image_is_asked_of_the_registry_when_its_mirror_knows_nothing() {
+async fn referrers_fall_back_from_the_mirror_to_the_registry() {
     let scene = mirrored();
     scene.primary.set(Bad::ReferrersApi { page: 10 });
     let subject = format!(
@@ -226,7 +226,7 @@ async fn what_refers_to_an_image_is_asked_of_the_registry_when_its_mirror_knows_
 }
 
 #[tokio::test]
-async fn what_is_pushed_goes_to_the_registry_itself() {
+async fn push_goes_to_the_registry_and_no_mirror() {
     let scene = mirrored();
     let bytes = noise(300);
     let digest = Digest::sha256(&bytes);

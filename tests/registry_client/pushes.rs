@@ -25,7 +25,7 @@ async fn push(
 }
 
 #[tokio::test]
-async fn a_blob_is_sent_once_to_wherever_the_registry_says() {
+async fn push_sends_a_blob_once_to_the_upload_location() {
     for place in [None, Some(Place::Absolute), Some(Place::SecondHost)] {
         let server = FaultRegistry::start();
         if let Some(place) = place {
@@ -270,7 +270,7 @@ async fn where_a_registry_lists_none_the_list_under_the_tag_grows() {
 }
 
 #[tokio::test]
-async fn what_stands_under_the_tag_and_is_no_list_is_left_alone() {
+async fn fallback_tag_that_is_no_list_is_not_overwritten() {
     let (server, subject, referrers) = with_subject(1);
     let tag = ocifs::oci::fallback_tag(&subject.digest);
     server.push_manifest_as("team/app", &tag, MANIFEST, br#"{"layers":[]}"#);
@@ -297,7 +297,7 @@ async fn a_list_that_others_undo_is_written_again_and_not_for_ever() {
 }
 
 #[tokio::test]
-async fn a_refused_list_is_an_error_and_not_a_referrer_that_nobody_finds() {
+async fn refused_list_of_referrers_is_an_error() {
     let (server, _, referrers) = with_subject(1);
     server.set_for(Bad::StatusOf { method: "GET", code: 403, times: 1 }, 1);
     assert_eq!(push_referrer(&server, &referrers[0]).await.unwrap_err().fault(), FaultClass::Denied);

@@ -51,7 +51,7 @@ async fn a_registry_without_ranges_delivers_the_whole_blob_from_its_beginning() 
 }
 
 #[tokio::test]
-async fn a_broken_whole_blob_is_resumed_by_reading_over_what_is_there() {
+async fn broken_whole_blob_resumes_by_skipping_received_bytes() {
     let scene = scene(300_000);
     scene.server.set(Bad::IgnoreRange);
     scene.server.set(Bad::TruncateAfter { bytes: 120_000, times: 1 });

@@ -42,7 +42,7 @@ async fn publish(registry: &RegistryClient, at: &Reference, publication: &publis
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_published_beside_an_image_is_found_by_others() {
+async fn published_index_is_found_by_another_client() {
     let mut server = RealRegistry::with_password();
     let at: Reference = server.reference("team/app:v1").parse().unwrap();
     let options = || {

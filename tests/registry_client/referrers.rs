@@ -50,7 +50,7 @@ impl Listed {
 }
 
 #[tokio::test]
-async fn a_list_is_read_page_by_page_and_tells_kinds_and_annotations() {
+async fn list_of_referrers_is_paged_and_has_kinds_and_annotations() {
     let scene = listed();
     scene.server.set(Bad::ReferrersApi { page: 2 });
     assert_eq!(scene.digests(None).await, scene.all);

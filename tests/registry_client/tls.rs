@@ -126,7 +126,7 @@ async fn an_authority_that_is_named_is_trusted_and_http2_is_spoken() {
 }
 
 #[tokio::test]
-async fn certs_d_says_who_is_trusted_and_who_we_are() {
+async fn certs_d_sets_authorities_and_client_certificates() {
     if !able(&NEEDS) {
         return;
     }
@@ -282,7 +282,7 @@ fn a_registry_of_https_on_this_machine_is_not_asked_again_by_http() {
 }
 
 #[test]
-fn short_names_blocked_names_and_broken_files_are_told_by_the_program() {
+fn program_reports_short_names_blocked_names_and_broken_files() {
     let server = FaultRegistry::start();
     let config = server.push_blob(b"{}".to_vec());
     let document = format!(

@@ -131,7 +131,7 @@ fn xxh32(data: &[u8]) -> u32 {
 }
 
 #[test]
-fn frames_are_what_the_real_tool_reads() {
+fn lz4_frames_are_read_by_the_real_tool() {
     use crate::process::{Need, able};
     if !able(&[Need::Tool("lz4")]) {
         return;
